@@ -1,0 +1,45 @@
+"""Fine-tune language models from one recipe, and prove whether the result is better.
+
+The package's folders in the order in which a row meets them: demo, fetch, recipe, tasks, data, model, train,
+evaluate (with scoring), report, deliver and registry. `pipeline` runs them as stages; `cli` is thin verbs on top.
+"""
+
+from importlib import import_module, metadata
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tunesmith.core.errors import TunesmithError
+    from tunesmith.pipeline import run_recipe
+    from tunesmith.preflight import plan_run
+    from tunesmith.recipe.load import load_recipe
+    from tunesmith.registry.store import Registry
+    from tunesmith.scoring.metrics import score
+    from tunesmith.scoring.verdict import Verdict, paired_verdict
+    from tunesmith.try_it import Chatter, open_chatter
+
+_HOMES = {
+    "Chatter": "tunesmith.try_it",
+    "Registry": "tunesmith.registry.store",
+    "TunesmithError": "tunesmith.core.errors",
+    "Verdict": "tunesmith.scoring.verdict",
+    "load_recipe": "tunesmith.recipe.load",
+    "open_chatter": "tunesmith.try_it",
+    "paired_verdict": "tunesmith.scoring.verdict",
+    "plan_run": "tunesmith.preflight",
+    "run_recipe": "tunesmith.pipeline",
+    "score": "tunesmith.scoring.metrics",
+}
+
+__all__ = [
+    "Chatter", "Registry", "TunesmithError", "Verdict", "__version__", "load_recipe", "open_chatter",
+    "paired_verdict", "plan_run", "run_recipe", "score",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used, so that `import tunesmith` costs nothing."""
+    if name == "__version__":
+        return metadata.version("tunesmith")
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'tunesmith' has no attribute {name!r}")

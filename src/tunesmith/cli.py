@@ -1,0 +1,313 @@
+"""The command line: thin verbs. Data goes to stdout, news and progress to stderr."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+from cyclopts import App, Parameter
+from cyclopts.exceptions import CycloptsError
+
+from tunesmith.core.errors import RecipeError, TunesmithError
+from tunesmith.core.rundir import RunDir
+
+app = App(
+    name="tunesmith",
+    help="Fine-tune language models from one recipe, and prove whether the result is better.",
+    version_flags=["--version"],
+    help_format="markdown",
+)
+
+Overrides = Annotated[str, Parameter(help="Changes to the recipe, such as train.max_steps=20.")]
+RecipeOrRun = Annotated[Path, Parameter(help="A recipe's file, or the folder of a run.")]
+RunFolder = Annotated[Path, Parameter(help="The folder of a run.")]
+Out = Annotated[Path | None, Parameter(help="Folder of the run; default runs/NAME/ID, where ID follows from the recipe.")]
+AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print the result as JSON.")]
+ModelName = Annotated[str, Parameter(help="A model: org/name, a folder, a .gguf file, pypi:, run:FOLDER, NAME@ALIAS.")]
+
+
+def main() -> NoReturn:
+    """Run the command line and exit with the code that the README lists."""
+    try:
+        app(sys.argv[1:], exit_on_error=False, print_error=True, result_action="return_value")
+    except CycloptsError:
+        sys.exit(2)  # cyclopts has already said what is wrong
+    except TunesmithError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output has gone; nobody is left to tell
+        sys.exit(1)
+    sys.exit(0)
+
+
+@app.command
+def init(template: str = "chat", *, out: Path = Path("recipe.yaml")) -> None:
+    """Write a commented recipe to start from.
+
+    Args:
+        template: `chat`, `completion` or `text`.
+        out: the file to write; an existing one is left alone.
+    """
+    from tunesmith.recipe.templates import template_text
+
+    text = template_text(template)
+    if out.exists():
+        raise RecipeError("exists already", where=str(out), hint="name another file with --out")
+    out.write_text(text, encoding="utf-8")
+    print(f"wrote {out}; edit it, then: tunesmith plan {out}", file=sys.stderr)
+
+
+@app.command
+def plan(recipe: Path, *overrides: Overrides, out: Out = None, as_json: AsJson = False) -> None:
+    """Check everything that can be checked without training, and show what would be done."""
+    from tunesmith.preflight import plan_run
+
+    found = plan_run(recipe, overrides, out=out)
+    _result(found.to_json(), as_json, str(found))
+
+
+@app.command
+def show(
+    recipe: RecipeOrRun, *overrides: Overrides, rows: int = 3, split: str = "train", html: Path | None = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show rows as the model sees them: every token, trained ones marked.
+
+    Args:
+        rows: how many.
+        split: train, valid or test.
+        html: write them to this HTML file instead.
+    """
+    from tunesmith.show import as_html, as_text, view
+
+    samples = view(recipe, overrides, rows=rows, split=split)
+    if html is not None:
+        as_html(samples, html)
+        print(f"wrote {html}", file=sys.stderr)
+        return
+    _result(samples, as_json, lambda: as_text(samples, colour=sys.stdout.isatty()))
+
+
+@app.command
+def run(recipe: RecipeOrRun, *overrides: Overrides, out: Out = None, as_json: AsJson = False) -> None:
+    """Run all stages; finished ones are skipped, an interrupted one goes on."""
+    _stages(recipe, overrides, out, None, as_json)
+
+
+@app.command
+def prepare(recipe: RecipeOrRun, *overrides: Overrides, out: Out = None, as_json: AsJson = False) -> None:
+    """Read, split, render and check the rows."""
+    _stages(recipe, overrides, out, "prepare", as_json)
+
+
+@app.command
+def train(recipe: RecipeOrRun, *overrides: Overrides, out: Out = None, as_json: AsJson = False) -> None:
+    """Train, after `prepare`."""
+    _stages(recipe, overrides, out, "train", as_json)
+
+
+@app.command
+def evaluate(recipe: RecipeOrRun, *overrides: Overrides, out: Out = None, as_json: AsJson = False) -> None:
+    """Compare base and tuned on the test rows, after `train`."""
+    _stages(recipe, overrides, out, "evaluate", as_json)
+
+
+def _stages(recipe: Path, overrides: tuple[str, ...], out: Path | None, until: str | None, as_json: bool) -> None:
+    from tunesmith.pipeline import run_recipe
+
+    _summary(run_recipe(recipe, overrides, out=out, until=until), as_json)
+
+
+def _summary(run: RunDir, as_json: bool) -> None:
+    """Print where a run stands: its folder and, if there is one, its verdict."""
+    from tunesmith.core.files import read_json
+
+    verdict = read_json(run.verdict) if run.manifest("evaluate") else None
+    promoted = run.manifest("promote")
+    result: dict[str, Any] = {"run": str(run), "verdict": verdict, "promoted": promoted}
+
+    def text() -> str:
+        if verdict is None:
+            return str(run)
+        from tunesmith.report.collect import collect
+        from tunesmith.report.wording import headline
+
+        lines = [headline(collect(run)), f"run:    {run}", f"report: {run.report}"]
+        if promoted:
+            lines.append(f"model:  {promoted['model']}@{promoted['alias']} (version {promoted['version']})")
+        return "\n".join(lines)
+
+    _result(result, as_json, text)
+
+
+@app.command
+def compare(run: RunFolder, *, rows: int = 10, html: bool = False, as_json: AsJson = False) -> None:
+    """Show the verdict, and the answers of base and tuned side by side.
+
+    Args:
+        rows: how many answers to show.
+        html: write the report again, and print its path.
+    """
+    from tunesmith.core.files import read_json
+
+    folder = RunDir.existing(run)
+    if html:
+        from tunesmith.report.render import write_report
+
+        print(write_report(folder))
+        return
+    if folder.manifest("evaluate") is None:
+        raise RecipeError("has not been evaluated", where=str(run), hint=f"tunesmith evaluate {run}")
+    from tunesmith.report.text import side_by_side
+
+    _result(read_json(folder.verdict), as_json, lambda: side_by_side(folder, rows))
+
+
+@app.command
+def promote(
+    what: Annotated[str, Parameter(help="A run's folder, or NAME@ALIAS / NAME@3 of the registry.")],
+    *, alias: str | None = None, force: bool = False, reason: str | None = None, as_json: AsJson = False,
+) -> None:
+    """Promote a run's tuned model, or move an alias to a version of the registry.
+
+    Args:
+        alias: the alias to move (for a version of the registry).
+        force: promote although the verdict does not allow it; needs --reason, and is kept in the log.
+        reason: why.
+    """
+    from tunesmith.deliver.by_hand import move_alias, promote_run
+    from tunesmith.registry.store import looks_like_reference
+
+    if looks_like_reference(what) and not Path(what).exists():
+        result = move_alias(what, alias, force=force, reason=reason)
+    else:
+        if alias is not None:
+            raise RecipeError("--alias has no effect on a run", hint="the recipe's promote.alias says where to")
+        result = promote_run(Path(what), force=force, reason=reason)
+    _result(result, as_json, f"{result['model']}@{result['alias']} is version {result['version']}")
+
+
+@app.command
+def rollback(name: str, *, alias: str = "staging", reason: str | None = None, as_json: AsJson = False) -> None:
+    """Point an alias back at the version before.
+
+    Args:
+        name: the model's name, or NAME@ALIAS.
+        alias: which alias.
+        reason: why, for the log.
+    """
+    from tunesmith.registry.store import Registry
+
+    name, _, named = name.partition("@")
+    version = Registry.default().rollback(name, named or alias, reason=reason)
+    result = {"model": name, "alias": named or alias, "version": version.number}
+    _result(result, as_json, f"{name}@{named or alias} is version {version.number}")
+
+
+@app.command
+def models(name: str | None = None, *, as_json: AsJson = False) -> None:
+    """List the registry: models, or one model's versions and the moves of its aliases.
+
+    Args:
+        name: the model to show in full.
+    """
+    from tunesmith.deliver.by_hand import list_models, list_versions
+
+    result, text = list_models() if name is None else list_versions(name)
+    _result(result, as_json, text)
+
+
+@app.command
+def generate(
+    model: ModelName, *, prompt: list[str], max_new_tokens: int = 256, as_json: AsJson = False
+) -> None:
+    """Answer prompts, one by one.
+
+    Args:
+        prompt: what to ask; may be given several times.
+        max_new_tokens: limit of an answer.
+    """
+    from tunesmith.report.wording import visible
+    from tunesmith.try_it import answers
+
+    said = answers(model, prompt, max_new_tokens=max_new_tokens)
+    result = [{"prompt": p, "answer": a} for p, a in zip(prompt, said, strict=True)]
+    _result(result, as_json, lambda: "\n".join(visible(a) for a in said))
+
+
+@app.command
+def chat(model: ModelName, *, max_new_tokens: int = 256) -> None:
+    """Talk with a model; an empty line or Ctrl-D ends.
+
+    Args:
+        max_new_tokens: limit of an answer.
+    """
+    from tunesmith.report.wording import visible
+    from tunesmith.try_it import open_chatter
+
+    chatter = open_chatter(model)
+    while True:
+        try:
+            text = input("you> " if sys.stdin.isatty() else "")
+        except EOFError:
+            return
+        if not text.strip():
+            return
+        print(visible(chatter.ask(text, max_new_tokens=max_new_tokens)), flush=True)
+
+
+@app.command
+def score(file: Path, *, metrics: str = "rouge,exact_match", database: Path | None = None, as_json: AsJson = False) -> None:
+    """Score rows {"prediction", "reference"} of a JSONL file, from any system.
+
+    Args:
+        metrics: names, separated by commas.
+        database: SQLite file, for `execution`.
+    """
+    from tunesmith.scoring.standalone import score_file, score_text
+
+    result = score_file(file, [name.strip() for name in metrics.split(",")], database=database)
+    _result(result, as_json, lambda: score_text(result))
+
+
+@app.command
+def verdict(
+    base: Path, tuned: Path, *, metric: str | None = None, min_gain: float = 0.0, confidence: float = 0.95,
+    seed: int = 0, as_json: AsJson = False,
+) -> None:
+    """Say whether one system's per-row scores are better than another's, in pairs.
+
+    Args:
+        base: JSONL of {"id"?, "group"?, METRIC: value} a row.
+        tuned: the same rows, scored for the other system.
+        metric: which value to compare; may be left out where there is only one.
+        min_gain: the interval must lie above this.
+        confidence: of the interval.
+        seed: of the bootstrap.
+    """
+    from tunesmith.scoring.standalone import verdict_of_files, verdict_text
+
+    result = verdict_of_files(base, tuned, metric=metric, min_gain=min_gain, confidence=confidence, seed=seed)
+    _result(result, as_json, lambda: verdict_text(result))
+
+
+@app.command
+def doctor(*, as_json: AsJson = False) -> None:
+    """Say what this machine has and lacks."""
+    from tunesmith.doctor import examine_machine, machine_text
+
+    found = examine_machine()
+    _result(found, as_json, lambda: machine_text(found))
+
+
+def _result(value: Any, as_json: bool, text: str | Callable[[], str]) -> None:
+    """Print a result on stdout, for people or for programs."""
+    if as_json:
+        print(json.dumps(value, ensure_ascii=False, indent=2, default=str))
+    else:
+        print(text() if callable(text) else text)

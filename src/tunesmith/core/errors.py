@@ -1,0 +1,75 @@
+"""Every error a user can meet, each with the exit code that the command line returns.
+
+    TunesmithError            1
+    ├── RecipeError           2   the recipe or the command line is wrong
+    ├── DataError             3   the data is wrong
+    ├── VerdictRefused        4   the verdict does not allow promotion
+    ├── DoesNotFit            5   memory or disk
+    ├── DamagedFile           6   a stored file is damaged or has been altered
+    ├── NonFinite             7   training became NaN or infinite
+    └── Interrupted          75   stopped in a resumable state (Slurm requeues on it)
+"""
+
+
+class TunesmithError(Exception):
+    """A problem told to the user: what is wrong, where, and what to do.
+
+    Args:
+        message: what is wrong, in one sentence.
+        where: file:line, row, key or step.
+        hint: what to do about it.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, where: str | None = None, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.where = where
+        self.hint = hint
+
+    def __str__(self) -> str:
+        text = f"{self.where}: {self.message}" if self.where else self.message
+        return f"{text}\n  hint: {self.hint}" if self.hint else text
+
+
+class RecipeError(TunesmithError):
+    """The recipe or the command line is wrong."""
+
+    exit_code = 2
+
+
+class DataError(TunesmithError):
+    """The data is wrong: unreadable, empty, or not what the recipe says it is."""
+
+    exit_code = 3
+
+
+class VerdictRefused(TunesmithError):
+    """The verdict does not allow promotion."""
+
+    exit_code = 4
+
+
+class DoesNotFit(TunesmithError):
+    """Memory or disk does not suffice."""
+
+    exit_code = 5
+
+
+class DamagedFile(TunesmithError):
+    """A stored file is damaged or has been altered since it was written."""
+
+    exit_code = 6
+
+
+class NonFinite(TunesmithError):
+    """Loss or gradient became NaN or infinite; the weights were not updated with it."""
+
+    exit_code = 7
+
+
+class Interrupted(TunesmithError):
+    """Stopped on request, in a state from which the same command goes on."""
+
+    exit_code = 75

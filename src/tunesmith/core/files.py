@@ -1,0 +1,232 @@
+"""Files that are either whole or absent: temporary sibling -> fsync -> sha256 manifest -> rename.
+
+Everything tunesmith keeps is written through this module, so one place decides what "written" means.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from tunesmith.core.errors import DamagedFile, DoesNotFit, TunesmithError
+
+MANIFEST = "manifest.json"
+_OUT_OF_SPACE = {28: "the disk is full", 122: "the disk quota is used up", 27: "the file is too large for this disk"}
+
+
+def digest_of(value: Any) -> str:
+    """Return the sha256 of a JSON-able value, independent of key order."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def digest_file(path: Path) -> str:
+    """Return the sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file that tunesmith wrote; raise DamagedFile if it is not whole."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, UnicodeDecodeError) as error:
+        raise DamagedFile(f"is not readable JSON ({error})", where=str(path)) from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically: readers see the old content or the new, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex[:8]}")
+    try:
+        with out_of_space_explained(path), temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file atomically. NaN and infinity are refused, because JSON has neither."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_jsonl(path: Path) -> Iterator[Any]:
+    """Yield one value a line from a JSONL file that tunesmith wrote."""
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                yield json.loads(line)
+            except ValueError as error:
+                raise DamagedFile(f"is not readable JSON ({error})", where=f"{path}:{number}") from error
+
+
+def write_jsonl(path: Path, values: Iterable[Any]) -> None:
+    """Write one JSON value a line, streaming, and fsync. The folder's manifest makes it final."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with out_of_space_explained(path), path.open("w", encoding="utf-8") as file:
+        for value in values:
+            file.write(json_line(value))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def json_line(value: Any) -> str:
+    """Return one line of JSONL, line end included."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def complete_lines(path: Path) -> list[Any]:
+    """Return the values of a JSONL log that may end in a half-written line, and cut that line off."""
+    if not path.exists():
+        return []
+    whole = path.read_bytes()
+    end = whole.rfind(b"\n") + 1
+    if end != len(whole):
+        os.truncate(path, end)
+    return [json.loads(line) for line in whole[:end].decode("utf-8").splitlines()]
+
+
+def sync_folder(path: Path) -> None:
+    """Flush a folder's entries to disk, so that a rename survives a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def file_list(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return {relative name: {bytes, sha256}} of all files below a folder, its manifest left out."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
+    return {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": digest_file(path)}
+        for path in paths
+    }
+
+
+@contextlib.contextmanager
+def new_folder(final: Path, **facts: Any) -> Iterator[Path]:
+    """Give a temporary sibling to fill; on leaving, seal it with a manifest and rename it to `final`.
+
+    After a crash there is either no `final` or a whole one. An existing `final` is replaced.
+    `facts` go into the manifest beside the list of files.
+    """
+    final.parent.mkdir(parents=True, exist_ok=True)
+    temporary = final.with_name(f".{final.name}.tmp-{uuid.uuid4().hex[:8]}")
+    temporary.mkdir()
+    try:
+        with out_of_space_explained(final):
+            yield temporary
+            seal_folder(temporary, **facts)
+        if final.exists():
+            remove_folder(final)
+        temporary.rename(final)
+        sync_folder(final.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def seal_folder(folder: Path, **facts: Any) -> dict[str, Any]:
+    """Fsync every file below a folder and write its manifest last; return the manifest."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        else:
+            sync_folder(path)
+    manifest = {**facts, "files": file_list(folder)}
+    write_json(folder / MANIFEST, manifest)
+    return manifest
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder so that a crash half-way never leaves a part under its own name."""
+    trash = folder.with_name(f".{folder.name}.trash-{uuid.uuid4().hex[:8]}")
+    folder.rename(trash)
+    shutil.rmtree(trash)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary folders and files that a killed writer left in `folder`."""
+    for pattern in (".*.tmp-*", ".*.trash-*"):
+        for path in folder.glob(pattern):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def check_folder(folder: Path) -> dict[str, Any]:
+    """Return a folder's manifest after comparing every file with it.
+
+    Raises:
+        DamagedFile: the manifest is missing or unreadable, or a file is missing, altered or added.
+    """
+    if not (folder / MANIFEST).exists():
+        raise DamagedFile(f"has no {MANIFEST}", where=str(folder), hint="it was never finished, or the file is gone")
+    manifest: dict[str, Any] = read_json(folder / MANIFEST)
+    check_files(folder, manifest["files"])
+    return manifest
+
+
+def check_files(folder: Path, expected: dict[str, dict[str, Any]]) -> None:
+    """Raise DamagedFile unless the files below `folder` are exactly those of `expected`."""
+    found = file_list(folder)
+    for name in sorted(expected.keys() | found.keys()):
+        if name not in found:
+            raise DamagedFile("is missing", where=str(folder / name))
+        if name not in expected:
+            raise DamagedFile("does not belong here", where=str(folder / name))
+        if found[name] != expected[name]:
+            raise DamagedFile(
+                f"is damaged or was altered: sha256 {found[name]['sha256'][:12]}, expected "
+                f"{expected[name]['sha256'][:12]}",
+                where=str(folder / name),
+            )
+
+
+@contextlib.contextmanager
+def out_of_space_explained(path: Path) -> Iterator[None]:
+    """Turn the system's out-of-space errors into DoesNotFit with the numbers a user needs."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _OUT_OF_SPACE:
+            raise
+        free = shutil.disk_usage(path.parent).free
+        raise DoesNotFit(
+            f"{_OUT_OF_SPACE[error.errno]} ({free / 2**30:.1f} GiB free); what was finished before is whole",
+            where=str(path),
+            hint="free some space and run the same command again",
+        ) from error
+
+
+@contextlib.contextmanager
+def only_writer(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock, released by the system even if the process is killed.
+
+    Raises:
+        TunesmithError: another process holds it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise TunesmithError(
+                f"another process (pid {file.read().strip() or 'unknown'}) is working here",
+                where=str(path.parent),
+                hint="wait for it, or give another --out",
+            ) from error
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield

@@ -1,0 +1,74 @@
+"""Progress on stderr: a bar with rate and time left on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from typing import Any
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+class Progress:
+    """Shows how far one piece of work is. `total` may be unknown."""
+
+    def __init__(self, label: str, *, total: int | None = None, unit: str = "steps", start: int = 0) -> None:
+        self._label, self._total, self._unit, self._start = label, total, unit, start
+        self._began = self._last = time.monotonic()
+        self._done = start
+        self._bar: Any = None
+        if sys.stderr.isatty():
+            self._bar = _bar(label, total, start)
+
+    def update(self, done: int, note: str = "") -> None:
+        """Say that `done` units are finished; `note` stands behind them (loss, tokens a second)."""
+        self._done = done
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=done, note=note or f"{done} {self._unit}")
+            return
+        now = time.monotonic()
+        if now - self._last >= _SECONDS_BETWEEN_LINES or done == self._total:
+            self._last = now
+            self._line(note)
+
+    def close(self) -> None:
+        """Leave the last state on the screen."""
+        if self._bar is not None:
+            self._bar.stop()
+
+    def _line(self, note: str) -> None:
+        of = f"/{self._total}" if self._total else ""
+        parts = [f"{self._label} {self._done}{of} {self._unit}", note, self._time_left()]
+        print("  ".join(part for part in parts if part), file=sys.stderr, flush=True)
+
+    def _time_left(self) -> str:
+        done = self._done - self._start
+        if not self._total or done <= 0 or self._done >= self._total:
+            return ""
+        seconds = (time.monotonic() - self._began) / done * (self._total - self._done)
+        return f"{clock(seconds)} left"
+
+
+def say(text: str) -> None:
+    """Print one line of news on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def clock(seconds: float) -> str:
+    """Return a duration as people read it: 42s, 3m 20s, 2h 05m."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m {whole % 60:02d}s"
+    return f"{whole // 3600}h {whole % 3600 // 60:02d}m"
+
+
+def _bar(label: str, total: int | None, start: int) -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as RichProgress
+
+    columns = (TextColumn("{task.description:9}"), BarColumn(24), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
+    bar = RichProgress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True))
+    bar.start()
+    bar.add_task(label, total=total, completed=start, note="")
+    return bar

@@ -1,0 +1,67 @@
+"""The records that cross a stage boundary. All frozen, all JSON."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One message, document or side of a pair. Only the tokens of trained turns enter the loss."""
+
+    role: str
+    text: str
+    trained: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One parsed row: `sources` -> tasks.parse -> Example.
+
+    `id` is a digest of the turns; `group` keeps rows together when splitting and when judging;
+    `row` is the 1-based number of the row in its source.
+    """
+
+    id: str
+    row: int
+    group: str
+    turns: tuple[Turn, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the example as it is stored in `prepare/examples/*.jsonl`."""
+        return {**asdict(self), "turns": [asdict(turn) for turn in self.turns]}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Example":
+        """Rebuild an example from what `to_json` gave."""
+        return cls(value["id"], value["row"], value["group"], tuple(Turn(**turn) for turn in value["turns"]))
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """One rendered example: `input_ids` [length] and `trained` [length], true where a token is learned."""
+
+    example_id: str
+    input_ids: tuple[int, ...]
+    trained: tuple[bool, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """What one optimizer step did. `loss` is nats per trained token."""
+
+    step: int
+    loss: float
+    learning_rate: float
+    gradient_norm: float
+    tokens: int
+    trained_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One answer of one model. `stopped` is false when the limit of new tokens cut it off."""
+
+    id: str
+    prediction: str
+    new_tokens: int
+    stopped: bool

@@ -1,0 +1,107 @@
+"""The one place that knows where things live in a run folder."""
+
+from pathlib import Path
+from typing import Any
+
+from tunesmith.core.errors import RecipeError
+from tunesmith.core.files import MANIFEST, read_json
+
+SPLITS = ("train", "valid", "test")
+
+
+class RunDir:
+    """Paths below `runs/NAME/ID`. Nothing inside is absolute, so the folder can be moved or copied."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @classmethod
+    def existing(cls, path: Path | str) -> "RunDir":
+        """Return the run at `path`; raise RecipeError where there is none."""
+        run = cls(path)
+        if not run.resolved_recipe.exists():
+            raise RecipeError("is not a run folder", where=str(path), hint="name a folder that `tunesmith run` wrote")
+        return run
+
+    @property
+    def recipe(self) -> Path:
+        """The recipe as the user wrote it."""
+        return self.path / "recipe.yaml"
+
+    @property
+    def resolved_recipe(self) -> Path:
+        """The recipe with every default and override written out."""
+        return self.path / "recipe.resolved.yaml"
+
+    @property
+    def environment(self) -> Path:
+        """What machine and which versions the run saw."""
+        return self.path / "environment.json"
+
+    @property
+    def origin(self) -> Path:
+        """The folder the recipe was read from, which its relative paths start at."""
+        return self.path / str(read_json(self.environment)["recipe_folder"])
+
+    @property
+    def lock(self) -> Path:
+        """Held while a process writes to the run."""
+        return self.path / "logs" / "lock"
+
+    @property
+    def log(self) -> Path:
+        """What the run said, line by line."""
+        return self.path / "logs" / "run.log"
+
+    @property
+    def report(self) -> Path:
+        """The report for people."""
+        return self.path / "report.html"
+
+    def stage(self, name: str) -> Path:
+        """Return the folder of a stage."""
+        return self.path / name
+
+    def manifest(self, stage: str) -> dict[str, Any] | None:
+        """Return the manifest of a finished stage, else None."""
+        path = self.stage(stage) / MANIFEST
+        return read_json(path) if path.exists() else None
+
+    def examples(self, split: str) -> Path:
+        """Return the parsed examples of a split."""
+        return self.stage("prepare") / "examples" / f"{split}.jsonl"
+
+    def tokens(self, split: str) -> Path:
+        """Return the token file of a split."""
+        return self.stage("prepare") / "tokens" / f"{split}.safetensors"
+
+    @property
+    def ledger(self) -> Path:
+        """One line a source row: where it went and why."""
+        return self.stage("prepare") / "rows.jsonl"
+
+    @property
+    def metrics(self) -> Path:
+        """One line a training step or validation."""
+        return self.stage("train") / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints."""
+        return self.stage("train") / "checkpoints"
+
+    def checkpoint(self, step: int) -> Path:
+        """Return the checkpoint of a step."""
+        return self.checkpoints / f"step-{step:06d}"
+
+    def subject(self, name: str) -> Path:
+        """Return the folder of what `base` or `tuned` answered."""
+        return self.stage("evaluate") / name
+
+    @property
+    def verdict(self) -> Path:
+        """The verdict, base against tuned."""
+        return self.stage("evaluate") / "verdict.json"

@@ -1,0 +1,1 @@
+"""source -> rows -> Examples -> splits -> Tokens on disk -> batches."""

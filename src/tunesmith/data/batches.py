@@ -1,0 +1,121 @@
+"""Tokens on disk -> the rows of each optimizer step -> micro-batches of few shapes.
+
+Which rows a step sees is a pure function of (seed, step): no state has to be saved, and neither the size of a
+micro-batch nor the machine changes it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+
+from tunesmith.core.records import Tokens
+
+# What one more micro-batch costs beside its tokens, in tokens: starting every layer once more.
+_OVERHEAD_TOKENS = 96
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """`input_ids` [rows, length], padded on the right; `trained` [rows, length], false at padding.
+
+    With causal attention nothing looks to the right, so right padding needs no mask.
+    """
+
+    input_ids: torch.Tensor
+    trained: torch.Tensor
+    tokens: int
+
+    def to(self, device: torch.device) -> "Batch":
+        """Return the batch on a device."""
+        return Batch(self.input_ids.to(device), self.trained.to(device), self.tokens)
+
+
+class TokenSet:
+    """The rendered examples of one split: flat arrays and where each example begins."""
+
+    def __init__(self, path: Path) -> None:
+        arrays = load_file(path)
+        self._ids: NDArray[np.int32] = arrays["input_ids"]
+        self._trained: NDArray[np.uint8] = arrays["trained"]
+        self._offsets: NDArray[np.int64] = arrays["offsets"]
+        self.lengths: NDArray[np.int64] = np.diff(self._offsets)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def trained_tokens(self, rows: Sequence[int]) -> int:
+        """Return how many tokens of these rows enter the loss; the first of a row has nothing before it."""
+        return sum(int(self._trained[self._offsets[r] + 1 : self._offsets[r + 1]].sum()) for r in rows)
+
+    def batch(self, rows: Sequence[int], pad_id: int) -> Batch:
+        """Return rows as one batch, as long as the bucket of the longest."""
+        length = bucket(int(self.lengths[list(rows)].max()))
+        ids = np.full((len(rows), length), pad_id, np.int64)
+        trained = np.zeros((len(rows), length), bool)
+        for i, row in enumerate(rows):
+            start, end = self._offsets[row], self._offsets[row + 1]
+            ids[i, : end - start] = self._ids[start:end]
+            trained[i, 1 : end - start] = self._trained[start + 1 : end]
+        return Batch(torch.from_numpy(ids), torch.from_numpy(trained), int(self.lengths[list(rows)].sum()))
+
+
+def write_tokens(path: Path, examples: Sequence[Tokens]) -> None:
+    """Write rendered examples as flat arrays."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    offsets = np.cumsum([0, *(len(e.input_ids) for e in examples)], dtype=np.int64)
+    ids = np.concatenate([np.zeros(0, np.int32), *(np.asarray(e.input_ids, np.int32) for e in examples)])
+    trained = np.concatenate([np.zeros(0, np.uint8), *(np.asarray(e.trained, np.uint8) for e in examples)])
+    save_file({"input_ids": ids, "trained": trained, "offsets": offsets}, path)
+
+
+def bucket(length: int) -> int:
+    """Return the padded length of a row: few values, because every new shape costs on a CPU."""
+    step = 16 if length <= 128 else 32 if length <= 256 else 64 if length <= 1024 else 256
+    return -(-length // step) * step
+
+
+@lru_cache(maxsize=2)
+def _order(seed: int, epoch: int, rows: int) -> NDArray[np.int64]:
+    return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(rows)
+
+
+def rows_of_step(step: int, *, rows: int, examples_per_step: int, total_examples: int, seed: int) -> list[int]:
+    """Return the rows of a step (counted from 0); the last step of a run may have fewer."""
+    first = step * examples_per_step
+    last = min(first + examples_per_step, total_examples)
+    return [int(_order(seed, position // rows, rows)[position % rows]) for position in range(first, last)]
+
+
+def micro_batches(lengths: Sequence[int], *, micro_batch: int | None, most_tokens: int) -> list[list[int]]:
+    """Divide rows into micro-batches; return lists of indices into `lengths`, longest first.
+
+    Args:
+        lengths: tokens of each row.
+        micro_batch: rows of each; None finds the division with the least padding and overhead.
+        most_tokens: limit of padded tokens in one micro-batch (one row is always allowed).
+    """
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    if micro_batch is not None:
+        return [order[i : i + micro_batch] for i in range(0, len(order), micro_batch)]
+    # Shortest path over the sorted rows: best[i] is the least cost of the rows from i on.
+    best, cut = [0.0] * (len(order) + 1), [0] * len(order)
+    for i in range(len(order) - 1, -1, -1):
+        width = bucket(lengths[order[i]])
+        best[i] = float("inf")
+        for j in range(i + 1, len(order) + 1):
+            if j > i + 1 and (j - i) * width > most_tokens:
+                break
+            cost = (j - i) * width + _OVERHEAD_TOKENS + best[j]
+            if cost < best[i]:
+                best[i], cut[i] = cost, j
+    batches, i = [], 0
+    while i < len(order):
+        batches.append(order[i : cut[i]])
+        i = cut[i]
+    return batches

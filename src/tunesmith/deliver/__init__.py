@@ -1,0 +1,1 @@
+"""A model with its verdict -> a version in the registry."""

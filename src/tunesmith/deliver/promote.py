@@ -1,0 +1,55 @@
+"""STAGE 4: verdict + best checkpoint -> a new version in the registry, and the alias moved to it."""
+
+from typing import Any
+
+from tunesmith.core.errors import RecipeError
+from tunesmith.core.files import digest_of, new_folder, read_json
+from tunesmith.core.progress import say
+from tunesmith.core.rundir import RunDir
+from tunesmith.fetch.reference import resolve
+from tunesmith.recipe.schema import Recipe
+from tunesmith.registry.gate import check_gate
+from tunesmith.registry.store import Registry
+
+
+def inputs(recipe: Recipe, run: RunDir) -> dict[str, Any]:
+    """Return all that decides what is promoted, and where to."""
+    return {
+        "promote": recipe.promote.model_dump(mode="json") if recipe.promote else None,
+        "evaluate": digest_of((run.manifest("evaluate") or {}).get("files")),
+        "registry": digest_of(str(Registry.default().root.resolve())),
+    }
+
+
+def promote(recipe: Recipe, run: RunDir, *, force: bool = False, reason: str | None = None) -> dict[str, Any]:
+    """Add the tuned model to the registry and move the recipe's alias to it; return the manifest.
+
+    Raises:
+        VerdictRefused: the verdict does not allow it, and it is not forced with a reason.
+        RecipeError: the recipe has no `promote` section.
+    """
+    if recipe.promote is None:
+        raise RecipeError("has no `promote` section", where=str(run.resolved_recipe))
+    stated = inputs(recipe, run)
+    verdict = read_json(run.verdict)
+    check_gate(verdict, force=force, reason=reason)
+    tuned = resolve(f"run:{run.path.resolve()}", relative_to=run.origin)
+    registry, target = Registry.default(), recipe.promote
+    facts = {
+        "recipe": recipe.model_dump(mode="json"),
+        "base": recipe.model.base,
+        "base_digest": tuned.base.digest() if tuned.base else None,
+        "model_digest": tuned.digest(),
+        "data_digest": digest_of((run.manifest("prepare") or {}).get("files")),
+        "verdict": verdict,
+    }
+    version = registry.add(target.model, tuned.path, facts=facts)
+    if registry.current(target.model, target.alias) != version.number:
+        registry.move(
+            target.model, target.alias, version.number, verdict=verdict, reason=reason, forced=force
+        )
+    say(f"{target.model}@{target.alias} is now version {version.number}")
+    done = {"model": target.model, "version": version.number, "alias": target.alias, "forced": force, "reason": reason}
+    with new_folder(run.stage("promote"), stage="promote", inputs=stated, **done):
+        pass
+    return run.manifest("promote") or {}

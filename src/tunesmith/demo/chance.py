@@ -1,0 +1,35 @@
+"""Draws that stay the same on every platform and Python version.
+
+Python promises that only of `Random.random()`; `choice`, `shuffle` and their like have changed before.
+"""
+
+from collections.abc import Iterable, Sequence
+from random import Random
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def below(rng: Random, limit: int) -> int:
+    """Draw a whole number from 0 to `limit` - 1."""
+    return int(rng.random() * limit)
+
+
+def pick(rng: Random, values: Sequence[T]) -> T:
+    """Draw one value."""
+    return values[below(rng, len(values))]
+
+
+def weighted(rng: Random, weights: dict[T, int]) -> T:
+    """Draw one key, each as often as its weight says."""
+    left = below(rng, sum(weights.values()))
+    for value, weight in weights.items():
+        left -= weight
+        if left < 0:
+            return value
+    raise ValueError("weights are whole numbers above zero")
+
+
+def shuffled(rng: Random, values: Iterable[T]) -> list[T]:
+    """Return the values in a drawn order."""
+    return sorted(values, key=lambda _: rng.random())

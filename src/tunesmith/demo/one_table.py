@@ -1,0 +1,258 @@
+"""Kinds of question that one table answers: filters, ranges, aggregates, groups, rankings."""
+
+from tunesmith.demo.kind import Kind
+
+_FILTERS = (
+    Kind(
+        "customers_in_city",
+        "SELECT name FROM customers WHERE city = '{city}'",
+        train=(
+            "Which customers live in {city}?",
+            "List the names of all customers from {city}.",
+            "Who are our customers in {city}?",
+            "Give me the name of every customer based in {city}.",
+            "Show the customers whose city is {city}.",
+        ),
+        test=(
+            "Name everyone in {city} who is a customer of ours.",
+            "I need the names of the customers living in {city}.",
+        ),
+    ),
+    Kind(
+        "customers_in_two_cities",
+        "SELECT name FROM customers WHERE city IN ('{city}', '{city2}')",
+        train=(
+            "Which customers live in {city} or {city2}?",
+            "List the names of customers from {city} and {city2}.",
+            "Who are our customers in either {city} or {city2}?",
+            "Show all customers whose city is {city} or {city2}.",
+        ),
+        test=(
+            "Name the customers based in one of the cities {city} and {city2}.",
+            "I need the names of everyone from {city} or {city2}.",
+        ),
+    ),
+    Kind(
+        "customers_joined_after",
+        "SELECT name FROM customers WHERE city = '{city}' AND joined > '{date}'",
+        train=(
+            "Which customers from {city} joined after {date}?",
+            "List the names of customers in {city} who joined later than {date}.",
+            "Who joined after {date} and lives in {city}?",
+            "Give me the {city} customers with a joining date after {date}.",
+        ),
+        test=(
+            "Name the people from {city} who became customers after {date}.",
+            "After {date}, which customers joined in {city}?",
+        ),
+    ),
+    Kind(
+        "products_by_price",
+        "SELECT name FROM products WHERE price {compare} {price}",
+        train=(
+            "Which products are {compare} {price} euros?",
+            "List the names of products that are {compare} {price}.",
+            "Show every product {compare} {price} euros.",
+            "Give me all products which are {compare} {price}.",
+        ),
+        test=(
+            "Which articles are {compare} {price} euros?",
+            "Name each product that is {compare} {price}.",
+        ),
+    ),
+    Kind(
+        "products_in_price_range",
+        "SELECT name FROM products WHERE category = '{category}' AND price BETWEEN {price} AND {price2}",
+        train=(
+            "Which products in {category} cost between {price} and {price2}?",
+            "List the {category} products priced from {price} to {price2} euros.",
+            "Show products of the category {category} with a price between {price} and {price2} euros.",
+            "What can I buy in {category} for {price} to {price2} euros?",
+        ),
+        test=(
+            "Name the {category} products whose price lies between {price} and {price2}.",
+            "With {price} to {price2} euros to spend, which products of {category} are there?",
+        ),
+    ),
+    Kind(
+        "products_with_word",
+        "SELECT name, price FROM products WHERE name LIKE '%{word}%'",
+        train=(
+            'Which products have "{word}" in their name, and what do they cost?',
+            'List name and price of the products whose name contains "{word}".',
+            'Show the products with a name containing "{word}" and their prices.',
+            'Find products called something with "{word}"; give name and price.',
+        ),
+        test=(
+            'Search the product names for "{word}" and return name and price.',
+            'What products mention "{word}" in the name, and at which price?',
+        ),
+    ),
+    Kind(
+        "orders_in_month",
+        "SELECT id FROM orders WHERE date LIKE '{month}%' AND status = '{status}'",
+        train=(
+            "Which orders from {month} are {status}?",
+            "List the ids of {status} orders placed in {month}.",
+            "Give me the ids of all orders of {month} with status {status}.",
+            "Show the {status} orders of {month}.",
+        ),
+        test=(
+            "In {month}, which orders ended up as {status}?",
+            "I need the ids of the {status} orders that date from {month}.",
+        ),
+    ),
+)
+
+_COUNTS = (
+    Kind(
+        "orders_in_year",
+        "SELECT COUNT(*) FROM orders WHERE status = '{status}' AND date LIKE '{year}%'",
+        train=(
+            "How many orders from {year} are {status}?",
+            "Count the {status} orders of {year}.",
+            "How many {status} orders were placed in {year}?",
+            "What is the number of orders in {year} with status {status}?",
+        ),
+        test=(
+            "Tell me how many of the orders made in {year} are {status}.",
+            "In {year}, how many orders had the status {status}?",
+        ),
+    ),
+    Kind(
+        "orders_between_dates",
+        "SELECT COUNT(*) FROM orders WHERE date BETWEEN '{date}' AND '{date2}'",
+        train=(
+            "How many orders were placed between {date} and {date2}?",
+            "Count the orders dated from {date} to {date2}.",
+            "What is the number of orders between {date} and {date2}?",
+            "How many orders came in from {date} until {date2}?",
+        ),
+        test=(
+            "Give the order count for the days {date} to {date2}.",
+            "From {date} through {date2}, how many orders did we get?",
+        ),
+    ),
+    Kind(
+        "buyers_in_month",
+        "SELECT COUNT(DISTINCT customer_id) FROM orders WHERE date LIKE '{month}%'",
+        train=(
+            "How many different customers ordered in {month}?",
+            "Count the distinct customers with an order in {month}.",
+            "How many customers placed at least one order in {month}?",
+            "What is the number of different customers who ordered in {month}?",
+        ),
+        test=(
+            "In {month}, how many separate customers bought from us?",
+            "Tell me how many individual customers placed orders in {month}.",
+        ),
+    ),
+    Kind(
+        "price_of_category",
+        "SELECT {aggregate}(price) FROM products WHERE category = '{category}'",
+        train=(
+            "What is the {aggregate} price in {category}?",
+            "Give me the {aggregate} price of the {category} products.",
+            "Find the {aggregate} price among products of the category {category}.",
+            "Show the {aggregate} product price for {category}.",
+        ),
+        test=(
+            "For {category}, tell me the {aggregate} price.",
+            "Looking at {category} only, what is the {aggregate} price of a product?",
+        ),
+    ),
+)
+
+_GROUPS = (
+    Kind(
+        "orders_per_status",
+        "SELECT status, COUNT(*) FROM orders WHERE date LIKE '{month}%' GROUP BY status",
+        train=(
+            "How many orders of each status were placed in {month}?",
+            "Count the orders of {month} per status.",
+            "For {month}, show each order status with its number of orders.",
+            "Give me the number of orders by status in {month}.",
+        ),
+        test=(
+            "Break the orders of {month} down by status.",
+            "In {month}, how many orders were there for every status?",
+        ),
+    ),
+    Kind(
+        "orders_per_month",
+        "SELECT SUBSTR(date, 1, 7), COUNT(*) FROM orders WHERE status = '{status}' AND date LIKE '{year}%' "
+        "GROUP BY SUBSTR(date, 1, 7)",
+        train=(
+            "How many {status} orders were there in each month of {year}?",
+            "Count the {status} orders of {year} per month.",
+            "For every month of {year}, show the number of {status} orders.",
+            "Give me the monthly number of {status} orders in {year}.",
+        ),
+        test=(
+            "Month by month, how many orders of {year} are {status}?",
+            "Split the {status} orders of {year} by month and count them.",
+        ),
+    ),
+    Kind(
+        "stock_per_category",
+        "SELECT category, SUM(stock) FROM products WHERE price {compare} {price} GROUP BY category",
+        train=(
+            "What is the total stock per category of products {compare} {price} euros?",
+            "For each category, sum the stock of the products {compare} {price}.",
+            "Show every category with its total stock of products {compare} {price} euros.",
+            "How much stock does each category have in products {compare} {price}?",
+        ),
+        test=(
+            "Counting only products {compare} {price} euros, what stock does every category hold?",
+            "Add up the stock by category for products {compare} {price}.",
+        ),
+    ),
+    Kind(
+        "cities_by_customers",
+        "SELECT city FROM customers GROUP BY city HAVING COUNT(*) {than} {size}",
+        train=(
+            "Which cities have {than} {size} customers?",
+            "List the cities with {than} {size} customers.",
+            "In which cities do {than} {size} customers live?",
+            "Show each city that has {than} {size} customers.",
+        ),
+        test=(
+            "Name the cities where we count {than} {size} customers.",
+            "Where do {than} {size} customers live? Return the cities.",
+            "What cities are home to {than} {size} of our customers?",
+        ),
+    ),
+)
+
+_RANKINGS = (
+    Kind(
+        "products_ranked",
+        "SELECT name FROM products WHERE category = '{category}' ORDER BY {rank} LIMIT {top}",
+        train=(
+            "What are the {top} {rank} products in {category}?",
+            "List the {top} {rank} products of the category {category}.",
+            "Show me the {top} {rank} {category} products.",
+            "Which {top} products in {category} are the {rank}?",
+        ),
+        test=(
+            "Give the names of the {top} {rank} articles that {category} offers.",
+            "From {category}, pick the {top} {rank} products.",
+        ),
+    ),
+    Kind(
+        "products_in_stock",
+        "SELECT name, price FROM products WHERE stock > {stock} ORDER BY {rank} LIMIT {top}",
+        train=(
+            "What are the {top} {rank} products with more than {stock} in stock, and their prices?",
+            "List name and price of the {top} {rank} products with a stock above {stock}.",
+            "Of the products with more than {stock} pieces in stock, show the {top} {rank} with their prices.",
+            "Give me name and price of the {top} {rank} products that have over {stock} in stock.",
+        ),
+        test=(
+            "Among products with stock over {stock}, which {top} are the {rank}, and at what price?",
+            "Name the {top} {rank} products, with price, of which we hold more than {stock}.",
+        ),
+    ),
+)
+
+KINDS = (*_FILTERS, *_COUNTS, *_GROUPS, *_RANKINGS)

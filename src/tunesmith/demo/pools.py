@@ -1,0 +1,125 @@
+"""The values that questions are about, those of the test questions kept apart from those of training.
+
+Held out are whole categories with their products, whole cities with their customers, whole years with their months
+and days, and two of any seven numbers. Three sets are too small to divide, so both sides use all of them: the order
+states, the ways to pay, and the words for an SQL operator or function ("cheaper than", "average").
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import date, timedelta
+from functools import cache
+
+from tunesmith.demo.catalogue import CITIES, PRODUCTS
+from tunesmith.demo.shop import FIRST_ORDER, METHODS, ORDERS, STATUSES, contents
+
+TEST_CATEGORIES = frozenset({"Travel", "Audio", "Bedding"})
+TEST_CITIES = frozenset({"Berlin", "Rome", "Leeds", "Athens", "Geneva", "Utrecht"})
+TEST_YEARS = frozenset({2022, 2025})
+_YEARS = range(2020, 2026)
+
+# Written out because strftime's names follow the locale.
+_MONTH_NAMES = (
+    *("January", "February", "March", "April", "May", "June", "July"),
+    *("August", "September", "October", "November", "December"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A value as a question says it and as SQL writes it."""
+
+    text: str
+    sql: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """The values of one sort, in ascending order where they have one."""
+
+    train: tuple[Value, ...]
+    test: tuple[Value, ...]
+
+
+def held_out(number: int) -> bool:
+    """Say whether a number is kept for test questions."""
+    return number % 7 in (3, 5)
+
+
+@cache
+def pools() -> dict[str, Pool]:
+    """Return every pool by the name that the fields of the kinds have."""
+    return {
+        "city": _split((city, city in TEST_CITIES) for city in CITIES),
+        "category": _split((category, category in TEST_CATEGORIES) for category in PRODUCTS),
+        "product": _products(),
+        "word": _words(),
+        "customer": _customers(),
+        "year": _split((str(year), year in TEST_YEARS) for year in _YEARS),
+        "month": _months(),
+        "date": _dates(),
+        "price": _numbers(range(10, 251, 5)),
+        "stock": _numbers(range(5, 101)),
+        "order": _numbers(range(FIRST_ORDER, FIRST_ORDER + ORDERS)),
+        "count": _numbers(range(2, 13)),
+        "size": _numbers(range(7, 17)),
+        "top": _numbers(range(2, 7)),
+        "stars": _numbers(range(1, 6)),
+        **CLOSED,
+    }
+
+
+def _closed(values: dict[str, str]) -> Pool:
+    both = tuple(Value(text, sql) for text, sql in values.items())
+    return Pool(both, both)
+
+
+CLOSED = {
+    "status": _closed({status: status for status in STATUSES}),
+    "method": _closed({method: method for method in METHODS}),
+    "compare": _closed({"cheaper than": "<", "more expensive than": ">"}),
+    "side": _closed({"above": ">", "below": "<"}),
+    "than": _closed({"more than": ">", "fewer than": "<"}),
+    "rank": _closed({"cheapest": "price", "most expensive": "price DESC"}),
+    "aggregate": _closed({"average": "AVG", "highest": "MAX", "lowest": "MIN"}),
+}
+
+
+def _split(marked: Iterable[tuple[str, bool]]) -> Pool:
+    """Make a pool of (value, whether it is held out)."""
+    values = list(marked)
+    return Pool(*(tuple(Value(text, text) for text, out in values if out is side) for side in (False, True)))
+
+
+def _numbers(numbers: range) -> Pool:
+    return _split((str(number), held_out(number)) for number in numbers)
+
+
+def _products() -> Pool:
+    return _split((name, category in TEST_CATEGORIES) for category, names in PRODUCTS.items() for name in names)
+
+
+def _words() -> Pool:
+    """Return the words in product names. A word that both sides have counts as known from training."""
+    products = _products()
+    train = {word.lower() for product in products.train for word in product.text.split()}
+    test = {word.lower() for product in products.test for word in product.text.split()}
+    return _split((word, word not in train) for word in sorted(train | test))
+
+
+def _customers() -> Pool:
+    """Return the names of the customers; a held-out city takes those who live there with it."""
+    return _split((str(name), city in TEST_CITIES) for _, name, city, _ in contents()["customers"])
+
+
+def _months() -> Pool:
+    sides: dict[bool, list[Value]] = {False: [], True: []}
+    for year in _YEARS:
+        values = [Value(f"{name} {year}", f"{year}-{number:02d}") for number, name in enumerate(_MONTH_NAMES, 1)]
+        sides[year in TEST_YEARS] += values
+    return Pool(tuple(sides[False]), tuple(sides[True]))
+
+
+def _dates() -> Pool:
+    days = [date(_YEARS[0], 1, 1) + timedelta(days=3 * step) for step in range(len(_YEARS) * 121)]
+    return _split((day.isoformat(), day.year in TEST_YEARS) for day in days)

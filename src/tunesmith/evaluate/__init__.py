@@ -1,0 +1,1 @@
+"""Checkpoints -> answers and likelihoods of base and tuned -> scores -> verdict."""

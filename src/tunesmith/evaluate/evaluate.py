@@ -1,0 +1,146 @@
+"""STAGE 3: base and tuned answer the same test rows through one path -> generations, scores, verdict."""
+
+import gc
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tunesmith.core import interrupt
+from tunesmith.core.errors import DataError
+from tunesmith.core.files import digest_file, digest_of, read_jsonl, seal_folder, write_json, write_jsonl
+from tunesmith.core.records import Example
+from tunesmith.core.rundir import RunDir
+from tunesmith.data.batches import TokenSet
+from tunesmith.data.split import choose
+from tunesmith.evaluate.judge import judge
+from tunesmith.evaluate.subject import Questions, answer_all, health, likelihoods
+from tunesmith.fetch.reference import ModelFolder, resolve
+from tunesmith.model.adapters import open_model
+from tunesmith.model.load import machine
+from tunesmith.recipe.schema import Recipe, TextData
+from tunesmith.scoring.metrics import LIKELIHOOD, expand, score
+from tunesmith.tasks import Task, task_for
+from tunesmith.tasks.tokenizer import Codec
+
+# Answers that nothing scores are still worth reading: how many of them are made.
+_SAMPLES = 20
+
+
+def inputs(recipe: Recipe, run: RunDir) -> dict[str, Any]:
+    """Return all that decides the verdict."""
+    database = recipe.evaluate.database
+    return {
+        "evaluate": recipe.evaluate.model_dump(mode="json"),
+        "min_gain": recipe.promote.min_gain if recipe.promote else 0.0,
+        "prepare": digest_of((run.manifest("prepare") or {}).get("files")),
+        "train": digest_of((run.manifest("train") or {}).get("files")),
+        "database": digest_file(run.origin / database) if database and ":" not in database else database,
+    }
+
+
+def evaluate(recipe: Recipe, run: RunDir) -> dict[str, Any]:
+    """Compare base and tuned on the test rows; return the manifest. `verdict.json` holds the result."""
+    began = time.monotonic()
+    stated = inputs(recipe, run)
+    base = resolve(recipe.model.base, relative_to=run.origin)
+    tuned = resolve(f"run:{run.path.resolve()}", relative_to=run.origin)
+    codec = Codec.load(base.root.path)
+    task = task_for(recipe.data, codec)
+    examples, places = _chosen(recipe, run)
+    scores, conditions, digests = {}, {}, {}
+    for name, model in (("base", base), ("tuned", tuned)):
+        interrupt.check()
+        lines, generations, digest = _subject(name, model, recipe, run, task, codec, examples, places)
+        write_jsonl(run.subject(name) / "scores.jsonl", lines)
+        scores[name], conditions[name], digests[name] = lines, health(generations), digest
+    if digests["base"] != digests["tuned"]:
+        raise DataError("base and tuned were not asked the same, so they cannot be compared")
+    verdict = judge(recipe, scores["base"], scores["tuned"], groups=[e.group for e in examples])
+    verdict |= {"health": conditions, "digests": {"questions": digests["base"], "base": base.digest()}}
+    verdict["digests"]["tuned"] = tuned.digest()
+    write_json(run.verdict, verdict)
+    return seal_folder(
+        run.stage("evaluate"),
+        stage="evaluate",
+        inputs=stated,
+        seconds=round(time.monotonic() - began, 3),
+        verdict=verdict["verdict"],
+    )
+
+
+def _chosen(recipe: Recipe, run: RunDir) -> tuple[list[Example], list[int]]:
+    """Return the examples to ask about and their places in the split's token file."""
+    everything = [Example.from_json(line) for line in read_jsonl(run.examples("test"))]
+    chosen = choose([e.id for e in everything], recipe.evaluate.rows, recipe.seed)
+    first = {e.id: place for place, e in reversed(list(enumerate(everything))) if e.id in chosen}
+    places = sorted(first.values())  # equal rows are asked about once
+    return [everything[place] for place in places], places
+
+
+def _subject(
+    name: str,
+    model: ModelFolder,
+    recipe: Recipe,
+    run: RunDir,
+    task: Task,
+    codec: Codec,
+    examples: Sequence[Example],
+    places: Sequence[int],
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], str]:
+    """Return (scores a row, generations, digest of what was asked) of one model."""
+    on = machine(recipe.model.precision)
+    loaded = open_model(model, on, attention=recipe.model.attention)
+    scored = expand([metric for metric in recipe.evaluate.metrics if metric not in LIKELIHOOD])
+    asked = list(examples) if scored else list(examples)[:_SAMPLES]
+    prompts = tuple(tuple(task.prompt(e.turns)) for e in asked)
+    questions = Questions(tuple(asked), prompts, task.stop_ids, recipe.evaluate.max_new_tokens)
+    texts = [prompt_text(e, ids, codec, recipe) for e, ids in zip(asked, prompts, strict=True)]
+    key = digest_of([questions.digest, model.digest(), on.precision])
+    generations = answer_all(name, loaded, questions, task, run.subject(name), prompt_texts=texts, key=key)
+    lines: list[dict[str, Any]] = [{"id": e.id} for e in examples]
+    if set(recipe.evaluate.metrics) & set(LIKELIHOOD):
+        for line, found in zip(
+            lines, likelihoods(loaded, TokenSet(run.tokens("test")), places, on, codec.pad_id), strict=True
+        ):
+            line |= found
+    if scored:
+        values = score(
+            [line["prediction"] for line in generations],
+            [line["reference"] for line in generations],
+            list(scored),
+            database=database_file(recipe, run),
+        )
+        for i, line in enumerate(lines):
+            failed = generations[i]["error"] is not None
+            line |= {metric: 0.0 if failed else values[metric][i] for metric in values}
+    del loaded
+    gc.collect()
+    return lines, generations, questions.digest
+
+
+def prompt_text(example: Example, ids: Sequence[int], codec: Codec, recipe: Recipe) -> str:
+    """Return a prompt as people read it: the turns, or the beginning of a document."""
+    if isinstance(recipe.data, TextData):
+        return codec.decode(ids)
+    asked = example.turns[:-1]
+    return "\n\n".join(turn.text if len(asked) == 1 else f"{turn.role}: {turn.text}" for turn in asked)
+
+
+def database_file(recipe: Recipe, run: RunDir) -> Path | None:
+    """Return the SQLite file that `execution` runs queries on, making the generated one if need be."""
+    name = recipe.evaluate.database
+    if name is None:
+        return None
+    if name == "generated:shop-sql":
+        from tunesmith.demo import write_database
+
+        path = run.stage("evaluate") / "shop.sqlite"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_database(path)
+        return path
+    path = run.origin / name
+    if not path.exists():
+        raise DataError("no such database", where=str(path), hint="evaluate.database is relative to the recipe")
+    return path

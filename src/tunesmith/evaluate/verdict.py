@@ -1,0 +1,155 @@
+"""Is the tuned model better? The gain on paired rows, an interval around it, and one of three words."""
+
+import math
+from collections.abc import Hashable, Sequence, Sized
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from tunesmith.core.errors import DataError, RecipeError
+from tunesmith.evaluate.bootstrap import Array, Interval, Sample, Transform, gain_intervals
+
+_HOPELESS = 1_000  # a gain that takes a thousand times the rows to tell from min_gain is not told from it
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What `paired_verdict` found.
+
+    `gain` is `tuned - base`, `low` and `high` are its interval at `confidence`, all in the unit of the scores (of
+    their transform, where one was given). `rows_needed` is about how many rows would settle it if gain and noise stay
+    as they are; None where it is settled, or where the gain cannot be told from `min_gain`. `groups` is the number of
+    independent units (`rows`, where no groups were given). `improved` and `worsened` count rows.
+    """
+
+    verdict: Literal["better", "not_better", "cannot_tell"]
+    gain: float
+    low: float
+    high: float
+    rows: int
+    rows_needed: int | None
+    base: float
+    tuned: float
+    confidence: float
+    min_gain: float
+    groups: int
+    improved: int
+    worsened: int
+
+
+def paired_verdict(
+    base: Sequence[float],
+    tuned: Sequence[float],
+    *,
+    groups: Sequence[Hashable] | None = None,
+    min_gain: float = 0.0,
+    confidence: float = 0.95,
+    seed: int = 0,
+    weights: Sequence[float] | None = None,
+    transform: Transform | None = None,
+) -> Verdict:
+    """Judge whether the tuned system beats the base by more than `min_gain`.
+
+    `better` if `low > min_gain`, `not_better` if `high <= min_gain`, else `cannot_tell`. An end of the interval that
+    excludes `min_gain` must do so in the stricter interval too, whose end is given otherwise. For a true error of
+    2.5 % exceeds 10 in 400 by chance in four of ten batches of 400 comparisons, and the promise is about every batch.
+    The order of the rows does not matter, and swapping base and tuned mirrors the interval.
+
+    Fewer units than a sign test needs (6 at 95 %) exclude nothing: the interval is everything the scores could be.
+    Where all rows differ by the same amount, also by nothing, the interval is not a point, because rows unlike those
+    seen may still be there: about 2 in n. So 150 improved of 150 are `better`, and equal scores in every row are
+    `cannot_tell` unless `min_gain` lies above that.
+
+    Args:
+        base, tuned: one score a row, higher is better; the same rows in the same order.
+        groups: rows that share a value depend on one another and are resampled together.
+        min_gain: what the gain must exceed.
+        confidence: of the interval, 0.5 to 0.999; each end is wrong in at most half of the remainder.
+        seed: of the resampling.
+        weights: the score is the mean weighted with these, such as the tokens a row for token accuracy.
+        transform: increasing; the score is this function of the mean, such as `lambda m: -math.exp(-m)` to judge the
+            negated perplexity from log-likelihoods.
+
+    Raises:
+        DataError: no rows, unequal lengths, or a value that is not a finite number.
+        RecipeError: an impossible `min_gain`, `confidence` or `seed`.
+    """
+    _check_settings(min_gain, confidence, seed)
+    before, after = _numbers(base, "base"), _numbers(tuned, "tuned")
+    rows = len(before)
+    row_weights = np.ones(rows) if weights is None else _numbers(weights, "weights")
+    _check_rows(rows, tuned=after, weights=row_weights, groups=groups)
+    _check_weights(row_weights)
+    sample = Sample.of(before, after, row_weights, groups, transform)
+    gain = sample.gain(sample.base, sample.tuned)
+    usual, strict = gain_intervals(sample, confidence, seed)
+    low = strict.low if strict.low <= min_gain < usual.low else usual.low
+    high = strict.high if usual.high <= min_gain < strict.high else usual.high
+    settled = low > min_gain or high <= min_gain
+    return Verdict(
+        verdict="better" if low > min_gain else "not_better" if high <= min_gain else "cannot_tell",
+        gain=gain,
+        low=low,
+        high=high,
+        rows=rows,
+        rows_needed=None if settled else _rows_needed(rows, gain, min_gain, strict),
+        base=sample.score(sample.base),
+        tuned=sample.score(sample.tuned),
+        confidence=confidence,
+        min_gain=min_gain,
+        groups=sample.units,
+        improved=int((after > before).sum()),
+        worsened=int((after < before).sum()),
+    )
+
+
+def _rows_needed(rows: int, gain: float, min_gain: float, interval: Interval) -> int | None:
+    """Return about how many rows make the interval exclude `min_gain`; its width falls with the root of the rows."""
+    distance = abs(gain - min_gain)
+    width = gain - interval.low if gain > min_gain else interval.high - gain
+    if width**2 >= _HOPELESS * distance**2:
+        return None
+    return max(rows + 1, math.ceil(rows * (width / distance) ** 2))
+
+
+def _numbers(values: Sequence[float], name: str) -> Array:
+    """Return values as an array [rows]; raise DataError at the first that is not a finite number."""
+    for index, value in enumerate(values):
+        if not isinstance(value, (int, float, np.number, np.bool_)) or not math.isfinite(value):
+            raise DataError(
+                f"is {value!r}, not a finite number",
+                where=f"{name}[{index}]",
+                hint="leave out, for both systems, a row that was not scored, or give it the worst score",
+            )
+    return np.asarray(values, dtype=np.float64)
+
+
+def _check_rows(rows: int, **others: Sized | None) -> None:
+    """Raise DataError unless there are rows and all inputs have one value a row."""
+    if rows == 0:
+        raise DataError("there are no rows to compare", hint="the test split is empty, or no row was scored")
+    for name, values in others.items():
+        if values is not None and len(values) != rows:
+            raise DataError(
+                f"base has {rows} rows, {name} has {len(values)}",
+                hint="both systems answer the same rows in the same order",
+            )
+
+
+def _check_weights(weights: Array) -> None:
+    """Raise DataError unless weights can be averaged with."""
+    if weights.min() < 0:
+        raise DataError("is negative", where=f"weights[{int(weights.argmin())}]", hint="weights count, such as tokens")
+    if not weights.any():
+        raise DataError("all weights are zero", hint="no row has a token to score")
+
+
+def _check_settings(min_gain: float, confidence: float, seed: int) -> None:
+    """Raise RecipeError for settings that have no meaning."""
+    if not math.isfinite(min_gain):
+        raise RecipeError(f"min_gain is {min_gain}", hint="give a finite number in the unit of the score")
+    if not 0.5 <= confidence <= 0.999:
+        raise RecipeError(f"confidence is {confidence}", hint="give a number from 0.5 to 0.999, such as 0.95")
+    if seed < 0:
+        raise RecipeError(f"seed is {seed}", hint="give a whole number from 0 up")

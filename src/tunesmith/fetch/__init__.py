@@ -1,0 +1,1 @@
+"""A model reference -> a local folder: hub, folder, `.gguf`, `pypi:`, `run:`, registry."""

@@ -1,0 +1,53 @@
+"""A `.gguf` file -> a transformers folder in the cache, dequantised once."""
+
+import os
+from pathlib import Path
+
+from tunesmith.core.errors import RecipeError
+from tunesmith.core.files import MANIFEST, digest_file, new_folder, only_writer
+
+
+def cached(*names: str) -> Path:
+    """Return a place in tunesmith's cache: `$TUNESMITH_CACHE`, else the user's cache folder."""
+    own = os.environ.get("TUNESMITH_CACHE")
+    root = Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "tunesmith"
+    return root.joinpath(*names)
+
+
+def folder_of_gguf(file: Path) -> Path:
+    """Return a folder with the file's weights in fp32, its tokenizer and its chat template.
+
+    Raises:
+        RecipeError: transformers cannot read the file.
+    """
+    return convert(file, cached("models", f"gguf-{digest_file(file)[:16]}"))
+
+
+def convert(file: Path, folder: Path) -> Path:
+    """Write the model of a `.gguf` file to `folder`, unless it is there already."""
+    if (folder / MANIFEST).exists():
+        return folder
+    with only_writer(folder.with_name(f"{folder.name}.lock")), new_folder(folder) as fresh:
+        _write_model(file, fresh)
+    return folder
+
+
+def _write_model(file: Path, folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, GenerationConfig
+
+    place, name = str(file.parent), file.name
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place, gguf_file=name)
+        model = AutoModelForCausalLM.from_pretrained(
+            place, gguf_file=name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
+        )
+    except (OSError, ValueError, KeyError, NotImplementedError) as error:
+        raise RecipeError(f"cannot be read as a model: {str(error).splitlines()[0]}", where=str(file)) from error
+    # The weights are plain fp32 now; transformers refuses to save a model that still calls itself quantised.
+    model.hf_quantizer = None
+    model.config.__dict__.pop("quantization_config", None)
+    model.config.__dict__.pop("_name_or_path", None)
+    model.generation_config = GenerationConfig(eos_token_id=model.config.eos_token_id)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

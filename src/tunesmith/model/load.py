@@ -1,0 +1,91 @@
+"""Weights from a local folder, on the right device, in the right precision. No pickle, no remote code."""
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers.utils import logging as transformers_logging
+
+from tunesmith.core.errors import RecipeError
+from tunesmith.fetch.reference import ModelFolder
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Where and in what matrices are multiplied."""
+
+    device: torch.device
+    compute: torch.dtype
+
+    @property
+    def precision(self) -> str:
+        """The name of `compute` in recipes."""
+        return {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float64: "fp64"}[self.compute]
+
+    def autocast(self, weights: torch.dtype) -> AbstractContextManager[Any]:
+        """Compute in `compute` where the weights are kept in more."""
+        if weights == self.compute:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.compute)
+
+
+def machine(precision: str = "auto") -> Machine:
+    """Return the device and the compute precision; `auto` is bf16 where the machine computes in it.
+
+    Raises:
+        RecipeError: bf16 is asked for and the machine only imitates it.
+    """
+    if torch.cuda.is_available():
+        device, has_bf16 = torch.device("cuda"), torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        device, has_bf16 = torch.device("cpu"), bool(torch.cpu._is_avx512_bf16_supported())
+    if precision == "bf16" and device.type == "cuda" and not has_bf16:
+        raise RecipeError("this GPU does not compute in bf16", where="model.precision", hint="use auto or fp32")
+    use_bf16 = precision == "bf16" or (precision == "auto" and has_bf16)
+    return Machine(device, torch.bfloat16 if use_bf16 else torch.float32)
+
+
+def load_base(model: ModelFolder, on: Machine, *, dtype: torch.dtype | None = None, attention: str = "sdpa") -> Any:
+    """Load the weights of a model's root folder.
+
+    Args:
+        dtype: precision the weights are kept in; default what the machine computes in.
+
+    Raises:
+        RecipeError: the folder holds no causal language model that transformers can read.
+    """
+    path = model.root.path
+    _refuse_pickle(path)
+    transformers_logging.disable_progress_bar()
+    try:
+        loaded = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=dtype or on.compute,
+            attn_implementation=attention,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise RecipeError(
+            f"cannot be loaded as a causal language model: {str(error).splitlines()[0]}", where=str(path)
+        ) from error
+    # Sampling settings and limits that a model brings along would make base and tuned answer by different rules.
+    loaded.generation_config = GenerationConfig()
+    return loaded.to(on.device)
+
+
+def _refuse_pickle(path: Path) -> None:
+    if not list(path.glob("*.safetensors")) and list(path.glob("*.bin")):
+        raise RecipeError(
+            "has its weights only as pickle (*.bin), which can run code", where=str(path),
+            hint="convert it to safetensors",
+        )
+
+
+def decoder_config(model: Any) -> Any:
+    """Return the configuration of the text decoder, also where a model has other parts."""
+    return model.config.get_text_config(decoder=True)

@@ -1,0 +1,53 @@
+"""The loss of a batch, for which only trained positions go through the output layer.
+
+For most tasks a tenth of the tokens is trained, and the output layer's logits [positions, vocabulary] are what fills
+memory. The hidden states are cut down just before it, so whatever a model does to its logits afterwards (soft-capping,
+scaling) is done by the model's own code.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from tunesmith.data.batches import Batch
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLoss:
+    """`nll` [trained positions] in nats, in order of rows; `correct` [trained positions]; `rows` [trained positions]."""
+
+    nll: torch.Tensor
+    correct: torch.Tensor
+    rows: torch.Tensor
+
+
+def token_loss(model: Any, batch: Batch) -> TokenLoss:
+    """Return the negative log-likelihood of every trained token.
+
+    Args:
+        model: a causal language model, in or out of peft.
+        batch: `trained` marks the tokens to predict; each is predicted from the position before it.
+    """
+    predicted = batch.trained[:, 1:]
+    logits = _logits_at(model, batch.input_ids, predicted)
+    targets = batch.input_ids[:, 1:][predicted]
+    nll = functional.cross_entropy(logits.float(), targets, reduction="none")
+    rows = torch.nonzero(predicted, as_tuple=True)[0]
+    return TokenLoss(nll, logits.detach().argmax(-1) == targets, rows)
+
+
+def _logits_at(model: Any, input_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Return logits [selected, vocabulary] at the marked positions [batch, length - 1]."""
+    output_layer = model.get_output_embeddings()
+
+    def select(module: Any, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        return (args[0][:, :-1][positions].unsqueeze(0), *args[1:])
+
+    hook = output_layer.register_forward_pre_hook(select)
+    try:
+        logits: torch.Tensor = model(input_ids=input_ids, use_cache=False).logits
+    finally:
+        hook.remove()
+    return logits.squeeze(0)

@@ -1,0 +1,205 @@
+"""The stages of a run, and the rule by which they run: skip what is done, go on with what is not.
+
+    prepare -> train -> evaluate -> (report) -> promote
+"""
+
+import importlib
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from tunesmith.core import interrupt
+from tunesmith.core.errors import RecipeError
+from tunesmith.core.files import MANIFEST, digest_of, only_writer, remove_leftovers, write_json, write_text
+from tunesmith.core.progress import clock, say
+from tunesmith.core.rundir import RunDir
+from tunesmith.recipe.load import dump_recipe, load_recipe
+from tunesmith.recipe.schema import Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A stage: `MODULE:NAME` of its function, which stands beside its `inputs`, imported only when it has to run."""
+
+    name: str
+    module: str
+
+    def inputs(self, recipe: Recipe, run: RunDir) -> dict[str, Any]:
+        """Return what the stage's result follows from."""
+        found: Callable[[Recipe, RunDir], dict[str, Any]] = self._attribute("inputs")
+        return found(recipe, run)
+
+    def work(self, recipe: Recipe, run: RunDir) -> dict[str, Any]:
+        """Run the stage and return its manifest."""
+        found: Callable[[Recipe, RunDir], dict[str, Any]] = self._attribute(self.name)
+        return found(recipe, run)
+
+    def _attribute(self, name: str) -> Any:
+        return getattr(importlib.import_module(self.module), name)
+
+
+STAGES = (
+    Stage("prepare", "tunesmith.data.prepare"),
+    Stage("train", "tunesmith.train.train"),
+    Stage("evaluate", "tunesmith.evaluate.evaluate"),
+    Stage("promote", "tunesmith.deliver.promote"),
+)
+
+
+def run_recipe(
+    recipe: Path | str,
+    overrides: Sequence[str] = (),
+    *,
+    out: Path | str | None = None,
+    until: str | None = None,
+) -> RunDir:
+    """Take a recipe through its stages; finished ones are skipped, an interrupted one goes on.
+
+    Args:
+        recipe: the recipe's file, or the folder of a run that is to go on.
+        overrides: `key=value` changes.
+        out: the run's folder; default `runs/NAME/ID`, where ID follows from the recipe.
+        until: the last stage to run; default all that the recipe asks for.
+
+    Raises:
+        TunesmithError: of the kind that says what went wrong; its `exit_code` is the command's.
+    """
+    loaded, run = open_run(Path(recipe), overrides, out)
+    wanted = [stage for stage in STAGES if stage.name != "promote" or loaded.promote is not None]
+    names = [stage.name for stage in STAGES]
+    if until is not None:
+        wanted = [stage for stage in wanted if names.index(stage.name) <= names.index(until)]
+    with ExitStack() as held:
+        held.enter_context(only_writer(run.lock))
+        held.enter_context(interrupt.watched())
+        _write_origin(loaded, run, Path(recipe))
+        remove_leftovers(run.path)
+        for stage in wanted:
+            _take(stage, loaded, run)
+            if stage.name in ("evaluate", "promote"):  # before promoting too, which the verdict may refuse
+                _report(run)
+    return run
+
+
+def open_run(recipe: Path, overrides: Sequence[str], out: Path | str | None) -> tuple[Recipe, RunDir]:
+    """Return the recipe and its run folder, which may not exist yet.
+
+    Raises:
+        RecipeError: the recipe is wrong, or the folder holds a run of another recipe.
+    """
+    if (recipe / "recipe.resolved.yaml").exists():
+        if out is not None:
+            raise RecipeError("--out has no effect on a run folder", where=str(recipe))
+        return load_recipe(recipe / "recipe.resolved.yaml", overrides), RunDir.existing(recipe)
+    loaded = load_recipe(recipe, overrides)
+    folder = Path(out) if out else Path("runs") / loaded.name / digest_of(loaded.model_dump(mode="json"))[:8]
+    run = RunDir(folder)
+    if run.resolved_recipe.exists():
+        _refuse_another_recipe(loaded, run)
+    elif folder.is_dir() and any(p.name != "logs" for p in folder.iterdir()):
+        raise RecipeError("is not empty and holds no run", where=str(folder), hint="give another --out")
+    return loaded, run
+
+
+# Sections that may change in a run without making finished training wrong.
+_MAY_CHANGE = ("evaluate", "promote", "launch", "track", "train.micro_batch", "train.keep_checkpoints")
+
+
+def _refuse_another_recipe(recipe: Recipe, run: RunDir) -> None:
+    before = load_recipe(run.resolved_recipe).model_dump(mode="json")
+    now = recipe.model_dump(mode="json")
+    changed = sorted(_changed(before, now))
+    fixed = [key for key in changed if not key.startswith(_MAY_CHANGE)]
+    if fixed:
+        raise RecipeError(
+            f"holds a run with other settings ({', '.join(fixed[:6])})",
+            where=str(run),
+            hint="give another --out; what was trained there is kept as it is",
+        )
+
+
+def _changed(before: Any, now: Any, path: str = "") -> set[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = before.keys() | now.keys()
+        return set().union(*(_changed(before.get(k), now.get(k), f"{path}.{k}" if path else k) for k in keys))
+    return {path} if before != now else set()
+
+
+def _write_origin(recipe: Recipe, run: RunDir, file: Path) -> None:
+    """Write what the run starts from: the recipe as typed, resolved, and the environment."""
+    resolved = dump_recipe(recipe)
+    if not run.resolved_recipe.exists() or run.resolved_recipe.read_text(encoding="utf-8") != resolved:
+        write_text(run.resolved_recipe, resolved)
+    if file.is_dir():
+        return
+    write_text(run.recipe, file.read_text(encoding="utf-8-sig"))
+    if not run.environment.exists():
+        origin = os.path.relpath(file.resolve().parent, run.path.resolve())
+        write_json(run.environment, {"recipe_folder": origin, **environment()})
+
+
+def environment() -> dict[str, Any]:
+    """Return what machine this is and which versions are installed, without importing any of them."""
+    versions = {}
+    for name in ("tunesmith", "torch", "transformers", "peft", "datasets", "tokenizers", "safetensors", "numpy"):
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return {
+        **versions,
+        "python": platform.python_version(),
+        "platform": platform.platform(terse=True),
+        "cpu": _cpu(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_gib": round(memory, 1),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
+
+
+def _take(stage: Stage, recipe: Recipe, run: RunDir) -> None:
+    """Run a stage unless its manifest names the same inputs."""
+    stated = stage.inputs(recipe, run)
+    manifest = run.manifest(stage.name)
+    if manifest is not None and manifest["inputs"] == stated:
+        say(f"{stage.name}: done before")
+        return
+    if manifest is not None and stage.name in ("prepare", "train"):
+        differ = ", ".join(sorted(_changed(manifest["inputs"], stated)))
+        raise RecipeError(
+            f"{stage.name} was done with other inputs ({differ}); it is kept as it is",
+            where=str(run),
+            hint="give another --out to start anew",
+        )
+    (run.stage(stage.name) / MANIFEST).unlink(missing_ok=True)
+    began = time.monotonic()
+    say(f"{stage.name}: starts")
+    stage.work(recipe, run)
+    say(f"{stage.name}: done in {clock(time.monotonic() - began)}")
+
+
+def _report(run: RunDir) -> None:
+    """Write the report if a stage finished after it was written."""
+    finished = [path for stage in STAGES if (path := run.stage(stage.name) / MANIFEST).exists()]
+    newest = max(path.stat().st_mtime_ns for path in finished)
+    if run.report.exists() and run.report.stat().st_mtime_ns >= newest:
+        return
+    from tunesmith.report.render import write_report
+
+    write_report(run)
+    say(f"report: {run.report}")

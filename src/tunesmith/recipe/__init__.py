@@ -1,0 +1,1 @@
+"""The recipe: YAML file + overrides -> `load` -> frozen `Recipe` -> `plan` (derived numbers)."""

@@ -1,0 +1,1 @@
+"""What a run came to, for people: one self-contained HTML file, and the same in a terminal."""

@@ -1,0 +1,209 @@
+"""The report's drawings as inline SVG. Colours come from CSS classes, so they follow light, dark and print.
+
+Every chart takes its width: text in an SVG shrinks with it, so the page holds a wide and a narrow drawing of each.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+
+from markupsafe import Markup
+
+from tunesmith.report import wording
+from tunesmith.report.drawing import Point, box, dot, line, path, scale, svg, text, tick_label, ticks
+from tunesmith.report.view import Gain, Training
+
+MOST_POINTS = 400
+
+
+def gain_axis(gain: Gain, width: float) -> Markup:
+    """Draw the verdict: the gain's interval against no change and against the gain that was asked for."""
+    factor = 100 if gain.is_share else 1
+    low, middle, high, wanted = (factor * number for number in (gain.low, gain.gain, gain.high, gain.min_gain))
+    if not all(math.isfinite(number) for number in (low, middle, high)):
+        return Markup("")
+    left, right = min(0.0, wanted, low), max(0.0, wanted, high)
+    room = (right - left or 1.0) * (0.14 if width > 500 else 0.2)
+    x = scale(left - room, right + room, 1, width - 1)
+    marks = ticks(left - room, right + room, 4 if width < 500 else 9)
+    unit = "points" if gain.is_share else wording.label(gain.metric)
+    return svg(
+        width,
+        132,
+        f"Gain in {wording.label(gain.metric)}: {wording.change(gain, gain.gain)}, {wording.interval(gain)} {unit}",
+        box(1, 40, x(wanted) - 1, 52, "not-enough"),
+        line(1, 92, width - 1, 92, "axis"),
+        *(line(x(mark), 92, x(mark), 97, "axis") for mark in marks),
+        *(text(x(mark), 111, _signed(tick_label(mark, marks), mark), "tick") for mark in marks),
+        line(x(0), 40, x(0), 92, "zero"),
+        line(x(wanted), 34, x(wanted), 92, "wanted") if wanted else "",
+        line(x(low), 66, x(high), 66, "whisker"),
+        line(x(low), 57, x(low), 75, "cap"),
+        line(x(high), 57, x(high), 75, "cap"),
+        dot(x(middle), 66, 8, "gain-dot"),
+        *_gain_labels(gain, x, width),
+        text(1, 130, "\u2190 worse", "axis-name", "start"),
+        text(width / 2, 130, f"gain, {unit}", "axis-name"),
+        text(width - 1, 130, "better \u2192", "axis-name", "end"),
+    )
+
+
+def _gain_labels(gain: Gain, x: Callable[[float], float], width: float) -> list[str]:
+    factor = 100 if gain.is_share else 1
+    wanted = x(factor * gain.min_gain)
+    low, middle, high = (x(factor * number) for number in (gain.low, gain.gain, gain.high))
+    words = f"asked for: {wording.change(gain, gain.min_gain)}" if gain.min_gain else "no change"
+    anchor = "start" if wanted < 60 else "end" if wanted > width - 60 else "middle"
+    above = 14 if abs(wanted - middle) < 95 else 44  # where the two labels would touch, the gain's goes higher
+    low_text, _, high_text = wording.interval(gain).partition(" to ")
+    return [
+        text(wanted, 28, words, "wanted-label", anchor),
+        text(min(max(middle, 40.0), width - 40), above, wording.change(gain, gain.gain), "gain-label"),
+        text(low - 7, 71, low_text, "end-label", "end"),
+        text(high + 7, 71, high_text, "end-label", "start"),
+    ]
+
+
+def _signed(words: str, number: float) -> str:
+    words = words.lstrip("-")
+    return words if number == 0 else ("+" if number > 0 else wording.MINUS) + words
+
+
+def metric_gain(gain: Gain, reach: tuple[float, float]) -> Markup:
+    """Draw one metric's gain as dot and whisker on an axis that all metrics of its unit share."""
+    width, height = 240.0, 26.0
+    if not all(math.isfinite(number) for number in (gain.low, gain.gain, gain.high)):
+        return Markup("")
+    x = scale(reach[0], reach[1], 10, width - 10)
+    certain = "certain" if gain.low > 0 or gain.high < 0 else "uncertain"
+    return svg(
+        width,
+        height,
+        f"{wording.change(gain, gain.gain)}, {wording.interval(gain)}",
+        line(10, 13, width - 10, 13, "rail"),
+        line(x(0), 2, x(0), 24, "zero"),
+        line(x(gain.low), 13, x(gain.high), 13, f"whisker {certain}"),
+        line(x(gain.low), 8, x(gain.low), 18, f"cap {certain}"),
+        line(x(gain.high), 8, x(gain.high), 18, f"cap {certain}"),
+        dot(x(gain.gain), 13, 4.5, f"gain-dot {certain}"),
+    )
+
+
+def reach_of(gains: Sequence[Gain]) -> tuple[float, float]:
+    """Return the axis that holds the intervals of all these gains, and zero."""
+    ends = [end for gain in gains for end in (gain.low, gain.high) if math.isfinite(end)]
+    low, high = min([0.0, *ends]), max([0.0, *ends])
+    return (low, high) if high > low else (-1.0, 1.0)
+
+
+def histogram(bins: Sequence[Sequence[float]], marks: Sequence[tuple[str, float]], width: float) -> Markup:
+    """Draw how many rows have how many tokens; `marks` are named positions such as the median."""
+    bins = [entry for entry in bins if len(entry) == 3]
+    if not bins:
+        return Markup("")
+    low, high, most = bins[0][0], max(entry[1] for entry in bins), max(entry[2] for entry in bins) or 1
+    x, y = scale(low, high, 8, width - 8), scale(0, most, 150, 34)
+    steps = ticks(low, high, 4 if width < 500 else 8)
+    parts = []
+    for start, end, rows in bins:
+        words = f"{start:g} to {end:g} tokens: {rows:,g} rows"
+        parts.append(box(x(start), y(rows), x(end) - x(start) - 1, 150 - y(rows), "bar", words) if rows else "")
+    parts.append(line(8, 150, width - 8, 150, "axis"))
+    parts += [text(x(step), 167, tick_label(step, steps), "tick") for step in steps]
+    for index, (name, at) in enumerate(marks):
+        top = 13 * (index % 2)  # neighbours on two levels, so that their names do not touch
+        anchor, gap = ("end", -4) if x(at) > width - 110 else ("start", 4)
+        parts.append(line(x(at), 12 + top, x(at), 150, "wanted"))
+        parts.append(text(x(at) + gap, 21 + top, name, "wanted-label", anchor))
+    parts.append(text(width / 2, 186, "tokens in a row", "axis-name"))
+    return svg(width, 192, "Rows by number of tokens", *parts)
+
+
+def smoothed(values: Sequence[float]) -> list[float]:
+    """Return the mean around each value, over about a twentieth of all; centred, so the curve does not lag behind."""
+    sums = [0.0, *accumulate(values)]
+    reach = len(values) // 40
+    spans = [(max(0, at - reach), min(len(values), at + reach + 1)) for at in range(len(values))]
+    return [(sums[end] - sums[start]) / (end - start) for start, end in spans]
+
+
+def thinned(points: Sequence[Point]) -> list[Point]:
+    """Return at most `MOST_POINTS` points: of each group the lowest and the highest, so that spikes stay visible."""
+    if len(points) <= MOST_POINTS:
+        return list(points)
+    size = math.ceil(2 * len(points) / MOST_POINTS)
+    groups = [points[start : start + size] for start in range(0, len(points), size)]
+    ends = [(min(group, key=lambda point: point[1]), max(group, key=lambda point: point[1])) for group in groups]
+    return [point for pair in ends for point in sorted(set(pair))]
+
+
+def loss_curves(training: Training, width: float) -> Markup:
+    """Draw train loss (each step faint, its mean strong), validation loss, best checkpoint and learning rate."""
+    if not training.steps:
+        return Markup("")
+    bottom, start, end = 262.0, 40.0, width - 12
+    raw = [(float(step), loss) for step, loss, _ in training.steps]
+    mean = list(zip((step for step, _ in raw), smoothed([loss for _, loss in raw]), strict=True))
+    valid = [(float(step), loss) for step, loss, _ in training.valid]
+    low, top = _loss_range([loss for _, loss in raw + valid])
+    x = scale(raw[0][0], max(step for step, _ in raw + valid), start, end)
+    y = scale(low, top, bottom, 22)
+    levels = ticks(low, top, 5)
+
+    def placed(points: list[Point]) -> list[Point]:
+        return [(x(step), y(min(max(loss, low), top))) for step, loss in points]
+
+    return svg(
+        width,
+        352,
+        "Loss by step",
+        *(line(start, y(level), end, y(level), "grid") for level in levels),
+        *(text(start - 6, y(level) + 4, tick_label(level, levels), "tick", "end") for level in levels),
+        text(start, 12, "loss, nats per trained token", "axis-name", "start"),
+        path(placed(thinned(raw)), "raw"),
+        path(placed(thinned(mean)), "smooth"),
+        path(placed(valid), "valid"),
+        *(
+            dot(*at, 3.5, "valid-dot", f"step {step:,.0f}: validation loss {loss:.4f}")
+            for at, (step, loss) in zip(placed(valid), valid, strict=True)
+        ),
+        *_best(training, x, y, (start, end)),
+        *_learning_rate(training, x, (start, end), bottom),
+    )
+
+
+def _loss_range(losses: list[float]) -> tuple[float, float]:
+    """Return the range to draw: all of it, unless a spike would flatten the rest."""
+    losses = sorted(losses)
+    usual = losses[int(0.985 * (len(losses) - 1))]
+    low, high = losses[0] - 0.1 * abs(losses[0]), losses[-1] if losses[-1] < 2.5 * usual else usual
+    return low, high + (0.04 * abs(high) or 1.0)
+
+
+def _best(training: Training, x: Callable[[float], float], y: Callable[[float], float], ends: Point) -> list[str]:
+    """Mark the checkpoint that was evaluated."""
+    best = training.facts.get("best_step")
+    loss = next((loss for step, loss, _ in training.valid if step == best), None)
+    if best is None or loss is None:
+        return []
+    anchor = "end" if x(best) > (ends[0] + ends[1]) / 2 else "start"
+    shift = -6 if anchor == "end" else 6
+    return [
+        line(x(best), 26, x(best), y(loss) - 8, "wanted"),
+        dot(x(best), y(loss), 8, "best"),
+        text(x(best) + shift, 34, f"best checkpoint: step {best:,}, {loss:.3f}", "best-label", anchor),
+    ]
+
+
+def _learning_rate(training: Training, x: Callable[[float], float], ends: Point, bottom: float) -> list[str]:
+    rates = [(float(step), rate) for step, _, rate in training.steps]
+    most = max(rate for _, rate in rates)
+    y = scale(0, most, bottom + 68, bottom + 30)
+    steps = ticks(rates[0][0], rates[-1][0], 4 if ends[1] < 500 else 8)
+    return [
+        text(ends[0], bottom + 18, f"learning rate, at most {most:.3g}", "axis-name", "start"),
+        path([(x(step), y(rate)) for step, rate in thinned(rates)], "rate"),
+        line(ends[0], bottom + 68, ends[1], bottom + 68, "axis"),
+        *(text(x(step), bottom + 84, tick_label(step, steps), "tick") for step in steps),
+        text(ends[1], bottom + 84, "step", "axis-name", "end") if x(steps[-1]) < ends[1] - 50 else "",
+    ]

@@ -1,0 +1,209 @@
+"""A run folder becomes a `View`. Only the resolved recipe must exist; whatever else is missing is left empty.
+
+Nothing here writes: a report may be made while the run is still going, so half-written last lines are passed over.
+"""
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from tunesmith.core.rundir import RunDir
+from tunesmith.report.answers import pair_answers
+from tunesmith.report.view import Answers, Gain, Guard, Stage, StageState, Training, Verdict, View
+
+STAGES = ("prepare", "train", "evaluate", "promote")
+LOST_ROWS_LISTED = 6
+
+
+def collect(run: RunDir) -> View:
+    """Read everything a report shows from a run folder."""
+    files = _Files(run.path)
+    resolved = files.text(run.resolved_recipe)
+    settings = _settings(resolved)
+    verdict = _verdict(files, run.verdict)
+    return View(
+        name=str(settings.get("name") or run.path.resolve().parent.name),
+        run_id=run.path.resolve().name,
+        recipe=files.text(run.recipe),
+        resolved=resolved,
+        settings=settings,
+        environment=files.json(run.environment),
+        stages=tuple(_stage(run, files, name, settings) for name in STAGES),
+        prepared=files.manifest(run, "prepare"),
+        lost_rows=_lost_rows(run.ledger),
+        samples=tuple(files.json(run.stage("prepare") / "samples.json") or ()),
+        training=_training(run, files),
+        verdict=verdict,
+        answers=_answers(run, files, verdict),
+        promotion=files.manifest(run, "promote"),
+        problems=tuple(files.problems),
+    )
+
+
+class _Files:
+    """Reads a run's files; one that is damaged is named in `problems` and left out, so the rest can be shown."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.problems: list[str] = []
+
+    def text(self, path: Path) -> str:
+        return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+
+    def json(self, path: Path) -> Any:
+        try:
+            return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        except ValueError:
+            self.note(path)
+            return {}
+
+    def manifest(self, run: RunDir, stage: str) -> dict[str, Any]:
+        found = self.json(run.stage(stage) / "manifest.json")
+        return found if isinstance(found, dict) else {}
+
+    def lines(self, path: Path) -> list[dict[str, Any]]:
+        """Return the whole lines of a JSONL file; a last line still being written is passed over."""
+        found = []
+        for line in whole_lines(path):
+            try:
+                found.append(json.loads(line))
+            except ValueError:
+                self.note(path)
+        return [item for item in found if isinstance(item, dict)]
+
+    def note(self, path: Path) -> None:
+        """Remember that a file is damaged."""
+        problem = f"{path.relative_to(self.root).as_posix()} is damaged; what could not be read is left out"
+        if problem not in self.problems:
+            self.problems.append(problem)
+
+
+def whole_lines(path: Path) -> Iterator[str]:
+    """Yield the lines that end in a line break. Unlike `core.files.complete_lines` this never touches the file."""
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
+        yield from (line for line in file if line.endswith("\n"))
+
+
+def _settings(resolved: str) -> dict[str, Any]:
+    try:
+        loaded = YAML(typ="safe", pure=True).load(resolved)
+    except YAMLError:
+        return {}
+    return loaded if isinstance(loaded, dict) else {}
+
+
+def _stage(run: RunDir, files: _Files, name: str, settings: dict[str, Any]) -> Stage:
+    manifest = files.manifest(run, name)
+    state: StageState = "missing"
+    if manifest:
+        state = "done"
+    elif settings and not settings.get(name, name not in ("evaluate", "promote")):
+        state = "not asked for"
+    elif run.stage(name).exists():
+        state = "unfinished"
+    return Stage(name, state, manifest.get("seconds"))
+
+
+def _lost_rows(ledger: Path) -> dict[tuple[str, str], list[int]]:
+    """Return {(status, reason): the first row numbers} of rows that were dropped or cut."""
+    lost: dict[tuple[str, str], list[int]] = {}
+    for line in whole_lines(ledger):
+        if '"dropped"' not in line and '"cut"' not in line:  # most rows are kept; parsing them all would be the cost
+            continue
+        try:
+            entry = json.loads(line)
+            key = (str(entry["status"]), str(entry["reason"]))
+        except (ValueError, KeyError):
+            continue
+        if key[0] in ("dropped", "cut"):
+            rows = lost.setdefault(key, [])
+            if len(rows) < LOST_ROWS_LISTED:
+                rows.append(entry.get("row", 0))
+    return lost
+
+
+def _training(run: RunDir, files: _Files) -> Training | None:
+    lines = files.lines(run.metrics)
+    facts = files.manifest(run, "train")
+    if not lines and not facts:
+        return None
+    steps = {
+        line["step"]: (line["step"], line["loss"], line.get("learning_rate") or 0.0)
+        for line in lines
+        if line.get("kind") == "step" and _is_number(line.get("loss"))
+    }
+    valid = {
+        line["step"]: (line["step"], line["loss"], line.get("token_accuracy"))
+        for line in lines
+        if line.get("kind") == "valid" and _is_number(line.get("loss"))
+    }  # a resumed run may have written a step twice; the later line counts
+    return Training(tuple(sorted(steps.values())), tuple(sorted(valid.values(), key=lambda item: item[0])), facts)
+
+
+def _verdict(files: _Files, path: Path) -> Verdict | None:
+    found = files.json(path)
+    try:
+        return _verdict_of(found) if found else None
+    except (KeyError, TypeError, AttributeError):
+        files.note(path)
+        return None
+
+
+def _verdict_of(found: dict[str, Any]) -> Verdict:
+    metrics = {name: _gain({"metric": name, **entry}) for name, entry in found.get("metrics", {}).items()}
+    primary = found["primary"]
+    known = metrics.get(primary["metric"])
+    better_up = {"higher_is_better": known.higher_is_better} if known else {}
+    return Verdict(
+        verdict=found["verdict"],
+        primary=_gain({**better_up, **primary}),
+        metrics=tuple(metrics.values()) or (_gain(primary),),
+        guards=tuple(_guard(entry, found.get("metrics", {})) for entry in found.get("guards", ())),
+        reasons=tuple(str(reason) for reason in found.get("reasons", ())),
+        health=found.get("health", {}),
+    )
+
+
+def _gain(entry: dict[str, Any]) -> Gain:
+    return Gain(
+        metric=entry["metric"],
+        base=entry.get("base"),
+        tuned=entry.get("tuned"),
+        gain=_number(entry.get("gain")),
+        low=_number(entry.get("low")),
+        high=_number(entry.get("high")),
+        confidence=entry.get("confidence", 0.95),
+        rows=entry.get("rows"),
+        higher_is_better=entry.get("higher_is_better", entry["metric"] != "perplexity"),
+        rows_needed=entry.get("rows_needed"),
+        min_gain=entry.get("min_gain") or 0.0,
+    )
+
+
+def _guard(entry: dict[str, Any], metrics: dict[str, Any]) -> Guard:
+    whole = {**metrics.get(entry["metric"], {}), **entry}
+    return Guard(_gain(whole), entry.get("max_drop", 0.0), bool(entry.get("passed")))
+
+
+def _answers(run: RunDir, files: _Files, verdict: Verdict | None) -> Answers | None:
+    generations = {name: files.lines(run.subject(name) / "generations.jsonl") for name in ("base", "tuned")}
+    scores = {name: files.lines(run.subject(name) / "scores.jsonl") for name in ("base", "tuned")}
+    if not any(generations.values()):
+        return None
+    primary = verdict.primary if verdict else None
+    return pair_answers(generations, scores, primary)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, (int, float)) else math.nan

@@ -1,0 +1,120 @@
+"""The report: one HTML file that opens anywhere, asks the network for nothing and runs no text of model or data."""
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from tunesmith.core.files import write_text
+from tunesmith.core.rundir import RunDir
+from tunesmith.report import charts, sections, wording
+from tunesmith.report.collect import collect
+from tunesmith.report.view import View
+
+_HERE = Path(__file__).parent
+WIDE, NARROW = 1000.0, 380.0
+_LENGTH_MARKS = {"median": "median", "p95": "95 % are below"}
+
+
+def write_report(run: RunDir) -> Path:
+    """Write the report of a run, finished or not, and return its path."""
+    write_text(run.report, render(collect(run)))
+    return run.report
+
+
+def render(view: View) -> str:
+    """Return the report as HTML."""
+    environment = Environment(
+        loader=FileSystemLoader(_HERE),
+        autoescape=True,
+        finalize=_shown,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals.update(words=wording)
+    script = (_HERE / "report.js").read_text(encoding="utf-8")
+    return environment.get_template("report.html.j2").render(
+        view=view,
+        style=Markup((_HERE / "report.css").read_text(encoding="utf-8")),
+        script=Markup(script),
+        script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        **_hero(view),
+        **_evaluation(view),
+        **_training(view),
+        **_data(view),
+        facts=sections.facts(view),
+        speeds=sections.speeds(view),
+    )
+
+
+def script_json(value: Any) -> Markup:
+    """Return JSON that may stand in a script element: nothing in it can close or open a tag."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)
+
+
+def _shown(value: Any) -> Any:
+    """Make every text that the template writes visible before it is escaped."""
+    return wording.visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _both_widths(draw: Callable[[float], Markup]) -> Markup:
+    wide, narrow = draw(WIDE), draw(NARROW)
+    if not wide:
+        return Markup("")
+    return Markup('<div class="wide">{}</div><div class="narrow">{}</div>').format(wide, narrow)
+
+
+def _hero(view: View) -> dict[str, Any]:
+    first, _, rest = re.sub(" (?=%|rows|points)", "\u00a0", wording.headline(view)).partition(": ")
+    verdict = view.verdict
+    return {
+        "kind": verdict.verdict if verdict else "none",
+        "headline": first,
+        "evidence": rest[:1].upper() + rest[1:],
+        "gain_chart": _both_widths(lambda width: charts.gain_axis(verdict.primary, width)) if verdict else "",
+    }
+
+
+def _evaluation(view: View) -> dict[str, Any]:
+    metrics = view.verdict.metrics if view.verdict else ()
+    shares = charts.reach_of([gain for gain in metrics if gain.is_share])
+    rows = [(gain, charts.metric_gain(gain, shares if gain.is_share else charts.reach_of([gain]))) for gain in metrics]
+    payload = sections.payload(view.answers) if view.answers else None
+    return {
+        "metric_rows": rows,
+        "health": sections.health(view.verdict) if view.verdict else [],
+        "filters": sections.filters(view.answers) if view.answers else [],
+        "payload": payload,
+        "payload_json": script_json(payload),
+        "first_rows": payload["rows"][: sections.ROWS_WITHOUT_SCRIPT] if payload else [],
+    }
+
+
+def _training(view: View) -> dict[str, Any]:
+    training = view.training
+    if training is None:
+        return {"loss_chart": "", "best": None}
+    best = next((point for point in training.valid if point[0] == training.facts.get("best_step")), None)
+    return {"loss_chart": _both_widths(lambda width: charts.loss_curves(training, width)), "best": best}
+
+
+def _data(view: View) -> dict[str, Any]:
+    lengths = (view.prepared.get("lengths") or {}).get("train") or {}
+    named = [(f"{name} {lengths[key]:,g}", lengths[key]) for key, name in _LENGTH_MARKS.items() if lengths.get(key)]
+    draw = _both_widths(lambda width: charts.histogram(lengths.get("histogram") or [], named, width))
+    return {
+        "splits": sections.splits(view.prepared),
+        "lost": sections.lost(view),
+        "length_chart": draw,
+        "token_rows": sections.token_rows(view.samples),
+    }

@@ -1,0 +1,93 @@
+"""The comparison for a terminal: the verdict, the metrics and some rows, with nothing in it that a terminal obeys."""
+
+from collections.abc import Sequence
+
+from tunesmith.core.rundir import RunDir
+from tunesmith.report import wording
+from tunesmith.report.collect import collect
+from tunesmith.report.view import Answer, Side, Verdict
+from tunesmith.report.wording import visible
+
+_OUTCOMES = {"fixed": "better", "broken": "worse", "right": "both right", "wrong": "both wrong", "even": "equal"}
+_PROMPT_LINES = 4
+_ANSWER_LINES = 12
+
+
+def side_by_side(run: RunDir, rows: int) -> str:
+    """Return the verdict, the metrics table and the first `rows` answers of base and tuned, as plain text."""
+    view = collect(run)
+    blocks = [wording.headline(view)]
+    if view.verdict:
+        blocks += ["\n".join(view.verdict.reasons), _metrics(view.verdict)]
+        blocks.append("\n".join(_guards(view.verdict)))
+    if view.answers and rows > 0:
+        blocks += [_row(answer) for answer in view.answers.rows[:rows]]
+        left = len(view.answers.rows) - rows
+        if left > 0:
+            blocks.append(f"{wording.count(left)} more rows")
+    blocks += view.problems
+    return visible("\n\n".join(block for block in blocks if block)) + "\n"
+
+
+def _metrics(verdict: Verdict) -> str:
+    head = ["metric", "base", "tuned", "gain", f"{wording.confidence(verdict.primary)} interval", ""]
+    body = [
+        [
+            wording.label(gain.metric),
+            wording.value(gain, gain.base),
+            wording.value(gain, gain.tuned),
+            wording.change(gain, gain.gain),
+            wording.interval(gain),
+            "" if gain.higher_is_better else "lower is better",
+        ]
+        for gain in verdict.metrics
+    ]
+    return _table([head, *body])
+
+
+def _guards(verdict: Verdict) -> list[str]:
+    return [
+        f"guard {'passed' if guard.passed else 'FAILED'}: {wording.guard_sentence(guard)}" for guard in verdict.guards
+    ]
+
+
+def _table(lines: Sequence[Sequence[str]]) -> str:
+    """Align columns: the first to the left, the last as it is, those between to the right."""
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]) - 1)]
+    return "\n".join(
+        "  ".join(
+            [
+                line[0].ljust(widths[0]),
+                *(cell.rjust(width) for cell, width in zip(line[1:-1], widths[1:], strict=True)),
+                line[-1],
+            ]
+        ).rstrip()
+        for line in lines
+    )
+
+
+def _row(answer: Answer) -> str:
+    outcome = _OUTCOMES.get(answer.outcome, "")
+    parts = [f"row {answer.number}{f'  ({outcome})' if outcome else ''}"]
+    parts.append(_field("prompt", "\n".join(answer.prompt.strip("\n").split("\n")[-_PROMPT_LINES:])))
+    if answer.reference is not None:
+        parts.append(_field("reference", answer.reference))
+    parts += [_field(name, _answer(side)) for name, side in (("base", answer.base), ("tuned", answer.tuned))]
+    return "\n".join(parts)
+
+
+def _answer(side: Side | None) -> str:
+    if side is None:
+        return "(not answered yet)"
+    if side.error:
+        return f"(failed: {side.error})"
+    if not side.text.strip():
+        return "(empty answer)"
+    return f"{side.text}{'' if side.stopped is not False else ' (cut off)'}"
+
+
+def _field(name: str, text: str) -> str:
+    lines = visible(text).split("\n")
+    if len(lines) > _ANSWER_LINES:
+        lines = [*lines[:_ANSWER_LINES], f"({len(lines) - _ANSWER_LINES} more lines)"]
+    return "\n".join(f"  {name if index == 0 else '':<10} {line}".rstrip() for index, line in enumerate(lines))

@@ -1,0 +1,154 @@
+"""Numbers, names and verdicts in words. The report and the terminal say the same sentence, because it is made here."""
+
+import math
+import re
+
+from tunesmith.report.view import Gain, Guard, Verdict, View
+
+MINUS = "\u2212"
+NONE = "\u2013"
+HEADLINES = {
+    "better": "The tuned model is better",
+    "not_better": "The tuned model is not better",
+    "cannot_tell": "It cannot be told whether the tuned model is better",
+}
+_LABELS = {"bleu": "BLEU", "chrf": "chrF", "execution": "execution accuracy", "sql_execution": "execution accuracy"}
+_DOINGS = {"prepare": "preparing the data", "train": "training", "evaluate": "evaluation", "promote": "promotion"}
+_BIDI_AND_HIDDEN = [*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x2028, 0x2029, 0x200B, 0xFEFF]
+_VISIBLE: dict[int, int | str] = {code: 0x2400 + code for code in range(0x20) if code not in (0x09, 0x0A)}
+_VISIBLE |= {code: f"\u27e8U+{code:04X}\u27e9" for code in [*range(0x80, 0xA0), *_BIDI_AND_HIDDEN]}
+_VISIBLE[0x7F] = 0x2421
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def visible(text: str) -> str:
+    """Return text in which control characters, text-direction overrides and broken characters are shown, not obeyed."""
+    return _SURROGATE.sub("\ufffd", text.replace("\r\n", "\n")).translate(_VISIBLE)
+
+
+def label(metric: str) -> str:
+    """Return a metric's name as people write it."""
+    if metric.startswith("rouge") and metric.isalnum():
+        return f"ROUGE-{metric.removeprefix('rouge')}".rstrip("-")
+    return _LABELS.get(metric, visible(metric).replace("_", " "))
+
+
+def count(value: float | None) -> str:
+    """Return a whole number with separators: 12,345."""
+    return NONE if value is None else f"{round(value):,}"
+
+
+def short_count(value: float | None) -> str:
+    """Return a large number shortened: 138.6 M."""
+    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e4, "k")):
+        if value is not None and value >= size:
+            return f"{value / min(size, 1e3 if unit == 'k' else size):.1f} {unit}"
+    return count(value)
+
+
+def share(part: float | None, whole: float | None) -> str:
+    """Return a part of a whole in percent, with the decimals that small parts need."""
+    if part is None or not whole:
+        return NONE
+    percent = 100 * part / whole
+    return f"{percent:.2f} %" if 0 < percent < 0.1 else f"{percent:.1f} %"
+
+
+def duration(seconds: float | None) -> str:
+    """Return a time span in its two leading units: 3 h 20 min."""
+    if seconds is None:
+        return NONE
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def value(gain: Gain, number: float | None) -> str:
+    """Return one value of a metric: 88.0 % or 12.40."""
+    if number is None or not math.isfinite(number):
+        return NONE
+    return f"{100 * number:.1f} %" if gain.is_share else f"{number:,.2f}"
+
+
+def change(gain: Gain, number: float, decimals: int | None = None) -> str:
+    """Return a signed difference in the metric's unit: +86.0 (points) or +4.30."""
+    if not math.isfinite(number):
+        return NONE
+    scaled, usual = (100 * number, 1) if gain.is_share else (number, 2)
+    text = f"{abs(scaled):,.{usual if decimals is None else decimals}f}"
+    if not text.strip("0.,"):
+        return text
+    return ("+" if scaled > 0 else MINUS) + text
+
+
+def interval(gain: Gain) -> str:
+    """Return the interval of a gain: +79.3 to +91.3, finer where an end would be rounded to nothing."""
+    usual = 1 if gain.is_share else 2
+    vanishes = any(end and not change(gain, end).strip("0.,") for end in (gain.low, gain.high))
+    decimals = usual + 1 if vanishes else usual
+    return f"{change(gain, gain.low, decimals)} to {change(gain, gain.high, decimals)}"
+
+
+def confidence(gain: Gain) -> str:
+    """Return the confidence of an interval: 95 %."""
+    return f"{100 * gain.confidence:g} %"
+
+
+def with_unit(gain: Gain, number: float) -> str:
+    """Return a signed difference with its unit: +5.0 points."""
+    return f"{change(gain, number)} points" if gain.is_share else change(gain, number)
+
+
+def verdict_sentence(verdict: Verdict) -> str:
+    """Say in plain words what came out, with the interval it rests on."""
+    gain = verdict.primary
+    sentence = f"{HEADLINES.get(verdict.verdict, verdict.verdict)}: {_movement(gain)} ({_evidence(gain)})"
+    failed = [guard for guard in verdict.guards if not guard.passed]
+    if verdict.verdict == "not_better" and gain.low > gain.min_gain and failed:
+        sentence += f", but {guard_sentence(failed[0])}"
+    elif gain.min_gain:
+        sentence += f"; a gain of more than {with_unit(gain, gain.min_gain).lstrip('+')} was asked for"
+    sentence += "."
+    if verdict.verdict == "cannot_tell" and gain.rows_needed:
+        sentence += f" About {count(gain.rows_needed)} rows would settle it."
+    return sentence
+
+
+def guard_sentence(guard: Guard) -> str:
+    """Say what a guard saw against what it allows."""
+    allowed = with_unit(guard.change, guard.max_drop).lstrip("+")
+    return (
+        f"{label(guard.change.metric)} changed by {with_unit(guard.change, guard.change.gain)} "
+        f"({interval(guard.change)}), where a drop of at most {allowed} is allowed"
+    )
+
+
+def headline(view: View) -> str:
+    """Return the verdict sentence, or what this run lacks for one."""
+    if view.verdict:
+        return verdict_sentence(view.verdict)
+    stage = next((stage for stage in view.stages if stage.state in ("missing", "unfinished")), None)
+    doing = _DOINGS[stage.name] if stage else "evaluation"
+    if stage is None or stage.state == "missing":
+        return f"There is no verdict yet: this run stopped before {doing}."
+    steps = view.training.steps if view.training and stage.name == "train" else ()
+    so_far = f" ({count(steps[-1][0])} steps so far)" if steps else ""
+    return f"There is no verdict yet: {doing} has not finished{so_far}."
+
+
+def _movement(gain: Gain) -> str:
+    base, tuned = value(gain, gain.base), value(gain, gain.tuned)
+    if base == tuned or gain.base is None or gain.tuned is None:
+        return f"{label(gain.metric)} stayed at {base}"
+    return f"{label(gain.metric)} {'rose' if gain.tuned > gain.base else 'fell'} from {base} to {tuned}"
+
+
+def _evidence(gain: Gain) -> str:
+    direction = "" if gain.higher_is_better else "; lower is better"
+    size = with_unit(gain, gain.gain)
+    if not gain.higher_is_better and gain.gain:
+        size = f"{'better' if gain.gain > 0 else 'worse'} by {size.lstrip('+' + MINUS)}"
+    return f"{size}, {confidence(gain)} interval {interval(gain)}, {count(gain.rows)} rows{direction}"

@@ -1,0 +1,96 @@
+"""What every task is, and how a template takes its values from a row."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tunesmith.core.records import Tokens, Turn
+from tunesmith.recipe.schema import columns_in
+
+
+class RowProblem(Exception):
+    """One row cannot be used; `reason` is the same for all rows with the same trouble, so that they can be counted."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason
+        self.detail = detail
+
+
+class MissingColumn(Exception):
+    """The recipe names a column that the rows do not have: no row can be right."""
+
+    def __init__(self, column: str) -> None:
+        super().__init__(column)
+        self.column = column
+
+
+class Task(ABC):
+    """Turns rows into turns and turns into tokens. The only such place for training, evaluation and serving."""
+
+    stop_ids: tuple[int, ...]
+    """Ids after which an answer is over."""
+
+    @abstractmethod
+    def parse(self, row: Mapping[str, Any]) -> tuple[Turn, ...]:
+        """Return the turns of a row; raise RowProblem or MissingColumn."""
+
+    @abstractmethod
+    def render(self, turns: Sequence[Turn], example_id: str = "") -> Tokens:
+        """Return ids and which of them are learned, proved by decoding; raise RowProblem."""
+
+    @abstractmethod
+    def prompt(self, turns: Sequence[Turn]) -> list[int]:
+        """Return the ids that a model continues with its answer: all before the last trained turn."""
+
+    @abstractmethod
+    def reference(self, turns: Sequence[Turn]) -> str:
+        """Return the answer that `prompt` asks for."""
+
+    @abstractmethod
+    def answer(self, ids: Sequence[int]) -> str:
+        """Return the text of generated ids, stop token left out."""
+
+    @abstractmethod
+    def question(self, text: str) -> tuple[Turn, ...]:
+        """Return the turns that ask a model `text`, for trying it by hand."""
+
+
+def fill(template: str, row: Mapping[str, Any]) -> str:
+    """Put a row's values in a template's braces. A value is never read as a template itself."""
+    return template.format_map(_Cells(row))
+
+
+def ask(template: str | None, text: str) -> str:
+    """Put what a person asks in a template of one column; a template of several cannot be filled by one text."""
+    columns = set(columns_in(template)) if template else set()
+    return fill(str(template), {columns.pop(): text}) if len(columns) == 1 else text
+
+
+class _Cells(dict[str, str]):
+    """A row that gives text, and refuses cells that hold none."""
+
+    def __init__(self, row: Mapping[str, Any]) -> None:
+        super().__init__()
+        self._row = row
+
+    def __missing__(self, column: str) -> str:
+        return cell(self._row, column)
+
+
+def cell(row: Mapping[str, Any], column: str) -> str:
+    """Return one cell as text; raise MissingColumn, or RowProblem where it holds no text."""
+    if column not in row:
+        raise MissingColumn(column)
+    value = row[column]
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        raise RowProblem(f"cell `{column}` is empty")
+    if isinstance(value, float) and math.isinf(value):
+        raise RowProblem(f"cell `{column}` is infinite")
+    if isinstance(value, list | dict | bytes | tuple):
+        raise RowProblem(f"cell `{column}` holds a {type(value).__name__}, not text")
+    text = str(value)
+    if not text.strip():
+        raise RowProblem(f"cell `{column}` is empty")
+    return text

@@ -1,0 +1,1 @@
+"""Prepared tokens + model -> checkpoints: `loop` yields facts, `train` logs, saves and stops."""

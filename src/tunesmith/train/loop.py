@@ -1,0 +1,131 @@
+"""The training loop: a generator of StepReports. It never logs, saves or stops by itself.
+
+    for each step:  rows (seed, step) -> micro-batches -> sum of loss / trained tokens of the step -> backward
+                    -> finite? -> clip -> AdamW -> StepReport
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from tunesmith.core import interrupt
+from tunesmith.core.errors import NonFinite
+from tunesmith.core.records import StepReport
+from tunesmith.data.batches import TokenSet, micro_batches, rows_of_step
+from tunesmith.model.load import Machine
+from tunesmith.model.token_loss import token_loss
+from tunesmith.recipe.plan import Steps, learning_rate
+from tunesmith.recipe.schema import Recipe
+from tunesmith.train.optim import clip_gradients
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What the loop works with. `most_tokens` bounds the padded tokens of a micro-batch when the recipe says auto."""
+
+    recipe: Recipe
+    plan: Steps
+    machine: Machine
+    model: Any
+    tokens: TokenSet
+    pad_id: int
+    most_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Loss in nats per token and the fraction of tokens predicted right, over `tokens` trained tokens."""
+
+    loss: float
+    token_accuracy: float
+    tokens: int
+
+
+def train_steps(setup: Setup, optimizer: torch.optim.Optimizer, *, first_step: int) -> Iterator[StepReport]:
+    """Yield a report after each optimizer step, from `first_step` (counted from 0) to the plan's end.
+
+    Raises:
+        NonFinite: loss or gradient is NaN or infinite; the optimizer has not moved.
+        Interrupted: a signal came; the step in work is left out.
+    """
+    recipe, plan = setup.recipe, setup.plan
+    for step in range(first_step, plan.total_steps):
+        # All randomness of a step (dropout) follows from (seed, step), so resuming needs no generator's state.
+        torch.manual_seed(_seed_of(recipe.seed, step))
+        setup.model.train()
+        rows = rows_of_step(
+            step,
+            rows=len(setup.tokens),
+            examples_per_step=recipe.train.examples_per_step,
+            total_examples=plan.total_examples,
+            seed=recipe.seed,
+        )
+        loss = _accumulate(setup, rows)
+        if not math.isfinite(loss):
+            raise _non_finite("loss", loss, step, rows, setup)
+        norm = clip_gradients(setup.model, recipe.train.max_gradient_norm)
+        if not math.isfinite(norm):
+            raise _non_finite("gradient norm", norm, step, rows, setup)
+        rate = learning_rate(recipe, plan, step)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        tokens = int(setup.tokens.lengths[rows].sum())
+        yield StepReport(step + 1, loss, rate, norm, tokens, setup.tokens.trained_tokens(rows))
+
+
+def _accumulate(setup: Setup, rows: list[int]) -> float:
+    """Add up the gradients of a step's loss, which is a mean over all its trained tokens; return the loss."""
+    trained = setup.tokens.trained_tokens(rows)
+    total = 0.0
+    for batch_rows in _divided(setup, rows):
+        interrupt.check()
+        batch = setup.tokens.batch(batch_rows, setup.pad_id).to(setup.machine.device)
+        with setup.machine.autocast(setup.model.dtype):
+            nll = token_loss(setup.model, batch).nll
+        loss = nll.sum() / trained
+        loss.backward()
+        total += float(loss.detach())
+    return total
+
+
+def _divided(setup: Setup, rows: list[int]) -> list[list[int]]:
+    size = setup.recipe.train.micro_batch
+    indices = micro_batches(
+        [int(setup.tokens.lengths[row]) for row in rows],
+        micro_batch=None if size == "auto" else int(size),
+        most_tokens=setup.most_tokens,
+    )
+    return [[rows[i] for i in batch] for batch in indices]
+
+
+@torch.inference_mode()
+def measure(setup: Setup, tokens: TokenSet) -> Measured:
+    """Return loss and token accuracy over a whole split, in the order that needs the least padding."""
+    setup.model.eval()
+    nll = correct = count = 0.0
+    for indices in micro_batches(list(map(int, tokens.lengths)), micro_batch=None, most_tokens=2 * setup.most_tokens):
+        interrupt.check()
+        batch = tokens.batch(indices, setup.pad_id).to(setup.machine.device)
+        with setup.machine.autocast(setup.model.dtype):
+            result = token_loss(setup.model, batch)
+        nll += float(result.nll.double().sum())
+        correct += float(result.correct.sum())
+        count += result.nll.numel()
+    return Measured(nll / count, correct / count, int(count))
+
+
+def _seed_of(seed: int, step: int) -> int:
+    return (seed * 1_000_003 + step) % 2**63
+
+
+def _non_finite(what: str, value: float, step: int, rows: list[int], setup: Setup) -> NonFinite:
+    return NonFinite(
+        f"the {what} became {value}; the weights were not updated with it",
+        where=f"step {step + 1}, rows {rows[:8]} of train",
+        hint="lower train.learning_rate, or look at these rows with `tunesmith show`; earlier checkpoints are kept",
+    )

@@ -1,0 +1,197 @@
+"""STAGE 2: wires model, tokens and loop; logs, validates, saves, and writes the manifest last."""
+
+import resource
+import sys
+import time
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+
+from tunesmith.core import interrupt
+from tunesmith.core.files import complete_lines, digest_of, json_line, seal_folder, write_jsonl
+from tunesmith.core.progress import Progress, say
+from tunesmith.core.records import StepReport
+from tunesmith.core.rundir import RunDir
+from tunesmith.data.batches import TokenSet
+from tunesmith.fetch.reference import ModelFolder, resolve
+from tunesmith.model.adapters import make_trainable, open_model, trained_parameters
+from tunesmith.model.load import Machine, machine
+from tunesmith.recipe.plan import steps_of
+from tunesmith.recipe.schema import FullTuning, Recipe
+from tunesmith.tasks.tokenizer import Codec
+from tunesmith.train.checkpoint import State, latest_state, prune, restore, save_checkpoint
+from tunesmith.train.loop import Measured, Setup, measure, train_steps
+from tunesmith.train.optim import make_optimizer
+
+# Padded tokens of one micro-batch when the recipe leaves it to us: enough to keep the matrix units busy.
+_MOST_TOKENS = {"cpu": 2048, "cuda": 16384}
+
+
+def inputs(recipe: Recipe, run: RunDir) -> dict[str, Any]:
+    """Return all that decides what training gives. How rows are cut into micro-batches does not."""
+    settings = recipe.train.model_dump(mode="json", exclude={"micro_batch", "keep_checkpoints"})
+    return {
+        "model": recipe.model.model_dump(mode="json"),
+        "base": resolve(recipe.model.base, relative_to=run.origin).digest(),
+        "tuning": recipe.tuning.model_dump(mode="json"),
+        "train": settings,
+        "seed": recipe.seed,
+        "prepare": digest_of((run.manifest("prepare") or {}).get("files")),
+    }
+
+
+def train(recipe: Recipe, run: RunDir) -> dict[str, Any]:
+    """Train the recipe's model on what `prepare` left in `run`, going on from the last checkpoint.
+
+    Raises:
+        NonFinite: loss or gradient became NaN or infinite.
+        Interrupted: a signal came; a checkpoint of the last finished step is kept.
+    """
+    stated = inputs(recipe, run)
+    state = latest_state(run, digest_of(stated)) or State(0, digest_of(stated))
+    base = resolve(recipe.model.base, relative_to=run.origin)
+    on = machine(recipe.model.precision)
+    setup = _setup(recipe, run, base, on)
+    optimizer = make_optimizer(setup.model, recipe.train)
+    if state.step:
+        restore(run, state, setup.model, optimizer)
+        say(f"going on from step {state.step} of {setup.plan.total_steps}")
+    session = _Session(recipe, run, setup, optimizer, state, _card(recipe, base, stated))
+    session.work()
+    return session.finish(stated)
+
+
+def _setup(recipe: Recipe, run: RunDir, base: ModelFolder, on: Machine) -> Setup:
+    tokens = TokenSet(run.tokens("train"))
+    # Full fine-tuning keeps fp32 masters and computes in less by autocast; LoRA's base is never updated.
+    dtype = torch.float32 if isinstance(recipe.tuning, FullTuning) else on.compute
+    model = open_model(base, on, dtype=dtype, attention=recipe.model.attention, merged=True)
+    model = make_trainable(model, recipe.tuning, seed=recipe.seed)
+    codec = Codec.load(base.root.path)
+    plan = steps_of(recipe, len(tokens))
+    return Setup(recipe, plan, on, model, tokens, codec.pad_id, _MOST_TOKENS[on.device.type])
+
+
+def _card(recipe: Recipe, base: ModelFolder, stated: dict[str, Any]) -> dict[str, Any]:
+    """Return what a saved model must say about itself to be used as it was trained."""
+    return {
+        "base": recipe.model.base,
+        "base_digest": base.digest(),
+        "data": recipe.data.model_dump(mode="json", exclude={"source", "split"}),
+        "inputs": digest_of(stated),
+        "name": recipe.name,
+    }
+
+
+@dataclass
+class _Session:
+    """One process's share of a run: from the state it found to the end, a signal or a fault."""
+
+    recipe: Recipe
+    run: RunDir
+    setup: Setup
+    optimizer: torch.optim.AdamW
+    state: State
+    card: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        self._codec = Codec.load(resolve(self.recipe.model.base, relative_to=self.run.origin).root.path)
+        valid = self.run.tokens("valid")
+        self._valid = TokenSet(valid) if valid.exists() else None
+        if self._valid is not None and len(self._valid) == 0:
+            self._valid = None
+
+    def work(self) -> None:
+        """Take the steps that are left; log, validate and save when due."""
+        plan = self.setup.plan
+        self._forget_lines_after(self.state.step)
+        progress = Progress("train", total=plan.total_steps, start=self.state.step)
+        saved = self.state.step
+        clock = time.monotonic()
+        with self.run.metrics.open("a", encoding="utf-8") as log:
+            if self.state.step == 0:
+                self._validate(log)
+            try:
+                for report in train_steps(self.setup, self.optimizer, first_step=self.state.step):
+                    seconds, clock = time.monotonic() - clock, time.monotonic()
+                    self.state = replace(
+                        self.state, step=report.step, tokens=self.state.tokens + report.tokens,
+                        seconds=round(self.state.seconds + seconds, 3),
+                    )
+                    self._log(log, _line(report, seconds))
+                    progress.update(report.step, f"loss {report.loss:.4f}  {report.tokens / seconds:.0f} tokens/s")
+                    last = report.step == plan.total_steps
+                    improved = (last or report.step % plan.valid_every_steps == 0) and self._validate(log)
+                    # The best step must be on disk, so an improvement is saved even between two intervals.
+                    if last or improved or report.step % plan.save_every_steps == 0:
+                        self._save()
+                        saved = report.step
+                    clock = time.monotonic()
+            except interrupt.Interrupted:
+                if self.state.step > saved:
+                    self._save()
+                raise
+            finally:
+                progress.close()
+
+    def finish(self, stated: dict[str, Any]) -> dict[str, Any]:
+        """Check that training had an effect, and write the stage's manifest."""
+        best = self.state.best_step or self.state.step
+        trained = sum(weight.numel() for _, weight in trained_parameters(self.setup.model))
+        facts = {
+            "stage": "train",
+            "inputs": stated,
+            "seconds": self.state.seconds,
+            "steps": self.state.step,
+            "best_step": best,
+            "best_valid_loss": self.state.best_valid_loss,
+            "trainable_parameters": trained,
+            "all_parameters": sum(weight.numel() for weight in self.setup.model.parameters()),
+            "tokens": self.state.tokens,
+            "tokens_per_second": round(self.state.tokens / max(self.state.seconds, 1e-9), 1),
+            "peak_memory_gib": round(peak_memory_gib(), 2),
+            "precision": self.setup.machine.precision,
+            "device": str(self.setup.machine.device),
+        }
+        return seal_folder(self.run.stage("train"), **facts)
+
+    def _validate(self, log: Any) -> bool:
+        """Measure the validation split; note the best step so far and say whether this is it."""
+        if self._valid is None:
+            return False
+        measured: Measured = measure(self.setup, self._valid)
+        self._log(log, {"kind": "valid", "step": self.state.step, **asdict(measured)})
+        say(f"step {self.state.step}: validation loss {measured.loss:.4f}, "
+            f"token accuracy {measured.token_accuracy:.1%}")
+        best = self.state.best_valid_loss
+        improved = self.state.step > 0 and (best is None or measured.loss < best)
+        if improved:
+            self.state = replace(self.state, best_step=self.state.step, best_valid_loss=measured.loss)
+        return improved
+
+    def _save(self) -> None:
+        save_checkpoint(self.run, self.state, self.setup.model, self.optimizer, self._codec, self.card)
+        prune(self.run, keep=self.recipe.train.keep_checkpoints, best_step=self.state.best_step)
+
+    def _log(self, log: Any, line: dict[str, Any]) -> None:
+        log.write(json_line(line))
+        log.flush()
+
+    def _forget_lines_after(self, step: int) -> None:
+        """Leave out of the log what a killed process did after the checkpoint that we go on from."""
+        self.run.metrics.parent.mkdir(parents=True, exist_ok=True)
+        kept = [line for line in complete_lines(self.run.metrics) if line["step"] <= step] if step else []
+        write_jsonl(self.run.metrics, kept)
+
+
+def _line(report: StepReport, seconds: float) -> dict[str, Any]:
+    rate = round(report.tokens / seconds, 1)
+    return {"kind": "step", **asdict(report), "seconds": round(seconds, 4), "tokens_per_second": rate}
+
+
+def peak_memory_gib() -> float:
+    """Return the most memory this process has held: on the GPU where there is one, else resident."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform != "darwin" else 2**30)

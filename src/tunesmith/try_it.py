@@ -1,0 +1,74 @@
+"""Ask a model by hand, through the very prompt and generation that training and evaluation used."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from tunesmith.core.errors import RecipeError
+from tunesmith.core.records import Turn
+from tunesmith.fetch.reference import ModelFolder, resolve
+from tunesmith.model.adapters import open_model
+from tunesmith.model.generate import generate
+from tunesmith.model.load import machine
+from tunesmith.recipe.schema import ChatData, CompletionData, Data, FileSource, TextData
+from tunesmith.tasks import Task, task_for
+from tunesmith.tasks.tokenizer import Codec
+
+
+@dataclass
+class Chatter:
+    """A model that answers. `turns` is the conversation so far (chat models only)."""
+
+    model: Any
+    task: Task
+    keeps_turns: bool
+    turns: list[Turn] = field(default_factory=list)
+
+    def ask(self, text: str, *, max_new_tokens: int = 256) -> str:
+        """Return the answer to `text`; a chat model remembers what was said before."""
+        asked = [*self.turns, *(self.task.question(text) if not self.turns else (Turn("user", text, trained=False),))]
+        ids = self.task.prompt(asked)
+        [answer] = generate(self.model, [ids], stop_ids=self.task.stop_ids, max_new_tokens=max_new_tokens)
+        said = self.task.answer(answer.ids)
+        if self.keeps_turns:
+            self.turns = [*asked, Turn("assistant", said, trained=False)]
+        return said
+
+
+def open_chatter(reference: str) -> Chatter:
+    """Load a model by any reference; one that tunesmith tuned brings its task along.
+
+    Raises:
+        RecipeError: there is no such model.
+    """
+    found = resolve(reference)
+    codec = Codec.load(found.root.path)
+    data = _data_of(found, codec)
+    model = open_model(found, machine()).eval()
+    return Chatter(model, task_for(data, codec), keeps_turns=isinstance(data, ChatData))
+
+
+def _data_of(found: ModelFolder, codec: Codec) -> ChatData | CompletionData | TextData:
+    """Return the task a model was tuned for; for others chat where there is a template, else plain text."""
+    source = FileSource(file="none")
+    stored = found.card.get("data")
+    if isinstance(stored, dict):
+        data: ChatData | CompletionData | TextData = TypeAdapter(Data).validate_python({**stored, "source": source})
+        return data
+    if codec.has_template:
+        return ChatData(source=source, task="chat", messages="messages")
+    return TextData(source=source, task="text", text="text", prompt_tokens=2**31)
+
+
+def answers(reference: str, prompts: Sequence[str], *, max_new_tokens: int = 256) -> list[str]:
+    """Return one answer to each prompt, each asked on its own."""
+    if not prompts:
+        raise RecipeError("no prompt to answer", hint="give --prompt TEXT")
+    chatter = open_chatter(reference)
+    said = []
+    for prompt in prompts:
+        chatter.turns = []
+        said.append(chatter.ask(prompt, max_new_tokens=max_new_tokens))
+    return said

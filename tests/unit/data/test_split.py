@@ -1,0 +1,129 @@
+"""Where rows go: by hash, so that nothing but the row itself decides."""
+
+import random
+import string
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tunesmith.data.split import assign, choose, group_key
+
+FRACTIONS = {"valid": 0.05, "test": 0.10}
+groups = st.lists(st.text(max_size=20), max_size=40)
+
+
+def test_a_group_goes_where_it_always_went() -> None:
+    # Stored values: a change of the hash would move rows of finished runs from test to train.
+    found = [assign(f"row {n}", **FRACTIONS, seed=0) for n in range(40)]
+    assert [n for n in range(40) if found[n] == "test"] == [7, 10, 18, 30]
+    assert [n for n in range(40) if found[n] == "valid"] == [13, 15, 17, 25]
+
+
+@given(groups, st.integers(0, 2**64), st.integers())
+def test_order_and_company_do_not_matter(names: list[str], seed: int, order: int) -> None:
+    before = {name: assign(name, **FRACTIONS, seed=seed) for name in names}
+    shuffled = [*names, "appended"]
+    random.Random(order).shuffle(shuffled)
+    after = {name: assign(name, **FRACTIONS, seed=seed) for name in shuffled}
+    assert {name: after[name] for name in names} == before
+
+
+@pytest.mark.parametrize("seed", [0, 1, 12345])
+@pytest.mark.parametrize(("valid", "test"), [(0.05, 0.10), (0.0, 0.5), (0.3, 0.0), (0.01, 0.01)])
+def test_fractions_are_kept(valid: float, test: float, seed: int) -> None:
+    rows = 20_000
+    found = [assign(str(n), valid=valid, test=test, seed=seed) for n in range(rows)]
+    for name, fraction in {"valid": valid, "test": test, "train": 1 - valid - test}.items():
+        deviation = 5 * (fraction * (1 - fraction) / rows) ** 0.5  # five standard deviations
+        assert abs(found.count(name) / rows - fraction) <= deviation
+
+
+def test_another_seed_gives_another_split() -> None:
+    one, two = ([assign(str(n), valid=0, test=0.5, seed=seed) for n in range(1000)] for seed in (1, 2))
+    assert 400 < sum(a != b for a, b in zip(one, two, strict=True)) < 600
+
+
+def test_changing_one_fraction_leaves_the_other_split_alone() -> None:
+    def members(name: str, valid: float, test: float) -> set[int]:
+        return {n for n in range(5000) if assign(str(n), valid=valid, test=test, seed=3) == name}
+
+    assert members("test", 0.05, 0.1) == members("test", 0.3, 0.1)
+    assert members("valid", 0.05, 0.1) == members("valid", 0.05, 0.4)
+    assert members("test", 0.05, 0.1) < members("test", 0.05, 0.2)
+
+
+@pytest.mark.parametrize(("valid", "test"), [(-0.1, 0.1), (0.1, -0.1), (0.6, 0.5)])
+def test_impossible_fractions_are_refused(valid: float, test: float) -> None:
+    with pytest.raises(ValueError, match="fractions"):
+        assign("a", valid=valid, test=test, seed=0)
+
+
+@given(groups, st.integers(0, 50), st.integers(0, 99))
+def test_chosen_are_as_many_as_asked(ids: list[str], count: int, seed: int) -> None:
+    chosen = choose(ids, count, seed)
+    assert chosen <= set(ids)
+    assert len(chosen) == min(count, len(set(ids)))
+    assert choose(ids[::-1], count, seed) == chosen
+    assert choose(ids, None, seed) == set(ids)
+
+
+@given(st.sets(st.text(max_size=5), min_size=1, max_size=60), st.text(min_size=6, max_size=8), st.integers(1, 30))
+def test_a_new_id_displaces_one_at_most(ids: set[str], new: str, count: int) -> None:
+    before = choose(sorted(ids), count, seed=7)
+    after = choose([*sorted(ids), new], count, seed=7)
+    assert len(before - after) <= 1
+    assert after - before <= {new}
+
+
+def test_choosing_is_independent_of_splitting() -> None:
+    # Chosen by the split's own hash, none of the test rows (its low end) would ever be left out.
+    names = [str(n) for n in range(4000)]
+    chosen = choose(names, 2000, seed=0)
+    test = [name for name in names if assign(name, valid=0, test=0.25, seed=0) == "test"]
+    assert 0.4 < sum(name in chosen for name in test) / len(test) < 0.6
+
+
+def test_a_negative_count_is_refused() -> None:
+    with pytest.raises(ValueError, match="-1"):
+        choose(["a"], -1, 0)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("How many  heads?\n", "how many heads?"),
+        ("\uff26\uff35\uff2c\uff2c width", "full width"),
+        ("STRASSE", "straße"),
+        ("ﬁne", "fine"),
+        ("caf\u0065\u0301", "café"),
+        ("a\u00a0b\u2003c", "a b c"),
+        ("zero\u200bwidth\ufeff", "zerowidth"),
+    ],
+)
+def test_near_identical_prompts_share_a_key(one: str, other: str) -> None:
+    assert group_key(one) == group_key(other)
+
+
+@pytest.mark.parametrize(("one", "other"), [("a b", "ab"), ("x = 1", "x = 2"), ("cafe", "café"), ("no", "not")])
+def test_different_prompts_do_not(one: str, other: str) -> None:
+    assert group_key(one) != group_key(other)
+
+
+@given(st.text() | st.text(alphabet="eEß \u0301\u0345\u00a8\u200b\u00ad\ufb01\u1e9e\u0130"))
+@settings(max_examples=300)
+def test_a_key_is_its_own_key(text: str) -> None:
+    key = group_key(text)
+    assert group_key(key) == key
+    assert group_key(f"  {key} \n") == key
+
+
+def test_every_character_reaches_its_fixed_point() -> None:
+    for start in range(0, 0x110000, 0x100):
+        key = group_key(" ".join(f"a{chr(code)}b" for code in range(start, start + 0x100)))
+        assert group_key(key) == key, hex(start)
+
+
+@given(st.text(alphabet=string.ascii_letters + " \t\n", max_size=30))
+def test_case_and_spacing_never_part_two_prompts(text: str) -> None:
+    assert group_key(text.upper()) == group_key(text.lower()) == group_key(text.replace(" ", "\n "))

@@ -1,0 +1,323 @@
+import contextlib
+import re
+import sqlite3
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from tunesmith.core.errors import RecipeError
+from tunesmith.core.files import digest_of
+from tunesmith.demo import SCHEMA, generate, load, rows, shop
+from tunesmith.demo.kind import Kind, fields_of, pool_of
+from tunesmith.demo.pools import CLOSED, held_out, pools
+from tunesmith.demo.questions import KINDS
+
+COUNT = 2400
+SPLITS = ("train", "valid", "test")
+BY_NAME = {kind.name: kind for kind in KINDS}
+
+# What the kinds must cover, told by words of SQL: feature -> pattern, how many kinds at least.
+FEATURES = {
+    "filter": (r"WHERE \w+ [=<>]", 5),
+    "join": (r"^(?!.* JOIN .* JOIN ).* JOIN ", 8),
+    "two hops": (r" JOIN .* JOIN ", 4),
+    "three hops": (r" JOIN .* JOIN .* JOIN ", 1),
+    "count": (r"COUNT\(\*\)", 5),
+    "sum": (r"SUM\(", 4),
+    "average": (r"AVG\(", 3),
+    "group": (r"GROUP BY", 6),
+    "having": (r"HAVING", 2),
+    "having with join": (r" JOIN .* HAVING ", 1),
+    "order and limit": (r"ORDER BY .* LIMIT \d", 4),
+    "rank by sum": (r"ORDER BY SUM\(.* DESC LIMIT", 2),
+    "dates": (r"(date|joined) (LIKE|BETWEEN|>) '20", 6),
+    "subquery": (r"\(SELECT ", 8),
+    "against average": (r"\(SELECT AVG\(", 2),
+    "top of each group": (r"\(SELECT MAX\(q\.price\) FROM products q WHERE q\.category = p\.category", 1),
+    "not in": (r" NOT IN \(SELECT", 1),
+    "not exists": (r"NOT EXISTS \(SELECT", 2),
+    "left join is null": (r"LEFT JOIN .* IS NULL", 1),
+    "distinct": (r"SELECT DISTINCT", 3),
+    "count distinct": (r"COUNT\(DISTINCT", 1),
+    "between": (r" BETWEEN ", 2),
+    "like": (r" LIKE '%", 1),
+    "in values": (r" IN \('", 1),
+    "in subquery": (r"(?<!NOT) IN \(SELECT", 1),
+}
+
+
+@pytest.fixture(scope="module")
+def connection() -> Iterator[sqlite3.Connection]:
+    with contextlib.closing(sqlite3.connect(":memory:")) as opened:
+        shop.fill(opened)
+        yield opened
+
+
+@cache
+def sample() -> list[dict[str, str]]:
+    return load(COUNT)
+
+
+def of_split(split: str) -> list[dict[str, str]]:
+    return [row for row in sample() if row["split"] == split]
+
+
+def literals(sql: str) -> set[str]:
+    """Return the quoted texts and the numbers of a query."""
+    quoted = {text.strip("%") for text in re.findall(r"'([^']*)'", sql)}
+    return quoted | set(re.findall(r"\b\d+\b", re.sub(r"'[^']*'", "", sql)))
+
+
+def asks(phrasing: str, kind: Kind, question: str) -> bool:
+    """Say whether a question is this phrasing with values in its fields."""
+    pattern = re.escape(phrasing)
+    for field in kind.fields:
+        pattern = pattern.replace(re.escape("{" + field + "}"), "(.+)")
+    return re.fullmatch(pattern, question) is not None
+
+
+def test_row_shape_and_count() -> None:
+    assert len(sample()) == COUNT
+    assert len({row["question"] for row in sample()}) == COUNT
+    for row in sample():
+        assert list(row) == ["question", "sql", "kind", "split", "schema"]
+        assert row["schema"] == SCHEMA
+        assert row["kind"] in BY_NAME
+        assert len(row["question"]) + len(row["sql"]) < 400  # a prompt stays below 256 tokens
+        assert "{" not in row["question"] + row["sql"]
+
+
+@pytest.mark.parametrize("count", [3, 20, 100, 1999, COUNT])
+def test_split_sizes(count: int) -> None:
+    sizes = Counter(row["split"] for row in load(count))
+    assert sizes.total() == count
+    assert sizes["test"] == max(1, int(count * 0.15 + 1e-9))
+    assert sizes["valid"] == max(1, int(count * 0.05 + 1e-9))
+
+
+def test_every_kind_has_its_part_of_every_split() -> None:
+    assert len(KINDS) == len(BY_NAME) >= 26
+    for split in SPLITS:
+        sizes = Counter(row["kind"] for row in of_split(split))
+        assert sizes.keys() == BY_NAME.keys()
+        fair = sizes.total() / len(KINDS)
+        assert min(sizes.values()) >= 0.8 * fair
+        assert max(sizes.values()) <= 1.2 * fair + 1
+
+
+def test_splits_are_mixed() -> None:
+    for start in range(0, COUNT, 400):
+        found = Counter(row["split"] for row in sample()[start : start + 400])
+        assert found["test"] > 30
+        assert found["valid"] > 5
+        assert len({row["kind"] for row in sample()[start : start + 400]}) == len(KINDS)
+
+
+def test_same_seed_same_rows() -> None:
+    assert list(rows(300, 5)) == load(300, 5)
+    assert load(300, 5) != load(300, 6)
+    shared = {row["question"] for row in load(300, 5)} & {row["question"] for row in load(300, 6)}
+    assert len(shared) < 150
+
+
+def test_rows_do_not_depend_on_the_hash_seed() -> None:
+    script = "from tunesmith.core.files import digest_of; from tunesmith.demo import load; print(digest_of(load(400)))"
+    digests = {
+        subprocess.run(
+            [sys.executable, "-c", script],
+            env={"PYTHONHASHSEED": seed, "PYTHONPATH": str(Path(shop.__file__).parents[2])},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+        for seed in ("1", "2")
+    }
+    assert digests == {digest_of(load(400))}
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_phrasings_say_every_value(kind: Kind) -> None:
+    assert len(kind.train) >= 4
+    assert len(kind.test) >= 2
+    for phrasing in (*kind.train, *kind.test):
+        assert set(fields_of(phrasing)) == set(kind.fields), phrasing
+        assert phrasing[0].isupper()
+        assert phrasing[-1] in ".?"
+    assert {pool_of(field) for field in kind.fields} <= pools().keys()
+    assert {pool_of(field) for field in kind.fields} - CLOSED.keys(), "no value of it can be held out"
+
+
+def test_no_phrasing_is_used_twice() -> None:
+    phrasings = [phrasing for kind in KINDS for phrasing in (*kind.train, *kind.test)]
+    assert len(set(phrasings)) == len(phrasings)
+
+
+def test_phrasings_of_test_are_only_in_test() -> None:
+    used = set()
+    for row in sample():
+        kind = BY_NAME[row["kind"]]
+        own, other = (kind.test, kind.train) if row["split"] == "test" else (kind.train, kind.test)
+        matching = {phrasing for phrasing in own if asks(phrasing, kind, row["question"])}
+        assert matching, row
+        assert not any(asks(phrasing, kind, row["question"]) for phrasing in other), row
+        used |= matching
+    assert used == {phrasing for kind in KINDS for phrasing in (*kind.train, *kind.test)}
+
+
+def test_values_of_test_are_only_in_test() -> None:
+    """Beyond the closed sets and what the kind itself writes, no text and no number of a test query is in training."""
+    closed = {value.sql for pool in CLOSED.values() for value in pool.train}
+    fixed = {literal for kind in KINDS for literal in literals(re.sub(r"\{\w+\}", "", kind.sql))}
+    assert fixed == {"", "1", "7"}
+    known = {literal for row in sample() if row["split"] != "test" for literal in literals(row["sql"])}
+    tested = {literal for row in of_split("test") for literal in literals(row["sql"])}
+    assert tested & known <= closed | fixed
+    assert len(tested - known) > 100
+
+
+def test_pools_are_disjoint_and_not_empty() -> None:
+    for name, pool in pools().items():
+        train, test = {value.sql for value in pool.train}, {value.sql for value in pool.test}
+        assert len(train) >= 2, name
+        assert len(test) >= 2, name
+        assert train == test if name in CLOSED else not train & test, name
+    numbers = ("price", "stock", "order", "count", "size", "top", "stars")
+    assert all(held_out(int(value.sql)) for name in numbers for value in pools()[name].test)
+    assert not any(held_out(int(value.sql)) for name in numbers for value in pools()[name].train)
+
+
+def test_held_out_belongs_together() -> None:
+    """A held-out city takes its customers along, a category its products, a year its months and days."""
+    contents = shop.contents()
+    cities = {value.sql for value in pools()["city"].test}
+    assert {value.sql for value in pools()["customer"].test} == {
+        name for _, name, city, _ in contents["customers"] if city in cities
+    }
+    categories = {value.sql for value in pools()["category"].test}
+    assert {value.sql for value in pools()["product"].test} == {
+        name for _, name, category, *_ in contents["products"] if category in categories
+    }
+    years = {value.sql for value in pools()["year"].test}
+    for name in ("month", "date"):
+        assert {value.sql[:4] for value in pools()[name].test} == years
+        assert not {value.sql[:4] for value in pools()[name].train} & years
+
+
+def test_no_query_is_in_two_splits() -> None:
+    queries = {split: {row["sql"] for row in of_split(split)} for split in SPLITS}
+    assert not queries["train"] & queries["valid"]
+    assert not queries["test"] & (queries["train"] | queries["valid"])
+
+
+def test_every_query_answers_quickly(connection: sqlite3.Connection) -> None:
+    """The limit is on SQLite's steps, so that a busy machine cannot fail it; 100,000 of them take about 2 ms."""
+    connection.set_progress_handler(lambda: 1, 100_000)
+    try:
+        for row in sample():
+            answer = connection.execute(row["sql"]).fetchall()
+            assert 1 <= len(answer) < 200, row
+            assert any(value for values in answer for value in values), row
+    finally:
+        connection.set_progress_handler(None, 0)
+
+
+def test_answers_do_not_depend_on_how_the_rows_lie(connection: sqlite3.Connection) -> None:
+    with contextlib.closing(sqlite3.connect(":memory:")) as turned:
+        for table, content in shop.contents().items():
+            columns = [column[1] for column in connection.execute(f"PRAGMA table_info({table})")]
+            turned.execute(f"CREATE TABLE {table}({', '.join(columns)})")
+            marks = ", ".join("?" * len(columns))
+            turned.executemany(f"INSERT INTO {table} VALUES ({marks})", content[::-1])
+        for row in sample()[::3]:
+            answers = [database.execute(row["sql"]).fetchall() for database in (connection, turned)]
+            if "ORDER BY" not in row["sql"]:
+                answers = [sorted(answer) for answer in answers]
+            assert answers[0] == answers[1], row
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_one_answer_for_all_does_not_pay(connection: sqlite3.Connection, split: str) -> None:
+    answers = Counter(tuple(sorted(connection.execute(row["sql"]).fetchall())) for row in of_split(split))
+    assert answers.most_common(1)[0][1] <= 0.03 * answers.total()
+    assert len(answers) >= 0.45 * answers.total()
+
+
+@pytest.mark.parametrize("feature", FEATURES)
+def test_features_are_in_every_split(feature: str) -> None:
+    pattern, least = FEATURES[feature]
+    for split in SPLITS:
+        kinds = {row["kind"] for row in of_split(split) if re.search(pattern, row["sql"])}
+        assert len(kinds) >= least, split
+
+
+def test_style_of_sql_is_one() -> None:
+    words = r"\b(select|distinct|from|where|and|or|not|in|join|left|on|group|order|by|having|limit|between|like)\b"
+    aliases = {"customers": "c", "products": "p", "orders": "o", "items": "i", "payments": "pay", "reviews": "r"}
+    for kind in KINDS:
+        assert kind.sql.startswith("SELECT ")
+        assert "\n" not in kind.sql
+        assert "  " not in kind.sql
+        assert ";" not in kind.sql
+        assert not re.search(words, re.sub(r"\{\w+\}", "", kind.sql))
+        assert kind.sql.count(" JOIN ") == kind.sql.count(" ON ")
+        assert (" LIMIT " in kind.sql) == (" ORDER BY " in kind.sql)
+        for table, alias in re.findall(r"(?:FROM|JOIN) (\w+) ([a-z]+)\b", kind.sql):
+            assert alias == aliases[table] or (table, alias) == ("products", "q")
+
+
+def test_columns_are_qualified_exactly_where_tables_meet() -> None:
+    columns = (
+        r"(?<![.\w'{])(id|name|city|joined|category|price|stock|date|status|quantity|method|amount|stars|\w+_id)\b"
+    )
+    for kind in KINDS:
+        outer = re.sub(r"\(SELECT .*\)", "", kind.sql)
+        if " JOIN " in outer:
+            assert not re.search(columns, outer), kind.name
+        elif "EXISTS" not in kind.sql and kind.name != "top_per_category":
+            assert not re.search(r"\b[a-z]+\.\w", outer), kind.name
+
+
+@pytest.mark.parametrize(
+    ("sql", "askable"),
+    [
+        ("SELECT name FROM customers WHERE city = 'Oslo'", True),
+        ("SELECT name FROM customers WHERE city = 'Atlantis'", False),
+        ("SELECT COUNT(*) FROM customers WHERE city = 'Atlantis'", False),
+        ("SELECT AVG(price) FROM products WHERE category = 'Atlantis'", False),
+        ("SELECT name FROM customers", False),
+        ("SELECT name FROM products ORDER BY price LIMIT 3", True),
+        ("SELECT name FROM products ORDER BY price > 20 LIMIT 3", False),
+        ("SELECT name FROM products WHERE price > 300 ORDER BY price LIMIT 3", False),
+    ],
+    ids=["found", "nothing", "zero", "null", "too long", "ranked", "tied", "too few to rank"],
+)
+def test_what_may_be_asked(connection: sqlite3.Connection, sql: str, askable: bool) -> None:
+    assert generate.is_askable(connection, sql) is askable
+
+
+@pytest.mark.parametrize("count", [-1, 0, 2])
+def test_too_few_rows(count: int) -> None:
+    with pytest.raises(RecipeError, match=f"at least 3 rows, not {count}"):
+        load(count)
+
+
+def test_too_many_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generate, "KINDS", (BY_NAME["customers_in_city"],))
+    assert len(load(60)) == 60
+    with pytest.raises(RecipeError, match="has 12 test rows, not 90"):
+        load(600)
+
+
+def test_fields_of_one_pool_differ_and_ascend() -> None:
+    for row in sample():
+        if between := re.search(r"BETWEEN '?([\d-]+)'? AND '?([\d-]+)", row["sql"]):
+            low, high = between.groups()
+            assert (int(low) < int(high)) if low.isdigit() else (low < high)
+            assert re.findall(r"\d[\d-]*", row["question"]) == [low, high]
+        if cities := re.search(r"IN \('(\w+)', '(\w+)'\)", row["sql"]):
+            assert cities[1] != cities[2]
