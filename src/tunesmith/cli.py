@@ -22,7 +22,9 @@ app = App(
 Overrides = Annotated[str, Parameter(help="Changes to the recipe, such as train.max_steps=20.")]
 RecipeOrRun = Annotated[Path, Parameter(help="A recipe's file, or the folder of a run.")]
 RunFolder = Annotated[Path, Parameter(help="The folder of a run.")]
-Out = Annotated[Path | None, Parameter(help="Folder of the run; default runs/NAME/ID, where ID follows from the recipe.")]
+Out = Annotated[
+    Path | None, Parameter(help="Folder of the run; default runs/NAME/ID, where ID follows from the recipe.")
+]
 AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print the result as JSON.")]
 ModelName = Annotated[str, Parameter(help="A model: org/name, a folder, a .gguf file, pypi:, run:FOLDER, NAME@ALIAS.")]
 
@@ -73,7 +75,11 @@ def plan(recipe: Path, *overrides: Overrides, out: Out = None, as_json: AsJson =
 
 @app.command
 def show(
-    recipe: RecipeOrRun, *overrides: Overrides, rows: int = 3, split: str = "train", html: Path | None = None,
+    recipe: RecipeOrRun,
+    *overrides: Overrides,
+    rows: int = 3,
+    split: str = "train",
+    html: Path | None = None,
     as_json: AsJson = False,
 ) -> None:
     """Show rows as the model sees them: every token, trained ones marked.
@@ -171,7 +177,11 @@ def compare(run: RunFolder, *, rows: int = 10, html: bool = False, as_json: AsJs
 @app.command
 def promote(
     what: Annotated[str, Parameter(help="A run's folder, or NAME@ALIAS / NAME@3 of the registry.")],
-    *, alias: str | None = None, force: bool = False, reason: str | None = None, as_json: AsJson = False,
+    *,
+    alias: str | None = None,
+    force: bool = False,
+    reason: str | None = None,
+    as_json: AsJson = False,
 ) -> None:
     """Promote a run's tuned model, or move an alias to a version of the registry.
 
@@ -223,9 +233,7 @@ def models(name: str | None = None, *, as_json: AsJson = False) -> None:
 
 
 @app.command
-def generate(
-    model: ModelName, *, prompt: list[str], max_new_tokens: int = 256, as_json: AsJson = False
-) -> None:
+def generate(model: ModelName, *, prompt: list[str], max_new_tokens: int = 256, as_json: AsJson = False) -> None:
     """Answer prompts, one by one.
 
     Args:
@@ -262,7 +270,9 @@ def chat(model: ModelName, *, max_new_tokens: int = 256) -> None:
 
 
 @app.command
-def score(file: Path, *, metrics: str = "rouge,exact_match", database: Path | None = None, as_json: AsJson = False) -> None:
+def score(
+    file: Path, *, metrics: str = "rouge,exact_match", database: Path | None = None, as_json: AsJson = False
+) -> None:
     """Score rows {"prediction", "reference"} of a JSONL file, from any system.
 
     Args:
@@ -277,8 +287,14 @@ def score(file: Path, *, metrics: str = "rouge,exact_match", database: Path | No
 
 @app.command
 def verdict(
-    base: Path, tuned: Path, *, metric: str | None = None, min_gain: float = 0.0, confidence: float = 0.95,
-    seed: int = 0, as_json: AsJson = False,
+    base: Path,
+    tuned: Path,
+    *,
+    metric: str | None = None,
+    min_gain: float = 0.0,
+    confidence: float = 0.95,
+    seed: int = 0,
+    as_json: AsJson = False,
 ) -> None:
     """Say whether one system's per-row scores are better than another's, in pairs.
 

@@ -1,6 +1,6 @@
 """The stages of a run, and the rule by which they run: skip what is done, go on with what is not.
 
-    prepare -> train -> evaluate -> (report) -> promote
+prepare -> train -> evaluate -> (report) -> promote
 """
 
 import importlib
@@ -147,7 +147,7 @@ def _write_origin(recipe: Recipe, run: RunDir, file: Path) -> None:
 
 def environment() -> dict[str, Any]:
     """Return what machine this is and which versions are installed, without importing any of them."""
-    versions = {}
+    versions: dict[str, str | None] = {}
     for name in ("tunesmith", "torch", "transformers", "peft", "datasets", "tokenizers", "safetensors", "numpy"):
         try:
             versions[name] = metadata.version(name)
@@ -170,6 +170,12 @@ def _cpu() -> str:
     lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, platform.machine())
+
+
+def work_left(recipe: Recipe, run: RunDir) -> dict[str, str]:
+    """Return for each stage that the recipe asks for whether it is `done` or `to do`."""
+    stages = [stage for stage in STAGES if stage.name != "promote" or recipe.promote is not None]
+    return {stage.name: "done" if run.manifest(stage.name) else "to do" for stage in stages}
 
 
 def _take(stage: Stage, recipe: Recipe, run: RunDir) -> None:

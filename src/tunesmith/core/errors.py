@@ -1,13 +1,13 @@
 """Every error a user can meet, each with the exit code that the command line returns.
 
-    TunesmithError            1
-    ├── RecipeError           2   the recipe or the command line is wrong
-    ├── DataError             3   the data is wrong
-    ├── VerdictRefused        4   the verdict does not allow promotion
-    ├── DoesNotFit            5   memory or disk
-    ├── DamagedFile           6   a stored file is damaged or has been altered
-    ├── NonFinite             7   training became NaN or infinite
-    └── Interrupted          75   stopped in a resumable state (Slurm requeues on it)
+TunesmithError            1
+├── RecipeError           2   the recipe or the command line is wrong
+├── DataError             3   the data is wrong
+├── VerdictRefused        4   the verdict does not allow promotion
+├── DoesNotFit            5   memory or disk
+├── DamagedFile           6   a stored file is damaged or has been altered
+├── NonFinite             7   training became NaN or infinite
+└── Interrupted          75   stopped in a resumable state (Slurm requeues on it)
 """
 
 

@@ -67,7 +67,12 @@ def _bar(label: str, total: int | None, start: int) -> Any:
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as RichProgress
 
-    columns = (TextColumn("{task.description:9}"), BarColumn(24), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
+    columns = (
+        TextColumn("{task.description:9}"),
+        BarColumn(24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
     bar = RichProgress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True))
     bar.start()
     bar.add_task(label, total=total, completed=start, note="")

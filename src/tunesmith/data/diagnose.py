@@ -1,6 +1,6 @@
-"""Read text files strictly: nothing is guessed, repaired or skipped, and what is wrong is told with its line.
+r"""Read text files strictly: nothing is guessed, repaired or skipped, and what is wrong is told with its line.
 
-Lines end at `\\n` only, and are counted as an editor counts them. Everything here raises DataError; what the
+Lines end at `\n` only, and are counted as an editor counts them. Everything here raises DataError; what the
 file system and gzip raise becomes one in `read_errors_told`.
 """
 

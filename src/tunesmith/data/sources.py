@@ -49,7 +49,8 @@ class FileLike(Protocol):
     """Names local files."""
 
     @property
-    def file(self) -> str | tuple[str, ...]: ...
+    def file(self) -> str | tuple[str, ...]:
+        """Path or paths, relative to the recipe."""
 
 
 @runtime_checkable
@@ -57,13 +58,20 @@ class HubLike(Protocol):
     """Names a dataset on the hub, or a local folder laid out like one."""
 
     @property
-    def hub(self) -> str: ...
+    def hub(self) -> str:
+        """`org/name`, or a folder relative to the recipe."""
+
     @property
-    def revision(self) -> str | None: ...
+    def revision(self) -> str | None:
+        """Commit, tag or branch."""
+
     @property
-    def config(self) -> str | None: ...
+    def config(self) -> str | None:
+        """Configuration of the dataset."""
+
     @property
-    def split(self) -> str: ...
+    def split(self) -> str:
+        """Split of the dataset."""
 
 
 @runtime_checkable
@@ -71,11 +79,16 @@ class GeneratedLike(Protocol):
     """Names a generator that tunesmith has itself."""
 
     @property
-    def generated(self) -> str: ...
+    def generated(self) -> str:
+        """Name of the generator."""
+
     @property
-    def rows(self) -> int: ...
+    def rows(self) -> int:
+        """How many rows to make."""
+
     @property
-    def seed(self) -> int: ...
+    def seed(self) -> int:
+        """Seed of the generator."""
 
 
 SourceLike: TypeAlias = FileLike | HubLike | GeneratedLike

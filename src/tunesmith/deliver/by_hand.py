@@ -46,9 +46,8 @@ def move_alias(reference: str, alias: str | None, *, force: bool, reason: str | 
 
 def list_models() -> tuple[list[dict[str, Any]], str]:
     """Return all models with their aliases, as data and as text."""
-    found = [
-        {"model": m.name, "aliases": dict(m.aliases), "versions": len(m.versions)}
-        for m in Registry.default().models()
+    found: list[dict[str, Any]] = [
+        {"model": m.name, "aliases": dict(m.aliases), "versions": len(m.versions)} for m in Registry.default().models()
     ]
     lines = [
         f"{m['model']:24} {m['versions']:>3} version(s)  "
@@ -81,4 +80,6 @@ def _primary(verdict: Any) -> str:
     if not isinstance(verdict, dict) or "primary" not in verdict:
         return "no verdict"
     p = verdict["primary"]
-    return f"{verdict['verdict']}: {p['metric']} {p['base']:.4g} -> {p['tuned']:.4g} [{p['low']:+.4g}, {p['high']:+.4g}]"
+    return (
+        f"{verdict['verdict']}: {p['metric']} {p['base']:.4g} -> {p['tuned']:.4g} [{p['low']:+.4g}, {p['high']:+.4g}]"
+    )

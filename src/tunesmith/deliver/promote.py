@@ -45,9 +45,7 @@ def promote(recipe: Recipe, run: RunDir, *, force: bool = False, reason: str | N
     }
     version = registry.add(target.model, tuned.path, facts=facts)
     if registry.current(target.model, target.alias) != version.number:
-        registry.move(
-            target.model, target.alias, version.number, verdict=verdict, reason=reason, forced=force
-        )
+        registry.move(target.model, target.alias, version.number, verdict=verdict, reason=reason, forced=force)
     say(f"{target.model}@{target.alias} is now version {version.number}")
     done = {"model": target.model, "version": version.number, "alias": target.alias, "forced": force, "reason": reason}
     with new_folder(run.stage("promote"), stage="promote", inputs=stated, **done):

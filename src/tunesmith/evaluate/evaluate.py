@@ -20,7 +20,8 @@ from tunesmith.model.adapters import open_model
 from tunesmith.model.load import machine
 from tunesmith.recipe.schema import Recipe, TextData
 from tunesmith.scoring.metrics import LIKELIHOOD, expand, score
-from tunesmith.tasks import Task, task_for
+from tunesmith.tasks import task_for
+from tunesmith.tasks.base import Task
 from tunesmith.tasks.tokenizer import Codec
 
 # Answers that nothing scores are still worth reading: how many of them are made.
@@ -133,7 +134,7 @@ def database_file(recipe: Recipe, run: RunDir) -> Path | None:
     if name is None:
         return None
     if name == "generated:shop-sql":
-        from tunesmith.demo import write_database
+        from tunesmith.demo.shop import write_database
 
         path = run.stage("evaluate") / "shop.sqlite"
         if not path.exists():

@@ -5,6 +5,7 @@ when a query takes too long where SQLite cannot be interrupted (parsing a query 
 and its memory is bounded, which SQLite's own limits are not.
 """
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -53,16 +54,17 @@ def execution_accuracy(
     if not predictions:
         return []
     _check_database(database)
+    scores = []
     with _Worker(database, seconds, most_rows) as worker:
-        return [
-            max(_score(worker, index, predictions[index], one) for one in ([some] if isinstance(some, str) else some))
-            for index, some in enumerate(references)
-        ]
+        for index, (prediction, some) in enumerate(zip(predictions, references, strict=True)):
+            interrupt.check()
+            right = [some] if isinstance(some, str) else some
+            scores.append(max((_score(worker, index, prediction, one) for one in right), default=0.0))
+    return scores
 
 
 def _score(worker: "_Worker", index: int, prediction: str, reference: str) -> float:
-    """Return 1.0 or 0.0 for one row; raise DataError if its reference fails."""
-    interrupt.check()
+    """Return 1.0 or 0.0 for one row and one of its references; raise DataError if that fails."""
     if reference not in worker.known:
         answer = worker.ask(reference)
         if "rows" not in answer:
@@ -93,7 +95,8 @@ class _Worker:
 
     def __init__(self, database: Path, seconds: float, most_rows: int) -> None:
         self.known: set[str] = set()  # references that ran
-        self._settings = {"database": str(database.resolve()), "seconds": seconds, "most_rows": most_rows}
+        self._database = str(database.resolve())
+        self._settings = json.dumps({"database": self._database, "seconds": seconds, "most_rows": most_rows})
         self._process: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> "_Worker":
@@ -109,12 +112,15 @@ class _Worker:
 
     def _exchange(self, request: dict[str, Any]) -> dict[str, Any] | None:
         """Send one line and return the one that comes back; None if the process died of it."""
-        process = self._process or self._start()
-        assert process.stdin and process.stdout
-        process.stdin.write(json.dumps(request) + "\n")
-        process.stdin.flush()
-        line = process.stdout.readline()
-        if not line.endswith("\n"):
+        process = self._process if self._process and self._process.poll() is None else self._start()
+        assert process.stdin
+        assert process.stdout
+        line = ""
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write(json.dumps(request) + "\n")
+            process.stdin.flush()
+            line = process.stdout.readline()
+        if not line:
             self._stop()
             return None
         answer: dict[str, Any] = json.loads(line)
@@ -122,7 +128,8 @@ class _Worker:
 
     def _start(self) -> subprocess.Popen[str]:
         """Start the process; raise DataError if it cannot read the database."""
-        command = [sys.executable, "-I", "-S", str(_WORKER), json.dumps(self._settings)]
+        self._stop()
+        command = [sys.executable, "-I", "-S", str(_WORKER), self._settings]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self._process.stdout
         ready = self._process.stdout.readline()
@@ -132,11 +139,12 @@ class _Worker:
         failed = json.loads(ready).get("failed")
         if failed:
             self._stop()
-            raise DataError(f"is not a readable SQLite database ({failed})", where=self._settings["database"])
+            raise DataError(f"is not a readable SQLite database ({failed})", where=self._database)
         return self._process
 
     def _stop(self) -> None:
         if self._process:
             self._process.kill()
-            self._process.communicate()
+            with contextlib.suppress(BrokenPipeError):
+                self._process.communicate()
             self._process = None

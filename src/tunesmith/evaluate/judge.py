@@ -18,7 +18,10 @@ def judge(recipe: Recipe, base: Scores, tuned: Scores, *, groups: Sequence[str])
     """
     settings = recipe.evaluate
     min_gain = recipe.promote.min_gain if recipe.promote else 0.0
-    names = [*expand([m for m in settings.metrics if m not in LIKELIHOOD]), *(m for m in settings.metrics if m in LIKELIHOOD)]
+    names = [
+        *expand([m for m in settings.metrics if m not in LIKELIHOOD]),
+        *(m for m in settings.metrics if m in LIKELIHOOD),
+    ]
     metrics = {}
     for name in names:
         least = min_gain if name == settings.primary else 0.0

@@ -5,6 +5,7 @@ Protocol: one JSON object a line. The worker says {} when it is ready ({"failed"
 Its limits are set so that dying is the worst a query can do. It ends with its standard input.
 """
 
+import contextlib
 import functools
 import json
 import math
@@ -153,7 +154,7 @@ def _same_row(left: Row, right: Row) -> bool:
 
 
 def _same_value(left: Value, right: Value) -> bool:
-    if isinstance(left, float) and isinstance(right, (int, float)) or isinstance(left, int) and isinstance(right, float):
+    if isinstance(left, (int, float)) and isinstance(right, (int, float)) and float in (type(left), type(right)):
         return math.isclose(left, right, rel_tol=1e-6, abs_tol=1e-9)
     return type(left) is type(right) and left == right
 
@@ -170,10 +171,12 @@ def _sort_key(row: Row) -> tuple[Any, ...]:
 
 def _rounded(value: int | float) -> float:
     """Return a number on a grid of 2^-18 of its size, shifted so that no number people write lies on a border."""
+    if not math.isfinite(value):
+        return float(value)
+    if abs(value) < 1e-9:
+        return 0.0
     mantissa, exponent = math.frexp(value)
-    if not math.isfinite(value) or abs(value) < 1e-9:
-        return 0.0 if math.isfinite(value) else float(value)
-    return math.ldexp(math.floor(mantissa * 2**18 + 0.3819660113), exponent)
+    return math.ldexp(math.floor(mantissa * 2**18 + 0.3819660113), exponent - 20)  # 18, and 2 against overflow
 
 
 def main() -> None:
@@ -217,7 +220,8 @@ def _limit_this_process() -> None:
         signal.signal(number, signal.SIG_IGN)  # sent to the whole job; the parent decides, and closes standard input
     for kind, limit in ((resource.RLIMIT_AS, _MEMORY_BYTES), (resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, 0)):
         _, most = resource.getrlimit(kind)
-        resource.setrlimit(kind, (limit if most == resource.RLIM_INFINITY else min(limit, most), most))
+        with contextlib.suppress(ValueError, OSError):  # macOS refuses some
+            resource.setrlimit(kind, (limit if most == resource.RLIM_INFINITY else min(limit, most), most))
 
 
 if __name__ == "__main__":

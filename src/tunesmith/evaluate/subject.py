@@ -32,9 +32,7 @@ class Questions:
     @property
     def digest(self) -> str:
         """Return one digest of everything that both models must have in common."""
-        return digest_of(
-            [[e.id for e in self.examples], self.prompts, self.stop_ids, self.max_new_tokens, "greedy"]
-        )
+        return digest_of([[e.id for e in self.examples], self.prompts, self.stop_ids, self.max_new_tokens, "greedy"])
 
 
 def answer_all(

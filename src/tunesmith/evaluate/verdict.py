@@ -3,12 +3,15 @@
 import math
 from collections.abc import Hashable, Sequence, Sized
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from tunesmith.core.errors import DataError, RecipeError
 from tunesmith.evaluate.bootstrap import Array, Interval, Sample, Transform, gain_intervals
+
+Numbers = Sequence[float] | npt.NDArray[Any]
 
 _HOPELESS = 1_000  # a gain that takes a thousand times the rows to tell from min_gain is not told from it
 
@@ -39,14 +42,14 @@ class Verdict:
 
 
 def paired_verdict(
-    base: Sequence[float],
-    tuned: Sequence[float],
+    base: Numbers,
+    tuned: Numbers,
     *,
     groups: Sequence[Hashable] | None = None,
     min_gain: float = 0.0,
     confidence: float = 0.95,
     seed: int = 0,
-    weights: Sequence[float] | None = None,
+    weights: Numbers | None = None,
     transform: Transform | None = None,
 ) -> Verdict:
     """Judge whether the tuned system beats the base by more than `min_gain`.
@@ -113,7 +116,7 @@ def _rows_needed(rows: int, gain: float, min_gain: float, interval: Interval) ->
     return max(rows + 1, math.ceil(rows * (width / distance) ** 2))
 
 
-def _numbers(values: Sequence[float], name: str) -> Array:
+def _numbers(values: Numbers, name: str) -> Array:
     """Return values as an array [rows]; raise DataError at the first that is not a finite number."""
     for index, value in enumerate(values):
         if not isinstance(value, (int, float, np.number, np.bool_)) or not math.isfinite(value):

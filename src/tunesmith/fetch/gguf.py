@@ -34,7 +34,7 @@ def convert(file: Path, folder: Path) -> Path:
 
 def _write_model(file: Path, folder: Path) -> None:
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, GenerationConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GgufConfig
 
     place, name = str(file.parent), file.name
     try:

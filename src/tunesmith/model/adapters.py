@@ -27,7 +27,7 @@ def make_trainable(model: Any, tuning: FullTuning | LoraTuning, *, seed: int) ->
     target = tuning.target if isinstance(tuning.target, str) else list(tuning.target)
     config = LoraConfig(
         r=tuning.rank,
-        lora_alpha=tuning.alpha,  # type: ignore[arg-type]  # peft divides by the rank; fractions are fine
+        lora_alpha=tuning.alpha,
         lora_dropout=tuning.dropout,
         target_modules=target,
         task_type="CAUSAL_LM",
@@ -63,7 +63,7 @@ def save_model(model: Any, folder: Path, *, base: str) -> None:
     config = model.peft_config["default"]
     config.base_model_name_or_path = base
     # peft holds these as sets, whose order changes from process to process.
-    config.target_modules = sorted(config.target_modules)  # type: ignore[type-var, arg-type]
+    config.target_modules = sorted(config.target_modules)
     model.save_pretrained(folder, save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)  # an empty model card that peft writes
 
@@ -88,7 +88,7 @@ def restore_weights(model: Any, folder: Path) -> None:
 
 
 def open_model(
-    model: ModelFolder, on: Machine, *, dtype: torch.dtype | None = None, attention: str = "sdpa", merged: bool = False
+    model: ModelFolder, on: Machine, *, dtype: torch.dtype | None = None, attention: str = "auto", merged: bool = False
 ) -> Any:
     """Load a model of any kind, its adapters on it; `merged` folds them into the weights, to train on top of them."""
     loaded = load_base(model, on, dtype=dtype, attention=attention)

@@ -1,5 +1,6 @@
 """Greedy answers to many prompts: sorted by length, in batches that rows leave as soon as they have stopped."""
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -62,13 +63,18 @@ def _batch(
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     cache = DynamicCache(config=decoder_config(model))
+    last_only = _last_only(model)
     answers: list[list[int]] = [[] for _ in rows]
     alive = list(range(len(rows)))
     for _ in range(max_new_tokens):
         interrupt.check()
         output = model(
-            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True,
-            **_last_only(model),
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            **last_only,
         )
         chosen = pick(output.logits[:, -1].float())
         tokens = chosen.tolist()
@@ -94,14 +100,5 @@ def _batch(
 
 def _last_only(model: Any) -> dict[str, int]:
     """Ask for the last position's logits only, where the model knows how to."""
-    return {"logits_to_keep": 1} if _knows(type(_plain(model))) else {}
-
-
-def _plain(model: Any) -> Any:
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-def _knows(kind: type) -> bool:
-    import inspect
-
-    return "logits_to_keep" in inspect.signature(kind.forward).parameters
+    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(plain.forward).parameters else {}

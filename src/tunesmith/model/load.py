@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
 from tunesmith.core.errors import RecipeError
@@ -48,7 +48,7 @@ def machine(precision: str = "auto") -> Machine:
     return Machine(device, torch.bfloat16 if use_bf16 else torch.float32)
 
 
-def load_base(model: ModelFolder, on: Machine, *, dtype: torch.dtype | None = None, attention: str = "sdpa") -> Any:
+def load_base(model: ModelFolder, on: Machine, *, dtype: torch.dtype | None = None, attention: str = "auto") -> Any:
     """Load the weights of a model's root folder.
 
     Args:
@@ -64,7 +64,7 @@ def load_base(model: ModelFolder, on: Machine, *, dtype: torch.dtype | None = No
         loaded = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=dtype or on.compute,
-            attn_implementation=attention,
+            attn_implementation=_attention(path) if attention == "auto" else attention,
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
@@ -78,10 +78,17 @@ def load_base(model: ModelFolder, on: Machine, *, dtype: torch.dtype | None = No
     return loaded.to(on.device)
 
 
+def _attention(path: Path) -> str | None:
+    """Return eager where attention scores are soft-capped, which fused kernels leave out; else transformers' choice."""
+    config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    return "eager" if getattr(config.get_text_config(decoder=True), "attn_logit_softcapping", None) else None
+
+
 def _refuse_pickle(path: Path) -> None:
     if not list(path.glob("*.safetensors")) and list(path.glob("*.bin")):
         raise RecipeError(
-            "has its weights only as pickle (*.bin), which can run code", where=str(path),
+            "has its weights only as pickle (*.bin), which can run code",
+            where=str(path),
             hint="convert it to safetensors",
         )
 

@@ -10,19 +10,12 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import Tag, ValidationError
 from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap, CommentedSeq
-from ruamel.yaml.constructor import RoundTripConstructor
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent, DocumentStartEvent, NodeEvent
-from ruamel.yaml.scalarbool import ScalarBoolean
+from ruamel.yaml.error import YAMLError
 
 from tunesmith.core.errors import RecipeError
+from tunesmith.recipe.document import Path_, places_of, plain_values, quoted, read_document, read_text
 from tunesmith.recipe.schema import Recipe, Section, contradictions
 
-# A recipe is written by hand; anything larger is a mistake or an attack (alias bombs start small and grow on reading).
-_MOST_BYTES = 1 << 20
-_MOST_DEPTH = 16
-_MOST_NODES = 10_000
 _MOST_SHOWN = 120
 
 # What pydantic says in the words of Python, in the words of YAML.
@@ -30,10 +23,9 @@ _PLAINLY = {
     "model_attributes_type": "must be a section of keys",
     "model_type": "must be a section of keys",
     "string_type": "must be text",
+    "too_short": "must not be empty",
     "tuple_type": "must be a list",
 }
-
-Path_ = tuple[str | int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +55,9 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
         RecipeError: the file cannot be read, or holds mistakes; all of them are listed.
     """
     path = Path(path)
-    document = _read_yaml(path)
-    values = _plain(document, str(path))
-    places = {(): path.name, **dict(_places(document, path.name))}
+    document = read_document(path)
+    values = plain_values(document, str(path))
+    places = {(): path.name, **dict(places_of(document, path.name))}
     for override in overrides:
         key = _apply(values, override)
         # What the file says below the key is overridden too.
@@ -100,103 +92,8 @@ def dump_recipe(recipe: Recipe) -> str:
     text = io.StringIO()
     yaml = YAML()
     yaml.width = 120
-    yaml.dump(recipe.model_dump(mode="json"), text)
+    yaml.dump(quoted(recipe.model_dump(mode="json")), text)
     return text.getvalue()
-
-
-def _read_yaml(path: Path) -> CommentedMap:
-    if path.is_dir():
-        raise RecipeError("is a folder", where=str(path), hint="name the YAML file in it")
-    try:
-        with path.open("rb") as file:
-            raw = file.read(_MOST_BYTES + 1)
-    except FileNotFoundError:
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.y*ml")], 1)
-        hint = f"did you mean {path.parent / near[0]}?" if near else "`tunesmith init` writes a first recipe"
-        raise RecipeError("no such recipe", where=str(path), hint=hint) from None
-    except OSError as error:
-        raise RecipeError(f"cannot be read: {error.strerror}", where=str(path)) from error
-    if len(raw) > _MOST_BYTES:
-        raise RecipeError(f"is no recipe: it has more than {_MOST_BYTES:,} bytes", where=str(path))
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
-        raise RecipeError("is not UTF-8 text", where=f"{path}:{line}", hint="save it as UTF-8") from None
-    try:
-        document = _loaded(text, str(path))
-    except MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = mark.line + 1 if mark else 1
-        raise RecipeError(f"is not YAML: {error.problem or error.context}", where=f"{path}:{line}") from None
-    except (YAMLError, ValueError) as error:
-        raise RecipeError(f"is not YAML: {str(error).splitlines()[0]}", where=str(path)) from None
-    if not isinstance(document, CommentedMap):
-        raise RecipeError("must be a mapping of keys, such as `name: my-run`", where=str(path))
-    return document
-
-
-class _Constructor(RoundTripConstructor):
-    """YAML 1.2 knows no dates, so `2024-01-01` is text, to the letter."""
-
-
-_Constructor.add_constructor("tag:yaml.org,2002:timestamp", RoundTripConstructor.construct_yaml_str)
-
-
-def _loaded(text: str, where: str) -> Any:
-    """Return the value of YAML text, after a look at its structure, which costs little whatever it holds.
-
-    Raises:
-        RecipeError: it is nested too deeply, or uses a part of YAML that recipes do without.
-        YAMLError, ValueError: it is not YAML.
-    """
-    depth = 0
-    for event in YAML(typ="rt").parse(text):
-        depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
-        line = event.start_mark.line + 1
-        if depth > _MOST_DEPTH:
-            raise RecipeError("is nested too deeply for a recipe", where=f"{where}:{line}")
-        if isinstance(event, NodeEvent) and getattr(event, "ctag", None) is not None:
-            raise RecipeError(f"tags such as `{event.ctag}` are not read", where=f"{where}:{line}", hint="use quotes")
-        if isinstance(event, DocumentStartEvent) and event.version not in (None, (1, 2)):
-            raise RecipeError("is not YAML 1.2", where=f"{where}:{line}", hint="remove the %YAML line")
-    yaml = YAML(typ="rt")
-    yaml.Constructor = _Constructor
-    return yaml.load(text)
-
-
-def _places(node: Any, file: str, path: Path_ = ()) -> Iterator[tuple[Path_, str]]:
-    """Yield (path, file:line) of every key and list item."""
-    if isinstance(node, CommentedMap):
-        for key, value in node.items():
-            if key in (node.lc.data or {}):  # one that was merged in by `<<` has no place of its own
-                yield (*path, str(key)), f"{file}:{node.lc.key(key)[0] + 1}"
-            yield from _places(value, file, (*path, str(key)))
-    elif isinstance(node, CommentedSeq):
-        for index, value in enumerate(node):
-            yield (*path, index), f"{file}:{node.lc.item(index)[0] + 1}"
-            yield from _places(value, file, (*path, index))
-
-
-def _plain(document: Any, where: str) -> Any:
-    """Return ruamel's annotated values as plain Python ones, aliases written out."""
-    nodes = 0
-
-    def plain(node: Any, depth: int = 0) -> Any:
-        nonlocal nodes
-        nodes += 1
-        # A few lines of aliases can stand for any number of values, and one that holds itself for endlessly many.
-        if nodes > _MOST_NODES or depth > _MOST_DEPTH:
-            raise RecipeError("its aliases stand for too many values", where=where)
-        if isinstance(node, dict):
-            return {str(key): plain(value, depth + 1) for key, value in node.items()}
-        if isinstance(node, list):
-            return [plain(value, depth + 1) for value in node]
-        if isinstance(node, ScalarBoolean):  # an int to Python
-            return bool(node)
-        return next((kind(node) for kind in (bool, int, float, str) if isinstance(node, kind)), node)
-
-    return plain(document)
 
 
 def _apply(values: dict[str, Any], override: str) -> Path_:
@@ -206,7 +103,7 @@ def _apply(values: dict[str, Any], override: str) -> Path_:
     if not sign or not all(path):
         raise RecipeError(f"`{override}` is not an override", hint="write key=value, such as train.max_steps=20")
     try:
-        value = _plain(_loaded(text, override), override) if text.strip() else None
+        value = plain_values(read_text(text, override), override) if text.strip() else None
     except (YAMLError, ValueError):
         value = text
     node = values
@@ -275,8 +172,8 @@ def _sections_of(annotation: Any) -> dict[str, type[Section]]:
         tags = [get_args(one)[0] for one in literals if get_origin(one) is Literal and len(get_args(one)) == 1]
         return {tags[0] if tags else annotation.__name__: annotation}
     if get_origin(annotation) is Annotated:
-        [section] = _sections_of(get_args(annotation)[0]).values()
-        return {one.tag: section for one in get_args(annotation) if isinstance(one, Tag)}
+        tags = [one.tag for one in get_args(annotation) if isinstance(one, Tag)]
+        return dict(zip(tags, _sections_of(get_args(annotation)[0]).values(), strict=False))
     return {tag: section for part in get_args(annotation) for tag, section in _sections_of(part).items()}
 
 
@@ -291,10 +188,10 @@ def _message(item: dict[str, Any], path: Path_, owner: type[Section]) -> str:
         known = re.findall("'([^']*)'", str(context.get("expected_tags", context.get("expected"))))
         return f"`{tag}` is not known; {_nearest(tag, known)}"
     if kind == "union_tag_not_found":
-        return f"needs the key {context['discriminator'].replace(chr(39), '`')}"
+        return f"needs the key `{str(context['discriminator']).strip(chr(39))}`"
     if kind == "value_error":
         return str(context["error"])
-    message = _PLAINLY.get(kind, item["msg"][0].lower() + item["msg"][1:])
+    message = _PLAINLY.get(kind, str(item["msg"][0].lower() + item["msg"][1:]))
     if kind == "string_type" and isinstance(given, dict):
         message += ", and without quotes braces and colons make a mapping of it"
     return message + (f" (found {_cut(repr(given))})" if isinstance(given, str | int | float | bool | None) else "")

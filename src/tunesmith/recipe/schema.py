@@ -5,12 +5,13 @@ Units are in the names. Unknown keys are refused. Combinations that make no sens
 """
 
 import string
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 from tunesmith.core.errors import RecipeError
+from tunesmith.registry.names import check_alias, check_name
 from tunesmith.scoring.metrics import LIKELIHOOD, expand
 
 
@@ -22,7 +23,23 @@ class Section(BaseModel):
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Texts = Annotated[tuple[str, ...], Field(min_length=1)]
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+
+
+def _allowed(check: Callable[[str], None]) -> AfterValidator:
+    """Use the registry's own rule, told as pydantic tells it."""
+
+    def validate(name: str) -> str:
+        try:
+            check(name)
+        except RecipeError as error:
+            raise ValueError(f"{error.message}{f'; {error.hint}' if error.hint else ''}") from None
+        return name
+
+    return AfterValidator(validate)
+
+
+Name = Annotated[str, _allowed(check_name)]
+Alias = Annotated[str, _allowed(check_alias)]
 
 
 class Model(Section):
@@ -36,7 +53,10 @@ class Model(Section):
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="What matrices are multiplied in; `auto` is bf16 where the machine computes in it."
     )
-    attention: Literal["sdpa", "eager"] = Field("sdpa", description="Which attention of transformers to use.")
+    attention: Literal["auto", "sdpa", "eager"] = Field(
+        "auto",
+        description="Attention of transformers; `auto` is its own choice, and eager where scores are soft-capped.",
+    )
 
 
 class FileSource(Section):
@@ -275,7 +295,7 @@ class Promote(Section):
     """What happens to a model that is better."""
 
     model: Name = Field(description="Name in the registry.")
-    alias: Name = Field("staging", description="Alias moved to the new version.")
+    alias: Alias = Field("staging", description="Alias moved to the new version.")
     min_gain: float = Field(0.0, description="The interval of the primary metric's gain must lie above this.")
 
 

@@ -1,6 +1,6 @@
 """How text becomes tokens, one file a task; the same three functions for training, evaluation and serving.
 
-    row -> parse -> turns    turns -> render -> Tokens    turns -> prompt -> ids that a model continues
+row -> parse -> turns    turns -> render -> Tokens    turns -> prompt -> ids that a model continues
 """
 
 from tunesmith.recipe.schema import ChatData, CompletionData, TextData

@@ -45,7 +45,9 @@ class ChatTask(Task):
         self._data = data
         self._codec = codec
         self._frame = lru_cache(maxsize=512)(self._frame_of)
-        self.stop_ids = tuple(dict.fromkeys([self._end_of_turn[1], *([codec.eos_id] if codec.eos_id is not None else [])]))
+        self.stop_ids = tuple(
+            dict.fromkeys([self._end_of_turn[1], *([codec.eos_id] if codec.eos_id is not None else [])])
+        )
 
     def parse(self, row: Mapping[str, Any]) -> tuple[Turn, ...]:
         """Return the turns; what follows the last answer is left out, as nothing is learned from it."""

@@ -82,7 +82,11 @@ class Codec:
         ids = self.markup(text)
         if forbidden.isdisjoint(ids):
             return ids
-        ids = list((self._without_special if allow_markup else self._without_control).encode(text, add_special_tokens=False).ids)
+        ids = list(
+            (self._without_special if allow_markup else self._without_control)
+            .encode(text, add_special_tokens=False)
+            .ids
+        )
         if not forbidden.isdisjoint(ids):
             raise RowProblem("text cannot be encoded without control tokens", repr(text[:80]))
         return ids
@@ -98,9 +102,7 @@ class Codec:
 
     def chat_text(self, messages: list[dict[str, str]], *, generation: bool) -> str:
         """Return what the chat template writes; raise jinja2.TemplateError where it refuses the conversation."""
-        return str(
-            self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation)
-        )
+        return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation))
 
     @cached_property
     def _without_control(self) -> Any:

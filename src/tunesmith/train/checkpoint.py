@@ -1,6 +1,6 @@
 """Checkpoints: whole or absent, everything that resuming needs, no pickle.
 
-    step-000100/  model/ (plain PEFT or transformers folder)  optimizer.safetensors  state.json  manifest.json
+step-000100/  model/ (plain PEFT or transformers folder)  optimizer.safetensors  state.json  manifest.json
 """
 
 from collections.abc import Iterator
@@ -70,7 +70,8 @@ def latest_state(run: RunDir, inputs: str) -> State | None:
         return state
     if damaged:
         raise DamagedFile(
-            f"all checkpoints are damaged: {', '.join(damaged)}", where=str(run.checkpoints),
+            f"all checkpoints are damaged: {', '.join(damaged)}",
+            where=str(run.checkpoints),
             hint="move the folder away to start again from the first step",
         )
     return None

@@ -1,7 +1,7 @@
 """The training loop: a generator of StepReports. It never logs, saves or stops by itself.
 
-    for each step:  rows (seed, step) -> micro-batches -> sum of loss / trained tokens of the step -> backward
-                    -> finite? -> clip -> AdamW -> StepReport
+for each step:  rows (seed, step) -> micro-batches -> sum of loss / trained tokens of the step -> backward
+                -> finite? -> clip -> AdamW -> StepReport
 """
 
 import math
@@ -88,7 +88,7 @@ def _accumulate(setup: Setup, rows: list[int]) -> float:
         with setup.machine.autocast(setup.model.dtype):
             nll = token_loss(setup.model, batch).nll
         loss = nll.sum() / trained
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         total += float(loss.detach())
     return total
 

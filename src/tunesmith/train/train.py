@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from tunesmith.core import interrupt
+from tunesmith.core.errors import Interrupted
 from tunesmith.core.files import complete_lines, digest_of, json_line, seal_folder, write_jsonl
 from tunesmith.core.progress import Progress, say
 from tunesmith.core.records import StepReport
@@ -17,6 +17,7 @@ from tunesmith.data.batches import TokenSet
 from tunesmith.fetch.reference import ModelFolder, resolve
 from tunesmith.model.adapters import make_trainable, open_model, trained_parameters
 from tunesmith.model.load import Machine, machine
+from tunesmith.model.speed import remember_speed
 from tunesmith.recipe.plan import steps_of
 from tunesmith.recipe.schema import FullTuning, Recipe
 from tunesmith.tasks.tokenizer import Codec
@@ -116,7 +117,9 @@ class _Session:
                 for report in train_steps(self.setup, self.optimizer, first_step=self.state.step):
                     seconds, clock = time.monotonic() - clock, time.monotonic()
                     self.state = replace(
-                        self.state, step=report.step, tokens=self.state.tokens + report.tokens,
+                        self.state,
+                        step=report.step,
+                        tokens=self.state.tokens + report.tokens,
                         seconds=round(self.state.seconds + seconds, 3),
                     )
                     self._log(log, _line(report, seconds))
@@ -128,7 +131,7 @@ class _Session:
                         self._save()
                         saved = report.step
                     clock = time.monotonic()
-            except interrupt.Interrupted:
+            except Interrupted:
                 if self.state.step > saved:
                     self._save()
                 raise
@@ -139,7 +142,7 @@ class _Session:
         """Check that training had an effect, and write the stage's manifest."""
         best = self.state.best_step or self.state.step
         trained = sum(weight.numel() for _, weight in trained_parameters(self.setup.model))
-        facts = {
+        facts: dict[str, Any] = {
             "stage": "train",
             "inputs": stated,
             "seconds": self.state.seconds,
@@ -154,6 +157,7 @@ class _Session:
             "precision": self.setup.machine.precision,
             "device": str(self.setup.machine.device),
         }
+        remember_speed(self.card["base_digest"], self.recipe.tuning.method, facts["tokens_per_second"])
         return seal_folder(self.run.stage("train"), **facts)
 
     def _validate(self, log: Any) -> bool:
@@ -162,8 +166,9 @@ class _Session:
             return False
         measured: Measured = measure(self.setup, self._valid)
         self._log(log, {"kind": "valid", "step": self.state.step, **asdict(measured)})
-        say(f"step {self.state.step}: validation loss {measured.loss:.4f}, "
-            f"token accuracy {measured.token_accuracy:.1%}")
+        say(
+            f"step {self.state.step}: validation loss {measured.loss:.4f}, token accuracy {measured.token_accuracy:.1%}"
+        )
         best = self.state.best_valid_loss
         improved = self.state.step > 0 and (best is None or measured.loss < best)
         if improved:

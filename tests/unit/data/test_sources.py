@@ -2,10 +2,12 @@
 
 import codecs
 import csv
+import gc
 import gzip
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -115,6 +117,7 @@ def test_csv_batches_keep_places(rows: Callable[..., list[Row]], monkeypatch: py
     assert [(row.where, row.values["n"]) for row in found] == [(f"a.csv:{2 + 3 * n}", f"{n}\n") for n in range(count)]
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("seen", [2, 3, 4, 6])
 def test_csv_readers_that_disagree_are_noticed(
     rows: Callable[..., list[Row]], monkeypatch: pytest.MonkeyPatch, seen: int
@@ -126,6 +129,7 @@ def test_csv_readers_that_disagree_are_noticed(
     monkeypatch.setattr(diagnose, "csv_records", records)
     with pytest.raises(DataError, match=r"a.csv: reads differently in two CSV readers"):
         rows(a__csv="n\n1\n2\n3\n4\n")
+    gc.collect()  # `datasets` leaves a file that is not read to its end to the garbage collector, which warns
 
 
 def test_all_formats_give_the_same_rows(tmp_path: Path) -> None:
@@ -201,7 +205,7 @@ WRONG = {
     "surrogate key": ("a.jsonl", b'{"\\uDFFF": 1}\n', "a.jsonl:1: holds half of a surrogate pair"),
     "control": ("a.jsonl", b'{"a": "x\ty"}\n', "a.jsonl:1: .*control character"),
     "NUL": ("a.jsonl", b'{}\n{"a": "\0"}\n', "a.jsonl:2: holds a NUL byte at byte offset 10"),
-    "Latin-1": ("a.jsonl", '{"é": 1}\n'.encode() + b'{"a": "\xe9"}\n', "a.jsonl:2: .*byte 0xe9 at byte offset 17\n.*iconv"),
+    "Latin-1": ("a.jsonl", '{"é": 1}\n'.encode() + b'{"a": "\xe9"}\n', "a.jsonl:2: .*0xe9 at byte offset 17\n.*iconv"),
     "UTF-16": ("a.jsonl", '{"a": 1}'.encode("utf-16"), "a.jsonl: is UTF-16LE text.*\n.*iconv -f UTF-16LE"),
     "UTF-16BE": ("a.csv", codecs.BOM_UTF16_BE + "a".encode("utf-16-be"), "a.csv: is UTF-16BE text"),
     "UTF-32": ("a.csv", "a,b".encode("utf-32"), "a.csv: is UTF-32LE text"),
@@ -399,16 +403,19 @@ def mutated(content: bytes, changes: list[tuple[int, int, int]]) -> bytes:
 def test_mutated_files_give_rows_or_data_errors(tmp_path: Path, name: str, changes: list[tuple[int, int, int]]) -> None:
     content = mutated(GOOD[name], changes)
     (tmp_path / name).write_bytes(content)
-    found: list[Row] = []
     try:
-        found.extend(read_rows(files(name), folder=tmp_path))
+        found = list(read_rows(files(name), folder=tmp_path))
     except DataError as error:
-        assert error.where is not None and error.where.startswith(name)
+        told = str(error)
+    else:
+        told = ""
+    if told:
+        assert re.match(re.escape(name) + r"(:\d+)?: \w", told)
         return
     text = content.decode("utf-8-sig")
     if name == "a.csv":
-        told = [row for row in csv.reader(io.StringIO(text, newline="")) if row]
-        expected = [dict(zip(told[0], row, strict=True)) for row in told[1:]]
+        table = [row for row in csv.reader(io.StringIO(text, newline="")) if row]
+        expected = [dict(zip(table[0], row, strict=True)) for row in table[1:]]
     elif name == "a.json":
         expected = json.loads(text)
     else:
@@ -433,7 +440,7 @@ def dataset(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Put the dataset `me/cached` at COMMIT into the cache of `datasets`."""
     import datasets
     from datasets.arrow_writer import ArrowWriter
@@ -452,7 +459,6 @@ def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         for n in (1, 2):
             writer.write({"a": n})
         writer.finalize()
-    yield
 
 
 def test_a_local_dataset_is_read_by_split(tmp_path: Path, dataset: Path) -> None:

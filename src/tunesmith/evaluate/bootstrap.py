@@ -1,0 +1,219 @@
+"""The interval of a mean paired difference: resampling, and what keeps it honest with few or like rows.
+
+It is a Bayesian bootstrap (Rubin 1981, "The Bayesian Bootstrap") over independent units: rows, or groups of rows. Two
+corrections are there because simulations asked for them (`tests/unit/evaluate/test_verdict.py`):
+
+* Half a pseudo-row far above the gain and half a pseudo-row far below it, as Jeffreys' prior adds half a success and
+  half a failure. Resampling alone believes that what it did not see cannot happen: where few of 30 rows differ, its
+  95 % interval covers 72 %. Bonett & Price 2012, "Adjusted Wald Confidence Interval for a Difference of Binomial
+  Proportions Based on Paired Data", do the same with whole pseudo-rows.
+* Widening by Student's t over the normal quantile and by sqrt((n + 1) / (n - 1)), because a bootstrap of n rows is
+  too narrow by that: Hesterberg 2015, "What Teachers Should Know About the Bootstrap".
+
+A second, stricter interval has whole pseudo-rows and half the error. Excluding something there is about as hard as in
+a sign test: 5 improved and none worsened of 100 do not exclude a gain of nothing, 6 do.
+"""
+
+import math
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
+from statistics import NormalDist
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from tunesmith.core.errors import DataError
+
+Array = npt.NDArray[np.float64]
+Transform = Callable[[float], float]
+
+_RESAMPLES = 10_000
+_RESAMPLES_BEYOND = 100  # at a high confidence more are drawn, so that this many lie beyond each end
+_FEWEST_RESAMPLES = 1_000
+_MOST_DRAWS = 200_000_000  # seconds; beyond 20,000 distinct rows the resamples become fewer
+_DRAWS_AT_ONCE = 2_000_000  # 16 MB
+_PSEUDO_ROWS = 0.5
+_STRICTER = 0.5
+
+
+class Interval(NamedTuple):
+    """Where the gain lies."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """The independent units. `cells` [kinds, 3] are (weight, weighted base, weighted tuned), `counts` [kinds].
+
+    Equal units share a kind, and kinds are sorted, so the order of rows leaves no trace. `base` and `tuned` are the
+    weighted means, `lowest` and `highest` bound the scores. `transform` is None for the mean itself.
+    """
+
+    cells: Array
+    counts: Array
+    base: float
+    tuned: float
+    lowest: float
+    highest: float
+    transform: Transform | None
+
+    @classmethod
+    def of(
+        cls,
+        base: Array,
+        tuned: Array,
+        weights: Array,
+        groups: Sequence[Hashable] | None,
+        transform: Transform | None,
+    ) -> "Sample":
+        """Add up rows [rows] with a positive weight somewhere."""
+        rows = np.column_stack((weights, weights * base, weights * tuned)) + 0.0  # -0.0 and 0.0 are one kind
+        cells, counts = np.unique(rows if groups is None else _by_group(rows, groups), axis=0, return_counts=True)
+        total = math.fsum(weights)
+        lowest, highest = _range(float(min(base.min(), tuned.min())), float(max(base.max(), tuned.max())))
+        return cls(
+            cells=cells[cells[:, 0] > 0],
+            counts=counts[cells[:, 0] > 0].astype(np.float64),
+            base=math.fsum(rows[:, 1]) / total,
+            tuned=math.fsum(rows[:, 2]) / total,
+            lowest=lowest,
+            highest=highest,
+            transform=transform,
+        )
+
+    @property
+    def units(self) -> int:
+        """How many units there are."""
+        return int(self.counts.sum())
+
+    def precedes(self, other: "Sample") -> bool | None:
+        """Say which of two samples of as many kinds comes first; None where they are equal."""
+        difference = np.append(self.cells - other.cells, self.counts - other.counts)
+        places = np.flatnonzero(difference)
+        return bool(difference[places[0]] < 0) if len(places) else None
+
+    def score(self, mean: float) -> float:
+        """Return the score that a mean stands for; raise DataError where it has none."""
+        try:
+            score = mean if self.transform is None else float(self.transform(mean))
+        except (OverflowError, ValueError):
+            score = math.nan
+        if not math.isfinite(score):
+            raise DataError(f"a mean of {mean} cannot be scored", hint="the scores are too large, or not what they say")
+        return score
+
+    def gain(self, base: float, tuned: float) -> float:
+        """Return the gain between two means."""
+        return self.score(tuned) - self.score(base)
+
+    def mirrored(self) -> "Sample":
+        """Return the sample with base and tuned swapped."""
+        cells, order = np.unique(self.cells[:, [0, 2, 1]], axis=0, return_index=True)
+        return replace(self, cells=cells, counts=self.counts[order], base=self.tuned, tuned=self.base)
+
+
+def gain_intervals(sample: Sample, confidence: float, seed: int) -> tuple[Interval, Interval]:
+    """Return the interval of the gain and the stricter one around it.
+
+    Units fewer than a sign test needs at this confidence exclude nothing: both are all that the scores could be.
+    Scores that all lie in 0..1 are taken to be unable to leave it.
+    """
+    error = 1 - confidence
+    low, high = sample.gain(sample.highest, sample.lowest), sample.gain(sample.lowest, sample.highest)
+    if 2.0 ** (1 - sample.units) > error:  # the smallest p-value of a sign test
+        return Interval(low, high), Interval(low, high)
+    if (sample.lowest, sample.highest) != (0.0, 1.0):
+        low, high = -math.inf, math.inf
+    gain = sample.gain(sample.base, sample.tuned)
+    resamples = max(_RESAMPLES, math.ceil(_RESAMPLES_BEYOND / (_STRICTER * error / 2)))
+    gains = _mirrorable_gains(sample, resamples, seed)
+    usual = _widened(gains[0], gain, error, sample.units)
+    strict = _widened(gains[1], gain, _STRICTER * error, sample.units)
+    return (
+        Interval(max(usual.low, low), min(usual.high, high)),
+        Interval(max(strict.low, low), min(strict.high, high)),
+    )
+
+
+def _by_group(rows: Array, groups: Sequence[Hashable]) -> Array:
+    """Add up the rows of each group: [rows, 3] -> [groups, 3]. Exact sums, so the order of rows cannot matter."""
+    members: dict[Hashable, list[int]] = {}
+    for row, group in enumerate(groups):
+        members.setdefault(group, []).append(row)
+    return np.array([[math.fsum(column) for column in rows[chosen].T] for chosen in members.values()])
+
+
+def _range(lowest: float, highest: float) -> tuple[float, float]:
+    """Return what scores could be, from what was seen: 0 to 1 where all lie in it, else no more than was seen."""
+    if lowest >= 0 and highest <= 1:
+        return 0.0, 1.0
+    if lowest == highest:  # one constant tells nothing of the scale but its size
+        return min(lowest, 0.0), max(highest, 0.0)
+    return lowest, highest
+
+
+def _widened(gains: Array, gain: float, error: float, units: int) -> Interval:
+    """Return the quantiles of resampled gains [resamples], widened as the module's docstring says."""
+    normal = NormalDist().inv_cdf(1 - error / 2)
+    widening = _student(normal, units - 1) / normal * math.sqrt((units + 1) / (units - 1))
+    low, high = np.quantile(gains, (error / 2, 1 - error / 2))
+    return Interval(gain - widening * max(gain - float(low), 0.0), gain + widening * max(float(high) - gain, 0.0))
+
+
+def _student(normal: float, freedom: int) -> float:
+    """Return the quantile of Student's t for a normal one (Abramowitz & Stegun 26.7.5: within 1 % where it is used)."""
+    x, v = normal, freedom
+    return (
+        x
+        + (x**3 + x) / (4 * v)
+        + (5 * x**5 + 16 * x**3 + 3 * x) / (96 * v**2)
+        + (3 * x**7 + 19 * x**5 + 17 * x**3 - 15 * x) / (384 * v**3)
+    )
+
+
+def _mirrorable_gains(sample: Sample, resamples: int, seed: int) -> Array:
+    """Return resampled gains that change their sign, and nothing else, when base and tuned are swapped."""
+    mirrored = sample.mirrored()
+    first = sample.precedes(mirrored)
+    gains = (
+        -_resampled_gains(mirrored, resamples, seed) if first is False else _resampled_gains(sample, resamples, seed)
+    )
+    return np.concatenate((gains, -gains), axis=1) if first is None else gains
+
+
+def _resampled_gains(sample: Sample, resamples: int, seed: int) -> Array:
+    """Return the gain under random weights of the units [2, resamples]: with half and with whole pseudo-rows."""
+    pseudo = _pseudo_rows(sample)
+    cells = np.vstack((sample.cells, pseudo, pseudo))
+    shapes = np.append(sample.counts, [_PSEUDO_ROWS] * 4)  # the exponential weights of k units add up to gamma(k)
+    resamples = min(resamples, max(_FEWEST_RESAMPLES, _MOST_DRAWS // len(shapes)))
+    at_once = max(1, _DRAWS_AT_ONCE // len(shapes))
+    random = np.random.default_rng(seed)
+    sums = np.empty((2, resamples, 3))
+    for start in range(0, resamples, at_once):
+        drawn = random.standard_gamma(shapes, size=(min(at_once, resamples - start), len(shapes)))
+        sums[0, start : start + at_once] = drawn[:, :-2] @ cells[:-2]
+        sums[1, start : start + at_once] = drawn @ cells
+    means = sums[:, :, 1:] / sums[:, :, :1]
+    if sample.transform is not None:
+        means = np.array([[[sample.score(mean) for mean in pair] for pair in row] for row in means.tolist()])
+    gains: Array = means[:, :, 1] - means[:, :, 0]
+    return gains
+
+
+def _pseudo_rows(sample: Sample) -> Array:
+    """Return two cells [2, 3] of average weight: as far above and below the gain as the farthest unit is from it.
+
+    Where all units differ alike, nothing is known of what another one would do: as far as the scores range.
+    """
+    weight = float(sample.counts @ sample.cells[:, 0]) / sample.units
+    mean = sample.tuned - sample.base
+    farthest = float(np.abs(sample.cells[:, 2] - sample.cells[:, 1] - mean * sample.cells[:, 0]).max()) / weight
+    span = sample.highest - sample.lowest
+    away = (farthest if farthest > 1e-9 * span else span) / 2
+    above = (1.0, sample.base - away, sample.tuned + away)
+    below = (1.0, sample.base + away, sample.tuned - away)
+    return weight * np.array((above, below))

@@ -1,0 +1,169 @@
+"""What `plan` says: everything about a run that can be known before it, and whether it would start."""
+
+import os
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tunesmith.core.errors import DataError, DoesNotFit
+from tunesmith.core.progress import clock
+from tunesmith.core.rundir import SPLITS, RunDir
+from tunesmith.data.examine import Examined, empty_splits, examine
+from tunesmith.fetch.reference import ModelFolder, resolve
+from tunesmith.model.speed import remembered_speed
+from tunesmith.pipeline import open_run, work_left
+from tunesmith.recipe.memory import Memory, memory_of, shapes_of
+from tunesmith.recipe.plan import Steps, steps_of
+from tunesmith.recipe.schema import Recipe
+from tunesmith.tasks import task_for
+from tunesmith.tasks.tokenizer import Codec
+
+_GIB = 2**30
+# Most padded tokens of a micro-batch that the trainer makes by itself on a CPU; see train/train.py.
+_CPU_TOKENS = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class RunPlan:
+    """What a run will do and need. Sizes in GiB; `tokens_per_second` is None where this machine has not trained yet."""
+
+    name: str
+    run: str
+    base: str
+    method: str
+    launch: str
+    counts: dict[str, int]
+    dropped: dict[str, int]
+    tokens: dict[str, int]
+    longest: int
+    steps: Steps
+    memory: Memory
+    memory_available: float
+    disk: float
+    disk_free: float
+    tokens_per_second: float | None
+    stages: dict[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the plan as JSON."""
+        return {**asdict(self), "memory_total": self.memory.total, "seconds": self.seconds}
+
+    @property
+    def training_tokens(self) -> int:
+        """How many tokens training will read."""
+        return round(self.tokens["train"] * self.steps.epochs)
+
+    @property
+    def seconds(self) -> float | None:
+        """About how long training takes, from the speed that was measured here before."""
+        return self.training_tokens / self.tokens_per_second if self.tokens_per_second else None
+
+    def __str__(self) -> str:
+        counts = ", ".join(f"{n} {self.counts[n]:,}" for n in SPLITS)
+        dropped = "; ".join(f"{n} x {reason}" for reason, n in self.dropped.items())
+        speed = (
+            f"about {clock(self.seconds)}, at {self.tokens_per_second:.0f} tokens/s as measured here before"
+            if self.seconds and self.tokens_per_second
+            else "not known: this machine has not trained this model yet"
+        )
+        m, s = self.memory, self.steps
+        return "\n".join(
+            [
+                f"run      {self.run}",
+                f"model    {self.base}, {self.method}, {m.trainable_parameters:,} weights trained, launch {self.launch}",
+                f"rows     {counts}{f'; dropped {dropped}' if dropped else ''}; longest {self.longest} tokens",
+                f"steps    {s.total_steps} ({s.epochs:.2f} epochs), warmup {s.warmup_steps}, "
+                f"validation every {s.valid_every_steps}, checkpoint every {s.save_every_steps}",
+                f"tokens   {self.training_tokens:,} to train on; time {speed}",
+                f"memory   about {m.total:.1f} GiB of {self.memory_available:.1f} available (weights {m.weights:.2f}, "
+                f"gradients {m.gradients:.2f}, optimizer {m.optimizer:.2f}, activations {m.activations:.2f}, "
+                f"logits {m.logits:.2f})",
+                f"disk     about {self.disk:.1f} GiB of {self.disk_free:.1f} free",
+                f"stages   {', '.join(f'{name} {state}' for name, state in self.stages.items())}",
+            ]
+        )
+
+
+def plan_run(recipe: Path | str, overrides: Sequence[str] = (), *, out: Path | str | None = None) -> RunPlan:
+    """Check a recipe, its data, its chat template, memory and disk; return what the run would do.
+
+    Raises:
+        RecipeError: the recipe is wrong, or a model cannot be had.
+        DataError: the data cannot be read or used.
+        DoesNotFit: memory or disk does not suffice.
+    """
+    loaded, run = open_run(Path(recipe), overrides, out)
+    origin = run.origin if run.environment.exists() else Path(recipe).parent
+    base = resolve(loaded.model.base, relative_to=origin)
+    task = task_for(loaded.data, Codec.load(base.root.path))
+    rows = list(examine(loaded, task, folder=origin))
+    kept = [row for row in rows if row.example is not None]
+    counts = {name: sum(row.entry.split == name for row in kept) for name in SPLITS}
+    missing = empty_splits(counts, loaded.data.split)
+    if missing:
+        raise DataError(f"no rows for {' and '.join(missing)}", hint="give more rows, or other data.split")
+    limit = loaded.data.train_rows
+    used = dict(counts, train=min(counts["train"], limit or counts["train"]))
+    plan = _plan(loaded, run, base, rows, used)
+    _refuse_what_does_not_fit(plan)
+    return plan
+
+
+def _plan(recipe: Recipe, run: RunDir, base: ModelFolder, rows: list[Examined], counts: dict[str, int]) -> RunPlan:
+    steps = steps_of(recipe, counts["train"])
+    lengths = {n: [r.entry.tokens for r in rows if r.entry.split == n and r.example] for n in SPLITS}
+    tokens = {n: round(sum(lengths[n]) * counts[n] / max(1, len(lengths[n]))) for n in SPLITS}
+    longest = max(max(lengths[n], default=0) for n in SPLITS)
+    memory = _memory(recipe, base, rows, longest)
+    copies = min(recipe.train.keep_checkpoints + 2, steps.total_steps + 1)  # the best, and one being written
+    per_copy = memory.trainable_parameters * (4 + 8) / _GIB
+    place = run.path.absolute()
+    while not place.exists():
+        place = place.parent
+    return RunPlan(
+        name=recipe.name, run=str(run), base=recipe.model.base, method=recipe.tuning.method, launch=recipe.launch.on,
+        counts=counts, dropped=dict(Counter(r.entry.reason or "" for r in rows if r.entry.status == "dropped")),
+        tokens=tokens, longest=longest, steps=steps, memory=memory, memory_available=available_memory_gib(),
+        disk=copies * per_copy + 0.05, disk_free=shutil.disk_usage(place).free / _GIB,
+        tokens_per_second=remembered_speed(base.digest(), recipe.tuning.method), stages=work_left(recipe, run),
+    )  # fmt: skip
+
+
+def _memory(recipe: Recipe, base: ModelFolder, rows: list[Examined], longest: int) -> Memory:
+    size = recipe.train.micro_batch
+    per_step = recipe.train.examples_per_step
+    batch = size if isinstance(size, int) else max(1, min(per_step, _CPU_TOKENS // max(1, longest)))
+    trained = max((r.entry.trained for r in rows if r.example), default=0)
+    compute = 4 if recipe.model.precision == "fp32" else 2
+    return memory_of(recipe, shapes_of(base.root.path), compute_bytes=compute, tokens=batch * longest,
+                     trained_tokens=batch * trained)  # fmt: skip
+
+
+def available_memory_gib() -> float:
+    """Return the memory that a new process could get: what the system says is available, within its control group."""
+    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    info = Path("/proc/meminfo")
+    if info.exists():
+        lines = dict(line.split(":", 1) for line in info.read_text(encoding="utf-8").splitlines() if ":" in line)
+        available = int(lines["MemAvailable"].split()[0]) * 1024
+    limit = Path("/sys/fs/cgroup/memory.max")
+    if limit.exists() and (text := limit.read_text(encoding="utf-8").strip()).isdigit():
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text(encoding="utf-8"))
+        available = min(available, int(text) - used)
+    return available / _GIB
+
+
+def _refuse_what_does_not_fit(plan: RunPlan) -> None:
+    if plan.disk > plan.disk_free:
+        raise DoesNotFit(
+            f"the checkpoints need about {plan.disk:.1f} GiB and {plan.disk_free:.1f} are free", where=plan.run,
+            hint="free some space, or lower train.keep_checkpoints",
+        )  # fmt: skip
+    if plan.memory.total > plan.memory_available:
+        raise DoesNotFit(
+            f"training needs about {plan.memory.total:.1f} GiB and {plan.memory_available:.1f} are available",
+            hint="lower train.micro_batch or data.max_tokens_per_example, use `method: lora`, or a smaller model",
+        )

@@ -1,0 +1,100 @@
+"""How much memory a run takes, from the shapes of its weights alone: no weights are read, no torch is imported.
+
+Counted: weights, gradients, AdamW's two moments, and the activations and logits of one micro-batch. The activation
+count follows Korthikanti et al. 2022 (arXiv:2205.05198), section 4, without tensor parallelism.
+"""
+
+import json
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tunesmith.recipe.schema import FullTuning, Recipe
+
+_GIB = 2**30
+_LIBRARIES_GIB = 0.6  # torch, transformers and Python themselves, resident
+
+
+@dataclass(frozen=True, slots=True)
+class Shapes:
+    """The sizes that memory follows from. `linear` lists [out, in] of every linear layer but the output."""
+
+    parameters: int
+    linear: tuple[tuple[int, int], ...]
+    hidden: int
+    layers: int
+    vocabulary: int
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """GiB by purpose."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+    logits: float
+    trainable_parameters: int
+
+    @property
+    def total(self) -> float:
+        """Everything, libraries included."""
+        return self.weights + self.gradients + self.optimizer + self.activations + self.logits + _LIBRARIES_GIB
+
+
+def shapes_of(folder: Path) -> Shapes:
+    """Read the shapes from the headers of a model folder's safetensors files and its config."""
+    tensors: dict[str, list[int]] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with file.open("rb") as raw:
+            header = json.loads(raw.read(struct.unpack("<Q", raw.read(8))[0]))
+        tensors |= {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = config.get("text_config", config)
+    vocabulary = int(config.get("vocab_size", 0))
+    linear = [
+        (shape[0], shape[1])
+        for name, shape in tensors.items()
+        if len(shape) == 2 and vocabulary not in shape and "embed" not in name and "wpe" not in name
+    ]
+    size = sum(_product(shape) for shape in tensors.values())
+    hidden = int(config.get("hidden_size") or config.get("n_embd") or 0)
+    layers = int(config.get("num_hidden_layers") or config.get("n_layer") or config.get("num_layers") or 0)
+    return Shapes(size, tuple(linear), hidden, layers, vocabulary)
+
+
+def memory_of(recipe: Recipe, shapes: Shapes, *, compute_bytes: int, tokens: int, trained_tokens: int) -> Memory:
+    """Return the memory of a run.
+
+    Args:
+        compute_bytes: bytes of a number in matrix products (2 for bf16).
+        tokens: padded tokens of the largest micro-batch.
+        trained_tokens: trained tokens in it, which go through the output layer.
+    """
+    if isinstance(recipe.tuning, FullTuning):
+        trainable, weight_bytes = shapes.parameters, 4
+    else:
+        trainable = sum((out + inner) * recipe.tuning.rank for out, inner in shapes.linear)
+        weight_bytes = compute_bytes
+    widths = sum(out + inner for out, inner in shapes.linear)
+    # Every linear layer keeps its input, and what stands between layers (norms, gates, attention) about as much again.
+    activations = tokens * (widths + 8 * shapes.hidden * shapes.layers) * compute_bytes
+    logits = trained_tokens * shapes.vocabulary * (compute_bytes + 3 * 4)
+    adapters = 0 if isinstance(recipe.tuning, FullTuning) else trainable * 4
+    return Memory(
+        weights=(shapes.parameters * weight_bytes + adapters) / _GIB,
+        gradients=trainable * 4 / _GIB,
+        optimizer=trainable * 8 / _GIB,
+        activations=activations / _GIB,
+        logits=logits / _GIB,
+        trainable_parameters=trainable,
+    )
+
+
+def _product(shape: list[int]) -> int:
+    result = 1
+    for size in shape:
+        result *= size
+    return result

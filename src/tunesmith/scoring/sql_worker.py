@@ -1,0 +1,228 @@
+"""Run SQL that nobody has read, in a process of its own: `python -I sql_worker.py SETTINGS`, the standard library only.
+
+Protocol: one JSON object a line. The worker says {} when it is ready ({"failed": why} if it cannot be); then for each
+{"reference": SQL, "prediction": SQL or null} it answers {"rows": count}, {"equal": bool} or {"failed": why}, or dies.
+Its limits are set so that dying is the worst a query can do. It ends with its standard input.
+"""
+
+import contextlib
+import functools
+import json
+import math
+import re
+import resource
+import signal
+import sqlite3
+import sys
+import time
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+Value = None | int | float | str | bytes
+Row = tuple[Value, ...]
+
+_MEMORY_BYTES = 2**30
+_HEAP_BYTES = 2**28  # of SQLite: it says so where the limit of the process would abort
+_RESULT_BYTES = 2**26
+_TEXT_BYTES = 10**7  # one value
+_SQL_CHARACTERS = 100_000
+_ALLOWED = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
+_FORBIDDEN_FUNCTIONS = {"load_extension", "fts3_tokenizer"}
+_FENCE = re.compile(r"\s*```(?:sqlite3?|sql)?\s((?:(?!```).)*)```\s*", re.DOTALL | re.IGNORECASE)
+_TOKEN = re.compile(
+    r"""(?P<space>\s+|--[^\n]*|/\*(?:.*?\*/|.*))"""
+    r"""|'(?:[^']|'')*+'|"(?:[^"]|"")*+"|`(?:[^`]|``)*+`|\[[^\]]*\]|\w+|(?P<open>['"`\[])|.""",
+    re.DOTALL,
+)
+
+
+class Failed(Exception):
+    """Why a query does not count."""
+
+
+class Result(NamedTuple):
+    """What a query gave."""
+
+    columns: int
+    rows: list[Row]
+
+
+class Query(NamedTuple):
+    """One SELECT, without what surrounds it."""
+
+    sql: str
+    ordered: bool
+
+
+def parse(text: str) -> Query:
+    """Return the one SELECT in `text`; raise Failed if it is anything else.
+
+    `ordered` is true where ORDER BY stands outside of all parentheses. What may be read is the authorizer's business.
+    """
+    if len(text) > _SQL_CHARACTERS:
+        raise Failed(f"it is longer than {_SQL_CHARACTERS} characters")
+    fence = _FENCE.fullmatch(text)
+    text = fence.group(1) if fence else text
+    tokens = [match for match in _TOKEN.finditer(text) if match["space"] is None]
+    while tokens and tokens[-1].group() == ";":
+        tokens.pop()
+    words = [match.group().upper() for match in tokens]
+    if any(match["open"] for match in tokens):
+        raise Failed("a quote is not closed")
+    if not words or words[0] not in ("SELECT", "WITH"):
+        raise Failed("it does not begin with SELECT or WITH")
+    if ";" in words:
+        raise Failed("it is more than one statement")
+    return Query(text[: tokens[-1].end()], _ordered(words))
+
+
+def _ordered(words: list[str]) -> bool:
+    depth = 0
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        depth += (word == "(") - (word == ")")
+        if depth == 0 and word == "ORDER" and following == "BY":
+            return True
+    return False
+
+
+class Database:
+    """A connection that reads, within limits."""
+
+    def __init__(self, path: str, seconds: float) -> None:
+        self._seconds = seconds
+        self._deadline = math.inf
+        self._connection = sqlite3.connect(f"file:{quote(path)}?mode=ro&immutable=1", uri=True, isolation_level=None)
+        self._connection.text_factory = lambda text: text.decode("utf-8", "surrogateescape")
+        for pragma in (f"hard_heap_limit={_HEAP_BYTES}", "temp_store=MEMORY", "query_only=ON", "trusted_schema=OFF"):
+            self._connection.execute(f"PRAGMA {pragma}")
+        self._connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        self._connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _TEXT_BYTES)
+        self._connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
+        self._connection.set_authorizer(_authorize)
+        self._connection.set_progress_handler(lambda: time.process_time() > self._deadline, 1000)
+
+    def run(self, sql: str, most_rows: int) -> Result:
+        """Return the result of a query; raise Failed if it has none within the limits.
+
+        The processor time is what counts, so that a busy machine does not change a score. Where SQLite does not look
+        at the time, the system's timers end the process.
+        """
+        self._deadline = time.process_time() + self._seconds
+        signal.setitimer(signal.ITIMER_PROF, 1.5 * self._seconds + 0.5)
+        signal.setitimer(signal.ITIMER_REAL, 20 * self._seconds + 20)
+        try:
+            return self._fetch(sql, most_rows)
+        except (sqlite3.Error, sqlite3.Warning, ValueError, MemoryError) as error:
+            raise Failed(str(error) or type(error).__name__) from None
+        finally:
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def _fetch(self, sql: str, most_rows: int) -> Result:
+        cursor = self._connection.execute(sql)
+        try:
+            columns = len(cursor.description)
+            rows: list[Row] = []
+            size = 0
+            for row in cursor:
+                rows.append(row)
+                size += sum(len(value) for value in row if isinstance(value, (str, bytes)))
+                if len(rows) > most_rows or size > _RESULT_BYTES:
+                    raise Failed(f"it gives more than {most_rows} rows or {_RESULT_BYTES} bytes")
+            return Result(columns, rows)
+        finally:
+            cursor.close()
+
+
+def _authorize(action: int, _: str | None, name: str | None, *__: str | None) -> int:
+    allowed = action in _ALLOWED and not (action == sqlite3.SQLITE_FUNCTION and name in _FORBIDDEN_FUNCTIONS)
+    return sqlite3.SQLITE_OK if allowed else sqlite3.SQLITE_DENY
+
+
+def same(found: Result, expected: Result, ordered: bool) -> bool:
+    """Say whether two results are equal; where they are not ordered, as collections that may repeat rows."""
+    if found.columns != expected.columns or len(found.rows) != len(expected.rows):
+        return False
+    left, right = found.rows, expected.rows
+    if not ordered:
+        left, right = sorted(left, key=_sort_key), sorted(right, key=_sort_key)
+    return all(map(_same_row, left, right))
+
+
+def _same_row(left: Row, right: Row) -> bool:
+    return all(map(_same_value, left, right))
+
+
+def _same_value(left: Value, right: Value) -> bool:
+    if isinstance(left, (int, float)) and isinstance(right, (int, float)) and float in (type(left), type(right)):
+        return math.isclose(left, right, rel_tol=1e-6, abs_tol=1e-9)
+    return type(left) is type(right) and left == right
+
+
+def _sort_key(row: Row) -> tuple[Any, ...]:
+    """Return a key that puts equal rows in the same place: what is exact first, then numbers without their last digits.
+
+    Two floats that differ by rounding alone must not decide the order before a later column has had its say.
+    """
+    exact = [(1, value) if isinstance(value, str) else (2, value) for value in row if isinstance(value, (str, bytes))]
+    kinds = [0 if value is None else 1 if isinstance(value, (int, float)) else 2 for value in row]
+    return kinds, exact, [_rounded(value) for value in row if isinstance(value, (int, float))]
+
+
+def _rounded(value: int | float) -> float:
+    """Return a number on a grid of 2^-18 of its size, shifted so that no number people write lies on a border."""
+    if not math.isfinite(value):
+        return float(value)
+    if abs(value) < 1e-9:
+        return 0.0
+    mantissa, exponent = math.frexp(value)
+    return math.ldexp(math.floor(mantissa * 2**18 + 0.3819660113), exponent - 20)  # 18, and 2 against overflow
+
+
+def main() -> None:
+    """Answer requests until standard input ends."""
+    settings = json.loads(sys.argv[1])
+    _limit_this_process()
+    try:
+        database = Database(settings["database"], settings["seconds"])
+    except (sqlite3.Error, MemoryError) as error:
+        _say({"failed": str(error)})
+        return
+    _say({})
+
+    @functools.lru_cache(maxsize=64)
+    def expected(reference: str) -> tuple[Query, Result]:
+        query = parse(reference)
+        return query, database.run(query.sql, settings["most_rows"])
+
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            query, result = expected(request["reference"])
+            if request["prediction"] is None:
+                _say({"rows": len(result.rows)})
+            else:
+                found = database.run(parse(request["prediction"]).sql, len(result.rows))
+                _say({"equal": same(found, result, query.ordered)})
+        except Failed as error:
+            _say({"failed": str(error)})
+
+
+def _say(answer: dict[str, Any]) -> None:
+    print(json.dumps(answer), flush=True)
+
+
+def _limit_this_process() -> None:
+    for number in (signal.SIGPROF, signal.SIGALRM):
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGPROF, signal.SIGALRM))
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)  # sent to the whole job; the parent decides, and closes standard input
+    for kind, limit in ((resource.RLIMIT_AS, _MEMORY_BYTES), (resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, 0)):
+        _, most = resource.getrlimit(kind)
+        with contextlib.suppress(ValueError, OSError):  # macOS refuses some
+            resource.setrlimit(kind, (limit if most == resource.RLIM_INFINITY else min(limit, most), most))
+
+
+if __name__ == "__main__":
+    main()

