@@ -89,7 +89,7 @@ def write_rows(path: Path, count: int = 60) -> Path:
     return path
 
 
-def recipe(folder: Path, model: Path, **changes: Any) -> Path:
+def recipe(folder: Path, model: Path, /, **changes: Any) -> Path:
     """Write a recipe over `write_rows` for a tiny model; `changes` replace whole sections."""
     from ruamel.yaml import YAML
 

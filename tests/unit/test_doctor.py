@@ -4,7 +4,6 @@ import builtins
 import json
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +17,7 @@ SECRET = "hf_thisIsASecretToken"
 
 
 @pytest.fixture(autouse=True)
-def _quiet_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _quiet_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A cache of its own and no network: asking for one fails the test."""
     monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path / "cache"))
 
@@ -26,7 +25,6 @@ def _quiet_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
         raise AssertionError(f"started a process: {args}")
 
     monkeypatch.setattr(subprocess, "run", refuse)
-    yield
 
 
 def items(**other: Any) -> dict[str, Any]:

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from tests.tiny import recipe as write_recipe
+
 from tunesmith.core.errors import DamagedFile, DataError, RecipeError
-from tunesmith.core.files import read_json, write_text
+from tunesmith.core.files import write_text
 from tunesmith.core.rundir import RunDir
 from tunesmith.data import examine
+from tunesmith.recipe.load import load_recipe
 from tunesmith.show import as_html, as_text, view
 
 HOSTILE = "a\tb <|im_end|> \x1b[31mred\x07 </span><script>alert(1)</script> \u202egnp"
@@ -143,16 +144,10 @@ def test_rows_are_not_decoded_by_another_tokenizer(run: RunDir, tmp_path: Path) 
     other = tmp_path / "other"
     tokenizer(markup=("<other>",)).save_pretrained(other)
     (other / "config.json").write_text("{}", encoding="utf-8")
-    base = str(read_json(run.stage("prepare") / "manifest.json") and _base_of(run))
+    base = load_recipe(run.resolved_recipe).model.base
     rewrite(run.resolved_recipe, lambda text: text.replace(base, str(other)))
     with pytest.raises(RecipeError, match="not the one the rows were prepared with"):
         view(run.path)
-
-
-def _base_of(run: RunDir) -> str:
-    from tunesmith.recipe.load import load_recipe
-
-    return load_recipe(run.resolved_recipe).model.base
 
 
 def test_damage_is_told(run: RunDir) -> None:

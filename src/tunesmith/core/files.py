@@ -4,10 +4,12 @@ Everything tunesmith keeps is written through this module, so one place decides 
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator
@@ -17,7 +19,14 @@ from typing import Any
 from tunesmith.core.errors import DamagedFile, DoesNotFit, TunesmithError
 
 MANIFEST = "manifest.json"
-_OUT_OF_SPACE = {28: "the disk is full", 122: "the disk quota is used up", 27: "the file is too large for this disk"}
+_OUT_OF_SPACE = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the file is too large for this disk",
+}
+# safetensors and tokenizers, which are written in Rust, tell the system's error in their text alone.
+_RUST_ERROR = re.compile(r"\(os error (\d+)\)")
+_RANDOM = "[0-9a-f]" * 8
 
 
 def digest_of(value: Any) -> str:
@@ -42,17 +51,18 @@ def read_json(path: Path) -> Any:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically: readers see the old content or the new, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex[:8]}")
-    try:
-        with out_of_space_explained(path), temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    with out_of_space_explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync_folder(path.parent)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -62,22 +72,27 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_jsonl(path: Path) -> Iterator[Any]:
     """Yield one value a line from a JSONL file that tunesmith wrote."""
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, 1):
-            try:
-                yield json.loads(line)
-            except ValueError as error:
-                raise DamagedFile(f"is not readable JSON ({error})", where=f"{path}:{number}") from error
+            yield _value(line, f"{path}:{number}")
+
+
+def _value(line: bytes, where: str) -> Any:
+    try:
+        return json.loads(line.decode("utf-8"))
+    except ValueError as error:
+        raise DamagedFile(f"is not readable JSON ({error})", where=where) from error
 
 
 def write_jsonl(path: Path, values: Iterable[Any]) -> None:
     """Write one JSON value a line, streaming, and fsync. The folder's manifest makes it final."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with out_of_space_explained(path), path.open("w", encoding="utf-8") as file:
-        for value in values:
-            file.write(json_line(value))
-        file.flush()
-        os.fsync(file.fileno())
+    with out_of_space_explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w", encoding="utf-8") as file:
+            for value in values:
+                file.write(json_line(value))
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def json_line(value: Any) -> str:
@@ -86,14 +101,19 @@ def json_line(value: Any) -> str:
 
 
 def complete_lines(path: Path) -> list[Any]:
-    """Return the values of a JSONL log that may end in a half-written line, and cut that line off."""
+    """Return the values of a JSONL log that may end in a half-written line, and cut that line off.
+
+    Raises:
+        DamagedFile: another line is not whole.
+    """
     if not path.exists():
         return []
     whole = path.read_bytes()
     end = whole.rfind(b"\n") + 1
     if end != len(whole):
         os.truncate(path, end)
-    return [json.loads(line) for line in whole[:end].decode("utf-8").splitlines()]
+    # Not `splitlines`: to that U+0085 and U+2028 end a line too, which JSON leaves as they are.
+    return [_value(line, f"{path}:{number}") for number, line in enumerate(whole[:end].split(b"\n")[:-1], 1)]
 
 
 def sync_folder(path: Path) -> None:
@@ -121,19 +141,20 @@ def new_folder(final: Path, **facts: Any) -> Iterator[Path]:
     After a crash there is either no `final` or a whole one. An existing `final` is replaced.
     `facts` go into the manifest beside the list of files.
     """
-    final.parent.mkdir(parents=True, exist_ok=True)
     temporary = final.with_name(f".{final.name}.tmp-{uuid.uuid4().hex[:8]}")
-    temporary.mkdir()
-    try:
-        with out_of_space_explained(final):
+    with out_of_space_explained(final):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
+        try:
             yield temporary
             seal_folder(temporary, **facts)
-        if final.exists():
-            remove_folder(final)
-        temporary.rename(final)
-        sync_folder(final.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            trash = _set_aside(final) if final.exists() else None
+            temporary.rename(final)
+            sync_folder(final.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        if trash is not None:
+            shutil.rmtree(trash, ignore_errors=True)
 
 
 def seal_folder(folder: Path, **facts: Any) -> dict[str, Any]:
@@ -151,16 +172,23 @@ def seal_folder(folder: Path, **facts: Any) -> dict[str, Any]:
 
 def remove_folder(folder: Path) -> None:
     """Remove a folder so that a crash half-way never leaves a part under its own name."""
+    shutil.rmtree(_set_aside(folder))
+
+
+def _set_aside(folder: Path) -> Path:
     trash = folder.with_name(f".{folder.name}.trash-{uuid.uuid4().hex[:8]}")
     folder.rename(trash)
-    shutil.rmtree(trash)
+    return trash
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary folders and files that a killed writer left in `folder`."""
-    for pattern in (".*.tmp-*", ".*.trash-*"):
-        for path in folder.glob(pattern):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    """Remove the temporary folders and files that a killed writer left in `folder` or below it."""
+    for pattern in (f".*.tmp-{_RANDOM}", f".*.trash-{_RANDOM}"):
+        for path in list(folder.rglob(pattern)):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:  # or it went with the folder it was in
+                path.unlink(missing_ok=True)
 
 
 def check_folder(folder: Path) -> dict[str, Any]:
@@ -171,7 +199,9 @@ def check_folder(folder: Path) -> dict[str, Any]:
     """
     if not (folder / MANIFEST).exists():
         raise DamagedFile(f"has no {MANIFEST}", where=str(folder), hint="it was never finished, or the file is gone")
-    manifest: dict[str, Any] = read_json(folder / MANIFEST)
+    manifest = read_json(folder / MANIFEST)
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
+        raise DamagedFile("lists no files", where=str(folder / MANIFEST))
     check_files(folder, manifest["files"])
     return manifest
 
@@ -194,18 +224,27 @@ def check_files(folder: Path, expected: dict[str, dict[str, Any]]) -> None:
 
 @contextlib.contextmanager
 def out_of_space_explained(path: Path) -> Iterator[None]:
-    """Turn the system's out-of-space errors into DoesNotFit with the numbers a user needs."""
+    """Turn out-of-space errors, of the system or of a library, into DoesNotFit with the numbers a user needs."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in _OUT_OF_SPACE:
+    except Exception as error:  # safetensors and tokenizers raise errors of no common kind
+        number = _errno(error)
+        if number not in _OUT_OF_SPACE:
             raise
-        free = shutil.disk_usage(path.parent).free
+        place = next((parent for parent in path.absolute().parents if parent.exists()), Path("/"))
         raise DoesNotFit(
-            f"{_OUT_OF_SPACE[error.errno]} ({free / 2**30:.1f} GiB free); what was finished before is whole",
+            f"{_OUT_OF_SPACE[number]} ({shutil.disk_usage(place).free / 2**30:.1f} GiB free); "
+            "what was finished before is whole",
             where=str(path),
             hint="free some space and run the same command again",
         ) from error
+
+
+def _errno(error: Exception) -> int | None:
+    if isinstance(error, OSError):
+        return error.errno
+    told = _RUST_ERROR.search(str(error))
+    return int(told.group(1)) if told else None
 
 
 @contextlib.contextmanager
@@ -215,18 +254,21 @@ def only_writer(path: Path) -> Iterator[None]:
     Raises:
         TunesmithError: another process holds it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            raise TunesmithError(
-                f"another process (pid {file.read().strip() or 'unknown'}) is working here",
-                where=str(path.parent),
-                hint="wait for it, or give another --out",
-            ) from error
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+    with contextlib.ExitStack() as held:
+        with out_of_space_explained(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Unbuffered: on a full disk a buffer would fail once more when the file is closed.
+            file = held.enter_context(path.open("ab+", buffering=0))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                file.seek(0)
+                holder = file.read().decode(errors="replace").strip() or "unknown"
+                raise TunesmithError(
+                    f"another process (pid {holder}) is working here",
+                    where=str(path.parent),
+                    hint="wait for it, or give another --out",
+                ) from error
+            file.truncate(0)
+            file.write(str(os.getpid()).encode())
         yield

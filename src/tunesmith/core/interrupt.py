@@ -3,7 +3,7 @@
 import contextlib
 import os
 import signal
-import sys
+import threading
 from collections.abc import Iterator
 from types import FrameType
 
@@ -21,8 +21,13 @@ def watched() -> Iterator[None]:
         if _requested:
             os._exit(128 + number)  # the second time the user means it; commits are atomic, nothing half-written counts
         _requested.append(number)
-        print("\nstopping at the next safe point; once more to leave at once", file=sys.stderr, flush=True)
+        # Past `sys.stderr`, which may be in the middle of a line; Ctrl-C may also have ended who reads it (`| tee`).
+        with contextlib.suppress(OSError):
+            os.write(2, b"\nstopping at the next safe point; once more to leave at once\n")
 
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may handle signals; whoever runs us in another sees to them
+        return
     before = {number: signal.signal(number, note) for number in _SIGNALS}
     try:
         yield

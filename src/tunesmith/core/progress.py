@@ -1,5 +1,6 @@
 """Progress on stderr: a bar with rate and time left on a terminal, plain lines elsewhere."""
 
+import contextlib
 import sys
 import time
 from typing import Any
@@ -37,7 +38,7 @@ class Progress:
     def _line(self, note: str) -> None:
         of = f"/{self._total}" if self._total else ""
         parts = [f"{self._label} {self._done}{of} {self._unit}", note, self._time_left()]
-        print("  ".join(part for part in parts if part), file=sys.stderr, flush=True)
+        say("  ".join(part for part in parts if part))
 
     def _time_left(self) -> str:
         done = self._done - self._start
@@ -48,8 +49,9 @@ class Progress:
 
 
 def say(text: str) -> None:
-    """Print one line of news on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    """Print one line of news on stderr. Where nobody reads it any more, the work goes on all the same."""
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
 
 
 def clock(seconds: float) -> str:

@@ -36,6 +36,7 @@ def _write_model(file: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GgufConfig
 
+    transformers_logging.disable_progress_bar()
     place, name = str(file.parent), file.name
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, gguf_file=name)

@@ -84,9 +84,9 @@ def read_text(text: str, where: str) -> Any:
             raise RecipeError(f"tags such as `{tag}` are not read", where=f"{where}:{line}", hint="use quotes")
         if isinstance(event, DocumentStartEvent) and event.version not in (None, (1, 2)):
             raise RecipeError("is not YAML 1.2", where=f"{where}:{line}", hint="remove the %YAML line")
-    yaml = YAML(typ="rt")
-    yaml.Constructor = _Constructor
-    return yaml.load(text)
+    reader = YAML(typ="rt")
+    reader.Constructor = _Constructor
+    return reader.load(text)
 
 
 def places_of(node: Any, file: str, path: Path_ = ()) -> Iterator[tuple[Path_, str]]:

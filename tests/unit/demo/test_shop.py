@@ -2,6 +2,7 @@ import contextlib
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
@@ -15,14 +16,14 @@ from tunesmith.demo.chance import below, pick, shuffled, weighted
 
 
 @pytest.fixture(scope="module")
-def connection(tmp_path_factory: pytest.TempPathFactory):
+def connection(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sqlite3.Connection]:
     path = database(tmp_path_factory.mktemp("shop") / "shop.sqlite")
     with contextlib.closing(sqlite3.connect(path)) as opened:
         yield opened
 
 
 def number(connection: sqlite3.Connection, sql: str) -> int:
-    return connection.execute(sql).fetchone()[0]
+    return int(connection.execute(sql).fetchone()[0])
 
 
 def test_draws_are_pinned() -> None:

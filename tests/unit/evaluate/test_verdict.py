@@ -159,6 +159,16 @@ def test_a_higher_confidence_gives_a_wider_interval() -> None:
     assert widths[0] < 0.8 * widths[1] < 0.8 * widths[2]
 
 
+def test_few_graded_rows_get_an_interval_as_wide_as_students() -> None:
+    ratios = []
+    for seed in range(40):
+        base, tuned = noisy(0.2, 10, seed=seed)
+        deviation = np.std(np.subtract(tuned, base), ddof=1) / math.sqrt(10)
+        found = paired_verdict(base, tuned, min_gain=-1)
+        ratios.append((found.high - found.low) / (2 * 2.262 * deviation))  # t(0.975, 9 degrees of freedom)
+    assert 1 <= np.mean(ratios) < 1.15
+
+
 def test_a_long_comparison_stays_in_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bootstrap, "_MOST_DRAWS", 5_000_000)
     monkeypatch.setattr(bootstrap, "_DRAWS_AT_ONCE", 10_000)

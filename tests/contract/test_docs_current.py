@@ -1,0 +1,38 @@
+"""The reference pages say what the code does."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.contract.sources import ROOT
+
+
+def docs(script: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(script), *arguments], capture_output=True, text=True, check=False, timeout=120
+    )
+
+
+def test_the_reference_pages_are_current() -> None:
+    done = docs(ROOT / "scripts" / "docs", "--check")
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_stale_page_is_noticed_and_made_again(tmp_path: Path) -> None:
+    (tmp_path / "src").symlink_to(ROOT / "src")
+    (tmp_path / "scripts").mkdir()
+    script = tmp_path / "scripts" / "docs"
+    script.write_text((ROOT / "scripts" / "docs").read_text(encoding="utf-8"), encoding="utf-8")
+    assert docs(script).returncode == 0
+    page = tmp_path / "docs" / "recipe.md"
+    page.write_text(page.read_text(encoding="utf-8").replace("learning_rate", "rate_of_learning"), encoding="utf-8")
+    done = docs(script, "--check")
+    assert done.returncode == 1
+    assert "docs/recipe.md is stale" in done.stderr
+    assert "docs/cli.md" not in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--chekc"], ["--check", "more"]])
+def test_wrong_usage_is_refused(arguments: list[str]) -> None:
+    assert docs(ROOT / "scripts" / "docs", *arguments).returncode == 2

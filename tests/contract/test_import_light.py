@@ -1,0 +1,80 @@
+"""Help and mistakes come at once: what is slow to import is imported only by what needs it."""
+
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.contract.sources import ROOT
+
+SLOW = {"torch", "transformers", "datasets", "peft", "numpy", "pandas", "pyarrow", "tokenizers", "huggingface_hub"}
+WRONG = "name: x\nmodle: {base: a/b}\ntrain: {learning_rate: 2e-4, epoks: 1}\n"
+
+
+def tunesmith(*arguments: str, cwd: Path) -> tuple[subprocess.CompletedProcess[str], set[str]]:
+    """Run a command; return what came out and which modules were imported for it."""
+    command = [sys.executable, "-X", "importtime", "-m", "tunesmith", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, env=environment, timeout=120)
+    lines = done.stderr.splitlines()
+    imported = {line.rpartition("|")[2].strip() for line in lines if line.startswith("import time:")}
+    done.stderr = "\n".join(line for line in lines if not line.startswith("import time:"))
+    assert "tunesmith.cli" in imported
+    return done, imported
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["--version"]])
+def test_help_imports_nothing_slow(arguments: list[str], tmp_path: Path) -> None:
+    done, imported = tunesmith(*arguments, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout
+    assert imported & SLOW == set()
+
+
+def test_help_takes_little_work(tmp_path: Path) -> None:
+    """Half a second is promised; the processor's time is measured, because other work may run beside this."""
+    best = float("inf")
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, "-m", "tunesmith", "--help"], capture_output=True, check=True, cwd=tmp_path)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        best = min(best, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert best < 1.0
+
+
+@pytest.mark.parametrize("verb", ["plan", "run", "show", "prepare", "train", "evaluate"])
+def test_a_wrong_recipe_is_told_before_anything_slow_is_imported(verb: str, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(WRONG, encoding="utf-8")
+    done, imported = tunesmith(verb, "recipe.yaml", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "recipe.yaml:2: modle: unknown key; did you mean `model`?" in done.stderr
+    assert "recipe.yaml:3: train.epoks: unknown key; did you mean `epochs`?" in done.stderr
+    assert imported & {"torch", "transformers", "datasets", "peft"} == set()
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["rnu", "recipe.yaml"], "rnu"),
+        (["run"], "recipe"),
+        (["run", "none.yaml"], "no such recipe"),
+        (["compare", "."], "run"),
+    ],
+)
+def test_wrong_usage_exits_with_2(arguments: list[str], told: str, tmp_path: Path) -> None:
+    done, imported = tunesmith(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert told in (done.stdout + done.stderr).lower()
+    assert "Traceback" not in done.stderr
+    assert "torch" not in imported
+
+
+def test_the_package_itself_imports_nothing(tmp_path: Path) -> None:
+    code = "import sys, tunesmith; print(*sorted(m for m in sys.modules if m.startswith('tunesmith.')))"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.split() == []

@@ -1,0 +1,93 @@
+"""What README and docs tell a reader to type is there, and their links lead somewhere."""
+
+import re
+from pathlib import Path
+
+import pytest
+from tests.contract.sources import ROOT
+
+from tunesmith.cli import app
+
+README = ROOT / "README.md"
+PAGES = sorted({README, *(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.md")})
+
+FENCE = re.compile(r"^( *)(```+|~~~+) *(\w*)[^\n]*\n(.*?)^\1\2 *$", re.MULTILINE | re.DOTALL)
+SPAN = re.compile(r"(`+)(.+?)\1")
+LINK = re.compile(r"!?\[[^\]]*\]\(\s*<?([^)\s>]+)>?(?:\s+\"[^\"]*\")?\s*\)|(?:src|href)=\"([^\"]+)\"")
+VERB = re.compile(r"(?<!from )(?<!import )(?<!\w)tunesmith +([a-z][a-z-]*)")
+SHELLS = ("", "bash", "sh", "shell", "console")
+
+
+def commands(text: str) -> list[str]:
+    """Return the command lines of the shell blocks, in their order."""
+    lines = [line for _, _, language, body in FENCE.findall(text) if language in SHELLS for line in body.splitlines()]
+    typed = [line.strip().removeprefix("$ ") for line in lines]
+    return [line for line in typed if line and not line.startswith("#")]
+
+
+def verbs(text: str) -> set[str]:
+    """Return the words that follow `tunesmith` in code."""
+    code = [body for *_, body in FENCE.findall(text)] + [body for _, body in SPAN.findall(FENCE.sub("", text))]
+    return {verb for part in code for verb in VERB.findall(part)}
+
+
+def links(text: str) -> list[str]:
+    """Return the relative links outside code."""
+    prose = SPAN.sub("", FENCE.sub("", text))
+    found = [one or other for one, other in LINK.findall(prose)]
+    return [link for link in found if not re.match(r"[a-z][a-z0-9+.-]*:|//", link)]
+
+
+def anchors(text: str) -> set[str]:
+    """Return the anchors that a page's headings get, as code hosts make them."""
+    titles = re.findall(r"^#+ +(.+?) *#*$", FENCE.sub("", text), re.MULTILINE)
+    words = [re.sub(r"[^\w\- ]", "", title.replace("`", "")).lower().replace(" ", "-") for title in titles]
+    return set(words)
+
+
+def broken(page: Path, text: str) -> list[str]:
+    """Return the links of a page that lead nowhere."""
+    found = []
+    for link in links(text):
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        if not target.exists() or not target.is_relative_to(ROOT):
+            found.append(link)
+        elif anchor and target.suffix == ".md":
+            there = anchors(text if target == page else target.read_text(encoding="utf-8"))
+            found += [link] if anchor not in there else []
+    return found
+
+
+def test_the_first_two_commands_are_the_demo_and_the_tests() -> None:
+    first = [line.split()[0] for line in commands(README.read_text(encoding="utf-8"))[:2]]
+    assert first == ["./scripts/demo", "./scripts/test"]
+
+
+def test_the_readme_is_among_the_pages() -> None:
+    assert README.exists()
+    assert len(PAGES) > 2
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_what_a_page_names_is_there(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert verbs(text) - set(app) == set()
+    assert broken(page, text) == []
+    for line in commands(text):
+        script = line.split()[0]
+        if script.startswith(("./", "scripts/", ".venv/bin/python")) and "/" in script:
+            assert (ROOT / script).exists(), line
+
+
+def test_the_rules_see() -> None:
+    text = (
+        "# The Title: `code`!\n\n`tunesmith rnu x`, [a](docs/no.md), [b](#the-title-code), [c](#no)\n"
+        "```python\nfrom tunesmith import load\n```\n"
+        "```bash\n# first\n$ ./scripts/demo --out x\n.venv/bin/tunesmith fly\n```\n"
+        "`[d](e)` [f](https://example.org) ![g](../../outside.png)\n"
+    )
+    assert commands(text) == ["./scripts/demo --out x", ".venv/bin/tunesmith fly"]
+    assert verbs(text) == {"rnu", "fly"}
+    assert broken(README, text) == ["docs/no.md", "#no", "../../outside.png"]
+    assert {"run", "plan", "show", "doctor"} <= set(app)

@@ -1,0 +1,110 @@
+"""Killed anywhere, `run` goes on and ends with the very bytes of a run that was never disturbed."""
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import recipe
+from tunesmith import run_recipe
+from tunesmith.core.files import digest_file, read_json
+from tunesmith.core.rundir import RunDir
+from tunesmith.fetch.reference import resolve
+
+SETTINGS = {
+    "learning_rate": 0.01,
+    "epochs": 20,
+    "max_steps": 60,
+    "examples_per_step": 8,
+    "save_every_steps": 5,
+    "valid_every_steps": 10,
+}
+LORA = {"method": "lora", "rank": 4, "alpha": 8, "dropout": 0.1}
+
+
+def start(file: Path, out: Path) -> subprocess.Popen[bytes]:
+    """Start a run in a process of its own."""
+    command = [sys.executable, "-m", "tunesmith", "run", str(file), "--out", str(out)]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+def wait_until(process: subprocess.Popen[bytes], reached: Callable[[], bool]) -> bool:
+    """Wait until something is reached; say false if the process ended before."""
+    while not reached():
+        if process.poll() is not None:
+            return False
+        time.sleep(0.002)
+    return True
+
+
+def steps_done(run: RunDir) -> int:
+    """Return how many lines of steps are in the log."""
+    return run.metrics.read_bytes().count(b'"kind": "step"') if run.metrics.exists() else 0
+
+
+def weights(run: RunDir) -> dict[str, str]:
+    """Return the digests of the final model's files."""
+    folder = resolve(f"run:{run.path}").path
+    return {path.name: digest_file(path) for path in sorted(folder.iterdir())}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tuning", [LORA, {"method": "full"}], ids=["lora", "full"])
+def test_killed_three_times_the_weights_are_those_of_an_undisturbed_run(
+    tmp_path: Path, tiny: Path, tuning: dict[str, object]
+) -> None:
+    file = recipe(tmp_path, tiny, train=SETTINGS, tuning=tuning)
+    assert start(file, tmp_path / "whole").wait(120) == 0
+    run = RunDir(tmp_path / "killed")
+    kills = 0
+    chance = random.Random(0)
+    for after in (chance.randint(1, 12), chance.randint(20, 30), chance.randint(40, 60)):
+        process = start(file, run.path)
+        if wait_until(process, lambda after=after: steps_done(run) >= after):  # type: ignore[misc]
+            process.kill()
+            kills += process.wait() == -signal.SIGKILL
+    assert kills == 3
+    assert start(file, run.path).wait(120) == 0
+
+    assert weights(run) == weights(RunDir(tmp_path / "whole"))
+    assert read_json(run.verdict)["primary"] == read_json(RunDir(tmp_path / "whole").verdict)["primary"]
+    assert [p for p in run.path.rglob("*") if ".tmp-" in p.name or ".trash-" in p.name] == []
+
+
+@pytest.mark.slow
+def test_ctrl_c_keeps_the_last_step_and_exits_75(tmp_path: Path, tiny: Path) -> None:
+    file = recipe(tmp_path, tiny, train=SETTINGS | {"save_every_steps": 60, "valid_every_steps": 60})
+    run = RunDir(tmp_path / "run")
+    process = start(file, run.path)
+    assert wait_until(process, lambda: steps_done(run) >= 7)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert b"run the same command again" in said
+    assert b"Traceback" not in said
+    [kept] = run.checkpoints.glob("step-*")
+    assert int(kept.name.removeprefix("step-")) >= 7
+    assert run.manifest("train") is None
+    assert start(file, run.path).wait(120) == 0
+    assert run.manifest("evaluate") is not None
+
+
+def test_a_damaged_checkpoint_is_skipped_and_said(
+    tmp_path: Path, tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = recipe(tmp_path, tiny, train=SETTINGS | {"max_steps": 20})
+    whole = run_recipe(file, out=tmp_path / "whole", until="train")
+    run = run_recipe(file, out=tmp_path / "run", until="train")
+    (run.stage("train") / "manifest.json").unlink()
+    victim = run.checkpoint(20) / "optimizer.safetensors"
+    raw = bytearray(victim.read_bytes())
+    raw[-1] ^= 1
+    victim.write_bytes(raw)
+    run_recipe(file, out=tmp_path / "run", until="train")
+    assert "skipping a checkpoint" in capsys.readouterr().err
+    assert weights(run) == weights(whole)
