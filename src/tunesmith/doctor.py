@@ -96,26 +96,26 @@ def _torch() -> Iterator[tuple[str, Item]]:
     has_bf16 = bool(torch.cpu._is_avx512_bf16_supported())
     words = "multiplied by the CPU itself" if has_bf16 else "only imitated by this CPU, so `precision: auto` is fp32"
     yield "cpu bf16", _item("ok" if has_bf16 else "note", has_bf16, words)
-    gpus = []
-    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
-        free, total = torch.cuda.mem_get_info(index)
-        with torch.cuda.device(index):
-            gpu_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-        gpus.append(
-            {
-                "name": torch.cuda.get_device_name(index),
-                "memory_gib": round(total / _GIB, 1),
-                "free_gib": round(free / _GIB, 1),
-                "bf16": gpu_bf16,
-            }
-        )
-    for index, gpu in enumerate(gpus):
-        memory = f"{gpu['memory_gib']} GiB, {gpu['free_gib']} free, {'bf16' if gpu['bf16'] else 'no bf16'}"
-        yield f"gpu {index}", _item("ok", gpu, f"{gpu['name']}, {memory}")
-    if not gpus:
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    for index in range(count):
+        yield f"gpu {index}", _gpu(torch, index)
+    if not count:
         built = torch.version.cuda is not None
         hint = "a driver is missing, or CUDA_VISIBLE_DEVICES hides them" if built else None
         yield "gpu", _item("note", None, f"none that torch {torch.__version__} can use; models run on the CPU", hint)
+
+
+def _gpu(torch: Any, index: int) -> Item:
+    name = torch.cuda.get_device_name(index)
+    try:
+        free, total = (round(size / _GIB, 1) for size in torch.cuda.mem_get_info(index))
+        with torch.cuda.device(index):
+            has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    except RuntimeError as error:  # broken, or another process has it to itself
+        problem = str(error).strip().split("\n")[0]
+        return _item("lacks", None, f"{name} cannot be used: {problem}", "hide it with CUDA_VISIBLE_DEVICES")
+    value = {"name": name, "memory_gib": total, "free_gib": free, "bf16": has_bf16}
+    return _item("ok", value, f"{name}, {total} GiB, {free} free, {'bf16' if has_bf16 else 'no bf16'}")
 
 
 def _room(facts: dict[str, Any]) -> Iterator[tuple[str, Item]]:

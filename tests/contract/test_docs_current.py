@@ -4,7 +4,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from tests.contract.sources import ROOT
 
 
@@ -33,6 +32,5 @@ def test_a_stale_page_is_noticed_and_made_again(tmp_path: Path) -> None:
     assert "docs/cli.md" not in done.stderr
 
 
-@pytest.mark.parametrize("arguments", [["--chekc"], ["--check", "more"]])
-def test_wrong_usage_is_refused(arguments: list[str]) -> None:
-    assert docs(ROOT / "scripts" / "docs", *arguments).returncode == 2
+def test_wrong_usage_is_refused() -> None:
+    assert docs(ROOT / "scripts" / "docs", "--chekc").returncode == 2

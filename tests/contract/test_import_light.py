@@ -25,7 +25,7 @@ def tunesmith(*arguments: str, cwd: Path) -> tuple[subprocess.CompletedProcess[s
     return done, imported
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["--version"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"]])
 def test_help_imports_nothing_slow(arguments: list[str], tmp_path: Path) -> None:
     done, imported = tunesmith(*arguments, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
@@ -36,7 +36,7 @@ def test_help_imports_nothing_slow(arguments: list[str], tmp_path: Path) -> None
 def test_help_takes_little_work(tmp_path: Path) -> None:
     """Half a second is promised; the processor's time is measured, because other work may run beside this."""
     best = float("inf")
-    for _ in range(3):
+    for _ in range(2):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run([sys.executable, "-m", "tunesmith", "--help"], capture_output=True, check=True, cwd=tmp_path)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -44,7 +44,7 @@ def test_help_takes_little_work(tmp_path: Path) -> None:
     assert best < 1.0
 
 
-@pytest.mark.parametrize("verb", ["plan", "run", "show", "prepare", "train", "evaluate"])
+@pytest.mark.parametrize("verb", ["plan", "run", "show"])
 def test_a_wrong_recipe_is_told_before_anything_slow_is_imported(verb: str, tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(WRONG, encoding="utf-8")
     done, imported = tunesmith(verb, "recipe.yaml", cwd=tmp_path)

@@ -4,6 +4,7 @@ import builtins
 import json
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +25,12 @@ def _quiet_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise AssertionError(f"started a process: {args}")
 
-    monkeypatch.setattr(subprocess, "run", refuse)
+    start_by(refuse, monkeypatch)
+
+
+def start_by(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let doctor start processes by `run`, and no other module: `platform` asks the system by one of its own."""
+    monkeypatch.setattr(doctor, "subprocess", SimpleNamespace(run=run, TimeoutExpired=subprocess.TimeoutExpired))
 
 
 def items(**other: Any) -> dict[str, Any]:
@@ -88,8 +94,14 @@ def test_gpus_are_told_with_memory_and_bf16(monkeypatch: pytest.MonkeyPatch) -> 
     import torch
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: (10 * 2**30, (16 + index) * 2**30))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+
+    def memory(index: int) -> tuple[int, int]:
+        if index == 2:
+            raise RuntimeError("CUDA error: all CUDA-capable devices are busy or unavailable\nmore")
+        return 10 * 2**30, (16 + index) * 2**30
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", memory)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"V{index}")
     monkeypatch.setattr(torch.cuda, "device", lambda index: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
@@ -97,6 +109,8 @@ def test_gpus_are_told_with_memory_and_bf16(monkeypatch: pytest.MonkeyPatch) -> 
     assert "gpu" not in found
     assert found["gpu 1"]["value"] == {"name": "V1", "memory_gib": 17.0, "free_gib": 10.0, "bf16": False}
     assert found["gpu 0"]["text"] == "V0, 16.0 GiB, 10.0 free, no bf16"
+    assert found["gpu 2"]["state"] == "lacks"
+    assert found["gpu 2"]["text"].endswith("devices are busy or unavailable")
 
 
 @pytest.mark.parametrize("where", ["variable", "file"])
@@ -137,7 +151,7 @@ def test_the_cache_is_told_with_its_models(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("code", "state"), [(0, "ok"), (1, "lacks")])
 def test_the_package_index_is_asked_only_on_request(code: int, state: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert items()["package index"]["state"] == "note"
-    monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: SimpleNamespace(returncode=code))
+    start_by(lambda *args, **kwargs: SimpleNamespace(returncode=code), monkeypatch)
     assert items(network=True)["package index"]["state"] == state
 
 
@@ -145,7 +159,7 @@ def test_an_index_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch
     def hang(command: list[str], *, timeout: float, **kwargs: Any) -> None:
         raise subprocess.TimeoutExpired(command, timeout)
 
-    monkeypatch.setattr(subprocess, "run", hang)
+    start_by(hang, monkeypatch)
     assert items(network=True)["package index"]["value"] is False
 
 

@@ -55,7 +55,8 @@ class TokenSet:
 
     def batch(self, rows: Sequence[int], pad_id: int) -> Batch:
         """Return rows as one batch, as long as the bucket of the longest."""
-        length = bucket(int(self.lengths[list(rows)].max()))
+        # Never longer than the longest row of all: padding must not go beyond a model's last position.
+        length = min(bucket(int(self.lengths[list(rows)].max())), int(self.lengths.max()))
         ids = np.full((len(rows), length), pad_id, np.int64)
         trained = np.zeros((len(rows), length), bool)
         for i, row in enumerate(rows):

@@ -88,9 +88,11 @@ def _one(recipe: Recipe, task: Task, row: Row) -> Examined:
             raise RowProblem(reason, f"{len(tokens.input_ids)} tokens")
         tokens = replace(tokens, input_ids=tokens.input_ids[:limit], trained=tokens.trained[:limit])
         status = "cut"
-    if not any(tokens.trained):
+    if not any(tokens.trained[1:]):  # nothing stands before the first token that could predict it
         raise RowProblem("has no token to learn" if status == "kept" else "nothing to learn is left after cutting")
-    entry = Entry(row.number, row.where, status, split, identity, reason, len(tokens.input_ids), sum(tokens.trained))
+    entry = Entry(
+        row.number, row.where, status, split, identity, reason, len(tokens.input_ids), sum(tokens.trained[1:])
+    )
     return Examined(entry, example, tokens)
 
 

@@ -67,14 +67,19 @@ def prepare(recipe: Recipe, run: RunDir) -> dict[str, Any]:
 
 def _limited(rows: list[Examined], recipe: Recipe) -> list[Examined]:
     """Leave only `train_rows` of the training rows in use."""
-    train = [r.entry.id or "" for r in rows if r.entry.split == "train"]
-    chosen = choose(train, recipe.data.train_rows, recipe.seed)
-    return [
-        r
-        if r.entry.split != "train" or r.entry.id in chosen
-        else Examined(Entry(r.entry.row, r.entry.where, "unused", "train", r.entry.id, "beyond train_rows"), None, None)
-        for r in rows
-    ]
+    seen: Counter[str | None] = Counter()
+    names: dict[int, str] = {}
+    for place, row in enumerate(rows):
+        if row.entry.split == "train":  # equal rows have one id, and rows are what is counted
+            repeats, seen[row.entry.id] = seen[row.entry.id], seen[row.entry.id] + 1
+            names[place] = f"{row.entry.id} {repeats}" if repeats else str(row.entry.id)
+    chosen = choose(names.values(), recipe.data.train_rows, recipe.seed)
+    unused = {place for place, name in names.items() if name not in chosen}
+    return [_unused(row.entry) if place in unused else row for place, row in enumerate(rows)]
+
+
+def _unused(entry: Entry) -> Examined:
+    return Examined(Entry(entry.row, entry.where, "unused", "train", entry.id, "beyond train_rows"), None, None)
 
 
 def _facts(entries: list[Entry], kept: dict[str, list[Examined]]) -> dict[str, Any]:

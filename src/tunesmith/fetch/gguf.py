@@ -27,7 +27,7 @@ def convert(file: Path, folder: Path) -> Path:
     """Write the model of a `.gguf` file to `folder`, unless it is there already."""
     if (folder / MANIFEST).exists():
         return folder
-    with only_writer(folder.with_name(f"{folder.name}.lock")), new_folder(folder) as fresh:
+    with only_writer(folder.with_name(f"{folder.name}.lock")), new_folder(folder, source=digest_file(file)) as fresh:
         _write_model(file, fresh)
     return folder
 

@@ -43,6 +43,9 @@ class ModelFolder:
 
     def digest(self) -> str:
         """Return a digest of all files, its base's included; sha256 is remembered by size and time of change."""
+        manifest = self.path / MANIFEST
+        if manifest.exists() and (source := read_json(manifest).get("source")):
+            return str(source)  # converted by us: what it was made from counts, not how transformers wrote it down
         own = _digest_of_files(sorted(p for p in self.path.iterdir() if p.is_file()))
         return digest_of([own, self.base.digest()]) if self.base else own
 

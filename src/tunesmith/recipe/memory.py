@@ -18,10 +18,10 @@ _LIBRARIES_GIB = 0.6  # torch, transformers and Python themselves, resident
 
 @dataclass(frozen=True, slots=True)
 class Shapes:
-    """The sizes that memory follows from. `linear` lists [out, in] of every linear layer but the output."""
+    """The sizes that memory follows from. `linear` lists (module, out, in) of every linear layer but the output."""
 
     parameters: int
-    linear: tuple[tuple[int, int], ...]
+    linear: tuple[tuple[str, int, int], ...]
     hidden: int
     layers: int
     vocabulary: int
@@ -47,7 +47,7 @@ class Memory:
 def shapes_of(folder: Path) -> Shapes:
     """Read the shapes from the headers of a model folder's safetensors files and its config."""
     tensors: dict[str, list[int]] = {}
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in _weight_files(folder):
         with file.open("rb") as raw:
             header = json.loads(raw.read(struct.unpack("<Q", raw.read(8))[0]))
         tensors |= {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
@@ -55,7 +55,7 @@ def shapes_of(folder: Path) -> Shapes:
     config = config.get("text_config", config)
     vocabulary = int(config.get("vocab_size", 0))
     linear = [
-        (shape[0], shape[1])
+        (name.removesuffix(".weight"), shape[0], shape[1])
         for name, shape in tensors.items()
         if len(shape) == 2 and vocabulary not in shape and "embed" not in name and "wpe" not in name
     ]
@@ -63,6 +63,17 @@ def shapes_of(folder: Path) -> Shapes:
     hidden = int(config.get("hidden_size") or config.get("n_embd") or 0)
     layers = int(config.get("num_hidden_layers") or config.get("n_layer") or config.get("num_layers") or 0)
     return Shapes(size, tuple(linear), hidden, layers, vocabulary)
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """Return the files that transformers reads; some models bring the same weights again in another layout."""
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        return [
+            folder / name for name in sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        ]
+    one = folder / "model.safetensors"
+    return [one] if one.exists() else sorted(folder.glob("*.safetensors"))
 
 
 def memory_of(recipe: Recipe, shapes: Shapes, *, compute_bytes: int, tokens: int, trained_tokens: int) -> Memory:
@@ -76,9 +87,10 @@ def memory_of(recipe: Recipe, shapes: Shapes, *, compute_bytes: int, tokens: int
     if isinstance(recipe.tuning, FullTuning):
         trainable, weight_bytes = shapes.parameters, 4
     else:
-        trainable = sum((out + inner) * recipe.tuning.rank for out, inner in shapes.linear)
+        target, rank = recipe.tuning.target, recipe.tuning.rank
+        trainable = sum((out + inner) * rank for name, out, inner in shapes.linear if _is_adapted(name, target))
         weight_bytes = compute_bytes
-    widths = sum(out + inner for out, inner in shapes.linear)
+    widths = sum(out + inner for _, out, inner in shapes.linear)
     # Every linear layer keeps its input, and what stands between layers (norms, gates, attention) about as much again.
     activations = tokens * (widths + 8 * shapes.hidden * shapes.layers) * compute_bytes
     logits = trained_tokens * shapes.vocabulary * (compute_bytes + 3 * 4)
@@ -91,6 +103,11 @@ def memory_of(recipe: Recipe, shapes: Shapes, *, compute_bytes: int, tokens: int
         logits=logits / _GIB,
         trainable_parameters=trainable,
     )
+
+
+def _is_adapted(module: str, target: str | tuple[str, ...]) -> bool:
+    """Say whether peft would adapt a linear layer: named in full, or by the end of its name."""
+    return target == "all-linear" or any(f".{module}".endswith(f".{name}") for name in target)
 
 
 def _product(shape: list[int]) -> int:

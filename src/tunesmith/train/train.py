@@ -53,23 +53,23 @@ def train(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     state = latest_state(run, digest_of(stated)) or State(0, digest_of(stated))
     base = resolve(recipe.model.base, relative_to=run.origin)
     on = machine(recipe.model.precision)
-    setup = _setup(recipe, run, base, on)
+    codec = Codec.load(base.root.path)
+    setup = _setup(recipe, run, base, on, codec)
     optimizer = make_optimizer(setup.model, recipe.train)
     if state.step:
         restore(run, state, setup.model, optimizer)
         say(f"going on from step {state.step} of {setup.plan.total_steps}")
-    session = _Session(recipe, run, setup, optimizer, state, _card(recipe, base, stated))
+    session = _Session(recipe, run, setup, optimizer, state, codec, _card(recipe, base, stated))
     session.work()
     return session.finish(stated)
 
 
-def _setup(recipe: Recipe, run: RunDir, base: ModelFolder, on: Machine) -> Setup:
+def _setup(recipe: Recipe, run: RunDir, base: ModelFolder, on: Machine, codec: Codec) -> Setup:
     tokens = TokenSet(run.tokens("train"))
     # Full fine-tuning keeps fp32 masters and computes in less by autocast; LoRA's base is never updated.
     dtype = torch.float32 if isinstance(recipe.tuning, FullTuning) else on.compute
     model = open_model(base, on, dtype=dtype, attention=recipe.model.attention, merged=True)
     model = make_trainable(model, recipe.tuning, seed=recipe.seed)
-    codec = Codec.load(base.root.path)
     plan = steps_of(recipe, len(tokens))
     return Setup(recipe, plan, on, model, tokens, codec.pad_id, _MOST_TOKENS[on.device.type])
 
@@ -94,10 +94,10 @@ class _Session:
     setup: Setup
     optimizer: torch.optim.AdamW
     state: State
+    codec: Codec
     card: dict[str, Any]
 
     def __post_init__(self) -> None:
-        self._codec = Codec.load(resolve(self.recipe.model.base, relative_to=self.run.origin).root.path)
         valid = self.run.tokens("valid")
         self._valid = TokenSet(valid) if valid.exists() else None
         if self._valid is not None and len(self._valid) == 0:
@@ -176,7 +176,7 @@ class _Session:
         return improved
 
     def _save(self) -> None:
-        save_checkpoint(self.run, self.state, self.setup.model, self.optimizer, self._codec, self.card)
+        save_checkpoint(self.run, self.state, self.setup.model, self.optimizer, self.codec, self.card)
         prune(self.run, keep=self.recipe.train.keep_checkpoints, best_step=self.state.best_step)
 
     def _log(self, log: Any, line: dict[str, Any]) -> None:

@@ -234,7 +234,8 @@ def test_it_is_a_metric_with_several_references(shop: Path) -> None:
 
 # --- the comparison itself ----------------------------------------------------------------------------------------
 
-VALUES = st.none() | st.integers(-3, 3) | st.floats(allow_nan=False) | st.text("ab", max_size=2) | st.binary(max_size=1)
+NUMBERS = st.integers(-3, 3) | st.integers(10**9, 10**9 + 9) | st.floats(allow_nan=False)
+VALUES = st.none() | NUMBERS | st.text("ab", max_size=2) | st.binary(max_size=1)
 TABLES = st.integers(1, 3).flatmap(lambda width: st.lists(st.tuples(*[VALUES] * width), min_size=1, max_size=8))
 
 
@@ -250,6 +251,12 @@ def test_the_order_counts_only_where_asked_for(rows: list[sql_worker.Row], shuff
     assert sql_worker.same(table(rows), table(rows), ordered=True)
     if mixed != rows and not any(isinstance(value, float) for row in rows for value in row):
         assert not sql_worker.same(table(mixed), table(rows), ordered=True)
+
+
+def test_large_integers_are_told_apart_in_any_order() -> None:
+    rows: list[sql_worker.Row] = [(0.1, 10**9 + number) for number in range(9)]
+    assert sql_worker.same(table(rows[::-1]), table(rows), ordered=False)
+    assert not sql_worker.same(table([*rows[1:], rows[1]]), table(rows), ordered=False)
 
 
 @given(

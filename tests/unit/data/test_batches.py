@@ -1,0 +1,186 @@
+"""Every row is seen exactly once an epoch, every token once a step, however rows are cut into micro-batches."""
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tunesmith.core.records import Tokens
+from tunesmith.data import batches
+from tunesmith.data.batches import TokenSet, bucket, micro_batches, rows_of_step, write_tokens
+
+PAD = 7
+# Control tokens and padding share ids with text on purpose: what is learned goes by position, never by id.
+rendered = st.lists(st.tuples(st.sampled_from([0, 1, PAD, 300]), st.booleans()), min_size=1, max_size=40)
+
+
+def made(path: Path, rows: list[list[tuple[int, bool]]]) -> TokenSet:
+    examples = [Tokens(str(i), tuple(t for t, _ in row), tuple(x for _, x in row)) for i, row in enumerate(rows)]
+    write_tokens(path / "x.safetensors", examples)
+    return TokenSet(path / "x.safetensors")
+
+
+def steps(rows: int, per_step: int, total: int, seed: int = 0) -> list[list[int]]:
+    count = -(-total // per_step)
+    return [
+        rows_of_step(step, rows=rows, examples_per_step=per_step, total_examples=total, seed=seed)
+        for step in range(count)
+    ]
+
+
+# --- which rows ---
+
+
+@given(rows=st.integers(1, 40), per_step=st.integers(1, 50), epochs=st.integers(1, 4), seed=st.integers(0, 2**63 - 1))
+def test_every_row_is_seen_exactly_once_an_epoch(rows: int, per_step: int, epochs: int, seed: int) -> None:
+    seen = [row for step in steps(rows, per_step, epochs * rows, seed) for row in step]
+    for epoch in range(epochs):
+        assert sorted(seen[epoch * rows : (epoch + 1) * rows]) == list(range(rows))
+    assert len(seen) == epochs * rows
+
+
+@given(rows=st.integers(1, 30), per_step=st.integers(1, 20), total=st.integers(1, 90))
+def test_all_steps_are_full_but_the_last(rows: int, per_step: int, total: int) -> None:
+    sizes = [len(step) for step in steps(rows, per_step, total)]
+    assert sizes[:-1] == [per_step] * (len(sizes) - 1)
+    assert 1 <= sizes[-1] <= per_step
+    assert sum(sizes) == total
+
+
+def test_a_step_depends_on_nothing_but_its_number_and_the_seed() -> None:
+    forwards = steps(20, 3, 60, seed=5)
+    settings = {"rows": 20, "examples_per_step": 3, "total_examples": 60, "seed": 5}
+    for step in (19, 0, 7, 7, 12):
+        batches._order.cache_clear()
+        assert rows_of_step(step, **settings) == forwards[step]
+    longer = {**settings, "total_examples": 6000}
+    assert [rows_of_step(step, **longer) for step in range(20)] == forwards  # nor on how long the run is
+    assert steps(20, 3, 60, seed=6) != forwards
+
+
+def test_epochs_and_seeds_have_orders_of_their_own() -> None:
+    orders = {tuple(batches._order(seed, epoch, 50)) for seed in (0, 1, 2**63 - 1) for epoch in range(5)}
+    assert len(orders) == 15
+
+
+def test_the_order_is_the_same_on_every_machine() -> None:
+    assert steps(10, 10, 10, seed=3) == [[6, 8, 4, 1, 3, 5, 9, 7, 0, 2]]
+
+
+# --- how they are cut ---
+
+lengths = st.lists(st.integers(1, 400), min_size=1, max_size=30)
+
+
+@given(lengths=lengths, micro_batch=st.none() | st.integers(1, 40), most=st.sampled_from([1, 100, 512, 4096]))
+def test_micro_batches_divide_the_rows(lengths: list[int], micro_batch: int | None, most: int) -> None:
+    found = micro_batches(lengths, micro_batch=micro_batch, most_tokens=most)
+    assert Counter(i for batch in found for i in batch) == Counter(range(len(lengths)))
+    assert all(found)
+    in_order = [lengths[i] for batch in found for i in batch]
+    assert in_order == sorted(lengths, reverse=True)
+    if micro_batch is None:
+        for batch in found:
+            assert len(batch) == 1 or len(batch) * bucket(max(lengths[i] for i in batch)) <= most
+    else:
+        assert [len(batch) for batch in found[:-1]] == [micro_batch] * (len(found) - 1)
+        assert len(found[-1]) <= micro_batch
+
+
+@given(lengths=st.lists(st.integers(1, 300), min_size=1, max_size=6), most=st.sampled_from([1, 160, 400, 1200]))
+@settings(max_examples=60, deadline=None)
+def test_no_division_is_cheaper(lengths: list[int], most: int) -> None:
+    found = _cost(lengths, micro_batches(lengths, micro_batch=None, most_tokens=most), most)
+    assert found == min(_cost(lengths, division, most) for division in _divisions(list(range(len(lengths)))))
+
+
+def _cost(lengths: list[int], division: list[list[int]], most: int) -> float:
+    padded = [len(batch) * bucket(max(lengths[i] for i in batch)) for batch in division]
+    if any(tokens > most and len(batch) > 1 for tokens, batch in zip(padded, division, strict=True)):
+        return float("inf")
+    return sum(padded) + batches._OVERHEAD_TOKENS * len(division)
+
+
+def _divisions(items: list[int]) -> Iterator[list[list[int]]]:
+    """Yield every way to divide items into sets, whatever their order."""
+    if not items:
+        yield []
+        return
+    first, *others = items
+    for division in _divisions(others):
+        yield [[first], *division]
+        for place in range(len(division)):
+            yield [*division[:place], [first, *division[place]], *division[place + 1 :]]
+
+
+def test_equal_rows_are_cut_alike_every_time() -> None:
+    assert micro_batches([16] * 5, micro_batch=2, most_tokens=1) == [[0, 1], [2, 3], [4]]
+    assert micro_batches([10, 300, 10, 300], micro_batch=None, most_tokens=4096) == [[1, 3], [0, 2]]
+    assert micro_batches([], micro_batch=None, most_tokens=1) == []
+
+
+def test_buckets_hold_their_rows_grow_and_are_few() -> None:
+    found = [bucket(length) for length in range(1, 4097)]
+    assert all(made >= length for length, made in enumerate(found, 1))
+    assert found == sorted(found)
+    assert all(bucket(made) == made for made in found)
+    assert all(made < 1.25 * length + 16 for length, made in enumerate(found, 1))  # padding is bounded too
+    assert len(set(found)) < 40
+
+
+# --- what is learned ---
+
+
+@given(rows=st.lists(rendered, min_size=1, max_size=8), data=st.data())
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_tokens_come_back_as_they_were_written(
+    tmp_path: Path, rows: list[list[tuple[int, bool]]], data: st.DataObject
+) -> None:
+    tokens = made(tmp_path, rows)
+    assert len(tokens) == len(rows)
+    assert tokens.lengths.tolist() == [len(row) for row in rows]
+    chosen = data.draw(st.lists(st.integers(0, len(rows) - 1), min_size=1, max_size=6))
+    batch = tokens.batch(chosen, PAD)
+    length = batch.input_ids.shape[1]
+    assert batch.input_ids.shape == batch.trained.shape == (len(chosen), length)
+    longest = max(len(rows[row]) for row in chosen)
+    assert longest <= length <= min(bucket(longest), max(map(len, rows)))
+    for place, row in enumerate(chosen):
+        padding = length - len(rows[row])
+        assert batch.input_ids[place].tolist() == [token for token, _ in rows[row]] + [PAD] * padding
+        # The first token has nothing before it, and padding is nobody's answer.
+        learned = [False, *(trained for _, trained in rows[row][1:])]
+        assert batch.trained[place].tolist() == learned + [False] * padding
+    assert batch.tokens == sum(len(rows[row]) for row in chosen)
+    assert tokens.trained_tokens(chosen) == int(batch.trained.sum())
+    assert batch.input_ids.dtype == torch.int64
+
+
+def test_a_row_twice_in_a_step_counts_twice(tmp_path: Path) -> None:
+    tokens = made(tmp_path, [[(1, True)] * 4, [(1, True)] * 3])
+    assert tokens.trained_tokens([0, 0, 1]) == 3 + 3 + 2
+    assert tokens.batch([0, 0], PAD).tokens == 8
+
+
+def test_a_split_may_be_empty(tmp_path: Path) -> None:
+    tokens = made(tmp_path, [])
+    assert len(tokens) == 0
+    assert tokens.trained_tokens([]) == 0
+
+
+def test_padding_does_not_go_beyond_the_longest_row(tmp_path: Path) -> None:
+    """A model with 130 learned positions has none for the 160 that the bucket of such a row would have."""
+    tokens = made(tmp_path, [[(1, True)] * 130, [(1, True)] * 5])
+    assert tokens.batch([0, 1], PAD).input_ids.shape == (2, 130)
+    assert tokens.batch([1], PAD).input_ids.shape == (1, 16)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_batch_moves_to_a_device(tmp_path: Path, device: str) -> None:
+    moved = made(tmp_path, [[(1, True)] * 4]).batch([0], PAD).to(torch.device(device))
+    assert moved.input_ids.device.type == moved.trained.device.type == device
+    assert moved.tokens == 4

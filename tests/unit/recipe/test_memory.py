@@ -1,0 +1,118 @@
+"""What a run needs, from the headers of its files, against what the library counts in the model itself."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.tiny import save_model
+
+from tunesmith.recipe.memory import Shapes, memory_of, shapes_of
+from tunesmith.recipe.schema import Recipe
+
+KINDS = ("llama", "gpt2", "gpt_neo", "mistral", "gemma2", "gemma3_text", "qwen2", "qwen3", "phi", "phi3", "granite")
+GIB = 2**30
+
+
+def recipe(**tuning: Any) -> Recipe:
+    return Recipe.model_validate({
+        "name": "x", "model": {"base": "org/model"},
+        "data": {"task": "text", "text": "t", "source": {"file": "x.csv"}},
+        "tuning": tuning or {"method": "full"}, "train": {"learning_rate": 1e-4},
+        "evaluate": {"metrics": ["perplexity"], "primary": "perplexity"},
+    })  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("models")
+    return {kind: save_model(root / kind, kind) for kind in KINDS}
+
+
+def counted(folder: Path, target: Any = None) -> tuple[int, int]:
+    """Return (weights, weights that are trained) as torch and peft count them."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    size = sum(weight.numel() for weight in model.parameters())
+    if target is not None:
+        config = LoraConfig(r=4, target_modules=target, task_type="CAUSAL_LM")
+        return size, get_peft_model(model, config).get_nb_trainable_parameters()[0]
+    return size, size
+
+
+def estimate(shapes: Shapes, **tuning: Any) -> Any:
+    return memory_of(recipe(**tuning), shapes, compute_bytes=2, tokens=0, trained_tokens=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_are_counted_as_the_libraries_count_them(folders: dict[str, Path], kind: str) -> None:
+    shapes = shapes_of(folders[kind])
+    assert (shapes.hidden, shapes.layers, shapes.vocabulary) == (32, 2, 320)
+    size, _ = counted(folders[kind])
+    assert shapes.parameters == size
+    full = estimate(shapes)
+    assert full.trainable_parameters == size
+    # Masters, gradients and both moments in fp32.
+    assert full.weights + full.gradients + full.optimizer == pytest.approx(size * 16 / GIB)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_adapters_are_counted_as_peft_counts_them(folders: dict[str, Path], kind: str) -> None:
+    shapes = shapes_of(folders[kind])
+    size, trained = counted(folders[kind], "all-linear")
+    found = estimate(shapes, method="lora", rank=4)
+    assert found.trainable_parameters == trained
+    assert found.weights == pytest.approx((size * 2 + trained * 4) / GIB)
+    assert found.gradients + found.optimizer == pytest.approx(trained * 12 / GIB)
+
+
+@pytest.mark.parametrize(
+    ("kind", "target"),
+    [("llama", ["q_proj", "v_proj"]), ("llama", ["self_attn.q_proj"]), ("llama", ["proj"]), ("gpt2", ["c_attn"]),
+     ("llama", ["model.layers.0.mlp.up_proj"])],
+)  # fmt: skip
+def test_only_the_layers_that_are_named_count(folders: dict[str, Path], kind: str, target: list[str]) -> None:
+    found = estimate(shapes_of(folders[kind]), method="lora", rank=4, target=target)
+    assert found.trainable_parameters == (0 if target == ["proj"] else counted(folders[kind], target)[1])
+
+
+def test_weights_in_several_files_count_once(folders: dict[str, Path], tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoModelForCausalLM
+
+    AutoModelForCausalLM.from_pretrained(folders["llama"]).save_pretrained(tmp_path, max_shard_size="30KB")
+    parts = sorted(tmp_path.glob("*.safetensors"))
+    assert len(parts) > 2
+    assert shapes_of(tmp_path) == shapes_of(folders["llama"])
+    # As mistral's own repositories do it: everything again, under other names.
+    again = {f"other.{name}": weight for part in parts for name, weight in load_file(part).items()}
+    save_file(again, tmp_path / "consolidated.safetensors")
+    assert shapes_of(tmp_path) == shapes_of(folders["llama"])
+    AutoModelForCausalLM.from_pretrained(folders["llama"]).save_pretrained(tmp_path / "one")
+    save_file(again, tmp_path / "one" / "consolidated.safetensors")
+    assert shapes_of(tmp_path / "one") == shapes_of(folders["llama"])
+
+
+def test_a_decoder_inside_another_model_is_found(folders: dict[str, Path], tmp_path: Path) -> None:
+    from shutil import copytree
+
+    copytree(folders["gemma3_text"], tmp_path / "m")
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    (tmp_path / "m" / "config.json").write_text(json.dumps({"model_type": "gemma3", "text_config": config}))
+    assert shapes_of(tmp_path / "m") == shapes_of(folders["gemma3_text"])
+
+
+def test_more_of_anything_takes_more_memory(folders: dict[str, Path]) -> None:
+    shapes = shapes_of(folders["llama"])
+    lora = recipe(method="lora", rank=4)
+
+    def total(tokens: int = 512, trained: int = 64, compute: int = 2, one: Recipe = lora) -> float:
+        return memory_of(one, shapes, compute_bytes=compute, tokens=tokens, trained_tokens=trained).total
+
+    assert total() < min(total(tokens=513), total(trained=65), total(compute=4), total(one=recipe()))
+    assert total(one=recipe(method="lora", rank=5)) > total()
+    found = memory_of(lora, shapes, compute_bytes=2, tokens=512, trained_tokens=64)
+    parts = (found.weights, found.gradients, found.optimizer, found.activations, found.logits)
+    assert total() == pytest.approx(sum(parts) + 0.6)
