@@ -1,7 +1,6 @@
 """What all tests share: an environment of their own, tiny models made on the spot, the embedded model where wanted."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,10 +12,9 @@ SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 
 
 @pytest.fixture(autouse=True)
-def _own_places(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _own_places(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep registry and digests of every test apart from the user's; the downloaded model's cache is shared."""
     monkeypatch.setenv("TUNESMITH_REGISTRY", str(tmp_path_factory.mktemp("registry")))
-    yield
 
 
 @pytest.fixture(scope="session")

@@ -53,7 +53,8 @@ def config(kind: str) -> Any:
         "gemma3_text": {**llama, "sliding_window": 16, "query_pre_attn_scalar": 8},
         "mistral": {**llama, "sliding_window": 16},
         "granite": {**llama, "logits_scaling": 3.0},
-        "phi": {k: v for k, v in llama.items() if k != "head_dim"} | _no_dropout("resid", "embd") | {"partial_rotary_factor": 0.5},
+        "phi": {**{k: v for k, v in llama.items() if k != "head_dim"}, **_no_dropout("resid", "embd"),
+                "partial_rotary_factor": 0.5},
     }  # fmt: skip
     return AutoConfig.for_model(kind, **common, **special.get(kind, llama))
 

@@ -73,7 +73,7 @@ class RunPlan:
         return "\n".join(
             [
                 f"run      {self.run}",
-                f"model    {self.base}, {self.method}, {m.trainable_parameters:,} weights trained, launch {self.launch}",
+                f"model    {self.base}, {self.method}, {m.trainable_parameters:,} weights trained, on {self.launch}",
                 f"rows     {counts}{f'; dropped {dropped}' if dropped else ''}; longest {self.longest} tokens",
                 f"steps    {s.total_steps} ({s.epochs:.2f} epochs), warmup {s.warmup_steps}, "
                 f"validation every {s.valid_every_steps}, checkpoint every {s.save_every_steps}",

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from tests.tiny import recipe, save_model, write_rows
 
 NO_TORCH = """
@@ -94,7 +93,8 @@ def test_bad_rows_end_with_exit_code_3(tmp_path: Path, tiny: Path, broken: str, 
 
 
 def test_a_template_that_drops_the_answer_ends_with_exit_code_3(tmp_path: Path) -> None:
-    template = "{% for m in messages %}{% if m['role'] == 'user' %}<|im_start|>{{ m['content'] }}<|im_end|>{% endif %}{% endfor %}"
+    turn = "<|im_start|>{{ m['content'] }}<|im_end|>"
+    template = "{% for m in messages %}{% if m['role'] == 'user' %}" + turn + "{% endif %}{% endfor %}"
     model = save_model(tmp_path / "model", "llama", template=template)
     done = tunesmith("plan", str(recipe(tmp_path, model)))
     assert done.returncode == 3, done.stderr

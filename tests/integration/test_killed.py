@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
 from tests.tiny import recipe
+
 from tunesmith import run_recipe
 from tunesmith.core.files import digest_file, read_json
 from tunesmith.core.rundir import RunDir

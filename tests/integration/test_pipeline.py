@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from tests.tiny import CHATML, recipe, save_model
+
 from tunesmith import Registry, load_recipe, run_recipe
 from tunesmith.core.errors import RecipeError, VerdictRefused
 from tunesmith.core.files import MANIFEST, check_folder, read_json, read_jsonl

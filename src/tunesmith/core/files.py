@@ -248,11 +248,14 @@ def _errno(error: Exception) -> int | None:
 
 
 @contextlib.contextmanager
-def only_writer(path: Path) -> Iterator[None]:
+def only_writer(path: Path, *, wait: bool = False) -> Iterator[None]:
     """Hold an exclusive lock, released by the system even if the process is killed.
 
+    Args:
+        wait: wait for another process that holds it.
+
     Raises:
-        TunesmithError: another process holds it.
+        TunesmithError: another process holds it, and we are not to wait.
     """
     with contextlib.ExitStack() as held:
         with out_of_space_explained(path):
@@ -260,7 +263,7 @@ def only_writer(path: Path) -> Iterator[None]:
             # Unbuffered: on a full disk a buffer would fail once more when the file is closed.
             file = held.enter_context(path.open("ab+", buffering=0))
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except BlockingIOError as error:
                 file.seek(0)
                 holder = file.read().decode(errors="replace").strip() or "unknown"

@@ -11,9 +11,9 @@ _NEGATIONS = (
             "List the products {compare} {price} that nobody has ordered.",
             "Show products {compare} {price} euros that are in no order.",
             "Find the never ordered products that are {compare} {price}.",
+            "What products {compare} {price} euros have not sold at all?",
         ),
         test=(
-            "What products {compare} {price} euros have not sold at all?",
             "Name everything {compare} {price} that was not ordered even once.",
         ),
     ),
@@ -27,9 +27,9 @@ _NEGATIONS = (
             "Who in {city} has not placed any order?",
             "Show customers living in {city} without a single order.",
             "Find the {city} customers that have never placed an order.",
+            "Name the people from {city} who have yet to order.",
         ),
         test=(
-            "Name the people from {city} who have yet to order.",
             "Looking at {city}, which customers did not order at all?",
         ),
     ),
@@ -42,26 +42,10 @@ _NEGATIONS = (
             "List the ids of unpaid orders placed in {month}.",
             "Show the orders of {month} that nobody paid.",
             "Find the ids of all {month} orders without any payment.",
-        ),
-        test=(
             "For which orders made in {month} are we still without money?",
-            "In {month}, what orders were placed but never paid for?",
-        ),
-    ),
-    Kind(
-        "customers_not_buying",
-        "SELECT c.name FROM customers c WHERE c.city = '{city}' AND NOT EXISTS (SELECT 1 FROM orders o "
-        "JOIN items i ON i.order_id = o.id JOIN products p ON i.product_id = p.id "
-        "WHERE o.customer_id = c.id AND p.category = '{category}')",
-        train=(
-            "Which customers from {city} never ordered anything from {category}?",
-            "List the customers in {city} without any order for {category} products.",
-            "Who in {city} has never bought a {category} product?",
-            "Show customers living in {city} who ordered nothing of the category {category}.",
         ),
         test=(
-            "Name the people in {city} to whom we have sold no {category} product.",
-            "For {category}, which customers of {city} have not bought yet?",
+            "In {month}, what orders were placed but never paid for?",
         ),
     ),
 )
@@ -76,25 +60,10 @@ _COMPARISONS = (
             "List the {category} products priced {side} the average of {category}.",
             "Show products of {category} that cost {side} the average price in {category}.",
             "Find the {category} products with a price {side} their category average.",
-        ),
-        test=(
             "Name what is priced {side} average within {category}.",
-            "Compared with the mean price of {category}, which of its products lie {side} it?",
-        ),
-    ),
-    Kind(
-        "large_payments",
-        "SELECT DISTINCT o.id FROM orders o JOIN payments pay ON pay.order_id = o.id "
-        "WHERE o.date LIKE '{month}%' AND pay.amount {side} (SELECT AVG(amount) FROM payments)",
-        train=(
-            "Which orders from {month} have a payment {side} the average payment?",
-            "List the ids of orders of {month} with a payment {side} average.",
-            "Show the orders placed in {month} that had a payment {side} the average amount.",
-            "Find the ids of {month} orders with some payment {side} the average of all payments.",
         ),
         test=(
-            "In {month}, for which orders did someone make a payment {side} the mean?",
-            "Name the order ids of {month} where a payment lies {side} the overall average.",
+            "Compared with the mean price of {category}, which of its products lie {side} it?",
         ),
     ),
     Kind(
@@ -105,9 +74,9 @@ _COMPARISONS = (
             "List the names of products that are {compare} {product}.",
             "Show everything that is {compare} the {product}.",
             "What do we sell that is {compare} the {product}?",
+            "Name each article which is {compare} the {product}.",
         ),
         test=(
-            "Name each article which is {compare} the {product}.",
             "Taking the {product} as the measure, which products are {compare} it?",
         ),
     ),
@@ -120,25 +89,10 @@ _COMPARISONS = (
             "List the customers from the city of {customer}, without {customer}.",
             "Who else lives where {customer} lives?",
             "Show all other customers in the city of {customer}.",
-        ),
-        test=(
             "Name everybody sharing a city with {customer}, but not {customer}.",
-            "What other customers are based in the home city of {customer}?",
-        ),
-    ),
-    Kind(
-        "customers_with_status",
-        "SELECT name FROM customers WHERE city = '{city}' "
-        "AND id IN (SELECT customer_id FROM orders WHERE status = '{status}')",
-        train=(
-            "Which customers from {city} have at least one {status} order?",
-            "List the customers in {city} with a {status} order.",
-            "Who in {city} has an order that is {status}?",
-            "Show customers living in {city} who have any {status} order.",
         ),
         test=(
-            "Name the people from {city} for whom some order is {status}.",
-            "Looking at {city}, whose orders include a {status} one?",
+            "What other customers are based in the home city of {customer}?",
         ),
     ),
     Kind(
@@ -150,9 +104,9 @@ _COMPARISONS = (
             "List every category with its most expensive product having a stock above {stock}.",
             "Show the most expensive product per category among those with over {stock} in stock.",
             "What is the priciest product of each category with more than {stock} pieces in stock?",
+            "Category by category, name the product of the highest price of which we stock more than {stock}.",
         ),
         test=(
-            "Category by category, name the product of the highest price of which we stock more than {stock}.",
             "Find each category's top-priced product, ignoring those with {stock} or fewer in stock.",
         ),
     ),

@@ -12,9 +12,9 @@ _FILTERS = (
             "Who are our customers in {city}?",
             "Give me the name of every customer based in {city}.",
             "Show the customers whose city is {city}.",
+            "Name everyone in {city} who is a customer of ours.",
         ),
         test=(
-            "Name everyone in {city} who is a customer of ours.",
             "I need the names of the customers living in {city}.",
         ),
     ),
@@ -26,9 +26,9 @@ _FILTERS = (
             "List the names of customers from {city} and {city2}.",
             "Who are our customers in either {city} or {city2}?",
             "Show all customers whose city is {city} or {city2}.",
+            "Name the customers based in one of the cities {city} and {city2}.",
         ),
         test=(
-            "Name the customers based in one of the cities {city} and {city2}.",
             "I need the names of everyone from {city} or {city2}.",
         ),
     ),
@@ -40,9 +40,9 @@ _FILTERS = (
             "List the names of customers in {city} who joined later than {date}.",
             "Who joined after {date} and lives in {city}?",
             "Give me the {city} customers with a joining date after {date}.",
+            "Name the people from {city} who became customers after {date}.",
         ),
         test=(
-            "Name the people from {city} who became customers after {date}.",
             "After {date}, which customers joined in {city}?",
         ),
     ),
@@ -54,9 +54,9 @@ _FILTERS = (
             "List the names of products that are {compare} {price}.",
             "Show every product {compare} {price} euros.",
             "Give me all products which are {compare} {price}.",
+            "Which articles are {compare} {price} euros?",
         ),
         test=(
-            "Which articles are {compare} {price} euros?",
             "Name each product that is {compare} {price}.",
         ),
     ),
@@ -68,9 +68,9 @@ _FILTERS = (
             "List the {category} products priced from {price} to {price2} euros.",
             "Show products of the category {category} with a price between {price} and {price2} euros.",
             "What can I buy in {category} for {price} to {price2} euros?",
+            "Name the {category} products whose price lies between {price} and {price2}.",
         ),
         test=(
-            "Name the {category} products whose price lies between {price} and {price2}.",
             "With {price} to {price2} euros to spend, which products of {category} are there?",
         ),
     ),
@@ -96,9 +96,9 @@ _FILTERS = (
             "List the ids of {status} orders placed in {month}.",
             "Give me the ids of all orders of {month} with status {status}.",
             "Show the {status} orders of {month}.",
+            "In {month}, which orders ended up as {status}?",
         ),
         test=(
-            "In {month}, which orders ended up as {status}?",
             "I need the ids of the {status} orders that date from {month}.",
         ),
     ),
@@ -113,24 +113,10 @@ _COUNTS = (
             "Count the {status} orders of {year}.",
             "How many {status} orders were placed in {year}?",
             "What is the number of orders in {year} with status {status}?",
-        ),
-        test=(
             "Tell me how many of the orders made in {year} are {status}.",
-            "In {year}, how many orders had the status {status}?",
-        ),
-    ),
-    Kind(
-        "orders_between_dates",
-        "SELECT COUNT(*) FROM orders WHERE date BETWEEN '{date}' AND '{date2}'",
-        train=(
-            "How many orders were placed between {date} and {date2}?",
-            "Count the orders dated from {date} to {date2}.",
-            "What is the number of orders between {date} and {date2}?",
-            "How many orders came in from {date} until {date2}?",
         ),
         test=(
-            "Give the order count for the days {date} to {date2}.",
-            "From {date} through {date2}, how many orders did we get?",
+            "In {year}, how many orders had the status {status}?",
         ),
     ),
     Kind(
@@ -141,9 +127,9 @@ _COUNTS = (
             "Count the distinct customers with an order in {month}.",
             "How many customers placed at least one order in {month}?",
             "What is the number of different customers who ordered in {month}?",
+            "In {month}, how many separate customers bought from us?",
         ),
         test=(
-            "In {month}, how many separate customers bought from us?",
             "Tell me how many individual customers placed orders in {month}.",
         ),
     ),
@@ -155,9 +141,9 @@ _COUNTS = (
             "Give me the {aggregate} price of the {category} products.",
             "Find the {aggregate} price among products of the category {category}.",
             "Show the {aggregate} product price for {category}.",
+            "For {category}, tell me the {aggregate} price.",
         ),
         test=(
-            "For {category}, tell me the {aggregate} price.",
             "Looking at {category} only, what is the {aggregate} price of a product?",
         ),
     ),
@@ -172,9 +158,9 @@ _GROUPS = (
             "Count the orders of {month} per status.",
             "For {month}, show each order status with its number of orders.",
             "Give me the number of orders by status in {month}.",
+            "Break the orders of {month} down by status.",
         ),
         test=(
-            "Break the orders of {month} down by status.",
             "In {month}, how many orders were there for every status?",
         ),
     ),
@@ -187,9 +173,9 @@ _GROUPS = (
             "Count the {status} orders of {year} per month.",
             "For every month of {year}, show the number of {status} orders.",
             "Give me the monthly number of {status} orders in {year}.",
+            "Month by month, how many orders of {year} are {status}?",
         ),
         test=(
-            "Month by month, how many orders of {year} are {status}?",
             "Split the {status} orders of {year} by month and count them.",
         ),
     ),
@@ -201,9 +187,9 @@ _GROUPS = (
             "For each category, sum the stock of the products {compare} {price}.",
             "Show every category with its total stock of products {compare} {price} euros.",
             "How much stock does each category have in products {compare} {price}?",
+            "Counting only products {compare} {price} euros, what stock does every category hold?",
         ),
         test=(
-            "Counting only products {compare} {price} euros, what stock does every category hold?",
             "Add up the stock by category for products {compare} {price}.",
         ),
     ),
@@ -215,9 +201,9 @@ _GROUPS = (
             "List the cities with {than} {size} customers.",
             "In which cities do {than} {size} customers live?",
             "Show each city that has {than} {size} customers.",
+            "Name the cities where we count {than} {size} customers.",
         ),
         test=(
-            "Name the cities where we count {than} {size} customers.",
             "Where do {than} {size} customers live? Return the cities.",
             "What cities are home to {than} {size} of our customers?",
         ),
@@ -233,24 +219,10 @@ _RANKINGS = (
             "List the {top} {rank} products of the category {category}.",
             "Show me the {top} {rank} {category} products.",
             "Which {top} products in {category} are the {rank}?",
-        ),
-        test=(
             "Give the names of the {top} {rank} articles that {category} offers.",
-            "From {category}, pick the {top} {rank} products.",
-        ),
-    ),
-    Kind(
-        "products_in_stock",
-        "SELECT name, price FROM products WHERE stock > {stock} ORDER BY {rank} LIMIT {top}",
-        train=(
-            "What are the {top} {rank} products with more than {stock} in stock, and their prices?",
-            "List name and price of the {top} {rank} products with a stock above {stock}.",
-            "Of the products with more than {stock} pieces in stock, show the {top} {rank} with their prices.",
-            "Give me name and price of the {top} {rank} products that have over {stock} in stock.",
         ),
         test=(
-            "Among products with stock over {stock}, which {top} are the {rank}, and at what price?",
-            "Name the {top} {rank} products, with price, of which we hold more than {stock}.",
+            "From {category}, pick the {top} {rank} products.",
         ),
     ),
 )

@@ -1,10 +1,13 @@
 """A `.gguf` file -> a transformers folder in the cache, dequantised once."""
 
+import contextlib
+import io
 import os
 from pathlib import Path
 
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.files import MANIFEST, digest_file, new_folder, only_writer
+from tunesmith.core.progress import say
 
 
 def cached(*names: str) -> Path:
@@ -27,22 +30,27 @@ def convert(file: Path, folder: Path) -> Path:
     """Write the model of a `.gguf` file to `folder`, unless it is there already."""
     if (folder / MANIFEST).exists():
         return folder
-    with only_writer(folder.with_name(f"{folder.name}.lock")), new_folder(folder, source=digest_file(file)) as fresh:
-        _write_model(file, fresh)
+    with only_writer(folder.with_name(f"{folder.name}.lock"), wait=True):
+        if not (folder / MANIFEST).exists():  # another process may have written it while we waited
+            say(f"converting {file.name}, once")
+            with new_folder(folder, source=digest_file(file)) as fresh:
+                _write_model(file, fresh)
     return folder
 
 
 def _write_model(file: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GgufConfig
+    from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
     place, name = str(file.parent), file.name
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, gguf_file=name)
-        model = AutoModelForCausalLM.from_pretrained(
-            place, gguf_file=name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
-        )
+        with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that cannot be switched off otherwise
+            model = AutoModelForCausalLM.from_pretrained(
+                place, gguf_file=name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
+            )
     except (OSError, ValueError, KeyError, NotImplementedError) as error:
         raise RecipeError(f"cannot be read as a model: {str(error).splitlines()[0]}", where=str(file)) from error
     # The weights are plain fp32 now; transformers refuses to save a model that still calls itself quantised.

@@ -5,13 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 
 from tunesmith.core.errors import DamagedFile, RecipeError
 from tunesmith.fetch.reference import ModelFolder
 from tunesmith.model.load import Machine, load_base
 from tunesmith.model.lora_linear import use_compute_dtype
 from tunesmith.recipe.schema import FullTuning, LoraTuning
+
+_WEIGHTS = "adapter_model.safetensors"
 
 
 def make_trainable(model: Any, tuning: FullTuning | LoraTuning, *, seed: int) -> Any:
@@ -70,11 +74,8 @@ def save_model(model: Any, folder: Path, *, base: str) -> None:
 
 def restore_weights(model: Any, folder: Path) -> None:
     """Put saved weights into a model that `make_trainable` returned; raise DamagedFile unless all fit."""
-    from peft import set_peft_model_state_dict
-    from safetensors.torch import load_file
-
     if isinstance(model, PeftModel):
-        result = set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"))
+        result = set_peft_model_state_dict(model, load_file(folder / _WEIGHTS))
         strange = [*result.unexpected_keys, *(key for key in result.missing_keys if "lora_" in key)]
     else:
         state: dict[str, torch.Tensor] = {}
@@ -107,11 +108,28 @@ def attach_adapter(model: Any, folder: Path) -> Any:
     """Return a model with a saved adapter on it, for inference.
 
     Raises:
+        RecipeError: the adapter has no safetensors weights; peft would read a pickle, or ask the hub.
         DamagedFile: a part of the adapter has no place in the model, or the adapter changes nothing.
     """
-    adapted = PeftModel.from_pretrained(model, str(folder))
+    if not (folder / _WEIGHTS).exists():
+        hint = (
+            "its weights are a pickle (*.bin), which can run code; convert it" if list(folder.glob("*.bin")) else None
+        )
+        raise RecipeError(f"is an adapter without {_WEIGHTS}", where=str(folder), hint=hint)
+    try:
+        adapted = PeftModel.from_pretrained(model, str(folder))
+        with safe_open(folder / _WEIGHTS, "pt") as file:
+            stored = {name for name in file.keys() if "lora_" in name}  # noqa: SIM118 (it is no dict)
+    except (SafetensorError, ValueError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise DamagedFile(f"does not fit the model: {' '.join(str(error).split())[:300]}", where=str(folder)) from error
+    # peft only warns of weights that it did not find, and says nothing of those that found no place.
+    found = {name for name in get_peft_model_state_dict(adapted, save_embedding_layers=False) if "lora_" in name}
+    if strange := sorted(stored ^ found):
+        raise DamagedFile(f"does not fit the model: {strange[:3]}", where=str(folder))
     ups = [weight for name, weight in adapted.named_parameters() if "lora_B" in name]
-    if not any(weight.any() for weight in ups):
-        raise DamagedFile("changes nothing: its weights are all zero or did not load", where=str(folder))
+    if ups and not any(weight.any() for weight in ups):
+        raise DamagedFile("changes nothing: its weights are all zero", where=str(folder))
     use_compute_dtype(adapted)
     return adapted

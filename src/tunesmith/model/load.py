@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
-from tunesmith.core.errors import RecipeError
+from tunesmith.core.errors import DamagedFile, RecipeError
 from tunesmith.fetch.reference import ModelFolder
 
 
@@ -55,24 +56,37 @@ def load_base(model: ModelFolder, on: Machine, *, dtype: torch.dtype | None = No
         dtype: precision the weights are kept in; default what the machine computes in.
 
     Raises:
-        RecipeError: the folder holds no causal language model that transformers can read.
+        RecipeError: the folder holds no causal language model that transformers can read, or not all of one.
+        DamagedFile: a file of weights is not whole.
     """
     path = model.root.path
     _refuse_pickle(path)
     transformers_logging.disable_progress_bar()
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(
+        loaded, report = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=dtype or on.compute,
             attn_implementation=_attention(path) if attention == "auto" else attention,
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
+            ignore_mismatched_sizes=True,  # told below, by name
+            output_loading_info=True,
         )
+    except SafetensorError as error:
+        raise DamagedFile(f"has weights that are not whole: {error}", where=str(path)) from error
     except (OSError, ValueError, KeyError) as error:
         raise RecipeError(
             f"cannot be loaded as a causal language model: {str(error).splitlines()[0]}", where=str(path)
         ) from error
+    # transformers would draw these at random and only warn.
+    lacking = sorted({*report["missing_keys"], *(str(name) for name, *_ in report["mismatched_keys"])})
+    if lacking:
+        raise RecipeError(
+            f"lacks weights that its configuration asks for: {', '.join(lacking[:3])}",
+            where=str(path),
+            hint="it is not whole, or no causal language model",
+        )
     # Sampling settings and limits that a model brings along would make base and tuned answer by different rules.
     loaded.generation_config = GenerationConfig()
     return loaded.to(on.device)
@@ -91,6 +105,11 @@ def _refuse_pickle(path: Path) -> None:
             where=str(path),
             hint="convert it to safetensors",
         )
+
+
+def most_positions(model: Any) -> int:
+    """Return how many tokens a row may have at most: what the model knows positions for."""
+    return int(getattr(decoder_config(model), "max_position_embeddings", None) or 2**31)
 
 
 def decoder_config(model: Any) -> Any:

@@ -8,31 +8,31 @@ import types
 from typing import Any
 
 import torch
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import Linear
 from torch.nn import functional
 
 
 def use_compute_dtype(model: Any) -> None:
     """Give plain LoRA layers of a low-precision model the forward pass below; leave all others to peft."""
     for module in model.modules():
-        if isinstance(module, LoraLayer) and _is_plain(module):
+        if type(module) is Linear and _is_plain(module):
             peft_forward = module.forward
             module.forward = types.MethodType(_forward(peft_forward), module)
 
 
 def _is_plain(module: Any) -> bool:
     weight = getattr(module.get_base_layer(), "weight", None)
-    plain = not getattr(module, "lora_variant", None) and not len(getattr(module, "lora_embedding_A", ()))
+    plain = not module.lora_variant and not any(module.lora_bias.values())
     return plain and weight is not None and weight.dtype in (torch.bfloat16, torch.float16)
 
 
 def _forward(peft_forward: Any) -> Any:
     def forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Return W x + (alpha / r) B A dropout(x) for x [..., in]."""
-        if self.disable_adapters or self.merged or len(self.active_adapters) != 1 or kwargs:
+        name = self.active_adapters[0] if len(self.active_adapters) == 1 else None
+        if self.disable_adapters or self.merged or name not in self.lora_A or kwargs:
             result: torch.Tensor = peft_forward(x, *args, **kwargs)
             return result
-        name = self.active_adapters[0]
         down = self.lora_A[name].weight.to(x.dtype)
         up = (self.lora_B[name].weight * self.scaling[name]).to(x.dtype)
         out: torch.Tensor = self.base_layer(x, *args)

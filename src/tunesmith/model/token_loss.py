@@ -16,7 +16,7 @@ from tunesmith.data.batches import Batch
 
 @dataclass(frozen=True, slots=True)
 class TokenLoss:
-    """`nll` [trained positions] in nats, in order of rows; `correct` [trained positions]; `rows` [trained positions]."""
+    """`nll` in nats, `correct`, and the batch row of every trained position: all [trained positions], in order."""
 
     nll: torch.Tensor
     correct: torch.Tensor

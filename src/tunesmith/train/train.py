@@ -107,12 +107,12 @@ class _Session:
         """Take the steps that are left; log, validate and save when due."""
         plan = self.setup.plan
         self._forget_lines_after(self.state.step)
-        progress = Progress("train", total=plan.total_steps, start=self.state.step)
         saved = self.state.step
-        clock = time.monotonic()
         with self.run.metrics.open("a", encoding="utf-8") as log:
             if self.state.step == 0:
                 self._validate(log)
+            progress = Progress("train", total=plan.total_steps, start=self.state.step)
+            clock = time.monotonic()
             try:
                 for report in train_steps(self.setup, self.optimizer, first_step=self.state.step):
                     seconds, clock = time.monotonic() - clock, time.monotonic()

@@ -396,4 +396,4 @@ def test_the_interval_covers_the_true_gain_as_often_as_it_says(
     draw, gain = GAINS[name]
     found = simulate(draw, rows, 500, monkeypatch)
     covered = sum(one.low <= gain <= one.high for one in found) / len(found)
-    assert 0.92 <= covered <= 0.98  # measured with 5,000 seeds it is 0.93 to 0.97; 500 leave 0.01 open
+    assert 0.92 <= covered <= 0.98  # with 4,000 seeds it is 0.94 to 0.97; 500 leave 0.01 open

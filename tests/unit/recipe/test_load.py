@@ -469,7 +469,7 @@ def test_the_resolved_recipe_reads_back_as_the_same(load: Load, name: str) -> No
     assert load(dump_recipe(recipe)) == recipe
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     text=st.text(st.characters(exclude_categories=["Cs"]), max_size=80)
     | st.sampled_from(
