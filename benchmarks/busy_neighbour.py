@@ -1,0 +1,63 @@
+"""How much a busy neighbour costs, with threads that wait by spinning and with threads that sleep.
+
+    .venv/bin/python benchmarks/busy_neighbour.py [--rounds 3]
+
+Each measurement is a process of its own: one forward and backward pass after another through layers of the embedded
+model's sizes, on all cores, for five seconds. The two policies take turns, alone and beside one process that keeps
+one core busy, so that a drift of the machine meets both alike. Prints a table in Markdown.
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+
+PASSES = """
+import time, torch
+torch.manual_seed(0)
+layers = torch.nn.Sequential(*[m for _ in range(8) for m in (torch.nn.Linear(576, 1536), torch.nn.SiLU(),
+                                                              torch.nn.Linear(1536, 576))])
+x = torch.randn(512, 576)
+for _ in range(3):
+    layers(x).sum().backward()
+began, passes = time.perf_counter(), 0
+while time.perf_counter() - began < 5:
+    layers(x).sum().backward()
+    passes += 1
+print(passes / (time.perf_counter() - began))
+"""
+POLICIES = {"spin": "ACTIVE", "sleep": "PASSIVE"}
+
+
+def passes_per_second(policy: str) -> float:
+    """Return the speed of one measured process."""
+    environment = {**os.environ, "OMP_WAIT_POLICY": POLICIES[policy]}
+    done = subprocess.run([sys.executable, "-c", PASSES], env=environment, capture_output=True, text=True, check=True)
+    return float(done.stdout)
+
+
+def main() -> None:
+    """Measure all four combinations, in turns, and print their medians and the ratio."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    rounds = parser.parse_args().rounds
+    print("| beside | spin, passes/s | sleep, passes/s | sleep / spin |\n|---|--:|--:|--:|")
+    for beside in ("nothing", "one busy process"):
+        neighbour = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if beside != "nothing" else None
+        try:
+            speeds = {policy: [] for policy in POLICIES}
+            for _ in range(rounds):
+                for policy in POLICIES:
+                    speeds[policy].append(passes_per_second(policy))
+        finally:
+            if neighbour:
+                neighbour.kill()
+        ratios = [b / a for a, b in zip(speeds["spin"], speeds["sleep"], strict=True)]
+        spin, sleep = (statistics.median(speeds[policy]) for policy in POLICIES)
+        spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        print(f"| {beside} | {spin:.2f} | {sleep:.2f} | {spread} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,446 @@
+"""What is saved loads in plain peft and transformers with the same answers, and what is not whole is not loaded."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from tests.unit.model.conftest import Opened
+from transformers import AutoModelForCausalLM
+
+from tunesmith.core.errors import DamagedFile, RecipeError, TunesmithError
+from tunesmith.fetch.reference import ModelFolder
+from tunesmith.model.adapters import (
+    attach_adapter,
+    make_trainable,
+    open_model,
+    restore_weights,
+    save_model,
+    trained_parameters,
+)
+from tunesmith.model.load import Machine, load_base, machine, most_positions
+from tunesmith.recipe.schema import FullTuning, LoraTuning
+
+IDS = torch.arange(5, 45).reshape(2, 20)
+FP32 = Machine(torch.device("cpu"), torch.float32)
+LORA = LoraTuning(method="lora", rank=4, alpha=8)
+FULL = FullTuning(method="full")
+WEIGHTS = "adapter_model.safetensors"
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.inference_mode():
+        found: torch.Tensor = model.eval()(input_ids=IDS).logits
+        return found
+
+
+def tuned(model: Any, tuning: Any, *, seed: int = 0) -> Any:
+    """Return a model whose trained weights have moved."""
+    made = make_trainable(model, tuning, seed=seed)
+    drawn = torch.Generator().manual_seed(seed + 1)
+    with torch.no_grad():
+        for _, weight in trained_parameters(made):
+            weight += 0.05 * torch.randn(weight.shape, generator=drawn)
+    return made
+
+
+@pytest.fixture(scope="module")
+def adapter(opened: Opened, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("adapter") / "one"
+    save_model(tuned(opened("llama"), LORA), folder, base="org/base")
+    return folder
+
+
+@pytest.fixture
+def altered(adapter: Path, tmp_path: Path) -> Callable[[Callable[[dict[str, torch.Tensor]], Any]], Path]:
+    """Copy the adapter with its weights changed."""
+
+    def copy(change: Callable[[dict[str, torch.Tensor]], Any]) -> Path:
+        shutil.copytree(adapter, tmp_path / "copy")
+        weights = load_file(adapter / WEIGHTS)
+        change(weights)
+        save_file(weights, tmp_path / "copy" / WEIGHTS)
+        return tmp_path / "copy"
+
+    return copy
+
+
+# --- what is trained ---
+
+
+def test_full_tuning_trains_everything(opened: Opened) -> None:
+    model = make_trainable(opened("gpt2"), FULL, seed=0)
+    assert len(list(trained_parameters(model))) == len(list(model.parameters()))
+
+
+def test_lora_trains_adapters_only_and_starts_as_the_base(opened: Opened) -> None:
+    model = make_trainable(opened("llama"), LORA, seed=0)
+    names = [name for name, _ in trained_parameters(model)]
+    assert len(names) == 28
+    assert all("lora_" in name for name in names)
+    assert not any("lm_head" in name or "embed" in name for name in names)
+    assert torch.equal(logits(model), logits(opened("llama")))
+
+
+def test_adapters_are_drawn_from_the_seed_alone(opened: Opened) -> None:
+    def drawn(seed: int) -> list[torch.Tensor]:
+        torch.rand(seed + 5)  # what happened before does not matter
+        return [weight for _, weight in trained_parameters(make_trainable(opened("llama"), LORA, seed=seed))]
+
+    first, again, other = drawn(3), drawn(3), drawn(4)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+def test_a_target_that_is_nowhere_is_told_with_what_there_is(opened: Opened) -> None:
+    with pytest.raises(RecipeError, match="no module") as caught:
+        make_trainable(opened("llama"), LoraTuning(method="lora", target=("q_prj",)), seed=0)
+    assert "q_proj" in str(caught.value.hint)
+    only = make_trainable(opened("llama"), LoraTuning(method="lora", target=("q_proj",)), seed=0)
+    assert {name.split(".")[-4] for name, _ in trained_parameters(only)} == {"q_proj"}
+
+
+# --- saved ---
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma2"])
+def test_an_adapter_loads_in_plain_peft_with_equal_answers(opened: Opened, tmp_path: Path, kind: str) -> None:
+    model = tuned(opened(kind), LORA)
+    save_model(model, tmp_path, base="org/base")
+    assert sorted(os.listdir(tmp_path)) == ["adapter_config.json", WEIGHTS]
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "org/base"
+    assert config["target_modules"] == sorted(config["target_modules"])
+    plain = PeftModel.from_pretrained(opened(kind), str(tmp_path))
+    assert torch.equal(logits(plain), logits(model))
+    assert not torch.equal(logits(plain), logits(opened(kind)))
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma2", "phi3"])
+def test_a_full_model_loads_in_plain_transformers_with_equal_answers(opened: Opened, tmp_path: Path, kind: str) -> None:
+    model = tuned(opened(kind), FULL)
+    save_model(model, tmp_path, base="org/base")
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation=model.config._attn_implementation)
+    assert torch.equal(logits(plain), logits(model))
+    assert plain.dtype == torch.float32
+
+
+SAVE = """
+import sys; from pathlib import Path; from tests.unit.model.test_adapters import save_both
+save_both(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]))
+"""
+
+
+def save_both(llama: Path, gpt2: Path, out: Path) -> None:
+    """Save an adapter of one model and the whole of another, which ties its weights."""
+    save_model(tuned(load_base(ModelFolder("x", llama), FP32), LORA), out / "lora", base="org/base")
+    save_model(tuned(load_base(ModelFolder("x", gpt2), FP32), FULL), out / "full", base="org/base")
+
+
+def test_the_same_weights_give_the_same_bytes_in_every_process(
+    folder_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    arguments = [folder_of("llama"), folder_of("gpt2")]
+    save_both(*arguments, tmp_path / "here")
+    seed = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
+    root = Path(__file__).parents[3]
+    environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join([str(root), *sys.path])}
+    command = [sys.executable, "-c", SAVE, *map(str, arguments), str(tmp_path / "there")]
+    subprocess.run(command, check=True, env=environment, capture_output=True)
+    files = [sorted(p.relative_to(top) for p in top.rglob("*") if p.is_file()) for top in tmp_path.iterdir()]
+    assert files[0] == files[1]
+    assert len(files[0]) >= 5
+    for name in files[0]:
+        assert (tmp_path / "here" / name).read_bytes() == (tmp_path / "there" / name).read_bytes(), name
+
+
+def test_saving_changes_nothing_in_the_model(opened: Opened, tmp_path: Path) -> None:
+    model = tuned(opened("llama"), LORA)
+    before = logits(model)
+    save_model(model, tmp_path / "a", base="org/base")
+    assert torch.equal(logits(model), before)
+    assert all(weight.requires_grad for _, weight in trained_parameters(model))
+    assert len(list(trained_parameters(model))) == 28
+    save_model(model, tmp_path / "b", base="org/base")
+    for name in os.listdir(tmp_path / "a"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+# --- restored ---
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gpt_neo", "gemma2", "gemma3_text", "phi", "phi3", "granite"])
+@pytest.mark.parametrize("tuning", [LORA, FULL], ids=["lora", "full"])
+def test_saved_weights_come_back_bit_for_bit(opened: Opened, tmp_path: Path, kind: str, tuning: Any) -> None:
+    model = tuned(opened(kind), tuning)
+    save_model(model, tmp_path, base="org/base")
+    fresh = make_trainable(opened(kind), tuning, seed=9)
+    restore_weights(fresh, tmp_path)
+    for (name, weight), (_, saved) in zip(trained_parameters(fresh), trained_parameters(model), strict=True):
+        assert torch.equal(weight, saved), name
+        assert weight.dtype == torch.float32
+    assert torch.equal(logits(fresh), logits(model))
+
+
+def test_weights_in_several_files_come_back(opened: Opened, tmp_path: Path) -> None:
+    model = tuned(opened("llama"), FULL)
+    model.save_pretrained(tmp_path, max_shard_size="30KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    fresh = make_trainable(opened("llama"), FULL, seed=9)
+    restore_weights(fresh, tmp_path)
+    assert torch.equal(logits(fresh), logits(model))
+
+
+def test_masters_of_a_low_precision_model_come_back_bit_for_bit(opened: Opened, tmp_path: Path) -> None:
+    model = tuned(opened("llama", torch.bfloat16), LORA)
+    save_model(model, tmp_path, base="org/base")
+    fresh = make_trainable(opened("llama", torch.bfloat16), LORA, seed=9)
+    restore_weights(fresh, tmp_path)
+    for (_, weight), (_, saved) in zip(trained_parameters(fresh), trained_parameters(model), strict=True):
+        assert weight.dtype == torch.float32
+        assert torch.equal(weight, saved)
+
+
+@pytest.mark.parametrize("change", [
+    lambda weights: weights.pop(sorted(weights)[3]),
+    lambda weights: weights.update({"base_model.model.model.layers.7.mlp.up_proj.lora_A.weight": torch.zeros(4, 32)}),
+])  # fmt: skip
+@pytest.mark.parametrize("how", ["restore", "attach"])
+def test_an_adapter_that_does_not_fit_in_every_part_is_refused(
+    opened: Opened, altered: Callable[..., Path], change: Callable[..., Any], how: str
+) -> None:
+    folder = altered(change)
+    with pytest.raises(DamagedFile, match="does not fit"):
+        restore_weights(make_trainable(opened("llama"), LORA, seed=0), folder) if how == "restore" else attach_adapter(
+            opened("llama"), folder
+        )
+
+
+@pytest.mark.parametrize("change", [
+    lambda weights: weights.pop("model.norm.weight"),
+    lambda weights: weights.update({"model.layers.7.mlp.up_proj.weight": torch.zeros(4, 32)}),
+])  # fmt: skip
+def test_a_full_model_that_does_not_fit_in_every_part_is_refused(
+    opened: Opened, tmp_path: Path, change: Callable[..., Any]
+) -> None:
+    save_model(opened("llama"), tmp_path, base="x")
+    weights = load_file(tmp_path / "model.safetensors")
+    change(weights)
+    save_file(weights, tmp_path / "model.safetensors")
+    with pytest.raises(DamagedFile, match="does not fit"):
+        restore_weights(opened("llama"), tmp_path)
+
+
+# --- attached ---
+
+
+def test_an_adapter_of_peft_itself_is_attached(opened: Opened, tmp_path: Path) -> None:
+    kinds: dict[str, dict[str, Any]] = {
+        "lora": {},
+        "rslora": {"use_rslora": True},
+        "dora": {"use_dora": True},
+        "some": {"layers_to_transform": [1]},
+        "embedding": {"target_modules": ["embed_tokens"]},
+        "head": {"modules_to_save": ["lm_head"]},
+    }
+    for name, settings in kinds.items():
+        config = {"r": 4, "task_type": "CAUSAL_LM", "target_modules": ["q_proj", "down_proj"]}
+        config |= {"init_lora_weights": False, **settings}
+        made = get_peft_model(opened("llama"), LoraConfig(**config))
+        made.save_pretrained(tmp_path / name)
+        assert torch.equal(logits(attach_adapter(opened("llama"), tmp_path / name)), logits(made)), name
+
+
+def test_an_adapter_that_is_not_lora_is_attached_too(opened: Opened, tmp_path: Path) -> None:
+    from peft import IA3Config
+
+    config = IA3Config(task_type="CAUSAL_LM", target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"])
+    made = get_peft_model(opened("llama"), config)
+    with torch.no_grad():
+        for name, weight in made.named_parameters():
+            if "ia3_" in name:
+                weight.fill_(1.5)
+    made.save_pretrained(tmp_path)
+    assert torch.equal(logits(attach_adapter(opened("llama"), tmp_path)), logits(made))
+
+
+def test_an_adapter_that_changes_nothing_is_refused(opened: Opened, tmp_path: Path) -> None:
+    save_model(make_trainable(opened("llama"), LORA, seed=0), tmp_path, base="org/base")
+    with pytest.raises(DamagedFile, match="changes nothing"):
+        attach_adapter(opened("llama"), tmp_path)
+
+
+@pytest.mark.parametrize(("kind", "told"), [("gpt2", "does not fit"), ("qwen3", "")])
+def test_an_adapter_of_another_model_is_refused(opened: Opened, adapter: Path, kind: str, told: str) -> None:
+    if told:
+        with pytest.raises(DamagedFile, match=told):
+            attach_adapter(opened(kind), adapter)
+    else:  # the same modules and sizes: nobody can tell
+        attach_adapter(opened(kind), adapter)
+
+
+def test_an_adapter_of_another_size_is_refused(opened: Opened, altered: Callable[..., Path]) -> None:
+    folder = altered(lambda weights: weights.update({name: torch.ones(8, 7) for name in sorted(weights)[:1]}))
+    with pytest.raises(DamagedFile, match="size mismatch"):
+        attach_adapter(opened("llama"), folder)
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:-9], lambda b: b"", lambda b: b"\xff" * 8 + b[8:]])
+def test_an_adapter_that_is_not_whole_is_refused(
+    opened: Opened, adapter: Path, tmp_path: Path, damage: Callable[[bytes], bytes]
+) -> None:
+    shutil.copytree(adapter, tmp_path / "copy")
+    (tmp_path / "copy" / WEIGHTS).write_bytes(damage((adapter / WEIGHTS).read_bytes()))
+    with pytest.raises(DamagedFile):
+        attach_adapter(opened("llama"), tmp_path / "copy")
+
+
+class Boom:
+    """Leaves a trace where somebody unpickles it."""
+
+    def __init__(self, place: Path) -> None:
+        self._place = place
+
+    def __reduce__(self) -> Any:
+        return (Path.touch, (self._place,))
+
+
+@pytest.mark.parametrize("what", ["adapter", "model", "sharded"])
+def test_a_pickle_is_never_read(
+    opened: Opened, adapter: Path, folder_of: Callable[[str], Path], tmp_path: Path, what: str
+) -> None:
+    source = adapter if what == "adapter" else folder_of("llama")
+    shutil.copytree(source, tmp_path / "copy")
+    for file in (tmp_path / "copy").glob("*.safetensors"):
+        file.unlink()
+    name = {
+        "adapter": "adapter_model.bin",
+        "model": "pytorch_model.bin",
+        "sharded": "pytorch_model-00001-of-00002.bin",
+    }[what]
+    torch.save(Boom(tmp_path / "read"), tmp_path / "copy" / name)
+    with pytest.raises(RecipeError, match=r"safetensors|pickle"):
+        _ = (
+            attach_adapter(opened("llama"), tmp_path / "copy")
+            if what == "adapter"
+            else load_base(ModelFolder("x", tmp_path / "copy"), FP32)
+        )
+    assert not (tmp_path / "read").exists()
+
+
+def test_an_adapter_without_weights_is_refused_and_not_asked_for_elsewhere(
+    opened: Opened, adapter: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(adapter, tmp_path / "copy")
+    (tmp_path / "copy" / WEIGHTS).unlink()
+    with pytest.raises(RecipeError, match=WEIGHTS):
+        attach_adapter(opened("llama"), tmp_path / "copy")
+
+
+# --- opened ---
+
+
+def test_an_adapter_on_an_adapter_is_all_three_together(
+    opened: Opened, folder_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    base = ModelFolder("base", folder_of("llama"))
+    first = tuned(opened("llama"), LORA, seed=1)
+    save_model(first, tmp_path / "first", base="base")
+    one = ModelFolder("first", tmp_path / "first", base)
+    torch.testing.assert_close(logits(open_model(one, FP32)), logits(first))
+    merged = open_model(one, FP32, merged=True)
+    assert not isinstance(merged, PeftModel)
+    torch.testing.assert_close(logits(merged), logits(first), rtol=1e-4, atol=1e-4)
+    # As training does it: on top of the merged weights.
+    second = tuned(merged, LoraTuning(method="lora", rank=2, target=("v_proj", "up_proj")), seed=2)
+    wanted = logits(second)
+    save_model(second, tmp_path / "second", base="first")
+    two = ModelFolder("second", tmp_path / "second", one)
+    assert two.root is base
+    for together in (open_model(two, FP32), open_model(two, FP32, merged=True)):
+        torch.testing.assert_close(logits(together), wanted, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(wanted, logits(first), rtol=1e-2, atol=1e-2)
+    assert isinstance(open_model(two, FP32), PeftModel)
+
+
+# --- loaded ---
+
+
+def test_the_base_answers_as_in_plain_transformers(opened: Opened, folder_of: Callable[[str], Path]) -> None:
+    plain = AutoModelForCausalLM.from_pretrained(folder_of("llama"))
+    assert torch.equal(logits(opened("llama")), logits(plain))
+
+
+def test_soft_capped_scores_are_not_left_to_kernels_that_leave_them_out(opened: Opened) -> None:
+    assert opened("gemma2").config._attn_implementation == "eager"
+    assert opened("llama").config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        (lambda weights: weights.pop("model.layers.1.mlp.up_proj.weight"), RecipeError),
+        (lambda weights: weights.pop("lm_head.weight"), RecipeError),
+        (lambda weights: weights.update({"model.norm.weight": torch.ones(7)}), RecipeError),
+        (None, DamagedFile),
+    ],
+)
+def test_a_base_that_is_not_whole_is_refused_instead_of_filled_up_at_random(
+    folder_of: Callable[[str], Path], tmp_path: Path, change: Any, kind: type[TunesmithError]
+) -> None:
+    shutil.copytree(folder_of("llama"), tmp_path / "copy")
+    file = tmp_path / "copy" / "model.safetensors"
+    if change is None:
+        file.write_bytes(file.read_bytes()[:-10])
+    else:
+        weights = load_file(file)
+        change(weights)
+        save_file(weights, file, {"format": "pt"})
+    with pytest.raises(kind):
+        load_base(ModelFolder("x", tmp_path / "copy"), FP32)
+
+
+def test_weights_come_in_the_precision_that_is_asked_for(opened: Opened, folder_of: Callable[[str], Path]) -> None:
+    model = ModelFolder("x", folder_of("llama"))
+    assert opened("llama", torch.bfloat16).dtype == torch.bfloat16
+    assert load_base(model, Machine(torch.device("cpu"), torch.bfloat16), dtype=torch.float32).dtype == torch.float32
+
+
+@pytest.mark.parametrize(("has", "asked", "expected"), [
+    (True, "auto", "bf16"), (False, "auto", "fp32"), (True, "fp32", "fp32"), (False, "bf16", "bf16"),
+])  # fmt: skip
+def test_the_machine_decides_what_auto_means(
+    monkeypatch: pytest.MonkeyPatch, has: bool, asked: str, expected: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has)
+    assert machine(asked).precision == expected
+
+
+def test_a_gpu_that_only_imitates_bf16_is_not_asked_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
+    assert (machine().device.type, machine().precision) == ("cuda", "fp32")
+    with pytest.raises(RecipeError, match="bf16"):
+        machine("bf16")
+
+
+def test_autocast_is_there_where_weights_are_kept_in_more() -> None:
+    on = Machine(torch.device("cpu"), torch.bfloat16)
+    with on.autocast(torch.float32):
+        assert torch.is_autocast_enabled("cpu")
+    with on.autocast(torch.bfloat16):
+        assert not torch.is_autocast_enabled("cpu")
+
+
+@pytest.mark.parametrize(("kind", "positions"), [("llama", 512), ("gpt2", 512), ("gpt_neo", 512)])
+def test_the_room_of_a_model_is_known(opened: Opened, kind: str, positions: int) -> None:
+    assert most_positions(opened(kind)) == positions
