@@ -77,11 +77,11 @@ def read_jsonl(path: Path) -> Iterator[Any]:
             yield _value(line, f"{path}:{number}")
 
 
-def _value(line: bytes, where: str) -> Any:
+def _value(line: bytes, where: str, hint: str | None = None) -> Any:
     try:
         return json.loads(line.decode("utf-8"))
     except ValueError as error:
-        raise DamagedFile(f"is not readable JSON ({error})", where=where) from error
+        raise DamagedFile(f"is not readable JSON ({error})", where=where, hint=hint) from error
 
 
 def write_jsonl(path: Path, values: Iterable[Any]) -> None:
@@ -113,7 +113,9 @@ def complete_lines(path: Path) -> list[Any]:
     if end != len(whole):
         os.truncate(path, end)
     # Not `splitlines`: to that U+0085 and U+2028 end a line too, which JSON leaves as they are.
-    return [_value(line, f"{path}:{number}") for number, line in enumerate(whole[:end].split(b"\n")[:-1], 1)]
+    lines = whole[:end].split(b"\n")[:-1]
+    hint = "it is a log: move the file away, and the run goes on without what it says"
+    return [_value(line, f"{path}:{number}", hint) for number, line in enumerate(lines, 1)]
 
 
 def sync_folder(path: Path) -> None:

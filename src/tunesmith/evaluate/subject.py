@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 
-from tunesmith.core.files import complete_lines, digest_of, json_line, read_json, write_json
+from tunesmith.core import interrupt
+from tunesmith.core.files import complete_lines, digest_of, json_line, out_of_space_explained, read_json, write_json
 from tunesmith.core.progress import Progress
 from tunesmith.core.records import Example
 from tunesmith.data.batches import TokenSet, micro_batches
 from tunesmith.model.generate import generate
-from tunesmith.model.load import Machine, decoder_config
+from tunesmith.model.load import Machine, most_positions
 from tunesmith.model.token_loss import token_loss
 from tunesmith.tasks.base import Task
 
@@ -50,11 +51,11 @@ def answer_all(
         path.unlink(missing_ok=True)
         write_json(key_path, key)
     lines = {line["id"]: line for line in complete_lines(path)}
-    room = getattr(decoder_config(model), "max_position_embeddings", None) or 2**31
+    room = most_positions(model)
     todo = [i for i, e in enumerate(questions.examples) if e.id not in lines]
     fits = [i for i in todo if len(questions.prompts[i]) + questions.max_new_tokens <= room]
     progress = Progress(f"answers of {name}", total=len(questions.examples), unit="rows", start=len(lines))
-    with path.open("a", encoding="utf-8") as log:
+    with out_of_space_explained(path), path.open("a", encoding="utf-8") as log:
 
         def keep(i: int, text: str, new_tokens: int, *, stopped: bool, error: str | None) -> None:
             example = questions.examples[i]
@@ -65,7 +66,7 @@ def answer_all(
             log.flush()
             progress.update(len(lines))
 
-        for i in set(todo) - set(fits):
+        for i in sorted(set(todo) - set(fits)):
             keep(i, "", 0, stopped=False, error=f"prompt and answer exceed the model's {room} positions")
         model.eval()
         for answer in generate(
@@ -88,6 +89,7 @@ def likelihoods(model: Any, tokens: TokenSet, rows: Sequence[int], on: Machine, 
     found: dict[int, dict[str, float]] = {}
     lengths = [int(tokens.lengths[row]) for row in rows]
     for indices in micro_batches(lengths, micro_batch=None, most_tokens=_MOST_TOKENS):
+        interrupt.check()
         batch = tokens.batch([rows[i] for i in indices], pad_id).to(on.device)
         result = token_loss(model, batch)
         for place, i in enumerate(indices):

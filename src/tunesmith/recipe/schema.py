@@ -284,7 +284,7 @@ class Evaluate(Section):
     primary: str = Field(description="The metric that decides.")
     rows: int = Field(200, ge=1, description="How many test rows, chosen by hash.")
     max_new_tokens: int = Field(128, ge=1, description="Limit of an answer.")
-    confidence: float = Field(0.95, gt=0.5, lt=1, description="Confidence of all intervals.")
+    confidence: float = Field(0.95, ge=0.5, le=0.999, description="Confidence of all intervals.")
     guards: tuple[Guard, ...] = Field((), description="Metrics that must not get worse.")
     database: str | None = Field(
         None, description="SQLite file for `execution`, relative to the recipe, or `generated:shop-sql`."

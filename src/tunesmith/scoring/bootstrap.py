@@ -1,7 +1,7 @@
 """The interval of a mean paired difference: resampling, and what keeps it honest with few or like rows.
 
 It is a Bayesian bootstrap (Rubin 1981, "The Bayesian Bootstrap") over independent units: rows, or groups of rows. Two
-corrections are there because simulations asked for them (`tests/unit/evaluate/test_verdict.py`):
+corrections are there because simulations asked for them (`tests/unit/scoring/test_verdict.py`):
 
 * Half a pseudo-row far above the gain and half a pseudo-row far below it, as Jeffreys' prior adds half a success and
   half a failure. Resampling alone believes that what it did not see cannot happen: where few of 30 rows differ, its

@@ -1,8 +1,8 @@
 """Execution accuracy: an SQL answer is right if running it gives what running the reference gives.
 
-Answers are what a model wrote, so they run in `sql_worker.py`, a process of its own that can only read: it is killed
-when a query takes too long where SQLite cannot be interrupted (parsing a query of nested doublings takes forever),
-and its memory is bounded, which SQLite's own limits are not.
+Answers are what a model wrote, so they run in `sql_worker.py`, a process of its own that can only read. The system
+ends it when a query takes too long, because SQLite cannot be interrupted everywhere: it can parse a line of nested
+doublings for hours. And the system bounds its memory.
 """
 
 import contextlib

@@ -54,10 +54,12 @@ def paired_verdict(
 ) -> Verdict:
     """Judge whether the tuned system beats the base by more than `min_gain`.
 
-    `better` if `low > min_gain`, `not_better` if `high <= min_gain`, else `cannot_tell`. An end of the interval that
-    excludes `min_gain` must do so in the stricter interval too, whose end is given otherwise. For a true error of
-    2.5 % exceeds 10 in 400 by chance in four of ten batches of 400 comparisons, and the promise is about every batch.
-    The order of the rows does not matter, and swapping base and tuned mirrors the interval.
+    `better` if `low > min_gain`, `not_better` if `high <= min_gain`, else `cannot_tell`. The order of the rows does not
+    matter, and swapping base and tuned mirrors the interval.
+
+    An end of the interval that excludes `min_gain` must do so in a stricter interval too, whose end is given otherwise:
+    an error of just 2.5 % would exceed 10 in 400 in four of ten batches of 400 comparisons, and the promise is about
+    every batch. So the interval covers the true gain in about 95 % of comparisons, but in 98 % where it is `min_gain`.
 
     Fewer units than a sign test needs (6 at 95 %) exclude nothing: the interval is everything the scores could be.
     Where all rows differ by the same amount, also by nothing, the interval is not a point, because rows unlike those

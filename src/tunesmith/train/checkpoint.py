@@ -4,7 +4,7 @@ step-000100/  model/ (plain PEFT or transformers folder)  optimizer.safetensors 
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,14 @@ from tunesmith.train.optim import optimizer_tensors, restore_optimizer
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Where a run stands. The order of rows and all randomness follow from the seed and `step`."""
+    """Where a run stands. The order of rows and all randomness follow from the seed and `step`.
+
+    `validated_step` is the last step that was measured on the validation split: not `step`, where a signal came first.
+    """
 
     step: int
     inputs: str
+    validated_step: int | None = None
     best_step: int | None = None
     best_valid_loss: float | None = None
     tokens: int = 0
@@ -56,7 +60,7 @@ def latest_state(run: RunDir, inputs: str) -> State | None:
     for path in _newest_first(run):
         try:
             check_folder(path)
-            state = State(**read_json(path / "state.json"))
+            state = _with_best(run, State(**read_json(path / "state.json")))
         except DamagedFile as error:
             say(f"skipping a checkpoint: {error}")
             damaged.append(path.name)
@@ -77,6 +81,18 @@ def latest_state(run: RunDir, inputs: str) -> State | None:
     return None
 
 
+def _with_best(run: RunDir, state: State) -> State:
+    """Return the state after checking the best checkpoint so far, which a run may end with; raise DamagedFile."""
+    if state.best_step in (None, state.step):
+        return state
+    best = run.checkpoint(int(state.best_step or 0))
+    if best.exists():
+        check_folder(best)
+        return state
+    # Pruned when a better one came, which is damaged now and will be made again.
+    return replace(state, best_step=None, best_valid_loss=None)
+
+
 def restore(run: RunDir, state: State, model: Any, optimizer: torch.optim.AdamW) -> None:
     """Put model and optimizer where a checkpoint left them."""
     folder = run.checkpoint(state.step)
@@ -84,14 +100,23 @@ def restore(run: RunDir, state: State, model: Any, optimizer: torch.optim.AdamW)
     restore_optimizer(model, optimizer, load_file(folder / "optimizer.safetensors"))
 
 
-def prune(run: RunDir, *, keep: int, best_step: int | None) -> None:
-    """Remove all but the `keep` latest checkpoints and the best one."""
-    best = run.checkpoint(best_step) if best_step is not None else None
-    for path in list(_newest_first(run))[keep:]:
-        if path != best:
+def prune(run: RunDir, *, keep: int, step: int, best_step: int | None) -> None:
+    """Remove all checkpoints but the best one and the `keep` latest up to `step`.
+
+    Later ones are damaged: the run went back behind them, and they must not count as those that are kept.
+    """
+    wanted = [path for path in _newest_first(run) if _step_of(path) <= step][:keep]
+    if best_step is not None:
+        wanted.append(run.checkpoint(best_step))
+    for path in list(_newest_first(run)):
+        if path not in wanted:
             remove_folder(path)
 
 
 def _newest_first(run: RunDir) -> Iterator[Path]:
     paths = [path for path in run.checkpoints.glob("step-*") if path.name.removeprefix("step-").isdigit()]
-    yield from sorted(paths, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
+    yield from sorted(paths, key=_step_of, reverse=True)
+
+
+def _step_of(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))

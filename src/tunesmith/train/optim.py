@@ -35,13 +35,18 @@ def optimizer_tensors(model: Any, optimizer: torch.optim.AdamW) -> dict[str, tor
 
 
 def restore_optimizer(model: Any, optimizer: torch.optim.AdamW, tensors: dict[str, torch.Tensor]) -> None:
-    """Put saved state back; raise DamagedFile where a trained weight has none."""
+    """Put saved state back; raise DamagedFile unless it is that of the trained weights."""
+    left = dict(tensors)
     for name, weight in trained_parameters(model):
-        state = {key: tensors.get(f"{name}.{key}") for key in ("step", "exp_avg", "exp_avg_sq")}
+        state = {key: left.pop(f"{name}.{key}", None) for key in ("step", "exp_avg", "exp_avg_sq")}
+        if all(value is None for value in state.values()):
+            continue  # a weight that no row has reached yet, such as an expert's, has no state
         if any(value is None for value in state.values()):
-            raise DamagedFile(f"holds no optimizer state of {name}")
+            raise DamagedFile(f"holds only a part of the optimizer state of {name}")
         # The step counter stays on the CPU unless the fused optimizer keeps it beside the weight.
         optimizer.state[weight] = {key: value.to(weight.device) for key, value in state.items() if value is not None}
+    if left or not tensors:
+        raise DamagedFile(f"is not the optimizer state of this model: {sorted(left)[:3]}")
 
 
 def clip_gradients(model: Any, most: float) -> float:

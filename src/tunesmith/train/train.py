@@ -1,5 +1,6 @@
 """STAGE 2: wires model, tokens and loop; logs, validates, saves, and writes the manifest last."""
 
+import math
 import resource
 import sys
 import time
@@ -8,15 +9,15 @@ from typing import Any
 
 import torch
 
-from tunesmith.core.errors import Interrupted
-from tunesmith.core.files import complete_lines, digest_of, json_line, seal_folder, write_jsonl
+from tunesmith.core.errors import Interrupted, NonFinite, RecipeError
+from tunesmith.core.files import complete_lines, digest_of, json_line, out_of_space_explained, seal_folder, write_text
 from tunesmith.core.progress import Progress, say
 from tunesmith.core.records import StepReport
-from tunesmith.core.rundir import RunDir
+from tunesmith.core.rundir import SPLITS, RunDir
 from tunesmith.data.batches import TokenSet
 from tunesmith.fetch.reference import ModelFolder, resolve
 from tunesmith.model.adapters import make_trainable, open_model, trained_parameters
-from tunesmith.model.load import Machine, machine
+from tunesmith.model.load import Machine, machine, most_positions
 from tunesmith.model.speed import remember_speed
 from tunesmith.recipe.plan import steps_of
 from tunesmith.recipe.schema import FullTuning, Recipe
@@ -46,6 +47,8 @@ def train(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     """Train the recipe's model on what `prepare` left in `run`, going on from the last checkpoint.
 
     Raises:
+        RecipeError: rows are longer than the model can read.
+        DoesNotFit: the disk is full; the last checkpoint is whole.
         NonFinite: loss or gradient became NaN or infinite.
         Interrupted: a signal came; a checkpoint of the last finished step is kept.
     """
@@ -69,9 +72,22 @@ def _setup(recipe: Recipe, run: RunDir, base: ModelFolder, on: Machine, codec: C
     # Full fine-tuning keeps fp32 masters and computes in less by autocast; LoRA's base is never updated.
     dtype = torch.float32 if isinstance(recipe.tuning, FullTuning) else on.compute
     model = open_model(base, on, dtype=dtype, attention=recipe.model.attention, merged=True)
+    _refuse_rows_beyond(most_positions(model), run)
     model = make_trainable(model, recipe.tuning, seed=recipe.seed)
     plan = steps_of(recipe, len(tokens))
     return Setup(recipe, plan, on, model, tokens, codec.pad_id, _MOST_TOKENS[on.device.type])
+
+
+def _refuse_rows_beyond(positions: int, run: RunDir) -> None:
+    """Raise RecipeError for rows of any split that the model cannot read to their end: now, and not after training."""
+    paths = [path for split in SPLITS if (path := run.tokens(split)).exists()]
+    longest = max(int(TokenSet(path).lengths.max(initial=0)) for path in paths)
+    if longest > positions:
+        raise RecipeError(
+            f"rows have up to {longest} tokens, and the model knows {positions} positions",
+            where="data.max_tokens_per_example",
+            hint=f"set it to {positions} or less",
+        )
 
 
 def _card(recipe: Recipe, base: ModelFolder, stated: dict[str, Any]) -> dict[str, Any]:
@@ -108,8 +124,9 @@ class _Session:
         plan = self.setup.plan
         self._forget_lines_after(self.state.step)
         saved = self.state.step
-        with self.run.metrics.open("a", encoding="utf-8") as log:
-            if self.state.step == 0:
+        with out_of_space_explained(self.run.metrics), self.run.metrics.open("a", encoding="utf-8") as log:
+            # Before the first step, and where a signal came before a validation that was due.
+            if self._is_due(plan.valid_every_steps) and self.state.validated_step != self.state.step:
                 self._validate(log)
             progress = Progress("train", total=plan.total_steps, start=self.state.step)
             clock = time.monotonic()
@@ -124,10 +141,9 @@ class _Session:
                     )
                     self._log(log, _line(report, seconds))
                     progress.update(report.step, f"loss {report.loss:.4f}  {report.tokens / seconds:.0f} tokens/s")
-                    last = report.step == plan.total_steps
-                    improved = (last or report.step % plan.valid_every_steps == 0) and self._validate(log)
+                    improved = self._is_due(plan.valid_every_steps) and self._validate(log)
                     # The best step must be on disk, so an improvement is saved even between two intervals.
-                    if last or improved or report.step % plan.save_every_steps == 0:
+                    if improved or self._is_due(plan.save_every_steps):
                         self._save()
                         saved = report.step
                     clock = time.monotonic()
@@ -160,24 +176,36 @@ class _Session:
         remember_speed(self.card["base_digest"], self.recipe.tuning.method, facts["tokens_per_second"])
         return seal_folder(self.run.stage("train"), **facts)
 
+    def _is_due(self, every: int) -> bool:
+        """Say whether something that is done every so many steps, and after the last, is due now."""
+        return self.state.step % every == 0 or self.state.step == self.setup.plan.total_steps
+
     def _validate(self, log: Any) -> bool:
         """Measure the validation split; note the best step so far and say whether this is it."""
         if self._valid is None:
             return False
         measured: Measured = measure(self.setup, self._valid)
+        if not math.isfinite(measured.loss):
+            raise NonFinite(
+                f"the validation loss became {measured.loss}",
+                where=f"step {self.state.step}",
+                hint="lower train.learning_rate, or set model.precision to fp32; earlier checkpoints are kept",
+            )
         self._log(log, {"kind": "valid", "step": self.state.step, **asdict(measured)})
         say(
             f"step {self.state.step}: validation loss {measured.loss:.4f}, token accuracy {measured.token_accuracy:.1%}"
         )
         best = self.state.best_valid_loss
         improved = self.state.step > 0 and (best is None or measured.loss < best)
+        self.state = replace(self.state, validated_step=self.state.step)
         if improved:
             self.state = replace(self.state, best_step=self.state.step, best_valid_loss=measured.loss)
         return improved
 
     def _save(self) -> None:
         save_checkpoint(self.run, self.state, self.setup.model, self.optimizer, self.codec, self.card)
-        prune(self.run, keep=self.recipe.train.keep_checkpoints, best_step=self.state.best_step)
+        keep = self.recipe.train.keep_checkpoints
+        prune(self.run, keep=keep, step=self.state.step, best_step=self.state.best_step)
 
     def _log(self, log: Any, line: dict[str, Any]) -> None:
         log.write(json_line(line))
@@ -185,9 +213,13 @@ class _Session:
 
     def _forget_lines_after(self, step: int) -> None:
         """Leave out of the log what a killed process did after the checkpoint that we go on from."""
-        self.run.metrics.parent.mkdir(parents=True, exist_ok=True)
-        kept = [line for line in complete_lines(self.run.metrics) if line["step"] <= step] if step else []
-        write_jsonl(self.run.metrics, kept)
+
+        def counts(line: dict[str, Any]) -> bool:
+            again = line["kind"] == "valid" and line["step"] == step != self.state.validated_step
+            return bool(line["step"] <= step) and not again
+
+        kept = [line for line in complete_lines(self.run.metrics) if counts(line)] if step else []
+        write_text(self.run.metrics, "".join(map(json_line, kept)))
 
 
 def _line(report: StepReport, seconds: float) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunesmith.core.errors import DataError, RecipeError
-from tunesmith.evaluate.metrics import LIKELIHOOD, METRIC_NAMES, expand, score
+from tunesmith.scoring.metrics import LIKELIHOOD, METRIC_NAMES, expand, score
 
 TEXT_METRICS = ("exact_match", "rouge1", "rouge2", "rouge3", "rougeL", "rougeLsum")
 
@@ -162,7 +162,7 @@ def test_a_row_is_scored_by_itself(rows: list[tuple[str, str]]) -> None:
 def test_importing_metrics_loads_nothing_heavy() -> None:
     source = Path(__file__).parents[3] / "src"
     program = (
-        f"import sys; sys.path.insert(0, {str(source)!r}); import tunesmith.evaluate.metrics; "
+        f"import sys; sys.path.insert(0, {str(source)!r}); import tunesmith.scoring.metrics; "
         "print(sorted({'numpy', 'torch', 'nltk', 'rouge_score', 'sqlite3'} & set(sys.modules)))"
     )
     assert subprocess.check_output([sys.executable, "-c", program], text=True).strip() == "[]"

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunesmith.core.errors import DataError, RecipeError
-from tunesmith.evaluate import bootstrap
-from tunesmith.evaluate.verdict import paired_verdict
+from tunesmith.scoring import bootstrap
+from tunesmith.scoring.verdict import paired_verdict
 
 Draw = Callable[[np.random.Generator, int], dict[str, Any]]
 ROWS = (30, 50, 100, 300)

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunesmith.core.errors import DataError
-from tunesmith.evaluate import sql_worker
-from tunesmith.evaluate.execution import execution_accuracy
-from tunesmith.evaluate.metrics import score
+from tunesmith.scoring import sql_worker
+from tunesmith.scoring.execution import execution_accuracy
+from tunesmith.scoring.metrics import score
 
 ROWS = [
     (1, "apple", 1.5, "fruit"),

@@ -1,0 +1,110 @@
+"""Runs of a tiny model over random rows, ready to be trained: a second each, no text and no preparing."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.tiny import save_model
+
+from tunesmith.core.files import write_json
+from tunesmith.core.records import Tokens
+from tunesmith.core.rundir import RunDir
+from tunesmith.data.batches import write_tokens
+from tunesmith.recipe.schema import Recipe
+
+LORA = {"method": "lora", "rank": 2, "alpha": 8, "dropout": 0.1}
+FULL = {"method": "full"}
+CLOCKS = ("seconds", "tokens_per_second", "peak_memory_gib")
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random tiny Llama."""
+    return save_model(tmp_path_factory.mktemp("base") / "llama", "llama")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+def random_rows(count: int, seed: int) -> list[Tokens]:
+    """Return rows of 4 to 40 random tokens, about half of them trained, the last always."""
+    drawn = np.random.default_rng(seed)
+    rows = []
+    for number in range(count):
+        length = int(drawn.integers(4, 40))
+        trained = (drawn.random(length) < 0.5) & (np.arange(length) > 0)
+        trained[-1] = True
+        rows.append(Tokens(f"{seed}-{number}", tuple(drawn.integers(3, 300, length).tolist()), tuple(trained.tolist())))
+    return rows
+
+
+def recipe_of(base: Path, tuning: dict[str, Any], **train: Any) -> Recipe:
+    """Return a recipe of 6 steps of 4 rows, measured and saved after every second one."""
+    given = {
+        "learning_rate": 0.01, "epochs": 1, "examples_per_step": 4, "valid_every_steps": 2, "save_every_steps": 2,
+        "warmup_fraction": 0.2, **train,
+    }  # fmt: skip
+    return Recipe.model_validate({
+        "name": "tiny", "model": {"base": str(base), "precision": "fp32"},
+        "data": {"task": "text", "text": "t", "source": {"file": "x.csv"}},
+        "tuning": tuning, "train": given, "evaluate": {"metrics": ["perplexity"], "primary": "perplexity"},
+    })  # fmt: skip
+
+
+@dataclass
+class Trained:
+    """A recipe and the folder of its run."""
+
+    recipe: Recipe
+    run: RunDir
+
+    def go(self) -> dict[str, Any]:
+        """Train, from wherever the folder stands."""
+        from tunesmith.train.train import train
+
+        return train(self.recipe, self.run)
+
+    @property
+    def steps(self) -> list[int]:
+        """The checkpoints on disk."""
+        return sorted(int(path.name.removeprefix("step-")) for path in self.run.checkpoints.glob("step-*"))
+
+    def log(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl, clocks left out."""
+        lines = [json.loads(line) for line in self.run.metrics.read_text().splitlines()]
+        return [{key: value for key, value in line.items() if key not in CLOCKS} for line in lines]
+
+    def result(self, step: int) -> dict[str, Any]:
+        """All that a checkpoint holds: the bytes of its files, and its state without clocks."""
+        folder = self.run.checkpoint(step)
+        files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+        state = json.loads(files.pop("state.json").read_text())
+        del files["manifest.json"]
+        state.pop("seconds")
+        return {"state": state, **{name: path.read_bytes() for name, path in files.items()}}
+
+
+Start = Callable[..., Trained]
+
+
+@pytest.fixture
+def start(base: Path, tmp_path: Path) -> Start:
+    """Make a run that is prepared and not trained."""
+
+    def made(
+        tuning: dict[str, Any] = LORA, *, name: str = "run", rows: int = 24, valid: int = 6, **train: Any
+    ) -> Trained:
+        run = RunDir(tmp_path / name)
+        write_json(run.environment, {"recipe_folder": ".."})
+        write_json(run.stage("prepare") / "manifest.json", {"files": {}})
+        for split, count, seed in (("train", rows, 1), ("valid", valid, 2), ("test", 3, 3)):
+            write_tokens(run.tokens(split), random_rows(count, seed))
+        return Trained(recipe_of(base, tuning, **train), run)
+
+    return made

@@ -1,0 +1,313 @@
+"""One step is one step: however its rows are cut, in the order of the plan, and not at all if a number is not finite."""
+
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.unit.train.conftest import FULL, LORA, random_rows, recipe_of
+
+from tunesmith.core.errors import DamagedFile, NonFinite
+from tunesmith.core.records import StepReport
+from tunesmith.data.batches import TokenSet, write_tokens
+from tunesmith.fetch.reference import ModelFolder
+from tunesmith.model.adapters import make_trainable, trained_parameters
+from tunesmith.model.load import Machine, load_base
+from tunesmith.model.token_loss import token_loss
+from tunesmith.recipe.plan import learning_rate, steps_of
+from tunesmith.train import loop
+from tunesmith.train.loop import Setup, measure, train_steps
+from tunesmith.train.optim import clip_gradients, make_optimizer, optimizer_tensors, restore_optimizer
+
+ROWS = 24
+NO_DROPOUT = {**LORA, "dropout": 0.0}
+Make = Callable[..., tuple[Setup, torch.optim.AdamW]]
+
+
+@pytest.fixture
+def make(base: Path, tmp_path: Path) -> Make:
+    """Return what the loop works with."""
+    write_tokens(tmp_path / "tokens.safetensors", random_rows(ROWS, 1))
+
+    def made(
+        tuning: dict[str, Any] = NO_DROPOUT, dtype: torch.dtype = torch.float32, **train: Any
+    ) -> tuple[Setup, torch.optim.AdamW]:
+        recipe = recipe_of(base, tuning, **{"examples_per_step": 8, "epochs": 2, **train})
+        on = Machine(torch.device("cpu"), dtype)
+        model = make_trainable(load_base(ModelFolder("x", base), on), recipe.tuning, seed=0)
+        tokens = TokenSet(tmp_path / "tokens.safetensors")
+        setup = Setup(recipe, steps_of(recipe, len(tokens)), on, model, tokens, 2, 256)
+        return setup, make_optimizer(model, recipe.train)
+
+    return made
+
+
+def weights(model: Any) -> torch.Tensor:
+    return torch.cat([weight.detach().flatten().clone() for _, weight in trained_parameters(model)])
+
+
+def everything(setup: Setup, optimizer: torch.optim.AdamW) -> dict[str, torch.Tensor]:
+    """Return copies of all weights and of the optimizer's state."""
+    state = {name: value.clone() for name, value in optimizer_tensors(setup.model, optimizer).items()}
+    return state | {name: weight.detach().clone() for name, weight in setup.model.named_parameters()}
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+# --- one trajectory ---
+
+
+@pytest.mark.parametrize("tuning", [NO_DROPOUT, FULL], ids=["lora", "full"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_micro_batches_share_one_trajectory(make: Make, tuning: dict[str, Any], dtype: torch.dtype) -> None:
+    found: dict[Any, tuple[list[StepReport], torch.Tensor]] = {}
+    for size in (8, 1, 2, 4, "auto"):
+        setup, optimizer = make(tuning, dtype, micro_batch=size)
+        began = weights(setup.model)
+        found[size] = (list(train_steps(setup, optimizer, first_step=0)), weights(setup.model))
+    reports, ended = found[8]
+    assert [report.step for report in reports] == [1, 2, 3, 4, 5, 6]
+    moved = float((ended - began).norm())
+    assert moved > 0.1
+    for size, (others, weight) in found.items():
+        for one, other in zip(reports, others, strict=True):
+            exact = ("step", "learning_rate", "tokens", "trained_tokens")
+            assert all(getattr(one, name) == getattr(other, name) for name in exact)
+            assert other.loss == pytest.approx(one.loss, rel=2e-6)
+            assert other.gradient_norm == pytest.approx(one.gradient_norm, rel=1e-4)
+        off = weight - ended
+        assert float(off.norm()) < 2e-3 * moved, size
+        # Rounding goes both ways; a mean over micro-batches instead of over tokens would go one way.
+        differing = off[off != 0].sign()
+        if len(differing) > 100:
+            assert abs(float(differing.mean())) < 5 / math.sqrt(len(differing)) + 0.1, size
+
+
+def test_the_loss_is_a_mean_over_the_trained_tokens_of_the_step(make: Make) -> None:
+    setup, optimizer = make(micro_batch=1)
+    rows = loop.rows_of_step(0, rows=ROWS, examples_per_step=8, total_examples=48, seed=0)
+    with torch.inference_mode():
+        parts = [token_loss(setup.model, setup.tokens.batch([row], 2)).nll for row in rows]
+    [report] = itertools.islice(train_steps(setup, optimizer, first_step=0), 1)
+    assert report.loss == pytest.approx(float(torch.cat(parts).mean()), rel=1e-6)
+    assert report.loss != pytest.approx(float(torch.stack([part.mean() for part in parts]).mean()), rel=1e-3)
+    assert report.trained_tokens == sum(map(len, parts))
+    assert report.tokens == sum(int(setup.tokens.lengths[row]) for row in rows)
+
+
+def test_a_step_is_adamw(make: Make) -> None:
+    setup, optimizer = make(FULL, max_gradient_norm=1e9, weight_decay=0.1, warmup_fraction=0.5)
+    before = {name: weight.detach().clone() for name, weight in setup.model.named_parameters()}
+    gradients: dict[str, torch.Tensor] = {}
+    for name, weight in setup.model.named_parameters():
+        weight.register_post_accumulate_grad_hook(lambda w, name=name: gradients.update({name: w.grad.clone()}))
+    reports = list(itertools.islice(train_steps(setup, optimizer, first_step=0), 1))
+    rate = reports[0].learning_rate
+    assert rate == pytest.approx(0.01 / 3) == learning_rate(setup.recipe, setup.plan, 0)
+    norm = math.sqrt(sum(float(gradient.double().pow(2).sum()) for gradient in gradients.values()))
+    assert reports[0].gradient_norm == pytest.approx(norm, rel=1e-5)
+    for name, weight in setup.model.named_parameters():
+        decay = 0.1 if weight.ndim >= 2 else 0.0  # norms do not decay
+        gradient = gradients[name]
+        wanted = before[name] * (1 - rate * decay) - rate * gradient / (gradient.abs() + 1e-8)
+        torch.testing.assert_close(weight.detach(), wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_the_rates_are_those_of_the_plan(make: Make) -> None:
+    setup, optimizer = make(warmup_fraction=0.3, schedule="linear")
+    reports = list(train_steps(setup, optimizer, first_step=0))
+    assert [report.learning_rate for report in reports] == [
+        learning_rate(setup.recipe, setup.plan, step) for step in range(6)
+    ]
+
+
+def test_gradients_are_gone_between_two_steps_and_dropout_is_on(make: Make) -> None:
+    setup, optimizer = make(LORA)
+    for _ in train_steps(setup, optimizer, first_step=0):
+        assert all(weight.grad is None for _, weight in trained_parameters(setup.model))
+        assert setup.model.training
+        measure(setup, setup.tokens)
+        assert not setup.model.training
+
+
+@pytest.mark.parametrize("tuning", [LORA, FULL], ids=["lora", "full"])
+def test_a_loop_that_starts_later_goes_on_bit_for_bit(make: Make, tuning: dict[str, Any]) -> None:
+    setup, optimizer = make(tuning)
+    whole = [(report, everything(setup, optimizer)) for report in train_steps(setup, optimizer, first_step=0)]
+    setup, optimizer = make(tuning)
+    list(itertools.islice(train_steps(setup, optimizer, first_step=0), 3))
+    torch.manual_seed(77)  # nothing hangs on the generator's state
+    torch.rand(5)
+    rest = [(report, everything(setup, optimizer)) for report in train_steps(setup, optimizer, first_step=3)]
+    for (one, kept), (other, again) in zip(whole[3:], rest, strict=True):
+        assert one == other
+        assert same(kept, again)
+
+
+def test_dropout_depends_on_seed_and_step(make: Make) -> None:
+    setup, optimizer = make(LORA)
+    first = [report.loss for report in train_steps(setup, optimizer, first_step=0)]
+    other, optimizer = make(LORA)
+    other = replace(other, recipe=setup.recipe.model_copy(update={"seed": 1}))
+    assert [report.loss for report in train_steps(other, optimizer, first_step=0)] != first
+
+
+# --- not finite ---
+
+
+def poisoned(monkeypatch: pytest.MonkeyPatch, at_call: int, value: float) -> None:
+    """Make one micro-batch's loss not finite."""
+    calls = itertools.count(1)
+
+    def broken(model: Any, batch: Any) -> Any:
+        result = token_loss(model, batch)
+        return replace(result, nll=result.nll * value) if next(calls) == at_call else result
+
+    monkeypatch.setattr(loop, "token_loss", broken)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("at_call", [1, 5, 6])  # the first micro-batch; the first and the last one of step 3
+def test_a_loss_that_is_not_finite_moves_nothing(
+    make: Make, monkeypatch: pytest.MonkeyPatch, value: float, at_call: int
+) -> None:
+    setup, optimizer = make(micro_batch=4)
+    poisoned(monkeypatch, at_call, value)
+    seen = [everything(setup, optimizer)]
+    with pytest.raises(NonFinite, match=f"loss became {value}") as caught:
+        seen += [everything(setup, optimizer) for _ in train_steps(setup, optimizer, first_step=0)]
+    assert len(seen) == (at_call + 1) // 2 or at_call == 1
+    assert caught.value.exit_code == 7
+    assert f"step {(at_call + 1) // 2}, rows [" in str(caught.value.where)
+    assert same(seen[-1], everything(setup, optimizer)) or at_call > 1
+    setup_again, optimizer_again = make(micro_batch=4)
+    monkeypatch.undo()
+    done = (at_call - 1) // 2
+    list(itertools.islice(train_steps(setup_again, optimizer_again, first_step=0), done))
+    assert same(everything(setup_again, optimizer_again), everything(setup, optimizer))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("tuning", [NO_DROPOUT, FULL], ids=["lora", "full"])
+def test_a_gradient_that_is_not_finite_moves_nothing(make: Make, tuning: dict[str, Any], value: float) -> None:
+    setup, optimizer = make(tuning)
+    steps = train_steps(setup, optimizer, first_step=0)
+    next(steps)
+    before = everything(setup, optimizer)
+    _, weight = list(trained_parameters(setup.model))[-1]
+
+    def spoil(gradient: torch.Tensor) -> torch.Tensor:
+        gradient = gradient.clone()
+        gradient.view(-1)[-1] = value
+        return gradient
+
+    weight.register_hook(spoil)
+    with pytest.raises(NonFinite, match="gradient norm"):
+        next(steps)
+    assert same(before, everything(setup, optimizer))
+
+
+def test_a_broken_weight_is_noticed_at_once(make: Make) -> None:
+    setup, optimizer = make(FULL)
+    with torch.no_grad():
+        setup.model.get_output_embeddings().weight[7, 0] = math.nan
+    with pytest.raises(NonFinite):
+        next(train_steps(setup, optimizer, first_step=0))
+
+
+# --- measuring ---
+
+
+@pytest.mark.parametrize("most_tokens", [16, 64, 4096])
+def test_a_split_is_measured_token_by_token_however_it_is_cut(make: Make, most_tokens: int) -> None:
+    setup, _ = make()
+    with torch.inference_mode():
+        parts = [token_loss(setup.model.eval(), setup.tokens.batch([row], 2)) for row in range(ROWS)]
+    nll = torch.cat([part.nll for part in parts])
+    found = measure(replace(setup, most_tokens=most_tokens), setup.tokens)
+    assert found.tokens == len(nll) == setup.tokens.trained_tokens(range(ROWS))
+    assert found.loss == pytest.approx(float(nll.mean()), rel=1e-5)
+    assert found.token_accuracy == float(torch.cat([part.correct for part in parts]).float().mean())
+
+
+# --- the optimizer ---
+
+
+def test_what_decays_is_matrices(make: Make) -> None:
+    setup, optimizer = make(FULL, weight_decay=0.3, beta1=0.8, beta2=0.95)
+    decays = {id(weight): group["weight_decay"] for group in optimizer.param_groups for weight in group["params"]}
+    assert len(decays) == len(list(setup.model.parameters()))
+    assert all(decays[id(weight)] == (0.3 if weight.ndim >= 2 else 0.0) for weight in setup.model.parameters())
+    assert all(group["betas"] == (0.8, 0.95) for group in optimizer.param_groups)
+    lora, optimizer = make(weight_decay=0.3)
+    assert len(optimizer.param_groups) == 1  # adapters have no vectors
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(trained_parameters(lora.model)))
+
+
+@pytest.mark.parametrize("most", [0.3, 1e9])
+def test_gradients_are_scaled_down_and_never_up(most: float) -> None:
+    model = torch.nn.Linear(3, 2)
+    model.weight.grad, model.bias.grad = torch.full((2, 3), 3.0), torch.tensor([4.0, 0.0])
+    norm = math.sqrt(6 * 9 + 16)
+    assert clip_gradients(model, most) == pytest.approx(norm)
+    after = math.sqrt(float(model.weight.grad.pow(2).sum() + model.bias.grad.pow(2).sum()))
+    assert after == pytest.approx(min(norm, most), rel=1e-4)
+
+
+def test_gradients_that_are_not_finite_are_left_as_they_are() -> None:
+    model = torch.nn.Linear(3, 2)
+    model.weight.grad, model.bias.grad = torch.full((2, 3), 3.0), torch.tensor([math.inf, 0.0])
+    assert clip_gradients(model, 1.0) == math.inf
+    assert float(model.weight.grad[0, 0]) == 3.0
+
+
+def test_a_weight_without_gradient_is_none_of_ours() -> None:
+    model = torch.nn.Linear(3, 2)
+    model.weight.grad = torch.ones(2, 3)
+    assert clip_gradients(model, 1e9) == pytest.approx(math.sqrt(6))
+
+
+def test_the_optimizer_s_state_comes_back(make: Make) -> None:
+    setup, optimizer = make()
+    list(itertools.islice(train_steps(setup, optimizer, first_step=0), 2))
+    tensors = optimizer_tensors(setup.model, optimizer)
+    assert len(tensors) == 3 * len(list(trained_parameters(setup.model)))
+    assert {float(value) for name, value in tensors.items() if name.endswith(".step")} == {2.0}
+    _, fresh = make()
+    restore_optimizer(setup.model, fresh, tensors)
+    again = optimizer_tensors(setup.model, fresh)
+    assert same(tensors, again)
+    assert list(again) == list(tensors)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tensors: tensors.clear(),
+        lambda tensors: tensors.pop(sorted(tensors)[0]),
+        lambda tensors: tensors.update({"elsewhere.exp_avg": torch.zeros(1)}),
+    ],
+)
+def test_another_optimizer_s_state_is_refused(make: Make, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    setup, optimizer = make()
+    list(itertools.islice(train_steps(setup, optimizer, first_step=0), 1))
+    tensors = optimizer_tensors(setup.model, optimizer)
+    change(tensors)
+    with pytest.raises(DamagedFile, match="optimizer state"):
+        restore_optimizer(setup.model, make()[1], tensors)
+
+
+def test_a_weight_that_no_row_has_reached_has_no_state_and_that_is_no_damage(make: Make) -> None:
+    setup, _ = make()
+    setup.model.register_parameter("spare", torch.nn.Parameter(torch.ones(2, 2)))
+    optimizer = make_optimizer(setup.model, setup.recipe.train)
+    list(itertools.islice(train_steps(setup, optimizer, first_step=0), 1))
+    tensors = optimizer_tensors(setup.model, optimizer)
+    assert not any("spare" in name for name in tensors)
+    restore_optimizer(setup.model, make_optimizer(setup.model, setup.recipe.train), tensors)
