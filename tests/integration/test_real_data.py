@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from tests.tiny import recipe
+
 from tunesmith import run_recipe
 from tunesmith.core.files import read_json, read_jsonl
 from tunesmith.core.records import Example

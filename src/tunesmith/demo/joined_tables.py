@@ -16,9 +16,7 @@ _ONE_HOP = (
             "Give me the id and date of every order placed by {customer}.",
             "What has {customer} ordered so far? Return order ids and dates.",
         ),
-        test=(
-            "For {customer}, look up each order id together with its date.",
-        ),
+        test=("For {customer}, look up each order id together with its date.",),
     ),
     Kind(
         "orders_from_city",
@@ -31,9 +29,7 @@ _ONE_HOP = (
             "How many {status} orders did customers living in {city} place?",
             "Tell me how many orders that came from {city} are {status}.",
         ),
-        test=(
-            "Customers in {city}: how many of their orders have the status {status}?",
-        ),
+        test=("Customers in {city}: how many of their orders have the status {status}?",),
     ),
     Kind(
         "products_in_order",
@@ -45,9 +41,7 @@ _ONE_HOP = (
             "Show the items of order {order} with product name and quantity.",
             "Open order {order} and give me each product with its quantity.",
         ),
-        test=(
-            "What products, in what quantity, does order {order} contain?",
-        ),
+        test=("What products, in what quantity, does order {order} contain?",),
     ),
     Kind(
         "units_of_product",
@@ -59,9 +53,7 @@ _ONE_HOP = (
             "How many pieces of {product} have been ordered in total?",
             "Total up how often {product} was sold, counting quantities.",
         ),
-        test=(
-            "Over all orders, what quantity of {product} did we sell?",
-        ),
+        test=("Over all orders, what quantity of {product} did we sell?",),
     ),
     Kind(
         "products_with_stars",
@@ -74,9 +66,7 @@ _ONE_HOP = (
             "What {category} products were rated {stars} out of 5 by someone?",
             "Name all products from {category} that someone gave {stars} stars.",
         ),
-        test=(
-            "In {category}, what has at least one review of {stars} stars?",
-        ),
+        test=("In {category}, what has at least one review of {stars} stars?",),
     ),
     Kind(
         "orders_per_customer",
@@ -89,9 +79,7 @@ _ONE_HOP = (
             "For every customer in {city} with orders, give name and order count.",
             "Customer by customer, how many orders came out of {city}?",
         ),
-        test=(
-            "List who ordered from {city} and how many orders each of them made.",
-        ),
+        test=("List who ordered from {city} and how many orders each of them made.",),
     ),
     Kind(
         "frequent_customers",
@@ -104,9 +92,7 @@ _ONE_HOP = (
             "Show customers living in {city} whose number of orders is above {count}.",
             "Name the people from {city} behind more than {count} orders each.",
         ),
-        test=(
-            "Looking at {city}, which customers ordered over {count} times?",
-        ),
+        test=("Looking at {city}, which customers ordered over {count} times?",),
     ),
     Kind(
         "best_sellers",
@@ -119,9 +105,7 @@ _ONE_HOP = (
             "Show the top {top} sellers in {category} by units sold.",
             "Rank {category} by units sold and give the first {top} products.",
         ),
-        test=(
-            "Name the {top} {category} products of which we sold the largest quantity.",
-        ),
+        test=("Name the {top} {category} products of which we sold the largest quantity.",),
     ),
 )
 
@@ -137,9 +121,7 @@ _MORE_HOPS = (
             "Give me the total sales value of {category} for {year}.",
             "In {year}, what sum did we turn over with {category}?",
         ),
-        test=(
-            "Tell me the turnover from {category} products ordered in {year}.",
-        ),
+        test=("Tell me the turnover from {category} products ordered in {year}.",),
     ),
     Kind(
         "top_payers",
@@ -153,9 +135,7 @@ _MORE_HOPS = (
             "Show the {top} biggest spenders from {city} by total payments.",
             "Rank the customers of {city} by all they have paid and give the first {top}.",
         ),
-        test=(
-            "Name the {top} people in {city} whose payments add up to the most.",
-        ),
+        test=("Name the {top} people in {city} whose payments add up to the most.",),
     ),
 )
 

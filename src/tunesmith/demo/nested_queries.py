@@ -13,9 +13,7 @@ _NEGATIONS = (
             "Find the never ordered products that are {compare} {price}.",
             "What products {compare} {price} euros have not sold at all?",
         ),
-        test=(
-            "Name everything {compare} {price} that was not ordered even once.",
-        ),
+        test=("Name everything {compare} {price} that was not ordered even once.",),
     ),
     Kind(
         "customers_without_orders",
@@ -29,9 +27,7 @@ _NEGATIONS = (
             "Find the {city} customers that have never placed an order.",
             "Name the people from {city} who have yet to order.",
         ),
-        test=(
-            "Looking at {city}, which customers did not order at all?",
-        ),
+        test=("Looking at {city}, which customers did not order at all?",),
     ),
     Kind(
         "unpaid_orders",
@@ -44,9 +40,7 @@ _NEGATIONS = (
             "Find the ids of all {month} orders without any payment.",
             "For which orders made in {month} are we still without money?",
         ),
-        test=(
-            "In {month}, what orders were placed but never paid for?",
-        ),
+        test=("In {month}, what orders were placed but never paid for?",),
     ),
 )
 
@@ -62,9 +56,7 @@ _COMPARISONS = (
             "Find the {category} products with a price {side} their category average.",
             "Name what is priced {side} average within {category}.",
         ),
-        test=(
-            "Compared with the mean price of {category}, which of its products lie {side} it?",
-        ),
+        test=("Compared with the mean price of {category}, which of its products lie {side} it?",),
     ),
     Kind(
         "against_product",
@@ -76,9 +68,7 @@ _COMPARISONS = (
             "What do we sell that is {compare} the {product}?",
             "Name each article which is {compare} the {product}.",
         ),
-        test=(
-            "Taking the {product} as the measure, which products are {compare} it?",
-        ),
+        test=("Taking the {product} as the measure, which products are {compare} it?",),
     ),
     Kind(
         "same_city",
@@ -91,9 +81,7 @@ _COMPARISONS = (
             "Show all other customers in the city of {customer}.",
             "Name everybody sharing a city with {customer}, but not {customer}.",
         ),
-        test=(
-            "What other customers are based in the home city of {customer}?",
-        ),
+        test=("What other customers are based in the home city of {customer}?",),
     ),
     Kind(
         "top_per_category",
@@ -106,9 +94,7 @@ _COMPARISONS = (
             "What is the priciest product of each category with more than {stock} pieces in stock?",
             "Category by category, name the product of the highest price of which we stock more than {stock}.",
         ),
-        test=(
-            "Find each category's top-priced product, ignoring those with {stock} or fewer in stock.",
-        ),
+        test=("Find each category's top-priced product, ignoring those with {stock} or fewer in stock.",),
     ),
 )
 

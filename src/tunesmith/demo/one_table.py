@@ -14,9 +14,7 @@ _FILTERS = (
             "Show the customers whose city is {city}.",
             "Name everyone in {city} who is a customer of ours.",
         ),
-        test=(
-            "I need the names of the customers living in {city}.",
-        ),
+        test=("I need the names of the customers living in {city}.",),
     ),
     Kind(
         "customers_in_two_cities",
@@ -28,9 +26,7 @@ _FILTERS = (
             "Show all customers whose city is {city} or {city2}.",
             "Name the customers based in one of the cities {city} and {city2}.",
         ),
-        test=(
-            "I need the names of everyone from {city} or {city2}.",
-        ),
+        test=("I need the names of everyone from {city} or {city2}.",),
     ),
     Kind(
         "customers_joined_after",
@@ -42,9 +38,7 @@ _FILTERS = (
             "Give me the {city} customers with a joining date after {date}.",
             "Name the people from {city} who became customers after {date}.",
         ),
-        test=(
-            "After {date}, which customers joined in {city}?",
-        ),
+        test=("After {date}, which customers joined in {city}?",),
     ),
     Kind(
         "products_by_price",
@@ -56,9 +50,7 @@ _FILTERS = (
             "Give me all products which are {compare} {price}.",
             "Which articles are {compare} {price} euros?",
         ),
-        test=(
-            "Name each product that is {compare} {price}.",
-        ),
+        test=("Name each product that is {compare} {price}.",),
     ),
     Kind(
         "products_in_price_range",
@@ -70,9 +62,7 @@ _FILTERS = (
             "What can I buy in {category} for {price} to {price2} euros?",
             "Name the {category} products whose price lies between {price} and {price2}.",
         ),
-        test=(
-            "With {price} to {price2} euros to spend, which products of {category} are there?",
-        ),
+        test=("With {price} to {price2} euros to spend, which products of {category} are there?",),
     ),
     Kind(
         "products_with_word",
@@ -98,9 +88,7 @@ _FILTERS = (
             "Show the {status} orders of {month}.",
             "In {month}, which orders ended up as {status}?",
         ),
-        test=(
-            "I need the ids of the {status} orders that date from {month}.",
-        ),
+        test=("I need the ids of the {status} orders that date from {month}.",),
     ),
 )
 
@@ -115,9 +103,7 @@ _COUNTS = (
             "What is the number of orders in {year} with status {status}?",
             "Tell me how many of the orders made in {year} are {status}.",
         ),
-        test=(
-            "In {year}, how many orders had the status {status}?",
-        ),
+        test=("In {year}, how many orders had the status {status}?",),
     ),
     Kind(
         "buyers_in_month",
@@ -129,9 +115,7 @@ _COUNTS = (
             "What is the number of different customers who ordered in {month}?",
             "In {month}, how many separate customers bought from us?",
         ),
-        test=(
-            "Tell me how many individual customers placed orders in {month}.",
-        ),
+        test=("Tell me how many individual customers placed orders in {month}.",),
     ),
     Kind(
         "price_of_category",
@@ -143,9 +127,7 @@ _COUNTS = (
             "Show the {aggregate} product price for {category}.",
             "For {category}, tell me the {aggregate} price.",
         ),
-        test=(
-            "Looking at {category} only, what is the {aggregate} price of a product?",
-        ),
+        test=("Looking at {category} only, what is the {aggregate} price of a product?",),
     ),
 )
 
@@ -160,9 +142,7 @@ _GROUPS = (
             "Give me the number of orders by status in {month}.",
             "Break the orders of {month} down by status.",
         ),
-        test=(
-            "In {month}, how many orders were there for every status?",
-        ),
+        test=("In {month}, how many orders were there for every status?",),
     ),
     Kind(
         "orders_per_month",
@@ -175,9 +155,7 @@ _GROUPS = (
             "Give me the monthly number of {status} orders in {year}.",
             "Month by month, how many orders of {year} are {status}?",
         ),
-        test=(
-            "Split the {status} orders of {year} by month and count them.",
-        ),
+        test=("Split the {status} orders of {year} by month and count them.",),
     ),
     Kind(
         "stock_per_category",
@@ -189,9 +167,7 @@ _GROUPS = (
             "How much stock does each category have in products {compare} {price}?",
             "Counting only products {compare} {price} euros, what stock does every category hold?",
         ),
-        test=(
-            "Add up the stock by category for products {compare} {price}.",
-        ),
+        test=("Add up the stock by category for products {compare} {price}.",),
     ),
     Kind(
         "cities_by_customers",
@@ -221,9 +197,7 @@ _RANKINGS = (
             "Which {top} products in {category} are the {rank}?",
             "Give the names of the {top} {rank} articles that {category} offers.",
         ),
-        test=(
-            "From {category}, pick the {top} {rank} products.",
-        ),
+        test=("From {category}, pick the {top} {rank} products.",),
     ),
 )
 

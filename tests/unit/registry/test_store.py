@@ -790,7 +790,8 @@ def _compete(root: Path, who: int) -> tuple[list[int], int, int]:
             registry.move("viggo", "staging", own[round_ % 4], verdict=None, reason=None, expected=seen)
             won += 1
         except TunesmithError as error:
-            assert "points at" in str(error) or "does not exist" in str(error)
+            if "points at" not in str(error) and "does not exist" not in str(error):
+                raise
     return own, common, won
 
 
