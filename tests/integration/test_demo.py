@@ -1,0 +1,37 @@
+"""The demo's recipe: what it says of the database is true, and it runs, scaled down, on the embedded model."""
+
+import contextlib
+from pathlib import Path
+
+import pytest
+
+from tunesmith import load_recipe, run_recipe
+from tunesmith.core.errors import VerdictRefused
+from tunesmith.core.files import read_json, read_jsonl
+from tunesmith.core.rundir import RunDir
+from tunesmith.demo import SCHEMA
+from tunesmith.recipe.schema import ChatData
+
+RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "demo" / "recipe.yaml"
+
+
+def test_the_prompt_holds_the_schema_of_the_database() -> None:
+    data = load_recipe(RECIPE).data
+    assert isinstance(data, ChatData)
+    assert data.system is not None
+    assert SCHEMA in data.system
+
+
+@pytest.mark.slow
+@pytest.mark.model
+def test_the_demo_runs_scaled_down(tmp_path: Path, smollm2: Path) -> None:
+    scaled = ["data.source.rows=200", "train.max_steps=3", "train.valid_every_steps=3", "evaluate.rows=6"]
+    with contextlib.suppress(VerdictRefused):  # three steps teach the form of an answer, hardly ever a right one
+        run_recipe(RECIPE, [*scaled, "evaluate.max_new_tokens=24"], out=tmp_path / "run")
+    run = RunDir(tmp_path / "run")
+    verdict = read_json(run.verdict)
+    assert verdict["primary"]["metric"] == "execution"
+    assert verdict["health"]["tuned"]["rows"] == 6
+    losses = [line["loss"] for line in read_jsonl(run.metrics) if line["kind"] == "valid"]
+    assert losses[-1] < losses[0]
+    assert "execution accuracy" in run.report.read_text(encoding="utf-8").lower()
