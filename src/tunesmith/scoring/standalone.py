@@ -11,6 +11,9 @@ from tunesmith.core.errors import DataError
 from tunesmith.scoring.metrics import score
 from tunesmith.scoring.verdict import paired_verdict
 
+Rows = list[tuple[int, dict[str, Any]]]
+"""Line number and row."""
+
 
 def score_file(file: Path, metrics: Sequence[str], *, database: Path | None = None) -> dict[str, Any]:
     """Score the rows {"prediction", "reference"} of a JSONL file; return {rows, mean, values}, values row by row.
@@ -25,6 +28,9 @@ def score_file(file: Path, metrics: Sequence[str], *, database: Path | None = No
                 raise DataError(f"has no `{key}`", where=f"{file}:{number}", hint="rows are {prediction, reference}")
         if not isinstance(row["prediction"], str):
             raise DataError("`prediction` is not text", where=f"{file}:{number}")
+        right = row["reference"] if isinstance(row["reference"], list) else [row["reference"]]
+        if not right or not all(isinstance(one, str) for one in right):
+            raise DataError("`reference` is not text or a list of texts", where=f"{file}:{number}")
         predictions.append(row["prediction"])
         references.append(row["reference"])
     values = score(predictions, references, metrics, database=database)
@@ -43,20 +49,19 @@ def verdict_of_files(
 ) -> dict[str, Any]:
     """Judge two files of per-row scores; rows are paired by `id` where they have one, else by order.
 
+    Rows that share a `group` depend on one another; it is enough if one of the files says so.
+
     Raises:
         DataError: a file is unreadable, rows do not pair, or the metric is missing or not a number.
     """
     before, after = list(_rows(base)), list(_rows(tuned))
     metric = metric or _only_metric(before[0][1], after[0][1], base)
-    if all("id" in row for _, row in (*before, *after)):
-        before, after = _by_id(before, after, base, tuned)
-    elif len(before) != len(after):
-        raise DataError(f"{base} has {len(before)} rows and {tuned} {len(after)}", hint="give every row an `id`")
-    groups = [row.get("group", number) for number, row in before]
+    before, after = _paired(before, after, base, tuned)
+    groups = [_group(row, other, f"{base}:{number}") for (number, row), (_, other) in zip(before, after, strict=True)]
     found = paired_verdict(
         [_value(row, metric, base, number) for number, row in before],
         [_value(row, metric, tuned, number) for number, row in after],
-        groups=groups if any("group" in row for _, row in before) else None,
+        groups=groups if any("group" in row for _, row in (*before, *after)) else None,
         min_gain=min_gain,
         confidence=confidence,
         seed=seed,
@@ -83,12 +88,13 @@ def _rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     except UnicodeDecodeError as error:
         raise DataError("is not UTF-8 text", where=str(file)) from error
     empty = True
-    for number, line in enumerate(text.splitlines(), 1):
+    # Not `splitlines`: to that U+0085 and U+2028 end a line too, which JSON leaves as they are.
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"is not valid JSON: {error}", where=f"{file}:{number}") from error
         if not isinstance(row, dict):
             raise DataError("is not a JSON object", where=f"{file}:{number}")
@@ -105,15 +111,44 @@ def _only_metric(before: dict[str, Any], after: dict[str, Any], file: Path) -> s
     raise DataError(f"rows have {len(names)} values to compare", where=str(file), hint=f"--metric NAME of {names}")
 
 
-def _by_id(before: list[Any], after: list[Any], base: Path, tuned: Path) -> tuple[list[Any], list[Any]]:
-    first, second = ({row["id"]: (number, row) for number, row in rows} for rows in (before, after))
-    for rows, unique, file in ((before, first, base), (after, second, tuned)):
-        if len(unique) != len(rows):
-            raise DataError("has the same `id` twice", where=str(file))
-    strange = sorted(map(str, first.keys() ^ second.keys()))
-    if strange:
-        raise DataError(f"{len(strange)} rows are in one file only, such as id {strange[0]}", where=f"{base}, {tuned}")
+def _paired(before: Rows, after: Rows, base: Path, tuned: Path) -> tuple[Rows, Rows]:
+    """Return the rows of both files in one order; raise DataError where a row has no partner."""
+    without = [f"{file}:{n}" for rows, file in ((before, base), (after, tuned)) for n, row in rows if "id" not in row]
+    if len(without) == len(before) + len(after):
+        if len(before) != len(after):
+            raise DataError(f"{base} has {len(before)} rows and {tuned} {len(after)}", hint="give every row an `id`")
+        return before, after
+    if without:  # by order, rows that have an id could meet another
+        raise DataError("has no `id`, and other rows have one", where=without[0], hint="give it to all rows or to none")
+    first, second = _by_id(before, base), _by_id(after, tuned)
+    if alone := sorted(str(key) for _, key in first.keys() ^ second.keys()):
+        raise DataError(f"{len(alone)} rows are in one file only, such as id {alone[0]}", where=f"{base}, {tuned}")
     return list(first.values()), [second[key] for key in first]
+
+
+def _by_id(rows: Rows, file: Path) -> dict[Any, tuple[int, dict[str, Any]]]:
+    found: dict[Any, tuple[int, dict[str, Any]]] = {}
+    for number, row in rows:
+        key = _plain(row["id"], "id", f"{file}:{number}")
+        if key in found:
+            raise DataError(f"has the `id` of line {found[key][0]} again: {row['id']}", where=f"{file}:{number}")
+        found[key] = (number, row)
+    return found
+
+
+def _group(row: dict[str, Any], other: dict[str, Any], where: str) -> tuple[Any, ...]:
+    """Return what a pair of rows is grouped by: its place, where neither names a group."""
+    named = [one["group"] for one in (row, other) if "group" in one]
+    if len(named) == 2 and named[0] != named[1]:
+        raise DataError(f"the two files say different groups: {named[0]!r} and {named[1]!r}", where=where)
+    return ("group", _plain(named[0], "group", where)) if named else ("row", where)
+
+
+def _plain(value: Any, key: str, where: str) -> tuple[bool, Any]:
+    """Return a value to look up by, 1 and true told apart; raise DataError for a list or an object."""
+    if isinstance(value, list | dict):
+        raise DataError(f"`{key}` is {value!r}, not text or a number", where=where)
+    return isinstance(value, bool), value
 
 
 def _value(row: dict[str, Any], metric: str, file: Path, number: int) -> float:
@@ -124,4 +159,7 @@ def _value(row: dict[str, Any], metric: str, file: Path, number: int) -> float:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+    try:
+        return isinstance(value, int | float) and math.isfinite(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        return False

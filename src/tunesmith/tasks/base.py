@@ -1,12 +1,18 @@
 """What every task is, and how a template takes its values from a row."""
 
 import math
+import string
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from datetime import date, time, timedelta
+from numbers import Number
 from typing import Any
 
 from tunesmith.core.records import Tokens, Turn
 from tunesmith.recipe.schema import columns_in
+
+# What is one value and has one obvious text; numbers of numpy and decimals are Numbers too.
+_PLAIN = (str, Number, date, time, timedelta)
 
 
 class RowProblem(Exception):
@@ -59,7 +65,8 @@ class Task(ABC):
 
 def fill(template: str, row: Mapping[str, Any]) -> str:
     """Put a row's values in a template's braces. A value is never read as a template itself."""
-    return template.format_map(_Cells(row))
+    pieces = string.Formatter().parse(template)
+    return "".join(text + (cell(row, column) if column is not None else "") for text, column, _, _ in pieces)
 
 
 def ask(template: str | None, text: str) -> str:
@@ -68,28 +75,19 @@ def ask(template: str | None, text: str) -> str:
     return fill(str(template), {columns.pop(): text}) if len(columns) == 1 else text
 
 
-class _Cells(dict[str, str]):
-    """A row that gives text, and refuses cells that hold none."""
-
-    def __init__(self, row: Mapping[str, Any]) -> None:
-        super().__init__()
-        self._row = row
-
-    def __missing__(self, column: str) -> str:
-        return cell(self._row, column)
-
-
 def cell(row: Mapping[str, Any], column: str) -> str:
     """Return one cell as text; raise MissingColumn, or RowProblem where it holds no text."""
     if column not in row:
         raise MissingColumn(column)
     value = row[column]
-    if value is None or (isinstance(value, float) and math.isnan(value)):
+    if value is None:
         raise RowProblem(f"cell `{column}` is empty")
-    if isinstance(value, float) and math.isinf(value):
-        raise RowProblem(f"cell `{column}` is infinite")
-    if isinstance(value, list | dict | bytes | tuple):
+    if not isinstance(value, _PLAIN):
         raise RowProblem(f"cell `{column}` holds a {type(value).__name__}, not text")
+    if value != value:  # NaN of any kind of number
+        raise RowProblem(f"cell `{column}` is empty")
+    if value in (math.inf, -math.inf):
+        raise RowProblem(f"cell `{column}` is infinite")
     text = str(value)
     if not text.strip():
         raise RowProblem(f"cell `{column}` is empty")

@@ -1,41 +1,46 @@
 """Conversations through the model's own chat template; only the assistant's turns are learned.
 
-The template is rendered twice: with the real turns, which gives exactly the ids of `apply_chat_template`, and once
-per sequence of roles with placeholders, which tells what the template itself wrote. From the two follow the span of
-every turn, and a way to encode turns apart where one of them spells a control token.
+The template is rendered twice: with the real turns, which gives the ids of `apply_chat_template`, and once per
+sequence of roles with placeholders, which tells what the template itself wrote. From the two follow who wrote what,
+and so what is learned and which control tokens are real. A conversation of n turns becomes 4n + 3 parts:
+
+    for every turn     stop, between, lead, turn
+    and at the end     stop, between, lead
+
+`stop` ends the assistant's turn before, `lead` is what the template has the assistant write before its answer (an
+empty thought, a blank). Learned are lead, turn and stop of an assistant's turn: all that follows the prompt in use.
 """
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from typing import Any
-
-from jinja2 import TemplateError
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 from tunesmith.core.errors import DataError, RecipeError
 from tunesmith.core.records import Tokens, Turn
 from tunesmith.recipe.schema import ChatData, columns_in
 from tunesmith.tasks.base import MissingColumn, RowProblem, Task, ask, fill
-from tunesmith.tasks.tokenizer import Codec
+from tunesmith.tasks.tokenizer import Codec, Part
 
 _ROLES = ("system", "user", "assistant", "tool")
-# Letters only, so that no template trims or escapes them; long enough that no row holds one by chance.
-_PLACEHOLDER = "qzplaceholder{:03d}xkj"
-_PLACEHOLDERS = re.compile(r"qzplaceholder(\d{3})xkj")
+# What a message may hold beside role and content and what would be lost, as no template gets to see it.
+_LOST = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
+# Letters only, so that no template trims or escapes them.
+_PLACEHOLDER = "qzplaceholder{}xkj"
+_PLACEHOLDERS = re.compile(r"qzplaceholder(\d+)xkj")
 
 
-@dataclass(frozen=True, slots=True)
-class _Span:
-    """Characters [start, end) that the model writes in one turn: what follows the prompt, its stop token included."""
+class _Literal(NamedTuple):
+    """What a template writes before a turn; `lead` is None where it opens no answer as it does when asked for one."""
 
-    start: int
-    end: int
+    stop: str
+    between: str
+    lead: str | None
 
 
 class ChatTask(Task):
-    """One renderer for chats. See the module's docstring for how spans are found and proved."""
+    """One renderer for chats. See the module's docstring for how it is known who wrote what."""
 
     def __init__(self, data: ChatData, codec: Codec) -> None:
         if not codec.has_template:
@@ -44,10 +49,12 @@ class ChatTask(Task):
             )
         self._data = data
         self._codec = codec
-        self._frame = lru_cache(maxsize=512)(self._frame_of)
-        self.stop_ids = tuple(
-            dict.fromkeys([self._end_of_turn[1], *([codec.eos_id] if codec.eos_id is not None else [])])
-        )
+        self._literals = lru_cache(maxsize=4096)(self._literals_of)
+        self._frame = lru_cache(maxsize=1024)(self._frame_of)
+        self._stop, stop_id = self._end_of_turn()
+        self.stop_ids = tuple(dict.fromkeys([stop_id, *([codec.eos_id] if codec.eos_id is not None else [])]))
+        # An answer may hold such as <think>, which the model has to learn to write.
+        self._answer_writes = codec.markup_ids - set(self.stop_ids)
 
     def parse(self, row: Mapping[str, Any]) -> tuple[Turn, ...]:
         """Return the turns; what follows the last answer is left out, as nothing is learned from it."""
@@ -79,7 +86,7 @@ class ChatTask(Task):
         if isinstance(messages, str):
             try:
                 messages = json.loads(messages)  # a CSV can hold a list only as JSON text
-            except ValueError:
+            except (ValueError, RecursionError):
                 raise RowProblem(f"cell `{column}` is not a list of messages") from None
         if not isinstance(messages, list):
             raise RowProblem(f"cell `{column}` is not a list of messages")
@@ -87,35 +94,41 @@ class ChatTask(Task):
 
     def render(self, turns: Sequence[Turn], example_id: str = "") -> Tokens:
         """Return the ids of the whole conversation, the trained spans proved by decoding them."""
-        texts = self._written(turns, generation=False)
-        spans = self._spans(turns, texts)
-        text = "".join(texts)
-        ids, ends = self._codec.markup_with_ends(text)
-        trained = _tokens_in(spans, ends)
-        if self._is_tainted(turns, texts, ids, ends) or not self._proved(text, ids, trained, spans):
-            ids, trained = self._apart(turns, texts, spans)
-            if not self._proved(text, ids, trained, spans):
-                raise RowProblem("the trained tokens do not decode to the answer", repr(turns[-1].text[:80]))
-        prompt = self.prompt(turns)
-        first = len(prompt)
-        if ids[:first] != prompt or not trained[first]:
+        parts = self._page(turns, generation=False)
+        asked = self._page(turns[:-1], generation=True)[:-1]
+        if asked != parts[: len(asked)]:
             raise RowProblem("the chat template writes the prompt differently in training and in use")
+        ids, starts, _ = self._codec.continued(parts, len(asked))
+        trained = [False] * len(ids)
+        for lead in (4 * index + 2 for index, turn in enumerate(turns) if turn.trained):
+            if not parts[lead].opens:
+                raise RowProblem("the chat template opens the assistant's turn differently in training and in use")
+            if not parts[lead + 2].text:
+                raise RowProblem(
+                    "the chat template does not end every turn of the assistant, so it could not learn to stop"
+                    + ("; set data.train_on: last" if lead < 4 * len(turns) - 2 else "")
+                )
+            first, last = starts[lead], starts[lead + 3]
+            wanted = "".join(part.text for part in parts[lead : lead + 3])
+            said = self._codec.says(ids[first:last], wanted, before=ids[first - 1 : first])
+            if not said or ids[last - 1] != self.stop_ids[0]:
+                raise RowProblem("the trained tokens do not decode to the answer", repr(wanted[:80]))
+            trained[first:last] = [True] * (last - first)
         return Tokens(example_id, tuple(ids), tuple(trained))
 
     def prompt(self, turns: Sequence[Turn]) -> list[int]:
         """Return the ids up to where the assistant's last answer begins."""
         asked = turns[:-1] if turns[-1].role == "assistant" else turns
-        texts = self._written(asked, generation=True)
-        ids, ends = self._codec.markup_with_ends("".join(texts))
-        return self._apart(asked, texts, [])[0] if self._is_tainted(asked, texts, ids, ends) else ids
+        return self._codec.encode(self._page(asked, generation=True)).ids
 
     def reference(self, turns: Sequence[Turn]) -> str:
         """Return the assistant's last answer."""
         return turns[-1].text
 
     def answer(self, ids: Sequence[int]) -> str:
-        """Return the answer as text."""
-        return self._codec.decode([i for i in ids if i not in self.stop_ids]).strip()
+        """Return the answer as text, without what the template itself has the model write before it."""
+        text = self._codec.decode([i for i in ids if i not in self.stop_ids])
+        return text.removeprefix(self._frame(("user", "assistant"), False)[1].lead or "").strip()
 
     def question(self, text: str) -> tuple[Turn, ...]:
         """Return a user's turn, after the recipe's system turn where that is fixed text."""
@@ -125,113 +138,98 @@ class ChatTask(Task):
 
     # ---- what the template writes ----
 
-    def _written(self, turns: Sequence[Turn], *, generation: bool) -> list[str]:
-        """Return literal, turn, literal, ..., literal: their concatenation is what the template writes."""
-        messages = [{"role": turn.role, "content": turn.text} for turn in turns]
-        try:
-            text = self._codec.chat_text(messages, generation=generation)
-        except (TemplateError, TypeError, ValueError) as error:
-            raise RowProblem("the chat template refuses the conversation", str(error)) from error
-        literals = self._frame(tuple(turn.role for turn in turns), generation)
-        for contents in ([turn.text for turn in turns], [turn.text.strip() for turn in turns]):
-            texts = [part for pair in zip(literals, [*contents, ""], strict=True) for part in pair][:-1]
-            if "".join(texts) == text:
-                return texts
-        raise RowProblem("the chat template rewrites the conversation", repr(text[-120:]))
+    def _page(self, turns: Sequence[Turn], *, generation: bool) -> list[Part]:
+        """Return what the template writes, in parts."""
+        roles = tuple(turn.role for turn in turns)
+        text = self._text(roles, [turn.text for turn in turns], generation)
+        parts = self._matched(text, turns, self._frame(roles, generation))
+        if parts is None:
+            # A template may write today's date, and a server sees more than one day.
+            self._literals.cache_clear()
+            self._frame.cache_clear()
+            parts = self._matched(text, turns, self._frame(roles, generation))
+        if parts is None:
+            raise RowProblem("the chat template rewrites the conversation", repr(text[-120:]))
+        return parts
 
-    def _frame_of(self, roles: tuple[str, ...], generation: bool) -> tuple[str, ...]:
+    def _text(self, roles: Sequence[str], contents: Sequence[str], generation: bool) -> str:
+        if not set(roles) <= set(_ROLES):  # templates write roles between control tokens
+            raise RowProblem("a message has an unknown role", f"known are {', '.join(_ROLES)}")
+        messages = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=True)]
+        try:
+            return self._codec.chat_text(messages, generation=generation)
+        except Exception as error:  # a template is somebody's program
+            raise RowProblem("the chat template refuses the conversation", str(error)) from error
+
+    def _matched(self, text: str, turns: Sequence[Turn], frame: Sequence[_Literal]) -> list[Part] | None:
+        """Divide what the template wrote by what it writes around placeholders; None where that does not fit."""
+        template = self._codec.control_ids
+        parts: list[Part] = []
+        position = 0
+        for index, (stop, between, lead) in enumerate(frame):
+            parts += [Part(stop, template), Part(between, template)]
+            position += len(stop) + len(between)
+            if index == len(turns):
+                parts.append(Part("", template))
+                break
+            turn, (next_stop, next_between, _) = turns[index], frame[index + 1]
+            for opening, written in _ways(lead or "", turn.text):
+                if text.startswith(f"{opening}{written}{next_stop}{next_between}", position):
+                    break
+            else:
+                return None
+            writes = self._answer_writes if turn.role == "assistant" else frozenset()
+            parts += [Part(opening, template, opens=lead is not None), Part(written, writes)]
+            position += len(opening) + len(written)
+        return parts if "".join(part.text for part in parts) == text else None
+
+    def _frame_of(self, roles: tuple[str, ...], generation: bool) -> tuple[_Literal, ...]:
         """Return what the template writes around turns of these roles: one literal more than turns."""
-        messages = [{"role": role, "content": _PLACEHOLDER.format(i)} for i, role in enumerate(roles)]
-        text = self._codec.chat_text(messages, generation=generation)
+        frame = []
+        for index, literal in enumerate(self._literals(roles, generation)):
+            ended = roles[index - 1 : index] == ("assistant",) and literal.startswith(self._stop)
+            stop = self._stop if ended else ""
+            lead = self._lead(roles[:index], literal) if roles[index : index + 1] == ("assistant",) else None
+            frame.append(_Literal(stop, literal[len(stop) : len(literal) - len(lead or "")], lead))
+        return tuple(frame)
+
+    def _lead(self, before: tuple[str, ...], literal: str) -> str | None:
+        """Return what the template writes into an answer: what it adds to what it writes when asked for one."""
+        try:
+            asked = self._literals(before, True)[-1]
+        except RowProblem:
+            return None
+        lead = literal[len(asked) :]
+        # A header of its own would be no part of an answer.
+        writes_header = not self._codec.special_ids.isdisjoint(self._codec.markup(lead))
+        return lead if literal.startswith(asked) and not writes_header else None
+
+    def _literals_of(self, roles: tuple[str, ...], generation: bool) -> tuple[str, ...]:
+        text = self._text(roles, [_PLACEHOLDER.format(index) for index in range(len(roles))], generation)
         pieces = _PLACEHOLDERS.split(text)
         kept = [int(number) for number in pieces[1::2]]
         if kept != list(range(len(roles))):
-            lost = next((role for i, role in enumerate(roles) if kept.count(i) != 1), "order")
-            raise DataError(
-                f"the chat template drops or repeats the {lost}'s turn",
-                where="tokenizer chat_template",
-                hint="the model could not learn from such rows; use a model whose template keeps every turn",
-            )
+            lost = [role for i, role in enumerate(roles) if kept.count(i) != 1]
+            did = f"drops or repeats the turn of the {lost[0]}" if lost else "writes the turns in another order"
+            raise RowProblem(f"the chat template {did}")
         return tuple(pieces[0::2])
 
-    @cached_property
     def _end_of_turn(self) -> tuple[str, int]:
-        """The text from the end of an answer to its stop token, and that token's id."""
-        literal = self._frame(("user", "assistant"), False)[-1]
-        ids, ends = self._codec.markup_with_ends(literal)
-        for token, end in zip(ids, ends, strict=True):
-            if token in self._codec.special_ids:
-                return literal[:end], token
-        raise DataError(
-            "the chat template ends the assistant's turn with no token that the model could learn to stop at",
-            where="tokenizer chat_template",
-        )
-
-    @cached_property
-    def _generation_literal(self) -> str:
-        """What the template writes when it hands the turn to the assistant."""
-        asked = self._frame(("user",), True)[-1]
-        plain = self._frame(("user",), False)[-1]
-        return asked[len(plain) :] if asked.startswith(plain) else asked
-
-    # ---- which of it is learned ----
-
-    def _spans(self, turns: Sequence[Turn], texts: list[str]) -> list[_Span]:
-        spans, position = [], 0
-        for index, turn in enumerate(turns):
-            before, content, after = texts[2 * index : 2 * index + 3]
-            start = position + len(before)
-            end = start + len(content)
-            position = end
-            if not turn.trained:
-                continue
-            # Some templates put an empty thought between prompt and answer; the model has to write that itself.
-            handed = before.rfind(self._generation_literal)
-            if handed >= 0:
-                start -= len(before) - handed - len(self._generation_literal)
-            if not after.startswith(self._end_of_turn[0]):
-                raise RowProblem("the chat template does not end the assistant's turn")
-            spans.append(_Span(start, end + len(self._end_of_turn[0])))
-        return spans
-
-    def _is_tainted(self, turns: Sequence[Turn], texts: list[str], ids: list[int], ends: list[int]) -> bool:
-        """Say whether a turn holds a control token, which only the template may write."""
-        control = [(end, token) for token, end in zip(ids, ends, strict=True) if token in self._codec.control_ids]
-        position = 0
-        for index, text in enumerate(texts):
-            start, position = position, position + len(text)
-            if index % 2 == 0:
-                continue
-            # An answer may hold such as <think>, which the model has to learn to write.
-            forbidden = self._codec.special_ids if _writes(turns, index) else self._codec.control_ids
-            if any(start < end <= position and token in forbidden for end, token in control):
-                return True
-        return False
-
-    def _apart(self, turns: Sequence[Turn], texts: list[str], spans: list[_Span]) -> tuple[list[int], list[bool]]:
-        """Encode what the template wrote and what people wrote apart."""
-        cuts = sorted({edge for span in spans for edge in (span.start, span.end)})
-        ids: list[int] = []
-        trained: list[bool] = []
-        position = 0
-        for index, text in enumerate(texts):
-            for piece in _cut(text, position, cuts):
-                if index % 2:
-                    new = self._codec.personal(piece, allow_markup=_writes(turns, index))
-                else:
-                    new = self._codec.markup(piece)
-                ids += new
-                learned = any(span.start <= position < span.end for span in spans)
-                trained += [learned] * len(new)
-                position += len(piece)
-        return ids, trained
-
-    def _proved(self, text: str, ids: list[int], trained: list[bool], spans: list[_Span]) -> bool:
-        """Say whether the trained tokens decode to just the spans."""
-        decoded = self._codec.decode([token for token, learned in zip(ids, trained, strict=True) if learned])
-        wanted = "".join(text[span.start : span.end] for span in spans)
-        # Some tokenizers write a blank before a word themselves.
-        return decoded == wanted or (len(spans) == 1 and decoded.strip() == wanted.strip())
+        """Return the text from the end of an answer to its stop token, and that token's id."""
+        where = "tokenizer chat_template"
+        try:
+            literal = self._literals(("user", "assistant"), False)[-1]
+        except RowProblem as problem:
+            raise DataError(str(problem), where=where, hint="the model could not learn from any row") from problem
+        found = self._codec.stop_in(literal)
+        if found is None:
+            raise DataError(
+                "the chat template ends the assistant's turn with no token that the model could learn to stop at",
+                where=where,
+                hint="use `task: completion`, or a model whose template ends every answer with a control token",
+            )
+        token, end = found
+        return literal[:end], token
 
 
 def _message(message: Any, index: int) -> tuple[str, str]:
@@ -242,21 +240,19 @@ def _message(message: Any, index: int) -> tuple[str, str]:
         raise RowProblem("a message has an unknown role", f"{role!r}; known are {', '.join(_ROLES)}")
     if not isinstance(content, str) or not content.strip():
         raise RowProblem("a message has no text", f"message {index + 1}")
+    for key in _LOST:
+        if message.get(key):
+            raise RowProblem(f"a message has {key}, which would be lost", f"message {index + 1}")
     return role, content
 
 
-def _writes(turns: Sequence[Turn], index: int) -> bool:
-    """Say whether the assistant wrote the text at an (odd) index of literal, turn, literal, ..."""
-    return turns[index // 2].role == "assistant"
+def _ways(lead: str, text: str) -> Iterator[tuple[str, str]]:
+    """Yield how a template may write a turn: as it is, or without blanks or line breaks at its ends.
 
-
-def _tokens_in(spans: list[_Span], ends: list[int]) -> list[bool]:
-    """Mark the tokens that end inside a span."""
-    return [any(span.start < end <= span.end for span in spans) for end in ends]
-
-
-def _cut(text: str, position: int, cuts: list[int]) -> list[str]:
-    """Cut a text that starts at `position` at the given places."""
-    inside = [cut - position for cut in cuts if position < cut < position + len(text)]
-    edges = [0, *inside, len(text)]
-    return [text[a:b] for a, b in zip(edges, edges[1:], strict=False) if b > a]
+    An answer that brings a thought of its own stands in the place of the template's lead, too.
+    """
+    yield lead, text
+    trimmed = [strip(blanks) for blanks in (None, "\n") for strip in (text.strip, text.lstrip, text.rstrip)]
+    for opening in dict.fromkeys((lead, "")):
+        for written in dict.fromkeys((text, *trimmed)):
+            yield opening, written

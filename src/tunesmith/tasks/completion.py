@@ -26,7 +26,7 @@ class CompletionTask(Task):
     def render(self, turns: Sequence[Turn], example_id: str = "") -> Tokens:
         """Return prompt and answer; the answer is proved to decode to what the row says."""
         prompt, answer = self.prompt(turns), self._codec.personal(turns[-1].text, allow_markup=True)
-        if self._codec.decode(answer).strip() != turns[-1].text.strip():
+        if not self._codec.says(answer, turns[-1].text, before=prompt[-1:]):
             raise RowProblem("the answer's tokens do not decode to the answer", repr(turns[-1].text[:80]))
         ids = (*prompt, *answer, *self.stop_ids)
         return Tokens(example_id, ids, (False,) * len(prompt) + (True,) * (len(ids) - len(prompt)))

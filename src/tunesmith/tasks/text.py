@@ -26,13 +26,16 @@ class TextTask(Task):
 
     def render(self, turns: Sequence[Turn], example_id: str = "") -> Tokens:
         """Return [bos] text [eos]; the first id has nothing before it and is not learned."""
-        ids = [*self._codec.prefix_ids, *self._encode(turns[0].text)]
-        trained = [False] + [True] * len(ids)
-        return Tokens(example_id, (*ids, *self.stop_ids), tuple(trained))
+        text = self._encode(turns[0].text)
+        end = () if tuple(text[-1:]) == self.stop_ids else self.stop_ids
+        ids = (*self._prefix(text), *text, *end)
+        unlearned = max(1, len(self._codec.prefix_ids))
+        return Tokens(example_id, ids, (False,) * unlearned + (True,) * (len(ids) - unlearned))
 
     def prompt(self, turns: Sequence[Turn]) -> list[int]:
-        """Return the first tokens of the document."""
-        return [*self._codec.prefix_ids, *self._encode(turns[0].text)[: self._data.prompt_tokens]]
+        """Return the first tokens of a document, or all of what a person asks to continue."""
+        text = self._encode(turns[0].text)
+        return [*self._prefix(text), *(text[: self._data.prompt_tokens] if turns[0].trained else text)]
 
     def reference(self, turns: Sequence[Turn]) -> str:
         """Return how the document really goes on."""
@@ -44,15 +47,18 @@ class TextTask(Task):
 
     def question(self, text: str) -> tuple[Turn, ...]:
         """Return the text to continue."""
-        return (Turn("text", text, trained=True),)
+        return (Turn("text", text, trained=False),)
 
     def _encode(self, text: str) -> list[int]:
-        if self._data.control_tokens:
-            return self._codec.markup(text)
-        ids = self._codec.personal(text)
-        if self._codec.decode(ids).strip() != text.strip() and self._codec.tokenizer.unk_token_id in ids:
-            raise RowProblem("has characters that the tokenizer does not know")
+        ids = self._codec.markup(text) if self._data.control_tokens else self._codec.personal(text)
+        if not self._codec.says(ids, text):
+            raise RowProblem("the document's tokens do not decode to the document", repr(text[:80]))
         return ids
+
+    def _prefix(self, ids: Sequence[int]) -> tuple[int, ...]:
+        """Return what goes before a document: nothing where it brings its own."""
+        prefix = self._codec.prefix_ids
+        return () if prefix and tuple(ids[: len(prefix)]) == prefix else prefix
 
 
 def end_id(codec: Codec) -> int:

@@ -1,26 +1,51 @@
-"""The tokenizer and its chat template, with the one promise transformers does not make:
+"""The tokenizer and its chat template, with the one promise that transformers does not make by itself.
 
-text that came from a person is never encoded into a control token.
+Text that came from a person is never encoded into a control token.
 """
 
-import json
 import re
+from bisect import bisect_right
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
+from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any
+from secrets import token_hex
+from typing import Any, NamedTuple
 
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.files import digest_of
 from tunesmith.tasks.base import RowProblem
+from tunesmith.tasks.renaming import renamed
 
 # Added tokens that are not flagged special still steer a model when they look like markup (<think>, [INST], <|x|>);
 # runs of blanks, which some tokenizers add too, do not.
-_MARKUP = re.compile(r"^<.+>$|^\[.+\]$|^<\|.*\|>$")
+_MARKUP = re.compile(r"<.+>|\[.+\]")
+
+
+class Part(NamedTuple):
+    """A stretch of text by one writer; control tokens that he may not write are only letters there.
+
+    A part that `opens` is where a model goes on by itself, so no token may reach over its beginning.
+    """
+
+    text: str
+    writes: frozenset[int] = frozenset()
+    opens: bool = False
+
+
+class Encoded(NamedTuple):
+    """The ids of some parts, and at which of them each part begins; the last of `starts` is the end.
+
+    `plain` says that the ids are what the tokenizer by itself makes of the whole text.
+    """
+
+    ids: list[int]
+    starts: list[int]
+    plain: bool
 
 
 class Codec:
-    """Encodes template markup and personal text apart, decodes, and renders chat templates."""
+    """Encodes what different writers wrote, decodes, and renders chat templates."""
 
     def __init__(self, tokenizer: Any) -> None:
         if not getattr(tokenizer, "is_fast", False):
@@ -30,14 +55,20 @@ class Codec:
             )
         self.tokenizer = tokenizer
         self._backend = tokenizer.backend_tokenizer
-        added = tokenizer.added_tokens_decoder
-        # The unknown token steers nothing, and any text may hold a character that a tokenizer does not know.
-        unknown = tokenizer.unk_token_id
-        self.special_ids = frozenset(i for i, token in added.items() if token.special and i != unknown)
-        self.control_ids = self.special_ids | {i for i, token in added.items() if _MARKUP.match(token.content)}
+        self._backend.no_truncation()  # a tokenizer.json may ask for it, and would silently cut rows
+        self._backend.no_padding()
+        self._added = tokenizer.added_tokens_decoder
         self.eos_id: int | None = tokenizer.eos_token_id
-        empty = tokenizer("").input_ids
-        self.prefix_ids = tuple(empty) if empty == [tokenizer.bos_token_id] else ()
+        steering = {i: token for i, token in self._added.items() if i != self._unknown_id}
+        self.special_ids = frozenset(i for i, token in steering.items() if token.special)
+        self.markup_ids = frozenset(i for i in steering if _MARKUP.fullmatch(steering[i].content)) - self.special_ids
+        self.control_ids = self.special_ids | self.markup_ids
+        # Where people's text spells control tokens, the template's bear names that nobody can know.
+        secret = token_hex(8)
+        self._names = {i: f"{secret}.{i}." for i in self.control_ids}
+        self._letter = self.personal("a")
+        self.prefix_ids = self._prefix_ids()
+        self._opening = lru_cache(maxsize=256)(self._opening_of)
 
     @classmethod
     def load(cls, folder: Path) -> "Codec":
@@ -53,6 +84,20 @@ class Codec:
         return cls(tokenizer)
 
     @property
+    def _unknown_id(self) -> int | None:
+        """The id that stands for unknown characters: it steers nothing, and any text may hold such a character."""
+        model, unknown = self._backend.model, self.tokenizer.unk_token_id
+        emitted = type(model).__name__ == "Unigram" or getattr(model, "unk_token", None) is not None
+        # Where every byte is known, a token of this name has another use (<|endoftext|>) or none.
+        spare = getattr(model, "byte_fallback", False) or unknown in (self.eos_id, self.tokenizer.bos_token_id)
+        return int(unknown) if unknown is not None and emitted and not spare else None
+
+    def _prefix_ids(self) -> tuple[int, ...]:
+        """Return what the tokenizer puts before every text: with nearly all [bos] or nothing."""
+        whole, count = list(self.tokenizer("a").input_ids), len(self._letter)
+        return next((tuple(whole[:i]) for i in range(len(whole)) if whole[i : i + count] == self._letter), ())
+
+    @property
     def pad_id(self) -> int:
         """The id that fills up batches; masks go by position, so any id will do, eos included."""
         pad = self.tokenizer.pad_token_id
@@ -63,14 +108,53 @@ class Codec:
         """Digest of all that decides how text becomes ids: vocabulary, rules, chat template."""
         return digest_of([self._backend.to_str(), self.tokenizer.chat_template])
 
+    # ---- text to ids ----
+
+    def encode(self, parts: Sequence[Part]) -> Encoded:
+        """Encode parts as the one text that they are, each control token only where its writer may write it.
+
+        Where people spell none, the ids are the tokenizer's own for the whole text; only where a token reaches over
+        the beginning of a part that `opens`, the text is encoded in two.
+        """
+        scan, edges = self._joined(self._backend, [part.text for part in parts])
+        plain = scan.is_allowed(parts, edges)
+        if not plain:
+            scan, edges = self._joined(self._unaware, [self._renamed(part) for part in parts])
+            if not scan.is_allowed(parts, edges):
+                raise RowProblem("text cannot be encoded without control tokens")
+        starts = [*(bisect_right(scan.ends, edge) for edge in edges[:-1]), len(scan.ids)]
+        cuts = [k for k, part in enumerate(parts) if k and part.opens and not scan.is_cut(starts[k], edges[k])]
+        return self._apart(parts, cuts) if cuts else Encoded(scan.ids, starts, plain)
+
+    def continued(self, parts: Sequence[Part], count: int) -> Encoded:
+        """Encode parts so that the ids of the first `count` of them are what they are without the others."""
+        whole, opening = self.encode(parts), self._opening(parts[count - 1].text)
+        end = whole.starts[count]
+        if whole.plain and opening:
+            # Tokenizers cut at control tokens before all else, so what precedes the last one cannot have changed.
+            same = whole.ids[end - len(opening) : end] == opening
+        else:
+            same = whole.ids[:end] == self.encode(parts[:count]).ids
+        return whole if same else self._apart(parts, [count])
+
+    def _apart(self, parts: Sequence[Part], cuts: Sequence[int]) -> Encoded:
+        """Encode parts as several texts, cut where these parts begin."""
+        ids: list[int] = []
+        starts: list[int] = []
+        for first, last in pairwise([0, *cuts, len(parts)]):
+            encoded = self.encode(parts[first:last])
+            starts += [len(ids) + start for start in encoded.starts[:-1]]
+            ids += encoded.ids
+        return Encoded(ids, [*starts, len(ids)], plain=False)
+
+    def _opening_of(self, text: str) -> list[int]:
+        """Return the ids of a template's text from its last control token on; none where it has no such token."""
+        ids = self.markup(text)
+        return ids[max((i for i, token in enumerate(ids) if token in self.control_ids), default=len(ids)) :]
+
     def markup(self, text: str) -> list[int]:
         """Encode text in which control tokens mean what they say: what a chat template writes."""
-        return list(self._backend.encode(text, add_special_tokens=False).ids)
-
-    def markup_with_ends(self, text: str) -> tuple[list[int], list[int]]:
-        """Encode as `markup` does; also return the character at which each token ends."""
-        encoding = self._backend.encode(text, add_special_tokens=False)
-        return list(encoding.ids), [end for _, end in encoding.offsets]
+        return self.encode([Part(text, self.control_ids)]).ids
 
     def personal(self, text: str, *, allow_markup: bool = False) -> list[int]:
         """Encode text of a person or a data set, in which control tokens are only letters.
@@ -78,22 +162,83 @@ class Codec:
         Args:
             allow_markup: let tokens that are not flagged special (such as <think>) through, as answers may hold them.
         """
-        forbidden = self.special_ids if allow_markup else self.control_ids
-        ids = self.markup(text)
-        if forbidden.isdisjoint(ids):
-            return ids
-        ids = list(
-            (self._without_special if allow_markup else self._without_control)
-            .encode(text, add_special_tokens=False)
-            .ids
-        )
-        if not forbidden.isdisjoint(ids):
-            raise RowProblem("text cannot be encoded without control tokens", repr(text[:80]))
-        return ids
+        return self.encode([Part(text, self.markup_ids if allow_markup else frozenset())]).ids
+
+    def stop_in(self, text: str) -> tuple[int, int] | None:
+        """Return the first special token in a template's text, or else markup, and where it ends."""
+        scan = self._scan(self._backend, text)
+        found = [(scan.ids[i], last) for i, (_, last) in scan.control.items()]
+        return next((one for kind in (self.special_ids, self.markup_ids) for one in found if one[0] in kind), None)
+
+    def _joined(self, backend: Any, texts: Sequence[str]) -> tuple["_Scan", list[int]]:
+        return self._scan(backend, "".join(texts)), list(accumulate(map(len, texts), initial=0))
+
+    def _scan(self, backend: Any, text: str) -> "_Scan":
+        try:
+            encoding = backend.encode(text, add_special_tokens=False)
+        except TypeError as error:  # half of a surrogate pair, which JSON can hold
+            raise RowProblem("has characters that are not Unicode", repr(text[:80])) from error
+        ids, offsets = encoding.ids, encoding.offsets
+        control = {}
+        for i in (i for i, token in enumerate(ids) if token in self.control_ids):
+            first, last = offsets[i]  # some control tokens swallow the blanks beside them
+            matched = text[first:last]
+            control[i] = first + len(matched) - len(matched.lstrip()), first + len(matched.rstrip())
+        ends = [last for _, last in offsets]
+        for i, (_, last) in control.items():
+            ends[i] = last
+        return _Scan(ids, offsets, ends, control)
+
+    def _renamed(self, part: Part) -> str:
+        """Return a part's text with private names for the control tokens that its writer may write."""
+        if not part.writes:
+            return part.text
+        pieces, position = [], 0
+        scan = self._scan(self._backend, part.text)
+        for i, (first, last) in scan.control.items():
+            if scan.ids[i] in part.writes:
+                pieces += [part.text[position:first], self._names[scan.ids[i]]]
+                position = last
+        return "".join([*pieces, part.text[position:]])
+
+    @cached_property
+    def _unaware(self) -> Any:
+        """The same tokenizer, to which control tokens are known by their private names only."""
+        try:
+            return renamed(self._backend, self._names)
+        except ValueError as error:
+            raise RecipeError(f"the tokenizer would read control tokens in people's text: {error}") from error
+
+    # ---- ids to text ----
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids, control tokens written out."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    def says(self, ids: Sequence[int], text: str, *, before: Sequence[int] = ()) -> bool:
+        """Say whether ids decode to a text, as far as the tokenizer tells texts apart.
+
+        Args:
+            before: the id that stands before them, where one does.
+        """
+        found = self.decode(ids)
+        if found == text:
+            return True
+        # Some decoders swallow the very first blank, so read on from what stands before.
+        before = before or self._letter
+        readings = (found, text), (self.decode([*before, *ids]), self.decode(before) + text)
+        return any(self._as_read(one) == self._as_read(other) for one, other in readings)
+
+    def _as_read(self, text: str) -> str:
+        """Return a text without what the tokenizer cannot see: blanks that control tokens swallow, forms of letters."""
+        for token in self._added.values():
+            if token.lstrip or token.rstrip:
+                blanks = r"\s*" * token.lstrip, r"\s*" * token.rstrip
+                text = re.sub(re.escape(token.content).join(blanks), token.content.replace("\\", r"\\"), text)
+        normalizer = self._backend.normalizer
+        return str(normalizer.normalize_str(text)) if normalizer else text
+
+    # ---- chat templates ----
 
     @property
     def has_template(self) -> bool:
@@ -101,28 +246,27 @@ class Codec:
         return bool(self.tokenizer.chat_template)
 
     def chat_text(self, messages: list[dict[str, str]], *, generation: bool) -> str:
-        """Return what the chat template writes; raise jinja2.TemplateError where it refuses the conversation."""
+        """Return what the chat template writes; raise what it raises where it refuses the conversation."""
         return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation))
 
-    @cached_property
-    def _without_control(self) -> Any:
-        return self._without(self.control_ids)
 
-    @cached_property
-    def _without_special(self) -> Any:
-        return self._without(self.special_ids)
+class _Scan(NamedTuple):
+    """An encoded text. `control` tells where, without the blanks around it, each control token stands."""
 
-    def _without(self, ids: frozenset[int]) -> Any:
-        """Build the same tokenizer, unaware of some of its added tokens."""
-        from tokenizers import Tokenizer
+    ids: list[int]
+    offsets: list[tuple[int, int]]
+    ends: list[int]
+    control: dict[int, tuple[int, int]]
 
-        state = json.loads(self._backend.to_str())
-        state["added_tokens"] = [token for token in state["added_tokens"] if token["id"] not in ids]
-        vocabulary = state["model"].get("vocab")
-        if isinstance(vocabulary, dict):
-            # The rank of an id must stay; only the way from text to a control token goes.
-            merged = {merge if isinstance(merge, str) else "".join(merge) for merge in state["model"].get("merges", [])}
-            for text, token_id in list(vocabulary.items()):
-                if token_id in ids and text not in merged and text != state["model"].get("unk_token"):
-                    del vocabulary[text]
-        return Tokenizer.from_str(json.dumps(state))
+    def is_allowed(self, parts: Sequence[Part], edges: Sequence[int]) -> bool:
+        """Say whether every control token lies in one part, and in one whose writer may write it."""
+        for i, (first, last) in self.control.items():
+            place = bisect_right(edges, first) - 1
+            if last > edges[place + 1] or self.ids[i] not in parts[place].writes:
+                return False
+        return True
+
+    def is_cut(self, token: int, edge: int) -> bool:
+        """Say whether a token begins at a character or after it, and the one before reaches up to it."""
+        first, _ = self.control.get(token) or (self.offsets[token] if token < len(self.ids) else (edge, edge))
+        return first >= edge and (token == 0 or self.offsets[token - 1][1] >= edge)

@@ -93,18 +93,32 @@ class Trained:
 Start = Callable[..., Trained]
 
 
+def prepared(folder: Path, base: Path, tuning: dict[str, Any], *, valid: int = 6, **train: Any) -> Trained:
+    """Make a run of 24 training rows that is prepared and not trained."""
+    run = RunDir(folder)
+    write_json(run.environment, {"recipe_folder": ".."})
+    write_json(run.stage("prepare") / "manifest.json", {"files": {}})
+    for split, count, seed in (("train", 24, 1), ("valid", valid, 2), ("test", 3, 3)):
+        write_tokens(run.tokens(split), random_rows(count, seed))
+    return Trained(recipe_of(base, tuning, **train), run)
+
+
 @pytest.fixture
 def start(base: Path, tmp_path: Path) -> Start:
     """Make a run that is prepared and not trained."""
+    return lambda tuning=LORA, *, name="run", **settings: prepared(tmp_path / name, base, tuning, **settings)
 
-    def made(
-        tuning: dict[str, Any] = LORA, *, name: str = "run", rows: int = 24, valid: int = 6, **train: Any
-    ) -> Trained:
-        run = RunDir(tmp_path / name)
-        write_json(run.environment, {"recipe_folder": ".."})
-        write_json(run.stage("prepare") / "manifest.json", {"files": {}})
-        for split, count, seed in (("train", rows, 1), ("valid", valid, 2), ("test", 3, 3)):
-            write_tokens(run.tokens(split), random_rows(count, seed))
-        return Trained(recipe_of(base, tuning, **train), run)
 
-    return made
+@pytest.fixture(scope="session")
+def whole(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Start:
+    """Return a run that was trained without interruption, to compare with; it is made once and not to be touched."""
+    made: dict[str, Trained] = {}
+
+    def trained(tuning: dict[str, Any] = LORA, **settings: Any) -> Trained:
+        key = json.dumps([tuning, settings], sort_keys=True)
+        if key not in made:
+            made[key] = prepared(tmp_path_factory.mktemp("whole") / "run", base, tuning, **settings)
+            made[key].go()
+        return made[key]
+
+    return trained

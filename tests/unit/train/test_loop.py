@@ -67,7 +67,7 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_micro_batches_share_one_trajectory(make: Make, tuning: dict[str, Any], dtype: torch.dtype) -> None:
     found: dict[Any, tuple[list[StepReport], torch.Tensor]] = {}
-    for size in (8, 1, 2, 4, "auto"):
+    for size in (8, 1, 2, "auto"):
         setup, optimizer = make(tuning, dtype, micro_batch=size)
         began = weights(setup.model)
         found[size] = (list(train_steps(setup, optimizer, first_step=0)), weights(setup.model))

@@ -1,12 +1,12 @@
 """Stopped, killed or damaged anywhere, a run goes on as if nothing had happened, or says why it cannot."""
 
+import itertools
 import json
 import math
 import os
 import resource
 import shutil
 import signal
-from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,9 @@ from tests.unit.train.conftest import FULL, LORA, Start, Trained, random_rows
 from tunesmith.core import interrupt
 from tunesmith.core.errors import DamagedFile, DoesNotFit, Interrupted, NonFinite, RecipeError
 from tunesmith.core.files import check_folder, read_json, write_json
+from tunesmith.core.rundir import RunDir
 from tunesmith.data.batches import write_tokens
+from tunesmith.fetch.reference import CARD
 from tunesmith.train import checkpoint, loop
 from tunesmith.train import train as stage
 from tunesmith.train.checkpoint import State, latest_state, prune
@@ -40,11 +42,10 @@ def same_end(one: Trained, other: Trained) -> None:
     assert manifests[0] == manifests[1]
 
 
-def copied(one: Trained, name: str) -> Trained:
+def copied(one: Trained, folder: Path) -> Trained:
     """Copy a run's folder, as it would be on another disk."""
-    made = Trained(one.recipe, type(one.run)(one.run.path.with_name(name)))
-    shutil.copytree(one.run.path, made.run.path)
-    return made
+    shutil.copytree(one.run.path, folder)
+    return Trained(one.recipe, RunDir(folder))
 
 
 def flip(path: Path) -> None:
@@ -76,16 +77,15 @@ def test_a_run_leaves_checkpoints_a_log_and_a_manifest(start: Start) -> None:
         ("valid", 0), ("step", 1), ("step", 2), ("valid", 2), ("step", 3), ("step", 4), ("valid", 4), ("step", 5),
         ("step", 6), ("valid", 6),
     ]  # fmt: skip
+    needed = {f"model/{name}" for name in ("adapter_config.json", "adapter_model.safetensors", "tokenizer.json", CARD)}
     for step in made.steps:
         assert check_folder(made.run.checkpoint(step))["step"] == step
-        assert set(made.result(step)) >= {"model/adapter_model.safetensors", "model/adapter_config.json",
-                                          "model/tokenizer.json", "model/tunesmith.json", "optimizer.safetensors"}  # fmt: skip
+        assert set(made.result(step)) >= {*needed, "optimizer.safetensors"}
 
 
 @BOTH
-def test_a_run_is_the_same_every_time(start: Start, tuning: dict[str, Any]) -> None:
-    one, other = start(tuning), start(tuning, name="again")
-    one.go()
+def test_a_run_is_the_same_every_time(start: Start, whole: Start, tuning: dict[str, Any]) -> None:
+    one, other = whole(tuning), start(tuning)
     torch.rand(3)
     other.go()
     same_end(one, other)
@@ -134,35 +134,40 @@ def test_without_validation_rows_the_last_step_is_the_best(start: Start) -> None
     assert made.go()["best_step"] == 6
 
 
-def test_a_finished_run_is_finished_again_without_a_step(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = start()
-    made.go()
-    other = copied(made, "other")
+def test_a_finished_run_is_finished_again_without_a_step(
+    whole: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = copied(whole(), tmp_path / "other")
     (other.run.stage("train") / "manifest.json").unlink()  # killed just before it was written
     monkeypatch.setattr(loop, "token_loss", None)
     other.go()
-    same_end(made, other)
+    same_end(whole(), other)
 
 
 # --- killed ---
 
 
-@BOTH
-def test_a_run_killed_after_any_step_ends_as_if_it_had_not_been(start: Start, tuning: dict[str, Any]) -> None:
-    whole = start(tuning, save_every_steps=1, keep_checkpoints=9)
-    whole.go()
-    assert whole.steps == [1, 2, 3, 4, 5, 6]
-    for step in range(6):
-        killed = copied(whole, f"killed-{step}")
+@pytest.mark.parametrize(
+    ("tuning", "steps"),
+    [(LORA, (0, 2, 5)), (FULL, (3,)), pytest.param(LORA, (1, 3, 4), marks=pytest.mark.slow),
+     pytest.param(FULL, (0, 1, 2, 4, 5), marks=pytest.mark.slow)],
+)  # fmt: skip
+def test_a_run_killed_after_any_step_ends_as_if_it_had_not_been(
+    whole: Start, tmp_path: Path, tuning: dict[str, Any], steps: tuple[int, ...]
+) -> None:
+    uninterrupted = whole(tuning, save_every_steps=1, keep_checkpoints=9)
+    assert uninterrupted.steps == [1, 2, 3, 4, 5, 6]
+    for step in steps:
+        killed = copied(uninterrupted, tmp_path / f"killed-{step}")
         (killed.run.stage("train") / "manifest.json").unlink()
         for later in range(step + 1, 7):
             shutil.rmtree(killed.run.checkpoint(later))
-        with killed.run.metrics.open("a") as log:  # the log was ahead of the checkpoint, and its last line half written
+        with killed.run.metrics.open("a") as log:  # the log was ahead of the checkpoint, its last line half written
             log.write('{"kind": "step", "st')
         leftover = killed.run.checkpoints / ".step-000004.tmp-0a1b2c3d"
         leftover.mkdir()
         killed.go()
-        same_end(whole, killed)
+        same_end(uninterrupted, killed)
         assert not leftover.exists()
 
 
@@ -172,15 +177,17 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("at", ["model", "optimizer", "state", "rename", "prune"])
 def test_a_run_killed_while_it_saves_goes_on_from_the_checkpoint_before(
-    start: Start, monkeypatch: pytest.MonkeyPatch, at: str
+    start: Start, whole: Start, monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:
-    whole = start()
-    whole.go()
-    killed = start(name="killed")
-    module, name = {
-        "model": (checkpoint, "save_model"), "optimizer": (checkpoint, "save_file"), "state": (checkpoint, "write_json"),
-        "rename": (Path, "rename"), "prune": (stage, "prune"),
-    }[at]  # fmt: skip
+    killed = start()
+    places = {
+        "model": (checkpoint, "save_model"),
+        "optimizer": (checkpoint, "save_file"),
+        "state": (checkpoint, "write_json"),
+        "rename": (Path, "rename"),
+        "prune": (stage, "prune"),
+    }
+    module, name = places[at]
     real, calls = getattr(module, name), []
 
     def dying(*args: Any, **given: Any) -> Any:
@@ -195,16 +202,10 @@ def test_a_run_killed_while_it_saves_goes_on_from_the_checkpoint_before(
     monkeypatch.undo()
     assert all(check_folder(killed.run.checkpoint(step)) for step in killed.steps)
     killed.go()
-    same_end(whole, killed)
+    same_end(whole(), killed)
 
 
 # --- stopped ---
-
-
-@pytest.fixture
-def watched() -> Iterator[None]:
-    with interrupt.watched():
-        yield
 
 
 def signal_at(monkeypatch: pytest.MonkeyPatch, module: Any, name: str, call: int) -> None:
@@ -222,11 +223,10 @@ def signal_at(monkeypatch: pytest.MonkeyPatch, module: Any, name: str, call: int
 
 @BOTH
 def test_a_signal_in_the_middle_of_a_step_keeps_the_step_before(
-    start: Start, monkeypatch: pytest.MonkeyPatch, tuning: dict[str, Any]
+    start: Start, whole: Start, monkeypatch: pytest.MonkeyPatch, tuning: dict[str, Any]
 ) -> None:
     settings = {"micro_batch": 1, "valid_every_steps": 6, "save_every_steps": 6}
-    whole, stopped = start(tuning, **settings), start(tuning, name="stopped", **settings)
-    whole.go()
+    uninterrupted, stopped = whole(tuning, **settings), start(tuning, **settings)
     # Four micro-batches a step, and some before for the first validation.
     steps: list[int] = []
     accumulate = loop._accumulate
@@ -248,17 +248,16 @@ def test_a_signal_in_the_middle_of_a_step_keeps_the_step_before(
     assert not (stopped.run.stage("train") / "manifest.json").exists()
     monkeypatch.undo()
     stopped.go()
-    assert whole.steps == [6]
-    assert whole.result(6) == stopped.result(6)
-    assert whole.log() == stopped.log()
+    assert uninterrupted.steps == [6]
+    assert uninterrupted.result(6) == stopped.result(6)
+    assert uninterrupted.log() == stopped.log()
 
 
 @pytest.mark.parametrize("validation", [1, 2, 3, 4])
 def test_a_signal_in_a_validation_loses_neither_the_step_nor_the_validation(
-    start: Start, monkeypatch: pytest.MonkeyPatch, validation: int
+    start: Start, whole: Start, monkeypatch: pytest.MonkeyPatch, validation: int
 ) -> None:
-    whole, stopped = start(), start(name="stopped")
-    whole.go()
+    uninterrupted, stopped = whole(), start()
     signal_at(monkeypatch, stage, "measure", validation)
     with interrupt.watched(), pytest.raises(Interrupted):
         stopped.go()
@@ -272,12 +271,12 @@ def test_a_signal_in_a_validation_loses_neither_the_step_nor_the_validation(
         stopped.go()
     monkeypatch.undo()
     stopped.go()
-    assert whole.log() == stopped.log()
-    manifests = [read_json(one.run.stage("train") / "manifest.json") for one in (whole, stopped)]
+    assert uninterrupted.log() == stopped.log()
+    manifests = [read_json(one.run.stage("train") / "manifest.json") for one in (uninterrupted, stopped)]
     assert manifests[0]["best_step"] == manifests[1]["best_step"]
     assert manifests[0]["best_valid_loss"] == manifests[1]["best_valid_loss"]
-    for made in (whole, stopped):
-        assert made.result(6)["model/adapter_model.safetensors"] == whole.result(6)["model/adapter_model.safetensors"]
+    name = "model/adapter_model.safetensors"
+    assert stopped.result(6)[name] == uninterrupted.result(6)[name]
 
 
 def test_a_signal_while_saving_waits_until_that_is_done(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -295,8 +294,6 @@ def test_a_signal_while_saving_waits_until_that_is_done(start: Start, monkeypatc
 @pytest.fixture
 def stopped(start: Start) -> Trained:
     """A run with checkpoints 2 and 4, to be gone on with."""
-    whole = start(name="whole")
-    whole.go()
     made = start()
     with pytest.MonkeyPatch.context() as patch:
         signal_at(patch, loop, "_accumulate", 6)
@@ -312,16 +309,15 @@ FILES = ["model/adapter_model.safetensors", "optimizer.safetensors", "state.json
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(
-    stopped: Trained, capsys: pytest.CaptureFixture[str], name: str
+    stopped: Trained, whole: Start, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
-    whole = Trained(stopped.recipe, type(stopped.run)(stopped.run.path.with_name("whole")))
     if name == "manifest.json":
         (stopped.run.checkpoint(4) / name).unlink()
     else:
         flip(stopped.run.checkpoint(4) / name)
     stopped.go()
     assert "step-000004" in capsys.readouterr().err
-    same_end(whole, stopped)
+    same_end(whole(), stopped)
 
 
 def test_if_all_checkpoints_are_damaged_the_run_does_not_start_again(stopped: Trained) -> None:
@@ -333,20 +329,16 @@ def test_if_all_checkpoints_are_damaged_the_run_does_not_start_again(stopped: Tr
     assert stopped.steps == [2, 4]
 
 
-def test_damaged_checkpoints_do_not_push_out_those_that_are_whole(start: Start) -> None:
-    made = start(save_every_steps=1, valid_every_steps=6, keep_checkpoints=2)
-    made.go()
-    assert made.steps == [5, 6]
-    whole = copied(made, "whole")
-    other = start(name="other", save_every_steps=1, valid_every_steps=6, keep_checkpoints=6)
-    other.go()
-    made.run.stage("train").rename(made.run.path / "old")
-    shutil.copytree(other.run.stage("train"), made.run.stage("train"))
+def test_damaged_checkpoints_do_not_push_out_those_that_are_whole(whole: Start, tmp_path: Path) -> None:
+    settings = {"save_every_steps": 1, "valid_every_steps": 6}
+    uninterrupted, source = whole(keep_checkpoints=2, **settings), whole(keep_checkpoints=9, **settings)
+    made = copied(source, tmp_path / "run")
+    made.recipe = uninterrupted.recipe
     (made.run.stage("train") / "manifest.json").unlink()
-    for step in (4, 5, 6):
-        flip(made.run.checkpoint(step) / "optimizer.safetensors")
     for step in (1, 2):
         shutil.rmtree(made.run.checkpoint(step))
+    for step in (4, 5, 6):
+        flip(made.run.checkpoint(step) / "optimizer.safetensors")
     with pytest.MonkeyPatch.context() as patch:
         signal_at(patch, loop, "_accumulate", 2)  # step 4 is made again and saved, then the run is stopped
         with interrupt.watched(), pytest.raises(Interrupted):
@@ -354,7 +346,7 @@ def test_damaged_checkpoints_do_not_push_out_those_that_are_whole(start: Start) 
     assert made.steps == [3, 4]
     assert all(check_folder(made.run.checkpoint(step)) for step in (3, 4))
     made.go()
-    same_end(whole, made)
+    same_end(uninterrupted, made)
 
 
 def test_a_run_whose_best_checkpoint_is_damaged_does_not_go_on_to_end_with_it(
@@ -385,9 +377,8 @@ def test_a_best_checkpoint_that_was_pruned_for_a_better_one_is_found_again(
     assert made.steps == [4, 6]
 
 
-def test_a_checkpoint_of_other_settings_is_refused(start: Start) -> None:
-    made = start()
-    made.go()
+def test_a_checkpoint_of_other_settings_is_refused(whole: Start, tmp_path: Path) -> None:
+    made = copied(whole(), tmp_path / "run")
     other = Trained(
         made.recipe.model_copy(update={"train": made.recipe.train.model_copy(update={"learning_rate": 0.5})}), made.run
     )
@@ -398,9 +389,8 @@ def test_a_checkpoint_of_other_settings_is_refused(start: Start) -> None:
     Trained(made.recipe.model_copy(update={"train": train}), made.run).go()
 
 
-def test_a_state_comes_back_as_it_was(start: Start) -> None:
-    made = start()
-    made.go()
+def test_a_state_comes_back_as_it_was(start: Start, whole: Start) -> None:
+    made = whole()
     last = made.run.checkpoint(6)
     state = State(**read_json(last / "state.json"))
     assert latest_state(made.run, state.inputs) == state
@@ -413,9 +403,8 @@ def test_a_state_comes_back_as_it_was(start: Start) -> None:
 
 
 @pytest.mark.parametrize("tuning", [LORA, FULL], ids=["lora", "full"])
-def test_a_full_disk_is_told_and_nothing_is_lost(start: Start, tuning: dict[str, Any]) -> None:
-    whole, made = start(tuning), start(tuning, name="full")
-    whole.go()
+def test_a_full_disk_is_told_and_nothing_is_lost(start: Start, whole: Start, tuning: dict[str, Any]) -> None:
+    made = start(tuning)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (9000, limits[1]))
@@ -427,15 +416,11 @@ def test_a_full_disk_is_told_and_nothing_is_lost(start: Start, tuning: dict[str,
     assert made.steps == []
     assert [path.name for path in made.run.checkpoints.iterdir()] == []
     made.go()
-    same_end(whole, made)
+    same_end(whole(tuning), made)
 
 
-def test_a_log_that_no_longer_fits_is_told(start: Start) -> None:
-    whole, made = (
-        start(save_every_steps=3, valid_every_steps=3),
-        start(name="full", save_every_steps=3, valid_every_steps=3),
-    )
-    whole.go()
+def test_a_log_that_no_longer_fits_is_told(start: Start, whole: Start) -> None:
+    made = start()
     log = stage._Session._log
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
@@ -453,7 +438,7 @@ def test_a_log_that_no_longer_fits_is_told(start: Start) -> None:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert not made.run.metrics.read_bytes().endswith(b"\n")
     made.go()
-    same_end(whole, made)
+    same_end(whole(), made)
 
 
 def test_a_log_is_not_lost_when_a_resume_meets_a_full_disk(stopped: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -470,10 +455,8 @@ def test_a_log_is_not_lost_when_a_resume_meets_a_full_disk(stopped: Trained, mon
 
 def test_a_loss_that_is_not_finite_keeps_what_was_saved(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     made = start()
-    real, calls = loop._accumulate, []
-    monkeypatch.setattr(
-        loop, "_accumulate", lambda *a: (calls.append(1), real(*a) * (math.nan if len(calls) == 4 else 1))[1]
-    )
+    real, calls = loop._accumulate, itertools.count(1)
+    monkeypatch.setattr(loop, "_accumulate", lambda *given: real(*given) * (math.nan if next(calls) == 4 else 1))
     with pytest.raises(NonFinite) as caught:
         made.go()
     assert caught.value.exit_code == 7
@@ -528,6 +511,3 @@ def test_the_speed_of_a_run_is_remembered(start: Start, base: Path) -> None:
     assert remembered_speed(digest, "lora") is None
     _place(digest, "lora").write_text("{")
     assert remembered_speed(digest, "lora") is None
-
-
-Change = Callable[[Trained], object]

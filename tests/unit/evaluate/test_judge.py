@@ -1,0 +1,194 @@
+"""The verdict of a run: which way is better, what a guard lets pass, and what rows and tokens weigh."""
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tunesmith.core.errors import DataError
+from tunesmith.evaluate.judge import judge
+from tunesmith.recipe.schema import Recipe
+from tunesmith.scoring.verdict import paired_verdict
+
+ROWS = 60
+GROUPS = [str(row) for row in range(ROWS)]
+Lines = list[dict[str, Any]]
+
+
+def recipe(metrics: list[str], primary: str, *, min_gain: float | None = None, **evaluate: Any) -> Recipe:
+    return Recipe.model_validate({
+        "name": "x", "model": {"base": "org/model"},
+        "data": {"task": "text", "text": "t", "source": {"file": "x.csv"}},
+        "tuning": {"method": "full"}, "train": {"learning_rate": 1e-4},
+        "evaluate": {"metrics": metrics, "primary": primary, **evaluate},
+        "promote": None if min_gain is None else {"model": "m", "min_gain": min_gain}, "seed": 5,
+    })  # fmt: skip
+
+
+def lines(seed: int, *, shift: float = 0.0, nll: float = 2.0) -> Lines:
+    """Return scores of rows whose lengths differ, so that a mean over rows is not one over tokens."""
+    drawn, sizes = np.random.default_rng(seed), np.random.default_rng(99)
+    made = []
+    for row in range(ROWS):
+        tokens = float(sizes.integers(1, 50))
+        made.append({
+            "id": str(row), "rougeL": float(np.clip(0.4 + shift + 0.1 * drawn.standard_normal(), 0, 1)),
+            "exact_match": float(drawn.random() < 0.5 + shift), "tokens": tokens,
+            "log_likelihood": -tokens * (nll + 0.002 * tokens + 0.1 * drawn.standard_normal()),
+            "correct": float(sizes.integers(0, int(tokens) + 1)),
+        })  # fmt: skip
+    return made
+
+
+def test_a_gain_is_better_and_a_loss_is_not() -> None:
+    one = recipe(["rougeL"], "rougeL")
+    better = judge(one, lines(1), lines(2, shift=0.2), groups=GROUPS)
+    worse = judge(one, lines(2, shift=0.2), lines(1), groups=GROUPS)
+    assert (better["verdict"], worse["verdict"]) == ("better", "not_better")
+    assert better["primary"]["gain"] == pytest.approx(-worse["primary"]["gain"])
+    assert better["primary"]["low"] > 0 > worse["primary"]["high"]
+    assert judge(one, lines(1), lines(2), groups=GROUPS)["verdict"] == "cannot_tell"
+
+
+def test_it_has_what_the_contract_asks_for() -> None:
+    found = judge(recipe(["rougeL", "exact_match"], "rougeL"), lines(1), lines(2), groups=GROUPS)
+    assert set(found) == {"verdict", "primary", "metrics", "guards", "reasons"}
+    asked = {"metric", "base", "tuned", "gain", "low", "high", "confidence", "rows"}
+    assert set(found["metrics"]) == {"rougeL", "exact_match"}
+    for entry in (found["primary"], *found["metrics"].values()):
+        assert asked <= set(entry)
+        assert entry["tuned"] - entry["base"] == pytest.approx(entry["gain"])
+        assert entry["low"] <= entry["gain"] <= entry["high"]
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+
+def test_groups_of_metrics_are_their_members() -> None:
+    all_rouge = [{**line, **dict.fromkeys(("rouge1", "rouge2", "rougeLsum"), 0.5)} for line in lines(1)]
+    found = judge(recipe(["rouge", "perplexity"], "rougeL"), all_rouge, all_rouge, groups=GROUPS)
+    assert list(found["metrics"]) == ["rouge1", "rouge2", "rougeL", "rougeLsum", "perplexity"]
+
+
+def test_a_lower_perplexity_is_a_gain_and_is_told_as_a_perplexity() -> None:
+    one = recipe(["perplexity"], "perplexity")
+    base, tuned = lines(1, nll=2.0), lines(2, nll=1.5)
+    found = judge(one, base, tuned, groups=GROUPS)
+    primary = found["primary"]
+    assert found["verdict"] == "better"
+    assert primary["higher_is_better"] is False
+
+    def perplexity(of: Lines) -> float:
+        return math.exp(-sum(line["log_likelihood"] for line in of) / sum(line["tokens"] for line in of))
+
+    assert primary["base"] == pytest.approx(perplexity(base))
+    assert primary["tuned"] == pytest.approx(perplexity(tuned))
+    assert 0 < primary["tuned"] < primary["base"]
+    assert primary["gain"] == pytest.approx(primary["base"] - primary["tuned"])  # more is better here too
+    assert 0 < primary["low"] < primary["gain"] < primary["high"]
+    assert judge(one, tuned, base, groups=GROUPS)["verdict"] == "not_better"
+
+
+def test_likelihoods_are_weighed_by_tokens_and_answers_are_not() -> None:
+    base, tuned = lines(1), lines(2)
+    found = judge(recipe(["token_accuracy", "rougeL"], "rougeL"), base, tuned, groups=GROUPS)["metrics"]
+    tokens = sum(line["tokens"] for line in base)
+    assert found["token_accuracy"]["base"] == pytest.approx(sum(line["correct"] for line in base) / tokens)
+    assert found["rougeL"]["base"] == pytest.approx(sum(line["rougeL"] for line in base) / ROWS)
+    by_row = sum(line["correct"] / line["tokens"] for line in base) / ROWS
+    assert abs(found["token_accuracy"]["base"] - by_row) > 0.01
+
+
+def test_the_settings_are_those_of_the_recipe() -> None:
+    base, tuned = lines(1), lines(2, shift=0.05)
+    half = [str(row // 2) for row in range(ROWS)]
+    found = judge(recipe(["rougeL"], "rougeL", confidence=0.9, min_gain=0.01), base, tuned, groups=half)
+    wanted = paired_verdict([line["rougeL"] for line in base], [line["rougeL"] for line in tuned], groups=half,
+                            confidence=0.9, min_gain=0.01, seed=5)  # fmt: skip
+    assert wanted.groups == ROWS // 2
+    primary = found["primary"]
+    assert (primary["low"], primary["high"], primary["confidence"]) == (wanted.low, wanted.high, 0.9)
+    assert (primary["min_gain"], found["verdict"]) == (0.01, wanted.verdict)
+
+
+def test_the_gain_that_is_asked_for_is_that_of_the_primary_metric_alone() -> None:
+    base, tuned = lines(1), lines(2, shift=0.2)
+    found = judge(recipe(["rougeL", "exact_match"], "rougeL", min_gain=0.5), base, tuned, groups=GROUPS)
+    assert found["verdict"] == "not_better"
+    free = judge(recipe(["rougeL", "exact_match"], "exact_match"), base, tuned, groups=GROUPS)
+    assert found["metrics"]["exact_match"]["low"] == free["metrics"]["exact_match"]["low"]
+    assert found["primary"]["min_gain"] == 0.5
+    assert judge(recipe(["rougeL"], "rougeL"), base, tuned, groups=GROUPS)["primary"]["min_gain"] == 0.0
+
+
+# --- guards ---
+
+
+@pytest.mark.parametrize("metric", ["exact_match", "perplexity", "token_accuracy"])
+@pytest.mark.parametrize("tuned_nll", [1.5, 2.5])
+def test_a_guard_passes_only_if_the_whole_interval_lies_above_what_it_allows(metric: str, tuned_nll: float) -> None:
+    base, tuned = lines(1), lines(2, nll=tuned_nll)
+    metrics = ["rougeL", metric]
+    low = judge(recipe(metrics, "rougeL"), base, tuned, groups=GROUPS)["metrics"][metric]["low"]
+
+    def guard(max_drop: float) -> dict[str, Any]:
+        guards = [{"metric": metric, "max_drop": max_drop}]
+        found = judge(recipe(metrics, "rougeL", guards=guards), base, tuned, groups=GROUPS)
+        [one] = found["guards"]
+        told = [reason for reason in found["reasons"] if reason.startswith("guard")]
+        assert len(told) == (not one["passed"])
+        assert all(metric in reason for reason in told)
+        return dict(one)
+
+    if low < 0:
+        assert guard(-low + 1e-9)["passed"] is True
+        assert guard(-low - 1e-9)["passed"] is False
+        assert guard(-low - 1e-9)["low"] == low
+    else:
+        assert guard(1e-9)["passed"] is True
+
+
+def test_a_guard_is_a_guard_against_what_cannot_be_excluded() -> None:
+    """A metric that did not move fails a guard that so few rows cannot vouch for."""
+    base = lines(1)
+    guards = [{"metric": "exact_match", "max_drop": 0.001}]
+    found = judge(recipe(["rougeL", "exact_match"], "rougeL", guards=guards), base, base, groups=GROUPS)
+    assert found["guards"][0]["gain"] == 0
+    assert found["guards"][0]["passed"] is False
+    wide = [{"metric": "exact_match", "max_drop": 0.2}]
+    found = judge(recipe(["rougeL", "exact_match"], "rougeL", guards=wide), base, base, groups=GROUPS)
+    assert found["guards"][0]["passed"] is True
+
+
+def test_guards_do_not_change_the_verdict_of_the_primary_metric() -> None:
+    guards = [{"metric": "exact_match", "max_drop": 1e-6}]
+    found = judge(
+        recipe(["rougeL", "exact_match"], "rougeL", guards=guards), lines(1), lines(2, shift=0.2), groups=GROUPS
+    )
+    assert found["verdict"] == "better"
+
+
+# --- reasons ---
+
+
+def test_the_reason_says_where_the_interval_lies() -> None:
+    one = recipe(["rougeL"], "rougeL", min_gain=0.01)
+    for tuned, words in (
+        (lines(2, shift=0.2), "lies above min_gain 0.01"),
+        (lines(2, shift=-0.2), "does not reach above min_gain 0.01"),
+        (lines(2, shift=0.01), "holds min_gain 0.01"),
+    ):
+        found = judge(one, lines(1), tuned, groups=GROUPS)
+        assert words in found["reasons"][0]
+        assert f"[{found['primary']['low']:+.4f}, {found['primary']['high']:+.4f}]" in found["reasons"][0]
+        needed = found["primary"]["rows_needed"]
+        assert (f"about {needed} rows would settle it" in found["reasons"]) == (needed is not None)
+
+
+def test_what_has_no_score_is_refused() -> None:
+    hopeless = [{**line, "log_likelihood": -1e6 * line["tokens"]} for line in lines(1)]
+    with pytest.raises(DataError, match="cannot be scored"):
+        judge(recipe(["perplexity"], "perplexity"), hopeless, lines(1), groups=GROUPS)
+    broken = [{**line, "rougeL": math.nan} for line in lines(1)]
+    with pytest.raises(DataError, match="not a finite number"):
+        judge(recipe(["rougeL"], "rougeL"), broken, lines(1), groups=GROUPS)

@@ -1,0 +1,298 @@
+"""Answers survive a kill line by line, belong to one model and one set of questions, and failures are counted."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.tiny import save_model
+
+from tunesmith.core import interrupt
+from tunesmith.core.errors import DamagedFile, DoesNotFit, Interrupted
+from tunesmith.core.records import Example, Tokens, Turn
+from tunesmith.data.batches import TokenSet, write_tokens
+from tunesmith.evaluate import evaluate, subject
+from tunesmith.evaluate.subject import Questions, answer_all, health, likelihoods
+from tunesmith.fetch.reference import ModelFolder
+from tunesmith.model.generate import Answer
+from tunesmith.model.load import Machine, load_base
+
+FP32 = Machine(torch.device("cpu"), torch.float32)
+COUNT, LIMIT, POSITIONS = 10, 6, 512
+
+
+class Words:
+    """Stands for a task: answers are their ids, and hold what a line of JSON may hold."""
+
+    def answer(self, ids: Sequence[int]) -> str:
+        return "\u2028\x85 ".join(map(str, ids))
+
+    def reference(self, turns: Sequence[Turn]) -> str:
+        return turns[-1].text
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = save_model(tmp_path_factory.mktemp("models") / "llama", "llama")
+    return load_base(ModelFolder("x", folder), FP32)
+
+
+def questions(count: int = COUNT, lengths: Sequence[int] = ()) -> Questions:
+    examples = tuple(
+        Example(f"id-{i}", i + 1, "g", (Turn("user", "q", False), Turn("assistant", f"right {i}", True)))
+        for i in range(count)
+    )
+    sizes = [*lengths, *(3 + i % 5 for i in range(count))][:count]
+    prompts = tuple(tuple(5 + (i * 7 + k) % 290 for k in range(size)) for i, size in enumerate(sizes))
+    return Questions(examples, prompts, (), LIMIT)
+
+
+Ask = Callable[..., list[dict[str, Any]]]
+
+
+@pytest.fixture
+def ask(model: Any, tmp_path: Path) -> Ask:
+    """Answer questions into one folder."""
+
+    def answered(asked: Questions | None = None, *, key: str = "key") -> list[dict[str, Any]]:
+        asked = asked or questions()
+        texts = [f"prompt {i}" for i in range(len(asked.examples))]
+        return answer_all("base", model, asked, Words(), tmp_path / "base", prompt_texts=texts, key=key)  # type: ignore[arg-type]
+
+    return answered
+
+
+@pytest.fixture
+def generated(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Collect the prompts that really were generated for."""
+    asked: list[tuple[int, ...]] = []
+    real = subject.generate
+
+    def noting(model: Any, prompts: Sequence[Sequence[int]], **settings: Any) -> Any:
+        asked.extend(map(tuple, prompts))
+        return real(model, prompts, **settings)
+
+    monkeypatch.setattr(subject, "generate", noting)
+    return asked
+
+
+def test_every_question_has_its_answer_in_order(ask: Ask, tmp_path: Path) -> None:
+    found = ask()
+    assert [line["id"] for line in found] == [f"id-{i}" for i in range(COUNT)]
+    for i, line in enumerate(found):
+        assert line == {
+            "id": f"id-{i}", "row": i + 1, "prompt": f"prompt {i}", "prediction": line["prediction"],
+            "reference": f"right {i}", "new_tokens": LIMIT, "stopped": False, "error": None,
+        }  # fmt: skip
+        assert len(line["prediction"].split("\u2028\x85 ")) == LIMIT
+    stored = [json.loads(line) for line in (tmp_path / "base" / "generations.jsonl").read_text().split("\n")[:-1]]
+    assert sorted(stored, key=lambda line: line["row"]) == found
+
+
+def test_answers_that_are_there_are_not_made_again(ask: Ask, generated: list[Any]) -> None:
+    first = ask()
+    assert len(generated) == COUNT
+    assert ask() == first
+    assert len(generated) == COUNT
+
+
+@pytest.mark.parametrize("kept", [0, 1, 4, 9])
+@pytest.mark.parametrize("torn", [b"", b'{"id": "id-3", "predic', b"\xe2\x80"])
+def test_after_a_kill_only_the_rest_is_answered(
+    ask: Ask, generated: list[Any], tmp_path: Path, kept: int, torn: bytes
+) -> None:
+    whole = ask()
+    log = tmp_path / "base" / "generations.jsonl"
+    lines = log.read_bytes().split(b"\n")
+    log.write_bytes(b"".join(line + b"\n" for line in lines[:kept]) + torn)
+    done = {json.loads(line)["id"] for line in lines[:kept]}
+    generated.clear()
+    assert ask() == whole
+    prompts = dict(zip([e.id for e in questions().examples], questions().prompts, strict=True))
+    assert sorted(generated) == sorted(prompts[name] for name in prompts.keys() - done)
+    assert len(log.read_bytes().split(b"\n")) == COUNT + 1
+
+
+def test_a_signal_keeps_what_was_answered(
+    ask: Ask, generated: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subject, "_BATCH_ROWS", 2)
+    real, passes = interrupt.check, []
+
+    def check() -> None:
+        passes.append(1)
+        if len(passes) == 2 * LIMIT + 3:  # two batches are answered, and the third is in work
+            raise Interrupted("stopped")
+        real()
+
+    monkeypatch.setattr(interrupt, "check", check)
+    with pytest.raises(Interrupted):
+        ask()
+    assert len((tmp_path / "base" / "generations.jsonl").read_bytes().split(b"\n")) == 4 + 1
+    generated.clear()
+    found = ask()
+    assert len(generated) == COUNT - 4
+    shutil.rmtree(tmp_path / "base")
+    assert ask() == found
+
+
+def test_answers_under_another_key_are_all_made_again(ask: Ask, generated: list[Any], tmp_path: Path) -> None:
+    first = ask(key="one")
+    log = tmp_path / "base" / "generations.jsonl"
+    log.write_text(log.read_text().replace("right 0", "stale 0"))
+    assert ask(key="one")[0]["reference"] == "stale 0"
+    assert ask(key="two") == first
+    assert len(generated) == 2 * COUNT
+    (tmp_path / "base" / "key.json").unlink()  # and those of which nobody knows whose they are
+    ask(key="two")
+    assert len(generated) == 3 * COUNT
+
+
+def test_new_questions_under_the_same_key_are_answered_too(ask: Ask, generated: list[Any]) -> None:
+    ask(questions(4))
+    assert len(ask(questions(6))) == 6
+    assert len(generated) == 6
+
+
+def test_a_damaged_line_is_told(ask: Ask, tmp_path: Path) -> None:
+    ask()
+    log = tmp_path / "base" / "generations.jsonl"
+    log.write_bytes(b"\0" * 20 + b"\n" + log.read_bytes())
+    with pytest.raises(DamagedFile, match=r"generations.jsonl:1: .*\n.*move the file away"):
+        ask()
+
+
+def test_a_full_disk_is_told(ask: Ask, tmp_path: Path) -> None:
+    ask()
+    log = tmp_path / "base" / "generations.jsonl"
+    log.unlink()
+    log.symlink_to("/dev/full")
+    with pytest.raises(DoesNotFit) as caught:
+        ask()
+    assert caught.value.where == str(log)
+    assert os.path.exists("/dev/full")
+
+
+# --- rows that are too long ---
+
+
+def test_what_does_not_fit_the_model_fails_and_the_rest_is_answered(ask: Ask, generated: list[Any]) -> None:
+    asked = questions(4, lengths=[POSITIONS - LIMIT, POSITIONS - LIMIT + 1, POSITIONS + 100, 4])
+    found = ask(asked)
+    assert [line["error"] is None for line in found] == [True, False, False, True]
+    assert all("512 positions" in line["error"] and line["prediction"] == "" for line in found[1:3])
+    assert [line["new_tokens"] for line in found] == [LIMIT, 0, 0, LIMIT]
+    assert [len(prompt) for prompt in generated] == [POSITIONS - LIMIT, 4]
+    assert health(found) == {"rows": 4, "failed": 2, "empty": 0, "cut_off": 2, "stopped": 0}
+    assert ask(asked) == found
+    assert len(generated) == 2
+
+
+def test_a_row_that_failed_is_scored_0_even_if_nothing_is_right(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """An empty prediction would match an empty reference."""
+    made = [
+        {"id": "a", "prediction": "", "reference": "", "error": "too long", "stopped": False},
+        {"id": "b", "prediction": "", "reference": "", "error": None, "stopped": True},
+        {"id": "c", "prediction": "x", "reference": "x", "error": None, "stopped": True},
+    ]
+    examples = [Example(line["id"], i, "g", (Turn("u", "q", False),)) for i, line in enumerate(made)]
+    monkeypatch.setattr(evaluate, "open_model", lambda *_, **__: None)
+    monkeypatch.setattr(evaluate, "answer_all", lambda *_, **__: made)
+    task = type("T", (), {"prompt": lambda self, turns: [1], "stop_ids": (2,)})()
+    recipe = _recipe()
+    run = type("R", (), {"subject": lambda self, name: tmp_path, "origin": tmp_path})()
+    model = ModelFolder("x", tmp_path)
+    lines, _, _ = evaluate._subject("base", model, recipe, run, task, None, examples, [0, 1, 2])  # type: ignore[arg-type]
+    assert [line["exact_match"] for line in lines] == [0.0, 1.0, 1.0]
+
+
+def _recipe() -> Any:
+    from tunesmith.recipe.schema import Recipe
+
+    return Recipe.model_validate({
+        "name": "x", "model": {"base": "org/model", "precision": "fp32"},
+        "data": {"task": "completion", "prompt": "{a}", "response": "{b}", "source": {"file": "x.csv"}},
+        "tuning": {"method": "full"}, "train": {"learning_rate": 1e-4},
+        "evaluate": {"metrics": ["exact_match"], "primary": "exact_match"},
+    })  # fmt: skip
+
+
+# --- health ---
+
+
+def test_health_counts_each_kind() -> None:
+    def line(prediction: str, *, stopped: bool, error: str | None = None) -> dict[str, Any]:
+        return {"prediction": prediction, "stopped": stopped, "error": error}
+
+    found = health([
+        line("yes", stopped=True), line("no", stopped=True), line(" \n", stopped=True), line("", stopped=False),
+        line("long", stopped=False), line("", stopped=False, error="too long"),
+    ])  # fmt: skip
+    assert found == {"rows": 6, "failed": 1, "empty": 2, "cut_off": 2, "stopped": 3}
+    assert health([]) == dict.fromkeys(("rows", "failed", "empty", "cut_off", "stopped"), 0)
+
+
+def test_answers_that_stop_are_told_from_those_that_are_cut_off(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    def half(model: Any, prompts: Sequence[Sequence[int]], **_: Any) -> Any:
+        yield from (Answer(i, (9,) * (i % 2), stopped=i % 2 == 0) for i in reversed(range(len(prompts))))
+
+    monkeypatch.setattr(subject, "generate", half)
+    found = ask()
+    assert [line["stopped"] for line in found] == [True, False] * (COUNT // 2)
+    assert health(found) == {"rows": 10, "failed": 0, "empty": 5, "cut_off": 5, "stopped": 5}
+
+
+# --- the digest ---
+
+
+def test_questions_that_differ_in_anything_have_another_digest() -> None:
+    one = questions()
+    assert one.digest == questions().digest
+    others = [
+        replace(one, max_new_tokens=LIMIT + 1), replace(one, stop_ids=(2,)), replace(one, prompts=one.prompts[::-1]),
+        replace(one, examples=one.examples[::-1]), questions(COUNT - 1),
+        replace(one, prompts=((*one.prompts[0], 5), *one.prompts[1:])),
+    ]  # fmt: skip
+    assert len({one.digest, *(other.digest for other in others)}) == 1 + len(others)
+
+
+# --- likelihoods ---
+
+
+@pytest.mark.parametrize("most", [16, 4096])
+def test_likelihoods_are_sums_over_the_trained_tokens_of_each_row(
+    model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    monkeypatch.setattr(subject, "_MOST_TOKENS", most)
+    drawn = torch.Generator().manual_seed(0)
+    rows = []
+    for i, length in enumerate([7, 40, 3, 21, 12]):
+        ids = torch.randint(3, 300, (length,), generator=drawn).tolist()
+        trained = [k > 0 and (k == length - 1 or (k + i) % 3 == 0) for k in range(length)]
+        rows.append(Tokens(str(i), tuple(ids), tuple(trained)))
+    write_tokens(tmp_path / "x.safetensors", rows)
+    chosen = [3, 0, 4, 1]
+    found = likelihoods(model.train(), TokenSet(tmp_path / "x.safetensors"), chosen, FP32, 2)
+    for line, row in zip(found, chosen, strict=True):
+        ids = torch.tensor([rows[row].input_ids])
+        with torch.inference_mode():
+            logits = model.eval()(input_ids=ids).logits[0].double().log_softmax(-1)
+        places = [k for k, learned in enumerate(rows[row].trained) if learned]
+        wanted = [float(logits[k - 1, ids[0, k]]) for k in places]
+        assert line["tokens"] == len(places)
+        assert line["log_likelihood"] == pytest.approx(sum(wanted), rel=1e-5)
+        assert line["correct"] == sum(int(logits[k - 1].argmax()) == int(ids[0, k]) for k in places)
+
+
+def test_likelihoods_can_be_stopped(model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_tokens(tmp_path / "x.safetensors", [Tokens("a", (5, 6, 7), (False, True, True))])
+    monkeypatch.setattr(interrupt, "_requested", [15])
+    with pytest.raises(Interrupted):
+        likelihoods(model, TokenSet(tmp_path / "x.safetensors"), [0], FP32, 2)

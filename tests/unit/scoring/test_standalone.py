@@ -1,0 +1,226 @@
+"""Scores and verdicts of files from anywhere: rows meet their partners; what is wrong is told with file and line."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tunesmith.core.errors import DataError, RecipeError
+from tunesmith.scoring.standalone import score_file, score_text, verdict_of_files, verdict_text
+from tunesmith.scoring.verdict import paired_verdict
+
+Row = dict[str, Any]
+Write = Callable[..., Path]
+LINE_ENDS = "a\u2028b\u2029c\x85d\x0ce"
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """Write rows, or text as it is, to a file."""
+
+    def written(rows: list[Row] | str | bytes, name: str = "rows.jsonl") -> Path:
+        path = tmp_path / name
+        if isinstance(rows, list):
+            rows = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        path.write_bytes(rows if isinstance(rows, bytes) else rows.encode())
+        return path
+
+    return written
+
+
+@pytest.fixture
+def judged(write: Write) -> Callable[..., dict[str, Any]]:
+    """Write the rows of two systems and judge them."""
+
+    def verdict(base: list[Row] | str, tuned: list[Row] | str, metric: str | None = None, **settings: Any) -> Row:
+        given = {"min_gain": 0.0, "confidence": 0.95, "seed": 0, **settings}
+        return verdict_of_files(write(base, "base.jsonl"), write(tuned, "tuned.jsonl"), metric=metric, **given)
+
+    return verdict
+
+
+def scored(values: list[float], **more: list[Any]) -> list[Row]:
+    return [{"rougeL": value} | {key: column[i] for key, column in more.items()} for i, value in enumerate(values)]
+
+
+BASE = [0.1, 0.5, 0.3, 0.2, 0.9, 0.4, 0.35, 0.15, 0.25, 0.6]
+TUNED = [0.4, 0.6, 0.2, 0.5, 0.95, 0.9, 0.75, 0.35, 0.75, 0.8]
+
+# --- score ---
+
+
+def test_rows_are_scored_and_averaged(write: Write) -> None:
+    file = write([{"prediction": "a b", "reference": "a b", "other": 1}, {"prediction": "x", "reference": ["y", "x"]},
+                  {"prediction": "", "reference": "z"}])  # fmt: skip
+    found = score_file(file, ["exact_match", "rouge1"])
+    assert found == {
+        "rows": 3, "mean": {"exact_match": 2 / 3, "rouge1": 2 / 3},
+        "values": {"exact_match": [1.0, 1.0, 0.0], "rouge1": [1.0, 1.0, 0.0]},
+    }  # fmt: skip
+    assert score_text(found).splitlines() == ["exact_match    0.6667", "rouge1         0.6667", "rows           3"]
+
+
+def test_text_may_hold_whatever_json_can_hold(write: Write) -> None:
+    file = write([{"prediction": LINE_ENDS, "reference": LINE_ENDS}] * 2)
+    assert score_file(file, ["exact_match"])["values"] == {"exact_match": [1.0, 1.0]}
+
+
+@pytest.mark.parametrize("ends", ["\n", "\r\n", "\n\n", "\n  \n"])
+@pytest.mark.parametrize("first", ["", "\ufeff"])
+def test_line_ends_blank_lines_and_a_byte_order_mark_do_not_matter(write: Write, ends: str, first: str) -> None:
+    text = first + ends.join(['{"prediction": "a", "reference": "a"}'] * 3) + ends
+    assert score_file(write(text), ["exact_match"])["rows"] == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "told", "line"),
+    [
+        ('{"prediction": "a", "reference": "a"}\n\n{"prediction": "a"}', "has no `reference`", ":3"),
+        ('{"reference": "a"}', "has no `prediction`", ":1"),
+        ('{"prediction": "a", "reference": "a"}\n{"prediction": null, "reference": "a"}', "is not text", ":2"),
+        ('{"prediction": "a", "reference": "a"}\n{"prediction": "a", "reference": null}', "`reference` is not", ":2"),
+        ('{"prediction": "a", "reference": ["a", 1]}', "`reference` is not", ":1"),
+        ('{"prediction": "a", "reference": []}', "`reference` is not", ":1"),
+        ('{"prediction": "a", "reference": "a"}\n{"prediction"', "not valid JSON", ":2"),
+        ("\n[1, 2]\n", "not a JSON object", ":2"),
+        ('"a"', "not a JSON object", ":1"),
+        ("[" * 100_000, "not valid JSON", ":1"),
+        ('{"prediction": ' + "9" * 5000 + "}", "not valid JSON", ":1"),
+        ("", "no rows", ""),
+        ("\n \n", "no rows", ""),
+        (b'{"prediction": "\xff"}', "not UTF-8", ""),
+    ],
+)
+def test_what_is_wrong_is_told_with_file_and_line(write: Write, text: Any, told: str, line: str) -> None:
+    file = write(text)
+    with pytest.raises(DataError, match=told) as caught:
+        score_file(file, ["exact_match"])
+    assert caught.value.where == f"{file}{line}"
+    assert caught.value.exit_code == 3
+
+
+def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
+    for path in (tmp_path / "gone.jsonl", tmp_path):
+        with pytest.raises(DataError, match="cannot be read") as caught:
+            score_file(path, ["exact_match"])
+        assert caught.value.where == str(path)
+
+
+def test_unknown_metrics_are_refused(write: Write) -> None:
+    with pytest.raises(RecipeError, match="did you mean `rougeL`"):
+        score_file(write([{"prediction": "a", "reference": "a"}]), ["rougel"])
+
+
+# --- verdict ---
+
+
+def test_rows_are_paired_by_order(judged: Callable[..., Row]) -> None:
+    found = judged(scored(BASE), scored(TUNED))
+    wanted = paired_verdict(BASE, TUNED)
+    assert (found["metric"], found["verdict"]) == ("rougeL", wanted.verdict)
+    assert (found["gain"], found["low"], found["high"]) == (wanted.gain, wanted.low, wanted.high)
+    assert (found["base"], found["tuned"], found["rows"]) == (wanted.base, wanted.tuned, 10)
+
+
+def test_rows_are_paired_by_id_where_they_have_one(judged: Callable[..., Row]) -> None:
+    ids = [f"row-{i}" for i in range(10)]
+    tuned = list(reversed(scored(TUNED, id=ids)))
+    found = judged(scored(BASE, id=ids), tuned)
+    assert found == judged(scored(BASE), scored(TUNED))
+    assert found != judged(scored(BASE), [{"rougeL": row["rougeL"]} for row in tuned])
+    assert (found["improved"], found["worsened"]) == (9, 1)
+
+
+@pytest.mark.parametrize("ids", [list(range(10)), [None, True, 1, 0, False, "1", 2.5, "", "None", -1]])
+def test_ids_of_any_plain_kind_are_told_apart(judged: Callable[..., Row], ids: list[Any]) -> None:
+    found = judged(scored(BASE, id=ids), scored(list(reversed(TUNED)), id=list(reversed(ids))))
+    assert found == judged(scored(BASE), scored(TUNED))
+
+
+def test_groups_are_resampled_together(judged: Callable[..., Row]) -> None:
+    names = ["a", "a", "b", "b", "c", "d", "d", "e", "f", "g"]
+    wanted = paired_verdict(BASE, TUNED, groups=names)
+    assert wanted.groups == 7
+    for base, tuned in (({"group": names}, {"group": names}), ({"group": names}, {}), ({}, {"group": names})):
+        found = judged(scored(BASE, **base), scored(TUNED, **tuned))
+        assert (found["groups"], found["low"], found["high"]) == (7, wanted.low, wanted.high)
+
+
+def test_rows_without_a_group_stand_for_themselves_beside_those_with_one(judged: Callable[..., Row]) -> None:
+    """Also where a group is named by a number that could be taken for a line."""
+    base = scored(BASE)
+    for place, group in ((0, 3), (1, 3), (5, 3), (8, "base.jsonl:1")):
+        base[place]["group"] = group
+    assert judged(base, scored(TUNED))["groups"] == 1 + 1 + 6
+
+
+def test_settings_reach_the_verdict(judged: Callable[..., Row]) -> None:
+    plain = judged(scored(BASE), scored(TUNED))
+    assert judged(scored(BASE), scored(TUNED), min_gain=10.0)["verdict"] == "not_better"
+    wide = judged(scored(BASE), scored(TUNED), confidence=0.99)
+    assert wide["low"] < plain["low"]
+    assert judged(scored(BASE), scored(TUNED), seed=1)["low"] != plain["low"]
+
+
+def test_the_one_number_that_both_have_is_the_metric(judged: Callable[..., Row]) -> None:
+    base = [{"id": i, "row": i, "group": i, "text": "x", "only_base": 1.0, "score": v} for i, v in enumerate(BASE)]
+    tuned = [{"id": i, "row": i, "group": i, "text": "x", "score": v} for i, v in enumerate(TUNED)]
+    assert judged(base, tuned)["metric"] == "score"
+    for row in tuned:
+        row["only_base"] = 0.5
+    with pytest.raises(DataError, match="2 values to compare") as caught:
+        judged(base, tuned)
+    assert "only_base" in str(caught.value.hint)
+    assert judged(base, tuned, metric="score")["metric"] == "score"
+    with pytest.raises(DataError, match="0 values"):
+        judged([{"a": 1.0}], [{"b": 1.0}])
+
+
+def test_truth_values_are_scores(judged: Callable[..., Row]) -> None:
+    found = judged([{"right": False}] * 30, [{"right": True}] * 30)
+    assert (found["verdict"], found["gain"]) == ("better", 1.0)
+
+
+@pytest.mark.parametrize(
+    ("base", "tuned", "told", "where"),
+    [
+        (scored(BASE), scored(TUNED[:9]), "10 rows and", None),
+        (scored([1, 2], id=["a", "a"]), scored([1, 2], id=["a", "b"]), "line 1 again: a", "base.jsonl:2"),
+        (scored([1, 2], id=["a", "b"]), scored([1, 2], id=["b", "b"]), "line 1 again: b", "tuned.jsonl:2"),
+        (scored([1, 2], id=["a", "b"]), scored([1, 2], id=["a", "c"]), "2 rows are in one file only.*id b", None),
+        (scored([1, 2], id=["a", "b"]), scored([1], id=["a"]), "1 rows are in one file only.*id b", None),
+        # By order, the second rows would be compared although one has a name and the other has none.
+        (scored([1, 2], id=["a", "b"]), [*scored([1], id=["a"]), *scored([2])], "has no `id`", "tuned.jsonl:2"),
+        (scored([1, 2]), scored([1, 2], id=["a", "b"]), "has no `id`", "base.jsonl:1"),
+        (scored([1], id=[["a"]]), scored([1], id=[["a"]]), "`id` is", "base.jsonl:1"),
+        (scored([1], group=[{}]), scored([1]), "`group` is", "base.jsonl:1"),
+        (scored([1], group=["a"]), scored([1], group=["b"]), "different groups: 'a' and 'b'", "base.jsonl:1"),
+        (scored([1, 2]), [{"rougeL": 1}, {"rougeL": None}], "None, not a finite", "tuned.jsonl:2"),
+        (scored([1, 2]), [{"rougeL": 1}, {"rouge": 1}], "None, not a finite", "tuned.jsonl:2"),
+        ('{"rougeL": 1}\n\n{"rougeL": NaN}', scored([1, 2]), "nan, not a finite", "base.jsonl:3"),
+        ('{"rougeL": 1}\n{"rougeL": 1e999}', scored([1, 2]), "inf, not a finite", "base.jsonl:2"),
+        (scored([1, 10**400]), scored([1, 2]), "not a finite", "base.jsonl:2"),
+        (scored([1, 2]), '{"rougeL": 1}\n{', "not valid JSON", "tuned.jsonl:2"),
+        (scored([1, 2]), "", "has no rows", "tuned.jsonl"),
+    ],
+)
+def test_rows_that_cannot_be_compared_are_told(
+    judged: Callable[..., Row], tmp_path: Path, base: Any, tuned: Any, told: str, where: str | None
+) -> None:
+    with pytest.raises(DataError, match=told) as caught:
+        judged(base, tuned)
+    if where is not None:
+        assert caught.value.where == str(tmp_path / where)
+
+
+def test_a_verdict_is_a_sentence(judged: Callable[..., Row]) -> None:
+    found = judged([{"s": 0}] * 40, [{"s": 1}] * 40)
+    assert verdict_text(found).startswith("better: s 0.0000 -> 1.0000, gain +1.0000 [+0.")
+    assert verdict_text(found).endswith("at 95%, 40 rows")
+    undecided = judged(scored(BASE), scored([*TUNED[:3], *BASE[3:8], 0.1, 0.2]))
+    assert undecided["verdict"] == "cannot_tell"
+    settled = f"; about {undecided['rows_needed']} rows would settle it"
+    assert verdict_text(undecided).endswith(settled) or undecided["rows_needed"] is None
+    assert verdict_text(judged(scored(TUNED), scored(BASE), min_gain=1.0)).startswith("not better: ")

@@ -1,0 +1,153 @@
+"""Chats of random text: whatever people write, the answer is learned, the frame is the template's, no id is forged."""
+
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from tests.unit.tasks.families import CORPUS, FAMILIES, Family, conversation
+
+from tunesmith.tasks.base import RowProblem
+
+quick = settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+
+ODD = (
+    "\r\n",
+    "\n\n",
+    "  ",
+    "\t",
+    "\x00",
+    "\u00a0",
+    "\u200b",
+    "\ufeff",
+    "\u2028",
+    "e\u0301",
+    "\u0301",
+    "\u1112\u1161\u11ab",
+    "\u05e9\u05dc\u05d5\u05dd",
+    "\u202e",
+    "\U0001f468\u200d\U0001f469\u200d\U0001f467",
+    "\U0001f1eb\U0001f1f7",
+    "\uff1cthink\uff1e",
+    "{{ messages }}",
+    "{% raw %}",
+    "{question}",
+    "\\n",
+    "<|",
+    "|>",
+    "<",
+    ">",
+    "[",
+    "</",
+    "qzplaceholder0xkj",
+    "Say",
+    " one",
+    "cat",
+)
+CONTROL = sorted({token.content for f in FAMILIES.values() for token in f.tokenizer.added_tokens_decoder.values()})
+# U+2581 is how the SentencePiece kind writes a blank, so it cannot tell the two apart.
+letters = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\u2581"), max_size=6)
+clean_text = st.lists(st.one_of(letters, st.sampled_from(ODD)), max_size=8).map("".join)
+poisoned_text = st.lists(
+    st.one_of(letters, st.sampled_from(ODD), st.sampled_from(CONTROL), st.sampled_from([c[:-1] for c in CONTROL])),
+    max_size=8,
+).map("".join)
+
+
+def texts(family: Family, *, poisoned: bool) -> st.SearchStrategy[list[str]]:
+    one = poisoned_text if poisoned else clean_text
+    if family.name == "unigram":  # it cannot write letters that were not in its corpus
+        known = st.text(st.sampled_from(sorted({*"".join(CORPUS)})), max_size=6)
+        one = st.lists(
+            st.one_of(known, st.sampled_from(["<|im_end|>", "<|im_start|>user\n"])) if poisoned else known, max_size=8
+        ).map("".join)
+    said = one.filter(lambda text: bool(text.strip()))
+    return st.lists(st.tuples(said, said), min_size=1, max_size=3).map(
+        lambda pairs: [t for pair in pairs for t in pair]
+    )
+
+
+def as_written(family: Family, answer: str, run: str) -> bool:
+    wanted = f"{family.written(answer)}{family.stop}"
+    normal = family.codec._backend.normalizer
+    same = (lambda text: normal.normalize_str(text)) if family.name == "thinking" else str
+    leads = {family.lead, family.lead.lstrip(" "), ""}
+    return same(run) in {same(lead + wanted) for lead in leads}
+
+
+@quick
+@given(data=st.data())
+def test_what_is_learned_is_the_answer_and_its_stop(family: Family, data: st.DataObject) -> None:
+    said = data.draw(texts(family, poisoned=True))
+    assume(family.name != "thinking" or not any("think>" in text for text in said))  # that template moves thoughts
+    turns = conversation(*said, train_on="all" if family.every_turn_ends else "last")
+    tokens, prompt = family.task().render(turns), family.task().prompt(turns)
+    runs = family.runs(tokens.input_ids, tokens.trained)
+    answers = [turn.text for turn in turns if turn.trained]
+    assert len(runs) == len(answers)
+    assert all(as_written(family, answer, run) for answer, run in zip(answers, runs, strict=True))
+    assert list(tokens.input_ids[: len(prompt)]) == prompt
+    assert tokens.trained[len(prompt)]
+
+
+@quick
+@given(data=st.data())
+def test_clean_conversations_have_the_ids_of_transformers(family: Family, data: st.DataObject) -> None:
+    said = data.draw(texts(family, poisoned=False))
+    turns = conversation(*said, train_on="last")
+    assume(not any(token.content in text for text in said for token in family.tokenizer.added_tokens_decoder.values()))
+    tokens = family.task().render(turns)
+    own = family.own_ids(turns)
+    assert family.codec.decode(tokens.input_ids) == family.codec.decode(own)
+    # Where blanks begin an answer, a token could join them with the prompt's, which a model in use is never given.
+    if not any(answer[:1].isspace() for answer in said[1::2]):
+        assert family.task().prompt(turns) == family.own_ids(turns[:-1], generation=True)
+        assert not family.exact or list(tokens.input_ids) == own
+
+
+@quick
+@given(data=st.data())
+def test_poisoned_conversations_have_the_control_tokens_of_the_frame(family: Family, data: st.DataObject) -> None:
+    said = data.draw(texts(family, poisoned=True))
+    assume(family.name != "thinking" or not any("think>" in text for text in said))
+    turns = conversation(*said, train_on="last")
+    ids = family.task().render(turns).input_ids
+    frame = family.controls(family.own_ids(conversation(*("x" for _ in said))))
+    found = family.controls(ids)
+    special = family.codec.special_ids
+    assert [i for i in found if i in special] == [i for i in frame if i in special]
+    if not any(token in answer for answer in said[1::2] for token in CONTROL):
+        assert found == frame
+    # A prompt alone, as a server makes it.
+    frame = family.controls(family.own_ids(conversation(*("x" for _ in said))[:-1], generation=True))
+    found = family.controls(family.task().prompt(turns))
+    assert [i for i in found if i in special] == [i for i in frame if i in special]
+
+
+@quick
+@given(text=poisoned_text, allow_markup=st.booleans())
+def test_personal_text_is_read_back_and_holds_no_control_token(family: Family, text: str, allow_markup: bool) -> None:
+    assume(family.name != "unigram" or family.tokenizer.unk_token_id not in family.codec.personal(text))
+    codec = family.codec
+    ids = codec.personal(text, allow_markup=allow_markup)
+    assert (codec.special_ids if allow_markup else codec.control_ids).isdisjoint(ids)
+    assert codec.says(ids, text)
+    if not any(token in text for token in CONTROL):
+        assert ids == family.tokenizer(text, add_special_tokens=False).input_ids
+
+
+@pytest.mark.parametrize("name", ["chatml", "instructions"])
+@quick
+@given(text=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\u2581"), min_size=1, max_size=12))
+def test_says_knows_texts_apart(name: str, text: str) -> None:
+    codec = FAMILIES[name].codec
+    ids = codec.personal(text)
+    assert codec.says(ids, text)
+    for other in (text + "x", "x" + text, text[:-1], text + "\n", "\n" + text):
+        assert not codec.says(ids, other)
+
+
+def test_rows_with_letters_that_the_vocabulary_lacks() -> None:
+    family = FAMILIES["unigram"]
+    turns = conversation("\u00e9\u2603", "one")
+    assert list(family.task().render(turns).input_ids) == family.own_ids(turns), "a question may hold them"
+    with pytest.raises(RowProblem, match="do not decode to the answer"):
+        family.task().render(conversation("one", "\u00e9"))
