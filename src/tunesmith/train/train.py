@@ -155,7 +155,7 @@ class _Session:
                 progress.close()
 
     def finish(self, stated: dict[str, Any]) -> dict[str, Any]:
-        """Check that training had an effect, and write the stage's manifest."""
+        """Write the stage's manifest: what was done, and which step was best."""
         best = self.state.best_step or self.state.step
         trained = sum(weight.numel() for _, weight in trained_parameters(self.setup.model))
         facts: dict[str, Any] = {

@@ -1,7 +1,7 @@
 """Answers survive a kill line by line, belong to one model and one set of questions, and failures are counted."""
 
 import json
-import os
+import resource
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -167,15 +167,20 @@ def test_a_damaged_line_is_told(ask: Ask, tmp_path: Path) -> None:
         ask()
 
 
-def test_a_full_disk_is_told(ask: Ask, tmp_path: Path) -> None:
-    ask()
+def test_a_full_disk_is_told_and_what_was_answered_is_kept(ask: Ask, tmp_path: Path) -> None:
+    found = ask()
     log = tmp_path / "base" / "generations.jsonl"
-    log.unlink()
-    log.symlink_to("/dev/full")
-    with pytest.raises(DoesNotFit) as caught:
-        ask()
+    lines = log.read_bytes().split(b"\n")[:-1]
+    log.write_bytes(lines[0] + b"\n")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(lines[0]) + len(lines[1]) + 10, limits[1]))
+        with pytest.raises(DoesNotFit) as caught:
+            ask()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert caught.value.where == str(log)
-    assert os.path.exists("/dev/full")
+    assert ask() == found
 
 
 # --- rows that are too long ---

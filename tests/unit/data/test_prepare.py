@@ -1,0 +1,207 @@
+"""What `prepare` leaves on disk: every row in the ledger, the same bytes every time, whole or not at all."""
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.tiny import recipe as write_recipe
+
+from tunesmith.core.errors import DataError, DoesNotFit
+from tunesmith.core.files import check_folder, read_json, read_jsonl, write_json
+from tunesmith.core.records import Example
+from tunesmith.core.rundir import RunDir
+from tunesmith.data import prepare as stage
+from tunesmith.data.batches import TokenSet
+from tunesmith.data.prepare import inputs, prepare
+from tunesmith.recipe.load import load_recipe
+from tunesmith.recipe.schema import Recipe
+from tunesmith.tasks import task_for
+from tunesmith.tasks.tokenizer import Codec
+
+Row = dict[str, Any]
+
+
+class Prepared:
+    """A recipe over rows, and the run that it is prepared in."""
+
+    def __init__(self, folder: Path, recipe: Recipe, run: RunDir) -> None:
+        self.folder, self.recipe, self.run = folder, recipe, run
+
+    def go(self) -> dict[str, Any]:
+        return prepare(self.recipe, self.run)
+
+    def ledger(self) -> list[Row]:
+        return list(read_jsonl(self.run.ledger))
+
+    def examples(self, split: str) -> list[Example]:
+        return [Example.from_json(line) for line in read_jsonl(self.run.examples(split))]
+
+
+@pytest.fixture
+def make(tmp_path: Path, tokenizer_folder: Path) -> Callable[..., Prepared]:
+    """Write a recipe, with rows of one's own if given."""
+
+    def made(rows: list[Row] | None = None, *overrides: str, name: str = "run") -> Prepared:
+        path = write_recipe(tmp_path, tokenizer_folder)
+        if rows is not None:
+            (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        run = RunDir(tmp_path / name)
+        write_json(run.environment, {"recipe_folder": ".."})
+        return Prepared(tmp_path, load_recipe(path, overrides), run)
+
+    return made
+
+
+def test_every_row_is_accounted_for(make: Callable[..., Prepared]) -> None:
+    rows = [{"question": f"What is {i}?", "answer": f"It is {i}.", "tree": i} for i in range(50)]
+    rows[7]["answer"] = ""
+    rows[9]["answer"] = "word " * 60
+    made = make(rows, "data.max_dropped_fraction=0.5", "data.max_tokens_per_example=80", "data.too_long=cut",
+                "data.train_rows=20")  # fmt: skip
+    manifest = made.go()
+    assert check_folder(made.run.stage("prepare")) == manifest
+    ledger = made.ledger()
+    assert [entry["row"] for entry in ledger] == list(range(1, 51))
+    status = Counter(entry["status"] for entry in ledger)
+    counts = manifest["counts"]
+    assert counts["train"] == 20
+    assert counts["train"] + counts["valid"] + counts["test"] == status["kept"] + status["cut"]
+    assert (counts["dropped"], counts["cut"], counts["unused"]) == (1, status["cut"], status["unused"])
+    assert status["dropped"] == 1
+    assert manifest["dropped"] == {"cell `answer` is empty": 1}
+    assert sum(manifest["cut"].values()) == status["cut"]
+    for split in ("train", "valid", "test"):
+        mine = [e for e in ledger if e["split"] == split and e["status"] in ("kept", "cut")]
+        examples, tokens = made.examples(split), TokenSet(made.run.tokens(split))
+        assert [e["id"] for e in mine] == [example.id for example in examples]
+        assert [e["row"] for e in mine] == [example.row for example in examples]
+        assert tokens.lengths.tolist() == [e["tokens"] for e in mine]
+        assert tokens.trained_tokens(range(len(tokens))) == sum(e["trained"] for e in mine)
+        assert manifest["trained_tokens"][split] == sum(e["trained"] for e in mine)
+        assert manifest["tokens"][split] == sum(e["tokens"] for e in mine)
+
+
+def test_the_tokens_on_disk_are_those_of_the_examples(make: Callable[..., Prepared], tokenizer_folder: Path) -> None:
+    made = make()
+    made.go()
+    task = task_for(made.recipe.data, Codec.load(tokenizer_folder))
+    for split in ("train", "valid", "test"):
+        tokens = TokenSet(made.run.tokens(split))
+        for place, example in enumerate(made.examples(split)):
+            wanted = task.render(example.turns, example.id)
+            batch = tokens.batch([place], 0)
+            size = len(wanted.input_ids)
+            assert batch.input_ids[0, :size].tolist() == list(wanted.input_ids)
+            assert batch.trained[0, :size].tolist() == list(wanted.trained)
+            assert wanted.input_ids[: len(task.prompt(example.turns))] == tuple(task.prompt(example.turns))
+
+
+def test_it_gives_the_same_bytes_every_time(make: Callable[..., Prepared]) -> None:
+    manifests = []
+    for name in ("one", "two"):
+        made = make(name=name)
+        manifests.append(made.go())
+    assert manifests[0]["files"] == manifests[1]["files"]
+    assert manifests[0]["inputs"] == manifests[1]["inputs"]
+    assert len(manifests[0]["files"]) == 8
+
+
+def test_no_prompt_of_the_test_split_is_trained_on(make: Callable[..., Prepared]) -> None:
+    rows = [{"question": f"What is {i % 25}?", "answer": f"It is {i}."} for i in range(100)]
+    made = make(rows)
+    made.go()
+    asked = {split: {e.turns[0].text for e in made.examples(split)} for split in ("train", "valid", "test")}
+    assert all(asked.values())
+    assert not asked["train"] & asked["test"]
+    assert not asked["train"] & asked["valid"]
+    assert not asked["valid"] & asked["test"]
+
+
+@pytest.mark.parametrize("limit", [1, 10, 30, 1000])
+def test_train_rows_counts_rows_also_where_they_are_equal(make: Callable[..., Prepared], limit: int) -> None:
+    rows = [{"question": f"What is {i % 20}?", "answer": "It is."} for i in range(60)]
+    made = make(rows, f"data.train_rows={limit}")
+    counts = made.go()["counts"]
+    everything = counts["train"] + counts["unused"]
+    assert counts["train"] == min(limit, everything)
+    assert {entry["split"] for entry in made.ledger() if entry["status"] == "unused"} <= {"train"}
+    assert all(entry["reason"] == "beyond train_rows" for entry in made.ledger() if entry["status"] == "unused")
+
+
+def test_train_rows_leaves_the_other_splits_alone_and_grows_by_adding(make: Callable[..., Prepared]) -> None:
+    chosen = {}
+    for limit in (5, 10, 20):
+        made = make(None, f"data.train_rows={limit}", name=f"run-{limit}")
+        made.go()
+        chosen[limit] = {split: {e.id for e in made.examples(split)} for split in ("train", "valid", "test")}
+    assert chosen[5]["train"] < chosen[10]["train"] < chosen[20]["train"]
+    assert chosen[5]["test"] == chosen[20]["test"]
+    assert chosen[5]["valid"] == chosen[20]["valid"]
+
+
+def test_an_empty_split_is_told(make: Callable[..., Prepared]) -> None:
+    rows = [{"question": "always the same", "answer": str(i)} for i in range(30)]
+    with pytest.raises(DataError, match=r"no rows for .* \(train \d+, valid \d+, test \d+\)"):
+        make(rows).go()
+
+
+def test_samples_are_the_first_rows_as_the_model_sees_them(make: Callable[..., Prepared]) -> None:
+    made = make()
+    made.go()
+    samples = read_json(made.run.stage("prepare") / "samples.json")
+    assert [sample["split"] for sample in samples] == ["train"] * 3 + ["valid"] * 3 + ["test"] * 3
+    first = made.examples("train")[0]
+    assert (samples[0]["id"], samples[0]["row"]) == (first.id, first.row)
+    learned = "".join(token["text"] for token in samples[0]["tokens"] if token["trained"])
+    assert learned.startswith(first.turns[-1].text)
+
+
+def test_the_inputs_change_with_all_that_decides_and_with_nothing_else(make: Callable[..., Prepared]) -> None:
+    made = make()
+    stated = inputs(made.recipe, made.run)
+    assert inputs(made.recipe, made.run) == stated
+    assert json.loads(json.dumps(stated)) == stated
+    assert inputs(make(None, "train.learning_rate=0.5", "evaluate.rows=3").recipe, made.run) == stated
+    for override in ("seed=1", "data.train_rows=3", "data.split.test=0.3"):
+        assert inputs(make(None, override).recipe, made.run) != stated
+    (made.folder / "rows.jsonl").write_text((made.folder / "rows.jsonl").read_text() + "\n")
+    assert inputs(made.recipe, made.run) != stated
+
+
+@pytest.mark.parametrize("at", ["write_jsonl", "write_tokens", "write_json"])
+def test_a_crash_leaves_nothing_that_looks_prepared(
+    make: Callable[..., Prepared], monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    made = make()
+    calls: list[int] = []
+    real = getattr(stage, at)
+
+    def dying(*args: Any, **given: Any) -> Any:
+        calls.append(1)
+        if len(calls) == (1 if at == "write_json" else 2):
+            raise KeyboardInterrupt
+        return real(*args, **given)
+
+    monkeypatch.setattr(stage, at, dying)
+    with pytest.raises(KeyboardInterrupt):
+        made.go()
+    assert made.run.manifest("prepare") is None
+    assert [path.name for path in made.run.path.iterdir()] == ["environment.json"]
+    monkeypatch.undo()
+    made.go()
+    check_folder(made.run.stage("prepare"))
+
+
+def test_a_full_disk_is_told(make: Callable[..., Prepared], monkeypatch: pytest.MonkeyPatch) -> None:
+    made = make()
+
+    def full(path: Path, examples: Any) -> None:
+        raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(stage, "write_tokens", full)
+    with pytest.raises(DoesNotFit, match="disk is full"):
+        made.go()
+    assert made.run.manifest("prepare") is None
