@@ -84,6 +84,19 @@ _COMPARISONS = (
         test=("What other customers are based in the home city of {customer}?",),
     ),
     Kind(
+        "customers_with_status",
+        "SELECT name FROM customers WHERE city = '{city}' "
+        "AND id IN (SELECT customer_id FROM orders WHERE status = '{status}')",
+        train=(
+            "Which customers from {city} have at least one {status} order?",
+            "List the customers in {city} with a {status} order.",
+            "Who in {city} has an order that is {status}?",
+            "Show customers living in {city} who have any {status} order.",
+            "Name the people from {city} for whom some order is {status}.",
+        ),
+        test=("Looking at {city}, whose orders include a {status} one?",),
+    ),
+    Kind(
         "top_per_category",
         "SELECT p.category, p.name FROM products p WHERE p.price = "
         "(SELECT MAX(q.price) FROM products q WHERE q.category = p.category AND q.stock > {stock})",

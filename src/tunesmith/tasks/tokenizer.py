@@ -20,6 +20,8 @@ from tunesmith.tasks.renaming import renamed
 # Added tokens that are not flagged special still steer a model when they look like markup (<think>, [INST], <|x|>);
 # runs of blanks, which some tokenizers add too, do not.
 _MARKUP = re.compile(r"<.+>|\[.+\]")
+# A letter of Linear A, which no vocabulary has.
+_RARE = "\U00010600"
 
 
 class Part(NamedTuple):
@@ -59,7 +61,8 @@ class Codec:
         self._backend.no_padding()
         self._added = tokenizer.added_tokens_decoder
         self.eos_id: int | None = tokenizer.eos_token_id
-        steering = {i: token for i, token in self._added.items() if i != self._unknown_id}
+        unknown = self._unknown_id()
+        steering = {i: token for i, token in self._added.items() if i != unknown}
         self.special_ids = frozenset(i for i, token in steering.items() if token.special)
         self.markup_ids = frozenset(i for i in steering if _MARKUP.fullmatch(steering[i].content)) - self.special_ids
         self.control_ids = self.special_ids | self.markup_ids
@@ -83,14 +86,13 @@ class Codec:
             ) from error
         return cls(tokenizer)
 
-    @property
     def _unknown_id(self) -> int | None:
-        """The id that stands for unknown characters: it steers nothing, and any text may hold such a character."""
-        model, unknown = self._backend.model, self.tokenizer.unk_token_id
-        emitted = type(model).__name__ == "Unigram" or getattr(model, "unk_token", None) is not None
-        # Where every byte is known, a token of this name has another use (<|endoftext|>) or none.
-        spare = getattr(model, "byte_fallback", False) or unknown in (self.eos_id, self.tokenizer.bos_token_id)
-        return int(unknown) if unknown is not None and emitted and not spare else None
+        """Return the id that stands for unknown characters: it steers nothing, and any text may hold one.
+
+        Where every byte is known there is none; a token of that name (<|endoftext|>, often) then has another use.
+        """
+        unknown: int | None = self.tokenizer.unk_token_id
+        return unknown if unknown in self._backend.encode(_RARE, add_special_tokens=False).ids else None
 
     def _prefix_ids(self) -> tuple[int, ...]:
         """Return what the tokenizer puts before every text: with nearly all [bos] or nothing."""

@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
@@ -92,7 +93,7 @@ def fill(folder: Path, word: str) -> None:
     """Write two files, one of them in a folder of its own."""
     (folder / "a.txt").write_text(word * 100)
     (folder / "inner").mkdir()
-    write_jsonl(folder / "inner" / "b.jsonl", [word] * 3)
+    (folder / "inner" / "b.jsonl").write_text(f'"{word}"\n')
 
 
 def make(final: Path, word: str) -> None:
@@ -406,6 +407,21 @@ def test_a_second_writer_is_refused_until_the_first_is_killed(holder: subprocess
     holder.wait()
     with only_writer(lock):
         assert lock.read_text() == str(os.getpid())
+
+
+def test_whoever_waits_gets_the_lock_when_the_holder_is_gone(holder: subprocess.Popen[str], tmp_path: Path) -> None:
+    got = threading.Event()
+
+    def work() -> None:
+        with only_writer(tmp_path / "logs" / "lock", wait=True):
+            got.set()
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    assert not got.wait(0.2)
+    holder.kill()
+    assert got.wait(20)
+    thread.join()
 
 
 def test_the_lock_ends_with_the_work_even_if_that_fails(tmp_path: Path) -> None:

@@ -57,15 +57,20 @@ def test_blanks_and_words_that_were_added_are_no_control_tokens() -> None:
     assert codec.markup("Say one")[0] in ids
 
 
-def test_an_end_that_is_called_unknown_steers_all_the_same() -> None:
+@pytest.mark.parametrize("model_says_so", [True, False])
+@pytest.mark.parametrize("is_end", [True, False])
+def test_an_end_that_is_called_unknown_steers_all_the_same(model_says_so: bool, is_end: bool) -> None:
     # As in GPT-2 and SmolLM2, whose tokenizers know every byte.
-    codec = Codec(
-        wrapped(byte_level(("<|endoftext|>", "<|im_end|>")), None, unk_token="<|endoftext|>", eos_token="<|im_end|>")
-    )
-    [end] = codec.markup("<|endoftext|>")
-    assert end in codec.special_ids
+    state = json.loads(byte_level(("<|endoftext|>", "<|im_end|>")).to_str())
+    state["model"]["unk_token"] = "<|endoftext|>" if model_says_so else None
+    backend = Tokenizer.from_str(json.dumps(state))
+    end = "<|endoftext|>" if is_end else "<|im_end|>"
+    codec = Codec(wrapped(backend, None, unk_token="<|endoftext|>", eos_token=end))
+    assert codec.special_ids == {0, 1}
     for allow_markup in (True, False):
-        assert end not in codec.personal("one <|endoftext|> two", allow_markup=allow_markup)
+        ids = codec.personal("one <|endoftext|> \u2603", allow_markup=allow_markup)
+        assert codec.special_ids.isdisjoint(ids)
+        assert codec.decode(ids) == "one <|endoftext|> \u2603"
 
 
 @pytest.mark.parametrize("name", ["instructions", "turns", "system-inside", "headers"])
