@@ -105,7 +105,7 @@ def test_every_kind_has_its_part_of_every_split() -> None:
         sizes = Counter(row["kind"] for row in of_split(split))
         assert sizes.keys() == BY_NAME.keys()
         fair = sizes.total() / len(KINDS)
-        assert min(sizes.values()) >= 0.5 * fair
+        assert min(sizes.values()) >= 0.3 * fair
         assert max(sizes.values()) <= 1.3 * fair + 1
 
 
@@ -307,8 +307,8 @@ def test_too_few_rows(count: int) -> None:
 
 def test_too_many_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(generate, "KINDS", (BY_NAME["customers_in_city"],))
-    assert len(load(60)) == 60
-    with pytest.raises(RecipeError, match=r"has \d+ test rows, not 90"):
+    assert len(load(40)) == 40
+    with pytest.raises(RecipeError, match="has 6 test rows, not 90"):
         load(600)
 
 
