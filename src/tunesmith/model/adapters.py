@@ -22,13 +22,14 @@ def make_trainable(model: Any, tuning: FullTuning | LoraTuning, *, seed: int) ->
     """Return the model with its trained weights marked; adapters are drawn from `seed`.
 
     Raises:
-        RecipeError: `tuning.target` matches no module.
+        RecipeError: a name of `tuning.target` matches no module, or peft cannot adapt it.
     """
     if isinstance(tuning, FullTuning):
         model.requires_grad_(True)
         return model
-    torch.manual_seed(seed)
     target = tuning.target if isinstance(tuning.target, str) else list(tuning.target)
+    _refuse_targets_nowhere([] if isinstance(target, str) else target, model)
+    torch.manual_seed(seed)
     config = LoraConfig(
         r=tuning.rank,
         lora_alpha=tuning.alpha,
@@ -39,14 +40,22 @@ def make_trainable(model: Any, tuning: FullTuning | LoraTuning, *, seed: int) ->
     try:
         adapted = get_peft_model(model, config)
     except ValueError as error:
-        names = sorted({name.rpartition(".")[2] for name, m in model.named_modules() if hasattr(m, "weight")})
-        raise RecipeError(
-            f"matches no module of the model: {tuning.target}",
-            where="tuning.target",
-            hint=f"its modules are {', '.join(names[:24])}",
-        ) from error
+        raise RecipeError(f"cannot be adapted: {str(error).splitlines()[0]}", where="tuning.target") from error
     use_compute_dtype(adapted)
     return adapted
+
+
+def _refuse_targets_nowhere(target: list[str], model: Any) -> None:
+    """Raise RecipeError for names that match no module; peft minds only if none of them does."""
+    names = [name for name, module in model.named_modules() if hasattr(module, "weight")]
+    lost = [wanted for wanted in target if not any(f".{name}".endswith(f".{wanted}") for name in names)]
+    if lost:
+        known = sorted({name.rpartition(".")[2] for name in names})
+        raise RecipeError(
+            f"matches no module of the model: {', '.join(lost)}",
+            where="tuning.target",
+            hint=f"its modules are {', '.join(known[:24])}",
+        )
 
 
 def trained_parameters(model: Any) -> Iterator[tuple[str, torch.nn.Parameter]]:
@@ -78,14 +87,14 @@ def restore_weights(model: Any, folder: Path) -> None:
         result = set_peft_model_state_dict(model, load_file(folder / _WEIGHTS))
         strange = [*result.unexpected_keys, *(key for key in result.missing_keys if "lora_" in key)]
     else:
-        state: dict[str, torch.Tensor] = {}
-        for file in sorted(folder.glob("*.safetensors")):
-            state.update(load_file(file))
-        result = model.load_state_dict(state, strict=False)
-        tied = set(getattr(model, "all_tied_weights_keys", None) or {})
-        strange = [*result.unexpected_keys, *(key for key in result.missing_keys if key not in tied)]
+        # By transformers, because on disk some weights have other names and shapes than in memory (experts, heads).
+        saved, report = type(model).from_pretrained(
+            folder, dtype=model.dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
+        strange = [*report["unexpected_keys"], *report["missing_keys"]]
+        model.load_state_dict(saved.state_dict())
     if strange:
-        raise DamagedFile(f"does not fit the model: {strange[:3]}", where=str(folder))
+        raise DamagedFile(f"does not fit the model: {sorted(strange)[:3]}", where=str(folder))
 
 
 def open_model(

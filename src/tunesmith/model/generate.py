@@ -88,7 +88,7 @@ def _batch(
             return
         if len(staying) < len(alive):
             keep = torch.tensor(staying, device=device)
-            cache.batch_select_indices(keep)
+            cache.reorder_cache(keep)  # to the rows that stay; `batch_select_indices` leaves out recurrent layers
             chosen, mask, positions = chosen[keep], mask[keep], positions[keep]
             alive = [alive[i] for i in staying]
         ids = chosen.unsqueeze(1)

@@ -32,11 +32,11 @@ _PLACEHOLDERS = re.compile(r"qzplaceholder(\d+)xkj")
 
 
 class _Literal(NamedTuple):
-    """What a template writes before a turn; `lead` is None where it opens no answer as it does when asked for one."""
+    """What a template writes before a turn; `lead` opens an answer if it does so as when it is asked for one."""
 
-    stop: str
-    between: str
-    lead: str | None
+    stop: Part
+    between: Part
+    lead: Part
 
 
 class ChatTask(Task):
@@ -128,7 +128,7 @@ class ChatTask(Task):
     def answer(self, ids: Sequence[int]) -> str:
         """Return the answer as text, without what the template itself has the model write before it."""
         text = self._codec.decode([i for i in ids if i not in self.stop_ids])
-        return text.removeprefix(self._frame(("user", "assistant"), False)[1].lead or "").strip()
+        return text.removeprefix(self._frame(("user", "assistant"), False)[1].lead.text).strip()
 
     def question(self, text: str) -> tuple[Turn, ...]:
         """Return a user's turn, after the recipe's system turn where that is fixed text."""
@@ -163,38 +163,37 @@ class ChatTask(Task):
 
     def _matched(self, text: str, turns: Sequence[Turn], frame: Sequence[_Literal]) -> list[Part] | None:
         """Divide what the template wrote by what it writes around placeholders; None where that does not fit."""
-        template = self._codec.control_ids
         parts: list[Part] = []
         position = 0
-        for index, (stop, between, lead) in enumerate(frame):
-            parts += [Part(stop, template), Part(between, template)]
-            position += len(stop) + len(between)
-            if index == len(turns):
-                parts.append(Part("", template))
-                break
-            turn, (next_stop, next_between, _) = turns[index], frame[index + 1]
-            for opening, written in _ways(lead or "", turn.text):
-                if text.startswith(f"{opening}{written}{next_stop}{next_between}", position):
+        for (stop, between, lead), turn, following in zip(frame, turns, frame[1:], strict=False):
+            position += len(stop.text) + len(between.text)
+            after = following.stop.text + following.between.text
+            for opening, written in _ways(lead.text, turn.text):
+                if text.startswith(f"{opening}{written}{after}", position):
                     break
             else:
                 return None
             writes = self._answer_writes if turn.role == "assistant" else frozenset()
-            parts += [Part(opening, template, opens=lead is not None), Part(written, writes)]
+            parts += (stop, between, lead._replace(text=opening), Part(written, writes))
             position += len(opening) + len(written)
+        parts += frame[-1]
         return parts if "".join(part.text for part in parts) == text else None
 
     def _frame_of(self, roles: tuple[str, ...], generation: bool) -> tuple[_Literal, ...]:
         """Return what the template writes around turns of these roles: one literal more than turns."""
+        template = self._codec.control_ids
         frame = []
         for index, literal in enumerate(self._literals(roles, generation)):
             ended = roles[index - 1 : index] == ("assistant",) and literal.startswith(self._stop)
             stop = self._stop if ended else ""
             lead = self._lead(roles[:index], literal) if roles[index : index + 1] == ("assistant",) else None
-            frame.append(_Literal(stop, literal[len(stop) : len(literal) - len(lead or "")], lead))
+            between = literal[len(stop) : len(literal) - len(lead or "")]
+            opening = Part(lead or "", template, opens=lead is not None)
+            frame.append(_Literal(Part(stop, template), Part(between, template), opening))
         return tuple(frame)
 
     def _lead(self, before: tuple[str, ...], literal: str) -> str | None:
-        """Return what the template writes into an answer: what it adds to what it writes when asked for one."""
+        """Return what the template adds here to what it writes when asked for an answer; None if that differs."""
         try:
             asked = self._literals(before, True)[-1]
         except RowProblem:

@@ -20,6 +20,8 @@ from tunesmith.tasks.renaming import renamed
 # Added tokens that are not flagged special still steer a model when they look like markup (<think>, [INST], <|x|>);
 # runs of blanks, which some tokenizers add too, do not.
 _MARKUP = re.compile(r"<.+>|\[.+\]")
+# What control tokens may swallow; Python counts four separators as blanks that tokenizers do not.
+_BLANKS = r"[^\S\x1c-\x1f]*"
 # A letter of Linear A, which no vocabulary has.
 _RARE = "\U00010600"
 
@@ -235,7 +237,7 @@ class Codec:
         """Return a text without what the tokenizer cannot see: blanks that control tokens swallow, forms of letters."""
         for token in self._added.values():
             if token.lstrip or token.rstrip:
-                blanks = r"\s*" * token.lstrip, r"\s*" * token.rstrip
+                blanks = _BLANKS * token.lstrip, _BLANKS * token.rstrip
                 text = re.sub(re.escape(token.content).join(blanks), token.content.replace("\\", r"\\"), text)
         normalizer = self._backend.normalizer
         return str(normalizer.normalize_str(text)) if normalizer else text

@@ -245,7 +245,7 @@ def test_a_whole_folder_gives_its_manifest(sealed: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.txt", "inner/b.jsonl"])
-@pytest.mark.parametrize("place", [0, 7, -1])
+@pytest.mark.parametrize("place", [0, 3, -1])
 def test_a_flipped_bit_is_found(sealed: Path, name: str, place: int) -> None:
     content = bytearray((sealed / name).read_bytes())
     content[place] ^= 1

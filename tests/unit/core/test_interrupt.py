@@ -1,12 +1,13 @@
 """One signal asks, a second one means it; whoever had the signals before has them again."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 
@@ -33,11 +34,17 @@ except TunesmithError as error:
 """
 
 
-def start(patience: int, **streams: object) -> subprocess.Popen[str]:
+@contextlib.contextmanager
+def started(patience: int, stderr: int = subprocess.PIPE) -> Iterator[subprocess.Popen[str]]:
+    """Start a process that looks at the flag after so many hundredths of a second, and again and again."""
     command = [sys.executable, "-c", WORK, str(patience)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **streams)  # type: ignore[call-overload]
-    assert process.stdout.readline() == "ready\n"
-    return process
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            yield process
+        finally:
+            process.kill()
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -71,7 +78,7 @@ def test_handlers_are_put_back_whatever_happens() -> None:
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_one_signal_stops_at_the_next_safe_point(number: signal.Signals) -> None:
-    with start(20, stderr=subprocess.PIPE) as process:
+    with started(20) as process:
         process.send_signal(number)
         out, err = process.communicate(timeout=30)
     assert (process.returncode, out) == (75, "saved\n")
@@ -80,7 +87,7 @@ def test_one_signal_stops_at_the_next_safe_point(number: signal.Signals) -> None
 
 @pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
 def test_a_second_signal_leaves_at_once(second: signal.Signals) -> None:
-    with start(100_000, stderr=subprocess.PIPE) as process:
+    with started(100_000) as process:
         process.send_signal(signal.SIGINT)
         assert process.stderr is not None
         assert process.stderr.readline() == "\n"  # the first one has arrived: two that wait together are one
@@ -92,7 +99,7 @@ def test_a_second_signal_leaves_at_once(second: signal.Signals) -> None:
 def test_a_signal_is_heard_although_nobody_reads_what_is_said() -> None:
     """Ctrl-C goes to every process of a pipe: with `| tee`, the reader is gone before the work has answered."""
     reader, writer = os.pipe()
-    with start(5, stderr=writer) as process:
+    with started(5, stderr=writer) as process:
         os.close(writer)
         os.close(reader)
         process.send_signal(signal.SIGINT)
@@ -140,7 +147,7 @@ def test_another_thread_works_without_signals() -> None:
     assert seen == ["worked"]
 
 
-def test_the_time_between_signal_and_flag_is_short(tmp_path: Path) -> None:
+def test_the_time_between_signal_and_flag_is_short() -> None:
     with interrupt.watched():
         began = time.monotonic()
         os.kill(os.getpid(), signal.SIGUSR1)

@@ -11,6 +11,16 @@ from tunesmith.fetch.reference import ModelFolder
 
 KINDS = ("llama", "gpt2", "gpt_neo", "mistral", "gemma2", "gemma3_text", "qwen2", "qwen3", "phi", "phi3", "granite")
 
+# Architectures that differ where those above do not: other names on disk than in memory, recurrent layers.
+_SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "max_position_embeddings": 512}
+_HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
+MORE: dict[str, dict[str, Any]] = {
+    "gpt_neox": {**_SMALL, "num_attention_heads": 4},
+    "mixtral": {**_SMALL, **_HEADS, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "lfm2": {**_SMALL, **_HEADS, "layer_types": ["conv", "full_attention"]},
+    "mamba": {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8},
+}
+
 Opened = Callable[..., Any]
 
 
@@ -22,9 +32,25 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
 
     def folder(kind: str) -> Path:
         if kind not in made:
-            made[kind] = save_model(root / kind, kind)
+            made[kind] = _saved(root / kind, kind) if kind in MORE else save_model(root / kind, kind)
         return made[kind]
 
+    return folder
+
+
+def _saved(folder: Path, kind: str) -> Path:
+    """Write a random model of one of `MORE`, without a tokenizer."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    common = {"vocab_size": 320, "pad_token_id": 2, "eos_token_id": 2, "bos_token_id": 0}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **common, **MORE[kind]), dtype=torch.float32)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.ndim >= 2 and "norm" not in name:
+                weight.normal_(0, 0.15)
+    model.save_pretrained(folder)
     return folder
 
 

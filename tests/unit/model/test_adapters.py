@@ -101,9 +101,12 @@ def test_adapters_are_drawn_from_the_seed_alone(opened: Opened) -> None:
 
 
 def test_a_target_that_is_nowhere_is_told_with_what_there_is(opened: Opened) -> None:
-    with pytest.raises(RecipeError, match="no module") as caught:
-        make_trainable(opened("llama"), LoraTuning(method="lora", target=("q_prj",)), seed=0)
-    assert "q_proj" in str(caught.value.hint)
+    for target in (("q_prj",), ("q_proj", "q_prj"), ("proj",), ("mlp",)):
+        with pytest.raises(RecipeError, match=f"no module of the model: {target[-1]}") as caught:
+            make_trainable(opened("llama"), LoraTuning(method="lora", target=target), seed=0)
+        assert "q_proj" in str(caught.value.hint)
+    with pytest.raises(RecipeError, match="cannot be adapted: Target module LlamaRMSNorm"):
+        make_trainable(opened("llama"), LoraTuning(method="lora", target=("input_layernorm",)), seed=0)
     only = make_trainable(opened("llama"), LoraTuning(method="lora", target=("q_proj",)), seed=0)
     assert {name.split(".")[-4] for name, _ in trained_parameters(only)} == {"q_proj"}
 
@@ -177,7 +180,7 @@ def test_saving_changes_nothing_in_the_model(opened: Opened, tmp_path: Path) -> 
 # --- restored ---
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "gpt_neo", "gemma2", "gemma3_text", "phi", "phi3", "granite"])
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma2", "phi3", "gpt_neox", "mixtral"])
 @pytest.mark.parametrize("tuning", [LORA, FULL], ids=["lora", "full"])
 def test_saved_weights_come_back_bit_for_bit(opened: Opened, tmp_path: Path, kind: str, tuning: Any) -> None:
     model = tuned(opened(kind), tuning)
@@ -234,7 +237,7 @@ def test_a_full_model_that_does_not_fit_in_every_part_is_refused(
     save_model(opened("llama"), tmp_path, base="x")
     weights = load_file(tmp_path / "model.safetensors")
     change(weights)
-    save_file(weights, tmp_path / "model.safetensors")
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(DamagedFile, match="does not fit"):
         restore_weights(opened("llama"), tmp_path)
 

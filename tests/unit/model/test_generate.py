@@ -46,7 +46,7 @@ def frequent(answers: Sequence[tuple[tuple[int, ...], bool]]) -> list[int]:
     return ranked[1:3]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "lfm2", "mamba"])
 def test_answers_are_those_of_transformers(opened: Opened, kind: str) -> None:
     model, asked = opened(kind), prompts()
     free = ours(model, asked)
@@ -102,7 +102,7 @@ class Watched:
         self._hook.remove()
 
 
-@pytest.mark.parametrize("kind", ["llama", "mistral", "gpt_neo"])
+@pytest.mark.parametrize("kind", ["llama", "mistral", "gpt_neo", "lfm2"])
 def test_rows_leave_the_batch_as_soon_as_they_stop(opened: Opened, kind: str) -> None:
     model, asked = opened(kind), prompts()
     stop_ids = frequent(ours(model, asked))

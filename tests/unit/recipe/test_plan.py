@@ -101,10 +101,10 @@ def closed_form(schedule: str, step: int, warmup: int, total: int) -> float:
 @pytest.mark.parametrize("warmup", [0, 0.03, 0.1, 0.5, 0.9, 0.999])
 @pytest.mark.parametrize("steps", [1, 2, 3, 10, 33, 100])
 def test_learning_rates(schedule: str, warmup: float, steps: int) -> None:
-    one = recipe(examples_per_step=1, schedule=schedule, warmup_fraction=warmup)
-    plan = steps_of(one, steps)
-    assert plan.warmup_steps == round(warmup * steps)
-    found = rates(one, steps)
+    one = recipe(examples_per_step=4, schedule=schedule, warmup_fraction=warmup)
+    plan = steps_of(one, 4 * steps - 1)
+    assert (plan.total_steps, plan.warmup_steps) == (steps, round(warmup * steps))
+    found = rates(one, 4 * steps - 1)
     assert found == pytest.approx([closed_form(schedule, step, plan.warmup_steps, steps) for step in range(steps)])
     # No step is without effect, none is above the peak, and the peak is reached.
     assert min(found) > 0

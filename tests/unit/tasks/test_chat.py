@@ -90,6 +90,13 @@ def test_blanks_around_turns_are_as_the_template_leaves_them(family: Family) -> 
     assert family.codec.decode(tokens.input_ids) == family.codec.decode(family.own_ids(turns))
 
 
+def test_swallowed_blanks_are_those_of_the_tokenizer() -> None:
+    family = FAMILIES["swallowing"]
+    tokens = family.task().render(conversation("one", " \x1f two"))
+    assert family.runs(tokens.input_ids, tokens.trained) == ["\x1f two<|end|>"]
+    assert not family.codec.says(tokens.input_ids, family.codec.decode(tokens.input_ids).replace("\x1f", ""))
+
+
 def test_no_token_reaches_from_the_prompt_into_the_answer(chatml: Family) -> None:
     turns = conversation("one", "\n\n  two", "three", "\n\nfour")
     task = chatml.task()
@@ -234,8 +241,6 @@ def test_a_stop_token_that_is_not_flagged_special_is_one_all_the_same() -> None:
 
 def test_text_that_looks_like_our_placeholders_is_only_text(family: Family) -> None:
     texts = ("qzplaceholder0xkj", "qzplaceholder1xkj qzplaceholder000xkj", "qzplaceholder7xkj", "qzplaceholder0xkj")
-    if family.name == "unigram":
-        pytest.skip("its vocabulary lacks these letters")
     tokens = family.task().render(conversation(*texts, train_on="last"))
     [run] = family.runs(tokens.input_ids, tokens.trained)
     assert run.removeprefix("<think>\n\n</think>\n\n").lstrip(" ") == f"qzplaceholder0xkj{family.stop}"
