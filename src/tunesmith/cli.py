@@ -52,9 +52,9 @@ def main() -> NoReturn:
 
 def _be_quiet_and_patient() -> None:
     """Set what has to be set before torch is imported."""
-    # Threads that wait for each other by spinning starve when another process wants the same core: with one busy
-    # neighbour on two cores a training step took 2.5 times as long as with threads that sleep.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Threads that wait for each other by spinning long starve when another process wants the same core, and threads
+    # that sleep at once are slow to wake; a short spin is the middle (benchmarks/busy_neighbour.py).
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Deprecations among the libraries are nothing that a user could act on.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|torch)\.")

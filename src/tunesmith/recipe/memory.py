@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tunesmith.core.errors import RecipeError
 from tunesmith.recipe.schema import FullTuning, Recipe
 
 _GIB = 2**30
@@ -45,7 +46,11 @@ class Memory:
 
 
 def shapes_of(folder: Path) -> Shapes:
-    """Read the shapes from the headers of a model folder's safetensors files and its config."""
+    """Read the shapes from the headers of a model folder's safetensors files and its config.
+
+    Raises:
+        RecipeError: a file that the folder's index names is missing.
+    """
     tensors: dict[str, list[int]] = {}
     for file in _weight_files(folder):
         with file.open("rb") as raw:
@@ -69,9 +74,10 @@ def _weight_files(folder: Path) -> list[Path]:
     """Return the files that transformers reads; some models bring the same weights again in another layout."""
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        return [
-            folder / name for name in sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        ]
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        if lost := [name for name in names if not (folder / name).exists()]:
+            raise RecipeError(f"lacks {lost[0]}, which its index names", where=str(folder), hint="fetch it again")
+        return [folder / name for name in names]
     one = folder / "model.safetensors"
     return [one] if one.exists() else sorted(folder.glob("*.safetensors"))
 

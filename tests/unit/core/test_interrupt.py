@@ -25,9 +25,9 @@ try:
     with interrupt.watched():
         print("ready", flush=True)
         while True:
-            interrupt.check()
             for _ in range(int(sys.argv[1])):
                 time.sleep(0.01)
+            interrupt.check()
 except TunesmithError as error:
     print("saved", flush=True)
     sys.exit(error.exit_code)
@@ -65,6 +65,15 @@ def test_a_signal_is_a_flag_that_check_raises(number: signal.Signals, capfd: pyt
 
 
 def test_handlers_are_put_back_whatever_happens() -> None:
+    # A process that a script started in the background has it ignored.
+    own = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        _handlers_are_put_back()
+    finally:
+        signal.signal(signal.SIGINT, own)
+
+
+def _handlers_are_put_back() -> None:
     before = [signal.getsignal(number) for number in SIGNALS]
     with interrupt.watched():
         assert all(signal.getsignal(number) not in before for number in SIGNALS)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from tests.tiny import save_model
 
+from tunesmith.core.errors import RecipeError
 from tunesmith.recipe.memory import Shapes, memory_of, shapes_of
 from tunesmith.recipe.schema import Recipe
 
@@ -90,6 +91,9 @@ def test_weights_in_several_files_count_once(folders: dict[str, Path], tmp_path:
     again = {f"other.{name}": weight for part in parts for name, weight in load_file(part).items()}
     save_file(again, tmp_path / "consolidated.safetensors")
     assert shapes_of(tmp_path) == shapes_of(folders["llama"])
+    parts[0].rename(tmp_path / "elsewhere")
+    with pytest.raises(RecipeError, match=parts[0].name):
+        shapes_of(tmp_path)
     AutoModelForCausalLM.from_pretrained(folders["llama"]).save_pretrained(tmp_path / "one")
     save_file(again, tmp_path / "one" / "consolidated.safetensors")
     assert shapes_of(tmp_path / "one") == shapes_of(folders["llama"])
