@@ -26,30 +26,28 @@ from tunesmith.recipe.schema import Recipe
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A stage: `MODULE:NAME` of its function, which stands beside its `inputs`, imported only when it has to run."""
+    """A stage: the module of its function, imported only when it has to run, and of its `inputs`, which is light."""
 
     name: str
     module: str
+    asked: str
 
     def inputs(self, recipe: Recipe, run: RunDir) -> dict[str, Any]:
         """Return what the stage's result follows from."""
-        found: Callable[[Recipe, RunDir], dict[str, Any]] = self._attribute("inputs")
+        found: Callable[[Recipe, RunDir], dict[str, Any]] = importlib.import_module(self.asked).inputs
         return found(recipe, run)
 
     def work(self, recipe: Recipe, run: RunDir) -> dict[str, Any]:
         """Run the stage and return its manifest."""
-        found: Callable[[Recipe, RunDir], dict[str, Any]] = self._attribute(self.name)
+        found: Callable[[Recipe, RunDir], dict[str, Any]] = getattr(importlib.import_module(self.module), self.name)
         return found(recipe, run)
-
-    def _attribute(self, name: str) -> Any:
-        return getattr(importlib.import_module(self.module), name)
 
 
 STAGES = (
-    Stage("prepare", "tunesmith.data.prepare"),
-    Stage("train", "tunesmith.train.train"),
-    Stage("evaluate", "tunesmith.evaluate.evaluate"),
-    Stage("promote", "tunesmith.deliver.promote"),
+    Stage("prepare", "tunesmith.data.prepare", "tunesmith.data.inputs"),
+    Stage("train", "tunesmith.train.train", "tunesmith.train.inputs"),
+    Stage("evaluate", "tunesmith.evaluate.evaluate", "tunesmith.evaluate.inputs"),
+    Stage("promote", "tunesmith.deliver.promote", "tunesmith.deliver.promote"),
 )
 
 

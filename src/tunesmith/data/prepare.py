@@ -13,27 +13,14 @@ from tunesmith.core.records import Tokens
 from tunesmith.core.rundir import SPLITS, RunDir
 from tunesmith.data.batches import write_tokens
 from tunesmith.data.examine import Entry, Examined, empty_splits, examine, histogram, token_view
-from tunesmith.data.sources import digest_source
+from tunesmith.data.inputs import inputs
 from tunesmith.data.split import choose
 from tunesmith.fetch.reference import resolve
 from tunesmith.recipe.schema import Recipe
 from tunesmith.tasks import task_for
 from tunesmith.tasks.tokenizer import Codec
 
-FORMAT = 1  # raised when the meaning of prepared files changes, so that old ones are made again
 _SAMPLES = 3
-
-
-def inputs(recipe: Recipe, run: RunDir) -> dict[str, Any]:
-    """Return all that decides what `prepare` writes."""
-    model = resolve(recipe.model.base, relative_to=run.origin)
-    return {
-        "format": FORMAT,
-        "data": recipe.data.model_dump(mode="json"),
-        "seed": recipe.seed,
-        "source": digest_source(recipe.data.source, folder=run.origin),
-        "tokenizer": model.root.tokenizer_digest(),
-    }
 
 
 def prepare(recipe: Recipe, run: RunDir) -> dict[str, Any]:

@@ -8,11 +8,12 @@ from typing import Any
 
 from tunesmith.core import interrupt
 from tunesmith.core.errors import DataError
-from tunesmith.core.files import digest_file, digest_of, read_jsonl, seal_folder, write_json, write_jsonl
+from tunesmith.core.files import digest_of, read_jsonl, seal_folder, write_json, write_jsonl
 from tunesmith.core.records import Example
 from tunesmith.core.rundir import RunDir
 from tunesmith.data.batches import TokenSet
 from tunesmith.data.split import choose
+from tunesmith.evaluate.inputs import inputs
 from tunesmith.evaluate.judge import judge
 from tunesmith.evaluate.subject import Questions, answer_all, health, likelihoods
 from tunesmith.fetch.reference import ModelFolder, resolve
@@ -26,18 +27,6 @@ from tunesmith.tasks.tokenizer import Codec
 
 # Answers that nothing scores are still worth reading: how many of them are made.
 _SAMPLES = 20
-
-
-def inputs(recipe: Recipe, run: RunDir) -> dict[str, Any]:
-    """Return all that decides the verdict."""
-    database = recipe.evaluate.database
-    return {
-        "evaluate": recipe.evaluate.model_dump(mode="json"),
-        "min_gain": recipe.promote.min_gain if recipe.promote else 0.0,
-        "prepare": digest_of((run.manifest("prepare") or {}).get("files")),
-        "train": digest_of((run.manifest("train") or {}).get("files")),
-        "database": digest_file(run.origin / database) if database and ":" not in database else database,
-    }
 
 
 def evaluate(recipe: Recipe, run: RunDir) -> dict[str, Any]:

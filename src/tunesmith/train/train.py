@@ -23,24 +23,12 @@ from tunesmith.recipe.plan import steps_of
 from tunesmith.recipe.schema import FullTuning, Recipe
 from tunesmith.tasks.tokenizer import Codec
 from tunesmith.train.checkpoint import State, latest_state, prune, restore, save_checkpoint
+from tunesmith.train.inputs import inputs
 from tunesmith.train.loop import Measured, Setup, measure, train_steps
 from tunesmith.train.optim import make_optimizer
 
 # Padded tokens of one micro-batch when the recipe leaves it to us: enough to keep the matrix units busy.
 _MOST_TOKENS = {"cpu": 2048, "cuda": 16384}
-
-
-def inputs(recipe: Recipe, run: RunDir) -> dict[str, Any]:
-    """Return all that decides what training gives. How rows are cut into micro-batches does not."""
-    settings = recipe.train.model_dump(mode="json", exclude={"micro_batch", "keep_checkpoints"})
-    return {
-        "model": recipe.model.model_dump(mode="json"),
-        "base": resolve(recipe.model.base, relative_to=run.origin).digest(),
-        "tuning": recipe.tuning.model_dump(mode="json"),
-        "train": settings,
-        "seed": recipe.seed,
-        "prepare": digest_of((run.manifest("prepare") or {}).get("files")),
-    }
 
 
 def train(recipe: Recipe, run: RunDir) -> dict[str, Any]:
