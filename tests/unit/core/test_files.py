@@ -75,14 +75,14 @@ def killed_at_every_line(work: Callable[[], object]) -> Iterator[bool]:
 
 
 def _killer(lines: int) -> Callable[[FrameType, str, Any], Any]:
-    left = lines
+    seen: set[tuple[str, int]] = set()  # a line that comes again is counted once
 
     def trace(frame: FrameType, event: str, argument: Any) -> Any:
-        nonlocal left
         if frame.f_code.co_filename != files.__file__:
             return None
-        left -= event == "line"
-        if left == 0:
+        if event == "line":
+            seen.add((frame.f_code.co_name, frame.f_lineno))
+        if len(seen) == lines:
             os._exit(KILLED)
         return trace
 
