@@ -107,7 +107,10 @@ def open_run(recipe: Path, overrides: Sequence[str], out: Path | str | None) -> 
 
 
 # Sections that may change in a run without making finished training wrong.
-_MAY_CHANGE = ("evaluate", "promote", "launch", "track", "train.micro_batch", "train.keep_checkpoints")
+_MAY_CHANGE = (
+    "evaluate", "promote", "launch", "track", "train.micro_batch", "train.packing", "train.activation_checkpointing",
+    "train.keep_checkpoints",
+)  # fmt: skip
 
 
 def _refuse_another_recipe(recipe: Recipe, run: RunDir) -> None:

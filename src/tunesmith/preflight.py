@@ -16,14 +16,12 @@ from tunesmith.fetch.reference import ModelFolder, resolve
 from tunesmith.model.speed import remembered_speed
 from tunesmith.pipeline import open_run, work_left
 from tunesmith.recipe.memory import Memory, memory_of, shapes_of
-from tunesmith.recipe.plan import Steps, steps_of
+from tunesmith.recipe.plan import MOST_TOKENS, Steps, steps_of
 from tunesmith.recipe.schema import Recipe
 from tunesmith.tasks import task_for
 from tunesmith.tasks.tokenizer import Codec
 
 _GIB = 2**30
-# Most padded tokens of a micro-batch that the trainer makes by itself on a CPU; see train/train.py.
-_CPU_TOKENS = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +133,8 @@ def _plan(recipe: Recipe, run: RunDir, base: ModelFolder, rows: list[Examined], 
 def _memory(recipe: Recipe, base: ModelFolder, rows: list[Examined], longest: int) -> Memory:
     size = recipe.train.micro_batch
     per_step = recipe.train.examples_per_step
-    batch = size if isinstance(size, int) else max(1, min(per_step, _CPU_TOKENS // max(1, longest)))
+    most = recipe.train.micro_batch_tokens or MOST_TOKENS["cpu"]
+    batch = size if isinstance(size, int) else max(1, min(per_step, most // max(1, longest)))
     trained = max((r.entry.trained for r in rows if r.example), default=0)
     compute = 4 if recipe.model.precision == "fp32" else 2
     return memory_of(recipe, shapes_of(base.root.path), compute_bytes=compute, tokens=batch * longest,

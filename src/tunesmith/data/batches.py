@@ -1,13 +1,14 @@
-"""Tokens on disk -> the rows of each optimizer step -> micro-batches of few shapes.
+"""Tokens on disk -> the rows of each optimizer step -> batches of few shapes.
 
 Which rows a step sees is a pure function of (seed, step): no state has to be saved, and neither the size of a
 micro-batch nor the machine changes it.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,24 +17,32 @@ from safetensors.numpy import load_file, save_file
 
 from tunesmith.core.records import Tokens
 
-# What one more micro-batch costs beside its tokens, in tokens: starting every layer once more.
-_OVERHEAD_TOKENS = 96
+# Owners of positions that belong to no row of a batch alone.
+_SHARED, _PADDING = -1, -2
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """`input_ids` [rows, length], padded on the right; `trained` [rows, length], false at padding.
+    """What one forward pass reads; all but `sees` are [sequences, length].
 
-    With causal attention nothing looks to the right, so right padding needs no mask.
+    `trained` marks the tokens to predict, false at padding. `owner` is the place among the batch's rows of the row that
+    a token belongs to. Usually a sequence is a row, padded on the right: with causal attention nothing looks to the
+    right, so it needs no mask. Where rows stand side by side in one sequence, `positions` count from the beginning of
+    each row, and `sees` [1, 1, length, length] says which tokens (columns) a token (line) may look at.
     """
 
     input_ids: torch.Tensor
     trained: torch.Tensor
+    owner: torch.Tensor
     tokens: int
+    positions: torch.Tensor | None = None
+    sees: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """Return the batch on a device."""
-        return Batch(self.input_ids.to(device), self.trained.to(device), self.tokens)
+        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved = {name: value.to(device) for name, value in values.items() if isinstance(value, torch.Tensor)}
+        return Batch(**{**values, **moved})
 
 
 class TokenSet:
@@ -54,16 +63,76 @@ class TokenSet:
         return sum(int(self._trained[self._offsets[r] + 1 : self._offsets[r + 1]].sum()) for r in rows)
 
     def batch(self, rows: Sequence[int], pad_id: int) -> Batch:
-        """Return rows as one batch, as long as the bucket of the longest."""
+        """Return rows as one batch, a sequence each, as long as the bucket of the longest."""
         # Never longer than the longest row of all: padding must not go beyond a model's last position.
         length = min(bucket(int(self.lengths[list(rows)].max())), int(self.lengths.max()))
-        ids = np.full((len(rows), length), pad_id, np.int64)
-        trained = np.zeros((len(rows), length), bool)
+        ids, trained, owner = _blank(len(rows), length, pad_id)
         for i, row in enumerate(rows):
-            start, end = self._offsets[row], self._offsets[row + 1]
-            ids[i, : end - start] = self._ids[start:end]
-            trained[i, 1 : end - start] = self._trained[start + 1 : end]
-        return Batch(torch.from_numpy(ids), torch.from_numpy(trained), int(self.lengths[list(rows)].sum()))
+            end = int(self.lengths[row])
+            ids[i, :end] = self._row(self._ids, row)
+            trained[i, 1:end] = self._row(self._trained, row)[1:]
+            owner[i, :end] = i
+        return Batch(*_tensors(ids, trained, owner), self._tokens(rows))
+
+    def packed(self, rows: Sequence[int], pad_id: int, *, shared: int = 0) -> Batch:
+        """Return rows side by side in one sequence, each seeing only itself.
+
+        Args:
+            shared: how many first tokens all these rows have in common, see `shared_tokens`; they stand there once.
+        """
+        length = bucket(self.packed_tokens(rows, shared))
+        ids, trained, owner = _blank(1, length, pad_id)
+        positions = np.zeros((1, length), np.int64)
+        ids[0, :shared], owner[0, :shared] = self._row(self._ids, rows[0])[:shared], _SHARED
+        positions[0, :shared] = np.arange(shared)
+        start = shared
+        for i, row in enumerate(rows):
+            end = start + int(self.lengths[row]) - shared
+            ids[0, start:end] = self._row(self._ids, row)[shared:]
+            trained[0, start + 1 : end] = self._row(self._trained, row)[shared + 1 :]
+            owner[0, start:end] = i
+            positions[0, start:end] = np.arange(shared, self.lengths[row])
+            start = end
+        sees = np.tril((owner[0][:, None] == owner) | (owner == _SHARED))[None, None]
+        return Batch(
+            *_tensors(ids, trained, owner),
+            self._tokens(rows),
+            positions=torch.from_numpy(positions),
+            sees=torch.from_numpy(sees),
+        )
+
+    def packed_tokens(self, rows: Sequence[int], shared: int) -> int:
+        """Return how many tokens these rows have side by side, the `shared` first ones counted once."""
+        return shared + sum(int(self.lengths[row]) - shared for row in rows)
+
+    def shared_tokens(self, row: int, other: int) -> int:
+        """Return how many first tokens two rows have in common and do not learn, nor predict what is learned."""
+        one, two = self._row(self._ids, row), self._row(self._ids, other)
+        most = min(len(one), len(two), self._asked(row), self._asked(other))
+        differing = np.flatnonzero(one[:most] != two[:most])
+        return int(differing[0]) if len(differing) else most
+
+    def _tokens(self, rows: Sequence[int]) -> int:
+        return int(self.lengths[list(rows)].sum())
+
+    def _asked(self, row: int) -> int:
+        """Return how many tokens stand before the one from which the first trained token is predicted."""
+        trained = np.flatnonzero(self._row(self._trained, row)[1:])
+        return int(trained[0]) if len(trained) else int(self.lengths[row]) - 1
+
+    def _row(self, flat: NDArray[Any], row: int) -> NDArray[Any]:
+        return flat[self._offsets[row] : self._offsets[row + 1]]
+
+
+def _blank(rows: int, length: int, pad_id: int) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64]]:
+    shape = (rows, length)
+    return np.full(shape, pad_id, np.int64), np.zeros(shape, bool), np.full(shape, _PADDING, np.int64)
+
+
+def _tensors(
+    ids: NDArray[Any], trained: NDArray[Any], owner: NDArray[Any]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return torch.from_numpy(ids), torch.from_numpy(trained), torch.from_numpy(owner)
 
 
 def write_tokens(path: Path, examples: Sequence[Tokens]) -> None:
@@ -91,32 +160,3 @@ def rows_of_step(step: int, *, rows: int, examples_per_step: int, total_examples
     first = step * examples_per_step
     last = min(first + examples_per_step, total_examples)
     return [int(_order(seed, position // rows, rows)[position % rows]) for position in range(first, last)]
-
-
-def micro_batches(lengths: Sequence[int], *, micro_batch: int | None, most_tokens: int) -> list[list[int]]:
-    """Divide rows into micro-batches; return lists of indices into `lengths`, longest first.
-
-    Args:
-        lengths: tokens of each row.
-        micro_batch: rows of each; None finds the division with the least padding and overhead.
-        most_tokens: limit of padded tokens in one micro-batch (one row is always allowed).
-    """
-    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    if micro_batch is not None:
-        return [order[i : i + micro_batch] for i in range(0, len(order), micro_batch)]
-    # Shortest path over the sorted rows: best[i] is the least cost of the rows from i on.
-    best, cut = [0.0] * (len(order) + 1), [0] * len(order)
-    for i in range(len(order) - 1, -1, -1):
-        width = bucket(lengths[order[i]])
-        best[i] = float("inf")
-        for j in range(i + 1, len(order) + 1):
-            if j > i + 1 and (j - i) * width > most_tokens:
-                break
-            cost = (j - i) * width + _OVERHEAD_TOKENS + best[j]
-            if cost < best[i]:
-                best[i], cut[i] = cost, j
-    batches, i = [], 0
-    while i < len(order):
-        batches.append(order[i : cut[i]])
-        i = cut[i]
-    return batches

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,12 @@ from tunesmith.core import interrupt
 from tunesmith.core.files import complete_lines, digest_of, json_line, out_of_space_explained, read_json, write_json
 from tunesmith.core.progress import Progress
 from tunesmith.core.records import Example
-from tunesmith.data.batches import TokenSet, micro_batches
+from tunesmith.data.batches import TokenSet
+from tunesmith.data.micro_batches import Division
 from tunesmith.model.generate import generate
+from tunesmith.model.isolation import attention_reach, why_not_apart
 from tunesmith.model.load import Machine, most_positions
+from tunesmith.model.out_of_memory import Fitting
 from tunesmith.model.token_loss import token_loss
 from tunesmith.tasks.base import Task
 
@@ -82,24 +86,30 @@ def answer_all(
     return [lines[e.id] for e in questions.examples]
 
 
-@torch.inference_mode()
 def likelihoods(model: Any, tokens: TokenSet, rows: Sequence[int], on: Machine, pad_id: int) -> list[dict[str, float]]:
     """Return {log_likelihood, tokens, correct} of each row: nats summed over its trained tokens."""
     model.eval()
+    apart = why_not_apart(model, tokens, pad_id, on) is None
+    division = Division(_MOST_TOKENS, packing="auto" if apart else "never", most_packed=attention_reach(model))
+    return Fitting(division).run(partial(_likelihoods, model, tokens, rows, on, pad_id), tokens, rows)
+
+
+@torch.inference_mode()
+def _likelihoods(
+    model: Any, tokens: TokenSet, rows: Sequence[int], on: Machine, pad_id: int, division: Division
+) -> list[dict[str, float]]:
     found: dict[int, dict[str, float]] = {}
-    lengths = [int(tokens.lengths[row]) for row in rows]
-    for indices in micro_batches(lengths, micro_batch=None, most_tokens=_MOST_TOKENS):
+    for group, batch in division.batches(tokens, rows, pad_id):
         interrupt.check()
-        batch = tokens.batch([rows[i] for i in indices], pad_id).to(on.device)
-        result = token_loss(model, batch)
-        for place, i in enumerate(indices):
+        result = token_loss(model, batch.to(on.device))
+        for place, row in enumerate(group):
             mine = result.rows == place
-            found[i] = {
+            found[row] = {
                 "log_likelihood": -float(result.nll[mine].double().sum()),
                 "tokens": float(mine.sum()),
                 "correct": float(result.correct[mine].sum()),
             }
-    return [found[i] for i in range(len(rows))]
+    return [found[row] for row in rows]
 
 
 def health(generations: Sequence[dict[str, Any]]) -> dict[str, int]:

@@ -58,6 +58,18 @@ def _refuse_targets_nowhere(target: list[str], model: Any) -> None:
         )
 
 
+def recompute_activations(model: Any) -> None:
+    """Keep what enters each layer, and compute the rest again on the way back (Chen et al. 2016, arXiv:1604.06174).
+
+    Raises:
+        RecipeError: the architecture cannot.
+    """
+    try:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    except ValueError as error:
+        raise RecipeError(str(error), where="train.activation_checkpointing", hint="remove it") from error
+
+
 def trained_parameters(model: Any) -> Iterator[tuple[str, torch.nn.Parameter]]:
     """Yield the name and weight of everything that is trained, in a fixed order."""
     return ((name, weight) for name, weight in model.named_parameters() if weight.requires_grad)

@@ -1,4 +1,7 @@
-"""Greedy answers to many prompts: sorted by length, in batches that rows leave as soon as they have stopped."""
+"""Greedy answers to many prompts: sorted by length, in batches that rows leave as soon as they have stopped.
+
+What all prompts of a batch begin with is read once. A batch that memory does not suffice for is cut in two.
+"""
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
@@ -7,9 +10,16 @@ from typing import Any
 
 import torch
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from tunesmith.core import interrupt
+from tunesmith.core.errors import DoesNotFit
+from tunesmith.model.isolation import WITHOUT_LIMIT, attention_reach
 from tunesmith.model.load import decoder_config
+from tunesmith.model.out_of_memory import free_memory, is_out_of_memory
+
+# A beginning that is shorter is not worth a forward pass of its own.
+_LEAST_SHARED = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +51,28 @@ def generate(
     """
     pick = pick or (lambda logits: logits.argmax(-1))
     order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
-    for start in range(0, len(order), batch_rows):
-        rows = order[start : start + batch_rows]
-        yield from _batch(model, rows, [list(prompts[i]) for i in rows], stop_ids, max_new_tokens, pick)
+    waiting = [order[start : start + batch_rows] for start in range(0, len(order), batch_rows)]
+    while waiting:
+        rows = waiting.pop(0)
+        left = set(rows)
+        try:
+            for answer in _batch(model, rows, [list(prompts[i]) for i in rows], stop_ids, max_new_tokens, pick):
+                left.discard(answer.index)
+                yield answer
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if len(left) == 1:
+                raise DoesNotFit(
+                    f"memory does not suffice to answer one prompt of {len(prompts[rows[0]])} tokens",
+                    hint="lower evaluate.max_new_tokens or data.max_tokens_per_example",
+                ) from error
+        # Not inside `except`: the error's traceback holds the tensors of the failed pass.
+        if left:
+            free_memory()
+            again = [i for i in rows if i in left]
+            middle = (len(again) + 1) // 2
+            waiting[:0] = [again[:middle], again[middle:]]
 
 
 @torch.inference_mode()
@@ -57,13 +86,15 @@ def _batch(
 ) -> Iterator[Answer]:
     """Answer a batch of prompts; `rows` are their indices. Shapes: [rows left, tokens so far]."""
     device = model.device
+    cache = DynamicCache(config=decoder_config(model))
+    last_only = _last_only(model)
+    shared = _read_shared(model, cache, prompts, last_only)
+    prompts = [prompt[shared:] for prompt in prompts]
     width = max(len(prompt) for prompt in prompts)
     # Padding goes to the left, so that every row's next token stands in the last column.
     ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts], device=device)
-    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    cache = DynamicCache(config=decoder_config(model))
-    last_only = _last_only(model)
+    mask = torch.tensor([[1] * shared + [0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)[:, shared:]
     answers: list[list[int]] = [[] for _ in rows]
     alive = list(range(len(rows)))
     for _ in range(max_new_tokens):
@@ -96,6 +127,26 @@ def _batch(
         positions = positions[:, -1:] + 1
     for i in alive:
         yield Answer(rows[i], tuple(answers[i]), stopped=False)
+
+
+def _read_shared(model: Any, cache: Any, prompts: list[list[int]], last_only: dict[str, int]) -> int:
+    """Put what all prompts begin with in the cache, once for all rows; return how many tokens that is.
+
+    Only where every layer sees all that came before by mask alone: padding then stands between beginning and rest.
+    """
+    most = min(map(len, prompts)) - 1
+    shared = next((i for i in range(most) if len({prompt[i] for prompt in prompts}) > 1), most)
+    plain = (
+        cache.layers
+        and all(type(layer) is DynamicLayer for layer in cache.layers)
+        and attention_reach(model) == WITHOUT_LIMIT
+    )
+    if len(prompts) == 1 or shared < _LEAST_SHARED or not plain:
+        return 0
+    ids = torch.tensor([prompts[0][:shared]], device=model.device)
+    model(input_ids=ids, past_key_values=cache, use_cache=True, **last_only)
+    cache.batch_repeat_interleave(len(prompts))
+    return shared
 
 
 def _last_only(model: Any) -> dict[str, int]:

@@ -16,7 +16,7 @@ from tunesmith.data.batches import Batch
 
 @dataclass(frozen=True, slots=True)
 class TokenLoss:
-    """`nll` in nats, `correct`, and the batch row of every trained position: all [trained positions], in order."""
+    """`nll` in nats, `correct`, and the place of its row in the batch for every trained token: [trained tokens]."""
 
     nll: torch.Tensor
     correct: torch.Tensor
@@ -31,15 +31,14 @@ def token_loss(model: Any, batch: Batch) -> TokenLoss:
         batch: `trained` marks the tokens to predict; each is predicted from the position before it.
     """
     predicted = batch.trained[:, 1:]
-    logits = _logits_at(model, batch.input_ids, predicted)
+    logits = _logits_at(model, batch, predicted)
     targets = batch.input_ids[:, 1:][predicted]
     nll = functional.cross_entropy(logits.float(), targets, reduction="none")
-    rows = torch.nonzero(predicted, as_tuple=True)[0]
-    return TokenLoss(nll, logits.detach().argmax(-1) == targets, rows)
+    return TokenLoss(nll, logits.detach().argmax(-1) == targets, batch.owner[:, 1:][predicted])
 
 
-def _logits_at(model: Any, input_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """Return logits [selected, vocabulary] at the marked positions [batch, length - 1]."""
+def _logits_at(model: Any, batch: Batch, positions: torch.Tensor) -> torch.Tensor:
+    """Return logits [selected, vocabulary] at the marked positions [sequences, length - 1]."""
     output_layer = model.get_output_embeddings()
 
     def select(module: Any, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
@@ -47,7 +46,16 @@ def _logits_at(model: Any, input_ids: torch.Tensor, positions: torch.Tensor) -> 
 
     hook = output_layer.register_forward_pre_hook(select)
     try:
-        logits: torch.Tensor = model(input_ids=input_ids, use_cache=False).logits
+        logits: torch.Tensor = model(input_ids=batch.input_ids, use_cache=False, **_isolated(model, batch)).logits
     finally:
         hook.remove()
     return logits.squeeze(0)
+
+
+def _isolated(model: Any, batch: Batch) -> dict[str, torch.Tensor]:
+    """Return what keeps rows apart that stand in one sequence; as numbers to add, which every attention takes."""
+    if batch.sees is None or batch.positions is None:
+        return {}
+    hidden = torch.zeros(batch.sees.shape, dtype=model.dtype, device=batch.sees.device)
+    hidden.masked_fill_(~batch.sees, torch.finfo(model.dtype).min)
+    return {"position_ids": batch.positions, "attention_mask": hidden}

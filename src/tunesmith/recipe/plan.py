@@ -5,6 +5,9 @@ from dataclasses import dataclass
 
 from tunesmith.recipe.schema import Recipe
 
+# Padded tokens of one micro-batch where the recipe leaves it to us: enough to keep the matrix units busy.
+MOST_TOKENS = {"cpu": 2048, "cuda": 16384}
+
 
 @dataclass(frozen=True, slots=True)
 class Steps:

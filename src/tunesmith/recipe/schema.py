@@ -246,6 +246,17 @@ class Train(Section):
     micro_batch: Literal["auto"] | int = Field(
         "auto", description="Rows per forward pass; changes memory and speed, never the trajectory."
     )
+    micro_batch_tokens: int | None = Field(
+        None, ge=1, description="Most tokens per forward pass while micro_batch is auto; default by the machine."
+    )
+    packing: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="Whether rows stand side by side in one sequence, each seeing only itself, what they begin with in "
+        "common only once: where that is cheaper, always, or never. Changes memory and speed, never the trajectory.",
+    )
+    activation_checkpointing: bool = Field(
+        False, description="Compute activations again on the way back instead of keeping them: less memory, slower."
+    )
     schedule: Literal["linear", "cosine", "constant"] = Field("cosine", description="Learning rate after the warmup.")
     warmup_fraction: Fraction = Field(0.03, description="Fraction of the steps in which the learning rate rises.")
     weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay, on matrices only.")
@@ -365,3 +376,5 @@ def _split_problems(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
 def _effectless(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
     if isinstance(recipe.train.micro_batch, int) and recipe.train.micro_batch > recipe.train.examples_per_step:
         yield ("train", "micro_batch"), "is more than train.examples_per_step, so a part of it would have no effect"
+    if recipe.train.micro_batch != "auto" and recipe.train.micro_batch_tokens is not None:
+        yield ("train", "micro_batch_tokens"), "has no effect beside train.micro_batch"

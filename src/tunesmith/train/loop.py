@@ -5,8 +5,9 @@ for each step:  rows (seed, step) -> micro-batches -> sum of loss / trained toke
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,8 +15,10 @@ import torch
 from tunesmith.core import interrupt
 from tunesmith.core.errors import NonFinite
 from tunesmith.core.records import StepReport
-from tunesmith.data.batches import TokenSet, micro_batches, rows_of_step
+from tunesmith.data.batches import TokenSet, rows_of_step
+from tunesmith.data.micro_batches import Division
 from tunesmith.model.load import Machine
+from tunesmith.model.out_of_memory import Fitting
 from tunesmith.model.token_loss import token_loss
 from tunesmith.recipe.plan import Steps, learning_rate
 from tunesmith.recipe.schema import Recipe
@@ -24,7 +27,7 @@ from tunesmith.train.optim import clip_gradients
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What the loop works with. `most_tokens` bounds the padded tokens of a micro-batch when the recipe says auto."""
+    """What the loop works with."""
 
     recipe: Recipe
     plan: Steps
@@ -32,7 +35,7 @@ class Setup:
     model: Any
     tokens: TokenSet
     pad_id: int
-    most_tokens: int
+    fitting: Fitting
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +56,6 @@ def train_steps(setup: Setup, optimizer: torch.optim.Optimizer, *, first_step: i
     """
     recipe, plan = setup.recipe, setup.plan
     for step in range(first_step, plan.total_steps):
-        # All randomness of a step (dropout) follows from (seed, step), so resuming needs no generator's state.
-        torch.manual_seed(_seed_of(recipe.seed, step))
         setup.model.train()
         rows = rows_of_step(
             step,
@@ -63,7 +64,7 @@ def train_steps(setup: Setup, optimizer: torch.optim.Optimizer, *, first_step: i
             total_examples=plan.total_examples,
             seed=recipe.seed,
         )
-        loss = _accumulate(setup, rows)
+        loss = setup.fitting.run(partial(_accumulate, setup, step, rows), setup.tokens, rows)
         if not math.isfinite(loss):
             raise _non_finite("loss", loss, step, rows, setup)
         norm = clip_gradients(setup.model, recipe.train.max_gradient_norm)
@@ -78,41 +79,37 @@ def train_steps(setup: Setup, optimizer: torch.optim.Optimizer, *, first_step: i
         yield StepReport(step + 1, loss, rate, norm, tokens, setup.tokens.trained_tokens(rows))
 
 
-def _accumulate(setup: Setup, rows: list[int]) -> float:
+def _accumulate(setup: Setup, step: int, rows: list[int], division: Division) -> float:
     """Add up the gradients of a step's loss, which is a mean over all its trained tokens; return the loss."""
+    # All randomness of a step (dropout) follows from (seed, step), so resuming needs no generator's state.
+    torch.manual_seed(_seed_of(setup.recipe.seed, step))
+    setup.model.zero_grad(set_to_none=True)  # a pass that ran out of memory may have left some
     trained = setup.tokens.trained_tokens(rows)
     total = 0.0
-    for batch_rows in _divided(setup, rows):
+    for _, batch in division.batches(setup.tokens, rows, setup.pad_id):
         interrupt.check()
-        batch = setup.tokens.batch(batch_rows, setup.pad_id).to(setup.machine.device)
         with setup.machine.autocast(setup.model.dtype):
-            nll = token_loss(setup.model, batch).nll
+            nll = token_loss(setup.model, batch.to(setup.machine.device)).nll
         loss = nll.sum() / trained
         loss.backward()  # type: ignore[no-untyped-call]
         total += float(loss.detach())
     return total
 
 
-def _divided(setup: Setup, rows: list[int]) -> list[list[int]]:
-    size = setup.recipe.train.micro_batch
-    indices = micro_batches(
-        [int(setup.tokens.lengths[row]) for row in rows],
-        micro_batch=None if size == "auto" else int(size),
-        most_tokens=setup.most_tokens,
-    )
-    return [[rows[i] for i in batch] for batch in indices]
+def measure(setup: Setup, tokens: TokenSet) -> Measured:
+    """Return loss and token accuracy over a whole split, in the order that needs the least padding."""
+    rows = range(len(tokens))
+    return setup.fitting.run(partial(_measure, setup, tokens, rows), tokens, rows)
 
 
 @torch.inference_mode()
-def measure(setup: Setup, tokens: TokenSet) -> Measured:
-    """Return loss and token accuracy over a whole split, in the order that needs the least padding."""
+def _measure(setup: Setup, tokens: TokenSet, rows: Sequence[int], division: Division) -> Measured:
     setup.model.eval()
     nll = correct = count = 0.0
-    for indices in micro_batches(list(map(int, tokens.lengths)), micro_batch=None, most_tokens=2 * setup.most_tokens):
+    for _, batch in division.batches(tokens, rows, setup.pad_id):
         interrupt.check()
-        batch = tokens.batch(indices, setup.pad_id).to(setup.machine.device)
         with setup.machine.autocast(setup.model.dtype):
-            result = token_loss(setup.model, batch)
+            result = token_loss(setup.model, batch.to(setup.machine.device))
         nll += float(result.nll.double().sum())
         correct += float(result.correct.sum())
         count += result.nll.numel()

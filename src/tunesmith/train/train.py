@@ -15,20 +15,20 @@ from tunesmith.core.progress import Progress, say
 from tunesmith.core.records import StepReport
 from tunesmith.core.rundir import SPLITS, RunDir
 from tunesmith.data.batches import TokenSet
+from tunesmith.data.micro_batches import Division
 from tunesmith.fetch.reference import ModelFolder, resolve
-from tunesmith.model.adapters import make_trainable, open_model, trained_parameters
+from tunesmith.model.adapters import make_trainable, open_model, recompute_activations, trained_parameters
+from tunesmith.model.isolation import attention_reach, has_dropout, why_not_apart
 from tunesmith.model.load import Machine, machine, most_positions
+from tunesmith.model.out_of_memory import Fitting
 from tunesmith.model.speed import remember_speed
-from tunesmith.recipe.plan import steps_of
+from tunesmith.recipe.plan import MOST_TOKENS, steps_of
 from tunesmith.recipe.schema import FullTuning, Recipe
 from tunesmith.tasks.tokenizer import Codec
 from tunesmith.train.checkpoint import State, latest_state, prune, restore, save_checkpoint
 from tunesmith.train.inputs import inputs
 from tunesmith.train.loop import Measured, Setup, measure, train_steps
 from tunesmith.train.optim import make_optimizer
-
-# Padded tokens of one micro-batch when the recipe leaves it to us: enough to keep the matrix units busy.
-_MOST_TOKENS = {"cpu": 2048, "cuda": 16384}
 
 
 def train(recipe: Recipe, run: RunDir) -> dict[str, Any]:
@@ -62,8 +62,29 @@ def _setup(recipe: Recipe, run: RunDir, base: ModelFolder, on: Machine, codec: C
     model = open_model(base, on, dtype=dtype, attention=recipe.model.attention, merged=True)
     _refuse_rows_beyond(most_positions(model), run)
     model = make_trainable(model, recipe.tuning, seed=recipe.seed)
+    if recipe.train.activation_checkpointing:
+        recompute_activations(model)
     plan = steps_of(recipe, len(tokens))
-    return Setup(recipe, plan, on, model, tokens, codec.pad_id, _MOST_TOKENS[on.device.type])
+    division = _division(recipe, model, tokens, codec.pad_id, on)
+    return Setup(recipe, plan, on, model, tokens, codec.pad_id, Fitting(division))
+
+
+def _division(recipe: Recipe, model: Any, tokens: TokenSet, pad_id: int, on: Machine) -> Division:
+    """Return how rows are cut into forward passes: side by side where the model is proved to keep them apart."""
+    train = recipe.train
+    packing = train.packing
+    if packing != "never" and (reason := why_not_apart(model, tokens, pad_id, on)):
+        if packing == "always":
+            raise RecipeError(f"rows cannot share a sequence: {reason}", where="train.packing", hint="use auto")
+        say(f"every row has a sequence of its own: {reason}")
+        packing = "never"
+    return Division(
+        most_tokens=train.micro_batch_tokens or MOST_TOKENS[on.device.type],
+        rows=None if train.micro_batch == "auto" else int(train.micro_batch),
+        packing=packing,
+        share=not has_dropout(model),
+        most_packed=attention_reach(model),
+    )
 
 
 def _refuse_rows_beyond(positions: int, run: RunDir) -> None:

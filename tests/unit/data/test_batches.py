@@ -1,7 +1,5 @@
 """Every row is seen exactly once an epoch, every token once a step, however rows are cut into micro-batches."""
 
-from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +9,7 @@ from hypothesis import strategies as st
 
 from tunesmith.core.records import Tokens
 from tunesmith.data import batches
-from tunesmith.data.batches import TokenSet, bucket, micro_batches, rows_of_step, write_tokens
+from tunesmith.data.batches import TokenSet, bucket, rows_of_step, write_tokens
 
 PAD = 7
 # Control tokens and padding share ids with text on purpose: what is learned goes by position, never by id.
@@ -71,56 +69,7 @@ def test_the_order_is_the_same_on_every_machine() -> None:
     assert steps(10, 10, 10, seed=3) == [[6, 8, 4, 1, 3, 5, 9, 7, 0, 2]]
 
 
-# --- how they are cut ---
-
-lengths = st.lists(st.integers(1, 400), min_size=1, max_size=30)
-
-
-@given(lengths=lengths, micro_batch=st.none() | st.integers(1, 40), most=st.sampled_from([1, 100, 512, 4096]))
-def test_micro_batches_divide_the_rows(lengths: list[int], micro_batch: int | None, most: int) -> None:
-    found = micro_batches(lengths, micro_batch=micro_batch, most_tokens=most)
-    assert Counter(i for batch in found for i in batch) == Counter(range(len(lengths)))
-    assert all(found)
-    in_order = [lengths[i] for batch in found for i in batch]
-    assert in_order == sorted(lengths, reverse=True)
-    if micro_batch is None:
-        for batch in found:
-            assert len(batch) == 1 or len(batch) * bucket(max(lengths[i] for i in batch)) <= most
-    else:
-        assert [len(batch) for batch in found[:-1]] == [micro_batch] * (len(found) - 1)
-        assert len(found[-1]) <= micro_batch
-
-
-@given(lengths=st.lists(st.integers(1, 300), min_size=1, max_size=6), most=st.sampled_from([1, 160, 400, 1200]))
-@settings(max_examples=60, deadline=None)
-def test_no_division_is_cheaper(lengths: list[int], most: int) -> None:
-    found = _cost(lengths, micro_batches(lengths, micro_batch=None, most_tokens=most), most)
-    assert found == min(_cost(lengths, division, most) for division in _divisions(list(range(len(lengths)))))
-
-
-def _cost(lengths: list[int], division: list[list[int]], most: int) -> float:
-    padded = [len(batch) * bucket(max(lengths[i] for i in batch)) for batch in division]
-    if any(tokens > most and len(batch) > 1 for tokens, batch in zip(padded, division, strict=True)):
-        return float("inf")
-    return sum(padded) + batches._OVERHEAD_TOKENS * len(division)
-
-
-def _divisions(items: list[int]) -> Iterator[list[list[int]]]:
-    """Yield every way to divide items into sets, whatever their order."""
-    if not items:
-        yield []
-        return
-    first, *others = items
-    for division in _divisions(others):
-        yield [[first], *division]
-        for place in range(len(division)):
-            yield [*division[:place], [first, *division[place]], *division[place + 1 :]]
-
-
-def test_equal_rows_are_cut_alike_every_time() -> None:
-    assert micro_batches([16] * 5, micro_batch=2, most_tokens=1) == [[0, 1], [2, 3], [4]]
-    assert micro_batches([10, 300, 10, 300], micro_batch=None, most_tokens=4096) == [[1, 3], [0, 2]]
-    assert micro_batches([], micro_batch=None, most_tokens=1) == []
+# --- their shapes ---
 
 
 def test_buckets_hold_their_rows_grow_and_are_few() -> None:
@@ -155,6 +104,7 @@ def test_tokens_come_back_as_they_were_written(
         # The first token has nothing before it, and padding is nobody's answer.
         learned = [False, *(trained for _, trained in rows[row][1:])]
         assert batch.trained[place].tolist() == learned + [False] * padding
+        assert batch.owner[place].tolist() == [place] * len(rows[row]) + [-2] * padding
     assert batch.tokens == sum(len(rows[row]) for row in chosen)
     assert tokens.trained_tokens(chosen) == int(batch.trained.sum())
     assert batch.input_ids.dtype == torch.int64
@@ -184,3 +134,43 @@ def test_a_batch_moves_to_a_device(tmp_path: Path, device: str) -> None:
     moved = made(tmp_path, [[(1, True)] * 4]).batch([0], PAD).to(torch.device(device))
     assert moved.input_ids.device.type == moved.trained.device.type == device
     assert moved.tokens == 4
+
+
+# --- side by side ---
+
+
+@given(rows=st.lists(rendered, min_size=2, max_size=6), share=st.booleans())
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_rows_side_by_side_see_themselves_in_their_places(
+    tmp_path: Path, rows: list[list[tuple[int, bool]]], share: bool
+) -> None:
+    tokens, chosen = made(tmp_path, rows), list(range(len(rows)))
+    shared = min(tokens.shared_tokens(row, row + 1) for row in chosen[:-1]) if share else 0
+    batch = tokens.packed(chosen, PAD, shared=shared)
+    assert batch.sees is not None
+    assert batch.positions is not None
+    learned: dict[int, list[int]] = {row: [] for row in chosen}
+    for column in torch.nonzero(batch.owner[0] >= 0).flatten().tolist():
+        row, place = int(batch.owner[0, column]), int(batch.positions[0, column])
+        seen = torch.nonzero(batch.sees[0, 0, column]).flatten()
+        # What a token sees is its row up to itself, whatever stands between.
+        assert batch.input_ids[0, seen].tolist() == [token for token, _ in rows[row][: place + 1]]
+        assert batch.positions[0, seen].tolist() == list(range(place + 1))
+        if batch.trained[0, column]:
+            assert seen[-2] == column - 1, "it is predicted from the column before"
+            learned[row].append(place)
+    assert learned == {i: [p for p, (_, trained) in enumerate(row) if trained and p] for i, row in enumerate(rows)}
+    assert batch.sees[0, 0].diagonal().all(), "a token that sees nothing gives NaN"
+    assert batch.tokens == sum(map(len, rows))
+    assert batch.input_ids.shape == (1, bucket(tokens.packed_tokens(chosen, shared)))
+
+
+def test_what_two_rows_share_ends_before_what_predicts_an_answer(tmp_path: Path) -> None:
+    def row(*ids: int, trained: int) -> list[tuple[int, bool]]:
+        return [(token, place >= trained) for place, token in enumerate(ids)]
+
+    tokens = made(tmp_path, [row(1, 2, 3, 4, 5, trained=3), row(1, 2, 3, 4, 6, trained=4), row(1, 9, 3, trained=2)])
+    assert tokens.shared_tokens(0, 1) == 2  # 3 predicts the first answer
+    assert tokens.shared_tokens(1, 2) == 1
+    assert tokens.shared_tokens(0, 0) == 2
+    assert tokens.packed_tokens([0, 1], 2) == 2 + 3 + 3

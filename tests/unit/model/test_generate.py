@@ -9,7 +9,7 @@ import torch
 from tests.unit.model.conftest import KINDS, Opened
 
 from tunesmith.core import interrupt
-from tunesmith.core.errors import Interrupted
+from tunesmith.core.errors import DoesNotFit, Interrupted
 from tunesmith.model.generate import Answer, generate
 
 LIMIT = 18  # beyond the sliding window of 16 that half of the architectures have
@@ -116,7 +116,7 @@ def test_rows_leave_the_batch_as_soon_as_they_stop(opened: Opened, kind: str) ->
 
 
 def test_long_prompts_are_not_padded_beside_short_ones(opened: Opened) -> None:
-    asked = [[5] * length for length in (3, 20, 4, 19, 20, 3)]
+    asked = [[5 + i] * length for i, length in enumerate((3, 20, 4, 19, 20, 3))]
     model = opened("llama")
     with Watched(model) as passes:
         found = list(generate(model, asked, stop_ids=(), max_new_tokens=1, batch_rows=2))
@@ -177,6 +177,58 @@ def test_a_signal_ends_it_and_gradients_are_left_as_they_were(opened: Opened, mo
     with pytest.raises(Interrupted):
         next(answers)
     assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "lfm2", "mamba"])
+def test_what_prompts_begin_with_is_read_once(opened: Opened, kind: str) -> None:
+    model, beginning = opened(kind), prompts(2)[1]
+    asked = [beginning + prompt for prompt in prompts()] + [beginning]
+    wanted = [reference(model, prompt, (), LIMIT) for prompt in asked]
+    with Watched(model) as passes:
+        assert ours(model, asked) == wanted
+    plain = kind in ("llama", "qwen2", "qwen3", "gpt2", "phi", "phi3", "granite")
+    assert (passes.rows[:2] == [1, 7]) == plain, "padding between would shift a window or a state"
+    if plain:
+        assert passes.widths[:2] == [19, 21]  # all but the last token of the shortest, which has to say something
+
+
+class Scarce:
+    """Memory for so many rows."""
+
+    def __init__(self, model: Any, rows: int, error: Exception) -> None:
+        self._hook = model.register_forward_pre_hook(self._check, with_kwargs=True)
+        self._rows, self._error = rows, error
+
+    def _check(self, module: Any, args: Any, given: dict[str, Any]) -> None:
+        if given["input_ids"].shape[0] > self._rows:
+            raise self._error
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None:
+        self._hook.remove()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: not enough memory: you tried"),
+    ],
+)
+def test_a_batch_too_large_for_memory_is_cut_and_each_prompt_answered_once(opened: Opened, error: Exception) -> None:
+    model, asked = opened("llama"), prompts()
+    wanted = ours(model, asked)
+    with Scarce(model, 2, error):
+        assert ours(model, asked) == wanted
+    with Scarce(model, 0, error), pytest.raises(DoesNotFit, match="one prompt of 20 tokens"):
+        ours(model, asked)
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory(opened: Opened) -> None:
+    with Scarce(model := opened("llama"), 2, RuntimeError("mat1 and mat2")), pytest.raises(RuntimeError, match="mat1"):
+        ours(model, prompts())
 
 
 def test_the_reference_is_not_ours() -> None:

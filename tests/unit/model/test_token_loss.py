@@ -1,5 +1,6 @@
 """The loss of the trained tokens is the model's own, for architectures that differ after their output layer too."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ def batch(rows: int = 3, length: int = 24, seed: int = 0) -> Batch:
     for row, end in enumerate(torch.randint(length // 2, length, (rows - 1,), generator=made).tolist()):
         ids[row, end:] = 5
         trained[row, end:] = False
-    return Batch(ids, trained, rows * length)
+    owner = torch.arange(rows).unsqueeze(1).expand(rows, length)
+    return Batch(ids, trained, owner, rows * length)
 
 
 def own_loss(model: Any, one: Batch) -> torch.Tensor:
@@ -69,7 +71,8 @@ def test_padding_changes_nothing(opened: Opened, kind: str) -> None:
         short = token_loss(model, one).nll
         for pad in (5, 299):
             longer = torch.nn.functional.pad(one.input_ids, (0, 40), value=pad)
-            padded = Batch(longer, torch.nn.functional.pad(one.trained, (0, 40)), 1)
+            trained, owner = (torch.nn.functional.pad(value, (0, 40)) for value in (one.trained, one.owner))
+            padded = Batch(longer, trained, owner, 1)
             torch.testing.assert_close(token_loss(model, padded).nll, short, rtol=1e-5, atol=1e-5)
 
 
@@ -92,14 +95,14 @@ def test_right_answers_are_counted(opened: Opened) -> None:
     ids = torch.tensor([[5, 6, 7]])
     with torch.inference_mode():
         ids[0, 2] = model(input_ids=ids[:, :2]).logits[0, -1].argmax()
-        result = token_loss(model, Batch(ids, torch.tensor([[False, False, True]]), 3))
+        result = token_loss(model, Batch(ids, torch.tensor([[False, False, True]]), torch.zeros(1, 3), 3))
     assert result.correct.tolist() == [True]
     assert result.nll.shape == (1,)
 
 
 def test_the_first_token_is_not_predicted_even_if_it_is_marked(opened: Opened) -> None:
     one = batch(rows=1)
-    marked = Batch(one.input_ids, one.trained | (torch.arange(one.trained.shape[1]) == 0), one.tokens)
+    marked = replace(one, trained=one.trained | (torch.arange(one.trained.shape[1]) == 0))
     with torch.inference_mode():
         assert torch.equal(token_loss(opened("llama"), marked).nll, token_loss(opened("llama"), one).nll)
 
@@ -118,7 +121,7 @@ def test_the_model_is_left_as_it_was_even_after_an_error(opened: Opened) -> None
     ids = torch.randint(3, 300, (2, 9))
     with torch.inference_mode():
         before = model(input_ids=ids).logits
-    outside = Batch(torch.full((1, 4), 10_000), torch.ones(1, 4, dtype=torch.bool), 4)
+    outside = Batch(torch.full((1, 4), 10_000), torch.ones(1, 4, dtype=torch.bool), torch.zeros(1, 4), 4)
     with pytest.raises(IndexError):
         token_loss(model, outside)
     with torch.inference_mode():

@@ -11,12 +11,14 @@ import pytest
 import torch
 from tests.unit.train.conftest import FULL, LORA, random_rows, recipe_of
 
-from tunesmith.core.errors import DamagedFile, NonFinite
+from tunesmith.core.errors import DamagedFile, DoesNotFit, NonFinite
 from tunesmith.core.records import StepReport
 from tunesmith.data.batches import TokenSet, write_tokens
+from tunesmith.data.micro_batches import Division
 from tunesmith.fetch.reference import ModelFolder
 from tunesmith.model.adapters import make_trainable, trained_parameters
 from tunesmith.model.load import Machine, load_base
+from tunesmith.model.out_of_memory import Fitting
 from tunesmith.model.token_loss import token_loss
 from tunesmith.recipe.plan import learning_rate, steps_of
 from tunesmith.train import loop
@@ -40,7 +42,9 @@ def make(base: Path, tmp_path: Path) -> Make:
         on = Machine(torch.device("cpu"), dtype)
         model = make_trainable(load_base(ModelFolder("x", base), on), recipe.tuning, seed=0)
         tokens = TokenSet(tmp_path / "tokens.safetensors")
-        setup = Setup(recipe, steps_of(recipe, len(tokens)), on, model, tokens, 2, 256)
+        size = recipe.train.micro_batch
+        fitting = Fitting(Division(256, None if size == "auto" else int(size), recipe.train.packing))
+        setup = Setup(recipe, steps_of(recipe, len(tokens)), on, model, tokens, 2, fitting)
         return setup, make_optimizer(model, recipe.train)
 
     return made
@@ -67,11 +71,18 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_micro_batches_share_one_trajectory(make: Make, tuning: dict[str, Any], dtype: torch.dtype) -> None:
     found: dict[Any, tuple[list[StepReport], torch.Tensor]] = {}
-    for size in (8, 1, 2, "auto"):
-        setup, optimizer = make(tuning, dtype, micro_batch=size)
+    for size, packing in (
+        (8, "never"),
+        (1, "never"),
+        (2, "never"),
+        (2, "always"),
+        ("auto", "never"),
+        ("auto", "always"),
+    ):
+        setup, optimizer = make(tuning, dtype, micro_batch=size, packing=packing)
         began = weights(setup.model)
-        found[size] = (list(train_steps(setup, optimizer, first_step=0)), weights(setup.model))
-    reports, ended = found[8]
+        found[size, packing] = (list(train_steps(setup, optimizer, first_step=0)), weights(setup.model))
+    reports, ended = found[8, "never"]
     assert [report.step for report in reports] == [1, 2, 3, 4, 5, 6]
     moved = float((ended - began).norm())
     assert moved > 0.1
@@ -218,6 +229,55 @@ def test_a_broken_weight_is_noticed_at_once(make: Make) -> None:
         next(train_steps(setup, optimizer, first_step=0))
 
 
+# --- when memory does not suffice ---
+
+
+def scarce(setup: Setup, rows: int, from_pass: int) -> list[int]:
+    """Let passes of more rows fail from one pass on; return the list that the rows of each pass are noted in."""
+    passes: list[int] = []
+
+    def check(module: Any, args: Any, given: dict[str, Any]) -> None:
+        passes.append(given["input_ids"].shape[0])
+        if len(passes) >= from_pass and passes[-1] > rows:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    setup.model.register_forward_pre_hook(check, with_kwargs=True)
+    return passes
+
+
+def test_a_run_that_runs_out_of_memory_goes_on_with_smaller_batches_and_the_same_steps(make: Make) -> None:
+    setup, optimizer = make(micro_batch=4, packing="never")
+    wanted, ended = list(train_steps(setup, optimizer, first_step=0)), weights(setup.model)
+    setup, optimizer = make(micro_batch=4, packing="never")
+    passes = scarce(setup, 2, from_pass=4)  # the second half of the second step, with gradients of the first half there
+    found = list(train_steps(setup, optimizer, first_step=0))
+    assert passes == [4, 4, 4, 4] + [2] * 20
+    for one, other in zip(wanted, found, strict=True):
+        assert other.loss == pytest.approx(one.loss, rel=1e-6)
+        assert other.gradient_norm == pytest.approx(one.gradient_norm, rel=1e-5)
+        assert (other.tokens, other.trained_tokens) == (one.tokens, one.trained_tokens)
+    torch.testing.assert_close(weights(setup.model), ended, rtol=1e-3, atol=1e-5)
+
+
+def test_one_row_that_does_not_fit_ends_the_run(make: Make) -> None:
+    setup, optimizer = make(packing="never")
+    passes = scarce(setup, 0, from_pass=1)
+    with pytest.raises(DoesNotFit, match="a single row"):
+        next(train_steps(setup, optimizer, first_step=0))
+    assert passes[-1] == 1
+    assert len(passes) < 6
+
+
+def test_validation_may_run_out_of_memory_too(make: Make) -> None:
+    setup, _ = make(packing="never")
+    wanted = measure(setup, setup.tokens)
+    passes = scarce(setup, 3, from_pass=1)
+    found = measure(setup, setup.tokens)
+    assert found.loss == pytest.approx(wanted.loss, rel=1e-6)
+    assert found.tokens == wanted.tokens
+    assert max(passes[-5:]) <= 3
+
+
 # --- measuring ---
 
 
@@ -227,7 +287,7 @@ def test_a_split_is_measured_token_by_token_however_it_is_cut(make: Make, most_t
     with torch.inference_mode():
         parts = [token_loss(setup.model.eval(), setup.tokens.batch([row], 2)) for row in range(ROWS)]
     nll = torch.cat([part.nll for part in parts])
-    found = measure(replace(setup, most_tokens=most_tokens), setup.tokens)
+    found = measure(replace(setup, fitting=Fitting(Division(most_tokens, packing="auto"))), setup.tokens)
     assert found.tokens == len(nll) == setup.tokens.trained_tokens(range(ROWS))
     assert found.loss == pytest.approx(float(nll.mean()), rel=1e-5)
     assert found.token_accuracy == float(torch.cat([part.correct for part in parts]).double().mean())

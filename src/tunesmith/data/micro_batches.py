@@ -1,0 +1,100 @@
+"""How the rows of a step or a split are cut into forward passes: the division that costs least, and fits.
+
+It changes speed and memory, never what is computed: the loss is a sum over tokens, wherever they stand.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from tunesmith.data.batches import Batch, TokenSet, bucket
+
+# What one more forward pass costs beside its tokens, in tokens: starting every layer once more.
+_OVERHEAD_TOKENS = 96
+# The length at which attention costs as much as all the rest of a layer: for models of hidden size 576 about 1,500.
+_ATTENTION_LENGTH = 1500
+
+Packing = Literal["auto", "always", "never"]
+
+
+class Group(NamedTuple):
+    """Rows of one forward pass: a sequence each where `shared` is None, else side by side in one sequence."""
+
+    rows: tuple[int, ...]
+    shared: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Division:
+    """The rule by which rows are divided.
+
+    Attributes:
+        most_tokens: limit of padded tokens in one forward pass; one row is always allowed.
+        rows: rows of each forward pass; None finds the cheapest division.
+        packing: whether rows may stand side by side in one sequence: where that is cheaper, always, or never.
+        share: whether what rows begin with in common is computed once (not with dropout, which is drawn for each).
+        most_packed: limit of tokens in one packed sequence: what the model's attention reaches over.
+    """
+
+    most_tokens: int
+    rows: int | None = None
+    packing: Packing = "never"
+    share: bool = True
+    most_packed: int = 2**31
+
+    def batches(self, tokens: TokenSet, rows: Sequence[int], pad_id: int) -> Iterator[tuple[tuple[int, ...], Batch]]:
+        """Yield the rows of each forward pass and what it reads."""
+        for group in self.groups(tokens, rows):
+            if group.shared is None:
+                yield group.rows, tokens.batch(group.rows, pad_id)
+            else:
+                yield group.rows, tokens.packed(group.rows, pad_id, shared=group.shared)
+
+    def groups(self, tokens: TokenSet, rows: Sequence[int]) -> list[Group]:
+        """Divide rows, longest first."""
+        order = sorted(rows, key=lambda row: -int(tokens.lengths[row]))
+        groups: list[Group] = []
+        if self.rows is not None:
+            while order:
+                *_, (_, group) = self._beginning(tokens, order[: self.rows])
+                groups.append(group)
+                order = order[len(group.rows) :]
+            return groups
+        # Shortest path over the sorted rows: best[i] is the least cost of the rows from i on.
+        best = [float("inf")] * len(order) + [0.0]
+        chosen = [Group(())] * len(order)
+        for i in range(len(order) - 1, -1, -1):
+            for cost, group in self._beginning(tokens, order[i:]):
+                if cost + best[i + len(group.rows)] < best[i]:
+                    best[i], chosen[i] = cost + best[i + len(group.rows)], group
+        i = 0
+        while i < len(order):
+            groups.append(chosen[i])
+            i += len(chosen[i].rows)
+        return groups
+
+    def _beginning(self, tokens: TokenSet, order: Sequence[int]) -> Iterator[tuple[float, Group]]:
+        """Yield the first row, the first two, and so on as long as they fit, each in its cheaper form with its cost."""
+        limit = self.most_tokens if self.rows is None else 2**31
+        total, shared = int(tokens.lengths[order[0]]), 2**31 if self.share else 0
+        width = bucket(total)
+        yield self.cost(width, width), Group((order[0],))
+        for count in range(2, len(order) + 1):
+            rows = tuple(order[:count])
+            forms = []
+            if self.packing != "never":
+                total += int(tokens.lengths[rows[-1]])
+                shared = min(shared, tokens.shared_tokens(*rows[-2:])) if shared else 0
+                packed = bucket(total - (count - 1) * shared)
+                if packed <= min(self.most_packed, limit):
+                    forms.append((self.cost(packed, packed), Group(rows, shared)))
+            if count * width <= limit and self.packing != "always":
+                forms.append((self.cost(count * width, width), Group(rows)))
+            if not forms:
+                return
+            yield min(forms, key=lambda form: form[0])
+
+    def cost(self, tokens: int, width: int) -> float:
+        """Return the cost of a forward pass in tokens: all layers, and attention over a width."""
+        attention = 0 if self.packing == "always" else width / _ATTENTION_LENGTH
+        return tokens * (1 + attention) + _OVERHEAD_TOKENS

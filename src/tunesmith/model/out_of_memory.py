@@ -1,0 +1,63 @@
+"""Going on with smaller batches when memory does not suffice. What is computed stays the same."""
+
+import gc
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+import torch
+
+from tunesmith.core.errors import DoesNotFit
+from tunesmith.core.progress import say
+from tunesmith.data.batches import TokenSet
+from tunesmith.data.micro_batches import Division
+
+T = TypeVar("T")
+_SAID = ("not enough memory", "can't allocate memory", "out of memory")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Say whether an error means that memory did not suffice: of CUDA, of torch's CPU allocator, or of Python."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(said in str(error).lower() for said in _SAID)
+
+
+def free_memory() -> None:
+    """Give back what a failed pass held."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+class Fitting:
+    """A division of rows that is halved whenever memory does not suffice, and stays so."""
+
+    def __init__(self, division: Division) -> None:
+        self.division = division
+
+    def run(self, work: Callable[[Division], T], tokens: TokenSet, rows: Sequence[int]) -> T:
+        """Return what `work` returns; it begins anew with a smaller division when it runs out of memory.
+
+        Raises:
+            DoesNotFit: the rows were passed one by one, and one is still too much.
+        """
+        while True:
+            try:
+                return work(self.division)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            # Not inside `except`: the error's traceback holds the tensors of the failed pass.
+            free_memory()
+            self._halve(tokens, rows)
+
+    def _halve(self, tokens: TokenSet, rows: Sequence[int]) -> None:
+        largest = max(map(len, (group.rows for group in self.division.groups(tokens, rows))))
+        if largest == 1:
+            raise DoesNotFit(
+                f"memory does not suffice for a single row of {int(tokens.lengths[list(rows)].max())} tokens",
+                hint="lower data.max_tokens_per_example, set train.activation_checkpointing, or take a smaller model",
+            )
+        self.division = replace(self.division, rows=largest // 2)
+        say(f"memory did not suffice: going on with {largest // 2} rows a forward pass; the step stays the same")
