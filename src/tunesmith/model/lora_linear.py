@@ -1,7 +1,8 @@
-"""The forward pass of a LoRA layer in the precision that the model computes in.
+"""The forward pass of a LoRA layer in the precision that the model computes in, and in few operations.
 
-peft keeps adapters in fp32 and takes every activation to fp32 for them. The masters stay fp32 here too, but the
-products are made with copies in the layer's own precision: the gradient of the cast brings it back to the masters.
+peft keeps adapters in fp32, takes every activation to fp32 for them, and scales the whole output. The masters stay fp32
+here too, but the products are made with copies in the layer's own precision (the gradient of the cast brings it back to
+the masters), the small matrix is scaled instead of the output, and the last product is added as it is made.
 """
 
 import types
@@ -13,7 +14,7 @@ from torch.nn import functional
 
 
 def use_compute_dtype(model: Any) -> None:
-    """Give plain LoRA layers of a low-precision model the forward pass below; leave all others to peft."""
+    """Give plain LoRA layers the forward pass below; leave all others to peft."""
     for module in model.modules():
         if type(module) is Linear and _is_plain(module):
             peft_forward = module.forward
@@ -23,7 +24,7 @@ def use_compute_dtype(model: Any) -> None:
 def _is_plain(module: Any) -> bool:
     weight = getattr(module.get_base_layer(), "weight", None)
     plain = not module.lora_variant and not any(module.lora_bias.values())
-    return plain and weight is not None and weight.dtype in (torch.bfloat16, torch.float16)
+    return plain and weight is not None and weight.dtype.is_floating_point
 
 
 def _forward(peft_forward: Any) -> Any:
@@ -36,6 +37,7 @@ def _forward(peft_forward: Any) -> Any:
         down = self.lora_A[name].weight.to(x.dtype)
         up = (self.lora_B[name].weight * self.scaling[name]).to(x.dtype)
         out: torch.Tensor = self.base_layer(x, *args)
-        return out + functional.linear(functional.linear(self.lora_dropout[name](x), down), up)
+        inner = functional.linear(self.lora_dropout[name](x), down)
+        return torch.addmm(out.flatten(0, -2), inner.flatten(0, -2), up.t()).view_as(out)
 
     return forward
