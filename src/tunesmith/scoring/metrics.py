@@ -19,7 +19,7 @@ References = Sequence[Sequence[str]]  # any of a row's strings is right
 Metric = Callable[[Sequence[str], References, Path | None], list[float]]
 
 LIKELIHOOD = ("perplexity", "token_accuracy")  # of the reference under the model: computed where the model is
-_GROUPS = {"rouge": ("rouge1", "rouge2", "rougeL", "rougeLsum")}
+GROUPS = {"rouge": ("rouge1", "rouge2", "rougeL", "rougeLsum")}
 
 
 def score(
@@ -65,7 +65,7 @@ def expand(names: Sequence[str]) -> tuple[str, ...]:
     """Return metric names with groups replaced by their members, each once; raise RecipeError for an unknown one."""
     if isinstance(names, str):
         names = [names]
-    members = [member for name in names for member in _GROUPS.get(name, (name,))]
+    members = [member for name in names for member in GROUPS.get(name, (name,))]
     for name in members:
         if name not in METRIC_NAMES and name not in LIKELIHOOD and not is_rouge(name):
             meant = _nearest(name)
@@ -80,7 +80,7 @@ def expand(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def _known() -> list[str]:
-    return [*METRIC_NAMES, *_GROUPS, *LIKELIHOOD]
+    return [*METRIC_NAMES, *GROUPS, *LIKELIHOOD]
 
 
 def _letters(name: str) -> str:

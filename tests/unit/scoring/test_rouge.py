@@ -69,7 +69,7 @@ KEPT = [
 def random_pairs(count: int) -> list[Pair]:
     """Return pairs of one to five lines of few different words, so that much matches and repeats."""
     random_ = random.Random(0)
-    words = "the cat sat on a mat dog ran far away 7".split()
+    words = ["the", "cat", "sat", "on", "a", "mat", "dog", "ran", "far", "away", "7"]
 
     def text(lines: int) -> str:
         most = random_.choice((4, 12, 30))
@@ -96,7 +96,20 @@ def perl_rouge(pairs: list[Pair], folder: Path) -> dict[str, list[float]]:
             file.write_text(text)
         listed.append(" ".join(map(str, files)))
     (folder / "list").write_text("\n".join(listed) + "\n")
-    options = "-d -n 12 -w 1.2 -2 4 -U -r 10 -z SPL".split()  # skip distance 4, S and SU; -r: resamples, unused
+    options = [
+        "-d",
+        "-n",
+        "12",
+        "-w",
+        "1.2",
+        "-2",
+        "4",
+        "-U",
+        "-r",
+        "10",
+        "-z",
+        "SPL",
+    ]  # skip distance 4, S and SU; -r: resamples, unused
     done = subprocess.run(
         ["perl", "-I", folder, "-MNoXml", perl_cmd.ROUGE_EXEC, "-e", folder, *options, folder / "list"],
         capture_output=True, text=True, check=True,
