@@ -94,20 +94,19 @@ def _weight(length: float) -> float:
 
 
 def _weighted(prediction: str, reference: str) -> float:
-    """Return ROUGE-W. A word is a hit as often as both texts have it, whichever lines it is in."""
+    """Return ROUGE-W. A word is a hit at most as often as the prediction has it, whichever lines it is in."""
     ours = [_words(line) for line in prediction.split("\n")]
     theirs = [_words(line) for line in reference.split("\n")]
-    left, wanted = Counter(word for line in ours for word in line), Counter(word for line in theirs for word in line)
+    left = Counter(word for line in ours for word in line)
     hits = 0.0
     for sentence in theirs:
         hit = set[int]().union(*(_matched(sentence, line) for line in ours))
         run = 0
         for i in sorted(hit):
             word = sentence[i]
-            if not left[word] or not wanted[word]:
+            if not left[word]:
                 continue
             left[word] -= 1
-            wanted[word] -= 1
             run += 1
             if i + 1 not in hit:
                 hits += _weight(run)

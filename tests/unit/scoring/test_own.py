@@ -149,10 +149,12 @@ def test_a_mistake_in_the_module_is_told_with_its_line(folder: Path) -> None:
 
 
 def test_a_file_cannot_take_the_place_of_a_library(folder: Path) -> None:
-    (folder / "json.py").write_text("def loads(p, r): return [1.0] * len(p)\n")
-    with pytest.raises(RecipeError) as refused:
-        values("json:loads", folder)
-    assert refused.value.hint == "rename your file"
+    assert "colorsys" not in sys.modules  # nor is one of Python's that nothing has imported yet
+    for name in ("json", "colorsys"):
+        (folder / f"{name}.py").write_text("def f(p, r): return [1.0] * len(p)\n")
+        with pytest.raises(RecipeError) as refused:
+            values(f"{name}:f", folder)
+        assert refused.value.hint == "rename your file"
     assert values("my_own_metrics:words", folder) == [2, 1]
 
 
