@@ -47,9 +47,9 @@ class OwnMetric:
 
     def __init__(self, name: str, folder: Path | None = None) -> None:
         self.name = name
-        self._folder = folder
+        self._folder = folder.resolve() if folder else None
         module, function = _parts(name)
-        with _importable(folder):
+        with _importable(self._folder):
             self._function = self._found(module, function)
         self.higher_is_better = getattr(self._function, "higher_is_better", True)
         if not isinstance(self.higher_is_better, bool):
@@ -129,7 +129,7 @@ def _importable(folder: Path | None) -> Iterator[None]:
     if folder is None:
         yield
         return
-    place = str(folder.resolve())
+    place = str(folder)
     before = set(sys.modules)
     importlib.invalidate_caches()
     sys.path.append(place)
