@@ -289,12 +289,13 @@ def score(
     """Score rows {"prediction", "reference"} of a JSONL file, from any system.
 
     Args:
-        metrics: names, separated by commas.
+        metrics: names, separated by commas; docs/metrics.md lists them. Metrics of your own are `module:function`,
+            looked for in the current folder too.
         database: SQLite file, for `execution`.
     """
     from tunesmith.scoring.standalone import score_file, score_text
 
-    result = score_file(file, [name.strip() for name in metrics.split(",")], database=database)
+    result = score_file(file, [name.strip() for name in metrics.split(",")], database=database, folder=Path.cwd())
     _result(result, as_json, lambda: score_text(result))
 
 

@@ -22,6 +22,7 @@ from tunesmith.core.progress import clock, say
 from tunesmith.core.rundir import RunDir
 from tunesmith.recipe.load import dump_recipe, load_recipe
 from tunesmith.recipe.schema import Recipe
+from tunesmith.scoring.own import own_metrics
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +80,8 @@ def run_recipe(
         held.enter_context(interrupt.watched())
         _write_origin(loaded, run, Path(recipe))
         remove_leftovers(run.path)
+        if run.manifest("train") is None:  # a wrong metric is told before training, not after
+            own_metrics(loaded.evaluate.metrics, run.origin)
         for stage in wanted:
             _take(stage, loaded, run)
             if stage.name in ("evaluate", "promote"):  # before promoting too, which the verdict may refuse

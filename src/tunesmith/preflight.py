@@ -18,6 +18,7 @@ from tunesmith.pipeline import open_run, work_left
 from tunesmith.recipe.memory import Memory, memory_of, shapes_of
 from tunesmith.recipe.plan import MOST_TOKENS, Steps, steps_of
 from tunesmith.recipe.schema import Recipe
+from tunesmith.scoring.own import own_metrics
 from tunesmith.tasks import task_for
 from tunesmith.tasks.tokenizer import Codec
 
@@ -95,6 +96,7 @@ def plan_run(recipe: Path | str, overrides: Sequence[str] = (), *, out: Path | s
     """
     loaded, run = open_run(Path(recipe), overrides, out)
     origin = run.origin if run.environment.exists() else Path(recipe).parent
+    own_metrics(loaded.evaluate.metrics, origin)
     base = resolve(loaded.model.base, relative_to=origin)
     task = task_for(loaded.data, Codec.load(base.root.path))
     rows = list(examine(loaded, task, folder=origin))

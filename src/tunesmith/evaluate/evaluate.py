@@ -2,7 +2,7 @@
 
 import gc
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from tunesmith.model.adapters import open_model
 from tunesmith.model.load import machine
 from tunesmith.recipe.schema import Recipe, TextData
 from tunesmith.scoring.metrics import LIKELIHOOD, expand, score
+from tunesmith.scoring.own import OwnMetric, own_metrics
 from tunesmith.tasks import task_for
 from tunesmith.tasks.base import Task
 from tunesmith.tasks.tokenizer import Codec
@@ -37,16 +38,19 @@ def evaluate(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     tuned = resolve(f"run:{run.path.resolve()}", relative_to=run.origin)
     codec = Codec.load(base.root.path)
     task = task_for(recipe.data, codec)
+    own = own_metrics(recipe.evaluate.metrics, run.origin)
     examples, places = _chosen(recipe, run)
     scores, conditions, digests = {}, {}, {}
     for name, model in (("base", base), ("tuned", tuned)):
         interrupt.check()
-        lines, generations, digest = _subject(name, model, recipe, run, task, codec, examples, places)
+        lines, generations, digest = _subject(name, model, recipe, run, task, codec, examples, places, own)
         write_jsonl(run.subject(name) / "scores.jsonl", lines)
         scores[name], conditions[name], digests[name] = lines, health(generations), digest
     if digests["base"] != digests["tuned"]:
         raise DataError("base and tuned were not asked the same, so they cannot be compared")
-    verdict = judge(recipe, scores["base"], scores["tuned"], groups=[e.group for e in examples])
+    lower = [metric for metric, one in own.items() if not one.higher_is_better]
+    groups = [e.group for e in examples]
+    verdict = judge(recipe, scores["base"], scores["tuned"], groups=groups, lower_is_better=lower)
     verdict |= {"health": conditions, "digests": {"questions": digests["base"], "base": base.digest()}}
     verdict["digests"]["tuned"] = tuned.digest()
     write_json(run.verdict, verdict)
@@ -77,6 +81,7 @@ def _subject(
     codec: Codec,
     examples: Sequence[Example],
     places: Sequence[int],
+    own: Mapping[str, OwnMetric],
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], str]:
     """Return (scores a row, generations, digest of what was asked) of one model."""
     on = machine(recipe.model.precision)
@@ -95,15 +100,16 @@ def _subject(
         ):
             line |= found
     if scored:
-        values = score(
-            [line["prediction"] for line in generations],
-            [line["reference"] for line in generations],
-            list(scored),
-            database=database_file(recipe, run),
-        )
+        predictions = [line["prediction"] for line in generations]
+        references = [line["reference"] for line in generations]
+        built_in = [metric for metric in scored if metric not in own]
+        values = score(predictions, references, built_in, database=database_file(recipe, run))
         for i, line in enumerate(lines):
             failed = generations[i]["error"] is not None
             line |= {metric: 0.0 if failed else values[metric][i] for metric in values}
+        for metric, one in own.items():  # nobody but itself knows what a failed row is worth: it sees an empty answer
+            for line, value in zip(lines, one(predictions, references), strict=True):
+                line[metric] = value
     del loaded
     gc.collect()
     return lines, generations, questions.digest

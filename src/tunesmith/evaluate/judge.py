@@ -1,7 +1,7 @@
 """Scores of base and tuned -> verdict.json: the primary metric decides, guards can refuse."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from tunesmith.recipe.schema import Recipe
@@ -11,11 +11,14 @@ from tunesmith.scoring.verdict import Verdict, paired_verdict
 Scores = Sequence[dict[str, Any]]
 
 
-def judge(recipe: Recipe, base: Scores, tuned: Scores, *, groups: Sequence[str]) -> dict[str, Any]:
+def judge(
+    recipe: Recipe, base: Scores, tuned: Scores, *, groups: Sequence[str], lower_is_better: Collection[str] = ()
+) -> dict[str, Any]:
     """Return the content of verdict.json, without health and digests.
 
-    Every gain is counted so that more is better, also where a lower value is (perplexity).
+    Every gain is counted so that more is better, also where a lower value is: perplexity, and `lower_is_better`.
     """
+    lower = {"perplexity", *lower_is_better}
     settings = recipe.evaluate
     min_gain = recipe.promote.min_gain if recipe.promote else 0.0
     names = [
@@ -25,7 +28,7 @@ def judge(recipe: Recipe, base: Scores, tuned: Scores, *, groups: Sequence[str])
     metrics = {}
     for name in names:
         least = min_gain if name == settings.primary else 0.0
-        metrics[name] = _entry(name, _compare(name, base, tuned, groups, least, recipe))
+        metrics[name] = _entry(name, _compare(name, base, tuned, groups, least, recipe, name in lower), name in lower)
     primary = {**metrics[settings.primary], "min_gain": min_gain}
     guards = [
         {"metric": g.metric, "max_drop": g.max_drop, **{k: metrics[g.metric][k] for k in ("gain", "low", "high")}}
@@ -42,13 +45,15 @@ def judge(recipe: Recipe, base: Scores, tuned: Scores, *, groups: Sequence[str])
     }
 
 
-def _compare(name: str, base: Scores, tuned: Scores, groups: Sequence[str], least: float, recipe: Recipe) -> Verdict:
+def _compare(
+    name: str, base: Scores, tuned: Scores, groups: Sequence[str], least: float, recipe: Recipe, lower: bool
+) -> Verdict:
     def column(lines: Scores) -> list[float]:
         if name == "perplexity":
             return [line["log_likelihood"] / line["tokens"] for line in lines]
         if name == "token_accuracy":
             return [line["correct"] / line["tokens"] for line in lines]
-        return [line[name] for line in lines]
+        return [-line[name] if lower else line[name] for line in lines]
 
     by_token = name in LIKELIHOOD
     return paired_verdict(
@@ -63,8 +68,8 @@ def _compare(name: str, base: Scores, tuned: Scores, groups: Sequence[str], leas
     )
 
 
-def _entry(name: str, found: Verdict) -> dict[str, Any]:
-    sign = -1.0 if name == "perplexity" else 1.0
+def _entry(name: str, found: Verdict, lower: bool) -> dict[str, Any]:
+    sign = -1.0 if lower else 1.0
     return {
         "verdict": found.verdict,
         "metric": name,
@@ -76,7 +81,7 @@ def _entry(name: str, found: Verdict) -> dict[str, Any]:
         "confidence": found.confidence,
         "rows": found.rows,
         "rows_needed": found.rows_needed,
-        "higher_is_better": name != "perplexity",
+        "higher_is_better": not lower,
     }
 
 

@@ -289,8 +289,9 @@ class Evaluate(Section):
 
     metrics: tuple[str, ...] = Field(
         min_length=1,
-        description="exact_match, rouge1, rouge2, ..., rougeL, rougeLsum, `rouge` for these four, execution, "
-        "perplexity, token_accuracy.",
+        description="rouge1, rouge2, ..., rougeL, rougeLsum, `rouge` for these four, rougeW, rougeS, rougeSU, "
+        "exact_match, bleu, chrf, execution, json_valid, json_field_f1, perplexity, token_accuracy, or a function of "
+        "your own, `module:function`, beside the recipe or installed; docs/metrics.md tells all.",
     )
     primary: str = Field(description="The metric that decides.")
     rows: int = Field(200, ge=1, description="How many test rows, chosen by hash.")

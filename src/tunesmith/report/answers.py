@@ -133,4 +133,4 @@ def _outcome(base: Side | None, tuned: Side | None, primary: Gain | None, graded
         return ("fixed" if gain > 0 else "broken"), gain
     if graded:
         return "even", 0.0
-    return ("right" if after == 1.0 else "wrong"), 0.0
+    return ("right" if after == float(primary.higher_is_better) else "wrong"), 0.0

@@ -12,7 +12,14 @@ HEADLINES = {
     "not_better": "The tuned model is not better",
     "cannot_tell": "It cannot be told whether the tuned model is better",
 }
-_LABELS = {"bleu": "BLEU", "chrf": "chrF", "execution": "execution accuracy", "sql_execution": "execution accuracy"}
+_LABELS = {
+    "bleu": "BLEU",
+    "chrf": "chrF",
+    "execution": "execution accuracy",
+    "sql_execution": "execution accuracy",
+    "json_valid": "valid JSON",
+    "json_field_f1": "JSON field F1",
+}
 _DOINGS = {"prepare": "preparing the data", "train": "training", "evaluate": "evaluation", "promote": "promotion"}
 _BIDI_AND_HIDDEN = [*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x2028, 0x2029, 0x200B, 0xFEFF]
 _VISIBLE: dict[int, int | str] = {code: 0x2400 + code for code in range(0x20) if code not in (0x09, 0x0A)}
@@ -27,7 +34,8 @@ def visible(text: str) -> str:
 
 
 def label(metric: str) -> str:
-    """Return a metric's name as people write it."""
+    """Return a metric's name as people write it; of one of the user's own, the name of its function."""
+    metric = re.split("[.:]", metric)[-1]
     if metric.startswith("rouge") and metric.isalnum():
         return f"ROUGE-{metric.removeprefix('rouge')}".rstrip("-")
     return _LABELS.get(metric, visible(metric).replace("_", " "))

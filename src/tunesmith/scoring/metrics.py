@@ -1,6 +1,7 @@
 """Scores of answers: one value a row, 0 to 1, higher is better.
 
-A metric is one function and one row of `_METRICS`.
+A metric is one function, one row of `_METRICS` and one of docs/metrics.md. ROUGE is in `rouge.py`; metrics of the
+user's own, in any range and either direction, in `own.py`.
 """
 
 import difflib
@@ -10,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.core.errors import DataError, RecipeError
+from tunesmith.scoring.json_answers import json_field_f1, json_valid
+from tunesmith.scoring.own import is_own, own_metrics
+from tunesmith.scoring.rouge import ROUGE_NAMES, is_rouge, rouge
 
 References = Sequence[Sequence[str]]  # any of a row's strings is right
 Metric = Callable[[Sequence[str], References, Path | None], list[float]]
 
 LIKELIHOOD = ("perplexity", "token_accuracy")  # of the reference under the model: computed where the model is
-_GROUPS = {"rouge": ("rouge1", "rouge2", "rougeL", "rougeLsum")}
-_ROUGE_N = re.compile(r"rouge[1-9]")
+GROUPS = {"rouge": ("rouge1", "rouge2", "rougeL", "rougeLsum")}
 
 
 def score(
@@ -25,20 +28,22 @@ def score(
     metrics: Sequence[str],
     *,
     database: Path | None = None,
+    folder: Path | None = None,
 ) -> dict[str, list[float]]:
     """Score every prediction against its reference, or against the best of its references.
 
     Args:
         predictions: one answer a row; an empty one is scored like any other, which mostly gives 0.
         references: one string a row, or a list of strings any of which is right.
-        metrics: names, `rouge` standing for four of them; see `METRIC_NAMES`.
+        metrics: names, `rouge` standing for four of them (see `METRIC_NAMES`), and metrics of your own by dotted name.
         database: the SQLite file that `execution` runs queries on.
+        folder: where modules of your own are, beside those that Python finds.
 
     Returns:
         {metric: [value per row]}, groups expanded, in the order they were asked for.
 
     Raises:
-        RecipeError: a name is unknown or needs a model, or `execution` has no database.
+        RecipeError: a name is unknown or needs a model, `execution` has no database, or a metric of your own fails.
         DataError: the lengths differ, or a row is not text.
     """
     names = expand(metrics)
@@ -49,24 +54,42 @@ def score(
             hint="it needs the model; name it in evaluate.metrics of a recipe",
         )
     rows = _checked(predictions, references)
-    return {name: _metric(name)(predictions, rows, database) for name in names}
+    own = own_metrics(names, folder)
+    return {
+        name: own[name](predictions, references) if name in own else _metric(name)(predictions, rows, database)
+        for name in names
+    }
 
 
 def expand(names: Sequence[str]) -> tuple[str, ...]:
     """Return metric names with groups replaced by their members, each once; raise RecipeError for an unknown one."""
     if isinstance(names, str):
         names = [names]
-    members = [member for name in names for member in _GROUPS.get(name, (name,))]
+    members = [member for name in names for member in GROUPS.get(name, (name,))]
     for name in members:
-        if name not in METRIC_NAMES and name not in LIKELIHOOD and not _ROUGE_N.fullmatch(name):
-            known = [*METRIC_NAMES, *_GROUPS, *LIKELIHOOD]
-            spelt = {one.lower(): one for one in known}
-            close = difflib.get_close_matches(name.lower(), spelt, n=1)
+        if name not in METRIC_NAMES and name not in LIKELIHOOD and not is_rouge(name):
+            meant = _nearest(name)
+            if is_own(name) and (meant is None or _letters(meant) != _letters(name)):
+                continue
             raise RecipeError(
-                f"unknown metric `{name}`" + (f", did you mean `{spelt[close[0]]}`?" if close else ""),
-                hint=f"known are {', '.join(known)}, and rougeN up to rouge9",
+                f"unknown metric `{name}`" + (f", did you mean `{meant}`?" if meant else ""),
+                hint=f"known are {', '.join(_known())}, rougeN for any N, and functions of your own such as "
+                "`my_metrics:politeness`",
             )
     return tuple(dict.fromkeys(members))
+
+
+def _known() -> list[str]:
+    return [*METRIC_NAMES, *GROUPS, *LIKELIHOOD]
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[\W_]", "", name.lower())
+
+
+def _nearest(name: str) -> str | None:
+    spelt = {_letters(one): one for one in _known()}
+    return next((spelt[near] for near in difflib.get_close_matches(_letters(name), spelt, n=1)), None)
 
 
 def exact_match(predictions: Sequence[str], references: References, _: Path | None = None) -> list[float]:
@@ -77,23 +100,35 @@ def exact_match(predictions: Sequence[str], references: References, _: Path | No
     ]
 
 
-def rouge(kind: str) -> Metric:
-    """Return ROUGE F1 (Lin 2004) of a kind: rouge1 to rouge9, rougeL, rougeLsum (sentences separated by newlines).
-
-    As the package rouge-score counts it, without stemming. Its tokenizer keeps a-z and 0-9 alone: text in other
-    scripts scores 0.
-    """
+def best_of(one: Callable[[str, str], float]) -> Metric:
+    """Return a metric that scores a prediction against the best of its references."""
 
     def values(predictions: Sequence[str], references: References, _: Path | None = None) -> list[float]:
-        from rouge_score.rouge_scorer import RougeScorer
-
-        scorer = RougeScorer([kind], use_stemmer=False)
-        return [
-            max(float(scorer.score(one, prediction)[kind].fmeasure) for one in right)
-            for prediction, right in zip(predictions, references, strict=True)
-        ]
+        return [max(one(p, text) for text in right) for p, right in zip(predictions, references, strict=True)]
 
     return values
+
+
+def bleu(predictions: Sequence[str], references: References, _: Path | None = None) -> list[float]:
+    """Return BLEU (Papineni et al. 2002) of each row by sacrebleu, over the orders that both texts are long enough for.
+
+    Several references count together, as in the article: an n-gram may be in any of them.
+    """
+    from sacrebleu.metrics.bleu import BLEU
+
+    return _by_sacrebleu(BLEU(effective_order=True), predictions, references)
+
+
+def chrf(predictions: Sequence[str], references: References, _: Path | None = None) -> list[float]:
+    """Return chrF2 (Popovic 2015) of each row by sacrebleu: F-score, recall twice, of up to 6 characters in a row."""
+    from sacrebleu.metrics.chrf import CHRF
+
+    return _by_sacrebleu(CHRF(), predictions, references)
+
+
+def _by_sacrebleu(metric: Any, predictions: Sequence[str], references: References) -> list[float]:
+    rows = zip(predictions, references, strict=True)
+    return [min(1.0, metric.sentence_score(one, list(right)).score / 100) for one, right in rows]
 
 
 def execution(predictions: Sequence[str], references: References, database: Path | None) -> list[float]:
@@ -107,17 +142,17 @@ def execution(predictions: Sequence[str], references: References, database: Path
 
 _METRICS: dict[str, Metric] = {
     "exact_match": exact_match,
-    "rouge1": rouge("rouge1"),
-    "rouge2": rouge("rouge2"),
-    "rougeL": rouge("rougeL"),
-    "rougeLsum": rouge("rougeLsum"),
+    "bleu": bleu,
+    "chrf": chrf,
     "execution": execution,
+    "json_valid": lambda predictions, *_: json_valid(predictions),
+    "json_field_f1": lambda predictions, references, _: json_field_f1(predictions, references),
 }
-METRIC_NAMES = tuple(_METRICS)
+METRIC_NAMES = (*ROUGE_NAMES, *_METRICS)
 
 
 def _metric(name: str) -> Metric:
-    return _METRICS[name] if name in _METRICS else rouge(name)
+    return best_of(rouge(name)) if is_rouge(name) else _METRICS[name]
 
 
 def _checked(predictions: Sequence[str], references: Sequence[str | Sequence[str]]) -> References:

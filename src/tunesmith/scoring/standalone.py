@@ -15,7 +15,9 @@ Rows = list[tuple[int, dict[str, Any]]]
 """Line number and row."""
 
 
-def score_file(file: Path, metrics: Sequence[str], *, database: Path | None = None) -> dict[str, Any]:
+def score_file(
+    file: Path, metrics: Sequence[str], *, database: Path | None = None, folder: Path | None = None
+) -> dict[str, Any]:
     """Score the rows {"prediction", "reference"} of a JSONL file; return {rows, mean, values}, values row by row.
 
     Raises:
@@ -33,7 +35,7 @@ def score_file(file: Path, metrics: Sequence[str], *, database: Path | None = No
             raise DataError("`reference` is not text or a list of texts", where=f"{file}:{number}")
         predictions.append(row["prediction"])
         references.append(row["reference"])
-    values = score(predictions, references, metrics, database=database)
+    values = score(predictions, references, metrics, database=database, folder=folder)
     mean = {name: sum(column) / len(column) for name, column in values.items()}
     return {"rows": len(predictions), "mean": mean, "values": values}
 

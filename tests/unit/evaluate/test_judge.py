@@ -52,6 +52,21 @@ def test_a_gain_is_better_and_a_loss_is_not() -> None:
     assert judge(one, lines(1), lines(2), groups=GROUPS)["verdict"] == "cannot_tell"
 
 
+def test_a_metric_whose_lower_values_are_better_is_turned_around() -> None:
+    name = "mine:words"
+    one = recipe([name, "rougeL"], name, guards=[{"metric": name, "max_drop": 5}])
+    long = [{**line, name: 20.0 + row % 7} for row, line in enumerate(lines(1))]
+    short = [{**line, name: 10.0 + row % 5} for row, line in enumerate(lines(1))]
+    found = judge(one, long, short, groups=GROUPS, lower_is_better=[name])
+    assert (found["verdict"], found["primary"]["higher_is_better"]) == ("better", False)
+    assert found["primary"]["base"] == pytest.approx(np.mean([line[name] for line in long]))
+    assert found["primary"]["gain"] == pytest.approx(found["primary"]["base"] - found["primary"]["tuned"])
+    assert found["guards"][0]["passed"]
+    worse = judge(one, short, long, groups=GROUPS, lower_is_better=[name])
+    assert (worse["verdict"], worse["guards"][0]["passed"]) == ("not_better", False)
+    assert judge(one, long, short, groups=GROUPS)["verdict"] == "not_better"
+
+
 def test_it_has_what_the_contract_asks_for() -> None:
     found = judge(recipe(["rougeL", "exact_match"], "rougeL"), lines(1), lines(2), groups=GROUPS)
     assert set(found) == {"verdict", "primary", "metrics", "guards", "reasons"}

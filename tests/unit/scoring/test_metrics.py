@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from tunesmith.core.errors import DataError, RecipeError
 from tunesmith.scoring.metrics import LIKELIHOOD, METRIC_NAMES, expand, score
 
-TEXT_METRICS = ("exact_match", "rouge1", "rouge2", "rouge3", "rougeL", "rougeLsum")
+TEXT_METRICS = (
+    "exact_match", "rouge1", "rouge2", "rouge3", "rougeL", "rougeLsum", "rougeS", "rougeSU", "bleu", "chrf",
+)  # fmt: skip
 
 
 def one(metric: str, prediction: str, reference: str | list[str]) -> float:
@@ -58,6 +60,25 @@ def test_the_best_of_several_references_counts() -> None:
     assert one("rouge1", "a b", ["c d", "a c"]) == 0.5
 
 
+def test_bleu_and_chrf_are_those_of_sacrebleu() -> None:
+    import sacrebleu
+
+    rows = [
+        ("the cat sat on the mat", ["the cat lay on a mat", "a cat sat on the mat today"]),
+        ("the cat", ["the cat sat on the mat"]),
+        ("cat", ["cat"]),
+        ("", ["the cat"]),
+        ("das größte", ["Das Größte!"]),
+        ("dog", ["cat"]),
+    ]
+    found = score([row[0] for row in rows], [row[1] for row in rows], ["bleu", "chrf"])
+    bleu = [sacrebleu.sentence_bleu(one, right, use_effective_order=True).score / 100 for one, right in rows]
+    chrf = [sacrebleu.sentence_chrf(one, right).score / 100 for one, right in rows]
+    assert found == {"bleu": pytest.approx(bleu), "chrf": pytest.approx(chrf)}
+    assert found["bleu"][2:4] == found["chrf"][2:4] == [1, 0]
+    assert found["bleu"][0] > max(one("bleu", rows[0][0], text) for text in rows[0][1])  # references count together
+
+
 def test_groups_are_expanded_in_order_and_once() -> None:
     assert expand(["exact_match", "rouge", "rougeL"]) == (
         "exact_match",
@@ -75,7 +96,7 @@ def test_groups_are_expanded_in_order_and_once() -> None:
     ]
     assert expand(LIKELIHOOD) == LIKELIHOOD
     assert expand(METRIC_NAMES) == METRIC_NAMES
-    assert expand(["rouge7"]) == ("rouge7",)
+    assert expand(["rouge7", "rouge12"]) == ("rouge7", "rouge12")
 
 
 @pytest.mark.parametrize(
@@ -90,7 +111,7 @@ def test_a_misspelt_name_is_corrected(name: str, meant: str) -> None:
     assert all(known in refused.value.hint for known in (*METRIC_NAMES, *LIKELIHOOD))
 
 
-@pytest.mark.parametrize("name", ["zzz", "rouge0", "rouge10", "rouge", ""])
+@pytest.mark.parametrize("name", ["zzz", "rouge0", "rouge01", "rouge-1", "rouge", "", "a:", "1.5"])
 def test_an_unknown_name_is_refused(name: str) -> None:
     if name == "rouge":
         assert len(expand([name])) == 4
@@ -137,8 +158,8 @@ def test_no_rows_give_no_values() -> None:
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(st.text(max_size=40), st.text(max_size=40)), max_size=5))
 def test_values_lie_in_0_to_1_for_any_text(rows: list[tuple[str, str]]) -> None:
-    found = score([row[0] for row in rows], [row[1] for row in rows], TEXT_METRICS)
-    assert list(found) == list(TEXT_METRICS)
+    found = score([row[0] for row in rows], [row[1] for row in rows], (*TEXT_METRICS, "rougeW", "json_valid"))
+    assert list(found) == [*TEXT_METRICS, "rougeW", "json_valid"]
     for values in found.values():
         assert len(values) == len(rows)
         assert all(isinstance(value, float) and 0 <= value <= 1 for value in values)
@@ -163,6 +184,6 @@ def test_importing_metrics_loads_nothing_heavy() -> None:
     source = Path(__file__).parents[3] / "src"
     program = (
         f"import sys; sys.path.insert(0, {str(source)!r}); import tunesmith.scoring.metrics; "
-        "print(sorted({'numpy', 'torch', 'nltk', 'rouge_score', 'sqlite3'} & set(sys.modules)))"
+        "print(sorted({'numpy', 'torch', 'nltk', 'rouge_score', 'sacrebleu', 'sqlite3'} & set(sys.modules)))"
     )
     assert subprocess.check_output([sys.executable, "-c", program], text=True).strip() == "[]"

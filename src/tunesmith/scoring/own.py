@@ -1,0 +1,162 @@
+"""Metrics of the user's own: a function named in the recipe, `package.module:function` or `package.module.function`.
+
+It takes two lists, predictions and references, and returns one number a row, higher is better; with the attribute
+`higher_is_better = False`, lower is. A reference is a text, or a list of texts where a row has several.
+
+Naming a function runs its module: the recipe of somebody else is code of somebody else as soon as it names one.
+Installed packages go before what lies in `folder`, so that nothing there can take a library's place.
+"""
+
+import importlib
+import inspect
+import math
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tunesmith.core.errors import RecipeError, TunesmithError
+
+_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*[.:][^\W\d]\w*")
+_RULE = "it takes the lists `predictions` and `references` and returns one number a row"
+
+
+def is_own(name: str) -> bool:
+    """Say whether a name has the form of a metric of the user's own."""
+    return _NAME.fullmatch(name) is not None
+
+
+def own_metrics(names: Sequence[str], folder: Path | None = None) -> dict[str, "OwnMetric"]:
+    """Return those of some names that are metrics of the user's own, found; raise RecipeError as `OwnMetric` does."""
+    return {name: OwnMetric(name, folder) for name in names if is_own(name)}
+
+
+class OwnMetric:
+    """A function of the user's, found.
+
+    Args:
+        name: dotted name.
+        folder: where modules are looked for beside installed packages.
+
+    Raises:
+        RecipeError: there is no such module or function, or it cannot be a metric.
+    """
+
+    def __init__(self, name: str, folder: Path | None = None) -> None:
+        self.name = name
+        self._folder = folder.resolve() if folder else None
+        module, function = _parts(name)
+        with _importable(self._folder):
+            self._function = self._found(module, function)
+        self.higher_is_better = getattr(self._function, "higher_is_better", True)
+        if not isinstance(self.higher_is_better, bool):
+            raise RecipeError(
+                f"`{name}` has higher_is_better = {self.higher_is_better!r}", hint="it is True, the default, or False"
+            )
+        _check_arguments(name, self._function)
+
+    def __call__(self, predictions: Sequence[str], references: Sequence[str | Sequence[str]]) -> list[float]:
+        """Return one finite number a row; raise RecipeError where the function does not."""
+        try:
+            with _importable(self._folder):
+                values = list(self._function(list(predictions), list(references)))
+        except TunesmithError:  # from a function of ours that the metric calls
+            raise
+        except (Exception, SystemExit) as error:
+            raise RecipeError(
+                f"`{self.name}` raised {type(error).__name__}: {error}", where=_raised_at(error), hint=_RULE
+            ) from error
+        if len(values) != len(predictions):
+            raise RecipeError(f"`{self.name}` gave {len(values)} values for {len(predictions)} rows", hint=_RULE)
+        return [self._number(value, row) for row, value in enumerate(values)]
+
+    def _number(self, value: Any, row: int) -> float:
+        try:
+            number = math.nan if isinstance(value, str | bytes) else float(value)
+        except (TypeError, ValueError, OverflowError):
+            number = math.nan
+        if not math.isfinite(number):
+            raise RecipeError(f"`{self.name}` gave {value!r} for row {row}, not a finite number", hint=_RULE)
+        return number
+
+    def _found(self, module: str, function: str) -> Callable[..., Any]:
+        try:
+            imported = importlib.import_module(module)
+        except (Exception, SystemExit) as error:
+            missing = error.name if isinstance(error, ModuleNotFoundError) else None
+            known = missing is not None and f"{module}.".startswith(f"{missing}.")
+            raise RecipeError(
+                f"the metric `{self.name}` cannot be had: "
+                + (f"there is no module `{missing}`" if known else f"importing `{module}` raised {error!r}"),
+                where=None if known else _raised_at(error),
+                hint="modules are looked for in the installed packages and "
+                + (f"in {self._folder}" if self._folder else "where Python looks"),
+            ) from error
+        beside = source_file(self.name, self._folder)
+        came_from = getattr(imported, "__file__", None)
+        if beside is not None and (came_from is None or Path(came_from).resolve() != beside.resolve()):
+            raise RecipeError(
+                f"`{module}` is the module {came_from or 'of Python itself'}, not {beside}", hint="rename your file"
+            )
+        found = getattr(imported, function, None)
+        if not callable(found):
+            told = "is not a function" if hasattr(imported, function) else "does not exist"
+            raise RecipeError(f"`{function}` {told} in the module `{module}`", where=came_from, hint=_RULE)
+        return found  # type: ignore[no-any-return]
+
+
+def source_file(name: str, folder: Path | None) -> Path | None:
+    """Return the file in `folder` that holds a metric, None where there is none and a package must have it."""
+    return None if folder is None else _file_of(_parts(name)[0], folder)
+
+
+def _file_of(module: str, folder: Path) -> Path | None:
+    path = folder.joinpath(*module.split("."))
+    return next((file for file in (path / "__init__.py", path.with_suffix(".py")) if file.is_file()), None)
+
+
+def _parts(name: str) -> tuple[str, str]:
+    module, _, function = name.rpartition(":" if ":" in name else ".")
+    return module, function
+
+
+@contextmanager
+def _importable(folder: Path | None) -> Iterator[None]:
+    """Let modules of a folder be imported, last of all; forget them afterwards, so that no other run meets them."""
+    if folder is None:
+        yield
+        return
+    place = str(folder)
+    before = set(sys.modules)
+    importlib.invalidate_caches()
+    sys.path.append(place)
+    try:
+        yield
+    finally:
+        sys.path.remove(place)
+        for name in set(sys.modules) - before:
+            if _file_of(name, folder) is not None:  # else it is a library, which cannot be imported twice
+                del sys.modules[name]
+
+
+def _check_arguments(name: str, function: Callable[..., Any]) -> None:
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # written in C: it will tell when it is called
+        return
+    try:
+        signature.bind([], [])
+    except TypeError as error:
+        raise RecipeError(f"`{name}` cannot be called with two lists: {error}", hint=_RULE) from None
+
+
+def _raised_at(error: BaseException) -> str | None:
+    """Return file:line of where an error was raised, unless that is here."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}:{error.lineno}"
+    frames = traceback.extract_tb(error.__traceback__)
+    last = frames[-1] if frames else None
+    return None if last is None or last.filename in (__file__, importlib.__file__) else f"{last.filename}:{last.lineno}"

@@ -1,0 +1,47 @@
+"""A metric of the user's own through a whole run: found before training, scored, judged, guarded, reported."""
+
+from pathlib import Path
+
+import pytest
+from tests.tiny import recipe
+
+from tunesmith import plan_run, run_recipe
+from tunesmith.core.errors import RecipeError
+from tunesmith.core.files import read_json, read_jsonl
+
+METRIC = "def words(p, r):\n    return [len(one.split()) / {per} for one in p]\nwords.higher_is_better = False\n"
+
+
+def test_it_decides_and_is_scored_again_when_its_file_changes(tmp_path: Path, tiny: Path) -> None:
+    (tmp_path / "brevity.py").write_text(METRIC.format(per=1))
+    settings = {
+        "metrics": ["rougeL", "brevity:words"], "primary": "brevity:words", "rows": 8, "max_new_tokens": 6,
+        "guards": [{"metric": "brevity:words", "max_drop": 50}],
+    }  # fmt: skip
+    file = recipe(tmp_path, tiny, evaluate=settings, train={"learning_rate": 0.01, "max_steps": 2})
+    run = run_recipe(file, out=tmp_path / "run")
+    for name in ("base", "tuned"):
+        answers = {line["id"]: line["prediction"] for line in read_jsonl(run.subject(name) / "generations.jsonl")}
+        scored = {line["id"]: line["brevity:words"] for line in read_jsonl(run.subject(name) / "scores.jsonl")}
+        assert scored == {row: len(text.split()) for row, text in answers.items()}
+    first = read_json(run.verdict)
+    assert first["primary"]["metric"] == "brevity:words"
+    assert first["primary"]["higher_is_better"] is False
+    assert first["primary"]["gain"] == pytest.approx(first["primary"]["base"] - first["primary"]["tuned"])
+    report = run.report.read_text(encoding="utf-8")
+    assert "words" in report
+    assert "lower is better" in report
+
+    run_recipe(file, out=tmp_path / "run")
+    assert read_json(run.verdict) == first
+    (tmp_path / "brevity.py").write_text(METRIC.format(per=2))
+    run_recipe(file, out=tmp_path / "run")
+    assert read_json(run.verdict)["primary"]["base"] == pytest.approx(first["primary"]["base"] / 2)
+
+
+def test_a_wrong_one_is_told_before_training(tmp_path: Path, tiny: Path) -> None:
+    file = recipe(tmp_path, tiny, evaluate={"metrics": ["absent:words"], "primary": "absent:words"})
+    for act in (plan_run, lambda path: run_recipe(path, out=tmp_path / "run")):
+        with pytest.raises(RecipeError, match="there is no module `absent`"):
+            act(file)
+    assert not (tmp_path / "run" / "prepare").exists()
