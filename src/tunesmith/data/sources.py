@@ -1,6 +1,6 @@
 """Rows from files, the hub or the built-in generator: one shape, exact values, and where each row stands.
 
-`diagnose` reads text files, because it knows lines and changes nothing; the cells of CSV, Parquet, Arrow and the hub
+`text_file` reads text, because it knows lines and changes nothing; the cells of CSV, Parquet, Arrow and the hub
 are read by the `datasets` library, streaming, so that nothing is cached and memory stays bounded.
 """
 
@@ -18,7 +18,8 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from tunesmith.core.errors import DataError, RecipeError, TunesmithError
 from tunesmith.core.files import digest_file, digest_of
-from tunesmith.data import diagnose
+from tunesmith.data import csv_file, json_file
+from tunesmith.data.text_file import cut, read_errors_told
 
 _TEXT = (".csv", ".tsv", ".json", ".jsonl")
 _FORMATS = (*_TEXT, ".parquet", ".arrow")
@@ -187,7 +188,7 @@ def _located_rows(source: SourceLike, folder: Path) -> Iterator[tuple[str, dict[
     if isinstance(source, FileLike):
         # All names are checked before the first file is read, which may take long.
         for file in _files(source, folder):
-            with diagnose.read_errors_told(file.path, file.label):
+            with read_errors_told(file.path, file.label):
                 yield from _file_rows(file)
     elif isinstance(source, HubLike):
         yield from _hub_rows(source, folder)
@@ -226,7 +227,7 @@ def _checked_file(name: str, folder: Path) -> _File:
     kind = _kind(path)
     if stat.S_ISDIR(mode):
         inside = ", ".join(f"{name}/{file.name}" for file in _visible_files(path, "*") if _kind(file))
-        hint = f"name its files ({diagnose.cut(inside) or 'none here is of a format that is read'})"
+        hint = f"name its files ({cut(inside) or 'none here is of a format that is read'})"
         raise DataError("is a folder, not a file", where=name, hint=f"{hint}, or write `hub: {name}` to read all of it")
     if not stat.S_ISREG(mode):
         raise DataError("is not a regular file", where=name)
@@ -258,7 +259,7 @@ def _missing_hint(path: Path) -> str | None:
     if near:
         return f"did you mean {near[0]}?"
     readable = [name for name in names if _kind(Path(name))]
-    return f"there are: {diagnose.cut(', '.join(readable))}" if readable else "paths are relative to the recipe"
+    return f"there are: {cut(', '.join(readable))}" if readable else "paths are relative to the recipe"
 
 
 def _visible_files(folder: Path, pattern: str = "**/*") -> list[Path]:
@@ -278,7 +279,7 @@ def _file_rows(file: _File) -> Iterator[tuple[str, dict[str, Any]]]:
     if file.kind in (".csv", ".tsv"):
         yield from _csv_rows(file, separator="," if file.kind == ".csv" else "\t")
     elif file.kind in (".json", ".jsonl"):
-        read = diagnose.json_lines if file.kind == ".jsonl" else diagnose.json_rows
+        read = json_file.json_lines if file.kind == ".jsonl" else json_file.json_rows
         for line, values in read(file.path, file.label):
             yield f"{file.label}:{line}", values
     else:
@@ -295,11 +296,11 @@ def _csv_rows(file: _File, separator: str) -> Iterator[tuple[str, dict[str, Any]
     """Yield (where, cells as the exact text of the file).
 
     pandas, with which `datasets` reads CSV, fills short records and cuts long ones without a word and knows no lines.
-    So `diagnose` goes through the file one batch ahead: what reaches pandas is known to be sound.
+    So `csv_file` goes through the file one batch ahead: what reaches pandas is known to be sound.
     """
     from datasets import Features, Value
 
-    records = diagnose.csv_records(file.path, file.label, separator)
+    records = csv_file.csv_records(file.path, file.label, separator)
     _, columns = next(records)
     options = {
         "sep": separator,

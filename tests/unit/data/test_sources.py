@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 os.environ["HF_HUB_OFFLINE"] = "1"  # before `datasets` is imported
 
 from tunesmith.core.errors import DataError, RecipeError
-from tunesmith.data import diagnose, sources
+from tunesmith.data import csv_file, json_file, sources, text_file
 from tunesmith.data.sources import Row, digest_source, hub_revision, missing_column_error, read_rows
 
 SHARED = Path(__file__).resolve().parents[3].parent / "shared" / "data"
@@ -126,7 +126,7 @@ def test_csv_readers_that_disagree_are_noticed(
         yield from [(line, ["n"]) for line in range(1, seen + 1)]
 
     monkeypatch.setattr(sources, "_BATCH", 2)
-    monkeypatch.setattr(diagnose, "csv_records", records)
+    monkeypatch.setattr(csv_file, "csv_records", records)
     with pytest.raises(DataError, match=r"a.csv: reads differently in two CSV readers"):
         rows(a__csv="n\n1\n2\n3\n4\n")
     gc.collect()  # `datasets` leaves a file that is not read to its end to the garbage collector, which warns
@@ -362,14 +362,14 @@ def test_a_failing_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.csv.gz", "a.json.gz"])
 def test_a_bomb_does_not_fill_the_memory(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(diagnose, "MAX_LINE_BYTES", 10_000)
+    monkeypatch.setattr(text_file, "MAX_LINE_BYTES", 10_000)
     (tmp_path / name).write_bytes(gzip.compress(b"[" + b" " * 20_000))
     with pytest.raises(DataError, match=f"{name}:1: the line is longer"):
         list(read_rows(files(name), folder=tmp_path))
 
 
 def test_a_document_has_a_limit(rows: Callable[..., list[Row]], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(diagnose, "MAX_DOCUMENT_CHARACTERS", 100)
+    monkeypatch.setattr(json_file, "MAX_DOCUMENT_CHARACTERS", 100)
     with pytest.raises(DataError, match=r"a.json: is too large for a JSON list\n.*JSONL"):
         rows(a__json="[" + "{},\n" * 100 + "{}]")
 
