@@ -18,19 +18,22 @@ from tunesmith.core.errors import DamagedFile, DataError, RecipeError
 from tunesmith.core.files import read_jsonl, write_text
 from tunesmith.core.records import Example, Tokens
 from tunesmith.core.rundir import SPLITS, RunDir
-from tunesmith.data.examine import examine, token_view
+from tunesmith.data.examine import examine
+from tunesmith.data.token_view import token_view
 from tunesmith.fetch.reference import ModelFolder, resolve
 from tunesmith.recipe.load import load_recipe
 from tunesmith.recipe.schema import Recipe
 from tunesmith.report.sections import token_rows
-from tunesmith.report.wording import count, visible
+from tunesmith.report.wording import count, drawn, visible
 from tunesmith.tasks import task_for
 from tunesmith.tasks.base import Task
 from tunesmith.tasks.tokenizer import Codec
 
 Sample = dict[str, Any]
 
-_LEGEND = "learned tokens stand in \u27e6 \u27e7, \u00a6 parts tokens, \u23ce is a line break"
+_LEGEND = (
+    "learned tokens stand in \u27e6 \u27e7, \u00a6 parts tokens, \u21b5 is a line break, \u2025 more bytes of a character"
+)
 _RESET, _TRAINED, _SPECIAL, _EVERY_OTHER = "\x1b[0m", "1;32", "2", "4"
 
 _PAGE = """<!doctype html>
@@ -191,7 +194,7 @@ def _marked(tokens: Sequence[dict[str, Any]]) -> str:
         elif parts and not parts[-1].endswith("\n"):
             parts.append("\u00a6")
         learned = token["trained"]
-        parts.append(_drawn(token["text"]))
+        parts.append(drawn(token["text"]))
     return "".join(parts).rstrip("\n") + ("\u27e7" if learned else "")
 
 
@@ -200,11 +203,6 @@ def _coloured(tokens: Sequence[dict[str, Any]]) -> str:
     for place, token in enumerate(tokens):
         # Underlining every other token shows where one ends on a dark and on a light background.
         codes = [_TRAINED] * token["trained"] + [_SPECIAL] * token["special"] + [_EVERY_OTHER] * (place % 2)
-        text = _drawn(token["text"])
+        text = drawn(token["text"])
         parts.append(f"\x1b[{';'.join(codes)}m{text}{_RESET}" if codes else text)
     return "".join(parts)
-
-
-def _drawn(text: str) -> str:
-    """Return text in which nothing is invisible and nothing is obeyed by a terminal."""
-    return visible(text).replace("\t", "\u2192\t").replace("\n", "\u23ce\n")

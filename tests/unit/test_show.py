@@ -167,7 +167,7 @@ def test_text_without_colour_marks_what_is_learned() -> None:
     text = as_text([sample(*tokens, token("</s>", trained=True, special=True))], colour=False)
     assert text.splitlines()[2:] == [
         "train row 3 (rows.jsonl:3)  5 tokens, 2 learned, prompt 2",
-        "<s>\u00a6Say\u00a6 it\u23ce",
+        "<s>\u00a6Say\u00a6 it\u21b5",
         "\u27e6yes\u00a6</s>\u27e7",
     ]
     assert "\x1b" not in text

@@ -115,14 +115,6 @@ def _place(split: Split, row: Row, turns: tuple[Turn, ...], seed: int) -> tuple[
     return _SPLIT_WORDS[word], group
 
 
-def token_view(tokens: Tokens, task_codec: Any) -> list[dict[str, Any]]:
-    """Return each token as {text, id, trained, special}, for people to look at."""
-    return [
-        {"text": task_codec.decode([i]), "id": i, "trained": learned, "special": i in task_codec.control_ids}
-        for i, learned in zip(tokens.input_ids, tokens.trained, strict=True)
-    ]
-
-
 def histogram(lengths: list[int]) -> dict[str, Any]:
     """Return {histogram: [[low, high, count], ...], median, p95, max} of token counts."""
     if not lengths:

@@ -12,7 +12,8 @@ from tunesmith.core.progress import Progress
 from tunesmith.core.records import Tokens
 from tunesmith.core.rundir import SPLITS, RunDir
 from tunesmith.data.batches import write_tokens
-from tunesmith.data.examine import Entry, Examined, empty_splits, examine, histogram, token_view
+from tunesmith.data.examine import Entry, Examined, empty_splits, examine, histogram
+from tunesmith.data.token_view import token_view
 from tunesmith.data.inputs import inputs
 from tunesmith.data.split import choose
 from tunesmith.fetch.reference import resolve

@@ -6,7 +6,7 @@ from typing import Any
 from tunesmith.report import wording
 from tunesmith.report.answers import Segment, marks
 from tunesmith.report.view import Answer, Answers, Side, Verdict, View
-from tunesmith.report.wording import visible
+from tunesmith.report.wording import drawn, visible
 
 ROWS_EMBEDDED = 2_000
 ROWS_WITHOUT_SCRIPT = 20
@@ -139,7 +139,7 @@ def token_rows(samples: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     for sample in list(samples)[:SAMPLES_SHOWN]:
         tokens = sample.get("tokens", [])
         plain = {"id": "", "trained": False, "special": False}
-        shown = [{**plain, **token, "text": _drawn(str(token.get("text", "")))} for token in tokens[:TOKENS_SHOWN]]
+        shown = [{**plain, **token, "text": drawn(str(token.get("text", "")))} for token in tokens[:TOKENS_SHOWN]]
         trained = sum(bool(token.get("trained")) for token in tokens)
         rows.append({**sample, "tokens": shown, "total": len(tokens), "trained": trained})
     return rows
@@ -212,7 +212,3 @@ def _note(side: Side) -> str:
     if not side.text.strip():
         return "empty answer"
     return "cut off at the length limit" if side.stopped is False else ""
-
-
-def _drawn(text: str) -> str:
-    return visible(text).replace("\t", "\u2192\t").replace("\n", "\u21b5\n")
