@@ -32,7 +32,8 @@ from tunesmith.tasks.tokenizer import Codec
 Sample = dict[str, Any]
 
 _LEGEND = (
-    "learned tokens stand in \u27e6 \u27e7, \u00a6 parts tokens, \u21b5 is a line break, \u2025 more bytes of a character"
+    "learned tokens stand in \u27e6 \u27e7, \u00a6 parts tokens, \u21b5 is a line break, "
+    "\u2025 is more bytes of a character"
 )
 _RESET, _TRAINED, _SPECIAL, _EVERY_OTHER = "\x1b[0m", "1;32", "2", "4"
 
@@ -126,11 +127,14 @@ def _prepared(run: RunDir, split: str) -> Iterator[Sample]:
     except (OSError, SafetensorError) as error:
         raise DamagedFile(f"cannot be read ({error})", where=str(run.tokens(split))) from error
     # Examples and token file hold the rows of one split in the order of the ledger.
-    used = (line for line in read_jsonl(run.ledger) if line["split"] == split and line["status"] in ("kept", "cut"))
+    mine = (line for line in read_jsonl(run.ledger) if line["split"] == split and line["status"] in ("kept", "cut"))
+    used = ((line, time) for line in mine for time in range(line["times"]))
     for place, line in enumerate(read_jsonl(run.examples(split))):
-        example, entry = Example.from_json(line), next(used, None)
+        example, (entry, time) = Example.from_json(line), next(used, (None, 0))
         if entry is None or entry["id"] != example.id or place >= len(tokens):
             raise DamagedFile("the ledger, the examples and the tokens do not match", where=str(run.stage("prepare")))
+        if time:  # a row that is used several times is shown once
+            continue
         batch, length = tokens.batch([place], codec.pad_id), int(tokens.lengths[place])
         stored = Tokens(
             example.id, tuple(batch.input_ids[0, :length].tolist()), tuple(batch.trained[0, :length].tolist())

@@ -2,43 +2,70 @@
 
 import difflib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tunesmith.core.errors import DataError
+from tunesmith.core.errors import DataError, RecipeError
 from tunesmith.core.files import digest_file, digest_of
 from tunesmith.data.hub import hub_revision, hub_rows, local_dataset
 from tunesmith.data.local_files import digest, file_rows, files_of, visible_files
 from tunesmith.data.text_file import read_errors_told
-from tunesmith.recipe.schema import FileSource, HubSource, Source
+from tunesmith.recipe.schema import FileSource, HubSource, Source, Sources
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row of a source: its 1-based number over the whole source, where it stands, and its values."""
+    """One row: its 1-based number over all sources, where it stands, its values, and the name of its source."""
 
     number: int
     where: str
     values: dict[str, Any]
+    source: str
 
 
-def read_rows(source: Source, *, folder: Path) -> Iterator[Row]:
-    """Yield the rows of a source; `folder` is what relative paths are relative to.
+def named_sources(sources: Sources) -> dict[str, Source]:
+    """Return the sources of a recipe by name, in order; raise RecipeError where two have the same."""
+    named: dict[str, Source] = {}
+    for source in sources if isinstance(sources, tuple) else (sources,):
+        name = source.name or _name(source)
+        if name in named:
+            raise RecipeError(f"two sources are called `{name}`", where="data.source", hint="give each a `name`")
+        named[name] = source
+    return named
+
+
+def read_rows(sources: Sources, *, folder: Path) -> Iterator[Row]:
+    """Yield the rows of one source after the other; `folder` is what relative paths are relative to.
 
     Raises:
         DataError: a file is missing, of another format or damaged, or a row is malformed (which, and where); the
-            dataset or its split does not exist or cannot be reached; there are no rows.
-        RecipeError: a setting of the source has no effect.
+            dataset or its split does not exist or cannot be reached; a source lacks rows or the columns to rename.
+        RecipeError: a setting of a source has no effect, or two have one name.
     """
     number = 0
-    for number, (where, values) in enumerate(_located_rows(source, folder), 1):
-        yield Row(number, where, values)
-    if number == 0:
-        raise DataError("holds no rows", where=_name(source))
+    for name, source in named_sources(sources).items():
+        before = number
+        for where, values in _located_rows(source, folder):
+            number += 1
+            row = Row(number, where, values, name)
+            yield _renamed(row, source.rename) if source.rename else row
+        if number == before:
+            raise DataError("holds no rows", where=name)
 
 
-def digest_source(source: Source, *, folder: Path) -> str:
+def _renamed(row: Row, names: dict[str, str]) -> Row:
+    for theirs in names:
+        if theirs not in row.values:
+            raise missing_column_error(theirs, row)
+    values = {names.get(column, column): value for column, value in row.values.items()}
+    if len(values) != len(row.values):
+        twice = next(ours for ours in names.values() if sum(names.get(c, c) == ours for c in row.values) > 1)
+        raise DataError(f"renaming gives two columns the name `{twice}`", where=row.where)
+    return replace(row, values=values)
+
+
+def digest_sources(sources: Sources, *, folder: Path) -> str:
     """Return a digest of all that determines the rows: bytes of files, commit of a dataset, code of a generator.
 
     A dataset whose commit nobody can tell now (no connection, not in the cache) is known by its reference alone.
@@ -46,6 +73,11 @@ def digest_source(source: Source, *, folder: Path) -> str:
     Raises:
         DataError: a file is missing or unreadable, or the dataset does not exist.
     """
+    found = [_facts(source, folder) for source in named_sources(sources).values()]
+    return digest_of(found[0] if len(found) == 1 else found)
+
+
+def _facts(source: Source, folder: Path) -> dict[str, Any]:
     facts: dict[str, Any]
     if isinstance(source, FileSource):
         facts = {"files": [[file.kind, digest(file.path)] for file in files_of(source, folder)]}
@@ -63,7 +95,7 @@ def digest_source(source: Source, *, folder: Path) -> str:
         # The code itself and not a version number, which somebody would have to remember to raise.
         code = {path.name: digest_file(path) for path in sorted(Path(demo.__file__).parent.glob("*.py"))}
         facts = {"generated": source.generated, "rows": source.rows, "seed": source.seed, "code": code}
-    return digest_of(facts)
+    return facts
 
 
 def missing_column_error(name: str, row: Row) -> DataError:

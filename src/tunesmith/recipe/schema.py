@@ -8,6 +8,7 @@ import string
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Literal, Self
 
+import regex
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 from tunesmith.core.errors import RecipeError
@@ -38,8 +39,17 @@ def _allowed(check: Callable[[str], None]) -> AfterValidator:
     return AfterValidator(validate)
 
 
+def _check_pattern(pattern: str) -> None:
+    try:
+        regex.compile(pattern)
+    except regex.error as error:
+        raise RecipeError(f"is not a regular expression: {error}") from None
+
+
 Name = Annotated[str, _allowed(check_name)]
 Alias = Annotated[str, _allowed(check_alias)]
+Pattern = Annotated[str, Field(min_length=1), _allowed(_check_pattern)]
+Scalar = bool | int | float | str
 
 
 class Model(Section):
@@ -59,13 +69,29 @@ class Model(Section):
     )
 
 
-class FileSource(Section):
+class SourceBase(Section):
+    """What all sources share."""
+
+    name: str | None = Field(
+        None, min_length=1, description="What the ledger calls the source; default its file, dataset or generator."
+    )
+    weight: float = Field(
+        1.0,
+        gt=0,
+        le=1000,
+        description="How often a training row of it is used in one pass, beside other sources: 2 is twice, 0.5 is "
+        "every other row, chosen by hash. Valid and test rows are always used once.",
+    )
+    rename: dict[str, str] = Field({}, description="Columns to rename, as {theirs: ours}.")
+
+
+class FileSource(SourceBase):
     """Rows from local files."""
 
     file: str | Texts = Field(description="CSV, TSV, JSON, JSONL, Parquet or Arrow file(s), relative to the recipe.")
 
 
-class HubSource(Section):
+class HubSource(SourceBase):
     """Rows from a dataset on the hub, or from a local folder laid out like one."""
 
     hub: str = Field(description="`org/name` of the dataset.")
@@ -74,7 +100,7 @@ class HubSource(Section):
     split: str = Field("train", description="Split of the dataset to read.")
 
 
-class GeneratedSource(Section):
+class GeneratedSource(SourceBase):
     """Rows that tunesmith makes itself."""
 
     generated: Literal["shop-sql"] = Field(description="Name of the generator: questions to a shop database.")
@@ -83,20 +109,65 @@ class GeneratedSource(Section):
 
 
 def _kind_of_source(value: Any) -> str | None:
+    if isinstance(value, list | tuple):
+        return "list"
     keys = value if isinstance(value, dict) else vars(value) if isinstance(value, Section) else {}
     return next((key for key in ("file", "hub", "generated") if key in keys), None)
 
 
+def _not_empty(sources: tuple[SourceBase, ...]) -> tuple[SourceBase, ...]:
+    # pydantic's own limit of length also complains about a list whose items are wrong.
+    if not sources:
+        raise ValueError("must not be empty")
+    return sources
+
+
+_by_its_key = Discriminator(
+    _kind_of_source,
+    custom_error_type="no_source",
+    custom_error_message="must have one of the keys `file`, `hub`, `generated`",
+)
 Source = Annotated[
     Annotated[FileSource, Tag("file")]
     | Annotated[HubSource, Tag("hub")]
     | Annotated[GeneratedSource, Tag("generated")],
-    Discriminator(
-        _kind_of_source,
-        custom_error_type="no_source",
-        custom_error_message="must have one of the keys `file`, `hub`, `generated`",
-    ),
+    _by_its_key,
 ]
+Sources = Annotated[
+    Annotated[FileSource, Tag("file")]
+    | Annotated[HubSource, Tag("hub")]
+    | Annotated[GeneratedSource, Tag("generated")]
+    | Annotated[tuple[Source, ...], AfterValidator(_not_empty), Tag("list")],
+    _by_its_key,
+]
+
+
+class Filter(Section):
+    """A rule for one column; a row that breaks it is left out. An empty cell is text without characters."""
+
+    column: str = Field(description="The column, by the name it has after `rename`.")
+    equals: Scalar | None = Field(None, description="The cell must be this; the text `1` is the number 1 too.")
+    not_equals: Scalar | None = Field(None, description="The cell must not be this.")
+    one_of: Annotated[tuple[Scalar, ...], Field(min_length=1)] | None = Field(
+        None, description="The cell must be one of these."
+    )
+    matches: Pattern | None = Field(None, description="A regular expression that must be found in the cell.")
+    not_matches: Pattern | None = Field(None, description="A regular expression that must not be found in it.")
+    min: float | None = Field(None, description="The least number.")
+    max: float | None = Field(None, description="The largest number.")
+    min_characters: int | None = Field(None, ge=1, description="The shortest text.")
+    max_characters: int | None = Field(None, ge=0, description="The longest text.")
+
+    @model_validator(mode="after")
+    def _a_rule(self) -> Self:
+        if all(getattr(self, name) is None for name in type(self).model_fields if name != "column"):
+            rules = ", ".join(name for name in type(self).model_fields if name != "column")
+            raise ValueError(f"says nothing about the column; add one of {rules}")
+        for low, high in (("min", "max"), ("min_characters", "max_characters")):
+            least, most = getattr(self, low), getattr(self, high)
+            if least is not None and most is not None and least > most:
+                raise ValueError(f"`{low}` is above `{high}`, so no row could be left")
+        return self
 
 
 class Split(Section):
@@ -123,14 +194,37 @@ class Split(Section):
 class DataBase(Section):
     """What all tasks share."""
 
-    source: Source = Field(description="Where the rows are.")
+    source: Sources = Field(description="Where the rows are; a list mixes several.")
+    filters: tuple[Filter, ...] = Field((), description="Rules that rows have to keep; the others are left out.")
     split: Split = Field(Split(), description="How rows are divided into train, valid and test.")
-    train_rows: int | None = Field(None, ge=1, description="Train on this many rows only, chosen by hash.")
+    train_rows: int | float | None = Field(
+        None, description="Train on this many rows only, or on this fraction of them (below 1), chosen by hash."
+    )
+    duplicates: Literal["keep", "drop"] = Field(
+        "keep", description="`drop` all but the first of training rows that say the same; all are counted either way."
+    )
+    leakage: Literal["warn", "stop"] = Field(
+        "warn", description="What to do when a valid or test row is a copy, or nearly one, of a training row."
+    )
+    near_copy: float = Field(
+        0.8,
+        ge=0.5,
+        le=1,
+        description="From which similarity on two rows count as near copies: the Jaccard index of their runs of three "
+        "words, prompt and answer together, without runs that many rows share.",
+    )
     max_tokens_per_example: int = Field(1024, ge=8, description="Longer examples are treated as `too_long` says.")
     too_long: Literal["drop", "cut"] = Field(
         "drop", description="`drop` the row, or `cut` its end (the cut row does not learn to stop)."
     )
     max_dropped_fraction: Fraction = Field(0.01, description="Stop if more rows than this are dropped.")
+
+    @field_validator("train_rows")
+    @classmethod
+    def _rows_or_fraction(cls, value: float | None) -> float | None:
+        if value is not None and not (value >= 1 if isinstance(value, int) else 0 < value < 1):
+            raise ValueError(f"must be a number of rows, 1 or more, or a fraction of them below 1 (found {value})")
+        return value
 
 
 def columns_in(template: str) -> tuple[str, ...]:
@@ -363,5 +457,9 @@ def _split_problems(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
 
 
 def _effectless(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
+    source = recipe.data.source
+    alone = source[0] if isinstance(source, tuple) and len(source) == 1 else source
+    if not isinstance(alone, tuple) and alone.weight != 1:
+        yield ("data", "source"), "`weight` has no effect on a source without others; see train_rows and train.epochs"
     if isinstance(recipe.train.micro_batch, int) and recipe.train.micro_batch > recipe.train.examples_per_step:
         yield ("train", "micro_batch"), "is more than train.examples_per_step, so a part of it would have no effect"

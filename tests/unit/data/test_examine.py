@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from tunesmith.core import interrupt
 from tunesmith.core.errors import DataError, Interrupted
 from tunesmith.core.records import Tokens, Turn
-from tunesmith.data.examine import Examined, empty_splits, examine, histogram
+from tunesmith.data.examine import Examined, examine
+from tunesmith.data.gather import empty_splits, histogram
 from tunesmith.recipe.schema import Recipe, Split
 from tunesmith.tasks import task_for
 from tunesmith.tasks.base import Task

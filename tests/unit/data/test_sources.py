@@ -24,7 +24,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before `datasets` is imported
 from tunesmith.core.errors import DataError, RecipeError
 from tunesmith.data import json_file, local_files, text_file
 from tunesmith.data.hub import hub_revision
-from tunesmith.data.sources import Row, digest_source, missing_column_error, read_rows
+from tunesmith.data.sources import Row, digest_sources, missing_column_error, read_rows
 from tunesmith.recipe.schema import FileSource, GeneratedSource, HubSource
 
 SHARED = Path(__file__).resolve().parents[3].parent / "shared" / "data"
@@ -535,7 +535,7 @@ def test_what_the_hub_does_not_have_is_told(
 
     kind = getattr(errors, error)
     answer(monkeypatch, kind.__new__(kind))
-    for ask in (lambda source: list(read_rows(source, folder=tmp_path)), lambda s: digest_source(s, folder=tmp_path)):
+    for ask in (lambda source: list(read_rows(source, folder=tmp_path)), lambda s: digest_sources(s, folder=tmp_path)):
         with pytest.raises(DataError, match=f"me/set: .*{expected}"):
             ask(hub("me/set", revision="v9"))
 
@@ -585,7 +585,7 @@ def test_the_digest_of_files_is_that_of_their_content(tmp_path: Path) -> None:
         (tmp_path / name).write_text(text)
 
     def digest(*names: str) -> str:
-        return digest_source(files(*names), folder=tmp_path)
+        return digest_sources(files(*names), folder=tmp_path)
 
     assert digest("a.csv") == digest("same.csv") == digest(str(tmp_path / "a.csv"))
     different = [("a.csv",), ("b.csv",), ("a.tsv",), ("a.csv", "b.csv"), ("b.csv", "a.csv")]
@@ -596,7 +596,7 @@ def test_the_digest_of_files_is_that_of_their_content(tmp_path: Path) -> None:
 
 def test_the_digest_of_a_local_dataset_changes_with_it(tmp_path: Path, dataset: Path) -> None:
     def digest(**other: str) -> str:
-        return digest_source(hub("me/set", **other), folder=tmp_path)
+        return digest_sources(hub("me/set", **other), folder=tmp_path)
 
     before = digest()
     assert before == digest() != digest(split="test")
@@ -608,7 +608,7 @@ def test_the_digest_of_a_local_dataset_changes_with_it(tmp_path: Path, dataset: 
 
 def test_the_digest_of_a_dataset_is_that_of_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def digest(revision: str | None) -> str:
-        return digest_source(hub("me/set", revision=revision), folder=tmp_path)
+        return digest_sources(hub("me/set", revision=revision), folder=tmp_path)
 
     unresolved = digest("main")
     answer(monkeypatch, COMMIT)
@@ -620,7 +620,7 @@ def test_the_digest_of_a_dataset_is_that_of_its_commit(tmp_path: Path, monkeypat
 def test_the_digest_of_a_generator_is_that_of_its_settings(tmp_path: Path) -> None:
     settings_of = [(10, 0), (11, 0), (10, 1)]
     digests = [
-        digest_source(GeneratedSource(generated="shop-sql", rows=count, seed=seed), folder=tmp_path)
+        digest_sources(GeneratedSource(generated="shop-sql", rows=count, seed=seed), folder=tmp_path)
         for count, seed in [*settings_of, settings_of[0]]
     ]
     assert digests[0] == digests[3]
@@ -642,7 +642,7 @@ def test_the_digest_of_a_generator_is_that_of_its_settings(tmp_path: Path) -> No
     ],
 )
 def test_a_missing_column_is_told_with_those_there_are(asked: str, columns: list[str], expected: str) -> None:
-    row = Row(1, "a.csv:2", dict.fromkeys(columns, ""))
+    row = Row(1, "a.csv:2", dict.fromkeys(columns, ""), "a.csv")
     with pytest.raises(DataError, match=expected):
         raise missing_column_error(asked, row)
 
