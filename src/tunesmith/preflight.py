@@ -161,7 +161,7 @@ def _length_line(lengths: dict[str, Any]) -> str:
     counts = [count for _, _, count in lengths["histogram"]]
     bars = "".join(_BARS[-(-8 * count // max(counts))] for count in counts)
     return (
-        f"{bars}| of training rows, from 0 to {lengths['max']} tokens; "
+        f"|{bars}| of training rows, from 0 to {lengths['max']} tokens; "
         f"median {lengths['median']}, 95 % up to {lengths['p95']}"
     )
 

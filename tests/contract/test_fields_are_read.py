@@ -13,6 +13,7 @@ from tunesmith.recipe.schema import Recipe, Section
 ALSO_HELD_AS = {
     "recipe": {"loaded"},
     "evaluate": {"settings"},
+    "filters": {"rule"},
     "guards": {"guard", "g"},
     "promote": {"target"},
 }
