@@ -20,7 +20,7 @@ from tunesmith.core.files import digest_file
 from tunesmith.data.csv_file import csv_records
 from tunesmith.data.json_file import json_lines, json_rows
 from tunesmith.data.text_file import cut
-from tunesmith.recipe.schema import FileSource
+from tunesmith.recipe.rows import FileSource
 
 _TEXT = (".csv", ".tsv", ".json", ".jsonl")
 _FORMATS = (*_TEXT, ".parquet", ".arrow")
@@ -41,7 +41,7 @@ class LocalFile:
     """A file that is there and of a format that is read."""
 
     path: Path
-    label: str  # what errors and the ledger call it; a run folder must not hold absolute paths
+    label: str  # what errors and the ledger call it
     kind: str
 
 
@@ -74,7 +74,12 @@ def _checked_file(name: str, folder: Path) -> LocalFile:
             where=name,
             hint=f"{reason}; {_READS}" if reason else _READS,
         )
-    return LocalFile(path, path.name if os.path.isabs(os.path.expanduser(name)) else name, kind)
+    return LocalFile(path, label_of(name), kind)
+
+
+def label_of(name: str) -> str:
+    """Return what a file or folder is called in a run folder, which must not hold absolute paths."""
+    return Path(name).name if os.path.isabs(os.path.expanduser(name)) else name
 
 
 def path_of(name: str, folder: Path) -> Path:

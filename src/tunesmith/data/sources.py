@@ -9,9 +9,9 @@ from typing import Any
 from tunesmith.core.errors import DataError, RecipeError
 from tunesmith.core.files import digest_file, digest_of
 from tunesmith.data.hub import hub_revision, hub_rows, local_dataset
-from tunesmith.data.local_files import digest, file_rows, files_of, visible_files
+from tunesmith.data.local_files import digest, file_rows, files_of, label_of, visible_files
 from tunesmith.data.text_file import read_errors_told
-from tunesmith.recipe.schema import FileSource, HubSource, Source, Sources
+from tunesmith.recipe.rows import FileSource, HubSource, Source, Sources
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,5 +132,5 @@ def _located_rows(source: Source, folder: Path) -> Iterator[tuple[str, dict[str,
 
 def _name(source: Source) -> str:
     if isinstance(source, FileSource):
-        return ", ".join([source.file] if isinstance(source.file, str) else source.file)
-    return f"{source.hub}[{source.split}]" if isinstance(source, HubSource) else source.generated
+        return ", ".join(map(label_of, [source.file] if isinstance(source.file, str) else source.file))
+    return f"{label_of(source.hub)}[{source.split}]" if isinstance(source, HubSource) else source.generated

@@ -14,7 +14,8 @@ from ruamel.yaml.error import YAMLError
 
 from tunesmith.core.errors import RecipeError
 from tunesmith.recipe.document import Path_, places_of, plain_values, quoted, read_document, read_text
-from tunesmith.recipe.schema import Recipe, Section, contradictions
+from tunesmith.recipe.schema import Recipe, contradictions
+from tunesmith.recipe.section import Section
 
 _MOST_SHOWN = 120
 

@@ -119,6 +119,11 @@ def test_two_sources_of_one_name_are_refused(mix: Mix) -> None:
         mix({"a": rows("a"), "b": rows("b")}, {"a": {"name": "same"}, "b": {"name": "same"}})
 
 
+def test_an_absolute_path_does_not_enter_the_run(mix: Mix, tmp_path: Path) -> None:
+    found = mix({"a": rows("a")}, {"a": {"file": str(tmp_path / "a.jsonl")}})
+    assert {(entry.source, entry.where.rpartition(":")[0]) for entry in found.entries} == {("a.jsonl", "a.jsonl")}
+
+
 # --- filters ---
 
 

@@ -25,7 +25,7 @@ from tunesmith.core.errors import DataError, RecipeError
 from tunesmith.data import json_file, local_files, text_file
 from tunesmith.data.hub import hub_revision
 from tunesmith.data.sources import Row, digest_sources, missing_column_error, read_rows
-from tunesmith.recipe.schema import FileSource, GeneratedSource, HubSource
+from tunesmith.recipe.rows import FileSource, GeneratedSource, HubSource
 
 SHARED = Path(__file__).resolve().parents[3].parent / "shared" / "data"
 COMMIT = "a" * 40
