@@ -6,7 +6,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 from cyclopts import App, Parameter
 from cyclopts.exceptions import CycloptsError
@@ -91,7 +91,8 @@ def show(
     recipe: RecipeOrRun,
     *overrides: Overrides,
     rows: int = 3,
-    split: str = "train",
+    split: str | None = None,
+    stage: Literal["train", "evaluate"] = "train",
     html: Path | None = None,
     as_json: AsJson = False,
 ) -> None:
@@ -99,12 +100,14 @@ def show(
 
     Args:
         rows: how many.
-        split: train, valid or test.
+        split: train (the default), valid or test.
+        stage: rows as training reads them, or test prompts as evaluation sends them, with the answers a run has.
         html: write them to this HTML file instead.
     """
-    from tunesmith.show import as_html, as_text, view
+    from tunesmith.report.tokens import as_html, as_text
+    from tunesmith.show import view
 
-    samples = view(recipe, overrides, rows=rows, split=split)
+    samples = view(recipe, overrides, rows=rows, split=split, stage=stage)
     if html is not None:
         as_html(samples, html)
         print(f"wrote {html}", file=sys.stderr)

@@ -2,16 +2,15 @@
 
 import os
 import shutil
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tunesmith.core.errors import DataError, DoesNotFit
+from tunesmith.core.errors import DoesNotFit
 from tunesmith.core.progress import clock
 from tunesmith.core.rundir import SPLITS, RunDir
-from tunesmith.data.examine import Examined, empty_splits, examine
+from tunesmith.data.gather import Gathered, gather
 from tunesmith.fetch.reference import ModelFolder, resolve
 from tunesmith.model.speed import remembered_speed
 from tunesmith.pipeline import open_run, work_left
@@ -23,6 +22,7 @@ from tunesmith.tasks import task_for
 from tunesmith.tasks.tokenizer import Codec
 
 _GIB = 2**30
+_BARS = " \u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +35,12 @@ class RunPlan:
     method: str
     launch: str
     counts: dict[str, int]
+    sources: dict[str, dict[str, int]]
     dropped: dict[str, int]
+    filtered: dict[str, int]
+    copies: dict[str, Any]
     tokens: dict[str, int]
-    longest: int
+    lengths: dict[str, dict[str, Any]]
     steps: Steps
     memory: Memory
     memory_available: float
@@ -51,6 +54,11 @@ class RunPlan:
         return {**asdict(self), "memory_total": self.memory.total, "seconds": self.seconds}
 
     @property
+    def longest(self) -> int:
+        """The tokens of the longest row of all splits."""
+        return max(int(found["max"]) for found in self.lengths.values())
+
+    @property
     def training_tokens(self) -> int:
         """How many tokens training will read."""
         return round(self.tokens["train"] * self.steps.epochs)
@@ -62,7 +70,11 @@ class RunPlan:
 
     def __str__(self) -> str:
         counts = ", ".join(f"{n} {self.counts[n]:,}" for n in SPLITS)
-        dropped = "; ".join(f"{n} x {reason}" for reason, n in self.dropped.items())
+        lost = "".join(
+            f"; {kind} {n} x {reason}"
+            for kind, reasons in (("dropped", self.dropped), ("filtered", self.filtered))
+            for reason, n in reasons.items()
+        )
         speed = (
             f"about {clock(self.seconds)}, at {self.tokens_per_second:.0f} tokens/s as measured here before"
             if self.seconds and self.tokens_per_second
@@ -73,7 +85,14 @@ class RunPlan:
             [
                 f"run      {self.run}",
                 f"model    {self.base}, {self.method}, {m.trainable_parameters:,} weights trained, on {self.launch}",
-                f"rows     {counts}{f'; dropped {dropped}' if dropped else ''}; longest {self.longest} tokens",
+                f"rows     {counts}{lost}",
+                *(
+                    f"source   {name}: {', '.join(f'{s} {n:,}' for s, n in found.items())}"
+                    for name, found in self.sources.items()
+                    if len(self.sources) > 1
+                ),
+                f"lengths  {_length_line(self.lengths['train'])}; longest of all {self.longest}",
+                f"copies   {_copies_line(self.copies)}",
                 f"steps    {s.total_steps} ({s.epochs:.2f} epochs), warmup {s.warmup_steps}, "
                 f"validation every {s.valid_every_steps}, checkpoint every {s.save_every_steps}",
                 f"tokens   {self.training_tokens:,} to train on; time {speed}",
@@ -99,25 +118,17 @@ def plan_run(recipe: Path | str, overrides: Sequence[str] = (), *, out: Path | s
     own_metrics(loaded.evaluate.metrics, origin)
     base = resolve(loaded.model.base, relative_to=origin)
     task = task_for(loaded.data, Codec.load(base.root.path))
-    rows = list(examine(loaded, task, folder=origin))
-    kept = [row for row in rows if row.example is not None]
-    counts = {name: sum(row.entry.split == name for row in kept) for name in SPLITS}
-    missing = empty_splits(counts, loaded.data.split)
-    if missing:
-        raise DataError(f"no rows for {' and '.join(missing)}", hint="give more rows, or other data.split")
-    limit = loaded.data.train_rows
-    used = dict(counts, train=min(counts["train"], limit or counts["train"]))
-    plan = _plan(loaded, run, base, rows, used)
+    gathered = gather(loaded, task, folder=origin)
+    plan = _plan(loaded, run, base, gathered)
     _refuse_what_does_not_fit(plan)
     return plan
 
 
-def _plan(recipe: Recipe, run: RunDir, base: ModelFolder, rows: list[Examined], counts: dict[str, int]) -> RunPlan:
+def _plan(recipe: Recipe, run: RunDir, base: ModelFolder, gathered: Gathered) -> RunPlan:
+    facts = gathered.facts()
+    counts = {name: facts["counts"][name] for name in SPLITS}
     steps = steps_of(recipe, counts["train"])
-    lengths = {n: [r.entry.tokens for r in rows if r.entry.split == n and r.example] for n in SPLITS}
-    tokens = {n: round(sum(lengths[n]) * counts[n] / max(1, len(lengths[n]))) for n in SPLITS}
-    longest = max(max(lengths[n], default=0) for n in SPLITS)
-    memory = _memory(recipe, base, rows, longest)
+    memory = _memory(recipe, base, gathered)
     copies = min(recipe.train.keep_checkpoints + 2, steps.total_steps + 1)  # the best, and one being written
     per_copy = memory.trainable_parameters * (4 + 8) / _GIB
     place = run.path.absolute()
@@ -125,22 +136,41 @@ def _plan(recipe: Recipe, run: RunDir, base: ModelFolder, rows: list[Examined], 
         place = place.parent
     return RunPlan(
         name=recipe.name, run=str(run), base=recipe.model.base, method=recipe.tuning.method, launch=recipe.launch.on,
-        counts=counts, dropped=dict(Counter(r.entry.reason or "" for r in rows if r.entry.status == "dropped")),
-        tokens=tokens, longest=longest, steps=steps, memory=memory, memory_available=available_memory_gib(),
+        counts=counts, sources=facts["sources"], dropped=facts["dropped"], filtered=facts["filtered"],
+        copies=facts["copies"], tokens=facts["tokens"], lengths=facts["lengths"], steps=steps,
+        memory=memory, memory_available=available_memory_gib(),
         disk=copies * per_copy + 0.05, disk_free=shutil.disk_usage(place).free / _GIB,
         tokens_per_second=remembered_speed(base.digest(), recipe.tuning.method), stages=work_left(recipe, run),
     )  # fmt: skip
 
 
-def _memory(recipe: Recipe, base: ModelFolder, rows: list[Examined], longest: int) -> Memory:
+def _memory(recipe: Recipe, base: ModelFolder, gathered: Gathered) -> Memory:
+    rows = [row.entry for found in gathered.used.values() for row in found]
+    longest = max(entry.tokens for entry in rows)
     size = recipe.train.micro_batch
     per_step = recipe.train.examples_per_step
     most = recipe.train.micro_batch_tokens or MOST_TOKENS["cpu"]
     batch = size if isinstance(size, int) else max(1, min(per_step, most // max(1, longest)))
-    trained = max((r.entry.trained for r in rows if r.example), default=0)
+    trained = max(entry.trained for entry in rows)
     compute = 4 if recipe.model.precision == "fp32" else 2
     return memory_of(recipe, shapes_of(base.root.path), compute_bytes=compute, tokens=batch * longest,
                      trained_tokens=batch * trained)  # fmt: skip
+
+
+def _length_line(lengths: dict[str, Any]) -> str:
+    """Return the histogram as a line of bars, and its numbers."""
+    counts = [count for _, _, count in lengths["histogram"]]
+    bars = "".join(_BARS[-(-8 * count // max(counts))] for count in counts)
+    return (
+        f"|{bars}| of training rows, from 0 to {lengths['max']} tokens; "
+        f"median {lengths['median']}, 95 % up to {lengths['p95']}"
+    )
+
+
+def _copies_line(copies: dict[str, Any]) -> str:
+    """Return how many rows say what a training row says, exactly and nearly."""
+    names = {"duplicates": "within train", "valid": "valid rows in train", "test": "test rows in train"}
+    return ", ".join(f"{text} {copies[key]['exact']} + {copies[key]['near']} nearly" for key, text in names.items())
 
 
 def available_memory_gib() -> float:

@@ -12,7 +12,8 @@ from tunesmith.fetch.reference import ModelFolder, resolve
 from tunesmith.model.adapters import open_model
 from tunesmith.model.generate import generate
 from tunesmith.model.load import machine
-from tunesmith.recipe.schema import ChatData, CompletionData, Data, FileSource, TextData
+from tunesmith.recipe.rows import FileSource
+from tunesmith.recipe.schema import ChatData, CompletionData, Data, TextData
 from tunesmith.tasks import task_for
 from tunesmith.tasks.base import Task
 from tunesmith.tasks.tokenizer import Codec

@@ -14,7 +14,8 @@ from tunesmith.core.files import write_text
 from tunesmith.core.rundir import RunDir
 from tunesmith.data import examine
 from tunesmith.recipe.load import load_recipe
-from tunesmith.show import as_html, as_text, view
+from tunesmith.report.tokens import as_html, as_text
+from tunesmith.show import view
 
 HOSTILE = "a\tb <|im_end|> \x1b[31mred\x07 </span><script>alert(1)</script> \u202egnp"
 
@@ -37,7 +38,8 @@ def token(text: str, *, trained: bool = False, special: bool = False) -> dict[st
 
 
 def sample(*tokens: dict[str, Any], **other: Any) -> dict[str, Any]:
-    facts = {"split": "train", "row": 3, "where": "rows.jsonl:3", "id": "x", "status": "kept", "prompt_tokens": 2}
+    facts = {"split": "train", "row": 3, "where": "rows.jsonl:3", "id": "x", "status": "kept"}
+    facts |= {"part": "row", "prompt_tokens": 2}
     return {**facts, "tokens": list(tokens), **other}
 
 
@@ -159,6 +161,50 @@ def test_damage_is_told(run: RunDir) -> None:
         view(run.path)
 
 
+# --- prompts and answers ---
+
+
+def texts(found: list[dict[str, Any]]) -> list[str]:
+    return ["".join(one["text"] for one in sample["tokens"]) for sample in found]
+
+
+def test_prompts_are_shown_as_evaluation_sends_them(recipe: Path) -> None:
+    found, learned = view(recipe, rows=2, stage="evaluate"), view(recipe, rows=2, split="test")
+    assert [one["part"] for one in found] == ["prompt", "prompt"]
+    for prompt, row in zip(found, learned, strict=True):
+        assert prompt["tokens"] == row["tokens"][: row["prompt_tokens"]]
+    with pytest.raises(RecipeError, match="asks about rows of `test`"):
+        view(recipe, split="valid", stage="evaluate")
+
+
+def test_answers_are_shown_by_the_tokens_that_were_generated(run: RunDir) -> None:
+    rows = view(run.path, rows=3, stage="evaluate")
+    ids = [one["id"] for one in rows[0]["tokens"]][3:7]
+    for name, line in (("base", {"stopped": False, "error": None}), ("tuned", {"stopped": True, "error": None})):
+        line |= {"id": rows[1]["id"], "ids": ids[:2] if name == "base" else ids}
+        write_text(run.subject(name) / "generations.jsonl", json.dumps(line) + "\n" + '{"id": "half')
+    found = view(run.path, rows=3, stage="evaluate")
+    assert [one["part"] for one in found] == ["prompt", "base", "tuned"]
+    assert found[0] == rows[1]
+    assert [[one["id"] for one in sample["tokens"]] for sample in found[1:]] == [ids[:2], ids]
+    assert (run.subject("base") / "generations.jsonl").read_text().endswith("half")  # looking changes nothing
+    shown = as_text(found, colour=False)
+    assert "learned" not in shown
+    assert f"({found[0]['where']}), answer of base  2 tokens, cut off at the length limit" in shown
+    assert f"({found[0]['where']}), answer of tuned  4 tokens\n" in shown
+
+
+def test_a_row_that_is_used_twice_is_shown_once(recipe: Path) -> None:
+    from tunesmith.pipeline import run_recipe
+
+    (recipe.parent / "more.jsonl").write_text((recipe.parent / "rows.jsonl").read_text().replace("Say", "Tell"))
+    both = "data.source=[{file: rows.jsonl, weight: 2}, {file: more.jsonl}]"
+    prepared = run_recipe(recipe, [both], out=recipe.parent / "run", until="prepare")
+    rows = [one["row"] for one in view(prepared.path, rows=1000)]
+    assert rows == [one["row"] for one in view(recipe, [both], rows=1000)]
+    assert len(rows) == len(set(rows))
+
+
 # --- as text and as HTML ---
 
 
@@ -167,7 +213,7 @@ def test_text_without_colour_marks_what_is_learned() -> None:
     text = as_text([sample(*tokens, token("</s>", trained=True, special=True))], colour=False)
     assert text.splitlines()[2:] == [
         "train row 3 (rows.jsonl:3)  5 tokens, 2 learned, prompt 2",
-        "<s>\u00a6Say\u00a6 it\u23ce",
+        "<s>\u00a6Say\u00a6 it\u21b5",
         "\u27e6yes\u00a6</s>\u27e7",
     ]
     assert "\x1b" not in text

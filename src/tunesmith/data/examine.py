@@ -7,13 +7,12 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from tunesmith.core import interrupt
 from tunesmith.core.errors import DataError
 from tunesmith.core.files import digest_of
 from tunesmith.core.records import Example, Tokens, Turn
-from tunesmith.core.rundir import SPLITS
+from tunesmith.data.filters import broken_rule
 from tunesmith.data.sources import Row, missing_column_error, read_rows
 from tunesmith.data.split import assign, group_key
 from tunesmith.recipe.schema import Recipe, Split
@@ -24,16 +23,21 @@ _SPLIT_WORDS = {"train": "train", "valid": "valid", "validation": "valid", "dev"
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A row's line in the ledger. `status` is kept, cut, dropped or unused; `reason` says why unless kept."""
+    """A row's line in the ledger. `status` is kept, cut, dropped, filtered or unused; `reason` says why unless kept.
+
+    `times` is how often the row is used in one pass over its split.
+    """
 
     row: int
     where: str
+    source: str
     status: str
     split: str | None = None
     id: str | None = None
     reason: str | None = None
     tokens: int = 0
     trained: int = 0
+    times: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,30 +50,39 @@ class Examined:
 
 
 def examine(recipe: Recipe, task: Task, *, folder: Path) -> Iterator[Examined]:
-    """Yield every row of the recipe's source with what becomes of it.
+    """Yield every row of the recipe's sources with what becomes of it.
 
     Raises:
-        DataError: the source cannot be read, a column is missing, or too many rows are dropped.
+        DataError: a source cannot be read, a column is missing, the filters leave no row, or too many are dropped.
     """
     dropped: Counter[str] = Counter()
+    filtered: Counter[str] = Counter()
     first: dict[str, str] = {}
     count = 0
     for row in read_rows(recipe.data.source, folder=folder):
         interrupt.check()
         count += 1
         try:
-            yield _one(recipe, task, row)
+            if broken := broken_rule(recipe.data.filters, row):
+                filtered[broken] += 1
+                yield Examined(Entry(row.number, row.where, row.source, "filtered", reason=broken), None, None)
+            else:
+                yield _one(recipe, task, row)
         except MissingColumn as error:
             raise missing_column_error(error.column, row) from None
         except RowProblem as problem:
             dropped[problem.reason] += 1
             first.setdefault(problem.reason, f"{row.where}{f' ({problem.detail})' if problem.detail else ''}")
-            yield Examined(Entry(row.number, row.where, "dropped", reason=problem.reason), None, None)
+            yield Examined(Entry(row.number, row.where, row.source, "dropped", reason=problem.reason), None, None)
     total = sum(dropped.values())
-    if total > recipe.data.max_dropped_fraction * count:
+    asked = count - sum(filtered.values())
+    if asked == 0:
+        reasons = "; ".join(f"{n} x {reason}" for reason, n in filtered.most_common(5))
+        raise DataError(f"data.filters leave none of the {count} rows: {reasons}", hint="mend the rules")
+    if total > recipe.data.max_dropped_fraction * asked:
         reasons = "; ".join(f"{n} x {reason}, first {first[reason]}" for reason, n in dropped.most_common(5))
         raise DataError(
-            f"{total} of {count} rows cannot be used, more than data.max_dropped_fraction "
+            f"{total} of {asked} rows cannot be used, more than data.max_dropped_fraction "
             f"({recipe.data.max_dropped_fraction:g}) allows: {reasons}",
             hint="mend the rows, or allow more in the recipe",
         )
@@ -90,9 +103,8 @@ def _one(recipe: Recipe, task: Task, row: Row) -> Examined:
         status = "cut"
     if not any(tokens.trained[1:]):  # nothing stands before the first token that could predict it
         raise RowProblem("has no token to learn" if status == "kept" else "nothing to learn is left after cutting")
-    entry = Entry(
-        row.number, row.where, status, split, identity, reason, len(tokens.input_ids), sum(tokens.trained[1:])
-    )
+    counts = len(tokens.input_ids), sum(tokens.trained[1:])
+    entry = Entry(row.number, row.where, row.source, status, split, identity, reason, *counts, times=1)
     return Examined(entry, example, tokens)
 
 
@@ -113,32 +125,3 @@ def _place(split: Split, row: Row, turns: tuple[Turn, ...], seed: int) -> tuple[
             f"column `{split.column}` says {word!r}, which is no split", where=row.where, hint="train, valid or test"
         )
     return _SPLIT_WORDS[word], group
-
-
-def token_view(tokens: Tokens, task_codec: Any) -> list[dict[str, Any]]:
-    """Return each token as {text, id, trained, special}, for people to look at."""
-    return [
-        {"text": task_codec.decode([i]), "id": i, "trained": learned, "special": i in task_codec.control_ids}
-        for i, learned in zip(tokens.input_ids, tokens.trained, strict=True)
-    ]
-
-
-def histogram(lengths: list[int]) -> dict[str, Any]:
-    """Return {histogram: [[low, high, count], ...], median, p95, max} of token counts."""
-    if not lengths:
-        return {"histogram": [], "median": 0, "p95": 0, "max": 0}
-    ordered = sorted(lengths)
-    width = max(1, -(-ordered[-1] // 20))
-    bins = Counter(length // width for length in ordered)
-    return {
-        "histogram": [[i * width, (i + 1) * width, bins.get(i, 0)] for i in range(ordered[-1] // width + 1)],
-        "median": ordered[len(ordered) // 2],
-        "p95": ordered[min(len(ordered) - 1, int(len(ordered) * 0.95))],
-        "max": ordered[-1],
-    }
-
-
-def empty_splits(counts: dict[str, int], split: Split) -> list[str]:
-    """Return the splits that the run needs and that have no rows."""
-    needed = {"train": True, "valid": split.column is None and split.valid > 0, "test": True}
-    return [name for name in SPLITS if needed[name] and not counts.get(name)]

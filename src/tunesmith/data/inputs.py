@@ -3,11 +3,11 @@
 from typing import Any
 
 from tunesmith.core.rundir import RunDir
-from tunesmith.data.sources import digest_source
+from tunesmith.data.sources import digest_sources
 from tunesmith.fetch.reference import resolve
 from tunesmith.recipe.schema import Recipe
 
-FORMAT = 1  # raised when the meaning of prepared files changes, so that old ones are made again
+FORMAT = 2  # raised when the meaning of prepared files changes, so that old ones are made again
 
 
 def inputs(recipe: Recipe, run: RunDir) -> dict[str, Any]:
@@ -17,6 +17,6 @@ def inputs(recipe: Recipe, run: RunDir) -> dict[str, Any]:
         "format": FORMAT,
         "data": recipe.data.model_dump(mode="json"),
         "seed": recipe.seed,
-        "source": digest_source(recipe.data.source, folder=run.origin),
+        "source": digest_sources(recipe.data.source, folder=run.origin),
         "tokenizer": model.root.tokenizer_digest(),
     }

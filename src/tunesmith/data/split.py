@@ -28,10 +28,11 @@ def assign(group: str, *, valid: float, test: float, seed: int) -> str:
     return "valid" if place >= 1 - valid else "train"
 
 
-def choose(ids: Iterable[str], count: int | None, seed: int) -> set[str]:
+def choose(ids: Iterable[str], count: int | None, seed: int, *, purpose: str = "choose") -> set[str]:
     """Return `count` of the ids, or all of them if `count` is None or larger: those with the lowest hashes.
 
-    A new id takes the place of one other at most, whatever the order. Repeated ids count once.
+    A new id takes the place of one other at most, whatever the order. Repeated ids count once. Choices from what
+    another choice left need another purpose, or they would meet low hashes only.
 
     Raises:
         ValueError: `count` is negative.
@@ -42,7 +43,7 @@ def choose(ids: Iterable[str], count: int | None, seed: int) -> set[str]:
     if count < 0:
         raise ValueError(f"cannot choose {count} rows")
     # The purpose is part of the hash: with the split's own hash, a subsample of train would be a biased one.
-    return set(heapq.nsmallest(count, distinct, key=lambda one: (_uniform("choose", seed, one), one)))
+    return set(heapq.nsmallest(count, distinct, key=lambda one: (_uniform(purpose, seed, one), one)))
 
 
 def group_key(text: str) -> str:

@@ -61,17 +61,17 @@ def answer_all(
     progress = Progress(f"answers of {name}", total=len(questions.examples), unit="rows", start=len(lines))
     with out_of_space_explained(path), path.open("a", encoding="utf-8") as log:
 
-        def keep(i: int, text: str, new_tokens: int, *, stopped: bool, error: str | None) -> None:
+        def keep(i: int, text: str, ids: Sequence[int], *, stopped: bool, error: str | None) -> None:
             example = questions.examples[i]
             line = {"id": example.id, "row": example.row, "prompt": prompt_texts[i], "prediction": text}
-            line |= {"reference": task.reference(example.turns), "new_tokens": new_tokens}
+            line |= {"reference": task.reference(example.turns), "new_tokens": len(ids), "ids": list(ids)}
             lines[example.id] = {**line, "stopped": stopped, "error": error}
             log.write(json_line(lines[example.id]))
             log.flush()
             progress.update(len(lines))
 
         for i in sorted(set(todo) - set(fits)):
-            keep(i, "", 0, stopped=False, error=f"prompt and answer exceed the model's {room} positions")
+            keep(i, "", (), stopped=False, error=f"prompt and answer exceed the model's {room} positions")
         model.eval()
         for answer in generate(
             model,
@@ -81,7 +81,7 @@ def answer_all(
             batch_rows=_BATCH_ROWS,
         ):
             text = task.answer(answer.ids)
-            keep(fits[answer.index], text, len(answer.ids), stopped=answer.stopped, error=None)
+            keep(fits[answer.index], text, answer.ids, stopped=answer.stopped, error=None)
     progress.close()
     return [lines[e.id] for e in questions.examples]
 

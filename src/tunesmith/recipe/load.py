@@ -14,7 +14,8 @@ from ruamel.yaml.error import YAMLError
 
 from tunesmith.core.errors import RecipeError
 from tunesmith.recipe.document import Path_, places_of, plain_values, quoted, read_document, read_text
-from tunesmith.recipe.schema import Recipe, Section, contradictions
+from tunesmith.recipe.schema import Recipe, contradictions
+from tunesmith.recipe.section import Section
 
 _MOST_SHOWN = 120
 
@@ -81,7 +82,8 @@ def _booleans_as_numbers(written: Any, read: Any, path: Path_ = ()) -> Iterator[
         yield path, f"must be a number (found {str(written).lower()})"
     elif isinstance(written, dict):
         for key, value in written.items():
-            yield from _booleans_as_numbers(value, getattr(read, key), (*path, key))
+            below = read[key] if isinstance(read, dict) else getattr(read, key)
+            yield from _booleans_as_numbers(value, below, (*path, key))
     elif isinstance(written, list):
         for index, (value, one) in enumerate(zip(written, read, strict=True)):
             yield from _booleans_as_numbers(value, one, (*path, index))
@@ -165,15 +167,16 @@ def _written_path(loc: tuple[str | int, ...], values: Any) -> tuple[Path_, type[
     return tuple(path), owner
 
 
-def _sections_of(annotation: Any) -> dict[str, type[Section]]:
-    """Return the sections that an annotation allows, by the tag that tells them apart."""
+def _sections_of(annotation: Any) -> dict[str, Any]:
+    """Return the sections (or tuples of them) that an annotation allows, by the tag that tells them apart."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
         literals = [field.annotation for field in annotation.model_fields.values()]
         tags = [get_args(one)[0] for one in literals if get_origin(one) is Literal and len(get_args(one)) == 1]
         return {tags[0] if tags else annotation.__name__: annotation}
     if get_origin(annotation) is Annotated:
-        tags = [one.tag for one in get_args(annotation) if isinstance(one, Tag)]
-        return dict(zip(tags, _sections_of(get_args(annotation)[0]).values(), strict=False))
+        inner, *notes = get_args(annotation)
+        tags = [one.tag for one in notes if isinstance(one, Tag)]
+        return {tags[0]: inner} if tags else _sections_of(inner)
     return {tag: section for part in get_args(annotation) for tag, section in _sections_of(part).items()}
 
 

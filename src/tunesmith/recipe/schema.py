@@ -5,41 +5,20 @@ Units are in the names. Unknown keys are refused. Combinations that make no sens
 """
 
 import string
-from collections.abc import Callable, Iterator
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Iterator
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from tunesmith.core.errors import RecipeError
+from tunesmith.recipe.rows import Filter, Sources
+from tunesmith.recipe.section import Section, Texts, allowed
 from tunesmith.registry.names import check_alias, check_name
 from tunesmith.scoring.metrics import LIKELIHOOD, expand
 
-
-class Section(BaseModel):
-    """Base of every part of a recipe: frozen, and closed to unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-Texts = Annotated[tuple[str, ...], Field(min_length=1)]
-
-
-def _allowed(check: Callable[[str], None]) -> AfterValidator:
-    """Use the registry's own rule, told as pydantic tells it."""
-
-    def validate(name: str) -> str:
-        try:
-            check(name)
-        except RecipeError as error:
-            raise ValueError(f"{error.message}{f'; {error.hint}' if error.hint else ''}") from None
-        return name
-
-    return AfterValidator(validate)
-
-
-Name = Annotated[str, _allowed(check_name)]
-Alias = Annotated[str, _allowed(check_alias)]
+Name = Annotated[str, allowed(check_name)]
+Alias = Annotated[str, allowed(check_alias)]
 
 
 class Model(Section):
@@ -57,46 +36,6 @@ class Model(Section):
         "auto",
         description="Attention of transformers; `auto` is its own choice, and eager where scores are soft-capped.",
     )
-
-
-class FileSource(Section):
-    """Rows from local files."""
-
-    file: str | Texts = Field(description="CSV, TSV, JSON, JSONL, Parquet or Arrow file(s), relative to the recipe.")
-
-
-class HubSource(Section):
-    """Rows from a dataset on the hub, or from a local folder laid out like one."""
-
-    hub: str = Field(description="`org/name` of the dataset.")
-    revision: str | None = Field(None, description="Commit, tag or branch; give a commit to make the run repeatable.")
-    config: str | None = Field(None, description="Configuration of the dataset, where it has several.")
-    split: str = Field("train", description="Split of the dataset to read.")
-
-
-class GeneratedSource(Section):
-    """Rows that tunesmith makes itself."""
-
-    generated: Literal["shop-sql"] = Field(description="Name of the generator: questions to a shop database.")
-    rows: int = Field(2000, ge=10, description="How many rows to make.")
-    seed: int = Field(0, ge=0, lt=2**63, description="Seed of the generator.")
-
-
-def _kind_of_source(value: Any) -> str | None:
-    keys = value if isinstance(value, dict) else vars(value) if isinstance(value, Section) else {}
-    return next((key for key in ("file", "hub", "generated") if key in keys), None)
-
-
-Source = Annotated[
-    Annotated[FileSource, Tag("file")]
-    | Annotated[HubSource, Tag("hub")]
-    | Annotated[GeneratedSource, Tag("generated")],
-    Discriminator(
-        _kind_of_source,
-        custom_error_type="no_source",
-        custom_error_message="must have one of the keys `file`, `hub`, `generated`",
-    ),
-]
 
 
 class Split(Section):
@@ -123,14 +62,37 @@ class Split(Section):
 class DataBase(Section):
     """What all tasks share."""
 
-    source: Source = Field(description="Where the rows are.")
+    source: Sources = Field(description="Where the rows are; a list mixes several.")
+    filters: tuple[Filter, ...] = Field((), description="Rules that rows have to keep; the others are left out.")
     split: Split = Field(Split(), description="How rows are divided into train, valid and test.")
-    train_rows: int | None = Field(None, ge=1, description="Train on this many rows only, chosen by hash.")
+    train_rows: int | float | None = Field(
+        None, description="Train on this many rows only, or on this fraction of them (below 1), chosen by hash."
+    )
+    duplicates: Literal["keep", "drop"] = Field(
+        "keep", description="`drop` all but the first of training rows that say the same; all are counted either way."
+    )
+    leakage: Literal["warn", "stop"] = Field(
+        "warn", description="What to do when a valid or test row is a copy, or nearly one, of a training row."
+    )
+    near_copy: float = Field(
+        0.8,
+        ge=0.5,
+        le=1,
+        description="From which similarity on two rows count as near copies: the Jaccard index of their runs of three "
+        "words, prompt and answer together, without runs that many rows share.",
+    )
     max_tokens_per_example: int = Field(1024, ge=8, description="Longer examples are treated as `too_long` says.")
     too_long: Literal["drop", "cut"] = Field(
         "drop", description="`drop` the row, or `cut` its end (the cut row does not learn to stop)."
     )
     max_dropped_fraction: Fraction = Field(0.01, description="Stop if more rows than this are dropped.")
+
+    @field_validator("train_rows")
+    @classmethod
+    def _rows_or_fraction(cls, value: float | None) -> float | None:
+        if value is not None and not (value >= 1 if isinstance(value, int) else 0 < value < 1):
+            raise ValueError(f"must be a number of rows, 1 or more, or a fraction of them below 1 (found {value})")
+        return value
 
 
 def columns_in(template: str) -> tuple[str, ...]:
@@ -375,6 +337,10 @@ def _split_problems(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
 
 
 def _effectless(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
+    source = recipe.data.source
+    alone = source[0] if isinstance(source, tuple) and len(source) == 1 else source
+    if not isinstance(alone, tuple) and alone.weight != 1:
+        yield ("data", "source"), "`weight` has no effect on a source without others; see train_rows and train.epochs"
     if isinstance(recipe.train.micro_batch, int) and recipe.train.micro_batch > recipe.train.examples_per_step:
         yield ("train", "micro_batch"), "is more than train.examples_per_step, so a part of it would have no effect"
     if recipe.train.micro_batch != "auto" and recipe.train.micro_batch_tokens is not None:

@@ -18,6 +18,8 @@ from tunesmith.report.view import Answers, Gain, Guard, Stage, StageState, Train
 
 STAGES = ("prepare", "train", "evaluate", "promote")
 LOST_ROWS_LISTED = 6
+# What a row of the ledger may be beside kept whole.
+LOST = ("dropped", "cut", "filtered", "unused")
 
 
 def collect(run: RunDir) -> View:
@@ -112,17 +114,17 @@ def _stage(run: RunDir, files: _Files, name: str, settings: dict[str, Any]) -> S
 
 
 def _lost_rows(ledger: Path) -> dict[tuple[str, str], list[int]]:
-    """Return {(status, reason): the first row numbers} of rows that were dropped or cut."""
+    """Return {(status, reason): the first row numbers} of rows that were not used, or cut."""
     lost: dict[tuple[str, str], list[int]] = {}
     for line in whole_lines(ledger):
-        if '"dropped"' not in line and '"cut"' not in line:  # most rows are kept; parsing them all would be the cost
+        if not any(f'"{status}"' in line for status in LOST):  # most rows are kept; parsing them all would be the cost
             continue
         try:
             entry = json.loads(line)
             key = (str(entry["status"]), str(entry["reason"]))
         except (ValueError, KeyError):
             continue
-        if key[0] in ("dropped", "cut"):
+        if key[0] in LOST:
             rows = lost.setdefault(key, [])
             if len(rows) < LOST_ROWS_LISTED:
                 rows.append(entry.get("row", 0))

@@ -115,6 +115,8 @@ def _data(view: View) -> dict[str, Any]:
     return {
         "splits": sections.splits(view.prepared),
         "lost": sections.lost(view),
+        "mixture": sections.mixture(view.prepared),
+        "copies": sections.copies(view.prepared),
         "length_chart": draw,
         "token_rows": sections.token_rows(view.samples),
     }

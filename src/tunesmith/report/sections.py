@@ -3,10 +3,12 @@
 from collections.abc import Iterable
 from typing import Any
 
+from tunesmith.core.rundir import SPLITS
 from tunesmith.report import wording
 from tunesmith.report.answers import Segment, marks
+from tunesmith.report.collect import LOST
 from tunesmith.report.view import Answer, Answers, Side, Verdict, View
-from tunesmith.report.wording import visible
+from tunesmith.report.wording import drawn, visible
 
 ROWS_EMBEDDED = 2_000
 ROWS_WITHOUT_SCRIPT = 20
@@ -22,6 +24,7 @@ _HEALTH = {
     "cut_off": "Cut off at the length limit",
     "unstopped": "Never stopped by themselves",
 }
+_COPIES = {"duplicates": "Training rows, of one before", "valid": "Validation rows", "test": "Test rows"}
 _MARK_CODES = {"same": 0, "extra": 1, "missing": 2}
 _FILTERS = {
     "fixed": ("Fixed", "Better"),
@@ -139,7 +142,7 @@ def token_rows(samples: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     for sample in list(samples)[:SAMPLES_SHOWN]:
         tokens = sample.get("tokens", [])
         plain = {"id": "", "trained": False, "special": False}
-        shown = [{**plain, **token, "text": _drawn(str(token.get("text", "")))} for token in tokens[:TOKENS_SHOWN]]
+        shown = [{**plain, **token, "text": drawn(str(token.get("text", "")))} for token in tokens[:TOKENS_SHOWN]]
         trained = sum(bool(token.get("trained")) for token in tokens)
         rows.append({**sample, "tokens": shown, "total": len(tokens), "trained": trained})
     return rows
@@ -151,21 +154,46 @@ def splits(prepared: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     tokens, trained = prepared.get("tokens", {}), prepared.get("trained_tokens", {})
     return [
         (name, wording.count(counts[name]), wording.count(tokens.get(name)), wording.count(trained.get(name)))
-        for name in ("train", "valid", "test")
+        for name in SPLITS
         if name in counts
     ]
 
 
 def lost(view: View) -> list[tuple[str, str, str, str]]:
-    """Return (dropped or cut, reason, rows, the first row numbers) of what did not reach the model whole."""
+    """Return (status, reason, rows, the first row numbers) of what did not reach the model whole."""
     rows = []
-    for status in ("dropped", "cut"):
+    for status in LOST:
         reasons = view.prepared.get(status) or {}
         for reason, number in sorted(reasons.items(), key=lambda item: (-item[1], item[0])):
             first = view.lost_rows.get((status, reason), [])
             examples = ", ".join(f"{row}" for row in first) + (", \u2026" if number > len(first) > 0 else "")
             rows.append((status, reason, wording.count(number), examples))
     return rows
+
+
+def mixture(prepared: dict[str, Any]) -> list[tuple[str, list[str]]]:
+    """Return (source, rows of each split) where there are several sources."""
+    sources = prepared.get("sources") or {}
+    return [
+        (name, [wording.count(counts.get(split, 0)) for split in SPLITS])
+        for name, counts in sources.items()
+        if len(sources) > 1
+    ]
+
+
+def copies(prepared: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Return (which rows, exact copies, near copies, pairs) of rows that say what a training row says."""
+    found = prepared.get("copies") or {}
+    return [
+        (
+            name,
+            wording.count(found[key]["exact"]),
+            wording.count(found[key]["near"]),
+            "; ".join(f"{one['row']} like {one['of']} ({one['similarity']:.2f})" for one in found[key]["examples"]),
+        )
+        for key, name in _COPIES.items()
+        if key in found
+    ]
 
 
 def speeds(view: View) -> list[tuple[str, str]]:
@@ -212,7 +240,3 @@ def _note(side: Side) -> str:
     if not side.text.strip():
         return "empty answer"
     return "cut off at the length limit" if side.stopped is False else ""
-
-
-def _drawn(text: str) -> str:
-    return visible(text).replace("\t", "\u2192\t").replace("\n", "\u21b5\n")

@@ -33,6 +33,11 @@ def visible(text: str) -> str:
     return _SURROGATE.sub("\ufffd", text.replace("\r\n", "\n")).translate(_VISIBLE)
 
 
+def drawn(text: str) -> str:
+    """Return the text of one token with nothing in it invisible; no text is one more token of the character before."""
+    return visible(text).replace("\t", "\u2192\t").replace("\n", "\u21b5\n") or "\u2025"
+
+
 def label(metric: str) -> str:
     """Return a metric's name as people write it; of one of the user's own, the name of its function."""
     metric = re.split("[.:]", metric)[-1]

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from tunesmith.core import interrupt
 from tunesmith.core.errors import DataError, Interrupted
 from tunesmith.core.records import Tokens, Turn
-from tunesmith.data.examine import Examined, empty_splits, examine, histogram, token_view
+from tunesmith.data.examine import Examined, examine
+from tunesmith.data.gather import empty_splits, histogram
 from tunesmith.recipe.schema import Recipe, Split
 from tunesmith.tasks import task_for
 from tunesmith.tasks.base import Task
@@ -228,14 +229,6 @@ def test_a_signal_stops_it(look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # --- what is shown of it ---
-
-
-def test_tokens_are_shown_one_by_one(tokenizer_folder: Path) -> None:
-    codec = Codec.load(tokenizer_folder)
-    end = codec.markup("<|im_end|>")[0]
-    shown = token_view(Tokens("x", (*codec.markup("ab"), end), (False, True, True)), codec)
-    assert "".join(token["text"] for token in shown) == "ab<|im_end|>"
-    assert [(token["trained"], token["special"]) for token in shown] == [(False, False), (True, False), (True, True)]
 
 
 @given(st.lists(st.integers(1, 5000), max_size=60))

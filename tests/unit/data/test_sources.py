@@ -2,7 +2,6 @@
 
 import codecs
 import csv
-import gc
 import gzip
 import io
 import json
@@ -11,7 +10,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,20 +22,22 @@ from hypothesis import strategies as st
 os.environ["HF_HUB_OFFLINE"] = "1"  # before `datasets` is imported
 
 from tunesmith.core.errors import DataError, RecipeError
-from tunesmith.data import diagnose, sources
-from tunesmith.data.sources import Row, digest_source, hub_revision, missing_column_error, read_rows
+from tunesmith.data import json_file, local_files, text_file
+from tunesmith.data.hub import hub_revision
+from tunesmith.data.sources import Row, digest_sources, missing_column_error, read_rows
+from tunesmith.recipe.rows import FileSource, GeneratedSource, HubSource
 
 SHARED = Path(__file__).resolve().parents[3].parent / "shared" / "data"
 COMMIT = "a" * 40
 per_example = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-def files(*names: str) -> SimpleNamespace:
-    return SimpleNamespace(file=names[0] if len(names) == 1 else names)
+def files(*names: str) -> FileSource:
+    return FileSource(file=names[0] if len(names) == 1 else names)
 
 
-def hub(name: str, **other: Any) -> SimpleNamespace:
-    return SimpleNamespace(**{"hub": name, "revision": None, "config": None, "split": "train", **other})
+def hub(name: str, **other: Any) -> HubSource:
+    return HubSource(hub=name, **other)
 
 
 @pytest.fixture
@@ -110,28 +111,6 @@ def test_a_row_stands_where_it_starts(rows: Callable[..., list[Row]]) -> None:
     assert found[4].values == {"a": 2}
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 4, 6, 7])
-def test_csv_batches_keep_places(rows: Callable[..., list[Row]], monkeypatch: pytest.MonkeyPatch, count: int) -> None:
-    monkeypatch.setattr(sources, "_BATCH", 3)
-    found = rows(a__csv="n\n" + "".join(f'"{n}\n"\n\n' for n in range(count)))
-    assert [(row.where, row.values["n"]) for row in found] == [(f"a.csv:{2 + 3 * n}", f"{n}\n") for n in range(count)]
-
-
-@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("seen", [2, 3, 4, 6])
-def test_csv_readers_that_disagree_are_noticed(
-    rows: Callable[..., list[Row]], monkeypatch: pytest.MonkeyPatch, seen: int
-) -> None:
-    def records(*_: Any) -> Iterator[tuple[int, list[str]]]:
-        yield from [(line, ["n"]) for line in range(1, seen + 1)]
-
-    monkeypatch.setattr(sources, "_BATCH", 2)
-    monkeypatch.setattr(diagnose, "csv_records", records)
-    with pytest.raises(DataError, match=r"a.csv: reads differently in two CSV readers"):
-        rows(a__csv="n\n1\n2\n3\n4\n")
-    gc.collect()  # `datasets` leaves a file that is not read to its end to the garbage collector, which warns
-
-
 def test_all_formats_give_the_same_rows(tmp_path: Path) -> None:
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
 
@@ -161,7 +140,7 @@ def test_all_formats_give_the_same_rows(tmp_path: Path) -> None:
 def test_parquet_rows_are_numbered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
 
-    monkeypatch.setattr(sources, "_BATCH", 2)
+    monkeypatch.setattr(local_files, "_BATCH", 2)
     told = [{"n": n, "nested": {"x": [n, None]}, "blob": bytes([n])} for n in range(5)]
     pq.write_table(pa.Table.from_pylist(told), tmp_path / "a.parquet")
     found = list(read_rows(files("a.parquet"), folder=tmp_path))
@@ -338,8 +317,7 @@ def test_a_forbidden_file_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.json"])
-def test_a_file_that_changes_meanwhile_is_refused(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "_BATCH", 2)
+def test_a_file_that_changes_meanwhile_is_refused(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.write_text('{"a": 1}\n' * 9)
     found = read_rows(files(name), folder=tmp_path)
@@ -362,14 +340,14 @@ def test_a_failing_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.csv.gz", "a.json.gz"])
 def test_a_bomb_does_not_fill_the_memory(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(diagnose, "MAX_LINE_BYTES", 10_000)
+    monkeypatch.setattr(text_file, "MAX_LINE_BYTES", 10_000)
     (tmp_path / name).write_bytes(gzip.compress(b"[" + b" " * 20_000))
     with pytest.raises(DataError, match=f"{name}:1: the line is longer"):
         list(read_rows(files(name), folder=tmp_path))
 
 
 def test_a_document_has_a_limit(rows: Callable[..., list[Row]], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(diagnose, "MAX_DOCUMENT_CHARACTERS", 100)
+    monkeypatch.setattr(json_file, "MAX_DOCUMENT_CHARACTERS", 100)
     with pytest.raises(DataError, match=r"a.json: is too large for a JSON list\n.*JSONL"):
         rows(a__json="[" + "{},\n" * 100 + "{}]")
 
@@ -557,7 +535,7 @@ def test_what_the_hub_does_not_have_is_told(
 
     kind = getattr(errors, error)
     answer(monkeypatch, kind.__new__(kind))
-    for ask in (lambda source: list(read_rows(source, folder=tmp_path)), lambda s: digest_source(s, folder=tmp_path)):
+    for ask in (lambda source: list(read_rows(source, folder=tmp_path)), lambda s: digest_sources(s, folder=tmp_path)):
         with pytest.raises(DataError, match=f"me/set: .*{expected}"):
             ask(hub("me/set", revision="v9"))
 
@@ -592,13 +570,11 @@ def test_a_cached_copy_of_another_revision_is_refused(tmp_path: Path, cached: No
 
 
 def test_generated_rows_are_numbered(tmp_path: Path) -> None:
-    source = SimpleNamespace(generated="shop-sql", rows=12, seed=3)
+    source = GeneratedSource(generated="shop-sql", rows=12, seed=3)
     found = list(read_rows(source, folder=tmp_path))
     assert len(found) == 12
     assert (found[11].number, found[11].where) == (12, "shop-sql row 12")
     assert values(found) == values(list(read_rows(source, folder=tmp_path)))
-    with pytest.raises(RecipeError, match="no generator `x`"):
-        list(read_rows(SimpleNamespace(generated="x", rows=12, seed=3), folder=tmp_path))
 
 
 # --- digests ---
@@ -609,7 +585,7 @@ def test_the_digest_of_files_is_that_of_their_content(tmp_path: Path) -> None:
         (tmp_path / name).write_text(text)
 
     def digest(*names: str) -> str:
-        return digest_source(files(*names), folder=tmp_path)
+        return digest_sources(files(*names), folder=tmp_path)
 
     assert digest("a.csv") == digest("same.csv") == digest(str(tmp_path / "a.csv"))
     different = [("a.csv",), ("b.csv",), ("a.tsv",), ("a.csv", "b.csv"), ("b.csv", "a.csv")]
@@ -620,7 +596,7 @@ def test_the_digest_of_files_is_that_of_their_content(tmp_path: Path) -> None:
 
 def test_the_digest_of_a_local_dataset_changes_with_it(tmp_path: Path, dataset: Path) -> None:
     def digest(**other: str) -> str:
-        return digest_source(hub("me/set", **other), folder=tmp_path)
+        return digest_sources(hub("me/set", **other), folder=tmp_path)
 
     before = digest()
     assert before == digest() != digest(split="test")
@@ -632,7 +608,7 @@ def test_the_digest_of_a_local_dataset_changes_with_it(tmp_path: Path, dataset: 
 
 def test_the_digest_of_a_dataset_is_that_of_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def digest(revision: str | None) -> str:
-        return digest_source(hub("me/set", revision=revision), folder=tmp_path)
+        return digest_sources(hub("me/set", revision=revision), folder=tmp_path)
 
     unresolved = digest("main")
     answer(monkeypatch, COMMIT)
@@ -642,10 +618,10 @@ def test_the_digest_of_a_dataset_is_that_of_its_commit(tmp_path: Path, monkeypat
 
 
 def test_the_digest_of_a_generator_is_that_of_its_settings(tmp_path: Path) -> None:
-    settings_of = [("shop-sql", 10, 0), ("shop-sql", 11, 0), ("shop-sql", 10, 1)]
+    settings_of = [(10, 0), (11, 0), (10, 1)]
     digests = [
-        digest_source(SimpleNamespace(generated=name, rows=count, seed=seed), folder=tmp_path)
-        for name, count, seed in [*settings_of, settings_of[0]]
+        digest_sources(GeneratedSource(generated="shop-sql", rows=count, seed=seed), folder=tmp_path)
+        for count, seed in [*settings_of, settings_of[0]]
     ]
     assert digests[0] == digests[3]
     assert len(set(digests)) == 3
@@ -666,7 +642,7 @@ def test_the_digest_of_a_generator_is_that_of_its_settings(tmp_path: Path) -> No
     ],
 )
 def test_a_missing_column_is_told_with_those_there_are(asked: str, columns: list[str], expected: str) -> None:
-    row = Row(1, "a.csv:2", dict.fromkeys(columns, ""))
+    row = Row(1, "a.csv:2", dict.fromkeys(columns, ""), "a.csv")
     with pytest.raises(DataError, match=expected):
         raise missing_column_error(asked, row)
 

@@ -156,8 +156,13 @@ def test_an_unknown_key_at_any_depth_names_the_nearest(
 @pytest.mark.parametrize(
     ("old", "new", "key", "known"),
     [
-        ("file: rows.csv", "hub: a/b, rows: 5", "data.source.rows", "hub, revision, config, split"),
-        ("file: rows.csv", "file: rows.csv, config: x", "data.source.config", "file"),
+        (
+            "file: rows.csv",
+            "hub: a/b, rows: 5",
+            "data.source.rows",
+            "name, weight, rename, hub, revision, config, split",
+        ),
+        ("file: rows.csv", "file: rows.csv, config: x", "data.source.config", "name, weight, rename, file"),
         ("method: lora", "method: full", "tuning.rank", "method"),
     ],
 )

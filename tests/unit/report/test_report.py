@@ -112,6 +112,18 @@ def prepare(run: RunDir, rows: int, hostile: str) -> None:
         {
             "stage": "prepare", "inputs": {}, "seconds": 6.3, "dropped": lost, "cut": {"answer cut at 512 tokens": 2},
             "counts": {"train": 2400, "valid": 120, "test": rows, "dropped": 84, "cut": 2},
+            "filtered": {"`stars` is below 3": 7}, "unused": {"beyond train_rows": 1200},
+            "sources": {
+                f"shop.csv{hostile}": {"train": 1600, "valid": 80, "test": rows},
+                "extra": {"train": 800, "valid": 40, "test": 0},
+            },
+            "copies": {
+                "near_copy": 0.8,
+                "duplicates": {"rows": 2400, "exact": 31, "near": 1204, "examples": []},
+                "test": {"rows": rows, "exact": 0, "near": 1, "examples": [
+                    {"row": f"shop.csv:18{hostile}", "of": "shop.csv:4", "similarity": 0.912},
+                ]},
+            },
             "tokens": {"train": 498_211, "valid": 24_910, "test": 31_155},
             "trained_tokens": {"train": 82_004, "valid": 4_121, "test": 5_208},
             "lengths": {"train": {"histogram": bins, "median": 207, "max": 286, "p95": 246}},
@@ -271,6 +283,11 @@ def test_full_run_shows_everything(tmp_path: Path) -> None:
         "Question: How many customers live in Porto?",
         "<|im_start|>",
         "dropped duplicate of an earlier row 61",
+        "filtered `stars` is below 3 7",
+        "unused beyond train_rows 1,200",
+        "extra 800 40 0",
+        "Training rows, of one before 31 1,204",
+        "Test rows 0 1 shop.csv:18 like shop.csv:4 (0.91)",
         "median 207",
         "small enough for a laptop",
         "AMD EPYC 7B13",

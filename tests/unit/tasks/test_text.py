@@ -9,7 +9,8 @@ from tests.unit.tasks.families import FAMILIES, Family, byte_level, wrapped
 
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.records import Turn
-from tunesmith.recipe.schema import FileSource, TextData
+from tunesmith.recipe.rows import FileSource
+from tunesmith.recipe.schema import TextData
 from tunesmith.tasks import task_for
 from tunesmith.tasks.base import RowProblem
 from tunesmith.tasks.text import TextTask

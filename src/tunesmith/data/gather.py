@@ -1,0 +1,93 @@
+"""All rows of a recipe, placed, rendered, mixed and compared: what `prepare` writes, and `plan` only counts."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tunesmith.core.errors import DataError
+from tunesmith.core.rundir import SPLITS
+from tunesmith.data.copies import find_copies, refuse_leakage
+from tunesmith.data.examine import Entry, Examined, examine
+from tunesmith.data.mix import mixed
+from tunesmith.recipe.schema import Recipe, Split
+from tunesmith.tasks.base import Task
+
+
+@dataclass(frozen=True, slots=True)
+class Gathered:
+    """Every row's line for the ledger; the rows of each split as often as they are used; what says the same."""
+
+    entries: list[Entry]
+    used: dict[str, list[Examined]]
+    copies: dict[str, Any]
+
+    def facts(self) -> dict[str, Any]:
+        """Return what can be counted: rows and why they are not used, tokens, lengths, copies."""
+        status = Counter(entry.status for entry in self.entries)
+        reasons = {s: _reasons(self.entries, s) for s in ("dropped", "cut", "filtered", "unused")}
+        tokens = {name: [row.entry.tokens for row in rows] for name, rows in self.used.items()}
+        return {
+            "counts": {**{name: len(rows) for name, rows in self.used.items()}, **{s: status[s] for s in reasons}},
+            **reasons,
+            "sources": {
+                name: {split: sum(row.entry.source == name for row in rows) for split, rows in self.used.items()}
+                for name in dict.fromkeys(entry.source for entry in self.entries)
+            },
+            "tokens": {name: sum(lengths) for name, lengths in tokens.items()},
+            "trained_tokens": {name: sum(row.entry.trained for row in rows) for name, rows in self.used.items()},
+            "lengths": {name: histogram(lengths) for name, lengths in tokens.items()},
+            "copies": self.copies,
+        }
+
+
+def gather(recipe: Recipe, task: Task, *, folder: Path, seen: Callable[[int], None] = lambda _: None) -> Gathered:
+    """Return all rows of a recipe; warn of leakage, if the recipe does not say that it stops the run.
+
+    Args:
+        folder: what relative paths are relative to.
+        seen: told after every row how many have been read.
+
+    Raises:
+        DataError: see `examine`; a split that is needed has no rows; leakage, where the recipe says `stop`.
+    """
+    rows: list[Examined] = []
+    for row in examine(recipe, task, folder=folder):
+        rows.append(row)
+        seen(len(rows))
+    rows = mixed(rows, recipe)
+    once = {name: [row for row in rows if row.entry.split == name and row.example] for name in SPLITS}
+    missing = empty_splits({name: len(found) for name, found in once.items()}, recipe.data.split)
+    if missing:
+        counts = ", ".join(f"{name} {len(once[name])}" for name in SPLITS)
+        raise DataError(f"no rows for {' and '.join(missing)} ({counts})", hint="give more rows, or other data.split")
+    copies = find_copies(once, recipe.data.near_copy)
+    refuse_leakage(copies, recipe)
+    used = {name: [row for row in found for _ in range(row.entry.times)] for name, found in once.items()}
+    return Gathered([row.entry for row in rows], used, copies)
+
+
+def histogram(lengths: Sequence[int]) -> dict[str, Any]:
+    """Return {histogram: [[low, high, count], ...], median, p95, max} of token counts."""
+    if not lengths:
+        return {"histogram": [], "median": 0, "p95": 0, "max": 0}
+    ordered = sorted(lengths)
+    width = max(1, -(-ordered[-1] // 20))
+    bins = Counter(length // width for length in ordered)
+    return {
+        "histogram": [[i * width, (i + 1) * width, bins.get(i, 0)] for i in range(ordered[-1] // width + 1)],
+        "median": ordered[len(ordered) // 2],
+        "p95": ordered[min(len(ordered) - 1, int(len(ordered) * 0.95))],
+        "max": ordered[-1],
+    }
+
+
+def empty_splits(counts: dict[str, int], split: Split) -> list[str]:
+    """Return the splits that the run needs and that have no rows."""
+    needed = {"train": True, "valid": split.column is None and split.valid > 0, "test": True}
+    return [name for name in SPLITS if needed[name] and not counts.get(name)]
+
+
+def _reasons(entries: Sequence[Entry], status: str) -> dict[str, int]:
+    return dict(Counter(entry.reason or "" for entry in entries if entry.status == status))

@@ -1,0 +1,163 @@
+"""Local files: which a source names, whether they can be read at all, and their rows with where each stands.
+
+CSV and JSON are read by our own strict readers, because they know lines and change nothing; Parquet and Arrow by the
+`datasets` library, streaming, so that nothing is cached and memory stays bounded.
+"""
+
+import contextlib
+import difflib
+import glob
+import logging
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tunesmith.core.errors import DataError, TunesmithError
+from tunesmith.core.files import digest_file
+from tunesmith.data.csv_file import csv_records
+from tunesmith.data.json_file import json_lines, json_rows
+from tunesmith.data.text_file import cut
+from tunesmith.recipe.rows import FileSource
+
+_TEXT = (".csv", ".tsv", ".json", ".jsonl")
+_FORMATS = (*_TEXT, ".parquet", ".arrow")
+_READS = f"read are {', '.join(_FORMATS)}, and {', '.join(_TEXT)} with .gz"
+_REFUSED = {
+    ".pkl": "reading a pickle can run code, so it never is",
+    ".pickle": "reading a pickle can run code, so it never is",
+    ".zip": "unpack it first",
+    ".tar": "unpack it first",
+    ".xlsx": "save it as CSV",
+    ".txt": "make it JSONL: one object with a name for the text a line",
+}
+_BATCH = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class LocalFile:
+    """A file that is there and of a format that is read."""
+
+    path: Path
+    label: str  # what errors and the ledger call it
+    kind: str
+
+
+def files_of(source: FileSource, folder: Path) -> list[LocalFile]:
+    """Return the files that a source names; raise DataError unless all can be read."""
+    names = [source.file] if isinstance(source.file, str) else source.file
+    return [_checked_file(name, folder) for name in names]
+
+
+def _checked_file(name: str, folder: Path) -> LocalFile:
+    """Return the file of that name; raise DataError unless it is a regular file of a known format."""
+    path = path_of(name, folder)
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise DataError("there is no such file", where=name, hint=_missing_hint(path)) from error
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot be read ({error})", where=name) from error
+    kind = kind_of(path)
+    if stat.S_ISDIR(mode):
+        inside = ", ".join(f"{name}/{file.name}" for file in visible_files(path, "*") if kind_of(file))
+        hint = f"name its files ({cut(inside) or 'none here is of a format that is read'})"
+        raise DataError("is a folder, not a file", where=name, hint=f"{hint}, or write `hub: {name}` to read all of it")
+    if not stat.S_ISREG(mode):
+        raise DataError("is not a regular file", where=name)
+    if kind is None:
+        reason = _REFUSED.get(path.suffix.lower())
+        raise DataError(
+            f"is in a format that is not read ({path.suffix or 'no ending'})",
+            where=name,
+            hint=f"{reason}; {_READS}" if reason else _READS,
+        )
+    return LocalFile(path, label_of(name), kind)
+
+
+def label_of(name: str) -> str:
+    """Return what a file or folder is called in a run folder, which must not hold absolute paths."""
+    return Path(name).name if os.path.isabs(os.path.expanduser(name)) else name
+
+
+def path_of(name: str, folder: Path) -> Path:
+    """Return the path that a recipe in `folder` means by a name."""
+    return folder / os.path.expanduser(name)  # pathlib's own raises for users that do not exist
+
+
+def kind_of(path: Path) -> str | None:
+    """Return the format of a file by its name, such as `.csv`; None where it is not read."""
+    name = path.name.lower()
+    kind = Path(name.removesuffix(".gz")).suffix
+    return kind if kind in (_TEXT if name.endswith(".gz") else _FORMATS) else None
+
+
+def _missing_hint(path: Path) -> str | None:
+    if not path.parent.is_dir():
+        return "its folder does not exist either; paths are relative to the recipe"
+    names = [file.name for file in visible_files(path.parent, "*")]
+    near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.5)
+    if near:
+        return f"did you mean {near[0]}?"
+    readable = [name for name in names if kind_of(Path(name))]
+    return f"there are: {cut(', '.join(readable))}" if readable else "paths are relative to the recipe"
+
+
+def visible_files(folder: Path, pattern: str = "**/*") -> list[Path]:
+    """Return the files of a folder in a fixed order, without hidden ones, which `datasets` skips too."""
+    found = (path for path in folder.glob(pattern) if path.is_file())
+    return sorted(p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts))
+
+
+def digest(path: Path) -> str:
+    """Return the digest of a file; raise DataError where it cannot be read."""
+    try:
+        return digest_file(path)
+    except OSError as error:
+        raise DataError(f"cannot be read ({error.strerror})", where=str(path)) from error
+
+
+def file_rows(file: LocalFile) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (where, values) of every row of a file; the cells of CSV are the exact text of the file."""
+    if file.kind in (".csv", ".tsv"):
+        records = csv_records(file.path, file.label, "," if file.kind == ".csv" else "\t")
+        _, columns = next(records)
+        yield from (
+            (f"{file.label}:{line}", dict(zip(columns, cells, strict=True))) for line, cells in records if cells
+        )
+    elif file.kind in (".json", ".jsonl"):
+        read = json_lines if file.kind == ".jsonl" else json_rows
+        for line, values in read(file.path, file.label):
+            yield f"{file.label}:{line}", values
+    else:
+        if file.path.stat().st_size == 0:
+            raise DataError("is empty", where=file.label)
+        # By default a batch is a whole row group, which can be the whole file.
+        options = {"batch_size": _BATCH} if file.kind == ".parquet" else {}
+        with library_errors_told(file.label):
+            for number, values in enumerate(_opened(file.kind[1:], file, **options), 1):
+                yield f"{file.label} row {number}", dict(values)
+
+
+def _opened(builder: str, file: LocalFile, **options: Any) -> Any:
+    """Return one file as a streaming dataset."""
+    from datasets import load_dataset
+
+    # The builders log an error and raise it too; once is enough.
+    logging.getLogger(f"datasets.packaged_modules.{builder}.{builder}").setLevel(logging.CRITICAL)
+    name = glob.escape(str(file.path.absolute()))
+    return load_dataset(builder, data_files=name, split="train", streaming=True, **options)
+
+
+@contextlib.contextmanager
+def library_errors_told(where: str) -> Iterator[None]:
+    """Turn what `datasets` and the libraries below it raise into DataError."""
+    try:
+        yield
+    except (TunesmithError, MemoryError):
+        raise
+    except Exception as error:  # datasets, pandas, pyarrow and the hub raise errors of no common kind
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise DataError(f"cannot be read ({reason[:300]})", where=where) from error

@@ -1,0 +1,81 @@
+"""How often each training row is used: duplicates, weights of mixed sources, a limit. Held-out rows stay as they are.
+
+Everything is chosen by hash, so the same recipe over the same rows gives the same training rows.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+from tunesmith.core.files import digest_of
+from tunesmith.core.records import Example
+from tunesmith.data.examine import Entry, Examined
+from tunesmith.data.sources import named_sources
+from tunesmith.data.split import choose, group_key
+from tunesmith.recipe.schema import Recipe
+
+
+def mixed(rows: Sequence[Examined], recipe: Recipe) -> list[Examined]:
+    """Return all rows, where training rows that are not used say so and others how often they are.
+
+    A row's `times` is 1 unless its source has another weight. First duplicates leave, then the weights count, and
+    `train_rows` is taken from what they make.
+    """
+    reasons = _repeated(rows) if recipe.data.duplicates == "drop" else {}
+    times = {i: 1 for i, row in enumerate(rows) if row.entry.split == "train" and row.example and i not in reasons}
+    for name, source in named_sources(recipe.data.source).items():
+        if source.weight != 1:
+            mine = [i for i in times if rows[i].entry.source == name]
+            whole, part = divmod(source.weight, 1)
+            more = _chosen(mine, rows, round(part * len(mine)), recipe.seed, "weight")
+            times |= {i: int(whole) + (i in more) for i in mine}
+            reasons |= {i: f"beyond weight {source.weight:g}" for i in mine if times[i] == 0}
+    used = [i for i, count in times.items() for _ in range(count)]
+    limit = recipe.data.train_rows
+    if limit is not None:
+        count = limit if isinstance(limit, int) else max(1, round(limit * len(used)))
+        left = _chosen(used, rows, count, recipe.seed, "choose")
+        reasons |= {i: "beyond train_rows" for i in used if i not in left}
+        used = list(left.elements())
+    counts = Counter(used)
+    return [
+        _unused(row.entry, reasons[i]) if i in reasons else _used(row, counts[i]) if i in counts else row
+        for i, row in enumerate(rows)
+    ]
+
+
+def spoken(example: Example) -> str:
+    """Return a digest of what an example says, however it is spaced and capitalised: equal for exact duplicates."""
+    return digest_of([group_key(turn.text) for turn in example.turns])
+
+
+def _chosen(places: Sequence[int], rows: Sequence[Examined], count: int, seed: int, purpose: str) -> Counter[int]:
+    """Return how often each place is among `count` of them; equal rows have one id, and rows are what is counted."""
+    seen: Counter[str | None] = Counter()
+    names: dict[str, int] = {}
+    for place in places:
+        one = rows[place].entry.id
+        names[f"{one} {seen[one]}" if seen[one] else str(one)] = place
+        seen[one] += 1
+    return Counter(names[name] for name in choose(names, count, seed, purpose=purpose))
+
+
+def _repeated(rows: Sequence[Examined]) -> dict[int, str]:
+    """Return why they leave for all training rows that say what one before them says."""
+    seen: set[str] = set()
+    reasons = {}
+    for i, row in enumerate(rows):
+        if row.entry.split == "train" and row.example:
+            said = spoken(row.example)
+            if said in seen:
+                reasons[i] = "says what a row before it says"
+            seen.add(said)
+    return reasons
+
+
+def _used(row: Examined, times: int) -> Examined:
+    return replace(row, entry=replace(row.entry, times=times))
+
+
+def _unused(entry: Entry, reason: str) -> Examined:
+    return Examined(replace(entry, status="unused", reason=reason, times=0, tokens=0, trained=0), None, None)

@@ -1,0 +1,171 @@
+"""Which texts nearly repeat others: MinHash over runs of words, candidates by banding, then the exact Jaccard index.
+
+Resemblance and MinHash are Broder's (1997, "On the resemblance and containment of documents"); banding is in Leskovec,
+Rajaraman and Ullman, "Mining of Massive Datasets", chapter 3. A signature is the minimum of each of 128 multiply-shift
+hashes (Dietzfelbinger et al. 1997). They are fixed, so the same texts give the same answer everywhere.
+"""
+
+import re
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tunesmith.data.split import group_key
+
+RUN_WORDS = 3
+HASHES = 128
+# Runs that more than this part of all texts share belong to a template: that two texts have them says nothing.
+COMMON_PART = 0.1
+COMMON_LEAST = 10
+# With fewer runs of their own, texts are too short for a likeness to mean anything.
+LEAST_RUNS = 6
+
+# Scripts without blanks are taken character by character. Marks are words too, since a < b is not a > b.
+_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+|[^\w\s]")
+_BUCKETS = 2**22
+_FOUND = 0.99  # of the pairs that are just as similar as asked for
+_CANDIDATES = 50  # taken from one bucket of one band
+_COMPARED = 4  # candidates of one text that are compared exactly, the likeliest first
+_ASKED_AT_ONCE = 256
+_PAIRS_AT_ONCE = 2**15
+_MARGIN = 0.15  # by which an estimate from 128 hashes may be too low: four standard deviations at 0.8
+
+_RANDOM = np.random.Generator(np.random.Philox(1997))
+_FACTORS = _RANDOM.integers(0, 2**63, HASHES, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
+_SUMMANDS = _RANDOM.integers(0, 2**63, HASHES, dtype=np.uint64)
+_HALF = np.uint64(32)
+
+Places = NDArray[np.int64]
+
+
+class Texts:
+    """Texts as sets of runs of words, one 32-bit hash a run; what is kept is 4 bytes a word and 512 a text."""
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        sets = [_runs(text) for text in texts]
+        runs = np.concatenate([np.zeros(0, np.uint32), *sets])
+        # Counted in buckets of their low bits: what else falls into a bucket is too little to make a run look common.
+        bucket = runs & np.uint32(_BUCKETS - 1)
+        own = np.bincount(bucket, minlength=_BUCKETS)[bucket] <= max(COMMON_LEAST, COMMON_PART * len(sets))
+        self._runs: NDArray[np.uint32] = runs[own]
+        self._offsets: Places = np.concatenate([[0], np.cumsum(own)])[np.cumsum([0, *map(len, sets)])]
+
+    def __len__(self) -> int:
+        return len(self._offsets) - 1
+
+    def runs(self, place: int) -> NDArray[np.uint32]:
+        """Return the hashes of a text's own runs, ascending."""
+        found: NDArray[np.uint32] = self._runs[self._offsets[place] : self._offsets[place + 1]]
+        return found
+
+    def jaccard(self, one: int, other: int) -> float:
+        """Return the Jaccard index of two texts: which part of all their runs they share."""
+        a, b = self.runs(one), self.runs(other)
+        shared = len(np.intersect1d(a, b, assume_unique=True))
+        return shared / max(1, len(a) + len(b) - shared)
+
+    @cached_property
+    def signatures(self) -> NDArray[np.uint32]:
+        """The MinHash signature of every text, [texts, HASHES]; of those that are too short it is not used."""
+        found = np.zeros((len(self), HASHES), np.uint32)
+        for place in range(len(self)):
+            runs = self.runs(place).astype(np.uint64)
+            if len(runs):
+                found[place] = ((runs[:, None] * _FACTORS + _SUMMANDS) >> _HALF).min(axis=0)
+        return found
+
+    def long_enough(self, places: Sequence[int]) -> Places:
+        """Return those of the places whose texts have enough runs of their own to be compared."""
+        wanted = np.asarray(places, np.int64)
+        found: Places = wanted[np.diff(self._offsets)[wanted] >= LEAST_RUNS]
+        return found
+
+    def nearest(self, asked: Sequence[int], among: Sequence[int], threshold: float) -> dict[int, tuple[int, float]]:
+        """Return {place: (place of a most similar text, similarity)} for the texts asked about that have one.
+
+        Args:
+            asked: places of texts.
+            among: places of the texts to look in, ascending; a text that is in both is compared with those before it.
+            threshold: least Jaccard index. Of pairs just at it 1 in 100 may be missed, of more similar ones fewer.
+        """
+        pool, questions = self.long_enough(among), self.long_enough(asked)
+        bands = [_Band(self.signatures, columns, pool) for columns in _bands(threshold)] if len(pool) else []
+        twice = np.isin(questions, pool)
+        found: dict[int, tuple[int, float]] = {}
+        for first in range(0, len(questions), _ASKED_AT_ONCE):
+            some = slice(first, first + _ASKED_AT_ONCE)
+            for place, candidates in self._likely(questions[some], twice[some], bands, threshold):
+                best = max(((self.jaccard(place, one), -one) for one in candidates), default=(0.0, 0))
+                if best[0] >= threshold:
+                    found[place] = -best[1], best[0]
+        return found
+
+    def _likely(
+        self, questions: Places, twice: NDArray[np.bool_], bands: Sequence["_Band"], threshold: float
+    ) -> Iterator[tuple[int, list[int]]]:
+        """Yield (place, places that seem similar enough, the likeliest first)."""
+        pairs = [band.pairs(self.signatures, questions) for band in bands]
+        if not pairs:
+            return
+        which, candidate = np.unique(np.concatenate(pairs, axis=1), axis=1)
+        allowed = ~twice[which] | (candidate < questions[which])
+        which, candidate = which[allowed], candidate[allowed]
+        estimates = np.empty(len(which))
+        for first in range(0, len(which), _PAIRS_AT_ONCE):
+            part = slice(first, first + _PAIRS_AT_ONCE)
+            equal = self.signatures[questions[which[part]]] == self.signatures[candidate[part]]
+            estimates[part] = equal.mean(axis=1)
+        order = np.lexsort((candidate, -estimates, which))
+        order = order[estimates[order] >= threshold - _MARGIN]
+        starts = np.searchsorted(which[order], np.arange(len(questions) + 1))
+        for i, place in enumerate(questions):
+            likely = order[starts[i] : min(starts[i + 1], starts[i] + _COMPARED)]
+            if len(likely):
+                yield int(place), candidate[likely].tolist()
+
+
+class _Band:
+    """Some columns of all signatures: texts that agree in all of them are in one bucket."""
+
+    def __init__(self, signatures: NDArray[np.uint32], columns: slice, pool: Places) -> None:
+        self._columns = columns
+        keys = self._keys(signatures, pool)
+        order = np.argsort(keys, kind="stable")
+        self._sorted, self._places = keys[order], pool[order]
+
+    def _keys(self, signatures: NDArray[np.uint32], places: Places) -> NDArray[np.uint64]:
+        columns = signatures[places, self._columns]
+        keys: NDArray[np.uint64] = (columns * _FACTORS[self._columns]).sum(axis=1, dtype=np.uint64)
+        return keys
+
+    def pairs(self, signatures: NDArray[np.uint32], questions: Places) -> Places:
+        """Return the pairs (index in questions, place in the pool) that share a bucket, [2, pairs]."""
+        keys = self._keys(signatures, questions)
+        first, end = (np.searchsorted(self._sorted, keys, side) for side in ("left", "right"))
+        counts = np.minimum(end - first, _CANDIDATES)
+        which = np.repeat(np.arange(len(questions)), counts)
+        within = np.arange(len(which)) - np.repeat(np.cumsum(counts) - counts, counts)
+        return np.stack([which, self._places[first[which] + within]])
+
+
+def _bands(threshold: float) -> list[slice]:
+    """Return the columns of each band: as wide as they may be for pairs at the threshold still to be found."""
+    for width in range(HASHES, 0, -1):
+        count = HASHES // width
+        if 1 - (1 - threshold**width) ** count >= _FOUND:
+            return [slice(i * width, (i + 1) * width) for i in range(count)]
+    return [slice(i, i + 1) for i in range(HASHES)]
+
+
+def _runs(text: str) -> NDArray[np.uint32]:
+    """Return the distinct runs of RUN_WORDS words, hashed, ascending."""
+    words = " ".join(_WORD.findall(group_key(text))).encode("utf-8", "surrogatepass").split()
+    hashed = np.fromiter(map(zlib.crc32, words), np.uint64, len(words))
+    count = len(words) - RUN_WORDS + 1
+    if count <= 0:
+        return np.zeros(0, np.uint32)
+    mixed = sum(hashed[i : i + count] * _FACTORS[i] for i in range(RUN_WORDS))
+    return np.unique((np.asarray(mixed, np.uint64) >> _HALF).astype(np.uint32))

@@ -1,0 +1,74 @@
+"""Which rows the filters leave out, in which words, and what cannot be asked."""
+
+import time
+from typing import Any
+
+import pytest
+
+from tunesmith.core.errors import DataError
+from tunesmith.data import filters
+from tunesmith.data.filters import broken_rule
+from tunesmith.data.sources import Row
+from tunesmith.recipe.rows import Filter
+from tunesmith.tasks.base import MissingColumn, RowProblem
+
+
+def broken(cell: Any, **rule: Any) -> str | None:
+    return broken_rule([Filter(column="c", **rule)], Row(1, "a.csv:2", {"c": cell}, "a.csv"))
+
+
+@pytest.mark.parametrize(("rule", "kept", "left_out", "reason"), [
+    ({"equals": "en"}, ["en"], ["EN", "", None, 1], "`c` is not 'en'"),
+    ({"equals": "1"}, ["1", 1], ["1.0", True], "`c` is not '1'"),
+    ({"equals": 1}, ["1", 1, 1.0, "1.0"], ["one", "", None, True, "true", 2], "`c` is not 1"),
+    ({"equals": True}, [True, "true", "True"], [False, "false", 1, "1", None], "`c` is not True"),
+    ({"equals": False}, [False, "FALSE"], [True, 0, "", None], "`c` is not False"),
+    ({"not_equals": "en"}, ["de", "", None], ["en"], "`c` is 'en'"),
+    ({"one_of": ["a", 2]}, ["a", 2, "2"], ["b", 3, None], "`c` is not one of 'a', 2"),
+    ({"matches": "^a+$"}, ["a", "aaa"], ["ba", "", None], "`c` does not match '^a+$'"),
+    ({"not_matches": "(?i)as an ai"}, ["I can", "", None], ["But as an AI, I"], "`c` matches '(?i)as an ai'"),
+    ({"min": 3}, [3, "3.5", 1e9], [2.9, "-4"], "`c` is below 3"),
+    ({"max": 3}, [3, "3", -1], [3.01, "1e5"], "`c` is above 3"),
+    ({"min": 3}, [3], ["", None, " "], "`c` is empty"),
+    ({"min_characters": 2}, ["ab", 12], ["a", "", None, 1], "`c` has fewer than 2 characters"),
+    ({"max_characters": 2}, ["ab", "", None], ["abc", 123], "`c` has more than 2 characters"),
+])  # fmt: skip
+def test_a_rule_says_which_rows_stay(rule: dict[str, Any], kept: list[Any], left_out: list[Any], reason: str) -> None:
+    assert [cell for cell in kept if broken(cell, **rule) is not None] == []
+    assert {broken(cell, **rule) for cell in left_out} == {reason}
+
+
+def test_the_first_rule_that_is_broken_is_named() -> None:
+    rules = [Filter(column="a", min=1, max=3), Filter(column="b", equals="x")]
+    row = Row(1, "w", {"a": 2, "b": "x"}, "s")
+    assert broken_rule(rules, row) is None
+    assert broken_rule(rules, Row(1, "w", {"a": 4, "b": "y"}, "s")) == "`a` is above 3"
+    assert broken_rule(rules, Row(1, "w", {"a": 3, "b": "y"}, "s")) == "`b` is not 'x'"
+    assert broken_rule([], row) is None
+
+
+def test_a_column_that_is_not_there_is_told() -> None:
+    with pytest.raises(MissingColumn):
+        broken_rule([Filter(column="d", min=1)], Row(1, "w", {"c": 1}, "s"))
+
+
+@pytest.mark.parametrize("cell", ["many", True, "nan", "1,5"])
+def test_what_is_no_number_is_a_problem_of_the_row(cell: Any) -> None:
+    with pytest.raises(RowProblem, match="cell `c` holds no number"):
+        broken(cell, min=1)
+
+
+@pytest.mark.parametrize("cell", [["a"], {"a": 1}, b"a"])
+@pytest.mark.parametrize("rule", [{"matches": "a"}, {"equals": "a"}, {"min_characters": 1}, {"min": 1}])
+def test_what_is_no_single_value_is_a_problem_of_the_row(cell: Any, rule: dict[str, Any]) -> None:
+    with pytest.raises(RowProblem, match=f"cell `c` holds a {type(cell).__name__}"):
+        broken(cell, **rule)
+
+
+def test_a_pattern_without_end_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(filters, "_SECONDS_PER_CELL", 0.2)
+    began = time.monotonic()
+    with pytest.raises(DataError, match=r"a.csv:2: the pattern .* did not come to an end") as caught:
+        broken("ab" * 40 + "c", matches=r"^(?:(?:a|b|ab)+)+$")
+    assert time.monotonic() - began < 10
+    assert caught.value.exit_code == 3

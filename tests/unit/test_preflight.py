@@ -1,0 +1,46 @@
+"""What `plan` says is what will be done."""
+
+from pathlib import Path
+
+import pytest
+from tests.tiny import recipe as write_recipe
+
+from tunesmith.core.errors import DataError
+from tunesmith.pipeline import run_recipe
+from tunesmith.preflight import plan_run
+
+MIX = [
+    "data.source=[{file: rows.jsonl, weight: 1.5}, {file: more.jsonl, name: more}]",
+    "data.filters=[{column: tree, max: 15}]", "data.train_rows=0.7", "data.duplicates=drop",
+]  # fmt: skip
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, tiny: Path) -> Path:
+    path = write_recipe(tmp_path, tiny)
+    (tmp_path / "more.jsonl").write_text((tmp_path / "rows.jsonl").read_text().replace("Say", "Tell"))
+    return path
+
+
+def test_the_plan_counts_what_prepare_writes(recipe: Path) -> None:
+    plan = plan_run(recipe, MIX)
+    manifest = run_recipe(recipe, MIX, out=recipe.parent / "run", until="prepare").manifest("prepare")
+    assert manifest is not None
+    for key in ("sources", "filtered", "dropped", "copies", "tokens", "lengths"):
+        assert getattr(plan, key) == manifest[key]
+    assert plan.counts == {split: manifest["counts"][split] for split in ("train", "valid", "test")}
+    assert plan.steps.train_rows == plan.counts["train"]
+
+
+def test_the_plan_shows_sources_filters_lengths_and_copies(recipe: Path) -> None:
+    lines = {line.split()[0]: line for line in str(plan_run(recipe, MIX)).splitlines()}
+    assert "filtered 24 x `tree` is above 15" in lines["rows"]
+    assert lines["source"].startswith("source   more: train ")
+    assert "\u2588" in lines["lengths"]
+    assert "test rows in train 0 + 0 nearly" in lines["copies"]
+    assert "source" not in str(plan_run(recipe))
+
+
+def test_a_plan_stops_where_the_run_would(recipe: Path) -> None:
+    with pytest.raises(DataError, match="filters leave none of the 60 rows"):
+        plan_run(recipe, ["data.filters=[{column: answer, equals: nothing}]"])
