@@ -25,7 +25,7 @@ def judge(recipe: Recipe, base: Scores, tuned: Scores, *, groups: Sequence[str])
     metrics = {}
     for name in names:
         least = min_gain if name == settings.primary else 0.0
-        metrics[name] = _entry(name, _compare(name, base, tuned, groups, least, recipe))
+        metrics[name] = _entry(name, compare(name, base, tuned, groups, least, recipe))
     primary = {**metrics[settings.primary], "min_gain": min_gain}
     guards = [
         {"metric": g.metric, "max_drop": g.max_drop, **{k: metrics[g.metric][k] for k in ("gain", "low", "high")}}
@@ -42,7 +42,9 @@ def judge(recipe: Recipe, base: Scores, tuned: Scores, *, groups: Sequence[str])
     }
 
 
-def _compare(name: str, base: Scores, tuned: Scores, groups: Sequence[str], least: float, recipe: Recipe) -> Verdict:
+def compare(name: str, base: Scores, tuned: Scores, groups: Sequence[str], least: float, recipe: Recipe) -> Verdict:
+    """Compare base and tuned in one metric, so that a positive gain is better also where a lower value is."""
+
     def column(lines: Scores) -> list[float]:
         if name == "perplexity":
             return [line["log_likelihood"] / line["tokens"] for line in lines]
