@@ -100,8 +100,9 @@ def failed(result: Result) -> TunesmithError | None:
     if not rungs:
         return None
     codes = {failure["exit_code"] for outcome in rungs if (failure := outcome.failure)}
+    names = "; ".join(f"#{outcome.number} {outcome.label}" for outcome in rungs)
     error = TunesmithError(
-        f"{len(rungs)} of {len(result.outcomes)} rungs failed: {'; '.join(f'#{outcome.number} {outcome.label}' for outcome in rungs)}",
+        f"{len(rungs)} of {len(result.outcomes)} rungs failed: {names}",
         where=str(result.path),
         hint="the others are done; the same command tries these again",
     )

@@ -244,4 +244,4 @@ def _slug(changes: tuple[str, ...]) -> str:
     for change in changes:
         key, _, value = change.partition("=")
         parts.append(f"{key.rpartition('.')[2]}-{value.rpartition('/')[2]}")
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", "_".join(parts))[:60].strip("-.")
+    return re.sub(r"[^A-Za-z0-9._]+", "-", "_".join(parts))[:60].strip("-.")
