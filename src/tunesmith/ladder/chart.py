@@ -39,7 +39,7 @@ def against(result: Result, measure: str, width: float, height: float = 330.0) -
     parts += [
         line(left, bottom, right, bottom, "axis"),
         line(left, y(factor * result.bar.value), right, y(factor * result.bar.value), "wanted"),
-        text(right, y(factor * result.bar.value) - 6, "bar", "wanted-label", "end"),
+        text(right + 5, y(factor * result.bar.value) + 4, "bar", "wanted-label", "start"),
         text(left, 13, _what(result), "axis-name", "start"),
         text(right, height - 8, _named(measure), "axis-name", "end"),
     ]

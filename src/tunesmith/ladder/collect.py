@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from tunesmith.core.files import read_json, read_jsonl, write_json
+from tunesmith.core.files import MANIFEST, read_json, read_jsonl, write_json
 from tunesmith.core.rundir import RunDir
 from tunesmith.evaluate.judge import compare
 from tunesmith.ladder.rungs import Axis, Ladder, Rung, correction
@@ -180,7 +181,10 @@ def _outcome(ladder: Ladder, rung: Rung, recipe: Recipe, bar: Bar) -> Outcome:
     run = ladder.run(rung)
     failure = failure_of(run)
     done = run.manifest("evaluate") is not None and failure is None
-    found = _judged(run, recipe, bar, correction(recipe.evaluate.confidence, len(ladder.rungs))) if done else None
+    found = None
+    if done:
+        sealed = (run.stage("evaluate") / MANIFEST).stat().st_mtime_ns
+        found = _judged(run.path, sealed, recipe, bar, correction(recipe.evaluate.confidence, len(ladder.rungs)))
     return Outcome(
         number=rung.number,
         label=rung.label,
@@ -216,8 +220,15 @@ def _measures(run: RunDir, recipe: Recipe) -> dict[str, float]:
     return found
 
 
-def _judged(run: RunDir, recipe: Recipe, bar: Bar, each: float) -> tuple[float, Estimate, Estimate, Standing]:
-    """Return (the base's score, the tuned score, the gain, how the rung stands to the bar)."""
+@lru_cache(maxsize=1024)  # a ladder is collected after every rung, and resampling takes seconds where rows are many
+def _judged(
+    path: Path, sealed: int, recipe: Recipe, bar: Bar, each: float
+) -> tuple[float, Estimate, Estimate, Standing]:
+    """Return (the base's score, the tuned score, the gain, how the rung stands to the bar).
+
+    `sealed` is when the evaluation was finished, so that one that was repeated is judged anew.
+    """
+    run = RunDir(path)
     strict = recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"confidence": each})})
     base, tuned = (list(read_jsonl(run.subject(name) / "scores.jsonl")) for name in ("base", "tuned"))
     group_of = {line["id"]: line["group"] for line in read_jsonl(run.examples("test"))}

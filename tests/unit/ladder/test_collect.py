@@ -37,14 +37,15 @@ def test_the_smallest_that_clears_is_named_and_not_the_best(make_ladder: MakeLad
 
 def test_a_bar_on_the_score(make_ladder: MakeLadder) -> None:
     ladder = make_ladder(promote=PROMOTE)
-    for rung, right in zip(ladder.rungs, (40, 62, 75), strict=True):
+    for rung, right in zip(ladder.rungs, (40, 66, 76), strict=True):
         finish(ladder, rung, BASE, binary(right))
     found = collect(ladder, 0.8)
     assert [outcome.standing for outcome in found.outcomes] == ["falls short", "cannot tell", "clears"]
     assert found.outcomes[1].score is not None
-    assert found.outcomes[1].score.value == pytest.approx(62 / ROWS)
+    assert found.outcomes[1].score.value == pytest.approx(66 / ROWS)
     assert found.smallest == found.outcomes[2]
-    assert collect(ladder, 0.3).smallest == found.outcomes[0]
+    lower = collect(ladder, 0.3)
+    assert lower.smallest == lower.outcomes[0]
     assert collect(ladder, 0.99).smallest is None
     assert collect(ladder, 0.99).promote_command is None
 
@@ -125,7 +126,8 @@ def test_perplexity_clears_from_above(make_ladder: MakeLadder) -> None:
     assert score.low < score.value < score.high < 10
     assert score.value == pytest.approx(math.exp(2.0), rel=0.05)
     assert found.outcomes[1].base == pytest.approx(math.exp(3.1), rel=0.05)
-    assert collect(ladder).smallest == collect(ladder).outcomes[0 if found.outcomes[0].standing == "clears" else 1]
+    by_gain = collect(ladder)
+    assert by_gain.smallest == by_gain.outcomes[0]  # better than its base, though not as good as was asked for above
 
 
 def test_other_questions_are_noted(make_ladder: MakeLadder) -> None:
@@ -165,18 +167,13 @@ def test_the_first_axis_decides_then_the_second_then_the_score() -> None:
     assert smallest([], [RANKS], higher_is_better=True) is None
 
 
-@pytest.mark.parametrize("rungs", [4, 10])
-def test_where_no_rung_gains_anything_one_is_named_in_at_most_one_of_forty_ladders(rungs: int) -> None:
-    """The promise is about the ladder; without the correction ten rungs would break it in every fifth."""
-    chance = np.random.default_rng(rungs)
-    ladders, named, uncorrected = 150, 0, 0
-    for _ in range(ladders):
-        base = chance.random(60) < 0.4
-        tuned = [chance.random(60) < 0.4 for _ in range(rungs)]
-        for confidence in (correction(0.95, rungs), 0.95):
-            found = [paired_verdict(base * 1.0, one * 1.0, confidence=confidence) for one in tuned]
-            clears = any(one.verdict == "better" for one in found)
-            named += clears and confidence > 0.95
-            uncorrected += clears and confidence == 0.95
-    assert named <= 0.025 * ladders + 2
-    assert uncorrected > named
+def test_a_lucky_one_of_many_is_not_named(make_ladder: MakeLadder) -> None:
+    """What clears the bar alone does not clear it as one of ten: that is what the correction is for."""
+    alone = paired_verdict(BASE, binary(22), confidence=0.95)
+    assert alone.verdict == "better"
+    ladder = make_ladder("tuning.rank=1,2,3,4,5,6,7,8,9,10")
+    for rung in ladder.rungs:
+        finish(ladder, rung, BASE, binary(22) if rung.number == 4 else BASE)
+    found = collect(ladder)
+    assert found.outcomes[3].standing == "cannot tell"
+    assert found.smallest is None
