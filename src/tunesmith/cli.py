@@ -168,11 +168,11 @@ def _summary(run: RunDir, as_json: bool) -> None:
 def ladder(
     recipe: Annotated[Path, Parameter(help="A recipe's file, or the folder of a ladder that is to go on.")],
     *overrides: Overrides,
-    over: list[str] | None = None,
+    over: Annotated[list[str] | None, Parameter(negative="")] = None,
     models: str | None = None,
     bar: float | None = None,
     out: Annotated[Path | None, Parameter(help="Folder of the ladder; default runs/NAME/ladder-ID.")] = None,
-    plan: bool = False,
+    plan: Annotated[bool, Parameter(negative="")] = False,
     rung: int | None = None,
     as_json: AsJson = False,
 ) -> None:

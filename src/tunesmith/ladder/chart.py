@@ -11,6 +11,7 @@ from tunesmith.report import wording
 from tunesmith.report.drawing import Point, dot, line, path, scale, svg, text, tick_label, ticks
 
 _LOGARITHMIC_FROM = 8.0  # largest over smallest; below it a plain axis shows the distances better
+_MARK_WIDTH = 14.0
 _KINDS = {"clears": "clears", "falls short": "short", "cannot tell": "open", "breaks a guard": "short"}
 
 
@@ -43,7 +44,8 @@ def against(result: Result, measure: str, width: float, height: float = 330.0) -
         text(left, 13, _what(result), "axis-name", "start"),
         text(right, height - 8, _named(measure), "axis-name", "end"),
     ]
-    placed = {one.number: (x(one.measures[measure]), y(factor * found.value)) for one, found in points}
+    beside = _side_by_side([x(one.measures[measure]) for one, _ in points])
+    placed = {one.number: (at, y(factor * found.value)) for at, (one, found) in zip(beside, points, strict=True)}
     parts += [path(joined, "joined") for joined in _joined(result, measure, placed)]
     for outcome, found in points:
         reach = (y(max(factor * found.low, low)), y(min(factor * found.high, high)))
@@ -57,20 +59,36 @@ def _points(result: Result, measure: str) -> list[tuple[Outcome, Estimate]]:
     return [(outcome, one) for outcome, one in found if one is not None and math.isfinite(one.value)]
 
 
+def _side_by_side(places: Sequence[float]) -> list[float]:
+    """Move marks that would hide each other apart: those nearer than a mark's width to their left neighbour."""
+    order = sorted(range(len(places)), key=lambda at: places[at])
+    groups: list[list[int]] = []
+    for at in order:
+        if groups and places[at] - places[groups[-1][-1]] < _MARK_WIDTH / 2:
+            groups[-1].append(at)
+        else:
+            groups.append([at])
+    moved = list(places)
+    for group in groups:
+        middle = sum(places[at] for at in group) / len(group)
+        for turn, at in enumerate(group if len(group) > 1 else ()):
+            moved[at] = middle + (turn - (len(group) - 1) / 2) * _MARK_WIDTH
+    return moved
+
+
 def _mark(result: Result, outcome: Outcome, at: Point, reach: Point) -> list[str]:
     """Draw one rung: whisker, dot (hollow where the bar is not cleared), its number, a ring around the smallest."""
     kind = _KINDS[outcome.standing or "cannot tell"]
     cell = words.score_cell if result.bar.on == "score" else words.gain_cell
-    told = f"{outcome.number}. {outcome.label}: {' , '.join(cell(result, outcome)).replace(' ,', ',')}"
+    told = f"{outcome.number}. {outcome.label}: {', '.join(cell(result, outcome))}"
+    chosen = result.smallest is not None and outcome.number == result.smallest.number
     parts = [
         line(at[0], reach[0], at[0], reach[1], f"whisker {kind}"),
         *(line(at[0] - 5, end, at[0] + 5, end, f"cap {kind}") for end in reach),
         dot(*at, 6, f"gain-dot {kind}", f"{told} ({words.standing(outcome)})"),
-        text(at[0] + 10, at[1] + 5, f"{outcome.number}", f"end-label {kind}", "start"),
+        text(at[0] + (14 if chosen else 9), at[1] + 5, f"{outcome.number}", f"end-label {kind}", "start"),
     ]
-    if result.smallest is not None and outcome.number == result.smallest.number:
-        parts.append(dot(*at, 11, "smallest"))
-    return parts
+    return [*parts, dot(*at, 11, "smallest")] if chosen else parts
 
 
 def _joined(result: Result, measure: str, placed: dict[int, Point]) -> list[list[Point]]:
@@ -93,7 +111,7 @@ def _across(
     low, high = min(numbers), max(numbers)
     if low <= 0 or high < _LOGARITHMIC_FROM * low:
         room = 0.0 if high > low else abs(high) or 1.0
-        marks = ticks(low - room, high + room, 3 if width < 500 else 7)
+        marks = ticks(low - room, high + room, 4 if width < 500 else 8)
         return scale(low - room, high + room, start, end), marks
     log = scale(math.log(low), math.log(high), start, end)
     tens = [10.0**power for power in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)]
