@@ -17,7 +17,7 @@ from tunesmith.core.files import MANIFEST, read_json, read_jsonl
 from tunesmith.core.rundir import RunDir
 
 pytestmark = pytest.mark.slow
-SETTINGS = {"learning_rate": 0.01, "epochs": 20, "max_steps": 30, "examples_per_step": 8, "valid_every_steps": 30}
+SETTINGS = {"learning_rate": 0.01, "epochs": 40, "max_steps": 30, "examples_per_step": 8, "valid_every_steps": 30}
 TEXT = {"source": {"file": "rows.jsonl"}, "split": {"valid": 0.15, "test": 0.2}, "task": "text", "text": "{question}"}
 LIKELIHOOD = {"metrics": ["perplexity", "exact_match"], "primary": "perplexity", "rows": 8, "max_new_tokens": 6}
 

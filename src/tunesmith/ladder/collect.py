@@ -173,8 +173,11 @@ def failure_path(run: RunDir) -> Path:
 
 
 def failure_of(run: RunDir) -> dict[str, Any] | None:
-    """Return {exit_code, reason} of a rung that failed, else None."""
-    return dict(read_json(failure_path(run))) if failure_path(run).exists() else None
+    """Return {exit_code, reason} of a rung that failed, else None; one that was finished since has not."""
+    path, finished = failure_path(run), run.stage("evaluate") / MANIFEST
+    if not path.exists() or (finished.exists() and finished.stat().st_mtime_ns > path.stat().st_mtime_ns):
+        return None
+    return dict(read_json(path))
 
 
 def _outcome(ladder: Ladder, rung: Rung, recipe: Recipe, bar: Bar) -> Outcome:

@@ -90,6 +90,16 @@ def test_failed_and_unfinished_rungs_are_counted_and_told(make_ladder: MakeLadde
     assert found.each_confidence == pytest.approx(1 - 0.05 / 3)  # what was meant to run counts, not what came out
 
 
+def test_a_rung_that_was_finished_by_hand_after_it_failed_is_done(make_ladder: MakeLadder) -> None:
+    ladder = make_ladder()
+    reason = ladder.run(ladder.rungs[0]).path / "logs" / "failure.json"
+    write_json(reason, {"exit_code": 5, "reason": "the disk is full"})
+    finish(ladder, ladder.rungs[0], BASE, binary(70))
+    assert collect(ladder).outcomes[0].state == "done"
+    write_json(reason, {"exit_code": 2, "reason": "prepare was done with other inputs"})
+    assert collect(ladder).outcomes[0].state == "failed"
+
+
 def test_nothing_done_yet(make_ladder: MakeLadder) -> None:
     found = write_result(collect(make_ladder()))
     assert found.smallest is None
