@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tunesmith.core.errors import TunesmithError
+    from tunesmith.ladder.climb import run_ladder
     from tunesmith.pipeline import run_recipe
     from tunesmith.preflight import plan_run
     from tunesmith.recipe.load import load_recipe
@@ -26,13 +27,14 @@ _HOMES = {
     "open_chatter": "tunesmith.try_it",
     "paired_verdict": "tunesmith.scoring.verdict",
     "plan_run": "tunesmith.preflight",
+    "run_ladder": "tunesmith.ladder.climb",
     "run_recipe": "tunesmith.pipeline",
     "score": "tunesmith.scoring.metrics",
 }
 
 __all__ = [
     "Chatter", "Registry", "TunesmithError", "Verdict", "__version__", "load_recipe", "open_chatter",
-    "paired_verdict", "plan_run", "run_recipe", "score",
+    "paired_verdict", "plan_run", "run_ladder", "run_recipe", "score",
 ]  # fmt: skip
 
 

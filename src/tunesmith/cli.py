@@ -168,6 +168,54 @@ def _summary(run: RunDir, as_json: bool) -> None:
 
 
 @app.command
+def ladder(
+    recipe: Annotated[Path, Parameter(help="A recipe's file, or the folder of a ladder that is to go on.")],
+    *overrides: Overrides,
+    over: Annotated[list[str] | None, Parameter(negative="")] = None,
+    models: str | None = None,
+    bar: float | None = None,
+    out: Annotated[Path | None, Parameter(help="Folder of the ladder; default runs/NAME/ladder-ID.")] = None,
+    plan: Annotated[bool, Parameter(negative="")] = False,
+    rung: int | None = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run a recipe in several sizes, and name the smallest that clears the bar.
+
+    Args:
+        over: an axis, such as tuning.rank=2,8,32; may be given several times.
+        models: base models, separated by commas: the same as --over model.base=A,B, before the other axes.
+        bar: what the tuned score must clear; default: the gain must clear promote.min_gain.
+        plan: list the rungs and what they need, and run none.
+        rung: run only this one, of a ladder's folder, in this process (for job arrays).
+    """
+    from tunesmith.ladder import climb
+    from tunesmith.ladder.rungs import split_values
+
+    if rung is not None:
+        if over or models or overrides or out or plan or bar is not None:
+            raise RecipeError("--rung runs one rung of a ladder's folder; nothing else has an effect beside it")
+        _summary(climb.run_rung(recipe, rung), as_json)
+        return
+    axes = {"over": over or [], "models": split_values(models) if models else [], "overrides": overrides}
+    if plan:
+        from tunesmith.ladder.plan import plan_json, plan_ladder, plan_text
+
+        if bar is not None:
+            raise RecipeError("--bar has no effect on --plan")
+        listed = climb.open_ladder(recipe, out=out, **axes)
+        planned = plan_ladder(listed, recipe)
+        _result(plan_json(listed, planned), as_json, lambda: plan_text(listed, planned))
+        return
+    from tunesmith.ladder.words import as_text
+
+    found = climb.run_ladder(recipe, out=out, bar=bar, **axes)
+    result = {"ladder": str(found.path), **found.to_json(), "promote": found.promote_command}
+    _result(result, as_json, lambda: as_text(found))
+    if (error := climb.failed(found)) is not None:
+        raise error
+
+
+@app.command
 def compare(run: RunFolder, *, rows: int = 10, html: bool = False, as_json: AsJson = False) -> None:
     """Show the verdict, and the answers of base and tuned side by side.
 

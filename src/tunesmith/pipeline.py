@@ -78,7 +78,7 @@ def run_recipe(
     with ExitStack() as held:
         held.enter_context(only_writer(run.lock))
         held.enter_context(interrupt.watched())
-        _write_origin(loaded, run, Path(recipe))
+        write_origin(loaded, run, Path(recipe))
         remove_leftovers(run.path)
         if run.manifest("train") is None:  # a wrong metric is told before training, not after
             own_metrics(loaded.evaluate.metrics, run.origin)
@@ -136,7 +136,7 @@ def _changed(before: Any, now: Any, path: str = "") -> set[str]:
     return {path} if before != now else set()
 
 
-def _write_origin(recipe: Recipe, run: RunDir, file: Path) -> None:
+def write_origin(recipe: Recipe, run: RunDir, file: Path) -> None:
     """Write what the run starts from: the recipe as typed, resolved, and the environment."""
     resolved = dump_recipe(recipe)
     if not run.resolved_recipe.exists() or run.resolved_recipe.read_text(encoding="utf-8") != resolved:

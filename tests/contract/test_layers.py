@@ -14,7 +14,7 @@ LAYERS = (
     ("data",),
     ("model",),
     ("train", "evaluate", "report", "deliver"),
-    ("pipeline", "preflight", "show", "doctor", "try_it"),
+    ("pipeline", "preflight", "ladder", "show", "doctor", "try_it"),
     ("cli", "__main__", "__init__"),
 )
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}

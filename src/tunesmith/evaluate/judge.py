@@ -28,7 +28,7 @@ def judge(
     metrics = {}
     for name in names:
         least = min_gain if name == settings.primary else 0.0
-        metrics[name] = _entry(name, _compare(name, base, tuned, groups, least, recipe, name in lower), name in lower)
+        metrics[name] = _entry(name, compare(name, base, tuned, groups, least, recipe, name in lower), name in lower)
     primary = {**metrics[settings.primary], "min_gain": min_gain}
     guards = [
         {"metric": g.metric, "max_drop": g.max_drop, **{k: metrics[g.metric][k] for k in ("gain", "low", "high")}}
@@ -45,9 +45,11 @@ def judge(
     }
 
 
-def _compare(
+def compare(
     name: str, base: Scores, tuned: Scores, groups: Sequence[str], least: float, recipe: Recipe, lower: bool
 ) -> Verdict:
+    """Compare base and tuned in one metric, so that a positive gain is better also where a lower value is."""
+
     def column(lines: Scores) -> list[float]:
         if name == "perplexity":
             return [line["log_likelihood"] / line["tokens"] for line in lines]

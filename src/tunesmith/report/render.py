@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from tunesmith.core.files import write_text
@@ -30,19 +30,10 @@ def write_report(run: RunDir) -> Path:
 
 def render(view: View) -> str:
     """Return the report as HTML."""
-    environment = Environment(
-        loader=FileSystemLoader(_HERE),
-        autoescape=True,
-        finalize=_shown,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals.update(words=wording)
     script = (_HERE / "report.js").read_text(encoding="utf-8")
-    return environment.get_template("report.html.j2").render(
+    return template(_HERE / "report.html.j2").render(
         view=view,
-        style=Markup((_HERE / "report.css").read_text(encoding="utf-8")),
+        style=style(),
         script=Markup(script),
         script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         **_hero(view),
@@ -52,6 +43,25 @@ def render(view: View) -> str:
         facts=sections.facts(view),
         speeds=sections.speeds(view),
     )
+
+
+def template(path: Path) -> Template:
+    """Return a page's template, which escapes every value and makes it visible."""
+    environment = Environment(
+        loader=FileSystemLoader(path.parent),
+        autoescape=True,
+        finalize=_shown,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals.update(words=wording)
+    return environment.get_template(path.name)
+
+
+def style() -> Markup:
+    """Return the style sheet that all pages share: light, dark and print."""
+    return Markup((_HERE / "report.css").read_text(encoding="utf-8"))
 
 
 def script_json(value: Any) -> Markup:
@@ -67,7 +77,8 @@ def _shown(value: Any) -> Any:
     return wording.visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
-def _both_widths(draw: Callable[[float], Markup]) -> Markup:
+def both_widths(draw: Callable[[float], Markup]) -> Markup:
+    """Draw twice: text in an SVG shrinks with it, so the page shows the drawing that its own width suits."""
     wide, narrow = draw(WIDE), draw(NARROW)
     if not wide:
         return Markup("")
@@ -81,7 +92,7 @@ def _hero(view: View) -> dict[str, Any]:
         "kind": verdict.verdict if verdict else "none",
         "headline": first,
         "evidence": rest[:1].upper() + rest[1:],
-        "gain_chart": _both_widths(lambda width: charts.gain_axis(verdict.primary, width)) if verdict else "",
+        "gain_chart": both_widths(lambda width: charts.gain_axis(verdict.primary, width)) if verdict else "",
     }
 
 
@@ -105,13 +116,13 @@ def _training(view: View) -> dict[str, Any]:
     if training is None:
         return {"loss_chart": "", "best": None}
     best = next((point for point in training.valid if point[0] == training.facts.get("best_step")), None)
-    return {"loss_chart": _both_widths(lambda width: charts.loss_curves(training, width)), "best": best}
+    return {"loss_chart": both_widths(lambda width: charts.loss_curves(training, width)), "best": best}
 
 
 def _data(view: View) -> dict[str, Any]:
     lengths = (view.prepared.get("lengths") or {}).get("train") or {}
     named = [(f"{name} {lengths[key]:,g}", lengths[key]) for key, name in _LENGTH_MARKS.items() if lengths.get(key)]
-    draw = _both_widths(lambda width: charts.histogram(lengths.get("histogram") or [], named, width))
+    draw = both_widths(lambda width: charts.histogram(lengths.get("histogram") or [], named, width))
     return {
         "splits": sections.splits(view.prepared),
         "lost": sections.lost(view),
