@@ -128,10 +128,7 @@ def _prepared(run: RunDir, split: str) -> Iterator[Sample]:
         example, entry = Example.from_json(line), next(used, None)
         if entry is None or entry["id"] != example.id or place >= len(tokens):
             raise DamagedFile("the ledger, the examples and the tokens do not match", where=str(run.stage("prepare")))
-        batch, length = tokens.batch([place], codec.pad_id), int(tokens.lengths[place])
-        stored = Tokens(
-            example.id, tuple(batch.input_ids[0, :length].tolist()), tuple(batch.trained[0, :length].tolist())
-        )
+        stored = tokens.example(place, example.id)
         yield _sample(split, entry["where"], entry["status"], example, stored, codec, task)
 
 
@@ -148,7 +145,7 @@ def _sample(split: str, where: str, status: str, example: Example, tokens: Token
         "id": example.id,
         "status": status,
         "tokens": token_view(tokens, codec),
-        "prompt_tokens": min(len(task.prompt(example.turns)), len(tokens.input_ids)),
+        "prompt_tokens": min(len(task.prompt(example.turns)), len(tokens.source_ids or tokens.input_ids)),
     }
 
 

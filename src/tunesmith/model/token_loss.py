@@ -27,18 +27,27 @@ def token_loss(model: Any, batch: Batch) -> TokenLoss:
     """Return the negative log-likelihood of every trained token.
 
     Args:
-        model: a causal language model, in or out of peft.
-        batch: `trained` marks the tokens to predict; each is predicted from the position before it.
+        model: a causal language model or one with encoder and decoder, in or out of peft.
+        batch: `trained` marks the tokens to predict; each is predicted from the position before it. What a decoder
+            starts from is the first token of `input_ids`, so targets need no shifting.
     """
     predicted = batch.trained[:, 1:]
-    logits = _logits_at(model, batch.input_ids, predicted)
+    logits = _logits_at(model, _inputs(batch), predicted)
     targets = batch.input_ids[:, 1:][predicted]
     nll = functional.cross_entropy(logits.float(), targets, reduction="none")
     rows = torch.nonzero(predicted, as_tuple=True)[0]
     return TokenLoss(nll, logits.detach().argmax(-1) == targets, rows)
 
 
-def _logits_at(model: Any, input_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+def _inputs(batch: Batch) -> dict[str, Any]:
+    """Return what the model is called with."""
+    if batch.source_ids is None:
+        return {"input_ids": batch.input_ids}
+    source = {"input_ids": batch.source_ids, "attention_mask": batch.source_mask}
+    return {**source, "decoder_input_ids": batch.input_ids}
+
+
+def _logits_at(model: Any, inputs: dict[str, Any], positions: torch.Tensor) -> torch.Tensor:
     """Return logits [selected, vocabulary] at the marked positions [batch, length - 1]."""
     output_layer = model.get_output_embeddings()
 
@@ -47,7 +56,7 @@ def _logits_at(model: Any, input_ids: torch.Tensor, positions: torch.Tensor) -> 
 
     hook = output_layer.register_forward_pre_hook(select)
     try:
-        logits: torch.Tensor = model(input_ids=input_ids, use_cache=False).logits
+        logits: torch.Tensor = model(**inputs, use_cache=False).logits
     finally:
         hook.remove()
     return logits.squeeze(0)
