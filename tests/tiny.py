@@ -173,14 +173,19 @@ def seq2seq_config(kind: str, **changes: Any) -> Any:
     return AutoConfig.for_model(kind, **{**of_bart, **changes})
 
 
-def save_seq2seq(folder: Path, kind: str = "t5", *, seed: int = 0, **changes: Any) -> Path:
-    """Write a random model with encoder and decoder, and its tokenizer, to a folder; return the folder."""
+def save_seq2seq(folder: Path, kind: str = "t5", *, seed: int = 0, fresh: bool = False, **changes: Any) -> Path:
+    """Write a random model with encoder and decoder, and its tokenizer, to a folder; return the folder.
+
+    A `fresh` one is as transformers draws it: ready to learn, but with much the same answer to everything.
+    """
     import torch
     from transformers import AutoModelForSeq2SeqLM
 
     torch.manual_seed(seed)
     model = AutoModelForSeq2SeqLM.from_config(seq2seq_config(kind, **changes), dtype=torch.float32)
-    if kind not in ("t5",):
+    if not fresh:
+        if kind in _LIKE_T5 and kind != "t5":  # newer ones have an output layer of their own
+            model.lm_head.weight = torch.nn.Parameter(torch.empty_like(model.lm_head.weight))
         with torch.no_grad():
             for name, weight in model.named_parameters():
                 if weight.ndim >= 2 and "norm" not in name:
@@ -188,3 +193,16 @@ def save_seq2seq(folder: Path, kind: str = "t5", *, seed: int = 0, **changes: An
     model.save_pretrained(folder)
     seq2seq_tokenizer(kind).save_pretrained(folder)
     return folder
+
+
+def write_numbers(path: Path, count: int) -> Path:
+    """Write rows {question, answer} such as "4 7 2" and "four seven two", three or four digits long."""
+    import random
+
+    chance = random.Random(0)
+    with path.open("w", encoding="utf-8") as file:
+        for _ in range(count):
+            digits = [chance.randrange(10) for _ in range(chance.randint(3, 4))]
+            row = {"question": " ".join(map(str, digits)), "answer": " ".join(NUMBERS[digit] for digit in digits)}
+            file.write(json.dumps(row) + "\n")
+    return path

@@ -83,7 +83,8 @@ class Codec:
         from transformers import AutoConfig, AutoTokenizer
 
         try:
-            config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            has_config = (folder / "config.json").exists()
+            config = AutoConfig.from_pretrained(folder, local_files_only=True) if has_config else None
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except (OSError, ValueError, KeyError) as error:
             raise RecipeError(
