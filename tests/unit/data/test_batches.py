@@ -191,7 +191,9 @@ def test_a_batch_moves_to_a_device(tmp_path: Path, device: str) -> None:
 
 @given(rows=st.lists(st.tuples(rendered, st.lists(st.sampled_from([0, PAD, 9]), min_size=1, max_size=40)), min_size=1))
 @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
-def test_sources_come_back_as_they_were_written(tmp_path: Path, rows: list[tuple[list[tuple[int, bool]], list[int]]]) -> None:  # fmt: skip
+def test_sources_come_back_as_they_were_written(
+    tmp_path: Path, rows: list[tuple[list[tuple[int, bool]], list[int]]]
+) -> None:
     examples = [
         Tokens(str(i), tuple(t for t, _ in own), tuple(x for _, x in own), tuple(source))
         for i, (own, source) in enumerate(rows)
