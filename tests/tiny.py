@@ -110,3 +110,99 @@ def recipe(folder: Path, model: Path, /, **changes: Any) -> Path:
     with path.open("w", encoding="utf-8") as file:
         YAML().dump({key: value for key, value in sections.items() if value is not None}, file)
     return path
+
+
+def seq2seq_tokenizer(kind: str = "t5") -> Any:
+    """Return a tokenizer as T5 has it (pieces of words that know no line breaks, `text </s>`), or BART.
+
+    T5's control tokens are <pad> 0, </s> 1, <unk> 2 and BART's <s> 0, <pad> 1, </s> 2; BART writes `<s> text </s>`.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    if kind in _LIKE_T5:
+        specials, names = ["<pad>", "</s>", "<unk>", "<extra_id_0>"], {}
+        letters = "\u2581abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,:;?!'#\"()-"
+        words = [f"\u2581{word}" for word in (*NUMBERS, *range(10), "Say", "and", "then")]
+        pieces = [*((text, 0.0) for text in specials), *((text, -2.0) for text in words), *((c, -9.0) for c in letters)]
+        backend = Tokenizer(models.Unigram(pieces, unk_id=2, byte_fallback=False))
+        backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
+        backend.decoder = decoders.Metaspace()
+        single = "$A </s>"
+    else:
+        specials, names = ["<s>", "<pad>", "</s>", "<unk>"], {"bos_token": "<s>"}
+        backend = Tokenizer(models.BPE())
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        backend.decoder = decoders.ByteLevel()
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        trainer = trainers.BpeTrainer(
+            vocab_size=300, special_tokens=specials, initial_alphabet=alphabet, show_progress=False
+        )
+        backend.train_from_iterator(CORPUS, trainer)
+        single = "<s> $A </s>"
+    backend.add_special_tokens(specials)
+    ids = [(text, backend.token_to_id(text)) for text in specials]
+    backend.post_processor = processors.TemplateProcessing(single=single, special_tokens=ids)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="</s>", pad_token="<pad>", unk_token="<unk>", **names
+    )
+
+
+NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+_LIKE_T5 = ("t5", "flan-t5", "mt5", "umt5")
+SEQ2SEQ = (*_LIKE_T5, "bart", "mbart", "pegasus", "marian", "m2m_100")
+
+
+def seq2seq_config(kind: str, **changes: Any) -> Any:
+    """Return the configuration of a random two-layer model with encoder and decoder, without dropout."""
+    from transformers import AutoConfig
+
+    if kind in _LIKE_T5:
+        of_t5 = {
+            "vocab_size": 320, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4,
+            "dropout_rate": 0.0, "pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0,
+        }  # fmt: skip
+        gated = {} if kind == "t5" else {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+        return AutoConfig.for_model("t5" if kind == "flan-t5" else kind, **{**of_t5, **gated, **changes})
+    of_bart = {
+        "vocab_size": 320, "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
+        "decoder_attention_heads": 4, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "max_position_embeddings": 128,
+        "dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0, "bos_token_id": 0, "pad_token_id": 1,
+        "eos_token_id": 2, "decoder_start_token_id": 2, "forced_eos_token_id": None,
+    }  # fmt: skip
+    return AutoConfig.for_model(kind, **{**of_bart, **changes})
+
+
+def save_seq2seq(folder: Path, kind: str = "t5", *, seed: int = 0, fresh: bool = False, **changes: Any) -> Path:
+    """Write a random model with encoder and decoder, and its tokenizer, to a folder; return the folder.
+
+    A `fresh` one is as transformers draws it: ready to learn, but with much the same answer to everything.
+    """
+    import torch
+    from transformers import AutoModelForSeq2SeqLM
+
+    torch.manual_seed(seed)
+    model = AutoModelForSeq2SeqLM.from_config(seq2seq_config(kind, **changes), dtype=torch.float32)
+    if not fresh:
+        if kind in _LIKE_T5 and kind != "t5":  # newer ones have an output layer of their own
+            model.lm_head.weight = torch.nn.Parameter(torch.empty_like(model.lm_head.weight))
+        with torch.no_grad():
+            for name, weight in model.named_parameters():
+                if weight.ndim >= 2 and "norm" not in name:
+                    weight.normal_(0, 0.15)
+    model.save_pretrained(folder)
+    seq2seq_tokenizer(kind).save_pretrained(folder)
+    return folder
+
+
+def write_numbers(path: Path, count: int) -> Path:
+    """Write rows {question, answer} such as "4 7 2" and "four seven two", three or four digits long."""
+    import random
+
+    chance = random.Random(0)
+    with path.open("w", encoding="utf-8") as file:
+        for _ in range(count):
+            digits = [chance.randrange(10) for _ in range(chance.randint(3, 4))]
+            row = {"question": " ".join(map(str, digits)), "answer": " ".join(NUMBERS[digit] for digit in digits)}
+            file.write(json.dumps(row) + "\n")
+    return path

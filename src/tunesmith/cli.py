@@ -65,7 +65,7 @@ def init(template: str = "chat", *, out: Path = Path("recipe.yaml")) -> None:
     """Write a commented recipe to start from.
 
     Args:
-        template: `chat`, `completion` or `text`.
+        template: `chat`, `completion`, `seq2seq` or `text`.
         out: the file to write; an existing one is left alone.
     """
     from tunesmith.recipe.templates import template_text
@@ -297,17 +297,20 @@ def models(name: str | None = None, *, as_json: AsJson = False) -> None:
 
 
 @app.command
-def generate(model: ModelName, *, prompt: list[str], max_new_tokens: int = 256, as_json: AsJson = False) -> None:
+def generate(
+    model: ModelName, *, prompt: list[str], max_new_tokens: int = 256, beams: int = 1, as_json: AsJson = False
+) -> None:
     """Answer prompts, one by one.
 
     Args:
         prompt: what to ask; may be given several times.
         max_new_tokens: limit of an answer.
+        beams: width of the beam search; 1 is greedy.
     """
     from tunesmith.report.wording import visible
     from tunesmith.try_it import answers
 
-    said = answers(model, prompt, max_new_tokens=max_new_tokens)
+    said = answers(model, prompt, max_new_tokens=max_new_tokens, beams=beams)
     result = [{"prompt": p, "answer": a} for p, a in zip(prompt, said, strict=True)]
     _result(result, as_json, lambda: "\n".join(visible(a) for a in said))
 

@@ -145,11 +145,7 @@ def _prepared(run: RunDir, split: str, codec: Codec) -> Iterator[_Found]:
             raise DamagedFile("the ledger, the examples and the tokens do not match", where=str(run.stage("prepare")))
         if time:  # a row that is used several times is shown once
             continue
-        batch, length = tokens.batch([place], codec.pad_id), int(tokens.lengths[place])
-        stored = Tokens(
-            example.id, tuple(batch.input_ids[0, :length].tolist()), tuple(batch.trained[0, :length].tolist())
-        )
-        yield _Found(split, entry["where"], entry["status"], example, stored)
+        yield _Found(split, entry["where"], entry["status"], example, tokens.example(place, example.id))
 
 
 def _answers(run: RunDir) -> Answers:
@@ -180,7 +176,7 @@ def _sample(found: _Found, part: str, tokens: Tokens, codec: Codec, **facts: Any
 
 def _learned(found: _Found, codec: Codec, task: Task) -> Iterator[Sample]:
     """Yield a row as training reads it."""
-    prompt = min(len(task.prompt(found.example.turns)), len(found.tokens.input_ids))
+    prompt = min(len(task.prompt(found.example.turns)), len(found.tokens.source_ids or found.tokens.input_ids))
     yield _sample(found, "row", found.tokens, codec, prompt_tokens=prompt)
 
 

@@ -13,7 +13,7 @@ from tunesmith.model.adapters import open_model
 from tunesmith.model.generate import generate
 from tunesmith.model.load import machine
 from tunesmith.recipe.rows import FileSource
-from tunesmith.recipe.schema import ChatData, CompletionData, Data, TextData
+from tunesmith.recipe.schema import ChatData, CompletionData, Data, Seq2SeqData, TextData
 from tunesmith.tasks import task_for
 from tunesmith.tasks.base import Task
 from tunesmith.tasks.tokenizer import Codec
@@ -28,11 +28,18 @@ class Chatter:
     keeps_turns: bool
     turns: list[Turn] = field(default_factory=list)
 
-    def ask(self, text: str, *, max_new_tokens: int = 256) -> str:
+    def ask(self, text: str, *, max_new_tokens: int = 256, beams: int = 1) -> str:
         """Return the answer to `text`; a chat model remembers what was said before."""
         asked = [*self.turns, *(self.task.question(text) if not self.turns else (Turn("user", text, trained=False),))]
         ids = self.task.prompt(asked)
-        [answer] = generate(self.model, [ids], stop_ids=self.task.stop_ids, max_new_tokens=max_new_tokens)
+        [answer] = generate(
+            self.model,
+            [ids],
+            stop_ids=self.task.stop_ids,
+            max_new_tokens=max_new_tokens,
+            opening=self.task.opening_ids,
+            beams=beams,
+        )
         said = self.task.answer(answer.ids)
         if self.keeps_turns:
             self.turns = [*asked, Turn("assistant", said, trained=False)]
@@ -52,19 +59,22 @@ def open_chatter(reference: str) -> Chatter:
     return Chatter(model, task_for(data, codec), keeps_turns=isinstance(data, ChatData))
 
 
-def _data_of(found: ModelFolder, codec: Codec) -> ChatData | CompletionData | TextData:
-    """Return the task a model was tuned for; for others chat where there is a template, else plain text."""
+def _data_of(found: ModelFolder, codec: Codec) -> ChatData | CompletionData | Seq2SeqData | TextData:
+    """Return the task a model was tuned for; for others what its encoder or its chat template is for, or plain text."""
     source = FileSource(file="none")
     stored = found.card.get("data")
     if isinstance(stored, dict):
-        data: ChatData | CompletionData | TextData = TypeAdapter(Data).validate_python({**stored, "source": source})
+        data: ChatData | CompletionData | Seq2SeqData | TextData
+        data = TypeAdapter(Data).validate_python({**stored, "source": source})
         return data
+    if codec.has_encoder:
+        return Seq2SeqData(source=source, task="seq2seq", prompt="{source}", response="{target}")
     if codec.has_template:
         return ChatData(source=source, task="chat", messages="messages")
     return TextData(source=source, task="text", text="text", prompt_tokens=2**31)
 
 
-def answers(reference: str, prompts: Sequence[str], *, max_new_tokens: int = 256) -> list[str]:
+def answers(reference: str, prompts: Sequence[str], *, max_new_tokens: int = 256, beams: int = 1) -> list[str]:
     """Return one answer to each prompt, each asked on its own."""
     if not prompts:
         raise RecipeError("no prompt to answer", hint="give --prompt TEXT")
@@ -72,5 +82,5 @@ def answers(reference: str, prompts: Sequence[str], *, max_new_tokens: int = 256
     said = []
     for prompt in prompts:
         chatter.turns = []
-        said.append(chatter.ask(prompt, max_new_tokens=max_new_tokens))
+        said.append(chatter.ask(prompt, max_new_tokens=max_new_tokens, beams=beams))
     return said

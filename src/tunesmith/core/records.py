@@ -38,11 +38,15 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """One rendered example: `input_ids` [length] and `trained` [length], true where a token is learned."""
+    """One rendered example: `input_ids` [length] and `trained` [length], true where a token is learned.
+
+    `source_ids` [source length] is what an encoder reads; `input_ids` are then the decoder's, its start token first.
+    """
 
     example_id: str
     input_ids: tuple[int, ...]
     trained: tuple[bool, ...]
+    source_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

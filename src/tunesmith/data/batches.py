@@ -5,7 +5,7 @@ micro-batch nor the machine changes it.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,8 @@ class Batch:
     `trained` marks the tokens to predict, false at padding. `owner` is the place among the batch's rows of the row that
     a token belongs to. Usually a sequence is a row, padded on the right: with causal attention nothing looks to the
     right, so it needs no mask. Where rows stand side by side in one sequence, `positions` count from the beginning of
-    each row, and `sees` [1, 1, length, length] says which tokens (columns) a token (line) may look at.
+    each row, and `sees` [1, 1, length, length] says which tokens (columns) a token (line) may look at. An encoder looks
+    to the right too: `source_ids` and `source_mask` [rows, source length] are what it reads, where there is one.
     """
 
     input_ids: torch.Tensor
@@ -37,6 +38,8 @@ class Batch:
     tokens: int
     positions: torch.Tensor | None = None
     sees: torch.Tensor | None = None
+    source_ids: torch.Tensor | None = None
+    source_mask: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """Return the batch on a device."""
@@ -46,17 +49,33 @@ class Batch:
 
 
 class TokenSet:
-    """The rendered examples of one split: flat arrays and where each example begins."""
+    """The rendered examples of one split: flat arrays and where each example begins.
+
+    `lengths` are the tokens that a model reads of each example, in its encoder and its decoder together.
+    """
 
     def __init__(self, path: Path) -> None:
         arrays = load_file(path)
         self._ids: NDArray[np.int32] = arrays["input_ids"]
         self._trained: NDArray[np.uint8] = arrays["trained"]
         self._offsets: NDArray[np.int64] = arrays["offsets"]
-        self.lengths: NDArray[np.int64] = np.diff(self._offsets)
+        self._own: NDArray[np.int64] = np.diff(self._offsets)
+        self._sources = _Sources(arrays["source_ids"], arrays["source_offsets"]) if "source_ids" in arrays else None
+        self.lengths = self._own + self._sources.lengths if self._sources else self._own
 
     def __len__(self) -> int:
         return len(self.lengths)
+
+    @property
+    def longest(self) -> int:
+        """How many positions a model must know to read every example, in its encoder or in its decoder."""
+        sources = self._sources.lengths if self._sources else self._own
+        return max(int(self._own.max(initial=0)), int(sources.max(initial=0)))
+
+    def example(self, row: int, example_id: str) -> Tokens:
+        """Return one example as it was rendered."""
+        ids, trained = self._row(self._ids, row).tolist(), self._row(self._trained, row).astype(bool).tolist()
+        return Tokens(example_id, tuple(ids), tuple(trained), self._sources.of(row) if self._sources else ())
 
     def trained_tokens(self, rows: Sequence[int]) -> int:
         """Return how many tokens of these rows enter the loss; the first of a row has nothing before it."""
@@ -65,14 +84,15 @@ class TokenSet:
     def batch(self, rows: Sequence[int], pad_id: int) -> Batch:
         """Return rows as one batch, a sequence each, as long as the bucket of the longest."""
         # Never longer than the longest row of all: padding must not go beyond a model's last position.
-        length = min(bucket(int(self.lengths[list(rows)].max())), int(self.lengths.max()))
+        length = min(bucket(int(self._own[list(rows)].max())), int(self._own.max()))
         ids, trained, owner = _blank(len(rows), length, pad_id)
         for i, row in enumerate(rows):
-            end = int(self.lengths[row])
+            end = int(self._own[row])
             ids[i, :end] = self._row(self._ids, row)
             trained[i, 1:end] = self._row(self._trained, row)[1:]
             owner[i, :end] = i
-        return Batch(*_tensors(ids, trained, owner), self._tokens(rows))
+        batch = Batch(*_tensors(ids, trained, owner), self._tokens(rows))
+        return self._sources.beside(batch, rows, pad_id) if self._sources else batch
 
     def packed(self, rows: Sequence[int], pad_id: int, *, shared: int = 0) -> Batch:
         """Return rows side by side in one sequence, each seeing only itself.
@@ -124,6 +144,27 @@ class TokenSet:
         return flat[self._offsets[row] : self._offsets[row + 1]]
 
 
+class _Sources:
+    """What an encoder reads of each example."""
+
+    def __init__(self, ids: NDArray[np.int32], offsets: NDArray[np.int64]) -> None:
+        self._ids = ids
+        self._offsets = offsets
+        self.lengths: NDArray[np.int64] = np.diff(offsets)
+
+    def of(self, row: int) -> tuple[int, ...]:
+        return tuple(self._ids[self._offsets[row] : self._offsets[row + 1]].tolist())
+
+    def beside(self, batch: Batch, rows: Sequence[int], pad_id: int) -> Batch:
+        """Return the batch with the sources of its rows; the mask goes by position, whatever id the padding has."""
+        lengths = self.lengths[list(rows)]
+        length = min(bucket(int(lengths.max())), int(self.lengths.max()))
+        mask = np.arange(length) < lengths[:, None]
+        ids = np.full(mask.shape, pad_id, np.int64)
+        ids[mask] = np.concatenate([self._ids[self._offsets[row] : self._offsets[row + 1]] for row in rows])
+        return replace(batch, source_ids=torch.from_numpy(ids), source_mask=torch.from_numpy(mask.astype(np.int64)))
+
+
 def _blank(rows: int, length: int, pad_id: int) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64]]:
     shape = (rows, length)
     return np.full(shape, pad_id, np.int64), np.zeros(shape, bool), np.full(shape, _PADDING, np.int64)
@@ -141,7 +182,11 @@ def write_tokens(path: Path, examples: Sequence[Tokens]) -> None:
     offsets = np.cumsum([0, *(len(e.input_ids) for e in examples)], dtype=np.int64)
     ids = np.concatenate([np.zeros(0, np.int32), *(np.asarray(e.input_ids, np.int32) for e in examples)])
     trained = np.concatenate([np.zeros(0, np.uint8), *(np.asarray(e.trained, np.uint8) for e in examples)])
-    save_file({"input_ids": ids, "trained": trained, "offsets": offsets}, path)
+    arrays = {"input_ids": ids, "trained": trained, "offsets": offsets}
+    if any(e.source_ids for e in examples):
+        arrays["source_offsets"] = np.cumsum([0, *(len(e.source_ids) for e in examples)], dtype=np.int64)
+        arrays["source_ids"] = np.concatenate([np.asarray(e.source_ids, np.int32) for e in examples])
+    save_file(arrays, path)
 
 
 def bucket(length: int) -> int:

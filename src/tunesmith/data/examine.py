@@ -5,7 +5,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from tunesmith.core import interrupt
@@ -94,18 +94,20 @@ def _one(recipe: Recipe, task: Task, row: Row) -> Examined:
     identity = digest_of([[turn.role, turn.text, turn.trained] for turn in turns])[:16]
     example = Example(identity, row.number, group, turns)
     tokens = task.render(turns, identity)
-    limit, status, reason = recipe.data.max_tokens_per_example, "kept", None
-    if len(tokens.input_ids) > limit:
-        reason = f"longer than {limit} tokens"
-        if recipe.data.too_long == "drop":
-            raise RowProblem(reason, f"{len(tokens.input_ids)} tokens")
-        tokens = replace(tokens, input_ids=tokens.input_ids[:limit], trained=tokens.trained[:limit])
-        status = "cut"
+    short, reason = task.limited(tokens, recipe.data.max_tokens_per_example)
+    if reason is not None and recipe.data.too_long == "drop":
+        raise RowProblem(reason, f"{_read(tokens)} tokens")
+    tokens, status = short, "cut" if reason else "kept"
     if not any(tokens.trained[1:]):  # nothing stands before the first token that could predict it
         raise RowProblem("has no token to learn" if status == "kept" else "nothing to learn is left after cutting")
-    counts = len(tokens.input_ids), sum(tokens.trained[1:])
+    counts = _read(tokens), sum(tokens.trained[1:])
     entry = Entry(row.number, row.where, row.source, status, split, identity, reason, *counts, times=1)
     return Examined(entry, example, tokens)
+
+
+def _read(tokens: Tokens) -> int:
+    """Return how many tokens a model reads for an example."""
+    return len(tokens.source_ids) + len(tokens.input_ids)
 
 
 def _place(split: Split, row: Row, turns: tuple[Turn, ...], seed: int) -> tuple[str, str]:

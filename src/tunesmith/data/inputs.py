@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from tunesmith.core.files import digest_file
 from tunesmith.core.rundir import RunDir
 from tunesmith.data.sources import digest_sources
 from tunesmith.fetch.reference import resolve
@@ -13,10 +14,13 @@ FORMAT = 2  # raised when the meaning of prepared files changes, so that old one
 def inputs(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     """Return all that decides what `prepare` writes."""
     model = resolve(recipe.model.base, relative_to=run.origin)
+    # What a decoder starts from is written in the configuration, and nowhere in the tokenizer.
+    config = {"config": digest_file(model.root.path / "config.json")} if recipe.data.task == "seq2seq" else {}
     return {
         "format": FORMAT,
         "data": recipe.data.model_dump(mode="json"),
         "seed": recipe.seed,
         "source": digest_sources(recipe.data.source, folder=run.origin),
         "tokenizer": model.root.tokenizer_digest(),
+        **config,
     }

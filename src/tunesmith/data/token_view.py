@@ -12,11 +12,15 @@ _MOST_TOKENS = 4
 
 
 def token_view(tokens: Tokens, codec: Codec) -> list[dict[str, Any]]:
-    """Return each token as {text, id, trained, special}; see `pieces` for characters of several tokens."""
-    texts = pieces(tokens.input_ids, codec.decode)
+    """Return each token as {text, id, trained, special}, an encoder's before a decoder's.
+
+    See `pieces` for characters of several tokens.
+    """
+    ids, trained = tokens.source_ids + tokens.input_ids, (False,) * len(tokens.source_ids) + tokens.trained
+    texts = [*pieces(tokens.source_ids, codec.decode), *pieces(tokens.input_ids, codec.decode)]
     return [
         {"text": text, "id": i, "trained": learned, "special": i in codec.control_ids}
-        for text, i, learned in zip(texts, tokens.input_ids, tokens.trained, strict=True)
+        for text, i, learned in zip(texts, ids, trained, strict=True)
     ]
 
 

@@ -89,7 +89,10 @@ def _subject(
     scored = expand([metric for metric in recipe.evaluate.metrics if metric not in LIKELIHOOD])
     asked = list(examples) if scored else list(examples)[:_SAMPLES]
     prompts = tuple(tuple(task.prompt(e.turns)) for e in asked)
-    questions = Questions(tuple(asked), prompts, task.stop_ids, recipe.evaluate.max_new_tokens)
+    settings = recipe.evaluate
+    questions = Questions(
+        tuple(asked), prompts, task.stop_ids, settings.max_new_tokens, task.opening_ids, settings.beams
+    )
     texts = [prompt_text(e, ids, codec, recipe) for e, ids in zip(asked, prompts, strict=True)]
     key = digest_of([questions.digest, model.digest(), on.precision])
     generations = answer_all(name, loaded, questions, task, run.subject(name), prompt_texts=texts, key=key)

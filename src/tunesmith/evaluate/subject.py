@@ -33,11 +33,19 @@ class Questions:
     prompts: tuple[tuple[int, ...], ...]
     stop_ids: tuple[int, ...]
     max_new_tokens: int
+    opening: tuple[int, ...] = ()
+    beams: int = 1
 
     @property
     def digest(self) -> str:
         """Return one digest of everything that both models must have in common."""
-        return digest_of([[e.id for e in self.examples], self.prompts, self.stop_ids, self.max_new_tokens, "greedy"])
+        ids = [e.id for e in self.examples]
+        return digest_of([ids, self.prompts, self.opening, self.stop_ids, self.max_new_tokens, f"beams {self.beams}"])
+
+    def fits(self, index: int, positions: int) -> bool:
+        """Say whether a model that knows so many positions can read a prompt and write an answer of any length."""
+        read, written = len(self.prompts[index]), len(self.opening) + self.max_new_tokens
+        return max(read, written) <= positions if self.opening else read + written <= positions
 
 
 def answer_all(
@@ -57,7 +65,7 @@ def answer_all(
     lines = {line["id"]: line for line in complete_lines(path)}
     room = most_positions(model)
     todo = [i for i, e in enumerate(questions.examples) if e.id not in lines]
-    fits = [i for i in todo if len(questions.prompts[i]) + questions.max_new_tokens <= room]
+    fits = [i for i in todo if questions.fits(i, room)]
     progress = Progress(f"answers of {name}", total=len(questions.examples), unit="rows", start=len(lines))
     with out_of_space_explained(path), path.open("a", encoding="utf-8") as log:
 
@@ -78,6 +86,8 @@ def answer_all(
             [questions.prompts[i] for i in fits],
             stop_ids=questions.stop_ids,
             max_new_tokens=questions.max_new_tokens,
+            opening=questions.opening,
+            beams=questions.beams,
             batch_rows=_BATCH_ROWS,
         ):
             text = task.answer(answer.ids)

@@ -35,7 +35,7 @@ def make_trainable(model: Any, tuning: FullTuning | LoraTuning, *, seed: int) ->
         lora_alpha=tuning.alpha,
         lora_dropout=tuning.dropout,
         target_modules=target,
-        task_type="CAUSAL_LM",
+        task_type="SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM",
     )
     try:
         adapted = get_peft_model(model, config)

@@ -43,6 +43,8 @@ def why_not_apart(model: Any, tokens: TokenSet, pad_id: int, on: Machine) -> str
     """
     if len(tokens) < 2:
         return "there is only one row"
+    if model.config.is_encoder_decoder:
+        return "an encoder reads every row by itself"
     if model.config._attn_implementation not in ("sdpa", "eager"):
         return f"attention {model.config._attn_implementation} takes no mask of this kind"
     rows = _probe(tokens, attention_reach(model))

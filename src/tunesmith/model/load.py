@@ -7,11 +7,16 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
 from tunesmith.core.errors import DamagedFile, RecipeError
 from tunesmith.fetch.reference import ModelFolder
+
+# Their activations go beyond what fp16 can hold; bf16, in which they were pretrained, has the range.
+_BEYOND_FP16 = frozenset({"t5", "mt5", "umt5", "longt5", "switch_transformers"})
+# What plain transformers has to know to let a saved model answer; how a model samples is left out.
+_TOKENS_KEPT = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "forced_bos_token_id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,17 +61,21 @@ def load_base(model: ModelFolder, on: Machine, *, dtype: torch.dtype | None = No
         dtype: precision the weights are kept in; default what the machine computes in.
 
     Raises:
-        RecipeError: the folder holds no causal language model that transformers can read, or not all of one.
+        RecipeError: the folder holds no language model that transformers can read, or not all of one, or it cannot
+            compute in this precision.
         DamagedFile: a file of weights is not whole.
     """
     path = model.root.path
     _refuse_pickle(path)
     transformers_logging.disable_progress_bar()
     try:
-        loaded, report = AutoModelForCausalLM.from_pretrained(
+        config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        _refuse_overflow(config, on)
+        kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        loaded, report = kind.from_pretrained(
             path,
             dtype=dtype or on.compute,
-            attn_implementation=_attention(path) if attention == "auto" else attention,
+            attn_implementation=_attention(config) if attention == "auto" else attention,
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
@@ -77,7 +86,7 @@ def load_base(model: ModelFolder, on: Machine, *, dtype: torch.dtype | None = No
         raise DamagedFile(f"has weights that are not whole: {error}", where=str(path)) from error
     except (OSError, ValueError, KeyError) as error:
         raise RecipeError(
-            f"cannot be loaded as a causal language model: {str(error).splitlines()[0]}", where=str(path)
+            f"cannot be loaded as a language model: {str(error).splitlines()[0]}", where=str(path)
         ) from error
     # transformers would draw these at random and only warn.
     lacking = sorted({*report["missing_keys"], *(str(name) for name, *_ in report["mismatched_keys"])})
@@ -85,17 +94,26 @@ def load_base(model: ModelFolder, on: Machine, *, dtype: torch.dtype | None = No
         raise RecipeError(
             f"lacks weights that its configuration asks for: {', '.join(lacking[:3])}",
             where=str(path),
-            hint="it is not whole, or no causal language model",
+            hint="it is not whole, or no language model",
         )
     # Sampling settings and limits that a model brings along would make base and tuned answer by different rules.
-    loaded.generation_config = GenerationConfig()
+    own = loaded.generation_config
+    loaded.generation_config = GenerationConfig(**{name: getattr(own, name, None) for name in _TOKENS_KEPT})
     return loaded.to(on.device)
 
 
-def _attention(path: Path) -> str | None:
+def _attention(config: Any) -> str | None:
     """Return eager where attention scores are soft-capped, which fused kernels leave out; else transformers' choice."""
-    config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     return "eager" if getattr(config.get_text_config(decoder=True), "attn_logit_softcapping", None) else None
+
+
+def _refuse_overflow(config: Any, on: Machine) -> None:
+    if on.compute == torch.float16 and config.model_type in _BEYOND_FP16:
+        raise RecipeError(
+            f"{config.model_type} overflows in fp16 and would give NaN",
+            where="model.precision",
+            hint="use fp32, or bf16 where the machine has it",
+        )
 
 
 def _refuse_pickle(path: Path) -> None:

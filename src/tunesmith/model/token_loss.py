@@ -27,8 +27,9 @@ def token_loss(model: Any, batch: Batch) -> TokenLoss:
     """Return the negative log-likelihood of every trained token.
 
     Args:
-        model: a causal language model, in or out of peft.
-        batch: `trained` marks the tokens to predict; each is predicted from the position before it.
+        model: a causal language model or one with encoder and decoder, in or out of peft.
+        batch: `trained` marks the tokens to predict; each is predicted from the position before it. What a decoder
+            starts from is the first token of `input_ids`, so targets need no shifting.
     """
     predicted = batch.trained[:, 1:]
     logits = _logits_at(model, batch, predicted)
@@ -46,16 +47,20 @@ def _logits_at(model: Any, batch: Batch, positions: torch.Tensor) -> torch.Tenso
 
     hook = output_layer.register_forward_pre_hook(select)
     try:
-        logits: torch.Tensor = model(input_ids=batch.input_ids, use_cache=False, **_isolated(model, batch)).logits
+        logits: torch.Tensor = model(**_inputs(model, batch), use_cache=False).logits
     finally:
         hook.remove()
     return logits.squeeze(0)
 
 
-def _isolated(model: Any, batch: Batch) -> dict[str, torch.Tensor]:
-    """Return what keeps rows apart that stand in one sequence; as numbers to add, which every attention takes."""
-    if batch.sees is None or batch.positions is None:
-        return {}
+def _inputs(model: Any, batch: Batch) -> dict[str, Any]:
+    """Return what the model is called with."""
+    if batch.source_ids is not None:
+        source = {"input_ids": batch.source_ids, "attention_mask": batch.source_mask}
+        return {**source, "decoder_input_ids": batch.input_ids}
+    if batch.sees is None:
+        return {"input_ids": batch.input_ids}
+    # What keeps rows of one sequence apart, as numbers to add, which every attention takes.
     hidden = torch.zeros(batch.sees.shape, dtype=model.dtype, device=batch.sees.device)
     hidden.masked_fill_(~batch.sees, torch.finfo(model.dtype).min)
-    return {"position_ids": batch.positions, "attention_mask": hidden}
+    return {"input_ids": batch.input_ids, "position_ids": batch.positions, "attention_mask": hidden}

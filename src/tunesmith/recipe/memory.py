@@ -14,6 +14,8 @@ from tunesmith.core.errors import RecipeError
 from tunesmith.recipe.schema import FullTuning, Recipe
 
 _GIB = 2**30
+# Tables of vectors that are looked up, not multiplied: embeddings of tokens and positions, T5's of distances.
+_LOOKED_UP = ("embed", "wpe", "relative_attention_bias")
 _LIBRARIES_GIB = 0.6  # torch, transformers and Python themselves, resident
 
 
@@ -62,12 +64,20 @@ def shapes_of(folder: Path) -> Shapes:
     linear = [
         (name.removesuffix(".weight"), shape[0], shape[1])
         for name, shape in tensors.items()
-        if len(shape) == 2 and vocabulary not in shape and "embed" not in name and "wpe" not in name
+        if len(shape) == 2 and vocabulary not in shape and not any(part in name for part in _LOOKED_UP)
     ]
     size = sum(_product(shape) for shape in tensors.values())
-    hidden = int(config.get("hidden_size") or config.get("n_embd") or 0)
-    layers = int(config.get("num_hidden_layers") or config.get("n_layer") or config.get("num_layers") or 0)
-    return Shapes(size, tuple(linear), hidden, layers, vocabulary)
+    hidden = int(config.get("hidden_size") or config.get("n_embd") or config.get("d_model") or 0)
+    return Shapes(size, tuple(linear), hidden, _layers(config), vocabulary)
+
+
+def _layers(config: dict[str, Any]) -> int:
+    """Return the number of layers, those of an encoder and of a decoder together."""
+    if "encoder_layers" in config:  # BART and kin
+        return int(config["encoder_layers"]) + int(config["decoder_layers"])
+    if config.get("num_decoder_layers"):  # T5 and kin
+        return int(config["num_layers"]) + int(config["num_decoder_layers"])
+    return int(config.get("num_hidden_layers") or config.get("n_layer") or config.get("num_layers") or 0)
 
 
 def _weight_files(folder: Path) -> list[Path]:

@@ -145,6 +145,20 @@ class CompletionData(DataBase):
     _templates = field_validator("prompt", "response")(_with_a_column)
 
 
+class Seq2SeqData(DataBase):
+    """A source that an encoder reads and a target that a decoder writes (T5, BART); only the target is learned.
+
+    `max_tokens_per_example` limits the source.
+    """
+
+    task: Literal["seq2seq"]
+    prompt: str = Field(description="Template of the source, columns in braces.")
+    response: str = Field(description="Template of the target, columns in braces.")
+    max_target_tokens: int = Field(256, ge=2, description="Longer targets are treated as `too_long` says.")
+
+    _templates = field_validator("prompt", "response")(_with_a_column)
+
+
 class ChatData(DataBase):
     """Conversations through the model's own chat template; only the assistant's turns are learned."""
 
@@ -174,7 +188,7 @@ class ChatData(DataBase):
         return self
 
 
-Data = Annotated[TextData | CompletionData | ChatData, Field(discriminator="task")]
+Data = Annotated[TextData | CompletionData | ChatData | Seq2SeqData, Field(discriminator="task")]
 
 
 class FullTuning(Section):
@@ -258,6 +272,7 @@ class Evaluate(Section):
     primary: str = Field(description="The metric that decides.")
     rows: int = Field(200, ge=1, description="How many test rows, chosen by hash.")
     max_new_tokens: int = Field(128, ge=1, description="Limit of an answer.")
+    beams: int = Field(1, ge=1, description="Width of the beam search; 1 is greedy.")
     confidence: float = Field(0.95, ge=0.5, le=0.999, description="Confidence of all intervals.")
     guards: tuple[Guard, ...] = Field((), description="Metrics that must not get worse.")
     database: str | None = Field(

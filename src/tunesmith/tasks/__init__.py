@@ -3,16 +3,26 @@
 row -> parse -> turns    turns -> render -> Tokens    turns -> prompt -> ids that a model continues
 """
 
-from tunesmith.recipe.schema import ChatData, CompletionData, TextData
+from tunesmith.core.errors import RecipeError
+from tunesmith.recipe.schema import ChatData, CompletionData, Seq2SeqData, TextData
 from tunesmith.tasks.base import Task
 from tunesmith.tasks.chat import ChatTask
 from tunesmith.tasks.completion import CompletionTask
+from tunesmith.tasks.seq2seq import Seq2SeqTask
 from tunesmith.tasks.text import TextTask
 from tunesmith.tasks.tokenizer import Codec
 
 
-def task_for(data: ChatData | CompletionData | TextData, codec: Codec) -> Task:
-    """Return the task that a recipe's `data` section describes."""
+def task_for(data: ChatData | CompletionData | Seq2SeqData | TextData, codec: Codec) -> Task:
+    """Return the task that a recipe's `data` section describes; raise RecipeError where the model cannot do it."""
+    if codec.has_encoder != isinstance(data, Seq2SeqData):
+        raise RecipeError(
+            f"the model has {'an' if codec.has_encoder else 'no'} encoder, so it cannot do `task: {data.task}`",
+            where="data.task",
+            hint="use `task: seq2seq`" if codec.has_encoder else "use `task: chat` or `completion`, or such as FLAN-T5",
+        )
+    if isinstance(data, Seq2SeqData):
+        return Seq2SeqTask(data, codec)
     if isinstance(data, ChatData):
         return ChatTask(data, codec)
     if isinstance(data, CompletionData):

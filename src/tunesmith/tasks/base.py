@@ -4,6 +4,7 @@ import math
 import string
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import date, time, timedelta
 from numbers import Number
 from typing import Any
@@ -38,6 +39,9 @@ class Task(ABC):
     stop_ids: tuple[int, ...]
     """Ids after which an answer is over."""
 
+    opening_ids: tuple[int, ...] = ()
+    """What a decoder that has an encoder goes on from; others go on from the prompt itself."""
+
     @abstractmethod
     def parse(self, row: Mapping[str, Any]) -> tuple[Turn, ...]:
         """Return the turns of a row; raise RowProblem or MissingColumn."""
@@ -46,9 +50,16 @@ class Task(ABC):
     def render(self, turns: Sequence[Turn], example_id: str = "") -> Tokens:
         """Return ids and which of them are learned, proved by decoding; raise RowProblem."""
 
+    def limited(self, tokens: Tokens, most: int) -> tuple[Tokens, str | None]:
+        """Return an example cut to `max_tokens_per_example`, and what was longer than allowed, or None."""
+        if len(tokens.input_ids) <= most:
+            return tokens, None
+        cut = replace(tokens, input_ids=tokens.input_ids[:most], trained=tokens.trained[:most])
+        return cut, f"longer than {most} tokens"
+
     @abstractmethod
     def prompt(self, turns: Sequence[Turn]) -> list[int]:
-        """Return the ids that a model continues with its answer: all before the last trained turn."""
+        """Return the ids that a model is given to answer: all before the last trained turn."""
 
     @abstractmethod
     def reference(self, turns: Sequence[Turn]) -> str:

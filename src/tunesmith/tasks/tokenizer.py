@@ -51,7 +51,7 @@ class Encoded(NamedTuple):
 class Codec:
     """Encodes what different writers wrote, decodes, and renders chat templates."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, config: Any = None) -> None:
         if not getattr(tokenizer, "is_fast", False):
             raise RecipeError(
                 f"the tokenizer {type(tokenizer).__name__} has no fast version, so spans cannot be proved",
@@ -63,6 +63,8 @@ class Codec:
         self._backend.no_padding()
         self._added = tokenizer.added_tokens_decoder
         self.eos_id: int | None = tokenizer.eos_token_id
+        self.has_encoder = bool(getattr(config, "is_encoder_decoder", False))
+        self.decoder_start_id: int | None = getattr(config, "decoder_start_token_id", None)
         unknown = self._unknown_id()
         steering = {i: token for i, token in self._added.items() if i != unknown}
         self.special_ids = frozenset(i for i, token in steering.items() if token.special)
@@ -72,21 +74,23 @@ class Codec:
         secret = token_hex(8)
         self._names = {i: f"{secret}.{i}." for i in self.control_ids}
         self._letter = self.personal("a")
-        self.prefix_ids = self._prefix_ids()
+        self.prefix_ids = self._around(self.tokenizer("a").input_ids)[0]
         self._opening = lru_cache(maxsize=256)(self._opening_of)
 
     @classmethod
     def load(cls, folder: Path) -> "Codec":
         """Load the tokenizer of a model folder; no weights are read and no code of the model is run."""
-        from transformers import AutoTokenizer
+        from transformers import AutoConfig, AutoTokenizer
 
         try:
+            has_config = (folder / "config.json").exists()
+            config = AutoConfig.from_pretrained(folder, local_files_only=True) if has_config else None
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except (OSError, ValueError, KeyError) as error:
             raise RecipeError(
                 f"no usable tokenizer: {str(error).splitlines()[0]}", where=str(folder), hint="it needs tokenizer.json"
             ) from error
-        return cls(tokenizer)
+        return cls(tokenizer, config)
 
     def _unknown_id(self) -> int | None:
         """Return the id that stands for unknown characters: it steers nothing, and any text may hold one.
@@ -96,10 +100,25 @@ class Codec:
         unknown: int | None = self.tokenizer.unk_token_id
         return unknown if unknown in self._backend.encode(_RARE, add_special_tokens=False).ids else None
 
-    def _prefix_ids(self) -> tuple[int, ...]:
-        """Return what the tokenizer puts before every text: with nearly all [bos] or nothing."""
-        whole, count = list(self.tokenizer("a").input_ids), len(self._letter)
-        return next((tuple(whole[:i]) for i in range(len(whole)) if whole[i : i + count] == self._letter), ())
+    def around(self, *, target: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return the special tokens that the tokenizer puts before and after a source, or a target.
+
+        Raises:
+            RecipeError: targets begin or end with a code of their language, and none is set.
+        """
+        if target and getattr(self.tokenizer, "tgt_lang", "") is None:
+            raise RecipeError(
+                "the model's tokenizer does not say in which language targets are",
+                where="model.base",
+                hint="set src_lang and tgt_lang in its tokenizer_config.json",
+            )
+        return self._around((self.tokenizer(text_target="a") if target else self.tokenizer("a")).input_ids)
+
+    def _around(self, framed: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return what stands before and after a letter: before it, with nearly all tokenizers, [bos] or nothing."""
+        whole, count = tuple(framed), len(self._letter)
+        places = (i for i in range(len(whole)) if list(whole[i : i + count]) == self._letter)
+        return next(((whole[:i], whole[i + count :]) for i in places), ((), ()))
 
     @property
     def pad_id(self) -> int:
@@ -240,7 +259,13 @@ class Codec:
                 blanks = _BLANKS * token.lstrip, _BLANKS * token.rstrip
                 text = re.sub(re.escape(token.content).join(blanks), token.content.replace("\\", r"\\"), text)
         normalizer = self._backend.normalizer
-        return str(normalizer.normalize_str(text)) if normalizer else text
+        text = str(normalizer.normalize_str(text)) if normalizer else text
+        return text if self._sees_blanks else " ".join(text.split())
+
+    @cached_property
+    def _sees_blanks(self) -> bool:
+        """Say whether the tokenizer tells one blank from many, and from a line break; T5's does not."""
+        return self.personal("a \n a") != self.personal("a a")
 
     # ---- chat templates ----
 

@@ -90,7 +90,7 @@ def _division(recipe: Recipe, model: Any, tokens: TokenSet, pad_id: int, on: Mac
 def _refuse_rows_beyond(positions: int, run: RunDir) -> None:
     """Raise RecipeError for rows of any split that the model cannot read to their end: now, and not after training."""
     paths = [path for split in SPLITS if (path := run.tokens(split)).exists()]
-    longest = max(int(TokenSet(path).lengths.max(initial=0)) for path in paths)
+    longest = max(TokenSet(path).longest for path in paths)
     if longest > positions:
         raise RecipeError(
             f"rows have up to {longest} tokens, and the model knows {positions} positions",

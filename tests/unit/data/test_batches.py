@@ -174,3 +174,44 @@ def test_what_two_rows_share_ends_before_what_predicts_an_answer(tmp_path: Path)
     assert tokens.shared_tokens(1, 2) == 1
     assert tokens.shared_tokens(0, 0) == 2
     assert tokens.packed_tokens([0, 1], 2) == 2 + 3 + 3
+
+
+# --- with an encoder ---
+
+
+@given(rows=st.lists(st.tuples(rendered, st.lists(st.sampled_from([0, PAD, 9]), min_size=1, max_size=40)), min_size=1))
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+def test_sources_come_back_as_they_were_written(
+    tmp_path: Path, rows: list[tuple[list[tuple[int, bool]], list[int]]]
+) -> None:
+    examples = [
+        Tokens(str(i), tuple(t for t, _ in own), tuple(x for _, x in own), tuple(source))
+        for i, (own, source) in enumerate(rows)
+    ]
+    write_tokens(tmp_path / "x.safetensors", examples)
+    tokens = TokenSet(tmp_path / "x.safetensors")
+    assert [tokens.example(i, str(i)) for i in range(len(tokens))] == examples
+    assert tokens.lengths.tolist() == [len(e.source_ids) + len(e.input_ids) for e in examples]
+    assert tokens.longest == max(max(len(e.source_ids), len(e.input_ids)) for e in examples)
+    places = [*range(len(rows)), 0]
+    batch = tokens.batch(places, PAD)
+    assert batch.source_ids is not None
+    assert batch.source_mask is not None
+    assert batch.tokens == sum(tokens.lengths[places])
+    for i, row in enumerate(places):
+        source = examples[row].source_ids
+        assert tuple(batch.source_ids[i, : len(source)].tolist()) == source
+        assert batch.source_mask[i].tolist() == [1] * len(source) + [0] * (batch.source_ids.shape[1] - len(source))
+        assert set(batch.source_ids[i, len(source) :].tolist()) <= {PAD}
+        assert tuple(batch.input_ids[i, : len(examples[row].input_ids)].tolist()) == examples[row].input_ids
+    assert batch.source_ids.shape[1] <= max(len(e.source_ids) for e in examples)
+    moved = batch.to(torch.device("meta"))
+    assert moved.source_ids is not None
+    assert (moved.source_ids.device.type, moved.input_ids.device.type, moved.tokens) == ("meta", "meta", batch.tokens)
+
+
+def test_without_an_encoder_there_is_no_source(tmp_path: Path) -> None:
+    tokens = made(tmp_path, [[(5, False), (6, True)]])
+    batch = tokens.batch([0], PAD)
+    assert (batch.source_ids, batch.source_mask, tokens.longest) == (None, None, 2)
+    assert tokens.example(0, "x") == Tokens("x", (5, 6), (False, True))

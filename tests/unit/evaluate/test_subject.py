@@ -220,7 +220,7 @@ def test_a_row_that_failed_is_scored_0_even_if_nothing_is_right(
     examples = [Example(line["id"], i, "g", (Turn("u", "q", False),)) for i, line in enumerate(made)]
     monkeypatch.setattr(evaluate, "open_model", lambda *_, **__: None)
     monkeypatch.setattr(evaluate, "answer_all", lambda *_, **__: made)
-    task = type("T", (), {"prompt": lambda self, turns: [1], "stop_ids": (2,)})()
+    task = type("T", (), {"prompt": lambda self, turns: [1], "stop_ids": (2,), "opening_ids": ()})()
     recipe = _recipe()
     run = type("R", (), {"subject": lambda self, name: tmp_path, "origin": tmp_path})()
     model = ModelFolder("x", tmp_path)
@@ -273,9 +273,20 @@ def test_questions_that_differ_in_anything_have_another_digest() -> None:
     others = [
         replace(one, max_new_tokens=LIMIT + 1), replace(one, stop_ids=(2,)), replace(one, prompts=one.prompts[::-1]),
         replace(one, examples=one.examples[::-1]), questions(COUNT - 1),
-        replace(one, prompts=((*one.prompts[0], 5), *one.prompts[1:])),
+        replace(one, prompts=((*one.prompts[0], 5), *one.prompts[1:])), replace(one, opening=(0,)),
+        replace(one, beams=2),
     ]  # fmt: skip
     assert len({one.digest, *(other.digest for other in others)}) == 1 + len(others)
+
+
+def test_an_encoder_needs_room_for_the_prompt_alone() -> None:
+    one = questions(2, lengths=[10, 20])  # LIMIT more are written
+    assert [one.fits(i, 20) for i in (0, 1)] == [True, False]
+    beside = replace(one, opening=(0,))
+    assert [beside.fits(i, 20) for i in (0, 1)] == [True, True]
+    assert not beside.fits(1, 19)
+    assert replace(beside, max_new_tokens=19).fits(0, 20)
+    assert not replace(beside, max_new_tokens=20).fits(0, 20)
 
 
 # --- likelihoods ---

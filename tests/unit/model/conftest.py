@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.tiny import save_model
+from tests.tiny import SEQ2SEQ, save_model, save_seq2seq
 
 from tunesmith.fetch.reference import ModelFolder
 
@@ -43,7 +43,8 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
 
     def folder(kind: str) -> Path:
         if kind not in made:
-            made[kind] = _saved(root / kind, kind) if kind in MORE else save_model(root / kind, kind)
+            save = _saved if kind in MORE else save_seq2seq if kind in SEQ2SEQ else save_model
+            made[kind] = save(root / kind, kind)
         return made[kind]
 
     return folder

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.tiny import save_model
+from tests.tiny import save_model, save_seq2seq
 
 from tunesmith.core.errors import RecipeError
 from tunesmith.recipe.memory import Shapes, memory_of, shapes_of
@@ -77,6 +77,24 @@ def test_adapters_are_counted_as_peft_counts_them(folders: dict[str, Path], kind
 def test_only_the_layers_that_are_named_count(folders: dict[str, Path], kind: str, target: list[str]) -> None:
     found = estimate(shapes_of(folders[kind]), method="lora", rank=4, target=target)
     assert found.trainable_parameters == (0 if target == ["proj"] else counted(folders[kind], target)[1])
+
+
+@pytest.mark.parametrize("kind", ["t5", "flan-t5", "mt5", "bart"])
+def test_encoder_and_decoder_are_counted_together(tmp_path: Path, kind: str) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForSeq2SeqLM
+
+    shapes = shapes_of(save_seq2seq(tmp_path / "m", kind))
+    model = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "m")
+    assert (shapes.hidden, shapes.layers, shapes.vocabulary) == (32, 4, 320)
+    buffers = 320 if kind == "bart" else 0  # a bias of the output that is not trained, and saved all the same
+    assert shapes.parameters == sum(weight.numel() for weight in model.parameters()) + buffers
+    target = ["q_proj", "v_proj"] if kind == "bart" else ["q", "v"]
+    for wanted in (target, "all-linear"):
+        adapted = get_peft_model(model, LoraConfig(r=4, target_modules=wanted, task_type="SEQ_2_SEQ_LM"))
+        trained = adapted.get_nb_trainable_parameters()[0]
+        assert estimate(shapes, method="lora", rank=4, target=wanted).trainable_parameters == trained
+        model = adapted.unload()
 
 
 def test_weights_in_several_files_count_once(folders: dict[str, Path], tmp_path: Path) -> None:

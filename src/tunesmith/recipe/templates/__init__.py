@@ -5,7 +5,7 @@ from importlib import resources
 
 from tunesmith.core.errors import RecipeError
 
-TEMPLATES = ("chat", "completion", "text")
+TEMPLATES = ("chat", "completion", "seq2seq", "text")
 
 
 def template_text(name: str) -> str:

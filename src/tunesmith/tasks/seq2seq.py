@@ -1,0 +1,93 @@
+"""A source that the encoder reads and a target that the decoder writes; only the target and its end are learned.
+
+Around both stand the tokenizer's own special tokens, as when the model was pretrained:
+
+            encoder              decoder
+    T5      source </s>          <pad> target </s>
+    BART    <s> source </s>      </s> <s> target </s>
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from tunesmith.core.errors import RecipeError
+from tunesmith.core.records import Tokens, Turn
+from tunesmith.recipe.schema import Seq2SeqData
+from tunesmith.tasks.base import RowProblem, Task, ask, fill
+from tunesmith.tasks.text import end_id
+from tunesmith.tasks.tokenizer import Codec
+
+
+class Seq2SeqTask(Task):
+    """Source and target are encoded apart; an answer goes on from the decoder's start and what opens every target."""
+
+    def __init__(self, data: Seq2SeqData, codec: Codec) -> None:
+        self._data = data
+        self._codec = codec
+        self._around_source = codec.around(target=False)
+        opening, closing = codec.around(target=True)
+        end = end_id(codec)
+        # Nothing after the end could ever be used, and some tokenizers write no end at all.
+        self._closing = (*closing[: closing.index(end)], end) if end in closing else (end,)
+        self.stop_ids = (end,)
+        self.opening_ids = (_start(codec, closing, end), *opening)
+
+    def parse(self, row: Mapping[str, Any]) -> tuple[Turn, ...]:
+        """Return the source and the target."""
+        prompt, response = fill(self._data.prompt, row), fill(self._data.response, row)
+        return Turn("prompt", prompt, trained=False), Turn("response", response, trained=True)
+
+    def render(self, turns: Sequence[Turn], example_id: str = "") -> Tokens:
+        """Return the encoder's ids and the decoder's; the target is proved to decode to what the row says.
+
+        What opens a target is learned too, though answers are always given it, so that a saved model also begins
+        rightly where somebody else only gives it the decoder's start.
+        """
+        target = self._codec.personal(turns[-1].text, allow_markup=True)
+        if not self._codec.says(target, turns[-1].text):
+            raise RowProblem("the target's tokens do not decode to the target", repr(turns[-1].text[:80]))
+        ids = (*self.opening_ids, *target, *self._closing)
+        return Tokens(example_id, ids, (False,) + (True,) * (len(ids) - 1), tuple(self.prompt(turns)))
+
+    def limited(self, tokens: Tokens, most: int) -> tuple[Tokens, str | None]:
+        """Cut the source to `most` tokens before what closes it, and the target at its end."""
+        most_target, reasons = self._data.max_target_tokens, []
+        if len(tokens.source_ids) > most:
+            reasons.append(f"source longer than {most} tokens")
+            closing = self._around_source[1]
+            tokens = replace(tokens, source_ids=(*tokens.source_ids[: most - len(closing)], *closing))
+        if len(tokens.input_ids) - 1 > most_target:  # the decoder's start is no part of the target
+            reasons.append(f"target longer than {most_target} tokens")
+            ids, trained = tokens.input_ids[: most_target + 1], tokens.trained[: most_target + 1]
+            tokens = replace(tokens, input_ids=ids, trained=trained)
+        return tokens, " and ".join(reasons) or None
+
+    def prompt(self, turns: Sequence[Turn]) -> list[int]:
+        """Return the ids that the encoder reads."""
+        opening, closing = self._around_source
+        return [*opening, *self._codec.personal(turns[0].text), *closing]
+
+    def reference(self, turns: Sequence[Turn]) -> str:
+        """Return the target."""
+        return turns[-1].text
+
+    def answer(self, ids: Sequence[int]) -> str:
+        """Return what the decoder wrote as text."""
+        return self._codec.decode([i for i in ids if i not in self.stop_ids])
+
+    def question(self, text: str) -> tuple[Turn, ...]:
+        """Return the source that asks `text`."""
+        return (Turn("prompt", ask(self._data.prompt, text), trained=False),)
+
+
+def _start(codec: Codec, closing: Sequence[int], end: int) -> int:
+    """Return the id that the decoder starts from: the configuration's, or a language code, as for mBART."""
+    if codec.decoder_start_id is not None:
+        return codec.decoder_start_id
+    if closing and closing[-1] != end:
+        return closing[-1]
+    raise RecipeError(
+        "the model's configuration has no decoder_start_token_id, so it is not known what its decoder starts from",
+        where="model.base",
+    )
