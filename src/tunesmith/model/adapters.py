@@ -34,13 +34,15 @@ def make_trainable(model: Any, tuning: FullTuning | LoraTuning, *, seed: int) ->
         r=tuning.rank,
         lora_alpha=tuning.alpha,
         lora_dropout=tuning.dropout,
+        use_rslora=tuning.rslora,
+        use_dora=tuning.dora,
         target_modules=target,
         task_type="CAUSAL_LM",
     )
     try:
         adapted = get_peft_model(model, config)
     except ValueError as error:
-        raise RecipeError(f"cannot be adapted: {str(error).splitlines()[0]}", where="tuning.target") from error
+        raise RecipeError(f"cannot be adapted: {str(error).splitlines()[0]}", where="tuning") from error
     use_compute_dtype(adapted)
     return adapted
 
@@ -85,7 +87,7 @@ def restore_weights(model: Any, folder: Path) -> None:
     """Put saved weights into a model that `make_trainable` returned; raise DamagedFile unless all fit."""
     if isinstance(model, PeftModel):
         result = set_peft_model_state_dict(model, load_file(folder / _WEIGHTS))
-        strange = [*result.unexpected_keys, *(key for key in result.missing_keys if "lora_" in key)]
+        strange = [*result.unexpected_keys, *(key for key in result.missing_keys if _is_trained(key))]
     else:
         # By transformers, because on disk some weights have other names and shapes than in memory (experts, heads).
         saved, report = type(model).from_pretrained(
@@ -128,17 +130,29 @@ def attach_adapter(model: Any, folder: Path) -> Any:
     try:
         adapted = PeftModel.from_pretrained(model, str(folder))
         with safe_open(folder / _WEIGHTS, "pt") as file:
-            stored = {name for name in file.keys() if "lora_" in name}  # noqa: SIM118 (it is no dict)
+            stored = {name for name in file.keys() if _is_trained(name)}  # noqa: SIM118 (it is no dict)
     except (SafetensorError, ValueError, RuntimeError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         raise DamagedFile(f"does not fit the model: {' '.join(str(error).split())[:300]}", where=str(folder)) from error
     # peft only warns of weights that it did not find, and says nothing of those that found no place.
-    found = {name for name in get_peft_model_state_dict(adapted, save_embedding_layers=False) if "lora_" in name}
+    found = {name for name in get_peft_model_state_dict(adapted, save_embedding_layers=False) if _is_trained(name)}
     if strange := sorted(stored ^ found):
         raise DamagedFile(f"does not fit the model: {strange[:3]}", where=str(folder))
-    ups = [weight for name, weight in adapted.named_parameters() if "lora_B" in name]
-    if ups and not any(weight.any() for weight in ups):
+    if _changes_nothing(adapted):
         raise DamagedFile("changes nothing: its weights are all zero", where=str(folder))
     use_compute_dtype(adapted)
     return adapted
+
+
+def _is_trained(name: str) -> bool:
+    """Say whether a weight by this name is a part of LoRA: its matrices, DoRA's lengths, rows of new tokens."""
+    return "lora_" in name or "trainable_tokens_delta" in name
+
+
+def _changes_nothing(adapted: Any) -> bool:
+    """Say whether an adapter has plain LoRA only, and every update in it is zero."""
+    weights = [(name, weight) for name, weight in adapted.named_parameters() if _is_trained(name)]
+    others = [name for name, _ in weights if "lora_A" not in name and "lora_B" not in name]
+    ups = [weight for name, weight in weights if "lora_B" in name]
+    return bool(ups) and not others and not any(weight.any() for weight in ups)

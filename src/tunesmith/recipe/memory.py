@@ -93,8 +93,9 @@ def memory_of(recipe: Recipe, shapes: Shapes, *, compute_bytes: int, tokens: int
     if isinstance(recipe.tuning, FullTuning):
         trainable, weight_bytes = shapes.parameters, 4
     else:
-        target, rank = recipe.tuning.target, recipe.tuning.rank
-        trainable = sum((out + inner) * rank for name, out, inner in shapes.linear if _is_adapted(name, target))
+        target, rank, lengths = recipe.tuning.target, recipe.tuning.rank, int(recipe.tuning.dora)
+        adapted = [(out, inner) for name, out, inner in shapes.linear if _is_adapted(name, target)]
+        trainable = sum((out + inner) * rank + out * lengths for out, inner in adapted)
         weight_bytes = compute_bytes
     widths = sum(out + inner for _, out, inner in shapes.linear)
     # Every linear layer keeps its input, and what stands between layers (norms, gates, attention) about as much again.

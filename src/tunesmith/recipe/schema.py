@@ -231,6 +231,12 @@ class LoraTuning(Section):
     target: Literal["all-linear"] | Texts = Field(
         "all-linear", description="Module names to adapt, or all linear layers but the output."
     )
+    rslora: bool = Field(
+        False, description="Scale by alpha / sqrt(rank) instead, for high ranks (Kalajdzievski 2023, arXiv:2312.03732)."
+    )
+    dora: bool = Field(
+        False, description="Train the length of every weight's rows apart (DoRA, Liu et al. 2024, arXiv:2402.09353)."
+    )
 
 
 Tuning = Annotated[FullTuning | LoraTuning, Field(discriminator="method")]

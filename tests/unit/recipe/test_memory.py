@@ -30,7 +30,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {kind: save_model(root / kind, kind) for kind in KINDS}
 
 
-def counted(folder: Path, target: Any = None) -> tuple[int, int]:
+def counted(folder: Path, target: Any = None, **settings: Any) -> tuple[int, int]:
     """Return (weights, weights that are trained) as torch and peft count them."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
@@ -38,7 +38,7 @@ def counted(folder: Path, target: Any = None) -> tuple[int, int]:
     model = AutoModelForCausalLM.from_pretrained(folder)
     size = sum(weight.numel() for weight in model.parameters())
     if target is not None:
-        config = LoraConfig(r=4, target_modules=target, task_type="CAUSAL_LM")
+        config = LoraConfig(r=4, target_modules=target, task_type="CAUSAL_LM", **settings)
         return size, get_peft_model(model, config).get_nb_trainable_parameters()[0]
     return size, size
 
@@ -77,6 +77,12 @@ def test_adapters_are_counted_as_peft_counts_them(folders: dict[str, Path], kind
 def test_only_the_layers_that_are_named_count(folders: dict[str, Path], kind: str, target: list[str]) -> None:
     found = estimate(shapes_of(folders[kind]), method="lora", rank=4, target=target)
     assert found.trainable_parameters == (0 if target == ["proj"] else counted(folders[kind], target)[1])
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_the_lengths_of_dora_count(folders: dict[str, Path], kind: str) -> None:
+    found = estimate(shapes_of(folders[kind]), method="lora", rank=4, dora=True)
+    assert found.trainable_parameters == counted(folders[kind], "all-linear", use_dora=True)[1]
 
 
 def test_weights_in_several_files_count_once(folders: dict[str, Path], tmp_path: Path) -> None:
