@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tunesmith.core.errors import TunesmithError
+    from tunesmith.deliver.merge import merge_model
     from tunesmith.pipeline import run_recipe
     from tunesmith.preflight import plan_run
     from tunesmith.recipe.load import load_recipe
@@ -23,6 +24,7 @@ _HOMES = {
     "TunesmithError": "tunesmith.core.errors",
     "Verdict": "tunesmith.scoring.verdict",
     "load_recipe": "tunesmith.recipe.load",
+    "merge_model": "tunesmith.deliver.merge",
     "open_chatter": "tunesmith.try_it",
     "paired_verdict": "tunesmith.scoring.verdict",
     "plan_run": "tunesmith.preflight",
@@ -31,8 +33,8 @@ _HOMES = {
 }
 
 __all__ = [
-    "Chatter", "Registry", "TunesmithError", "Verdict", "__version__", "load_recipe", "open_chatter",
-    "paired_verdict", "plan_run", "run_recipe", "score",
+    "Chatter", "Registry", "TunesmithError", "Verdict", "__version__", "load_recipe", "merge_model",
+    "open_chatter", "paired_verdict", "plan_run", "run_recipe", "score",
 ]  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from tunesmith.model.speed import remembered_speed
 from tunesmith.pipeline import open_run, work_left
 from tunesmith.recipe.memory import Memory, memory_of, shapes_of
 from tunesmith.recipe.plan import Steps, steps_of
-from tunesmith.recipe.schema import Recipe
+from tunesmith.recipe.schema import Quantization, Recipe
 from tunesmith.tasks import task_for
 from tunesmith.tasks.tokenizer import Codec
 
@@ -98,6 +98,7 @@ def plan_run(recipe: Path | str, overrides: Sequence[str] = (), *, out: Path | s
     loaded, run = open_run(Path(recipe), overrides, out)
     origin = run.origin if run.environment.exists() else Path(recipe).parent
     base = resolve(loaded.model.base, relative_to=origin)
+    _refuse_what_cannot_be_quantized(loaded)
     task = task_for(loaded.data, Codec.load(base.root.path))
     rows = list(examine(loaded, task, folder=origin))
     kept = [row for row in rows if row.example is not None]
@@ -110,6 +111,16 @@ def plan_run(recipe: Path | str, overrides: Sequence[str] = (), *, out: Path | s
     plan = _plan(loaded, run, base, rows, used)
     _refuse_what_does_not_fit(plan)
     return plan
+
+
+def _refuse_what_cannot_be_quantized(recipe: Recipe) -> None:
+    """Raise RecipeError where this machine lacks what `method: qlora` needs; nothing slow is imported for others."""
+    if isinstance(recipe.tuning, Quantization):
+        from tunesmith.model.load import machine
+        from tunesmith.model.quantized import require_quantization
+
+        on = machine(recipe.model.precision, quantized=True)
+        require_quantization(recipe.tuning, on.device, on.compute)
 
 
 def _plan(recipe: Recipe, run: RunDir, base: ModelFolder, rows: list[Examined], counts: dict[str, int]) -> RunPlan:

@@ -12,6 +12,7 @@ from tunesmith.fetch.reference import ModelFolder, resolve
 from tunesmith.model.adapters import open_model
 from tunesmith.model.generate import generate
 from tunesmith.model.load import machine
+from tunesmith.model.quantized import trained_quantization
 from tunesmith.recipe.schema import ChatData, CompletionData, Data, FileSource, TextData
 from tunesmith.tasks import task_for
 from tunesmith.tasks.base import Task
@@ -47,7 +48,7 @@ def open_chatter(reference: str) -> Chatter:
     found = resolve(reference)
     codec = Codec.load(found.root.path)
     data = _data_of(found, codec)
-    model = open_model(found, machine()).eval()
+    model = open_model(found, machine(quantized=trained_quantization(found) is not None)).eval()
     return Chatter(model, task_for(data, codec), keeps_turns=isinstance(data, ChatData))
 
 

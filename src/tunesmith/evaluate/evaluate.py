@@ -16,9 +16,10 @@ from tunesmith.data.split import choose
 from tunesmith.evaluate.inputs import inputs
 from tunesmith.evaluate.judge import judge
 from tunesmith.evaluate.subject import Questions, answer_all, health, likelihoods
-from tunesmith.fetch.reference import ModelFolder, resolve
+from tunesmith.fetch.reference import resolve
 from tunesmith.model.adapters import open_model
-from tunesmith.model.load import machine
+from tunesmith.model.load import Machine, machine
+from tunesmith.model.quantized import quantization_of
 from tunesmith.recipe.schema import Recipe, TextData
 from tunesmith.scoring.metrics import LIKELIHOOD, expand, score
 from tunesmith.tasks import task_for
@@ -38,10 +39,18 @@ def evaluate(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     codec = Codec.load(base.root.path)
     task = task_for(recipe.data, codec)
     examples, places = _chosen(recipe, run)
+    quantization = quantization_of(recipe)
+    on = machine(recipe.model.precision, quantized=quantization is not None)
     scores, conditions, digests = {}, {}, {}
     for name, model in (("base", base), ("tuned", tuned)):
         interrupt.check()
-        lines, generations, digest = _subject(name, model, recipe, run, task, codec, examples, places)
+        # The base as training started from it: adapters of its own folded in, and quantized where the tuned one is.
+        started: dict[str, Any] = {"merged": True, "quantization": quantization} if name == "base" else {}
+        loaded = open_model(model, on, attention=recipe.model.attention, **started)
+        key = [model.digest(), on.precision, str(quantization)]
+        lines, generations, digest = _subject(name, loaded, key, recipe, run, on, task, codec, examples, places)
+        del loaded
+        gc.collect()
         write_jsonl(run.subject(name) / "scores.jsonl", lines)
         scores[name], conditions[name], digests[name] = lines, health(generations), digest
     if digests["base"] != digests["tuned"]:
@@ -49,6 +58,9 @@ def evaluate(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     verdict = judge(recipe, scores["base"], scores["tuned"], groups=[e.group for e in examples])
     verdict |= {"health": conditions, "digests": {"questions": digests["base"], "base": base.digest()}}
     verdict["digests"]["tuned"] = tuned.digest()
+    verdict["conditions"] = {"precision": on.precision, "quantization": str(quantization) if quantization else None}
+    if quantization:
+        verdict["reasons"].append(f"base and tuned both answered on weights in {quantization}")
     write_json(run.verdict, verdict)
     return seal_folder(
         run.stage("evaluate"),
@@ -70,23 +82,23 @@ def _chosen(recipe: Recipe, run: RunDir) -> tuple[list[Example], list[int]]:
 
 def _subject(
     name: str,
-    model: ModelFolder,
+    loaded: Any,
+    identity: list[str],
     recipe: Recipe,
     run: RunDir,
+    on: Machine,
     task: Task,
     codec: Codec,
     examples: Sequence[Example],
     places: Sequence[int],
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], str]:
     """Return (scores a row, generations, digest of what was asked) of one model."""
-    on = machine(recipe.model.precision)
-    loaded = open_model(model, on, attention=recipe.model.attention)
     scored = expand([metric for metric in recipe.evaluate.metrics if metric not in LIKELIHOOD])
     asked = list(examples) if scored else list(examples)[:_SAMPLES]
     prompts = tuple(tuple(task.prompt(e.turns)) for e in asked)
     questions = Questions(tuple(asked), prompts, task.stop_ids, recipe.evaluate.max_new_tokens)
     texts = [prompt_text(e, ids, codec, recipe) for e, ids in zip(asked, prompts, strict=True)]
-    key = digest_of([questions.digest, model.digest(), on.precision])
+    key = digest_of([questions.digest, *identity])
     generations = answer_all(name, loaded, questions, task, run.subject(name), prompt_texts=texts, key=key)
     lines: list[dict[str, Any]] = [{"id": e.id} for e in examples]
     if set(recipe.evaluate.metrics) & set(LIKELIHOOD):
@@ -104,8 +116,6 @@ def _subject(
         for i, line in enumerate(lines):
             failed = generations[i]["error"] is not None
             line |= {metric: 0.0 if failed else values[metric][i] for metric in values}
-    del loaded
-    gc.collect()
     return lines, generations, questions.digest
 
 

@@ -1,6 +1,8 @@
 """What is trained and what is saved: full weights, or LoRA by peft."""
 
+import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,13 @@ from tunesmith.core.errors import DamagedFile, RecipeError
 from tunesmith.fetch.reference import ModelFolder
 from tunesmith.model.load import Machine, load_base
 from tunesmith.model.lora_linear import use_compute_dtype
-from tunesmith.recipe.schema import FullTuning, LoraTuning
+from tunesmith.model.quantized import trained_quantization
+from tunesmith.recipe.schema import FullTuning, LoraBase, Quantization
 
 _WEIGHTS = "adapter_model.safetensors"
 
 
-def make_trainable(model: Any, tuning: FullTuning | LoraTuning, *, seed: int) -> Any:
+def make_trainable(model: Any, tuning: FullTuning | LoraBase, *, seed: int) -> Any:
     """Return the model with its trained weights marked; adapters are drawn from `seed`.
 
     Raises:
@@ -65,6 +68,12 @@ def trained_parameters(model: Any) -> Iterator[tuple[str, torch.nn.Parameter]]:
     return ((name, weight) for name, weight in model.named_parameters() if weight.requires_grad)
 
 
+def count_parameters(model: Any) -> tuple[int, int]:
+    """Return how many weights are trained, and how many there are; two of 4 bits share a byte, and count as two."""
+    plain = model.get_base_model() if isinstance(model, PeftModel) else model
+    return sum(weight.numel() for _, weight in trained_parameters(model)), int(plain.num_parameters())
+
+
 def save_model(model: Any, folder: Path, *, base: str) -> None:
     """Write a PEFT adapter or a transformers model. The same weights give the same bytes.
 
@@ -100,19 +109,31 @@ def restore_weights(model: Any, folder: Path) -> None:
 
 
 def open_model(
-    model: ModelFolder, on: Machine, *, dtype: torch.dtype | None = None, attention: str = "auto", merged: bool = False
+    model: ModelFolder,
+    on: Machine,
+    *,
+    dtype: torch.dtype | None = None,
+    attention: str = "auto",
+    merged: bool = False,
+    quantization: Quantization | None = None,
 ) -> Any:
-    """Load a model of any kind, its adapters on it; `merged` folds them into the weights, to train on top of them."""
-    loaded = load_base(model, on, dtype=dtype, attention=attention)
-    chain = []
-    while model.base is not None:
-        chain.append(model.path)
-        model = model.base
-    for index, folder in enumerate(reversed(chain)):
-        loaded = attach_adapter(loaded, folder)
-        if merged or index + 1 < len(chain):
-            loaded = loaded.merge_and_unload(safe_merge=True)
-    return loaded
+    """Load a model of any kind. An adapter comes on weights that are kept as they were when it was trained.
+
+    Args:
+        merged: fold adapters into the weights, to train on top of them: W + (alpha / r) B A, with W as it is in the
+            base's own files, also where the adapter was trained on a quantized W.
+        quantization: how the weights are kept, of a model that is to be trained or compared; it is merged before.
+    """
+    settings: dict[str, Any] = {"dtype": dtype, "attention": attention}
+    if model.base is None:
+        return load_base(model, on, quantization=quantization, **settings)
+    if quantization is not None:
+        with tempfile.TemporaryDirectory() as place:  # transformers quantizes what it reads from files
+            open_model(model, replace(on, device=torch.device("cpu")), merged=True, **settings).save_pretrained(place)
+            return load_base(ModelFolder(model.reference, Path(place)), on, quantization=quantization, **settings)
+    below = None if merged else trained_quantization(model)
+    adapted = attach_adapter(open_model(model.base, on, merged=True, quantization=below, **settings), model.path)
+    return adapted.merge_and_unload(safe_merge=True) if merged else adapted
 
 
 def attach_adapter(model: Any, folder: Path) -> Any:

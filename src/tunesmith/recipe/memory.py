@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.core.errors import RecipeError
-from tunesmith.recipe.schema import FullTuning, Recipe
+from tunesmith.recipe.schema import FullTuning, LoraTuning, QloraTuning, Recipe
 
 _GIB = 2**30
 _LIBRARIES_GIB = 0.6  # torch, transformers and Python themselves, resident
@@ -91,25 +91,42 @@ def memory_of(recipe: Recipe, shapes: Shapes, *, compute_bytes: int, tokens: int
         trained_tokens: trained tokens in it, which go through the output layer.
     """
     if isinstance(recipe.tuning, FullTuning):
-        trainable, weight_bytes = shapes.parameters, 4
+        trainable, weights = shapes.parameters, shapes.parameters * 4.0
     else:
         target, rank, lengths = recipe.tuning.target, recipe.tuning.rank, int(recipe.tuning.dora)
         adapted = [(out, inner) for name, out, inner in shapes.linear if _is_adapted(name, target)]
         trainable = sum((out + inner) * rank + out * lengths for out, inner in adapted)
-        weight_bytes = compute_bytes
+        weights = _frozen_bytes(recipe.tuning, shapes, compute_bytes)
     widths = sum(out + inner for _, out, inner in shapes.linear)
     # Every linear layer keeps its input, and what stands between layers (norms, gates, attention) about as much again.
     activations = tokens * (widths + 8 * shapes.hidden * shapes.layers) * compute_bytes
     logits = trained_tokens * shapes.vocabulary * (compute_bytes + 3 * 4)
     adapters = 0 if isinstance(recipe.tuning, FullTuning) else trainable * 4
     return Memory(
-        weights=(shapes.parameters * weight_bytes + adapters) / _GIB,
+        weights=(weights + adapters) / _GIB,
         gradients=trainable * 4 / _GIB,
         optimizer=trainable * 8 / _GIB,
         activations=activations / _GIB,
         logits=logits / _GIB,
         trainable_parameters=trainable,
     )
+
+
+def _frozen_bytes(tuning: LoraTuning | QloraTuning, shapes: Shapes, compute_bytes: int) -> float:
+    """Return the bytes of weights that are not trained; of quantized ones the scales too, as bitsandbytes keeps them.
+
+    8 bits have a scale in fp32 a row. 4 bits have one a block of 64 weights: in fp32, or doubly quantized in 8 bits
+    with one in fp32 for every 256 of those (Dettmers et al. 2023, arXiv:2305.14314, section 3).
+    """
+    if isinstance(tuning, LoraTuning):
+        return float(shapes.parameters * compute_bytes)
+    quantized = sum(out * inner for _, out, inner in shapes.linear)
+    if tuning.bits == 8:
+        small = float(quantized + sum(out * 4 for _, out, _ in shapes.linear))
+    else:
+        scale = (1 + 4 / 256) if tuning.is_double else 4
+        small = quantized * (0.5 + scale / 64)
+    return (shapes.parameters - quantized) * compute_bytes + small
 
 
 def _is_adapted(module: str, target: str | tuple[str, ...]) -> bool:

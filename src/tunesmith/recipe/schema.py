@@ -221,10 +221,9 @@ class FullTuning(Section):
     method: Literal["full"]
 
 
-class LoraTuning(Section):
-    """Train low-rank updates beside frozen weights (Hu et al. 2021, arXiv:2106.09685)."""
+class LoraBase(Section):
+    """What all kinds of LoRA share."""
 
-    method: Literal["lora"]
     rank: int = Field(16, ge=1, description="Rank of the update.")
     alpha: float = Field(32, gt=0, description="The update is scaled by alpha / rank.")
     dropout: Fraction = Field(0.0, description="Dropout before the update.")
@@ -239,7 +238,50 @@ class LoraTuning(Section):
     )
 
 
-Tuning = Annotated[FullTuning | LoraTuning, Field(discriminator="method")]
+class LoraTuning(LoraBase):
+    """Train low-rank updates beside frozen weights (Hu et al. 2021, arXiv:2106.09685)."""
+
+    method: Literal["lora"]
+
+
+class Quantization(Section):
+    """How the frozen linear layers are kept; embeddings and the output layer stay as they are."""
+
+    bits: Literal[4, 8] = Field(
+        4, description="Of a weight: 4 (QLoRA), or 8 with activations in 8 bits too (Dettmers 2022, arXiv:2208.07339)."
+    )
+    quantization: Literal["nf4", "fp4"] | None = Field(None, description="Code of 4 bits; default nf4.")
+    double_quantization: bool | None = Field(
+        None, description="Keep the scales of 4 bits in 8 bits themselves, 0.4 bits a weight less; default true."
+    )
+
+    @model_validator(mode="after")
+    def _of_four_bits(self) -> Self:
+        if self.bits == 8 and (self.quantization is not None or self.double_quantization is not None):
+            raise ValueError("`quantization` and `double_quantization` have no effect on 8 bits; remove them")
+        return self
+
+    @property
+    def code(self) -> str:
+        """The code of a weight: `nf4`, `fp4` or `int8`."""
+        return "int8" if self.bits == 8 else self.quantization or "nf4"
+
+    @property
+    def is_double(self) -> bool:
+        """Whether the scales are quantised too."""
+        return self.bits == 4 and self.double_quantization is not False
+
+    def __str__(self) -> str:
+        return f"{self.code}{' with double quantization' if self.is_double else ''}"
+
+
+class QloraTuning(LoraBase, Quantization):
+    """LoRA beside weights that are kept in 4 or 8 bits (Dettmers et al. 2023, arXiv:2305.14314)."""
+
+    method: Literal["qlora"]
+
+
+Tuning = Annotated[FullTuning | LoraTuning | QloraTuning, Field(discriminator="method")]
 
 
 class Train(Section):
