@@ -19,7 +19,7 @@ from tunesmith.recipe.memory import Memory, memory_of, shapes_of
 from tunesmith.recipe.plan import Steps, steps_of
 from tunesmith.recipe.schema import Quantization, Recipe
 from tunesmith.tasks import task_for
-from tunesmith.tasks.tokenizer import Codec
+from tunesmith.tasks.markup import codec_of
 
 _GIB = 2**30
 # Most padded tokens of a micro-batch that the trainer makes by itself on a CPU; see train/train.py.
@@ -99,7 +99,7 @@ def plan_run(recipe: Path | str, overrides: Sequence[str] = (), *, out: Path | s
     origin = run.origin if run.environment.exists() else Path(recipe).parent
     base = resolve(loaded.model.base, relative_to=origin)
     _refuse_what_cannot_be_quantized(loaded)
-    task = task_for(loaded.data, Codec.load(base.root.path))
+    task = task_for(loaded.data, codec_of(base, loaded.model.chat_markup))
     rows = list(examine(loaded, task, folder=origin))
     kept = [row for row in rows if row.example is not None]
     counts = {name: sum(row.entry.split == name for row in kept) for name in SPLITS}

@@ -26,6 +26,7 @@ from tunesmith.report.sections import token_rows
 from tunesmith.report.wording import count, visible
 from tunesmith.tasks import task_for
 from tunesmith.tasks.base import Task
+from tunesmith.tasks.markup import codec_of
 from tunesmith.tasks.tokenizer import Codec
 
 Sample = dict[str, Any]
@@ -136,7 +137,7 @@ def _prepared(run: RunDir, split: str) -> Iterator[Sample]:
 
 
 def _reader(recipe: Recipe, model: ModelFolder) -> tuple[Codec, Task]:
-    codec = Codec.load(model.root.path)
+    codec = codec_of(model, recipe.model.chat_markup)
     return codec, task_for(recipe.data, codec)
 
 

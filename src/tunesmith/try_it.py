@@ -16,6 +16,7 @@ from tunesmith.model.quantized import trained_quantization
 from tunesmith.recipe.schema import ChatData, CompletionData, Data, FileSource, TextData
 from tunesmith.tasks import task_for
 from tunesmith.tasks.base import Task
+from tunesmith.tasks.markup import codec_of
 from tunesmith.tasks.tokenizer import Codec
 
 
@@ -46,7 +47,7 @@ def open_chatter(reference: str) -> Chatter:
         RecipeError: there is no such model.
     """
     found = resolve(reference)
-    codec = Codec.load(found.root.path)
+    codec = codec_of(found)
     data = _data_of(found, codec)
     model = open_model(found, machine(quantized=trained_quantization(found) is not None)).eval()
     return Chatter(model, task_for(data, codec), keeps_turns=isinstance(data, ChatData))

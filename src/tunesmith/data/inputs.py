@@ -19,4 +19,5 @@ def inputs(recipe: Recipe, run: RunDir) -> dict[str, Any]:
         "seed": recipe.seed,
         "source": digest_source(recipe.data.source, folder=run.origin),
         "tokenizer": model.root.tokenizer_digest(),
+        "chat_markup": [model.chat_markup, recipe.model.chat_markup],
     }

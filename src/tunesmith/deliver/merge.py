@@ -10,7 +10,7 @@ from tunesmith.core.files import new_folder, write_json
 from tunesmith.fetch.reference import CARD, resolve
 from tunesmith.model.adapters import open_model, save_model
 from tunesmith.model.load import Machine
-from tunesmith.tasks.tokenizer import Codec
+from tunesmith.tasks.markup import codec_of
 
 
 def merge_model(reference: str, out: Path | str) -> Path:
@@ -36,6 +36,6 @@ def merge_model(reference: str, out: Path | str) -> Path:
     about_adapters = ("base", "base_digest", "quantization")
     with new_folder(folder, merged=reference) as fresh:
         save_model(model.to(own or torch.float32), fresh, base=found.root.reference)
-        Codec.load(found.root.path).tokenizer.save_pretrained(fresh)
+        codec_of(found).tokenizer.save_pretrained(fresh)
         write_json(fresh / CARD, {key: value for key, value in found.card.items() if key not in about_adapters})
     return folder

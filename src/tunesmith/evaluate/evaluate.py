@@ -24,6 +24,7 @@ from tunesmith.recipe.schema import Recipe, TextData
 from tunesmith.scoring.metrics import LIKELIHOOD, expand, score
 from tunesmith.tasks import task_for
 from tunesmith.tasks.base import Task
+from tunesmith.tasks.markup import codec_of
 from tunesmith.tasks.tokenizer import Codec
 
 # Answers that nothing scores are still worth reading: how many of them are made.
@@ -36,7 +37,7 @@ def evaluate(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     stated = inputs(recipe, run)
     base = resolve(recipe.model.base, relative_to=run.origin)
     tuned = resolve(f"run:{run.path.resolve()}", relative_to=run.origin)
-    codec = Codec.load(base.root.path)
+    codec = codec_of(base, recipe.model.chat_markup)
     task = task_for(recipe.data, codec)
     examples, places = _chosen(recipe, run)
     quantization = quantization_of(recipe)
@@ -44,9 +45,9 @@ def evaluate(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     scores, conditions, digests = {}, {}, {}
     for name, model in (("base", base), ("tuned", tuned)):
         interrupt.check()
-        # The base as training started from it: adapters of its own folded in, and quantized where the tuned one is.
-        started: dict[str, Any] = {"merged": True, "quantization": quantization} if name == "base" else {}
-        loaded = open_model(model, on, attention=recipe.model.attention, **started)
+        # The base as training started from it: adapters of its own folded in, quantized and marked up as the tuned one.
+        started: dict[str, Any] = {"merged": True, "quantization": quantization, "new_tokens": codec.new_ids}
+        loaded = open_model(model, on, attention=recipe.model.attention, **started if name == "base" else {})
         key = [model.digest(), on.precision, str(quantization)]
         lines, generations, digest = _subject(name, loaded, key, recipe, run, on, task, codec, examples, places)
         del loaded
@@ -58,7 +59,11 @@ def evaluate(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     verdict = judge(recipe, scores["base"], scores["tuned"], groups=[e.group for e in examples])
     verdict |= {"health": conditions, "digests": {"questions": digests["base"], "base": base.digest()}}
     verdict["digests"]["tuned"] = tuned.digest()
-    verdict["conditions"] = {"precision": on.precision, "quantization": str(quantization) if quantization else None}
+    verdict["conditions"] = {
+        "precision": on.precision,
+        "quantization": str(quantization) if quantization else None,
+        "chat_markup": recipe.model.chat_markup,
+    }
     if quantization:
         verdict["reasons"].append(f"base and tuned both answered on weights in {quantization}")
     write_json(run.verdict, verdict)

@@ -1,7 +1,7 @@
 """What is trained and what is saved: full weights, or LoRA by peft."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,17 +12,22 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from tunesmith.core.errors import DamagedFile, RecipeError
+from tunesmith.core.files import read_json
 from tunesmith.fetch.reference import ModelFolder
 from tunesmith.model.load import Machine, load_base
 from tunesmith.model.lora_linear import use_compute_dtype
+from tunesmith.model.new_tokens import make_room, start_rows, trained_rows
 from tunesmith.model.quantized import trained_quantization
 from tunesmith.recipe.schema import FullTuning, LoraBase, Quantization
 
 _WEIGHTS = "adapter_model.safetensors"
 
 
-def make_trainable(model: Any, tuning: FullTuning | LoraBase, *, seed: int) -> Any:
+def make_trainable(model: Any, tuning: FullTuning | LoraBase, *, seed: int, new_tokens: Sequence[int] = ()) -> Any:
     """Return the model with its trained weights marked; adapters are drawn from `seed`.
+
+    Args:
+        new_tokens: tokens whose rows are trained beside adapters.
 
     Raises:
         RecipeError: a name of `tuning.target` matches no module, or peft cannot adapt it.
@@ -40,6 +45,7 @@ def make_trainable(model: Any, tuning: FullTuning | LoraBase, *, seed: int) -> A
         use_rslora=tuning.rslora,
         use_dora=tuning.dora,
         target_modules=target,
+        trainable_token_indices=trained_rows(model, new_tokens),
         task_type="CAUSAL_LM",
     )
     try:
@@ -96,7 +102,8 @@ def restore_weights(model: Any, folder: Path) -> None:
     """Put saved weights into a model that `make_trainable` returned; raise DamagedFile unless all fit."""
     if isinstance(model, PeftModel):
         result = set_peft_model_state_dict(model, load_file(folder / _WEIGHTS))
-        strange = [*result.unexpected_keys, *(key for key in result.missing_keys if _is_trained(key))]
+        ours = {name for name, _ in trained_parameters(model)}  # a tied output layer shares those of the embedding
+        strange = [*result.unexpected_keys, *(key for key in result.missing_keys if key in ours)]
     else:
         # By transformers, because on disk some weights have other names and shapes than in memory (experts, heads).
         saved, report = type(model).from_pretrained(
@@ -116,6 +123,7 @@ def open_model(
     attention: str = "auto",
     merged: bool = False,
     quantization: Quantization | None = None,
+    new_tokens: Sequence[int] = (),
 ) -> Any:
     """Load a model of any kind. An adapter comes on weights that are kept as they were when it was trained.
 
@@ -123,17 +131,22 @@ def open_model(
         merged: fold adapters into the weights, to train on top of them: W + (alpha / r) B A, with W as it is in the
             base's own files, also where the adapter was trained on a quantized W.
         quantization: how the weights are kept, of a model that is to be trained or compared; it is merged before.
+        new_tokens: tokens that the model does not know yet and gets rows for.
     """
     settings: dict[str, Any] = {"dtype": dtype, "attention": attention}
     if model.base is None:
-        return load_base(model, on, quantization=quantization, **settings)
-    if quantization is not None:
+        opened = load_base(model, on, quantization=quantization, **settings)
+    elif quantization is not None:
         with tempfile.TemporaryDirectory() as place:  # transformers quantizes what it reads from files
             open_model(model, replace(on, device=torch.device("cpu")), merged=True, **settings).save_pretrained(place)
-            return load_base(ModelFolder(model.reference, Path(place)), on, quantization=quantization, **settings)
-    below = None if merged else trained_quantization(model)
-    adapted = attach_adapter(open_model(model.base, on, merged=True, quantization=below, **settings), model.path)
-    return adapted.merge_and_unload(safe_merge=True) if merged else adapted
+            whole = ModelFolder(model.reference, Path(place))
+            opened = load_base(whole, on, quantization=quantization, **settings)
+    else:
+        below = None if merged else trained_quantization(model)
+        opened = attach_adapter(open_model(model.base, on, merged=True, quantization=below, **settings), model.path)
+        opened = opened.merge_and_unload(safe_merge=True) if merged else opened
+    start_rows(opened, new_tokens)
+    return opened
 
 
 def attach_adapter(model: Any, folder: Path) -> Any:
@@ -148,6 +161,7 @@ def attach_adapter(model: Any, folder: Path) -> Any:
             "its weights are a pickle (*.bin), which can run code; convert it" if list(folder.glob("*.bin")) else None
         )
         raise RecipeError(f"is an adapter without {_WEIGHTS}", where=str(folder), hint=hint)
+    make_room(model, _trained_tokens(folder))
     try:
         adapted = PeftModel.from_pretrained(model, str(folder))
         with safe_open(folder / _WEIGHTS, "pt") as file:
@@ -164,6 +178,12 @@ def attach_adapter(model: Any, folder: Path) -> Any:
         raise DamagedFile("changes nothing: its weights are all zero", where=str(folder))
     use_compute_dtype(adapted)
     return adapted
+
+
+def _trained_tokens(folder: Path) -> list[int]:
+    """Return the tokens that an adapter brings rows for."""
+    found = read_json(folder / "adapter_config.json").get("trainable_token_indices") or []
+    return sorted({token for ids in found.values() for token in ids} if isinstance(found, dict) else found)
 
 
 def _is_trained(name: str) -> bool:

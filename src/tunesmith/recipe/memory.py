@@ -14,6 +14,8 @@ from tunesmith.core.errors import RecipeError
 from tunesmith.recipe.schema import FullTuning, LoraTuning, QloraTuning, Recipe
 
 _GIB = 2**30
+# Whose linear layers are kept as [in, out].
+_STORED_TURNED = ("gpt2", "openai-gpt")
 _LIBRARIES_GIB = 0.6  # torch, transformers and Python themselves, resident
 
 
@@ -59,8 +61,9 @@ def shapes_of(folder: Path) -> Shapes:
     config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config = config.get("text_config", config)
     vocabulary = int(config.get("vocab_size", 0))
+    turned = config.get("model_type") in _STORED_TURNED
     linear = [
-        (name.removesuffix(".weight"), shape[0], shape[1])
+        (name.removesuffix(".weight"), shape[turned], shape[not turned])
         for name, shape in tensors.items()
         if len(shape) == 2 and vocabulary not in shape and "embed" not in name and "wpe" not in name
     ]

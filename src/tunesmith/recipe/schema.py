@@ -57,6 +57,11 @@ class Model(Section):
         "auto",
         description="Attention of transformers; `auto` is its own choice, and eager where scores are soft-capped.",
     )
+    chat_markup: Literal["chatml"] | None = Field(
+        None,
+        description="Markup for a model without a chat template: ChatML's two tokens are added, and the rows of the "
+        "embedding that they get are trained.",
+    )
 
 
 class FileSource(Section):
@@ -411,5 +416,8 @@ def _split_problems(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
 
 
 def _effectless(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
+    reads_markup = recipe.data.task == "chat" or (recipe.data.task == "text" and recipe.data.control_tokens)
+    if recipe.model.chat_markup is not None and not reads_markup:
+        yield ("model", "chat_markup"), "has no effect where neither `task: chat` nor `control_tokens: true` reads it"
     if isinstance(recipe.train.micro_batch, int) and recipe.train.micro_batch > recipe.train.examples_per_step:
         yield ("train", "micro_batch"), "is more than train.examples_per_step, so a part of it would have no effect"

@@ -22,6 +22,7 @@ from tunesmith.model.quantized import quantization_of
 from tunesmith.model.speed import remember_speed
 from tunesmith.recipe.plan import steps_of
 from tunesmith.recipe.schema import FullTuning, Recipe
+from tunesmith.tasks.markup import codec_of
 from tunesmith.tasks.tokenizer import Codec
 from tunesmith.train.checkpoint import State, latest_state, prune, restore, save_checkpoint
 from tunesmith.train.inputs import inputs
@@ -45,7 +46,7 @@ def train(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     state = latest_state(run, digest_of(stated)) or State(0, digest_of(stated))
     base = resolve(recipe.model.base, relative_to=run.origin)
     on = machine(recipe.model.precision, quantized=quantization_of(recipe) is not None)
-    codec = Codec.load(base.root.path)
+    codec = codec_of(base, recipe.model.chat_markup)
     setup = _setup(recipe, run, base, on, codec)
     optimizer = make_optimizer(setup.model, recipe.train)
     if state.step:
@@ -60,11 +61,10 @@ def _setup(recipe: Recipe, run: RunDir, base: ModelFolder, on: Machine, codec: C
     tokens = TokenSet(run.tokens("train"))
     # Full fine-tuning keeps fp32 masters and computes in less by autocast; LoRA's base is never updated.
     dtype = torch.float32 if isinstance(recipe.tuning, FullTuning) else on.compute
-    model = open_model(
-        base, on, dtype=dtype, attention=recipe.model.attention, merged=True, quantization=quantization_of(recipe)
-    )
+    started: dict[str, Any] = {"quantization": quantization_of(recipe), "new_tokens": codec.new_ids}
+    model = open_model(base, on, dtype=dtype, attention=recipe.model.attention, merged=True, **started)
     _refuse_rows_beyond(most_positions(model), run)
-    model = make_trainable(model, recipe.tuning, seed=recipe.seed)
+    model = make_trainable(model, recipe.tuning, seed=recipe.seed, new_tokens=codec.new_ids)
     plan = steps_of(recipe, len(tokens))
     return Setup(recipe, plan, on, model, tokens, codec.pad_id, _MOST_TOKENS[on.device.type])
 
@@ -89,6 +89,7 @@ def _card(recipe: Recipe, base: ModelFolder, stated: dict[str, Any]) -> dict[str
         "base_digest": base.digest(),
         "data": recipe.data.model_dump(mode="json", exclude={"source", "split"}),
         "quantization": quantization.model_dump(mode="json") if quantization else None,
+        "chat_markup": recipe.model.chat_markup,
         "inputs": digest_of(stated),
         "name": recipe.name,
     }
