@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tunesmith.core.errors import TunesmithError
     from tunesmith.deliver.merge import merge_model
+    from tunesmith.model.adapter_set import AdapterSet
     from tunesmith.pipeline import run_recipe
     from tunesmith.preflight import plan_run
     from tunesmith.recipe.load import load_recipe
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from tunesmith.try_it import Chatter, open_chatter
 
 _HOMES = {
+    "AdapterSet": "tunesmith.model.adapter_set",
     "Chatter": "tunesmith.try_it",
     "Registry": "tunesmith.registry.store",
     "TunesmithError": "tunesmith.core.errors",
@@ -33,7 +35,7 @@ _HOMES = {
 }
 
 __all__ = [
-    "Chatter", "Registry", "TunesmithError", "Verdict", "__version__", "load_recipe", "merge_model",
+    "AdapterSet", "Chatter", "Registry", "TunesmithError", "Verdict", "__version__", "load_recipe", "merge_model",
     "open_chatter", "paired_verdict", "plan_run", "run_recipe", "score",
 ]  # fmt: skip
 

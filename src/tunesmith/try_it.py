@@ -9,6 +9,7 @@ from pydantic import TypeAdapter
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.records import Turn
 from tunesmith.fetch.reference import ModelFolder, resolve
+from tunesmith.model.adapter_set import AdapterSet
 from tunesmith.model.adapters import open_model
 from tunesmith.model.generate import generate
 from tunesmith.model.load import machine
@@ -40,16 +41,20 @@ class Chatter:
         return said
 
 
-def open_chatter(reference: str) -> Chatter:
+def open_chatter(reference: str, *, adapters: AdapterSet | None = None) -> Chatter:
     """Load a model by any reference; one that tunesmith tuned brings its task along.
+
+    Args:
+        adapters: a set in which `reference` is a name; that adapter is put to use, and answers until another one is.
 
     Raises:
         RecipeError: there is no such model.
     """
-    found = resolve(reference)
+    found = adapters.folder(reference) if adapters else resolve(reference)
     codec = codec_of(found)
     data = _data_of(found, codec)
-    model = open_model(found, machine(quantized=trained_quantization(found) is not None)).eval()
+    quantized = trained_quantization(found) is not None
+    model = adapters.use(reference) if adapters else open_model(found, machine(quantized=quantized)).eval()
     return Chatter(model, task_for(data, codec), keeps_turns=isinstance(data, ChatData))
 
 

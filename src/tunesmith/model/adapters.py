@@ -1,7 +1,7 @@
 """What is trained and what is saved: full weights, or LoRA by peft."""
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -101,7 +101,10 @@ def save_model(model: Any, folder: Path, *, base: str) -> None:
 def restore_weights(model: Any, folder: Path) -> None:
     """Put saved weights into a model that `make_trainable` returned; raise DamagedFile unless all fit."""
     if isinstance(model, PeftModel):
-        result = set_peft_model_state_dict(model, load_file(folder / _WEIGHTS))
+        try:
+            result = set_peft_model_state_dict(model, load_file(folder / _WEIGHTS))
+        except KeyError as error:  # rows of new tokens that are not there
+            raise DamagedFile(f"does not fit the model: lacks {error}", where=str(folder)) from error
         ours = {name for name, _ in trained_parameters(model)}  # a tied output layer shares those of the embedding
         strange = [*result.unexpected_keys, *(key for key in result.missing_keys if key in ours)]
     else:
@@ -149,8 +152,12 @@ def open_model(
     return opened
 
 
-def attach_adapter(model: Any, folder: Path) -> Any:
+def attach_adapter(model: Any, folder: Path, *, name: str = "default") -> Any:
     """Return a model with a saved adapter on it, for inference.
+
+    Args:
+        model: a whole model, or one with adapters of other names, which stay.
+        name: what peft is to call the adapter.
 
     Raises:
         RecipeError: the adapter has no safetensors weights; peft would read a pickle, or ask the hub.
@@ -161,26 +168,31 @@ def attach_adapter(model: Any, folder: Path) -> Any:
             "its weights are a pickle (*.bin), which can run code; convert it" if list(folder.glob("*.bin")) else None
         )
         raise RecipeError(f"is an adapter without {_WEIGHTS}", where=str(folder), hint=hint)
-    make_room(model, _trained_tokens(folder))
     try:
-        adapted = PeftModel.from_pretrained(model, str(folder))
+        if isinstance(model, PeftModel):
+            model.load_adapter(str(folder), adapter_name=name)
+            adapted = model
+        else:
+            make_room(model, trained_tokens(folder))
+            adapted = PeftModel.from_pretrained(model, str(folder), adapter_name=name)
         with safe_open(folder / _WEIGHTS, "pt") as file:
             stored = {name for name in file.keys() if _is_trained(name)}  # noqa: SIM118 (it is no dict)
-    except (SafetensorError, ValueError, RuntimeError) as error:
+    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         raise DamagedFile(f"does not fit the model: {' '.join(str(error).split())[:300]}", where=str(folder)) from error
     # peft only warns of weights that it did not find, and says nothing of those that found no place.
-    found = {name for name in get_peft_model_state_dict(adapted, save_embedding_layers=False) if _is_trained(name)}
+    weights = get_peft_model_state_dict(adapted, adapter_name=name, save_embedding_layers=False)
+    found = {key for key in weights if _is_trained(key)}
     if strange := sorted(stored ^ found):
         raise DamagedFile(f"does not fit the model: {strange[:3]}", where=str(folder))
-    if _changes_nothing(adapted):
+    if _changes_nothing({key: weights[key] for key in found}):
         raise DamagedFile("changes nothing: its weights are all zero", where=str(folder))
     use_compute_dtype(adapted)
     return adapted
 
 
-def _trained_tokens(folder: Path) -> list[int]:
+def trained_tokens(folder: Path) -> list[int]:
     """Return the tokens that an adapter brings rows for."""
     found = read_json(folder / "adapter_config.json").get("trainable_token_indices") or []
     return sorted({token for ids in found.values() for token in ids} if isinstance(found, dict) else found)
@@ -191,9 +203,8 @@ def _is_trained(name: str) -> bool:
     return "lora_" in name or "trainable_tokens_delta" in name
 
 
-def _changes_nothing(adapted: Any) -> bool:
+def _changes_nothing(weights: Mapping[str, torch.Tensor]) -> bool:
     """Say whether an adapter has plain LoRA only, and every update in it is zero."""
-    weights = [(name, weight) for name, weight in adapted.named_parameters() if _is_trained(name)]
-    others = [name for name, _ in weights if "lora_A" not in name and "lora_B" not in name]
-    ups = [weight for name, weight in weights if "lora_B" in name]
+    others = [name for name in weights if "lora_A" not in name and "lora_B" not in name]
+    ups = [weight for name, weight in weights.items() if "lora_B" in name]
     return bool(ups) and not others and not any(weight.any() for weight in ups)

@@ -18,7 +18,7 @@ _QUANTIZED = "peft.tuners.lora.bnb"
 def use_compute_dtype(model: Any) -> None:
     """Give plain LoRA layers of a low-precision model the forward pass below; leave all others to peft."""
     for module in model.modules():
-        if _is_plain(module):
+        if _is_plain(module) and "forward" not in vars(module):
             peft_forward = module.forward
             module.forward = types.MethodType(_forward(peft_forward), module)
 
@@ -36,8 +36,10 @@ def _forward(peft_forward: Any) -> Any:
     def forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Return W x + (alpha / r) B A dropout(x) for x [..., in]."""
         name = self.active_adapters[0] if len(self.active_adapters) == 1 else None
+        off = self.disable_adapters or self.merged or name not in self.lora_A
+        other = name in self.lora_variant or self.lora_bias.get(name)  # an adapter that came later
         exact = x.dtype == torch.float32  # quantized weights may be computed with in fp32
-        if exact or self.disable_adapters or self.merged or name not in self.lora_A or kwargs:
+        if off or other or exact or kwargs:
             result: torch.Tensor = peft_forward(x, *args, **kwargs)
             return result
         down = self.lora_A[name].weight.to(x.dtype)
