@@ -16,7 +16,7 @@ from tunesmith.data.split import choose
 from tunesmith.evaluate.inputs import inputs
 from tunesmith.evaluate.judge import judge
 from tunesmith.evaluate.subject import Questions, answer_all, health, likelihoods
-from tunesmith.fetch.reference import resolve
+from tunesmith.fetch.reference import ModelFolder, resolve
 from tunesmith.model.adapters import open_model
 from tunesmith.model.load import Machine, machine
 from tunesmith.model.quantized import quantization_of
@@ -40,18 +40,10 @@ def evaluate(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     codec = codec_of(base, recipe.model.chat_markup)
     task = task_for(recipe.data, codec)
     examples, places = _chosen(recipe, run)
-    quantization = quantization_of(recipe)
-    on = machine(recipe.model.precision, quantized=quantization is not None)
     scores, conditions, digests = {}, {}, {}
     for name, model in (("base", base), ("tuned", tuned)):
         interrupt.check()
-        # The base as training started from it: adapters of its own folded in, quantized and marked up as the tuned one.
-        started: dict[str, Any] = {"merged": True, "quantization": quantization, "new_tokens": codec.new_ids}
-        loaded = open_model(model, on, attention=recipe.model.attention, **started if name == "base" else {})
-        key = [model.digest(), on.precision, str(quantization)]
-        lines, generations, digest = _subject(name, loaded, key, recipe, run, on, task, codec, examples, places)
-        del loaded
-        gc.collect()
+        lines, generations, digest = _subject(name, model, recipe, run, task, codec, examples, places)
         write_jsonl(run.subject(name) / "scores.jsonl", lines)
         scores[name], conditions[name], digests[name] = lines, health(generations), digest
     if digests["base"] != digests["tuned"]:
@@ -59,13 +51,9 @@ def evaluate(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     verdict = judge(recipe, scores["base"], scores["tuned"], groups=[e.group for e in examples])
     verdict |= {"health": conditions, "digests": {"questions": digests["base"], "base": base.digest()}}
     verdict["digests"]["tuned"] = tuned.digest()
-    verdict["conditions"] = {
-        "precision": on.precision,
-        "quantization": str(quantization) if quantization else None,
-        "chat_markup": recipe.model.chat_markup,
-    }
-    if quantization:
-        verdict["reasons"].append(f"base and tuned both answered on weights in {quantization}")
+    verdict["conditions"] = _conditions(recipe)
+    if kept := verdict["conditions"]["quantization"]:
+        verdict["reasons"].append(f"base and tuned both answered on weights in {kept}")
     write_json(run.verdict, verdict)
     return seal_folder(
         run.stage("evaluate"),
@@ -74,6 +62,17 @@ def evaluate(recipe: Recipe, run: RunDir) -> dict[str, Any]:
         seconds=round(time.monotonic() - began, 3),
         verdict=verdict["verdict"],
     )
+
+
+def _machine(recipe: Recipe) -> Machine:
+    return machine(recipe.model.precision, quantized=quantization_of(recipe) is not None)
+
+
+def _conditions(recipe: Recipe) -> dict[str, str | None]:
+    """Return what holds for base and tuned alike, and is not in their files."""
+    kept = quantization_of(recipe)
+    words = {"precision": _machine(recipe).precision, "quantization": str(kept) if kept else None}
+    return {**words, "chat_markup": recipe.model.chat_markup}
 
 
 def _chosen(recipe: Recipe, run: RunDir) -> tuple[list[Example], list[int]]:
@@ -87,23 +86,26 @@ def _chosen(recipe: Recipe, run: RunDir) -> tuple[list[Example], list[int]]:
 
 def _subject(
     name: str,
-    loaded: Any,
-    identity: list[str],
+    model: ModelFolder,
     recipe: Recipe,
     run: RunDir,
-    on: Machine,
     task: Task,
     codec: Codec,
     examples: Sequence[Example],
     places: Sequence[int],
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], str]:
     """Return (scores a row, generations, digest of what was asked) of one model."""
+    on = _machine(recipe)
+    started: dict[str, Any] = {}
+    if name == "base":  # as training started from it: with adapters of its own folded in, kept and marked up alike
+        started = {"merged": True, "quantization": quantization_of(recipe), "new_tokens": codec.new_ids}
+    loaded = open_model(model, on, attention=recipe.model.attention, **started)
     scored = expand([metric for metric in recipe.evaluate.metrics if metric not in LIKELIHOOD])
     asked = list(examples) if scored else list(examples)[:_SAMPLES]
     prompts = tuple(tuple(task.prompt(e.turns)) for e in asked)
     questions = Questions(tuple(asked), prompts, task.stop_ids, recipe.evaluate.max_new_tokens)
     texts = [prompt_text(e, ids, codec, recipe) for e, ids in zip(asked, prompts, strict=True)]
-    key = digest_of([questions.digest, *identity])
+    key = digest_of([questions.digest, model.digest(), _conditions(recipe)])
     generations = answer_all(name, loaded, questions, task, run.subject(name), prompt_texts=texts, key=key)
     lines: list[dict[str, Any]] = [{"id": e.id} for e in examples]
     if set(recipe.evaluate.metrics) & set(LIKELIHOOD):
@@ -121,6 +123,8 @@ def _subject(
         for i, line in enumerate(lines):
             failed = generations[i]["error"] is not None
             line |= {metric: 0.0 if failed else values[metric][i] for metric in values}
+    del loaded
+    gc.collect()
     return lines, generations, questions.digest
 
 
