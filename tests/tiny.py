@@ -13,8 +13,13 @@ SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 CORPUS = [f"Say {a} and {b}, then {c}." for a in ("one", "two", "red") for b in ("blue", "cat") for c in ("dog", "go")]
 
 
-def tokenizer(template: str | None = CHATML, *, markup: Sequence[str] = ("<think>", "</think>")) -> Any:
-    """Return a byte-level BPE tokenizer of about 300 tokens: any text, three control tokens, pad = eos."""
+def tokenizer(
+    template: str | None = CHATML,
+    *,
+    markup: Sequence[str] = ("<think>", "</think>"),
+    specials: Sequence[str] = SPECIALS,
+) -> Any:
+    """Return a byte-level BPE tokenizer of about 300 tokens: any text; the last of `specials` is pad and eos."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -22,12 +27,12 @@ def tokenizer(template: str | None = CHATML, *, markup: Sequence[str] = ("<think
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=300, special_tokens=list(SPECIALS), initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        vocab_size=300, special_tokens=list(specials), initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )  # fmt: skip
     backend.train_from_iterator(CORPUS, trainer)
     backend.add_tokens([AddedToken(text, special=False, normalized=False) for text in markup])
-    made = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|im_end|>")
+    made = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=specials[-1], pad_token=specials[-1])
     made.chat_template = template
     return made
 
@@ -63,19 +68,31 @@ def _no_dropout(*names: str) -> dict[str, float]:
     return {f"{name}_pdrop": 0.0 for name in names}
 
 
+def save_plain_model(folder: Path, kind: str, *, spare_rows: int = 0) -> Path:
+    """Write a random model that knows no markup: one control token, no template, and no rows but `spare_rows` more."""
+    made = tokenizer(None, specials=["<|endoftext|>"])
+    shape = config(kind)
+    shape.vocab_size, shape.bos_token_id, shape.eos_token_id, shape.pad_token_id = len(made) + spare_rows, 0, 0, 0
+    return _saved(folder, shape, made, seed=0)
+
+
 def save_model(folder: Path, kind: str, *, template: str | None = CHATML, seed: int = 0) -> Path:
     """Write a random model and its tokenizer to a folder, as `save_pretrained` does; return the folder."""
+    return _saved(folder, config(kind), tokenizer(template), seed=seed)
+
+
+def _saved(folder: Path, shape: Any, made: Any, *, seed: int) -> Path:
     import torch
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config(kind), dtype=torch.float32)
+    model = AutoModelForCausalLM.from_config(shape, dtype=torch.float32)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if weight.ndim >= 2 and "norm" not in name:
                 weight.normal_(0, 0.15)  # transformers draws so small that all models answer alike
     model.save_pretrained(folder)
-    tokenizer(template).save_pretrained(folder)
+    made.save_pretrained(folder)
     return folder
 
 

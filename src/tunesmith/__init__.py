@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tunesmith.core.errors import TunesmithError
+    from tunesmith.deliver.merge import merge_model
     from tunesmith.ladder.climb import run_ladder
+    from tunesmith.model.adapter_set import AdapterSet
     from tunesmith.pipeline import run_recipe
     from tunesmith.preflight import plan_run
     from tunesmith.recipe.load import load_recipe
@@ -19,11 +21,13 @@ if TYPE_CHECKING:
     from tunesmith.try_it import Chatter, open_chatter
 
 _HOMES = {
+    "AdapterSet": "tunesmith.model.adapter_set",
     "Chatter": "tunesmith.try_it",
     "Registry": "tunesmith.registry.store",
     "TunesmithError": "tunesmith.core.errors",
     "Verdict": "tunesmith.scoring.verdict",
     "load_recipe": "tunesmith.recipe.load",
+    "merge_model": "tunesmith.deliver.merge",
     "open_chatter": "tunesmith.try_it",
     "paired_verdict": "tunesmith.scoring.verdict",
     "plan_run": "tunesmith.preflight",
@@ -33,8 +37,8 @@ _HOMES = {
 }
 
 __all__ = [
-    "Chatter", "Registry", "TunesmithError", "Verdict", "__version__", "load_recipe", "open_chatter",
-    "paired_verdict", "plan_run", "run_ladder", "run_recipe", "score",
+    "AdapterSet", "Chatter", "Registry", "TunesmithError", "Verdict", "__version__", "load_recipe", "merge_model",
+    "open_chatter", "paired_verdict", "plan_run", "run_ladder", "run_recipe", "score",
 ]  # fmt: skip
 
 

@@ -149,10 +149,15 @@ def write_origin(recipe: Recipe, run: RunDir, file: Path) -> None:
         write_json(run.environment, {"recipe_folder": origin, **environment()})
 
 
+_PACKAGES = (
+    "tunesmith", "torch", "transformers", "peft", "bitsandbytes", "datasets", "tokenizers", "safetensors", "numpy",
+)  # fmt: skip
+
+
 def environment() -> dict[str, Any]:
     """Return what machine this is and which versions are installed, without importing any of them."""
     versions: dict[str, str | None] = {}
-    for name in ("tunesmith", "torch", "transformers", "peft", "datasets", "tokenizers", "safetensors", "numpy"):
+    for name in _PACKAGES:
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

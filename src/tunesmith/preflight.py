@@ -16,10 +16,10 @@ from tunesmith.model.speed import remembered_speed
 from tunesmith.pipeline import open_run, work_left
 from tunesmith.recipe.memory import Memory, memory_of, shapes_of
 from tunesmith.recipe.plan import MOST_TOKENS, Steps, steps_of
-from tunesmith.recipe.schema import Recipe
+from tunesmith.recipe.schema import Quantization, Recipe
 from tunesmith.scoring.own import own_metrics
 from tunesmith.tasks import task_for
-from tunesmith.tasks.tokenizer import Codec
+from tunesmith.tasks.markup import codec_of
 
 _GIB = 2**30
 _BARS = " \u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
@@ -117,11 +117,22 @@ def plan_run(recipe: Path | str, overrides: Sequence[str] = (), *, out: Path | s
     origin = run.origin if run.environment.exists() else Path(recipe).parent
     own_metrics(loaded.evaluate.metrics, origin)
     base = resolve(loaded.model.base, relative_to=origin)
-    task = task_for(loaded.data, Codec.load(base.root.path))
+    _refuse_what_cannot_be_quantized(loaded)
+    task = task_for(loaded.data, codec_of(base, loaded.model.chat_markup))
     gathered = gather(loaded, task, folder=origin)
     plan = _plan(loaded, run, base, gathered)
     _refuse_what_does_not_fit(plan)
     return plan
+
+
+def _refuse_what_cannot_be_quantized(recipe: Recipe) -> None:
+    """Raise RecipeError where this machine lacks what `method: qlora` needs; nothing slow is imported for others."""
+    if isinstance(recipe.tuning, Quantization):
+        from tunesmith.model.load import machine
+        from tunesmith.model.quantized import require_quantization
+
+        on = machine(recipe.model.precision, quantized=True)
+        require_quantization(recipe.tuning, on.device, on.compute)
 
 
 def _plan(recipe: Recipe, run: RunDir, base: ModelFolder, gathered: Gathered) -> RunPlan:

@@ -25,6 +25,7 @@ from tunesmith.recipe.schema import Recipe
 from tunesmith.report.collect import whole_lines
 from tunesmith.tasks import task_for
 from tunesmith.tasks.base import Task
+from tunesmith.tasks.markup import codec_of
 from tunesmith.tasks.tokenizer import Codec
 
 Sample = dict[str, Any]
@@ -165,7 +166,7 @@ def _asked(rows: Iterable[_Found], answers: Answers) -> Iterator[_Found]:
 
 
 def _reader(recipe: Recipe, model: ModelFolder) -> tuple[Codec, Task]:
-    codec = Codec.load(model.root.path)
+    codec = codec_of(model, recipe.model.chat_markup)
     return codec, task_for(recipe.data, codec)
 
 

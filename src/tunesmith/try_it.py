@@ -9,13 +9,16 @@ from pydantic import TypeAdapter
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.records import Turn
 from tunesmith.fetch.reference import ModelFolder, resolve
+from tunesmith.model.adapter_set import AdapterSet
 from tunesmith.model.adapters import open_model
 from tunesmith.model.generate import generate
 from tunesmith.model.load import machine
+from tunesmith.model.quantized import trained_quantization
 from tunesmith.recipe.rows import FileSource
 from tunesmith.recipe.schema import ChatData, CompletionData, Data, Seq2SeqData, TextData
 from tunesmith.tasks import task_for
 from tunesmith.tasks.base import Task
+from tunesmith.tasks.markup import codec_of
 from tunesmith.tasks.tokenizer import Codec
 
 
@@ -46,16 +49,20 @@ class Chatter:
         return said
 
 
-def open_chatter(reference: str) -> Chatter:
+def open_chatter(reference: str, *, adapters: AdapterSet | None = None) -> Chatter:
     """Load a model by any reference; one that tunesmith tuned brings its task along.
+
+    Args:
+        adapters: a set in which `reference` is a name; that adapter is put to use, and answers until another one is.
 
     Raises:
         RecipeError: there is no such model.
     """
-    found = resolve(reference)
-    codec = Codec.load(found.root.path)
+    found = adapters.folder(reference) if adapters else resolve(reference)
+    codec = codec_of(found)
     data = _data_of(found, codec)
-    model = open_model(found, machine()).eval()
+    quantized = trained_quantization(found) is not None
+    model = adapters.use(reference) if adapters else open_model(found, machine(quantized=quantized)).eval()
     return Chatter(model, task_for(data, codec), keeps_turns=isinstance(data, ChatData))
 
 

@@ -23,4 +23,5 @@ def inputs(recipe: Recipe, run: RunDir) -> dict[str, Any]:
         "source": digest_sources(recipe.data.source, folder=run.origin),
         "tokenizer": model.root.tokenizer_digest(),
         **config,
+        "chat_markup": [model.chat_markup, recipe.model.chat_markup],
     }

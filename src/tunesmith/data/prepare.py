@@ -16,6 +16,7 @@ from tunesmith.data.token_view import token_view
 from tunesmith.fetch.reference import resolve
 from tunesmith.recipe.schema import Recipe
 from tunesmith.tasks import task_for
+from tunesmith.tasks.markup import codec_of
 from tunesmith.tasks.tokenizer import Codec
 
 _SAMPLES = 3
@@ -29,7 +30,7 @@ def prepare(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     """
     began = time.monotonic()
     stated = inputs(recipe, run)
-    codec = Codec.load(resolve(recipe.model.base, relative_to=run.origin).root.path)
+    codec = codec_of(resolve(recipe.model.base, relative_to=run.origin), recipe.model.chat_markup)
     task = task_for(recipe.data, codec)
     progress = Progress("prepare", unit="rows")
     gathered = gather(recipe, task, folder=run.origin, seen=progress.update)

@@ -18,12 +18,14 @@ from tunesmith.evaluate.judge import judge
 from tunesmith.evaluate.subject import Questions, answer_all, health, likelihoods
 from tunesmith.fetch.reference import ModelFolder, resolve
 from tunesmith.model.adapters import open_model
-from tunesmith.model.load import machine
+from tunesmith.model.load import Machine, machine
+from tunesmith.model.quantized import quantization_of
 from tunesmith.recipe.schema import Recipe, TextData
 from tunesmith.scoring.metrics import LIKELIHOOD, expand, score
 from tunesmith.scoring.own import OwnMetric, own_metrics
 from tunesmith.tasks import task_for
 from tunesmith.tasks.base import Task
+from tunesmith.tasks.markup import codec_of
 from tunesmith.tasks.tokenizer import Codec
 
 # Answers that nothing scores are still worth reading: how many of them are made.
@@ -36,7 +38,7 @@ def evaluate(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     stated = inputs(recipe, run)
     base = resolve(recipe.model.base, relative_to=run.origin)
     tuned = resolve(f"run:{run.path.resolve()}", relative_to=run.origin)
-    codec = Codec.load(base.root.path)
+    codec = codec_of(base, recipe.model.chat_markup)
     task = task_for(recipe.data, codec)
     own = own_metrics(recipe.evaluate.metrics, run.origin)
     examples, places = _chosen(recipe, run)
@@ -53,6 +55,9 @@ def evaluate(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     verdict = judge(recipe, scores["base"], scores["tuned"], groups=groups, lower_is_better=lower)
     verdict |= {"health": conditions, "digests": {"questions": digests["base"], "base": base.digest()}}
     verdict["digests"]["tuned"] = tuned.digest()
+    verdict["conditions"] = _conditions(recipe)
+    if kept := verdict["conditions"]["quantization"]:
+        verdict["reasons"].append(f"base and tuned both answered on weights in {kept}")
     write_json(run.verdict, verdict)
     return seal_folder(
         run.stage("evaluate"),
@@ -61,6 +66,17 @@ def evaluate(recipe: Recipe, run: RunDir) -> dict[str, Any]:
         seconds=round(time.monotonic() - began, 3),
         verdict=verdict["verdict"],
     )
+
+
+def _machine(recipe: Recipe) -> Machine:
+    return machine(recipe.model.precision, quantized=quantization_of(recipe) is not None)
+
+
+def _conditions(recipe: Recipe) -> dict[str, str | None]:
+    """Return what holds for base and tuned alike, and is not in their files."""
+    kept = quantization_of(recipe)
+    words = {"precision": _machine(recipe).precision, "quantization": str(kept) if kept else None}
+    return {**words, "chat_markup": recipe.model.chat_markup}
 
 
 def _chosen(recipe: Recipe, run: RunDir) -> tuple[list[Example], list[int]]:
@@ -84,8 +100,11 @@ def _subject(
     own: Mapping[str, OwnMetric],
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], str]:
     """Return (scores a row, generations, digest of what was asked) of one model."""
-    on = machine(recipe.model.precision)
-    loaded = open_model(model, on, attention=recipe.model.attention)
+    on = _machine(recipe)
+    started: dict[str, Any] = {}
+    if name == "base":  # as training started from it: with adapters of its own folded in, kept and marked up alike
+        started = {"merged": True, "quantization": quantization_of(recipe), "new_tokens": codec.new_ids}
+    loaded = open_model(model, on, attention=recipe.model.attention, **started)
     scored = expand([metric for metric in recipe.evaluate.metrics if metric not in LIKELIHOOD])
     asked = list(examples) if scored else list(examples)[:_SAMPLES]
     prompts = tuple(tuple(task.prompt(e.turns)) for e in asked)
@@ -94,7 +113,7 @@ def _subject(
         tuple(asked), prompts, task.stop_ids, settings.max_new_tokens, task.opening_ids, settings.beams
     )
     texts = [prompt_text(e, ids, codec, recipe) for e, ids in zip(asked, prompts, strict=True)]
-    key = digest_of([questions.digest, model.digest(), on.precision])
+    key = digest_of([questions.digest, model.digest(), _conditions(recipe)])
     generations = answer_all(name, loaded, questions, task, run.subject(name), prompt_texts=texts, key=key)
     lines: list[dict[str, Any]] = [{"id": e.id} for e in examples]
     if set(recipe.evaluate.metrics) & set(LIKELIHOOD):

@@ -41,6 +41,14 @@ class ModelFolder:
         """What tunesmith wrote beside the weights, or nothing."""
         return dict(read_json(self.path / CARD)) if (self.path / CARD).exists() else {}
 
+    @property
+    def chat_markup(self) -> str | None:
+        """The markup that adapters added to the root's tokenizer; a whole model has its own beside it."""
+        if self.base is None:
+            return None
+        own = self.card.get("chat_markup")
+        return str(own) if own else self.base.chat_markup
+
     def digest(self) -> str:
         """Return a digest of all files, its base's included; sha256 is remembered by size and time of change."""
         manifest = self.path / MANIFEST

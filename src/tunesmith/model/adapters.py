@@ -1,6 +1,8 @@
 """What is trained and what is saved: full weights, or LoRA by peft."""
 
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +12,22 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from tunesmith.core.errors import DamagedFile, RecipeError
+from tunesmith.core.files import read_json
 from tunesmith.fetch.reference import ModelFolder
 from tunesmith.model.load import Machine, load_base
 from tunesmith.model.lora_linear import use_compute_dtype
-from tunesmith.recipe.schema import FullTuning, LoraTuning
+from tunesmith.model.new_tokens import make_room, start_rows, trained_rows
+from tunesmith.model.quantized import trained_quantization
+from tunesmith.recipe.schema import FullTuning, LoraBase, Quantization
 
 _WEIGHTS = "adapter_model.safetensors"
 
 
-def make_trainable(model: Any, tuning: FullTuning | LoraTuning, *, seed: int) -> Any:
+def make_trainable(model: Any, tuning: FullTuning | LoraBase, *, seed: int, new_tokens: Sequence[int] = ()) -> Any:
     """Return the model with its trained weights marked; adapters are drawn from `seed`.
+
+    Args:
+        new_tokens: tokens whose rows are trained beside adapters.
 
     Raises:
         RecipeError: a name of `tuning.target` matches no module, or peft cannot adapt it.
@@ -34,13 +42,16 @@ def make_trainable(model: Any, tuning: FullTuning | LoraTuning, *, seed: int) ->
         r=tuning.rank,
         lora_alpha=tuning.alpha,
         lora_dropout=tuning.dropout,
+        use_rslora=tuning.rslora,
+        use_dora=tuning.dora,
         target_modules=target,
+        trainable_token_indices=trained_rows(model, new_tokens),
         task_type="SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM",
     )
     try:
         adapted = get_peft_model(model, config)
     except ValueError as error:
-        raise RecipeError(f"cannot be adapted: {str(error).splitlines()[0]}", where="tuning.target") from error
+        raise RecipeError(f"cannot be adapted: {str(error).splitlines()[0]}", where="tuning") from error
     use_compute_dtype(adapted)
     return adapted
 
@@ -75,6 +86,12 @@ def trained_parameters(model: Any) -> Iterator[tuple[str, torch.nn.Parameter]]:
     return ((name, weight) for name, weight in model.named_parameters() if weight.requires_grad)
 
 
+def count_parameters(model: Any) -> tuple[int, int]:
+    """Return how many weights are trained, and how many there are; two of 4 bits share a byte, and count as two."""
+    plain = model.get_base_model() if isinstance(model, PeftModel) else model
+    return sum(weight.numel() for _, weight in trained_parameters(model)), int(plain.num_parameters())
+
+
 def save_model(model: Any, folder: Path, *, base: str) -> None:
     """Write a PEFT adapter or a transformers model. The same weights give the same bytes.
 
@@ -96,8 +113,12 @@ def save_model(model: Any, folder: Path, *, base: str) -> None:
 def restore_weights(model: Any, folder: Path) -> None:
     """Put saved weights into a model that `make_trainable` returned; raise DamagedFile unless all fit."""
     if isinstance(model, PeftModel):
-        result = set_peft_model_state_dict(model, load_file(folder / _WEIGHTS))
-        strange = [*result.unexpected_keys, *(key for key in result.missing_keys if "lora_" in key)]
+        try:
+            result = set_peft_model_state_dict(model, load_file(folder / _WEIGHTS))
+        except KeyError as error:  # rows of new tokens that are not there
+            raise DamagedFile(f"does not fit the model: lacks {error}", where=str(folder)) from error
+        ours = {name for name, _ in trained_parameters(model)}  # a tied output layer shares those of the embedding
+        strange = [*result.unexpected_keys, *(key for key in result.missing_keys if key in ours)]
     else:
         # By transformers, because on disk some weights have other names and shapes than in memory (experts, heads).
         saved, report = type(model).from_pretrained(
@@ -110,23 +131,45 @@ def restore_weights(model: Any, folder: Path) -> None:
 
 
 def open_model(
-    model: ModelFolder, on: Machine, *, dtype: torch.dtype | None = None, attention: str = "auto", merged: bool = False
+    model: ModelFolder,
+    on: Machine,
+    *,
+    dtype: torch.dtype | None = None,
+    attention: str = "auto",
+    merged: bool = False,
+    quantization: Quantization | None = None,
+    new_tokens: Sequence[int] = (),
 ) -> Any:
-    """Load a model of any kind, its adapters on it; `merged` folds them into the weights, to train on top of them."""
-    loaded = load_base(model, on, dtype=dtype, attention=attention)
-    chain = []
-    while model.base is not None:
-        chain.append(model.path)
-        model = model.base
-    for index, folder in enumerate(reversed(chain)):
-        loaded = attach_adapter(loaded, folder)
-        if merged or index + 1 < len(chain):
-            loaded = loaded.merge_and_unload(safe_merge=True)
-    return loaded
+    """Load a model of any kind. An adapter comes on weights that are kept as they were when it was trained.
+
+    Args:
+        merged: fold adapters into the weights, to train on top of them: W + (alpha / r) B A, with W as it is in the
+            base's own files, also where the adapter was trained on a quantized W.
+        quantization: how the weights are kept, of a model that is to be trained or compared; it is merged before.
+        new_tokens: tokens that the model does not know yet and gets rows for.
+    """
+    settings: dict[str, Any] = {"dtype": dtype, "attention": attention}
+    if model.base is None:
+        opened = load_base(model, on, quantization=quantization, **settings)
+    elif quantization is not None:
+        with tempfile.TemporaryDirectory() as place:  # transformers quantizes what it reads from files
+            open_model(model, replace(on, device=torch.device("cpu")), merged=True, **settings).save_pretrained(place)
+            whole = ModelFolder(model.reference, Path(place))
+            opened = load_base(whole, on, quantization=quantization, **settings)
+    else:
+        below = None if merged else trained_quantization(model)
+        opened = attach_adapter(open_model(model.base, on, merged=True, quantization=below, **settings), model.path)
+        opened = opened.merge_and_unload(safe_merge=True) if merged else opened
+    start_rows(opened, new_tokens)
+    return opened
 
 
-def attach_adapter(model: Any, folder: Path) -> Any:
+def attach_adapter(model: Any, folder: Path, *, name: str = "default") -> Any:
     """Return a model with a saved adapter on it, for inference.
+
+    Args:
+        model: a whole model, or one with adapters of other names, which stay.
+        name: what peft is to call the adapter.
 
     Raises:
         RecipeError: the adapter has no safetensors weights; peft would read a pickle, or ask the hub.
@@ -138,19 +181,42 @@ def attach_adapter(model: Any, folder: Path) -> Any:
         )
         raise RecipeError(f"is an adapter without {_WEIGHTS}", where=str(folder), hint=hint)
     try:
-        adapted = PeftModel.from_pretrained(model, str(folder))
+        if isinstance(model, PeftModel):
+            model.load_adapter(str(folder), adapter_name=name)
+            adapted = model
+        else:
+            make_room(model, trained_tokens(folder))
+            adapted = PeftModel.from_pretrained(model, str(folder), adapter_name=name)
         with safe_open(folder / _WEIGHTS, "pt") as file:
-            stored = {name for name in file.keys() if "lora_" in name}  # noqa: SIM118 (it is no dict)
-    except (SafetensorError, ValueError, RuntimeError) as error:
+            stored = {name for name in file.keys() if _is_trained(name)}  # noqa: SIM118 (it is no dict)
+    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         raise DamagedFile(f"does not fit the model: {' '.join(str(error).split())[:300]}", where=str(folder)) from error
     # peft only warns of weights that it did not find, and says nothing of those that found no place.
-    found = {name for name in get_peft_model_state_dict(adapted, save_embedding_layers=False) if "lora_" in name}
+    weights = get_peft_model_state_dict(adapted, adapter_name=name, save_embedding_layers=False)
+    found = {key for key in weights if _is_trained(key)}
     if strange := sorted(stored ^ found):
         raise DamagedFile(f"does not fit the model: {strange[:3]}", where=str(folder))
-    ups = [weight for name, weight in adapted.named_parameters() if "lora_B" in name]
-    if ups and not any(weight.any() for weight in ups):
+    if _changes_nothing({key: weights[key] for key in found}):
         raise DamagedFile("changes nothing: its weights are all zero", where=str(folder))
     use_compute_dtype(adapted)
     return adapted
+
+
+def trained_tokens(folder: Path) -> list[int]:
+    """Return the tokens that an adapter brings rows for."""
+    found = read_json(folder / "adapter_config.json").get("trainable_token_indices") or []
+    return sorted({token for ids in found.values() for token in ids} if isinstance(found, dict) else found)
+
+
+def _is_trained(name: str) -> bool:
+    """Say whether a weight by this name is a part of LoRA: its matrices, DoRA's lengths, rows of new tokens."""
+    return "lora_" in name or "trainable_tokens_delta" in name
+
+
+def _changes_nothing(weights: Mapping[str, torch.Tensor]) -> bool:
+    """Say whether an adapter has plain LoRA only, and every update in it is zero."""
+    others = [name for name in weights if "lora_A" not in name and "lora_B" not in name]
+    ups = [weight for name, weight in weights.items() if "lora_B" in name]
+    return bool(ups) and not others and not any(weight.any() for weight in ups)

@@ -12,6 +12,8 @@ from transformers.utils import logging as transformers_logging
 
 from tunesmith.core.errors import DamagedFile, RecipeError
 from tunesmith.fetch.reference import ModelFolder
+from tunesmith.model.quantized import bitsandbytes_config, require_quantization
+from tunesmith.recipe.schema import Quantization
 
 # Their activations go beyond what fp16 can hold; bf16, in which they were pretrained, has the range.
 _BEYOND_FP16 = frozenset({"t5", "mt5", "umt5", "longt5", "switch_transformers"})
@@ -29,7 +31,8 @@ class Machine:
     @property
     def precision(self) -> str:
         """The name of `compute` in recipes."""
-        return {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float64: "fp64"}[self.compute]
+        names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.float64: "fp64"}
+        return names[self.compute]
 
     def autocast(self, weights: torch.dtype) -> AbstractContextManager[Any]:
         """Compute in `compute` where the weights are kept in more."""
@@ -38,8 +41,12 @@ class Machine:
         return torch.autocast(self.device.type, dtype=self.compute)
 
 
-def machine(precision: str = "auto") -> Machine:
+def machine(precision: str = "auto", *, quantized: bool = False) -> Machine:
     """Return the device and the compute precision; `auto` is bf16 where the machine computes in it.
+
+    Args:
+        quantized: the weights are kept in 4 or 8 bits, so `auto` is fp16 on a GPU without bf16: whoever needs room for
+            weights has none for activations in fp32.
 
     Raises:
         RecipeError: bf16 is asked for and the machine only imitates it.
@@ -51,23 +58,37 @@ def machine(precision: str = "auto") -> Machine:
     if precision == "bf16" and device.type == "cuda" and not has_bf16:
         raise RecipeError("this GPU does not compute in bf16", where="model.precision", hint="use auto or fp32")
     use_bf16 = precision == "bf16" or (precision == "auto" and has_bf16)
-    return Machine(device, torch.bfloat16 if use_bf16 else torch.float32)
+    use_fp16 = quantized and precision == "auto" and device.type == "cuda" and not has_bf16
+    return Machine(device, torch.bfloat16 if use_bf16 else torch.float16 if use_fp16 else torch.float32)
 
 
-def load_base(model: ModelFolder, on: Machine, *, dtype: torch.dtype | None = None, attention: str = "auto") -> Any:
+def load_base(
+    model: ModelFolder,
+    on: Machine,
+    *,
+    dtype: torch.dtype | None = None,
+    attention: str = "auto",
+    quantization: Quantization | None = None,
+) -> Any:
     """Load the weights of a model's root folder.
 
     Args:
         dtype: precision the weights are kept in; default what the machine computes in.
+        quantization: how linear layers but the output are kept instead.
 
     Raises:
         RecipeError: the folder holds no language model that transformers can read, or not all of one, or it cannot
-            compute in this precision.
+            compute in this precision, or this machine cannot quantize.
         DamagedFile: a file of weights is not whole.
     """
     path = model.root.path
     _refuse_pickle(path)
     transformers_logging.disable_progress_bar()
+    quantized: dict[str, Any] = {}
+    if quantization is not None:
+        require_quantization(quantization, on.device, on.compute)
+        settings = bitsandbytes_config(quantization, on.compute)
+        quantized = {"quantization_config": settings, "device_map": {"": on.device}}
     try:
         config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         _refuse_overflow(config, on)
@@ -81,6 +102,7 @@ def load_base(model: ModelFolder, on: Machine, *, dtype: torch.dtype | None = No
             use_safetensors=True,
             ignore_mismatched_sizes=True,  # told below, by name
             output_loading_info=True,
+            **quantized,
         )
     except SafetensorError as error:
         raise DamagedFile(f"has weights that are not whole: {error}", where=str(path)) from error
@@ -99,7 +121,7 @@ def load_base(model: ModelFolder, on: Machine, *, dtype: torch.dtype | None = No
     # Sampling settings and limits that a model brings along would make base and tuned answer by different rules.
     own = loaded.generation_config
     loaded.generation_config = GenerationConfig(**{name: getattr(own, name, None) for name in _TOKENS_KEPT})
-    return loaded.to(on.device)
+    return loaded if quantized else loaded.to(on.device)
 
 
 def _attention(config: Any) -> str | None:

@@ -12,26 +12,35 @@ import torch
 from peft.tuners.lora import Linear
 from torch.nn import functional
 
+# Where peft has LoRA beside weights of 4 and 8 bits; to import it would import bitsandbytes for everybody.
+_QUANTIZED = "peft.tuners.lora.bnb"
+
 
 def use_compute_dtype(model: Any) -> None:
     """Give plain LoRA layers the forward pass below; leave all others to peft."""
     for module in model.modules():
-        if type(module) is Linear and _is_plain(module):
+        if _is_plain(module) and "forward" not in vars(module):
             peft_forward = module.forward
             module.forward = types.MethodType(_forward(peft_forward), module)
 
 
 def _is_plain(module: Any) -> bool:
+    """Say whether a layer is LoRA and nothing more."""
+    quantized = type(module).__module__ == _QUANTIZED
+    if not (quantized or type(module) is Linear) or module.lora_variant or any(module.lora_bias.values()):
+        return False
     weight = getattr(module.get_base_layer(), "weight", None)
-    plain = not module.lora_variant and not any(module.lora_bias.values())
-    return plain and weight is not None and weight.dtype.is_floating_point
+    return quantized or (weight is not None and weight.dtype.is_floating_point)
 
 
 def _forward(peft_forward: Any) -> Any:
     def forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Return W x + (alpha / r) B A dropout(x) for x [..., in]."""
         name = self.active_adapters[0] if len(self.active_adapters) == 1 else None
-        if self.disable_adapters or self.merged or name not in self.lora_A or kwargs:
+        off = self.disable_adapters or self.merged or name not in self.lora_A
+        other = name in self.lora_variant or self.lora_bias.get(name)  # an adapter that came later
+        exact = x.dtype == torch.float32  # quantized weights may be computed with in fp32
+        if off or other or exact or kwargs:
             result: torch.Tensor = peft_forward(x, *args, **kwargs)
             return result
         down = self.lora_A[name].weight.to(x.dtype)

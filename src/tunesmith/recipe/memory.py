@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.core.errors import RecipeError
-from tunesmith.recipe.schema import FullTuning, Recipe
+from tunesmith.recipe.schema import FullTuning, LoraTuning, QloraTuning, Recipe
 
 _GIB = 2**30
 # Tables of vectors that are looked up, not multiplied: embeddings of tokens and positions, T5's of distances.
 _LOOKED_UP = ("embed", "wpe", "relative_attention_bias")
+# Whose linear layers are kept as [in, out].
+_STORED_TURNED = ("gpt2", "openai-gpt")
 _LIBRARIES_GIB = 0.6  # torch, transformers and Python themselves, resident
 
 
@@ -61,8 +63,9 @@ def shapes_of(folder: Path) -> Shapes:
     config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config = config.get("text_config", config)
     vocabulary = int(config.get("vocab_size", 0))
+    turned = config.get("model_type") in _STORED_TURNED
     linear = [
-        (name.removesuffix(".weight"), shape[0], shape[1])
+        (name.removesuffix(".weight"), shape[turned], shape[not turned])
         for name, shape in tensors.items()
         if len(shape) == 2 and vocabulary not in shape and not any(part in name for part in _LOOKED_UP)
     ]
@@ -101,24 +104,42 @@ def memory_of(recipe: Recipe, shapes: Shapes, *, compute_bytes: int, tokens: int
         trained_tokens: trained tokens in it, which go through the output layer.
     """
     if isinstance(recipe.tuning, FullTuning):
-        trainable, weight_bytes = shapes.parameters, 4
+        trainable, weights = shapes.parameters, shapes.parameters * 4.0
     else:
-        target, rank = recipe.tuning.target, recipe.tuning.rank
-        trainable = sum((out + inner) * rank for name, out, inner in shapes.linear if _is_adapted(name, target))
-        weight_bytes = compute_bytes
+        target, rank, lengths = recipe.tuning.target, recipe.tuning.rank, int(recipe.tuning.dora)
+        adapted = [(out, inner) for name, out, inner in shapes.linear if _is_adapted(name, target)]
+        trainable = sum((out + inner) * rank + out * lengths for out, inner in adapted)
+        weights = _frozen_bytes(recipe.tuning, shapes, compute_bytes)
     widths = sum(out + inner for _, out, inner in shapes.linear)
     # Every linear layer keeps its input, and what stands between layers (norms, gates, attention) about as much again.
     activations = tokens * (widths + 8 * shapes.hidden * shapes.layers) * compute_bytes
     logits = trained_tokens * shapes.vocabulary * (compute_bytes + 3 * 4)
     adapters = 0 if isinstance(recipe.tuning, FullTuning) else trainable * 4
     return Memory(
-        weights=(shapes.parameters * weight_bytes + adapters) / _GIB,
+        weights=(weights + adapters) / _GIB,
         gradients=trainable * 4 / _GIB,
         optimizer=trainable * 8 / _GIB,
         activations=activations / _GIB,
         logits=logits / _GIB,
         trainable_parameters=trainable,
     )
+
+
+def _frozen_bytes(tuning: LoraTuning | QloraTuning, shapes: Shapes, compute_bytes: int) -> float:
+    """Return the bytes of weights that are not trained; of quantized ones the scales too, as bitsandbytes keeps them.
+
+    8 bits have a scale in fp32 a row. 4 bits have one a block of 64 weights: in fp32, or doubly quantized in 8 bits
+    with one in fp32 for every 256 of those (Dettmers et al. 2023, arXiv:2305.14314, section 3).
+    """
+    if isinstance(tuning, LoraTuning):
+        return float(shapes.parameters * compute_bytes)
+    quantized = sum(out * inner for _, out, inner in shapes.linear)
+    if tuning.bits == 8:
+        small = float(quantized + sum(out * 4 for _, out, _ in shapes.linear))
+    else:
+        scale = (1 + 4 / 256) if tuning.is_double else 4
+        small = quantized * (0.5 + scale / 64)
+    return (shapes.parameters - quantized) * compute_bytes + small
 
 
 def _is_adapted(module: str, target: str | tuple[str, ...]) -> bool:

@@ -36,6 +36,11 @@ class Model(Section):
         "auto",
         description="Attention of transformers; `auto` is its own choice, and eager where scores are soft-capped.",
     )
+    chat_markup: Literal["chatml"] | None = Field(
+        None,
+        description="Markup for a model without a chat template: ChatML's two tokens are added, and the rows of the "
+        "embedding that they get are trained.",
+    )
 
 
 class Split(Section):
@@ -197,19 +202,67 @@ class FullTuning(Section):
     method: Literal["full"]
 
 
-class LoraTuning(Section):
-    """Train low-rank updates beside frozen weights (Hu et al. 2021, arXiv:2106.09685)."""
+class LoraBase(Section):
+    """What all kinds of LoRA share."""
 
-    method: Literal["lora"]
     rank: int = Field(16, ge=1, description="Rank of the update.")
     alpha: float = Field(32, gt=0, description="The update is scaled by alpha / rank.")
     dropout: Fraction = Field(0.0, description="Dropout before the update.")
     target: Literal["all-linear"] | Texts = Field(
         "all-linear", description="Module names to adapt, or all linear layers but the output."
     )
+    rslora: bool = Field(
+        False, description="Scale by alpha / sqrt(rank) instead, for high ranks (Kalajdzievski 2023, arXiv:2312.03732)."
+    )
+    dora: bool = Field(
+        False, description="Train the length of every weight's rows apart (DoRA, Liu et al. 2024, arXiv:2402.09353)."
+    )
 
 
-Tuning = Annotated[FullTuning | LoraTuning, Field(discriminator="method")]
+class LoraTuning(LoraBase):
+    """Train low-rank updates beside frozen weights (Hu et al. 2021, arXiv:2106.09685)."""
+
+    method: Literal["lora"]
+
+
+class Quantization(Section):
+    """How the frozen linear layers are kept; embeddings and the output layer stay as they are."""
+
+    bits: Literal[4, 8] = Field(
+        4, description="Of a weight: 4 (QLoRA), or 8 with activations in 8 bits too (Dettmers 2022, arXiv:2208.07339)."
+    )
+    quantization: Literal["nf4", "fp4"] | None = Field(None, description="Code of 4 bits; default nf4.")
+    double_quantization: bool | None = Field(
+        None, description="Keep the scales of 4 bits in 8 bits themselves, 0.4 bits a weight less; default true."
+    )
+
+    @model_validator(mode="after")
+    def _of_four_bits(self) -> Self:
+        if self.bits == 8 and (self.quantization is not None or self.double_quantization is not None):
+            raise ValueError("`quantization` and `double_quantization` have no effect on 8 bits; remove them")
+        return self
+
+    @property
+    def code(self) -> str:
+        """The code of a weight: `nf4`, `fp4` or `int8`."""
+        return "int8" if self.bits == 8 else self.quantization or "nf4"
+
+    @property
+    def is_double(self) -> bool:
+        """Whether the scales are quantised too."""
+        return self.bits == 4 and self.double_quantization is not False
+
+    def __str__(self) -> str:
+        return f"{self.code}{' with double quantization' if self.is_double else ''}"
+
+
+class QloraTuning(LoraBase, Quantization):
+    """LoRA beside weights that are kept in 4 or 8 bits (Dettmers et al. 2023, arXiv:2305.14314)."""
+
+    method: Literal["qlora"]
+
+
+Tuning = Annotated[FullTuning | LoraTuning | QloraTuning, Field(discriminator="method")]
 
 
 class Train(Section):
@@ -356,6 +409,9 @@ def _effectless(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
     alone = source[0] if isinstance(source, tuple) and len(source) == 1 else source
     if not isinstance(alone, tuple) and alone.weight != 1:
         yield ("data", "source"), "`weight` has no effect on a source without others; see train_rows and train.epochs"
+    reads_markup = recipe.data.task == "chat" or (recipe.data.task == "text" and recipe.data.control_tokens)
+    if recipe.model.chat_markup is not None and not reads_markup:
+        yield ("model", "chat_markup"), "has no effect where neither `task: chat` nor `control_tokens: true` reads it"
     if isinstance(recipe.train.micro_batch, int) and recipe.train.micro_batch > recipe.train.examples_per_step:
         yield ("train", "micro_batch"), "is more than train.examples_per_step, so a part of it would have no effect"
     if recipe.train.micro_batch != "auto" and recipe.train.micro_batch_tokens is not None:

@@ -200,12 +200,12 @@ def speeds(view: View) -> list[tuple[str, str]]:
     """Return how fast training was and what it needed."""
     trained = view.training.facts if view.training else {}
     parts, whole = trained.get("trainable_parameters"), trained.get("all_parameters")
-    peak = trained.get("peak_memory_gib")
+    peak, kept = trained.get("peak_memory_gib"), trained.get("quantization")
     found = [
         ("Training throughput", f"{wording.count(trained.get('tokens_per_second'))} tokens/s"),
         ("Tokens read in training", wording.count(trained.get("tokens"))),
         ("Peak memory in training", f"{peak:.2f} GiB" if isinstance(peak, (int, float)) else wording.NONE),
-        ("Precision", str(trained.get("precision") or wording.NONE)),
+        ("Precision", str(trained.get("precision") or wording.NONE) + (f", frozen weights in {kept}" if kept else "")),
         ("Trained weights", f"{wording.count(parts)} of {wording.count(whole)} ({wording.share(parts, whole)})"),
     ]
     return [(name, words) for name, words in found if not words.startswith(wording.NONE)]

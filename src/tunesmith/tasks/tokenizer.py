@@ -49,15 +49,20 @@ class Encoded(NamedTuple):
 
 
 class Codec:
-    """Encodes what different writers wrote, decodes, and renders chat templates."""
+    """Encodes what different writers wrote, decodes, and renders chat templates.
 
-    def __init__(self, tokenizer: Any, config: Any = None) -> None:
+    `config` is the model's configuration; `new_ids` are tokens that the model does not know yet.
+    """
+
+    def __init__(self, tokenizer: Any, config: Any = None, *, new_ids: tuple[int, ...] = ()) -> None:
         if not getattr(tokenizer, "is_fast", False):
             raise RecipeError(
                 f"the tokenizer {type(tokenizer).__name__} has no fast version, so spans cannot be proved",
                 hint="use a model whose folder has a tokenizer.json",
             )
         self.tokenizer = tokenizer
+        self.config = config
+        self.new_ids = new_ids
         self._backend = tokenizer.backend_tokenizer
         self._backend.no_truncation()  # a tokenizer.json may ask for it, and would silently cut rows
         self._backend.no_padding()

@@ -17,13 +17,15 @@ from tunesmith.core.rundir import SPLITS, RunDir
 from tunesmith.data.batches import TokenSet
 from tunesmith.data.micro_batches import Division
 from tunesmith.fetch.reference import ModelFolder, resolve
-from tunesmith.model.adapters import make_trainable, open_model, recompute_activations, trained_parameters
+from tunesmith.model.adapters import count_parameters, make_trainable, open_model, recompute_activations
 from tunesmith.model.isolation import attention_reach, has_dropout, why_not_apart
 from tunesmith.model.load import Machine, machine, most_positions
 from tunesmith.model.out_of_memory import Fitting
+from tunesmith.model.quantized import quantization_of
 from tunesmith.model.speed import remember_speed
 from tunesmith.recipe.plan import MOST_TOKENS, steps_of
 from tunesmith.recipe.schema import FullTuning, Recipe
+from tunesmith.tasks.markup import codec_of
 from tunesmith.tasks.tokenizer import Codec
 from tunesmith.train.checkpoint import State, latest_state, prune, restore, save_checkpoint
 from tunesmith.train.inputs import inputs
@@ -43,8 +45,8 @@ def train(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     stated = inputs(recipe, run)
     state = latest_state(run, digest_of(stated)) or State(0, digest_of(stated))
     base = resolve(recipe.model.base, relative_to=run.origin)
-    on = machine(recipe.model.precision)
-    codec = Codec.load(base.root.path)
+    on = machine(recipe.model.precision, quantized=quantization_of(recipe) is not None)
+    codec = codec_of(base, recipe.model.chat_markup)
     setup = _setup(recipe, run, base, on, codec)
     optimizer = make_optimizer(setup.model, recipe.train)
     if state.step:
@@ -59,9 +61,10 @@ def _setup(recipe: Recipe, run: RunDir, base: ModelFolder, on: Machine, codec: C
     tokens = TokenSet(run.tokens("train"))
     # Full fine-tuning keeps fp32 masters and computes in less by autocast; LoRA's base is never updated.
     dtype = torch.float32 if isinstance(recipe.tuning, FullTuning) else on.compute
-    model = open_model(base, on, dtype=dtype, attention=recipe.model.attention, merged=True)
+    started: dict[str, Any] = {"quantization": quantization_of(recipe), "new_tokens": codec.new_ids}
+    model = open_model(base, on, dtype=dtype, attention=recipe.model.attention, merged=True, **started)
     _refuse_rows_beyond(most_positions(model), run)
-    model = make_trainable(model, recipe.tuning, seed=recipe.seed)
+    model = make_trainable(model, recipe.tuning, seed=recipe.seed, new_tokens=codec.new_ids)
     if recipe.train.activation_checkpointing:
         recompute_activations(model)
     plan = steps_of(recipe, len(tokens))
@@ -101,10 +104,13 @@ def _refuse_rows_beyond(positions: int, run: RunDir) -> None:
 
 def _card(recipe: Recipe, base: ModelFolder, stated: dict[str, Any]) -> dict[str, Any]:
     """Return what a saved model must say about itself to be used as it was trained."""
+    quantization = quantization_of(recipe)
     return {
         "base": recipe.model.base,
         "base_digest": base.digest(),
         "data": recipe.data.model_dump(mode="json", exclude={"source", "split"}),
+        "quantization": quantization.model_dump(mode="json") if quantization else None,
+        "chat_markup": recipe.model.chat_markup,
         "inputs": digest_of(stated),
         "name": recipe.name,
     }
@@ -166,7 +172,8 @@ class _Session:
     def finish(self, stated: dict[str, Any]) -> dict[str, Any]:
         """Write the stage's manifest: what was done, and which step was best."""
         best = self.state.best_step or self.state.step
-        trained = sum(weight.numel() for _, weight in trained_parameters(self.setup.model))
+        trained, everything = count_parameters(self.setup.model)
+        quantization = quantization_of(self.recipe)
         facts: dict[str, Any] = {
             "stage": "train",
             "inputs": stated,
@@ -175,11 +182,12 @@ class _Session:
             "best_step": best,
             "best_valid_loss": self.state.best_valid_loss,
             "trainable_parameters": trained,
-            "all_parameters": sum(weight.numel() for weight in self.setup.model.parameters()),
+            "all_parameters": everything,
             "tokens": self.state.tokens,
             "tokens_per_second": round(self.state.tokens / max(self.state.seconds, 1e-9), 1),
             "peak_memory_gib": round(peak_memory_gib(), 2),
             "precision": self.setup.machine.precision,
+            "quantization": str(quantization) if quantization else None,
             "device": str(self.setup.machine.device),
         }
         remember_speed(self.card["base_digest"], self.recipe.tuning.method, facts["tokens_per_second"])

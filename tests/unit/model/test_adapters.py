@@ -32,6 +32,8 @@ from tunesmith.recipe.schema import FullTuning, LoraTuning
 IDS = torch.arange(5, 45).reshape(2, 20)
 FP32 = Machine(torch.device("cpu"), torch.float32)
 LORA = LoraTuning(method="lora", rank=4, alpha=8)
+DORA = LoraTuning(method="lora", rank=4, alpha=8, dora=True)
+RSLORA = LoraTuning(method="lora", rank=4, alpha=8, rslora=True)
 FULL = FullTuning(method="full")
 WEIGHTS = "adapter_model.safetensors"
 
@@ -90,6 +92,23 @@ def test_lora_trains_adapters_only_and_starts_as_the_base(opened: Opened) -> Non
     assert torch.equal(logits(model), logits(opened("llama")))
 
 
+def test_rslora_scales_by_the_root_of_the_rank(opened: Opened) -> None:
+    plain, rooted = (make_trainable(opened("llama"), tuning, seed=0) for tuning in (LORA, RSLORA))
+    scales = [made.base_model.model.model.layers[0].mlp.up_proj.scaling["default"] for made in (plain, rooted)]
+    assert scales == [8 / 4, 8 / 4**0.5]
+
+
+def test_dora_starts_as_the_base_and_trains_lengths(opened: Opened) -> None:
+    model = make_trainable(opened("llama"), DORA, seed=0)
+    assert len(list(trained_parameters(model))) == 42
+    torch.testing.assert_close(logits(model), logits(opened("llama")))
+
+
+def test_dora_of_layers_that_peft_cannot_do_it_for_is_refused(opened: Opened) -> None:
+    with pytest.raises(RecipeError, match="use_dora"):
+        make_trainable(opened("mixtral"), DORA, seed=0)
+
+
 def test_adapters_are_drawn_from_the_seed_alone(opened: Opened) -> None:
     def drawn(seed: int) -> list[torch.Tensor]:
         torch.rand(seed + 5)  # what happened before does not matter
@@ -114,9 +133,14 @@ def test_a_target_that_is_nowhere_is_told_with_what_there_is(opened: Opened) -> 
 # --- saved ---
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma2"])
-def test_an_adapter_loads_in_plain_peft_with_equal_answers(opened: Opened, tmp_path: Path, kind: str) -> None:
-    model = tuned(opened(kind), LORA)
+@pytest.mark.parametrize(
+    ("kind", "tuning"),
+    [("llama", LORA), ("gpt2", LORA), ("gemma2", LORA), ("llama", DORA), ("gpt2", DORA), ("llama", RSLORA)],
+)
+def test_an_adapter_loads_in_plain_peft_with_equal_answers(
+    opened: Opened, tmp_path: Path, kind: str, tuning: LoraTuning
+) -> None:
+    model = tuned(opened(kind), tuning)
     save_model(model, tmp_path, base="org/base")
     assert sorted(os.listdir(tmp_path)) == ["adapter_config.json", WEIGHTS]
     config = json.loads((tmp_path / "adapter_config.json").read_text())
@@ -124,6 +148,7 @@ def test_an_adapter_loads_in_plain_peft_with_equal_answers(opened: Opened, tmp_p
     assert config["target_modules"] == sorted(config["target_modules"])
     plain = PeftModel.from_pretrained(opened(kind), str(tmp_path))
     assert torch.equal(logits(plain), logits(model))
+    assert torch.equal(logits(attach_adapter(opened(kind), tmp_path)), logits(model))
     assert not torch.equal(logits(plain), logits(opened(kind)))
 
 
@@ -180,8 +205,14 @@ def test_saving_changes_nothing_in_the_model(opened: Opened, tmp_path: Path) -> 
 # --- restored ---
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma2", "phi3", "gpt_neox", "mixtral"])
-@pytest.mark.parametrize("tuning", [LORA, FULL], ids=["lora", "full"])
+@pytest.mark.parametrize(
+    ("kind", "tuning"),
+    [
+        *((kind, LORA) for kind in ("llama", "gpt2", "gemma2", "phi3", "gpt_neox", "mixtral")),
+        *((kind, FULL) for kind in ("llama", "gpt2", "gemma2", "phi3", "gpt_neox", "mixtral")),
+        *((kind, DORA) for kind in ("llama", "gpt2")),
+    ],
+)
 def test_saved_weights_come_back_bit_for_bit(opened: Opened, tmp_path: Path, kind: str, tuning: Any) -> None:
     model = tuned(opened(kind), tuning)
     save_model(model, tmp_path, base="org/base")
@@ -225,6 +256,19 @@ def test_an_adapter_that_does_not_fit_in_every_part_is_refused(
         restore_weights(make_trainable(opened("llama"), LORA, seed=0), folder) if how == "restore" else attach_adapter(
             opened("llama"), folder
         )
+
+
+@pytest.mark.parametrize("how", ["restore", "attach"])
+def test_lengths_of_dora_that_are_not_there_are_missed(opened: Opened, tmp_path: Path, how: str) -> None:
+    save_model(tuned(opened("llama"), DORA), tmp_path, base="org/base")
+    weights = load_file(tmp_path / WEIGHTS)
+    lengths = [name for name in weights if "magnitude" in name]
+    assert len(lengths) == 14
+    del weights[lengths[3]]
+    save_file(weights, tmp_path / WEIGHTS)
+    model = make_trainable(opened("llama"), DORA, seed=0) if how == "restore" else opened("llama")
+    with pytest.raises(DamagedFile, match="does not fit"):
+        restore_weights(model, tmp_path) if how == "restore" else attach_adapter(model, tmp_path)
 
 
 @pytest.mark.parametrize("change", [
@@ -279,6 +323,16 @@ def test_an_adapter_that_changes_nothing_is_refused(opened: Opened, tmp_path: Pa
     save_model(make_trainable(opened("llama"), LORA, seed=0), tmp_path, base="org/base")
     with pytest.raises(DamagedFile, match="changes nothing"):
         attach_adapter(opened("llama"), tmp_path)
+
+
+def test_an_adapter_that_changes_lengths_only_is_attached(opened: Opened, tmp_path: Path) -> None:
+    model = make_trainable(opened("llama"), DORA, seed=0)
+    with torch.no_grad():
+        for name, weight in trained_parameters(model):
+            if "magnitude" in name:
+                weight *= 1.1
+    save_model(model, tmp_path, base="org/base")
+    assert torch.equal(logits(attach_adapter(opened("llama"), tmp_path)), logits(model))
 
 
 @pytest.mark.parametrize(("kind", "told"), [("gpt2", "does not fit"), ("qwen3", "")])

@@ -30,7 +30,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {kind: save_model(root / kind, kind) for kind in KINDS}
 
 
-def counted(folder: Path, target: Any = None) -> tuple[int, int]:
+def counted(folder: Path, target: Any = None, **settings: Any) -> tuple[int, int]:
     """Return (weights, weights that are trained) as torch and peft count them."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
@@ -38,7 +38,7 @@ def counted(folder: Path, target: Any = None) -> tuple[int, int]:
     model = AutoModelForCausalLM.from_pretrained(folder)
     size = sum(weight.numel() for weight in model.parameters())
     if target is not None:
-        config = LoraConfig(r=4, target_modules=target, task_type="CAUSAL_LM")
+        config = LoraConfig(r=4, target_modules=target, task_type="CAUSAL_LM", **settings)
         return size, get_peft_model(model, config).get_nb_trainable_parameters()[0]
     return size, size
 
@@ -95,6 +95,43 @@ def test_encoder_and_decoder_are_counted_together(tmp_path: Path, kind: str) -> 
         trained = adapted.get_nb_trainable_parameters()[0]
         assert estimate(shapes, method="lora", rank=4, target=wanted).trainable_parameters == trained
         model = adapted.unload()
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_the_lengths_of_dora_count(folders: dict[str, Path], kind: str) -> None:
+    found = estimate(shapes_of(folders[kind]), method="lora", rank=4, dora=True)
+    assert found.trainable_parameters == counted(folders[kind], "all-linear", use_dora=True)[1]
+
+
+@pytest.mark.parametrize("quantization", [{"bits": 4}, {"bits": 4, "double_quantization": False}, {"bits": 8}])
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_quantized_weights_count_as_they_are_kept(
+    folders: dict[str, Path], kind: str, quantization: dict[str, Any]
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    import torch
+
+    from tunesmith.fetch.reference import ModelFolder
+    from tunesmith.model.load import Machine, load_base
+    from tunesmith.recipe.schema import Quantization
+
+    def kept(module: torch.nn.Module) -> int:
+        state = getattr(module.weight, "quant_state", None)
+        if state is not None:
+            nested = state.state2.absmax.nbytes if state.nested else 0
+            return int(module.weight.nbytes + state.absmax.nbytes + nested)
+        scales = getattr(module.weight, "SCB", None)
+        return int(module.weight.nbytes + (0 if scales is None else scales.nbytes))
+
+    shapes, on = shapes_of(folders[kind]), Machine(torch.device("cpu"), torch.bfloat16)
+    model = load_base(ModelFolder("x", folders[kind]), on, quantization=Quantization(**quantization))
+    linear = [m for m in model.modules() if type(m).__name__ in ("Linear4bit", "Linear8bitLt")]
+    inside = {id(weight) for module in linear for name, weight in module.named_parameters() if name == "weight"}
+    rest = sum(weight.nbytes for weight in model.parameters() if id(weight) not in inside)
+    found = estimate(shapes, method="qlora", rank=4, **quantization)
+    adapters = found.trainable_parameters * 4
+    # Small layers fill whole blocks of scales; in real ones that is nothing.
+    assert found.weights * GIB - adapters == pytest.approx(rest + sum(map(kept, linear)), rel=0.02)
 
 
 def test_weights_in_several_files_count_once(folders: dict[str, Path], tmp_path: Path) -> None:

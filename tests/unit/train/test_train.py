@@ -26,6 +26,8 @@ from tunesmith.train import train as stage
 from tunesmith.train.checkpoint import State, latest_state, prune
 from tunesmith.train.loop import Measured
 
+DORA = {**LORA, "dora": True, "rslora": True}
+NF4, INT8 = ({**LORA, "method": "qlora", "bits": bits} for bits in (4, 8))
 BOTH = pytest.mark.parametrize("tuning", [LORA, FULL], ids=["lora", "full"])
 
 
@@ -149,7 +151,8 @@ def test_a_finished_run_is_finished_again_without_a_step(
 
 @pytest.mark.parametrize(
     ("tuning", "steps"),
-    [(LORA, (0, 2, 5)), (FULL, (3,)), pytest.param(LORA, (1, 3, 4), marks=pytest.mark.slow),
+    [(LORA, (0, 2, 5)), (FULL, (3,)), (DORA, (3,)), (NF4, (3,)), (INT8, (3,)),
+     pytest.param(LORA, (1, 3, 4), marks=pytest.mark.slow),
      pytest.param(FULL, (0, 1, 2, 4, 5), marks=pytest.mark.slow)],
 )  # fmt: skip
 def test_a_run_killed_after_any_step_ends_as_if_it_had_not_been(

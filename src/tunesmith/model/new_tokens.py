@@ -1,0 +1,62 @@
+"""Rows for tokens that the base does not know: made, started, and named to peft, so that only they are trained."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from tunesmith.core.errors import RecipeError
+
+
+@torch.no_grad()
+def start_rows(model: Any, ids: Sequence[int]) -> None:
+    """Set the rows of new tokens, in the embedding and the output layer, to the mean of all rows before them.
+
+    So no new token is likelier than those that the model knows (Hewitt 2021, "Initializing new word embeddings for
+    pretrained language models"), which rows of zeros are wherever all logits are negative.
+
+    Args:
+        ids: the new tokens, which follow all known ones; the model is resized where it has no rows for them.
+    """
+    if not ids:
+        return
+    make_room(model, ids)
+    for weight in _layers(model).values():
+        weight[list(ids)] = weight[: min(ids)].double().mean(0).to(weight.dtype)
+
+
+@torch.no_grad()
+def make_room(model: Any, ids: Sequence[int]) -> None:
+    """Add rows up to the last of these tokens, each the mean of the rows that were there."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    if not ids or max(ids) < rows:
+        return
+    model.resize_token_embeddings(max(ids) + 1, mean_resizing=False)
+    start_rows(model, range(rows, max(ids) + 1))
+
+
+def trained_rows(model: Any, ids: Sequence[int]) -> dict[str, list[int]] | None:
+    """Return what peft calls `trainable_token_indices`: {module: new tokens}, or None where there are none.
+
+    Raises:
+        RecipeError: the output layer has a bias, which peft would leave out.
+    """
+    if not ids:
+        return None
+    if getattr(model.get_output_embeddings(), "bias", None) is not None:
+        raise RecipeError(
+            "the output layer has a bias, beside which rows of new tokens cannot be trained alone",
+            where="model.chat_markup",
+            hint="use `tuning: {method: full}`, or `task: completion`",
+        )
+    return {name: list(ids) for name in _layers(model)}
+
+
+def _layers(model: Any) -> dict[str, torch.Tensor]:
+    """Return {module name: weight [tokens, hidden]} of embedding and output layer; one of them where they are tied."""
+    names = {id(module): name for name, module in model.named_modules()}
+    layers = {
+        names[id(module)]: module.weight for module in (model.get_input_embeddings(), model.get_output_embeddings())
+    }
+    first, last = layers.values()
+    return dict(list(layers.items())[:1]) if first is last else layers

@@ -1,0 +1,48 @@
+"""A model becomes a codec here and nowhere else: its own tokenizer, and chat markup where a recipe gives it some."""
+
+from typing import Any
+
+from tunesmith.core.errors import RecipeError
+from tunesmith.fetch.reference import ModelFolder
+from tunesmith.tasks.tokenizer import Codec
+
+_CHATML = ("<|im_start|>", "<|im_end|>")
+_CHATML_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+
+def codec_of(model: ModelFolder, chat_markup: str | None = None) -> Codec:
+    """Return the codec of a model; an adapter brings the markup along that it was trained with.
+
+    Args:
+        chat_markup: the recipe's `model.chat_markup`.
+
+    Raises:
+        RecipeError: the model has a chat template already.
+    """
+    codec = Codec.load(model.root.path)
+    for markup in (model.chat_markup, chat_markup):
+        codec = codec if markup is None else _with_chatml(codec, model)
+    return codec
+
+
+def _with_chatml(codec: Codec, model: ModelFolder) -> Codec:
+    """Return the codec with ChatML's two tokens and its template; tokens that are there already are used."""
+    if codec.has_template:
+        raise RecipeError(
+            f"`{model.reference}` has a chat template already", where="model.chat_markup", hint="remove the key"
+        )
+    from transformers import AddedToken
+
+    tokenizer: Any = codec.tokenizer
+    known = len(tokenizer)
+    tokenizer.add_tokens([AddedToken(text, special=True, normalized=False) for text in _CHATML], special_tokens=True)
+    # What the model expects before every text comes before a conversation, too.
+    begins = codec.prefix_ids == (tokenizer.bos_token_id,)
+    tokenizer.chat_template = ("{{ bos_token }}" if begins else "") + _CHATML_TEMPLATE
+    ids = (tokenizer.convert_tokens_to_ids(text) for text in _CHATML)
+    return Codec(tokenizer, codec.config, new_ids=(*codec.new_ids, *(i for i in ids if i >= known)))

@@ -1,0 +1,62 @@
+"""A model without chat markup becomes a chat model: one tokenizer for every verb, from the recipe and from the run."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.tiny import recipe, save_plain_model
+
+from tunesmith import merge_model, open_chatter, plan_run, run_recipe
+from tunesmith.core.errors import RecipeError
+from tunesmith.core.files import read_json
+from tunesmith.fetch.reference import resolve
+from tunesmith.show import view
+
+LIKELIHOODS = {"metrics": ["perplexity", "token_accuracy"], "primary": "perplexity", "rows": 8, "max_new_tokens": 6}
+TRAIN = {"learning_rate": 0.01, "epochs": 2, "examples_per_step": 8}
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_base_model_learns_to_chat(tmp_path: Path, method: str) -> None:
+    base = save_plain_model(tmp_path / "model", "llama")
+    model = {"base": str(base), "precision": "fp32", "chat_markup": "chatml"}
+    file = recipe(tmp_path, base, model=model, tuning={"method": method}, evaluate=LIKELIHOODS, train=TRAIN)
+    with pytest.raises(RecipeError, match="no chat template"):
+        plan_run(file, ["model.chat_markup="])
+    shown = view(file, rows=1)[0]["tokens"]
+    assert plan_run(file).counts["train"] > 0
+    run = run_recipe(file, out=tmp_path / "run")
+    assert view(run.path, rows=1)[0]["tokens"] == shown
+    assert shown[0]["text"] == "<|im_start|>"
+    verdict = read_json(run.verdict)
+    assert verdict["verdict"] == "better"
+    assert verdict["conditions"]["chat_markup"] == "chatml"
+    assert verdict["primary"]["base"] > verdict["primary"]["tuned"]
+
+    reference = f"run:{run.path}"
+    chatter = open_chatter(reference)
+    assert chatter.keeps_turns
+    said = chatter.ask("Say one and cat.", max_new_tokens=6)
+    if method == "lora":
+        whole = open_chatter(str(merge_model(reference, tmp_path / "merged")))
+        assert whole.keeps_turns
+        assert whole.ask("Say one and cat.", max_new_tokens=6) == said
+
+    # Trained on, it keeps its markup without being told, and is not given another.
+    second = tmp_path / "second"
+    second.mkdir()
+    onto: dict[str, Any] = {"base": reference, "precision": "fp32"}
+    more = recipe(second, base, model=onto, evaluate=LIKELIHOODS, train=TRAIN)
+    with pytest.raises(RecipeError, match="has a chat template already"):
+        plan_run(more, ["model.chat_markup=chatml"])
+    again = run_recipe(more, out=second / "run")
+    assert read_json(again.verdict)["primary"]["base"] == pytest.approx(verdict["primary"]["tuned"], rel=1e-3)
+    assert open_chatter(f"run:{again.path}").keeps_turns
+    assert resolve(f"run:{again.path}").chat_markup == ("chatml" if method == "lora" else None)
+
+
+def test_markup_that_nothing_reads_is_refused(tmp_path: Path) -> None:
+    file = recipe(tmp_path, tmp_path / "model")
+    for data in ("data.task=completion", "data={task: text, text: '{question}', source: {file: rows.jsonl}}"):
+        with pytest.raises(RecipeError, match=r"model\.chat_markup: has no effect"):
+            plan_run(file, ["model.chat_markup=chatml", data])

@@ -1,0 +1,118 @@
+"""QLoRA from the recipe to the registry and back: both models on quantized weights, a merge on those of the base."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.tiny import recipe
+
+from tunesmith import merge_model, open_chatter, plan_run, run_recipe
+from tunesmith.core.errors import RecipeError
+from tunesmith.core.files import read_json
+from tunesmith.fetch.reference import CARD, ModelFolder, resolve
+
+pytest.importorskip("bitsandbytes")
+
+LIKELIHOODS = {"metrics": ["perplexity", "token_accuracy"], "primary": "perplexity", "rows": 8, "max_new_tokens": 6}
+QLORA = {"method": "qlora", "rank": 4, "alpha": 8}
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_run_ends_in_the_registry_and_is_used_as_it_was_trained(tmp_path: Path, tiny: Path, bits: int) -> None:
+    import torch
+
+    from tunesmith.model.adapters import open_model
+    from tunesmith.model.load import machine
+
+    file = recipe(
+        tmp_path,
+        tiny,
+        tuning={**QLORA, "bits": bits},
+        evaluate=LIKELIHOODS,
+        promote={"model": "small", "min_gain": 0.0},
+    )
+    assert plan_run(file).method == "qlora"
+    run = run_recipe(file, out=tmp_path / "run")
+    words = "int8" if bits == 8 else "nf4 with double quantization"
+    verdict = read_json(run.verdict)
+    assert verdict["verdict"] == "better"
+    assert verdict["conditions"] == {"precision": "fp32", "quantization": words}
+    assert f"base and tuned both answered on weights in {words}" in verdict["reasons"]
+    assert words in run.report.read_text(encoding="utf-8")
+    facts = run.manifest("train") or {}
+    assert facts["quantization"] == words
+
+    kind = "Linear4bit" if bits == 4 else "Linear8bitLt"
+    for reference in (f"run:{run.path}", "small@staging", str(resolve("small@staging").path)):
+        found = resolve(reference)
+        assert read_json(found.path / CARD)["quantization"]["bits"] == bits
+        model = open_model(found, machine("fp32"))
+        assert any(type(module).__name__ == kind for module in model.modules())
+        assert isinstance(open_chatter(reference).ask("Say one and cat.", max_new_tokens=4), str)
+
+    # The base was asked on quantized weights too: its perplexity is not that of the whole weights.
+    plain = run_recipe(recipe(tmp_path, tiny, evaluate=LIKELIHOODS), out=tmp_path / "plain")
+    assert read_json(plain.verdict)["primary"]["base"] != verdict["primary"]["base"]
+    assert "quantization" not in read_json(plain.verdict)["reasons"][-1]
+
+    folder = merge_model("small@staging", tmp_path / "merged")
+    merged = open_model(resolve(str(folder)), machine("fp32"))
+    wanted = open_model(resolve("small@staging"), machine("fp32"), merged=True)
+    assert all(torch.equal(one, other) for one, other in zip(merged.parameters(), wanted.parameters(), strict=True))
+    assert {type(module).__name__ for module in merged.modules()}.isdisjoint({kind})
+    assert isinstance(open_chatter(str(folder)).ask("Say one and cat.", max_new_tokens=4), str)
+    with pytest.raises(RecipeError, match="exists already"):
+        merge_model("small@staging", folder)
+    with pytest.raises(RecipeError, match="nothing to merge"):
+        merge_model(str(folder), tmp_path / "again")
+
+
+def test_a_machine_that_cannot_quantize_says_so_in_the_plan(
+    tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import importlib.util
+
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *a: None if name == "bitsandbytes" else found(name, *a)
+    )
+    file = recipe(tmp_path, tiny, tuning=QLORA)
+    with pytest.raises(RecipeError, match="not installed"):
+        plan_run(file)
+    plan_run(file, ["tuning={method: lora}"])
+
+
+@pytest.mark.model
+def test_the_embedded_model_learns_in_four_and_eight_bits_as_in_full(smollm2: Path) -> None:
+    """Ten steps on one batch: less memory the fewer the bits, and the loss falls as it does beside whole weights."""
+    import torch
+
+    from tunesmith.model.adapters import make_trainable
+    from tunesmith.model.load import Machine, load_base
+    from tunesmith.recipe.schema import LoraTuning, QloraTuning, Quantization
+    from tunesmith.tasks.tokenizer import Codec
+
+    text = "Question: how many orders did Ada place? Answer: SELECT count(*) FROM orders WHERE customer = 'Ada';"
+    ids = torch.tensor([Codec.load(smollm2).markup(text)])
+    on = Machine(torch.device("cpu"), torch.float32)
+    kinds: dict[str, Any] = {"fp32": None, "int8": Quantization(bits=8), "nf4": Quantization(bits=4)}
+    sizes, losses = {}, {}
+    for name, quantization in kinds.items():
+        model = load_base(ModelFolder("smollm2", smollm2), on, quantization=quantization)
+        sizes[name] = model.get_memory_footprint()
+        chosen = LoraTuning(method="lora", rank=8) if quantization is None else QloraTuning(method="qlora", rank=8)
+        model = make_trainable(model, chosen, seed=0)
+        optimizer = torch.optim.AdamW([w for w in model.parameters() if w.requires_grad], lr=1e-3)
+        losses[name] = []
+        for _ in range(6):
+            loss = model(input_ids=ids, labels=ids).loss
+            losses[name].append(float(loss.detach()))
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert sizes["nf4"] < sizes["int8"] < sizes["fp32"]
+    assert sizes["nf4"] < 0.4 * sizes["fp32"]
+    assert losses["int8"][0] == pytest.approx(losses["fp32"][0], rel=0.05)
+    assert losses["nf4"][0] == pytest.approx(losses["fp32"][0], rel=0.15)
+    for found in losses.values():
+        assert found[-1] < 0.6 * found[0]

@@ -1,0 +1,184 @@
+"""Many adapters on one base: each answers as it does alone, and the base is held once."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.tiny import save_model, save_plain_model
+from tests.unit.model.test_new_tokens import adapted as marked_up
+from tests.unit.model.test_new_tokens import ids_of
+from tests.unit.model.test_new_tokens import saved as save_marked_up
+
+from tunesmith import AdapterSet, open_chatter
+from tunesmith.core.errors import RecipeError
+from tunesmith.core.files import write_json
+from tunesmith.fetch.reference import CARD, ModelFolder, resolve
+from tunesmith.model.adapters import make_trainable, open_model, trained_parameters
+from tunesmith.model.adapters import save_model as save
+from tunesmith.model.load import Machine, load_base
+from tunesmith.recipe.schema import LoraTuning, QloraTuning, Quantization
+
+IDS = torch.arange(5, 45).reshape(2, 20)
+CPU = torch.device("cpu")
+FP32 = Machine(CPU, torch.float32)
+KINDS: dict[str, dict[str, Any]] = {
+    "one": {"rank": 4},
+    "two": {"rank": 4, "alpha": 8, "target": ("q_proj", "up_proj")},
+    "three": {"rank": 2, "rslora": True},
+    "lengths": {"rank": 4, "dora": True},
+}
+
+
+def logits(model: Any, ids: torch.Tensor = IDS) -> torch.Tensor:
+    with torch.inference_mode():
+        found: torch.Tensor = model.eval()(input_ids=ids).logits
+        return found
+
+
+def moved(model: Any, seed: int) -> Any:
+    drawn = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for _, weight in trained_parameters(model):
+            weight += 0.05 * torch.randn(weight.shape, generator=drawn)
+    return model
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("base") / "llama", "llama")
+
+
+@pytest.fixture(scope="module")
+def folders(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Adapters of several kinds on one base, by name."""
+    root = tmp_path_factory.mktemp("adapters")
+    for seed, (name, settings) in enumerate(KINDS.items()):
+        model = make_trainable(
+            load_base(ModelFolder("x", base), FP32), LoraTuning(method="lora", **settings), seed=seed
+        )
+        save(moved(model, seed + 10), root / name, base=str(base))
+    return {name: str(root / name) for name in KINDS}
+
+
+def alone(reference: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return logits(open_model(resolve(reference), Machine(CPU, dtype)))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_each_answers_as_it_does_alone_and_the_base_as_itself(
+    base: Path, folders: dict[str, str], precision: Any
+) -> None:
+    dtype = torch.float32 if precision == "fp32" else torch.bfloat16
+    adapters = AdapterSet(folders, precision=precision)
+    assert adapters.names == tuple(KINDS)
+    assert adapters.active == "one"
+    for name in (*KINDS, *reversed(KINDS)):
+        assert torch.equal(logits(adapters.use(name)), alone(folders[name], dtype)), name
+        assert adapters.active == name
+        with adapters.base() as model:
+            assert torch.equal(logits(model), logits(load_base(ModelFolder("x", base), Machine(CPU, dtype))))
+        assert torch.equal(logits(adapters.model), alone(folders[name], dtype)), name
+        assert not any(weight.requires_grad for weight in adapters.model.parameters())
+
+
+def test_the_base_is_held_once(base: Path, folders: dict[str, str]) -> None:
+    def held(model: Any) -> int:
+        return sum({w.untyped_storage().data_ptr(): w.untyped_storage().nbytes() for w in model.parameters()}.values())
+
+    own = held(load_base(ModelFolder("x", base), FP32))
+    each = [held(open_model(resolve(reference), FP32)) - own for reference in folders.values()]
+    assert held(AdapterSet(folders).model) == own + sum(each)
+    assert sum(each) < own
+
+
+def test_adapters_are_added(folders: dict[str, str], base: Path) -> None:
+    adapters = AdapterSet({name: folders[name] for name in ("one", "two", "three")})
+    adapters.combine("sum", {"one": 0.7, "three": -0.4})
+    assert adapters.active == "one"
+    layer = adapters.model.base_model.model.model.layers[0].mlp.down_proj
+    updates = [layer.get_delta_weight(adapters._inner[name]) for name in ("one", "three", "sum")]
+    torch.testing.assert_close(updates[2], 0.7 * updates[0] - 0.4 * updates[1])
+    found = logits(adapters.use("sum"))
+    assert not torch.allclose(found, alone(folders["one"]))
+    assert torch.equal(logits(adapters.use("one")), alone(folders["one"]))
+    for method in ("svd", "linear"):
+        adapters.combine(method, {"one": 1.0, "two": 1.0} if method == "linear" else {"one": 0.5, "three": 0.5},
+                         method=method)  # fmt: skip
+        assert not torch.equal(logits(adapters.use(method)), found)
+    # One adapter with the weight 1 is that adapter.
+    adapters.combine("same", {"one": 1.0})
+    torch.testing.assert_close(logits(adapters.use("same")), alone(folders["one"]), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "method", "told"),
+    [
+        ("one", {"two": 1.0}, "cat", "there already"),
+        ("new", {}, "cat", "nothing to combine"),
+        ("new", {"tow": 1.0}, "cat", "no adapter `tow`"),
+        ("new", {"one": 1.0, "lengths": 1.0}, "cat", "`lengths` trained more"),
+        ("new", {"one": 1.0, "three": 1.0}, "linear", "cannot be combined"),
+    ],
+)
+def test_what_cannot_be_added_is_told(
+    folders: dict[str, str], name: str, weights: dict[str, float], method: Any, told: str
+) -> None:
+    adapters = AdapterSet(folders)
+    with pytest.raises(RecipeError, match=told):
+        adapters.combine(name, weights, method=method)
+    assert torch.equal(logits(adapters.use("two")), alone(folders["two"]))
+
+
+def test_adapters_of_another_base_are_refused(folders: dict[str, str], tmp_path: Path) -> None:
+    other = save_model(tmp_path / "other", "llama", seed=5)
+    model = moved(make_trainable(load_base(ModelFolder("x", other), FP32), LoraTuning(method="lora"), seed=0), 1)
+    save(model, tmp_path / "adapter", base=str(other))
+    with pytest.raises(RecipeError, match="trained on another base"):
+        AdapterSet({"one": folders["one"], "far": str(tmp_path / "adapter")})
+    with pytest.raises(RecipeError, match="no adapter but a whole model"):
+        AdapterSet({"one": folders["one"], "whole": str(other)})
+    with pytest.raises(RecipeError, match="no adapter is named"):
+        AdapterSet({})
+    with pytest.raises(RecipeError, match="no adapter `two`"):
+        AdapterSet({"one": folders["one"]}).use("two")
+
+
+def test_adapters_on_quantized_weights_share_those(base: Path, folders: dict[str, str], tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    quantization = Quantization(bits=4)
+    for seed in (0, 1):
+        started = load_base(ModelFolder("x", base), FP32, quantization=quantization)
+        save(moved(make_trainable(started, QloraTuning(method="qlora"), seed=seed), seed), tmp_path / f"{seed}",
+             base=str(base))  # fmt: skip
+        write_json(tmp_path / f"{seed}" / CARD, {"base": str(base), "quantization": quantization.model_dump()})
+    references = {name: str(tmp_path / name) for name in ("0", "1")}
+    adapters = AdapterSet(references)
+    for name, reference in references.items():
+        assert torch.equal(logits(adapters.use(name)), alone(reference))
+    with pytest.raises(RecipeError, match="beside whole weights, and `0` beside nf4"):
+        AdapterSet({"0": references["0"], "one": folders["one"]})
+
+
+def test_adapters_with_rows_of_their_own_take_turns(tmp_path: Path) -> None:
+    folder = save_plain_model(tmp_path / "base", "gpt2")
+    base = ModelFolder(str(folder), folder)
+    first, second = marked_up(base), marked_up(base, LoraTuning(method="lora", rank=2))
+    plain = moved(make_trainable(load_base(base, FP32), LoraTuning(method="lora"), seed=0), 1)
+    save(plain, tmp_path / "plain", base=str(folder))
+    for name, model in {"a": first, "b": second}.items():
+        save_marked_up(model, tmp_path / name, base)
+        write_json(tmp_path / name / CARD, {"base": str(folder), "chat_markup": "chatml"})
+    adapters = AdapterSet({name: str(tmp_path / name) for name in ("plain", "a", "b")})
+    ids = ids_of(base)
+    for name, model in {"a": first, "b": second, "a again": first}.items():
+        assert torch.equal(logits(adapters.use(name[0]), ids), logits(model, ids)), name
+    known = logits(plain).shape[-1]
+    assert torch.equal(logits(adapters.use("plain"))[..., :known], logits(plain))
+    with pytest.raises(RecipeError, match="`a` trained more"):
+        adapters.combine("sum", {"a": 1.0, "plain": 1.0})
+    chatter = open_chatter("a", adapters=adapters)
+    assert chatter.keeps_turns
+    assert chatter.ask("Say one.", max_new_tokens=4) == open_chatter(str(tmp_path / "a")).ask(
+        "Say one.", max_new_tokens=4
+    )

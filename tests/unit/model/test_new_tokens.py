@@ -1,0 +1,192 @@
+"""Rows for new tokens: started at the mean, trained alone, saved with the adapter, and loaded by plain peft."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from tests.tiny import save_plain_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tunesmith.core.errors import DamagedFile, RecipeError
+from tunesmith.core.files import write_json
+from tunesmith.fetch.reference import CARD, ModelFolder
+from tunesmith.model.adapters import attach_adapter, make_trainable, open_model, restore_weights, save_model
+from tunesmith.model.adapters import trained_parameters as trained
+from tunesmith.model.load import Machine
+from tunesmith.recipe.schema import FullTuning, LoraTuning, QloraTuning, Quantization
+from tunesmith.tasks.markup import codec_of
+
+FP32, BF16 = (Machine(torch.device("cpu"), dtype) for dtype in (torch.float32, torch.bfloat16))
+LORA = LoraTuning(method="lora", rank=4, alpha=8)
+WEIGHTS = "adapter_model.safetensors"
+# Tied and untied output layers; with rows for the new tokens, and without.
+BASES = [("llama", 0), ("llama", 8), ("gpt2", 0), ("gemma3_text", 8)]
+EACH = pytest.mark.parametrize(("kind", "spare"), BASES)
+
+Made = Callable[[str, int], ModelFolder]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    made: dict[tuple[str, int], ModelFolder] = {}
+    root = tmp_path_factory.mktemp("plain")
+
+    def folder(kind: str, spare: int) -> ModelFolder:
+        if (kind, spare) not in made:
+            made[kind, spare] = ModelFolder(
+                "org/base", save_plain_model(root / f"{kind}-{spare}", kind, spare_rows=spare)
+            )
+        return made[kind, spare]
+
+    return folder
+
+
+def opened(folder: ModelFolder, on: Machine = FP32, **settings: Any) -> Any:
+    return open_model(folder, on, new_tokens=codec_of(folder, "chatml").new_ids, **settings).eval()
+
+
+def adapted(folder: ModelFolder, tuning: Any = LORA, on: Machine = FP32, **settings: Any) -> Any:
+    """Return a model that is trained by `tuning`, all that is trained moved."""
+    new = codec_of(folder, "chatml").new_ids
+    model = make_trainable(opened(folder, on, **settings), tuning, seed=0, new_tokens=new).eval()
+    drawn = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for _, weight in trained(model):
+            weight += 0.05 * torch.randn(weight.shape, generator=drawn)
+    return model
+
+
+def ids_of(folder: ModelFolder) -> torch.Tensor:
+    codec = codec_of(folder, "chatml")
+    return torch.tensor([codec.markup("<|im_start|>user\nSay one and cat.<|im_end|>\n<|im_start|>assistant\n")])
+
+
+def logits(model: Any, folder: ModelFolder) -> torch.Tensor:
+    with torch.inference_mode():
+        found: torch.Tensor = model(input_ids=ids_of(folder)).logits
+        return found
+
+
+def saved(model: Any, folder: Path, base: ModelFolder) -> ModelFolder:
+    save_model(model, folder, base=base.reference)
+    codec_of(base, "chatml").tokenizer.save_pretrained(folder)
+    write_json(folder / CARD, {"chat_markup": "chatml"})
+    return ModelFolder("tuned", folder, base)
+
+
+@EACH
+def test_new_rows_start_at_the_mean_of_the_old(base: Made, kind: str, spare: int) -> None:
+    folder = base(kind, spare)
+    new = list(codec_of(folder, "chatml").new_ids)
+    plain = AutoModelForCausalLM.from_pretrained(folder.path)
+    model = opened(folder)
+    known = min(new)
+    assert model.config.vocab_size == max(known + 2, known + spare)
+    for get in ("get_input_embeddings", "get_output_embeddings"):
+        old, found = (getattr(one, get)().weight for one in (plain, model))
+        assert torch.equal(found[:known], old[:known])
+        torch.testing.assert_close(found[new], old[:known].mean(0, keepdim=True).expand(2, -1))
+    # So none of them is likelier than every token that the model knows.
+    assert logits(model, folder).argmax(-1).max() < known
+
+
+@EACH
+@pytest.mark.parametrize("on", [FP32, BF16], ids=["fp32", "bf16"])
+def test_only_adapters_and_new_rows_are_trained(base: Made, kind: str, spare: int, on: Machine) -> None:
+    folder = base(kind, spare)
+    model = adapted(folder, on=on)
+    rows = {name: weight for name, weight in trained(model) if "lora_" not in name}
+    assert [tuple(weight.shape) for weight in rows.values()] == [(2, 32)] * (1 if kind != "llama" else 2)
+    assert all(weight.dtype == torch.float32 for weight in rows.values())
+    ids = ids_of(folder)
+    model(input_ids=ids, labels=ids).loss.backward()
+    assert all(weight.grad.abs().sum() > 0 for weight in rows.values())
+
+
+@EACH
+def test_they_are_saved_with_the_adapter_and_plain_peft_reads_them(
+    base: Made, tmp_path: Path, kind: str, spare: int
+) -> None:
+    folder = base(kind, spare)
+    model = adapted(folder)
+    tuned = saved(model, tmp_path, folder)
+    wanted = logits(model, folder)
+    stored = {name: weight for name, weight in load_file(tmp_path / WEIGHTS).items() if "lora_" not in name}
+    assert all(tuple(weight.shape) == (2, 32) for weight in stored.values())
+    assert torch.equal(logits(open_model(tuned, FP32).eval(), folder), wanted)
+
+    plain = AutoModelForCausalLM.from_pretrained(folder.path)
+    tokens = len(AutoTokenizer.from_pretrained(tmp_path))
+    if tokens > plain.config.vocab_size:
+        plain.resize_token_embeddings(tokens)
+    assert torch.equal(logits(PeftModel.from_pretrained(plain, str(tmp_path)).eval(), folder), wanted)
+
+    again = make_trainable(opened(folder), LORA, seed=9, new_tokens=codec_of(folder, "chatml").new_ids).eval()
+    restore_weights(again, tmp_path)
+    assert torch.equal(logits(again, folder), wanted)
+
+    merged = open_model(tuned, FP32, merged=True).eval()
+    assert not isinstance(merged, PeftModel)
+    torch.testing.assert_close(logits(merged, folder), wanted, rtol=1e-4, atol=1e-4)
+    tied = merged.get_input_embeddings().weight is merged.get_output_embeddings().weight
+    assert tied == (kind != "llama")
+
+
+@pytest.mark.parametrize("how", ["restore", "attach"])
+def test_rows_that_are_not_there_are_missed(base: Made, tmp_path: Path, how: str) -> None:
+    folder = base("llama", 0)
+    tuned = saved(adapted(folder), tmp_path, folder)
+    weights = load_file(tmp_path / WEIGHTS)
+    del weights[next(name for name in weights if "trainable_tokens" in name)]
+    save_file(weights, tmp_path / WEIGHTS)
+    model = adapted(folder) if how == "restore" else opened(folder)
+    with pytest.raises(DamagedFile, match="does not fit"):
+        restore_weights(model, tuned.path) if how == "restore" else attach_adapter(model, tuned.path)
+
+
+def test_an_adapter_that_changes_new_rows_only_is_attached(base: Made, tmp_path: Path) -> None:
+    folder = base("gpt2", 0)
+    model = adapted(folder)
+    with torch.no_grad():
+        for name, weight in trained(model):
+            if "lora_B" in name:
+                weight.zero_()
+    tuned = saved(model, tmp_path, folder)
+    assert torch.equal(logits(open_model(tuned, FP32).eval(), folder), logits(model, folder))
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_full_tuning_saves_a_model_of_the_new_size(base: Made, tmp_path: Path, kind: str) -> None:
+    folder = base(kind, 0)
+    model = adapted(folder, FullTuning(method="full"))
+    saved(model, tmp_path, folder)
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    assert plain.config.vocab_size == max(codec_of(folder, "chatml").new_ids) + 1
+    assert torch.equal(logits(plain, folder), logits(model, folder))
+    again = make_trainable(opened(folder), FullTuning(method="full"), seed=0).eval()
+    restore_weights(again, tmp_path)
+    assert torch.equal(logits(again, folder), logits(model, folder))
+    whole = ModelFolder("tuned", tmp_path)
+    assert codec_of(whole).digest == codec_of(folder, "chatml").digest
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_they_are_trained_beside_quantized_weights(base: Made, tmp_path: Path, bits: Any) -> None:
+    pytest.importorskip("bitsandbytes")
+    folder, quantization = base("llama", 0), Quantization(bits=bits)
+    model = adapted(folder, QloraTuning(method="qlora", rank=4, bits=bits), quantization=quantization)
+    tuned = saved(model, tmp_path, folder)
+    write_json(tmp_path / CARD, {"chat_markup": "chatml", "quantization": quantization.model_dump()})
+    assert torch.equal(logits(open_model(tuned, FP32).eval(), folder), logits(model, folder))
+
+
+def test_an_output_layer_with_a_bias_is_refused(base: Made) -> None:
+    folder = base("phi", 0)
+    with pytest.raises(RecipeError, match="has a bias") as caught:
+        adapted(folder)
+    assert "method: full" in str(caught.value.hint)
+    adapted(folder, FullTuning(method="full"))
