@@ -15,6 +15,7 @@ ALSO_HELD_AS = {
     "evaluate": {"settings"},
     "guards": {"guard", "g"},
     "promote": {"target"},
+    "tuning": {"quantization"},
 }
 # Settings that are only checked, each with the reason. One that gets a reader has to leave the list.
 ONLY_CHECKED = {
