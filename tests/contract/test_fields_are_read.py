@@ -17,6 +17,7 @@ ALSO_HELD_AS = {
     "filters": {"rule"},
     "guards": {"guard", "g"},
     "promote": {"target"},
+    "tuning": {"quantization"},
 }
 # Settings that are only checked, each with the reason. One that gets a reader has to leave the list.
 ONLY_CHECKED = {

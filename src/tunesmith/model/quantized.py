@@ -40,7 +40,7 @@ def bitsandbytes_config(quantization: Quantization, compute: torch.dtype) -> Any
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0)
     return BitsAndBytesConfig(
         load_in_4bit=True,
-        bnb_4bit_quant_type=quantization.code,
+        bnb_4bit_quant_type=quantization.quantization or "nf4",
         bnb_4bit_use_double_quant=quantization.is_double,
         bnb_4bit_compute_dtype=compute,
     )

@@ -188,8 +188,8 @@ def _message(item: dict[str, Any], path: Path_, owner: type[Section]) -> str:
         return "is missing"
     if kind in ("union_tag_invalid", "literal_error"):
         tag = str(context.get("tag", given))
-        known = re.findall("'([^']*)'", str(context.get("expected_tags", context.get("expected"))))
-        return f"`{tag}` is not known; {_nearest(tag, known)}"
+        known = re.findall(r"'([^']*)'|\b(\d+)\b", str(context.get("expected_tags", context.get("expected"))))
+        return f"`{tag}` is not known; {_nearest(tag, [text or number for text, number in known])}"
     if kind == "union_tag_not_found":
         return f"needs the key `{str(context['discriminator']).strip(chr(39))}`"
     if kind == "value_error":

@@ -137,7 +137,7 @@ def _frozen_bytes(tuning: LoraTuning | QloraTuning, shapes: Shapes, compute_byte
     if tuning.bits == 8:
         small = float(quantized + sum(out * 4 for _, out, _ in shapes.linear))
     else:
-        scale = (1 + 4 / 256) if tuning.is_double else 4
+        scale = 4 if tuning.double_quantization is False else 1 + 4 / 256
         small = quantized * (0.5 + scale / 64)
     return (shapes.parameters - quantized) * compute_bytes + small
 

@@ -25,9 +25,9 @@ def codec_of(model: ModelFolder, chat_markup: str | None = None) -> Codec:
         RecipeError: the model has a chat template already.
     """
     codec = Codec.load(model.root.path)
-    for markup in (model.chat_markup, chat_markup):
-        codec = codec if markup is None else _with_chatml(codec, model)
-    return codec
+    if model.chat_markup is not None:
+        codec = Codec(_with_chatml(codec, model).tokenizer)  # whose tokens the adapter has rows for
+    return codec if chat_markup is None else _with_chatml(codec, model)
 
 
 def _with_chatml(codec: Codec, model: ModelFolder) -> Codec:
@@ -45,4 +45,4 @@ def _with_chatml(codec: Codec, model: ModelFolder) -> Codec:
     begins = codec.prefix_ids == (tokenizer.bos_token_id,)
     tokenizer.chat_template = ("{{ bos_token }}" if begins else "") + _CHATML_TEMPLATE
     ids = (tokenizer.convert_tokens_to_ids(text) for text in _CHATML)
-    return Codec(tokenizer, codec.config, new_ids=(*codec.new_ids, *(i for i in ids if i >= known)))
+    return Codec(tokenizer, codec.config, new_ids=tuple(i for i in ids if i >= known))

@@ -85,5 +85,6 @@ def test_an_adapter_brings_its_markup_along(tmp_path: Path) -> None:
     wanted = codec_of(base, "chatml").digest
     assert codec_of(adapter).digest == codec_of(onto).digest == wanted
     assert codec_of(base).digest != wanted
+    assert codec_of(adapter).new_ids == codec_of(onto).new_ids == ()  # the adapter has rows for them
     with pytest.raises(RecipeError, match="run:y"):
         codec_of(onto, "chatml")
