@@ -119,7 +119,7 @@ def token_view(tokens: Tokens, task_codec: Any) -> list[dict[str, Any]]:
     """Return each token as {text, id, trained, special}, for people to look at: an encoder's before a decoder's."""
     ids, trained = tokens.source_ids + tokens.input_ids, (False,) * len(tokens.source_ids) + tokens.trained
     return [
-        {"text": task_codec.decode([i]), "id": i, "trained": learned, "special": i in task_codec.control_ids}
+        {"text": task_codec.piece(i), "id": i, "trained": learned, "special": i in task_codec.control_ids}
         for i, learned in zip(ids, trained, strict=True)
     ]
 

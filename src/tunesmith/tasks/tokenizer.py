@@ -239,6 +239,11 @@ class Codec:
         """Return the text of ids, control tokens written out."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
+    def piece(self, token: int) -> str:
+        """Return the text of one token as it stands among others: some decoders swallow a blank that comes first."""
+        before = self.decode(self._letter)
+        return self.decode([*self._letter, token]).removeprefix(before)
+
     def says(self, ids: Sequence[int], text: str, *, before: Sequence[int] = ()) -> bool:
         """Say whether ids decode to a text, as far as the tokenizer tells texts apart.
 

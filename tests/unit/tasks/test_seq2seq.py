@@ -147,6 +147,11 @@ def test_a_folder_tells_what_its_decoder_starts_from(tmp_path: Path) -> None:
     assert seq2seq(codec).opening_ids == (2, 0)
 
 
+def test_a_piece_keeps_the_blank_before_it() -> None:
+    codec = codec_of("t5")
+    assert [codec.piece(i) for i in codec.tokenizer("one two.").input_ids] == [" one", " two", ".", "</s>"]
+
+
 def test_asking_by_hand() -> None:
     task = seq2seq(codec_of("t5"))
     assert [turn.text for turn in task.question("4 7")] == ["Say 4 7"]
