@@ -48,15 +48,14 @@ class Seq2SeqTask(Task):
         if not self._codec.says(target, turns[-1].text):
             raise RowProblem("the target's tokens do not decode to the target", repr(turns[-1].text[:80]))
         ids = (*self.opening_ids, *target, *self._closing)
-        return Tokens(example_id, ids, (False,) + (True,) * (len(ids) - 1), tuple(self.prompt(turns)))
+        return Tokens(example_id, ids, (False,) + (True,) * (len(ids) - 1), tuple(self._source(turns)))
 
     def limited(self, tokens: Tokens, most: int) -> tuple[Tokens, str | None]:
         """Cut the source to `most` tokens before what closes it, and the target at its end."""
         most_target, reasons = self._data.max_target_tokens, []
         if len(tokens.source_ids) > most:
             reasons.append(f"source longer than {most} tokens")
-            closing = self._around_source[1]
-            tokens = replace(tokens, source_ids=(*tokens.source_ids[: most - len(closing)], *closing))
+            tokens = replace(tokens, source_ids=tuple(self._cut(tokens.source_ids, most)))
         if len(tokens.input_ids) - 1 > most_target:  # the decoder's start is no part of the target
             reasons.append(f"target longer than {most_target} tokens")
             ids, trained = tokens.input_ids[: most_target + 1], tokens.trained[: most_target + 1]
@@ -64,9 +63,9 @@ class Seq2SeqTask(Task):
         return tokens, " and ".join(reasons) or None
 
     def prompt(self, turns: Sequence[Turn]) -> list[int]:
-        """Return the ids that the encoder reads."""
-        opening, closing = self._around_source
-        return [*opening, *self._codec.personal(turns[0].text), *closing]
+        """Return the ids that the encoder reads, cut as in training where the recipe says so."""
+        source, most = self._source(turns), self._data.max_tokens_per_example
+        return self._cut(source, most) if self._data.too_long == "cut" and len(source) > most else source
 
     def reference(self, turns: Sequence[Turn]) -> str:
         """Return the target."""
@@ -75,6 +74,14 @@ class Seq2SeqTask(Task):
     def answer(self, ids: Sequence[int]) -> str:
         """Return what the decoder wrote as text."""
         return self._codec.decode([i for i in ids if i not in self.stop_ids])
+
+    def _source(self, turns: Sequence[Turn]) -> list[int]:
+        opening, closing = self._around_source
+        return [*opening, *self._codec.personal(turns[0].text), *closing]
+
+    def _cut(self, source: Sequence[int], most: int) -> list[int]:
+        closing = self._around_source[1]
+        return [*source[: most - len(closing)], *closing]
 
     def question(self, text: str) -> tuple[Turn, ...]:
         """Return the source that asks `text`."""

@@ -88,8 +88,9 @@ class Codec:
         from transformers import AutoConfig, AutoTokenizer
 
         try:
-            has_config = (folder / "config.json").exists()
-            config = AutoConfig.from_pretrained(folder, local_files_only=True) if has_config else None
+            config = None
+            if (folder / "config.json").exists():
+                config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except (OSError, ValueError, KeyError) as error:
             raise RecipeError(
