@@ -5,6 +5,7 @@ from typing import Any
 
 from tunesmith.report import wording
 from tunesmith.report.answers import Segment, marks
+from tunesmith.report.machine_chart import use_in_words
 from tunesmith.report.view import Answer, Answers, Side, Verdict, View
 from tunesmith.report.wording import visible
 
@@ -180,6 +181,7 @@ def speeds(view: View) -> list[tuple[str, str]]:
         ("Precision", str(trained.get("precision") or wording.NONE)),
         ("Trained weights", f"{wording.count(parts)} of {wording.count(whole)} ({wording.share(parts, whole)})"),
     ]
+    found += use_in_words(view.training) if view.training else []
     return [(name, words) for name, words in found if not words.startswith(wording.NONE)]
 
 
