@@ -21,6 +21,7 @@ from tunesmith.recipe.schema import Recipe
 from tunesmith.scoring.own import own_metrics
 from tunesmith.tasks import task_for
 from tunesmith.tasks.tokenizer import Codec
+from tunesmith.track.tracker import check_installed
 
 _GIB = 2**30
 # Most padded tokens of a micro-batch that the trainer makes by itself on a CPU; see train/train.py.
@@ -98,6 +99,7 @@ def plan_run(recipe: Path | str, overrides: Sequence[str] = (), *, out: Path | s
     """
     loaded, run = open_run(Path(recipe), overrides, out)
     origin = run.origin if run.environment.exists() else Path(recipe).parent
+    check_installed(loaded.track)
     own_metrics(loaded.evaluate.metrics, origin)
     base = resolve(loaded.model.base, relative_to=origin)
     task = task_for(loaded.data, Codec.load(base.root.path))
