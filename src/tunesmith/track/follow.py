@@ -1,10 +1,10 @@
 """One tracker's process: follow a run's files until our standard input ends, and tell the tracker what is new.
 
-    python -m tunesmith.track.follow NAME RUN < settings as one line of JSON, then nothing until the run ends
+    python -m tunesmith.track.follow NAME RUN SECONDS < settings as one line of JSON, then nothing until the run ends
 
 `track/NAME/state.json` says what has been told. It is written before telling, so nothing is ever told twice; a
 tracker that dies in between misses those lines. When the input ends, because the run ended or was killed, what is left
-is told, within `SECONDS_TO_FINISH`.
+is told, within SECONDS.
 """
 
 import json
@@ -21,7 +21,6 @@ from tunesmith.core.files import digest_file, only_writer, read_json, write_json
 from tunesmith.core.rundir import RunDir
 from tunesmith.track.tracker import TrackedRun, Tracker, open_tracker
 
-SECONDS_TO_FINISH = 30.0
 _SECONDS_BETWEEN_LOOKS = 1.0
 _PREFIX = {"step": "train"}
 _NOT_VALUES = ("kind", "step", "time")
@@ -29,10 +28,10 @@ _NOT_VALUES = ("kind", "step", "time")
 
 def main() -> int:
     """Follow a run; return the exit code. The last line on stderr says what went wrong."""
-    name, run = sys.argv[1], RunDir(sys.argv[2])
+    name, run, seconds = sys.argv[1], RunDir(sys.argv[2]), float(sys.argv[3])
     settings = json.loads(sys.stdin.readline() or "{}")
     ended = threading.Event()
-    threading.Thread(target=_wait_for_end, args=(ended,), daemon=True).start()
+    threading.Thread(target=_wait_for_end, args=(ended, seconds), daemon=True).start()
     try:
         follow(name, run, settings, ended)
     except BaseException as error:
@@ -41,10 +40,10 @@ def main() -> int:
     return 0
 
 
-def _wait_for_end(ended: threading.Event) -> None:
+def _wait_for_end(ended: threading.Event, seconds: float) -> None:
     sys.stdin.read()
     ended.set()
-    time.sleep(SECONDS_TO_FINISH)
+    time.sleep(seconds)
     print("did not finish in time", file=sys.stderr, flush=True)
     os._exit(1)  # the tracker hangs, perhaps where no exception reaches
 
