@@ -73,7 +73,7 @@ def run_recipe(
         TunesmithError: of the kind that says what went wrong; its `exit_code` is the command's.
     """
     loaded, run = open_run(Path(recipe), overrides, out)
-    check_installed(loaded.track)
+    check_installed(loaded.track, loaded.promote.mirror if loaded.promote else None)
     wanted = [stage for stage in STAGES if stage.name != "promote" or loaded.promote is not None]
     names = [stage.name for stage in STAGES]
     if until is not None:

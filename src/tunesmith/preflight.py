@@ -99,7 +99,7 @@ def plan_run(recipe: Path | str, overrides: Sequence[str] = (), *, out: Path | s
     """
     loaded, run = open_run(Path(recipe), overrides, out)
     origin = run.origin if run.environment.exists() else Path(recipe).parent
-    check_installed(loaded.track)
+    check_installed(loaded.track, loaded.promote.mirror if loaded.promote else None)
     own_metrics(loaded.evaluate.metrics, origin)
     base = resolve(loaded.model.base, relative_to=origin)
     task = task_for(loaded.data, Codec.load(base.root.path))

@@ -298,6 +298,9 @@ class Promote(Section):
     model: Name = Field(description="Name in the registry.")
     alias: Alias = Field("staging", description="Alias moved to the new version.")
     min_gain: float = Field(0.0, description="The interval of the primary metric's gain must lie above this.")
+    mirror: Literal["mlflow"] | None = Field(
+        None, description="Another registry that is told of version and alias (the extra `mlflow`)."
+    )
 
 
 class Launch(Section):

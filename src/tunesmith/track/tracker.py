@@ -51,15 +51,15 @@ def open_tracker(name: str) -> Tracker:
     return tracker
 
 
-def check_installed(names: Sequence[str]) -> None:
-    """Raise RecipeError for the first tracker whose package is not installed."""
-    for name in names:
+def check_installed(names: Sequence[str], mirror: str | None = None) -> None:
+    """Raise RecipeError for the first of a recipe's trackers and mirror whose package is not installed."""
+    for name, where in [*((name, "track") for name in names), *([(mirror, "promote.mirror")] if mirror else [])]:
         missing = [package for package in TRACKERS[name] if importlib.util.find_spec(package) is None]
         if missing:
             raise RecipeError(
-                f"the tracker `{name}` needs {' and '.join(missing)}, which is not installed",
-                where="track",
-                hint=f'pip install "tunesmith[{name}]", or leave it out of `track`',
+                f"`{name}` needs {' and '.join(missing)}, which is not installed",
+                where=where,
+                hint=f'pip install "tunesmith[{name}]", or leave it out of the recipe',
             )
 
 

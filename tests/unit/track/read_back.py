@@ -71,8 +71,8 @@ def wandb(folder: Path) -> tuple[Points, dict[str, Any]]:
                     name = item.key or ".".join(item.nested_key)
                     if "/" in name:
                         points.setdefault(name, []).append((said.history.step.num, json.loads(item.value_json)))
-            if said.WhichOneof("record_type") == "request" and said.request.HasField("log_artifact"):
-                artifacts[said.request.log_artifact.artifact.name] = said
+            if said.WhichOneof("record_type") == "artifact":
+                artifacts[said.artifact.name] = said.artifact.digest
     return points, {"ids": ids, "settings": settings, "artifacts": artifacts}
 
 
