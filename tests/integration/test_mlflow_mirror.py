@@ -25,6 +25,7 @@ def add(folder: Path, text: str, asked: str | None = "mlflow") -> Version:
     return Registry.default().add("sql", folder / text, facts=facts)
 
 
+@pytest.mark.slow
 def test_version_and_alias_are_in_mlflow_and_load_from_there(tmp_path: Path) -> None:
     from mlflow import MlflowClient
     from mlflow.artifacts import download_artifacts
@@ -55,7 +56,8 @@ def test_nothing_is_mirrored_that_was_not_asked_for(tmp_path: Path) -> None:
 
 def test_a_mirror_that_fails_is_told_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     version = add(tmp_path, "one")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/no/such/folder/mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # nobody listens there
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(TunesmithError) as refused:
         move_alias("sql@1", "staging", force=False, reason=None)
     assert "sql@staging is version 1, but MLflow was not told" in refused.value.message

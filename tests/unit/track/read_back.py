@@ -32,7 +32,7 @@ def trackio(folder: Path) -> tuple[Points, dict[str, Any]]:
     program = (
         "import json; from trackio.sqlite_storage import SQLiteStorage as S;"
         "[p] = S.get_projects(); [r] = S.get_runs(p);"
-        "print(json.dumps([S.get_logs(p, r), S.get_run_config(p, r), str(S.get_run_artifacts(p, r))]))"
+        "print(json.dumps([S.get_logs(p, r), S.get_run_config(p, r), str(S.get_artifacts(p))]))"
     )
     environment = {**os.environ, "TRACKIO_DIR": str(folder)}
     told = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)

@@ -1,6 +1,10 @@
 """Every tracker, the real one: what a run writes is in it, once, whatever happened on the way."""
 
+import os
 import re
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +12,7 @@ import pytest
 from tests.unit.track.read_back import READERS
 
 from tunesmith.core.errors import RecipeError
-from tunesmith.core.files import json_line, read_json, write_json, write_text
+from tunesmith.core.files import json_line, only_writer, read_json, write_json, write_text
 from tunesmith.core.rundir import RunDir
 from tunesmith.track.followers import Followers
 from tunesmith.track.tracker import TRACKERS, check_installed
@@ -60,6 +64,7 @@ def followed(run: RunDir, *names: str, seconds: float = LONG) -> Followers:
     return followers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRACKERS)
 def test_a_run_is_in_the_tracker(name: str, run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
     with followed(run, name):
@@ -86,6 +91,7 @@ def test_a_run_is_in_the_tracker(name: str, run: RunDir, capsys: pytest.CaptureF
     assert names == {"recipe.resolved.yaml", "train", "evaluate", "report.html", "track"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRACKERS)
 def test_a_run_that_goes_on_is_one_run_and_tells_no_step_twice(name: str, run: RunDir) -> None:
     with followed(run, name):
@@ -120,11 +126,26 @@ def test_a_tracker_that_is_added_later_gets_everything_and_then_no_more(run: Run
     assert READERS["tensorboard"](run.track("tensorboard"))[0]["verdict/rougeL/gain"] == [(4, 0.25), (4, 0.125)]
 
 
+def test_a_run_that_is_killed_is_told_up_to_its_end(run: RunDir) -> None:
+    write(run, step(1), step(2))
+    program = (
+        "import os, sys; from tunesmith.core.rundir import RunDir; from tunesmith.track.followers import Followers;"
+        f"Followers(['tensorboard'], RunDir({str(run.path)!r}), {{}}, seconds_to_finish={LONG}).start();"
+        "os.kill(os.getpid(), 9)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == -9
+    folder = run.track("tensorboard")
+    until = time.monotonic() + LONG
+    while not (folder / "state.json").exists() and time.monotonic() < until:
+        time.sleep(0.1)
+    with only_writer(folder / "lock", wait=True):  # it has ended
+        pass
+    assert [number for number, _ in READERS["tensorboard"](folder)[0]["train/loss"]] == [1, 2]
+
+
 def stand_in(folder: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
     """Let the tracker's package be one that misbehaves."""
     (folder / "trackio.py").write_text(f"import os, sys, time\n{code}\n")
-    import os
-
     monkeypatch.setenv(
         "PYTHONPATH", os.pathsep.join([str(folder), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
     )
