@@ -13,9 +13,12 @@ def open_store(folder: Path) -> Any:
 
     MLflow makes its tables when it is first asked, and dies when two processes do that at once: hence the lock.
     """
-    keep_here(
-        {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_ENABLE_ASYNC_LOGGING": "false", "GIT_PYTHON_REFRESH": "quiet"}
-    )
+    keep_here({
+        "MLFLOW_LOGGING_LEVEL": "WARNING",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_ENABLE_ASYNC_LOGGING": "false",
+        "GIT_PYTHON_REFRESH": "quiet",  # a machine without git is no news
+    })  # fmt: skip
     from mlflow import MlflowClient
 
     folder = folder.resolve()  # MLflow keeps absolute paths
@@ -23,9 +26,8 @@ def open_store(folder: Path) -> Any:
         if os.environ.get("MLFLOW_TRACKING_URI"):
             client = MlflowClient()
         else:
-            client = MlflowClient(
-                tracking_uri=f"sqlite:///{folder}/mlflow.db", registry_uri=f"sqlite:///{folder}/mlflow.db"
-            )
+            store = f"sqlite:///{folder}/mlflow.db"
+            client = MlflowClient(tracking_uri=store, registry_uri=store)
         client.search_experiments(max_results=1)
     return client
 
