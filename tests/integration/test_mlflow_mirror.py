@@ -31,7 +31,8 @@ def test_version_and_alias_are_in_mlflow_and_load_from_there(tmp_path: Path) -> 
     from mlflow.artifacts import download_artifacts
 
     registry = Registry.default()
-    first, second = add(tmp_path, "one"), add(tmp_path, "two")
+    # The first version's recipe did not ask for it yet.
+    first, second = add(tmp_path, "one", asked=None), add(tmp_path, "two")
     for version in (first, second, second):  # the same again changes nothing
         registry.move("sql", "staging", version.number, verdict=VERDICT, reason=None)
         mirror(registry, version, "staging")
@@ -46,6 +47,7 @@ def test_version_and_alias_are_in_mlflow_and_load_from_there(tmp_path: Path) -> 
     assert client.get_model_version_by_alias("sql", "production").tags["tunesmith.version"] == "1"
     assert roll_back("sql", "staging", reason="worse")["version"] == 1
     assert client.get_model_version_by_alias("sql", "staging").tags["tunesmith.version"] == "1"
+    assert len(client.search_model_versions("name='sql'")) == 2
 
 
 def test_nothing_is_mirrored_that_was_not_asked_for(tmp_path: Path) -> None:

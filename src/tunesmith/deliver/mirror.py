@@ -12,7 +12,7 @@ _NUMBER = "tunesmith.version"
 
 
 def mirror(registry: Registry, version: Version, alias: str) -> None:
-    """Let MLflow know the version and that the alias points at it, where the recipe that made it asks for that.
+    """Let MLflow know the version and that the alias points at it, where a recipe of the model asks for that.
 
     The MLflow registry is a database in the folder `mlflow` of ours, or what `MLFLOW_TRACKING_URI` names. Its versions
     are numbered by itself; the tag `tunesmith.version` holds our number. Doing it again changes nothing.
@@ -20,8 +20,7 @@ def mirror(registry: Registry, version: Version, alias: str) -> None:
     Raises:
         TunesmithError: MLflow could not do it. Our registry has the version and the alias all the same.
     """
-    promote = (version.facts.get("recipe") or {}).get("promote") or {}
-    if promote.get("mirror") != "mlflow":
+    if not any(_asks(one) for one in registry.versions(version.model)):  # an older one must be told too: of a rollback
         return
     folder = registry.root / "mlflow"
     try:
@@ -31,9 +30,14 @@ def mirror(registry: Registry, version: Version, alias: str) -> None:
         raise TunesmithError(
             f"{version.model}@{alias} is version {version.number}, but MLflow was not told: {error}",
             where=str(folder),
-            hint="the same command again tells it",
+            hint=f"tunesmith promote {version} --alias {alias}",
         ) from error
     say(f"mlflow: {version.model}@{alias} is now version {number} there")
+
+
+def _asks(version: Version) -> bool:
+    promote = (version.facts.get("recipe") or {}).get("promote") or {}
+    return bool(promote.get("mirror") == "mlflow")
 
 
 def _mirrored(client: Any, registry: Registry, version: Version, alias: str) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
+from tunesmith.core.errors import DamagedFile
 from tunesmith.core.files import digest_file, read_json
 from tunesmith.core.progress import say
 from tunesmith.core.rundir import RunDir
@@ -41,8 +42,14 @@ class Followers:
 
     def start(self) -> None:
         """Start all of them, once."""
-        if self._all is None:
-            self._all = [_Follower(name, self._run, self._settings, self._seconds) for name in self._names]
+        if self._all is not None:
+            return
+        self._all = []
+        for name in self._names:
+            try:
+                self._all.append(_Follower(name, self._run, self._settings, self._seconds))
+            except OSError as error:
+                _say_dropped(name, f"could not be started ({error})")
 
     def __enter__(self) -> "Followers":
         return self
@@ -64,8 +71,10 @@ def _missed(name: str, run: RunDir) -> bool:
     state = run.track(name) / "state.json"
     if not state.exists():
         return True
-    told = read_json(state).get("files", {}).get(run.verdict.name)
-    return bool(told != (digest_file(run.verdict) if run.verdict.exists() else None))
+    with contextlib.suppress(DamagedFile):
+        told = read_json(state).get("files", {}).get(run.verdict.name)
+        return bool(told != (digest_file(run.verdict) if run.verdict.exists() else None))
+    return True
 
 
 class _Follower:
@@ -110,4 +119,8 @@ class _Follower:
 
     def _tell(self, what: str) -> None:
         if self._told.acquire(blocking=False):
-            say(f"track: {self._name} {what}; the run goes on without it, train/metrics.jsonl holds everything")
+            _say_dropped(self._name, what)
+
+
+def _say_dropped(name: str, what: str) -> None:
+    say(f"track: {name} {what}; the run goes on without it, train/metrics.jsonl holds everything")

@@ -193,6 +193,18 @@ def test_a_tracker_that_hangs_does_not_keep_the_run(
     assert followers._all[0]._process.poll() is not None
 
 
+def test_a_tracker_that_cannot_start_or_read_its_state_is_no_fault_of_the_run(
+    run: RunDir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_text(run.path / "track" / "wandb", "a file where its folder should be")
+    write_text(run.track("tensorboard") / "state.json", "{damaged")
+    with Followers(["wandb", "tensorboard"], run, SETTINGS, seconds_to_finish=LONG):
+        write(run, step(1))
+    said = capsys.readouterr().err
+    assert "track: wandb could not be started" in said
+    assert "track: tensorboard failed (DamagedFile" in said
+
+
 def test_lines_that_were_not_told_are_not_told_twice_either(run: RunDir, tmp_path: Path) -> None:
     """What was noted as told stays so, if the tracker dies in between: a gap is better than a double."""
     with followed(run, "tensorboard"):
