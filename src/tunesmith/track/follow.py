@@ -54,7 +54,7 @@ def follow(name: str, run: RunDir, settings: dict[str, Any], ended: threading.Ev
     with only_writer(folder / "lock", wait=True):  # a process that is left from a killed run finishes first
         state = _State(folder / "state.json")
         tracker = open_tracker(name)
-        project, label = str(settings.get("name", "tunesmith")), f"{run.path.resolve().name}"
+        project, label = str(settings.get("name", "tunesmith")), run.path.resolve().name
         state.known = tracker.start(TrackedRun(project, label, folder, dict(_flat(settings))), state.known)
         state.save()
         log = _Log(run.metrics)
