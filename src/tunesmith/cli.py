@@ -275,12 +275,11 @@ def rollback(name: str, *, alias: str = "staging", reason: str | None = None, as
         alias: which alias.
         reason: why, for the log.
     """
-    from tunesmith.registry.store import Registry
+    from tunesmith.deliver.by_hand import roll_back
 
     name, _, named = name.partition("@")
-    version = Registry.default().rollback(name, named or alias, reason=reason)
-    result = {"model": name, "alias": named or alias, "version": version.number}
-    _result(result, as_json, f"{name}@{named or alias} is version {version.number}")
+    result = roll_back(name, named or alias, reason=reason)
+    _result(result, as_json, f"{name}@{named or alias} is version {result['version']}")
 
 
 @app.command

@@ -23,6 +23,8 @@ from tunesmith.core.rundir import RunDir
 from tunesmith.recipe.load import dump_recipe, load_recipe
 from tunesmith.recipe.schema import Recipe
 from tunesmith.scoring.own import own_metrics
+from tunesmith.track.followers import Followers
+from tunesmith.track.tracker import check_installed
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,7 @@ def run_recipe(
         TunesmithError: of the kind that says what went wrong; its `exit_code` is the command's.
     """
     loaded, run = open_run(Path(recipe), overrides, out)
+    check_installed(loaded.track, loaded.promote.mirror if loaded.promote else None)
     wanted = [stage for stage in STAGES if stage.name != "promote" or loaded.promote is not None]
     names = [stage.name for stage in STAGES]
     if until is not None:
@@ -82,8 +85,9 @@ def run_recipe(
         remove_leftovers(run.path)
         if run.manifest("train") is None:  # a wrong metric is told before training, not after
             own_metrics(loaded.evaluate.metrics, run.origin)
+        trackers = held.enter_context(Followers(loaded.track, run, loaded.model_dump(mode="json")))
         for stage in wanted:
-            _take(stage, loaded, run)
+            _take(stage, loaded, run, trackers)
             if stage.name in ("evaluate", "promote"):  # before promoting too, which the verdict may refuse
                 _report(run)
     return run
@@ -187,7 +191,7 @@ def work_left(recipe: Recipe, run: RunDir) -> dict[str, str]:
     return {stage.name: "done" if run.manifest(stage.name) else "to do" for stage in stages}
 
 
-def _take(stage: Stage, recipe: Recipe, run: RunDir) -> None:
+def _take(stage: Stage, recipe: Recipe, run: RunDir, trackers: Followers) -> None:
     """Run a stage unless its manifest names the same inputs."""
     stated = stage.inputs(recipe, run)
     manifest = run.manifest(stage.name)
@@ -204,6 +208,7 @@ def _take(stage: Stage, recipe: Recipe, run: RunDir) -> None:
     (run.stage(stage.name) / MANIFEST).unlink(missing_ok=True)
     began = time.monotonic()
     say(f"{stage.name}: starts")
+    trackers.start()
     stage.work(recipe, run)
     say(f"{stage.name}: done in {clock(time.monotonic() - began)}")
 

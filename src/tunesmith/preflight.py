@@ -20,6 +20,7 @@ from tunesmith.recipe.schema import Quantization, Recipe
 from tunesmith.scoring.own import own_metrics
 from tunesmith.tasks import task_for
 from tunesmith.tasks.markup import codec_of
+from tunesmith.track.tracker import check_installed
 
 _GIB = 2**30
 _BARS = " \u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
@@ -115,6 +116,7 @@ def plan_run(recipe: Path | str, overrides: Sequence[str] = (), *, out: Path | s
     """
     loaded, run = open_run(Path(recipe), overrides, out)
     origin = run.origin if run.environment.exists() else Path(recipe).parent
+    check_installed(loaded.track, loaded.promote.mirror if loaded.promote else None)
     own_metrics(loaded.evaluate.metrics, origin)
     base = resolve(loaded.model.base, relative_to=origin)
     _refuse_what_cannot_be_quantized(loaded)

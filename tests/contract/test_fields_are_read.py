@@ -20,9 +20,7 @@ ALSO_HELD_AS = {
     "tuning": {"quantization"},
 }
 # Settings that are only checked, each with the reason. One that gets a reader has to leave the list.
-ONLY_CHECKED = {
-    ("recipe", "track"): "no tracker is built in yet, so anything but an empty list is refused",
-}
+ONLY_CHECKED: dict[tuple[str, str], str] = {}
 
 
 def leaves(section: type[Section] = Recipe, name: str = "recipe") -> Iterator[tuple[str, str]]:

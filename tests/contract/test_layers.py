@@ -8,7 +8,7 @@ from tests.contract.sources import PACKAGE, Source, sources
 
 LAYERS = (
     ("core",),
-    ("scoring", "demo", "registry"),
+    ("scoring", "demo", "registry", "track"),
     ("recipe", "fetch"),
     ("tasks",),
     ("data",),

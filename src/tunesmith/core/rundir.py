@@ -101,6 +101,10 @@ class RunDir:
         """Return the folder of what `base` or `tuned` answered."""
         return self.stage("evaluate") / name
 
+    def track(self, name: str) -> Path:
+        """Return the folder of a tracker: what it keeps, and what it was told."""
+        return self.path / "track" / name
+
     @property
     def verdict(self) -> Path:
         """The verdict, base against tuned."""

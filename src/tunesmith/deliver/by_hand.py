@@ -1,4 +1,4 @@
-"""The registry's verbs: promote a run or a version, list what is there."""
+"""The registry's verbs: promote a run or a version, roll back, list what is there."""
 
 from pathlib import Path
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.files import only_writer
 from tunesmith.core.rundir import RunDir
+from tunesmith.deliver.mirror import mirror
 from tunesmith.deliver.promote import promote
 from tunesmith.recipe.load import load_recipe
 from tunesmith.registry.gate import check_gate
@@ -41,7 +42,16 @@ def move_alias(reference: str, alias: str | None, *, force: bool, reason: str | 
     check_gate(verdict if isinstance(verdict, dict) else {}, force=force, reason=reason)
     registry.check(version)
     registry.move(version.model, alias, version.number, verdict=verdict, reason=reason, forced=force)
+    mirror(registry, version, alias)
     return {"model": version.model, "alias": alias, "version": version.number}
+
+
+def roll_back(name: str, alias: str, *, reason: str | None) -> dict[str, Any]:
+    """Point an alias back at the version before."""
+    registry = Registry.default()
+    version = registry.rollback(name, alias, reason=reason)
+    mirror(registry, version, alias)
+    return {"model": name, "alias": alias, "version": version.number}
 
 
 def list_models() -> tuple[list[dict[str, Any]], str]:

@@ -6,6 +6,7 @@ from tunesmith.core.errors import RecipeError
 from tunesmith.core.files import digest_of, new_folder, read_json
 from tunesmith.core.progress import say
 from tunesmith.core.rundir import RunDir
+from tunesmith.deliver.mirror import mirror
 from tunesmith.fetch.reference import resolve
 from tunesmith.recipe.schema import Recipe
 from tunesmith.registry.gate import check_gate
@@ -47,6 +48,7 @@ def promote(recipe: Recipe, run: RunDir, *, force: bool = False, reason: str | N
     if registry.current(target.model, target.alias) != version.number:
         registry.move(target.model, target.alias, version.number, verdict=verdict, reason=reason, forced=force)
     say(f"{target.model}@{target.alias} is now version {version.number}")
+    mirror(registry, version, target.alias)
     done = {"model": target.model, "version": version.number, "alias": target.alias, "forced": force, "reason": reason}
     with new_folder(run.stage("promote"), stage="promote", inputs=stated, **done):
         pass

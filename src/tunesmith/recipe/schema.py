@@ -339,6 +339,9 @@ class Promote(Section):
     model: Name = Field(description="Name in the registry.")
     alias: Alias = Field("staging", description="Alias moved to the new version.")
     min_gain: float = Field(0.0, description="The interval of the primary metric's gain must lie above this.")
+    mirror: Literal["mlflow"] | None = Field(
+        None, description="Another registry that is told of version and alias (the extra `mlflow`)."
+    )
 
 
 class Launch(Section):
@@ -358,16 +361,18 @@ class Recipe(Section):
     evaluate: Evaluate
     promote: Promote | None = Field(None, description="Leave out to stop after the verdict.")
     launch: Launch = Launch()
-    track: tuple[str, ...] = Field((), description="Trackers beside `metrics.jsonl`; none is built in yet.")
+    track: tuple[Literal["trackio", "mlflow", "tensorboard", "wandb"], ...] = Field(
+        (), description="Trackers beside `metrics.jsonl`, each an extra of its name; docs/tracking.md tells all."
+    )
     seed: int = Field(
         0, ge=0, lt=2**63, description="Seed of the split, the order of rows, initial adapters and dropout."
     )
 
     @field_validator("track")
     @classmethod
-    def _no_trackers_yet(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if value:
-            raise ValueError("no tracker is built in yet; train/metrics.jsonl holds everything")
+    def _each_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError("names a tracker twice")
         return value
 
 

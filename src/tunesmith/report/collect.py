@@ -20,6 +20,7 @@ STAGES = ("prepare", "train", "evaluate", "promote")
 LOST_ROWS_LISTED = 6
 # What a row of the ledger may be beside kept whole.
 LOST = ("dropped", "cut", "filtered", "unused")
+LONGEST_GAP = 60.0  # seconds between two samples of the machine's use; beyond it training was not running
 
 
 def collect(run: RunDir) -> View:
@@ -146,7 +147,24 @@ def _training(run: RunDir, files: _Files) -> Training | None:
         for line in lines
         if line.get("kind") == "valid" and _is_number(line.get("loss"))
     }  # a resumed run may have written a step twice; the later line counts
-    return Training(tuple(sorted(steps.values())), tuple(sorted(valid.values(), key=lambda item: item[0])), facts)
+    in_order = tuple(sorted(valid.values(), key=lambda item: item[0]))
+    return Training(tuple(sorted(steps.values())), in_order, facts, _machine(lines))
+
+
+def _machine(lines: list[dict[str, Any]]) -> dict[str, tuple[tuple[float, float], ...]]:
+    """Return the curves of the machine's use, over seconds of training."""
+    curves: dict[str, list[tuple[float, float]]] = {}
+    elapsed, before = 0.0, math.inf
+    for line in lines:
+        if line.get("kind") != "machine" or not _is_number(line.get("time")):
+            continue
+        gap = line["time"] - before
+        elapsed += gap if 0 < gap < LONGEST_GAP else 0.0
+        before = line["time"]
+        for name, number in line.items():
+            if name not in ("kind", "step", "time") and _is_number(number):
+                curves.setdefault(name, []).append((elapsed, float(number)))
+    return {name: tuple(points) for name, points in curves.items()}
 
 
 def _verdict(files: _Files, path: Path) -> Verdict | None:

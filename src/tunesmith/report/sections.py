@@ -7,6 +7,7 @@ from tunesmith.core.rundir import SPLITS
 from tunesmith.report import wording
 from tunesmith.report.answers import Segment, marks
 from tunesmith.report.collect import LOST
+from tunesmith.report.machine_chart import use_in_words
 from tunesmith.report.view import Answer, Answers, Side, Verdict, View
 from tunesmith.report.wording import drawn, visible
 
@@ -208,6 +209,7 @@ def speeds(view: View) -> list[tuple[str, str]]:
         ("Precision", str(trained.get("precision") or wording.NONE) + (f", frozen weights in {kept}" if kept else "")),
         ("Trained weights", f"{wording.count(parts)} of {wording.count(whole)} ({wording.share(parts, whole)})"),
     ]
+    found += use_in_words(view.training) if view.training else []
     return [(name, words) for name, words in found if not words.startswith(wording.NONE)]
 
 

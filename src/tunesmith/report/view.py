@@ -63,11 +63,16 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """The curves: steps are (step, loss, learning rate), valid are (step, loss, token accuracy)."""
+    """The curves: steps are (step, loss, learning rate), valid are (step, loss, token accuracy).
+
+    `machine` maps a measure (`memory_gib`, `host_cpu`) to (seconds of training, value), pauses between sessions left
+    out.
+    """
 
     steps: tuple[tuple[int, float, float], ...]
     valid: tuple[tuple[int, float, float | None], ...]
     facts: dict[str, Any]
+    machine: dict[str, tuple[tuple[float, float], ...]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 import math
 import resource
 import sys
+import threading
 import time
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -30,6 +31,7 @@ from tunesmith.tasks.tokenizer import Codec
 from tunesmith.train.checkpoint import State, latest_state, prune, restore, save_checkpoint
 from tunesmith.train.inputs import inputs
 from tunesmith.train.loop import Measured, Setup, measure, train_steps
+from tunesmith.train.machine_use import machine_use
 from tunesmith.train.optim import make_optimizer
 
 
@@ -130,6 +132,7 @@ class _Session:
 
     def __post_init__(self) -> None:
         valid = self.run.tokens("valid")
+        self._writing = threading.Lock()  # the machine's use is logged from a thread
         self._valid = TokenSet(valid) if valid.exists() else None
         if self._valid is not None and len(self._valid) == 0:
             self._valid = None
@@ -139,7 +142,14 @@ class _Session:
         plan = self.setup.plan
         self._forget_lines_after(self.state.step)
         saved = self.state.step
-        with out_of_space_explained(self.run.metrics), self.run.metrics.open("a", encoding="utf-8") as log:
+        with (
+            out_of_space_explained(self.run.metrics),
+            self.run.metrics.open("a", encoding="utf-8") as log,
+            machine_use(
+                lambda use: self._log(log, {"kind": "machine", "step": self.state.step, **use}),
+                self.setup.machine.device,
+            ),
+        ):
             # Before the first step, and where a signal came before a validation that was due.
             if self._is_due(plan.valid_every_steps) and self.state.validated_step != self.state.step:
                 self._validate(log)
@@ -225,8 +235,9 @@ class _Session:
         prune(self.run, keep=keep, step=self.state.step, best_step=self.state.best_step)
 
     def _log(self, log: Any, line: dict[str, Any]) -> None:
-        log.write(json_line(line))
-        log.flush()
+        with self._writing:
+            log.write(json_line(line))
+            log.flush()
 
     def _forget_lines_after(self, step: int) -> None:
         """Leave out of the log what a killed process did after the checkpoint that we go on from."""

@@ -143,6 +143,10 @@ def train(run: RunDir, rows: int, hostile: str) -> None:
         if step % 15 == 0:
             lines.append({"kind": "valid", "step": step, "loss": 0.19 + 1.5 * math.exp(-step / 17) + step / 5000,
                           "token_accuracy": 0.95, "tokens": 4121})  # fmt: skip
+        if step % 2 == 0:
+            at = 1e9 + 4.0 * step + 9000 * (step > 75)  # it went on after two hours
+            lines.append({"kind": "machine", "step": step, "time": at, "memory_gib": 1.9, "cpu_cores": 1.8,
+                          "host_memory_gib": 7 + 0.01 * step, "host_cpu": 0.95})  # fmt: skip
     best = min((line for line in lines if line["kind"] == "valid"), key=lambda line: line["loss"])
     write(run.metrics, lines)
     write(
@@ -555,3 +559,29 @@ def test_visible() -> None:
     for text in ("plain\ttext\n", "caf\u00e9 \u05e9\u05dc\u05d5\u05dd", "\U0001f469\u200d\U0001f4bb"):
         assert visible(text) == text
     assert visible("a\r\nb\rc\x7f\udcff") == "a\nb\u240dc\u2421\ufffd"
+
+
+def test_the_use_of_the_machine_is_drawn_without_the_pause_between_two_sessions(tmp_path: Path) -> None:
+    run = build_run(tmp_path)
+    training = collect(run).training
+    assert training is not None
+    assert set(training.machine) == {"memory_gib", "cpu_cores", "host_memory_gib", "host_cpu"}
+    times = [at for at, _ in training.machine["memory_gib"]]
+    assert times == pytest.approx([*(8.0 * i for i in range(37)), *(8.0 * i for i in range(36, 74))])
+    words = plain(page_of(run).words)
+    assert "Memory and processors while training whole machine training" in words
+    assert "memory, GiB" in words
+    assert "minutes of training" in words
+    assert "Processor cores kept busy 1.8" in words
+    assert "GPU" not in words
+
+
+def test_a_gpu_is_drawn_where_there_is_one(tmp_path: Path) -> None:
+    run = build_run(tmp_path)
+    with run.metrics.open("a", encoding="utf-8") as log:
+        for second in (1.0, 2.0):
+            line = {"kind": "machine", "step": 150, "time": 2e9 + second, "gpu_memory_gib": 11.5, "gpu": 0.8}
+            log.write(json.dumps(line) + "\n")
+    words = plain(page_of(run).words)
+    assert "whole machine training GPU" in words
+    assert "GPU busy 80.0 %" in words

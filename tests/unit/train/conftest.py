@@ -87,8 +87,9 @@ class Trained:
         return sorted(int(path.name.removeprefix("step-")) for path in self.run.checkpoints.glob("step-*"))
 
     def log(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl, clocks left out."""
+        """The lines of metrics.jsonl, clocks and the use of the machine left out."""
         lines = [json.loads(line) for line in self.run.metrics.read_text().splitlines()]
+        lines = [line for line in lines if line["kind"] != "machine"]
         return [{key: value for key, value in line.items() if key not in CLOCKS} for line in lines]
 
     def result(self, step: int) -> dict[str, Any]:

@@ -1,0 +1,80 @@
+"""The drawing of how much memory and processor training took, over its time."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from markupsafe import Markup
+
+from tunesmith.report import wording
+from tunesmith.report.charts import thinned
+from tunesmith.report.drawing import Point, line, path, scale, svg, text, tick_label, ticks
+from tunesmith.report.view import Training
+
+
+class Curve(NamedTuple):
+    """A measure of `Training.machine`, whose it is, and the CSS class of its line."""
+
+    name: str
+    of: str
+    kind: str
+
+
+MEMORY = (
+    Curve("host_memory_gib", "whole machine", "raw"),
+    Curve("memory_gib", "training", "smooth"),
+    Curve("gpu_memory_gib", "GPU", "valid"),
+)
+BUSY = (Curve("host_cpu", "whole machine", "raw"), Curve("gpu", "GPU", "valid"))
+
+
+def legend(training: Training) -> list[tuple[str, str]]:
+    """Return (class, words) of the curves that there are."""
+    drawn = dict.fromkeys((curve.kind, curve.of) for curve in (*MEMORY, *BUSY) if curve.name in training.machine)
+    return list(drawn)
+
+
+def machine_curves(training: Training, width: float) -> Markup:
+    """Draw memory in GiB above and the share of time that processors were busy below, over seconds of training."""
+    if not any(len(points) > 1 for points in training.machine.values()):
+        return Markup("")
+    end = max(points[-1][0] for points in training.machine.values())
+    unit, size = ("hours", 3600.0) if end > 7200 else ("minutes", 60.0) if end > 180 else ("seconds", 1.0)
+    steps = ticks(0, end / size, 4 if width < 500 else 8)
+    x = scale(0, end / size, 40, width - 12)
+    highest = max((value for curve in MEMORY for _, value in training.machine.get(curve.name, ())), default=1.0)
+    return svg(
+        width,
+        282,
+        "Memory and use of the machine while training",
+        *_panel(training, MEMORY, "memory, GiB", (22, 142), 1.08 * highest, width, end),
+        *_panel(training, BUSY, "busy, %", (182, 242), 1.0, width, end),
+        *(text(x(step), 258, tick_label(step, steps), "tick") for step in steps),
+        text(width / 2, 278, f"{unit} of training", "axis-name"),
+    )
+
+
+def _panel(
+    training: Training, curves: Sequence[Curve], name: str, place: Point, highest: float, width: float, end: float
+) -> list[str]:
+    """Draw curves from 0 to `highest` between two heights; shares are labelled in percent."""
+    top, bottom = place
+    x, y = scale(0, end, 40, width - 12), scale(0, highest, bottom, top)
+    factor = 100 if curves is BUSY else 1
+    levels = ticks(0, factor * highest, 2 if curves is BUSY else 4)
+    parts = [line(40, y(level / factor), width - 12, y(level / factor), "grid") for level in levels]
+    parts += [text(34, y(level / factor) + 4, tick_label(level, levels), "tick", "end") for level in levels]
+    parts.append(text(40, top - 10, name, "axis-name", "start"))
+    for curve in curves:
+        points = training.machine.get(curve.name, ())
+        parts.append(path([(x(at), y(min(value, highest))) for at, value in thinned(points)], curve.kind))
+    return parts
+
+
+def use_in_words(training: Training) -> list[tuple[str, str]]:
+    """Return the means that say whether the machine was used: cores kept busy, share of the GPU's time."""
+    found = []
+    for name, words in (("cpu_cores", "Processor cores kept busy"), ("gpu", "GPU busy")):
+        if points := training.machine.get(name):
+            mean = sum(value for _, value in points) / len(points)
+            found.append((words, f"{mean:.1f}" if name == "cpu_cores" else wording.share(mean, 1)))
+    return found

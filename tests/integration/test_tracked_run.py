@@ -1,0 +1,51 @@
+"""A real run with trackers: told while it runs, and not one byte of its weights changed by it."""
+
+from pathlib import Path
+
+import pytest
+from tests.tiny import recipe
+from tests.unit.track.read_back import READERS
+
+from tunesmith import plan_run, run_recipe
+from tunesmith.core.errors import RecipeError
+from tunesmith.core.files import digest_file, read_jsonl
+from tunesmith.core.rundir import RunDir
+from tunesmith.track.tracker import TRACKERS
+
+TRAIN = {"learning_rate": 0.01, "max_steps": 3, "examples_per_step": 8}
+
+
+def weights(run: RunDir) -> dict[str, str]:
+    return {path.parent.name: digest_file(path) for path in run.checkpoints.rglob("adapter_model.safetensors")}
+
+
+@pytest.mark.slow
+def test_it_is_in_the_tracker_and_its_weights_are_those_of_an_untracked_run(tmp_path: Path, tiny: Path) -> None:
+    plain = run_recipe(recipe(tmp_path, tiny, train=TRAIN), out=tmp_path / "plain", until="train")
+    assert not (plain.path / "track").exists()
+    file = recipe(tmp_path, tiny, train=TRAIN, track=["tensorboard", "mlflow"])
+    tracked = run_recipe(file, out=tmp_path / "tracked")
+    assert weights(tracked) == weights(plain)
+    assert weights(plain)
+    losses = [(line["step"], line["loss"]) for line in read_jsonl(tracked.metrics) if line["kind"] == "step"]
+    for name in ("tensorboard", "mlflow"):
+        points, _ = READERS[name](tracked.track(name))
+        assert points["train/loss"] == [(step, pytest.approx(loss)) for step, loss in losses]
+        assert len(points["verdict/rougeL/gain"]) == 1
+        assert points["machine/memory_gib"]
+
+
+def test_a_tracker_that_is_not_installed_is_told_before_the_run(
+    tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(TRACKERS, "wandb", ("a_package_that_is_not_there",))
+    file = recipe(tmp_path, tiny, track=["wandb"])
+    for act in (plan_run, lambda path: run_recipe(path, out=tmp_path / "run")):
+        with pytest.raises(RecipeError, match="`wandb` needs a_package_that_is_not_there"):
+            act(file)
+
+
+def test_a_tracker_nobody_knows_is_a_mistake_in_the_recipe(tmp_path: Path, tiny: Path) -> None:
+    for names, told in ((["wanbd"], "did you mean `wandb`"), (["wandb", "wandb"], "names a tracker twice")):
+        with pytest.raises(RecipeError, match=told):
+            plan_run(recipe(tmp_path, tiny, track=names))
