@@ -188,8 +188,9 @@ def _message(item: dict[str, Any], path: Path_, owner: type[Section]) -> str:
         return "is missing"
     if kind in ("union_tag_invalid", "literal_error"):
         tag = str(context.get("tag", given))
-        known = re.findall(r"'([^']*)'|\b(\d+)\b", str(context.get("expected_tags", context.get("expected"))))
-        return f"`{tag}` is not known; {_nearest(tag, [text or number for text, number in known])}"
+        expected = str(context.get("expected_tags", context.get("expected")))
+        known = re.findall("'([^']*)'", expected) or expected.split(" or ")  # numbers have no quotes
+        return f"`{tag}` is not known; {_nearest(tag, known)}"
     if kind == "union_tag_not_found":
         return f"needs the key `{str(context['discriminator']).strip(chr(39))}`"
     if kind == "value_error":

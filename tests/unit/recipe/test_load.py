@@ -223,7 +223,7 @@ def test_an_empty_mapping_lacks_every_required_section(told: Callable[..., Told]
         ("method: lora", "method: LoRA", "tuning.method", "`LoRA` is not known; known are full, lora, qlora"),
         ("method: lora", "method: qlora\n  bits: 8\n  quantization: nf4", "tuning", "no effect on 8 bits"),
         ("method: lora", "method: qlora\n  bits: 8\n  double_quantization: true", "tuning", "no effect on 8 bits"),
-        ("method: lora", "method: qlora\n  bits: 3", "tuning.bits", "known are 4, 8"),
+        ("method: lora", "method: qlora\n  bits: 3", "tuning.bits", "`3` is not known; known are 4, 8"),
         ("method: lora", "bits: 4\n  method: lora", "tuning.bits", "unknown key"),
         ("{file: rows.csv}", "{fil: rows.csv}", "data.source", "must have one of the keys `file`, `hub`, `generated`"),
         (
