@@ -59,7 +59,8 @@ def test_no_text_becomes_a_control_token(kind: str, source: str, target: str) ->
     task = seq2seq(codec, prompt="{digits}")
     turns = task.parse({"digits": source, "words": target})
     assert [i for i in task.prompt(turns) if i in codec.special_ids] == ([0, 2] if kind == "bart" else [1])
-    if kind == "t5" and "<" in target:  # of which it has no piece, and so cannot be taught to write one
+    if kind == "t5" and not codec.says(codec.personal(target), target):
+        assert "<" in target  # of which it has no piece, and so cannot be taught to write one
         with pytest.raises(RowProblem, match="do not decode"):
             task.render(turns)
         return
