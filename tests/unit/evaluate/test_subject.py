@@ -224,7 +224,7 @@ def test_a_row_that_failed_is_scored_0_even_if_nothing_is_right(
     recipe = _recipe()
     run = type("R", (), {"subject": lambda self, name: tmp_path, "origin": tmp_path})()
     model = ModelFolder("x", tmp_path)
-    lines, _, _ = evaluate._subject("tuned", model, recipe, run, task, None, examples, [0, 1, 2])  # type: ignore[arg-type]
+    lines, _, _ = evaluate._subject("tuned", model, recipe, run, task, None, examples, [0, 1, 2], {})  # type: ignore[arg-type]
     assert [line["exact_match"] for line in lines] == [0.0, 1.0, 1.0]
 
 

@@ -14,6 +14,7 @@ from tests.unit.track.read_back import READERS
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.files import json_line, only_writer, read_json, write_json, write_text
 from tunesmith.core.rundir import RunDir
+from tunesmith.track.follow import _Log
 from tunesmith.track.followers import Followers
 from tunesmith.track.tracker import TRACKERS, check_installed
 
@@ -182,10 +183,15 @@ def test_a_tracker_that_fails_is_dropped_and_named_once(
     assert len(READERS["tensorboard"](run.track("tensorboard"))[0]["train/loss"]) == 2
 
 
+@pytest.mark.parametrize(
+    "how",
+    ["time.sleep(3600)", "__import__('ctypes').PyDLL(None).sleep(3600)"],
+    ids=["waiting", "holding Python's lock"],
+)
 def test_a_tracker_that_hangs_does_not_keep_the_run(
-    run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    how: str, run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stand_in(tmp_path, monkeypatch, "def init(**settings): time.sleep(3600)")
+    stand_in(tmp_path, monkeypatch, f"def init(**settings): {how}")
     with followed(run, "trackio", seconds=1.0) as followers:
         write(run, step(1))
     assert re.fullmatch(r"track: trackio .*did not finish in time.*holds everything\n", capsys.readouterr().err)
@@ -216,6 +222,22 @@ def test_lines_that_were_not_told_are_not_told_twice_either(run: RunDir, tmp_pat
         add(run, step(3), step(4))
     points = READERS["tensorboard"](run.track("tensorboard"))[0]
     assert [number for number, _ in points["train/loss"]] == [1, 2, 4]
+
+
+def test_a_log_is_read_on_where_it_grows_and_again_where_it_was_replaced(run: RunDir) -> None:
+    log = _Log(run.metrics)
+    assert log.new_lines() == []
+    write(run, step(1), step(2), step(3))
+    assert [line["step"] for line in log.new_lines()] == [1, 2, 3]
+    with run.metrics.open("a", encoding="utf-8") as file:
+        file.write('{"kind": "step", "st')
+    assert log.new_lines() == []
+    with run.metrics.open("a", encoding="utf-8") as file:
+        file.write('ep": 4}\n')
+    assert log.new_lines() == [{"kind": "step", "step": 4}]
+    write(run, step(1), step(2))  # a run that goes on from step 2 forgets what came after
+    add(run, step(3))
+    assert [line["step"] for line in log.new_lines()] == [1, 2, 3]
 
 
 def test_a_tracker_that_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
