@@ -119,7 +119,7 @@ def plan_run(recipe: Path | str, overrides: Sequence[str] = (), *, out: Path | s
     check_installed(loaded.track, loaded.promote.mirror if loaded.promote else None)
     own_metrics(loaded.evaluate.metrics, origin)
     base = resolve(loaded.model.base, relative_to=origin)
-    _refuse_what_cannot_be_quantized(loaded)
+    _refuse_what_this_machine_lacks(loaded)
     task = task_for(loaded.data, codec_of(base, loaded.model.chat_markup))
     gathered = gather(loaded, task, folder=origin)
     plan = _plan(loaded, run, base, gathered)
@@ -127,8 +127,15 @@ def plan_run(recipe: Path | str, overrides: Sequence[str] = (), *, out: Path | s
     return plan
 
 
-def _refuse_what_cannot_be_quantized(recipe: Recipe) -> None:
-    """Raise RecipeError where this machine lacks what `method: qlora` needs; nothing slow is imported for others."""
+def _refuse_what_this_machine_lacks(recipe: Recipe) -> None:
+    """Raise RecipeError where this machine lacks what weights or moments in few bits need.
+
+    Nothing slow is imported for others.
+    """
+    if recipe.train.optimizer == "adamw_8bit":
+        from tunesmith.train.optim import require_optimizer
+
+        require_optimizer(recipe.train)
     if isinstance(recipe.tuning, Quantization):
         from tunesmith.model.load import machine
         from tunesmith.model.quantized import require_quantization

@@ -18,6 +18,9 @@ _GIB = 2**30
 _LOOKED_UP = ("embed", "wpe", "relative_attention_bias")
 # Whose linear layers are kept as [in, out].
 _STORED_TURNED = ("gpt2", "openai-gpt")
+# What an optimizer remembers of a trained number: two moments in fp32, or in 8 bits with a scale a block of 256 each.
+# Adafactor keeps sums of rows and columns, which is next to nothing.
+_MOMENT_BYTES = {"adamw": 8.0, "adamw_8bit": 2 + 2 * 4 / 256, "adafactor": 0.0, "sgd": 0.0}
 _LIBRARIES_GIB = 0.6  # torch, transformers and Python themselves, resident
 
 
@@ -118,7 +121,7 @@ def memory_of(recipe: Recipe, shapes: Shapes, *, compute_bytes: int, tokens: int
     return Memory(
         weights=(weights + adapters) / _GIB,
         gradients=trainable * 4 / _GIB,
-        optimizer=trainable * 8 / _GIB,
+        optimizer=trainable * _MOMENT_BYTES[recipe.train.optimizer] / _GIB,
         activations=activations / _GIB,
         logits=logits / _GIB,
         trainable_parameters=trainable,

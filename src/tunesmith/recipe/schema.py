@@ -268,7 +268,10 @@ Tuning = Annotated[FullTuning | LoraTuning | QloraTuning, Field(discriminator="m
 class Train(Section):
     """The optimisation. None of it changes behind your back."""
 
-    learning_rate: float = Field(gt=0, description="Peak learning rate of AdamW.")
+    optimizer: Literal["adamw", "adamw_8bit", "adafactor", "sgd"] = Field(
+        "adamw", description="AdamW, AdamW with moments in 8 bits, Adafactor, or plain gradient descent."
+    )
+    learning_rate: float = Field(gt=0, description="Peak learning rate.")
     epochs: float = Field(1.0, gt=0, description="Passes over the training rows.")
     max_steps: int | None = Field(None, ge=1, description="Stop earlier, after this many optimizer steps.")
     examples_per_step: int = Field(8, ge=1, description="Rows per optimizer step, whatever the machine.")
@@ -419,5 +422,9 @@ def _effectless(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
         yield ("model", "chat_markup"), "has no effect where neither `task: chat` nor `control_tokens: true` reads it"
     if isinstance(recipe.train.micro_batch, int) and recipe.train.micro_batch > recipe.train.examples_per_step:
         yield ("train", "micro_batch"), "is more than train.examples_per_step, so a part of it would have no effect"
+    if recipe.train.optimizer in ("adafactor", "sgd"):
+        for beta in ("beta1", "beta2"):
+            if getattr(recipe.train, beta) != Train.model_fields[beta].default:
+                yield ("train", beta), f"has no effect on `{recipe.train.optimizer}`; it is AdamW's"
     if recipe.train.micro_batch != "auto" and recipe.train.micro_batch_tokens is not None:
         yield ("train", "micro_batch_tokens"), "has no effect beside train.micro_batch"

@@ -38,7 +38,7 @@ class State:
 
 
 def save_checkpoint(
-    run: RunDir, state: State, model: Any, optimizer: torch.optim.AdamW, codec: Codec, card: dict[str, Any]
+    run: RunDir, state: State, model: Any, optimizer: torch.optim.Optimizer, codec: Codec, card: dict[str, Any]
 ) -> None:
     """Write the checkpoint of a step: model, tokenizer, card, optimizer, position."""
     with new_folder(run.checkpoint(state.step), step=state.step) as folder:
@@ -93,7 +93,7 @@ def _with_best(run: RunDir, state: State) -> State:
     return replace(state, best_step=None, best_valid_loss=None)
 
 
-def restore(run: RunDir, state: State, model: Any, optimizer: torch.optim.AdamW) -> None:
+def restore(run: RunDir, state: State, model: Any, optimizer: torch.optim.Optimizer) -> None:
     """Put model and optimizer where a checkpoint left them."""
     folder = run.checkpoint(state.step)
     restore_weights(model, folder / "model")

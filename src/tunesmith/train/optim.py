@@ -1,52 +1,112 @@
-"""AdamW over what is trained, and its state as plain tensors."""
+"""The optimizer over what is trained, and its state as plain tensors."""
 
+import importlib
+import importlib.util
 import math
 from typing import Any
 
 import torch
 
-from tunesmith.core.errors import DamagedFile
+from tunesmith.core.errors import DamagedFile, RecipeError
 from tunesmith.model.adapters import trained_parameters
 from tunesmith.recipe.schema import Train
 
+# bitsandbytes keeps the moments of smaller weights in fp32.
+_LEAST_8BIT = 4096
 
-def make_optimizer(model: Any, train: Train) -> torch.optim.AdamW:
-    """Return AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101); biases and norms, being vectors, do not decay."""
+
+def make_optimizer(model: Any, train: Train) -> torch.optim.Optimizer:
+    """Return the recipe's optimizer; biases and norms, being vectors, do not decay.
+
+    AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101), the same with moments in 8 bits (Dettmers et al. 2022,
+    arXiv:2110.02861), Adafactor (Shazeer & Stern 2018, arXiv:1804.04235), or plain gradient descent.
+
+    Raises:
+        RecipeError: it needs bitsandbytes, which is not installed.
+    """
     weights = [weight for _, weight in trained_parameters(model)]
     groups = [
         {"params": [w for w in weights if w.ndim >= 2], "weight_decay": train.weight_decay},
         {"params": [w for w in weights if w.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=train.learning_rate,
-        betas=(train.beta1, train.beta2),
-        fused=True,
-    )
+    groups = [group for group in groups if group["params"]]
+    rate, betas = train.learning_rate, (train.beta1, train.beta2)
+    if train.optimizer == "adamw_8bit":
+        require_optimizer(train)
+        made: torch.optim.Optimizer = importlib.import_module("bitsandbytes.optim").AdamW8bit(
+            groups, lr=rate, betas=betas
+        )
+        return made
+    if train.optimizer == "adafactor":
+        return torch.optim.Adafactor(groups, lr=rate)
+    if train.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=rate)
+    return torch.optim.AdamW(groups, lr=rate, betas=betas, fused=True)
 
 
-def optimizer_tensors(model: Any, optimizer: torch.optim.AdamW) -> dict[str, torch.Tensor]:
+def require_optimizer(train: Train) -> None:
+    """Raise RecipeError where a package that the optimizer needs is not installed."""
+    if train.optimizer == "adamw_8bit" and importlib.util.find_spec("bitsandbytes") is None:
+        raise RecipeError(
+            "`adamw_8bit` needs bitsandbytes, which is not installed",
+            where="train.optimizer",
+            hint="pip install 'tunesmith[qlora]'; or use adamw",
+        )
+
+
+def optimizer_tensors(model: Any, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """Return the optimizer's state as {parameter.moment: tensor}."""
     return {
-        f"{name}.{key}": value
+        f"{name}.{key}": torch.as_tensor(optimizer.state[weight][key])
         for name, weight in trained_parameters(model)
-        for key, value in optimizer.state[weight].items()
+        if optimizer.state[weight]
+        for key in _kept(optimizer, weight)
     }
 
 
-def restore_optimizer(model: Any, optimizer: torch.optim.AdamW, tensors: dict[str, torch.Tensor]) -> None:
+def restore_optimizer(model: Any, optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
     """Put saved state back; raise DamagedFile unless it is that of the trained weights."""
     left = dict(tensors)
+    expected = 0
     for name, weight in trained_parameters(model):
-        state = {key: left.pop(f"{name}.{key}", None) for key in ("step", "exp_avg", "exp_avg_sq")}
+        keys = _kept(optimizer, weight)
+        expected += len(keys)
+        state = {key: left.pop(f"{name}.{key}", None) for key in keys}
         if all(value is None for value in state.values()):
             continue  # a weight that no row has reached yet, such as an expert's, has no state
         if any(value is None for value in state.values()):
             raise DamagedFile(f"holds only a part of the optimizer state of {name}")
         # The step counter stays on the CPU unless the fused optimizer keeps it beside the weight.
-        optimizer.state[weight] = {key: value.to(weight.device) for key, value in state.items() if value is not None}
-    if left or not tensors:
+        found: dict[str, Any] = {key: value.to(weight.device) for key, value in state.items() if value is not None}
+        optimizer.state[weight] = _with_code(optimizer, found, weight) if _is_8bit(optimizer) else found
+    if left or (expected and not tensors):
         raise DamagedFile(f"is not the optimizer state of this model: {sorted(left)[:3]}")
+
+
+def _kept(optimizer: torch.optim.Optimizer, weight: torch.Tensor) -> tuple[str, ...]:
+    """Return what an optimizer remembers of a weight."""
+    if isinstance(optimizer, torch.optim.Adafactor):
+        return ("step", "row_var", "col_var") if weight.ndim > 1 else ("step", "variance")
+    if isinstance(optimizer, torch.optim.SGD):
+        return ()
+    if _is_8bit(optimizer):
+        return ("step", "state1", "state2", *(("absmax1", "absmax2") if weight.numel() >= _LEAST_8BIT else ()))
+    return ("step", "exp_avg", "exp_avg_sq")
+
+
+def _is_8bit(optimizer: torch.optim.Optimizer) -> bool:
+    return type(optimizer).__module__.startswith("bitsandbytes.")
+
+
+def _with_code(optimizer: Any, state: dict[str, Any], weight: torch.Tensor) -> dict[str, Any]:
+    """Return restored state as bitsandbytes has it: its step is a number, and its code of 8 bits stands beside."""
+    state["step"] = int(state["step"])
+    if "absmax1" in state:
+        if "dynamic" not in optimizer.name2qmap:
+            optimizer.fill_qmap()
+        names = {"qmap1": "dynamic", "qmap2": "udynamic"}
+        state |= {key: optimizer.name2qmap[name].to(weight.device) for key, name in names.items()}
+    return state
 
 
 def clip_gradients(model: Any, most: float) -> float:

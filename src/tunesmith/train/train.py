@@ -125,7 +125,7 @@ class _Session:
     recipe: Recipe
     run: RunDir
     setup: Setup
-    optimizer: torch.optim.AdamW
+    optimizer: torch.optim.Optimizer
     state: State
     codec: Codec
     card: dict[str, Any]

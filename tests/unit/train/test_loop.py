@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tests.unit.train.conftest import FULL, LORA, random_rows, recipe_of
 
 from tunesmith.core.errors import DamagedFile, DoesNotFit, NonFinite
@@ -27,7 +28,7 @@ from tunesmith.train.optim import clip_gradients, make_optimizer, optimizer_tens
 
 ROWS = 24
 NO_DROPOUT = {**LORA, "dropout": 0.0}
-Make = Callable[..., tuple[Setup, torch.optim.AdamW]]
+Make = Callable[..., tuple[Setup, torch.optim.Optimizer]]
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def make(base: Path, tmp_path: Path) -> Make:
 
     def made(
         tuning: dict[str, Any] = NO_DROPOUT, dtype: torch.dtype = torch.float32, **train: Any
-    ) -> tuple[Setup, torch.optim.AdamW]:
+    ) -> tuple[Setup, torch.optim.Optimizer]:
         recipe = recipe_of(base, tuning, **{"examples_per_step": 8, "epochs": 2, **train})
         on = Machine(torch.device("cpu"), dtype)
         model = make_trainable(load_base(ModelFolder("x", base), on), recipe.tuning, seed=0)
@@ -54,7 +55,7 @@ def weights(model: Any) -> torch.Tensor:
     return torch.cat([weight.detach().flatten().clone() for _, weight in trained_parameters(model)])
 
 
-def everything(setup: Setup, optimizer: torch.optim.AdamW) -> dict[str, torch.Tensor]:
+def everything(setup: Setup, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """Return copies of all weights and of the optimizer's state."""
     state = {name: value.clone() for name, value in optimizer_tensors(setup.model, optimizer).items()}
     return state | {name: weight.detach().clone() for name, weight in setup.model.named_parameters()}
@@ -305,6 +306,54 @@ def test_what_decays_is_matrices(make: Make) -> None:
     lora, optimizer = make(weight_decay=0.3)
     assert len(optimizer.param_groups) == 1  # adapters have no vectors
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(trained_parameters(lora.model)))
+
+
+OPTIMIZERS = ("adamw", "adamw_8bit", "adafactor", "sgd")
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("tuning", [NO_DROPOUT, FULL], ids=["lora", "full"])
+def test_every_optimizer_learns_and_goes_on_from_its_saved_state(
+    make: Make, tuning: dict[str, Any], name: str, tmp_path: Path
+) -> None:
+    if name == "adamw_8bit":
+        pytest.importorskip("bitsandbytes")
+    rate = {"sgd": 0.5, "adafactor": 0.1}.get(name, 0.01)
+    settings = {"optimizer": name, "learning_rate": rate, "epochs": 6, "schedule": "constant"}
+    setup, optimizer = make(tuning, **settings)
+    reports = list(train_steps(setup, optimizer, first_step=0))
+    assert reports[-1].loss < reports[0].loss - 0.05
+    wanted = weights(setup.model)
+    first, optimizer = make(tuning, **settings)
+    list(itertools.islice(train_steps(first, optimizer, first_step=0), 7))
+    save_file(optimizer_tensors(first.model, optimizer), tmp_path / "optimizer.safetensors")
+    _, fresh = make(tuning, **settings)
+    second = make_optimizer(first.model, first.recipe.train)
+    restore_optimizer(first.model, second, load_file(tmp_path / "optimizer.safetensors"))
+    assert type(second) is type(fresh)
+    list(train_steps(first, second, first_step=7))
+    assert torch.equal(weights(first.model), wanted)
+
+
+def test_moments_in_8_bits_are_so_for_large_weights(make: Make) -> None:
+    pytest.importorskip("bitsandbytes")
+    setup, optimizer = make(FULL, optimizer="adamw_8bit")
+    next(train_steps(setup, optimizer, first_step=0))
+    tensors = optimizer_tensors(setup.model, optimizer)
+    assert {str(value.dtype) for key, value in tensors.items() if key.endswith("state1")} == {
+        "torch.uint8", "torch.float32",
+    }  # fmt: skip
+
+
+def test_plain_gradient_descent_is_that(make: Make) -> None:
+    setup, optimizer = make(FULL, optimizer="sgd", max_gradient_norm=1e9, schedule="constant", warmup_fraction=0.0)
+    before = {name: weight.detach().clone() for name, weight in setup.model.named_parameters()}
+    gradients: dict[str, torch.Tensor] = {}
+    for name, weight in setup.model.named_parameters():
+        weight.register_post_accumulate_grad_hook(lambda w, name=name: gradients.update({name: w.grad.clone()}))
+    next(train_steps(setup, optimizer, first_step=0))
+    for name, weight in setup.model.named_parameters():
+        torch.testing.assert_close(weight.detach(), before[name] - 0.01 * gradients[name])
 
 
 @pytest.mark.parametrize("most", [0.3, 1e9])
