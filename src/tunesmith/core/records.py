@@ -51,7 +51,7 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
-    """What one optimizer step did. `loss` is nats per trained token."""
+    """What one optimizer step did. `loss` is nats per trained token, `loss_scale` what it was multiplied by in fp16."""
 
     step: int
     loss: float
@@ -59,6 +59,7 @@ class StepReport:
     gradient_norm: float
     tokens: int
     trained_tokens: int
+    loss_scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

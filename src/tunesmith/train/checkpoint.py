@@ -35,6 +35,7 @@ class State:
     best_valid_loss: float | None = None
     tokens: int = 0
     seconds: float = 0.0
+    loss_scale: float | None = None
 
 
 def save_checkpoint(

@@ -1,7 +1,11 @@
 """The training loop: a generator of StepReports. It never logs, saves or stops by itself.
 
 for each step:  rows (seed, step) -> micro-batches -> sum of loss / trained tokens of the step -> backward
-                -> finite? -> clip -> AdamW -> StepReport
+                -> finite? -> clip -> optimizer -> StepReport
+
+In fp16 small gradients would vanish and large ones overflow. So the loss is multiplied by a power of two before
+backward and the gradients divided by it after (Micikevicius et al. 2018, arXiv:1710.03740). Where they overflow all the
+same, the step is taken again with half of it: no step is left out.
 """
 
 import math
@@ -24,10 +28,14 @@ from tunesmith.recipe.plan import Steps, learning_rate
 from tunesmith.recipe.schema import Recipe
 from tunesmith.train.optim import clip_gradients
 
+FIRST_LOSS_SCALE = 2.0**16
+_MOST_LOSS_SCALE = 2.0**24
+_STEPS_TO_DOUBLE = 500
+
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What the loop works with."""
+    """What the loop works with. `loss_scale` is what it begins with; 1 leaves losses as they are."""
 
     recipe: Recipe
     plan: Steps
@@ -36,6 +44,7 @@ class Setup:
     tokens: TokenSet
     pad_id: int
     fitting: Fitting
+    loss_scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +63,10 @@ def train_steps(setup: Setup, optimizer: torch.optim.Optimizer, *, first_step: i
         NonFinite: loss or gradient is NaN or infinite; the optimizer has not moved.
         Interrupted: a signal came; the step in work is left out.
     """
-    recipe, plan = setup.recipe, setup.plan
+    recipe, plan, scale = setup.recipe, setup.plan, setup.loss_scale
     for step in range(first_step, plan.total_steps):
+        if scale > 1 and step > 0 and step % _STEPS_TO_DOUBLE == 0:
+            scale = min(2 * scale, _MOST_LOSS_SCALE)
         setup.model.train()
         rows = rows_of_step(
             step,
@@ -64,22 +75,27 @@ def train_steps(setup: Setup, optimizer: torch.optim.Optimizer, *, first_step: i
             total_examples=plan.total_examples,
             seed=recipe.seed,
         )
-        loss = setup.fitting.run(partial(_accumulate, setup, step, rows), setup.tokens, rows)
-        if not math.isfinite(loss):
-            raise _non_finite("loss", loss, step, rows, setup)
-        norm = clip_gradients(setup.model, recipe.train.max_gradient_norm)
-        if not math.isfinite(norm):
-            raise _non_finite("gradient norm", norm, step, rows, setup)
+        while True:
+            loss = setup.fitting.run(partial(_accumulate, setup, step, rows, scale), setup.tokens, rows)
+            if not math.isfinite(loss):
+                raise _non_finite("loss", loss, step, rows, setup)
+            norm = clip_gradients(setup.model, recipe.train.max_gradient_norm, loss_scale=scale)
+            if math.isfinite(norm):
+                break
+            if scale <= 1:
+                raise _non_finite("gradient norm", norm, step, rows, setup)
+            scale /= 2
         rate = learning_rate(recipe, plan, step)
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         tokens = int(setup.tokens.lengths[rows].sum())
-        yield StepReport(step + 1, loss, rate, norm, tokens, setup.tokens.trained_tokens(rows))
+        trained = setup.tokens.trained_tokens(rows)
+        yield StepReport(step + 1, loss, rate, norm, tokens, trained, loss_scale=scale)
 
 
-def _accumulate(setup: Setup, step: int, rows: list[int], division: Division) -> float:
+def _accumulate(setup: Setup, step: int, rows: list[int], scale: float, division: Division) -> float:
     """Add up the gradients of a step's loss, which is a mean over all its trained tokens; return the loss."""
     # All randomness of a step (dropout) follows from (seed, step), so resuming needs no generator's state.
     torch.manual_seed(_seed_of(setup.recipe.seed, step))
@@ -91,7 +107,7 @@ def _accumulate(setup: Setup, step: int, rows: list[int], division: Division) ->
         with setup.machine.autocast(setup.model.dtype):
             nll = token_loss(setup.model, batch.to(setup.machine.device)).nll
         loss = nll.sum() / trained
-        loss.backward()  # type: ignore[no-untyped-call]
+        (loss * scale).backward()  # type: ignore[no-untyped-call]
         total += float(loss.detach())
     return total
 

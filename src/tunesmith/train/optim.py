@@ -109,9 +109,15 @@ def _with_code(optimizer: Any, state: dict[str, Any], weight: torch.Tensor) -> d
     return state
 
 
-def clip_gradients(model: Any, most: float) -> float:
-    """Scale gradients down to a norm of at most `most`; return the norm before. Nothing is scaled if not finite."""
+def clip_gradients(model: Any, most: float, *, loss_scale: float = 1.0) -> float:
+    """Scale gradients down to a norm of at most `most`; return the norm before. Nothing is scaled if not finite.
+
+    Args:
+        loss_scale: what the loss was multiplied by, which is taken out of the gradients first.
+    """
     weights = [weight for _, weight in trained_parameters(model) if weight.grad is not None]
+    if loss_scale != 1:
+        torch._foreach_mul_([w.grad for w in weights if w.grad is not None], 1 / loss_scale)
     norm = float(torch.nn.utils.get_total_norm([w.grad for w in weights if w.grad is not None]))
     if math.isfinite(norm):
         torch.nn.utils.clip_grads_with_norm_(weights, most, torch.tensor(norm))

@@ -30,7 +30,7 @@ from tunesmith.tasks.markup import codec_of
 from tunesmith.tasks.tokenizer import Codec
 from tunesmith.train.checkpoint import State, latest_state, prune, restore, save_checkpoint
 from tunesmith.train.inputs import inputs
-from tunesmith.train.loop import Measured, Setup, measure, train_steps
+from tunesmith.train.loop import FIRST_LOSS_SCALE, Measured, Setup, measure, train_steps
 from tunesmith.train.machine_use import machine_use
 from tunesmith.train.optim import make_optimizer
 
@@ -49,7 +49,7 @@ def train(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     base = resolve(recipe.model.base, relative_to=run.origin)
     on = machine(recipe.model.precision, quantized=quantization_of(recipe) is not None)
     codec = codec_of(base, recipe.model.chat_markup)
-    setup = _setup(recipe, run, base, on, codec)
+    setup = _setup(recipe, run, base, on, codec, state)
     optimizer = make_optimizer(setup.model, recipe.train)
     if state.step:
         restore(run, state, setup.model, optimizer)
@@ -59,7 +59,7 @@ def train(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     return session.finish(stated)
 
 
-def _setup(recipe: Recipe, run: RunDir, base: ModelFolder, on: Machine, codec: Codec) -> Setup:
+def _setup(recipe: Recipe, run: RunDir, base: ModelFolder, on: Machine, codec: Codec, state: State) -> Setup:
     tokens = TokenSet(run.tokens("train"))
     # Full fine-tuning keeps fp32 masters and computes in less by autocast; LoRA's base is never updated.
     dtype = torch.float32 if isinstance(recipe.tuning, FullTuning) else on.compute
@@ -71,7 +71,8 @@ def _setup(recipe: Recipe, run: RunDir, base: ModelFolder, on: Machine, codec: C
         recompute_activations(model)
     plan = steps_of(recipe, len(tokens))
     division = _division(recipe, model, tokens, codec.pad_id, on)
-    return Setup(recipe, plan, on, model, tokens, codec.pad_id, Fitting(division))
+    scale = state.loss_scale or (FIRST_LOSS_SCALE if on.compute == torch.float16 else 1.0)
+    return Setup(recipe, plan, on, model, tokens, codec.pad_id, Fitting(division), scale)
 
 
 def _division(recipe: Recipe, model: Any, tokens: TokenSet, pad_id: int, on: Machine) -> Division:
@@ -162,6 +163,7 @@ class _Session:
                         self.state,
                         step=report.step,
                         tokens=self.state.tokens + report.tokens,
+                        loss_scale=report.loss_scale,
                         seconds=round(self.state.seconds + seconds, 3),
                     )
                     self._log(log, _line(report, seconds))

@@ -41,7 +41,8 @@ def make(base: Path, tmp_path: Path) -> Make:
     ) -> tuple[Setup, torch.optim.Optimizer]:
         recipe = recipe_of(base, tuning, **{"examples_per_step": 8, "epochs": 2, **train})
         on = Machine(torch.device("cpu"), dtype)
-        model = make_trainable(load_base(ModelFolder("x", base), on), recipe.tuning, seed=0)
+        kept = torch.float32 if tuning == FULL and dtype == torch.float16 else dtype  # masters, as `train` keeps them
+        model = make_trainable(load_base(ModelFolder("x", base), on, dtype=kept), recipe.tuning, seed=0)
         tokens = TokenSet(tmp_path / "tokens.safetensors")
         size = recipe.train.micro_batch
         fitting = Fitting(Division(256, None if size == "auto" else int(size), recipe.train.packing))
@@ -228,6 +229,39 @@ def test_a_broken_weight_is_noticed_at_once(make: Make) -> None:
         setup.model.get_output_embeddings().weight[7, 0] = math.nan
     with pytest.raises(NonFinite):
         next(train_steps(setup, optimizer, first_step=0))
+
+
+# --- in fp16 ---
+
+
+@pytest.mark.parametrize("tuning", [NO_DROPOUT, FULL], ids=["lora", "full"])
+def test_fp16_follows_fp32(make: Make, tuning: dict[str, Any]) -> None:
+    setup, optimizer = make(tuning)
+    wanted = [report.loss for report in train_steps(setup, optimizer, first_step=0)]
+    setup, optimizer = make(tuning, torch.float16)
+    reports = list(train_steps(replace(setup, loss_scale=2.0**16), optimizer, first_step=0))
+    assert [report.loss for report in reports] == pytest.approx(wanted, rel=2e-2)
+    assert wanted[-1] < wanted[0] - 0.05
+
+
+def test_a_loss_scale_that_overflows_is_halved_and_the_step_taken_again(make: Make) -> None:
+    setup, optimizer = make(dtype=torch.float16)
+    wanted = list(train_steps(replace(setup, loss_scale=2.0**10), optimizer, first_step=0))
+    setup, optimizer = make(dtype=torch.float16)
+    found = list(train_steps(replace(setup, loss_scale=2.0**40), optimizer, first_step=0))
+    assert 2.0**10 < found[0].loss_scale < 2.0**30
+    assert [one.step for one in found] == [one.step for one in wanted]
+    assert [one.loss for one in found] == pytest.approx([one.loss for one in wanted], rel=1e-2)
+    assert [one.gradient_norm for one in found] == pytest.approx([one.gradient_norm for one in wanted], rel=5e-2)
+
+
+def test_a_loss_scale_grows_again(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "_STEPS_TO_DOUBLE", 2)
+    setup, optimizer = make(dtype=torch.float16)
+    found = list(train_steps(replace(setup, loss_scale=2.0**10), optimizer, first_step=0))
+    assert [math.log2(report.loss_scale) for report in found] == [10, 10, 11, 11, 12, 12]
+    setup, optimizer = make()
+    assert {report.loss_scale for report in train_steps(setup, optimizer, first_step=0)} == {1.0}
 
 
 # --- when memory does not suffice ---
