@@ -10,7 +10,8 @@ from tunesmith.core.errors import RecipeError
 from tunesmith.core.files import write_json
 from tunesmith.core.records import Turn
 from tunesmith.fetch.reference import CARD, ModelFolder
-from tunesmith.recipe.schema import ChatData, FileSource
+from tunesmith.recipe.rows import FileSource
+from tunesmith.recipe.schema import ChatData
 from tunesmith.tasks import task_for
 from tunesmith.tasks.markup import codec_of
 from tunesmith.tasks.tokenizer import Codec

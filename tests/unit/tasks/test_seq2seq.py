@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from tests.tiny import save_seq2seq, seq2seq_tokenizer, tokenizer
 
 from tunesmith.core.errors import RecipeError
-from tunesmith.recipe.schema import ChatData, CompletionData, FileSource, Seq2SeqData, TextData
+from tunesmith.recipe.rows import FileSource
+from tunesmith.recipe.schema import ChatData, CompletionData, Seq2SeqData, TextData
 from tunesmith.tasks import task_for
 from tunesmith.tasks.base import RowProblem
 from tunesmith.tasks.seq2seq import Seq2SeqTask
