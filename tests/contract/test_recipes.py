@@ -6,7 +6,7 @@ from tests.contract.sources import ROOT
 from tunesmith.recipe.load import load_recipe
 
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
-FEWEST = 1  # raised with every recipe that is added, so that none is lost without a word
+FEWEST = 6  # raised with every recipe that is added, so that none is lost without a word
 
 
 def test_none_is_lost() -> None:

@@ -1,0 +1,112 @@
+"""The jobs that the project was founded on: each shipped recipe, with its own settings, scaled down to its verdict.
+
+Overrides change what the model is, where the rows are and how many there are; how it is tuned stays the recipe's.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.tiny import save_model, save_plain_model, save_seq2seq
+
+from tunesmith import load_recipe, open_chatter, plan_run, run_recipe
+from tunesmith.core.errors import VerdictRefused
+from tunesmith.core.files import read_json, read_jsonl
+from tunesmith.core.rundir import RunDir
+
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+FEW = ["data.train_rows=24", "train.max_steps=3", "train.examples_per_step=8", "evaluate.rows=6"]
+FEW += ["evaluate.max_new_tokens=8", "data.max_dropped_fraction=0.9", "data.max_tokens_per_example=512", "seed=1"]
+
+pytestmark = [pytest.mark.founding_jobs, pytest.mark.slow, pytest.mark.shared_data]
+
+
+def done(name: str, out: Path, changes: Sequence[str]) -> tuple[RunDir, dict[str, Any]]:
+    """Plan and run a recipe scaled down; return its run and its verdict."""
+    file = RECIPES / name / "recipe.yaml"
+    kept = load_recipe(file)
+    scaled = load_recipe(file, [*FEW, *changes])
+    assert scaled.tuning == kept.tuning, "how it is tuned is the job's own"
+    plan = plan_run(file, [*FEW, *changes], out=out)
+    print(plan)
+    assert plan.counts["train"] <= 24
+    try:
+        run = run_recipe(file, [*FEW, *changes], out=out)
+    except VerdictRefused:  # three steps need not make a model better
+        run = RunDir(out)
+    verdict = read_json(run.verdict)
+    assert verdict["health"]["tuned"]["failed"] == 0
+    assert verdict["primary"]["metric"] == kept.evaluate.primary
+    assert set(verdict["metrics"]) >= {kept.evaluate.primary}
+    assert run.report.exists()
+    return run, verdict
+
+
+def source(file: Path) -> str:
+    assert file.exists()
+    return f"data.source={{file: {file}}}"
+
+
+def test_viggo_pipeline(tmp_path: Path, shared_data: Path) -> None:
+    base = save_model(tmp_path / "model", "llama")
+    _, verdict = done(
+        "viggo-pipeline", tmp_path / "run",
+        [f"model.base={base}", source(shared_data / "viggo" / "viggo-train.csv"), "data.split.by=mr",
+         'data.prompt="Say this as one sentence.\\n{mr}"', 'data.response="{ref}"'],
+    )  # fmt: skip
+    assert {"rouge1", "rougeL", "rougeW", "rougeS", "rougeSU", "token_accuracy"} <= set(verdict["metrics"])
+
+
+def test_dialogsum_flan_t5(tmp_path: Path, shared_data: Path) -> None:
+    base = save_seq2seq(tmp_path / "model", "flan-t5")
+    run, _ = done(
+        "dialogsum-flan-t5", tmp_path / "run",
+        [f"model.base={base}", source(shared_data / "dialogsum" / "dialogsum.dev.jsonl"), "data.split.valid=0.1"],
+    )  # fmt: skip
+    weights = run.checkpoint(3) / "model" / "adapter_model.safetensors"
+    assert weights.stat().st_size < 200_000
+
+
+def test_netflix_gpt_neo(tmp_path: Path, shared_data: Path) -> None:
+    base = save_model(tmp_path / "model", "gpt_neo")
+    run, verdict = done(
+        "netflix-gpt-neo", tmp_path / "run",
+        [f"model.base={base}", source(shared_data / "netflix" / "netflix_titles.csv")],
+    )  # fmt: skip
+    assert "token_accuracy" in verdict["metrics"]
+    assert all("token_accuracy" in line for line in read_jsonl(run.metrics) if line["kind"] == "valid")
+
+
+def test_mistral_sql_qlora(tmp_path: Path, shared_data: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    base = save_plain_model(tmp_path / "model", "mistral")
+    _, verdict = done(
+        "mistral-sql-qlora", tmp_path / "run",
+        [f"model.base={base}", source(shared_data / "spider" / "spider-create-context.train.jsonl")],
+    )  # fmt: skip
+    assert set(verdict["metrics"]) == {"exact_match", "sqlite.parses"}
+    assert verdict["conditions"]["quantization"]
+
+
+def test_gemma_chat_slurm(tmp_path: Path, shared_data: Path) -> None:
+    base = save_plain_model(tmp_path / "model", "gemma3_text")
+    run, _ = done(
+        "gemma-chat-slurm", tmp_path / "run",
+        [f"model.base={base}", source(shared_data / "oasst1" / "oasst1-en.top1-chatml.jsonl"),
+         "train.save_every_steps=1", "data.split.valid=0.1", "data.split.test=0.2"],
+    )  # fmt: skip
+    # The base and a named checkpoint are asked the same.
+    checkpoints = sorted(path.name for path in run.checkpoints.glob("step-*"))
+    assert len(checkpoints) >= 2
+    step = int(checkpoints[0].removeprefix("step-"))
+    answers = [open_chatter(f"run:{run.path}#{n}").ask("Who?", max_new_tokens=4) for n in (step, 3)]
+    assert all(isinstance(answer, str) for answer in answers)
+
+
+def test_sqlite_tells_sql_from_prose() -> None:
+    from tunesmith.scoring.own import own_metrics
+
+    rows = ["SELECT a FROM b WHERE c = 'x'", "SELECT FROM WHERE", "", "the answer is 5"]
+    [metric] = own_metrics(["sqlite.parses"], RECIPES / "mistral-sql-qlora").values()
+    assert metric(rows, [["x"]] * len(rows)) == [1.0, 0.0, 0.0, 0.0]
