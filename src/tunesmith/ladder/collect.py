@@ -187,7 +187,8 @@ def _outcome(ladder: Ladder, rung: Rung, recipe: Recipe, bar: Bar) -> Outcome:
     found = None
     if done:
         sealed = (run.stage("evaluate") / MANIFEST).stat().st_mtime_ns
-        found = _judged(run.path, sealed, recipe, bar, correction(recipe.evaluate.confidence, len(ladder.rungs)))
+        each = correction(recipe.evaluate.confidence, len(ladder.rungs))
+        found = _judged(run.path, sealed, recipe.model_dump_json(), bar, each)
     return Outcome(
         number=rung.number,
         label=rung.label,
@@ -224,14 +225,13 @@ def _measures(run: RunDir, recipe: Recipe) -> dict[str, float]:
 
 
 @lru_cache(maxsize=1024)  # a ladder is collected after every rung, and resampling takes seconds where rows are many
-def _judged(
-    path: Path, sealed: int, recipe: Recipe, bar: Bar, each: float
-) -> tuple[float, Estimate, Estimate, Standing]:
+def _judged(path: Path, sealed: int, text: str, bar: Bar, each: float) -> tuple[float, Estimate, Estimate, Standing]:
     """Return (the base's score, the tuned score, the gain, how the rung stands to the bar).
 
-    `sealed` is when the evaluation was finished, so that one that was repeated is judged anew.
+    `sealed` is when the evaluation was finished, so that one that was repeated is judged anew; `text` is the recipe as
+    JSON, since what is remembered must be hashable.
     """
-    run = RunDir(path)
+    run, recipe = RunDir(path), Recipe.model_validate_json(text)
     strict = recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"confidence": each})})
     base, tuned = (list(read_jsonl(run.subject(name) / "scores.jsonl")) for name in ("base", "tuned"))
     group_of = {line["id"]: line["group"] for line in read_jsonl(run.examples("test"))}

@@ -47,7 +47,8 @@ def finish(
     for name, scores in (("base", base), ("tuned", tuned)):
         lines = ({"id": one, "exact_match": score} for one, score in zip(ids, scores, strict=True))
         write_jsonl(run.subject(name) / "scores.jsonl", lines)
-    write_json(run.verdict, {"guards": list(guards)})
+    metrics = {name: {"higher_is_better": name != "perplexity"} for name in ("exact_match", "perplexity", "rougeL")}
+    write_json(run.verdict, {"guards": list(guards), "metrics": metrics})
     seal_folder(run.stage("evaluate"), stage="evaluate", inputs={})
 
 
