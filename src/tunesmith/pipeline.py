@@ -21,6 +21,7 @@ from tunesmith.core.files import MANIFEST, digest_of, only_writer, remove_leftov
 from tunesmith.core.progress import clock, say
 from tunesmith.core.rundir import RunDir
 from tunesmith.recipe.load import dump_recipe, load_recipe
+from tunesmith.recipe.plan import NEVER_DECIDES
 from tunesmith.recipe.schema import Recipe
 from tunesmith.scoring.own import own_metrics
 from tunesmith.track.followers import Followers
@@ -114,10 +115,7 @@ def open_run(recipe: Path, overrides: Sequence[str], out: Path | str | None) -> 
 
 
 # Sections that may change in a run without making finished training wrong.
-_MAY_CHANGE = (
-    "evaluate", "promote", "launch", "track", "train.micro_batch", "train.packing", "train.activation_checkpointing",
-    "train.keep_checkpoints",
-)  # fmt: skip
+_MAY_CHANGE = ("evaluate", "promote", "launch", "track", *(f"train.{name}" for name in NEVER_DECIDES))
 
 
 def _refuse_another_recipe(recipe: Recipe, run: RunDir) -> None:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from tunesmith.recipe.schema import Recipe
 
+# Settings of `train` that decide how rows are cut into forward passes and what is kept, never what is learned.
+NEVER_DECIDES = ("micro_batch", "micro_batch_tokens", "packing", "activation_checkpointing", "keep_checkpoints")
 # Padded tokens of one micro-batch where the recipe leaves it to us: enough to keep the matrix units busy.
 MOST_TOKENS = {"cpu": 2048, "cuda": 16384}
 
