@@ -1,11 +1,12 @@
 """What `plan` says: everything about a run that can be known before it, and whether it would start."""
 
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from tunesmith.core.errors import DoesNotFit
 from tunesmith.core.progress import clock
@@ -137,10 +138,10 @@ def _refuse_what_this_machine_lacks(recipe: Recipe) -> None:
 
         require_optimizer(recipe.train)
     if isinstance(recipe.tuning, Quantization):
-        from tunesmith.model.load import machine
+        from tunesmith.model.load import machine_of
         from tunesmith.model.quantized import require_quantization
 
-        on = machine(recipe.model.precision, quantized=True)
+        on = machine_of(recipe)
         require_quantization(recipe.tuning, on.device, on.compute)
 
 
@@ -150,7 +151,7 @@ def _plan(recipe: Recipe, run: RunDir, base: ModelFolder, gathered: Gathered) ->
     steps = steps_of(recipe, counts["train"])
     memory = _memory(recipe, base, gathered)
     copies = min(recipe.train.keep_checkpoints + 2, steps.total_steps + 1)  # the best, and one being written
-    per_copy = memory.trainable_parameters * (4 + 8) / _GIB
+    per_copy = memory.trainable_parameters * 4 / _GIB + memory.optimizer
     place = run.path.absolute()
     while not place.exists():
         place = place.parent
@@ -195,11 +196,7 @@ def _copies_line(copies: dict[str, Any]) -> str:
 
 def available_memory_gib() -> float:
     """Return the memory that a new process could get: what the system says is available, within its control group."""
-    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    info = Path("/proc/meminfo")
-    if info.exists():
-        lines = dict(line.split(":", 1) for line in info.read_text(encoding="utf-8").splitlines() if ":" in line)
-        available = int(lines["MemAvailable"].split()[0]) * 1024
+    available = int(psutil.virtual_memory().available)
     limit = Path("/sys/fs/cgroup/memory.max")
     if limit.exists() and (text := limit.read_text(encoding="utf-8").strip()).isdigit():
         used = int(Path("/sys/fs/cgroup/memory.current").read_text(encoding="utf-8"))

@@ -18,7 +18,7 @@ from tunesmith.evaluate.judge import judge
 from tunesmith.evaluate.subject import Questions, answer_all, health, likelihoods
 from tunesmith.fetch.reference import ModelFolder, resolve
 from tunesmith.model.adapters import open_model
-from tunesmith.model.load import Machine, machine
+from tunesmith.model.load import machine_of
 from tunesmith.model.quantized import quantization_of
 from tunesmith.recipe.schema import Recipe, TextData
 from tunesmith.scoring.metrics import LIKELIHOOD, expand, score
@@ -68,14 +68,10 @@ def evaluate(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     )
 
 
-def _machine(recipe: Recipe) -> Machine:
-    return machine(recipe.model.precision, quantized=quantization_of(recipe) is not None)
-
-
 def _conditions(recipe: Recipe) -> dict[str, str | None]:
     """Return what holds for base and tuned alike, and is not in their files."""
     kept = quantization_of(recipe)
-    words = {"precision": _machine(recipe).precision, "quantization": str(kept) if kept else None}
+    words = {"precision": machine_of(recipe).precision, "quantization": str(kept) if kept else None}
     return {**words, "chat_markup": recipe.model.chat_markup}
 
 
@@ -100,7 +96,7 @@ def _subject(
     own: Mapping[str, OwnMetric],
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], str]:
     """Return (scores a row, generations, digest of what was asked) of one model."""
-    on = _machine(recipe)
+    on = machine_of(recipe)
     started: dict[str, Any] = {}
     if name == "base":  # as training started from it: with adapters of its own folded in, kept and marked up alike
         started = {"merged": True, "quantization": quantization_of(recipe), "new_tokens": codec.new_ids}
@@ -122,19 +118,29 @@ def _subject(
         ):
             line |= found
     if scored:
-        predictions = [line["prediction"] for line in generations]
-        references = [line["reference"] for line in generations]
-        built_in = [metric for metric in scored if metric not in own]
-        values = score(predictions, references, built_in, database=database_file(recipe, run))
+        values = _scores([metric for metric in scored if metric not in own], own, generations, recipe, run)
         for i, line in enumerate(lines):
-            failed = generations[i]["error"] is not None
-            line |= {metric: 0.0 if failed else values[metric][i] for metric in values}
-        for metric, one in own.items():  # nobody but itself knows what a failed row is worth: it sees an empty answer
-            for line, value in zip(lines, one(predictions, references), strict=True):
-                line[metric] = value
+            line |= {metric: found[i] for metric, found in values.items()}
     del loaded
     gc.collect()
     return lines, generations, questions.digest
+
+
+def _scores(
+    built_in: Sequence[str],
+    own: Mapping[str, OwnMetric],
+    generations: Sequence[dict[str, Any]],
+    recipe: Recipe,
+    run: RunDir,
+) -> dict[str, list[float]]:
+    """Return {metric: [value per generation]}."""
+    predictions = [line["prediction"] for line in generations]
+    references = [line["reference"] for line in generations]
+    values = score(predictions, references, built_in, database=database_file(recipe, run))
+    for found in values.values():
+        found[:] = [0.0 if line["error"] is not None else value for line, value in zip(generations, found, strict=True)]
+    # Nobody but a metric of the user's own knows what a failed row is worth to it: it sees an empty answer.
+    return values | {metric: one(predictions, references) for metric, one in own.items()}
 
 
 def prompt_text(example: Example, ids: Sequence[int], codec: Codec, recipe: Recipe) -> str:

@@ -13,7 +13,7 @@ from transformers.utils import logging as transformers_logging
 from tunesmith.core.errors import DamagedFile, RecipeError
 from tunesmith.fetch.reference import ModelFolder
 from tunesmith.model.quantized import bitsandbytes_config, require_quantization
-from tunesmith.recipe.schema import Quantization
+from tunesmith.recipe.schema import Quantization, Recipe
 
 # Their activations go beyond what fp16 can hold; bf16, in which they were pretrained, has the range.
 _BEYOND_FP16 = frozenset({"t5", "mt5", "umt5", "longt5", "switch_transformers"})
@@ -60,6 +60,11 @@ def machine(precision: str = "auto", *, quantized: bool = False) -> Machine:
     use_bf16 = precision == "bf16" or (precision == "auto" and has_bf16)
     use_fp16 = precision == "fp16" or (quantized and precision == "auto" and device.type == "cuda" and not has_bf16)
     return Machine(device, torch.bfloat16 if use_bf16 else torch.float16 if use_fp16 else torch.float32)
+
+
+def machine_of(recipe: Recipe) -> Machine:
+    """Return what `machine` says for a recipe."""
+    return machine(recipe.model.precision, quantized=isinstance(recipe.tuning, Quantization))
 
 
 def load_base(

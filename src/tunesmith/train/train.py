@@ -20,7 +20,7 @@ from tunesmith.data.micro_batches import Division
 from tunesmith.fetch.reference import ModelFolder, resolve
 from tunesmith.model.adapters import count_parameters, make_trainable, open_model, recompute_activations
 from tunesmith.model.isolation import attention_reach, has_dropout, why_not_apart
-from tunesmith.model.load import Machine, machine, most_positions
+from tunesmith.model.load import Machine, machine_of, most_positions
 from tunesmith.model.out_of_memory import Fitting
 from tunesmith.model.quantized import quantization_of
 from tunesmith.model.speed import remember_speed
@@ -47,7 +47,7 @@ def train(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     stated = inputs(recipe, run)
     state = latest_state(run, digest_of(stated)) or State(0, digest_of(stated))
     base = resolve(recipe.model.base, relative_to=run.origin)
-    on = machine(recipe.model.precision, quantized=quantization_of(recipe) is not None)
+    on = machine_of(recipe)
     codec = codec_of(base, recipe.model.chat_markup)
     setup = _setup(recipe, run, base, on, codec, state)
     optimizer = make_optimizer(setup.model, recipe.train)
