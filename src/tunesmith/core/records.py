@@ -60,13 +60,3 @@ class StepReport:
     tokens: int
     trained_tokens: int
     loss_scale: float = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Generation:
-    """One answer of one model. `stopped` is false when the limit of new tokens cut it off."""
-
-    id: str
-    prediction: str
-    new_tokens: int
-    stopped: bool

@@ -17,6 +17,7 @@ from tunesmith.fetch.reference import ModelFolder
 from tunesmith.model.load import Machine, load_base
 from tunesmith.model.lora_linear import use_compute_dtype
 from tunesmith.model.new_tokens import make_room, start_rows, trained_rows
+from tunesmith.model.out_of_memory import is_out_of_memory
 from tunesmith.model.quantized import trained_quantization
 from tunesmith.recipe.schema import FullTuning, LoraBase, Quantization
 
@@ -190,7 +191,7 @@ def attach_adapter(model: Any, folder: Path, *, name: str = "default") -> Any:
         with safe_open(folder / _WEIGHTS, "pt") as file:
             stored = {name for name in file.keys() if _is_trained(name)}  # noqa: SIM118 (it is no dict)
     except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
+        if is_out_of_memory(error):
             raise
         raise DamagedFile(f"does not fit the model: {' '.join(str(error).split())[:300]}", where=str(folder)) from error
     # peft only warns of weights that it did not find, and says nothing of those that found no place.

@@ -3,6 +3,7 @@
 Not every architecture can: some look back by place and not by mask, some carry a state from token to token.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -88,4 +89,4 @@ def _disturbed(batch: Batch) -> Batch:
     ids = batch.input_ids.clone()
     mine = batch.owner == 0
     ids[mine] = ids[mine].flip(0).roll(1)
-    return Batch(ids, batch.trained, batch.owner, batch.tokens, batch.positions, batch.sees)
+    return replace(batch, input_ids=ids)
