@@ -1,5 +1,6 @@
 """What the rungs show together: of each its measures, and score and gain in intervals that hold for all at once."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -12,6 +13,7 @@ from tunesmith.evaluate.judge import compare
 from tunesmith.ladder.rungs import Axis, Ladder, Rung, correction
 from tunesmith.ladder.share import taken_over
 from tunesmith.recipe.schema import FullTuning, Recipe
+from tunesmith.scoring.own import is_own
 from tunesmith.scoring.verdict import Verdict
 
 State = Literal["done", "failed", "to do"]
@@ -121,7 +123,8 @@ def collect(ladder: Ladder, bar: float | None = None) -> Result:
     """
     recipes = [ladder.recipe(rung) for rung in ladder.rungs]
     recipe = recipes[0]
-    metric, up = recipe.evaluate.primary, recipe.evaluate.primary != "perplexity"
+    metric = recipe.evaluate.primary
+    up = _higher_is_better(ladder, metric)
     least = recipe.promote.min_gain if recipe.promote else 0.0
     held = Bar("gain", metric, least) if bar is None else Bar("score", metric, bar)
     outcomes = tuple(_outcome(ladder, rung, one, held) for rung, one in zip(ladder.rungs, recipes, strict=True))
@@ -178,6 +181,15 @@ def failure_of(run: RunDir) -> dict[str, Any] | None:
     if not path.exists() or (finished.exists() and finished.stat().st_mtime_ns > path.stat().st_mtime_ns):
         return None
     return dict(read_json(path))
+
+
+def _higher_is_better(ladder: Ladder, metric: str) -> bool:
+    """Return what the first verdict there is says of a metric; before that, what is known without one."""
+    runs = (run for rung in ladder.rungs if (run := ladder.run(rung)).manifest("evaluate"))
+    first = next(runs, None)
+    if first is None:
+        return metric != "perplexity"
+    return bool(read_json(first.verdict)["metrics"][metric]["higher_is_better"])
 
 
 def _outcome(ladder: Ladder, rung: Rung, recipe: Recipe, bar: Bar) -> Outcome:
@@ -249,17 +261,17 @@ def _judged(path: Path, sealed: int, text: str, bar: Bar, each: float) -> tuple[
         standing = "breaks a guard"
     return (
         -gain.base if lower else gain.base,
-        _score(score, nowhere, lower=lower),
+        _score(score, nowhere, lower=lower, least=-math.inf if is_own(bar.metric) else nowhere),
         Estimate(gain.gain, gain.low, gain.high),
         standing,
     )
 
 
-def _score(found: Verdict, nowhere: float, *, lower: bool) -> Estimate:
-    """Return the score whose gain over `nowhere` was found; neither a perplexity nor a share falls below it."""
+def _score(found: Verdict, nowhere: float, *, lower: bool, least: float) -> Estimate:
+    """Return the score whose gain over `nowhere` was found; no score of the metric is below `least`."""
     if lower:
-        return Estimate(nowhere - found.gain, max(nowhere, nowhere - found.high), nowhere - found.low)
-    return Estimate(found.gain, max(nowhere, found.low), found.high)
+        return Estimate(nowhere - found.gain, max(least, nowhere - found.high), nowhere - found.low)
+    return Estimate(found.gain, max(least, found.low), found.high)
 
 
 def _ids(run: RunDir) -> list[str]:

@@ -8,7 +8,7 @@ import pytest
 from tests.unit.ladder.conftest import ROWS, MakeLadder, binary, finish, result_json
 
 from tunesmith.core.files import seal_folder, write_json, write_jsonl
-from tunesmith.ladder.collect import Outcome, collect, smallest, write_result
+from tunesmith.ladder.collect import Outcome, _score, collect, smallest, write_result
 from tunesmith.ladder.rungs import Axis, correction
 from tunesmith.scoring.verdict import paired_verdict
 
@@ -187,3 +187,20 @@ def test_a_lucky_one_of_many_is_not_named(make_ladder: MakeLadder) -> None:
     found = collect(ladder)
     assert found.outcomes[3].standing == "cannot tell"
     assert found.smallest is None
+
+
+def test_only_scores_that_cannot_fall_below_zero_are_held_above_it() -> None:
+    found = paired_verdict([0.0] * 40, [1.0, -1.0] * 20)
+    assert found.low < 0
+    assert _score(found, 0.0, lower=False, least=0.0).low == 0.0
+    assert _score(found, 0.0, lower=False, least=-math.inf).low == found.low
+    assert _score(found, 0.0, lower=True, least=-math.inf).low == -found.high
+
+
+def test_which_way_is_better_is_what_the_verdicts_say(make_ladder: MakeLadder) -> None:
+    ladder = make_ladder()
+    assert collect(ladder).higher_is_better
+    finish(ladder, ladder.rungs[0], BASE, binary(60))
+    verdict = ladder.run(ladder.rungs[0]).verdict
+    write_json(verdict, {"guards": [], "metrics": {"exact_match": {"higher_is_better": False}}})
+    assert not collect(ladder).higher_is_better
