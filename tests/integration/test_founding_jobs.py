@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from tests.tiny import save_model, save_plain_model, save_seq2seq
 
 from tunesmith import load_recipe, open_chatter, plan_run, run_recipe
 from tunesmith.core.errors import VerdictRefused
 from tunesmith.core.files import read_json, read_jsonl
 from tunesmith.core.rundir import RunDir
+from tunesmith.fetch.reference import resolve
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 FEW = ["data.train_rows=24", "train.max_steps=3", "train.examples_per_step=8", "evaluate.rows=6"]
@@ -100,8 +103,12 @@ def test_gemma_chat_slurm(tmp_path: Path, shared_data: Path) -> None:
     checkpoints = sorted(path.name for path in run.checkpoints.glob("step-*"))
     assert len(checkpoints) >= 2
     step = int(checkpoints[0].removeprefix("step-"))
-    answers = [open_chatter(f"run:{run.path}#{n}").ask("Who?", max_new_tokens=4) for n in (step, 3)]
-    assert all(isinstance(answer, str) for answer in answers)
+    for n in (step, 3):
+        named = f"run:{run.path}#{n}"
+        assert resolve(named).path == run.checkpoint(n) / "model"
+        assert open_chatter(named).ask("Who?", max_new_tokens=4) is not None
+    one, other = (load_file(run.checkpoint(n) / "model" / "adapter_model.safetensors") for n in (step, 3))
+    assert any(not torch.equal(one[name], other[name]) for name in one)
 
 
 def test_sqlite_tells_sql_from_prose() -> None:

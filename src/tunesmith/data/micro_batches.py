@@ -11,7 +11,8 @@ from tunesmith.data.batches import Batch, TokenSet, bucket
 
 # What one more forward pass costs beside its tokens, in tokens: starting every layer once more.
 _OVERHEAD_TOKENS = 96
-# The length at which attention costs as much as all the rest of a layer: for models of hidden size 576 about 1,500.
+# The length at which attention costs as much as all the rest of a layer. Counting multiplications that is about 3,000
+# for a hidden size of 576; half of it is a guess, because attention's small products run slower.
 _ATTENTION_LENGTH = 1500
 
 Packing = Literal["auto", "always", "never"]

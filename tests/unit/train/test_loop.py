@@ -361,10 +361,8 @@ def test_every_optimizer_learns_and_goes_on_from_its_saved_state(
     first, optimizer = make(tuning, **settings)
     list(itertools.islice(train_steps(first, optimizer, first_step=0), 7))
     save_file(optimizer_tensors(first.model, optimizer), tmp_path / "optimizer.safetensors")
-    _, fresh = make(tuning, **settings)
     second = make_optimizer(first.model, first.recipe.train)
     restore_optimizer(first.model, second, load_file(tmp_path / "optimizer.safetensors"))
-    assert type(second) is type(fresh)
     list(train_steps(first, second, first_step=7))
     assert torch.equal(weights(first.model), wanted)
 
