@@ -84,6 +84,7 @@ def plan(recipe: Path, *overrides: Overrides, out: Out = None, as_json: AsJson =
 
     found = plan_run(recipe, overrides, out=out)
     _result(found.to_json(), as_json, str(found))
+    found.must_fit()  # after it was shown: what it needs tells how to make it fit
 
 
 @app.command

@@ -15,7 +15,7 @@ from typing import Any
 from tunesmith.core.files import MANIFEST
 from tunesmith.fetch.gguf import cached
 from tunesmith.pipeline import environment
-from tunesmith.preflight import available_memory_gib
+from tunesmith.recipe.hardware import available_memory_gib
 from tunesmith.registry.store import Registry
 
 Item = dict[str, Any]

@@ -6,18 +6,22 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from tunesmith.core.errors import DoesNotFit
 from tunesmith.core.progress import clock
 from tunesmith.core.rundir import SPLITS, RunDir
+from tunesmith.data.batches import TokenSet
+from tunesmith.data.fit import Room, division_of, fitting, refuse_rows_beyond
 from tunesmith.data.gather import Gathered, gather
+from tunesmith.data.micro_batches import Division
 from tunesmith.fetch.reference import ModelFolder, resolve
 from tunesmith.model.speed import remembered_speed
 from tunesmith.pipeline import open_run, work_left
-from tunesmith.recipe.memory import Memory, memory_of, shapes_of
-from tunesmith.recipe.plan import MOST_TOKENS, Steps, steps_of
-from tunesmith.recipe.schema import Quantization, Recipe
+from tunesmith.recipe.architecture import shapes_of
+from tunesmith.recipe.hardware import BYTES, hardware, precision_of
+from tunesmith.recipe.memory import Memory
+from tunesmith.recipe.plan import Steps, steps_of
+from tunesmith.recipe.schema import LoraBase, Quantization, Recipe
+from tunesmith.recipe.shapes import Shapes
 from tunesmith.scoring.own import own_metrics
 from tunesmith.tasks import task_for
 from tunesmith.tasks.markup import codec_of
@@ -44,6 +48,7 @@ class RunPlan:
     tokens: dict[str, int]
     lengths: dict[str, dict[str, Any]]
     steps: Steps
+    passes: str
     memory: Memory
     memory_available: float
     disk: float
@@ -69,6 +74,20 @@ class RunPlan:
     def seconds(self) -> float | None:
         """About how long training takes, from the speed that was measured here before."""
         return self.training_tokens / self.tokens_per_second if self.tokens_per_second else None
+
+    def must_fit(self) -> None:
+        """Raise DoesNotFit where memory or disk does not suffice."""
+        if self.disk > self.disk_free:
+            raise DoesNotFit(
+                f"the checkpoints need about {self.disk:.1f} GiB and {self.disk_free:.1f} are free", where=self.run,
+                hint="free some space, or lower train.keep_checkpoints",
+            )  # fmt: skip
+        if self.memory.total > self.memory_available:
+            raise DoesNotFit(
+                f"training needs about {self.memory.total:.1f} GiB and {self.memory_available:.1f} are available",
+                hint="leave train.micro_batch at auto, set train.activation_checkpointing, lower "
+                "data.max_tokens_per_example, use `method: lora` or `qlora`, or take a smaller model",
+            )
 
     def __str__(self) -> str:
         counts = ", ".join(f"{n} {self.counts[n]:,}" for n in SPLITS)
@@ -98,9 +117,10 @@ class RunPlan:
                 f"steps    {s.total_steps} ({s.epochs:.2f} epochs), warmup {s.warmup_steps}, "
                 f"validation every {s.valid_every_steps}, checkpoint every {s.save_every_steps}",
                 f"tokens   {self.training_tokens:,} to train on; time {speed}",
+                f"passes   {self.passes}",
                 f"memory   about {m.total:.1f} GiB of {self.memory_available:.1f} available (weights {m.weights:.2f}, "
                 f"gradients {m.gradients:.2f}, optimizer {m.optimizer:.2f}, activations {m.activations:.2f}, "
-                f"logits {m.logits:.2f})",
+                f"logits {m.logits:.2f}, libraries {m.libraries:.2f})",
                 f"disk     about {self.disk:.1f} GiB of {self.disk_free:.1f} free",
                 f"stages   {', '.join(f'{name} {state}' for name, state in self.stages.items())}",
             ]
@@ -108,12 +128,13 @@ class RunPlan:
 
 
 def plan_run(recipe: Path | str, overrides: Sequence[str] = (), *, out: Path | str | None = None) -> RunPlan:
-    """Check a recipe, its data, its chat template, memory and disk; return what the run would do.
+    """Check a recipe, its data and its chat template; return what the run would do and need.
+
+    A plan that memory or disk does not suffice for is returned too: `must_fit` refuses it.
 
     Raises:
-        RecipeError: the recipe is wrong, or a model cannot be had.
+        RecipeError: the recipe is wrong, or a model cannot be had, or cannot read rows so long.
         DataError: the data cannot be read or used.
-        DoesNotFit: memory or disk does not suffice.
     """
     loaded, run = open_run(Path(recipe), overrides, out)
     origin = run.origin if run.environment.exists() else Path(recipe).parent
@@ -121,11 +142,9 @@ def plan_run(recipe: Path | str, overrides: Sequence[str] = (), *, out: Path | s
     own_metrics(loaded.evaluate.metrics, origin)
     base = resolve(loaded.model.base, relative_to=origin)
     _refuse_what_this_machine_lacks(loaded)
-    task = task_for(loaded.data, codec_of(base, loaded.model.chat_markup))
-    gathered = gather(loaded, task, folder=origin)
-    plan = _plan(loaded, run, base, gathered)
-    _refuse_what_does_not_fit(plan)
-    return plan
+    codec = codec_of(base, loaded.model.chat_markup)
+    gathered = gather(loaded, task_for(loaded.data, codec), folder=origin)
+    return _plan(loaded, run, base, gathered, new_tokens=len(codec.new_ids))
 
 
 def _refuse_what_this_machine_lacks(recipe: Recipe) -> None:
@@ -145,11 +164,11 @@ def _refuse_what_this_machine_lacks(recipe: Recipe) -> None:
         require_quantization(recipe.tuning, on.device, on.compute)
 
 
-def _plan(recipe: Recipe, run: RunDir, base: ModelFolder, gathered: Gathered) -> RunPlan:
+def _plan(recipe: Recipe, run: RunDir, base: ModelFolder, gathered: Gathered, *, new_tokens: int) -> RunPlan:
     facts = gathered.facts()
     counts = {name: facts["counts"][name] for name in SPLITS}
     steps = steps_of(recipe, counts["train"])
-    memory = _memory(recipe, base, gathered)
+    division, memory, available = _memory(recipe, shapes_of(base.root.path), gathered, new_tokens)
     copies = min(recipe.train.keep_checkpoints + 2, steps.total_steps + 1)  # the best, and one being written
     per_copy = memory.trainable_parameters * 4 / _GIB + memory.optimizer
     place = run.path.absolute()
@@ -159,23 +178,24 @@ def _plan(recipe: Recipe, run: RunDir, base: ModelFolder, gathered: Gathered) ->
         name=recipe.name, run=str(run), base=recipe.model.base, method=recipe.tuning.method, launch=recipe.launch.on,
         counts=counts, sources=facts["sources"], dropped=facts["dropped"], filtered=facts["filtered"],
         copies=facts["copies"], tokens=facts["tokens"], lengths=facts["lengths"], steps=steps,
-        memory=memory, memory_available=available_memory_gib(),
+        passes=str(division), memory=memory, memory_available=available,
         disk=copies * per_copy + 0.05, disk_free=shutil.disk_usage(place).free / _GIB,
         tokens_per_second=remembered_speed(base.digest(), recipe.tuning.method), stages=work_left(recipe, run),
     )  # fmt: skip
 
 
-def _memory(recipe: Recipe, base: ModelFolder, gathered: Gathered) -> Memory:
-    rows = [row.entry for found in gathered.used.values() for row in found]
-    longest = max(entry.tokens for entry in rows)
-    size = recipe.train.micro_batch
-    per_step = recipe.train.examples_per_step
-    most = recipe.train.micro_batch_tokens or MOST_TOKENS["cpu"]
-    batch = size if isinstance(size, int) else max(1, min(per_step, most // max(1, longest)))
-    trained = max(entry.trained for entry in rows)
-    compute = 4 if recipe.model.precision == "fp32" else 2
-    return memory_of(recipe, shapes_of(base.root.path), compute_bytes=compute, tokens=batch * longest,
-                     trained_tokens=batch * trained)  # fmt: skip
+def _memory(recipe: Recipe, shapes: Shapes, gathered: Gathered, new_tokens: int) -> tuple[Division, Memory, float]:
+    """Return how rows are cut into passes, what training needs with them, and how many GiB there are."""
+    found = {name: TokenSet.of([row.tokens for row in rows if row.tokens]) for name, rows in gathered.used.items()}
+    refuse_rows_beyond(shapes.positions, max(tokens.longest for tokens in found.values()))
+    here = hardware()
+    quantized = isinstance(recipe.tuning, Quantization)
+    precision = precision_of(recipe.model.precision, here.device, has_bf16=here.has_bf16, quantized=quantized)
+    drops = shapes.dropout or (isinstance(recipe.tuning, LoraBase) and recipe.tuning.dropout > 0)
+    division = division_of(recipe, here.device, apart=not shapes.encodes, share=not drops, reach=shapes.reach)
+    room = Room(BYTES[precision], here.device == "cuda", here.memory_gib)
+    division, memory = fitting(recipe, shapes, found["train"], division, room, new_tokens=new_tokens)
+    return division, memory, here.memory_gib
 
 
 def _length_line(lengths: dict[str, Any]) -> str:
@@ -192,26 +212,3 @@ def _copies_line(copies: dict[str, Any]) -> str:
     """Return how many rows say what a training row says, exactly and nearly."""
     names = {"duplicates": "within train", "valid": "valid rows in train", "test": "test rows in train"}
     return ", ".join(f"{text} {copies[key]['exact']} + {copies[key]['near']} nearly" for key, text in names.items())
-
-
-def available_memory_gib() -> float:
-    """Return the memory that a new process could get: what the system says is available, within its control group."""
-    available = int(psutil.virtual_memory().available)
-    limit = Path("/sys/fs/cgroup/memory.max")
-    if limit.exists() and (text := limit.read_text(encoding="utf-8").strip()).isdigit():
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text(encoding="utf-8"))
-        available = min(available, int(text) - used)
-    return available / _GIB
-
-
-def _refuse_what_does_not_fit(plan: RunPlan) -> None:
-    if plan.disk > plan.disk_free:
-        raise DoesNotFit(
-            f"the checkpoints need about {plan.disk:.1f} GiB and {plan.disk_free:.1f} are free", where=plan.run,
-            hint="free some space, or lower train.keep_checkpoints",
-        )  # fmt: skip
-    if plan.memory.total > plan.memory_available:
-        raise DoesNotFit(
-            f"training needs about {plan.memory.total:.1f} GiB and {plan.memory_available:.1f} are available",
-            hint="lower train.micro_batch or data.max_tokens_per_example, use `method: lora`, or a smaller model",
-        )

@@ -24,8 +24,6 @@ AT_THE_TOP = LAYER["pipeline"]
 # Importing one of these takes from half a second to three. Files up to `data` leave it to the functions that need it.
 SLOW = {"torch", "transformers", "datasets", "peft", "accelerate", "pandas", "pyarrow"}
 LIGHT = LAYER["data"]
-# Token files become tensors here; `prepare` needs no torch but the function that writes them, which stands beside.
-MAY_BE_SLOW = {"data/batches.py"}
 
 
 def wrong_imports(source: Source) -> Iterator[str]:
@@ -47,7 +45,7 @@ def slow_imports(source: Source) -> Iterator[str]:
     """Yield the slow libraries that a light file imports as soon as it is imported."""
     if LAYER[source.folder] <= LIGHT or LAYER[source.folder] >= AT_THE_TOP:
         for one in source.imports:
-            if one.module.split(".")[0] in SLOW and not one.lazy and source.name not in MAY_BE_SLOW:
+            if one.module.split(".")[0] in SLOW and not one.lazy:
                 yield f"{source.name}:{one.line} imports {one.module} at once"
 
 
@@ -126,7 +124,6 @@ def test_the_rule_of_layers_sees(name: str, text: str, broken: bool) -> None:
         ("tasks/x.py", "if TYPE_CHECKING:\n    import torch", False),
         ("model/x.py", "import torch", False),
         ("cli.py", "import datasets", True),
-        ("data/batches.py", "import torch", False),
     ],
 )
 def test_the_rule_of_light_imports_sees(name: str, text: str, broken: bool) -> None:

@@ -8,14 +8,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from tunesmith.core.records import Tokens
+
+if TYPE_CHECKING:  # lengths are asked for by `plan`, which has no need of tensors
+    import torch
 
 # Owners of positions that belong to no row of a batch alone.
 _SHARED, _PADDING = -1, -2
@@ -32,19 +34,19 @@ class Batch:
     to the right too: `source_ids` and `source_mask` [rows, source length] are what it reads, where there is one.
     """
 
-    input_ids: torch.Tensor
-    trained: torch.Tensor
-    owner: torch.Tensor
+    input_ids: "torch.Tensor"
+    trained: "torch.Tensor"
+    owner: "torch.Tensor"
     tokens: int
-    positions: torch.Tensor | None = None
-    sees: torch.Tensor | None = None
-    source_ids: torch.Tensor | None = None
-    source_mask: torch.Tensor | None = None
+    positions: "torch.Tensor | None" = None
+    sees: "torch.Tensor | None" = None
+    source_ids: "torch.Tensor | None" = None
+    source_mask: "torch.Tensor | None" = None
 
-    def to(self, device: torch.device) -> "Batch":
+    def to(self, device: "torch.device") -> "Batch":
         """Return the batch on a device."""
         values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        moved = {name: value.to(device) for name, value in values.items() if isinstance(value, torch.Tensor)}
+        moved = {name: value.to(device) for name, value in values.items() if hasattr(value, "to")}
         return Batch(**{**values, **moved})
 
 
@@ -55,7 +57,16 @@ class TokenSet:
     """
 
     def __init__(self, path: Path) -> None:
-        arrays = load_file(path)
+        self._keep(load_file(path))
+
+    @classmethod
+    def of(cls, examples: Sequence[Tokens]) -> "TokenSet":
+        """Return rendered examples as the file of them would be read."""
+        made = cls.__new__(cls)
+        made._keep(_arrays(examples))
+        return made
+
+    def _keep(self, arrays: dict[str, NDArray[Any]]) -> None:
         self._ids: NDArray[np.int32] = arrays["input_ids"]
         self._trained: NDArray[np.uint8] = arrays["trained"]
         self._offsets: NDArray[np.int64] = arrays["offsets"]
@@ -83,16 +94,23 @@ class TokenSet:
 
     def batch(self, rows: Sequence[int], pad_id: int) -> Batch:
         """Return rows as one batch, a sequence each, as long as the bucket of the longest."""
-        # Never longer than the longest row of all: padding must not go beyond a model's last position.
-        length = min(bucket(int(self._own[list(rows)].max())), int(self._own.max()))
-        ids, trained, owner = _blank(len(rows), length, pad_id)
+        ids, trained, owner = _blank(len(rows), self.padded_length(rows), pad_id)
         for i, row in enumerate(rows):
             end = int(self._own[row])
             ids[i, :end] = self._row(self._ids, row)
             trained[i, 1:end] = self._row(self._trained, row)[1:]
             owner[i, :end] = i
-        batch = Batch(*_tensors(ids, trained, owner), self._tokens(rows))
+        batch = Batch(_tensor(ids), _tensor(trained), _tensor(owner), self._tokens(rows))
         return self._sources.beside(batch, rows, pad_id) if self._sources else batch
+
+    def padded_length(self, rows: Sequence[int]) -> int:
+        """Return how long each sequence of these rows is in one batch."""
+        # Never longer than the longest row of all: padding must not go beyond a model's last position.
+        return min(bucket(int(self._own[list(rows)].max())), int(self._own.max()))
+
+    def padded_source_length(self, rows: Sequence[int]) -> int:
+        """Return the same of what an encoder reads; 0 where there is none."""
+        return self._sources.padded_length(rows) if self._sources else 0
 
     def packed(self, rows: Sequence[int], pad_id: int, *, shared: int = 0) -> Batch:
         """Return rows side by side in one sequence, each seeing only itself.
@@ -100,7 +118,7 @@ class TokenSet:
         Args:
             shared: how many first tokens all these rows have in common, see `shared_tokens`; they stand there once.
         """
-        length = bucket(self.packed_tokens(rows, shared))
+        length = self.packed_length(rows, shared)
         ids, trained, owner = _blank(1, length, pad_id)
         positions = np.zeros((1, length), np.int64)
         ids[0, :shared], owner[0, :shared] = self._row(self._ids, rows[0])[:shared], _SHARED
@@ -115,11 +133,17 @@ class TokenSet:
             start = end
         sees = np.tril((owner[0][:, None] == owner) | (owner == _SHARED))[None, None]
         return Batch(
-            *_tensors(ids, trained, owner),
+            _tensor(ids),
+            _tensor(trained),
+            _tensor(owner),
             self._tokens(rows),
-            positions=torch.from_numpy(positions),
-            sees=torch.from_numpy(sees),
+            positions=_tensor(positions),
+            sees=_tensor(sees),
         )
+
+    def packed_length(self, rows: Sequence[int], shared: int) -> int:
+        """Return how long the sequence is in which these rows stand side by side."""
+        return bucket(self.packed_tokens(rows, shared))
 
     def packed_tokens(self, rows: Sequence[int], shared: int) -> int:
         """Return how many tokens these rows have side by side, the `shared` first ones counted once."""
@@ -157,12 +181,13 @@ class _Sources:
 
     def beside(self, batch: Batch, rows: Sequence[int], pad_id: int) -> Batch:
         """Return the batch with the sources of its rows; the mask goes by position, whatever id the padding has."""
-        lengths = self.lengths[list(rows)]
-        length = min(bucket(int(lengths.max())), int(self.lengths.max()))
-        mask = np.arange(length) < lengths[:, None]
+        mask = np.arange(self.padded_length(rows)) < self.lengths[list(rows)][:, None]
         ids = np.full(mask.shape, pad_id, np.int64)
         ids[mask] = np.concatenate([self._ids[self._offsets[row] : self._offsets[row + 1]] for row in rows])
-        return replace(batch, source_ids=torch.from_numpy(ids), source_mask=torch.from_numpy(mask.astype(np.int64)))
+        return replace(batch, source_ids=_tensor(ids), source_mask=_tensor(mask.astype(np.int64)))
+
+    def padded_length(self, rows: Sequence[int]) -> int:
+        return min(bucket(int(self.lengths[list(rows)].max())), int(self.lengths.max()))
 
 
 def _blank(rows: int, length: int, pad_id: int) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64]]:
@@ -170,23 +195,27 @@ def _blank(rows: int, length: int, pad_id: int) -> tuple[NDArray[np.int64], NDAr
     return np.full(shape, pad_id, np.int64), np.zeros(shape, bool), np.full(shape, _PADDING, np.int64)
 
 
-def _tensors(
-    ids: NDArray[Any], trained: NDArray[Any], owner: NDArray[Any]
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return torch.from_numpy(ids), torch.from_numpy(trained), torch.from_numpy(owner)
+def _tensor(array: NDArray[Any]) -> "torch.Tensor":
+    import torch
+
+    return torch.from_numpy(array)
 
 
 def write_tokens(path: Path, examples: Sequence[Tokens]) -> None:
     """Write rendered examples as flat arrays."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(_arrays(examples), path)
+
+
+def _arrays(examples: Sequence[Tokens]) -> dict[str, NDArray[Any]]:
     offsets = np.cumsum([0, *(len(e.input_ids) for e in examples)], dtype=np.int64)
     ids = np.concatenate([np.zeros(0, np.int32), *(np.asarray(e.input_ids, np.int32) for e in examples)])
     trained = np.concatenate([np.zeros(0, np.uint8), *(np.asarray(e.trained, np.uint8) for e in examples)])
-    arrays = {"input_ids": ids, "trained": trained, "offsets": offsets}
+    arrays: dict[str, NDArray[Any]] = {"input_ids": ids, "trained": trained, "offsets": offsets}
     if any(e.source_ids for e in examples):
         arrays["source_offsets"] = np.cumsum([0, *(len(e.source_ids) for e in examples)], dtype=np.int64)
         arrays["source_ids"] = np.concatenate([np.asarray(e.source_ids, np.int32) for e in examples])
-    save_file(arrays, path)
+    return arrays
 
 
 def bucket(length: int) -> int:

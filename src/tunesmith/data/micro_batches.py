@@ -43,6 +43,11 @@ class Division:
     share: bool = True
     most_packed: int = 2**31
 
+    def __str__(self) -> str:
+        size = f"{self.rows} rows" if self.rows else f"up to {self.most_tokens:,} tokens"
+        side = {"never": "a sequence each", "auto": "side by side where that is cheaper", "always": "side by side"}
+        return f"{size} at once, {side[self.packing]}"
+
     def batches(self, tokens: TokenSet, rows: Sequence[int], pad_id: int) -> Iterator[tuple[tuple[int, ...], Batch]]:
         """Yield the rows of each forward pass and what it reads."""
         for group in self.groups(tokens, rows):

@@ -46,6 +46,7 @@ def _planned(ladder: Ladder, rung: Rung, recipe: Path) -> PlannedRung:
             found = plan_run(run.path)
         else:
             found = plan_run(recipe, [*ladder.overrides, *rung.changes], out=run.path)
+        found.must_fit()
     except (DataError, DoesNotFit) as error:
         return PlannedRung(rung.number, rung.label, rung.folder, state, problem=error.message)
     return PlannedRung(

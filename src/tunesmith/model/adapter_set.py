@@ -10,6 +10,7 @@ from tunesmith.model.adapters import attach_adapter, open_model, trained_tokens
 from tunesmith.model.load import machine
 from tunesmith.model.new_tokens import make_room
 from tunesmith.model.quantized import trained_quantization
+from tunesmith.recipe.hardware import AskedPrecision
 
 
 class AdapterSet:
@@ -23,7 +24,7 @@ class AdapterSet:
         RecipeError: a reference is no adapter, or they were not trained on the same base in the same form.
     """
 
-    def __init__(self, references: Mapping[str, str], *, precision: str = "auto") -> None:
+    def __init__(self, references: Mapping[str, str], *, precision: AskedPrecision = "auto") -> None:
         if not references:
             raise RecipeError("no adapter is named", hint="give {name: reference}")
         self._folders = {name: resolve(reference) for name, reference in references.items()}

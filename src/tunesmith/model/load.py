@@ -13,6 +13,7 @@ from transformers.utils import logging as transformers_logging
 from tunesmith.core.errors import DamagedFile, RecipeError
 from tunesmith.fetch.reference import ModelFolder
 from tunesmith.model.quantized import bitsandbytes_config, require_quantization
+from tunesmith.recipe.hardware import AskedPrecision, precision_of
 from tunesmith.recipe.schema import Quantization, Recipe
 
 # Their activations go beyond what fp16 can hold; bf16, in which they were pretrained, has the range.
@@ -41,12 +42,11 @@ class Machine:
         return torch.autocast(self.device.type, dtype=self.compute)
 
 
-def machine(precision: str = "auto", *, quantized: bool = False) -> Machine:
-    """Return the device and the compute precision; `auto` is bf16 where the machine computes in it.
+def machine(asked: AskedPrecision = "auto", *, quantized: bool = False) -> Machine:
+    """Return the device and the precision to compute in.
 
     Args:
-        quantized: the weights are kept in 4 or 8 bits, so `auto` is fp16 on a GPU without bf16: whoever needs room for
-            weights has none for activations in fp32.
+        quantized: the weights are kept in 4 or 8 bits.
 
     Raises:
         RecipeError: bf16 is asked for and the machine only imitates it.
@@ -55,11 +55,10 @@ def machine(precision: str = "auto", *, quantized: bool = False) -> Machine:
         device, has_bf16 = torch.device("cuda"), torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         device, has_bf16 = torch.device("cpu"), bool(torch.cpu._is_avx512_bf16_supported())
+    precision = precision_of(asked, device.type, has_bf16=has_bf16, quantized=quantized)
     if precision == "bf16" and device.type == "cuda" and not has_bf16:
         raise RecipeError("this GPU does not compute in bf16", where="model.precision", hint="use auto or fp32")
-    use_bf16 = precision == "bf16" or (precision == "auto" and has_bf16)
-    use_fp16 = precision == "fp16" or (quantized and precision == "auto" and device.type == "cuda" and not has_bf16)
-    return Machine(device, torch.bfloat16 if use_bf16 else torch.float16 if use_fp16 else torch.float32)
+    return Machine(device, {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision])
 
 
 def machine_of(recipe: Recipe) -> Machine:

@@ -2,7 +2,8 @@
 
 peft keeps adapters in fp32, takes every activation to fp32 for them, and scales the whole output. The masters stay fp32
 here too, but the products are made with copies in the layer's own precision (the gradient of the cast brings it back to
-the masters), the small matrix is scaled instead of the output, and the last product is added as it is made.
+the masters), the small matrix is scaled instead of the output, and the last product is added to the layer's own output,
+where it stands.
 """
 
 import types
@@ -21,7 +22,8 @@ def use_compute_dtype(model: Any) -> None:
     for module in model.modules():
         if _is_plain(module) and "forward" not in vars(module):
             peft_forward = module.forward
-            module.forward = types.MethodType(_forward(peft_forward), module)
+            quantized = type(module).__module__ == _QUANTIZED
+            module.forward = types.MethodType(_forward(peft_forward, quantized=quantized), module)
 
 
 def _is_plain(module: Any) -> bool:
@@ -33,20 +35,24 @@ def _is_plain(module: Any) -> bool:
     return quantized or (weight is not None and weight.dtype.is_floating_point)
 
 
-def _forward(peft_forward: Any) -> Any:
+def _forward(peft_forward: Any, *, quantized: bool) -> Any:
     def forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Return W x + (alpha / r) B A dropout(x) for x [..., in]."""
         name = self.active_adapters[0] if len(self.active_adapters) == 1 else None
         off = self.disable_adapters or self.merged or name not in self.lora_A
         other = name in self.lora_variant or self.lora_bias.get(name)  # an adapter that came later
-        exact = x.dtype == torch.float32  # quantized weights may be computed with in fp32
-        if off or other or exact or kwargs:
+        if off or other or kwargs:
             result: torch.Tensor = peft_forward(x, *args, **kwargs)
             return result
         down = self.lora_A[name].weight.to(x.dtype)
         up = (self.lora_B[name].weight * self.scaling[name]).to(x.dtype)
         out: torch.Tensor = self.base_layer(x, *args)
         inner = functional.linear(self.lora_dropout[name](x), down)
-        return torch.addmm(out.flatten(0, -2), inner.flatten(0, -2), up.t()).view_as(out)
+        whole, small = out.flatten(0, -2), inner.flatten(0, -2)
+        if quantized:  # autograd lets nobody write to what these layers return
+            whole = torch.addmm(whole, small, up.t())
+        else:  # nobody else reads it, and memory that is not asked for is not torn into pieces
+            whole.addmm_(small, up.t())
+        return whole.view_as(out)
 
     return forward

@@ -1,131 +1,200 @@
-"""How much memory a run takes, from the shapes of its weights alone: no weights are read, no torch is imported.
+"""How much memory training takes at its peak, by arithmetic on a model's shapes: no weights, no torch.
 
-Counted: weights, gradients, AdamW's two moments, and the activations and logits of one micro-batch. The activation
-count follows Korthikanti et al. 2022 (arXiv:2205.05198), section 4, without tensor parallelism.
+The peak is in the forward pass's end and the backward pass's beginning, when everything that a layer keeps for the way
+back is there at once. What is kept was read off torch's own graph, operation by operation; docs/memory.md tells it, and
+how near to measurements it comes.
 """
 
-import json
-import struct
+from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from tunesmith.core.errors import RecipeError
-from tunesmith.recipe.schema import FullTuning, LoraTuning, QloraTuning, Recipe
+from tunesmith.recipe.schema import FullTuning, LoraBase, LoraTuning, QloraTuning, Recipe
+from tunesmith.recipe.shapes import Attention, Layer, Linear, Shapes, Stack
 
 _GIB = 2**30
-# Tables of vectors that are looked up, not multiplied: embeddings of tokens and positions, T5's of distances.
-_LOOKED_UP = ("embed", "wpe", "relative_attention_bias")
-# Whose linear layers are kept as [in, out].
-_STORED_TURNED = ("gpt2", "openai-gpt")
 # What an optimizer remembers of a trained number: two moments in fp32, or in 8 bits with a scale a block of 256 each.
 # Adafactor keeps sums of rows and columns, which is next to nothing.
 _MOMENT_BYTES = {"adamw": 8.0, "adamw_8bit": 2 + 2 * 4 / 256, "adafactor": 0.0, "sgd": 0.0}
-_LIBRARIES_GIB = 0.6  # torch, transformers and Python themselves, resident
+# torch, transformers, peft, a tokenizer and Python themselves, resident: measured, docs/memory.md. Not on a GPU.
+_LIBRARIES_GIB = 0.5
+_KEPT_ALREADY = ("attended", "rectified")
 
 
 @dataclass(frozen=True, slots=True)
-class Shapes:
-    """The sizes that memory follows from. `linear` lists (module, out, in) of every linear layer but the output."""
+class Pass:
+    """One forward and backward pass.
 
-    parameters: int
-    linear: tuple[tuple[str, int, int], ...]
-    hidden: int
-    layers: int
-    vocabulary: int
+    Attributes:
+        tokens: padded tokens that the decoder reads, `width` in each sequence.
+        trained: how many of them go through the output layer.
+        packed: rows stand side by side, so that a mask keeps them apart.
+        source_tokens: padded tokens that an encoder reads, `source_width` in each row.
+    """
+
+    tokens: int
+    width: int
+    trained: int
+    packed: bool = False
+    source_tokens: int = 0
+    source_width: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """GiB by purpose."""
+    """GiB by purpose at the peak of training, and how many numbers are trained.
+
+    `activations` is what layers keep for the way back, `logits` what the output layer and the loss need.
+    """
 
     weights: float
     gradients: float
     optimizer: float
     activations: float
     logits: float
+    libraries: float
     trainable_parameters: int
 
     @property
     def total(self) -> float:
-        """Everything, libraries included."""
-        return self.weights + self.gradients + self.optimizer + self.activations + self.logits + _LIBRARIES_GIB
+        """Everything."""
+        held = self.weights + self.gradients + self.optimizer + self.libraries
+        return held + self.activations + self.logits
 
 
-def shapes_of(folder: Path) -> Shapes:
-    """Read the shapes from the headers of a model folder's safetensors files and its config.
-
-    Raises:
-        RecipeError: a file that the folder's index names is missing.
-    """
-    tensors: dict[str, list[int]] = {}
-    for file in _weight_files(folder):
-        with file.open("rb") as raw:
-            header = json.loads(raw.read(struct.unpack("<Q", raw.read(8))[0]))
-        tensors |= {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
-    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    config = config.get("text_config", config)
-    vocabulary = int(config.get("vocab_size", 0))
-    turned = config.get("model_type") in _STORED_TURNED
-    linear = [
-        (name.removesuffix(".weight"), shape[turned], shape[not turned])
-        for name, shape in tensors.items()
-        if len(shape) == 2 and vocabulary not in shape and not any(part in name for part in _LOOKED_UP)
-    ]
-    size = sum(_product(shape) for shape in tensors.values())
-    hidden = int(config.get("hidden_size") or config.get("n_embd") or config.get("d_model") or 0)
-    return Shapes(size, tuple(linear), hidden, _layers(config), vocabulary)
-
-
-def _layers(config: dict[str, Any]) -> int:
-    """Return the number of layers, those of an encoder and of a decoder together."""
-    if "encoder_layers" in config:  # BART and kin
-        return int(config["encoder_layers"]) + int(config["decoder_layers"])
-    if config.get("num_decoder_layers"):  # T5 and kin
-        return int(config["num_layers"]) + int(config["num_decoder_layers"])
-    return int(config.get("num_hidden_layers") or config.get("n_layer") or config.get("num_layers") or 0)
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """Return the files that transformers reads; some models bring the same weights again in another layout."""
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        if lost := [name for name in names if not (folder / name).exists()]:
-            raise RecipeError(f"lacks {lost[0]}, which its index names", where=str(folder), hint="fetch it again")
-        return [folder / name for name in names]
-    one = folder / "model.safetensors"
-    return [one] if one.exists() else sorted(folder.glob("*.safetensors"))
-
-
-def memory_of(recipe: Recipe, shapes: Shapes, *, compute_bytes: int, tokens: int, trained_tokens: int) -> Memory:
-    """Return the memory of a run.
+def memory_of(
+    recipe: Recipe, shapes: Shapes, one: Pass, *, compute_bytes: int, on_gpu: bool = False, new_tokens: int = 0
+) -> Memory:
+    """Return the memory that training needs while it makes its largest pass.
 
     Args:
-        compute_bytes: bytes of a number in matrix products (2 for bf16).
-        tokens: padded tokens of the largest micro-batch.
-        trained_tokens: trained tokens in it, which go through the output layer.
+        compute_bytes: bytes of a number in matrix products (4 for fp32, 2 for bf16 and fp16).
+        new_tokens: tokens whose rows of embedding and output layer are trained beside adapters.
     """
+    kept = _Kept(recipe, shapes, compute_bytes)
+    adapted = kept.adapted
     if isinstance(recipe.tuning, FullTuning):
-        trainable, weights = shapes.parameters, shapes.parameters * 4.0
+        trainable = shapes.parameters
+        weights = trainable * 4.0 + (trainable * compute_bytes if compute_bytes < 4 else 0)  # autocast keeps its copies
     else:
-        target, rank, lengths = recipe.tuning.target, recipe.tuning.rank, int(recipe.tuning.dora)
-        adapted = [(out, inner) for name, out, inner in shapes.linear if _is_adapted(name, target)]
-        trainable = sum((out + inner) * rank + out * lengths for out, inner in adapted)
-        weights = _frozen_bytes(recipe.tuning, shapes, compute_bytes)
-    widths = sum(out + inner for _, out, inner in shapes.linear)
-    # Every linear layer keeps its input, and what stands between layers (norms, gates, attention) about as much again.
-    activations = tokens * (widths + 8 * shapes.hidden * shapes.layers) * compute_bytes
-    logits = trained_tokens * shapes.vocabulary * (compute_bytes + 3 * 4)
-    adapters = 0 if isinstance(recipe.tuning, FullTuning) else trainable * 4
+        rank, lengths = recipe.tuning.rank, int(recipe.tuning.dora)
+        trainable = sum((part.out + part.inner) * rank + part.out * lengths for part in adapted.values())
+        trainable += new_tokens * shapes.hidden * (1 if shapes.tied else 2)
+        copies = trainable * compute_bytes * 2 if compute_bytes < 4 else 0
+        weights = _frozen_bytes(recipe.tuning, shapes, compute_bytes) + trainable * 4 + copies
+    logits = one.trained * (shapes.vocabulary * (12 + 2 * compute_bytes * shapes.capped) + shapes.hidden * 4)
     return Memory(
-        weights=(weights + adapters) / _GIB,
+        weights=weights / _GIB,
         gradients=trainable * 4 / _GIB,
         optimizer=trainable * _MOMENT_BYTES[recipe.train.optimizer] / _GIB,
-        activations=activations / _GIB,
+        activations=kept.bytes_of(one, logits) / _GIB,
         logits=logits / _GIB,
+        libraries=0.0 if on_gpu else _LIBRARIES_GIB,
         trainable_parameters=trainable,
     )
+
+
+class _Kept:
+    """What layers keep for the way back, under one recipe."""
+
+    def __init__(self, recipe: Recipe, shapes: Shapes, compute: int) -> None:
+        self._recipe, self._shapes, self._compute = recipe, shapes, compute
+        self._full = isinstance(recipe.tuning, FullTuning)
+        tuning = recipe.tuning if isinstance(recipe.tuning, LoraBase) else None
+        self.adapted: dict[str, Linear] = {
+            name: part for name, part in shapes.linear() if tuning and _is_adapted(name, tuning.target)
+        }
+        self._rank = tuning.rank if tuning else 0
+        self._drops = bool(tuning and tuning.dropout > 0)
+        self._dora = bool(tuning and tuning.dora)
+
+    def bytes_of(self, one: Pass, logits: float) -> float:
+        """Return the bytes that are kept at the peak, beside those of the loss (`logits`)."""
+        everything = beginnings = largest = 0.0
+        for stack in self._shapes.stacks:
+            for number in range(stack.count):
+                layer = self._layer(stack, number, one)
+                everything += layer
+                largest = max(largest, layer)
+                beginnings += self._tokens(stack, one) * self._shapes.hidden * self._stream
+        beside = one.tokens * self._shapes.hidden * self._stream  # the last norm
+        beside += one.source_tokens * self._shapes.hidden * self._compute
+        beside += one.width * one.width * (self._compute + 1) if one.packed else 0
+        if self._recipe.train.activation_checkpointing:  # one layer again, with the loss's memory given back
+            return beginnings + beside + max(0.0, largest + self._way_back(one) - logits)
+        return everything + beside + max(0.0, self._way_back(one) - logits)
+
+    @property
+    def _stream(self) -> int:
+        """Bytes of a number between layers: of trained weights' copies fp32."""
+        return 4 if self._full else self._compute
+
+    def _way_back(self, one: Pass) -> float:
+        """Return the bytes of the gradients that stand at once between the operations of a layer."""
+        layers = [stack.layer for stack in self._shapes.stacks]
+        inner = max((layer.inner for layer in layers), default=0)
+        return max(one.tokens, one.source_tokens) * (3 * inner + 2 * self._shapes.hidden) * self._compute
+
+    def _tokens(self, stack: Stack, one: Pass) -> int:
+        return one.source_tokens if stack.encoder else one.tokens
+
+    def _layer(self, stack: Stack, number: int, one: Pass) -> float:
+        layer, tokens = stack.layer, self._tokens(stack, one)
+        norm = 4 if layer.rms else self._stream
+        twice = 2 if layer.rms and self._full else 1
+        kept = float(tokens * self._shapes.hidden * norm * layer.norms * twice)
+        if self._shapes.dropout:
+            kept += tokens * self._shapes.hidden * self._stream * layer.dropouts
+        kept += tokens * layer.inner * layer.activated * self._compute
+        windowed = number < stack.windows
+        kept += sum(self._attention(sight, stack, one, windowed=windowed) for sight in layer.attention)
+        return kept + self._inputs(layer, stack, number, one)
+
+    def _attention(self, sight: Attention, stack: Stack, one: Pass, *, windowed: bool) -> float:
+        tokens = self._tokens(stack, one)
+        width = one.source_width if stack.encoder else one.width
+        heard, reach = (one.source_tokens, one.source_width) if sight.across else (tokens, width)
+        masked = one.packed or stack.encoder or sight.across or (windowed and width > stack.window)
+        keys = sight.queries if masked or not sight.fused else sight.keys
+        kept = (2 * tokens * sight.queries + 2 * heard * keys) * self._compute
+        if sight.norms:
+            kept += tokens * (sight.queries + sight.keys) * 4 * (2 if self._full else 1)
+        # A table that is trained beside the scores is nothing that a fused kernel has gradients for.
+        if not sight.fused or (self._full and sight.biased):
+            whole, short = sight.scores
+            return kept + tokens * reach * sight.heads * (whole * 4 + short * self._compute)
+        kept += tokens * sight.heads * 4
+        if sight.biased:
+            return kept + tokens * reach * sight.heads * self._compute
+        if masked and not one.packed:  # every layer turns the mask into numbers of its own
+            kept += tokens * reach * self._compute
+        return kept
+
+    def _inputs(self, layer: Layer, stack: Stack, number: int, one: Pass) -> float:
+        """Return the bytes of what linear layers read, where their gradients need it."""
+        tokens = self._tokens(stack, one)
+        kept, readers = 0.0, Counter[str]()
+        for part in layer.linear:
+            name = f"{stack.prefix}.{number}.{part.name}" if part.name else stack.prefix
+            if not self._full and name not in self.adapted:
+                continue
+            mine = one.source_tokens if part.reads == "encoded" else tokens
+            readers[part.reads] += 1
+            kept += mine * self._rank * self._compute
+            if self._dora:  # peft computes it in fp32, and keeps two to three of its results
+                kept += 2.5 * mine * part.out * 4
+            if self._drops:
+                kept += 2 * mine * part.inner * self._compute
+            elif self._full and self._compute < 4 and "normed" in part.reads and not part.reads.endswith(_KEPT_ALREADY):
+                kept += mine * part.inner * self._compute  # every product takes a copy of its own
+            elif readers[part.reads] == 1 and part.reads != "encoded":
+                shared = part.reads.endswith(_KEPT_ALREADY) and self._is_kept(layer, part)
+                kept += 0 if shared else mine * part.inner * self._compute
+        return kept
+
+    @staticmethod
+    def _is_kept(layer: Layer, part: Linear) -> bool:
+        """Say whether what made a layer's input keeps it: a fused attention does."""
+        return part.reads == "rectified" or all(sight.fused for sight in layer.attention)
 
 
 def _frozen_bytes(tuning: LoraTuning | QloraTuning, shapes: Shapes, compute_bytes: int) -> float:
@@ -136,11 +205,12 @@ def _frozen_bytes(tuning: LoraTuning | QloraTuning, shapes: Shapes, compute_byte
     """
     if isinstance(tuning, LoraTuning):
         return float(shapes.parameters * compute_bytes)
-    quantized = sum(out * inner for _, out, inner in shapes.linear)
+    matrices = [part for _, part in shapes.linear()]
+    quantized = sum(part.out * part.inner for part in matrices)
     if tuning.bits == 8:
-        small = float(quantized + sum(out * 4 for _, out, _ in shapes.linear))
+        small = float(quantized + sum(part.out * 4 for part in matrices))
     else:
-        scale = 4 if tuning.double_quantization is False else 1 + 4 / 256
+        scale = 1 + 4 / 256 if tuning.is_double else 4
         small = quantized * (0.5 + scale / 64)
     return (shapes.parameters - quantized) * compute_bytes + small
 
@@ -148,10 +218,3 @@ def _frozen_bytes(tuning: LoraTuning | QloraTuning, shapes: Shapes, compute_byte
 def _is_adapted(module: str, target: str | tuple[str, ...]) -> bool:
     """Say whether peft would adapt a linear layer: named in full, or by the end of its name."""
     return target == "all-linear" or any(f".{module}".endswith(f".{name}") for name in target)
-
-
-def _product(shape: list[int]) -> int:
-    result = 1
-    for size in shape:
-        result *= size
-    return result

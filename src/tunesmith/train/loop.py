@@ -24,6 +24,7 @@ from tunesmith.data.micro_batches import Division
 from tunesmith.model.load import Machine
 from tunesmith.model.out_of_memory import Fitting
 from tunesmith.model.token_loss import token_loss
+from tunesmith.recipe.memory import Memory
 from tunesmith.recipe.plan import Steps, learning_rate
 from tunesmith.recipe.schema import Recipe
 from tunesmith.train.optim import clip_gradients
@@ -35,7 +36,10 @@ _STEPS_TO_DOUBLE = 500
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What the loop works with. `loss_scale` is what it begins with; 1 leaves losses as they are."""
+    """What the loop works with.
+
+    `loss_scale` is what it begins with; 1 leaves losses as they are. `expected` is the memory that it should need.
+    """
 
     recipe: Recipe
     plan: Steps
@@ -45,6 +49,7 @@ class Setup:
     pad_id: int
     fitting: Fitting
     loss_scale: float = 1.0
+    expected: Memory | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,14 +2,20 @@
 
 import contextlib
 import os
+import re
+import resource
 import shutil
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import psutil
 import torch
+
+from tunesmith.recipe.hardware import available_memory_gib
 
 Use = dict[str, float]
 _GIB = 2**30
@@ -45,6 +51,29 @@ def machine_use(
         done.set()
         thread.join(_MOST_SECONDS_ASKING + 1)
     sampler.sample()
+
+
+def free_memory_gib(device: torch.device) -> float:
+    """Return how many GiB this process can still get where it computes."""
+    return torch.cuda.mem_get_info(device)[0] / _GIB if device.type == "cuda" else available_memory_gib()
+
+
+def forget_peak_memory(device: torch.device) -> None:
+    """Let the peak that is counted begin at what is held now."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with contextlib.suppress(OSError):  # Linux only, and not in every container
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Return the most memory this process has held: on the GPU where it computes there, else resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / _GIB
+    status = Path("/proc/self/status")
+    if status.exists() and (found := re.search(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="utf-8"))):
+        return int(found.group(1)) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform != "darwin" else 2**30)
 
 
 class _Sampler:

@@ -1,8 +1,6 @@
 """STAGE 2: wires model, tokens and loop; logs, validates, saves, and writes the manifest last."""
 
 import math
-import resource
-import sys
 import threading
 import time
 from dataclasses import asdict, dataclass, replace
@@ -16,6 +14,7 @@ from tunesmith.core.progress import Progress, say
 from tunesmith.core.records import StepReport
 from tunesmith.core.rundir import SPLITS, RunDir
 from tunesmith.data.batches import TokenSet
+from tunesmith.data.fit import Room, division_of, fitting, refuse_rows_beyond
 from tunesmith.data.micro_batches import Division
 from tunesmith.fetch.reference import ModelFolder, resolve
 from tunesmith.model.adapters import count_parameters, make_trainable, open_model, recompute_activations
@@ -24,14 +23,16 @@ from tunesmith.model.load import Machine, machine_of, most_positions
 from tunesmith.model.out_of_memory import Fitting
 from tunesmith.model.quantized import quantization_of
 from tunesmith.model.speed import remember_speed
-from tunesmith.recipe.plan import MOST_TOKENS, steps_of
+from tunesmith.recipe.architecture import shapes_of
+from tunesmith.recipe.memory import Memory
+from tunesmith.recipe.plan import steps_of
 from tunesmith.recipe.schema import FullTuning, Recipe
 from tunesmith.tasks.markup import codec_of
 from tunesmith.tasks.tokenizer import Codec
 from tunesmith.train.checkpoint import State, latest_state, prune, restore, save_checkpoint
 from tunesmith.train.inputs import inputs
 from tunesmith.train.loop import FIRST_LOSS_SCALE, Measured, Setup, measure, train_steps
-from tunesmith.train.machine_use import machine_use
+from tunesmith.train.machine_use import forget_peak_memory, free_memory_gib, machine_use, peak_memory_gib
 from tunesmith.train.optim import make_optimizer
 
 
@@ -48,6 +49,7 @@ def train(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     state = latest_state(run, digest_of(stated)) or State(0, digest_of(stated))
     base = resolve(recipe.model.base, relative_to=run.origin)
     on = machine_of(recipe)
+    forget_peak_memory(on.device)
     codec = codec_of(base, recipe.model.chat_markup)
     setup = _setup(recipe, run, base, on, codec, state)
     optimizer = make_optimizer(setup.model, recipe.train)
@@ -61,48 +63,53 @@ def train(recipe: Recipe, run: RunDir) -> dict[str, Any]:
 
 def _setup(recipe: Recipe, run: RunDir, base: ModelFolder, on: Machine, codec: Codec, state: State) -> Setup:
     tokens = TokenSet(run.tokens("train"))
+    available = free_memory_gib(on.device)
     # Full fine-tuning keeps fp32 masters and computes in less by autocast; LoRA's base is never updated.
     dtype = torch.float32 if isinstance(recipe.tuning, FullTuning) else on.compute
     started: dict[str, Any] = {"quantization": quantization_of(recipe), "new_tokens": codec.new_ids}
     model = open_model(base, on, dtype=dtype, attention=recipe.model.attention, merged=True, **started)
-    _refuse_rows_beyond(most_positions(model), run)
+    refuse_rows_beyond(most_positions(model), _longest(run))
     model = make_trainable(model, recipe.tuning, seed=recipe.seed, new_tokens=codec.new_ids)
     if recipe.train.activation_checkpointing:
         recompute_activations(model)
     plan = steps_of(recipe, len(tokens))
     division = _division(recipe, model, tokens, codec.pad_id, on)
+    division, expected = _fitted(recipe, division, tokens, base, on, available, len(codec.new_ids))
     scale = state.loss_scale or (FIRST_LOSS_SCALE if on.compute == torch.float16 else 1.0)
-    return Setup(recipe, plan, on, model, tokens, codec.pad_id, Fitting(division), scale)
+    return Setup(recipe, plan, on, model, tokens, codec.pad_id, Fitting(division), scale, expected)
 
 
 def _division(recipe: Recipe, model: Any, tokens: TokenSet, pad_id: int, on: Machine) -> Division:
     """Return how rows are cut into forward passes: side by side where the model is proved to keep them apart."""
-    train = recipe.train
-    packing = train.packing
-    if packing != "never" and (reason := why_not_apart(model, tokens, pad_id, on)):
-        if packing == "always":
-            raise RecipeError(f"rows cannot share a sequence: {reason}", where="train.packing", hint="use auto")
+    packing = recipe.train.packing
+    reason = why_not_apart(model, tokens, pad_id, on) if packing != "never" else None
+    if reason and packing == "always":
+        raise RecipeError(f"rows cannot share a sequence: {reason}", where="train.packing", hint="use auto")
+    if reason:
         say(f"every row has a sequence of its own: {reason}")
-        packing = "never"
-    return Division(
-        most_tokens=train.micro_batch_tokens or MOST_TOKENS[on.device.type],
-        rows=None if train.micro_batch == "auto" else int(train.micro_batch),
-        packing=packing,
-        share=not has_dropout(model),
-        most_packed=attention_reach(model),
-    )
+    share, reach = not has_dropout(model), attention_reach(model)
+    return division_of(recipe, on.device.type, apart=reason is None, share=share, reach=reach)
 
 
-def _refuse_rows_beyond(positions: int, run: RunDir) -> None:
-    """Raise RecipeError for rows of any split that the model cannot read to their end: now, and not after training."""
+def _fitted(
+    recipe: Recipe, division: Division, tokens: TokenSet, base: ModelFolder, on: Machine, available: float, new: int
+) -> tuple[Division, Memory | None]:
+    """Return the division that fits, and what training is expected to need; None where that cannot be told."""
+    room = Room(on.compute.itemsize, on.device.type == "cuda", available)
+    try:
+        shapes = shapes_of(base.root.path)
+    except RecipeError:  # training needs no estimate
+        return division, None
+    division, memory = fitting(recipe, shapes, tokens, division, room, new_tokens=new)
+    if memory.total > available:
+        say(f"warning: training needs about {memory.total:.1f} GiB, and {available:.1f} are available")
+    return division, memory
+
+
+def _longest(run: RunDir) -> int:
+    """Return how many positions the rows of all splits need."""
     paths = [path for split in SPLITS if (path := run.tokens(split)).exists()]
-    longest = max(TokenSet(path).longest for path in paths)
-    if longest > positions:
-        raise RecipeError(
-            f"rows have up to {longest} tokens, and the model knows {positions} positions",
-            where="data.max_tokens_per_example",
-            hint=f"set it to {positions} or less",
-        )
+    return max(TokenSet(path).longest for path in paths)
 
 
 def _card(recipe: Recipe, base: ModelFolder, stated: dict[str, Any]) -> dict[str, Any]:
@@ -186,6 +193,7 @@ class _Session:
         best = self.state.best_step or self.state.step
         trained, everything = count_parameters(self.setup.model)
         quantization = quantization_of(self.recipe)
+        expected = self.setup.expected
         facts: dict[str, Any] = {
             "stage": "train",
             "inputs": stated,
@@ -197,7 +205,9 @@ class _Session:
             "all_parameters": everything,
             "tokens": self.state.tokens,
             "tokens_per_second": round(self.state.tokens / max(self.state.seconds, 1e-9), 1),
-            "peak_memory_gib": round(peak_memory_gib(), 2),
+            "peak_memory_gib": round(peak_memory_gib(self.setup.machine.device), 3),
+            "expected_memory_gib": round(expected.total, 3) if expected else None,
+            "expected_memory": asdict(expected) if expected else None,
             "precision": self.setup.machine.precision,
             "quantization": str(quantization) if quantization else None,
             "device": str(self.setup.machine.device),
@@ -255,10 +265,3 @@ class _Session:
 def _line(report: StepReport, seconds: float) -> dict[str, Any]:
     rate = round(report.tokens / seconds, 1)
     return {"kind": "step", **asdict(report), "seconds": round(seconds, 4), "tokens_per_second": rate}
-
-
-def peak_memory_gib() -> float:
-    """Return the most memory this process has held: on the GPU where there is one, else resident."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform != "darwin" else 2**30)

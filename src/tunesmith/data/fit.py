@@ -1,0 +1,121 @@
+"""Which division of a run's rows fits the memory there is: asked by `plan` before, and by training at its start.
+
+The rows of every step are known beforehand, and so is every forward pass that will be made.
+"""
+
+import heapq
+from dataclasses import dataclass, replace
+from functools import partial
+
+from tunesmith.core.errors import RecipeError
+from tunesmith.data.batches import TokenSet, rows_of_step
+from tunesmith.data.micro_batches import Division, Group
+from tunesmith.recipe.memory import Memory, Pass, memory_of
+from tunesmith.recipe.plan import MOST_TOKENS, Steps, steps_of
+from tunesmith.recipe.schema import Recipe
+from tunesmith.recipe.shapes import Shapes
+
+# How many steps are looked at: those with the most tokens, and those with the longest rows.
+_STEPS = 12
+# Steps beyond this many are like those before.
+_MOST_STEPS = 20_000
+# What is left free where we choose: the estimate is good to about a seventh, and others use the machine, too.
+_LEAVE_FREE = 0.15
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What a pass is computed in, and the GiB there are for it."""
+
+    compute_bytes: int
+    on_gpu: bool
+    available_gib: float
+
+    @property
+    def for_us(self) -> float:
+        """What we fill where the choice is ours."""
+        return self.available_gib * (1 - _LEAVE_FREE)
+
+
+def division_of(recipe: Recipe, device: str, *, apart: bool, share: bool, reach: int) -> Division:
+    """Return how rows are cut into forward passes where memory does not matter.
+
+    Args:
+        apart: whether the model keeps rows apart that stand side by side.
+        share: whether what rows begin with in common may be computed once.
+        reach: how many tokens its attention reaches over.
+    """
+    train = recipe.train
+    return Division(
+        most_tokens=train.micro_batch_tokens or MOST_TOKENS[device],
+        rows=None if train.micro_batch == "auto" else train.micro_batch,
+        packing=train.packing if apart else "never",
+        share=share,
+        most_packed=reach,
+    )
+
+
+def fitting(
+    recipe: Recipe, shapes: Shapes, tokens: TokenSet, division: Division, room: Room, *, new_tokens: int
+) -> tuple[Division, Memory]:
+    """Return the largest division up to `division` that fits, and what the run needs with it.
+
+    Where the recipe gives `micro_batch` or `micro_batch_tokens` itself, they stand. Where nothing fits, rows are passed
+    one by one, and the memory that is returned says that it does not suffice.
+    """
+    steps = steps_of(recipe, len(tokens))
+    rows = _heaviest(recipe, tokens, steps)
+
+    needs = partial(
+        memory_of, recipe, shapes, compute_bytes=room.compute_bytes, on_gpu=room.on_gpu, new_tokens=new_tokens
+    )
+
+    def needed(one: Division) -> Memory:
+        passes = {_pass(tokens, group) for mine in rows for group in one.groups(tokens, mine)}
+        return max(map(needs, passes), key=lambda memory: memory.total)
+
+    memory = needed(division)
+    if recipe.train.micro_batch != "auto" or recipe.train.micro_batch_tokens is not None:
+        return division, memory
+    longest = int(tokens.lengths.max())
+    while memory.total > room.for_us and division.most_tokens > longest:
+        division = replace(division, most_tokens=max(division.most_tokens // 2, longest))
+        memory = needed(division)
+    return division, memory
+
+
+def refuse_rows_beyond(positions: int | None, longest: int) -> None:
+    """Raise RecipeError for rows that a model cannot read to their end: now, and not after training."""
+    if positions is not None and longest > positions:
+        raise RecipeError(
+            f"rows have up to {longest} tokens, and the model knows {positions} positions",
+            where="data.max_tokens_per_example",
+            hint=f"set it to {positions} or less",
+        )
+
+
+def _heaviest(recipe: Recipe, tokens: TokenSet, steps: Steps) -> set[tuple[int, ...]]:
+    """Return the rows of the steps that may need most."""
+    rows = [
+        rows_of_step(
+            step,
+            rows=len(tokens),
+            examples_per_step=recipe.train.examples_per_step,
+            total_examples=steps.total_examples,
+            seed=recipe.seed,
+        )
+        for step in range(min(steps.total_steps, _MOST_STEPS))
+    ]
+    most = heapq.nlargest(_STEPS, rows, key=lambda mine: int(tokens.lengths[mine].sum()))
+    longest = heapq.nlargest(_STEPS, rows, key=lambda mine: int(tokens.lengths[mine].max()))
+    return {tuple(mine) for mine in (*most, *longest)}
+
+
+def _pass(tokens: TokenSet, group: Group) -> Pass:
+    trained = tokens.trained_tokens(group.rows)
+    if group.shared is not None:
+        length = tokens.packed_length(group.rows, group.shared)
+        return Pass(length, length, trained, packed=True)
+    width, source = tokens.padded_length(group.rows), tokens.padded_source_length(group.rows)
+    count = len(group.rows)
+    return Pass(count * width, width, trained, source_tokens=count * source, source_width=source)

@@ -1,0 +1,67 @@
+"""The headers of a model's weights -> its shapes, of an architecture that nobody described.
+
+Linear layers are what the headers say; what stands between them is taken to be as in Llama.
+"""
+
+import json
+import re
+import struct
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from tunesmith.core.errors import RecipeError
+from tunesmith.recipe.shapes import Attention, Layer, Linear, Shapes, Stack
+
+# Tables of vectors that are looked up, not multiplied: embeddings of tokens and positions, T5's of distances.
+_LOOKED_UP = ("embed", "wpe", "relative_attention_bias", "shared")
+
+
+def shapes_in_headers(folder: Path, config: dict[str, Any]) -> Shapes:
+    """Return the shapes of a folder's weights, of which only the headers are read.
+
+    Raises:
+        RecipeError: there are no weights, or a file that the folder's index names is missing.
+    """
+    tensors: dict[str, list[int]] = {}
+    for file in _weight_files(folder):
+        with file.open("rb") as raw:
+            header = json.loads(raw.read(struct.unpack("<Q", raw.read(8))[0]))
+        tensors |= {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
+    if not tensors:
+        raise RecipeError(
+            f"the sizes of `{config.get('model_type')}` cannot be told from its configuration alone",
+            where=str(folder),
+            hint="fetch its weights, too",
+        )
+    vocabulary = int(config.get("vocab_size", 0))
+    hidden = int(config.get("hidden_size") or config.get("n_embd") or config.get("d_model") or 0)
+    matrices = {
+        name.removesuffix(".weight"): shape
+        for name, shape in tensors.items()
+        if len(shape) == 2 and vocabulary not in shape and not any(part in name for part in _LOOKED_UP)
+    }
+    heads = int(config.get("num_attention_heads") or config.get("n_head") or config.get("num_heads") or 1)
+    layers = int(config.get("num_hidden_layers") or config.get("n_layer") or config.get("num_layers") or 1)
+    inner = max((max(shape) for shape in matrices.values()), default=hidden)
+    # Names are whole here, so every matrix is a stack of one layer that only multiplies, and one more remembers.
+    stacks = tuple(
+        Stack(name, 1, Layer((Linear("", shape[0], shape[1], name),), (), 0, 0, norms=0, rms=False, dropouts=0))
+        for name, shape in matrices.items()
+    )
+    between = Layer((), (Attention(heads, hidden, hidden),), inner, activated=3, norms=2, rms=True)
+    size = sum(prod(shape) for shape in tensors.values())
+    tied = not any(re.search(r"(^|\.)(lm_head|embed_out|output)\.weight$", name) for name in tensors)
+    return Shapes(size, hidden, vocabulary, (*stacks, Stack("", layers, between)), tied, known=False)
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """Return the files that transformers reads; some models bring the same weights again in another layout."""
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        if lost := [name for name in names if not (folder / name).exists()]:
+            raise RecipeError(f"lacks {lost[0]}, which its index names", where=str(folder), hint="fetch it again")
+        return [folder / name for name in names]
+    one = folder / "model.safetensors"
+    return [one] if one.exists() else sorted(folder.glob("*.safetensors"))

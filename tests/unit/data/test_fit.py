@@ -1,0 +1,87 @@
+"""The largest division of rows that fits is chosen, before anything is trained."""
+
+from pathlib import Path
+
+import pytest
+from tests.tiny import config
+from tests.tiny import recipe as write_recipe
+
+from tunesmith.core.errors import RecipeError
+from tunesmith.core.records import Tokens
+from tunesmith.data.batches import TokenSet
+from tunesmith.data.fit import Room, division_of, fitting, refuse_rows_beyond
+from tunesmith.recipe.architecture import shapes_of
+from tunesmith.recipe.load import load_recipe
+from tunesmith.recipe.memory import Memory
+from tunesmith.recipe.schema import Recipe
+from tunesmith.recipe.shapes import Shapes
+
+LENGTHS = [40, 60, 100, 100, 120, 200, 64, 64] * 3
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Shapes:
+    """Those of a small model, whose activations are most of what it needs."""
+    folder = tmp_path_factory.mktemp("m")
+    shape = config("llama")
+    shape.hidden_size, shape.intermediate_size, shape.num_hidden_layers = 512, 2048, 12
+    shape.save_pretrained(folder)
+    return shapes_of(folder)
+
+
+@pytest.fixture
+def tokens() -> TokenSet:
+    rows = [Tokens(str(i), tuple(range(i, i + n)), (False, *[True] * (n - 1))) for i, n in enumerate(LENGTHS)]
+    return TokenSet.of(rows)
+
+
+def recipe(folder: Path, *changes: str) -> Recipe:
+    path = write_recipe(folder, folder)
+    return load_recipe(path, ["train.examples_per_step=8", "train.epochs=1", *changes])
+
+
+def fit(asked: Recipe, shapes: Shapes, tokens: TokenSet, gib: float) -> tuple[int, Memory]:
+    division = division_of(asked, "cpu", apart=True, share=True, reach=2**31)
+    found, memory = fitting(asked, shapes, tokens, division, Room(4, False, gib), new_tokens=0)
+    return found.most_tokens, memory
+
+
+def test_less_memory_takes_smaller_passes_and_no_smaller_than_needed(
+    tmp_path: Path, shapes: Shapes, tokens: TokenSet
+) -> None:
+    asked = recipe(tmp_path)
+    most, memory = fit(asked, shapes, tokens, 1000)
+    assert most == 2048
+    for size in (512, 256, max(LENGTHS)):
+        needs = fit(recipe(tmp_path, f"train.micro_batch_tokens={size}"), shapes, tokens, 1000)[1]
+        assert needs.total < memory.total
+        # Just enough, of which 15 % are left free; and a little less.
+        assert fit(asked, shapes, tokens, needs.total / 0.849) == (size, needs)
+        assert fit(asked, shapes, tokens, needs.total / 0.851)[0] < size or size == max(LENGTHS)
+
+
+def test_rows_go_one_by_one_where_nothing_fits(tmp_path: Path, shapes: Shapes, tokens: TokenSet) -> None:
+    most, memory = fit(recipe(tmp_path), shapes, tokens, 0.01)
+    assert most == max(LENGTHS)
+    assert memory.total > 0.01
+
+
+@pytest.mark.parametrize("change", ["train.micro_batch=8", "train.micro_batch_tokens=2048"])
+def test_what_the_recipe_says_stands(tmp_path: Path, shapes: Shapes, tokens: TokenSet, change: str) -> None:
+    asked = recipe(tmp_path, change)
+    assert fit(asked, shapes, tokens, 0.01) == fit(asked, shapes, tokens, 1000)
+
+
+def test_the_step_with_the_longest_rows_counts(tmp_path: Path, shapes: Shapes) -> None:
+    def needed(lengths: list[int]) -> float:
+        rows = [Tokens(str(i), tuple(range(n)), (False, *[True] * (n - 1))) for i, n in enumerate(lengths)]
+        return fit(recipe(tmp_path, "train.examples_per_step=1"), shapes, TokenSet.of(rows), 1000)[1].total
+
+    assert needed([16] * 200 + [900] + [16] * 200) == needed([900] * 5) > needed([16] * 401)
+
+
+def test_rows_beyond_the_last_position_are_refused() -> None:
+    refuse_rows_beyond(None, 10**6)
+    refuse_rows_beyond(512, 512)
+    with pytest.raises(RecipeError, match="up to 513 tokens, and the model knows 512 positions"):
+        refuse_rows_beyond(512, 513)

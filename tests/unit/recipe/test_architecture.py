@@ -1,0 +1,127 @@
+"""The shapes of a model from its configuration alone are those of its weights."""
+
+import json
+from pathlib import Path
+from shutil import copytree
+from typing import Any
+
+import pytest
+from tests.tiny import save_model, save_seq2seq
+
+from tunesmith.core.errors import RecipeError
+from tunesmith.recipe.architecture import shapes_of
+from tunesmith.recipe.weight_headers import shapes_in_headers
+
+KINDS = ("llama", "gpt2", "gpt_neo", "mistral", "gemma2", "gemma3_text", "qwen2", "qwen3", "phi", "phi3", "granite")
+SEQ2SEQ = ("t5", "flan-t5", "mt5", "bart")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("models")
+    made = {kind: save_model(root / kind, kind) for kind in KINDS}
+    return made | {kind: save_seq2seq(root / kind, kind) for kind in SEQ2SEQ}
+
+
+def configured(folder: Path, place: Path) -> Path:
+    """Return a folder with the configuration and nothing else."""
+    place.mkdir()
+    (place / "config.json").write_text((folder / "config.json").read_text())
+    return place
+
+
+@pytest.mark.parametrize("kind", [*KINDS, *SEQ2SEQ])
+def test_the_configuration_says_what_the_weights_say(folders: dict[str, Path], kind: str, tmp_path: Path) -> None:
+    alone = shapes_of(configured(folders[kind], tmp_path / "m"))
+    read = shapes_in_headers(folders[kind], json.loads((folders[kind] / "config.json").read_text()))
+    assert (alone.known, read.known) == (True, False)
+    assert (alone.parameters, alone.hidden, alone.vocabulary) == (read.parameters, read.hidden, read.vocabulary)
+    # GPT-2's are stored as [in, out], which a header does not tell.
+    sizes = {name: sorted((part.out, part.inner)) for name, part in read.linear()}
+    assert {name: sorted((part.out, part.inner)) for name, part in alone.linear()} == sizes
+
+
+# What the publishers say of these models, in the words of their config.json; counts from their model pages.
+PUBLISHED: dict[str, tuple[dict[str, Any], float]] = {
+    "mistralai/Mistral-7B-v0.1": (
+        {"model_type": "mistral", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+         "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 32000, "sliding_window": 4096}, 7.24e9,
+    ),
+    "google/gemma-7b": (
+        {"model_type": "gemma", "hidden_size": 3072, "intermediate_size": 24576, "num_hidden_layers": 28,
+         "num_attention_heads": 16, "num_key_value_heads": 16, "head_dim": 256, "vocab_size": 256000}, 8.54e9,
+    ),
+    "google/flan-t5-base": (
+        {"model_type": "t5", "d_model": 768, "d_kv": 64, "d_ff": 2048, "num_layers": 12, "num_decoder_layers": 12,
+         "num_heads": 12, "vocab_size": 32128, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
+        248e6,
+    ),
+    "EleutherAI/gpt-neo-125m": (
+        {"model_type": "gpt_neo", "hidden_size": 768, "num_layers": 12, "num_heads": 12, "vocab_size": 50257,
+         "max_position_embeddings": 2048}, 125e6,
+    ),
+    "EleutherAI/gpt-neo-2.7B": (
+        {"model_type": "gpt_neo", "hidden_size": 2560, "num_layers": 32, "num_heads": 20, "vocab_size": 50257,
+         "max_position_embeddings": 2048}, 2.65e9,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_models_have_their_published_size(tmp_path: Path, name: str) -> None:
+    config, size = PUBLISHED[name]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert shapes_of(tmp_path).parameters == pytest.approx(size, rel=0.005)
+
+
+def test_an_unknown_architecture_is_read_from_its_weights(folders: dict[str, Path], tmp_path: Path) -> None:
+    copytree(folders["llama"], tmp_path / "m")
+    config = json.loads((tmp_path / "m" / "config.json").read_text()) | {"model_type": "of_tomorrow"}
+    (tmp_path / "m" / "config.json").write_text(json.dumps(config))
+    found = shapes_of(tmp_path / "m")
+    assert found.parameters == shapes_of(folders["llama"]).parameters
+    with pytest.raises(RecipeError, match="`of_tomorrow` cannot be told from its configuration alone"):
+        shapes_of(configured(tmp_path / "m", tmp_path / "alone"))
+
+
+def test_a_configuration_without_a_size_is_told(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "hidden_size": 8}))
+    with pytest.raises(RecipeError, match="lacks 'intermediate_size'"):
+        shapes_of(tmp_path)
+
+
+def test_windows_limit_how_far_attention_reaches(folders: dict[str, Path]) -> None:
+    assert shapes_of(folders["mistral"]).reach == 16
+    assert shapes_of(folders["gpt_neo"]).reach == 16
+    assert shapes_of(folders["llama"]).reach == 2**31
+
+
+def test_weights_in_several_files_count_once(folders: dict[str, Path], tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoModelForCausalLM
+
+    AutoModelForCausalLM.from_pretrained(folders["llama"]).save_pretrained(tmp_path, max_shard_size="30KB")
+
+    def read(folder: Path) -> Any:
+        return shapes_in_headers(folder, json.loads((folder / "config.json").read_text()))
+
+    parts = sorted(tmp_path.glob("*.safetensors"))
+    assert len(parts) > 2
+    assert read(tmp_path) == read(folders["llama"])
+    # As mistral's own repositories do it: everything again, under other names.
+    again = {f"other.{name}": weight for part in parts for name, weight in load_file(part).items()}
+    save_file(again, tmp_path / "consolidated.safetensors")
+    assert read(tmp_path) == read(folders["llama"])
+    parts[0].rename(tmp_path / "elsewhere")
+    with pytest.raises(RecipeError, match=parts[0].name):
+        read(tmp_path)
+    AutoModelForCausalLM.from_pretrained(folders["llama"]).save_pretrained(tmp_path / "one")
+    save_file(again, tmp_path / "one" / "consolidated.safetensors")
+    assert read(tmp_path / "one") == read(folders["llama"])
+
+
+def test_a_decoder_inside_another_model_is_found(folders: dict[str, Path], tmp_path: Path) -> None:
+    copytree(folders["gemma3_text"], tmp_path / "m")
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    (tmp_path / "m" / "config.json").write_text(json.dumps({"model_type": "gemma3", "text_config": config}))
+    assert shapes_of(tmp_path / "m") == shapes_of(folders["gemma3_text"])
