@@ -70,7 +70,8 @@ def _chosen(
     """Return all rows, those of each split that are used, and what says the same.
 
     With `leakage: drop`, training rows that say what held-out rows say leave, and rows are chosen anew from the others.
-    What rows have in common with many depends on which these are, so this goes on until no copy is found.
+    Those may be copies too, and what counts as one depends a little on all rows compared (see `similarity`): it goes on
+    until none is found.
     """
     left: dict[int, Copy] = {}
     while True:
