@@ -42,8 +42,10 @@ class RunPlan:
     launch: str
     counts: dict[str, int]
     sources: dict[str, dict[str, int]]
+    blocks: dict[str, int]
     dropped: dict[str, int]
     filtered: dict[str, int]
+    unused: dict[str, int]
     copies: dict[str, Any]
     tokens: dict[str, int]
     lengths: dict[str, dict[str, Any]]
@@ -91,10 +93,11 @@ class RunPlan:
 
     def __str__(self) -> str:
         counts = ", ".join(f"{n} {self.counts[n]:,}" for n in SPLITS)
+        blocks = "; {documents:,} documents in {blocks:,} blocks".format(**self.blocks) if self.blocks["blocks"] else ""
         lost = "".join(
             f"; {kind} {n} x {reason}"
-            for kind, reasons in (("dropped", self.dropped), ("filtered", self.filtered))
-            for reason, n in reasons.items()
+            for kind in ("dropped", "filtered", "unused")
+            for reason, n in getattr(self, kind).items()
         )
         speed = (
             f"about {clock(self.seconds)}, at {self.tokens_per_second:.0f} tokens/s as measured here before"
@@ -106,7 +109,7 @@ class RunPlan:
             [
                 f"run      {self.run}",
                 f"model    {self.base}, {self.method}, {m.trainable_parameters:,} weights trained, on {self.launch}",
-                f"rows     {counts}{lost}",
+                f"rows     {counts}{blocks}{lost}",
                 *(
                     f"source   {name}: {', '.join(f'{s} {n:,}' for s, n in found.items())}"
                     for name, found in self.sources.items()
@@ -176,7 +179,8 @@ def _plan(recipe: Recipe, run: RunDir, base: ModelFolder, gathered: Gathered, *,
         place = place.parent
     return RunPlan(
         name=recipe.name, run=str(run), base=recipe.model.base, method=recipe.tuning.method, launch=recipe.launch.on,
-        counts=counts, sources=facts["sources"], dropped=facts["dropped"], filtered=facts["filtered"],
+        counts=counts, sources=facts["sources"], blocks=facts["blocks"], dropped=facts["dropped"],
+        filtered=facts["filtered"], unused=facts["unused"],
         copies=facts["copies"], tokens=facts["tokens"], lengths=facts["lengths"], steps=steps,
         passes=str(division), memory=memory, memory_available=available,
         disk=copies * per_copy + 0.05, disk_free=shutil.disk_usage(place).free / _GIB,
@@ -210,5 +214,7 @@ def _length_line(lengths: dict[str, Any]) -> str:
 
 def _copies_line(copies: dict[str, Any]) -> str:
     """Return how many rows say what a training row says, exactly and nearly."""
-    names = {"duplicates": "within train", "valid": "valid rows in train", "test": "test rows in train"}
-    return ", ".join(f"{text} {copies[key]['exact']} + {copies[key]['near']} nearly" for key, text in names.items())
+    names = {"duplicates": "within train", "valid": "valid rows in train", "test": "test rows in train",
+             "left_out": "left out of train"}  # fmt: skip
+    found = ((text, copies[key]) for key, text in names.items() if key in copies)
+    return ", ".join(f"{text} {one['exact']} + {one['near']} nearly" for text, one in found)

@@ -42,6 +42,7 @@ class _Found:
     status: str
     example: Example
     tokens: Tokens
+    block: Sequence[int] | None
 
 
 def view(
@@ -54,8 +55,9 @@ def view(
 ) -> list[Sample]:
     """Return the first rows of a split, each as one sample for training or as several for evaluation.
 
-    For `train` a sample is {split, row, where, id, status, part, tokens, prompt_tokens}: `tokens` are {text, id,
-    trained, special}, and `prompt_tokens` is how many of them a model is given to answer. For `evaluate` a row is the
+    For `train` a sample is {split, row, where, block, id, status, part, tokens, prompt_tokens}: `tokens` are {text, id,
+    trained, special}, and `prompt_tokens` is how many of them a model is given to answer. A long document is a row for
+    each of its blocks, and `block` says which: [2, 5] is the second of five. For `evaluate` a row is the
     sample of its prompt and, in a run that has them, of the answers of base and tuned, with {stopped, error}; `part`
     says which. A row that weights or `data.train_rows` will leave out may be among those of a recipe, because that is
     known only after reading all.
@@ -115,7 +117,7 @@ def _examined(recipe: Recipe, folder: Path, split: str, task: Task) -> Iterator[
     """Yield the rows of a split from the source, reading no further than asked."""
     for found in examine(recipe, task, folder=folder):
         if found.entry.split == split and found.example is not None and found.tokens is not None:
-            yield _Found(split, found.entry.where, found.entry.status, found.example, found.tokens)
+            yield _Found(split, found.entry.where, found.entry.status, found.example, found.tokens, found.entry.block)
 
 
 def _prepared_with(run: RunDir) -> tuple[Codec, Task]:
@@ -146,7 +148,9 @@ def _prepared(run: RunDir, split: str, codec: Codec) -> Iterator[_Found]:
             raise DamagedFile("the ledger, the examples and the tokens do not match", where=str(run.stage("prepare")))
         if time:  # a row that is used several times is shown once
             continue
-        yield _Found(split, entry["where"], entry["status"], example, tokens.example(place, example.id))
+        yield _Found(
+            split, entry["where"], entry["status"], example, tokens.example(place, example.id), entry.get("block")
+        )
 
 
 def _answers(run: RunDir) -> Answers:
@@ -171,7 +175,8 @@ def _reader(recipe: Recipe, model: ModelFolder) -> tuple[Codec, Task]:
 
 
 def _sample(found: _Found, part: str, tokens: Tokens, codec: Codec, **facts: Any) -> Sample:
-    row = {"split": found.split, "row": found.example.row, "where": found.where, "id": found.example.id}
+    row: Sample = {"split": found.split, "row": found.example.row, "where": found.where, "id": found.example.id}
+    row["block"] = list(found.block) if found.block else None
     return {**row, "status": found.status, "part": part, "tokens": token_view(tokens, codec), **facts}
 
 

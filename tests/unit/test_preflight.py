@@ -26,7 +26,7 @@ def test_the_plan_counts_what_prepare_writes(recipe: Path) -> None:
     plan = plan_run(recipe, MIX)
     manifest = run_recipe(recipe, MIX, out=recipe.parent / "run", until="prepare").manifest("prepare")
     assert manifest is not None
-    for key in ("sources", "filtered", "dropped", "copies", "tokens", "lengths"):
+    for key in ("sources", "filtered", "dropped", "unused", "blocks", "copies", "tokens", "lengths"):
         assert getattr(plan, key) == manifest[key]
     assert plan.counts == {split: manifest["counts"][split] for split in ("train", "valid", "test")}
     assert plan.steps.train_rows == plan.counts["train"]
@@ -44,3 +44,21 @@ def test_the_plan_shows_sources_filters_lengths_and_copies(recipe: Path) -> None
 def test_a_plan_stops_where_the_run_would(recipe: Path) -> None:
     with pytest.raises(DataError, match="filters leave none of the 60 rows"):
         plan_run(recipe, ["data.filters=[{column: answer, equals: nothing}]"])
+
+
+def test_the_plan_says_what_is_in_blocks_and_what_is_left_out(recipe: Path) -> None:
+    text = ("data={source: {file: rows.jsonl}, task: text, text: '{question} {answer}', max_tokens_per_example: 12, "
+            "too_long: split, leakage: drop, near_copy: 0.5}")  # fmt: skip
+    plan = plan_run(recipe, [text])
+    lines = {line.split()[0]: line for line in str(plan).splitlines()}
+    assert plan.blocks["documents"] == 60
+    assert f"; 60 documents in {plan.blocks['blocks']} blocks" in lines["rows"]
+    assert plan.longest == 12
+    (recipe.parent / "rows.jsonl").write_text(
+        "".join(f'{{"question": "Say one {i}.", "answer": "one", "fold": "{"train" if i % 9 else "test"}"}}\n'
+                for i in (*range(18), *range(1, 4))) + '{"question": "Say one 5.", "answer": "one", "fold": "test"}\n'
+    )  # fmt: skip
+    plan = plan_run(recipe, [text.replace("near_copy: 0.5", "split: {column: fold}")])
+    rows, copies = (next(line for line in str(plan).splitlines() if line.startswith(name)) for name in ("rows", "copi"))
+    assert f"unused {plan.unused['says what a test row says']} x says what a test row says" in rows
+    assert copies.endswith("test rows in train 0 + 0 nearly, left out of train 1 + 0 nearly")

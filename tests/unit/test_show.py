@@ -38,7 +38,7 @@ def token(text: str, *, trained: bool = False, special: bool = False) -> dict[st
 
 
 def sample(*tokens: dict[str, Any], **other: Any) -> dict[str, Any]:
-    facts = {"split": "train", "row": 3, "where": "rows.jsonl:3", "id": "x", "status": "kept"}
+    facts = {"split": "train", "row": 3, "where": "rows.jsonl:3", "block": None, "id": "x", "status": "kept"}
     facts |= {"part": "row", "prompt_tokens": 2}
     return {**facts, "tokens": list(tokens), **other}
 
@@ -203,6 +203,31 @@ def test_a_row_that_is_used_twice_is_shown_once(recipe: Path) -> None:
     rows = [one["row"] for one in view(prepared.path, rows=1000)]
     assert rows == [one["row"] for one in view(recipe, [both], rows=1000)]
     assert len(rows) == len(set(rows))
+
+
+# --- documents in blocks ---
+
+BLOCKS = ("data={source: {file: rows.jsonl}, task: text, text: '{question} {answer}', max_tokens_per_example: 8, "
+          "too_long: split, prompt_tokens: 3, split: {valid: 0.15, test: 0.2}}")  # fmt: skip
+
+
+def test_every_block_of_a_document_is_shown_by_its_number(recipe: Path) -> None:
+    from tunesmith.pipeline import run_recipe
+
+    found = view(recipe, [BLOCKS], rows=4)
+    assert [one["block"] for one in found[:2]] == [[1, found[0]["block"][1]], [2, found[0]["block"][1]]]
+    assert found[0]["row"] == found[1]["row"]
+    assert found[0]["tokens"][-1]["id"] == found[1]["tokens"][0]["id"]
+    assert [one["trained"] for one in found[1]["tokens"]] == [False] + [True] * (len(found[1]["tokens"]) - 1)
+    assert f"({found[1]['where']}), block 2 of {found[1]['block'][1]}  8 tokens, 7 learned, prompt 3" in as_text(
+        found, colour=False
+    )
+    prepared = run_recipe(recipe, [BLOCKS], out=recipe.parent / "run", until="prepare")
+    assert view(prepared.path, rows=4) == found
+    for prompt, row in zip(view(prepared.path, rows=5, stage="evaluate"), view(recipe, [BLOCKS], rows=5, split="test"),
+                           strict=True):  # fmt: skip
+        assert prompt["block"] == row["block"]
+        assert prompt["tokens"] == [{**one, "trained": False} for one in row["tokens"][: row["prompt_tokens"]]]
 
 
 # --- as text and as HTML ---

@@ -1,24 +1,38 @@
 """The records that cross a stage boundary. All frozen, all JSON."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One message, document or side of a pair. Only the tokens of trained turns enter the loss."""
+    """One message, document or side of a pair. Only the tokens of trained turns enter the loss.
+
+    `ids` are the tokens of a block of a document, which its text alone would not give: it may begin within a word.
+    """
 
     role: str
     text: str
     trained: bool
+    ids: tuple[int, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the turn without what it does not have."""
+        turn = {"role": self.role, "text": self.text, "trained": self.trained}
+        return {**turn, "ids": list(self.ids)} if self.ids else turn
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Turn":
+        """Rebuild a turn from what `to_json` gave."""
+        return cls(value["role"], value["text"], value["trained"], tuple(value.get("ids", ())))
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One parsed row: `sources` -> tasks.parse -> Example.
+    """One parsed row, or one block of it: `sources` -> tasks.parse -> Example.
 
-    `id` is a digest of the turns; `group` keeps rows together when splitting and when judging;
-    `row` is the 1-based number of the row in its source.
+    `id` is a digest of the turns, and of a block's place in its document; `group` keeps rows together when splitting
+    and when judging; `row` is the 1-based number of the row in its source.
     """
 
     id: str
@@ -28,12 +42,13 @@ class Example:
 
     def to_json(self) -> dict[str, Any]:
         """Return the example as it is stored in `prepare/examples/*.jsonl`."""
-        return {**asdict(self), "turns": [asdict(turn) for turn in self.turns]}
+        turns = [turn.to_json() for turn in self.turns]
+        return {"id": self.id, "row": self.row, "group": self.group, "turns": turns}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Example":
         """Rebuild an example from what `to_json` gave."""
-        return cls(value["id"], value["row"], value["group"], tuple(Turn(**turn) for turn in value["turns"]))
+        return cls(value["id"], value["row"], value["group"], tuple(map(Turn.from_json, value["turns"])))
 
 
 @dataclass(frozen=True, slots=True)

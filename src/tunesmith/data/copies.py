@@ -1,7 +1,8 @@
 """Rows that say the same, or nearly: within train (duplicates), and in valid and test as in train (leakage)."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from itertools import groupby
+from typing import Any, NamedTuple
 
 from tunesmith.core.errors import DataError
 from tunesmith.core.progress import say
@@ -14,48 +15,95 @@ _EXAMPLES = 5
 HELD_OUT = ("valid", "test")
 
 
-def find_copies(used: Mapping[str, Sequence[Examined]], threshold: float) -> dict[str, Any]:
-    """Return {near_copy, duplicates, valid, test}: how many rows have an exact and a near copy in train, and examples.
+class Copy(NamedTuple):
+    """A row that says what another says: exactly, or with a similarity (Jaccard index) that makes it a near copy."""
 
-    Prompt and answer are compared together: rows that ask alike and answer differently are no copies. Of `duplicates`,
-    a row's copy stands before it.
+    row: Examined
+    of: Examined
+    similarity: float
+    is_exact: bool
+
+    @property
+    def reason(self) -> str:
+        """Why the row is left out, the same for all such rows."""
+        return f"says {'what' if self.is_exact else 'nearly what'} a {self.of.entry.split} row says"
+
+
+class Comparison:
+    """The rows of each split, compared in what they say.
+
+    Prompt and answer are compared together: rows that ask alike and answer differently are no copies. A document in
+    blocks is compared once, as a whole.
 
     Args:
-        used: the rows of each split, each once.
+        used: the rows of each split, each once, in the order of the ledger.
         threshold: from which similarity on rows are near copies.
     """
-    rows = [row for split in ("train", *HELD_OUT) for row in used[split]]
-    said = [spoken(row.example) for row in rows if row.example]
-    texts = Texts("\n".join(turn.text for turn in row.example.turns) for row in rows if row.example)
-    train = range(len(used["train"]))
-    first: dict[str, int] = {}
-    for place in train:
-        first.setdefault(said[place], place)
-    distinct = sorted(first.values())
-    found: dict[str, Any] = {"near_copy": threshold}
-    begin = 0
-    for name, split in (("duplicates", "train"), ("valid", "valid"), ("test", "test")):
-        mine = range(begin, begin + len(used[split]))
-        begin = mine.stop
-        exact = {place: (of, 1.0) for place in mine if (of := first.get(said[place])) is not None and of != place}
-        near = texts.nearest([place for place in mine if place not in exact], distinct, threshold)
-        pairs = sorted((exact | near).items(), key=lambda pair: (-pair[1][1], pair[0]))
-        examples = [
-            {"row": rows[place].entry.where, "of": rows[of].entry.where, "similarity": round(likeness, 3)}
-            for place, (of, likeness) in pairs[:_EXAMPLES]
+
+    def __init__(self, used: Mapping[str, Sequence[Examined]], threshold: float) -> None:
+        self._threshold = threshold
+        self._rows: list[Examined] = []
+        self._places: dict[str, range] = {}
+        for split in ("train", *HELD_OUT):
+            begin = len(self._rows)
+            self._rows += [next(blocks) for _, blocks in groupby(used[split], key=lambda row: row.entry.row)]
+            self._places[split] = range(begin, len(self._rows))
+        self._spoken = [spoken(row.said) for row in self._rows]
+        self._texts = Texts("\n".join(turn.text for turn in row.said) for row in self._rows)
+
+    def facts(self) -> dict[str, Any]:
+        """Return {near_copy, duplicates, valid, test}: how many rows have a copy in train, and examples.
+
+        Of `duplicates`, a row's copy stands before it.
+        """
+        found: dict[str, Any] = {"near_copy": self._threshold}
+        train = self._places["train"]
+        for name, split in (("duplicates", "train"), ("valid", "valid"), ("test", "test")):
+            mine = self._places[split]
+            found[name] = {"rows": len(mine), **counted(self._copies(mine, train))}
+        return found
+
+    def leaking(self) -> list[Copy]:
+        """Return the training rows that are copies of held-out rows; none if and only if `facts` finds no leakage.
+
+        Every training row is asked whether it is a copy. The search is not quite complete (see `Texts.nearest`), so the
+        held-out rows are asked too before the answer is that there is none.
+        """
+        train, held_out = self._places["train"], range(len(self._places["train"]), len(self._rows))
+        return self._copies(train, held_out) or [
+            copy._replace(row=copy.of, of=copy.row) for copy in self._copies(held_out, train)
         ]
-        found[name] = {"rows": len(mine), "exact": len(exact), "near": len(near), "examples": examples}
-    return found
+
+    def _copies(self, asked: range, among: range) -> list[Copy]:
+        """Return a copy of each row asked about that has one, the most similar rows first."""
+        first: dict[str, int] = {}
+        for place in among:
+            first.setdefault(self._spoken[place], place)
+        exact = {i: (of, 1.0) for i in asked if (of := first.get(self._spoken[i])) is not None and of != i}
+        near = self._texts.nearest([i for i in asked if i not in exact], sorted(first.values()), self._threshold)
+        pairs = sorted((exact | near).items(), key=lambda pair: (-pair[1][1], pair[0]))
+        return [Copy(self._rows[i], self._rows[of], likeness, i in exact) for i, (of, likeness) in pairs]
 
 
-def refuse_leakage(copies: Mapping[str, Any], recipe: Recipe) -> None:
-    """Say on stderr which held-out rows have copies in train, or raise DataError where the recipe says `stop`."""
+def counted(copies: Sequence[Copy]) -> dict[str, Any]:
+    """Return {exact, near, examples} of copies, the most similar first."""
+    exact = sum(copy.is_exact for copy in copies)
+    pairs = [(copy.row.entry.where, copy.of.entry.where, round(copy.similarity, 3)) for copy in copies[:_EXAMPLES]]
+    examples = [{"row": row, "of": of, "similarity": similarity} for row, of, similarity in pairs]
+    return {"exact": exact, "near": len(copies) - exact, "examples": examples}
+
+
+def tell_leakage(copies: Mapping[str, Any], recipe: Recipe) -> None:
+    """Say on stderr which rows stand in train and elsewhere, or raise DataError where the recipe says `stop`."""
+    if gone := copies.get("left_out"):
+        say(f"{gone['exact'] + gone['near']} training rows are left out: held-out rows say the same {_pairs(gone)}")
     lines = [line for split in HELD_OUT if (line := leakage_sentence(copies, split))]
     if lines and recipe.data.leakage == "stop":
         raise DataError(
             "; ".join(lines),
             where="data.leakage",
-            hint="remove them, or keep such rows in one split with data.split.by; `leakage: warn` only says it",
+            hint="`leakage: drop` leaves them out of training, and `warn` only says it; or keep such rows in one split "
+            "with data.split.by",
         )
     for line in lines:
         say(f"warning: {line}")
@@ -66,6 +114,9 @@ def leakage_sentence(copies: Mapping[str, Any], split: str) -> str | None:
     found = copies[split]
     if not found["exact"] + found["near"]:
         return None
+    return f"{found['exact'] + found['near']} of {found['rows']} {split} rows stand in train too {_pairs(found)}"
+
+
+def _pairs(found: Mapping[str, Any]) -> str:
     pairs = ", ".join(f"{one['row']} like {one['of']} ({one['similarity']:g})" for one in found["examples"])
-    kinds = f"{found['exact']} exactly, {found['near']} nearly"
-    return f"{found['exact'] + found['near']} of {found['rows']} {split} rows stand in train too ({kinds}): {pairs}"
+    return f"({found['exact']} exactly, {found['near']} nearly): {pairs}"

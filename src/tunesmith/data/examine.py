@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tunesmith.core import interrupt
 from tunesmith.core.errors import DataError
@@ -25,7 +26,8 @@ _SPLIT_WORDS = {"train": "train", "valid": "valid", "validation": "valid", "dev"
 class Entry:
     """A row's line in the ledger. `status` is kept, cut, dropped, filtered or unused; `reason` says why unless kept.
 
-    `times` is how often the row is used in one pass over its split.
+    `times` is how often the row is used in one pass over its split. A document in several blocks has a line for each,
+    and `block` says which: (2, 5) is the second of five.
     """
 
     row: int
@@ -38,19 +40,24 @@ class Entry:
     tokens: int = 0
     trained: int = 0
     times: int = 0
+    block: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Examined:
-    """A row and what became of it; `example` and `tokens` are None when it was dropped."""
+    """A row, or a block of it, and what became of it; `example` and `tokens` are None when it is not used.
+
+    `said` is what the whole row says, also of a block.
+    """
 
     entry: Entry
     example: Example | None
     tokens: Tokens | None
+    said: tuple[Turn, ...] = ()
 
 
 def examine(recipe: Recipe, task: Task, *, folder: Path) -> Iterator[Examined]:
-    """Yield every row of the recipe's sources with what becomes of it.
+    """Yield every row of the recipe's sources with what becomes of it, a long document block by block.
 
     Raises:
         DataError: a source cannot be read, a column is missing, the filters leave no row, or too many are dropped.
@@ -67,7 +74,7 @@ def examine(recipe: Recipe, task: Task, *, folder: Path) -> Iterator[Examined]:
                 filtered[broken] += 1
                 yield Examined(Entry(row.number, row.where, row.source, "filtered", reason=broken), None, None)
             else:
-                yield _one(recipe, task, row)
+                yield from _examined(recipe, task, row)
         except MissingColumn as error:
             raise missing_column_error(error.column, row) from None
         except RowProblem as problem:
@@ -88,21 +95,43 @@ def examine(recipe: Recipe, task: Task, *, folder: Path) -> Iterator[Examined]:
         )
 
 
-def _one(recipe: Recipe, task: Task, row: Row) -> Examined:
+def _examined(recipe: Recipe, task: Task, row: Row) -> list[Examined]:
+    """Return the one example of a row, or its blocks, which share its split and its group."""
     turns = task.parse(row.values)
     split, group = _place(recipe.data.split, row, turns, recipe.seed)
-    identity = digest_of([[turn.role, turn.text, turn.trained] for turn in turns])[:16]
-    example = Example(identity, row.number, group, turns)
-    tokens = task.render(turns, identity)
+    parts = _parts(task, turns, recipe.data.max_tokens_per_example)
+    found = []
+    for number, (part, rendered) in enumerate(parts, 1):
+        tokens, reason = _limited(recipe, task, rendered)
+        status, block = "cut" if reason else "kept", (number, len(parts)) if len(parts) > 1 else None
+        counts = _read(tokens), sum(tokens.trained[1:])
+        entry = Entry(row.number, row.where, row.source, status, split, tokens.example_id, reason, *counts, 1, block)
+        found.append(Examined(entry, Example(tokens.example_id, row.number, group, part), tokens, turns))
+    return found
+
+
+def _parts(task: Task, turns: tuple[Turn, ...], most: int) -> list[tuple[tuple[Turn, ...], Tokens]]:
+    """Return the turns and the tokens of a row, or of each of its blocks."""
+    whole = task.render(turns, _digest([[turn.role, turn.text, turn.trained] for turn in turns]))
+    blocks = task.blocks(whole, most)
+    # Two documents may have a block in common, so whose it is, and which, belongs to what identifies it.
+    names = [_digest([whole.example_id, n, [turn.ids for turn in block]]) for n, block in enumerate(blocks)]
+    rendered = [(block, task.render(block, name)) for block, name in zip(blocks, names, strict=True)]
+    return rendered or [(turns, whole)]
+
+
+def _digest(value: Any) -> str:
+    return digest_of(value)[:16]
+
+
+def _limited(recipe: Recipe, task: Task, tokens: Tokens) -> tuple[Tokens, str | None]:
+    """Return an example that is short enough, and why it was cut; raise RowProblem where nothing is left to learn."""
     short, reason = task.limited(tokens, recipe.data.max_tokens_per_example)
     if reason is not None and recipe.data.too_long == "drop":
         raise RowProblem(reason, f"{_read(tokens)} tokens")
-    tokens, status = short, "cut" if reason else "kept"
-    if not any(tokens.trained[1:]):  # nothing stands before the first token that could predict it
-        raise RowProblem("has no token to learn" if status == "kept" else "nothing to learn is left after cutting")
-    counts = _read(tokens), sum(tokens.trained[1:])
-    entry = Entry(row.number, row.where, row.source, status, split, identity, reason, *counts, times=1)
-    return Examined(entry, example, tokens)
+    if not any(short.trained[1:]):  # nothing stands before the first token that could predict it
+        raise RowProblem("nothing to learn is left after cutting" if reason else "has no token to learn")
+    return short, reason
 
 
 def _read(tokens: Tokens) -> int:
@@ -118,7 +147,7 @@ def _place(split: Split, row: Row, turns: tuple[Turn, ...], seed: int) -> tuple[
         # Rows that ask the same stay together, or the test would hold questions that training saw.
         first = next(index for index, turn in enumerate(turns) if turn.trained)
         group = group_key("\n".join(turn.text for turn in turns[: max(first, 1)]))
-    group = digest_of(group)[:16]
+    group = _digest(group)
     if split.column is None:
         return assign(group, valid=split.valid, test=split.test, seed=seed), group
     word = cell(row.values, split.column).strip().lower()

@@ -8,7 +8,7 @@ from typing import Any
 
 from tunesmith.core.errors import DataError
 from tunesmith.core.rundir import SPLITS
-from tunesmith.data.copies import find_copies, refuse_leakage
+from tunesmith.data.copies import Comparison, Copy, counted, tell_leakage
 from tunesmith.data.examine import Entry, Examined, examine
 from tunesmith.data.mix import mixed
 from tunesmith.recipe.schema import Recipe, Split
@@ -27,10 +27,12 @@ class Gathered:
         """Return what can be counted: rows and why they are not used, tokens, lengths, copies."""
         status = Counter(entry.status for entry in self.entries)
         reasons = {s: _reasons(self.entries, s) for s in ("dropped", "cut", "filtered", "unused")}
+        blocks = [entry.block[0] for entry in self.entries if entry.block]
         tokens = {name: [row.entry.tokens for row in rows] for name, rows in self.used.items()}
         return {
             "counts": {**{name: len(rows) for name, rows in self.used.items()}, **{s: status[s] for s in reasons}},
             **reasons,
+            "blocks": {"documents": sum(block == 1 for block in blocks), "blocks": len(blocks)},
             "sources": {
                 name: {split: sum(row.entry.source == name for row in rows) for split, rows in self.used.items()}
                 for name in dict.fromkeys(entry.source for entry in self.entries)
@@ -43,7 +45,7 @@ class Gathered:
 
 
 def gather(recipe: Recipe, task: Task, *, folder: Path, seen: Callable[[int], None] = lambda _: None) -> Gathered:
-    """Return all rows of a recipe; warn of leakage, if the recipe does not say that it stops the run.
+    """Return all rows of a recipe; of leakage say, or do, what the recipe wants.
 
     Args:
         folder: what relative paths are relative to.
@@ -55,17 +57,42 @@ def gather(recipe: Recipe, task: Task, *, folder: Path, seen: Callable[[int], No
     rows: list[Examined] = []
     for row in examine(recipe, task, folder=folder):
         rows.append(row)
-        seen(len(rows))
-    rows = mixed(rows, recipe)
-    once = {name: [row for row in rows if row.entry.split == name and row.example] for name in SPLITS}
-    missing = empty_splits({name: len(found) for name, found in once.items()}, recipe.data.split)
-    if missing:
-        counts = ", ".join(f"{name} {len(once[name])}" for name in SPLITS)
-        raise DataError(f"no rows for {' and '.join(missing)} ({counts})", hint="give more rows, or other data.split")
-    copies = find_copies(once, recipe.data.near_copy)
-    refuse_leakage(copies, recipe)
+        seen(row.entry.row)
+    rows, once, copies = _chosen(rows, recipe)
+    tell_leakage(copies, recipe)
     used = {name: [row for row in found for _ in range(row.entry.times)] for name, found in once.items()}
     return Gathered([row.entry for row in rows], used, copies)
+
+
+def _chosen(
+    rows: Sequence[Examined], recipe: Recipe
+) -> tuple[list[Examined], dict[str, list[Examined]], dict[str, Any]]:
+    """Return all rows, those of each split that are used, and what says the same.
+
+    With `leakage: drop`, training rows that say what held-out rows say leave, and rows are chosen anew from the others.
+    Those may be copies too, and what counts as one depends a little on all rows compared (see `similarity`): it goes on
+    until none is found.
+    """
+    left: dict[int, Copy] = {}
+    while True:
+        chosen = mixed(rows, recipe, {number: copy.reason for number, copy in left.items()})
+        once = {name: [row for row in chosen if row.entry.split == name and row.example] for name in SPLITS}
+        missing = empty_splits({name: len(found) for name, found in once.items()}, recipe.data.split)
+        if missing:
+            counts = ", ".join(f"{name} {len(once[name])}" for name in SPLITS)
+            counts += f"; {len(left)} left out as copies of held-out rows" if left else ""
+            raise DataError(
+                f"no rows for {' and '.join(missing)} ({counts})", hint="give more rows, or other data.split"
+            )
+        compared = Comparison(once, recipe.data.near_copy)
+        leaking = compared.leaking() if recipe.data.leakage == "drop" else []
+        if not leaking:
+            break
+        left |= {copy.row.entry.row: copy for copy in leaking}
+    copies = compared.facts()
+    if left:
+        copies["left_out"] = counted(sorted(left.values(), key=lambda copy: -copy.similarity))
+    return chosen, once, copies
 
 
 def histogram(lengths: Sequence[int]) -> dict[str, Any]:

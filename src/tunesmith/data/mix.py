@@ -4,24 +4,30 @@ Everything is chosen by hash, so the same recipe over the same rows gives the sa
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import groupby
 
 from tunesmith.core.files import digest_of
-from tunesmith.core.records import Example
+from tunesmith.core.records import Turn
 from tunesmith.data.examine import Entry, Examined
 from tunesmith.data.sources import named_sources
 from tunesmith.data.split import choose, group_key
 from tunesmith.recipe.schema import Recipe
 
 
-def mixed(rows: Sequence[Examined], recipe: Recipe) -> list[Examined]:
+def mixed(rows: Sequence[Examined], recipe: Recipe, left_out: Mapping[int, str]) -> list[Examined]:
     """Return all rows, where training rows that are not used say so and others how often they are.
 
-    A row's `times` is 1 unless its source has another weight. First duplicates leave, then the weights count, and
-    `train_rows` is taken from what they make.
+    A row's `times` is 1 unless its source has another weight. First `left_out` and duplicates leave, then the weights
+    count, and `train_rows` is taken from what they make. Both count blocks where a document is learned in several.
+
+    Args:
+        left_out: why training rows leave, by their number.
     """
-    reasons = _repeated(rows) if recipe.data.duplicates == "drop" else {}
+    reasons = {i: left_out[row.entry.row] for i, row in enumerate(rows) if row.entry.row in left_out}
+    if recipe.data.duplicates == "drop":
+        reasons = _repeated(rows) | reasons
     times = {i: 1 for i, row in enumerate(rows) if row.entry.split == "train" and row.example and i not in reasons}
     for name, source in named_sources(recipe.data.source).items():
         if source.weight != 1:
@@ -44,9 +50,9 @@ def mixed(rows: Sequence[Examined], recipe: Recipe) -> list[Examined]:
     ]
 
 
-def spoken(example: Example) -> str:
-    """Return a digest of what an example says, however it is spaced and capitalised: equal for exact duplicates."""
-    return digest_of([group_key(turn.text) for turn in example.turns])
+def spoken(said: Sequence[Turn]) -> str:
+    """Return a digest of what is said, however it is spaced and capitalised: equal for exact duplicates."""
+    return digest_of([group_key(turn.text) for turn in said])
 
 
 def _chosen(places: Sequence[int], rows: Sequence[Examined], count: int, seed: int, purpose: str) -> Counter[int]:
@@ -63,13 +69,14 @@ def _chosen(places: Sequence[int], rows: Sequence[Examined], count: int, seed: i
 def _repeated(rows: Sequence[Examined]) -> dict[int, str]:
     """Return why they leave for all training rows that say what one before them says."""
     seen: set[str] = set()
-    reasons = {}
-    for i, row in enumerate(rows):
-        if row.entry.split == "train" and row.example:
-            said = spoken(row.example)
-            if said in seen:
-                reasons[i] = "says what a row before it says"
-            seen.add(said)
+    reasons: dict[int, str] = {}
+    training = [i for i, row in enumerate(rows) if row.entry.split == "train" and row.example]
+    for _, blocks in groupby(training, key=lambda i: rows[i].entry.row):
+        places = list(blocks)
+        said = spoken(rows[places[0]].said)
+        if said in seen:
+            reasons |= dict.fromkeys(places, "says what a row before it says")
+        seen.add(said)
     return reasons
 
 

@@ -48,9 +48,11 @@ def _write(folder: Path, gathered: Gathered, codec: Codec) -> None:
         write_jsonl(folder / "examples" / f"{name}.jsonl", (r.example.to_json() for r in chosen if r.example))
         tokens: list[Tokens] = [r.tokens for r in chosen if r.tokens]
         write_tokens(folder / "tokens" / f"{name}.safetensors", tokens)
+        first = list({(r.entry.row, r.entry.block): r for r in chosen}.values())[:_SAMPLES]  # a row may be used twice
         samples += [
-            {"split": name, "row": r.entry.row, "id": r.entry.id, "tokens": token_view(r.tokens, codec)}
-            for r in list({r.entry.row: r for r in chosen}.values())[:_SAMPLES]  # a row may be used several times
+            {"split": name, "row": r.entry.row, "block": r.entry.block, "id": r.entry.id,
+             "tokens": token_view(r.tokens, codec)}
+            for r in first
             if r.tokens
-        ]
+        ]  # fmt: skip
     write_json(folder / "samples.json", samples)

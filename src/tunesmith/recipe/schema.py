@@ -78,8 +78,10 @@ class DataBase(Section):
     duplicates: Literal["keep", "drop"] = Field(
         "keep", description="`drop` all but the first of training rows that say the same; all are counted either way."
     )
-    leakage: Literal["warn", "stop"] = Field(
-        "warn", description="What to do when a valid or test row is a copy, or nearly one, of a training row."
+    leakage: Literal["warn", "stop", "drop"] = Field(
+        "warn",
+        description="What to do when a valid or test row is a copy, or nearly one, of a training row: `drop` leaves "
+        "the training row out.",
     )
     near_copy: float = Field(
         0.8,
@@ -89,8 +91,10 @@ class DataBase(Section):
         "words, prompt and answer together, without runs that many rows share.",
     )
     max_tokens_per_example: int = Field(1024, ge=8, description="Longer examples are treated as `too_long` says.")
-    too_long: Literal["drop", "cut"] = Field(
-        "drop", description="`drop` the row, or `cut` its end (the cut row does not learn to stop)."
+    too_long: Literal["drop", "cut", "split"] = Field(
+        "drop",
+        description="`drop` the row, `cut` its end (the cut row does not learn to stop), or, for `task: text`, `split` "
+        "it into blocks that learn all of it.",
     )
     max_dropped_fraction: Fraction = Field(0.01, description="Stop if more rows than this are dropped.")
 
@@ -419,6 +423,11 @@ def _effectless(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
     alone = source[0] if isinstance(source, tuple) and len(source) == 1 else source
     if not isinstance(alone, tuple) and alone.weight != 1:
         yield ("data", "source"), "`weight` has no effect on a source without others; see train_rows and train.epochs"
+    if recipe.data.too_long == "split" and recipe.data.task != "text":
+        yield (
+            ("data", "too_long"),
+            "`split` is for `task: text`: here a later block would lack the prompt that it answers",
+        )
     reads_markup = recipe.data.task == "chat" or (recipe.data.task == "text" and recipe.data.control_tokens)
     if recipe.model.chat_markup is not None and not reads_markup:
         yield ("model", "chat_markup"), "has no effect where neither `task: chat` nor `control_tokens: true` reads it"

@@ -126,9 +126,9 @@ def _lost_rows(ledger: Path) -> dict[tuple[str, str], list[int]]:
         except (ValueError, KeyError):
             continue
         if key[0] in LOST:
-            rows = lost.setdefault(key, [])
-            if len(rows) < LOST_ROWS_LISTED:
-                rows.append(entry.get("row", 0))
+            rows, number = lost.setdefault(key, []), entry.get("row", 0)
+            if len(rows) < LOST_ROWS_LISTED and number not in rows:  # a document may have several blocks
+                rows.append(number)
     return lost
 
 

@@ -130,6 +130,7 @@ def _data(view: View) -> dict[str, Any]:
     draw = both_widths(lambda width: charts.histogram(lengths.get("histogram") or [], named, width))
     return {
         "splits": sections.splits(view.prepared),
+        "blocks": sections.blocks(view.prepared),
         "lost": sections.lost(view),
         "mixture": sections.mixture(view.prepared),
         "copies": sections.copies(view.prepared),

@@ -25,7 +25,8 @@ _HEALTH = {
     "cut_off": "Cut off at the length limit",
     "unstopped": "Never stopped by themselves",
 }
-_COPIES = {"duplicates": "Training rows, of one before", "valid": "Validation rows", "test": "Test rows"}
+_COPIES = {"duplicates": "Training rows, of one before", "valid": "Validation rows", "test": "Test rows",
+           "left_out": "Training rows left out, of held-out ones"}  # fmt: skip
 _MARK_CODES = {"same": 0, "extra": 1, "missing": 2}
 _FILTERS = {
     "fixed": ("Fixed", "Better"),
@@ -158,6 +159,15 @@ def splits(prepared: dict[str, Any]) -> list[tuple[str, str, str, str]]:
         for name in SPLITS
         if name in counts
     ]
+
+
+def blocks(prepared: dict[str, Any]) -> str:
+    """Return how many documents are learned in how many blocks, as a sentence; nothing where all are whole."""
+    found = prepared.get("blocks") or {}
+    if not found.get("blocks"):
+        return ""
+    documents, parts = wording.count(found["documents"]), wording.count(found["blocks"])
+    return f"Long documents are learned in blocks, and each is a row: {documents} in {parts}."
 
 
 def lost(view: View) -> list[tuple[str, str, str, str]]:

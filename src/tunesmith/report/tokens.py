@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from tunesmith.core.files import write_text
 from tunesmith.report.sections import token_rows
-from tunesmith.report.wording import count, drawn, visible
+from tunesmith.report.wording import block_in_words, count, drawn, visible
 
 Sample = dict[str, Any]
 
@@ -51,7 +51,7 @@ def _has_learned(samples: Sequence[Sample]) -> bool:
 
 def _header(sample: Sample) -> tuple[str, str]:
     """Return which row it is, and its counts."""
-    title = f"{sample['split']} row {sample['row']} ({sample['where']})"
+    title = f"{sample['split']} row {sample['row']} ({sample['where']}){block_in_words(sample['block'])}"
     counts = f"{count(len(sample['tokens']))} tokens"
     if sample["part"] == "row":
         trained = sum(token["trained"] for token in sample["tokens"])

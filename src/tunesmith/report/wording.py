@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Sequence
 
 from tunesmith.report.view import Gain, Guard, Verdict, View
 
@@ -57,6 +58,11 @@ def short_count(value: float | None) -> str:
         if value is not None and value >= size:
             return f"{value / min(size, 1e3 if unit == 'k' else size):.1f} {unit}"
     return count(value)
+
+
+def block_in_words(block: Sequence[int] | None) -> str:
+    """Return which block of a document a row is, to stand behind the row; nothing where it is a whole one."""
+    return f", block {block[0]} of {block[1]}" if block else ""
 
 
 def share(part: float | None, whole: float | None) -> str:

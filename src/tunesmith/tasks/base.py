@@ -57,6 +57,13 @@ class Task(ABC):
         cut = replace(tokens, input_ids=tokens.input_ids[:most], trained=tokens.trained[:most])
         return cut, f"longer than {most} tokens"
 
+    def blocks(self, tokens: Tokens, most: int) -> list[tuple[Turn, ...]]:
+        """Return the turns of each block that an example of more than `most` tokens is learned in.
+
+        There are none where it is one whole, as all are but documents with `too_long: split`.
+        """
+        return []
+
     @abstractmethod
     def prompt(self, turns: Sequence[Turn]) -> list[int]:
         """Return the ids that a model is given to answer: all before the last trained turn."""

@@ -9,9 +9,12 @@ from tunesmith.recipe.schema import TextData, columns_in
 from tunesmith.tasks.base import RowProblem, Task, cell, fill
 from tunesmith.tasks.tokenizer import Codec
 
+# Roles of a document or its first block, and of its later blocks.
+_TEXT, _CONTINUED = "text", "continued"
+
 
 class TextTask(Task):
-    """Documents. A sample is a document continued from its first tokens."""
+    """Documents, long ones in blocks where the recipe says so. A sample is one continued from its first tokens."""
 
     def __init__(self, data: TextData, codec: Codec) -> None:
         self._data = data
@@ -22,24 +25,33 @@ class TextTask(Task):
         """Return the document as one trained turn."""
         text = self._data.text
         document = fill(text, row) if columns_in(text) else cell(row, text)
-        return (Turn("text", document, trained=True),)
+        return (Turn(_TEXT, document, trained=True),)
 
     def render(self, turns: Sequence[Turn], example_id: str = "") -> Tokens:
-        """Return [bos] text [eos]; the first id has nothing before it and is not learned."""
-        text = self._encode(turns[0].text)
-        end = () if tuple(text[-1:]) == self.stop_ids else self.stop_ids
-        ids = (*self._prefix(text), *text, *end)
-        unlearned = max(1, len(self._codec.prefix_ids))
+        """Return [bos] text [eos], or a block as it is; what has nothing of the document before it is not learned."""
+        [turn] = turns
+        ids = turn.ids or self._whole(turn.text)
+        unlearned = 1 if turn.role == _CONTINUED else max(1, len(self._codec.prefix_ids))
         return Tokens(example_id, ids, (False,) * unlearned + (True,) * (len(ids) - unlearned))
 
+    def blocks(self, tokens: Tokens, most: int) -> list[tuple[Turn, ...]]:
+        """Return a longer document as blocks of `most` tokens and a shorter last one, if the recipe says `split`.
+
+        A block begins with the last token of the one before, which it reads and does not learn. So each token is
+        learned once, none is predicted from nothing, and the last block has at least one to learn.
+        """
+        ids = tokens.input_ids
+        if self._data.too_long != "split" or len(ids) <= most:
+            return []
+        return [(self._block(start, ids[start : start + most]),) for start in range(0, len(ids) - 1, most - 1)]
+
     def prompt(self, turns: Sequence[Turn]) -> list[int]:
-        """Return the first tokens of a document, or all of what a person asks to continue."""
-        text = self._encode(turns[0].text)
-        return [*self._prefix(text), *(text[: self._data.prompt_tokens] if turns[0].trained else text)]
+        """Return the first tokens of a document or block, or all of what a person asks to continue."""
+        return self._sample(turns[0])[0]
 
     def reference(self, turns: Sequence[Turn]) -> str:
-        """Return how the document really goes on."""
-        return self._codec.decode(self._encode(turns[0].text)[self._data.prompt_tokens :])
+        """Return how the document or block really goes on."""
+        return self._codec.decode(self._sample(turns[0])[1])
 
     def answer(self, ids: Sequence[int]) -> str:
         """Return the continuation as text."""
@@ -47,7 +59,30 @@ class TextTask(Task):
 
     def question(self, text: str) -> tuple[Turn, ...]:
         """Return the text to continue."""
-        return (Turn("text", text, trained=False),)
+        return (Turn(_TEXT, text, trained=False),)
+
+    def _whole(self, document: str) -> tuple[int, ...]:
+        """Return [bos] text [eos]; neither a second time where the document brings its own."""
+        text = self._encode(document)
+        end = () if tuple(text[-1:]) == self.stop_ids else self.stop_ids
+        return (*self._prefix(text), *text, *end)
+
+    def _block(self, start: int, ids: tuple[int, ...]) -> Turn:
+        """Return the block that begins at a place of a document; its text is without the tokens around a document."""
+        text = ids[0 if start else len(self._codec.prefix_ids) :]
+        return Turn(_CONTINUED if start else _TEXT, self.answer(text), trained=True, ids=ids)
+
+    def _sample(self, turn: Turn) -> tuple[list[int], list[int]]:
+        """Return what a sample is continued from, and how that goes on without its end."""
+        if turn.ids:
+            ids = list(turn.ids[:-1] if turn.ids[-1:] == self.stop_ids else turn.ids)
+            asked = len(self._codec.prefix_ids) + self._data.prompt_tokens
+        else:
+            text = self._encode(turn.text)
+            prefix = self._prefix(text)
+            ids = [*prefix, *text]
+            asked = len(prefix) + self._data.prompt_tokens if turn.trained else len(ids)
+        return ids[:asked], ids[asked:]
 
     def _encode(self, text: str) -> list[int]:
         ids = self._codec.markup(text) if self._data.control_tokens else self._codec.personal(text)

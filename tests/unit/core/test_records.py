@@ -18,13 +18,18 @@ from tunesmith.core.progress import Progress, clock, say
 from tunesmith.core.records import Example, Turn
 from tunesmith.core.rundir import RunDir
 
-turns = st.builds(Turn, st.sampled_from(["user", "assistant", "text"]), st.text(), st.booleans())
+turns = st.builds(Turn, st.sampled_from(["user", "assistant", "text"]), st.text(), st.booleans(),
+                  st.lists(st.integers(0)).map(tuple))  # fmt: skip
 examples = st.builds(Example, st.text(), st.integers(1), st.text(), st.lists(turns, max_size=4).map(tuple))
 
 
 @given(examples)
 def test_an_example_comes_back_from_json(example: Example) -> None:
     assert Example.from_json(json.loads(json.dumps(example.to_json()))) == example
+
+
+def test_a_turn_without_ids_has_none_in_json() -> None:
+    assert Turn("text", "one", trained=True).to_json() == {"role": "text", "text": "one", "trained": True}
 
 
 def test_exit_codes_are_those_of_the_contract() -> None:

@@ -34,6 +34,7 @@ def recipe(seed: int = 0, **data: Any) -> Recipe:
         "source": {"file": "rows.jsonl"}, "task": "completion", "prompt": "{question}", "response": "{answer}",
         "split": {"valid": 0.2, "test": 0.2}, "max_dropped_fraction": 0.9, **data,
     }  # fmt: skip
+    section = {key: value for key, value in section.items() if value is not None}
     return Recipe.model_validate({
         "name": "x", "model": {"base": "org/model"}, "tuning": {"method": "full"}, "train": {"learning_rate": 1e-4},
         "data": section, "evaluate": {"metrics": ["exact_match"], "primary": "exact_match"}, "seed": seed,
@@ -44,11 +45,11 @@ def recipe(seed: int = 0, **data: Any) -> Recipe:
 def look(tmp_path: Path, tokenizer_folder: Path) -> Look:
     """Write rows and examine them."""
 
-    def examined(given_rows: list[Row] | None = None, *, task: Task | None = None, **settings: Any) -> list[Examined]:
+    def examined(given_rows: list[Row] | None = None, *, by: Task | None = None, **settings: Any) -> list[Examined]:
         one = recipe(**settings)
         lines = (json.dumps(row) + "\n" for row in (rows() if given_rows is None else given_rows))
         (tmp_path / "rows.jsonl").write_text("".join(lines))
-        return list(examine(one, task or task_for(one.data, Codec.load(tokenizer_folder)), folder=tmp_path))
+        return list(examine(one, by or task_for(one.data, Codec.load(tokenizer_folder)), folder=tmp_path))
 
     return examined
 
@@ -182,6 +183,37 @@ def test_a_cut_that_leaves_nothing_to_learn_drops_the_row(look: Look) -> None:
     assert [row.entry.status for row in found] == ["kept", "dropped", "kept", "kept"]
 
 
+def test_a_long_document_is_split_and_stays_together(look: Look) -> None:
+    text = {"task": "text", "text": "{question} {answer}", "prompt": None, "response": None, "max_dropped_fraction": 0}
+    given_rows = rows()
+    for row in given_rows[::5]:
+        row["answer"] = f"It is {row['tree']}, a number that is said at length. " * 3
+    whole = look(given_rows, **text)
+    found = look(given_rows, **text, max_tokens_per_example=40, too_long="split")
+    assert [row for row in found if row.entry.block is None] == [
+        row for row in whole if row.entry.row % 5 != 1 and row.entry.tokens <= 40
+    ]
+    assert len({row.entry.id for row in found}) == len(found)
+    for document in whole[::5]:
+        blocks = [row for row in found if row.entry.row == document.entry.row]
+        assert [row.entry.block for row in blocks] == [(i, len(blocks)) for i in range(1, len(blocks) + 1)]
+        assert len(blocks) > 2
+        assert document.example is not None
+        assert document.tokens is not None
+        learned = []
+        for row in blocks:
+            assert row.example is not None
+            assert row.tokens is not None
+            assert (row.entry.status, row.entry.where) == ("kept", document.entry.where)
+            assert (row.entry.split, row.example.group) == (document.entry.split, document.example.group)
+            assert row.entry.id == row.example.id == row.tokens.example_id
+            assert row.entry.tokens == len(row.tokens.input_ids) <= 40
+            assert row.said == document.example.turns
+            learned += row.tokens.input_ids[1:]
+        assert tuple(learned) == document.tokens.input_ids[1:]
+        assert sum(row.entry.trained for row in blocks) == document.entry.trained
+
+
 class Fixed(Task):
     """Renders every row alike."""
 
@@ -214,10 +246,10 @@ class Fixed(Task):
     ((True,), False, 0), ((False, False), False, 0), ((False, True), True, 1), ((True, True, True), True, 2),
 ])  # fmt: skip
 def test_a_row_needs_a_token_that_can_be_learned(look: Look, trained: tuple[bool, ...], kept: bool, count: int) -> None:
-    [found] = look(rows(1), task=Fixed(trained), max_dropped_fraction=0.9) if kept else [None]  # type: ignore[list-item]
+    [found] = look(rows(1), by=Fixed(trained), max_dropped_fraction=0.9) if kept else [None]  # type: ignore[list-item]
     if found is None:
         with pytest.raises(DataError, match="has no token to learn"):
-            look(rows(1), task=Fixed(trained))
+            look(rows(1), by=Fixed(trained))
         return
     assert (found.entry.status, found.entry.trained) == ("kept", count)
 

@@ -1,6 +1,7 @@
 """How often each training row is used, by what the recipe says; held-out rows stay as they are."""
 
 import json
+import random
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 import pytest
 
 from tunesmith.core.errors import DataError, RecipeError
+from tunesmith.data import copies
+from tunesmith.data import gather as gathering
 from tunesmith.data.gather import Gathered, gather
 from tunesmith.recipe.schema import Recipe
 from tunesmith.tasks import task_for
@@ -33,6 +36,7 @@ def mix(tmp_path: Path, tokenizer_folder: Path) -> Mix:
         listed = [{"file": f"{name}.jsonl", **(sources or {}).get(name, {})} for name in files]
         section = {"source": listed if len(listed) > 1 else listed[0], "task": "completion", "prompt": "{question}",
                    "response": "{answer}", "split": {"valid": 0.1, "test": 0.2}, **data}  # fmt: skip
+        section = {key: value for key, value in section.items() if value is not None}
         recipe = Recipe.model_validate({
             "name": "x", "model": {"base": "org/model"}, "tuning": {"method": "full"}, "train": {"learning_rate": 1},
             "data": section, "evaluate": {"metrics": ["exact_match"], "primary": "exact_match"},
@@ -40,6 +44,10 @@ def mix(tmp_path: Path, tokenizer_folder: Path) -> Mix:
         return gather(recipe, task_for(recipe.data, codec), folder=tmp_path)
 
     return gathered
+
+
+DOCUMENTS = {"task": "text", "text": "{question} {answer}", "prompt": None, "response": None,
+             "max_tokens_per_example": 200, "too_long": "split", "split": {"column": "fold"}}  # fmt: skip
 
 
 def used(found: Gathered, split: str = "train") -> Counter[str]:
@@ -210,6 +218,135 @@ def test_duplicates_are_dropped_where_the_recipe_says_so(mix: Mix) -> None:
     assert len(dropped.used["test"]) == 2
     assert dropped.facts()["unused"] == {"says what a row before it says": 20}
     assert used(dropped) == Counter(f"a.jsonl:{n}" for n in range(1, 11))
+
+
+def test_a_document_in_blocks_is_one_row_to_duplicates_and_leakage(mix: Mix) -> None:
+    lines = [said(i % 6) for i in range(12)] + [{**said(i), "fold": "test"} for i in (3, 98, 99)]
+    kept = mix({"a": lines}, **DOCUMENTS)
+    assert min(used(kept).values()) >= 2
+    assert {key: (kept.copies[key]["rows"], kept.copies[key]["exact"]) for key in ("duplicates", "test")} == {
+        "duplicates": (12, 6), "test": (3, 1),
+    }  # fmt: skip
+    assert kept.copies["duplicates"]["near"] == 0  # blocks of one document are no copies of one another
+    dropped = mix({"a": lines}, **DOCUMENTS, duplicates="drop", leakage="drop")
+    assert used(dropped) == Counter({where: n for where, n in used(kept).items() if int(where[8:]) in (1, 2, 3, 5, 6)})
+    left = [entry for entry in dropped.entries if entry.status == "unused"]
+    assert {entry.row for entry in left} == {4, 7, 8, 9, 10, 11, 12}
+    assert all(entry.block for entry in left)
+    assert dropped.facts()["blocks"] == {"documents": 15, "blocks": len(dropped.entries)}
+    assert used(dropped, "test") == used(kept, "test")
+
+
+def test_weights_and_train_rows_count_blocks(mix: Mix) -> None:
+    files = {name: [{**said(10 * k + i), "fold": "train" if i < 8 else "test"} for i in range(10)]
+             for k, name in enumerate("ab")}  # fmt: skip
+    split = {key: value for key, value in DOCUMENTS.items() if key != "split"} | {"split": {"column": "fold"}}
+    plain = mix(files, **split)
+    count = plain.facts()["sources"]["b.jsonl"]["train"]
+    assert count > 8
+    assert mix(files, {"b": {"weight": 0.5}}, **split).facts()["sources"]["b.jsonl"]["train"] == round(count / 2)
+    assert len(mix(files, train_rows=5, **split).used["train"]) == 5
+
+
+# --- copies of held-out rows left out of training ---
+
+
+def near(row: Row, seed: int) -> Row:
+    """Return a row with one word of its question changed."""
+    words = row["question"].split()
+    words[seed % len(words)] = f"other{seed}"
+    return {**row, "question": " ".join(words)}
+
+
+def leaking_lines() -> list[Row]:
+    """Return 40 rows to learn from and others held out, of which rows 3 to 8 have copies, each in its way."""
+    lines = [said(i) for i in range(40)]
+    lines[3] = near(said(200), 1)  # three rows are near one test row
+    lines[4] = near(said(200), 9)
+    lines[5] = near(said(200), 17)
+    lines[6] = near(said(201), 3)  # one row is near two test rows
+    lines[7] = {**said(203), "question": said(203)["question"].upper()}
+    lines[8] = near(said(204), 5)
+    held_out = [said(200), said(201), near(said(201), 4), said(203), *(said(i) for i in range(300, 310))]
+    valid = [said(204), said(400)]
+    return lines + [{**row, "fold": "test"} for row in held_out] + [{**row, "fold": "valid"} for row in valid]
+
+
+def test_leakage_that_is_dropped_leaves_no_training_row_like_a_held_out_one(
+    mix: Mix, capsys: pytest.CaptureFixture[str]
+) -> None:
+    warned = mix({"a": leaking_lines()}, split={"column": "fold"})
+    assert (warned.copies["test"]["near"], warned.copies["valid"]["near"]) == (3, 1)
+    assert "left_out" not in warned.copies
+    capsys.readouterr()
+    found = mix({"a": leaking_lines()}, split={"column": "fold"}, leakage="drop")
+    assert {entry.row: entry.reason for entry in found.entries if entry.status == "unused"} == {
+        4: "says nearly what a test row says", 5: "says nearly what a test row says",
+        6: "says nearly what a test row says", 7: "says nearly what a test row says",
+        8: "says what a test row says", 9: "says nearly what a valid row says",
+    }  # fmt: skip
+    assert found.facts()["unused"] == {
+        "says nearly what a test row says": 4, "says what a test row says": 1, "says nearly what a valid row says": 1,
+    }  # fmt: skip
+    for split in ("valid", "test"):
+        assert used(found, split) == used(warned, split)
+        assert (found.copies[split]["exact"], found.copies[split]["near"]) == (0, 0)
+    gone = found.copies["left_out"]
+    assert (gone["exact"], gone["near"], len(gone["examples"])) == (1, 5, 5)
+    assert gone["examples"][0] == {"row": "a.jsonl:8", "of": "a.jsonl:44", "similarity": 1.0}
+    told = capsys.readouterr().err
+    assert "6 training rows are left out: held-out rows say the same (1 exactly, 5 nearly): a.jsonl:8 like" in told
+    assert "warning" not in told
+
+
+def test_all_copies_are_found_at_once_however_many_are_like_one_row(mix: Mix, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Comparing takes long where rows are many, so it must not be done once a copy."""
+    compared = []
+
+    def noting(*args: Any) -> copies.Comparison:
+        compared.append(args)
+        return copies.Comparison(*args)
+
+    monkeypatch.setattr(gathering, "Comparison", noting)
+    lines = [said(i) for i in range(9)] + [near(said(200), i) for i in range(8)] + [said(201)] * 5
+    held_out = [{**said(i), "fold": "test"} for i in (200, 201, 202)]
+    found = mix({"a": lines + held_out}, split={"column": "fold"}, leakage="drop")
+    assert (len(found.used["train"]), len(compared)) == (9, 2)
+
+
+def test_rows_that_take_the_place_of_those_left_out_are_no_copies_either(mix: Mix) -> None:
+    lines = [said(i) for i in range(30)] + [{**near(said(i), i), "fold": "test"} for i in range(20)]
+    for count in (1, 5, 10):
+        found = mix({"a": lines}, split={"column": "fold"}, leakage="drop", train_rows=count)
+        assert len(found.used["train"]) == count
+        assert {int(where[8:]) for where in used(found)} <= set(range(21, 31))
+        assert found.copies["test"]["near"] == 0
+
+
+def test_a_copy_that_one_search_misses_is_found_by_the_other(mix: Mix) -> None:
+    """Of many held-out rows that are nearly alike, a training row is compared with the likeliest few only."""
+    words = [f"word{i}" for i in range(120)]
+
+    def variant(seed: int, changes: int) -> Row:
+        mine = list(words)
+        for place in random.Random(seed).sample(range(0, 120, 3), changes):
+            mine[place] = f"other{seed}"
+        return {"question": " ".join(mine), "answer": "It is so.", "fold": "test"}
+
+    others = [said(i) for i in range(600)]
+    kin, one = [variant(i, 5) for i in range(50)], {**variant(99, 0), "fold": "train"}
+    alike = [*kin, variant(1000, 4)]
+    warned = mix({"a": [one, *others, *alike]}, split={"column": "fold"}, leakage="warn", near_copy=0.81)
+    assert warned.copies["test"]["near"] == 1
+    found = mix({"a": [one, *others, *alike]}, split={"column": "fold"}, leakage="drop", near_copy=0.81)
+    assert found.copies["test"]["near"] == 0
+    assert found.entries[0].status == "unused"
+
+
+def test_where_nothing_is_left_to_learn_the_reason_is_told(mix: Mix) -> None:
+    lines = [said(i) for i in range(3)] + [{**said(i), "fold": "test"} for i in range(5)]
+    with pytest.raises(DataError, match=r"no rows for train .*; 3 left out as copies of held-out rows"):
+        mix({"a": lines}, split={"column": "fold"}, leakage="drop")
 
 
 def test_a_weight_makes_no_duplicates(mix: Mix) -> None:

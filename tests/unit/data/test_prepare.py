@@ -84,6 +84,33 @@ def test_every_row_is_accounted_for(make: Callable[..., Prepared]) -> None:
         assert manifest["tokens"][split] == sum(e["tokens"] for e in mine)
 
 
+def test_every_block_of_a_document_is_accounted_for(make: Callable[..., Prepared]) -> None:
+    rows = [{"question": f"What is {i}?", "answer": "It is " + "a number and " * (i % 10) + "no more."}
+            for i in range(50)]  # fmt: skip
+    made = make(rows, "data={source: {file: rows.jsonl}, task: text, text: '{question} {answer}', too_long: split, "
+                "max_tokens_per_example: 40, max_dropped_fraction: 0, split: {valid: 0.15, test: 0.2}}")  # fmt: skip
+    manifest = made.go()
+    ledger = made.ledger()
+    assert list(dict.fromkeys(entry["row"] for entry in ledger)) == list(range(1, 51))
+    blocks = [entry["block"] for entry in ledger if entry["block"]]
+    assert manifest["blocks"] == {"documents": sum(of == 1 for of, _ in blocks), "blocks": len(blocks)}
+    assert manifest["blocks"]["documents"] > 10
+    assert manifest["dropped"] == manifest["cut"] == {}
+    for split in ("train", "valid", "test"):
+        mine = [entry for entry in ledger if entry["split"] == split]
+        examples, tokens = made.examples(split), TokenSet(made.run.tokens(split))
+        assert [entry["id"] for entry in mine] == [example.id for example in examples]
+        assert manifest["counts"][split] == len(mine) == len(tokens)
+        assert tokens.longest <= 40
+        for place, (entry, example) in enumerate(zip(mine, examples, strict=True)):
+            ids = example.turns[0].ids
+            assert bool(ids) == bool(entry["block"])
+            assert ids in ((), tokens.example(place, example.id).input_ids)
+    samples = read_json(made.run.stage("prepare") / "samples.json")
+    first = [entry for entry in ledger if entry["split"] == "train"][:3]
+    assert [(one["row"], one["block"]) for one in samples[:3]] == [(one["row"], one["block"]) for one in first]
+
+
 def test_the_tokens_on_disk_are_those_of_the_examples(make: Callable[..., Prepared], tokenizer_folder: Path) -> None:
     made = make()
     made.go()

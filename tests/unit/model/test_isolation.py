@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.tiny import tokenizer
 from tests.unit.model.conftest import KINDS, Opened
 
 from tunesmith.core.records import Tokens
@@ -14,6 +15,10 @@ from tunesmith.model import isolation
 from tunesmith.model.isolation import attention_reach, has_dropout, why_not_apart
 from tunesmith.model.load import Machine
 from tunesmith.model.token_loss import token_loss
+from tunesmith.recipe.rows import FileSource
+from tunesmith.recipe.schema import TextData
+from tunesmith.tasks import task_for
+from tunesmith.tasks.tokenizer import Codec
 
 FP32 = Machine(torch.device("cpu"), torch.float32)
 FP64 = Machine(torch.device("cpu"), torch.float64)
@@ -57,6 +62,24 @@ def test_packed_and_unpacked_have_one_loss_and_one_gradient(
     assert len(groups) == (1 if kind not in WINDOWED else 3 if not share else 2)
     one, other = loss_and_gradients(model, tokens, Division(1)), loss_and_gradients(model, tokens, packed)
     assert other[0] == pytest.approx(one[0], rel=1e-6)  # the last step, from logits to loss, is in fp32
+    torch.testing.assert_close(other[1], one[1], rtol=1e-5, atol=1e-6 * float(one[1].abs().max()))
+
+
+def test_blocks_of_a_document_have_one_loss_packed_and_unpacked(opened: Opened, tmp_path: Path) -> None:
+    codec = Codec(tokenizer())
+    data = TextData(source=FileSource(file="x.jsonl"), task="text", text="text", too_long="split")
+    task = task_for(data, codec)
+    whole = task.render(task.parse({"text": "Say one and two, then red cat, blue dog, one go. " * 3}))
+    blocks = [task.render(block) for block in task.blocks(whole, 16)]
+    assert len(blocks) > 3
+    write_tokens(tmp_path / "rows.safetensors", blocks)
+    tokens = TokenSet(tmp_path / "rows.safetensors")
+    assert tokens.trained_tokens(range(len(blocks))) == len(whole.input_ids) - 1
+    model = opened("llama", torch.float64).requires_grad_(True)
+    packed = Division(4096, packing="always", most_packed=attention_reach(model))
+    assert len(packed.groups(tokens, range(len(blocks)))) == 1
+    one, other = loss_and_gradients(model, tokens, Division(1)), loss_and_gradients(model, tokens, packed)
+    assert other[0] == pytest.approx(one[0], rel=1e-6)
     torch.testing.assert_close(other[1], one[1], rtol=1e-5, atol=1e-6 * float(one[1].abs().max()))
 
 

@@ -295,6 +295,7 @@ def test_a_long_value_is_shown_cut(told: Callable[..., Told]) -> None:
         ('response: "{ref}"', "messages: m", "data", "already holds the turns"),
         ('  response: "{ref}"\n', "", "data", "give `prompt` and `response`, or `messages`"),
         ("task: chat", "task: chat\n  train_on: last", "data", "`train_on` has no effect"),
+        ("task: chat", "task: chat\n  too_long: split", "data.too_long", "would lack the prompt that it answers"),
     ],
 )
 def test_a_setting_without_effect_is_an_error(

@@ -101,7 +101,8 @@ def prepare(run: RunDir, rows: int, hostile: str) -> None:
         tokens += [{"text": text, "id": 300, "trained": True, "special": False} for text in answer]
         tokens += [{"text": "<|im_end|>", "id": 2, "trained": True, "special": True}]
         tokens += [{"text": "\n", "id": 198, "trained": False, "special": False}]
-        samples.append({"split": "train", "row": row, "id": f"s{row}", "tokens": tokens})
+        block = [2, 5] if row == 4 else None
+        samples.append({"split": "train", "row": row, "block": block, "id": f"s{row}", "tokens": tokens})
     write(folder / "samples.json", samples)
     reasons = [reason for reason, number in lost.items() for _ in range(number)]
     ledger = [{"row": 17 * i + 3, "id": f"d{i}", "split": "train", "status": "dropped", "reason": r, "tokens": 0}
@@ -112,6 +113,7 @@ def prepare(run: RunDir, rows: int, hostile: str) -> None:
         {
             "stage": "prepare", "inputs": {}, "seconds": 6.3, "dropped": lost, "cut": {"answer cut at 512 tokens": 2},
             "counts": {"train": 2400, "valid": 120, "test": rows, "dropped": 84, "cut": 2},
+            "blocks": {"documents": 12, "blocks": 1057},
             "filtered": {"`stars` is below 3": 7}, "unused": {"beyond train_rows": 1200},
             "sources": {
                 f"shop.csv{hostile}": {"train": 1600, "valid": 80, "test": rows},
@@ -120,6 +122,7 @@ def prepare(run: RunDir, rows: int, hostile: str) -> None:
             "copies": {
                 "near_copy": 0.8,
                 "duplicates": {"rows": 2400, "exact": 31, "near": 1204, "examples": []},
+                "left_out": {"exact": 2, "near": 1033, "examples": []},
                 "test": {"rows": rows, "exact": 0, "near": 1, "examples": [
                     {"row": f"shop.csv:18{hostile}", "of": "shop.csv:4", "similarity": 0.912},
                 ]},
@@ -291,6 +294,9 @@ def test_full_run_shows_everything(tmp_path: Path) -> None:
         "unused beyond train_rows 1,200",
         "extra 800 40 0",
         "Training rows, of one before 31 1,204",
+        "Training rows left out, of held-out ones 2 1,033",
+        "Long documents are learned in blocks, and each is a row: 12 in 1,057.",
+        "Row 4, block 2 of 5 train",
         "Test rows 0 1 shop.csv:18 like shop.csv:4 (0.91)",
         "median 207",
         "small enough for a laptop",

@@ -1,5 +1,6 @@
-"""Documents: every token is learned but the first, and none of them is forged unless the recipe says so."""
+"""Documents: every token is learned but the first, whole or in blocks, and none is forged unless the recipe says so."""
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 from tests.unit.tasks.families import FAMILIES, Family, byte_level, wrapped
 
 from tunesmith.core.errors import RecipeError
-from tunesmith.core.records import Turn
+from tunesmith.core.records import Tokens, Turn
 from tunesmith.recipe.rows import FileSource
 from tunesmith.recipe.schema import TextData
 from tunesmith.tasks import task_for
@@ -88,6 +89,93 @@ def test_a_person_is_continued_from_all_he_wrote_and_a_document_from_its_beginni
     long = "Say one and two, then red cat."
     assert task.prompt(task.question(long)) == chatml.codec.personal(long)
     assert task.prompt((Turn("text", long, trained=True),)) == chatml.codec.personal(long)[:2]
+
+
+# --- long documents in blocks ---
+
+
+def in_blocks(task: TextTask, document: str, most: int) -> tuple[Tokens, list[tuple[Turn, ...]]]:
+    whole = task.render(task.parse({"text": document}))
+    return whole, task.blocks(whole, most)
+
+
+def learned(tokens: Tokens) -> list[int]:
+    return [i for i, trained in zip(tokens.input_ids, tokens.trained, strict=True) if trained]
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(document=st.lists(poisoned, min_size=1, max_size=12).map("".join), most=st.integers(8, 40))
+def test_every_token_of_any_document_is_learned_in_one_block(family: Family, document: str, most: int) -> None:
+    codec = family.codec
+    assume(family.name != "unigram" or family.tokenizer.unk_token_id not in codec.personal(document))
+    task = text_task(codec, too_long="split")
+    whole, turns = in_blocks(task, document, most)
+    blocks = [task.render(block) for block in turns]
+    if len(whole.input_ids) <= most:
+        assert blocks == []
+        return
+    assert [i for block in blocks for i in learned(block)] == learned(whole)
+    assert [len(block.input_ids) for block in blocks[:-1]] == [most] * (len(blocks) - 1)
+    assert 2 <= len(blocks[-1].input_ids) <= most
+    assert blocks[0].input_ids == whole.input_ids[:most]
+    for before, block in pairwise(blocks):
+        assert block.input_ids[0] == before.input_ids[-1]
+        assert block.trained == (False,) + (True,) * (len(block.input_ids) - 1)
+    ends = [codec.eos_id in learned(block) for block in blocks]
+    assert ends == [False] * (len(blocks) - 1) + [True]
+
+
+@pytest.mark.parametrize("prefix", [(), (3,), (3, 4)])
+@pytest.mark.parametrize("more", range(9))
+def test_what_stands_before_a_document_is_learned_in_no_block(
+    chatml: Family, monkeypatch: pytest.MonkeyPatch, prefix: tuple[int, ...], more: int
+) -> None:
+    """The document holds what stands before it too, so a later block may begin with the same tokens."""
+    monkeypatch.setattr(chatml.codec, "prefix_ids", prefix)
+    task = text_task(chatml.codec, too_long="split")
+    ids = (*prefix, *[5] * (8 - len(prefix) - 1), *(prefix or (5,)), *range(6, 6 + more), *task.stop_ids)
+    whole = task.render((Turn("text", "", trained=True, ids=ids),))
+    assert learned(whole) == list(ids[max(1, len(prefix)) :])
+    blocks = [task.render(block) for block in task.blocks(whole, 8)]
+    assert [i for block in blocks for i in learned(block)] == (learned(whole) if len(ids) > 8 else [])
+    assert all(any(block.trained) for block in blocks)
+
+
+def test_a_document_is_split_where_it_is_too_long_and_the_recipe_says_so(chatml: Family) -> None:
+    document = "Say one and two, then red cat."
+    task = text_task(chatml.codec, too_long="split")
+    size = len(task.render(task.parse({"text": document})).input_ids)
+    assert in_blocks(task, document, size)[1] == []
+    assert in_blocks(text_task(chatml.codec, too_long="cut"), document, size - 1)[1] == []
+    whole, [first, last] = in_blocks(task, document, size - 1)
+    assert first[0].ids == whole.input_ids[:-1]
+    assert last[0].ids == whole.input_ids[-2:]  # nothing is left but the end, which is learned too
+    assert learned(task.render(last)) == [chatml.codec.eos_id]
+    assert (task.prompt(last), task.reference(last)) == ([whole.input_ids[-2]], "")
+
+
+def test_a_sample_goes_on_from_the_beginning_of_its_block(family: Family) -> None:
+    task = text_task(family.codec, too_long="split", prompt_tokens=3)
+    _, turns = in_blocks(task, "Say one and two, then red cat, blue dog, one go. " * 4, 20)
+    assert len(turns) > 3
+    for block in turns:
+        ids, prompt = block[0].ids[: -1 if block is turns[-1] else None], task.prompt(block)
+        assert tuple(prompt) == ids[: 3 + len(family.codec.prefix_ids)]
+        assert task.reference(block) == task.answer(ids[len(prompt) :])
+    prompt = task.prompt(turns[0])
+    assert prompt == task.prompt(task.parse({"text": "Say one and two, then red cat, blue dog, one go. " * 4}))
+
+
+def test_the_text_of_a_block_is_what_it_reads(chatml: Family) -> None:
+    document = "Say \u2603 one and two, then red cat."
+    task = text_task(chatml.codec, too_long="split")
+    ids = chatml.codec.personal(document)
+    _, turns = in_blocks(task, document, 8)
+    assert [block[0].text for block in turns[:2]] == [chatml.codec.decode(ids[:8]), chatml.codec.decode(ids[7:15])]
+    assert "<|im_end|>" not in turns[-1][0].text
+    headers = FAMILIES["headers"].codec
+    _, turns = in_blocks(text_task(headers, too_long="split"), document, 8)
+    assert turns[0][0].text.startswith("Say")
 
 
 def test_templates_and_columns(chatml: Family) -> None:
