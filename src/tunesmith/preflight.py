@@ -118,7 +118,7 @@ def plan_run(recipe: Path | str, overrides: Sequence[str] = (), *, out: Path | s
     loaded, run = open_run(Path(recipe), overrides, out)
     origin = run.origin if run.environment.exists() else Path(recipe).parent
     check_installed(loaded.track, loaded.promote.mirror if loaded.promote else None)
-    own_metrics(loaded.evaluate.metrics, origin)
+    own_metrics((*loaded.evaluate.metrics, *loaded.train.valid_metrics), origin)
     base = resolve(loaded.model.base, relative_to=origin)
     _refuse_what_this_machine_lacks(loaded)
     task = task_for(loaded.data, codec_of(base, loaded.model.chat_markup))

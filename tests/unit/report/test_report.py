@@ -153,8 +153,9 @@ def train(run: RunDir, rows: int, hostile: str) -> None:
         run.stage("train") / "manifest.json",
         {
             "stage": "train", "inputs": {}, "seconds": 612.4, "steps": 150, "best_step": best["step"],
-            "best_valid_loss": best["loss"], "trainable_parameters": 4_884_480, "all_parameters": 139_399_488,
-            "tokens": 498_211, "tokens_per_second": 846.2, "peak_memory_gib": 2.31, "precision": "fp32",
+            "chosen_by": "loss", "best_value": best["loss"], "trainable_parameters": 4_884_480,
+            "all_parameters": 139_399_488, "tokens": 498_211, "tokens_per_second": 846.2, "peak_memory_gib": 2.31,
+            "precision": "fp32",
         },
     )  # fmt: skip
 
