@@ -83,7 +83,8 @@ class _Asked:
         columns = {name: values for name in self.scorer.names if (values := self._scores(name, lines, step))}
         scored = [{**line, **{name: values[i] for name, values in columns.items()}} for i, line in enumerate(lines)]
         write_text(self._run.valid_answers(step), "".join(map(json_line, scored)))
-        return {name: sum(values) / len(values) for name, values in columns.items()}
+        # Divided before they are added: finite values then have a finite mean, however large they are.
+        return {name: sum(value / len(values) for value in values) for name, values in columns.items()}
 
     def _answers(self) -> list[dict[str, Any]]:
         """Return the answer to every question, in their order. What memory does not suffice for has failed."""

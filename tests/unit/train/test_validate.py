@@ -1,6 +1,7 @@
 """Answers to valid rows are scored at every validation and may choose the checkpoint, and training does not notice."""
 
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,23 @@ def test_more_rows_than_there_are_is_all_of_them(start: Start) -> None:
     assert [len(found) for found in made.answers().values()] == [6] * 4
 
 
+def test_a_run_that_goes_back_forgets_the_answers_of_later_steps(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = start(valid_metrics=["chrf"])
+    made.go()
+    before = made.answers()
+    assert tuple(before) == STEPS
+    (made.run.stage("train") / "manifest.json").unlink()
+    for step in (4, 6):
+        shutil.rmtree(made.run.checkpoint(step))
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_accumulate", None)
+        with pytest.raises(TypeError):
+            made.go()
+    assert made.answers() == {step: before[step] for step in (0, 2)}
+    made.go()
+    assert made.answers() == before
+
+
 # --- what is chosen ---
 
 
@@ -131,6 +149,13 @@ def test_a_metric_that_gives_no_number_never_chooses_and_ends_no_training(
     assert found == {0: 1.0, 2: 2.0, 4: 3.0, 6: None}
     assert "step 6: mine:words could not be computed and does not count" in capsys.readouterr().err
     assert "mine:words" not in made.answers()[6][0]
+
+
+def test_values_of_any_size_have_a_mean(start: Start) -> None:
+    made = start(valid_metrics=["mine:words"], max_steps=2)
+    own(made, "def words(p, r): return [1.7e308] * len(p)\n")
+    made.go()
+    assert [line["mine:words"] for line in made.log() if line["kind"] == "valid"] == [pytest.approx(1.7e308)] * 2
 
 
 def test_a_metric_that_fails_before_the_first_step_is_told_at_once(start: Start) -> None:
