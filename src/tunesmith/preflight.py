@@ -29,7 +29,10 @@ _BARS = " \u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
 
 @dataclass(frozen=True, slots=True)
 class RunPlan:
-    """What a run will do and need. Sizes in GiB; `tokens_per_second` is None where this machine has not trained yet."""
+    """What a run will do and need. Sizes in GiB; `tokens_per_second` is None where this machine has not trained yet.
+
+    `answered` is how many valid rows each validation answers, and `choose_by` what picks the checkpoint.
+    """
 
     name: str
     run: str
@@ -44,6 +47,8 @@ class RunPlan:
     tokens: dict[str, int]
     lengths: dict[str, dict[str, Any]]
     steps: Steps
+    answered: int
+    choose_by: str
     memory: Memory
     memory_available: float
     disk: float
@@ -83,6 +88,7 @@ class RunPlan:
             else "not known: this machine has not trained this model yet"
         )
         m, s = self.memory, self.steps
+        asking = f", answering {self.answered} rows" if self.answered else ""
         return "\n".join(
             [
                 f"run      {self.run}",
@@ -96,7 +102,8 @@ class RunPlan:
                 f"lengths  {_length_line(self.lengths['train'])}; longest of all {self.longest}",
                 f"copies   {_copies_line(self.copies)}",
                 f"steps    {s.total_steps} ({s.epochs:.2f} epochs), warmup {s.warmup_steps}, "
-                f"validation every {s.valid_every_steps}, checkpoint every {s.save_every_steps}",
+                f"validation every {s.valid_every_steps}{asking}, checkpoint every {s.save_every_steps}, "
+                f"the best by {self.choose_by}",
                 f"tokens   {self.training_tokens:,} to train on; time {speed}",
                 f"memory   about {m.total:.1f} GiB of {self.memory_available:.1f} available (weights {m.weights:.2f}, "
                 f"gradients {m.gradients:.2f}, optimizer {m.optimizer:.2f}, activations {m.activations:.2f}, "
@@ -150,6 +157,7 @@ def _plan(recipe: Recipe, run: RunDir, base: ModelFolder, gathered: Gathered) ->
     counts = {name: facts["counts"][name] for name in SPLITS}
     steps = steps_of(recipe, counts["train"])
     memory = _memory(recipe, base, gathered)
+    answered = min(recipe.train.valid_rows, counts["valid"]) if recipe.train.valid_metrics else 0
     copies = min(recipe.train.keep_checkpoints + 2, steps.total_steps + 1)  # the best, and one being written
     per_copy = memory.trainable_parameters * 4 / _GIB + memory.optimizer
     place = run.path.absolute()
@@ -159,6 +167,7 @@ def _plan(recipe: Recipe, run: RunDir, base: ModelFolder, gathered: Gathered) ->
         name=recipe.name, run=str(run), base=recipe.model.base, method=recipe.tuning.method, launch=recipe.launch.on,
         counts=counts, sources=facts["sources"], dropped=facts["dropped"], filtered=facts["filtered"],
         copies=facts["copies"], tokens=facts["tokens"], lengths=facts["lengths"], steps=steps,
+        answered=answered, choose_by=recipe.train.choose_by,
         memory=memory, memory_available=available_memory_gib(),
         disk=copies * per_copy + 0.05, disk_free=shutil.disk_usage(place).free / _GIB,
         tokens_per_second=remembered_speed(base.digest(), recipe.tuning.method), stages=work_left(recipe, run),

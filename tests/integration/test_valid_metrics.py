@@ -77,6 +77,7 @@ def test_answers_are_those_of_the_base_and_of_the_checkpoints(tmp_path: Path, ti
     task = task_for(loaded.data, codec)
     examples, _ = rows_of(run, "valid", 5, loaded.seed)
     questions = questions_of(examples, loaded, task, codec)
+    assert (questions.beams, questions.max_new_tokens) == (loaded.evaluate.beams, 8)
     best = read_json(run.stage("train") / "manifest.json")["best_step"]
     for step, reference in ((0, str(base)), (best, f"run:{run.path}"), (6, f"run:{run.path}#6")):
         model = open_model(resolve(reference), machine_of(loaded))

@@ -44,3 +44,12 @@ def test_the_plan_shows_sources_filters_lengths_and_copies(recipe: Path) -> None
 def test_a_plan_stops_where_the_run_would(recipe: Path) -> None:
     with pytest.raises(DataError, match="filters leave none of the 60 rows"):
         plan_run(recipe, ["data.filters=[{column: answer, equals: nothing}]"])
+
+
+def test_the_plan_says_what_validation_asks_and_what_chooses(recipe: Path) -> None:
+    asking = ["train.valid_metrics=[rougeL]", "train.choose_by=rougeL", "train.valid_rows=3"]
+    assert "validation every 1, answering 3 rows, checkpoint every 1, the best by rougeL" in str(
+        plan_run(recipe, asking)
+    )
+    assert plan_run(recipe, [*asking[:2], "train.valid_rows=999"]).answered == plan_run(recipe).counts["valid"] > 3
+    assert "validation every 1, checkpoint every 1, the best by loss" in str(plan_run(recipe))

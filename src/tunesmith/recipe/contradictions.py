@@ -7,8 +7,9 @@ from tunesmith.recipe.schema import Recipe, Train
 from tunesmith.scoring.metrics import LIKELIHOOD, expand
 
 Problems = Iterator[tuple[tuple[str, ...], str]]
-MEASURED_ANYWAY = ("loss", "token_accuracy")
-"""What validation finds about every valid row, without an answer."""
+# What validation finds about every valid row, and what else needs no answer.
+_MEASURED_ANYWAY = ("loss", "token_accuracy")
+_NEEDS_NO_ANSWER = ("loss", *LIKELIHOOD)
 
 
 def contradictions(recipe: Recipe) -> list[tuple[tuple[str, ...], str]]:
@@ -39,11 +40,11 @@ def _valid_problems(recipe: Recipe) -> Problems:
     """Yield what is wrong with the metrics of validation, and with what is to choose the checkpoint."""
     train, place = recipe.train, ("train", "valid_metrics")
     for name in train.valid_metrics:
-        if name in (*LIKELIHOOD, "loss"):
+        if name in _NEEDS_NO_ANSWER:
             anyway = "token_accuracy is" if name == "token_accuracy" else "the loss, whose exponent perplexity is, is"
             yield place, f"`{name}` is not computed from answers; {anyway} measured anyway"
     try:
-        generated = expand([name for name in train.valid_metrics if name not in (*LIKELIHOOD, "loss")])
+        generated = expand([name for name in train.valid_metrics if name not in _NEEDS_NO_ANSWER])
     except RecipeError as error:
         yield place, _told(error)
         return
@@ -51,12 +52,11 @@ def _valid_problems(recipe: Recipe) -> Problems:
         yield place, "`execution` needs evaluate.database"
     if not train.valid_metrics and train.valid_rows != Train.model_fields["valid_rows"].default:
         yield ("train", "valid_rows"), "has no effect without train.valid_metrics"
-    if train.choose_by not in (*MEASURED_ANYWAY, *generated):
-        known = ", ".join((*MEASURED_ANYWAY, *generated))
-        yield (
-            ("train", "choose_by"),
-            f"`{train.choose_by}` is not measured: name it in train.valid_metrics ({known} are)",
-        )
+    measured = (*_MEASURED_ANYWAY, *generated)
+    if train.choose_by not in measured:
+        known = ", ".join(measured)
+        problem = f"`{train.choose_by}` is not measured: name it in train.valid_metrics ({known} are)"
+        yield ("train", "choose_by"), problem
 
 
 def _split_problems(recipe: Recipe) -> Problems:
@@ -75,10 +75,6 @@ def _split_problems(recipe: Recipe) -> Problems:
             yield ("train", key), "has no effect while data.split.valid is 0"
 
 
-def _told(error: RecipeError) -> str:
-    return f"{error.message}{f'; {error.hint}' if error.hint else ''}"
-
-
 def _effectless(recipe: Recipe) -> Problems:
     source = recipe.data.source
     alone = source[0] if isinstance(source, tuple) and len(source) == 1 else source
@@ -95,3 +91,7 @@ def _effectless(recipe: Recipe) -> Problems:
                 yield ("train", beta), f"has no effect on `{recipe.train.optimizer}`; it is AdamW's"
     if recipe.train.micro_batch != "auto" and recipe.train.micro_batch_tokens is not None:
         yield ("train", "micro_batch_tokens"), "has no effect beside train.micro_batch"
+
+
+def _told(error: RecipeError) -> str:
+    return f"{error.message}{f'; {error.hint}' if error.hint else ''}"

@@ -55,9 +55,9 @@ def chosen(training: Training | None) -> str:
     """Say which checkpoint counts and by what it was chosen; nothing where that is not on record."""
     facts = training.facts if training else {}
     step, by, best = facts.get("best_step"), facts.get("chosen_by"), facts.get("best_value")
-    if training is None or step is None:
+    if training is None or step is None or by is None:
         return ""
-    if by is None or best is None:
+    if best is None:
         return f"No validation chose a checkpoint, so that of the last step, {count(step)}, is the one that counts"
     curve = [value for _, value in training.scores.get(by, ())]
     told = [measured(by, best, percent=is_share(by, [*curve, best]))]
