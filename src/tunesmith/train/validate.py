@@ -6,6 +6,7 @@ The rows are those of the valid split; the test split is not opened.
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
+from statistics import mean
 from typing import Any
 
 from tunesmith.answering.answers import answers
@@ -54,7 +55,7 @@ class Validation:
                 hint="lower train.learning_rate, or set model.precision to fp32; earlier checkpoints are kept",
             )
         means = self._asked.means(step) if self._asked else {}
-        told = "".join(f", {name} {mean:.4f}" for name, mean in means.items())
+        told = "".join(f", {name} {value:.4f}" for name, value in means.items())
         say(f"step {step}: validation loss {found.loss:.4f}, token accuracy {found.token_accuracy:.1%}{told}")
         return {**asdict(found), **means}
 
@@ -83,8 +84,8 @@ class _Asked:
         columns = {name: values for name in self.scorer.names if (values := self._scores(name, lines, step))}
         scored = [{**line, **{name: values[i] for name, values in columns.items()}} for i, line in enumerate(lines)]
         write_text(self._run.valid_answers(step), "".join(map(json_line, scored)))
-        # Divided before they are added: finite values then have a finite mean, however large they are.
-        return {name: sum(value / len(values) for value in values) for name, values in columns.items()}
+        # Exact: finite values have a finite mean, however large they are.
+        return {name: mean(values) for name, values in columns.items()}
 
     def _answers(self) -> list[dict[str, Any]]:
         """Return the answer to every question, in their order. What memory does not suffice for has failed."""
