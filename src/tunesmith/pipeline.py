@@ -21,7 +21,7 @@ from tunesmith.core.files import MANIFEST, digest_of, only_writer, remove_leftov
 from tunesmith.core.progress import clock, say
 from tunesmith.core.rundir import RunDir
 from tunesmith.recipe.load import dump_recipe, load_recipe
-from tunesmith.recipe.plan import NEVER_DECIDES
+from tunesmith.recipe.plan import DECODING, NEVER_DECIDES
 from tunesmith.recipe.schema import Recipe
 from tunesmith.scoring.own import own_metrics
 from tunesmith.track.followers import Followers
@@ -85,7 +85,7 @@ def run_recipe(
         write_origin(loaded, run, Path(recipe))
         remove_leftovers(run.path)
         if run.manifest("train") is None:  # a wrong metric is told before training, not after
-            own_metrics(loaded.evaluate.metrics, run.origin)
+            own_metrics((*loaded.evaluate.metrics, *loaded.train.valid_metrics), run.origin)
         trackers = held.enter_context(Followers(loaded.track, run, loaded.model_dump(mode="json")))
         for stage in wanted:
             _take(stage, loaded, run, trackers)
@@ -117,12 +117,16 @@ def open_run(recipe: Path, overrides: Sequence[str], out: Path | str | None) -> 
 # Sections that may change in a run without making finished training wrong.
 _MAY_CHANGE = ("evaluate", "promote", "launch", "track", *(f"train.{name}" for name in NEVER_DECIDES))
 
+# But what validation asks and measures, training has already done.
+_DECIDE_ANSWERS = tuple(f"evaluate.{name}" for name in (*DECODING, "database"))
+
 
 def _refuse_another_recipe(recipe: Recipe, run: RunDir) -> None:
     before = load_recipe(run.resolved_recipe).model_dump(mode="json")
     now = recipe.model_dump(mode="json")
     changed = sorted(_changed(before, now))
-    fixed = [key for key in changed if not key.startswith(_MAY_CHANGE)]
+    decided = _DECIDE_ANSWERS if recipe.train.valid_metrics else ()
+    fixed = [key for key in changed if not key.startswith(_MAY_CHANGE) or key in decided]
     if fixed:
         raise RecipeError(
             f"holds a run with other settings ({', '.join(fixed[:6])})",

@@ -33,7 +33,10 @@ _BARS = " \u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
 
 @dataclass(frozen=True, slots=True)
 class RunPlan:
-    """What a run will do and need. Sizes in GiB; `tokens_per_second` is None where this machine has not trained yet."""
+    """What a run will do and need. Sizes in GiB; `tokens_per_second` is None where this machine has not trained yet.
+
+    `answered` is how many valid rows each validation answers, and `choose_by` what picks the checkpoint.
+    """
 
     name: str
     run: str
@@ -51,6 +54,8 @@ class RunPlan:
     lengths: dict[str, dict[str, Any]]
     steps: Steps
     passes: str
+    answered: int
+    choose_by: str
     memory: Memory
     memory_available: float
     disk: float
@@ -105,6 +110,7 @@ class RunPlan:
             else "not known: this machine has not trained this model yet"
         )
         m, s = self.memory, self.steps
+        asking = f", answering {self.answered} rows" if self.answered else ""
         return "\n".join(
             [
                 f"run      {self.run}",
@@ -118,7 +124,8 @@ class RunPlan:
                 f"lengths  {_length_line(self.lengths['train'])}; longest of all {self.longest}",
                 f"copies   {_copies_line(self.copies)}",
                 f"steps    {s.total_steps} ({s.epochs:.2f} epochs), warmup {s.warmup_steps}, "
-                f"validation every {s.valid_every_steps}, checkpoint every {s.save_every_steps}",
+                f"validation every {s.valid_every_steps}{asking}, checkpoint every {s.save_every_steps}, "
+                f"the best by {self.choose_by}",
                 f"tokens   {self.training_tokens:,} to train on; time {speed}",
                 f"passes   {self.passes}",
                 f"memory   about {m.total:.1f} GiB of {self.memory_available:.1f} available (weights {m.weights:.2f}, "
@@ -142,7 +149,7 @@ def plan_run(recipe: Path | str, overrides: Sequence[str] = (), *, out: Path | s
     loaded, run = open_run(Path(recipe), overrides, out)
     origin = run.origin if run.environment.exists() else Path(recipe).parent
     check_installed(loaded.track, loaded.promote.mirror if loaded.promote else None)
-    own_metrics(loaded.evaluate.metrics, origin)
+    own_metrics((*loaded.evaluate.metrics, *loaded.train.valid_metrics), origin)
     base = resolve(loaded.model.base, relative_to=origin)
     _refuse_what_this_machine_lacks(loaded)
     codec = codec_of(base, loaded.model.chat_markup)
@@ -172,6 +179,7 @@ def _plan(recipe: Recipe, run: RunDir, base: ModelFolder, gathered: Gathered, *,
     counts = {name: facts["counts"][name] for name in SPLITS}
     steps = steps_of(recipe, counts["train"])
     division, memory, available = _memory(recipe, shapes_of(base.root.path), gathered, new_tokens)
+    answered = min(recipe.train.valid_rows, counts["valid"]) if recipe.train.valid_metrics else 0
     copies = min(recipe.train.keep_checkpoints + 2, steps.total_steps + 1)  # the best, and one being written
     per_copy = memory.trainable_parameters * 4 / _GIB + memory.optimizer
     place = run.path.absolute()
@@ -182,6 +190,7 @@ def _plan(recipe: Recipe, run: RunDir, base: ModelFolder, gathered: Gathered, *,
         counts=counts, sources=facts["sources"], blocks=facts["blocks"], dropped=facts["dropped"],
         filtered=facts["filtered"], unused=facts["unused"],
         copies=facts["copies"], tokens=facts["tokens"], lengths=facts["lengths"], steps=steps,
+        answered=answered, choose_by=recipe.train.choose_by,
         passes=str(division), memory=memory, memory_available=available,
         disk=copies * per_copy + 0.05, disk_free=shutil.disk_usage(place).free / _GIB,
         tokens_per_second=remembered_speed(base.digest(), recipe.tuning.method), stages=work_left(recipe, run),

@@ -13,6 +13,7 @@ LAYERS = (
     ("tasks",),
     ("data",),
     ("model",),
+    ("answering",),
     ("train", "evaluate", "report", "deliver"),
     ("pipeline", "preflight", "ladder", "show", "doctor", "try_it"),
     ("cli", "__main__", "__init__"),

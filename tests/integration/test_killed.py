@@ -12,7 +12,7 @@ import pytest
 from tests.tiny import recipe
 
 from tunesmith import run_recipe
-from tunesmith.core.files import digest_file, read_json
+from tunesmith.core.files import complete_lines, digest_file, read_json
 from tunesmith.core.rundir import RunDir
 from tunesmith.fetch.reference import resolve
 
@@ -23,6 +23,9 @@ SETTINGS = {
     "examples_per_step": 8,
     "save_every_steps": 5,
     "valid_every_steps": 10,
+    "valid_metrics": ["chrf"],
+    "valid_rows": 4,
+    "choose_by": "chrf",
 }
 LORA = {"method": "lora", "rank": 4, "alpha": 8, "dropout": 0.1}
 
@@ -53,6 +56,15 @@ def weights(run: RunDir) -> dict[str, str]:
     return {path.name: digest_file(path) for path in sorted(folder.iterdir())}
 
 
+def validations(run: RunDir) -> list[object]:
+    """Return what the log says of validations, the digests of all answers, and what was chosen."""
+    lines = [line for line in complete_lines(run.metrics) if line["kind"] == "valid"]
+    answers = sorted(run.valid_answers(0).parent.iterdir())
+    manifest = run.manifest("train") or {}
+    chosen = [manifest.get(key) for key in ("best_step", "chosen_by", "best_value")]
+    return [lines, [(path.name, digest_file(path)) for path in answers], chosen]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("tuning", [LORA, {"method": "full"}], ids=["lora", "full"])
 def test_killed_three_times_the_weights_are_those_of_an_undisturbed_run(
@@ -72,6 +84,8 @@ def test_killed_three_times_the_weights_are_those_of_an_undisturbed_run(
     assert start(file, run.path).wait(120) == 0
 
     assert weights(run) == weights(RunDir(tmp_path / "whole"))
+    assert validations(run) == validations(RunDir(tmp_path / "whole"))
+    assert len(list(run.valid_answers(0).parent.iterdir())) == 7
     assert read_json(run.verdict)["primary"] == read_json(RunDir(tmp_path / "whole").verdict)["primary"]
     assert [p for p in run.path.rglob("*") if ".tmp-" in p.name or ".trash-" in p.name] == []
 
@@ -108,3 +122,4 @@ def test_a_damaged_checkpoint_is_skipped_and_said(
     run_recipe(file, out=tmp_path / "run", until="train")
     assert "skipping a checkpoint" in capsys.readouterr().err
     assert weights(run) == weights(whole)
+    assert validations(run) == validations(whole)

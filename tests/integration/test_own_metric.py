@@ -1,6 +1,7 @@
 """A metric of the user's own through a whole run: found before training, scored, judged, guarded, reported."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.tiny import recipe
@@ -39,8 +40,16 @@ def test_it_decides_and_is_scored_again_when_its_file_changes(tmp_path: Path, ti
     assert read_json(run.verdict)["primary"]["base"] == pytest.approx(first["primary"]["base"] / 2)
 
 
-def test_a_wrong_one_is_told_before_training(tmp_path: Path, tiny: Path) -> None:
-    file = recipe(tmp_path, tiny, evaluate={"metrics": ["absent:words"], "primary": "absent:words"})
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"evaluate": {"metrics": ["absent:words"], "primary": "absent:words"}},
+        {"train": {"learning_rate": 0.01, "valid_metrics": ["absent:words"]}},
+    ],
+    ids=["evaluate", "train"],
+)
+def test_a_wrong_one_is_told_before_training(tmp_path: Path, tiny: Path, sections: dict[str, Any]) -> None:
+    file = recipe(tmp_path, tiny, **sections)
     for act in (plan_run, lambda path: run_recipe(path, out=tmp_path / "run")):
         with pytest.raises(RecipeError, match="there is no module `absent`"):
             act(file)

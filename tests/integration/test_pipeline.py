@@ -103,6 +103,22 @@ def test_another_recipe_is_refused_and_nothing_is_touched(tmp_path: Path, tiny: 
     assert check_folder(run.stage("train")) == before
 
 
+@pytest.mark.parametrize("change", ["evaluate.max_new_tokens=5", "evaluate.beams=2"])
+def test_decoding_is_part_of_training_where_answers_were_scored_in_it(tmp_path: Path, tiny: Path, change: str) -> None:
+    train = {"learning_rate": 0.01, "max_steps": 2}
+    for name, more in (("silent", {}), ("asking", {"valid_metrics": ["rougeL"]})):
+        file = recipe(tmp_path, tiny, train={**train, **more})
+        run = run_recipe(file, out=tmp_path / name, until="prepare")
+        if not more:
+            run_recipe(file, [change], out=run.path, until="prepare")
+            continue
+        before = run.resolved_recipe.read_bytes()
+        with pytest.raises(RecipeError, match=rf"other settings \({change.partition('=')[0]}\)"):
+            run_recipe(file, [change], out=run.path, until="prepare")
+        assert run.resolved_recipe.read_bytes() == before
+        run_recipe(file, ["evaluate.rows=4"], out=run.path, until="prepare")
+
+
 def test_changed_data_is_refused_once_it_was_prepared(tmp_path: Path, tiny: Path) -> None:
     file = recipe(tmp_path, tiny)
     run_recipe(file, out=tmp_path / "run", until="train")

@@ -62,3 +62,12 @@ def test_the_plan_says_what_is_in_blocks_and_what_is_left_out(recipe: Path) -> N
     rows, copies = (next(line for line in str(plan).splitlines() if line.startswith(name)) for name in ("rows", "copi"))
     assert f"unused {plan.unused['says what a test row says']} x says what a test row says" in rows
     assert copies.endswith("test rows in train 0 + 0 nearly, left out of train 1 + 0 nearly")
+
+
+def test_the_plan_says_what_validation_asks_and_what_chooses(recipe: Path) -> None:
+    asking = ["train.valid_metrics=[rougeL]", "train.choose_by=rougeL", "train.valid_rows=3"]
+    assert "validation every 1, answering 3 rows, checkpoint every 1, the best by rougeL" in str(
+        plan_run(recipe, asking)
+    )
+    assert plan_run(recipe, [*asking[:2], "train.valid_rows=999"]).answered == plan_run(recipe).counts["valid"] > 3
+    assert "validation every 1, checkpoint every 1, the best by loss" in str(plan_run(recipe))

@@ -97,6 +97,10 @@ class RunDir:
         """Return the checkpoint of a step."""
         return self.checkpoints / f"step-{step:06d}"
 
+    def valid_answers(self, step: int) -> Path:
+        """Return what was answered to valid rows at a step, and what that scored."""
+        return self.stage("train") / "answers" / f"step-{step:06d}.jsonl"
+
     def subject(self, name: str) -> Path:
         """Return the folder of what `base` or `tuned` answered."""
         return self.stage("evaluate") / name

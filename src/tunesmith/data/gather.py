@@ -11,7 +11,7 @@ from tunesmith.core.rundir import SPLITS
 from tunesmith.data.copies import Comparison, Copy, counted, tell_leakage
 from tunesmith.data.examine import Entry, Examined, examine
 from tunesmith.data.mix import mixed
-from tunesmith.recipe.schema import Recipe, Split
+from tunesmith.recipe.schema import Recipe, Split, Train
 from tunesmith.tasks.base import Task
 
 
@@ -77,7 +77,7 @@ def _chosen(
     while True:
         chosen = mixed(rows, recipe, {number: copy.reason for number, copy in left.items()})
         once = {name: [row for row in chosen if row.entry.split == name and row.example] for name in SPLITS}
-        missing = empty_splits({name: len(found) for name, found in once.items()}, recipe.data.split)
+        missing = empty_splits({name: len(found) for name, found in once.items()}, recipe.data.split, recipe.train)
         if missing:
             counts = ", ".join(f"{name} {len(once[name])}" for name in SPLITS)
             counts += f"; {len(left)} left out as copies of held-out rows" if left else ""
@@ -110,9 +110,10 @@ def histogram(lengths: Sequence[int]) -> dict[str, Any]:
     }
 
 
-def empty_splits(counts: dict[str, int], split: Split) -> list[str]:
+def empty_splits(counts: dict[str, int], split: Split, train: Train) -> list[str]:
     """Return the splits that the run needs and that have no rows."""
-    needed = {"train": True, "valid": split.column is None and split.valid > 0, "test": True}
+    chosen_by_valid = bool(train.valid_metrics) or train.choose_by != "loss"
+    needed = {"train": True, "valid": chosen_by_valid or (split.column is None and split.valid > 0), "test": True}
     return [name for name in SPLITS if needed[name] and not counts.get(name)]
 
 

@@ -15,14 +15,20 @@ from tunesmith.model.beams import beam_search
 from tunesmith.model.decoding import Decoding, decoding
 from tunesmith.model.out_of_memory import free_memory, is_out_of_memory
 
+_HINT = "lower evaluate.max_new_tokens, evaluate.beams or data.max_tokens_per_example"
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Generated ids without the stop token; `stopped` is false when the limit cut the answer off."""
+    """Generated ids without the stop token; `stopped` is false when the limit cut the answer off.
+
+    `error` says why there is none.
+    """
 
     index: int
     ids: tuple[int, ...]
     stopped: bool
+    error: str | None = None
 
 
 def generate(
@@ -35,6 +41,7 @@ def generate(
     beams: int = 1,
     batch_rows: int = 32,
     pick: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    go_on: bool = False,
 ) -> Iterator[Answer]:
     """Yield one answer a prompt, in the order in which they finish.
 
@@ -46,6 +53,10 @@ def generate(
         beams: width of the beam search; 1 is greedy.
         batch_rows: rows side by side, a row for each beam; changes speed and memory, and in fp32 not the answers.
         pick: chooses the next ids [rows] from logits [rows, vocabulary] where there is one beam; default the likeliest.
+        go_on: yield an answer with an error where memory does not suffice for one prompt alone.
+
+    Raises:
+        DoesNotFit: memory does not suffice for one prompt alone, and `go_on` is not set.
     """
     pick = pick or (lambda logits: logits.argmax(-1))
     order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
@@ -61,17 +72,21 @@ def generate(
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            if len(left) == 1:
-                raise DoesNotFit(
-                    f"memory does not suffice to answer one prompt of {len(prompts[left.pop()])} tokens",
-                    hint="lower evaluate.max_new_tokens, evaluate.beams or data.max_tokens_per_example",
-                ) from error
+            if len(rows) == 1 and not go_on:
+                raise DoesNotFit(_too_large(prompts[rows[0]]), hint=_HINT) from error
         # Not inside `except`: the error's traceback holds the tensors of the failed pass.
         if left:
             free_memory()
             again = [i for i in rows if i in left]
             middle = (len(again) + 1) // 2
-            waiting[:0] = [again[:middle], again[middle:]]
+            if len(rows) == 1:
+                yield Answer(rows[0], (), stopped=False, error=_too_large(prompts[rows[0]]))
+            else:  # where one is left of several, it is tried again without the others
+                waiting[:0] = [half for half in (again[:middle], again[middle:]) if half]
+
+
+def _too_large(prompt: Sequence[int]) -> str:
+    return f"memory does not suffice to answer one prompt of {len(prompt)} tokens"
 
 
 @torch.inference_mode()

@@ -24,7 +24,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def free_memory() -> None:
-    """Give back what a failed pass held."""
+    """Give back what nothing holds any more, such as the tensors of a failed pass."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

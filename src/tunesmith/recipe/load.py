@@ -13,8 +13,9 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from tunesmith.core.errors import RecipeError
+from tunesmith.recipe.contradictions import contradictions
 from tunesmith.recipe.document import Path_, places_of, plain_values, quoted, read_document, read_text
-from tunesmith.recipe.schema import Recipe, contradictions
+from tunesmith.recipe.schema import Recipe
 from tunesmith.recipe.section import Section
 
 _MOST_SHOWN = 120

@@ -7,6 +7,8 @@ from tunesmith.recipe.schema import Recipe
 
 # Settings of `train` that decide how rows are cut into forward passes and what is kept, never what is learned.
 NEVER_DECIDES = ("micro_batch", "micro_batch_tokens", "packing", "activation_checkpointing", "keep_checkpoints")
+# Settings of `evaluate` that decide how answers are decoded, also those of validation.
+DECODING = ("max_new_tokens", "beams")
 # Padded tokens of one micro-batch where the recipe leaves it to us: enough to keep the matrix units busy.
 MOST_TOKENS = {"cpu": 2048, "cuda": 16384}
 

@@ -1,20 +1,17 @@
-"""The recipe as frozen models: what may be written, what it means, and what contradicts itself.
+"""The recipe as frozen models: what may be written, and what it means.
 
 Units are in the names. Unknown keys are refused. Combinations that make no sense cannot be written: `tuning` and
 `data` are unions told apart by `method` and `task`, `data.source` by its key.
 """
 
 import string
-from collections.abc import Iterator
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from tunesmith.core.errors import RecipeError
 from tunesmith.recipe.rows import Filter, Sources
 from tunesmith.recipe.section import Section, Texts, allowed
 from tunesmith.registry.names import check_alias, check_name
-from tunesmith.scoring.metrics import LIKELIHOOD, expand
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Name = Annotated[str, allowed(check_name)]
@@ -302,6 +299,19 @@ class Train(Section):
     beta2: Fraction = Field(0.999, description="AdamW's decay of the second moment.")
     max_gradient_norm: float = Field(1.0, gt=0, description="Gradients are scaled down to this norm.")
     valid_every_steps: int | None = Field(None, ge=1, description="Validation interval; default a tenth of the run.")
+    valid_metrics: tuple[str, ...] = Field(
+        (),
+        description="Metrics of the model's answers to valid rows, at every validation: of the same names as "
+        "`evaluate.metrics` but perplexity and token_accuracy, and decoded as `evaluate` says.",
+    )
+    valid_rows: int = Field(
+        32, ge=1, description="How many valid rows are answered for `valid_metrics`: always the same, chosen by hash."
+    )
+    choose_by: str = Field(
+        "loss",
+        description="What picks the best checkpoint: `loss` or `token_accuracy` of the valid rows, or one of "
+        "`valid_metrics`.",
+    )
     save_every_steps: int | None = Field(None, ge=1, description="Checkpoint interval; default as validation.")
     keep_checkpoints: int = Field(2, ge=1, description="How many of the latest to keep, beside the best.")
 
@@ -383,59 +393,3 @@ class Recipe(Section):
         if len(set(value)) < len(value):
             raise ValueError("names a tracker twice")
         return value
-
-
-def contradictions(recipe: Recipe) -> list[tuple[tuple[str, ...], str]]:
-    """Return (path of the key, problem) for settings that are fine alone but not together."""
-    return [*_metric_problems(recipe.evaluate), *_split_problems(recipe), *_effectless(recipe)]
-
-
-def _metric_problems(evaluate: Evaluate) -> Iterator[tuple[tuple[str, ...], str]]:
-    try:
-        generated = expand([name for name in evaluate.metrics if name not in LIKELIHOOD])
-    except RecipeError as error:
-        yield ("evaluate", "metrics"), f"{error.message}{f'; {error.hint}' if error.hint else ''}"
-        return
-    metrics = (*generated, *(name for name in evaluate.metrics if name in LIKELIHOOD))
-    named = [(("evaluate", "primary"), evaluate.primary)]
-    named += [(("evaluate", "guards"), guard.metric) for guard in evaluate.guards]
-    for path, metric in named:
-        if metric not in metrics:
-            yield path, f"`{metric}` is not among evaluate.metrics ({', '.join(metrics)})"
-    if "execution" in metrics and evaluate.database is None:
-        yield ("evaluate", "metrics"), "`execution` needs evaluate.database"
-    if "execution" not in metrics and evaluate.database is not None:
-        yield ("evaluate", "database"), "has no effect without the metric `execution`"
-
-
-def _split_problems(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
-    split = recipe.data.split
-    if split.column is not None:
-        return
-    if split.test == 0:
-        yield ("data", "split", "test"), "must be above 0: the verdict needs rows that training never saw"
-    if split.valid == 0 and recipe.train.valid_every_steps is not None:
-        yield ("train", "valid_every_steps"), "has no effect while data.split.valid is 0"
-
-
-def _effectless(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
-    source = recipe.data.source
-    alone = source[0] if isinstance(source, tuple) and len(source) == 1 else source
-    if not isinstance(alone, tuple) and alone.weight != 1:
-        yield ("data", "source"), "`weight` has no effect on a source without others; see train_rows and train.epochs"
-    if recipe.data.too_long == "split" and recipe.data.task != "text":
-        yield (
-            ("data", "too_long"),
-            "`split` is for `task: text`: here a later block would lack the prompt that it answers",
-        )
-    reads_markup = recipe.data.task == "chat" or (recipe.data.task == "text" and recipe.data.control_tokens)
-    if recipe.model.chat_markup is not None and not reads_markup:
-        yield ("model", "chat_markup"), "has no effect where neither `task: chat` nor `control_tokens: true` reads it"
-    if isinstance(recipe.train.micro_batch, int) and recipe.train.micro_batch > recipe.train.examples_per_step:
-        yield ("train", "micro_batch"), "is more than train.examples_per_step, so a part of it would have no effect"
-    if recipe.train.optimizer in ("adafactor", "sgd"):
-        for beta in ("beta1", "beta2"):
-            if getattr(recipe.train, beta) != Train.model_fields[beta].default:
-                yield ("train", beta), f"has no effect on `{recipe.train.optimizer}`; it is AdamW's"
-    if recipe.train.micro_batch != "auto" and recipe.train.micro_batch_tokens is not None:
-        yield ("train", "micro_batch_tokens"), "has no effect beside train.micro_batch"

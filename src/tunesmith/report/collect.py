@@ -20,6 +20,7 @@ STAGES = ("prepare", "train", "evaluate", "promote")
 LOST_ROWS_LISTED = 6
 # What a row of the ledger may be beside kept whole.
 LOST = ("dropped", "cut", "filtered", "unused")
+VALID_FACTS = ("kind", "step", "loss", "token_accuracy", "tokens")  # of a validation's line; the rest are metrics
 LONGEST_GAP = 60.0  # seconds between two samples of the machine's use; beyond it training was not running
 
 
@@ -148,7 +149,17 @@ def _training(run: RunDir, files: _Files) -> Training | None:
         if line.get("kind") == "valid" and _is_number(line.get("loss"))
     }  # a resumed run may have written a step twice; the later line counts
     in_order = tuple(sorted(valid.values(), key=lambda item: item[0]))
-    return Training(tuple(sorted(steps.values())), in_order, facts, _machine(lines))
+    return Training(tuple(sorted(steps.values())), in_order, _scores(lines), facts, _machine(lines))
+
+
+def _scores(lines: list[dict[str, Any]]) -> dict[str, tuple[tuple[int, float], ...]]:
+    """Return the curves of what answers to valid rows scored; of a step written twice the later line counts."""
+    found: dict[str, dict[int, float]] = {}
+    for line in lines:
+        for name, mean in line.items() if line.get("kind") == "valid" else ():
+            if name not in VALID_FACTS and _is_number(mean):
+                found.setdefault(name, {})[line["step"]] = float(mean)
+    return {name: tuple(sorted(means.items())) for name, means in found.items()}
 
 
 def _machine(lines: list[dict[str, Any]]) -> dict[str, tuple[tuple[float, float], ...]]:

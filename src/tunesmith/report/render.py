@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from tunesmith.core.files import write_text
 from tunesmith.core.rundir import RunDir
-from tunesmith.report import charts, machine_chart, sections, wording
+from tunesmith.report import charts, machine_chart, score_chart, sections, wording
 from tunesmith.report.collect import collect
 from tunesmith.report.view import View
 
@@ -114,11 +114,11 @@ def _evaluation(view: View) -> dict[str, Any]:
 def _training(view: View) -> dict[str, Any]:
     training = view.training
     if training is None:
-        return {"loss_chart": "", "best": None, "machine_chart": "", "machine_legend": []}
-    best = next((point for point in training.valid if point[0] == training.facts.get("best_step")), None)
+        return {"loss_chart": "", "score_chart": "", "chosen": "", "machine_chart": "", "machine_legend": []}
     return {
         "loss_chart": both_widths(lambda width: charts.loss_curves(training, width)),
-        "best": best,
+        "score_chart": both_widths(lambda width: score_chart.score_curves(training, width)),
+        "chosen": wording.chosen(training),
         "machine_chart": both_widths(lambda width: machine_chart.machine_curves(training, width)),
         "machine_legend": machine_chart.legend(training),
     }

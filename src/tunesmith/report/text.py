@@ -20,6 +20,8 @@ def side_by_side(run: RunDir, rows: int) -> str:
     if view.verdict:
         blocks += ["\n".join(view.verdict.reasons), _metrics(view.verdict)]
         blocks.append("\n".join(_guards(view.verdict)))
+    if sentence := wording.chosen(view.training):
+        blocks.append(f"{sentence}.")
     if view.answers and rows > 0:
         blocks += [_row(answer) for answer in view.answers.rows[:rows]]
         left = len(view.answers.rows) - rows

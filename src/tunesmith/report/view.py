@@ -1,11 +1,17 @@
 """What a report shows, as plain records. `collect` fills them, `render` and `text` only read them."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 StageState = Literal["done", "unfinished", "missing", "not asked for"]
 Outcome = Literal["fixed", "broken", "right", "wrong", "even", "unknown"]
-NOT_SHARES = frozenset({"perplexity"})
+NOT_SHARES = frozenset({"perplexity", "loss"})
+
+
+def is_share(metric: str, values: Iterable[float]) -> bool:
+    """Say whether some values of a metric are shares of 1, shown in percent, rather than plain numbers."""
+    return metric not in NOT_SHARES and max(map(abs, values), default=0.0) <= 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +42,7 @@ class Gain:
     @property
     def is_share(self) -> bool:
         """Whether values are shares of 1, shown in percent, rather than plain numbers such as perplexity."""
-        sizes = [abs(number) for number in (self.base, self.tuned) if number is not None]
-        return self.metric not in NOT_SHARES and max(sizes, default=0) <= 1
+        return is_share(self.metric, [number for number in (self.base, self.tuned) if number is not None])
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +70,14 @@ class Verdict:
 class Training:
     """The curves: steps are (step, loss, learning rate), valid are (step, loss, token accuracy).
 
+    `scores` maps a metric of the answers to valid rows to (step, mean).
     `machine` maps a measure (`memory_gib`, `host_cpu`) to (seconds of training, value), pauses between sessions left
     out.
     """
 
     steps: tuple[tuple[int, float, float], ...]
     valid: tuple[tuple[int, float, float | None], ...]
+    scores: dict[str, tuple[tuple[int, float], ...]]
     facts: dict[str, Any]
     machine: dict[str, tuple[tuple[float, float], ...]]
 

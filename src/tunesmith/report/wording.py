@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Sequence
 
-from tunesmith.report.view import Gain, Guard, Verdict, View
+from tunesmith.report.view import Gain, Guard, Training, Verdict, View, is_share
 
 MINUS = "\u2212"
 NONE = "\u2013"
@@ -45,6 +45,31 @@ def label(metric: str) -> str:
     if metric.startswith("rouge") and metric.isalnum():
         return f"ROUGE-{metric.removeprefix('rouge')}".rstrip("-")
     return _LABELS.get(metric, visible(metric).replace("_", " "))
+
+
+def measured(metric: str, number: float, *, percent: bool) -> str:
+    """Return what a validation found: 43.5 %, or 1.234 for the loss."""
+    return f"{100 * number:.1f} %" if percent else f"{number:,.{3 if metric == 'loss' else 2}f}"
+
+
+def chosen(training: Training | None) -> str:
+    """Say which checkpoint counts and by what it was chosen; nothing where that is not on record."""
+    facts = training.facts if training else {}
+    step, by, best = facts.get("best_step"), facts.get("chosen_by"), facts.get("best_value")
+    if training is None or step is None or by is None:
+        return ""
+    if best is None:
+        return f"No validation chose a checkpoint, so that of the last step, {count(step)}, is the one that counts"
+    curve = [value for _, value in training.scores.get(by, ())]
+    told = [measured(by, best, percent=is_share(by, [*curve, best]))]
+    point = next((point for point in training.valid if point[0] == step), None)
+    if point is not None and by != "loss":
+        told.append(f"loss {point[1]:.3f}")
+    if point is not None and by != "token_accuracy" and point[2] is not None:
+        told.append(f"{share(point[2], 1)} of tokens right")
+    return (
+        f"The checkpoint of step {count(step)} was the best on the validation rows by {label(by)} ({', '.join(told)})"
+    )
 
 
 def count(value: float | None) -> str:

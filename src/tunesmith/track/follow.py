@@ -88,9 +88,7 @@ def _verdict_values(verdict: dict[str, Any]) -> dict[str, float]:
     """Return what a verdict says as metrics: `verdict/rougeL/gain`. `better` is 1, `not_better` -1, else 0."""
     found: dict[str, float] = {"verdict/better": {"better": 1.0, "not_better": -1.0}.get(verdict["verdict"], 0.0)}
     for metric, entry in verdict["metrics"].items():
-        found |= {
-            f"verdict/{metric.replace(':', '.')}/{key}": entry[key] for key in ("base", "tuned", "gain", "low", "high")
-        }
+        found |= {f"verdict/{_name(metric)}/{key}": entry[key] for key in ("base", "tuned", "gain", "low", "high")}
     return {name: float(value) for name, value in found.items() if value is not None and math.isfinite(value)}
 
 
@@ -98,10 +96,15 @@ def _values(line: dict[str, Any]) -> dict[str, float]:
     """Return the numbers of a line of metrics.jsonl: {"train/loss": 0.5}."""
     prefix = _PREFIX.get(line["kind"], line["kind"])
     return {
-        f"{prefix}/{name}": float(value)
+        f"{prefix}/{_name(name)}": float(value)
         for name, value in line.items()
         if name not in _NOT_VALUES and isinstance(value, int | float) and math.isfinite(value)
     }
+
+
+def _name(metric: str) -> str:
+    """Return a metric's name without the colon of functions of the user's own, which not every tracker takes."""
+    return metric.replace(":", ".")
 
 
 def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -26,13 +26,14 @@ class State:
     """Where a run stands. The order of rows and all randomness follow from the seed and `step`.
 
     `validated_step` is the last step that was measured on the validation split: not `step`, where a signal came first.
+    `best_value` is what `train.choose_by` had at `best_step`.
     """
 
     step: int
     inputs: str
     validated_step: int | None = None
     best_step: int | None = None
-    best_valid_loss: float | None = None
+    best_value: float | None = None
     tokens: int = 0
     seconds: float = 0.0
     loss_scale: float | None = None
@@ -91,7 +92,7 @@ def _with_best(run: RunDir, state: State) -> State:
         check_folder(best)
         return state
     # Pruned when a better one came, which is damaged now and will be made again.
-    return replace(state, best_step=None, best_valid_loss=None)
+    return replace(state, best_step=None, best_value=None)
 
 
 def restore(run: RunDir, state: State, model: Any, optimizer: torch.optim.Optimizer) -> None:

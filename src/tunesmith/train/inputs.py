@@ -2,21 +2,27 @@
 
 from typing import Any
 
+from tunesmith.answering.inputs import scoring_inputs
 from tunesmith.core.files import digest_of
 from tunesmith.core.rundir import RunDir
 from tunesmith.fetch.reference import resolve
-from tunesmith.recipe.plan import NEVER_DECIDES
+from tunesmith.recipe.plan import DECODING, NEVER_DECIDES
 from tunesmith.recipe.schema import Recipe
 
 
 def inputs(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     """Return all that decides what training gives."""
     settings = recipe.train.model_dump(mode="json", exclude=set(NEVER_DECIDES))
+    answered: dict[str, Any] = {}
+    if recipe.train.valid_metrics:
+        answered = {"decoding": recipe.evaluate.model_dump(mode="json", include=set(DECODING))}
+        answered |= scoring_inputs(recipe.train.valid_metrics, recipe, run)
     return {
         "model": recipe.model.model_dump(mode="json"),
         "base": resolve(recipe.model.base, relative_to=run.origin).digest(),
         "tuning": recipe.tuning.model_dump(mode="json"),
         "train": settings,
+        **answered,
         "seed": recipe.seed,
         "prepare": digest_of((run.manifest("prepare") or {}).get("files")),
     }

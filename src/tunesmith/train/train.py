@@ -1,6 +1,5 @@
 """STAGE 2: wires model, tokens and loop; logs, validates, saves, and writes the manifest last."""
 
-import math
 import threading
 import time
 from dataclasses import asdict, dataclass, replace
@@ -8,7 +7,7 @@ from typing import Any
 
 import torch
 
-from tunesmith.core.errors import Interrupted, NonFinite, RecipeError
+from tunesmith.core.errors import Interrupted, RecipeError
 from tunesmith.core.files import complete_lines, digest_of, json_line, out_of_space_explained, seal_folder, write_text
 from tunesmith.core.progress import Progress, say
 from tunesmith.core.records import StepReport
@@ -31,9 +30,10 @@ from tunesmith.tasks.markup import codec_of
 from tunesmith.tasks.tokenizer import Codec
 from tunesmith.train.checkpoint import State, latest_state, prune, restore, save_checkpoint
 from tunesmith.train.inputs import inputs
-from tunesmith.train.loop import FIRST_LOSS_SCALE, Measured, Setup, measure, train_steps
+from tunesmith.train.loop import FIRST_LOSS_SCALE, Setup, train_steps
 from tunesmith.train.machine_use import forget_peak_memory, free_memory_gib, machine_use, peak_memory_gib
 from tunesmith.train.optim import make_optimizer
+from tunesmith.train.validate import Validation, valid_rows
 
 
 def train(recipe: Recipe, run: RunDir) -> dict[str, Any]:
@@ -139,16 +139,14 @@ class _Session:
     card: dict[str, Any]
 
     def __post_init__(self) -> None:
-        valid = self.run.tokens("valid")
         self._writing = threading.Lock()  # the machine's use is logged from a thread
-        self._valid = TokenSet(valid) if valid.exists() else None
-        if self._valid is not None and len(self._valid) == 0:
-            self._valid = None
+        rows = valid_rows(self.run)
+        self._validation = Validation(self.setup, self.run, rows, self.codec) if rows is not None else None
 
     def work(self) -> None:
         """Take the steps that are left; log, validate and save when due."""
         plan = self.setup.plan
-        self._forget_lines_after(self.state.step)
+        self._forget_after(self.state.step)
         saved = self.state.step
         with (
             out_of_space_explained(self.run.metrics),
@@ -200,7 +198,8 @@ class _Session:
             "seconds": self.state.seconds,
             "steps": self.state.step,
             "best_step": best,
-            "best_valid_loss": self.state.best_valid_loss,
+            "chosen_by": self.recipe.train.choose_by,
+            "best_value": self.state.best_value,
             "trainable_parameters": trained,
             "all_parameters": everything,
             "tokens": self.state.tokens,
@@ -221,24 +220,16 @@ class _Session:
 
     def _validate(self, log: Any) -> bool:
         """Measure the validation split; note the best step so far and say whether this is it."""
-        if self._valid is None:
+        if self._validation is None:
             return False
-        measured: Measured = measure(self.setup, self._valid)
-        if not math.isfinite(measured.loss):
-            raise NonFinite(
-                f"the validation loss became {measured.loss}",
-                where=f"step {self.state.step}",
-                hint="lower train.learning_rate, or set model.precision to fp32; earlier checkpoints are kept",
-            )
-        self._log(log, {"kind": "valid", "step": self.state.step, **asdict(measured)})
-        say(
-            f"step {self.state.step}: validation loss {measured.loss:.4f}, token accuracy {measured.token_accuracy:.1%}"
-        )
-        best = self.state.best_valid_loss
-        improved = self.state.step > 0 and (best is None or measured.loss < best)
-        self.state = replace(self.state, validated_step=self.state.step)
+        step, choice = self.state.step, self._validation.choice
+        found = self._validation.measure(step)
+        self._log(log, {"kind": "valid", "step": step, **found})
+        value = found.get(choice.by)
+        improved = step > 0 and choice.prefers(value, self.state.best_value)
+        self.state = replace(self.state, validated_step=step)
         if improved:
-            self.state = replace(self.state, best_step=self.state.step, best_valid_loss=measured.loss)
+            self.state = replace(self.state, best_step=step, best_value=value)
         return improved
 
     def _save(self) -> None:
@@ -251,8 +242,8 @@ class _Session:
             log.write(json_line(line))
             log.flush()
 
-    def _forget_lines_after(self, step: int) -> None:
-        """Leave out of the log what a killed process did after the checkpoint that we go on from."""
+    def _forget_after(self, step: int) -> None:
+        """Leave out of log and answers what a killed process did after the checkpoint that we go on from."""
 
         def counts(line: dict[str, Any]) -> bool:
             again = line["kind"] == "valid" and line["step"] == step != self.state.validated_step
@@ -260,6 +251,10 @@ class _Session:
 
         kept = [line for line in complete_lines(self.run.metrics) if counts(line)] if step else []
         write_text(self.run.metrics, "".join(map(json_line, kept)))
+        answered = {self.run.valid_answers(line["step"]) for line in kept if line["kind"] == "valid"}
+        for path in self.run.valid_answers(0).parent.glob("*.jsonl"):
+            if path not in answered:
+                path.unlink()
 
 
 def _line(report: StepReport, seconds: float) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from tunesmith.core.errors import DataError, Interrupted
 from tunesmith.core.records import Tokens, Turn
 from tunesmith.data.examine import Examined, examine
 from tunesmith.data.gather import empty_splits, histogram
-from tunesmith.recipe.schema import Recipe, Split
+from tunesmith.recipe.schema import Recipe, Split, Train
 from tunesmith.tasks import task_for
 from tunesmith.tasks.base import Task
 from tunesmith.tasks.tokenizer import Codec
@@ -279,9 +279,12 @@ def test_a_histogram_counts_every_length_once(lengths: list[int]) -> None:
 
 
 def test_a_split_that_is_needed_and_empty_is_named() -> None:
-    usual = Split()
-    assert empty_splits({"train": 1, "valid": 1, "test": 1}, usual) == []
-    assert empty_splits({"train": 0, "valid": 0}, usual) == ["train", "valid", "test"]
-    assert empty_splits({"train": 5, "test": 1}, Split(valid=0)) == []
-    assert empty_splits({"train": 5, "test": 1}, Split(column="fold")) == []
-    assert empty_splits({"train": 5, "valid": 1}, Split(column="fold")) == ["test"]
+    usual, train = Split(), Train(learning_rate=1)
+    assert empty_splits({"train": 1, "valid": 1, "test": 1}, usual, train) == []
+    assert empty_splits({"train": 0, "valid": 0}, usual, train) == ["train", "valid", "test"]
+    assert empty_splits({"train": 5, "test": 1}, Split(valid=0), train) == []
+    assert empty_splits({"train": 5, "test": 1}, Split(column="fold"), train) == []
+    assert empty_splits({"train": 5, "valid": 1}, Split(column="fold"), train) == ["test"]
+    for change in ({"valid_metrics": ("rougeL",)}, {"choose_by": "token_accuracy"}):
+        asking = train.model_copy(update=change)
+        assert empty_splits({"train": 5, "test": 1}, Split(column="fold"), asking) == ["valid"]

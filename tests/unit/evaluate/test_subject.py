@@ -4,36 +4,22 @@ import json
 import resource
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tests.tiny import save_model
+from tests.unit.answering.asked import COUNT, FP32, LIMIT, POSITIONS, Words, questions, random_model
 
+from tunesmith.answering import answers
+from tunesmith.answering.questions import Questions
 from tunesmith.core import interrupt
 from tunesmith.core.errors import DamagedFile, DoesNotFit, Interrupted
-from tunesmith.core.records import Example, Tokens, Turn
+from tunesmith.core.records import Tokens
 from tunesmith.data.batches import TokenSet, write_tokens
-from tunesmith.evaluate import evaluate, subject
-from tunesmith.evaluate.subject import Questions, answer_all, health, likelihoods
-from tunesmith.fetch.reference import ModelFolder
+from tunesmith.evaluate import subject
+from tunesmith.evaluate.subject import answer_all, health, likelihoods
 from tunesmith.model.generate import Answer
-from tunesmith.model.load import Machine, load_base
-
-FP32 = Machine(torch.device("cpu"), torch.float32)
-COUNT, LIMIT, POSITIONS = 10, 6, 512
-
-
-class Words:
-    """Stands for a task: answers are their ids, and hold what a line of JSON may hold."""
-
-    def answer(self, ids: Sequence[int]) -> str:
-        return "\u2028\x85 ".join(map(str, ids))
-
-    def reference(self, turns: Sequence[Turn]) -> str:
-        return turns[-1].text
 
 
 @pytest.fixture(autouse=True)
@@ -47,18 +33,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    folder = save_model(tmp_path_factory.mktemp("models") / "llama", "llama")
-    return load_base(ModelFolder("x", folder), FP32)
-
-
-def questions(count: int = COUNT, lengths: Sequence[int] = ()) -> Questions:
-    examples = tuple(
-        Example(f"id-{i}", i + 1, "g", (Turn("user", "q", False), Turn("assistant", f"right {i}", True)))
-        for i in range(count)
-    )
-    sizes = [*lengths, *(3 + i % 5 for i in range(count))][:count]
-    prompts = tuple(tuple(5 + (i * 7 + k) % 290 for k in range(size)) for i, size in enumerate(sizes))
-    return Questions(examples, prompts, (), LIMIT)
+    return random_model(tmp_path_factory.mktemp("models"))
 
 
 Ask = Callable[..., list[dict[str, Any]]]
@@ -69,9 +44,7 @@ def ask(model: Any, tmp_path: Path) -> Ask:
     """Answer questions into one folder."""
 
     def answered(asked: Questions | None = None, *, key: str = "key") -> list[dict[str, Any]]:
-        asked = asked or questions()
-        texts = [f"prompt {i}" for i in range(len(asked.examples))]
-        return answer_all("base", model, asked, Words(), tmp_path / "base", prompt_texts=texts, key=key)  # type: ignore[arg-type]
+        return answer_all("base", model, asked or questions(), Words(), tmp_path / "base", key=key)  # type: ignore[arg-type]
 
     return answered
 
@@ -80,13 +53,13 @@ def ask(model: Any, tmp_path: Path) -> Ask:
 def generated(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """Collect the prompts that really were generated for."""
     asked: list[tuple[int, ...]] = []
-    real = subject.generate
+    real = answers.generate
 
     def noting(model: Any, prompts: Sequence[Sequence[int]], **settings: Any) -> Any:
         asked.extend(map(tuple, prompts))
         return real(model, prompts, **settings)
 
-    monkeypatch.setattr(subject, "generate", noting)
+    monkeypatch.setattr(answers, "generate", noting)
     return asked
 
 
@@ -131,7 +104,7 @@ def test_after_a_kill_only_the_rest_is_answered(
 def test_a_signal_keeps_what_was_answered(
     ask: Ask, generated: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(subject, "_BATCH_ROWS", 2)
+    monkeypatch.setattr(answers, "_BATCH_ROWS", 2)
     real, passes = interrupt.check, []
 
     def check() -> None:
@@ -208,37 +181,6 @@ def test_what_does_not_fit_the_model_fails_and_the_rest_is_answered(ask: Ask, ge
     assert len(generated) == 2
 
 
-def test_a_row_that_failed_is_scored_0_even_if_nothing_is_right(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """An empty prediction would match an empty reference."""
-    made = [
-        {"id": "a", "prediction": "", "reference": "", "error": "too long", "stopped": False},
-        {"id": "b", "prediction": "", "reference": "", "error": None, "stopped": True},
-        {"id": "c", "prediction": "x", "reference": "x", "error": None, "stopped": True},
-    ]
-    examples = [Example(line["id"], i, "g", (Turn("u", "q", False),)) for i, line in enumerate(made)]
-    monkeypatch.setattr(evaluate, "open_model", lambda *_, **__: None)
-    monkeypatch.setattr(evaluate, "answer_all", lambda *_, **__: made)
-    task = type("T", (), {"prompt": lambda self, turns: [1], "stop_ids": (2,), "opening_ids": ()})()
-    recipe = _recipe()
-    run = type("R", (), {"subject": lambda self, name: tmp_path, "origin": tmp_path})()
-    model = ModelFolder("x", tmp_path)
-    lines, _, _ = evaluate._subject("tuned", model, recipe, run, task, None, examples, [0, 1, 2], {})  # type: ignore[arg-type]
-    assert [line["exact_match"] for line in lines] == [0.0, 1.0, 1.0]
-
-
-def _recipe() -> Any:
-    from tunesmith.recipe.schema import Recipe
-
-    return Recipe.model_validate({
-        "name": "x", "model": {"base": "org/model", "precision": "fp32"},
-        "data": {"task": "completion", "prompt": "{a}", "response": "{b}", "source": {"file": "x.csv"}},
-        "tuning": {"method": "full"}, "train": {"learning_rate": 1e-4},
-        "evaluate": {"metrics": ["exact_match"], "primary": "exact_match"},
-    })  # fmt: skip
-
-
 # --- health ---
 
 
@@ -258,35 +200,10 @@ def test_answers_that_stop_are_told_from_those_that_are_cut_off(ask: Ask, monkey
     def half(model: Any, prompts: Sequence[Sequence[int]], **_: Any) -> Any:
         yield from (Answer(i, (9,) * (i % 2), stopped=i % 2 == 0) for i in reversed(range(len(prompts))))
 
-    monkeypatch.setattr(subject, "generate", half)
+    monkeypatch.setattr(answers, "generate", half)
     found = ask()
     assert [line["stopped"] for line in found] == [True, False] * (COUNT // 2)
     assert health(found) == {"rows": 10, "failed": 0, "empty": 5, "cut_off": 5, "stopped": 5}
-
-
-# --- the digest ---
-
-
-def test_questions_that_differ_in_anything_have_another_digest() -> None:
-    one = questions()
-    assert one.digest == questions().digest
-    others = [
-        replace(one, max_new_tokens=LIMIT + 1), replace(one, stop_ids=(2,)), replace(one, prompts=one.prompts[::-1]),
-        replace(one, examples=one.examples[::-1]), questions(COUNT - 1),
-        replace(one, prompts=((*one.prompts[0], 5), *one.prompts[1:])), replace(one, opening=(0,)),
-        replace(one, beams=2),
-    ]  # fmt: skip
-    assert len({one.digest, *(other.digest for other in others)}) == 1 + len(others)
-
-
-def test_an_encoder_needs_room_for_the_prompt_alone() -> None:
-    one = questions(2, lengths=[10, 20])  # LIMIT more are written
-    assert [one.fits(i, 20) for i in (0, 1)] == [True, False]
-    beside = replace(one, opening=(0,))
-    assert [beside.fits(i, 20) for i in (0, 1)] == [True, True]
-    assert not beside.fits(1, 19)
-    assert replace(beside, max_new_tokens=19).fits(0, 20)
-    assert not replace(beside, max_new_tokens=20).fits(0, 20)
 
 
 # --- likelihoods ---

@@ -316,6 +316,56 @@ def test_validation_that_never_happens_is_told(told: Callable[..., Told]) -> Non
     assert told(text)[0][1:] == ("train.valid_every_steps", "has no effect while data.split.valid is 0")
 
 
+@pytest.mark.parametrize(
+    ("train", "key", "message"),
+    [
+        ("valid_rows: 8", "valid_rows", "has no effect without train.valid_metrics"),
+        ("valid_metrics: [perplexity]", "valid_metrics", "the loss, whose exponent perplexity is, is measured anyway"),
+        ("valid_metrics: [loss]", "valid_metrics", "is measured anyway"),
+        ("valid_metrics: [token_accuracy]", "valid_metrics", "token_accuracy is measured anyway"),
+        ("valid_metrics: [rogueL]", "valid_metrics", "unknown metric `rogueL`, did you mean `rougeL`?"),
+        ("valid_metrics: [execution]", "valid_metrics", "`execution` needs evaluate.database"),
+        ("valid_rows: 0", "valid_rows", "greater than or equal to 1"),
+        ("choose_by: rougeL", "choose_by", "`rougeL` is not measured: name it in train.valid_metrics (loss, token_"),
+        ("choose_by: perplexity", "choose_by", "is not measured"),
+    ],
+)
+def test_what_validation_cannot_measure_is_told(told: Callable[..., Told], train: str, key: str, message: str) -> None:
+    text = changed("2e-4", f"2e-4\n  {train}")
+    [(where, found, said)] = told(text)
+    assert (where, found) == (line_of(text, f"  {key}:"), f"train.{key}")
+    assert message in said
+
+
+def test_all_that_is_wrong_with_validation_is_told_at_once(told: Callable[..., Told]) -> None:
+    text = changed("2e-4", "2e-4\n  valid_metrics: [perplexity, rouge, execution]\n  choose_by: bleu")
+    text = text.replace("valid: 0.1", "valid: 0")
+    where, other = line_of(text, "  valid_metrics:"), line_of(text, "  choose_by:")
+    assert sorted((line, key) for line, key, _ in told(text)) == [
+        *[(where, "train.valid_metrics")] * 3,
+        *[(other, "train.choose_by")] * 2,
+    ]
+    assert any("known" not in said and "rouge1, rouge2, rougeL, rougeLsum" in said for *_, said in told(text))
+
+
+@pytest.mark.parametrize("by", ["loss", "token_accuracy", "rouge2", "json_valid", "mine:words"])
+def test_whatever_validation_measures_may_choose(load: Load, by: str) -> None:
+    text = changed("2e-4", f"2e-4\n  valid_metrics: [rouge, json_valid, 'mine:words']\n  choose_by: '{by}'")
+    assert load(text).train.choose_by == by
+
+
+def test_a_database_for_validation_alone_has_an_effect(load: Load) -> None:
+    text = changed("2e-4", "2e-4\n  valid_metrics: [execution]")
+    assert load(text.replace("primary: rougeL", "primary: rougeL\n  database: x.db")).evaluate.database == "x.db"
+
+
+@pytest.mark.parametrize("setting", ["valid_metrics: [rougeL]", "choose_by: token_accuracy"])
+def test_choosing_without_valid_rows_is_told(told: Callable[..., Told], setting: str) -> None:
+    text = changed("valid: 0.1", "valid: 0").replace("2e-4", f"2e-4\n  {setting}")
+    key = f"train.{setting.partition(':')[0]}"
+    assert [(one, said) for _, one, said in told(text)] == [(key, "has no effect while data.split.valid is 0")]
+
+
 # --- what is not a recipe at all ---
 
 

@@ -156,8 +156,9 @@ def train(run: RunDir, rows: int, hostile: str) -> None:
         run.stage("train") / "manifest.json",
         {
             "stage": "train", "inputs": {}, "seconds": 612.4, "steps": 150, "best_step": best["step"],
-            "best_valid_loss": best["loss"], "trainable_parameters": 4_884_480, "all_parameters": 139_399_488,
-            "tokens": 498_211, "tokens_per_second": 846.2, "peak_memory_gib": 2.31, "precision": "fp32",
+            "chosen_by": "loss", "best_value": best["loss"], "trainable_parameters": 4_884_480,
+            "all_parameters": 139_399_488, "tokens": 498_211, "tokens_per_second": 846.2, "peak_memory_gib": 2.31,
+            "precision": "fp32",
         },
     )  # fmt: skip
 
@@ -591,3 +592,64 @@ def test_a_gpu_is_drawn_where_there_is_one(tmp_path: Path) -> None:
     words = plain(page_of(run).words)
     assert "whole machine training GPU" in words
     assert "GPU busy 80.0 %" in words
+
+
+def validated(root: Path, by: str, step: int, value: float | None, scores: dict[str, list[float]]) -> RunDir:
+    """Write a run whose validations, the first before training, found these scores."""
+    run = build_run(root)
+    lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    lines.insert(0, {"kind": "valid", "step": 0, "loss": 3.1, "token_accuracy": 0.4, "tokens": 4121})
+    for place, line in enumerate(line for line in lines if line["kind"] == "valid"):
+        line |= {name: values[place] for name, values in scores.items() if place < len(values)}
+    write(run.metrics, lines)
+    manifest = json.loads((run.stage("train") / "manifest.json").read_text())
+    write(run.stage("train") / "manifest.json", {**manifest, "chosen_by": by, "best_step": step, "best_value": value})
+    return run
+
+
+def test_scores_of_valid_rows_are_drawn_and_what_chose_the_checkpoint_is_said(tmp_path: Path) -> None:
+    rising = [0.1 + 0.03 * place for place in range(11)]
+    hostile = "mine:<img>\u202e"
+    run = validated(tmp_path, "rougeL", 150, 0.4, {"rougeL": rising, "mine:words": [40.0, 12.5], hostile: [0.5] * 11})
+    training = collect(run).training
+    assert training is not None
+    assert training.scores["rougeL"][:2] == ((0, 0.1), (15, pytest.approx(0.13)))
+    assert training.scores["mine:words"] == ((0, 40.0), (15, 12.5))
+    page = page_of(run)
+    words = plain(page.words)
+    sentence = (
+        "The checkpoint of step 150 was the best on the validation rows by ROUGE-L (40.0 %, loss 0.220, 95.0 % of"
+    )
+    assert f"{sentence} tokens right); it is the one that was evaluated." in words
+    assert f"{sentence} tokens right).\n" in side_by_side(run, 0)
+    for told in (
+        "Answers to validation rows",
+        "ROUGE-L, %",
+        "step 0: 10.0 %",
+        "step 150: 40.0 %",
+        "step 15: 12.50",
+        "<img>",
+    ):
+        assert told in words
+    assert "img" not in page.tags
+    chart = page.source.partition("Scores of answers to validation rows by step")[2].partition("</svg>")[0]
+    assert chart.count('class="valid-dot"') == 11 + 2 + 11
+    assert chart.count('class="best"') == 1
+    assert chart.count('class="wanted"') == 3
+
+
+@pytest.mark.parametrize(
+    ("by", "step", "value", "sentence"),
+    [
+        ("loss", 105, 0.2142, "was the best on the validation rows by loss (0.214, 95.0 % of tokens right);"),
+        ("token_accuracy", 105, 0.95, "by token accuracy (95.0 %, loss 0.214);"),
+        ("mine:words", 105, 7.0, "by words (7.00, loss 0.214, 95.0 % of tokens right);"),
+        ("loss", 150, None, "No validation chose a checkpoint, so that of the last step, 150, is the one that counts;"),
+    ],
+)
+def test_whatever_chose_the_checkpoint_is_said(
+    tmp_path: Path, by: str, step: int, value: float | None, sentence: str
+) -> None:
+    words = plain(page_of(validated(tmp_path, by, step, value, {})).words)
+    assert sentence in words
+    assert "Answers to validation rows" not in words

@@ -27,7 +27,8 @@ def step(number: int) -> dict[str, Any]:
 
 
 def valid(number: int) -> dict[str, Any]:
-    return {"kind": "valid", "step": number, "loss": 9.0 / (number + 1), "token_accuracy": 0.5}
+    found = {"kind": "valid", "step": number, "loss": 9.0 / (number + 1), "token_accuracy": 0.5}
+    return {**found, "rougeL": 0.1 * number, "mine:words": 7.0}
 
 
 def machine(number: int, time: float) -> dict[str, Any]:
@@ -76,6 +77,8 @@ def test_a_run_is_in_the_tracker(name: str, run: RunDir, capsys: pytest.CaptureF
     points, known = READERS[name](run.track(name))
     assert points["train/loss"] == [(1, 8.0), (2, 4.0), (3, pytest.approx(8 / 3)), (4, 2.0)]
     assert points["valid/loss"] == [(0, 9.0), (2, 3.0), (4, pytest.approx(9 / 5))]
+    assert points["valid/rougeL"] == [(0, 0.0), (2, pytest.approx(0.2)), (4, pytest.approx(0.4))]
+    assert points["valid/mine.words"] == [(0, 7.0), (2, 7.0), (4, 7.0)]
     assert points["machine/memory_gib"] == [(1, 1.0), (3, 6.0)]
     assert points["verdict/rougeL/gain"] == [(4, 0.25)]
     assert points["verdict/better"] == [(4, 1.0)]

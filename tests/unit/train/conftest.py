@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from tests.tiny import save_model
 
-from tunesmith.core.files import write_json
-from tunesmith.core.records import Tokens
+from tunesmith.core.files import write_json, write_jsonl
+from tunesmith.core.records import Example, Tokens, Turn
 from tunesmith.core.rundir import RunDir
 from tunesmith.data.batches import write_tokens
 from tunesmith.recipe.schema import Recipe
@@ -55,6 +55,13 @@ def random_rows(count: int, seed: int) -> list[Tokens]:
     return rows
 
 
+def documents(count: int) -> list[Example]:
+    """Return documents to be continued from their first tokens."""
+    words = ("one", "two", "red", "blue", "cat", "dog", "go")
+    texts = [" ".join(words[(i * 3 + k * k) % 7] for k in range(9)) for i in range(count)]
+    return [Example(f"document {i}", i + 1, "g", (Turn("text", text, True),)) for i, text in enumerate(texts)]
+
+
 def recipe_of(base: Path, tuning: dict[str, Any], **train: Any) -> Recipe:
     """Return a recipe of 6 steps of 4 rows, measured and saved after every second one."""
     given = {
@@ -64,7 +71,8 @@ def recipe_of(base: Path, tuning: dict[str, Any], **train: Any) -> Recipe:
     return Recipe.model_validate({
         "name": "tiny", "model": {"base": str(base), "precision": "fp32"},
         "data": {"task": "text", "text": "t", "source": {"file": "x.csv"}},
-        "tuning": tuning, "train": given, "evaluate": {"metrics": ["perplexity"], "primary": "perplexity"},
+        "tuning": tuning, "train": given,
+        "evaluate": {"metrics": ["perplexity"], "primary": "perplexity", "max_new_tokens": 6},
     })  # fmt: skip
 
 
@@ -92,6 +100,12 @@ class Trained:
         lines = [line for line in lines if line["kind"] != "machine"]
         return [{key: value for key, value in line.items() if key not in CLOCKS} for line in lines]
 
+    def answers(self) -> dict[int, list[dict[str, Any]]]:
+        """What was answered to valid rows, by step."""
+        paths = sorted((self.run.stage("train") / "answers").glob("*"))
+        lines = {path.name: [json.loads(line) for line in path.read_text().splitlines()] for path in paths}
+        return {int(name.removeprefix("step-").removesuffix(".jsonl")): found for name, found in lines.items()}
+
     def result(self, step: int) -> dict[str, Any]:
         """All that a checkpoint holds: the bytes of its files, and its state without clocks."""
         folder = self.run.checkpoint(step)
@@ -112,6 +126,7 @@ def prepared(folder: Path, base: Path, tuning: dict[str, Any], *, valid: int = 6
     write_json(run.stage("prepare") / "manifest.json", {"files": {}})
     for split, count, seed in (("train", 24, 1), ("valid", valid, 2), ("test", 3, 3)):
         write_tokens(run.tokens(split), random_rows(count, seed))
+    write_jsonl(run.examples("valid"), (one.to_json() for one in documents(valid)))
     return Trained(recipe_of(base, tuning, **train), run)
 
 

@@ -21,19 +21,21 @@ from tunesmith.core.files import check_folder, read_json, write_json
 from tunesmith.core.rundir import RunDir
 from tunesmith.data.batches import write_tokens
 from tunesmith.fetch.reference import CARD
-from tunesmith.train import checkpoint, loop
+from tunesmith.train import checkpoint, loop, validate
 from tunesmith.train import train as stage
 from tunesmith.train.checkpoint import State, latest_state, prune
 from tunesmith.train.loop import Measured
 
 DORA = {**LORA, "dora": True, "rslora": True}
 NF4, INT8 = ({**LORA, "method": "qlora", "bits": bits} for bits in (4, 8))
+ANSWERED = {"valid_metrics": ["chrf"], "choose_by": "chrf", "valid_rows": 4}
 BOTH = pytest.mark.parametrize("tuning", [LORA, FULL], ids=["lora", "full"])
 
 
 def same_end(one: Trained, other: Trained) -> None:
     """Assert that two runs ended alike: files to the byte, log, manifest, state."""
     assert one.log() == other.log()
+    assert one.answers() == other.answers()
     assert one.steps == other.steps
     for step in one.steps:
         assert one.result(step) == other.result(step)
@@ -59,7 +61,7 @@ def flip(path: Path) -> None:
 def scripted(monkeypatch: pytest.MonkeyPatch, losses: dict[int, float]) -> None:
     """Let validation find what is written here, by step."""
     steps = iter(losses)
-    monkeypatch.setattr(stage, "measure", lambda setup, tokens: Measured(losses[next(steps)], 0.5, 10))
+    monkeypatch.setattr(validate, "measure", lambda setup, tokens: Measured(losses[next(steps)], 0.5, 10))
 
 
 # --- what a run leaves ---
@@ -98,7 +100,7 @@ def test_the_best_step_is_that_of_the_lowest_validation_loss(start: Start) -> No
     manifest = made.go()
     losses = {line["step"]: line["loss"] for line in made.log() if line["kind"] == "valid" and line["step"]}
     assert manifest["best_step"] == min(losses, key=lambda step: losses[step])
-    assert manifest["best_valid_loss"] == min(losses.values())
+    assert manifest["best_value"] == min(losses.values())
 
 
 @pytest.mark.parametrize("keep", [1, 2, 3])
@@ -129,7 +131,7 @@ def test_an_improvement_between_two_intervals_is_saved(start: Start, monkeypatch
 def test_without_validation_rows_the_last_step_is_the_best(start: Start) -> None:
     made = start(valid=0)
     manifest = made.go()
-    assert (manifest["best_step"], manifest["best_valid_loss"]) == (6, None)
+    assert (manifest["best_step"], manifest["best_value"]) == (6, None)
     assert {line["kind"] for line in made.log()} == {"step"}
     made = start(name="no-file")
     made.run.tokens("valid").unlink()
@@ -150,15 +152,16 @@ def test_a_finished_run_is_finished_again_without_a_step(
 
 
 @pytest.mark.parametrize(
-    ("tuning", "steps"),
-    [(LORA, (0, 2, 5)), (FULL, (3,)), (DORA, (3,)), (NF4, (3,)), (INT8, (3,)),
-     pytest.param(LORA, (1, 3, 4), marks=pytest.mark.slow),
-     pytest.param(FULL, (0, 1, 2, 4, 5), marks=pytest.mark.slow)],
+    ("tuning", "steps", "settings"),
+    [(LORA, (0, 2, 5), {}), (FULL, (3,), {}), (DORA, (3,), {}), (NF4, (3,), {}), (INT8, (3,), {}),
+     (LORA, (0, 3, 4), ANSWERED),
+     pytest.param(LORA, (1, 3, 4), {}, marks=pytest.mark.slow),
+     pytest.param(FULL, (0, 1, 2, 4, 5), ANSWERED, marks=pytest.mark.slow)],
 )  # fmt: skip
 def test_a_run_killed_after_any_step_ends_as_if_it_had_not_been(
-    whole: Start, tmp_path: Path, tuning: dict[str, Any], steps: tuple[int, ...]
+    whole: Start, tmp_path: Path, tuning: dict[str, Any], steps: tuple[int, ...], settings: dict[str, Any]
 ) -> None:
-    uninterrupted = whole(tuning, save_every_steps=1, keep_checkpoints=9)
+    uninterrupted = whole(tuning, save_every_steps=1, keep_checkpoints=9, **settings)
     assert uninterrupted.steps == [1, 2, 3, 4, 5, 6]
     for step in steps:
         killed = copied(uninterrupted, tmp_path / f"killed-{step}")
@@ -257,27 +260,31 @@ def test_a_signal_in_the_middle_of_a_step_keeps_the_step_before(
 
 
 @pytest.mark.parametrize("validation", [1, 2, 3, 4])
+@pytest.mark.parametrize("in_work", ["measure", "answers"])
 def test_a_signal_in_a_validation_loses_neither_the_step_nor_the_validation(
-    start: Start, whole: Start, monkeypatch: pytest.MonkeyPatch, validation: int
+    start: Start, whole: Start, monkeypatch: pytest.MonkeyPatch, validation: int, in_work: str
 ) -> None:
-    uninterrupted, stopped = whole(), start()
-    signal_at(monkeypatch, stage, "measure", validation)
+    settings = ANSWERED if in_work == "answers" else {}
+    uninterrupted, stopped = whole(**settings), start(**settings)
+    signal_at(monkeypatch, validate, in_work, validation)
     with interrupt.watched(), pytest.raises(Interrupted):
         stopped.go()
     step = 2 * (validation - 1)
     assert stopped.steps == [kept for kept in (2, 4, 6) if kept <= step]
     assert [line["step"] for line in stopped.log() if line["kind"] == "valid"] == list(range(0, step, 2))
+    assert sorted(stopped.answers()) == (list(range(0, step, 2)) if settings else [])
     monkeypatch.undo()
     # Once more, so that the repeated validation is lost too.
-    signal_at(monkeypatch, stage, "measure", 1)
+    signal_at(monkeypatch, validate, in_work, 1)
     with interrupt.watched(), pytest.raises(Interrupted):
         stopped.go()
     monkeypatch.undo()
     stopped.go()
     assert uninterrupted.log() == stopped.log()
+    assert uninterrupted.answers() == stopped.answers()
     manifests = [read_json(one.run.stage("train") / "manifest.json") for one in (uninterrupted, stopped)]
     assert manifests[0]["best_step"] == manifests[1]["best_step"]
-    assert manifests[0]["best_valid_loss"] == manifests[1]["best_valid_loss"]
+    assert manifests[0]["best_value"] == manifests[1]["best_value"]
     name = "model/adapter_model.safetensors"
     assert stopped.result(6)[name] == uninterrupted.result(6)[name]
 

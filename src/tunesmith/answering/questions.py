@@ -1,0 +1,66 @@
+"""What a model is asked: rows of a split chosen by hash, their prompts, and how answers are decoded."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tunesmith.core.files import digest_of, read_jsonl
+from tunesmith.core.records import Example
+from tunesmith.core.rundir import RunDir
+from tunesmith.data.split import choose
+from tunesmith.recipe.schema import Recipe, TextData
+from tunesmith.tasks.base import Task
+from tunesmith.tasks.tokenizer import Codec
+
+
+@dataclass(frozen=True, slots=True)
+class Questions:
+    """The same for every model that is compared: rows, prompts, decoding and limits. `digest` stands for all of it.
+
+    `texts` are the prompts as people read them.
+    """
+
+    examples: tuple[Example, ...]
+    prompts: tuple[tuple[int, ...], ...]
+    texts: tuple[str, ...]
+    stop_ids: tuple[int, ...]
+    max_new_tokens: int
+    opening: tuple[int, ...] = ()
+    beams: int = 1
+
+    @property
+    def digest(self) -> str:
+        """Return one digest of everything that models must have in common to be compared."""
+        ids = [e.id for e in self.examples]
+        return digest_of([ids, self.prompts, self.opening, self.stop_ids, self.max_new_tokens, f"beams {self.beams}"])
+
+    def fits(self, index: int, positions: int) -> bool:
+        """Say whether a model that knows so many positions can read a prompt and write an answer of any length."""
+        read, written = len(self.prompts[index]), len(self.opening) + self.max_new_tokens
+        return max(read, written) <= positions if self.opening else read + written <= positions
+
+
+def rows_of(run: RunDir, split: str, count: int, seed: int) -> tuple[list[Example], list[int]]:
+    """Return `count` examples of a split, always the same ones, and their places in its token file."""
+    everything = [Example.from_json(line) for line in read_jsonl(run.examples(split))]
+    chosen = choose([e.id for e in everything], count, seed)
+    first = {e.id: place for place, e in reversed(list(enumerate(everything))) if e.id in chosen}
+    places = sorted(first.values())  # equal rows are asked about once
+    return [everything[place] for place in places], places
+
+
+def questions_of(examples: Sequence[Example], recipe: Recipe, task: Task, codec: Codec) -> Questions:
+    """Return what a model is asked about some rows, its answers decoded as the recipe's `evaluate` says."""
+    prompts = tuple(tuple(task.prompt(e.turns)) for e in examples)
+    texts = tuple(_text(e, ids, recipe, codec) for e, ids in zip(examples, prompts, strict=True))
+    settings = recipe.evaluate
+    return Questions(
+        tuple(examples), prompts, texts, task.stop_ids, settings.max_new_tokens, task.opening_ids, settings.beams
+    )
+
+
+def _text(example: Example, ids: Sequence[int], recipe: Recipe, codec: Codec) -> str:
+    """Return a prompt as people read it: the turns, or the beginning of a document."""
+    if isinstance(recipe.data, TextData):
+        return codec.decode(ids)
+    asked = example.turns[:-1]
+    return "\n\n".join(turn.text if len(asked) == 1 else f"{turn.role}: {turn.text}" for turn in asked)

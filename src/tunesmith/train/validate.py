@@ -1,0 +1,109 @@
+"""What a validation finds: loss and token accuracy of all valid rows, metrics of the answers to some of them.
+
+The rows are those of the valid split; the test split is not opened.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from statistics import mean
+from typing import Any
+
+from tunesmith.answering.answers import answers
+from tunesmith.answering.questions import Questions, questions_of, rows_of
+from tunesmith.answering.scorer import Scorer
+from tunesmith.core.errors import NonFinite, RecipeError
+from tunesmith.core.files import json_line, write_text
+from tunesmith.core.progress import say
+from tunesmith.core.rundir import RunDir
+from tunesmith.data.batches import TokenSet
+from tunesmith.model.out_of_memory import free_memory
+from tunesmith.tasks import task_for
+from tunesmith.tasks.base import Task
+from tunesmith.tasks.tokenizer import Codec
+from tunesmith.train.choice import Choice
+from tunesmith.train.loop import Setup, measure
+
+
+class Validation:
+    """Measures a run's model on its valid rows: the same rows, asked the same, every time.
+
+    Raises:
+        RecipeError: a metric of the user's own cannot be had.
+        DataError: the database of `execution` is not there.
+    """
+
+    def __init__(self, setup: Setup, run: RunDir, rows: TokenSet, codec: Codec) -> None:
+        train = setup.recipe.train
+        self._setup, self._rows = setup, rows
+        self._asked = _Asked(setup, run, codec) if train.valid_metrics else None
+        lower = ["loss", *(self._asked.scorer.lower_is_better if self._asked else ())]
+        self.choice = Choice(train.choose_by, higher_is_better=train.choose_by not in lower)
+
+    def measure(self, step: int) -> dict[str, float]:
+        """Return {loss, token_accuracy, tokens, and the mean of each of `valid_metrics`} and say them.
+
+        Raises:
+            NonFinite: the loss became NaN or infinite.
+            DoesNotFit: memory does not suffice for the loss of a single row.
+        """
+        found = measure(self._setup, self._rows)
+        if not math.isfinite(found.loss):
+            raise NonFinite(
+                f"the validation loss became {found.loss}",
+                where=f"step {step}",
+                hint="lower train.learning_rate, or set model.precision to fp32; earlier checkpoints are kept",
+            )
+        means = self._asked.means(step) if self._asked else {}
+        told = "".join(f", {name} {value:.4f}" for name, value in means.items())
+        say(f"step {step}: validation loss {found.loss:.4f}, token accuracy {found.token_accuracy:.1%}{told}")
+        return {**asdict(found), **means}
+
+
+def valid_rows(run: RunDir) -> TokenSet | None:
+    """Return the valid rows of a run, or None where there are none."""
+    path = run.tokens("valid")
+    rows = TokenSet(path) if path.exists() else None
+    return rows if rows is not None and len(rows) else None
+
+
+class _Asked:
+    """The valid rows that are answered, and the metrics of their answers."""
+
+    def __init__(self, setup: Setup, run: RunDir, codec: Codec) -> None:
+        recipe = setup.recipe
+        self._setup, self._run = setup, run
+        self._task: Task = task_for(recipe.data, codec)
+        examples, _ = rows_of(run, "valid", recipe.train.valid_rows, recipe.seed)
+        self._questions: Questions = questions_of(examples, recipe, self._task, codec)
+        self.scorer = Scorer(recipe.train.valid_metrics, recipe, run, stage="train")
+
+    def means(self, step: int) -> dict[str, float]:
+        """Answer the rows and keep the answers; return the mean of each metric that could be computed."""
+        lines = self._answers()
+        columns = {name: values for name in self.scorer.names if (values := self._scores(name, lines, step))}
+        scored = [{**line, **{name: values[i] for name, values in columns.items()}} for i, line in enumerate(lines)]
+        write_text(self._run.valid_answers(step), "".join(map(json_line, scored)))
+        # Exact: finite values have a finite mean, however large they are.
+        return {name: mean(values) for name, values in columns.items()}
+
+    def _answers(self) -> list[dict[str, Any]]:
+        """Return the answer to every question, in their order. What memory does not suffice for has failed."""
+        model, everything = self._setup.model, range(len(self._questions.examples))
+        with self._setup.machine.autocast(model.dtype):
+            made = {line["id"]: line for line in answers(model, self._questions, self._task, everything, go_on=True)}
+        free_memory()  # training is to find what it had before
+        failed = [line["error"] for line in made.values() if line["error"] is not None]
+        if failed:
+            say(f"{len(failed)} of {len(made)} valid rows have no answer and count as failed: {failed[0]}")
+        return [made[example.id] for example in self._questions.examples]
+
+    def _scores(self, name: str, lines: Sequence[dict[str, Any]], step: int) -> list[float]:
+        """Return a metric's value of every line; none where a metric of the user's own fails in the middle of a run."""
+        try:
+            return self.scorer.score(name, lines)
+        except RecipeError as error:
+            if step == 0:  # nothing is lost yet
+                raise
+            say(f"step {step}: {name} could not be computed and does not count: {error}")
+            return []
