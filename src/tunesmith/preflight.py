@@ -130,7 +130,7 @@ class RunPlan:
                 f"passes   {self.passes}",
                 f"memory   about {m.total:.1f} GiB of {self.memory_available:.1f} available (weights {m.weights:.2f}, "
                 f"gradients {m.gradients:.2f}, optimizer {m.optimizer:.2f}, activations {m.activations:.2f}, "
-                f"logits {m.logits:.2f}, libraries {m.libraries:.2f})",
+                f"logits {m.logits:.2f}, in pieces {m.in_pieces:.2f}, libraries {m.libraries:.2f})",
                 f"disk     about {self.disk:.1f} GiB of {self.disk_free:.1f} free",
                 f"stages   {', '.join(f'{name} {state}' for name, state in self.stages.items())}",
             ]

@@ -22,8 +22,9 @@ def use_compute_dtype(model: Any) -> None:
     for module in model.modules():
         if _is_plain(module) and "forward" not in vars(module):
             peft_forward = module.forward
-            quantized = type(module).__module__ == _QUANTIZED
-            module.forward = types.MethodType(_forward(peft_forward, quantized=quantized), module)
+            # Autograd lets nobody write to what layers of 8 bits return, which is a view.
+            in_place = type(module).__name__ != "Linear8bitLt"
+            module.forward = types.MethodType(_forward(peft_forward, in_place=in_place), module)
 
 
 def _is_plain(module: Any) -> bool:
@@ -35,7 +36,7 @@ def _is_plain(module: Any) -> bool:
     return quantized or (weight is not None and weight.dtype.is_floating_point)
 
 
-def _forward(peft_forward: Any, *, quantized: bool) -> Any:
+def _forward(peft_forward: Any, *, in_place: bool) -> Any:
     def forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Return W x + (alpha / r) B A dropout(x) for x [..., in]."""
         name = self.active_adapters[0] if len(self.active_adapters) == 1 else None
@@ -49,10 +50,8 @@ def _forward(peft_forward: Any, *, quantized: bool) -> Any:
         out: torch.Tensor = self.base_layer(x, *args)
         inner = functional.linear(self.lora_dropout[name](x), down)
         whole, small = out.flatten(0, -2), inner.flatten(0, -2)
-        if quantized:  # autograd lets nobody write to what these layers return
-            whole = torch.addmm(whole, small, up.t())
-        else:  # nobody else reads it, and memory that is not asked for is not torn into pieces
-            whole.addmm_(small, up.t())
+        # Nobody else reads it, and memory that is not asked for cannot be torn into pieces.
+        whole = whole.addmm_(small, up.t()) if in_place else torch.addmm(whole, small, up.t())
         return whole.view_as(out)
 
     return forward

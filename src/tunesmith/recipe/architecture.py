@@ -27,9 +27,11 @@ def shapes_of(folder: Path) -> Shapes:
     config = {**config, **config.get("text_config", {})}
     describe = _KNOWN.get(str(config.get("model_type")))
     try:
-        return describe(config) if describe else shapes_in_headers(folder, config)
+        shapes = describe(config) if describe else shapes_in_headers(folder, config)
     except KeyError as error:
         raise RecipeError(f"lacks {error}", where=str(folder / "config.json")) from error
+    stored = str(config.get("dtype") or config.get("torch_dtype") or "float32")
+    return replace(shapes, stored_bytes=2 if stored.endswith("16") else 4)
 
 
 def _decoder(

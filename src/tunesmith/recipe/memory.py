@@ -17,6 +17,10 @@ _GIB = 2**30
 _MOMENT_BYTES = {"adamw": 8.0, "adamw_8bit": 2 + 2 * 4 / 256, "adafactor": 0.0, "sgd": 0.0}
 # torch, transformers, peft, a tokenizer and Python themselves, resident: measured, docs/memory.md. Not on a GPU.
 _LIBRARIES_GIB = 0.5
+# On a processor the C library's heap keeps freed memory in pieces between what is kept: that much more is resident than
+# what layers and loss hold. Measured, docs/memory.md. The gradients of all weights fill the pieces, and with
+# checkpointed activations freed memory is given back at once.
+_IN_PIECES = 0.28
 _KEPT_ALREADY = ("attended", "rectified")
 
 
@@ -43,7 +47,8 @@ class Pass:
 class Memory:
     """GiB by purpose at the peak of training, and how many numbers are trained.
 
-    `activations` is what layers keep for the way back, `logits` what the output layer and the loss need.
+    `activations` is what layers keep for the way back, `logits` what the output layer and the loss need, `in_pieces`
+    what is free and too small to be of use. Before training `loading` is held: the file, and what is made of it.
     """
 
     weights: float
@@ -51,14 +56,16 @@ class Memory:
     optimizer: float
     activations: float
     logits: float
+    in_pieces: float
     libraries: float
+    loading: float
     trainable_parameters: int
 
     @property
     def total(self) -> float:
-        """Everything."""
-        held = self.weights + self.gradients + self.optimizer + self.libraries
-        return held + self.activations + self.logits
+        """Everything, at the worst moment."""
+        held = self.weights + self.gradients + self.optimizer
+        return max(held + self.activations + self.logits + self.in_pieces, self.loading) + self.libraries
 
 
 def memory_of(
@@ -81,14 +88,23 @@ def memory_of(
         trainable += new_tokens * shapes.hidden * (1 if shapes.tied else 2)
         copies = trainable * compute_bytes * 2 if compute_bytes < 4 else 0
         weights = _frozen_bytes(recipe.tuning, shapes, compute_bytes) + trainable * 4 + copies
+    read = shapes.parameters * shapes.stored_bytes
+    # What is kept as it is in the file stays there, and is brought in page by page.
+    loading = (
+        weights if isinstance(recipe.tuning, LoraTuning) and compute_bytes == shapes.stored_bytes else read + weights
+    )
     logits = one.trained * (shapes.vocabulary * (12 + 2 * compute_bytes * shapes.capped) + shapes.hidden * 4)
+    activations = kept.bytes_of(one, logits)
+    whole_heap = on_gpu or recipe.train.activation_checkpointing or isinstance(recipe.tuning, FullTuning)
     return Memory(
         weights=weights / _GIB,
         gradients=trainable * 4 / _GIB,
         optimizer=trainable * _MOMENT_BYTES[recipe.train.optimizer] / _GIB,
-        activations=kept.bytes_of(one, logits) / _GIB,
+        activations=activations / _GIB,
         logits=logits / _GIB,
+        in_pieces=0.0 if whole_heap else _IN_PIECES * (activations + logits) / _GIB,
         libraries=0.0 if on_gpu else _LIBRARIES_GIB,
+        loading=0.0 if on_gpu else loading / _GIB,
         trainable_parameters=trainable,
     )
 
@@ -210,7 +226,7 @@ def _frozen_bytes(tuning: LoraTuning | QloraTuning, shapes: Shapes, compute_byte
     if tuning.bits == 8:
         small = float(quantized + sum(part.out * 4 for part in matrices))
     else:
-        scale = 1 + 4 / 256 if tuning.is_double else 4
+        scale = 4 if tuning.double_quantization is False else 1 + 4 / 256
         small = quantized * (0.5 + scale / 64)
     return (shapes.parameters - quantized) * compute_bytes + small
 

@@ -82,7 +82,14 @@ class Stack:
 
 @dataclass(frozen=True, slots=True)
 class Shapes:
-    """The sizes of a model. `dropout` is whether its own configuration drops anything in training."""
+    """The sizes of a model.
+
+    Attributes:
+        dropout: its own configuration drops something in training.
+        capped: its logits are capped.
+        stored_bytes: of a number in its files.
+        known: its architecture is described; else what stands between linear layers is a guess.
+    """
 
     parameters: int
     hidden: int
@@ -92,6 +99,7 @@ class Shapes:
     dropout: bool = False
     capped: bool = False
     positions: int | None = None
+    stored_bytes: int = 4
     known: bool = True
 
     @property

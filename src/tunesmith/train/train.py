@@ -19,7 +19,7 @@ from tunesmith.fetch.reference import ModelFolder, resolve
 from tunesmith.model.adapters import count_parameters, make_trainable, open_model, recompute_activations
 from tunesmith.model.isolation import attention_reach, has_dropout, why_not_apart
 from tunesmith.model.load import Machine, machine_of, most_positions
-from tunesmith.model.out_of_memory import Fitting
+from tunesmith.model.out_of_memory import Fitting, give_back_at_once
 from tunesmith.model.quantized import quantization_of
 from tunesmith.model.speed import remember_speed
 from tunesmith.recipe.architecture import shapes_of
@@ -72,6 +72,7 @@ def _setup(recipe: Recipe, run: RunDir, base: ModelFolder, on: Machine, codec: C
     model = make_trainable(model, recipe.tuning, seed=recipe.seed, new_tokens=codec.new_ids)
     if recipe.train.activation_checkpointing:
         recompute_activations(model)
+        give_back_at_once()  # who computes twice to save memory wants it saved
     plan = steps_of(recipe, len(tokens))
     division = _division(recipe, model, tokens, codec.pad_id, on)
     division, expected = _fitted(recipe, division, tokens, base, on, available, len(codec.new_ids))

@@ -146,7 +146,15 @@ def test_more_of_anything_takes_more_memory(folders: dict[str, Path]) -> None:
     more += [total(recipe(method="lora", rank=5)), total(recipe(method="lora", rank=4, dropout=0.1))]
     assert total() < min(more)
     found = memory_of(lora, shapes, Pass(512, 128, 64), compute_bytes=2)
-    parts = (found.weights, found.gradients, found.optimizer, found.activations, found.logits, found.libraries)
+    parts = (
+        found.weights,
+        found.gradients,
+        found.optimizer,
+        found.activations,
+        found.logits,
+        found.in_pieces,
+        found.libraries,
+    )
     assert total() == pytest.approx(sum(parts))
     assert memory_of(lora, shapes, Pass(512, 128, 64), compute_bytes=2, on_gpu=True).libraries == 0
 
