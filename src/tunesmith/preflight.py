@@ -83,6 +83,9 @@ class RunPlan:
             else "not known: this machine has not trained this model yet"
         )
         m, s = self.memory, self.steps
+        # Read without a backward pass, but often enough to take longer than training where there are few rows.
+        valid = self.tokens["valid"]
+        validated = f", {valid * s.validations:,} to validate on ({s.validations} x {valid:,})" if valid else ""
         return "\n".join(
             [
                 f"run      {self.run}",
@@ -97,7 +100,7 @@ class RunPlan:
                 f"copies   {_copies_line(self.copies)}",
                 f"steps    {s.total_steps} ({s.epochs:.2f} epochs), warmup {s.warmup_steps}, "
                 f"validation every {s.valid_every_steps}, checkpoint every {s.save_every_steps}",
-                f"tokens   {self.training_tokens:,} to train on; time {speed}",
+                f"tokens   {self.training_tokens:,} to train on{validated}; time {speed}",
                 f"memory   about {m.total:.1f} GiB of {self.memory_available:.1f} available (weights {m.weights:.2f}, "
                 f"gradients {m.gradients:.2f}, optimizer {m.optimizer:.2f}, activations {m.activations:.2f}, "
                 f"logits {m.logits:.2f})",
@@ -120,7 +123,7 @@ def plan_run(recipe: Path | str, overrides: Sequence[str] = (), *, out: Path | s
     check_installed(loaded.track, loaded.promote.mirror if loaded.promote else None)
     own_metrics(loaded.evaluate.metrics, origin)
     base = resolve(loaded.model.base, relative_to=origin)
-    _refuse_what_this_machine_lacks(loaded)
+    _refuse_what_this_machine_lacks(loaded, base)
     task = task_for(loaded.data, codec_of(base, loaded.model.chat_markup))
     gathered = gather(loaded, task, folder=origin)
     plan = _plan(loaded, run, base, gathered)
@@ -128,11 +131,15 @@ def plan_run(recipe: Path | str, overrides: Sequence[str] = (), *, out: Path | s
     return plan
 
 
-def _refuse_what_this_machine_lacks(recipe: Recipe) -> None:
-    """Raise RecipeError where this machine lacks what weights or moments in few bits need.
+def _refuse_what_this_machine_lacks(recipe: Recipe, base: ModelFolder) -> None:
+    """Raise RecipeError where this machine lacks what a precision, or weights or moments in few bits, need.
 
     Nothing slow is imported for others.
     """
+    if recipe.model.precision in ("fp16", "bf16") or isinstance(recipe.tuning, Quantization):
+        from tunesmith.model.load import machine_of, require_precision
+
+        require_precision(base, machine_of(recipe))
     if recipe.train.optimizer == "adamw_8bit":
         from tunesmith.train.optim import require_optimizer
 

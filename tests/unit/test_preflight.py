@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 from tests.tiny import recipe as write_recipe
+from tests.tiny import save_seq2seq
 
-from tunesmith.core.errors import DataError
+from tunesmith.core.errors import DataError, RecipeError
+from tunesmith.core.files import read_jsonl
 from tunesmith.pipeline import run_recipe
 from tunesmith.preflight import plan_run
 
@@ -44,3 +46,21 @@ def test_the_plan_shows_sources_filters_lengths_and_copies(recipe: Path) -> None
 def test_a_plan_stops_where_the_run_would(recipe: Path) -> None:
     with pytest.raises(DataError, match="filters leave none of the 60 rows"):
         plan_run(recipe, ["data.filters=[{column: answer, equals: nothing}]"])
+
+
+def test_a_plan_refuses_a_precision_that_the_model_overflows_in(tmp_path: Path) -> None:
+    data = {"source": {"file": "rows.jsonl"}, "task": "seq2seq", "prompt": "{question}", "response": "{answer}"}
+    path = write_recipe(tmp_path, save_seq2seq(tmp_path / "t5"), data=data)
+    assert plan_run(path).counts["train"] > 0
+    with pytest.raises(RecipeError, match="t5 overflows in fp16"):
+        plan_run(path, ["model.precision=fp16"])
+
+
+@pytest.mark.parametrize("every", [1, 2, 4, 9])
+def test_the_plan_counts_the_validations_that_training_does(recipe: Path, every: int) -> None:
+    changes = [f"train.valid_every_steps={every}", "train.max_steps=4"]
+    plan = plan_run(recipe, changes)
+    run = run_recipe(recipe, changes, out=recipe.parent / "run", until="train")
+    assert plan.steps.validations == sum(line["kind"] == "valid" for line in read_jsonl(run.metrics))
+    n = plan.tokens["valid"]
+    assert f"{n * plan.steps.validations:,} to validate on ({plan.steps.validations} x {n:,})" in str(plan)

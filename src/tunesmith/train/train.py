@@ -5,6 +5,7 @@ import resource
 import sys
 import threading
 import time
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -153,7 +154,8 @@ class _Session:
         ):
             # Before the first step, and where a signal came before a validation that was due.
             if self._is_due(plan.valid_every_steps) and self.state.validated_step != self.state.step:
-                self._validate(log)
+                with closing(Progress("train", total=plan.total_steps, start=self.state.step)) as before:
+                    self._validate(log, before)
             progress = Progress("train", total=plan.total_steps, start=self.state.step)
             clock = time.monotonic()
             try:
@@ -168,7 +170,7 @@ class _Session:
                     )
                     self._log(log, _line(report, seconds))
                     progress.update(report.step, f"loss {report.loss:.4f}  {report.tokens / seconds:.0f} tokens/s")
-                    improved = self._is_due(plan.valid_every_steps) and self._validate(log)
+                    improved = self._is_due(plan.valid_every_steps) and self._validate(log, progress)
                     # The best step must be on disk, so an improvement is saved even between two intervals.
                     if improved or self._is_due(plan.save_every_steps):
                         self._save()
@@ -209,11 +211,14 @@ class _Session:
         """Say whether something that is done every so many steps, and after the last, is due now."""
         return self.state.step % every == 0 or self.state.step == self.setup.plan.total_steps
 
-    def _validate(self, log: Any) -> bool:
+    def _validate(self, log: Any, progress: Progress) -> bool:
         """Measure the validation split; note the best step so far and say whether this is it."""
         if self._valid is None:
             return False
-        measured: Measured = measure(self.setup, self._valid)
+        rows = len(self._valid)
+        measured: Measured = measure(
+            self.setup, self._valid, seen=lambda done: progress.doing(f"validating, {done} of {rows} rows")
+        )
         if not math.isfinite(measured.loss):
             raise NonFinite(
                 f"the validation loss became {measured.loss}",
