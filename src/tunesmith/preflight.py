@@ -40,6 +40,8 @@ class RunPlan:
     sources: dict[str, dict[str, int]]
     dropped: dict[str, int]
     filtered: dict[str, int]
+    cut: dict[str, int]
+    unused: dict[str, int]
     copies: dict[str, Any]
     tokens: dict[str, int]
     lengths: dict[str, dict[str, Any]]
@@ -74,8 +76,8 @@ class RunPlan:
         counts = ", ".join(f"{n} {self.counts[n]:,}" for n in SPLITS)
         lost = "".join(
             f"; {kind} {n} x {reason}"
-            for kind, reasons in (("dropped", self.dropped), ("filtered", self.filtered))
-            for reason, n in reasons.items()
+            for kind in ("dropped", "filtered", "cut", "unused")
+            for reason, n in getattr(self, kind).items()
         )
         speed = (
             f"about {clock(self.seconds)}, at {self.tokens_per_second:.0f} tokens/s as measured here before"
@@ -165,8 +167,8 @@ def _plan(recipe: Recipe, run: RunDir, base: ModelFolder, gathered: Gathered) ->
     return RunPlan(
         name=recipe.name, run=str(run), base=recipe.model.base, method=recipe.tuning.method, launch=recipe.launch.on,
         counts=counts, sources=facts["sources"], dropped=facts["dropped"], filtered=facts["filtered"],
-        copies=facts["copies"], tokens=facts["tokens"], lengths=facts["lengths"], steps=steps,
-        memory=memory, memory_available=available_memory_gib(),
+        cut=facts["cut"], unused=facts["unused"], copies=facts["copies"], tokens=facts["tokens"],
+        lengths=facts["lengths"], steps=steps, memory=memory, memory_available=available_memory_gib(),
         disk=copies * per_copy + 0.05, disk_free=shutil.disk_usage(place).free / _GIB,
         tokens_per_second=remembered_speed(base.digest(), recipe.tuning.method), stages=work_left(recipe, run),
     )  # fmt: skip

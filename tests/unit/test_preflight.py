@@ -28,7 +28,7 @@ def test_the_plan_counts_what_prepare_writes(recipe: Path) -> None:
     plan = plan_run(recipe, MIX)
     manifest = run_recipe(recipe, MIX, out=recipe.parent / "run", until="prepare").manifest("prepare")
     assert manifest is not None
-    for key in ("sources", "filtered", "dropped", "copies", "tokens", "lengths"):
+    for key in ("sources", "filtered", "dropped", "cut", "unused", "copies", "tokens", "lengths"):
         assert getattr(plan, key) == manifest[key]
     assert plan.counts == {split: manifest["counts"][split] for split in ("train", "valid", "test")}
     assert plan.steps.train_rows == plan.counts["train"]
@@ -41,6 +41,14 @@ def test_the_plan_shows_sources_filters_lengths_and_copies(recipe: Path) -> None
     assert "\u2588" in lines["lengths"]
     assert "test rows in train 0 + 0 nearly" in lines["copies"]
     assert "source" not in str(plan_run(recipe))
+
+
+def test_the_plan_says_which_rows_are_cut_and_which_are_not_used(recipe: Path) -> None:
+    least = plan_run(recipe).longest - 1
+    plan = plan_run(recipe, [f"data.max_tokens_per_example={least}", "data.too_long=cut", "data.train_rows=5"])
+    assert list(plan.cut) == [f"longer than {least} tokens"]
+    assert f"cut {plan.cut[f'longer than {least} tokens']} x longer than {least} tokens" in str(plan)
+    assert f"unused {plan.unused['beyond train_rows']} x beyond train_rows" in str(plan)
 
 
 def test_a_plan_stops_where_the_run_would(recipe: Path) -> None:
