@@ -48,6 +48,7 @@ class RunPlan:
     blocks: dict[str, int]
     dropped: dict[str, int]
     filtered: dict[str, int]
+    cut: dict[str, int]
     unused: dict[str, int]
     copies: dict[str, Any]
     tokens: dict[str, int]
@@ -101,7 +102,7 @@ class RunPlan:
         blocks = "; {documents:,} documents in {blocks:,} blocks".format(**self.blocks) if self.blocks["blocks"] else ""
         lost = "".join(
             f"; {kind} {n} x {reason}"
-            for kind in ("dropped", "filtered", "unused")
+            for kind in ("dropped", "filtered", "cut", "unused")
             for reason, n in getattr(self, kind).items()
         )
         speed = (
@@ -111,6 +112,9 @@ class RunPlan:
         )
         m, s = self.memory, self.steps
         asking = f", answering {self.answered} rows" if self.answered else ""
+        # Read without a backward pass, but often enough to take longer than training where there are few rows.
+        valid = self.tokens["valid"]
+        validated = f", {valid * s.validations:,} to validate on ({s.validations} x {valid:,})" if valid else ""
         return "\n".join(
             [
                 f"run      {self.run}",
@@ -126,7 +130,7 @@ class RunPlan:
                 f"steps    {s.total_steps} ({s.epochs:.2f} epochs), warmup {s.warmup_steps}, "
                 f"validation every {s.valid_every_steps}{asking}, checkpoint every {s.save_every_steps}, "
                 f"the best by {self.choose_by}",
-                f"tokens   {self.training_tokens:,} to train on; time {speed}",
+                f"tokens   {self.training_tokens:,} to train on{validated}; time {speed}",
                 f"passes   {self.passes}",
                 f"memory   about {m.total:.1f} GiB of {self.memory_available:.1f} available (weights {m.weights:.2f}, "
                 f"gradients {m.gradients:.2f}, optimizer {m.optimizer:.2f}, activations {m.activations:.2f}, "
@@ -151,17 +155,21 @@ def plan_run(recipe: Path | str, overrides: Sequence[str] = (), *, out: Path | s
     check_installed(loaded.track, loaded.promote.mirror if loaded.promote else None)
     own_metrics((*loaded.evaluate.metrics, *loaded.train.valid_metrics), origin)
     base = resolve(loaded.model.base, relative_to=origin)
-    _refuse_what_this_machine_lacks(loaded)
+    _refuse_what_this_machine_lacks(loaded, base)
     codec = codec_of(base, loaded.model.chat_markup)
     gathered = gather(loaded, task_for(loaded.data, codec), folder=origin)
     return _plan(loaded, run, base, gathered, new_tokens=len(codec.new_ids))
 
 
-def _refuse_what_this_machine_lacks(recipe: Recipe) -> None:
-    """Raise RecipeError where this machine lacks what weights or moments in few bits need.
+def _refuse_what_this_machine_lacks(recipe: Recipe, base: ModelFolder) -> None:
+    """Raise RecipeError where this machine lacks what a precision, or weights or moments in few bits, need.
 
     Nothing slow is imported for others.
     """
+    if recipe.model.precision in ("fp16", "bf16") or isinstance(recipe.tuning, Quantization):
+        from tunesmith.model.load import machine_of, require_precision
+
+        require_precision(base, machine_of(recipe))
     if recipe.train.optimizer == "adamw_8bit":
         from tunesmith.train.optim import require_optimizer
 
@@ -188,7 +196,7 @@ def _plan(recipe: Recipe, run: RunDir, base: ModelFolder, gathered: Gathered, *,
     return RunPlan(
         name=recipe.name, run=str(run), base=recipe.model.base, method=recipe.tuning.method, launch=recipe.launch.on,
         counts=counts, sources=facts["sources"], blocks=facts["blocks"], dropped=facts["dropped"],
-        filtered=facts["filtered"], unused=facts["unused"],
+        filtered=facts["filtered"], cut=facts["cut"], unused=facts["unused"],
         copies=facts["copies"], tokens=facts["tokens"], lengths=facts["lengths"], steps=steps,
         answered=answered, choose_by=recipe.train.choose_by,
         passes=str(division), memory=memory, memory_available=available,

@@ -73,7 +73,9 @@ def _data_of(found: ModelFolder, codec: Codec) -> ChatData | CompletionData | Se
     if isinstance(stored, dict):
         data: ChatData | CompletionData | Seq2SeqData | TextData
         data = TypeAdapter(Data).validate_python({**stored, "source": source})
-        return data
+        # Texts that brought markup along were conversations: what a person says is put in a turn, as the base gets it.
+        if not (isinstance(data, TextData) and data.control_tokens and codec.has_template):
+            return data
     if codec.has_encoder:
         return Seq2SeqData(source=source, task="seq2seq", prompt="{source}", response="{target}")
     if codec.has_template:

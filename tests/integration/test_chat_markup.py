@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from tests.tiny import recipe, save_plain_model
+from transformers import AutoTokenizer
 
 from tunesmith import merge_model, open_chatter, plan_run, run_recipe
 from tunesmith.core.errors import RecipeError
@@ -53,6 +54,21 @@ def test_a_base_model_learns_to_chat(tmp_path: Path, method: str) -> None:
     assert read_json(again.verdict)["primary"]["base"] == pytest.approx(verdict["primary"]["tuned"], rel=1e-3)
     assert open_chatter(f"run:{again.path}").keeps_turns
     assert resolve(f"run:{again.path}").chat_markup == ("chatml" if method == "lora" else None)
+
+
+def test_a_model_of_texts_that_are_conversations_is_asked_in_turns(tmp_path: Path) -> None:
+    base = save_plain_model(tmp_path / "model", "llama")
+    text = "<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n{answer}<|im_end|>\n"
+    data = {"source": {"file": "rows.jsonl"}, "task": "text", "text": text, "control_tokens": True}
+    model = {"base": str(base), "precision": "fp32", "chat_markup": "chatml"}
+    file = recipe(tmp_path, base, model=model, data=data, evaluate=LIKELIHOODS, train={**TRAIN, "max_steps": 2})
+    run = run_recipe(file, out=tmp_path / "run", until="train")
+    chatter = open_chatter(f"run:{run.path}#2")
+    assert chatter.keeps_turns
+    asked = chatter.task.prompt(chatter.task.question("Say one."))
+    tokens = AutoTokenizer.from_pretrained(resolve(f"run:{run.path}#2").path)
+    assert tokens.decode(asked) == "<|im_start|>user\nSay one.<|im_end|>\n<|im_start|>assistant\n"
+    assert asked[0] == tokens.convert_tokens_to_ids("<|im_start|>")
 
 
 def test_markup_that_nothing_reads_is_refused(tmp_path: Path) -> None:

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 from tests.tiny import recipe as write_recipe
+from tests.tiny import save_seq2seq
 
-from tunesmith.core.errors import DataError
+from tunesmith.core.errors import DataError, RecipeError
+from tunesmith.core.files import read_jsonl
 from tunesmith.pipeline import run_recipe
 from tunesmith.preflight import plan_run
 
@@ -26,7 +28,7 @@ def test_the_plan_counts_what_prepare_writes(recipe: Path) -> None:
     plan = plan_run(recipe, MIX)
     manifest = run_recipe(recipe, MIX, out=recipe.parent / "run", until="prepare").manifest("prepare")
     assert manifest is not None
-    for key in ("sources", "filtered", "dropped", "unused", "blocks", "copies", "tokens", "lengths"):
+    for key in ("sources", "filtered", "dropped", "cut", "unused", "blocks", "copies", "tokens", "lengths"):
         assert getattr(plan, key) == manifest[key]
     assert plan.counts == {split: manifest["counts"][split] for split in ("train", "valid", "test")}
     assert plan.steps.train_rows == plan.counts["train"]
@@ -39,6 +41,14 @@ def test_the_plan_shows_sources_filters_lengths_and_copies(recipe: Path) -> None
     assert "\u2588" in lines["lengths"]
     assert "test rows in train 0 + 0 nearly" in lines["copies"]
     assert "source" not in str(plan_run(recipe))
+
+
+def test_the_plan_says_which_rows_are_cut_and_which_are_not_used(recipe: Path) -> None:
+    least = plan_run(recipe).longest - 1
+    plan = plan_run(recipe, [f"data.max_tokens_per_example={least}", "data.too_long=cut", "data.train_rows=5"])
+    assert list(plan.cut) == [f"longer than {least} tokens"]
+    assert f"cut {plan.cut[f'longer than {least} tokens']} x longer than {least} tokens" in str(plan)
+    assert f"unused {plan.unused['beyond train_rows']} x beyond train_rows" in str(plan)
 
 
 def test_a_plan_stops_where_the_run_would(recipe: Path) -> None:
@@ -71,3 +81,21 @@ def test_the_plan_says_what_validation_asks_and_what_chooses(recipe: Path) -> No
     )
     assert plan_run(recipe, [*asking[:2], "train.valid_rows=999"]).answered == plan_run(recipe).counts["valid"] > 3
     assert "validation every 1, checkpoint every 1, the best by loss" in str(plan_run(recipe))
+
+
+def test_a_plan_refuses_a_precision_that_the_model_overflows_in(tmp_path: Path) -> None:
+    data = {"source": {"file": "rows.jsonl"}, "task": "seq2seq", "prompt": "{question}", "response": "{answer}"}
+    path = write_recipe(tmp_path, save_seq2seq(tmp_path / "t5"), data=data)
+    assert plan_run(path).counts["train"] > 0
+    with pytest.raises(RecipeError, match="t5 overflows in fp16"):
+        plan_run(path, ["model.precision=fp16"])
+
+
+@pytest.mark.parametrize("every", [1, 2, 4, 9])
+def test_the_plan_counts_the_validations_that_training_does(recipe: Path, every: int) -> None:
+    changes = [f"train.valid_every_steps={every}", "train.max_steps=4"]
+    plan = plan_run(recipe, changes)
+    run = run_recipe(recipe, changes, out=recipe.parent / "run", until="train")
+    assert plan.steps.validations == sum(line["kind"] == "valid" for line in read_jsonl(run.metrics))
+    n = plan.tokens["valid"]
+    assert f"{n * plan.steps.validations:,} to validate on ({plan.steps.validations} x {n:,})" in str(plan)

@@ -30,6 +30,14 @@ class Progress:
             self._last = now
             self._line(note)
 
+    def doing(self, what: str) -> None:
+        """Say what is done between two units, where that takes long."""
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], note=what)
+        elif (now := time.monotonic()) - self._last >= _SECONDS_BETWEEN_LINES:
+            self._last = now
+            self._line(what)
+
     def close(self) -> None:
         """Leave the last state on the screen."""
         if self._bar is not None:

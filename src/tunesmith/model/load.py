@@ -133,6 +133,11 @@ def _attention(config: Any) -> str | None:
     return "eager" if getattr(config.get_text_config(decoder=True), "attn_logit_softcapping", None) else None
 
 
+def require_precision(model: ModelFolder, on: Machine) -> None:
+    """Raise RecipeError where a model overflows in what the machine computes in; no weights are read."""
+    _refuse_overflow(AutoConfig.from_pretrained(model.root.path, local_files_only=True, trust_remote_code=False), on)
+
+
 def _refuse_overflow(config: Any, on: Machine) -> None:
     if on.compute == torch.float16 and config.model_type in _BEYOND_FP16:
         raise RecipeError(

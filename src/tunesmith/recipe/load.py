@@ -60,15 +60,17 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     document = read_document(path)
     values = plain_values(document, str(path))
     places = {(): path.name, **dict(places_of(document, path.name))}
+    changed: list[Path_] = []
     for override in overrides:
         key = _apply(values, override)
+        changed.append(key)
         # What the file says below the key is overridden too.
         places = {place: where for place, where in places.items() if place[: len(key)] != key}
         places[key] = _cut(override)
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
-        raise RecipeProblems(_problems(error, values, places)) from None
+        raise RecipeProblems(_problems(error, values, places, changed)) from None
     clashes = [*_booleans_as_numbers(values, recipe), *contradictions(recipe)]
     if clashes:
         raise RecipeProblems(
@@ -128,17 +130,30 @@ def _place(path: Path_, places: dict[Path_, str]) -> str:
     return places[path]
 
 
-def _problems(error: ValidationError, values: dict[str, Any], places: dict[Path_, str]) -> list[Problem]:
+def _problems(
+    error: ValidationError, values: dict[str, Any], places: dict[Path_, str], changed: Sequence[Path_]
+) -> list[Problem]:
     found: dict[tuple[str, str], Problem] = {}
     for item in error.errors(include_url=False):
-        path, owner = _written_path(item["loc"], values)
+        path, owner, kinds = _written_path(item["loc"], values)
         if item["type"] == "union_tag_invalid":  # pydantic names the section, not its key that is wrong
             path = (*path, item["ctx"]["discriminator"].strip("'"))
         message = _message(dict(item), path, owner)
+        if item["type"] == "extra_forbidden" and any(path[-1] in kind.model_fields for kind in kinds):
+            message += _of_another_kind(path, changed)
         key = ".".join(str(part) for part in path)
         # A union reports one mistake once per alternative.
         found.setdefault((key, message), Problem(_place(path, places), key, message))
     return sorted(found.values(), key=_order)
+
+
+def _of_another_kind(path: Path_, changed: Sequence[Path_]) -> str:
+    """Return what to write instead, where an override beside a key has made its section one of another kind."""
+    beside = [key for key in changed if key[:-1] == path[:-1]]
+    if not beside or path in changed:
+        return ""
+    section, name = ".".join(map(str, path[:-1])), beside[-1][-1]
+    return f"; with `{name}` the section is of another kind: replace it whole, '{section}={{{name}: ...}}'"
 
 
 def _order(problem: Problem) -> tuple[int, str]:
@@ -146,9 +161,14 @@ def _order(problem: Problem) -> tuple[int, str]:
     return (int(line) if line.isdigit() else 0, problem.key)
 
 
-def _written_path(loc: tuple[str | int, ...], values: Any) -> tuple[Path_, type[Section]]:
-    """Return pydantic's location without the names of alternatives, which nobody wrote, and the section it is in."""
+def _written_path(loc: tuple[str | int, ...], values: Any) -> tuple[Path_, type[Section], list[type[Section]]]:
+    """Return pydantic's location without the names of alternatives, which nobody wrote.
+
+    Also the section it is in, and the kinds that this section could have been.
+    """
     path: list[str | int] = []
+    kinds: list[type[Section]] = []
+    alternatives: list[type[Section]] = []
     annotation: Any = Recipe
     owner: type[Section] = Recipe
     node = values
@@ -159,13 +179,15 @@ def _written_path(loc: tuple[str | int, ...], values: Any) -> tuple[Path_, type[
             node = node[part]
         elif len(sections) > 1:
             annotation = sections[str(part)]
+            alternatives = [one for one in sections.values() if isinstance(one, type) and issubclass(one, Section)]
         elif sections:
             [owner] = sections.values()
+            kinds, alternatives = alternatives, []
             field = owner.model_fields.get(str(part))
             annotation = field.annotation if field else None
             path.append(part)
             node = node.get(part) if isinstance(node, dict) else None
-    return tuple(path), owner
+    return tuple(path), owner, kinds
 
 
 def _sections_of(annotation: Any) -> dict[str, Any]:

@@ -29,6 +29,11 @@ class Steps:
         """How often a training row is seen on average."""
         return self.total_examples / self.train_rows
 
+    @property
+    def validations(self) -> int:
+        """How often the valid rows are read: before the first step, at every interval, and after the last step."""
+        return 1 + math.ceil(self.total_steps / self.valid_every_steps)
+
 
 def steps_of(recipe: Recipe, train_rows: int) -> Steps:
     """Return the numbers of a run over `train_rows` rows.

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from tunesmith.core.rundir import RunDir
-from tunesmith.report import wording
+from tunesmith.report import sections, wording
 from tunesmith.report.collect import collect
 from tunesmith.report.view import Answer, Side, Verdict
 from tunesmith.report.wording import visible
@@ -19,7 +19,7 @@ def side_by_side(run: RunDir, rows: int) -> str:
     blocks = [wording.headline(view)]
     if view.verdict:
         blocks += ["\n".join(view.verdict.reasons), _metrics(view.verdict)]
-        blocks.append("\n".join(_guards(view.verdict)))
+        blocks += ["\n".join(_guards(view.verdict)), "\n".join(_health(view.verdict))]
     if sentence := wording.chosen(view.training):
         blocks.append(f"{sentence}.")
     if view.answers and rows > 0:
@@ -51,6 +51,16 @@ def _guards(verdict: Verdict) -> list[str]:
     return [
         f"guard {'passed' if guard.passed else 'FAILED'}: {wording.guard_sentence(guard)}" for guard in verdict.guards
     ]
+
+
+def _health(verdict: Verdict) -> list[str]:
+    """Return what went wrong with answers, where anything did: a score says little about answers that were cut off."""
+    told: dict[tuple[str, ...], str] = {}
+    for name, cells, _ in sections.health(verdict):
+        (base, of_base), (tuned, of_tuned) = cells
+        if {base, tuned} - {"0", wording.NONE}:
+            told.setdefault((base, tuned), f"{name}: base {base} ({of_base}), tuned {tuned} ({of_tuned})")
+    return list(told.values())
 
 
 def _table(lines: Sequence[Sequence[str]]) -> str:

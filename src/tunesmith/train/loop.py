@@ -9,7 +9,7 @@ same, the step is taken again with half of it: no step is left out.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -117,23 +117,32 @@ def _accumulate(setup: Setup, step: int, rows: list[int], scale: float, division
     return total
 
 
-def measure(setup: Setup, tokens: TokenSet) -> Measured:
-    """Return loss and token accuracy over a whole split, in the order that needs the least padding."""
+def measure(setup: Setup, tokens: TokenSet, *, seen: Callable[[int], None] = lambda _: None) -> Measured:
+    """Return loss and token accuracy over a whole split, in the order that needs the least padding.
+
+    Args:
+        seen: told after every pass how many rows have been read.
+    """
     rows = range(len(tokens))
-    return setup.fitting.run(partial(_measure, setup, tokens, rows), tokens, rows)
+    return setup.fitting.run(partial(_measure, setup, tokens, rows, seen), tokens, rows)
 
 
 @torch.inference_mode()
-def _measure(setup: Setup, tokens: TokenSet, rows: Sequence[int], division: Division) -> Measured:
+def _measure(
+    setup: Setup, tokens: TokenSet, rows: Sequence[int], seen: Callable[[int], None], division: Division
+) -> Measured:
     setup.model.eval()
     nll = correct = count = 0.0
-    for _, batch in division.batches(tokens, rows, setup.pad_id):
+    done = 0
+    for group, batch in division.batches(tokens, rows, setup.pad_id):
         interrupt.check()
         with setup.machine.autocast(setup.model.dtype):
             result = token_loss(setup.model, batch.to(setup.machine.device))
         nll += float(result.nll.double().sum())
         correct += float(result.correct.sum())
         count += result.nll.numel()
+        done += len(group)
+        seen(done)
     return Measured(nll / count, correct / count, int(count))
 
 

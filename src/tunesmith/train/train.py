@@ -2,6 +2,7 @@
 
 import threading
 import time
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -159,7 +160,8 @@ class _Session:
         ):
             # Before the first step, and where a signal came before a validation that was due.
             if self._is_due(plan.valid_every_steps) and self.state.validated_step != self.state.step:
-                self._validate(log)
+                with closing(Progress("train", total=plan.total_steps, start=self.state.step)) as before:
+                    self._validate(log, before)
             progress = Progress("train", total=plan.total_steps, start=self.state.step)
             clock = time.monotonic()
             try:
@@ -174,7 +176,7 @@ class _Session:
                     )
                     self._log(log, _line(report, seconds))
                     progress.update(report.step, f"loss {report.loss:.4f}  {report.tokens / seconds:.0f} tokens/s")
-                    improved = self._is_due(plan.valid_every_steps) and self._validate(log)
+                    improved = self._is_due(plan.valid_every_steps) and self._validate(log, progress)
                     # The best step must be on disk, so an improvement is saved even between two intervals.
                     if improved or self._is_due(plan.save_every_steps):
                         self._save()
@@ -219,12 +221,12 @@ class _Session:
         """Say whether something that is done every so many steps, and after the last, is due now."""
         return self.state.step % every == 0 or self.state.step == self.setup.plan.total_steps
 
-    def _validate(self, log: Any) -> bool:
+    def _validate(self, log: Any, progress: Progress) -> bool:
         """Measure the validation split; note the best step so far and say whether this is it."""
         if self._validation is None:
             return False
         step, choice = self.state.step, self._validation.choice
-        found = self._validation.measure(step)
+        found = self._validation.measure(step, progress.doing)
         self._log(log, {"kind": "valid", "step": step, **found})
         value = found.get(choice.by)
         improved = step > 0 and choice.prefers(value, self.state.best_value)

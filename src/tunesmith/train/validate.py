@@ -4,7 +4,7 @@ The rows are those of the valid split; the test split is not opened.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from statistics import mean
 from typing import Any
@@ -40,14 +40,18 @@ class Validation:
         lower = ["loss", *(self._asked.scorer.lower_is_better if self._asked else ())]
         self.choice = Choice(train.choose_by, higher_is_better=train.choose_by not in lower)
 
-    def measure(self, step: int) -> dict[str, float]:
+    def measure(self, step: int, doing: Callable[[str], None]) -> dict[str, float]:
         """Return {loss, token_accuracy, tokens, and the mean of each of `valid_metrics`} and say them.
+
+        Args:
+            doing: told what is being done, for whoever watches.
 
         Raises:
             NonFinite: the loss became NaN or infinite.
             DoesNotFit: memory does not suffice for the loss of a single row.
         """
-        found = measure(self._setup, self._rows)
+        rows = len(self._rows)
+        found = measure(self._setup, self._rows, seen=lambda done: doing(f"validating, {done} of {rows} rows"))
         if not math.isfinite(found.loss):
             raise NonFinite(
                 f"the validation loss became {found.loss}",

@@ -91,9 +91,17 @@ def test_progress_is_lines_with_the_time_left(
     shown.update(11, "loss 1.0")
     now[0] += 20  # 20 s for the 2 steps that this process took
     shown.update(12, "loss 0.9")
+    shown.doing("validating, 1 of 9 rows")  # so soon after a line it need not be said
     shown.update(30)
+    shown.doing("validating, 2 of 9 rows")
+    now[0] += 20
+    shown.doing("validating, 8 of 9 rows")
     shown.close()
-    assert capsys.readouterr().err.splitlines() == ["train 12/30 steps  loss 0.9  3m 00s left", "train 30/30 steps"]
+    assert capsys.readouterr().err.splitlines() == [
+        "train 12/30 steps  loss 0.9  3m 00s left",
+        "train 30/30 steps",
+        "train 30/30 steps  validating, 8 of 9 rows",
+    ]
 
 
 def test_work_goes_on_when_nobody_reads_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:

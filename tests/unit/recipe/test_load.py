@@ -174,6 +174,23 @@ def test_a_key_of_another_kind_is_unknown_here(
     assert message in (f"unknown key; known are {known}", f"unknown key; did you mean `{known}`?")
 
 
+@pytest.mark.parametrize(
+    ("override", "key", "instead"),
+    [("data.source.file=rows.csv", "data.source.hub", "'data.source={file: ...}'"),
+     ("tuning.method=full", "tuning.rank", "'tuning={method: ...}'")],
+)  # fmt: skip
+def test_what_an_override_makes_unknown_is_told_with_the_override_to_write(
+    load: Load, override: str, key: str, instead: str
+) -> None:
+    with pytest.raises(RecipeProblems) as caught:
+        load(RECIPE.replace("file: rows.csv", "hub: a/b"), override)
+    [message] = [problem.message for problem in caught.value.problems if problem.key == key]
+    assert message.endswith(f"the section is of another kind: replace it whole, {instead}")
+    with pytest.raises(RecipeProblems) as caught:
+        load(RECIPE.replace("  rank: 8", "  rnak: 8"), "tuning.alpha=8")
+    assert "another kind" not in str(caught.value)
+
+
 def test_keys_that_are_no_text_have_a_line_too(told: Callable[..., Told]) -> None:
     assert told(RECIPE + "7: x\n")[0][:2] == ("recipe.yaml:21", "7")
 

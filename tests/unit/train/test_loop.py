@@ -322,7 +322,11 @@ def test_a_split_is_measured_token_by_token_however_it_is_cut(make: Make, most_t
     with torch.inference_mode():
         parts = [token_loss(setup.model.eval(), setup.tokens.batch([row], 2)) for row in range(ROWS)]
     nll = torch.cat([part.nll for part in parts])
-    found = measure(replace(setup, fitting=Fitting(Division(most_tokens, packing="auto"))), setup.tokens)
+    rows: list[int] = []
+    cut = replace(setup, fitting=Fitting(Division(most_tokens, packing="auto")))
+    found = measure(cut, setup.tokens, seen=rows.append)
+    assert rows == sorted(rows)
+    assert rows[-1] == ROWS
     assert found.tokens == len(nll) == setup.tokens.trained_tokens(range(ROWS))
     assert found.loss == pytest.approx(float(nll.mean()), rel=1e-5)
     assert found.token_accuracy == float(torch.cat([part.correct for part in parts]).double().mean())
