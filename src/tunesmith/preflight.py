@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tunesmith.core.errors import DoesNotFit
+from tunesmith.core.errors import DoesNotFit, RecipeError
 from tunesmith.core.progress import clock
 from tunesmith.core.rundir import SPLITS, RunDir
 from tunesmith.data.batches import TokenSet
@@ -61,6 +61,7 @@ class RunPlan:
     memory_available: float
     disk: float
     disk_free: float
+    to_fetch: float
     tokens_per_second: float | None
     stages: dict[str, str]
 
@@ -87,7 +88,7 @@ class RunPlan:
         """Raise DoesNotFit where memory or disk does not suffice."""
         if self.disk > self.disk_free:
             raise DoesNotFit(
-                f"the checkpoints need about {self.disk:.1f} GiB and {self.disk_free:.1f} are free", where=self.run,
+                f"the run needs about {self.disk:.1f} GiB on disk and {self.disk_free:.1f} are free", where=self.run,
                 hint="free some space, or lower train.keep_checkpoints",
             )  # fmt: skip
         if self.memory.total > self.memory_available:
@@ -135,7 +136,8 @@ class RunPlan:
                 f"memory   about {m.total:.1f} GiB of {self.memory_available:.1f} available (weights {m.weights:.2f}, "
                 f"gradients {m.gradients:.2f}, optimizer {m.optimizer:.2f}, activations {m.activations:.2f}, "
                 f"logits {m.logits:.2f}, in pieces {m.in_pieces:.2f}, libraries {m.libraries:.2f})",
-                f"disk     about {self.disk:.1f} GiB of {self.disk_free:.1f} free",
+                f"disk     about {self.disk:.1f} GiB of {self.disk_free:.1f} free"
+                + (f", {self.to_fetch:.1f} of it weights that training will fetch" if self.to_fetch else ""),
                 f"stages   {', '.join(f'{name} {state}' for name, state in self.stages.items())}",
             ]
         )
@@ -154,7 +156,9 @@ def plan_run(recipe: Path | str, overrides: Sequence[str] = (), *, out: Path | s
     origin = run.origin if run.environment.exists() else Path(recipe).parent
     check_installed(loaded.track, loaded.promote.mirror if loaded.promote else None)
     own_metrics((*loaded.evaluate.metrics, *loaded.train.valid_metrics), origin)
-    base = resolve(loaded.model.base, relative_to=origin)
+    base = resolve(loaded.model.base, relative_to=origin, weights=False)
+    if not (base.root.has_weights or base.root.to_fetch):
+        raise RecipeError("holds no weights (*.safetensors)", where=str(base.root.path))
     _refuse_what_this_machine_lacks(loaded, base)
     codec = codec_of(base, loaded.model.chat_markup)
     gathered = gather(loaded, task_for(loaded.data, codec), folder=origin)
@@ -186,7 +190,9 @@ def _plan(recipe: Recipe, run: RunDir, base: ModelFolder, gathered: Gathered, *,
     facts = gathered.facts()
     counts = {name: facts["counts"][name] for name in SPLITS}
     steps = steps_of(recipe, counts["train"])
-    division, memory, available = _memory(recipe, shapes_of(base.root.path), gathered, new_tokens)
+    shapes = shapes_of(base.root.path)
+    division, memory, available = _memory(recipe, shapes, gathered, new_tokens)
+    to_fetch = shapes.parameters * shapes.stored_bytes / _GIB if base.root.to_fetch else 0.0
     answered = min(recipe.train.valid_rows, counts["valid"]) if recipe.train.valid_metrics else 0
     copies = min(recipe.train.keep_checkpoints + 2, steps.total_steps + 1)  # the best, and one being written
     per_copy = memory.trainable_parameters * 4 / _GIB + memory.optimizer
@@ -200,7 +206,7 @@ def _plan(recipe: Recipe, run: RunDir, base: ModelFolder, gathered: Gathered, *,
         copies=facts["copies"], tokens=facts["tokens"], lengths=facts["lengths"], steps=steps,
         answered=answered, choose_by=recipe.train.choose_by,
         passes=str(division), memory=memory, memory_available=available,
-        disk=copies * per_copy + 0.05, disk_free=shutil.disk_usage(place).free / _GIB,
+        disk=copies * per_copy + 0.05 + to_fetch, to_fetch=to_fetch, disk_free=shutil.disk_usage(place).free / _GIB,
         tokens_per_second=remembered_speed(base.digest(), recipe.tuning.method), stages=work_left(recipe, run),
     )  # fmt: skip
 

@@ -3,6 +3,10 @@
 Overrides change what the model is, where the rows are and how many there are; how it is tuned stays the recipe's.
 """
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +14,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.tiny import save_model, save_plain_model, save_seq2seq
+from tests.published import PUBLISHED
+from tests.tiny import SPECIALS, save_model, save_plain_model, save_seq2seq, seq2seq_tokenizer, tokenizer
 
 from tunesmith import load_recipe, open_chatter, plan_run, run_recipe
 from tunesmith.core.errors import VerdictRefused
@@ -109,6 +114,57 @@ def test_gemma_chat_slurm(tmp_path: Path, shared_data: Path) -> None:
         assert open_chatter(named).ask("Who?", max_new_tokens=4) is not None
     one, other = (load_file(run.checkpoint(n) / "model" / "adapter_model.safetensors") for n in (step, 3))
     assert any(not torch.equal(one[name], other[name]) for name in one)
+
+
+# What each recipe trains at full size: adapters of the ranks and layers it names (and two rows of ChatML, in embedding
+# and output layer), or everything. 3,538,944 is what tutorials on FLAN-T5 print, too.
+FULL_SIZE = {
+    "viggo-pipeline": ("HuggingFaceTB/SmolLM2-360M-Instruct", 8_683_520, "viggo/viggo-train.csv"),
+    "dialogsum-flan-t5": ("google/flan-t5-base", 3_538_944, "dialogsum/dialogsum.dev.jsonl"),
+    "netflix-gpt-neo": ("EleutherAI/gpt-neo-125m", 125_198_592, "netflix/netflix_titles.csv"),
+    "mistral-sql-qlora": (
+        "mistralai/Mistral-7B-v0.1", 335_544_320 + 2 * 2 * 4096, "spider/spider-create-context.train.jsonl",
+    ),
+    "gemma-chat-slurm": ("google/gemma-7b", 12_845_056 + 2 * 3072, "oasst1/oasst1-en.top1-chatml.jsonl"),
+}  # fmt: skip
+COLUMNS = {
+    "viggo-pipeline": [
+        "data.split.by=mr", 'data.prompt="Say this as one sentence.\\n{mr}"', 'data.response="{ref}"',
+    ],
+    "gemma-chat-slurm": ["data.split.valid=0.1", "data.split.test=0.2"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FULL_SIZE)
+def test_it_is_planned_at_full_size(tmp_path: Path, shared_data: Path, name: str) -> None:
+    """The hub's cache holds what the hub gives a plan: a configuration and a tokenizer (a small one here)."""
+    base, trained, file = FULL_SIZE[name]
+    snapshot = tmp_path / "hub" / f"models--{base.replace('/', '--')}" / "snapshots" / "0123"
+    snapshot.mkdir(parents=True)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("0123")
+    plain = "chat_markup: chatml" in (RECIPES / name / "recipe.yaml").read_text(encoding="utf-8")
+    made = seq2seq_tokenizer() if "t5" in base else tokenizer(None, specials=SPECIALS[:1]) if plain else tokenizer()
+    made.save_pretrained(snapshot)
+    (snapshot / "config.json").write_text(json.dumps(PUBLISHED[base][0]))
+    changes = [source(shared_data / file), "data.train_rows=0.05", "data.max_dropped_fraction=0.9"]
+    done = subprocess.run(
+        [sys.executable, "-m", "tunesmith", "plan", str(RECIPES / name / "recipe.yaml"), "--json", *changes,
+         *COLUMNS.get(name, [])],
+        env={**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode in (0, 5), done.stderr  # it need not fit here, and is shown all the same
+    plan = json.loads(done.stdout)
+    print(json.dumps(plan["memory"], indent=1))
+    assert plan["memory"]["trainable_parameters"] == trained
+    assert plan["to_fetch"] == pytest.approx(PUBLISHED[base][1] * stored_bytes(base) / 2**30, rel=0.01)
+    assert (done.returncode == 5) == (plan["memory_total"] > plan["memory_available"])
+    assert plan["memory_total"] > plan["to_fetch"] * (0.2 if "qlora" in name else 1)
+
+
+def stored_bytes(base: str) -> int:
+    return 2 if PUBLISHED[base][0].get("torch_dtype") == "bfloat16" else 4
 
 
 def test_sqlite_tells_sql_from_prose() -> None:

