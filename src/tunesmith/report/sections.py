@@ -215,12 +215,20 @@ def speeds(view: View) -> list[tuple[str, str]]:
     found = [
         ("Training throughput", f"{wording.count(trained.get('tokens_per_second'))} tokens/s"),
         ("Tokens read in training", wording.count(trained.get("tokens"))),
-        ("Peak memory in training", f"{peak:.2f} GiB" if isinstance(peak, (int, float)) else wording.NONE),
+        ("Peak memory in training", _memory(peak, trained.get("expected_memory_gib"))),
         ("Precision", str(trained.get("precision") or wording.NONE) + (f", frozen weights in {kept}" if kept else "")),
         ("Trained weights", f"{wording.count(parts)} of {wording.count(whole)} ({wording.share(parts, whole)})"),
     ]
     found += use_in_words(view.training) if view.training else []
     return [(name, words) for name, words in found if not words.startswith(wording.NONE)]
+
+
+def _memory(peak: Any, expected: Any) -> str:
+    """Return what was needed, beside what was expected before the first step."""
+    if not isinstance(peak, (int, float)):
+        return wording.NONE
+    beforehand = f" ({expected:.2f} expected beforehand)" if isinstance(expected, (int, float)) else ""
+    return f"{peak:.2f} GiB{beforehand}"
 
 
 def _clip(text: str) -> str:

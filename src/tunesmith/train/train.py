@@ -214,6 +214,8 @@ class _Session:
             "quantization": str(quantization) if quantization else None,
             "device": str(self.setup.machine.device),
         }
+        if expected:
+            say(f"memory: {facts['peak_memory_gib']:.2f} GiB at the peak, {expected.total:.2f} expected beforehand")
         remember_speed(self.card["base_digest"], self.recipe.tuning.method, facts["tokens_per_second"])
         return seal_folder(self.run.stage("train"), **facts)
 
