@@ -1,15 +1,20 @@
 """What `plan` says is what will be done."""
 
+import json
+from dataclasses import asdict
 from pathlib import Path
+from shutil import copytree
 
 import pytest
 from tests.tiny import recipe as write_recipe
 from tests.tiny import save_seq2seq
 
-from tunesmith.core.errors import DataError, RecipeError
+from tunesmith import preflight
+from tunesmith.core.errors import DataError, DoesNotFit, RecipeError
 from tunesmith.core.files import read_jsonl
 from tunesmith.pipeline import run_recipe
 from tunesmith.preflight import plan_run
+from tunesmith.recipe.hardware import Hardware
 
 MIX = [
     "data.source=[{file: rows.jsonl, weight: 1.5}, {file: more.jsonl, name: more}]",
@@ -99,3 +104,41 @@ def test_the_plan_counts_the_validations_that_training_does(recipe: Path, every:
     assert plan.steps.validations == sum(line["kind"] == "valid" for line in read_jsonl(run.metrics))
     n = plan.tokens["valid"]
     assert f"{n * plan.steps.validations:,} to validate on ({plan.steps.validations} x {n:,})" in str(plan)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [["train.packing=always"], ["tuning.dropout=0.1"], ["tuning={method: full}", "train.micro_batch=2"],
+     ["train.activation_checkpointing=true", "train.packing=never"]],
+    ids=["packed", "dropout", "full", "checkpointed"],
+)  # fmt: skip
+def test_the_plan_expects_the_memory_that_training_expects(recipe: Path, changes: list[str]) -> None:
+    plan = plan_run(recipe, [*changes, "train.max_steps=2"])
+    run = run_recipe(recipe, [*changes, "train.max_steps=2"], out=recipe.parent / "run", until="train")
+    manifest = run.manifest("train")
+    assert manifest is not None
+    assert manifest["expected_memory"] == asdict(plan.memory)
+    assert manifest["expected_memory_gib"] == pytest.approx(plan.memory.total, abs=1e-3)
+    assert manifest["peak_memory_gib"] > 0.1
+
+
+def test_a_plan_that_does_not_fit_is_shown_and_then_refused(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan_run(recipe).must_fit()
+    monkeypatch.setattr(preflight, "hardware", lambda: Hardware("cpu", False, 0.2))
+    plan = plan_run(recipe)
+    assert "of 0.2 available" in str(plan)
+    with pytest.raises(DoesNotFit, match=r"training needs about 0\.\d GiB and 0\.2 are available"):
+        plan.must_fit()
+
+
+def test_a_plan_refuses_a_model_without_weights_and_rows_beyond_its_positions(tmp_path: Path, tiny: Path) -> None:
+    path = write_recipe(tmp_path, copytree(tiny, tmp_path / "model"))
+    positions = json.loads((tiny / "config.json").read_text())["max_position_embeddings"]
+    long = {"question": "one " * positions, "answer": "two"}
+    with (tmp_path / "rows.jsonl").open("a") as file:
+        file.write(json.dumps(long) + "\n")
+    with pytest.raises(RecipeError, match=f"and the model knows {positions} positions"):
+        plan_run(path, ["data.max_tokens_per_example=100000"])
+    (tmp_path / "model" / "model.safetensors").unlink()
+    with pytest.raises(RecipeError, match="holds no weights"):
+        plan_run(path)

@@ -72,8 +72,9 @@ class Seq2SeqTask(Task):
         return turns[-1].text
 
     def answer(self, ids: Sequence[int]) -> str:
-        """Return what the decoder wrote as text."""
-        return self._codec.decode([i for i in ids if i not in self.stop_ids])
+        """Return what the decoder wrote as text. Padding, which T5 also starts from, says nothing."""
+        silent = {*self.stop_ids, self._codec.pad_id}
+        return self._codec.decode([i for i in ids if i not in silent])
 
     def _source(self, turns: Sequence[Turn]) -> list[int]:
         opening, closing = self._around_source

@@ -49,7 +49,9 @@ def test_both_sides_are_what_the_tokenizer_makes_of_them(kind: str) -> None:
     assert tokens.trained == (False,) + (True,) * (len(tokens.input_ids) - 1)
     assert tokens.input_ids[-1] == codec.eos_id == task.stop_ids[0]
     assert tokens.input_ids[: len(task.opening_ids)] == task.opening_ids == ((0,) if kind == "t5" else (2, 0))
-    assert task.answer(tokens.input_ids[len(task.opening_ids) :]) == task.reference(turns) == "four seven two"
+    written = list(tokens.input_ids[len(task.opening_ids) :])
+    assert task.answer(written) == task.reference(turns) == "four seven two"
+    assert task.answer([codec.pad_id, *written[:-1], codec.pad_id, written[-1]]) == "four seven two"
 
 
 @pytest.mark.parametrize("kind", START)
