@@ -10,10 +10,10 @@ from tunesmith.core.errors import DoesNotFit, RecipeError
 from tunesmith.core.progress import clock
 from tunesmith.core.rundir import SPLITS, RunDir
 from tunesmith.data.batches import TokenSet
-from tunesmith.data.fit import Room, division_of, fitting, refuse_rows_beyond
+from tunesmith.data.fit import ENCODER_READS_ALONE, Room, division_of, fitting, refuse_rows_beyond, refuse_to_pack
 from tunesmith.data.gather import Gathered, gather
 from tunesmith.data.micro_batches import Division
-from tunesmith.fetch.reference import ModelFolder, resolve
+from tunesmith.fetch.reference import ModelFolder, hub_cache, resolve
 from tunesmith.model.speed import remembered_speed
 from tunesmith.pipeline import open_run, work_left
 from tunesmith.recipe.architecture import shapes_of
@@ -55,6 +55,7 @@ class RunPlan:
     lengths: dict[str, dict[str, Any]]
     steps: Steps
     passes: str
+    known: bool
     answered: int
     choose_by: str
     memory: Memory
@@ -62,6 +63,7 @@ class RunPlan:
     disk: float
     disk_free: float
     to_fetch: float
+    fetch_free: float
     tokens_per_second: float | None
     stages: dict[str, str]
 
@@ -88,8 +90,13 @@ class RunPlan:
         """Raise DoesNotFit where memory or disk does not suffice."""
         if self.disk > self.disk_free:
             raise DoesNotFit(
-                f"the run needs about {self.disk:.1f} GiB on disk and {self.disk_free:.1f} are free", where=self.run,
+                f"the checkpoints need about {self.disk:.1f} GiB and {self.disk_free:.1f} are free", where=self.run,
                 hint="free some space, or lower train.keep_checkpoints",
+            )  # fmt: skip
+        if self.to_fetch > self.fetch_free:
+            raise DoesNotFit(
+                f"the weights take about {self.to_fetch:.1f} GiB and {self.fetch_free:.1f} are free",
+                where=str(hub_cache()), hint="free some space, or let HF_HUB_CACHE name another disk",
             )  # fmt: skip
         if self.memory.total > self.memory_available:
             raise DoesNotFit(
@@ -112,6 +119,7 @@ class RunPlan:
             else "not known: this machine has not trained this model yet"
         )
         m, s = self.memory, self.steps
+        guess = "" if self.known else "; a guess, since this architecture is not described"
         asking = f", answering {self.answered} rows" if self.answered else ""
         # Read without a backward pass, but often enough to take longer than training where there are few rows.
         valid = self.tokens["valid"]
@@ -133,11 +141,11 @@ class RunPlan:
                 f"the best by {self.choose_by}",
                 f"tokens   {self.training_tokens:,} to train on{validated}; time {speed}",
                 f"passes   {self.passes}",
-                f"memory   about {m.total:.1f} GiB of {self.memory_available:.1f} available (weights {m.weights:.2f}, "
-                f"gradients {m.gradients:.2f}, optimizer {m.optimizer:.2f}, activations {m.activations:.2f}, "
+                f"memory   about {m.total:.1f} GiB of {self.memory_available:.1f} available{guess} "
+                f"(weights {m.weights:.2f}, gradients {m.gradients:.2f}, optimizer {m.optimizer:.2f}, activations {m.activations:.2f}, "
                 f"logits {m.logits:.2f}, in pieces {m.in_pieces:.2f}, libraries {m.libraries:.2f})",
                 f"disk     about {self.disk:.1f} GiB of {self.disk_free:.1f} free"
-                + (f", {self.to_fetch:.1f} of it weights that training will fetch" if self.to_fetch else ""),
+                + (f"; weights to fetch: {self.to_fetch:.1f} of {self.fetch_free:.1f}" if self.to_fetch else ""),
                 f"stages   {', '.join(f'{name} {state}' for name, state in self.stages.items())}",
             ]
         )
@@ -190,31 +198,40 @@ def _plan(recipe: Recipe, run: RunDir, base: ModelFolder, gathered: Gathered, *,
     facts = gathered.facts()
     counts = {name: facts["counts"][name] for name in SPLITS}
     steps = steps_of(recipe, counts["train"])
-    shapes = shapes_of(base.root.path)
+    shapes = _shapes(recipe, base, run)
     division, memory, available = _memory(recipe, shapes, gathered, new_tokens)
     to_fetch = shapes.parameters * shapes.stored_bytes / _GIB if base.root.to_fetch else 0.0
     answered = min(recipe.train.valid_rows, counts["valid"]) if recipe.train.valid_metrics else 0
     copies = min(recipe.train.keep_checkpoints + 2, steps.total_steps + 1)  # the best, and one being written
     per_copy = memory.trainable_parameters * 4 / _GIB + memory.optimizer
-    place = run.path.absolute()
-    while not place.exists():
-        place = place.parent
     return RunPlan(
         name=recipe.name, run=str(run), base=recipe.model.base, method=recipe.tuning.method, launch=recipe.launch.on,
         counts=counts, sources=facts["sources"], blocks=facts["blocks"], dropped=facts["dropped"],
         filtered=facts["filtered"], cut=facts["cut"], unused=facts["unused"],
         copies=facts["copies"], tokens=facts["tokens"], lengths=facts["lengths"], steps=steps,
         answered=answered, choose_by=recipe.train.choose_by,
-        passes=str(division), memory=memory, memory_available=available,
-        disk=copies * per_copy + 0.05 + to_fetch, to_fetch=to_fetch, disk_free=shutil.disk_usage(place).free / _GIB,
+        passes=str(division), known=shapes.known, memory=memory, memory_available=available,
+        disk=copies * per_copy + 0.05, to_fetch=to_fetch, fetch_free=_free(hub_cache()), disk_free=_free(run.path),
         tokens_per_second=remembered_speed(base.digest(), recipe.tuning.method), stages=work_left(recipe, run),
     )  # fmt: skip
+
+
+def _shapes(recipe: Recipe, base: ModelFolder, run: RunDir) -> Shapes:
+    """Return the shapes of the base, whose weights are fetched where its configuration does not tell them."""
+    try:
+        return shapes_of(base.root.path)
+    except RecipeError:
+        if not base.root.to_fetch:
+            raise
+        origin = run.origin if run.environment.exists() else None
+        return shapes_of(resolve(recipe.model.base, relative_to=origin).root.path)
 
 
 def _memory(recipe: Recipe, shapes: Shapes, gathered: Gathered, new_tokens: int) -> tuple[Division, Memory, float]:
     """Return how rows are cut into passes, what training needs with them, and how many GiB there are."""
     found = {name: TokenSet.of([row.tokens for row in rows if row.tokens]) for name, rows in gathered.used.items()}
     refuse_rows_beyond(shapes.positions, max(tokens.longest for tokens in found.values()))
+    refuse_to_pack(recipe, ENCODER_READS_ALONE if shapes.encodes else None)
     here = hardware()
     quantized = isinstance(recipe.tuning, Quantization)
     precision = precision_of(recipe.model.precision, here.device, has_bf16=here.has_bf16, quantized=quantized)
@@ -223,6 +240,14 @@ def _memory(recipe: Recipe, shapes: Shapes, gathered: Gathered, new_tokens: int)
     room = Room(BYTES[precision], here.device == "cuda", here.memory_gib)
     division, memory = fitting(recipe, shapes, found["train"], division, room, new_tokens=new_tokens)
     return division, memory, here.memory_gib
+
+
+def _free(place: Path) -> float:
+    """Return the GiB that are free on the disk of a place that need not be there yet."""
+    place = place.absolute()
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free / _GIB
 
 
 def _length_line(lengths: dict[str, Any]) -> str:

@@ -22,6 +22,8 @@ _MOST_STEPS = 20_000
 # What is left free where we choose: the estimate is good to about a seventh, and others use the machine, too.
 _LEAVE_FREE = 0.15
 
+ENCODER_READS_ALONE = "an encoder reads every row by itself"
+
 
 @dataclass(frozen=True, slots=True)
 class Room:
@@ -72,16 +74,22 @@ def fitting(
 
     def needed(one: Division) -> Memory:
         passes = {_pass(tokens, group) for mine in rows for group in one.groups(tokens, mine)}
-        return max(map(needs, passes), key=lambda memory: memory.total)
+        return max(map(needs, passes), key=lambda memory: memory.training)
 
     memory = needed(division)
     if recipe.train.micro_batch != "auto" or recipe.train.micro_batch_tokens is not None:
         return division, memory
     longest = int(tokens.lengths.max())
-    while memory.total > room.for_us and division.most_tokens > longest:
+    while memory.training > room.for_us and division.most_tokens > longest:
         division = replace(division, most_tokens=max(division.most_tokens // 2, longest))
         memory = needed(division)
     return division, memory
+
+
+def refuse_to_pack(recipe: Recipe, reason: str | None) -> None:
+    """Raise RecipeError where the recipe always packs rows and there is a reason why they must not be."""
+    if reason and recipe.train.packing == "always":
+        raise RecipeError(f"rows cannot share a sequence: {reason}", where="train.packing", hint="use auto")
 
 
 def refuse_rows_beyond(positions: int | None, longest: int) -> None:

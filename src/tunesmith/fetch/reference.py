@@ -96,6 +96,11 @@ def resolve(reference: str, *, relative_to: Path | None = None, weights: bool = 
         return _open(reference, registry.folder(version), relative_to, weights)
     if _HUB.match(reference) and not reference.startswith("."):
         found = _open(reference, _from_hub(reference, weights), relative_to, weights)
+        if weights and not found.has_weights:
+            raise RecipeError(
+                f"the weights of `{reference}` are not here, or not as *.safetensors", where=str(found.path),
+                hint="HF_HUB_OFFLINE=1 is set; fetch them first" if _is_offline() else "take a revision that has them",
+            )  # fmt: skip
         return replace(found, to_fetch=not found.has_weights)
     raise RecipeError(
         f"no model `{reference}`",
@@ -160,11 +165,23 @@ def _from_hub(reference: str, weights: bool) -> Path:
             f"the hub has no model `{reference}` that you may read", hint="log in if it is gated"
         ) from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
-        offline = os.environ.get("HF_HUB_OFFLINE") == "1"
         raise RecipeError(
             f"cannot fetch `{reference}` from the hub: {str(error).splitlines()[0]}",
-            hint="HF_HUB_OFFLINE=1 is set and the model is not in the cache" if offline else "is there a network?",
+            hint="HF_HUB_OFFLINE=1 is set and the model is not in the cache"
+            if _is_offline()
+            else "is there a network?",
         ) from error
+
+
+def hub_cache() -> Path:
+    """Return the folder that models of the hub are kept in."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
+
+
+def _is_offline() -> bool:
+    return os.environ.get("HF_HUB_OFFLINE") == "1"
 
 
 def _digest_of_files(paths: list[Path]) -> str:

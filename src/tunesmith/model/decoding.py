@@ -11,8 +11,9 @@ import torch
 from transformers import DynamicCache, EncoderDecoderCache
 from transformers.cache_utils import DynamicLayer
 
-from tunesmith.model.isolation import WITHOUT_LIMIT, attention_reach
+from tunesmith.model.isolation import attention_reach
 from tunesmith.model.load import decoder_config
+from tunesmith.recipe.shapes import WITHOUT_LIMIT
 
 # A beginning that is shorter is not worth a forward pass of its own.
 _LEAST_SHARED = 16

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 
 from tunesmith.data.batches import Batch, TokenSet
+from tunesmith.data.fit import ENCODER_READS_ALONE
 from tunesmith.model.load import Machine, decoder_config
 from tunesmith.model.token_loss import token_loss
+from tunesmith.recipe.shapes import WITHOUT_LIMIT
 
 # Nats by which a token's loss may differ between the two layouts: rounding only.
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-3}
 _LOW_PRECISION = 0.3
-WITHOUT_LIMIT = 2**31
 
 
 def attention_reach(model: Any) -> int:
@@ -45,7 +46,7 @@ def why_not_apart(model: Any, tokens: TokenSet, pad_id: int, on: Machine) -> str
     if len(tokens) < 2:
         return "there is only one row"
     if model.config.is_encoder_decoder:
-        return "an encoder reads every row by itself"
+        return ENCODER_READS_ALONE
     if model.config._attn_implementation not in ("sdpa", "eager"):
         return f"attention {model.config._attn_implementation} takes no mask of this kind"
     rows = _probe(tokens, attention_reach(model))

@@ -18,18 +18,24 @@ Config = Mapping[str, Any]
 
 
 def shapes_of(folder: Path) -> Shapes:
-    """Return the shapes of a model's folder, which need not hold its weights if its architecture is known.
+    """Return the shapes of a model's folder, which need not hold its weights if its configuration tells enough.
 
     Raises:
-        RecipeError: the configuration lacks a size; or the architecture is unknown and weights are not there.
+        RecipeError: the architecture is not described here, or a size is left out, and weights are not there.
     """
     config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    config = {**config, **config.get("text_config", {})}
+    config = {**config, **(config.get("text_config") or {})}
     describe = _KNOWN.get(str(config.get("model_type")))
     try:
-        shapes = describe(config) if describe else shapes_in_headers(folder, config)
-    except KeyError as error:
-        raise RecipeError(f"lacks {error}", where=str(folder / "config.json")) from error
+        shapes = describe(config) if describe else None
+    except (KeyError, TypeError, ValueError):  # left out, as defaults are, or of another kind, as a list a layer
+        shapes = None
+    try:
+        shapes = shapes or shapes_in_headers(folder, config)
+    except (KeyError, TypeError, ValueError) as error:
+        raise RecipeError(
+            f"has sizes of a kind that is not known: {error}", where=str(folder / "config.json")
+        ) from None
     stored = str(config.get("dtype") or config.get("torch_dtype") or "float32")
     return replace(shapes, stored_bytes=2 if stored.endswith("16") else 4)
 
@@ -273,9 +279,12 @@ def _windows(config: Config, layers: int) -> tuple[int, int]:
     kinds = config.get("layer_types")
     if kinds:
         return sum(kind == "sliding_attention" for kind in kinds), int(window)
-    # Gemma 2 has one in every other layer, Gemma 3 in five of six, and who has `use_sliding_window` none by default.
-    share = {"gemma2": 1 / 2, "gemma3_text": 5 / 6, "gemma3": 5 / 6, "qwen2": 0, "qwen3": 0}
-    return round(layers * share.get(str(config.get("model_type")), 1)), int(window)
+    kind = str(config.get("model_type"))
+    if kind in ("qwen2", "qwen3") and not config.get("use_sliding_window"):
+        return 0, 0
+    # Gemma 2 has one in every other layer, Gemma 3 in five of six.
+    share = {"gemma2": 1 / 2, "gemma3_text": 5 / 6}
+    return round(layers * share.get(kind, 1)), int(window)
 
 
 def _model(config: Config, stack: Stack, beside: int, hidden: int, *, tied: bool) -> Shapes:

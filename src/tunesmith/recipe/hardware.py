@@ -8,7 +8,9 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
@@ -21,11 +23,15 @@ _GIB = 2**30
 # What a process on a GPU takes beside its tensors: CUDA's own context and the libraries' kernels.
 _CONTEXT_GIB = 0.6
 _SECONDS_ASKING = 10
+_OWN_GROUPS = Path("/proc/self/cgroup")
+_V2, _V1 = Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/memory")
+_V2_NAMES = ("memory.max", "memory.current", "")
+_V1_NAMES = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
 
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """Where training would compute, and how many GiB a new process could get there."""
+    """Where training would compute, and how many GiB it could hold there."""
 
     device: Literal["cpu", "cuda"]
     has_bf16: bool
@@ -34,7 +40,7 @@ class Hardware:
 
 def hardware() -> Hardware:
     """Return the first GPU that is visible, else the processor."""
-    return _gpu() or Hardware("cpu", "avx512_bf16" in _processor_flags(), available_memory_gib())
+    return _gpu() or Hardware("cpu", "avx512_bf16" in _processor_flags(), memory_for_one_gib())
 
 
 def precision_of(asked: AskedPrecision, device: str, *, has_bf16: bool, quantized: bool) -> Precision:
@@ -52,13 +58,37 @@ def precision_of(asked: AskedPrecision, device: str, *, has_bf16: bool, quantize
 
 
 def available_memory_gib() -> float:
-    """Return the memory that a new process could get: what the system says is available, within its control group."""
-    available = int(psutil.virtual_memory().available)
-    limit = Path("/sys/fs/cgroup/memory.max")
-    if limit.exists() and (text := limit.read_text(encoding="utf-8").strip()).isdigit():
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text(encoding="utf-8"))
-        available = min(available, int(text) - used)
-    return available / _GIB
+    """Return the memory that a new process could get: what the system says is available, within its control groups."""
+    left = (limit - used for limit, used in _control_groups())
+    return max(0, min([int(psutil.virtual_memory().available), *left])) / _GIB
+
+
+def memory_for_one_gib() -> float:
+    """Return how much a process could hold that does what this one does, and holds nothing yet."""
+    return available_memory_gib() + int(psutil.Process().memory_info().rss) / _GIB
+
+
+def _control_groups() -> Iterator[tuple[int, int]]:
+    """Yield (limit, bytes in use that the kernel cannot drop) of every control group above this process, of both kinds.
+
+    Pages of files that were read lately count as used, and are dropped as soon as somebody needs memory.
+    """
+    lines = _OWN_GROUPS.read_text(encoding="utf-8").splitlines() if _OWN_GROUPS.exists() else []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        root, names = (_V2, _V2_NAMES) if not controllers else (_V1, _V1_NAMES)
+        limit, current, prefix = names
+        group = root / path.strip("/")
+        for place in (group, *group.parents):
+            if not place.is_relative_to(root):
+                break
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                stat = dict(one.split() for one in (place / "memory.stat").read_text(encoding="utf-8").splitlines())
+                cached = int(stat[f"{prefix}active_file"]) + int(stat[f"{prefix}inactive_file"])
+                used = int((place / current).read_text(encoding="utf-8")) - cached
+                yield int((place / limit).read_text(encoding="utf-8")), used
 
 
 def _processor_flags() -> frozenset[str]:
@@ -72,7 +102,7 @@ def _processor_flags() -> frozenset[str]:
 def _gpu() -> Hardware | None:
     """Ask nvidia-smi for the first visible GPU; None where there is none, or it does not say."""
     program, visible = shutil.which("nvidia-smi"), os.environ.get("CUDA_VISIBLE_DEVICES")
-    if program is None or visible in ("", "-1"):
+    if program is None or visible in ("", "-1") or metadata.version("torch").endswith("+cpu"):
         return None
     first = [f"--id={visible.split(',')[0]}"] if visible else []
     asked = [program, *first, "--query-gpu=memory.free,compute_cap", "--format=csv,noheader,nounits"]

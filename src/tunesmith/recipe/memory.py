@@ -62,10 +62,15 @@ class Memory:
     trainable_parameters: int
 
     @property
+    def training(self) -> float:
+        """Everything while a step is taken."""
+        held = self.weights + self.gradients + self.optimizer + self.libraries
+        return held + self.activations + self.logits + self.in_pieces
+
+    @property
     def total(self) -> float:
         """Everything, at the worst moment."""
-        held = self.weights + self.gradients + self.optimizer
-        return max(held + self.activations + self.logits + self.in_pieces, self.loading) + self.libraries
+        return max(self.training, self.loading + self.libraries)
 
 
 def memory_of(
@@ -127,18 +132,18 @@ class _Kept:
 
     def bytes_of(self, one: Pass, logits: float) -> float:
         """Return the bytes that are kept at the peak, beside those of the loss (`logits`)."""
-        everything = beginnings = largest = 0.0
+        everything = beginnings = 0.0
+        layers = 0
         for stack in self._shapes.stacks:
-            for number in range(stack.count):
-                layer = self._layer(stack, number, one)
-                everything += layer
-                largest = max(largest, layer)
-                beginnings += self._tokens(stack, one) * self._shapes.hidden * self._stream
+            everything += sum(self._layer(stack, number, one) for number in range(stack.count))
+            if stack.layer.attention:  # of an architecture that is not described, matrices are stacks of their own
+                layers += stack.count
+                beginnings += stack.count * self._tokens(stack, one) * self._shapes.hidden * self._stream
         beside = one.tokens * self._shapes.hidden * self._stream  # the last norm
         beside += one.source_tokens * self._shapes.hidden * self._compute
         beside += one.width * one.width * (self._compute + 1) if one.packed else 0
         if self._recipe.train.activation_checkpointing:  # one layer again, with the loss's memory given back
-            return beginnings + beside + max(0.0, largest + self._way_back(one) - logits)
+            return beginnings + beside + max(0.0, everything / max(1, layers) + self._way_back(one) - logits)
         return everything + beside + max(0.0, self._way_back(one) - logits)
 
     @property
@@ -172,12 +177,11 @@ class _Kept:
         width = one.source_width if stack.encoder else one.width
         heard, reach = (one.source_tokens, one.source_width) if sight.across else (tokens, width)
         masked = one.packed or stack.encoder or sight.across or (windowed and width > stack.window)
-        keys = sight.queries if masked or not sight.fused else sight.keys
+        keys = sight.queries if masked or not self._is_fused(sight) else sight.keys
         kept = (2 * tokens * sight.queries + 2 * heard * keys) * self._compute
         if sight.norms:
             kept += tokens * (sight.queries + sight.keys) * 4 * (2 if self._full else 1)
-        # A table that is trained beside the scores is nothing that a fused kernel has gradients for.
-        if not sight.fused or (self._full and sight.biased):
+        if not self._is_fused(sight):
             whole, short = sight.scores
             return kept + tokens * reach * sight.heads * (whole * 4 + short * self._compute)
         kept += tokens * sight.heads * 4
@@ -209,10 +213,13 @@ class _Kept:
                 kept += 0 if shared else mine * part.inner * self._compute
         return kept
 
-    @staticmethod
-    def _is_kept(layer: Layer, part: Linear) -> bool:
+    def _is_fused(self, sight: Attention) -> bool:
+        # A table that is trained beside the scores is nothing that a fused kernel has gradients for.
+        return sight.fused and self._recipe.model.attention != "eager" and not (self._full and sight.biased)
+
+    def _is_kept(self, layer: Layer, part: Linear) -> bool:
         """Say whether what made a layer's input keeps it: a fused attention does."""
-        return part.reads == "rectified" or all(sight.fused for sight in layer.attention)
+        return part.reads == "rectified" or all(self._is_fused(sight) for sight in layer.attention)
 
 
 def _frozen_bytes(tuning: LoraTuning | QloraTuning, shapes: Shapes, compute_bytes: int) -> float:

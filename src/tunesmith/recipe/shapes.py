@@ -103,11 +103,6 @@ class Shapes:
     known: bool = True
 
     @property
-    def layers(self) -> int:
-        """The number of layers, those of an encoder and of a decoder together."""
-        return sum(stack.count for stack in self.stacks)
-
-    @property
     def reach(self) -> int:
         """The length up to which all attention layers see every earlier token."""
         return min((stack.window for stack in self.stacks if stack.windows), default=WITHOUT_LIMIT)

@@ -6,6 +6,7 @@ Linear layers are what the headers say; what stands between them is taken to be 
 import json
 import re
 import struct
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -35,24 +36,46 @@ def shapes_in_headers(folder: Path, config: dict[str, Any]) -> Shapes:
             hint="fetch its weights, too",
         )
     vocabulary = int(config.get("vocab_size", 0))
-    hidden = int(config.get("hidden_size") or config.get("n_embd") or config.get("d_model") or 0)
+    hidden = _first(config, "hidden_size", "n_embd", "d_model") or 0
     matrices = {
         name.removesuffix(".weight"): shape
         for name, shape in tensors.items()
         if len(shape) == 2 and vocabulary not in shape and not any(part in name for part in _LOOKED_UP)
     }
-    heads = int(config.get("num_attention_heads") or config.get("n_head") or config.get("num_heads") or 1)
-    layers = int(config.get("num_hidden_layers") or config.get("n_layer") or config.get("num_layers") or 1)
+    heads = _first(config, "num_attention_heads", "n_head", "num_heads", "encoder_attention_heads") or 1
+    layers = _first(config, "num_hidden_layers", "n_layer", "num_layers", "encoder_layers") or 1
     inner = max((max(shape) for shape in matrices.values()), default=hidden)
-    # Names are whole here, so every matrix is a stack of one layer that only multiplies, and one more remembers.
-    stacks = tuple(
-        Stack(name, 1, Layer((Linear("", shape[0], shape[1], name),), (), 0, 0, norms=0, rms=False, dropouts=0))
+    encodes = bool(config.get("is_encoder_decoder"))
+    # Names are whole here, so every matrix is a stack of one layer that only multiplies, and others only remember.
+    stacks = [
+        Stack(
+            name,
+            1,
+            Layer((Linear("", shape[0], shape[1], name),), (), 0, 0, norms=0, rms=False, dropouts=0),
+            encoder=encodes and "encoder." in name,
+        )
         for name, shape in matrices.items()
+    ]
+    attention = Attention(heads, hidden, hidden)
+    between = Layer((), (attention,), inner, activated=3, norms=2, rms=True)
+    both = (attention, replace(attention, across=True))
+    stacks.append(Stack("", layers, replace(between, attention=both) if encodes else between))
+    if encodes:
+        stacks.append(Stack("", layers, between, encoder=True))
+    return Shapes(
+        parameters=sum(prod(shape) for shape in tensors.values()),
+        hidden=hidden,
+        vocabulary=vocabulary,
+        stacks=tuple(stacks),
+        tied=not any(re.search(r"(^|\.)(lm_head|embed_out|output)\.weight$", name) for name in tensors),
+        positions=_first(config, "max_position_embeddings", "n_positions"),
+        known=False,
     )
-    between = Layer((), (Attention(heads, hidden, hidden),), inner, activated=3, norms=2, rms=True)
-    size = sum(prod(shape) for shape in tensors.values())
-    tied = not any(re.search(r"(^|\.)(lm_head|embed_out|output)\.weight$", name) for name in tensors)
-    return Shapes(size, hidden, vocabulary, (*stacks, Stack("", layers, between)), tied, known=False)
+
+
+def _first(config: dict[str, Any], *names: str) -> int | None:
+    """Return the first of these sizes that a configuration gives."""
+    return next((int(config[name]) for name in names if config.get(name)), None)
 
 
 def _weight_files(folder: Path) -> list[Path]:

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from tunesmith.recipe.hardware import available_memory_gib
+from tunesmith.recipe.hardware import memory_for_one_gib
 
 Use = dict[str, float]
 _GIB = 2**30
@@ -54,8 +54,8 @@ def machine_use(
 
 
 def free_memory_gib(device: torch.device) -> float:
-    """Return how many GiB this process can still get where it computes."""
-    return torch.cuda.mem_get_info(device)[0] / _GIB if device.type == "cuda" else available_memory_gib()
+    """Return how many GiB this process can hold where it computes."""
+    return torch.cuda.mem_get_info(device)[0] / _GIB if device.type == "cuda" else memory_for_one_gib()
 
 
 def forget_peak_memory(device: torch.device) -> None:

@@ -14,7 +14,7 @@ from tunesmith.core.progress import Progress, say
 from tunesmith.core.records import StepReport
 from tunesmith.core.rundir import SPLITS, RunDir
 from tunesmith.data.batches import TokenSet
-from tunesmith.data.fit import Room, division_of, fitting, refuse_rows_beyond
+from tunesmith.data.fit import Room, division_of, fitting, refuse_rows_beyond, refuse_to_pack
 from tunesmith.data.micro_batches import Division
 from tunesmith.fetch.reference import ModelFolder, resolve
 from tunesmith.model.adapters import count_parameters, make_trainable, open_model, recompute_activations
@@ -73,7 +73,8 @@ def _setup(recipe: Recipe, run: RunDir, base: ModelFolder, on: Machine, codec: C
     model = make_trainable(model, recipe.tuning, seed=recipe.seed, new_tokens=codec.new_ids)
     if recipe.train.activation_checkpointing:
         recompute_activations(model)
-        give_back_at_once()  # who computes twice to save memory wants it saved
+        if on.device.type == "cpu":
+            give_back_at_once()  # who computes twice to save memory wants it saved
     plan = steps_of(recipe, len(tokens))
     division = _division(recipe, model, tokens, codec.pad_id, on)
     division, expected = _fitted(recipe, division, tokens, base, on, available, len(codec.new_ids))
@@ -85,8 +86,7 @@ def _division(recipe: Recipe, model: Any, tokens: TokenSet, pad_id: int, on: Mac
     """Return how rows are cut into forward passes: side by side where the model is proved to keep them apart."""
     packing = recipe.train.packing
     reason = why_not_apart(model, tokens, pad_id, on) if packing != "never" else None
-    if reason and packing == "always":
-        raise RecipeError(f"rows cannot share a sequence: {reason}", where="train.packing", hint="use auto")
+    refuse_to_pack(recipe, reason)
     if reason:
         say(f"every row has a sequence of its own: {reason}")
     share, reach = not has_dropout(model), attention_reach(model)

@@ -11,6 +11,8 @@ from tests.tiny import save_model, save_seq2seq
 
 from tunesmith.core.errors import RecipeError
 from tunesmith.recipe.architecture import shapes_of
+from tunesmith.recipe.memory import Pass, memory_of
+from tunesmith.recipe.schema import Recipe
 from tunesmith.recipe.weight_headers import shapes_in_headers
 
 KINDS = ("llama", "gpt2", "gpt_neo", "mistral", "gemma2", "gemma3_text", "qwen2", "qwen3", "phi", "phi3", "granite")
@@ -59,10 +61,53 @@ def test_an_unknown_architecture_is_read_from_its_weights(folders: dict[str, Pat
         shapes_of(configured(tmp_path / "m", tmp_path / "alone"))
 
 
-def test_a_configuration_without_a_size_is_told(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "hidden_size": 8}))
-    with pytest.raises(RecipeError, match="lacks 'intermediate_size'"):
-        shapes_of(tmp_path)
+@pytest.mark.parametrize(
+    "change", [{"num_attention_heads": None}, {"num_attention_heads": [2, 4]}, {"text_config": None}]
+)
+def test_what_a_configuration_leaves_out_is_read_from_the_weights(
+    folders: dict[str, Path], tmp_path: Path, change: dict[str, Any]
+) -> None:
+    """Publishers leave out what is a class's default, and some give a size a layer."""
+    copytree(folders["llama"], tmp_path / "m")
+    config = json.loads((tmp_path / "m" / "config.json").read_text()) | change
+    config = {key: value for key, value in config.items() if value is not None or key == "text_config"}
+    (tmp_path / "m" / "config.json").write_text(json.dumps(config))
+    if change == {"num_attention_heads": [2, 4]}:
+        with pytest.raises(RecipeError, match="sizes of a kind that is not known"):
+            shapes_of(tmp_path / "m")
+        return
+    found = shapes_of(tmp_path / "m")
+    assert found.parameters == shapes_of(folders["llama"]).parameters
+    assert found.known == ("text_config" in change)
+    if not found.known:
+        with pytest.raises(RecipeError, match="`llama` cannot be told from its configuration alone"):
+            shapes_of(configured(tmp_path / "m", tmp_path / "alone"))
+
+
+@pytest.mark.parametrize("kind", ["llama", "bart"])
+def test_an_architecture_that_is_not_described_is_guessed_not_far_off(
+    folders: dict[str, Path], tmp_path: Path, kind: str
+) -> None:
+    copytree(folders[kind], tmp_path / "m")
+    config = json.loads((tmp_path / "m" / "config.json").read_text()) | {"model_type": "of_tomorrow"}
+    (tmp_path / "m" / "config.json").write_text(json.dumps(config))
+    known, guessed = shapes_of(folders[kind]), shapes_of(tmp_path / "m")
+    assert guessed.encodes == known.encodes == (kind == "bart")
+    source = {"source_tokens": 4096, "source_width": 512} if kind == "bart" else {}
+    read = Pass(1024, 128, 64, **source)
+    for changes in ({}, {"activation_checkpointing": True}):
+        one = lora(kind, **changes)
+        sizes = [memory_of(one, shapes, read, compute_bytes=4).activations for shapes in (known, guessed)]
+        assert sizes[1] == pytest.approx(sizes[0], rel=0.5)
+
+
+def lora(kind: str, **train: Any) -> Recipe:
+    task = {"task": "seq2seq", "prompt": "{q}", "response": "{a}"} if kind == "bart" else {"task": "text", "text": "t"}
+    return Recipe.model_validate({
+        "name": "x", "model": {"base": "org/model"}, "data": {**task, "source": {"file": "x.csv"}},
+        "tuning": {"method": "lora", "rank": 4}, "train": {"learning_rate": 1e-4, **train},
+        "evaluate": {"metrics": ["perplexity"], "primary": "perplexity"},
+    })  # fmt: skip
 
 
 def test_windows_limit_how_far_attention_reaches(folders: dict[str, Path]) -> None:

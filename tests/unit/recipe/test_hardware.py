@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tunesmith.recipe.hardware import BYTES, available_memory_gib, hardware, precision_of
+from tunesmith.recipe import hardware as module
+from tunesmith.recipe.hardware import BYTES, available_memory_gib, hardware, memory_for_one_gib, precision_of
 
 
 @pytest.fixture
@@ -17,6 +18,7 @@ def smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(module.metadata, "version", lambda name: "2.13.0")
     return tmp_path
 
 
@@ -26,7 +28,7 @@ def test_a_processor_has_bf16_where_torch_says_so(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     found = hardware()
     assert (found.device, found.has_bf16) == ("cpu", bool(torch.cpu._is_avx512_bf16_supported()))
-    assert 0 < found.memory_gib == pytest.approx(available_memory_gib(), rel=0.2)
+    assert 0 < found.memory_gib == pytest.approx(memory_for_one_gib(), rel=0.2)
 
 
 @pytest.mark.parametrize(
@@ -45,6 +47,12 @@ def test_the_gpu_that_is_visible_is_asked_for(smi: Path, monkeypatch: pytest.Mon
     assert hardware().device == "cuda"
     assert "--id=2 " in (smi / "asked").read_text()
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert hardware().device == "cpu"
+
+
+def test_a_torch_without_cuda_computes_on_the_processor(smi: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (smi / "told").write_text("81559, 9.0")
+    monkeypatch.setattr(module.metadata, "version", lambda name: "2.13.0+cpu")
     assert hardware().device == "cpu"
 
 
@@ -67,3 +75,20 @@ def test_precision(asked: str, device: str, has_bf16: bool, quantized: bool, exp
     found = precision_of(asked, device, has_bf16=has_bf16, quantized=quantized)  # type: ignore[arg-type]
     assert found == expected
     assert BYTES[found] == (4 if expected == "fp32" else 2)
+
+
+@pytest.mark.parametrize("kind", ["v1", "v2"])
+def test_the_tightest_control_group_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """A job of Slurm's is a group in a group; the page cache of either can be dropped."""
+    limit, current, prefix = module._V1_NAMES if kind == "v1" else module._V2_NAMES
+    root = tmp_path / "sys"
+    for group, most, used in ((root / "slurm", 3 * 2**30, 2**30), (root / "slurm" / "job", 0, 2**30)):
+        group.mkdir(parents=True)
+        (group / limit).write_text(str(most) if most else ("max" if kind == "v2" else str(2**62)))
+        (group / current).write_text(str(used))
+        (group / "memory.stat").write_text(f"{prefix}active_file {2**28}\n{prefix}inactive_file {2**28}\n")
+    own = tmp_path / "cgroup"
+    own.write_text("4:memory:/slurm/job\n3:cpu:/elsewhere\n" if kind == "v1" else "0::/slurm/job\n")
+    monkeypatch.setattr(module, "_OWN_GROUPS", own)
+    monkeypatch.setattr(module, f"_{kind.upper()}", root)
+    assert available_memory_gib() == pytest.approx(2.5)

@@ -8,7 +8,7 @@ from tests.tiny import save_model, save_seq2seq
 
 from tunesmith.recipe.architecture import shapes_of
 from tunesmith.recipe.memory import Pass, memory_of
-from tunesmith.recipe.schema import Recipe
+from tunesmith.recipe.schema import Model, Recipe
 from tunesmith.recipe.shapes import Shapes
 
 KINDS = ("llama", "gpt2", "gpt_neo", "mistral", "gemma2", "gemma3_text", "qwen2", "qwen3", "phi", "phi3", "granite")
@@ -50,7 +50,7 @@ def estimate(shapes: Shapes, **tuning: Any) -> Any:
 @pytest.mark.parametrize("kind", KINDS)
 def test_weights_are_counted_as_the_libraries_count_them(folders: dict[str, Path], kind: str) -> None:
     shapes = shapes_of(folders[kind])
-    assert (shapes.hidden, shapes.layers, shapes.vocabulary) == (32, 2, 320)
+    assert (shapes.hidden, shapes.vocabulary) == (32, 320)
     size, _ = counted(folders[kind])
     assert shapes.parameters == size
     full = estimate(shapes)
@@ -86,7 +86,7 @@ def test_encoder_and_decoder_are_counted_together(tmp_path: Path, kind: str) -> 
 
     shapes = shapes_of(save_seq2seq(tmp_path / "m", kind))
     model = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "m")
-    assert (shapes.hidden, shapes.layers, shapes.vocabulary) == (32, 4, 320)
+    assert (shapes.hidden, shapes.vocabulary) == (32, 320)
     buffers = 320 if kind == "bart" else 0  # a bias of the output that is not trained, and saved all the same
     assert shapes.parameters == sum(weight.numel() for weight in model.parameters()) + buffers
     target = ["q_proj", "v_proj"] if kind == "bart" else ["q", "v"]
@@ -165,3 +165,14 @@ def test_rows_of_new_tokens_are_trained(folders: dict[str, Path]) -> None:
         one = recipe(method="lora", rank=4)
         found = [memory_of(one, shapes, Pass(0, 0, 0), compute_bytes=4, new_tokens=n) for n in (0, 2)]
         assert found[1].trainable_parameters - found[0].trainable_parameters == 2 * 32 * layers
+
+
+def test_scores_are_kept_where_attention_is_not_fused(folders: dict[str, Path]) -> None:
+    shapes, read = shapes_of(folders["llama"]), Pass(1024, 512, 8)
+    fused, eager = (
+        memory_of(recipe(method="lora", rank=4).model_copy(update={"model": Model(base="x", attention=name)}),
+                  shapes, read, compute_bytes=4).activations * GIB
+        for name in ("auto", "eager")
+    )  # fmt: skip
+    scores = 2 * 4 * 1024 * 512 * 4  # layers, heads, tokens, seen tokens, fp32
+    assert eager - fused > scores
