@@ -143,7 +143,8 @@ class RunPlan:
                 f"passes   {self.passes}",
                 f"memory   about {m.total:.1f} GiB of {self.memory_available:.1f} available{guess} "
                 f"(weights {m.weights:.2f}, gradients {m.gradients:.2f}, optimizer {m.optimizer:.2f}, "
-                f"activations {m.activations:.2f}, logits {m.logits:.2f}, in pieces {m.in_pieces:.2f}, libraries {m.libraries:.2f})",
+                f"activations {m.activations:.2f}, logits {m.logits:.2f}, in pieces {m.in_pieces:.2f}, "
+                f"libraries {m.libraries:.2f})",
                 f"disk     about {self.disk:.1f} GiB of {self.disk_free:.1f} free"
                 + (f"; weights to fetch: {self.to_fetch:.1f} of {self.fetch_free:.1f}" if self.to_fetch else ""),
                 f"stages   {', '.join(f'{name} {state}' for name, state in self.stages.items())}",
