@@ -2,6 +2,15 @@
 
 from typing import Any
 
+
+def _gpt_neo(*, hidden: int, layers: int, heads: int) -> dict[str, Any]:
+    return {
+        "model_type": "gpt_neo", "hidden_size": hidden, "num_layers": layers, "num_heads": heads, "vocab_size": 50257,
+        "max_position_embeddings": 2048, "window_size": 256,
+        "attention_types": [[["global", "local"], layers // 2]],
+    }  # fmt: skip
+
+
 PUBLISHED: dict[str, tuple[dict[str, Any], float]] = {
     "mistralai/Mistral-7B-v0.1": (
         {
@@ -27,27 +36,9 @@ PUBLISHED: dict[str, tuple[dict[str, Any], float]] = {
         },
         248e6,
     ),
-    "EleutherAI/gpt-neo-125m": (
-        {
-            "model_type": "gpt_neo", "hidden_size": 768, "num_layers": 12, "num_heads": 12, "vocab_size": 50257,
-            "max_position_embeddings": 2048, "window_size": 256, "attention_types": [[["global", "local"], 6]],
-        },
-        125e6,
-    ),
-    "EleutherAI/gpt-neo-1.3B": (
-        {
-            "model_type": "gpt_neo", "hidden_size": 2048, "num_layers": 24, "num_heads": 16, "vocab_size": 50257,
-            "max_position_embeddings": 2048, "window_size": 256, "attention_types": [[["global", "local"], 12]],
-        },
-        1.316e9,
-    ),
-    "EleutherAI/gpt-neo-2.7B": (
-        {
-            "model_type": "gpt_neo", "hidden_size": 2560, "num_layers": 32, "num_heads": 20, "vocab_size": 50257,
-            "max_position_embeddings": 2048, "window_size": 256, "attention_types": [[["global", "local"], 16]],
-        },
-        2.65e9,
-    ),
+    "EleutherAI/gpt-neo-125m": (_gpt_neo(hidden=768, layers=12, heads=12), 125e6),
+    "EleutherAI/gpt-neo-1.3B": (_gpt_neo(hidden=2048, layers=24, heads=16), 1.316e9),
+    "EleutherAI/gpt-neo-2.7B": (_gpt_neo(hidden=2560, layers=32, heads=20), 2.65e9),
     "HuggingFaceTB/SmolLM2-360M-Instruct": (
         {
             "model_type": "llama", "hidden_size": 960, "intermediate_size": 2560, "num_hidden_layers": 32,

@@ -1,9 +1,27 @@
-"""What unit tests share: a model folder that has a tokenizer and no weights, so that no model has to be made."""
+"""What unit tests share: one thread for tiny models, and a model folder that has a tokenizer and no weights."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+# Folders whose tests compute with models; the others never wait for torch.
+COMPUTING = ("answering", "evaluate", "model", "train")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Compute in one thread: tiny models are slower in two, and much slower where the cores are busy."""
+    if request.path.parent.name not in COMPUTING:
+        yield
+        return
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

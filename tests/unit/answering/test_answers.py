@@ -1,6 +1,5 @@
 """One prompt that memory does not suffice for fails alone, where that is asked for."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +11,6 @@ from tunesmith.answering.answers import answers
 from tunesmith.core.errors import DoesNotFit
 
 LONG = 30  # tokens of a prompt; those of the others are few
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 import json
 import resource
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +20,6 @@ from tunesmith.data.batches import TokenSet, write_tokens
 from tunesmith.evaluate import subject
 from tunesmith.evaluate.subject import answer_all, health, likelihoods
 from tunesmith.model.generate import Answer
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Compute in one thread: tiny models are slower in two, and much slower where the cores are busy."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """Runs of a tiny model over random rows, ready to be trained: a second each, no text and no preparing."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,17 +19,6 @@ from tunesmith.recipe.schema import Recipe
 LORA = {"method": "lora", "rank": 2, "alpha": 8, "dropout": 0.1}
 FULL = {"method": "full"}
 CLOCKS = ("seconds", "tokens_per_second", "peak_memory_gib")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Compute in one thread: tiny models are slower in two, and much slower where the cores are busy."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
