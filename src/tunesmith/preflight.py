@@ -199,7 +199,7 @@ def _plan(recipe: Recipe, run: RunDir, base: ModelFolder, gathered: Gathered, *,
     facts = gathered.facts()
     counts = {name: facts["counts"][name] for name in SPLITS}
     steps = steps_of(recipe, counts["train"])
-    shapes = _shapes(recipe, base, run)
+    shapes = _shapes(base)
     division, memory, available = _memory(recipe, shapes, gathered, new_tokens)
     to_fetch = shapes.parameters * shapes.stored_bytes / _GIB if base.root.to_fetch else 0.0
     answered = min(recipe.train.valid_rows, counts["valid"]) if recipe.train.valid_metrics else 0
@@ -217,15 +217,14 @@ def _plan(recipe: Recipe, run: RunDir, base: ModelFolder, gathered: Gathered, *,
     )  # fmt: skip
 
 
-def _shapes(recipe: Recipe, base: ModelFolder, run: RunDir) -> Shapes:
+def _shapes(base: ModelFolder) -> Shapes:
     """Return the shapes of the base, whose weights are fetched where its configuration does not tell them."""
     try:
         return shapes_of(base.root.path)
     except RecipeError:
         if not base.root.to_fetch:
             raise
-        origin = run.origin if run.environment.exists() else None
-        return shapes_of(resolve(recipe.model.base, relative_to=origin).root.path)
+        return shapes_of(resolve(base.root.reference).path)
 
 
 def _memory(recipe: Recipe, shapes: Shapes, gathered: Gathered, new_tokens: int) -> tuple[Division, Memory, float]:

@@ -97,9 +97,9 @@ def memory_of(
         weights = _frozen_bytes(recipe.tuning, shapes, compute_bytes) + trainable * 4 + copies
     read = shapes.parameters * shapes.stored_bytes
     # What is kept as it is in the file stays there, and is brought in page by page.
-    loading = (
-        weights if isinstance(recipe.tuning, LoraTuning) and compute_bytes == shapes.stored_bytes else read + weights
-    )
+    kept_bytes = 4 if isinstance(recipe.tuning, FullTuning) else compute_bytes
+    as_stored = not isinstance(recipe.tuning, QloraTuning) and kept_bytes == shapes.stored_bytes
+    loading = weights if as_stored else read + weights
     logits = one.trained * (shapes.vocabulary * (12 + 2 * compute_bytes * shapes.capped) + shapes.hidden * 4)
     activations = kept.bytes_of(one, logits)
     whole_heap = on_gpu or recipe.train.activation_checkpointing or isinstance(recipe.tuning, FullTuning)
@@ -196,8 +196,7 @@ class _Kept:
         tokens = self._tokens(stack, one)
         kept, readers = 0.0, Counter[str]()
         for part in layer.linear:
-            name = f"{stack.prefix}.{number}.{part.name}" if part.name else stack.prefix
-            if not self._full and name not in self.adapted:
+            if not self._full and stack.name_of(number, part) not in self.adapted:
                 continue
             mine = one.source_tokens if part.reads == "encoded" else tokens
             readers[part.reads] += 1

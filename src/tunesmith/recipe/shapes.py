@@ -79,6 +79,10 @@ class Stack:
     windows: int = 0
     window: int = 0
 
+    def name_of(self, number: int, part: Linear) -> str:
+        """Return what a linear layer of the layer `number` is called in the model."""
+        return f"{self.prefix}.{number}.{part.name}" if part.name else self.prefix
+
 
 @dataclass(frozen=True, slots=True)
 class Shapes:
@@ -117,4 +121,4 @@ class Shapes:
         for stack in self.stacks:
             for number in range(stack.count):
                 for one in stack.layer.linear:
-                    yield f"{stack.prefix}.{number}.{one.name}" if one.name else stack.prefix, one
+                    yield stack.name_of(number, one), one

@@ -64,7 +64,7 @@ def train(recipe: Recipe, run: RunDir) -> dict[str, Any]:
 
 def _setup(recipe: Recipe, run: RunDir, base: ModelFolder, on: Machine, codec: Codec, state: State) -> Setup:
     tokens = TokenSet(run.tokens("train"))
-    available = free_memory_gib(on.device)
+    room = Room(on.compute.itemsize, on.device.type == "cuda", free_memory_gib(on.device))
     # Full fine-tuning keeps fp32 masters and computes in less by autocast; LoRA's base is never updated.
     dtype = torch.float32 if isinstance(recipe.tuning, FullTuning) else on.compute
     started: dict[str, Any] = {"quantization": quantization_of(recipe), "new_tokens": codec.new_ids}
@@ -77,7 +77,7 @@ def _setup(recipe: Recipe, run: RunDir, base: ModelFolder, on: Machine, codec: C
             give_back_at_once()  # who computes twice to save memory wants it saved
     plan = steps_of(recipe, len(tokens))
     division = _division(recipe, model, tokens, codec.pad_id, on)
-    division, expected = _fitted(recipe, division, tokens, base, on, available, len(codec.new_ids))
+    division, expected = _fitted(recipe, division, tokens, base, room, len(codec.new_ids))
     scale = state.loss_scale or (FIRST_LOSS_SCALE if on.compute == torch.float16 else 1.0)
     return Setup(recipe, plan, on, model, tokens, codec.pad_id, Fitting(division), scale, expected)
 
@@ -94,17 +94,16 @@ def _division(recipe: Recipe, model: Any, tokens: TokenSet, pad_id: int, on: Mac
 
 
 def _fitted(
-    recipe: Recipe, division: Division, tokens: TokenSet, base: ModelFolder, on: Machine, available: float, new: int
+    recipe: Recipe, division: Division, tokens: TokenSet, base: ModelFolder, room: Room, new_tokens: int
 ) -> tuple[Division, Memory | None]:
     """Return the division that fits, and what training is expected to need; None where that cannot be told."""
-    room = Room(on.compute.itemsize, on.device.type == "cuda", available)
     try:
         shapes = shapes_of(base.root.path)
     except RecipeError:  # training needs no estimate
         return division, None
-    division, memory = fitting(recipe, shapes, tokens, division, room, new_tokens=new)
-    if memory.total > available:
-        say(f"warning: training needs about {memory.total:.1f} GiB, and {available:.1f} are available")
+    division, memory = fitting(recipe, shapes, tokens, division, room, new_tokens=new_tokens)
+    if memory.total > room.available_gib:
+        say(f"warning: training needs about {memory.total:.1f} GiB, and {room.available_gib:.1f} are available")
     return division, memory
 
 
