@@ -236,8 +236,9 @@ def _memory(recipe: Recipe, shapes: Shapes, gathered: Gathered, new_tokens: int)
     quantized = isinstance(recipe.tuning, Quantization)
     precision = precision_of(recipe.model.precision, here.device, has_bf16=here.has_bf16, quantized=quantized)
     drops = shapes.dropout or (isinstance(recipe.tuning, LoraBase) and recipe.tuning.dropout > 0)
-    division = division_of(recipe, here.device, apart=not shapes.encodes, share=not drops, reach=shapes.reach)
     room = Room(BYTES[precision], here.device == "cuda", here.memory_gib)
+    by_row = shapes.fused and recipe.model.attention != "eager"
+    division = division_of(recipe, room, apart=not shapes.encodes, share=not drops, by_row=by_row, reach=shapes.reach)
     division, memory = fitting(recipe, shapes, found["train"], division, room, new_tokens=new_tokens)
     return division, memory, here.memory_gib
 

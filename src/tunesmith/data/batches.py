@@ -25,13 +25,14 @@ _SHARED, _PADDING = -1, -2
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one forward pass reads; all but `sees` are [sequences, length].
+    """What one forward pass reads: [sequences, length] each.
 
     `trained` marks the tokens to predict, false at padding. `owner` is the place among the batch's rows of the row that
     a token belongs to. Usually a sequence is a row, padded on the right: with causal attention nothing looks to the
     right, so it needs no mask. Where rows stand side by side in one sequence, `positions` count from the beginning of
-    each row, and `sees` [1, 1, length, length] says which tokens (columns) a token (line) may look at. An encoder looks
-    to the right too: `source_ids` and `source_mask` [rows, source length] are what it reads, where there is one.
+    each row, and `parts` says how long the sequence's parts are: what all rows begin with, what each row goes on with,
+    and the padding. An encoder looks to the right too: `source_ids` and `source_mask` [rows, source length] are what it
+    reads, where there is one.
     """
 
     input_ids: "torch.Tensor"
@@ -39,7 +40,7 @@ class Batch:
     owner: "torch.Tensor"
     tokens: int
     positions: "torch.Tensor | None" = None
-    sees: "torch.Tensor | None" = None
+    parts: tuple[int, ...] = ()
     source_ids: "torch.Tensor | None" = None
     source_mask: "torch.Tensor | None" = None
 
@@ -48,6 +49,14 @@ class Batch:
         values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
         moved = {name: value.to(device) for name, value in values.items() if hasattr(value, "to")}
         return Batch(**{**values, **moved})
+
+    def sees(self) -> "torch.Tensor":
+        """Return which tokens (columns) a token (line) may look at where rows share a sequence: [1, 1, length, length].
+
+        Itself and what came before it in its row. Padding sees padding, since nothing at all would give NaN.
+        """
+        mine = self.owner[0]
+        return ((mine[:, None] == mine) | (mine == _SHARED)).tril()[None, None]
 
 
 class TokenSet:
@@ -131,19 +140,19 @@ class TokenSet:
             owner[0, start:end] = i
             positions[0, start:end] = np.arange(shared, self.lengths[row])
             start = end
-        sees = np.tril((owner[0][:, None] == owner) | (owner == _SHARED))[None, None]
+        own = (int(self.lengths[row]) - shared for row in rows)
         return Batch(
             _tensor(ids),
             _tensor(trained),
             _tensor(owner),
             self._tokens(rows),
             positions=_tensor(positions),
-            sees=_tensor(sees),
+            parts=(shared, *own, length - start),
         )
 
     def packed_length(self, rows: Sequence[int], shared: int) -> int:
         """Return how long the sequence is in which these rows stand side by side."""
-        return bucket(self.packed_tokens(rows, shared))
+        return packed_bucket(self.packed_tokens(rows, shared))
 
     def packed_tokens(self, rows: Sequence[int], shared: int) -> int:
         """Return how many tokens these rows have side by side, the `shared` first ones counted once."""
@@ -221,6 +230,12 @@ def _arrays(examples: Sequence[Tokens]) -> dict[str, NDArray[Any]]:
 def bucket(length: int) -> int:
     """Return the padded length of a row: few values, because every new shape costs on a CPU."""
     step = 16 if length <= 128 else 32 if length <= 256 else 64 if length <= 1024 else 256
+    return -(-length // step) * step
+
+
+def packed_bucket(length: int) -> int:
+    """Return the padded length of rows side by side, of which there is one sequence a pass: padding is what costs."""
+    step = 16 if length <= 128 else 32 if length <= 2048 else 128
     return -(-length // step) * step
 
 

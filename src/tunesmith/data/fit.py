@@ -11,7 +11,7 @@ from tunesmith.core.errors import RecipeError
 from tunesmith.data.batches import TokenSet, rows_of_step
 from tunesmith.data.micro_batches import Division, Group
 from tunesmith.recipe.memory import Memory, Pass, memory_of
-from tunesmith.recipe.plan import MOST_TOKENS, Steps, steps_of
+from tunesmith.recipe.plan import Steps, most_tokens, steps_of
 from tunesmith.recipe.schema import Recipe
 from tunesmith.recipe.shapes import Shapes
 
@@ -39,21 +39,23 @@ class Room:
         return self.available_gib * (1 - _LEAVE_FREE)
 
 
-def division_of(recipe: Recipe, device: str, *, apart: bool, share: bool, reach: int) -> Division:
+def division_of(recipe: Recipe, room: Room, *, apart: bool, share: bool, by_row: bool, reach: int) -> Division:
     """Return how rows are cut into forward passes where memory does not matter.
 
     Args:
         apart: whether the model keeps rows apart that stand side by side.
         share: whether what rows begin with in common may be computed once.
+        by_row: whether its attention is computed row by row there.
         reach: how many tokens its attention reaches over.
     """
     train = recipe.train
     return Division(
-        most_tokens=train.micro_batch_tokens or MOST_TOKENS[device],
+        most_tokens=train.micro_batch_tokens or most_tokens(room.compute_bytes, on_gpu=room.on_gpu),
         rows=None if train.micro_batch == "auto" else train.micro_batch,
         packing=train.packing if apart else "never",
         share=share,
-        most_packed=reach,
+        by_row=by_row,
+        reach=reach,
     )
 
 
@@ -73,7 +75,7 @@ def fitting(
     )
 
     def needed(one: Division) -> Memory:
-        passes = {_pass(tokens, group) for mine in rows for group in one.groups(tokens, mine)}
+        passes = {_pass(tokens, group, by_row=one.by_row) for mine in rows for group in one.groups(tokens, mine)}
         return max(map(needs, passes), key=lambda memory: memory.training)
 
     memory = needed(division)
@@ -119,11 +121,12 @@ def _heaviest(recipe: Recipe, tokens: TokenSet, steps: Steps) -> set[tuple[int, 
     return {tuple(mine) for mine in (*most, *longest)}
 
 
-def _pass(tokens: TokenSet, group: Group) -> Pass:
+def _pass(tokens: TokenSet, group: Group, *, by_row: bool) -> Pass:
     trained = tokens.trained_tokens(group.rows)
     if group.shared is not None:
         length = tokens.packed_length(group.rows, group.shared)
-        return Pass(length, length, trained, packed=True)
+        width = int(tokens.lengths[list(group.rows)].max()) if by_row else length
+        return Pass(length, width, trained, masked=not by_row, by_row=by_row)
     width, source = tokens.padded_length(group.rows), tokens.padded_source_length(group.rows)
     count = len(group.rows)
     return Pass(count * width, width, trained, source_tokens=count * source, source_width=source)

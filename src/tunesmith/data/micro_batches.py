@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from tunesmith.data.batches import Batch, TokenSet, bucket
+from tunesmith.data.batches import Batch, TokenSet, bucket, packed_bucket
 
 # What one more forward pass costs beside its tokens, in tokens: starting every layer once more.
 _OVERHEAD_TOKENS = 96
@@ -34,14 +34,16 @@ class Division:
         rows: rows of each forward pass; None finds the cheapest division.
         packing: whether rows may stand side by side in one sequence: where that is cheaper, always, or never.
         share: whether what rows begin with in common is computed once (not with dropout, which is drawn for each).
-        most_packed: limit of tokens in one packed sequence: what the model's attention reaches over.
+        by_row: each row's attention is computed by itself in a packed sequence, instead of over all of it with a mask.
+        reach: how many tokens the model's attention reaches over: of one row if by row, else of the whole sequence.
     """
 
     most_tokens: int
     rows: int | None = None
     packing: Packing = "never"
     share: bool = True
-    most_packed: int = 2**31
+    by_row: bool = False
+    reach: int = 2**31
 
     def __str__(self) -> str:
         size = f"{self.rows} rows" if self.rows else f"up to {self.most_tokens:,} tokens"
@@ -82,25 +84,27 @@ class Division:
     def _beginning(self, tokens: TokenSet, order: Sequence[int]) -> Iterator[tuple[float, Group]]:
         """Yield the first row, the first two, and so on as long as they fit, each in its cheaper form with its cost."""
         limit = self.most_tokens if self.rows is None else 2**31
-        total, shared = int(tokens.lengths[order[0]]), 2**31 if self.share else 0
-        width = bucket(total)
-        yield self.cost(width, width), Group((order[0],))
+        longest = total = int(tokens.lengths[order[0]])
+        squares, shared = longest**2, 2**31 if self.share else 0
+        width = bucket(longest)
+        yield self.cost(width, width**2), Group((order[0],))
         for count in range(2, len(order) + 1):
             rows = tuple(order[:count])
             forms = []
             if self.packing != "never":
-                total += int(tokens.lengths[rows[-1]])
+                length = int(tokens.lengths[rows[-1]])
+                total, squares = total + length, squares + length**2
                 shared = min(shared, tokens.shared_tokens(*rows[-2:])) if shared else 0
-                packed = bucket(total - (count - 1) * shared)
-                if packed <= min(self.most_packed, limit):
-                    forms.append((self.cost(packed, packed), Group(rows, shared)))
+                packed = packed_bucket(total - (count - 1) * shared)
+                if packed <= limit and (longest if self.by_row else packed) <= self.reach:
+                    forms.append((self.cost(packed, squares if self.by_row else packed**2), Group(rows, shared)))
             if count * width <= limit and self.packing != "always":
-                forms.append((self.cost(count * width, width), Group(rows)))
+                forms.append((self.cost(count * width, count * width**2), Group(rows)))
             if not forms:
                 return
             yield min(forms, key=lambda form: form[0])
 
-    def cost(self, tokens: int, width: int) -> float:
-        """Return the cost of a forward pass in tokens: all layers, and attention over a width."""
-        attention = 0 if self.packing == "always" else width / _ATTENTION_LENGTH
-        return tokens * (1 + attention) + _OVERHEAD_TOKENS
+    def cost(self, tokens: int, pairs: int) -> float:
+        """Return the cost of a forward pass in tokens: all layers, and attention between so many pairs of tokens."""
+        attention = 0 if self.packing == "always" else pairs / _ATTENTION_LENGTH
+        return tokens + attention + _OVERHEAD_TOKENS

@@ -17,6 +17,7 @@ from tunesmith.data.micro_batches import Division
 from tunesmith.model.isolation import attention_reach, why_not_apart
 from tunesmith.model.load import Machine
 from tunesmith.model.out_of_memory import Fitting
+from tunesmith.model.row_attention import has_row_attention
 from tunesmith.model.token_loss import token_loss
 from tunesmith.tasks.base import Task
 
@@ -54,7 +55,12 @@ def likelihoods(model: Any, tokens: TokenSet, rows: Sequence[int], on: Machine, 
     """Return {log_likelihood, tokens, correct} of each row: nats summed over its trained tokens."""
     model.eval()
     apart = why_not_apart(model, tokens, pad_id, on) is None
-    division = Division(_MOST_TOKENS, packing="auto" if apart else "never", most_packed=attention_reach(model))
+    division = Division(
+        _MOST_TOKENS,
+        packing="auto" if apart else "never",
+        by_row=has_row_attention(model),
+        reach=attention_reach(model),
+    )
     return Fitting(division).run(partial(_likelihoods, model, tokens, rows, on, pad_id), tokens, rows)
 
 

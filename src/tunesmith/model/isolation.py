@@ -11,6 +11,7 @@ import torch
 from tunesmith.data.batches import Batch, TokenSet
 from tunesmith.data.fit import ENCODER_READS_ALONE
 from tunesmith.model.load import Machine, decoder_config
+from tunesmith.model.row_attention import has_row_attention, use_plain_attention, use_row_attention
 from tunesmith.model.token_loss import token_loss
 from tunesmith.recipe.shapes import WITHOUT_LIMIT
 
@@ -41,15 +42,24 @@ def why_not_apart(model: Any, tokens: TokenSet, pad_id: int, on: Machine) -> str
     """Return why rows must not share a sequence in this model, or None where they may.
 
     The longest row that has room beside another is measured alone, beside one row, and beside that row with other
-    tokens in it: the first two must agree up to rounding, the last two exactly.
+    tokens in it: the first two must agree up to rounding, the last two exactly. Where a model can, the attention of each
+    row is computed by itself from then on; else a mask keeps them apart.
     """
     if len(tokens) < 2:
         return "there is only one row"
     if model.config.is_encoder_decoder:
         return ENCODER_READS_ALONE
+    if use_row_attention(model):
+        if _why_not_apart(model, tokens, pad_id, on) is None:
+            return None
+        use_plain_attention(model)
     if model.config._attn_implementation not in ("sdpa", "eager"):
         return f"attention {model.config._attn_implementation} takes no mask of this kind"
-    rows = _probe(tokens, attention_reach(model))
+    return _why_not_apart(model, tokens, pad_id, on)
+
+
+def _why_not_apart(model: Any, tokens: TokenSet, pad_id: int, on: Machine) -> str | None:
+    rows = _probe(tokens, attention_reach(model), by_row=has_row_attention(model))
     if rows is None:
         return "its attention reaches no further than one row"
     was_training = model.training
@@ -70,10 +80,12 @@ def why_not_apart(model: Any, tokens: TokenSet, pad_id: int, on: Machine) -> str
     return None
 
 
-def _probe(tokens: TokenSet, reach: int) -> tuple[int, int] | None:
-    """Return a short row and the longest that fits beside it."""
-    order = sorted(range(len(tokens)), key=lambda row: int(tokens.lengths[row]))
+def _probe(tokens: TokenSet, reach: int, *, by_row: bool) -> tuple[int, int] | None:
+    """Return a short row and the longest that fits beside it; by row, where places play no part, the next short one."""
+    order = sorted(range(len(tokens)), key=lambda row: (tokens.trained_tokens([row]) == 0, int(tokens.lengths[row])))
     short = int(tokens.lengths[order[0]])
+    if by_row:
+        return order[0], order[1]
     fitting = [row for row in order[1:] if int(tokens.lengths[row]) + short <= reach]
     return (order[0], fitting[-1]) if fitting else None
 

@@ -126,12 +126,12 @@ def load_base(
     own = loaded.generation_config
     loaded.generation_config = GenerationConfig(**{name: getattr(own, name, None) for name in _TOKENS_KEPT})
     if quantized:
-        _let_go_of_the_file(loaded)
+        let_go_of_the_file(loaded)
         return loaded
     return loaded.to(on.device)
 
 
-def _let_go_of_the_file(model: Any) -> None:
+def let_go_of_the_file(model: Any) -> None:
     """Copy the weights that are kept as they were: each is a view of the whole file, which stays resident with it."""
     for weight in model.parameters():
         if weight.device.type == "cpu" and weight.dtype.is_floating_point:

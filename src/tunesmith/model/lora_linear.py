@@ -7,6 +7,8 @@ where it stands.
 """
 
 import types
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -25,6 +27,18 @@ def use_compute_dtype(model: Any) -> None:
             # Autograd lets nobody write to what layers of 8 bits return, which is a view.
             in_place = type(module).__name__ != "Linear8bitLt"
             module.forward = types.MethodType(_forward(peft_forward, in_place=in_place), module)
+
+
+@contextmanager
+def as_peft_computes(model: Any) -> Iterator[None]:
+    """Leave all layers to peft for a while."""
+    layers = [module for module in model.modules() if _is_plain(module) and "forward" in vars(module)]
+    ours = {module: vars(module).pop("forward") for module in layers}
+    try:
+        yield
+    finally:
+        for module, forward in ours.items():
+            module.forward = forward
 
 
 def _is_plain(module: Any) -> bool:

@@ -66,7 +66,9 @@ def _decoder(
     )
     capped = capped and bool(config.get("attn_logit_softcapping"))
     attention = Attention(heads, queries, keys, fused=not capped, scores=(2, 1), norms=head_norms)
-    layer = Layer(linear, (attention,), inner, activated=3, norms=norms, rms=True, dropouts=0)
+    # The fast path keeps both factors of a gate by SiLU; torch's own keeps what comes of the first, too.
+    silu = config.get("hidden_act", config.get("hidden_activation")) in ("silu", "swish")
+    layer = Layer(linear, (attention,), inner, activated=2 if silu else 3, norms=norms, rms=True, dropouts=0)
     count = int(config["num_hidden_layers"])
     windows, window = _windows(config, count)
     stack = Stack("model.layers", count, layer, windows=windows, window=window)
@@ -89,7 +91,8 @@ def _phi3(config: Config) -> Shapes:
     )
     # A piece of a product keeps the whole of it: queries and keys, turned already, are there twice.
     attention = replace(attention, norms=True)
-    return replace(like, stacks=(replace(stack, layer=replace(layer, linear=linear, attention=(attention,))),))
+    layer = replace(layer, linear=linear, attention=(attention,), activated=3)
+    return replace(like, stacks=(replace(stack, layer=layer),))
 
 
 def _phi(config: Config) -> Shapes:

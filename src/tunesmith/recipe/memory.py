@@ -21,6 +21,8 @@ _LIBRARIES_GIB = 0.46
 # what layers and loss hold. Measured, docs/memory.md. The gradients of all weights fill the pieces, and with
 # checkpointed activations freed memory is given back at once.
 _IN_PIECES = 0.3
+# Tokens whose logits are held at once.
+CHUNK = 256
 _KEPT_ALREADY = ("attended", "rectified")
 
 
@@ -31,14 +33,16 @@ class Pass:
     Attributes:
         tokens: padded tokens that the decoder reads, `width` in each sequence.
         trained: how many of them go through the output layer.
-        packed: rows stand side by side, so that a mask keeps them apart.
+        masked: rows stand side by side, and a mask keeps them apart.
+        by_row: rows stand side by side, and the attention of each is computed by itself.
         source_tokens: padded tokens that an encoder reads, `source_width` in each row.
     """
 
     tokens: int
     width: int
     trained: int
-    packed: bool = False
+    masked: bool = False
+    by_row: bool = False
     source_tokens: int = 0
     source_width: int = 0
 
@@ -100,7 +104,8 @@ def memory_of(
     kept_bytes = 4 if isinstance(recipe.tuning, FullTuning) else compute_bytes
     as_stored = not isinstance(recipe.tuning, QloraTuning) and kept_bytes == shapes.stored_bytes
     loading = weights if as_stored else read + weights
-    logits = one.trained * (shapes.vocabulary * (12 + 2 * compute_bytes * shapes.capped) + shapes.hidden * 4)
+    at_once = one.trained if shapes.encodes else min(one.trained, CHUNK)
+    logits = at_once * shapes.vocabulary * (12 + 2 * compute_bytes * shapes.capped) + one.trained * shapes.hidden * 4
     activations = kept.bytes_of(one, logits)
     whole_heap = on_gpu or recipe.train.activation_checkpointing or isinstance(recipe.tuning, FullTuning)
     return Memory(
@@ -141,7 +146,7 @@ class _Kept:
                 beginnings += stack.count * self._tokens(stack, one) * self._shapes.hidden * self._stream
         beside = one.tokens * self._shapes.hidden * self._stream  # the last norm
         beside += one.source_tokens * self._shapes.hidden * self._compute
-        beside += one.width * one.width * (self._compute + 1) if one.packed else 0
+        beside += one.width * one.width * (self._compute + 1) if one.masked else 0
         if self._recipe.train.activation_checkpointing:  # one layer again, with the loss's memory given back
             return beginnings + beside + max(0.0, everything / max(1, layers) + self._way_back(one) - logits)
         return everything + beside + max(0.0, self._way_back(one) - logits)
@@ -176,9 +181,11 @@ class _Kept:
         tokens = self._tokens(stack, one)
         width = one.source_width if stack.encoder else one.width
         heard, reach = (one.source_tokens, one.source_width) if sight.across else (tokens, width)
-        masked = one.packed or stack.encoder or sight.across or (windowed and width > stack.window)
+        masked = one.masked or stack.encoder or sight.across or (windowed and width > stack.window)
         keys = sight.queries if masked or not self._is_fused(sight) else sight.keys
         kept = (2 * tokens * sight.queries + 2 * heard * keys) * self._compute
+        if one.by_row:  # what each row gives is put together to what the next layer reads
+            kept += tokens * sight.queries * self._compute
         if sight.norms:
             kept += tokens * (sight.queries + sight.keys) * 4 * (2 if self._full else 1)
         if not self._is_fused(sight):
@@ -187,7 +194,7 @@ class _Kept:
         kept += tokens * sight.heads * 4
         if sight.biased:
             return kept + tokens * reach * sight.heads * self._compute
-        if masked and not one.packed:  # every layer turns the mask into numbers of its own
+        if masked and not one.masked:  # every layer turns the mask into numbers of its own
             kept += tokens * reach * self._compute
         return kept
 

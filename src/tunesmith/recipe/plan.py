@@ -9,8 +9,16 @@ from tunesmith.recipe.schema import Recipe
 NEVER_DECIDES = ("micro_batch", "micro_batch_tokens", "packing", "activation_checkpointing", "keep_checkpoints")
 # Settings of `evaluate` that decide how answers are decoded, also those of validation.
 DECODING = ("max_new_tokens", "beams")
-# Padded tokens of one micro-batch where the recipe leaves it to us: enough to keep the matrix units busy.
-MOST_TOKENS = {"cpu": 2048, "cuda": 16384}
+# Padded tokens of one micro-batch on a GPU where the recipe leaves it to us: enough to keep its matrix units busy.
+_MOST_ON_GPU = 16384
+# The same on a processor, in bytes of a number: 1,024 tokens in fp32, which is as fast as more there and leaves memory,
+# and 2,048 in bf16, whose matrix units want more at once.
+_MOST_BYTES_ON_CPU = 4096
+
+
+def most_tokens(compute_bytes: int, *, on_gpu: bool) -> int:
+    """Return how many padded tokens one forward pass has at most, of numbers of so many bytes."""
+    return _MOST_ON_GPU if on_gpu else _MOST_BYTES_ON_CPU // compute_bytes
 
 
 @dataclass(frozen=True, slots=True)

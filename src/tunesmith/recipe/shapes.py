@@ -116,6 +116,11 @@ class Shapes:
         """Whether there is an encoder beside the decoder."""
         return any(stack.encoder for stack in self.stacks)
 
+    @property
+    def fused(self) -> bool:
+        """Whether all attention is one kernel that keeps no scores."""
+        return all(sight.fused for stack in self.stacks for sight in stack.layer.attention)
+
     def linear(self) -> Iterator[tuple[str, Linear]]:
         """Yield every linear layer but the output with its name in the model."""
         for stack in self.stacks:

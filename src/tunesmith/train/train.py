@@ -18,10 +18,12 @@ from tunesmith.data.fit import Room, division_of, fitting, refuse_rows_beyond, r
 from tunesmith.data.micro_batches import Division
 from tunesmith.fetch.reference import ModelFolder, resolve
 from tunesmith.model.adapters import count_parameters, make_trainable, open_model, recompute_activations
+from tunesmith.model.fast_path import take_fast_path
 from tunesmith.model.isolation import attention_reach, has_dropout, why_not_apart
 from tunesmith.model.load import Machine, machine_of, most_positions
 from tunesmith.model.out_of_memory import Fitting, give_back_at_once
 from tunesmith.model.quantized import quantization_of
+from tunesmith.model.row_attention import has_row_attention
 from tunesmith.model.speed import remember_speed
 from tunesmith.recipe.architecture import shapes_of
 from tunesmith.recipe.memory import Memory
@@ -76,13 +78,15 @@ def _setup(recipe: Recipe, run: RunDir, base: ModelFolder, on: Machine, codec: C
         if on.device.type == "cpu":
             give_back_at_once()  # who computes twice to save memory wants it saved
     plan = steps_of(recipe, len(tokens))
-    division = _division(recipe, model, tokens, codec.pad_id, on)
+    for name, reason in take_fast_path(model, tokens, codec.pad_id, on).items():
+        say(f"{name} are computed the plain way: {reason}")
+    division = _division(recipe, model, tokens, codec.pad_id, room, on)
     division, expected = _fitted(recipe, division, tokens, base, room, len(codec.new_ids))
     scale = state.loss_scale or (FIRST_LOSS_SCALE if on.compute == torch.float16 else 1.0)
     return Setup(recipe, plan, on, model, tokens, codec.pad_id, Fitting(division), scale, expected)
 
 
-def _division(recipe: Recipe, model: Any, tokens: TokenSet, pad_id: int, on: Machine) -> Division:
+def _division(recipe: Recipe, model: Any, tokens: TokenSet, pad_id: int, room: Room, on: Machine) -> Division:
     """Return how rows are cut into forward passes: side by side where the model is proved to keep them apart."""
     packing = recipe.train.packing
     reason = why_not_apart(model, tokens, pad_id, on) if packing != "never" else None
@@ -90,7 +94,8 @@ def _division(recipe: Recipe, model: Any, tokens: TokenSet, pad_id: int, on: Mac
     if reason:
         say(f"every row has a sequence of its own: {reason}")
     share, reach = not has_dropout(model), attention_reach(model)
-    return division_of(recipe, on.device.type, apart=reason is None, share=share, reach=reach)
+    by_row = has_row_attention(model)
+    return division_of(recipe, room, apart=reason is None, share=share, by_row=by_row, reach=reach)
 
 
 def _fitted(

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tunesmith.core.records import Tokens
 from tunesmith.data import batches
-from tunesmith.data.batches import TokenSet, bucket, rows_of_step, write_tokens
+from tunesmith.data.batches import TokenSet, bucket, packed_bucket, rows_of_step, write_tokens
 
 PAD = 7
 # Control tokens and padding share ids with text on purpose: what is learned goes by position, never by id.
@@ -147,12 +147,17 @@ def test_rows_side_by_side_see_themselves_in_their_places(
     tokens, chosen = made(tmp_path, rows), list(range(len(rows)))
     shared = min(tokens.shared_tokens(row, row + 1) for row in chosen[:-1]) if share else 0
     batch = tokens.packed(chosen, PAD, shared=shared)
-    assert batch.sees is not None
+    sees = batch.sees()
     assert batch.positions is not None
+    assert batch.parts == (
+        shared,
+        *(len(row) - shared for row in rows),
+        batch.input_ids.shape[1] - sum(batch.parts[:-1]),
+    )
     learned: dict[int, list[int]] = {row: [] for row in chosen}
     for column in torch.nonzero(batch.owner[0] >= 0).flatten().tolist():
         row, place = int(batch.owner[0, column]), int(batch.positions[0, column])
-        seen = torch.nonzero(batch.sees[0, 0, column]).flatten()
+        seen = torch.nonzero(sees[0, 0, column]).flatten()
         # What a token sees is its row up to itself, whatever stands between.
         assert batch.input_ids[0, seen].tolist() == [token for token, _ in rows[row][: place + 1]]
         assert batch.positions[0, seen].tolist() == list(range(place + 1))
@@ -160,9 +165,9 @@ def test_rows_side_by_side_see_themselves_in_their_places(
             assert seen[-2] == column - 1, "it is predicted from the column before"
             learned[row].append(place)
     assert learned == {i: [p for p, (_, trained) in enumerate(row) if trained and p] for i, row in enumerate(rows)}
-    assert batch.sees[0, 0].diagonal().all(), "a token that sees nothing gives NaN"
+    assert sees[0, 0].diagonal().all(), "a token that sees nothing gives NaN"
     assert batch.tokens == sum(map(len, rows))
-    assert batch.input_ids.shape == (1, bucket(tokens.packed_tokens(chosen, shared)))
+    assert batch.input_ids.shape == (1, packed_bucket(tokens.packed_tokens(chosen, shared)))
 
 
 def test_what_two_rows_share_ends_before_what_predicts_an_answer(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tunesmith.core.records import Tokens
-from tunesmith.data.batches import TokenSet, bucket, write_tokens
+from tunesmith.data.batches import TokenSet, bucket, packed_bucket, write_tokens
 from tunesmith.data.micro_batches import Division, Group, Packing
 
 quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -30,14 +30,15 @@ def made(path: Path, lengths: list[int], common: int = 0) -> TokenSet:
 @given(
     lengths=lengths, rows=st.none() | st.integers(1, 30), most=st.sampled_from([1, 100, 512, 4096]), packing=packings,
     common=st.sampled_from([0, 30]), share=st.booleans(), reach=st.sampled_from([60, 2**31]),
+    by_row=st.booleans(),
 )  # fmt: skip
 @quick
 def test_rows_are_divided_and_fit(
     tmp_path: Path, lengths: list[int], rows: int | None, most: int, packing: Packing, common: int, share: bool,
-    reach: int,
+    reach: int, by_row: bool,
 ) -> None:  # fmt: skip
     tokens = made(tmp_path, lengths, common)
-    found = Division(most, rows, packing, share, reach).groups(tokens, range(len(lengths)))
+    found = Division(most, rows, packing, share, by_row, reach).groups(tokens, range(len(lengths)))
     assert Counter(row for group in found for row in group.rows) == Counter(range(len(lengths)))
     in_order = [lengths[row] for group in found for row in group.rows]
     assert in_order == sorted(lengths, reverse=True)
@@ -48,21 +49,21 @@ def test_rows_are_divided_and_fit(
         else:
             assert packing != "never"
             assert group.shared == 0 or share
-            size = bucket(tokens.packed_tokens(group.rows, group.shared))
-            assert size <= reach
+            size = packed_bucket(tokens.packed_tokens(group.rows, group.shared))
+            assert (max(lengths[row] for row in group.rows) if by_row else size) <= reach
         assert len(group.rows) == 1 or size <= most or rows is not None
     if rows is not None and packing != "always":
         assert [len(group.rows) for group in found[:-1]] == [rows] * (len(found) - 1)
-    assert found == Division(most, rows, packing, share, reach).groups(tokens, list(range(len(lengths))))
+    assert found == Division(most, rows, packing, share, by_row, reach).groups(tokens, list(range(len(lengths))))
 
 
 @given(lengths=st.lists(st.integers(1, 300), min_size=1, max_size=6), most=st.sampled_from([1, 160, 400, 1200]),
-       packing=packings)  # fmt: skip
+       packing=packings, by_row=st.booleans())  # fmt: skip
 @quick
-def test_no_division_is_cheaper(tmp_path: Path, lengths: list[int], most: int, packing: Packing) -> None:
+def test_no_division_is_cheaper(tmp_path: Path, lengths: list[int], most: int, packing: Packing, by_row: bool) -> None:
     tokens = made(tmp_path, lengths)
-    found = Division(most, packing=packing).groups(tokens, range(len(lengths)))
-    rule = Division(most, packing=packing)
+    rule = Division(most, packing=packing, by_row=by_row)
+    found = rule.groups(tokens, range(len(lengths)))
     spent = sum(_cost_of(rule, tokens, group.rows, group.shared) for group in found)
     cheapest = min(
         sum(_least(rule, tokens, part) for part in division)
@@ -73,15 +74,19 @@ def test_no_division_is_cheaper(tmp_path: Path, lengths: list[int], most: int, p
 
 def _cost_of(rule: Division, tokens: TokenSet, rows: tuple[int, ...], shared: int | None) -> float:
     width = bucket(int(tokens.lengths[list(rows)].max()))
-    packed = bucket(tokens.packed_tokens(rows, shared or 0))
-    return rule.cost(len(rows) * width, width) if shared is None else rule.cost(packed, packed)
+    packed = packed_bucket(tokens.packed_tokens(rows, shared or 0))
+    if shared is None:
+        return rule.cost(len(rows) * width, len(rows) * width**2)
+    return rule.cost(packed, sum(int(tokens.lengths[row]) ** 2 for row in rows) if rule.by_row else packed**2)
 
 
 def _least(rule: Division, tokens: TokenSet, rows: tuple[int, ...]) -> float:
     """Return the cost of a part in its cheaper form that fits."""
     width = bucket(int(tokens.lengths[list(rows)].max()))
     plain = len(rows) == 1 or len(rows) * width <= rule.most_tokens
-    packed = len(rows) > 1 and rule.packing != "never" and bucket(tokens.packed_tokens(rows, 0)) <= rule.most_tokens
+    packed = (
+        len(rows) > 1 and rule.packing != "never" and packed_bucket(tokens.packed_tokens(rows, 0)) <= rule.most_tokens
+    )
     costs = [_cost_of(rule, tokens, rows, 0)] * packed
     costs += [_cost_of(rule, tokens, rows, None)] * (plain and (len(rows) == 1 or rule.packing != "always"))
     return min(costs, default=float("inf"))
@@ -110,6 +115,13 @@ def test_long_rows_alike_stay_apart(tmp_path: Path) -> None:
     tokens = made(tmp_path, [1024] * 4)
     assert {group.shared for group in Division(4096, packing="auto").groups(tokens, range(4))} == {None}
     assert [len(group.rows) for group in Division(4096, packing="always").groups(tokens, range(4))] == [4]
+
+
+def test_rows_of_any_length_share_a_sequence_where_each_is_attended_by_itself(tmp_path: Path) -> None:
+    tokens = made(tmp_path, [700, 300, 40, 30])
+    [group] = Division(4096, packing="auto", by_row=True).groups(tokens, range(4))
+    assert group.shared == 0
+    assert {one.shared for one in Division(4096, packing="auto").groups(tokens, range(4))} == {None, 0}
 
 
 def test_equal_rows_are_cut_alike_every_time(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from tunesmith.data.micro_batches import Division
 from tunesmith.model import isolation
 from tunesmith.model.isolation import attention_reach, has_dropout, why_not_apart
 from tunesmith.model.load import Machine
+from tunesmith.model.row_attention import has_row_attention, use_plain_attention
 from tunesmith.model.token_loss import token_loss
 from tunesmith.recipe.rows import FileSource
 from tunesmith.recipe.schema import TextData
@@ -48,18 +49,24 @@ def loss_and_gradients(model: Any, tokens: TokenSet, division: Division) -> tupl
     return total, found
 
 
+@pytest.mark.parametrize("by_row", [True, False])
 @pytest.mark.parametrize("share", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
 def test_packed_and_unpacked_have_one_loss_and_one_gradient(
-    opened: Opened, tokens: TokenSet, kind: str, share: bool
+    opened: Opened, tokens: TokenSet, kind: str, share: bool, by_row: bool
 ) -> None:
     model = opened(kind, torch.float64).requires_grad_(True)
     assert why_not_apart(model, tokens, 5, FP64) is None
     assert attention_reach(model) == (16 if kind in WINDOWED else isolation.WITHOUT_LIMIT)
-    packed = Division(4096, packing="always", share=share, most_packed=attention_reach(model))
+    if not by_row:
+        use_plain_attention(model)
+    # Of these only their own eager attention is used, which takes a mask.
+    assert has_row_attention(model) == (by_row and kind not in ("gemma2", "gpt_neo"))
+    by_row = has_row_attention(model)
+    packed = Division(4096, packing="always", share=share, reach=attention_reach(model), by_row=by_row)
     groups = packed.groups(tokens, range(4))
     assert any(group.shared == (3 if share else 0) for group in groups)
-    assert len(groups) == (1 if kind not in WINDOWED else 3 if not share else 2)
+    assert len(groups) == (1 if kind not in WINDOWED or by_row else 3 if not share else 2)
     one, other = loss_and_gradients(model, tokens, Division(1)), loss_and_gradients(model, tokens, packed)
     assert other[0] == pytest.approx(one[0], rel=1e-6)  # the last step, from logits to loss, is in fp32
     torch.testing.assert_close(other[1], one[1], rtol=1e-5, atol=1e-6 * float(one[1].abs().max()))
@@ -76,7 +83,7 @@ def test_blocks_of_a_document_have_one_loss_packed_and_unpacked(opened: Opened, 
     tokens = TokenSet(tmp_path / "rows.safetensors")
     assert tokens.trained_tokens(range(len(blocks))) == len(whole.input_ids) - 1
     model = opened("llama", torch.float64).requires_grad_(True)
-    packed = Division(4096, packing="always", most_packed=attention_reach(model))
+    packed = Division(4096, packing="always", reach=attention_reach(model), by_row=has_row_attention(model))
     assert len(packed.groups(tokens, range(len(blocks)))) == 1
     one, other = loss_and_gradients(model, tokens, Division(1)), loss_and_gradients(model, tokens, packed)
     assert other[0] == pytest.approx(one[0], rel=1e-6)

@@ -2,7 +2,7 @@
 
 import contextlib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -11,6 +11,8 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from tunesmith.data.batches import Batch
 from tunesmith.model.adapters import make_trainable
+from tunesmith.model.gated_mlp import keep_two
+from tunesmith.model.row_attention import use_row_attention
 from tunesmith.model.token_loss import token_loss
 from tunesmith.recipe.architecture import shapes_of
 from tunesmith.recipe.memory import Pass, memory_of
@@ -23,6 +25,7 @@ LORA = {"method": "lora", "rank": 4}
 TUNINGS = [LORA, {**LORA, "dropout": 0.1}, {"method": "full"}]
 # How far the arithmetic may be off; what is measured in whole runs is held to less in benchmarks/memory.py.
 TOLERANCE = 0.15
+Packed = Literal["masked", "by row"] | None
 
 
 def decoder(kind: str) -> Any:
@@ -75,7 +78,8 @@ def batch(*, packed: bool, source: bool) -> Batch:
         owner = torch.arange(ROWS).repeat_interleave(LENGTH)[None]
         ids, trained = ids.reshape(1, -1), trained.reshape(1, -1)
         extra = {"positions": torch.arange(LENGTH).repeat(ROWS)[None]}
-        extra["sees"] = torch.tril(owner[0][:, None] == owner)[None, None]
+        extra["parts"] = (0, *[LENGTH] * ROWS, 0)
+        return Batch(ids, trained, owner, ids.numel(), **extra)
     return Batch(ids, trained, torch.zeros_like(ids), ids.numel(), **extra)
 
 
@@ -97,7 +101,7 @@ def kept_by_torch(model: Any, read: Batch, autocast: Any) -> int:
     return sum(held.values())
 
 
-def compared(shape: Any, asked: Recipe, dtype: torch.dtype, folder: Path, *, packed: bool = False) -> float:
+def compared(shape: Any, asked: Recipe, dtype: torch.dtype, folder: Path, *, packed: Packed = None) -> float:
     """Return what the arithmetic says is kept, over what torch keeps."""
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
@@ -107,14 +111,20 @@ def compared(shape: Any, asked: Recipe, dtype: torch.dtype, folder: Path, *, pac
     eager = {"attn_implementation": "eager"} if shape.model_type == "gemma2" else {}
     model = kind.from_config(shape, dtype=torch.float32 if full else dtype, **eager)
     model = make_trainable(model, asked.tuning, seed=0).train()
+    keep_two(model)
+    if packed == "by row":
+        use_row_attention(model)
     low = dtype != torch.float32
     autocast = torch.autocast("cpu", dtype=dtype) if full and low else contextlib.nullcontext()
     torch.manual_seed(0)
-    kept = kept_by_torch(model, batch(packed=packed, source=encodes), autocast)
+    kept = kept_by_torch(model, batch(packed=bool(packed), source=encodes), autocast)
     shapes: Shapes = shapes_of(folder)
     trained = ROWS * LENGTH - (1 if packed else ROWS)
-    width = ROWS * LENGTH if packed else LENGTH
-    size = Pass(ROWS * LENGTH, width, trained, packed, ROWS * SOURCE * encodes, SOURCE * encodes)
+    width = ROWS * LENGTH if packed == "masked" else LENGTH
+    how = {"masked": packed == "masked", "by_row": packed == "by row"}
+    size = Pass(
+        ROWS * LENGTH, width, trained, source_tokens=ROWS * SOURCE * encodes, source_width=SOURCE * encodes, **how
+    )
     found = memory_of(asked, shapes, size, compute_bytes=dtype.itemsize, on_gpu=True)
     said = found.activations * 2**30 + trained * VOCABULARY * 4  # the probabilities; the rest of the loss comes later
     if low:  # copies of what is trained, which the graph holds and the arithmetic counts among the weights
@@ -148,7 +158,8 @@ def test_of_some_layers_and_of_dora(tmp_path: Path, tuning: dict[str, Any], dtyp
     assert compared(decoder("llama"), recipe("text", tuning), dtype, tmp_path) == pytest.approx(1, abs=TOLERANCE)
 
 
+@pytest.mark.parametrize("packed", ["masked", "by row"])
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
-def test_of_rows_side_by_side(tmp_path: Path, kind: str) -> None:
-    found = compared(decoder(kind), recipe("text", LORA), torch.float32, tmp_path, packed=True)
+def test_of_rows_side_by_side(tmp_path: Path, kind: str, packed: Packed) -> None:
+    found = compared(decoder(kind), recipe("text", LORA), torch.float32, tmp_path, packed=packed)
     assert found == pytest.approx(1, abs=TOLERANCE)

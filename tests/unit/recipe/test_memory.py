@@ -142,7 +142,14 @@ def test_more_of_anything_takes_more_memory(folders: dict[str, Path]) -> None:
         size = {"tokens": 512, "width": 128, "trained": 64, **changes}
         return memory_of(one, shapes, Pass(**size), compute_bytes=compute).total
 
-    more = [total(tokens=640), total(trained=512), total(compute=4), total(recipe()), total(packed=True)]
+    more = [
+        total(tokens=640),
+        total(trained=512),
+        total(compute=4),
+        total(recipe()),
+        total(masked=True),
+        total(by_row=True),
+    ]
     more += [total(recipe(method="lora", rank=5)), total(recipe(method="lora", rank=4, dropout=0.1))]
     assert total() < min(more)
     found = memory_of(lora, shapes, Pass(512, 128, 64), compute_bytes=2)

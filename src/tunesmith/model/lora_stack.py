@@ -1,0 +1,187 @@
+"""LoRA layers that read the same tensor, multiplied as one: queries, keys and values; the two halves of a gated MLP.
+
+Their weights stand under each other in one matrix, of which each layer's own is a view, and so do their small matrices A
+for the length of a pass. One product then does what three did, each with more columns, which is what matrix units want,
+and the way back adds to one gradient of the input instead of making three. Which layers belong together is seen in a
+pass and not read off their names.
+"""
+
+import types
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft.tuners.lora import Linear
+from torch.autograd.function import once_differentiable
+
+
+class LoraProduct(torch.autograd.Function):
+    """Products of one input with several layers W, of which W is not trained: y = W x + b + s B A x for each.
+
+    Backward, with g the gradient of y and h = A x: dx = W'g + A'(s B'g), dA = (s B'g) x', dB = s g h'
+    (Hu et al. 2021, arXiv:2106.09685, equation 3, differentiated). A and B are fp32 masters, multiplied as copies in
+    the precision of x.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        sizes: Sequence[int],
+        scales: Sequence[float],
+        *adapters: torch.Tensor,
+    ) -> tuple[torch.Tensor, ...]:
+        """Return y [..., size] of every layer.
+
+        Args:
+            x: [..., in].
+            weight: of all layers under each other, [sum of sizes, in]; `bias` likewise.
+            sizes: how many numbers each layer gives.
+            scales: s of each layer.
+            adapters: A [rank, in] of every layer, then B [size, rank] of every layer.
+        """
+        downs, ups = adapters[: len(sizes)], adapters[len(sizes) :]
+        flat = x.flatten(0, -2)
+        down = torch.cat(downs).to(x.dtype)
+        ups = tuple((up * scale).to(x.dtype) for up, scale in zip(ups, scales, strict=True))
+        inner = flat @ down.t()
+        ranks = [len(one) for one in downs]
+        whole = torch.nn.functional.linear(flat, weight, bias)
+        for out, small, up in zip(whole.split(list(sizes), 1), inner.split(ranks, 1), ups, strict=True):
+            out.addmm_(small, up.t())
+        ctx.save_for_backward(flat, weight, inner, down, *ups)
+        ctx.sizes, ctx.scales, ctx.ranks, ctx.shape = sizes, scales, ranks, x.shape
+        return tuple(out.unflatten(0, x.shape[:-1]) for out in whole.split(list(sizes), 1))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[Any, ...]:
+        """Return the gradients of x and of all A and B."""
+        flat, weight, inner, down, *ups = ctx.saved_tensors
+        flows = [gradient.flatten(0, -2) for gradient in gradients]
+        back = torch.cat([flow @ up for flow, up in zip(flows, ups, strict=True)], 1)
+        d_ups = [
+            (flow.t() @ small).float().mul_(scale)
+            for flow, small, scale in zip(flows, inner.split(ctx.ranks, 1), ctx.scales, strict=True)
+        ]
+        d_downs = (back.t() @ flat).float().split(ctx.ranks)
+        d_x = None
+        if ctx.needs_input_grad[0]:
+            d_x = (flows[0] if len(flows) == 1 else torch.cat(flows, 1)) @ weight
+            d_x = d_x.addmm_(back, down).view(ctx.shape)
+        return d_x, None, None, None, None, *d_downs, *d_ups
+
+
+class _Stack:
+    """Layers that read the same tensor: the first that is asked computes what all of them give."""
+
+    def __init__(self, layers: Sequence[Linear]) -> None:
+        self.layers = layers
+        bases = [layer.get_base_layer() for layer in layers]
+        self._sizes = [base.out_features for base in bases]
+        self._weight, self._bias = bases[0].weight.data, None if bases[0].bias is None else bases[0].bias.data
+        if len(bases) > 1:
+            self._weight = _shared([base.weight for base in bases])
+            self._bias = None if bases[0].bias is None else _shared([base.bias for base in bases])
+        self._read: torch.Tensor | None = None
+        self._version = 0
+        self._waiting: list[torch.Tensor | None] = []
+
+    def output(self, place: int, x: torch.Tensor) -> torch.Tensor:
+        """Return what the layer at a place gives for x [..., in]."""
+        same = self._read is x and self._version == _version(x) and self._waiting[place] is not None
+        if not same:
+            names = [layer.active_adapters[0] for layer in self.layers]
+            pairs = list(zip(self.layers, names, strict=True))
+            downs = [layer.lora_A[name].weight for layer, name in pairs]
+            ups = [layer.lora_B[name].weight for layer, name in pairs]
+            scales = [layer.scaling[name] for layer, name in pairs]
+            self._waiting = list(LoraProduct.apply(x, self._weight, self._bias, self._sizes, scales, *downs, *ups))
+            self._read, self._version = x, _version(x)
+        out, self._waiting[place] = self._waiting[place], None
+        if all(one is None for one in self._waiting):
+            self._read = None  # nothing may be kept alive by a layer that has done its work
+        assert out is not None
+        return out
+
+
+def _version(x: torch.Tensor) -> int:
+    """Return how often a tensor was written to; in inference mode nobody counts."""
+    return 0 if x.is_inference() else x._version
+
+
+def _shared(weights: Sequence[torch.nn.Parameter]) -> torch.Tensor:
+    """Put weights under each other in one tensor, and let each be a view of it; return it."""
+    whole = torch.cat([weight.data for weight in weights])
+    for weight, part in zip(weights, whole.split([len(weight) for weight in weights]), strict=True):
+        weight.data = part
+    return whole
+
+
+@contextmanager
+def seeing_readers(model: Any) -> Iterator[list[list[Linear]]]:
+    """Yield a list that a pass inside fills: LoRA layers that were given the very same tensor, one after another."""
+    groups: list[list[Linear]] = []
+    last: list[Any] = [None, None]
+
+    def see(layer: Any, args: tuple[Any, ...]) -> None:
+        x = args[0]
+        if last[0] is x and last[1] == _version(x) and layer not in groups[-1]:
+            groups[-1].append(layer)
+        else:
+            groups.append([layer])
+        last[:] = [x, _version(x)]
+
+    layers = [module for module in model.modules() if _is_stackable(module)]
+    hooks = [layer.register_forward_pre_hook(see) for layer in layers]
+    try:
+        yield groups
+    finally:
+        last.clear()
+        for hook in hooks:
+            hook.remove()
+
+
+def _is_stackable(module: Any) -> bool:
+    """Say whether a layer is plain LoRA, without dropout, over a plain matrix that is not trained."""
+    if type(module) is not Linear or type(module.get_base_layer()) is not torch.nn.Linear:
+        return False
+    base, names = module.get_base_layer(), module.active_adapters
+    if len(names) != 1 or module.lora_variant or any(module.lora_bias.values()) or base.weight.requires_grad:
+        return False
+    return isinstance(module.lora_dropout[names[0]], torch.nn.Identity)
+
+
+def stack(groups: Sequence[Sequence[Linear]]) -> Callable[[], None]:
+    """Multiply the layers of each group as one from now on; return what undoes it."""
+    before: dict[Linear, Any] = {}
+    for group in groups:
+        biased = [layer for layer in group if layer.get_base_layer().bias is not None]
+        unbiased = [layer for layer in group if layer.get_base_layer().bias is None]
+        for layers in filter(None, (biased, unbiased)):
+            together = _Stack(layers)
+            for place, layer in enumerate(layers):
+                before[layer] = vars(layer).get("forward")
+                layer.forward = types.MethodType(_forward(together, place, layer.forward), layer)
+
+    def undo() -> None:
+        for layer, forward in before.items():
+            del layer.forward
+            if forward is not None:
+                layer.forward = forward
+
+    return undo
+
+
+def _forward(together: _Stack, place: int, alone: Any) -> Any:
+    def forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Return W x + (alpha / r) B A x for x [..., in]."""
+        if args or kwargs or any(layer.disable_adapters or layer.merged for layer in together.layers):
+            result: torch.Tensor = alone(x, *args, **kwargs)
+            return result
+        return together.output(place, x)
+
+    return forward
