@@ -121,13 +121,14 @@ class TokenSet:
         """Return the same of what an encoder reads; 0 where there is none."""
         return self._sources.padded_length(rows) if self._sources else 0
 
-    def packed(self, rows: Sequence[int], pad_id: int, *, shared: int = 0) -> Batch:
+    def packed(self, rows: Sequence[int], pad_id: int, *, shared: int = 0, multiple: int = 16) -> Batch:
         """Return rows side by side in one sequence, each seeing only itself.
 
         Args:
             shared: how many first tokens all these rows have in common, see `shared_tokens`; they stand there once.
+            multiple: of which the sequence's length is one.
         """
-        length = self.packed_length(rows, shared)
+        length = whole_parts(self.packed_tokens(rows, shared), multiple)
         ids, trained, owner = _blank(1, length, pad_id)
         positions = np.zeros((1, length), np.int64)
         ids[0, :shared], owner[0, :shared] = self._row(self._ids, rows[0])[:shared], _SHARED
@@ -149,10 +150,6 @@ class TokenSet:
             positions=_tensor(positions),
             parts=(shared, *own, length - start),
         )
-
-    def packed_length(self, rows: Sequence[int], shared: int) -> int:
-        """Return how long the sequence is in which these rows stand side by side."""
-        return packed_bucket(self.packed_tokens(rows, shared))
 
     def packed_tokens(self, rows: Sequence[int], shared: int) -> int:
         """Return how many tokens these rows have side by side, the `shared` first ones counted once."""
@@ -230,13 +227,12 @@ def _arrays(examples: Sequence[Tokens]) -> dict[str, NDArray[Any]]:
 def bucket(length: int) -> int:
     """Return the padded length of a row: few values, because every new shape costs on a CPU."""
     step = 16 if length <= 128 else 32 if length <= 256 else 64 if length <= 1024 else 256
-    return -(-length // step) * step
+    return whole_parts(length, step)
 
 
-def packed_bucket(length: int) -> int:
-    """Return the padded length of rows side by side, of which there is one sequence a pass: padding is what costs."""
-    step = 16 if length <= 128 else 32 if length <= 2048 else 128
-    return -(-length // step) * step
+def whole_parts(length: int, multiple: int) -> int:
+    """Return the next multiple of a number."""
+    return -(-length // multiple) * multiple
 
 
 @lru_cache(maxsize=2)

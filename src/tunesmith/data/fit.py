@@ -19,6 +19,9 @@ from tunesmith.recipe.shapes import Shapes
 _STEPS = 12
 # Steps beyond this many are like those before.
 _MOST_STEPS = 20_000
+# Of what a packed sequence's length is a multiple. Products in bf16 on a processor are made anew for every shape that
+# they have not seen, so few shapes matter more there than a little padding.
+_MANY_SHAPES, _FEW_SHAPES = 32, 256
 # What is left free where we choose: the estimate is good to about a seventh, and others use the machine, too.
 _LEAVE_FREE = 0.15
 
@@ -56,6 +59,7 @@ def division_of(recipe: Recipe, room: Room, *, apart: bool, share: bool, by_row:
         share=share,
         by_row=by_row,
         reach=reach,
+        multiple=_FEW_SHAPES if room.compute_bytes < 4 and not room.on_gpu else _MANY_SHAPES,
     )
 
 
@@ -75,7 +79,7 @@ def fitting(
     )
 
     def needed(one: Division) -> Memory:
-        passes = {_pass(tokens, group, by_row=one.by_row) for mine in rows for group in one.groups(tokens, mine)}
+        passes = {_pass(tokens, group, one) for mine in rows for group in one.groups(tokens, mine)}
         return max(map(needs, passes), key=lambda memory: memory.training)
 
     memory = needed(division)
@@ -121,12 +125,12 @@ def _heaviest(recipe: Recipe, tokens: TokenSet, steps: Steps) -> set[tuple[int, 
     return {tuple(mine) for mine in (*most, *longest)}
 
 
-def _pass(tokens: TokenSet, group: Group, *, by_row: bool) -> Pass:
+def _pass(tokens: TokenSet, group: Group, division: Division) -> Pass:
     trained = tokens.trained_tokens(group.rows)
     if group.shared is not None:
-        length = tokens.packed_length(group.rows, group.shared)
-        width = int(tokens.lengths[list(group.rows)].max()) if by_row else length
-        return Pass(length, width, trained, masked=not by_row, by_row=by_row)
+        length = division.packed_length(tokens.packed_tokens(group.rows, group.shared))
+        width = int(tokens.lengths[list(group.rows)].max()) if division.by_row else length
+        return Pass(length, width, trained, masked=not division.by_row, by_row=division.by_row)
     width, source = tokens.padded_length(group.rows), tokens.padded_source_length(group.rows)
     count = len(group.rows)
     return Pass(count * width, width, trained, source_tokens=count * source, source_width=source)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from tunesmith.data.batches import Batch, TokenSet, bucket, packed_bucket
+from tunesmith.data.batches import Batch, TokenSet, bucket, whole_parts
 
 # What one more forward pass costs beside its tokens, in tokens: starting every layer once more.
 _OVERHEAD_TOKENS = 96
@@ -36,6 +36,7 @@ class Division:
         share: whether what rows begin with in common is computed once (not with dropout, which is drawn for each).
         by_row: each row's attention is computed by itself in a packed sequence, instead of over all of it with a mask.
         reach: how many tokens the model's attention reaches over: of one row if by row, else of the whole sequence.
+        multiple: of which a packed sequence's length is one.
     """
 
     most_tokens: int
@@ -44,6 +45,7 @@ class Division:
     share: bool = True
     by_row: bool = False
     reach: int = 2**31
+    multiple: int = 32
 
     def __str__(self) -> str:
         size = f"{self.rows} rows" if self.rows else f"up to {self.most_tokens:,} tokens"
@@ -56,7 +58,7 @@ class Division:
             if group.shared is None:
                 yield group.rows, tokens.batch(group.rows, pad_id)
             else:
-                yield group.rows, tokens.packed(group.rows, pad_id, shared=group.shared)
+                yield group.rows, tokens.packed(group.rows, pad_id, shared=group.shared, multiple=self.multiple)
 
     def groups(self, tokens: TokenSet, rows: Sequence[int]) -> list[Group]:
         """Divide rows, longest first."""
@@ -95,14 +97,19 @@ class Division:
                 length = int(tokens.lengths[rows[-1]])
                 total, squares = total + length, squares + length**2
                 shared = min(shared, tokens.shared_tokens(*rows[-2:])) if shared else 0
-                packed = packed_bucket(total - (count - 1) * shared)
-                if packed <= limit and (longest if self.by_row else packed) <= self.reach:
+                side_by_side = total - (count - 1) * shared
+                packed = self.packed_length(side_by_side)
+                if packed <= limit and (longest if self.by_row else side_by_side) <= self.reach:
                     forms.append((self.cost(packed, squares if self.by_row else packed**2), Group(rows, shared)))
             if count * width <= limit and self.packing != "always":
                 forms.append((self.cost(count * width, count * width**2), Group(rows)))
             if not forms:
                 return
             yield min(forms, key=lambda form: form[0])
+
+    def packed_length(self, tokens: int) -> int:
+        """Return how long a packed sequence of so many tokens is."""
+        return whole_parts(tokens, self.multiple)
 
     def cost(self, tokens: int, pairs: int) -> float:
         """Return the cost of a forward pass in tokens: all layers, and attention between so many pairs of tokens."""

@@ -1,4 +1,4 @@
-"""The gated half of a multilayer perceptron, silu(gate) * up, which keeps two tensors for the way back instead of three.
+"""The gate of a multilayer perceptron, silu(gate) * up, which keeps two tensors for the way back and not three.
 
 Where torch multiplies step by step it keeps silu(gate) beside gate and up; that is cheaper to compute again (Shazeer
 2020, arXiv:2002.05202, for the layer; its derivative is s(x) (1 + x (1 - s(x))) with the logistic function s).
@@ -63,5 +63,6 @@ def _silu_of_transformers() -> type:
 
 
 def _forward(self: Any, x: torch.Tensor) -> torch.Tensor:
-    out: torch.Tensor = self.down_proj(GatedProduct.apply(self.gate_proj(x), self.up_proj(x)))
+    product = GatedProduct.apply(self.gate_proj(x), self.up_proj(x))  # type: ignore[no-untyped-call]
+    out: torch.Tensor = self.down_proj(product)
     return out

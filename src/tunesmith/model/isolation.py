@@ -42,8 +42,8 @@ def why_not_apart(model: Any, tokens: TokenSet, pad_id: int, on: Machine) -> str
     """Return why rows must not share a sequence in this model, or None where they may.
 
     The longest row that has room beside another is measured alone, beside one row, and beside that row with other
-    tokens in it: the first two must agree up to rounding, the last two exactly. Where a model can, the attention of each
-    row is computed by itself from then on; else a mask keeps them apart.
+    tokens in it: the first two must agree up to rounding, the last two exactly. Where a model can, the attention of
+    each row is computed by itself from then on; else a mask keeps them apart.
     """
     if len(tokens) < 2:
         return "there is only one row"

@@ -1,9 +1,9 @@
-"""LoRA layers that read the same tensor, multiplied as one: queries, keys and values; the two halves of a gated MLP.
+"""LoRA layers that read the same tensor, multiplied as one, such as queries, keys and values.
 
-Their weights stand under each other in one matrix, of which each layer's own is a view, and so do their small matrices A
-for the length of a pass. One product then does what three did, each with more columns, which is what matrix units want,
-and the way back adds to one gradient of the input instead of making three. Which layers belong together is seen in a
-pass and not read off their names.
+Their weights stand under each other in one matrix, of which each layer's own is a view, and so do their small matrices
+A for the length of a pass. One product then does what three did, each with more columns, which is what matrix units
+want, and the way back adds to one gradient of the input instead of making three. Which layers belong together is seen
+in a pass and not read off their names.
 """
 
 import types
@@ -50,11 +50,12 @@ class LoraProduct(torch.autograd.Function):
         inner = flat @ down.t()
         ranks = [len(one) for one in downs]
         whole = torch.nn.functional.linear(flat, weight, bias)
-        for out, small, up in zip(whole.split(list(sizes), 1), inner.split(ranks, 1), ups, strict=True):
+        outputs = torch.split(whole, list(sizes), 1)
+        for out, small, up in zip(outputs, torch.split(inner, ranks, 1), ups, strict=True):
             out.addmm_(small, up.t())
         ctx.save_for_backward(flat, weight, inner, down, *ups)
         ctx.sizes, ctx.scales, ctx.ranks, ctx.shape = sizes, scales, ranks, x.shape
-        return tuple(out.unflatten(0, x.shape[:-1]) for out in whole.split(list(sizes), 1))
+        return tuple(out.view(*x.shape[:-1], -1) for out in outputs)
 
     @staticmethod
     @once_differentiable
@@ -65,7 +66,7 @@ class LoraProduct(torch.autograd.Function):
         back = torch.cat([flow @ up for flow, up in zip(flows, ups, strict=True)], 1)
         d_ups = [
             (flow.t() @ small).float().mul_(scale)
-            for flow, small, scale in zip(flows, inner.split(ctx.ranks, 1), ctx.scales, strict=True)
+            for flow, small, scale in zip(flows, torch.split(inner, ctx.ranks, 1), ctx.scales, strict=True)
         ]
         d_downs = (back.t() @ flat).float().split(ctx.ranks)
         d_x = None
@@ -99,7 +100,8 @@ class _Stack:
             downs = [layer.lora_A[name].weight for layer, name in pairs]
             ups = [layer.lora_B[name].weight for layer, name in pairs]
             scales = [layer.scaling[name] for layer, name in pairs]
-            self._waiting = list(LoraProduct.apply(x, self._weight, self._bias, self._sizes, scales, *downs, *ups))
+            made = LoraProduct.apply(x, self._weight, self._bias, self._sizes, scales, *downs, *ups)  # type: ignore[no-untyped-call]
+            self._waiting = list(made)
             self._read, self._version = x, _version(x)
         out, self._waiting[place] = self._waiting[place], None
         if all(one is None for one in self._waiting):
@@ -116,7 +118,7 @@ def _version(x: torch.Tensor) -> int:
 def _shared(weights: Sequence[torch.nn.Parameter]) -> torch.Tensor:
     """Put weights under each other in one tensor, and let each be a view of it; return it."""
     whole = torch.cat([weight.data for weight in weights])
-    for weight, part in zip(weights, whole.split([len(weight) for weight in weights]), strict=True):
+    for weight, part in zip(weights, torch.split(whole, [len(weight) for weight in weights]), strict=True):
         weight.data = part
     return whole
 

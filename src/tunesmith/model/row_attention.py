@@ -39,7 +39,7 @@ def use_plain_attention(model: Any) -> None:
 
 def _set(model: Any, old: str, new: str) -> None:
     for module in model.modules():
-        config = getattr(module, "config", None)
+        config: Any = getattr(module, "config", None)
         if getattr(config, "_attn_implementation", None) == old:
             config._attn_implementation = new
 
@@ -64,20 +64,23 @@ def row_attention(
         ValueError: the layer wants more than plain causal attention, which is not done by rows.
     """
     if not row_parts:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
+        found: tuple[torch.Tensor, None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout, scaling, **kwargs
+        )
+        return found
     _refuse_more_than_causal(module, max(row_parts[1:-1]) + row_parts[0], kwargs)
     shared, padding = row_parts[0], row_parts[-1]
     if not shared:  # a part that is kept would keep the whole product that values were made in with queries and keys
         value = value.contiguous()
-    begin, *rows, _ = zip(*(tensor.split(row_parts, dim=2) for tensor in (query, key, value)), strict=True)
-    found = []
+    begin, *rows, _ = zip(*(torch.split(one, list(row_parts), dim=2) for one in (query, key, value)), strict=True)
+    outputs = []
     for number, own in enumerate(rows):
-        whole = [torch.cat(both, dim=2) for both in zip(begin, own, strict=True)] if shared else own
+        q, k, v = (torch.cat(both, dim=2) for both in zip(begin, own, strict=True)) if shared else own
         out = functional.scaled_dot_product_attention(
-            *whole, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=query.shape[1] != key.shape[1]
+            q, k, v, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=query.shape[1] != key.shape[1]
         ).transpose(1, 2)
-        found.append(out[:, shared:] if number else out)
-    return torch.cat([*found, found[0].new_zeros(1, padding, *found[0].shape[2:])], dim=1), None
+        outputs.append(out[:, shared:] if number else out)
+    return torch.cat([*outputs, outputs[0].new_zeros(1, padding, *outputs[0].shape[2:])], dim=1), None
 
 
 def _refuse_more_than_causal(module: torch.nn.Module, longest: int, asked: dict[str, Any]) -> None:

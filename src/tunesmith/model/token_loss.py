@@ -66,7 +66,7 @@ def _logits_at(model: Any, batch: Batch, positions: torch.Tensor) -> torch.Tenso
 
 
 def _decoder(model: Any) -> Any:
-    """Return the part of a model that ends in hidden states and that its own forward calls; None where there is none."""
+    """Return the part of a model that ends in hidden states and that its forward calls; None where there is none."""
     whole = _whole(model)
     decoder = None if model.config.is_encoder_decoder else whole.get_decoder()
     return decoder if decoder is getattr(whole, whole.base_model_prefix, None) else None
@@ -100,10 +100,12 @@ def _in_chunks(
         return _compared(logits.squeeze(0), wanted)
 
     if not torch.is_grad_enabled():
-        found = [compared(*chunk) for chunk in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True)]
+        found = [
+            compared(*chunk) for chunk in zip(torch.split(hidden, CHUNK), torch.split(targets, CHUNK), strict=True)
+        ]
         return torch.cat([nll for nll, _ in found]), torch.cat([correct for _, correct in found])
     trained = [weight for weight in model.get_output_embeddings().parameters() if weight.requires_grad]
-    nll, correct = _ChunkedLoss.apply(hidden, targets, compared, *trained)
+    nll, correct = _ChunkedLoss.apply(hidden, targets, compared, *trained)  # type: ignore[no-untyped-call]
     return nll, correct
 
 

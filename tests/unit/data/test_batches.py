@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tunesmith.core.records import Tokens
 from tunesmith.data import batches
-from tunesmith.data.batches import TokenSet, bucket, packed_bucket, rows_of_step, write_tokens
+from tunesmith.data.batches import TokenSet, bucket, rows_of_step, whole_parts, write_tokens
 
 PAD = 7
 # Control tokens and padding share ids with text on purpose: what is learned goes by position, never by id.
@@ -167,7 +167,7 @@ def test_rows_side_by_side_see_themselves_in_their_places(
     assert learned == {i: [p for p, (_, trained) in enumerate(row) if trained and p] for i, row in enumerate(rows)}
     assert sees[0, 0].diagonal().all(), "a token that sees nothing gives NaN"
     assert batch.tokens == sum(map(len, rows))
-    assert batch.input_ids.shape == (1, packed_bucket(tokens.packed_tokens(chosen, shared)))
+    assert batch.input_ids.shape == (1, whole_parts(tokens.packed_tokens(chosen, shared), 16))
 
 
 def test_what_two_rows_share_ends_before_what_predicts_an_answer(tmp_path: Path) -> None:

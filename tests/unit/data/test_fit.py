@@ -41,8 +41,9 @@ def recipe(folder: Path, *changes: str) -> Recipe:
 
 
 def fit(asked: Recipe, shapes: Shapes, tokens: TokenSet, gib: float) -> tuple[int, Memory]:
-    division = division_of(asked, "cpu", apart=True, share=True, reach=2**31)
-    found, memory = fitting(asked, shapes, tokens, division, Room(4, False, gib), new_tokens=0)
+    room = Room(4, False, gib)
+    division = division_of(asked, room, apart=True, share=True, by_row=True, reach=2**31)
+    found, memory = fitting(asked, shapes, tokens, division, room, new_tokens=0)
     return found.most_tokens, memory
 
 
@@ -51,7 +52,7 @@ def test_less_memory_takes_smaller_passes_and_no_smaller_than_needed(
 ) -> None:
     asked = recipe(tmp_path)
     most, memory = fit(asked, shapes, tokens, 1000)
-    assert most == 2048
+    assert most == 1024
     for size in (512, 256, max(LENGTHS)):
         needs = fit(recipe(tmp_path, f"train.micro_batch_tokens={size}"), shapes, tokens, 1000)[1]
         assert needs.total < memory.total
@@ -85,3 +86,14 @@ def test_rows_beyond_the_last_position_are_refused() -> None:
     refuse_rows_beyond(512, 512)
     with pytest.raises(RecipeError, match="up to 513 tokens, and the model knows 512 positions"):
         refuse_rows_beyond(512, 513)
+
+
+def test_numbers_of_two_bytes_go_through_in_larger_passes_of_fewer_shapes(tmp_path: Path) -> None:
+    how = {"apart": True, "share": True, "by_row": True, "reach": 2**31}
+    four, two, gpu = (
+        division_of(recipe(tmp_path), room, **how) for room in (Room(4, False, 8), Room(2, False, 8), Room(2, True, 8))
+    )
+    assert (four.most_tokens, two.most_tokens, gpu.most_tokens) == (1024, 2048, 16384)
+    assert two.packed_length(1000) == 1024 == two.packed_length(800)
+    assert four.packed_length(1000) == gpu.packed_length(1000) == 1024
+    assert four.packed_length(800) == 800

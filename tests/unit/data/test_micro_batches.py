@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tunesmith.core.records import Tokens
-from tunesmith.data.batches import TokenSet, bucket, packed_bucket, write_tokens
+from tunesmith.data.batches import TokenSet, bucket, whole_parts, write_tokens
 from tunesmith.data.micro_batches import Division, Group, Packing
 
 quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -49,8 +49,9 @@ def test_rows_are_divided_and_fit(
         else:
             assert packing != "never"
             assert group.shared == 0 or share
-            size = packed_bucket(tokens.packed_tokens(group.rows, group.shared))
-            assert (max(lengths[row] for row in group.rows) if by_row else size) <= reach
+            size = whole_parts(tokens.packed_tokens(group.rows, group.shared), 32)
+            whole = tokens.packed_tokens(group.rows, group.shared)
+            assert (max(lengths[row] for row in group.rows) if by_row else whole) <= reach
         assert len(group.rows) == 1 or size <= most or rows is not None
     if rows is not None and packing != "always":
         assert [len(group.rows) for group in found[:-1]] == [rows] * (len(found) - 1)
@@ -74,7 +75,7 @@ def test_no_division_is_cheaper(tmp_path: Path, lengths: list[int], most: int, p
 
 def _cost_of(rule: Division, tokens: TokenSet, rows: tuple[int, ...], shared: int | None) -> float:
     width = bucket(int(tokens.lengths[list(rows)].max()))
-    packed = packed_bucket(tokens.packed_tokens(rows, shared or 0))
+    packed = rule.packed_length(tokens.packed_tokens(rows, shared or 0))
     if shared is None:
         return rule.cost(len(rows) * width, len(rows) * width**2)
     return rule.cost(packed, sum(int(tokens.lengths[row]) ** 2 for row in rows) if rule.by_row else packed**2)
@@ -85,7 +86,9 @@ def _least(rule: Division, tokens: TokenSet, rows: tuple[int, ...]) -> float:
     width = bucket(int(tokens.lengths[list(rows)].max()))
     plain = len(rows) == 1 or len(rows) * width <= rule.most_tokens
     packed = (
-        len(rows) > 1 and rule.packing != "never" and packed_bucket(tokens.packed_tokens(rows, 0)) <= rule.most_tokens
+        len(rows) > 1
+        and rule.packing != "never"
+        and rule.packed_length(tokens.packed_tokens(rows, 0)) <= rule.most_tokens
     )
     costs = [_cost_of(rule, tokens, rows, 0)] * packed
     costs += [_cost_of(rule, tokens, rows, None)] * (plain and (len(rows) == 1 or rule.packing != "always"))
