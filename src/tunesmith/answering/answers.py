@@ -8,8 +8,6 @@ from tunesmith.model.generate import generate
 from tunesmith.model.load import most_positions
 from tunesmith.tasks.base import Task
 
-_BATCH_ROWS = 32
-
 
 def answers(
     model: Any, questions: Questions, task: Task, rows: Sequence[int], *, go_on: bool = False
@@ -52,7 +50,6 @@ def answers(
         max_new_tokens=questions.max_new_tokens,
         opening=questions.opening,
         beams=questions.beams,
-        batch_rows=_BATCH_ROWS,
         go_on=go_on,
     ):
         yield line(fitting[answer.index], answer.ids, stopped=answer.stopped, error=answer.error)

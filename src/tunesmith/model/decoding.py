@@ -4,7 +4,7 @@ The same for a decoder that continues its prompt and for one that answers what a
 """
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -36,7 +36,7 @@ class Decoding:
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        self._last_only = _last_only(model)
+        self._last_only = last_only(model)
 
     @property
     def device(self) -> torch.device:
@@ -79,10 +79,8 @@ class _Continuing(Decoding):
 
         Only where every layer sees all that came before by mask alone: padding then stands between beginning and rest.
         """
-        most = min(map(len, prompts)) - 1
-        shared = next((i for i in range(most) if len({prompt[i] for prompt in prompts}) > 1), most)
-        plain = {type(layer) for layer in self._cache.layers} == {DynamicLayer}
-        if len(prompts) == 1 or shared < _LEAST_SHARED or not plain or attention_reach(self._model) != WITHOUT_LIMIT:
+        shared = common_beginning(prompts)
+        if not shared or not sees_all(self._model):
             return 0
         ids = torch.tensor([list(prompts[0][:shared])], device=self._model.device)
         self._model(input_ids=ids, past_key_values=self._cache, use_cache=True, **self._last_only)
@@ -131,7 +129,25 @@ def _padded(prompts: Sequence[Sequence[int]], device: torch.device, *, left: boo
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
-def _last_only(model: Any) -> dict[str, int]:
+def common_beginning(prompts: Sequence[Sequence[int]]) -> int:
+    """Return how many tokens all prompts begin with, their last ones left out; 0 where it is not worth a pass."""
+    most = min(map(len, prompts)) - 1
+    shared = next((i for i in range(most) if len({prompt[i] for prompt in prompts}) > 1), most)
+    return shared if len(prompts) > 1 and shared >= _LEAST_SHARED else 0
+
+
+def sees_all(model: Any) -> bool:
+    """Say whether every layer keeps every token, and sees all that came before by mask alone."""
+    layers = DynamicCache(config=decoder_config(model)).layers
+    return {type(layer) for layer in layers} == {DynamicLayer} and attention_reach(model) == WITHOUT_LIMIT
+
+
+def last_only(model: Any) -> dict[str, int]:
     """Ask for the last position's logits only, where the model knows how to."""
+    return {"logits_to_keep": 1} if "logits_to_keep" in forward_parameters(model) else {}
+
+
+def forward_parameters(model: Any) -> Mapping[str, inspect.Parameter]:
+    """Return what the model itself takes, without what peft puts around it."""
     plain = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(plain.forward).parameters else {}
+    return inspect.signature(plain.forward).parameters

@@ -1,8 +1,10 @@
-"""Answers to many prompts: sorted by length, in batches that rows leave as soon as they have stopped.
+"""Answers to many prompts, the longest first; rows leave as soon as they have stopped.
 
-A batch that memory does not suffice for is cut in two.
+Where the model can, each row is written in a slot of its own, and the next prompt enters when a slot gets free. Else,
+and for beams, rows go in padded batches that are not refilled. Where memory does not suffice, fewer go side by side.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,10 +14,16 @@ import torch
 from tunesmith.core import interrupt
 from tunesmith.core.errors import DoesNotFit
 from tunesmith.model.beams import beam_search
-from tunesmith.model.decoding import Decoding, decoding
+from tunesmith.model.decoding import Decoding, common_beginning, decoding
 from tunesmith.model.out_of_memory import free_memory, is_out_of_memory
+from tunesmith.model.slot_proof import room_for
+from tunesmith.model.slots import Slots
 
 _HINT = "lower evaluate.max_new_tokens, evaluate.beams or data.max_tokens_per_example"
+# Rows side by side. In slots more cost no padding, and every product of a step has as many rows.
+_IN_SLOTS, _PADDED = 64, 32
+
+Pick = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +47,8 @@ def generate(
     max_new_tokens: int,
     opening: Sequence[int] = (),
     beams: int = 1,
-    batch_rows: int = 32,
-    pick: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    batch_rows: int | None = None,
+    pick: Pick | None = None,
     go_on: bool = False,
 ) -> Iterator[Answer]:
     """Yield one answer a prompt, in the order in which they finish.
@@ -51,7 +59,7 @@ def generate(
         max_new_tokens: limit of an answer.
         opening: ids that a decoder beside an encoder goes on from.
         beams: width of the beam search; 1 is greedy.
-        batch_rows: rows side by side, a row for each beam; changes speed and memory, and in fp32 not the answers.
+        batch_rows: most rows side by side, a row for each beam; changes speed and memory, and in fp32 not the answers.
         pick: chooses the next ids [rows] from logits [rows, vocabulary] where there is one beam; default the likeliest.
         go_on: yield an answer with an error where memory does not suffice for one prompt alone.
 
@@ -59,30 +67,39 @@ def generate(
         DoesNotFit: memory does not suffice for one prompt alone, and `go_on` is not set.
     """
     pick = pick or (lambda logits: logits.argmax(-1))
-    order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
-    size = max(1, batch_rows // beams)
-    waiting = [order[start : start + size] for start in range(0, len(order), size)]
-    while waiting:
-        rows = waiting.pop(0)
-        left = set(rows)
+    left = dict.fromkeys(sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i)))
+    # One prompt has nothing to win by a slot.
+    room = room_for(model, prompts) if beams == 1 and len(prompts) > 1 else None
+    most = size = max(1, (batch_rows or (_IN_SLOTS if room else _PADDED)) // beams)
+    while left:
+        rows = list(left)
+        lengths = [len(prompts[i]) + max_new_tokens for i in rows]
+        rows = rows[: room.alike(lengths, size) if room else size]
         try:
-            for answer in _batch(model, prompts, rows, opening, stop_ids, max_new_tokens, beams, pick):
-                left.discard(answer.index)
+            if room:
+                slots = min(len(rows), room.slots(lengths[0], size))
+                found = _in_slots(model, prompts, rows, slots, stop_ids, max_new_tokens, pick)
+            else:
+                found = _padded(model, prompts, rows, opening, stop_ids, max_new_tokens, beams, pick)
+            for answer in found:
+                del left[answer.index]
                 yield answer
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            if len(rows) == 1 and not go_on:
-                raise DoesNotFit(_too_large(prompts[rows[0]]), hint=_HINT) from error
+            if size == 1 and not go_on:
+                raise DoesNotFit(_too_large(prompts[next(iter(left))]), hint=_HINT) from error
+        else:
+            continue
         # Not inside `except`: the error's traceback holds the tensors of the failed pass.
-        if left:
-            free_memory()
-            again = [i for i in rows if i in left]
-            middle = (len(again) + 1) // 2
-            if len(rows) == 1:
-                yield Answer(rows[0], (), stopped=False, error=_too_large(prompts[rows[0]]))
-            else:  # where one is left of several, it is tried again without the others
-                waiting[:0] = [half for half in (again[:middle], again[middle:]) if half]
+        free_memory()
+        if size > 1:
+            size = (min(size, len(rows)) + 1) // 2
+        else:  # rows are taken in order, so it is the first one; shorter ones may have room side by side
+            index = next(iter(left))
+            del left[index]
+            size = most
+            yield Answer(index, (), stopped=False, error=_too_large(prompts[index]))
 
 
 def _too_large(prompt: Sequence[int]) -> str:
@@ -90,17 +107,51 @@ def _too_large(prompt: Sequence[int]) -> str:
 
 
 @torch.inference_mode()
-def _batch(
+def _in_slots(
     model: Any,
     prompts: Sequence[Sequence[int]],
-    rows: list[int],
+    rows: Sequence[int],
+    slots: int,
+    stop_ids: Sequence[int],
+    max_new_tokens: int,
+    pick: Pick,
+) -> Iterator[Answer]:
+    """Answer the prompts with the indices `rows`, so many at a time; the next one enters when another has left."""
+    waiting, alive = deque(rows), list[tuple[int, list[int]]]()
+    asked = [prompts[i] for i in rows]
+    room = max(map(len, asked)) + max_new_tokens
+    state = Slots(model, slots=slots, room=room, beginning=asked[0][: common_beginning(asked)])
+    while waiting or alive:
+        entering = [waiting.popleft() for _ in range(min(state.free, len(waiting)))]
+        state.enter([prompts[i] for i in entering])
+        alive += [(i, []) for i in entering]
+        interrupt.check()
+        tokens = pick(state.logits()).tolist()
+        done = []
+        for place, (token, (index, ids)) in enumerate(zip(tokens, alive, strict=True)):
+            stopped = token in stop_ids
+            if not stopped:
+                ids.append(token)
+            if stopped or len(ids) == max_new_tokens:
+                done.append(place)
+                yield Answer(index, tuple(ids), stopped)
+        stood = state.leave(done)
+        alive = [alive[i] for i in stood]
+        state.choose([tokens[i] for i in stood])
+
+
+@torch.inference_mode()
+def _padded(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    rows: Sequence[int],
     opening: Sequence[int],
     stop_ids: Sequence[int],
     max_new_tokens: int,
     beams: int,
-    pick: Callable[[torch.Tensor], torch.Tensor],
+    pick: Pick,
 ) -> Iterator[Answer]:
-    """Answer the prompts with the indices `rows`."""
+    """Answer the prompts with the indices `rows`, all at a time."""
     state = decoding(model, [prompts[i] for i in rows], opening)
     if beams > 1:
         found = beam_search(state, len(rows), beams=beams, stop_ids=stop_ids, max_new_tokens=max_new_tokens)
@@ -115,7 +166,7 @@ def _likeliest(
     rows: int,
     stop_ids: Sequence[int],
     max_new_tokens: int,
-    pick: Callable[[torch.Tensor], torch.Tensor],
+    pick: Pick,
 ) -> Iterator[tuple[int, tuple[int, ...], bool]]:
     """Yield (row, ids, whether it stopped by itself) as rows finish, taking what `pick` chooses at every step."""
     answers: list[list[int]] = [[] for _ in range(rows)]

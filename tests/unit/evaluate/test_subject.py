@@ -20,6 +20,7 @@ from tunesmith.data.batches import TokenSet, write_tokens
 from tunesmith.evaluate import subject
 from tunesmith.evaluate.subject import answer_all, health, likelihoods
 from tunesmith.model.generate import Answer
+from tunesmith.model.slot_proof import room_for
 
 
 @pytest.fixture(scope="module")
@@ -93,14 +94,15 @@ def test_after_a_kill_only_the_rest_is_answered(
 
 
 def test_a_signal_keeps_what_was_answered(
-    ask: Ask, generated: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ask: Ask, model: Any, generated: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(answers, "_BATCH_ROWS", 2)
+    monkeypatch.setattr("tunesmith.model.generate._IN_SLOTS", 2)
+    room_for(model, questions().prompts)  # which has passes of its own
     real, passes = interrupt.check, []
 
     def check() -> None:
         passes.append(1)
-        if len(passes) == 2 * LIMIT + 3:  # two batches are answered, and the third is in work
+        if len(passes) == 2 * (1 + LIMIT) + 3:  # two pairs have entered and are answered, and the third is in work
             raise Interrupted("stopped")
         real()
 
