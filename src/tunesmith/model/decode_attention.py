@@ -12,6 +12,8 @@ import torch
 from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from tunesmith.model.row_attention import BY_TORCH
+
 _NAME = "tunesmith_by_length"
 _WHOLE = "sdpa"
 
@@ -27,7 +29,7 @@ def by_length(config: Any) -> Iterator[None]:
         config: the configuration that the model's layers ask; it is left alone unless it names torch's own attention.
     """
     before = config._attn_implementation
-    if before == _WHOLE:
+    if before in BY_TORCH:
         config._attn_implementation = _NAME
     try:
         yield

@@ -11,7 +11,7 @@ import torch
 from tunesmith.data.batches import Batch, TokenSet
 from tunesmith.data.fit import ENCODER_READS_ALONE
 from tunesmith.model.load import Machine, decoder_config
-from tunesmith.model.row_attention import has_row_attention, use_plain_attention, use_row_attention
+from tunesmith.model.row_attention import TAKES_MASKS, has_row_attention, use_plain_attention, use_row_attention
 from tunesmith.model.token_loss import token_loss
 from tunesmith.recipe.shapes import WITHOUT_LIMIT
 
@@ -53,7 +53,7 @@ def why_not_apart(model: Any, tokens: TokenSet, pad_id: int, on: Machine) -> str
         if _why_not_apart(model, tokens, pad_id, on) is None:
             return None
         use_plain_attention(model)
-    if model.config._attn_implementation not in ("sdpa", "eager"):
+    if model.config._attn_implementation not in TAKES_MASKS:
         return f"attention {model.config._attn_implementation} takes no mask of this kind"
     return _why_not_apart(model, tokens, pad_id, on)
 

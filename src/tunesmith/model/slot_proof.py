@@ -17,6 +17,7 @@ from tunesmith.core.progress import say
 from tunesmith.model.decoding import sees_all
 from tunesmith.model.load import decoder_config
 from tunesmith.model.out_of_memory import is_out_of_memory
+from tunesmith.model.row_attention import TAKES_MASKS
 from tunesmith.model.slots import Slots
 from tunesmith.recipe.hardware import available_memory_gib
 
@@ -78,7 +79,7 @@ def _budget(device: torch.device) -> int:
 def _examine(model: Any, prompts: Sequence[Sequence[int]]) -> _Finding:
     if model.config.is_encoder_decoder:
         return _Finding(0, "an encoder reads what is asked")
-    if decoder_config(model)._attn_implementation not in ("sdpa", "eager"):
+    if decoder_config(model)._attn_implementation not in TAKES_MASKS:
         return _Finding(0, f"attention {decoder_config(model)._attn_implementation} takes no mask of this kind")
     if not sees_all(model):
         return _Finding(0, "not all of its layers keep and see every token")

@@ -12,6 +12,7 @@ from tunesmith.model import generate as generate_module
 from tunesmith.model import slot_proof
 from tunesmith.model.adapters import make_trainable
 from tunesmith.model.decode_attention import by_length, strips
+from tunesmith.model.row_attention import use_row_attention
 from tunesmith.model.slot_proof import Room, room_for
 from tunesmith.model.slots import Slots
 from tunesmith.recipe.schema import LoraTuning
@@ -227,3 +228,10 @@ def test_a_model_that_knows_no_such_argument_is_found_out(opened: Opened, capsys
 
 def test_short_prompts_are_proof_enough(opened: Opened) -> None:
     assert room_for(opened("llama"), [[5], [6]]) is not None
+
+
+def test_a_model_whose_rows_are_attended_one_by_one_in_training_writes_in_slots_too(opened: Opened) -> None:
+    model = opened("llama")
+    assert use_row_attention(model)
+    assert room_for(model, [list(range(5, 40))]) is not None
+    assert model.config._attn_implementation == "tunesmith_rows", "it is left as it was"
