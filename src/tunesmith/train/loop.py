@@ -9,8 +9,8 @@ same, the step is taken again with half of it: no step is left out.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -39,6 +39,7 @@ class Setup:
     """What the loop works with.
 
     `loss_scale` is what it begins with; 1 leaves losses as they are. `expected` is the memory that it should need.
+    `plain_path` says what is not computed the fast way, and why.
     """
 
     recipe: Recipe
@@ -50,6 +51,7 @@ class Setup:
     fitting: Fitting
     loss_scale: float = 1.0
     expected: Memory | None = None
+    plain_path: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

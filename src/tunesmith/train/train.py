@@ -78,12 +78,13 @@ def _setup(recipe: Recipe, run: RunDir, base: ModelFolder, on: Machine, codec: C
         if on.device.type == "cpu":
             give_back_at_once()  # who computes twice to save memory wants it saved
     plan = steps_of(recipe, len(tokens))
-    for name, reason in take_fast_path(model, tokens, codec.pad_id, on).items():
-        say(f"{name} are computed the plain way: {reason}")
+    plain_path = take_fast_path(model, tokens, codec.pad_id, on)
+    for name, reason in plain_path.items():
+        say(f"{name} are not used: {reason}")
     division = _division(recipe, model, tokens, codec.pad_id, room, on)
     division, expected = _fitted(recipe, division, tokens, base, room, len(codec.new_ids))
     scale = state.loss_scale or (FIRST_LOSS_SCALE if on.compute == torch.float16 else 1.0)
-    return Setup(recipe, plan, on, model, tokens, codec.pad_id, Fitting(division), scale, expected)
+    return Setup(recipe, plan, on, model, tokens, codec.pad_id, Fitting(division), scale, expected, plain_path)
 
 
 def _division(recipe: Recipe, model: Any, tokens: TokenSet, pad_id: int, room: Room, on: Machine) -> Division:
@@ -214,6 +215,8 @@ class _Session:
             "peak_memory_gib": round(peak_memory_gib(self.setup.machine.device), 3),
             "expected_memory_gib": round(expected.total, 3) if expected else None,
             "expected_memory": asdict(expected) if expected else None,
+            "passes": str(self.setup.fitting.division),
+            "plain_path": self.setup.plain_path,
             "precision": self.setup.machine.precision,
             "quantization": str(quantization) if quantization else None,
             "device": str(self.setup.machine.device),
