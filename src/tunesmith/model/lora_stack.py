@@ -21,7 +21,7 @@ class LoraProduct(torch.autograd.Function):
 
     Backward, with g the gradient of y and h = A x: dx = W'g + A'(s B'g), dA = (s B'g) x', dB = s g h'
     (Hu et al. 2021, arXiv:2106.09685, equation 3, differentiated). A and B are fp32 masters, multiplied as copies in
-    the precision of x.
+    the precision of x. With dropout every layer draws which numbers of x its A sees, and a bit of each is kept.
     """
 
     @staticmethod
@@ -32,6 +32,7 @@ class LoraProduct(torch.autograd.Function):
         bias: torch.Tensor | None,
         sizes: Sequence[int],
         scales: Sequence[float],
+        rate: float,
         *adapters: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
         """Return y [..., size] of every layer.
@@ -41,39 +42,56 @@ class LoraProduct(torch.autograd.Function):
             weight: of all layers under each other, [sum of sizes, in]; `bias` likewise.
             sizes: how many numbers each layer gives.
             scales: s of each layer.
+            rate: of dropout before A.
             adapters: A [rank, in] of every layer, then B [size, rank] of every layer.
         """
         downs, ups = adapters[: len(sizes)], adapters[len(sizes) :]
         flat = x.flatten(0, -2)
         down = torch.cat(downs).to(x.dtype)
         ups = tuple((up * scale).to(x.dtype) for up, scale in zip(ups, scales, strict=True))
-        inner = flat @ down.t()
         ranks = [len(one) for one in downs]
+        kept: list[torch.Tensor] = []
+        if rate > 0:
+            drawn = [torch.native_dropout(flat, rate, True) for _ in sizes]
+            kept = [seen for _, seen in drawn]
+            inner = torch.cat([x @ a.t() for (x, _), a in zip(drawn, torch.split(down, ranks), strict=True)], 1)
+        else:
+            inner = flat @ down.t()
         whole = torch.nn.functional.linear(flat, weight, bias)
         outputs = torch.split(whole, list(sizes), 1)
         for out, small, up in zip(outputs, torch.split(inner, ranks, 1), ups, strict=True):
             out.addmm_(small, up.t())
-        ctx.save_for_backward(flat, weight, inner, down, *ups)
-        ctx.sizes, ctx.scales, ctx.ranks, ctx.shape = sizes, scales, ranks, x.shape
+        ctx.save_for_backward(flat, weight, inner, down, *ups, *kept)
+        ctx.scales, ctx.ranks, ctx.shape, ctx.rate = scales, ranks, x.shape, rate
         return tuple(out.view(*x.shape[:-1], -1) for out in outputs)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[Any, ...]:
         """Return the gradients of x and of all A and B."""
-        flat, weight, inner, down, *ups = ctx.saved_tensors
+        flat, weight, inner, down, *more = ctx.saved_tensors
+        ups, kept = more[: len(gradients)], more[len(gradients) :]
         flows = [gradient.flatten(0, -2) for gradient in gradients]
         back = torch.cat([flow @ up for flow, up in zip(flows, ups, strict=True)], 1)
         d_ups = [
             (flow.t() @ small).float().mul_(scale)
             for flow, small, scale in zip(flows, torch.split(inner, ctx.ranks, 1), ctx.scales, strict=True)
         ]
-        d_downs = (back.t() @ flat).float().split(ctx.ranks)
         d_x = None
         if ctx.needs_input_grad[0]:
             d_x = (flows[0] if len(flows) == 1 else torch.cat(flows, 1)) @ weight
-            d_x = d_x.addmm_(back, down).view(ctx.shape)
-        return d_x, None, None, None, None, *d_downs, *d_ups
+        if not kept:
+            d_downs = list(torch.split((back.t() @ flat).float(), ctx.ranks))
+            d_x = None if d_x is None else d_x.addmm_(back, down)
+        else:
+            d_downs = []
+            parts = torch.split(back, ctx.ranks, 1), torch.split(down, ctx.ranks)
+            for small, a, seen in zip(*parts, kept, strict=True):
+                mask = seen.to(flat.dtype).div_(1 - ctx.rate)
+                d_downs.append((small.t() @ (flat * mask)).float())
+                d_x = None if d_x is None else d_x.add_((small @ a).mul_(mask))
+        d_x = None if d_x is None else d_x.view(ctx.shape)
+        return d_x, None, None, None, None, None, *d_downs, *d_ups
 
 
 class _Stack:
@@ -100,7 +118,8 @@ class _Stack:
             downs = [layer.lora_A[name].weight for layer, name in pairs]
             ups = [layer.lora_B[name].weight for layer, name in pairs]
             scales = [layer.scaling[name] for layer, name in pairs]
-            made = LoraProduct.apply(x, self._weight, self._bias, self._sizes, scales, *downs, *ups)  # type: ignore[no-untyped-call]
+            fixed = (self._weight, self._bias, self._sizes, scales, _dropout(*pairs[0]))
+            made = LoraProduct.apply(x, *fixed, *downs, *ups)  # type: ignore[no-untyped-call]
             self._waiting = list(made)
             self._read, self._version = x, _version(x)
         out, self._waiting[place] = self._waiting[place], None
@@ -148,22 +167,30 @@ def seeing_readers(model: Any) -> Iterator[list[list[Linear]]]:
 
 
 def _is_stackable(module: Any) -> bool:
-    """Say whether a layer is plain LoRA, without dropout, over a plain matrix that is not trained."""
+    """Say whether a layer is plain LoRA over a plain matrix that is not trained."""
     if type(module) is not Linear or type(module.get_base_layer()) is not torch.nn.Linear:
         return False
     base, names = module.get_base_layer(), module.active_adapters
     if len(names) != 1 or module.lora_variant or any(module.lora_bias.values()) or base.weight.requires_grad:
         return False
-    return isinstance(module.lora_dropout[names[0]], torch.nn.Identity)
+    return isinstance(module.lora_dropout[names[0]], (torch.nn.Identity, torch.nn.Dropout))
+
+
+def _dropout(layer: Linear, name: str) -> float:
+    """Return the rate of dropout before an adapter's A, in the layer's mode."""
+    made = layer.lora_dropout[name]
+    return float(made.p) if isinstance(made, torch.nn.Dropout) and made.training else 0.0
 
 
 def stack(groups: Sequence[Sequence[Linear]]) -> Callable[[], None]:
     """Multiply the layers of each group as one from now on; return what undoes it."""
     before: dict[Linear, Any] = {}
     for group in groups:
-        biased = [layer for layer in group if layer.get_base_layer().bias is not None]
-        unbiased = [layer for layer in group if layer.get_base_layer().bias is None]
-        for layers in filter(None, (biased, unbiased)):
+        alike: dict[tuple[bool, float], list[Linear]] = {}
+        for layer in group:
+            rate = _dropout(layer, layer.active_adapters[0])
+            alike.setdefault((layer.get_base_layer().bias is None, rate), []).append(layer)
+        for layers in alike.values():
             together = _Stack(layers)
             for place, layer in enumerate(layers):
                 before[layer] = vars(layer).get("forward")

@@ -217,10 +217,16 @@ def speeds(view: View) -> list[tuple[str, str]]:
         ("Tokens read in training", wording.count(trained.get("tokens"))),
         ("Peak memory in training", _memory(peak, trained.get("expected_memory_gib"))),
         ("Precision", str(trained.get("precision") or wording.NONE) + (f", frozen weights in {kept}" if kept else "")),
+        ("Not computed the fast way", _reasons(trained.get("plain_path"))),
         ("Trained weights", f"{wording.count(parts)} of {wording.count(whole)} ({wording.share(parts, whole)})"),
     ]
     found += use_in_words(view.training) if view.training else []
     return [(name, words) for name, words in found if not words.startswith(wording.NONE)]
+
+
+def _reasons(plain: Any) -> str:
+    """Return what was not computed the fast way, and why not."""
+    return "; ".join(f"{name}: {reason}" for name, reason in plain.items()) if plain else wording.NONE
 
 
 def _memory(peak: Any, expected: Any) -> str:

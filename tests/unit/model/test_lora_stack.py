@@ -49,7 +49,7 @@ def test_the_formula_and_its_derivative_are_checked_numerically() -> None:
 
     x, weight, bias = made(2, 3, 5), made(4 + 2, 5).detach(), made(6).detach()
     downs, ups = [made(2, 5), made(3, 5)], [made(4, 2), made(2, 3)]
-    one, two = LoraProduct.apply(x, weight, bias, [4, 2], [0.5, 2.0], *downs, *ups)
+    one, two = LoraProduct.apply(x, weight, bias, [4, 2], [0.5, 2.0], 0.0, *downs, *ups)
     torch.testing.assert_close(one, x @ weight[:4].T + bias[:4] + 0.5 * x @ downs[0].T @ ups[0].T)
     torch.testing.assert_close(two, x @ weight[4:].T + bias[4:] + 2.0 * x @ downs[1].T @ ups[1].T)
 
@@ -65,13 +65,54 @@ def test_the_formula_and_its_derivative_are_checked_numerically() -> None:
         torch.testing.assert_close(mine.double(), theirs, rtol=1e-5, atol=1e-6)
 
 
+def test_with_dropout_each_layer_s_a_sees_what_it_drew_forward_and_back() -> None:
+    drawn = torch.Generator().manual_seed(0)
+
+    def made(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=drawn, dtype=torch.float64).requires_grad_()
+
+    x, weight = made(7, 5), made(6, 5).detach()
+    downs, ups = [made(2, 5), made(3, 5)], [made(4, 2), made(2, 3)]
+    torch.manual_seed(1)
+    outputs = LoraProduct.apply(x, weight, None, [4, 2], [0.5, 2.0], 0.4, *downs, *ups)
+    torch.manual_seed(1)
+    seen = [torch.native_dropout(x, 0.4, True)[0] for _ in range(2)]
+    plain = [
+        x @ w.T + scale * one @ down.T @ up.T
+        for w, scale, one, down, up in zip(weight.split([4, 2]), (0.5, 2.0), seen, downs, ups, strict=True)
+    ]
+    assert not torch.equal(seen[0], seen[1])
+    flows = [made(7, 4).detach(), made(7, 2).detach()]
+    for mine, theirs in zip(outputs, plain, strict=True):
+        torch.testing.assert_close(mine, theirs)
+    found = torch.autograd.grad(outputs, [x, *downs, *ups], flows)
+    wanted = torch.autograd.grad(plain, [x, *downs, *ups], flows)
+    for mine, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(mine.double(), theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_dropout_is_drawn_in_training_only_and_anew(opened: Opened) -> None:
+    together, groups = stacked(adapted(opened("llama"), lora_dropout=0.5))
+    assert groups
+    with torch.no_grad():
+        quiet = together(input_ids=IDS).logits
+        assert torch.equal(together(input_ids=IDS).logits, quiet)
+        together.train()
+        torch.manual_seed(5)
+        one, other = together(input_ids=IDS).logits, together(input_ids=IDS).logits
+        torch.manual_seed(5)
+        assert torch.equal(together(input_ids=IDS).logits, one)
+    assert not torch.equal(one, other)
+    assert not torch.equal(one, quiet)
+
+
 def test_layers_of_one_name_that_read_different_tensors_are_apart(opened: Opened) -> None:
     _, groups = stacked(adapted(opened("llama")))
     assert all(len({id(layer) for layer in group}) == len(group) for group in groups)
     assert len(groups) == 2 * 4  # queries, keys and values; their output; both halves of the gate; its output
 
 
-@pytest.mark.parametrize("settings", [{"lora_dropout": 0.1}, {"use_dora": True}, {"lora_bias": True}])
+@pytest.mark.parametrize("settings", [{"use_dora": True}, {"lora_bias": True}])
 def test_what_is_more_than_plain_lora_is_left_alone(opened: Opened, settings: dict[str, Any]) -> None:
     _, groups = stacked(adapted(opened("llama"), **settings))
     assert groups == []
