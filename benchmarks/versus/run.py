@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -35,6 +36,9 @@ _OURS_ALONE = ("scaling", "profile")
 def main(arguments: Sequence[str]) -> int:
     """Measure; return the exit code: 0, or 1 where systems were not given equal work or a benchmark failed."""
     asked = _parse(arguments)
+    # Measured processes are groups of their own, so that they can be stopped with all they started; who is told to end
+    # must still end them.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     names = asked.only or list(BENCHMARKS)
     found = machine()
     say(in_words(found))
