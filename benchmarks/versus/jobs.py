@@ -129,6 +129,7 @@ def make_job(
     gpu: bool = False,
     base: str = BASE,
     most_tokens: int = MOST_TOKENS,
+    precision: str = "auto",
     **train: Any,
 ) -> Job:
     """Prepare a run over rows, and write the same rows down for the others.
@@ -143,7 +144,7 @@ def make_job(
         "warmup_fraction": 0.0, "save_every_steps": steps, "epochs": 50, **train,
     }  # fmt: skip
     recipe = write_recipe(
-        folder, rows, tuning=FULL if full else LORA, train=settings, model={"base": base},
+        folder, rows, tuning=FULL if full else LORA, train=settings, model={"base": base, "precision": precision},
         data={"max_tokens_per_example": most_tokens},
     )  # fmt: skip
     prepare(recipe, folder / "prepared")

@@ -13,6 +13,7 @@ class Plan:
         tried_steps: steps in which each of a peer's settings is tried once.
         tried_seconds: after which a setting that is tried is given up.
         run_seconds: after which any run is stopped.
+        gpu: whether there is one; `bf16` whether the machine computes in it.
         peers: the interpreter of the peers' environment; None where it could not be made, and `no_peers` says why.
     """
 
@@ -22,17 +23,26 @@ class Plan:
     steps: int = 8
     examples_per_step: int = 8
     tried_steps: int = 4
-    tried_seconds: float = 300.0
+    tried_seconds: float = 600.0
     run_seconds: float = 1800.0
     gpu: bool = False
+    bf16: bool = False
     peers: Path | None = None
     no_peers: str | None = None
 
     @classmethod
-    def quickly(cls, scratch: Path, *, gpu: bool) -> "Plan":
+    def quickly(cls, scratch: Path, *, gpu: bool = False, bf16: bool = False) -> "Plan":
         """Return a plan of few and small steps, which says nothing about speed."""
         return cls(
-            scratch, quick=True, repeats=1, steps=3, examples_per_step=2, tried_steps=3, tried_seconds=90, gpu=gpu
+            scratch,
+            quick=True,
+            repeats=1,
+            steps=3,
+            examples_per_step=2,
+            tried_steps=3,
+            tried_seconds=90,
+            gpu=gpu,
+            bf16=bf16,
         )
 
     def python_of(self, family: str) -> Path | None:

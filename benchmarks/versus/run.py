@@ -45,7 +45,7 @@ def main(arguments: Sequence[str]) -> int:
     if busy := is_busy():
         say("warning: this machine is busy; the numbers will say more about its other work than about the systems")
     with tempfile.TemporaryDirectory(prefix="benchmark-", dir=asked.scratch) as scratch:
-        plan = _plan(asked, Path(scratch), gpu=found["gpu"] is not None)
+        plan = _plan(asked, Path(scratch), gpu=found["gpu"] is not None, bf16=found["has_bf16"])
         if set(names) - set(_OURS_ALONE):
             plan = _with_peers(plan)
         results, failed = {}, False
@@ -97,8 +97,8 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _plan(asked: argparse.Namespace, scratch: Path, *, gpu: bool) -> Plan:
-    plan = Plan.quickly(scratch, gpu=gpu) if asked.quick else Plan(scratch, gpu=gpu)
+def _plan(asked: argparse.Namespace, scratch: Path, *, gpu: bool, bf16: bool) -> Plan:
+    plan = Plan.quickly(scratch, gpu=gpu, bf16=bf16) if asked.quick else Plan(scratch, gpu=gpu, bf16=bf16)
     steps = asked.steps or plan.steps
     return replace(plan, steps=steps, repeats=asked.repeats or plan.repeats, tried_steps=min(plan.tried_steps, steps))
 

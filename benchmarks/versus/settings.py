@@ -54,16 +54,19 @@ _ON_GPU: dict[str, Setting] = {
 }
 
 
-def peers(*, gpu: bool, full: bool, quick: bool) -> list[System]:
+def peers(*, gpu: bool, bf16: bool, full: bool, quick: bool) -> list[System]:
     """Return every peer and setting that is tried, the default of each first.
 
     Args:
+        bf16: whether the machine computes in bf16; where it is imitated, one setting with it is proof enough.
         full: full fine-tuning, in which bf16 is autocast over fp32 masters as ours, so pure bf16 is left out.
         quick: few of them.
     """
     settings = dict(_ON_GPU if gpu else _ON_CPU)
     if full:
         settings = {name: one for name, one in settings.items() if not (name.startswith("bf16") and not gpu)}
+    elif not gpu and not bf16:
+        settings = {name: one for name, one in settings.items() if name.startswith("fp32") or name == "bf16"}
     precision = "bf16" if gpu else "fp32"
     side_by_side: dict[str, Setting] = {
         f"{precision}-padding-free": {"precision": precision, "checkpointing": False, "padding_free": True},

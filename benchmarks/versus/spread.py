@@ -33,7 +33,8 @@ def significant(value: float, digits: int = 4) -> float:
 
 
 def rate(steps: Sequence[dict[str, Any]], leave_out: int = LEFT_OUT) -> float | None:
-    """Return tokens a second over the steps after the first few; None where there are no more."""
+    """Return tokens a second over the steps after the first few; of who is so slow that it took no more, the last."""
+    leave_out = min(leave_out, len(steps) - 1)
     counted = [step for step in steps if step["step"] > leave_out]
     seconds = sum(step["seconds"] for step in counted)
     return sum(step["tokens"] for step in counted) / seconds if counted and seconds > 0 else None

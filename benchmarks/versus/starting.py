@@ -29,7 +29,7 @@ def starting(plan: Plan, say: Callable[[str], None]) -> list[Entry]:
     slow: dict[tuple[str, str], System | None] = {("tunesmith", "run, to the first step"): None}
     if plan.peers:
         quick["trl", "sft --help"] = [str(plan.peers.parent / "trl"), "sft", "--help"]
-        for system in peers(gpu=plan.gpu, full=False, quick=True):
+        for system in peers(gpu=plan.gpu, bf16=plan.bf16, full=False, quick=True):
             slow[system.name, "script, to the first step"] = system
     seconds: dict[tuple[str, str], list[float]] = {key: [] for key in (*quick, *slow)}
     errors: dict[tuple[str, str], str] = {}

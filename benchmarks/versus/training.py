@@ -8,12 +8,14 @@ from benchmarks.versus.entries import Entry, entry, skipped
 from benchmarks.versus.jobs import Job, Unequal, make_job
 from benchmarks.versus.measure import Measured, measure
 from benchmarks.versus.plan import Plan
-from benchmarks.versus.rows import rows_of
+from benchmarks.versus.rows import Row, rows_of
 from benchmarks.versus.settings import OURS, System, peers
 from benchmarks.versus.spread import ratios
 
 # A setting that is this much slower than its family's best is told as it was when it was tried, and not run again.
 _HOPELESS = 3.0
+# Two systems in fp32 add up in another order, and no more.
+_SAME_LOSS = 1e-2
 _SPARE_ROWS = 1.15
 
 Say = Callable[[str], None]
@@ -50,12 +52,12 @@ def training(name: str, dataset: str, plan: Plan, say: Say, *, full: bool = Fals
     )  # fmt: skip
     facts = {"rows": dataset if rows.instead is None else "demo", "mean_tokens": _mean(job.tokens, job)}
     facts["mean_trained"] = _mean(job.trained, job)
-    tried = try_all(job, peers(gpu=plan.gpu, full=full, quick=plan.quick), plan, say)
+    tried = try_all(job, peers(gpu=plan.gpu, bf16=plan.bf16, full=full, quick=plan.quick), plan, say)
     chosen = best_of_each(tried)
+    reference = _loss_in_fp32(plan, name, rows.rows, full=full, say=say)
     measured = in_turns(job, [OURS, *chosen], plan, say)
-    return entries(name, tried, measured, facts) if plan.peers else [
-        *entries(name, tried, measured, facts), skipped(name, "peers", plan.no_peers or "no environment for peers"),
-    ]  # fmt: skip
+    made = entries(name, tried, measured, facts, reference)
+    return made if plan.peers else [*made, skipped(name, "peers", plan.no_peers or "no environment for peers")]
 
 
 def try_all(job: Job, systems: Sequence[System], plan: Plan, say: Say) -> dict[System, Measured]:
@@ -112,32 +114,54 @@ def in_turns(job: Job, systems: Sequence[System], plan: Plan, say: Say) -> dict[
 
 
 def entries(
-    name: str, tried: dict[System, Measured], measured: dict[System, list[Measured]], facts: dict[str, Any]
+    name: str,
+    tried: dict[System, Measured],
+    measured: dict[System, list[Measured]],
+    facts: dict[str, Any],
+    reference: float | None,
 ) -> list[Entry]:
     """Return one entry a system: of the turns where it ran in them, else of when it was tried."""
-    ours = measured.get(OURS, [])
-    our_rates = [one.tokens_per_second for one in ours]
+    our_rates = [one.tokens_per_second for one in measured.get(OURS, [])]
     found = []
     for system, runs in measured.items():
         told = None if system is OURS else ratios(our_rates, [one.tokens_per_second for one in runs])
         found.append(
-            entry(name, system.name, runs, ratio=told, phase="in turns", **facts, **_losses(system, runs, ours))
+            entry(name, system.name, runs, ratio=told, phase="in turns", **facts, **_losses(system, runs, reference))
         )
     for system, one in tried.items():
         if system not in measured:
-            found.append(entry(name, system.name, [one], phase="tried once", **facts, **_losses(system, [one], ours)))
+            found.append(
+                entry(name, system.name, [one], phase="tried once", **facts, **_losses(system, [one], reference))
+            )
     return found
 
 
-def _losses(system: System, runs: Sequence[Measured], ours: Sequence[Measured]) -> dict[str, Any]:
-    """Return the first step's loss, and in fp32 on the same rows how far it is from ours."""
-    first, reference = _first_loss(runs), _first_loss(ours)
-    if first is None:
-        return {}
-    differs = {}
-    if reference is not None and system is not OURS and system.in_order:
-        differs = {"first_loss_differs_by": round(abs(first - reference), 6)}
-    return {"first_loss": round(first, 6), "losses_must_agree": system.is_fp32 and system.in_order, **differs}
+def _losses(system: System, runs: Sequence[Measured], reference: float | None) -> dict[str, Any]:
+    """Return the first step's loss, and how far it is from ours in fp32 where it is of the same rows.
+
+    Raises:
+        Unequal: both are in fp32, and the losses are not the same.
+    """
+    first = _first_loss(runs)
+    if first is None or reference is None or not system.in_order:
+        return {} if first is None else {"first_loss": round(first, 6)}
+    differs = abs(first - reference)
+    if system.is_fp32 and differs > _SAME_LOSS:
+        raise Unequal(f"the first step's loss of {system.name} is {first:.4f}, and ours in fp32 is {reference:.4f}")
+    return {"first_loss": round(first, 6), "first_loss_differs_by": round(differs, 6)}
+
+
+def _loss_in_fp32(plan: Plan, name: str, rows: list[Row], *, full: bool, say: Say) -> float | None:
+    """Return the loss of our first step in fp32, whatever the machine computes in by itself."""
+    folder = plan.scratch / f"{name}-fp32"
+    job = make_job(
+        folder, rows, steps=1, examples_per_step=plan.examples_per_step, full=full, gpu=plan.gpu, precision="fp32"
+    )
+    told, log = job.for_us(0)
+    one = measure(OURS.worker, told, folder / "turn", log=log, limit_seconds=plan.run_seconds)
+    loss = _first_loss([one])
+    say(f"loss of our first step in fp32: {one.error or f'{loss:.4f}'}")
+    return loss
 
 
 def _first_loss(runs: Sequence[Measured]) -> float | None:

