@@ -84,5 +84,5 @@ def _first_step(job: Job, system: System | None, folder: Path, repeat: int, plan
         told, log, worker = job.for_peer(system, 1), None, system.worker
         python = plan.python_of(system.family)
     place = folder / f"{repeat}-{system.name if system else 'tunesmith'}"
-    one = measure(worker, told, place, python=python, log=log, limit_seconds=plan.run_seconds, first_step_only=True)
+    one = measure(worker, told, place, python=python, log=log, limit_seconds=plan.tried_seconds, first_step_only=True)
     return one.first_step_seconds if one.first_step_seconds is not None else one.error or "no step"

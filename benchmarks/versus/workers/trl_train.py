@@ -23,10 +23,22 @@ def trainer_of(job: dict[str, Any], model: Any, tokenizer: Any, lora: Any, rows:
         model=model, args=SFTConfig(**told), train_dataset=Dataset.from_list(hf.columns(rows)),
         processing_class=tokenizer, peft_config=lora, callbacks=[clock],
     )  # fmt: skip
-    if not setting.get("packed") and [one["input_ids"] for one in made.train_dataset] != [r["input_ids"] for r in rows]:
+    held, given = _rows_in(made.train_dataset), [row["input_ids"] for row in rows]
+    if held != given and not (setting.get("packed") and sorted(held) == sorted(given)):
         raise AssertionError("unequal tokens: the trainer's dataset holds other ids than it was given")
     made.data_collator = clock.fed = hf.Feed(made.data_collator)
     return made
+
+
+def _rows_in(dataset: Any) -> list[list[int]]:
+    """Return the ids of every row, those that were packed taken apart."""
+    found = []
+    for one in dataset:
+        start = 0
+        for length in one.get("seq_lengths") or [len(one["input_ids"])]:
+            found.append(list(one["input_ids"][start : start + length]))
+            start += length
+    return found
 
 
 def work(job: dict[str, Any]) -> dict[str, Any]:
