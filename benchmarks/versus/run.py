@@ -44,7 +44,8 @@ def main(arguments: Sequence[str]) -> int:
     say(in_words(found))
     if busy := is_busy():
         say("warning: this machine is busy; the numbers will say more about its other work than about the systems")
-    with tempfile.TemporaryDirectory(prefix="benchmark-", dir=asked.scratch) as scratch:
+    place = asked.scratch.resolve() if asked.scratch else None  # processes are started in folders of their own
+    with tempfile.TemporaryDirectory(prefix="benchmark-", dir=place) as scratch:
         plan = _plan(asked, Path(scratch), gpu=found["gpu"] is not None, bf16=found["has_bf16"])
         if set(names) - set(_OURS_ALONE):
             plan = _with_peers(plan)
