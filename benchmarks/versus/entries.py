@@ -52,8 +52,9 @@ def timed(name: str, system: str, what: str, seconds: Sequence[float], **facts: 
     """Return the entry of something of which the time is all there is."""
     spread = Spread.of(seconds).to_json() if seconds else None
     return {
-        "name": name, "system": system, "what": what, "seconds": spread["median"] if spread else None,
-        "seconds_spread": spread, "seconds_each": [significant(one) for one in seconds], **facts,
+        "name": name, "system": system, "what": what, "tokens_per_second": None, "peak_rss_gib": None,
+        "seconds": spread["median"] if spread else None, "seconds_spread": spread,
+        "seconds_each": [significant(one) for one in seconds], **facts,
     }  # fmt: skip
 
 

@@ -68,9 +68,9 @@ class Job:
             "packed_length": max(self.longest, round(mean)),
         }  # fmt: skip
 
-    def for_us(self, number: int) -> tuple[dict[str, Any], Path]:
-        """Return the job as our worker reads it, and where the log of its steps will be; each run has its own copy."""
-        run = self.folder / f"run-{number}"  # beside `prepared`: a run knows its recipe's folder relative to itself
+    def for_us(self) -> tuple[dict[str, Any], Path]:
+        """Return the job as our worker reads it, and where the log of its steps will be: in a new copy of the run."""
+        run = self.folder / "run"  # beside `prepared`: a run knows its recipe's folder relative to itself
         shutil.rmtree(run, ignore_errors=True)
         shutil.copytree(self.prepared, run)
         return {"arguments": ["train", str(run)]}, RunDir(run).metrics

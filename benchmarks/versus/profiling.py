@@ -26,9 +26,9 @@ def profiling(plan: Plan, say: Callable[[str], None]) -> list[Entry]:
         runs: list[Measured] = []
         for repeat in range(plan.repeats):
             bounds.append(measure("matmul_bound.py", asked, folder / f"bound-{repeat}"))
-            told, log = job.for_us(repeat)
+            told, log = job.for_us()
             runs.append(measure("ours_verb.py", told, folder / f"turn-{repeat}", log=log))
-        told, log = job.for_us(plan.repeats)
+        told, log = job.for_us()
         looked = measure("ours_profile.py", {**told, "step": plan.steps - 1}, folder / "profile", log=log)
         facts = {"rows": "demo" if rows.instead else dataset, "tokens_a_step": tokens, "trained_a_step": trained}
         made.append(_entry(bounds, runs, looked, facts))

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.versus.chart import draw
 from benchmarks.versus.entries import Entry, entry
-from benchmarks.versus.jobs import BASE, make_job
+from benchmarks.versus.jobs import BASE, Job, make_job
 from benchmarks.versus.measure import Measured, environment_of_ours, measure
 from benchmarks.versus.plan import Plan
 from benchmarks.versus.rows import ROOT, Row, rows_of
@@ -22,6 +22,8 @@ _TOKENS_A_STEP = 4096
 _LENGTHS = (64, 128, 256, 512, 1024, 2048, 4096)
 _ROWS = (1, 2, 4, 8, 16, 32, 64)
 _STEPS = 4
+# Twenty configurations take long enough.
+_MOST_REPEATS = 2
 
 # Shapes as published: SmolLM2-360M and TinyLlama-1.1B. The weights are random, which changes no time.
 MODELS: dict[str, dict[str, int]] = {
@@ -49,35 +51,38 @@ class Point(NamedTuple):
 
 
 def scaling(plan: Plan, say: Callable[[str], None]) -> list[Entry]:
-    """Measure every configuration once an interval of repeats, and draw them."""
-    bases: dict[str, str] = {"135M": BASE}
-    found: dict[Point, list[Measured]] = {}
-    made = []
-    for number, point in enumerate(_points(plan)):
-        if point.model not in bases:
-            bases[point.model] = str(_random_model(point.model, plan.scratch / "models" / point.model))
-        folder = plan.scratch / "scaling" / str(number)
-        steps = plan.steps if plan.quick else _STEPS
-        job = make_job(
-            folder, point.rows, steps=steps, examples_per_step=point.examples_per_step, base=bases[point.model],
-            most_tokens=point.most_tokens, packing=point.packing,
-        )  # fmt: skip
-        runs = []
-        for repeat in range(plan.repeats):
-            told, log = job.for_us(repeat)
-            one = measure("ours_verb.py", told, folder / f"turn-{repeat}", log=log, limit_seconds=plan.run_seconds)
-            runs.append(one)
-        facts = {
-            "series": point.series, "at": point.at, "model": point.model, "packing": point.packing,
-            "examples_per_step": point.examples_per_step,
-            "mean_tokens": round(sum(job.tokens) / (len(job.tokens) * point.examples_per_step), 1),
-        }  # fmt: skip
-        made.append(entry("scaling", "tunesmith", runs, phase="alone", **facts))
-        say(f"{point.series} {point.at}: {made[-1]['tokens_per_second']} tokens/s, {made[-1]['peak_rss_gib']} GiB")
-    del found
+    """Measure every configuration in turns, and draw them."""
+    points = list(_points(plan))
+    bases = {name: str(_random_model(name, plan.scratch / "models" / name)) for name in MODELS if not plan.quick}
+    jobs = [
+        make_job(
+            plan.scratch / "scaling" / str(number), point.rows, steps=plan.steps if plan.quick else _STEPS,
+            examples_per_step=point.examples_per_step, base=bases.get(point.model, BASE),
+            most_tokens=point.most_tokens, packing=point.packing, gpu=plan.gpu,
+        )
+        for number, point in enumerate(points)
+    ]  # fmt: skip
+    runs: list[list[Measured]] = [[] for _ in points]
+    for repeat in range(min(plan.repeats, _MOST_REPEATS)):
+        for point, job, mine in zip(points, jobs, runs, strict=True):
+            told, log = job.for_us()
+            place = job.folder / f"turn-{repeat}"
+            mine.append(measure("ours_verb.py", told, place, log=log, limit_seconds=plan.run_seconds))
+            speed = mine[-1].tokens_per_second
+            say(f"{point.series} {point.at}: {mine[-1].error or f'{speed:.1f} tokens/s'}")
+    made = [_entry(*one) for one in zip(points, jobs, runs, strict=True)]
     if not plan.quick:
         CHART.write_text(draw(made), encoding="utf-8")
     return made
+
+
+def _entry(point: Point, job: Job, runs: list[Measured]) -> Entry:
+    facts = {
+        "series": point.series, "at": point.at, "model": point.model, "packing": point.packing,
+        "examples_per_step": point.examples_per_step,
+        "mean_tokens": round(sum(job.tokens) / (len(job.tokens) * point.examples_per_step), 1),
+    }  # fmt: skip
+    return entry("scaling", "tunesmith", runs, phase="alone", **facts)
 
 
 def _points(plan: Plan) -> Iterator[Point]:

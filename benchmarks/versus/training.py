@@ -1,7 +1,6 @@
 """Training beside other trainers: each of their settings is tried once, the best then run in turns with ours."""
 
 from collections.abc import Callable, Sequence
-from itertools import count
 from typing import Any
 
 from benchmarks.versus.entries import Entry, entry, skipped
@@ -95,12 +94,11 @@ def best_of_each(tried: dict[System, Measured]) -> list[System]:
 def in_turns(job: Job, systems: Sequence[System], plan: Plan, say: Say) -> dict[System, list[Measured]]:
     """Run systems one after the other, over and over, so that a drift of the machine meets all alike."""
     found: dict[System, list[Measured]] = {system: [] for system in systems}
-    numbers = count(1)
     for repeat in range(plan.repeats):
         for system in systems:
             folder = job.folder / "turns" / f"{repeat}-{system.name}"
             if system is OURS:
-                told, log = job.for_us(next(numbers))
+                told, log = job.for_us()
                 one = measure(system.worker, told, folder, log=log, limit_seconds=plan.run_seconds)
             else:
                 told = job.for_peer(system, job.steps)
@@ -157,7 +155,7 @@ def _loss_in_fp32(plan: Plan, name: str, rows: list[Row], *, full: bool, say: Sa
     job = make_job(
         folder, rows, steps=1, examples_per_step=plan.examples_per_step, full=full, gpu=plan.gpu, precision="fp32"
     )
-    told, log = job.for_us(0)
+    told, log = job.for_us()
     one = measure(OURS.worker, told, folder / "turn", log=log, limit_seconds=plan.run_seconds)
     loss = _first_loss([one])
     say(f"loss of our first step in fp32: {one.error or f'{loss:.4f}'}")
