@@ -25,7 +25,7 @@ def machine() -> dict[str, Any]:
         "memory_gib": found["memory_gib"],
         "gpu": _gpu_name() if on.device == "cuda" else None,
         "has_bf16": on.has_bf16,
-        "python": found["python"],
+        "versions": {name: found[name] for name in ("tunesmith", "torch", "transformers", "peft") if found[name]},
     }
 
 

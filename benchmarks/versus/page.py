@@ -43,7 +43,7 @@ def replaced(text: str, name: str, words: str) -> str:
 
 def section(name: str, entries: Sequence[Entry], machine: Mapping[str, Any], *, busy: bool) -> str:
     """Return what stands between the marks: on what it was measured, with which versions, and the tables."""
-    versions: dict[str, str] = {}
+    versions: dict[str, str] = dict(machine.get("versions", {}))
     for one in entries:
         versions |= one.get("versions") or {}
     told = ", ".join(f"{package} {version}" for package, version in sorted(versions.items()))

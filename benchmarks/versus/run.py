@@ -56,10 +56,17 @@ def main(arguments: Sequence[str]) -> int:
             if asked.json:  # after each, so that what took an hour is not lost with what comes next
                 _write_json(asked.json, results, found)
     if not plan.quick and not asked.no_docs:
-        whole = {name: one for name, one in results.items() if not any(e["system"] == "harness" for e in one)}
+        whole = {name: one for name, one in results.items() if _is_whole(one)}
         write_sections(PAGE, whole, found, busy=busy)
-        say(f"wrote {PAGE.name}: {', '.join(whole)}")
+        say(f"wrote {PAGE.name}: {', '.join(whole) or 'nothing'}")
+        if lost := [name for name in results if name not in whole]:
+            say(f"left as they were, because something failed or there were no peers: {', '.join(lost)}")
     return 1 if failed else 0
+
+
+def _is_whole(entries: list[Entry]) -> bool:
+    """Say whether a section may be replaced: one without peers would throw away what was measured beside them."""
+    return not any(one["system"] in ("harness", "peers") for one in entries)
 
 
 def say(words: str) -> None:

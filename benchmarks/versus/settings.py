@@ -65,7 +65,7 @@ def peers(*, gpu: bool, bf16: bool, full: bool, quick: bool) -> list[System]:
     settings = dict(_ON_GPU if gpu else _ON_CPU)
     if full:
         settings = {name: one for name, one in settings.items() if not (name.startswith("bf16") and not gpu)}
-    elif not gpu and not bf16:
+    if not gpu and not bf16:
         settings = {name: one for name, one in settings.items() if name.startswith("fp32") or name == "bf16"}
     precision = "bf16" if gpu else "fp32"
     side_by_side: dict[str, Setting] = {
@@ -74,7 +74,8 @@ def peers(*, gpu: bool, bf16: bool, full: bool, quick: bool) -> list[System]:
     }
     if quick:
         settings, side_by_side = {precision: settings[precision]}, {}
-    found = [System("trl", "default", "trl_train.py")]
+    # Its default is bf16: where that is imitated, a quick look would be spent on waiting for it.
+    found = [] if quick and not bf16 else [System("trl", "default", "trl_train.py")]
     if not gpu:  # what a reader of its documentation types first
         found.append(System("trl", "out-of-the-box", "trl_train.py", {"out_of_the_box": True}))
     found += [System("trl", name, "trl_train.py", one) for name, one in {**settings, **side_by_side}.items()]

@@ -10,7 +10,7 @@ from benchmarks.versus.entries import entry, skipped, timed
 from benchmarks.versus.measure import Measured
 from benchmarks.versus.page import PAGE, NoPlace, replaced, section, write_sections
 from benchmarks.versus.peers_environment import CannotMake, peers_python
-from benchmarks.versus.run import BENCHMARKS, main
+from benchmarks.versus.run import BENCHMARKS, _is_whole, main
 from benchmarks.versus.sections import SECTIONS, spread, table
 
 MACHINE = {"cores": 2, "cpu": "Some CPU", "isa": ["avx2"], "memory_gib": 23.5, "gpu": None}
@@ -55,6 +55,12 @@ def test_what_is_written_by_hand_stays(tmp_path: Path) -> None:
     assert "## Threads beside a busy neighbour" in text
     assert "## Weights in 4 and 8 bits" in text
     assert "| trl-fp32 | 100 | 3.05 (3.00 to 3.10) | 1.50 | 4 | 2.0000 |" in text
+
+
+def test_a_section_without_peers_does_not_replace_one_with_them() -> None:
+    assert _is_whole(example("viggo"))
+    assert not _is_whole([*example("viggo"), skipped("viggo", "peers", "no network")])
+    assert not _is_whole([skipped("viggo", "harness", "Unequal: other tokens")])
 
 
 def test_a_section_says_where_with_what_and_what_failed() -> None:

@@ -104,4 +104,4 @@ def test_every_setting_has_a_name_of_its_own_and_a_worker(gpu: bool, full: bool,
     workers = Path(__file__).resolve().parents[3] / "benchmarks" / "versus" / "workers"
     assert len({system.name for system in found}) == len(found) >= 3
     assert all((workers / system.worker).exists() for system in (OURS, *found))
-    assert found[0].name == "trl-default"
+    assert (found[0].name == "trl-default") == (gpu or not quick)
