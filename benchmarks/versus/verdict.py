@@ -54,6 +54,8 @@ def verdicts(plan: Plan, say: Callable[[str], None]) -> list[Entry]:
             say(f"{name}: {one.error or f'{one.seconds:.0f} s'}")
     made = [_ours(ours, folder)]
     made += [_theirs(name, runs, ours) for name, runs in theirs.items()]
+    if plan.peers and not theirs:
+        made.append(skipped("verdict", "trl", "none of its settings trained these rows, or ours failed before"))
     return made if plan.peers else [*made, skipped("verdict", "peers", plan.no_peers or "no environment for peers")]
 
 
