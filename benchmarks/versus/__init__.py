@@ -1,0 +1,1 @@
+"""tunesmith beside other trainers, measured in turns on one machine: `./scripts/benchmark`."""

@@ -1,0 +1,96 @@
+"""The systems that are compared, and every setting of each that is tried."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+Setting = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """A trainer with a setting: `trl-fp32-1x8`. `family` is whose it is, `worker` the file that runs it."""
+
+    family: str
+    setting_name: str
+    worker: str
+    setting: Setting = field(default_factory=dict, hash=False)
+
+    @property
+    def name(self) -> str:
+        """Return its name in results."""
+        return f"{self.family}-{self.setting_name}" if self.setting_name else self.family
+
+    @property
+    def in_order(self) -> bool:
+        """Whether it trains the rows of each step as they are given."""
+        return not (self.setting.get("grouped") or self.setting.get("packed"))
+
+    @property
+    def is_fp32(self) -> bool:
+        """Whether its losses should equal ours in fp32."""
+        return self.setting.get("precision") == "fp32"
+
+
+OURS = System("tunesmith", "", "ours_verb.py")
+
+_ON_CPU: dict[str, Setting] = {
+    "fp32": {"precision": "fp32", "checkpointing": False},
+    "fp32-1x8": {"precision": "fp32", "checkpointing": False, "rows": 1},
+    "fp32-2x4": {"precision": "fp32", "checkpointing": False, "rows": 2},
+    "fp32-grouped": {"precision": "fp32", "checkpointing": False, "grouped": True},
+    "fp32-checkpointed": {"precision": "fp32", "checkpointing": True},
+    "autocast": {"precision": "autocast", "checkpointing": False},
+    "bf16": {"precision": "bf16", "checkpointing": False},
+    "bf16-1x8": {"precision": "bf16", "checkpointing": False, "rows": 1},
+    "bf16-grouped": {"precision": "bf16", "checkpointing": False, "grouped": True},
+}
+_ON_GPU: dict[str, Setting] = {
+    "bf16": {"precision": "bf16", "checkpointing": False},
+    "bf16-grouped": {"precision": "bf16", "checkpointing": False, "grouped": True},
+    "bf16-compiled": {"precision": "bf16", "checkpointing": False, "compiled": True},
+    "bf16-liger": {"precision": "bf16", "checkpointing": False, "liger": True},
+    "autocast": {"precision": "autocast", "checkpointing": False},
+    "fp32": {"precision": "fp32", "checkpointing": False},
+}
+
+
+def peers(*, gpu: bool, bf16: bool, full: bool, quick: bool) -> list[System]:
+    """Return every peer and setting that is tried, the default of each first.
+
+    Args:
+        bf16: whether the machine computes in bf16; where it is imitated, one setting with it is proof enough.
+        full: full fine-tuning, in which bf16 is autocast over fp32 masters as ours, so pure bf16 is left out.
+        quick: few of them.
+    """
+    settings = dict(_ON_GPU if gpu else _ON_CPU)
+    if full:
+        settings = {name: one for name, one in settings.items() if not (name.startswith("bf16") and not gpu)}
+    if not gpu and not bf16:
+        settings = {name: one for name, one in settings.items() if name.startswith("fp32") or name == "bf16"}
+    precision = "bf16" if gpu else "fp32"
+    side_by_side: dict[str, Setting] = {
+        f"{precision}-padding-free": {"precision": precision, "checkpointing": False, "padding_free": True},
+        f"{precision}-packed": {"precision": precision, "checkpointing": False, "packed": True},
+    }
+    if quick:
+        settings, side_by_side = {precision: settings[precision]}, {}
+    # Its default is bf16: where that is imitated, a quick look would be spent on waiting for it.
+    found = [] if quick and not bf16 else [System("trl", "default", "trl_train.py")]
+    if not gpu:  # what a reader of its documentation types first
+        found.append(System("trl", "out-of-the-box", "trl_train.py", {"out_of_the_box": True}))
+    found += [System("trl", name, "trl_train.py", one) for name, one in {**settings, **side_by_side}.items()]
+    # The plain trainer has none of TRL's ways to lay rows side by side, and its own default is fp32.
+    found += [System("transformers", name, "trainer_train.py", one) for name, one in settings.items()]
+    if not full:
+        found += [System("torchtune", name, "torchtune_train.py", one) for name, one in _torchtune(gpu, quick).items()]
+        found += [System("unsloth", "bf16", "unsloth_train.py", settings["bf16"])] if gpu and not quick else []
+    return found
+
+
+def _torchtune(gpu: bool, quick: bool) -> dict[str, Setting]:
+    precision = "bf16" if gpu else "fp32"
+    plain: Setting = {"precision": precision, "checkpointing": False}
+    if quick:
+        return {precision: plain}
+    tried = {precision: plain, f"{precision}-1x8": {**plain, "rows": 1}, f"{precision}-2x4": {**plain, "rows": 2}}
+    return tried if gpu else {**tried, "bf16": {**plain, "precision": "bf16"}}

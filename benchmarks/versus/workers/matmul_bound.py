@@ -1,0 +1,55 @@
+"""The time of the frozen base's products alone, for one step of LoRA: W x on the way there, W' dY on the way back.
+
+Products that read the same input are one (queries, keys and values; gate and up), all tokens of a step stand in one
+matrix, and the output layer is multiplied at trained positions only. No step can be faster that multiplies with these
+weights in this precision on this machine. Every layer has weights of its own, as in the model: they come from memory.
+"""
+
+import statistics
+import time
+from typing import Any
+
+import protocol
+
+
+def work(job: dict[str, Any]) -> dict[str, Any]:
+    """Multiply, a few times over; return the median time of a step."""
+    import torch
+    from transformers import AutoConfig
+
+    from tunesmith.fetch.reference import resolve
+    from tunesmith.model.load import machine
+
+    on = machine()
+    config = AutoConfig.from_pretrained(resolve(job["base"]).path)
+    hidden, inner = config.hidden_size, config.intermediate_size
+    width = getattr(config, "head_dim", None) or hidden // config.num_attention_heads
+    heads = config.num_attention_heads * width
+    joined = heads + 2 * config.num_key_value_heads * width
+    shapes = [(hidden, joined), (heads, hidden), (hidden, 2 * inner), (inner, hidden)]
+    made = {"dtype": on.compute, "device": on.device}
+    layers = [torch.randn(b, a, **made) for _ in range(config.num_hidden_layers) for a, b in shapes]
+    output = torch.randn(config.vocab_size, hidden, **made)
+    inputs = {size: torch.randn(job["tokens"], size, **made) for pair in shapes for size in pair}
+    ends = torch.randn(job["trained"], hidden, **made), torch.randn(job["trained"], config.vocab_size, **made)
+
+    def step() -> float:
+        began = time.perf_counter()
+        for weight in layers:
+            inputs[weight.shape[1]] @ weight.t()
+        ends[0] @ output.t()
+        ends[1] @ output
+        for weight in reversed(layers):
+            inputs[weight.shape[0]] @ weight
+        if on.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - began
+
+    with torch.inference_mode():
+        step()
+        seconds = [step() for _ in range(job["rounds"])]
+    return {"seconds": statistics.median(seconds), "precision": on.precision, "each": seconds}
+
+
+if __name__ == "__main__":
+    protocol.run(work)

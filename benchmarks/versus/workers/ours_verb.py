@@ -1,0 +1,24 @@
+"""A verb of tunesmith: the command itself, in this process, so that its memory can be asked."""
+
+import sys
+from typing import Any
+
+import protocol
+
+
+def work(job: dict[str, Any]) -> dict[str, Any]:
+    """Run the command; where it trains, the run's own metrics.jsonl is the log."""
+    from tunesmith.cli import main
+
+    sys.argv = ["tunesmith", *job["arguments"]]
+    try:
+        main()
+    except SystemExit as end:
+        if end.code not in (0, None, *job.get("good_exits", [])):
+            raise RuntimeError(f"tunesmith {job['arguments'][0]} ended with exit code {end.code}") from end
+        return {"exit": end.code or 0}
+    return {"exit": 0}
+
+
+if __name__ == "__main__":
+    protocol.run(work)
