@@ -13,6 +13,7 @@ class Plan:
         tried_steps: steps in which each of a peer's settings is tried once.
         tried_seconds: after which a setting that is tried is given up.
         run_seconds: after which any run is stopped.
+        systems: names of the only settings of peers that are tried; all where it is empty.
         gpu: whether there is one; `bf16` whether the machine computes in it.
         peers: the interpreter of the peers' environment; None where it could not be made, and `no_peers` says why.
     """
@@ -25,6 +26,7 @@ class Plan:
     tried_steps: int = 4
     tried_seconds: float = 600.0
     run_seconds: float = 1800.0
+    systems: tuple[str, ...] = ()
     gpu: bool = False
     bf16: bool = False
     peers: Path | None = None

@@ -86,13 +86,23 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="write all results to this file")
     parser.add_argument("--repeats", type=_count, help="how often each system takes its turn (default 3)")
     parser.add_argument("--steps", type=_count, help="steps of a run (default 8, the first two are left out)")
+    parser.add_argument(
+        "--systems",
+        type=_words,
+        default=(),
+        help="the only settings of peers that training tries, as trl-fp32,trl-fp32-1x8",
+    )
     parser.add_argument("--no-docs", action="store_true", help="leave docs/benchmarks.md as it is")
     parser.add_argument("--scratch", type=Path, help="where runs are kept while they are measured (default: temporary)")
     return parser.parse_args(arguments)
 
 
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
 def _names(text: str) -> list[str]:
-    names = [name.strip() for name in text.split(",") if name.strip()]
+    names = _words(text)
     wrong = [name for name in names if name not in BENCHMARKS]
     if wrong or not names:
         raise argparse.ArgumentTypeError(f"no benchmark `{', '.join(wrong)}`; there are {', '.join(BENCHMARKS)}")
@@ -108,7 +118,9 @@ def _count(text: str) -> int:
 def _plan(asked: argparse.Namespace, scratch: Path, *, gpu: bool, bf16: bool) -> Plan:
     plan = Plan.quickly(scratch, gpu=gpu, bf16=bf16) if asked.quick else Plan(scratch, gpu=gpu, bf16=bf16)
     steps = asked.steps or plan.steps
-    return replace(plan, steps=steps, repeats=asked.repeats or plan.repeats, tried_steps=min(plan.tried_steps, steps))
+    tried = min(plan.tried_steps, steps)
+    repeats = asked.repeats or plan.repeats
+    return replace(plan, steps=steps, repeats=repeats, tried_steps=tried, systems=asked.systems)
 
 
 def _with_peers(plan: Plan) -> Plan:

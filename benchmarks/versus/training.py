@@ -51,7 +51,8 @@ def training(name: str, dataset: str, plan: Plan, say: Say, *, full: bool = Fals
     )  # fmt: skip
     facts = {"rows": dataset if rows.instead is None else "demo", "mean_tokens": _mean(job.tokens, job)}
     facts["mean_trained"] = _mean(job.trained, job)
-    tried = try_all(job, peers(gpu=plan.gpu, bf16=plan.bf16, full=full, quick=plan.quick), plan, say)
+    systems = peers(gpu=plan.gpu, bf16=plan.bf16, full=full, quick=plan.quick)
+    tried = try_all(job, [one for one in systems if not plan.systems or one.name in plan.systems], plan, say)
     chosen = best_of_each(tried)
     reference = _loss_in_fp32(plan, name, rows.rows, full=full, say=say)
     measured = in_turns(job, [OURS, *chosen], plan, say)
