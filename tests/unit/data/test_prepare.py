@@ -198,7 +198,7 @@ def test_the_inputs_change_with_all_that_decides_and_with_nothing_else(make: Cal
     assert inputs(made.recipe, made.run) != stated
 
 
-@pytest.mark.parametrize("at", ["write_jsonl", "write_tokens", "write_json"])
+@pytest.mark.parametrize("at", ["write_pieces", "write_tokens", "write_json"])
 def test_a_crash_leaves_nothing_that_looks_prepared(
     make: Callable[..., Prepared], monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:
