@@ -1,7 +1,7 @@
 """What has been examined and waits to be chosen: in temporary files, so that memory holds nothing for each token.
 
-Which rows are used is known only when all have been read. Until then a row is its line of the ledger, what tells whether
-it says what another says, and a place on the shelf, where its example and tokens lie as they will be written.
+Which rows are used is known only when all have been read. Until then a row is its line of the ledger, what tells
+whether it says what another says, and a place on the shelf, where its example and tokens lie as they will be written.
 """
 
 import os

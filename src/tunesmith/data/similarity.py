@@ -104,7 +104,9 @@ class Texts:
     def jaccard(self, one: int, other: int) -> float:
         """Return the Jaccard index of two texts: which part of all their runs they share."""
         a, b = self.runs(one), self.runs(other)
-        shared = len(np.intersect1d(a, b, assume_unique=True))
+        both = np.concatenate([a, b])
+        both.sort()
+        shared = int(np.count_nonzero(both[1:] == both[:-1]))
         return shared / max(1, len(a) + len(b) - shared)
 
     @cached_property
@@ -150,7 +152,9 @@ class Texts:
         pairs = [band.pairs(self.signatures, questions) for band in bands]
         if not pairs:
             return
-        which, candidate = np.unique(np.concatenate(pairs, axis=1), axis=1)
+        of, one = np.concatenate(pairs, axis=1)
+        # As one number each, since sorting pairs is slow.
+        which, candidate = np.divmod(np.unique(of * len(self) + one), len(self))
         allowed = ~twice[which] | (candidate < questions[which])
         which, candidate = which[allowed], candidate[allowed]
         estimates = np.empty(len(which))
@@ -208,4 +212,7 @@ def _runs(text: str) -> NDArray[np.uint32]:
     if count <= 0:
         return np.zeros(0, np.uint32)
     mixed = sum(hashed[i : i + count] * _FACTORS[i] for i in range(RUN_WORDS))
-    return np.unique((np.asarray(mixed, np.uint64) >> _HALF).astype(np.uint32))
+    runs: NDArray[np.uint32] = (np.asarray(mixed, np.uint64) >> _HALF).astype(np.uint32)
+    runs.sort()
+    distinct: NDArray[np.uint32] = runs[np.concatenate([[True], runs[1:] != runs[:-1]])]
+    return distinct

@@ -26,13 +26,14 @@ class ChatTemplate:
     """
 
     def __init__(self, source: str, names: Mapping[str, str]) -> None:
-        made = _environment().from_string(source)
-        self._write = made.render
-        self._names = {"tools": None, "documents": None, **names}
+        self._made = _environment().from_string(source)
+        # All that a text may name, as one dictionary: `render` would put it together from three for each.
+        self._names = {**self._made.globals, "tools": None, "documents": None, **names}
 
     def text(self, messages: Sequence[Mapping[str, str]], *, generation: bool) -> str:
         """Return what the template writes; raise what it raises where it refuses the conversation."""
-        return self._write(self._names, messages=messages, add_generation_prompt=generation)
+        known = {**self._names, "messages": messages, "add_generation_prompt": generation}
+        return "".join(self._made.root_render_func(self._made.new_context(known, shared=True)))
 
 
 class _Generation(Extension):
