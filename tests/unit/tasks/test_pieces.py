@@ -1,0 +1,115 @@
+"""Texts encoded piece by piece: the same tokens at the same places as of the whole text, where that is done at all."""
+
+from bisect import bisect_right
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.unit.tasks.families import byte_level, markup, sentencepiece_bpe, special, unigram
+from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
+
+from tunesmith.tasks import pieces
+from tunesmith.tasks.pieces import RULES, Encoder, encodes_by_words
+
+CONTROLS = ("<|im_end|>", "<think>")
+
+
+def by_rule(rule: str) -> Tokenizer:
+    made = byte_level((CONTROLS[0],), [markup(CONTROLS[1])])
+    made.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(rule), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    return made
+
+
+def with_digits() -> Tokenizer:
+    made = byte_level((CONTROLS[0],), [markup("   ")])
+    made.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    return made
+
+
+KNOWN: dict[str, Callable[[], Tokenizer]] = {
+    "gpt2": lambda: byte_level((CONTROLS[0],), [markup(CONTROLS[1]), AddedToken("dog", normalized=True)]),
+    "bos": lambda: byte_level((CONTROLS[0],), normalizer=normalizers.NFC()),
+    "digits": with_digits,
+    **{f"rule {i}": lambda rule=rule: by_rule(rule) for i, rule in enumerate(RULES)},  # type: ignore[misc]
+}
+WORDS = st.sampled_from(
+    ["one", "two", "Don't", "'s", "12345", ".", "!?", "\n", " ", "  ", "\t", "\u00a0", "\u0301", "e\u0301", "日本", "é",
+     "ß", "\u200d", "\x1c", "\u0085", "\u2028", "_", "\U0001f600", "dog", "\r\n", *CONTROLS]
+)  # fmt: skip
+TEXTS = st.lists(WORDS | st.just(" ") | st.characters(exclude_categories=["Cs"]), max_size=30).map("".join)
+
+
+@pytest.mark.parametrize("name", KNOWN)
+@given(texts=st.lists(TEXTS, max_size=4))
+@settings(max_examples=150, deadline=None)
+def test_a_text_in_pieces_has_the_tokens_of_the_whole(name: str, texts: list[str]) -> None:
+    backend = BUILT.setdefault(name, KNOWN[name]())
+    controls = {backend.token_to_id(token) for token in CONTROLS}
+    encoder, plain = Encoder(backend, controls), Encoder(backend, controls)
+    assert encodes_by_words(backend)
+    plain._by_words = False
+    for text in [*texts, *texts]:  # the second time from memory
+        found, whole = encoder.scan(text), plain.scan(text)
+        own = backend.encode(text, add_special_tokens=False)
+        assert found.ids == whole.ids == own.ids
+        assert found.control == whole.control
+        assert {i for i, token in enumerate(own.ids) if token in controls} == set(found.control)
+        ends = [last for _, last in own.offsets]
+        for edge in range(len(text) + 1):
+            assert found.tokens_before(edge) == whole.tokens_before(edge) == bisect_right(ends, edge)
+            for token in range(len(own.ids) + 1):
+                assert found.is_cut(token, edge) == whole.is_cut(token, edge)
+
+
+BUILT: dict[str, Tokenizer] = {}
+
+
+def test_what_is_forgotten_is_encoded_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces, "_MOST_PIECES", 3)
+    backend = KNOWN["gpt2"]()
+    encoder = Encoder(backend, ())
+    for i in range(50):
+        text = f"Say one and two, then red {i % 7} cat {i}"
+        assert encoder.scan(text).ids == backend.encode(text).ids
+    assert len(encoder._young) + len(encoder._old) < 30
+
+
+def changed(**parts: Any) -> Tokenizer:
+    made = byte_level(("<|end|>",))
+    for name, value in parts.items():
+        setattr(made, name, value)
+    return made
+
+
+@pytest.mark.parametrize(
+    "backend",
+    [
+        byte_level(("<|end|>",), [special("<x>", lstrip=True)]),
+        byte_level(("<|end|>",), [special("<x>", rstrip=True)]),
+        byte_level(("<|end|>",), [AddedToken("one", single_word=True)]),
+        byte_level(("<|end|>",), [markup("one two")]),
+        byte_level(("<|end|>",), [markup("one ")]),
+        byte_level(("<|end|>",), lines_whole=True),
+        byte_level(("<|end|>",), normalizer=normalizers.Lowercase()),
+        changed(pre_tokenizer=pre_tokenizers.ByteLevel(add_prefix_space=True)),
+        changed(pre_tokenizer=pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)),
+        changed(pre_tokenizer=None),
+        changed(post_processor=processors.ByteLevel(add_prefix_space=True, trim_offsets=True)),
+        changed(model=models.BPE({"a": 0, "b": 1, "ab": 2}, [("a", "b")], dropout=0.5)),
+        changed(model=models.WordPiece({"a": 0, "[UNK]": 1})),
+        sentencepiece_bpe(["<s>"], style="normalizer", prefix="<s>"),
+        unigram(["</s>"]),
+    ],
+)
+def test_other_tokenizers_get_every_text_whole(backend: Tokenizer) -> None:
+    assert not encodes_by_words(backend)
+    assert len(Encoder(backend, ()).scan("one two three")._pieces) == 1
