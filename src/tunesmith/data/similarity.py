@@ -88,10 +88,15 @@ class Texts:
             counts += np.bincount(runs[part] & _LOW_BITS, minlength=_BUCKETS)
         own = counts <= max(COMMON_LEAST, COMMON_PART * (len(offsets) - 1))
         mine = np.zeros(len(runs), bool)
+        before, so_far = np.zeros(len(offsets), np.int64), 0  # how many own runs stand before each text
         for part in parts:
             mine[part] = own[runs[part] & _LOW_BITS]
+            counts = so_far + np.cumsum(mine[part])
+            first, last = np.searchsorted(offsets, [part.start, part.stop], "right")
+            before[first:last] = counts[offsets[first:last] - part.start - 1]
+            so_far = int(counts[-1])
         self._runs: NDArray[np.uint32] = runs[mine]
-        self._offsets: Places = np.concatenate([[0], np.cumsum(mine)])[offsets]
+        self._offsets: Places = before
 
     def __len__(self) -> int:
         return len(self._offsets) - 1

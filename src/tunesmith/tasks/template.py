@@ -32,6 +32,8 @@ class ChatTemplate:
 
     def text(self, messages: Sequence[Mapping[str, str]], *, generation: bool) -> str:
         """Return what the template writes; raise what it raises where it refuses the conversation."""
+        if not messages:  # as transformers does, whatever a template would write of nothing
+            raise ValueError("the conversation is empty")
         known = {**self._names, "messages": messages, "add_generation_prompt": generation}
         return "".join(self._made.root_render_func(self._made.new_context(known, shared=True)))
 

@@ -4,6 +4,7 @@ import random
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import product
 from typing import Any
 
 import pytest
@@ -35,8 +36,9 @@ def greedy(pre_tokenizer: Any, *, normalizer: Any = None, late: Sequence[AddedTo
         show_progress=False,
     )
     chance = random.Random(0)
-    texts = ("".join(chance.choices((*PIECES[:-2], " ", " ", " "), k=6)) for _ in range(300))
-    made.train_from_iterator(texts, trainer)
+    texts = ["".join(chance.choices((*PIECES[:-2], " ", " ", " "), k=6)) for _ in range(300)]
+    over_bounds = [f"{one}{blanks}" for one in (".", "!?", "one", "12345") for blanks in ("\n", " ", "  ", " \n")]
+    made.train_from_iterator([*texts, *over_bounds * 100], trainer)
     made.pre_tokenizer, made.normalizer = pre_tokenizer, normalizer
     made.add_tokens([markup(CONTROLS[1]), *late])
     return made
@@ -87,6 +89,15 @@ def test_a_text_in_pieces_has_the_tokens_of_the_whole(name: str, texts: list[str
 
 
 BUILT: dict[str, Tokenizer] = {}
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_no_two_pieces_of_text_that_are_one_word_are_cut(name: str) -> None:
+    backend = BUILT.setdefault(name, KNOWN[name]())
+    encoder = Encoder(backend, ())
+    for one, other in product((*PIECES, ".", "!?", "one", "12345"), (*PIECES, " one", " .", " \n", "  one", "\n\n")):
+        for text in (f"{one}{other}", f"two {one}{other}two", f"{one} {other}", f"{one}{other}{one}"):
+            assert encoder.scan(text).ids == backend.encode(text, add_special_tokens=False).ids, repr(text)
 
 
 def test_what_is_forgotten_is_encoded_anew(monkeypatch: pytest.MonkeyPatch) -> None:
