@@ -229,7 +229,7 @@ def _shapes(base: ModelFolder) -> Shapes:
 
 def _memory(recipe: Recipe, shapes: Shapes, gathered: Gathered, new_tokens: int) -> tuple[Division, Memory, float]:
     """Return how rows are cut into passes, what training needs with them, and how many GiB there are."""
-    found = {name: TokenSet.of([row.tokens for row in rows if row.tokens]) for name, rows in gathered.used.items()}
+    found = {name: TokenSet.of(gathered.shelf.rows(gathered.places(name))) for name in gathered.used}
     refuse_rows_beyond(shapes.positions, max(tokens.longest for tokens in found.values()))
     refuse_to_pack(recipe, ENCODER_READS_ALONE if shapes.encodes else None)
     here = hardware()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from tests.contract.sources import ROOT
+from tests.tiny import recipe, save_model
 
 SLOW = {"torch", "transformers", "datasets", "peft", "numpy", "pandas", "pyarrow", "tokenizers", "huggingface_hub"}
 WRONG = "name: x\nmodle: {base: a/b}\ntrain: {learning_rate: 2e-4, epoks: 1}\n"
@@ -78,3 +79,11 @@ def test_the_package_itself_imports_nothing(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert done.stdout.split() == []
+
+
+@pytest.mark.parametrize("verb", ["plan", "prepare"])
+def test_what_needs_a_tokenizer_only_imports_no_torch(verb: str, tmp_path: Path) -> None:
+    model = save_model(tmp_path / "model", "llama")
+    done, imported = tunesmith(verb, str(recipe(tmp_path, model)), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert imported & (SLOW - {"numpy", "tokenizers", "huggingface_hub"}) == set()

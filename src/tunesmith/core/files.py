@@ -27,12 +27,14 @@ _OUT_OF_SPACE = {
 # safetensors and tokenizers, which are written in Rust, tell the system's error in their text alone.
 _RUST_ERROR = re.compile(r"\(os error (\d+)\)")
 _RANDOM = "[0-9a-f]" * 8
+# `json.dumps` would make an encoder anew for every value.
+_canonical = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
+_line = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 
 
 def digest_of(value: Any) -> str:
     """Return the sha256 of a JSON-able value, independent of key order."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    return hashlib.sha256(_canonical(value).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def digest_file(path: Path) -> str:
@@ -86,18 +88,22 @@ def _value(line: bytes, where: str, hint: str | None = None) -> Any:
 
 def write_jsonl(path: Path, values: Iterable[Any]) -> None:
     """Write one JSON value a line, streaming, and fsync. The folder's manifest makes it final."""
+    write_pieces(path, (json_line(value).encode() for value in values))
+
+
+def write_pieces(path: Path, pieces: Iterable[bytes]) -> None:
+    """Write a file piece by piece, and fsync. The folder's manifest makes it final."""
     with out_of_space_explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w", encoding="utf-8") as file:
-            for value in values:
-                file.write(json_line(value))
+        with path.open("wb", buffering=2**16) as file:
+            file.writelines(pieces)
             file.flush()
             os.fsync(file.fileno())
 
 
 def json_line(value: Any) -> str:
     """Return one line of JSONL, line end included."""
-    return json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"
+    return _line(value) + "\n"
 
 
 def complete_lines(path: Path) -> list[Any]:

@@ -4,16 +4,19 @@ Which rows a step sees is a pure function of (seed, step): no state has to be sa
 micro-batch nor the machine changes it.
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
+from tunesmith.core.files import write_pieces
 from tunesmith.core.records import Tokens
 
 if TYPE_CHECKING:  # lengths are asked for by `plan`, which has no need of tensors
@@ -69,10 +72,10 @@ class TokenSet:
         self._keep(load_file(path))
 
     @classmethod
-    def of(cls, examples: Sequence[Tokens]) -> "TokenSet":
+    def of(cls, examples: "Sequence[Tokens] | FlatRows") -> "TokenSet":
         """Return rendered examples as the file of them would be read."""
         made = cls.__new__(cls)
-        made._keep(_arrays(examples))
+        made._keep({name: _whole(*column) for name, column in _columns(examples).items()})
         return made
 
     def _keep(self, arrays: dict[str, NDArray[Any]]) -> None:
@@ -207,21 +210,70 @@ def _tensor(array: NDArray[Any]) -> "torch.Tensor":
     return torch.from_numpy(array)
 
 
-def write_tokens(path: Path, examples: Sequence[Tokens]) -> None:
-    """Write rendered examples as flat arrays."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(_arrays(examples), path)
+@dataclass(frozen=True, slots=True)
+class FlatRows:
+    """Rendered examples row by row as the bytes that a file of them holds, for whoever does not hold all at once.
+
+    `ids`, `trained` and `sources` give them anew whenever they are asked; an example without an encoder has a source of
+    length 0.
+    """
+
+    lengths: Sequence[int]
+    source_lengths: Sequence[int]
+    ids: Callable[[], Iterable[bytes]]
+    trained: Callable[[], Iterable[bytes]]
+    sources: Callable[[], Iterable[bytes]]
+
+    @classmethod
+    def of(cls, examples: Sequence[Tokens]) -> "FlatRows":
+        """Return examples that are held."""
+        return cls(
+            [len(e.input_ids) for e in examples],
+            [len(e.source_ids) for e in examples],
+            lambda: (np.asarray(e.input_ids, np.int32).tobytes() for e in examples),
+            lambda: (np.asarray(e.trained, np.uint8).tobytes() for e in examples),
+            lambda: (np.asarray(e.source_ids, np.int32).tobytes() for e in examples),
+        )
 
 
-def _arrays(examples: Sequence[Tokens]) -> dict[str, NDArray[Any]]:
-    offsets = np.cumsum([0, *(len(e.input_ids) for e in examples)], dtype=np.int64)
-    ids = np.concatenate([np.zeros(0, np.int32), *(np.asarray(e.input_ids, np.int32) for e in examples)])
-    trained = np.concatenate([np.zeros(0, np.uint8), *(np.asarray(e.trained, np.uint8) for e in examples)])
-    arrays: dict[str, NDArray[Any]] = {"input_ids": ids, "trained": trained, "offsets": offsets}
-    if any(e.source_ids for e in examples):
-        arrays["source_offsets"] = np.cumsum([0, *(len(e.source_ids) for e in examples)], dtype=np.int64)
-        arrays["source_ids"] = np.concatenate([np.asarray(e.source_ids, np.int32) for e in examples])
-    return arrays
+def write_tokens(path: Path, examples: Sequence[Tokens] | FlatRows) -> None:
+    """Write rendered examples as flat arrays: a file as safetensors writes it, which would need all of it in memory."""
+    columns = _columns(examples)
+    header, begin = {}, 0
+    for name, (dtype, count, _) in columns.items():
+        end = begin + count * np.dtype(dtype).itemsize
+        header[name] = {"dtype": _NAMES_OF_TYPES[dtype], "shape": [count], "data_offsets": [begin, end]}
+        begin = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    start = len(text).to_bytes(8, "little") + text
+    write_pieces(path, chain([start], *(pieces() for _, _, pieces in columns.values())))
+
+
+_Column = tuple[type[np.generic], int, Callable[[], Iterable[bytes]]]
+_NAMES_OF_TYPES: dict[type[np.generic], str] = {np.int64: "I64", np.int32: "I32", np.uint8: "U8"}
+
+
+def _columns(examples: Sequence[Tokens] | FlatRows) -> dict[str, _Column]:
+    """Return {name: (type, length, its bytes)} of each array, in the order of safetensors: the widest types first."""
+    rows = examples if isinstance(examples, FlatRows) else FlatRows.of(examples)
+    total, sources = sum(rows.lengths), sum(rows.source_lengths)
+    columns: dict[str, _Column] = {"offsets": _offsets(rows.lengths)}
+    if sources:
+        columns["source_offsets"] = _offsets(rows.source_lengths)
+    columns["input_ids"] = np.int32, total, rows.ids
+    if sources:
+        columns["source_ids"] = np.int32, sources, rows.sources
+    columns["trained"] = np.uint8, total, rows.trained
+    return columns
+
+
+def _offsets(lengths: Sequence[int]) -> _Column:
+    return np.int64, len(lengths) + 1, lambda: [np.cumsum([0, *lengths], dtype=np.int64).tobytes()]
+
+
+def _whole(dtype: type[np.generic], count: int, pieces: Callable[[], Iterable[bytes]]) -> NDArray[Any]:
+    return np.frombuffer(b"".join(pieces()), dtype, count)
 
 
 def bucket(length: int) -> int:

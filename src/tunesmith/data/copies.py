@@ -6,9 +6,8 @@ from typing import Any, NamedTuple
 
 from tunesmith.core.errors import DataError
 from tunesmith.core.progress import say
-from tunesmith.data.examine import Examined
-from tunesmith.data.mix import spoken
-from tunesmith.data.similarity import Texts
+from tunesmith.data.shelf import Kept
+from tunesmith.data.similarity import Runs, Texts
 from tunesmith.recipe.schema import Recipe
 
 _EXAMPLES = 5
@@ -18,8 +17,8 @@ HELD_OUT = ("valid", "test")
 class Copy(NamedTuple):
     """A row that says what another says: exactly, or with a similarity (Jaccard index) that makes it a near copy."""
 
-    row: Examined
-    of: Examined
+    row: Kept
+    of: Kept
     similarity: float
     is_exact: bool
 
@@ -37,19 +36,19 @@ class Comparison:
 
     Args:
         used: the rows of each split, each once, in the order of the ledger.
+        runs: of what they say.
         threshold: from which similarity on rows are near copies.
     """
 
-    def __init__(self, used: Mapping[str, Sequence[Examined]], threshold: float) -> None:
+    def __init__(self, used: Mapping[str, Sequence[Kept]], runs: Runs, threshold: float) -> None:
         self._threshold = threshold
-        self._rows: list[Examined] = []
+        self._rows: list[Kept] = []
         self._places: dict[str, range] = {}
         for split in ("train", *HELD_OUT):
             begin = len(self._rows)
             self._rows += [next(blocks) for _, blocks in groupby(used[split], key=lambda row: row.entry.row)]
             self._places[split] = range(begin, len(self._rows))
-        self._spoken = [spoken(row.said) for row in self._rows]
-        self._texts = Texts("\n".join(turn.text for turn in row.said) for row in self._rows)
+        self._texts = Texts.among(runs, [row.text for row in self._rows])
 
     def facts(self) -> dict[str, Any]:
         """Return {near_copy, duplicates, valid, test}: how many rows have a copy in train, and examples.
@@ -78,8 +77,8 @@ class Comparison:
         """Return a copy of each row asked about that has one, the most similar rows first."""
         first: dict[str, int] = {}
         for place in among:
-            first.setdefault(self._spoken[place], place)
-        exact = {i: (of, 1.0) for i in asked if (of := first.get(self._spoken[i])) is not None and of != i}
+            first.setdefault(self._rows[place].said, place)
+        exact = {i: (of, 1.0) for i in asked if (of := first.get(self._rows[i].said)) is not None and of != i}
         near = self._texts.nearest([i for i in asked if i not in exact], sorted(first.values()), self._threshold)
         pairs = sorted((exact | near).items(), key=lambda pair: (-pair[1][1], pair[0]))
         return [Copy(self._rows[i], self._rows[of], likeness, i in exact) for i, (of, likeness) in pairs]

@@ -42,6 +42,10 @@ class Entry:
     times: int = 0
     block: tuple[int, int] | None = None
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the line as it is stored in `prepare/rows.jsonl`."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
 
 @dataclass(frozen=True, slots=True)
 class Examined:

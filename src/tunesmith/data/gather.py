@@ -9,19 +9,29 @@ from typing import Any
 from tunesmith.core.errors import DataError
 from tunesmith.core.rundir import SPLITS
 from tunesmith.data.copies import Comparison, Copy, counted, tell_leakage
-from tunesmith.data.examine import Entry, Examined, examine
+from tunesmith.data.examine import Entry, examine
 from tunesmith.data.mix import mixed
+from tunesmith.data.shelf import Kept, Shelf
+from tunesmith.data.similarity import Runs
 from tunesmith.recipe.schema import Recipe, Split, Train
 from tunesmith.tasks.base import Task
 
 
 @dataclass(frozen=True, slots=True)
 class Gathered:
-    """Every row's line for the ledger; the rows of each split as often as they are used; what says the same."""
+    """Every row's line for the ledger; the rows of each split as often as they are used; what says the same.
+
+    What the rows are lies on the shelf.
+    """
 
     entries: list[Entry]
-    used: dict[str, list[Examined]]
+    used: dict[str, list[Kept]]
     copies: dict[str, Any]
+    shelf: Shelf
+
+    def places(self, split: str) -> list[int]:
+        """Return where the rows of a split lie on the shelf."""
+        return [row.place for row in self.used[split] if row.place is not None]
 
     def facts(self) -> dict[str, Any]:
         """Return what can be counted: rows and why they are not used, tokens, lengths, copies."""
@@ -44,29 +54,38 @@ class Gathered:
         }
 
 
-def gather(recipe: Recipe, task: Task, *, folder: Path, seen: Callable[[int], None] = lambda _: None) -> Gathered:
+def gather(
+    recipe: Recipe,
+    task: Task,
+    *,
+    folder: Path,
+    seen: Callable[[int], None] = lambda _: None,
+    shelf: Shelf | None = None,
+) -> Gathered:
     """Return all rows of a recipe; of leakage say, or do, what the recipe wants.
 
     Args:
         folder: what relative paths are relative to.
         seen: told after every row how many have been read.
+        shelf: where to keep what was read; by default on the disk for temporary files.
 
     Raises:
         DataError: see `examine`; a split that is needed has no rows; leakage, where the recipe says `stop`.
     """
-    rows: list[Examined] = []
+    shelf = shelf or Shelf()
+    rows: list[Kept] = []
     for row in examine(recipe, task, folder=folder):
-        rows.append(row)
+        rows.append(shelf.keep(row))
         seen(row.entry.row)
-    rows, once, copies = _chosen(rows, recipe)
+    rows, once, copies = _chosen(rows, recipe, shelf.runs)
     tell_leakage(copies, recipe)
     used = {name: [row for row in found for _ in range(row.entry.times)] for name, found in once.items()}
-    return Gathered([row.entry for row in rows], used, copies)
+    return Gathered([row.entry for row in rows], used, copies, shelf)
 
 
 def _chosen(
-    rows: Sequence[Examined], recipe: Recipe
-) -> tuple[list[Examined], dict[str, list[Examined]], dict[str, Any]]:
+    rows: Sequence[Kept], recipe: Recipe, runs: Runs
+) -> tuple[list[Kept], dict[str, list[Kept]], dict[str, Any]]:
     """Return all rows, those of each split that are used, and what says the same.
 
     With `leakage: drop`, training rows that say what held-out rows say leave, and rows are chosen anew from the others.
@@ -76,7 +95,7 @@ def _chosen(
     left: dict[int, Copy] = {}
     while True:
         chosen = mixed(rows, recipe, {number: copy.reason for number, copy in left.items()})
-        once = {name: [row for row in chosen if row.entry.split == name and row.example] for name in SPLITS}
+        once = {name: [row for row in chosen if row.entry.split == name and row.place is not None] for name in SPLITS}
         missing = empty_splits({name: len(found) for name, found in once.items()}, recipe.data.split, recipe.train)
         if missing:
             counts = ", ".join(f"{name} {len(once[name])}" for name in SPLITS)
@@ -84,7 +103,7 @@ def _chosen(
             raise DataError(
                 f"no rows for {' and '.join(missing)} ({counts})", hint="give more rows, or other data.split"
             )
-        compared = Comparison(once, recipe.data.near_copy)
+        compared = Comparison(once, runs, recipe.data.near_copy)
         leaking = compared.leaking() if recipe.data.leakage == "drop" else []
         if not leaking:
             break

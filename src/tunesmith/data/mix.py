@@ -8,15 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 
-from tunesmith.core.files import digest_of
-from tunesmith.core.records import Turn
-from tunesmith.data.examine import Entry, Examined
+from tunesmith.data.examine import Entry
+from tunesmith.data.shelf import Kept
 from tunesmith.data.sources import named_sources
-from tunesmith.data.split import choose, group_key
+from tunesmith.data.split import choose
 from tunesmith.recipe.schema import Recipe
 
 
-def mixed(rows: Sequence[Examined], recipe: Recipe, left_out: Mapping[int, str]) -> list[Examined]:
+def mixed(rows: Sequence[Kept], recipe: Recipe, left_out: Mapping[int, str]) -> list[Kept]:
     """Return all rows, where training rows that are not used say so and others how often they are.
 
     A row's `times` is 1 unless its source has another weight. First `left_out` and duplicates leave, then the weights
@@ -28,7 +27,9 @@ def mixed(rows: Sequence[Examined], recipe: Recipe, left_out: Mapping[int, str])
     reasons = {i: left_out[row.entry.row] for i, row in enumerate(rows) if row.entry.row in left_out}
     if recipe.data.duplicates == "drop":
         reasons = _repeated(rows) | reasons
-    times = {i: 1 for i, row in enumerate(rows) if row.entry.split == "train" and row.example and i not in reasons}
+    times = {
+        i: 1 for i, row in enumerate(rows) if row.entry.split == "train" and row.place is not None and i not in reasons
+    }
     for name, source in named_sources(recipe.data.source).items():
         if source.weight != 1:
             mine = [i for i in times if rows[i].entry.source == name]
@@ -50,12 +51,7 @@ def mixed(rows: Sequence[Examined], recipe: Recipe, left_out: Mapping[int, str])
     ]
 
 
-def spoken(said: Sequence[Turn]) -> str:
-    """Return a digest of what is said, however it is spaced and capitalised: equal for exact duplicates."""
-    return digest_of([group_key(turn.text) for turn in said])
-
-
-def _chosen(places: Sequence[int], rows: Sequence[Examined], count: int, seed: int, purpose: str) -> Counter[int]:
+def _chosen(places: Sequence[int], rows: Sequence[Kept], count: int, seed: int, purpose: str) -> Counter[int]:
     """Return how often each place is among `count` of them; equal rows have one id, and rows are what is counted."""
     seen: Counter[str | None] = Counter()
     names: dict[str, int] = {}
@@ -66,23 +62,23 @@ def _chosen(places: Sequence[int], rows: Sequence[Examined], count: int, seed: i
     return Counter(names[name] for name in choose(names, count, seed, purpose=purpose))
 
 
-def _repeated(rows: Sequence[Examined]) -> dict[int, str]:
+def _repeated(rows: Sequence[Kept]) -> dict[int, str]:
     """Return why they leave for all training rows that say what one before them says."""
     seen: set[str] = set()
     reasons: dict[int, str] = {}
-    training = [i for i, row in enumerate(rows) if row.entry.split == "train" and row.example]
+    training = [i for i, row in enumerate(rows) if row.entry.split == "train" and row.place is not None]
     for _, blocks in groupby(training, key=lambda i: rows[i].entry.row):
         places = list(blocks)
-        said = spoken(rows[places[0]].said)
+        said = rows[places[0]].said
         if said in seen:
             reasons |= dict.fromkeys(places, "says what a row before it says")
         seen.add(said)
     return reasons
 
 
-def _used(row: Examined, times: int) -> Examined:
-    return replace(row, entry=replace(row.entry, times=times))
+def _used(row: Kept, times: int) -> Kept:
+    return row if times == row.entry.times else replace(row, entry=replace(row.entry, times=times))
 
 
-def _unused(entry: Entry, reason: str) -> Examined:
-    return Examined(replace(entry, status="unused", reason=reason, times=0, tokens=0, trained=0), None, None)
+def _unused(entry: Entry, reason: str) -> Kept:
+    return Kept(replace(entry, status="unused", reason=reason, times=0, tokens=0, trained=0))

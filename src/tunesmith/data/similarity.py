@@ -7,6 +7,7 @@ hashes (Dietzfelbinger et al. 1997). They are fixed, so the same texts give the 
 
 import re
 import zlib
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 
@@ -26,6 +27,8 @@ LEAST_RUNS = 6
 # Scripts without blanks are taken character by character. Marks are words too, since a < b is not a > b.
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+|[^\w\s]")
 _BUCKETS = 2**22
+_LOW_BITS = np.uint32(_BUCKETS - 1)
+_RUNS_AT_ONCE = 2**22
 _FOUND = 0.99  # of the pairs that are just as similar as asked for
 _CANDIDATES = 50  # taken from one bucket of one band
 _COMPARED = 4  # candidates of one text that are compared exactly, the likeliest first
@@ -41,17 +44,59 @@ _HALF = np.uint64(32)
 Places = NDArray[np.int64]
 
 
+class Runs:
+    """The runs of words of texts, kept as the texts come by: one 32-bit hash a run."""
+
+    def __init__(self) -> None:
+        self._flat = array("I")
+        self._offsets = array("Q", [0])
+
+    def add(self, text: str) -> int:
+        """Keep the runs of a text; return its place."""
+        self._flat.frombytes(_runs(text).tobytes())
+        self._offsets.append(len(self._flat))
+        return len(self._offsets) - 2
+
+    def of(self, places: Sequence[int]) -> tuple[NDArray[np.uint32], Places]:
+        """Return the runs of texts one behind the other, and where each text's begin, and end."""
+        flat, offsets = np.frombuffer(self._flat, np.uint32), np.frombuffer(self._offsets, np.uint64).astype(np.int64)
+        wanted = np.asarray(places, np.int64)
+        begins, ends = offsets[wanted], offsets[wanted + 1]
+        found = np.concatenate([np.zeros(0, np.uint32), *(flat[i:j] for i, j in zip(begins, ends, strict=True))])
+        return found, np.concatenate([[0], np.cumsum(ends - begins)])
+
+
 class Texts:
-    """Texts as sets of runs of words, one 32-bit hash a run; what is kept is 4 bytes a word and 512 a text."""
+    """Texts as sets of runs of words; what is kept is 4 bytes a word and 512 a text."""
 
     def __init__(self, texts: Iterable[str]) -> None:
-        sets = [_runs(text) for text in texts]
-        runs = np.concatenate([np.zeros(0, np.uint32), *sets])
+        runs = Runs()
+        self._keep(*runs.of([runs.add(text) for text in texts]))
+
+    @classmethod
+    def among(cls, runs: Runs, places: Sequence[int]) -> "Texts":
+        """Return the texts at some places of those whose runs are kept."""
+        made = cls.__new__(cls)
+        made._keep(*runs.of(places))
+        return made
+
+    def _keep(self, runs: NDArray[np.uint32], offsets: Places) -> None:
         # Counted in buckets of their low bits: what else falls into a bucket is too little to make a run look common.
-        bucket = runs & np.uint32(_BUCKETS - 1)
-        own = np.bincount(bucket, minlength=_BUCKETS)[bucket] <= max(COMMON_LEAST, COMMON_PART * len(sets))
-        self._runs: NDArray[np.uint32] = runs[own]
-        self._offsets: Places = np.concatenate([[0], np.cumsum(own)])[np.cumsum([0, *map(len, sets)])]
+        counts = np.zeros(_BUCKETS, np.int64)
+        parts = [slice(first, first + _RUNS_AT_ONCE) for first in range(0, len(runs), _RUNS_AT_ONCE)]
+        for part in parts:
+            counts += np.bincount(runs[part] & _LOW_BITS, minlength=_BUCKETS)
+        own = counts <= max(COMMON_LEAST, COMMON_PART * (len(offsets) - 1))
+        mine = np.zeros(len(runs), bool)
+        before, so_far = np.zeros(len(offsets), np.int64), 0  # how many own runs stand before each text
+        for part in parts:
+            mine[part] = own[runs[part] & _LOW_BITS]
+            counts = so_far + np.cumsum(mine[part])
+            first, last = np.searchsorted(offsets, [part.start, part.stop], "right")
+            before[first:last] = counts[offsets[first:last] - part.start - 1]
+            so_far = int(counts[-1])
+        self._runs: NDArray[np.uint32] = runs[mine]
+        self._offsets: Places = before
 
     def __len__(self) -> int:
         return len(self._offsets) - 1
@@ -64,7 +109,9 @@ class Texts:
     def jaccard(self, one: int, other: int) -> float:
         """Return the Jaccard index of two texts: which part of all their runs they share."""
         a, b = self.runs(one), self.runs(other)
-        shared = len(np.intersect1d(a, b, assume_unique=True))
+        both = np.concatenate([a, b])
+        both.sort()
+        shared = int(np.count_nonzero(both[1:] == both[:-1]))
         return shared / max(1, len(a) + len(b) - shared)
 
     @cached_property
@@ -110,7 +157,9 @@ class Texts:
         pairs = [band.pairs(self.signatures, questions) for band in bands]
         if not pairs:
             return
-        which, candidate = np.unique(np.concatenate(pairs, axis=1), axis=1)
+        of, one = np.concatenate(pairs, axis=1)
+        # As one number each, since sorting pairs is slow.
+        which, candidate = np.divmod(np.unique(of * len(self) + one), len(self))
         allowed = ~twice[which] | (candidate < questions[which])
         which, candidate = which[allowed], candidate[allowed]
         estimates = np.empty(len(which))
@@ -168,4 +217,7 @@ def _runs(text: str) -> NDArray[np.uint32]:
     if count <= 0:
         return np.zeros(0, np.uint32)
     mixed = sum(hashed[i : i + count] * _FACTORS[i] for i in range(RUN_WORDS))
-    return np.unique((np.asarray(mixed, np.uint64) >> _HALF).astype(np.uint32))
+    runs: NDArray[np.uint32] = (np.asarray(mixed, np.uint64) >> _HALF).astype(np.uint32)
+    runs.sort()
+    distinct: NDArray[np.uint32] = runs[np.concatenate([[True], runs[1:] != runs[:-1]])]
+    return distinct

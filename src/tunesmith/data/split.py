@@ -4,7 +4,9 @@ import hashlib
 import heapq
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+
+from tunesmith.core.files import digest_of
 
 # Characters that nobody sees: soft hyphen, zero-width spaces and joiners, direction marks, byte order mark.
 _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff]")
@@ -51,9 +53,16 @@ def group_key(text: str) -> str:
 
     Compatibility forms (full width, ligatures), case, whitespace and invisible characters are evened out.
     """
+    if text.isascii():  # where all but case and blanks is even already
+        return " ".join(text.lower().split())
     folded = unicodedata.normalize("NFKC", _INVISIBLE.sub("", text)).casefold()
     # Folding takes some characters apart that normalising puts together again.
     return " ".join(unicodedata.normalize("NFKC", folded).split())
+
+
+def said_digest(texts: Sequence[str]) -> str:
+    """Return a digest of what is said, however it is spaced and capitalised: equal for exact duplicates."""
+    return digest_of([group_key(text) for text in texts])
 
 
 def _uniform(purpose: str, seed: int, text: str) -> float:

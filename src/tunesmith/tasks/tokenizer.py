@@ -15,7 +15,10 @@ from typing import Any, NamedTuple
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.files import digest_of
 from tunesmith.tasks.base import RowProblem
+from tunesmith.tasks.pieces import Encoder, Scan
+from tunesmith.tasks.plain import PlainTokenizer, plain_tokenizer
 from tunesmith.tasks.renaming import renamed
+from tunesmith.tasks.template import ChatTemplate
 
 # Added tokens that are not flagged special still steer a model when they look like markup (<think>, [INST], <|x|>);
 # runs of blanks, which some tokenizers add too, do not.
@@ -60,7 +63,7 @@ class Codec:
                 f"the tokenizer {type(tokenizer).__name__} has no fast version, so spans cannot be proved",
                 hint="use a model whose folder has a tokenizer.json",
             )
-        self.tokenizer = tokenizer
+        self._tokenizer = tokenizer
         self.config = config
         self.new_ids = new_ids
         self._backend = tokenizer.backend_tokenizer
@@ -75,35 +78,35 @@ class Codec:
         self.special_ids = frozenset(i for i, token in steering.items() if token.special)
         self.markup_ids = frozenset(i for i in steering if _MARKUP.fullmatch(steering[i].content)) - self.special_ids
         self.control_ids = self.special_ids | self.markup_ids
+        self._aware = Encoder(self._backend, self.control_ids)
         # Where people's text spells control tokens, the template's bear names that nobody can know.
         secret = token_hex(8)
         self._names = {i: f"{secret}.{i}." for i in self.control_ids}
         self._letter = self.personal("a")
-        self.prefix_ids = self._around(self.tokenizer("a").input_ids)[0]
+        self.prefix_ids = self._around(tokenizer("a").input_ids)[0]
         self._opening = lru_cache(maxsize=256)(self._opening_of)
 
     @classmethod
     def load(cls, folder: Path) -> "Codec":
         """Load the tokenizer of a model folder; no weights are read and no code of the model is run."""
-        from transformers import AutoConfig, AutoTokenizer
+        plain = plain_tokenizer(folder)
+        return cls(plain) if plain is not None else cls(*_from_transformers(folder))
 
-        try:
-            config = None
-            if (folder / "config.json").exists():
-                config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        except (OSError, ValueError, KeyError) as error:
-            raise RecipeError(
-                f"no usable tokenizer: {str(error).splitlines()[0]}", where=str(folder), hint="it needs tokenizer.json"
-            ) from error
-        return cls(tokenizer, config)
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer of transformers, for those who save it or change it."""
+        return _from_transformers(self._tokenizer.folder)[0] if self._is_light else self._tokenizer
+
+    @property
+    def _is_light(self) -> bool:
+        return isinstance(self._tokenizer, PlainTokenizer)
 
     def _unknown_id(self) -> int | None:
         """Return the id that stands for unknown characters: it steers nothing, and any text may hold one.
 
         Where every byte is known there is none; a token of that name (<|endoftext|>, often) then has another use.
         """
-        unknown: int | None = self.tokenizer.unk_token_id
+        unknown: int | None = self._tokenizer.unk_token_id
         return unknown if unknown in self._backend.encode(_RARE, add_special_tokens=False).ids else None
 
     def around(self, *, target: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -112,13 +115,13 @@ class Codec:
         Raises:
             RecipeError: targets begin or end with a code of their language, and none is set.
         """
-        if target and getattr(self.tokenizer, "tgt_lang", "") is None:
+        if target and getattr(self._tokenizer, "tgt_lang", "") is None:
             raise RecipeError(
                 "the model's tokenizer does not say in which language targets are",
                 where="model.base",
                 hint="set src_lang and tgt_lang in its tokenizer_config.json",
             )
-        return self._around((self.tokenizer(text_target="a") if target else self.tokenizer("a")).input_ids)
+        return self._around((self._tokenizer(text_target="a") if target else self._tokenizer("a")).input_ids)
 
     def _around(self, framed: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Return what stands before and after a letter: before it, with nearly all tokenizers, [bos] or nothing."""
@@ -129,13 +132,13 @@ class Codec:
     @property
     def pad_id(self) -> int:
         """The id that fills up batches; masks go by position, so any id will do, eos included."""
-        pad = self.tokenizer.pad_token_id
+        pad = self._tokenizer.pad_token_id
         return int(pad if pad is not None else self.eos_id if self.eos_id is not None else 0)
 
     @cached_property
     def digest(self) -> str:
         """Digest of all that decides how text becomes ids: vocabulary, rules, chat template."""
-        return digest_of([self._backend.to_str(), self.tokenizer.chat_template])
+        return digest_of([self._backend.to_str(), self._tokenizer.chat_template])
 
     # ---- text to ids ----
 
@@ -145,13 +148,13 @@ class Codec:
         Where people spell none, the ids are the tokenizer's own for the whole text; only where a token reaches over
         the beginning of a part that `opens`, the text is encoded in two.
         """
-        scan, edges = self._joined(self._backend, [part.text for part in parts])
-        plain = scan.is_allowed(parts, edges)
+        scan, edges = self._joined(self._aware, [part.text for part in parts])
+        plain = _is_allowed(scan, parts, edges)
         if not plain:
             scan, edges = self._joined(self._unaware, [self._renamed(part) for part in parts])
-            if not scan.is_allowed(parts, edges):
+            if not _is_allowed(scan, parts, edges):
                 raise RowProblem("text cannot be encoded without control tokens")
-        starts = [*(bisect_right(scan.ends, edge) for edge in edges[:-1]), len(scan.ids)]
+        starts = [*map(scan.tokens_before, edges[:-1]), len(scan.ids)]
         cuts = [k for k, part in enumerate(parts) if k and part.opens and not scan.is_cut(starts[k], edges[k])]
         return self._apart(parts, cuts) if cuts else Encoded(scan.ids, starts, plain)
 
@@ -195,35 +198,25 @@ class Codec:
 
     def stop_in(self, text: str) -> tuple[int, int] | None:
         """Return the first special token in a template's text, or else markup, and where it ends."""
-        scan = self._scan(self._backend, text)
+        scan = self._scan(self._aware, text)
         found = [(scan.ids[i], last) for i, (_, last) in scan.control.items()]
         return next((one for kind in (self.special_ids, self.markup_ids) for one in found if one[0] in kind), None)
 
-    def _joined(self, backend: Any, texts: Sequence[str]) -> tuple["_Scan", list[int]]:
-        return self._scan(backend, "".join(texts)), list(accumulate(map(len, texts), initial=0))
+    def _joined(self, encoder: Encoder, texts: Sequence[str]) -> tuple[Scan, list[int]]:
+        return self._scan(encoder, "".join(texts)), list(accumulate(map(len, texts), initial=0))
 
-    def _scan(self, backend: Any, text: str) -> "_Scan":
+    def _scan(self, encoder: Encoder, text: str) -> Scan:
         try:
-            encoding = backend.encode(text, add_special_tokens=False)
+            return encoder.scan(text)
         except TypeError as error:  # half of a surrogate pair, which JSON can hold
             raise RowProblem("has characters that are not Unicode", repr(text[:80])) from error
-        ids, offsets = encoding.ids, encoding.offsets
-        control = {}
-        for i in (i for i, token in enumerate(ids) if token in self.control_ids):
-            first, last = offsets[i]  # some control tokens swallow the blanks beside them
-            matched = text[first:last]
-            control[i] = first + len(matched) - len(matched.lstrip()), first + len(matched.rstrip())
-        ends = [last for _, last in offsets]
-        for i, (_, last) in control.items():
-            ends[i] = last
-        return _Scan(ids, offsets, ends, control)
 
     def _renamed(self, part: Part) -> str:
         """Return a part's text with private names for the control tokens that its writer may write."""
         if not part.writes:
             return part.text
         pieces, position = [], 0
-        scan = self._scan(self._backend, part.text)
+        scan = self._scan(self._aware, part.text)
         for i, (first, last) in scan.control.items():
             if scan.ids[i] in part.writes:
                 pieces += [part.text[position:first], self._names[scan.ids[i]]]
@@ -231,10 +224,10 @@ class Codec:
         return "".join([*pieces, part.text[position:]])
 
     @cached_property
-    def _unaware(self) -> Any:
+    def _unaware(self) -> Encoder:
         """The same tokenizer, to which control tokens are known by their private names only."""
         try:
-            return renamed(self._backend, self._names)
+            return Encoder(renamed(self._backend, self._names), self.control_ids)
         except ValueError as error:
             raise RecipeError(f"the tokenizer would read control tokens in people's text: {error}") from error
 
@@ -242,7 +235,7 @@ class Codec:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids, control tokens written out."""
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     def says(self, ids: Sequence[int], text: str, *, before: Sequence[int] = ()) -> bool:
         """Say whether ids decode to a text, as far as the tokenizer tells texts apart.
@@ -278,30 +271,39 @@ class Codec:
     @property
     def has_template(self) -> bool:
         """Say whether the model has a chat template."""
-        return bool(self.tokenizer.chat_template)
+        return bool(self._tokenizer.chat_template)
 
     def chat_text(self, messages: list[dict[str, str]], *, generation: bool) -> str:
         """Return what the chat template writes; raise what it raises where it refuses the conversation."""
-        return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation))
+        return self._template.text(messages, generation=generation)
+
+    @cached_property
+    def _template(self) -> ChatTemplate:
+        chosen = self._tokenizer.chat_template
+        if not isinstance(chosen, str):  # of several, transformers knows which is meant
+            chosen = self._tokenizer.get_chat_template()
+        return ChatTemplate(chosen, self._tokenizer.special_tokens_map)
 
 
-class _Scan(NamedTuple):
-    """An encoded text. `control` tells where, without the blanks around it, each control token stands."""
+def _from_transformers(folder: Path) -> tuple[Any, Any]:
+    """Return tokenizer and configuration as transformers reads them; no code of the model is run."""
+    from transformers import AutoConfig, AutoTokenizer
 
-    ids: list[int]
-    offsets: list[tuple[int, int]]
-    ends: list[int]
-    control: dict[int, tuple[int, int]]
+    try:
+        config = None
+        if (folder / "config.json").exists():
+            config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False), config
+    except (OSError, ValueError, KeyError) as error:
+        raise RecipeError(
+            f"no usable tokenizer: {str(error).splitlines()[0]}", where=str(folder), hint="it needs tokenizer.json"
+        ) from error
 
-    def is_allowed(self, parts: Sequence[Part], edges: Sequence[int]) -> bool:
-        """Say whether every control token lies in one part, and in one whose writer may write it."""
-        for i, (first, last) in self.control.items():
-            place = bisect_right(edges, first) - 1
-            if last > edges[place + 1] or self.ids[i] not in parts[place].writes:
-                return False
-        return True
 
-    def is_cut(self, token: int, edge: int) -> bool:
-        """Say whether a token begins at a character or after it, and the one before reaches up to it."""
-        first, _ = self.control.get(token) or (self.offsets[token] if token < len(self.ids) else (edge, edge))
-        return first >= edge and (token == 0 or self.offsets[token - 1][1] >= edge)
+def _is_allowed(scan: Scan, parts: Sequence[Part], edges: Sequence[int]) -> bool:
+    """Say whether every control token lies in one part, and in one whose writer may write it."""
+    for i, (first, last) in scan.control.items():
+        place = bisect_right(edges, first) - 1
+        if last > edges[place + 1] or scan.ids[i] not in parts[place].writes:
+            return False
+    return True

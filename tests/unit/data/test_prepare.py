@@ -18,7 +18,7 @@ from tunesmith.data.batches import TokenSet
 from tunesmith.data.prepare import inputs, prepare
 from tunesmith.recipe.load import load_recipe
 from tunesmith.recipe.schema import Recipe
-from tunesmith.tasks import task_for
+from tunesmith.tasks import pieces, task_for, tokenizer
 from tunesmith.tasks.tokenizer import Codec
 
 Row = dict[str, Any]
@@ -198,7 +198,7 @@ def test_the_inputs_change_with_all_that_decides_and_with_nothing_else(make: Cal
     assert inputs(made.recipe, made.run) != stated
 
 
-@pytest.mark.parametrize("at", ["write_jsonl", "write_tokens", "write_json"])
+@pytest.mark.parametrize("at", ["write_pieces", "write_tokens", "write_json"])
 def test_a_crash_leaves_nothing_that_looks_prepared(
     make: Callable[..., Prepared], monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:
@@ -232,3 +232,15 @@ def test_a_full_disk_is_told(make: Callable[..., Prepared], monkeypatch: pytest.
     with pytest.raises(DoesNotFit, match="disk is full"):
         made.go()
     assert made.run.manifest("prepare") is None
+
+
+@pytest.mark.parametrize("way", ["whole texts", "transformers"])
+def test_it_gives_the_same_bytes_however_it_encodes(
+    make: Callable[..., Prepared], monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    made = make(name="one").go()
+    if way == "whole texts":
+        monkeypatch.setattr(pieces, "encodes_by_words", lambda backend: False)
+    else:
+        monkeypatch.setattr(tokenizer, "plain_tokenizer", lambda folder: None)
+    assert make(name="other").go()["files"] == made["files"]

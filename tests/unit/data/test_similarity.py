@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tunesmith.data import similarity
 from tunesmith.data.similarity import Texts
 
 VOCABULARY = [f"word{i}" for i in range(5000)]
@@ -107,3 +108,13 @@ def test_many_texts_with_one_beginning_stay_quick() -> None:
     began = time.monotonic()
     near(texts, 1500)
     assert time.monotonic() - began < 20
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 7, 64, 2**22])
+def test_runs_are_counted_alike_in_parts_of_any_size(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+    texts = [*(text(i, words=5 + i % 9) + " and so they all say the same" for i in range(60)), "", "one", text(99)]
+    whole = Texts(texts)
+    monkeypatch.setattr(similarity, "_RUNS_AT_ONCE", at_once)
+    parts = Texts(texts)
+    assert [parts.runs(i).tolist() for i in range(len(texts))] == [whole.runs(i).tolist() for i in range(len(texts))]
+    assert len(parts.runs(0)) < len(runs(texts[0])), "what all of them have is a template"
