@@ -9,6 +9,7 @@ in a pass and not read off their names.
 import types
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -94,39 +95,55 @@ class LoraProduct(torch.autograd.Function):
         return d_x, None, None, None, None, None, *d_downs, *d_ups
 
 
+@dataclass
+class _Waiting:
+    """What layers of one stack have been given beforehand: by whom, for which tensor, and what is not taken yet.
+
+    There is one for a whole model. What a pass that broke off has left there would hold all that pass had computed; the
+    first layer of the next pass takes its place.
+    """
+
+    of: "_Stack | None" = None
+    read: torch.Tensor | None = None
+    version: int = 0
+    outputs: list[torch.Tensor | None] = field(default_factory=list)
+
+
 class _Stack:
     """Layers that read the same tensor: the first that is asked computes what all of them give."""
 
-    def __init__(self, layers: Sequence[Linear]) -> None:
+    def __init__(self, layers: Sequence[Linear], waiting: _Waiting) -> None:
         self.layers = layers
+        self._waiting = waiting
         bases = [layer.get_base_layer() for layer in layers]
         self._sizes = [base.out_features for base in bases]
         self._weight, self._bias = bases[0].weight.data, None if bases[0].bias is None else bases[0].bias.data
         if len(bases) > 1:
             self._weight = _shared([base.weight for base in bases])
             self._bias = None if bases[0].bias is None else _shared([base.bias for base in bases])
-        self._read: torch.Tensor | None = None
-        self._version = 0
-        self._waiting: list[torch.Tensor | None] = []
 
     def output(self, place: int, x: torch.Tensor) -> torch.Tensor:
         """Return what the layer at a place gives for x [..., in]."""
-        same = self._read is x and self._version == _version(x) and self._waiting[place] is not None
-        if not same:
-            names = [layer.active_adapters[0] for layer in self.layers]
-            pairs = list(zip(self.layers, names, strict=True))
-            downs = [layer.lora_A[name].weight for layer, name in pairs]
-            ups = [layer.lora_B[name].weight for layer, name in pairs]
-            scales = [layer.scaling[name] for layer, name in pairs]
-            fixed = (self._weight, self._bias, self._sizes, scales, _dropout(*pairs[0]))
-            made = LoraProduct.apply(x, *fixed, *downs, *ups)  # type: ignore[no-untyped-call]
-            self._waiting = list(made)
-            self._read, self._version = x, _version(x)
-        out, self._waiting[place] = self._waiting[place], None
-        if all(one is None for one in self._waiting):
-            self._read = None  # nothing may be kept alive by a layer that has done its work
+        waiting = self._waiting
+        known = waiting.of is self and waiting.read is x and waiting.version == _version(x)
+        if not known or waiting.outputs[place] is None:
+            waiting.of, waiting.read, waiting.version = self, x, _version(x)
+            waiting.outputs = list(self._outputs(x))
+        out, waiting.outputs[place] = waiting.outputs[place], None
+        if all(one is None for one in waiting.outputs):
+            waiting.of = waiting.read = None  # nothing may be kept alive by layers that have done their work
         assert out is not None
         return out
+
+    def _outputs(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        names = [layer.active_adapters[0] for layer in self.layers]
+        pairs = list(zip(self.layers, names, strict=True))
+        downs = [layer.lora_A[name].weight for layer, name in pairs]
+        ups = [layer.lora_B[name].weight for layer, name in pairs]
+        scales = [layer.scaling[name] for layer, name in pairs]
+        fixed = (self._weight, self._bias, self._sizes, scales, _dropout(*pairs[0]))
+        made: tuple[torch.Tensor, ...] = LoraProduct.apply(x, *fixed, *downs, *ups)  # type: ignore[no-untyped-call]
+        return made
 
 
 def _version(x: torch.Tensor) -> int:
@@ -185,13 +202,14 @@ def _dropout(layer: Linear, name: str) -> float:
 def stack(groups: Sequence[Sequence[Linear]]) -> Callable[[], None]:
     """Multiply the layers of each group as one from now on; return what undoes it."""
     before: dict[Linear, Any] = {}
+    waiting = _Waiting()
     for group in groups:
         alike: dict[tuple[bool, float], list[Linear]] = {}
         for layer in group:
             rate = _dropout(layer, layer.active_adapters[0])
             alike.setdefault((layer.get_base_layer().bias is None, rate), []).append(layer)
         for layers in alike.values():
-            together = _Stack(layers)
+            together = _Stack(layers, waiting)
             for place, layer in enumerate(layers):
                 before[layer] = vars(layer).get("forward")
                 layer.forward = types.MethodType(_forward(together, place, layer.forward), layer)

@@ -161,11 +161,36 @@ def test_what_is_saved_loads_in_plain_peft_with_equal_logits(opened: Opened, tmp
         torch.testing.assert_close(together(input_ids=IDS).logits, theirs(input_ids=IDS).logits)
 
 
+def waiting_of(model: Any) -> Any:
+    layer = model.base_model.model.model.layers[0].self_attn.q_proj
+    [held] = [
+        cell.cell_contents
+        for cell in layer.forward.__func__.__closure__
+        if type(cell.cell_contents).__name__ == "_Stack"
+    ]
+    return held._waiting
+
+
 def test_nothing_is_kept_alive_after_a_pass(opened: Opened) -> None:
     together, _ = stacked(adapted(opened("llama")))
     together(input_ids=IDS)
-    layer = together.base_model.model.model.layers[0].self_attn.q_proj
-    waiting = layer.forward.__func__.__closure__
-    [held] = [cell.cell_contents for cell in waiting if type(cell.cell_contents).__name__ == "_Stack"]
-    assert held._read is None
-    assert all(one is None for one in held._waiting)
+    assert waiting_of(together).read is None
+    assert all(one is None for one in waiting_of(together).outputs)
+
+
+def test_what_a_pass_that_broke_off_has_left_is_gone_with_the_next_one_s_first_layer(opened: Opened) -> None:
+    together, _ = stacked(adapted(opened("llama")))
+    layers = together.base_model.model.model.layers
+
+    def breaks(*args: Any) -> None:
+        raise MemoryError
+
+    hook = layers[1].mlp.up_proj.register_forward_pre_hook(breaks)  # its gate has been asked already
+    with pytest.raises(MemoryError):
+        together(input_ids=IDS)
+    hook.remove()
+    left = waiting_of(together).read
+    assert left is not None
+    with torch.no_grad():
+        layers[0].self_attn.q_proj(torch.randn(1, 3, 32))
+    assert waiting_of(together).read is not left
