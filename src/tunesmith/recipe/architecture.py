@@ -129,7 +129,7 @@ def _gpt2(config: Config) -> Shapes:
     dropout = any(float(config.get(name, 0.1)) > 0 for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop"))
     fused = float(config.get("attn_pdrop", 0.1)) == 0
     attention = Attention(heads, hidden, hidden, fused=fused, scores=(0, 3))
-    layer = Layer(linear, (attention,), inner, activated=4, norms=2, rms=False)
+    layer = Layer(linear, (attention,), inner, activated=4, norms=2, rms=False, transposed=True)
     count, positions = int(config["n_layer"]), int(config.get("n_positions", 1024))
     each = sum(one.parameters for one in linear) + 4 * hidden
     stack = Stack("transformer.h", count, layer)

@@ -210,14 +210,21 @@ class _Kept:
             kept += mine * self._rank * self._compute
             if self._dora:  # peft computes it in fp32, and keeps two to three of its results
                 kept += 2.5 * mine * part.out * 4
-            if self._drops:
+            if self._drops and not self._is_stacked(layer):  # peft keeps what is left, and what was drawn
                 kept += 2 * mine * part.inner * self._compute
-            elif self._full and self._compute < 4 and "normed" in part.reads and not part.reads.endswith(_KEPT_ALREADY):
+                continue
+            if self._drops:  # the fast path keeps a byte of what was drawn
+                kept += mine * part.inner
+            if self._full and self._compute < 4 and "normed" in part.reads and not part.reads.endswith(_KEPT_ALREADY):
                 kept += mine * part.inner * self._compute  # every product takes a copy of its own
             elif readers[part.reads] == 1 and part.reads != "encoded":
                 shared = part.reads.endswith(_KEPT_ALREADY) and self._is_kept(layer, part)
                 kept += 0 if shared else mine * part.inner * self._compute
         return kept
+
+    def _is_stacked(self, layer: Layer) -> bool:
+        """Say whether the fast path multiplies a layer's adapters as one."""
+        return isinstance(self._recipe.tuning, LoraTuning) and not self._dora and not layer.transposed
 
     def _is_fused(self, sight: Attention) -> bool:
         # A table that is trained beside the scores is nothing that a fused kernel has gradients for.

@@ -57,6 +57,7 @@ class Layer:
         norms: how many norms over the hidden width.
         rms: norms are computed in fp32 of their own (RMSNorm), and of trained ones two numbers are kept.
         dropouts: how many dropouts over the hidden width, if the model has a rate.
+        transposed: its matrices stand the other way round, so that the fast path leaves their adapters alone.
     """
 
     linear: tuple[Linear, ...]
@@ -66,6 +67,7 @@ class Layer:
     norms: int
     rms: bool
     dropouts: int = 2
+    transposed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

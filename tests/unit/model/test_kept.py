@@ -12,6 +12,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from tunesmith.data.batches import Batch
 from tunesmith.model.adapters import make_trainable
 from tunesmith.model.gated_mlp import keep_two
+from tunesmith.model.lora_stack import seeing_readers, stack
 from tunesmith.model.row_attention import use_row_attention
 from tunesmith.model.token_loss import token_loss
 from tunesmith.recipe.architecture import shapes_of
@@ -112,6 +113,10 @@ def compared(shape: Any, asked: Recipe, dtype: torch.dtype, folder: Path, *, pac
     model = kind.from_config(shape, dtype=torch.float32 if full else dtype, **eager)
     model = make_trainable(model, asked.tuning, seed=0).train()
     keep_two(model)
+    if not full:
+        with seeing_readers(model) as groups, torch.no_grad():
+            token_loss(model, batch(packed=False, source=encodes))
+        stack(groups)
     if packed == "by row":
         use_row_attention(model)
     low = dtype != torch.float32
