@@ -16,6 +16,7 @@ from tunesmith.model.gated_mlp import keep_two
 from tunesmith.model.load import Machine, let_go_of_the_file
 from tunesmith.model.lora_linear import as_peft_computes
 from tunesmith.model.lora_stack import seeing_readers, stack
+from tunesmith.model.out_of_memory import is_out_of_memory
 from tunesmith.model.token_loss import token_loss
 
 # How far loss and gradients may be from the plain path's, as a part of them: rounding only.
@@ -54,6 +55,10 @@ def take_fast_path(model: Any, tokens: TokenSet, pad_id: int, on: Machine) -> di
             for name, take in ways.items():
                 if reason := _why_not(take, model, batch, on, plain):
                     refused[name] = reason
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        refused["faster ways"] = "memory does not suffice to try them"
     finally:
         model.zero_grad(set_to_none=True)
         model.train(was_training)
@@ -67,6 +72,8 @@ def _why_not(take: Way, model: Any, batch: Batch, on: Machine, plain: tuple[floa
         loss, gradient = _measured(model, batch, on)
     except (TypeError, ValueError, RuntimeError, AttributeError) as error:  # somebody else's forward
         undo()
+        if is_out_of_memory(error):
+            raise
         return f"it does not work: {str(error).splitlines()[0][:120]}"
     most = _TOLERANCE.get(on.compute, _LOW_PRECISION)
     off = max(

@@ -130,6 +130,21 @@ def test_a_way_that_breaks_is_undone_with_a_reason(opened: Opened, monkeypatch: 
     token_loss(model, rows().batch([0], 5)).nll.sum().backward()  # type: ignore[no-untyped-call]
 
 
+def test_without_memory_to_try_it_the_plain_path_is_left_as_it_is(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any) -> Any:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes.")
+
+    monkeypatch.setattr(lora_stack.LoraProduct, "forward", staticmethod(full))
+    model = make_trainable(opened("llama"), TUNINGS["lora"], seed=0)
+    before = [weight.detach().clone() for _, weight in trained_parameters(model)]
+    assert take_fast_path(model, rows(), 5, FP32) == {"faster ways": "memory does not suffice to try them"}
+    after = [weight for _, weight in trained_parameters(model)]
+    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+    token_loss(model, rows().batch([0], 5)).nll.sum().backward()  # type: ignore[no-untyped-call]
+
+
 @pytest.mark.parametrize("tuning", ["lora", "full"])
 def test_the_proof_changes_no_weight_and_leaves_no_gradient(opened: Opened, tuning: str) -> None:
     model = make_trainable(opened("llama"), TUNINGS[tuning], seed=0).train()
