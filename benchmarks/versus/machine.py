@@ -37,7 +37,8 @@ def is_busy() -> bool:
 def in_words(found: dict[str, Any]) -> str:
     """Return the machine as a line of the page."""
     isa = ", ".join(found["isa"]) or "no vector instructions known to this page"
-    words = f"{found['cores']} cores of {found['cpu']} ({isa}), {found['memory_gib']:.0f} GiB"
+    cores = f"{found['cores']} core{'' if found['cores'] == 1 else 's'}"
+    words = f"{cores} of {found['cpu']} ({isa}), {found['memory_gib']:.0f} GiB"
     return f"{words}; {found['gpu']}" if found["gpu"] else words
 
 
