@@ -22,7 +22,7 @@ _LIBRARIES_GIB = 0.46
 # checkpointed activations freed memory is given back at once.
 _IN_PIECES = 0.3
 # Tokens whose logits are held at once.
-CHUNK = 256
+CHUNK = 128
 _KEPT_ALREADY = ("attended", "rectified")
 
 
