@@ -53,9 +53,10 @@ class LoraProduct(torch.autograd.Function):
         ranks = [len(one) for one in downs]
         kept: list[torch.Tensor] = []
         if rate > 0:
-            drawn = [torch.native_dropout(flat, rate, True) for _ in sizes]
-            kept = [seen for _, seen in drawn]
-            inner = torch.cat([x @ a.t() for (x, _), a in zip(drawn, torch.split(down, ranks), strict=True)], 1)
+            kept = [torch.empty_like(flat).bernoulli_(1 - rate) for _ in sizes]  # as torch's dropout draws on a CPU
+            products = zip(kept, torch.split(down, ranks), strict=True)
+            inner = torch.cat([(flat * seen.div(1 - rate)) @ a.t() for seen, a in products], 1)
+            kept = [seen.bool() for seen in kept]
         else:
             inner = flat @ down.t()
         whole = torch.nn.functional.linear(flat, weight, bias)
