@@ -85,7 +85,7 @@ def _examine(model: Any, prompts: Sequence[Sequence[int]]) -> _Finding:
         return _Finding(0, "not all of its layers keep and see every token")
     try:
         off, token_bytes = _compare(model, list(islice(cycle(chain(*prompts)), _LONG + _SHORT - _COMMON)))
-    except (TypeError, ValueError, RuntimeError, IndexError, KeyError, AttributeError) as error:  # another's forward
+    except (TypeError, ValueError, RuntimeError, MemoryError, LookupError, AttributeError) as error:  # another forward
         if is_out_of_memory(error):
             return _Finding(0, "memory does not suffice to try it")
         return _Finding(

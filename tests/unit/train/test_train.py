@@ -264,7 +264,7 @@ def test_a_signal_in_the_middle_of_a_step_keeps_the_step_before(
 def test_a_signal_in_a_validation_loses_neither_the_step_nor_the_validation(
     start: Start, whole: Start, monkeypatch: pytest.MonkeyPatch, validation: int, in_work: str
 ) -> None:
-    settings = ANSWERED if in_work == "answers" else {}
+    settings = {"keep_checkpoints": 9, **(ANSWERED if in_work == "answers" else {})}
     uninterrupted, stopped = whole(**settings), start(**settings)
     signal_at(monkeypatch, validate, in_work, validation)
     with interrupt.watched(), pytest.raises(Interrupted):
@@ -272,7 +272,7 @@ def test_a_signal_in_a_validation_loses_neither_the_step_nor_the_validation(
     step = 2 * (validation - 1)
     assert stopped.steps == [kept for kept in (2, 4, 6) if kept <= step]
     assert [line["step"] for line in stopped.log() if line["kind"] == "valid"] == list(range(0, step, 2))
-    assert sorted(stopped.answers()) == (list(range(0, step, 2)) if settings else [])
+    assert sorted(stopped.answers()) == (list(range(0, step, 2)) if in_work == "answers" else [])
     monkeypatch.undo()
     # Once more, so that the repeated validation is lost too.
     signal_at(monkeypatch, validate, in_work, 1)
@@ -304,7 +304,7 @@ def test_a_signal_while_saving_waits_until_that_is_done(start: Start, monkeypatc
 @pytest.fixture
 def stopped(start: Start) -> Trained:
     """A run with checkpoints 2 and 4, to be gone on with."""
-    made = start()
+    made = start(keep_checkpoints=3)
     with pytest.MonkeyPatch.context() as patch:
         signal_at(patch, loop, "_accumulate", 6)
         with interrupt.watched(), pytest.raises(Interrupted):
@@ -327,7 +327,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(
         flip(stopped.run.checkpoint(4) / name)
     stopped.go()
     assert "step-000004" in capsys.readouterr().err
-    same_end(whole(), stopped)
+    same_end(whole(keep_checkpoints=3), stopped)
 
 
 def test_if_all_checkpoints_are_damaged_the_run_does_not_start_again(stopped: Trained) -> None:
