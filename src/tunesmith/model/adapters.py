@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from tunesmith.core.errors import DamagedFile, RecipeError
 from tunesmith.core.files import read_json
 from tunesmith.fetch.reference import ModelFolder
-from tunesmith.model.load import Machine, load_base
+from tunesmith.model.load import Machine, load_base, without_adapter
 from tunesmith.model.lora_linear import use_compute_dtype
 from tunesmith.model.new_tokens import make_room, start_rows, trained_rows
 from tunesmith.model.out_of_memory import is_out_of_memory
@@ -89,8 +89,8 @@ def trained_parameters(model: Any) -> Iterator[tuple[str, torch.nn.Parameter]]:
 
 def count_parameters(model: Any) -> tuple[int, int]:
     """Return how many weights are trained, and how many there are; two of 4 bits share a byte, and count as two."""
-    plain = model.get_base_model() if isinstance(model, PeftModel) else model
-    return sum(weight.numel() for _, weight in trained_parameters(model)), int(plain.num_parameters())
+    everything = int(without_adapter(model).num_parameters())
+    return sum(weight.numel() for _, weight in trained_parameters(model)), everything
 
 
 def save_model(model: Any, folder: Path, *, base: str) -> None:

@@ -12,7 +12,7 @@ from transformers import DynamicCache, EncoderDecoderCache
 from transformers.cache_utils import DynamicLayer
 
 from tunesmith.model.isolation import attention_reach
-from tunesmith.model.load import decoder_config
+from tunesmith.model.load import decoder_config, without_adapter
 from tunesmith.recipe.shapes import WITHOUT_LIMIT
 
 # A beginning that is shorter is not worth a forward pass of its own.
@@ -149,5 +149,4 @@ def last_only(model: Any) -> dict[str, int]:
 
 def forward_parameters(model: Any) -> Mapping[str, inspect.Parameter]:
     """Return what the model itself takes, without what peft puts around it."""
-    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return inspect.signature(plain.forward).parameters
+    return inspect.signature(without_adapter(model).forward).parameters

@@ -166,6 +166,11 @@ def _refuse_pickle(path: Path) -> None:
         )
 
 
+def without_adapter(model: Any) -> Any:
+    """Return the model of transformers, which peft may have put adapters around."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def most_positions(model: Any) -> int:
     """Return how many tokens a row may have at most: what the model knows positions for."""
     return int(getattr(decoder_config(model), "max_position_embeddings", None) or 2**31)

@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from tunesmith.data.batches import Batch
+from tunesmith.model.load import without_adapter
 from tunesmith.model.row_attention import has_row_attention
 from tunesmith.recipe.memory import CHUNK
 
@@ -67,20 +68,16 @@ def _logits_at(model: Any, batch: Batch, positions: torch.Tensor) -> torch.Tenso
 
 def _decoder(model: Any) -> Any:
     """Return the part of a model that ends in hidden states and that its forward calls; None where there is none."""
-    whole = _whole(model)
+    whole = without_adapter(model)
     decoder = None if model.config.is_encoder_decoder else whole.get_decoder()
     return decoder if decoder is getattr(whole, whole.base_model_prefix, None) else None
-
-
-def _whole(model: Any) -> Any:
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _in_chunks(
     model: Any, decoder: Any, batch: Batch, positions: torch.Tensor, targets: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return loss and correctness [tokens] without ever holding the logits of all tokens."""
-    output = decoder(**_inputs(model, batch), use_cache=False)
+    whole, output = without_adapter(model), decoder(**_inputs(model, batch), use_cache=False)
     hidden = output.last_hidden_state[:, :-1][positions]
 
     def compared(some: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -91,7 +88,7 @@ def _in_chunks(
         own = vars(decoder).get("forward")
         decoder.forward = given
         try:
-            logits = _whole(model)(input_ids=batch.input_ids[:1, :1], use_cache=False).logits
+            logits = whole(input_ids=batch.input_ids[:1, :1], use_cache=False).logits
         finally:
             if own is None:
                 del decoder.forward
