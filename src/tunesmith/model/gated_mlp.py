@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
+from transformers.activations import ACT2FN
 
+_SILU = (torch.nn.SiLU, type(ACT2FN["silu"]))
 _PARTS = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 
 
@@ -51,15 +53,9 @@ def _is_gated(module: Any) -> bool:
     """Say whether a module has the parts of a gated perceptron with SiLU and nothing else."""
     return (
         {name for name, _ in module.named_children()} == _PARTS
-        and type(module.act_fn) in (torch.nn.SiLU, _silu_of_transformers())
+        and type(module.act_fn) in _SILU
         and "forward" not in vars(module)
     )
-
-
-def _silu_of_transformers() -> type:
-    from transformers.activations import ACT2FN
-
-    return type(ACT2FN["silu"])
 
 
 def _forward(self: Any, x: torch.Tensor) -> torch.Tensor:

@@ -16,6 +16,8 @@ import torch
 from peft.tuners.lora import Linear
 from torch.autograd.function import once_differentiable
 
+from tunesmith.model.lora_linear import is_plain
+
 
 class LoraProduct(torch.autograd.Function):
     """Products of one input with several layers W, of which W is not trained: y = W x + b + s B A x for each.
@@ -168,7 +170,9 @@ def seeing_readers(model: Any) -> Iterator[list[list[Linear]]]:
 
     def see(layer: Any, args: tuple[Any, ...]) -> None:
         x = args[0]
-        if last[0] is x and last[1] == _version(x) and layer not in groups[-1]:
+        if any(layer in group for group in groups):  # it is there a second time, and has its place
+            return
+        if last[0] is x and last[1] == _version(x):
             groups[-1].append(layer)
         else:
             groups.append([layer])
@@ -186,16 +190,13 @@ def seeing_readers(model: Any) -> Iterator[list[list[Linear]]]:
 
 def _is_stackable(module: Any) -> bool:
     """Say whether a layer is plain LoRA over a plain matrix that is not trained."""
-    if type(module) is not Linear or type(module.get_base_layer()) is not torch.nn.Linear:
+    if not is_plain(module) or type(module.get_base_layer()) is not torch.nn.Linear:
         return False
-    base, names = module.get_base_layer(), module.active_adapters
-    if len(names) != 1 or module.lora_variant or any(module.lora_bias.values()) or base.weight.requires_grad:
-        return False
-    return isinstance(module.lora_dropout[names[0]], (torch.nn.Identity, torch.nn.Dropout))
+    return len(module.active_adapters) == 1 and not module.get_base_layer().weight.requires_grad
 
 
 def _dropout(layer: Linear, name: str) -> float:
-    """Return the rate of dropout before an adapter's A, in the layer's mode."""
+    """Return the rate of dropout before an adapter's A, in the layer's mode; one adapter has one rate."""
     made = layer.lora_dropout[name]
     return float(made.p) if isinstance(made, torch.nn.Dropout) and made.training else 0.0
 
@@ -205,11 +206,9 @@ def stack(groups: Sequence[Sequence[Linear]]) -> Callable[[], None]:
     before: dict[Linear, Any] = {}
     waiting = _Waiting()
     for group in groups:
-        alike: dict[tuple[bool, float], list[Linear]] = {}
-        for layer in group:
-            rate = _dropout(layer, layer.active_adapters[0])
-            alike.setdefault((layer.get_base_layer().bias is None, rate), []).append(layer)
-        for layers in alike.values():
+        biased = [layer for layer in group if layer.get_base_layer().bias is not None]
+        unbiased = [layer for layer in group if layer.get_base_layer().bias is None]
+        for layers in filter(None, (biased, unbiased)):
             together = _Stack(layers, waiting)
             for place, layer in enumerate(layers):
                 before[layer] = vars(layer).get("forward")
