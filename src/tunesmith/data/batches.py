@@ -104,6 +104,13 @@ class TokenSet:
         """Return how many tokens of these rows enter the loss; the first of a row has nothing before it."""
         return sum(int(self._trained[self._offsets[r] + 1 : self._offsets[r + 1]].sum()) for r in rows)
 
+    def shortest_first(self) -> list[int]:
+        """Return all rows by their length, those without a trained token last."""
+        trained = np.concatenate([[0], np.cumsum(self._trained, dtype=np.int64)])
+        begins, ends = self._offsets[:-1], self._offsets[1:]
+        untrained = trained[ends] == trained[np.minimum(begins + 1, ends)]
+        return [int(row) for row in np.lexsort((self.lengths, untrained))]
+
     def batch(self, rows: Sequence[int], pad_id: int) -> Batch:
         """Return rows as one batch, a sequence each, as long as the bucket of the longest."""
         ids, trained, owner = _blank(len(rows), self.padded_length(rows), pad_id)
@@ -283,7 +290,7 @@ def bucket(length: int) -> int:
 
 
 def whole_parts(length: int, multiple: int) -> int:
-    """Return the next multiple of a number."""
+    """Return a length made whole: the least that is a multiple of a number, and no shorter."""
     return -(-length // multiple) * multiple
 
 

@@ -20,8 +20,8 @@ _STEPS = 12
 # Steps beyond this many are like those before.
 _MOST_STEPS = 20_000
 # Of what a packed sequence's length is a multiple. Products in bf16 on a processor are made anew for every shape that
-# they have not seen, so few shapes matter more there than a little padding.
-_MANY_SHAPES, _FEW_SHAPES = 32, 256
+# they have not seen, so few lengths matter more there than a little padding.
+_LITTLE_PADDING, _FEW_LENGTHS = 32, 256
 # What is left free where we choose: the estimate is good to about a seventh, and others use the machine, too.
 _LEAVE_FREE = 0.15
 
@@ -59,7 +59,7 @@ def division_of(recipe: Recipe, room: Room, *, apart: bool, share: bool, by_row:
         share=share,
         by_row=by_row,
         reach=reach,
-        multiple=_FEW_SHAPES if room.compute_bytes < 4 and not room.on_gpu else _MANY_SHAPES,
+        multiple=_FEW_LENGTHS if room.compute_bytes < 4 and not room.on_gpu else _LITTLE_PADDING,
     )
 
 

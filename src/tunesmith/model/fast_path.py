@@ -39,8 +39,7 @@ def take_fast_path(model: Any, tokens: TokenSet, pad_id: int, on: Machine) -> di
     """
     if not len(tokens):
         return {}
-    row = min(range(len(tokens)), key=lambda row: (tokens.trained_tokens([row]) == 0, int(tokens.lengths[row])))
-    batch = tokens.batch([row], pad_id).to(on.device)
+    batch = tokens.batch(tokens.shortest_first()[:1], pad_id).to(on.device)
     was_training = model.training
     model.eval()  # nothing is drawn at random
     refused: dict[str, str] = {}

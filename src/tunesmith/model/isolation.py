@@ -41,9 +41,9 @@ def has_dropout(model: Any) -> bool:
 def why_not_apart(model: Any, tokens: TokenSet, pad_id: int, on: Machine) -> str | None:
     """Return why rows must not share a sequence in this model, or None where they may.
 
-    The longest row that has room beside another is measured alone, beside one row, and beside that row with other
-    tokens in it: the first two must agree up to rounding, the last two exactly. Where a model can, the attention of
-    each row is computed by itself from then on; else a mask keeps them apart.
+    One row is measured alone, beside another, and beside that row with other tokens in it: the first two must agree up
+    to rounding, the last two exactly. Where a model can, the attention of each row is computed by itself from then on;
+    else a mask keeps them apart, and the row is the longest that has room beside another.
     """
     if len(tokens) < 2:
         return "there is only one row"
@@ -82,12 +82,11 @@ def _why_not_apart(model: Any, tokens: TokenSet, pad_id: int, on: Machine) -> st
 
 def _probe(tokens: TokenSet, reach: int, *, by_row: bool) -> tuple[int, int] | None:
     """Return a short row and the longest that fits beside it; by row, where places play no part, the next short one."""
-    order = sorted(range(len(tokens)), key=lambda row: (tokens.trained_tokens([row]) == 0, int(tokens.lengths[row])))
-    short = int(tokens.lengths[order[0]])
+    first, *others = tokens.shortest_first()
     if by_row:
-        return order[0], order[1]
-    fitting = [row for row in order[1:] if int(tokens.lengths[row]) + short <= reach]
-    return (order[0], fitting[-1]) if fitting else None
+        return first, others[0]
+    fitting = [row for row in others if int(tokens.lengths[row] + tokens.lengths[first]) <= reach]
+    return (first, fitting[-1]) if fitting else None
 
 
 def _losses(model: Any, batch: Batch, row: int, on: Machine) -> torch.Tensor:

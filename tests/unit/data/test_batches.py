@@ -220,3 +220,11 @@ def test_without_an_encoder_there_is_no_source(tmp_path: Path) -> None:
     batch = tokens.batch([0], PAD)
     assert (batch.source_ids, batch.source_mask, tokens.longest) == (None, None, 2)
     assert tokens.example(0, "x") == Tokens("x", (5, 6), (False, True))
+
+
+@given(rows=st.lists(rendered, min_size=0, max_size=8))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_rows_by_length_have_those_that_train_nothing_last(tmp_path: Path, rows: list[list[tuple[int, bool]]]) -> None:
+    tokens = made(tmp_path, rows)
+    wanted = sorted(range(len(rows)), key=lambda row: (tokens.trained_tokens([row]) == 0, len(rows[row])))
+    assert tokens.shortest_first() == wanted
