@@ -5,17 +5,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.trajectory import losses
 
 from tunesmith.data.batches import TokenSet
 from tunesmith.data.micro_batches import Division
 from tunesmith.fetch.reference import ModelFolder
-from tunesmith.model.adapters import make_trainable, open_model, trained_parameters
+from tunesmith.model.adapters import make_trainable, open_model
 from tunesmith.model.fast_path import take_fast_path
 from tunesmith.model.isolation import why_not_apart
 from tunesmith.model.load import Machine
 from tunesmith.model.lora_linear import as_peft_computes
 from tunesmith.model.row_attention import has_row_attention
-from tunesmith.model.token_loss import token_loss
 from tunesmith.recipe.rows import FileSource
 from tunesmith.recipe.schema import ChatData, LoraTuning
 from tunesmith.tasks import task_for
@@ -40,7 +40,7 @@ def tokens(smollm2: Path) -> TokenSet:
     return TokenSet.of([task.render(task.parse({"q": q, "a": a})) for q, a in QUESTIONS])
 
 
-def losses(folder: Path, tokens: TokenSet, *, fast: bool) -> list[float]:
+def trajectory(folder: Path, tokens: TokenSet, *, fast: bool) -> list[float]:
     model = open_model(ModelFolder("smollm2", folder), FP32, dtype=torch.float32)
     model = make_trainable(model, LoraTuning(method="lora", rank=8), seed=0)
     division = Division(1)  # a row a pass
@@ -49,23 +49,12 @@ def losses(folder: Path, tokens: TokenSet, *, fast: bool) -> list[float]:
         assert why_not_apart(model, tokens, 0, FP32) is None
         division = Division(1024, packing="auto", by_row=has_row_attention(model))
         assert [group.shared is not None for group in division.groups(tokens, range(len(tokens)))] == [True]
-    optimizer = torch.optim.AdamW([weight for _, weight in trained_parameters(model)], lr=5e-4)
-    found = []
     with contextlib.nullcontext() if fast else as_peft_computes(model):
-        for _ in range(STEPS):
-            total = 0.0
-            for _, batch in division.batches(tokens, range(len(tokens)), 0):
-                loss = token_loss(model, batch).nll.sum() / tokens.trained_tokens(range(len(tokens)))
-                loss.backward()  # type: ignore[no-untyped-call]
-                total += loss.item()
-            optimizer.step()
-            optimizer.zero_grad()
-            found.append(total)
-    return found
+        return losses(model, tokens, division, steps=STEPS, learning_rate=5e-4, pad_id=0)
 
 
 def test_fast_and_plain_have_one_trajectory(smollm2: Path, tokens: TokenSet) -> None:
-    wanted, found = losses(smollm2, tokens, fast=False), losses(smollm2, tokens, fast=True)
+    wanted, found = trajectory(smollm2, tokens, fast=False), trajectory(smollm2, tokens, fast=True)
     assert wanted[-1] < 0.6 * wanted[0], "it learns, so differences could grow"
     assert found == pytest.approx(wanted, rel=1e-3)
     off = [(one - other) / other for one, other in zip(found, wanted, strict=True)]

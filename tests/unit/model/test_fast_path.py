@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.trajectory import losses
 from tests.unit.model.conftest import KINDS, Opened
 
 from tunesmith.core.records import Tokens
@@ -41,21 +42,9 @@ def rows(count: int = 12, *, answer: int | None = 4) -> TokenSet:
     return TokenSet.of(examples)
 
 
-def trajectory(model: Any, tokens: TokenSet, division: Division, steps: int = 6) -> list[float]:
-    """Return the losses of a few steps over all rows."""
-    optimizer = torch.optim.AdamW([weight for _, weight in trained_parameters(model)], lr=3e-3)
-    model.eval()  # nothing is drawn at random, so both ways compute the same
-    found = []
-    for _ in range(steps):
-        total = 0.0
-        for _, batch in division.batches(tokens, range(len(tokens)), 5):
-            loss = token_loss(model, batch).nll.sum() / tokens.trained_tokens(range(len(tokens)))
-            loss.backward()  # type: ignore[no-untyped-call]
-            total += loss.item()
-        optimizer.step()
-        optimizer.zero_grad()
-        found.append(total)
-    return found
+def trajectory(model: Any, tokens: TokenSet, division: Division) -> list[float]:
+    """Return the losses of six steps in which nothing is drawn at random, so that both ways compute the same."""
+    return losses(model.eval(), tokens, division, steps=6, learning_rate=3e-3, pad_id=5)
 
 
 @pytest.mark.parametrize("answer", [4, None], ids=["answers", "text"])
