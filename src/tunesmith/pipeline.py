@@ -20,6 +20,7 @@ from tunesmith.core.errors import RecipeError
 from tunesmith.core.files import MANIFEST, digest_of, only_writer, remove_leftovers, write_json, write_text
 from tunesmith.core.progress import clock, say
 from tunesmith.core.rundir import RunDir
+from tunesmith.recipe.hardware import cores
 from tunesmith.recipe.load import dump_recipe, load_recipe
 from tunesmith.recipe.plan import DECODING, NEVER_DECIDES
 from tunesmith.recipe.schema import Recipe
@@ -174,7 +175,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(terse=True),
         "cpu": _cpu(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "memory_gib": round(memory, 1),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }

@@ -170,7 +170,7 @@ def plan_run(recipe: Path | str, overrides: Sequence[str] = (), *, out: Path | s
         raise RecipeError("holds no weights (*.safetensors)", where=str(base.root.path))
     _refuse_what_this_machine_lacks(loaded, base)
     codec = codec_of(base, loaded.model.chat_markup)
-    gathered = gather(loaded, task_for(loaded.data, codec), folder=origin)
+    gathered = gather(loaded, task_for(loaded.data, codec), folder=origin, model=base)
     return _plan(loaded, run, base, gathered, new_tokens=len(codec.new_ids))
 
 

@@ -1,7 +1,4 @@
-"""Rows of a source -> placed, parsed and rendered examples, each with its line in the ledger.
-
-`prepare` writes what comes out; `plan` and `show` only look at it.
-"""
+"""Rows of a source -> placed, parsed and rendered examples, each with its line in the ledger."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -51,13 +48,48 @@ class Entry:
 class Examined:
     """A row, or a block of it, and what became of it; `example` and `tokens` are None when it is not used.
 
-    `said` is what the whole row says, also of a block.
+    `said` is what the whole row says, also of a block; `detail` is what is wrong with this row beyond the reason.
     """
 
     entry: Entry
     example: Example | None
     tokens: Tokens | None
     said: tuple[Turn, ...] = ()
+    detail: str = ""
+
+
+class Tally:
+    """What became of rows, counted as they come by."""
+
+    def __init__(self) -> None:
+        self._rows = 0
+        self._reasons: dict[str, Counter[str]] = {"filtered": Counter(), "dropped": Counter()}
+        self._first: dict[str, str] = {}
+
+    def count(self, entry: Entry, detail: str) -> None:
+        """Count a row, a document in blocks once."""
+        if entry.block is None or entry.block[0] == 1:
+            self._rows += 1
+        if (counted := self._reasons.get(entry.status)) is not None:
+            reason = entry.reason or ""
+            counted[reason] += 1
+            self._first.setdefault(reason, f"{entry.where}{f' ({detail})' if detail else ''}")
+
+    def check(self, recipe: Recipe) -> None:
+        """Raise DataError where the filters left no row, or too many were dropped."""
+        filtered, dropped = self._reasons["filtered"], self._reasons["dropped"]
+        asked, total = self._rows - filtered.total(), dropped.total()
+        if asked == 0:
+            reasons = "; ".join(f"{n} x {reason}" for reason, n in filtered.most_common(5))
+            raise DataError(f"data.filters leave none of the {self._rows} rows: {reasons}", hint="mend the rules")
+        if total > recipe.data.max_dropped_fraction * asked:
+            told = dropped.most_common(5)
+            reasons = "; ".join(f"{n} x {reason}, first {self._first[reason]}" for reason, n in told)
+            raise DataError(
+                f"{total} of {asked} rows cannot be used, more than data.max_dropped_fraction "
+                f"({recipe.data.max_dropped_fraction:g}) allows: {reasons}",
+                hint="mend the rows, or allow more in the recipe",
+            )
 
 
 def examine(recipe: Recipe, task: Task, *, folder: Path) -> Iterator[Examined]:
@@ -66,40 +98,29 @@ def examine(recipe: Recipe, task: Task, *, folder: Path) -> Iterator[Examined]:
     Raises:
         DataError: a source cannot be read, a column is missing, the filters leave no row, or too many are dropped.
     """
-    dropped: Counter[str] = Counter()
-    filtered: Counter[str] = Counter()
-    first: dict[str, str] = {}
-    count = 0
+    tally = Tally()
     for row in read_rows(recipe.data.source, folder=folder):
         interrupt.check()
-        count += 1
-        try:
-            if broken := broken_rule(recipe.data.filters, row):
-                filtered[broken] += 1
-                yield Examined(Entry(row.number, row.where, row.source, "filtered", reason=broken), None, None)
-            else:
-                yield from _examined(recipe, task, row)
-        except MissingColumn as error:
-            raise missing_column_error(error.column, row) from None
-        except RowProblem as problem:
-            dropped[problem.reason] += 1
-            first.setdefault(problem.reason, f"{row.where}{f' ({problem.detail})' if problem.detail else ''}")
-            yield Examined(Entry(row.number, row.where, row.source, "dropped", reason=problem.reason), None, None)
-    total = sum(dropped.values())
-    asked = count - sum(filtered.values())
-    if asked == 0:
-        reasons = "; ".join(f"{n} x {reason}" for reason, n in filtered.most_common(5))
-        raise DataError(f"data.filters leave none of the {count} rows: {reasons}", hint="mend the rules")
-    if total > recipe.data.max_dropped_fraction * asked:
-        reasons = "; ".join(f"{n} x {reason}, first {first[reason]}" for reason, n in dropped.most_common(5))
-        raise DataError(
-            f"{total} of {asked} rows cannot be used, more than data.max_dropped_fraction "
-            f"({recipe.data.max_dropped_fraction:g}) allows: {reasons}",
-            hint="mend the rows, or allow more in the recipe",
-        )
+        for found in examine_row(recipe, task, row):
+            tally.count(found.entry, found.detail)
+            yield found
+    tally.check(recipe)
 
 
-def _examined(recipe: Recipe, task: Task, row: Row) -> list[Examined]:
+def examine_row(recipe: Recipe, task: Task, row: Row) -> list[Examined]:
+    """Return what becomes of one row, and of a long document of each block; raise DataError for a missing column."""
+    try:
+        if broken := broken_rule(recipe.data.filters, row):
+            return [Examined(Entry(row.number, row.where, row.source, "filtered", reason=broken), None, None)]
+        return _used(recipe, task, row)
+    except MissingColumn as error:
+        raise missing_column_error(error.column, row) from None
+    except RowProblem as problem:
+        entry = Entry(row.number, row.where, row.source, "dropped", reason=problem.reason)
+        return [Examined(entry, None, None, detail=problem.detail)]
+
+
+def _used(recipe: Recipe, task: Task, row: Row) -> list[Examined]:
     """Return the one example of a row, or its blocks, which share its split and its group."""
     turns = task.parse(row.values)
     split, group = _place(recipe.data.split, row, turns, recipe.seed)

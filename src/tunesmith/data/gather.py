@@ -9,10 +9,13 @@ from typing import Any
 from tunesmith.core.errors import DataError
 from tunesmith.core.rundir import SPLITS
 from tunesmith.data.copies import Comparison, Copy, counted, tell_leakage
-from tunesmith.data.examine import Entry, examine
+from tunesmith.data.examine import Entry, Tally
 from tunesmith.data.mix import mixed
+from tunesmith.data.shares import shared_out
 from tunesmith.data.shelf import Kept, Shelf
 from tunesmith.data.similarity import Runs
+from tunesmith.data.sources import read_rows
+from tunesmith.fetch.reference import ModelFolder
 from tunesmith.recipe.schema import Recipe, Split, Train
 from tunesmith.tasks.base import Task
 
@@ -59,6 +62,7 @@ def gather(
     task: Task,
     *,
     folder: Path,
+    model: ModelFolder | None = None,
     seen: Callable[[int], None] = lambda _: None,
     shelf: Shelf | None = None,
 ) -> Gathered:
@@ -66,17 +70,21 @@ def gather(
 
     Args:
         folder: what relative paths are relative to.
+        model: whose tokenizer the task has; with it, several processes share the work once there are many rows.
         seen: told after every row how many have been read.
         shelf: where to keep what was read; by default on the disk for temporary files.
 
     Raises:
-        DataError: see `examine`; a split that is needed has no rows; leakage, where the recipe says `stop`.
+        DataError: see `examine.examine`; a split that is needed has no rows; leakage, where the recipe says `stop`.
     """
     shelf = shelf or Shelf()
     rows: list[Kept] = []
-    for row in examine(recipe, task, folder=folder):
-        rows.append(shelf.keep(row))
-        seen(row.entry.row)
+    tally = Tally()
+    for parcel in shared_out(recipe, task, model, read_rows(recipe.data.source, folder=folder)):
+        tally.count(parcel.entry, parcel.detail)
+        rows.append(shelf.keep(parcel))
+        seen(parcel.entry.row)
+    tally.check(recipe)
     rows, once, copies = _chosen(rows, recipe, shelf.runs)
     tell_leakage(copies, recipe)
     used = {name: [row for row in found for _ in range(row.entry.times)] for name, found in once.items()}

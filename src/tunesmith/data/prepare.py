@@ -29,12 +29,14 @@ def prepare(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     """
     began = time.monotonic()
     stated = inputs(recipe, run)
-    codec = codec_of(resolve(recipe.model.base, relative_to=run.origin), recipe.model.chat_markup)
+    base = resolve(recipe.model.base, relative_to=run.origin)
+    codec = codec_of(base, recipe.model.chat_markup)
     task = task_for(recipe.data, codec)
     progress = Progress("prepare", unit="rows")
     with out_of_space_explained(run.stage("prepare")):
         run.path.mkdir(parents=True, exist_ok=True)
-        gathered = gather(recipe, task, folder=run.origin, seen=progress.update, shelf=Shelf(run.path))
+        shelf = Shelf(run.path)
+        gathered = gather(recipe, task, folder=run.origin, model=base, seen=progress.update, shelf=shelf)
     progress.close()
     facts = {"stage": "prepare", "inputs": stated, "seconds": round(time.monotonic() - began, 3), **gathered.facts()}
     with new_folder(run.stage("prepare"), **facts) as folder:

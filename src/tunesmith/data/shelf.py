@@ -17,11 +17,52 @@ from typing import IO
 import numpy as np
 
 from tunesmith.core.files import json_line
-from tunesmith.core.records import Example, Tokens
+from tunesmith.core.records import Tokens
 from tunesmith.data.batches import FlatRows
 from tunesmith.data.examine import Entry, Examined
-from tunesmith.data.similarity import Runs
+from tunesmith.data.similarity import Runs, runs_of
 from tunesmith.data.split import said_digest
+
+
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """An examined row, or a block of it, in the bytes that will lie on the shelf; of one that is not used, none.
+
+    `said` is a digest of what the whole row says, and `runs` its runs of words, which come with its first block only.
+    """
+
+    entry: Entry
+    detail: str = ""
+    example: bytes = b""
+    ids: bytes = b""
+    trained: bytes = b""
+    sources: bytes = b""
+    said: str = ""
+    runs: bytes = b""
+
+
+def packed(row: Sequence[Examined]) -> list[Parcel]:
+    """Return what became of one row, or of all its blocks, packed."""
+    if not row[0].said:
+        return [Parcel(found.entry, found.detail) for found in row]
+    texts = [turn.text for turn in row[0].said]
+    said, runs = said_digest(texts), runs_of("\n".join(texts))
+    return [_parcel(found, said, b"" if number else runs) for number, found in enumerate(row)]
+
+
+def _parcel(found: Examined, said: str, runs: bytes) -> Parcel:
+    assert found.example
+    assert found.tokens
+    return Parcel(
+        found.entry,
+        found.detail,
+        json_line(found.example.to_json()).encode(),
+        array("i", found.tokens.input_ids).tobytes(),
+        bytes(found.tokens.trained),
+        array("i", found.tokens.source_ids).tobytes(),
+        said,
+        runs,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,23 +92,20 @@ class Shelf:
             )
             weakref.finalize(self, opened.pop_all().close)
         self.runs = Runs()
-        self._last: tuple[int, str, int] = (0, "", -1)
+        self._last = (0, -1)  # a row, and the place of its runs of words
 
-    def keep(self, found: Examined) -> Kept:
-        """Put what was examined on the shelf."""
-        if found.example is None or found.tokens is None:
-            return Kept(found.entry)
-        place = self._put(found.example, found.tokens)
-        if found.entry.row != self._last[0]:  # all blocks of a document say what the document says
-            text = self.runs.add("\n".join(turn.text for turn in found.said))
-            self._last = found.entry.row, said_digest([turn.text for turn in found.said]), text
-        return Kept(found.entry, place, *self._last[1:])
-
-    def _put(self, example: Example, tokens: Tokens) -> int:
-        self._ids.put(array("i", tokens.input_ids).tobytes())
-        self._trained.put(bytes(tokens.trained))
-        self._sources.put(array("i", tokens.source_ids).tobytes())
-        return self._examples.put(json_line(example.to_json()).encode())
+    def keep(self, parcel: Parcel) -> Kept:
+        """Put a parcel on the shelf."""
+        entry = parcel.entry
+        if not parcel.example:
+            return Kept(entry)
+        self._ids.put(parcel.ids)
+        self._trained.put(parcel.trained)
+        self._sources.put(parcel.sources)
+        place = self._examples.put(parcel.example)
+        if entry.row != self._last[0]:  # all blocks of a document say what the document says
+            self._last = entry.row, self.runs.add(parcel.runs)
+        return Kept(entry, place, parcel.said, self._last[1])
 
     def examples(self, places: Sequence[int]) -> Iterator[bytes]:
         """Yield the lines of examples, as they are stored in `prepare/examples/*.jsonl`."""

@@ -51,9 +51,9 @@ class Runs:
         self._flat = array("I")
         self._offsets = array("Q", [0])
 
-    def add(self, text: str) -> int:
-        """Keep the runs of a text; return its place."""
-        self._flat.frombytes(_runs(text).tobytes())
+    def add(self, runs: bytes) -> int:
+        """Keep what `runs_of` returned for a text; return its place."""
+        self._flat.frombytes(runs)
         self._offsets.append(len(self._flat))
         return len(self._offsets) - 2
 
@@ -71,7 +71,7 @@ class Texts:
 
     def __init__(self, texts: Iterable[str]) -> None:
         runs = Runs()
-        self._keep(*runs.of([runs.add(text) for text in texts]))
+        self._keep(*runs.of([runs.add(runs_of(text)) for text in texts]))
 
     @classmethod
     def among(cls, runs: Runs, places: Sequence[int]) -> "Texts":
@@ -209,15 +209,15 @@ def _bands(threshold: float) -> list[slice]:
     return [slice(i, i + 1) for i in range(HASHES)]
 
 
-def _runs(text: str) -> NDArray[np.uint32]:
-    """Return the distinct runs of RUN_WORDS words, hashed, ascending."""
+def runs_of(text: str) -> bytes:
+    """Return the distinct runs of RUN_WORDS words, hashed to 4 bytes each, ascending."""
     words = " ".join(_WORD.findall(group_key(text))).encode("utf-8", "surrogatepass").split()
     hashed = np.fromiter(map(zlib.crc32, words), np.uint64, len(words))
     count = len(words) - RUN_WORDS + 1
     if count <= 0:
-        return np.zeros(0, np.uint32)
+        return b""
     mixed = sum(hashed[i : i + count] * _FACTORS[i] for i in range(RUN_WORDS))
     runs: NDArray[np.uint32] = (np.asarray(mixed, np.uint64) >> _HALF).astype(np.uint32)
     runs.sort()
     distinct: NDArray[np.uint32] = runs[np.concatenate([[True], runs[1:] != runs[:-1]])]
-    return distinct
+    return distinct.tobytes()

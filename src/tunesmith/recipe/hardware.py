@@ -43,6 +43,11 @@ def hardware() -> Hardware:
     return _gpu() or Hardware("cpu", "avx512_bf16" in _processor_flags(), memory_for_one_gib())
 
 
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def precision_of(asked: AskedPrecision, device: str, *, has_bf16: bool, quantized: bool) -> Precision:
     """Return what matrices are multiplied in; `auto` is bf16 where the machine computes in it.
 

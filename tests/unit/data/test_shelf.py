@@ -17,7 +17,7 @@ from tunesmith.core.rundir import RunDir
 from tunesmith.data.batches import FlatRows, TokenSet, write_tokens
 from tunesmith.data.examine import Entry, Examined
 from tunesmith.data.prepare import prepare
-from tunesmith.data.shelf import Shelf
+from tunesmith.data.shelf import Kept, Shelf, packed
 from tunesmith.recipe.load import load_recipe
 
 IDS = st.integers(0, 2**31 - 1)
@@ -31,13 +31,17 @@ def tokens_of(rows: list[Any]) -> list[Tokens]:
     ]
 
 
+def keep(shelf: Shelf, *row: Examined) -> list[Kept]:
+    return [shelf.keep(parcel) for parcel in packed(row)]
+
+
 def shelved(examples: list[Tokens]) -> tuple[Shelf, list[int]]:
     shelf = Shelf()
     places = []
     for row, one in enumerate(examples, 1):
         turns = (Turn("text", f"row \u2028 é {row}", trained=True),)
         entry = Entry(row, f"x:{row}", "x", "kept", "train", one.example_id)
-        kept = shelf.keep(Examined(entry, Example(one.example_id, row, "g", turns), one, turns))
+        kept = keep(shelf, Examined(entry, Example(one.example_id, row, "g", turns), one, turns))[0]
         assert kept.place is not None
         places.append(kept.place)
     return shelf, places
@@ -78,13 +82,14 @@ def test_the_token_file_is_what_safetensors_writes(tmp_path: Path, rows: list[An
 def test_blocks_of_a_document_say_what_it_says_and_count_its_words_once() -> None:
     shelf = Shelf()
     said = (Turn("text", "one two three four", trained=True),)
-    kept = [
-        shelf.keep(Examined(Entry(row, "", "", "kept"), Example("a", row, "", said), Tokens("a", (1,), (True,)), said))
+    first, block, second = (
+        Examined(Entry(row, "", "", "kept"), Example("a", row, "", said), Tokens("a", (1,), (True,)), said)
         for row in (1, 1, 2)
-    ]
+    )
+    kept = [*keep(shelf, first, block), *keep(shelf, second)]
     assert kept[0].said == kept[1].said == kept[2].said
     assert [one.text for one in kept] == [0, 0, 1]
-    assert shelf.keep(Examined(Entry(3, "", "", "dropped"), None, None)).place is None
+    assert keep(shelf, Examined(Entry(3, "", "", "dropped"), None, None))[0].place is None
 
 
 def peak(folder: Path, model: Path, rows: int) -> int:
