@@ -4,8 +4,8 @@ A way that does not give the loss and the gradients of the plain path is undone,
 report. So everything works for any model, and nothing is faster by being something else.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -51,9 +51,10 @@ def take_fast_path(model: Any, tokens: TokenSet, pad_id: int, on: Machine) -> di
             if groups:
                 let_go_of_the_file(model)  # or it would stay resident beside the weights that are put together
                 ways["stacked adapters"] = lambda: stack(groups)
-            for name, take in ways.items():
-                if reason := _why_not(take, model, batch, on, plain):
-                    refused[name] = reason
+            if _why_not(lambda: _take_all(ways.values()), model, batch, on, plain):
+                for name, take in ways.items():  # which of them is it?
+                    if reason := _why_not(take, model, batch, on, plain):
+                        refused[name] = reason
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -62,6 +63,14 @@ def take_fast_path(model: Any, tokens: TokenSet, pad_id: int, on: Machine) -> di
         model.zero_grad(set_to_none=True)
         model.train(was_training)
     return refused
+
+
+def _take_all(ways: Iterable[Way]) -> Callable[[], None]:
+    """Take ways one after the other; return what undoes them."""
+    with ExitStack() as undos:
+        for take in ways:
+            undos.callback(take())
+        return undos.pop_all().close
 
 
 def _why_not(take: Way, model: Any, batch: Batch, on: Machine, plain: tuple[float, torch.Tensor]) -> str | None:
