@@ -1,18 +1,23 @@
 """Rows examined by several processes: the first here, and once there are many, in shares that come back in order.
 
-What becomes of a row does not depend on who looks at it, so the files are the same. A process begins anew instead of
-being forked, since threads may run here. It ends with the one that started it, however that ends.
+What becomes of a row does not depend on who looks at it, so the files are the same. Helpers are started anew: a fork
+would copy threads that may run here, and what multiprocessing starts runs the user's own script once more. A helper
+ends when its connection does, so also with the one that asks, however that ends.
+
+    python -m tunesmith.data.shares FILE-DESCRIPTOR        what a helper is
 """
 
-import multiprocessing
-import os
+import contextlib
 import signal
-import threading
+import subprocess
+import sys
 from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain, islice
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from queue import SimpleQueue
 
 from tunesmith.core import interrupt
 from tunesmith.core.progress import say
@@ -29,8 +34,8 @@ from tunesmith.tasks.markup import codec_of
 ALONE = 3000
 """So many rows are examined before others are asked for help: until then their start would cost more than it saves."""
 _SHARE = 32
-_MOST_PROCESSES = 8  # one process reads and keeps what so many examine
-_WAITING = 3  # shares for each process, so that none waits while others are kept here
+_MOST_HELPERS = 8  # one process reads and keeps what so many examine
+_WAITING = 3  # shares for each helper, so that none waits while others are kept here
 
 Share = tuple[Row, ...]
 _Answer = Future[list[Parcel]]
@@ -50,24 +55,21 @@ def shared_out(recipe: Recipe, task: Task, model: ModelFolder | None, rows: Iter
         return
     shares = iter(lambda: tuple(islice(rows, _SHARE)), ())
     first = next(shares, ())
-    processes = min(cores(), _MOST_PROCESSES)
-    if processes < 2 or not first:
+    count = min(cores(), _MOST_HELPERS)
+    if count < 2 or not first:
         yield from _alone(recipe, task, chain(first, rows))
         return
-    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _begin, (recipe, model))
-    try:
-        left = False
-        for share, answer in _answered(pool, chain([first], shares), ahead=processes * _WAITING):
+    with _helped(recipe, model, count) as ask:
+        lost = False
+        for share, answer in _ahead(ask, chain([first], shares), count * _WAITING):
             interrupt.check()
             try:
                 yield from answer.result()
-            except BrokenProcessPool:
-                if not left:
-                    say("a process that examined rows has ended; going on without")
-                left = True
+            except (EOFError, OSError):  # its helper is gone
+                if not lost:
+                    say("a process that examined rows has ended; its part is done here")
+                lost = True
                 yield from _alone(recipe, task, share)
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _alone(recipe: Recipe, task: Task, rows: Iterable[Row]) -> Iterator[Parcel]:
@@ -76,41 +78,66 @@ def _alone(recipe: Recipe, task: Task, rows: Iterable[Row]) -> Iterator[Parcel]:
         yield from packed(examine_row(recipe, task, row))
 
 
-def _answered(pool: ProcessPoolExecutor, shares: Iterable[Share], *, ahead: int) -> Iterator[tuple[Share, _Answer]]:
+def _ahead(ask: Callable[[Share], _Answer], shares: Iterable[Share], most: int) -> Iterator[tuple[Share, _Answer]]:
     """Yield each share with the answer to it, while so many that follow are being worked on."""
     waiting: deque[tuple[Share, _Answer]] = deque()
     for share in shares:
-        answer = _Answer()
-        try:
-            answer = pool.submit(_examine, share)
-        except BrokenProcessPool as error:
-            answer.set_exception(error)
-        waiting.append((share, answer))
-        if len(waiting) > ahead:
+        waiting.append((share, ask(share)))
+        if len(waiting) > most:
             yield waiting.popleft()
     yield from waiting
 
 
-# --- in the other processes ---
+@contextlib.contextmanager
+def _helped(recipe: Recipe, model: ModelFolder, count: int) -> Iterator[Callable[[Share], _Answer]]:
+    """Start helpers; yield what gives a share to the next one that is free.
 
-_given: list[tuple[Recipe, Task]] = []
+    Where a helper is gone, its answer is an EOFError or an OSError.
+    """
+    free: SimpleQueue[Connection] = SimpleQueue()
+
+    def asked(share: Share) -> list[Parcel]:
+        helper = free.get()
+        try:
+            helper.send(share)
+            found: list[Parcel] | Exception = helper.recv()
+        finally:
+            free.put(helper)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    with contextlib.ExitStack() as held:
+        for _ in range(count):
+            ours, theirs = Pipe()
+            number = theirs.fileno()
+            command = [sys.executable, "-P", "-m", __name__, str(number)]
+            with theirs:  # Ctrl-C is for us
+                process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[number], start_new_session=True)
+            held.callback(process.wait)
+            held.enter_context(ours)
+            with contextlib.suppress(OSError):
+                ours.send((recipe, model))
+            free.put(ours)
+        pool = ThreadPoolExecutor(count)
+        held.callback(pool.shutdown, cancel_futures=True)
+        yield lambda share: pool.submit(asked, share)
 
 
-def _begin(recipe: Recipe, model: ModelFolder) -> None:
-    """Make the task anew, and leave signals to the process that asks."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+def _help(asking: Connection) -> None:
+    """Examine shares until nobody asks any more."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # who asks sees to them
         signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_end_with_who_asks, daemon=True).start()
-    _given.append((recipe, task_for(recipe.data, codec_of(model, recipe.model.chat_markup))))
+    recipe, model = asking.recv()
+    task = task_for(recipe.data, codec_of(model, recipe.model.chat_markup))
+    while True:
+        share = asking.recv()
+        try:
+            asking.send([parcel for row in share for parcel in packed(examine_row(recipe, task, row))])
+        except Exception as error:
+            asking.send(error)
 
 
-def _end_with_who_asks() -> None:
-    asking = multiprocessing.parent_process()
-    assert asking
-    asking.join()
-    os._exit(1)
-
-
-def _examine(share: Share) -> list[Parcel]:
-    recipe, task = _given[0]
-    return [parcel for row in share for parcel in packed(examine_row(recipe, task, row))]
+if __name__ == "__main__":
+    with contextlib.suppress(EOFError, OSError):
+        _help(Connection(int(sys.argv[1])))
