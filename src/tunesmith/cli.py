@@ -141,9 +141,12 @@ def evaluate(recipe: RecipeOrRun, *overrides: Overrides, out: Out = None, as_jso
 
 
 def _stages(recipe: Path, overrides: tuple[str, ...], out: Path | None, until: str | None, as_json: bool) -> None:
+    from tunesmith.core.ranks import place
     from tunesmith.pipeline import run_recipe
 
-    _summary(run_recipe(recipe, overrides, out=out, until=until), as_json)
+    done = run_recipe(recipe, overrides, out=out, until=until)
+    if place().is_first:
+        _summary(done, as_json)
 
 
 def _summary(run: RunDir, as_json: bool) -> None:

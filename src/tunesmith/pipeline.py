@@ -8,17 +8,18 @@ import os
 import platform
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, redirect_stderr
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tunesmith.core import interrupt
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.files import MANIFEST, digest_of, only_writer, remove_leftovers, write_json, write_text
 from tunesmith.core.progress import clock, say
+from tunesmith.core.ranks import place
 from tunesmith.core.rundir import RunDir
 from tunesmith.recipe.hardware import cores
 from tunesmith.recipe.load import dump_recipe, load_recipe
@@ -28,14 +29,21 @@ from tunesmith.scoring.own import own_metrics
 from tunesmith.track.followers import Followers
 from tunesmith.track.tracker import check_installed
 
+if TYPE_CHECKING:
+    from tunesmith.model.parallel import Meeting
+
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A stage: the module of its function, imported only when it has to run, and of its `inputs`, which is light."""
+    """A stage: the module of its function, imported only when it has to run, and of its `inputs`, which is light.
+
+    `by_all` says that all processes of a run work at it; other stages are the first one's alone.
+    """
 
     name: str
     module: str
     asked: str
+    by_all: bool = False
 
     def inputs(self, recipe: Recipe, run: RunDir) -> dict[str, Any]:
         """Return what the stage's result follows from."""
@@ -50,7 +58,7 @@ class Stage:
 
 STAGES = (
     Stage("prepare", "tunesmith.data.prepare", "tunesmith.data.inputs"),
-    Stage("train", "tunesmith.train.train", "tunesmith.train.inputs"),
+    Stage("train", "tunesmith.train.train", "tunesmith.train.inputs", by_all=True),
     Stage("evaluate", "tunesmith.evaluate.evaluate", "tunesmith.evaluate.inputs"),
     Stage("promote", "tunesmith.deliver.promote", "tunesmith.deliver.promote"),
 )
@@ -74,6 +82,26 @@ def run_recipe(
     Raises:
         TunesmithError: of the kind that says what went wrong; its `exit_code` is the command's.
     """
+    here = place()
+    if here.world == 1:
+        return _run(recipe, overrides, out, until, None)
+    from tunesmith.model.parallel import meeting
+
+    with meeting(here) as others:
+        if here.is_first:
+            with ExitStack() as left:
+                left.callback(others.say, "")
+                run = _run(recipe, overrides, out, until, others)
+        else:
+            run = _work_along(recipe, overrides, out, others)
+        others.group.wait()  # the first holds what they meet by
+    return run
+
+
+def _run(
+    recipe: Path | str, overrides: Sequence[str], out: Path | str | None, until: str | None, others: "Meeting | None"
+) -> RunDir:
+    """Take a recipe through its stages, as the only process or as the first of many."""
     loaded, run = open_run(Path(recipe), overrides, out)
     check_installed(loaded.track, loaded.promote.mirror if loaded.promote else None)
     wanted = [stage for stage in STAGES if stage.name != "promote" or loaded.promote is not None]
@@ -82,17 +110,30 @@ def run_recipe(
         wanted = [stage for stage in wanted if names.index(stage.name) <= names.index(until)]
     with ExitStack() as held:
         held.enter_context(only_writer(run.lock))
-        held.enter_context(interrupt.watched())
+        held.enter_context(interrupt.watched(patient=others is not None))
         write_origin(loaded, run, Path(recipe))
         remove_leftovers(run.path)
         if run.manifest("train") is None:  # a wrong metric is told before training, not after
             own_metrics((*loaded.evaluate.metrics, *loaded.train.valid_metrics), run.origin)
         trackers = held.enter_context(Followers(loaded.track, run, loaded.model_dump(mode="json")))
         for stage in wanted:
-            _take(stage, loaded, run, trackers)
+            _take(stage, loaded, run, trackers, others)
             if stage.name in ("evaluate", "promote"):  # before promoting too, which the verdict may refuse
                 _report(run)
     return run
+
+
+def _work_along(recipe: Path | str, overrides: Sequence[str], out: Path | str | None, others: "Meeting") -> RunDir:
+    """Work at the stages that the first process says, and write nothing."""
+    with ExitStack() as held:
+        held.enter_context(interrupt.watched(patient=True))
+        while name := others.next():
+            # Only now, since the first may have made the run's folder.
+            loaded, run = open_run(Path(recipe), overrides, out)
+            log = held.enter_context(run.log_of(others.group.place.rank).open("a", encoding="utf-8"))
+            with redirect_stderr(log):
+                next(stage for stage in STAGES if stage.name == name).work(loaded, run)
+    return open_run(Path(recipe), overrides, out)[1]
 
 
 def open_run(recipe: Path, overrides: Sequence[str], out: Path | str | None) -> tuple[Recipe, RunDir]:
@@ -194,7 +235,7 @@ def work_left(recipe: Recipe, run: RunDir) -> dict[str, str]:
     return {stage.name: "done" if run.manifest(stage.name) else "to do" for stage in stages}
 
 
-def _take(stage: Stage, recipe: Recipe, run: RunDir, trackers: Followers) -> None:
+def _take(stage: Stage, recipe: Recipe, run: RunDir, trackers: Followers, others: "Meeting | None") -> None:
     """Run a stage unless its manifest names the same inputs."""
     stated = stage.inputs(recipe, run)
     manifest = run.manifest(stage.name)
@@ -212,6 +253,8 @@ def _take(stage: Stage, recipe: Recipe, run: RunDir, trackers: Followers) -> Non
     began = time.monotonic()
     say(f"{stage.name}: starts")
     trackers.start()
+    if others is not None and stage.by_all:
+        others.say(stage.name)
     stage.work(recipe, run)
     say(f"{stage.name}: done in {clock(time.monotonic() - began)}")
 

@@ -11,13 +11,20 @@ from tunesmith.core.errors import Interrupted
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _requested: list[int] = []
+_postponed: list[bool] = []
 
 
 @contextlib.contextmanager
-def watched() -> Iterator[None]:
-    """Note the first signal and leave at once on the second. Inside, loops call `check()`."""
+def watched(*, patient: bool = False) -> Iterator[None]:
+    """Note the first signal and leave at once on the second. Inside, loops call `check()`.
+
+    Args:
+        patient: only note the second too: of many processes one gets the same signal from several sides.
+    """
 
     def note(number: int, frame: FrameType | None) -> None:
+        if patient and _requested:
+            return
         if _requested:
             os._exit(128 + number)  # the second time the user means it; commits are atomic, nothing half-written counts
         _requested.append(number)
@@ -37,15 +44,30 @@ def watched() -> Iterator[None]:
         _requested.clear()
 
 
-def requested() -> bool:
-    """Say whether a signal came."""
-    return bool(_requested)
+@contextlib.contextmanager
+def postponed() -> Iterator[None]:
+    """Let `check()` do nothing, where many processes have to agree first that they stop."""
+    _postponed.append(True)
+    try:
+        yield
+    finally:
+        _postponed.pop()
+
+
+def requested() -> int:
+    """Return the number of the signal that came, or 0."""
+    return _requested[0] if _requested else 0
 
 
 def check() -> None:
     """Raise Interrupted if a signal came."""
-    if _requested:
-        raise Interrupted(
-            f"stopped by {signal.Signals(_requested[0]).name}; everything finished so far is kept",
-            hint="run the same command again to go on",
-        )
+    if _requested and not _postponed:
+        raise stopped(_requested[0])
+
+
+def stopped(number: int) -> Interrupted:
+    """Return the error that a signal ends a run with."""
+    return Interrupted(
+        f"stopped by {signal.Signals(number).name}; everything finished so far is kept",
+        hint="run the same command again to go on",
+    )

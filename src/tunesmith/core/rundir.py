@@ -56,6 +56,10 @@ class RunDir:
         """What the run said, line by line."""
         return self.path / "logs" / "run.log"
 
+    def log_of(self, rank: int) -> Path:
+        """What another process of the run than the first said."""
+        return self.path / "logs" / f"rank-{rank}.log"
+
     @property
     def report(self) -> Path:
         """The report for people."""

@@ -47,7 +47,8 @@ def token_loss(model: Any, batch: Batch) -> TokenLoss:
 
 def _compared(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return loss and correctness [tokens] of logits [tokens, vocabulary]."""
-    nll = functional.cross_entropy(logits.float(), targets, reduction="none")
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    nll = functional.cross_entropy(logits, targets, reduction="none")
     return nll, logits.detach().argmax(-1) == targets
 
 

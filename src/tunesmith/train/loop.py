@@ -1,7 +1,7 @@
 """The training loop: a generator of StepReports. It never logs, saves or stops by itself.
 
-for each step:  rows (seed, step) -> micro-batches -> sum of loss / trained tokens of the step -> backward
-                -> finite? -> clip -> optimizer -> StepReport
+for each step:  rows (seed, step) -> this process's share -> micro-batches -> sum of loss / trained tokens of the step
+                -> backward -> sum over processes -> finite? -> clip -> optimizer -> StepReport
 
 In fp16 small gradients would vanish and large ones overflow. So the loss is multiplied by a power of two before
 backward and the gradients divided by it after (Micikevicius et al. 2018, arXiv:1710.03740). Where they overflow all the
@@ -23,6 +23,7 @@ from tunesmith.data.batches import TokenSet, rows_of_step
 from tunesmith.data.micro_batches import Division
 from tunesmith.model.load import Machine
 from tunesmith.model.out_of_memory import Fitting
+from tunesmith.model.parallel import Group
 from tunesmith.model.token_loss import token_loss
 from tunesmith.recipe.memory import Memory
 from tunesmith.recipe.plan import Steps, learning_rate
@@ -39,7 +40,7 @@ class Setup:
     """What the loop works with.
 
     `loss_scale` is what it begins with; 1 leaves losses as they are. `expected` is the memory that it should need.
-    `plain_path` says what is not computed the fast way, and why.
+    `plain_path` says what is not computed the fast way, and why. `group` are the processes that work together.
     """
 
     recipe: Recipe
@@ -52,6 +53,7 @@ class Setup:
     loss_scale: float = 1.0
     expected: Memory | None = None
     plain_path: Mapping[str, str] = field(default_factory=dict)
+    group: Group = field(default_factory=Group)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,7 @@ def train_steps(setup: Setup, optimizer: torch.optim.Optimizer, *, first_step: i
         NonFinite: loss or gradient is NaN or infinite; the optimizer has not moved.
         Interrupted: a signal came; the step in work is left out.
     """
-    recipe, plan, scale = setup.recipe, setup.plan, setup.loss_scale
+    recipe, plan, scale, group = setup.recipe, setup.plan, setup.loss_scale, setup.group
     for step in range(first_step, plan.total_steps):
         if scale > 1 and step > 0 and step % _STEPS_TO_DOUBLE == 0:
             scale = min(2 * scale, _MOST_LOSS_SCALE)
@@ -82,10 +84,14 @@ def train_steps(setup: Setup, optimizer: torch.optim.Optimizer, *, first_step: i
             total_examples=plan.total_examples,
             seed=recipe.seed,
         )
+        mine, trained = group.share(rows, setup.tokens.lengths), setup.tokens.trained_tokens(rows)
         while True:
-            loss = setup.fitting.run(partial(_accumulate, setup, step, rows, scale), setup.tokens, rows)
+            work = partial(_accumulate, setup, step, mine, trained, scale)
+            (loss,) = group.sum(setup.fitting.run(work, setup.tokens, mine))
+            group.check()
             if not math.isfinite(loss):
                 raise _non_finite("loss", loss, step, rows, setup)
+            group.sum_gradients(setup.model)
             norm = clip_gradients(setup.model, recipe.train.max_gradient_norm, loss_scale=scale)
             if math.isfinite(norm):
                 break
@@ -93,21 +99,23 @@ def train_steps(setup: Setup, optimizer: torch.optim.Optimizer, *, first_step: i
                 raise _non_finite("gradient norm", norm, step, rows, setup)
             scale /= 2
         rate = learning_rate(recipe, plan, step)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+        for weights in optimizer.param_groups:
+            weights["lr"] = rate
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         tokens = int(setup.tokens.lengths[rows].sum())
-        trained = setup.tokens.trained_tokens(rows)
         yield StepReport(step + 1, loss, rate, norm, tokens, trained, loss_scale=scale)
 
 
-def _accumulate(setup: Setup, step: int, rows: list[int], scale: float, division: Division) -> float:
-    """Add up the gradients of a step's loss, which is a mean over all its trained tokens; return the loss."""
-    # All randomness of a step (dropout) follows from (seed, step), so resuming needs no generator's state.
-    torch.manual_seed(_seed_of(setup.recipe.seed, step))
+def _accumulate(setup: Setup, step: int, rows: list[int], trained: int, scale: float, division: Division) -> float:
+    """Add up what some rows give to the gradients and the loss of a step; return their part of the loss.
+
+    Args:
+        trained: the trained tokens of the whole step, over which its loss is a mean.
+    """
+    # All randomness of a step (dropout) follows from these numbers, so resuming needs no generator's state.
+    torch.manual_seed(_seed_of(setup.recipe.seed, step, setup.group.place.rank))
     setup.model.zero_grad(set_to_none=True)  # a pass that ran out of memory may have left some
-    trained = setup.tokens.trained_tokens(rows)
     total = 0.0
     for _, batch in division.batches(setup.tokens, rows, setup.pad_id):
         interrupt.check()
@@ -125,14 +133,17 @@ def measure(setup: Setup, tokens: TokenSet, *, seen: Callable[[int], None] = lam
     Args:
         seen: told after every pass how many rows have been read.
     """
-    rows = range(len(tokens))
-    return setup.fitting.run(partial(_measure, setup, tokens, rows, seen), tokens, rows)
+    mine = setup.group.share(range(len(tokens)), tokens.lengths)
+    found = setup.fitting.run(partial(_measure, setup, tokens, mine, seen), tokens, mine)
+    nll, correct, count = setup.group.sum(*found)
+    return Measured(nll / count, correct / count, int(count))
 
 
 @torch.inference_mode()
 def _measure(
     setup: Setup, tokens: TokenSet, rows: Sequence[int], seen: Callable[[int], None], division: Division
-) -> Measured:
+) -> tuple[float, float, float]:
+    """Return the sum of the losses of some rows' trained tokens, how many are predicted right, and their number."""
     setup.model.eval()
     nll = correct = count = 0.0
     done = 0
@@ -145,11 +156,11 @@ def _measure(
         count += result.nll.numel()
         done += len(group)
         seen(done)
-    return Measured(nll / count, correct / count, int(count))
+    return nll, correct, count
 
 
-def _seed_of(seed: int, step: int) -> int:
-    return (seed * 1_000_003 + step) % 2**63
+def _seed_of(seed: int, step: int, rank: int) -> int:
+    return (seed * 1_000_003 + step + rank * 7_368_787) % 2**63
 
 
 def _non_finite(what: str, value: float, step: int, rows: list[int], setup: Setup) -> NonFinite:

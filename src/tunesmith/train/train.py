@@ -1,16 +1,24 @@
-"""STAGE 2: wires model, tokens and loop; logs, validates, saves, and writes the manifest last."""
+"""STAGE 2: wires model, tokens and loop; logs, validates, saves, and writes the manifest last.
 
+Many processes may train together. Each runs all of this, and the first of them writes.
+"""
+
+import os
 import threading
 import time
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from tunesmith.core import interrupt
 from tunesmith.core.errors import Interrupted, RecipeError
 from tunesmith.core.files import complete_lines, digest_of, json_line, out_of_space_explained, seal_folder, write_text
 from tunesmith.core.progress import Progress, say
+from tunesmith.core.ranks import place
 from tunesmith.core.records import StepReport
 from tunesmith.core.rundir import SPLITS, RunDir
 from tunesmith.data.batches import TokenSet
@@ -22,6 +30,7 @@ from tunesmith.model.fast_path import take_fast_path
 from tunesmith.model.isolation import attention_reach, has_dropout, why_not_apart
 from tunesmith.model.load import Machine, machine_of, most_positions
 from tunesmith.model.out_of_memory import Fitting, give_back_at_once
+from tunesmith.model.parallel import Group, here
 from tunesmith.model.quantized import quantization_of
 from tunesmith.model.row_attention import has_row_attention
 from tunesmith.model.speed import remember_speed
@@ -48,25 +57,48 @@ def train(recipe: Recipe, run: RunDir) -> dict[str, Any]:
         NonFinite: loss or gradient became NaN or infinite.
         Interrupted: a signal came; a checkpoint of the last finished step is kept.
     """
-    stated = inputs(recipe, run)
-    state = latest_state(run, digest_of(stated)) or State(0, digest_of(stated))
+    stated, group = inputs(recipe, run), here()
+    _refuse_other_inputs(stated, group)
+    state = group.by_first(lambda: latest_state(run, digest_of(stated))) or State(0, digest_of(stated))
     base = resolve(recipe.model.base, relative_to=run.origin)
     on = machine_of(recipe)
     forget_peak_memory(on.device)
     codec = codec_of(base, recipe.model.chat_markup)
-    setup = _setup(recipe, run, base, on, codec, state)
+    setup = replace(_setup(recipe, run, base, on, codec, state), group=group)
     optimizer = make_optimizer(setup.model, recipe.train)
     if state.step:
         restore(run, state, setup.model, optimizer)
         say(f"going on from step {state.step} of {setup.plan.total_steps}")
     session = _Session(recipe, run, setup, optimizer, state, codec, _card(recipe, base, stated))
-    session.work()
+    if not group.is_many:
+        session.work()
+        return session.finish(stated)
+    try:
+        with interrupt.postponed():
+            session.work()
+    except Interrupted:
+        group.wait()  # until the checkpoint is whole: who started the processes may end them all when one ends
+        raise
     return session.finish(stated)
+
+
+def _refuse_other_inputs(stated: dict[str, Any], group: Group) -> None:
+    """Raise RecipeError in all processes if one sees other data, another base or other settings, or another version."""
+    seen = group.gather(
+        {**{name: digest_of(value) for name, value in stated.items()}, "tunesmith": version("tunesmith")}
+    )
+    for rank, theirs in enumerate(seen):
+        if differ := sorted(name for name in seen[0].keys() | theirs if seen[0].get(name) != theirs.get(name)):
+            raise RecipeError(
+                f"process {rank} would train with other inputs than the first: {', '.join(differ)}",
+                hint="give all machines the same files and the same tunesmith",
+            )
 
 
 def _setup(recipe: Recipe, run: RunDir, base: ModelFolder, on: Machine, codec: Codec, state: State) -> Setup:
     tokens = TokenSet(run.tokens("train"))
-    room = Room(on.compute.itemsize, on.device.type == "cuda", free_memory_gib(on.device))
+    free = free_memory_gib(on.device) / (1 if on.device.type == "cuda" else place().local_world)
+    room = Room(on.compute.itemsize, on.device.type == "cuda", free)
     # Full fine-tuning keeps fp32 masters and computes in less by autocast; LoRA's base is never updated.
     dtype = torch.float32 if isinstance(recipe.tuning, FullTuning) else on.compute
     started: dict[str, Any] = {"quantization": quantization_of(recipe), "new_tokens": codec.new_ids}
@@ -153,11 +185,14 @@ class _Session:
     def work(self) -> None:
         """Take the steps that are left; log, validate and save when due."""
         plan = self.setup.plan
-        self._forget_after(self.state.step)
+        metrics = Path(os.devnull)
+        if self.setup.group.is_first:
+            metrics = self.run.metrics
+            self._forget_after(self.state.step)
         saved = self.state.step
         with (
-            out_of_space_explained(self.run.metrics),
-            self.run.metrics.open("a", encoding="utf-8") as log,
+            out_of_space_explained(metrics),
+            metrics.open("a", encoding="utf-8") as log,
             machine_use(
                 lambda use: self._log(log, {"kind": "machine", "step": self.state.step, **use}),
                 self.setup.machine.device,
@@ -195,7 +230,11 @@ class _Session:
                 progress.close()
 
     def finish(self, stated: dict[str, Any]) -> dict[str, Any]:
-        """Write the stage's manifest: what was done, and which step was best."""
+        """Write the stage's manifest: what was done, and which step was best; return it."""
+        peak = max(self.setup.group.gather(peak_memory_gib(self.setup.machine.device)))
+        return self.setup.group.by_first(lambda: self._seal(stated, peak))
+
+    def _seal(self, stated: dict[str, Any], peak_gib: float) -> dict[str, Any]:
         best = self.state.best_step or self.state.step
         trained, everything = count_parameters(self.setup.model)
         quantization = quantization_of(self.recipe)
@@ -212,7 +251,7 @@ class _Session:
             "all_parameters": everything,
             "tokens": self.state.tokens,
             "tokens_per_second": round(self.state.tokens / max(self.state.seconds, 1e-9), 1),
-            "peak_memory_gib": round(peak_memory_gib(self.setup.machine.device), 3),
+            "peak_memory_gib": round(peak_gib, 3),
             "expected_memory_gib": round(expected.total, 3) if expected else None,
             "expected_memory": asdict(expected) if expected else None,
             "passes": str(self.setup.fitting.division),
@@ -220,6 +259,7 @@ class _Session:
             "precision": self.setup.machine.precision,
             "quantization": str(quantization) if quantization else None,
             "device": str(self.setup.machine.device),
+            "processes": self.setup.group.place.world,
         }
         if expected:
             say(f"memory: {facts['peak_memory_gib']:.2f} GiB at the peak, {expected.total:.2f} expected beforehand")
@@ -245,6 +285,8 @@ class _Session:
         return improved
 
     def _save(self) -> None:
+        if not self.setup.group.is_first:
+            return
         save_checkpoint(self.run, self.state, self.setup.model, self.optimizer, self.codec, self.card)
         keep = self.recipe.train.keep_checkpoints
         prune(self.run, keep=keep, step=self.state.step, best_step=self.state.best_step)

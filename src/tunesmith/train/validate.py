@@ -85,6 +85,9 @@ class _Asked:
     def means(self, step: int) -> dict[str, float]:
         """Answer the rows and keep the answers; return the mean of each metric that could be computed."""
         lines = self._answers()
+        return self._setup.group.by_first(lambda: self._scored(step, lines))
+
+    def _scored(self, step: int, lines: Sequence[dict[str, Any]]) -> dict[str, float]:
         columns = {name: values for name in self.scorer.names if (values := self._scores(name, lines, step))}
         scored = [{**line, **{name: values[i] for name, values in columns.items()}} for i, line in enumerate(lines)]
         write_text(self._run.valid_answers(step), "".join(map(json_line, scored)))
@@ -93,9 +96,11 @@ class _Asked:
 
     def _answers(self) -> list[dict[str, Any]]:
         """Return the answer to every question, in their order. What memory does not suffice for has failed."""
-        model, everything = self._setup.model, range(len(self._questions.examples))
+        model, group, count = self._setup.model, self._setup.group, len(self._questions.examples)
+        mine = range(count)[group.place.rank :: group.place.world]
         with self._setup.machine.autocast(model.dtype):
-            made = {line["id"]: line for line in answers(model, self._questions, self._task, everything, go_on=True)}
+            found = list(answers(model, self._questions, self._task, mine, go_on=True))
+        made = {line["id"]: line for lines in group.gather(found) for line in lines}
         free_memory()  # training is to find what it had before
         failed = [line["error"] for line in made.values() if line["error"] is not None]
         if failed:

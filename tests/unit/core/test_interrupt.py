@@ -47,6 +47,18 @@ def started(patience: int, stderr: int = subprocess.PIPE) -> Iterator[subprocess
             process.kill()
 
 
+def test_what_many_have_to_agree_upon_is_not_raised_by_one() -> None:
+    with interrupt.watched(patient=True):
+        with interrupt.postponed():
+            for _ in range(2):  # the second would end a process that is alone
+                signal.raise_signal(signal.SIGTERM)
+            interrupt.check()
+            assert interrupt.requested() == signal.SIGTERM
+        with pytest.raises(Interrupted, match="SIGTERM"):
+            interrupt.check()
+    assert not interrupt.requested()
+
+
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_is_a_flag_that_check_raises(number: signal.Signals, capfd: pytest.CaptureFixture[str]) -> None:
     with interrupt.watched():

@@ -1,0 +1,211 @@
+"""The processes that train one model together: the only code that talks to other ranks.
+
+Every process has the whole model and computes the gradients of its share of a step's rows. They are added up once a
+step, when all passes are done, so a process may divide its share as its own memory wants. Every process then takes the
+same step. Only the first writes.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+from torch import distributed
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
+
+from tunesmith.core import interrupt
+from tunesmith.core.errors import TunesmithError
+from tunesmith.core.ranks import Place, place
+from tunesmith.model.adapters import trained_parameters
+from tunesmith.recipe.hardware import cores
+
+T = TypeVar("T")
+# What one process does alone while others wait must be over by then: writing a checkpoint, scoring answers.
+_PATIENCE = timedelta(minutes=30)
+# Gradients are added up in pieces of about so many numbers, which bounds the memory that this takes.
+_NUMBERS_AT_ONCE = 2**24
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The processes of a run. One that is alone adds up, waits for and asks nobody."""
+
+    place: Place = field(default_factory=Place)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that writes."""
+        return self.place.is_first
+
+    @property
+    def is_many(self) -> bool:
+        """Whether there are others."""
+        return self.place.world > 1
+
+    def share(self, rows: Sequence[int], lengths: Any) -> list[int]:
+        """Return the rows that are this process's work: about as many tokens as every other has.
+
+        The longest row goes to who has least so far (Graham 1969, "Bounds on multiprocessing timing anomalies").
+        """
+        if not self.is_many:
+            return list(rows)
+        loads = [0] * self.place.world
+        mine = []
+        for row in sorted(rows, key=lambda row: (-int(lengths[row]), row)):
+            least = loads.index(min(loads))
+            loads[least] += int(lengths[row])
+            if least == self.place.rank:
+                mine.append(row)
+        return mine
+
+    def sum(self, *values: float) -> list[float]:
+        """Return the sum of each value over all processes, in fp64."""
+        if not self.is_many:
+            return list(values)
+        # On the CPU: NCCL would wait for all that the GPU still has to do.
+        found = torch.tensor(values, dtype=torch.float64)
+        with _others_there():
+            distributed.all_reduce(found)
+        return found.tolist()
+
+    def sum_gradients(self, model: Any) -> None:
+        """Add up the gradients of all processes; a weight that no row of any has reached keeps none.
+
+        In fp32 or more, as the masters are; the sums are the same numbers in every process.
+        """
+        if not self.is_many:
+            return
+        weights = [weight for _, weight in trained_parameters(model)]
+        reached = torch.tensor([weight.grad is not None for weight in weights], dtype=torch.uint8)
+        with _others_there():
+            distributed.all_reduce(reached, distributed.ReduceOp.MAX)
+        for piece in _pieces([w for w, there in zip(weights, reached.tolist(), strict=True) if there]):
+            for weight in piece:
+                if weight.grad is None:
+                    weight.grad = torch.zeros_like(weight)
+            flat = torch.cat([weight.grad.flatten() for weight in piece if weight.grad is not None])
+            with _others_there():
+                distributed.all_reduce(flat)
+            for weight, found in zip(piece, torch.split(flat, [weight.numel() for weight in piece]), strict=True):
+                weight.grad = found.view_as(weight)
+
+    def gather(self, value: T) -> list[T]:
+        """Return the value of every process, in the order of their ranks."""
+        if not self.is_many:
+            return [value]
+        found: list[Any] = [None] * self.place.world
+        with _others_there():
+            distributed.all_gather_object(found, value)
+        return found
+
+    def by_first(self, work: Callable[[], T]) -> T:
+        """Let the first process do something, and return in all what it returns, or raise what it raises."""
+        if not self.is_many:
+            return work()
+        told: list[Any] = [None, None]
+        if self.is_first:
+            try:
+                told[0] = work()
+            except Exception as error:
+                told[1] = error
+        with _others_there():
+            distributed.broadcast_object_list(told)
+        if told[1] is not None:
+            raise told[1]
+        result: T = told[0]
+        return result
+
+    def wait(self) -> None:
+        """Wait until all processes are here."""
+        self.gather(None)
+
+    def check(self) -> None:
+        """Raise Interrupted in all processes if a signal came to any."""
+        if signal := max(self.gather(interrupt.requested())):
+            raise interrupt.stopped(signal)
+
+
+def here() -> Group:
+    """Return the group that this process has joined, or that of a process alone."""
+    return Group(place()) if distributed.is_initialized() else Group()
+
+
+class Meeting:
+    """Where processes meet for the stages that all work at: the first says which is next, the others wait for it."""
+
+    def __init__(self, place: Place, store: Any) -> None:
+        self.group = Group(place)
+        self._store, self._count = store, 0
+
+    def say(self, stage: str) -> None:
+        """Tell the others which stage is next; nothing means that there is none."""
+        self._store.set(f"stage-{self._count}", stage)
+        self._count += 1
+
+    def next(self) -> str:
+        """Return what the first process says next; that may take as long as what it does alone.
+
+        Raises:
+            TunesmithError: the first process is gone.
+        """
+        key = f"stage-{self._count}"
+        self._count += 1
+        while True:
+            with contextlib.suppress(distributed.DistStoreError), _others_there():
+                self._store.wait([key], _PATIENCE)
+                return bytes(self._store.get(key)).decode()
+
+
+@contextlib.contextmanager
+def meeting(place: Place) -> Iterator[Meeting]:
+    """Meet the other processes of a run.
+
+    Raises:
+        TunesmithError: they do not come, or one leaves.
+    """
+    gpu = torch.cuda.is_available()
+    if gpu:
+        torch.cuda.set_device(place.local_rank)
+    elif torch.get_num_threads() == 1:  # torchrun says so for every process unless the user says something else
+        torch.set_num_threads(max(1, cores() // place.local_world))
+    with _others_there():
+        store, _, _ = next(rendezvous("env://", timeout=_PATIENCE))
+        distributed.init_process_group(
+            "cpu:gloo,cuda:nccl" if gpu else "gloo", store=PrefixStore("group", store), timeout=_PATIENCE,
+            rank=place.rank, world_size=place.world,
+        )  # fmt: skip
+    try:
+        yield Meeting(place, PrefixStore("meeting", store))
+    finally:
+        distributed.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _others_there() -> Iterator[None]:
+    """Say in our words that another process is gone, which shows as a connection that ends or as silence."""
+    try:
+        yield
+    except distributed.DistStoreError:
+        raise
+    except RuntimeError as error:
+        raise TunesmithError(
+            f"another process of this run is gone or hangs: {(str(error).splitlines() or [''])[0][:160]}",
+            where=f"rank {place().rank} of {place().world}",
+            hint="what went wrong is told by the process that ended first; run the same command again to go on",
+        ) from error
+
+
+def _pieces(weights: Sequence[torch.nn.Parameter]) -> Iterator[list[torch.nn.Parameter]]:
+    """Yield weights of one dtype in pieces of about so many numbers as are added up at once."""
+    piece: list[torch.nn.Parameter] = []
+    for weight in weights:
+        full = sum(one.numel() for one in piece) + weight.numel() > _NUMBERS_AT_ONCE
+        if piece and (full or weight.dtype != piece[0].dtype):
+            yield piece
+            piece = []
+        piece.append(weight)
+    if piece:
+        yield piece

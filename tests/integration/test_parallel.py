@@ -1,0 +1,210 @@
+"""Many processes train as one does: the same steps, one writer, one end."""
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests.contract.sources import ROOT
+from tests.integration.test_killed import steps_done, wait_until
+from tests.tiny import recipe, save_model
+from tests.together import trained
+from tests.unit.train.conftest import random_rows
+
+from tunesmith import run_recipe
+from tunesmith.core.files import complete_lines, read_json
+from tunesmith.core.rundir import RunDir
+from tunesmith.data.batches import write_tokens
+from tunesmith.fetch.reference import resolve
+from tunesmith.model.parallel import Group
+
+pytestmark = pytest.mark.slow
+ROWS = 24
+CASES: list[dict[str, Any]] = [
+    {"tuning": tuning, "precision": precision, "micro_batch": size}
+    for tuning, precision, size in itertools.product(("lora", "full"), ("fp64", "fp32"), (8, 2, 1))
+]
+BAD = {"tuning": "lora", "precision": "fp32", "micro_batch": 4, "bad": 1}
+
+
+def together(count: int, *command: str) -> subprocess.Popen[bytes]:
+    """Start processes with torchrun."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "src")))}
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+    return subprocess.Popen([*torchrun, *command], stderr=subprocess.PIPE, env=environment)
+
+
+def done(process: subprocess.Popen[bytes], seconds: float = 240) -> str:
+    """Wait for processes to end well; return what they said."""
+    _, said = process.communicate(timeout=seconds)
+    assert process.returncode == 0, said.decode()
+    return said.decode()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """Tiny products gain nothing from a second thread, and lose much beside other processes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("rows") / "tokens.safetensors"
+    write_tokens(path, random_rows(ROWS, 1))
+    return path
+
+
+# --- one trajectory ---
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that computes in fp64 where it is asked to: others take their norms in fp32 all the same."""
+    return save_model(tmp_path_factory.mktemp("models") / "gpt2", "gpt2")
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_many_processes_take_the_steps_of_one(world: int, gpt2: Path, rows: Path, tmp_path: Path) -> None:
+    cases = json.dumps([*CASES, BAD])
+    done(together(world, str(ROOT / "tests" / "together.py"), str(gpt2), str(rows), str(tmp_path), cases))
+    for number, case in enumerate(CASES):
+        facts, weights = trained(gpt2, rows, case, Group())
+        exact = case["precision"] == "fp64"
+        rel = 1e-9 if exact else 2e-5
+        found = [json.loads((tmp_path / f"{number}-{rank}.json").read_text()) for rank in range(world)]
+        assert all(one == found[0] for one in found), "all processes report the same numbers"
+        for one, many in zip(facts, found[0], strict=True):
+            assert many == pytest.approx(one, rel=rel)
+        ended = [load_file(tmp_path / f"{number}-{rank}.safetensors") for rank in range(world)]
+        for name in weights:
+            assert all(torch.equal(one[name], ended[0][name]) for one in ended)
+        off = torch.cat([(ended[0][name] - weight).flatten() for name, weight in weights.items()])
+        size = torch.cat([weight.flatten() for weight in weights.values()]).norm()
+        assert float(off.norm() / size) < (1e-9 if exact else 1e-3)
+        if len(differing := off[off != 0].sign()) > 100:  # rounding goes both ways
+            assert abs(float(differing.mean())) < 5 / len(differing) ** 0.5 + 0.1
+    stopped = [json.loads((tmp_path / f"{len(CASES)}-{rank}.json").read_text()) for rank in range(world)]
+    assert all(one == stopped[0] for one in stopped)
+    assert "the loss became nan; the weights were not updated with it" in stopped[0][0]
+
+
+# --- runs ---
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("recipe")
+    model = save_model(folder / "model", "llama")
+    return recipe(
+        folder,
+        model,
+        train={
+            "learning_rate": 0.01, "epochs": 20, "max_steps": 60, "examples_per_step": 8, "save_every_steps": 5,
+            "valid_every_steps": 20, "valid_metrics": ["chrf"], "valid_rows": 5, "choose_by": "chrf",
+        },
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def alone(file: Path) -> RunDir:
+    return run_recipe(file, out=file.parent / "alone")
+
+
+def steps(run: RunDir) -> list[list[float]]:
+    lines = [line for line in complete_lines(run.metrics) if line["kind"] == "step"]
+    return [[line["step"], line["loss"], line["learning_rate"], line["tokens"]] for line in lines]
+
+
+def weights(run: RunDir) -> torch.Tensor:
+    found = load_file(resolve(f"run:{run.path}").path / "adapter_model.safetensors")
+    return torch.cat([found[name].flatten() for name in sorted(found)])
+
+
+def same(run: RunDir, alone: RunDir) -> bool:
+    """Say whether a run took the steps of another and ended with its weights, up to rounding."""
+    assert steps(run) == [pytest.approx(one, rel=1e-4) for one in steps(alone)]
+    return bool(torch.allclose(weights(run), weights(alone), atol=2e-3))
+
+
+def test_a_run_of_two_goes_to_its_verdict(file: Path, alone: RunDir, tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    said = done(together(2, "-m", "tunesmith", "run", str(file), "--out", str(run)))
+    assert same(run, alone)
+    assert said.count("train: starts") == 1
+    assert said.count("step 20: validation loss") == 1
+    assert "step 20: validation loss" in run.log_of(1).read_text()
+    manifest = run.manifest("train")
+    assert manifest is not None
+    assert manifest["processes"] == 2
+    assert read_json(run.verdict)["verdict"] == read_json(alone.verdict)["verdict"]
+    answered = [[json.loads(line)["id"] for line in one.valid_answers(60).open()] for one in (run, alone)]
+    assert answered[0] == answered[1], "every row is answered once, in the order of the rows"
+    assert len(answered[0]) == 5
+
+
+def test_a_signal_to_all_saves_once_and_one_process_goes_on(file: Path, alone: RunDir, tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    process = together(2, "-m", "tunesmith", "train", str(file), "--out", str(run))
+    assert wait_until(process, lambda: steps_done(run) >= 7)
+    process.send_signal(signal.SIGTERM)  # torchrun passes it on, and kills who has not ended within half a minute
+    _, said = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "stopped by SIGTERM; everything finished so far is kept" in said.decode()
+    saved = max(int(path.name[5:]) for path in run.checkpoints.glob("step-*"))
+    assert saved == steps_done(run) < 60
+    run_recipe(file, out=run.path)
+    assert same(run, alone)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_is_killed_ends_all_and_they_go_on(rank: int, file: Path, alone: RunDir, tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    command = ["-m", "tunesmith", "train", str(file), "--out", str(run)]
+    process = together(2, *command)
+    assert wait_until(process, lambda: steps_done(run) >= 7)
+    workers = dict(ranks_of(process))
+    workers[rank].kill()
+    began = time.monotonic()
+    process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert time.monotonic() - began < 45
+    _, left = psutil.wait_procs(list(workers.values()), timeout=5)
+    assert left == []
+    assert done(together(2, *command)).count("going on from step") == 1
+    assert same(run, alone)
+
+
+def ranks_of(process: subprocess.Popen[bytes]) -> Iterator[tuple[int, psutil.Process]]:
+    for child in psutil.Process(process.pid).children(recursive=True):
+        if (rank := child.environ().get("RANK")) is not None:
+            yield int(rank), child
+
+
+def test_processes_with_other_settings_are_refused(file: Path, tmp_path: Path) -> None:
+    script = tmp_path / "differs.py"
+    script.write_text(
+        "import os, sys\n"
+        "from tunesmith.cli import main\n"
+        "if os.environ['RANK'] == '1':\n"
+        "    sys.argv.insert(3, 'train.weight_decay=0.5')\n"
+        "main()\n",
+        encoding="utf-8",
+    )
+    out = tmp_path / "run"
+    process = together(2, str(script), "train", str(file), "--out", str(out))
+    _, said = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "holds a run with other settings (train.weight_decay)" in said.decode()

@@ -1,0 +1,69 @@
+"""What a process does in the tests of many that train together: started by torchrun, or called where there is one.
+
+torchrun --nproc-per-node 2 tests/together.py MODEL ROWS OUT CASES
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from tests.unit.train.conftest import FULL, LORA, recipe_of
+from tunesmith.core.errors import NonFinite
+from tunesmith.core.ranks import place
+from tunesmith.data.batches import TokenSet
+from tunesmith.data.micro_batches import Division
+from tunesmith.fetch.reference import ModelFolder
+from tunesmith.model.adapters import make_trainable, trained_parameters
+from tunesmith.model.load import Machine, load_base
+from tunesmith.model.out_of_memory import Fitting
+from tunesmith.model.parallel import Group, meeting
+from tunesmith.recipe.plan import steps_of
+from tunesmith.train.loop import Setup, measure, train_steps
+from tunesmith.train.optim import make_optimizer
+
+TUNINGS: dict[str, dict[str, Any]] = {"lora": {**LORA, "dropout": 0.0}, "full": FULL}
+PRECISIONS = {"fp32": torch.float32, "fp64": torch.float64}
+
+
+def trained(model: Path, rows: Path, case: dict[str, Any], group: Group) -> tuple[list[Any], dict[str, torch.Tensor]]:
+    """Train a tiny model; return what every step reported, then what a validation found, and the weights.
+
+    Args:
+        case: tuning, precision, micro_batch; `bad` is the rank whose first loss is to be NaN.
+    """
+    recipe = recipe_of(model, TUNINGS[case["tuning"]], examples_per_step=8, epochs=2)
+    on = Machine(torch.device("cpu"), PRECISIONS[case["precision"]])
+    made = make_trainable(load_base(ModelFolder("x", model), on, dtype=on.compute), recipe.tuning, seed=0)
+    made.to(on.compute)  # the masters of adapters too, which are fp32 otherwise
+    tokens, fitting = TokenSet(rows), Fitting(Division(256, case["micro_batch"]))
+    setup = Setup(recipe, steps_of(recipe, len(tokens)), on, made, tokens, 2, fitting, group=group)
+    if case.get("bad") == group.place.rank:
+        made.get_input_embeddings().weight.data[:] = float("nan")
+    try:
+        reports = list(train_steps(setup, make_optimizer(made, recipe.train), first_step=0))
+    except NonFinite as error:
+        return [str(error)], {}
+    facts = [[one.loss, one.gradient_norm, one.tokens, one.trained_tokens] for one in reports]
+    found = measure(setup, tokens)
+    weights = {name: weight.detach().clone() for name, weight in trained_parameters(made)}
+    return [*facts, [found.loss, found.token_accuracy, found.tokens]], weights
+
+
+def main() -> None:
+    """Train every case, and let every process leave what it found."""
+    model, rows, out = map(Path, sys.argv[1:4])
+    with meeting(place()) as others:
+        for number, case in enumerate(json.loads(sys.argv[4])):
+            facts, weights = trained(model, rows, case, others.group)
+            name = f"{number}-{others.group.place.rank}"
+            (out / f"{name}.json").write_text(json.dumps(facts))
+            save_file(weights, out / f"{name}.safetensors")
+        others.group.wait()
+
+
+if __name__ == "__main__":
+    main()
