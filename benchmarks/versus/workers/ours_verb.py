@@ -1,5 +1,7 @@
 """A verb of tunesmith: the command itself, in this process, so that its memory can be asked."""
 
+import os
+import resource
 import sys
 from typing import Any
 
@@ -16,8 +18,14 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
     except SystemExit as end:
         if end.code not in (0, None, *job.get("good_exits", [])):
             raise RuntimeError(f"tunesmith {job['arguments'][0]} ended with exit code {end.code}") from end
-        return {"exit": end.code or 0}
-    return {"exit": 0}
+        return {"exit": end.code or 0, **_helpers()}
+    return {"exit": 0, **_helpers()}
+
+
+def _helpers() -> dict[str, Any]:
+    """Return how many processes helped, and the memory of the largest: one for each core, where there were any."""
+    largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+    return {"helpers": len(os.sched_getaffinity(0)) if largest else 0, "helper_rss_gib": round(largest, 3)}
 
 
 if __name__ == "__main__":
