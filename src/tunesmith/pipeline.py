@@ -59,7 +59,7 @@ class Stage:
 STAGES = (
     Stage("prepare", "tunesmith.data.prepare", "tunesmith.data.inputs"),
     Stage("train", "tunesmith.train.train", "tunesmith.train.inputs", by_all=True),
-    Stage("evaluate", "tunesmith.evaluate.evaluate", "tunesmith.evaluate.inputs"),
+    Stage("evaluate", "tunesmith.evaluate.evaluate", "tunesmith.evaluate.inputs", by_all=True),
     Stage("promote", "tunesmith.deliver.promote", "tunesmith.deliver.promote"),
 )
 

@@ -22,7 +22,7 @@ from tests.together import trained
 from tests.unit.train.conftest import random_rows
 
 from tunesmith import run_recipe
-from tunesmith.core.files import complete_lines, read_json
+from tunesmith.core.files import complete_lines, read_json, read_jsonl
 from tunesmith.core.rundir import RunDir
 from tunesmith.data.batches import write_tokens
 from tunesmith.fetch.reference import resolve
@@ -150,6 +150,14 @@ def test_a_run_of_two_goes_to_its_verdict(file: Path, alone: RunDir, tmp_path: P
     assert manifest is not None
     assert manifest["processes"] == 2
     assert read_json(run.verdict)["verdict"] == read_json(alone.verdict)["verdict"]
+    for name in ("base", "tuned"):
+        made = [read_jsonl(one.subject(name) / "generations.jsonl") for one in (run, alone)]
+        many, one = ({line["id"]: line["prediction"] for line in lines} for lines in made)
+        assert many.keys() == one.keys()
+        assert sum(many[i] == one[i] for i in one) >= len(one) - 1, "rounding may turn a tie of two tokens"
+        assert sorted(path.name for path in run.subject(name).iterdir()) == sorted(
+            path.name for path in alone.subject(name).iterdir()
+        )
     answered = [[json.loads(line)["id"] for line in one.valid_answers(60).open()] for one in (run, alone)]
     assert answered[0] == answered[1], "every row is answered once, in the order of the rows"
     assert len(answered[0]) == 5

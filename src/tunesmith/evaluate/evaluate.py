@@ -17,6 +17,7 @@ from tunesmith.evaluate.subject import answer_all, health, likelihoods
 from tunesmith.fetch.reference import ModelFolder, resolve
 from tunesmith.model.adapters import open_model
 from tunesmith.model.load import machine_of
+from tunesmith.model.parallel import here
 from tunesmith.model.quantized import quantization_of
 from tunesmith.recipe.schema import Recipe
 from tunesmith.scoring.metrics import LIKELIHOOD
@@ -30,9 +31,13 @@ _SAMPLES = 20
 
 
 def evaluate(recipe: Recipe, run: RunDir) -> dict[str, Any]:
-    """Compare base and tuned on the test rows; return the manifest. `verdict.json` holds the result."""
+    """Compare base and tuned on the test rows; return the manifest. `verdict.json` holds the result.
+
+    Many processes share the rows; the first scores what all answered, and only it writes and has a manifest.
+    """
     began = time.monotonic()
-    stated = inputs(recipe, run)
+    stated, group = inputs(recipe, run), here()
+    group.refuse_unlike(stated)
     models = {
         "base": resolve(recipe.model.base, relative_to=run.origin),
         "tuned": resolve(f"run:{run.path.resolve()}", relative_to=run.origin),
@@ -42,11 +47,13 @@ def evaluate(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     scorer = Scorer([m for m in recipe.evaluate.metrics if m not in LIKELIHOOD], recipe, run, stage="evaluate")
     examples, places = rows_of(run, "test", recipe.evaluate.rows, recipe.seed)
     questions = questions_of(examples if scorer.names else examples[:_SAMPLES], recipe, task, codec)
+    # Both before any is scored: others would wait for the first, which scores alone.
+    found = {name: _subject(name, model, recipe, run, task, codec, questions, places) for name, model in models.items()}
+    if not group.is_first:
+        return {}
     scores, healths = {}, {}
-    for name, model in models.items():
-        interrupt.check()
-        answered, measured = _subject(name, model, recipe, run, task, codec, questions, places)
-        lines: list[dict[str, Any]] = [{"id": e.id, **found} for e, found in zip(examples, measured, strict=True)]
+    for name, (answered, measured) in found.items():
+        lines: list[dict[str, Any]] = [{"id": e.id, **one} for e, one in zip(examples, measured, strict=True)]
         for metric in scorer.names:
             for line, value in zip(lines, scorer.score(metric, answered), strict=True):
                 line[metric] = value
@@ -87,6 +94,7 @@ def _subject(
     places: Sequence[int],
 ) -> tuple[list[dict[str, Any]], list[dict[str, float]]]:
     """Return what one model answers, and the likelihoods of the rows at `places`: empty where no metric needs them."""
+    interrupt.check()
     on = machine_of(recipe)
     started: dict[str, Any] = {}
     if name == "base":  # as training started from it: with adapters of its own folded in, kept and marked up alike

@@ -10,13 +10,21 @@ import torch
 from tunesmith.answering.answers import answers
 from tunesmith.answering.questions import Questions
 from tunesmith.core import interrupt
-from tunesmith.core.files import complete_lines, json_line, out_of_space_explained, read_json, write_json
+from tunesmith.core.files import (
+    complete_lines,
+    json_line,
+    out_of_space_explained,
+    read_json,
+    write_json,
+    write_jsonl,
+)
 from tunesmith.core.progress import Progress
 from tunesmith.data.batches import TokenSet
 from tunesmith.data.micro_batches import Division
 from tunesmith.model.isolation import attention_reach, why_not_apart
 from tunesmith.model.load import Machine
 from tunesmith.model.out_of_memory import Fitting
+from tunesmith.model.parallel import here
 from tunesmith.model.row_attention import has_row_attention
 from tunesmith.model.token_loss import token_loss
 from tunesmith.tasks.base import Task
@@ -33,26 +41,54 @@ def answer_all(
         folder: where `generations.jsonl` grows, line by line.
         key: digest of model and questions; lines written under another key are not used.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    path, key_path = folder / "generations.jsonl", folder / "key.json"
-    if not key_path.exists() or read_json(key_path) != key:
-        path.unlink(missing_ok=True)
-        write_json(key_path, key)
-    lines = {line["id"]: line for line in complete_lines(path)}
+    group = here()
+    known = group.by_first(partial(_kept, folder, key))
+    lines = {line["id"]: line for line in known}
     todo = [i for i, e in enumerate(questions.examples) if e.id not in lines]
-    progress = Progress(f"answers of {name}", total=len(questions.examples), unit="rows", start=len(lines))
+    mine = group.share(todo, [len(prompt) for prompt in questions.prompts])
+    progress = Progress(f"answers of {name}", total=len(known) + len(mine), unit="rows", start=len(known))
+    path, made = _file(folder, group.place.rank), []
     with out_of_space_explained(path), path.open("a", encoding="utf-8") as log:
-        for line in answers(model, questions, task, todo):
-            lines[line["id"]] = line
+        for line in answers(model, questions, task, mine):
+            made.append(line)
             log.write(json_line(line))
             log.flush()
-            progress.update(len(lines))
+            progress.update(len(known) + len(made))
     progress.close()
-    return [lines[e.id] for e in questions.examples]
+    lines |= {line["id"]: line for some in group.gather(made) for line in some}
+    found = [lines[e.id] for e in questions.examples]
+    group.by_first(partial(_put_together, folder, found))
+    return found
+
+
+def _file(folder: Path, rank: int) -> Path:
+    """Return where a process keeps its answers."""
+    return folder / (f"generations-{rank}.jsonl" if rank else "generations.jsonl")
+
+
+def _kept(folder: Path, key: str) -> list[dict[str, Any]]:
+    """Return the answers that are there, of however many processes; remove those that were given under another key."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths, key_path = sorted(folder.glob("generations*.jsonl")), folder / "key.json"
+    if key_path.exists() and read_json(key_path) == key:
+        return [line for path in paths for line in complete_lines(path)]
+    for path in paths:
+        path.unlink()
+    write_json(key_path, key)
+    return []
+
+
+def _put_together(folder: Path, found: Sequence[dict[str, Any]]) -> None:
+    """Keep in one file what other processes than the first have left in theirs."""
+    if theirs := list(folder.glob("generations-*.jsonl")):
+        write_jsonl(_file(folder, 0), found)
+        for path in theirs:
+            path.unlink()
 
 
 def likelihoods(model: Any, tokens: TokenSet, rows: Sequence[int], on: Machine, pad_id: int) -> list[dict[str, float]]:
     """Return {log_likelihood, tokens, correct} of each row: nats summed over its trained tokens."""
+    group = here()
     model.eval()
     apart = why_not_apart(model, tokens, pad_id, on) is None
     division = Division(
@@ -61,13 +97,16 @@ def likelihoods(model: Any, tokens: TokenSet, rows: Sequence[int], on: Machine, 
         by_row=has_row_attention(model),
         reach=attention_reach(model),
     )
-    return Fitting(division).run(partial(_likelihoods, model, tokens, rows, on, pad_id), tokens, rows)
+    mine = group.share(rows, tokens.lengths)
+    found = Fitting(division).run(partial(_likelihoods, model, tokens, mine, on, pad_id), tokens, mine)
+    by_row = {row: one for some in group.gather(found) for row, one in some.items()}
+    return [by_row[row] for row in rows]
 
 
 @torch.inference_mode()
 def _likelihoods(
     model: Any, tokens: TokenSet, rows: Sequence[int], on: Machine, pad_id: int, division: Division
-) -> list[dict[str, float]]:
+) -> dict[int, dict[str, float]]:
     found: dict[int, dict[str, float]] = {}
     for group, batch in division.batches(tokens, rows, pad_id):
         interrupt.check()
@@ -79,7 +118,7 @@ def _likelihoods(
                 "tokens": float(mine.sum()),
                 "correct": float(result.correct[mine].sum()),
             }
-    return [found[row] for row in rows]
+    return found
 
 
 def health(generations: Sequence[dict[str, Any]]) -> dict[str, int]:

@@ -9,6 +9,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from importlib.metadata import version
 from typing import Any, TypeVar
 
 import torch
@@ -17,7 +18,8 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from tunesmith.core import interrupt
-from tunesmith.core.errors import TunesmithError
+from tunesmith.core.errors import RecipeError, TunesmithError
+from tunesmith.core.files import digest_of
 from tunesmith.core.ranks import Place, place
 from tunesmith.model.adapters import trained_parameters
 from tunesmith.recipe.hardware import cores
@@ -100,6 +102,19 @@ class Group:
         with _others_there():
             distributed.all_gather_object(found, value)
         return found
+
+    def refuse_unlike(self, stated: dict[str, Any]) -> None:
+        """Raise RecipeError in all processes if one has other inputs, or another version of tunesmith."""
+        if not self.is_many:
+            return
+        mine = {"tunesmith": version("tunesmith"), **{name: digest_of(value) for name, value in stated.items()}}
+        seen = self.gather(mine)
+        for rank, theirs in enumerate(seen):
+            if differ := sorted(name for name in seen[0].keys() | theirs if seen[0].get(name) != theirs.get(name)):
+                raise RecipeError(
+                    f"process {rank} has other inputs than the first: {', '.join(differ)}",
+                    hint="give all machines the same files and the same tunesmith",
+                )
 
     def by_first(self, work: Callable[[], T]) -> T:
         """Let the first process do something, and return in all what it returns, or raise what it raises."""

@@ -8,7 +8,6 @@ import threading
 import time
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ from tunesmith.model.fast_path import take_fast_path
 from tunesmith.model.isolation import attention_reach, has_dropout, why_not_apart
 from tunesmith.model.load import Machine, machine_of, most_positions
 from tunesmith.model.out_of_memory import Fitting, give_back_at_once
-from tunesmith.model.parallel import Group, here
+from tunesmith.model.parallel import here
 from tunesmith.model.quantized import quantization_of
 from tunesmith.model.row_attention import has_row_attention
 from tunesmith.model.speed import remember_speed
@@ -58,7 +57,7 @@ def train(recipe: Recipe, run: RunDir) -> dict[str, Any]:
         Interrupted: a signal came; a checkpoint of the last finished step is kept.
     """
     stated, group = inputs(recipe, run), here()
-    _refuse_other_inputs(stated, group)
+    group.refuse_unlike(stated)
     state = group.by_first(lambda: latest_state(run, digest_of(stated))) or State(0, digest_of(stated))
     base = resolve(recipe.model.base, relative_to=run.origin)
     on = machine_of(recipe)
@@ -80,19 +79,6 @@ def train(recipe: Recipe, run: RunDir) -> dict[str, Any]:
         group.wait()  # until the checkpoint is whole: who started the processes may end them all when one ends
         raise
     return session.finish(stated)
-
-
-def _refuse_other_inputs(stated: dict[str, Any], group: Group) -> None:
-    """Raise RecipeError in all processes if one sees other data, another base or other settings, or another version."""
-    seen = group.gather(
-        {**{name: digest_of(value) for name, value in stated.items()}, "tunesmith": version("tunesmith")}
-    )
-    for rank, theirs in enumerate(seen):
-        if differ := sorted(name for name in seen[0].keys() | theirs if seen[0].get(name) != theirs.get(name)):
-            raise RecipeError(
-                f"process {rank} would train with other inputs than the first: {', '.join(differ)}",
-                hint="give all machines the same files and the same tunesmith",
-            )
 
 
 def _setup(recipe: Recipe, run: RunDir, base: ModelFolder, on: Machine, codec: Codec, state: State) -> Setup:

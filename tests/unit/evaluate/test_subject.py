@@ -93,6 +93,25 @@ def test_after_a_kill_only_the_rest_is_answered(
     assert len(log.read_bytes().split(b"\n")) == COUNT + 1
 
 
+def test_what_other_processes_have_left_counts_and_ends_in_one_file(
+    ask: Ask, generated: list[Any], tmp_path: Path
+) -> None:
+    whole = ask()
+    log = tmp_path / "base" / "generations.jsonl"
+    lines = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(b"".join(lines[:3]))
+    (tmp_path / "base" / "generations-1.jsonl").write_bytes(b"".join(lines[3:5]))
+    (tmp_path / "base" / "generations-2.jsonl").write_bytes(lines[5] + b'{"id": "id-')
+    generated.clear()
+    assert ask() == whole
+    assert len(generated) == COUNT - 6
+    assert sorted(path.name for path in log.parent.iterdir()) == ["generations.jsonl", "key.json"]
+    assert ask() == whole
+    (tmp_path / "base" / "generations-1.jsonl").write_bytes(b"".join(lines[3:5]))
+    ask(key="another")
+    assert len(generated) == 2 * COUNT - 6
+
+
 def test_a_signal_keeps_what_was_answered(
     ask: Ask, model: Any, generated: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

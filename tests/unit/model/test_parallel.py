@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tunesmith.core.errors import RecipeError
 from tunesmith.core.ranks import Place
 from tunesmith.model.parallel import Group, _pieces
 
@@ -48,3 +49,13 @@ def test_pieces_hold_one_dtype_and_are_bounded(monkeypatch: pytest.MonkeyPatch) 
     weights = [torch.nn.Parameter(torch.zeros(size, dtype=dtype)) for size, dtype in sizes]
     assert [[one.numel() for one in piece] for piece in _pieces(weights)] == [[4, 6], [1], [2], [30]]
     assert list(_pieces([])) == []
+
+
+def test_processes_that_see_other_data_are_refused() -> None:
+    class Two(Group):
+        def gather(self, value: Any) -> list[Any]:
+            return [value, {**value, "prepare": "0", "tunesmith": "0"}]
+
+    Group().refuse_unlike({"prepare": "a", "seed": 0})
+    with pytest.raises(RecipeError, match="process 1 has other inputs than the first: prepare, tunesmith"):
+        Two(Place(0, 2)).refuse_unlike({"prepare": "a", "seed": 0})

@@ -21,7 +21,6 @@ from tunesmith.core.files import check_folder, read_json, write_json
 from tunesmith.core.rundir import RunDir
 from tunesmith.data.batches import write_tokens
 from tunesmith.fetch.reference import CARD
-from tunesmith.model.parallel import Group
 from tunesmith.train import checkpoint, loop, validate
 from tunesmith.train import train as stage
 from tunesmith.train.checkpoint import State, latest_state, prune
@@ -522,13 +521,3 @@ def test_the_speed_of_a_run_is_remembered(start: Start, base: Path) -> None:
     assert remembered_speed(digest, "lora") is None
     _place(digest, "lora").write_text("{")
     assert remembered_speed(digest, "lora") is None
-
-
-def test_processes_that_see_other_data_are_refused() -> None:
-    class Two(Group):
-        def gather(self, value: Any) -> list[Any]:
-            return [value, {**value, "prepare": "0", "tunesmith": "0"}]
-
-    stage._refuse_other_inputs({"prepare": "a", "seed": 0}, Group())
-    with pytest.raises(RecipeError, match="process 1 would train with other inputs than the first: prepare, tunesmith"):
-        stage._refuse_other_inputs({"prepare": "a", "seed": 0}, Two())
