@@ -89,9 +89,10 @@ def run_recipe(
 
     with meeting(here) as others:
         if here.is_first:
-            with ExitStack() as left:
-                left.callback(others.say, "")
+            try:
                 run = _run(recipe, overrides, out, until, others)
+            finally:
+                others.say("")
         else:
             run = _work_along(recipe, overrides, out, others)
         others.group.wait()  # the first holds what they meet by

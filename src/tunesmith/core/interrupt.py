@@ -23,9 +23,9 @@ def watched(*, patient: bool = False) -> Iterator[None]:
     """
 
     def note(number: int, frame: FrameType | None) -> None:
-        if patient and _requested:
-            return
         if _requested:
+            if patient:
+                return
             os._exit(128 + number)  # the second time the user means it; commits are atomic, nothing half-written counts
         _requested.append(number)
         # Past `sys.stderr`, which may be in the middle of a line; Ctrl-C may also have ended who reads it (`| tee`).

@@ -6,7 +6,7 @@ Many processes may train together. Each runs all of this, and the first of them 
 import os
 import threading
 import time
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from tunesmith.core import interrupt
 from tunesmith.core.errors import Interrupted, RecipeError
 from tunesmith.core.files import complete_lines, digest_of, json_line, out_of_space_explained, seal_folder, write_text
 from tunesmith.core.progress import Progress, say
-from tunesmith.core.ranks import place
 from tunesmith.core.records import StepReport
 from tunesmith.core.rundir import SPLITS, RunDir
 from tunesmith.data.batches import TokenSet
@@ -63,17 +62,14 @@ def train(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     on = machine_of(recipe)
     forget_peak_memory(on.device)
     codec = codec_of(base, recipe.model.chat_markup)
-    setup = replace(_setup(recipe, run, base, on, codec, state), group=group)
+    setup = _setup(recipe, run, base, on, codec, state)
     optimizer = make_optimizer(setup.model, recipe.train)
     if state.step:
         restore(run, state, setup.model, optimizer)
         say(f"going on from step {state.step} of {setup.plan.total_steps}")
     session = _Session(recipe, run, setup, optimizer, state, codec, _card(recipe, base, stated))
-    if not group.is_many:
-        session.work()
-        return session.finish(stated)
     try:
-        with interrupt.postponed():
+        with interrupt.postponed() if group.is_many else nullcontext():
             session.work()
     except Interrupted:
         group.wait()  # until the checkpoint is whole: who started the processes may end them all when one ends
@@ -82,9 +78,9 @@ def train(recipe: Recipe, run: RunDir) -> dict[str, Any]:
 
 
 def _setup(recipe: Recipe, run: RunDir, base: ModelFolder, on: Machine, codec: Codec, state: State) -> Setup:
-    tokens = TokenSet(run.tokens("train"))
-    free = free_memory_gib(on.device) / (1 if on.device.type == "cuda" else place().local_world)
-    room = Room(on.compute.itemsize, on.device.type == "cuda", free)
+    tokens, group, on_gpu = TokenSet(run.tokens("train")), here(), on.device.type == "cuda"
+    sharing = 1 if on_gpu else group.place.local_world
+    room = Room(on.compute.itemsize, on_gpu, free_memory_gib(on.device) / sharing)
     # Full fine-tuning keeps fp32 masters and computes in less by autocast; LoRA's base is never updated.
     dtype = torch.float32 if isinstance(recipe.tuning, FullTuning) else on.compute
     started: dict[str, Any] = {"quantization": quantization_of(recipe), "new_tokens": codec.new_ids}
@@ -102,7 +98,8 @@ def _setup(recipe: Recipe, run: RunDir, base: ModelFolder, on: Machine, codec: C
     division = _division(recipe, model, tokens, codec.pad_id, room, on)
     division, expected = _fitted(recipe, division, tokens, base, room, len(codec.new_ids))
     scale = state.loss_scale or (FIRST_LOSS_SCALE if on.compute == torch.float16 else 1.0)
-    return Setup(recipe, plan, on, model, tokens, codec.pad_id, Fitting(division), scale, expected, plain_path)
+    fitting = Fitting(division)
+    return Setup(recipe, plan, on, model, tokens, codec.pad_id, fitting, scale, expected, plain_path, group)
 
 
 def _division(recipe: Recipe, model: Any, tokens: TokenSet, pad_id: int, room: Room, on: Machine) -> Division:

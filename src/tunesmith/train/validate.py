@@ -96,8 +96,8 @@ class _Asked:
 
     def _answers(self) -> list[dict[str, Any]]:
         """Return the answer to every question, in their order. What memory does not suffice for has failed."""
-        model, group, count = self._setup.model, self._setup.group, len(self._questions.examples)
-        mine = range(count)[group.place.rank :: group.place.world]
+        model, group, prompts = self._setup.model, self._setup.group, self._questions.prompts
+        mine = group.share(range(len(prompts)), [len(prompt) for prompt in prompts])
         with self._setup.machine.autocast(model.dtype):
             found = list(answers(model, self._questions, self._task, mine, go_on=True))
         made = {line["id"]: line for lines in group.gather(found) for line in lines}
