@@ -1,6 +1,5 @@
 """A verb of tunesmith: the command itself, in this process, so that its memory can be asked."""
 
-import os
 import resource
 import sys
 from typing import Any
@@ -23,9 +22,11 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _helpers() -> dict[str, Any]:
-    """Return how many processes helped, and the memory of the largest: one for each core, where there were any."""
+    """Return how many processes helped to prepare, where there were any, and the memory of the largest."""
+    from tunesmith.data.shares import helpers
+
     largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
-    return {"helpers": len(os.sched_getaffinity(0)) if largest else 0, "helper_rss_gib": round(largest, 3)}
+    return {"helpers": helpers() if largest else 0, "helper_rss_gib": round(largest, 3)}
 
 
 if __name__ == "__main__":

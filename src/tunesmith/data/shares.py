@@ -41,6 +41,11 @@ Share = tuple[Row, ...]
 _Answer = Future[list[Parcel]]
 
 
+def helpers() -> int:
+    """Return how many helpers there are where many rows are shared out: one for each core; one alone is none."""
+    return min(cores(), _MOST_HELPERS)
+
+
 def shared_out(recipe: Recipe, task: Task, model: ModelFolder | None, rows: Iterator[Row]) -> Iterator[Parcel]:
     """Yield what becomes of rows, in their order.
 
@@ -50,14 +55,13 @@ def shared_out(recipe: Recipe, task: Task, model: ModelFolder | None, rows: Iter
     Raises:
         DataError: a column is missing.
     """
-    yield from _alone(recipe, task, rows if model is None else islice(rows, ALONE))
-    if model is None:
+    count = helpers()
+    if model is None or count < 2:
+        yield from _alone(recipe, task, rows)
         return
+    yield from _alone(recipe, task, islice(rows, ALONE))
     shares = iter(lambda: tuple(islice(rows, _SHARE)), ())
-    first = next(shares, ())
-    count = min(cores(), _MOST_HELPERS)
-    if count < 2 or not first:
-        yield from _alone(recipe, task, chain(first, rows))
+    if not (first := next(shares, ())):
         return
     with _helped(recipe, model, count) as ask:
         lost = False
