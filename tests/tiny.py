@@ -1,7 +1,8 @@
 """Tiny tokenizers and random models of many architectures, made in a second and quick to train."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,19 @@ CHATML = (
 )
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 CORPUS = [f"Say {a} and {b}, then {c}." for a in ("one", "two", "red") for b in ("blue", "cat") for c in ("dog", "go")]
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute in one thread: tiny models are slower in two, and much slower where the cores are busy."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def tokenizer(

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from tests.contract.sources import ROOT
 from tests.integration.test_killed import steps_done, wait_until
-from tests.tiny import recipe, save_model
+from tests.tiny import one_thread, recipe, save_model
 from tests.together import trained
 from tests.unit.train.conftest import random_rows
 
@@ -44,20 +44,17 @@ def together(count: int, *command: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen([*torchrun, *command], stderr=subprocess.PIPE, env=environment)
 
 
-def done(process: subprocess.Popen[bytes], seconds: float = 240) -> str:
+def done(process: subprocess.Popen[bytes]) -> str:
     """Wait for processes to end well; return what they said."""
-    _, said = process.communicate(timeout=seconds)
+    _, said = process.communicate(timeout=240)
     assert process.returncode == 0, said.decode()
     return said.decode()
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _one_thread() -> Iterator[None]:
-    """Tiny products gain nothing from a second thread, and lose much beside other processes."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with one_thread():
+        yield
 
 
 @pytest.fixture(scope="module")
