@@ -8,6 +8,7 @@ TunesmithError            1
 ├── DamagedFile           6   a stored file is damaged or has been altered
 ├── NonFinite             7   training became NaN or infinite
 └── Interrupted          75   stopped in a resumable state (Slurm requeues on it)
+    └── ProcessLost      75   ... because another process of the run is gone or hangs
 """
 
 
@@ -73,3 +74,7 @@ class Interrupted(TunesmithError):
     """Stopped on request, in a state from which the same command goes on."""
 
     exit_code = 75
+
+
+class ProcessLost(Interrupted):
+    """Another process of the run is gone or hangs; the same command goes on from what was saved."""

@@ -51,14 +51,18 @@ class RunDir:
         """Held while a process writes to the run."""
         return self.path / "logs" / "lock"
 
-    @property
-    def log(self) -> Path:
-        """What the run said, line by line."""
-        return self.path / "logs" / "run.log"
-
     def log_of(self, rank: int) -> Path:
         """What another process of the run than the first said."""
         return self.path / "logs" / f"rank-{rank}.log"
+
+    def stacks_of(self, rank: int) -> Path:
+        """Where the code of a process stood when it had not heard of the others for long."""
+        return self.path / "logs" / f"stacks-rank-{rank}.txt"
+
+    @property
+    def launch(self) -> Path:
+        """The scripts of the run's jobs, and which jobs there are."""
+        return self.path / "launch"
 
     @property
     def report(self) -> Path:

@@ -6,11 +6,15 @@ same step. Only the first writes.
 """
 
 import contextlib
+import faulthandler
+import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from importlib.metadata import version
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, TextIO, TypeVar
 
 import torch
 from torch import distributed
@@ -18,17 +22,19 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from tunesmith.core import interrupt
-from tunesmith.core.errors import RecipeError, TunesmithError
+from tunesmith.core.errors import ProcessLost, RecipeError, TunesmithError
 from tunesmith.core.files import digest_of
 from tunesmith.core.ranks import Place, place
 from tunesmith.model.adapters import trained_parameters
 from tunesmith.recipe.hardware import cores
 
 T = TypeVar("T")
-# What one process does alone while others wait must be over by then: writing a checkpoint, scoring answers.
-_PATIENCE = timedelta(minutes=30)
 # Gradients are added up in pieces of about so many numbers, which bounds the memory that this takes.
 _NUMBERS_AT_ONCE = 2**24
+# How long a process that ends waits for the others to learn why.
+_FAREWELL = timedelta(seconds=5)
+# Where this process writes its stacks, and after how many seconds without a word with the others.
+_stacks: list[tuple[TextIO, float]] = []
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,9 +157,9 @@ def here() -> Group:
 class Meeting:
     """Where processes meet for the stages that all work at: the first says which is next, the others wait for it."""
 
-    def __init__(self, place: Place, store: Any) -> None:
+    def __init__(self, place: Place, store: Any, patience: timedelta) -> None:
         self.group = Group(place)
-        self._store, self._count = store, 0
+        self._store, self._patience, self._count = store, patience, 0
 
     def say(self, stage: str) -> None:
         """Tell the others which stage is next; nothing means that there is none."""
@@ -164,53 +170,126 @@ class Meeting:
         """Return what the first process says next; that may take as long as what it does alone.
 
         Raises:
-            TunesmithError: the first process is gone.
+            ProcessLost: the first process is gone.
         """
         key = f"stage-{self._count}"
         self._count += 1
         while True:
             with contextlib.suppress(distributed.DistStoreError), _others_there():
-                self._store.wait([key], _PATIENCE)
+                self._store.wait([key], self._patience)
                 return bytes(self._store.get(key)).decode()
+
+    @contextlib.contextmanager
+    def work(self, stacks: Path) -> Iterator[None]:
+        """Do what all do: where the others are not heard of for long, say in a file what every thread is at.
+
+        A little before waiting ends, and in every process: that of one that hangs tells where it does.
+        """
+        with stacks.open("w", encoding="utf-8") as file:
+            _stacks.append((file, 0.9 * self._patience.total_seconds()))
+            try:
+                yield
+            finally:
+                faulthandler.cancel_dump_traceback_later()
+                _stacks.pop()
+        if stacks.stat().st_size == 0:
+            stacks.unlink()
 
 
 @contextlib.contextmanager
-def meeting(place: Place) -> Iterator[Meeting]:
+def meeting(place: Place, patience_minutes: float = 30) -> Iterator[Meeting]:
     """Meet the other processes of a run.
 
+    Args:
+        place: of this process.
+        patience_minutes: how long to wait for the others, here and whenever something is shared.
+
     Raises:
-        TunesmithError: they do not come, or one leaves.
+        ProcessLost: they do not come, or one leaves.
     """
     gpu = torch.cuda.is_available()
     if gpu:
-        torch.cuda.set_device(place.local_rank)
-    elif torch.get_num_threads() == 1:  # torchrun says so for every process unless the user says something else
-        torch.set_num_threads(max(1, cores() // place.local_world))
+        torch.cuda.set_device(place.local_rank % torch.cuda.device_count())  # srun may show each its own GPU alone
+    elif os.environ.get("OMP_NUM_THREADS", "1") == "1":  # torchrun says 1 unless the user says something else
+        torch.set_num_threads(_own_cores(place))
+    patience = timedelta(minutes=patience_minutes)
     with _others_there():
-        store, _, _ = next(rendezvous("env://", timeout=_PATIENCE))
+        store, _, _ = next(rendezvous(place.meet_at, place.rank, place.world, timeout=patience))
         distributed.init_process_group(
-            "cpu:gloo,cuda:nccl" if gpu else "gloo", store=PrefixStore("group", store), timeout=_PATIENCE,
+            "cpu:gloo,cuda:nccl" if gpu else "gloo", store=PrefixStore("group", store), timeout=patience,
             rank=place.rank, world_size=place.world,
         )  # fmt: skip
+    end = PrefixStore("end", store)
     try:
-        yield Meeting(place, PrefixStore("meeting", store))
-    finally:
+        yield Meeting(place, PrefixStore("meeting", store), patience)
+    except ProcessLost as lost:
         distributed.destroy_process_group()
+        if (why := _told(end)) is None:
+            raise
+        _wait_for_all(end, place)
+        raise why from lost
+    except Exception as error:
+        _tell(end, place, error)
+        distributed.destroy_process_group()  # the others see this process leave, and look for why
+        _wait_for_all(end, place)
+        raise
+    distributed.destroy_process_group()
+    _wait_for_all(end, place)
+
+
+def _tell(end: Any, place: Place, error: Exception) -> None:
+    """Leave for the others why this process ends, unless another has before."""
+    code, text = (error.exit_code, str(error)) if isinstance(error, TunesmithError) else (1, repr(error))
+    with contextlib.suppress(RuntimeError):  # who holds what is told may be gone
+        end.compare_set("why", "", json.dumps([code, f"rank {place.rank}: {text}"]))
+
+
+def _told(end: Any) -> TunesmithError | None:
+    """Return why another process has left: all end for one reason, and with its exit code. None, if it was killed."""
+    with contextlib.suppress(RuntimeError):
+        end.wait(["why"], _FAREWELL)
+        code, text = json.loads(end.get("why"))
+        found = TunesmithError(text)
+        found.exit_code = code
+        return found
+    return None
+
+
+def _wait_for_all(end: Any, place: Place) -> None:
+    """Stay until all have come here, or for some seconds: what was told may be kept by this very process."""
+    with contextlib.suppress(RuntimeError):
+        if end.add("gone", 1) == place.world:
+            end.set("all-gone", "")
+        end.wait(["all-gone"], _FAREWELL)
 
 
 @contextlib.contextmanager
 def _others_there() -> Iterator[None]:
     """Say in our words that another process is gone, which shows as a connection that ends or as silence."""
+    for file, seconds in _stacks[-1:]:
+        faulthandler.dump_traceback_later(seconds, file=file)  # in place of the one before
     try:
         yield
     except distributed.DistStoreError:
         raise
     except RuntimeError as error:
-        raise TunesmithError(
-            f"another process of this run is gone or hangs: {(str(error).splitlines() or [''])[0][:160]}",
-            where=f"rank {place().rank} of {place().world}",
+        told = (str(error).splitlines() or [""])[0][:160]
+        here = f"rank {place().rank} of {place().world}"
+        if "EADDRINUSE" in str(error):
+            raise ProcessLost(
+                f"another program has the port at which the processes meet: {told}", where=here,
+                hint="start again; MASTER_PORT names another port",
+            ) from error  # fmt: skip
+        raise ProcessLost(
+            f"another process of this run is gone or hangs: {told}", where=here,
             hint="what went wrong is told by the process that ended first; run the same command again to go on",
-        ) from error
+        ) from error  # fmt: skip
+
+
+def _own_cores(place: Place) -> int:
+    """Return how many cores this process may take: what Slurm gave it, or its part of the machine's."""
+    given = os.environ.get("SLURM_CPUS_PER_TASK")
+    return int(given) if given and place.meet_at != "env://" else max(1, cores() // place.local_world)
 
 
 def _pieces(weights: Sequence[torch.nn.Parameter]) -> Iterator[list[torch.nn.Parameter]]:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from tunesmith.core import interrupt
-from tunesmith.core.errors import Interrupted, RecipeError
+from tunesmith.core.errors import Interrupted, ProcessLost, RecipeError
 from tunesmith.core.files import complete_lines, digest_of, json_line, out_of_space_explained, seal_folder, write_text
 from tunesmith.core.progress import Progress, say
 from tunesmith.core.records import StepReport
@@ -71,6 +71,8 @@ def train(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     try:
         with interrupt.postponed() if group.is_many else nullcontext():
             session.work()
+    except ProcessLost:
+        raise
     except Interrupted:
         group.wait()  # until the checkpoint is whole: who started the processes may end them all when one ends
         raise

@@ -36,7 +36,7 @@ def test_exit_codes_are_those_of_the_contract() -> None:
     found = {name: kind.exit_code for name, kind in vars(errors).items() if isinstance(kind, type)}
     assert found == {
         "TunesmithError": 1, "RecipeError": 2, "DataError": 3, "VerdictRefused": 4, "DoesNotFit": 5, "DamagedFile": 6,
-        "NonFinite": 7, "Interrupted": 75,
+        "NonFinite": 7, "Interrupted": 75, "ProcessLost": 75,
     }  # fmt: skip
     assert all(issubclass(getattr(errors, name), TunesmithError) for name in found)
 
