@@ -5,6 +5,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -28,7 +29,29 @@ Out = Annotated[
     Path | None, Parameter(help="Folder of the run; default runs/NAME/ID, where ID follows from the recipe.")
 ]
 AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print the result as JSON.")]
+Detach = Annotated[bool, Parameter(negative="", help="Return when the jobs of Slurm are in line.")]
 ModelName = Annotated[str, Parameter(help="A model: org/name, a folder, a .gguf file, pypi:, run:FOLDER, NAME@ALIAS.")]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Where:
+    """Where a run runs, beside what its recipe says.
+
+    Args:
+        on: `local` is here, whatever the recipe's `launch` says; `slurm` gives every stage to Slurm as a job.
+        nodes: machines on Slurm; the same as launch.nodes=N.
+    """
+
+    on: Literal["local", "slurm"] | None = None
+    nodes: int | None = None
+
+    def changes(self) -> list[str]:
+        """Return what this changes in the recipe."""
+        if self.on == "local" and self.nodes is not None:
+            raise RecipeError("--nodes has no effect on --on local")
+        on = ["launch.on=slurm"] if self.on == "slurm" else []
+        return on + ([f"launch.nodes={self.nodes}"] if self.nodes is not None else [])
 
 
 def main() -> NoReturn:
@@ -56,6 +79,7 @@ def _be_quiet_and_patient() -> None:
     # that sleep at once are slow to wake; a short spin is the middle (benchmarks/busy_neighbour.py).
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # where a process is gone, a stack of C++ from all others
     # Deprecations among the libraries are nothing that a user could act on.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|torch)\.")
 
@@ -78,11 +102,11 @@ def init(template: str = "chat", *, out: Path = Path("recipe.yaml")) -> None:
 
 
 @app.command
-def plan(recipe: Path, *overrides: Overrides, out: Out = None, as_json: AsJson = False) -> None:
+def plan(recipe: Path, *overrides: Overrides, out: Out = None, where: Where = Where(), as_json: AsJson = False) -> None:
     """Check everything that can be checked without training, and show what would be done."""
     from tunesmith.preflight import plan_run
 
-    found = plan_run(recipe, overrides, out=out)
+    found = plan_run(recipe, (*overrides, *where.changes()), out=out)
     _result(found.to_json(), as_json, str(found))
     found.must_fit()  # after it was shown: what it needs tells how to make it fit
 
@@ -117,36 +141,69 @@ def show(
 
 
 @app.command
-def run(recipe: RecipeOrRun, *overrides: Overrides, out: Out = None, as_json: AsJson = False) -> None:
+def run(
+    recipe: RecipeOrRun, *overrides: Overrides, out: Out = None, where: Where = Where(), detach: Detach = False,
+    as_json: AsJson = False,
+) -> None:  # fmt: skip
     """Run all stages; finished ones are skipped, an interrupted one goes on."""
-    _stages(recipe, overrides, out, None, as_json)
+    _stages(recipe, overrides, out, None, where, detach, as_json)
 
 
 @app.command
-def prepare(recipe: RecipeOrRun, *overrides: Overrides, out: Out = None, as_json: AsJson = False) -> None:
+def prepare(
+    recipe: RecipeOrRun, *overrides: Overrides, out: Out = None, where: Where = Where(), detach: Detach = False,
+    as_json: AsJson = False,
+) -> None:  # fmt: skip
     """Read, split, render and check the rows."""
-    _stages(recipe, overrides, out, "prepare", as_json)
+    _stages(recipe, overrides, out, "prepare", where, detach, as_json)
 
 
 @app.command
-def train(recipe: RecipeOrRun, *overrides: Overrides, out: Out = None, as_json: AsJson = False) -> None:
+def train(
+    recipe: RecipeOrRun, *overrides: Overrides, out: Out = None, where: Where = Where(), detach: Detach = False,
+    as_json: AsJson = False,
+) -> None:  # fmt: skip
     """Train, after `prepare`."""
-    _stages(recipe, overrides, out, "train", as_json)
+    _stages(recipe, overrides, out, "train", where, detach, as_json)
 
 
 @app.command
-def evaluate(recipe: RecipeOrRun, *overrides: Overrides, out: Out = None, as_json: AsJson = False) -> None:
+def evaluate(
+    recipe: RecipeOrRun, *overrides: Overrides, out: Out = None, where: Where = Where(), detach: Detach = False,
+    as_json: AsJson = False,
+) -> None:  # fmt: skip
     """Compare base and tuned on the test rows, after `train`."""
-    _stages(recipe, overrides, out, "evaluate", as_json)
+    _stages(recipe, overrides, out, "evaluate", where, detach, as_json)
 
 
-def _stages(recipe: Path, overrides: tuple[str, ...], out: Path | None, until: str | None, as_json: bool) -> None:
-    from tunesmith.core.ranks import place
-    from tunesmith.pipeline import run_recipe
+def _stages(
+    recipe: Path, overrides: tuple[str, ...], out: Path | None, until: str | None, where: Where, detach: bool,
+    as_json: bool,
+) -> None:  # fmt: skip
+    from tunesmith.start import start_run
 
-    done = run_recipe(recipe, overrides, out=out, until=until)
-    if place().is_first:
+    changes = (*overrides, *where.changes())
+    done = start_run(recipe, changes, out=out, until=until, here=where.on == "local", detach=detach)
+    if done is not None:
         _summary(done, as_json)
+
+
+@app.command
+def status(run: RunFolder, *, as_json: AsJson = False) -> None:
+    """Say how a run does: its stages, how far it is, and its jobs."""
+    from tunesmith.status import status_of
+
+    found = status_of(RunDir.existing(run))
+    _result(found.to_json(), as_json, str(found))
+
+
+@app.command
+def cancel(run: RunFolder, *, as_json: AsJson = False) -> None:
+    """Take a run's jobs out of Slurm's line; what runs saves first, and `run` goes on from it."""
+    from tunesmith.on_slurm import cancel_run
+
+    found = cancel_run(RunDir.existing(run))
+    _result([one.job for one in found], as_json, "\n".join(f"cancelled {one.stage}, job {one.job}" for one in found))
 
 
 def _summary(run: RunDir, as_json: bool) -> None:
@@ -325,18 +382,9 @@ def chat(model: ModelName, *, max_new_tokens: int = 256) -> None:
     Args:
         max_new_tokens: limit of an answer.
     """
-    from tunesmith.report.wording import visible
-    from tunesmith.try_it import open_chatter
+    from tunesmith.try_it import converse
 
-    chatter = open_chatter(model)
-    while True:
-        try:
-            text = input("you> " if sys.stdin.isatty() else "")
-        except EOFError:
-            return
-        if not text.strip():
-            return
-        print(visible(chatter.ask(text, max_new_tokens=max_new_tokens)), flush=True)
+    converse(model, max_new_tokens=max_new_tokens)
 
 
 @app.command

@@ -87,7 +87,9 @@ def run_recipe(
         return _run(recipe, overrides, out, until, None)
     from tunesmith.model.parallel import meeting
 
-    with meeting(here) as others:
+    # Before they meet: how long to wait is the recipe's to say.
+    patience = open_run(Path(recipe), overrides, out)[0].launch.patience_minutes
+    with meeting(here, patience) as others:
         if here.is_first:
             try:
                 run = _run(recipe, overrides, out, until, others)
@@ -95,7 +97,6 @@ def run_recipe(
                 others.say("")
         else:
             run = _work_along(recipe, overrides, out, others)
-        others.group.wait()  # the first holds what they meet by
     return run
 
 
@@ -104,24 +105,37 @@ def _run(
 ) -> RunDir:
     """Take a recipe through its stages, as the only process or as the first of many."""
     loaded, run = open_run(Path(recipe), overrides, out)
-    check_installed(loaded.track, loaded.promote.mirror if loaded.promote else None)
-    wanted = [stage for stage in STAGES if stage.name != "promote" or loaded.promote is not None]
-    names = [stage.name for stage in STAGES]
-    if until is not None:
-        wanted = [stage for stage in wanted if names.index(stage.name) <= names.index(until)]
+    check_beforehand(loaded, run, Path(recipe))
     with ExitStack() as held:
         held.enter_context(only_writer(run.lock))
         held.enter_context(interrupt.watched(patient=others is not None))
         write_origin(loaded, run, Path(recipe))
         remove_leftovers(run.path)
-        if run.manifest("train") is None:  # a wrong metric is told before training, not after
-            own_metrics((*loaded.evaluate.metrics, *loaded.train.valid_metrics), run.origin)
         trackers = held.enter_context(Followers(loaded.track, run, loaded.model_dump(mode="json")))
-        for stage in wanted:
+        for stage in wanted_stages(loaded, until):
             _take(stage, loaded, run, trackers, others)
             if stage.name in ("evaluate", "promote"):  # before promoting too, which the verdict may refuse
                 _report(run)
     return run
+
+
+def wanted_stages(recipe: Recipe, until: str | None = None) -> list[Stage]:
+    """Return the stages that a recipe asks for, up to one."""
+    names = [stage.name for stage in STAGES]
+    wanted = STAGES if until is None else STAGES[: names.index(until) + 1]
+    return [stage for stage in wanted if stage.name != "promote" or recipe.promote is not None]
+
+
+def check_beforehand(recipe: Recipe, run: RunDir, file: Path) -> None:
+    """Raise RecipeError for what would stop a run late and can be told early: a missing tracker, a wrong metric."""
+    check_installed(recipe.track, recipe.promote.mirror if recipe.promote else None)
+    if run.manifest("train") is None:
+        own_metrics((*recipe.evaluate.metrics, *recipe.train.valid_metrics), folder_of(run, file))
+
+
+def folder_of(run: RunDir, file: Path) -> Path:
+    """Return the folder that the relative paths of a recipe start at, whether its run was begun or not."""
+    return run.origin if run.environment.exists() else file.parent
 
 
 def _work_along(recipe: Path | str, overrides: Sequence[str], out: Path | str | None, others: "Meeting") -> RunDir:
@@ -131,8 +145,9 @@ def _work_along(recipe: Path | str, overrides: Sequence[str], out: Path | str | 
         while name := others.next():
             # Only now, since the first may have made the run's folder.
             loaded, run = open_run(Path(recipe), overrides, out)
-            log = held.enter_context(run.log_of(others.group.place.rank).open("a", encoding="utf-8"))
-            with redirect_stderr(log):
+            rank = others.group.place.rank
+            log = held.enter_context(run.log_of(rank).open("a", encoding="utf-8"))
+            with redirect_stderr(log), others.work(run.stacks_of(rank)):
                 next(stage for stage in STAGES if stage.name == name).work(loaded, run)
     return open_run(Path(recipe), overrides, out)[1]
 
@@ -148,7 +163,9 @@ def open_run(recipe: Path, overrides: Sequence[str], out: Path | str | None) -> 
             raise RecipeError("--out has no effect on a run folder", where=str(recipe))
         return load_recipe(recipe / "recipe.resolved.yaml", overrides), RunDir.existing(recipe)
     loaded = load_recipe(recipe, overrides)
-    folder = Path(out) if out else Path("runs") / loaded.name / digest_of(loaded.model_dump(mode="json"))[:8]
+    # Where a run runs is no part of it: what began here may go on in a cluster, in the same folder.
+    identity = loaded.model_dump(mode="json") | {"launch": {"on": "local"}}
+    folder = Path(out) if out else Path("runs") / loaded.name / digest_of(identity)[:8]
     run = RunDir(folder)
     if run.resolved_recipe.exists():
         _refuse_another_recipe(loaded, run)
@@ -232,8 +249,7 @@ def _cpu() -> str:
 
 def work_left(recipe: Recipe, run: RunDir) -> dict[str, str]:
     """Return for each stage that the recipe asks for whether it is `done` or `to do`."""
-    stages = [stage for stage in STAGES if stage.name != "promote" or recipe.promote is not None]
-    return {stage.name: "done" if run.manifest(stage.name) else "to do" for stage in stages}
+    return {stage.name: "done" if run.manifest(stage.name) else "to do" for stage in wanted_stages(recipe)}
 
 
 def _take(stage: Stage, recipe: Recipe, run: RunDir, trackers: Followers, others: "Meeting | None") -> None:
@@ -254,9 +270,11 @@ def _take(stage: Stage, recipe: Recipe, run: RunDir, trackers: Followers, others
     began = time.monotonic()
     say(f"{stage.name}: starts")
     trackers.start()
-    if others is not None and stage.by_all:
-        others.say(stage.name)
-    stage.work(recipe, run)
+    with ExitStack() as held:
+        if others is not None and stage.by_all:
+            others.say(stage.name)
+            held.enter_context(others.work(run.stacks_of(others.group.place.rank)))
+        stage.work(recipe, run)
     say(f"{stage.name}: done in {clock(time.monotonic() - began)}")
 
 

@@ -14,18 +14,17 @@ from tunesmith.data.fit import ENCODER_READS_ALONE, Room, division_of, fitting, 
 from tunesmith.data.gather import Gathered, gather
 from tunesmith.data.micro_batches import Division
 from tunesmith.fetch.reference import ModelFolder, hub_cache, resolve
+from tunesmith.launch.jobs import script_path
 from tunesmith.model.speed import remembered_speed
-from tunesmith.pipeline import open_run, work_left
+from tunesmith.pipeline import check_beforehand, folder_of, open_run, wanted_stages, work_left
 from tunesmith.recipe.architecture import shapes_of
 from tunesmith.recipe.hardware import BYTES, hardware, precision_of
 from tunesmith.recipe.memory import Memory
 from tunesmith.recipe.plan import Steps, steps_of
 from tunesmith.recipe.schema import LoraBase, Quantization, Recipe
 from tunesmith.recipe.shapes import Shapes
-from tunesmith.scoring.own import own_metrics
 from tunesmith.tasks import task_for
 from tunesmith.tasks.markup import codec_of
-from tunesmith.track.tracker import check_installed
 
 _GIB = 2**30
 _BARS = " \u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
@@ -66,6 +65,8 @@ class RunPlan:
     fetch_free: float
     tokens_per_second: float | None
     stages: dict[str, str]
+    scripts: dict[str, str]
+    begins: str | None
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as JSON."""
@@ -148,6 +149,8 @@ class RunPlan:
                 f"disk     about {self.disk:.1f} GiB of {self.disk_free:.1f} free"
                 + (f"; weights to fetch: {self.to_fetch:.1f} of {self.fetch_free:.1f}" if self.to_fetch else ""),
                 f"stages   {', '.join(f'{name} {state}' for name, state in self.stages.items())}",
+                *(f"\n--- {script_path(RunDir(self.run), name)}\n{text}" for name, text in self.scripts.items()),
+                *([f"Slurm would begin the first at {self.begins}"] if self.begins else []),
             ]
         )
 
@@ -162,9 +165,8 @@ def plan_run(recipe: Path | str, overrides: Sequence[str] = (), *, out: Path | s
         DataError: the data cannot be read or used.
     """
     loaded, run = open_run(Path(recipe), overrides, out)
-    origin = run.origin if run.environment.exists() else Path(recipe).parent
-    check_installed(loaded.track, loaded.promote.mirror if loaded.promote else None)
-    own_metrics((*loaded.evaluate.metrics, *loaded.train.valid_metrics), origin)
+    origin = folder_of(run, Path(recipe))
+    check_beforehand(loaded, run, Path(recipe))
     base = resolve(loaded.model.base, relative_to=origin, weights=False)
     if not (base.root.has_weights or base.root.to_fetch):
         raise RecipeError("holds no weights (*.safetensors)", where=str(base.root.path))
@@ -214,7 +216,20 @@ def _plan(recipe: Recipe, run: RunDir, base: ModelFolder, gathered: Gathered, *,
         passes=str(division), known=shapes.known, memory=memory, memory_available=available,
         disk=copies * per_copy + 0.05, to_fetch=to_fetch, fetch_free=_free(hub_cache()), disk_free=_free(run.path),
         tokens_per_second=remembered_speed(base.digest(), recipe.tuning.method), stages=work_left(recipe, run),
+        **_jobs(recipe, run),
     )  # fmt: skip
+
+
+def _jobs(recipe: Recipe, run: RunDir) -> dict[str, Any]:
+    """Return the scripts of a run's jobs and, where there is Slurm, when the first would begin."""
+    if recipe.launch.on == "local":
+        return {"scripts": {}, "begins": None}
+    from tunesmith.launch.slurm import is_here, when
+    from tunesmith.on_slurm import scripts
+
+    found = scripts(recipe, run, wanted_stages(recipe))
+    begin = [when(text) for text in found.values()] if is_here() else [None]
+    return {"scripts": found, "begins": begin[0]}
 
 
 def _shapes(base: ModelFolder) -> Shapes:

@@ -1,5 +1,6 @@
 """Ask a model by hand, through the very prompt and generation that training and evaluation used."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,7 @@ from tunesmith.model.load import machine
 from tunesmith.model.quantized import trained_quantization
 from tunesmith.recipe.rows import FileSource
 from tunesmith.recipe.schema import ChatData, CompletionData, Data, Seq2SeqData, TextData
+from tunesmith.report.wording import visible
 from tunesmith.tasks import task_for
 from tunesmith.tasks.base import Task
 from tunesmith.tasks.markup import codec_of
@@ -93,3 +95,16 @@ def answers(reference: str, prompts: Sequence[str], *, max_new_tokens: int = 256
         chatter.turns = []
         said.append(chatter.ask(prompt, max_new_tokens=max_new_tokens, beams=beams))
     return said
+
+
+def converse(model: str, *, max_new_tokens: int) -> None:
+    """Print answers to the lines of standard input, until an empty one or its end."""
+    chatter = open_chatter(model)
+    while True:
+        try:
+            text = input("you> " if sys.stdin.isatty() else "")
+        except EOFError:
+            return
+        if not text.strip():
+            return
+        print(visible(chatter.ask(text, max_new_tokens=max_new_tokens)), flush=True)

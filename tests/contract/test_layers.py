@@ -10,12 +10,12 @@ LAYERS = (
     ("core",),
     ("scoring", "demo", "registry", "track"),
     ("recipe", "fetch"),
-    ("tasks",),
+    ("tasks", "launch"),
     ("data",),
     ("model",),
     ("answering",),
     ("train", "evaluate", "report", "deliver"),
-    ("pipeline", "preflight", "ladder", "show", "doctor", "try_it"),
+    ("pipeline", "preflight", "ladder", "show", "doctor", "try_it", "on_slurm", "status", "follow", "start"),
     ("cli", "__main__", "__init__"),
 )
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}

@@ -9,6 +9,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from tunesmith.recipe.launch import Launch, LocalLaunch
 from tunesmith.recipe.rows import Filter, Sources
 from tunesmith.recipe.section import Section, Texts, allowed
 from tunesmith.registry.names import check_alias, check_name
@@ -363,12 +364,6 @@ class Promote(Section):
     )
 
 
-class Launch(Section):
-    """Where the run runs."""
-
-    on: Literal["local"] = Field("local", description="On this machine.")
-
-
 class Recipe(Section):
     """One run, from rows to a promoted model."""
 
@@ -379,7 +374,7 @@ class Recipe(Section):
     train: Train
     evaluate: Evaluate
     promote: Promote | None = Field(None, description="Leave out to stop after the verdict.")
-    launch: Launch = Launch()
+    launch: Launch = Field(LocalLaunch(on="local"), description="Where the run runs.")
     track: tuple[Literal["trackio", "mlflow", "tensorboard", "wandb"], ...] = Field(
         (), description="Trackers beside `metrics.jsonl`, each an extra of its name; docs/tracking.md tells all."
     )

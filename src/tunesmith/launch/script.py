@@ -1,0 +1,165 @@
+"""A stage of a run -> the batch script that Slurm starts: plain bash, to be read, kept and submitted by hand too.
+
+What a recipe may say is checked where it is read (`recipe/launch.py`): it cannot leave the place that it has here.
+"""
+
+import re
+import shlex
+from dataclasses import dataclass
+
+from tunesmith.core.errors import Interrupted, RecipeError
+from tunesmith.recipe.launch import SlurmLaunch, processes_of
+
+# What sbatch takes literally in the name of a log: no blank, no quote, and no % of its own patterns.
+_PLAIN_PATH = re.compile(r"(?!-)[\w./+=@,-]+", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A stage as a job: the verb that does it, and whether all processes work at it or one does."""
+
+    run: str
+    stage: str
+    verb: str
+    by_all: bool
+
+
+def script_of(job: Job, launch: SlurmLaunch, folder: str) -> str:
+    """Return the script of a stage.
+
+    Args:
+        job: what is to be done.
+        launch: what the recipe says of the cluster.
+        folder: the run's folder as seen from where jobs are submitted.
+
+    Raises:
+        RecipeError: the folder's name cannot stand in a script.
+    """
+    if not _PLAIN_PATH.fullmatch(folder):
+        raise RecipeError(
+            f"{folder!a} cannot stand in a batch script", hint="give an --out of letters, digits and . _ - + = @ , /"
+        )
+    many = job.by_all and launch.nodes * processes_of(launch) > 1
+    return "\n".join(
+        [
+            "#!/bin/bash",
+            f"# The stage `{job.stage}` of {folder}, which begins in the folder that this job is submitted from.",
+            *(f"#SBATCH --{option}" for option in _options(job, launch, folder)),
+            *(f"#SBATCH {option}" for option in launch.sbatch),
+            *_surroundings(launch),
+            "set -euo pipefail",
+            "",
+            *(_many(job, launch, folder) if many else _one(job, launch, folder)),
+            "",
+            *_end(launch, f"{folder}/launch/{job.stage}.exit-code"),
+            "",
+        ]
+    )
+
+
+def _options(job: Job, launch: SlurmLaunch, folder: str) -> list[str]:
+    nodes, processes = (launch.nodes, processes_of(launch)) if job.by_all else (1, 1)
+    tasks = processes if launch.starter == "srun" else 1
+    asked = {
+        "job-name": f"{job.run}-{job.stage}",
+        "account": launch.account,
+        "partition": launch.partition,
+        "qos": launch.qos,
+        "nodes": nodes,
+        "ntasks-per-node": tasks,
+        "gpus-per-node": launch.gpus_per_node if job.by_all else None,
+        "cpus-per-task": launch.cpus_per_process and launch.cpus_per_process * (processes // tasks),
+        "mem": launch.memory_gib_per_node and f"{launch.memory_gib_per_node}G",
+        "time": launch.time_limit_minutes,
+        "output": f"{folder}/logs/{job.stage}-%j.log",
+    }
+    # torchrun passes on SIGTERM and dies of SIGUSR1. Slurm sends it to the processes, and not to this script.
+    warning = "USR1" if launch.starter == "srun" else "TERM"
+    options = [f"{key}={value}" for key, value in asked.items() if value is not None]
+    return [*options, "open-mode=append", "requeue", f"signal={warning}@{60 * launch.warning_minutes}"]
+
+
+def _surroundings(launch: SlurmLaunch) -> list[str]:
+    """Return what is set before anything starts."""
+    lines = [f"module load {' '.join(launch.modules)}"] if launch.modules else []
+    lines += [f"export {name}={shlex.quote(value)}" for name, value in launch.exports.items()]
+    return ["", *lines, ""] if lines else []
+
+
+def _one(job: Job, launch: SlurmLaunch, folder: str) -> list[str]:
+    """Return the lines that start one process."""
+    return ["code=0", _lines(_srun(launch, 1), _container(launch), f"{launch.python} {_work(job, folder)} || code=$?")]
+
+
+def _many(job: Job, launch: SlurmLaunch, folder: str) -> list[str]:
+    """Return the lines that start all processes of all machines."""
+    each = "GPU" if launch.gpus_per_node == processes_of(launch) else "task"
+    if launch.starter == "srun":
+        start = _lines(_srun(launch, 1), _container(launch), f"{launch.python} {_work(job, folder)} || code=$?")
+        return [f"# One process for each {each} of all machines.", "code=0", start]
+    if launch.starter == "torchrun":
+        module, options = "torch.distributed.run", [
+            f"--nnodes={launch.nodes} --nproc-per-node={processes_of(launch)}", "--rdzv-backend=c10d",
+            '--rdzv-endpoint="$MASTER_ADDR:$MASTER_PORT"', '--rdzv-id="$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}"',
+        ]  # fmt: skip
+    else:
+        config = f"--config_file={launch.accelerate_config}" if launch.accelerate_config else "--multi_gpu"
+        module, options = "accelerate.commands.launch", [
+            f"{config} --num_machines={launch.nodes} --num_processes={launch.nodes * processes_of(launch)}",
+            '--machine_rank="$SLURM_NODEID"', '--main_process_ip="$MASTER_ADDR" --main_process_port="$MASTER_PORT"',
+        ]  # fmt: skip
+    command = [f"{launch.python} -m tunesmith.launch.unchanged {module}", *options, _work(job, folder)]
+    return [
+        f"# One {launch.starter} on each machine, which starts a process for each {each} there.",
+        'export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
+        "export MASTER_PORT=$((15000 + (SLURM_JOB_ID + ${SLURM_RESTART_COUNT:-0}) % 17000))",
+        "code=0",
+        _lines(_srun(launch, processes_of(launch)), _container(launch), f"bash -c '{_lines(*command)}' || code=$?"),
+    ]
+
+
+def _srun(launch: SlurmLaunch, processes: int) -> str:
+    """Return the start of a step. When one process ends, the others have a minute to end with the same exit code.
+
+    `--kill-on-bad-exit` would end them at once, and by that make 143 of any exit code: srun's own is the highest.
+    """
+    # srun does not take the number of cores over from sbatch since Slurm 22.05.
+    cores = f" --cpus-per-task={launch.cpus_per_process * processes}" if launch.cpus_per_process else ""
+    return f"srun --wait=60{cores}"
+
+
+def _container(launch: SlurmLaunch) -> str:
+    if launch.container is None:
+        return ""
+    told = {
+        "environment": launch.container.environment,
+        "container-image": launch.container.image,
+        "container-mounts": ",".join(launch.container.mounts),
+    }
+    return " ".join(f"--{key}={value}" for key, value in told.items() if value)
+
+
+def _work(job: Job, folder: str) -> str:
+    return f"-m tunesmith {job.verb} {folder} --on local"
+
+
+def _lines(*parts: str) -> str:
+    """Return a command with each part on a line of its own."""
+    return " \\\n    ".join(part for part in parts if part)
+
+
+def _end(launch: SlurmLaunch, kept: str) -> list[str]:
+    """Return what follows the stage: another turn for what can go on, and the exit code for `tunesmith status`."""
+    resumable, most = Interrupted.exit_code, launch.max_requeues
+    return [
+        f"# {resumable}: stopped with everything saved. Above 128: a process was killed. Unless it was cancelled, this",
+        "# job waits for another turn, and goes on from the last checkpoint.",
+        f"if ((code == {resumable} || code > 128)) && ((${{SLURM_RESTART_COUNT:-0}} < {most})) &&",
+        '    [[ $(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T) == RUNNING ]]; then',
+        f'    echo "ended with $code; waits for another turn, of which there are {most} at most"',
+        '    scontrol requeue "$SLURM_JOB_ID"',
+        "    sleep 60 # Slurm ends this shell",
+        "fi",
+        f'echo "$code" >{kept} || true',
+        'exit "$code"',
+    ]

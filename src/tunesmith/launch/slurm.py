@@ -1,0 +1,128 @@
+"""Slurm's own commands: put a job in line, ask how it does, take it out."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from tunesmith.core.errors import RecipeError, TunesmithError
+
+# A controller that is busy answers late; one that is gone never does.
+_SECONDS_ASKING = 60
+# What a job that is not over may be at, by `man squeue`, "JOB STATE CODES".
+_ACTIVE = (
+    "PENDING", "CONFIGURING", "RUNNING", "SUSPENDED", "STOPPED", "COMPLETING", "STAGE_OUT", "RESIZING", "SIGNALING",
+    "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT",
+)  # fmt: skip
+GONE = "GONE"
+
+
+@dataclass(frozen=True, slots=True)
+class JobState:
+    """How a job does. `state` is Slurm's word, GONE where Slurm has forgotten it; `reason` is why it waits."""
+
+    state: str
+    reason: str = ""
+    nodes: str = ""
+    running: str = ""
+    ends: datetime | None = None
+    restarts: int = 0
+
+    @property
+    def is_active(self) -> bool:
+        """Whether it waits or runs."""
+        return self.state in _ACTIVE
+
+
+def is_here() -> bool:
+    """Return whether jobs can be submitted from this machine."""
+    return shutil.which("sbatch") is not None
+
+
+def submit(script: Path, *, after: str | None = None) -> str:
+    """Put a job in line, to begin when the job `after` is done; return its number.
+
+    Raises:
+        RecipeError: there is no Slurm here, or it does not take the job.
+    """
+    # A job whose predecessor fails would wait for ever.
+    chain = [f"--dependency=afterok:{after}", "--kill-on-invalid-dep=yes"] if after else []
+    said = _call(["sbatch", "--parsable", *chain, str(script)], refused=str(script))
+    return said.strip().partition(";")[0]
+
+
+def when(script: str) -> str:
+    """Return when Slurm would begin a job, of which it is only asked.
+
+    Args:
+        script: its text.
+
+    Raises:
+        RecipeError: there is no Slurm here, or it would not take the job.
+    """
+    said = _call(["sbatch", "--test-only"], given=script, refused="launch")
+    return said.strip().partition("to start at ")[2].partition(" ")[0]
+
+
+def state_of(job: str) -> JobState:
+    """Return how a job does; Slurm forgets ended ones after some minutes (its `MinJobAge`)."""
+    try:
+        said = _call(["scontrol", "--oneliner", "show", "job", job])
+    except TunesmithError as error:
+        if "Invalid job id" in error.message:
+            return JobState(GONE)
+        raise
+    # The last one of a name would be a value that holds a blank and a `=`; ours come before any.
+    told: dict[str, str] = {}
+    for name, value in re.findall(r"(\w+)=(\S*)", said):
+        told.setdefault(name, value)
+    ends = told.get("EndTime", "")
+    return JobState(
+        told.get("JobState", GONE),
+        "" if told.get("Reason") == "None" else told.get("Reason", ""),
+        "" if told.get("NodeList") == "(null)" else told.get("NodeList", ""),
+        told.get("RunTime", ""),
+        datetime.fromisoformat(ends) if re.fullmatch(r"\d{4}-.*", ends) else None,
+        int(told.get("Restarts", 0)),
+    )
+
+
+def cancel(jobs: Sequence[str]) -> None:
+    """Take jobs out of the line, and end those that run."""
+    _call(["scancel", *jobs])
+
+
+def _call(command: list[str], *, given: str = "", refused: str | None = None) -> str:
+    """Return what a command of Slurm says; where it fails, raise what it said, as RecipeError of `refused` if given.
+
+    Args:
+        command: its words.
+        given: its standard input.
+        refused: what the recipe is to blame for.
+    """
+    # A job sees the environment of who puts it in line: `python` is then the one that we run on.
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
+    try:
+        done = subprocess.run(
+            command, env=environment, input=given, capture_output=True, text=True, timeout=_SECONDS_ASKING
+        )
+    except FileNotFoundError:
+        raise RecipeError(
+            f"there is no Slurm here: no command `{command[0]}`",
+            hint="run this where jobs are submitted, such as a login node, or here with --on local",
+        ) from None
+    except subprocess.TimeoutExpired:
+        raise TunesmithError(f"Slurm does not answer: `{command[0]}` took more than {_SECONDS_ASKING} s") from None
+    if done.returncode == 0:
+        return done.stdout or done.stderr  # --test-only speaks on stderr
+    said = re.sub(rf"^{command[0]}: (error: )?", "", done.stderr.strip(), flags=re.MULTILINE) or f"{command[0]} failed"
+    if refused is not None:
+        raise RecipeError(
+            f"Slurm does not take it: {said}", where=refused, hint="the recipe's `launch` says what to ask for"
+        )
+    raise TunesmithError(f"{command[0]}: {said}")

@@ -1,0 +1,143 @@
+"""Where and with how many processes a run runs: the section `launch` of a recipe.
+
+What is written here ends up in a script that a shell reads, so every value keeps to what can mean nothing else there.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from tunesmith.recipe.section import Section
+
+# Letters that neither a shell nor sbatch takes for anything but themselves.
+_PLAIN = "a letter, a digit or one of _ . , : / @ % + = -"
+_WORD = re.compile(r"[\w.,:/@%+=-]+", re.ASCII)
+_OPTION = re.compile(r"--([a-z][a-z-]*)(=[\w.,:/@%+=*&|!()\[\]-]+)?", re.ASCII)
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+# Written by us from the other settings; a second one would win or lose without a word.
+_OURS = (
+    "account", "chdir", "cpus-per-task", "dependency", "error", "gpus-per-node", "job-name", "mem", "nodes", "ntasks",
+    "ntasks-per-node", "open-mode", "output", "partition", "qos", "requeue", "no-requeue", "signal", "time",
+)  # fmt: skip
+
+
+def _checked(check: Callable[[str], str | None]) -> AfterValidator:
+    """Refuse a text for the reason that `check` returns."""
+
+    def validate(text: str) -> str:
+        if (reason := check(text)) is not None:
+            raise ValueError(reason)
+        return text
+
+    return AfterValidator(validate)
+
+
+def _why_no_word(text: str) -> str | None:
+    if not _WORD.fullmatch(text):
+        return f"may hold only {_PLAIN}, for it is written into a script (found {text!a})"
+    # What begins with a dash would be read as an option of its own.
+    return f"must not begin with a dash (found {text!a})" if text.startswith("-") else None
+
+
+def _why_no_value(text: str) -> str | None:
+    if not text.isprintable():
+        return f"must be one line of printable letters (found {text!a})"
+    # Who writes $SCRATCH/cache does not mean a folder of that name.
+    return f"is taken as it stands, so `$` would stay one: write it out (found {text!a})" if "$" in text else None
+
+
+def _why_no_variable(name: str) -> str | None:
+    return None if _VARIABLE.fullmatch(name) else f"cannot name a variable of the environment (found {name!a})"
+
+
+def _why_no_option(text: str) -> str | None:
+    found = _OPTION.fullmatch(text)
+    if found is None:
+        return f"must be written --name or --name=value, without spaces and quotes (found {text!a})"
+    return f"--{found[1]} is written from the other settings of `launch`" if found[1] in _OURS else None
+
+
+Word = Annotated[str, _checked(_why_no_word)]
+Value = Annotated[str, _checked(_why_no_value)]
+Variable = Annotated[str, _checked(_why_no_variable)]
+Option = Annotated[str, _checked(_why_no_option)]
+
+
+class LaunchBase(Section):
+    """What all ways to run share."""
+
+    patience_minutes: float = Field(
+        30,
+        gt=0,
+        le=24 * 60,
+        description="How long one of many processes waits for the others before it says that one hangs; what one does "
+        "alone meanwhile (writing a checkpoint, scoring answers) must be over by then.",
+    )
+
+
+class LocalLaunch(LaunchBase):
+    """In this process, or in the processes that torchrun, `accelerate launch` or srun have started."""
+
+    on: Literal["local"]
+
+
+class Container(Section):
+    """In what the processes run, where the cluster has containers (srun's options of enroot and pyxis)."""
+
+    environment: Word | None = Field(None, description="Name or file of an environment: `srun --environment`.")
+    image: Word | None = Field(None, description="Image: `srun --container-image`.")
+    mounts: tuple[Word, ...] = Field((), description="Folders as FROM:TO: `srun --container-mounts`.")
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Self:
+        if (self.environment is None) == (self.image is None):
+            raise ValueError("give `environment` or `image`")
+        return self
+
+
+class SlurmLaunch(LaunchBase):
+    """As jobs of Slurm, one for each stage, each waiting for the one before."""
+
+    on: Literal["slurm"]
+    nodes: int = Field(1, ge=1, description="Machines that train and evaluate; other stages need one process of one.")
+    gpus_per_node: int | None = Field(None, ge=1, description="GPUs of each machine, each with a process of its own.")
+    processes_per_node: int | None = Field(
+        None, ge=1, description="Processes on each machine, where that is not one for each GPU; default 1 without GPUs."
+    )
+    cpus_per_process: int | None = Field(None, ge=1, description="Cores of each process; default the cluster's.")
+    memory_gib_per_node: int | None = Field(None, ge=1, description="Memory of each machine; default the cluster's.")
+    time_limit_minutes: int | None = Field(None, ge=1, description="Limit of each job; default the partition's.")
+    warning_minutes: int = Field(
+        5, ge=1, description="How long before the limit the processes are asked to save and to wait for another turn."
+    )
+    max_requeues: int = Field(20, ge=0, description="How often a job that was stopped or killed is put in line again.")
+    account: Word | None = Field(None, description="Whose hours they are.")
+    partition: Word | None = Field(None, description="Where; default the cluster's own.")
+    qos: Word | None = Field(None, description="Quality of service.")
+    starter: Literal["srun", "torchrun", "accelerate"] = Field(
+        "srun", description="What starts the processes on a machine; srun starts one or all of the others too."
+    )
+    accelerate_config: Word | None = Field(None, description="File of `accelerate launch --config_file`.")
+    python: Word = Field("python", description="Python that has tunesmith, as the machines see it.")
+    container: Container | None = Field(None, description="Leave out to run without one.")
+    modules: tuple[Word, ...] = Field((), description="Loaded first, by `module load`.")
+    exports: dict[Variable, Value] = Field({}, description="Variables of the environment, as they stand.")
+    sbatch: tuple[Option, ...] = Field((), description="Further options of sbatch, such as `--constraint=a100`.")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.time_limit_minutes is not None and self.warning_minutes >= self.time_limit_minutes:
+            raise ValueError("`warning_minutes` must be less than `time_limit_minutes`, or nothing is trained")
+        if self.accelerate_config is not None and self.starter != "accelerate":
+            raise ValueError("`accelerate_config` has no effect without `starter: accelerate`")
+        return self
+
+
+def processes_of(launch: SlurmLaunch) -> int:
+    """Return how many processes each machine has."""
+    return launch.processes_per_node or launch.gpus_per_node or 1
+
+
+Launch = Annotated[LocalLaunch | SlurmLaunch, Field(discriminator="on")]

@@ -1,0 +1,40 @@
+"""Start a run where it is to run: here, in the processes that somebody started, or as jobs of a cluster."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tunesmith.core.errors import RecipeError
+from tunesmith.core.ranks import place
+from tunesmith.core.rundir import RunDir
+from tunesmith.pipeline import open_run, run_recipe
+
+
+def start_run(
+    recipe: Path, overrides: Sequence[str], *, out: Path | None, until: str | None, here: bool, detach: bool
+) -> RunDir | None:
+    """Take a recipe through its stages, and return its run; None in all processes of a run but the first.
+
+    Args:
+        recipe: the recipe's file, or the folder of a run that is to go on.
+        overrides: `key=value` changes.
+        out: the run's folder; default as for `run_recipe`.
+        until: the last stage to run; default all.
+        here: in this process, whatever the recipe's `launch` says.
+        detach: return when the jobs of a cluster are in line; else when they are over.
+
+    Raises:
+        TunesmithError: of the kind that says what went wrong.
+    """
+    this = place()
+    if here or this.world > 1 or open_run(recipe, overrides, out)[0].launch.on == "local":
+        if detach:
+            raise RecipeError("--detach has no effect on a run that runs here")
+        run = run_recipe(recipe, overrides, out=out, until=until)
+        return run if this.is_first else None
+    from tunesmith.follow import follow
+    from tunesmith.on_slurm import submit_run
+
+    run = submit_run(recipe, overrides, out=out, until=until)
+    if not detach:
+        follow(run)
+    return run
