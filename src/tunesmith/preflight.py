@@ -66,7 +66,7 @@ class RunPlan:
     tokens_per_second: float | None
     stages: dict[str, str]
     scripts: dict[str, str]
-    begins: str | None
+    slurm: str | None
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as JSON."""
@@ -150,7 +150,7 @@ class RunPlan:
                 + (f"; weights to fetch: {self.to_fetch:.1f} of {self.fetch_free:.1f}" if self.to_fetch else ""),
                 f"stages   {', '.join(f'{name} {state}' for name, state in self.stages.items())}",
                 *(f"\n--- {script_path(RunDir(self.run), name)}\n{text}" for name, text in self.scripts.items()),
-                *([f"Slurm would begin the first at {self.begins}"] if self.begins else []),
+                *([f"Slurm, asked about the first: {self.slurm}"] if self.slurm else []),
             ]
         )
 
@@ -221,15 +221,19 @@ def _plan(recipe: Recipe, run: RunDir, base: ModelFolder, gathered: Gathered, *,
 
 
 def _jobs(recipe: Recipe, run: RunDir) -> dict[str, Any]:
-    """Return the scripts of a run's jobs and, where there is Slurm, when the first would begin."""
+    """Return the scripts of a run's jobs, and what Slurm says of the first one where it can be asked.
+
+    Raises:
+        RecipeError: Slurm would not take one of them.
+    """
     if recipe.launch.on == "local":
-        return {"scripts": {}, "begins": None}
+        return {"scripts": {}, "slurm": None}
     from tunesmith.launch.slurm import is_here, when
     from tunesmith.on_slurm import scripts
 
     found = scripts(recipe, run, wanted_stages(recipe))
-    begin = [when(text) for text in found.values()] if is_here() else [None]
-    return {"scripts": found, "begins": begin[0]}
+    said = [when(text) for text in found.values()] if is_here() else [None]
+    return {"scripts": found, "slurm": said[0]}
 
 
 def _shapes(base: ModelFolder) -> Shapes:

@@ -6,7 +6,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from tunesmith.core.files import complete_lines
+from tunesmith.core.files import lines_so_far
 from tunesmith.core.progress import clock
 from tunesmith.core.rundir import RunDir
 from tunesmith.launch import slurm
@@ -152,7 +152,7 @@ def _training(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     prepared = run.manifest("prepare")
     if prepared is None or not run.metrics.exists():
         return {}
-    steps = [line for line in complete_lines(run.metrics) if line["kind"] == "step"]
+    steps = [line for line in lines_so_far(run.metrics) if line["kind"] == "step"]
     total = steps_of(recipe, prepared["counts"]["train"]).total_steps
     if not steps:
         return {"done_of": (0, total)}

@@ -60,6 +60,11 @@ class RunDir:
         return self.path / "logs" / f"stacks-rank-{rank}.txt"
 
     @property
+    def attempts(self) -> Path:
+        """At which steps training ended without a word; there only while it goes on, or when it has."""
+        return self.path / "logs" / "attempts.json"
+
+    @property
     def launch(self) -> Path:
         """The scripts of the run's jobs, and which jobs there are."""
         return self.path / "launch"

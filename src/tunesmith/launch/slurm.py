@@ -20,6 +20,10 @@ _ACTIVE = (
     "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT",
 )  # fmt: skip
 GONE = "GONE"
+# What its commands say where the controller cannot be reached, or none was ever set up.
+_SILENT = re.compile(
+    "Unable to contact|resolve_ctls|establish a configuration|fetch_config|Unable to process configuration"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,16 +61,21 @@ def submit(script: Path, *, after: str | None = None) -> str:
 
 
 def when(script: str) -> str:
-    """Return when Slurm would begin a job, of which it is only asked.
+    """Return what Slurm says of a job of which it is only asked: when it would begin, or that it does not answer.
 
     Args:
         script: its text.
 
     Raises:
-        RecipeError: there is no Slurm here, or it would not take the job.
+        RecipeError: it would not take the job.
     """
-    said = _call(["sbatch", "--test-only"], given=script, refused="launch")
-    return said.strip().partition("to start at ")[2].partition(" ")[0]
+    try:
+        said = _call(["sbatch", "--test-only"], given=script, refused="launch").strip()
+    except RecipeError:
+        raise
+    except TunesmithError as error:
+        return error.message
+    return f"would begin it {said.partition('to start ')[2].partition(' using')[0] or said}"
 
 
 def state_of(job: str) -> JobState:

@@ -28,7 +28,7 @@ from tunesmith.model.fast_path import take_fast_path
 from tunesmith.model.isolation import attention_reach, has_dropout, why_not_apart
 from tunesmith.model.load import Machine, machine_of, most_positions
 from tunesmith.model.out_of_memory import Fitting, give_back_at_once
-from tunesmith.model.parallel import here
+from tunesmith.model.parallel import Group, here
 from tunesmith.model.quantized import quantization_of
 from tunesmith.model.row_attention import has_row_attention
 from tunesmith.model.speed import remember_speed
@@ -38,6 +38,7 @@ from tunesmith.recipe.plan import steps_of
 from tunesmith.recipe.schema import FullTuning, Recipe
 from tunesmith.tasks.markup import codec_of
 from tunesmith.tasks.tokenizer import Codec
+from tunesmith.train.attempts import attempt
 from tunesmith.train.checkpoint import State, latest_state, prune, restore, save_checkpoint
 from tunesmith.train.inputs import inputs
 from tunesmith.train.loop import FIRST_LOSS_SCALE, Setup, train_steps
@@ -58,6 +59,11 @@ def train(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     stated, group = inputs(recipe, run), here()
     group.refuse_unlike(stated)
     state = group.by_first(lambda: latest_state(run, digest_of(stated))) or State(0, digest_of(stated))
+    with attempt(recipe, run, group, first_step=state.step):
+        return _train(recipe, run, group, state, stated)
+
+
+def _train(recipe: Recipe, run: RunDir, group: Group, state: State, stated: dict[str, Any]) -> dict[str, Any]:
     base = resolve(recipe.model.base, relative_to=run.origin)
     on = machine_of(recipe)
     forget_peak_memory(on.device)
