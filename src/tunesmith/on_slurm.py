@@ -46,7 +46,10 @@ def submit_run(
         for stage, text in scripts(loaded, run, left).items():
             write_text(script_path(run, stage), text)
             exit_code_path(run, stage).unlink(missing_ok=True)
-    _put_in_line(run, left)
+    if left:
+        _put_in_line(run, left)
+    else:
+        say("all stages were done before")
     return run
 
 

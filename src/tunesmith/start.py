@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tunesmith.core.errors import RecipeError
+from tunesmith.core.progress import say
 from tunesmith.core.ranks import place
 from tunesmith.core.rundir import RunDir
 from tunesmith.pipeline import open_run, run_recipe
@@ -36,5 +37,9 @@ def start_run(
 
     run = submit_run(recipe, overrides, out=out, until=until)
     if not detach:
-        follow(run)
+        try:
+            follow(run)
+        except KeyboardInterrupt:
+            say(f"its jobs go on: tunesmith status {run}, or tunesmith cancel {run}")
+            raise
     return run

@@ -112,7 +112,7 @@ def status_of(run: RunDir) -> RunStatus:
         begun = not stages or stages[-1].state == "done"
         stages.append(_stage(recipe, run, stage.name, jobs.get(stage.name), begun=begun, pid=pid))
     told = next((one for one in stages if one.log and one.state not in ("done", "waiting")), None)
-    lines = _last_lines(Path(told.log)) if told and told.log else ()
+    lines = _last_lines(Path(told.log), ended=told.state != "working") if told and told.log else ()
     return RunStatus(str(run), tuple(stages), lines, pid)
 
 
@@ -173,11 +173,15 @@ def _evaluation(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     return {"done_of": (sum(path.read_bytes().count(b"\n") for path in answered), 2 * rows)} if answered else {}
 
 
-def _last_lines(log: Path) -> tuple[str, ...]:
+def _last_lines(log: Path, *, ended: bool) -> tuple[str, ...]:
+    """Return the end of a log; of one that ended, its last error, which the starters' words on it would hide."""
     with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - 4096))
-        lines = file.read().decode("utf-8", "replace").splitlines()
-    return tuple(line for line in lines if line.strip())[-_LOG_LINES:]
+        file.seek(max(0, log.stat().st_size - 8192))
+        lines = [line for line in file.read().decode("utf-8", "replace").splitlines() if line.strip()]
+    errors = [number for number, line in enumerate(lines) if line.startswith("error: ")]
+    if not (ended and errors):
+        return tuple(lines[-_LOG_LINES:])
+    return (lines[errors[-1]], *(line for line in lines[errors[-1] + 1 :][:1] if line.startswith("  hint: ")))
 
 
 def _holder(lock: Path) -> int | None:

@@ -6,6 +6,10 @@ from pathlib import Path
 
 from tests.contract.sources import ROOT
 
+from tunesmith.launch.script import Job, script_of
+from tunesmith.recipe.launch import SlurmLaunch
+from tunesmith.recipe.load import load_recipe
+
 
 def docs(script: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -34,3 +38,10 @@ def test_a_stale_page_is_noticed_and_made_again(tmp_path: Path) -> None:
 
 def test_wrong_usage_is_refused() -> None:
     assert docs(ROOT / "scripts" / "docs", "--chekc").returncode == 2
+
+
+def test_the_batch_script_of_the_guide_is_what_is_written() -> None:
+    made = load_recipe(ROOT / "recipes" / "gemma-chat-slurm" / "recipe.yaml")
+    assert isinstance(made.launch, SlurmLaunch)
+    text = script_of(Job(made.name, "train", "train", by_all=True), made.launch, "runs/gemma")
+    assert f"```bash\n{text}```" in (ROOT / "docs" / "clusters.md").read_text(encoding="utf-8")
