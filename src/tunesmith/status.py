@@ -122,19 +122,19 @@ def _stage(
     facts: dict[str, Any] = {}
     if begun:
         facts = _training(recipe, run) if name == "train" else _evaluation(recipe, run) if name == "evaluate" else {}
-    done = run.manifest(name) is not None
     if job is None:
-        state = "done" if done else "working" if begun and pid else "to do"
+        state = "done" if run.manifest(name) else "working" if begun and pid else "to do"
         return StageStatus(name, state, **facts)
     log = log_path(run, job)
     facts |= {"job": job.job, "log": str(log) if log.exists() else None}
-    found, code = slurm.state_of(job.job), exit_code(run, name)
+    found = slurm.state_of(job.job)
+    code = exit_code(run, name)
     if found.is_active:
         limit = (found.ends - datetime.now()).total_seconds() if found.ends and found.state == "RUNNING" else None
         facts |= {"nodes": found.nodes, "running": found.running, "limit_seconds": limit and max(0.0, limit)}
         state = "waiting" if found.state in ("PENDING", "REQUEUED", "REQUEUE_HOLD") else "working"
         return StageStatus(name, state, reason=found.reason, restarts=found.restarts, **facts)
-    if done:
+    if run.manifest(name):  # looked for after the job, which may end between
         return StageStatus(name, "done", exit_code=code, **facts)
     return StageStatus(name, _ended(found, code), exit_code=code, **facts)
 

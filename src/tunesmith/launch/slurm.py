@@ -130,7 +130,7 @@ def _call(command: list[str], *, given: str = "", refused: str | None = None) ->
     if done.returncode == 0:
         return done.stdout or done.stderr  # --test-only speaks on stderr
     said = re.sub(rf"^{command[0]}: (error: )?", "", done.stderr.strip(), flags=re.MULTILINE) or f"{command[0]} failed"
-    if refused is not None:
+    if refused is not None and not _SILENT.search(said):
         raise RecipeError(
             f"Slurm does not take it: {said}", where=refused, hint="the recipe's `launch` says what to ask for"
         )
