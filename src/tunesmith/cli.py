@@ -5,7 +5,6 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -14,6 +13,7 @@ from cyclopts.exceptions import CycloptsError
 
 from tunesmith.core.errors import RecipeError, TunesmithError
 from tunesmith.core.rundir import RunDir
+from tunesmith.options import AS_WRITTEN, AsJson, Detach, ModelName, Out, Overrides, RecipeOrRun, RunFolder, Where
 
 app = App(
     name="tunesmith",
@@ -21,37 +21,6 @@ app = App(
     version_flags=["--version"],
     help_format="markdown",
 )
-
-Overrides = Annotated[str, Parameter(help="Changes to the recipe, such as train.max_steps=20.")]
-RecipeOrRun = Annotated[Path, Parameter(help="A recipe's file, or the folder of a run.")]
-RunFolder = Annotated[Path, Parameter(help="The folder of a run.")]
-Out = Annotated[
-    Path | None, Parameter(help="Folder of the run; default runs/NAME/ID, where ID follows from the recipe.")
-]
-AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print the result as JSON.")]
-Detach = Annotated[bool, Parameter(negative="", help="Return when the jobs of Slurm are in line.")]
-ModelName = Annotated[str, Parameter(help="A model: org/name, a folder, a .gguf file, pypi:, run:FOLDER, NAME@ALIAS.")]
-
-
-@Parameter(name="*")
-@dataclass(frozen=True)
-class Where:
-    """Where a run runs, beside what its recipe says.
-
-    Args:
-        on: `local` is here, whatever the recipe's `launch` says; `slurm` gives every stage to Slurm as a job.
-        nodes: machines on Slurm; the same as launch.nodes=N.
-    """
-
-    on: Literal["local", "slurm"] | None = None
-    nodes: int | None = None
-
-    def changes(self) -> list[str]:
-        """Return what this changes in the recipe."""
-        if self.on == "local" and self.nodes is not None:
-            raise RecipeError("--nodes has no effect on --on local")
-        on = ["launch.on=slurm"] if self.on == "slurm" else []
-        return on + ([f"launch.nodes={self.nodes}"] if self.nodes is not None else [])
 
 
 def main() -> NoReturn:
@@ -102,7 +71,9 @@ def init(template: str = "chat", *, out: Path = Path("recipe.yaml")) -> None:
 
 
 @app.command
-def plan(recipe: Path, *overrides: Overrides, out: Out = None, where: Where = Where(), as_json: AsJson = False) -> None:
+def plan(
+    recipe: Path, *overrides: Overrides, out: Out = None, where: Where = AS_WRITTEN, as_json: AsJson = False
+) -> None:
     """Check everything that can be checked without training, and show what would be done."""
     from tunesmith.preflight import plan_run
 
@@ -142,7 +113,7 @@ def show(
 
 @app.command
 def run(
-    recipe: RecipeOrRun, *overrides: Overrides, out: Out = None, where: Where = Where(), detach: Detach = False,
+    recipe: RecipeOrRun, *overrides: Overrides, out: Out = None, where: Where = AS_WRITTEN, detach: Detach = False,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Run all stages; finished ones are skipped, an interrupted one goes on."""
@@ -151,7 +122,7 @@ def run(
 
 @app.command
 def prepare(
-    recipe: RecipeOrRun, *overrides: Overrides, out: Out = None, where: Where = Where(), detach: Detach = False,
+    recipe: RecipeOrRun, *overrides: Overrides, out: Out = None, where: Where = AS_WRITTEN, detach: Detach = False,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Read, split, render and check the rows."""
@@ -160,7 +131,7 @@ def prepare(
 
 @app.command
 def train(
-    recipe: RecipeOrRun, *overrides: Overrides, out: Out = None, where: Where = Where(), detach: Detach = False,
+    recipe: RecipeOrRun, *overrides: Overrides, out: Out = None, where: Where = AS_WRITTEN, detach: Detach = False,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Train, after `prepare`."""
@@ -169,7 +140,7 @@ def train(
 
 @app.command
 def evaluate(
-    recipe: RecipeOrRun, *overrides: Overrides, out: Out = None, where: Where = Where(), detach: Detach = False,
+    recipe: RecipeOrRun, *overrides: Overrides, out: Out = None, where: Where = AS_WRITTEN, detach: Detach = False,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Compare base and tuned on the test rows, after `train`."""
@@ -238,6 +209,7 @@ def ladder(
     out: Annotated[Path | None, Parameter(help="Folder of the ladder; default runs/NAME/ladder-ID.")] = None,
     plan: Annotated[bool, Parameter(negative="")] = False,
     rung: int | None = None,
+    where: Where = AS_WRITTEN,
     as_json: AsJson = False,
 ) -> None:
     """Run a recipe in several sizes, and name the smallest that clears the bar.
@@ -250,14 +222,15 @@ def ladder(
         rung: run only this one, of a ladder's folder, in this process (for job arrays).
     """
     from tunesmith.ladder import climb
-    from tunesmith.ladder.rungs import split_values
+    from tunesmith.ladder.rungs import is_ladder, split_values
 
     if rung is not None:
-        if over or models or overrides or out or plan or bar is not None:
+        if over or models or overrides or out or plan or bar is not None or where != AS_WRITTEN:
             raise RecipeError("--rung runs one rung of a ladder's folder; nothing else has an effect beside it")
         _summary(climb.run_rung(recipe, rung), as_json)
         return
-    axes = {"over": over or [], "models": split_values(models) if models else [], "overrides": overrides}
+    changes = overrides if is_ladder(recipe) else (*overrides, *where.changes())
+    axes = {"over": over or [], "models": split_values(models) if models else [], "overrides": changes}
     if plan:
         from tunesmith.ladder.plan import plan_json, plan_ladder, plan_text
 
@@ -266,6 +239,13 @@ def ladder(
         listed = climb.open_ladder(recipe, out=out, **axes)
         planned = plan_ladder(listed, recipe)
         _result(plan_json(listed, planned), as_json, lambda: plan_text(listed, planned))
+        return
+    if where.on == "slurm":
+        from tunesmith.ladder.array import submit_ladder
+
+        if bar is not None:
+            raise RecipeError("--bar has no effect on --on slurm", hint="give it when the rungs are done")
+        print(submit_ladder(climb.open_ladder(recipe, out=out, **axes), recipe))
         return
     from tunesmith.ladder.words import as_text
 

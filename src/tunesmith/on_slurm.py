@@ -64,7 +64,8 @@ def scripts(recipe: Recipe, run: RunDir, stages: Sequence[Stage]) -> dict[str, s
         raise RecipeError(f"is to run on {launch.on}", where="launch.on", hint="--on slurm")
     # From where it is submitted: nothing in the run's folder is absolute.
     folder = os.path.relpath(run.path)
-    jobs = [Job(recipe.name, one.name, _VERBS.get(one.name, one.name), one.by_all) for one in stages]
+    works = {one: f"{_VERBS.get(one.name, one.name)} {folder} --on local" for one in stages}
+    jobs = [Job(recipe.name, one.name, work, one.by_all) for one, work in works.items()]
     return {job.stage: script_of(job, launch, folder) for job in jobs}
 
 

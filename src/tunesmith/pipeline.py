@@ -73,6 +73,8 @@ def run_recipe(
 ) -> RunDir:
     """Take a recipe through its stages; finished ones are skipped, an interrupted one goes on.
 
+    In this process, whatever the recipe's `launch` says, or in all that torchrun, accelerate or srun have started.
+
     Args:
         recipe: the recipe's file, or the folder of a run that is to go on.
         overrides: `key=value` changes.
@@ -163,15 +165,18 @@ def open_run(recipe: Path, overrides: Sequence[str], out: Path | str | None) -> 
             raise RecipeError("--out has no effect on a run folder", where=str(recipe))
         return load_recipe(recipe / "recipe.resolved.yaml", overrides), RunDir.existing(recipe)
     loaded = load_recipe(recipe, overrides)
-    # Where a run runs is no part of it: what began here may go on in a cluster, in the same folder.
-    identity = loaded.model_dump(mode="json") | {"launch": {"on": "local"}}
-    folder = Path(out) if out else Path("runs") / loaded.name / digest_of(identity)[:8]
+    folder = Path(out) if out else Path("runs") / loaded.name / digest_of(identity(loaded))[:8]
     run = RunDir(folder)
     if run.resolved_recipe.exists():
         _refuse_another_recipe(loaded, run)
     elif folder.is_dir() and any(p.name != "logs" for p in folder.iterdir()):
         raise RecipeError("is not empty and holds no run", where=str(folder), hint="give another --out")
     return loaded, run
+
+
+def identity(recipe: Recipe) -> dict[str, Any]:
+    """Return what sets a recipe apart: not where it runs, so what began here may go on in a cluster, in its folder."""
+    return recipe.model_dump(mode="json") | {"launch": {"on": "local"}}
 
 
 # Sections that may change in a run without making finished training wrong.

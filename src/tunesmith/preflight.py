@@ -19,6 +19,7 @@ from tunesmith.model.speed import remembered_speed
 from tunesmith.pipeline import check_beforehand, folder_of, open_run, wanted_stages, work_left
 from tunesmith.recipe.architecture import shapes_of
 from tunesmith.recipe.hardware import BYTES, hardware, precision_of
+from tunesmith.recipe.launch import SlurmLaunch, processes_of
 from tunesmith.recipe.memory import Memory
 from tunesmith.recipe.plan import Steps, steps_of
 from tunesmith.recipe.schema import LoraBase, Quantization, Recipe
@@ -207,6 +208,9 @@ def _plan(recipe: Recipe, run: RunDir, base: ModelFolder, gathered: Gathered, *,
     answered = min(recipe.train.valid_rows, counts["valid"]) if recipe.train.valid_metrics else 0
     copies = min(recipe.train.keep_checkpoints + 2, steps.total_steps + 1)  # the best, and one being written
     per_copy = memory.trainable_parameters * 4 / _GIB + memory.optimizer
+    speed = remembered_speed(base.digest(), recipe.tuning.method)
+    per_step = facts["tokens"]["train"] * steps.epochs / steps.total_steps
+    _refuse_short_turns(recipe, speed, per_step * steps.save_every_steps)
     return RunPlan(
         name=recipe.name, run=str(run), base=recipe.model.base, method=recipe.tuning.method, launch=recipe.launch.on,
         counts=counts, sources=facts["sources"], blocks=facts["blocks"], dropped=facts["dropped"],
@@ -215,9 +219,33 @@ def _plan(recipe: Recipe, run: RunDir, base: ModelFolder, gathered: Gathered, *,
         answered=answered, choose_by=recipe.train.choose_by,
         passes=str(division), known=shapes.known, memory=memory, memory_available=available,
         disk=copies * per_copy + 0.05, to_fetch=to_fetch, fetch_free=_free(hub_cache()), disk_free=_free(run.path),
-        tokens_per_second=remembered_speed(base.digest(), recipe.tuning.method), stages=work_left(recipe, run),
+        tokens_per_second=speed, stages=work_left(recipe, run),
         **_jobs(recipe, run),
     )  # fmt: skip
+
+
+def _refuse_short_turns(recipe: Recipe, speed: float | None, interval: float) -> None:
+    """Raise RecipeError where a job would end before it comes to its first checkpoint, even at the best.
+
+    The best is that every process has the speed that was measured here. Of GPUs that are elsewhere nothing is known.
+
+    Args:
+        recipe: its `launch` may have a time limit.
+        speed: tokens a second, if this machine has trained the model before.
+        interval: tokens between two checkpoints.
+    """
+    launch = recipe.launch
+    if not isinstance(launch, SlurmLaunch) or launch.time_limit_minutes is None or speed is None:
+        return
+    if (launch.gpus_per_node is None) == (hardware().device == "cuda"):
+        return
+    needed = interval / (speed * launch.nodes * processes_of(launch)) / 60
+    turn = launch.time_limit_minutes - launch.warning_minutes
+    if needed > turn:
+        raise RecipeError(
+            f"a job trains for {turn} minutes at most, and a checkpoint needs {needed:.0f} at the speed measured here",
+            where="launch.time_limit_minutes", hint="ask for more, or lower train.save_every_steps",
+        )  # fmt: skip
 
 
 def _jobs(recipe: Recipe, run: RunDir) -> dict[str, Any]:

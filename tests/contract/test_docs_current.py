@@ -43,5 +43,5 @@ def test_wrong_usage_is_refused() -> None:
 def test_the_batch_script_of_the_guide_is_what_is_written() -> None:
     made = load_recipe(ROOT / "recipes" / "gemma-chat-slurm" / "recipe.yaml")
     assert isinstance(made.launch, SlurmLaunch)
-    text = script_of(Job(made.name, "train", "train", by_all=True), made.launch, "runs/gemma")
+    text = script_of(Job(made.name, "train", "train runs/gemma --on local", by_all=True), made.launch, "runs/gemma")
     assert f"```bash\n{text}```" in (ROOT / "docs" / "clusters.md").read_text(encoding="utf-8")

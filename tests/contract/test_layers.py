@@ -16,7 +16,7 @@ LAYERS = (
     ("answering",),
     ("train", "evaluate", "report", "deliver"),
     ("pipeline", "preflight", "ladder", "show", "doctor", "try_it", "on_slurm", "status", "follow", "start"),
-    ("cli", "__main__", "__init__"),
+    ("cli", "options", "__main__", "__init__"),
 )
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 # The files at the top of the package are one folder, layer by layer.

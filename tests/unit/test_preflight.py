@@ -142,3 +142,49 @@ def test_a_plan_refuses_a_model_without_weights_and_rows_beyond_its_positions(tm
     (tmp_path / "model" / "model.safetensors").unlink()
     with pytest.raises(RecipeError, match="holds no weights"):
         plan_run(path)
+
+
+SLURM = ["launch.on=slurm", "launch.nodes=2"]
+
+
+@pytest.fixture
+def no_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands of Slurm may be installed here, with no cluster behind them."""
+    monkeypatch.setattr("tunesmith.launch.slurm.is_here", lambda: False)
+
+
+@pytest.mark.usefixtures("no_slurm")
+def test_the_plan_shows_the_scripts_of_all_stages_and_writes_none(recipe: Path) -> None:
+    out = recipe.parent / "run"
+    plan = plan_run(recipe, [*SLURM, "promote={model: x}"], out=out)
+    assert list(plan.scripts) == ["prepare", "train", "evaluate", "promote"]
+    assert all(text in str(plan) for text in plan.scripts.values())
+    assert not out.exists()
+    assert plan_run(recipe).scripts == {}
+    assert plan_run(recipe, SLURM).run == plan_run(recipe).run, "where it runs does not make it another run"
+
+
+def test_the_plan_asks_slurm_where_there_is_one(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("tunesmith.launch.slurm.is_here", lambda: True)
+    monkeypatch.setattr("tunesmith.launch.slurm.when", lambda text: asked.append(text) or "would begin it at noon")
+    plan = plan_run(recipe, SLURM)
+    assert asked == list(plan.scripts.values())
+    assert str(plan).endswith("Slurm, asked about the first: would begin it at noon")
+
+
+@pytest.mark.usefixtures("no_slurm")
+def test_turns_that_are_too_short_for_a_checkpoint_are_refused(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = plan_run(recipe)
+    interval = plan.training_tokens / plan.steps.total_steps * plan.steps.save_every_steps
+    limit = [*SLURM, "launch.time_limit_minutes=15"]  # of which 5 are for saving
+    for minutes, refused in ((9, False), (11, True)):
+        speed = interval / (60 * minutes) / 2  # of each of two processes
+        monkeypatch.setattr(preflight, "remembered_speed", lambda *_, speed=speed: speed)
+        assert plan_run(recipe, SLURM).slurm is None, "without a limit there is nothing to refuse"
+        assert plan_run(recipe, [*limit, "launch.gpus_per_node=1"]), "of GPUs this machine knows nothing"
+        if refused:
+            with pytest.raises(RecipeError, match="trains for 10 minutes at most, and a checkpoint needs 11"):
+                plan_run(recipe, limit)
+        else:
+            plan_run(recipe, limit)

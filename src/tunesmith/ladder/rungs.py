@@ -10,7 +10,7 @@ from tunesmith.core.errors import RecipeError
 from tunesmith.core.files import digest_of, read_json, remove_leftovers, write_json
 from tunesmith.core.rundir import RunDir
 from tunesmith.fetch.reference import resolve
-from tunesmith.pipeline import open_run, write_origin
+from tunesmith.pipeline import identity, open_run, write_origin
 from tunesmith.recipe.load import RecipeProblems, load_recipe
 from tunesmith.recipe.schema import Recipe
 
@@ -132,7 +132,7 @@ def list_rungs(
             hint=f"take {most} or fewer, or lower evaluate.confidence",
         )
     rungs = tuple(Rung(n, f"{n:02d}-{_slug(made)}", made) for n, made in enumerate(changes, 1))
-    digest = digest_of([one.model_dump(mode="json") for one in recipes])[:8]
+    digest = digest_of([identity(one) for one in recipes])[:8]
     return Ladder(out or Path("runs") / first.name / f"ladder-{digest}", axes, tuple(overrides), rungs)
 
 

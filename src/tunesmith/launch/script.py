@@ -16,12 +16,16 @@ _PLAIN_PATH = re.compile(r"(?!-)[\w./+=@,-]+", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A stage as a job: the verb that does it, and whether all processes work at it or one does."""
+    """A stage as a job: the verb and arguments that do it, and whether all processes work at it or one does.
+
+    `tasks` are the numbers of an array of jobs, such as "1,2,5"; the work then has its own in $SLURM_ARRAY_TASK_ID.
+    """
 
     run: str
     stage: str
-    verb: str
+    work: str
     by_all: bool
+    tasks: str = ""
 
 
 def script_of(job: Job, launch: SlurmLaunch, folder: str) -> str:
@@ -49,9 +53,9 @@ def script_of(job: Job, launch: SlurmLaunch, folder: str) -> str:
             *_surroundings(launch),
             "set -euo pipefail",
             "",
-            *(_many(job, launch, folder) if many else _one(job, launch, folder)),
+            *(_many(job, launch) if many else _one(job, launch)),
             "",
-            *_end(launch, f"{folder}/launch/{job.stage}.exit-code"),
+            *_end(launch, f"{folder}/launch/{job.stage}{'-$SLURM_ARRAY_TASK_ID' if job.tasks else ''}.exit-code"),
             "",
         ]
     )
@@ -71,7 +75,8 @@ def _options(job: Job, launch: SlurmLaunch, folder: str) -> list[str]:
         "cpus-per-task": launch.cpus_per_process and launch.cpus_per_process * (processes // tasks),
         "mem": launch.memory_gib_per_node and f"{launch.memory_gib_per_node}G",
         "time": launch.time_limit_minutes,
-        "output": f"{folder}/logs/{job.stage}-%j.log",
+        "output": f"{folder}/logs/{job.stage}-{'%A-%a' if job.tasks else '%j'}.log",
+        "array": job.tasks or None,
     }
     # torchrun passes on SIGTERM and dies of SIGUSR1. Slurm sends it to the processes, and not to this script.
     warning = "USR1" if launch.starter == "srun" else "TERM"
@@ -86,16 +91,19 @@ def _surroundings(launch: SlurmLaunch) -> list[str]:
     return ["", *lines, ""] if lines else []
 
 
-def _one(job: Job, launch: SlurmLaunch, folder: str) -> list[str]:
+def _one(job: Job, launch: SlurmLaunch) -> list[str]:
     """Return the lines that start one process."""
-    return ["code=0", _lines(_srun(launch, 1), _container(launch), f"{launch.python} {_work(job, folder)} || code=$?")]
+    return [
+        "code=0",
+        _lines(_srun(launch, 1), _container(launch), f"{launch.python} -m tunesmith {job.work} || code=$?"),
+    ]
 
 
-def _many(job: Job, launch: SlurmLaunch, folder: str) -> list[str]:
+def _many(job: Job, launch: SlurmLaunch) -> list[str]:
     """Return the lines that start all processes of all machines."""
     each = "GPU" if launch.gpus_per_node == processes_of(launch) else "task"
     if launch.starter == "srun":
-        start = _lines(_srun(launch, 1), _container(launch), f"{launch.python} {_work(job, folder)} || code=$?")
+        start = _lines(_srun(launch, 1), _container(launch), f"{launch.python} -m tunesmith {job.work} || code=$?")
         return [f"# One process for each {each} of all machines.", "code=0", start]
     if launch.starter == "torchrun":
         module, options = "torch.distributed.run", [
@@ -108,7 +116,7 @@ def _many(job: Job, launch: SlurmLaunch, folder: str) -> list[str]:
             f"{config} --num_machines={launch.nodes} --num_processes={launch.nodes * processes_of(launch)}",
             '--machine_rank="$SLURM_NODEID"', '--main_process_ip="$MASTER_ADDR" --main_process_port="$MASTER_PORT"',
         ]  # fmt: skip
-    command = [f"{launch.python} -m tunesmith.launch.unchanged {module}", *options, _work(job, folder)]
+    command = [f"{launch.python} -m tunesmith.launch.unchanged {module}", *options, f"-m tunesmith {job.work}"]
     return [
         f"# One {launch.starter} on each machine, which starts a process for each {each} there.",
         'export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
@@ -137,10 +145,6 @@ def _container(launch: SlurmLaunch) -> str:
         "container-mounts": ",".join(launch.container.mounts),
     }
     return " ".join(f"--{key}={value}" for key, value in told.items() if value)
-
-
-def _work(job: Job, folder: str) -> str:
-    return f"-m tunesmith {job.verb} {folder} --on local"
 
 
 def _lines(*parts: str) -> str:

@@ -13,7 +13,7 @@ from tunesmith.launch.script import Job, script_of
 from tunesmith.recipe.launch import SlurmLaunch
 
 FOLDER = "runs/viggo/ab12cd34"
-TRAIN = Job("viggo", "train", "train", by_all=True)
+TRAIN = Job("viggo", "train", f"train {FOLDER} --on local", by_all=True)
 
 
 def script(job: Job = TRAIN, **settings: Any) -> str:
@@ -40,7 +40,12 @@ def test_what_is_asked_for() -> None:
 
 
 def test_a_stage_of_one_process_takes_one_machine_and_no_gpu() -> None:
-    text = script(Job("viggo", "prepare", "prepare", by_all=False), nodes=2, gpus_per_node=4, partition="normal")
+    text = script(
+        Job("viggo", "prepare", f"prepare {FOLDER} --on local", by_all=False),
+        nodes=2,
+        gpus_per_node=4,
+        partition="normal",
+    )
     asked = options(text)
     assert (asked["nodes"], asked["ntasks-per-node"]) == ("1", "1")
     assert "gpus-per-node" not in asked
@@ -76,6 +81,13 @@ def test_containers_modules_and_variables() -> None:
         "modules know nothing of set -u"
     )
     assert "--environment=mine" in script(container={"environment": "mine"})
+
+
+def test_an_array_has_a_log_and_an_exit_code_for_each_task() -> None:
+    text = script(Job("viggo", "rung", 'ladder x --rung "$SLURM_ARRAY_TASK_ID"', by_all=True, tasks="1,2,5"))
+    assert options(text)["array"] == "1,2,5"
+    assert options(text)["output"] == f"{FOLDER}/logs/rung-%A-%a.log"
+    assert f'echo "$code" >{FOLDER}/launch/rung-$SLURM_ARRAY_TASK_ID.exit-code' in text
 
 
 @pytest.mark.parametrize("folder", ["runs/a b", "runs/$x", "runs/100%", "-runs", "runs/a\nb", "runs/'a"])

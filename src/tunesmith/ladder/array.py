@@ -1,0 +1,63 @@
+"""A ladder as an array of jobs: Slurm runs its rungs side by side, each in a process of its own."""
+
+import os
+from pathlib import Path
+
+from tunesmith.core.errors import RecipeError
+from tunesmith.core.files import only_writer, write_text
+from tunesmith.core.progress import say
+from tunesmith.ladder.collect import failure_of
+from tunesmith.ladder.rungs import Ladder, Rung, is_ladder, write_ladder
+from tunesmith.launch import slurm
+from tunesmith.launch.script import Job, script_of
+from tunesmith.recipe.launch import SlurmLaunch, processes_of
+
+_TASK = "$SLURM_ARRAY_TASK_ID"
+
+
+def submit_ladder(ladder: Ladder, recipe: Path) -> Path:
+    """Write a ladder's folder and the script of its rungs, put those that are left in line, and return the folder.
+
+    Args:
+        ladder: whose rungs.
+        recipe: the recipe's file, or the ladder's folder.
+
+    Raises:
+        RecipeError: its recipe is not to run on Slurm, or a rung is to have many processes; Slurm does not take it.
+    """
+    with only_writer(ladder.lock):
+        if not is_ladder(recipe):
+            write_ladder(ladder, recipe)
+        left = [rung for rung in ladder.rungs if not _is_over(ladder, rung)]
+        if not left:
+            say(f"all rungs were done before; tunesmith ladder {ladder.path} says what came out")
+            return ladder.path
+        script = ladder.path / "launch" / "rung.sbatch"
+        write_text(script, _script(ladder, left))
+    job = slurm.submit(script)
+    say(f"{len(left)} rungs: job {job}, {script}")
+    say(f"when they are over: tunesmith ladder {ladder.path}")
+    return ladder.path
+
+
+def _is_over(ladder: Ladder, rung: Rung) -> bool:
+    run = ladder.run(rung)
+    return run.manifest("evaluate") is not None and failure_of(run) is None
+
+
+def _script(ladder: Ladder, left: list[Rung]) -> str:
+    first = ladder.recipe(left[0])
+    launch = first.launch
+    if not isinstance(launch, SlurmLaunch):
+        raise RecipeError(
+            f"is to run on {launch.on}", where=str(ladder.path), hint="give --on slurm at the first start"
+        )
+    if (many := launch.nodes * processes_of(launch)) > 1:
+        raise RecipeError(
+            f"a rung is one process, and `launch` asks for {many}", where=str(ladder.path),
+            hint="launch.nodes=1 launch.gpus_per_node=1: Slurm runs the rungs side by side",
+        )  # fmt: skip
+    folder = os.path.relpath(ladder.path)
+    numbers = ",".join(str(rung.number) for rung in left)
+    work = f'ladder {folder} --rung "{_TASK}"'
+    return script_of(Job(first.name, "rung", work, by_all=True, tasks=numbers), launch, folder)

@@ -1,0 +1,43 @@
+"""What several verbs of the command line take."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from tunesmith.core.errors import RecipeError
+
+Overrides = Annotated[str, Parameter(help="Changes to the recipe, such as train.max_steps=20.")]
+RecipeOrRun = Annotated[Path, Parameter(help="A recipe's file, or the folder of a run.")]
+RunFolder = Annotated[Path, Parameter(help="The folder of a run.")]
+Out = Annotated[
+    Path | None, Parameter(help="Folder of the run; default runs/NAME/ID, where ID follows from the recipe.")
+]
+AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print the result as JSON.")]
+Detach = Annotated[bool, Parameter(negative="", help="Return when the jobs of Slurm are in line.")]
+ModelName = Annotated[str, Parameter(help="A model: org/name, a folder, a .gguf file, pypi:, run:FOLDER, NAME@ALIAS.")]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Where:
+    """Where a run runs, beside what its recipe says.
+
+    Args:
+        on: `local` is here, whatever the recipe's `launch` says; `slurm` gives every stage to Slurm as a job.
+        nodes: machines on Slurm; the same as launch.nodes=N.
+    """
+
+    on: Literal["local", "slurm"] | None = None
+    nodes: int | None = None
+
+    def changes(self) -> list[str]:
+        """Return what this changes in the recipe."""
+        if self.on == "local" and self.nodes is not None:
+            raise RecipeError("--nodes has no effect on --on local")
+        on = ["launch.on=slurm"] if self.on == "slurm" else []
+        return on + ([f"launch.nodes={self.nodes}"] if self.nodes is not None else [])
+
+
+AS_WRITTEN = Where()  # where the recipe says
