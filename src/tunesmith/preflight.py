@@ -1,5 +1,6 @@
 """What `plan` says: everything about a run that can be known before it, and whether it would start."""
 
+import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -18,8 +19,8 @@ from tunesmith.launch.jobs import script_path
 from tunesmith.model.speed import remembered_speed
 from tunesmith.pipeline import check_beforehand, folder_of, open_run, wanted_stages, work_left
 from tunesmith.recipe.architecture import shapes_of
-from tunesmith.recipe.hardware import BYTES, hardware, precision_of
-from tunesmith.recipe.launch import SlurmLaunch, processes_of
+from tunesmith.recipe.hardware import BYTES, Hardware, hardware, precision_of
+from tunesmith.recipe.launch import Launch, SlurmLaunch, processes_of
 from tunesmith.recipe.memory import Memory
 from tunesmith.recipe.plan import Steps, steps_of
 from tunesmith.recipe.schema import LoraBase, Quantization, Recipe
@@ -33,8 +34,10 @@ _BARS = " \u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
 
 @dataclass(frozen=True, slots=True)
 class RunPlan:
-    """What a run will do and need. Sizes in GiB; `tokens_per_second` is None where this machine has not trained yet.
+    """What a run will do and need. Sizes in GiB, those of memory for each process.
 
+    `memory_available` is None where the machines are elsewhere and the recipe does not say what they have, and
+    `tokens_per_second`, of one process, where this machine has not trained yet or is of another kind than those.
     `answered` is how many valid rows each validation answers, and `choose_by` what picks the checkpoint.
     """
 
@@ -43,6 +46,7 @@ class RunPlan:
     base: str
     method: str
     launch: str
+    processes: int
     counts: dict[str, int]
     sources: dict[str, dict[str, int]]
     blocks: dict[str, int]
@@ -59,7 +63,7 @@ class RunPlan:
     answered: int
     choose_by: str
     memory: Memory
-    memory_available: float
+    memory_available: float | None
     disk: float
     disk_free: float
     to_fetch: float
@@ -85,8 +89,8 @@ class RunPlan:
 
     @property
     def seconds(self) -> float | None:
-        """About how long training takes, from the speed that was measured here before."""
-        return self.training_tokens / self.tokens_per_second if self.tokens_per_second else None
+        """About how long training takes, from the speed that was measured here before; with many processes, at best."""
+        return self.training_tokens / (self.tokens_per_second * self.processes) if self.tokens_per_second else None
 
     def must_fit(self) -> None:
         """Raise DoesNotFit where memory or disk does not suffice."""
@@ -100,7 +104,7 @@ class RunPlan:
                 f"the weights take about {self.to_fetch:.1f} GiB and {self.fetch_free:.1f} are free",
                 where=str(hub_cache()), hint="free some space, or let HF_HUB_CACHE name another disk",
             )  # fmt: skip
-        if self.memory.total > self.memory_available:
+        if self.memory_available is not None and self.memory.total > self.memory_available:
             raise DoesNotFit(
                 f"training needs about {self.memory.total:.1f} GiB and {self.memory_available:.1f} are available",
                 hint="leave train.micro_batch at auto, set train.activation_checkpointing, lower "
@@ -115,11 +119,14 @@ class RunPlan:
             for kind in ("dropped", "filtered", "cut", "unused")
             for reason, n in getattr(self, kind).items()
         )
+        best = f" at best, with {self.processes} processes" if self.processes > 1 else ""
         speed = (
-            f"about {clock(self.seconds)}, at {self.tokens_per_second:.0f} tokens/s as measured here before"
+            f"about {clock(self.seconds)}{best}, at {self.tokens_per_second:.0f} tokens/s as measured here before"
             if self.seconds and self.tokens_per_second
-            else "not known: this machine has not trained this model yet"
+            else "not known: this machine has not trained this model yet, or those it is for are of another kind"
         )
+        room = f" of {self.memory_available:.1f} available" if self.memory_available is not None else ""
+        each = " for each process" if self.processes > 1 else ""
         m, s = self.memory, self.steps
         guess = "" if self.known else "; a guess, since this architecture is not described"
         asking = f", answering {self.answered} rows" if self.answered else ""
@@ -143,7 +150,7 @@ class RunPlan:
                 f"the best by {self.choose_by}",
                 f"tokens   {self.training_tokens:,} to train on{validated}; time {speed}",
                 f"passes   {self.passes}",
-                f"memory   about {m.total:.1f} GiB of {self.memory_available:.1f} available{guess} "
+                f"memory   about {m.total:.1f} GiB{room}{each}{guess} "
                 f"(weights {m.weights:.2f}, gradients {m.gradients:.2f}, optimizer {m.optimizer:.2f}, "
                 f"activations {m.activations:.2f}, logits {m.logits:.2f}, in pieces {m.in_pieces:.2f}, "
                 f"libraries {m.libraries:.2f})",
@@ -180,8 +187,10 @@ def plan_run(recipe: Path | str, overrides: Sequence[str] = (), *, out: Path | s
 def _refuse_what_this_machine_lacks(recipe: Recipe, base: ModelFolder) -> None:
     """Raise RecipeError where this machine lacks what a precision, or weights or moments in few bits, need.
 
-    Nothing slow is imported for others.
+    Nothing slow is imported for others. What GPUs elsewhere lack is told by the first job.
     """
+    if isinstance(recipe.launch, SlurmLaunch) and recipe.launch.gpus_per_node is not None:
+        return
     if recipe.model.precision in ("fp16", "bf16") or isinstance(recipe.tuning, Quantization):
         from tunesmith.model.load import machine_of, require_precision
 
@@ -208,11 +217,13 @@ def _plan(recipe: Recipe, run: RunDir, base: ModelFolder, gathered: Gathered, *,
     answered = min(recipe.train.valid_rows, counts["valid"]) if recipe.train.valid_metrics else 0
     copies = min(recipe.train.keep_checkpoints + 2, steps.total_steps + 1)  # the best, and one being written
     per_copy = memory.trainable_parameters * 4 / _GIB + memory.optimizer
-    speed = remembered_speed(base.digest(), recipe.tuning.method)
+    same = _hardware(recipe.launch).device == hardware().device
+    speed = remembered_speed(base.digest(), recipe.tuning.method) if same else None
     per_step = facts["tokens"]["train"] * steps.epochs / steps.total_steps
     _refuse_short_turns(recipe, speed, per_step * steps.save_every_steps)
     return RunPlan(
-        name=recipe.name, run=str(run), base=recipe.model.base, method=recipe.tuning.method, launch=recipe.launch.on,
+        name=recipe.name, run=str(run), base=recipe.model.base, method=recipe.tuning.method,
+        launch=_where(recipe.launch), processes=_processes(recipe.launch),
         counts=counts, sources=facts["sources"], blocks=facts["blocks"], dropped=facts["dropped"],
         filtered=facts["filtered"], cut=facts["cut"], unused=facts["unused"],
         copies=facts["copies"], tokens=facts["tokens"], lengths=facts["lengths"], steps=steps,
@@ -227,25 +238,45 @@ def _plan(recipe: Recipe, run: RunDir, base: ModelFolder, gathered: Gathered, *,
 def _refuse_short_turns(recipe: Recipe, speed: float | None, interval: float) -> None:
     """Raise RecipeError where a job would end before it comes to its first checkpoint, even at the best.
 
-    The best is that every process has the speed that was measured here. Of GPUs that are elsewhere nothing is known.
+    The best is that every process has the speed that was measured here.
 
     Args:
         recipe: its `launch` may have a time limit.
-        speed: tokens a second, if this machine has trained the model before.
+        speed: tokens a second of one process, where it is known.
         interval: tokens between two checkpoints.
     """
     launch = recipe.launch
     if not isinstance(launch, SlurmLaunch) or launch.time_limit_minutes is None or speed is None:
         return
-    if (launch.gpus_per_node is None) == (hardware().device == "cuda"):
-        return
-    needed = interval / (speed * launch.nodes * processes_of(launch)) / 60
+    needed = interval / (speed * _processes(launch)) / 60
     turn = launch.time_limit_minutes - launch.warning_minutes
     if needed > turn:
         raise RecipeError(
             f"a job trains for {turn} minutes at most, and a checkpoint needs {needed:.0f} at the speed measured here",
             where="launch.time_limit_minutes", hint="ask for more, or lower train.save_every_steps",
         )  # fmt: skip
+
+
+def _processes(launch: Launch) -> int:
+    return launch.nodes * processes_of(launch) if isinstance(launch, SlurmLaunch) else 1
+
+
+def _where(launch: Launch) -> str:
+    if not isinstance(launch, SlurmLaunch):
+        return launch.on
+    machines = f"{launch.nodes} machine{'s' * (launch.nodes > 1)}"
+    return f"{launch.on}: {machines}, {processes_of(launch)} process{'es' * (processes_of(launch) > 1)} on each"
+
+
+def _hardware(launch: Launch) -> Hardware:
+    """Return what each process will have: this machine's, or what the recipe says of machines that are elsewhere."""
+    here = hardware()
+    if not isinstance(launch, SlurmLaunch):
+        return here
+    if launch.gpus_per_node is not None:
+        return Hardware("cuda", has_bf16=True, memory_gib=launch.gpu_memory_gib or math.inf)
+    memory = launch.memory_gib_per_node / processes_of(launch) if launch.memory_gib_per_node else math.inf
+    return Hardware("cpu", here.has_bf16, memory)
 
 
 def _jobs(recipe: Recipe, run: RunDir) -> dict[str, Any]:
@@ -274,12 +305,14 @@ def _shapes(base: ModelFolder) -> Shapes:
         return shapes_of(resolve(base.root.reference).path)
 
 
-def _memory(recipe: Recipe, shapes: Shapes, gathered: Gathered, new_tokens: int) -> tuple[Division, Memory, float]:
-    """Return how rows are cut into passes, what training needs with them, and how many GiB there are."""
+def _memory(
+    recipe: Recipe, shapes: Shapes, gathered: Gathered, new_tokens: int
+) -> tuple[Division, Memory, float | None]:
+    """Return how rows are cut into passes, what training needs with them, and how many GiB there are, if known."""
     found = {name: TokenSet.of(gathered.shelf.rows(gathered.places(name))) for name in gathered.used}
     refuse_rows_beyond(shapes.positions, max(tokens.longest for tokens in found.values()))
     refuse_to_pack(recipe, ENCODER_READS_ALONE if shapes.encodes else None)
-    here = hardware()
+    here = _hardware(recipe.launch)
     quantized = isinstance(recipe.tuning, Quantization)
     precision = precision_of(recipe.model.precision, here.device, has_bf16=here.has_bf16, quantized=quantized)
     drops = shapes.dropout or (isinstance(recipe.tuning, LoraBase) and recipe.tuning.dropout > 0)
@@ -287,7 +320,7 @@ def _memory(recipe: Recipe, shapes: Shapes, gathered: Gathered, new_tokens: int)
     by_row = shapes.fused and recipe.model.attention != "eager"
     division = division_of(recipe, room, apart=not shapes.encodes, share=not drops, by_row=by_row, reach=shapes.reach)
     division, memory = fitting(recipe, shapes, found["train"], division, room, new_tokens=new_tokens)
-    return division, memory, here.memory_gib
+    return division, memory, here.memory_gib if math.isfinite(here.memory_gib) else None
 
 
 def _free(place: Path) -> float:

@@ -182,9 +182,37 @@ def test_turns_that_are_too_short_for_a_checkpoint_are_refused(recipe: Path, mon
         speed = interval / (60 * minutes) / 2  # of each of two processes
         monkeypatch.setattr(preflight, "remembered_speed", lambda *_, speed=speed: speed)
         assert plan_run(recipe, SLURM).slurm is None, "without a limit there is nothing to refuse"
-        assert plan_run(recipe, [*limit, "launch.gpus_per_node=1"]), "of GPUs this machine knows nothing"
+        elsewhere = plan_run(recipe, [*limit, "launch.gpus_per_node=1"])
+        assert elsewhere.tokens_per_second is None, "of GPUs this machine knows nothing"
         if refused:
             with pytest.raises(RecipeError, match="trains for 10 minutes at most, and a checkpoint needs 11"):
                 plan_run(recipe, limit)
         else:
             plan_run(recipe, limit)
+
+
+@pytest.mark.usefixtures("no_slurm")
+def test_machines_that_are_elsewhere_are_what_the_recipe_says(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "hardware", lambda: Hardware("cpu", has_bf16=False, memory_gib=0.001))
+    with pytest.raises(DoesNotFit):
+        plan_run(recipe).must_fit()
+    gpus = [*SLURM, "launch.gpus_per_node=4"]
+    unknown = plan_run(recipe, gpus)
+    unknown.must_fit()
+    assert unknown.memory_available is None
+    assert "on slurm: 2 machines, 4 processes on each" in str(unknown)
+    assert "GiB for each process" in str(unknown)
+    json.dumps(unknown.to_json(), allow_nan=False)
+    known = plan_run(recipe, [*gpus, "launch.gpu_memory_gib=80"])
+    assert known.memory_available == 80
+    assert "of 80.0 available" in str(known)
+    shared = plan_run(recipe, [*SLURM, "launch.processes_per_node=2", "launch.memory_gib_per_node=64"])
+    assert shared.memory_available == 32
+
+
+@pytest.mark.usefixtures("no_slurm")
+def test_many_processes_take_less_time_at_best(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "remembered_speed", lambda *_: 100.0)
+    alone, two = plan_run(recipe), plan_run(recipe, SLURM)
+    assert two.seconds == pytest.approx((alone.seconds or 0) / 2)
+    assert "at best, with 2 processes, at 100 tokens/s" in str(two)

@@ -103,6 +103,9 @@ class SlurmLaunch(LaunchBase):
     on: Literal["slurm"]
     nodes: int = Field(1, ge=1, description="Machines that train and evaluate; other stages need one process of one.")
     gpus_per_node: int | None = Field(None, ge=1, description="GPUs of each machine, each with a process of its own.")
+    gpu_memory_gib: int | None = Field(
+        None, ge=1, description="Memory of each GPU, for `plan`; without it, whether training fits is left open."
+    )
     processes_per_node: int | None = Field(
         None, ge=1, description="Processes on each machine, where that is not one for each GPU; default 1 without GPUs."
     )
@@ -130,6 +133,8 @@ class SlurmLaunch(LaunchBase):
     def _fits_together(self) -> Self:
         if self.time_limit_minutes is not None and self.warning_minutes >= self.time_limit_minutes:
             raise ValueError("`warning_minutes` must be less than `time_limit_minutes`, or nothing is trained")
+        if self.gpu_memory_gib is not None and self.gpus_per_node is None:
+            raise ValueError("`gpu_memory_gib` has no effect without `gpus_per_node`")
         if self.accelerate_config is not None and self.starter != "accelerate":
             raise ValueError("`accelerate_config` has no effect without `starter: accelerate`")
         return self
