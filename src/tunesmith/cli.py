@@ -229,27 +229,31 @@ def ladder(
             raise RecipeError("--rung runs one rung of a ladder's folder; nothing else has an effect beside it")
         _summary(climb.run_rung(recipe, rung), as_json)
         return
+    if is_ladder(recipe) and where.nodes is not None:
+        raise RecipeError("--nodes has no effect on the folder of a ladder, whose recipe is written")
     changes = overrides if is_ladder(recipe) else (*overrides, *where.changes())
     axes = {"over": over or [], "models": split_values(models) if models else [], "overrides": changes}
+    listed = climb.open_ladder(recipe, out=out, **axes)
     if plan:
         from tunesmith.ladder.plan import plan_json, plan_ladder, plan_text
 
         if bar is not None:
             raise RecipeError("--bar has no effect on --plan")
-        listed = climb.open_ladder(recipe, out=out, **axes)
         planned = plan_ladder(listed, recipe)
         _result(plan_json(listed, planned), as_json, lambda: plan_text(listed, planned))
         return
-    if where.on == "slurm":
-        from tunesmith.ladder.array import submit_ladder
+    from tunesmith.ladder.array import is_for_slurm, submit_ladder
 
+    elsewhere = where.on != "local" and is_for_slurm(listed, recipe)
+    if elsewhere and (where.on == "slurm" or not is_ladder(recipe)):
         if bar is not None:
-            raise RecipeError("--bar has no effect on --on slurm", hint="give it when the rungs are done")
-        print(submit_ladder(climb.open_ladder(recipe, out=out, **axes), recipe))
+            raise RecipeError("--bar has no effect on rungs that are given to Slurm; give it when they are over")
+        print(submit_ladder(listed, recipe))
         return
     from tunesmith.ladder.words import as_text
 
-    found = climb.run_ladder(recipe, out=out, bar=bar, **axes)
+    # What Slurm has run is only looked at.
+    found = climb.collected(listed, bar) if elsewhere else climb.run_ladder(recipe, out=out, bar=bar, **axes)
     result = {"ladder": str(found.path), **found.to_json(), "promote": found.promote_command}
     _result(result, as_json, lambda: as_text(found))
     if (error := climb.failed(found)) is not None:

@@ -13,6 +13,7 @@ from tunesmith.status import RunStatus, StageStatus, status_of
 # Slurm's controller serves all users of a cluster: it is asked about as often as people look.
 _SECONDS_BETWEEN_LOOKS = 5.0
 _SECONDS_BETWEEN_LINES = 60.0
+_SECONDS_OF_SILENCE = 1800.0
 
 
 def follow(run: RunDir, *, every: float = _SECONDS_BETWEEN_LOOKS) -> None:
@@ -27,12 +28,25 @@ def follow(run: RunDir, *, every: float = _SECONDS_BETWEEN_LOOKS) -> None:
         KeyboardInterrupt: the user has seen enough; the jobs go on.
     """
     with _screen() as show:
-        while (found := status_of(run)).is_active:
+        while (found := _seen(run, every)).is_active:
             show(found)
             time.sleep(every)
         show(found)
     if (bad := found.ended_badly) is not None:
         raise _error(bad)
+
+
+def _seen(run: RunDir, every: float) -> RunStatus:
+    """Return how a run does. Where Slurm or a disk does not answer for a while, the jobs do not mind."""
+    until = time.monotonic() + _SECONDS_OF_SILENCE
+    while True:
+        try:
+            return status_of(run)
+        except TunesmithError as error:
+            if time.monotonic() > until:
+                raise
+            say(f"asking again: {error.message}")
+            time.sleep(max(every, 1.0))
 
 
 def _error(bad: StageStatus) -> TunesmithError:

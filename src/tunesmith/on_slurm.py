@@ -8,10 +8,11 @@ from tunesmith.core.errors import RecipeError
 from tunesmith.core.files import only_writer, write_text
 from tunesmith.core.progress import say
 from tunesmith.core.rundir import RunDir
+from tunesmith.fetch.reference import resolve
 from tunesmith.launch import slurm
 from tunesmith.launch.jobs import StageJob, exit_code_path, read_jobs, script_path, write_jobs
 from tunesmith.launch.script import Job, script_of
-from tunesmith.pipeline import Stage, check_beforehand, open_run, wanted_stages, write_origin
+from tunesmith.pipeline import Stage, check_beforehand, folder_of, open_run, wanted_stages, write_origin
 from tunesmith.recipe.launch import SlurmLaunch
 from tunesmith.recipe.schema import Recipe
 
@@ -34,27 +35,26 @@ def submit_run(
         RecipeError: the recipe is wrong, there is no Slurm here, it does not take a job, or the run is in line already.
     """
     loaded, run = open_run(Path(recipe), overrides, out)
-    if active := [one for one in read_jobs(run) if slurm.state_of(one.job).is_active]:
-        raise RecipeError(
-            f"is in line already: {', '.join(f'{one.stage} (job {one.job})' for one in active)}",
-            where=str(run), hint=f"tunesmith status {run}, or tunesmith cancel {run}",
-        )  # fmt: skip
     check_beforehand(loaded, run, Path(recipe))
-    with only_writer(run.lock):
-        write_origin(loaded, run, Path(recipe))
+    # Compute nodes may not reach the hub.
+    resolve(loaded.model.base, relative_to=folder_of(run, Path(recipe)))
+    with only_writer(run.launch / "lock"):  # the run's own is its first job's, which may begin at once
+        refuse_active(read_jobs(run.launch), str(run))
+        with only_writer(run.lock):
+            write_origin(loaded, run, Path(recipe))
         left = _left(loaded, run, until)
-        for stage, text in scripts(loaded, run, left).items():
-            write_text(script_path(run, stage), text)
-            exit_code_path(run, stage).unlink(missing_ok=True)
-    if left:
-        _put_in_line(run, left)
-    else:
+        written = scripts(loaded, run, left)
+        for job, text in written:
+            write_text(script_path(run, job.stage), text)
+            exit_code_path(run, job.stage).unlink(missing_ok=True)
+        _put_in_line(run, [job for job, _ in written])
+    if not left:
         say("all stages were done before")
     return run
 
 
-def scripts(recipe: Recipe, run: RunDir, stages: Sequence[Stage]) -> dict[str, str]:
-    """Return the batch script of each stage.
+def scripts(recipe: Recipe, run: RunDir, stages: Sequence[Stage]) -> list[tuple[Job, str]]:
+    """Return the job of each stage and its batch script.
 
     Raises:
         RecipeError: the recipe is not to run on Slurm, or the run's folder cannot stand in a script.
@@ -62,25 +62,32 @@ def scripts(recipe: Recipe, run: RunDir, stages: Sequence[Stage]) -> dict[str, s
     launch = recipe.launch
     if not isinstance(launch, SlurmLaunch):
         raise RecipeError(f"is to run on {launch.on}", where="launch.on", hint="--on slurm")
-    # From where it is submitted: nothing in the run's folder is absolute.
-    folder = os.path.relpath(run.path)
-    works = {one: f"{_VERBS.get(one.name, one.name)} {folder} --on local" for one in stages}
-    jobs = [Job(recipe.name, one.name, work, one.by_all) for one, work in works.items()]
-    return {job.stage: script_of(job, launch, folder) for job in jobs}
+    folder = os.path.relpath(run.path)  # from where it is submitted: nothing in the run's folder is absolute
+    works = [f"{_VERBS.get(one.name, one.name)} {folder} --on local" for one in stages]
+    jobs = [Job(recipe.name, one.name, work, one.by_all) for one, work in zip(stages, works, strict=True)]
+    return [(job, script_of(job, launch, folder)) for job in jobs]
+
+
+def refuse_active(jobs: Sequence[StageJob], folder: str) -> None:
+    """Raise RecipeError where a job of some waits or runs."""
+    if active := [one for one in jobs if one.state.is_active]:
+        raise RecipeError(
+            f"is in line already: {', '.join(f'{one.stage} (job {one.job})' for one in active)}",
+            where=folder, hint=f"tunesmith status {folder}, or tunesmith cancel {folder}",
+        )  # fmt: skip
 
 
 def cancel_run(run: RunDir) -> list[StageJob]:
-    """Take a run's jobs out of the line and end those that run, which save first; return them.
+    """Take a run's jobs out of the line and end those that run, which save if the cluster gives them time; return them.
 
     Raises:
         RecipeError: the run was given to no jobs, or none is left.
     """
-    jobs = read_jobs(run)
-    active = [one for one in jobs if slurm.state_of(one.job).is_active]
+    jobs = read_jobs(run.launch)
+    active = [one for one in jobs if one.state.is_active]
     if not active:
         raise RecipeError("has no job in line" if jobs else "was never given to Slurm", where=str(run))
-    # The last first: the next in line must not begin because the one before it is gone.
-    slurm.cancel([one.job for one in reversed(active)])
+    slurm.cancel([one.job for one in active])
     return active
 
 
@@ -94,16 +101,18 @@ def _left(recipe: Recipe, run: RunDir, until: str | None) -> list[Stage]:
     return []
 
 
-def _put_in_line(run: RunDir, stages: Sequence[Stage]) -> None:
+def _put_in_line(run: RunDir, jobs: Sequence[Job]) -> None:
+    """Submit jobs as a chain, and keep what they are as soon as each is."""
     (run.path / "logs").mkdir(exist_ok=True)
-    jobs: list[StageJob] = []
+    given: list[StageJob] = []
     try:
-        for stage in stages:
-            script = script_path(run, stage.name)
-            jobs.append(StageJob(stage.name, slurm.submit(script, after=jobs[-1].job if jobs else None)))
-            say(f"{stage.name}: job {jobs[-1].job}, {script}")
+        for job in jobs:
+            script = script_path(run, job.stage)
+            number = slurm.submit(script, after=given[-1].job if given else None)
+            given.append(StageJob(job.stage, number, job.name))
+            write_jobs(run.launch, given)
+            say(f"{job.stage}: job {number}, {script}")
     except BaseException:
-        if jobs:  # half a run is none
-            slurm.cancel([one.job for one in reversed(jobs)])
+        if given:  # half a run is none
+            slurm.cancel([one.job for one in given])
         raise
-    write_jobs(run, jobs)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunesmith.core import interrupt
 from tunesmith.core.errors import RecipeError
-from tunesmith.core.files import MANIFEST, digest_of, only_writer, remove_leftovers, write_json, write_text
+from tunesmith.core.files import MANIFEST, digest_of, only_writer, read_json, remove_leftovers, write_json, write_text
 from tunesmith.core.progress import clock, say
 from tunesmith.core.ranks import place
 from tunesmith.core.rundir import RunDir
@@ -112,6 +112,7 @@ def _run(
         held.enter_context(only_writer(run.lock))
         held.enter_context(interrupt.watched(patient=others is not None))
         write_origin(loaded, run, Path(recipe))
+        _write_environment(run)
         remove_leftovers(run.path)
         trackers = held.enter_context(Followers(loaded.track, run, loaded.model_dump(mode="json")))
         for stage in wanted_stages(loaded, until):
@@ -208,7 +209,7 @@ def _changed(before: Any, now: Any, path: str = "") -> set[str]:
 
 
 def write_origin(recipe: Recipe, run: RunDir, file: Path) -> None:
-    """Write what the run starts from: the recipe as typed, resolved, and the environment."""
+    """Write what the run starts from: the recipe as typed and resolved, and where it was."""
     resolved = dump_recipe(recipe)
     if not run.resolved_recipe.exists() or run.resolved_recipe.read_text(encoding="utf-8") != resolved:
         write_text(run.resolved_recipe, resolved)
@@ -216,8 +217,14 @@ def write_origin(recipe: Recipe, run: RunDir, file: Path) -> None:
         return
     write_text(run.recipe, file.read_text(encoding="utf-8-sig"))
     if not run.environment.exists():
-        origin = os.path.relpath(file.resolve().parent, run.path.resolve())
-        write_json(run.environment, {"recipe_folder": origin, **environment()})
+        write_json(run.environment, {"recipe_folder": os.path.relpath(file.resolve().parent, run.path.resolve())})
+
+
+def _write_environment(run: RunDir) -> None:
+    """Add to where the recipe was what machine begins the run, which need not be the one that it was submitted from."""
+    told = read_json(run.environment)
+    if "started" not in told:
+        write_json(run.environment, {**told, **environment()})
 
 
 _PACKAGES = (

@@ -290,7 +290,7 @@ def _jobs(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     from tunesmith.launch.slurm import is_here, when
     from tunesmith.on_slurm import scripts
 
-    found = scripts(recipe, run, wanted_stages(recipe))
+    found = {job.stage: text for job, text in scripts(recipe, run, wanted_stages(recipe))}
     said = [when(text) for text in found.values()] if is_here() else [None]
     return {"scripts": found, "slurm": said[0]}
 

@@ -1,12 +1,12 @@
 """How a run does: each stage, how far training and evaluation are, and what its jobs wait for. Read from its files."""
 
-import fcntl
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from tunesmith.core.files import lines_so_far
+from tunesmith.core.errors import Interrupted
+from tunesmith.core.files import lines_so_far, writer_of
 from tunesmith.core.progress import clock
 from tunesmith.core.rundir import RunDir
 from tunesmith.launch import slurm
@@ -24,6 +24,8 @@ _LOG_LINES = 4
 @dataclass(frozen=True, slots=True)
 class StageStatus:
     """How a stage does: `done`, `to do`, `working`, `waiting` for its turn, `stopped` resumably, `failed`, `cancelled`.
+
+    `unknown`, if only Slurm knows and cannot be asked here.
 
     `job` and what follows are those of a job of Slurm: its number, why it waits, on which machines it runs, for how
     long ("1-02:03:04"), how often it was started again. `done_of` is (done, all) in steps or answers, `seconds_left` an
@@ -70,12 +72,12 @@ class StageStatus:
 
 @dataclass(frozen=True, slots=True)
 class RunStatus:
-    """How a run does. `pid` is the process on this machine that works at it."""
+    """How a run does. `writer` is the process that works at it."""
 
     run: str
     stages: tuple[StageStatus, ...]
     last_lines: tuple[str, ...] = ()
-    pid: int | None = None
+    writer: str | None = None
 
     @property
     def is_active(self) -> bool:
@@ -93,7 +95,7 @@ class RunStatus:
         return asdict(self)
 
     def __str__(self) -> str:
-        lines = [f"run       {self.run}" + (f"  (process {self.pid} works here)" if self.pid else "")]
+        lines = [f"run       {self.run}" + (f"  ({self.writer} works at it)" if self.writer else "")]
         lines += [f"{one.stage:9} {one}" for one in self.stages]
         return "\n".join([*lines, *(f"          | {line}" for line in self.last_lines)])
 
@@ -105,47 +107,55 @@ def status_of(run: RunDir) -> RunStatus:
         TunesmithError: Slurm does not answer.
     """
     recipe = load_recipe(run.resolved_recipe)
-    jobs = {one.stage: one for one in read_jobs(run)}
-    pid = _holder(run.lock)
+    jobs = {one.stage: one for one in read_jobs(run.launch)}
+    writer = writer_of(run.lock)
     stages: list[StageStatus] = []
     for stage in wanted_stages(recipe):
         begun = not stages or stages[-1].state == "done"
-        stages.append(_stage(recipe, run, stage.name, jobs.get(stage.name), begun=begun, pid=pid))
+        stages.append(_stage(recipe, run, stage.name, jobs.get(stage.name), begun=begun, writer=writer))
     told = next((one for one in stages if one.log and one.state not in ("done", "waiting")), None)
     lines = _last_lines(Path(told.log), ended=told.state != "working") if told and told.log else ()
-    return RunStatus(str(run), tuple(stages), lines, pid)
+    return RunStatus(str(run), tuple(stages), lines, writer)
 
 
 def _stage(
-    recipe: Recipe, run: RunDir, name: str, job: StageJob | None, *, begun: bool, pid: int | None
+    recipe: Recipe, run: RunDir, name: str, job: StageJob | None, *, begun: bool, writer: str | None
 ) -> StageStatus:
     facts: dict[str, Any] = {}
     if begun:
         facts = _training(recipe, run) if name == "train" else _evaluation(recipe, run) if name == "evaluate" else {}
-    if job is None:
-        state = "done" if run.manifest(name) else "working" if begun and pid else "to do"
-        return StageStatus(name, state, **facts)
-    log = log_path(run, job)
-    facts |= {"job": job.job, "log": str(log) if log.exists() else None}
-    found = slurm.state_of(job.job)
-    code = exit_code(run, name)
-    if found.is_active:
+    found = _asked(job) if job is not None else None
+    if job is not None:
+        log = log_path(run, job)
+        facts |= {"job": job.job, "log": str(log) if log.exists() else None}
+    if found is not None and found.is_active:
         limit = (found.ends - datetime.now()).total_seconds() if found.ends and found.state == "RUNNING" else None
-        facts |= {"nodes": found.nodes, "running": found.running, "limit_seconds": limit and max(0.0, limit)}
+        facts |= {"nodes": found.nodes, "running": found.run_time, "limit_seconds": limit and max(0.0, limit)}
         state = "waiting" if found.state in ("PENDING", "REQUEUED", "REQUEUE_HOLD") else "working"
         return StageStatus(name, state, reason=found.reason, restarts=found.restarts, **facts)
-    if run.manifest(name):  # looked for after the job, which may end between
-        return StageStatus(name, "done", exit_code=code, **facts)
+    # Looked for after the job, which may end between; of another machine's files we may not know yet.
+    if run.manifest(name) or (found is not None and found.state == "COMPLETED"):
+        return StageStatus(name, "done", **facts)
+    if begun and writer:
+        return StageStatus(name, "working", **facts)
+    if found is None:
+        return StageStatus(name, "to do", **facts)
+    code = found.exit_code if found.state != slurm.GONE else exit_code(run, name)
     return StageStatus(name, _ended(found, code), exit_code=code, **facts)
+
+
+def _asked(job: StageJob) -> slurm.JobState:
+    """Return how a job does; nothing is known of it where there is no Slurm to ask."""
+    return job.state if slurm.is_here() else slurm.JobState(slurm.GONE, "there is no Slurm here to ask")
 
 
 def _ended(job: slurm.JobState, code: int | None) -> str:
     """Return the state of a stage that is not done and whose job is over."""
     if job.state == "CANCELLED":
         return "cancelled"
-    if code == 75 or job.state in ("TIMEOUT", "PREEMPTED", "NODE_FAIL"):
+    if code == Interrupted.exit_code or job.state in ("TIMEOUT", "PREEMPTED", "NODE_FAIL"):
         return "stopped"
-    return "to do" if job.state == slurm.GONE and code is None else "failed"
+    return "failed" if code is not None or slurm.is_here() else "unknown"
 
 
 def _training(recipe: Recipe, run: RunDir) -> dict[str, Any]:
@@ -182,16 +192,3 @@ def _last_lines(log: Path, *, ended: bool) -> tuple[str, ...]:
     if not (ended and errors):
         return tuple(lines[-_LOG_LINES:])
     return (lines[errors[-1]], *(line for line in lines[errors[-1] + 1 :][:1] if line.startswith("  hint: ")))
-
-
-def _holder(lock: Path) -> int | None:
-    """Return the process of this machine that writes to the run."""
-    if not lock.exists():
-        return None
-    with lock.open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            text = file.read().decode(errors="replace").strip()
-            return int(text) if text.isdigit() else None
-    return None

@@ -24,7 +24,7 @@ from tunesmith.launch.jobs import StageJob, exit_code, log_path, read_jobs
 
 pytestmark = pytest.mark.slow
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"}
-TWO = ["--on", "slurm", "--nodes", "2", "launch.time_limit_minutes=30"]
+TWO = ["--on", "slurm", "--nodes", "2", "launch.time_limit_minutes=30", "launch.cpus_per_process=1"]
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def in_line(slurm: Cluster, verb: str, file: Path, run: RunDir, *changes: str) -
     """Submit a recipe; return the job that trains."""
     done = tunesmith(slurm, file.parent, verb, file, *changes, *TWO, "--out", run, "--detach")
     assert done.returncode == 0, done.stderr
-    return next(job for job in read_jobs(run) if job.stage == "train")
+    return next(job for job in read_jobs(run.launch) if job.stage == "train")
 
 
 def trained_for(run: RunDir, steps: int) -> None:
@@ -111,8 +111,8 @@ def test_a_recipe_goes_to_its_verdict(slurm: Cluster, undisturbed: RunDir, alone
     assert manifest is not None
     assert manifest["processes"] == 2
     assert read_json(undisturbed.verdict)["verdict"]
-    assert [job.stage for job in read_jobs(undisturbed)] == ["prepare", "train", "evaluate", "promote"]
-    assert {exit_code(undisturbed, job.stage) for job in read_jobs(undisturbed)} == {0}
+    assert [job.stage for job in read_jobs(undisturbed.launch)] == ["prepare", "train", "evaluate", "promote"]
+    assert {exit_code(undisturbed, job.stage) for job in read_jobs(undisturbed.launch)} == {0}
     said = tunesmith(slurm, undisturbed.path.parent, "status", undisturbed, "--json")
     assert [stage["state"] for stage in json.loads(said.stdout)["stages"]] == ["done"] * 4
     again = tunesmith(slurm, undisturbed.path.parent, "run", undisturbed)
@@ -127,7 +127,7 @@ def test_the_scripts_hold_no_absolute_path(undisturbed: RunDir) -> None:
 
 def test_a_warning_saves_and_the_job_goes_on(slurm: Cluster, file: Path, undisturbed: RunDir, tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
-    job = in_line(slurm, "train", file, run)
+    job = in_line(slurm, "evaluate", file, run)
     trained_for(run, 7)
     slurm.run(["scancel", "--signal=USR1", job.job], timeout=60)
     ends(slurm, job, "COMPLETED", restarts=1)
@@ -135,6 +135,8 @@ def test_a_warning_saves_and_the_job_goes_on(slurm: Cluster, file: Path, undistu
     assert "ended with 75; waits for another turn" in log
     assert re.search(r"going on from step \d+ of 60", log)
     assert weights(run) == weights(undisturbed)
+    behind = next(job for job in read_jobs(run.launch) if job.stage == "evaluate")
+    ends(slurm, behind, "COMPLETED", restarts=0)  # it has waited all the time
 
 
 def test_a_rank_that_is_killed_is_made_good(slurm: Cluster, file: Path, undisturbed: RunDir, tmp_path: Path) -> None:
@@ -151,10 +153,11 @@ def test_a_node_that_is_cut_off_is_made_good(slurm: Cluster, file: Path, undistu
     run = RunDir(tmp_path / "run")
     job = in_line(slurm, "train", file, run, "launch.patience_minutes=0.5")
     trained_for(run, 7)
-    slurm.cut(2)
+    slurm.cut(1)  # that of the script and of the first process, which live on and hold the run
     slurm.wait(job.job, {"PENDING"}, timeout=120)  # Slurm gives the node up and puts the job in line again
-    slurm.join(2)
-    ends(slurm, job, "COMPLETED", restarts=1)
+    slurm.join(1)
+    slurm.wait(job.job, ENDED, timeout=240)
+    assert slurm.job(job.job)["JobState"] == "COMPLETED"
     assert weights(run) == weights(undisturbed)
 
 
@@ -162,10 +165,10 @@ def test_a_rank_that_hangs_is_told_and_made_good(
     slurm: Cluster, file: Path, undisturbed: RunDir, tmp_path: Path
 ) -> None:
     run = RunDir(tmp_path / "run")
-    job = in_line(slurm, "train", file, run, "launch.patience_minutes=0.1")
+    job = in_line(slurm, "train", file, run, "launch.patience_minutes=0.3")
     trained_for(run, 7)
     rank(slurm, 1).suspend()
-    ends(slurm, job, "COMPLETED", restarts=1)  # the others wait 6 seconds, and srun a minute for the one that hangs
+    ends(slurm, job, "COMPLETED", restarts=1)  # the others wait 18 seconds, and srun a minute for the one that hangs
     assert "another process of this run is gone or hangs" in log_path(run, job).read_text()
     assert weights(run) == weights(undisturbed)
 
@@ -175,7 +178,7 @@ def test_what_cannot_go_on_ends_the_chain(slurm: Cluster, file: Path, tmp_path: 
     done = tunesmith(slurm, file.parent, "run", file, "train.learning_rate=1e30", *TWO, "--out", run)
     assert done.returncode == 7
     assert "train failed with 7" in done.stderr
-    states = {job.stage: slurm.job(job.job)["JobState"] for job in read_jobs(run)}
+    states = {job.stage: slurm.job(job.job)["JobState"] for job in read_jobs(run.launch)}
     assert states == {"prepare": "COMPLETED", "train": "FAILED", "evaluate": "CANCELLED", "promote": "CANCELLED"}
     said = tunesmith(slurm, file.parent, "status", run)
     assert "train     failed with 7" in said.stdout
@@ -186,9 +189,10 @@ def test_a_cancelled_run_saves_and_stays_cancelled(
     slurm: Cluster, file: Path, undisturbed: RunDir, tmp_path: Path
 ) -> None:
     run = RunDir(tmp_path / "run")
-    job = in_line(slurm, "run", file, run)
+    seldom = "train.save_every_steps=60"
+    job = in_line(slurm, "run", file, run, seldom)
     trained_for(run, 7)
-    refused = tunesmith(slurm, file.parent, "run", file, *TWO, "--out", run)
+    refused = tunesmith(slurm, file.parent, "run", file, seldom, *TWO, "--out", run)
     assert refused.returncode == 2
     assert f"is in line already: train (job {job.job})" in refused.stderr
     done = tunesmith(slurm, file.parent, "cancel", run)
@@ -196,7 +200,7 @@ def test_a_cancelled_run_saves_and_stays_cancelled(
     ends(slurm, job, "CANCELLED", restarts=0)
     assert until(lambda: run.checkpoint(steps_done(run)).exists(), 10), "what it had done is saved"
     assert tunesmith(slurm, file.parent, "cancel", run).returncode == 2
-    ended = tunesmith(slurm, file.parent, "train", file, *TWO, "--out", run)  # the same command goes on
+    ended = tunesmith(slurm, file.parent, "train", file, seldom, *TWO, "--out", run)  # the same command goes on
     assert ended.returncode == 0, ended.stderr
     assert weights(run) == weights(undisturbed)
 
@@ -241,7 +245,6 @@ def test_the_rungs_of_a_ladder_are_an_array(slurm: Cluster, file: Path, tmp_path
     assert {path.read_text() for path in (folder / "launch").glob("*.exit-code")} == {"0\n"}
     collected = tunesmith(slurm, tmp_path, "ladder", folder)
     assert collected.returncode == 0, collected.stderr
-    assert collected.stderr.count("done before") >= 2
     assert "rank 4" in collected.stdout
     again = tunesmith(slurm, tmp_path, "ladder", folder, "--on", "slurm")
     assert "all rungs were done before" in again.stderr

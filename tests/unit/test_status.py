@@ -49,9 +49,10 @@ def states(run: RunDir) -> dict[str, str]:
 
 def in_line(run: RunDir, monkeypatch: pytest.MonkeyPatch, **found: JobState) -> None:
     """Give a run its jobs, of which Slurm says so much."""
-    write_jobs(run, [StageJob(stage, job) for stage, job in JOBS.items()])
-    by_job = {JOBS[stage]: state for stage, state in found.items()}
-    monkeypatch.setattr(slurm, "state_of", lambda job: by_job.get(job, JobState(slurm.GONE)))
+    write_jobs(run.launch, [StageJob(stage, job, f"tiny-{stage}") for stage, job in JOBS.items()])
+    by_name = {f"tiny-{stage}": state for stage, state in found.items()}
+    monkeypatch.setattr("tunesmith.launch.jobs.state_of", lambda job, name: by_name.get(name, JobState(slurm.GONE)))
+    monkeypatch.setattr(slurm, "is_here", lambda: True)
 
 
 def test_a_run_that_was_not_begun(run: RunDir) -> None:
@@ -65,7 +66,7 @@ def test_a_run_that_works_here(run: RunDir) -> None:
     with only_writer(run.lock):
         found = status_of(run)
         assert found.is_active
-        assert str(found).splitlines()[0].endswith("works here)")
+        assert str(found).splitlines()[0].endswith(" works at it)")
         assert str(found.stages[1]) == "working  step 10 of 40  loss 2.5000, 150 tokens/s  1m 00s left"
     assert states(run)["train"] == "to do  step 10 of 40"
 
@@ -111,15 +112,16 @@ def test_answers_are_counted_of_all_processes(run: RunDir, monkeypatch: pytest.M
         ("FAILED", 7, "failed with 7, job 8", 7), ("FAILED", 75, "stopped with 75, job 8", 75),
         ("CANCELLED", 75, "cancelled, job 8", 75), ("TIMEOUT", None, "stopped, job 8", 75),
         ("OUT_OF_MEMORY", 137, "failed with 137, job 8", 137), ("FAILED", None, "failed, job 8", 1),
-        (slurm.GONE, 3, "failed with 3, job 8", 3),
+        (slurm.GONE, 3, "failed with 3, job 8", 3), (slurm.GONE, None, "failed, job 8", 1),
     ],
 )  # fmt: skip
 def test_jobs_that_ended_badly(
     state: str, code: int | None, told: str, ends_with: int, run: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     finish(run, "prepare")
-    in_line(run, monkeypatch, train=JobState(state), evaluate=JobState("CANCELLED"), promote=JobState("CANCELLED"))
-    if code is not None:
+    found = JobState(state, exit_code=None if state == slurm.GONE else code)
+    in_line(run, monkeypatch, train=found, evaluate=JobState("CANCELLED"), promote=JobState("CANCELLED"))
+    if state == slurm.GONE and code is not None:
         exit_code_path(run, "train").write_text(f"{code}\n")
     assert states(run)["train"] == told
     with pytest.raises(TunesmithError) as error:
@@ -131,8 +133,7 @@ def test_jobs_that_ended_badly(
 
 def test_the_error_is_shown_and_not_what_srun_makes_of_it(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     finish(run, "prepare")
-    in_line(run, monkeypatch, train=JobState("FAILED"))
-    exit_code_path(run, "train").write_text("7\n")
+    in_line(run, monkeypatch, train=JobState("FAILED", exit_code=7))
     log = "train: starts\nerror: step 3: the loss became nan\n  hint: lower it\nsrun: error: node1: task 0: Exited\n"
     (run.path / "logs" / "train-8.log").write_text(log)
     assert status_of(run).last_lines == ("error: step 3: the loss became nan", "  hint: lower it")
@@ -149,16 +150,60 @@ def test_changes_are_told_once(
     run: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     finish(run, "prepare", "evaluate", "promote")
-    write_jobs(run, [StageJob("train", "8")])
+    write_jobs(run.launch, [StageJob("train", "8", "tiny-train")])
+    monkeypatch.setattr(slurm, "is_here", lambda: True)
     turns = iter(["PENDING", "PENDING", "RUNNING", "RUNNING", "RUNNING", "COMPLETED"])
 
-    def state_of(job: str) -> JobState:
+    def state_of(job: str, name: str) -> JobState:
         state = next(turns)
         if state == "COMPLETED":
             finish(run, "train")  # between what was read of the files and what Slurm says
         return JobState(state)
 
-    monkeypatch.setattr(slurm, "state_of", state_of)
+    monkeypatch.setattr("tunesmith.launch.jobs.state_of", state_of)
     follow(run, every=0)
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("train")]
     assert told == ["train: waiting, job 8", "train: working, job 8", "train: done"]
+
+
+def test_a_job_that_completed_is_done_before_its_files_are_seen(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    finish(run, "prepare")
+    done = JobState("COMPLETED", exit_code=0)
+    in_line(run, monkeypatch, prepare=done, train=done, evaluate=done, promote=done)
+    assert states(run) == dict.fromkeys(JOBS, "done")
+
+
+def test_after_a_failed_job_it_may_work_here(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    finish(run, "prepare")
+    in_line(run, monkeypatch, train=JobState("FAILED", exit_code=7))
+    with only_writer(run.lock):
+        assert states(run)["train"] == "working, job 8"
+
+
+def test_without_slurm_the_files_tell_what_they_know(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    finish(run, "prepare")
+    in_line(run, monkeypatch, train=JobState("RUNNING"))
+    monkeypatch.setattr(slurm, "is_here", lambda: False)
+    assert states(run)["train"] == "unknown, job 8"
+    finish(run, "train")
+    assert states(run)["train"] == "done"
+
+
+def test_watching_outlives_a_controller_that_is_busy(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finish(run, "prepare", "train", "evaluate", "promote")
+    write_jobs(run.launch, [StageJob("train", "8", "tiny-train")])
+    monkeypatch.setattr(slurm, "is_here", lambda: True)
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    answers = iter([TunesmithError("Slurm does not answer"), JobState("COMPLETED")])
+
+    def state_of(job: str, name: str) -> JobState:
+        found = next(answers)
+        if isinstance(found, TunesmithError):
+            raise found
+        return found
+
+    monkeypatch.setattr("tunesmith.launch.jobs.state_of", state_of)
+    follow(run, every=0)
+    assert "asking again: Slurm does not answer" in capsys.readouterr().err

@@ -9,14 +9,16 @@ import fcntl
 import hashlib
 import json
 import os
+import platform
 import re
 import shutil
+import time
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from tunesmith.core.errors import DamagedFile, DoesNotFit, TunesmithError
+from tunesmith.core.errors import DamagedFile, DoesNotFit, Interrupted
 
 MANIFEST = "manifest.json"
 _OUT_OF_SPACE = {
@@ -275,23 +277,49 @@ def only_writer(path: Path, *, wait: bool = False) -> Iterator[None]:
         wait: wait for another process that holds it.
 
     Raises:
-        TunesmithError: another process holds it, and we are not to wait.
+        Interrupted: another process holds it, and we are not to wait.
     """
     with contextlib.ExitStack() as held:
         with out_of_space_explained(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             # Unbuffered: on a full disk a buffer would fail once more when the file is closed.
             file = held.enter_context(path.open("ab+", buffering=0))
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError as error:
-                file.seek(0)
-                holder = file.read().decode(errors="replace").strip() or "unknown"
-                raise TunesmithError(
-                    f"another process (pid {holder}) is working here",
+            if not _locked(file, wait=wait):
+                raise Interrupted(
+                    f"another process ({_holder(file)}) is working here",
                     where=str(path.parent),
                     hint="wait for it, or give another --out",
-                ) from error
+                )
             file.truncate(0)
-            file.write(str(os.getpid()).encode())
+            file.write(f"pid {os.getpid()} on {platform.node()}".encode())
         yield
+
+
+def writer_of(path: Path) -> str | None:
+    """Return which process holds a lock, as `pid 123 on its-machine`; None where nobody does."""
+    if not path.exists():
+        return None
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return _holder(file)
+    return None
+
+
+def _locked(file: IO[bytes], *, wait: bool) -> bool:
+    """Lock a file for this process alone; for a while try again, since who only looks holds it for a moment too."""
+    if wait:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        return True
+    for pause in (0.1, 0.4, 1.0, 0):
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        time.sleep(pause)
+    return False
+
+
+def _holder(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read().decode(errors="replace").strip() or "unknown"

@@ -9,10 +9,22 @@ from tunesmith.core.progress import say
 from tunesmith.ladder.collect import failure_of
 from tunesmith.ladder.rungs import Ladder, Rung, is_ladder, write_ladder
 from tunesmith.launch import slurm
+from tunesmith.launch.jobs import StageJob, read_jobs, write_jobs
 from tunesmith.launch.script import Job, script_of
+from tunesmith.on_slurm import refuse_active
 from tunesmith.recipe.launch import SlurmLaunch, processes_of
+from tunesmith.recipe.load import load_recipe
 
-_TASK = "$SLURM_ARRAY_TASK_ID"
+
+def is_for_slurm(ladder: Ladder, recipe: Path) -> bool:
+    """Say whether the recipe of a ladder asks for Slurm.
+
+    Args:
+        ladder: whose rungs.
+        recipe: the recipe's file, or the ladder's folder.
+    """
+    found = ladder.recipe(ladder.rungs[0]) if is_ladder(recipe) else load_recipe(recipe, ladder.overrides)
+    return isinstance(found.launch, SlurmLaunch)
 
 
 def submit_ladder(ladder: Ladder, recipe: Path) -> Path:
@@ -23,20 +35,25 @@ def submit_ladder(ladder: Ladder, recipe: Path) -> Path:
         recipe: the recipe's file, or the ladder's folder.
 
     Raises:
-        RecipeError: its recipe is not to run on Slurm, or a rung is to have many processes; Slurm does not take it.
+        RecipeError: its recipe is not to run on Slurm, or a rung is to have many processes; Slurm does not take it; or
+            it is in line already.
     """
+    folder = ladder.path / "launch"
     with only_writer(ladder.lock):
+        refuse_active(read_jobs(folder), str(ladder.path))
         if not is_ladder(recipe):
             write_ladder(ladder, recipe)
         left = [rung for rung in ladder.rungs if not _is_over(ladder, rung)]
         if not left:
-            say(f"all rungs were done before; tunesmith ladder {ladder.path} says what came out")
-            return ladder.path
-        script = ladder.path / "launch" / "rung.sbatch"
-        write_text(script, _script(ladder, left))
-    job = slurm.submit(script)
-    say(f"{len(left)} rungs: job {job}, {script}")
-    say(f"when they are over: tunesmith ladder {ladder.path}")
+            say("all rungs were done before")
+        else:
+            job, text = _script(ladder, left)
+            script = folder / "rung.sbatch"
+            write_text(script, text)
+            number = slurm.submit(script)
+            write_jobs(folder, [StageJob(job.stage, number, job.name)])
+            say(f"{len(left)} rungs: job {number}, {script}")
+    say(f"what came out, when they are over: tunesmith ladder {ladder.path}")
     return ladder.path
 
 
@@ -45,7 +62,7 @@ def _is_over(ladder: Ladder, rung: Rung) -> bool:
     return run.manifest("evaluate") is not None and failure_of(run) is None
 
 
-def _script(ladder: Ladder, left: list[Rung]) -> str:
+def _script(ladder: Ladder, left: list[Rung]) -> tuple[Job, str]:
     first = ladder.recipe(left[0])
     launch = first.launch
     if not isinstance(launch, SlurmLaunch):
@@ -59,5 +76,6 @@ def _script(ladder: Ladder, left: list[Rung]) -> str:
         )  # fmt: skip
     folder = os.path.relpath(ladder.path)
     numbers = ",".join(str(rung.number) for rung in left)
-    work = f'ladder {folder} --rung "{_TASK}"'
-    return script_of(Job(first.name, "rung", work, by_all=True, tasks=numbers), launch, folder)
+    work = f'ladder {folder} --rung "$SLURM_ARRAY_TASK_ID"'
+    job = Job(first.name, "rung", work, by_all=True, tasks=numbers)
+    return job, script_of(job, launch, folder)

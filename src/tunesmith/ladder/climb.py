@@ -60,6 +60,12 @@ def run_ladder(
     return found
 
 
+def collected(ladder: Ladder, bar: float | None) -> Result:
+    """Return and write what the rungs of a ladder have left, and run none."""
+    with only_writer(ladder.lock):
+        return write_result(collect(ladder, bar))
+
+
 def open_ladder(
     recipe: Path, *, over: Sequence[str], models: Sequence[str], overrides: Sequence[str], out: Path | None
 ) -> Ladder:

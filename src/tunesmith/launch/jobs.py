@@ -1,18 +1,26 @@
 """Which jobs a run was given to: kept in its folder, for who asks later."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tunesmith.core.files import read_json, write_json
 from tunesmith.core.rundir import RunDir
+from tunesmith.launch.slurm import JobState, state_of
 
 
 @dataclass(frozen=True, slots=True)
 class StageJob:
-    """The job of a stage."""
+    """The job of a stage: its number, and the name that it has in the queue."""
 
     stage: str
     job: str
+    name: str
+
+    @property
+    def state(self) -> JobState:
+        """How it does, as Slurm says now."""
+        return state_of(self.job, self.name)
 
 
 def script_path(run: RunDir, stage: str) -> Path:
@@ -37,12 +45,12 @@ def exit_code(run: RunDir, stage: str) -> int | None:
     return int(text) if text.isdigit() else None
 
 
-def read_jobs(run: RunDir) -> list[StageJob]:
-    """Return the jobs that a run was last given to, in the order of their stages."""
-    path = run.launch / "jobs.json"
+def read_jobs(folder: Path) -> list[StageJob]:
+    """Return the jobs that a run, whose folder of scripts this is, was last given to, in the order of their stages."""
+    path = folder / "jobs.json"
     return [StageJob(**one) for one in read_json(path)] if path.exists() else []
 
 
-def write_jobs(run: RunDir, jobs: list[StageJob]) -> None:
+def write_jobs(folder: Path, jobs: Sequence[StageJob]) -> None:
     """Keep which jobs a run was given to."""
-    write_json(run.launch / "jobs.json", [asdict(job) for job in jobs])
+    write_json(folder / "jobs.json", [asdict(job) for job in jobs])

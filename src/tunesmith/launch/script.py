@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from tunesmith.core.errors import Interrupted, RecipeError
 from tunesmith.recipe.launch import SlurmLaunch, processes_of
 
+# How many seconds the others of a step have when one process has ended.
+_SHORTEST_WAIT, _LONGEST_WAIT = 60, 300
 # What sbatch takes literally in the name of a log: no blank, no quote, and no % of its own patterns.
 _PLAIN_PATH = re.compile(r"(?!-)[\w./+=@,-]+", re.ASCII)
 
@@ -27,6 +29,11 @@ class Job:
     by_all: bool
     tasks: str = ""
 
+    @property
+    def name(self) -> str:
+        """What it is called in the queue."""
+        return f"{self.run}-{self.stage}"
+
 
 def script_of(job: Job, launch: SlurmLaunch, folder: str) -> str:
     """Return the script of a stage.
@@ -43,19 +50,21 @@ def script_of(job: Job, launch: SlurmLaunch, folder: str) -> str:
         raise RecipeError(
             f"{folder!a} cannot stand in a batch script", hint="give an --out of letters, digits and . _ - + = @ , /"
         )
-    many = job.by_all and launch.nodes * processes_of(launch) > 1
+    kept = f"{folder}/launch/{job.stage}{'-$SLURM_ARRAY_TASK_ID' if job.tasks else ''}.exit-code"
     return "\n".join(
         [
             "#!/bin/bash",
             f"# The stage `{job.stage}` of {folder}, which begins in the folder that this job is submitted from.",
             *(f"#SBATCH --{option}" for option in _options(job, launch, folder)),
             *(f"#SBATCH {option}" for option in launch.sbatch),
+            "",
             *_surroundings(launch),
             "set -euo pipefail",
+            f"rm -f {kept}",
             "",
-            *(_many(job, launch) if many else _one(job, launch)),
+            *_start(job, launch),
             "",
-            *_end(launch, f"{folder}/launch/{job.stage}{'-$SLURM_ARRAY_TASK_ID' if job.tasks else ''}.exit-code"),
+            *_end(job, launch, kept),
             "",
         ]
     )
@@ -65,7 +74,7 @@ def _options(job: Job, launch: SlurmLaunch, folder: str) -> list[str]:
     nodes, processes = (launch.nodes, processes_of(launch)) if job.by_all else (1, 1)
     tasks = processes if launch.starter == "srun" else 1
     asked = {
-        "job-name": f"{job.run}-{job.stage}",
+        "job-name": job.name,
         "account": launch.account,
         "partition": launch.partition,
         "qos": launch.qos,
@@ -87,24 +96,22 @@ def _options(job: Job, launch: SlurmLaunch, folder: str) -> list[str]:
 def _surroundings(launch: SlurmLaunch) -> list[str]:
     """Return what is set before anything starts."""
     lines = [f"module load {' '.join(launch.modules)}"] if launch.modules else []
-    lines += [f"export {name}={shlex.quote(value)}" for name, value in launch.exports.items()]
-    return ["", *lines, ""] if lines else []
+    # A notebook or a shell that jobs are submitted from may itself be one process of many.
+    lines.append("unset RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT")
+    return [*lines, *(f"export {name}={shlex.quote(value)}" for name, value in launch.exports.items())]
 
 
-def _one(job: Job, launch: SlurmLaunch) -> list[str]:
-    """Return the lines that start one process."""
-    return [
-        "code=0",
-        _lines(_srun(launch, 1), _container(launch), f"{launch.python} -m tunesmith {job.work} || code=$?"),
-    ]
-
-
-def _many(job: Job, launch: SlurmLaunch) -> list[str]:
-    """Return the lines that start all processes of all machines."""
+def _start(job: Job, launch: SlurmLaunch) -> list[str]:
+    """Return the lines that start the processes: one, or all of all machines."""
+    many = job.by_all and launch.nodes * processes_of(launch) > 1
     each = "GPU" if launch.gpus_per_node == processes_of(launch) else "task"
-    if launch.starter == "srun":
-        start = _lines(_srun(launch, 1), _container(launch), f"{launch.python} -m tunesmith {job.work} || code=$?")
-        return [f"# One process for each {each} of all machines.", "code=0", start]
+    python = f"/usr/bin/env {launch.python}" if launch.container else launch.python  # srun would look for it out here
+    if not many or launch.starter == "srun":
+        return [
+            *([f"# One process for each {each} of all machines."] if many else []),
+            "code=0",
+            _lines(_srun(launch, 1), _container(launch), f"{python} -m tunesmith {job.work} || code=$?"),
+        ]
     if launch.starter == "torchrun":
         module, options = "torch.distributed.run", [
             f"--nnodes={launch.nodes} --nproc-per-node={processes_of(launch)}", "--rdzv-backend=c10d",
@@ -116,7 +123,7 @@ def _many(job: Job, launch: SlurmLaunch) -> list[str]:
             f"{config} --num_machines={launch.nodes} --num_processes={launch.nodes * processes_of(launch)}",
             '--machine_rank="$SLURM_NODEID"', '--main_process_ip="$MASTER_ADDR" --main_process_port="$MASTER_PORT"',
         ]  # fmt: skip
-    command = [f"{launch.python} -m tunesmith.launch.unchanged {module}", *options, f"-m tunesmith {job.work}"]
+    command = [f"{python} -m tunesmith.launch.unchanged {module}", *options, f"-m tunesmith {job.work}"]
     return [
         f"# One {launch.starter} on each machine, which starts a process for each {each} there.",
         'export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
@@ -127,22 +134,27 @@ def _many(job: Job, launch: SlurmLaunch) -> list[str]:
 
 
 def _srun(launch: SlurmLaunch, processes: int) -> str:
-    """Return the start of a step. When one process ends, the others have a minute to end with the same exit code.
+    """Return the start of a step. When one process ends, the others have time to end with the same exit code.
 
-    `--kill-on-bad-exit` would end them at once, and by that make 143 of any exit code: srun's own is the highest.
+    To kill them at once, which some clusters do unless told otherwise, would make 143 of any exit code: srun's own is
+    the highest of all.
     """
+    seconds = round(min(_LONGEST_WAIT, max(_SHORTEST_WAIT, 60 * launch.patience_minutes)))
     # srun does not take the number of cores over from sbatch since Slurm 22.05.
     cores = f" --cpus-per-task={launch.cpus_per_process * processes}" if launch.cpus_per_process else ""
-    return f"srun --wait=60{cores}"
+    return f"srun --mpi=none --kill-on-bad-exit=0 --wait={seconds} --export=ALL{cores}"
 
 
 def _container(launch: SlurmLaunch) -> str:
+    """Return the options of a container, in which the folder that the job is submitted from is the current one too."""
     if launch.container is None:
         return ""
+    mounts = launch.container.mounts
     told = {
         "environment": launch.container.environment,
         "container-image": launch.container.image,
-        "container-mounts": ",".join(launch.container.mounts),
+        "container-mounts": ",".join(('"$PWD:$PWD"', *mounts) if launch.container.image else mounts),
+        "container-workdir": '"$PWD"',
     }
     return " ".join(f"--{key}={value}" for key, value in told.items() if value)
 
@@ -152,17 +164,21 @@ def _lines(*parts: str) -> str:
     return " \\\n    ".join(part for part in parts if part)
 
 
-def _end(launch: SlurmLaunch, kept: str) -> list[str]:
+def _end(job: Job, launch: SlurmLaunch, kept: str) -> list[str]:
     """Return what follows the stage: another turn for what can go on, and the exit code for `tunesmith status`."""
     resumable, most = Interrupted.exit_code, launch.max_requeues
+    # Of an array one task has the number of the whole, by which all its tasks would have another turn.
+    number = "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID" if job.tasks else "$SLURM_JOB_ID"
     return [
         f"# {resumable}: stopped with everything saved. Above 128: a process was killed. Unless it was cancelled, this",
         "# job waits for another turn, and goes on from the last checkpoint.",
         f"if ((code == {resumable} || code > 128)) && ((${{SLURM_RESTART_COUNT:-0}} < {most})) &&",
-        '    [[ $(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T) == RUNNING ]]; then',
+        f'    [[ $(scontrol show job --oneliner "{number}") != *JobState=CANCELLED* ]]; then',
         f'    echo "ended with $code; waits for another turn, of which there are {most} at most"',
-        '    scontrol requeue "$SLURM_JOB_ID"',
-        "    sleep 60 # Slurm ends this shell",
+        "    for pause in 5 30 120; do",
+        f'        if scontrol requeue "{number}"; then sleep 60; fi # and Slurm ends this shell',
+        '        sleep "$pause"',
+        "    done",
         "fi",
         f'echo "$code" >{kept} || true',
         'exit "$code"',

@@ -14,33 +14,37 @@ from tunesmith.core.errors import RecipeError, TunesmithError
 
 # A controller that is busy answers late; one that is gone never does.
 _SECONDS_ASKING = 60
-# What a job that is not over may be at, by `man squeue`, "JOB STATE CODES".
-_ACTIVE = (
-    "PENDING", "CONFIGURING", "RUNNING", "SUSPENDED", "STOPPED", "COMPLETING", "STAGE_OUT", "RESIZING", "SIGNALING",
-    "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT",
+# What a job that is over may be, by `man squeue`, "JOB STATE CODES"; in all others it waits or runs.
+_OVER = (
+    "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED",
+    "TIMEOUT",
 )  # fmt: skip
 GONE = "GONE"
 # What its commands say where the controller cannot be reached, or none was ever set up.
 _SILENT = re.compile(
-    "Unable to contact|resolve_ctls|establish a configuration|fetch_config|Unable to process configuration"
+    "Unable to contact|timed out|resolve_ctls|establish a configuration|fetch_config|Unable to process configuration"
 )
 
 
 @dataclass(frozen=True, slots=True)
 class JobState:
-    """How a job does. `state` is Slurm's word, GONE where Slurm has forgotten it; `reason` is why it waits."""
+    """How a job does. `state` is Slurm's word, GONE where Slurm has forgotten it; `reason` is why it waits.
+
+    `run_time` is as Slurm writes it (1-02:03:04); `exit_code` is 128 and more for a signal, as in a shell.
+    """
 
     state: str
     reason: str = ""
     nodes: str = ""
-    running: str = ""
+    run_time: str = ""
     ends: datetime | None = None
     restarts: int = 0
+    exit_code: int | None = None
 
     @property
     def is_active(self) -> bool:
         """Whether it waits or runs."""
-        return self.state in _ACTIVE
+        return self.state not in (*_OVER, GONE)
 
 
 def is_here() -> bool:
@@ -57,7 +61,10 @@ def submit(script: Path, *, after: str | None = None) -> str:
     # A job whose predecessor fails would wait for ever.
     chain = [f"--dependency=afterok:{after}", "--kill-on-invalid-dep=yes"] if after else []
     said = _call(["sbatch", "--parsable", *chain, str(script)], refused=str(script))
-    return said.strip().partition(";")[0]
+    number = re.search(r"^\d+", said, re.MULTILINE)  # a site may greet before it answers
+    if number is None:
+        raise TunesmithError(f"sbatch gave no number: {said.strip()!a}", where=str(script))
+    return number[0]
 
 
 def when(script: str) -> str:
@@ -78,19 +85,35 @@ def when(script: str) -> str:
     return f"would begin it {said.partition('to start ')[2].partition(' using')[0] or said}"
 
 
-def state_of(job: str) -> JobState:
-    """Return how a job does; Slurm forgets ended ones after some minutes (its `MinJobAge`)."""
+def state_of(job: str, name: str) -> JobState:
+    """Return how a job does; Slurm forgets ended ones after some minutes (its `MinJobAge`).
+
+    Args:
+        job: its number.
+        name: its name: numbers begin anew, and another cluster has its own.
+    """
     try:
         said = _call(["scontrol", "--oneliner", "show", "job", job])
     except TunesmithError as error:
         if "Invalid job id" in error.message:
             return JobState(GONE)
         raise
-    # The last one of a name would be a value that holds a blank and a `=`; ours come before any.
+    found = [one for line in said.splitlines() if (one := _facts(line)).get("JobName") == name]
+    if not found:
+        return JobState(GONE)
+    states = [_state(one) for one in found]  # of an array, one for each task
+    return next((one for one in states if one.is_active), states[0])
+
+
+def _facts(line: str) -> dict[str, str]:
     told: dict[str, str] = {}
-    for name, value in re.findall(r"(\w+)=(\S*)", said):
-        told.setdefault(name, value)
-    ends = told.get("EndTime", "")
+    for name, value in re.findall(r"(\w+)=(\S*)", line):
+        told.setdefault(name, value)  # a path further on may hold a blank and a `=`
+    return told
+
+
+def _state(told: dict[str, str]) -> JobState:
+    ends, (code, _, signal) = told.get("EndTime", ""), told.get("ExitCode", "").partition(":")
     return JobState(
         told.get("JobState", GONE),
         "" if told.get("Reason") == "None" else told.get("Reason", ""),
@@ -98,6 +121,7 @@ def state_of(job: str) -> JobState:
         told.get("RunTime", ""),
         datetime.fromisoformat(ends) if re.fullmatch(r"\d{4}-.*", ends) else None,
         int(told.get("Restarts", 0)),
+        None if not code.isdigit() else 128 + int(signal) if signal not in ("", "0") else int(code),
     )
 
 
@@ -114,8 +138,10 @@ def _call(command: list[str], *, given: str = "", refused: str | None = None) ->
         given: its standard input.
         refused: what the recipe is to blame for.
     """
-    # A job sees the environment of who puts it in line: `python` is then the one that we run on.
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
+    # A job sees the environment of who puts it in line: `python` is then the one that we run on. What an outer job has
+    # told us about itself is not true of this one.
+    environment = {name: value for name, value in os.environ.items() if name == "SLURM_CONF" or name[:6] != "SLURM_"}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     try:
         done = subprocess.run(
             command, env=environment, input=given, capture_output=True, text=True, timeout=_SECONDS_ASKING

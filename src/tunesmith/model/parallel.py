@@ -31,8 +31,10 @@ from tunesmith.recipe.hardware import cores
 T = TypeVar("T")
 # Gradients are added up in pieces of about so many numbers, which bounds the memory that this takes.
 _NUMBERS_AT_ONCE = 2**24
-# How long a process that ends waits for the others to learn why.
+# How long a process looks for why another is gone, and waits at the end of a run for the others.
 _FAREWELL = timedelta(seconds=5)
+# Where processes that end say why, once they have met.
+_ends: list[Any] = []
 # Where this process writes its stacks, and after how many seconds without a word with the others.
 _stacks: list[tuple[TextIO, float]] = []
 
@@ -175,9 +177,12 @@ class Meeting:
         key = f"stage-{self._count}"
         self._count += 1
         while True:
-            with contextlib.suppress(distributed.DistStoreError), _others_there():
-                self._store.wait([key], self._patience)
-                return bytes(self._store.get(key)).decode()
+            with _others_there():
+                try:
+                    self._store.wait([key], self._patience)
+                    return bytes(self._store.get(key)).decode()
+                except distributed.DistStoreError:  # not yet
+                    continue
 
     @contextlib.contextmanager
     def work(self, stacks: Path) -> Iterator[None]:
@@ -210,8 +215,8 @@ def meeting(place: Place, patience_minutes: float = 30) -> Iterator[Meeting]:
     gpu = torch.cuda.is_available()
     if gpu:
         torch.cuda.set_device(place.local_rank % torch.cuda.device_count())  # srun may show each its own GPU alone
-    elif os.environ.get("OMP_NUM_THREADS", "1") == "1":  # torchrun says 1 unless the user says something else
-        torch.set_num_threads(_own_cores(place))
+    elif (threads := _own_cores(place)) is not None:
+        torch.set_num_threads(threads)
     patience = timedelta(minutes=patience_minutes)
     with _others_there():
         store, _, _ = next(rendezvous(place.meet_at, place.rank, place.world, timeout=patience))
@@ -219,48 +224,49 @@ def meeting(place: Place, patience_minutes: float = 30) -> Iterator[Meeting]:
             "cpu:gloo,cuda:nccl" if gpu else "gloo", store=PrefixStore("group", store), timeout=patience,
             rank=place.rank, world_size=place.world,
         )  # fmt: skip
-    end = PrefixStore("end", store)
+    _ends.append(PrefixStore("end", store))
     try:
         yield Meeting(place, PrefixStore("meeting", store), patience)
-    except ProcessLost as lost:
-        distributed.destroy_process_group()
-        if (why := _told(end)) is None:
-            raise
-        _wait_for_all(end, place)
-        raise why from lost
-    except Exception as error:
-        _tell(end, place, error)
-        distributed.destroy_process_group()  # the others see this process leave, and look for why
-        _wait_for_all(end, place)
+    except ProcessLost:
+        distributed.destroy_process_group()  # nobody is left to tell, or nobody was told
         raise
-    distributed.destroy_process_group()
-    _wait_for_all(end, place)
+    except Exception as error:
+        _tell(place, error)
+        distributed.destroy_process_group()  # the others see this process leave, and look for why
+        _wait_for_all(place, patience)
+        raise
+    else:
+        distributed.destroy_process_group()
+        _wait_for_all(place, _FAREWELL)
+    finally:
+        _ends.pop()
 
 
-def _tell(end: Any, place: Place, error: Exception) -> None:
+def _tell(place: Place, error: Exception) -> None:
     """Leave for the others why this process ends, unless another has before."""
     code, text = (error.exit_code, str(error)) if isinstance(error, TunesmithError) else (1, repr(error))
     with contextlib.suppress(RuntimeError):  # who holds what is told may be gone
-        end.compare_set("why", "", json.dumps([code, f"rank {place.rank}: {text}"]))
+        _ends[-1].compare_set("why", "", json.dumps([code, f"rank {place.rank}: {text}"]))
 
 
-def _told(end: Any) -> TunesmithError | None:
+def _told() -> TunesmithError | None:
     """Return why another process has left: all end for one reason, and with its exit code. None, if it was killed."""
-    with contextlib.suppress(RuntimeError):
-        end.wait(["why"], _FAREWELL)
-        code, text = json.loads(end.get("why"))
-        found = TunesmithError(text)
-        found.exit_code = code
-        return found
+    for end in _ends[-1:]:
+        with contextlib.suppress(RuntimeError):
+            end.wait(["why"], _FAREWELL)
+            code, text = json.loads(end.get("why"))
+            found = TunesmithError(text)
+            found.exit_code = code
+            return found
     return None
 
 
-def _wait_for_all(end: Any, place: Place) -> None:
-    """Stay until all have come here, or for some seconds: what was told may be kept by this very process."""
+def _wait_for_all(place: Place, patience: timedelta) -> None:
+    """Stay until all have come here too: what was told may be kept by this very process, and they look for it late."""
     with contextlib.suppress(RuntimeError):
-        if end.add("gone", 1) == place.world:
-            end.set("all-gone", "")
-        end.wait(["all-gone"], _FAREWELL)
+        if _ends[-1].add("gone", 1) == place.world:
+            _ends[-1].set("all-gone", "")
+        _ends[-1].wait(["all-gone"], patience)
 
 
 @contextlib.contextmanager
@@ -270,9 +276,9 @@ def _others_there() -> Iterator[None]:
         faulthandler.dump_traceback_later(seconds, file=file)  # in place of the one before
     try:
         yield
-    except distributed.DistStoreError:
-        raise
     except RuntimeError as error:
+        if (why := _told()) is not None:
+            raise why from error
         told = (str(error).splitlines() or [""])[0][:160]
         here = f"rank {place().rank} of {place().world}"
         if "EADDRINUSE" in str(error):
@@ -286,10 +292,16 @@ def _others_there() -> Iterator[None]:
         ) from error  # fmt: skip
 
 
-def _own_cores(place: Place) -> int:
-    """Return how many cores this process may take: what Slurm gave it, or its part of the machine's."""
-    given = os.environ.get("SLURM_CPUS_PER_TASK")
-    return int(given) if given and place.meet_at != "env://" else max(1, cores() // place.local_world)
+def _own_cores(place: Place) -> int | None:
+    """Return how many cores this process may take: what Slurm gave it, or its part of the machine's.
+
+    None, where the user has said how many threads there are to be. torchrun says 1 if the user says nothing.
+    """
+    by_torchrun, said = place.meet_at == "env://", os.environ.get("OMP_NUM_THREADS")
+    if said is not None and not (by_torchrun and said == "1"):
+        return None
+    given = None if by_torchrun else os.environ.get("SLURM_CPUS_PER_TASK")
+    return int(given) if given else max(1, cores() // place.local_world)
 
 
 def _pieces(weights: Sequence[torch.nn.Parameter]) -> Iterator[list[torch.nn.Parameter]]:

@@ -18,8 +18,9 @@ _OPTION = re.compile(r"--([a-z][a-z-]*)(=[\w.,:/@%+=*&|!()\[\]-]+)?", re.ASCII)
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 # Written by us from the other settings; a second one would win or lose without a word.
 _OURS = (
-    "account", "chdir", "cpus-per-task", "dependency", "error", "gpus-per-node", "job-name", "mem", "nodes", "ntasks",
-    "ntasks-per-node", "open-mode", "output", "partition", "qos", "requeue", "no-requeue", "signal", "time",
+    "account", "array", "chdir", "clusters", "cpus-per-task", "dependency", "error", "export", "gpus-per-node",
+    "job-name", "mem", "no-requeue", "nodes", "ntasks", "ntasks-per-node", "open-mode", "output", "partition", "qos",
+    "requeue", "signal", "test-only", "time", "wait",
 )  # fmt: skip
 
 

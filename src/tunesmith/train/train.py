@@ -28,7 +28,7 @@ from tunesmith.model.fast_path import take_fast_path
 from tunesmith.model.isolation import attention_reach, has_dropout, why_not_apart
 from tunesmith.model.load import Machine, machine_of, most_positions
 from tunesmith.model.out_of_memory import Fitting, give_back_at_once
-from tunesmith.model.parallel import Group, here
+from tunesmith.model.parallel import here
 from tunesmith.model.quantized import quantization_of
 from tunesmith.model.row_attention import has_row_attention
 from tunesmith.model.speed import remember_speed
@@ -59,13 +59,10 @@ def train(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     stated, group = inputs(recipe, run), here()
     group.refuse_unlike(stated)
     state = group.by_first(lambda: latest_state(run, digest_of(stated))) or State(0, digest_of(stated))
-    with attempt(recipe, run, group, first_step=state.step):
-        return _train(recipe, run, group, state, stated)
-
-
-def _train(recipe: Recipe, run: RunDir, group: Group, state: State, stated: dict[str, Any]) -> dict[str, Any]:
     base = resolve(recipe.model.base, relative_to=run.origin)
     on = machine_of(recipe)
+    if on.device.type == "cpu" and os.environ.get("SLURM_GPUS_ON_NODE"):
+        say("warning: the job has GPUs and torch sees none, so this trains on the processor: is it a torch for CPUs?")
     forget_peak_memory(on.device)
     codec = codec_of(base, recipe.model.chat_markup)
     setup = _setup(recipe, run, base, on, codec, state)
@@ -75,7 +72,11 @@ def _train(recipe: Recipe, run: RunDir, group: Group, state: State, stated: dict
         say(f"going on from step {state.step} of {setup.plan.total_steps}")
     session = _Session(recipe, run, setup, optimizer, state, codec, _card(recipe, base, stated))
     try:
-        with interrupt.postponed() if group.is_many else nullcontext():
+        # From here on: what is killed while it loads has tried nothing yet.
+        with (
+            attempt(recipe, run, group, first_step=state.step),
+            interrupt.postponed() if group.is_many else nullcontext(),
+        ):
             session.work()
     except ProcessLost:
         raise

@@ -37,6 +37,7 @@ from tunesmith.core.files import (
     write_json,
     write_jsonl,
     write_text,
+    writer_of,
 )
 
 KILLED = 9
@@ -400,13 +401,16 @@ def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 def test_a_second_writer_is_refused_until_the_first_is_killed(holder: subprocess.Popen[str], tmp_path: Path) -> None:
     lock = tmp_path / "logs" / "lock"
     for _ in range(2):
-        with pytest.raises(TunesmithError, match=f"pid {holder.pid}\\)") as caught, only_writer(lock):
+        with pytest.raises(TunesmithError, match=f"pid {holder.pid} on") as caught, only_writer(lock):
             pass
-        assert caught.value.exit_code == 1
+        assert caught.value.exit_code == 75, "nothing is wrong: a job that comes too early waits for another turn"
     holder.send_signal(signal.SIGKILL)
     holder.wait()
     with only_writer(lock):
-        assert lock.read_text() == str(os.getpid())
+        assert lock.read_text().startswith(f"pid {os.getpid()} on ")
+        assert writer_of(lock) == lock.read_text()
+    assert writer_of(lock) is None
+    assert writer_of(tmp_path / "absent") is None
 
 
 def test_whoever_waits_gets_the_lock_when_the_holder_is_gone(holder: subprocess.Popen[str], tmp_path: Path) -> None:

@@ -36,7 +36,10 @@ def test_what_is_asked_for() -> None:
         "output": f"{FOLDER}/logs/train-%j.log", "open-mode": "append", "requeue": "", "signal": "USR1@600",
         "constraint": "a100",
     }  # fmt: skip
-    assert "srun --wait=60 --cpus-per-task=16 \\\n    python -m tunesmith train runs/viggo/ab12cd34 --on local" in text
+    assert (
+        "--wait=300 --export=ALL --cpus-per-task=16 \\\n    python -m tunesmith train runs/viggo/ab12cd34 --on local"
+        in text
+    )
 
 
 def test_a_stage_of_one_process_takes_one_machine_and_no_gpu() -> None:
@@ -61,7 +64,7 @@ def test_a_starter_of_its_own_has_a_task_on_each_machine(starter: str) -> None:
     asked = options(text)
     assert (asked["ntasks-per-node"], asked["cpus-per-task"], asked["signal"]) == ("1", "64", "TERM@300")
     assert "-m tunesmith.launch.unchanged" in text
-    assert "8" in text if starter == "accelerate" else "--nnodes=2 --nproc-per-node=4" in text
+    assert ("--num_processes=8" if starter == "accelerate" else "--nnodes=2 --nproc-per-node=4") in text
 
 
 def test_the_user_s_own_configuration_of_accelerate_counts() -> None:
@@ -76,11 +79,17 @@ def test_containers_modules_and_variables() -> None:
         modules=["cuda/12", "gcc"],
         exports={"A": "x y'z"},
     )
-    assert "--container-image=nvcr.io/x:1 --container-mounts=/a:/a,/b" in text
-    assert "module load cuda/12 gcc\nexport A='x y'\"'\"'z'\n\nset -euo pipefail" in text, (
-        "modules know nothing of set -u"
-    )
+    assert '--container-image=nvcr.io/x:1 --container-mounts="$PWD:$PWD",/a:/a,/b --container-workdir="$PWD"' in text
+    assert "/usr/bin/env python -m tunesmith train" in text, "srun would look for python outside"
+    lines = text.splitlines()
+    order = ["module load cuda/12 gcc", "export A='x y'\"'\"'z'", "set -euo pipefail"]
+    assert sorted(order, key=lines.index) == order, "modules know nothing of set -u"
     assert "--environment=mine" in script(container={"environment": "mine"})
+
+
+@pytest.mark.parametrize(("patience", "seconds"), [(0.1, 60), (2, 120), (30, 300)])
+def test_the_others_have_time_to_end(patience: float, seconds: int) -> None:
+    assert f"--kill-on-bad-exit=0 --wait={seconds} " in script(nodes=2, patience_minutes=patience)
 
 
 def test_an_array_has_a_log_and_an_exit_code_for_each_task() -> None:
@@ -112,27 +121,60 @@ def test_it_is_bash(settings: dict[str, Any]) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize(
-    ("code", "state", "restarts", "again"),
-    [
-        (0, "RUNNING", 0, False), (75, "RUNNING", 0, True), (75, "RUNNING", 19, True), (75, "RUNNING", 20, False),
-        (75, "COMPLETING", 0, False), (137, "RUNNING", 1, True), (7, "RUNNING", 0, False), (1, "RUNNING", 0, False),
-    ],
-)  # fmt: skip
-def test_what_can_go_on_waits_for_another_turn(
-    code: int, state: str, restarts: int, again: bool, tmp_path: Path
-) -> None:
-    """Run the script itself, with commands of Slurm that only say what they were asked."""
-    commands = {"srun": f"exit {code}", "squeue": f"echo {state}", "scontrol": 'echo "$@" >>asked', "sleep": "true"}
+def ran(tmp_path: Path, text: str, **commands: str) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+    """Run a script with commands of Slurm that do as given; return how it ended and what `scontrol` was asked."""
+    made = {"srun": "exit 0", "scontrol": "true", "sleep": "true"} | commands
     (tmp_path / "bin").mkdir()
-    for name, line in commands.items():
+    for name, line in made.items():
         path = tmp_path / "bin" / name
-        path.write_text(f"#!/bin/bash\n{line}\n")
+        path.write_text(f'#!/bin/bash\n[[ $0 != */scontrol ]] || echo "$@" >>{tmp_path}/asked\n{line}\n')
         path.chmod(0o755)
-    (tmp_path / FOLDER / "launch").mkdir(parents=True)
-    told = {"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin", "SLURM_JOB_ID": "12", "SLURM_RESTART_COUNT": str(restarts)}
-    done = subprocess.run(["bash"], input=script(), cwd=tmp_path, env=told, capture_output=True, text=True)
-    assert done.returncode == code
+    (tmp_path / FOLDER / "launch").mkdir(parents=True, exist_ok=True)
+    told = {"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin", "SLURM_JOB_ID": "12"}
+    told |= {"SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "3"} if "--array" in text else {}
+    done = subprocess.run(["bash"], input=text, cwd=tmp_path, env=told, capture_output=True, text=True)
     asked = tmp_path / "asked"
-    assert (asked.read_text() if asked.exists() else "") == ("requeue 12\n" if again else "")
-    assert (tmp_path / FOLDER / "launch" / "train.exit-code").read_text() == f"{code}\n"
+    return done, asked.read_text().splitlines() if asked.exists() else []
+
+
+def kept(tmp_path: Path, stage: str = "train") -> str | None:
+    path = tmp_path / FOLDER / "launch" / f"{stage}.exit-code"
+    return path.read_text() if path.exists() else None
+
+
+# A requeue that Slurm takes ends the shell.
+TAKEN = 'echo "JobState=RUNNING"; [[ $1 != requeue ]] || kill $PPID'
+
+
+@pytest.mark.parametrize("code", [75, 137])
+def test_what_can_go_on_waits_for_another_turn(code: int, tmp_path: Path) -> None:
+    (tmp_path / FOLDER / "launch").mkdir(parents=True)
+    (tmp_path / FOLDER / "launch" / "train.exit-code").write_text("7\n")
+    _, asked = ran(tmp_path, script(), srun=f"exit {code}", scontrol=TAKEN)
+    assert asked[-1] == "requeue 12"
+    assert kept(tmp_path) is None, "not even what a turn before has left"
+
+
+@pytest.mark.parametrize(
+    ("code", "state", "most"), [(0, "RUNNING", 20), (75, "CANCELLED", 20), (75, "RUNNING", 0), (7, "RUNNING", 20)]
+)
+def test_what_cannot_or_must_not_ends(code: int, state: str, most: int, tmp_path: Path) -> None:
+    text = script(max_requeues=most)
+    done, asked = ran(tmp_path, text, srun=f"exit {code}", scontrol=f'echo "x JobState={state} y"')
+    assert (done.returncode, kept(tmp_path)) == (code, f"{code}\n")
+    assert not any("requeue" in line for line in asked)
+
+
+def test_a_controller_that_does_not_answer_costs_neither_turn_nor_code(tmp_path: Path) -> None:
+    done, asked = ran(tmp_path, script(), srun="exit 75", scontrol="exit 1")
+    assert asked.count("requeue 12") == 3
+    assert (done.returncode, kept(tmp_path)) == (75, "75\n")
+
+
+def test_a_task_of_an_array_asks_for_itself_alone(tmp_path: Path) -> None:
+    text = script(Job("viggo", "rung", 'ladder x --rung "$SLURM_ARRAY_TASK_ID"', by_all=True, tasks="1,3"))
+    _, asked = ran(tmp_path, text, srun="exit 75", scontrol=TAKEN)
+    assert asked == ["show job --oneliner 12_3", "requeue 12_3"]
+    (tmp_path / "bin").rename(tmp_path / "old")
+    ran(tmp_path, text)
+    assert kept(tmp_path, "rung-3") == "0\n"

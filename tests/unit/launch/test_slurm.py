@@ -37,10 +37,10 @@ def test_a_job_that_runs(commands: Path) -> None:
     command(
         commands, "scontrol", f"echo '{SHOWN.format(state='RUNNING', reason='None', restarts=2, nodes='node[1-2]')}'"
     )
-    found = slurm.state_of("12")
+    found = slurm.state_of("12", "viggo-train")
     assert (found.state, found.reason, found.nodes, found.restarts) == ("RUNNING", "", "node[1-2]", 2)
     assert found.is_active
-    assert found.running == "00:01:05"
+    assert found.run_time == "00:01:05"
     assert found.ends is not None
     assert found.ends.minute == 30
 
@@ -48,25 +48,50 @@ def test_a_job_that_runs(commands: Path) -> None:
 def test_a_job_that_waits(commands: Path) -> None:
     shown = SHOWN.format(state="PENDING", reason="Dependency", restarts=0, nodes="(null)")
     command(commands, "scontrol", f"echo '{shown}'")
-    found = slurm.state_of("12")
+    found = slurm.state_of("12", "viggo-train")
     assert (found.state, found.reason, found.nodes, found.is_active) == ("PENDING", "Dependency", "", True)
 
 
 @pytest.mark.parametrize("state", ["COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY"])
 def test_a_job_that_is_over(state: str, commands: Path) -> None:
     command(commands, "scontrol", f"echo '{SHOWN.format(state=state, reason='None', restarts=0, nodes='node1')}'")
-    assert not slurm.state_of("12").is_active
+    assert not slurm.state_of("12", "viggo-train").is_active
+
+
+def test_a_number_that_another_job_has_now_is_not_ours(commands: Path) -> None:
+    command(commands, "scontrol", f"echo '{SHOWN.format(state='RUNNING', reason='None', restarts=0, nodes='node1')}'")
+    assert slurm.state_of("12", "viggo-prepare").state == slurm.GONE
+
+
+def test_an_array_is_active_while_a_task_is(commands: Path) -> None:
+    tasks = [SHOWN.format(state=state, reason="None", restarts=0, nodes="node1") for state in ("FAILED", "RUNNING")]
+    command(commands, "scontrol", f"echo '{tasks[0]}'; echo '{tasks[1]}'")
+    assert slurm.state_of("12", "viggo-train").is_active
+
+
+@pytest.mark.parametrize(("said", "code"), [("0:0", 0), ("7:0", 7), ("0:9", 137)])
+def test_exit_codes_are_those_of_a_shell(said: str, code: int, commands: Path) -> None:
+    shown = SHOWN.format(state="FAILED", reason="None", restarts=0, nodes="node1")
+    command(commands, "scontrol", f"echo '{shown.replace('ExitCode=0:0', f'ExitCode={said}')}'")
+    assert slurm.state_of("12", "viggo-train").exit_code == code
+
+
+def test_what_an_outer_job_said_of_itself_does_not_reach_ours(commands: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "3")
+    monkeypatch.setenv("SLURM_CONF", "/a/slurm.conf")
+    command(commands, "sbatch", 'echo "Welcome!"; echo "1${SLURM_RESTART_COUNT:-0}"; echo "$SLURM_CONF" >&2')
+    assert slurm.submit(Path("x.sbatch")) == "10"
 
 
 def test_a_job_that_slurm_has_forgotten(commands: Path) -> None:
     command(commands, "scontrol", "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1")
-    assert slurm.state_of("12").state == slurm.GONE
+    assert slurm.state_of("12", "viggo-train").state == slurm.GONE
 
 
 def test_a_controller_that_does_not_answer_is_not_a_job_that_is_gone(commands: Path) -> None:
     command(commands, "scontrol", "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1")
     with pytest.raises(TunesmithError, match="Unable to contact slurm controller"):
-        slurm.state_of("12")
+        slurm.state_of("12", "viggo-train")
 
 
 def test_a_job_is_put_in_line_behind_another(commands: Path) -> None:
@@ -80,8 +105,9 @@ def test_a_job_is_put_in_line_behind_another(commands: Path) -> None:
 
 def test_jobs_find_the_python_that_submits_them(commands: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.executable", "/somewhere/bin/python")
-    command(commands, "sbatch", 'echo "$PATH"')
-    assert slurm.submit(Path("x.sbatch")).startswith("/somewhere/bin:")
+    command(commands, "sbatch", f'echo "$PATH" >{commands}/path; echo 13')
+    slurm.submit(Path("x.sbatch"))
+    assert (commands / "path").read_text().startswith("/somewhere/bin:")
 
 
 def test_what_slurm_refuses_is_the_recipe_s_to_change(commands: Path) -> None:
