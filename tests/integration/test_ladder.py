@@ -124,7 +124,7 @@ def test_a_rung_whose_process_is_killed_does_not_stop_the_others(tmp_path: Path,
     process = start(file, "--over", "tuning.rank=1,2", "--out", str(out), "--json")
     first = RunDir(out / "01-rank-1")
     wait_until(process, lambda: steps_done(first) >= 3)
-    os.kill(int(first.lock.read_text()), signal.SIGKILL)
+    os.kill(int(first.lock.read_text().split()[1]), signal.SIGKILL)
     told, said = process.communicate(timeout=200)
     assert process.returncode == 1, said
     result = json.loads(told)
