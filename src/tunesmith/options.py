@@ -25,18 +25,19 @@ class Where:
     """Where a run runs, beside what its recipe says.
 
     Args:
-        on: `local` is here, whatever the recipe's `launch` says; `slurm` gives every stage to Slurm as a job.
+        on: `local` is here, whatever the recipe's `launch` says; `torchrun` is here in launch.processes=N processes;
+            `slurm` gives every stage to Slurm as a job.
         nodes: machines on Slurm; the same as launch.nodes=N.
     """
 
-    on: Literal["local", "slurm"] | None = None
+    on: Literal["local", "torchrun", "slurm"] | None = None
     nodes: int | None = None
 
     def changes(self) -> list[str]:
         """Return what this changes in the recipe."""
         if self.on == "local" and self.nodes is not None:
             raise RecipeError("--nodes has no effect on --on local")
-        on = ["launch.on=slurm"] if self.on == "slurm" else []
+        on = [f"launch.on={self.on}"] if self.on not in (None, "local") else []
         return on + ([f"launch.nodes={self.nodes}"] if self.nodes is not None else [])
 
 

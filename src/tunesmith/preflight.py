@@ -3,7 +3,7 @@
 import math
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -258,21 +258,20 @@ def _refuse_short_turns(recipe: Recipe, speed: float | None, interval: float) ->
 
 
 def _processes(launch: Launch) -> int:
-    return launch.nodes * processes_of(launch) if isinstance(launch, SlurmLaunch) else 1
+    return processes_of(launch) * (launch.nodes if isinstance(launch, SlurmLaunch) else 1)
 
 
 def _where(launch: Launch) -> str:
-    if not isinstance(launch, SlurmLaunch):
-        return launch.on
-    machines = f"{launch.nodes} machine{'s' * (launch.nodes > 1)}"
-    return f"{launch.on}: {machines}, {processes_of(launch)} process{'es' * (processes_of(launch) > 1)} on each"
+    machines = f" on each of {launch.nodes} machines" if isinstance(launch, SlurmLaunch) and launch.nodes > 1 else ""
+    count = processes_of(launch)
+    return launch.on if launch.on == "local" else f"{launch.on}, {count} process{'es' * (count > 1)}{machines}"
 
 
 def _hardware(launch: Launch) -> Hardware:
     """Return what each process will have: this machine's, or what the recipe says of machines that are elsewhere."""
     here = hardware()
-    if not isinstance(launch, SlurmLaunch):
-        return here
+    if not isinstance(launch, SlurmLaunch):  # processes on one GPU each, or on one processor
+        return here if here.device == "cuda" else replace(here, memory_gib=here.memory_gib / processes_of(launch))
     if launch.gpus_per_node is not None:
         return Hardware("cuda", has_bf16=True, memory_gib=launch.gpu_memory_gib or math.inf)
     memory = launch.memory_gib_per_node / processes_of(launch) if launch.memory_gib_per_node else math.inf
@@ -285,7 +284,7 @@ def _jobs(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     Raises:
         RecipeError: Slurm would not take one of them.
     """
-    if recipe.launch.on == "local":
+    if recipe.launch.on != "slurm":
         return {"scripts": {}, "slurm": None}
     from tunesmith.launch.slurm import is_here, when
     from tunesmith.on_slurm import scripts

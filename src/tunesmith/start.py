@@ -1,13 +1,17 @@
 """Start a run where it is to run: here, in the processes that somebody started, or as jobs of a cluster."""
 
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.progress import say
 from tunesmith.core.ranks import place
 from tunesmith.core.rundir import RunDir
 from tunesmith.pipeline import open_run, run_recipe
+from tunesmith.recipe.launch import LocalLaunch, SlurmLaunch, TorchrunLaunch
 
 
 def start_run(
@@ -27,9 +31,12 @@ def start_run(
         TunesmithError: of the kind that says what went wrong.
     """
     this = place()
-    if here or this.world > 1 or open_run(recipe, overrides, out)[0].launch.on == "local":
-        if detach:
-            raise RecipeError("--detach has no effect on a run that runs here")
+    launch = LocalLaunch(on="local") if here or this.world > 1 else open_run(recipe, overrides, out)[0].launch
+    if detach and not isinstance(launch, SlurmLaunch):
+        raise RecipeError("--detach has no effect on a run that runs here")
+    if isinstance(launch, TorchrunLaunch) and launch.processes > 1:
+        _become_torchrun(launch.processes)
+    if not isinstance(launch, SlurmLaunch):
         run = run_recipe(recipe, overrides, out=out, until=until)
         return run if this.is_first else None
     from tunesmith.follow import follow
@@ -43,3 +50,10 @@ def start_run(
             say(f"its jobs go on: tunesmith status {run}, or tunesmith cancel {run}")
             raise
     return run
+
+
+def _become_torchrun(processes: int) -> NoReturn:
+    """Let torchrun take this process's place, and run this very command in many."""
+    launcher = ["-m", "tunesmith.launch.unchanged", "torch.distributed.run", "--standalone"]
+    command = [*launcher, f"--nproc-per-node={processes}", "-m", "tunesmith", *sys.argv[1:]]
+    os.execv(sys.executable, [sys.executable, *command])

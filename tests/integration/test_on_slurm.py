@@ -170,6 +170,7 @@ def test_a_rank_that_hangs_is_told_and_made_good(
     rank(slurm, 1).suspend()
     ends(slurm, job, "COMPLETED", restarts=1)  # the others wait 18 seconds, and srun a minute for the one that hangs
     assert "another process of this run is gone or hangs" in log_path(run, job).read_text()
+    assert "in all_reduce" in run.stacks_of(0).read_text()
     assert weights(run) == weights(undisturbed)
 
 
@@ -183,6 +184,7 @@ def test_what_cannot_go_on_ends_the_chain(slurm: Cluster, file: Path, tmp_path: 
     said = tunesmith(slurm, file.parent, "status", run)
     assert "train     failed with 7" in said.stdout
     assert re.search("error: step .* became (nan|inf); the weights were not updated", said.stdout)
+    assert list((run.path / "logs").glob("stacks-*")) == []
 
 
 def test_a_cancelled_run_saves_and_stays_cancelled(

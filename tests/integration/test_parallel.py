@@ -213,3 +213,17 @@ def test_processes_with_other_settings_are_refused(file: Path, tmp_path: Path) -
     _, said = process.communicate(timeout=60)
     assert process.returncode != 0
     assert "holds a run with other settings (train.weight_decay)" in said.decode()
+
+
+def test_the_recipe_may_ask_for_torchrun(file: Path, alone: RunDir, tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    command = [sys.executable, "-m", "tunesmith", "train", str(file), "--on", "torchrun", "launch.processes=2"]
+    done = subprocess.run([*command, "--out", str(run), "--json"], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["run"] == str(run), "said once, by the first"
+    manifest = run.manifest("train")
+    assert manifest is not None
+    assert manifest["processes"] == 2
+    assert same(run, alone)
+    fails = [*command, "train.learning_rate=1e30", "--out", str(tmp_path / "fails")]
+    assert subprocess.run(fails, capture_output=True, timeout=240).returncode == 7, "and not 1, as torchrun would"

@@ -200,7 +200,7 @@ def test_machines_that_are_elsewhere_are_what_the_recipe_says(recipe: Path, monk
     unknown = plan_run(recipe, gpus)
     unknown.must_fit()
     assert unknown.memory_available is None
-    assert "on slurm: 2 machines, 4 processes on each" in str(unknown)
+    assert "on slurm, 4 processes on each of 2 machines" in str(unknown)
     assert "GiB for each process" in str(unknown)
     json.dumps(unknown.to_json(), allow_nan=False)
     known = plan_run(recipe, [*gpus, "launch.gpu_memory_gib=80"])
@@ -216,3 +216,10 @@ def test_many_processes_take_less_time_at_best(recipe: Path, monkeypatch: pytest
     alone, two = plan_run(recipe), plan_run(recipe, SLURM)
     assert two.seconds == pytest.approx((alone.seconds or 0) / 2)
     assert "at best, with 2 processes, at 100 tokens/s" in str(two)
+
+
+def test_processes_on_one_processor_share_its_memory(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "hardware", lambda: Hardware("cpu", has_bf16=False, memory_gib=12.0))
+    plan = plan_run(recipe, ["launch={on: torchrun, processes: 4}"])
+    assert plan.memory_available == 3
+    assert "on torchrun, 4 processes" in str(plan)

@@ -11,6 +11,7 @@ from tunesmith.core.files import digest_of, read_json, remove_leftovers, write_j
 from tunesmith.core.rundir import RunDir
 from tunesmith.fetch.reference import resolve
 from tunesmith.pipeline import identity, open_run, write_origin
+from tunesmith.recipe.launch import TorchrunLaunch
 from tunesmith.recipe.load import RecipeProblems, load_recipe
 from tunesmith.recipe.schema import Recipe
 
@@ -125,6 +126,8 @@ def list_rungs(
         raise RecipeError("a ladder has two rungs at least", hint="give --models A,B or --over tuning.rank=2,8,32")
     recipes = _checked(recipe, overrides, changes)
     first = recipes[0]
+    if isinstance(first.launch, TorchrunLaunch):
+        raise RecipeError("a rung is one process, and `launch` asks for torchrun", hint="'launch={on: local}'")
     if correction(first.evaluate.confidence, len(changes)) > _MOST_CONFIDENCE + 1e-9:
         most = int((1 - first.evaluate.confidence) / (1 - _MOST_CONFIDENCE) + 1e-9)
         raise RecipeError(

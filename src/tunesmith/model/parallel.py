@@ -190,15 +190,20 @@ class Meeting:
 
         A little before waiting ends, and in every process: that of one that hangs tells where it does.
         """
-        with stacks.open("w", encoding="utf-8") as file:
+        with contextlib.ExitStack() as held:
+            held.callback(_remove_empty, stacks)
+            file = held.enter_context(stacks.open("a", encoding="utf-8"))  # those of a turn before stay
             _stacks.append((file, 0.9 * self._patience.total_seconds()))
             try:
                 yield
             finally:
                 faulthandler.cancel_dump_traceback_later()
                 _stacks.pop()
-        if stacks.stat().st_size == 0:
-            stacks.unlink()
+
+
+def _remove_empty(path: Path) -> None:
+    if path.stat().st_size == 0:
+        path.unlink()
 
 
 @contextlib.contextmanager
@@ -280,14 +285,14 @@ def _others_there() -> Iterator[None]:
         if (why := _told()) is not None:
             raise why from error
         told = (str(error).splitlines() or [""])[0][:160]
-        here = f"rank {place().rank} of {place().world}"
+        where = f"rank {place().rank} of {place().world}"
         if "EADDRINUSE" in str(error):
             raise ProcessLost(
-                f"another program has the port at which the processes meet: {told}", where=here,
+                f"another program has the port at which the processes meet: {told}", where=where,
                 hint="start again; MASTER_PORT names another port",
             ) from error  # fmt: skip
         raise ProcessLost(
-            f"another process of this run is gone or hangs: {told}", where=here,
+            f"another process of this run is gone or hangs: {told}", where=where,
             hint="what went wrong is told by the process that ended first; run the same command again to go on",
         ) from error  # fmt: skip
 

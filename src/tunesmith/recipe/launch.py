@@ -79,9 +79,16 @@ class LaunchBase(Section):
 
 
 class LocalLaunch(LaunchBase):
-    """In this process, or in the processes that torchrun, `accelerate launch` or srun have started."""
+    """In this process, or in those that you have started with torchrun, `accelerate launch` or srun."""
 
     on: Literal["local"]
+
+
+class TorchrunLaunch(LaunchBase):
+    """In so many processes on this machine, which torchrun starts: one for each GPU, as a rule."""
+
+    on: Literal["torchrun"]
+    processes: int = Field(ge=1, description="How many.")
 
 
 class Container(Section):
@@ -141,9 +148,11 @@ class SlurmLaunch(LaunchBase):
         return self
 
 
-def processes_of(launch: SlurmLaunch) -> int:
+Launch = Annotated[LocalLaunch | TorchrunLaunch | SlurmLaunch, Field(discriminator="on")]
+
+
+def processes_of(launch: LaunchBase) -> int:
     """Return how many processes each machine has."""
-    return launch.processes_per_node or launch.gpus_per_node or 1
-
-
-Launch = Annotated[LocalLaunch | SlurmLaunch, Field(discriminator="on")]
+    if isinstance(launch, TorchrunLaunch):
+        return launch.processes
+    return (launch.processes_per_node or launch.gpus_per_node or 1) if isinstance(launch, SlurmLaunch) else 1
