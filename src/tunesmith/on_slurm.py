@@ -13,7 +13,6 @@ from tunesmith.launch import slurm
 from tunesmith.launch.jobs import StageJob, exit_code_path, read_jobs, script_path, write_jobs
 from tunesmith.launch.script import Job, script_of
 from tunesmith.pipeline import Stage, check_beforehand, folder_of, open_run, wanted_stages, write_origin
-from tunesmith.recipe.launch import SlurmLaunch
 from tunesmith.recipe.schema import Recipe
 
 # The last stage has no verb of its own that takes a run through it: it is what is left of `run`.
@@ -59,13 +58,10 @@ def scripts(recipe: Recipe, run: RunDir, stages: Sequence[Stage]) -> list[tuple[
     Raises:
         RecipeError: the recipe is not to run on Slurm, or the run's folder cannot stand in a script.
     """
-    launch = recipe.launch
-    if not isinstance(launch, SlurmLaunch):
-        raise RecipeError(f"is to run on {launch.on}", where="launch.on", hint="--on slurm")
     folder = os.path.relpath(run.path)  # from where it is submitted: nothing in the run's folder is absolute
     works = [f"{_VERBS.get(one.name, one.name)} {folder} --on local" for one in stages]
     jobs = [Job(recipe.name, one.name, work, one.by_all) for one, work in zip(stages, works, strict=True)]
-    return [(job, script_of(job, launch, folder)) for job in jobs]
+    return [(job, script_of(job, recipe.launch, folder)) for job in jobs]
 
 
 def refuse_active(jobs: Sequence[StageJob], folder: str) -> None:

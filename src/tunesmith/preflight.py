@@ -20,7 +20,7 @@ from tunesmith.model.speed import remembered_speed
 from tunesmith.pipeline import check_beforehand, folder_of, open_run, wanted_stages, work_left
 from tunesmith.recipe.architecture import shapes_of
 from tunesmith.recipe.hardware import BYTES, Hardware, hardware, precision_of
-from tunesmith.recipe.launch import Launch, SlurmLaunch, processes_of
+from tunesmith.recipe.launch import Launch, SlurmLaunch, all_processes_of, processes_of
 from tunesmith.recipe.memory import Memory
 from tunesmith.recipe.plan import Steps, steps_of
 from tunesmith.recipe.schema import LoraBase, Quantization, Recipe
@@ -212,23 +212,25 @@ def _plan(recipe: Recipe, run: RunDir, base: ModelFolder, gathered: Gathered, *,
     counts = {name: facts["counts"][name] for name in SPLITS}
     steps = steps_of(recipe, counts["train"])
     shapes = _shapes(base)
-    division, memory, available = _memory(recipe, shapes, gathered, new_tokens)
+    here = hardware()
+    there = _each(recipe.launch, here)
+    division, memory = _memory(recipe, there, shapes, gathered, new_tokens)
     to_fetch = shapes.parameters * shapes.stored_bytes / _GIB if base.root.to_fetch else 0.0
     answered = min(recipe.train.valid_rows, counts["valid"]) if recipe.train.valid_metrics else 0
     copies = min(recipe.train.keep_checkpoints + 2, steps.total_steps + 1)  # the best, and one being written
     per_copy = memory.trainable_parameters * 4 / _GIB + memory.optimizer
-    same = _hardware(recipe.launch).device == hardware().device
-    speed = remembered_speed(base.digest(), recipe.tuning.method) if same else None
+    speed = remembered_speed(base.digest(), recipe.tuning.method) if there.device == here.device else None
     per_step = facts["tokens"]["train"] * steps.epochs / steps.total_steps
     _refuse_short_turns(recipe, speed, per_step * steps.save_every_steps)
     return RunPlan(
         name=recipe.name, run=str(run), base=recipe.model.base, method=recipe.tuning.method,
-        launch=_where(recipe.launch), processes=_processes(recipe.launch),
+        launch=_where(recipe.launch), processes=all_processes_of(recipe.launch),
         counts=counts, sources=facts["sources"], blocks=facts["blocks"], dropped=facts["dropped"],
         filtered=facts["filtered"], cut=facts["cut"], unused=facts["unused"],
         copies=facts["copies"], tokens=facts["tokens"], lengths=facts["lengths"], steps=steps,
         answered=answered, choose_by=recipe.train.choose_by,
-        passes=str(division), known=shapes.known, memory=memory, memory_available=available,
+        passes=str(division), known=shapes.known, memory=memory,
+        memory_available=there.memory_gib if math.isfinite(there.memory_gib) else None,
         disk=copies * per_copy + 0.05, to_fetch=to_fetch, fetch_free=_free(hub_cache()), disk_free=_free(run.path),
         tokens_per_second=speed, stages=work_left(recipe, run),
         **_jobs(recipe, run),
@@ -248,7 +250,7 @@ def _refuse_short_turns(recipe: Recipe, speed: float | None, interval: float) ->
     launch = recipe.launch
     if not isinstance(launch, SlurmLaunch) or launch.time_limit_minutes is None or speed is None:
         return
-    needed = interval / (speed * _processes(launch)) / 60
+    needed = interval / (speed * all_processes_of(launch)) / 60
     turn = launch.time_limit_minutes - launch.warning_minutes
     if needed > turn:
         raise RecipeError(
@@ -257,19 +259,14 @@ def _refuse_short_turns(recipe: Recipe, speed: float | None, interval: float) ->
         )  # fmt: skip
 
 
-def _processes(launch: Launch) -> int:
-    return processes_of(launch) * (launch.nodes if isinstance(launch, SlurmLaunch) else 1)
-
-
 def _where(launch: Launch) -> str:
     machines = f" on each of {launch.nodes} machines" if isinstance(launch, SlurmLaunch) and launch.nodes > 1 else ""
     count = processes_of(launch)
     return launch.on if launch.on == "local" else f"{launch.on}, {count} process{'es' * (count > 1)}{machines}"
 
 
-def _hardware(launch: Launch) -> Hardware:
+def _each(launch: Launch, here: Hardware) -> Hardware:
     """Return what each process will have: this machine's, or what the recipe says of machines that are elsewhere."""
-    here = hardware()
     if not isinstance(launch, SlurmLaunch):  # processes on one GPU each, or on one processor
         return here if here.device == "cuda" else replace(here, memory_gib=here.memory_gib / processes_of(launch))
     if launch.gpus_per_node is not None:
@@ -305,21 +302,19 @@ def _shapes(base: ModelFolder) -> Shapes:
 
 
 def _memory(
-    recipe: Recipe, shapes: Shapes, gathered: Gathered, new_tokens: int
-) -> tuple[Division, Memory, float | None]:
-    """Return how rows are cut into passes, what training needs with them, and how many GiB there are, if known."""
+    recipe: Recipe, there: Hardware, shapes: Shapes, gathered: Gathered, new_tokens: int
+) -> tuple[Division, Memory]:
+    """Return how rows are cut into passes by what a process has, and what training needs with them."""
     found = {name: TokenSet.of(gathered.shelf.rows(gathered.places(name))) for name in gathered.used}
     refuse_rows_beyond(shapes.positions, max(tokens.longest for tokens in found.values()))
     refuse_to_pack(recipe, ENCODER_READS_ALONE if shapes.encodes else None)
-    here = _hardware(recipe.launch)
     quantized = isinstance(recipe.tuning, Quantization)
-    precision = precision_of(recipe.model.precision, here.device, has_bf16=here.has_bf16, quantized=quantized)
+    precision = precision_of(recipe.model.precision, there.device, has_bf16=there.has_bf16, quantized=quantized)
     drops = shapes.dropout or (isinstance(recipe.tuning, LoraBase) and recipe.tuning.dropout > 0)
-    room = Room(BYTES[precision], here.device == "cuda", here.memory_gib)
+    room = Room(BYTES[precision], there.device == "cuda", there.memory_gib)
     by_row = shapes.fused and recipe.model.attention != "eager"
     division = division_of(recipe, room, apart=not shapes.encodes, share=not drops, by_row=by_row, reach=shapes.reach)
-    division, memory = fitting(recipe, shapes, found["train"], division, room, new_tokens=new_tokens)
-    return division, memory, here.memory_gib if math.isfinite(here.memory_gib) else None
+    return fitting(recipe, shapes, found["train"], division, room, new_tokens=new_tokens)
 
 
 def _free(place: Path) -> float:

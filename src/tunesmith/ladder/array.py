@@ -6,13 +6,14 @@ from pathlib import Path
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.files import only_writer, write_text
 from tunesmith.core.progress import say
+from tunesmith.core.rundir import RunDir
 from tunesmith.ladder.collect import failure_of
 from tunesmith.ladder.rungs import Ladder, Rung, is_ladder, write_ladder
 from tunesmith.launch import slurm
-from tunesmith.launch.jobs import StageJob, read_jobs, write_jobs
+from tunesmith.launch.jobs import StageJob, read_jobs, script_path, write_jobs
 from tunesmith.launch.script import Job, script_of
 from tunesmith.on_slurm import refuse_active
-from tunesmith.recipe.launch import SlurmLaunch, processes_of
+from tunesmith.recipe.launch import SlurmLaunch, all_processes_of
 from tunesmith.recipe.load import load_recipe
 
 
@@ -38,9 +39,9 @@ def submit_ladder(ladder: Ladder, recipe: Path) -> Path:
         RecipeError: its recipe is not to run on Slurm, or a rung is to have many processes; Slurm does not take it; or
             it is in line already.
     """
-    folder = ladder.path / "launch"
+    folder = RunDir(ladder.path)  # as far as jobs go, it is laid out as a run's
     with only_writer(ladder.lock):
-        refuse_active(read_jobs(folder), str(ladder.path))
+        refuse_active(read_jobs(folder.launch), str(ladder.path))
         if not is_ladder(recipe):
             write_ladder(ladder, recipe)
         left = [rung for rung in ladder.rungs if not _is_over(ladder, rung)]
@@ -48,10 +49,10 @@ def submit_ladder(ladder: Ladder, recipe: Path) -> Path:
             say("all rungs were done before")
         else:
             job, text = _script(ladder, left)
-            script = folder / "rung.sbatch"
+            script = script_path(folder, job.stage)
             write_text(script, text)
             number = slurm.submit(script)
-            write_jobs(folder, [StageJob(job.stage, number, job.name)])
+            write_jobs(folder.launch, [StageJob(job.stage, number, job.name)])
             say(f"{len(left)} rungs: job {number}, {script}")
     say(f"what came out, when they are over: tunesmith ladder {ladder.path}")
     return ladder.path
@@ -64,12 +65,7 @@ def _is_over(ladder: Ladder, rung: Rung) -> bool:
 
 def _script(ladder: Ladder, left: list[Rung]) -> tuple[Job, str]:
     first = ladder.recipe(left[0])
-    launch = first.launch
-    if not isinstance(launch, SlurmLaunch):
-        raise RecipeError(
-            f"is to run on {launch.on}", where=str(ladder.path), hint="give --on slurm at the first start"
-        )
-    if (many := launch.nodes * processes_of(launch)) > 1:
+    if (many := all_processes_of(first.launch)) > 1:
         raise RecipeError(
             f"a rung is one process, and `launch` asks for {many}", where=str(ladder.path),
             hint="launch.nodes=1 launch.gpus_per_node=1: Slurm runs the rungs side by side",
@@ -78,4 +74,4 @@ def _script(ladder: Ladder, left: list[Rung]) -> tuple[Job, str]:
     numbers = ",".join(str(rung.number) for rung in left)
     work = f'ladder {folder} --rung "$SLURM_ARRAY_TASK_ID"'
     job = Job(first.name, "rung", work, by_all=True, tasks=numbers)
-    return job, script_of(job, launch, folder)
+    return job, script_of(job, first.launch, folder)

@@ -8,7 +8,10 @@ import shlex
 from dataclasses import dataclass
 
 from tunesmith.core.errors import Interrupted, RecipeError
-from tunesmith.recipe.launch import SlurmLaunch, processes_of
+from tunesmith.core.ranks import FIRST_PORT, PORTS
+from tunesmith.core.rundir import RunDir
+from tunesmith.launch.jobs import StageJob, exit_code_path, log_path
+from tunesmith.recipe.launch import Launch, SlurmLaunch, all_processes_of, processes_of
 
 # How many seconds the others of a step have when one process has ended.
 _SHORTEST_WAIT, _LONGEST_WAIT = 60, 300
@@ -35,7 +38,7 @@ class Job:
         return f"{self.run}-{self.stage}"
 
 
-def script_of(job: Job, launch: SlurmLaunch, folder: str) -> str:
+def script_of(job: Job, launch: Launch, folder: str) -> str:
     """Return the script of a stage.
 
     Args:
@@ -44,13 +47,15 @@ def script_of(job: Job, launch: SlurmLaunch, folder: str) -> str:
         folder: the run's folder as seen from where jobs are submitted.
 
     Raises:
-        RecipeError: the folder's name cannot stand in a script.
+        RecipeError: it is not for Slurm, or the folder's name cannot stand in a script.
     """
     if not _PLAIN_PATH.fullmatch(folder):
         raise RecipeError(
             f"{folder!a} cannot stand in a batch script", hint="give an --out of letters, digits and . _ - + = @ , /"
         )
-    kept = f"{folder}/launch/{job.stage}{'-$SLURM_ARRAY_TASK_ID' if job.tasks else ''}.exit-code"
+    if not isinstance(launch, SlurmLaunch):
+        raise RecipeError(f"is to run on {launch.on}", where="launch.on", hint="--on slurm")
+    kept = exit_code_path(RunDir(folder), f"{job.stage}-$SLURM_ARRAY_TASK_ID" if job.tasks else job.stage)
     return "\n".join(
         [
             "#!/bin/bash",
@@ -64,7 +69,7 @@ def script_of(job: Job, launch: SlurmLaunch, folder: str) -> str:
             "",
             *_start(job, launch),
             "",
-            *_end(job, launch, kept),
+            *_end(job, launch, str(kept)),
             "",
         ]
     )
@@ -73,6 +78,7 @@ def script_of(job: Job, launch: SlurmLaunch, folder: str) -> str:
 def _options(job: Job, launch: SlurmLaunch, folder: str) -> list[str]:
     nodes, processes = (launch.nodes, processes_of(launch)) if job.by_all else (1, 1)
     tasks = processes if launch.starter == "srun" else 1
+    log = log_path(RunDir(folder), StageJob(job.stage, "%A-%a" if job.tasks else "%j", job.name))
     asked = {
         "job-name": job.name,
         "account": launch.account,
@@ -84,7 +90,7 @@ def _options(job: Job, launch: SlurmLaunch, folder: str) -> list[str]:
         "cpus-per-task": launch.cpus_per_process and launch.cpus_per_process * (processes // tasks),
         "mem": launch.memory_gib_per_node and f"{launch.memory_gib_per_node}G",
         "time": launch.time_limit_minutes,
-        "output": f"{folder}/logs/{job.stage}-{'%A-%a' if job.tasks else '%j'}.log",
+        "output": log,
         "array": job.tasks or None,
     }
     # torchrun passes on SIGTERM and dies of SIGUSR1. Slurm sends it to the processes, and not to this script.
@@ -103,7 +109,7 @@ def _surroundings(launch: SlurmLaunch) -> list[str]:
 
 def _start(job: Job, launch: SlurmLaunch) -> list[str]:
     """Return the lines that start the processes: one, or all of all machines."""
-    many = job.by_all and launch.nodes * processes_of(launch) > 1
+    many = job.by_all and all_processes_of(launch) > 1
     each = "GPU" if launch.gpus_per_node == processes_of(launch) else "task"
     python = f"/usr/bin/env {launch.python}" if launch.container else launch.python  # srun would look for it out here
     if not many or launch.starter == "srun":
@@ -120,14 +126,14 @@ def _start(job: Job, launch: SlurmLaunch) -> list[str]:
     else:
         config = f"--config_file={launch.accelerate_config}" if launch.accelerate_config else "--multi_gpu"
         module, options = "accelerate.commands.launch", [
-            f"{config} --num_machines={launch.nodes} --num_processes={launch.nodes * processes_of(launch)}",
+            f"{config} --num_machines={launch.nodes} --num_processes={all_processes_of(launch)}",
             '--machine_rank="$SLURM_NODEID"', '--main_process_ip="$MASTER_ADDR" --main_process_port="$MASTER_PORT"',
         ]  # fmt: skip
     command = [f"{python} -m tunesmith.launch.unchanged {module}", *options, f"-m tunesmith {job.work}"]
     return [
         f"# One {launch.starter} on each machine, which starts a process for each {each} there.",
         'export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
-        "export MASTER_PORT=$((15000 + (SLURM_JOB_ID + ${SLURM_RESTART_COUNT:-0}) % 17000))",
+        f"export MASTER_PORT=$(({FIRST_PORT} + (SLURM_JOB_ID + ${{SLURM_RESTART_COUNT:-0}}) % {PORTS}))",
         "code=0",
         _lines(_srun(launch, processes_of(launch)), _container(launch), f"bash -c '{_lines(*command)}' || code=$?"),
     ]

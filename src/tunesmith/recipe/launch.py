@@ -4,12 +4,12 @@ What is written here ends up in a script that a shell reads, so every value keep
 """
 
 import re
-from collections.abc import Callable
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
-from tunesmith.recipe.section import Section
+from tunesmith.core.errors import RecipeError
+from tunesmith.recipe.section import Section, allowed
 
 # Letters that neither a shell nor sbatch takes for anything but themselves.
 _PLAIN = "a letter, a digit or one of _ . , : / @ % + = -"
@@ -24,46 +24,37 @@ _OURS = (
 )  # fmt: skip
 
 
-def _checked(check: Callable[[str], str | None]) -> AfterValidator:
-    """Refuse a text for the reason that `check` returns."""
-
-    def validate(text: str) -> str:
-        if (reason := check(text)) is not None:
-            raise ValueError(reason)
-        return text
-
-    return AfterValidator(validate)
-
-
-def _why_no_word(text: str) -> str | None:
+def _check_word(text: str) -> None:
     if not _WORD.fullmatch(text):
-        return f"may hold only {_PLAIN}, for it is written into a script (found {text!a})"
-    # What begins with a dash would be read as an option of its own.
-    return f"must not begin with a dash (found {text!a})" if text.startswith("-") else None
+        raise RecipeError(f"may hold only {_PLAIN}, for it is written into a script (found {text!a})")
+    if text.startswith("-"):  # it would be read as an option of its own
+        raise RecipeError(f"must not begin with a dash (found {text!a})")
 
 
-def _why_no_value(text: str) -> str | None:
+def _check_value(text: str) -> None:
     if not text.isprintable():
-        return f"must be one line of printable letters (found {text!a})"
-    # Who writes $SCRATCH/cache does not mean a folder of that name.
-    return f"is taken as it stands, so `$` would stay one: write it out (found {text!a})" if "$" in text else None
+        raise RecipeError(f"must be one line of printable letters (found {text!a})")
+    if "$" in text:  # who writes $SCRATCH/cache does not mean a folder of that name
+        raise RecipeError(f"is taken as it stands, so `$` would stay one: write it out (found {text!a})")
 
 
-def _why_no_variable(name: str) -> str | None:
-    return None if _VARIABLE.fullmatch(name) else f"cannot name a variable of the environment (found {name!a})"
+def _check_variable(name: str) -> None:
+    if not _VARIABLE.fullmatch(name):
+        raise RecipeError(f"cannot name a variable of the environment (found {name!a})")
 
 
-def _why_no_option(text: str) -> str | None:
+def _check_option(text: str) -> None:
     found = _OPTION.fullmatch(text)
     if found is None:
-        return f"must be written --name or --name=value, without spaces and quotes (found {text!a})"
-    return f"--{found[1]} is written from the other settings of `launch`" if found[1] in _OURS else None
+        raise RecipeError(f"must be written --name or --name=value, without spaces and quotes (found {text!a})")
+    if found[1] in _OURS:
+        raise RecipeError(f"--{found[1]} is written from the other settings of `launch`")
 
 
-Word = Annotated[str, _checked(_why_no_word)]
-Value = Annotated[str, _checked(_why_no_value)]
-Variable = Annotated[str, _checked(_why_no_variable)]
-Option = Annotated[str, _checked(_why_no_option)]
+Word = Annotated[str, allowed(_check_word)]
+Value = Annotated[str, allowed(_check_value)]
+Variable = Annotated[str, allowed(_check_variable)]
+Option = Annotated[str, allowed(_check_option)]
 
 
 class LaunchBase(Section):
@@ -156,3 +147,8 @@ def processes_of(launch: LaunchBase) -> int:
     if isinstance(launch, TorchrunLaunch):
         return launch.processes
     return (launch.processes_per_node or launch.gpus_per_node or 1) if isinstance(launch, SlurmLaunch) else 1
+
+
+def all_processes_of(launch: LaunchBase) -> int:
+    """Return how many processes all machines have together."""
+    return processes_of(launch) * (launch.nodes if isinstance(launch, SlurmLaunch) else 1)
