@@ -170,7 +170,7 @@ def status(run: RunFolder, *, as_json: AsJson = False) -> None:
 
 @app.command
 def cancel(run: RunFolder, *, as_json: AsJson = False) -> None:
-    """Take a run's jobs out of Slurm's line; what runs saves first, and `run` goes on from it."""
+    """Take a run's jobs out of Slurm's line; what runs is asked to save, and `run` goes on from it."""
     from tunesmith.on_slurm import cancel_run
 
     found = cancel_run(RunDir.existing(run))
@@ -229,9 +229,10 @@ def ladder(
             raise RecipeError("--rung runs one rung of a ladder's folder; nothing else has an effect beside it")
         _summary(climb.run_rung(recipe, rung), as_json)
         return
-    if is_ladder(recipe) and where.nodes is not None:
+    begun = is_ladder(recipe)
+    if begun and where.nodes is not None:
         raise RecipeError("--nodes has no effect on the folder of a ladder, whose recipe is written")
-    changes = overrides if is_ladder(recipe) else (*overrides, *where.changes())
+    changes = overrides if begun else (*overrides, *where.changes())
     axes = {"over": over or [], "models": split_values(models) if models else [], "overrides": changes}
     listed = climb.open_ladder(recipe, out=out, **axes)
     if plan:
@@ -245,7 +246,7 @@ def ladder(
     from tunesmith.ladder.array import is_for_slurm, submit_ladder
 
     elsewhere = where.on != "local" and is_for_slurm(listed, recipe)
-    if elsewhere and (where.on == "slurm" or not is_ladder(recipe)):
+    if elsewhere and (where.on == "slurm" or not begun):
         if bar is not None:
             raise RecipeError("--bar has no effect on rungs that are given to Slurm; give it when they are over")
         print(submit_ladder(listed, recipe))

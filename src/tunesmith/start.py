@@ -19,6 +19,8 @@ def start_run(
 ) -> RunDir | None:
     """Take a recipe through its stages, and return its run; None in all processes of a run but the first.
 
+    For the command line: where torchrun is to start many processes, they are given this process's own.
+
     Args:
         recipe: the recipe's file, or the folder of a run that is to go on.
         overrides: `key=value` changes.

@@ -1,12 +1,13 @@
 """How a run does: each stage, how far training and evaluation are, and what its jobs wait for. Read from its files."""
 
+import json
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from tunesmith.core.errors import Interrupted
-from tunesmith.core.files import lines_so_far, writer_of
+from tunesmith.core.errors import DamagedFile, Interrupted
+from tunesmith.core.files import writer_of
 from tunesmith.core.progress import clock
 from tunesmith.core.rundir import RunDir
 from tunesmith.launch import slurm
@@ -19,6 +20,8 @@ from tunesmith.recipe.schema import Recipe
 # The speed that time left is told from is that of so many last steps.
 _STEPS = 20
 _LOG_LINES = 4
+# How many bytes at the end of a log are read: watching must not read hours of it at every look.
+_METRICS_READ, _LOG_READ = 1 << 20, 1 << 13
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +149,7 @@ def _stage(
 
 def _asked(job: StageJob) -> slurm.JobState:
     """Return how a job does; nothing is known of it where there is no Slurm to ask."""
-    return job.state if slurm.is_here() else slurm.JobState(slurm.GONE, "there is no Slurm here to ask")
+    return job.state if slurm.is_here() else slurm.JobState(slurm.GONE)
 
 
 def _ended(job: slurm.JobState, code: int | None) -> str:
@@ -162,7 +165,12 @@ def _training(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     prepared = run.manifest("prepare")
     if prepared is None or not run.metrics.exists():
         return {}
-    steps = [line for line in lines_so_far(run.metrics) if line["kind"] == "step"]
+    # The last line may be in the making, and the first is not whole where the log is longer than what is read.
+    try:
+        lines = [json.loads(line) for line in _end_of(run.metrics, _METRICS_READ).split("\n")[1:-1]]
+    except ValueError as error:
+        raise DamagedFile("a line is not whole", where=str(run.metrics)) from error
+    steps = [line for line in lines if line["kind"] == "step"]
     total = steps_of(recipe, prepared["counts"]["train"]).total_steps
     if not steps:
         return {"done_of": (0, total)}
@@ -185,10 +193,20 @@ def _evaluation(recipe: Recipe, run: RunDir) -> dict[str, Any]:
 
 def _last_lines(log: Path, *, ended: bool) -> tuple[str, ...]:
     """Return the end of a log; of one that ended, its last error, which the starters' words on it would hide."""
-    with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - 8192))
-        lines = [line for line in file.read().decode("utf-8", "replace").splitlines() if line.strip()]
+    lines = [line for line in _end_of(log, _LOG_READ).splitlines() if line.strip()]
     errors = [number for number, line in enumerate(lines) if line.startswith("error: ")]
     if not (ended and errors):
         return tuple(lines[-_LOG_LINES:])
     return (lines[errors[-1]], *(line for line in lines[errors[-1] + 1 :][:1] if line.startswith("  hint: ")))
+
+
+def _end_of(path: Path, size: int) -> str:
+    """Return so many bytes at the end of a file, or all of a shorter one behind a line break.
+
+    So what stands before the first line break is never a whole line.
+    """
+    with path.open("rb") as file:
+        start = max(0, path.stat().st_size - size)
+        file.seek(start)
+        text = file.read().decode("utf-8", "replace")
+    return text if start else f"\n{text}"

@@ -111,29 +111,17 @@ def json_line(value: Any) -> str:
 def complete_lines(path: Path) -> list[Any]:
     """Return the values of a JSONL log that may end in a half-written line, and cut that line off.
 
-    For who goes on writing it; who only looks takes `lines_so_far`.
-
     Raises:
         DamagedFile: another line is not whole.
     """
-    if path.exists():
-        whole = path.read_bytes()
-        end = whole.rfind(b"\n") + 1
-        if end != len(whole):
-            os.truncate(path, end)
-    return lines_so_far(path)
-
-
-def lines_so_far(path: Path) -> list[Any]:
-    """Return the values of a JSONL log that another process may be writing: those of its whole lines.
-
-    Raises:
-        DamagedFile: a line is not whole that is not the last.
-    """
     if not path.exists():
         return []
+    whole = path.read_bytes()
+    end = whole.rfind(b"\n") + 1
+    if end != len(whole):
+        os.truncate(path, end)
     # Not `splitlines`: to that U+0085 and U+2028 end a line too, which JSON leaves as they are.
-    lines = path.read_bytes().split(b"\n")[:-1]
+    lines = whole[:end].split(b"\n")[:-1]
     hint = "it is a log: move the file away, and the run goes on without what it says"
     return [_value(line, f"{path}:{number}", hint) for number, line in enumerate(lines, 1)]
 
