@@ -12,9 +12,9 @@ import pytest
 from tests.contract.sources import ROOT
 from tests.integration.test_founding_jobs import FEW, RECIPES, source
 from tests.integration.test_killed import steps_done
-from tests.integration.test_parallel import same
+from tests.integration.test_parallel import of_60_steps, same
 from tests.slurm_cluster import Cluster, cluster, missing, until
-from tests.tiny import recipe, save_model, save_plain_model
+from tests.tiny import save_plain_model
 
 from tunesmith import run_recipe
 from tunesmith.core.files import digest_file, read_json
@@ -37,17 +37,8 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("recipe")
-    model = save_model(folder / "model", "llama")
-    return recipe(
-        folder,
-        model,
-        train={
-            "learning_rate": 0.01, "epochs": 20, "max_steps": 60, "examples_per_step": 8, "save_every_steps": 5,
-            "valid_every_steps": 30,
-        },
-        promote={"model": "tiny", "min_gain": -1.0},
-    )  # fmt: skip
+    promote = {"model": "tiny", "min_gain": -1.0}
+    return of_60_steps(tmp_path_factory.mktemp("recipe"), valid={"valid_every_steps": 30}, promote=promote)
 
 
 @pytest.fixture(scope="module")

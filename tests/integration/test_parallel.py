@@ -101,18 +101,17 @@ def test_many_processes_take_the_steps_of_one(world: int, gpt2: Path, rows: Path
 # --- runs ---
 
 
+def of_60_steps(folder: Path, *, valid: dict[str, Any], **sections: Any) -> Path:
+    """Write a recipe that is long enough to be disturbed; return its file."""
+    model = save_model(folder / "model", "llama")
+    steps = {"learning_rate": 0.01, "epochs": 20, "max_steps": 60, "examples_per_step": 8, "save_every_steps": 5}
+    return recipe(folder, model, train=steps | valid, **sections)
+
+
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("recipe")
-    model = save_model(folder / "model", "llama")
-    return recipe(
-        folder,
-        model,
-        train={
-            "learning_rate": 0.01, "epochs": 20, "max_steps": 60, "examples_per_step": 8, "save_every_steps": 5,
-            "valid_every_steps": 20, "valid_metrics": ["chrf"], "valid_rows": 5, "choose_by": "chrf",
-        },
-    )  # fmt: skip
+    valid = {"valid_every_steps": 20, "valid_metrics": ["chrf"], "valid_rows": 5, "choose_by": "chrf"}
+    return of_60_steps(tmp_path_factory.mktemp("recipe"), valid=valid)
 
 
 @pytest.fixture(scope="module")
