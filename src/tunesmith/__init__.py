@@ -1,7 +1,8 @@
 """Fine-tune language models from one recipe, and prove whether the result is better.
 
 The package's folders in the order in which a row meets them: demo, fetch, recipe, tasks, data, model, train,
-evaluate (with scoring), report, deliver and registry. `pipeline` runs them as stages; `cli` is thin verbs on top.
+evaluate (with scoring), report, deliver and registry. `pipeline` runs them as stages, `launch` and `on_slurm` elsewhere
+than here; `cli` is thin verbs on top.
 """
 
 from importlib import import_module, metadata
