@@ -5,6 +5,7 @@ torchrun --nproc-per-node 2 tests/together.py MODEL ROWS OUT CASES
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from tunesmith.model.adapters import make_trainable, trained_parameters
 from tunesmith.model.load import Machine, load_base
 from tunesmith.model.out_of_memory import Fitting
 from tunesmith.model.parallel import Group, meeting
+from tunesmith.model.parts import put_together
+from tunesmith.model.sharding import shard
 from tunesmith.recipe.plan import steps_of
 from tunesmith.train.loop import Setup, measure, train_steps
 from tunesmith.train.optim import make_optimizer
@@ -33,14 +36,19 @@ def trained(model: Path, rows: Path, case: dict[str, Any], group: Group) -> tupl
     """Train a tiny model; return what every step reported, then what a validation found, and the weights.
 
     Args:
-        case: tuning, precision, micro_batch; `bad` is the rank whose first loss is to be NaN.
+        case: tuning, precision, micro_batch, sharding; `bad` is the rank whose first loss is to be NaN.
     """
     recipe = recipe_of(model, TUNINGS[case["tuning"]], examples_per_step=8, epochs=2)
     on = Machine(torch.device("cpu"), PRECISIONS[case["precision"]])
     made = make_trainable(load_base(ModelFolder("x", model), on, dtype=on.compute), recipe.tuning, seed=0)
     made.to(on.compute)  # the masters of adapters too, which are fp32 otherwise
+    sharding = case.get("sharding", "none") if group.is_many else "none"
+    if sharding != "none":
+        two = Group(replace(group.place, local_world=group.place.world // 2))  # as on two machines
+        shard(made, on, two, by_node=sharding == "node")
     tokens, fitting = TokenSet(rows), Fitting(Division(256, case["micro_batch"]))
-    setup = Setup(recipe, steps_of(recipe, len(tokens)), on, made, tokens, 2, fitting, group=group)
+    plan = steps_of(recipe, len(tokens))
+    setup = Setup(recipe, plan, on, made, tokens, 2, fitting, group=group, sharding=sharding)
     if case.get("bad") == group.place.rank:
         made.get_input_embeddings().weight.data[:] = float("nan")
     try:
@@ -49,7 +57,8 @@ def trained(model: Path, rows: Path, case: dict[str, Any], group: Group) -> tupl
         return [str(error)], {}
     facts = [[one.loss, one.gradient_norm, one.tokens, one.trained_tokens] for one in reports]
     found = measure(setup, tokens)
-    weights = {name: weight.detach().clone() for name, weight in trained_parameters(made)}
+    whole = put_together(made, keep=True)
+    weights = {name: whole[name].detach().clone() for name, _ in trained_parameters(made)}
     return [*facts, [found.loss, found.token_accuracy, found.tokens]], weights
 
 

@@ -11,7 +11,7 @@ from tunesmith.core.errors import DoesNotFit, RecipeError
 from tunesmith.core.progress import clock
 from tunesmith.core.rundir import SPLITS, RunDir
 from tunesmith.data.batches import TokenSet
-from tunesmith.data.fit import ENCODER_READS_ALONE, Room, division_of, fitting, refuse_rows_beyond, refuse_to_pack
+from tunesmith.data.fit import ENCODER_READS_ALONE, Room, foreseen, refuse_rows_beyond, refuse_to_pack, sharding_of
 from tunesmith.data.gather import Gathered, gather
 from tunesmith.data.micro_batches import Division
 from tunesmith.fetch.reference import ModelFolder, hub_cache, resolve
@@ -20,15 +20,19 @@ from tunesmith.model.speed import remembered_speed
 from tunesmith.pipeline import check_beforehand, folder_of, open_run, wanted_stages, work_left
 from tunesmith.recipe.architecture import shapes_of
 from tunesmith.recipe.hardware import BYTES, Hardware, hardware, precision_of
-from tunesmith.recipe.launch import Launch, SlurmLaunch, all_processes_of, processes_of
+from tunesmith.recipe.launch import Launch, Sharding, SlurmLaunch, all_processes_of, processes_of
 from tunesmith.recipe.memory import Memory
 from tunesmith.recipe.plan import Steps, steps_of
-from tunesmith.recipe.schema import LoraBase, Quantization, Recipe
+from tunesmith.recipe.schema import Quantization, Recipe
 from tunesmith.recipe.shapes import Shapes
 from tunesmith.tasks import task_for
 from tunesmith.tasks.markup import codec_of
 
 _GIB = 2**30
+_IN_PARTS = {
+    "full": ", each with its part of every layer",
+    "node": ", each with its part of the layers that every machine keeps once",
+}
 _BARS = " \u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
 
 
@@ -47,6 +51,7 @@ class RunPlan:
     method: str
     launch: str
     processes: int
+    sharding: Sharding
     counts: dict[str, int]
     sources: dict[str, dict[str, int]]
     blocks: dict[str, int]
@@ -136,7 +141,8 @@ class RunPlan:
         return "\n".join(
             [
                 f"run      {self.run}",
-                f"model    {self.base}, {self.method}, {m.trainable_parameters:,} weights trained, on {self.launch}",
+                f"model    {self.base}, {self.method}, {m.trainable_parameters:,} weights trained, on {self.launch}"
+                f"{_IN_PARTS.get(self.sharding, '')}",
                 f"rows     {counts}{blocks}{lost}",
                 *(
                     f"source   {name}: {', '.join(f'{s} {n:,}' for s, n in found.items())}"
@@ -214,7 +220,7 @@ def _plan(recipe: Recipe, run: RunDir, base: ModelFolder, gathered: Gathered, *,
     shapes = _shapes(base)
     here = hardware()
     there = _each(recipe.launch, here)
-    division, memory = _memory(recipe, there, shapes, gathered, new_tokens)
+    sharding, division, memory = _memory(recipe, there, shapes, gathered, new_tokens)
     to_fetch = shapes.parameters * shapes.stored_bytes / _GIB if base.root.to_fetch else 0.0
     answered = min(recipe.train.valid_rows, counts["valid"]) if recipe.train.valid_metrics else 0
     copies = min(recipe.train.keep_checkpoints + 2, steps.total_steps + 1)  # the best, and one being written
@@ -224,7 +230,7 @@ def _plan(recipe: Recipe, run: RunDir, base: ModelFolder, gathered: Gathered, *,
     _refuse_short_turns(recipe, speed, per_step * steps.save_every_steps)
     return RunPlan(
         name=recipe.name, run=str(run), base=recipe.model.base, method=recipe.tuning.method,
-        launch=_where(recipe.launch), processes=all_processes_of(recipe.launch),
+        launch=_where(recipe.launch), processes=all_processes_of(recipe.launch), sharding=sharding,
         counts=counts, sources=facts["sources"], blocks=facts["blocks"], dropped=facts["dropped"],
         filtered=facts["filtered"], cut=facts["cut"], unused=facts["unused"],
         copies=facts["copies"], tokens=facts["tokens"], lengths=facts["lengths"], steps=steps,
@@ -303,18 +309,18 @@ def _shapes(base: ModelFolder) -> Shapes:
 
 def _memory(
     recipe: Recipe, there: Hardware, shapes: Shapes, gathered: Gathered, new_tokens: int
-) -> tuple[Division, Memory]:
-    """Return how rows are cut into passes by what a process has, and what training needs with them."""
+) -> tuple[Sharding, Division, Memory]:
+    """Return what a process keeps, how rows are cut into passes by what it has, and what training needs with that."""
     found = {name: TokenSet.of(gathered.shelf.rows(gathered.places(name))) for name in gathered.used}
     refuse_rows_beyond(shapes.positions, max(tokens.longest for tokens in found.values()))
     refuse_to_pack(recipe, ENCODER_READS_ALONE if shapes.encodes else None)
     quantized = isinstance(recipe.tuning, Quantization)
     precision = precision_of(recipe.model.precision, there.device, has_bf16=there.has_bf16, quantized=quantized)
-    drops = shapes.dropout or (isinstance(recipe.tuning, LoraBase) and recipe.tuning.dropout > 0)
     room = Room(BYTES[precision], there.device == "cuda", there.memory_gib)
-    by_row = shapes.fused and recipe.model.attention != "eager"
-    division = division_of(recipe, room, apart=not shapes.encodes, share=not drops, by_row=by_row, reach=shapes.reach)
-    return fitting(recipe, shapes, found["train"], division, room, new_tokens=new_tokens)
+    processes = all_processes_of(recipe.launch)
+    sharding = sharding_of(recipe, shapes, found["train"], room, processes, new_tokens=new_tokens)
+    parts = {"full": processes, "node": processes_of(recipe.launch)}.get(sharding, 1)
+    return sharding, *foreseen(recipe, shapes, found["train"], room, new_tokens=new_tokens, parts=parts)
 
 
 def _free(place: Path) -> float:

@@ -111,6 +111,22 @@ def test_a_recipe_goes_to_its_verdict(slurm: Cluster, undisturbed: RunDir, alone
     assert "all stages were done before" in again.stderr
 
 
+def test_a_full_fine_tune_in_parts(slurm: Cluster, tmp_path: Path) -> None:
+    file = of_60_steps(tmp_path, valid={"valid_every_steps": 30, "learning_rate": 0.001}, tuning={"method": "full"})
+    alone, run = run_recipe(file, out=tmp_path / "alone"), RunDir(tmp_path / "run")
+    in_parts = ("launch.sharding=full", *TWO)
+    assert "each with its part of every layer" in tunesmith(slurm, tmp_path, "plan", file, *in_parts).stdout
+    job = in_line(slurm, "run", file, run, "launch.sharding=full")
+    trained_for(run, 7)
+    rank(slurm, 1).kill()
+    ends(slurm, job, "COMPLETED", restarts=1)
+    behind = next(job for job in read_jobs(run.launch) if job.stage == "evaluate")
+    ends(slurm, behind, "COMPLETED", restarts=0)
+    assert same(run, alone)
+    assert (run.manifest("train") or {})["sharding"] == "full"
+    assert read_json(run.verdict)["verdict"] == read_json(alone.verdict)["verdict"]
+
+
 def test_the_scripts_hold_no_absolute_path(undisturbed: RunDir) -> None:
     for script in undisturbed.launch.glob("*.sbatch"):
         assert re.findall(r"(?<![\w.])/\S+", script.read_text()) == ["/bin/bash"]

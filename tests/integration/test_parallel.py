@@ -1,6 +1,6 @@
 """Many processes train as one does: the same steps, one writer, one end."""
 
-import itertools
+import functools
 import json
 import os
 import signal
@@ -30,9 +30,13 @@ from tunesmith.model.parallel import Group
 
 pytestmark = pytest.mark.slow
 ROWS = 24
+SHARES = [("none", "fp64", (8, 2, 1)), ("none", "fp32", (8, 2, 1)), ("full", "fp64", (8, 2, 1)), ("full", "fp32", (2,)),
+          ("node", "fp64", (2,))]  # fmt: skip
 CASES: list[dict[str, Any]] = [
-    {"tuning": tuning, "precision": precision, "micro_batch": size}
-    for tuning, precision, size in itertools.product(("lora", "full"), ("fp64", "fp32"), (8, 2, 1))
+    {"sharding": sharding, "tuning": tuning, "precision": precision, "micro_batch": size}
+    for tuning in ("lora", "full")
+    for sharding, precision, sizes in SHARES
+    for size in sizes
 ]
 BAD = {"tuning": "lora", "precision": "fp32", "micro_batch": 4, "bad": 1}
 
@@ -73,12 +77,17 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_model(tmp_path_factory.mktemp("models") / "gpt2", "gpt2")
 
 
+@functools.cache
+def by_one(model: Path, rows: Path, tuning: str, precision: str, size: int) -> tuple[list[Any], dict[str, Any]]:
+    return trained(model, rows, {"tuning": tuning, "precision": precision, "micro_batch": size}, Group())
+
+
 @pytest.mark.parametrize("world", [2, 4])
 def test_many_processes_take_the_steps_of_one(world: int, gpt2: Path, rows: Path, tmp_path: Path) -> None:
     cases = json.dumps([*CASES, BAD])
     done(together(world, str(ROOT / "tests" / "together.py"), str(gpt2), str(rows), str(tmp_path), cases))
     for number, case in enumerate(CASES):
-        facts, weights = trained(gpt2, rows, case, Group())
+        facts, weights = by_one(gpt2, rows, case["tuning"], case["precision"], case["micro_batch"])
         exact = case["precision"] == "fp64"
         rel = 1e-9 if exact else 2e-5
         found = [json.loads((tmp_path / f"{number}-{rank}.json").read_text()) for rank in range(world)]
@@ -125,7 +134,8 @@ def steps(run: RunDir) -> list[list[float]]:
 
 
 def weights(run: RunDir) -> torch.Tensor:
-    found = load_file(resolve(f"run:{run.path}").path / "adapter_model.safetensors")
+    (file,) = resolve(f"run:{run.path}").path.glob("*model.safetensors")
+    found = load_file(file)
     return torch.cat([found[name].flatten() for name in sorted(found)])
 
 

@@ -223,3 +223,15 @@ def test_processes_on_one_processor_share_its_memory(recipe: Path, monkeypatch: 
     plan = plan_run(recipe, ["launch={on: torchrun, processes: 4}"])
     assert plan.memory_available == 3
     assert "on torchrun, 4 processes" in str(plan)
+
+
+@pytest.mark.usefixtures("no_slurm")
+def test_what_has_no_room_as_a_whole_is_planned_in_parts(recipe: Path) -> None:
+    full = [*SLURM, "tuning={method: full}", "launch.gpus_per_node=4", "launch.gpu_memory_gib=80"]
+    whole = plan_run(recipe, full)
+    assert whole.sharding == "none"
+    for name, told in (("full", "each with its part of every layer"), ("node", "that every machine keeps once")):
+        parts = plan_run(recipe, [*full, f"launch.sharding={name}"])
+        assert parts.sharding == name
+        assert told in str(parts)
+        assert parts.memory.optimizer < whole.memory.optimizer

@@ -10,9 +10,11 @@ from functools import partial
 from tunesmith.core.errors import RecipeError
 from tunesmith.data.batches import TokenSet, rows_of_step
 from tunesmith.data.micro_batches import Division, Group
+from tunesmith.recipe.contradictions import why_whole
+from tunesmith.recipe.launch import Sharding
 from tunesmith.recipe.memory import Memory, Pass, memory_of
 from tunesmith.recipe.plan import Steps, most_tokens, steps_of
-from tunesmith.recipe.schema import Recipe
+from tunesmith.recipe.schema import LoraBase, Recipe
 from tunesmith.recipe.shapes import Shapes
 
 # How many steps are looked at: those with the most tokens, and those with the longest rows.
@@ -24,6 +26,9 @@ _MOST_STEPS = 20_000
 _LITTLE_PADDING, _FEW_LENGTHS = 32, 256
 # What is left free where we choose: the estimate is good to about a seventh, and others use the machine, too.
 _LEAVE_FREE = 0.15
+# How much of it weights may take of a model that answers: the cache of what it has read has a quarter of the rest.
+_FOR_WEIGHTS = 0.7
+_GIB = 2**30
 
 ENCODER_READS_ALONE = "an encoder reads every row by itself"
 
@@ -64,7 +69,14 @@ def division_of(recipe: Recipe, room: Room, *, apart: bool, share: bool, by_row:
 
 
 def fitting(
-    recipe: Recipe, shapes: Shapes, tokens: TokenSet, division: Division, room: Room, *, new_tokens: int
+    recipe: Recipe,
+    shapes: Shapes,
+    tokens: TokenSet,
+    division: Division,
+    room: Room,
+    *,
+    new_tokens: int,
+    parts: int = 1,
 ) -> tuple[Division, Memory]:
     """Return the largest division up to `division` that fits, and what the run needs with it.
 
@@ -75,8 +87,9 @@ def fitting(
     rows = _heaviest(recipe, tokens, steps)
 
     needs = partial(
-        memory_of, recipe, shapes, compute_bytes=room.compute_bytes, on_gpu=room.on_gpu, new_tokens=new_tokens
-    )
+        memory_of, recipe, shapes, compute_bytes=room.compute_bytes, on_gpu=room.on_gpu, new_tokens=new_tokens,
+        parts=parts,
+    )  # fmt: skip
 
     def needed(one: Division) -> Memory:
         passes = {_pass(tokens, group, one) for mine in rows for group in one.groups(tokens, mine)}
@@ -90,6 +103,45 @@ def fitting(
         division = replace(division, most_tokens=max(division.most_tokens // 2, longest))
         memory = needed(division)
     return division, memory
+
+
+def foreseen(
+    recipe: Recipe, shapes: Shapes, tokens: TokenSet, room: Room, *, new_tokens: int, parts: int = 1
+) -> tuple[Division, Memory]:
+    """Return the same before there is a model to be asked how it keeps rows apart, from what its shapes tell."""
+    drops = shapes.dropout or (isinstance(recipe.tuning, LoraBase) and recipe.tuning.dropout > 0)
+    by_row = shapes.fused and recipe.model.attention != "eager"
+    division = division_of(recipe, room, apart=not shapes.encodes, share=not drops, by_row=by_row, reach=shapes.reach)
+    return fitting(recipe, shapes, tokens, division, room, new_tokens=new_tokens, parts=parts)
+
+
+def sharding_of(
+    recipe: Recipe, shapes: Shapes, tokens: TokenSet, room: Room, processes: int, *, new_tokens: int
+) -> Sharding:
+    """Return what each of so many processes keeps of the model: all of it, if that fits and the recipe lets us choose.
+
+    Raises:
+        RecipeError: what the recipe asks for cannot be done with this model.
+    """
+    asked, encodes = recipe.launch.sharding, shapes.encodes and bool(recipe.train.valid_metrics)
+    if processes == 1:
+        return "none"
+    if asked != "auto":
+        if asked != "none" and encodes:
+            raise RecipeError(
+                "a divided model with an encoder cannot answer while it trains", where="launch.sharding",
+                hint="remove train.valid_metrics, or set it to none",
+            )  # fmt: skip
+        return asked
+    if encodes or why_whole(recipe):
+        return "none"
+    _, memory = foreseen(recipe, shapes, tokens, room, new_tokens=new_tokens)
+    return "none" if memory.training <= room.available_gib else "full"
+
+
+def fits_to_answer(shapes: Shapes, room: Room) -> bool:
+    """Say whether there is room for all weights of a model and for what it reads and writes."""
+    return shapes.parameters * room.compute_bytes / _GIB <= room.available_gib * _FOR_WEIGHTS
 
 
 def refuse_to_pack(recipe: Recipe, reason: str | None) -> None:

@@ -3,22 +3,32 @@
 import gc
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
+
+import torch
 
 from tunesmith.answering.questions import Questions, questions_of, rows_of
 from tunesmith.answering.scorer import Scorer
 from tunesmith.core import interrupt
+from tunesmith.core.errors import RecipeError
 from tunesmith.core.files import digest_of, seal_folder, write_json, write_jsonl
+from tunesmith.core.progress import say
 from tunesmith.core.rundir import RunDir
 from tunesmith.data.batches import TokenSet
+from tunesmith.data.fit import fits_to_answer
 from tunesmith.evaluate.inputs import inputs
 from tunesmith.evaluate.judge import judge
 from tunesmith.evaluate.subject import answer_all, health, likelihoods
 from tunesmith.fetch.reference import ModelFolder, resolve
 from tunesmith.model.adapters import open_model
-from tunesmith.model.load import machine_of
-from tunesmith.model.parallel import here
+from tunesmith.model.load import Machine, machine_of
+from tunesmith.model.parallel import Group, here
 from tunesmith.model.quantized import quantization_of
+from tunesmith.model.sharding import room_of, shard
+from tunesmith.recipe.architecture import shapes_of
+from tunesmith.recipe.contradictions import why_whole
+from tunesmith.recipe.launch import Sharding
 from tunesmith.recipe.schema import Recipe
 from tunesmith.scoring.metrics import LIKELIHOOD
 from tunesmith.tasks import task_for
@@ -95,11 +105,15 @@ def _subject(
 ) -> tuple[list[dict[str, Any]], list[dict[str, float]]]:
     """Return what one model answers, and the likelihoods of the rows at `places`: empty where no metric needs them."""
     interrupt.check()
-    on = machine_of(recipe)
+    on, group = machine_of(recipe), here()
+    sharding = _sharding(recipe, model, on, group)
+    at = on if sharding == "none" else replace(on, device=torch.device("cpu"))
     started: dict[str, Any] = {}
     if name == "base":  # as training started from it: with adapters of its own folded in, kept and marked up alike
         started = {"merged": True, "quantization": quantization_of(recipe), "new_tokens": codec.new_ids}
-    loaded = open_model(model, on, attention=recipe.model.attention, **started)
+    loaded = open_model(model, at, attention=recipe.model.attention, **started)
+    if sharding != "none":
+        shard(loaded, on, group, by_node=sharding == "node")
     key = digest_of([questions.digest, model.digest(), _conditions(recipe)])
     answered = answer_all(name, loaded, questions, task, run.subject(name), key=key)
     measured: list[dict[str, float]] = [{} for _ in places]
@@ -108,3 +122,20 @@ def _subject(
     del loaded
     gc.collect()
     return answered, measured
+
+
+def _sharding(recipe: Recipe, model: ModelFolder, on: Machine, group: Group) -> Sharding:
+    """Return what a process keeps of a model that answers: all of it, unless that has no room in any of them.
+
+    Parts are put together for every token, so this is not what training does, where more has to have room.
+    """
+    if not group.is_many or recipe.launch.sharding == "none" or why_whole(recipe):
+        return "none"
+    try:
+        shapes = shapes_of(model.root.path)
+    except RecipeError:
+        return "none"
+    if all(group.gather(shapes.encodes or fits_to_answer(shapes, room_of(on, group)))):
+        return "none"
+    say("every process keeps its part of the layers: all of the model has no room, so answers take long")
+    return "full" if recipe.launch.sharding == "auto" else recipe.launch.sharding

@@ -18,6 +18,7 @@ from tunesmith.model.load import Machine, load_base, without_adapter
 from tunesmith.model.lora_linear import use_compute_dtype
 from tunesmith.model.new_tokens import make_room, start_rows, trained_rows
 from tunesmith.model.out_of_memory import is_out_of_memory
+from tunesmith.model.parts import like
 from tunesmith.model.quantized import trained_quantization
 from tunesmith.recipe.schema import FullTuning, LoraBase, Quantization
 
@@ -93,15 +94,16 @@ def count_parameters(model: Any) -> tuple[int, int]:
     return sum(weight.numel() for _, weight in trained_parameters(model)), everything
 
 
-def save_model(model: Any, folder: Path, *, base: str) -> None:
+def save_model(model: Any, folder: Path, *, base: str, weights: Mapping[str, torch.Tensor] | None = None) -> None:
     """Write a PEFT adapter or a transformers model. The same weights give the same bytes.
 
     Args:
+        weights: those of a transformers model, where not all of them are in it.
         base: the reference of the base model, which the adapter names.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if not isinstance(model, PeftModel):
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, state_dict=weights)
         return
     config = model.peft_config["default"]
     config.base_model_name_or_path = base
@@ -126,7 +128,8 @@ def restore_weights(model: Any, folder: Path) -> None:
             folder, dtype=model.dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
         )
         strange = [*report["unexpected_keys"], *report["missing_keys"]]
-        model.load_state_dict(saved.state_dict())
+        mine = model.state_dict()
+        model.load_state_dict({name: like(weight, mine[name]) for name, weight in saved.state_dict().items()})
     if strange:
         raise DamagedFile(f"does not fit the model: {sorted(strange)[:3]}", where=str(folder))
 

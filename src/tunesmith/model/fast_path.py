@@ -17,6 +17,8 @@ from tunesmith.model.load import Machine, let_go_of_the_file
 from tunesmith.model.lora_linear import as_peft_computes
 from tunesmith.model.lora_stack import seeing_readers, stack
 from tunesmith.model.out_of_memory import is_out_of_memory
+from tunesmith.model.parts import part
+from tunesmith.model.sharding import agreed, is_sharded
 from tunesmith.model.token_loss import token_loss
 
 # How far loss and gradients may be from the plain path's, as a part of them: rounding only.
@@ -48,7 +50,9 @@ def take_fast_path(model: Any, tokens: TokenSet, pad_id: int, on: Machine) -> di
             with as_peft_computes(model), seeing_readers(model) as groups:
                 plain = _measured(model, batch, on)
             ways: dict[str, Way] = {"gated layers": lambda: keep_two(model)}
-            if groups:
+            if groups and is_sharded(model):  # what is put together must be there as a whole
+                refused["stacked adapters"] = "the layers are divided over processes"
+            elif groups:
                 let_go_of_the_file(model)  # or it would stay resident beside the weights that are put together
                 ways["stacked adapters"] = lambda: stack(groups)
             if _why_not(lambda: _take_all(ways.values()), model, batch, on, plain):
@@ -56,7 +60,7 @@ def take_fast_path(model: Any, tokens: TokenSet, pad_id: int, on: Machine) -> di
                     if reason := _why_not(take, model, batch, on, plain):
                         refused[name] = reason
     except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
+        if not is_out_of_memory(error) or is_sharded(model):  # others are in the same pass
             raise
         refused["faster ways"] = "memory does not suffice to try them"
     finally:
@@ -88,10 +92,10 @@ def _why_not(take: Way, model: Any, batch: Batch, on: Machine, plain: tuple[floa
         abs(loss - plain[0]) / max(abs(plain[0]), 1e-6),
         float((gradient - plain[1]).norm() / plain[1].norm().clamp(min=1e-12)),
     )
-    if off <= most:
-        return None
-    undo()
-    return f"its loss or gradients are off by {100 * off:.2g} %"
+    reason = agreed(model, None if off <= most else f"its loss or gradients are off by {100 * off:.2g} %")
+    if reason:
+        undo()
+    return reason
 
 
 def _measured(model: Any, batch: Batch, on: Machine) -> tuple[float, torch.Tensor]:
@@ -102,7 +106,7 @@ def _measured(model: Any, batch: Batch, on: Machine) -> tuple[float, torch.Tenso
     loss = nll.mean()
     loss.backward()  # type: ignore[no-untyped-call]
     some = [
-        weight.grad.flatten()[:: max(1, weight.numel() // _COMPARED)].float()
+        part(weight.grad).flatten()[:: max(1, part(weight).numel() // _COMPARED)].float()
         for _, weight in trained_parameters(model)
         if weight.grad is not None
     ]

@@ -16,6 +16,7 @@ from tunesmith.core.errors import DoesNotFit
 from tunesmith.model.beams import beam_search
 from tunesmith.model.decoding import Decoding, common_beginning, decoding
 from tunesmith.model.out_of_memory import free_memory, is_out_of_memory
+from tunesmith.model.sharding import is_sharded
 from tunesmith.model.slot_proof import room_for
 from tunesmith.model.slots import Slots
 
@@ -87,6 +88,8 @@ def generate(
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
+            if is_sharded(model):  # others are in the same pass, which cannot be made again
+                raise DoesNotFit(f"memory does not suffice to answer {size} prompts at once", hint=_HINT) from error
             if size == 1 and not go_on:
                 raise DoesNotFit(_too_large(prompts[next(iter(left))]), hint=_HINT) from error
         else:

@@ -12,6 +12,7 @@ from tunesmith.data.batches import Batch, TokenSet
 from tunesmith.data.fit import ENCODER_READS_ALONE
 from tunesmith.model.load import Machine, decoder_config
 from tunesmith.model.row_attention import TAKES_MASKS, has_row_attention, use_plain_attention, use_row_attention
+from tunesmith.model.sharding import agreed
 from tunesmith.model.token_loss import token_loss
 from tunesmith.recipe.shapes import WITHOUT_LIMIT
 
@@ -72,12 +73,13 @@ def _why_not_apart(model: Any, tokens: TokenSet, pad_id: int, on: Machine) -> st
         return f"it does not take positions and masks of its own: {str(error).splitlines()[0][:120]}"
     finally:
         model.train(was_training)
-    if not torch.equal(first, second):
-        return "what a row gives depends on the row beside it"
     off = float((first - alone).abs().max())
-    if off > _TOLERANCE.get(on.compute, _LOW_PRECISION):
-        return f"a row's loss differs by {off:.2g} nats a token beside another row"
-    return None
+    reason = None
+    if not torch.equal(first, second):
+        reason = "what a row gives depends on the row beside it"
+    elif off > _TOLERANCE.get(on.compute, _LOW_PRECISION):
+        reason = f"a row's loss differs by {off:.2g} nats a token beside another row"
+    return agreed(model, reason)
 
 
 def _probe(tokens: TokenSet, reach: int, *, by_row: bool) -> tuple[int, int] | None:

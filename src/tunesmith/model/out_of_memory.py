@@ -43,16 +43,21 @@ def give_back_at_once() -> None:
 
 
 class Fitting:
-    """A division of rows that is halved whenever memory does not suffice, and stays so."""
+    """A division of rows that is halved whenever memory does not suffice, and stays so.
 
-    def __init__(self, division: Division) -> None:
+    Args:
+        in_step: others make their passes at the same time, so one that failed cannot be made again.
+    """
+
+    def __init__(self, division: Division, *, in_step: bool = False) -> None:
         self.division = division
+        self._in_step = in_step
 
     def run(self, work: Callable[[Division], T], tokens: TokenSet, rows: Sequence[int]) -> T:
         """Return what `work` returns; it begins anew with a smaller division when it runs out of memory.
 
         Raises:
-            DoesNotFit: the rows were passed one by one, and one is still too much.
+            DoesNotFit: the rows were passed one by one, and one is still too much; or others are in the same pass.
         """
         while True:
             try:
@@ -60,6 +65,11 @@ class Fitting:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
+                if self._in_step:
+                    raise DoesNotFit(
+                        f"memory does not suffice for passes of {self.division}",
+                        hint="set train.micro_batch_tokens to less; processes that share layers cannot go on with less",
+                    ) from error
             # Not inside `except`: the error's traceback holds the tensors of the failed pass.
             free_memory()
             self._halve(tokens, rows)

@@ -1,8 +1,8 @@
 """The processes that train one model together: the only code that talks to other ranks.
 
-Every process has the whole model and computes the gradients of its share of a step's rows. They are added up once a
-step, when all passes are done, so a process may divide its share as its own memory wants. Every process then takes the
-same step. Only the first writes.
+Every process computes the gradients of its share of a step's rows. Of weights that every process has whole they are
+added up once a step, when all passes are done, so a process may divide its share as its own memory wants; of those that
+are kept in parts `sharding.py` takes care. Every process then takes the same step. Only the first writes.
 """
 
 import contextlib
@@ -26,6 +26,7 @@ from tunesmith.core.errors import ProcessLost, RecipeError, TunesmithError
 from tunesmith.core.files import digest_of
 from tunesmith.core.ranks import Place, place
 from tunesmith.model.adapters import trained_parameters
+from tunesmith.model.parts import is_divided
 from tunesmith.recipe.hardware import cores
 
 T = TypeVar("T")
@@ -82,13 +83,13 @@ class Group:
         return found.tolist()
 
     def sum_gradients(self, model: Any) -> None:
-        """Add up the gradients of all processes; a weight that no row of any has reached keeps none.
+        """Add up the gradients of all processes, where they are whole; a weight that no row has reached keeps none.
 
         In fp32 or more, as the masters are; the sums are the same numbers in every process.
         """
         if not self.is_many:
             return
-        weights = [weight for _, weight in trained_parameters(model)]
+        weights = [weight for _, weight in trained_parameters(model) if not is_divided(weight)]
         reached = torch.tensor([weight.grad is not None for weight in weights], dtype=torch.uint8)
         with _others_there():
             distributed.all_reduce(reached, distributed.ReduceOp.MAX)
@@ -295,6 +296,18 @@ def _others_there() -> Iterator[None]:
             f"another process of this run is gone or hangs: {told}", where=where,
             hint="what went wrong is told by the process that ended first; run the same command again to go on",
         ) from error  # fmt: skip
+
+
+@contextlib.contextmanager
+def hearing_others() -> Iterator[None]:
+    """Say the same around passes of a model in parts, in which torch itself talks to the others; leave other errors."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, distributed.DistError) and "gloo" not in str(error):
+            raise
+        with _others_there():
+            raise
 
 
 def _own_cores(place: Place) -> int | None:

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 
 from tunesmith.core.errors import RecipeError
-from tunesmith.recipe.schema import Recipe, Train
+from tunesmith.recipe.launch import all_processes_of
+from tunesmith.recipe.schema import FullTuning, Quantization, Recipe, Train
 from tunesmith.scoring.metrics import LIKELIHOOD, expand
 
 Problems = Iterator[tuple[tuple[str, ...], str]]
@@ -14,7 +15,13 @@ _NEEDS_NO_ANSWER = ("loss", *LIKELIHOOD)
 
 def contradictions(recipe: Recipe) -> list[tuple[tuple[str, ...], str]]:
     """Return (path of the key, problem) for settings that are fine alone but not together."""
-    return [*_metric_problems(recipe), *_valid_problems(recipe), *_split_problems(recipe), *_effectless(recipe)]
+    return [
+        *_metric_problems(recipe),
+        *_valid_problems(recipe),
+        *_split_problems(recipe),
+        *_launch_problems(recipe),
+        *_effectless(recipe),
+    ]
 
 
 def _metric_problems(recipe: Recipe) -> Problems:
@@ -73,6 +80,25 @@ def _split_problems(recipe: Recipe) -> Problems:
         }
         for key in (key for key, is_given in given.items() if is_given):
             yield ("train", key), "has no effect while data.split.valid is 0"
+
+
+def _launch_problems(recipe: Recipe) -> Problems:
+    launch = recipe.launch
+    if launch.sharding not in ("full", "node"):
+        return
+    if reason := why_whole(recipe):
+        yield ("launch", "sharding"), f"`{launch.sharding}` cannot be done: {reason}"
+    elif launch.on != "local" and all_processes_of(launch) == 1:
+        yield ("launch", "sharding"), f"`{launch.sharding}` has no effect on one process"
+
+
+def why_whole(recipe: Recipe) -> str | None:
+    """Return why each process has to keep all of the model; None where its layers can be divided."""
+    if isinstance(recipe.tuning, Quantization):
+        return f"weights of {recipe.tuning.bits} bits are not divided"
+    if isinstance(recipe.tuning, FullTuning) and recipe.train.optimizer in ("adafactor", "adamw_8bit"):
+        return f"`{recipe.train.optimizer}` would remember something else of parts of a matrix than of all of it"
+    return None
 
 
 def _effectless(recipe: Recipe) -> Problems:

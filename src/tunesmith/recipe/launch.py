@@ -57,6 +57,9 @@ Variable = Annotated[str, allowed(_check_variable)]
 Option = Annotated[str, allowed(_check_option)]
 
 
+Sharding = Literal["auto", "none", "full", "node"]
+
+
 class LaunchBase(Section):
     """What all ways to run share."""
 
@@ -66,6 +69,12 @@ class LaunchBase(Section):
         le=24 * 60,
         description="How long one of many processes waits for the others before it says that one hangs; what one does "
         "alone meanwhile (writing a checkpoint, scoring answers) must be over by then.",
+    )
+    sharding: Sharding = Field(
+        "auto",
+        description="What each of many processes keeps of the model while it trains: `none`, all of it; `full`, its "
+        "part of every layer; `node`, its part of what each machine keeps once. `auto` is `none` where that fits into "
+        "memory, else `full`. Changes memory and speed, never the trajectory.",
     )
 
 

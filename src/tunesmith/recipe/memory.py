@@ -78,20 +78,33 @@ class Memory:
 
 
 def memory_of(
-    recipe: Recipe, shapes: Shapes, one: Pass, *, compute_bytes: int, on_gpu: bool = False, new_tokens: int = 0
+    recipe: Recipe,
+    shapes: Shapes,
+    one: Pass,
+    *,
+    compute_bytes: int,
+    on_gpu: bool = False,
+    new_tokens: int = 0,
+    parts: int = 1,
 ) -> Memory:
     """Return the memory that training needs while it makes its largest pass.
 
     Args:
+        parts: over how many processes the matrices of all layers are divided; two layers at a time are whole.
         compute_bytes: bytes of a number in matrix products (4 for fp32, 2 for bf16 and fp16).
         new_tokens: tokens whose rows of embedding and output layer are trained beside adapters.
     """
     kept = _Kept(recipe, shapes, compute_bytes)
     adapted = kept.adapted
+    divided, at_once = _divided(shapes) if parts > 1 else (0, 0)
+    elsewhere = divided * (1 - 1 / parts)
+    trained_elsewhere = 0.0
     if isinstance(recipe.tuning, FullTuning):
         trainable = shapes.parameters
-        gradients = trainable + shapes.vocabulary * shapes.hidden  # that of an embedding is made whole, and added
-        weights = trainable * 4.0 + (trainable * compute_bytes if compute_bytes < 4 else 0)  # autocast keeps its copies
+        gradients = trainable + shapes.vocabulary * shapes.hidden + at_once  # an embedding's is made whole, and added
+        # Autocast keeps copies of all weights but those that are divided, which are put together as what it wants.
+        weights = trainable * 4.0 + ((trainable - divided) * compute_bytes if compute_bytes < 4 else 0)
+        trained_elsewhere = elsewhere
     else:
         rank, lengths = recipe.tuning.rank, int(recipe.tuning.dora)
         trainable = sum((part.out + part.inner) * rank + part.out * lengths for part in adapted.values())
@@ -101,17 +114,17 @@ def memory_of(
         weights = _frozen_bytes(recipe.tuning, shapes, compute_bytes) + trainable * 4 + copies
     read = shapes.parameters * shapes.stored_bytes
     # What is kept as it is in the file stays there, and is brought in page by page.
-    kept_bytes = 4 if isinstance(recipe.tuning, FullTuning) else compute_bytes
+    kept_bytes = 4 if isinstance(recipe.tuning, FullTuning) else compute_bytes  # a number of what is divided, too
     as_stored = not isinstance(recipe.tuning, QloraTuning) and kept_bytes == shapes.stored_bytes
     loading = weights if as_stored else read + weights
-    at_once = one.trained if shapes.encodes else min(one.trained, CHUNK)
-    logits = at_once * shapes.vocabulary * (12 + 2 * compute_bytes * shapes.capped) + one.trained * shapes.hidden * 4
+    chunk = one.trained if shapes.encodes else min(one.trained, CHUNK)
+    logits = chunk * shapes.vocabulary * (12 + 2 * compute_bytes * shapes.capped) + one.trained * shapes.hidden * 4
     activations = kept.bytes_of(one, logits)
     whole_heap = on_gpu or recipe.train.activation_checkpointing or isinstance(recipe.tuning, FullTuning)
     return Memory(
-        weights=weights / _GIB,
-        gradients=gradients * 4 / _GIB,
-        optimizer=trainable * _MOMENT_BYTES[recipe.train.optimizer] / _GIB,
+        weights=(weights - elsewhere * kept_bytes + at_once * compute_bytes) / _GIB,
+        gradients=(gradients - trained_elsewhere) * 4 / _GIB,
+        optimizer=(trainable - trained_elsewhere) * _MOMENT_BYTES[recipe.train.optimizer] / _GIB,
         activations=activations / _GIB,
         logits=logits / _GIB,
         in_pieces=0.0 if whole_heap else _IN_PIECES * (activations + logits) / _GIB,
@@ -119,6 +132,13 @@ def memory_of(
         loading=0.0 if on_gpu else loading / _GIB,
         trainable_parameters=trainable,
     )
+
+
+def _divided(shapes: Shapes) -> tuple[int, int]:
+    """Return how many numbers the matrices of all layers have, and those of the two that are whole at once."""
+    sizes = [sum(part.out * part.inner for part in stack.layer.linear) for stack in shapes.stacks]
+    everything = sum(size * stack.count for size, stack in zip(sizes, shapes.stacks, strict=True))
+    return everything, 2 * max(sizes, default=0)
 
 
 class _Kept:

@@ -382,6 +382,14 @@ class Recipe(Section):
         0, ge=0, lt=2**63, description="Seed of the split, the order of rows, initial adapters and dropout."
     )
 
+    @field_validator("launch", mode="before")
+    @classmethod
+    def _here_by_default(cls, value: object) -> object:
+        """Take what all ways to run share for changes of the default one, where the way is not named."""
+        if isinstance(value, dict) and value.keys() <= LocalLaunch.model_fields.keys():
+            return {"on": "local", **value}
+        return value
+
     @field_validator("track")
     @classmethod
     def _each_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:

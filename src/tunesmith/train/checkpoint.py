@@ -1,9 +1,13 @@
 """Checkpoints: whole or absent, everything that resuming needs, no pickle.
 
 step-000100/  model/ (plain PEFT or transformers folder)  optimizer.safetensors  state.json  manifest.json
+
+Where processes have parts of what is trained there is a folder `optimizer` instead, with a file of each. Any number of
+processes goes on from either.
 """
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +16,26 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tunesmith.core.errors import DamagedFile, RecipeError
-from tunesmith.core.files import check_folder, new_folder, read_json, remove_folder, remove_leftovers, write_json
+from tunesmith.core.files import (
+    check_folder,
+    new_folder,
+    out_of_space_explained,
+    read_json,
+    remove_folder,
+    remove_leftovers,
+    write_json,
+)
 from tunesmith.core.progress import say
 from tunesmith.core.rundir import RunDir
 from tunesmith.fetch.reference import CARD
-from tunesmith.model.adapters import restore_weights, save_model
+from tunesmith.model.adapters import restore_weights, save_model, trained_parameters
+from tunesmith.model.parallel import Group
+from tunesmith.model.parts import is_divided, like, put_together, read_parts, write_parts
 from tunesmith.tasks.tokenizer import Codec
 from tunesmith.train.optim import optimizer_tensors, restore_optimizer
+
+# Where the optimizer's state lies if each process writes its part of it.
+_PARTS = "optimizer"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,15 +57,43 @@ class State:
 
 
 def save_checkpoint(
-    run: RunDir, state: State, model: Any, optimizer: torch.optim.Optimizer, codec: Codec, card: dict[str, Any]
+    run: RunDir,
+    state: State,
+    model: Any,
+    optimizer: torch.optim.Optimizer,
+    codec: Codec,
+    card: dict[str, Any],
+    group: Group,
 ) -> None:
-    """Write the checkpoint of a step: model, tokenizer, card, optimizer, position."""
-    with new_folder(run.checkpoint(state.step), step=state.step) as folder:
-        save_model(model, folder / "model", base=str(card["base"]))
+    """Write the checkpoint of a step: model, tokenizer, card, optimizer, position.
+
+    The first process writes. Where what is trained is divided, it writes a whole model all the same, and every process
+    its part of the optimizer's state.
+    """
+    path = run.checkpoint(state.step)
+    divided = any(is_divided(weight) for _, weight in trained_parameters(model))
+    if not divided and not group.is_first:
+        return
+
+    def write(folder: Path, weights: dict[str, torch.Tensor] | None) -> None:
+        save_model(model, folder / "model", base=str(card["base"]), weights=weights)
         codec.tokenizer.save_pretrained(folder / "model")
         write_json(folder / "model" / CARD, {**card, "step": state.step})
-        save_file(optimizer_tensors(model, optimizer), folder / "optimizer.safetensors")
         write_json(folder / "state.json", asdict(state))
+
+    with ExitStack() as held:
+        if not divided:
+            folder = held.enter_context(new_folder(path, step=state.step))
+            write(folder, None)
+            save_file(optimizer_tensors(model, optimizer), folder / "optimizer.safetensors")
+            return
+        # As one: the folder is there for all, and it is whole when all have written.
+        held.enter_context(out_of_space_explained(path))
+        folder = group.by_first(lambda: held.enter_context(new_folder(path, step=state.step)))
+        weights = put_together(model, keep=group.is_first)
+        group.by_first(lambda: write(folder, weights))
+        write_parts(optimizer_tensors(model, optimizer), folder / _PARTS)
+        group.wait()
 
 
 def latest_state(run: RunDir, inputs: str) -> State | None:
@@ -99,7 +144,15 @@ def restore(run: RunDir, state: State, model: Any, optimizer: torch.optim.Optimi
     """Put model and optimizer where a checkpoint left them."""
     folder = run.checkpoint(state.step)
     restore_weights(model, folder / "model")
-    restore_optimizer(model, optimizer, load_file(folder / "optimizer.safetensors"))
+    weights = dict(trained_parameters(model))
+    if (folder / _PARTS).exists():
+        tensors = read_parts(folder / _PARTS, weights)
+    else:
+        tensors = {
+            name: like(tensor, weights.get(name.rpartition(".")[0], tensor))
+            for name, tensor in load_file(folder / "optimizer.safetensors").items()
+        }
+    restore_optimizer(model, optimizer, tensors)
 
 
 def prune(run: RunDir, *, keep: int, step: int, best_step: int | None) -> None:

@@ -19,12 +19,14 @@ import torch
 from tunesmith.core import interrupt
 from tunesmith.core.errors import NonFinite
 from tunesmith.core.records import StepReport
-from tunesmith.data.batches import TokenSet, rows_of_step
+from tunesmith.data.batches import Batch, TokenSet, rows_of_step
 from tunesmith.data.micro_batches import Division
 from tunesmith.model.load import Machine
 from tunesmith.model.out_of_memory import Fitting
-from tunesmith.model.parallel import Group
+from tunesmith.model.parallel import Group, hearing_others
+from tunesmith.model.sharding import passes
 from tunesmith.model.token_loss import token_loss
+from tunesmith.recipe.launch import Sharding
 from tunesmith.recipe.memory import Memory
 from tunesmith.recipe.plan import Steps, learning_rate
 from tunesmith.recipe.schema import Recipe
@@ -40,7 +42,8 @@ class Setup:
     """What the loop works with.
 
     `loss_scale` is what it begins with; 1 leaves losses as they are. `expected` is the memory that it should need.
-    `plain_path` says what is not computed the fast way, and why. `group` are the processes that work together.
+    `plain_path` says what is not computed the fast way, and why. `group` are the processes that work together, and
+    `sharding` what each of them keeps of the model.
     """
 
     recipe: Recipe
@@ -54,6 +57,7 @@ class Setup:
     expected: Memory | None = None
     plain_path: Mapping[str, str] = field(default_factory=dict)
     group: Group = field(default_factory=Group)
+    sharding: Sharding = "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +91,14 @@ def train_steps(setup: Setup, optimizer: torch.optim.Optimizer, *, first_step: i
         mine, trained = group.share(rows, setup.tokens.lengths), setup.tokens.trained_tokens(rows)
         while True:
             work = partial(_accumulate, setup, step, mine, trained, scale)
-            (loss,) = group.sum(setup.fitting.run(work, setup.tokens, mine))
+            with hearing_others():
+                found = setup.fitting.run(work, setup.tokens, mine)
+            (loss,) = group.sum(found)
             group.check()
             if not math.isfinite(loss):
                 raise _non_finite("loss", loss, step, rows, setup)
             group.sum_gradients(setup.model)
-            norm = clip_gradients(setup.model, recipe.train.max_gradient_norm, loss_scale=scale)
+            norm = clip_gradients(setup.model, recipe.train.max_gradient_norm, group, loss_scale=scale)
             if math.isfinite(norm):
                 break
             if scale <= 1:
@@ -117,14 +123,23 @@ def _accumulate(setup: Setup, step: int, rows: list[int], trained: int, scale: f
     torch.manual_seed(_seed_of(setup.recipe.seed, step, setup.group.place.rank))
     setup.model.zero_grad(set_to_none=True)  # a pass that ran out of memory may have left some
     total = 0.0
-    for _, batch in division.batches(setup.tokens, rows, setup.pad_id):
+    for (_, batch), counts in _passes(setup, setup.tokens, rows, division):
         interrupt.check()
         with setup.machine.autocast(setup.model.dtype):
             nll = token_loss(setup.model, batch.to(setup.machine.device)).nll
-        loss = nll.sum() / trained
+        loss = counts * nll.sum() / trained
         (loss * scale).backward()  # type: ignore[no-untyped-call]
         total += float(loss.detach())
     return total
+
+
+def _passes(
+    setup: Setup, tokens: TokenSet, rows: Sequence[int], division: Division
+) -> Iterator[tuple[tuple[Sequence[int], Batch], bool]]:
+    """Yield the rows of each forward pass and what it reads, and whether it counts."""
+    idle = ((), tokens.batch(tokens.shortest_first()[:1], setup.pad_id))
+    own = division.batches(tokens, rows, setup.pad_id)
+    return passes(setup.group, own, idle, sharded=setup.sharding != "none")
 
 
 def measure(setup: Setup, tokens: TokenSet, *, seen: Callable[[int], None] = lambda _: None) -> Measured:
@@ -134,7 +149,8 @@ def measure(setup: Setup, tokens: TokenSet, *, seen: Callable[[int], None] = lam
         seen: told after every pass how many rows have been read.
     """
     mine = setup.group.share(range(len(tokens)), tokens.lengths)
-    found = setup.fitting.run(partial(_measure, setup, tokens, mine, seen), tokens, mine)
+    with hearing_others():
+        found = setup.fitting.run(partial(_measure, setup, tokens, mine, seen), tokens, mine)
     nll, correct, count = setup.group.sum(*found)
     return Measured(nll / count, correct / count, int(count))
 
@@ -147,10 +163,12 @@ def _measure(
     setup.model.eval()
     nll = correct = count = 0.0
     done = 0
-    for group, batch in division.batches(tokens, rows, setup.pad_id):
+    for (group, batch), counts in _passes(setup, tokens, rows, division):
         interrupt.check()
         with setup.machine.autocast(setup.model.dtype):
             result = token_loss(setup.model, batch.to(setup.machine.device))
+        if not counts:
+            continue
         nll += float(result.nll.double().sum())
         correct += float(result.correct.sum())
         count += result.nll.numel()

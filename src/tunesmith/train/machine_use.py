@@ -15,8 +15,6 @@ from pathlib import Path
 import psutil
 import torch
 
-from tunesmith.recipe.hardware import memory_for_one_gib
-
 Use = dict[str, float]
 _GIB = 2**30
 _SECONDS = 5.0
@@ -51,11 +49,6 @@ def machine_use(
         done.set()
         thread.join(_MOST_SECONDS_ASKING + 1)
     sampler.sample()
-
-
-def free_memory_gib(device: torch.device) -> float:
-    """Return how many GiB this process can hold where it computes."""
-    return torch.cuda.mem_get_info(device)[0] / _GIB if device.type == "cuda" else memory_for_one_gib()
 
 
 def forget_peak_memory(device: torch.device) -> None:

@@ -3,12 +3,15 @@
 import importlib
 import importlib.util
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from tunesmith.core.errors import DamagedFile, RecipeError
 from tunesmith.model.adapters import trained_parameters
+from tunesmith.model.parallel import Group
+from tunesmith.model.parts import copies, is_divided, part
 from tunesmith.recipe.schema import Train
 
 # bitsandbytes keeps the moments of smaller weights in fp32.
@@ -25,8 +28,10 @@ def make_optimizer(model: Any, train: Train) -> torch.optim.Optimizer:
         RecipeError: it needs bitsandbytes, which is not installed.
     """
     weights = [weight for _, weight in trained_parameters(model)]
-    groups = [
-        {"params": [w for w in weights if w.ndim >= 2], "weight_decay": train.weight_decay},
+    matrices = [weight for weight in weights if weight.ndim >= 2]
+    groups = [  # those in parts by themselves: torch updates what is alike together
+        {"params": [w for w in matrices if not is_divided(w)], "weight_decay": train.weight_decay},
+        {"params": [w for w in matrices if is_divided(w)], "weight_decay": train.weight_decay},
         {"params": [w for w in weights if w.ndim < 2], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
@@ -109,16 +114,29 @@ def _with_code(optimizer: Any, state: dict[str, Any], weight: torch.Tensor) -> d
     return state
 
 
-def clip_gradients(model: Any, most: float, *, loss_scale: float = 1.0) -> float:
+def clip_gradients(model: Any, most: float, group: Group, *, loss_scale: float = 1.0) -> float:
     """Scale gradients down to a norm of at most `most`; return the norm before. Nothing is scaled if not finite.
 
     Args:
+        group: the processes that have the parts of what is divided.
         loss_scale: what the loss was multiplied by, which is taken out of the gradients first.
     """
-    weights = [weight for _, weight in trained_parameters(model) if weight.grad is not None]
+    gradients = [weight.grad for _, weight in trained_parameters(model) if weight.grad is not None]
+    parts = [part(gradient) for gradient in gradients]
     if loss_scale != 1:
-        torch._foreach_mul_([w.grad for w in weights if w.grad is not None], 1 / loss_scale)
-    norm = float(torch.nn.utils.get_total_norm([w.grad for w in weights if w.grad is not None]))
-    if math.isfinite(norm):
-        torch.nn.utils.clip_grads_with_norm_(weights, most, torch.tensor(norm))
+        torch._foreach_mul_(parts, 1 / loss_scale)
+    norm = _norm(gradients, group)
+    if math.isfinite(norm) and norm > most:
+        torch._foreach_mul_(parts, most / (norm + 1e-6))  # as torch's own clipping does
     return norm
+
+
+def _norm(gradients: Sequence[torch.Tensor], group: Group) -> float:
+    """Return the norm of all gradients together, each part of one counted once."""
+    whole = float(torch.nn.utils.get_total_norm([one for one in gradients if not is_divided(one)]))
+    divided = [one for one in gradients if is_divided(one)]
+    if not divided:
+        return whole
+    mine = float(torch.nn.utils.get_total_norm([part(one) for one in divided]))
+    (squares,) = group.sum(mine**2)
+    return math.sqrt(whole**2 + squares / copies(divided[0]))

@@ -6,7 +6,7 @@ Many processes may train together. Each runs all of this, and the first of them 
 import os
 import threading
 import time
-from contextlib import closing, nullcontext
+from contextlib import closing, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from tunesmith.core.progress import Progress, say
 from tunesmith.core.records import StepReport
 from tunesmith.core.rundir import SPLITS, RunDir
 from tunesmith.data.batches import TokenSet
-from tunesmith.data.fit import Room, division_of, fitting, refuse_rows_beyond, refuse_to_pack
+from tunesmith.data.fit import Room, division_of, fitting, refuse_rows_beyond, refuse_to_pack, sharding_of
 from tunesmith.data.micro_batches import Division
 from tunesmith.fetch.reference import ModelFolder, resolve
 from tunesmith.model.adapters import count_parameters, make_trainable, open_model, recompute_activations
@@ -28,21 +28,23 @@ from tunesmith.model.fast_path import take_fast_path
 from tunesmith.model.isolation import attention_reach, has_dropout, why_not_apart
 from tunesmith.model.load import Machine, machine_of, most_positions
 from tunesmith.model.out_of_memory import Fitting, give_back_at_once
-from tunesmith.model.parallel import here
+from tunesmith.model.parallel import Group, here
 from tunesmith.model.quantized import quantization_of
 from tunesmith.model.row_attention import has_row_attention
+from tunesmith.model.sharding import room_of, shard
 from tunesmith.model.speed import remember_speed
 from tunesmith.recipe.architecture import shapes_of
-from tunesmith.recipe.memory import Memory
+from tunesmith.recipe.launch import Sharding
 from tunesmith.recipe.plan import steps_of
 from tunesmith.recipe.schema import FullTuning, Recipe
+from tunesmith.recipe.shapes import Shapes
 from tunesmith.tasks.markup import codec_of
 from tunesmith.tasks.tokenizer import Codec
 from tunesmith.train.attempts import attempt
 from tunesmith.train.checkpoint import State, latest_state, prune, restore, save_checkpoint
 from tunesmith.train.inputs import inputs
 from tunesmith.train.loop import FIRST_LOSS_SCALE, Setup, train_steps
-from tunesmith.train.machine_use import forget_peak_memory, free_memory_gib, machine_use, peak_memory_gib
+from tunesmith.train.machine_use import forget_peak_memory, machine_use, peak_memory_gib
 from tunesmith.train.optim import make_optimizer
 from tunesmith.train.validate import Validation, valid_rows
 
@@ -87,28 +89,41 @@ def train(recipe: Recipe, run: RunDir) -> dict[str, Any]:
 
 
 def _setup(recipe: Recipe, run: RunDir, base: ModelFolder, on: Machine, codec: Codec, state: State) -> Setup:
-    tokens, group, on_gpu = TokenSet(run.tokens("train")), here(), on.device.type == "cuda"
-    sharing = 1 if on_gpu else group.place.local_world
-    room = Room(on.compute.itemsize, on_gpu, free_memory_gib(on.device) / sharing)
+    tokens, group = TokenSet(run.tokens("train")), here()
+    room = room_of(on, group)
     # Full fine-tuning keeps fp32 masters and computes in less by autocast; LoRA's base is never updated.
     dtype = torch.float32 if isinstance(recipe.tuning, FullTuning) else on.compute
     started: dict[str, Any] = {"quantization": quantization_of(recipe), "new_tokens": codec.new_ids}
-    model = open_model(base, on, dtype=dtype, attention=recipe.model.attention, merged=True, **started)
+    shapes = _shapes(base)
+    sharding = _sharding(recipe, shapes, tokens, room, group, len(codec.new_ids))
+    # A model that is divided need not fit anywhere as a whole but beside the processor.
+    at = on if sharding == "none" else replace(on, device=torch.device("cpu"))
+    model = open_model(base, at, dtype=dtype, attention=recipe.model.attention, merged=True, **started)
     refuse_rows_beyond(most_positions(model), _longest(run))
     model = make_trainable(model, recipe.tuning, seed=recipe.seed, new_tokens=codec.new_ids)
     if recipe.train.activation_checkpointing:
         recompute_activations(model)
         if on.device.type == "cpu":
             give_back_at_once()  # who computes twice to save memory wants it saved
+    if sharding != "none":
+        shard(model, on, group, by_node=sharding == "node")
     plan = steps_of(recipe, len(tokens))
     plain_path = take_fast_path(model, tokens, codec.pad_id, on)
     for name, reason in plain_path.items():
         say(f"{name} are not used: {reason}")
     division = _division(recipe, model, tokens, codec.pad_id, room, on)
-    division, expected = _fitted(recipe, division, tokens, base, room, len(codec.new_ids))
+    expected = None
+    if shapes is not None:
+        parts = {"full": group.place.world, "node": group.place.local_world}.get(sharding, 1)
+        fitted = fitting(recipe, shapes, tokens, division, room, new_tokens=len(codec.new_ids), parts=parts)
+        division, expected = fitted
+        if expected.total > room.available_gib:
+            say(f"warning: training needs about {expected.total:.1f} GiB, and {room.available_gib:.1f} are available")
     scale = state.loss_scale or (FIRST_LOSS_SCALE if on.compute == torch.float16 else 1.0)
-    fitting = Fitting(division)
-    return Setup(recipe, plan, on, model, tokens, codec.pad_id, fitting, scale, expected, plain_path, group)
+    passes = Fitting(division, in_step=sharding != "none")
+    return Setup(
+        recipe, plan, on, model, tokens, codec.pad_id, passes, scale, expected, plain_path, group, sharding
+    )  # fmt: skip
 
 
 def _division(recipe: Recipe, model: Any, tokens: TokenSet, pad_id: int, room: Room, on: Machine) -> Division:
@@ -123,18 +138,27 @@ def _division(recipe: Recipe, model: Any, tokens: TokenSet, pad_id: int, room: R
     return division_of(recipe, room, apart=reason is None, share=share, by_row=by_row, reach=reach)
 
 
-def _fitted(
-    recipe: Recipe, division: Division, tokens: TokenSet, base: ModelFolder, room: Room, new_tokens: int
-) -> tuple[Division, Memory | None]:
-    """Return the division that fits, and what training is expected to need; None where that cannot be told."""
-    try:
-        shapes = shapes_of(base.root.path)
-    except RecipeError:  # training needs no estimate
-        return division, None
-    division, memory = fitting(recipe, shapes, tokens, division, room, new_tokens=new_tokens)
-    if memory.total > room.available_gib:
-        say(f"warning: training needs about {memory.total:.1f} GiB, and {room.available_gib:.1f} are available")
-    return division, memory
+def _shapes(base: ModelFolder) -> Shapes | None:
+    """Return the shapes that memory follows from; None where they cannot be told, for training needs no estimate."""
+    with suppress(RecipeError):
+        return shapes_of(base.root.path)
+    return None
+
+
+def _sharding(
+    recipe: Recipe, shapes: Shapes | None, tokens: TokenSet, room: Room, group: Group, new_tokens: int
+) -> Sharding:
+    """Return what this process keeps of the model: less than all of it where any process has no room for that."""
+    asked = recipe.launch.sharding
+    if not group.is_many and asked in ("full", "node"):
+        say(f"launch.sharding: {asked} has no effect on one process")
+    if not group.is_many or shapes is None:
+        return "none" if not group.is_many or asked == "auto" else asked
+    found = sharding_of(recipe, shapes, tokens, room, group.place.world, new_tokens=new_tokens)
+    found = next((one for one in group.gather(found) if one != "none"), "none")
+    if asked == "auto" and found != "none":
+        say(f"every process keeps its part of the layers: all of the model has no room in {room.available_gib:.1f} GiB")
+    return found
 
 
 def _longest(run: RunDir) -> int:
@@ -252,6 +276,7 @@ class _Session:
             "quantization": str(quantization) if quantization else None,
             "device": str(self.setup.machine.device),
             "processes": self.setup.group.place.world,
+            "sharding": self.setup.sharding,
         }
         if expected:
             say(f"memory: {facts['peak_memory_gib']:.2f} GiB at the peak, {expected.total:.2f} expected beforehand")
@@ -277,9 +302,10 @@ class _Session:
         return improved
 
     def _save(self) -> None:
-        if not self.setup.group.is_first:
+        group = self.setup.group
+        save_checkpoint(self.run, self.state, self.setup.model, self.optimizer, self.codec, self.card, group)
+        if not group.is_first:
             return
-        save_checkpoint(self.run, self.state, self.setup.model, self.optimizer, self.codec, self.card)
         keep = self.recipe.train.keep_checkpoints
         prune(self.run, keep=keep, step=self.state.step, best_step=self.state.best_step)
 

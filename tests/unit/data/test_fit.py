@@ -1,5 +1,6 @@
 """The largest division of rows that fits is chosen, before anything is trained."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,15 @@ from tests.tiny import recipe as write_recipe
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.records import Tokens
 from tunesmith.data.batches import TokenSet
-from tunesmith.data.fit import Room, division_of, fitting, refuse_rows_beyond
+from tunesmith.data.fit import (
+    Room,
+    division_of,
+    fits_to_answer,
+    fitting,
+    foreseen,
+    refuse_rows_beyond,
+    sharding_of,
+)
 from tunesmith.recipe.architecture import shapes_of
 from tunesmith.recipe.load import load_recipe
 from tunesmith.recipe.memory import Memory
@@ -97,3 +106,39 @@ def test_numbers_of_two_bytes_go_through_in_larger_passes_of_fewer_shapes(tmp_pa
     assert two.packed_length(1000) == 1024 == two.packed_length(800)
     assert four.packed_length(1000) == gpu.packed_length(1000) == 1024
     assert four.packed_length(800) == 800
+
+
+def test_layers_are_divided_where_all_of_them_have_no_room(tmp_path: Path, shapes: Shapes, tokens: TokenSet) -> None:
+    full = recipe(tmp_path, "tuning={method: full}")
+    _, memory = foreseen(full, shapes, tokens, Room(4, True, 1000), new_tokens=0)
+    _, parts = foreseen(full, shapes, tokens, Room(4, True, 1000), new_tokens=0, parts=4)
+    assert parts.total - parts.activations < (memory.total - memory.activations) / 2
+
+    def kept(asked: Recipe, gib: float, processes: int = 4) -> str:
+        return sharding_of(asked, shapes, tokens, Room(4, True, gib), processes, new_tokens=0)
+
+    assert kept(full, memory.total) == "none"
+    least = memory.total - memory.activations
+    assert kept(full, least) == "full"
+    assert kept(full, least, processes=1) == "none"
+    assert kept(recipe(tmp_path, "tuning={method: qlora}"), 0.01) == "none"
+    for asked in ("none", "full", "node"):
+        assert kept(recipe(tmp_path, f"launch.sharding={asked}"), 0.01) == asked
+    assert kept(recipe(tmp_path, "launch.sharding=full"), 0.01, processes=1) == "none"
+
+
+def test_a_model_with_an_encoder_in_parts_does_not_answer_while_it_trains(
+    tmp_path: Path, shapes: Shapes, tokens: TokenSet
+) -> None:
+    encodes = replace(shapes, stacks=tuple(replace(stack, encoder=True) for stack in shapes.stacks))
+    answers = "train.valid_metrics=[rougeL]"
+    room = Room(4, True, 0.01)
+    assert sharding_of(recipe(tmp_path, answers), encodes, tokens, room, 2, new_tokens=0) == "none"
+    with pytest.raises(RecipeError, match="cannot answer while it trains"):
+        sharding_of(recipe(tmp_path, answers, "launch.sharding=full"), encodes, tokens, room, 2, new_tokens=0)
+
+
+def test_weights_must_leave_room_for_what_is_read(shapes: Shapes) -> None:
+    gib = shapes.parameters * 4 / 2**30
+    assert fits_to_answer(shapes, Room(4, True, gib / 0.69))
+    assert not fits_to_answer(shapes, Room(4, True, gib / 0.71))

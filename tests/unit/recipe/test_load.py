@@ -1,6 +1,7 @@
 """A recipe as people write it: every mistake is told, all at once, at its line, and nothing else is read into it."""
 
 import os
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -381,6 +382,27 @@ def test_choosing_without_valid_rows_is_told(told: Callable[..., Told], setting:
     text = changed("valid: 0.1", "valid: 0").replace("2e-4", f"2e-4\n  {setting}")
     key = f"train.{setting.partition(':')[0]}"
     assert [(one, said) for _, one, said in told(text)] == [(key, "has no effect while data.split.valid is 0")]
+
+
+@pytest.mark.parametrize(
+    ("tuning", "train", "launch", "message"),
+    [
+        ("{method: qlora}", "", "{sharding: full}", "`full` cannot be done: weights of 4 bits are not divided"),
+        ("{method: full}", "\n  optimizer: adafactor", "{sharding: node}", "`adafactor` would remember something else"),
+        ("{method: full}", "", "{on: slurm, sharding: full}", "`full` has no effect on one process"),
+    ],
+)
+def test_parts_that_cannot_be_are_told(
+    told: Callable[..., Told], tuning: str, train: str, launch: str, message: str
+) -> None:
+    text = re.sub(r"tuning:.*\n(  .*\n)*", f"tuning: {tuning}\n", changed("2e-4", f"2e-4{train}"))
+    [(_, found, said)] = told(f"{text}launch: {launch}\n")
+    assert (found, message in said) == ("launch.sharding", True), said
+
+
+def test_what_all_ways_to_run_share_may_be_changed_alone(load: Load) -> None:
+    launch = load(RECIPE + "launch: {sharding: full}\n").launch
+    assert (launch.on, launch.sharding) == ("local", "full")
 
 
 # --- what is not a recipe at all ---

@@ -20,6 +20,7 @@ from tunesmith.fetch.reference import ModelFolder
 from tunesmith.model.adapters import make_trainable, trained_parameters
 from tunesmith.model.load import Machine, load_base
 from tunesmith.model.out_of_memory import Fitting
+from tunesmith.model.parallel import Group
 from tunesmith.model.token_loss import token_loss
 from tunesmith.recipe.plan import learning_rate, steps_of
 from tunesmith.train import loop
@@ -397,7 +398,7 @@ def test_gradients_are_scaled_down_and_never_up(most: float) -> None:
     model = torch.nn.Linear(3, 2)
     model.weight.grad, model.bias.grad = torch.full((2, 3), 3.0), torch.tensor([4.0, 0.0])
     norm = math.sqrt(6 * 9 + 16)
-    assert clip_gradients(model, most) == pytest.approx(norm)
+    assert clip_gradients(model, most, Group()) == pytest.approx(norm)
     after = math.sqrt(float(model.weight.grad.pow(2).sum() + model.bias.grad.pow(2).sum()))
     assert after == pytest.approx(min(norm, most), rel=1e-4)
 
@@ -405,14 +406,14 @@ def test_gradients_are_scaled_down_and_never_up(most: float) -> None:
 def test_gradients_that_are_not_finite_are_left_as_they_are() -> None:
     model = torch.nn.Linear(3, 2)
     model.weight.grad, model.bias.grad = torch.full((2, 3), 3.0), torch.tensor([math.inf, 0.0])
-    assert clip_gradients(model, 1.0) == math.inf
+    assert clip_gradients(model, 1.0, Group()) == math.inf
     assert float(model.weight.grad[0, 0]) == 3.0
 
 
 def test_a_weight_without_gradient_is_none_of_ours() -> None:
     model = torch.nn.Linear(3, 2)
     model.weight.grad = torch.ones(2, 3)
-    assert clip_gradients(model, 1e9) == pytest.approx(math.sqrt(6))
+    assert clip_gradients(model, 1e9, Group()) == pytest.approx(math.sqrt(6))
 
 
 def test_the_optimizer_s_state_comes_back(make: Make) -> None:

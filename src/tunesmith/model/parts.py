@@ -1,0 +1,80 @@
+"""Tensors of which every process has a part: torch's DTensor, as FSDP2 leaves the weights of divided layers."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+
+def is_divided(tensor: torch.Tensor) -> bool:
+    """Say whether other processes have other parts of a tensor."""
+    return isinstance(tensor, DTensor)
+
+
+def part(tensor: torch.Tensor) -> torch.Tensor:
+    """Return this process's part of a tensor; all of it where it is not divided."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def copies(tensor: torch.Tensor) -> int:
+    """Return how many times every part of a divided tensor is kept."""
+    assert isinstance(tensor, DTensor)
+    mesh = tensor.device_mesh
+    return int(mesh.size(0)) if mesh.ndim > 1 else 1
+
+
+def like(whole: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Divide a tensor, which every process has, as a weight of its shape is."""
+    if not isinstance(weight, DTensor) or whole.shape != weight.shape:
+        return whole.to(weight.device)
+    mesh, placements = weight.device_mesh, weight.placements
+    return distribute_tensor(whole.to(weight.device), mesh, placements, src_data_rank=None)
+
+
+def put_together(model: Any, *, keep: bool) -> dict[str, torch.Tensor]:
+    """Return the state of a model, whole and on the processor, one weight after the other.
+
+    Args:
+        keep: whether this process wants it; all have to take part.
+    """
+    found: dict[str, torch.Tensor] = {}
+    for name, weight in model.state_dict().items():
+        whole = weight.full_tensor() if isinstance(weight, DTensor) else weight
+        if keep:
+            found[name] = whole.cpu() if isinstance(weight, DTensor) else whole
+    return found
+
+
+def write_parts(tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
+    """Write tensors by torch's distributed checkpoints, each process its own parts, as safetensors.
+
+    What all have is written by one. All processes have to take part.
+
+    Raises:
+        OSError: a process could not write, for the reason that it says.
+    """
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+    from torch.distributed.checkpoint.state_dict_saver import save
+
+    try:
+        save(dict(tensors), storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
+    except CheckpointException as error:
+        raise next(iter(error.failures.values()))[0] from error
+
+
+def read_parts(folder: Path, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return written tensors {weight.key}, each divided as the weight that its name begins with is divided now."""
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.state_dict_loader import load
+
+    reader = HuggingFaceStorageReader(str(folder))
+    found: dict[str, Any] = {}
+    stored: Any  # all are tensors in these files
+    for name, stored in reader.read_metadata().state_dict_metadata.items():
+        empty = torch.empty(stored.size, dtype=stored.properties.dtype)
+        found[name] = like(empty, weights.get(name.rpartition(".")[0], empty))
+    load(found, storage_reader=reader, no_dist=not torch.distributed.is_initialized())
+    return found

@@ -1,0 +1,120 @@
+"""Processes that have a part of the model each: the run of one, from the first step to the verdict, in any number."""
+
+import json
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors import safe_open
+from tests.integration.test_killed import steps_done, wait_until
+from tests.integration.test_parallel import done, of_60_steps, same, steps, together
+
+from tunesmith import run_recipe
+from tunesmith.core.files import read_json, read_jsonl
+from tunesmith.core.rundir import RunDir
+
+pytestmark = pytest.mark.slow
+FULL = {"method": "full"}
+IN_PARTS = "launch.sharding=full"
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    valid = {"valid_every_steps": 20, "valid_metrics": ["chrf"], "valid_rows": 5, "choose_by": "chrf"}
+    return of_60_steps(tmp_path_factory.mktemp("recipe"), valid=valid | {"learning_rate": 0.001}, tuning=FULL)
+
+
+@pytest.fixture(scope="module")
+def alone(file: Path) -> RunDir:
+    return run_recipe(file, out=file.parent / "alone")
+
+
+@pytest.fixture(scope="module")
+def stopped(file: Path) -> RunDir:
+    """A run of two that a signal has ended."""
+    run = RunDir(file.parent / "stopped")
+    process = together(2, "-m", "tunesmith", "train", str(file), IN_PARTS, "--out", str(run))
+    assert wait_until(process, lambda: steps_done(run) >= 7)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert "stopped by SIGTERM; everything finished so far is kept" in said.decode()
+    return run
+
+
+def of_optimizer(checkpoint: Path) -> list[dict[str, Any]]:
+    """Return the shapes of what each process has written of the optimizer's state."""
+    shapes = []
+    for path in sorted((checkpoint / "optimizer").iterdir()):
+        with safe_open(path, "pt") as written:
+            shapes.append({name: written.get_slice(name).get_shape() for name in written.keys()})  # noqa: SIM118
+    return shapes
+
+
+def test_a_run_in_parts_goes_to_its_verdict(file: Path, alone: RunDir, tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    done(together(2, "-m", "tunesmith", "run", str(file), IN_PARTS, "--out", str(run)))
+    assert same(run, alone)
+    manifest = run.manifest("train")
+    assert manifest is not None
+    assert (manifest["processes"], manifest["sharding"]) == (2, "full")
+    assert read_json(run.verdict)["verdict"] == read_json(alone.verdict)["verdict"]
+    answered = [[json.loads(line)["id"] for line in one.valid_answers(60).open()] for one in (run, alone)]
+    assert answered[0] == answered[1]
+    both = of_optimizer(run.checkpoint(60))
+    matrix, vector = (f"model.layers.1.{name}.weight.exp_avg" for name in ("mlp.up_proj", "input_layernorm"))
+    assert [shapes[matrix] for shapes in both] == [[32, 32], [32, 32]], "each has written its half"
+    assert sum(vector in shapes for shapes in both) == 1, "what all have is written once"
+
+
+@pytest.mark.parametrize("world", [1, 3])
+def test_any_number_goes_on(world: int, stopped: RunDir, file: Path, alone: RunDir) -> None:
+    run = RunDir(file.parent / f"{world}-go-on")
+    shutil.copytree(stopped.path, run.path)
+    before = steps_done(run)
+    if world == 1:
+        run_recipe(file, out=run.path)
+    else:
+        said = done(together(world, "-m", "tunesmith", "train", str(file), IN_PARTS, "--out", str(run)))
+        assert f"going on from step {before} of 60" in said
+    assert same(run, alone)
+
+
+def test_what_one_began_is_divided(file: Path, alone: RunDir) -> None:
+    run = RunDir(file.parent / "divided")
+    shutil.copytree(alone.path, run.path)
+    (run.stage("train") / "manifest.json").unlink()
+    shutil.rmtree(run.checkpoint(60))
+    said = done(together(2, "-m", "tunesmith", "train", str(file), "launch.sharding=node", "--out", str(run)))
+    assert "going on from step 55 of 60" in said
+    assert same(run, alone)
+
+
+def test_adapters_beside_layers_that_never_are_whole(tmp_path: Path) -> None:
+    evaluate = {"metrics": ["rougeL", "perplexity"], "primary": "rougeL", "rows": 7, "max_new_tokens": 8}
+    file = of_60_steps(tmp_path, valid={"valid_every_steps": 30, "activation_checkpointing": True}, evaluate=evaluate)
+    alone = run_recipe(file, out=tmp_path / "alone")
+    run, script = RunDir(tmp_path / "run"), tmp_path / "no_room.py"
+    script.write_text(
+        "from tunesmith.cli import main\n"
+        "from tunesmith.evaluate import evaluate\n"
+        "evaluate.fits_to_answer = lambda *_: False\n"
+        "main()\n",
+        encoding="utf-8",
+    )
+    said = done(together(2, str(script), "run", str(file), IN_PARTS, "--out", str(run)))
+    assert said.count("all of the model has no room, so answers take long") == 2
+    assert steps(run) == [pytest.approx(one, rel=1e-4) for one in steps(alone)]
+    manifest = run.manifest("train")
+    assert manifest is not None
+    assert manifest["plain_path"] == {"stacked adapters": "the layers are divided over processes"}
+    assert (run.checkpoint(60) / "model" / "adapter_model.safetensors").exists()
+    for name in ("base", "tuned"):
+        many, one = (list(read_jsonl(one.subject(name) / "scores.jsonl")) for one in (run, alone))
+        assert [line["id"] for line in many] == [line["id"] for line in one]
+        assert [line["log_likelihood"] for line in many] == pytest.approx(
+            [line["log_likelihood"] for line in one], rel=1e-3
+        )
+        differ = [a["rougeL"] != pytest.approx(b["rougeL"]) for a, b in zip(many, one, strict=True)]
+        assert sum(differ) <= 1, "rounding may turn a tie of two tokens"
