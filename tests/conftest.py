@@ -1,5 +1,6 @@
 """What all tests share: an environment of their own, tiny models made on the spot, the embedded model where wanted."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -7,6 +8,8 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: threads would only take turns
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 
@@ -15,6 +18,13 @@ SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 def _own_places(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep registry and digests of every test apart from the user's; the downloaded model's cache is shared."""
     monkeypatch.setenv("TUNESMITH_REGISTRY", str(tmp_path_factory.mktemp("registry")))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _collected_quickly() -> None:
+    """Leave out of collections what was there before: they would look through all libraries, and we collect often."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

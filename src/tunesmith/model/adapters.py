@@ -98,7 +98,7 @@ def save_model(model: Any, folder: Path, *, base: str, weights: Mapping[str, tor
     """Write a PEFT adapter or a transformers model. The same weights give the same bytes.
 
     Args:
-        weights: those of a transformers model, where not all of them are in it.
+        weights: its state, if that is not to be the one that it has now.
         base: the reference of the base model, which the adapter names.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -109,7 +109,7 @@ def save_model(model: Any, folder: Path, *, base: str, weights: Mapping[str, tor
     config.base_model_name_or_path = base
     # peft holds these as sets, whose order changes from process to process.
     config.target_modules = sorted(config.target_modules)
-    model.save_pretrained(folder, save_embedding_layers=False)
+    model.save_pretrained(folder, save_embedding_layers=False, state_dict=weights)
     (folder / "README.md").unlink(missing_ok=True)  # an empty model card that peft writes
 
 

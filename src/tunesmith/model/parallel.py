@@ -10,7 +10,7 @@ import faulthandler
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
@@ -34,17 +34,22 @@ T = TypeVar("T")
 _NUMBERS_AT_ONCE = 2**24
 # How long a process looks for why another is gone, and waits at the end of a run for the others.
 _FAREWELL = timedelta(seconds=5)
-# Where processes that end say why, once they have met.
+# Where processes that end say why, once they have met, and how long they wait for each other.
 _ends: list[Any] = []
+_patience: list[timedelta] = []
 # Where this process writes its stacks, and after how many seconds without a word with the others.
 _stacks: list[tuple[TextIO, float]] = []
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """The processes of a run. One that is alone adds up, waits for and asks nobody."""
+    """The processes of a run. One that is alone adds up, waits for and asks nobody.
+
+    `channel` is what they talk over where that is not what all others do.
+    """
 
     place: Place = field(default_factory=Place)
+    channel: Any = None
 
     @property
     def is_first(self) -> bool:
@@ -55,6 +60,13 @@ class Group:
     def is_many(self) -> bool:
         """Whether there are others."""
         return self.place.world > 1
+
+    def beside(self) -> "Group":
+        """Return the same processes for a thread that talks while this one does. All have to ask."""
+        if not self.is_many:
+            return self
+        with _others_there():
+            return replace(self, channel=distributed.new_group(timeout=_patience[-1], backend="gloo"))
 
     def share(self, rows: Sequence[int], lengths: Any) -> list[int]:
         """Return the rows that are this process's work: about as many tokens as every other has.
@@ -79,7 +91,7 @@ class Group:
         # On the CPU: NCCL would wait for all that the GPU still has to do.
         found = torch.tensor(values, dtype=torch.float64)
         with _others_there():
-            distributed.all_reduce(found)
+            distributed.all_reduce(found, group=self.channel)
         return found.tolist()
 
     def sum_gradients(self, model: Any) -> None:
@@ -109,7 +121,7 @@ class Group:
             return [value]
         found: list[Any] = [None] * self.place.world
         with _others_there():
-            distributed.all_gather_object(found, value)
+            distributed.all_gather_object(found, value, group=self.channel)
         return found
 
     def refuse_unlike(self, stated: dict[str, Any]) -> None:
@@ -136,7 +148,7 @@ class Group:
             except Exception as error:
                 told[1] = error
         with _others_there():
-            distributed.broadcast_object_list(told)
+            distributed.broadcast_object_list(told, group=self.channel)
         if told[1] is not None:
             raise told[1]
         result: T = told[0]
@@ -231,6 +243,7 @@ def meeting(place: Place, patience_minutes: float = 30) -> Iterator[Meeting]:
             rank=place.rank, world_size=place.world,
         )  # fmt: skip
     _ends.append(PrefixStore("end", store))
+    _patience.append(patience)
     try:
         yield Meeting(place, PrefixStore("meeting", store), patience)
     except ProcessLost:
@@ -246,6 +259,7 @@ def meeting(place: Place, patience_minutes: float = 30) -> Iterator[Meeting]:
         _wait_for_all(place, _FAREWELL)
     finally:
         _ends.pop()
+        _patience.pop()
 
 
 def _tell(place: Place, error: Exception) -> None:

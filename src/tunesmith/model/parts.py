@@ -34,23 +34,37 @@ def like(whole: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 def put_together(model: Any, *, keep: bool) -> dict[str, torch.Tensor]:
-    """Return the state of a model, whole and on the processor, one weight after the other.
+    """Return the state of a model, whole, with copies on the processor of what is trained, one weight after the other.
 
     Args:
-        keep: whether this process wants it; all have to take part.
+        keep: whether this process wants it; where weights are divided, all have to take part.
     """
     found: dict[str, torch.Tensor] = {}
-    for name, weight in model.state_dict().items():
-        whole = weight.full_tensor() if isinstance(weight, DTensor) else weight
+    copied: dict[int, torch.Tensor] = {}  # what two names share stays shared
+    for name, weight in model.state_dict(keep_vars=True).items():
+        if not getattr(weight, "requires_grad", False):
+            whole = weight.detach() if isinstance(weight, torch.Tensor) else weight
+        elif id(weight) in copied:
+            whole = copied[id(weight)]
+        elif keep or is_divided(weight):
+            whole = copy_of(weight)
+        else:
+            continue
         if keep:
-            found[name] = whole.cpu() if isinstance(weight, DTensor) else whole
+            found[name] = copied[id(weight)] = whole
     return found
 
 
-def write_parts(tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
+def copy_of(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a whole copy on the processor that training does not change."""
+    whole = tensor.detach()
+    return whole.full_tensor().cpu() if isinstance(whole, DTensor) else whole.to("cpu", copy=True)
+
+
+def write_parts(tensors: Mapping[str, torch.Tensor], folder: Path, channel: Any = None) -> None:
     """Write tensors by torch's distributed checkpoints, each process its own parts, as safetensors.
 
-    What all have is written by one. All processes have to take part.
+    What all have is written by one. All processes have to take part, over a channel of their own in a thread beside.
 
     Raises:
         OSError: a process could not write, for the reason that it says.
@@ -60,7 +74,8 @@ def write_parts(tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
     from torch.distributed.checkpoint.state_dict_saver import save
 
     try:
-        save(dict(tensors), storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
+        writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+        save(dict(tensors), storage_writer=writer, process_group=channel)
     except CheckpointException as error:
         raise next(iter(error.failures.values()))[0] from error
 

@@ -56,44 +56,67 @@ class State:
     loss_scale: float | None = None
 
 
-def save_checkpoint(
-    run: RunDir,
-    state: State,
-    model: Any,
-    optimizer: torch.optim.Optimizer,
-    codec: Codec,
-    card: dict[str, Any],
-    group: Group,
-) -> None:
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What a checkpoint will hold, as it was at one step.
+
+    Attributes:
+        model: whose weights they are, which may have been trained further.
+        weights: whole; None where the model's own have not changed, or another process has them.
+        optimizer: its state, of which each process has its part where what is trained is divided.
+    """
+
+    state: State
+    model: Any
+    weights: dict[str, torch.Tensor] | None
+    optimizer: dict[str, torch.Tensor]
+    divided: bool
+
+
+def snapshot(state: State, model: Any, optimizer: torch.optim.Optimizer, group: Group, *, copied: bool) -> Snapshot:
+    """Return what a checkpoint of this step holds. Where what is trained is divided, all have to take part.
+
+    Args:
+        copied: training may go on before it is written.
+    """
+    divided = is_trained_in_parts(model)
+    tensors = optimizer_tensors(model, optimizer)
+    if copied:
+        tensors = {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}
+    weights = put_together(model, keep=group.is_first) if divided or copied else None
+    return Snapshot(state, model, weights, tensors, divided)
+
+
+def is_trained_in_parts(model: Any) -> bool:
+    """Say whether a process has a part only of something that is trained."""
+    return any(is_divided(weight) for _, weight in trained_parameters(model))
+
+
+def save_checkpoint(run: RunDir, taken: Snapshot, codec: Codec, card: dict[str, Any], group: Group) -> None:
     """Write the checkpoint of a step: model, tokenizer, card, optimizer, position.
 
-    The first process writes. Where what is trained is divided, it writes a whole model all the same, and every process
-    its part of the optimizer's state.
+    The first process writes. Where what is trained is divided, every process writes its part of the optimizer's state,
+    and the checkpoint is whole when all have.
     """
-    path = run.checkpoint(state.step)
-    divided = any(is_divided(weight) for _, weight in trained_parameters(model))
-    if not divided and not group.is_first:
+    path = run.checkpoint(taken.state.step)
+    if not taken.divided:
+        with new_folder(path, step=taken.state.step) as folder:
+            _write(taken, folder, codec, card)
+            save_file(taken.optimizer, folder / "optimizer.safetensors")
         return
-
-    def write(folder: Path, weights: dict[str, torch.Tensor] | None) -> None:
-        save_model(model, folder / "model", base=str(card["base"]), weights=weights)
-        codec.tokenizer.save_pretrained(folder / "model")
-        write_json(folder / "model" / CARD, {**card, "step": state.step})
-        write_json(folder / "state.json", asdict(state))
-
     with ExitStack() as held:
-        if not divided:
-            folder = held.enter_context(new_folder(path, step=state.step))
-            write(folder, None)
-            save_file(optimizer_tensors(model, optimizer), folder / "optimizer.safetensors")
-            return
-        # As one: the folder is there for all, and it is whole when all have written.
         held.enter_context(out_of_space_explained(path))
-        folder = group.by_first(lambda: held.enter_context(new_folder(path, step=state.step)))
-        weights = put_together(model, keep=group.is_first)
-        group.by_first(lambda: write(folder, weights))
-        write_parts(optimizer_tensors(model, optimizer), folder / _PARTS)
+        folder = group.by_first(lambda: held.enter_context(new_folder(path, step=taken.state.step)))
+        group.by_first(lambda: _write(taken, folder, codec, card))
+        write_parts(taken.optimizer, folder / _PARTS, group.channel)
         group.wait()
+
+
+def _write(taken: Snapshot, folder: Path, codec: Codec, card: dict[str, Any]) -> None:
+    save_model(taken.model, folder / "model", base=str(card["base"]), weights=taken.weights)
+    codec.tokenizer.save_pretrained(folder / "model")
+    write_json(folder / "model" / CARD, {**card, "step": taken.state.step})
+    write_json(folder / "state.json", asdict(taken.state))
 
 
 def latest_state(run: RunDir, inputs: str) -> State | None:

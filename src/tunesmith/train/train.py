@@ -41,11 +41,12 @@ from tunesmith.recipe.shapes import Shapes
 from tunesmith.tasks.markup import codec_of
 from tunesmith.tasks.tokenizer import Codec
 from tunesmith.train.attempts import attempt
-from tunesmith.train.checkpoint import State, latest_state, prune, restore, save_checkpoint
+from tunesmith.train.checkpoint import State, latest_state, restore
 from tunesmith.train.inputs import inputs
 from tunesmith.train.loop import FIRST_LOSS_SCALE, Setup, train_steps
 from tunesmith.train.machine_use import forget_peak_memory, machine_use, peak_memory_gib
 from tunesmith.train.optim import make_optimizer
+from tunesmith.train.saver import Saver
 from tunesmith.train.validate import Validation, valid_rows
 
 
@@ -195,6 +196,10 @@ class _Session:
 
     def __post_init__(self) -> None:
         self._writing = threading.Lock()  # the machine's use is logged from a thread
+        self._saver = Saver(
+            self.run, self.setup.model, self.optimizer, self.codec, self.card, self.setup.group,
+            keep=self.recipe.train.keep_checkpoints,
+        )  # fmt: skip
         rows = valid_rows(self.run)
         self._validation = Validation(self.setup, self.run, rows, self.codec) if rows is not None else None
 
@@ -213,6 +218,7 @@ class _Session:
                 lambda use: self._log(log, {"kind": "machine", "step": self.state.step, **use}),
                 self.setup.machine.device,
             ),
+            self._saver.at_work(),
         ):
             # Before the first step, and where a signal came before a validation that was due.
             if self._is_due(plan.valid_every_steps) and self.state.validated_step != self.state.step:
@@ -231,16 +237,17 @@ class _Session:
                         seconds=round(self.state.seconds + seconds, 3),
                     )
                     self._log(log, _line(report, seconds))
+                    self._saver.check()
                     progress.update(report.step, f"loss {report.loss:.4f}  {report.tokens / seconds:.0f} tokens/s")
                     improved = self._is_due(plan.valid_every_steps) and self._validate(log, progress)
                     # The best step must be on disk, so an improvement is saved even between two intervals.
                     if improved or self._is_due(plan.save_every_steps):
-                        self._save()
+                        self._saver.save(self.state)
                         saved = report.step
                     clock = time.monotonic()
             except Interrupted:
                 if self.state.step > saved:
-                    self._save()
+                    self._saver.save(self.state)
                 raise
             finally:
                 progress.close()
@@ -300,14 +307,6 @@ class _Session:
         if improved:
             self.state = replace(self.state, best_step=step, best_value=value)
         return improved
-
-    def _save(self) -> None:
-        group = self.setup.group
-        save_checkpoint(self.run, self.state, self.setup.model, self.optimizer, self.codec, self.card, group)
-        if not group.is_first:
-            return
-        keep = self.recipe.train.keep_checkpoints
-        prune(self.run, keep=keep, step=self.state.step, best_step=self.state.best_step)
 
     def _log(self, log: Any, line: dict[str, Any]) -> None:
         with self._writing:

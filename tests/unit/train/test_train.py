@@ -21,7 +21,7 @@ from tunesmith.core.files import check_folder, read_json, write_json
 from tunesmith.core.rundir import RunDir
 from tunesmith.data.batches import write_tokens
 from tunesmith.fetch.reference import CARD
-from tunesmith.train import checkpoint, loop, validate
+from tunesmith.train import checkpoint, loop, saver, validate
 from tunesmith.train import train as stage
 from tunesmith.train.checkpoint import State, latest_state, prune
 from tunesmith.train.loop import Measured
@@ -112,7 +112,7 @@ def test_the_best_step_and_the_latest_are_always_on_disk(
     kept: list[tuple[list[int], int | None]] = []
     pruned = prune
     monkeypatch.setattr(
-        stage, "prune", lambda run, **given: (pruned(run, **given), kept.append((made.steps, given["best_step"])))
+        saver, "prune", lambda run, **given: (pruned(run, **given), kept.append((made.steps, given["best_step"])))
     )
     assert made.go()["best_step"] == 4
     best = [1, 2, 2, 4, 4, 4]
@@ -191,7 +191,7 @@ def test_a_run_killed_while_it_saves_goes_on_from_the_checkpoint_before(
         "optimizer": (checkpoint, "save_file"),
         "state": (checkpoint, "write_json"),
         "rename": (Path, "rename"),
-        "prune": (stage, "prune"),
+        "prune": (saver, "prune"),
     }
     module, name = places[at]
     real, calls = getattr(module, name), []
