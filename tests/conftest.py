@@ -11,7 +11,16 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: threads would only take turns
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+_PRODUCT = Path(__file__).parent / "integration"
 SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+
+
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark all that runs the product as slow."""
+    for item in items:
+        if item.path.is_relative_to(_PRODUCT):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True)

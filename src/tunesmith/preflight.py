@@ -19,6 +19,7 @@ from tunesmith.launch.jobs import script_path
 from tunesmith.model.speed import remembered_speed
 from tunesmith.pipeline import check_beforehand, folder_of, open_run, wanted_stages, work_left
 from tunesmith.recipe.architecture import shapes_of
+from tunesmith.recipe.exchange import Exchange, exchange
 from tunesmith.recipe.hardware import BYTES, Hardware, hardware, precision_of
 from tunesmith.recipe.launch import Launch, Sharding, SlurmLaunch, all_processes_of, processes_of
 from tunesmith.recipe.memory import Memory
@@ -42,6 +43,7 @@ class RunPlan:
 
     `memory_available` is None where the machines are elsewhere and the recipe does not say what they have, and
     `tokens_per_second`, of one process, where this machine has not trained yet or is of another kind than those.
+    `exchange` is what processes send each other in a step, where the recipe says how fast the links are.
     `answered` is how many valid rows each validation answers, and `choose_by` what picks the checkpoint.
     """
 
@@ -74,13 +76,15 @@ class RunPlan:
     to_fetch: float
     fetch_free: float
     tokens_per_second: float | None
+    exchange: Exchange | None
     stages: dict[str, str]
     scripts: dict[str, str]
     slurm: str | None
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as JSON."""
-        return {**asdict(self), "memory_total": self.memory.total, "seconds": self.seconds}
+        low, high = self.seconds or (None, None)
+        return {**asdict(self), "memory_total": self.memory.total, "seconds": low, "seconds_at_worst": high}
 
     @property
     def longest(self) -> int:
@@ -93,9 +97,19 @@ class RunPlan:
         return round(self.tokens["train"] * self.steps.epochs)
 
     @property
-    def seconds(self) -> float | None:
-        """About how long training takes, from the speed that was measured here before; with many processes, at best."""
-        return self.training_tokens / (self.tokens_per_second * self.processes) if self.tokens_per_second else None
+    def seconds(self) -> tuple[float, float] | None:
+        """About how long training takes, from the speed that one process had here before: at best and at worst.
+
+        The same, where nothing is sent or nobody knows how fast.
+        """
+        if not self.tokens_per_second:
+            return None
+        computing = self.training_tokens / (self.tokens_per_second * self.processes)
+        if self.exchange is None:
+            return computing, computing
+        steps = self.steps.total_steps
+        low, high = self.exchange.step_seconds(computing / steps)
+        return low * steps, high * steps
 
     def must_fit(self) -> None:
         """Raise DoesNotFit where memory or disk does not suffice."""
@@ -124,12 +138,6 @@ class RunPlan:
             for kind in ("dropped", "filtered", "cut", "unused")
             for reason, n in getattr(self, kind).items()
         )
-        best = f" at best, with {self.processes} processes" if self.processes > 1 else ""
-        speed = (
-            f"about {clock(self.seconds)}{best}, at {self.tokens_per_second:.0f} tokens/s as measured here before"
-            if self.seconds and self.tokens_per_second
-            else "not known: this machine has not trained this model yet, or those it is for are of another kind"
-        )
         room = f" of {self.memory_available:.1f} available" if self.memory_available is not None else ""
         each = " for each process" if self.processes > 1 else ""
         m, s = self.memory, self.steps
@@ -154,7 +162,7 @@ class RunPlan:
                 f"steps    {s.total_steps} ({s.epochs:.2f} epochs), warmup {s.warmup_steps}, "
                 f"validation every {s.valid_every_steps}{asking}, checkpoint every {s.save_every_steps}, "
                 f"the best by {self.choose_by}",
-                f"tokens   {self.training_tokens:,} to train on{validated}; time {speed}",
+                f"tokens   {self.training_tokens:,} to train on{validated}; time {self._time()}",
                 f"passes   {self.passes}",
                 f"memory   about {m.total:.1f} GiB{room}{each}{guess} "
                 f"(weights {m.weights:.2f}, gradients {m.gradients:.2f}, optimizer {m.optimizer:.2f}, "
@@ -167,6 +175,21 @@ class RunPlan:
                 *([f"Slurm, asked about the first: {self.slurm}"] if self.slurm else []),
             ]
         )
+
+    def _time(self) -> str:
+        if not self.seconds or not self.tokens_per_second:
+            return "not known: this machine has not trained this model yet, or those it is for are of another kind"
+        low, high = self.seconds
+        measured = f"at {self.tokens_per_second:.0f} tokens/s as measured here before"
+        if self.processes == 1:
+            return f"about {clock(low)}, {measured}"
+        many = f"with {self.processes} processes"
+        if self.exchange is None:
+            return f"about {clock(low)} at best, {many}, each {measured}"
+        span = clock(low) if clock(low) == clock(high) else f"{clock(low)} to {clock(high)}"
+        together = " to ".join(dict.fromkeys(f"{self.training_tokens / seconds:,.0f}" for seconds in (high, low)))
+        hours = high * self.processes / 3600
+        return f"about {span} {many}, {together} tokens/s, up to {hours:.1f} hours of a process; each {measured}"
 
 
 def plan_run(recipe: Path | str, overrides: Sequence[str] = (), *, out: Path | str | None = None) -> RunPlan:
@@ -221,12 +244,13 @@ def _plan(recipe: Recipe, run: RunDir, base: ModelFolder, gathered: Gathered, *,
     here = hardware()
     there = _each(recipe.launch, here)
     sharding, division, memory = _memory(recipe, there, shapes, gathered, new_tokens)
+    per_step = facts["tokens"]["train"] * steps.epochs / steps.total_steps
+    sent = _exchange(recipe, there, shapes, per_step, sharding, division, memory)
     to_fetch = shapes.parameters * shapes.stored_bytes / _GIB if base.root.to_fetch else 0.0
     answered = min(recipe.train.valid_rows, counts["valid"]) if recipe.train.valid_metrics else 0
     copies = min(recipe.train.keep_checkpoints + 2, steps.total_steps + 1)  # the best, and one being written
     per_copy = memory.trainable_parameters * 4 / _GIB + memory.optimizer
     speed = remembered_speed(base.digest(), recipe.tuning.method) if there.device == here.device else None
-    per_step = facts["tokens"]["train"] * steps.epochs / steps.total_steps
     _refuse_short_turns(recipe, speed, per_step * steps.save_every_steps)
     return RunPlan(
         name=recipe.name, run=str(run), base=recipe.model.base, method=recipe.tuning.method,
@@ -238,9 +262,35 @@ def _plan(recipe: Recipe, run: RunDir, base: ModelFolder, gathered: Gathered, *,
         passes=str(division), known=shapes.known, memory=memory,
         memory_available=there.memory_gib if math.isfinite(there.memory_gib) else None,
         disk=copies * per_copy + 0.05, to_fetch=to_fetch, fetch_free=_free(hub_cache()), disk_free=_free(run.path),
-        tokens_per_second=speed, stages=work_left(recipe, run),
+        tokens_per_second=speed, exchange=sent, stages=work_left(recipe, run),
         **_jobs(recipe, run),
     )  # fmt: skip
+
+
+def _exchange(
+    recipe: Recipe,
+    there: Hardware,
+    shapes: Shapes,
+    tokens: float,
+    sharding: Sharding,
+    division: Division,
+    memory: Memory,
+) -> Exchange | None:
+    """Return what a step of so many tokens makes processes send."""
+    processes = all_processes_of(recipe.launch)
+    if division.rows is not None:
+        passes = recipe.train.examples_per_step / processes / division.rows
+    else:
+        passes = tokens / processes / division.most_tokens
+    number = BYTES[_precision(recipe, there)]
+    return exchange(
+        recipe, shapes, memory.trainable_parameters, sharding, passes=max(1, math.ceil(passes)), compute_bytes=number
+    )
+
+
+def _precision(recipe: Recipe, there: Hardware) -> str:
+    quantized = isinstance(recipe.tuning, Quantization)
+    return precision_of(recipe.model.precision, there.device, has_bf16=there.has_bf16, quantized=quantized)
 
 
 def _refuse_short_turns(recipe: Recipe, speed: float | None, interval: float) -> None:
@@ -314,9 +364,7 @@ def _memory(
     found = {name: TokenSet.of(gathered.shelf.rows(gathered.places(name))) for name in gathered.used}
     refuse_rows_beyond(shapes.positions, max(tokens.longest for tokens in found.values()))
     refuse_to_pack(recipe, ENCODER_READS_ALONE if shapes.encodes else None)
-    quantized = isinstance(recipe.tuning, Quantization)
-    precision = precision_of(recipe.model.precision, there.device, has_bf16=there.has_bf16, quantized=quantized)
-    room = Room(BYTES[precision], there.device == "cuda", there.memory_gib)
+    room = Room(BYTES[_precision(recipe, there)], there.device == "cuda", there.memory_gib)
     processes = all_processes_of(recipe.launch)
     sharding = sharding_of(recipe, shapes, found["train"], room, processes, new_tokens=new_tokens)
     parts = {"full": processes, "node": processes_of(recipe.launch)}.get(sharding, 1)

@@ -214,8 +214,15 @@ def test_machines_that_are_elsewhere_are_what_the_recipe_says(recipe: Path, monk
 def test_many_processes_take_less_time_at_best(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preflight, "remembered_speed", lambda *_: 100.0)
     alone, two = plan_run(recipe), plan_run(recipe, SLURM)
-    assert two.seconds == pytest.approx((alone.seconds or 0) / 2)
-    assert "at best, with 2 processes, at 100 tokens/s" in str(two)
+    assert alone.seconds is not None
+    assert two.seconds == pytest.approx([seconds / 2 for seconds in alone.seconds])
+    assert "at best, with 2 processes, each at 100 tokens/s" in str(two)
+    linked = plan_run(recipe, [*SLURM, "launch.network_gb_per_second=1e-3"])
+    assert linked.seconds is not None
+    assert linked.exchange is not None
+    assert linked.seconds[0] == pytest.approx(two.seconds[0] + linked.steps.total_steps * linked.exchange.waited)
+    assert "hours of a process; each at 100 tokens/s" in str(linked)
+    assert linked.to_json()["seconds_at_worst"] == linked.seconds[1]
 
 
 def test_processes_on_one_processor_share_its_memory(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:

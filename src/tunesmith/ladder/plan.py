@@ -52,7 +52,8 @@ def _planned(ladder: Ladder, rung: Rung, recipe: Path) -> PlannedRung:
     return PlannedRung(
         rung.number, rung.label, rung.folder, state,
         trained_parameters=found.memory.trainable_parameters, train_rows=found.counts["train"],
-        tokens=found.training_tokens, memory_gib=round(found.memory.total, 2), seconds=found.seconds,
+        tokens=found.training_tokens, memory_gib=round(found.memory.total, 2),
+        seconds=found.seconds[0] if found.seconds else None,
     )  # fmt: skip
 
 

@@ -77,6 +77,13 @@ class LaunchBase(Section):
         "memory, else `full`. Changes memory and speed, never the trajectory.",
     )
 
+    link_gb_per_second: float | None = Field(
+        None,
+        gt=0,
+        description="For `plan`: what one process of a machine sends another, in 10^9 bytes a second; without it the "
+        "time is said at best.",
+    )
+
 
 class LocalLaunch(LaunchBase):
     """In this process, or in those that you have started with torchrun, `accelerate launch` or srun."""
@@ -119,6 +126,9 @@ class SlurmLaunch(LaunchBase):
     )
     cpus_per_process: int | None = Field(None, ge=1, description="Cores of each process; default the cluster's.")
     memory_gib_per_node: int | None = Field(None, ge=1, description="Memory of each machine; default the cluster's.")
+    network_gb_per_second: float | None = Field(
+        None, gt=0, description="For `plan`: the same between two machines; eight Gbit are one GB."
+    )
     time_limit_minutes: int | None = Field(None, ge=1, description="Limit of each job; default the partition's.")
     warning_minutes: int = Field(
         5, ge=1, description="How long before the limit the processes are asked to save and to wait for another turn."

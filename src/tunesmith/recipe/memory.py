@@ -96,7 +96,7 @@ def memory_of(
     """
     kept = _Kept(recipe, shapes, compute_bytes)
     adapted = kept.adapted
-    divided, at_once = _divided(shapes) if parts > 1 else (0, 0)
+    divided, at_once = layers_numbers(shapes) if parts > 1 else (0, 0)
     elsewhere = divided * (1 - 1 / parts)
     trained_elsewhere = 0.0
     if isinstance(recipe.tuning, FullTuning):
@@ -134,7 +134,7 @@ def memory_of(
     )
 
 
-def _divided(shapes: Shapes) -> tuple[int, int]:
+def layers_numbers(shapes: Shapes) -> tuple[int, int]:
     """Return how many numbers the matrices of all layers have, and those of the two that are whole at once."""
     sizes = [sum(part.out * part.inner for part in stack.layer.linear) for stack in shapes.stacks]
     everything = sum(size * stack.count for size, stack in zip(sizes, shapes.stacks, strict=True))

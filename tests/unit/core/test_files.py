@@ -134,6 +134,7 @@ def test_a_file_is_old_or_new_wherever_its_writer_is_killed(tmp_path: Path, befo
     assert seen == {before, "new" * 9999}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_waiting")
 @pytest.mark.parametrize("before", [None, "old"])
 def test_a_folder_is_whole_or_absent_wherever_its_writer_is_killed(tmp_path: Path, before: str | None) -> None:
@@ -398,6 +399,7 @@ def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
         process.kill()
 
 
+@pytest.mark.slow
 def test_a_second_writer_is_refused_until_the_first_is_killed(holder: subprocess.Popen[str], tmp_path: Path) -> None:
     lock = tmp_path / "logs" / "lock"
     for _ in range(2):
@@ -428,6 +430,7 @@ def test_whoever_waits_gets_the_lock_when_the_holder_is_gone(holder: subprocess.
     thread.join()
 
 
+@pytest.mark.slow
 def test_the_lock_ends_with_the_work_even_if_that_fails(tmp_path: Path) -> None:
     lock = tmp_path / "lock"
     for _ in range(2):

@@ -101,6 +101,7 @@ def test_a_helper_that_dies_costs_nothing_but_time(
     assert capsys.readouterr().err.count("a process that examined rows has ended") == 1
 
 
+@pytest.mark.slow
 def test_helpers_end_with_the_one_that_asked(tmp_path: Path, tokenizer_folder: Path) -> None:
     """As the second Ctrl-C or the kernel ends it, with nobody left to say so; and they do not run its script again."""
     path = write_recipe(tmp_path, tokenizer_folder)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
@@ -109,6 +110,7 @@ def peak(folder: Path, model: Path, rows: int) -> int:
         tracemalloc.stop()
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_tokens(tmp_path: Path, tokenizer_folder: Path) -> None:
     few, many = (peak(tmp_path / str(rows), tokenizer_folder, rows) for rows in (200, 800))
     per_row = (many - few) / 600

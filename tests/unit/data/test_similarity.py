@@ -110,6 +110,7 @@ def test_many_texts_with_one_beginning_stay_quick() -> None:
     assert time.monotonic() - began < 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at_once", [1, 2, 7, 64, 2**22])
 def test_runs_are_counted_alike_in_parts_of_any_size(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
     texts = [*(text(i, words=5 + i % 9) + " and so they all say the same" for i in range(60)), "", "one", text(99)]

@@ -69,6 +69,7 @@ def test_measures_in_which_rungs_do_not_differ_are_not_drawn(make_ladder: MakeLa
     assert not drawable(found, "train_rows")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [1000.0, 470.0, 380.0])
 @pytest.mark.parametrize("sizes", [(1, 2), (1000, 9_000_000), (5, 5), (0.5, 0.6), (0, 10)])
 def test_any_sizes_are_drawn_within_the_picture(

@@ -65,6 +65,7 @@ def alone(reference: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return logits(open_model(resolve(reference), Machine(CPU, dtype)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_each_answers_as_it_does_alone_and_the_base_as_itself(
     base: Path, folders: dict[str, str], precision: Any

@@ -173,6 +173,7 @@ def save_both(llama: Path, gpt2: Path, out: Path) -> None:
     save_model(tuned(load_base(ModelFolder("x", gpt2), FP32), FULL), out / "full", base="org/base")
 
 
+@pytest.mark.slow
 def test_the_same_weights_give_the_same_bytes_in_every_process(
     folder_of: Callable[[str], Path], tmp_path: Path
 ) -> None:

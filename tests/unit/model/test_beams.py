@@ -42,6 +42,7 @@ def doubting(_: Any, args: Any, out: torch.Tensor) -> torch.Tensor:
     return even
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [*DECODERS, *SEQ2SEQ])
 def test_the_best_answer_is_that_of_transformers(opened: Opened, kind: str) -> None:
     model, asked = opened(kind), prompts(4)

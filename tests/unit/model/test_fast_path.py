@@ -47,6 +47,7 @@ def trajectory(model: Any, tokens: TokenSet, division: Division) -> list[float]:
     return losses(model.eval(), tokens, division, steps=6, learning_rate=3e-3, pad_id=5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("answer", [4, None], ids=["answers", "text"])
 @pytest.mark.parametrize("tuning", TUNINGS)
 @pytest.mark.parametrize("kind", [k if k == "llama" else pytest.param(k, marks=pytest.mark.slow) for k in KINDS])

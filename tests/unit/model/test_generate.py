@@ -47,6 +47,7 @@ def frequent(answers: Sequence[tuple[tuple[int, ...], bool]]) -> list[int]:
     return ranked[1:3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [*KINDS, "lfm2", "mamba"])
 def test_answers_are_those_of_transformers(opened: Opened, kind: str) -> None:
     model, asked = opened(kind), prompts()
@@ -185,6 +186,7 @@ def test_a_signal_ends_it_and_gradients_are_left_as_they_were(opened: Opened, mo
     assert torch.is_grad_enabled()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [*KINDS, "lfm2", "mamba"])
 def test_what_prompts_begin_with_is_read_once(opened: Opened, kind: str) -> None:
     model, beginning = opened(kind), prompts(2)[1]

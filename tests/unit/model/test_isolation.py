@@ -49,6 +49,7 @@ def loss_and_gradients(model: Any, tokens: TokenSet, division: Division) -> tupl
     return total, found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by_row", [True, False])
 @pytest.mark.parametrize("share", [True, False])
 @pytest.mark.parametrize("kind", KINDS)

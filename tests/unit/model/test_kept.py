@@ -143,6 +143,7 @@ def compared(shape: Any, asked: Recipe, dtype: torch.dtype, folder: Path, *, pac
     return said / kept
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("tuning", TUNINGS, ids=["lora", "dropout", "full"])
 @pytest.mark.parametrize("kind", DECODERS)

@@ -134,6 +134,7 @@ def test_only_trained_positions_reach_the_output_layer(opened: Opened, tmp_path:
 # --- answers ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SEQ2SEQ)
 def test_answers_are_those_of_transformers(opened: Opened, kind: str) -> None:
     model, asked = opened(kind), prompts()

@@ -35,6 +35,7 @@ def caches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     return made  # type: ignore[return-value]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", IN_SLOTS)
 def test_answers_are_those_of_transformers_however_many_slots_there_are(
     opened: Opened, kind: str, caches: list[Any]

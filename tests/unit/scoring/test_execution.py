@@ -172,6 +172,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_answer_fails_and_the_next_one_is_right(shop: Path, name: str) -> None:
     start = time.monotonic()

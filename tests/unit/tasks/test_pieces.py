@@ -66,6 +66,7 @@ TEXTS = st.lists(st.sampled_from(PIECES) | st.just(" ") | st.characters(exclude_
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KNOWN)
 @given(texts=st.lists(TEXTS, max_size=2))
 @settings(max_examples=50, deadline=None)

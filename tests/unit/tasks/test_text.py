@@ -103,6 +103,7 @@ def learned(tokens: Tokens) -> list[int]:
     return [i for i, trained in zip(tokens.input_ids, tokens.trained, strict=True) if trained]
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(document=st.lists(poisoned, min_size=1, max_size=12).map("".join), most=st.integers(8, 40))
 def test_every_token_of_any_document_is_learned_in_one_block(family: Family, document: str, most: int) -> None:

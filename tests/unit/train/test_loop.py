@@ -70,6 +70,7 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
 # --- one trajectory ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tuning", [NO_DROPOUT, FULL], ids=["lora", "full"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_micro_batches_share_one_trajectory(make: Make, tuning: dict[str, Any], dtype: torch.dtype) -> None:
@@ -350,6 +351,7 @@ def test_what_decays_is_matrices(make: Make) -> None:
 OPTIMIZERS = ("adamw", "adamw_8bit", "adafactor", "sgd")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("tuning", [NO_DROPOUT, FULL], ids=["lora", "full"])
 def test_every_optimizer_learns_and_goes_on_from_its_saved_state(

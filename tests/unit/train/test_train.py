@@ -151,6 +151,7 @@ def test_a_finished_run_is_finished_again_without_a_step(
 # --- killed ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tuning", "steps", "settings"),
     [(LORA, (0, 2, 5), {}), (FULL, (3,), {}), (DORA, (3,), {}), (NF4, (3,), {}), (INT8, (3,), {}),
@@ -181,6 +182,7 @@ class Killed(BaseException):
     """Ends a process where nothing may catch it."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", ["model", "optimizer", "state", "rename", "prune"])
 def test_a_run_killed_while_it_saves_goes_on_from_the_checkpoint_before(
     start: Start, whole: Start, monkeypatch: pytest.MonkeyPatch, at: str
@@ -259,6 +261,7 @@ def test_a_signal_in_the_middle_of_a_step_keeps_the_step_before(
     assert uninterrupted.log() == stopped.log()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("validation", [1, 2, 3, 4])
 @pytest.mark.parametrize("in_work", ["measure", "answers"])
 def test_a_signal_in_a_validation_loses_neither_the_step_nor_the_validation(
