@@ -21,8 +21,8 @@ from tunesmith.pipeline import check_beforehand, folder_of, open_run, wanted_sta
 from tunesmith.recipe.architecture import shapes_of
 from tunesmith.recipe.exchange import Exchange, exchange
 from tunesmith.recipe.hardware import BYTES, Hardware, hardware, precision_of
-from tunesmith.recipe.launch import Launch, Sharding, SlurmLaunch, all_processes_of, processes_of
-from tunesmith.recipe.memory import Memory
+from tunesmith.recipe.launch import Launch, Sharding, SlurmLaunch, all_processes_of, parts_of, processes_of
+from tunesmith.recipe.memory import Memory, moments_gib
 from tunesmith.recipe.plan import Steps, steps_of
 from tunesmith.recipe.schema import Quantization, Recipe
 from tunesmith.recipe.shapes import Shapes
@@ -249,7 +249,7 @@ def _plan(recipe: Recipe, run: RunDir, base: ModelFolder, gathered: Gathered, *,
     to_fetch = shapes.parameters * shapes.stored_bytes / _GIB if base.root.to_fetch else 0.0
     answered = min(recipe.train.valid_rows, counts["valid"]) if recipe.train.valid_metrics else 0
     copies = min(recipe.train.keep_checkpoints + 2, steps.total_steps + 1)  # the best, and one being written
-    per_copy = memory.trainable_parameters * 4 / _GIB + memory.optimizer
+    per_copy = memory.trainable_parameters * 4 / _GIB + moments_gib(recipe, memory.trainable_parameters)
     speed = remembered_speed(base.digest(), recipe.tuning.method) if there.device == here.device else None
     _refuse_short_turns(recipe, speed, per_step * steps.save_every_steps)
     return RunPlan(
@@ -367,7 +367,7 @@ def _memory(
     room = Room(BYTES[_precision(recipe, there)], there.device == "cuda", there.memory_gib)
     processes = all_processes_of(recipe.launch)
     sharding = sharding_of(recipe, shapes, found["train"], room, processes, new_tokens=new_tokens)
-    parts = {"full": processes, "node": processes_of(recipe.launch)}.get(sharding, 1)
+    parts = parts_of(sharding, processes, processes_of(recipe.launch))
     return sharding, *foreseen(recipe, shapes, found["train"], room, new_tokens=new_tokens, parts=parts)
 
 

@@ -1,6 +1,5 @@
 """STAGE 3: base and tuned answer the same test rows through one path -> generations, scores, verdict."""
 
-import gc
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,6 +22,7 @@ from tunesmith.evaluate.subject import answer_all, health, likelihoods
 from tunesmith.fetch.reference import ModelFolder, resolve
 from tunesmith.model.adapters import open_model
 from tunesmith.model.load import Machine, machine_of
+from tunesmith.model.out_of_memory import free_memory
 from tunesmith.model.parallel import Group, here
 from tunesmith.model.quantized import quantization_of
 from tunesmith.model.sharding import room_of, shard
@@ -113,6 +113,7 @@ def _subject(
         started = {"merged": True, "quantization": quantization_of(recipe), "new_tokens": codec.new_ids}
     loaded = open_model(model, at, attention=recipe.model.attention, **started)
     if sharding != "none":
+        loaded.requires_grad_(False)
         shard(loaded, on, group, by_node=sharding == "node")
     key = digest_of([questions.digest, model.digest(), _conditions(recipe)])
     answered = answer_all(name, loaded, questions, task, run.subject(name), key=key)
@@ -120,7 +121,7 @@ def _subject(
     if set(recipe.evaluate.metrics) & set(LIKELIHOOD):
         measured = likelihoods(loaded, TokenSet(run.tokens("test")), places, on, codec.pad_id)
     del loaded
-    gc.collect()
+    free_memory()
     return answered, measured
 
 
@@ -135,6 +136,7 @@ def _sharding(recipe: Recipe, model: ModelFolder, on: Machine, group: Group) -> 
         shapes = shapes_of(model.root.path)
     except RecipeError:
         return "none"
+    free_memory()  # of what was trained before
     if all(group.gather(shapes.encodes or fits_to_answer(shapes, room_of(on, group)))):
         return "none"
     say("every process keeps its part of the layers: all of the model has no room, so answers take long")

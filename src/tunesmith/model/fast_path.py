@@ -18,7 +18,7 @@ from tunesmith.model.lora_linear import as_peft_computes
 from tunesmith.model.lora_stack import seeing_readers, stack
 from tunesmith.model.out_of_memory import is_out_of_memory
 from tunesmith.model.parts import part
-from tunesmith.model.sharding import agreed, is_sharded
+from tunesmith.model.sharding import agreed, is_sharded, refuse_alone
 from tunesmith.model.token_loss import token_loss
 
 # How far loss and gradients may be from the plain path's, as a part of them: rounding only.
@@ -60,8 +60,9 @@ def take_fast_path(model: Any, tokens: TokenSet, pad_id: int, on: Machine) -> di
                     if reason := _why_not(take, model, batch, on, plain):
                         refused[name] = reason
     except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error) or is_sharded(model):  # others are in the same pass
+        if not is_out_of_memory(error):
             raise
+        refuse_alone(model, error)
         refused["faster ways"] = "memory does not suffice to try them"
     finally:
         model.zero_grad(set_to_none=True)
@@ -86,6 +87,7 @@ def _why_not(take: Way, model: Any, batch: Batch, on: Machine, plain: tuple[floa
         undo()
         if is_out_of_memory(error):
             raise
+        refuse_alone(model, error)
         return f"it does not work: {str(error).splitlines()[0][:120]}"
     most = _TOLERANCE.get(on.compute, _LOW_PRECISION)
     off = max(

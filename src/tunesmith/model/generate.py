@@ -70,7 +70,8 @@ def generate(
     pick = pick or (lambda logits: logits.argmax(-1))
     left = dict.fromkeys(sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i)))
     # One prompt has nothing to win by a slot.
-    room = room_for(model, prompts) if beams == 1 and len(prompts) > 1 else None
+    # Whether slots can be had is tried, which processes that share layers would do at different times.
+    room = room_for(model, prompts) if beams == 1 and len(prompts) > 1 and not is_sharded(model) else None
     most = size = max(1, (batch_rows or (_IN_SLOTS if room else _PADDED)) // beams)
     while left:
         rows = list(left)

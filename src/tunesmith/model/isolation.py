@@ -12,7 +12,7 @@ from tunesmith.data.batches import Batch, TokenSet
 from tunesmith.data.fit import ENCODER_READS_ALONE
 from tunesmith.model.load import Machine, decoder_config
 from tunesmith.model.row_attention import TAKES_MASKS, has_row_attention, use_plain_attention, use_row_attention
-from tunesmith.model.sharding import agreed
+from tunesmith.model.sharding import agreed, refuse_alone
 from tunesmith.model.token_loss import token_loss
 from tunesmith.recipe.shapes import WITHOUT_LIMIT
 
@@ -70,6 +70,7 @@ def _why_not_apart(model: Any, tokens: TokenSet, pad_id: int, on: Machine) -> st
         beside = tokens.packed(rows, pad_id, shared=tokens.shared_tokens(*rows))
         first, second = _losses(model, beside, 1, on), _losses(model, _disturbed(beside), 1, on)
     except (TypeError, ValueError, RuntimeError, IndexError, KeyError) as error:  # somebody else's forward
+        refuse_alone(model, error)
         return f"it does not take positions and masks of its own: {str(error).splitlines()[0][:120]}"
     finally:
         model.train(was_training)

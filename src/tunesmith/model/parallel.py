@@ -318,10 +318,15 @@ def hearing_others() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not isinstance(error, distributed.DistError) and "gloo" not in str(error):
+        if not is_of_others(error):
             raise
         with _others_there():
             raise
+
+
+def is_of_others(error: BaseException) -> bool:
+    """Say whether an error is that of a word with other processes."""
+    return isinstance(error, distributed.DistError) or "gloo" in str(error)
 
 
 def _own_cores(place: Place) -> int | None:

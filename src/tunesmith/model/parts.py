@@ -40,25 +40,19 @@ def put_together(model: Any, *, keep: bool) -> dict[str, torch.Tensor]:
         keep: whether this process wants it; where weights are divided, all have to take part.
     """
     found: dict[str, torch.Tensor] = {}
-    copied: dict[int, torch.Tensor] = {}  # what two names share stays shared
+    seen: dict[int, Any] = {}  # what two names share stays shared
     for name, weight in model.state_dict(keep_vars=True).items():
         if not getattr(weight, "requires_grad", False):
             whole = weight.detach() if isinstance(weight, torch.Tensor) else weight
-        elif id(weight) in copied:
-            whole = copied[id(weight)]
-        elif keep or is_divided(weight):
-            whole = copy_of(weight)
+        elif id(weight) in seen:
+            whole = seen[id(weight)]
         else:
-            continue
+            whole = weight.full_tensor() if isinstance(weight, DTensor) else weight
+            # Also where what was put together is the part itself, since there is only one.
+            whole = seen[id(weight)] = whole.detach().to("cpu", copy=True) if keep else None
         if keep:
-            found[name] = copied[id(weight)] = whole
+            found[name] = whole
     return found
-
-
-def copy_of(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a whole copy on the processor that training does not change."""
-    whole = tensor.detach()
-    return whole.full_tensor().cpu() if isinstance(whole, DTensor) else whole.to("cpu", copy=True)
 
 
 def write_parts(tensors: Mapping[str, torch.Tensor], folder: Path, channel: Any = None) -> None:
@@ -75,6 +69,8 @@ def write_parts(tensors: Mapping[str, torch.Tensor], folder: Path, channel: Any 
 
     try:
         writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+        # Or a thread would look after copies of a GPU's tensors by a stream that is not theirs.
+        writer.per_thread_copy_ahead = 0
         save(dict(tensors), storage_writer=writer, process_group=channel)
     except CheckpointException as error:
         raise next(iter(error.failures.values()))[0] from error
@@ -82,6 +78,7 @@ def write_parts(tensors: Mapping[str, torch.Tensor], folder: Path, channel: Any 
 
 def read_parts(folder: Path, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return written tensors {weight.key}, each divided as the weight that its name begins with is divided now."""
+    from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
     from torch.distributed.checkpoint.state_dict_loader import load
 
@@ -91,5 +88,8 @@ def read_parts(folder: Path, weights: Mapping[str, torch.Tensor]) -> dict[str, t
     for name, stored in reader.read_metadata().state_dict_metadata.items():
         empty = torch.empty(stored.size, dtype=stored.properties.dtype)
         found[name] = like(empty, weights.get(name.rpartition(".")[0], empty))
-    load(found, storage_reader=reader, no_dist=not torch.distributed.is_initialized())
+    try:
+        load(found, storage_reader=reader, no_dist=not torch.distributed.is_initialized())
+    except CheckpointException as error:
+        raise next(iter(error.failures.values()))[0] from error
     return found

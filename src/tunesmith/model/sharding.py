@@ -8,7 +8,7 @@ A layer is put together by all processes at once, so all must make the same numb
 idle ones.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any, TypeVar
@@ -17,10 +17,11 @@ import torch
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, share_comm_ctx
 
-from tunesmith.core.errors import RecipeError
+from tunesmith.core.errors import DoesNotFit, RecipeError
 from tunesmith.data.fit import Room
 from tunesmith.model.load import Machine, without_adapter
-from tunesmith.model.parallel import Group, here
+from tunesmith.model.out_of_memory import is_out_of_memory
+from tunesmith.model.parallel import Group, here, is_of_others
 from tunesmith.recipe.hardware import memory_for_one_gib
 
 T = TypeVar("T")
@@ -108,16 +109,38 @@ def agreed(model: Any, reason: str | None) -> str | None:
     return next(filter(None, here().gather(reason)), None)
 
 
+def refuse_alone(model: Any, error: Exception) -> None:
+    """Raise what one process alone may have met in a pass that others make too; there is no other way for it to go.
+
+    An error that all meet leaves layers as they were before the pass.
+
+    Raises:
+        DoesNotFit: memory did not suffice.
+    """
+    if not is_sharded(model):
+        return
+    if is_out_of_memory(error):
+        raise DoesNotFit(
+            "memory does not suffice for one row, with every process keeping its part of the layers",
+            hint="lower data.max_tokens_per_example, or take more processes",
+        ) from error
+    if is_of_others(error):
+        raise error
+    for layer in sharded_layers(model):
+        layer.reset_iter_state()
+
+
 @contextmanager
 def in_company(model: Any, group: Group) -> Iterator[None]:
     """Inside, each process may call a divided model as often as it has to; who leaves first makes idle calls.
 
     Where every process has all of the model, nothing is done.
     """
-    layers = sharded_layers(model)
-    if not layers:
+    if not is_sharded(model):
         yield
         return
+    # Those of the part that writes: of a model that also sees, others have none to do.
+    layers = sharded_layers(without_adapter(model).get_decoder())
 
     def meet(*_: Any) -> None:
         group.sum(1)
@@ -131,13 +154,15 @@ def in_company(model: Any, group: Group) -> Iterator[None]:
     with torch.inference_mode():
         while group.sum(0)[0]:
             model(input_ids=ids, use_cache=False)
+    for layer in layers:  # what is only called, and never learns, is remembered call by call
+        layer.reset_iter_state()
 
 
-def passes(group: Group, own: Iterator[T], idle: T, *, sharded: bool) -> Iterator[tuple[T, bool]]:
+def passes(group: Group, own: Iterator[T], idle: Callable[[], T], *, sharded: bool) -> Iterator[tuple[T, bool]]:
     """Yield own passes; then, where layers are divided, idle ones as long as others have some, marked by False."""
     for one in own:
         if sharded:
             group.sum(1)
         yield one, True
     while sharded and group.sum(0)[0]:
-        yield idle, False
+        yield idle(), False

@@ -161,6 +161,11 @@ class SlurmLaunch(LaunchBase):
 Launch = Annotated[LocalLaunch | TorchrunLaunch | SlurmLaunch, Field(discriminator="on")]
 
 
+def parts_of(sharding: Sharding, world: int, local_world: int) -> int:
+    """Return over how many of so many processes, and of so many on each machine, layers are divided."""
+    return {"full": world, "node": local_world}.get(sharding, 1)
+
+
 def processes_of(launch: LaunchBase) -> int:
     """Return how many processes each machine has."""
     if isinstance(launch, TorchrunLaunch):

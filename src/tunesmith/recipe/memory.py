@@ -124,7 +124,7 @@ def memory_of(
     return Memory(
         weights=(weights - elsewhere * kept_bytes + at_once * compute_bytes) / _GIB,
         gradients=(gradients - trained_elsewhere) * 4 / _GIB,
-        optimizer=(trainable - trained_elsewhere) * _MOMENT_BYTES[recipe.train.optimizer] / _GIB,
+        optimizer=moments_gib(recipe, trainable - trained_elsewhere),
         activations=activations / _GIB,
         logits=logits / _GIB,
         in_pieces=0.0 if whole_heap else _IN_PIECES * (activations + logits) / _GIB,
@@ -132,6 +132,11 @@ def memory_of(
         loading=0.0 if on_gpu else loading / _GIB,
         trainable_parameters=trainable,
     )
+
+
+def moments_gib(recipe: Recipe, trained: float) -> float:
+    """Return the GiB that the recipe's optimizer remembers of so many trained numbers."""
+    return trained * _MOMENT_BYTES[recipe.train.optimizer] / _GIB
 
 
 def layers_numbers(shapes: Shapes) -> tuple[int, int]:

@@ -77,11 +77,11 @@ def snapshot(state: State, model: Any, optimizer: torch.optim.Optimizer, group: 
     """Return what a checkpoint of this step holds. Where what is trained is divided, all have to take part.
 
     Args:
-        copied: training may go on before it is written.
+        copied: training may go on before it is written, which in parts it always may.
     """
     divided = is_trained_in_parts(model)
     tensors = optimizer_tensors(model, optimizer)
-    if copied:
+    if copied or divided:  # what is put together is a copy anyway
         tensors = {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}
     weights = put_together(model, keep=group.is_first) if divided or copied else None
     return Snapshot(state, model, weights, tensors, divided)

@@ -129,7 +129,7 @@ def _accumulate(setup: Setup, step: int, rows: list[int], trained: int, scale: f
             nll = token_loss(setup.model, batch.to(setup.machine.device)).nll
         loss = counts * nll.sum() / trained
         (loss * scale).backward()  # type: ignore[no-untyped-call]
-        total += float(loss.detach())
+        total += float(loss.detach()) if counts else 0.0
     return total
 
 
@@ -137,7 +137,10 @@ def _passes(
     setup: Setup, tokens: TokenSet, rows: Sequence[int], division: Division
 ) -> Iterator[tuple[tuple[Sequence[int], Batch], bool]]:
     """Yield the rows of each forward pass and what it reads, and whether it counts."""
-    idle = ((), tokens.batch(tokens.shortest_first()[:1], setup.pad_id))
+
+    def idle() -> tuple[Sequence[int], Batch]:
+        return (), tokens.batch([int(tokens.lengths.argmin())], setup.pad_id)
+
     own = division.batches(tokens, rows, setup.pad_id)
     return passes(setup.group, own, idle, sharded=setup.sharding != "none")
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
+from tunesmith.core.errors import Interrupted
 from tunesmith.core.rundir import RunDir
 from tunesmith.model.adapters import trained_parameters
-from tunesmith.model.parallel import Group
+from tunesmith.model.parallel import Group, hearing_others
 from tunesmith.model.parts import part
 from tunesmith.recipe.hardware import available_memory_gib
 from tunesmith.tasks.tokenizer import Codec
@@ -56,7 +57,8 @@ class Saver:
         if not self._divided and not self._group.is_first:
             return
         beside = self._copy_gib() <= _FOR_A_COPY * available_memory_gib() / self._group.place.local_world
-        taken = snapshot(state, self._model, self._optimizer, self._group, copied=beside)
+        with hearing_others():
+            taken = snapshot(state, self._model, self._optimizer, self._group, copied=beside)
         self._under_way = self._threads.submit(self._write, taken)
         if not beside:
             self.wait()
@@ -78,11 +80,15 @@ class Saver:
         try:
             yield
             self.wait()
+        except Interrupted:  # who goes on from what is kept must know that it is not
+            self.wait()
+            raise
         finally:
             self._threads.shutdown()
 
     def _write(self, taken: Snapshot) -> None:
-        save_checkpoint(self._run, taken, self._codec, self._card, self._group)
+        with hearing_others():
+            save_checkpoint(self._run, taken, self._codec, self._card, self._group)
         if self._group.is_first:
             prune(self._run, keep=self._keep, step=taken.state.step, best_step=taken.state.best_step)
 

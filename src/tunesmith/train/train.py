@@ -27,14 +27,14 @@ from tunesmith.model.adapters import count_parameters, make_trainable, open_mode
 from tunesmith.model.fast_path import take_fast_path
 from tunesmith.model.isolation import attention_reach, has_dropout, why_not_apart
 from tunesmith.model.load import Machine, machine_of, most_positions
-from tunesmith.model.out_of_memory import Fitting, give_back_at_once
-from tunesmith.model.parallel import Group, here
+from tunesmith.model.out_of_memory import Fitting, free_memory, give_back_at_once
+from tunesmith.model.parallel import Group, hearing_others, here
 from tunesmith.model.quantized import quantization_of
 from tunesmith.model.row_attention import has_row_attention
 from tunesmith.model.sharding import room_of, shard
 from tunesmith.model.speed import remember_speed
 from tunesmith.recipe.architecture import shapes_of
-from tunesmith.recipe.launch import Sharding
+from tunesmith.recipe.launch import Sharding, parts_of
 from tunesmith.recipe.plan import steps_of
 from tunesmith.recipe.schema import FullTuning, Recipe
 from tunesmith.recipe.shapes import Shapes
@@ -68,10 +68,12 @@ def train(recipe: Recipe, run: RunDir) -> dict[str, Any]:
         say("warning: the job has GPUs and torch sees none, so this trains on the processor: is it a torch for CPUs?")
     forget_peak_memory(on.device)
     codec = codec_of(base, recipe.model.chat_markup)
-    setup = _setup(recipe, run, base, on, codec, state)
-    optimizer = make_optimizer(setup.model, recipe.train)
+    with hearing_others():
+        setup = _setup(recipe, run, base, on, codec, state)
+        optimizer = make_optimizer(setup.model, recipe.train)
+        if state.step:
+            restore(run, state, setup.model, optimizer)
     if state.step:
-        restore(run, state, setup.model, optimizer)
         say(f"going on from step {state.step} of {setup.plan.total_steps}")
     session = _Session(recipe, run, setup, optimizer, state, codec, _card(recipe, base, stated))
     try:
@@ -113,9 +115,11 @@ def _setup(recipe: Recipe, run: RunDir, base: ModelFolder, on: Machine, codec: C
     for name, reason in plain_path.items():
         say(f"{name} are not used: {reason}")
     division = _division(recipe, model, tokens, codec.pad_id, room, on)
+    if sharding != "none":
+        free_memory()  # of the first passes, for which each layer had streams of its own
     expected = None
     if shapes is not None:
-        parts = {"full": group.place.world, "node": group.place.local_world}.get(sharding, 1)
+        parts = parts_of(sharding, group.place.world, group.place.local_world)
         fitted = fitting(recipe, shapes, tokens, division, room, new_tokens=len(codec.new_ids), parts=parts)
         division, expected = fitted
         if expected.total > room.available_gib:

@@ -1,5 +1,6 @@
 """Checkpoints are written beside training, and hold what was there when they were due."""
 
+import itertools
 import threading
 from pathlib import Path
 from typing import Any
@@ -7,8 +8,9 @@ from typing import Any
 import pytest
 from tests.unit.train.conftest import FULL, LORA, Start
 
-from tunesmith.core.errors import DoesNotFit
-from tunesmith.train import saver
+from tunesmith.core.errors import DoesNotFit, Interrupted
+from tunesmith.train import loop, saver
+from tunesmith.train import train as stage
 from tunesmith.train.checkpoint import Snapshot, save_checkpoint
 
 
@@ -83,3 +85,23 @@ def test_what_goes_wrong_ends_training_at_the_next_step_and_keeps_what_is_whole(
     assert made.steps == [1, 2]
     made.go()
     assert made.steps == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_last_save_that_fails_is_told_though_a_signal_ends_the_run(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = start(save_every_steps=6, valid_every_steps=6)
+
+    def full(step: int) -> None:
+        raise DoesNotFit("the disk is full")
+
+    saving(monkeypatch, full)
+    real = loop.train_steps
+
+    def signalled(*given: Any, **more: Any) -> Any:
+        yield from itertools.islice(real(*given, **more), 3)
+        raise Interrupted("stopped by SIGTERM")
+
+    monkeypatch.setattr(stage, "train_steps", signalled)
+    with pytest.raises(DoesNotFit, match="the disk is full"):
+        made.go()
