@@ -58,7 +58,7 @@ def trained(model: Path, rows: Path, case: dict[str, Any], group: Group) -> tupl
     facts = [[one.loss, one.gradient_norm, one.tokens, one.trained_tokens] for one in reports]
     found = measure(setup, tokens)
     whole = put_together(made, keep=True)
-    weights = {name: whole[name].detach().clone() for name, _ in trained_parameters(made)}
+    weights = {name: whole[name] for name, _ in trained_parameters(made)}
     return [*facts, [found.loss, found.token_accuracy, found.tokens]], weights
 
 

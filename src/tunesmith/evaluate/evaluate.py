@@ -2,10 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
-
-import torch
 
 from tunesmith.answering.questions import Questions, questions_of, rows_of
 from tunesmith.answering.scorer import Scorer
@@ -25,7 +22,7 @@ from tunesmith.model.load import Machine, machine_of
 from tunesmith.model.out_of_memory import free_memory
 from tunesmith.model.parallel import Group, here
 from tunesmith.model.quantized import quantization_of
-from tunesmith.model.sharding import room_of, shard
+from tunesmith.model.sharding import room_of, shard, where_read
 from tunesmith.recipe.architecture import shapes_of
 from tunesmith.recipe.contradictions import why_whole
 from tunesmith.recipe.launch import Sharding
@@ -107,11 +104,10 @@ def _subject(
     interrupt.check()
     on, group = machine_of(recipe), here()
     sharding = _sharding(recipe, model, on, group)
-    at = on if sharding == "none" else replace(on, device=torch.device("cpu"))
     started: dict[str, Any] = {}
     if name == "base":  # as training started from it: with adapters of its own folded in, kept and marked up alike
         started = {"merged": True, "quantization": quantization_of(recipe), "new_tokens": codec.new_ids}
-    loaded = open_model(model, at, attention=recipe.model.attention, **started)
+    loaded = open_model(model, where_read(on, sharding), attention=recipe.model.attention, **started)
     if sharding != "none":
         loaded.requires_grad_(False)
         shard(loaded, on, group, by_node=sharding == "node")

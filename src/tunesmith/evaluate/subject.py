@@ -1,7 +1,6 @@
 """What one model answers to the test rows. Base and tuned go through here with the same questions."""
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from tunesmith.data.micro_batches import Division
 from tunesmith.model.isolation import attention_reach, why_not_apart
 from tunesmith.model.load import Machine
 from tunesmith.model.out_of_memory import Fitting
-from tunesmith.model.parallel import hearing_others, here
+from tunesmith.model.parallel import here
 from tunesmith.model.row_attention import has_row_attention
 from tunesmith.model.sharding import in_company, is_sharded
 from tunesmith.model.token_loss import token_loss
@@ -50,9 +49,7 @@ def answer_all(
     mine = group.share(todo, [len(prompt) for prompt in questions.prompts])
     progress = Progress(f"answers of {name}", total=len(known) + len(mine), unit="rows", start=len(known))
     path, made = _file(folder, group.place.rank), []
-    with out_of_space_explained(path), path.open("a", encoding="utf-8") as log, ExitStack() as held:
-        held.enter_context(hearing_others())
-        held.enter_context(in_company(model, group))
+    with out_of_space_explained(path), path.open("a", encoding="utf-8") as log, in_company(model, group):
         for line in answers(model, questions, task, mine):
             made.append(line)
             log.write(json_line(line))
@@ -102,7 +99,7 @@ def likelihoods(model: Any, tokens: TokenSet, rows: Sequence[int], on: Machine, 
         reach=attention_reach(model),
     )
     mine = group.share(rows, tokens.lengths)
-    with hearing_others(), in_company(model, group):
+    with in_company(model, group):
         work = partial(_likelihoods, model, tokens, mine, on, pad_id)
         found = Fitting(division, in_step=is_sharded(model)).run(work, tokens, mine)
     by_row = {row: one for some in group.gather(found) for row, one in some.items()}

@@ -1,6 +1,7 @@
 """Tensors of which every process has a part: torch's DTensor, as FSDP2 leaves the weights of divided layers."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,11 @@ def like(whole: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return distribute_tensor(whole.to(weight.device), mesh, placements, src_data_rank=None)
 
 
+def as_its_weight(name: str, whole: torch.Tensor, weights: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Divide what an optimizer remembers under the name `weight.key` as that weight is."""
+    return like(whole, weights.get(name.rpartition(".")[0], whole))
+
+
 def put_together(model: Any, *, keep: bool) -> dict[str, torch.Tensor]:
     """Return the state of a model, whole, with copies on the processor of what is trained, one weight after the other.
 
@@ -63,22 +69,18 @@ def write_parts(tensors: Mapping[str, torch.Tensor], folder: Path, channel: Any 
     Raises:
         OSError: a process could not write, for the reason that it says.
     """
-    from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
     from torch.distributed.checkpoint.state_dict_saver import save
 
-    try:
-        writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
-        # Or a thread would look after copies of a GPU's tensors by a stream that is not theirs.
-        writer.per_thread_copy_ahead = 0
+    writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    # Or a thread would look after copies of a GPU's tensors by a stream that is not theirs.
+    writer.per_thread_copy_ahead = 0
+    with _as_it_was_raised():
         save(dict(tensors), storage_writer=writer, process_group=channel)
-    except CheckpointException as error:
-        raise next(iter(error.failures.values()))[0] from error
 
 
 def read_parts(folder: Path, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return written tensors {weight.key}, each divided as the weight that its name begins with is divided now."""
-    from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
     from torch.distributed.checkpoint.state_dict_loader import load
 
@@ -87,9 +89,18 @@ def read_parts(folder: Path, weights: Mapping[str, torch.Tensor]) -> dict[str, t
     stored: Any  # all are tensors in these files
     for name, stored in reader.read_metadata().state_dict_metadata.items():
         empty = torch.empty(stored.size, dtype=stored.properties.dtype)
-        found[name] = like(empty, weights.get(name.rpartition(".")[0], empty))
-    try:
+        found[name] = as_its_weight(name, empty, weights)
+    with _as_it_was_raised():
         load(found, storage_reader=reader, no_dist=not torch.distributed.is_initialized())
+    return found
+
+
+@contextmanager
+def _as_it_was_raised() -> Iterator[None]:
+    """Raise what a process met instead of torch's list of who met what."""
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    try:
+        yield
     except CheckpointException as error:
         raise next(iter(error.failures.values()))[0] from error
-    return found

@@ -10,6 +10,7 @@ idle ones.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -21,8 +22,9 @@ from tunesmith.core.errors import DoesNotFit, RecipeError
 from tunesmith.data.fit import Room
 from tunesmith.model.load import Machine, without_adapter
 from tunesmith.model.out_of_memory import is_out_of_memory
-from tunesmith.model.parallel import Group, here, is_of_others
+from tunesmith.model.parallel import Group, hearing_others, here, is_of_others
 from tunesmith.recipe.hardware import memory_for_one_gib
+from tunesmith.recipe.launch import Sharding
 
 T = TypeVar("T")
 
@@ -60,6 +62,11 @@ def shard(model: Any, on: Machine, group: Group, *, by_node: bool = False) -> No
     for layer in layers:  # what is made in inference mode could not be trained
         layer.unshard()
         layer.reshard()
+
+
+def where_read(on: Machine, sharding: Sharding) -> Machine:
+    """Return where a model is read: what is divided need not fit anywhere as a whole but beside the processor."""
+    return on if sharding == "none" else replace(on, device=torch.device("cpu"))
 
 
 def room_of(on: Machine, group: Group) -> Room:
@@ -135,6 +142,9 @@ def in_company(model: Any, group: Group) -> Iterator[None]:
     """Inside, each process may call a divided model as often as it has to; who leaves first makes idle calls.
 
     Where every process has all of the model, nothing is done.
+
+    Raises:
+        ProcessLost: another process is gone.
     """
     if not is_sharded(model):
         yield
@@ -145,15 +155,16 @@ def in_company(model: Any, group: Group) -> Iterator[None]:
     def meet(*_: Any) -> None:
         group.sum(1)
 
-    hook = layers[0].register_forward_pre_hook(meet, prepend=True)
-    try:
-        yield
-    finally:
-        hook.remove()
-    ids = torch.zeros(1, 1, dtype=torch.long, device=model.device)
-    with torch.inference_mode():
-        while group.sum(0)[0]:
-            model(input_ids=ids, use_cache=False)
+    with hearing_others():
+        hook = layers[0].register_forward_pre_hook(meet, prepend=True)
+        try:
+            yield
+        finally:
+            hook.remove()
+        ids = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+        with torch.inference_mode():
+            while group.sum(0)[0]:
+                model(input_ids=ids, use_cache=False)
     for layer in layers:  # what is only called, and never learns, is remembered call by call
         layer.reset_iter_state()
 

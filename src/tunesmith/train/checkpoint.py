@@ -30,7 +30,7 @@ from tunesmith.core.rundir import RunDir
 from tunesmith.fetch.reference import CARD
 from tunesmith.model.adapters import restore_weights, save_model, trained_parameters
 from tunesmith.model.parallel import Group
-from tunesmith.model.parts import is_divided, like, put_together, read_parts, write_parts
+from tunesmith.model.parts import as_its_weight, is_divided, put_together, read_parts, write_parts
 from tunesmith.tasks.tokenizer import Codec
 from tunesmith.train.optim import optimizer_tensors, restore_optimizer
 
@@ -171,10 +171,8 @@ def restore(run: RunDir, state: State, model: Any, optimizer: torch.optim.Optimi
     if (folder / _PARTS).exists():
         tensors = read_parts(folder / _PARTS, weights)
     else:
-        tensors = {
-            name: like(tensor, weights.get(name.rpartition(".")[0], tensor))
-            for name, tensor in load_file(folder / "optimizer.safetensors").items()
-        }
+        stored = load_file(folder / "optimizer.safetensors")
+        tensors = {name: as_its_weight(name, tensor, weights) for name, tensor in stored.items()}
     restore_optimizer(model, optimizer, tensors)
 
 

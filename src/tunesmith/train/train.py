@@ -31,7 +31,7 @@ from tunesmith.model.out_of_memory import Fitting, free_memory, give_back_at_onc
 from tunesmith.model.parallel import Group, hearing_others, here
 from tunesmith.model.quantized import quantization_of
 from tunesmith.model.row_attention import has_row_attention
-from tunesmith.model.sharding import room_of, shard
+from tunesmith.model.sharding import room_of, shard, where_read
 from tunesmith.model.speed import remember_speed
 from tunesmith.recipe.architecture import shapes_of
 from tunesmith.recipe.launch import Sharding, parts_of
@@ -99,8 +99,7 @@ def _setup(recipe: Recipe, run: RunDir, base: ModelFolder, on: Machine, codec: C
     started: dict[str, Any] = {"quantization": quantization_of(recipe), "new_tokens": codec.new_ids}
     shapes = _shapes(base)
     sharding = _sharding(recipe, shapes, tokens, room, group, len(codec.new_ids))
-    # A model that is divided need not fit anywhere as a whole but beside the processor.
-    at = on if sharding == "none" else replace(on, device=torch.device("cpu"))
+    at = where_read(on, sharding)
     model = open_model(base, at, dtype=dtype, attention=recipe.model.attention, merged=True, **started)
     refuse_rows_beyond(most_positions(model), _longest(run))
     model = make_trainable(model, recipe.tuning, seed=recipe.seed, new_tokens=codec.new_ids)
@@ -120,8 +119,8 @@ def _setup(recipe: Recipe, run: RunDir, base: ModelFolder, on: Machine, codec: C
     expected = None
     if shapes is not None:
         parts = parts_of(sharding, group.place.world, group.place.local_world)
-        fitted = fitting(recipe, shapes, tokens, division, room, new_tokens=len(codec.new_ids), parts=parts)
-        division, expected = fitted
+        new = len(codec.new_ids)
+        division, expected = fitting(recipe, shapes, tokens, division, room, new_tokens=new, parts=parts)
         if expected.total > room.available_gib:
             say(f"warning: training needs about {expected.total:.1f} GiB, and {room.available_gib:.1f} are available")
     scale = state.loss_scale or (FIRST_LOSS_SCALE if on.compute == torch.float16 else 1.0)
@@ -155,10 +154,12 @@ def _sharding(
 ) -> Sharding:
     """Return what this process keeps of the model: less than all of it where any process has no room for that."""
     asked = recipe.launch.sharding
-    if not group.is_many and asked in ("full", "node"):
-        say(f"launch.sharding: {asked} has no effect on one process")
-    if not group.is_many or shapes is None:
-        return "none" if not group.is_many or asked == "auto" else asked
+    if not group.is_many:
+        if asked in ("full", "node"):
+            say(f"launch.sharding: {asked} has no effect on one process")
+        return "none"
+    if shapes is None:
+        return "none" if asked == "auto" else asked
     found = sharding_of(recipe, shapes, tokens, room, group.place.world, new_tokens=new_tokens)
     found = next((one for one in group.gather(found) if one != "none"), "none")
     if asked == "auto" and found != "none":

@@ -18,7 +18,6 @@ from tunesmith.core.progress import say
 from tunesmith.core.rundir import RunDir
 from tunesmith.data.batches import TokenSet
 from tunesmith.model.out_of_memory import free_memory
-from tunesmith.model.parallel import hearing_others
 from tunesmith.model.sharding import in_company
 from tunesmith.tasks import task_for
 from tunesmith.tasks.base import Task
@@ -100,7 +99,7 @@ class _Asked:
         """Return the answer to every question, in their order. What memory does not suffice for has failed."""
         model, group, prompts = self._setup.model, self._setup.group, self._questions.prompts
         mine = group.share(range(len(prompts)), [len(prompt) for prompt in prompts])
-        with self._setup.machine.autocast(model.dtype), hearing_others(), in_company(model, group):
+        with self._setup.machine.autocast(model.dtype), in_company(model, group):
             found = list(answers(model, self._questions, self._task, mine, go_on=True))
         made = {line["id"]: line for lines in group.gather(found) for line in lines}
         free_memory()  # training is to find what it had before
