@@ -52,7 +52,7 @@ def training(name: str, dataset: str, plan: Plan, say: Say, *, full: bool = Fals
     facts = {"rows": dataset if rows.instead is None else "demo", "mean_tokens": _mean(job.tokens, job)}
     facts["mean_trained"] = _mean(job.trained, job)
     systems = peers(gpu=plan.gpu, bf16=plan.bf16, full=full, quick=plan.quick)
-    tried = try_all(job, [one for one in systems if not plan.systems or one.name in plan.systems], plan, say)
+    tried = try_all(job, systems, plan, say)
     chosen = best_of_each(tried)
     reference = _loss_in_fp32(plan, name, rows.rows, full=full, say=say)
     measured = in_turns(job, [OURS, *chosen], plan, say)
@@ -61,11 +61,13 @@ def training(name: str, dataset: str, plan: Plan, say: Say, *, full: bool = Fals
 
 
 def try_all(job: Job, systems: Sequence[System], plan: Plan, say: Say) -> dict[System, Measured]:
-    """Run every setting once for a few steps."""
+    """Run every setting that is asked for once, for a few steps."""
     if plan.peers is None:
         return {}
     found = {}
     for system in systems:
+        if plan.systems and system.name not in plan.systems:
+            continue
         steps = min(plan.tried_steps, job.steps)
         folder = job.folder / "tried" / system.name
         python, told = plan.python_of(system.family), job.for_peer(system, steps)
