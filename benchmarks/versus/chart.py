@@ -1,4 +1,4 @@
-"""The drawing of how speed follows length, rows and size: one SVG with three panels, which stands alone in a page."""
+"""The drawings of how speed follows length, rows, size and processes: each an SVG that stands alone in a page."""
 
 import math
 from collections.abc import Sequence
@@ -12,11 +12,18 @@ _SERIES = (
     ("rows a step", "rows a step, 128 tokens each"),
     ("model size", "parameters"),
 )
+_PROCESSES = (
+    ("lora", "none", "processes, LoRA"),
+    ("lora", "full", "the same in parts"),
+    ("full", "none", "processes, all weights"),
+    ("full", "full", "the same in parts"),
+)
+_NARROW = 220.0
 _SIZES = {"135M": 135.0, "360M": 360.0, "1.1B": 1100.0}
 # Pages of documentation are read on light and on dark ground.
 _STYLE = (
     "<style>text{font:12px system-ui,sans-serif;fill:#57606a}.grid{stroke:#8c959f;stroke-opacity:.3}"
-    ".axis{stroke:#8c959f}.curve{fill:none;stroke:#2f81f7;stroke-width:2}.point{fill:#2f81f7}"
+    ".axis{stroke:#8c959f}.bar{stroke:#bf8700;stroke-width:9;stroke-opacity:.5}.curve{fill:none;stroke:#2f81f7;stroke-width:2}.point{fill:#2f81f7}"
     ".name{font-weight:600}</style>"
 )
 
@@ -26,21 +33,40 @@ def draw(entries: Sequence[dict[str, Any]]) -> str:
     panels = []
     for number, (series, what) in enumerate(_SERIES):
         panels += _panel(entries, series, what, left=20 + number * (_PANEL + 15))
-    drawn = svg(_WIDTH, 270, "Tokens a second against row length, rows a step and model size", _STYLE, *panels)
+    return _alone(_WIDTH, "Tokens a second against row length, rows a step and model size", panels)
+
+
+def draw_processes(entries: Sequence[dict[str, Any]]) -> str:
+    """Return the SVG of the entries of `processes`: what was measured as a curve, what was foreseen as upright bars."""
+    panels = []
+    for number, (tuning, sharding, what) in enumerate(_PROCESSES):
+        mine = [
+            {"series": what, "at": str(one["processes"]), **one}
+            for one in entries
+            if one.get("tuning") == tuning and (one["sharding"] == sharding or one["processes"] == 1)
+        ]
+        panels += _panel(mine, what, what, left=20 + number * (_NARROW + 15), width=_NARROW)
+    return _alone(_WIDTH, "Tokens a second against processes, measured and foreseen", panels)
+
+
+def _alone(width: float, title: str, panels: Sequence[str]) -> str:
+    drawn = svg(width, 270, title, _STYLE, *panels)
     return str(drawn).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1) + "\n"
 
 
-def _panel(entries: Sequence[dict[str, Any]], series: str, what: str, left: float) -> list[str]:
+def _panel(entries: Sequence[dict[str, Any]], series: str, what: str, left: float, width: float = _PANEL) -> list[str]:
     """Draw one series: its places in equal steps of a logarithm, its speed from zero."""
     mine = [one for one in entries if one.get("series") == series and one.get("tokens_per_second")]
     if not mine:
         return []
-    start, end = left + 44, left + _PANEL - 16
+    start, end = left + 44, left + width - 16
     places = [math.log(_SIZES.get(one["at"]) or float(one["at"])) for one in mine]
     speeds = [float(one["tokens_per_second"]) for one in mine]
     x = scale(min(places), max(places), start + 8, end - 8)
-    levels = ticks(0, 1.1 * max(speeds), 4)
-    y = scale(0, 1.1 * max(speeds), _BOTTOM, _TOP)
+    foreseen = [one.get("foreseen") or [] for one in mine]
+    highest = 1.1 * max([*speeds, *(high for bar in foreseen for high in bar)])
+    levels = ticks(0, highest, 4)
+    y = scale(0, highest, _BOTTOM, _TOP)
     points: list[Point] = [(x(place), y(speed)) for place, speed in zip(places, speeds, strict=True)]
     places_of = list(zip(points, mine, strict=True))
     return [
@@ -48,6 +74,7 @@ def _panel(entries: Sequence[dict[str, Any]], series: str, what: str, left: floa
         *(line(start, y(level), end, y(level), "grid") for level in levels),
         *(text(start - 6, y(level) + 4, tick_label(level, levels), "", "end") for level in levels),
         line(start, _BOTTOM, end, _BOTTOM, "axis"),
+        *(line(x(at), y(bar[0]), x(at), y(bar[1]) - 1, "bar") for at, bar in zip(places, foreseen, strict=True) if bar),
         path(points, "curve"),
         *(dot(*at, 3.5, "point", f"{one['at']}: {one['tokens_per_second']:g}") for at, one in places_of),
         *(text(at[0], _BOTTOM + 18, one["at"]) for at, one in places_of),

@@ -17,6 +17,7 @@ from benchmarks.versus.spread import rate
 
 WORKERS = Path(__file__).resolve().parent / "workers"
 _SECONDS_BETWEEN_LOOKS = 0.02
+_SECONDS_TO_END = 20
 # These would bring modules into a peer's process, or send its files elsewhere.
 _LEFT_OUT = ("PYTHONPATH", "PYTHONHOME", "TUNESMITH_REGISTRY", "TUNESMITH_CACHE")
 
@@ -132,6 +133,9 @@ def watched(
                 time.sleep(_SECONDS_BETWEEN_LOOKS if first is None else 5 * _SECONDS_BETWEEN_LOOKS)
         finally:
             if process.poll() is None:  # its time is up, or ours: what it started goes with it
+                with suppress(ProcessLookupError, subprocess.TimeoutExpired):
+                    os.killpg(process.pid, signal.SIGTERM)  # torchrun's processes are in groups of their own
+                    process.wait(_SECONDS_TO_END)
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait()

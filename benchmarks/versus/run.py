@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.versus import generating, preparing, profiling, scaling, starting, training, verdict
+from benchmarks.versus import generating, preparing, processes, profiling, scaling, starting, training, verdict
 from benchmarks.versus.entries import Entry, skipped
 from benchmarks.versus.jobs import Unequal
 from benchmarks.versus.machine import in_words, is_busy, machine
@@ -28,9 +28,10 @@ BENCHMARKS: dict[str, Benchmark] = {
     "start": starting.starting,
     "verdict": verdict.verdicts,
     "scaling": scaling.scaling,
+    "processes": processes.processes,
     "profile": profiling.profiling,
 }
-_OURS_ALONE = ("scaling", "profile")
+_OURS_ALONE = ("scaling", "processes", "profile")
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -6,6 +6,8 @@ from typing import Any
 from benchmarks.versus.entries import Entry
 
 _NOTHING = "not measured"
+_TUNED = {"lora": "LoRA", "full": "all weights"}
+_KEPT = {"none": "the model whole", "full": "layers in parts"}
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -131,6 +133,24 @@ def scaling(entries: Sequence[Entry]) -> str:
     return words + table(columns, rows) + failures(entries)
 
 
+def processes(entries: Sequence[Entry]) -> str:
+    """Return the chart, and what was measured beside what was foreseen."""
+    words = "![Tokens a second against processes, measured and foreseen](benchmarks-processes.svg)\n\n"
+    mine = [one for one in entries if one.get("processes")]
+    if link := next((one["link_gb_per_second"] for one in mine), None):
+        words += f"One process sends another {number(link)} GB/s here.\n\n"
+    rows = [
+        [
+            f"{_TUNED[one['tuning']]}, {_KEPT[one['sharding']]}", number(one["processes"]),
+            spread(one.get("tokens_per_second_spread")),
+            " to ".join(dict.fromkeys(map(number, one["foreseen"] or ()))), _peak(one),
+        ]
+        for one in mine
+    ]  # fmt: skip
+    columns = ["what is trained", "processes", "tokens/s", "foreseen by `plan`", "peak GiB of one"]
+    return words + table(columns, rows) + failures(entries)
+
+
 def profiling(entries: Sequence[Entry]) -> str:
     """Return the share of the bound, and where a step's time goes."""
     rows = [
@@ -181,5 +201,6 @@ SECTIONS: dict[str, Callable[[Sequence[Any]], str]] = {
     "start": starting,
     "verdict": verdicts,
     "scaling": scaling,
+    "processes": processes,
     "profile": profiling,
 }

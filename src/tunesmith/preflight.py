@@ -1,9 +1,8 @@
 """What `plan` says: everything about a run that can be known before it, and whether it would start."""
 
-import math
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +10,17 @@ from tunesmith.core.errors import DoesNotFit, RecipeError
 from tunesmith.core.progress import clock
 from tunesmith.core.rundir import SPLITS, RunDir
 from tunesmith.data.batches import TokenSet
-from tunesmith.data.fit import ENCODER_READS_ALONE, Room, foreseen, refuse_rows_beyond, refuse_to_pack, sharding_of
+from tunesmith.data.fit import ENCODER_READS_ALONE, refuse_rows_beyond, refuse_to_pack
 from tunesmith.data.gather import Gathered, gather
-from tunesmith.data.micro_batches import Division
 from tunesmith.fetch.reference import ModelFolder, hub_cache, resolve
+from tunesmith.forecast import Known, forecast, scaling
 from tunesmith.launch.jobs import script_path
 from tunesmith.model.speed import remembered_speed
 from tunesmith.pipeline import check_beforehand, folder_of, open_run, wanted_stages, work_left
 from tunesmith.recipe.architecture import shapes_of
-from tunesmith.recipe.exchange import Exchange, exchange
-from tunesmith.recipe.hardware import BYTES, Hardware, hardware, precision_of
-from tunesmith.recipe.launch import Launch, Sharding, SlurmLaunch, all_processes_of, parts_of, processes_of
+from tunesmith.recipe.exchange import Exchange
+from tunesmith.recipe.hardware import hardware
+from tunesmith.recipe.launch import Launch, Sharding, SlurmLaunch, all_processes_of, processes_of
 from tunesmith.recipe.memory import Memory, moments_gib
 from tunesmith.recipe.plan import Steps, steps_of
 from tunesmith.recipe.schema import Quantization, Recipe
@@ -43,7 +42,8 @@ class RunPlan:
 
     `memory_available` is None where the machines are elsewhere and the recipe does not say what they have, and
     `tokens_per_second`, of one process, where this machine has not trained yet or is of another kind than those.
-    `exchange` is what processes send each other in a step, where the recipe says how fast the links are.
+    `exchange` is what processes send each other in a step, where the recipe says how fast the links are, `together`
+    the tokens a second of all, at worst and at best, and `scaling` the same for other numbers of machines or processes.
     `answered` is how many valid rows each validation answers, and `choose_by` what picks the checkpoint.
     """
 
@@ -77,6 +77,8 @@ class RunPlan:
     fetch_free: float
     tokens_per_second: float | None
     exchange: Exchange | None
+    together: tuple[float, float] | None
+    scaling: list[dict[str, Any]]
     stages: dict[str, str]
     scripts: dict[str, str]
     slurm: str | None
@@ -102,14 +104,10 @@ class RunPlan:
 
         The same, where nothing is sent or nobody knows how fast.
         """
-        if not self.tokens_per_second:
+        if self.together is None:
             return None
-        computing = self.training_tokens / (self.tokens_per_second * self.processes)
-        if self.exchange is None:
-            return computing, computing
-        steps = self.steps.total_steps
-        low, high = self.exchange.step_seconds(computing / steps)
-        return low * steps, high * steps
+        low, high = self.together
+        return self.training_tokens / high, self.training_tokens / low
 
     def must_fit(self) -> None:
         """Raise DoesNotFit where memory or disk does not suffice."""
@@ -163,6 +161,7 @@ class RunPlan:
                 f"validation every {s.valid_every_steps}{asking}, checkpoint every {s.save_every_steps}, "
                 f"the best by {self.choose_by}",
                 f"tokens   {self.training_tokens:,} to train on{validated}; time {self._time()}",
+                *([f"scaling  {self._scaling()}"] if len(self.scaling) > 1 else []),
                 f"passes   {self.passes}",
                 f"memory   about {m.total:.1f} GiB{room}{each}{guess} "
                 f"(weights {m.weights:.2f}, gradients {m.gradients:.2f}, optimizer {m.optimizer:.2f}, "
@@ -177,7 +176,7 @@ class RunPlan:
         )
 
     def _time(self) -> str:
-        if not self.seconds or not self.tokens_per_second:
+        if self.seconds is None or self.together is None:
             return "not known: this machine has not trained this model yet, or those it is for are of another kind"
         low, high = self.seconds
         measured = f"at {self.tokens_per_second:.0f} tokens/s as measured here before"
@@ -187,9 +186,16 @@ class RunPlan:
         if self.exchange is None:
             return f"about {clock(low)} at best, {many}, each {measured}"
         span = clock(low) if clock(low) == clock(high) else f"{clock(low)} to {clock(high)}"
-        together = " to ".join(dict.fromkeys(f"{self.training_tokens / seconds:,.0f}" for seconds in (high, low)))
         hours = high * self.processes / 3600
-        return f"about {span} {many}, {together} tokens/s, up to {hours:.1f} hours of a process; each {measured}"
+        speed = f"{_range(self.together)} tokens/s"
+        return f"about {span} {many}, {speed}, up to {hours:.1f} hours of a process; each {measured}"
+
+    def _scaling(self) -> str:
+        """Return tokens a second by the number of machines, or of processes where there is one machine."""
+        sizes, best = self.scaling, ", at best" if self.scaling[-1]["at_best"] else ""
+        what = "machines" if sizes[-1]["machines"] > 1 else "processes"
+        told = (f"{one[what]}: {_range(one['tokens_per_second']) if one['fits'] else 'does not fit'}" for one in sizes)
+        return f"tokens/s by {what}{best}: {'; '.join(told)}"
 
 
 def plan_run(recipe: Path | str, overrides: Sequence[str] = (), *, out: Path | str | None = None) -> RunPlan:
@@ -241,56 +247,29 @@ def _plan(recipe: Recipe, run: RunDir, base: ModelFolder, gathered: Gathered, *,
     counts = {name: facts["counts"][name] for name in SPLITS}
     steps = steps_of(recipe, counts["train"])
     shapes = _shapes(base)
-    here = hardware()
-    there = _each(recipe.launch, here)
-    sharding, division, memory = _memory(recipe, there, shapes, gathered, new_tokens)
-    per_step = facts["tokens"]["train"] * steps.epochs / steps.total_steps
-    sent = _exchange(recipe, there, shapes, per_step, sharding, division, memory)
+    speed = remembered_speed(base.digest(), recipe.tuning.method)
+    known = Known(shapes, _training_rows(recipe, shapes, gathered), hardware(), speed, new_tokens)
+    seen = forecast(recipe, known)
+    memory = seen.memory
     to_fetch = shapes.parameters * shapes.stored_bytes / _GIB if base.root.to_fetch else 0.0
     answered = min(recipe.train.valid_rows, counts["valid"]) if recipe.train.valid_metrics else 0
     copies = min(recipe.train.keep_checkpoints + 2, steps.total_steps + 1)  # the best, and one being written
     per_copy = memory.trainable_parameters * 4 / _GIB + moments_gib(recipe, memory.trainable_parameters)
-    speed = remembered_speed(base.digest(), recipe.tuning.method) if there.device == here.device else None
-    _refuse_short_turns(recipe, speed, per_step * steps.save_every_steps)
+    best = speed.tokens_per_second if speed and seen.together else None
+    _refuse_short_turns(recipe, best, seen.step_tokens * steps.save_every_steps)
     return RunPlan(
         name=recipe.name, run=str(run), base=recipe.model.base, method=recipe.tuning.method,
-        launch=_where(recipe.launch), processes=all_processes_of(recipe.launch), sharding=sharding,
+        launch=_where(recipe.launch), processes=seen.processes, sharding=seen.sharding,
         counts=counts, sources=facts["sources"], blocks=facts["blocks"], dropped=facts["dropped"],
         filtered=facts["filtered"], cut=facts["cut"], unused=facts["unused"],
         copies=facts["copies"], tokens=facts["tokens"], lengths=facts["lengths"], steps=steps,
         answered=answered, choose_by=recipe.train.choose_by,
-        passes=str(division), known=shapes.known, memory=memory,
-        memory_available=there.memory_gib if math.isfinite(there.memory_gib) else None,
+        passes=str(seen.division), known=shapes.known, memory=memory, memory_available=seen.memory_available,
         disk=copies * per_copy + 0.05, to_fetch=to_fetch, fetch_free=_free(hub_cache()), disk_free=_free(run.path),
-        tokens_per_second=speed, exchange=sent, stages=work_left(recipe, run),
-        **_jobs(recipe, run),
+        tokens_per_second=seen.tokens_per_second, exchange=seen.exchange, together=seen.together,
+        scaling=[one.to_json() for one in scaling(recipe, known)] if seen.together else [],
+        stages=work_left(recipe, run), **_jobs(recipe, run),
     )  # fmt: skip
-
-
-def _exchange(
-    recipe: Recipe,
-    there: Hardware,
-    shapes: Shapes,
-    tokens: float,
-    sharding: Sharding,
-    division: Division,
-    memory: Memory,
-) -> Exchange | None:
-    """Return what a step of so many tokens makes processes send."""
-    processes = all_processes_of(recipe.launch)
-    if division.rows is not None:
-        passes = recipe.train.examples_per_step / processes / division.rows
-    else:
-        passes = tokens / processes / division.most_tokens
-    number = BYTES[_precision(recipe, there)]
-    return exchange(
-        recipe, shapes, memory.trainable_parameters, sharding, passes=max(1, math.ceil(passes)), compute_bytes=number
-    )
-
-
-def _precision(recipe: Recipe, there: Hardware) -> str:
-    quantized = isinstance(recipe.tuning, Quantization)
-    return precision_of(recipe.model.precision, there.device, has_bf16=there.has_bf16, quantized=quantized)
 
 
 def _refuse_short_turns(recipe: Recipe, speed: float | None, interval: float) -> None:
@@ -321,16 +300,6 @@ def _where(launch: Launch) -> str:
     return launch.on if launch.on == "local" else f"{launch.on}, {count} process{'es' * (count > 1)}{machines}"
 
 
-def _each(launch: Launch, here: Hardware) -> Hardware:
-    """Return what each process will have: this machine's, or what the recipe says of machines that are elsewhere."""
-    if not isinstance(launch, SlurmLaunch):  # processes on one GPU each, or on one processor
-        return here if here.device == "cuda" else replace(here, memory_gib=here.memory_gib / processes_of(launch))
-    if launch.gpus_per_node is not None:
-        return Hardware("cuda", has_bf16=True, memory_gib=launch.gpu_memory_gib or math.inf)
-    memory = launch.memory_gib_per_node / processes_of(launch) if launch.memory_gib_per_node else math.inf
-    return Hardware("cpu", here.has_bf16, memory)
-
-
 def _jobs(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     """Return the scripts of a run's jobs, and what Slurm says of the first one where it can be asked.
 
@@ -357,18 +326,12 @@ def _shapes(base: ModelFolder) -> Shapes:
         return shapes_of(resolve(base.root.reference).path)
 
 
-def _memory(
-    recipe: Recipe, there: Hardware, shapes: Shapes, gathered: Gathered, new_tokens: int
-) -> tuple[Sharding, Division, Memory]:
-    """Return what a process keeps, how rows are cut into passes by what it has, and what training needs with that."""
+def _training_rows(recipe: Recipe, shapes: Shapes, gathered: Gathered) -> TokenSet:
+    """Return the rows to train on, if the model can read those of all splits."""
     found = {name: TokenSet.of(gathered.shelf.rows(gathered.places(name))) for name in gathered.used}
     refuse_rows_beyond(shapes.positions, max(tokens.longest for tokens in found.values()))
     refuse_to_pack(recipe, ENCODER_READS_ALONE if shapes.encodes else None)
-    room = Room(BYTES[_precision(recipe, there)], there.device == "cuda", there.memory_gib)
-    processes = all_processes_of(recipe.launch)
-    sharding = sharding_of(recipe, shapes, found["train"], room, processes, new_tokens=new_tokens)
-    parts = parts_of(sharding, processes, processes_of(recipe.launch))
-    return sharding, *foreseen(recipe, shapes, found["train"], room, new_tokens=new_tokens, parts=parts)
+    return found["train"]
 
 
 def _free(place: Path) -> float:
@@ -377,6 +340,10 @@ def _free(place: Path) -> float:
     while not place.exists():
         place = place.parent
     return shutil.disk_usage(place).free / _GIB
+
+
+def _range(low_and_high: tuple[float, float]) -> str:
+    return " to ".join(dict.fromkeys(f"{one:,.0f}" for one in low_and_high))
 
 
 def _length_line(lengths: dict[str, Any]) -> str:

@@ -15,9 +15,12 @@ LAYERS = (
     ("model",),
     ("answering",),
     ("train", "evaluate", "report", "deliver"),
-    ("pipeline", "preflight", "ladder", "show", "doctor", "try_it", "on_slurm", "status", "follow", "start"),
+    (
+        "pipeline", "preflight", "forecast", "ladder", "show", "doctor", "try_it", "on_slurm", "status", "follow",
+        "start",
+    ),
     ("cli", "options", "__main__", "__init__"),
-)
+)  # fmt: skip
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 # The files at the top of the package are one folder, layer by layer.
 AT_THE_TOP = LAYER["pipeline"]

@@ -183,6 +183,46 @@ def test_a_signal_to_all_saves_once_and_one_process_goes_on(file: Path, alone: R
     assert same(run, alone)
 
 
+def test_a_signal_ends_a_long_validation(file: Path, alone: RunDir, tmp_path: Path) -> None:
+    run, script = RunDir(tmp_path / "run"), tmp_path / "slow.py"
+    script.write_text(
+        "import os, sys, time, torch\n"
+        "from tunesmith.cli import main\n"
+        "from tunesmith.train import loop\n"
+        "quick = loop.token_loss\n"
+        "def slow(*told):\n"
+        "    here = os.path.dirname(sys.argv[0])\n"
+        "    if torch.is_inference_mode_enabled() and os.path.exists(os.path.join(here, 'slow')):\n"
+        "        open(os.path.join(here, 'passes'), 'a').write('pass\\n')\n"
+        "        time.sleep(5)\n"
+        "    return quick(*told)\n"
+        "loop.token_loss = slow\n"
+        "main()\n",
+        encoding="utf-8",
+    )
+    one_by_one = ["train.micro_batch=1", "train.packing=never"]
+    process = together(2, str(script), "train", str(file), *one_by_one, "--out", str(run))
+    assert wait_until(process, lambda: steps_done(run) >= 7)
+    (tmp_path / "slow").touch()
+    passes = tmp_path / "passes"
+    assert wait_until(process, passes.exists)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=120)
+    assert "stopped by SIGTERM; everything finished so far is kept" in said.decode()
+    valid = (run.manifest("prepare") or {})["counts"]["valid"]
+    assert 1 <= len(passes.read_text().splitlines()) <= 4 < valid, "a pass of each or two, and not all of them"
+    stopped_at = steps_done(run)
+    assert run.checkpoint(stopped_at).exists()
+    assert validated(run) == list(range(0, stopped_at, 20)), "what was stopped does not count"
+    run_recipe(file, one_by_one, out=run.path)
+    assert validated(run) == [0, 20, 40, 60]
+    assert same(run, alone)
+
+
+def validated(run: RunDir) -> list[int]:
+    return [line["step"] for line in complete_lines(run.metrics) if line["kind"] == "valid"]
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_process_that_is_killed_ends_all_and_they_go_on(rank: int, file: Path, alone: RunDir, tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from tests.integration.test_killed import steps_done, wait_until
 from tests.integration.test_parallel import done, of_60_steps, same, steps, together
 
@@ -22,8 +23,13 @@ IN_PARTS = "launch.sharding=full"
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe for a model that is stored in bf16, of whose parts masters in fp32 are made."""
     valid = {"valid_every_steps": 20, "valid_metrics": ["chrf"], "valid_rows": 5, "choose_by": "chrf"}
-    return of_60_steps(tmp_path_factory.mktemp("recipe"), valid=valid | {"learning_rate": 0.001}, tuning=FULL)
+    file = of_60_steps(tmp_path_factory.mktemp("recipe"), valid=valid | {"learning_rate": 0.001}, tuning=FULL)
+    weights = file.parent / "model" / "model.safetensors"
+    stored = {name: weight.bfloat16() for name, weight in load_file(weights).items()}
+    save_file(stored, weights, metadata={"format": "pt"})
+    return file
 
 
 @pytest.fixture(scope="module")
@@ -69,12 +75,15 @@ def test_a_run_in_parts_goes_to_its_verdict(file: Path, alone: RunDir, tmp_path:
 
 
 @pytest.mark.parametrize("world", [1, 3])
-def test_any_number_goes_on(world: int, stopped: RunDir, file: Path, alone: RunDir) -> None:
+def test_any_number_goes_on(
+    world: int, stopped: RunDir, file: Path, alone: RunDir, recwarn: pytest.WarningsRecorder
+) -> None:
     run = RunDir(file.parent / f"{world}-go-on")
     shutil.copytree(stopped.path, run.path)
     before = steps_done(run)
     if world == 1:
         run_recipe(file, out=run.path)
+        assert not [one for one in recwarn if "torch.distributed" in str(one.message)]
     else:
         said = done(together(world, "-m", "tunesmith", "train", str(file), IN_PARTS, "--out", str(run)))
         assert f"going on from step {before} of 60" in said
@@ -88,6 +97,28 @@ def test_what_one_began_is_divided(file: Path, alone: RunDir) -> None:
     shutil.rmtree(run.checkpoint(60))
     said = done(together(2, "-m", "tunesmith", "train", str(file), "launch.sharding=node", "--out", str(run)))
     assert "going on from step 55 of 60" in said
+    assert same(run, alone)
+
+
+def test_a_disk_that_is_full_on_one_machine_loses_nothing(file: Path, alone: RunDir, tmp_path: Path) -> None:
+    run, script = RunDir(tmp_path / "run"), tmp_path / "full.py"
+    # What the second process writes of the optimizer is larger; nothing else that it writes is.
+    script.write_text(
+        "import os, resource\n"
+        "from tunesmith.cli import main\n"
+        "if os.environ['RANK'] == '1':\n"
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"
+        "main()\n",
+        encoding="utf-8",
+    )
+    process = together(2, str(script), "train", str(file), IN_PARTS, "--out", str(run))
+    _, said = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert said.decode().count("step-000005: the file is too large for this disk") == 2, "both say what one has met"
+    assert "exitcode  : 5" in said.decode()
+    assert not list(run.checkpoints.glob("step-*")), "none is whole"
+    assert 1 <= steps_done(run) < 60
+    done(together(2, "-m", "tunesmith", "train", str(file), IN_PARTS, "--out", str(run)))
     assert same(run, alone)
 
 

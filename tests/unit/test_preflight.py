@@ -9,9 +9,10 @@ import pytest
 from tests.tiny import recipe as write_recipe
 from tests.tiny import save_seq2seq
 
-from tunesmith import preflight
+from tunesmith import forecast, preflight
 from tunesmith.core.errors import DataError, DoesNotFit, RecipeError
 from tunesmith.core.files import read_jsonl
+from tunesmith.model.speed import Speed
 from tunesmith.pipeline import run_recipe
 from tunesmith.preflight import plan_run
 from tunesmith.recipe.hardware import Hardware
@@ -179,7 +180,7 @@ def test_turns_that_are_too_short_for_a_checkpoint_are_refused(recipe: Path, mon
     interval = plan.training_tokens / plan.steps.total_steps * plan.steps.save_every_steps
     limit = [*SLURM, "launch.time_limit_minutes=15"]  # of which 5 are for saving
     for minutes, refused in ((9, False), (11, True)):
-        speed = interval / (60 * minutes) / 2  # of each of two processes
+        speed = Speed(interval / (60 * minutes) / 2)  # of each of two processes
         monkeypatch.setattr(preflight, "remembered_speed", lambda *_, speed=speed: speed)
         assert plan_run(recipe, SLURM).slurm is None, "without a limit there is nothing to refuse"
         elsewhere = plan_run(recipe, [*limit, "launch.gpus_per_node=1"])
@@ -212,17 +213,42 @@ def test_machines_that_are_elsewhere_are_what_the_recipe_says(recipe: Path, monk
 
 @pytest.mark.usefixtures("no_slurm")
 def test_many_processes_take_less_time_at_best(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preflight, "remembered_speed", lambda *_: 100.0)
+    monkeypatch.setattr(preflight, "remembered_speed", lambda *_: Speed(100.0, cores=4))
+    monkeypatch.setattr(forecast, "balance", lambda *_: 0.8)
+    monkeypatch.setattr(forecast, "cores", lambda: 4)
     alone, two = plan_run(recipe), plan_run(recipe, SLURM)
-    assert alone.seconds is not None
-    assert two.seconds == pytest.approx([seconds / 2 for seconds in alone.seconds])
+    assert alone.seconds == pytest.approx(2 * [alone.training_tokens / 80])
+    assert two.seconds == pytest.approx([seconds / 2 for seconds in alone.seconds or ()])
     assert "at best, with 2 processes, each at 100 tokens/s" in str(two)
+    narrow = plan_run(recipe, [*SLURM, "launch.cpus_per_process=1"])
+    assert narrow.tokens_per_second == 25, "with a quarter of the cores that were measured"
     linked = plan_run(recipe, [*SLURM, "launch.network_gb_per_second=1e-3"])
     assert linked.seconds is not None
     assert linked.exchange is not None
     assert linked.seconds[0] == pytest.approx(two.seconds[0] + linked.steps.total_steps * linked.exchange.waited)
     assert "hours of a process; each at 100 tokens/s" in str(linked)
     assert linked.to_json()["seconds_at_worst"] == linked.seconds[1]
+
+
+@pytest.mark.usefixtures("no_slurm")
+def test_other_numbers_of_machines_are_looked_at(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "remembered_speed", lambda *_: None)
+    assert plan_run(recipe, SLURM).scaling == [], "whose speed nobody knows"
+    monkeypatch.setattr(preflight, "remembered_speed", lambda *_: Speed(100.0))
+    monkeypatch.setattr(forecast, "balance", lambda *_: 1.0)
+    assert plan_run(recipe).scaling == []
+    asked = [*SLURM, "launch.nodes=3", "launch.network_gb_per_second=1e-3"]
+    sizes = plan_run(recipe, asked).scaling
+    assert [one["machines"] for one in sizes] == [1, 2, 3, 4, 8]
+    speeds = [one["tokens_per_second"] for one in sizes]
+    assert speeds[0] == pytest.approx((100, 100))
+    assert all(low <= high < 100 * one["machines"] for (low, high), one in zip(speeds[1:], sizes[1:], strict=True))
+    assert "scaling  tokens/s by machines: 1: 100; 2: " in str(plan_run(recipe, asked))
+    little = plan_run(recipe, [*asked, "launch.processes_per_node=4", "launch.memory_gib_per_node=1"])
+    assert ": 1: does not fit; 2: does not fit; 3: does" in str(little)
+    monkeypatch.setattr(forecast, "cores", lambda: 2)
+    processes = plan_run(recipe, ["launch={on: torchrun, processes: 2}"])
+    assert "tokens/s by processes, at best: 1: 100; 2: 200" in str(processes)
 
 
 def test_processes_on_one_processor_share_its_memory(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,11 +4,13 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import FrameType
+from typing import TypeVar
 
 from tunesmith.core.errors import Interrupted
 
+T = TypeVar("T")
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _requested: list[int] = []
 _postponed: list[bool] = []
@@ -63,6 +65,14 @@ def check() -> None:
     """Raise Interrupted if a signal came."""
     if _requested and not _postponed:
         raise stopped(_requested[0])
+
+
+def until_requested(items: Iterable[T]) -> Iterator[T]:
+    """Yield items until a signal comes: each of many processes leaves its own, and then they agree that they stop."""
+    for item in items:
+        if _requested:
+            return
+        yield item
 
 
 def stopped(number: int) -> Interrupted:

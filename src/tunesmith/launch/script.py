@@ -6,6 +6,7 @@ What a recipe may say is checked where it is read (`recipe/launch.py`): it canno
 import re
 import shlex
 from dataclasses import dataclass
+from typing import Literal
 
 from tunesmith.core.errors import Interrupted, RecipeError
 from tunesmith.core.ranks import FIRST_PORT, PORTS
@@ -86,9 +87,9 @@ def _options(job: Job, launch: SlurmLaunch, folder: str) -> list[str]:
         "qos": launch.qos,
         "nodes": nodes,
         "ntasks-per-node": tasks,
-        "gpus-per-node": launch.gpus_per_node if job.by_all else None,
+        "gpus-per-node": _gpus(launch) if job.by_all else None,
         "cpus-per-task": launch.cpus_per_process and launch.cpus_per_process * (processes // tasks),
-        "mem": launch.memory_gib_per_node and f"{launch.memory_gib_per_node}G",
+        "mem": _memory(launch.memory_gib_per_node),
         "time": launch.time_limit_minutes,
         "output": log,
         "array": job.tasks or None,
@@ -97,6 +98,18 @@ def _options(job: Job, launch: SlurmLaunch, folder: str) -> list[str]:
     warning = "USR1" if launch.starter == "srun" else "TERM"
     options = [f"{key}={value}" for key, value in asked.items() if value is not None]
     return [*options, "open-mode=append", "requeue", f"signal={warning}@{60 * launch.warning_minutes}"]
+
+
+def _gpus(launch: SlurmLaunch) -> str | None:
+    if launch.gpus_per_node is None:
+        return None
+    return f"{launch.gpu_type}:{launch.gpus_per_node}" if launch.gpu_type else str(launch.gpus_per_node)
+
+
+def _memory(gib: int | Literal["all"] | None) -> str | None:
+    if gib is None:
+        return None
+    return "0" if gib == "all" else f"{gib}G"  # 0 is sbatch's word for all
 
 
 def _surroundings(launch: SlurmLaunch) -> list[str]:

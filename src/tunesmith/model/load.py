@@ -15,6 +15,7 @@ from tunesmith.fetch.reference import ModelFolder
 from tunesmith.model.quantized import bitsandbytes_config, require_quantization
 from tunesmith.recipe.hardware import AskedPrecision, precision_of
 from tunesmith.recipe.schema import Quantization, Recipe
+from tunesmith.recipe.weight_headers import stored_as
 
 # Their activations go beyond what fp16 can hold; bf16, in which they were pretrained, has the range.
 _BEYOND_FP16 = frozenset({"t5", "mt5", "umt5", "longt5", "switch_transformers"})
@@ -129,6 +130,13 @@ def load_base(
         let_go_of_the_file(loaded)
         return loaded
     return loaded.to(on.device)
+
+
+def stored_dtype(model: ModelFolder) -> torch.dtype | None:
+    """Return what all weights of a model's root folder are stored in; None where that is not one precision."""
+    kinds = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+    found = stored_as(model.root.path)
+    return kinds.get(found.pop()) if len(found) == 1 else None
 
 
 def let_go_of_the_file(model: Any) -> None:

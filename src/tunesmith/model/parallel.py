@@ -7,7 +7,6 @@ are kept in parts `sharding.py` takes care. Every process then takes the same st
 
 import contextlib
 import faulthandler
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,20 +21,20 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from tunesmith.core import interrupt
-from tunesmith.core.errors import ProcessLost, RecipeError, TunesmithError
+from tunesmith.core.errors import ProcessLost, RecipeError
 from tunesmith.core.files import digest_of
 from tunesmith.core.ranks import Place, place
+from tunesmith.data.balance import share_out
 from tunesmith.model.adapters import trained_parameters
+from tunesmith.model.farewell import BRIEFLY, Farewell
 from tunesmith.model.parts import is_divided
 from tunesmith.recipe.hardware import cores
 
 T = TypeVar("T")
 # Gradients are added up in pieces of about so many numbers, which bounds the memory that this takes.
 _NUMBERS_AT_ONCE = 2**24
-# How long a process looks for why another is gone, and waits at the end of a run for the others.
-_FAREWELL = timedelta(seconds=5)
 # Where processes that end say why, once they have met, and how long they wait for each other.
-_ends: list[Any] = []
+_farewells: list[Farewell] = []
 _patience: list[timedelta] = []
 # Where this process writes its stacks, and after how many seconds without a word with the others.
 _stacks: list[tuple[TextIO, float]] = []
@@ -69,20 +68,8 @@ class Group:
             return replace(self, channel=distributed.new_group(timeout=_patience[-1], backend="gloo"))
 
     def share(self, rows: Sequence[int], lengths: Any) -> list[int]:
-        """Return the rows that are this process's work: about as many tokens as every other has.
-
-        The longest row goes to who has least so far (Graham 1969, "Bounds on multiprocessing timing anomalies").
-        """
-        if not self.is_many:
-            return list(rows)
-        loads = [0] * self.place.world
-        mine = []
-        for row in sorted(rows, key=lambda row: (-int(lengths[row]), row)):
-            least = loads.index(min(loads))
-            loads[least] += int(lengths[row])
-            if least == self.place.rank:
-                mine.append(row)
-        return mine
+        """Return the rows that are this process's work: about as many tokens as every other has."""
+        return share_out(rows, lengths, self.place.world)[self.place.rank] if self.is_many else list(rows)
 
     def sum(self, *values: float) -> list[float]:
         """Return the sum of each value over all processes, in fp64."""
@@ -242,51 +229,26 @@ def meeting(place: Place, patience_minutes: float = 30) -> Iterator[Meeting]:
             "cpu:gloo,cuda:nccl" if gpu else "gloo", store=PrefixStore("group", store), timeout=patience,
             rank=place.rank, world_size=place.world,
         )  # fmt: skip
-    _ends.append(PrefixStore("end", store))
+    farewell = Farewell(place, store, patience)
+    _farewells.append(farewell)
     _patience.append(patience)
     try:
-        yield Meeting(place, PrefixStore("meeting", store), patience)
+        with farewell.heard():
+            yield Meeting(place, PrefixStore("meeting", store), patience)
     except ProcessLost:
         distributed.destroy_process_group()  # nobody is left to tell, or nobody was told
         raise
     except Exception as error:
-        _tell(place, error)
+        farewell.tell(error)
         distributed.destroy_process_group()  # the others see this process leave, and look for why
-        _wait_for_all(place, patience)
+        farewell.wait_for_all(patience)
         raise
     else:
         distributed.destroy_process_group()
-        _wait_for_all(place, _FAREWELL)
+        farewell.wait_for_all(BRIEFLY)
     finally:
-        _ends.pop()
+        _farewells.pop()
         _patience.pop()
-
-
-def _tell(place: Place, error: Exception) -> None:
-    """Leave for the others why this process ends, unless another has before."""
-    code, text = (error.exit_code, str(error)) if isinstance(error, TunesmithError) else (1, repr(error))
-    with contextlib.suppress(RuntimeError):  # who holds what is told may be gone
-        _ends[-1].compare_set("why", "", json.dumps([code, f"rank {place.rank}: {text}"]))
-
-
-def _told() -> TunesmithError | None:
-    """Return why another process has left: all end for one reason, and with its exit code. None, if it was killed."""
-    for end in _ends[-1:]:
-        with contextlib.suppress(RuntimeError):
-            end.wait(["why"], _FAREWELL)
-            code, text = json.loads(end.get("why"))
-            found = TunesmithError(text)
-            found.exit_code = code
-            return found
-    return None
-
-
-def _wait_for_all(place: Place, patience: timedelta) -> None:
-    """Stay until all have come here too: what was told may be kept by this very process, and they look for it late."""
-    with contextlib.suppress(RuntimeError):
-        if _ends[-1].add("gone", 1) == place.world:
-            _ends[-1].set("all-gone", "")
-        _ends[-1].wait(["all-gone"], patience)
 
 
 @contextlib.contextmanager
@@ -297,8 +259,9 @@ def _others_there() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if (why := _told()) is not None:
-            raise why from error
+        for farewell in _farewells[-1:]:
+            if (why := farewell.told()) is not None:
+                raise why from error
         told = (str(error).splitlines() or [""])[0][:160]
         where = f"rank {place().rank} of {place().world}"
         if "EADDRINUSE" in str(error):
@@ -327,6 +290,12 @@ def hearing_others() -> Iterator[None]:
 def is_of_others(error: BaseException) -> bool:
     """Say whether an error is that of a word with other processes."""
     return isinstance(error, distributed.DistError) or "gloo" in str(error)
+
+
+def cores_of(place: Place) -> int:
+    """Return with how many cores a process computes: one that is alone has all, though torch may take half of them."""
+    alone = place.world == 1 and "OMP_NUM_THREADS" not in os.environ
+    return cores() if alone else torch.get_num_threads()
 
 
 def _own_cores(place: Place) -> int | None:

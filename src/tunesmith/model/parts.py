@@ -1,5 +1,6 @@
 """Tensors of which every process has a part: torch's DTensor, as FSDP2 leaves the weights of divided layers."""
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -90,7 +91,8 @@ def read_parts(folder: Path, weights: Mapping[str, torch.Tensor]) -> dict[str, t
     for name, stored in reader.read_metadata().state_dict_metadata.items():
         empty = torch.empty(stored.size, dtype=stored.properties.dtype)
         found[name] = as_its_weight(name, empty, weights)
-    with _as_it_was_raised():
+    with _as_it_was_raised(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one may go on from what many left
         load(found, storage_reader=reader, no_dist=not torch.distributed.is_initialized())
     return found
 

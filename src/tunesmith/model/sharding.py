@@ -29,12 +29,13 @@ from tunesmith.recipe.launch import Sharding
 T = TypeVar("T")
 
 
-def shard(model: Any, on: Machine, group: Group, *, by_node: bool = False) -> None:
+def shard(model: Any, on: Machine, group: Group, *, by_node: bool = False, masters: torch.dtype | None = None) -> None:
     """Divide the layers of a model over the processes of a group, and bring all of it to the machine's device.
 
     Args:
         model: as `make_trainable` returns it, on a processor: whole it need never be on a GPU.
         by_node: divide over the processes of each machine, and keep a copy on every machine: less goes between them.
+        masters: what all weights are then kept in, each process its parts; default what they are in.
 
     Raises:
         RecipeError: it has no layers that transformers knows of, or machines have different numbers of processes.
@@ -43,7 +44,7 @@ def shard(model: Any, on: Machine, group: Group, *, by_node: bool = False) -> No
     layers = [layer for stack in stacks for layer in stack]
     if not layers:
         raise RecipeError("has no layers that could be divided", where="model.base", hint="use `launch.sharding: none`")
-    mesh, kept = _mesh(on, group, by_node=by_node), model.dtype
+    mesh, kept = _mesh(on, group, by_node=by_node), masters or model.dtype
     # Layers are put together as what they compute in, and gradients are added up as what weights are kept in.
     lower = on.compute if on.compute.itemsize < kept.itemsize else None
     policy = MixedPrecisionPolicy(lower, reduce_dtype=kept if lower else None, cast_forward_inputs=False)
@@ -54,7 +55,7 @@ def shard(model: Any, on: Machine, group: Group, *, by_node: bool = False) -> No
         layer.set_gradient_divide_factor(1.0)  # losses are parts of one mean already
         layer.set_force_sum_reduction_for_comms(True)
         layer.set_reduce_scatter_unused_params(True)  # or who has other experts at work would wait for ever
-    model.to(on.device)
+    model.to(device=on.device, dtype=masters)
     share_comm_ctx(layers)
     for stack in stacks:
         for layer, following in pairwise(stack):

@@ -118,6 +118,9 @@ class SlurmLaunch(LaunchBase):
     on: Literal["slurm"]
     nodes: int = Field(1, ge=1, description="Machines that train and evaluate; other stages need one process of one.")
     gpus_per_node: int | None = Field(None, ge=1, description="GPUs of each machine, each with a process of its own.")
+    gpu_type: Word | None = Field(
+        None, description="Which, as the cluster calls them: `a100`, or `1g.10gb` for a part of one; default any."
+    )
     gpu_memory_gib: int | None = Field(
         None, ge=1, description="Memory of each GPU, for `plan`; without it, whether training fits is left open."
     )
@@ -125,7 +128,9 @@ class SlurmLaunch(LaunchBase):
         None, ge=1, description="Processes on each machine, where that is not one for each GPU; default 1 without GPUs."
     )
     cpus_per_process: int | None = Field(None, ge=1, description="Cores of each process; default the cluster's.")
-    memory_gib_per_node: int | None = Field(None, ge=1, description="Memory of each machine; default the cluster's.")
+    memory_gib_per_node: Annotated[int, Field(ge=1)] | Literal["all"] | None = Field(
+        None, description="Memory of each machine, or `all` that it has; default the cluster's."
+    )
     network_gb_per_second: float | None = Field(
         None, gt=0, description="For `plan`: the same between two machines; eight Gbit are one GB."
     )
@@ -151,8 +156,10 @@ class SlurmLaunch(LaunchBase):
     def _fits_together(self) -> Self:
         if self.time_limit_minutes is not None and self.warning_minutes >= self.time_limit_minutes:
             raise ValueError("`warning_minutes` must be less than `time_limit_minutes`, or nothing is trained")
-        if self.gpu_memory_gib is not None and self.gpus_per_node is None:
-            raise ValueError("`gpu_memory_gib` has no effect without `gpus_per_node`")
+        if self.gpus_per_node is None:
+            for key in ("gpu_memory_gib", "gpu_type"):
+                if getattr(self, key) is not None:
+                    raise ValueError(f"`{key}` has no effect without `gpus_per_node`")
         if self.accelerate_config is not None and self.starter != "accelerate":
             raise ValueError("`accelerate_config` has no effect without `starter: accelerate`")
         return self

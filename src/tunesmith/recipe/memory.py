@@ -117,6 +117,8 @@ def memory_of(
     kept_bytes = 4 if isinstance(recipe.tuning, FullTuning) else compute_bytes  # a number of what is divided, too
     as_stored = not isinstance(recipe.tuning, QloraTuning) and kept_bytes == shapes.stored_bytes
     loading = weights if as_stored else read + weights
+    if isinstance(recipe.tuning, FullTuning) and parts > 1:  # masters are made of parts
+        loading = read + weights - elsewhere * kept_bytes
     chunk = one.trained if shapes.encodes else min(one.trained, CHUNK)
     logits = chunk * shapes.vocabulary * (12 + 2 * compute_bytes * shapes.capped) + one.trained * shapes.hidden * 4
     activations = kept.bytes_of(one, logits)
@@ -143,7 +145,11 @@ def layers_numbers(shapes: Shapes) -> tuple[int, int]:
     """Return how many numbers the matrices of all layers have, and those of the two that are whole at once."""
     sizes = [sum(part.out * part.inner for part in stack.layer.linear) for stack in shapes.stacks]
     everything = sum(size * stack.count for size, stack in zip(sizes, shapes.stacks, strict=True))
-    return everything, 2 * max(sizes, default=0)
+    if shapes.known:
+        return everything, 2 * max(sizes, default=0)
+    # Every matrix is a stack here, and nobody says which of them make a layer, but how many layers there are.
+    layers = sum(stack.count for size, stack in zip(sizes, shapes.stacks, strict=True) if not size)
+    return everything, 2 * everything // max(1, layers)
 
 
 class _Kept:

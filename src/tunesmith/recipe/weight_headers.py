@@ -11,7 +11,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from tunesmith.core.errors import RecipeError
+from tunesmith.core.errors import DamagedFile, RecipeError
 from tunesmith.recipe.shapes import Attention, Layer, Linear, Shapes, Stack
 
 # Tables of vectors that are looked up, not multiplied: embeddings of tokens and positions, T5's of distances.
@@ -23,12 +23,9 @@ def shapes_in_headers(folder: Path, config: dict[str, Any]) -> Shapes:
 
     Raises:
         RecipeError: there are no weights, or a file that the folder's index names is missing.
+        DamagedFile: a file is not what safetensors are.
     """
-    tensors: dict[str, list[int]] = {}
-    for file in _weight_files(folder):
-        with file.open("rb") as raw:
-            header = json.loads(raw.read(struct.unpack("<Q", raw.read(8))[0]))
-        tensors |= {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
+    tensors: dict[str, list[int]] = {name: entry["shape"] for name, entry in _headers(folder).items()}
     if not tensors:
         raise RecipeError(
             f"the sizes of `{config.get('model_type')}` cannot be told from its configuration alone",
@@ -71,6 +68,29 @@ def shapes_in_headers(folder: Path, config: dict[str, Any]) -> Shapes:
         positions=_first(config, "max_position_embeddings", "n_positions"),
         known=False,
     )
+
+
+def stored_as(folder: Path) -> set[str]:
+    """Return in which precisions a folder's numbers are stored, as safetensors names them: `BF16`, `F32`.
+
+    Raises:
+        RecipeError: a file that the folder's index names is missing.
+        DamagedFile: a file is not what safetensors are.
+    """
+    return {kind for entry in _headers(folder).values() if (kind := str(entry["dtype"])).startswith(("F", "BF"))}
+
+
+def _headers(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return what the headers of a folder's weights say of each tensor."""
+    tensors: dict[str, dict[str, Any]] = {}
+    for file in _weight_files(folder):
+        try:
+            with file.open("rb") as raw:
+                tensors |= json.loads(raw.read(struct.unpack("<Q", raw.read(8))[0]))
+        except (struct.error, ValueError, OverflowError, MemoryError) as error:
+            raise DamagedFile("has no header of safetensors", where=str(file), hint="fetch it again") from error
+    tensors.pop("__metadata__", None)
+    return tensors
 
 
 def _first(config: dict[str, Any], *names: str) -> int | None:

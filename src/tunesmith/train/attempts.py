@@ -12,6 +12,7 @@ from tunesmith.core.errors import ProcessLost, TunesmithError
 from tunesmith.core.files import complete_lines, read_json, read_jsonl, write_json
 from tunesmith.core.rundir import RunDir
 from tunesmith.data.batches import rows_of_step
+from tunesmith.model.farewell import last_words
 from tunesmith.model.parallel import Group
 from tunesmith.recipe.plan import steps_of
 from tunesmith.recipe.schema import Recipe
@@ -34,7 +35,8 @@ def attempt(recipe: Recipe, run: RunDir, group: Group, *, first_step: int) -> It
     """
     group.by_first(partial(_begin, recipe, run, first_step))
     try:
-        yield
+        with last_words(partial(_forget, run, group)):
+            yield
     except ProcessLost:  # the one that is gone may have said nothing
         raise
     except Exception:

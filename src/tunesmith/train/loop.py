@@ -134,14 +134,19 @@ def _accumulate(setup: Setup, step: int, rows: list[int], trained: int, scale: f
 
 
 def _passes(
-    setup: Setup, tokens: TokenSet, rows: Sequence[int], division: Division
+    setup: Setup, tokens: TokenSet, rows: Sequence[int], division: Division, *, whole: bool = True
 ) -> Iterator[tuple[tuple[Sequence[int], Batch], bool]]:
-    """Yield the rows of each forward pass and what it reads, and whether it counts."""
+    """Yield the rows of each forward pass and what it reads, and whether it counts.
+
+    Args:
+        whole: go on to the end, though a signal comes.
+    """
 
     def idle() -> tuple[Sequence[int], Batch]:
         return (), tokens.batch([int(tokens.lengths.argmin())], setup.pad_id)
 
     own = division.batches(tokens, rows, setup.pad_id)
+    own = own if whole else interrupt.until_requested(own)
     return passes(setup.group, own, idle, sharded=setup.sharding != "none")
 
 
@@ -150,11 +155,15 @@ def measure(setup: Setup, tokens: TokenSet, *, seen: Callable[[int], None] = lam
 
     Args:
         seen: told after every pass how many rows have been read.
+
+    Raises:
+        Interrupted: a signal came to any process; what it has measured is left out.
     """
     mine = setup.group.share(range(len(tokens)), tokens.lengths)
     with hearing_others():
         found = setup.fitting.run(partial(_measure, setup, tokens, mine, seen), tokens, mine)
     nll, correct, count = setup.group.sum(*found)
+    setup.group.check()
     return Measured(nll / count, correct / count, int(count))
 
 
@@ -166,8 +175,7 @@ def _measure(
     setup.model.eval()
     nll = correct = count = 0.0
     done = 0
-    for (group, batch), counts in _passes(setup, tokens, rows, division):
-        interrupt.check()
+    for (group, batch), counts in _passes(setup, tokens, rows, division, whole=False):
         with setup.machine.autocast(setup.model.dtype):
             result = token_loss(setup.model, batch.to(setup.machine.device))
         if not counts:

@@ -10,6 +10,7 @@ import torch
 from tunesmith.core.errors import Interrupted
 from tunesmith.core.rundir import RunDir
 from tunesmith.model.adapters import trained_parameters
+from tunesmith.model.farewell import keeping
 from tunesmith.model.parallel import Group, hearing_others
 from tunesmith.model.parts import part
 from tunesmith.recipe.hardware import available_memory_gib
@@ -87,7 +88,7 @@ class Saver:
             self._threads.shutdown()
 
     def _write(self, taken: Snapshot) -> None:
-        with hearing_others():
+        with keeping(), hearing_others():
             save_checkpoint(self._run, taken, self._codec, self._card, self._group)
         if self._group.is_first:
             prune(self._run, keep=self._keep, step=taken.state.step, best_step=taken.state.best_step)

@@ -26,13 +26,13 @@ from tunesmith.fetch.reference import ModelFolder, resolve
 from tunesmith.model.adapters import count_parameters, make_trainable, open_model, recompute_activations
 from tunesmith.model.fast_path import take_fast_path
 from tunesmith.model.isolation import attention_reach, has_dropout, why_not_apart
-from tunesmith.model.load import Machine, machine_of, most_positions
+from tunesmith.model.load import Machine, machine_of, most_positions, stored_dtype
 from tunesmith.model.out_of_memory import Fitting, free_memory, give_back_at_once
-from tunesmith.model.parallel import Group, hearing_others, here
+from tunesmith.model.parallel import Group, cores_of, hearing_others, here
 from tunesmith.model.quantized import quantization_of
 from tunesmith.model.row_attention import has_row_attention
 from tunesmith.model.sharding import room_of, shard, where_read
-from tunesmith.model.speed import remember_speed
+from tunesmith.model.speed import Speed, remember_speed
 from tunesmith.recipe.architecture import shapes_of
 from tunesmith.recipe.launch import Sharding, parts_of
 from tunesmith.recipe.plan import steps_of
@@ -94,13 +94,11 @@ def train(recipe: Recipe, run: RunDir) -> dict[str, Any]:
 def _setup(recipe: Recipe, run: RunDir, base: ModelFolder, on: Machine, codec: Codec, state: State) -> Setup:
     tokens, group = TokenSet(run.tokens("train")), here()
     room = room_of(on, group)
-    # Full fine-tuning keeps fp32 masters and computes in less by autocast; LoRA's base is never updated.
-    dtype = torch.float32 if isinstance(recipe.tuning, FullTuning) else on.compute
-    started: dict[str, Any] = {"quantization": quantization_of(recipe), "new_tokens": codec.new_ids}
     shapes = _shapes(base)
     sharding = _sharding(recipe, shapes, tokens, room, group, len(codec.new_ids))
-    at = where_read(on, sharding)
-    model = open_model(base, at, dtype=dtype, attention=recipe.model.attention, merged=True, **started)
+    # Full fine-tuning keeps fp32 masters and computes in less by autocast; LoRA's base is never updated.
+    masters = torch.float32 if isinstance(recipe.tuning, FullTuning) else None
+    model = _open(recipe, base, where_read(on, sharding), masters, codec, in_parts=sharding != "none")
     refuse_rows_beyond(most_positions(model), _longest(run))
     model = make_trainable(model, recipe.tuning, seed=recipe.seed, new_tokens=codec.new_ids)
     if recipe.train.activation_checkpointing:
@@ -108,7 +106,7 @@ def _setup(recipe: Recipe, run: RunDir, base: ModelFolder, on: Machine, codec: C
         if on.device.type == "cpu":
             give_back_at_once()  # who computes twice to save memory wants it saved
     if sharding != "none":
-        shard(model, on, group, by_node=sharding == "node")
+        shard(model, on, group, by_node=sharding == "node", masters=masters)
     plan = steps_of(recipe, len(tokens))
     plain_path = take_fast_path(model, tokens, codec.pad_id, on)
     for name, reason in plain_path.items():
@@ -128,6 +126,27 @@ def _setup(recipe: Recipe, run: RunDir, base: ModelFolder, on: Machine, codec: C
     return Setup(
         recipe, plan, on, model, tokens, codec.pad_id, passes, scale, expected, plain_path, group, sharding
     )  # fmt: skip
+
+
+def _open(
+    recipe: Recipe, base: ModelFolder, at: Machine, masters: torch.dtype | None, codec: Codec, *, in_parts: bool
+) -> Any:
+    """Return the model to train on, all of it.
+
+    What is divided stays as it is stored where that says the same, mapped from files that processes of a machine share:
+    masters are then made of parts.
+    """
+    told: dict[str, Any] = {
+        "attention": recipe.model.attention, "merged": True, "quantization": quantization_of(recipe),
+        "new_tokens": codec.new_ids,
+    }  # fmt: skip
+    if in_parts and masters and base.base is None and not codec.new_ids and (stored := stored_dtype(base)):
+        model = open_model(base, at, dtype=stored, **told)
+        # Constants that the model makes for itself would be rounded.
+        if stored == masters or not any(constant.dtype == stored for constant in model.buffers()):
+            return model
+        del model
+    return open_model(base, at, dtype=masters or at.compute, **told)
 
 
 def _division(recipe: Recipe, model: Any, tokens: TokenSet, pad_id: int, room: Room, on: Machine) -> Division:
@@ -200,6 +219,7 @@ class _Session:
     card: dict[str, Any]
 
     def __post_init__(self) -> None:
+        self._began = self.state
         self._writing = threading.Lock()  # the machine's use is logged from a thread
         self._saver = Saver(
             self.run, self.setup.model, self.optimizer, self.codec, self.card, self.setup.group,
@@ -292,8 +312,17 @@ class _Session:
         }
         if expected:
             say(f"memory: {facts['peak_memory_gib']:.2f} GiB at the peak, {expected.total:.2f} expected beforehand")
-        remember_speed(self.card["base_digest"], self.recipe.tuning.method, facts["tokens_per_second"])
+        self._remember_speed()
         return seal_folder(self.run.stage("train"), **facts)
+
+    def _remember_speed(self) -> None:
+        """Note for plans how fast one process was in this turn."""
+        place, state = self.setup.group.place, self.state
+        if (seconds := state.seconds - self._began.seconds) > 0:
+            each = (state.tokens - self._began.tokens) / seconds / place.world
+            speed = Speed(each, cores_of(place) if self.setup.machine.device.type == "cpu" else None)
+            of = self.card["base_digest"], self.recipe.tuning.method
+            remember_speed(*of, speed, alone=place.world == 1)
 
     def _is_due(self, every: int) -> bool:
         """Say whether something that is done every so many steps, and after the last, is due now."""

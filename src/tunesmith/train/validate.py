@@ -14,6 +14,7 @@ from tunesmith.answering.questions import Questions, questions_of, rows_of
 from tunesmith.answering.scorer import Scorer
 from tunesmith.core.errors import NonFinite, RecipeError
 from tunesmith.core.files import json_line, write_text
+from tunesmith.core.interrupt import until_requested
 from tunesmith.core.progress import say
 from tunesmith.core.rundir import RunDir
 from tunesmith.data.batches import TokenSet
@@ -96,12 +97,17 @@ class _Asked:
         return {name: mean(values) for name, values in columns.items()}
 
     def _answers(self) -> list[dict[str, Any]]:
-        """Return the answer to every question, in their order. What memory does not suffice for has failed."""
+        """Return the answer to every question, in their order. What memory does not suffice for has failed.
+
+        Raises:
+            Interrupted: a signal came to any process.
+        """
         model, group, prompts = self._setup.model, self._setup.group, self._questions.prompts
         mine = group.share(range(len(prompts)), [len(prompt) for prompt in prompts])
         with self._setup.machine.autocast(model.dtype), in_company(model, group):
-            found = list(answers(model, self._questions, self._task, mine, go_on=True))
+            found = list(until_requested(answers(model, self._questions, self._task, mine, go_on=True)))
         made = {line["id"]: line for lines in group.gather(found) for line in lines}
+        group.check()
         free_memory()  # training is to find what it had before
         failed = [line["error"] for line in made.values() if line["error"] is not None]
         if failed:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks.versus.chart import draw
+from benchmarks.versus.chart import draw, draw_processes
 from benchmarks.versus.entries import entry, skipped, timed
 from benchmarks.versus.measure import Measured
 from benchmarks.versus.page import PAGE, NoPlace, replaced, section, write_sections
@@ -72,7 +72,7 @@ def test_a_section_says_where_with_what_and_what_failed() -> None:
     assert "- unsloth-bf16: `Error: in ... | here`" in told
 
 
-@pytest.mark.parametrize("name", ["generate", "prepare", "start", "verdict", "scaling", "profile"])
+@pytest.mark.parametrize("name", ["generate", "prepare", "start", "verdict", "scaling", "processes", "profile"])
 def test_every_section_can_be_written_of_little(name: str) -> None:
     made = [
         timed(name, "tunesmith", "plan", [1.0, 2.0]),
@@ -98,6 +98,24 @@ def test_the_chart_is_an_image_of_its_own() -> None:
     drawn = ElementTree.fromstring(draw([*points, {"series": "row length", "at": "9", "tokens_per_second": None}]))
     assert drawn.tag == "{http://www.w3.org/2000/svg}svg"
     assert len(drawn.findall(".//{*}circle")) == 6
+
+
+def test_processes_are_shown_beside_what_was_foreseen() -> None:
+    points: list[dict[str, Any]] = [
+        {
+            "system": "tunesmith", "tuning": tuning, "processes": count, "sharding": sharding, "peak_rss_gib": 1.0,
+            "tokens_per_second": 90.0, "tokens_per_second_spread": {"median": 90.0, "low": 90.0, "high": 90.0},
+            "foreseen": [80.0, 100.0], "link_gb_per_second": 1.5,
+        }
+        for tuning in ("lora", "full")
+        for count, sharding in ((1, "none"), (2, "none"), (2, "full"))
+    ]  # fmt: skip
+    drawn = ElementTree.fromstring(draw_processes(points))
+    assert len(drawn.findall(".//{*}circle")) == 2 * (2 + 2)
+    assert len(drawn.findall(".//{*}line[@class='bar']")) == 2 * (2 + 2)
+    told = section("processes", points, MACHINE, busy=False)
+    assert "One process sends another 1.5 GB/s here." in told
+    assert "| all weights, layers in parts | 2 | 90 | 80 to 100 | 1.00 |" in told
 
 
 @pytest.mark.parametrize("wrong", [["--only", "vigo"], ["--only", ","], ["--repeats", "0"], ["--stepz", "3"]])

@@ -174,3 +174,14 @@ def test_the_time_between_signal_and_flag_is_short() -> None:
         os.kill(os.getpid(), signal.SIGUSR1)
         while not interrupt.requested():
             assert time.monotonic() - began < 5
+
+
+def test_work_is_left_where_a_signal_comes() -> None:
+    assert list(interrupt.until_requested("abc")) == ["a", "b", "c"]
+    with interrupt.watched(), interrupt.postponed():
+        seen = []
+        for one in interrupt.until_requested("abc"):
+            seen.append(one)
+            if one == "b":
+                os.kill(os.getpid(), signal.SIGUSR1)
+        assert seen == ["a", "b"]

@@ -42,6 +42,11 @@ def test_what_is_asked_for() -> None:
     )
 
 
+def test_gpus_of_a_kind_and_all_memory() -> None:
+    asked = options(script(gpus_per_node=4, gpu_type="1g.10gb", memory_gib_per_node="all"))
+    assert (asked["gpus-per-node"], asked["mem"]) == ("1g.10gb:4", "0")
+
+
 def test_a_stage_of_one_process_takes_one_machine_and_no_gpu() -> None:
     text = script(
         Job("viggo", "prepare", f"prepare {FOLDER} --on local", by_all=False),

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tests.tiny import save_model
 from tests.unit.train.conftest import random_rows
 from torch import distributed
@@ -18,7 +19,7 @@ from tunesmith.fetch.reference import ModelFolder
 from tunesmith.model.adapters import make_trainable, restore_weights
 from tunesmith.model.adapters import save_model as save
 from tunesmith.model.generate import generate
-from tunesmith.model.load import Machine, load_base
+from tunesmith.model.load import Machine, load_base, stored_dtype
 from tunesmith.model.out_of_memory import Fitting
 from tunesmith.model.parallel import Group
 from tunesmith.model.parts import copies, is_divided, like, part, put_together, read_parts, write_parts
@@ -83,6 +84,25 @@ def test_only_the_matrices_of_layers_are_divided(folder: Path) -> None:
     assert len(sharded_layers(adapted)) == 2
     assert is_sharded(adapted)
     assert not is_sharded(whole(folder, "lora"))
+
+
+def test_masters_are_made_of_parts(folder: Path, tmp_path: Path) -> None:
+    stored = tmp_path / "bf16"
+    load_base(ModelFolder("x", folder), ON).bfloat16().save_pretrained(stored)
+    model = ModelFolder("y", stored)
+    assert (stored_dtype(model), stored_dtype(ModelFolder("x", folder))) == (torch.bfloat16, torch.float32)
+    read = make_trainable(load_base(model, ON, dtype=torch.bfloat16), FullTuning(method="full"), seed=0)
+    shard(read, ON, ALONE, masters=torch.float32)
+    assert {weight.dtype for weight in read.parameters()} == {torch.float32}
+    expected = load_base(model, ON, dtype=torch.float32).state_dict()
+    found = put_together(read, keep=True)
+    assert all(torch.equal(found[name], expected[name]) for name in found)
+
+
+def test_weights_in_several_precisions_are_stored_in_none(folder: Path, tmp_path: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    save_file({name: w.bfloat16() if w.ndim > 1 else w for name, w in tensors.items()}, tmp_path / "model.safetensors")
+    assert stored_dtype(ModelFolder("x", tmp_path)) is None
 
 
 def test_a_model_without_layers_is_refused() -> None:

@@ -11,7 +11,7 @@ from tests.tiny import save_model, save_seq2seq
 
 from tunesmith.core.errors import RecipeError
 from tunesmith.recipe.architecture import shapes_of
-from tunesmith.recipe.memory import Pass, memory_of
+from tunesmith.recipe.memory import Pass, layers_numbers, memory_of
 from tunesmith.recipe.schema import Recipe
 from tunesmith.recipe.weight_headers import shapes_in_headers
 
@@ -92,6 +92,8 @@ def test_an_architecture_that_is_not_described_is_guessed_not_far_off(
     config = json.loads((tmp_path / "m" / "config.json").read_text()) | {"model_type": "of_tomorrow"}
     (tmp_path / "m" / "config.json").write_text(json.dumps(config))
     known, guessed = shapes_of(folders[kind]), shapes_of(tmp_path / "m")
+    divided, whole = layers_numbers(known)
+    assert layers_numbers(guessed) == (divided, pytest.approx(whole, rel=0.5)), "two layers, as far as can be told"
     assert guessed.encodes == known.encodes == (kind == "bart")
     source = {"source_tokens": 4096, "source_width": 512} if kind == "bart" else {}
     read = Pass(1024, 128, 64, **source)

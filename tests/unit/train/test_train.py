@@ -13,14 +13,21 @@ from typing import Any
 
 import pytest
 import torch
-from tests.unit.train.conftest import FULL, LORA, Start, Trained, random_rows
+from safetensors.torch import load_file, save_file
+from tests.tiny import save_model
+from tests.unit.train.conftest import FULL, LORA, Start, Trained, random_rows, recipe_of
 
 from tunesmith.core import interrupt
 from tunesmith.core.errors import DamagedFile, DoesNotFit, Interrupted, NonFinite, RecipeError
 from tunesmith.core.files import check_folder, read_json, write_json
+from tunesmith.core.ranks import Place
 from tunesmith.core.rundir import RunDir
 from tunesmith.data.batches import write_tokens
-from tunesmith.fetch.reference import CARD
+from tunesmith.fetch.reference import CARD, resolve
+from tunesmith.model.load import Machine
+from tunesmith.model.parallel import cores_of
+from tunesmith.model.speed import Speed, _place, remembered_speed
+from tunesmith.tasks.markup import codec_of
 from tunesmith.train import checkpoint, loop, saver, validate
 from tunesmith.train import train as stage
 from tunesmith.train.checkpoint import State, latest_state, prune
@@ -512,13 +519,29 @@ def test_a_cache_that_cannot_be_written_costs_no_training(
     assert start().go()["steps"] == 6
 
 
-def test_the_speed_of_a_run_is_remembered(start: Start, base: Path) -> None:
-    from tunesmith.fetch.reference import resolve
-    from tunesmith.model.speed import _place, remembered_speed
+@pytest.mark.parametrize(
+    ("kind", "in_parts", "read"),
+    [
+        ("llama", True, torch.bfloat16),
+        ("llama", False, torch.float32),
+        ("gemma3_text", True, torch.float32),  # which makes constants for itself
+    ],
+)
+def test_what_is_divided_is_read_as_it_is_stored(kind: str, in_parts: bool, read: torch.dtype, tmp_path: Path) -> None:
+    place = save_model(tmp_path / kind, kind)
+    weights = place / "model.safetensors"
+    save_file({n: w.bfloat16() for n, w in load_file(weights).items()}, weights, metadata={"format": "pt"})
+    base, recipe = resolve(str(place)), recipe_of(place, FULL)
+    at = Machine(torch.device("cpu"), torch.float32)
+    model = stage._open(recipe, base, at, torch.float32, codec_of(base, None), in_parts=in_parts)
+    assert {weight.dtype for weight in model.parameters()} == {read}
 
+
+def test_the_speed_of_a_run_is_remembered(start: Start, base: Path) -> None:
     digest = resolve(str(base)).digest()
     manifest = start().go()
-    assert remembered_speed(digest, "lora") == manifest["tokens_per_second"]
+    known = remembered_speed(digest, "lora")
+    assert known == Speed(pytest.approx(manifest["tokens_per_second"], abs=0.1), cores_of(Place()))
     assert remembered_speed("another", "lora") is None
     write_json(_place(digest, "lora"), None)
     assert remembered_speed(digest, "lora") is None

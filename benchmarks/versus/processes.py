@@ -1,0 +1,118 @@
+"""How fast many processes are together on this machine, beside what `plan` foresees for them from the speed of one."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from benchmarks.versus.chart import draw_processes
+from benchmarks.versus.entries import Entry, entry, skipped
+from benchmarks.versus.jobs import Job, make_job
+from benchmarks.versus.measure import WORKERS, Measured, environment_of_ours, measure
+from benchmarks.versus.plan import Plan
+from benchmarks.versus.rows import ROOT, rows_of
+from benchmarks.versus.spread import Spread
+
+from tunesmith.core.rundir import RunDir
+
+CHART = ROOT / "docs" / "benchmarks-processes.svg"
+_COUNTS = (1, 2, 4)
+_MOST_REPEATS = 2
+
+
+class Point(NamedTuple):
+    """One configuration: how many processes, what each keeps of the model, and what is trained."""
+
+    tuning: str
+    processes: int
+    sharding: str
+
+    @property
+    def arguments(self) -> list[str]:
+        """What makes a command run so."""
+        many = ["--on", "torchrun", f"launch.processes={self.processes}", f"launch.sharding={self.sharding}"]
+        return many if self.processes > 1 else []
+
+
+def processes(plan: Plan, say: Callable[[str], None]) -> list[Entry]:
+    """Measure one process, and many, in turns; ask `plan` what it had foreseen; draw both."""
+    if plan.gpu and _gpus() < 2:
+        return [skipped("processes", "tunesmith", "there is one GPU, and a process needs one of its own")]
+    link = _link(plan)
+    say(f"one process sends another {link:.2f} GB/s")
+    rows = rows_of("viggo", plan.steps * plan.examples_per_step + 8)
+    made = [] if rows.instead is None else [skipped("processes", "rows", rows.instead)]
+    for tuning in ("lora", "full"):
+        job = make_job(
+            plan.scratch / f"processes-{tuning}", rows.rows, steps=plan.steps, full=tuning == "full", gpu=plan.gpu,
+            examples_per_step=plan.examples_per_step,
+        )  # fmt: skip
+        points = list(_points(tuning, 2 if plan.quick else _gpus() if plan.gpu else _COUNTS[-1]))
+        runs: dict[Point, list[tuple[Measured, dict[str, Any]]]] = {point: [] for point in points}
+        for repeat in range(min(plan.repeats, _MOST_REPEATS)):
+            for point in points:
+                runs[point].append(_run(job, point, repeat, plan))
+                one, facts = runs[point][-1]
+                say(f"{tuning}, {point.processes} x {point.sharding}: {one.error or facts['tokens_per_second']}")
+        made += [_entry(job, point, runs[point], link) for point in points]
+    if not plan.quick:
+        CHART.write_text(draw_processes(made), encoding="utf-8")
+    return made
+
+
+def _points(tuning: str, most: int) -> Iterator[Point]:
+    for count in (count for count in _COUNTS if count <= most):
+        yield Point(tuning, count, "none")
+        if count > 1:
+            yield Point(tuning, count, "full")
+
+
+def _run(job: Job, point: Point, repeat: int, plan: Plan) -> tuple[Measured, dict[str, Any]]:
+    """Train, and return what the run's manifest says, too: of all its steps, as `plan` counts with."""
+    _, log = job.for_us()
+    run = RunDir(log.parent)
+    told = {"arguments": ["train", str(job.folder / "recipe.yaml"), *point.arguments, "--out", str(run)]}
+    place = job.folder / f"turn-{repeat}-{point.processes}-{point.sharding}"
+    one = measure("ours_many.py", told, place, log=log, limit_seconds=plan.run_seconds)
+    return one, run.manifest("train") or {}
+
+
+def _entry(job: Job, point: Point, runs: list[tuple[Measured, dict[str, Any]]], link: float) -> Entry:
+    speeds = [facts["tokens_per_second"] for _, facts in runs if facts]
+    memory = [facts["peak_memory_gib"] for _, facts in runs if facts]
+    made = entry(
+        "processes", "tunesmith", [one for one, _ in runs], phase="alone", tuning=point.tuning,
+        processes=point.processes, sharding=point.sharding, link_gb_per_second=round(link, 3),
+        foreseen=_foreseen(job, point, link) if speeds else None, tokens_per_second_each=speeds,
+    )  # fmt: skip
+    speed = Spread.of(speeds).to_json() if speeds else None
+    made |= {"tokens_per_second": speed and speed["median"], "tokens_per_second_spread": speed}
+    return made | {"peak_rss_gib": max(memory, default=None)}  # of the process that held most
+
+
+def _foreseen(job: Job, point: Point, link: float) -> list[float] | None:
+    """Return the tokens a second that `plan` says, at worst and at best, with the speed of the run of one before."""
+    linked = [f"launch.link_gb_per_second={link:.4f}"] if point.processes > 1 else []
+    command = ["plan", str(job.folder / "recipe.yaml"), *point.arguments, *linked, "--json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "tunesmith", *command], capture_output=True, text=True, check=False,  # may not fit
+        env=environment_of_ours(job.folder),
+    )  # fmt: skip
+    found: list[float] | None = json.loads(done.stdout)["together"]
+    return found
+
+
+def _gpus() -> int:
+    told = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=False)
+    return told.stdout.count("GPU ")
+
+
+def _link(plan: Plan) -> float:
+    """Return what one process sends another, in 10^9 bytes a second."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*torchrun, str(WORKERS / "link_speed.py")], capture_output=True, text=True, check=True,
+        env=environment_of_ours(plan.scratch),
+    )  # fmt: skip
+    return float(done.stdout)

@@ -1,0 +1,20 @@
+"""A verb of tunesmith that starts processes of its own: the command as it is typed."""
+
+import subprocess
+import sys
+from typing import Any
+
+import protocol
+
+
+def work(job: dict[str, Any]) -> dict[str, Any]:
+    """Run the command; the run's own metrics.jsonl is the log."""
+    command = [sys.executable, "-m", "tunesmith", *job["arguments"]]
+    done = subprocess.run(command, check=False)
+    if done.returncode:
+        raise RuntimeError(f"tunesmith {job['arguments'][0]} ended with exit code {done.returncode}")
+    return {"exit": 0}
+
+
+if __name__ == "__main__":
+    protocol.run(work)

@@ -1,0 +1,168 @@
+"""What so many processes would keep, need and send, and how fast they would be together: a plan's part of a cluster."""
+
+import contextlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tunesmith.core.errors import RecipeError
+from tunesmith.data.balance import balance
+from tunesmith.data.batches import TokenSet
+from tunesmith.data.fit import Room, foreseen, sharding_of
+from tunesmith.data.micro_batches import Division
+from tunesmith.model.speed import Speed
+from tunesmith.recipe.exchange import Exchange, exchange
+from tunesmith.recipe.hardware import BYTES, Hardware, cores, precision_of
+from tunesmith.recipe.launch import (
+    Launch,
+    Sharding,
+    SlurmLaunch,
+    TorchrunLaunch,
+    all_processes_of,
+    parts_of,
+    processes_of,
+)  # fmt: skip
+from tunesmith.recipe.memory import Memory
+from tunesmith.recipe.plan import steps_of
+from tunesmith.recipe.schema import Quantization, Recipe
+from tunesmith.recipe.shapes import Shapes
+
+# How many times the machines that are asked for are looked at, to tell whether more would help.
+_TIMES_MORE = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What is foreseen for so many processes.
+
+    Attributes:
+        machines: how many.
+        processes: of all of them.
+        sharding: what each keeps of the model.
+        division: how each cuts its rows into passes.
+        memory: what each needs.
+        memory_available: the GiB that each has; None where nobody said.
+        step_tokens: of a step, on average.
+        tokens_per_second: of one process that computes alone; None where it is not known.
+        exchange: what they send each other in a step; None where the recipe does not say how fast the links are.
+        together: tokens a second of all, at worst and at best.
+    """
+
+    machines: int
+    processes: int
+    sharding: Sharding
+    division: Division
+    memory: Memory
+    memory_available: float | None
+    step_tokens: float
+    tokens_per_second: float | None
+    exchange: Exchange | None
+    together: tuple[float, float] | None
+
+    @property
+    def fits(self) -> bool:
+        """Whether each has the memory that it needs, as far as that is known."""
+        return self.memory_available is None or self.memory.total <= self.memory_available
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what tells sizes apart."""
+        return {
+            "machines": self.machines, "processes": self.processes, "sharding": self.sharding,
+            "memory": self.memory.total, "fits": self.fits, "tokens_per_second": self.together,
+            "at_best": self.exchange is None,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What a forecast is made of: a model's shapes, the training rows, this machine, and how fast one process was here.
+
+    `new_tokens` are added to those that the model knows.
+    """
+
+    shapes: Shapes
+    rows: TokenSet
+    here: Hardware
+    speed: Speed | None
+    new_tokens: int = 0
+
+
+def forecast(recipe: Recipe, known: Known) -> Forecast:
+    """Return what is foreseen for a recipe where it says that it will run.
+
+    Raises:
+        RecipeError: what it asks for cannot be done with this model.
+    """
+    shapes, rows, speed = known.shapes, known.rows, known.speed
+    launch, there = recipe.launch, _hardware_of(recipe.launch, known.here)
+    processes = all_processes_of(launch)
+    number = BYTES[_precision(recipe, there)]
+    room = Room(number, there.device == "cuda", there.memory_gib)
+    sharding = sharding_of(recipe, shapes, rows, room, processes, new_tokens=known.new_tokens)
+    parts = parts_of(sharding, processes, processes_of(launch))
+    division, memory = foreseen(recipe, shapes, rows, room, new_tokens=known.new_tokens, parts=parts)
+    steps = steps_of(recipe, len(rows))
+    per_step = float(rows.lengths.sum()) * steps.epochs / steps.total_steps
+    sent = exchange(
+        recipe, shapes, memory.trainable_parameters, sharding, compute_bytes=number,
+        passes=_passes(recipe, division, per_step / processes),
+    )  # fmt: skip
+    alone = speed.on(_cores_of_each(launch)) if speed and there.device == known.here.device else None
+    together = None
+    if alone:
+        computing = per_step / (alone * processes * balance(recipe, rows, processes))
+        low, high = sent.step_seconds(computing) if sent else (computing, computing)
+        together = per_step / high, per_step / low
+    available = there.memory_gib if math.isfinite(there.memory_gib) else None
+    machines = processes // processes_of(launch)
+    return Forecast(machines, processes, sharding, division, memory, available, per_step, alone, sent, together)
+
+
+def scaling(recipe: Recipe, known: Known) -> Iterator[Forecast]:
+    """Yield what is foreseen for 1, 2, 4 and so on of the machines, or processes, of which a recipe asks for some."""
+    for other in _other_sizes(recipe, known.here):
+        with contextlib.suppress(RecipeError):  # of sizes that were not asked for
+            yield forecast(other, known)
+
+
+def _hardware_of(launch: Launch, here: Hardware) -> Hardware:
+    """Return what each process will have: this machine's, or what the recipe says of machines that are elsewhere."""
+    if not isinstance(launch, SlurmLaunch):  # processes on one GPU each, or on one processor
+        return here if here.device == "cuda" else replace(here, memory_gib=here.memory_gib / processes_of(launch))
+    if launch.gpus_per_node is not None:
+        return Hardware("cuda", has_bf16=True, memory_gib=launch.gpu_memory_gib or math.inf)
+    memory = launch.memory_gib_per_node if isinstance(launch.memory_gib_per_node, int) else math.inf
+    return Hardware("cpu", here.has_bf16, memory / processes_of(launch))
+
+
+def _other_sizes(recipe: Recipe, here: Hardware) -> Iterator[Recipe]:
+    launch = recipe.launch
+    if isinstance(launch, SlurmLaunch):
+        key, asked, most = "nodes", launch.nodes, _TIMES_MORE * launch.nodes
+    elif isinstance(launch, TorchrunLaunch):  # of GPUs there may be no more
+        key, asked = "processes", launch.processes
+        most = max(asked, cores() if here.device == "cpu" else 1)
+    else:
+        return
+    for size in sorted({asked, *(2**power for power in range(most.bit_length()))}):
+        yield recipe.model_copy(update={"launch": launch.model_copy(update={key: size})})
+
+
+def _cores_of_each(launch: Launch) -> float | None:
+    """Return how many cores each process has; None where nobody says."""
+    return launch.cpus_per_process if isinstance(launch, SlurmLaunch) else cores() / processes_of(launch)
+
+
+def _passes(recipe: Recipe, division: Division, tokens: float) -> int:
+    """Return how many passes a process makes of its tokens of a step."""
+    if division.rows is not None:
+        passes = recipe.train.examples_per_step / all_processes_of(recipe.launch) / division.rows
+    else:
+        passes = tokens / division.most_tokens
+    return max(1, math.ceil(passes))
+
+
+def _precision(recipe: Recipe, there: Hardware) -> str:
+    quantized = isinstance(recipe.tuning, Quantization)
+    return precision_of(recipe.model.precision, there.device, has_bf16=there.has_bf16, quantized=quantized)
