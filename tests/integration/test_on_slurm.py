@@ -76,18 +76,19 @@ def trained_for(run: RunDir, steps: int) -> None:
     assert until(lambda: steps_done(run) >= steps, 120), "it does not train"
 
 
-def trains(slurm: Cluster, number: int) -> list[psutil.Process]:
-    """Return the process of a rank, if it is there: the only one of its node that trains."""
-    inside = {one.pid for one in psutil.Process(slurm.nodes[number + 1].pid).children(recursive=True)}
-    commands = {
-        one: one.info["cmdline"] or [""] for one in psutil.process_iter(["pid", "cmdline"]) if one.pid in inside
-    }
-    return [one for one, command in commands.items() if "tunesmith" in command and command[0].endswith("python")]
+def on_node(slurm: Cluster, number: int) -> list[psutil.Process]:
+    """Return what runs on a node, by its commands."""
+    inside = {one.pid for one in psutil.Process(slurm.nodes[number].pid).children(recursive=True)}
+    return [one for one in psutil.process_iter(["pid", "name", "cmdline"]) if one.pid in inside]
 
 
 def rank(slurm: Cluster, number: int) -> psutil.Process:
-    (process,) = trains(slurm, number)
-    return process
+    """Return the process of a rank: the only one of its node that trains."""
+    for one in on_node(slurm, number + 1):
+        command = one.info["cmdline"] or [""]
+        if "tunesmith" in command and command[0].endswith("python"):
+            return one
+    raise AssertionError(f"rank {number} is not there")
 
 
 def ends(slurm: Cluster, job: StageJob, state: str, restarts: int) -> None:
@@ -171,7 +172,8 @@ def test_a_node_that_is_cut_off_is_made_good(slurm: Cluster, file: Path, undistu
     # second ends with it ("Job credential revoked"), which no script can help: here there is no other node to take.
     slurm.run(["scontrol", "hold", job.job], timeout=60)
     slurm.join(1)
-    assert until(lambda: not trains(slurm, 0), 120), "the first turn does not end"
+    slurm.wait_idle(120)
+    assert until(lambda: "slurmstepd" not in {one.info["name"] for one in on_node(slurm, 1)}, 120), "it does not end"
     time.sleep(2)
     slurm.run(["scontrol", "release", job.job], timeout=60)
     slurm.wait(job.job, ENDED, timeout=240)
