@@ -107,6 +107,7 @@ def test_the_plan_counts_the_validations_that_training_does(recipe: Path, every:
     assert f"{n * plan.steps.validations:,} to validate on ({plan.steps.validations} x {n:,})" in str(plan)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [["train.packing=always"], ["tuning.dropout=0.1"], ["tuning={method: full}", "train.micro_batch=2"],

@@ -187,6 +187,7 @@ def tuned(model: Any, tuning: Any, folder: Path) -> Any:
     return model.eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["all-linear", ("q", "v")])
 @pytest.mark.parametrize("kind", ["t5", "flan-t5"])
 def test_an_adapter_loads_in_plain_peft(

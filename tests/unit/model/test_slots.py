@@ -114,6 +114,7 @@ def test_the_model_is_left_as_it_was(opened: Opened) -> None:
     assert model.config._attn_implementation == "sdpa"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget_rows", [0.5, 1, 2.5, 7])
 def test_the_cache_stays_within_its_budget(
     opened: Opened, caches: list[Any], monkeypatch: pytest.MonkeyPatch, budget_rows: float

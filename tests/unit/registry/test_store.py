@@ -751,6 +751,7 @@ def _killed_at_each_step(start: Path, source: Path, kind: str) -> None:
             return
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["add", "delete"])
 def test_killed_anywhere_a_version_is_whole_or_absent(registry: Registry, tmp_path: Path, kind: str) -> None:
     add(registry, "a")

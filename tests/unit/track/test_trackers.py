@@ -186,6 +186,7 @@ def test_a_tracker_that_fails_is_dropped_and_named_once(
     assert len(READERS["tensorboard"](run.track("tensorboard"))[0]["train/loss"]) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "how",
     ["time.sleep(3600)", "__import__('ctypes').PyDLL(None).sleep(3600)"],

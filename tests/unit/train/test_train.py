@@ -327,6 +327,7 @@ def stopped(start: Start) -> Trained:
 FILES = ["model/adapter_model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(
     stopped: Trained, whole: Start, capsys: pytest.CaptureFixture[str], name: str
@@ -349,6 +350,7 @@ def test_if_all_checkpoints_are_damaged_the_run_does_not_start_again(stopped: Tr
     assert stopped.steps == [2, 4]
 
 
+@pytest.mark.slow
 def test_damaged_checkpoints_do_not_push_out_those_that_are_whole(whole: Start, tmp_path: Path) -> None:
     settings = {"save_every_steps": 1, "valid_every_steps": 6}
     uninterrupted, source = whole(keep_checkpoints=2, **settings), whole(keep_checkpoints=9, **settings)

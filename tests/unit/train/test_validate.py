@@ -103,6 +103,7 @@ def test_a_run_that_goes_back_forgets_the_answers_of_later_steps(start: Start, m
 # --- what is chosen ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("by", "scores", "step", "value"),
     [
