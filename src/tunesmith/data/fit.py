@@ -5,7 +5,7 @@ The rows of every step are known beforehand, and so is every forward pass that w
 
 import heapq
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 
 from tunesmith.core.errors import RecipeError
 from tunesmith.data.batches import TokenSet, rows_of_step
@@ -84,7 +84,7 @@ def fitting(
     one by one, and the memory that is returned says that it does not suffice.
     """
     steps = steps_of(recipe, len(tokens))
-    rows = _heaviest(recipe, tokens, steps)
+    rows = _heaviest(tokens, steps, recipe.train.examples_per_step, recipe.seed)
 
     needs = partial(
         memory_of, recipe, shapes, compute_bytes=room.compute_bytes, on_gpu=room.on_gpu, new_tokens=new_tokens,
@@ -160,15 +160,16 @@ def refuse_rows_beyond(positions: int | None, longest: int) -> None:
         )
 
 
-def _heaviest(recipe: Recipe, tokens: TokenSet, steps: Steps) -> set[tuple[int, ...]]:
+@lru_cache(maxsize=1)  # a plan asks for several numbers of machines
+def _heaviest(tokens: TokenSet, steps: Steps, size: int, seed: int) -> set[tuple[int, ...]]:
     """Return the rows of the steps that may need most."""
     rows = [
         rows_of_step(
             step,
             rows=len(tokens),
-            examples_per_step=recipe.train.examples_per_step,
+            examples_per_step=size,
             total_examples=steps.total_examples,
-            seed=recipe.seed,
+            seed=seed,
         )
         for step in range(min(steps.total_steps, _MOST_STEPS))
     ]
