@@ -92,7 +92,8 @@ class Farewell:
             if self._heard.wait(_PAUSE):
                 return
             try:
-                why = self._why = _read(store) if store.check(["why"]) else None
+                if store.check(["why"]):
+                    why = self._why = _read(store)
             except RuntimeError:
                 why = lost
         if self._heard.wait(_GRACE):
