@@ -38,6 +38,19 @@ CASES: list[dict[str, Any]] = [
     for sharding, precision, sizes in SHARES
     for size in sizes
 ]
+# Once there is a file `slow` beside the program, every pass of a validation takes long, and leaves a line.
+SLOW_TO_VALIDATE = """
+import os, sys, time, torch
+from tunesmith.train import loop
+quick = loop.token_loss
+def slow(*told):
+    here = os.path.dirname(sys.argv[0])
+    if torch.is_inference_mode_enabled() and os.path.exists(os.path.join(here, "slow")):
+        open(os.path.join(here, "passes"), "a").write("pass\\n")
+        time.sleep(5)
+    return quick(*told)
+loop.token_loss = slow
+"""
 BAD = {"tuning": "lora", "precision": "fp32", "micro_batch": 4, "bad": 1}
 
 
@@ -46,6 +59,13 @@ def together(count: int, *command: str) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "src")))}
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
     return subprocess.Popen([*torchrun, *command], stderr=subprocess.PIPE, env=environment)
+
+
+def command_after(preparation: str, folder: Path) -> str:
+    """Write a program that does something in every process and then is the command line; return its file."""
+    program = folder / "program.py"
+    program.write_text(f"{preparation}\nfrom tunesmith.cli import main\nmain()\n", encoding="utf-8")
+    return str(program)
 
 
 def done(process: subprocess.Popen[bytes]) -> str:
@@ -184,24 +204,9 @@ def test_a_signal_to_all_saves_once_and_one_process_goes_on(file: Path, alone: R
 
 
 def test_a_signal_ends_a_long_validation(file: Path, alone: RunDir, tmp_path: Path) -> None:
-    run, script = RunDir(tmp_path / "run"), tmp_path / "slow.py"
-    script.write_text(
-        "import os, sys, time, torch\n"
-        "from tunesmith.cli import main\n"
-        "from tunesmith.train import loop\n"
-        "quick = loop.token_loss\n"
-        "def slow(*told):\n"
-        "    here = os.path.dirname(sys.argv[0])\n"
-        "    if torch.is_inference_mode_enabled() and os.path.exists(os.path.join(here, 'slow')):\n"
-        "        open(os.path.join(here, 'passes'), 'a').write('pass\\n')\n"
-        "        time.sleep(5)\n"
-        "    return quick(*told)\n"
-        "loop.token_loss = slow\n"
-        "main()\n",
-        encoding="utf-8",
-    )
+    run, slow = RunDir(tmp_path / "run"), command_after(SLOW_TO_VALIDATE, tmp_path)
     one_by_one = ["train.micro_batch=1", "train.packing=never"]
-    process = together(2, str(script), "train", str(file), *one_by_one, "--out", str(run))
+    process = together(2, slow, "train", str(file), *one_by_one, "--out", str(run))
     assert wait_until(process, lambda: steps_done(run) >= 7)
     (tmp_path / "slow").touch()
     passes = tmp_path / "passes"
@@ -248,17 +253,9 @@ def ranks_of(process: subprocess.Popen[bytes]) -> Iterator[tuple[int, psutil.Pro
 
 
 def test_processes_with_other_settings_are_refused(file: Path, tmp_path: Path) -> None:
-    script = tmp_path / "differs.py"
-    script.write_text(
-        "import os, sys\n"
-        "from tunesmith.cli import main\n"
-        "if os.environ['RANK'] == '1':\n"
-        "    sys.argv.insert(3, 'train.weight_decay=0.5')\n"
-        "main()\n",
-        encoding="utf-8",
-    )
+    differs = "import os, sys\nif os.environ['RANK'] == '1':\n    sys.argv.insert(3, 'train.weight_decay=0.5')"
     out = tmp_path / "run"
-    process = together(2, str(script), "train", str(file), "--out", str(out))
+    process = together(2, command_after(differs, tmp_path), "train", str(file), "--out", str(out))
     _, said = process.communicate(timeout=60)
     assert process.returncode != 0
     assert "holds a run with other settings (train.weight_decay)" in said.decode()

@@ -10,7 +10,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tests.integration.test_killed import steps_done, wait_until
-from tests.integration.test_parallel import done, of_60_steps, same, steps, together
+from tests.integration.test_parallel import command_after, done, of_60_steps, same, steps, together
 
 from tunesmith import run_recipe
 from tunesmith.core.files import read_json, read_jsonl
@@ -101,17 +101,12 @@ def test_what_one_began_is_divided(file: Path, alone: RunDir) -> None:
 
 
 def test_a_disk_that_is_full_on_one_machine_loses_nothing(file: Path, alone: RunDir, tmp_path: Path) -> None:
-    run, script = RunDir(tmp_path / "run"), tmp_path / "full.py"
+    run = RunDir(tmp_path / "run")
     # What the second process writes of the optimizer is larger; nothing else that it writes is.
-    script.write_text(
-        "import os, resource\n"
-        "from tunesmith.cli import main\n"
-        "if os.environ['RANK'] == '1':\n"
-        "    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"
-        "main()\n",
-        encoding="utf-8",
+    little = "if os.environ['RANK'] == '1':\n    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))"
+    process = together(
+        2, command_after(f"import os, resource\n{little}", tmp_path), "train", str(file), IN_PARTS, "--out", str(run)
     )
-    process = together(2, str(script), "train", str(file), IN_PARTS, "--out", str(run))
     _, said = process.communicate(timeout=120)
     assert process.returncode != 0
     assert said.decode().count("step-000005: the file is too large for this disk") == 2, "both say what one has met"
@@ -126,15 +121,9 @@ def test_adapters_beside_layers_that_never_are_whole(tmp_path: Path) -> None:
     evaluate = {"metrics": ["rougeL", "perplexity"], "primary": "rougeL", "rows": 7, "max_new_tokens": 8}
     file = of_60_steps(tmp_path, valid={"valid_every_steps": 30, "activation_checkpointing": True}, evaluate=evaluate)
     alone = run_recipe(file, out=tmp_path / "alone")
-    run, script = RunDir(tmp_path / "run"), tmp_path / "no_room.py"
-    script.write_text(
-        "from tunesmith.cli import main\n"
-        "from tunesmith.evaluate import evaluate\n"
-        "evaluate.fits_to_answer = lambda *_: False\n"
-        "main()\n",
-        encoding="utf-8",
-    )
-    said = done(together(2, str(script), "run", str(file), IN_PARTS, "--out", str(run)))
+    run = RunDir(tmp_path / "run")
+    no_room = "from tunesmith.evaluate import evaluate\nevaluate.fits_to_answer = lambda *_: False"
+    said = done(together(2, command_after(no_room, tmp_path), "run", str(file), IN_PARTS, "--out", str(run)))
     assert said.count("all of the model has no room, so answers take long") == 2
     assert steps(run) == [pytest.approx(one, rel=1e-4) for one in steps(alone)]
     manifest = run.manifest("train")
