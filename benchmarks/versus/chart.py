@@ -18,13 +18,13 @@ _PROCESSES = (
     ("full", "none", "processes, all weights"),
     ("full", "full", "the same in parts"),
 )
-_NARROW = 220.0
+_NARROW = 220.0  # four beside each other
 _SIZES = {"135M": 135.0, "360M": 360.0, "1.1B": 1100.0}
 # Pages of documentation are read on light and on dark ground.
 _STYLE = (
     "<style>text{font:12px system-ui,sans-serif;fill:#57606a}.grid{stroke:#8c959f;stroke-opacity:.3}"
-    ".axis{stroke:#8c959f}.bar{stroke:#bf8700;stroke-width:9;stroke-opacity:.5}.curve{fill:none;stroke:#2f81f7;stroke-width:2}.point{fill:#2f81f7}"
-    ".name{font-weight:600}</style>"
+    ".axis{stroke:#8c959f}.curve{fill:none;stroke:#2f81f7;stroke-width:2}.point{fill:#2f81f7}"
+    ".bar{stroke:#bf8700;stroke-width:9;stroke-opacity:.5}.name{font-weight:600}</style>"
 )
 
 
@@ -33,7 +33,7 @@ def draw(entries: Sequence[dict[str, Any]]) -> str:
     panels = []
     for number, (series, what) in enumerate(_SERIES):
         panels += _panel(entries, series, what, left=20 + number * (_PANEL + 15))
-    return _alone(_WIDTH, "Tokens a second against row length, rows a step and model size", panels)
+    return _alone("Tokens a second against row length, rows a step and model size", panels)
 
 
 def draw_processes(entries: Sequence[dict[str, Any]]) -> str:
@@ -46,11 +46,11 @@ def draw_processes(entries: Sequence[dict[str, Any]]) -> str:
             if one.get("tuning") == tuning and (one["sharding"] == sharding or one["processes"] == 1)
         ]
         panels += _panel(mine, what, what, left=20 + number * (_NARROW + 15), width=_NARROW)
-    return _alone(_WIDTH, "Tokens a second against processes, measured and foreseen", panels)
+    return _alone("Tokens a second against processes, measured and foreseen", panels)
 
 
-def _alone(width: float, title: str, panels: Sequence[str]) -> str:
-    drawn = svg(width, 270, title, _STYLE, *panels)
+def _alone(title: str, panels: Sequence[str]) -> str:
+    drawn = svg(_WIDTH, 270, title, _STYLE, *panels)
     return str(drawn).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1) + "\n"
 
 

@@ -37,25 +37,29 @@ class Point(NamedTuple):
 
 def processes(plan: Plan, say: Callable[[str], None]) -> list[Entry]:
     """Measure one process, and many, in turns; ask `plan` what it had foreseen; draw both."""
-    if plan.gpu and _gpus() < 2:
+    most = _gpus() if plan.gpu else _COUNTS[-1]
+    if most < 2:
         return [skipped("processes", "tunesmith", "there is one GPU, and a process needs one of its own")]
     link = _link(plan)
     say(f"one process sends another {link:.2f} GB/s")
     rows = rows_of("viggo", plan.steps * plan.examples_per_step + 8)
-    made = [] if rows.instead is None else [skipped("processes", "rows", rows.instead)]
+    if rows.instead:
+        say(rows.instead)
+    facts = {"rows": "viggo" if rows.instead is None else "demo", "link_gb_per_second": round(link, 3)}
+    made = []
     for tuning in ("lora", "full"):
         job = make_job(
             plan.scratch / f"processes-{tuning}", rows.rows, steps=plan.steps, full=tuning == "full", gpu=plan.gpu,
             examples_per_step=plan.examples_per_step,
         )  # fmt: skip
-        points = list(_points(tuning, 2 if plan.quick else _gpus() if plan.gpu else _COUNTS[-1]))
+        points = list(_points(tuning, 2 if plan.quick else most))
         runs: dict[Point, list[tuple[Measured, dict[str, Any]]]] = {point: [] for point in points}
         for repeat in range(min(plan.repeats, _MOST_REPEATS)):
             for point in points:
                 runs[point].append(_run(job, point, repeat, plan))
-                one, facts = runs[point][-1]
-                say(f"{tuning}, {point.processes} x {point.sharding}: {one.error or facts['tokens_per_second']}")
-        made += [_entry(job, point, runs[point], link) for point in points]
+                one, found = runs[point][-1]
+                say(f"{tuning}, {point.processes} x {point.sharding}: {one.error or found['tokens_per_second']}")
+        made += [{**_entry(job, point, runs[point], link), **facts} for point in points]
     if not plan.quick:
         CHART.write_text(draw_processes(made), encoding="utf-8")
     return made
@@ -70,25 +74,27 @@ def _points(tuning: str, most: int) -> Iterator[Point]:
 
 def _run(job: Job, point: Point, repeat: int, plan: Plan) -> tuple[Measured, dict[str, Any]]:
     """Train, and return what the run's manifest says, too: of all its steps, as `plan` counts with."""
-    _, log = job.for_us()
-    run = RunDir(log.parent)
-    told = {"arguments": ["train", str(job.folder / "recipe.yaml"), *point.arguments, "--out", str(run)]}
+    told, log = job.for_us()
+    verb, run = told["arguments"]
+    told = {"arguments": [verb, run, *point.arguments]}
     place = job.folder / f"turn-{repeat}-{point.processes}-{point.sharding}"
     one = measure("ours_many.py", told, place, log=log, limit_seconds=plan.run_seconds)
-    return one, run.manifest("train") or {}
+    return one, RunDir(run).manifest("train") or {}
 
 
 def _entry(job: Job, point: Point, runs: list[tuple[Measured, dict[str, Any]]], link: float) -> Entry:
     speeds = [facts["tokens_per_second"] for _, facts in runs if facts]
-    memory = [facts["peak_memory_gib"] for _, facts in runs if facts]
-    made = entry(
-        "processes", "tunesmith", [one for one, _ in runs], phase="alone", tuning=point.tuning,
-        processes=point.processes, sharding=point.sharding, link_gb_per_second=round(link, 3),
-        foreseen=_foreseen(job, point, link) if speeds else None, tokens_per_second_each=speeds,
-    )  # fmt: skip
     speed = Spread.of(speeds).to_json() if speeds else None
-    made |= {"tokens_per_second": speed and speed["median"], "tokens_per_second_spread": speed}
-    return made | {"peak_rss_gib": max(memory, default=None)}  # of the process that held most
+    # As its manifest says: of all steps, and of the process that held most.
+    told = {
+        "tokens_per_second": speed["median"] if speed else None, "tokens_per_second_spread": speed,
+        "tokens_per_second_each": speeds,
+        "peak_rss_gib": max((facts["peak_memory_gib"] for _, facts in runs if facts), default=None),
+    }  # fmt: skip
+    return entry(
+        "processes", "tunesmith", [one for one, _ in runs], phase="alone", **point._asdict(), **told,
+        foreseen=_foreseen(job, point, link) if speeds else None,
+    )  # fmt: skip
 
 
 def _foreseen(job: Job, point: Point, link: float) -> list[float] | None:
