@@ -12,7 +12,7 @@ from tunesmith.data.batches import TokenSet, rows_of_step
 from tunesmith.data.micro_batches import Division, Group
 from tunesmith.recipe.contradictions import why_whole
 from tunesmith.recipe.launch import Sharding
-from tunesmith.recipe.memory import Memory, Pass, memory_of
+from tunesmith.recipe.memory import Memory, Pass, memory_of, weights_bytes
 from tunesmith.recipe.plan import Steps, most_tokens, steps_of
 from tunesmith.recipe.schema import LoraBase, Recipe
 from tunesmith.recipe.shapes import Shapes
@@ -139,9 +139,9 @@ def sharding_of(
     return "none" if memory.training <= room.available_gib else "full"
 
 
-def fits_to_answer(shapes: Shapes, room: Room) -> bool:
+def fits_to_answer(recipe: Recipe, shapes: Shapes, room: Room) -> bool:
     """Say whether there is room for all weights of a model and for what it reads and writes."""
-    return shapes.parameters * room.compute_bytes / _GIB <= room.available_gib * _FOR_WEIGHTS
+    return weights_bytes(recipe, shapes, room.compute_bytes) / _GIB <= room.available_gib * _FOR_WEIGHTS
 
 
 def refuse_to_pack(recipe: Recipe, reason: str | None) -> None:

@@ -133,7 +133,7 @@ def _sharding(recipe: Recipe, model: ModelFolder, on: Machine, group: Group) -> 
     except RecipeError:
         return "none"
     free_memory()  # of what was trained before
-    if all(group.gather(shapes.encodes or fits_to_answer(shapes, room_of(on, group)))):
+    if all(group.gather(shapes.encodes or fits_to_answer(recipe, shapes, room_of(on, group)))):
         return "none"
     say("every process keeps its part of the layers: all of the model has no room, so answers take long")
     return "full" if recipe.launch.sharding == "auto" else recipe.launch.sharding

@@ -18,7 +18,7 @@ from tunesmith.model.load import Machine, load_base, without_adapter
 from tunesmith.model.lora_linear import use_compute_dtype
 from tunesmith.model.new_tokens import make_room, start_rows, trained_rows
 from tunesmith.model.out_of_memory import is_out_of_memory
-from tunesmith.model.parts import like
+from tunesmith.model.parts import is_divided, like
 from tunesmith.model.quantized import trained_quantization
 from tunesmith.recipe.schema import FullTuning, LoraBase, Quantization
 
@@ -91,6 +91,8 @@ def trained_parameters(model: Any) -> Iterator[tuple[str, torch.nn.Parameter]]:
 def count_parameters(model: Any) -> tuple[int, int]:
     """Return how many weights are trained, and how many there are; two of 4 bits share a byte, and count as two."""
     everything = int(without_adapter(model).num_parameters())
+    # Those that are divided have lost the type by which they are known to be two.
+    everything += sum(w.numel() for w in model.parameters() if is_divided(w) and w.dtype == torch.uint8)
     return sum(weight.numel() for _, weight in trained_parameters(model)), everything
 
 

@@ -46,6 +46,17 @@ def bitsandbytes_config(quantization: Quantization, compute: torch.dtype) -> Any
     )
 
 
+def ready_to_divide(model: Any) -> None:
+    """Let layers of 4 bits find their scales when their weight, which knows them, is put together anew for every pass.
+
+    Nor may bitsandbytes put it into the order that some processors like best: scales would be those of that order, and
+    the next pass has the weight in the old one.
+    """
+    for module in model.modules():
+        if (scales := getattr(getattr(module, "weight", None), "quant_state", None)) is not None:
+            module.quant_state, module.support_avx512bf16_for_cpu = scales, False
+
+
 def require_quantization(quantization: Quantization, device: torch.device, compute: torch.dtype) -> None:
     """Multiply a small quantised layer on a device, and raise RecipeError where that cannot be done."""
     if importlib.util.find_spec("bitsandbytes") is None:

@@ -23,6 +23,7 @@ from tunesmith.data.fit import Room
 from tunesmith.model.load import Machine, without_adapter
 from tunesmith.model.out_of_memory import is_out_of_memory
 from tunesmith.model.parallel import Group, hearing_others, here, is_of_others
+from tunesmith.model.quantized import ready_to_divide
 from tunesmith.recipe.hardware import memory_for_one_gib
 from tunesmith.recipe.launch import Sharding
 
@@ -49,13 +50,16 @@ def shard(model: Any, on: Machine, group: Group, *, by_node: bool = False, maste
     lower = on.compute if on.compute.itemsize < kept.itemsize else None
     policy = MixedPrecisionPolicy(lower, reduce_dtype=kept if lower else None, cast_forward_inputs=False)
     adapted = not all(weight.requires_grad for weight in model.parameters())
+    ready_to_divide(model)
     for layer in layers:
         whole = {weight for weight in layer.parameters() if weight.ndim < 2 or (adapted and weight.requires_grad)}
         fully_shard(layer, mesh=mesh, reshard_after_forward=True, mp_policy=policy, ignored_params=whole)
         layer.set_gradient_divide_factor(1.0)  # losses are parts of one mean already
         layer.set_force_sum_reduction_for_comms(True)
         layer.set_reduce_scatter_unused_params(True)  # or who has other experts at work would wait for ever
-    model.to(device=on.device, dtype=masters)
+    model.to(on.device)
+    if masters:
+        model.to(masters)
     share_comm_ctx(layers)
     for stack in stacks:
         for layer, following in pairwise(stack):

@@ -94,8 +94,8 @@ def _launch_problems(recipe: Recipe) -> Problems:
 
 def why_whole(recipe: Recipe) -> str | None:
     """Return why each process has to keep all of the model; None where its layers can be divided."""
-    if isinstance(recipe.tuning, Quantization):
-        return f"weights of {recipe.tuning.bits} bits are not divided"
+    if isinstance(recipe.tuning, Quantization) and recipe.tuning.bits == 8:
+        return "weights of 8 bits are not divided; those of 4 can be"
     if isinstance(recipe.tuning, FullTuning) and recipe.train.optimizer in ("adafactor", "adamw_8bit"):
         return f"`{recipe.train.optimizer}` would remember something else of parts of a matrix than of all of it"
     return None

@@ -111,10 +111,10 @@ def memory_of(
         trainable += new_tokens * shapes.hidden * (1 if shapes.tied else 2)
         gradients = trainable
         copies = trainable * compute_bytes * 2 if compute_bytes < 4 else 0
-        weights = _frozen_bytes(recipe.tuning, shapes, compute_bytes) + trainable * 4 + copies
+        weights = weights_bytes(recipe, shapes, compute_bytes) + trainable * 4 + copies
     read = shapes.parameters * shapes.stored_bytes
     # What is kept as it is in the file stays there, and is brought in page by page.
-    kept_bytes = 4 if isinstance(recipe.tuning, FullTuning) else compute_bytes  # a number of what is divided, too
+    kept_bytes, whole_bytes = part_bytes(recipe, compute_bytes)
     as_stored = not isinstance(recipe.tuning, QloraTuning) and kept_bytes == shapes.stored_bytes
     loading = weights if as_stored else read + weights
     if isinstance(recipe.tuning, FullTuning) and parts > 1:  # masters are made of parts
@@ -124,7 +124,7 @@ def memory_of(
     activations = kept.bytes_of(one, logits)
     whole_heap = on_gpu or recipe.train.activation_checkpointing or isinstance(recipe.tuning, FullTuning)
     return Memory(
-        weights=(weights - elsewhere * kept_bytes + at_once * compute_bytes) / _GIB,
+        weights=(weights - elsewhere * kept_bytes + at_once * whole_bytes) / _GIB,
         gradients=(gradients - trained_elsewhere) * 4 / _GIB,
         optimizer=moments_gib(recipe, trainable - trained_elsewhere),
         activations=activations / _GIB,
@@ -150,6 +150,35 @@ def layers_numbers(shapes: Shapes) -> tuple[int, int]:
     # Every matrix is a stack here, and nobody says which of them make a layer, but how many layers there are.
     layers = sum(stack.count for size, stack in zip(sizes, shapes.stacks, strict=True) if not size)
     return everything, 2 * everything // max(1, layers)
+
+
+def weights_bytes(recipe: Recipe, shapes: Shapes, compute_bytes: int) -> float:
+    """Return the bytes of weights as they are computed with; of quantized ones the scales too, as bitsandbytes has them.
+
+    8 bits have a scale in fp32 a row. 4 bits have one a block of 64 weights: in fp32, or doubly quantized in 8 bits
+    with one in fp32 for every 256 of those (Dettmers et al. 2023, arXiv:2305.14314, section 3).
+    """
+    tuning = recipe.tuning
+    if not isinstance(tuning, QloraTuning):
+        return float(shapes.parameters * compute_bytes)
+    matrices = [part for _, part in shapes.linear()]
+    quantized = sum(part.out * part.inner for part in matrices)
+    if tuning.bits == 8:
+        small = float(quantized + sum(part.out * 4 for part in matrices))
+    else:
+        scale = 4 if tuning.double_quantization is False else 1 + 4 / 256
+        small = quantized * (0.5 + scale / 64)
+    return (shapes.parameters - quantized) * compute_bytes + small
+
+
+def part_bytes(recipe: Recipe, compute_bytes: int) -> tuple[float, float]:
+    """Return the bytes of a number of what is divided: as parts are kept, and as they are put together.
+
+    Of quantized weights every process has all scales.
+    """
+    if isinstance(recipe.tuning, QloraTuning):
+        return recipe.tuning.bits / 8, recipe.tuning.bits / 8
+    return 4 if isinstance(recipe.tuning, FullTuning) else compute_bytes, compute_bytes
 
 
 class _Kept:
@@ -264,24 +293,6 @@ class _Kept:
     def _is_kept(self, layer: Layer, part: Linear) -> bool:
         """Say whether what made a layer's input keeps it: a fused attention does."""
         return part.reads == "rectified" or all(self._is_fused(sight) for sight in layer.attention)
-
-
-def _frozen_bytes(tuning: LoraTuning | QloraTuning, shapes: Shapes, compute_bytes: int) -> float:
-    """Return the bytes of weights that are not trained; of quantized ones the scales too, as bitsandbytes keeps them.
-
-    8 bits have a scale in fp32 a row. 4 bits have one a block of 64 weights: in fp32, or doubly quantized in 8 bits
-    with one in fp32 for every 256 of those (Dettmers et al. 2023, arXiv:2305.14314, section 3).
-    """
-    if isinstance(tuning, LoraTuning):
-        return float(shapes.parameters * compute_bytes)
-    matrices = [part for _, part in shapes.linear()]
-    quantized = sum(part.out * part.inner for part in matrices)
-    if tuning.bits == 8:
-        small = float(quantized + sum(part.out * 4 for part in matrices))
-    else:
-        scale = 4 if tuning.double_quantization is False else 1 + 4 / 256
-        small = quantized * (0.5 + scale / 64)
-    return (shapes.parameters - quantized) * compute_bytes + small
 
 
 def _is_adapted(module: str, target: str | tuple[str, ...]) -> bool:

@@ -16,7 +16,7 @@ from tunesmith.core.ranks import Place
 from tunesmith.data.batches import TokenSet, write_tokens
 from tunesmith.data.micro_batches import Division
 from tunesmith.fetch.reference import ModelFolder
-from tunesmith.model.adapters import make_trainable, restore_weights
+from tunesmith.model.adapters import count_parameters, make_trainable, restore_weights
 from tunesmith.model.adapters import save_model as save
 from tunesmith.model.generate import generate
 from tunesmith.model.load import Machine, load_base, stored_dtype
@@ -25,7 +25,7 @@ from tunesmith.model.parallel import Group
 from tunesmith.model.parts import copies, is_divided, like, part, put_together, read_parts, write_parts
 from tunesmith.model.sharding import agreed, in_company, is_sharded, passes, room_of, shard, sharded_layers
 from tunesmith.model.token_loss import token_loss
-from tunesmith.recipe.schema import FullTuning, LoraTuning
+from tunesmith.recipe.schema import FullTuning, LoraTuning, Quantization
 
 ON = Machine(torch.device("cpu"), torch.float32)
 ALONE = Group(Place())
@@ -52,7 +52,11 @@ def tokens(tmp_path_factory: pytest.TempPathFactory) -> TokenSet:
 
 def whole(folder: Path, tuning: str) -> Any:
     kind = FullTuning(method="full") if tuning == "full" else LoraTuning(method="lora", rank=2, alpha=4)
-    return make_trainable(load_base(ModelFolder("x", folder), ON), kind, seed=0)
+    quantization = None
+    if tuning == "qlora":
+        pytest.importorskip("bitsandbytes")
+        quantization = Quantization()
+    return make_trainable(load_base(ModelFolder("x", folder), ON, quantization=quantization), kind, seed=0)
 
 
 def divided(folder: Path, tuning: str, *, by_node: bool = False) -> Any:
@@ -62,7 +66,7 @@ def divided(folder: Path, tuning: str, *, by_node: bool = False) -> Any:
 
 
 @pytest.mark.parametrize("by_node", [False, True])
-@pytest.mark.parametrize("tuning", ["full", "lora"])
+@pytest.mark.parametrize("tuning", ["full", "lora", "qlora"])
 def test_loss_and_gradients_are_those_of_the_whole(tuning: str, by_node: bool, folder: Path, tokens: TokenSet) -> None:
     found = []
     for model in (whole(folder, tuning), divided(folder, tuning, by_node=by_node)):
@@ -84,6 +88,13 @@ def test_only_the_matrices_of_layers_are_divided(folder: Path) -> None:
     assert len(sharded_layers(adapted)) == 2
     assert is_sharded(adapted)
     assert not is_sharded(whole(folder, "lora"))
+
+
+def test_weights_of_4_bits_are_divided_and_counted_as_two(folder: Path) -> None:
+    model, undivided = divided(folder, "qlora"), whole(folder, "qlora")
+    kinds = {weight.dtype for weight in model.parameters() if is_divided(weight)}
+    assert kinds == {torch.uint8}
+    assert count_parameters(model) == count_parameters(undivided)
 
 
 def test_masters_are_made_of_parts(folder: Path, tmp_path: Path) -> None:

@@ -387,7 +387,7 @@ def test_choosing_without_valid_rows_is_told(told: Callable[..., Told], setting:
 @pytest.mark.parametrize(
     ("tuning", "train", "launch", "message"),
     [
-        ("{method: qlora}", "", "{sharding: full}", "`full` cannot be done: weights of 4 bits are not divided"),
+        ("{method: qlora, bits: 8}", "", "{sharding: full}", "`full` cannot be done: weights of 8 bits are not"),
         ("{method: full}", "\n  optimizer: adafactor", "{sharding: node}", "`adafactor` would remember something else"),
         ("{method: full}", "", "{on: slurm, sharding: full}", "`full` has no effect on one process"),
     ],

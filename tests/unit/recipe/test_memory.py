@@ -185,7 +185,7 @@ def test_scores_are_kept_where_attention_is_not_fused(folders: dict[str, Path]) 
     assert eager - fused > scores
 
 
-@pytest.mark.parametrize("tuning", [{"method": "full"}, {"method": "lora", "rank": 4}])
+@pytest.mark.parametrize("tuning", [{"method": "full"}, {"method": "lora", "rank": 4}, {"method": "qlora", "rank": 4}])
 def test_parts_are_counted_as_they_are_divided(folders: dict[str, Path], tuning: dict[str, Any]) -> None:
     from transformers import AutoModelForCausalLM
 
@@ -193,8 +193,9 @@ def test_parts_are_counted_as_they_are_divided(folders: dict[str, Path], tuning:
     model = AutoModelForCausalLM.from_pretrained(folders["llama"])
     layer = sum(weight.numel() for weight in model.model.layers[0].parameters() if weight.ndim > 1)
     whole, parts = (memory_of(one, shapes, Pass(64, 64, 8), compute_bytes=4, parts=n) for n in (1, 4))
-    kept = 3 / 4 * 2 * layer * 4 / GIB  # of two layers three quarters are elsewhere; both are whole at some moment
-    both = 2 * layer * 4 / GIB
+    size = 0.5 if tuning["method"] == "qlora" else 4
+    kept = 3 / 4 * 2 * layer * size / GIB  # of two layers three quarters are elsewhere; both are whole at some moment
+    both = 2 * layer * size / GIB
     assert whole.weights - parts.weights == pytest.approx(kept - both)
     full = tuning["method"] == "full"
     assert whole.gradients - parts.gradients == pytest.approx(kept - both if full else 0, abs=1e-12)
