@@ -23,9 +23,9 @@ from tunesmith.recipe.launch import (
     parts_of,
     processes_of,
 )  # fmt: skip
-from tunesmith.recipe.memory import Memory
+from tunesmith.recipe.memory import Memory, layers_numbers
 from tunesmith.recipe.plan import steps_of
-from tunesmith.recipe.schema import Quantization, Recipe
+from tunesmith.recipe.schema import FullTuning, Quantization, Recipe
 from tunesmith.recipe.shapes import Shapes
 
 # How many times the machines that are asked for are looked at, to tell whether more would help.
@@ -106,12 +106,14 @@ def forecast(recipe: Recipe, known: Known) -> Forecast:
     per_step = float(rows.lengths.sum()) * steps.epochs / steps.total_steps
     sent = exchange(
         recipe, shapes, memory.trainable_parameters, sharding, compute_bytes=number,
-        passes=_passes(recipe, division, per_step / processes),
+        passes=_passes(recipe, division, per_step / processes), on_gpu=room.on_gpu,
     )  # fmt: skip
-    alone = speed.on(_cores_of_each(launch)) if speed and there.device == known.here.device else None
-    together = None
-    if alone:
-        computing = per_step / (alone * processes * balance(recipe, rows, processes))
+    alone = together = None
+    if speed and there.device == known.here.device:
+        one = speed.on(_cores_of_each(launch))
+        alone = per_step / one.step_seconds(per_step)
+        most = per_step / processes / balance(recipe, rows, processes)
+        computing = one.step_seconds(most, _moved(recipe, shapes, memory, parts))
         low, high = sent.step_seconds(computing) if sent else (computing, computing)
         together = per_step / high, per_step / low
     available = there.memory_gib if math.isfinite(there.memory_gib) else None
@@ -152,6 +154,12 @@ def _other_sizes(recipe: Recipe, here: Hardware) -> Iterator[Recipe]:
 def _cores_of_each(launch: Launch) -> float | None:
     """Return how many cores each process has; None where nobody says."""
     return launch.cpus_per_process if isinstance(launch, SlurmLaunch) else cores() / processes_of(launch)
+
+
+def _moved(recipe: Recipe, shapes: Shapes, memory: Memory, parts: int) -> float:
+    """Return how much of what is trained each process moves: all that it has."""
+    divided = layers_numbers(shapes)[0] if isinstance(recipe.tuning, FullTuning) else 0
+    return 1 - divided * (1 - 1 / parts) / memory.trainable_parameters
 
 
 def _passes(recipe: Recipe, division: Division, tokens: float) -> int:

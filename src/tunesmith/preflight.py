@@ -255,7 +255,7 @@ def _plan(recipe: Recipe, run: RunDir, base: ModelFolder, gathered: Gathered, *,
     answered = min(recipe.train.valid_rows, counts["valid"]) if recipe.train.valid_metrics else 0
     copies = min(recipe.train.keep_checkpoints + 2, steps.total_steps + 1)  # the best, and one being written
     per_copy = memory.trainable_parameters * 4 / _GIB + moments_gib(recipe, memory.trainable_parameters)
-    best = speed.tokens_per_second if speed and seen.together else None
+    best = seen.step_tokens / speed.step_seconds(seen.step_tokens) if speed and seen.together else None
     _refuse_short_turns(recipe, best, seen.step_tokens * steps.save_every_steps)
     return RunPlan(
         name=recipe.name, run=str(run), base=recipe.model.base, method=recipe.tuning.method,

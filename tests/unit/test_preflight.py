@@ -232,6 +232,19 @@ def test_many_processes_take_less_time_at_best(recipe: Path, monkeypatch: pytest
 
 
 @pytest.mark.usefixtures("no_slurm")
+def test_every_process_moves_all_weights_that_it_has(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "remembered_speed", lambda *_: Speed(100.0, cores=1, update_seconds=0.5))
+    monkeypatch.setattr(forecast, "balance", lambda *_: 1.0)
+    full = "tuning={method: full}"
+    alone, two, parts = (plan_run(recipe, [full, *asked]) for asked in ((), SLURM, [*SLURM, "launch.sharding=full"]))
+    step = alone.training_tokens / alone.steps.total_steps
+    assert alone.tokens_per_second == pytest.approx(step / (step / 100 + 0.5))
+    assert two.together == pytest.approx(2 * [step / (step / 200 + 0.5)])
+    assert parts.together is not None
+    assert two.together[0] < parts.together[0] < step / (step / 200 + 0.25), "embeddings are not divided"
+
+
+@pytest.mark.usefixtures("no_slurm")
 def test_other_numbers_of_machines_are_looked_at(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preflight, "remembered_speed", lambda *_: None)
     assert plan_run(recipe, SLURM).scaling == [], "whose speed nobody knows"

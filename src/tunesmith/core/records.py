@@ -66,7 +66,13 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
-    """What one optimizer step did. `loss` is nats per trained token, `loss_scale` what it was multiplied by in fp16."""
+    """What one optimizer step did.
+
+    Attributes:
+        loss: nats per trained token.
+        loss_scale: what it was multiplied by in fp16.
+        update_seconds: of this process, to clip gradients and move weights; a GPU may have some of it left to do.
+    """
 
     step: int
     loss: float
@@ -75,3 +81,4 @@ class StepReport:
     tokens: int
     trained_tokens: int
     loss_scale: float = 1.0
+    update_seconds: float = 0.0

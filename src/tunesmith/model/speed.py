@@ -2,7 +2,7 @@
 
 import contextlib
 import platform
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from tunesmith.core.errors import TunesmithError
@@ -12,17 +12,31 @@ from tunesmith.fetch.gguf import cached
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """Tokens a second of one process, and on how many cores; None, where a GPU computed."""
+    """How fast one process is.
+
+    Attributes:
+        tokens_per_second: while it computes gradients.
+        cores: how many it has; None, where a GPU computes.
+        update_seconds: what moving the weights takes, once in a step however many its tokens are.
+    """
 
     tokens_per_second: float
     cores: int | None = None
+    update_seconds: float = 0.0
 
-    def on(self, cores: float | None) -> float:
+    def on(self, cores: float | None) -> "Speed":
         """Return the speed with so many cores: where they are fewer, it is taken to fall as they do.
 
         More may be faster, and nobody knows by how much.
         """
-        return self.tokens_per_second * (min(1.0, cores / self.cores) if cores and self.cores else 1.0)
+        share = min(1.0, cores / self.cores) if cores and self.cores else 1.0
+        return replace(
+            self, tokens_per_second=self.tokens_per_second * share, update_seconds=self.update_seconds / share
+        )
+
+    def step_seconds(self, tokens: float, moved: float = 1.0) -> float:
+        """Return how long a step of so many tokens takes that moves so much of the weights that are trained."""
+        return tokens / self.tokens_per_second + moved * self.update_seconds
 
 
 def remember_speed(model_digest: str, method: str, speed: Speed, *, alone: bool) -> None:

@@ -9,7 +9,7 @@ other jobs send, and how well the rows of a step can be shared out.
 from dataclasses import dataclass
 
 from tunesmith.recipe.launch import LaunchBase, Sharding, SlurmLaunch, all_processes_of, processes_of
-from tunesmith.recipe.memory import layers_numbers
+from tunesmith.recipe.memory import layers_numbers, part_bytes
 from tunesmith.recipe.schema import FullTuning, Recipe
 from tunesmith.recipe.shapes import Shapes
 
@@ -18,7 +18,7 @@ _FP32 = 4
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """Seconds of a step in which processes send: what they wait for, and what goes on while they compute."""
+    """Seconds of a step in which processes send: what they wait for, and what may go on while they compute."""
 
     waited: float
     beside: float
@@ -29,14 +29,22 @@ class Exchange:
 
 
 def exchange(
-    recipe: Recipe, shapes: Shapes, trained: int, sharding: Sharding, *, passes: int, compute_bytes: int
+    recipe: Recipe,
+    shapes: Shapes,
+    trained: int,
+    sharding: Sharding,
+    *,
+    passes: int,
+    compute_bytes: int,
+    on_gpu: bool,
 ) -> Exchange | None:
     """Return what a step's exchange takes; None where the recipe does not say how fast the links are.
 
     Args:
         trained: how many numbers are trained.
         passes: forward passes of each process in a step.
-        compute_bytes: of a number as layers are put together.
+        compute_bytes: of a number in matrix products.
+        on_gpu: who computes has nothing to do with sending; processors have.
     """
     launch = recipe.launch
     world, local = all_processes_of(launch), processes_of(launch)
@@ -55,10 +63,12 @@ def exchange(
     parts, link = (local, within) if sharding == "node" else (world, slowest)
     one_way = (parts - 1) / parts / (link or 1)
     # Put together on the way there and back; gradients are spread out where the layers are trained.
-    beside = passes * numbers * one_way * (2 * compute_bytes + (_FP32 if full else 0))
+    _, whole_bytes = part_bytes(recipe, compute_bytes)
+    beside = passes * numbers * one_way * (2 * whole_bytes + (_FP32 if full else 0))
     if full and sharding == "node" and machines > 1:  # between machines all parts of one are added up side by side
         beside += passes * _added_up(machines) * numbers * _FP32 / (between or 1)
-    return Exchange(_added_up(world) * mine * _FP32 / slowest, beside)
+    waited = _added_up(world) * mine * _FP32 / slowest
+    return Exchange(waited, beside) if on_gpu else Exchange(waited + beside, 0)
 
 
 def _added_up(world: int) -> float:

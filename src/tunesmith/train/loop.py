@@ -9,6 +9,7 @@ same, the step is taken again with half of it: no step is left out.
 """
 
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -98,6 +99,7 @@ def train_steps(setup: Setup, optimizer: torch.optim.Optimizer, *, first_step: i
             if not math.isfinite(loss):
                 raise _non_finite("loss", loss, step, rows, setup)
             group.sum_gradients(setup.model)
+            began = time.monotonic()
             norm = clip_gradients(setup.model, recipe.train.max_gradient_norm, group, loss_scale=scale)
             if math.isfinite(norm):
                 break
@@ -110,7 +112,8 @@ def train_steps(setup: Setup, optimizer: torch.optim.Optimizer, *, first_step: i
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         tokens = int(setup.tokens.lengths[rows].sum())
-        yield StepReport(step + 1, loss, rate, norm, tokens, trained, loss_scale=scale)
+        moving = time.monotonic() - began
+        yield StepReport(step + 1, loss, rate, norm, tokens, trained, loss_scale=scale, update_seconds=moving)
 
 
 def _accumulate(setup: Setup, step: int, rows: list[int], trained: int, scale: float, division: Division) -> float:

@@ -219,7 +219,7 @@ class _Session:
     card: dict[str, Any]
 
     def __post_init__(self) -> None:
-        self._began = self.state
+        self._began, self._updates = self.state, 0.0
         self._writing = threading.Lock()  # the machine's use is logged from a thread
         self._saver = Saver(
             self.run, self.setup.model, self.optimizer, self.codec, self.card, self.setup.group,
@@ -261,6 +261,7 @@ class _Session:
                         loss_scale=report.loss_scale,
                         seconds=round(self.state.seconds + seconds, 3),
                     )
+                    self._updates += report.update_seconds
                     self._log(log, _line(report, seconds))
                     self._saver.check()
                     progress.update(report.step, f"loss {report.loss:.4f}  {report.tokens / seconds:.0f} tokens/s")
@@ -317,10 +318,12 @@ class _Session:
 
     def _remember_speed(self) -> None:
         """Note for plans how fast one process was in this turn."""
-        place, state = self.setup.group.place, self.state
-        if (seconds := state.seconds - self._began.seconds) > 0:
+        place, state, on_cpu = self.setup.group.place, self.state, self.setup.machine.device.type == "cpu"
+        updates = self._updates if on_cpu else 0.0
+        if (seconds := state.seconds - self._began.seconds - updates) > 0:
             each = (state.tokens - self._began.tokens) / seconds / place.world
-            speed = Speed(each, cores_of(place) if self.setup.machine.device.type == "cpu" else None)
+            steps = state.step - self._began.step
+            speed = Speed(each, cores_of(place), updates / steps) if on_cpu else Speed(each)
             of = self.card["base_digest"], self.recipe.tuning.method
             remember_speed(*of, speed, alone=place.world == 1)
 
@@ -363,5 +366,5 @@ class _Session:
 
 
 def _line(report: StepReport, seconds: float) -> dict[str, Any]:
-    rate = round(report.tokens / seconds, 1)
-    return {"kind": "step", **asdict(report), "seconds": round(seconds, 4), "tokens_per_second": rate}
+    took = {"update_seconds": round(report.update_seconds, 4), "seconds": round(seconds, 4)}
+    return {"kind": "step", **asdict(report), **took, "tokens_per_second": round(report.tokens / seconds, 1)}

@@ -25,7 +25,8 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Shapes:
 
 def sent(folder: Path, shapes: Shapes, *changes: str, trained: int = TRAINED, **asked: Any) -> Exchange | None:
     recipe = load_recipe(write_recipe(folder, folder), changes)
-    return exchange(recipe, shapes, trained, **{"sharding": "none", "passes": 2, "compute_bytes": 2, **asked})
+    told = {"sharding": "none", "passes": 2, "compute_bytes": 2, "on_gpu": True, **asked}
+    return exchange(recipe, shapes, trained, **told)
 
 
 def test_one_process_sends_nothing(tmp_path: Path, shapes: Shapes) -> None:
@@ -49,6 +50,8 @@ def test_layers_in_parts_travel_twice_a_pass(tmp_path: Path, shapes: Shapes) -> 
     lora = sent(tmp_path, shapes, *EIGHT, sharding="full")
     gradients = 2 * 7 / 8 * TRAINED * 4 / 10e9
     assert lora == Exchange(pytest.approx(gradients), pytest.approx(2 * numbers * 7 / 8 * 2 * 2 / 10e9))
+    small = sent(tmp_path, shapes, *EIGHT, "tuning={method: qlora}", sharding="full")
+    assert small == Exchange(pytest.approx(gradients), pytest.approx(2 * numbers * 7 / 8 * 2 * 0.5 / 10e9)), "as kept"
     within = sent(tmp_path, shapes, *EIGHT, sharding="node")
     assert within == Exchange(pytest.approx(gradients), pytest.approx(2 * numbers * 3 / 4 * 2 * 2 / 100e9))
 
@@ -61,6 +64,12 @@ def test_gradients_of_layers_in_parts_travel_too(tmp_path: Path, shapes: Shapes)
     node = sent(tmp_path, shapes, *EIGHT, tuning, sharding="node", trained=numbers + TRAINED)
     copies = 2 * (2 * 1 / 2) * numbers * 4 / 10e9
     assert node == Exchange(pytest.approx(rest), pytest.approx(2 * numbers * 3 / 4 * (2 * 2 + 4) / 100e9 + copies))
+
+
+def test_processors_compute_nothing_while_they_send(tmp_path: Path, shapes: Shapes) -> None:
+    gpus, processors = (sent(tmp_path, shapes, *EIGHT, sharding="full", on_gpu=one) for one in (True, False))
+    assert gpus is not None
+    assert processors == Exchange(gpus.waited + gpus.beside, 0)
 
 
 def test_what_goes_on_beside_is_hidden_at_best() -> None:
