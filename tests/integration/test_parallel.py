@@ -51,6 +51,17 @@ def slow(*told):
     return quick(*told)
 loop.token_loss = slow
 """
+# The second process has no memory to train on more than one row at once.
+LITTLE_MEMORY = """
+import os, torch
+from tunesmith.train import loop
+of_any_size = loop.token_loss
+def little(model, batch):
+    if os.environ["RANK"] == "1" and torch.is_grad_enabled() and int(batch.owner.max()) > 0:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    return of_any_size(model, batch)
+loop.token_loss = little
+"""
 BAD = {"tuning": "lora", "precision": "fp32", "micro_batch": 4, "bad": 1}
 
 
@@ -221,6 +232,13 @@ def test_a_signal_ends_a_long_validation(file: Path, alone: RunDir, tmp_path: Pa
     assert validated(run) == list(range(0, stopped_at, 20)), "what was stopped does not count"
     run_recipe(file, one_by_one, out=run.path)
     assert validated(run) == [0, 20, 40, 60]
+    assert same(run, alone)
+
+
+def test_memory_that_does_not_suffice_in_one_concerns_nobody_else(file: Path, alone: RunDir, tmp_path: Path) -> None:
+    run, little = RunDir(tmp_path / "run"), command_after(LITTLE_MEMORY, tmp_path)
+    said = done(together(2, little, "train", str(file), "--out", str(run)))
+    assert said.count("memory did not suffice: going on with 1 rows a forward pass") == 1
     assert same(run, alone)
 
 

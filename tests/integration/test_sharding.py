@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tests.integration.test_killed import steps_done, wait_until
-from tests.integration.test_parallel import command_after, done, of_60_steps, same, steps, together
+from tests.integration.test_parallel import LITTLE_MEMORY, command_after, done, of_60_steps, same, steps, together
 
 from tunesmith import run_recipe
 from tunesmith.core.files import read_json, read_jsonl
@@ -19,6 +20,17 @@ from tunesmith.core.rundir import RunDir
 pytestmark = pytest.mark.slow
 FULL = {"method": "full"}
 IN_PARTS = "launch.sharding=full"
+# The second process takes long to write its part of a checkpoint.
+SLOW_TO_WRITE = """
+import os, time
+from tunesmith.train import checkpoint
+quick = checkpoint.write_parts
+def slow(*told):
+    if os.environ["RANK"] == "1":
+        time.sleep({seconds})
+    quick(*told)
+checkpoint.write_parts = slow
+"""
 
 
 @pytest.fixture(scope="module")
@@ -117,17 +129,50 @@ def test_a_disk_that_is_full_on_one_machine_loses_nothing(file: Path, alone: Run
     assert same(run, alone)
 
 
-def test_adapters_beside_layers_that_never_are_whole(tmp_path: Path) -> None:
+def test_a_disk_that_is_slow_on_one_machine_is_waited_for(file: Path, alone: RunDir, tmp_path: Path) -> None:
+    run, slow = RunDir(tmp_path / "run"), command_after(SLOW_TO_WRITE.format(seconds=1), tmp_path)
+    done(together(2, slow, "train", str(file), IN_PARTS, "--out", str(run)))
+    assert same(run, alone)
+
+
+def test_a_disk_that_hangs_on_one_machine_ends_all(file: Path, alone: RunDir, tmp_path: Path) -> None:
+    run, hangs = RunDir(tmp_path / "run"), command_after(SLOW_TO_WRITE.format(seconds=60), tmp_path)
+    began = time.monotonic()
+    process = together(2, hangs, "train", str(file), IN_PARTS, "launch.patience_minutes=0.2", "--out", str(run))
+    _, said = process.communicate(timeout=180)
+    assert "rank 0 of 2: another process of this run is gone or hangs" in said.decode()
+    assert "exitcode  : 75" in said.decode()
+    assert time.monotonic() - began < 120
+    assert not list(run.checkpoints.glob("step-*")), "none is whole"
+    done(together(2, "-m", "tunesmith", "train", str(file), IN_PARTS, "--out", str(run)))
+    assert same(run, alone)
+
+
+def test_memory_that_does_not_suffice_in_one_ends_all_that_share_layers(file: Path, tmp_path: Path) -> None:
+    run, little = RunDir(tmp_path / "run"), command_after(LITTLE_MEMORY, tmp_path)
+    process = together(2, little, "train", str(file), IN_PARTS, "--out", str(run))
+    _, said = process.communicate(timeout=120)
+    assert said.decode().count("memory does not suffice for passes of") == 2, "both say what one has met"
+    assert "set train.micro_batch_tokens to less" in said.decode()
+    assert "exitcode  : 5" in said.decode()
+
+
+@pytest.mark.parametrize("tuning", [{"method": "lora", "rank": 4}, {"method": "qlora", "rank": 4}])
+def test_adapters_beside_layers_that_never_are_whole(tuning: dict[str, Any], tmp_path: Path) -> None:
     evaluate = {"metrics": ["rougeL", "perplexity"], "primary": "rougeL", "rows": 7, "max_new_tokens": 8}
-    file = of_60_steps(tmp_path, valid={"valid_every_steps": 30, "activation_checkpointing": True}, evaluate=evaluate)
+    valid = {"valid_every_steps": 30, "activation_checkpointing": True}
+    file = of_60_steps(tmp_path, valid=valid, evaluate=evaluate, tuning=tuning)
     alone = run_recipe(file, out=tmp_path / "alone")
     run = RunDir(tmp_path / "run")
     no_room = "from tunesmith.evaluate import evaluate\nevaluate.fits_to_answer = lambda *_: False"
     said = done(together(2, command_after(no_room, tmp_path), "run", str(file), IN_PARTS, "--out", str(run)))
     assert said.count("all of the model has no room, so answers take long") == 2
     assert steps(run) == [pytest.approx(one, rel=1e-4) for one in steps(alone)]
-    manifest = run.manifest("train")
+    manifest, of_one = run.manifest("train"), alone.manifest("train")
     assert manifest is not None
+    assert of_one is not None
+    assert manifest["sharding"] == "full"
+    assert manifest["all_parameters"] == of_one["all_parameters"]
     assert manifest["plain_path"] == {"stacked adapters": "the layers are divided over processes"}
     assert (run.checkpoint(60) / "model" / "adapter_model.safetensors").exists()
     for name in ("base", "tuned"):
