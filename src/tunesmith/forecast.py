@@ -13,7 +13,7 @@ from tunesmith.data.fit import Room, foreseen, sharding_of
 from tunesmith.data.micro_batches import Division
 from tunesmith.model.speed import Speed
 from tunesmith.recipe.exchange import Exchange, exchange
-from tunesmith.recipe.hardware import BYTES, Hardware, cores, precision_of
+from tunesmith.recipe.hardware import BYTES, Hardware, available_memory_gib, cores, precision_of
 from tunesmith.recipe.launch import (
     Launch,
     Sharding,
@@ -43,6 +43,7 @@ class Forecast:
         division: how each cuts its rows into passes.
         memory: what each needs.
         memory_available: the GiB that each has; None where nobody said.
+        beside_available: the same of its machine's memory, where it has a GPU.
         step_tokens: of a step, on average.
         tokens_per_second: of one process that computes alone; None where it is not known.
         exchange: what they send each other in a step; None where the recipe does not say how fast the links are.
@@ -55,6 +56,7 @@ class Forecast:
     division: Division
     memory: Memory
     memory_available: float | None
+    beside_available: float | None
     step_tokens: float
     tokens_per_second: float | None
     exchange: Exchange | None
@@ -63,7 +65,8 @@ class Forecast:
     @property
     def fits(self) -> bool:
         """Whether each has the memory that it needs, as far as that is known."""
-        return self.memory_available is None or self.memory.total <= self.memory_available
+        needed = (self.memory.total, self.memory_available), (self.memory.beside, self.beside_available)
+        return all(available is None or need <= available for need, available in needed)
 
     def to_json(self) -> dict[str, Any]:
         """Return what tells sizes apart."""
@@ -117,8 +120,11 @@ def forecast(recipe: Recipe, known: Known) -> Forecast:
         low, high = sent.step_seconds(computing) if sent else (computing, computing)
         together = per_step / high, per_step / low
     available = there.memory_gib if math.isfinite(there.memory_gib) else None
+    beside = _machine_gib(launch) if room.on_gpu else None
     machines = processes // processes_of(launch)
-    return Forecast(machines, processes, sharding, division, memory, available, per_step, alone, sent, together)
+    return Forecast(
+        machines, processes, sharding, division, memory, available, beside, per_step, alone, sent, together
+    )  # fmt: skip
 
 
 def scaling(recipe: Recipe, known: Known) -> Iterator[Forecast]:
@@ -134,8 +140,15 @@ def _hardware_of(launch: Launch, here: Hardware) -> Hardware:
         return here if here.device == "cuda" else replace(here, memory_gib=here.memory_gib / processes_of(launch))
     if launch.gpus_per_node is not None:
         return Hardware("cuda", has_bf16=True, memory_gib=launch.gpu_memory_gib or math.inf)
-    memory = launch.memory_gib_per_node if isinstance(launch.memory_gib_per_node, int) else math.inf
-    return Hardware("cpu", here.has_bf16, memory / processes_of(launch))
+    return Hardware("cpu", here.has_bf16, _machine_gib(launch) or math.inf)
+
+
+def _machine_gib(launch: Launch) -> float | None:
+    """Return what each process has of its machine's memory; None where that is elsewhere and the recipe does not say."""
+    if not isinstance(launch, SlurmLaunch):
+        return available_memory_gib() / processes_of(launch)
+    given = launch.memory_gib_per_node
+    return given / processes_of(launch) if isinstance(given, int) else None
 
 
 def _other_sizes(recipe: Recipe, here: Hardware) -> Iterator[Recipe]:

@@ -107,7 +107,8 @@ def test_what_one_began_is_divided(file: Path, alone: RunDir) -> None:
     shutil.copytree(alone.path, run.path)
     (run.stage("train") / "manifest.json").unlink()
     shutil.rmtree(run.checkpoint(60))
-    said = done(together(2, "-m", "tunesmith", "train", str(file), "launch.sharding=node", "--out", str(run)))
+    by_node = ["launch.sharding=node", "launch.offload=true"]
+    said = done(together(2, "-m", "tunesmith", "train", str(file), *by_node, "--out", str(run)))
     assert "going on from step 55 of 60" in said
     assert same(run, alone)
 

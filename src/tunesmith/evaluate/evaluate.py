@@ -110,7 +110,7 @@ def _subject(
     loaded = open_model(model, where_read(on, sharding), attention=recipe.model.attention, **started)
     if sharding != "none":
         loaded.requires_grad_(False)
-        shard(loaded, on, group, by_node=sharding == "node")
+        shard(loaded, on, group, by_node=sharding == "node", offload=recipe.launch.offload)
     key = digest_of([questions.digest, model.digest(), _conditions(recipe)])
     answered = answer_all(name, loaded, questions, task, run.subject(name), key=key)
     measured: list[dict[str, float]] = [{} for _ in places]

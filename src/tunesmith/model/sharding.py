@@ -16,13 +16,21 @@ from typing import Any, TypeVar
 
 import torch
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, share_comm_ctx
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+    share_comm_ctx,
+)
 
 from tunesmith.core.errors import DoesNotFit, RecipeError
 from tunesmith.data.fit import Room
 from tunesmith.model.load import Machine, without_adapter
 from tunesmith.model.out_of_memory import is_out_of_memory
 from tunesmith.model.parallel import Group, hearing_others, here, is_of_others
+from tunesmith.model.parts import is_divided
 from tunesmith.model.quantized import ready_to_divide
 from tunesmith.recipe.hardware import memory_for_one_gib
 from tunesmith.recipe.launch import Sharding
@@ -30,12 +38,21 @@ from tunesmith.recipe.launch import Sharding
 T = TypeVar("T")
 
 
-def shard(model: Any, on: Machine, group: Group, *, by_node: bool = False, masters: torch.dtype | None = None) -> None:
+def shard(
+    model: Any,
+    on: Machine,
+    group: Group,
+    *,
+    by_node: bool = False,
+    offload: bool = False,
+    masters: torch.dtype | None = None,
+) -> None:
     """Divide the layers of a model over the processes of a group, and bring all of it to the machine's device.
 
     Args:
         model: as `make_trainable` returns it, on a processor: whole it need never be on a GPU.
         by_node: divide over the processes of each machine, and keep a copy on every machine: less goes between them.
+        offload: keep parts beside the GPU, and bring layers to it one by one.
         masters: what all weights are then kept in, each process its parts; default what they are in.
 
     Raises:
@@ -49,15 +66,20 @@ def shard(model: Any, on: Machine, group: Group, *, by_node: bool = False, maste
     # Layers are put together as what they compute in, and gradients are added up as what weights are kept in.
     lower = on.compute if on.compute.itemsize < kept.itemsize else None
     policy = MixedPrecisionPolicy(lower, reduce_dtype=kept if lower else None, cast_forward_inputs=False)
+    place = CPUOffloadPolicy(pin_memory=on.device.type == "cuda") if offload else OffloadPolicy()
     adapted = not all(weight.requires_grad for weight in model.parameters())
     ready_to_divide(model)
     for layer in layers:
         whole = {weight for weight in layer.parameters() if weight.ndim < 2 or (adapted and weight.requires_grad)}
-        fully_shard(layer, mesh=mesh, reshard_after_forward=True, mp_policy=policy, ignored_params=whole)
+        fully_shard(
+            layer, mesh=mesh, reshard_after_forward=True, mp_policy=policy, offload_policy=place, ignored_params=whole
+        )
         layer.set_gradient_divide_factor(1.0)  # losses are parts of one mean already
         layer.set_force_sum_reduction_for_comms(True)
         layer.set_reduce_scatter_unused_params(True)  # or who has other experts at work would wait for ever
-    model.to(on.device)
+    for tensor in (*model.parameters(), *model.buffers()):
+        if not is_divided(tensor):  # or it is where it belongs
+            tensor.data = tensor.data.to(on.device)
     if masters:
         model.to(masters)
     share_comm_ctx(layers)

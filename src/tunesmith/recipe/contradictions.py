@@ -85,6 +85,8 @@ def _split_problems(recipe: Recipe) -> Problems:
 def _launch_problems(recipe: Recipe) -> Problems:
     launch = recipe.launch
     if launch.sharding not in ("full", "node"):
+        if launch.offload:
+            yield ("launch", "offload"), "has no effect unless `launch.sharding` is `full` or `node`"
         return
     if reason := why_whole(recipe):
         yield ("launch", "sharding"), f"`{launch.sharding}` cannot be done: {reason}"

@@ -76,7 +76,12 @@ class LaunchBase(Section):
         "part of every layer; `node`, its part of what each machine keeps once. `auto` is `none` where that fits into "
         "memory, else `full`. Changes memory and speed, never the trajectory.",
     )
-
+    offload: bool = Field(
+        False,
+        description="Keep what each process has of divided layers beside its GPU, in the machine's memory, with their "
+        "gradients and optimizer's state: layers come to the GPU one by one, and weights are moved by the processor. "
+        "Takes longer, and changes no step.",
+    )
     link_gb_per_second: float | None = Field(
         None,
         gt=0,

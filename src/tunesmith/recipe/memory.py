@@ -53,6 +53,7 @@ class Memory:
 
     `activations` is what layers keep for the way back, `logits` what the output layer and the loss need, `in_pieces`
     what is free and too small to be of use. Before training `loading` is held: the file, and what is made of it.
+    Nothing of that is `beside`: what the machine's memory holds for a GPU whose part of the layers is kept there.
     """
 
     weights: float
@@ -63,6 +64,7 @@ class Memory:
     in_pieces: float
     libraries: float
     loading: float
+    beside: float
     trainable_parameters: int
 
     @property
@@ -97,7 +99,8 @@ def memory_of(
     kept = _Kept(recipe, shapes, compute_bytes)
     adapted = kept.adapted
     divided, at_once = layers_numbers(shapes) if parts > 1 else (0, 0)
-    elsewhere = divided * (1 - 1 / parts)
+    mine, offloaded = divided / parts, on_gpu and recipe.launch.offload
+    elsewhere = divided if offloaded else divided - mine
     trained_elsewhere = 0.0
     if isinstance(recipe.tuning, FullTuning):
         trainable = shapes.parameters
@@ -119,6 +122,9 @@ def memory_of(
     loading = weights if as_stored else read + weights
     if isinstance(recipe.tuning, FullTuning) and parts > 1:  # masters are made of parts
         loading = read + weights - elsewhere * kept_bytes
+    beside = mine * kept_bytes / _GIB if offloaded else 0.0
+    if offloaded and isinstance(recipe.tuning, FullTuning):
+        beside += mine * 4 / _GIB + moments_gib(recipe, mine)
     chunk = one.trained if shapes.encodes else min(one.trained, CHUNK)
     logits = chunk * shapes.vocabulary * (12 + 2 * compute_bytes * shapes.capped) + one.trained * shapes.hidden * 4
     activations = kept.bytes_of(one, logits)
@@ -132,6 +138,7 @@ def memory_of(
         in_pieces=0.0 if whole_heap else _IN_PIECES * (activations + logits) / _GIB,
         libraries=0.0 if on_gpu else _LIBRARIES_GIB,
         loading=0.0 if on_gpu else loading / _GIB,
+        beside=beside,
         trainable_parameters=trainable,
     )
 

@@ -106,7 +106,8 @@ def _setup(recipe: Recipe, run: RunDir, base: ModelFolder, on: Machine, codec: C
         if on.device.type == "cpu":
             give_back_at_once()  # who computes twice to save memory wants it saved
     if sharding != "none":
-        shard(model, on, group, by_node=sharding == "node", masters=masters)
+        by_node, offload = sharding == "node", recipe.launch.offload
+        shard(model, on, group, by_node=by_node, offload=offload, masters=masters)
     plan = steps_of(recipe, len(tokens))
     plain_path = take_fast_path(model, tokens, codec.pad_id, on)
     for name, reason in plain_path.items():
@@ -177,6 +178,8 @@ def _sharding(
         if asked in ("full", "node"):
             say(f"launch.sharding: {asked} has no effect on one process")
         return "none"
+    if recipe.launch.offload and not room.on_gpu:
+        say("launch.offload has no effect on a processor")
     if shapes is None:
         return "none" if asked == "auto" else asked
     found = sharding_of(recipe, shapes, tokens, room, group.place.world, new_tokens=new_tokens)

@@ -59,17 +59,19 @@ def whole(folder: Path, tuning: str) -> Any:
     return make_trainable(load_base(ModelFolder("x", folder), ON, quantization=quantization), kind, seed=0)
 
 
-def divided(folder: Path, tuning: str, *, by_node: bool = False) -> Any:
+def divided(folder: Path, tuning: str, **how: bool) -> Any:
     model = whole(folder, tuning)
-    shard(model, ON, ALONE, by_node=by_node)
+    shard(model, ON, ALONE, **how)
     return model
 
 
-@pytest.mark.parametrize("by_node", [False, True])
+@pytest.mark.parametrize("how", [{}, {"by_node": True}, {"offload": True}])
 @pytest.mark.parametrize("tuning", ["full", "lora", "qlora"])
-def test_loss_and_gradients_are_those_of_the_whole(tuning: str, by_node: bool, folder: Path, tokens: TokenSet) -> None:
+def test_loss_and_gradients_are_those_of_the_whole(
+    tuning: str, how: dict[str, bool], folder: Path, tokens: TokenSet
+) -> None:
     found = []
-    for model in (whole(folder, tuning), divided(folder, tuning, by_node=by_node)):
+    for model in (whole(folder, tuning), divided(folder, tuning, **how)):
         nll = token_loss(model, tokens.batch([0, 1], 2)).nll
         nll.sum().backward()
         found.append((nll, {n: part(w.grad) for n, w in model.named_parameters() if w.grad is not None}))

@@ -400,6 +400,11 @@ def test_parts_that_cannot_be_are_told(
     assert (found, message in said) == ("launch.sharding", True), said
 
 
+def test_nothing_is_offloaded_that_is_not_divided(told: Callable[..., Told]) -> None:
+    [(_, found, said)] = told(RECIPE + "launch: {offload: true}\n")
+    assert (found, said) == ("launch.offload", "has no effect unless `launch.sharding` is `full` or `node`")
+
+
 def test_what_all_ways_to_run_share_may_be_changed_alone(load: Load) -> None:
     launch = load(RECIPE + "launch: {sharding: full}\n").launch
     assert (launch.on, launch.sharding) == ("local", "full")

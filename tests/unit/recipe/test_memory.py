@@ -7,7 +7,7 @@ import pytest
 from tests.tiny import save_model, save_seq2seq
 
 from tunesmith.recipe.architecture import shapes_of
-from tunesmith.recipe.memory import Pass, memory_of
+from tunesmith.recipe.memory import Memory, Pass, layers_numbers, memory_of
 from tunesmith.recipe.schema import Model, Recipe
 from tunesmith.recipe.shapes import Shapes
 
@@ -203,3 +203,21 @@ def test_parts_are_counted_as_they_are_divided(folders: dict[str, Path], tuning:
     assert (whole.activations, whole.logits) == (parts.activations, parts.logits)
     stored = shapes.parameters * shapes.stored_bytes / GIB
     assert parts.loading == pytest.approx(whole.loading + (stored - kept if full else 0)), "a part, beside the file"
+
+
+@pytest.mark.parametrize("tuning", [{"method": "full"}, {"method": "lora", "rank": 4}])
+def test_parts_may_be_beside_the_gpu(folders: dict[str, Path], tuning: dict[str, Any]) -> None:
+    shapes, one = shapes_of(folders["llama"]), recipe(**tuning)
+    offload = one.model_copy(update={"launch": one.launch.model_copy(update={"offload": True})})
+    divided, _ = layers_numbers(shapes)
+
+    def needed(asked: Recipe, **how: Any) -> Memory:
+        return memory_of(asked, shapes, Pass(64, 64, 8), compute_bytes=4, **how)
+
+    parts, beside = (needed(asked, on_gpu=True, parts=4) for asked in (one, offload))
+    each = divided / 4 * (16 if tuning["method"] == "full" else 4) / GIB
+    assert beside.beside == pytest.approx(each)
+    assert parts.total - beside.total == pytest.approx(each), "what is there is not here"
+    assert parts.beside == 0
+    assert needed(offload, parts=4) == needed(one, parts=4), "a processor has no other place"
+    assert needed(offload, on_gpu=True) == needed(one, on_gpu=True), "nor has what is whole"
