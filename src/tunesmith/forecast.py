@@ -43,7 +43,7 @@ class Forecast:
         division: how each cuts its rows into passes.
         memory: what each needs.
         memory_available: the GiB that each has; None where nobody said.
-        beside_available: the same of its machine's memory, where it has a GPU.
+        offloaded_available: the same of its machine's memory, where it has a GPU.
         step_tokens: of a step, on average.
         tokens_per_second: of one process that computes alone; None where it is not known.
         exchange: what they send each other in a step; None where the recipe does not say how fast the links are.
@@ -56,7 +56,7 @@ class Forecast:
     division: Division
     memory: Memory
     memory_available: float | None
-    beside_available: float | None
+    offloaded_available: float | None
     step_tokens: float
     tokens_per_second: float | None
     exchange: Exchange | None
@@ -65,7 +65,7 @@ class Forecast:
     @property
     def fits(self) -> bool:
         """Whether each has the memory that it needs, as far as that is known."""
-        needed = (self.memory.total, self.memory_available), (self.memory.beside, self.beside_available)
+        needed = (self.memory.total, self.memory_available), (self.memory.offloaded, self.offloaded_available)
         return all(available is None or need <= available for need, available in needed)
 
     def to_json(self) -> dict[str, Any]:
@@ -120,10 +120,10 @@ def forecast(recipe: Recipe, known: Known) -> Forecast:
         low, high = sent.step_seconds(computing) if sent else (computing, computing)
         together = per_step / high, per_step / low
     available = there.memory_gib if math.isfinite(there.memory_gib) else None
-    beside = _machine_gib(launch) if room.on_gpu else None
+    offloaded = _machine_gib(launch) if room.on_gpu else None
     machines = processes // processes_of(launch)
     return Forecast(
-        machines, processes, sharding, division, memory, available, beside, per_step, alone, sent, together
+        machines, processes, sharding, division, memory, available, offloaded, per_step, alone, sent, together
     )  # fmt: skip
 
 
@@ -144,7 +144,7 @@ def _hardware_of(launch: Launch, here: Hardware) -> Hardware:
 
 
 def _machine_gib(launch: Launch) -> float | None:
-    """Return what each process has of its machine's memory; None where that is elsewhere and the recipe does not say."""
+    """Return what each process has of its machine's memory; None where it is elsewhere and the recipe does not say."""
     if not isinstance(launch, SlurmLaunch):
         return available_memory_gib() / processes_of(launch)
     given = launch.memory_gib_per_node
@@ -171,7 +171,9 @@ def _cores_of_each(launch: Launch) -> float | None:
 
 def _moved(recipe: Recipe, shapes: Shapes, memory: Memory, parts: int) -> float:
     """Return how much of what is trained each process moves: all that it has."""
-    divided = layers_numbers(shapes)[0] if isinstance(recipe.tuning, FullTuning) else 0
+    if not isinstance(recipe.tuning, FullTuning):
+        return 1.0
+    divided, _ = layers_numbers(shapes)
     return 1 - divided * (1 - 1 / parts) / memory.trainable_parameters
 
 

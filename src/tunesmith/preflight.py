@@ -40,7 +40,7 @@ _BARS = " \u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
 class RunPlan:
     """What a run will do and need. Sizes in GiB, those of memory for each process.
 
-    `memory_available`, and `beside_available` of the machine's where there is a GPU, are None where the machines are
+    `memory_available`, and `offloaded_available` of the machine's where there is a GPU, are None where the machines are
     elsewhere and the recipe does not say what they have, and `tokens_per_second`, of one process, where this machine
     has not trained yet or is of another kind than those.
     `exchange` is what processes send each other in a step, where the recipe says how fast the links are, `together`
@@ -72,7 +72,7 @@ class RunPlan:
     choose_by: str
     memory: Memory
     memory_available: float | None
-    beside_available: float | None
+    offloaded_available: float | None
     disk: float
     disk_free: float
     to_fetch: float
@@ -129,10 +129,10 @@ class RunPlan:
                 hint="leave train.micro_batch at auto, set train.activation_checkpointing, lower "
                 "data.max_tokens_per_example, use `method: lora` or `qlora`, or take a smaller model",
             )
-        if self.beside_available is not None and self.memory.beside > self.beside_available:
+        if self.offloaded_available is not None and self.memory.offloaded > self.offloaded_available:
             raise DoesNotFit(
-                f"beside its GPU each process needs about {self.memory.beside:.1f} GiB of the machine's memory for its "
-                f"part of the layers, and {self.beside_available:.1f} are available",
+                f"each process needs about {self.memory.offloaded:.1f} GiB of the machine's memory for its part of the "
+                f"layers, and {self.offloaded_available:.1f} are available",
                 hint="take more machines, or leave launch.offload out",
             )
 
@@ -145,7 +145,7 @@ class RunPlan:
             for reason, n in getattr(self, kind).items()
         )
         room = f" of {self.memory_available:.1f} available" if self.memory_available is not None else ""
-        beside = f", of {self.beside_available:.1f} available" if self.beside_available is not None else ""
+        left = f", of {self.offloaded_available:.1f} available" if self.offloaded_available is not None else ""
         each = " for each process" if self.processes > 1 else ""
         m, s = self.memory, self.steps
         guess = "" if self.known else "; a guess, since this architecture is not described"
@@ -176,7 +176,7 @@ class RunPlan:
                 f"(weights {m.weights:.2f}, gradients {m.gradients:.2f}, optimizer {m.optimizer:.2f}, "
                 f"activations {m.activations:.2f}, logits {m.logits:.2f}, in pieces {m.in_pieces:.2f}, "
                 f"libraries {m.libraries:.2f})"
-                + (f"; {m.beside:.1f} of the machine's beside it{beside}" if m.beside else ""),
+                + (f"; {m.offloaded:.1f} of the machine's beside it{left}" if m.offloaded else ""),
                 f"disk     about {self.disk:.1f} GiB of {self.disk_free:.1f} free"
                 + (f"; weights to fetch: {self.to_fetch:.1f} of {self.fetch_free:.1f}" if self.to_fetch else ""),
                 f"stages   {', '.join(f'{name} {state}' for name, state in self.stages.items())}",
@@ -275,7 +275,7 @@ def _plan(recipe: Recipe, run: RunDir, base: ModelFolder, gathered: Gathered, *,
         copies=facts["copies"], tokens=facts["tokens"], lengths=facts["lengths"], steps=steps,
         answered=answered, choose_by=recipe.train.choose_by,
         passes=str(seen.division), known=shapes.known, memory=memory, memory_available=seen.memory_available,
-        beside_available=seen.beside_available,
+        offloaded_available=seen.offloaded_available,
         disk=copies * per_copy + 0.05, to_fetch=to_fetch, fetch_free=_free(hub_cache()), disk_free=_free(run.path),
         tokens_per_second=seen.tokens_per_second, exchange=seen.exchange, together=seen.together,
         scaling=[one.to_json() for one in scaling(recipe, known)] if seen.together else [],

@@ -28,7 +28,7 @@ TRAIN = {
 
 def log(run: RunDir) -> list[dict[str, Any]]:
     """Return what training measured, clocks and the use of the machine left out."""
-    clocks = ("seconds", "tokens_per_second")
+    clocks = ("seconds", "update_seconds", "tokens_per_second")
     lines = [line for line in read_jsonl(run.metrics) if line["kind"] != "machine"]
     return [{key: value for key, value in line.items() if key not in clocks} for line in lines]
 

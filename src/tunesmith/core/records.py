@@ -1,6 +1,6 @@
 """The records that cross a stage boundary. All frozen, all JSON."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -71,7 +71,7 @@ class StepReport:
     Attributes:
         loss: nats per trained token.
         loss_scale: what it was multiplied by in fp16.
-        update_seconds: of this process, to clip gradients and move weights; a GPU may have some of it left to do.
+        update_seconds: of this process, to clip gradients and move weights; None on a GPU, which is not waited for.
     """
 
     step: int
@@ -81,4 +81,4 @@ class StepReport:
     tokens: int
     trained_tokens: int
     loss_scale: float = 1.0
-    update_seconds: float = 0.0
+    update_seconds: float | None = field(default=None, compare=False)

@@ -108,7 +108,7 @@ def _measured(model: Any, batch: Batch, on: Machine) -> tuple[float, torch.Tenso
     loss = nll.mean()
     loss.backward()  # type: ignore[no-untyped-call]
     some = [
-        part(weight.grad).flatten()[:: max(1, part(weight).numel() // _COMPARED)].float()
+        part(weight.grad).flatten()[:: max(1, part(weight).numel() // _COMPARED)].to(on.device, torch.float32)
         for _, weight in trained_parameters(model)
         if weight.grad is not None
     ]

@@ -220,7 +220,7 @@ def meeting(place: Place, patience_minutes: float = 30) -> Iterator[Meeting]:
     gpu = torch.cuda.is_available()
     if gpu:
         torch.cuda.set_device(place.local_rank % torch.cuda.device_count())  # srun may show each its own GPU alone
-    elif (threads := _own_cores(place)) is not None:
+    if (threads := _own_cores(place)) is not None:
         torch.set_num_threads(threads)
     patience = timedelta(minutes=patience_minutes)
     with _others_there():

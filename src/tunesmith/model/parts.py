@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 
 def is_divided(tensor: torch.Tensor) -> bool:
@@ -31,8 +32,12 @@ def like(whole: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """Divide a tensor, which every process has, as a weight of its shape is."""
     if not isinstance(weight, DTensor) or whole.shape != weight.shape:
         return whole.to(weight.device)
-    mesh, placements = weight.device_mesh, weight.placements
-    return distribute_tensor(whole.to(weight.device), mesh, placements, src_data_rank=None)
+    # Not by torch's distribute_tensor, which takes all of it to the GPU, also where parts are beside it.
+    shape, start = compute_local_shape_and_global_offset(whole.shape, weight.device_mesh, weight.placements)
+    with torch.no_grad():
+        divided = torch.empty_like(weight, dtype=whole.dtype)
+        part(divided).copy_(whole[tuple(slice(at, at + size) for at, size in zip(start, shape, strict=True))])
+    return divided
 
 
 def as_its_weight(name: str, whole: torch.Tensor, weights: Mapping[str, torch.Tensor]) -> torch.Tensor:

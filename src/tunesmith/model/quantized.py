@@ -46,15 +46,14 @@ def bitsandbytes_config(quantization: Quantization, compute: torch.dtype) -> Any
     )
 
 
-def ready_to_divide(model: Any) -> None:
-    """Let layers of 4 bits find their scales when their weight, which knows them, is put together anew for every pass.
+def keep_order(model: Any) -> None:
+    """Let bitsandbytes leave weights of 4 bits in their order: of divided ones every pass puts together new ones in it.
 
-    Nor may bitsandbytes put it into the order that some processors like best: scales would be those of that order, and
-    the next pass has the weight in the old one.
+    It would bring them into that which some processors like best, once, and their scales with them, which stay.
     """
     for module in model.modules():
-        if (scales := getattr(getattr(module, "weight", None), "quant_state", None)) is not None:
-            module.quant_state, module.support_avx512bf16_for_cpu = scales, False
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def require_quantization(quantization: Quantization, device: torch.device, compute: torch.dtype) -> None:

@@ -31,7 +31,7 @@ from tunesmith.model.load import Machine, without_adapter
 from tunesmith.model.out_of_memory import is_out_of_memory
 from tunesmith.model.parallel import Group, hearing_others, here, is_of_others
 from tunesmith.model.parts import is_divided
-from tunesmith.model.quantized import ready_to_divide
+from tunesmith.model.quantized import keep_order
 from tunesmith.recipe.hardware import memory_for_one_gib
 from tunesmith.recipe.launch import Sharding
 
@@ -68,7 +68,7 @@ def shard(
     policy = MixedPrecisionPolicy(lower, reduce_dtype=kept if lower else None, cast_forward_inputs=False)
     place = CPUOffloadPolicy(pin_memory=on.device.type == "cuda") if offload else OffloadPolicy()
     adapted = not all(weight.requires_grad for weight in model.parameters())
-    ready_to_divide(model)
+    keep_order(model)
     for layer in layers:
         whole = {weight for weight in layer.parameters() if weight.ndim < 2 or (adapted and weight.requires_grad)}
         fully_shard(
@@ -77,9 +77,10 @@ def shard(
         layer.set_gradient_divide_factor(1.0)  # losses are parts of one mean already
         layer.set_force_sum_reduction_for_comms(True)
         layer.set_reduce_scatter_unused_params(True)  # or who has other experts at work would wait for ever
-    for tensor in (*model.parameters(), *model.buffers()):
-        if not is_divided(tensor):  # or it is where it belongs
-            tensor.data = tensor.data.to(on.device)
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *model.buffers()):
+            if not is_divided(tensor):  # or it is where it belongs
+                tensor.data = tensor.to(on.device)  # of quantized weights, with their scales
     if masters:
         model.to(masters)
     share_comm_ctx(layers)

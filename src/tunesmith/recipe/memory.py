@@ -5,6 +5,7 @@ back is there at once. What is kept was read off torch's own graph, operation by
 how near to measurements it comes.
 """
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 
@@ -53,7 +54,7 @@ class Memory:
 
     `activations` is what layers keep for the way back, `logits` what the output layer and the loss need, `in_pieces`
     what is free and too small to be of use. Before training `loading` is held: the file, and what is made of it.
-    Nothing of that is `beside`: what the machine's memory holds for a GPU whose part of the layers is kept there.
+    `offloaded` comes on top, in the machine's memory: what a GPU does not keep of its part of the layers.
     """
 
     weights: float
@@ -64,7 +65,7 @@ class Memory:
     in_pieces: float
     libraries: float
     loading: float
-    beside: float
+    offloaded: float
     trainable_parameters: int
 
     @property
@@ -99,8 +100,8 @@ def memory_of(
     kept = _Kept(recipe, shapes, compute_bytes)
     adapted = kept.adapted
     divided, at_once = layers_numbers(shapes) if parts > 1 else (0, 0)
-    mine, offloaded = divided / parts, on_gpu and recipe.launch.offload
-    elsewhere = divided if offloaded else divided - mine
+    offloaded = parts > 1 and on_gpu and recipe.launch.offload
+    elsewhere = divided if offloaded else divided * (1 - 1 / parts)
     trained_elsewhere = 0.0
     if isinstance(recipe.tuning, FullTuning):
         trainable = shapes.parameters
@@ -122,9 +123,6 @@ def memory_of(
     loading = weights if as_stored else read + weights
     if isinstance(recipe.tuning, FullTuning) and parts > 1:  # masters are made of parts
         loading = read + weights - elsewhere * kept_bytes
-    beside = mine * kept_bytes / _GIB if offloaded else 0.0
-    if offloaded and isinstance(recipe.tuning, FullTuning):
-        beside += mine * 4 / _GIB + moments_gib(recipe, mine)
     chunk = one.trained if shapes.encodes else min(one.trained, CHUNK)
     logits = chunk * shapes.vocabulary * (12 + 2 * compute_bytes * shapes.capped) + one.trained * shapes.hidden * 4
     activations = kept.bytes_of(one, logits)
@@ -138,9 +136,26 @@ def memory_of(
         in_pieces=0.0 if whole_heap else _IN_PIECES * (activations + logits) / _GIB,
         libraries=0.0 if on_gpu else _LIBRARIES_GIB,
         loading=0.0 if on_gpu else loading / _GIB,
-        beside=beside,
+        offloaded=_offloaded_gib(recipe, shapes, parts, kept_bytes) if offloaded else 0.0,
         trainable_parameters=trainable,
     )
+
+
+def _offloaded_gib(recipe: Recipe, shapes: Shapes, parts: int, kept_bytes: float) -> float:
+    """Return the GiB of the machine's memory that hold a GPU's part of the layers.
+
+    Weights and gradients are pinned, and torch's allocator pins blocks of 2, 4, 8 bytes and so on.
+    """
+    sizes = [part.out * part.inner / parts for s in shapes.stacks for part in s.layer.linear for _ in range(s.count)]
+
+    def pinned(number_bytes: float) -> float:
+        return sum(2.0 ** math.ceil(math.log2(size * number_bytes)) for size in sizes) / _GIB
+
+    if not isinstance(recipe.tuning, FullTuning):
+        return pinned(kept_bytes)
+    # What masters are made of stays with the allocator.
+    read = pinned(shapes.stored_bytes) if shapes.stored_bytes < kept_bytes else 0.0
+    return read + pinned(kept_bytes) + pinned(4) + moments_gib(recipe, sum(sizes))
 
 
 def moments_gib(recipe: Recipe, trained: float) -> float:
@@ -160,7 +175,7 @@ def layers_numbers(shapes: Shapes) -> tuple[int, int]:
 
 
 def weights_bytes(recipe: Recipe, shapes: Shapes, compute_bytes: int) -> float:
-    """Return the bytes of weights as they are computed with; of quantized ones the scales too, as bitsandbytes has them.
+    """Return the bytes of weights as they are computed with; of quantized ones the scales too, as bitsandbytes does.
 
     8 bits have a scale in fp32 a row. 4 bits have one a block of 64 weights: in fp32, or doubly quantized in 8 bits
     with one in fp32 for every 256 of those (Dettmers et al. 2023, arXiv:2305.14314, section 3).

@@ -112,7 +112,7 @@ def train_steps(setup: Setup, optimizer: torch.optim.Optimizer, *, first_step: i
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         tokens = int(setup.tokens.lengths[rows].sum())
-        moving = time.monotonic() - began
+        moving = time.monotonic() - began if setup.machine.device.type == "cpu" else None
         yield StepReport(step + 1, loss, rate, norm, tokens, trained, loss_scale=scale, update_seconds=moving)
 
 

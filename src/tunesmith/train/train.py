@@ -23,17 +23,25 @@ from tunesmith.data.batches import TokenSet
 from tunesmith.data.fit import Room, division_of, fitting, refuse_rows_beyond, refuse_to_pack, sharding_of
 from tunesmith.data.micro_batches import Division
 from tunesmith.fetch.reference import ModelFolder, resolve
-from tunesmith.model.adapters import count_parameters, make_trainable, open_model, recompute_activations
+from tunesmith.model.adapters import (
+    count_parameters,
+    make_trainable,
+    open_model,
+    recompute_activations,
+    trained_parameters,
+)
 from tunesmith.model.fast_path import take_fast_path
 from tunesmith.model.isolation import attention_reach, has_dropout, why_not_apart
 from tunesmith.model.load import Machine, machine_of, most_positions, stored_dtype
 from tunesmith.model.out_of_memory import Fitting, free_memory, give_back_at_once
 from tunesmith.model.parallel import Group, cores_of, hearing_others, here
+from tunesmith.model.parts import part
 from tunesmith.model.quantized import quantization_of
 from tunesmith.model.row_attention import has_row_attention
 from tunesmith.model.sharding import room_of, shard, where_read
 from tunesmith.model.speed import Speed, remember_speed
 from tunesmith.recipe.architecture import shapes_of
+from tunesmith.recipe.hardware import available_memory_gib
 from tunesmith.recipe.launch import Sharding, parts_of
 from tunesmith.recipe.plan import steps_of
 from tunesmith.recipe.schema import FullTuning, Recipe
@@ -93,7 +101,7 @@ def train(recipe: Recipe, run: RunDir) -> dict[str, Any]:
 
 def _setup(recipe: Recipe, run: RunDir, base: ModelFolder, on: Machine, codec: Codec, state: State) -> Setup:
     tokens, group = TokenSet(run.tokens("train")), here()
-    room = room_of(on, group)
+    room, beside = room_of(on, group), available_memory_gib() / group.place.local_world
     shapes = _shapes(base)
     sharding = _sharding(recipe, shapes, tokens, room, group, len(codec.new_ids))
     # Full fine-tuning keeps fp32 masters and computes in less by autocast; LoRA's base is never updated.
@@ -122,6 +130,8 @@ def _setup(recipe: Recipe, run: RunDir, base: ModelFolder, on: Machine, codec: C
         division, expected = fitting(recipe, shapes, tokens, division, room, new_tokens=new, parts=parts)
         if expected.total > room.available_gib:
             say(f"warning: training needs about {expected.total:.1f} GiB, and {room.available_gib:.1f} are available")
+        if expected.offloaded > beside:
+            say(f"warning: beside the GPU it needs about {expected.offloaded:.1f} GiB, and {beside:.1f} are available")
     scale = state.loss_scale or (FIRST_LOSS_SCALE if on.compute == torch.float16 else 1.0)
     passes = Fitting(division, in_step=sharding != "none")
     return Setup(
@@ -264,7 +274,7 @@ class _Session:
                         loss_scale=report.loss_scale,
                         seconds=round(self.state.seconds + seconds, 3),
                     )
-                    self._updates += report.update_seconds
+                    self._updates += report.update_seconds or 0.0
                     self._log(log, _line(report, seconds))
                     self._saver.check()
                     progress.update(report.step, f"loss {report.loss:.4f}  {report.tokens / seconds:.0f} tokens/s")
@@ -322,11 +332,12 @@ class _Session:
     def _remember_speed(self) -> None:
         """Note for plans how fast one process was in this turn."""
         place, state, on_cpu = self.setup.group.place, self.state, self.setup.machine.device.type == "cpu"
-        updates = self._updates if on_cpu else 0.0
-        if (seconds := state.seconds - self._began.seconds - updates) > 0:
+        if (seconds := state.seconds - self._began.seconds - self._updates) > 0:
             each = (state.tokens - self._began.tokens) / seconds / place.world
-            steps = state.step - self._began.step
-            speed = Speed(each, cores_of(place), updates / steps) if on_cpu else Speed(each)
+            weights = [weight for _, weight in trained_parameters(self.setup.model)]
+            moved = sum(part(weight).numel() for weight in weights) / sum(weight.numel() for weight in weights)
+            update = self._updates / (state.step - self._began.step) / moved
+            speed = Speed(each, cores_of(place), update) if on_cpu else Speed(each)
             of = self.card["base_digest"], self.recipe.tuning.method
             remember_speed(*of, speed, alone=place.world == 1)
 
@@ -369,5 +380,7 @@ class _Session:
 
 
 def _line(report: StepReport, seconds: float) -> dict[str, Any]:
-    took = {"update_seconds": round(report.update_seconds, 4), "seconds": round(seconds, 4)}
-    return {"kind": "step", **asdict(report), **took, "tokens_per_second": round(report.tokens / seconds, 1)}
+    took = {"seconds": round(seconds, 4), "tokens_per_second": round(report.tokens / seconds, 1)}
+    if report.update_seconds is not None:
+        took["update_seconds"] = round(report.update_seconds, 4)
+    return {"kind": "step", **asdict(report), **took}

@@ -99,6 +99,17 @@ def test_weights_of_4_bits_are_divided_and_counted_as_two(folder: Path) -> None:
     assert count_parameters(model) == count_parameters(undivided)
 
 
+def test_weights_of_4_bits_stay_in_the_order_in_which_they_are_divided(folder: Path, tokens: TokenSet) -> None:
+    model, undivided = whole(folder, "qlora"), whole(folder, "qlora")
+    for layer in (one for one in model.modules() if type(one).__name__ == "Linear4bit"):
+        layer.support_avx512bf16_for_cpu = True  # as it is where the processor has other products
+    shard(model, ON, ALONE)
+    with torch.inference_mode():
+        found = [token_loss(one.eval(), tokens.batch([0, 1], 2)).nll for one in (undivided, model, model)]
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
 def test_masters_are_made_of_parts(folder: Path, tmp_path: Path) -> None:
     stored = tmp_path / "bf16"
     load_base(ModelFolder("x", folder), ON).bfloat16().save_pretrained(stored)

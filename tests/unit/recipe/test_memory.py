@@ -216,8 +216,10 @@ def test_parts_may_be_beside_the_gpu(folders: dict[str, Path], tuning: dict[str,
 
     parts, beside = (needed(asked, on_gpu=True, parts=4) for asked in (one, offload))
     each = divided / 4 * (16 if tuning["method"] == "full" else 4) / GIB
-    assert beside.beside == pytest.approx(each)
+    assert beside.offloaded == pytest.approx(each), "all of these have 2, 4, 8 ... bytes"
     assert parts.total - beside.total == pytest.approx(each), "what is there is not here"
-    assert parts.beside == 0
+    assert parts.offloaded == 0
+    three = needed(offload, on_gpu=True, parts=3)
+    assert three.offloaded > divided / 3 * (16 if tuning["method"] == "full" else 4) / GIB, "pinned in larger blocks"
     assert needed(offload, parts=4) == needed(one, parts=4), "a processor has no other place"
     assert needed(offload, on_gpu=True) == needed(one, on_gpu=True), "nor has what is whole"

@@ -18,7 +18,7 @@ from tunesmith.recipe.schema import Recipe
 
 LORA = {"method": "lora", "rank": 2, "alpha": 8, "dropout": 0.1}
 FULL = {"method": "full"}
-CLOCKS = ("seconds", "tokens_per_second", "peak_memory_gib")
+CLOCKS = ("seconds", "update_seconds", "tokens_per_second", "peak_memory_gib")
 
 
 @pytest.fixture(scope="session")

@@ -26,7 +26,7 @@ from tunesmith.data.batches import write_tokens
 from tunesmith.fetch.reference import CARD, resolve
 from tunesmith.model.load import Machine
 from tunesmith.model.parallel import cores_of
-from tunesmith.model.speed import Speed, _place, remembered_speed
+from tunesmith.model.speed import _place, remembered_speed
 from tunesmith.tasks.markup import codec_of
 from tunesmith.train import checkpoint, loop, saver, validate
 from tunesmith.train import train as stage
