@@ -24,7 +24,7 @@ _SIZES = {"135M": 135.0, "360M": 360.0, "1.1B": 1100.0}
 _STYLE = (
     "<style>text{font:12px system-ui,sans-serif;fill:#57606a}.grid{stroke:#8c959f;stroke-opacity:.3}"
     ".axis{stroke:#8c959f}.curve{fill:none;stroke:#2f81f7;stroke-width:2}.point{fill:#2f81f7}"
-    ".bar{stroke:#bf8700;stroke-width:9;stroke-opacity:.5}.name{font-weight:600}</style>"
+    ".bar{stroke:#bf8700;stroke-width:14;stroke-opacity:.6}.name{font-weight:600}</style>"
 )
 
 
@@ -74,7 +74,7 @@ def _panel(entries: Sequence[dict[str, Any]], series: str, what: str, left: floa
         *(line(start, y(level), end, y(level), "grid") for level in levels),
         *(text(start - 6, y(level) + 4, tick_label(level, levels), "", "end") for level in levels),
         line(start, _BOTTOM, end, _BOTTOM, "axis"),
-        *(line(x(at), y(bar[0]), x(at), y(bar[1]) - 1, "bar") for at, bar in zip(places, foreseen, strict=True) if bar),
+        *(line(x(at), y(b[0]) + 2, x(at), y(b[1]) - 2, "bar") for at, b in zip(places, foreseen, strict=True) if b),
         path(points, "curve"),
         *(dot(*at, 3.5, "point", f"{one['at']}: {one['tokens_per_second']:g}") for at, one in places_of),
         *(text(at[0], _BOTTOM + 18, one["at"]) for at, one in places_of),
