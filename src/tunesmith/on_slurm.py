@@ -8,6 +8,7 @@ from tunesmith.core.errors import RecipeError
 from tunesmith.core.files import only_writer, write_text
 from tunesmith.core.progress import say
 from tunesmith.core.rundir import RunDir
+from tunesmith.data.sources import keep_copies
 from tunesmith.fetch.reference import resolve
 from tunesmith.launch import slurm
 from tunesmith.launch.jobs import StageJob, exit_code_path, read_jobs, script_path, write_jobs
@@ -32,11 +33,11 @@ def submit_run(
 
     Raises:
         RecipeError: the recipe is wrong, there is no Slurm here, it does not take a job, or the run is in line already.
+        DataError: rows on the hub cannot be had.
     """
     loaded, run = open_run(Path(recipe), overrides, out)
     check_beforehand(loaded, run, Path(recipe))
-    # Compute nodes may not reach the hub.
-    resolve(loaded.model.base, relative_to=folder_of(run, Path(recipe)))
+    fetch(loaded, folder_of(run, Path(recipe)))
     with only_writer(run.launch / "lock"):  # the run's own is its first job's, which may begin at once
         refuse_active(read_jobs(run.launch), str(run))
         with only_writer(run.lock):
@@ -50,6 +51,21 @@ def submit_run(
     if not left:
         say("all stages were done before")
     return run
+
+
+def fetch(recipe: Recipe, folder: Path) -> None:
+    """Have weights and rows here: jobs do not ask the hub, which those machines may not reach.
+
+    Args:
+        recipe: whose.
+        folder: where its relative paths start.
+
+    Raises:
+        RecipeError: the model cannot be had.
+        DataError: the rows cannot.
+    """
+    resolve(recipe.model.base, relative_to=folder)
+    keep_copies(recipe.data.source, folder=folder)
 
 
 def scripts(recipe: Recipe, run: RunDir, stages: Sequence[Stage]) -> list[tuple[Job, str]]:

@@ -117,6 +117,14 @@ def test_a_recipe_goes_to_its_verdict(slurm: Cluster, undisturbed: RunDir, alone
     assert "all stages were done before" in again.stderr
 
 
+def test_rows_that_cannot_be_had_are_told_before_there_are_jobs(slurm: Cluster, file: Path, tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    done = tunesmith(slurm, file.parent, "run", file, "data.source={hub: no/such}", *TWO, "--out", run)
+    assert done.returncode == 3
+    assert "no/such: the hub is not asked, because HF_HUB_OFFLINE is set" in done.stderr
+    assert read_jobs(run.launch) == []
+
+
 def test_a_full_fine_tune_in_parts(slurm: Cluster, tmp_path: Path) -> None:
     file = of_60_steps(tmp_path, valid={"valid_every_steps": 30, "learning_rate": 0.001}, tuning={"method": "full"})
     alone, run = run_recipe(file, out=tmp_path / "alone"), RunDir(tmp_path / "run")

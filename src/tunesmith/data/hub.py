@@ -38,8 +38,7 @@ def hub_rows(source: HubSource, folder: Path, label: str) -> Iterator[tuple[str,
     from datasets import load_dataset
 
     local = local_dataset(source, folder)
-    # Without hf:// a folder of the same name where the program was started would be read instead.
-    reference = str(local) if local else f"hf://datasets/{source.hub}"
+    reference = str(local) if local else _reference(source)
     commit = None if local else _commit(source)
     with library_errors_told(label):
         splits = load_dataset(reference, name=source.config, revision=commit, streaming=True)
@@ -47,6 +46,19 @@ def hub_rows(source: HubSource, folder: Path, label: str) -> Iterator[tuple[str,
             raise DataError(f"there is no split `{source.split}`", where=label, hint=f"splits: {', '.join(splits)}")
         for number, values in enumerate(splits[source.split], 1):
             yield f"{label} row {number}", dict(values)
+
+
+def keep_copy(source: HubSource, *, folder: Path) -> None:
+    """Have a copy of a dataset in the cache of `datasets`, for machines that do not ask the hub.
+
+    Raises:
+        DataError: it cannot be had.
+    """
+    from datasets import load_dataset
+
+    if not local_dataset(source, folder):
+        with library_errors_told(_asked(source)):
+            load_dataset(_reference(source), name=source.config, revision=_commit(source))
 
 
 def local_dataset(source: HubSource, folder: Path) -> Path | None:
@@ -93,7 +105,7 @@ def _cached_commit(source: HubSource) -> str:
     from datasets import load_dataset_builder
 
     try:
-        cached = load_dataset_builder(f"hf://datasets/{source.hub}", name=source.config).hash
+        cached = load_dataset_builder(_reference(source), name=source.config).hash
     except (ConnectionError, ValueError) as error:
         reason = "there is no cached copy" if isinstance(error, ConnectionError) else " ".join(str(error).split())
         problem = f"the hub is not asked, because HF_HUB_OFFLINE is set, and {reason}"
@@ -103,6 +115,11 @@ def _cached_commit(source: HubSource) -> str:
         problem = f"the cached copy is of revision {cached}, not {source.revision}, and HF_HUB_OFFLINE is set"
         raise DataError(problem, where=source.hub, hint=f"unset HF_HUB_OFFLINE, or ask for revision {cached}")
     return str(cached)
+
+
+def _reference(source: HubSource) -> str:
+    """Return what `datasets` calls it; without hf:// a folder of the same name beside us would be read instead."""
+    return f"hf://datasets/{source.hub}"
 
 
 def _asked(source: HubSource) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from tunesmith.core.errors import DataError, RecipeError
 from tunesmith.core.files import digest_file, digest_of
-from tunesmith.data.hub import hub_revision, hub_rows, local_dataset
+from tunesmith.data.hub import hub_revision, hub_rows, keep_copy, local_dataset
 from tunesmith.data.local_files import digest, file_rows, files_of, label_of, visible_files
 from tunesmith.data.text_file import read_errors_told
 from tunesmith.recipe.rows import FileSource, HubSource, Source, Sources
@@ -75,6 +75,13 @@ def digest_sources(sources: Sources, *, folder: Path) -> str:
     """
     found = [_facts(source, folder) for source in named_sources(sources).values()]
     return digest_of(found[0] if len(found) == 1 else found)
+
+
+def keep_copies(sources: Sources, *, folder: Path) -> None:
+    """Have copies of rows that are on the hub, for machines that do not ask it; raise DataError where one cannot be."""
+    for source in named_sources(sources).values():
+        if isinstance(source, HubSource):
+            keep_copy(source, folder=folder)
 
 
 def _facts(source: Source, folder: Path) -> dict[str, Any]:

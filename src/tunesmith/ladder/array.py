@@ -12,7 +12,7 @@ from tunesmith.ladder.rungs import Ladder, Rung, is_ladder, write_ladder
 from tunesmith.launch import slurm
 from tunesmith.launch.jobs import StageJob, read_jobs, script_path, write_jobs
 from tunesmith.launch.script import Job, script_of
-from tunesmith.on_slurm import refuse_active
+from tunesmith.on_slurm import fetch, refuse_active
 from tunesmith.recipe.launch import SlurmLaunch, all_processes_of
 from tunesmith.recipe.load import load_recipe
 
@@ -38,6 +38,7 @@ def submit_ladder(ladder: Ladder, recipe: Path) -> Path:
     Raises:
         RecipeError: its recipe is not to run on Slurm, or a rung is to have many processes; Slurm does not take it; or
             it is in line already.
+        DataError: rows on the hub cannot be had.
     """
     folder = RunDir(ladder.path)  # as far as jobs go, it is laid out as a run's
     with only_writer(ladder.lock):
@@ -48,6 +49,8 @@ def submit_ladder(ladder: Ladder, recipe: Path) -> Path:
         if not left:
             say("all rungs were done before")
         else:
+            for rung in left:
+                fetch(ladder.recipe(rung), ladder.run(rung).origin)
             job, text = _script(ladder, left)
             script = script_path(folder, job.stage)
             write_text(script, text)

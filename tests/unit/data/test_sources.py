@@ -24,7 +24,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before `datasets` is imported
 from tunesmith.core.errors import DataError, RecipeError
 from tunesmith.data import json_file, local_files, text_file
 from tunesmith.data.hub import hub_revision
-from tunesmith.data.sources import Row, digest_sources, missing_column_error, read_rows
+from tunesmith.data.sources import Row, digest_sources, keep_copies, missing_column_error, read_rows
 from tunesmith.recipe.rows import FileSource, GeneratedSource, HubSource
 
 SHARED = Path(__file__).resolve().parents[3].parent / "shared" / "data"
@@ -553,6 +553,24 @@ def test_the_commit_that_was_resolved_is_read(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     assert len(list(read_rows(hub("me/set", revision="main", config="c"), folder=tmp_path))) == 1
     assert asked == [("hf://datasets/me/set", {"name": "c", "revision": COMMIT, "streaming": True})]
+
+
+def test_copies_are_kept_of_what_is_on_the_hub(tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    asked: list[Any] = []
+    answer(monkeypatch, COMMIT)
+    monkeypatch.setattr(datasets, "load_dataset", lambda path, **options: asked.append((path, options)))
+    local = hub("me/set")
+    keep_copies((local, hub("me/far", revision="main", config="c")), folder=tmp_path)
+    assert asked == [("hf://datasets/me/far", {"name": "c", "revision": COMMIT})], "and what is a folder here stays"
+    answer(monkeypatch, ConnectionError("Name or service not known"))
+    with pytest.raises(DataError, match="me/far: the hub cannot be reached"):
+        keep_copies(hub("me/far"), folder=tmp_path)
+
+
+def test_a_copy_that_is_there_suffices_offline(tmp_path: Path, cached: None) -> None:
+    keep_copies(hub("me/cached"), folder=tmp_path)
 
 
 def test_a_cached_dataset_is_read_offline(tmp_path: Path, cached: None) -> None:
