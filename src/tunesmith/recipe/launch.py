@@ -80,7 +80,7 @@ class LaunchBase(Section):
         False,
         description="Keep what each process has of divided layers beside its GPU, in the machine's memory, with their "
         "gradients and optimizer's state: layers come to the GPU one by one, and weights are moved by the processor. "
-        "Takes longer, and changes no step.",
+        "Needs `sharding: full` or `node`. Takes longer, and changes no step.",
     )
     link_gb_per_second: float | None = Field(
         None,

@@ -144,7 +144,7 @@ def memory_of(
 def _offloaded_gib(recipe: Recipe, shapes: Shapes, parts: int, kept_bytes: float) -> float:
     """Return the GiB of the machine's memory that hold a GPU's part of the layers.
 
-    Weights and gradients are pinned, and torch's allocator pins blocks of 2, 4, 8 bytes and so on.
+    Weights and gradients are pinned, and torch's allocator rounds what it pins up to a power of two of bytes.
     """
     sizes = [part.out * part.inner / parts for s in shapes.stacks for part in s.layer.linear for _ in range(s.count)]
 
