@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -61,6 +62,15 @@ def little(model, batch):
         raise torch.OutOfMemoryError("CUDA out of memory")
     return of_any_size(model, batch)
 loop.token_loss = little
+"""
+# The clock of the second process is three days ahead.
+FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
+AHEAD = f"""
+import datetime, os, sys
+if os.environ["RANK"] == "1" and "FAKETIME" not in os.environ:
+    clock = {{"LD_PRELOAD": "{FAKETIME}", "FAKETIME": "+3d", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}}
+    os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | clock)
+print("rank", os.environ["RANK"], "began on day", datetime.date.today().toordinal(), file=sys.stderr)
 """
 BAD = {"tuning": "lora", "precision": "fp32", "micro_batch": 4, "bad": 1}
 
@@ -241,6 +251,16 @@ def test_memory_that_does_not_suffice_in_one_concerns_nobody_else(file: Path, al
     less = "memory did not suffice: going on with 1 rows a forward pass"
     assert (less in run.log_of(1).read_text(), less in said) == (True, False)
     assert same(run, alone)
+
+
+@pytest.mark.skipif(FAKETIME is None, reason="needs Debian's package faketime")
+def test_clocks_may_differ(file: Path, alone: RunDir, tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    said = done(together(2, command_after(AHEAD, tmp_path), "run", str(file), "--out", str(run)))
+    days = dict(re.findall(r"rank (\d) began on day (\d+)", said))
+    assert int(days["1"]) - int(days["0"]) >= 3
+    assert same(run, alone)
+    assert read_json(run.verdict)["verdict"] == read_json(alone.verdict)["verdict"]
 
 
 def validated(run: RunDir) -> list[int]:
