@@ -49,8 +49,9 @@ def submit_ladder(ladder: Ladder, recipe: Path) -> Path:
         if not left:
             say("all rungs were done before")
         else:
-            for rung in left:
-                fetch(ladder.recipe(rung), ladder.run(rung).origin)
+            recipes = map(ladder.recipe, left)
+            for one in {(recipe.model.base, str(recipe.data.source)): recipe for recipe in recipes}.values():
+                fetch(one, ladder.run(left[0]).origin)  # where all were read
             job, text = _script(ladder, left)
             script = script_path(folder, job.stage)
             write_text(script, text)
