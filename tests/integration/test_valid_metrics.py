@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from tests.tiny import recipe, save_seq2seq
+from tests.unit.train.conftest import CLOCKS
 
 from tunesmith import load_recipe, run_recipe
 from tunesmith.answering.answers import answers
@@ -28,9 +29,8 @@ TRAIN = {
 
 def log(run: RunDir) -> list[dict[str, Any]]:
     """Return what training measured, clocks and the use of the machine left out."""
-    clocks = ("seconds", "update_seconds", "tokens_per_second")
     lines = [line for line in read_jsonl(run.metrics) if line["kind"] != "machine"]
-    return [{key: value for key, value in line.items() if key not in clocks} for line in lines]
+    return [{key: value for key, value in line.items() if key not in CLOCKS} for line in lines]
 
 
 def said(run: RunDir, step: int) -> list[dict[str, Any]]:
