@@ -44,7 +44,7 @@ def exchange(
         trained: how many numbers are trained.
         passes: forward passes of each process in a step.
         compute_bytes: of a number in matrix products.
-        on_gpu: who computes has nothing to do with sending; processors have.
+        on_gpu: layers go on computing while parts are sent; a processor does one or the other.
     """
     launch = recipe.launch
     world, local = all_processes_of(launch), processes_of(launch)
