@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tunesmith.core.errors import RecipeError
 from tunesmith.core.files import MANIFEST
-from tunesmith.fetch.gguf import cached
+from tunesmith.core.places import cache_root, registry_root
 from tunesmith.pipeline import environment
 from tunesmith.recipe.hardware import available_memory_gib
-from tunesmith.registry.store import Registry
 
 Item = dict[str, Any]
 
@@ -130,7 +130,11 @@ def _room(facts: dict[str, Any]) -> Iterator[tuple[str, Item]]:
             None if enough else f"the demo takes about {_MEMORY_GIB:g} GiB",
         ),
     )
-    for name, place in (("disk here", Path.cwd()), ("disk of cache", _existing(cached()))):
+    for name, root in (("disk here", Path.cwd), ("disk of cache", cache_root)):
+        try:
+            place = _existing(root())
+        except RecipeError:  # this user has no home; `_places` says so
+            continue
         free = round(shutil.disk_usage(place).free / _GIB, 1)
         enough = free >= _DISK_GIB
         hint = None if enough else f"a run takes about {_DISK_GIB:g} GiB and more, depending on its checkpoints"
@@ -143,13 +147,16 @@ def _compiler() -> tuple[str, Item]:
 
 
 def _places() -> Iterator[tuple[str, Item]]:
-    folder = cached()
-    models = sorted(path.parent.name for path in cached("models").glob(f"*/{MANIFEST}"))
+    try:
+        folder, root = cache_root(), registry_root()
+    except RecipeError as error:
+        yield "folders", _item("lacks", None, error.message, error.hint)
+        return
+    models = sorted(path.parent.name for path in (folder / "models").glob(f"*/{MANIFEST}"))
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / _GIB
     holds = f"{', '.join(models) or 'no model yet'}; {size:.1f} GiB"
     value = {"path": str(folder), "models": models, "gib": round(size, 2)}
     yield "cache", _kept_in(folder, value, f"{folder} ({holds})")
-    root = Registry.default().root
     yield "registry", _kept_in(root, str(root), f"{root}{'' if root.exists() else ' (none yet)'}")
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from tunesmith.core import interrupt
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.files import MANIFEST, digest_of, only_writer, read_json, remove_leftovers, write_json, write_text
+from tunesmith.core.places import cache_root, check_writable, registry_root
 from tunesmith.core.progress import clock, say
 from tunesmith.core.ranks import place
 from tunesmith.core.rundir import RunDir
@@ -130,7 +131,8 @@ def wanted_stages(recipe: Recipe, until: str | None = None) -> list[Stage]:
 
 
 def check_beforehand(recipe: Recipe, run: RunDir, file: Path) -> None:
-    """Raise RecipeError for what would stop a run late and can be told early: a missing tracker, a wrong metric."""
+    """Raise RecipeError for what would stop a run late: a missing tracker, a wrong metric, no place to write to."""
+    check_writable(cache_root, *([registry_root] if recipe.promote else []))
     check_installed(recipe.track, recipe.promote.mirror if recipe.promote else None)
     if run.manifest("train") is None:
         own_metrics((*recipe.evaluate.metrics, *recipe.train.valid_metrics), folder_of(run, file))

@@ -11,6 +11,28 @@ TunesmithError            1
     └── ProcessLost      75   ... because another process of the run is gone or hangs
 """
 
+CODES = {
+    "error": "Anything that has no code of its own.",
+    "recipe": "The recipe or the command line is wrong.",
+    "usage": "The command line is wrong: an unknown verb or option, or a missing or unused argument.",
+    "no-home": "This user has no home folder, and no variable says where the cache or the registry is.",
+    "not-found": "A file or folder is not there.",
+    "permission": "A file or folder may not be read or written, or is on a read-only disk.",
+    "wrong-path": "A path cannot be used: a folder where a file is needed, a name that is too long, a loop of links.",
+    "missing-package": "A Python package that this command needs is not installed.",
+    "encoding": "Text is not in the encoding that it should be in.",
+    "data": "The data is wrong.",
+    "verdict": "The verdict does not allow promotion.",
+    "does-not-fit": "Memory or disk does not suffice.",
+    "damaged-file": "A stored file is damaged or has been altered.",
+    "non-finite": "Loss or gradient became NaN or infinite.",
+    "interrupted": "Stopped on request; the same command resumes.",
+    "process-lost": "Another process of the run is gone or hangs; the same command resumes.",
+    "stopped": "Stopped by Ctrl-C outside a run.",
+    "unexpected": "A fault in tunesmith or in a library; the message names a log file with the traceback.",
+}
+"""Every stable code, and what it means. A code never changes its meaning; the wording of messages may change."""
+
 
 class TunesmithError(Exception):
     """A problem told to the user: what is wrong, where, and what to do.
@@ -19,15 +41,24 @@ class TunesmithError(Exception):
         message: what is wrong, in one sentence.
         where: file:line, row, key or step.
         hint: what to do about it.
+        code: one of `CODES`, for programs; by default that of the class.
     """
 
     exit_code = 1
+    code = "error"
 
-    def __init__(self, message: str, *, where: str | None = None, hint: str | None = None) -> None:
+    def __init__(
+        self, message: str, *, where: str | None = None, hint: str | None = None, code: str | None = None
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.where = where
         self.hint = hint
+        self.code = code or type(self).code
+
+    def to_json(self) -> dict[str, str | None]:
+        """Return what programs get to know: {code, message, where, hint}."""
+        return {"code": self.code, "message": self.message, "where": self.where, "hint": self.hint}
 
     def __str__(self) -> str:
         text = f"{self.where}: {self.message}" if self.where else self.message
@@ -38,43 +69,52 @@ class RecipeError(TunesmithError):
     """The recipe or the command line is wrong."""
 
     exit_code = 2
+    code = "recipe"
 
 
 class DataError(TunesmithError):
     """The data is wrong: unreadable, empty, or not what the recipe says it is."""
 
     exit_code = 3
+    code = "data"
 
 
 class VerdictRefused(TunesmithError):
     """The verdict does not allow promotion."""
 
     exit_code = 4
+    code = "verdict"
 
 
 class DoesNotFit(TunesmithError):
     """Memory or disk does not suffice."""
 
     exit_code = 5
+    code = "does-not-fit"
 
 
 class DamagedFile(TunesmithError):
     """A stored file is damaged or has been altered since it was written."""
 
     exit_code = 6
+    code = "damaged-file"
 
 
 class NonFinite(TunesmithError):
     """Loss or gradient became NaN or infinite; the weights were not updated with it."""
 
     exit_code = 7
+    code = "non-finite"
 
 
 class Interrupted(TunesmithError):
     """Stopped on request, in a state from which the same command goes on."""
 
     exit_code = 75
+    code = "interrupted"
 
 
 class ProcessLost(Interrupted):
     """Another process of the run is gone or hangs; the same command goes on from what was saved."""
+
+    code = "process-lost"

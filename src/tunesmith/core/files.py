@@ -238,7 +238,7 @@ def out_of_space_explained(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # safetensors and tokenizers raise errors of no common kind
-        number = _errno(error)
+        number = errno_of(error)
         if number not in _OUT_OF_SPACE:
             raise
         place = next((parent for parent in path.absolute().parents if parent.exists()), Path("/"))
@@ -250,7 +250,8 @@ def out_of_space_explained(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _errno(error: Exception) -> int | None:
+def errno_of(error: Exception) -> int | None:
+    """Return the system's error number of an exception, also of a library written in Rust; None if it has none."""
     if isinstance(error, OSError):
         return error.errno
     told = _RUST_ERROR.search(str(error))

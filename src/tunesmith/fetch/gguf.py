@@ -2,19 +2,17 @@
 
 import contextlib
 import io
-import os
 from pathlib import Path
 
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.files import MANIFEST, digest_file, new_folder, only_writer
+from tunesmith.core.places import cache_root
 from tunesmith.core.progress import say
 
 
 def cached(*names: str) -> Path:
-    """Return a place in tunesmith's cache: `$TUNESMITH_CACHE`, else the user's cache folder."""
-    own = os.environ.get("TUNESMITH_CACHE")
-    root = Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "tunesmith"
-    return root.joinpath(*names)
+    """Return a path in tunesmith's cache."""
+    return cache_root().joinpath(*names)
 
 
 def folder_of_gguf(file: Path) -> Path:

@@ -109,7 +109,7 @@ def resolve(reference: str, *, relative_to: Path | None = None, weights: bool = 
 
 
 def _existing(reference: str, relative_to: Path | None) -> Path | None:
-    path = Path(reference).expanduser()
+    path = Path(os.path.expanduser(reference))  # pathlib's own raises for a user without a home
     places = [path] if path.is_absolute() else [(relative_to or Path()) / path, path]
     return next((place for place in places if place.exists()), None)
 

@@ -21,6 +21,7 @@ from tunesmith.core.files import (
     remove_folder,
     sync_folder,
 )
+from tunesmith.core.places import registry_root
 from tunesmith.registry.catalog import Catalog, Model, Move, Version, plain_json, trail
 from tunesmith.registry.database import Database
 from tunesmith.registry.names import check_alias, check_name, looks_like_reference, parse_reference
@@ -39,13 +40,8 @@ class Registry:
 
     @classmethod
     def default(cls) -> "Registry":
-        """Return the registry of this user: $TUNESMITH_REGISTRY, else one in the XDG data folder."""
-        if named := os.environ.get("TUNESMITH_REGISTRY"):
-            return cls(Path(named).expanduser())
-        data = Path(os.environ.get("XDG_DATA_HOME", ""))
-        if not data.is_absolute():  # the XDG rules: a relative path counts as none
-            data = Path.home() / ".local" / "share"
-        return cls(data / "tunesmith" / "registry")
+        """Return the registry of this user; docs/cli.md says where it is."""
+        return cls(registry_root())
 
     def add(self, name: str, folder: Path, *, facts: dict[str, Any]) -> Version:
         """Store a folder as the next version of a model, or return the version that is the same already.

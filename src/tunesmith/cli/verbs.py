@@ -1,56 +1,25 @@
-"""The command line: thin verbs. Data goes to stdout, news and progress to stderr."""
+"""The verbs. Data goes to stdout, news and progress to stderr."""
 
-import json
-import os
 import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
-from cyclopts.exceptions import CycloptsError
 
+from tunesmith.cli.options import AS_WRITTEN, AsJson, Detach, ModelName, Out, Overrides, RecipeOrRun, RunFolder, Where
+from tunesmith.cli.output import Reported, print_result
 from tunesmith.core.errors import RecipeError, TunesmithError
 from tunesmith.core.rundir import RunDir
-from tunesmith.options import AS_WRITTEN, AsJson, Detach, ModelName, Out, Overrides, RecipeOrRun, RunFolder, Where
 
 app = App(
     name="tunesmith",
     help="Fine-tune language models from one recipe, and prove whether the result is better.",
     version_flags=["--version"],
     help_format="markdown",
+    help_epilogue="`--debug` (or TUNESMITH_DEBUG=1) shows the traceback of a failure.",
+    suppress_keyboard_interrupt=False,
 )
-
-
-def main() -> NoReturn:
-    """Run the command line and exit with the code that the README lists."""
-    _be_quiet_and_patient()
-    try:
-        app(sys.argv[1:], exit_on_error=False, print_error=True, result_action="return_value")
-    except CycloptsError:
-        sys.exit(2)  # cyclopts has already said what is wrong
-    except TunesmithError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output has gone; nobody is left to tell
-        sys.exit(1)
-    sys.exit(0)
-
-
-def _be_quiet_and_patient() -> None:
-    """Set what has to be set before torch is imported."""
-    # Threads that wait for each other by spinning long starve when another process wants the same core, and threads
-    # that sleep at once are slow to wake; a short spin is the middle (benchmarks/busy_neighbour.py).
-    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # where a process is gone, a stack of C++ from all others
-    # Deprecations among the libraries are nothing that a user could act on.
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|torch)\.")
 
 
 @app.command
@@ -78,8 +47,19 @@ def plan(
     from tunesmith.preflight import plan_run
 
     found = plan_run(recipe, (*overrides, *where.changes()), out=out)
-    _result(found.to_json(), as_json, str(found))
-    found.must_fit()  # after it was shown: what it needs tells how to make it fit
+    error = _error_of(found.must_fit)  # shown below the plan: what it needs tells how to make it fit
+    shown = found.to_json() | ({"error": error.to_json()} if error else {})
+    print_result(shown, as_json, str(found))
+    if error:
+        raise Reported(error)
+
+
+def _error_of(check: Callable[[], None]) -> TunesmithError | None:
+    try:
+        check()
+    except TunesmithError as error:
+        return error
+    return None
 
 
 @app.command
@@ -108,7 +88,7 @@ def show(
         as_html(samples, html)
         print(f"wrote {html}", file=sys.stderr)
         return
-    _result(samples, as_json, lambda: as_text(samples, colour=sys.stdout.isatty()))
+    print_result(samples, as_json, lambda: as_text(samples, colour=sys.stdout.isatty()))
 
 
 @app.command
@@ -165,7 +145,7 @@ def status(run: RunFolder, *, as_json: AsJson = False) -> None:
     from tunesmith.status import status_of
 
     found = status_of(RunDir.existing(run))
-    _result(found.to_json(), as_json, str(found))
+    print_result(found.to_json(), as_json, str(found))
 
 
 @app.command
@@ -174,7 +154,9 @@ def cancel(run: RunFolder, *, as_json: AsJson = False) -> None:
     from tunesmith.on_slurm import cancel_run
 
     found = cancel_run(RunDir.existing(run))
-    _result([one.job for one in found], as_json, "\n".join(f"cancelled {one.stage}, job {one.job}" for one in found))
+    print_result(
+        [one.job for one in found], as_json, "\n".join(f"cancelled {one.stage}, job {one.job}" for one in found)
+    )
 
 
 def _summary(run: RunDir, as_json: bool) -> None:
@@ -196,7 +178,7 @@ def _summary(run: RunDir, as_json: bool) -> None:
             lines.append(f"model:  {promoted['model']}@{promoted['alias']} (version {promoted['version']})")
         return "\n".join(lines)
 
-    _result(result, as_json, text)
+    print_result(result, as_json, text)
 
 
 @app.command
@@ -241,7 +223,7 @@ def ladder(
         if bar is not None:
             raise RecipeError("--bar has no effect on --plan")
         planned = plan_ladder(listed, recipe)
-        _result(plan_json(listed, planned), as_json, lambda: plan_text(listed, planned))
+        print_result(plan_json(listed, planned), as_json, lambda: plan_text(listed, planned))
         return
     from tunesmith.ladder.array import is_for_slurm, submit_ladder
 
@@ -255,10 +237,12 @@ def ladder(
 
     # What Slurm has run is only looked at.
     found = climb.collected(listed, bar) if elsewhere else climb.run_ladder(recipe, out=out, bar=bar, **axes)
+    error = climb.failed(found)
     result = {"ladder": str(found.path), **found.to_json(), "promote": found.promote_command}
-    _result(result, as_json, lambda: as_text(found))
-    if (error := climb.failed(found)) is not None:
-        raise error
+    result |= {"error": error.to_json()} if error else {}
+    print_result(result, as_json, lambda: as_text(found))
+    if error:
+        raise Reported(error)
 
 
 @app.command
@@ -281,7 +265,7 @@ def compare(run: RunFolder, *, rows: int = 10, html: bool = False, as_json: AsJs
         raise RecipeError("has not been evaluated", where=str(run), hint=f"tunesmith evaluate {run}")
     from tunesmith.report.text import side_by_side
 
-    _result(read_json(folder.verdict), as_json, lambda: side_by_side(folder, rows))
+    print_result(read_json(folder.verdict), as_json, lambda: side_by_side(folder, rows))
 
 
 @app.command
@@ -309,7 +293,7 @@ def promote(
         if alias is not None:
             raise RecipeError("--alias has no effect on a run", hint="the recipe's promote.alias says where to")
         result = promote_run(Path(what), force=force, reason=reason)
-    _result(result, as_json, f"{result['model']}@{result['alias']} is version {result['version']}")
+    print_result(result, as_json, f"{result['model']}@{result['alias']} is version {result['version']}")
 
 
 @app.command
@@ -325,7 +309,7 @@ def rollback(name: str, *, alias: str = "staging", reason: str | None = None, as
 
     name, _, named = name.partition("@")
     result = roll_back(name, named or alias, reason=reason)
-    _result(result, as_json, f"{name}@{named or alias} is version {result['version']}")
+    print_result(result, as_json, f"{name}@{named or alias} is version {result['version']}")
 
 
 @app.command
@@ -338,7 +322,7 @@ def models(name: str | None = None, *, as_json: AsJson = False) -> None:
     from tunesmith.deliver.by_hand import list_models, list_versions
 
     result, text = list_models() if name is None else list_versions(name)
-    _result(result, as_json, text)
+    print_result(result, as_json, text)
 
 
 @app.command
@@ -357,7 +341,7 @@ def generate(
 
     said = answers(model, prompt, max_new_tokens=max_new_tokens, beams=beams)
     result = [{"prompt": p, "answer": a} for p, a in zip(prompt, said, strict=True)]
-    _result(result, as_json, lambda: "\n".join(visible(a) for a in said))
+    print_result(result, as_json, lambda: "\n".join(visible(a) for a in said))
 
 
 @app.command
@@ -386,7 +370,7 @@ def score(
     from tunesmith.scoring.standalone import score_file, score_text
 
     result = score_file(file, [name.strip() for name in metrics.split(",")], database=database, folder=Path.cwd())
-    _result(result, as_json, lambda: score_text(result))
+    print_result(result, as_json, lambda: score_text(result))
 
 
 @app.command
@@ -413,7 +397,7 @@ def verdict(
     from tunesmith.scoring.standalone import verdict_of_files, verdict_text
 
     result = verdict_of_files(base, tuned, metric=metric, min_gain=min_gain, confidence=confidence, seed=seed)
-    _result(result, as_json, lambda: verdict_text(result))
+    print_result(result, as_json, lambda: verdict_text(result))
 
 
 @app.command
@@ -422,12 +406,4 @@ def doctor(*, as_json: AsJson = False) -> None:
     from tunesmith.doctor import examine_machine, machine_text
 
     found = examine_machine()
-    _result(found, as_json, lambda: machine_text(found))
-
-
-def _result(value: Any, as_json: bool, text: str | Callable[[], str]) -> None:
-    """Print a result on stdout, for people or for programs."""
-    if as_json:
-        print(json.dumps(value, ensure_ascii=False, indent=2, default=str))
-    else:
-        print(text() if callable(text) else text)
+    print_result(found, as_json, lambda: machine_text(found))

@@ -1,0 +1,28 @@
+"""The command line: thin verbs, and one boundary at which every exception becomes a message and an exit code."""
+
+import os
+import sys
+import warnings
+from typing import NoReturn
+
+from tunesmith.cli.boundary import run_command
+from tunesmith.cli.verbs import app
+
+__all__ = ["app", "main"]
+
+
+def main() -> NoReturn:
+    """Run the command line and exit with the code that docs/cli.md lists."""
+    _prepare_environment()
+    sys.exit(run_command(app, sys.argv[1:]))
+
+
+def _prepare_environment() -> None:
+    """Set what has to be set before torch is imported."""
+    # Threads that wait for each other by spinning long starve when another process wants the same core, and threads
+    # that sleep at once are slow to wake; a short spin is the middle (benchmarks/busy_neighbour.py).
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else each lost process prints C++ stacks in all others
+    # Deprecations among the libraries are nothing that a user could act on.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|torch)\.")

@@ -1,0 +1,128 @@
+"""The one place where exceptions end: each becomes a message on stderr and an exit code, never a traceback."""
+
+import contextlib
+import os
+import platform
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+
+from cyclopts import App
+from cyclopts.exceptions import CycloptsError
+
+from tunesmith.cli.output import Reported, accept_any_encoding, print_json
+from tunesmith.cli.translate import as_tunesmith_error
+from tunesmith.cli.usage import usage_error
+from tunesmith.core.errors import TunesmithError
+from tunesmith.core.places import cache_root
+from tunesmith.core.ranks import place
+
+_KEPT_LOGS = 20
+_INTERRUPTED = 130
+
+
+def run_command(app: App, arguments: Sequence[str]) -> int:
+    """Run one command line and return its exit code.
+
+    `--debug` anywhere before `--`, or TUNESMITH_DEBUG=1, prints the traceback of every failure on stderr.
+    """
+    accept_any_encoding()
+    arguments, debug = _without_debug(arguments)
+    as_json = "--json" in arguments
+    try:
+        app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        sys.stdout.flush()  # a full disk or a reader that has gone shows here, and not after the exit code is decided
+    except CycloptsError as error:
+        return _failed(usage_error(error), error, as_json, debug)
+    except Reported as reported:
+        return _failed(reported.error, reported, False, debug)
+    except TunesmithError as error:
+        return _failed(error, error, as_json, debug)
+    except KeyboardInterrupt as error:
+        stopped = TunesmithError("stopped by Ctrl-C", code="stopped")
+        stopped.exit_code = _INTERRUPTED
+        return _failed(stopped, error, as_json, debug)
+    except BrokenPipeError:
+        _abandon_stdout()  # the reader of our output has gone (`| head`)
+        return 1
+    except Exception as error:
+        return _failed(as_tunesmith_error(error) or _unexpected(error, arguments), error, as_json, debug)
+    return 0
+
+
+def _without_debug(arguments: Sequence[str]) -> tuple[list[str], bool]:
+    end = list(arguments).index("--") if "--" in arguments else len(arguments)
+    kept = [one for index, one in enumerate(arguments) if one != "--debug" or index > end]
+    return kept, len(kept) < len(arguments) or os.environ.get("TUNESMITH_DEBUG", "0") not in ("", "0")
+
+
+def _failed(error: TunesmithError, raised: BaseException, as_json: bool, debug: bool) -> int:
+    """Print a failure and return its exit code."""
+    try:
+        if debug:
+            traceback.print_exception(raised, file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        if as_json and _is_first_rank():
+            print_json({"error": error.to_json()})
+        sys.stdout.flush()
+    except OSError:
+        _abandon_stdout()
+    return error.exit_code
+
+
+def _is_first_rank() -> bool:
+    """Whether this process speaks for its run: of several ranks only one prints results."""
+    try:
+        return place().is_first
+    except TunesmithError:  # the environment contradicts itself, which is the error that is being printed
+        return True
+
+
+def _abandon_stdout() -> None:
+    """Let the interpreter's last flush go nowhere, because stdout cannot be written."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            os.dup2(nowhere, stream.fileno())
+
+
+def _unexpected(error: Exception, arguments: Sequence[str]) -> TunesmithError:
+    """Write the traceback to a log file and return an error that names it."""
+    what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "tunesmith" in Path(frame.filename).parts]
+    place_in_code = f" (at {Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    log = _write_log(error, arguments)
+    hint = f"this is a fault in tunesmith or in a library; the details are in {log}" if log else "--debug shows more"
+    return TunesmithError(f"unexpected {what.splitlines()[0][:300]}{place_in_code}", code="unexpected", hint=hint)
+
+
+def _write_log(error: Exception, arguments: Sequence[str]) -> Path | None:
+    """Write what a developer needs to know to a file in the cache, or in the temporary folder; return its path."""
+    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
+    text = (
+        f"tunesmith {metadata.version('tunesmith')}, Python {platform.python_version()}, {platform.platform()}\n"
+        f"arguments: {list(arguments)!r}\n\n{''.join(traceback.format_exception(error))}"
+    )
+    for folder in _log_folders():
+        path = folder / name
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8", errors="backslashreplace")
+            for old in sorted(folder.glob("*.log"))[:-_KEPT_LOGS]:
+                old.unlink(missing_ok=True)
+        except OSError:
+            continue
+        return path
+    return None
+
+
+def _log_folders() -> Iterator[Path]:
+    with contextlib.suppress(TunesmithError):  # a user without a home has no cache
+        yield cache_root() / "errors"
+    yield Path(tempfile.gettempdir()) / f"tunesmith-errors-{os.getuid()}"

@@ -1,0 +1,55 @@
+"""Where the cache and the registry are, for users with and without a home."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tunesmith.core.errors import RecipeError
+from tunesmith.core.places import CACHE, HINT, REGISTRY, cache_root, check_writable, is_user_folder, registry_root
+
+
+@pytest.fixture(autouse=True)
+def _no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (CACHE, REGISTRY, "XDG_CACHE_HOME", "XDG_DATA_HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_variables_come_before_xdg_and_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/user")
+    assert cache_root() == Path("/home/user/.cache/tunesmith")
+    assert registry_root() == Path("/home/user/.local/share/tunesmith/registry")
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # counts as none
+    assert cache_root() == Path("/home/user/.cache/tunesmith")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
+    assert cache_root() == Path("/xdg/tunesmith")
+    monkeypatch.setenv(CACHE, "~/mine")
+    assert cache_root() == Path("/home/user/mine")
+
+
+def test_a_user_without_a_home_is_told_both_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as for a uid that the system does not know
+    for root in (cache_root, registry_root):
+        with pytest.raises(RecipeError) as caught:
+            root()
+        assert (caught.value.code, caught.value.hint) == ("no-home", HINT)
+    assert CACHE in HINT
+    assert REGISTRY in HINT
+    assert not is_user_folder(Path("runs"))
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    check_writable(lambda: tmp_path / "a" / "b")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RecipeError) as caught:
+        check_writable(lambda: tmp_path / "file" / "cache")
+    assert caught.value.code == "permission"
+    assert caught.value.where == str(tmp_path / "file" / "cache")
+
+
+def test_what_is_in_the_cache_or_holds_it_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(CACHE, str(tmp_path / "a" / "cache"))
+    assert is_user_folder(tmp_path / "a" / "cache" / "digests" / "x.json")
+    assert is_user_folder(tmp_path / "a")
+    assert not is_user_folder(tmp_path / "a" / "runs")
