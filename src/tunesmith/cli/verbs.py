@@ -379,24 +379,31 @@ def verdict(
     tuned: Path,
     *,
     metric: str | None = None,
+    higher_is_better: Annotated[bool | None, Parameter(negative="--lower-is-better")] = None,
     min_gain: float = 0.0,
     confidence: float = 0.95,
     seed: int = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Say whether one system's per-row scores are better than another's, in pairs.
+    """Compare two systems' per-row scores in pairs, and say whether the second is better.
+
+    Two runs are compared by their files `RUN/evaluate/tuned/scores.jsonl`.
 
     Args:
-        base: JSONL of {"id"?, "group"?, METRIC: value} a row.
+        base: JSONL file, one {"id"?, "group"?, METRIC: value} per line.
         tuned: the same rows, scored for the other system.
-        metric: which value to compare; may be left out where there is only one.
-        min_gain: the interval must lie above this.
-        confidence: of the interval.
-        seed: of the bootstrap.
+        metric: the value to compare; needed if rows have several.
+        higher_is_better: which values are better; by default the metric's name decides (`wer` and `loss`: lower).
+        min_gain: the interval must lie above this; negative for "not worse by more than this".
+        confidence: confidence of the interval.
+        seed: seed of the bootstrap.
     """
     from tunesmith.scoring.standalone import verdict_of_files, verdict_text
 
-    result = verdict_of_files(base, tuned, metric=metric, min_gain=min_gain, confidence=confidence, seed=seed)
+    result = verdict_of_files(
+        base, tuned, metric=metric, min_gain=min_gain, confidence=confidence, seed=seed,
+        higher_is_better=higher_is_better,
+    )  # fmt: skip
     print_result(result, as_json, lambda: verdict_text(result))
 
 

@@ -16,6 +16,7 @@ from tunesmith.data.split import assign, group_key
 from tunesmith.recipe.schema import Recipe, Split
 from tunesmith.tasks.base import MissingColumn, RowProblem, Task, cell
 
+_GROUP_NAME = 80  # characters of a `by` value that name its group
 _SPLIT_WORDS = {"train": "train", "valid": "valid", "validation": "valid", "dev": "valid", "test": "test"}
 
 
@@ -165,19 +166,22 @@ def _read(tokens: Tokens) -> int:
 
 
 def _place(split: Split, row: Row, turns: tuple[Turn, ...], seed: int) -> tuple[str, str]:
-    """Return the split of a row and the group that it must not be parted from."""
+    """Return the split of a row and the group that it must not be parted from: a readable name if `by` gives one."""
+    name = None
     if split.by is not None:
         group = cell(row.values, split.by)
+        name = group if len(group) <= _GROUP_NAME else f"{group[:_GROUP_NAME]}\u2026 {_digest(group)}"
     else:
         # Rows that ask the same stay together, or the test would hold questions that training saw.
         first = next(index for index, turn in enumerate(turns) if turn.trained)
         group = group_key("\n".join(turn.text for turn in turns[: max(first, 1)]))
     group = _digest(group)
+    name = name or group
     if split.column is None:
-        return assign(group, valid=split.valid, test=split.test, seed=seed), group
+        return assign(group, valid=split.valid, test=split.test, seed=seed), name
     word = cell(row.values, split.column).strip().lower()
     if word not in _SPLIT_WORDS:
         raise DataError(
             f"column `{split.column}` says {word!r}, which is no split", where=row.where, hint="train, valid or test"
         )
-    return _SPLIT_WORDS[word], group
+    return _SPLIT_WORDS[word], name

@@ -60,7 +60,9 @@ def evaluate(recipe: Recipe, run: RunDir) -> dict[str, Any]:
         return {}
     scores, healths = {}, {}
     for name, (answered, measured) in found.items():
-        lines: list[dict[str, Any]] = [{"id": e.id, **one} for e, one in zip(examples, measured, strict=True)]
+        lines: list[dict[str, Any]] = [
+            {"id": e.id, "group": e.group, **one} for e, one in zip(examples, measured, strict=True)
+        ]
         for metric in scorer.names:
             for line, value in zip(lines, scorer.score(metric, answered), strict=True):
                 line[metric] = value

@@ -1,14 +1,12 @@
 """Scores of base and tuned -> verdict.json: the primary metric decides, guards can refuse."""
 
-import math
 from collections.abc import Collection, Sequence
 from typing import Any
 
 from tunesmith.recipe.schema import Recipe
 from tunesmith.scoring.metrics import LIKELIHOOD, expand
-from tunesmith.scoring.verdict import Verdict, paired_verdict
-
-Scores = Sequence[dict[str, Any]]
+from tunesmith.scoring.row_scores import Scores, Settings, compare, moved_groups
+from tunesmith.scoring.verdict import Verdict, what_would_settle
 
 
 def judge(
@@ -16,7 +14,7 @@ def judge(
 ) -> dict[str, Any]:
     """Return the content of verdict.json, without health and digests.
 
-    Every gain is counted so that more is better, also where a lower value is: perplexity, and `lower_is_better`.
+    Every gain is counted so that more is better, also if a lower value is better: perplexity, and `lower_is_better`.
     """
     lower = {"perplexity", *lower_is_better}
     settings = recipe.evaluate
@@ -28,8 +26,15 @@ def judge(
     metrics = {}
     for name in names:
         least = min_gain if name == settings.primary else 0.0
-        metrics[name] = _entry(name, compare(name, base, tuned, groups, least, recipe, name in lower), name in lower)
+        found = judged(recipe, name, base, tuned, groups=groups, min_gain=least, lower_is_better=name in lower)
+        metrics[name] = _entry(name, found, name in lower)
     primary = {**metrics[settings.primary], "min_gain": min_gain}
+    grouping, name = None, settings.primary
+    if primary["groups"] < primary["rows"]:
+        alone = judged(recipe, name, base, tuned, groups=None, min_gain=min_gain, lower_is_better=name in lower)
+        primary["by_row"] = {"low": alone.low, "high": alone.high}
+        moved = moved_groups(name, base, tuned, groups, lower_is_better=name in lower)
+        grouping = {"by": recipe.data.split.by, **moved}
     guards = [
         {"metric": g.metric, "max_drop": g.max_drop, **{k: metrics[g.metric][k] for k in ("gain", "low", "high")}}
         for g in settings.guards
@@ -41,33 +46,24 @@ def judge(
         "primary": primary,
         "metrics": {name: {k: v for k, v in entry.items() if k != "verdict"} for name, entry in metrics.items()},
         "guards": guards,
+        "grouping": grouping,
         "reasons": _reasons(metrics[settings.primary]["verdict"], primary, guards),
     }
 
 
-def compare(
-    name: str, base: Scores, tuned: Scores, groups: Sequence[str], least: float, recipe: Recipe, lower: bool
+def judged(
+    recipe: Recipe,
+    metric: str,
+    base: Scores,
+    tuned: Scores,
+    *,
+    groups: Sequence[str] | None,
+    min_gain: float,
+    lower_is_better: bool,
 ) -> Verdict:
-    """Compare base and tuned in one metric, so that a positive gain is better also where a lower value is."""
-
-    def column(lines: Scores) -> list[float]:
-        if name == "perplexity":
-            return [line["log_likelihood"] / line["tokens"] for line in lines]
-        if name == "token_accuracy":
-            return [line["correct"] / line["tokens"] for line in lines]
-        return [-line[name] if lower else line[name] for line in lines]
-
-    by_token = name in LIKELIHOOD
-    return paired_verdict(
-        column(base),
-        column(tuned),
-        groups=list(groups),
-        min_gain=least,
-        confidence=recipe.evaluate.confidence,
-        seed=recipe.seed,
-        weights=[line["tokens"] for line in base] if by_token else None,
-        transform=(lambda mean: -math.exp(-mean)) if name == "perplexity" else None,
-    )
+    """Compare two models' rows in one metric, with the recipe's confidence and seed."""
+    settings = Settings(min_gain, recipe.evaluate.confidence, recipe.seed)
+    return compare(metric, base, tuned, lower_is_better=lower_is_better, groups=groups, settings=settings)
 
 
 def _entry(name: str, found: Verdict, lower: bool) -> dict[str, Any]:
@@ -82,7 +78,9 @@ def _entry(name: str, found: Verdict, lower: bool) -> dict[str, Any]:
         "high": found.high,
         "confidence": found.confidence,
         "rows": found.rows,
+        "groups": found.groups,
         "rows_needed": found.rows_needed,
+        "groups_needed": found.groups_needed,
         "higher_is_better": not lower,
     }
 
@@ -96,7 +94,7 @@ def _reasons(verdict: str, primary: dict[str, Any], guards: list[dict[str, Any]]
         "cannot_tell": [f"the interval of {primary['metric']} {interval} holds {against}"],
     }[verdict]
     if verdict == "cannot_tell" and primary["rows_needed"]:
-        reasons.append(f"about {primary['rows_needed']} rows would settle it")
+        reasons.append(what_would_settle(primary))
     return reasons + [
         f"guard: {g['metric']} may have fallen by {-g['low']:.4f}, more than {g['max_drop']:g}"
         for g in guards

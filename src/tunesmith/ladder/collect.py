@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from tunesmith.core.files import MANIFEST, read_json, read_jsonl, write_json
 from tunesmith.core.rundir import RunDir
-from tunesmith.evaluate.judge import compare
+from tunesmith.evaluate.judge import judged
 from tunesmith.ladder.rungs import Axis, Ladder, Rung, correction
 from tunesmith.ladder.share import taken_over
 from tunesmith.recipe.schema import FullTuning, Recipe
@@ -246,16 +246,21 @@ def _judged(path: Path, sealed: int, text: str, bar: Bar, each: float) -> tuple[
     run, recipe = RunDir(path), Recipe.model_validate_json(text)
     strict = recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"confidence": each})})
     base, tuned = (list(read_jsonl(run.subject(name) / "scores.jsonl")) for name in ("base", "tuned"))
-    group_of = {line["id"]: line["group"] for line in read_jsonl(run.examples("test"))}
-    groups = [group_of[line["id"]] for line in tuned]
+    groups = [line["group"] for line in tuned]
     verdict = read_json(run.verdict)
     # A score alone is a gain over a model that scores nothing in every row: 0, or a perplexity of 1.
     nowhere = 1.0 if bar.metric == "perplexity" else 0.0
-    nothing = [{key: value if key in ("id", "tokens") else 0.0 for key, value in line.items()} for line in tuned]
+    kept = ("id", "group", "tokens", "failed")
+    nothing = [{key: value if key in kept else 0.0 for key, value in line.items()} for line in tuned]
     lower = not verdict["metrics"][bar.metric]["higher_is_better"]
     wanted = bar.value if bar.on == "gain" else nowhere - bar.value if lower else bar.value
-    gain = compare(bar.metric, base, tuned, groups, wanted if bar.on == "gain" else 0.0, strict, lower)
-    score = compare(bar.metric, nothing, tuned, groups, wanted if bar.on == "score" else 0.0, strict, lower)
+    gain, score = (
+        judged(
+            strict, bar.metric, before, tuned, groups=groups, min_gain=wanted if bar.on == kind else 0.0,
+            lower_is_better=lower,
+        )
+        for kind, before in (("gain", base), ("score", nothing))
+    )  # fmt: skip
     standing = _STANDINGS[(gain if bar.on == "gain" else score).verdict]
     if standing == "clears" and not all(guard["passed"] for guard in verdict["guards"]):
         standing = "breaks a guard"

@@ -49,7 +49,9 @@ class Split(Section):
     valid: Fraction = Field(0.05, description="Fraction for validation while training.")
     test: Fraction = Field(0.10, description="Fraction for the verdict; never seen in training.")
     by: str | None = Field(
-        None, description="Column whose equal values stay in one split (a conversation, a database)."
+        None,
+        description="Column whose equal values stay in one split (a conversation, a database) and count as one unit in "
+        "the verdict. With `column`, it only groups the rows of the verdict.",
     )
     column: str | None = Field(None, description="Column that says `train`, `valid` or `test` itself.")
 
@@ -57,8 +59,8 @@ class Split(Section):
     def _one_way(self) -> Self:
         # By value, not by `model_fields_set`: a resolved recipe writes every default out.
         defaults = {name: field.default for name, field in type(self).model_fields.items()}
-        if self.column is not None and any(getattr(self, name) != defaults[name] for name in ("valid", "test", "by")):
-            raise ValueError("`column` decides the split, so `valid`, `test` and `by` would have no effect")
+        if self.column is not None and any(getattr(self, name) != defaults[name] for name in ("valid", "test")):
+            raise ValueError("`column` decides the split, so `valid` and `test` would have no effect")
         if self.valid + self.test >= 1:
             raise ValueError("`valid` and `test` leave no rows to train on")
         return self

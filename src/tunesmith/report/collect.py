@@ -6,6 +6,7 @@ Nothing here writes: a report may be made while the run is still going, so half-
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from ruamel.yaml.error import YAMLError
 
 from tunesmith.core.rundir import RunDir
 from tunesmith.report.answers import pair_answers
-from tunesmith.report.view import Answers, Gain, Guard, Stage, StageState, Training, Verdict, View
+from tunesmith.report.view import Answers, Gain, Grouping, Guard, Stage, StageState, Training, Verdict, View
+from tunesmith.scoring.verdict import what_would_settle
 
 STAGES = ("prepare", "train", "evaluate", "promote")
 LOST_ROWS_LISTED = 6
@@ -197,9 +199,29 @@ def _verdict_of(found: dict[str, Any]) -> Verdict:
         primary=_gain({**better_up, **primary}),
         metrics=tuple(metrics.values()) or (_gain(primary),),
         guards=tuple(_guard(entry, found.get("metrics", {})) for entry in found.get("guards", ())),
-        reasons=tuple(str(reason) for reason in found.get("reasons", ())),
+        reasons=tuple(reason for reason in map(str, found.get("reasons", ())) if not _in_headline(reason, primary)),
         health=found.get("health", {}),
+        grouping=_grouping(found.get("grouping"), _gain({**better_up, **primary})),
     )
+
+
+def _in_headline(reason: str, primary: dict[str, Any]) -> bool:
+    """Say whether the headline gives a reason too, in the metric's unit."""
+    settles = what_would_settle(primary) if primary.get("groups_needed") else None
+    return reason.startswith("the interval of ") or reason == settles
+
+
+def _grouping(found: dict[str, Any] | None, primary: Gain) -> Grouping | None:
+    if not found:
+        return None
+    fell = tuple((str(one["group"]), one["rows"], _moved(one, primary)) for one in found["fell"])
+    return Grouping(found["by"], found["groups"], found["rows"], found["improved"], found["worsened"], fell)
+
+
+def _moved(one: dict[str, Any], primary: Gain) -> Gain:
+    """Return how the primary metric moved in one group, which has no interval."""
+    nowhere = {"low": math.nan, "high": math.nan, "rows": one["rows"], "groups": None, "by_row": None}
+    return replace(primary, **{name: one[name] for name in ("base", "tuned", "gain")}, **nowhere)
 
 
 def _gain(entry: dict[str, Any]) -> Gain:
@@ -215,6 +237,9 @@ def _gain(entry: dict[str, Any]) -> Gain:
         higher_is_better=entry.get("higher_is_better", entry["metric"] != "perplexity"),
         rows_needed=entry.get("rows_needed"),
         min_gain=entry.get("min_gain") or 0.0,
+        groups=entry.get("groups"),
+        groups_needed=entry.get("groups_needed"),
+        by_row=(entry["by_row"]["low"], entry["by_row"]["high"]) if entry.get("by_row") else None,
     )
 
 

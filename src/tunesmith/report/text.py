@@ -9,21 +9,23 @@ from tunesmith.report.view import Answer, Side, Verdict
 from tunesmith.report.wording import visible
 
 _OUTCOMES = {"fixed": "better", "broken": "worse", "right": "both right", "wrong": "both wrong", "even": "equal"}
+_FIRST = {"broken": 0, "fixed": 1}  # what a reader looks for
 _PROMPT_LINES = 4
 _ANSWER_LINES = 12
 
 
 def side_by_side(run: RunDir, rows: int) -> str:
-    """Return the verdict, the metrics table and the first `rows` answers of base and tuned, as plain text."""
+    """Return the verdict, the metrics and `rows` answers of base and tuned, worsened and improved first, as text."""
     view = collect(run)
     blocks = [wording.headline(view)]
     if view.verdict:
-        blocks += ["\n".join(view.verdict.reasons), _metrics(view.verdict)]
+        blocks += ["\n".join(view.verdict.reasons), _metrics(view.verdict), _groups(view.verdict)]
         blocks += ["\n".join(_guards(view.verdict)), "\n".join(_health(view.verdict))]
     if sentence := wording.chosen(view.training):
         blocks.append(f"{sentence}.")
     if view.answers and rows > 0:
-        blocks += [_row(answer) for answer in view.answers.rows[:rows]]
+        shown = sorted(view.answers.rows, key=lambda answer: _FIRST.get(answer.outcome, len(_FIRST)))[:rows]
+        blocks += [_row(answer) for answer in shown]
         left = len(view.answers.rows) - rows
         if left > 0:
             blocks.append(f"{wording.count(left)} more rows")
@@ -45,6 +47,19 @@ def _metrics(verdict: Verdict) -> str:
         for gain in verdict.metrics
     ]
     return _table([head, *body])
+
+
+def _groups(verdict: Verdict) -> str:
+    """Return how groups of rows moved, and a table of those that fell most."""
+    lines = wording.group_sentences(verdict)
+    if verdict.grouping and verdict.grouping.fell:
+        body = [
+            [name, wording.count(rows), wording.value(gain, gain.base), wording.value(gain, gain.tuned),
+             wording.change(gain, gain.gain), ""]
+            for name, rows, gain in verdict.grouping.fell
+        ]  # fmt: skip
+        lines.append(_table([["group that fell", "rows", "base", "tuned", "gain", ""], *body]))
+    return "\n".join(lines)
 
 
 def _guards(verdict: Verdict) -> list[str]:

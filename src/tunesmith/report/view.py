@@ -25,7 +25,10 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Gain:
-    """One metric of base and tuned. `gain` is improvement, so positive is better also where lower is better."""
+    """One metric of base and tuned. `gain` is improvement, so positive is better also if lower values are.
+
+    `groups` is the number of independent units and `by_row` the interval that would count every row as one.
+    """
 
     metric: str
     base: float | None
@@ -38,6 +41,9 @@ class Gain:
     higher_is_better: bool
     rows_needed: int | None
     min_gain: float
+    groups: int | None = None
+    groups_needed: int | None = None
+    by_row: tuple[float, float] | None = None
 
     @property
     def is_share(self) -> bool:
@@ -55,8 +61,26 @@ class Guard:
 
 
 @dataclass(frozen=True, slots=True)
+class Grouping:
+    """Rows that depend on one another: the column they share (None: they ask the same), and how the groups moved.
+
+    `fell` holds (name, rows, change) of the groups that fell most.
+    """
+
+    by: str | None
+    groups: int
+    rows: int
+    improved: int
+    worsened: int
+    fell: tuple[tuple[str, int, Gain], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
-    """What evaluation concluded. `health` maps base and tuned to counts of answers gone wrong."""
+    """What evaluation concluded. `health` maps base and tuned to counts of answers gone wrong.
+
+    `reasons` are those that the headline does not give.
+    """
 
     verdict: str
     primary: Gain
@@ -64,6 +88,7 @@ class Verdict:
     guards: tuple[Guard, ...]
     reasons: tuple[str, ...]
     health: dict[str, dict[str, Any]]
+    grouping: Grouping | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,8 +3,10 @@
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 from tunesmith.report.view import Gain, Guard, Training, Verdict, View, is_share
+from tunesmith.scoring.verdict import what_would_settle
 
 MINUS = "\u2212"
 NONE = "\u2013"
@@ -59,7 +61,7 @@ def chosen(training: Training | None) -> str:
     if training is None or step is None or by is None:
         return ""
     if best is None:
-        return f"No validation chose a checkpoint, so that of the last step, {count(step)}, is the one that counts"
+        return f"No validation rows: the last checkpoint, step {count(step)}, counts"
     curve = [value for _, value in training.scores.get(by, ())]
     told = [measured(by, best, percent=is_share(by, [*curve, best]))]
     point = next((point for point in training.valid if point[0] == step), None)
@@ -149,16 +151,54 @@ def with_unit(gain: Gain, number: float) -> str:
 def verdict_sentence(verdict: Verdict) -> str:
     """Say in plain words what came out, with the interval it rests on."""
     gain = verdict.primary
-    sentence = f"{HEADLINES.get(verdict.verdict, verdict.verdict)}: {_movement(gain)} ({_evidence(gain)})"
+    sentence = f"{_conclusion(verdict)}: {_movement(gain)} ({_evidence(gain)})"
     failed = [guard for guard in verdict.guards if not guard.passed]
     if verdict.verdict == "not_better" and gain.low > gain.min_gain and failed:
         sentence += f", but {guard_sentence(failed[0])}"
-    elif gain.min_gain:
+    elif gain.min_gain > 0:
         sentence += f"; a gain of more than {with_unit(gain, gain.min_gain).lstrip('+')} was asked for"
     sentence += "."
     if verdict.verdict == "cannot_tell" and gain.rows_needed:
-        sentence += f" About {count(gain.rows_needed)} rows would settle it."
+        sentence += f" {_settled_by(gain)}"
     return sentence
+
+
+def _conclusion(verdict: Verdict) -> str:
+    """Return the headline; a negative `min_gain` asks only for a model that is not worse by more than that."""
+    gain, word = verdict.primary, verdict.verdict
+    if gain.min_gain >= 0 or word not in HEADLINES or (word == "better" and gain.low > 0):
+        return HEADLINES.get(word, word)
+    margin = f"than the base by more than {with_unit(gain, gain.min_gain).lstrip(MINUS)} (non-inferiority)"
+    return {
+        "better": f"The tuned model is not worse {margin}",
+        "not_better": f"The tuned model is worse {margin}",
+        "cannot_tell": f"It cannot be told whether the tuned model is worse {margin}",
+    }[word]
+
+
+def _settled_by(gain: Gain) -> str:
+    """Say what would settle a verdict that cannot tell."""
+    needed = {"groups": gain.groups, "rows": gain.rows, "groups_needed": gain.groups_needed}
+    if None in needed.values():
+        return f"About {count(gain.rows_needed)} rows would settle it."
+    text = what_would_settle({**needed, "confidence": gain.confidence})
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def group_sentences(verdict: Verdict) -> list[str]:
+    """Say how the rows are grouped, what the interval by row would be, and how the groups moved."""
+    grouping, gain = verdict.grouping, verdict.primary
+    if grouping is None or gain.by_row is None:
+        return []
+    alike = f"Rows with the same `{grouping.by}`" if grouping.by else "Rows that ask the same"
+    low, high = gain.by_row
+    by_row = interval(replace(gain, low=low, high=high))
+    return [
+        f"{alike} depend on one another, so the interval counts the {count(grouping.groups)} groups; counted by row it "
+        f"would be {by_row}.",
+        f"Of the {count(grouping.groups)} groups {count(grouping.improved)} rose, {count(grouping.worsened)} fell and "
+        f"{count(grouping.groups - grouping.improved - grouping.worsened)} stayed.",
+    ]
 
 
 def guard_sentence(guard: Guard) -> str:
@@ -195,4 +235,7 @@ def _evidence(gain: Gain) -> str:
     size = with_unit(gain, gain.gain)
     if not gain.higher_is_better and gain.gain:
         size = f"{'better' if gain.gain > 0 else 'worse'} by {size.lstrip('+' + MINUS)}"
-    return f"{size}, {confidence(gain)} interval {interval(gain)}, {count(gain.rows)} rows{direction}"
+    rows = f"{count(gain.rows)} rows"
+    if gain.groups is not None and gain.rows is not None and gain.groups < gain.rows:
+        rows += f" in {count(gain.groups)} groups"
+    return f"{size}, {confidence(gain)} interval {interval(gain)}, {rows}{direction}"

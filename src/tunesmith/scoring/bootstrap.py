@@ -109,10 +109,25 @@ class Sample:
         """Return the gain between two means."""
         return self.score(tuned) - self.score(base)
 
+    def standard_error(self, gain: float) -> float:
+        """Return the standard error of the gain from the spread of the units; 0 for one, which has no spread."""
+        if self.units < 2:
+            return 0.0
+        difference = self.tuned - self.base
+        weight = float(self.counts @ self.cells[:, 0]) / self.units
+        away = (self.cells[:, 2] - self.cells[:, 1] - difference * self.cells[:, 0]) / weight
+        spread = math.sqrt(float(self.counts @ away**2) / (self.units - 1) / self.units)
+        return spread if self.transform is None or not difference else spread * abs(gain / difference)
+
     def mirrored(self) -> "Sample":
         """Return the sample with base and tuned swapped."""
         cells, order = np.unique(self.cells[:, [0, 2, 1]], axis=0, return_index=True)
         return replace(self, cells=cells, counts=self.counts[order], base=self.tuned, tuned=self.base)
+
+
+def fewest_units(confidence: float) -> int:
+    """Return how many units a sign test needs to exclude anything: 6 at 95 %."""
+    return math.ceil(1 - math.log2(1 - confidence) - 1e-9)
 
 
 def gain_intervals(sample: Sample, confidence: float, seed: int) -> tuple[Interval, Interval]:
@@ -123,7 +138,7 @@ def gain_intervals(sample: Sample, confidence: float, seed: int) -> tuple[Interv
     """
     error = 1 - confidence
     low, high = sample.gain(sample.highest, sample.lowest), sample.gain(sample.lowest, sample.highest)
-    if 2.0 ** (1 - sample.units) > error:  # the smallest p-value of a sign test
+    if sample.units < fewest_units(confidence):  # below the smallest p-value of a sign test, 2 ** (1 - units)
         return Interval(low, high), Interval(low, high)
     if (sample.lowest, sample.highest) != (0.0, 1.0):
         low, high = -math.inf, math.inf

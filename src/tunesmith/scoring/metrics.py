@@ -19,6 +19,18 @@ References = Sequence[Sequence[str]]  # any of a row's strings is right
 Metric = Callable[[Sequence[str], References, Path | None], list[float]]
 
 LIKELIHOOD = ("perplexity", "token_accuracy")  # of the reference under the model: computed where the model is
+TOKENS = ("log_likelihood", "tokens", "correct")  # of a row: what these two follow from
+# Which way metrics count, also those of other tools, by the end of their names: `eval_loss`, `word_error_rate`.
+_LOWER = frozenset({
+    "perplexity", "ppl", "loss", "nll", "crossentropy", "wer", "cer", "mer", "ter", "errorrate", "error", "errors",
+    "mae", "mse", "rmse", "mape", "bpb", "bpc", "bitsperbyte", "bitspercharacter", "editdistance", "levenshtein",
+    "distance", "brier", "ece", "toxicity", "latency", "seconds",
+})  # fmt: skip
+_HIGHER = frozenset({
+    "accuracy", "acc", "match", "em", "f", "precision", "recall", "rouge", "bleu", "sacrebleu", "chrf", "meteor",
+    "bertscore", "comet", "bleurt", "auc", "auroc", "mrr", "ndcg", "pass", "passrate", "winrate", "successrate",
+    "loglikelihood", "logprob", "score", "execution", "reward",
+})  # fmt: skip
 GROUPS = {"rouge": ("rouge1", "rouge2", "rougeL", "rougeLsum")}
 
 
@@ -77,6 +89,23 @@ def expand(names: Sequence[str]) -> tuple[str, ...]:
                 "`my_metrics:politeness`",
             )
     return tuple(dict.fromkeys(members))
+
+
+def higher_is_better(name: str) -> bool | None:
+    """Say whether a higher value of a metric is better, by its name; None if the name is not known."""
+    if name in LIKELIHOOD or name in METRIC_NAMES or is_rouge(name):
+        return name != "perplexity"
+    words = [word for word in re.split(r"[^a-z]+", name.lower()) if word]
+    for first in range(len(words)):
+        end = "".join(words[first:])
+        if end in _LOWER or end in _HIGHER:
+            return end in _HIGHER
+    return None
+
+
+def is_share(name: str) -> bool:
+    """Say whether a metric is one of ours whose values are shares of 1: all but perplexity."""
+    return name != "perplexity" and (name in LIKELIHOOD or name in METRIC_NAMES or is_rouge(name))
 
 
 def _known() -> list[str]:

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.core.errors import DataError
-from tunesmith.scoring.metrics import score
-from tunesmith.scoring.verdict import paired_verdict
+from tunesmith.scoring.metrics import LIKELIHOOD, TOKENS, score
+from tunesmith.scoring.metrics import higher_is_better as known_direction
+from tunesmith.scoring.row_scores import Settings, compare, failed_text, from_tokens
+from tunesmith.scoring.verdict import what_would_settle
 
 Rows = list[tuple[int, dict[str, Any]]]
 """Line number and row."""
@@ -47,11 +49,23 @@ def score_text(result: dict[str, Any]) -> str:
 
 
 def verdict_of_files(
-    base: Path, tuned: Path, *, metric: str | None, min_gain: float, confidence: float, seed: int
+    base: Path,
+    tuned: Path,
+    *,
+    metric: str | None,
+    min_gain: float,
+    confidence: float,
+    seed: int,
+    higher_is_better: bool | None = None,
 ) -> dict[str, Any]:
-    """Judge two files of per-row scores; rows are paired by `id` where they have one, else by order.
+    """Judge two files of per-row scores; rows are paired by `id` if they have one, else by order.
 
-    Rows that share a `group` depend on one another; it is enough if one of the files says so.
+    Rows that share a `group` depend on one another; it is enough if one of the files names it. A row that has `failed`
+    in either file is left out of both and counted. `perplexity` and `token_accuracy` may follow from the rows'
+    `log_likelihood`, `tokens` and `correct`, as in a run's own files. The gain is improvement, whichever the direction.
+
+    Args:
+        higher_is_better: the direction; by default it follows from the metric's name.
 
     Raises:
         DataError: a file is unreadable, rows do not pair, or the metric is missing or not a number.
@@ -59,27 +73,53 @@ def verdict_of_files(
     before, after = list(_rows(base)), list(_rows(tuned))
     metric = metric or _only_metric(before[0][1], after[0][1], base)
     before, after = _paired(before, after, base, tuned)
-    groups = [_group(row, other, f"{base}:{number}") for (number, row), (_, other) in zip(before, after, strict=True)]
-    found = paired_verdict(
-        [_value(row, metric, base, number) for number, row in before],
-        [_value(row, metric, tuned, number) for number, row in after],
-        groups=groups if any("group" in row for _, row in (*before, *after)) else None,
-        min_gain=min_gain,
-        confidence=confidence,
-        seed=seed,
-    )
-    return {"metric": metric, **asdict(found)}
+    known = known_direction(metric)
+    up = higher_is_better if higher_is_better is not None else known is not False
+    names = [_group(row, other, f"{base}:{number}") for (number, row), (_, other) in zip(before, after, strict=True)]
+    groups = names if any("group" in row for _, row in (*before, *after)) else None
+    sides = [[_values(row, metric, file, n) for n, row in rows] for rows, file in ((before, base), (after, tuned))]
+    settings = Settings(min_gain, confidence, seed)
+    found = compare(metric, *sides, lower_is_better=not up, groups=groups, settings=settings)
+    alone = compare(metric, *sides, lower_is_better=not up, settings=settings) if found.groups < found.rows else None
+    sign = 1.0 if up else -1.0
+    return {
+        "metric": metric,
+        **asdict(found),
+        "base": sign * found.base,
+        "tuned": sign * found.tuned,
+        "higher_is_better": up,
+        "direction": "given" if higher_is_better is not None else "assumed" if known is None else "known",
+        "by_row": {"low": alone.low, "high": alone.high} if alone else None,
+        "failed": len(before) - found.rows,
+    }
 
 
 def verdict_text(result: dict[str, Any]) -> str:
-    """Return a verdict as a sentence."""
+    """Return a verdict as a sentence, and what has to be known to read it."""
     word = {"better": "better", "not_better": "not better", "cannot_tell": "cannot tell"}[result["verdict"]]
-    text = (
-        f"{word}: {result['metric']} {result['base']:.4f} -> {result['tuned']:.4f}, gain {result['gain']:+.4f} "
-        f"[{result['low']:+.4f}, {result['high']:+.4f}] at {result['confidence']:.0%}, {result['rows']} rows"
-    )
-    needed = result["rows_needed"]
-    return f"{text}; about {needed} rows would settle it" if needed else text
+    if result["min_gain"] < 0 and not (result["verdict"] == "better" and result["low"] > 0):
+        word = {"better": "not worse", "not_better": "worse", "cannot_tell": "cannot tell whether worse"}[
+            result["verdict"]
+        ]
+        word += f" by more than {-result['min_gain']:g} (non-inferiority)"
+    direction = "" if result["higher_is_better"] else " (lower is better)"
+    rows = f"{result['rows']} rows"
+    if result["groups"] < result["rows"]:
+        rows += f" in {result['groups']} groups"
+    lines = [
+        f"{word}: {result['metric']} {result['base']:.4f} -> {result['tuned']:.4f}{direction}, gain "
+        f"{result['gain']:+.4f} [{result['low']:+.4f}, {result['high']:+.4f}] at {result['confidence']:.0%}, {rows}"
+    ]
+    if result["rows_needed"]:
+        lines[0] += f"; {what_would_settle(result)}"
+    if result["by_row"]:
+        by_row = result["by_row"]
+        lines.append(f"counted by row, the interval would be [{by_row['low']:+.4f}, {by_row['high']:+.4f}]")
+    if result["failed"]:
+        lines.append(failed_text(result["failed"], result["failed"] + result["rows"]))
+    if result["direction"] == "assumed":
+        lines.append(f"note: assumed that a higher `{result['metric']}` is better; if not, add --lower-is-better")
+    return "\n".join(lines)
 
 
 def _rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -107,7 +147,9 @@ def _rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _only_metric(before: dict[str, Any], after: dict[str, Any], file: Path) -> str:
-    names = [k for k, v in before.items() if k not in ("id", "group", "row") and _is_number(v) and k in after]
+    known = ("id", "group", "row", "failed", *TOKENS)
+    names = [k for k, v in before.items() if k not in known and _is_number(v) and k in after]
+    names += [k for k in LIKELIHOOD if k not in before and all(one in before and one in after for one in TOKENS)]
     if len(names) == 1:
         return names[0]
     raise DataError(f"rows have {len(names)} values to compare", where=str(file), hint=f"--metric NAME of {names}")
@@ -153,11 +195,15 @@ def _plain(value: Any, key: str, where: str) -> tuple[bool, Any]:
     return isinstance(value, bool), value
 
 
-def _value(row: dict[str, Any], metric: str, file: Path, number: int) -> float:
-    value = row.get(metric)
-    if not _is_number(value):
-        raise DataError(f"`{metric}` is {value!r}, not a finite number", where=f"{file}:{number}")
-    return float(value)  # type: ignore[arg-type]
+def _values(row: dict[str, Any], metric: str, file: Path, number: int) -> dict[str, Any]:
+    """Return a row whose values of a metric are finite numbers, or that failed."""
+    if row.get("failed"):
+        return row
+    needed = TOKENS if from_tokens(metric, [row]) and "tokens" in row else (metric,)
+    for name in needed:
+        if not _is_number(row.get(name)):
+            raise DataError(f"`{name}` is {row.get(name)!r}, not a finite number", where=f"{file}:{number}")
+    return row | {name: float(row[name]) for name in needed}
 
 
 def _is_number(value: Any) -> bool:

@@ -1,15 +1,16 @@
 """Is the tuned model better? The gain on paired rows, an interval around it, and one of three words."""
 
 import math
-from collections.abc import Hashable, Sequence, Sized
+from collections.abc import Hashable, Mapping, Sequence, Sized
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from tunesmith.core.errors import DataError, RecipeError
-from tunesmith.scoring.bootstrap import Array, Interval, Sample, Transform, gain_intervals
+from tunesmith.scoring.bootstrap import Array, Interval, Sample, Transform, fewest_units, gain_intervals
 
 Numbers = Sequence[float] | npt.NDArray[Any]
 
@@ -21,9 +22,10 @@ class Verdict:
     """What `paired_verdict` found.
 
     `gain` is `tuned - base`, `low` and `high` are its interval at `confidence`, all in the unit of the scores (of
-    their transform, where one was given). `rows_needed` is about how many rows would settle it if gain and noise stay
-    as they are; None where it is settled, or where the gain cannot be told from `min_gain`. `groups` is the number of
-    independent units (`rows`, where no groups were given). `improved` and `worsened` count rows.
+    their transform, where one was given). `groups` is the number of independent units (`rows`, if no groups were
+    given). `groups_needed` estimates how many units would settle it if gain and noise stay as they are, `rows_needed`
+    how many rows such groups would hold; both are None if it is settled, or if the gain cannot be told from
+    `min_gain`. More rows of the same groups settle nothing. `improved` and `worsened` count rows.
     """
 
     verdict: Literal["better", "not_better", "cannot_tell"]
@@ -39,6 +41,7 @@ class Verdict:
     groups: int
     improved: int
     worsened: int
+    groups_needed: int | None = None
 
 
 def paired_verdict(
@@ -92,13 +95,14 @@ def paired_verdict(
     low = strict.low if strict.low <= min_gain < usual.low else usual.low
     high = strict.high if usual.high <= min_gain < strict.high else usual.high
     settled = low > min_gain or high <= min_gain
+    needed = None if settled else _units_needed(sample, gain, min_gain, strict, confidence)
     return Verdict(
         verdict="better" if low > min_gain else "not_better" if high <= min_gain else "cannot_tell",
         gain=gain,
         low=low,
         high=high,
         rows=rows,
-        rows_needed=None if settled else _rows_needed(rows, gain, min_gain, strict),
+        rows_needed=None if needed is None else math.ceil(rows * needed / sample.units),
         base=sample.score(sample.base),
         tuned=sample.score(sample.tuned),
         confidence=confidence,
@@ -106,16 +110,34 @@ def paired_verdict(
         groups=sample.units,
         improved=int((after > before).sum()),
         worsened=int((after < before).sum()),
+        groups_needed=needed,
     )
 
 
-def _rows_needed(rows: int, gain: float, min_gain: float, interval: Interval) -> int | None:
-    """Return about how many rows make the interval exclude `min_gain`; its width falls with the root of the rows."""
-    distance = abs(gain - min_gain)
-    width = gain - interval.low if gain > min_gain else interval.high - gain
-    if width**2 >= _HOPELESS * distance**2:
+def what_would_settle(found: Mapping[str, Any]) -> str:
+    """Say how many rows, or groups of rows, would settle a verdict that has the fields of `Verdict`."""
+    groups, rows, needed = found["groups"], found["rows"], found["groups_needed"]
+    what = "rows" if groups == rows else "groups"
+    if groups < (fewest := fewest_units(found["confidence"])):
+        text = f"fewer than {fewest} {what} cannot settle anything; it takes about {needed:,}"
+    else:
+        text = f"about {needed:,} {what} would settle it"
+    return text if groups == rows else f"{text}; more rows of the same {groups:,} groups would not"
+
+
+def _units_needed(sample: Sample, gain: float, min_gain: float, interval: Interval, confidence: float) -> int | None:
+    """Return about how many units make the interval exclude `min_gain`; its width falls with their root.
+
+    The interval of fewer units than a sign test needs says nothing, so the spread of the units themselves is used.
+    """
+    distance, fewest = abs(gain - min_gain), fewest_units(confidence)
+    if sample.units < fewest:
+        width = NormalDist().inv_cdf((1 + confidence) / 2) * sample.standard_error(gain)
+    else:
+        width = gain - interval.low if gain > min_gain else interval.high - gain
+    if distance == 0 or width**2 >= _HOPELESS * distance**2:
         return None
-    return max(rows + 1, math.ceil(rows * (width / distance) ** 2))
+    return max(fewest, sample.units + 1, math.ceil(sample.units * (width / distance) ** 2))
 
 
 def _numbers(values: Numbers, name: str) -> Array:

@@ -97,6 +97,21 @@ def test_equal_values_of_a_column_stay_together(look: Look) -> None:
     assert len(set().union(*groups.values())) == 10
 
 
+def test_a_group_has_the_name_that_its_column_gives_it_and_with_a_split_column_only_groups(look: Look) -> None:
+    long = "x" * 200
+    given = [
+        {**row, "kind": long if i % 2 else "count", "s": ("train", "test")[i % 3 > 1]} for i, row in enumerate(rows())
+    ]
+    found = look(given, split={"column": "s", "by": "kind"})
+    names = {row.example.group for row in found if row.example is not None}
+    assert "count" in names
+    [other] = names - {"count"}
+    assert other.startswith("xxx")
+    assert len(other) < 110
+    for i, row in enumerate(found):
+        assert row.entry.split == ("train", "test")[i % 3 > 1]
+
+
 def test_rows_that_ask_the_same_stay_together_whatever_they_answer(look: Look) -> None:
     asked = [{"question": text, "answer": str(i)} for i in range(20) for text in (f"Ask {i}?", f"  ASK\u200b {i}?\n")]
     found = look(asked)

@@ -9,7 +9,7 @@ import pytest
 
 from tunesmith.core.errors import DataError
 from tunesmith.evaluate.judge import judge
-from tunesmith.recipe.schema import Recipe
+from tunesmith.recipe.schema import Recipe, Split
 from tunesmith.scoring.verdict import paired_verdict
 
 ROWS = 60
@@ -69,7 +69,7 @@ def test_a_metric_whose_lower_values_are_better_is_turned_around() -> None:
 
 def test_it_has_what_the_contract_asks_for() -> None:
     found = judge(recipe(["rougeL", "exact_match"], "rougeL"), lines(1), lines(2), groups=GROUPS)
-    assert set(found) == {"verdict", "primary", "metrics", "guards", "reasons"}
+    assert set(found) == {"verdict", "primary", "metrics", "guards", "grouping", "reasons"}
     asked = {"metric", "base", "tuned", "gain", "low", "high", "confidence", "rows"}
     assert set(found["metrics"]) == {"rougeL", "exact_match"}
     for entry in (found["primary"], *found["metrics"].values()):
@@ -197,7 +197,7 @@ def test_the_reason_says_where_the_interval_lies() -> None:
         assert words in found["reasons"][0]
         assert f"[{found['primary']['low']:+.4f}, {found['primary']['high']:+.4f}]" in found["reasons"][0]
         needed = found["primary"]["rows_needed"]
-        assert (f"about {needed} rows would settle it" in found["reasons"]) == (needed is not None)
+        assert any(f"{needed or 0:,} rows" in reason for reason in found["reasons"]) == (needed is not None)
 
 
 def test_what_has_no_score_is_refused() -> None:
@@ -207,3 +207,44 @@ def test_what_has_no_score_is_refused() -> None:
     broken = [{**line, "rougeL": math.nan} for line in lines(1)]
     with pytest.raises(DataError, match="not a finite number"):
         judge(recipe(["rougeL"], "rougeL"), broken, lines(1), groups=GROUPS)
+
+
+# --- groups ---
+
+
+def test_groups_are_counted_and_those_that_fell_are_named() -> None:
+    groups = [f"pattern {row % 12}" for row in range(ROWS)]
+    base = [{"id": str(row), "exact_match": 0.0} for row in range(ROWS)]
+    tuned = [{"id": str(row), "exact_match": float(row % 12 > 2)} for row in range(ROWS)]
+    base[0]["exact_match"] = base[12]["exact_match"] = base[1]["exact_match"] = 1.0
+    one = recipe(["exact_match"], "exact_match")
+    by = one.model_copy(update={"data": one.data.model_copy(update={"split": Split(by="pattern")})})
+    found = judge(by, base, tuned, groups=groups)
+    assert (found["primary"]["rows"], found["primary"]["groups"]) == (60, 12)
+    grouping = found["grouping"]
+    assert {key: grouping[key] for key in ("by", "groups", "rows", "improved", "worsened")} == {
+        "by": "pattern", "groups": 12, "rows": 60, "improved": 9, "worsened": 2,
+    }  # fmt: skip
+    assert [one["group"] for one in grouping["fell"]] == ["pattern 0", "pattern 1"]
+    assert grouping["fell"][0] == {
+        "group": "pattern 0", "rows": 5, "base": pytest.approx(0.4), "tuned": 0.0, "gain": pytest.approx(-0.4),
+    }  # fmt: skip
+    low, high = found["primary"]["by_row"]["low"], found["primary"]["by_row"]["high"]
+    assert high - low < found["primary"]["high"] - found["primary"]["low"]
+    alone = judge(one, base, tuned, groups=GROUPS)
+    assert (alone["grouping"], alone["primary"]["low"], alone["primary"]["high"]) == (None, low, high)
+
+
+def test_groups_that_fell_in_perplexity_are_those_whose_perplexity_rose() -> None:
+    groups = [str(row % 10) for row in range(ROWS)]
+    base = lines(1)
+    tuned = [
+        {**line, "log_likelihood": line["log_likelihood"] * (2 if row % 10 == 3 else 0.5)}
+        for row, line in enumerate(base)
+    ]
+    found = judge(recipe(["perplexity"], "perplexity"), base, tuned, groups=groups)
+    [fell] = found["grouping"]["fell"]
+    assert fell["group"] == "3"
+    assert fell["tuned"] == pytest.approx(fell["base"] ** 2)
+    assert fell["gain"] == pytest.approx(fell["base"] - fell["tuned"])
+    assert found["grouping"]["improved"] == 9

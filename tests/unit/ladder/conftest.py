@@ -45,7 +45,7 @@ def finish(
     trained |= {"seconds": 20.0 + rung.number, "peak_memory_gib": 0.5 + 0.1 * rung.number, "tokens_per_second": 300.0}
     seal_folder(run.stage("train"), stage="train", inputs={}, **{**trained, **facts})
     for name, scores in (("base", base), ("tuned", tuned)):
-        lines = ({"id": one, "exact_match": score} for one, score in zip(ids, scores, strict=True))
+        lines = ({"id": one, "group": one, "exact_match": score} for one, score in zip(ids, scores, strict=True))
         write_jsonl(run.subject(name) / "scores.jsonl", lines)
     metrics = {name: {"higher_is_better": name != "perplexity"} for name in ("exact_match", "perplexity", "rougeL")}
     write_json(run.verdict, {"guards": list(guards), "metrics": metrics})

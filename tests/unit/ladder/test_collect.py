@@ -124,7 +124,13 @@ def test_perplexity_clears_from_above(make_ladder: MakeLadder) -> None:
         for name, mean in (("base", 3.1), ("tuned", nll)):
             noise = 0.1 * chance.standard_normal(ROWS)
             values = [
-                {"id": f"row-{row}", "tokens": 10.0, "log_likelihood": -10 * (mean + float(noise[row])), "correct": 1.0}
+                {
+                    "id": f"row-{row}",
+                    "group": f"{row}",
+                    "tokens": 10.0,
+                    "log_likelihood": -10 * (mean + float(noise[row])),
+                    "correct": 1.0,
+                }
                 for row in range(ROWS)
             ]
             write_jsonl(ladder.run(rung).subject(name) / "scores.jsonl", values)

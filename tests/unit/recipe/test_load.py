@@ -307,7 +307,6 @@ def test_a_long_value_is_shown_cut(told: Callable[..., Told]) -> None:
         ("valid: 0.1", "test: 0", "data.split.test", "must be above 0"),
         ("valid: 0.1", "valid: 0.9", "data.split", "no rows to train on"),
         ("valid: 0.1", "column: s\n    valid: 0.1", "data.split", "no effect"),
-        ("valid: 0.1", "column: s\n    by: mr", "data.split", "no effect"),
         ("2e-4", "2e-4\n  micro_batch: 9", "train.micro_batch", "no effect"),
         ("2e-4", "2e-4\n  micro_batch: 0", "train.micro_batch", "at least 1"),
         ('response: "{ref}"', "messages: m", "data", "already holds the turns"),

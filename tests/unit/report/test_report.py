@@ -18,7 +18,8 @@ from tunesmith.report.collect import collect
 from tunesmith.report.render import write_report
 from tunesmith.report.sections import ROWS_EMBEDDED
 from tunesmith.report.text import side_by_side
-from tunesmith.report.wording import headline, visible
+from tunesmith.report.view import Verdict
+from tunesmith.report.wording import headline, verdict_sentence, visible
 
 MINUS = "\u2212"
 SCHEMA = (
@@ -647,7 +648,7 @@ def test_scores_of_valid_rows_are_drawn_and_what_chose_the_checkpoint_is_said(tm
         ("loss", 105, 0.2142, "was the best on the validation rows by loss (0.214, 95.0 % of tokens right);"),
         ("token_accuracy", 105, 0.95, "by token accuracy (95.0 %, loss 0.214);"),
         ("mine:words", 105, 7.0, "by words (7.00, loss 0.214, 95.0 % of tokens right);"),
-        ("loss", 150, None, "No validation chose a checkpoint, so that of the last step, 150, is the one that counts;"),
+        ("loss", 150, None, "No validation rows: the last checkpoint, step 150, counts;"),
     ],
 )
 def test_whatever_chose_the_checkpoint_is_said(
@@ -656,3 +657,69 @@ def test_whatever_chose_the_checkpoint_is_said(
     words = plain(page_of(validated(tmp_path, by, step, value, {})).words)
     assert sentence in words
     assert "Answers to validation rows" not in words
+
+
+# --- groups ---
+
+
+def grouped(tmp_path: Path) -> RunDir:
+    """Return an evaluated run whose 150 rows are in 30 groups by `pattern`, two of which fell."""
+    run = build_run(tmp_path)
+    fell = [
+        {"group": "count by city", "rows": 5, "base": 0.6, "tuned": 0.2, "gain": -0.4},
+        {"group": "<b>sum</b>", "rows": 3, "base": 0.5, "tuned": 0.25, "gain": -0.25},
+    ]
+    found = verdict_json(groups=30, groups_needed=None, by_row={"low": 0.81, "high": 0.9})
+    moved = {"by": "pattern", "groups": 30, "rows": 150, "improved": 27, "worsened": 2, "fell": fell}
+    write(run.verdict, {**found, "grouping": moved})
+    return run
+
+
+def test_rows_of_one_pattern_are_reported_as_groups(tmp_path: Path) -> None:
+    run = grouped(tmp_path)
+    page = plain(page_of(run).words)
+    for text in (page, plain(side_by_side(run, 0))):
+        assert "150 rows in 30 groups" in text
+        assert "+81.0 to +90.0" in text  # counted by row
+        assert "+79.3 to +91.3" in text  # counted by group
+        assert "27 rose, 2 fell and 1 stayed" in text
+        assert "count by city" in text
+        assert "\u221240.0" in text
+    assert "<b>sum</b>" not in page_of(run).source
+
+
+def test_too_few_groups_are_not_settled_by_more_rows(tmp_path: Path) -> None:
+    changes = {"groups": 3, "rows_needed": 300, "groups_needed": 6, "low": -1.0, "high": 1.0, "rows": 150}
+    found = collect_verdict({**verdict_json("cannot_tell", **changes), "grouping": None}, tmp_path)
+    sentence = verdict_sentence(found)
+    assert "150 rows in 3 groups" in sentence
+    assert "about 6" in sentence
+    assert "300" not in sentence
+
+
+@pytest.mark.parametrize(
+    ("word", "low", "high", "headline"),
+    [
+        ("better", -0.066, -0.026, "The tuned model is not worse than the base by more than 10.0 points"),
+        ("better", 0.01, 0.04, "The tuned model is better"),
+        ("not_better", -0.2, -0.11, "The tuned model is worse than the base by more than 10.0 points"),
+        ("cannot_tell", -0.2, 0.1, "It cannot be told whether the tuned model is worse than the base"),
+    ],
+)
+def test_a_negative_min_gain_is_a_margin_and_never_called_better(
+    tmp_path: Path, word: str, low: float, high: float, headline: str
+) -> None:
+    middle = (low + high) / 2
+    changes = {"min_gain": -0.1, "low": low, "high": high, "gain": middle, "base": 0.5, "tuned": 0.5 + middle}
+    sentence = verdict_sentence(collect_verdict(verdict_json(word, **changes), tmp_path))
+    assert sentence.startswith(headline)
+    assert not ("is better" in sentence and "fell" in sentence)
+
+
+def collect_verdict(found: dict[str, Any], tmp_path: Path) -> Verdict:
+    """Return a verdict as the report reads it."""
+    run = build_run(tmp_path)
+    write(run.verdict, found)
+    verdict = collect(run).verdict
+    assert verdict is not None
+    return verdict

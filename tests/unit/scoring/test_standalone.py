@@ -1,6 +1,7 @@
 """Scores and verdicts of files from anywhere: rows meet their partners; what is wrong is told with file and line."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 
 from tunesmith.core.errors import DataError, RecipeError
+from tunesmith.scoring.metrics import higher_is_better
 from tunesmith.scoring.standalone import score_file, score_text, verdict_of_files, verdict_text
 from tunesmith.scoring.verdict import paired_verdict
 
@@ -216,11 +218,109 @@ def test_rows_that_cannot_be_compared_are_told(
 
 
 def test_a_verdict_is_a_sentence(judged: Callable[..., Row]) -> None:
-    found = judged([{"s": 0}] * 40, [{"s": 1}] * 40)
-    assert verdict_text(found).startswith("better: s 0.0000 -> 1.0000, gain +1.0000 [+0.")
+    found = judged([{"rougeL": 0}] * 40, [{"rougeL": 1}] * 40)
+    assert verdict_text(found).startswith("better: rougeL 0.0000 -> 1.0000, gain +1.0000 [+0.")
     assert verdict_text(found).endswith("at 95%, 40 rows")
     undecided = judged(scored(BASE), scored([*TUNED[:3], *BASE[3:8], 0.1, 0.2]))
     assert undecided["verdict"] == "cannot_tell"
     settled = f"; about {undecided['rows_needed']} rows would settle it"
     assert verdict_text(undecided).endswith(settled) or undecided["rows_needed"] is None
     assert verdict_text(judged(scored(TUNED), scored(BASE), min_gain=1.0)).startswith("not better: ")
+
+
+def test_a_negative_min_gain_is_a_margin(judged: Callable[..., Row]) -> None:
+    worse = [value - 0.05 for value in BASE]
+    found = judged(scored(BASE), scored(worse), min_gain=-0.5)
+    assert found["verdict"] == "better"
+    assert verdict_text(found).startswith("not worse by more than 0.5 (non-inferiority): ")
+    assert verdict_text(judged(scored(worse), scored(BASE), min_gain=-0.5)).startswith("not worse by more than 0.5")
+    assert verdict_text(judged(scored(TUNED), scored([0.0] * 10), min_gain=-0.1)).startswith("worse by more than 0.1")
+
+
+# --- groups ---
+
+
+@pytest.mark.parametrize("groups", [3, 4, 5, 6])
+def test_few_groups_are_settled_by_groups_and_never_by_rows(judged: Callable[..., Row], groups: int) -> None:
+    base = [{"id": f"{g}-{i}", "group": f"db{g}", "rougeL": 0.0} for g in range(groups) for i in range(50)]
+    tuned = [{"id": row["id"], "rougeL": 1.0} for row in base]
+    found = judged(base, tuned)
+    assert (found["rows"], found["groups"]) == (50 * groups, groups)
+    assert found["by_row"]["low"] > 0  # by row it would be settled
+    if groups == 6:
+        assert (found["verdict"], found["groups_needed"], found["rows_needed"]) == ("better", None, None)
+        return
+    assert (found["verdict"], found["groups_needed"], found["rows_needed"]) == ("cannot_tell", 6, 300)
+    assert f"{50 * groups} rows in {groups} groups" in verdict_text(found)
+    assert "300 rows" not in verdict_text(found)
+
+
+# --- rows that failed ---
+
+
+def test_rows_that_failed_are_left_out_of_both_and_counted(judged: Callable[..., Row]) -> None:
+    base, tuned = scored(BASE * 4, id=list(range(40))), scored(TUNED * 4, id=list(range(40)))
+    broken = [{"id": 7, "failed": "no room"}, {"id": 9, "failed": "no room", "rougeL": None}]
+    found = judged([*base[:7], broken[0], *base[8:]], [*tuned[:9], broken[1], *tuned[10:]])
+    kept = [row for row in range(40) if row not in (7, 9)]
+    expected = paired_verdict([(BASE * 4)[row] for row in kept], [(TUNED * 4)[row] for row in kept])
+    assert (found["verdict"], found["rows"], found["failed"]) == ("better", 38, 2)
+    assert (found["low"], found["high"]) == (expected.low, expected.high)
+    assert "2 of 40 rows failed" in verdict_text(found)
+    more = [{"id": row, "failed": "no room"} if row in (1, 2) else line for row, line in enumerate(base)]
+    too_many = judged(more, [*tuned[:9], broken[1], *tuned[10:]])
+    assert (too_many["verdict"], too_many["failed"], too_many["rows_needed"]) == ("cannot_tell", 3, None)
+    with pytest.raises(DataError, match="no row was answered"):
+        judged([{"rougeL": None, "failed": "x"}], [{"rougeL": 1}], metric="rougeL")
+
+
+# --- directions ---
+
+
+@pytest.mark.parametrize(
+    ("name", "base", "tuned"),
+    [("perplexity", 12.0, 9.0), ("wer", 0.4, 0.2), ("loss", 2.4, 1.2), ("eval_loss", 2.4, 1.2), ("test/CER", 0.4, 0.2),
+     ("word_error_rate", 0.4, 0.2), ("bits-per-byte", 1.2, 0.9)],
+)  # fmt: skip
+def test_metrics_whose_lower_values_are_better_are_known_by_name(
+    judged: Callable[..., Row], name: str, base: float, tuned: float
+) -> None:
+    before = [{name: base + 0.01 * (row % 7)} for row in range(40)]
+    after = [{name: tuned + 0.01 * (row % 5)} for row in range(40)]
+    found = judged(before, after)
+    assert (found["verdict"], found["higher_is_better"], found["direction"]) == ("better", False, "known")
+    assert found["base"] > found["tuned"] > 0
+    assert found["gain"] == pytest.approx(found["base"] - found["tuned"])
+    assert judged(after, before)["verdict"] == "not_better"
+    assert judged(before, after, higher_is_better=True)["verdict"] == "not_better"
+
+
+def test_an_assumed_direction_is_stated(judged: Callable[..., Row]) -> None:
+    found = judged([{"zeal": 0.0}] * 40, [{"zeal": 1.0}] * 40)
+    assert (found["verdict"], found["direction"]) == ("better", "assumed")
+    assert "--lower-is-better" in verdict_text(found)
+    given = judged([{"zeal": 0.0}] * 40, [{"zeal": 1.0}] * 40, higher_is_better=False)
+    assert (given["verdict"], given["direction"]) == ("not_better", "given")
+    assert "--lower-is-better" not in verdict_text(given)
+    for name in ("rougeL", "exact_match", "token_accuracy", "eval/f1", "bleu-4", "pass@1"):
+        assert higher_is_better(name) is True
+    for name in ("loss_reduction", "fast", ""):
+        assert higher_is_better(name) is None
+
+
+def test_perplexity_follows_from_the_likelihoods_of_a_run(judged: Callable[..., Row]) -> None:
+    def rows(nll: float) -> list[Row]:
+        return [
+            {"id": str(i), "group": str(i % 20), "tokens": 5.0 + i % 3, "correct": 2.0 + (nll < 2),
+             "log_likelihood": -(nll + 0.1 * (i % 4)) * (5.0 + i % 3)}
+            for i in range(40)
+        ]  # fmt: skip
+
+    found = judged(rows(2.5), rows(1.5), metric="perplexity")
+    assert (found["verdict"], found["higher_is_better"], found["groups"]) == ("better", False, 20)
+    mean = sum((2.5 + 0.1 * (i % 4)) * (5 + i % 3) for i in range(40)) / sum(5 + i % 3 for i in range(40))
+    assert found["base"] == pytest.approx(math.exp(mean))
+    accuracy = judged(rows(2.5), rows(1.5), metric="token_accuracy")
+    assert accuracy["tuned"] == pytest.approx(3 * 40 / sum(5 + i % 3 for i in range(40)))
+    with pytest.raises(DataError, match="2 values to compare"):
+        judged(rows(2.5), rows(1.5))

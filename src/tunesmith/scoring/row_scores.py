@@ -1,0 +1,133 @@
+"""Two systems' rows of scores, as `scores.jsonl` holds them -> the verdict in one metric.
+
+A row is {"id", "group", METRIC: value, ...}. A row whose answer failed has `failed`, the reason, and no score: it is
+left out of both systems and counted, because a failure for lack of memory or positions is not a wrong answer. If more
+than `MOST_FAILED` of the rows failed, the rest no longer stands for the test set, and there is no verdict.
+"""
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
+from operator import mul
+from typing import Any, NamedTuple
+
+from tunesmith.core.errors import DataError
+from tunesmith.scoring.metrics import LIKELIHOOD
+from tunesmith.scoring.verdict import Verdict, paired_verdict
+
+Scores = Sequence[Mapping[str, Any]]
+
+MOST_FAILED = 0.05
+GROUPS_LISTED = 10
+
+
+class Settings(NamedTuple):
+    """What a comparison asks for, as `paired_verdict` takes it."""
+
+    min_gain: float
+    confidence: float
+    seed: int
+
+
+def compare(
+    metric: str,
+    base: Scores,
+    tuned: Scores,
+    *,
+    lower_is_better: bool,
+    settings: Settings,
+    groups: Sequence[Hashable] | None = None,
+) -> Verdict:
+    """Judge paired rows in one metric, so that a positive gain is better whichever way the metric counts.
+
+    Raises:
+        DataError: no row was answered by both systems, or a score is not a finite number.
+    """
+    kept = answered(metric, base, tuned)
+    if not kept:
+        raise DataError("no row was answered by both models", hint="see `failed` in scores.jsonl")
+    before, after = [base[row] for row in kept], [tuned[row] for row in kept]
+    by_token = from_tokens(metric, before)
+    found = paired_verdict(
+        _column(metric, before, lower_is_better),
+        _column(metric, after, lower_is_better),
+        groups=None if groups is None else [groups[row] for row in kept],
+        **settings._asdict(),
+        weights=_weights(metric, before),
+        transform=(lambda mean: -math.exp(-mean)) if by_token and metric == "perplexity" else None,
+    )
+    if too_many_failed(len(base) - len(kept), len(base)):
+        return replace(found, verdict="cannot_tell", rows_needed=None, groups_needed=None)
+    return found
+
+
+def answered(metric: str, base: Scores, tuned: Scores) -> list[int]:
+    """Return the rows that a metric compares: those no system failed on; likelihoods are known for all rows."""
+    if from_tokens(metric, base):
+        return list(range(len(base)))
+    return [
+        row for row, pair in enumerate(zip(base, tuned, strict=True)) if not any(side.get("failed") for side in pair)
+    ]
+
+
+def from_tokens(metric: str, rows: Scores) -> bool:
+    """Say whether a metric follows from the rows' {log_likelihood, tokens, correct} and is no value of their own."""
+    return metric in LIKELIHOOD and bool(rows) and metric not in rows[0]
+
+
+def too_many_failed(failed: int, rows: int) -> bool:
+    """Say whether so many rows failed that the others do not stand for the test set."""
+    return failed > MOST_FAILED * rows
+
+
+def failed_text(failed: int, rows: int) -> str:
+    """Say how many rows failed, and what follows."""
+    text = f"{failed:,} of {rows:,} rows failed on one side or both and were left out of both"
+    return f"{text}; above {MOST_FAILED:.0%} there is no verdict" if too_many_failed(failed, rows) else text
+
+
+def moved_groups(
+    metric: str, base: Scores, tuned: Scores, groups: Sequence[str], *, lower_is_better: bool
+) -> dict[str, Any]:
+    """Return {groups, rows, improved, worsened, fell}: how the groups moved, and those that fell most.
+
+    `fell` holds {group, rows, base, tuned, gain} with means over the group's rows; `gain` is improvement.
+    """
+    members: dict[str, list[int]] = {}
+    kept = answered(metric, base, tuned)
+    for row in kept:
+        members.setdefault(groups[row], []).append(row)
+    moved = [_moved(metric, name, rows, base, tuned, lower_is_better) for name, rows in members.items()]
+    fell = sorted((one for one in moved if one["gain"] < 0), key=lambda one: (one["gain"], -one["rows"], one["group"]))
+    return {
+        "groups": len(moved),
+        "rows": len(kept),
+        "improved": sum(one["gain"] > 0 for one in moved),
+        "worsened": len(fell),
+        "fell": fell[:GROUPS_LISTED],
+    }
+
+
+def _moved(metric: str, name: str, rows: Sequence[int], base: Scores, tuned: Scores, lower: bool) -> dict[str, Any]:
+    """Return the mean of a metric before and after over the rows of one group."""
+    weights = _weights(metric, [base[row] for row in rows]) or [1.0] * len(rows)
+    before, after = (
+        math.fsum(map(mul, weights, _column(metric, [side[row] for row in rows], lower))) / math.fsum(weights)
+        for side in (base, tuned)
+    )
+    if metric == "perplexity" and from_tokens(metric, base):
+        before, after = -math.exp(-before), -math.exp(-after)
+    sign = -1.0 if lower else 1.0
+    return {"group": name, "rows": len(rows), "base": sign * before, "tuned": sign * after, "gain": after - before}
+
+
+def _weights(metric: str, rows: Scores) -> list[float] | None:
+    return [row["tokens"] for row in rows] if from_tokens(metric, rows) else None
+
+
+def _column(metric: str, rows: Scores, lower: bool) -> list[float]:
+    """Return one value a row, higher is better: of perplexity the mean log-likelihood that it is computed from."""
+    if from_tokens(metric, rows):
+        value = "log_likelihood" if metric == "perplexity" else "correct"
+        return [row[value] / row["tokens"] for row in rows]
+    return [-row[metric] if lower else row[metric] for row in rows]
