@@ -31,8 +31,8 @@ class Turn:
 class Example:
     """One parsed row, or one block of it: `sources` -> tasks.parse -> Example.
 
-    `id` is a digest of the turns, and of a block's place in its document; `group` keeps rows together when splitting
-    and when judging; `row` is the 1-based number of the row in its source.
+    `id` is a digest of the source columns that the recipe uses, and of a block's place in its document; `group` keeps
+    rows together when splitting and when judging; `row` is the 1-based number of the row in its source.
     """
 
     id: str

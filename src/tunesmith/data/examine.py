@@ -8,12 +8,12 @@ from typing import Any
 
 from tunesmith.core import interrupt
 from tunesmith.core.errors import DataError
-from tunesmith.core.files import digest_of
 from tunesmith.core.records import Example, Tokens, Turn
 from tunesmith.data.filters import broken_rule
+from tunesmith.data.identity import block_id, group_of, row_id, short_digest
 from tunesmith.data.sources import Row, missing_column_error, read_rows
-from tunesmith.data.split import assign, group_key
-from tunesmith.recipe.schema import Recipe, Split
+from tunesmith.data.split import assign
+from tunesmith.recipe.schema import Recipe
 from tunesmith.tasks.base import MissingColumn, RowProblem, Task, cell
 
 _GROUP_NAME = 80  # characters of a `by` value that name its group
@@ -124,8 +124,8 @@ def examine_row(recipe: Recipe, task: Task, row: Row) -> list[Examined]:
 def _used(recipe: Recipe, task: Task, row: Row) -> list[Examined]:
     """Return the one example of a row, or its blocks, which share its split and its group."""
     turns = task.parse(row.values)
-    split, group = _place(recipe.data.split, row, turns, recipe.seed)
-    parts = _parts(task, turns, recipe.data.max_tokens_per_example)
+    split, group = _place(recipe, row, turns)
+    parts = _parts(task, turns, row_id(recipe.data, row.values, turns), recipe.data.max_tokens_per_example)
     found = []
     for number, (part, rendered) in enumerate(parts, 1):
         tokens, reason = _limited(recipe, task, rendered)
@@ -136,18 +136,11 @@ def _used(recipe: Recipe, task: Task, row: Row) -> list[Examined]:
     return found
 
 
-def _parts(task: Task, turns: tuple[Turn, ...], most: int) -> list[tuple[tuple[Turn, ...], Tokens]]:
-    """Return the turns and the tokens of a row, or of each of its blocks."""
-    whole = task.render(turns, _digest([[turn.role, turn.text, turn.trained] for turn in turns]))
-    blocks = task.blocks(whole, most)
-    # Two documents may have a block in common, so whose it is, and which, belongs to what identifies it.
-    names = [_digest([whole.example_id, n, [turn.ids for turn in block]]) for n, block in enumerate(blocks)]
-    rendered = [(block, task.render(block, name)) for block, name in zip(blocks, names, strict=True)]
-    return rendered or [(turns, whole)]
-
-
-def _digest(value: Any) -> str:
-    return digest_of(value)[:16]
+def _parts(task: Task, turns: tuple[Turn, ...], name: str, most: int) -> list[tuple[tuple[Turn, ...], Tokens]]:
+    """Return the turns and the tokens of a row called `name`, or of each of its blocks."""
+    whole = task.render(turns, name)
+    blocks = enumerate(task.blocks(whole, most), 1)
+    return [(block, task.render(block, block_id(name, n, most))) for n, block in blocks] or [(turns, whole)]
 
 
 def _limited(recipe: Recipe, task: Task, tokens: Tokens) -> tuple[Tokens, str | None]:
@@ -165,20 +158,17 @@ def _read(tokens: Tokens) -> int:
     return len(tokens.source_ids) + len(tokens.input_ids)
 
 
-def _place(split: Split, row: Row, turns: tuple[Turn, ...], seed: int) -> tuple[str, str]:
+def _place(recipe: Recipe, row: Row, turns: tuple[Turn, ...]) -> tuple[str, str]:
     """Return the split of a row and the group that it must not be parted from: a readable name if `by` gives one."""
-    name = None
-    if split.by is not None:
-        group = cell(row.values, split.by)
-        name = group if len(group) <= _GROUP_NAME else f"{group[:_GROUP_NAME]}\u2026 {_digest(group)}"
+    split = recipe.data.split
+    if split.by is None:
+        name = group = group_of(recipe.data, row.values, turns)
     else:
-        # Rows that ask the same stay together, or the test would hold questions that training saw.
-        first = next(index for index, turn in enumerate(turns) if turn.trained)
-        group = group_key("\n".join(turn.text for turn in turns[: max(first, 1)]))
-    group = _digest(group)
-    name = name or group
+        value = cell(row.values, split.by)
+        group = short_digest(value)
+        name = value if len(value) <= _GROUP_NAME else f"{value[:_GROUP_NAME]}\u2026 {group}"
     if split.column is None:
-        return assign(group, valid=split.valid, test=split.test, seed=seed), name
+        return assign(group, valid=split.valid, test=split.test, seed=recipe.seed), name
     word = cell(row.values, split.column).strip().lower()
     if word not in _SPLIT_WORDS:
         raise DataError(

@@ -8,7 +8,7 @@ from tunesmith.data.sources import digest_sources
 from tunesmith.fetch.reference import resolve
 from tunesmith.recipe.schema import Recipe
 
-FORMAT = 2  # raised when the meaning of prepared files changes, so that old ones are made again
+FORMAT = 3  # raised when the meaning of prepared files changes, so that old ones are made again
 
 
 def inputs(recipe: Recipe, run: RunDir) -> dict[str, Any]:

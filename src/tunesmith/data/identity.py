@@ -1,0 +1,60 @@
+"""Which row a row is: its id and its group follow from the values of its source columns.
+
+The text that a template puts around the values is left out, so a reworded prompt changes neither the split, nor the
+chosen rows, nor the ids, and two prompts can be compared on the same rows.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tunesmith.core.files import digest_of
+from tunesmith.core.records import Turn
+from tunesmith.data.split import group_key
+from tunesmith.recipe.columns import answer_columns, asked_columns
+from tunesmith.recipe.schema import ChatData, Data
+from tunesmith.tasks.base import cell
+
+_LENGTH = 16
+
+
+def row_id(data: Data, row: Mapping[str, Any], turns: Sequence[Turn]) -> str:
+    """Return a digest of all values of a row that the recipe uses: equal rows share it.
+
+    Of `messages` the turns count, whichever of them are learned.
+    """
+    spoken = [[turn.role, turn.text] for turn in _spoken(data, turns)]
+    return short_digest([_values(row, (*asked_columns(data), *answer_columns(data))), spoken])
+
+
+def block_id(whole: str, number: int, most: int) -> str:
+    """Return the id of the `number`th block of at most `most` tokens of the document `whole`."""
+    return short_digest([whole, number, most])
+
+
+def group_of(data: Data, row: Mapping[str, Any], turns: Sequence[Turn]) -> str:
+    """Return a digest of what a row asks, however it is spaced and capitalised.
+
+    Rows that ask the same must not be parted, or the test would hold questions that training saw. Of `messages` what
+    comes before the first learned answer is asked.
+    """
+    spoken = _spoken(data, turns)
+    first = next((index for index, turn in enumerate(spoken) if turn.trained), 0)
+    asked = [group_key(turn.text) for turn in spoken[: max(first, 1)]]
+    values = {column: group_key(value) for column, value in _values(row, asked_columns(data)).items()}
+    return short_digest([values, asked])
+
+
+def short_digest(value: Any) -> str:
+    """Return the digest that ids and groups are made of: 64 bits, in hexadecimal."""
+    return digest_of(value)[:_LENGTH]
+
+
+def _values(row: Mapping[str, Any], columns: Sequence[str]) -> dict[str, str]:
+    return {column: cell(row, column) for column in columns}
+
+
+def _spoken(data: Data, turns: Sequence[Turn]) -> Sequence[Turn]:
+    """Return the turns that the row itself holds: not those that a template wrote."""
+    if not isinstance(data, ChatData) or data.messages is None:
+        return ()
+    return turns[1:] if data.system is not None else turns

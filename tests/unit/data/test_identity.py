@@ -1,0 +1,124 @@
+"""A row is known by its source columns: rewording a prompt moves no row, changes no id and no choice."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.tiny import recipe as write_recipe
+
+from tunesmith.answering.questions import rows_of
+from tunesmith.core.files import read_jsonl, write_json, write_jsonl
+from tunesmith.core.records import Turn
+from tunesmith.core.rundir import RunDir
+from tunesmith.data.identity import block_id, group_of, row_id
+from tunesmith.data.prepare import prepare
+from tunesmith.recipe.load import load_recipe
+from tunesmith.scoring.standalone import verdict_of_files
+
+Prepare = Callable[..., RunDir]
+ROWS = [{"id": n, "question": f"What is {n}?", "hint": f"near {n}", "answer": f"It is {n}."} for n in range(60)]
+
+
+@pytest.fixture
+def prepared(tmp_path: Path, tokenizer_folder: Path) -> Prepare:
+    """Prepare rows by a `data` section in a run of a name."""
+
+    def done(name: str, rows: list[dict[str, Any]] | None = None, **data: Any) -> RunDir:
+        section = {
+            "source": {"file": "own.jsonl"}, "task": "completion", "prompt": "{question}", "response": "{answer}",
+            "split": {"valid": 0.15, "test": 0.3}, **data,
+        }  # fmt: skip
+        path = write_recipe(tmp_path, tokenizer_folder, data={k: v for k, v in section.items() if v is not None})
+        (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows or ROWS))
+        run = RunDir(tmp_path / name)
+        write_json(run.environment, {"recipe_folder": ".."})
+        prepare(load_recipe(path), run)
+        return run
+
+    return done
+
+
+def places(run: RunDir) -> list[tuple[Any, ...]]:
+    return [(line["row"], line["id"], line["split"], line["times"]) for line in read_jsonl(run.ledger)]
+
+
+CHAT = {"task": "chat"}
+TEXT = {"task": "text", "prompt": None, "response": None}
+REWORDED: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({"prompt": "{question}"}, {"prompt": "Answer briefly.\n\n{question}\n\nAnswer:"}),
+    ({"prompt": "{question} ({hint})"}, {"prompt": "Given {hint}: {question} {question}"}),
+    ({"response": "{answer}"}, {"response": " {answer}!"}),
+    ({**CHAT, "system": "Be brief."}, {**CHAT, "system": "You are a careful assistant."}),
+    ({**CHAT, "prompt": "{question}\n{hint}"}, {**CHAT, "system": "Use {hint}.", "prompt": "{question}"}),
+    ({**TEXT, "text": "{question} {answer}"}, {**TEXT, "text": "Q: {question}\nA: {answer}"}),
+    ({"split": {"by": "hint", "test": 0.3}}, {"split": {"by": "hint", "test": 0.3}, "prompt": "Q: {question}"}),
+    ({"train_rows": 20}, {"train_rows": 20, "prompt": "Now: {question}"}),
+]
+
+
+@pytest.mark.parametrize(("one", "other"), REWORDED)
+def test_a_reworded_template_changes_neither_split_nor_ids_nor_chosen_rows(
+    prepared: Prepare, one: dict[str, Any], other: dict[str, Any]
+) -> None:
+    first, second = prepared("one", **one), prepared("other", **other)
+    assert places(first) == places(second)
+    assert {line["split"] for line in read_jsonl(first.ledger)} >= {"train", "test"}
+    asked = [[example.id for example in rows_of(run, "test", 5, 0)[0]] for run in (first, second)]
+    assert asked[0] == asked[1]
+    assert len(asked[0]) == 5
+
+
+def test_a_reworded_system_turn_moves_no_conversation(prepared: Prepare) -> None:
+    rows = [
+        {"m": [{"role": "user", "content": row["question"]}, {"role": "assistant", "content": row["answer"]}]}
+        for row in ROWS
+    ]
+    shape = {"task": "chat", "messages": "m", "prompt": None, "response": None}
+    runs = [prepared(str(n), rows, system=system, **shape) for n, system in enumerate((None, "Be brief.", "Be long."))]
+    assert places(runs[0]) == places(runs[1]) == places(runs[2])
+
+
+def test_two_prompts_are_compared_on_the_same_rows(prepared: Prepare, tmp_path: Path) -> None:
+    files = []
+    for name, prompt in (("a", "{question}"), ("b", "Answer: {question}")):
+        files.append(tmp_path / f"{name}.jsonl")
+        examples, _ = rows_of(prepared(name, prompt=prompt), "test", 8, 0)
+        write_jsonl(files[-1], [{"id": example.id, "exact_match": float(name == "b")} for example in examples])
+    found = verdict_of_files(*files, metric="exact_match", min_gain=0.0, confidence=0.95, seed=0)
+    assert (found["rows"], found["gain"]) == (8, 1.0)
+
+
+def test_blocks_of_a_reworded_document_keep_their_ids(prepared: Prepare) -> None:
+    rows = [{"title": f"T{n}", "story": f"Once {n} went. " * 30} for n in range(30)]
+    shape = {**TEXT, "max_tokens_per_example": 64, "too_long": "split"}
+    one, other = (prepared(t[:3], rows, text=t, **shape) for t in ("{title}{story}", "{title}: {story}"))
+    assert places(one) == places(other)
+    ids = [line["id"] for line in read_jsonl(one.ledger)]
+    assert len(set(ids)) == len(ids) > 60
+
+
+def section(tmp_path: Path, tokenizer_folder: Path, **data: Any) -> Any:
+    whole = {"source": {"file": "x.jsonl"}, "task": "completion", "prompt": "{q}", "response": "{a}", **data}
+    return load_recipe(write_recipe(tmp_path, tokenizer_folder, data=whole)).data
+
+
+def test_what_identifies_a_row_are_the_columns_that_are_used(tmp_path: Path, tokenizer_folder: Path) -> None:
+    data = section(tmp_path, tokenizer_folder)
+    row = {"q": "one", "a": "two", "line": 1}
+    assert row_id(data, row, ()) == row_id(data, {**row, "line": 2}, ())
+    assert row_id(data, row, ()) == row_id(data, {**row, "q": "one"}, ())
+    assert len({row_id(data, {**row, **other}, ()) for other in ({}, {"q": "One"}, {"a": "one"})}) == 3
+    # Values change places between columns without becoming the same row.
+    assert row_id(data, {"q": "x", "a": "y"}, ()) != row_id(data, {"q": "y", "a": "x"}, ())
+    assert len({block_id("a", 1, 8), block_id("a", 2, 8), block_id("b", 1, 8), block_id("a", 1, 16)}) == 4
+
+
+def test_rows_that_ask_the_same_share_a_group(tmp_path: Path, tokenizer_folder: Path) -> None:
+    turns = Turn("prompt", "", False), Turn("response", "", True)
+    data = section(tmp_path, tokenizer_folder, prompt="{q} of {c}")
+    row = {"q": "How many", "c": "x", "a": "1"}
+    assert group_of(data, row, turns) == group_of(data, {"q": " HOW  many", "c": "X", "a": "2"}, turns)
+    assert group_of(data, row, turns) != group_of(data, {**row, "c": "y"}, turns)
+    assert group_of(data, row, turns) != group_of(data, {"q": "x", "c": "How many", "a": "1"}, turns)
