@@ -1,5 +1,6 @@
 """The recipe's filters: which rows are left out, and in which words the ledger says why."""
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from numbers import Number
 from typing import Any
@@ -9,7 +10,7 @@ import regex
 from tunesmith.core.errors import DataError
 from tunesmith.data.sources import Row
 from tunesmith.recipe.rows import Filter, Scalar
-from tunesmith.tasks.base import MissingColumn, RowProblem
+from tunesmith.tasks.base import MissingColumn, RowProblem, text_of
 
 # Patterns such as (a+)+b can take longer than the world is old; an honest one needs milliseconds.
 _SECONDS_PER_CELL = 1.0
@@ -58,13 +59,13 @@ def _text(cell: Any, column: str) -> str:
         return ""
     if isinstance(cell, Mapping | list | tuple | bytes):
         raise RowProblem(f"cell `{column}` holds a {type(cell).__name__}, which no filter can be asked about")
-    return str(cell)
+    return text_of(cell)
 
 
 def _same(cell: Any, wanted: Scalar) -> bool:
     """Say whether a cell is what a rule names; the cells of CSV are texts, whatever they mean."""
     if isinstance(wanted, str):
-        return str("" if cell is None else cell) == wanted
+        return ("" if cell is None else text_of(cell)) == wanted
     if isinstance(wanted, bool):
         return cell is wanted or (isinstance(cell, str) and cell.strip().lower() == str(wanted).lower())
     return not isinstance(cell, bool) and _number(cell) == wanted
@@ -83,11 +84,12 @@ def _out_of_range(rule: Filter, cell: Any, text: str) -> Iterator[str]:
         yield f"is above {rule.max:g}"
 
 
-def _number(cell: Any) -> float | None:
-    try:
-        return float(str(cell)) if isinstance(cell, str | Number) else None
-    except ValueError:
-        return None
+def _number(cell: Any) -> int | float | None:
+    """Return the number that a cell says, whole ones exactly; None where it says none."""
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(str(cell)) if isinstance(cell, str | Number) else None
+    return None
 
 
 def _found(pattern: str, text: str, where: str) -> bool:

@@ -1,7 +1,6 @@
 """JSON and JSONL files -> (line, object), exactly as written; what is wrong is told with its line and column."""
 
 import json
-import math
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -9,8 +8,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from tunesmith.core.errors import DataError
-from tunesmith.data.text_file import SHOWN_CHARACTERS, cut, text_lines
+from tunesmith.data.text_file import SHOWN_CHARACTERS, text_lines
+from tunesmith.tasks.base import Written
 
+_MOST_DIGITS = 4000  # Python refuses to convert more than 4,300
 MAX_DOCUMENT_CHARACTERS = 2**30  # a JSON list has to be read whole
 
 
@@ -60,14 +61,16 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"holds {name}, which JSON does not have (write null, or leave the key out)")
 
 
-def _finite(digits: str) -> float:
-    value = float(digits)
-    if math.isinf(value):
-        raise ValueError(f"holds the number {cut(digits)}, which is too large")
-    return value
+def _whole_number(digits: str) -> int | Written:
+    """Return an integer where its text is the file's: not that of `-0`, nor of more digits than Python converts."""
+    if digits == "-0" or len(digits) > _MOST_DIGITS:
+        return Written(digits)
+    return int(digits)
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite)
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=Written, parse_int=_whole_number
+)
 _SPACE = re.compile(r"[ \t\n\r]*")
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
@@ -91,8 +94,6 @@ def _decode(text: str, position: int, first: int, label: str) -> tuple[Any, int]
             problem = "is nested too deeply"
         elif isinstance(error, UnicodeEncodeError):
             problem = "holds half of a surrogate pair (a \\ud800 to \\udfff without its partner), which is no character"
-        elif "integer string" in problem:
-            problem = "holds a number with too many digits"
         raise DataError(problem, where=f"{label}:{first + text.count(chr(10), 0, position)}") from error
     return value, end
 

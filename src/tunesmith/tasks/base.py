@@ -7,13 +7,31 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import date, time, timedelta
 from numbers import Number
-from typing import Any
+from typing import Any, Self
 
 from tunesmith.core.records import Tokens, Turn
 from tunesmith.recipe.schema import columns_in
 
 # What is one value and has one obvious text; numbers of numpy and decimals are Numbers too.
 _PLAIN = (str, Number, date, time, timedelta)
+
+
+class Written(float):
+    """A number of a JSON file that keeps the digits of the file: `str` gives 12.50, 1E3 or -0 as they stand there."""
+
+    def __new__(cls, text: str) -> Self:
+        """Read a number as JSON writes it; what is beyond a float's range becomes infinite and keeps its digits."""
+        number = super().__new__(cls, text)
+        number.text = text
+        return number
+
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+    def __reduce__(self) -> tuple[type["Written"], tuple[str]]:
+        return Written, (self.text,)
 
 
 class RowProblem(Exception):
@@ -104,9 +122,14 @@ def cell(row: Mapping[str, Any], column: str) -> str:
         raise RowProblem(f"cell `{column}` holds a {type(value).__name__}, not text")
     if value != value:  # NaN of any kind of number
         raise RowProblem(f"cell `{column}` is empty")
-    if value in (math.inf, -math.inf):
+    if value in (math.inf, -math.inf) and not isinstance(value, Written):
         raise RowProblem(f"cell `{column}` is infinite")
-    text = str(value)
+    text = text_of(value)
     if not text.strip():
         raise RowProblem(f"cell `{column}` is empty")
     return text
+
+
+def text_of(value: Any) -> str:
+    """Return the text of a plain value; truth values are `true` and `false`, as JSON and Arrow write them."""
+    return str(value).lower() if isinstance(value, bool) else str(value)

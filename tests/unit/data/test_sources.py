@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from tunesmith.core.errors import DataError
 from tunesmith.data import json_file, local_files, text_file
 from tunesmith.data.sources import Row, digest_sources, missing_column_error, read_rows
 from tunesmith.recipe.rows import FileSource, GeneratedSource
+from tunesmith.tasks.base import Written, cell
 
 SHARED = Path(__file__).resolve().parents[3].parent / "shared" / "data"
 COMMIT = "a" * 40
@@ -64,7 +66,31 @@ def test_json_values_are_exact(rows: Callable[..., list[Row]]) -> None:
     found = rows(a__jsonl="".join(json.dumps(row) + "\n" for row in told))
     assert values(found) == told
     assert [list(row.values) for row in found] == [list(row) for row in told]
-    assert [type(row.values["a"]) for row in found[:4]] == [int, str, int, float]
+    assert [type(row.values["a"]) for row in found[:4]] == [int, str, int, Written]
+
+
+NUMBERS = [
+    "12.50", "1E3", "1e+3", "10000000000000000.0", "-0", "-0.0", "0", "0.10", "1e400", "-1e400", "5e-400", "7",
+    "1" * 5000,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_json_numbers_and_booleans_keep_the_text_of_the_file(rows: Callable[..., list[Row]], name: str) -> None:
+    texts = [*NUMBERS, "true", "false"]
+    lines = [f'{{"c": {text}}}' for text in texts]
+    whole = "\n".join(lines) if name == "a.jsonl" else f"[{','.join(lines)}]"
+    found = values(rows(**{name.replace(".", "__"): whole}))
+    assert [cell(row, "c") for row in found] == texts
+    # Rows travel to helpers.
+    assert [cell(pickle.loads(pickle.dumps(row)), "c") for row in found] == texts
+
+
+def test_a_written_number_is_still_a_number(rows: Callable[..., list[Row]]) -> None:
+    [row] = values(rows(a__jsonl='{"c": 12.50, "d": [1.50, {"e": 2.0}]}'))
+    assert row["c"] + 1 == 13.5
+    assert row["c"] == 12.5
+    assert row["d"] == [1.5, {"e": 2.0}]
 
 
 def test_csv_cells_are_exact_text(rows: Callable[..., list[Row]]) -> None:
@@ -170,8 +196,6 @@ WRONG = {
     "repeated key": ("a.jsonl", b'{}\n{"b": {"k": 1, "k": 1}}\n', "a.jsonl:2: has the key 'k' twice"),
     "NaN": ("a.jsonl", b'{}\n{"a": [NaN]}\n', "a.jsonl:2: holds NaN"),
     "infinity": ("a.jsonl", b'{"a": -Infinity}\n', "a.jsonl:1: holds -Infinity"),
-    "too large": ("a.jsonl", b'{"a": 1e999}\n', "a.jsonl:1: holds the number 1e999"),
-    "5000 digits": ("a.jsonl", b'{"a": ' + b"1" * 5000 + b"}\n", "a.jsonl:1: holds a number with too many digits"),
     "nested": ("a.jsonl", b'{"a": ' + b"[" * 100_000 + b"\n", "a.jsonl:1: is nested too deeply"),
     "surrogate": ("a.jsonl", b'{}\n{"a": ["\\ud800"]}\n', "a.jsonl:2: holds half of a surrogate pair"),
     "surrogate key": ("a.jsonl", b'{"\\uDFFF": 1}\n', "a.jsonl:1: holds half of a surrogate pair"),

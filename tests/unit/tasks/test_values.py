@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunesmith.tasks.base import MissingColumn, RowProblem, ask, cell, fill
+from tunesmith.tasks.base import MissingColumn, RowProblem, Written, ask, cell, fill
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,10 @@ from tunesmith.tasks.base import MissingColumn, RowProblem, ask, cell, fill
         (0, "0"),
         (-7, "-7"),
         (10**400, str(10**400)),
-        (True, "True"),
+        (True, "true"),
+        (False, "false"),
+        (Written("12.50"), "12.50"),
+        (Written("1e400"), "1e400"),
         (2.5, "2.5"),
         (3.0, "3.0"),
         (1e300, "1e+300"),
