@@ -116,13 +116,15 @@ def cell(row: Mapping[str, Any], column: str) -> str:
     if column not in row:
         raise MissingColumn(column)
     value = row[column]
+    if isinstance(value, Written):
+        return value.text
     if value is None:
         raise RowProblem(f"cell `{column}` is empty")
     if not isinstance(value, _PLAIN):
         raise RowProblem(f"cell `{column}` holds a {type(value).__name__}, not text")
     if value != value:  # NaN of any kind of number
         raise RowProblem(f"cell `{column}` is empty")
-    if value in (math.inf, -math.inf) and not isinstance(value, Written):
+    if value in (math.inf, -math.inf):
         raise RowProblem(f"cell `{column}` is infinite")
     text = text_of(value)
     if not text.strip():
