@@ -9,7 +9,7 @@ from tunesmith import load_recipe, run_recipe
 from tunesmith.core.errors import VerdictRefused
 from tunesmith.core.files import read_json, read_jsonl
 from tunesmith.core.rundir import RunDir
-from tunesmith.demo import SCHEMA
+from tunesmith.demo import SCHEMA, load
 from tunesmith.recipe.schema import ChatData
 
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "demo" / "recipe.yaml"
@@ -32,6 +32,10 @@ def test_the_demo_runs_scaled_down(tmp_path: Path, smollm2: Path) -> None:
     verdict = read_json(run.verdict)
     assert verdict["primary"]["metric"] == "execution"
     assert verdict["health"]["tuned"]["rows"] == 6
+    patterns = {row["pattern"] for row in load(200) if row["split"] == "test"}
+    groups = [line["group"] for line in read_jsonl(run.subject("tuned") / "scores.jsonl")]
+    assert set(groups) <= patterns
+    assert verdict["primary"]["groups"] == len(set(groups))
     losses = [line["loss"] for line in read_jsonl(run.metrics) if line["kind"] == "valid"]
     assert losses[-1] < losses[0]
     assert "execution accuracy" in run.report.read_text(encoding="utf-8").lower()

@@ -25,7 +25,11 @@ _SHARES = {"test": 15, "valid": 5}
 
 
 def load(count: int, seed: int = 0) -> list[dict[str, str]]:
-    """Return `count` rows: question, sql, kind, split, schema."""
+    """Return `count` rows: question, sql, kind, pattern, split, schema.
+
+    `pattern` is the phrasing that a question was made from, with its fields still open. Rows of one pattern succeed and
+    fail together, so a verdict counts patterns, not rows. No pattern of `test` is in another split.
+    """
     return list(rows(count, seed))
 
 
@@ -92,10 +96,11 @@ class _Writer:
     def _row(self, kind: Kind, split: str) -> dict[str, str] | None:
         """Return a new row of a kind, or None where the kind has no more."""
         for _ in range(_ATTEMPTS):
-            question, sql = kind.draw(self.rng, test=split == "test")
+            pattern, question, sql = kind.draw(self.rng, test=split == "test")
             if question in self.questions or self.split_of.get(sql, split) != split or not self.askable(sql):
                 continue
             self.questions.add(question)
             self.split_of[sql] = split
-            return {"question": question, "sql": sql, "kind": kind.name, "split": split, "schema": SCHEMA}
+            names = {"kind": kind.name, "pattern": pattern, "split": split}
+            return {"question": question, "sql": sql, **names, "schema": SCHEMA}
         return None

@@ -16,7 +16,12 @@ _ONE_HOP = (
             "Give me the id and date of every order placed by {customer}.",
             "What has {customer} ordered so far? Return order ids and dates.",
         ),
-        test=("For {customer}, look up each order id together with its date.",),
+        test=(
+            "For {customer}, look up each order id together with its date.",
+            "Under which ids and on which dates did {customer} order?",
+            "I need the id and the date of everything that {customer} ordered.",
+            "Of all orders, pick those of {customer} and return id and date.",
+        ),
     ),
     Kind(
         "products_with_stars",
@@ -30,7 +35,12 @@ _ONE_HOP = (
             "Name all products from {category} that someone gave {stars} stars.",
             "In {category}, which products have a review with {stars} stars?",
         ),
-        test=("In {category}, what has at least one review of {stars} stars?",),
+        test=(
+            "In {category}, what has at least one review of {stars} stars?",
+            "I need every {category} product that someone reviewed with {stars} stars.",
+            "Of all products in {category}, which were given {stars} stars by anyone?",
+            "Which names from {category} come with a rating of {stars} stars?",
+        ),
     ),
     Kind(
         "frequent_customers",
@@ -43,7 +53,12 @@ _ONE_HOP = (
             "Show customers living in {city} whose number of orders is above {count}.",
             "Name the people from {city} behind more than {count} orders each.",
         ),
-        test=("Looking at {city}, which customers ordered over {count} times?",),
+        test=(
+            "Looking at {city}, which customers ordered over {count} times?",
+            "I need the names of the {city} customers that have more than {count} orders.",
+            "Of our customers in {city}, whose orders number more than {count}?",
+            "From {city}, who comes to more than {count} orders?",
+        ),
     ),
 )
 
@@ -59,7 +74,12 @@ _MORE_HOPS = (
             "Give me the total sales value of {category} for {year}.",
             "In {year}, what sum did we turn over with {category}?",
         ),
-        test=("Tell me the turnover from {category} products ordered in {year}.",),
+        test=(
+            "Tell me the turnover from {category} products ordered in {year}.",
+            "For {year}, what revenue did the {category} products bring?",
+            "I need the sum of quantity times price of all {category} items from {year}.",
+            "In money, how much of {category} was ordered during {year}?",
+        ),
     ),
     Kind(
         "top_payers",
@@ -73,7 +93,12 @@ _MORE_HOPS = (
             "Show the {top} biggest spenders from {city} by total payments.",
             "Rank the customers of {city} by all they have paid and give the first {top}.",
         ),
-        test=("Name the {top} people in {city} whose payments add up to the most.",),
+        test=(
+            "Name the {top} people in {city} whose payments add up to the most.",
+            "I need the {top} customers from {city} with the largest sum of payments.",
+            "Of our customers in {city}, which {top} have paid us the most?",
+            "In {city}, who are the {top} customers that paid most altogether?",
+        ),
     ),
 )
 

@@ -31,12 +31,12 @@ class Kind:
         """Return the names of the fields, without repetition."""
         return fields_of(self.sql)
 
-    def draw(self, rng: Random, *, test: bool) -> tuple[str, str]:
-        """Return one question and its SQL."""
+    def draw(self, rng: Random, *, test: bool) -> tuple[str, str, str]:
+        """Return the phrasing of one question, the question and its SQL."""
         phrasing = pick(rng, self.test if test else self.train)
         values = _draw_values(rng, self.fields, test=test)
         question = phrasing.format(**{field: value.text for field, value in values.items()})
-        return question, self.sql.format(**{field: value.sql for field, value in values.items()})
+        return phrasing, question, self.sql.format(**{field: value.sql for field, value in values.items()})
 
 
 def fields_of(template: str) -> tuple[str, ...]:

@@ -13,7 +13,12 @@ _NEGATIONS = (
             "Find the never ordered products that are {compare} {price}.",
             "What products {compare} {price} euros have not sold at all?",
         ),
-        test=("Name everything {compare} {price} that was not ordered even once.",),
+        test=(
+            "Name everything {compare} {price} that was not ordered even once.",
+            "I need all products {compare} {price} euros without a single order.",
+            "Of the products {compare} {price} euros, which has nobody ever ordered?",
+            "Among products {compare} {price}, what is still waiting for its first order?",
+        ),
     ),
     Kind(
         "customers_without_orders",
@@ -27,7 +32,12 @@ _NEGATIONS = (
             "Find the {city} customers that have never placed an order.",
             "Name the people from {city} who have yet to order.",
         ),
-        test=("Looking at {city}, which customers did not order at all?",),
+        test=(
+            "Looking at {city}, which customers did not order at all?",
+            "I need the names of the {city} customers without orders.",
+            "Of our customers in {city}, who is yet to place a first order?",
+            "From {city}, who appears in no order at all?",
+        ),
     ),
     Kind(
         "unpaid_orders",
@@ -42,7 +52,12 @@ _NEGATIONS = (
             "In {month}, which orders have never been paid?",
             "What orders of {month} have not been paid for?",
         ),
-        test=("In {month}, what orders were placed but never paid for?",),
+        test=(
+            "In {month}, what orders were placed but never paid for?",
+            "I need the ids of the {month} orders that lack a payment.",
+            "Of the orders placed in {month}, which remain unpaid?",
+            "Among orders from {month}, for which has no payment come in?",
+        ),
     ),
 )
 
@@ -60,7 +75,12 @@ _COMPARISONS = (
             "Compared with the average price in {category}, which products are {side} it?",
             "Which products of {category} lie {side} its mean price?",
         ),
-        test=("Compared with the mean price of {category}, which of its products lie {side} it?",),
+        test=(
+            "Compared with the mean price of {category}, which of its products lie {side} it?",
+            "I need the {category} products with a price {side} the mean of {category}.",
+            "Of everything in {category}, what is priced {side} the average there?",
+            "Within {category}, pick each product whose price is {side} the average one.",
+        ),
     ),
     Kind(
         "against_product",
@@ -72,7 +92,12 @@ _COMPARISONS = (
             "What do we sell that is {compare} the {product}?",
             "Name each article which is {compare} the {product}.",
         ),
-        test=("Taking the {product} as the measure, which products are {compare} it?",),
+        test=(
+            "Taking the {product} as the measure, which products are {compare} it?",
+            "I need the names of everything that is {compare} the {product}.",
+            "Of our products, which ones are {compare} the {product}?",
+            "Starting from what the {product} costs, which products are {compare} that?",
+        ),
     ),
     Kind(
         "same_city",
@@ -85,7 +110,12 @@ _COMPARISONS = (
             "Show all other customers in the city of {customer}.",
             "Name everybody sharing a city with {customer}, but not {customer}.",
         ),
-        test=("What other customers are based in the home city of {customer}?",),
+        test=(
+            "What other customers are based in the home city of {customer}?",
+            "I need the names of all others who live in the city of {customer}.",
+            "Apart from {customer}, which customers are in the same city?",
+            "Of our customers, who else is at home where {customer} lives?",
+        ),
     ),
     Kind(
         "customers_with_status",
@@ -99,7 +129,12 @@ _COMPARISONS = (
             "Name the people from {city} for whom some order is {status}.",
             "Looking at customers from {city}, who has a {status} order?",
         ),
-        test=("Looking at {city}, whose orders include a {status} one?",),
+        test=(
+            "Looking at {city}, whose orders include a {status} one?",
+            "I need the names of the {city} customers with any order that is {status}.",
+            "Of our customers in {city}, for whom is there a {status} order?",
+            "From {city}, who placed an order that is now {status}?",
+        ),
     ),
     Kind(
         "top_per_category",
@@ -112,7 +147,12 @@ _COMPARISONS = (
             "What is the priciest product of each category with more than {stock} pieces in stock?",
             "Category by category, name the product of the highest price of which we stock more than {stock}.",
         ),
-        test=("Find each category's top-priced product, ignoring those with {stock} or fewer in stock.",),
+        test=(
+            "Find each category's top-priced product, ignoring a stock of {stock} or fewer.",
+            "I need the most expensive product of each category with a stock over {stock}.",
+            "Per category, which product of more than {stock} in stock costs the most?",
+            "Of products with a stock above {stock}, pick the priciest in each category.",
+        ),
     ),
 )
 

@@ -14,7 +14,12 @@ _FILTERS = (
             "Show the customers whose city is {city}.",
             "Name everyone in {city} who is a customer of ours.",
         ),
-        test=("I need the names of the customers living in {city}.",),
+        test=(
+            "I need the names of the customers living in {city}.",
+            "Whom do we count as customers in {city}?",
+            "From {city}, who is on our list of customers?",
+            "Look up everybody who is a customer of ours and lives in {city}.",
+        ),
     ),
     Kind(
         "customers_in_two_cities",
@@ -27,7 +32,12 @@ _FILTERS = (
             "Name the customers based in one of the cities {city} and {city2}.",
             "I need all customers who live in {city} or {city2}.",
         ),
-        test=("I need the names of everyone from {city} or {city2}.",),
+        test=(
+            "I need the names of everyone from {city} or {city2}.",
+            "Of our customers, who is at home in {city} or in {city2}?",
+            "Look up everybody whose city is either {city} or {city2}.",
+            "In {city} and {city2}, what are the names of our customers?",
+        ),
     ),
     Kind(
         "customers_joined_after",
@@ -39,7 +49,12 @@ _FILTERS = (
             "Give me the {city} customers with a joining date after {date}.",
             "Name the people from {city} who became customers after {date}.",
         ),
-        test=("After {date}, which customers joined in {city}?",),
+        test=(
+            "After {date}, which customers joined in {city}?",
+            "Later than {date}, who joined us from {city}?",
+            "I need the names of {city} customers whose joining date is later than {date}.",
+            "Of all customers in {city}, name those that joined after {date}.",
+        ),
     ),
     Kind(
         "products_by_price",
@@ -51,7 +66,12 @@ _FILTERS = (
             "Give me all products which are {compare} {price}.",
             "Which articles are {compare} {price} euros?",
         ),
-        test=("Name each product that is {compare} {price}.",),
+        test=(
+            "Name each product that is {compare} {price}.",
+            "What do we sell that is {compare} {price} euros?",
+            "I need the names of everything that is {compare} {price} euros.",
+            "Of our products, which ones are {compare} {price}?",
+        ),
     ),
     Kind(
         "products_in_price_range",
@@ -63,7 +83,12 @@ _FILTERS = (
             "What can I buy in {category} for {price} to {price2} euros?",
             "Name the {category} products whose price lies between {price} and {price2}.",
         ),
-        test=("With {price} to {price2} euros to spend, which products of {category} are there?",),
+        test=(
+            "With {price} to {price2} euros to spend, which products of {category} are there?",
+            "Between {price} and {price2} euros, what does {category} offer?",
+            "I need the {category} products whose price is from {price} to {price2}.",
+            "Of everything in {category}, pick what costs {price} to {price2} euros.",
+        ),
     ),
     Kind(
         "products_with_word",
@@ -79,6 +104,8 @@ _FILTERS = (
         test=(
             'Search the product names for "{word}" and return name and price.',
             'What products mention "{word}" in the name, and at which price?',
+            'Of our products, which names include "{word}", and at what price?',
+            'I need name and price of everything that has "{word}" in its name.',
         ),
     ),
 )
@@ -95,7 +122,12 @@ _COUNTS = (
             "In {month}, how many separate customers bought from us?",
             "Tell me how many different people placed orders in {month}.",
         ),
-        test=("Tell me how many individual customers placed orders in {month}.",),
+        test=(
+            "Counting everybody once, how many customers ordered in {month}?",
+            "By how many different customers were the orders of {month} placed?",
+            "I need the number of distinct customers behind the orders of {month}.",
+            "During {month}, how many different people were there who ordered?",
+        ),
     ),
     Kind(
         "price_of_category",
@@ -107,7 +139,12 @@ _COUNTS = (
             "Show the {aggregate} product price for {category}.",
             "For {category}, tell me the {aggregate} price.",
         ),
-        test=("Looking at {category} only, what is the {aggregate} price of a product?",),
+        test=(
+            "Looking at {category} only, what is the {aggregate} price of a product?",
+            "Among all {category} products, what is the {aggregate} price?",
+            "Of everything in {category}, work out the {aggregate} price.",
+            "What {aggregate} price do the products of {category} have?",
+        ),
     ),
 )
 
@@ -122,7 +159,12 @@ _GROUPS = (
             "Give me the number of orders by status in {month}.",
             "Break the orders of {month} down by status.",
         ),
-        test=("In {month}, how many orders were there for every status?",),
+        test=(
+            "In {month}, how many orders were there for every status?",
+            "Group the orders placed in {month} by status and count them.",
+            "I need each status along with the count of its orders from {month}.",
+            "Per status, how many orders did {month} bring?",
+        ),
     ),
     Kind(
         "stock_per_category",
@@ -134,7 +176,12 @@ _GROUPS = (
             "How much stock does each category have in products {compare} {price}?",
             "Counting only products {compare} {price} euros, what stock does every category hold?",
         ),
-        test=("Add up the stock by category for products {compare} {price}.",),
+        test=(
+            "Add up the stock by category for products {compare} {price}.",
+            "Per category, how much do we stock of products {compare} {price} euros?",
+            "I need each category with the summed stock of its products {compare} {price}.",
+            "What stock has each category, if only products {compare} {price} count?",
+        ),
     ),
     Kind(
         "cities_by_customers",
@@ -149,6 +196,8 @@ _GROUPS = (
         test=(
             "Where do {than} {size} customers live? Return the cities.",
             "What cities are home to {than} {size} of our customers?",
+            "Of all cities, name those in which {than} {size} customers live.",
+            "I need every city that comes to {than} {size} customers.",
         ),
     ),
 )
@@ -164,7 +213,12 @@ _RANKINGS = (
             "Which {top} products in {category} are the {rank}?",
             "Give the names of the {top} {rank} articles that {category} offers.",
         ),
-        test=("From {category}, pick the {top} {rank} products.",),
+        test=(
+            "From {category}, pick the {top} {rank} products.",
+            "I need the names of the {top} {rank} things we sell in {category}.",
+            "Of all {category} products, which {top} are the {rank}?",
+            "Within {category}, find the {top} {rank} products.",
+        ),
     ),
 )
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from difflib import SequenceMatcher
 from functools import cache
 from pathlib import Path
 
@@ -84,7 +85,7 @@ def test_row_shape_and_count() -> None:
     assert len(sample()) == COUNT
     assert len({row["question"] for row in sample()}) == COUNT
     for row in sample():
-        assert list(row) == ["question", "sql", "kind", "split", "schema"]
+        assert list(row) == ["question", "sql", "kind", "pattern", "split", "schema"]
         assert row["schema"] == SCHEMA
         assert row["kind"] in BY_NAME
         assert len(row["question"]) + len(row["sql"]) < 400  # a prompt stays below 256 tokens
@@ -142,7 +143,7 @@ def test_rows_do_not_depend_on_the_hash_seed() -> None:
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 def test_phrasings_say_every_value(kind: Kind) -> None:
     assert len(kind.train) >= 4
-    assert len(kind.test) >= 1
+    assert len(kind.test) == 4  # each is a unit of the verdict
     for phrasing in (*kind.train, *kind.test):
         assert set(fields_of(phrasing)) == set(kind.fields), phrasing
         assert phrasing[0].isupper()
@@ -161,11 +162,26 @@ def test_phrasings_of_test_are_only_in_test() -> None:
     for row in sample():
         kind = BY_NAME[row["kind"]]
         own, other = (kind.test, kind.train) if row["split"] == "test" else (kind.train, kind.test)
-        matching = {phrasing for phrasing in own if asks(phrasing, kind, row["question"])}
-        assert matching, row
+        assert row["pattern"] in own, row
+        assert asks(row["pattern"], kind, row["question"]), row
         assert not any(asks(phrasing, kind, row["question"]) for phrasing in other), row
-        used |= matching
+        used.add(row["pattern"])
     assert used == {phrasing for kind in KINDS for phrasing in (*kind.train, *kind.test)}
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_phrasings_of_test_are_not_those_of_training_reworded(kind: Kind) -> None:
+    """At most three quarters of the words, in their order, are those of one training phrasing."""
+    for phrasing in kind.test:
+        likeness = [SequenceMatcher(None, phrasing.split(), known.split()).ratio() for known in kind.train]
+        assert max(likeness) <= 0.75, (phrasing, kind.train[likeness.index(max(likeness))])
+
+
+def test_test_rows_are_spread_over_many_patterns() -> None:
+    """The verdict counts patterns, so few of them, or one that most rows are made from, would leave it undecided."""
+    patterns = Counter(row["pattern"] for row in load(2000) if row["split"] == "test")
+    assert len(patterns) >= 90
+    assert max(patterns.values()) <= 0.03 * patterns.total()
 
 
 def test_values_of_test_are_only_in_test() -> None:
@@ -308,7 +324,7 @@ def test_too_few_rows(count: int) -> None:
 def test_too_many_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(generate, "KINDS", (BY_NAME["customers_in_city"],))
     assert len(load(40)) == 40
-    with pytest.raises(RecipeError, match="has 6 test rows, not 90"):
+    with pytest.raises(RecipeError, match="has 24 test rows, not 90"):
         load(600)
 
 
