@@ -18,6 +18,7 @@ from tunesmith.launch.jobs import script_path
 from tunesmith.model.speed import remembered_speed
 from tunesmith.pipeline import check_beforehand, folder_of, open_run, wanted_stages, work_left
 from tunesmith.recipe.architecture import shapes_of
+from tunesmith.recipe.causality import require_causal
 from tunesmith.recipe.exchange import Exchange
 from tunesmith.recipe.hardware import hardware
 from tunesmith.recipe.launch import Launch, Sharding, SlurmLaunch, all_processes_of, processes_of
@@ -223,6 +224,7 @@ def plan_run(recipe: Path | str, overrides: Sequence[str] = (), *, out: Path | s
     base = resolve(loaded.model.base, relative_to=origin, weights=False)
     if not (base.root.has_weights or base.root.to_fetch):
         raise RecipeError("holds no weights (*.safetensors)", where=str(base.root.path))
+    require_causal(base.root.path)
     _refuse_what_this_machine_lacks(loaded, base)
     codec = codec_of(base, loaded.model.chat_markup)
     gathered = gather(loaded, task_for(loaded.data, codec), folder=origin, model=base)

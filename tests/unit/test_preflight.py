@@ -282,3 +282,11 @@ def test_what_has_no_room_as_a_whole_is_planned_in_parts(recipe: Path) -> None:
         assert parts.sharding == name
         assert told in str(parts)
         assert parts.memory.optimizer < whole.memory.optimizer
+
+
+def test_a_model_that_sees_later_tokens_is_refused_from_its_configuration(recipe: Path, tiny: Path) -> None:
+    folder = copytree(tiny, recipe.parent / "sees-right")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "is_causal": False}))
+    with pytest.raises(RecipeError, match="not a causal"):
+        plan_run(recipe, [f"model.base={folder}"])

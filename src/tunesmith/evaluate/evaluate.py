@@ -18,6 +18,7 @@ from tunesmith.evaluate.judge import judge
 from tunesmith.evaluate.subject import answer_all, health, likelihoods
 from tunesmith.fetch.reference import ModelFolder, resolve
 from tunesmith.model.adapters import open_model
+from tunesmith.model.causality import refuse_unless_causal
 from tunesmith.model.load import Machine, machine_of
 from tunesmith.model.out_of_memory import free_memory
 from tunesmith.model.parallel import Group, here
@@ -113,6 +114,8 @@ def _subject(
     if sharding != "none":
         loaded.requires_grad_(False)
         shard(loaded, on, group, by_node=sharding == "node", offload=recipe.launch.offload)
+    if name == "base":  # what a model that sees later tokens scores says nothing
+        refuse_unless_causal(loaded, TokenSet(run.tokens("test")), codec.pad_id, on)
     key = digest_of([questions.digest, model.digest(), _conditions(recipe)])
     answered = answer_all(name, loaded, questions, task, run.subject(name), key=key)
     measured: list[dict[str, float]] = [{} for _ in places]

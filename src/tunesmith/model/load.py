@@ -13,6 +13,7 @@ from transformers.utils import logging as transformers_logging
 from tunesmith.core.errors import DamagedFile, RecipeError
 from tunesmith.fetch.reference import ModelFolder
 from tunesmith.model.quantized import bitsandbytes_config, require_quantization
+from tunesmith.recipe.causality import require_causal
 from tunesmith.recipe.hardware import AskedPrecision, precision_of
 from tunesmith.recipe.schema import Quantization, Recipe
 from tunesmith.recipe.weight_headers import stored_as
@@ -82,12 +83,13 @@ def load_base(
         quantization: how linear layers but the output are kept instead.
 
     Raises:
-        RecipeError: the folder holds no language model that transformers can read, or not all of one, or it cannot
-            compute in this precision, or this machine cannot quantize.
+        RecipeError: the folder holds no language model that transformers can read, or not all of one, or one that is
+            not causal, or it cannot compute in this precision, or this machine cannot quantize.
         DamagedFile: a file of weights is not whole.
     """
     path = model.root.path
     _refuse_pickle(path)
+    require_causal(path)
     transformers_logging.disable_progress_bar()
     quantized: dict[str, Any] = {}
     if quantization is not None:

@@ -61,7 +61,7 @@ def _logits_at(model: Any, batch: Batch, positions: torch.Tensor) -> torch.Tenso
 
     hook = output_layer.register_forward_pre_hook(select)
     try:
-        logits: torch.Tensor = model(**_inputs(model, batch), use_cache=False).logits
+        logits: torch.Tensor = model(**model_inputs(model, batch), use_cache=False).logits
     finally:
         hook.remove()
     return logits.squeeze(0)
@@ -78,7 +78,7 @@ def _in_chunks(
     model: Any, decoder: Any, batch: Batch, positions: torch.Tensor, targets: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return loss and correctness [tokens] without ever holding the logits of all tokens."""
-    whole, output = without_adapter(model), decoder(**_inputs(model, batch), use_cache=False)
+    whole, output = without_adapter(model), decoder(**model_inputs(model, batch), use_cache=False)
     hidden = output.last_hidden_state[:, :-1][positions]
 
     def compared(some: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -146,7 +146,7 @@ class _ChunkedLoss(torch.autograd.Function):
         return d_hidden * back.unsqueeze(1).to(d_hidden.dtype), None, None, *(one * back[0] for one in d_weights)
 
 
-def _inputs(model: Any, batch: Batch) -> dict[str, Any]:
+def model_inputs(model: Any, batch: Batch) -> dict[str, Any]:
     """Return what the model is called with."""
     if batch.source_ids is not None:
         source = {"input_ids": batch.source_ids, "attention_mask": batch.source_mask}

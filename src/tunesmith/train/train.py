@@ -30,6 +30,7 @@ from tunesmith.model.adapters import (
     recompute_activations,
     trained_parameters,
 )
+from tunesmith.model.causality import refuse_unless_causal
 from tunesmith.model.fast_path import take_fast_path
 from tunesmith.model.isolation import attention_reach, has_dropout, why_not_apart
 from tunesmith.model.load import Machine, machine_of, most_positions, stored_dtype
@@ -62,7 +63,7 @@ def train(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     """Train the recipe's model on what `prepare` left in `run`, going on from the last checkpoint.
 
     Raises:
-        RecipeError: rows are longer than the model can read.
+        RecipeError: rows are longer than the model can read, or the model is not causal.
         DoesNotFit: the disk is full; the last checkpoint is whole.
         NonFinite: loss or gradient became NaN or infinite.
         Interrupted: a signal came; a checkpoint of the last finished step is kept.
@@ -116,6 +117,7 @@ def _setup(recipe: Recipe, run: RunDir, base: ModelFolder, on: Machine, codec: C
     if sharding != "none":
         by_node, offload = sharding == "node", recipe.launch.offload
         shard(model, on, group, by_node=by_node, offload=offload, masters=masters)
+    refuse_unless_causal(model, tokens, codec.pad_id, on)
     plan = steps_of(recipe, len(tokens))
     plain_path = take_fast_path(model, tokens, codec.pad_id, on)
     for name, reason in plain_path.items():

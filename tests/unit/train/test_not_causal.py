@@ -1,0 +1,38 @@
+"""A model that sees later tokens is found out before the first step, and before a verdict."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.tiny import recipe, tokenizer
+
+from tunesmith.core.errors import RecipeError
+from tunesmith.pipeline import run_recipe
+
+
+@pytest.fixture
+def roberta(tmp_path: Path) -> Path:
+    """Write an encoder that transformers opens as a language model."""
+    from transformers import RobertaConfig, RobertaForCausalLM
+
+    small = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    shape = RobertaConfig(vocab_size=320, max_position_embeddings=300, pad_token_id=2, **small)
+    RobertaForCausalLM(shape).save_pretrained(tmp_path / "roberta")
+    tokenizer().save_pretrained(tmp_path / "roberta")
+    return tmp_path / "roberta"
+
+
+def test_training_and_evaluation_refuse_it(tmp_path: Path, roberta: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tunesmith.recipe.causality.why_not_causal", lambda _: None)  # its configuration told enough
+    metrics = {"metrics": ["perplexity"], "primary": "perplexity", "rows": 4, "max_new_tokens": 8}
+    train = {"learning_rate": 0.01, "max_steps": 1, "examples_per_step": 2}
+    file = recipe(tmp_path, roberta, tuning={"method": "full"}, evaluate=metrics, train=train)
+    with pytest.raises(RecipeError, match="not a causal") as caught:
+        run_recipe(file, out=tmp_path / "run")
+    assert caught.value.exit_code == 2
+    assert not (tmp_path / "run" / "train" / "metrics.jsonl").exists()  # not a step was taken
+    unproved: Any = lambda *_: None  # noqa: E731
+    monkeypatch.setattr("tunesmith.train.train.refuse_unless_causal", unproved)
+    with pytest.raises(RecipeError, match="not a causal"):
+        run_recipe(file, out=tmp_path / "run")
+    assert not (tmp_path / "run" / "evaluate" / "verdict.json").exists()
