@@ -1,6 +1,7 @@
 """What all tests share: an environment of their own, tiny models made on the spot, the embedded model where wanted."""
 
 import gc
+import importlib.util
 import os
 from pathlib import Path
 
@@ -34,6 +35,26 @@ def _collected_quickly() -> None:
     """Leave out of collections what was there before: they would look through all libraries, and we collect often."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(params=["fp32", "bf16"], ids=["no-bf16-units", "bf16-units"])
+def processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Run a test on a processor without bf16 units and on one with them, whatever this one has; return its `auto`.
+
+    Imitated is what /proc/cpuinfo, torch and bitsandbytes say, in this process. torch computes in bf16 on any
+    processor; bitsandbytes would repack 4-bit weights for units that may be absent, which no test should let it do.
+    """
+    import torch
+
+    from tunesmith.recipe import hardware
+
+    has_bf16 = request.param == "bf16"
+    flags = hardware._processor_flags() - {"avx512_bf16"} | ({"avx512_bf16"} if has_bf16 else set())
+    monkeypatch.setattr(hardware, "_processor_flags", lambda: flags)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_bf16)
+    if importlib.util.find_spec("bitsandbytes"):
+        monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: has_bf16)
+    return str(request.param)
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from transformers.utils import logging as transformers_logging
 
 from tunesmith.core.errors import DamagedFile, RecipeError
 from tunesmith.fetch.reference import ModelFolder
-from tunesmith.model.quantized import bitsandbytes_config, require_quantization
+from tunesmith.model.quantized import bitsandbytes_config, keep_order, require_quantization
 from tunesmith.recipe.causality import require_causal
 from tunesmith.recipe.hardware import AskedPrecision, precision_of
 from tunesmith.recipe.schema import Quantization, Recipe
@@ -128,6 +128,7 @@ def load_base(
     # Sampling settings and limits that a model brings along would make base and tuned answer by different rules.
     own = loaded.generation_config
     loaded.generation_config = GenerationConfig(**{name: getattr(own, name, None) for name in _TOKENS_KEPT})
+    keep_order(loaded)
     if quantized:
         let_go_of_the_file(loaded)
         return loaded

@@ -31,7 +31,6 @@ from tunesmith.model.load import Machine, without_adapter
 from tunesmith.model.out_of_memory import is_out_of_memory
 from tunesmith.model.parallel import Group, hearing_others, here, is_of_others
 from tunesmith.model.parts import is_divided
-from tunesmith.model.quantized import keep_order
 from tunesmith.recipe.hardware import memory_for_one_gib
 from tunesmith.recipe.launch import Sharding
 
@@ -68,7 +67,6 @@ def shard(
     policy = MixedPrecisionPolicy(lower, reduce_dtype=kept if lower else None, cast_forward_inputs=False)
     place = CPUOffloadPolicy(pin_memory=on.device.type == "cuda") if offload else OffloadPolicy()
     adapted = not all(weight.requires_grad for weight in model.parameters())
-    keep_order(model)
     for layer in layers:
         whole = {weight for weight in layer.parameters() if weight.ndim < 2 or (adapted and weight.requires_grad)}
         fully_shard(

@@ -16,12 +16,13 @@ from tunesmith.core.files import write_json
 from tunesmith.fetch.reference import CARD, ModelFolder, resolve
 from tunesmith.model.adapters import make_trainable, open_model, trained_parameters
 from tunesmith.model.adapters import save_model as save
-from tunesmith.model.load import Machine, load_base
+from tunesmith.model.load import Machine, load_base, machine
 from tunesmith.recipe.schema import LoraTuning, QloraTuning, Quantization
 
 IDS = torch.arange(5, 45).reshape(2, 20)
 CPU = torch.device("cpu")
 FP32 = Machine(CPU, torch.float32)
+EACH_PROCESSOR = pytest.mark.usefixtures("processor")
 KINDS: dict[str, dict[str, Any]] = {
     "one": {"rank": 4},
     "two": {"rank": 4, "alpha": 8, "target": ("q_proj", "up_proj")},
@@ -61,8 +62,8 @@ def folders(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, s
     return {name: str(root / name) for name in KINDS}
 
 
-def alone(reference: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    return logits(open_model(resolve(reference), Machine(CPU, dtype)))
+def alone(reference: str, on: Machine | None = None) -> torch.Tensor:
+    return logits(open_model(resolve(reference), on or machine()))
 
 
 @pytest.mark.slow
@@ -70,36 +71,41 @@ def alone(reference: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 def test_each_answers_as_it_does_alone_and_the_base_as_itself(
     base: Path, folders: dict[str, str], precision: Any
 ) -> None:
-    dtype = torch.float32 if precision == "fp32" else torch.bfloat16
+    on = machine(precision)
     adapters = AdapterSet(folders, precision=precision)
     assert adapters.names == tuple(KINDS)
     assert adapters.active == "one"
     for name in (*KINDS, *reversed(KINDS)):
-        assert torch.equal(logits(adapters.use(name)), alone(folders[name], dtype)), name
+        assert torch.equal(logits(adapters.use(name)), alone(folders[name], on)), name
         assert adapters.active == name
         with adapters.base() as model:
-            assert torch.equal(logits(model), logits(load_base(ModelFolder("x", base), Machine(CPU, dtype))))
-        assert torch.equal(logits(adapters.model), alone(folders[name], dtype)), name
+            assert torch.equal(logits(model), logits(load_base(ModelFolder("x", base), on)))
+        assert torch.equal(logits(adapters.model), alone(folders[name], on)), name
         assert not any(weight.requires_grad for weight in adapters.model.parameters())
 
 
+@EACH_PROCESSOR
 def test_the_base_is_held_once(base: Path, folders: dict[str, str]) -> None:
     def held(model: Any) -> int:
         return sum({w.untyped_storage().data_ptr(): w.untyped_storage().nbytes() for w in model.parameters()}.values())
 
-    own = held(load_base(ModelFolder("x", base), FP32))
-    each = [held(open_model(resolve(reference), FP32)) - own for reference in folders.values()]
+    own = held(load_base(ModelFolder("x", base), machine()))
+    each = [held(open_model(resolve(reference), machine())) - own for reference in folders.values()]
     assert held(AdapterSet(folders).model) == own + sum(each)
     assert sum(each) < own
 
 
-def test_adapters_are_added(folders: dict[str, str], base: Path) -> None:
+def test_adapters_are_added(folders: dict[str, str], processor: str) -> None:
+    def off(found: torch.Tensor, wanted: torch.Tensor) -> float:
+        return float((found.float() - wanted.float()).norm() / wanted.float().norm())
+
+    near = 1e-4 if processor == "fp32" else 0.02  # peft keeps the sum in the precision of the base
     adapters = AdapterSet({name: folders[name] for name in ("one", "two", "three")})
     adapters.combine("sum", {"one": 0.7, "three": -0.4})
     assert adapters.active == "one"
     layer = adapters.model.base_model.model.model.layers[0].mlp.down_proj
     updates = [layer.get_delta_weight(adapters._inner[name]) for name in ("one", "three", "sum")]
-    torch.testing.assert_close(updates[2], 0.7 * updates[0] - 0.4 * updates[1])
+    assert off(updates[2], 0.7 * updates[0] - 0.4 * updates[1]) < near
     found = logits(adapters.use("sum"))
     assert not torch.allclose(found, alone(folders["one"]))
     assert torch.equal(logits(adapters.use("one")), alone(folders["one"]))
@@ -109,7 +115,7 @@ def test_adapters_are_added(folders: dict[str, str], base: Path) -> None:
         assert not torch.equal(logits(adapters.use(method)), found)
     # One adapter with the weight 1 is that adapter.
     adapters.combine("same", {"one": 1.0})
-    torch.testing.assert_close(logits(adapters.use("same")), alone(folders["one"]), rtol=1e-4, atol=1e-4)
+    assert off(logits(adapters.use("same")), alone(folders["one"])) < near
 
 
 @pytest.mark.parametrize(
@@ -145,6 +151,7 @@ def test_adapters_of_another_base_are_refused(folders: dict[str, str], tmp_path:
         AdapterSet({"one": folders["one"]}).use("two")
 
 
+@EACH_PROCESSOR
 def test_adapters_on_quantized_weights_share_those(base: Path, folders: dict[str, str], tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
     quantization = Quantization(bits=4)
@@ -161,11 +168,13 @@ def test_adapters_on_quantized_weights_share_those(base: Path, folders: dict[str
         AdapterSet({"0": references["0"], "one": folders["one"]})
 
 
+@EACH_PROCESSOR
 def test_adapters_with_rows_of_their_own_take_turns(tmp_path: Path) -> None:
     folder = save_plain_model(tmp_path / "base", "gpt2")
     base = ModelFolder(str(folder), folder)
-    first, second = marked_up(base), marked_up(base, LoraTuning(method="lora", rank=2))
-    plain = moved(make_trainable(load_base(base, FP32), LoraTuning(method="lora"), seed=0), 1)
+    on = machine()
+    first, second = marked_up(base, on=on), marked_up(base, LoraTuning(method="lora", rank=2), on)
+    plain = moved(make_trainable(load_base(base, on), LoraTuning(method="lora"), seed=0), 1)
     save(plain, tmp_path / "plain", base=str(folder))
     for name, model in {"a": first, "b": second}.items():
         save_marked_up(model, tmp_path / name, base)

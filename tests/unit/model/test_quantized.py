@@ -19,10 +19,12 @@ from tunesmith.fetch.reference import CARD, ModelFolder
 from tunesmith.model.adapters import count_parameters, make_trainable, open_model, save_model, trained_parameters
 from tunesmith.model.load import Machine, load_base, machine
 from tunesmith.model.lora_linear import use_compute_dtype
-from tunesmith.model.quantized import bitsandbytes_config, require_quantization
+from tunesmith.model.quantized import bitsandbytes_config, keep_order, require_quantization
 from tunesmith.recipe.schema import QloraTuning, Quantization
 
 pytest.importorskip("bitsandbytes")
+# What a layer of bitsandbytes does to its weights depends on the processor.
+pytestmark = pytest.mark.usefixtures("processor")
 
 IDS = torch.arange(5, 45).reshape(2, 20)
 FP32, BF16 = (Machine(torch.device("cpu"), dtype) for dtype in (torch.float32, torch.bfloat16))
@@ -75,7 +77,7 @@ def test_linear_layers_are_quantized_and_nothing_else(
     assert tied == (kind == "gpt2")
     assert (model.get_output_embeddings().weight is model.get_input_embeddings().weight) == tied
     off = float((logits(model) - logits(whole)).norm() / logits(whole).norm())
-    assert 0 < off < 0.5
+    assert 0 < off < 0.3
     assert count_parameters(model)[1] == count_parameters(whole)[1]
 
 
@@ -106,6 +108,21 @@ def test_a_token_depends_on_no_other_row_and_on_nothing_after_it(
     together = logits(model)
     torch.testing.assert_close(logits(model, IDS[:1]), together[:1])
     torch.testing.assert_close(logits(model, IDS[:1, :7]), together[:1, :7])
+
+
+@pytest.mark.parametrize("code", ["nf4", "fp4"])
+@pytest.mark.parametrize("width", [16, 32, 64, 96, 100])
+def test_blocks_of_scales_are_read_across_the_ends_of_rows(width: int, code: str) -> None:
+    functional = importlib.import_module("bitsandbytes.functional")
+    require_quantization(NF4, torch.device("cpu"), torch.float32)
+    weight = torch.randn(20, width, generator=torch.Generator().manual_seed(0))
+    packed, state = functional.quantize_4bit(weight, blocksize=64, quant_type=code)
+    codes = torch.stack([packed.flatten() >> 4, packed.flatten() & 15], 1).flatten().long()
+    scales = state.absmax.repeat_interleave(64)[: weight.numel()]
+    for dtype in (torch.float32, torch.bfloat16):
+        state.dtype = dtype
+        found = functional.dequantize_4bit(packed, state)
+        torch.testing.assert_close(found, (state.code[codes] * scales).view(weight.shape).to(dtype))
 
 
 # --- trained ---
@@ -169,6 +186,7 @@ def test_an_adapter_is_opened_on_weights_kept_as_in_training(
     plain = AutoModelForCausalLM.from_pretrained(
         folder_of(kind), dtype=torch.float32, quantization_config=bitsandbytes_config(quantization, torch.float32)
     )
+    keep_order(plain)  # repacked weights have scales in bf16
     assert torch.equal(logits(PeftModel.from_pretrained(plain, str(tmp_path))), wanted)
     assert not torch.equal(logits(PeftModel.from_pretrained(opened(kind), str(tmp_path))), wanted)
 
@@ -230,6 +248,13 @@ def test_a_platform_that_bitsandbytes_does_not_support_is_told(
     with pytest.raises(RecipeError, match="cannot multiply nf4 weights here") as caught:
         require_quantization(NF4, torch.device("cpu"), torch.float32)
     assert "method: lora" in str(caught.value.hint)
+
+
+def test_a_machine_that_multiplies_wrongly_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = importlib.import_module("bitsandbytes.nn")
+    monkeypatch.setattr(layers.Linear4bit, "forward", lambda self, x: x.flip(1) * 0.01)
+    with pytest.raises(RecipeError, match="wrongly"):
+        require_quantization(NF4, torch.device("cpu"), torch.float32)
 
 
 @BOTH
