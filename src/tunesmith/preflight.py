@@ -6,26 +6,22 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tunesmith.beforehand import check_base, check_rows, refuse_what_this_machine_lacks, warnings_of
 from tunesmith.core.errors import DoesNotFit, RecipeError
 from tunesmith.core.progress import clock
 from tunesmith.core.rundir import SPLITS, RunDir
-from tunesmith.data.batches import TokenSet
-from tunesmith.data.fit import ENCODER_READS_ALONE, refuse_rows_beyond, refuse_to_pack
 from tunesmith.data.gather import Gathered, gather
 from tunesmith.fetch.reference import ModelFolder, hub_cache, resolve
 from tunesmith.forecast import Known, forecast, scaling
 from tunesmith.launch.jobs import script_path
 from tunesmith.model.speed import remembered_speed
 from tunesmith.pipeline import check_beforehand, folder_of, open_run, wanted_stages, work_left
-from tunesmith.recipe.architecture import shapes_of
-from tunesmith.recipe.causality import require_causal
 from tunesmith.recipe.exchange import Exchange
 from tunesmith.recipe.hardware import hardware
 from tunesmith.recipe.launch import Launch, Sharding, SlurmLaunch, all_processes_of, processes_of
 from tunesmith.recipe.memory import Memory, moments_gib
 from tunesmith.recipe.plan import Steps, steps_of
-from tunesmith.recipe.schema import Quantization, Recipe
-from tunesmith.recipe.shapes import Shapes
+from tunesmith.recipe.schema import Recipe
 from tunesmith.tasks import task_for
 from tunesmith.tasks.markup import codec_of
 
@@ -83,6 +79,7 @@ class RunPlan:
     together: tuple[float, float] | None
     scaling: list[dict[str, Any]]
     stages: dict[str, str]
+    warnings: tuple[str, ...]
     scripts: dict[str, str]
     slurm: str | None
 
@@ -181,6 +178,7 @@ class RunPlan:
                 f"disk     about {self.disk:.1f} GiB of {self.disk_free:.1f} free"
                 + (f"; weights to fetch: {self.to_fetch:.1f} of {self.fetch_free:.1f}" if self.to_fetch else ""),
                 f"stages   {', '.join(f'{name} {state}' for name, state in self.stages.items())}",
+                *(f"warning  {text}" for text in self.warnings),
                 *(f"\n--- {script_path(RunDir(self.run), name)}\n{text}" for name, text in self.scripts.items()),
                 *([f"Slurm, asked about the first: {self.slurm}"] if self.slurm else []),
             ]
@@ -222,45 +220,24 @@ def plan_run(recipe: Path | str, overrides: Sequence[str] = (), *, out: Path | s
     origin = folder_of(run, Path(recipe))
     check_beforehand(loaded, run, Path(recipe))
     base = resolve(loaded.model.base, relative_to=origin, weights=False)
-    if not (base.root.has_weights or base.root.to_fetch):
-        raise RecipeError("holds no weights (*.safetensors)", where=str(base.root.path))
-    require_causal(base.root.path)
-    _refuse_what_this_machine_lacks(loaded, base)
+    shapes = check_base(loaded, base)
+    refuse_what_this_machine_lacks(loaded, base)
     codec = codec_of(base, loaded.model.chat_markup)
     gathered = gather(loaded, task_for(loaded.data, codec), folder=origin, model=base)
-    return _plan(loaded, run, base, gathered, new_tokens=len(codec.new_ids))
+    rows = check_rows(loaded, base, shapes, codec, gathered)
+    speed = remembered_speed(base.digest(), loaded.tuning.method)
+    known = Known(shapes, rows, hardware(), speed, len(codec.new_ids))
+    warnings = tuple(warnings_of(loaded, base, shapes, codec))
+    return _plan(loaded, run, base, gathered, known, warnings)
 
 
-def _refuse_what_this_machine_lacks(recipe: Recipe, base: ModelFolder) -> None:
-    """Raise RecipeError where this machine lacks what a precision, or weights or moments in few bits, need.
-
-    Nothing slow is imported for others. What GPUs elsewhere lack is told by the first job.
-    """
-    if isinstance(recipe.launch, SlurmLaunch) and recipe.launch.gpus_per_node is not None:
-        return
-    if recipe.model.precision in ("fp16", "bf16") or isinstance(recipe.tuning, Quantization):
-        from tunesmith.model.load import machine_of, require_precision
-
-        require_precision(base, machine_of(recipe))
-    if recipe.train.optimizer == "adamw_8bit":
-        from tunesmith.train.optim import require_optimizer
-
-        require_optimizer(recipe.train)
-    if isinstance(recipe.tuning, Quantization):
-        from tunesmith.model.load import machine_of
-        from tunesmith.model.quantized import require_quantization
-
-        on = machine_of(recipe)
-        require_quantization(recipe.tuning, on.device, on.compute)
-
-
-def _plan(recipe: Recipe, run: RunDir, base: ModelFolder, gathered: Gathered, *, new_tokens: int) -> RunPlan:
+def _plan(
+    recipe: Recipe, run: RunDir, base: ModelFolder, gathered: Gathered, known: Known, warnings: tuple[str, ...]
+) -> RunPlan:
     facts = gathered.facts()
     counts = {name: facts["counts"][name] for name in SPLITS}
     steps = steps_of(recipe, counts["train"])
-    shapes = _shapes(base)
-    speed = remembered_speed(base.digest(), recipe.tuning.method)
-    known = Known(shapes, _training_rows(recipe, shapes, gathered), hardware(), speed, new_tokens)
+    shapes, speed = known.shapes, known.speed
     seen = forecast(recipe, known)
     memory = seen.memory
     to_fetch = shapes.parameters * shapes.stored_bytes / _GIB if base.root.to_fetch else 0.0
@@ -281,7 +258,7 @@ def _plan(recipe: Recipe, run: RunDir, base: ModelFolder, gathered: Gathered, *,
         disk=copies * per_copy + 0.05, to_fetch=to_fetch, fetch_free=_free(hub_cache()), disk_free=_free(run.path),
         tokens_per_second=seen.tokens_per_second, exchange=seen.exchange, together=seen.together,
         scaling=[one.to_json() for one in scaling(recipe, known)] if seen.together else [],
-        stages=work_left(recipe, run), **_jobs(recipe, run),
+        stages=work_left(recipe, run), warnings=warnings, **_jobs(recipe, run),
     )  # fmt: skip
 
 
@@ -327,24 +304,6 @@ def _jobs(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     found = {job.stage: text for job, text in scripts(recipe, run, wanted_stages(recipe))}
     said = [when(text) for text in found.values()] if is_here() else [None]
     return {"scripts": found, "slurm": said[0]}
-
-
-def _shapes(base: ModelFolder) -> Shapes:
-    """Return the shapes of the base, whose weights are fetched where its configuration does not tell them."""
-    try:
-        return shapes_of(base.root.path)
-    except RecipeError:
-        if not base.root.to_fetch:
-            raise
-        return shapes_of(resolve(base.root.reference).path)
-
-
-def _training_rows(recipe: Recipe, shapes: Shapes, gathered: Gathered) -> TokenSet:
-    """Return the rows to train on, if the model can read those of all splits."""
-    found = {name: TokenSet.of(gathered.shelf.rows(gathered.places(name))) for name in gathered.used}
-    refuse_rows_beyond(shapes.positions, max(tokens.longest for tokens in found.values()))
-    refuse_to_pack(recipe, ENCODER_READS_ALONE if shapes.encodes else None)
-    return found["train"]
 
 
 def _free(place: Path) -> float:

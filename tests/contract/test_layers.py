@@ -16,8 +16,8 @@ LAYERS = (
     ("answering",),
     ("train", "evaluate", "report", "deliver"),
     (
-        "pipeline", "preflight", "forecast", "ladder", "show", "doctor", "try_it", "on_slurm", "status", "follow",
-        "start",
+        "pipeline", "preflight", "beforehand", "forecast", "ladder", "show", "doctor", "try_it", "on_slurm", "status",
+        "follow", "start",
     ),
     ("cli", "__main__", "__init__"),
 )  # fmt: skip

@@ -95,6 +95,12 @@ class TokenSet:
         sources = self._sources.lengths if self._sources else self._own
         return max(int(self._own.max(initial=0)), int(sources.max(initial=0)))
 
+    @property
+    def highest_id(self) -> int:
+        """The highest token id of any example, -1 where there are none."""
+        sources = self._sources.highest_id if self._sources else -1
+        return max(int(self._ids.max(initial=-1)), sources)
+
     def example(self, row: int, example_id: str) -> Tokens:
         """Return one example as it was rendered."""
         ids, trained = self._row(self._ids, row).tolist(), self._row(self._trained, row).astype(bool).tolist()
@@ -191,6 +197,10 @@ class _Sources:
         self._ids = ids
         self._offsets = offsets
         self.lengths: NDArray[np.int64] = np.diff(offsets)
+
+    @property
+    def highest_id(self) -> int:
+        return int(self._ids.max(initial=-1))
 
     def of(self, row: int) -> tuple[int, ...]:
         return tuple(self._ids[self._offsets[row] : self._offsets[row + 1]].tolist())

@@ -5,8 +5,9 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 from tunesmith.core.errors import RecipeError
+from tunesmith.fetch.adapter_tokens import trained_tokens
 from tunesmith.fetch.reference import ModelFolder, resolve
-from tunesmith.model.adapters import attach_adapter, open_model, trained_tokens
+from tunesmith.model.adapters import attach_adapter, open_model
 from tunesmith.model.load import machine
 from tunesmith.model.new_tokens import make_room
 from tunesmith.model.quantized import trained_quantization

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from tunesmith.core.errors import DamagedFile, RecipeError
-from tunesmith.core.files import read_json
+from tunesmith.fetch.adapter_tokens import trained_tokens
 from tunesmith.fetch.reference import ModelFolder
 from tunesmith.model.load import Machine, load_base, without_adapter
 from tunesmith.model.lora_linear import use_compute_dtype
@@ -20,6 +20,7 @@ from tunesmith.model.new_tokens import make_room, start_rows, trained_rows
 from tunesmith.model.out_of_memory import is_out_of_memory
 from tunesmith.model.parts import is_divided, like
 from tunesmith.model.quantized import trained_quantization
+from tunesmith.recipe.base_model import refuse_targets_nowhere
 from tunesmith.recipe.schema import FullTuning, LoraBase, Quantization
 
 _WEIGHTS = "adapter_model.safetensors"
@@ -38,7 +39,8 @@ def make_trainable(model: Any, tuning: FullTuning | LoraBase, *, seed: int, new_
         model.requires_grad_(True)
         return model
     target = tuning.target if isinstance(tuning.target, str) else list(tuning.target)
-    _refuse_targets_nowhere([] if isinstance(target, str) else target, model)
+    if not isinstance(target, str):
+        refuse_targets_nowhere(target, (name for name, module in model.named_modules() if hasattr(module, "weight")))
     torch.manual_seed(seed)
     config = LoraConfig(
         r=tuning.rank,
@@ -56,19 +58,6 @@ def make_trainable(model: Any, tuning: FullTuning | LoraBase, *, seed: int, new_
         raise RecipeError(f"cannot be adapted: {str(error).splitlines()[0]}", where="tuning") from error
     use_compute_dtype(adapted)
     return adapted
-
-
-def _refuse_targets_nowhere(target: list[str], model: Any) -> None:
-    """Raise RecipeError for names that match no module; peft minds only if none of them does."""
-    names = [name for name, module in model.named_modules() if hasattr(module, "weight")]
-    lost = [wanted for wanted in target if not any(f".{name}".endswith(f".{wanted}") for name in names)]
-    if lost:
-        known = sorted({name.rpartition(".")[2] for name in names})
-        raise RecipeError(
-            f"matches no module of the model: {', '.join(lost)}",
-            where="tuning.target",
-            hint=f"its modules are {', '.join(known[:24])}",
-        )
 
 
 def recompute_activations(model: Any) -> None:
@@ -208,12 +197,6 @@ def attach_adapter(model: Any, folder: Path, *, name: str = "default") -> Any:
         raise DamagedFile("changes nothing: its weights are all zero", where=str(folder))
     use_compute_dtype(adapted)
     return adapted
-
-
-def trained_tokens(folder: Path) -> list[int]:
-    """Return the tokens that an adapter brings rows for."""
-    found = read_json(folder / "adapter_config.json").get("trainable_token_indices") or []
-    return sorted({token for ids in found.values() for token in ids} if isinstance(found, dict) else found)
 
 
 def _is_trained(name: str) -> bool:

@@ -19,6 +19,7 @@ from tunesmith.model.out_of_memory import free_memory, is_out_of_memory
 from tunesmith.model.sharding import is_sharded
 from tunesmith.model.slot_proof import room_for
 from tunesmith.model.slots import Slots
+from tunesmith.recipe.base_model import refuse_tokens_beyond
 
 _HINT = "lower evaluate.max_new_tokens, evaluate.beams or data.max_tokens_per_example"
 # Rows side by side. In slots more cost no padding, and every product of a step has as many rows.
@@ -65,8 +66,11 @@ def generate(
         go_on: yield an answer with an error where memory does not suffice for one prompt alone.
 
     Raises:
+        RecipeError: a prompt holds tokens that the model has no vectors for.
         DoesNotFit: memory does not suffice for one prompt alone, and `go_on` is not set.
     """
+    highest = max((max(prompt, default=-1) for prompt in prompts), default=-1)
+    refuse_tokens_beyond(highest, int(model.get_input_embeddings().weight.shape[0]), where="prompt")
     pick = pick or (lambda logits: logits.argmax(-1))
     left = dict.fromkeys(sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i)))
     # One prompt has nothing to win by a slot.

@@ -13,6 +13,7 @@ from transformers.utils import logging as transformers_logging
 from tunesmith.core.errors import DamagedFile, RecipeError
 from tunesmith.fetch.reference import ModelFolder
 from tunesmith.model.quantized import bitsandbytes_config, keep_order, require_quantization
+from tunesmith.recipe.base_model import refuse_quantized
 from tunesmith.recipe.causality import require_causal
 from tunesmith.recipe.hardware import AskedPrecision, precision_of
 from tunesmith.recipe.schema import Quantization, Recipe
@@ -90,6 +91,7 @@ def load_base(
     path = model.root.path
     _refuse_pickle(path)
     require_causal(path)
+    refuse_quantized(path)
     transformers_logging.disable_progress_bar()
     quantized: dict[str, Any] = {}
     if quantization is not None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from tunesmith.core.errors import RecipeError
+from tunesmith.recipe.base_model import output_has_bias
 
 
 @torch.no_grad()
@@ -44,11 +44,7 @@ def trained_rows(model: Any, ids: Sequence[int]) -> dict[str, list[int]] | None:
     if not ids:
         return None
     if getattr(model.get_output_embeddings(), "bias", None) is not None:
-        raise RecipeError(
-            "the output layer has a bias, beside which rows of new tokens cannot be trained alone",
-            where="model.chat_markup",
-            hint="use `tuning: {method: full}`, or `task: completion`",
-        )
+        raise output_has_bias()
     return {name: list(ids) for name in _layers(model)}
 
 

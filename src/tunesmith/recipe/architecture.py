@@ -4,13 +4,13 @@ Each architecture is described by what one of its layers multiplies and what it 
 back. The descriptions are checked against what torch counts and keeps in `tests/unit/model/test_kept.py`.
 """
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tunesmith.core.errors import RecipeError
+from tunesmith.recipe.base_model import read_config
 from tunesmith.recipe.shapes import Attention, Layer, Linear, Shapes, Stack
 from tunesmith.recipe.weight_headers import shapes_in_headers
 
@@ -22,8 +22,9 @@ def shapes_of(folder: Path) -> Shapes:
 
     Raises:
         RecipeError: the architecture is not described here, or a size is left out, and weights are not there.
+        DamagedFile: config.json, or a file of weights that has to be asked, is not whole.
     """
-    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_config(folder)
     config = {**config, **(config.get("text_config") or {})}
     describe = _KNOWN.get(str(config.get("model_type")))
     try:

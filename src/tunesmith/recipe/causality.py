@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.core.errors import RecipeError
+from tunesmith.recipe.base_model import read_config
 
 HINT = (
     "choose a decoder, such as a model of the GPT, Llama, Qwen or Gemma families; models with an encoder and a decoder "
@@ -25,7 +26,7 @@ _ENCODERS = frozenset({
 
 def require_causal(folder: Path) -> None:
     """Raise RecipeError if a model's configuration says that its tokens see later ones."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_config(folder)
     if reason := why_not_causal({**config, **(config.get("text_config") or {})}):
         raise RecipeError(f"is not a causal language model: {reason}", where=str(folder), hint=HINT)
 

@@ -1,4 +1,4 @@
-"""The headers of a model's weights -> its shapes, of an architecture that nobody described.
+"""The headers of a model's weights, and the shapes that they tell of an architecture that nobody described.
 
 Linear layers are what the headers say; what stands between them is taken to be as in Llama.
 """
@@ -16,6 +16,7 @@ from tunesmith.recipe.shapes import Attention, Layer, Linear, Shapes, Stack
 
 # Tables of vectors that are looked up, not multiplied: embeddings of tokens and positions, T5's of distances.
 _LOOKED_UP = ("embed", "wpe", "relative_attention_bias", "shared")
+_AGAIN = "fetch it again"
 
 
 def shapes_in_headers(folder: Path, config: dict[str, Any]) -> Shapes:
@@ -25,7 +26,7 @@ def shapes_in_headers(folder: Path, config: dict[str, Any]) -> Shapes:
         RecipeError: there are no weights, or a file that the folder's index names is missing.
         DamagedFile: a file is not what safetensors are.
     """
-    tensors: dict[str, list[int]] = {name: entry["shape"] for name, entry in _headers(folder).items()}
+    tensors = tensor_shapes(folder)
     if not tensors:
         raise RecipeError(
             f"the sizes of `{config.get('model_type')}` cannot be told from its configuration alone",
@@ -80,17 +81,56 @@ def stored_as(folder: Path) -> set[str]:
     return {kind for entry in _headers(folder).values() if (kind := str(entry["dtype"])).startswith(("F", "BF"))}
 
 
+def tensor_shapes(folder: Path) -> dict[str, list[int]]:
+    """Return {name: shape} of all tensors in a folder's weights; empty where it has none. No weights are read.
+
+    Raises:
+        RecipeError: a file that the folder's index names is missing.
+        DamagedFile: a file is not what safetensors are, or is shorter than its header says, or lacks a tensor that
+            the index promises.
+    """
+    return {name: list(entry["shape"]) for name, entry in _headers(folder).items()}
+
+
 def _headers(folder: Path) -> dict[str, dict[str, Any]]:
     """Return what the headers of a folder's weights say of each tensor."""
+    index = _index(folder)
     tensors: dict[str, dict[str, Any]] = {}
-    for file in _weight_files(folder):
-        try:
-            with file.open("rb") as raw:
-                tensors |= json.loads(raw.read(struct.unpack("<Q", raw.read(8))[0]))
-        except (struct.error, ValueError, OverflowError, MemoryError) as error:
-            raise DamagedFile("has no header of safetensors", where=str(file), hint="fetch it again") from error
-    tensors.pop("__metadata__", None)
+    for file in _weight_files(folder, index):
+        found = _header(file)
+        if lost := [name for name, part in index.items() if part == file.name and name not in found]:
+            raise DamagedFile(
+                f"lacks the tensor {lost[0]}, which the index says it holds", where=str(file), hint=_AGAIN
+            )
+        tensors |= found
     return tensors
+
+
+def _header(file: Path) -> dict[str, dict[str, Any]]:
+    """Return one file's header; raise DamagedFile unless the file is as long as its header says."""
+    try:
+        with file.open("rb") as raw:
+            length = struct.unpack("<Q", raw.read(8))[0]
+            header: dict[str, dict[str, Any]] = json.loads(raw.read(length))
+        header.pop("__metadata__", None)
+        end = 8 + length + max((int(entry["data_offsets"][1]) for entry in header.values()), default=0)
+    except (struct.error, ValueError, TypeError, KeyError, AttributeError, OverflowError, MemoryError) as error:
+        raise DamagedFile("has no header of safetensors", where=str(file), hint=_AGAIN) from error
+    if (size := file.stat().st_size) != end:
+        raise DamagedFile(f"has {size:,} bytes, and its header says {end:,}", where=str(file), hint=_AGAIN)
+    return header
+
+
+def _index(folder: Path) -> dict[str, str]:
+    """Return {tensor: file} of weights in several files; empty where they are in one."""
+    index = folder / "model.safetensors.index.json"
+    if not index.exists():
+        return {}
+    try:
+        files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        return {str(name): str(file) for name, file in files.items()}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DamagedFile("is not an index of weights", where=str(index), hint=_AGAIN) from error
 
 
 def _first(config: dict[str, Any], *names: str) -> int | None:
@@ -98,13 +138,12 @@ def _first(config: dict[str, Any], *names: str) -> int | None:
     return next((int(config[name]) for name in names if config.get(name)), None)
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def _weight_files(folder: Path, index: dict[str, str]) -> list[Path]:
     """Return the files that transformers reads; some models bring the same weights again in another layout."""
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    if index:
+        names = sorted(set(index.values()))
         if lost := [name for name in names if not (folder / name).exists()]:
-            raise RecipeError(f"lacks {lost[0]}, which its index names", where=str(folder), hint="fetch it again")
+            raise RecipeError(f"lacks {lost[0]}, which its index names", where=str(folder), hint=_AGAIN)
         return [folder / name for name in names]
     one = folder / "model.safetensors"
     return [one] if one.exists() else sorted(folder.glob("*.safetensors"))

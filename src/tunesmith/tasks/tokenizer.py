@@ -130,6 +130,11 @@ class Codec:
         return next(((whole[:i], whole[i + count :]) for i in places), ((), ()))
 
     @property
+    def size(self) -> int:
+        """How many tokens the tokenizer knows, added ones included."""
+        return int(self._backend.get_vocab_size(with_added_tokens=True))
+
+    @property
     def pad_id(self) -> int:
         """The id that fills up batches; masks go by position, so any id will do, eos included."""
         pad = self._tokenizer.pad_token_id

@@ -42,6 +42,7 @@ from tunesmith.model.row_attention import has_row_attention
 from tunesmith.model.sharding import room_of, shard, where_read
 from tunesmith.model.speed import Speed, remember_speed
 from tunesmith.recipe.architecture import shapes_of
+from tunesmith.recipe.base_model import refuse_tokens_beyond
 from tunesmith.recipe.hardware import available_memory_gib
 from tunesmith.recipe.launch import Sharding, parts_of
 from tunesmith.recipe.plan import steps_of
@@ -108,7 +109,9 @@ def _setup(recipe: Recipe, run: RunDir, base: ModelFolder, on: Machine, codec: C
     # Full fine-tuning keeps fp32 masters and computes in less by autocast; LoRA's base is never updated.
     masters = torch.float32 if isinstance(recipe.tuning, FullTuning) else None
     model = _open(recipe, base, where_read(on, sharding), masters, codec, in_parts=sharding != "none")
-    refuse_rows_beyond(most_positions(model), _longest(run))
+    longest, highest = _extremes(run)
+    refuse_rows_beyond(most_positions(model), longest)
+    refuse_tokens_beyond(highest, int(model.get_input_embeddings().weight.shape[0]), where=recipe.model.base)
     model = make_trainable(model, recipe.tuning, seed=recipe.seed, new_tokens=codec.new_ids)
     if recipe.train.activation_checkpointing:
         recompute_activations(model)
@@ -201,10 +204,10 @@ def _sharding(
     return found
 
 
-def _longest(run: RunDir) -> int:
-    """Return how many positions the rows of all splits need."""
-    paths = [path for split in SPLITS if (path := run.tokens(split)).exists()]
-    return max(TokenSet(path).longest for path in paths)
+def _extremes(run: RunDir) -> tuple[int, int]:
+    """Return how many positions the rows of all splits need, and the highest token id in them."""
+    sets = [TokenSet(path) for split in SPLITS if (path := run.tokens(split)).exists()]
+    return max(one.longest for one in sets), max(one.highest_id for one in sets)
 
 
 def _card(recipe: Recipe, base: ModelFolder, stated: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,87 @@
+"""What `plan` knows of base and machine, it says before anything is computed."""
+
+import json
+from pathlib import Path
+from shutil import copytree
+
+import pytest
+from tests.tiny import recipe as write_recipe
+from tests.tiny import save_plain_model
+
+from tunesmith.core.errors import DamagedFile, RecipeError
+from tunesmith.pipeline import run_recipe
+from tunesmith.preflight import plan_run
+
+
+@pytest.fixture
+def base(tmp_path: Path, tiny: Path) -> Path:
+    return copytree(tiny, tmp_path / "model")
+
+
+def _grow_tokenizer(folder: Path, *tokens: str) -> int:
+    """Add tokens to a folder's tokenizer until it has more than the model's 320 rows; return its size."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens([f"filler{i}" for i in range(320 - len(tokenizer))] + list(tokens))
+    tokenizer.save_pretrained(folder)
+    return len(tokenizer)
+
+
+def test_rows_with_tokens_beyond_the_embedding_are_refused_by_plan_and_by_train(tmp_path: Path, base: Path) -> None:
+    assert _grow_tokenizer(base, "number") == 321  # a word that every row has
+    path = write_recipe(tmp_path, base)
+    for act in (plan_run, lambda recipe: run_recipe(recipe, out=tmp_path / "run")):
+        with pytest.raises(RecipeError, match="uses token 320, and the model's embedding has 320 rows"):
+            act(path)
+
+
+def test_a_tokenizer_that_is_larger_than_the_embedding_is_a_warning_if_no_row_needs_it(
+    tmp_path: Path, base: Path
+) -> None:
+    path = write_recipe(tmp_path, base)
+    assert plan_run(path).warnings == ()
+    _grow_tokenizer(base, "zebra", "gnu")
+    plan = plan_run(path)
+    [warning] = plan.warnings
+    assert "322 tokens" in warning
+    assert f"warning  {warning}" in str(plan)
+
+
+def test_tokens_that_chat_markup_adds_are_not_beyond(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path, save_plain_model(tmp_path / "plain", "llama"))
+    assert plan_run(path, ["model.chat_markup=chatml"]).warnings == ()
+    biased = write_recipe(tmp_path, save_plain_model(tmp_path / "biased", "phi"))
+    with pytest.raises(RecipeError, match="bias"):
+        plan_run(biased, ["model.chat_markup=chatml"])
+    plan_run(biased, ["model.chat_markup=chatml", "tuning={method: full}"])
+
+
+@pytest.mark.parametrize("target", ["[nope]", "[q_proj, nope]"])
+def test_module_names_are_checked_one_by_one(tmp_path: Path, tiny: Path, target: str) -> None:
+    with pytest.raises(RecipeError, match="no module of the model: nope"):
+        plan_run(write_recipe(tmp_path, tiny), [f"tuning.target={target}"])
+
+
+@pytest.mark.parametrize("tuning", ["{method: full}", "{method: lora}", "{method: qlora}"])
+def test_a_base_quantized_by_others_is_refused(tmp_path: Path, base: Path, tuning: str) -> None:
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "gptq"}}))
+    with pytest.raises(RecipeError, match="quantized already"):
+        plan_run(write_recipe(tmp_path, base), [f"tuning={tuning}"])
+
+
+def test_a_truncated_file_of_weights_is_told_by_plan(tmp_path: Path, base: Path) -> None:
+    file = base / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(DamagedFile, match="its header says"):
+        plan_run(write_recipe(tmp_path, base))
+
+
+def test_an_answer_longer_than_the_positions_is_refused(tmp_path: Path, tiny: Path) -> None:
+    path = write_recipe(tmp_path, tiny)
+    positions = json.loads((tiny / "config.json").read_text())["max_position_embeddings"]
+    with pytest.raises(RecipeError, match=f"knows {positions} positions"):
+        plan_run(path, [f"evaluate.max_new_tokens={positions}"])
+    [warning] = plan_run(path, [f"data.max_tokens_per_example={positions + 1}"]).warnings
+    assert warning.startswith("data.max_tokens_per_example")
