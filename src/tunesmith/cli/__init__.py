@@ -5,10 +5,12 @@ import sys
 import warnings
 from typing import NoReturn
 
+from tunesmith.cli import verbs  # isort: skip; help and docs list verbs in the order of these imports
+from tunesmith.cli import asking  # isort: skip
+from tunesmith.cli.app import app
 from tunesmith.cli.boundary import run_command
-from tunesmith.cli.verbs import app
 
-__all__ = ["app", "main"]
+__all__ = ["app", "asking", "main", "verbs"]
 
 
 def main() -> NoReturn:

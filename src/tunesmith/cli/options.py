@@ -16,7 +16,14 @@ Out = Annotated[
 ]
 AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print the result as JSON.")]
 Detach = Annotated[bool, Parameter(negative="", help="Return when the jobs of Slurm are in line.")]
-ModelName = Annotated[str, Parameter(help="A model: org/name, a folder, a .gguf file, pypi:, run:FOLDER, NAME@ALIAS.")]
+Texts = Annotated[list[str] | None, Parameter(negative="")]
+RowValues = Annotated[
+    list[str] | None,
+    Parameter(negative="", help="COLUMN=VALUE: a column of the model's prompt or system turn; once for each column."),
+]
+ModelName = Annotated[
+    str, Parameter(help="A model: org/name, a folder, a .gguf file, pypi:, a run's folder, NAME@ALIAS.")
+]
 
 
 @Parameter(name="*")

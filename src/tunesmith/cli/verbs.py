@@ -1,25 +1,26 @@
-"""The verbs. Data goes to stdout, news and progress to stderr."""
+"""The verbs about runs, scores, the registry and the machine. Data goes to stdout, news and progress to stderr."""
 
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from cyclopts import App, Parameter
+from cyclopts import Parameter
 
-from tunesmith.cli.options import AS_WRITTEN, AsJson, Detach, ModelName, Out, Overrides, RecipeOrRun, RunFolder, Where
+from tunesmith.cli.app import app
+from tunesmith.cli.options import (
+    AS_WRITTEN,
+    AsJson,
+    Detach,
+    Out,
+    Overrides,
+    RecipeOrRun,
+    RunFolder,
+    Where,
+)
 from tunesmith.cli.output import Reported, print_result
 from tunesmith.core.errors import RecipeError, TunesmithError
 from tunesmith.core.rundir import RunDir
-
-app = App(
-    name="tunesmith",
-    help="Fine-tune language models from one recipe, and prove whether the result is better.",
-    version_flags=["--version"],
-    help_format="markdown",
-    help_epilogue="`--debug` (or TUNESMITH_DEBUG=1) shows the traceback of a failure.",
-    suppress_keyboard_interrupt=False,
-)
 
 
 @app.command
@@ -323,37 +324,6 @@ def models(name: str | None = None, *, as_json: AsJson = False) -> None:
 
     result, text = list_models() if name is None else list_versions(name)
     print_result(result, as_json, text)
-
-
-@app.command
-def generate(
-    model: ModelName, *, prompt: list[str], max_new_tokens: int = 256, beams: int = 1, as_json: AsJson = False
-) -> None:
-    """Answer prompts, one by one.
-
-    Args:
-        prompt: what to ask; may be given several times.
-        max_new_tokens: limit of an answer.
-        beams: width of the beam search; 1 is greedy.
-    """
-    from tunesmith.report.wording import visible
-    from tunesmith.try_it import answers
-
-    said = answers(model, prompt, max_new_tokens=max_new_tokens, beams=beams)
-    result = [{"prompt": p, "answer": a} for p, a in zip(prompt, said, strict=True)]
-    print_result(result, as_json, lambda: "\n".join(visible(a) for a in said))
-
-
-@app.command
-def chat(model: ModelName, *, max_new_tokens: int = 256) -> None:
-    """Talk with a model; an empty line or Ctrl-D ends.
-
-    Args:
-        max_new_tokens: limit of an answer.
-    """
-    from tunesmith.try_it import converse
-
-    converse(model, max_new_tokens=max_new_tokens)
 
 
 @app.command

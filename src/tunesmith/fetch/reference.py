@@ -88,6 +88,8 @@ def resolve(reference: str, *, relative_to: Path | None = None, weights: bool = 
     if local is not None and local.suffix == ".gguf":
         return ModelFolder(reference, folder_of_gguf(local))
     if local is not None and local.is_dir():
+        if RunDir(local).resolved_recipe.exists():  # a run's folder means its best checkpoint
+            return resolve(f"run:{reference}", relative_to=relative_to, weights=weights)
         return _open(reference, local, relative_to, weights)
     if looks_like_reference(reference):
         registry = Registry.default()

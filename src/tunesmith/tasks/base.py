@@ -95,6 +95,14 @@ class Task(ABC):
         """Return the text of generated ids, stop token left out."""
 
     @abstractmethod
+    def asked(self, row: Mapping[str, Any]) -> tuple[Turn, ...]:
+        """Return the turns whose `prompt` asks about a row as evaluation does; the row needs no answer.
+
+        Raises:
+            RowProblem, MissingColumn: as `parse`.
+        """
+
+    @abstractmethod
     def question(self, text: str) -> tuple[Turn, ...]:
         """Return the turns that ask a model `text`, for trying it by hand."""
 

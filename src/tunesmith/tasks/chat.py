@@ -58,11 +58,7 @@ class ChatTask(Task):
 
     def parse(self, row: Mapping[str, Any]) -> tuple[Turn, ...]:
         """Return the turns; what follows the last answer is left out, as nothing is learned from it."""
-        turns = self._listed(row) if self._data.messages else self._pair(row)
-        if self._data.system is not None:
-            if turns and turns[0][0] == "system":
-                raise RowProblem("the row has a system turn, and the recipe sets one too")
-            turns.insert(0, ("system", fill(self._data.system, row)))
+        turns = self._with_system(row, self._listed(row) if self._data.messages else self._pair(row))
         while turns and turns[-1][0] != "assistant":
             turns.pop()
         if not turns:
@@ -72,6 +68,24 @@ class ChatTask(Task):
             Turn(role, text, trained=role == "assistant" and (self._data.train_on == "all" or index == last))
             for index, (role, text) in enumerate(turns)
         )
+
+    def asked(self, row: Mapping[str, Any]) -> tuple[Turn, ...]:
+        """Return the conversation without an answer at its end."""
+        messages = self._listed(row) if self._data.messages else [("user", fill(self._data.prompt or "", row))]
+        turns = self._with_system(row, messages)
+        if turns[-1:] and turns[-1][0] == "assistant":
+            turns = turns[:-1]
+        if not turns:
+            raise RowProblem("has no turn to answer")
+        return tuple(Turn(role, text, trained=False) for role, text in turns)
+
+    def _with_system(self, row: Mapping[str, Any], turns: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Return the turns after the system turn that the recipe sets, if it sets one."""
+        if self._data.system is None:
+            return turns
+        if turns and turns[0][0] == "system":
+            raise RowProblem("the row has a system turn, and the recipe sets one too")
+        return [("system", fill(self._data.system, row)), *turns]
 
     def _pair(self, row: Mapping[str, Any]) -> list[tuple[str, str]]:
         assert self._data.prompt is not None and self._data.response is not None

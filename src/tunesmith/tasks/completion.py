@@ -43,6 +43,10 @@ class CompletionTask(Task):
         """Return the answer as text."""
         return self._codec.decode([i for i in ids if i not in self.stop_ids])
 
+    def asked(self, row: Mapping[str, Any]) -> tuple[Turn, ...]:
+        """Return the prompt alone."""
+        return (Turn("prompt", fill(self._data.prompt, row), trained=False),)
+
     def question(self, text: str) -> tuple[Turn, ...]:
         """Return the prompt that asks `text`."""
         return (Turn("prompt", ask(self._data.prompt, text), trained=False),)

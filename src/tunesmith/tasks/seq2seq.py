@@ -84,6 +84,10 @@ class Seq2SeqTask(Task):
         closing = self._around_source[1]
         return [*source[: most - len(closing)], *closing]
 
+    def asked(self, row: Mapping[str, Any]) -> tuple[Turn, ...]:
+        """Return the source alone."""
+        return (Turn("prompt", fill(self._data.prompt, row), trained=False),)
+
     def question(self, text: str) -> tuple[Turn, ...]:
         """Return the source that asks `text`."""
         return (Turn("prompt", ask(self._data.prompt, text), trained=False),)

@@ -57,6 +57,10 @@ class TextTask(Task):
         """Return the continuation as text."""
         return self._codec.decode([i for i in ids if i not in self.stop_ids])
 
+    def asked(self, row: Mapping[str, Any]) -> tuple[Turn, ...]:
+        """Return the document, which a model continues from its first tokens."""
+        return self.parse(row)
+
     def question(self, text: str) -> tuple[Turn, ...]:
         """Return the text to continue."""
         return (Turn(_TEXT, text, trained=False),)

@@ -219,6 +219,7 @@ def _card(recipe: Recipe, base: ModelFolder, stated: dict[str, Any]) -> dict[str
         "data": recipe.data.model_dump(mode="json", exclude={"source", "split"}),
         "quantization": quantization.model_dump(mode="json") if quantization else None,
         "chat_markup": recipe.model.chat_markup,
+        "precision": recipe.model.precision,
         "inputs": digest_of(stated),
         "name": recipe.name,
     }

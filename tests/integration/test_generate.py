@@ -1,0 +1,52 @@
+"""`generate` gives what evaluation gave: for a run's folder, a version of the registry, and rows of a file."""
+
+import json
+from pathlib import Path
+
+import pytest
+from tests.tiny import recipe, save_model
+
+from tunesmith import plan_run, run_recipe
+from tunesmith.cli import app
+from tunesmith.cli.boundary import run_command
+from tunesmith.core.files import read_jsonl
+from tunesmith.fetch.reference import resolve
+
+DATA = {
+    "source": {"file": "rows.jsonl"}, "task": "chat", "system": "You know tree {tree}.",
+    "prompt": "{question}\nTree: {tree}", "response": "{answer}", "split": {"valid": 0.15, "test": 0.2},
+}  # fmt: skip
+
+
+def test_generate_gives_the_answers_of_evaluation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train = {"learning_rate": 0.001, "max_steps": 2, "examples_per_step": 8}
+    file = recipe(
+        tmp_path, save_model(tmp_path / "model", "llama"), data=DATA, train=train,
+        promote={"model": "trees", "min_gain": -1.0},
+    )  # fmt: skip
+    run = run_recipe(file, out=tmp_path / "run")
+    told = list(read_jsonl(run.subject("tuned") / "generations.jsonl"))
+    rows = (tmp_path / "rows.jsonl").read_text().splitlines()
+    assert len({line["prediction"] for line in told}) > 1
+    capsys.readouterr()
+
+    def generate(*arguments: str) -> list[str]:
+        assert run_command(app, ["generate", *arguments, "--max-new-tokens", "8", "--json"]) == 0
+        return capsys.readouterr().out.splitlines()
+
+    line = told[0]
+    row = json.loads(rows[line["row"] - 1])
+    given = [f"--row={name}={row[name]}" for name in ("question", "tree")]
+    [answer] = json.loads("\n".join(generate(str(run), *given)))
+    assert answer["answer"] == line["prediction"]
+    asked = tmp_path / "asked.jsonl"
+    asked.write_text("\n".join(rows[one["row"] - 1] for one in told) + "\n")
+    found = [json.loads(one) for one in generate("trees@staging", "--rows", str(asked))]
+    assert [(one["prediction"], one["reference"]) for one in found] == [
+        (one["prediction"], one["reference"]) for one in told
+    ]
+
+    # A run's folder is its best checkpoint wherever a model is named.
+    assert resolve(str(run)).path == resolve(f"run:{run}").path
+    (tmp_path / "next").mkdir()
+    plan_run(recipe(tmp_path / "next", run.path, data=DATA, train=train))
