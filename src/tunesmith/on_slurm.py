@@ -13,8 +13,10 @@ from tunesmith.fetch.reference import resolve
 from tunesmith.launch import slurm
 from tunesmith.launch.jobs import StageJob, exit_code_path, read_jobs, script_path, write_jobs
 from tunesmith.launch.script import Job, script_of
-from tunesmith.pipeline import Stage, check_beforehand, folder_of, open_run, wanted_stages, write_origin
+from tunesmith.pipeline import check_beforehand, stages_done
 from tunesmith.recipe.schema import Recipe
+from tunesmith.runs import open_run, write_origin
+from tunesmith.stages import Stage, wanted_stages
 
 # The last stage has no verb of its own that takes a run through it: it is what is left of `run`.
 _VERBS = {"promote": "run"}
@@ -36,13 +38,14 @@ def submit_run(
         DataError: rows on the hub cannot be had.
     """
     loaded, run = open_run(Path(recipe), overrides, out)
-    check_beforehand(loaded, run, Path(recipe))
-    fetch(loaded, folder_of(run, Path(recipe)))
+    check_beforehand(loaded, run)
+    fetch(loaded, run.origin)
+    done = stages_done(loaded, run, until)
     with only_writer(run.launch / "lock"):  # the run's own is its first job's, which may begin at once
         refuse_active(read_jobs(run.launch), str(run))
         with only_writer(run.lock):
-            write_origin(loaded, run, Path(recipe))
-        left = _left(loaded, run, until)
+            write_origin(loaded, run, Path(recipe), overrides)
+        left = _left(loaded, done, until)
         written = scripts(loaded, run, left)
         for job, text in written:
             write_text(script_path(run, job.stage), text)
@@ -103,14 +106,10 @@ def cancel_run(run: RunDir) -> list[StageJob]:
     return active
 
 
-def _left(recipe: Recipe, run: RunDir, until: str | None) -> list[Stage]:
+def _left(recipe: Recipe, done: Sequence[str], until: str | None) -> list[Stage]:
     """Return the stages that are to be done: the first that is not, and all after it."""
     wanted = wanted_stages(recipe, until)
-    for number, stage in enumerate(wanted):
-        manifest = run.manifest(stage.name)
-        if manifest is None or manifest["inputs"] != stage.inputs(recipe, run):
-            return wanted[number:]
-    return []
+    return next((wanted[number:] for number, stage in enumerate(wanted) if stage.name not in done), [])
 
 
 def _put_in_line(run: RunDir, jobs: Sequence[Job]) -> None:

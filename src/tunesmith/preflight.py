@@ -15,13 +15,15 @@ from tunesmith.fetch.reference import ModelFolder, hub_cache, resolve
 from tunesmith.forecast import Known, forecast, scaling
 from tunesmith.launch.jobs import script_path
 from tunesmith.model.speed import remembered_speed
-from tunesmith.pipeline import check_beforehand, folder_of, open_run, wanted_stages, work_left
+from tunesmith.pipeline import check_beforehand
 from tunesmith.recipe.exchange import Exchange
 from tunesmith.recipe.hardware import hardware
 from tunesmith.recipe.launch import Launch, Sharding, SlurmLaunch, all_processes_of, processes_of
 from tunesmith.recipe.memory import Memory, moments_gib
 from tunesmith.recipe.plan import Steps, steps_of
 from tunesmith.recipe.schema import Recipe
+from tunesmith.runs import open_run
+from tunesmith.stages import wanted_stages, work_left
 from tunesmith.tasks import task_for
 from tunesmith.tasks.markup import codec_of
 
@@ -217,13 +219,12 @@ def plan_run(recipe: Path | str, overrides: Sequence[str] = (), *, out: Path | s
         DataError: the data cannot be read or used.
     """
     loaded, run = open_run(Path(recipe), overrides, out)
-    origin = folder_of(run, Path(recipe))
-    check_beforehand(loaded, run, Path(recipe))
-    base = resolve(loaded.model.base, relative_to=origin, weights=False)
+    check_beforehand(loaded, run)
+    base = resolve(loaded.model.base, relative_to=run.origin, weights=False)
     shapes = check_base(loaded, base)
     refuse_what_this_machine_lacks(loaded, base)
     codec = codec_of(base, loaded.model.chat_markup)
-    gathered = gather(loaded, task_for(loaded.data, codec), folder=origin, model=base)
+    gathered = gather(loaded, task_for(loaded.data, codec), folder=run.origin, model=base)
     rows = check_rows(loaded, base, shapes, codec, gathered)
     speed = remembered_speed(base.digest(), loaded.tuning.method)
     known = Known(shapes, rows, hardware(), speed, len(codec.new_ids))

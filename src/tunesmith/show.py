@@ -23,6 +23,7 @@ from tunesmith.fetch.reference import ModelFolder, resolve
 from tunesmith.recipe.load import load_recipe
 from tunesmith.recipe.schema import Recipe
 from tunesmith.report.collect import whole_lines
+from tunesmith.runs import recipe_folder
 from tunesmith.tasks import task_for
 from tunesmith.tasks.base import Task
 from tunesmith.tasks.markup import codec_of
@@ -82,7 +83,7 @@ def view(
     else:
         of_run = run.resolved_recipe.exists()
         recipe = load_recipe(run.resolved_recipe if of_run else path, overrides)
-        folder = run.origin if of_run else path.parent
+        folder = run.origin if of_run else recipe_folder(path)
         codec, task = _reader(recipe, resolve(recipe.model.base, relative_to=folder))
         found = _examined(recipe, folder, split, task)
     if answers:

@@ -10,8 +10,9 @@ from tunesmith.core.errors import RecipeError
 from tunesmith.core.progress import say
 from tunesmith.core.ranks import place
 from tunesmith.core.rundir import RunDir
-from tunesmith.pipeline import open_run, run_recipe
+from tunesmith.pipeline import run_recipe
 from tunesmith.recipe.launch import LocalLaunch, SlurmLaunch, TorchrunLaunch
+from tunesmith.runs import open_run
 
 
 def start_run(

@@ -12,10 +12,10 @@ from tunesmith.core.progress import clock
 from tunesmith.core.rundir import RunDir
 from tunesmith.launch import slurm
 from tunesmith.launch.jobs import StageJob, exit_code, log_path, read_jobs
-from tunesmith.pipeline import wanted_stages
 from tunesmith.recipe.load import load_recipe
 from tunesmith.recipe.plan import steps_of
 from tunesmith.recipe.schema import Recipe
+from tunesmith.stages import wanted_stages
 
 # The speed that time left is told from is that of so many last steps.
 _STEPS = 20

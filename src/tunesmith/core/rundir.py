@@ -10,10 +10,16 @@ SPLITS = ("train", "valid", "test")
 
 
 class RunDir:
-    """Paths below `runs/NAME/ID`. Nothing inside is absolute, so the folder can be moved or copied."""
+    """Paths below `runs/NAME/ID`. Nothing inside is absolute, so the folder can be moved or copied.
 
-    def __init__(self, path: Path | str) -> None:
+    Args:
+        path: the folder, which need not exist.
+        origin: the folder of the recipe that is being run; default the one that the run recorded.
+    """
+
+    def __init__(self, path: Path | str, origin: Path | None = None) -> None:
         self.path = Path(path)
+        self._origin = origin
 
     def __str__(self) -> str:
         return str(self.path)
@@ -43,8 +49,30 @@ class RunDir:
 
     @property
     def origin(self) -> Path:
-        """The folder the recipe was read from, which its relative paths start at."""
+        """The folder that the recipe's relative paths start at.
+
+        It is the recipe's folder. If that is gone and the rows are prepared, it is `recipe_files`.
+        """
+        if self._origin is not None:
+            return self._origin
+        gone = self.manifest("prepare") is not None and not self.recipe_is_there
+        return self.recipe_files if gone else self.recorded_origin
+
+    @property
+    def recorded_origin(self) -> Path:
+        """The folder that held the recipe when the run last started from it."""
         return self.path / str(read_json(self.environment)["recipe_folder"])
+
+    @property
+    def recipe_is_there(self) -> bool:
+        """Whether the recipe that the run last started from still exists."""
+        name = read_json(self.environment).get("recipe_file", "")
+        return (self.recorded_origin / str(name)).exists()
+
+    @property
+    def recipe_files(self) -> Path:
+        """Copies of what evaluation needs from the recipe's folder: metrics of the user's own, and the database."""
+        return self.path / "recipe_files"
 
     @property
     def lock(self) -> Path:

@@ -4,7 +4,7 @@ from typing import Any
 
 from tunesmith.core.files import digest_file
 from tunesmith.core.rundir import RunDir
-from tunesmith.data.sources import digest_sources
+from tunesmith.data.sources import digest_sources, sources_are_there
 from tunesmith.fetch.reference import resolve
 from tunesmith.recipe.schema import Recipe
 
@@ -12,7 +12,7 @@ FORMAT = 3  # raised when the meaning of prepared files changes, so that old one
 
 
 def inputs(recipe: Recipe, run: RunDir) -> dict[str, Any]:
-    """Return all that decides what `prepare` writes."""
+    """Return all that decides what `prepare` writes. Rows that are prepared stand for sources that are gone since."""
     model = resolve(recipe.model.base, relative_to=run.origin)
     # What a decoder starts from is written in the configuration, and nowhere in the tokenizer.
     config = {"config": digest_file(model.root.path / "config.json")} if recipe.data.task == "seq2seq" else {}
@@ -20,8 +20,15 @@ def inputs(recipe: Recipe, run: RunDir) -> dict[str, Any]:
         "format": FORMAT,
         "data": recipe.data.model_dump(mode="json"),
         "seed": recipe.seed,
-        "source": digest_sources(recipe.data.source, folder=run.origin),
+        "source": _source(recipe, run),
         "tokenizer": model.root.tokenizer_digest(),
         **config,
         "chat_markup": [model.chat_markup, recipe.model.chat_markup],
     }
+
+
+def _source(recipe: Recipe, run: RunDir) -> str:
+    done = run.manifest("prepare")
+    if done is not None and not sources_are_there(recipe.data.source, folder=run.origin):
+        return str(done["inputs"]["source"])
+    return digest_sources(recipe.data.source, folder=run.origin)

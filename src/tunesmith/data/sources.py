@@ -9,7 +9,7 @@ from typing import Any
 from tunesmith.core.errors import DataError, RecipeError
 from tunesmith.core.files import digest_file, digest_of
 from tunesmith.data.hub import hub_revision, hub_rows, keep_copy, local_dataset
-from tunesmith.data.local_files import digest, file_rows, files_of, label_of, visible_files
+from tunesmith.data.local_files import digest, file_rows, files_of, label_of, path_of, visible_files
 from tunesmith.data.text_file import read_errors_told
 from tunesmith.recipe.rows import FileSource, HubSource, Source, Sources
 
@@ -75,6 +75,25 @@ def digest_sources(sources: Sources, *, folder: Path) -> str:
     """
     found = [_facts(source, folder) for source in named_sources(sources).values()]
     return digest_of(found[0] if len(found) == 1 else found)
+
+
+def sources_are_there(sources: Sources, *, folder: Path) -> bool:
+    """Return whether rows can be read now: all files exist, and datasets can be reached or are cached."""
+    return all(_is_there(source, folder) for source in named_sources(sources).values())
+
+
+def _is_there(source: Source, folder: Path) -> bool:
+    if isinstance(source, FileSource):
+        names = [source.file] if isinstance(source.file, str) else source.file
+        return all(path_of(name, folder).exists() for name in names)
+    try:
+        return (
+            not isinstance(source, HubSource)
+            or local_dataset(source, folder) is not None
+            or hub_revision(source, folder=folder) is not None
+        )
+    except DataError:
+        return False
 
 
 def keep_copies(sources: Sources, *, folder: Path) -> None:

@@ -8,7 +8,7 @@ from tunesmith.core.files import only_writer, write_text
 from tunesmith.core.progress import say
 from tunesmith.core.rundir import RunDir
 from tunesmith.ladder.collect import failure_of
-from tunesmith.ladder.rungs import Ladder, Rung, is_ladder, write_ladder
+from tunesmith.ladder.rungs import Ladder, Rung, check_ladder, is_ladder, write_ladder
 from tunesmith.launch import slurm
 from tunesmith.launch.jobs import StageJob, read_jobs, script_path, write_jobs
 from tunesmith.launch.script import Job, script_of
@@ -41,6 +41,8 @@ def submit_ladder(ladder: Ladder, recipe: Path) -> Path:
         DataError: rows on the hub cannot be had.
     """
     folder = RunDir(ladder.path)  # as far as jobs go, it is laid out as a run's
+    if not is_ladder(recipe):
+        check_ladder(ladder, recipe)
     with only_writer(ladder.lock):
         refuse_active(read_jobs(folder.launch), str(ladder.path))
         if not is_ladder(recipe):

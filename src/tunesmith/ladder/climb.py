@@ -16,7 +16,7 @@ from tunesmith.core.files import only_writer, write_json
 from tunesmith.core.progress import say
 from tunesmith.core.rundir import RunDir
 from tunesmith.ladder.collect import Result, collect, failure_of, failure_path, write_result
-from tunesmith.ladder.rungs import Ladder, Rung, is_ladder, list_rungs, read_ladder, write_ladder
+from tunesmith.ladder.rungs import Ladder, Rung, check_ladder, is_ladder, list_rungs, read_ladder, write_ladder
 from tunesmith.ladder.share import share
 from tunesmith.pipeline import run_recipe
 
@@ -49,6 +49,8 @@ def run_ladder(
         Interrupted: a signal came; the same call goes on.
     """
     ladder = open_ladder(Path(recipe), over=over, models=models, overrides=overrides, out=Path(out) if out else None)
+    if not Path(recipe).is_dir():
+        check_ladder(ladder, Path(recipe))
     with only_writer(ladder.lock), interrupt.watched():
         if not Path(recipe).is_dir():
             write_ladder(ladder, Path(recipe))

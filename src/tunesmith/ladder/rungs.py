@@ -10,10 +10,10 @@ from tunesmith.core.errors import RecipeError
 from tunesmith.core.files import digest_of, read_json, remove_leftovers, write_json
 from tunesmith.core.rundir import RunDir
 from tunesmith.fetch.reference import resolve
-from tunesmith.pipeline import identity, open_run, write_origin
 from tunesmith.recipe.launch import TorchrunLaunch
 from tunesmith.recipe.load import RecipeProblems, load_recipe
 from tunesmith.recipe.schema import Recipe
+from tunesmith.runs import identity, open_run, place_of, recipe_folder, write_origin
 
 MODEL = "model.base"
 _LIST = "rungs.json"
@@ -135,7 +135,7 @@ def list_rungs(
             hint=f"take {most} or fewer, or lower evaluate.confidence",
         )
     rungs = tuple(Rung(n, f"{n:02d}-{_slug(made)}", made) for n, made in enumerate(changes, 1))
-    digest = digest_of([identity(one) for one in recipes])[:8]
+    digest = digest_of([*map(identity, recipes), place_of(recipe_folder(recipe))])[:8]
     return Ladder(out or Path("runs") / first.name / f"ladder-{digest}", axes, tuple(overrides), rungs)
 
 
@@ -148,8 +148,8 @@ def correction(confidence: float, rungs: int) -> float:
     return 1 - (1 - confidence) / rungs
 
 
-def write_ladder(ladder: Ladder, recipe: Path) -> None:
-    """Write the list of rungs, and of each rung what its run starts from; what is there already is kept.
+def check_ladder(ladder: Ladder, recipe: Path) -> list[tuple[Recipe, RunDir]]:
+    """Return each rung's recipe and run folder. Writes nothing.
 
     Raises:
         RecipeError: the folder holds something else.
@@ -160,7 +160,16 @@ def write_ladder(ladder: Ladder, recipe: Path) -> None:
             raise RecipeError("holds a ladder over other axes", where=str(ladder.path), hint="give another --out")
     elif ladder.path.is_dir() and any(path.name != "logs" for path in ladder.path.iterdir()):
         raise RecipeError("is not empty and holds no ladder", where=str(ladder.path), hint="give another --out")
-    opened = [open_run(recipe, [*ladder.overrides, *rung.changes], ladder.run(rung).path) for rung in ladder.rungs]
+    return [open_run(recipe, [*ladder.overrides, *rung.changes], ladder.run(rung).path) for rung in ladder.rungs]
+
+
+def write_ladder(ladder: Ladder, recipe: Path) -> None:
+    """Write the list of rungs, and of each rung what its run starts from; what is there already is kept.
+
+    Raises:
+        RecipeError: the folder holds something else.
+    """
+    opened = check_ladder(ladder, recipe)
     remove_leftovers(ladder.path)
     write_json(
         ladder.path / _LIST,
@@ -170,8 +179,8 @@ def write_ladder(ladder: Ladder, recipe: Path) -> None:
             "rungs": [asdict(rung) for rung in ladder.rungs],
         },
     )
-    for loaded, run in opened:
-        write_origin(loaded, run, recipe)
+    for (loaded, run), rung in zip(opened, ladder.rungs, strict=True):
+        write_origin(loaded, run, recipe, [*ladder.overrides, *rung.changes])
 
 
 def _axes(over: Sequence[str], models: Sequence[str], overrides: Sequence[str]) -> tuple[Axis, ...]:
@@ -233,7 +242,7 @@ def _checked(recipe: Path, overrides: Sequence[str], changes: Sequence[tuple[str
             told.setdefault(str(error), {})
     for base in dict.fromkeys(one.model.base for one in found):
         try:
-            resolve(base, relative_to=recipe.parent)
+            resolve(base, relative_to=recipe_folder(recipe))
         except RecipeError as error:
             told.setdefault(str(error), {})[MODEL] = None
     if told:
