@@ -8,6 +8,7 @@ from tunesmith.core.records import Example
 from tunesmith.core.rundir import RunDir
 from tunesmith.data.split import choose
 from tunesmith.recipe.schema import Recipe, TextData
+from tunesmith.scoring.metrics import LIKELIHOOD
 from tunesmith.tasks.base import Task
 from tunesmith.tasks.tokenizer import Codec
 
@@ -41,11 +42,21 @@ class Questions:
 
 def rows_of(run: RunDir, split: str, count: int, seed: int) -> tuple[list[Example], list[int]]:
     """Return `count` examples of a split, always the same ones, and their places in its token file."""
-    everything = [Example.from_json(line) for line in read_jsonl(run.examples(split))]
+    return chosen_of([Example.from_json(line) for line in read_jsonl(run.examples(split))], count, seed)
+
+
+def chosen_of(everything: Sequence[Example], count: int, seed: int) -> tuple[list[Example], list[int]]:
+    """Return `count` of a split's examples, chosen by hash, and their places among them."""
     chosen = choose([e.id for e in everything], count, seed)
     first = {e.id: place for place, e in reversed(list(enumerate(everything))) if e.id in chosen}
     places = sorted(first.values())  # equal rows are asked about once
     return [everything[place] for place in places], places
+
+
+def asked(recipe: Recipe) -> dict[str, int]:
+    """Return the splits whose rows are answered for a metric, and how many rows of each."""
+    found = {"valid": recipe.train.valid_rows} if recipe.train.valid_metrics else {}
+    return {**found, "test": recipe.evaluate.rows} if set(recipe.evaluate.metrics) - set(LIKELIHOOD) else found
 
 
 def questions_of(examples: Sequence[Example], recipe: Recipe, task: Task, codec: Codec) -> Questions:

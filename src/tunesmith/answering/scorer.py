@@ -33,14 +33,22 @@ class Scorer:
         """The names of those metrics of which a lower value is better."""
         return [name for name, metric in self._own.items() if not metric.higher_is_better]
 
-    def score(self, name: str, answers: Sequence[dict[str, Any]]) -> list[float]:
-        """Return one value a row of `answers`; raise RecipeError where a metric of the user's own fails."""
-        predictions = [line["prediction"] for line in answers]
-        references = [line["reference"] for line in answers]
-        if name in self._own:  # nobody else knows what a failed row is worth to it: it sees an empty answer
-            return self._own[name](predictions, references)
-        values = score(predictions, references, [name], database=self._database)[name]
-        return [0.0 if line["error"] is not None else value for line, value in zip(answers, values, strict=True)]
+    def score(self, name: str, answers: Sequence[dict[str, Any]]) -> list[float | None]:
+        """Return one value a row of `answers`, None for an answer that failed: it is no answer, not a wrong one.
+
+        Raises:
+            RecipeError: a metric of the user's own fails.
+        """
+        given = [line for line in answers if line["error"] is None]
+        predictions, references = [line["prediction"] for line in given], [line["reference"] for line in given]
+        if not given:
+            return [None] * len(answers)
+        if name in self._own:
+            values = self._own[name](predictions, references)
+        else:
+            values = score(predictions, references, [name], database=self._database)[name]
+        rest = iter(values)
+        return [next(rest) if line["error"] is None else None for line in answers]
 
 
 def _database(recipe: Recipe, run: RunDir, stage: str) -> Path | None:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tunesmith.answering.questions import Questions, questions_of, rows_of
+from tunesmith.answering.room import check_room
 from tunesmith.answering.scorer import Scorer
 from tunesmith.core import interrupt
 from tunesmith.core.errors import RecipeError
@@ -19,7 +20,7 @@ from tunesmith.evaluate.subject import answer_all, health, likelihoods
 from tunesmith.fetch.reference import ModelFolder, resolve
 from tunesmith.model.adapters import open_model
 from tunesmith.model.causality import refuse_unless_causal
-from tunesmith.model.load import Machine, machine_of
+from tunesmith.model.load import Machine, machine_of, most_positions
 from tunesmith.model.out_of_memory import free_memory
 from tunesmith.model.parallel import Group, here
 from tunesmith.model.quantized import quantization_of
@@ -66,7 +67,11 @@ def evaluate(recipe: Recipe, run: RunDir) -> dict[str, Any]:
         ]
         for metric in scorer.names:
             for line, value in zip(lines, scorer.score(metric, answered), strict=True):
-                line[metric] = value
+                if value is not None:
+                    line[metric] = value
+        for line, answer in zip(lines, answered, strict=False):  # samples are fewer, if no metric reads answers
+            if answer["error"] is not None:
+                line["failed"] = answer["error"]
         write_jsonl(run.subject(name) / "scores.jsonl", lines)
         scores[name], healths[name] = lines, health(answered)
     groups = [e.group for e in examples]
@@ -116,6 +121,8 @@ def _subject(
         shard(loaded, on, group, by_node=sharding == "node", offload=recipe.launch.offload)
     if name == "base":  # what a model that sees later tokens scores says nothing
         refuse_unless_causal(loaded, TokenSet(run.tokens("test")), codec.pad_id, on)
+    if set(recipe.evaluate.metrics) - set(LIKELIHOOD) and (warning := check_room(questions, most_positions(loaded))):
+        say(f"warning: {warning}")
     key = digest_of([questions.digest, model.digest(), _conditions(recipe)])
     answered = answer_all(name, loaded, questions, task, run.subject(name), key=key)
     measured: list[dict[str, float]] = [{} for _ in places]

@@ -5,7 +5,7 @@ from typing import Any
 
 from tunesmith.recipe.schema import Recipe
 from tunesmith.scoring.metrics import LIKELIHOOD, expand
-from tunesmith.scoring.row_scores import Scores, Settings, compare, moved_groups
+from tunesmith.scoring.row_scores import Scores, Settings, compare, failed_text, moved_groups, too_many_failed
 from tunesmith.scoring.verdict import Verdict, what_would_settle
 
 
@@ -29,6 +29,7 @@ def judge(
         found = judged(recipe, name, base, tuned, groups=groups, min_gain=least, lower_is_better=name in lower)
         metrics[name] = _entry(name, found, name in lower)
     primary = {**metrics[settings.primary], "min_gain": min_gain}
+    primary["failed"] = len(base) - primary["rows"]
     grouping, name = None, settings.primary
     if primary["groups"] < primary["rows"]:
         alone = judged(recipe, name, base, tuned, groups=None, min_gain=min_gain, lower_is_better=name in lower)
@@ -40,14 +41,15 @@ def judge(
         for g in settings.guards
     ]
     for guard in guards:
-        guard["passed"] = guard["low"] >= -guard["max_drop"]
+        failed = len(base) - metrics[guard["metric"]]["rows"]
+        guard["passed"] = guard["low"] >= -guard["max_drop"] and not too_many_failed(failed, len(base))
     return {
         "verdict": primary.pop("verdict"),
         "primary": primary,
         "metrics": {name: {k: v for k, v in entry.items() if k != "verdict"} for name, entry in metrics.items()},
         "guards": guards,
         "grouping": grouping,
-        "reasons": _reasons(metrics[settings.primary]["verdict"], primary, guards),
+        "reasons": _reasons(metrics[settings.primary]["verdict"], primary, guards, rows=len(base)),
     }
 
 
@@ -85,7 +87,7 @@ def _entry(name: str, found: Verdict, lower: bool) -> dict[str, Any]:
     }
 
 
-def _reasons(verdict: str, primary: dict[str, Any], guards: list[dict[str, Any]]) -> list[str]:
+def _reasons(verdict: str, primary: dict[str, Any], guards: list[dict[str, Any]], *, rows: int) -> list[str]:
     interval = f"[{primary['low']:+.4f}, {primary['high']:+.4f}]"
     against = f"min_gain {primary['min_gain']:g}"
     reasons = {
@@ -93,6 +95,11 @@ def _reasons(verdict: str, primary: dict[str, Any], guards: list[dict[str, Any]]
         "not_better": [f"the interval of {primary['metric']} {interval} does not reach above {against}"],
         "cannot_tell": [f"the interval of {primary['metric']} {interval} holds {against}"],
     }[verdict]
+    failed = primary["failed"]
+    if too_many_failed(failed, rows):
+        reasons = []  # wherever the interval of the others lies
+    if failed:
+        reasons.append(failed_text(failed, rows))
     if verdict == "cannot_tell" and primary["rows_needed"]:
         reasons.append(what_would_settle(primary))
     return reasons + [

@@ -16,6 +16,7 @@ from ruamel.yaml.error import YAMLError
 from tunesmith.core.rundir import RunDir
 from tunesmith.report.answers import pair_answers
 from tunesmith.report.view import Answers, Gain, Grouping, Guard, Stage, StageState, Training, Verdict, View
+from tunesmith.scoring.row_scores import failed_text
 from tunesmith.scoring.verdict import what_would_settle
 
 STAGES = ("prepare", "train", "evaluate", "promote")
@@ -208,7 +209,9 @@ def _verdict_of(found: dict[str, Any]) -> Verdict:
 def _in_headline(reason: str, primary: dict[str, Any]) -> bool:
     """Say whether the headline gives a reason too, in the metric's unit."""
     settles = what_would_settle(primary) if primary.get("groups_needed") else None
-    return reason.startswith("the interval of ") or reason == settles
+    failed = primary.get("failed") or 0
+    told = (settles, failed_text(failed, failed + (primary.get("rows") or 0)))
+    return reason.startswith("the interval of ") or reason in told
 
 
 def _grouping(found: dict[str, Any] | None, primary: Gain) -> Grouping | None:
@@ -238,6 +241,7 @@ def _gain(entry: dict[str, Any]) -> Gain:
         rows_needed=entry.get("rows_needed"),
         min_gain=entry.get("min_gain") or 0.0,
         groups=entry.get("groups"),
+        failed=entry.get("failed") or 0,
         groups_needed=entry.get("groups_needed"),
         by_row=(entry["by_row"]["low"], entry["by_row"]["high"]) if entry.get("by_row") else None,
     )

@@ -27,7 +27,8 @@ class Stage:
 class Gain:
     """One metric of base and tuned. `gain` is improvement, so positive is better also if lower values are.
 
-    `groups` is the number of independent units and `by_row` the interval that would count every row as one.
+    `groups` is the number of independent units and `by_row` the interval that would count every row as one. `failed`
+    rows were left out.
     """
 
     metric: str
@@ -44,6 +45,7 @@ class Gain:
     groups: int | None = None
     groups_needed: int | None = None
     by_row: tuple[float, float] | None = None
+    failed: int = 0
 
     @property
     def is_share(self) -> bool:

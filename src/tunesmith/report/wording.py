@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from tunesmith.report.view import Gain, Guard, Training, Verdict, View, is_share
+from tunesmith.scoring.row_scores import failed_text
 from tunesmith.scoring.verdict import what_would_settle
 
 MINUS = "\u2212"
@@ -158,6 +159,9 @@ def verdict_sentence(verdict: Verdict) -> str:
     elif gain.min_gain > 0:
         sentence += f"; a gain of more than {with_unit(gain, gain.min_gain).lstrip('+')} was asked for"
     sentence += "."
+    if gain.failed and gain.rows is not None:
+        text = failed_text(gain.failed, gain.failed + gain.rows)
+        sentence += f" {text}."
     if verdict.verdict == "cannot_tell" and gain.rows_needed:
         sentence += f" {_settled_by(gain)}"
     return sentence

@@ -85,7 +85,7 @@ class _Asked:
         self.scorer = Scorer(recipe.train.valid_metrics, recipe, run, stage="train")
 
     def means(self, step: int) -> dict[str, float]:
-        """Answer the rows and keep the answers; return the mean of each metric that could be computed."""
+        """Answer the rows and keep the answers; return the mean of each metric over those that did not fail."""
         lines = self._answers()
         return self._setup.group.by_first(lambda: self._scored(step, lines))
 
@@ -93,8 +93,9 @@ class _Asked:
         columns = {name: values for name in self.scorer.names if (values := self._scores(name, lines, step))}
         scored = [{**line, **{name: values[i] for name, values in columns.items()}} for i, line in enumerate(lines)]
         write_text(self._run.valid_answers(step), "".join(map(json_line, scored)))
+        answered = {name: [value for value in values if value is not None] for name, values in columns.items()}
         # Exact: finite values have a finite mean, however large they are.
-        return {name: mean(values) for name, values in columns.items()}
+        return {name: mean(values) for name, values in answered.items() if values}
 
     def _answers(self) -> list[dict[str, Any]]:
         """Return the answer to every question, in their order. What memory does not suffice for has failed.
@@ -111,10 +112,10 @@ class _Asked:
         free_memory()  # training is to find what it had before
         failed = [line["error"] for line in made.values() if line["error"] is not None]
         if failed:
-            say(f"{len(failed)} of {len(made)} valid rows have no answer and count as failed: {failed[0]}")
+            say(f"{len(failed)} of {len(made)} valid rows have no answer and are left out of the means: {failed[0]}")
         return [made[example.id] for example in self._questions.examples]
 
-    def _scores(self, name: str, lines: Sequence[dict[str, Any]], step: int) -> list[float]:
+    def _scores(self, name: str, lines: Sequence[dict[str, Any]], step: int) -> list[float | None]:
         """Return a metric's value of every line; none where a metric of the user's own fails in the middle of a run."""
         try:
             return self.scorer.score(name, lines)

@@ -1,4 +1,4 @@
-"""Answers are scored by metrics that were found once; what failed is worth nothing, or what its metric says."""
+"""Answers are scored by metrics that were found once; what failed has no score."""
 
 from pathlib import Path
 from typing import Any
@@ -39,9 +39,10 @@ def scorer(run: RunDir, *names: str, database: str | None = None) -> Scorer:
     return Scorer(names, recipe_with(database), run, stage="train")
 
 
-def test_a_row_that_failed_is_scored_0_even_if_nothing_is_right(run: RunDir) -> None:
-    """An empty prediction would match an empty reference."""
-    assert scorer(run, "exact_match").score("exact_match", ANSWERS) == [0.0, 1.0, 1.0]
+def test_a_row_that_failed_has_no_score(run: RunDir) -> None:
+    """An empty prediction would match an empty reference, and a wrong answer is not a failure."""
+    assert scorer(run, "exact_match").score("exact_match", ANSWERS) == [None, 1.0, 1.0]
+    assert scorer(run, "exact_match").score("exact_match", ANSWERS[:1]) == [None]
 
 
 def test_groups_are_expanded_and_every_member_is_scored(run: RunDir) -> None:
@@ -51,13 +52,15 @@ def test_groups_are_expanded_and_every_member_is_scored(run: RunDir) -> None:
     assert made.lower_is_better == []
 
 
-def test_a_metric_of_one_s_own_sees_what_failed_and_says_which_way_is_better(run: RunDir, tmp_path: Path) -> None:
+def test_a_metric_of_one_s_own_does_not_see_what_failed_and_says_which_way_is_better(
+    run: RunDir, tmp_path: Path
+) -> None:
     (tmp_path / "brief.py").write_text(
         "def words(p, r):\n    return [7.0 if not one else len(one.split()) for one in p]\n"
         "words.higher_is_better = False\n"
     )
     made = scorer(run, "exact_match", "brief:words")
-    assert made.score("brief:words", ANSWERS) == [7.0, 7.0, 1.0]
+    assert made.score("brief:words", ANSWERS) == [None, 7.0, 1.0]
     assert made.lower_is_better == ["brief:words"]
     with pytest.raises(RecipeError, match="no module `absent`"):
         scorer(run, "absent:words")

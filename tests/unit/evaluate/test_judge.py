@@ -10,6 +10,7 @@ import pytest
 from tunesmith.core.errors import DataError
 from tunesmith.evaluate.judge import judge
 from tunesmith.recipe.schema import Recipe, Split
+from tunesmith.registry.gate import refusals
 from tunesmith.scoring.verdict import paired_verdict
 
 ROWS = 60
@@ -248,3 +249,37 @@ def test_groups_that_fell_in_perplexity_are_those_whose_perplexity_rose() -> Non
     assert fell["tuned"] == pytest.approx(fell["base"] ** 2)
     assert fell["gain"] == pytest.approx(fell["base"] - fell["tuned"])
     assert found["grouping"]["improved"] == 9
+
+
+# --- rows that failed ---
+
+
+def failing(found: Lines, rows: range) -> Lines:
+    """Return scores in which some rows have no answer: what their answers would score is not there."""
+    measured = {"id", "tokens", "log_likelihood", "correct"}
+    return [
+        {**{key: value for key, value in line.items() if key in measured}, "failed": "no room"} if i in rows else line
+        for i, line in enumerate(found)
+    ]
+
+
+def test_failed_rows_are_left_out_on_both_sides_and_counted() -> None:
+    one = recipe(["rougeL", "perplexity"], "rougeL")
+    base, tuned = lines(1), lines(2, shift=0.2)
+    found = judge(one, failing(base, range(2)), failing(tuned, range(1, 3)), groups=GROUPS)
+    expected = judge(one, base[3:], tuned[3:], groups=GROUPS[3:])
+    assert (found["verdict"], found["primary"]["failed"]) == ("better", 3)
+    assert {**found["primary"], "failed": 0} == expected["primary"]
+    assert found["metrics"]["perplexity"]["rows"] == ROWS  # read, not answered
+    assert any("3 of 60 rows failed" in reason for reason in found["reasons"])
+
+
+def test_above_a_share_of_failed_rows_there_is_no_verdict() -> None:
+    one = recipe(["rougeL"], "rougeL")
+    found = judge(one, failing(lines(1), range(4)), lines(2, shift=0.3), groups=GROUPS)
+    assert found["primary"]["low"] > 0
+    assert (found["verdict"], found["primary"]["failed"], found["primary"]["rows_needed"]) == ("cannot_tell", 4, None)
+    assert refusals({**found, "digests": {}})
+    guarded = recipe(["rougeL", "perplexity"], "perplexity", guards=[{"metric": "rougeL", "max_drop": 0.5}])
+    [guard] = judge(guarded, failing(lines(1), range(4)), lines(2, nll=1.0), groups=GROUPS)["guards"]
+    assert guard["passed"] is False

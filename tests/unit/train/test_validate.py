@@ -11,6 +11,7 @@ from tests.unit.train.conftest import FULL, LORA, Start, Trained, documents
 
 from tunesmith.answering.scorer import Scorer
 from tunesmith.core.errors import DataError, RecipeError
+from tunesmith.core.files import read_jsonl
 from tunesmith.core.files import check_folder, read_json
 from tunesmith.scoring.metrics import score
 from tunesmith.train import loop, validate
@@ -249,11 +250,12 @@ def test_a_lack_of_memory_fails_rows_and_never_the_training(
     manifest = made.go()
     assert scarce.failed >= 2 * len(lengths) - 1  # in halves, down to one prompt
     assert manifest["steps"] == 6
-    assert manifest["best_step"] == 2  # all are equal, so the first
+    assert manifest["best_step"] == 6  # nothing was measured, so the last
+    assert not any("chrf" in line for line in read_jsonl(made.run.metrics))
     for found in made.answers().values():
         assert all("memory does not suffice to answer one prompt" in line["error"] for line in found)
-        assert all((line["prediction"], line["chrf"], line["exact_match"]) == ("", 0.0, 0.0) for line in found)
-    assert "6 of 6 valid rows have no answer and count as failed: memory does not" in capsys.readouterr().err
+        assert all((line["prediction"], line["chrf"], line["exact_match"]) == ("", None, None) for line in found)
+    assert "6 of 6 valid rows have no answer and are left out of the means: memory does not" in capsys.readouterr().err
     for step in (4, 6):
         name = "model/adapter_model.safetensors"
         assert made.result(step)[name] == roomy.result(step)[name]
