@@ -1,8 +1,12 @@
 """What `plan` refuses, or warns of, about the base model and this machine before anything is computed."""
 
+import json
 from collections.abc import Iterator
 
+from tunesmith.answering.questions import asked, chosen_of, questions_of
+from tunesmith.answering.room import check_room
 from tunesmith.core.errors import RecipeError
+from tunesmith.core.records import Example
 from tunesmith.data.batches import TokenSet
 from tunesmith.data.fit import ENCODER_READS_ALONE, refuse_rows_beyond, refuse_to_pack
 from tunesmith.data.gather import Gathered
@@ -20,6 +24,7 @@ from tunesmith.recipe.causality import require_causal
 from tunesmith.recipe.launch import SlurmLaunch
 from tunesmith.recipe.schema import DataBase, LoraBase, Quantization, Recipe
 from tunesmith.recipe.shapes import Shapes
+from tunesmith.tasks import task_for
 from tunesmith.tasks.tokenizer import Codec
 
 
@@ -53,7 +58,7 @@ def check_base(recipe: Recipe, base: ModelFolder) -> Shapes:
 
     Raises:
         RecipeError: it is not causal; it has no weights, or they are quantized already, or are not those of its
-            configuration; a name of `tuning.target` is none of its modules; it has no positions left for an answer.
+            configuration; a name of `tuning.target` is none of its modules.
         DamagedFile: a file of the folder is not whole.
     """
     root = base.root
@@ -70,13 +75,6 @@ def check_base(recipe: Recipe, base: ModelFolder) -> Shapes:
     embedding_rows(root.path, shapes.vocabulary)
     if isinstance(recipe.tuning, LoraBase) and not isinstance(recipe.tuning.target, str):
         check_targets(root.path, shapes, recipe.tuning.target)
-    limit = recipe.evaluate.max_new_tokens
-    if shapes.positions is not None and limit >= shapes.positions:
-        raise RecipeError(
-            f"is {limit}, and the model knows {shapes.positions} positions for prompt and answer together",
-            where="evaluate.max_new_tokens",
-            hint="lower it to what answers need",
-        )
     return shapes
 
 
@@ -95,6 +93,20 @@ def check_rows(recipe: Recipe, base: ModelFolder, shapes: Shapes, codec: Codec, 
     if codec.new_ids and isinstance(recipe.tuning, LoraBase):
         refuse_new_tokens_beside_bias(base.root.path)
     return found["train"]
+
+
+def check_questions(recipe: Recipe, shapes: Shapes, codec: Codec, gathered: Gathered) -> Iterator[str]:
+    """Yield warnings about the rows that will be answered for a metric.
+
+    Raises:
+        RecipeError: so many have no room for an answer that there would be no verdict.
+    """
+    task = task_for(recipe.data, codec)
+    for split, count in asked(recipe).items():
+        lines = gathered.shelf.examples(gathered.places(split))
+        examples, _ = chosen_of([Example.from_json(json.loads(line)) for line in lines], count, recipe.seed)
+        if warning := check_room(questions_of(examples, recipe, task, codec), shapes.positions, split):
+            yield warning
 
 
 def warnings_of(recipe: Recipe, base: ModelFolder, shapes: Shapes, codec: Codec) -> Iterator[str]:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tunesmith.beforehand import check_base, check_rows, refuse_what_this_machine_lacks, warnings_of
+from tunesmith.beforehand import check_base, check_questions, check_rows, refuse_what_this_machine_lacks, warnings_of
 from tunesmith.core.errors import DoesNotFit, RecipeError
 from tunesmith.core.progress import clock
 from tunesmith.core.rundir import SPLITS, RunDir
@@ -228,7 +228,7 @@ def plan_run(recipe: Path | str, overrides: Sequence[str] = (), *, out: Path | s
     rows = check_rows(loaded, base, shapes, codec, gathered)
     speed = remembered_speed(base.digest(), loaded.tuning.method)
     known = Known(shapes, rows, hardware(), speed, len(codec.new_ids))
-    warnings = tuple(warnings_of(loaded, base, shapes, codec))
+    warnings = (*warnings_of(loaded, base, shapes, codec), *check_questions(loaded, shapes, codec, gathered))
     return _plan(loaded, run, base, gathered, known, warnings)
 
 

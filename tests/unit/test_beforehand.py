@@ -85,3 +85,19 @@ def test_an_answer_longer_than_the_positions_is_refused(tmp_path: Path, tiny: Pa
         plan_run(path, [f"evaluate.max_new_tokens={positions}"])
     [warning] = plan_run(path, [f"data.max_tokens_per_example={positions + 1}"]).warnings
     assert warning.startswith("data.max_tokens_per_example")
+
+
+def test_rows_without_room_for_an_answer_are_counted_beforehand(tmp_path: Path, tiny: Path) -> None:
+    path, positions = write_recipe(tmp_path, tiny), 512
+    prompts = 24  # tokens that a prompt of these rows has at most
+    with pytest.raises(RecipeError, match="8 of 8 test rows have no room") as caught:
+        plan_run(path, [f"evaluate.max_new_tokens={positions - 2}"])
+    assert caught.value.where == "evaluate.max_new_tokens"
+    likelihoods = ["evaluate.metrics=[perplexity]", "evaluate.primary=perplexity"]
+    assert plan_run(path, [f"evaluate.max_new_tokens={positions - 2}", *likelihoods]).warnings == ()
+    assert plan_run(path, [f"evaluate.max_new_tokens={positions - 10 * prompts}"]).warnings == ()
+    with pytest.raises(RecipeError, match="valid rows have no room"):
+        plan_run(path, [f"evaluate.max_new_tokens={positions - 2}", *likelihoods, "train.valid_metrics=[chrf]"])
+    with pytest.raises(RecipeError, match="8 of 8 test rows have no room"):
+        run_recipe(path, [f"evaluate.max_new_tokens={positions - 2}"], out=tmp_path / "run")
+    assert not (tmp_path / "run" / "train" / "checkpoints").exists()

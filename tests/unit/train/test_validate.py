@@ -11,8 +11,7 @@ from tests.unit.train.conftest import FULL, LORA, Start, Trained, documents
 
 from tunesmith.answering.scorer import Scorer
 from tunesmith.core.errors import DataError, RecipeError
-from tunesmith.core.files import read_jsonl
-from tunesmith.core.files import check_folder, read_json
+from tunesmith.core.files import check_folder, read_json, read_jsonl
 from tunesmith.scoring.metrics import score
 from tunesmith.train import loop, validate
 from tunesmith.train.inputs import inputs
