@@ -1,0 +1,417 @@
+"""What real users ran into, each as one line: the input, the exit code, and the words or the value that matter.
+
+Most cases end in `plan` or `show`; those that need a trained model train a tiny one for two steps.
+"""
+
+import io
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+from tests.tiny import CHATML, config, save_plain_model, tokenizer
+
+from tunesmith import cli
+
+Rows = list[dict[str, Any]]
+WORDS = ("one", "two", "red", "blue", "cat", "dog", "sun")
+BASE: dict[str, Any] = {
+    "name": "c",
+    "model": {"base": "tiny", "precision": "fp32"},
+    "data": {
+        "source": {"file": "rows.jsonl"}, "task": "chat", "prompt": "{q}", "response": "{a}",
+        "split": {"valid": 0.2, "test": 0.3},
+    },
+    "tuning": {"method": "lora", "rank": 4, "alpha": 8},
+    "train": {"learning_rate": 0.01, "max_steps": 2, "examples_per_step": 2},
+    "evaluate": {"metrics": ["exact_match"], "primary": "exact_match", "rows": 10, "max_new_tokens": 8},
+}  # fmt: skip
+QUANTIZED = {
+    "gptq": {"quant_method": "gptq", "bits": 4, "group_size": 128},
+    "bnb": {"quant_method": "bitsandbytes", "load_in_4bit": True},
+}
+MESSAGES = {"data.prompt": ..., "data.response": ..., "data.messages": "m"}
+
+
+def table(count: int = 40, **columns: Any) -> Rows:
+    """Return rows {q, a, ...}; a column is a value, or a function of the row's number, or `...` to leave it out."""
+    made: Rows = []
+    for i in range(count):
+        first, second = WORDS[i % 7], WORDS[i // 7 % 7]
+        row = {"q": f"Say {first} and {second}, {i}", "a": f"{second} {first}", **columns}
+        row = {key: value(i) if callable(value) else value for key, value in row.items()}
+        made.append({key: value for key, value in row.items() if value is not ...})
+    return made
+
+
+def chats(*contents: Any, **last: Any) -> Rows:
+    """Return rows with a column `m` of turns, user first; `#` is the row's number, `last` joins the last turn."""
+
+    def turns(i: int) -> list[dict[str, Any]]:
+        told = [text.replace("#", str(i)) if isinstance(text, str) else text for text in contents]
+        found = [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(told)]
+        found[-1].update(last)
+        return found
+
+    return [{"m": turns(i)} for i in range(40)]
+
+
+def lines(rows: Rows) -> bytes:
+    """Return rows as JSONL."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+
+
+def answered(value: str) -> bytes:
+    """Return JSONL whose answers are this text of JSON."""
+    return "".join(f'{{"q": "Say {i}", "a": {value}}}\n' for i in range(40)).encode()
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a recipe (by its differences from BASE) with some rows must lead to."""
+
+    name: str
+    code: int
+    told: tuple[str, ...] = ()  # parts of what `plan` prints
+    changes: dict[str, Any] = field(default_factory=dict)  # dotted key -> value; `...` removes the key
+    rows: Rows | bytes = field(default_factory=table)
+    file: str = "rows.jsonl"
+    learned: str | None = None  # what `show` says is learned of the first row
+    asked: tuple[str, ...] = ()  # parts of what `show` says the model reads of the first row
+
+
+@cache
+def model(folder: Path, kind: str) -> Path:
+    """Return a tiny model's folder, made when it is first asked for."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+
+    path = folder / kind
+    if kind == "plain":
+        return save_plain_model(path, "llama")
+    made = tokenizer(STRICT if kind == "strict" else THINKING if kind == "thinking" else CHATML)
+    shape = config(kind if kind in ("roberta", "bert") else "llama")
+    if kind == "short":  # fewer rows in the embedding than the tokenizer has tokens
+        shape.vocab_size = len(made) - 2
+    if kind == "narrow":
+        shape.max_position_embeddings = 64
+    torch.manual_seed(0)
+    masked = kind in ("roberta", "bert")
+    (AutoModelForMaskedLM if masked else AutoModelForCausalLM).from_config(shape).save_pretrained(path)
+    made.save_pretrained(path)
+    if kind in QUANTIZED:
+        written = json.loads((path / "config.json").read_text())
+        written["quantization_config"] = QUANTIZED[kind]
+        (path / "config.json").write_text(json.dumps(written))
+    return path
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Tiny models by name."""
+    folder = tmp_path_factory.mktemp("models")
+    return lambda kind: model(folder, kind)
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a command ended."""
+
+    code: object
+    out: str
+    said: str  # both streams
+
+
+Command = Callable[..., Done]
+
+
+@pytest.fixture
+def tunesmith(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """The command line, in this process and in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+
+    def command(*arguments: object) -> Done:
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["tunesmith", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        seen = capsys.readouterr()
+        assert "Traceback" not in seen.err
+        return Done(ended.value.code, seen.out, seen.out + seen.err)
+
+    return command
+
+
+def write(case: Case, models: Callable[[str], Path], folder: Path = Path()) -> Path:
+    """Write the recipe and the rows of a case; return the recipe's path."""
+    sections = deepcopy(BASE)
+    for key, value in case.changes.items():
+        node = sections
+        *above, last = key.split(".")
+        for name in above:
+            node = node.setdefault(name, {})
+        if value is ...:
+            del node[last]
+        else:
+            node[last] = value
+    base = sections["model"]["base"]
+    if base in MODELS:
+        sections["model"]["base"] = str(models(base))
+    folder.mkdir(parents=True, exist_ok=True)
+    text = io.StringIO()
+    YAML().dump(sections, text)
+    (folder / "recipe.yaml").write_text(text.getvalue(), encoding="utf-8")
+    (folder / case.file).write_bytes(case.rows if isinstance(case.rows, bytes) else lines(case.rows))
+    return folder / "recipe.yaml"
+
+
+MODELS = ("tiny", "plain", "strict", "thinking", "short", "narrow", "roberta", "bert", "gptq", "bnb")
+STRICT = (
+    "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}" + CHATML.removeprefix("{% for m in messages %}")
+)
+# As Qwen3's: what earlier turns thought is left out once a later question stands there.
+THINKING = (
+    "{% for m in messages %}{% set c = m['content'] %}"
+    "{% if m['role'] == 'assistant' and not loop.last %}{% set c = c.split('</think>')[-1] %}{% endif %}"
+    "{{ '<|im_start|>' + m['role'] + '\n' + c + '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def half(one: Any, other: Any) -> Callable[[int], Any]:
+    """Return what makes one value for odd rows and another for even ones."""
+    return lambda i: one if i % 2 else other
+
+
+ROUGE = {"evaluate.metrics": ["rougeL"], "evaluate.primary": "rougeL"}
+PLANNED = [
+    Case("R02b a filter on a column that no row has", 3, ("`b`",), {"data.filters": [{"column": "b", "equals": "x"}]}),
+    Case("R06 a role that is not known", 3, ("developer",), MESSAGES, chats("hi #", "x", role="developer")),
+    Case("R07 an unanswered last question", 0, (), MESSAGES, chats("hi #", "x", "more?")),
+    Case("R07 two questions in a row", 3, ("roles must alternate",), {**MESSAGES, "model.base": "strict"},
+         [{"m": [{"role": "user", "content": f"a {i}"}, *turns["m"]]} for i, turns in enumerate(chats("b", "c"))]),
+    Case("R15 a folder", 3, ("hub:",), {"data.source.file": "."}),
+    Case("R17 truth values", 0, (), {}, table(a=True), learned="true<|im_end|>"),
+    Case("R18 12.50 in JSON", 0, (), {}, answered("12.50"), learned="12.50<|im_end|>"),
+    Case("R18 1E3 in JSON", 0, (), {}, answered("1E3"), learned="1E3<|im_end|>"),
+    Case("R18 10000000000000000.0 in JSON", 0, (), {}, answered("10000000000000000.0"),
+         learned="10000000000000000.0<|im_end|>"),
+    Case("R19 a nested value", 2, ("translation",), {"data.prompt": "{translation.en}"},
+         table(translation={"en": "x", "de": "y"})),
+    Case("R20 braces of JSON in a prompt", 2, ("{{", "}}"), {"data.prompt": '{"k": "{q}"}'}),
+    Case("R33 RoBERTa as a language model", 2, ("causal",), {"model.base": "roberta", "data.task": "completion"}),
+    Case("R33 BERT as a language model", 2, ("causal",), {"model.base": "bert", "data.task": "completion"}),
+    Case("R44 UTF-16", 3, ("iconv -f UTF-16",), {}, lines(table()).decode().encode("utf-16")),
+    Case("R44 a byte order mark and CRLF", 0, (), {}, b"\xef\xbb\xbf" + lines(table()).replace(b"\n", b"\r\n")),
+    Case("R44 a semicolon between cells", 3, (";",), {"data.source.file": "rows.csv"},
+         b"q;a\n" + b"".join(b"Say %d;x\n" % i for i in range(40)), "rows.csv"),
+    Case("R52 a base without its owner", 2, ("gpt2",), {"model.base": "gpt2"}),
+    Case("W10 not worse than", 0, (), {"promote": {"model": "units", "min_gain": -0.5}}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in PLANNED])
+def test_plan_tells(case: Case, models: Callable[[str], Path], tunesmith: Command) -> None:
+    Path("mine.py").write_text("def broken(predictions, references):\n    return [1 / 0 for _ in predictions]\n")
+    recipe = write(case, models)
+    planned = tunesmith("plan", recipe)
+    assert planned.code == case.code, planned.said
+    assert [part for part in case.told if part not in planned.said] == []
+    if case.code == 3:
+        assert "hint:" in planned.said
+    if case.learned or case.asked:
+        [shown] = json.loads(tunesmith("show", recipe, "--rows", 1, "--json").out)
+        assert "".join(one["text"] for one in shown["tokens"] if one["trained"]) == case.learned
+
+
+def verdict_files(base: Rows, tuned: Rows) -> tuple[str, str]:
+    """Write two files of scores and return their names."""
+    Path("base.jsonl").write_bytes(lines(base))
+    Path("tuned.jsonl").write_bytes(lines(tuned))
+    return "base.jsonl", "tuned.jsonl"
+
+
+def scored(count: int = 40, **columns: Any) -> Rows:
+    """Return rows of scores; a column is a value or a function of the row's number."""
+    return [{key: value(i) if callable(value) else value for key, value in columns.items()} for i in range(count)]
+
+
+VERDICTS = [
+    ("R36 a lower perplexity", 0, {"verdict": "better"}, scored(perplexity=12.0), scored(perplexity=9.0), ()),
+    ("R36 a lower wer", 0, {"verdict": "better"}, scored(wer=0.4), scored(wer=0.2), ()),
+    ("R36 a higher loss", 0, {"verdict": "not_better"}, scored(loss=1.2), scored(loss=2.4), ()),
+    ("R36 a metric of one's own, told", 0, {"verdict": "better"}, scored(pain=5), scored(pain=3),
+     ("--lower-is-better",)),
+    ("O18 three groups", 0, {"verdict": "cannot_tell", "groups": 3, "rows": 60},
+     scored(60, id=str, group=lambda i: i % 3, s=0), scored(60, id=str, s=1), ()),
+    ("O18 eight groups", 0, {"verdict": "better", "groups": 8}, scored(64, id=str, group=lambda i: i % 8, s=0),
+     scored(64, id=str, s=1), ()),
+    ("R49 an id twice", 3, ("id",), scored(id=lambda i: i, s=0), scored(id=lambda i: i // 2, s=1), ()),
+    ("an answer in forty that failed", 0, {"verdict": "better", "rows": 39, "failed": 1}, scored(id=str, s=0),
+     scored(id=str, s=1, failed=lambda i: i < 1), ()),
+    ("a quarter of the answers failed", 0, {"verdict": "cannot_tell", "failed": 10}, scored(id=str, s=0),
+     scored(id=str, s=1, failed=lambda i: i < 10), ()),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", [pytest.param(case[1:], id=case[0]) for case in VERDICTS])
+def test_verdicts_of_files(case: tuple[int, Any, Rows, Rows, tuple[str, ...]], tunesmith: Command) -> None:
+    code, expected, base, tuned, options = case
+    done = tunesmith("verdict", *verdict_files(base, tuned), *options, *(["--json"] if code == 0 else []))
+    assert done.code == code, done.said
+    if code:
+        assert [part for part in expected if part not in done.said] == []
+    else:
+        assert {key: json.loads(done.out)[key] for key in expected} == expected
+
+
+HINDI = "\u0928\u092e\u0938\u094d\u0924\u0947"
+SCORED = [
+    ("R61 neither text", 3, ("s.jsonl:1", "prediction"), "rougeL", lines([{"prediction": None, "reference": "a"}]),
+     "s.jsonl"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", [pytest.param(case[1:], id=case[0]) for case in SCORED])
+def test_score(case: tuple[int, tuple[str, ...], str, bytes, str], tunesmith: Command) -> None:
+    code, told, metrics, content, file = case
+    Path(file).write_bytes(content)
+    done = tunesmith("score", file, "--metrics", metrics)
+    assert done.code == code, done.said
+    assert [part for part in told if part not in done.said] == []
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Return every file below a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+PROMOTED = {"promote": {"model": "loop", "min_gain": -0.99}}
+
+
+@pytest.fixture(scope="module")
+def finished(models: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a recipe, its rows, its finished run `runs/a`, and the registry `registry` with loop@staging."""
+    from tunesmith import run_recipe
+
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("TUNESMITH_REGISTRY", str(folder / "registry"))
+        changes = {**PROMOTED, "data.system": "Be {s}.", "data.prompt": "Do: {q}"}
+        case = Case("", 0, changes=changes, rows=table(s="brief"))
+        run_recipe(write(case, models), out="runs/a")
+    return folder
+
+
+@pytest.fixture
+def moved(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same folder, copied elsewhere; the current folder is it."""
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    monkeypatch.setenv("TUNESMITH_REGISTRY", str(tmp_path / "registry"))
+    return tmp_path
+
+
+ASK = ("--max-new-tokens", 3)
+
+
+def test_w7_what_only_judges_does_not_train_again(moved: Path, tunesmith: Command) -> None:
+    trained = tree(Path("runs/a/train"))
+    text = Path("recipe.yaml").read_text()
+    Path("recipe.yaml").write_text(text.replace("rows: 10", "rows: 8"))
+    done = tunesmith("run", "recipe.yaml", "--out", "runs/a", "--json")
+    assert done.code == 0, done.said
+    assert json.loads(done.out)["verdict"]["primary"]["rows"] == 8
+    assert tree(Path("runs/a/train")) == trained
+
+
+def test_w2_a_reworded_prompt_keeps_rows_in_their_splits(models: Callable[[str], Path], tunesmith: Command) -> None:
+    found = []
+    for number, prompt in enumerate(("{q}", "Please: {q}")):
+        write(Case("", 0, changes={"data.prompt": prompt}), models)
+        assert tunesmith("prepare", "recipe.yaml", "--out", f"runs/{number}").code == 0
+        examples = Path(f"runs/{number}/prepare/examples/test.jsonl").read_text().splitlines()
+        found.append([(one["id"], one["row"]) for one in map(json.loads, examples)])
+    assert found[0] == found[1]
+
+
+def test_o02_a_base_relative_to_the_recipe_opens_from_anywhere(
+    models: Callable[[str], Path], tunesmith: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(models("tiny"), "models/base")
+    write(Case("", 0, changes={**PROMOTED, "model.base": "../models/base"}), models, Path("exp"))
+    assert tunesmith("run", "exp/recipe.yaml", "--out", "runs/a").code == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for name in ("loop@staging", f"run:{tmp_path}/runs/a"):
+        done = tunesmith("generate", name, "--prompt", "hi", *ASK)
+        assert done.code == 0, done.said
+
+
+def test_o30_chat_answers_a_second_question(
+    models: Callable[[str], Path], tunesmith: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("cat\ndog\n\n"))
+    done = tunesmith("chat", models("thinking"), *ASK)
+    assert done.code == 0, done.said
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "code", "told"),
+    [
+        ("O22 TRL's word", ("plan", "recipe.yaml", "train.per_device_train_batch_size=4"), 2,
+         ("examples_per_step", "micro_batch")),
+        ("two runs to compare", ("compare", "runs/a", "runs/b"), 2, ("compare",)),
+    ],
+)  # fmt: skip
+def test_commands(
+    name: str, arguments: tuple[Any, ...], code: int, told: tuple[str, ...], moved: Path, tunesmith: Command
+) -> None:
+    done = tunesmith(*arguments)
+    assert done.code == code, (name, done.said)
+    assert [part for part in told if part not in done.said] == []
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+def test_r29_a_terminal_of_any_encoding(
+    encoding: str, moved: Path, tunesmith: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for arguments in (
+        ("plan", "recipe.yaml"),
+        ("show", "recipe.yaml", "--rows", 1),
+        ("run", "runs/a"),
+        ("compare", "runs/a"),
+    ):
+        raw = io.BytesIO()
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding=encoding))
+        monkeypatch.setattr(sys, "argv", ["tunesmith", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert ended.value.code == 0
+        assert raw.getvalue()
+
+
+def test_r27_a_user_without_a_home_is_told_what_to_set(
+    models: Callable[[str], Path], tunesmith: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pwd
+
+    def nobody(_uid: int) -> None:
+        raise KeyError("uid not found")
+
+    recipe = write(Case("", 0), models)
+    for name in ("HOME", "TUNESMITH_CACHE", "TUNESMITH_REGISTRY", "XDG_CACHE_HOME", "XDG_DATA_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    done = tunesmith("plan", recipe)
+    assert done.code in (0, 2), done.said
+    assert done.code == 0 or "TUNESMITH_CACHE" in done.said
+    assert tunesmith("models").code == 2
