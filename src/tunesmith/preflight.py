@@ -11,6 +11,7 @@ from tunesmith.core.errors import DoesNotFit, RecipeError
 from tunesmith.core.progress import clock
 from tunesmith.core.rundir import SPLITS, RunDir
 from tunesmith.data.gather import Gathered, gather
+from tunesmith.data.rehearsal import rehearse
 from tunesmith.fetch.reference import ModelFolder, hub_cache, resolve
 from tunesmith.forecast import Known, forecast, scaling
 from tunesmith.launch.jobs import script_path
@@ -28,6 +29,8 @@ from tunesmith.tasks import task_for
 from tunesmith.tasks.markup import codec_of
 
 _GIB = 2**30
+# A plan answers in a few seconds; `prepare` reads what is left of references.
+_SECONDS_OF_A_METRIC = 1.5
 _IN_PARTS = {
     "full": ", each with its part of every layer",
     "node": ", each with its part of the layers that every machine keeps once",
@@ -224,11 +227,14 @@ def plan_run(recipe: Path | str, overrides: Sequence[str] = (), *, out: Path | s
     shapes = check_base(loaded, base)
     refuse_what_this_machine_lacks(loaded, base)
     codec = codec_of(base, loaded.model.chat_markup)
-    gathered = gather(loaded, task_for(loaded.data, codec), folder=run.origin, model=base)
+    task = task_for(loaded.data, codec)
+    gathered = gather(loaded, task, folder=run.origin, model=base)
     rows = check_rows(loaded, base, shapes, codec, gathered)
     speed = remembered_speed(base.digest(), loaded.tuning.method)
     known = Known(shapes, rows, hardware(), speed, len(codec.new_ids))
-    warnings = (*warnings_of(loaded, base, shapes, codec), *check_questions(loaded, shapes, codec, gathered))
+    unread = rehearse(loaded, task, gathered, folder=run.origin, seconds=_SECONDS_OF_A_METRIC)
+    asked = check_questions(loaded, shapes, codec, gathered)
+    warnings = (*warnings_of(loaded, base, shapes, codec), *asked, *unread)
     return _plan(loaded, run, base, gathered, known, warnings)
 
 

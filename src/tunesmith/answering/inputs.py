@@ -1,16 +1,13 @@
 """What scores follow from beside model, rows and settings. Imports no torch: it is asked whether a stage is done."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from tunesmith.core.errors import DataError
 from tunesmith.core.files import digest_file
 from tunesmith.core.rundir import RunDir
+from tunesmith.data.database import database_file
 from tunesmith.recipe.schema import Recipe
 from tunesmith.scoring.own import is_own, source_file
-
-GENERATED_SHOP = "generated:shop-sql"
 
 
 def scoring_inputs(metrics: Sequence[str], recipe: Recipe, run: RunDir) -> dict[str, Any]:
@@ -26,17 +23,6 @@ def scoring_inputs(metrics: Sequence[str], recipe: Recipe, run: RunDir) -> dict[
     if own:
         found["own_metrics"] = {name: file and digest_file(file) for name, file in own.items()}
     if "execution" in metrics and recipe.evaluate.database is not None:
-        file = database_file(recipe, run)
+        file = database_file(recipe, run.origin)
         found["database"] = digest_file(file) if file else recipe.evaluate.database
     return found
-
-
-def database_file(recipe: Recipe, run: RunDir) -> Path | None:
-    """Return the SQLite file that the recipe names, None where it is generated; raise DataError if it is not there."""
-    name = recipe.evaluate.database
-    if name is None or name == GENERATED_SHOP:
-        return None
-    path = run.origin / name
-    if not path.exists():
-        raise DataError("no such database", where=str(path), hint="evaluate.database is relative to the recipe")
-    return path

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tunesmith.answering.inputs import GENERATED_SHOP, database_file
 from tunesmith.core.rundir import RunDir
+from tunesmith.data.database import GENERATED_SHOP, database_file
 from tunesmith.recipe.schema import Recipe
 from tunesmith.scoring.metrics import expand, score
 from tunesmith.scoring.own import own_metrics
@@ -54,7 +54,7 @@ class Scorer:
 def _database(recipe: Recipe, run: RunDir, stage: str) -> Path | None:
     """Return the SQLite file that `execution` runs queries on, making the generated one if need be."""
     if recipe.evaluate.database != GENERATED_SHOP:
-        return database_file(recipe, run)
+        return database_file(recipe, run.origin)
     from tunesmith.demo.shop import write_database
 
     path = run.stage(stage) / "shop.sqlite"

@@ -10,6 +10,7 @@ from tunesmith.core.rundir import RunDir
 from tunesmith.data.batches import write_tokens
 from tunesmith.data.gather import Gathered, gather
 from tunesmith.data.inputs import inputs
+from tunesmith.data.rehearsal import rehearse
 from tunesmith.data.shelf import Shelf
 from tunesmith.data.token_view import token_view
 from tunesmith.fetch.reference import resolve
@@ -25,7 +26,8 @@ def prepare(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     """Prepare the rows of a recipe in `run`; return the manifest.
 
     Raises:
-        DataError: the data cannot be read or used; see `gather`.
+        DataError: the data cannot be read or used, see `gather`; a metric of the recipe refuses a reference.
+        RecipeError: a metric of the user's own fails.
     """
     began = time.monotonic()
     stated = inputs(recipe, run)
@@ -38,6 +40,7 @@ def prepare(recipe: Recipe, run: RunDir) -> dict[str, Any]:
         shelf = Shelf(run.path)
         gathered = gather(recipe, task, folder=run.origin, model=base, seen=progress.update, shelf=shelf)
     progress.close()
+    rehearse(recipe, task, gathered, folder=run.origin)
     facts = {"stage": "prepare", "inputs": stated, "seconds": round(time.monotonic() - began, 3), **gathered.facts()}
     with new_folder(run.stage("prepare"), **facts) as folder:
         _write(folder, gathered, codec)

@@ -1,0 +1,40 @@
+"""The SQLite database that the metric `execution` runs queries on."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from tunesmith.core.errors import DataError
+from tunesmith.recipe.schema import Recipe
+
+GENERATED_SHOP = "generated:shop-sql"
+
+
+def database_file(recipe: Recipe, folder: Path) -> Path | None:
+    """Return the SQLite file that the recipe names, or None if it is generated; raise DataError if it is not there.
+
+    Args:
+        folder: what relative paths are relative to.
+    """
+    name = recipe.evaluate.database
+    if name is None or name == GENERATED_SHOP:
+        return None
+    path = folder / name
+    if not path.exists():
+        raise DataError("no such database", where=str(path), hint="evaluate.database is relative to the recipe")
+    return path
+
+
+@contextmanager
+def opened_database(recipe: Recipe, folder: Path) -> Iterator[Path | None]:
+    """Give the recipe's database for a while; a generated one is written to a temporary folder."""
+    if recipe.evaluate.database != GENERATED_SHOP:
+        yield database_file(recipe, folder)
+        return
+    from tunesmith.demo.shop import write_database
+
+    with TemporaryDirectory() as place:
+        path = Path(place) / "shop.sqlite"
+        write_database(path)
+        yield path

@@ -1,0 +1,150 @@
+"""Every metric of a recipe, called on the references before a model answers anything.
+
+A reference that a metric refuses, and a metric that raises, returns NaN or too few values, would otherwise be found
+after training. `plan` asks for a few seconds; `prepare` reads all references of metrics that can refuse one.
+"""
+
+import json
+import re
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from tunesmith.core import interrupt
+from tunesmith.core.errors import RecipeError, TunesmithError
+from tunesmith.core.records import Example
+from tunesmith.data.database import opened_database
+from tunesmith.data.gather import Gathered
+from tunesmith.data.split import choose
+from tunesmith.recipe.schema import Recipe
+from tunesmith.scoring.metrics import LIKELIHOOD, expand, score
+from tunesmith.scoring.own import OwnMetric, own_metrics
+from tunesmith.tasks.base import Task
+
+# Metrics that refuse some references. The others take any text, so a few rows show that they work.
+_CHOOSY = ("json_field_f1", "execution")
+_FEW, _MOST = 8, 256
+_SECONDS_OF_OWN = 5.0
+_PLACE = re.compile(r"references\[(\d+)\]")
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """The right answer of a row; `where` is file and line."""
+
+    where: str
+    text: str
+
+
+def rehearse(
+    recipe: Recipe, task: Task, gathered: Gathered, *, folder: Path, seconds: float | None = None
+) -> list[str]:
+    """Call every metric that scores answers on right answers; return what there was no time for.
+
+    Args:
+        folder: what relative paths are relative to.
+        seconds: about how long each metric may take; by default until all references are read, and 5 s for a function
+            of the user's own, which may take long for a row.
+
+    Raises:
+        TunesmithError: a metric refuses a reference, with file and line of its row, or fails. The kind of error is the
+            metric's own.
+    """
+    notes = []
+    own = own_metrics(_scored(recipe.evaluate.metrics) + _scored(recipe.train.valid_metrics), folder)
+    asked = (
+        ("test", _scored(recipe.evaluate.metrics), recipe.evaluate.rows),
+        ("valid", _scored(recipe.train.valid_metrics), recipe.train.valid_rows),
+    )
+    with opened_database(recipe, folder) as database:
+        for split, names, count in asked:
+            for name in names:
+                rows = _references(task, gathered, split, count, recipe.seed)
+                limit = seconds if name not in own or seconds is not None else _SECONDS_OF_OWN
+                done = _called(name, own.get(name), rows, database, limit)
+                total = len({row.entry.id for row in gathered.used[split]})
+                if name in _CHOOSY and done < total:
+                    notes.append(f"{name} has read {done:,} of {total:,} references of {split}; `prepare` reads all")
+    return notes
+
+
+def _scored(names: Sequence[str]) -> tuple[str, ...]:
+    """Return the metrics among some that are computed from answers."""
+    return expand([name for name in names if name not in (*LIKELIHOOD, "loss")])
+
+
+def _references(task: Task, gathered: Gathered, split: str, count: int, seed: int) -> Iterator[Reference]:
+    """Yield the right answer of each row of a split once: first of those that are going to be asked, then of others."""
+    rows = {str(row.entry.id): row for row in reversed(gathered.used[split]) if row.place is not None}
+    chosen = choose(rows, count, seed)
+    for row in sorted(rows.values(), key=lambda row: (row.entry.id not in chosen, row.entry.row)):
+        assert row.place is not None
+        line = next(gathered.shelf.examples([row.place]))
+        yield Reference(row.entry.where, task.reference(Example.from_json(json.loads(line)).turns))
+
+
+def _called(
+    name: str, own: OwnMetric | None, rows: Iterator[Reference], database: Path | None, seconds: float | None
+) -> int:
+    """Call a metric on more and more rows at once until all are done or time is up; return how many were."""
+    began, size, done = time.monotonic(), _FEW, 0
+    while batch := list(islice(rows, size)):
+        interrupt.check()
+        texts = [row.text for row in batch]
+        if own is not None:
+            _call_own(own, batch, texts)
+            if done == 0:  # failed rows have an empty answer, and models answer anything
+                _call_own(own, batch, ["", *texts[:-1]])
+        else:
+            # A query is run for the reference anyway: an empty answer saves running it twice.
+            _call(name, batch, [""] * len(batch) if name == "execution" else texts, database)
+        done += len(batch)
+        size = min(2 * size, _MOST)
+        choosy = own is not None or name in _CHOOSY
+        if not choosy or (seconds is not None and time.monotonic() - began > seconds):
+            break
+    return done
+
+
+def _call(name: str, batch: Sequence[Reference], answers: Sequence[str], database: Path | None) -> None:
+    """Score answers by a built-in metric; where a reference is refused, say in which row it is."""
+    try:
+        score(answers, [row.text for row in batch], [name], database=database)
+    except TunesmithError as error:
+        place = _PLACE.fullmatch(error.where or "")
+        if place is None:
+            raise
+        row = batch[int(place[1])]
+        told = f"the reference {error.message}" if not error.message.startswith("the ") else error.message
+        raise type(error)(f"`{name}`: {told} ({_cut(row.text)})", where=row.where, hint=error.hint) from error
+
+
+def _call_own(metric: OwnMetric, batch: Sequence[Reference], answers: Sequence[str]) -> None:
+    """Call a metric of the user's own; if it fails, look for the row that it fails on."""
+    try:
+        metric(answers, [row.text for row in batch])
+    except RecipeError as error:
+        found = next((pair for pair in zip(batch, answers, strict=True) if _fails(metric, *pair)), None)
+        if found is None:
+            raise
+        row, answer = found
+        asked = "the answer that is its reference" if answer == row.text else f"the answer {_cut(answer)}"
+        raise RecipeError(
+            f"{error.message}; it fails on {asked}, with the reference {_cut(row.text)} of {row.where}",
+            where=error.where,
+            hint=error.hint,
+        ) from error
+
+
+def _fails(metric: OwnMetric, row: Reference, answer: str) -> bool:
+    try:
+        metric([answer], [row.text])
+    except RecipeError:
+        return True
+    return False
+
+
+def _cut(text: str) -> str:
+    return repr(text if len(text) <= 80 else f"{text[:79]}\u2026")
