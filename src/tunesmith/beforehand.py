@@ -21,6 +21,7 @@ from tunesmith.recipe.base_model import (
     refuse_tokens_beyond,
 )
 from tunesmith.recipe.causality import require_causal
+from tunesmith.recipe.contradictions import remarks
 from tunesmith.recipe.launch import SlurmLaunch
 from tunesmith.recipe.schema import DataBase, LoraBase, Quantization, Recipe
 from tunesmith.recipe.shapes import Shapes
@@ -111,6 +112,7 @@ def check_questions(recipe: Recipe, shapes: Shapes, codec: Codec, gathered: Gath
 
 def warnings_of(recipe: Recipe, base: ModelFolder, shapes: Shapes, codec: Codec) -> Iterator[str]:
     """Yield what a run can do with and its owner should know."""
+    yield from (f"{'.'.join(path)}: {remark}" for path, remark in remarks(recipe))
     vectors = _vectors(base, shapes, codec)
     if codec.size > vectors:
         yield (

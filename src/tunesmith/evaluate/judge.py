@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from tunesmith.recipe.schema import Recipe
-from tunesmith.scoring.metrics import LIKELIHOOD, expand
+from tunesmith.scoring.metrics import LIKELIHOOD, expand, higher_is_better
 from tunesmith.scoring.row_scores import Scores, Settings, compare, failed_text, moved_groups, too_many_failed
 from tunesmith.scoring.verdict import Verdict, what_would_settle
 
@@ -16,7 +16,7 @@ def judge(
 
     Every gain is counted so that more is better, also if a lower value is better: perplexity, and `lower_is_better`.
     """
-    lower = {"perplexity", *lower_is_better}
+    lower = {*(name for name in LIKELIHOOD if not higher_is_better(name)), *lower_is_better}
     settings = recipe.evaluate
     min_gain = recipe.promote.min_gain if recipe.promote else 0.0
     names = [

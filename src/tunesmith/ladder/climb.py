@@ -15,7 +15,7 @@ from tunesmith.core.errors import Interrupted, RecipeError, TunesmithError
 from tunesmith.core.files import only_writer, write_json
 from tunesmith.core.progress import say
 from tunesmith.core.rundir import RunDir
-from tunesmith.ladder.collect import Result, collect, failure_of, failure_path, write_result
+from tunesmith.ladder.collect import Result, check_bar, collect, failure_of, failure_path, write_result
 from tunesmith.ladder.rungs import Ladder, Rung, check_ladder, is_ladder, list_rungs, read_ladder, write_ladder
 from tunesmith.ladder.share import share
 from tunesmith.pipeline import run_recipe
@@ -49,6 +49,7 @@ def run_ladder(
         Interrupted: a signal came; the same call goes on.
     """
     ladder = open_ladder(Path(recipe), over=over, models=models, overrides=overrides, out=Path(out) if out else None)
+    check_bar(ladder, bar)
     if not Path(recipe).is_dir():
         check_ladder(ladder, Path(recipe))
     with only_writer(ladder.lock), interrupt.watched():
@@ -64,6 +65,7 @@ def run_ladder(
 
 def collected(ladder: Ladder, bar: float | None) -> Result:
     """Return and write what the rungs of a ladder have left, and run none."""
+    check_bar(ladder, bar)
     with only_writer(ladder.lock):
         return write_result(collect(ladder, bar))
 

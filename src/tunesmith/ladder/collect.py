@@ -7,12 +7,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
+from tunesmith.core.errors import RecipeError
 from tunesmith.core.files import MANIFEST, read_json, read_jsonl, write_json
 from tunesmith.core.rundir import RunDir
 from tunesmith.evaluate.judge import judged
 from tunesmith.ladder.rungs import Axis, Ladder, Rung, correction
 from tunesmith.ladder.share import taken_over
 from tunesmith.recipe.schema import FullTuning, Recipe
+from tunesmith.scoring.metrics import higher_is_better, is_share, share_hint
 from tunesmith.scoring.own import is_own
 from tunesmith.scoring.verdict import Verdict
 
@@ -115,6 +117,13 @@ class Result:
         }
 
 
+def check_bar(ladder: Ladder, bar: float | None) -> None:
+    """Raise RecipeError for a bar that no score, or every score, clears."""
+    metric = ladder.recipe(ladder.rungs[0]).evaluate.primary
+    if bar is not None and is_share(metric) and not 0 <= bar < 1:
+        raise RecipeError(f"is beyond what a score can be: {share_hint(metric, bar)}", where="--bar")
+
+
 def collect(ladder: Ladder, bar: float | None = None) -> Result:
     """Read all rungs, finished or not, and choose the smallest that clears the bar.
 
@@ -188,7 +197,7 @@ def _higher_is_better(ladder: Ladder, metric: str) -> bool:
     runs = (run for rung in ladder.rungs if (run := ladder.run(rung)).manifest("evaluate"))
     first = next(runs, None)
     if first is None:
-        return metric != "perplexity"
+        return higher_is_better(metric) is not False
     return bool(read_json(first.verdict)["metrics"][metric]["higher_is_better"])
 
 

@@ -3,6 +3,7 @@
 from tunesmith.ladder.collect import Bar, Outcome, Result
 from tunesmith.report import wording
 from tunesmith.report.view import Gain
+from tunesmith.scoring.metrics import higher_is_better
 
 MEASURES = {
     "model_parameters": "model parameters",
@@ -84,7 +85,7 @@ def bar_words(result: Result) -> str:
 
 def _unknown(bar: Bar) -> Gain:
     """Return a gain of which only the metric is known, to word a bar before any rung is done."""
-    return Gain(bar.metric, None, None, 0.0, 0.0, 0.0, 0.95, None, bar.metric != "perplexity", None, 0.0)
+    return Gain(bar.metric, None, None, 0.0, 0.0, 0.0, 0.95, None, higher_is_better(bar.metric) is not False, None, 0.0)
 
 
 def headline(result: Result) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from tunesmith.core.errors import RecipeError
 from tunesmith.recipe.launch import all_processes_of
 from tunesmith.recipe.schema import FullTuning, Quantization, Recipe, Train
-from tunesmith.scoring.metrics import LIKELIHOOD, expand
+from tunesmith.scoring.metrics import LIKELIHOOD, expand, is_share, share_hint
 
 Problems = Iterator[tuple[tuple[str, ...], str]]
 # What validation finds about every valid row, and what else needs no answer.
@@ -17,6 +17,7 @@ def contradictions(recipe: Recipe) -> list[tuple[tuple[str, ...], str]]:
     """Return (path of the key, problem) for settings that are fine alone but not together."""
     return [
         *_metric_problems(recipe),
+        *_threshold_problems(recipe),
         *_valid_problems(recipe),
         *_split_problems(recipe),
         *_launch_problems(recipe),
@@ -41,6 +42,23 @@ def _metric_problems(recipe: Recipe) -> Problems:
         yield ("evaluate", "metrics"), "`execution` needs evaluate.database"
     if "execution" not in (*metrics, *recipe.train.valid_metrics) and evaluate.database is not None:
         yield ("evaluate", "database"), "has no effect without the metric `execution`"
+
+
+def _threshold_problems(recipe: Recipe) -> Problems:
+    """Yield thresholds beyond what a metric can move: shares of 1 move by less than 1."""
+    evaluate, promote = recipe.evaluate, recipe.promote
+    if promote is not None and is_share(evaluate.primary) and promote.min_gain >= 1:
+        yield ("promote", "min_gain"), f"no gain can exceed it: {share_hint(evaluate.primary, promote.min_gain)}"
+    for guard in evaluate.guards:
+        if is_share(guard.metric) and guard.max_drop >= 1:
+            yield ("evaluate", "guards"), f"max_drop can never fail: {share_hint(guard.metric, guard.max_drop)}"
+
+
+def remarks(recipe: Recipe) -> Problems:
+    """Yield (path of the key, remark) for settings that are allowed, and may not do what they seem to."""
+    promote = recipe.promote
+    if promote is not None and is_share(recipe.evaluate.primary) and promote.min_gain <= -1:
+        yield ("promote", "min_gain"), "any model will be promoted, however bad: no share can fall by more than 1"
 
 
 def _valid_problems(recipe: Recipe) -> Problems:

@@ -16,6 +16,7 @@ from ruamel.yaml.error import YAMLError
 from tunesmith.core.rundir import RunDir
 from tunesmith.report.answers import pair_answers
 from tunesmith.report.view import Answers, Gain, Grouping, Guard, Stage, StageState, Training, Verdict, View
+from tunesmith.scoring.metrics import higher_is_better
 from tunesmith.scoring.row_scores import failed_text
 from tunesmith.scoring.verdict import what_would_settle
 
@@ -237,7 +238,7 @@ def _gain(entry: dict[str, Any]) -> Gain:
         high=_number(entry.get("high")),
         confidence=entry.get("confidence", 0.95),
         rows=entry.get("rows"),
-        higher_is_better=entry.get("higher_is_better", entry["metric"] != "perplexity"),
+        higher_is_better=entry.get("higher_is_better", higher_is_better(entry["metric"]) is not False),
         rows_needed=entry.get("rows_needed"),
         min_gain=entry.get("min_gain") or 0.0,
         groups=entry.get("groups"),

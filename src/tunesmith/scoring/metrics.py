@@ -108,6 +108,11 @@ def is_share(name: str) -> bool:
     return name != "perplexity" and (name in LIKELIHOOD or name in METRIC_NAMES or is_rouge(name))
 
 
+def share_hint(name: str, value: float) -> str:
+    """Say that a threshold of a share looks like points."""
+    return f"`{name}` is a share from 0 to 1 and {value:g} was asked for; {value:g} points are {value / 100:g}"
+
+
 def _known() -> list[str]:
     return [*METRIC_NAMES, *GROUPS, *LIKELIHOOD]
 

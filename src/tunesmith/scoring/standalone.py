@@ -7,8 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tunesmith.core.errors import DataError
-from tunesmith.scoring.metrics import LIKELIHOOD, TOKENS, score
+from tunesmith.core.errors import DataError, RecipeError
+from tunesmith.scoring.metrics import LIKELIHOOD, TOKENS, is_share, score, share_hint
 from tunesmith.scoring.metrics import higher_is_better as known_direction
 from tunesmith.scoring.row_scores import Settings, compare, failed_text, from_tokens
 from tunesmith.scoring.verdict import what_would_settle
@@ -78,6 +78,7 @@ def verdict_of_files(
     names = [_group(row, other, f"{base}:{number}") for (number, row), (_, other) in zip(before, after, strict=True)]
     groups = names if any("group" in row for _, row in (*before, *after)) else None
     sides = [[_values(row, metric, file, n) for n, row in rows] for rows, file in ((before, base), (after, tuned))]
+    _check_min_gain(metric, min_gain, sides)
     settings = Settings(min_gain, confidence, seed)
     found = compare(metric, *sides, lower_is_better=not up, groups=groups, settings=settings)
     alone = compare(metric, *sides, lower_is_better=not up, settings=settings) if found.groups < found.rows else None
@@ -92,6 +93,13 @@ def verdict_of_files(
         "by_row": {"low": alone.low, "high": alone.high} if alone else None,
         "failed": len(before) - found.rows,
     }
+
+
+def _check_min_gain(metric: str, min_gain: float, sides: Sequence[Sequence[dict[str, Any]]]) -> None:
+    """Raise RecipeError for a gain that shares of 1 cannot reach; other tools may count the same metric in percent."""
+    values = (row[metric] for rows in sides for row in rows if row.get(metric) is not None)
+    if is_share(metric) and min_gain > 1 and max(values, default=0.0) <= 1:
+        raise RecipeError(f"no gain can exceed it: {share_hint(metric, min_gain)}", where="--min-gain")
 
 
 def verdict_text(result: dict[str, Any]) -> str:

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from tests.unit.ladder.conftest import ROWS, MakeLadder, binary, finish, result_json
 
+from tunesmith.core.errors import RecipeError
 from tunesmith.core.files import seal_folder, write_json, write_jsonl
+from tunesmith.ladder import climb
 from tunesmith.ladder.collect import Outcome, _score, collect, smallest, write_result
 from tunesmith.ladder.rungs import Axis, correction
 from tunesmith.scoring.verdict import paired_verdict
@@ -210,3 +212,12 @@ def test_which_way_is_better_is_what_the_verdicts_say(make_ladder: MakeLadder) -
     verdict = ladder.run(ladder.rungs[0]).verdict
     write_json(verdict, {"guards": [], "metrics": {"exact_match": {"higher_is_better": False}}})
     assert not collect(ladder).higher_is_better
+
+
+def test_a_bar_in_points_is_refused_before_a_rung_is_run(make_ladder: MakeLadder) -> None:
+    ladder = make_ladder()
+    for bar in (60.0, 1.0, -0.1):
+        with pytest.raises(RecipeError) as caught:
+            climb.run_ladder(ladder.path, bar=bar)
+        assert caught.value.where == "--bar"
+    assert not any(ladder.run(rung).manifest("prepare") for rung in ladder.rungs)

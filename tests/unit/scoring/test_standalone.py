@@ -160,7 +160,7 @@ def test_rows_without_a_group_stand_for_themselves_beside_those_with_one(judged:
 
 def test_settings_reach_the_verdict(judged: Callable[..., Row]) -> None:
     plain = judged(scored(BASE), scored(TUNED))
-    assert judged(scored(BASE), scored(TUNED), min_gain=10.0)["verdict"] == "not_better"
+    assert judged(scored(BASE), scored(TUNED), min_gain=0.9)["verdict"] == "not_better"
     wide = judged(scored(BASE), scored(TUNED), confidence=0.99)
     assert wide["low"] < plain["low"]
     assert judged(scored(BASE), scored(TUNED), seed=1)["low"] != plain["low"]
@@ -324,3 +324,11 @@ def test_perplexity_follows_from_the_likelihoods_of_a_run(judged: Callable[..., 
     assert accuracy["tuned"] == pytest.approx(3 * 40 / sum(5 + i % 3 for i in range(40)))
     with pytest.raises(DataError, match="2 values to compare"):
         judged(rows(2.5), rows(1.5))
+
+
+def test_a_min_gain_in_points_is_refused_if_values_are_shares(judged: Callable[..., Row]) -> None:
+    with pytest.raises(RecipeError, match="5 points are"):
+        judged(scored(BASE), scored(TUNED), min_gain=5.0)
+    percent = judged(scored([100 * value for value in BASE]), scored([100 * value for value in TUNED]), min_gain=5.0)
+    assert percent["verdict"] == "better"
+    assert judged([{"zeal": 0.1}] * 9, [{"zeal": 9.0}] * 9, min_gain=5.0)["verdict"] == "better"
