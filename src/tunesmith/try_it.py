@@ -20,8 +20,10 @@ from tunesmith.model.adapter_set import AdapterSet
 from tunesmith.model.adapters import open_model
 from tunesmith.model.load import Machine, machine, most_positions
 from tunesmith.model.quantized import trained_quantization
+from tunesmith.recipe.columns import optional_columns
 from tunesmith.recipe.rows import FileSource
-from tunesmith.recipe.schema import ChatData, CompletionData, Data, Seq2SeqData, TextData, columns_in
+from tunesmith.recipe.schema import ChatData, CompletionData, Data, Seq2SeqData, TextData
+from tunesmith.recipe.template import columns_in
 from tunesmith.report.wording import visible
 from tunesmith.tasks import task_for
 from tunesmith.tasks.base import MissingColumn, RowProblem, Task
@@ -88,7 +90,8 @@ class Chatter:
             return self.task.question(text)
         if isinstance(self.data, ChatData) and self.data.messages:
             return self.turns_of_row({**self.row, self.data.messages: [{"role": "user", "content": text}]})
-        left = [name for name in self.columns if name not in self.row]
+        optional = optional_columns(self.data)
+        left = [name for name in self.columns if name not in self.row and name not in optional]
         if len(left) != 1:
             raise RecipeError(
                 f"a prompt text fills one column, and {_listed(left) if left else 'no column'} of this model's prompt "

@@ -11,11 +11,13 @@ from tunesmith.core.errors import DataError
 from tunesmith.core.records import Example, Tokens, Turn
 from tunesmith.data.filters import broken_rule
 from tunesmith.data.identity import block_id, group_of, row_id, short_digest
-from tunesmith.data.sources import Row, missing_column_error, read_rows
+from tunesmith.data.sources import Row, read_rows
 from tunesmith.data.split import assign
-from tunesmith.recipe.schema import Recipe
-from tunesmith.tasks.base import MissingColumn, RowProblem, Task, cell
+from tunesmith.recipe.columns import asked_columns, needed_columns, optional_columns
+from tunesmith.recipe.schema import ChatData, Recipe
+from tunesmith.tasks.base import EmptyCell, MissingColumn, RowProblem, Task, cell
 
+_TOOLS = ("tools", "functions")
 _GROUP_NAME = 80  # characters of a `by` value that name its group
 _SPLIT_WORDS = {"train": "train", "valid": "valid", "validation": "valid", "dev": "valid", "test": "test"}
 
@@ -46,17 +48,45 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
+class Remarks:
+    """What is told of a row beyond its line in the ledger.
+
+    Attributes:
+        detail: what is wrong with this row beyond the reason.
+        hint: what helps against the reason.
+        too_long: its tokens, where there are too many.
+        spelled: the first control token that its text spells.
+    """
+
+    detail: str = ""
+    hint: str = ""
+    too_long: int = 0
+    spelled: str = ""
+
+
+NOTHING = Remarks()
+
+
+@dataclass(frozen=True, slots=True)
 class Examined:
     """A row, or a block of it, and what became of it; `example` and `tokens` are None when it is not used.
 
-    `said` is what the whole row says, also of a block; `detail` is what is wrong with this row beyond the reason.
+    `said` is what the whole row says, also of a block.
     """
 
     entry: Entry
     example: Example | None
     tokens: Tokens | None
     said: tuple[Turn, ...] = ()
-    detail: str = ""
+    remarks: Remarks = NOTHING
+
+
+class _TooLong(RowProblem):
+    """A row has more tokens than the recipe allows."""
+
+    def __init__(self, reason: str, tokens: int, hint: str) -> None:
+        super().__init__(reason, f"{tokens} tokens", hint=hint)
+        self.tokens = tokens
 
 
 class Tally:
@@ -66,15 +96,23 @@ class Tally:
         self._rows = 0
         self._reasons: dict[str, Counter[str]] = {"filtered": Counter(), "dropped": Counter()}
         self._first: dict[str, str] = {}
+        self._hints: dict[str, str] = {}
+        self._longest = 0
+        self._spelled: Counter[str] = Counter()
 
-    def count(self, entry: Entry, detail: str) -> None:
+    def count(self, entry: Entry, remarks: Remarks) -> None:
         """Count a row, a document in blocks once."""
         if entry.block is None or entry.block[0] == 1:
             self._rows += 1
+        if remarks.spelled:
+            self._spelled[remarks.spelled] += 1
+            self._first.setdefault(remarks.spelled, entry.where)
         if (counted := self._reasons.get(entry.status)) is not None:
             reason = entry.reason or ""
             counted[reason] += 1
-            self._first.setdefault(reason, f"{entry.where}{f' ({detail})' if detail else ''}")
+            self._first.setdefault(reason, f"{entry.where}{f' ({remarks.detail})' if remarks.detail else ''}")
+            self._hints.setdefault(reason, remarks.hint)
+            self._longest = max(self._longest, remarks.too_long)
 
     def check(self, recipe: Recipe) -> None:
         """Raise DataError where the filters left no row, or too many were dropped."""
@@ -82,15 +120,29 @@ class Tally:
         asked, total = self._rows - filtered.total(), dropped.total()
         if asked == 0:
             reasons = "; ".join(f"{n} x {reason}" for reason, n in filtered.most_common(5))
-            raise DataError(f"data.filters leave none of the {self._rows} rows: {reasons}", hint="mend the rules")
+            raise DataError(
+                f"data.filters leave none of the {self._rows} rows: {reasons}", hint="correct the rules in data.filters"
+            )
         if total > recipe.data.max_dropped_fraction * asked:
             told = dropped.most_common(5)
             reasons = "; ".join(f"{n} x {reason}, first {self._first[reason]}" for reason, n in told)
+            hints = dict.fromkeys(hint for reason, _ in told if (hint := self._hints[reason]))
             raise DataError(
                 f"{total} of {asked} rows cannot be used, more than data.max_dropped_fraction "
                 f"({recipe.data.max_dropped_fraction:g}) allows: {reasons}",
-                hint="mend the rows, or allow more in the recipe",
+                hint=f"{'; '.join(hints) or 'correct the rows'}{self._length()}; "
+                "or raise data.max_dropped_fraction to do without them",
             )
+
+    def spelled(self) -> dict[str, Any]:
+        """Return {rows, token, first}: how many rows spell control tokens, the most frequent one, and the first row."""
+        if not self._spelled:
+            return {"rows": 0}
+        [(token, _)] = self._spelled.most_common(1)
+        return {"rows": self._spelled.total(), "token": token, "first": self._first[token]}
+
+    def _length(self) -> str:
+        return f" (the longest row has {self._longest:,} tokens)" if self._longest else ""
 
 
 def examine(recipe: Recipe, task: Task, *, folder: Path) -> Iterator[Examined]:
@@ -100,25 +152,59 @@ def examine(recipe: Recipe, task: Task, *, folder: Path) -> Iterator[Examined]:
         DataError: a source cannot be read, a column is missing, the filters leave no row, or too many are dropped.
     """
     tally = Tally()
-    for row in read_rows(recipe.data.source, folder=folder):
+    for row in rows_for(recipe, folder):
         interrupt.check()
         for found in examine_row(recipe, task, row):
-            tally.count(found.entry, found.detail)
+            tally.count(found.entry, found.remarks)
             yield found
     tally.check(recipe)
 
 
+def rows_for(recipe: Recipe, folder: Path) -> Iterator[Row]:
+    """Yield the rows of the recipe's sources; raise DataError where they lack a column that it uses."""
+    needed, optional = needed_columns(recipe.data), optional_columns(recipe.data)
+    return read_rows(recipe.data.source, folder=folder, needed=needed, optional=optional)
+
+
 def examine_row(recipe: Recipe, task: Task, row: Row) -> list[Examined]:
-    """Return what becomes of one row, and of a long document of each block; raise DataError for a missing column."""
+    """Return what becomes of one row, and of a long document of each block.
+
+    Raises:
+        DataError: the row names a split that there is not, or has tools that the model would never see.
+    """
     try:
         if broken := broken_rule(recipe.data.filters, row):
             return [Examined(Entry(row.number, row.where, row.source, "filtered", reason=broken), None, None)]
+        _refuse_tools(recipe, row)
         return _used(recipe, task, row)
-    except MissingColumn as error:
-        raise missing_column_error(error.column, row) from None
-    except RowProblem as problem:
-        entry = Entry(row.number, row.where, row.source, "dropped", reason=problem.reason)
-        return [Examined(entry, None, None, detail=problem.detail)]
+    except MissingColumn as error:  # where all rows lack it, reading them ends with an error
+        problem: RowProblem = EmptyCell(error.column)
+    except RowProblem as error:
+        problem = error
+    entry = Entry(row.number, row.where, row.source, "dropped", reason=problem.reason)
+    too_long = problem.tokens if isinstance(problem, _TooLong) else 0
+    return [Examined(entry, None, None, remarks=Remarks(problem.detail, _hint(recipe, problem), too_long))]
+
+
+def _hint(recipe: Recipe, problem: RowProblem) -> str:
+    if isinstance(problem, EmptyCell) and problem.column in asked_columns(recipe.data):
+        return f"if `{problem.column}` may be empty, write `{{{problem.column}?}}` in the template"
+    return problem.hint
+
+
+def _refuse_tools(recipe: Recipe, row: Row) -> None:
+    """Raise DataError where a conversation comes with tools, which no template gets to see."""
+    if not isinstance(recipe.data, ChatData) or recipe.data.messages is None:
+        return
+    for column in _TOOLS:
+        if row.values.get(column) not in (None, "", "[]", "{}", [], {}) and column not in needed_columns(recipe.data):
+            raise DataError(
+                f"the column `{column}` holds tools, which the model would never see: chat templates are given "
+                "`messages` only",
+                where=row.where,
+                hint=f'write them into a system turn (`system: "{{{column}}}"` if the column is text), or train '
+                f"without them by renaming the column: data.source.rename: {{{column}: unused}}",
+            )
 
 
 def _used(recipe: Recipe, task: Task, row: Row) -> list[Examined]:
@@ -126,13 +212,14 @@ def _used(recipe: Recipe, task: Task, row: Row) -> list[Examined]:
     turns = task.parse(row.values)
     split, group = _place(recipe, row, turns)
     parts = _parts(task, turns, row_id(recipe.data, row.values, turns), recipe.data.max_tokens_per_example)
-    found = []
+    found, remarks = [], Remarks(spelled=task.spelled(turns) or "")
     for number, (part, rendered) in enumerate(parts, 1):
         tokens, reason = _limited(recipe, task, rendered)
         status, block = "cut" if reason else "kept", (number, len(parts)) if len(parts) > 1 else None
         counts = _read(tokens), sum(tokens.trained[1:])
         entry = Entry(row.number, row.where, row.source, status, split, tokens.example_id, reason, *counts, 1, block)
-        found.append(Examined(entry, Example(tokens.example_id, row.number, group, part), tokens, turns))
+        found.append(Examined(entry, Example(tokens.example_id, row.number, group, part), tokens, turns, remarks))
+        remarks = NOTHING
     return found
 
 
@@ -147,7 +234,8 @@ def _limited(recipe: Recipe, task: Task, tokens: Tokens) -> tuple[Tokens, str | 
     """Return an example that is short enough, and why it was cut; raise RowProblem where nothing is left to learn."""
     short, reason = task.limited(tokens, recipe.data.max_tokens_per_example)
     if reason is not None and recipe.data.too_long == "drop":
-        raise RowProblem(reason, f"{_read(tokens)} tokens")
+        hint = "raise data.max_tokens_per_example, or set data.too_long: cut"
+        raise _TooLong(reason, _read(tokens), hint + (" or split" if recipe.data.task == "text" else ""))
     if not any(short.trained[1:]):  # nothing stands before the first token that could predict it
         raise RowProblem("nothing to learn is left after cutting" if reason else "has no token to learn")
     return short, reason

@@ -10,7 +10,7 @@ import regex
 from tunesmith.core.errors import DataError
 from tunesmith.data.sources import Row
 from tunesmith.recipe.rows import Filter, Scalar
-from tunesmith.tasks.base import MissingColumn, RowProblem, text_of
+from tunesmith.tasks.base import RowProblem, text_of
 
 # Patterns such as (a+)+b can take longer than the world is old; an honest one needs milliseconds.
 _SECONDS_PER_CELL = 1.0
@@ -19,15 +19,14 @@ _SECONDS_PER_CELL = 1.0
 def broken_rule(filters: Sequence[Filter], row: Row) -> str | None:
     """Return what is wrong with a row by the first rule that it breaks; None if it keeps all.
 
+    A column that the row lacks is empty in it.
+
     Raises:
-        MissingColumn: the row has no such column.
         RowProblem: the cell is of a type that the rule cannot be asked about.
         DataError: a pattern does not come to an end.
     """
     for rule in filters:
-        if rule.column not in row.values:
-            raise MissingColumn(rule.column)
-        found = next(_broken(rule, row.values[rule.column], row.where), None)
+        found = next(_broken(rule, row.values.get(rule.column), row.where), None)
         if found is not None:
             return f"`{rule.column}` {found}"
     return None

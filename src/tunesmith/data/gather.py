@@ -1,22 +1,25 @@
 """All rows of a recipe, placed, rendered, mixed and compared: what `prepare` writes, and `plan` only counts."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tunesmith.core.errors import DataError
+from tunesmith.core.progress import say
 from tunesmith.core.rundir import SPLITS
 from tunesmith.data.copies import Comparison, Copy, counted, tell_leakage
-from tunesmith.data.examine import Entry, Tally
+from tunesmith.data.examine import Entry, Tally, rows_for
 from tunesmith.data.mix import mixed
+from tunesmith.data.proportions import far_from_asked, why_empty
 from tunesmith.data.shares import shared_out
 from tunesmith.data.shelf import Kept, Shelf
 from tunesmith.data.similarity import Runs
-from tunesmith.data.sources import read_rows
+from tunesmith.data.sources import Row
 from tunesmith.fetch.reference import ModelFolder
-from tunesmith.recipe.schema import Recipe, Split, Train
+from tunesmith.recipe.columns import doubled_names
+from tunesmith.recipe.schema import Data, Recipe, Split, Train
 from tunesmith.tasks.base import Task
 
 
@@ -31,6 +34,7 @@ class Gathered:
     used: dict[str, list[Kept]]
     copies: dict[str, Any]
     shelf: Shelf
+    control_tokens: dict[str, Any]
 
     def places(self, split: str) -> list[int]:
         """Return where the rows of a split lie on the shelf."""
@@ -54,6 +58,7 @@ class Gathered:
             "trained_tokens": {name: sum(row.entry.trained for row in rows) for name, rows in self.used.items()},
             "lengths": {name: histogram(lengths) for name, lengths in tokens.items()},
             "copies": self.copies,
+            "control_tokens": self.control_tokens,
         }
 
 
@@ -80,15 +85,47 @@ def gather(
     shelf = shelf or Shelf()
     rows: list[Kept] = []
     tally = Tally()
-    for parcel in shared_out(recipe, task, model, read_rows(recipe.data.source, folder=folder)):
-        tally.count(parcel.entry, parcel.detail)
+    for parcel in shared_out(recipe, task, model, _noticed(rows_for(recipe, folder), recipe)):
+        tally.count(parcel.entry, parcel.remarks)
         rows.append(shelf.keep(parcel))
         seen(parcel.entry.row)
     tally.check(recipe)
+    if told := spelled_sentence(spelled := tally.spelled(), recipe.data):
+        say(f"warning: {told}")
+    if told := far_from_asked(rows, recipe):
+        say(f"warning: {told}")
     rows, once, copies = _chosen(rows, recipe, shelf.runs)
     tell_leakage(copies, recipe)
     used = {name: [row for row in found for _ in range(row.entry.times)] for name, found in once.items()}
-    return Gathered([row.entry for row in rows], used, copies, shelf)
+    return Gathered([row.entry for row in rows], used, copies, shelf, spelled)
+
+
+def _noticed(rows: Iterator[Row], recipe: Recipe) -> Iterator[Row]:
+    """Pass rows on; warn if a template has one of their columns in double braces, which are text."""
+    first = next(rows, None)
+    if first is None:
+        return
+    for name in doubled_names(recipe.data):
+        if name in first.values:
+            doubled = f"{{{{{name}}}}}"
+            say(f"warning: `{doubled}` in a template is the text {{{name}}}; for the column, write single braces")
+    yield first
+    yield from rows
+
+
+def spelled_sentence(found: Mapping[str, Any], data: Data) -> str | None:
+    """Return in words how many rows spell control tokens of the model; None if none does."""
+    if not found["rows"]:
+        return None
+    helps = "leave them out, as the chat template writes its own"
+    if data.task != "chat":
+        helps = "write chats with `task: chat`, whose template writes real ones, or leave them out"
+    if data.task == "text":
+        helps = "set data.control_tokens: true if they are meant, or leave them out"
+    return (
+        f"{found['rows']:,} rows spell control tokens of this model, such as {found['token']} "
+        f"(first {found['first']}), which are read as plain letters there; {helps}"
+    )
 
 
 def _chosen(
@@ -108,9 +145,8 @@ def _chosen(
         if missing:
             counts = ", ".join(f"{name} {len(once[name])}" for name in SPLITS)
             counts += f"; {len(left)} left out as copies of held-out rows" if left else ""
-            raise DataError(
-                f"no rows for {' and '.join(missing)} ({counts})", hint="give more rows, or other data.split"
-            )
+            hint = why_empty(missing, rows, recipe.data.split)
+            raise DataError(f"no rows for {' and '.join(missing)} ({counts})", hint=hint)
         compared = Comparison(once, runs, recipe.data.near_copy)
         leaking = compared.leaking() if recipe.data.leakage == "drop" else []
         if not leaking:

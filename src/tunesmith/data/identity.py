@@ -12,7 +12,7 @@ from tunesmith.core.records import Turn
 from tunesmith.data.split import group_key
 from tunesmith.recipe.columns import answer_columns, asked_columns
 from tunesmith.recipe.schema import ChatData, Data
-from tunesmith.tasks.base import cell
+from tunesmith.tasks.base import fill, optional_cell
 
 _LENGTH = 16
 
@@ -22,7 +22,7 @@ def row_id(data: Data, row: Mapping[str, Any], turns: Sequence[Turn]) -> str:
 
     Of `messages` the turns count, whichever of them are learned.
     """
-    spoken = [[turn.role, turn.text] for turn in _spoken(data, turns)]
+    spoken = [[turn.role, turn.text] for turn in _spoken(data, row, turns)]
     return short_digest([_values(row, (*asked_columns(data), *answer_columns(data))), spoken])
 
 
@@ -37,7 +37,7 @@ def group_of(data: Data, row: Mapping[str, Any], turns: Sequence[Turn]) -> str:
     Rows that ask the same must not be parted, or the test would hold questions that training saw. Of `messages` what
     comes before the first learned answer is asked.
     """
-    spoken = _spoken(data, turns)
+    spoken = _spoken(data, row, turns)
     first = next((index for index, turn in enumerate(spoken) if turn.trained), 0)
     asked = [group_key(turn.text) for turn in spoken[: max(first, 1)]]
     values = {column: group_key(value) for column, value in _values(row, asked_columns(data)).items()}
@@ -50,11 +50,11 @@ def short_digest(value: Any) -> str:
 
 
 def _values(row: Mapping[str, Any], columns: Sequence[str]) -> dict[str, str]:
-    return {column: cell(row, column) for column in columns}
+    return {column: optional_cell(row, column) for column in columns}
 
 
-def _spoken(data: Data, turns: Sequence[Turn]) -> Sequence[Turn]:
+def _spoken(data: Data, row: Mapping[str, Any], turns: Sequence[Turn]) -> Sequence[Turn]:
     """Return the turns that the row itself holds: not those that a template wrote."""
     if not isinstance(data, ChatData) or data.messages is None:
         return ()
-    return turns[1:] if data.system is not None else turns
+    return turns[1:] if data.system is not None and fill(data.system, row).strip() else turns

@@ -5,6 +5,7 @@ whether it says what another says, and a place on the shelf, where its example a
 """
 
 import os
+import sys
 import tempfile
 import weakref
 from array import array
@@ -19,7 +20,7 @@ import numpy as np
 from tunesmith.core.files import json_line
 from tunesmith.core.records import Tokens
 from tunesmith.data.batches import FlatRows
-from tunesmith.data.examine import Entry, Examined
+from tunesmith.data.examine import NOTHING, Entry, Examined, Remarks
 from tunesmith.data.similarity import Runs, runs_of
 from tunesmith.data.split import said_digest
 
@@ -32,19 +33,20 @@ class Parcel:
     """
 
     entry: Entry
-    detail: str = ""
+    remarks: Remarks = NOTHING
     example: bytes = b""
     ids: bytes = b""
     trained: bytes = b""
     sources: bytes = b""
     said: str = ""
     runs: bytes = b""
+    group: str = ""
 
 
 def packed(row: Sequence[Examined]) -> list[Parcel]:
     """Return what became of one row, or of all its blocks, packed."""
     if not row[0].said:
-        return [Parcel(found.entry, found.detail) for found in row]
+        return [Parcel(found.entry, found.remarks) for found in row]
     texts = [turn.text for turn in row[0].said]
     said, runs = said_digest(texts), runs_of("\n".join(texts))
     return [_parcel(found, said, b"" if number else runs) for number, found in enumerate(row)]
@@ -55,13 +57,14 @@ def _parcel(found: Examined, said: str, runs: bytes) -> Parcel:
     assert found.tokens
     return Parcel(
         found.entry,
-        found.detail,
+        found.remarks,
         json_line(found.example.to_json()).encode(),
         array("i", found.tokens.input_ids).tobytes(),
         bytes(found.tokens.trained),
         array("i", found.tokens.source_ids).tobytes(),
         said,
         runs,
+        found.example.group,
     )
 
 
@@ -69,13 +72,15 @@ def _parcel(found: Examined, said: str, runs: bytes) -> Parcel:
 class Kept:
     """A row, or a block of it, on the shelf; `place` is None when it is not used.
 
-    `said` is a digest of what the whole row says, and `text` the place of its runs of words.
+    `said` is a digest of what the whole row says, `text` the place of its runs of words, and `group` the
+    group that it must not be parted from.
     """
 
     entry: Entry
     place: int | None = None
     said: str = ""
     text: int = -1
+    group: str = ""
 
 
 class Shelf:
@@ -105,7 +110,7 @@ class Shelf:
         place = self._examples.put(parcel.example)
         if entry.row != self._last[0]:  # all blocks of a document say what the document says
             self._last = entry.row, self.runs.add(parcel.runs)
-        return Kept(entry, place, parcel.said, self._last[1])
+        return Kept(entry, place, parcel.said, self._last[1], sys.intern(parcel.group))
 
     def examples(self, places: Sequence[int]) -> Iterator[bytes]:
         """Yield the lines of examples, as they are stored in `prepare/examples/*.jsonl`."""

@@ -1,7 +1,7 @@
 """Rows from files, the hub or the built-in generator: one shape, exact values, and where each row stands."""
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,9 +9,16 @@ from typing import Any
 from tunesmith.core.errors import DataError, RecipeError
 from tunesmith.core.files import digest_file, digest_of
 from tunesmith.data.hub import hub_revision, hub_rows, keep_copy, local_dataset
-from tunesmith.data.local_files import digest, file_rows, files_of, label_of, path_of, visible_files
+from tunesmith.data.known_shapes import known_shape
+from tunesmith.data.local_files import LocalFile, digest, file_rows, files_of, label_of, path_of, visible_files
 from tunesmith.data.text_file import read_errors_told
 from tunesmith.recipe.rows import FileSource, HubSource, Source, Sources
+
+_PATIENCE = 1000
+"""After so many rows of JSON without a column it is missing, and not just left out where it is empty."""
+
+Located = tuple[str, dict[str, Any]]
+"""Where a row stands, and its values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,29 +42,74 @@ def named_sources(sources: Sources) -> dict[str, Source]:
     return named
 
 
-def read_rows(sources: Sources, *, folder: Path) -> Iterator[Row]:
-    """Yield the rows of one source after the other; `folder` is what relative paths are relative to.
+def read_rows(
+    sources: Sources, *, folder: Path, needed: Sequence[str] = (), optional: Collection[str] = ()
+) -> Iterator[Row]:
+    """Yield the rows of one source after the other.
+
+    Args:
+        folder: what relative paths are relative to.
+        needed: columns that every file or dataset has to have, though JSON may leave them out of some rows.
+        optional: columns that one of them at least has to have.
 
     Raises:
         DataError: a file is missing, of another format or damaged, or a row is malformed (which, and where); the
-            dataset or its split does not exist or cannot be reached; a source lacks rows or the columns to rename.
+            dataset or its split does not exist or cannot be reached; a source lacks rows, or columns that are needed
+            or to be renamed.
         RecipeError: a setting of a source has no effect, or two have one name.
     """
     number = 0
+    anywhere = Presence(optional, patience=None)
     for name, source in named_sources(sources).items():
         before = number
-        for where, values in _located_rows(source, folder):
-            number += 1
-            row = Row(number, where, values, name)
-            yield _renamed(row, source.rename) if source.rename else row
+        theirs = Presence(source.rename, patience=_PATIENCE)
+        for may_lack, located in _located_parts(source, folder):
+            ours = Presence(needed, patience=_PATIENCE if may_lack else 1)
+            for where, values in located:
+                number += 1
+                row = Row(number, where, values, name)
+                theirs.look(row)
+                row = _renamed(row, source.rename) if source.rename else row
+                ours.look(row)
+                anywhere.look(row)
+                yield row
+            ours.check()
+        theirs.check()
         if number == before:
             raise DataError("holds no rows", where=name)
+    anywhere.check()
+
+
+class Presence:
+    """Which of some columns no row has had so far.
+
+    Args:
+        patience: after how many rows a column that none of them had is called missing; None waits for the last.
+    """
+
+    def __init__(self, columns: Iterable[str], *, patience: int | None) -> None:
+        self._absent = list(columns)
+        self._patience = patience
+        self._rows = 0
+        self._first: Row | None = None
+
+    def look(self, row: Row) -> None:
+        """Take a row into account; raise DataError where too many had no such column."""
+        if not self._absent:
+            return
+        self._first = self._first or row
+        self._rows += 1
+        self._absent = [column for column in self._absent if column not in row.values]
+        if self._rows == self._patience:
+            self.check()
+
+    def check(self) -> None:
+        """Raise DataError if there is a column that no row had."""
+        if self._absent and self._first is not None:
+            raise missing_column_error(self._absent[0], self._first)
 
 
 def _renamed(row: Row, names: dict[str, str]) -> Row:
-    for theirs in names:
-        if theirs not in row.values:
-            raise missing_column_error(theirs, row)
     values = {names.get(column, column): value for column, value in row.values.items()}
     if len(values) != len(row.values):
         twice = next(ours for ours in names.values() if sum(names.get(c, c) == ours for c in row.values) > 1)
@@ -125,7 +177,7 @@ def _facts(source: Source, folder: Path) -> dict[str, Any]:
 
 
 def missing_column_error(name: str, row: Row) -> DataError:
-    """Return the error for a column that a row does not have: what it has instead, and the nearest name."""
+    """Return the error for a column that rows do not have: what they have instead, and the nearest name."""
     columns = list(row.values)
     alike = {column.casefold(): column for column in columns}
     near = difflib.get_close_matches(name.casefold(), alike, n=1)
@@ -133,27 +185,35 @@ def missing_column_error(name: str, row: Row) -> DataError:
     hint = f"the columns are: {listed}" if columns else "the row has no columns at all"
     if len(columns) == 1 and any(mark in columns[0] for mark in ";\t|"):
         hint += "; the file seems not to be separated by what its name says (.csv comma, .tsv tab)"
-    return DataError(
-        f"there is no column `{name}`",
-        where=row.where,
-        hint=f"did you mean `{alike[near[0]]}`? {hint}" if near else hint,
-    )
+    elif f"{name}?" in columns:
+        hint = (
+            f"`{{{name}?}}` means a column `{name}` that may be empty; rename: {{'{name}?': {name}}} gives it that name"
+        )
+    elif near:
+        hint = f"did you mean `{alike[near[0]]}`? {hint}"
+    elif shape := known_shape(row.values):
+        hint += f"; {shape}"
+    return DataError(f"there is no column `{name}`", where=row.where, hint=hint)
 
 
-def _located_rows(source: Source, folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (where, values) of every row."""
+def _located_parts(source: Source, folder: Path) -> Iterator[tuple[bool, Iterator[Located]]]:
+    """Yield the rows of each file of a source, and whether some of them may lack columns that others have."""
     if isinstance(source, FileSource):
         # All names are checked before the first file is read, which may take long.
         for file in files_of(source, folder):
-            with read_errors_told(file.path, file.label):
-                yield from file_rows(file)
+            yield file.kind in (".json", ".jsonl"), _rows_of(file)
     elif isinstance(source, HubSource):
-        yield from hub_rows(source, folder, _name(source))
+        yield False, hub_rows(source, folder, _name(source))
     else:
         from tunesmith import demo
 
-        for number, values in enumerate(demo.load(source.rows, source.seed), 1):
-            yield f"{source.generated} row {number}", dict(values)
+        made = enumerate(demo.load(source.rows, source.seed), 1)
+        yield False, ((f"{source.generated} row {number}", dict(values)) for number, values in made)
+
+
+def _rows_of(file: LocalFile) -> Iterator[Located]:
+    with read_errors_told(file.path, file.label):
+        yield from file_rows(file)
 
 
 def _name(source: Source) -> str:

@@ -1,14 +1,16 @@
 """The source columns that a recipe's `data` section uses, told apart by what they are used for."""
 
-from tunesmith.recipe.schema import ChatData, CompletionData, Data, Seq2SeqData, TextData, columns_in
+import re
+
+from tunesmith.recipe.schema import ChatData, CompletionData, Data, Seq2SeqData, TextData
+from tunesmith.recipe.template import columns_in, optional_columns_in, pieces_of
 
 
 def asked_columns(data: Data) -> tuple[str, ...]:
     """Return the columns of the prompt and the system turn, or of a document; sorted, each once."""
     if isinstance(data, TextData):
         return _in_order(columns_in(data.text) or (data.text,))
-    system = data.system if isinstance(data, ChatData) else None
-    return _in_order([column for template in (system, data.prompt) if template for column in columns_in(template)])
+    return _in_order([column for template in _asking(data) for column in columns_in(template)])
 
 
 def answer_columns(data: Data) -> tuple[str, ...]:
@@ -16,6 +18,41 @@ def answer_columns(data: Data) -> tuple[str, ...]:
     if isinstance(data, CompletionData | Seq2SeqData | ChatData) and data.response:
         return _in_order(columns_in(data.response))
     return ()
+
+
+def optional_columns(data: Data) -> frozenset[str]:
+    """Return the columns that may be empty: named as `{name?}` wherever they are named."""
+    templates = _templates(data)
+    optional = frozenset().union(*map(optional_columns_in, templates))
+    needed = {piece.column for template in templates for piece in pieces_of(template) if not piece.optional}
+    return optional - needed
+
+
+def needed_columns(data: Data) -> tuple[str, ...]:
+    """Return the columns without which no row can be used: of templates, messages, filters and the split."""
+    named = [*asked_columns(data), *answer_columns(data), *(rule.column for rule in data.filters)]
+    messages = data.messages if isinstance(data, ChatData) else None
+    named += [column for column in (messages, data.split.by, data.split.column) if column is not None]
+    return tuple(column for column in dict.fromkeys(named) if column not in optional_columns(data))
+
+
+def doubled_names(data: Data) -> tuple[str, ...]:
+    """Return the names that the templates have in double braces, as Jinja writes columns: here they are text."""
+    templates = _templates(data)
+    return _in_order([name for template in templates for name in re.findall(r"\{\{\s*(\w+)\s*\}\}", template)])
+
+
+def _asking(data: Data) -> list[str]:
+    """Return the templates of what is asked."""
+    if isinstance(data, TextData):
+        return [data.text] if columns_in(data.text) else []
+    system = data.system if isinstance(data, ChatData) else None
+    return [template for template in (system, data.prompt) if template]
+
+
+def _templates(data: Data) -> list[str]:
+    response = None if isinstance(data, TextData) else data.response
+    return [*_asking(data), *([response] if response else [])]
 
 
 def _in_order(columns: list[str] | tuple[str, ...]) -> tuple[str, ...]:

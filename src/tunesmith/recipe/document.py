@@ -1,6 +1,7 @@
 """YAML 1.2 text -> plain values, and the line of each key. What a recipe has no use for is refused, and bounded."""
 
 import difflib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,16 +10,25 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.constructor import RoundTripConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent, DocumentStartEvent, NodeEvent
+from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent, DocumentStartEvent, NodeEvent, ScalarEvent
 from ruamel.yaml.scalarbool import ScalarBoolean
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
 from tunesmith.core.errors import RecipeError
+from tunesmith.recipe.template import KEEP_BACKSLASHES
 
 # A recipe is written by hand; anything larger is a mistake or an attack (alias bombs start small and grow on reading).
 _MOST_BYTES = 1 << 20
 _MOST_DEPTH = 16
 _MOST_NODES = 10_000
+
+_ESCAPE = re.compile(r"\\(.)", re.DOTALL)
+# Escapes of YAML that nobody means in a recipe, while LaTeX, regular expressions and Windows paths begin like them.
+_NEVER_MEANT = {
+    "0": "NUL", "a": "a bell", "b": "a backspace", "v": "a vertical tab", "f": "a form feed",
+    "e": "an escape character", "r": "a carriage return", "N": "a next-line character",
+    "_": "a no-break space", "L": "a line separator", "P": "a paragraph separator",
+}  # fmt: skip
 
 Path_ = tuple[str | int, ...]
 
@@ -82,11 +92,22 @@ def read_text(text: str, where: str) -> Any:
             raise RecipeError("is nested too deeply for a recipe", where=f"{where}:{line}")
         if isinstance(event, NodeEvent) and (tag := getattr(event, "ctag", None)) is not None:
             raise RecipeError(f"tags such as `{tag}` are not read", where=f"{where}:{line}", hint="use quotes")
+        if isinstance(event, ScalarEvent) and event.style == '"':
+            _refuse_escapes(text[event.start_mark.index : event.end_mark.index], where, line)
         if isinstance(event, DocumentStartEvent) and event.version not in (None, (1, 2)):
             raise RecipeError("is not YAML 1.2", where=f"{where}:{line}", hint="remove the %YAML line")
     reader = YAML(typ="rt")
     reader.Constructor = _Constructor
     return reader.load(text)
+
+
+def _refuse_escapes(quoted_text: str, where: str, line: int) -> None:
+    """Raise RecipeError for an escape in a double-quoted text that was hardly meant as one; `line` is its first."""
+    for found in _ESCAPE.finditer(quoted_text):
+        if (name := _NEVER_MEANT.get(found[1])) is not None:
+            shown = quoted_text[found.start() : found.start() + 10].splitlines()[0].rstrip('"')
+            place = f"{where}:{line + quoted_text.count(chr(10), 0, found.start())}"
+            raise RecipeError(f"`{shown}` in double quotes begins with {name}", where=place, hint=KEEP_BACKSLASHES)
 
 
 def places_of(node: Any, file: str, path: Path_ = ()) -> Iterator[tuple[Path_, str]]:

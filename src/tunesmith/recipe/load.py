@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import Tag, ValidationError
 from ruamel.yaml import YAML
+from ruamel.yaml.emitter import RoundTripEmitter
 from ruamel.yaml.error import YAMLError
 
 from tunesmith.core.errors import RecipeError
@@ -92,10 +93,19 @@ def _booleans_as_numbers(written: Any, read: Any, path: Path_ = ()) -> Iterator[
             yield from _booleans_as_numbers(value, one, (*path, index))
 
 
+class _Emitter(RoundTripEmitter):
+    """Writes control characters by number, as those named by a letter are refused when they are read."""
+
+    def __init__(self, *args: Any, **given: Any) -> None:
+        super().__init__(*args, **given)
+        self.ESCAPE_REPLACEMENTS = {"\n": "n", '"': '"', "\\": "\\"}
+
+
 def dump_recipe(recipe: Recipe) -> str:
     """Return the recipe as YAML with every default written out."""
     text = io.StringIO()
     yaml = YAML()
+    yaml.Emitter = _Emitter
     yaml.width = 120
     yaml.dump(quoted(recipe.model_dump(mode="json")), text)
     return text.getvalue()

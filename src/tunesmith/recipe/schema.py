@@ -4,7 +4,6 @@ Units are in the names. Unknown keys are refused. Combinations that make no sens
 `data` are unions told apart by `method` and `task`, `data.source` by its key.
 """
 
-import string
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -12,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from tunesmith.recipe.launch import Launch, LocalLaunch
 from tunesmith.recipe.rows import Filter, Sources
 from tunesmith.recipe.section import Section, Texts, allowed
+from tunesmith.recipe.template import plain, with_a_column
 from tunesmith.registry.names import check_alias, check_name
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -106,32 +106,6 @@ class DataBase(Section):
         return value
 
 
-def columns_in(template: str) -> tuple[str, ...]:
-    """Return the columns a template names in braces, in order; raise ValueError where it is not a plain template."""
-    names = []
-    for _, name, spec, conversion in string.Formatter().parse(template):
-        if name is None:
-            continue
-        if not name or spec or conversion or any(mark in name for mark in ".[]"):
-            raise ValueError(
-                f"write columns as {{name}}, and braces of the text itself as {{{{ and }}}} (found `{name}`)"
-            )
-        names.append(name)
-    return tuple(names)
-
-
-def _with_a_column(template: str | None) -> str | None:
-    if template is not None and not columns_in(template):
-        raise ValueError("names no column; write a column in braces, such as {question}")
-    return template
-
-
-def _plain(template: str | None) -> str | None:
-    if template is not None:
-        columns_in(template)
-    return template
-
-
 class TextData(DataBase):
     """Plain language modelling: every token of the document is learned."""
 
@@ -143,17 +117,17 @@ class TextData(DataBase):
     )
     prompt_tokens: int = Field(8, ge=1, description="How many first tokens samples are continued from.")
 
-    _text = field_validator("text")(_plain)
+    _text = field_validator("text")(plain)
 
 
 class CompletionData(DataBase):
     """A prompt and its answer, without chat markup; only the answer is learned."""
 
     task: Literal["completion"]
-    prompt: str = Field(description="Template of the prompt, columns in braces.")
+    prompt: str = Field(description="Template of the prompt: columns in braces, `{name?}` if one may be empty.")
     response: str = Field(description="Template of the answer, columns in braces.")
 
-    _templates = field_validator("prompt", "response")(_with_a_column)
+    _templates = field_validator("prompt", "response")(with_a_column)
 
 
 class Seq2SeqData(DataBase):
@@ -163,29 +137,33 @@ class Seq2SeqData(DataBase):
     """
 
     task: Literal["seq2seq"]
-    prompt: str = Field(description="Template of the source, columns in braces.")
+    prompt: str = Field(description="Template of the source: columns in braces, `{name?}` if one may be empty.")
     response: str = Field(description="Template of the target, columns in braces.")
     max_target_tokens: int = Field(256, ge=2, description="Longer targets are treated as `too_long` says.")
 
-    _templates = field_validator("prompt", "response")(_with_a_column)
+    _templates = field_validator("prompt", "response")(with_a_column)
 
 
 class ChatData(DataBase):
     """Conversations through the model's own chat template; only the assistant's turns are learned."""
 
     task: Literal["chat"]
-    prompt: str | None = Field(None, description="Template of the user's turn, columns in braces.")
+    prompt: str | None = Field(
+        None, description="Template of the user's turn: columns in braces, `{name?}` if one may be empty."
+    )
     response: str | None = Field(None, description="Template of the assistant's turn, columns in braces.")
     messages: str | None = Field(
         None, description="Column that holds a list of {role, content}, instead of `prompt` and `response`."
     )
-    system: str | None = Field(None, description="Template of a system turn put before the rest.")
+    system: str | None = Field(
+        None, description="Template of a system turn put before the rest; left out of rows where it is empty."
+    )
     train_on: Literal["all", "last"] = Field(
         "all", description="Learn all turns of the assistant, or the last one only."
     )
 
-    _templates = field_validator("prompt", "response")(_with_a_column)
-    _system = field_validator("system")(_plain)
+    _templates = field_validator("prompt", "response")(with_a_column)
+    _system = field_validator("system")(plain)
 
     @model_validator(mode="after")
     def _one_shape(self) -> Self:

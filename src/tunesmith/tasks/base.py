@@ -1,7 +1,6 @@
 """What every task is, and how a template takes its values from a row."""
 
 import math
-import string
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -10,7 +9,7 @@ from numbers import Number
 from typing import Any, Self
 
 from tunesmith.core.records import Tokens, Turn
-from tunesmith.recipe.schema import columns_in
+from tunesmith.recipe.template import Piece, columns_in, pieces_of
 
 # What is one value and has one obvious text; numbers of numpy and decimals are Numbers too.
 _PLAIN = (str, Number, date, time, timedelta)
@@ -35,16 +34,28 @@ class Written(float):
 
 
 class RowProblem(Exception):
-    """One row cannot be used; `reason` is the same for all rows with the same trouble, so that they can be counted."""
+    """One row cannot be used; `reason` is the same for all rows with the same trouble, so that they can be counted.
 
-    def __init__(self, reason: str, detail: str = "") -> None:
+    `hint` says what helps against all of them.
+    """
+
+    def __init__(self, reason: str, detail: str = "", *, hint: str = "") -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
         self.reason = reason
         self.detail = detail
+        self.hint = hint
+
+
+class EmptyCell(RowProblem):
+    """A cell that a row needs holds nothing."""
+
+    def __init__(self, column: str) -> None:
+        super().__init__(f"cell `{column}` is empty")
+        self.column = column
 
 
 class MissingColumn(Exception):
-    """The recipe names a column that the rows do not have: no row can be right."""
+    """A row has no such column."""
 
     def __init__(self, column: str) -> None:
         super().__init__(column)
@@ -82,6 +93,10 @@ class Task(ABC):
         """
         return []
 
+    def spelled(self, turns: Sequence[Turn]) -> str | None:
+        """Return the first control token that a row's text spells, and that is encoded as letters; None without one."""
+        return None
+
     @abstractmethod
     def prompt(self, turns: Sequence[Turn]) -> list[int]:
         """Return the ids that a model is given to answer: all before the last trained turn."""
@@ -108,9 +123,70 @@ class Task(ABC):
 
 
 def fill(template: str, row: Mapping[str, Any]) -> str:
-    """Put a row's values in a template's braces. A value is never read as a template itself."""
-    pieces = string.Formatter().parse(template)
-    return "".join(text + (cell(row, column) if column is not None else "") for text, column, _, _ in pieces)
+    """Put a row's values in a template's braces. A value is never read as a template itself.
+
+    Of an empty or missing `{name?}` nothing is written: a line of the template that holds nothing else is left out.
+    """
+    pieces = pieces_of(template)
+    if any(piece.optional for piece in pieces):
+        return _filled_lines(pieces, row)
+    return "".join(text + (cell(row, column) if column is not None else "") for text, column, _ in pieces)
+
+
+def filled(template: str, row: Mapping[str, Any]) -> str:
+    """Fill a template of text that a row must have; raise RowProblem where all its columns are optional and empty."""
+    text = fill(template, row)
+    if not text.strip():
+        raise RowProblem(f"nothing is left of {template!r}, as its columns are empty")
+    return text
+
+
+def _filled_lines(pieces: Sequence[Piece], row: Mapping[str, Any]) -> str:
+    """Fill a template with optional columns line by line."""
+    lines: list[_Line] = [_Line()]
+    for piece in pieces:
+        first, *others = piece.text.split("\n")
+        lines[-1].write(first)
+        for text in others:
+            lines.append(_Line())
+            lines[-1].write(text)
+        if piece.column is not None:
+            value = optional_cell(row, piece.column) if piece.optional else cell(row, piece.column)
+            lines[-1].write(value, is_blank=not value)
+    kept: list[_Line] = []
+    for line, following in zip(lines, [*lines[1:], _Line()], strict=True):
+        if line.is_left_out:
+            if kept and kept[-1].is_blank and following.is_blank:
+                kept.pop()  # of the blank lines around it one is enough
+        elif kept or not line.is_blank or not lines[0].is_left_out:
+            kept.append(line)
+    return "\n".join(line.text for line in kept)
+
+
+class _Line:
+    """A line of a template as it is filled."""
+
+    def __init__(self) -> None:
+        self.text, self.is_blank, self.is_emptied = "", True, False
+
+    @property
+    def is_left_out(self) -> bool:
+        """Whether it holds nothing but empty optional columns."""
+        return self.is_blank and self.is_emptied
+
+    def write(self, text: str, *, is_blank: bool | None = None) -> None:
+        """Add text; `is_blank` says whether a column gave none."""
+        self.text += text
+        self.is_blank &= not text.strip()
+        self.is_emptied |= bool(is_blank)
+
+
+def optional_cell(row: Mapping[str, Any], column: str) -> str:
+    """Return one cell as text, nothing where it is empty or missing; raise RowProblem where it holds no text."""
+    try:
+        return cell(row, column)
+    except (MissingColumn, EmptyCell):
+        return ""
 
 
 def ask(template: str | None, text: str) -> str:
@@ -127,16 +203,19 @@ def cell(row: Mapping[str, Any], column: str) -> str:
     if isinstance(value, Written):
         return value.text
     if value is None:
-        raise RowProblem(f"cell `{column}` is empty")
+        raise EmptyCell(column)
     if not isinstance(value, _PLAIN):
-        raise RowProblem(f"cell `{column}` holds a {type(value).__name__}, not text")
+        hint = f"templates read text: give what you need of `{column}` a column of its own"
+        if isinstance(value, list) and value and isinstance(value[0], Mapping):
+            hint += f"; if it holds messages, write `task: chat` and `messages: {column}`"
+        raise RowProblem(f"cell `{column}` holds a {type(value).__name__}, not text", hint=hint)
     if value != value:  # NaN of any kind of number
-        raise RowProblem(f"cell `{column}` is empty")
+        raise EmptyCell(column)
     if value in (math.inf, -math.inf):
         raise RowProblem(f"cell `{column}` is infinite")
     text = text_of(value)
     if not text.strip():
-        raise RowProblem(f"cell `{column}` is empty")
+        raise EmptyCell(column)
     return text
 
 

@@ -11,21 +11,20 @@ and so what is learned and which control tokens are real. A conversation of n tu
 empty thought, a blank). Learned are lead, turn and stop of an assistant's turn: all that follows the prompt in use.
 """
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
+from itertools import chain
 from typing import Any, NamedTuple
 
 from tunesmith.core.errors import DataError, RecipeError
 from tunesmith.core.records import Tokens, Turn
-from tunesmith.recipe.schema import ChatData, columns_in
-from tunesmith.tasks.base import MissingColumn, RowProblem, Task, ask, fill
+from tunesmith.recipe.schema import ChatData
+from tunesmith.recipe.template import columns_in
+from tunesmith.tasks.base import EmptyCell, MissingColumn, RowProblem, Task, ask, fill, filled
+from tunesmith.tasks.messages import ROLES, Message, messages_in
 from tunesmith.tasks.tokenizer import Codec, Part
 
-_ROLES = ("system", "user", "assistant", "tool")
-# What a message may hold beside role and content and what would be lost, as no template gets to see it.
-_LOST = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
 # Letters only, so that no template trims or escapes them.
 _PLACEHOLDER = "qzplaceholder{}xkj"
 _PLACEHOLDERS = re.compile(r"qzplaceholder(\d+)xkj")
@@ -45,8 +44,9 @@ class ChatTask(Task):
     def __init__(self, data: ChatData, codec: Codec) -> None:
         if not codec.has_template:
             raise RecipeError(
-                "the model has no chat template", where="data.task", hint="use `task: completion`, or a chat model"
-            )
+                "the model has no chat template", where="data.task",
+                hint="add ChatML's with `model.chat_markup: chatml`, use `task: completion`, or take a chat model",
+            )  # fmt: skip
         self._data = data
         self._codec = codec
         self._literals = lru_cache(maxsize=4096)(self._literals_of)
@@ -57,54 +57,51 @@ class ChatTask(Task):
         self._answer_writes = codec.markup_ids - set(self.stop_ids)
 
     def parse(self, row: Mapping[str, Any]) -> tuple[Turn, ...]:
-        """Return the turns; what follows the last answer is left out, as nothing is learned from it."""
-        turns = self._with_system(row, self._listed(row) if self._data.messages else self._pair(row))
-        while turns and turns[-1][0] != "assistant":
-            turns.pop()
-        if not turns:
-            raise RowProblem("has no answer of the assistant")
-        last = len(turns) - 1
+        """Return the turns; what follows the last answer to learn is left out, as nothing is learned from it."""
+        messages = self._with_system(row, self._listed(row) if self._data.messages else self._pair(row))
+        learned = [i for i, message in enumerate(messages) if message.role == "assistant" and message.learned]
+        if not learned:
+            none = not any(message.role == "assistant" for message in messages)
+            raise RowProblem("has no answer of the assistant" if none else "has no answer that is to be learned")
+        if self._data.train_on == "last":
+            learned = learned[-1:]
         return tuple(
-            Turn(role, text, trained=role == "assistant" and (self._data.train_on == "all" or index == last))
-            for index, (role, text) in enumerate(turns)
+            Turn(message.role, message.text, trained=index in learned)
+            for index, message in enumerate(messages[: learned[-1] + 1])
         )
 
     def asked(self, row: Mapping[str, Any]) -> tuple[Turn, ...]:
         """Return the conversation without an answer at its end."""
-        messages = self._listed(row) if self._data.messages else [("user", fill(self._data.prompt or "", row))]
-        turns = self._with_system(row, messages)
-        if turns[-1:] and turns[-1][0] == "assistant":
-            turns = turns[:-1]
-        if not turns:
+        listed = self._listed(row) if self._data.messages else [Message("user", filled(self._data.prompt or "", row))]
+        messages = self._with_system(row, listed)
+        if messages and messages[-1].role == "assistant":
+            messages = messages[:-1]
+        if not messages:
             raise RowProblem("has no turn to answer")
-        return tuple(Turn(role, text, trained=False) for role, text in turns)
+        return tuple(Turn(message.role, message.text, trained=False) for message in messages)
 
-    def _with_system(self, row: Mapping[str, Any], turns: list[tuple[str, str]]) -> list[tuple[str, str]]:
-        """Return the turns after the system turn that the recipe sets, if it sets one."""
-        if self._data.system is None:
-            return turns
-        if turns and turns[0][0] == "system":
+    def _with_system(self, row: Mapping[str, Any], messages: list[Message]) -> list[Message]:
+        """Return the messages after the system turn that the recipe gives the row, if it is not empty."""
+        text = fill(self._data.system, row) if self._data.system is not None else ""
+        if not text.strip():
+            return messages
+        if messages and messages[0].role == "system":
             raise RowProblem("the row has a system turn, and the recipe sets one too")
-        return [("system", fill(self._data.system, row)), *turns]
+        return [Message("system", text), *messages]
 
-    def _pair(self, row: Mapping[str, Any]) -> list[tuple[str, str]]:
-        assert self._data.prompt is not None and self._data.response is not None
-        return [("user", fill(self._data.prompt, row)), ("assistant", fill(self._data.response, row))]
+    def _pair(self, row: Mapping[str, Any]) -> list[Message]:
+        assert self._data.prompt is not None
+        assert self._data.response is not None
+        return [Message("user", filled(self._data.prompt, row)), Message("assistant", filled(self._data.response, row))]
 
-    def _listed(self, row: Mapping[str, Any]) -> list[tuple[str, str]]:
+    def _listed(self, row: Mapping[str, Any]) -> list[Message]:
         column = self._data.messages
         assert column is not None
         if column not in row:
             raise MissingColumn(column)
-        messages = row[column]
-        if isinstance(messages, str):
-            try:
-                messages = json.loads(messages)  # a CSV can hold a list only as JSON text
-            except (ValueError, RecursionError):
-                raise RowProblem(f"cell `{column}` is not a list of messages") from None
-        if not isinstance(messages, list):
-            raise RowProblem(f"cell `{column}` is not a list of messages")
-        return [_message(message, index) for index, message in enumerate(messages)]
+        if row[column] is None:
+            raise EmptyCell(column)
+        return messages_in(row[column], column)
 
     def render(self, turns: Sequence[Turn], example_id: str = "") -> Tokens:
         """Return the ids of the whole conversation, the trained spans proved by decoding them."""
@@ -130,6 +127,11 @@ class ChatTask(Task):
             trained[first:last] = [True] * (last - first)
         return Tokens(example_id, tuple(ids), tuple(trained))
 
+    def spelled(self, turns: Sequence[Turn]) -> str | None:
+        """Return the first control token that a turn spells."""
+        found = (self._codec.spelled(turn.text, allow_markup=turn.role == "assistant") for turn in turns)
+        return next(filter(None, found), None)
+
     def prompt(self, turns: Sequence[Turn]) -> list[int]:
         """Return the ids up to where the assistant's last answer begins."""
         asked = turns[:-1] if turns[-1].role == "assistant" else turns
@@ -153,37 +155,49 @@ class ChatTask(Task):
     # ---- what the template writes ----
 
     def _page(self, turns: Sequence[Turn], *, generation: bool) -> list[Part]:
-        """Return what the template writes, in parts."""
+        """Return what the template writes, in parts.
+
+        Answers before a question that is asked now, and others that are not learned, are what the template makes of
+        them: many take the thoughts out of all but the last.
+        """
+        fixed = [turn.role != "assistant" or (turn.trained and not generation) for turn in turns]
         roles = tuple(turn.role for turn in turns)
         text = self._text(roles, [turn.text for turn in turns], generation)
-        parts = self._matched(text, turns, self._frame(roles, generation))
+        parts = self._matched(text, turns, self._frame(roles, generation), fixed)
         if parts is None:
             # A template may write today's date, and a server sees more than one day.
             self._literals.cache_clear()
             self._frame.cache_clear()
-            parts = self._matched(text, turns, self._frame(roles, generation))
+            parts = self._matched(text, turns, self._frame(roles, generation), fixed)
         if parts is None:
             raise RowProblem("the chat template rewrites the conversation", repr(text[-120:]))
         return parts
 
     def _text(self, roles: Sequence[str], contents: Sequence[str], generation: bool) -> str:
-        if not set(roles) <= set(_ROLES):  # templates write roles between control tokens
-            raise RowProblem("a message has an unknown role", f"known are {', '.join(_ROLES)}")
+        if not set(roles) <= set(ROLES):  # templates write roles between control tokens
+            raise RowProblem("a message has an unknown role", f"known are {', '.join(ROLES)}")
         messages = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=True)]
         try:
             return self._codec.chat_text(messages, generation=generation)
         except Exception as error:  # a template is somebody's program
             raise RowProblem("the chat template refuses the conversation", str(error)) from error
 
-    def _matched(self, text: str, turns: Sequence[Turn], frame: Sequence[_Literal]) -> list[Part] | None:
-        """Divide what the template wrote by what it writes around placeholders; None where that does not fit."""
+    def _matched(
+        self, text: str, turns: Sequence[Turn], frame: Sequence[_Literal], fixed: Sequence[bool]
+    ) -> list[Part] | None:
+        """Divide what the template wrote by what it writes around placeholders; None where that does not fit.
+
+        Args:
+            fixed: of each turn, whether the template has to write it as it is.
+        """
         parts: list[Part] = []
         position = 0
-        for (stop, between, lead), turn, following in zip(frame, turns, frame[1:], strict=False):
+        for (stop, between, lead), turn, following, whole in zip(frame, turns, frame[1:], fixed, strict=False):
             position += len(stop.text) + len(between.text)
             after = following.stop.text + following.between.text
-            for opening, written in _ways(lead.text, turn.text):
-                if text.startswith(f"{opening}{written}{after}", position):
+            ways = chain(_ways(lead.text, turn.text), () if whole else _shortened(text, position, lead.text, after))
+            for opening, written in ways:
+                if text.startswith(f"{opening}{written}{after}", position) and (whole or written.strip() in turn.text):
                     break
             else:
                 return None
@@ -245,18 +259,12 @@ class ChatTask(Task):
         return literal[:end], token
 
 
-def _message(message: Any, index: int) -> tuple[str, str]:
-    if not isinstance(message, dict) or "role" not in message or "content" not in message:
-        raise RowProblem("a message is not {role, content}", f"message {index + 1}")
-    role, content = message["role"], message["content"]
-    if role not in _ROLES:
-        raise RowProblem("a message has an unknown role", f"{role!r}; known are {', '.join(_ROLES)}")
-    if not isinstance(content, str) or not content.strip():
-        raise RowProblem("a message has no text", f"message {index + 1}")
-    for key in _LOST:
-        if message.get(key):
-            raise RowProblem(f"a message has {key}, which would be lost", f"message {index + 1}")
-    return role, content
+def _shortened(text: str, position: int, lead: str, after: str) -> Iterator[tuple[str, str]]:
+    """Yield what stands in a turn's place, up to what the template writes after it."""
+    for opening in dict.fromkeys((lead, "")):
+        begin = position + len(opening)
+        if after and text.startswith(opening, position) and (end := text.find(after, begin)) >= 0:
+            yield opening, text[begin:end]
 
 
 def _ways(lead: str, text: str) -> Iterator[tuple[str, str]]:

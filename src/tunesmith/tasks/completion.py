@@ -5,7 +5,7 @@ from typing import Any
 
 from tunesmith.core.records import Tokens, Turn
 from tunesmith.recipe.schema import CompletionData
-from tunesmith.tasks.base import RowProblem, Task, ask, fill
+from tunesmith.tasks.base import RowProblem, Task, ask, filled
 from tunesmith.tasks.text import end_id
 from tunesmith.tasks.tokenizer import Codec
 
@@ -20,7 +20,7 @@ class CompletionTask(Task):
 
     def parse(self, row: Mapping[str, Any]) -> tuple[Turn, ...]:
         """Return the prompt and the answer."""
-        prompt, response = fill(self._data.prompt, row), fill(self._data.response, row)
+        prompt, response = filled(self._data.prompt, row), filled(self._data.response, row)
         return Turn("prompt", prompt, trained=False), Turn("response", response, trained=True)
 
     def render(self, turns: Sequence[Turn], example_id: str = "") -> Tokens:
@@ -30,6 +30,10 @@ class CompletionTask(Task):
             raise RowProblem("the answer's tokens do not decode to the answer", repr(turns[-1].text[:80]))
         ids = (*prompt, *answer, *self.stop_ids)
         return Tokens(example_id, ids, (False,) * len(prompt) + (True,) * (len(ids) - len(prompt)))
+
+    def spelled(self, turns: Sequence[Turn]) -> str | None:
+        """Return the first control token that prompt or answer spell."""
+        return self._codec.spelled(turns[0].text) or self._codec.spelled(turns[-1].text, allow_markup=True)
 
     def prompt(self, turns: Sequence[Turn]) -> list[int]:
         """Return [bos] prompt."""
@@ -45,7 +49,7 @@ class CompletionTask(Task):
 
     def asked(self, row: Mapping[str, Any]) -> tuple[Turn, ...]:
         """Return the prompt alone."""
-        return (Turn("prompt", fill(self._data.prompt, row), trained=False),)
+        return (Turn("prompt", filled(self._data.prompt, row), trained=False),)
 
     def question(self, text: str) -> tuple[Turn, ...]:
         """Return the prompt that asks `text`."""

@@ -14,7 +14,7 @@ from typing import Any
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.records import Tokens, Turn
 from tunesmith.recipe.schema import Seq2SeqData
-from tunesmith.tasks.base import RowProblem, Task, ask, fill
+from tunesmith.tasks.base import RowProblem, Task, ask, filled
 from tunesmith.tasks.text import end_id
 from tunesmith.tasks.tokenizer import Codec
 
@@ -35,7 +35,7 @@ class Seq2SeqTask(Task):
 
     def parse(self, row: Mapping[str, Any]) -> tuple[Turn, ...]:
         """Return the source and the target."""
-        prompt, response = fill(self._data.prompt, row), fill(self._data.response, row)
+        prompt, response = filled(self._data.prompt, row), filled(self._data.response, row)
         return Turn("prompt", prompt, trained=False), Turn("response", response, trained=True)
 
     def render(self, turns: Sequence[Turn], example_id: str = "") -> Tokens:
@@ -62,6 +62,10 @@ class Seq2SeqTask(Task):
             tokens = replace(tokens, input_ids=ids, trained=trained)
         return tokens, " and ".join(reasons) or None
 
+    def spelled(self, turns: Sequence[Turn]) -> str | None:
+        """Return the first control token that prompt or answer spell."""
+        return self._codec.spelled(turns[0].text) or self._codec.spelled(turns[-1].text, allow_markup=True)
+
     def prompt(self, turns: Sequence[Turn]) -> list[int]:
         """Return the ids that the encoder reads, cut as in training where the recipe says so."""
         source, most = self._source(turns), self._data.max_tokens_per_example
@@ -86,7 +90,7 @@ class Seq2SeqTask(Task):
 
     def asked(self, row: Mapping[str, Any]) -> tuple[Turn, ...]:
         """Return the source alone."""
-        return (Turn("prompt", fill(self._data.prompt, row), trained=False),)
+        return (Turn("prompt", filled(self._data.prompt, row), trained=False),)
 
     def question(self, text: str) -> tuple[Turn, ...]:
         """Return the source that asks `text`."""

@@ -5,8 +5,9 @@ from typing import Any
 
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.records import Tokens, Turn
-from tunesmith.recipe.schema import TextData, columns_in
-from tunesmith.tasks.base import RowProblem, Task, cell, fill
+from tunesmith.recipe.schema import TextData
+from tunesmith.recipe.template import columns_in
+from tunesmith.tasks.base import RowProblem, Task, cell, filled
 from tunesmith.tasks.tokenizer import Codec
 
 # Roles of a document or its first block, and of its later blocks.
@@ -24,7 +25,7 @@ class TextTask(Task):
     def parse(self, row: Mapping[str, Any]) -> tuple[Turn, ...]:
         """Return the document as one trained turn."""
         text = self._data.text
-        document = fill(text, row) if columns_in(text) else cell(row, text)
+        document = filled(text, row) if columns_in(text) else cell(row, text)
         return (Turn(_TEXT, document, trained=True),)
 
     def render(self, turns: Sequence[Turn], example_id: str = "") -> Tokens:
@@ -44,6 +45,10 @@ class TextTask(Task):
         if self._data.too_long != "split" or len(ids) <= most:
             return []
         return [(self._block(start, ids[start : start + most]),) for start in range(0, len(ids) - 1, most - 1)]
+
+    def spelled(self, turns: Sequence[Turn]) -> str | None:
+        """Return the first control token that a document spells, unless the recipe lets it write them."""
+        return None if self._data.control_tokens else self._codec.spelled(turns[0].text)
 
     def prompt(self, turns: Sequence[Turn]) -> list[int]:
         """Return the first tokens of a document or block, or all of what a person asks to continue."""

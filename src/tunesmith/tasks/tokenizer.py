@@ -201,6 +201,19 @@ class Codec:
         """
         return self.encode([Part(text, self.markup_ids if allow_markup else frozenset())]).ids
 
+    def spelled(self, text: str, *, allow_markup: bool = False) -> str | None:
+        """Return the first control token that `personal` would not encode as one; None if the text spells none."""
+        found = self._spellings[allow_markup].search(text)
+        return found[0] if found else None
+
+    @cached_property
+    def _spellings(self) -> tuple[re.Pattern[str], re.Pattern[str]]:
+        """Patterns of all control tokens, and of those that are flagged special."""
+        both = ({self._added[i].content for i in ids} for ids in (self.control_ids, self.special_ids))
+        ordered = (sorted(map(re.escape, names), key=len, reverse=True) for names in both)
+        one, other = (re.compile("|".join(names) or r"(?!)") for names in ordered)
+        return one, other
+
     def stop_in(self, text: str) -> tuple[int, int] | None:
         """Return the first special token in a template's text, or else markup, and where it ends."""
         scan = self._scan(self._aware, text)

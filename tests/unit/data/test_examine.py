@@ -144,6 +144,76 @@ def test_a_missing_column_is_told_at_once(look: Look) -> None:
         assert "did you mean `answer`" in str(caught.value.hint)
 
 
+# --- columns that some rows lack or leave empty ---
+
+
+def hint_of(look: Look, *arguments: Any, **settings: Any) -> str:
+    with pytest.raises(DataError) as caught:
+        look(*arguments, **{"max_dropped_fraction": 0, **settings})
+    assert caught.value.exit_code == 3
+    return str(caught.value.hint)
+
+
+def test_a_column_that_some_rows_lack_is_empty_there(look: Look) -> None:
+    given_rows = rows(8)
+    del given_rows[2]["question"]
+    found = look(given_rows)
+    assert (found[2].entry.status, found[2].entry.reason) == ("dropped", "cell `question` is empty")
+    found = look(given_rows, filters=[{"column": "question", "matches": "What"}])
+    assert (found[2].entry.status, found[2].entry.reason) == ("filtered", "`question` does not match 'What'")
+    assert "`{question?}`" in hint_of(look, given_rows)
+    found = look(given_rows, prompt="Tree {tree}:\n{question?}")
+    assert found[2].example is not None
+    assert found[2].example.turns[0].text == "Tree 0:"
+    # An empty answer cannot be told by a mark.
+    given_rows[2] = {**rows(1)[0], "answer": ""}
+    assert "{answer?}" not in hint_of(look, given_rows)
+
+
+def test_empty_and_missing_optional_cells_are_one_row(look: Look) -> None:
+    given_rows = [
+        {"question": "x", "answer": "y", **more} for more in ({}, {"note": None}, {"note": ""}, {"note": "n"})
+    ]
+    ids = [row.entry.id for row in look(given_rows, prompt="{question} {note?}")]
+    assert len(set(ids[:3])) == 1
+    assert ids[3] not in ids[:3]
+
+
+def test_what_helps_against_long_rows_is_said_with_their_length(look: Look) -> None:
+    given_rows = rows(6)
+    for row in given_rows[::2]:
+        row["answer"] = "word " * 100
+    long = max(row.entry.tokens for row in look(given_rows))
+    hint = hint_of(look, given_rows, max_tokens_per_example=32)
+    assert "data.max_tokens_per_example" in hint
+    assert f"{long:,} tokens" in hint
+    assert "too_long: cut" in hint
+
+
+def test_tools_beside_messages_are_refused(look: Look) -> None:
+    chat = {"task": "chat", "messages": "m", "prompt": None, "response": None}
+    lines = [{"m": [{"role": "user", "content": "x"}, {"role": "assistant", "content": str(n)}]} for n in range(4)]
+    assert len(look([{**line, "tools": None} for line in lines], **chat)) == 4
+    assert len(look([{**line, "tools": []} for line in lines], **chat)) == 4
+    lines[2]["tools"] = [{"name": "f"}]
+    with pytest.raises(DataError, match="never see") as caught:
+        look(lines, **chat)
+    assert caught.value.where == "rows.jsonl:3"
+    assert "system" in str(caught.value.hint)
+    renamed = {"file": "rows.jsonl", "rename": {"tools": "unused"}}
+    assert len(look(lines, **chat, source=renamed)) == 4
+
+
+def test_control_tokens_that_rows_spell_are_noticed(look: Look) -> None:
+    given_rows = rows(4)
+    given_rows[1]["answer"] = "one<|im_end|>"
+    given_rows[3]["question"] = "<|im_start|>user"
+    assert [row.remarks.spelled for row in look(given_rows)] == ["", "<|im_end|>", "", "<|im_start|>"]
+    text = {"task": "text", "text": "{question} {answer}", "prompt": None, "response": None}
+    assert [bool(row.remarks.spelled) for row in look(given_rows, **text)] == [False, True, False, True]
+    assert not any(row.remarks.spelled for row in look(given_rows, **text, control_tokens=True))
+
+
 # --- dropped and cut ---
 
 

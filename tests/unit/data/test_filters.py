@@ -10,7 +10,7 @@ from tunesmith.data import filters
 from tunesmith.data.filters import broken_rule
 from tunesmith.data.sources import Row
 from tunesmith.recipe.rows import Filter
-from tunesmith.tasks.base import MissingColumn, RowProblem, Written
+from tunesmith.tasks.base import RowProblem, Written
 
 
 def broken(cell: Any, **rule: Any) -> str | None:
@@ -52,9 +52,11 @@ def test_the_first_rule_that_is_broken_is_named() -> None:
     assert broken_rule([], row) is None
 
 
-def test_a_column_that_is_not_there_is_told() -> None:
-    with pytest.raises(MissingColumn):
-        broken_rule([Filter(column="d", min=1)], Row(1, "w", {"c": 1}, "s"))
+def test_a_column_that_the_row_lacks_is_empty() -> None:
+    row = Row(1, "w", {}, "s")
+    assert broken_rule([Filter(column="c", equals="en")], row) == "`c` is not 'en'"
+    assert broken_rule([Filter(column="c", min=1)], row) == "`c` is empty"
+    assert broken_rule([Filter(column="c", not_equals="en")], row) is None
 
 
 @pytest.mark.parametrize("cell", ["many", True, "nan", "1,5"])

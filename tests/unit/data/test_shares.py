@@ -16,7 +16,7 @@ from tunesmith.data.shares import shared_out
 from tunesmith.data.sources import Row
 from tunesmith.fetch.reference import ModelFolder
 from tunesmith.recipe.load import load_recipe
-from tunesmith.recipe.schema import Recipe
+from tunesmith.recipe.schema import Recipe, Split
 from tunesmith.tasks import task_for
 from tunesmith.tasks.base import Task
 from tunesmith.tasks.markup import codec_of
@@ -60,11 +60,11 @@ def given(tmp_path: Path, model: ModelFolder) -> tuple[Recipe, Task]:
     return made, task_for(made.data, codec_of(model))
 
 
-def rows(*, without: int | None = None) -> Iterator[Row]:
+def rows(*, split: int | None = None) -> Iterator[Row]:
     for i in range(1, COUNT + 1):
-        values = {"question": f"what is {i}?", "answer": f"it is {i}" if i % 7 else ""}
-        if i == without:
-            del values["answer"]
+        values = {"question": f"what is {i}?", "answer": f"it is {i}" if i % 7 else "", "fold": "train"}
+        if i == split:
+            values["fold"] = "nowhere"
         yield Row(i, f"x:{i}", values, "x")
 
 
@@ -78,12 +78,14 @@ def test_parcels_are_the_same_and_in_order(few: None, given: tuple[Recipe, Task]
 
 
 def test_what_is_wrong_with_a_row_is_told_as_by_one(few: None, given: tuple[Recipe, Task], model: ModelFolder) -> None:
+    recipe = given[0]
+    fold = recipe.model_copy(update={"data": recipe.data.model_copy(update={"split": Split(column="fold")})})
     with pytest.raises(DataError) as by_many:
-        list(shared_out(*given, model, rows(without=200)))
+        list(shared_out(fold, given[1], model, rows(split=200)))
     with pytest.raises(DataError) as by_one:
-        list(shared_out(*given, None, rows(without=200)))
+        list(shared_out(fold, given[1], None, rows(split=200)))
     assert str(by_many.value) == str(by_one.value)
-    assert str(by_one.value).startswith("x:200: there is no column `answer`")
+    assert str(by_one.value).startswith("x:200: column `fold` says 'nowhere'")
     assert helpers() == []
 
 

@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -477,6 +478,53 @@ def test_a_missing_column_is_told_with_those_there_are(asked: str, columns: list
     row = Row(1, "a.csv:2", dict.fromkeys(columns, ""), "a.csv")
     with pytest.raises(DataError, match=expected):
         raise missing_column_error(asked, row)
+
+
+def read(tmp_path: Path, *names: str, **asked: Any) -> list[Row]:
+    return list(read_rows(files(*names), folder=tmp_path, **asked))
+
+
+def test_json_may_leave_a_column_out_of_some_rows_and_not_of_all(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"a": 1}\n{"a": 1, "b": 2}\n{"a": 3}\n')
+    assert len(read(tmp_path, "a.jsonl", needed=["a", "b"], optional=["b"])) == 3
+    for asked in ({"needed": ["c"]}, {"optional": ["c"]}):
+        with pytest.raises(DataError, match="no column `c`") as caught:
+            read(tmp_path, "a.jsonl", **asked)
+        assert caught.value.where == "a.jsonl:1"
+
+
+def test_each_file_needs_the_columns_and_one_the_optional_ones(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"a": 1, "b": 2}\n')
+    (tmp_path / "b.jsonl").write_text('{"a": 1}\n{"a": 2}\n')
+    assert len(read(tmp_path, "a.jsonl", "b.jsonl", needed=["a"], optional=["b"])) == 3
+    with pytest.raises(DataError, match="no column `b`") as caught:
+        read(tmp_path, "a.jsonl", "b.jsonl", needed=["b"])
+    assert caught.value.where == "b.jsonl:1"
+
+
+def test_a_missing_column_of_a_long_file_is_told_early(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("a\n" + "1\n" * 3000)
+    (tmp_path / "a.jsonl").write_text('{"a": 1}\n' * 3000)
+    for name, most in (("a.csv", 0), ("a.jsonl", 999)):
+        found = read_rows(files(name), folder=tmp_path, needed=["b"])
+        assert len(list(islice(found, most))) == most
+        with pytest.raises(DataError, match="no column `b`"):
+            next(found)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"conversations": [{"from": "human", "value": "x"}]}, "ShareGPT.*human -> user.*messages: conversations"),
+        ({"dialog": [{"role": "user", "content": "x"}]}, "`messages: dialog`"),
+        ({"instruction": "x", "input": "", "output": "y"}, r"Alpaca.*\{instruction\}.*\{input\?\}"),
+        ({"prompt": "x", "chosen": "y", "rejected": "z"}, "preference data"),
+        ({"prompt": "x", "completion": "y"}, r"\{completion\}"),
+        ({"zzz?": "x"}, r"rename: \{'zzz\?': zzz\}"),
+    ],
+)
+def test_rows_of_a_known_shape_are_recognised(values: dict[str, Any], expected: str) -> None:
+    assert re.search(expected, str(missing_column_error("zzz", Row(1, "a.jsonl:1", values, "a.jsonl")).hint))
 
 
 def test_starting_up_does_not_import_datasets() -> None:

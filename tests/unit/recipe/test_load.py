@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tunesmith.core.errors import RecipeError
+from tunesmith.recipe.columns import asked_columns, needed_columns, optional_columns
 from tunesmith.recipe.contradictions import remarks
 from tunesmith.recipe.load import RecipeProblems, dump_recipe, load_recipe
 from tunesmith.recipe.schema import ChatData, Recipe
@@ -261,7 +262,7 @@ def test_an_empty_mapping_lacks_every_required_section(told: Callable[..., Told]
         ("[rougeL, exact_match]", "rougeL", "evaluate.metrics", "must be a list (found 'rougeL')"),
         ('"Say {mr}"', "{mr}", "data.prompt", "must be text, and without quotes"),
         ('"Say {mr}"', '"Say {mr"', "data.prompt", "expected '}'"),
-        ('"Say {mr}"', '"Say {mr.x}"', "data.prompt", "found `mr.x`"),
+        ('"Say {mr}"', '"Say {mr.x}"', "data.prompt", "`{mr.x}` would be a value inside a column"),
         ('"Say {mr}"', '"Say it"', "data.prompt", "names no column"),
     ],
 )
@@ -269,6 +270,66 @@ def test_a_wrong_value_is_told_in_words(told: Callable[..., Told], old: str, new
     found = told(changed(old, new))
     assert key in {one for _, one, _ in found}
     assert any(message in text for _, one, text in found if one == key), found
+
+
+@pytest.mark.parametrize(
+    ("written", "lost"),
+    [
+        *((f"\\{word}", f"\\{word}") for word in ("boxed", "frac", "vec", "alpha", "epsilon", "right", "LaTeX", "Pr")),
+        (r"snake\_case", r"\_case"), (r"\N", r"\N"), (r"\0", r"\0"),
+    ],
+)  # fmt: skip
+def test_escapes_that_eat_text_are_refused_with_their_line(load: Load, written: str, lost: str) -> None:
+    for text in (
+        changed('"Say {mr}"', f'"Say {{mr}} {written} x"'),
+        changed('"Say {mr}"', f'"Say {{mr}}\n    {written} x"'),
+    ):
+        with pytest.raises(RecipeError) as caught:
+            load(text)
+        assert caught.value.where == line_of(text, lost).replace(
+            "recipe.yaml", str(caught.value.where).rpartition(":")[0]
+        )
+        assert "single quotes" in str(caught.value.hint)
+    recipe = load(changed('"Say {mr}"', f"'Say {{mr}} {written}'"))
+    assert isinstance(recipe.data, ChatData)
+    assert recipe.data.prompt == f"Say {{mr}} {written}"
+    with pytest.raises(RecipeError):
+        load(RECIPE, f'data.prompt="{{mr}} {written}"')
+    # In a regular expression it would be as wrong.
+    with pytest.raises(RecipeError):
+        load(RECIPE, f'data.filters=[{{column: mr, matches: "{written}"}}]')
+
+
+@pytest.mark.parametrize(
+    "written", [r"\text", r"\textbf", r"\times", r"\theta", r"\frac", r"\nabla", r"\neq", r"\x07", r"\u2028"]
+)
+def test_control_characters_in_templates_are_refused(told: Callable[..., Told], load: Load, written: str) -> None:
+    if written != r"\frac":
+        [(where, key, _)] = told(changed('"Say {mr}"', f'"Say {{mr}} {written} x"'))
+        assert (where, key) == (line_of(RECIPE, '"Say {mr}"'), "data.prompt")
+    for template in ("system", "response"):
+        with pytest.raises(RecipeError):
+            load(RECIPE, f'data.{template}="{{mr}} {written}"')
+
+
+def test_line_breaks_and_tabs_that_are_meant_stay(load: Load) -> None:
+    for template in ("Name\tAge\n{mr}", "{mr}\n\nanswer", "a\n\ttan\t{mr}"):
+        written = template.replace("\n", r"\n").replace("\t", r"\t")
+        recipe = load(changed('"Say {mr}"', f'"{written}"'))
+        assert isinstance(recipe.data, ChatData)
+        assert recipe.data.prompt == template
+        assert load(dump_recipe(recipe)) == recipe
+
+
+def test_a_column_may_be_marked_as_optional(load: Load) -> None:
+    recipe = load(changed('"Say {mr}"', '"Say {mr} {more?}"'))
+    assert asked_columns(recipe.data) == ("more", "mr")
+    assert optional_columns(recipe.data) == {"more"}
+    assert "more" not in needed_columns(recipe.data)
+    recipe = load(changed('"Say {mr}"', '"{more?} {mr} {more}"'))
+    assert optional_columns(recipe.data) == set()
+    with pytest.raises(RecipeProblems):
+        load(changed('"Say {mr}"', '"Say {?}"'))
 
 
 @pytest.mark.parametrize(
@@ -587,17 +648,37 @@ def test_the_resolved_recipe_reads_back_as_the_same(load: Load, name: str) -> No
     assert load(dump_recipe(recipe)) == recipe
 
 
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
+
+
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     text=st.text(st.characters(exclude_categories=["Cs"]), max_size=80)
     | st.sampled_from(
-        ["on", "2e-4", "null", "~", "017", "a: b", "- a", "# x", " x ", "x\n\n", "\t", "\x85", "\u2028", "!x"]
+        [
+            "on",
+            "2e-4",
+            "null",
+            "~",
+            "017",
+            "a: b",
+            "- a",
+            "# x",
+            " x ",
+            "x\n\n",
+            "\t",
+            "\x85",
+            "\u2028",
+            "!x",
+            "a\b\r\x1b\xa0_",
+        ]
     ),
     rate=st.floats(1e-12, 1e3),
 )
 def test_any_text_and_number_survive_being_resolved(load: Load, text: str, rate: float) -> None:
     values = load(RECIPE).model_dump()
-    values["data"]["prompt"] = text.replace("{", "{{").replace("}", "}}") + "{mr}"
+    values["data"]["split"]["by"] = text
+    values["data"]["prompt"] = CONTROL.sub("", text).replace("{", "{{").replace("}", "}}") + "{mr}"
     values["train"]["learning_rate"] = rate
     recipe = Recipe.model_validate(values)
     assert load(dump_recipe(recipe)) == recipe

@@ -8,7 +8,7 @@ from tests.tiny import tokenizer
 from tests.unit.tasks.families import CHATML, FAMILIES, Family, byte_level, chat_data, conversation, markup, wrapped
 
 from tunesmith.core.records import Turn
-from tunesmith.tasks.base import MissingColumn, RowProblem
+from tunesmith.tasks.base import MissingColumn, RowProblem, Written
 from tunesmith.tasks.chat import ChatTask
 from tunesmith.tasks.tokenizer import Codec
 
@@ -336,21 +336,38 @@ def test_what_follows_the_last_answer_is_left_out(chatml: Family) -> None:
 @pytest.mark.parametrize(
     ("value", "reason"),
     [
-        (None, "is not a list of messages"),
+        (None, "cell `m` is empty"),
         ("no JSON", "is not a list of messages"),
         ("[" * 100_000, "is not a list of messages"),
         ('{"role": "user"}', "is not a list of messages"),
         ({"role": ["user"], "content": ["x"]}, "is not a list of messages"),
         ([], "has no answer"),
         ([{"role": "user", "content": "x"}], "has no answer"),
-        (["user"], "is not {role, content}"),
-        ([{"from": "human", "value": "x"}], "is not {role, content}"),
+        (["user"], "a message is a text, not {role, content}"),
+        ([{"from": "human", "value": "x"}], "is {from, value}, not {role, content}: message 1"),
+        ([{"speaker": "a", "text": "x"}], "is not {role, content}: message 1 has speaker, text"),
+        ([{"role": "user"}], "is not {role, content}: message 1 has role"),
         ([{"role": "user", "content": None}], "has no text"),
-        ([{"role": "user", "content": [{"type": "text", "text": "x"}]}], "has no text"),
+        ([{"role": "user", "content": [{"type": "text", "text": "x"}]}], "content of a message is a list, not text"),
+        ([{"role": "user", "content": 5}], "content of a message is a number, not text"),
+        ([{"role": "assistant", "content": None, "tool_calls": [{"id": 1}]}], "`tool_calls`, which would be lost"),
+        ([{"role": "assistant", "tool_calls": [{"id": 1}]}], "`tool_calls`, which would be lost"),
+        ([{"role": "user", "content": "x", "name": "Ann"}], "`name`, which would be lost"),
+        ([{"role": "user", "content": "x", "mood": "sad"}], "`mood`, which would be lost"),
+        ([{"role": "assistant", "content": "x", "weight": 0.5}], "`weight` of a message is neither 0 nor 1"),
+        ([{"role": "assistant", "content": "x", "train": "no"}], "`train` of a message is neither false nor true"),
+        ([{"role": "user", "content": "x", "train": True}], "message of the user has `train: true`"),
+        (
+            [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y", "weight": 0}],
+            "no answer that is to",
+        ),
         ([{"role": "user", "content": " \n"}], "has no text"),
         ([{"role": ["user"], "content": "x"}], "unknown role"),
-        ([{"role": "assistant", "content": "x", "tool_calls": [{"id": 1}]}], "tool_calls, which would be lost"),
-        ([{"role": "assistant", "content": "x", "reasoning_content": "hm"}], "reasoning_content, which would be lost"),
+        ([{"role": "assistant", "content": "x", "tool_calls": [{"id": 1}]}], "`tool_calls`, which would be lost"),
+        (
+            [{"role": "assistant", "content": "x", "reasoning_content": "hm"}],
+            "`reasoning_content`, which would be lost",
+        ),
     ],
 )
 def test_messages_that_cannot_be_used(chatml: Family, value: Any, reason: str) -> None:
@@ -360,11 +377,75 @@ def test_messages_that_cannot_be_used(chatml: Family, value: Any, reason: str) -
 
 def test_messages_may_be_json_and_have_empty_extras(chatml: Family) -> None:
     messages = [
-        {"role": "user", "content": "x", "name": "Ann", "tool_calls": None},
-        {"role": "assistant", "content": "y", "tool_calls": [], "weight": 1},
+        {"role": "system", "content": " "},
+        {"role": "user", "content": "x", "name": None, "tool_calls": None, "id": "a1", "weight": 0},
+        {"role": "assistant", "content": "y", "tool_calls": [], "weight": 1, "train": True, "name": ""},
     ]
     task = chatml.task(messages="m")
     assert task.parse({"m": json.dumps(messages)}) == task.parse({"m": messages}) == conversation("x", "y")
+
+
+@pytest.mark.parametrize("key", [{"weight": 0}, {"train": False}, {"weight": Written("0.0")}])
+def test_a_turn_that_must_not_be_learned_is_not(chatml: Family, key: dict[str, Any]) -> None:
+    def turn(role: str, content: str, **more: Any) -> dict[str, Any]:
+        return {"role": role, "content": content, **more}
+
+    messages = [turn("user", "a"), turn("assistant", "bad", **key), turn("user", "b"), turn("assistant", "good")]
+    task = chatml.task(messages="m")
+    turns = task.parse({"m": messages})
+    assert [one.trained for one in turns] == [False, False, False, True]
+    tokens = task.render(turns)
+    learned = [i for i, trained in zip(tokens.input_ids, tokens.trained, strict=True) if trained]
+    assert task.answer(learned) == "good"
+    # What follows the last answer that is learned is no reference either.
+    more = [*messages, turn("user", "c"), turn("assistant", "worse", **key)]
+    assert task.parse({"m": more}) == turns
+    assert chatml.task(messages="m", train_on="last").parse({"m": more}) == turns
+
+
+def test_a_python_list_in_a_cell_is_recognised(chatml: Family) -> None:
+    with pytest.raises(RowProblem) as caught:
+        chatml.task(messages="m").parse({"m": str([{"role": "user", "content": "x"}])})
+    assert "json.dumps" in caught.value.hint
+
+
+def test_an_empty_system_turn_is_none(chatml: Family) -> None:
+    task = chatml.task(system="{s?}")
+    row = {"question": "x", "answer": "y"}
+    assert task.parse(row) == task.parse({**row, "s": " "}) == conversation("x", "y")
+    assert [turn.role for turn in task.parse({**row, "s": "Be brief."})] == ["system", "user", "assistant"]
+
+
+THINKING = (
+    "{% for m in messages %}{% set c = m['content'] %}"
+    "{% if m['role'] == 'assistant' and not loop.last and '</think>' in c %}"
+    "{% set c = c.split('</think>')[-1].lstrip('\n') %}{% endif %}"
+    "{{ '<|im_start|>' + m['role'] + '\n' + c + '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize("first", ["<think>\nhm\n</think>\n\none", "<think>only</think>", "none"])
+def test_thoughts_that_a_template_drops_matter_only_if_they_are_learned(first: str) -> None:
+    codec = Codec(tokenizer(THINKING))
+    messages = [
+        {"role": "user", "content": "x"}, {"role": "assistant", "content": first},
+        {"role": "user", "content": "y"}, {"role": "assistant", "content": "<think>so</think>two"},
+    ]  # fmt: skip
+    last = ChatTask(chat_data(messages="m", train_on="last"), codec)
+    turns = last.parse({"m": messages})
+    tokens = last.render(turns)
+    learned = [i for i, trained in zip(tokens.input_ids, tokens.trained, strict=True) if trained]
+    assert last.answer(learned) == "<think>so</think>two"
+    # What is asked is what a server sends: the template's own text, without the thoughts of earlier turns.
+    served = codec.tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, return_dict=False)
+    assert last.prompt(turns) == list(served) == list(tokens.input_ids[: len(served)])
+    everything = ChatTask(chat_data(messages="m"), codec)
+    if "think" in first:
+        with pytest.raises(RowProblem, match="rewrites the conversation"):
+            everything.render(everything.parse({"m": messages}))
+    else:
+        assert sum(everything.render(everything.parse({"m": messages})).trained) > sum(tokens.trained)
 
 
 def test_a_column_that_is_missing_is_not_a_problem_of_the_row(chatml: Family) -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunesmith.tasks.base import MissingColumn, RowProblem, Written, ask, cell, fill
+from tunesmith.tasks.base import EmptyCell, MissingColumn, RowProblem, Written, ask, cell, fill, filled
 
 
 @pytest.mark.parametrize(
@@ -96,8 +96,42 @@ def test_columns_may_have_any_name() -> None:
 
 def test_attributes_of_values_cannot_be_reached() -> None:
     for template in ("{a.__class__}", "{a[0]}"):
-        with pytest.raises(MissingColumn):
+        with pytest.raises(ValueError, match="inside a column"):
             fill(template, {"a": "x"})
+
+
+@pytest.mark.parametrize("nothing", [{}, {"i": None}, {"i": ""}, {"i": " \n"}, {"i": math.nan}])
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        ("{a}\n{i?}", "A"),
+        ("{i?}\n{a}", "A"),
+        ("{i?}\n\n{a}", "A"),
+        ("{a}\n\n{i?}\n\nAnswer:", "A\n\nAnswer:"),
+        ("{a}\n{i?}\nAnswer:", "A\nAnswer:"),
+        ("{a}\n\n{i?}", "A"),
+        ("{a}\n\n\nInput: {i?}\n", "A\n\n\nInput: \n"),
+        ("{a}{i?}", "A"),
+        ("{i?} {i?}", ""),
+        ("{a}\n{i?}{j?}\nx", "A\nJ\nx"),
+        ("\n{a}\n\n", "\nA\n\n"),
+    ],
+)
+def test_an_optional_column_may_be_empty_and_its_line_is_left_out(
+    template: str, text: str, nothing: dict[str, Any]
+) -> None:
+    assert fill(template, {"a": "A", "j": "J", **nothing}) == text
+
+
+def test_an_optional_column_that_holds_something_is_written_as_any_other() -> None:
+    row = {"a": "A", "i": "x\n\ny", "n": 0}
+    assert fill("{a}\n\n{i?}\n{n?}", row) == fill("{a}\n\n{i}\n{n}", row) == "A\n\nx\n\ny\n0"
+    with pytest.raises(RowProblem, match="holds a list"):
+        fill("{a?}", {"a": ["x"]})
+    with pytest.raises(EmptyCell):
+        fill("{a}{i?}", {"a": "", "i": "x"})
+    with pytest.raises(RowProblem, match="nothing is left"):
+        filled("{a?}", {})
 
 
 def test_asking_fills_a_template_of_one_column_only() -> None:

@@ -1,0 +1,31 @@
+"""Shapes of rows that many files have, recognised by their columns, and what a recipe says of each."""
+
+from collections.abc import Mapping
+from typing import Any
+
+_PAIRS = (
+    # columns that must be there, name of the shape, what to write
+    (("instruction", "output"), "Alpaca's rows", '`prompt: "{instruction}\\n{input?}"` and `response: "{output}"`'),
+    (("prompt", "chosen", "rejected"), "preference data, of which only one answer can be learned",
+     '`prompt: "{prompt}"` and `response: "{chosen}"`'),
+    (("prompt", "completion"), "OpenAI's prompts and completions",
+     '`prompt: "{prompt}"` and `response: "{completion}"`'),
+    (("question", "answer"), "questions and answers", '`prompt: "{question}"` and `response: "{answer}"`'),
+)  # fmt: skip
+
+
+def known_shape(values: Mapping[str, Any]) -> str | None:
+    """Return what a row of a known shape is and how a recipe reads it; None for others."""
+    for column, value in values.items():
+        first = value[0] if isinstance(value, list) and value else None
+        if isinstance(first, dict) and {"from", "value"} <= first.keys():
+            return (
+                f"`{column}` holds ShareGPT's {{from, value}}: write each as {{role, content}} (human -> user, "
+                f"gpt -> assistant), then `messages: {column}`"
+            )
+        if isinstance(first, dict) and {"role", "content"} <= first.keys():
+            return f"`{column}` holds messages of OpenAI's format: write `task: chat` and `messages: {column}`"
+    for columns, name, say in _PAIRS:
+        if set(columns) <= values.keys() and all(isinstance(values[column], str) for column in columns):
+            return f"these are {name}: write {say}"
+    return None

@@ -1,0 +1,52 @@
+"""Whether the splits came out as large as was asked, and if not, which rows stay together."""
+
+from collections import Counter
+from collections.abc import Sequence
+from math import sqrt
+
+from tunesmith.data.shelf import Kept
+from tunesmith.recipe.schema import Recipe, Split
+
+# How far from what was asked a split may be: so much, and what chance does to rows that are placed one by one.
+_SLACK, _DEVIATIONS = 0.05, 4
+
+
+def far_from_asked(rows: Sequence[Kept], recipe: Recipe) -> str | None:
+    """Return in words that a split is much larger or smaller than asked, and why; None where it is not."""
+    split, used = recipe.data.split, [row for row in rows if row.place is not None]
+    if split.column is not None or not used:
+        return None
+    counts = Counter(row.entry.split for row in used)
+    off = []
+    for name, asked in (("valid", split.valid), ("test", split.test)):
+        share = counts[name] / len(used)
+        if abs(share - asked) > max(_SLACK, _DEVIATIONS * sqrt(asked * (1 - asked) / len(used))):
+            off.append(f"{name} has {share:.0%} of the rows, {asked:.0%} were asked for")
+    if not off:
+        return None
+    group, size = Counter(row.group for row in used).most_common(1)[0]
+    first = next(row.entry.where for row in used if row.group == group)
+    return (
+        f"{' and '.join(off)}: {size:,} rows {_alike(split)} and stay in one split (the first is {first}); "
+        f"set data.split.{'column' if split.by else 'by or data.split.column'} to divide them otherwise"
+    )
+
+
+def why_empty(missing: Sequence[str], rows: Sequence[Kept], split: Split) -> str:
+    """Return what helps where these splits have no rows."""
+    if split.column is not None:
+        return f"no row that can be used says {' or '.join(missing)} in the column `{split.column}`"
+    used = [row for row in rows if row.place is not None]
+    groups = len({row.group for row in used})
+    if groups == len(used):
+        return "give more rows, or raise data.split.valid and data.split.test"
+    kinds = "1 kind" if groups == 1 else f"{groups:,} kinds"
+    stays = "" if split.by else ", or name what must stay together in data.split.by"
+    return (
+        f"the {len(used):,} rows are of {kinds}, and rows that {_alike(split)} stay in one split; give rows of more "
+        f"kinds, or say the split of each row in a column (data.split.column){stays}"
+    )
+
+
+def _alike(split: Split) -> str:
+    return "ask the same" if split.by is None else f"have the same `{split.by}`"

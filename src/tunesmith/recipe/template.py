@@ -1,0 +1,83 @@
+"""Templates such as `{question}`: which columns they name, and what in them cannot have been meant."""
+
+import re
+import string
+from functools import lru_cache
+from typing import NamedTuple
+
+_BRACES = "write columns as {name}, and braces of the text itself as {{ and }}"
+_NESTED = re.compile(r"[^.\[\]\s][^\[\]]*(\.[^.\[\]]+|\[[^\[\]]*\])+")
+# What remains of LaTeX's \text or \nabla once YAML has read \t as a tab and \n as a line break, where that is no word.
+_EATEN = re.compile(
+    r"\t(ext\w*|imes|heta|frac|triangle\w*|riangle\w*|ilde|herefore|op|au|o)(?![^\W_])"
+    r"|\n(abla|eq|ot|otin|ewline|ewcommand|mid|leq|geq|parallel)(?![^\W_])"
+)
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
+_NAMES = {
+    "\0": "NUL", "\a": "a bell", "\b": "a backspace", "\v": "a vertical tab", "\f": "a form feed",
+    "\r": "a carriage return", "\x1b": "an escape character", "\x85": "a next-line character",
+    "\u2028": "a line separator", "\u2029": "a paragraph separator", "\t": "a tab", "\n": "a line break",
+}  # fmt: skip
+KEEP_BACKSLASHES = "to keep backslashes, use single quotes or a block scalar (|-), or double them"
+
+
+class Piece(NamedTuple):
+    """Literal text of a template and the column that follows it, None at the end; `optional` ones may be empty."""
+
+    text: str
+    column: str | None
+    optional: bool = False
+
+
+@lru_cache(maxsize=256)
+def pieces_of(template: str) -> tuple[Piece, ...]:
+    """Return a template's pieces in order; raise ValueError where it is not a plain template."""
+    pieces = []
+    try:
+        for text, name, spec, conversion in string.Formatter().parse(template):
+            if name is None:
+                pieces.append(Piece(text, None))
+                continue
+            column = name.removesuffix("?")
+            if not spec and not conversion and _NESTED.fullmatch(column):
+                raise ValueError(
+                    f"`{{{name}}}` would be a value inside a column, which templates do not reach: give it a column "
+                    "of its own in the data, or, where the braces are text, double them"
+                )
+            if not column or spec or conversion or any(mark in column for mark in ".[]"):
+                raise ValueError(f"{_BRACES} (found `{name}`)")
+            pieces.append(Piece(text, column, name.endswith("?")))
+    except ValueError as error:
+        message = str(error)
+        raise ValueError(message if "braces" in message else f"{message}: {_BRACES}") from None
+    return tuple(pieces)
+
+
+def columns_in(template: str) -> tuple[str, ...]:
+    """Return the columns a template names in braces, in order; raise ValueError where it is not a plain template."""
+    return tuple(piece.column for piece in pieces_of(template) if piece.column is not None)
+
+
+def optional_columns_in(template: str) -> frozenset[str]:
+    """Return the columns that a template names as `{name?}`: they may be empty."""
+    return frozenset(piece.column for piece in pieces_of(template) if piece.column and piece.optional)
+
+
+def with_a_column(template: str | None) -> str | None:
+    """Check a template that must name a column; raise ValueError."""
+    if plain(template) is not None and not columns_in(str(template)):
+        doubled = re.search(r"\{\{\s*(\w+)\s*\}\}", str(template))
+        hint = f"{{{doubled[1]}}}, with single braces" if doubled else "{question}"
+        raise ValueError(f"names no column; write a column in braces, such as {hint}")
+    return template
+
+
+def plain(template: str | None) -> str | None:
+    """Check a template that need not name a column; raise ValueError where text of it was lost to escapes of YAML."""
+    if template is not None:
+        columns_in(template)
+        if found := _EATEN.search(template) or _CONTROL.search(template):
+            mark, rest = found[0][0], template[found.start() + 1 : found.start() + 9]
+            named = _NAMES.get(mark, f"the control character U+{ord(mark):04X}")
+            raise ValueError(f"holds {named} before {rest!r}, as double quotes make of a backslash; {KEEP_BACKSLASHES}")
+    return template
