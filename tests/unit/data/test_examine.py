@@ -322,6 +322,9 @@ class Fixed(Task):
     def answer(self, ids: Any) -> str:
         return ""
 
+    def asked(self, row: Any) -> tuple[Turn, ...]:
+        return ()
+
     def question(self, text: str) -> tuple[Turn, ...]:
         return ()
 
