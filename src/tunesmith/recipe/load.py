@@ -5,6 +5,7 @@ import io
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -16,6 +17,7 @@ from ruamel.yaml.error import YAMLError
 from tunesmith.core.errors import RecipeError
 from tunesmith.recipe.contradictions import contradictions
 from tunesmith.recipe.document import Path_, places_of, plain_values, quoted, read_document, read_text
+from tunesmith.recipe.foreign_words import ours_for
 from tunesmith.recipe.schema import Recipe
 from tunesmith.recipe.section import Section
 
@@ -40,7 +42,9 @@ class Problem:
     message: str
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.key}: {self.message}" if self.key else f"{self.where}: {self.message}"
+        # An override names its key already.
+        named = not self.key or self.where.startswith(f"{self.key}=")
+        return f"{self.where}: {self.message}" if named else f"{self.where}: {self.key}: {self.message}"
 
 
 class RecipeProblems(RecipeError):
@@ -216,7 +220,7 @@ def _sections_of(annotation: Any) -> dict[str, Any]:
 def _message(item: dict[str, Any], path: Path_, owner: type[Section]) -> str:
     kind, context, given = item["type"], item.get("ctx", {}), item["input"]
     if kind == "extra_forbidden":
-        return f"unknown key; {_nearest(str(path[-1]), list(owner.model_fields))}"
+        return f"unknown key; {_instead_of(path, list(owner.model_fields))}"
     if kind == "missing":
         return "is missing"
     if kind in ("union_tag_invalid", "literal_error"):
@@ -236,6 +240,31 @@ def _message(item: dict[str, Any], path: Path_, owner: type[Section]) -> str:
 
 def _cut(text: str) -> str:
     return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}\u2026"
+
+
+def _instead_of(path: Path_, known: Sequence[str]) -> str:
+    """Return what to write instead of an unknown key: a word of other tools, a key of another section, or a typo."""
+    if ours := ours_for(path):
+        return ours
+    own = ".".join(str(part) for part in path if not isinstance(part, int))
+    elsewhere = [key for key in key_paths() if key.rpartition(".")[2] == path[-1]]
+    if elsewhere and own not in elsewhere:  # else it is a key of another kind of this section
+        return f"did you mean {' or '.join(f'`{key}`' for key in elsewhere[:3])}?"
+    return _nearest(str(path[-1]), known)
+
+
+@cache
+def key_paths() -> tuple[str, ...]:
+    """Return the dotted path of every key that a recipe may have."""
+    return tuple(dict.fromkeys(_paths_below(Recipe, "")))
+
+
+def _paths_below(section: type[Section], prefix: str) -> Iterator[str]:
+    for name, field in section.model_fields.items():
+        yield f"{prefix}{name}"
+        for annotation in _sections_of(field.annotation).values():
+            if isinstance(annotation, type) and issubclass(annotation, Section):
+                yield from _paths_below(annotation, f"{prefix}{name}.")
 
 
 def _nearest(word: str, known: Sequence[str]) -> str:
