@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.files import only_writer, write_text
@@ -88,7 +89,7 @@ def refuse_active(jobs: Sequence[StageJob], folder: str) -> None:
     if active := [one for one in jobs if one.state.is_active]:
         raise RecipeError(
             f"is in line already: {', '.join(f'{one.stage} (job {one.job})' for one in active)}",
-            where=folder, hint=f"tunesmith status {folder}, or tunesmith cancel {folder}",
+            where=folder, hint=f"tunesmith status {quote(folder)}, or tunesmith cancel {quote(folder)}",
         )  # fmt: skip
 
 

@@ -90,6 +90,7 @@ def _run(
 def check_beforehand(recipe: Recipe, run: RunDir) -> None:
     """Raise RecipeError for what would stop a run late: a missing tracker, a wrong metric, no place to write to."""
     check_writable(cache_root, *([registry_root] if recipe.promote else []))
+    check_writable(lambda: run.path, hint="name a folder that you may write to with --out")
     check_installed(recipe.track, recipe.promote.mirror if recipe.promote else None)
     if EVALUATE.changes(recipe, run) != []:
         own_metrics((*recipe.evaluate.metrics, *recipe.train.valid_metrics), run.origin)

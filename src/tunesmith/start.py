@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 from typing import NoReturn
 
 from tunesmith.core.errors import RecipeError
@@ -50,7 +51,7 @@ def start_run(
         try:
             follow(run)
         except KeyboardInterrupt:
-            say(f"its jobs go on: tunesmith status {run}, or tunesmith cancel {run}")
+            say(f"its jobs go on: tunesmith status {quote(str(run))}, or tunesmith cancel {quote(str(run))}")
             raise
     return run
 

@@ -3,7 +3,7 @@
 import errno
 from pathlib import Path
 
-from tunesmith.core.errors import DataError, DoesNotFit, RecipeError, TunesmithError
+from tunesmith.core.errors import DataError, DoesNotFit, RecipeError, TunesmithError, install_hint
 from tunesmith.core.files import errno_of, out_of_space_explained
 from tunesmith.core.places import HINT, is_user_folder
 
@@ -36,11 +36,10 @@ def as_tunesmith_error(error: Exception) -> TunesmithError | None:
 
 
 def _missing_package(name: str) -> TunesmithError:
-    extra = f"[{_EXTRAS[name]}]" if name in _EXTRAS else ""
     return RecipeError(
         f"the Python package `{name}` is not installed",
         code="missing-package",
-        hint=f"pip install -e '.{extra}' in the clone of tunesmith",
+        hint=install_hint(_EXTRAS[name]) if name in _EXTRAS else "install tunesmith again, or that package",
     )
 
 

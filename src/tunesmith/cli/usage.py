@@ -1,12 +1,79 @@
 """Mistakes on the command line, as errors that say what the verb takes."""
 
-from cyclopts.exceptions import CycloptsError
+import inspect
+import re
+from collections.abc import Callable
+from typing import Any
+
+from cyclopts.exceptions import (
+    CycloptsError,
+    MissingArgumentError,
+    UnknownCommandError,
+    UnknownOptionError,
+    UnusedCliTokensError,
+)
 
 from tunesmith.core.errors import RecipeError
 
+# What other tools call a verb.
+_VERBS = {
+    "finetune": "run", "fine-tune": "run", "sft": "run", "preprocess": "prepare", "eval": "evaluate",
+    "test": "evaluate", "inference": "generate", "predict": "generate", "ask": "generate", "list": "models",
+    "dry-run": "plan", "validate": "plan", "check": "plan", "sweep": "ladder", "new": "init", "inspect": "show",
+    "info": "status",
+}  # fmt: skip
+# What to do with a word too many, if a verb has a usual reason for one.
+_TOO_MANY = {
+    "generate": "put the text of a prompt in quotes, behind --prompt",
+    "chat": "start the chat, then write",
+    "compare": "two runs are compared by their scores: "
+    "tunesmith verdict RUN/evaluate/tuned/scores.jsonl OTHER/evaluate/tuned/scores.jsonl",
+    "score": "several files are scored one after the other",
+}
+
 
 def usage_error(error: CycloptsError) -> RecipeError:
-    """Return an error that names the mistake and the help that answers it."""
+    """Return an error that names the mistake, and what the verb takes or which help answers it."""
     error.verbose = False
-    verb = " ".join(("tunesmith", *(error.command_chain or ())))
-    return RecipeError(str(error), code="usage", hint=f"{verb} --help")
+    verb = " ".join(error.command_chain or ())
+    usage = f"tunesmith {verb} --help" if verb else "tunesmith --help"
+    message, hint = str(error), usage
+    if isinstance(error, UnusedCliTokensError) and error.target:
+        takes = _positional(error.target)
+        extra = " ".join(f"`{token}`" for token in error.unused_tokens or ())
+        message = f"`{verb}` takes {' '.join(takes) or 'no arguments'}, and nothing is left for {extra}"
+        hint = _TOO_MANY.get(verb, usage)
+    elif isinstance(error, MissingArgumentError) and error.argument and not error.tokens_so_far and not error.keyword:
+        name = error.argument.name
+        if name.lstrip("-").upper().replace("-", "_") in (takes := _positional(error.target)):
+            message, hint = f"{name.lstrip('-').upper()} is missing", f"tunesmith {verb} {' '.join(takes)}; see {usage}"
+    elif isinstance(error, UnknownOptionError):
+        hint = _recipe_key(error.token.keyword or error.token.value) or usage
+    elif isinstance(error, UnknownCommandError):
+        word = next((token for token in error.unused_tokens or () if token in _VERBS), None)
+        hint = f"did you mean `tunesmith {_VERBS[word]}`?" if word else usage
+    return RecipeError(message, code="usage", hint=hint)
+
+
+def _positional(target: Callable[..., Any] | None) -> list[str]:
+    """Return the names of a verb's arguments as help shows them."""
+    if target is None:
+        return []
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    return [
+        "[key=value ...]" if one.kind is inspect.Parameter.VAR_POSITIONAL else one.name.upper()
+        for one in inspect.signature(target).parameters.values()
+        if one.kind in kinds
+    ]
+
+
+def _recipe_key(option: str) -> str | None:
+    """Return how to write an option that is a key of the recipe, or another tool's word for one."""
+    from tunesmith.recipe.foreign_words import WORDS
+    from tunesmith.recipe.load import key_paths
+
+    name = re.sub(r"=.*", "", option.lstrip("-")).replace("-", "_")
+    ours = WORDS[name].keys if name in WORDS else [key for key in key_paths() if name in (key, key.rpartition(".")[2])]
+    if not ours:
+        return None
+    return f"keys of the recipe are written without dashes: {' or '.join(f'{key}=VALUE' for key in ours[:3])}"

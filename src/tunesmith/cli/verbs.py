@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
@@ -37,7 +38,7 @@ def init(template: str = "chat", *, out: Path = Path("recipe.yaml")) -> None:
     if out.exists():
         raise RecipeError("exists already", where=str(out), hint="name another file with --out")
     out.write_text(text, encoding="utf-8")
-    print(f"wrote {out}; edit it, then: tunesmith plan {out}", file=sys.stderr)
+    print(f"wrote {out}; edit it, then: tunesmith plan {quote(str(out))}", file=sys.stderr)
 
 
 @app.command
@@ -263,7 +264,7 @@ def compare(run: RunFolder, *, rows: int = 10, html: bool = False, as_json: AsJs
         print(write_report(folder))
         return
     if folder.manifest("evaluate") is None:
-        raise RecipeError("has not been evaluated", where=str(run), hint=f"tunesmith evaluate {run}")
+        raise RecipeError("has not been evaluated", where=str(run), hint=f"tunesmith evaluate {quote(str(run))}")
     from tunesmith.report.text import side_by_side
 
     print_result(read_json(folder.verdict), as_json, lambda: side_by_side(folder, rows))

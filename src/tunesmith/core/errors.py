@@ -34,6 +34,11 @@ CODES = {
 """Every stable code, and what it means. A code never changes its meaning; the wording of messages may change."""
 
 
+def install_hint(extra: str) -> str:
+    """Return how to install an extra; tunesmith is in no package index."""
+    return f"in the clone of tunesmith: pip install -e '.[{extra}]'"
+
+
 class TunesmithError(Exception):
     """A problem told to the user: what is wrong, where, and what to do.
 

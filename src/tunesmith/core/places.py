@@ -29,14 +29,19 @@ def registry_root() -> Path:
     return _root(REGISTRY, "XDG_DATA_HOME", Path(".local", "share"), Path("tunesmith", "registry"))
 
 
-def check_writable(*roots: Callable[[], Path]) -> None:
+def check_writable(*roots: Callable[[], Path], hint: str = HINT) -> None:
     """Raise RecipeError if this user cannot write to one of these folders, which need not exist yet."""
     for root in roots:
         folder = root()
-        existing = next((place for place in (folder, *folder.absolute().parents) if place.exists()), Path("/"))
-        if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        existing = next(
+            (place for place in (folder.absolute(), *folder.absolute().parents) if place.exists()), Path("/")
+        )
+        if not existing.is_dir():
+            what = "is a file, not a folder" if existing == folder.absolute() else f"is below a file, {existing}"
+            raise RecipeError(what, where=str(folder), code="wrong-path", hint=hint)
+        if not os.access(existing, os.W_OK | os.X_OK):
             raise RecipeError(
-                f"cannot be written by this user (uid {os.getuid()})", where=str(folder), code="permission", hint=HINT
+                f"cannot be written by this user (uid {os.getuid()})", where=str(folder), code="permission", hint=hint
             )
 
 

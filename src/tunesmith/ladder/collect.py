@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
+from shlex import quote
 from typing import Any, Literal
 
 from tunesmith.core.errors import RecipeError
@@ -98,7 +99,7 @@ class Result:
         """How to promote the smallest rung by hand, where the recipe says as what."""
         if self.smallest is None or not self.promotes:
             return None
-        return f"tunesmith promote {self.path / self.smallest.folder}"
+        return f"tunesmith promote {quote(str(self.path / self.smallest.folder))}"
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as `ladder.json` holds it; rungs are named by number, and no path is absolute."""

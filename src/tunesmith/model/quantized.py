@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from tunesmith.core.errors import RecipeError
+from tunesmith.core.errors import RecipeError, install_hint
 from tunesmith.fetch.reference import ModelFolder
 from tunesmith.recipe.schema import Quantization, Recipe
 
@@ -97,7 +97,7 @@ def require_quantization(quantization: Quantization, device: torch.device, compu
         raise RecipeError(
             "`method: qlora` needs bitsandbytes, which is not installed",
             where="tuning.method",
-            hint="pip install 'tunesmith[qlora]'; or use `method: lora`",
+            hint=f"{install_hint('qlora')}; or use `method: lora`",
         )
     # It warns for every product that it computes in fp16, which nobody can change, and that a faster kernel exists.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

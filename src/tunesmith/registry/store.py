@@ -121,7 +121,9 @@ class Registry:
             present, live = way[-1], catalog.live(name)
             after = next((number for number in reversed(way) if number in live and number != present), None)
             if after is None:
-                raise TunesmithError(f"has nowhere to go back to from version {present}", where=f"{name}@{alias}")
+                raise TunesmithError(
+                    f"version {present} is the first; there is no earlier one", where=f"{name}@{alias}"
+                )
             catalog.log(Move(name, alias, "rollback", present, after, None, False, reason, _user(), _now()))
             return catalog.version(name, after)
 

@@ -89,7 +89,7 @@ class OwnMetric:
             missing = error.name if isinstance(error, ModuleNotFoundError) else None
             known = missing is not None and f"{module}.".startswith(f"{missing}.")
             raise RecipeError(
-                f"the metric `{self.name}` cannot be had: "
+                f"the metric `{self.name}` cannot be loaded: "
                 + (f"there is no module `{missing}`" if known else f"importing `{module}` raised {error!r}"),
                 where=None if known else _raised_at(error),
                 hint="modules are looked for in the installed packages and "

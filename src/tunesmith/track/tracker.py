@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
-from tunesmith.core.errors import RecipeError
+from tunesmith.core.errors import RecipeError, install_hint
 
 # The packages that each needs; their extra has the tracker's name.
 TRACKERS = {
@@ -59,7 +59,7 @@ def check_installed(names: Sequence[str], mirror: str | None = None) -> None:
             raise RecipeError(
                 f"`{name}` needs {' and '.join(missing)}, which is not installed",
                 where=where,
-                hint=f'pip install "tunesmith[{name}]", or leave it out of the recipe',
+                hint=f"{install_hint(name)}; or leave it out of the recipe",
             )
 
 

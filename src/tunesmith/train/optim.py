@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from tunesmith.core.errors import DamagedFile, RecipeError
+from tunesmith.core.errors import DamagedFile, RecipeError, install_hint
 from tunesmith.model.adapters import trained_parameters
 from tunesmith.model.parallel import Group
 from tunesmith.model.parts import copies, is_divided, part
@@ -55,7 +55,7 @@ def require_optimizer(train: Train) -> None:
         raise RecipeError(
             "`adamw_8bit` needs bitsandbytes, which is not installed",
             where="train.optimizer",
-            hint="pip install 'tunesmith[qlora]'; or use adamw",
+            hint=f"{install_hint('qlora')}; or use adamw",
         )
 
 

@@ -39,13 +39,20 @@ def test_a_user_without_a_home_is_told_both_variables(monkeypatch: pytest.Monkey
     assert not is_user_folder(Path("runs"))
 
 
-def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     check_writable(lambda: tmp_path / "a" / "b")
     (tmp_path / "file").write_text("")
     with pytest.raises(RecipeError) as caught:
         check_writable(lambda: tmp_path / "file" / "cache")
+    assert caught.value.code == "wrong-path"
+    with pytest.raises(RecipeError) as caught:
+        check_writable(lambda: tmp_path / "file", hint="name another")
+    assert (caught.value.code, caught.value.hint) == ("wrong-path", "name another")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
+    with pytest.raises(RecipeError) as caught:
+        check_writable(lambda: tmp_path / "cache")
     assert caught.value.code == "permission"
-    assert caught.value.where == str(tmp_path / "file" / "cache")
+    assert (caught.value.where, caught.value.hint) == (str(tmp_path / "cache"), HINT)
 
 
 def test_what_is_in_the_cache_or_holds_it_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

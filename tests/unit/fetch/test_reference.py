@@ -9,6 +9,7 @@ from huggingface_hub import constants
 
 from tunesmith.core.errors import RecipeError
 from tunesmith.fetch.reference import hub_cache, resolve
+from tunesmith.registry.store import Registry
 
 
 @pytest.fixture
@@ -47,5 +48,30 @@ def test_an_adapter_s_base_is_looked_for_in_the_same_way(snapshot: Path, tmp_pat
 
 def test_what_was_never_fetched_is_told(snapshot: Path) -> None:
     assert hub_cache() == snapshot.parents[2]
-    with pytest.raises(RecipeError, match="cannot fetch `org/other` from the hub"):
+    with pytest.raises(RecipeError, match="`org/other` is not in the cache"):
         resolve("org/other", weights=False)
+
+
+def test_a_registered_name_without_an_alias_is_completed(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TUNESMITH_REGISTRY", str(tmp_path / "registry"))
+    with pytest.raises(RecipeError) as unknown:
+        resolve("wikisql")
+    assert "wikisql@" not in str(unknown.value.hint)
+    registry = Registry.default()
+    version = registry.add("wikisql", tiny, facts={})
+    registry.move("wikisql", "staging", version.number, verdict=None, reason=None)
+    with pytest.raises(RecipeError) as caught:
+        resolve("wikisql")
+    assert caught.value.hint == "did you mean `wikisql@staging` or `wikisql@1`?"
+
+
+def test_a_run_s_folder_means_its_best_checkpoint(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "recipe.resolved.yaml").write_text("name: x\n")
+    with pytest.raises(RecipeError) as caught:
+        resolve(str(run))
+    assert caught.value.where == str(run)
+    assert "training" in caught.value.message  # it is taken for a run, whose training has not finished

@@ -1,0 +1,35 @@
+"""Wrong usage is answered with what the verb takes, or with the key of the recipe that was meant."""
+
+import json
+
+import pytest
+
+from tunesmith.cli import app
+from tunesmith.cli.boundary import run_command
+
+
+@pytest.mark.parametrize(
+    ("line", "message", "hint"),
+    [
+        ("score", "FILE", "tunesmith score FILE"),
+        ("rollback", "NAME", "tunesmith rollback NAME"),
+        ("compare a b", "`b`", "verdict"),
+        ("generate m hello", "`hello`", "--prompt"),
+        ("status a b", "`b`", "tunesmith status --help"),
+        ("plan r.yaml --train.epochs 3", "--train.epochs", "train.epochs=VALUE"),
+        ("plan r.yaml --lr 1e-4", "--lr", "train.learning_rate=VALUE"),
+        ("plan r.yaml --num-epochs=3", "--num-epochs", "train.epochs=VALUE"),
+        ("run r.yaml --frob", "--frob", "tunesmith run --help"),
+        ("sft r.yaml", "sft", "tunesmith run"),
+        ("finetune r.yaml", "finetune", "tunesmith run"),
+        ("frobnicate", "frobnicate", "tunesmith --help"),
+        ("show r.yaml --stage tests", "tests", "tunesmith show --help"),
+        ("show r.yaml --rows many", "many", "tunesmith show --help"),
+    ],
+)
+def test_wrong_usage(line: str, message: str, hint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(app, [*line.split(), "--json"]) == 2
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert error["code"] == "usage"
+    assert message in error["message"]
+    assert hint in error["hint"]
