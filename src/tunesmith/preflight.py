@@ -27,6 +27,7 @@ from tunesmith.runs import open_run
 from tunesmith.stages import wanted_stages, work_left
 from tunesmith.tasks import task_for
 from tunesmith.tasks.markup import codec_of
+from tunesmith.workload import Workload, workload_of
 
 _GIB = 2**30
 # A plan answers in a few seconds; `prepare` reads what is left of references.
@@ -47,7 +48,8 @@ class RunPlan:
     has not trained yet or is of another kind than those.
     `exchange` is what processes send each other in a step, where the recipe says how fast the links are, `together`
     the tokens a second of all, at worst and at best, and `scaling` the same for other numbers of machines or processes.
-    `answered` is how many valid rows each validation answers, and `choose_by` what picks the checkpoint.
+    `answered` is how many valid rows each validation answers, and `choose_by` what picks the checkpoint. `work` is
+    what validation and evaluation read and write.
     """
 
     name: str
@@ -68,6 +70,7 @@ class RunPlan:
     tokens: dict[str, int]
     lengths: dict[str, dict[str, Any]]
     steps: Steps
+    work: Workload
     passes: str
     known: bool
     answered: int
@@ -152,10 +155,6 @@ class RunPlan:
         each = " for each process" if self.processes > 1 else ""
         m, s = self.memory, self.steps
         guess = "" if self.known else "; a guess, since this architecture is not described"
-        asking = f", answering {self.answered} rows" if self.answered else ""
-        # Read without a backward pass, but often enough to take longer than training where there are few rows.
-        valid = self.tokens["valid"]
-        validated = f", {valid * s.validations:,} to validate on ({s.validations} x {valid:,})" if valid else ""
         return "\n".join(
             [
                 f"run      {self.run}",
@@ -169,10 +168,9 @@ class RunPlan:
                 ),
                 f"lengths  {_length_line(self.lengths['train'])}; longest of all {self.longest}",
                 f"copies   {_copies_line(self.copies)}",
-                f"steps    {s.total_steps} ({s.epochs:.2f} epochs), warmup {s.warmup_steps}, "
-                f"validation every {s.valid_every_steps}{asking}, checkpoint every {s.save_every_steps}, "
-                f"the best by {self.choose_by}",
-                f"tokens   {self.training_tokens:,} to train on{validated}; time {self._time()}",
+                f"steps    {s.total_steps} ({s.epochs:.2f} epochs), warmup {s.warmup_steps}, {self._saving()}",
+                f"tokens   {self.training_tokens:,} to train on{self.work.tokens_text()}",
+                f"time     training {self._time()}{self.work.time_text()}",
                 *([f"scaling  {self._scaling()}"] if len(self.scaling) > 1 else []),
                 f"passes   {self.passes}",
                 f"memory   about {m.total:.1f} GiB{room}{each}{guess} "
@@ -189,11 +187,19 @@ class RunPlan:
             ]
         )
 
+    def _saving(self) -> str:
+        """Return when the run validates and saves, and which checkpoint it keeps as its result."""
+        s, asking = self.steps, f", answering {self.answered} rows" if self.answered else ""
+        saved = f"checkpoint every {s.save_every_steps}"
+        if not self.counts["valid"]:
+            return f"{saved}, the last one is the result, as there are no valid rows to choose by"
+        return f"validation every {s.valid_every_steps}{asking}, {saved}, the best by {self.choose_by}"
+
     def _time(self) -> str:
         if self.seconds is None or self.together is None:
-            return "not known: this machine has not trained this model yet, or those it is for are of another kind"
+            return "unknown (no measured speed for this model on this hardware)"
         low, high = self.seconds
-        measured = f"at {self.tokens_per_second:.0f} tokens/s as measured here before"
+        measured = f"at {self.tokens_per_second:.0f} tokens/s as measured in an earlier run here"
         if self.processes == 1:
             return f"about {clock(low)}, {measured}"
         many = f"with {self.processes} processes"
@@ -259,6 +265,7 @@ def _plan(
         counts=counts, sources=facts["sources"], blocks=facts["blocks"], dropped=facts["dropped"],
         filtered=facts["filtered"], cut=facts["cut"], unused=facts["unused"],
         copies=facts["copies"], tokens=facts["tokens"], lengths=facts["lengths"], steps=steps,
+        work=workload_of(recipe, gathered, steps, seen, speed),
         answered=answered, choose_by=recipe.train.choose_by,
         passes=str(seen.division), known=shapes.known, memory=memory, memory_available=seen.memory_available,
         offloaded_available=seen.offloaded_available,

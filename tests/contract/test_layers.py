@@ -17,7 +17,7 @@ LAYERS = (
     ("train", "evaluate", "report", "deliver"),
     (
         "pipeline", "preflight", "beforehand", "forecast", "ladder", "show", "doctor", "try_it", "on_slurm", "status",
-        "follow", "start", "stages", "runs",
+        "follow", "start", "workload", "stages", "runs",
     ),
     ("cli", "__main__", "__init__"),
 )  # fmt: skip

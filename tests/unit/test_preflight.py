@@ -103,8 +103,42 @@ def test_the_plan_counts_the_validations_that_training_does(recipe: Path, every:
     plan = plan_run(recipe, changes)
     run = run_recipe(recipe, changes, out=recipe.parent / "run", until="train")
     assert plan.steps.validations == sum(line["kind"] == "valid" for line in read_jsonl(run.metrics))
-    n = plan.tokens["valid"]
+    n = plan.work.valid_tokens
+    assert plan.work.valid_rows == (run.manifest("train") or {})["valid_loss_rows"] < plan.counts["valid"]
     assert f"{n * plan.steps.validations:,} to validate on ({plan.steps.validations} x {n:,})" in str(plan)
+
+
+def test_the_plan_counts_validation_and_answers_in_tokens_and_time(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preflight, "remembered_speed", lambda *_: None)
+    unknown = plan_run(recipe)
+    assert (unknown.seconds, unknown.work.validating_seconds, unknown.work.answering_seconds) == (None, None, None)
+    monkeypatch.setattr(forecast, "balance", lambda *_: 1.0)
+    monkeypatch.setattr(preflight, "remembered_speed", lambda *_: Speed(100.0))
+    trained = plan_run(recipe)
+    read = trained.steps.validations * trained.work.valid_tokens
+    assert trained.work.validating_seconds == pytest.approx(read / 100), "no faster than training, as far as is known"
+    assert trained.work.answering_seconds is None
+    monkeypatch.setattr(preflight, "remembered_speed", lambda *_: Speed(100.0, reading=300.0, writing=20.0))
+    plan = plan_run(recipe)
+    assert plan.work.validating_seconds == pytest.approx(read / 300)
+    assert plan.work.written_tokens[1] == 2 * 8 * 8, "both models, 8 rows, 8 tokens at most"
+    assert plan.work.answering_seconds is not None
+    assert plan.work.answering_seconds[0] < plan.work.answering_seconds[1] == pytest.approx(2 * 8 * 8 / 20)
+    asking = plan_run(recipe, ["train.valid_metrics=[rougeL]", "train.valid_rows=3", "evaluate.rows=5"])
+    assert asking.work.written_tokens[1] == (2 * 5 + 3 * asking.steps.validations) * 8
+    json.dumps(plan.to_json(), allow_nan=False)
+
+
+def test_without_valid_rows_nothing_is_said_of_validation(recipe: Path) -> None:
+    rows = [json.loads(line) for line in (recipe.parent / "rows.jsonl").read_text().splitlines()]
+    lines = [json.dumps({**row, "fold": "test" if i % 5 == 0 else "train"}) + "\n" for i, row in enumerate(rows)]
+    (recipe.parent / "rows.jsonl").write_text("".join(lines))
+    plan = plan_run(recipe, ["data.split={column: fold}"])
+    assert plan.counts["valid"] == plan.work.valid_rows == 0
+    assert "validat" not in str(plan)
+    assert "best by" not in str(plan)
 
 
 @pytest.mark.slow

@@ -12,6 +12,9 @@ from tunesmith.scoring.metrics import LIKELIHOOD
 from tunesmith.tasks.base import Task
 from tunesmith.tasks.tokenizer import Codec
 
+# Answers that nothing scores are still worth reading: how many of them are made.
+SAMPLES = 20
+
 
 @dataclass(frozen=True, slots=True)
 class Questions:

@@ -6,6 +6,8 @@ import time
 from typing import Any
 
 _SECONDS_BETWEEN_LINES = 10.0
+# How far work must be before a time left is shown: the first unit often takes much longer, or shorter, than the rest.
+_UNITS_TO_TELL, _SECONDS_TO_TELL = 3, 5.0
 
 
 class Progress:
@@ -23,7 +25,8 @@ class Progress:
         """Say that `done` units are finished; `note` stands behind them (loss, tokens a second)."""
         self._done = done
         if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=done, note=note or f"{done} {self._unit}")
+            told = note or f"{done} {self._unit}"
+            self._bar.update(self._bar.task_ids[0], completed=done, note=told, left=self._time_left())
             return
         now = time.monotonic()
         if now - self._last >= _SECONDS_BETWEEN_LINES or done == self._total:
@@ -49,11 +52,10 @@ class Progress:
         say("  ".join(part for part in parts if part))
 
     def _time_left(self) -> str:
-        done = self._done - self._start
-        if not self._total or done <= 0 or self._done >= self._total:
+        done, seconds = self._done - self._start, time.monotonic() - self._began
+        if not self._total or self._done >= self._total or done < _UNITS_TO_TELL or seconds < _SECONDS_TO_TELL:
             return ""
-        seconds = (time.monotonic() - self._began) / done * (self._total - self._done)
-        return f"{clock(seconds)} left"
+        return f"{clock(seconds / done * (self._total - self._done))} left"
 
 
 def say(text: str) -> None:
@@ -74,7 +76,7 @@ def clock(seconds: float) -> str:
 
 def _bar(label: str, total: int | None, start: int) -> Any:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as RichProgress
 
     columns = (
@@ -83,7 +85,8 @@ def _bar(label: str, total: int | None, start: int) -> Any:
         MofNCompleteColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    bar = RichProgress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True))
+    left = TextColumn("{task.fields[left]}")
+    bar = RichProgress(*columns, TimeElapsedColumn(), left, console=Console(stderr=True))
     bar.start()
-    bar.add_task(label, total=total, completed=start, note="")
+    bar.add_task(label, total=total, completed=start, note="", left="")
     return bar

@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from tunesmith.answering.questions import Questions, questions_of, rows_of
+from tunesmith.answering.questions import SAMPLES, Questions, questions_of, rows_of
 from tunesmith.answering.room import check_room
 from tunesmith.answering.scorer import Scorer
 from tunesmith.core import interrupt
@@ -25,6 +25,7 @@ from tunesmith.model.out_of_memory import free_memory
 from tunesmith.model.parallel import Group, here
 from tunesmith.model.quantized import quantization_of
 from tunesmith.model.sharding import room_of, shard, where_read
+from tunesmith.model.speed import remember_writing
 from tunesmith.recipe.architecture import shapes_of
 from tunesmith.recipe.contradictions import why_whole
 from tunesmith.recipe.launch import Sharding
@@ -34,9 +35,6 @@ from tunesmith.tasks import task_for
 from tunesmith.tasks.base import Task
 from tunesmith.tasks.markup import codec_of
 from tunesmith.tasks.tokenizer import Codec
-
-# Answers that nothing scores are still worth reading: how many of them are made.
-_SAMPLES = 20
 
 
 def evaluate(recipe: Recipe, run: RunDir) -> dict[str, Any]:
@@ -55,7 +53,7 @@ def evaluate(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     task = task_for(recipe.data, codec)
     scorer = Scorer([m for m in recipe.evaluate.metrics if m not in LIKELIHOOD], recipe, run, stage="evaluate")
     examples, places = rows_of(run, "test", recipe.evaluate.rows, recipe.seed)
-    questions = questions_of(examples if scorer.names else examples[:_SAMPLES], recipe, task, codec)
+    questions = questions_of(examples if scorer.names else examples[:SAMPLES], recipe, task, codec)
     # Both before any is scored: others would wait for the first, which scores alone.
     found = {name: _subject(name, model, recipe, run, task, codec, questions, places) for name, model in models.items()}
     if not group.is_first:
@@ -124,7 +122,12 @@ def _subject(
     if set(recipe.evaluate.metrics) - set(LIKELIHOOD) and (warning := check_room(questions, most_positions(loaded))):
         say(f"warning: {warning}")
     key = digest_of([questions.digest, model.digest(), _conditions(recipe)])
-    answered = answer_all(name, loaded, questions, task, run.subject(name), key=key)
+
+    def timed(tokens: int, seconds: float) -> None:
+        if tokens and not group.is_many:
+            remember_writing(model.root.digest(), recipe.tuning.method, tokens / seconds)
+
+    answered = answer_all(name, loaded, questions, task, run.subject(name), key=key, timed=timed)
     measured: list[dict[str, float]] = [{} for _ in places]
     if set(recipe.evaluate.metrics) & set(LIKELIHOOD):
         measured = likelihoods(loaded, TokenSet(run.tokens("test")), places, on, codec.pad_id)

@@ -1,6 +1,7 @@
 """What one model answers to the test rows. Base and tuned go through here with the same questions."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,13 +35,21 @@ _MOST_TOKENS = 4096
 
 
 def answer_all(
-    name: str, model: Any, questions: Questions, task: Task, folder: Path, *, key: str
+    name: str,
+    model: Any,
+    questions: Questions,
+    task: Task,
+    folder: Path,
+    *,
+    key: str,
+    timed: Callable[[int, float], None] = lambda *_: None,
 ) -> list[dict[str, Any]]:
     """Return an answer to every question, in their order; finished ones are kept across interruptions.
 
     Args:
         folder: where `generations.jsonl` grows, line by line.
         key: digest of model and questions; lines written under another key are not used.
+        timed: told how many tokens this process has written now, and the seconds that it took.
     """
     group = here()
     known = group.by_first(partial(_kept, folder, key))
@@ -48,7 +57,7 @@ def answer_all(
     todo = [i for i, e in enumerate(questions.examples) if e.id not in lines]
     mine = group.share(todo, [len(prompt) for prompt in questions.prompts])
     progress = Progress(f"answers of {name}", total=len(known) + len(mine), unit="rows", start=len(known))
-    path, made = _file(folder, group.place.rank), []
+    path, made, began = _file(folder, group.place.rank), list[dict[str, Any]](), time.monotonic()
     with out_of_space_explained(path), path.open("a", encoding="utf-8") as log, in_company(model, group):
         for line in answers(model, questions, task, mine):
             made.append(line)
@@ -56,6 +65,7 @@ def answer_all(
             log.flush()
             progress.update(len(known) + len(made))
     progress.close()
+    timed(sum(line["new_tokens"] for line in made), time.monotonic() - began)
     lines |= {line["id"]: line for some in group.gather(made) for line in some}
     found = [lines[e.id] for e in questions.examples]
     group.by_first(partial(_put_together, folder, found))

@@ -18,11 +18,15 @@ class Speed:
         tokens_per_second: while it computes gradients.
         cores: how many it has; None, where a GPU computes.
         update_seconds: what moving the weights takes, once in a step however many its tokens are.
+        reading: tokens a second while it only measures a loss; None if it has not been measured.
+        writing: tokens of answers a second, their prompts read meanwhile; None if it has not been measured.
     """
 
     tokens_per_second: float
     cores: int | None = None
     update_seconds: float = 0.0
+    reading: float | None = None
+    writing: float | None = None
 
     def on(self, cores: float | None) -> "Speed":
         """Return the speed with so many cores: where they are fewer, it is taken to fall as they do.
@@ -31,7 +35,11 @@ class Speed:
         """
         share = min(1.0, cores / self.cores) if cores and self.cores else 1.0
         return replace(
-            self, tokens_per_second=self.tokens_per_second * share, update_seconds=self.update_seconds / share
+            self,
+            tokens_per_second=self.tokens_per_second * share,
+            update_seconds=self.update_seconds / share,
+            reading=self.reading and self.reading * share,
+            writing=self.writing and self.writing * share,
         )
 
     def step_seconds(self, tokens: float, moved: float = 1.0) -> float:
@@ -45,8 +53,18 @@ def remember_speed(model_digest: str, method: str, speed: Speed, *, alone: bool)
     That of one process of many, who also wait for each other, only where nothing is known.
     """
     with contextlib.suppress(OSError, TunesmithError):
-        if alone or remembered_speed(model_digest, method) is None:
+        before = remembered_speed(model_digest, method)
+        if alone or before is None:
+            if before is not None:  # what this turn did not measure
+                speed = replace(speed, reading=speed.reading or before.reading, writing=before.writing)
             write_json(_place(model_digest, method), asdict(speed))
+
+
+def remember_writing(model_digest: str, method: str, tokens_per_second: float) -> None:
+    """Note how fast one process answered, next to how fast it trained; ignored for a model never trained here."""
+    with contextlib.suppress(OSError, TunesmithError):
+        if before := remembered_speed(model_digest, method):
+            write_json(_place(model_digest, method), asdict(replace(before, writing=tokens_per_second)))
 
 
 def remembered_speed(model_digest: str, method: str) -> Speed | None:

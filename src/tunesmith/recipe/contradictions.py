@@ -93,6 +93,7 @@ def _split_problems(recipe: Recipe) -> Problems:
     if split.valid == 0:
         given = {
             "valid_every_steps": train.valid_every_steps is not None,
+            "valid_loss_rows": train.valid_loss_rows != Train.model_fields["valid_loss_rows"].default,
             "valid_metrics": bool(train.valid_metrics),
             "choose_by": train.choose_by != Train.model_fields["choose_by"].default,
         }

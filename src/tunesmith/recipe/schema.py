@@ -280,6 +280,12 @@ class Train(Section):
     beta2: Fraction = Field(0.999, description="AdamW's decay of the second moment.")
     max_gradient_norm: float = Field(1.0, gt=0, description="Gradients are scaled down to this norm.")
     valid_every_steps: int | None = Field(None, ge=1, description="Validation interval; default a tenth of the run.")
+    valid_loss_rows: Literal["auto", "all"] | int = Field(
+        "auto",
+        description="How many valid rows `loss` and `token_accuracy` are measured on: always the same, chosen by hash. "
+        "`auto`: so many that all validations together read at most a tenth of the tokens that training reads, but at "
+        "least 8 rows.",
+    )
     valid_metrics: tuple[str, ...] = Field(
         (),
         description="Metrics of the model's answers to valid rows, at every validation: of the same names as "
@@ -295,6 +301,13 @@ class Train(Section):
     )
     save_every_steps: int | None = Field(None, ge=1, description="Checkpoint interval; default as validation.")
     keep_checkpoints: int = Field(2, ge=1, description="How many of the latest to keep, beside the best.")
+
+    @field_validator("valid_loss_rows")
+    @classmethod
+    def _some_rows(cls, value: str | int) -> str | int:
+        if isinstance(value, int) and value < 1:
+            raise ValueError("must be `auto`, `all` or at least 1")
+        return value
 
     @field_validator("micro_batch")
     @classmethod

@@ -153,16 +153,19 @@ def _passes(
     return passes(setup.group, own, idle, sharded=setup.sharding != "none")
 
 
-def measure(setup: Setup, tokens: TokenSet, *, seen: Callable[[int], None] = lambda _: None) -> Measured:
-    """Return loss and token accuracy over a whole split, in the order that needs the least padding.
+def measure(
+    setup: Setup, tokens: TokenSet, rows: Sequence[int] | None = None, *, seen: Callable[[int], None] = lambda _: None
+) -> Measured:
+    """Return loss and token accuracy over rows of a split, in the order that needs the least padding.
 
     Args:
+        rows: which of them; default all.
         seen: told after every pass how many rows have been read.
 
     Raises:
         Interrupted: a signal came to any process; what it has measured is left out.
     """
-    mine = setup.group.share(range(len(tokens)), tokens.lengths)
+    mine = setup.group.share(range(len(tokens)) if rows is None else rows, tokens.lengths)
     with hearing_others():
         found = setup.fitting.run(partial(_measure, setup, tokens, mine, seen), tokens, mine)
     nll, correct, count = setup.group.sum(*found)

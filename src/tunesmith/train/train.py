@@ -259,6 +259,11 @@ class _Session:
         )  # fmt: skip
         rows = valid_rows(self.run)
         self._validation = Validation(self.setup, self.run, rows, self.codec) if rows is not None else None
+        if rows is not None and self._validation is not None and len(self._validation.rows) < len(rows):
+            say(
+                f"every validation measures the loss of the same {len(self._validation.rows):,} of {len(rows):,} valid "
+                "rows, chosen by hash (train.valid_loss_rows)"
+            )
 
     def work(self) -> None:
         """Take the steps that are left; log, validate and save when due."""
@@ -328,6 +333,7 @@ class _Session:
             "best_step": best,
             "chosen_by": self.recipe.train.choose_by,
             "best_value": self.state.best_value,
+            "valid_loss_rows": len(self._validation.rows) if self._validation else 0,
             "trainable_parameters": trained,
             "all_parameters": everything,
             "tokens": self.state.tokens,
@@ -356,9 +362,15 @@ class _Session:
             weights = [weight for _, weight in trained_parameters(self.setup.model)]
             moved = sum(part(weight).numel() for weight in weights) / sum(weight.numel() for weight in weights)
             update = self._updates / (state.step - self._began.step) / moved
-            speed = Speed(each, cores_of(place), update) if on_cpu else Speed(each)
+            reading = self._reading(place.world)
+            speed = Speed(each, cores_of(place), update, reading) if on_cpu else Speed(each, reading=reading)
             of = self.card["base_digest"], self.recipe.tuning.method
             remember_speed(*of, speed, alone=place.world == 1)
+
+    def _reading(self, world: int) -> float | None:
+        """Return how many tokens a second each process has read in this turn's validations, if there were any."""
+        found = self._validation
+        return found.tokens / found.seconds / world if found is not None and found.seconds > 0 else None
 
     def _is_due(self, every: int) -> bool:
         """Say whether something that is done every so many steps, and after the last, is due now."""

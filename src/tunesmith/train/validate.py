@@ -1,9 +1,10 @@
-"""What a validation finds: loss and token accuracy of all valid rows, metrics of the answers to some of them.
+"""What a validation finds: loss and token accuracy of valid rows, and metrics of the answers to some of them.
 
 The rows are those of the valid split; the test split is not opened.
 """
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from statistics import mean
@@ -13,11 +14,12 @@ from tunesmith.answering.answers import answers
 from tunesmith.answering.questions import Questions, questions_of, rows_of
 from tunesmith.answering.scorer import Scorer
 from tunesmith.core.errors import NonFinite, RecipeError
-from tunesmith.core.files import json_line, write_text
+from tunesmith.core.files import json_line, read_jsonl, write_text
 from tunesmith.core.interrupt import until_requested
 from tunesmith.core.progress import say
 from tunesmith.core.rundir import RunDir
 from tunesmith.data.batches import TokenSet
+from tunesmith.data.validation import measured_rows
 from tunesmith.model.out_of_memory import free_memory
 from tunesmith.model.sharding import in_company
 from tunesmith.tasks import task_for
@@ -30,6 +32,8 @@ from tunesmith.train.loop import Setup, measure
 class Validation:
     """Measures a run's model on its valid rows: the same rows, asked the same, every time.
 
+    `rows` are those whose loss is measured; `tokens` and `seconds` add up what that has read and taken so far.
+
     Raises:
         RecipeError: a metric of the user's own cannot be had.
         DataError: the database of `execution` is not there.
@@ -37,7 +41,13 @@ class Validation:
 
     def __init__(self, setup: Setup, run: RunDir, rows: TokenSet, codec: Codec) -> None:
         train = setup.recipe.train
-        self._setup, self._rows = setup, rows
+        self._setup, self._tokens = setup, rows
+        ids = [str(line["id"]) for line in read_jsonl(run.examples("valid"))]
+        training = float(setup.tokens.lengths.sum()) * setup.plan.epochs
+        self.rows = measured_rows(
+            setup.recipe, ids, rows.lengths, validations=setup.plan.validations, training_tokens=training
+        )
+        self.tokens, self.seconds = 0, 0.0
         self._asked = _Asked(setup, run, codec) if train.valid_metrics else None
         lower = ["loss", *(self._asked.scorer.lower_is_better if self._asked else ())]
         self.choice = Choice(train.choose_by, higher_is_better=train.choose_by not in lower)
@@ -52,8 +62,12 @@ class Validation:
             NonFinite: the loss became NaN or infinite.
             DoesNotFit: memory does not suffice for the loss of a single row.
         """
-        rows = len(self._rows)
-        found = measure(self._setup, self._rows, seen=lambda done: doing(f"validating, {done} of {rows} rows"))
+        began, count = time.monotonic(), len(self.rows)
+        found = measure(
+            self._setup, self._tokens, self.rows, seen=lambda done: doing(f"validating, {done} of {count} rows")
+        )
+        self.seconds += time.monotonic() - began
+        self.tokens += int(self._tokens.lengths[self.rows].sum())
         if not math.isfinite(found.loss):
             raise NonFinite(
                 f"the validation loss became {found.loss}",

@@ -12,6 +12,7 @@ from tests.unit.train.conftest import FULL, LORA, Start, Trained, documents
 from tunesmith.answering.scorer import Scorer
 from tunesmith.core.errors import DataError, RecipeError
 from tunesmith.core.files import check_folder, read_json, read_jsonl
+from tunesmith.data.batches import TokenSet
 from tunesmith.scoring.metrics import score
 from tunesmith.train import loop, validate
 from tunesmith.train.inputs import inputs
@@ -30,7 +31,7 @@ def own(made: Trained, body: str, name: str = "mine") -> None:
 def scripted(monkeypatch: pytest.MonkeyPatch, losses: list[float], scores: list[float]) -> None:
     """Let the validations find what is written here, one after another."""
     measured, scored = iter(losses), iter(scores)
-    monkeypatch.setattr(validate, "measure", lambda setup, rows, seen: Measured(next(measured), 0.5, 10))
+    monkeypatch.setattr(validate, "measure", lambda setup, tokens, rows, seen: Measured(next(measured), 0.5, 10))
     monkeypatch.setattr(Scorer, "score", lambda self, name, lines: [next(scored)] * len(lines))
 
 
@@ -75,6 +76,19 @@ def test_what_was_measured_is_said(start: Start, capsys: pytest.CaptureFixture[s
     for line in (line for line in made.log() if line["kind"] == "valid"):
         assert f"step {line['step']}: validation loss {line['loss']:.4f}, token accuracy" in said
         assert f", chrf {line['chrf']:.4f}\n" in said
+
+
+def test_the_loss_is_measured_on_the_same_few_rows_unless_all_are_asked_for(
+    start: Start, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few, everything = start(name="few", valid=20), start(name="all", valid=20, valid_loss_rows="all")
+    tokens = TokenSet(few.run.tokens("valid"))
+    for made, count in ((few, 8), (everything, 20)):
+        assert made.go()["valid_loss_rows"] == count
+        assert (f"the same {count} of 20 valid rows" in capsys.readouterr().err) == (count < 20)
+        read = {line["tokens"] for line in made.log() if line["kind"] == "valid"}
+        assert len(read) == 1, "the same rows at every validation"
+        assert (read == {tokens.trained_tokens(range(20))}) == (count == 20)
 
 
 def test_more_rows_than_there_are_is_all_of_them(start: Start) -> None:
