@@ -11,7 +11,7 @@ from tunesmith.data.batches import TokenSet
 from tunesmith.data.fit import ENCODER_READS_ALONE, refuse_rows_beyond, refuse_to_pack
 from tunesmith.data.gather import Gathered
 from tunesmith.fetch.adapter_tokens import trained_tokens
-from tunesmith.fetch.reference import ModelFolder, resolve
+from tunesmith.fetch.reference import ModelFolder, open_pin, resolve
 from tunesmith.recipe.architecture import shapes_of
 from tunesmith.recipe.base_model import (
     check_targets,
@@ -72,7 +72,7 @@ def check_base(recipe: Recipe, base: ModelFolder) -> Shapes:
     except RecipeError:
         if not root.to_fetch:
             raise
-        shapes = shapes_of(resolve(root.reference).path)
+        shapes = shapes_of((open_pin(root.pin) if root.pin else resolve(root.reference)).path)
     embedding_rows(root.path, shapes.vocabulary)
     if isinstance(recipe.tuning, LoraBase) and not isinstance(recipe.tuning.target, str):
         check_targets(root.path, shapes, recipe.tuning.target)

@@ -10,7 +10,7 @@ from tunesmith.core.files import only_writer, write_text
 from tunesmith.core.progress import say
 from tunesmith.core.rundir import RunDir
 from tunesmith.data.sources import keep_copies
-from tunesmith.fetch.reference import resolve
+from tunesmith.fetch.reference import base_of
 from tunesmith.launch import slurm
 from tunesmith.launch.jobs import StageJob, exit_code_path, read_jobs, script_path, write_jobs
 from tunesmith.launch.script import Job, script_of
@@ -40,7 +40,7 @@ def submit_run(
     """
     loaded, run = open_run(Path(recipe), overrides, out)
     check_beforehand(loaded, run)
-    fetch(loaded, run.origin)
+    fetch(loaded, run)
     done = stages_done(loaded, run, until)
     with only_writer(run.launch / "lock"):  # the run's own is its first job's, which may begin at once
         refuse_active(read_jobs(run.launch), str(run))
@@ -57,19 +57,19 @@ def submit_run(
     return run
 
 
-def fetch(recipe: Recipe, folder: Path) -> None:
+def fetch(recipe: Recipe, run: RunDir) -> None:
     """Have weights and rows here: jobs do not ask the hub, which those machines may not reach.
 
     Args:
         recipe: whose.
-        folder: where its relative paths start.
+        run: its run, which need not exist yet.
 
     Raises:
         RecipeError: the model cannot be had.
         DataError: the rows cannot.
     """
-    resolve(recipe.model.base, relative_to=folder)
-    keep_copies(recipe.data.source, folder=folder)
+    base_of(run, recipe.model.base)
+    keep_copies(recipe.data.source, folder=run.origin)
 
 
 def scripts(recipe: Recipe, run: RunDir, stages: Sequence[Stage]) -> list[tuple[Job, str]]:

@@ -12,7 +12,7 @@ from tunesmith.core.progress import clock
 from tunesmith.core.rundir import SPLITS, RunDir
 from tunesmith.data.gather import Gathered, gather
 from tunesmith.data.rehearsal import rehearse
-from tunesmith.fetch.reference import ModelFolder, hub_cache, resolve
+from tunesmith.fetch.reference import ModelFolder, base_of, hub_cache
 from tunesmith.forecast import Known, forecast, scaling
 from tunesmith.launch.jobs import script_path
 from tunesmith.model.speed import remembered_speed
@@ -229,7 +229,7 @@ def plan_run(recipe: Path | str, overrides: Sequence[str] = (), *, out: Path | s
     """
     loaded, run = open_run(Path(recipe), overrides, out)
     check_beforehand(loaded, run)
-    base = resolve(loaded.model.base, relative_to=run.origin, weights=False)
+    base = base_of(run, loaded.model.base, weights=False)
     shapes = check_base(loaded, base)
     refuse_what_this_machine_lacks(loaded, base)
     codec = codec_of(base, loaded.model.chat_markup)

@@ -19,7 +19,7 @@ from tunesmith.core.records import Example, Tokens
 from tunesmith.core.rundir import SPLITS, RunDir
 from tunesmith.data.examine import examine
 from tunesmith.data.token_view import token_view
-from tunesmith.fetch.reference import ModelFolder, resolve
+from tunesmith.fetch.reference import ModelFolder, base_of, resolve
 from tunesmith.recipe.load import load_recipe
 from tunesmith.recipe.schema import Recipe
 from tunesmith.report.collect import whole_lines
@@ -124,7 +124,7 @@ def _examined(recipe: Recipe, folder: Path, split: str, task: Task) -> Iterator[
 def _prepared_with(run: RunDir) -> tuple[Codec, Task]:
     """Return the tokenizer and the task that the rows of a run were prepared with."""
     recipe = load_recipe(run.resolved_recipe)
-    model = resolve(recipe.model.base, relative_to=run.origin)
+    model = base_of(run, recipe.model.base)
     if model.root.tokenizer_digest() != (run.manifest("prepare") or {})["inputs"]["tokenizer"]:
         raise RecipeError(
             f"the tokenizer of `{recipe.model.base}` is not the one the rows were prepared with", where=str(run)

@@ -13,7 +13,7 @@ from tunesmith.data.inputs import inputs
 from tunesmith.data.rehearsal import rehearse
 from tunesmith.data.shelf import Shelf
 from tunesmith.data.token_view import token_view
-from tunesmith.fetch.reference import resolve
+from tunesmith.fetch.reference import base_of, pinned_base
 from tunesmith.recipe.schema import Recipe
 from tunesmith.tasks import task_for
 from tunesmith.tasks.markup import codec_of
@@ -31,7 +31,7 @@ def prepare(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     """
     began = time.monotonic()
     stated = inputs(recipe, run)
-    base = resolve(recipe.model.base, relative_to=run.origin)
+    base = base_of(run, recipe.model.base)
     codec = codec_of(base, recipe.model.chat_markup)
     task = task_for(recipe.data, codec)
     progress = Progress("prepare", unit="rows")
@@ -42,6 +42,7 @@ def prepare(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     progress.close()
     rehearse(recipe, task, gathered, folder=run.origin)
     facts = {"stage": "prepare", "inputs": stated, "seconds": round(time.monotonic() - began, 3), **gathered.facts()}
+    facts["base"] = pinned_base(run, base)
     with new_folder(run.stage("prepare"), **facts) as folder:
         _write(folder, gathered, codec)
     return run.manifest("prepare") or {}

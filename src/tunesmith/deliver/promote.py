@@ -1,5 +1,7 @@
 """STAGE 4: verdict + best checkpoint -> a new version in the registry, and the alias moved to it."""
 
+import os
+from dataclasses import replace
 from typing import Any
 
 from tunesmith.core.errors import RecipeError
@@ -7,7 +9,7 @@ from tunesmith.core.files import digest_of, new_folder, read_json
 from tunesmith.core.progress import say
 from tunesmith.core.rundir import RunDir
 from tunesmith.deliver.mirror import mirror
-from tunesmith.fetch.reference import resolve
+from tunesmith.fetch.reference import ModelFolder, tuned_of
 from tunesmith.recipe.schema import Recipe
 from tunesmith.registry.gate import check_gate
 from tunesmith.registry.store import Registry
@@ -34,12 +36,11 @@ def promote(recipe: Recipe, run: RunDir, *, force: bool = False, reason: str | N
     stated = inputs(recipe, run)
     verdict = read_json(run.verdict)
     check_gate(verdict, force=force, reason=reason)
-    tuned = resolve(f"run:{run.path.resolve()}", relative_to=run.origin)
+    tuned = tuned_of(run)
     registry, target = Registry.default(), recipe.promote
     facts = {
         "recipe": recipe.model_dump(mode="json"),
-        "base": recipe.model.base,
-        "base_digest": tuned.base.digest() if tuned.base else None,
+        **_base_of(tuned, recipe, registry),
         "model_digest": tuned.digest(),
         "data_digest": digest_of((run.manifest("prepare") or {}).get("files")),
         "verdict": verdict,
@@ -53,3 +54,20 @@ def promote(recipe: Recipe, run: RunDir, *, force: bool = False, reason: str | N
     with new_folder(run.stage("promote"), stage="promote", inputs=stated, **done):
         pass
     return run.manifest("promote") or {}
+
+
+def _base_of(tuned: ModelFolder, recipe: Recipe, registry: Registry) -> dict[str, Any]:
+    """Return what the registry keeps of an adapter's base: {base, base_digest, base_pins}.
+
+    A path is kept as seen from the registry, for one that is moved together with its bases, and as an absolute one.
+    """
+    if tuned.base is None or tuned.base.pin is None:
+        return {"base": recipe.model.base, "base_digest": None}
+    pin = tuned.base.pin
+    absolute = replace(pin, at=os.path.realpath(pin.at)) if pin.is_path else pin
+    pins = dict.fromkeys([pin.seen_from(registry.root), absolute])
+    return {
+        "base": recipe.model.base if pin.is_path else str(pin),
+        "base_digest": tuned.base.digest(),
+        "base_pins": [one.to_json() for one in pins],
+    }

@@ -17,7 +17,7 @@ from tunesmith.data.fit import fits_to_answer
 from tunesmith.evaluate.inputs import inputs
 from tunesmith.evaluate.judge import judge
 from tunesmith.evaluate.subject import answer_all, health, likelihoods
-from tunesmith.fetch.reference import ModelFolder, resolve
+from tunesmith.fetch.reference import ModelFolder, base_of, tuned_of
 from tunesmith.model.adapters import open_model
 from tunesmith.model.causality import refuse_unless_causal
 from tunesmith.model.load import Machine, machine_of, most_positions
@@ -46,8 +46,8 @@ def evaluate(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     stated, group = inputs(recipe, run), here()
     group.refuse_unlike(stated)
     models = {
-        "base": resolve(recipe.model.base, relative_to=run.origin),
-        "tuned": resolve(f"run:{run.path.resolve()}", relative_to=run.origin),
+        "base": base_of(run, recipe.model.base),
+        "tuned": tuned_of(run),
     }
     codec = codec_of(models["base"], recipe.model.chat_markup)
     task = task_for(recipe.data, codec)

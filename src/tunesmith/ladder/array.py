@@ -54,7 +54,7 @@ def submit_ladder(ladder: Ladder, recipe: Path) -> Path:
         else:
             recipes = map(ladder.recipe, left)
             for one in {(recipe.model.base, str(recipe.data.source)): recipe for recipe in recipes}.values():
-                fetch(one, ladder.run(left[0]).origin)  # where all were read
+                fetch(one, ladder.run(left[0]))  # where all were read
             job, text = _script(ladder, left)
             script = script_path(folder, job.stage)
             write_text(script, text)

@@ -85,19 +85,27 @@ def count_parameters(model: Any) -> tuple[int, int]:
     return sum(weight.numel() for _, weight in trained_parameters(model)), everything
 
 
-def save_model(model: Any, folder: Path, *, base: str, weights: Mapping[str, torch.Tensor] | None = None) -> None:
+def save_model(
+    model: Any,
+    folder: Path,
+    *,
+    base: str,
+    revision: str | None = None,
+    weights: Mapping[str, torch.Tensor] | None = None,
+) -> None:
     """Write a PEFT adapter or a transformers model. The same weights give the same bytes.
 
     Args:
         weights: its state, if that is not to be the one that it has now.
         base: the reference of the base model, which the adapter names.
+        revision: the commit of the base on the hub, if it is there.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if not isinstance(model, PeftModel):
         model.save_pretrained(folder, state_dict=weights)
         return
     config = model.peft_config["default"]
-    config.base_model_name_or_path = base
+    config.base_model_name_or_path, config.revision = base, revision
     # peft holds these as sets, whose order changes from process to process.
     config.target_modules = sorted(config.target_modules)
     model.save_pretrained(folder, save_embedding_layers=False, state_dict=weights)

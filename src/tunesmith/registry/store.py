@@ -170,6 +170,12 @@ class Registry:
             catalog.require(name)
             return catalog.versions(name)
 
+    def with_fact(self, key: str, value: object) -> list[Version]:
+        """Return the versions of all models that were stored with a fact, the latest of each model first."""
+        with self._database.reading() as catalog:
+            names = [model.name for model in catalog.models()]
+            return [v for name in names for v in reversed(catalog.versions(name)) if v.facts.get(key) == value]
+
     def history(self, name: str, alias: str | None = None) -> list[Move]:
         """Return the log of a model or of one of its aliases, oldest first; raise RecipeError without such a model."""
         check_name(name)

@@ -27,7 +27,7 @@ from tunesmith.core.files import (
 )
 from tunesmith.core.progress import say
 from tunesmith.core.rundir import RunDir
-from tunesmith.fetch.reference import CARD
+from tunesmith.fetch.reference import CARD, name_for_peft
 from tunesmith.model.adapters import restore_weights, save_model, trained_parameters
 from tunesmith.model.parallel import Group
 from tunesmith.model.parts import as_its_weight, is_divided, put_together, read_parts, write_parts
@@ -113,7 +113,8 @@ def save_checkpoint(run: RunDir, taken: Snapshot, codec: Codec, card: dict[str, 
 
 
 def _write(taken: Snapshot, folder: Path, codec: Codec, card: dict[str, Any]) -> None:
-    save_model(taken.model, folder / "model", base=str(card["base"]), weights=taken.weights)
+    base, revision = name_for_peft(card)
+    save_model(taken.model, folder / "model", base=base, revision=revision, weights=taken.weights)
     codec.tokenizer.save_pretrained(folder / "model")
     write_json(folder / "model" / CARD, {**card, "step": taken.state.step})
     write_json(folder / "state.json", asdict(taken.state))

@@ -5,7 +5,7 @@ from typing import Any
 from tunesmith.answering.inputs import scoring_inputs
 from tunesmith.core.files import digest_of
 from tunesmith.core.rundir import RunDir
-from tunesmith.fetch.reference import resolve
+from tunesmith.fetch.reference import base_of
 from tunesmith.recipe.plan import DECODING, NEVER_DECIDES
 from tunesmith.recipe.schema import Recipe
 
@@ -19,7 +19,7 @@ def inputs(recipe: Recipe, run: RunDir) -> dict[str, Any]:
         answered |= scoring_inputs(recipe.train.valid_metrics, recipe, run)
     return {
         "model": recipe.model.model_dump(mode="json"),
-        "base": resolve(recipe.model.base, relative_to=run.origin).digest(),
+        "base": base_of(run, recipe.model.base).digest(),
         "tuning": recipe.tuning.model_dump(mode="json"),
         "train": settings,
         **answered,

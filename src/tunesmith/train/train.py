@@ -24,7 +24,7 @@ from tunesmith.core.rundir import SPLITS, RunDir
 from tunesmith.data.batches import TokenSet
 from tunesmith.data.fit import Room, division_of, fitting, refuse_rows_beyond, refuse_to_pack, sharding_of
 from tunesmith.data.micro_batches import Division
-from tunesmith.fetch.reference import ModelFolder, resolve
+from tunesmith.fetch.reference import ModelFolder, base_of, card_of_base
 from tunesmith.model.adapters import (
     count_parameters,
     make_trainable,
@@ -75,7 +75,7 @@ def train(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     stated, group = inputs(recipe, run), here()
     group.refuse_unlike(stated)
     state = group.by_first(lambda: latest_state(run, digest_of(stated))) or State(0, digest_of(stated))
-    base = resolve(recipe.model.base, relative_to=run.origin)
+    base = base_of(run, recipe.model.base)
     on = machine_of(recipe)
     if on.device.type == "cpu" and os.environ.get("SLURM_GPUS_ON_NODE"):
         say("warning: the job has GPUs and torch sees none, so this trains on the processor: is it a torch for CPUs?")
@@ -88,7 +88,7 @@ def train(recipe: Recipe, run: RunDir) -> dict[str, Any]:
             restore(run, state, setup.model, optimizer)
     if state.step:
         say(f"going on from step {state.step} of {setup.plan.total_steps}")
-    session = _Session(recipe, run, setup, optimizer, state, codec, _card(recipe, base, stated))
+    session = _Session(recipe, run, setup, optimizer, state, codec, _card(recipe, run, base, stated))
     try:
         # From here on: what is killed while it loads has tried nothing yet.
         with (
@@ -223,12 +223,11 @@ def _check_answers(recipe: Recipe, run: RunDir, codec: Codec, positions: int) ->
             say(f"warning: {warning}")
 
 
-def _card(recipe: Recipe, base: ModelFolder, stated: dict[str, Any]) -> dict[str, Any]:
+def _card(recipe: Recipe, run: RunDir, base: ModelFolder, stated: dict[str, Any]) -> dict[str, Any]:
     """Return what a saved model must say about itself to be used as it was trained."""
     quantization = quantization_of(recipe)
     return {
-        "base": recipe.model.base,
-        "base_digest": base.digest(),
+        **card_of_base(base, run.checkpoint(0) / "model"),
         "data": recipe.data.model_dump(mode="json", exclude={"source", "split"}),
         "quantization": quantization.model_dump(mode="json") if quantization else None,
         "chat_markup": recipe.model.chat_markup,

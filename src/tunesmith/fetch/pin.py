@@ -1,0 +1,66 @@
+"""A model's place as a record: what a card or a run keeps, so that the model is found again after something moved."""
+
+import os
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+Kind = Literal["pypi", "registry", "hub", "folder", "gguf", "run"]
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """Where a model is, at one version.
+
+    Paths are records and never parsed, so `#`, `@` and `::` in them mean nothing.
+
+    Attributes:
+        kind: what `at` is.
+        at: the package, `NAME@3` of the registry, `org/name` of the hub, or the path of a folder, file or run.
+        version: the commit on the hub, or the step of a run's checkpoint.
+    """
+
+    kind: Kind
+    at: str
+    version: str | None = None
+
+    @property
+    def is_path(self) -> bool:
+        """Whether `at` is a path on this machine."""
+        return self.kind in ("folder", "gguf", "run")
+
+    def __str__(self) -> str:
+        if self.kind == "hub":
+            return f"{self.at}@{self.version}" if self.version else self.at
+        if self.kind == "run":
+            return f"run:{self.at}" + (f"#{self.version}" if self.version else "")
+        return f"pypi:{self.at}" if self.kind == "pypi" else self.at
+
+    def seen_from(self, folder: Path) -> "Pin":
+        """Return the pin with its path relative to `folder`; others are the same from everywhere."""
+        if not self.is_path:
+            return self
+        return replace(self, at=os.path.relpath(os.path.realpath(self.at), os.path.realpath(folder)))
+
+    def read_from(self, folder: Path) -> "Pin":
+        """Return a pin that was kept in `folder` with the path that it means now."""
+        if not self.is_path:
+            return self
+        return replace(self, at=os.path.normpath(os.path.join(os.path.realpath(folder), os.path.expanduser(self.at))))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the pin as JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Pin":
+        """Return the pin that `to_json` gave."""
+        return cls(value["kind"], value["at"], value.get("version"))
+
+
+def kept_in(folder: Path, pin: Pin, typed: str) -> Pin:
+    """Return what to keep in `folder` of a model that the user named by `typed`: a path stays absolute if it was."""
+    path = typed.removeprefix("run:") if pin.kind == "run" else typed
+    if pin.is_path and os.path.isabs(os.path.expanduser(path)):
+        return replace(pin, at=path.removesuffix(f"#{pin.version}") if pin.kind == "run" else path)
+    return pin.seen_from(folder)

@@ -1,0 +1,242 @@
+"""What a model was trained on is found again after anything moved, and never taken for another."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tunesmith.core.errors import RecipeError
+from tunesmith.core.files import read_json, seal_folder, write_json
+from tunesmith.core.rundir import RunDir
+from tunesmith.fetch.model_folder import deciding_files
+from tunesmith.fetch.pin import Pin, kept_in
+from tunesmith.fetch.reference import (
+    CARD,
+    ModelFolder,
+    base_of,
+    card_of_base,
+    name_for_peft,
+    pinned_base,
+    resolve,
+    tuned_of,
+)
+from tunesmith.registry.store import Registry
+
+ODD = ["a#b", "C#", "x#12", "a@b", "a b", "[x]", "100%", "a\nb", "a::b", "pypi:x", "org/name", "-x"]
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+
+
+def model(folder: Path, words: str = "base") -> Path:
+    """Write a folder that counts as a whole model; its weights are not read."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    (folder / "model.safetensors").write_text(words)
+    return folder
+
+
+def trained(run: RunDir, base: ModelFolder, words: str, step: int = 5) -> ModelFolder:
+    """Leave in `run` what training an adapter on `base` leaves; return it."""
+    checkpoint = run.checkpoint(step)
+    (checkpoint / "model").mkdir(parents=True)
+    (checkpoint / "model" / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base.reference}))
+    (checkpoint / "model" / "adapter_model.safetensors").write_text(words)
+    write_json(checkpoint / "model" / CARD, card_of_base(base, checkpoint / "model"))
+    seal_folder(checkpoint)
+    write_json(run.environment, {"recipe_folder": os.path.relpath(Path.cwd(), run.path)})
+    run.resolved_recipe.write_text("name: x\n")
+    run.stage("prepare").mkdir(exist_ok=True)
+    seal_folder(run.stage("prepare"), base=pinned_base(run, base), inputs={})
+    seal_folder(run.stage("train"), best_step=step)
+    return tuned_of(run)
+
+
+def promoted(name: str, tuned: ModelFolder, **facts: Any) -> str:
+    registry = Registry.default()
+    version = registry.add(name, tuned.path, facts={"model_digest": tuned.digest(), **facts})
+    registry.move(name, "staging", version.number, verdict=None, reason=None)
+    return f"{name}@{version.number}"
+
+
+def test_training_on_one_s_own_alias_gives_a_chain_of_versions(tmp_path: Path) -> None:
+    model(tmp_path / "base")
+    first = trained(RunDir(tmp_path / "r1"), resolve("base"), "one")
+    assert promoted("loop", first) == "loop@1"
+    second = trained(RunDir(tmp_path / "r2"), resolve("loop@staging"), "two")
+    assert promoted("loop", second) == "loop@2"
+    third = trained(RunDir(tmp_path / "r3"), resolve("loop@staging"), "three")
+    for reference in ("loop@staging", "loop@2", "run:r2"):
+        found = resolve(reference)
+        assert found.base is not None
+        assert found.base.path == resolve("loop@1").path
+        assert found.root.path.samefile(tmp_path / "base")
+    assert third.base is not None
+    assert third.base.digest() == second.digest()
+
+
+def test_a_run_keeps_the_version_that_its_alias_meant(tmp_path: Path) -> None:
+    model(tmp_path / "base")
+    promoted("m", trained(RunDir(tmp_path / "r1"), resolve("base"), "one"))
+    run = RunDir(tmp_path / "r2")
+    trained(run, resolve("m@staging"), "two")
+    before = base_of(run, "m@staging").digest()
+    promoted("m", trained(RunDir(tmp_path / "r3"), resolve("base"), "three"))
+    assert resolve("m@staging").digest() != before
+    assert base_of(run, "m@staging").digest() == before
+    assert tuned_of(run).root.path.samefile(tmp_path / "base")
+
+
+def test_a_card_that_names_an_alias_finds_what_it_was_trained_on(tmp_path: Path) -> None:
+    """Cards of older runs hold the alias as typed: it may point anywhere now, at the model itself too."""
+    model(tmp_path / "base")
+    promoted("loop", trained(RunDir(tmp_path / "r1"), resolve("base"), "one"))
+    second = trained(RunDir(tmp_path / "r2"), resolve("loop@staging"), "two")
+    card = read_json(second.path / CARD)
+    write_json(second.path / CARD, {"base": "loop@staging", "base_digest": card["base_digest"]})
+    seal_folder(second.path.parent)
+    promoted("loop", tuned_of(RunDir(tmp_path / "r2")))
+    found = resolve("loop@staging")
+    assert found.base is not None
+    assert found.base.path == resolve("loop@1").path
+
+
+def test_a_model_that_is_its_own_base_is_an_error(tmp_path: Path) -> None:
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(folder)}))
+    with pytest.raises(RecipeError, match="its own base"):
+        resolve(str(folder))
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(other)}))
+    with pytest.raises(RecipeError, match="its own base"):
+        resolve(str(other))
+
+
+def test_a_relative_base_opens_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = model(tmp_path / "models" / "tiny")
+    (tmp_path / "exp").mkdir()
+    found = resolve("../models/tiny", relative_to=tmp_path / "exp")
+    tuned = trained(RunDir(tmp_path / "runs" / "r"), found, "tuned")
+    pins = [tuned.base.pin.seen_from(Registry.default().root).to_json()] if tuned.base and tuned.base.pin else []
+    promoted("rel", tuned, base_pins=pins)
+    model(tmp_path / "elsewhere" / "models" / "tiny", "another")  # which the typed path would name from there
+    (tmp_path / "elsewhere" / "exp").mkdir()
+    for place in ("/", str(tmp_path / "elsewhere" / "exp")):
+        monkeypatch.chdir(place)
+        for reference in ("rel@staging", f"run:{tmp_path}/runs/r", str(Registry.default().root / "models/rel/1")):
+            assert resolve(reference).root.path.samefile(base)
+
+
+@pytest.mark.parametrize("how", ["moved run", "moved base", "moved both"])
+def test_a_moved_run_or_base_is_found_by_its_digest(tmp_path: Path, how: str) -> None:
+    base = model(tmp_path / "a" / "base")
+    run = RunDir(tmp_path / "a" / "b" / "run")
+    digest = trained(run, resolve("base", relative_to=tmp_path / "a"), "tuned").digest()
+    if how != "moved run":
+        base.rename(tmp_path / "base")
+        resolve(str(tmp_path / "base")).digest()
+    if how != "moved base":
+        run.path.rename(tmp_path / "zipped")
+        run = RunDir(tmp_path / "zipped")
+    assert tuned_of(run).digest() == digest
+    assert base_of(run, "base").root.has_weights
+
+
+def test_a_missing_base_and_a_changed_one_are_told_apart(tmp_path: Path) -> None:
+    base = model(tmp_path / "base")
+    run = RunDir(tmp_path / "run")
+    trained(run, resolve("base"), "tuned")
+    (base / "model.safetensors").write_text("other")
+    with pytest.raises(RecipeError, match="have changed"):
+        tuned_of(run)
+    shutil.rmtree(base)
+    with pytest.raises(RecipeError, match="not to be had"):
+        tuned_of(run)
+    with pytest.raises(RecipeError, match="not to be had"):
+        base_of(run, "base")
+
+
+def test_a_changed_base_of_a_run_is_noticed(tmp_path: Path) -> None:
+    base = model(tmp_path / "base")
+    run = RunDir(tmp_path / "run")
+    before = trained(run, resolve("base"), "tuned").base
+    (base / "model.safetensors").write_text("other")
+    assert before is not None
+    assert base_of(run, "base").digest() != read_json(run.stage("prepare") / "manifest.json")["base"]["digest"]
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_paths_are_never_parsed(tmp_path: Path, name: str) -> None:
+    base = model(tmp_path / name / "base")
+    run = RunDir(tmp_path / name / "run#1")
+    tuned = trained(run, resolve("base", relative_to=base.parent), "tuned")
+    assert tuned.root.path.samefile(base)
+    assert resolve(f"run:{run.path}").path == tuned.path
+    assert resolve(f"run:{run.path}#5").path == tuned.path
+    assert resolve(str(run.path)).path == tuned.path
+    moved = RunDir(run.path.rename(tmp_path / name / "moved"))
+    assert tuned_of(moved).root.path.samefile(base)
+
+
+def test_a_folder_whose_name_ends_like_a_step_is_itself(tmp_path: Path) -> None:
+    model(tmp_path / "base")
+    trained(RunDir(tmp_path / "x#12"), resolve("base"), "whole")
+    assert resolve("run:x#12").path.parent.name == "step-000005"
+    trained(RunDir(tmp_path / "x"), resolve("base"), "step", step=12)
+    assert resolve("run:x#12").path.parents[3] == Path("x#12")
+
+
+@pytest.mark.parametrize(
+    "extra", ["README.md", ".DS_Store", "pytorch_model.bin", "onnx", "LICENSE.txt", "trainer_state.json", "tf_model.h5"]
+)
+def test_files_that_decide_nothing_do_not_count(tmp_path: Path, extra: str) -> None:
+    base = model(tmp_path / "base")
+    run = RunDir(tmp_path / "run")
+    tuned = trained(run, resolve("base"), "tuned").digest()
+    (base / extra).write_text("new") if extra != "onnx" else (base / extra).mkdir()
+    assert tuned_of(run).digest() == tuned
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "generation_config.json", "chat_template.jinja", "tokenizer.json", "tokenizer.model"]
+)
+def test_files_that_decide_count(tmp_path: Path, name: str) -> None:
+    base = model(tmp_path / "base")
+    before = resolve("base").digest()
+    (base / name).write_text('{"model_type": "gpt2"}')
+    assert resolve("base").digest() != before
+
+
+def test_only_the_weights_that_are_read_count(tmp_path: Path) -> None:
+    base = model(tmp_path / "base")
+    (base / "consolidated.safetensors").write_text("the same in another format")
+    assert [path.name for path in deciding_files(base)] == ["config.json", "model.safetensors"]
+    (base / "model.safetensors").rename(base / "model-1.safetensors")
+    (base / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "model-1.safetensors"}}))
+    assert [path.name for path in deciding_files(base)][1:] == ["model-1.safetensors", "model.safetensors.index.json"]
+
+
+def test_peft_is_given_what_it_can_open() -> None:
+    hub = Pin("hub", "org/name", "0" * 40)
+    assert name_for_peft({"base": str(hub), "base_pin": hub.to_json()}) == ("org/name", "0" * 40)
+    registry = Pin("registry", "loop@3")
+    assert name_for_peft({"base": str(registry), "base_pin": registry.to_json()}) == ("loop@3", None)
+
+
+def test_a_path_is_kept_as_it_was_typed(tmp_path: Path) -> None:
+    at = Pin("folder", str(tmp_path / "models" / "m"))
+    assert kept_in(tmp_path / "runs" / "r", at, "../models/m").at == "../../models/m"
+    assert kept_in(tmp_path / "runs" / "r", at, at.at).at == at.at
+    run = Pin("run", str(tmp_path / "first#1"), "7")
+    assert kept_in(tmp_path / "r", run, "run:first#1#7") == Pin("run", "../first#1", "7")
+    assert kept_in(tmp_path / "r", run, f"run:{tmp_path}/first#1#7") == run
+    assert kept_in(tmp_path / "r", run, f"run:{tmp_path}/first#1") == run
+    assert Pin.from_json(run.seen_from(tmp_path).to_json()).read_from(tmp_path) == run
