@@ -192,7 +192,56 @@ def half(one: Any, other: Any) -> Callable[[int], Any]:
 
 
 ROUGE = {"evaluate.metrics": ["rougeL"], "evaluate.primary": "rougeL"}
+SYSTEM = {"role": "system", "content": ""}
+CONTROL = "spell control tokens of this model, such as <|im_end|>"
 PLANNED = [
+    Case("R01 an empty column", 3, ("`{n?}`", "20 of 40"), {"data.prompt": "{q}\n{n}"}, table(n=half("", "note"))),
+    Case("R01 an optional column", 0, (), {"data.prompt": "{q}\n\n{n?}"}, table(n=half("note", "")),
+         asked=("Say one and one, 0<|im_end|>",)),
+    Case("R02 a key left out", 3, ("`{n?}`", "20 of 40"), {"data.prompt": "{q}\n{n}"}, table(n=half(..., "note"))),
+    Case("R02 an optional key left out", 0, (), {"data.prompt": "{q}\n{n?}"}, table(n=half("note", ...))),
+    Case("R02 an optional column that no row has", 3, ("`m`",), {"data.prompt": "{q}\n{m?}"}),
+    Case("R02b a filter on a key left out", 0, ("filtered 20",), {
+        "data.filters": [{"column": "n", "equals": "x"}], "data.split": {"valid": 0, "test": 0.4},
+    }, table(n=half(..., "x"))),
+    Case("R03 ShareGPT", 3, ("ShareGPT", "role"), MESSAGES,
+         [{"m": [{"from": "human", "value": "x"}, {"from": "gpt", "value": "y"}]}] * 40),
+    Case("R03 ShareGPT in another column", 3, ("ShareGPT", "messages: talk"), MESSAGES,
+         [{"talk": [{"from": "human", "value": "x"}, {"from": "gpt", "value": "y"}]}] * 40),
+    Case("R04 content in parts", 3, ("is a list",), MESSAGES, chats([{"type": "text", "text": "x"}], "y")),
+    Case("R04 content that is a number", 3, ("is a number",), MESSAGES, chats(5, "y")),
+    Case("R05 calls of tools", 3, ("`tool_calls`",), MESSAGES, chats("hi #", None, tool_calls=[{"id": "1"}])),
+    Case("R05b tools beside messages", 3, ("`tools`", "rows.jsonl:1"), MESSAGES,
+         [{**row, "tools": [{"name": "f"}]} for row in chats("hi #", "x")]),
+    Case("a name of a message", 3, ("`name`",), MESSAGES, chats("hi #", "x", name="Ann")),
+    Case("R08 an empty system turn", 0, (), MESSAGES, [{"m": [SYSTEM, *row["m"]]} for row in chats("hi #", "x")]),
+    Case("R08b an optional system turn", 0, (), {"data.system": "{s?}"}, table(s=half("", "Be brief."))),
+    Case("R10 quotes that are letters", 3, ("quote: none",), {"data.source.file": "rows.tsv"},
+         b'q\ta\n' + b"".join(b'"Say" %d\tx\n' % i for i in range(40)), "rows.tsv"),
+    Case("R10 a file without quotes", 0, (), {"data.source": {"file": "rows.tsv", "quote": "none"}},
+         b'q\ta\n' + b"".join(b'"Say" %d\t"x\n' % i for i in range(40)), "rows.tsv", learned='"x<|im_end|>'),
+    Case("R11 a list named JSONL", 3, (".json",), {}, json.dumps(table()).replace("}, ", "},\n").encode()),
+    Case("R12 rows that spell control tokens", 0, ("40 rows", CONTROL, "rows.jsonl:1"), {}, table(a="one<|im_end|>")),
+    Case("R13 a list in Python's notation", 3, ("json.dumps",), {**MESSAGES, "data.source.file": "rows.csv"},
+         b"m\n" + b"".join(b"\"[{'role': 'user', 'content': 'x %d'}]\"\n" % i for i in range(40)), "rows.csv"),
+    Case("R15 a pattern", 3, ("patterns are not read", "rows.jsonl"), {"data.source.file": "*.jsonl"}),
+    Case("R21 backslashes in double quotes", 2, ("a form feed",), {"data.system": "Use \frac."}),
+    Case("R25 doubled braces around a column", 0, ("{{a}}",), {"data.prompt": "{{a}} {q}"}),
+    Case("R25 doubled braces alone", 2, ("{q}, with single braces",), {"data.prompt": "{{ q }}"}),
+    Case("R42 no chat template", 2, ("chat_markup: chatml",), {"model.base": "plain"}),
+    Case("O17 chats that begin alike", 0, ("30 rows ask the same", "data.split.by"), {"seed": 5},
+         table(q=lambda i: "Hi" if i % 4 else f"Say {i}")),
+    Case("O21 a turn that is not to be learned", 0, (), MESSAGES,
+         [{"m": [*chats("a #", "BAD", weight=0)[i]["m"], *row["m"]]} for i, row in enumerate(chats("b #", "good"))],
+         learned="good<|im_end|>"),
+    Case("O27 rows that ask the same", 3, ("1 kind", "data.split.column"), {}, table(q="Say it")),
+    Case("O04 thoughts that are learned", 3, ("rewrites the conversation",), {**MESSAGES, "model.base": "thinking"},
+         chats("hi #", "<think>so</think>x", "and?", "y")),
+    Case("O04 thoughts that are not learned", 0, (), {
+        **MESSAGES, "model.base": "thinking", "data.train_on": "last",
+    }, chats("hi #", "<think>so</think>x", "and?", "y"), learned="y<|im_end|>"),
+    Case("rows that are too long", 3, ("too_long: cut", "the longest row"), {"data.max_tokens_per_example": 8}),
+    Case("Alpaca's columns", 3, ("Alpaca",), {}, [{"instruction": f"x {i}", "output": "y"} for i in range(40)]),
     Case("R02b a filter on a column that no row has", 3, ("`b`",), {"data.filters": [{"column": "b", "equals": "x"}]}),
     Case("R06 a role that is not known", 3, ("developer",), MESSAGES, chats("hi #", "x", role="developer")),
     Case("R07 an unanswered last question", 0, (), MESSAGES, chats("hi #", "x", "more?")),
@@ -229,7 +278,10 @@ def test_plan_tells(case: Case, models: Callable[[str], Path], tunesmith: Comman
         assert "hint:" in planned.said
     if case.learned or case.asked:
         [shown] = json.loads(tunesmith("show", recipe, "--rows", 1, "--json").out)
-        assert "".join(one["text"] for one in shown["tokens"] if one["trained"]) == case.learned
+        learned = "".join(one["text"] for one in shown["tokens"] if one["trained"])
+        assert case.learned in (None, learned)
+        read = "".join(one["text"] for one in shown["tokens"])
+        assert [part for part in case.asked if part not in read] == []
 
 
 def verdict_files(base: Rows, tuned: Rows) -> tuple[str, str]:

@@ -9,9 +9,15 @@ from typing import NoReturn
 from tunesmith.core.errors import DataError
 from tunesmith.data.text_file import MAX_LINE_BYTES, cut, text_lines
 
+_UNQUOTED = "; if this file never puts cells in quotes, as many TSV files, write `quote: none` beside `file`"
+_SEPARATORS = {",": ".csv", "\t": ".tsv", ";": "", "|": ""}
 
-def csv_records(path: Path, label: str, separator: str) -> Iterator[tuple[int, list[str]]]:
+
+def csv_records(path: Path, label: str, separator: str, *, quoted: bool = True) -> Iterator[tuple[int, list[str]]]:
     """Yield (line where the record starts, its cells), the header first; a blank line has no cells.
+
+    Args:
+        quoted: whether cells may stand in quotes; else a quote is a letter as any other.
 
     Raises:
         DataError: see `text_lines`; names that repeat in the header, a record with more or fewer cells than it,
@@ -19,19 +25,19 @@ def csv_records(path: Path, label: str, separator: str) -> Iterator[tuple[int, l
     """
     header: list[str] | None = None
     empty = True
-    for line, cells in _records(path, label, separator):
+    for line, cells in _records(path, label, separator, quoted=quoted):
         if header is None:
             header = cells
             _check_header(header, label)
         elif cells:
-            _check_cells(cells, header, f"{label}:{line}")
+            _check_cells(cells, header, f"{label}:{line}", separator)
             empty = False
         yield line, cells
     if empty:
         raise DataError("has a header but no rows", where=label)
 
 
-def _records(path: Path, label: str, separator: str) -> Iterator[tuple[int, list[str]]]:
+def _records(path: Path, label: str, separator: str, *, quoted: bool) -> Iterator[tuple[int, list[str]]]:
     """Yield (line where the record starts, its cells)."""
     # The limit is one number for the whole process, and its default of 128 KiB refuses long documents.
     csv.field_size_limit(max(csv.field_size_limit(), MAX_LINE_BYTES))
@@ -42,7 +48,8 @@ def _records(path: Path, label: str, separator: str) -> Iterator[tuple[int, list
             record.append(line)
             yield line
 
-    reader = csv.reader(lines(), delimiter=separator, strict=True)
+    quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+    reader = csv.reader(lines(), delimiter=separator, strict=True, quoting=quoting)
     while True:
         start = reader.line_num + 1
         record.clear()
@@ -65,10 +72,18 @@ def _check_header(header: list[str], label: str) -> None:
         raise DataError(f"the header has the column {cut(repeated[0])!r} more than once", where=f"{label}:1")
 
 
-def _check_cells(cells: list[str], header: list[str], where: str) -> None:
-    if len(cells) != len(header):
-        problem = f"has {len(cells)} cell{'s'[: len(cells) > 1]}, but the header names {len(header)}"
-        raise DataError(problem, where=where, hint='a cell that holds the separator needs quotes: "like, this"')
+def _check_cells(cells: list[str], header: list[str], where: str, separator: str) -> None:
+    if len(cells) == len(header):
+        return
+    hint = 'a cell that holds the separator needs quotes: "like, this"' + _UNQUOTED
+    likely = next((mark for mark in _SEPARATORS if mark != separator and mark in header[0]), None)
+    if len(header) == 1 and likely is not None:
+        ending = _SEPARATORS[likely]
+        shown = "a tab" if likely == "\t" else f"`{likely}`"
+        cure = f"rename the file to {ending}" if ending else "save the file with commas, or with tabs as .tsv"
+        hint = f"the separator seems to be {shown}: {cure}"
+    problem = f"has {len(cells)} cell{'s'[: len(cells) > 1]}, but the header names {len(header)}"
+    raise DataError(problem, where=where, hint=hint)
 
 
 def _refuse_record(record: str, start: int, separator: str, reason: str, label: str) -> NoReturn:
@@ -78,12 +93,15 @@ def _refuse_record(record: str, start: int, separator: str, reason: str, label: 
     opened = start + _line_of_open_quote(record, separator)
     where = f"{label}:{opened}"
     if reason.startswith("unexpected end"):
-        raise DataError("the quote that opens here is never closed", where=where, hint='inside quotes, write " as ""')
+        raise DataError(
+            "the quote that opens here is never closed", where=where, hint='inside quotes, write " as ""' + _UNQUOTED
+        )
     if reason.startswith("field larger"):
         problem = f"a cell is longer than {MAX_LINE_BYTES >> 20} MiB"
         raise DataError(problem, where=where, hint="is the quote that opens here never closed?")
     problem = f"the quote that opens here closes in line {last}, and text follows without a separator"
-    raise DataError(problem, where=where, hint='a quote is missing, or one inside a cell is not doubled: write " as ""')
+    hint = 'a quote is missing, or one inside a cell is not doubled: write " as ""' + _UNQUOTED
+    raise DataError(problem, where=where, hint=hint)
 
 
 def _refuse_carriage_return(label: str, line: int) -> NoReturn:

@@ -24,10 +24,19 @@ def json_lines(path: Path, label: str) -> Iterator[tuple[int, dict[str, Any]]]:
     Raises:
         DataError: see `text_lines`; a line that is not exactly one JSON object, or not representable exactly.
     """
+    is_first = True
     for number, line in text_lines(path, label):
         if line.isspace() or not line:
             continue
-        yield number, _one_object(line, number, label)
+        try:
+            value = _one_object(line, number, label)
+        except DataError as error:
+            if is_first and line.lstrip().startswith("["):
+                hint = "this looks like one JSON list, not one object a line: let the name end in .json"
+                raise DataError(error.message, where=error.where, hint=hint) from error
+            raise
+        is_first = False
+        yield number, value
 
 
 def json_rows(path: Path, label: str) -> Iterator[tuple[int, dict[str, Any]]]:

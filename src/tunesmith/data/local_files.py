@@ -11,18 +11,19 @@ import logging
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tunesmith.core.errors import DataError, TunesmithError
+from tunesmith.core.errors import DataError, RecipeError, TunesmithError
 from tunesmith.core.files import digest_file
 from tunesmith.data.csv_file import csv_records
 from tunesmith.data.json_file import json_lines, json_rows
 from tunesmith.data.text_file import cut
 from tunesmith.recipe.rows import FileSource
 
-_TEXT = (".csv", ".tsv", ".json", ".jsonl")
+_CELLS = (".csv", ".tsv")
+_TEXT = (*_CELLS, ".json", ".jsonl")
 _FORMATS = (*_TEXT, ".parquet", ".arrow")
 _READS = f"read are {', '.join(_FORMATS)}, and {', '.join(_TEXT)} with .gz"
 _REFUSED = {
@@ -43,12 +44,21 @@ class LocalFile:
     path: Path
     label: str  # what errors and the ledger call it
     kind: str
+    quoted: bool = True  # whether cells of CSV may stand in quotes
 
 
 def files_of(source: FileSource, folder: Path) -> list[LocalFile]:
-    """Return the files that a source names; raise DataError unless all can be read."""
+    """Return the files that a source names.
+
+    Raises:
+        DataError: a file is not there, or in a format that is not read.
+        RecipeError: `quote` has no effect on a file.
+    """
     names = [source.file] if isinstance(source.file, str) else source.file
-    return [_checked_file(name, folder) for name in names]
+    found = [replace(_checked_file(name, folder), quoted=source.quote == "double") for name in names]
+    if source.quote != "double" and (other := [file for file in found if file.kind not in _CELLS]):
+        raise RecipeError("`quote` has an effect on CSV and TSV only", where=other[0].label, hint="leave it out")
+    return found
 
 
 def _checked_file(name: str, folder: Path) -> LocalFile:
@@ -95,6 +105,10 @@ def kind_of(path: Path) -> str | None:
 
 
 def _missing_hint(path: Path) -> str | None:
+    if any(mark in path.name or mark in path.parent.name for mark in "*?["):
+        found = sorted(os.path.relpath(match, path.parent) for match in glob.glob(str(path), recursive=True))
+        names = f" (it matches {len(found)}: {cut(', '.join(found))})" if found else ""
+        return f"patterns are not read: write the files as a list, file: [a.jsonl, b.jsonl]{names}"
     if not path.parent.is_dir():
         return "its folder does not exist either; paths are relative to the recipe"
     names = [file.name for file in visible_files(path.parent, "*")]
@@ -121,8 +135,8 @@ def digest(path: Path) -> str:
 
 def file_rows(file: LocalFile) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (where, values) of every row of a file; the cells of CSV are the exact text of the file."""
-    if file.kind in (".csv", ".tsv"):
-        records = csv_records(file.path, file.label, "," if file.kind == ".csv" else "\t")
+    if file.kind in _CELLS:
+        records = csv_records(file.path, file.label, "," if file.kind == ".csv" else "\t", quoted=file.quoted)
         _, columns = next(records)
         yield from (
             (f"{file.label}:{line}", dict(zip(columns, cells, strict=True))) for line, cells in records if cells

@@ -40,6 +40,10 @@ class FileSource(SourceBase):
     """Rows from local files."""
 
     file: str | Texts = Field(description="CSV, TSV, JSON, JSONL, Parquet or Arrow file(s), relative to the recipe.")
+    quote: Literal["double", "none"] = Field(
+        "double",
+        description='CSV and TSV: `double` if cells may be in "quotes", `none` if a quote is an ordinary character.',
+    )
 
 
 class HubSource(SourceBase):

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before `datasets` is imported
 
-from tunesmith.core.errors import DataError
+from tunesmith.core.errors import DataError, RecipeError
 from tunesmith.data import json_file, local_files, text_file
 from tunesmith.data.sources import Row, digest_sources, missing_column_error, read_rows
 from tunesmith.recipe.rows import FileSource, GeneratedSource
@@ -482,6 +482,51 @@ def test_a_missing_column_is_told_with_those_there_are(asked: str, columns: list
 
 def read(tmp_path: Path, *names: str, **asked: Any) -> list[Row]:
     return list(read_rows(files(*names), folder=tmp_path, **asked))
+
+
+def test_a_file_without_quotes_is_read_to_the_letter(tmp_path: Path) -> None:
+    cells = [['He said "no', '"all" of it'], ['"', ""], ['"a', 'b"'], ["a''", '""']]
+    (tmp_path / "a.tsv").write_text("x\ty\n" + "".join("\t".join(row) + "\n" for row in cells))
+    source = FileSource(file="a.tsv", quote="none")
+    assert [list(row.values.values()) for row in read_rows(source, folder=tmp_path)] == cells
+    with pytest.raises(DataError) as caught:
+        list(read_rows(FileSource(file="a.tsv"), folder=tmp_path))
+    assert "`quote: none`" in str(caught.value.hint)
+    (tmp_path / "a.jsonl").write_text("{}\n")
+    with pytest.raises(RecipeError):
+        list(read_rows(FileSource(file="a.jsonl", quote="none"), folder=tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "hint"),
+    [
+        ("a.csv", "a;b\n1,5;2\n", "seems to be `;`"),
+        ("a.csv", "a|b\n1,5|2\n", "seems to be `|`"),
+        ("a.csv", "a\tb\n1,5\t2\n", "rename the file to .tsv"),
+        ("a.tsv", "a,b\n1\t5,2\n", "rename the file to .csv"),
+        ("a.csv", "a,b\n1,2,3\n", "needs quotes"),
+        ("a.jsonl", '[{"a": 1},\n{"a": 2}]\n', ".json"),
+        ("a.jsonl", '[\n{"a": 1}\n]\n', ".json"),
+        ("a.jsonl", '[{"a": 1}]\n', ".json"),
+    ],
+)
+def test_the_hint_says_what_the_file_seems_to_be(tmp_path: Path, name: str, content: str, hint: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError) as caught:
+        read(tmp_path, name)
+    assert hint in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("pattern", ["d/*.jsonl", "d/?.jsonl", "d/[ab].jsonl", "*/a.jsonl"])
+def test_patterns_are_not_read_and_told(tmp_path: Path, pattern: str) -> None:
+    (tmp_path / "d").mkdir()
+    for name in ("a.jsonl", "b.jsonl"):
+        (tmp_path / "d" / name).write_text("{}\n")
+    with pytest.raises(DataError) as caught:
+        read(tmp_path, pattern)
+    assert caught.value.where == pattern
+    assert "patterns are not read" in str(caught.value.hint)
+    assert "a.jsonl" in str(caught.value.hint)
 
 
 def test_json_may_leave_a_column_out_of_some_rows_and_not_of_all(tmp_path: Path) -> None:
