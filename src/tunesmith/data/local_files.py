@@ -107,8 +107,8 @@ def kind_of(path: Path) -> str | None:
 def _missing_hint(path: Path) -> str | None:
     if any(mark in path.name or mark in path.parent.name for mark in "*?["):
         found = sorted(os.path.relpath(match, path.parent) for match in glob.glob(str(path), recursive=True))
-        names = f" (it matches {len(found)}: {cut(', '.join(found))})" if found else ""
-        return f"patterns are not read: write the files as a list, file: [a.jsonl, b.jsonl]{names}"
+        matches = f" (it matches {len(found)}: {cut(', '.join(found))})" if found else ""
+        return f"patterns are not read: write the files as a list, file: [a.jsonl, b.jsonl]{matches}"
     if not path.parent.is_dir():
         return "its folder does not exist either; paths are relative to the recipe"
     names = [file.name for file in visible_files(path.parent, "*")]
