@@ -8,6 +8,8 @@ import pytest
 from tests.tiny import CHATML, recipe, save_model
 
 from tunesmith import Registry, load_recipe, run_recipe
+from tunesmith.cli import app
+from tunesmith.cli.boundary import run_command
 from tunesmith.core.errors import RecipeError, VerdictRefused
 from tunesmith.core.files import MANIFEST, check_folder, read_json, read_jsonl
 from tunesmith.core.rundir import RunDir
@@ -141,21 +143,35 @@ def test_a_run_folder_can_be_moved_and_goes_on(tmp_path: Path, tiny: Path) -> No
 
 def test_promotion_follows_the_verdict(tmp_path: Path, tiny: Path) -> None:
     file = recipe(tmp_path, tiny, evaluate=LIKELIHOODS, promote={"model": "tiny", "min_gain": 0.0})
+    held = Registry.default().add("tiny", tiny, facts={})
+    Registry.default().move("tiny", "staging", held.number, verdict=None, reason=None, forced=False)
     run = run_recipe(file, out=tmp_path / "run")
     version = Registry.default().resolve("tiny@staging")
-    assert version.number == 1
+    assert version.number == 2
     assert version.facts["verdict"]["verdict"] == "better"
-    assert read_json(run.stage("promote") / MANIFEST)["version"] == 1
+    promoted = read_json(run.stage("promote") / MANIFEST)
+    assert (promoted["version"], promoted["replaced"]) == (2, 1)  # which it was not compared with
     run_recipe(file, out=tmp_path / "run")
-    assert len(Registry.default().versions("tiny")) == 1
+    assert len(Registry.default().versions("tiny")) == 2
 
 
-def test_a_verdict_that_does_not_allow_promotion_stops_with_a_report(tmp_path: Path, tiny: Path) -> None:
+def test_a_verdict_that_does_not_allow_promotion_stops_with_a_report(
+    tmp_path: Path, tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = recipe(tmp_path, tiny, evaluate=LIKELIHOODS, promote={"model": "tiny", "min_gain": 1e6})
     with pytest.raises(VerdictRefused):
         run_recipe(file, out=tmp_path / "run")
     assert RunDir(tmp_path / "run").report.exists()
     assert Registry.default().models() == []
+    assert run_command(app, ["run", str(file), "--out", str(tmp_path / "run")]) == 4
+    out, err = capsys.readouterr()
+    assert out.startswith("The tuned model is not better: ")
+    for line in (f"run:    {tmp_path / 'run'}", "report: ", f"tunesmith promote {tmp_path / 'run'} --force"):
+        assert line in out
+    assert "error" not in err
+    assert run_command(app, ["run", str(file), "--out", str(tmp_path / "run"), "--json"]) == 4
+    told = json.loads(capsys.readouterr().out)
+    assert (told["verdict"]["verdict"], told["promoted"]) == ("not_better", None)
 
 
 def test_tuning_on_top_of_a_tuned_model(tmp_path: Path, tiny: Path) -> None:

@@ -17,7 +17,7 @@ from cyclopts.exceptions import CycloptsError
 from tunesmith.cli.output import Reported, accept_any_encoding, print_json
 from tunesmith.cli.translate import as_tunesmith_error
 from tunesmith.cli.usage import usage_error
-from tunesmith.core.errors import TunesmithError
+from tunesmith.core.errors import TunesmithError, VerdictRefused
 from tunesmith.core.places import cache_root
 from tunesmith.core.ranks import place
 
@@ -39,6 +39,8 @@ def run_command(app: App, arguments: Sequence[str]) -> int:
     except CycloptsError as error:
         return _failed(usage_error(error), error, as_json, debug)
     except Reported as reported:
+        if isinstance(reported.error, VerdictRefused):  # a result, and no error
+            return reported.error.exit_code
         return _failed(reported.error, reported, False, debug)
     except TunesmithError as error:
         return _failed(error, error, as_json, debug)

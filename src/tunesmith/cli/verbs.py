@@ -1,5 +1,6 @@
 """The verbs about runs, scores, the registry and the machine. Data goes to stdout, news and progress to stderr."""
 
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,7 @@ from tunesmith.cli.options import (
     Where,
 )
 from tunesmith.cli.output import Reported, print_result
-from tunesmith.core.errors import RecipeError, TunesmithError
+from tunesmith.core.errors import RecipeError, TunesmithError, VerdictRefused
 from tunesmith.core.rundir import RunDir
 
 
@@ -136,7 +137,13 @@ def _stages(
     from tunesmith.start import start_run
 
     changes = (*overrides, *where.changes())
-    done = start_run(recipe, changes, out=out, until=until, here=where.on == "local", detach=detach)
+    try:
+        done = start_run(recipe, changes, out=out, until=until, here=where.on == "local", detach=detach)
+    except VerdictRefused as refused:  # the run is whole, and its result is one: it is only not promoted
+        from tunesmith.runs import open_run
+
+        _summary(open_run(recipe, changes, out)[1], as_json, refused)
+        raise Reported(refused) from None
     if done is not None:
         _summary(done, as_json)
 
@@ -161,13 +168,15 @@ def cancel(run: RunFolder, *, as_json: AsJson = False) -> None:
     )
 
 
-def _summary(run: RunDir, as_json: bool) -> None:
-    """Print where a run stands: its folder and, if there is one, its verdict."""
+def _summary(run: RunDir, as_json: bool, refused: VerdictRefused | None = None) -> None:
+    """Print where a run stands: its folder and, if there is one, its verdict, and why it was not promoted."""
     from tunesmith.core.files import read_json
 
     verdict = read_json(run.verdict) if run.manifest("evaluate") else None
     promoted = run.manifest("promote")
     result: dict[str, Any] = {"run": str(run), "verdict": verdict, "promoted": promoted}
+    if refused is not None:
+        result |= {"promoted": None, "not_promoted": refused.message}
 
     def text() -> str:
         if verdict is None:
@@ -176,8 +185,13 @@ def _summary(run: RunDir, as_json: bool) -> None:
         from tunesmith.report.wording import headline
 
         lines = [headline(collect(run)), f"run:    {run}", f"report: {run.report}"]
-        if promoted:
+        if refused is not None:
+            lines.append(f"model:  not promoted; to do so all the same: tunesmith promote {shlex.quote(str(run))} "
+                         '--force --reason "..."')  # fmt: skip
+        elif promoted:
             lines.append(f"model:  {promoted['model']}@{promoted['alias']} (version {promoted['version']})")
+            if (before := promoted.get("replaced")) is not None:
+                lines.append(f"        {promoted['alias']} held version {before}: not compared with it")
         return "\n".join(lines)
 
     print_result(result, as_json, text)

@@ -46,11 +46,17 @@ def promote(recipe: Recipe, run: RunDir, *, force: bool = False, reason: str | N
         "verdict": verdict,
     }
     version = registry.add(target.model, tuned.path, facts=facts)
-    if registry.current(target.model, target.alias) != version.number:
+    before = registry.current(target.model, target.alias)
+    replaced = before if before != version.number else None
+    if before != version.number:
         registry.move(target.model, target.alias, version.number, verdict=verdict, reason=reason, forced=force)
-    say(f"{target.model}@{target.alias} is now version {version.number}")
+    told = "" if replaced is None else f"; it held version {replaced}, which this one was not compared with"
+    say(f"{target.model}@{target.alias} is now version {version.number}{told}")
     mirror(registry, version, target.alias)
-    done = {"model": target.model, "version": version.number, "alias": target.alias, "forced": force, "reason": reason}
+    done = {
+        "model": target.model, "version": version.number, "alias": target.alias, "forced": force, "reason": reason,
+        "replaced": replaced,
+    }  # fmt: skip
     with new_folder(run.stage("promote"), stage="promote", inputs=stated, **done):
         pass
     return run.manifest("promote") or {}

@@ -22,7 +22,7 @@ def check_gate(verdict: dict[str, Any], *, force: bool, reason: str | None) -> N
         raise RecipeError("--reason has no effect without --force", hint="leave it out, or add --force")
     problems = refusals(verdict)
     if problems and not force:
-        hint = 'to promote it all the same: --force --reason "..."; both go into the log'
+        hint = 'to promote it all the same: `tunesmith promote ... --force --reason "..."`; both go into the log'
         raise VerdictRefused("; ".join(problems), where="verdict", hint=hint)
 
 

@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +15,11 @@ from tunesmith.scoring.metrics import higher_is_better as known_direction
 from tunesmith.scoring.row_scores import Settings, compare, failed_text, from_tokens
 from tunesmith.scoring.verdict import what_would_settle
 
+_KINDS = {int: "a number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
+_COMPRESSED = {
+    b"\x1f\x8b": ("gzip", "gunzip -k"), b"\x28\xb5\x2f\xfd": ("zstd", "unzstd"), b"BZh": ("bzip2", "bunzip2 -k"),
+    b"\xfd7zXZ": ("xz", "unxz -k"), b"PK\x03\x04": ("zip", "unzip"),
+}  # fmt: skip
 Rows = list[tuple[int, dict[str, Any]]]
 """Line number and row."""
 
@@ -130,13 +137,36 @@ def verdict_text(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _text(file: Path) -> str:
+    """Return a JSONL file's text; raise DataError with what to do about a file of another kind."""
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        content = file.read_bytes()
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror}", where=str(file)) from error
+    for start, (kind, command) in _COMPRESSED.items():
+        if content.startswith(start):
+            raise DataError(f"is compressed with {kind}", where=str(file), hint=f"{command} {shlex.quote(str(file))}")
+    try:
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError("is not UTF-8 text", where=str(file)) from error
+    if text.lstrip().startswith("[") and _is_list(text):
+        hint = f"write one object per line: jq -c '.[]' {shlex.quote(str(file))}"
+        raise DataError("is one JSON list, not JSONL", where=f"{file}:1", hint=hint)
+    return text
+
+
+def _is_list(text: str) -> bool:
+    """Say whether a text is, or begins as, one list of objects."""
+    try:
+        whole = json.loads(text)
+    except (ValueError, RecursionError):
+        return re.match(r"\s*\[\s*(\{|$)", text) is not None
+    return isinstance(whole, list) and all(isinstance(one, dict) for one in whole)
+
+
+def _rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    text = _text(file)
     empty = True
     # Not `splitlines`: to that U+0085 and U+2028 end a line too, which JSON leaves as they are.
     for number, line in enumerate(text.split("\n"), 1):
@@ -173,9 +203,23 @@ def _paired(before: Rows, after: Rows, base: Path, tuned: Path) -> tuple[Rows, R
     if without:  # by order, rows that have an id could meet another
         raise DataError("has no `id`, and other rows have one", where=without[0], hint="give it to all rows or to none")
     first, second = _by_id(before, base), _by_id(after, tuned)
+    _check_kinds(first, second, base, tuned)
     if alone := sorted(str(key) for _, key in first.keys() ^ second.keys()):
         raise DataError(f"{len(alone)} rows are in one file only, such as id {alone[0]}", where=f"{base}, {tuned}")
     return list(first.values()), [second[key] for key in first]
+
+
+def _check_kinds(first: dict[Any, Any], second: dict[Any, Any], base: Path, tuned: Path) -> None:
+    """Raise DataError if ids would pair but for being a number in one file and text in the other."""
+    texts = {str(key): key for _, key in second}
+    for flag, key in first:
+        other = texts.get(str(key), key)
+        if (flag, key) not in second and type(other) is not type(key):
+            raise DataError(
+                f"`id` {json.dumps(key)} is {_KINDS[type(key)]} in {base} and {_KINDS[type(other)]} in {tuned}",
+                where=f"{base}, {tuned}",
+                hint="write ids as text, or as numbers, in both files",
+            )
 
 
 def _by_id(rows: Rows, file: Path) -> dict[Any, tuple[int, dict[str, Any]]]:

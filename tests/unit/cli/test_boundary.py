@@ -14,7 +14,15 @@ from cyclopts import App
 
 from tunesmith.cli.boundary import run_command
 from tunesmith.cli.output import Reported, print_json
-from tunesmith.core.errors import CODES, DoesNotFit, Interrupted, ProcessLost, RecipeError, TunesmithError
+from tunesmith.core.errors import (
+    CODES,
+    DoesNotFit,
+    Interrupted,
+    ProcessLost,
+    RecipeError,
+    TunesmithError,
+    VerdictRefused,
+)
 from tunesmith.tasks.base import RowProblem
 
 Raises = Callable[..., tuple[int, str, str]]
@@ -184,3 +192,8 @@ def test_a_full_disk_behind_stdout_does_not_exit_0() -> None:
     assert done.returncode == 5
     assert b"Traceback" not in done.stderr
     assert b"Exception ignored" not in done.stderr
+
+
+def test_a_verdict_against_promotion_is_a_result_and_no_error(raises: Raises) -> None:
+    code, _, err = raises(Reported(VerdictRefused("it is not better")))
+    assert (code, err) == (4, "")

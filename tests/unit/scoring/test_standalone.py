@@ -1,5 +1,6 @@
 """Scores and verdicts of files from anywhere: rows meet their partners; what is wrong is told with file and line."""
 
+import gzip
 import json
 import math
 from collections.abc import Callable
@@ -332,3 +333,31 @@ def test_a_min_gain_in_points_is_refused_if_values_are_shares(judged: Callable[.
     percent = judged(scored([100 * value for value in BASE]), scored([100 * value for value in TUNED]), min_gain=5.0)
     assert percent["verdict"] == "better"
     assert judged([{"zeal": 0.1}] * 9, [{"zeal": 9.0}] * 9, min_gain=5.0)["verdict"] == "better"
+
+
+# --- files of another kind ---
+
+
+@pytest.mark.parametrize(
+    ("content", "told", "hint"),
+    [
+        (gzip.compress(b'{"prediction": "a", "reference": "a"}'), "gzip", "gunzip"),
+        (b'[{"prediction": "a", "reference": "a"}]', "JSON list", "jq -c"),
+        (b'[\n  {"prediction": "a",\n   "reference": "a"}\n]\n', "JSON list", "jq -c"),
+        (b'[{"prediction": "a", "reference": "a"},\n', "JSON list", "jq -c"),
+    ],
+)
+def test_what_to_do_about_other_kinds_of_files_is_said(write: Write, content: bytes, told: str, hint: str) -> None:
+    with pytest.raises(DataError, match=told) as caught:
+        score_file(write(content), ["exact_match"])
+    assert hint in str(caught.value.hint)
+
+
+def test_ids_of_different_types_are_told(judged: Callable[..., Row]) -> None:
+    numbers, texts = list(range(10)), [str(i) for i in range(10)]
+    with pytest.raises(DataError) as caught:
+        judged(scored(BASE, id=numbers), scored(TUNED, id=texts))
+    assert "`id` 0 is a number in" in caught.value.message
+    assert "and text in" in caught.value.message
+    with pytest.raises(DataError, match="2 rows are in one file only"):
+        judged(scored(BASE, id=[*numbers[:9], 90]), scored(TUNED, id=numbers))
