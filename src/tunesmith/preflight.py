@@ -6,7 +6,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tunesmith.beforehand import check_base, check_questions, check_rows, refuse_what_this_machine_lacks, warnings_of
+from tunesmith.beforehand import (
+    check_base,
+    check_questions,
+    check_rows,
+    refuse_what_this_machine_lacks,
+    warnings_of,
+)
 from tunesmith.core.errors import DoesNotFit, RecipeError
 from tunesmith.core.progress import clock
 from tunesmith.core.rundir import SPLITS, RunDir

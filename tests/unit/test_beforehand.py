@@ -101,3 +101,14 @@ def test_rows_without_room_for_an_answer_are_counted_beforehand(tmp_path: Path, 
     with pytest.raises(RecipeError, match="8 of 8 test rows have no room"):
         run_recipe(path, [f"evaluate.max_new_tokens={positions - 2}"], out=tmp_path / "run")
     assert not (tmp_path / "run" / "train" / "checkpoints").exists()
+
+
+def test_a_file_where_the_run_needs_a_folder_is_told_by_plan_and_run(tmp_path: Path, tiny: Path) -> None:
+    path, taken = write_recipe(tmp_path, tiny), tmp_path / "taken"
+    taken.write_text("a file")
+    for out in (taken, taken / "below"):
+        for act in (plan_run, run_recipe):
+            with pytest.raises(RecipeError, match="file") as refused:
+                act(path, out=out)
+            assert refused.value.exit_code == 2
+    assert taken.read_text() == "a file"

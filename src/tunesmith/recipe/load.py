@@ -4,6 +4,7 @@ import difflib
 import io
 import re
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -33,18 +34,27 @@ _PLAINLY = {
 }
 
 
+# Keys that are needed and contradict no other, with a value to go on with where they are missing or wrong.
+_DECIDE_NOTHING: dict[Path_, Any] = {("name",): "x", ("model", "base"): "x", ("train", "learning_rate"): 1.0}
+_ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One mistake in a recipe: where (`file:line` or `key=value`), which key, what is wrong."""
+    """One mistake in a recipe: where (`file:line` or `key=value`), which key, what is wrong.
+
+    `entry` says in words which entry of a list it is in.
+    """
 
     where: str
     key: str
     message: str
+    entry: str = ""
 
     def __str__(self) -> str:
         # An override names its key already.
         named = not self.key or self.where.startswith(f"{self.key}=")
-        return f"{self.where}: {self.message}" if named else f"{self.where}: {self.key}: {self.message}"
+        return f"{self.where}: {self.message}" if named else f"{self.where}: {self.key}{self.entry}: {self.message}"
 
 
 class RecipeProblems(RecipeError):
@@ -75,13 +85,59 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
-        raise RecipeProblems(_problems(error, values, places, changed)) from None
-    clashes = [*_booleans_as_numbers(values, recipe), *contradictions(recipe)]
-    if clashes:
-        raise RecipeProblems(
-            [Problem(_place(key, places), ".".join(map(str, key)), message) for key, message in clashes]
-        )
+        problems = _problems(error, values, places, changed)
+        problems += [_problem(key, message, places) for key, message in _clashes_beside(error, values)]
+        raise RecipeProblems(sorted(problems, key=_order)) from None
+    if clashes := _clashes(values, recipe):
+        raise RecipeProblems([_problem(key, message, places) for key, message in clashes])
     return recipe
+
+
+def _clashes(values: dict[str, Any], recipe: Recipe) -> list[tuple[Path_, str]]:
+    return [*_booleans_as_numbers(values, recipe), *contradictions(recipe)]
+
+
+def _clashes_beside(error: ValidationError, values: dict[str, Any]) -> list[tuple[Path_, str]]:
+    """Return the contradictions of a recipe with wrong keys, as it is without them; none where it would not be one.
+
+    What may follow from a wrong value is left out: contradictions in the section that holds it.
+    """
+    values, unsure = deepcopy(values), set[str | int]()
+    for item in error.errors(include_url=False):
+        path, owner, _ = _written_path(item["loc"], values)
+        if item["type"] == "extra_forbidden":
+            _set(values, path, None)
+        elif path in _DECIDE_NOTHING:
+            _set(values, path, _DECIDE_NOTHING[path])
+        elif path[:1] == ("tuning",):
+            unsure |= {"tuning", "launch"}
+            values["tuning"] = {"method": "full"}
+        elif _is_optional(owner, path):
+            unsure.add(path[0])
+            _set(values, path, None)
+    try:
+        recipe = Recipe.model_validate(values)
+    except ValidationError:
+        return []
+    return [(path, message) for path, message in _clashes(values, recipe) if path[0] not in unsure]
+
+
+def _is_optional(owner: type[Section], path: Path_) -> bool:
+    field = owner.model_fields.get(str(path[-1])) if path else None
+    return field is not None and not field.is_required()
+
+
+def _set(values: dict[str, Any], path: Path_, value: Any) -> None:
+    """Set the value of a key in place; None takes the key away."""
+    node: Any = values
+    for part in path[:-1]:
+        node = node.get(part) if isinstance(node, dict) else node[part]
+    if not isinstance(node, dict):
+        return
+    if value is None:
+        node.pop(path[-1], None)
+    else:
+        node[path[-1]] = value
 
 
 def _booleans_as_numbers(written: Any, read: Any, path: Path_ = ()) -> Iterator[tuple[Path_, str]]:
@@ -144,6 +200,12 @@ def _place(path: Path_, places: dict[Path_, str]) -> str:
     return places[path]
 
 
+def _problem(path: Path_, message: str, places: dict[Path_, str]) -> Problem:
+    entries = [f"{_ORDINALS[part] if part < 10 else f'{part + 1}th'} entry" for part in path if isinstance(part, int)]
+    entry = f" (of the {', '.join(entries)})" if entries else ""
+    return Problem(_place(path, places), ".".join(map(str, path)), message, entry)
+
+
 def _problems(
     error: ValidationError, values: dict[str, Any], places: dict[Path_, str], changed: Sequence[Path_]
 ) -> list[Problem]:
@@ -155,9 +217,9 @@ def _problems(
         message = _message(dict(item), path, owner)
         if item["type"] == "extra_forbidden" and any(path[-1] in kind.model_fields for kind in kinds):
             message += _of_another_kind(path, changed)
-        key = ".".join(str(part) for part in path)
+        problem = _problem(path, message, places)
         # A union reports one mistake once per alternative.
-        found.setdefault((key, message), Problem(_place(path, places), key, message))
+        found.setdefault((problem.key, message), problem)
     return sorted(found.values(), key=_order)
 
 

@@ -695,3 +695,36 @@ def test_thresholds_of_metrics_without_a_known_range_are_taken_as_they_are(load:
     assert load(RECIPE.replace("name: viggo", "name: v\npromote: {model: m, min_gain: -0.5}"))
     careless = load(RECIPE.replace("name: viggo", "name: v\npromote: {model: m, min_gain: -2}"))
     assert [path for path, _ in remarks(careless)] == [("promote", "min_gain")]
+
+
+# --- several mistakes, all told ---
+
+TWO = "{source: [{file: a.csv}, {file: b.csv, splitt: test}], task: completion, prompt: '{q}', response: '{a}'}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "keys"),
+    [
+        ([f"data={TWO}", "evaluate.primary=accuracy"], ["data.source.1.splitt", "evaluate.primary"]),
+        (["train={lr: 1e-4}", "evaluate.primary=accuracy"], ["evaluate.primary", "train.learning_rate", "train.lr"]),
+        (["name=a b", "data.split.test=0"], ["data.split.test", "name"]),
+        (["train.epochs=many", "data.split.test=0"], ["data.split.test", "train.epochs"]),
+        (["tuning={method: lore}", "data.split.test=0"], ["data.split.test", "tuning.method"]),
+        (["model.precision=fp12", "model.chat_markup=chatml", "data.split.test=0"],
+         ["data.split.test", "model.precision"]),
+    ],
+)  # fmt: skip
+def test_wrong_keys_and_contradictions_are_told_together(
+    told: Callable[..., Told], overrides: list[str], keys: list[str]
+) -> None:
+    assert {key for _, key, _ in told(RECIPE, *overrides)} == set(keys)
+
+
+def test_what_may_follow_from_a_wrong_value_is_not_told(told: Callable[..., Told]) -> None:
+    found = told(RECIPE, "train.valid_metrics=5", "train.choose_by=rougeL", "evaluate.primary=accuracy")
+    assert {key for _, key, _ in found} == {"train.valid_metrics", "evaluate.primary"}
+
+
+def test_an_entry_of_a_list_is_named_in_words(load: Load) -> None:
+    with pytest.raises(RecipeProblems, match=r"data\.source\.1\.splitt \(of the second entry\): unknown key"):
+        load(RECIPE, f"data={TWO}")
