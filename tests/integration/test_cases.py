@@ -375,6 +375,25 @@ def moved(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 ASK = ("--max-new-tokens", 3)
 
 
+def test_w2_rows_that_the_base_was_trained_on_are_told(moved: Path, tunesmith: Command) -> None:
+    again = ("plan", "recipe.yaml", "model.base=run:runs/a", "data.prompt='Now do: {q}'")
+    assert "was trained on" not in tunesmith(*again).said
+    other = tunesmith(*again, "seed=5")
+    assert other.code == 0
+    assert "was trained on" in other.said
+    assert tunesmith(*again, "seed=5", "data.leakage=stop").code == 3
+
+
+def test_w2_two_prompts_are_judged_on_the_same_rows(moved: Path, tunesmith: Command) -> None:
+    assert tunesmith("run", "recipe.yaml", "--out", "runs/b", "data.prompt='Now do: {q}'", "promote=null").code == 0
+    files = [f"runs/{name}/evaluate/tuned/scores.jsonl" for name in ("a", "b")]
+    done = tunesmith("verdict", *files, "--metric", "exact_match", "--json")
+    assert done.code == 0, done.said
+    ids = [[json.loads(line)["id"] for line in Path(file).read_text().splitlines()] for file in files]
+    assert sorted(ids[0]) == sorted(ids[1])
+    assert json.loads(done.out)["rows"] == len(ids[0]) > 5
+
+
 def test_w7_what_only_judges_does_not_train_again(moved: Path, tunesmith: Command) -> None:
     trained = tree(Path("runs/a/train"))
     text = Path("recipe.yaml").read_text()

@@ -17,6 +17,7 @@ from tunesmith.data.shares import shared_out
 from tunesmith.data.shelf import Kept, Shelf
 from tunesmith.data.similarity import Runs
 from tunesmith.data.sources import Row
+from tunesmith.data.trained_rows import cannot_tell, seen_before, seen_sentence
 from tunesmith.fetch.reference import ModelFolder
 from tunesmith.recipe.columns import doubled_names
 from tunesmith.recipe.schema import Data, Recipe, Split, Train
@@ -35,6 +36,7 @@ class Gathered:
     copies: dict[str, Any]
     shelf: Shelf
     control_tokens: dict[str, Any]
+    trained_before: dict[str, Any]
 
     def places(self, split: str) -> list[int]:
         """Return where the rows of a split lie on the shelf."""
@@ -59,6 +61,7 @@ class Gathered:
             "lengths": {name: histogram(lengths) for name, lengths in tokens.items()},
             "copies": self.copies,
             "control_tokens": self.control_tokens,
+            "trained_before": self.trained_before,
         }
 
 
@@ -96,8 +99,15 @@ def gather(
         say(f"warning: {told}")
     rows, once, copies = _chosen(rows, recipe, shelf.runs)
     tell_leakage(copies, recipe)
+    before = seen_before(once, model)
+    if told := seen_sentence(before, recipe):
+        if recipe.data.leakage == "stop":
+            raise DataError(told, where="data.leakage", hint="`leakage: warn` only says it")
+        say(f"warning: {told}")
+    elif told := cannot_tell(recipe, model):
+        say(f"warning: {told}")
     used = {name: [row for row in found for _ in range(row.entry.times)] for name, found in once.items()}
-    return Gathered([row.entry for row in rows], used, copies, shelf, spelled)
+    return Gathered([row.entry for row in rows], used, copies, shelf, spelled, before)
 
 
 def _noticed(rows: Iterator[Row], recipe: Recipe) -> Iterator[Row]:

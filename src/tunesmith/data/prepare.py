@@ -13,6 +13,7 @@ from tunesmith.data.inputs import inputs
 from tunesmith.data.rehearsal import rehearse
 from tunesmith.data.shelf import Shelf
 from tunesmith.data.token_view import token_view
+from tunesmith.data.trained_rows import TRAINED_ROWS, write_trained_rows
 from tunesmith.fetch.reference import base_of, pinned_base
 from tunesmith.recipe.schema import Recipe
 from tunesmith.tasks import task_for
@@ -45,6 +46,7 @@ def prepare(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     facts["base"] = pinned_base(run, base)
     with new_folder(run.stage("prepare"), **facts) as folder:
         _write(folder, gathered, codec)
+        write_trained_rows(folder / TRAINED_ROWS, (str(row.entry.id) for row in gathered.used["train"]), base)
     return run.manifest("prepare") or {}
 
 

@@ -7,6 +7,7 @@ from transformers import AutoConfig
 
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.files import new_folder, write_json
+from tunesmith.data.trained_rows import TRAINED_ROWS, trained_rows, write_trained_rows
 from tunesmith.fetch.reference import CARD, resolve
 from tunesmith.model.adapters import open_model, save_model
 from tunesmith.model.load import Machine
@@ -38,4 +39,6 @@ def merge_model(reference: str, out: Path | str) -> Path:
         save_model(model.to(own or torch.float32), fresh, base=found.root.reference)
         codec_of(found).tokenizer.save_pretrained(fresh)
         write_json(fresh / CARD, {key: value for key, value in found.card.items() if key not in about_adapters})
+        if trained_rows(found):
+            write_trained_rows(fresh / TRAINED_ROWS, (), found)
     return folder

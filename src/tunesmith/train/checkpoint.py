@@ -6,6 +6,7 @@ Where processes have parts of what is trained there is a folder `optimizer` inst
 processes goes on from either.
 """
 
+import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -27,6 +28,7 @@ from tunesmith.core.files import (
 )
 from tunesmith.core.progress import say
 from tunesmith.core.rundir import RunDir
+from tunesmith.data.trained_rows import TRAINED_ROWS
 from tunesmith.fetch.reference import CARD, name_for_peft
 from tunesmith.model.adapters import restore_weights, save_model, trained_parameters
 from tunesmith.model.parallel import Group
@@ -101,22 +103,24 @@ def save_checkpoint(run: RunDir, taken: Snapshot, codec: Codec, card: dict[str, 
     path = run.checkpoint(taken.state.step)
     if not taken.divided:
         with new_folder(path, step=taken.state.step) as folder:
-            _write(taken, folder, codec, card)
+            _write(run, taken, folder, codec, card)
             save_file(taken.optimizer, folder / "optimizer.safetensors")
         return
     with ExitStack() as held:
         held.enter_context(out_of_space_explained(path))
         folder = group.by_first(lambda: held.enter_context(new_folder(path, step=taken.state.step)))
-        group.by_first(lambda: _write(taken, folder, codec, card))
+        group.by_first(lambda: _write(run, taken, folder, codec, card))
         write_parts(taken.optimizer, folder / _PARTS, group.channel)
         group.wait()
 
 
-def _write(taken: Snapshot, folder: Path, codec: Codec, card: dict[str, Any]) -> None:
+def _write(run: RunDir, taken: Snapshot, folder: Path, codec: Codec, card: dict[str, Any]) -> None:
     base, revision = name_for_peft(card)
     save_model(taken.model, folder / "model", base=base, revision=revision, weights=taken.weights)
     codec.tokenizer.save_pretrained(folder / "model")
     write_json(folder / "model" / CARD, {**card, "step": taken.state.step})
+    if (rows := run.stage("prepare") / TRAINED_ROWS).exists():
+        shutil.copyfile(rows, folder / "model" / TRAINED_ROWS)
     write_json(folder / "state.json", asdict(taken.state))
 
 

@@ -1,6 +1,8 @@
 """A row is known by its source columns: rewording a prompt moves no row, changes no id and no choice."""
 
 import json
+import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,13 +11,19 @@ import pytest
 from tests.tiny import recipe as write_recipe
 
 from tunesmith.answering.questions import rows_of
+from tunesmith.core.errors import DataError
 from tunesmith.core.files import read_jsonl, write_json, write_jsonl
 from tunesmith.core.records import Turn
 from tunesmith.core.rundir import RunDir
+from tunesmith.data.gather import gather
 from tunesmith.data.identity import block_id, group_of, row_id
 from tunesmith.data.prepare import prepare
+from tunesmith.data.trained_rows import TRAINED_ROWS, trained_rows, write_trained_rows
+from tunesmith.fetch.reference import CARD, ModelFolder
 from tunesmith.recipe.load import load_recipe
 from tunesmith.scoring.standalone import verdict_of_files
+from tunesmith.tasks import task_for
+from tunesmith.tasks.tokenizer import Codec
 
 Prepare = Callable[..., RunDir]
 ROWS = [{"id": n, "question": f"What is {n}?", "hint": f"near {n}", "answer": f"It is {n}."} for n in range(60)]
@@ -25,12 +33,13 @@ ROWS = [{"id": n, "question": f"What is {n}?", "hint": f"near {n}", "answer": f"
 def prepared(tmp_path: Path, tokenizer_folder: Path) -> Prepare:
     """Prepare rows by a `data` section in a run of a name."""
 
-    def done(name: str, rows: list[dict[str, Any]] | None = None, **data: Any) -> RunDir:
+    def done(name: str, rows: list[dict[str, Any]] | None = None, seed: int = 0, **data: Any) -> RunDir:
         section = {
             "source": {"file": "own.jsonl"}, "task": "completion", "prompt": "{question}", "response": "{answer}",
             "split": {"valid": 0.15, "test": 0.3}, **data,
         }  # fmt: skip
-        path = write_recipe(tmp_path, tokenizer_folder, data={k: v for k, v in section.items() if v is not None})
+        section = {key: value for key, value in section.items() if value is not None}
+        path = write_recipe(tmp_path, tokenizer_folder, data=section, seed=seed)
         (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows or ROWS))
         run = RunDir(tmp_path / name)
         write_json(run.environment, {"recipe_folder": ".."})
@@ -122,3 +131,58 @@ def test_rows_that_ask_the_same_share_a_group(tmp_path: Path, tokenizer_folder: 
     assert group_of(data, row, turns) == group_of(data, {"q": " HOW  many", "c": "X", "a": "2"}, turns)
     assert group_of(data, row, turns) != group_of(data, {**row, "c": "y"}, turns)
     assert group_of(data, row, turns) != group_of(data, {"q": "x", "c": "How many", "a": "1"}, turns)
+
+
+# --- rows that the base was trained on ---
+
+
+@pytest.fixture
+def base(prepared: Prepare, tokenizer_folder: Path, tmp_path: Path) -> Path:
+    """A base that was trained on rows split by seed 0."""
+    run = prepared("before")
+    folder = Path(shutil.copytree(tokenizer_folder, tmp_path / "base"))
+    shutil.copy(run.stage("prepare") / TRAINED_ROWS, folder)
+    data = load_recipe(tmp_path / "recipe.yaml").data
+    write_json(folder / CARD, {"data": data.model_dump(mode="json", exclude={"source", "split"})})
+    return folder
+
+
+def planned(tmp_path: Path, base: Path, *overrides: str) -> dict[str, Any]:
+    recipe = load_recipe(tmp_path / "recipe.yaml", overrides)
+    task = task_for(recipe.data, Codec.load(base))
+    return gather(recipe, task, folder=tmp_path, model=ModelFolder("x", base)).facts()
+
+
+def test_rows_that_the_base_was_trained_on_are_told(
+    base: Path, prepared: Prepare, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepared("reworded", prompt="Answer: {question}")
+    assert planned(tmp_path, base)["trained_before"] == {"valid": 0, "test": 0}
+    assert "trained on" not in capsys.readouterr().err
+    other = planned(tmp_path, base, "seed=1")["trained_before"]
+    before, after = ({line["id"]: line["split"] for line in read_jsonl(prepared(name, **more).ledger)}
+                     for name, more in (("one", {}), ("two", {"seed": 1})))  # fmt: skip
+    wanted = [name for one, name in after.items() if before[one] == "train" and name in ("valid", "test")]
+    assert {name: other[name] for name in ("valid", "test")} == Counter(wanted)
+    assert min(Counter(wanted).values()) > 0
+    assert f"{other['test']} test rows" in capsys.readouterr().err
+    with pytest.raises(DataError):
+        planned(tmp_path, base, "seed=1", "data.leakage=stop")
+
+
+def test_a_base_that_read_other_columns_is_told(
+    base: Path, prepared: Prepare, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepared("wider", prompt="{question} {hint}")
+    planned(tmp_path, base)
+    assert "other columns" in capsys.readouterr().err
+
+
+def test_what_is_trained_on_adds_up(base: Path, tmp_path: Path) -> None:
+    first = trained_rows(ModelFolder("x", base))
+    assert len(first) > 20
+    (tmp_path / "adapter").mkdir()
+    write_trained_rows(tmp_path / "adapter" / TRAINED_ROWS, ["00" * 8, "ff" * 8, "00" * 8], ModelFolder("x", base))
+    assert trained_rows(ModelFolder("y", tmp_path / "adapter")) == first | {b"\0" * 8, b"\xff" * 8}
+    assert trained_rows(ModelFolder("z", tmp_path, base=ModelFolder("x", base))) == first
+    assert trained_rows(None) == frozenset()

@@ -1,0 +1,78 @@
+"""The rows a model was trained on, kept beside its weights: no model that starts from it should be judged on them."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from tunesmith.core.files import write_pieces
+from tunesmith.data.shelf import Kept
+from tunesmith.fetch.reference import ModelFolder
+from tunesmith.recipe.columns import answer_columns, asked_columns
+from tunesmith.recipe.rows import FileSource
+from tunesmith.recipe.schema import Data, Recipe
+
+TRAINED_ROWS = "trained_rows.bin"
+"""Sorted ids of rows, 8 bytes each, in `prepare/` and beside the weights of every model that is trained on them."""
+
+_BYTES = 8
+_HELD_OUT = ("valid", "test")
+
+
+def write_trained_rows(path: Path, ids: Iterable[str], base: ModelFolder) -> None:
+    """Write the ids of rows to train on, and those that the base was trained on before."""
+    write_pieces(path, sorted(set(map(bytes.fromhex, ids)) | trained_rows(base)))
+
+
+def trained_rows(model: ModelFolder | None) -> frozenset[bytes]:
+    """Return the ids of all rows that a model and those below it are known to have been trained on."""
+    found: set[bytes] = set()
+    while model is not None:
+        file = model.path / TRAINED_ROWS
+        whole = file.read_bytes() if file.exists() else b""
+        found.update(whole[i : i + _BYTES] for i in range(0, len(whole), _BYTES))
+        model = model.base
+    return frozenset(found)
+
+
+def seen_before(used: Mapping[str, Sequence[Kept]], base: ModelFolder | None) -> dict[str, Any]:
+    """Return {split: how many held-out rows the base was trained on, first: the first of them}."""
+    known = trained_rows(base)
+    counts: dict[str, Any] = {}
+    for split in _HELD_OUT:
+        seen = [row.entry.where for row in used[split] if row.entry.id and bytes.fromhex(row.entry.id) in known]
+        counts[split] = len(seen)
+        if seen:
+            counts.setdefault("first", seen[0])
+    return counts
+
+
+def seen_sentence(seen: Mapping[str, Any], recipe: Recipe) -> str | None:
+    """Return in words how many held-out rows the base was trained on; None if it was on none."""
+    counts = [f"{seen[split]:,} {split} rows" for split in _HELD_OUT if seen[split]]
+    if not counts:
+        return None
+    return (
+        f"the base `{recipe.model.base}` was trained on {' and '.join(counts)} (first {seen['first']}), so its answers "
+        "there prove nothing; split as it was split then: the same seed and data.split"
+    )
+
+
+def cannot_tell(recipe: Recipe, base: ModelFolder | None) -> str | None:
+    """Return in words that it is unknown which rows the base was trained on, as it read other columns; else None."""
+    stored = base.card.get("data") if base is not None and trained_rows(base) else None
+    if isinstance(stored, dict):
+        with suppress(ValidationError):
+            before = TypeAdapter[Data](Data).validate_python({**stored, "source": FileSource(file="none")})
+            if _columns(before) != _columns(recipe.data):
+                return (
+                    f"the base `{recipe.model.base}` was trained on other columns, so it cannot be told which valid "
+                    "and test rows it has seen"
+                )
+    return None
+
+
+def _columns(data: Data) -> tuple[tuple[str, ...], tuple[str, ...], str | None]:
+    return asked_columns(data), answer_columns(data), getattr(data, "messages", None)
