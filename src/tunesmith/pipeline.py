@@ -20,7 +20,7 @@ from tunesmith.recipe.hardware import cores
 from tunesmith.recipe.schema import Recipe
 from tunesmith.runs import open_run, write_origin
 from tunesmith.scoring.own import own_metrics
-from tunesmith.stages import EVALUATE, PREPARE, STAGES, Stage, is_done, wanted_stages
+from tunesmith.stages import EVALUATE, PREPARE, PROMOTE, STAGES, Stage, is_done, wanted_stages
 from tunesmith.track.followers import Followers
 from tunesmith.track.tracker import check_installed
 
@@ -71,7 +71,7 @@ def _run(
 ) -> RunDir:
     """Take a recipe through its stages, as the only process or as the first of many."""
     loaded, run = open_run(Path(recipe), overrides, out)
-    check_beforehand(loaded, run)
+    check_beforehand(loaded, run, until)
     done = stages_done(loaded, run, until)
     with ExitStack() as held:
         held.enter_context(only_writer(run.lock))
@@ -87,9 +87,10 @@ def _run(
     return run
 
 
-def check_beforehand(recipe: Recipe, run: RunDir) -> None:
+def check_beforehand(recipe: Recipe, run: RunDir, until: str | None = None) -> None:
     """Raise RecipeError for what would stop a run late: a missing tracker, a wrong metric, no place to write to."""
-    check_writable(cache_root, *([registry_root] if recipe.promote else []))
+    promotes = PROMOTE in wanted_stages(recipe, until) and PROMOTE.changes(recipe, run) != []
+    check_writable(cache_root, *([registry_root] if promotes else []))
     check_writable(lambda: run.path, hint="name a folder that you may write to with --out")
     check_installed(recipe.track, recipe.promote.mirror if recipe.promote else None)
     if EVALUATE.changes(recipe, run) != []:

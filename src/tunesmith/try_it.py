@@ -256,7 +256,10 @@ def read_row(pairs: Sequence[str]) -> dict[str, str]:
 
 def read_prompts(file: Path) -> list[str]:
     """Return the lines of a text file that are not blank; `-` is standard input. Raise DataError if there is none."""
-    text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8-sig")
+    try:
+        text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise DataError("is not UTF-8 text", where=str(file), code="encoding", hint="save it as UTF-8") from None
     prompts = [line for line in text.split("\n") if line.strip()]
     if not prompts:
         raise DataError("holds no prompt", where=str(file), hint="write one a line")

@@ -158,9 +158,11 @@ def test_prompts_are_read_one_a_line(tmp_path: Path) -> None:
     file = tmp_path / "prompts.txt"
     file.write_bytes("\ufeffone\u2028still\n\n two \n".encode())
     assert read_prompts(file) == ["one\u2028still", " two "]
-    file.write_text("\n")
-    with pytest.raises(DataError):
-        read_prompts(file)
+    for content in (b"\n", b"\xff"):
+        file.write_bytes(content)
+        with pytest.raises(DataError) as caught:
+            read_prompts(file)
+        assert caught.value.where == str(file)
 
 
 Run = Callable[..., tuple[int, str, str]]

@@ -1,5 +1,6 @@
 """The command line: thin verbs, and one boundary at which every exception becomes a message and an exit code."""
 
+import logging
 import os
 import sys
 import warnings
@@ -26,5 +27,6 @@ def _prepare_environment() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else each lost process prints C++ stacks in all others
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of kernels that nobody here can install
     # Deprecations among the libraries are nothing that a user could act on.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|torch)\.")

@@ -1,6 +1,8 @@
 """Exceptions of the system and of libraries, as errors that say what a user can do."""
 
 import errno
+import os
+import re
 from pathlib import Path
 
 from tunesmith.core.errors import DataError, DoesNotFit, RecipeError, TunesmithError, install_hint
@@ -15,6 +17,7 @@ _WRONG_PATH = {
     errno.ENAMETOOLONG: "has a name that is too long for this disk",
     errno.ELOOP: "is a loop of symbolic links",
 }
+_TEMPORARY = re.compile(r"\.([^/]+)\.tmp-[0-9a-f]{8}")  # what `core.files` writes before it renames
 _TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
 _EXTRAS = {
     "bitsandbytes": "qlora", "trackio": "trackio", "mlflow": "mlflow", "tensorboard": "tensorboard", "wandb": "wandb",
@@ -45,8 +48,8 @@ def _missing_package(name: str) -> TunesmithError:
 
 def _system_error(error: Exception, number: int) -> TunesmithError | None:
     """Translate an error number of the system, which may also stand in the text of a library written in Rust."""
-    name = getattr(error, "filename", None)
-    where = str(name) if isinstance(name, str | bytes | Path) else None
+    name = getattr(error, "filename2", None) or getattr(error, "filename", None)  # of a rename its target
+    where = _TEMPORARY.sub(r"\1", os.fsdecode(name)) if isinstance(name, str | bytes | Path) else None
     try:
         with out_of_space_explained(Path(where or ".")):
             raise error
@@ -60,7 +63,8 @@ def _system_error(error: Exception, number: int) -> TunesmithError | None:
         hint = HINT if ours else "change its permissions, or name another place"
         return RecipeError(what if where else f"a file {what}", where=where, code="permission", hint=hint)
     if number == errno.ENOENT and where:
-        return RecipeError("there is no such file or folder", where=where, code="not-found")
+        missing = None if Path(where).parent.exists() else "its folder does not exist either"
+        return RecipeError("there is no such file or folder", where=where, code="not-found", hint=missing)
     if number in _WRONG_PATH:
         return RecipeError(_WRONG_PATH[number], where=where, code="wrong-path")
     if number == errno.ENOMEM:

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from tunesmith.core.errors import DamagedFile, DoesNotFit, Interrupted
+from tunesmith.core.errors import DamagedFile, DoesNotFit, Interrupted, RecipeError
 
 MANIFEST = "manifest.json"
 _OUT_OF_SPACE = {
@@ -54,7 +54,15 @@ def read_json(path: Path) -> Any:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically: readers see the old content or the new, never a part."""
+    """Write a text file atomically: readers see the old content or the new, never a part.
+
+    Raises:
+        RecipeError: `path` is a folder or a device, which a rename would fail on or replace.
+        DoesNotFit: the disk is full.
+    """
+    if path.exists() and not path.is_file():
+        what = "is a folder" if path.is_dir() else "is not a regular file"
+        raise RecipeError(what, where=str(path), code="wrong-path", hint="name a file to write")
     temporary = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex[:8]}")
     with out_of_space_explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -49,11 +49,10 @@ def run_ladder(
         Interrupted: a signal came; the same call goes on.
     """
     ladder = open_ladder(Path(recipe), over=over, models=models, overrides=overrides, out=Path(out) if out else None)
-    check_bar(ladder, bar)
-    if not Path(recipe).is_dir():
-        check_ladder(ladder, Path(recipe))
+    is_written = Path(recipe).is_dir()
+    check_bar(ladder.recipe(ladder.rungs[0]) if is_written else check_ladder(ladder, Path(recipe))[0][0], bar)
     with only_writer(ladder.lock), interrupt.watched():
-        if not Path(recipe).is_dir():
+        if not is_written:
             write_ladder(ladder, Path(recipe))
         for rung in ladder.rungs:
             interrupt.check()
@@ -65,7 +64,7 @@ def run_ladder(
 
 def collected(ladder: Ladder, bar: float | None) -> Result:
     """Return and write what the rungs of a ladder have left, and run none."""
-    check_bar(ladder, bar)
+    check_bar(ladder.recipe(ladder.rungs[0]), bar)
     with only_writer(ladder.lock):
         return write_result(collect(ladder, bar))
 

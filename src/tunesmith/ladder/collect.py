@@ -118,9 +118,9 @@ class Result:
         }
 
 
-def check_bar(ladder: Ladder, bar: float | None) -> None:
-    """Raise RecipeError for a bar that no score, or every score, clears."""
-    metric = ladder.recipe(ladder.rungs[0]).evaluate.primary
+def check_bar(recipe: Recipe, bar: float | None) -> None:
+    """Raise RecipeError for a bar that no score, or every score, of a rung's recipe clears."""
+    metric = recipe.evaluate.primary
     if bar is not None and is_share(metric) and not 0 <= bar < 1:
         raise RecipeError(f"is beyond what a score can be: {share_hint(metric, bar)}", where="--bar")
 

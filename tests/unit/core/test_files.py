@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tunesmith.core import files
-from tunesmith.core.errors import DamagedFile, DoesNotFit, TunesmithError
+from tunesmith.core.errors import DamagedFile, DoesNotFit, RecipeError, TunesmithError
 from tunesmith.core.files import (
     MANIFEST,
     check_folder,
@@ -522,3 +522,15 @@ def test_a_digest_tells_values_apart() -> None:
     assert digest_of({"b": 1, "a": json.loads("2")}) == (
         "d3626ac30a87e6f7a6428233b3c68299976865fa5508e4267c5415c76af7a772"
     )
+
+
+def test_a_text_never_takes_the_place_of_a_folder_or_a_device(tmp_path: Path) -> None:
+    pipe, folder = tmp_path / "pipe", tmp_path / "folder"
+    os.mkfifo(pipe)
+    folder.mkdir()
+    for place in (pipe, folder):
+        with pytest.raises(RecipeError) as caught:
+            write_text(place, "text")
+        assert (caught.value.code, caught.value.where) == ("wrong-path", str(place))
+    assert sorted(tmp_path.iterdir()) == [folder, pipe]
+    assert pipe.is_fifo()
