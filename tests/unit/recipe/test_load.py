@@ -165,7 +165,7 @@ def test_an_unknown_key_at_any_depth_names_the_nearest(
             "data.source.rows",
             "name, weight, rename, hub, revision, config, split",
         ),
-        ("file: rows.csv", "file: rows.csv, config: x", "data.source.config", "name, weight, rename, file"),
+        ("file: rows.csv", "file: rows.csv, config: x", "data.source.config", "name, weight, rename, file, quote"),
         ("method: lora", "method: full", "tuning.rank", "method"),
     ],
 )

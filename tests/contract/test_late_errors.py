@@ -1,0 +1,169 @@
+"""Every error that can stop a run after preparation, and why `plan` has not reported it before.
+
+`_LATE` holds each `raise` of one of our errors in the folders that work after `prepare`, by file and function, in the
+order of the source. Each says one of three things:
+
+- `plan MODULE:FUNCTION`: that check of `plan` finds it; the raise is for what changed since, and for other callers
+- `not before: WHY`: it cannot be known before
+- `verb: WHICH`: it belongs to a command or a Python function of its own, which checks before it does anything
+
+A new `raise` without an entry fails. Write its entry, and if `plan` could have known, write the check first.
+"""
+
+import ast
+import importlib
+from collections.abc import Iterator
+
+import pytest
+from tests.contract.sources import Source, sources
+
+from tunesmith.core import errors
+
+FOLDERS = ("train", "evaluate", "model", "answering", "scoring", "deliver")
+_OURS = {name for name, one in vars(errors).items() if isinstance(one, type) and issubclass(one, Exception)}
+
+_SCORE = "verb: score and verdict, over files of their own"
+_ADAPTERS = "verb: AdapterSet"
+_REHEARSED = "plan tunesmith.data.rehearsal:rehearse"
+_ARGUMENTS = "verb: a caller of our Python functions gave wrong arguments; stages give what they made"
+_DAMAGE = "not before: a file was damaged after it was written"
+_MEMORY = "not before: how much memory a pass takes is estimated by plan and known when it runs out"
+
+_LATE: dict[str, tuple[str, ...]] = {
+    "answering/room.py check_room": ("plan tunesmith.beforehand:check_questions",),
+    "deliver/by_hand.py move_alias": ("verb: promote",),
+    "deliver/by_hand.py promote_run": ("verb: promote",),
+    "deliver/merge.py merge_model": ("verb: merge_model",) * 2,
+    "deliver/mirror.py mirror": ("not before: another service did not answer after the version was stored",),
+    "deliver/promote.py promote": ("verb: promote, as `run` leaves the stage out without the section",),
+    "model/adapter_set.py AdapterSet.__init__": (_ADAPTERS,),
+    "model/adapter_set.py AdapterSet._known": (_ADAPTERS,),
+    "model/adapter_set.py AdapterSet.combine": (_ADAPTERS,) * 3,
+    "model/adapter_set.py _common_base": (_ADAPTERS,) * 3,
+    "model/adapters.py attach_adapter": (
+        "not before: only for an adapter as the base; its weights are opened with torch",
+        _DAMAGE, _DAMAGE, _DAMAGE,
+    ),
+    "model/adapters.py make_trainable": ("not before: peft refuses kinds of modules that files do not tell",),
+    "model/adapters.py recompute_activations": ("not before: transformers knows when it has built the model",),
+    "model/adapters.py restore_weights": (_DAMAGE,) * 2,
+    "model/causality.py refuse_unless_causal": (
+        "not before: two forward passes prove it; what the configuration says, "
+        "tunesmith.recipe.causality:require_causal refuses in plan",
+    ),
+    "model/generate.py generate": (_MEMORY,) * 2,
+    "model/load.py _refuse_overflow": ("plan tunesmith.beforehand:refuse_what_this_machine_lacks",),
+    "model/load.py _refuse_pickle": ("plan tunesmith.beforehand:check_base",),
+    "model/load.py load_base": (
+        "plan tunesmith.recipe.weight_headers:tensor_shapes",
+        "not before: transformers reads the architecture's code when it builds the model",
+        "not before: which weights an architecture asks for is known when transformers has built it",
+    ),
+    "model/load.py machine": ("plan tunesmith.beforehand:refuse_what_this_machine_lacks",),
+    "model/new_tokens.py trained_rows": ("plan tunesmith.recipe.base_model:refuse_new_tokens_beside_bias",),
+    "model/out_of_memory.py Fitting._halve": (_MEMORY,),
+    "model/out_of_memory.py Fitting.run": (_MEMORY,),
+    "model/parallel.py Group.check": ("not before: a signal came",),
+    "model/parallel.py Group.refuse_unlike": ("not before: another machine has other files",),
+    "model/parallel.py _others_there": ("not before: another process ended, or a port is taken",) * 2,
+    "model/quantized.py require_quantization": ("plan tunesmith.beforehand:refuse_what_this_machine_lacks",) * 3,
+    "model/sharding.py _mesh": ("not before: machines differ from each other",),
+    "model/sharding.py refuse_alone": (_MEMORY,),
+    "model/sharding.py shard": ("not before: which modules are layers is known when the model is built",),
+    "scoring/bootstrap.py Sample.score": ("not before: it follows from the answers",),
+    "scoring/execution.py _Worker._start": ("not before: the system starts no process", _REHEARSED),
+    "scoring/execution.py _check_database": (_REHEARSED,) * 2,
+    "scoring/execution.py _score": (_REHEARSED,),
+    "scoring/execution.py execution_accuracy": (_ARGUMENTS,),
+    "scoring/json_answers.py _wanted": (_REHEARSED,),
+    "scoring/metrics.py _checked": (_ARGUMENTS,) * 4,
+    "scoring/metrics.py execution": ("plan tunesmith.recipe.contradictions:contradictions",),
+    "scoring/metrics.py expand": ("plan tunesmith.recipe.contradictions:contradictions",),
+    "scoring/metrics.py score": (_ARGUMENTS,),
+    "scoring/own.py OwnMetric.__call__": (_REHEARSED,) * 2,
+    "scoring/own.py OwnMetric.__init__": (_REHEARSED,),
+    "scoring/own.py OwnMetric._found": (_REHEARSED,) * 3,
+    "scoring/own.py OwnMetric._number": (_REHEARSED,),
+    "scoring/own.py _check_arguments": (_REHEARSED,),
+    "scoring/row_scores.py compare": ("not before: no row had an answer of both models",),
+    "scoring/standalone.py _by_id": (_SCORE,),
+    "scoring/standalone.py _check_kinds": (_SCORE,),
+    "scoring/standalone.py _check_min_gain": (_SCORE,),
+    "scoring/standalone.py _group": (_SCORE,),
+    "scoring/standalone.py _only_metric": (_SCORE,),
+    "scoring/standalone.py _paired": (_SCORE,) * 3,
+    "scoring/standalone.py _plain": (_SCORE,),
+    "scoring/standalone.py _rows": (_SCORE,) * 3,
+    "scoring/standalone.py _text": (_SCORE,) * 4,
+    "scoring/standalone.py _values": (_SCORE,),
+    "scoring/standalone.py score_file": (_SCORE,) * 3,
+    "scoring/verdict.py _check_rows": ("plan tunesmith.data.gather:gather", _ARGUMENTS),
+    "scoring/verdict.py _check_settings": (_ARGUMENTS,) * 3,
+    "scoring/verdict.py _check_weights": (_ARGUMENTS, "not before: no row has a token to score"),
+    "scoring/verdict.py _numbers": ("not before: it follows from the answers",),
+    "train/attempts.py _begin": ("not before: training was killed twice at one step",),
+    "train/checkpoint.py latest_state": ("not before: data or base changed after the checkpoint was written", _DAMAGE),
+    "train/loop.py train_steps": ("not before: training became non-finite",) * 2,
+    "train/optim.py require_optimizer": ("plan tunesmith.beforehand:refuse_what_this_machine_lacks",),
+    "train/optim.py restore_optimizer": (_DAMAGE,) * 2,
+    "train/validate.py Validation.measure": ("not before: training became non-finite",),
+}  # fmt: skip
+
+
+def raises(source: Source) -> Iterator[str]:
+    """Yield `file function` for each raise of one of our errors, or of what a function of ours returns."""
+    yield from _raises_below(source.tree, source.name, ())
+
+
+def _raises_below(node: ast.AST, file: str, inside: tuple[str, ...]) -> Iterator[str]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Raise) and isinstance(child.exc, ast.Call) and _is_ours(child.exc):
+            yield f"{file} {'.'.join(inside)}"
+        named = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+        yield from _raises_below(child, file, (*inside, child.name) if named else inside)
+
+
+def _is_ours(call: ast.Call) -> bool:
+    name = ast.unparse(call.func).rpartition(".")[2]
+    return name in _OURS or name.lstrip("_")[:1].islower()
+
+
+def _found() -> dict[str, int]:
+    found: dict[str, int] = {}
+    for source in sources():
+        for place in raises(source) if source.folder in FOLDERS else ():
+            found[place] = found.get(place, 0) + 1
+    return found
+
+
+def test_every_late_error_says_why_plan_does_not_report_it() -> None:
+    found, reviewed = _found(), {place: len(reasons) for place, reasons in _LATE.items()}
+    assert {place: count for place, count in found.items() if reviewed.get(place) != count} == {}, "write their entries"
+    assert reviewed.keys() - found.keys() == set(), "these raise nothing any more"
+
+
+def test_every_reason_is_of_a_known_kind_and_names_a_check_that_exists() -> None:
+    for place, reasons in _LATE.items():
+        for reason in reasons:
+            kind, _, told = reason.partition(" ")
+            if kind == "plan":
+                module, _, function = told.partition(":")
+                assert callable(getattr(importlib.import_module(module), function)), place
+            else:
+                assert reason.startswith(("not before: ", "verb: ")), place
+
+
+@pytest.mark.parametrize(
+    ("line", "count"),
+    [
+        ("raise RecipeError('x')", 1),
+        ("raise errors.DataError('x') from None", 1),
+        ("raise _non_finite(1)", 1),
+        ("raise", 0),
+        ("raise error", 0),
+        ("raise ValueError('x')", 0),
+        ("if x:\n        raise DoesNotFit('x')\n    raise DamagedFile('y')", 2),
+    ],
+)
+def test_the_rule_sees(line: str, count: int) -> None:
+    assert list(raises(Source("train/x.py", f"class A:\n  def f(self):\n    {line}"))) == ["train/x.py A.f"] * count
