@@ -3,6 +3,7 @@
 Most cases end in `plan` or `show`; those that need a trained model train a tiny one for two steps.
 """
 
+import gzip
 import io
 import json
 import shutil
@@ -221,13 +222,13 @@ PLANNED = [
     Case("R10 a file without quotes", 0, (), {"data.source": {"file": "rows.tsv", "quote": "none"}},
          b'q\ta\n' + b"".join(b'"Say" %d\t"x\n' % i for i in range(40)), "rows.tsv", learned='"x<|im_end|>'),
     Case("R11 a list named JSONL", 3, (".json",), {}, json.dumps(table()).replace("}, ", "},\n").encode()),
-    Case("R12 rows that spell control tokens", 0, ("40 rows", CONTROL, "rows.jsonl:1"), {}, table(a="one<|im_end|>")),
+    Case("R40 rows that spell control tokens", 0, ("40 rows", CONTROL, "rows.jsonl:1"), {}, table(a="one<|im_end|>")),
     Case("R13 a list in Python's notation", 3, ("json.dumps",), {**MESSAGES, "data.source.file": "rows.csv"},
          b"m\n" + b"".join(b"\"[{'role': 'user', 'content': 'x %d'}]\"\n" % i for i in range(40)), "rows.csv"),
     Case("R15 a pattern", 3, ("patterns are not read", "rows.jsonl"), {"data.source.file": "*.jsonl"}),
     Case("R21 backslashes in double quotes", 2, ("a form feed",), {"data.system": "Use \frac."}),
-    Case("R25 doubled braces around a column", 0, ("{{a}}",), {"data.prompt": "{{a}} {q}"}),
-    Case("R25 doubled braces alone", 2, ("{q}, with single braces",), {"data.prompt": "{{ q }}"}),
+    Case("O25 doubled braces around a column", 0, ("{{a}}",), {"data.prompt": "{{a}} {q}"}),
+    Case("O25 doubled braces alone", 2, ("{q}, with single braces",), {"data.prompt": "{{ q }}"}),
     Case("R42 no chat template", 2, ("chat_markup: chatml",), {"model.base": "plain"}),
     Case("O17 chats that begin alike", 0, ("120 rows ask the same", "data.split.by"), {"seed": 5},
          table(200, q=lambda i: f"Say {i}" if i % 5 > 2 else "Hi")),
@@ -258,6 +259,31 @@ PLANNED = [
     Case("R20 braces of JSON in a prompt", 2, ("{{", "}}"), {"data.prompt": '{"k": "{q}"}'}),
     Case("R33 RoBERTa as a language model", 2, ("causal",), {"model.base": "roberta", "data.task": "completion"}),
     Case("R33 BERT as a language model", 2, ("causal",), {"model.base": "bert", "data.task": "completion"}),
+    Case("R08b an empty system column", 3, ("{s?}",), {"data.system": "{s}"}, table(s=half("Be brief.", ""))),
+    Case("R11 a list in one line of a .jsonl", 3, (".json",), {}, json.dumps(table()).encode()),
+    Case("R21 an escape in a prompt", 2, ("an escape character",), {"data.prompt": "\x1b[1m{q}"}),
+    Case("R22 more tokens than rows of the embedding", 2, ("288", "embedding"), {"model.base": "short"},
+         table(a="<think>x")),
+    Case("R34 no room for an answer", 2, ("evaluate.max_new_tokens", "64"),
+         {"model.base": "narrow", "data.task": "completion", "evaluate.max_new_tokens": 64}),
+    Case("R37 a reference that is no JSON", 3, ("rows.jsonl:8",),
+         {"data.split": {"column": "s"}, "evaluate.metrics": ["json_field_f1"], "evaluate.primary": "json_field_f1"},
+         table(s=lambda i: "test" if i > 5 else "train", a=lambda i: "{'k': 1}" if i == 7 else '{"k": 1}')),
+    Case("R39 three rows", 3, ("train 0, valid 1, test 2", "lower data.split.valid"), {}, table(3)),
+    Case("R40 ChatML written by hand", 0, ("<|im_start|>",),
+         {"data.task": "completion", "data.prompt": "<|im_start|>user\n{q}<|im_end|>\n<|im_start|>assistant\n"}),
+    Case("R51 a gain in points", 2, ("promote.min_gain",), {"promote": {"model": "units", "min_gain": 5}}),
+    Case("R51 a guard in points", 2, ("evaluate.guards", "max_drop", "0.02"),
+         {"evaluate.guards": [{"metric": "exact_match", "max_drop": 2}]}),
+    Case("W9 modules that do not exist", 2, ("tuning.target", "query"), {"tuning.target": ["query", "value"]}),
+    Case("O11 one module that does not exist", 2, ("tuning.target", "nope"), {"tuning.target": ["q_proj", "nope"]}),
+    Case("O19 a base in four bits of GPTQ", 2, ("gptq",), {"model.base": "gptq"}),
+    Case("O19 a base in four bits of bitsandbytes", 2, ("bitsandbytes",), {"model.base": "bnb"}),
+    Case("O21 a turn with train: false", 0, (), MESSAGES,
+         [{"m": [*a["m"][:1], a["m"][1] | {"train": False}, *b["m"]]} for a,
+         b in zip(chats("hi #", "BAD"), chats("again", "good"), strict=True)], learned="good<|im_end|>"),
+    Case("W13 a metric that raises", 2, ("mine.py",),
+         {"evaluate.metrics": ["mine:broken"], "evaluate.primary": "mine:broken"}),
     Case("R44 UTF-16", 3, ("iconv -f UTF-16",), {}, lines(table()).decode().encode("utf-16")),
     Case("R44 a byte order mark and CRLF", 0, (), {}, b"\xef\xbb\xbf" + lines(table()).replace(b"\n", b"\r\n")),
     Case("R44 a semicolon between cells", 3, (";",), {"data.source.file": "rows.csv"},
@@ -311,6 +337,7 @@ VERDICTS = [
      scored(id=str, s=1, failed=lambda i: i < 1), ()),
     ("a quarter of the answers failed", 0, {"verdict": "cannot_tell", "failed": 10}, scored(id=str, s=0),
      scored(id=str, s=1, failed=lambda i: i < 10), ()),
+    ("R49 ids of two types", 3, ("`id`", "text", "number"), scored(id=lambda i: i, s=0), scored(id=str, s=1), ()),
 ]  # fmt: skip
 
 
@@ -325,9 +352,12 @@ def test_verdicts_of_files(case: tuple[int, Any, Rows, Rows, tuple[str, ...]], t
         assert {key: json.loads(done.out)[key] for key in expected} == expected
 
 
-HINDI = "\u0928\u092e\u0938\u094d\u0924\u0947"
 SCORED = [
     ("R61 neither text", 3, ("s.jsonl:1", "prediction"), "rougeL", lines([{"prediction": None, "reference": "a"}]),
+     "s.jsonl"),
+    ("R61 a JSON list", 3, ("JSONL",), "rougeL", json.dumps([{"prediction": "a", "reference": "a"}]).encode(),
+     "s.json"),
+    ("R61 compressed", 3, ("gzip",), "rougeL", gzip.compress(lines([{"prediction": "a", "reference": "a"}])),
      "s.jsonl"),
 ]  # fmt: skip
 
@@ -358,8 +388,8 @@ def finished(models: Callable[[str], Path], tmp_path_factory: pytest.TempPathFac
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("TUNESMITH_REGISTRY", str(folder / "registry"))
-        changes = {**PROMOTED, "data.system": "Be {s}.", "data.prompt": "Do: {q}"}
-        case = Case("", 0, changes=changes, rows=table(s="brief"))
+        changes = {**PROMOTED, "data.system": "Be brief.", "data.prompt": "Do: {q}"}
+        case = Case("", 0, changes=changes)
         run_recipe(write(case, models), out="runs/a")
     return folder
 
@@ -440,6 +470,12 @@ def test_o30_chat_answers_a_second_question(
     [
         ("O22 TRL's word", ("plan", "recipe.yaml", "train.per_device_train_batch_size=4"), 2,
          ("examples_per_step", "micro_batch")),
+        ("O03 a run's folder", ("generate", "runs/a", "--prompt", "hi", *ASK), 0, ()),
+        ("O22 a key without its section", ("plan", "recipe.yaml", "epochs=3"), 2, ("train.epochs",)),
+        ("O22 another word", ("plan", "recipe.yaml", "tuning.lora_r=4"), 2, ("rank",)),
+        ("O22 a file as --out", ("plan", "recipe.yaml", "--out", "rows.jsonl"), 2, ("rows.jsonl",)),
+        ("a name without its alias", ("plan", "recipe.yaml", "model.base=loop"), 2, ("loop@staging",)),
+        ("score without a file", ("score",), 2, ("FILE",)),
         ("two runs to compare", ("compare", "runs/a", "runs/b"), 2, ("compare",)),
     ],
 )  # fmt: skip
@@ -486,3 +522,110 @@ def test_r27_a_user_without_a_home_is_told_what_to_set(
     assert done.code in (0, 2), done.said
     assert done.code == 0 or "TUNESMITH_CACHE" in done.said
     assert tunesmith("models").code == 2
+
+
+def test_o33_equal_recipes_in_two_folders_are_two_runs(models: Callable[[str], Path], tunesmith: Command) -> None:
+    found = {}
+    for name, count in (("one", 40), ("two", 90)):
+        recipe = write(Case("", 0, rows=table(count)), models, Path(name))
+        assert tunesmith("prepare", recipe).code == 0
+        found[name] = json.loads(tunesmith("plan", recipe, "--json").out)
+        assert sum(found[name]["counts"].values()) == count
+    assert found["one"]["run"] != found["two"]["run"]
+
+
+def test_r31_a_linked_recipe_reads_one_file_of_rows(models: Callable[[str], Path], tunesmith: Command) -> None:
+    write(Case("", 0, rows=table(20)), models, Path("archive"))
+    write(Case("", 0, rows=table(40)), models, Path("now")).unlink()
+    link = Path("now/current.yaml")
+    link.symlink_to("../archive/recipe.yaml")
+    planned = json.loads(tunesmith("plan", link, "--json").out)["counts"]
+    shown = json.loads(tunesmith("show", link, "--rows", 99, "--json").out)
+    assert tunesmith("prepare", link, "--out", "runs/a").code == 0
+    written = json.loads(Path("runs/a/prepare/manifest.json").read_text())["counts"]
+    assert {split: written[split] for split in planned} == planned
+    assert len(shown) == planned["train"]
+
+
+@pytest.mark.parametrize("name", ["C#", "a@b", "100%", "[x] {y}", "run:1"])
+def test_r23_a_folder_of_any_name(
+    name: str, models: Callable[[str], Path], tunesmith: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / name)
+    assert tunesmith("run", write(Case("", 0), models), "--out", "runs/a").code == 0
+    assert tunesmith("generate", f"run:{tmp_path / name / 'runs/a'}", "--prompt", "hi", *ASK).code == 0
+
+
+def test_o34_a_renamed_project_goes_on(models: Callable[[str], Path], tunesmith: Command) -> None:
+    assert tunesmith("train", write(Case("", 0), models, Path("old")), "--out", "runs/a").code == 0
+    Path("old").rename("new")
+    trained = tree(Path("runs/a/train"))
+    assert tunesmith("run", "new/recipe.yaml", "--out", "runs/a").code == 0
+    assert tree(Path("runs/a/train")) == trained
+
+
+def test_o34_rows_are_not_needed_after_they_were_read(models: Callable[[str], Path], tunesmith: Command) -> None:
+    assert tunesmith("prepare", write(Case("", 0), models), "--out", "runs/a").code == 0
+    Path("rows.jsonl").unlink()
+    assert tunesmith("run", "runs/a").code == 0
+
+
+def test_a_moved_run_is_judged_and_promoted(moved: Path, tunesmith: Command) -> None:
+    shutil.rmtree(moved / "registry")
+    Path("rows.jsonl").unlink()
+    assert tunesmith("evaluate", "runs/a", "evaluate.rows=8").code == 0
+    assert tunesmith("promote", "runs/a").code == 0
+    assert tunesmith("generate", "loop@staging", "--prompt", "hi", *ASK).code == 0
+
+
+def test_r38_a_refused_override_leaves_every_file_as_it_was(moved: Path, tunesmith: Command) -> None:
+    before = tree(Path("runs/a"))
+    for verb in ("run", "train", "evaluate", "prepare", "plan"):
+        refused = tunesmith(verb, "runs/a", "train.learning_rate=5e-3")
+        assert refused.code == 2, (verb, refused.said)
+        assert "train.learning_rate" in refused.said
+        assert tree(Path("runs/a")) == before, verb
+    assert tunesmith("run", "runs/a").code == 0
+
+
+def test_o01_training_on_ones_own_alias_gives_a_chain(moved: Path, tunesmith: Command) -> None:
+    text = Path("recipe.yaml").read_text().replace("name: c\n", "name: again\n")
+    Path("again.yaml").write_text(
+        "\n".join("  base: loop@staging" if "base:" in one else one for one in text.splitlines())
+    )
+    assert tunesmith("run", "again.yaml", "--out", "runs/b").code == 0
+    assert json.loads(tunesmith("models", "loop", "--json").out)["moves"][-1]["to"] == 2
+    for name in ("loop@staging", "loop@2", "loop@1", "run:runs/b"):
+        assert tunesmith("generate", name, "--prompt", "hi", *ASK).code == 0, name
+    assert tunesmith("run", "again.yaml", "--out", "runs/b").code == 0
+    assert tunesmith("plan", "again.yaml").code == 0
+
+
+def test_o16_a_file_more_beside_the_base_changes_nothing(models: Callable[[str], Path], tunesmith: Command) -> None:
+    shutil.copytree(models("tiny"), "base")
+    write(Case("", 0, changes={**PROMOTED, "model.base": "base"}), models)
+    assert tunesmith("train", "recipe.yaml", "--out", "runs/a").code == 0
+    for name in ("README.md", ".DS_Store"):
+        Path("base", name).write_text("hello")
+    assert tunesmith("run", "recipe.yaml", "--out", "runs/a").code == 0
+    assert tunesmith("generate", "loop@staging", "--prompt", "hi", *ASK).code == 0
+
+
+def test_w4_generate_asks_as_the_recipe_does(moved: Path, tunesmith: Command) -> None:
+    Path("ask.jsonl").write_text('{"q": "hi"}\n')
+    found = []
+    for asking in (("--prompt", "hi"), ("--row", "q=hi"), ("--rows", "ask.jsonl")):
+        done = tunesmith("generate", "runs/a", *asking, *ASK, "--json")
+        assert done.code == 0, done.said
+        found.append(json.loads(done.out.strip().splitlines()[0]) if asking[0] == "--rows" else json.loads(done.out)[0])
+    assert len({one.get("answer", one.get("prediction")) for one in found}) == 1
+    assert all(part in found[-1]["prompt"] for part in ("Be brief.", "Do: hi"))
+
+
+def test_w7_what_only_judges_is_no_other_run(models: Callable[[str], Path], tunesmith: Command) -> None:
+    found = set()
+    for changes in ({}, {"evaluate.rows": 9}, PROMOTED, {"evaluate.metrics": ["exact_match", "bleu"]}):
+        recipe = write(Case("", 0, changes=changes), models)
+        found.add(json.loads(tunesmith("plan", recipe, "--json").out)["run"])
+    assert len(found) == 1

@@ -39,7 +39,9 @@ def why_empty(missing: Sequence[str], rows: Sequence[Kept], split: Split) -> str
     used = [row for row in rows if row.place is not None]
     groups = len({row.group for row in used})
     if groups == len(used):
-        return "give more rows, or raise data.split.valid and data.split.test"
+        raised = " and ".join(f"data.split.{name}" for name in missing)
+        lowered = "lower data.split.valid or data.split.test"
+        return f"give more rows, or {lowered if 'train' in missing else f'raise {raised}'}"
     kinds = "1 kind" if groups == 1 else f"{groups:,} kinds"
     stays = "" if split.by else ", or name what must stay together in data.split.by"
     return (
