@@ -3,8 +3,8 @@
 import json
 from collections.abc import Iterator
 
-from tunesmith.answering.questions import asked, chosen_of, questions_of
-from tunesmith.answering.room import check_room
+from tunesmith.answering.answerable import check_answerable
+from tunesmith.answering.questions import asked, chosen_of
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.records import Example
 from tunesmith.data.batches import TokenSet
@@ -100,14 +100,14 @@ def check_questions(recipe: Recipe, shapes: Shapes, codec: Codec, gathered: Gath
     """Yield warnings about the rows that will be answered for a metric.
 
     Raises:
-        RecipeError: so many have no room for an answer that there would be no verdict.
+        RecipeError: so many have no room for an answer, or nothing that the metric counts, that there would be no
+            verdict.
     """
     task = task_for(recipe.data, codec)
     for split, count in asked(recipe).items():
         lines = gathered.shelf.examples(gathered.places(split))
         examples, _ = chosen_of([Example.from_json(json.loads(line)) for line in lines], count, recipe.seed)
-        if warning := check_room(questions_of(examples, recipe, task, codec), shapes.positions, split):
-            yield warning
+        yield from check_answerable(recipe, task, codec, examples, positions=shapes.positions, split=split)
 
 
 def warnings_of(recipe: Recipe, base: ModelFolder, shapes: Shapes, codec: Codec) -> Iterator[str]:

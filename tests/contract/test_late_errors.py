@@ -30,7 +30,7 @@ _DAMAGE = "not before: a file was damaged after it was written"
 _MEMORY = "not before: how much memory a pass takes is estimated by plan and known when it runs out"
 
 _LATE: dict[str, tuple[str, ...]] = {
-    "answering/room.py check_room": ("plan tunesmith.beforehand:check_questions",),
+    "answering/answerable.py check_room": ("plan tunesmith.beforehand:check_questions",),
     "deliver/by_hand.py move_alias": ("verb: promote",),
     "deliver/by_hand.py promote_run": ("verb: promote",),
     "deliver/merge.py merge_model": ("verb: merge_model",) * 2,
@@ -70,6 +70,7 @@ _LATE: dict[str, tuple[str, ...]] = {
     "model/sharding.py _mesh": ("not before: machines differ from each other",),
     "model/sharding.py refuse_alone": (_MEMORY,),
     "model/sharding.py shard": ("not before: which modules are layers is known when the model is built",),
+    "scoring/blind.py check_sight": ("plan tunesmith.beforehand:check_questions",),
     "scoring/bootstrap.py Sample.score": ("not before: it follows from the answers",),
     "scoring/execution.py _Worker._start": ("not before: the system starts no process", _REHEARSED),
     "scoring/execution.py _check_database": (_REHEARSED,) * 2,
@@ -96,7 +97,7 @@ _LATE: dict[str, tuple[str, ...]] = {
     "scoring/standalone.py _rows": (_SCORE,) * 3,
     "scoring/standalone.py _text": (_SCORE,) * 4,
     "scoring/standalone.py _values": (_SCORE,),
-    "scoring/standalone.py score_file": (_SCORE,) * 3,
+    "scoring/standalone.py score_file": (_SCORE,) * 4,
     "scoring/verdict.py _check_rows": ("plan tunesmith.data.gather:gather", _ARGUMENTS),
     "scoring/verdict.py _check_settings": (_ARGUMENTS,) * 3,
     "scoring/verdict.py _check_weights": (_ARGUMENTS, "not before: no row has a token to score"),

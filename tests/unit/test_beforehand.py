@@ -112,3 +112,16 @@ def test_a_file_where_the_run_needs_a_folder_is_told_by_plan_and_run(tmp_path: P
                 act(path, out=out)
             assert refused.value.exit_code == 2
     assert taken.read_text() == "a file"
+
+
+def test_a_metric_without_anything_to_count_is_refused_beforehand(tmp_path: Path, tiny: Path) -> None:
+    path = write_recipe(tmp_path, tiny)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({**json.loads(line), "answer": ":-)"}) + "\n" for line in rows.open()))
+    with pytest.raises(RecipeError, match="8 of 8 rows") as caught:
+        plan_run(path)
+    assert caught.value.where == "evaluate.primary"
+    with pytest.raises(RecipeError, match="8 of 8 rows"):
+        run_recipe(path, out=tmp_path / "run")
+    [warning] = plan_run(path, ["evaluate.primary=exact_match"]).warnings
+    assert "rougeL" in warning

@@ -4,8 +4,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from tunesmith.answering.answerable import check_room
 from tunesmith.answering.questions import SAMPLES, Questions, questions_of, rows_of
-from tunesmith.answering.room import check_room
 from tunesmith.answering.scorer import Scorer
 from tunesmith.core import interrupt
 from tunesmith.core.errors import RecipeError

@@ -14,6 +14,7 @@ from tunesmith.core.errors import DataError, RecipeError
 from tunesmith.scoring.json_answers import json_field_f1, json_valid
 from tunesmith.scoring.own import is_own, own_metrics
 from tunesmith.scoring.rouge import ROUGE_NAMES, is_rouge, rouge
+from tunesmith.scoring.words import is_other_script, spaced
 
 References = Sequence[Sequence[str]]  # any of a row's strings is right
 Metric = Callable[[Sequence[str], References, Path | None], list[float]]
@@ -150,7 +151,13 @@ def bleu(predictions: Sequence[str], references: References, _: Path | None = No
     """
     from sacrebleu.metrics.bleu import BLEU
 
-    return _by_sacrebleu(BLEU(effective_order=True), predictions, references)
+    metric = BLEU(effective_order=True)
+    rows: list[tuple[str, list[str]]] = []
+    for one, right in zip(predictions, references, strict=True):
+        # Of scripts without spaces every character is a word, as sacrebleu's tokenizer `zh` has it.
+        apart = any(is_other_script(text) for text in right)
+        rows.append((spaced(one), [spaced(text) for text in right]) if apart else (one, list(right)))
+    return _by_sacrebleu(metric, [one for one, _ in rows], [right for _, right in rows])
 
 
 def chrf(predictions: Sequence[str], references: References, _: Path | None = None) -> list[float]:

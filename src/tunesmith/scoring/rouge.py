@@ -1,6 +1,7 @@
 """ROUGE (Lin 2004, "ROUGE: A Package for Automatic Evaluation of Summaries"): F1 of a prediction and a reference.
 
-Words are those of the package rouge-score, without stemming: runs of a-z and 0-9, so text in other scripts scores 0.
+Words are those of the package rouge-score, without stemming: runs of a-z and 0-9. References in other scripts are read
+as `words.py` says.
 
 | name | what both texts have in common | counted as |
 |---|---|---|
@@ -23,12 +24,17 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+from tunesmith.core.progress import say
+from tunesmith.scoring.common_subsequence import common_length, common_places
+from tunesmith.scoring.words import Words, words_of
+
 Score = Callable[[str, str], float]
 """(prediction, reference) -> 0..1."""
 
 ROUGE_NAMES = ("rouge1", "rouge2", "rougeL", "rougeLsum", "rougeW", "rougeS", "rougeSU")
 WEIGHT = 1.2
 SKIP = 4
+_ANNOUNCED = 100_000_000  # pairs of words; about a minute
 _N = re.compile(r"rouge([1-9][0-9]*)")
 
 
@@ -38,30 +44,46 @@ def is_rouge(name: str) -> bool:
 
 
 def rouge(name: str) -> Score:
-    """Return the ROUGE of a name that `is_rouge` knows."""
+    """Return the ROUGE of a name that `is_rouge` knows; what a word is follows from the reference's script."""
+    score = _rouge(name)
+    return lambda prediction, reference: score(prediction, reference, words_of(reference))
+
+
+def _rouge(name: str) -> Callable[[str, str, Words], float]:
     if found := _N.fullmatch(name):
         n = int(found[1])
-        return lambda prediction, reference: _overlap(_ngrams(prediction, n), _ngrams(reference, n))
-    if name == "rougeW":
-        return _weighted
+        return lambda prediction, reference, words: _overlap(
+            _ngrams(words(prediction), n), _ngrams(words(reference), n)
+        )
     if name in ("rougeS", "rougeSU"):
-        words = name == "rougeSU"
-        return lambda prediction, reference: _overlap(_pairs(prediction, words), _pairs(reference, words))
-    return _by_rouge_score(name)
+        each = name == "rougeSU"
+        return lambda prediction, reference, words: _overlap(
+            _pairs(words(prediction), each), _pairs(words(reference), each)
+        )
+    return {"rougeW": _weighted, "rougeL": _longest, "rougeLsum": _longest_by_line}[name]
 
 
-def _by_rouge_score(name: str) -> Score:
-    from rouge_score.rouge_scorer import RougeScorer
+def _longest(prediction: str, reference: str, words: Words) -> float:
+    """Return ROUGE-L, as rouge-score computes it."""
+    ours, theirs = words(prediction), words(reference)
+    common = common_length(ours, theirs)
+    return _f1(common / len(ours), common / len(theirs)) if common else 0.0
 
-    scorer = RougeScorer([name], use_stemmer=False)
-    return lambda prediction, reference: float(scorer.score(reference, prediction)[name].fmeasure)
 
-
-def _words(text: str) -> list[str]:
-    from rouge_score.tokenize import tokenize
-
-    found: list[str] = tokenize(text, None)
-    return found
+def _longest_by_line(prediction: str, reference: str, words: Words) -> float:
+    """Return ROUGE-Lsum, as rouge-score computes it: a word is a hit at most as often as both texts have it."""
+    ours = [found for line in prediction.split("\n") if line and (found := words(line))]
+    theirs = [found for line in reference.split("\n") if line and (found := words(line))]
+    left, wanted = (Counter(word for line in lines for word in line) for lines in (ours, theirs))
+    hits = 0
+    for sentence in theirs:
+        for place in sorted(set[int]().union(*(common_places(sentence, line) for line in ours))):
+            word = sentence[place]
+            if left[word] > 0 and wanted[word] > 0:
+                left[word] -= 1
+                wanted[word] -= 1
+                hits += 1
+    return _f1(hits / sum(map(len, ours)), hits / sum(map(len, theirs))) if hits else 0.0
 
 
 def _f1(precision: float, recall: float) -> float:
@@ -73,14 +95,12 @@ def _overlap(ours: Counter[tuple[str, ...]], theirs: Counter[tuple[str, ...]]) -
     return _f1(common / ours.total(), common / theirs.total()) if common else 0.0
 
 
-def _ngrams(text: str, n: int) -> Counter[tuple[str, ...]]:
-    words = _words(text)
+def _ngrams(words: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
     return Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1))
 
 
-def _pairs(text: str, with_words: bool) -> Counter[tuple[str, ...]]:
+def _pairs(words: Sequence[str], with_words: bool) -> Counter[tuple[str, ...]]:
     """Count the pairs of words with at most `SKIP` others between, and each word but the last where wanted."""
-    words = _words(text)
     found: Counter[tuple[str, ...]] = Counter()
     for i, word in enumerate(words[:-1]):
         found.update((word, other) for other in words[i + 1 : i + SKIP + 2])
@@ -93,10 +113,12 @@ def _weight(length: float) -> float:
     return float(length**WEIGHT)
 
 
-def _weighted(prediction: str, reference: str) -> float:
+def _weighted(prediction: str, reference: str, words: Words) -> float:
     """Return ROUGE-W. A word is a hit at most as often as the prediction has it, whichever lines it is in."""
-    ours = [_words(line) for line in prediction.split("\n")]
-    theirs = [_words(line) for line in reference.split("\n")]
+    ours = [words(line) for line in prediction.split("\n")]
+    theirs = [words(line) for line in reference.split("\n")]
+    if (pairs := sum(map(len, ours)) * sum(map(len, theirs))) > _ANNOUNCED:
+        say(f"rougeW compares {pairs / 1e6:,.0f} million pairs of words of one row, which takes minutes")
     left = Counter(word for line in ours for word in line)
     hits = 0.0
     for sentence in theirs:

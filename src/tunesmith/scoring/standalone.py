@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.core.errors import DataError, RecipeError
+from tunesmith.scoring.blind import blind_rows, blind_text
 from tunesmith.scoring.metrics import LIKELIHOOD, TOKENS, is_share, score, share_hint
 from tunesmith.scoring.metrics import higher_is_better as known_direction
 from tunesmith.scoring.row_scores import Settings, compare, failed_text, from_tokens
@@ -20,6 +21,7 @@ _COMPRESSED = {
     b"\x1f\x8b": ("gzip", "gunzip -k"), b"\x28\xb5\x2f\xfd": ("zstd", "unzstd"), b"BZh": ("bzip2", "bunzip2 -k"),
     b"\xfd7zXZ": ("xz", "unxz -k"), b"PK\x03\x04": ("zip", "unzip"),
 }  # fmt: skip
+_PLACE = re.compile(r"references\[(\d+)\]")
 Rows = list[tuple[int, dict[str, Any]]]
 """Line number and row."""
 
@@ -29,10 +31,12 @@ def score_file(
 ) -> dict[str, Any]:
     """Score the rows {"prediction", "reference"} of a JSONL file; return {rows, mean, values}, values row by row.
 
+    If a metric is blind on some references, such as ROUGE on those without a word, `warnings` say so.
+
     Raises:
-        DataError: the file is unreadable, or a row lacks one of the two.
+        DataError: the file is unreadable, or a row lacks one of the two, or a metric refuses a reference.
     """
-    predictions, references = [], []
+    predictions, references, lines = [], [], []
     for number, row in _rows(file):
         for key in ("prediction", "reference"):
             if key not in row:
@@ -44,15 +48,26 @@ def score_file(
             raise DataError("`reference` is not text or a list of texts", where=f"{file}:{number}")
         predictions.append(row["prediction"])
         references.append(row["reference"])
-    values = score(predictions, references, metrics, database=database, folder=folder)
+        lines.append(number)
+    try:
+        values = score(predictions, references, metrics, database=database, folder=folder)
+    except DataError as error:  # a metric knows the place in a list, its user the line of a file
+        if (place := _PLACE.fullmatch(error.where or "")) is None:
+            raise
+        where = f"{file}:{lines[int(place[1])]}"
+        raise DataError(f"`reference` {error.message}", where=where, hint=error.hint) from error
     mean = {name: sum(column) / len(column) for name, column in values.items()}
-    return {"rows": len(predictions), "mean": mean, "values": values}
+    blind = {name: len(blind_rows(name, references)) for name in values}
+    warnings = [blind_text(name, count, len(references)) for name, count in blind.items() if count]
+    found = {"rows": len(predictions), "mean": mean, "values": values}
+    return {**found, "warnings": warnings} if warnings else found
 
 
 def score_text(result: dict[str, Any]) -> str:
     """Return the means of `score_file` as lines."""
     lines = [f"{name:14} {value:.4f}" for name, value in result["mean"].items()]
-    return "\n".join([*lines, f"{'rows':14} {result['rows']}"])
+    warnings = [f"warning: {text}" for text in result.get("warnings", ())]
+    return "\n".join([*lines, f"{'rows':14} {result['rows']}", *warnings])
 
 
 def verdict_of_files(

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from tunesmith.answering.questions import asked, questions_of, rows_of
-from tunesmith.answering.room import check_room
+from tunesmith.answering.answerable import check_answerable
+from tunesmith.answering.questions import asked, rows_of
 from tunesmith.core import interrupt
 from tunesmith.core.errors import Interrupted, ProcessLost, RecipeError
 from tunesmith.core.files import complete_lines, digest_of, json_line, out_of_space_explained, seal_folder, write_text
@@ -215,11 +215,11 @@ def _extremes(run: RunDir) -> tuple[int, int]:
 
 
 def _check_answers(recipe: Recipe, run: RunDir, codec: Codec, positions: int) -> None:
-    """Say how many rows have no room for an answer; raise RecipeError if there would be no verdict after training."""
+    """Say which rows cannot be answered or scored; raise RecipeError if there would be no verdict after training."""
     task = task_for(recipe.data, codec)
     for split, count in asked(recipe).items():
         examples, _ = rows_of(run, split, count, recipe.seed)
-        if warning := check_room(questions_of(examples, recipe, task, codec), positions, split):
+        for warning in check_answerable(recipe, task, codec, examples, positions=positions, split=split):
             say(f"warning: {warning}")
 
 

@@ -361,3 +361,18 @@ def test_ids_of_different_types_are_told(judged: Callable[..., Row]) -> None:
     assert "and text in" in caught.value.message
     with pytest.raises(DataError, match="2 rows are in one file only"):
         judged(scored(BASE, id=[*numbers[:9], 90]), scored(TUNED, id=numbers))
+
+
+def test_a_metric_that_is_blind_on_references_is_warned_of(write: Write) -> None:
+    rows = [{"prediction": "yes", "reference": "yes"}, {"prediction": ":-)", "reference": ":-)"}]
+    found = score_file(write(rows), ["rougeL", "exact_match"])
+    assert len(found["warnings"]) == 1
+    assert "1 of 2" in score_text(found)
+    assert "warnings" not in score_file(write(rows), ["exact_match"])
+
+
+def test_a_reference_that_a_metric_refuses_is_told_with_its_line(write: Write) -> None:
+    file = write('{"prediction": "{}", "reference": "{}"}\n\n{"prediction": "{}", "reference": "no"}\n')
+    with pytest.raises(DataError, match="is not JSON") as caught:
+        score_file(file, ["json_field_f1"])
+    assert caught.value.where == f"{file}:3"

@@ -2,8 +2,8 @@
 
 import pytest
 
+from tunesmith.answering.answerable import check_room
 from tunesmith.answering.questions import Questions
-from tunesmith.answering.room import check_room
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.records import Example
 

@@ -1,8 +1,35 @@
-"""Whether a model has room for answers: if its positions do not hold a prompt and `max_new_tokens`, the row fails."""
+"""Whether rows can be answered and answers scored: asked before training, or a verdict would rest on nothing."""
 
-from tunesmith.answering.questions import Questions
+from collections.abc import Sequence
+
+from tunesmith.answering.questions import Questions, questions_of
 from tunesmith.core.errors import RecipeError
+from tunesmith.core.records import Example
+from tunesmith.recipe.schema import Recipe
+from tunesmith.scoring.blind import check_sight
+from tunesmith.scoring.metrics import LIKELIHOOD, expand
 from tunesmith.scoring.row_scores import MOST_FAILED, too_many_failed
+from tunesmith.tasks.base import Task
+from tunesmith.tasks.tokenizer import Codec
+
+
+def check_answerable(
+    recipe: Recipe, task: Task, codec: Codec, examples: Sequence[Example], *, positions: int | None, split: str
+) -> list[str]:
+    """Return warnings about rows that will be answered: no room for an answer, or nothing for a metric to count.
+
+    Args:
+        positions: how many the model knows; None if it has no limit, or if that is not known.
+
+    Raises:
+        RecipeError: so many rows have no room, or nothing to count, that there would be no verdict.
+    """
+    room = check_room(questions_of(examples, recipe, task, codec), positions, split)
+    names = recipe.evaluate.metrics if split == "test" else recipe.train.valid_metrics
+    metrics = expand([name for name in names if name not in (*LIKELIHOOD, "loss")])
+    primary = recipe.evaluate.primary if split == "test" else recipe.train.choose_by
+    references = [task.reference(example.turns) for example in examples]
+    return [*([room] if room else []), *check_sight(metrics, references, primary=primary, split=split)]
 
 
 def check_room(questions: Questions, positions: int | None, split: str = "test") -> str | None:
