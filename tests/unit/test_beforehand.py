@@ -32,7 +32,7 @@ def test_rows_with_tokens_beyond_the_embedding_are_refused_by_plan_and_by_train(
     assert _grow_tokenizer(base, "number") == 321  # a word that every row has
     path = write_recipe(tmp_path, base)
     for act in (plan_run, lambda recipe: run_recipe(recipe, out=tmp_path / "run")):
-        with pytest.raises(RecipeError, match="uses token 320, and the model's embedding has 320 rows"):
+        with pytest.raises(RecipeError, match="writes token 320, and its embedding has 320 rows"):
             act(path)
 
 

@@ -64,9 +64,12 @@ def rehearse(
                 rows = _references(task, gathered, split, count, recipe.seed)
                 limit = seconds if name not in own or seconds is not None else _SECONDS_OF_OWN
                 done = _called(name, own.get(name), rows, database, limit)
-                total = len({row.entry.id for row in gathered.used[split]})
+                total = min(count, len({row.entry.id for row in gathered.used[split]}))
                 if name in _CHOOSY and done < total:
-                    notes.append(f"{name} has read {done:,} of {total:,} references of {split}; `prepare` reads all")
+                    notes.append(
+                        f"{name} has read the references of {done:,} of {total:,} {split} rows that will be answered; "
+                        "`prepare` reads all of them before training"
+                    )
     return notes
 
 

@@ -97,21 +97,22 @@ def refuse_tokens_beyond(highest: int, rows: int, *, where: str) -> None:
     """
     if highest >= rows:
         raise RecipeError(
-            f"uses token {highest}, and the model's embedding has {rows} rows, for tokens 0 to {rows - 1}",
+            f"its tokenizer writes token {highest}, and its embedding has {rows} rows, for tokens 0 to {rows - 1}",
             where=where,
             hint="tokenizer and weights are not of one model: tokens were added without resizing the embedding; "
             "take the model that the tokenizer was made for, or save it after `resize_token_embeddings`",
         )
 
 
-def refuse_targets_nowhere(target: Sequence[str], modules: Iterable[str]) -> None:
+def refuse_targets_nowhere(target: Sequence[str], modules: Iterable[str], *, perhaps: Sequence[str] = ()) -> None:
     """Raise RecipeError for each name of `tuning.target` that matches no module; peft minds only if none does.
 
     Args:
         modules: the names of all modules that have weights, as paths.
+        perhaps: names of modules that the model may have as well.
     """
     names = list(modules)
-    lost = [wanted for wanted in target if not any(_matches(wanted, name) for name in names)]
+    lost = [wanted for wanted in target if not any(_matches(wanted, name) for name in (*names, *perhaps))]
     if lost:
         known = sorted({name.rpartition(".")[2] for name in names})
         raise RecipeError(
@@ -134,7 +135,8 @@ def check_targets(folder: Path, shapes: Shapes, target: Sequence[str]) -> None:
     tensors = tensor_shapes(folder)
     named = {name for name, _ in shapes.linear()} if shapes.known or not tensors else set()
     stored = {name.removesuffix(".weight"): len(shape) for name, shape in tensors.items() if name.endswith(".weight")}
-    refuse_targets_nowhere(target, [*sorted({*named, *stored}), *_OUTPUTS, *(() if stored else _EMBEDDINGS)])
+    perhaps = (*_OUTPUTS, *(() if stored else _EMBEDDINGS))
+    refuse_targets_nowhere(target, sorted({*named, *stored}), perhaps=perhaps)
     vectors = [name for name, dimensions in stored.items() if dimensions < 2]
     for wanted in target:
         if any(_matches(wanted, name) for name in vectors) and not any(

@@ -61,6 +61,16 @@ def test_references_of_valid_rows_are_read_for_valid_metrics(tmp_path: Path, tin
     assert refused.value.where == "rows.jsonl:5"
 
 
+def test_plan_says_which_references_it_had_no_time_for(
+    tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = _write(tmp_path, tiny, [json.dumps({"k": i}) for i in range(40)], "json_field_f1")
+    monkeypatch.setattr("tunesmith.preflight._SECONDS_OF_A_METRIC", 0.0)
+    assert plan_run(path).warnings == (), "eight are read, and two will be answered"
+    [told] = plan_run(path, ["evaluate.rows=20"]).warnings
+    assert "8 of 20 test rows" in told
+
+
 OWN = {
     "raises on one reference": ("[1 / (r != 'two') for r in rs]", "division by zero.*rows.jsonl:10"),
     "raises on an empty answer": ("[float(len(p.split()[0]) > 0) for p in ps]", "the answer ''.*rows.jsonl:"),
@@ -89,8 +99,8 @@ def test_a_metric_that_needs_several_rows_is_not_refused(tmp_path: Path, tiny: P
 def test_a_slow_metric_is_called_on_a_few_rows_only(tmp_path: Path, tiny: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "import pathlib, time\ndef f(ps, rs):\n    time.sleep(0.4)\n"
-        "    calls = pathlib.Path(__file__).with_name('calls').open('a')\n"
-        "    print(len(rs), file=calls, flush=True)\n    return [1.0] * len(ps)\n"
+        "    with pathlib.Path(__file__).with_name('calls').open('a') as calls:\n"
+        "        print(len(rs), file=calls)\n    return [1.0] * len(ps)\n"
     )
     path = _write(tmp_path, tiny, [f"answer {i}" for i in range(99)], "mine:f")
     plan_run(path)

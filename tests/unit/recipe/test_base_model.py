@@ -80,7 +80,7 @@ def test_embedding_rows_are_those_of_the_weights(folder: Path) -> None:
 
 def test_tokens_beyond_the_embedding_are_refused_from_the_first() -> None:
     refuse_tokens_beyond(319, 320, where="model")
-    with pytest.raises(RecipeError, match="uses token 320"):
+    with pytest.raises(RecipeError, match="writes token 320"):
         refuse_tokens_beyond(320, 320, where="model")
 
 
@@ -106,6 +106,7 @@ def test_one_wrong_name_among_right_ones_is_told(folder: Path, target: Sequence[
     with pytest.raises(RecipeError, match=told) as refused:
         check_targets(folder, shapes_of(folder), target)
     assert refused.value.where == "tuning.target"
+    assert "embed_out" not in (refused.value.hint or ""), "only names that the model has are suggested"
 
 
 def test_without_weights_the_architecture_tells_the_names(folder: Path) -> None:
