@@ -17,16 +17,20 @@ LIKELIHOODS = {"metrics": ["perplexity", "token_accuracy"], "primary": "perplexi
 QLORA = {"method": "qlora", "rank": 4, "alpha": 8}
 
 
-@pytest.mark.parametrize("bits", [4, 8])
-def test_a_run_ends_in_the_registry_and_is_used_as_it_was_trained(tmp_path: Path, tiny: Path, bits: int) -> None:
+@pytest.mark.parametrize(("bits", "processor"), [(4, "fp32"), (4, "bf16"), (8, "fp32")], indirect=["processor"])
+def test_a_run_ends_in_the_registry_and_is_used_as_it_was_trained(
+    tmp_path: Path, tiny: Path, bits: int, processor: str
+) -> None:
     import torch
 
     from tunesmith.model.adapters import open_model
     from tunesmith.model.load import machine
 
+    model = {"base": str(tiny)}  # in the precision of the processor
     file = recipe(
         tmp_path,
         tiny,
+        model=model,
         tuning={**QLORA, "bits": bits},
         evaluate=LIKELIHOODS,
         promote={"model": "small", "min_gain": 0.0},
@@ -36,7 +40,7 @@ def test_a_run_ends_in_the_registry_and_is_used_as_it_was_trained(tmp_path: Path
     words = "int8" if bits == 8 else "nf4 with double quantization"
     verdict = read_json(run.verdict)
     assert verdict["verdict"] == "better"
-    assert verdict["conditions"] == {"precision": "fp32", "quantization": words, "chat_markup": None}
+    assert verdict["conditions"] == {"precision": processor, "quantization": words, "chat_markup": None}
     assert f"base and tuned both answered on weights in {words}" in verdict["reasons"]
     assert words in run.report.read_text(encoding="utf-8")
     facts = run.manifest("train") or {}
@@ -46,12 +50,12 @@ def test_a_run_ends_in_the_registry_and_is_used_as_it_was_trained(tmp_path: Path
     for reference in (f"run:{run.path}", "small@staging", str(resolve("small@staging").path)):
         found = resolve(reference)
         assert read_json(found.path / CARD)["quantization"]["bits"] == bits
-        model = open_model(found, machine("fp32"))
-        assert any(type(module).__name__ == kind for module in model.modules())
+        opened = open_model(found, machine())
+        assert any(type(module).__name__ == kind for module in opened.modules())
         assert isinstance(open_chatter(reference).ask("Say one and cat.", max_new_tokens=4), str)
 
     # The base was asked on quantized weights too: its perplexity is not that of the whole weights.
-    plain = run_recipe(recipe(tmp_path, tiny, evaluate=LIKELIHOODS), out=tmp_path / "plain")
+    plain = run_recipe(recipe(tmp_path, tiny, model=model, evaluate=LIKELIHOODS), out=tmp_path / "plain")
     assert read_json(plain.verdict)["primary"]["base"] != verdict["primary"]["base"]
     assert "quantization" not in read_json(plain.verdict)["reasons"][-1]
 

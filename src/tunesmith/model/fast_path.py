@@ -16,7 +16,7 @@ from tunesmith.model.gated_mlp import keep_two
 from tunesmith.model.load import Machine, let_go_of_the_file
 from tunesmith.model.lora_linear import as_peft_computes
 from tunesmith.model.lora_stack import seeing_readers, stack
-from tunesmith.model.out_of_memory import is_out_of_memory
+from tunesmith.model.out_of_memory import free_memory, is_out_of_memory
 from tunesmith.model.parts import part
 from tunesmith.model.sharding import agreed, is_sharded, refuse_alone
 from tunesmith.model.token_loss import token_loss
@@ -53,8 +53,7 @@ def take_fast_path(model: Any, tokens: TokenSet, pad_id: int, on: Machine) -> di
             if groups and is_sharded(model):  # what is put together must be there as a whole
                 refused["stacked adapters"] = "the layers are divided over processes"
             elif groups:
-                let_go_of_the_file(model)  # or it would stay resident beside the weights that are put together
-                ways["stacked adapters"] = lambda: stack(groups)
+                ways["stacked adapters"] = lambda: _stacked(model, groups)
             if _why_not(lambda: _take_all(ways.values()), model, batch, on, plain):
                 for name, take in ways.items():  # which of them is it?
                     if reason := _why_not(take, model, batch, on, plain):
@@ -67,7 +66,15 @@ def take_fast_path(model: Any, tokens: TokenSet, pad_id: int, on: Machine) -> di
     finally:
         model.zero_grad(set_to_none=True)
         model.train(was_training)
+        free_memory()  # where weights were before they were put together, and what the proof held
     return refused
+
+
+def _stacked(model: Any, groups: list[list[Any]]) -> Callable[[], None]:
+    """Stack adapters; the file of the weights would stay resident beside those that were put together."""
+    undo = stack(groups)
+    let_go_of_the_file(model)
+    return undo
 
 
 def _take_all(ways: Iterable[Way]) -> Callable[[], None]:

@@ -145,9 +145,14 @@ def stored_dtype(model: ModelFolder) -> torch.dtype | None:
 
 
 def let_go_of_the_file(model: Any) -> None:
-    """Copy the weights that are kept as they were: each is a view of the whole file, which stays resident with it."""
+    """Copy the weights that are still memory of the mapped file, so that the file does not stay resident.
+
+    Weights that were converted or put together are memory of their own. Copies of those would only leave their old
+    places behind as free pieces.
+    """
     for weight in model.parameters():
-        if weight.device.type == "cpu" and weight.dtype.is_floating_point:
+        of_the_file = not weight.untyped_storage().resizable()
+        if weight.device.type == "cpu" and weight.dtype.is_floating_point and of_the_file:
             weight.data = weight.data.clone()
 
 

@@ -27,10 +27,15 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def free_memory() -> None:
-    """Give back what nothing holds any more, such as the tensors of a failed pass."""
+    """Give back what nothing holds any more, such as the tensors of a failed pass.
+
+    The C library keeps freed memory between what is still in use; glibc's malloc_trim(3) returns whole pages of it.
+    """
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def give_back_at_once() -> None:

@@ -3,7 +3,6 @@
 import functools
 import importlib
 import importlib.util
-import logging
 import math
 import warnings
 from typing import Any
@@ -99,8 +98,6 @@ def require_quantization(quantization: Quantization, device: torch.device, compu
             where="tuning.method",
             hint=f"{install_hint('qlora')}; or use `method: lora`",
         )
-    # It warns for every product that it computes in fp16, which nobody can change, and that a faster kernel exists.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         layers: Any = importlib.import_module("bitsandbytes.nn")
         _read_blocks_across_rows()

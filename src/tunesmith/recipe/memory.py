@@ -19,9 +19,10 @@ _MOMENT_BYTES = {"adamw": 8.0, "adamw_8bit": 2 + 2 * 4 / 256, "adafactor": 0.0, 
 # torch, transformers, peft, a tokenizer and Python themselves, resident: measured, docs/memory.md. Not on a GPU.
 _LIBRARIES_GIB = 0.46
 # On a processor the C library's heap keeps freed memory in pieces between what is kept: that much more is resident than
-# what layers and loss hold. Measured, docs/memory.md. The gradients of all weights fill the pieces, and with
-# checkpointed activations freed memory is given back at once.
-_IN_PIECES = 0.3
+# what layers and loss hold, by bytes of a number in products. Measured, docs/memory.md. In bf16 oneDNN repacks what it
+# multiplies, between what layers keep. The gradients of all weights fill the pieces, and with checkpointed activations
+# freed memory is given back at once.
+_IN_PIECES = {4: 0.3, 2: 0.5}
 # Tokens whose logits are held at once.
 CHUNK = 128
 _KEPT_ALREADY = ("attended", "rectified")
@@ -133,7 +134,7 @@ def memory_of(
         optimizer=moments_gib(recipe, trainable - trained_elsewhere),
         activations=activations / _GIB,
         logits=logits / _GIB,
-        in_pieces=0.0 if whole_heap else _IN_PIECES * (activations + logits) / _GIB,
+        in_pieces=0.0 if whole_heap else _IN_PIECES[compute_bytes] * (activations + logits) / _GIB,
         libraries=0.0 if on_gpu else _LIBRARIES_GIB,
         loading=0.0 if on_gpu else loading / _GIB,
         offloaded=_offloaded_gib(recipe, shapes, parts, kept_bytes) if offloaded else 0.0,

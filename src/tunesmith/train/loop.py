@@ -23,7 +23,7 @@ from tunesmith.core.records import StepReport
 from tunesmith.data.batches import Batch, TokenSet, rows_of_step
 from tunesmith.data.micro_batches import Division
 from tunesmith.model.load import Machine
-from tunesmith.model.out_of_memory import Fitting
+from tunesmith.model.out_of_memory import Fitting, free_memory
 from tunesmith.model.parallel import Group, hearing_others
 from tunesmith.model.sharding import passes
 from tunesmith.model.token_loss import token_loss
@@ -113,6 +113,8 @@ def train_steps(setup: Setup, optimizer: torch.optim.Optimizer, *, first_step: i
         optimizer.zero_grad(set_to_none=True)
         tokens = int(setup.tokens.lengths[rows].sum())
         moving = time.monotonic() - began if setup.machine.device.type == "cpu" else None
+        if step == first_step:  # the optimizer's state now stands between pieces of memory that the pass has freed
+            free_memory()
         yield StepReport(step + 1, loss, rate, norm, tokens, trained, loss_scale=scale, update_seconds=moving)
 
 
