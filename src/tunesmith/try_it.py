@@ -313,16 +313,12 @@ def _reference(task: Task, row: Row) -> dict[str, str]:
 
 
 def announce(chatter: Chatter, reference: str) -> None:
-    """Say on stderr if a model is not asked through a prompt that it was trained with."""
-    if chatter.is_trained_prompt and not isinstance(chatter.data, TextData):
-        return
+    """Say on stderr if a model is not asked through a prompt template that it was trained with."""
     if isinstance(chatter.data, TextData):
-        how = "continues the text as it is; no template is applied"
-    else:
-        how = "was not tuned by tunesmith; no prompt template is applied" + (
-            ", only its own chat template" if chatter.keeps_turns else ""
-        )
-    say(f"note: {reference} {how}")
+        say(f"note: {reference} continues the text as it is; no template is applied")
+    elif not chatter.is_trained_prompt:
+        how = "is asked through its chat template alone" if chatter.keeps_turns else "is asked by the text as it is"
+        say(f"note: {reference} {how}; it brings no prompt template")
 
 
 def converse(chatter: Chatter, *, max_new_tokens: int | None) -> None:
