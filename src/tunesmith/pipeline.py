@@ -16,6 +16,7 @@ from tunesmith.core.places import cache_root, check_writable, registry_root
 from tunesmith.core.progress import clock, say
 from tunesmith.core.ranks import place
 from tunesmith.core.rundir import RunDir
+from tunesmith.data.recipe_files import keep_recipe_files
 from tunesmith.recipe.hardware import cores
 from tunesmith.recipe.schema import Recipe
 from tunesmith.runs import open_run, write_origin
@@ -77,6 +78,7 @@ def _run(
         held.enter_context(only_writer(run.lock))
         held.enter_context(interrupt.watched(patient=others is not None))
         write_origin(loaded, run, Path(recipe), overrides)
+        keep_recipe_files(loaded, run)
         _write_environment(run)
         remove_leftovers(run.path)
         trackers = held.enter_context(Followers(loaded.track, run, loaded.model_dump(mode="json")))

@@ -12,6 +12,7 @@ import os
 import platform
 import re
 import shutil
+import stat
 import time
 import uuid
 from collections.abc import Iterable, Iterator
@@ -29,6 +30,7 @@ _OUT_OF_SPACE = {
 # safetensors and tokenizers, which are written in Rust, tell the system's error in their text alone.
 _RUST_ERROR = re.compile(r"\(os error (\d+)\)")
 _RANDOM = "[0-9a-f]" * 8
+_PRIVATE = 0o600
 # `json.dumps` would make an encoder anew for every value.
 _canonical = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 _line = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
@@ -176,9 +178,15 @@ def new_folder(final: Path, **facts: Any) -> Iterator[Path]:
 
 
 def seal_folder(folder: Path, **facts: Any) -> dict[str, Any]:
-    """Fsync every file below a folder and write its manifest last; return the manifest."""
+    """Fsync every file below a folder and write its manifest last; return the manifest.
+
+    Files become as readable as the folder: safetensors and tempfile leave theirs to their owner alone.
+    """
+    readable = stat.S_IMODE(folder.stat().st_mode) & 0o666
     for path in folder.rglob("*"):
         if path.is_file():
+            if stat.S_IMODE(path.stat().st_mode) == _PRIVATE:
+                path.chmod(readable)
             with path.open("rb") as file:
                 os.fsync(file.fileno())
         else:

@@ -9,6 +9,8 @@ from tunesmith.core.errors import DataError
 from tunesmith.recipe.schema import Recipe
 
 GENERATED_SHOP = "generated:shop-sql"
+KEPT_DATABASE = "evaluate.database.kept"
+"""What the copy in a run's `recipe_files` is called, wherever the recipe's database is."""
 
 
 def database_file(recipe: Recipe, folder: Path) -> Path | None:
@@ -21,6 +23,8 @@ def database_file(recipe: Recipe, folder: Path) -> Path | None:
     if name is None or name == GENERATED_SHOP:
         return None
     path = folder / name
+    if (kept := folder / KEPT_DATABASE).exists():
+        return kept
     if not path.exists():
         raise DataError("no such database", where=str(path), hint="evaluate.database is relative to the recipe")
     return path

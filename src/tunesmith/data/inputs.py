@@ -29,6 +29,7 @@ def inputs(recipe: Recipe, run: RunDir) -> dict[str, Any]:
 
 def _source(recipe: Recipe, run: RunDir) -> str:
     done = run.manifest("prepare")
-    if done is not None and not sources_are_there(recipe.data.source, folder=run.origin):
+    commits = (done or {}).get("commits")
+    if done is not None and not sources_are_there(recipe.data.source, folder=run.origin, commits=commits):
         return str(done["inputs"]["source"])
-    return digest_sources(recipe.data.source, folder=run.origin)
+    return digest_sources(recipe.data.source, folder=run.origin, commits=commits)

@@ -12,6 +12,7 @@ from tunesmith.data.gather import Gathered, gather
 from tunesmith.data.inputs import inputs
 from tunesmith.data.rehearsal import rehearse
 from tunesmith.data.shelf import Shelf
+from tunesmith.data.sources import commits_of
 from tunesmith.data.token_view import token_view
 from tunesmith.data.trained_rows import TRAINED_ROWS, write_trained_rows
 from tunesmith.fetch.reference import base_of, pinned_base
@@ -43,7 +44,7 @@ def prepare(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     progress.close()
     rehearse(recipe, task, gathered, folder=run.origin)
     facts = {"stage": "prepare", "inputs": stated, "seconds": round(time.monotonic() - began, 3), **gathered.facts()}
-    facts["base"] = pinned_base(run, base)
+    facts |= {"base": pinned_base(run, base), "commits": commits_of(recipe.data.source, folder=run.origin)}
     with new_folder(run.stage("prepare"), **facts) as folder:
         _write(folder, gathered, codec)
         write_trained_rows(folder / TRAINED_ROWS, (str(row.entry.id) for row in gathered.used["train"]), base)

@@ -1,7 +1,7 @@
 """Rows from files, the hub or the built-in generator: one shape, exact values, and where each row stands."""
 
 import difflib
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -117,21 +117,34 @@ def _renamed(row: Row, names: dict[str, str]) -> Row:
     return replace(row, values=values)
 
 
-def digest_sources(sources: Sources, *, folder: Path) -> str:
+def digest_sources(sources: Sources, *, folder: Path, commits: Mapping[str, str] | None = None) -> str:
     """Return a digest of all that determines the rows: bytes of files, commit of a dataset, code of a generator.
 
     A dataset whose commit nobody can tell now (no connection, not in the cache) is known by its reference alone.
 
+    Args:
+        sources: the recipe's.
+        folder: what relative paths are relative to.
+        commits: of datasets that are pinned, by the name of the source; the hub is not asked about them.
+
     Raises:
         DataError: a file is missing or unreadable, or the dataset does not exist.
     """
-    found = [_facts(source, folder) for source in named_sources(sources).values()]
+    found = [_facts(source, folder, (commits or {}).get(name)) for name, source in named_sources(sources).items()]
     return digest_of(found[0] if len(found) == 1 else found)
 
 
-def sources_are_there(sources: Sources, *, folder: Path) -> bool:
-    """Return whether rows can be read now: all files exist, and datasets can be reached or are cached."""
-    return all(_is_there(source, folder) for source in named_sources(sources).values())
+def commits_of(sources: Sources, *, folder: Path) -> dict[str, str]:
+    """Return the commits that the datasets of the hub have now, by the name of the source, as far as they are known."""
+    hub = {name: source for name, source in named_sources(sources).items() if isinstance(source, HubSource)}
+    found = {name: hub_revision(source, folder=folder) for name, source in hub.items()}
+    return {name: commit for name, commit in found.items() if commit is not None}
+
+
+def sources_are_there(sources: Sources, *, folder: Path, commits: Mapping[str, str] | None = None) -> bool:
+    """Return whether rows can be compared now: all files exist, and datasets are pinned, cached or can be reached."""
+    named = named_sources(sources).items()
+    return all(name in (commits or {}) or _is_there(source, folder) for name, source in named)
 
 
 def _is_there(source: Source, folder: Path) -> bool:
@@ -155,7 +168,7 @@ def keep_copies(sources: Sources, *, folder: Path) -> None:
             keep_copy(source, folder=folder)
 
 
-def _facts(source: Source, folder: Path) -> dict[str, Any]:
+def _facts(source: Source, folder: Path, pinned: str | None) -> dict[str, Any]:
     facts: dict[str, Any]
     if isinstance(source, FileSource):
         facts = {"files": [[file.kind, digest(file.path)] for file in files_of(source, folder)]}
@@ -163,7 +176,7 @@ def _facts(source: Source, folder: Path) -> dict[str, Any]:
         facts = {"hub": source.hub, "config": source.config, "split": source.split}
         if local := local_dataset(source, folder):
             facts["hub"] = {path.relative_to(local).as_posix(): digest(path) for path in visible_files(local)}
-        elif commit := hub_revision(source, folder=folder):
+        elif commit := pinned or hub_revision(source, folder=folder):
             facts["commit"] = commit
         else:
             facts["unresolved"] = source.revision

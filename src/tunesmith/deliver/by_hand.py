@@ -8,7 +8,7 @@ from tunesmith.core.errors import RecipeError
 from tunesmith.core.files import only_writer
 from tunesmith.core.rundir import RunDir
 from tunesmith.deliver.mirror import mirror
-from tunesmith.deliver.promote import promote
+from tunesmith.deliver.promote import check_promotion, promote
 from tunesmith.recipe.load import load_recipe
 from tunesmith.registry.gate import check_gate
 from tunesmith.registry.store import Registry
@@ -25,6 +25,7 @@ def promote_run(folder: Path, *, force: bool, reason: str | None) -> dict[str, A
     if run.manifest("evaluate") is None:
         raise RecipeError("has not been evaluated", where=str(folder), hint=f"tunesmith evaluate {quote(str(folder))}")
     recipe = load_recipe(run.resolved_recipe)
+    check_promotion(recipe, run, force=force, reason=reason)
     with only_writer(run.lock):
         return promote(recipe, run, force=force, reason=reason)
 

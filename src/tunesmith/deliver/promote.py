@@ -10,7 +10,7 @@ from tunesmith.core.progress import say
 from tunesmith.core.rundir import RunDir
 from tunesmith.deliver.mirror import mirror
 from tunesmith.fetch.reference import ModelFolder, tuned_of
-from tunesmith.recipe.schema import Recipe
+from tunesmith.recipe.schema import Promote, Recipe
 from tunesmith.registry.gate import check_gate
 from tunesmith.registry.store import Registry
 
@@ -24,6 +24,17 @@ def inputs(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     }
 
 
+def check_promotion(
+    recipe: Recipe, run: RunDir, *, force: bool = False, reason: str | None = None
+) -> tuple[Promote, dict[str, Any]]:
+    """Return what is to be promoted where and by which verdict; raise as `promote` does. Writes nothing."""
+    if recipe.promote is None:
+        raise RecipeError("has no `promote` section", where=str(run.resolved_recipe))
+    verdict: dict[str, Any] = read_json(run.verdict)
+    check_gate(verdict, force=force, reason=reason)
+    return recipe.promote, verdict
+
+
 def promote(recipe: Recipe, run: RunDir, *, force: bool = False, reason: str | None = None) -> dict[str, Any]:
     """Add the tuned model to the registry and move the recipe's alias to it; return the manifest.
 
@@ -31,13 +42,10 @@ def promote(recipe: Recipe, run: RunDir, *, force: bool = False, reason: str | N
         VerdictRefused: the verdict does not allow it, and it is not forced with a reason.
         RecipeError: the recipe has no `promote` section.
     """
-    if recipe.promote is None:
-        raise RecipeError("has no `promote` section", where=str(run.resolved_recipe))
+    target, verdict = check_promotion(recipe, run, force=force, reason=reason)
     stated = inputs(recipe, run)
-    verdict = read_json(run.verdict)
-    check_gate(verdict, force=force, reason=reason)
     tuned = tuned_of(run)
-    registry, target = Registry.default(), recipe.promote
+    registry = Registry.default()
     facts = {
         "recipe": recipe.model_dump(mode="json"),
         **_base_of(tuned, recipe, registry),

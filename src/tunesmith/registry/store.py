@@ -96,6 +96,8 @@ class Registry:
         check_alias(alias)
         if forced and not (reason or "").strip():
             raise RecipeError("a forced move needs a reason", where=f"{name}@{alias}")
+        with self._database.reading() as catalog:  # so that a refusal makes no registry
+            catalog.version(name, version)
         with self._database.writing() as catalog:
             catalog.version(name, version)
             before = catalog.aliases(name).get(alias)
@@ -114,6 +116,8 @@ class Registry:
         """
         check_name(name)
         check_alias(alias)
+        with self._database.reading() as catalog:  # so that a refusal makes no registry
+            catalog.require(name)
         with self._database.writing() as catalog:
             way = trail(catalog.moves(name, alias))
             if not way:
@@ -192,6 +196,8 @@ class Registry:
             RecipeError: there is no such version, or an alias points at it.
         """
         check_name(name)
+        with self._database.reading() as catalog:  # so that a refusal makes no registry
+            catalog.version(name, version)
         with self._objects.in_use():
             with self._database.writing() as catalog:
                 found = catalog.version(name, version)

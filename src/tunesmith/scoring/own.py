@@ -7,6 +7,7 @@ Naming a function runs its module: the recipe of somebody else is code of somebo
 Installed packages go before what lies in `folder`, so that nothing there can take a library's place.
 """
 
+import ast
 import importlib
 import inspect
 import math
@@ -111,6 +112,39 @@ class OwnMetric:
 def source_file(name: str, folder: Path | None) -> Path | None:
     """Return the file in `folder` that holds a metric, None where there is none and a package must have it."""
     return None if folder is None else _file_of(_parts(name)[0], folder)
+
+
+def source_files(name: str, folder: Path) -> list[Path]:
+    """Return the files in `folder` that a metric of the user's own runs: its module, and those that it imports.
+
+    A package counts with all its files. Empty if `name` is no such metric or a package of Python's has it.
+    """
+    found: dict[Path, None] = {}
+    modules = [_parts(name)[0]] if is_own(name) else []
+    while modules:
+        module = modules.pop()
+        top = folder / module.partition(".")[0]
+        file = _file_of(top.name, folder) or _file_of(module, folder)
+        if file is None or file in found:
+            continue
+        files = [file] if file.parent == folder else sorted(top.rglob("*"))
+        for path in files:
+            if path.is_file() and "__pycache__" not in path.parts:
+                found[path] = None
+                modules += _imported(path)
+    return list(found)
+
+
+def _imported(file: Path) -> list[str]:
+    """Return the modules that a Python file names in its imports, wherever they stand; none if it is not Python."""
+    if file.suffix != ".py":
+        return []
+    try:
+        nodes = list(ast.walk(ast.parse(file.read_bytes())))
+    except (SyntaxError, ValueError):  # importing it tells
+        return []
+    plain = [one.name for node in nodes if isinstance(node, ast.Import) for one in node.names]
+    return plain + [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
 
 
 def _file_of(module: str, folder: Path) -> Path | None:

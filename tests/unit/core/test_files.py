@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -534,3 +535,21 @@ def test_a_text_never_takes_the_place_of_a_folder_or_a_device(tmp_path: Path) ->
         assert (caught.value.code, caught.value.where) == ("wrong-path", str(place))
     assert sorted(tmp_path.iterdir()) == [folder, pipe]
     assert pipe.is_fifo()
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
+def test_sealed_files_are_as_readable_as_the_umask_allows(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        with new_folder(tmp_path / "made") as folder:
+            (folder / "deep").mkdir()
+            for name in ("weights.safetensors", "deep/more.safetensors"):
+                (folder / name).write_text("x")
+                (folder / name).chmod(0o600)  # as safetensors leaves them
+            (folder / "sealed").write_text("x")
+            (folder / "sealed").chmod(0o444)  # as the registry's objects are
+    finally:
+        os.umask(before)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "made").rglob("*") if path.is_file()}
+    assert modes.pop("sealed") == 0o444
+    assert set(modes.values()) == {0o666 & ~umask}

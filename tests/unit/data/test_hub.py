@@ -12,7 +12,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before `datasets` is imported
 
 from tunesmith.core.errors import DataError, RecipeError
 from tunesmith.data.hub import hub_revision
-from tunesmith.data.sources import digest_sources, keep_copies, read_rows
+from tunesmith.data.sources import commits_of, digest_sources, keep_copies, read_rows, sources_are_there
 from tunesmith.recipe.rows import HubSource
 
 COMMIT = "a" * 40
@@ -220,3 +220,22 @@ def test_the_digest_of_a_dataset_is_that_of_its_commit(tmp_path: Path, monkeypat
     assert digest("main") == digest(None) == digest(COMMIT) != unresolved
     answer(monkeypatch, "b" * 40)
     assert digest("main") == digest("b" * 40) != digest(COMMIT)
+
+
+@pytest.mark.parametrize("name", ["[x]", "a::b", "a*b", "what?", "a#b", "100%", "a b"])
+def test_a_dataset_s_folder_may_have_any_name(tmp_path: Path, dataset: Path, name: str) -> None:
+    dataset.rename(tmp_path / name)
+    assert [row.values["a"] for row in read_rows(hub(f"./{name}"), folder=tmp_path)] == [1, 2]
+
+
+def test_a_dataset_that_is_pinned_is_not_asked_about(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer(monkeypatch, COMMIT)
+    commits = commits_of(hub("me/set"), folder=tmp_path)
+    before = digest_sources(hub("me/set"), folder=tmp_path)
+    assert commits == {"me/set[train]": COMMIT}
+    for later in ("b" * 40, ConnectionError("no network")):  # the branch moved, or nobody can tell
+        answer(monkeypatch, later)
+        assert digest_sources(hub("me/set"), folder=tmp_path, commits=commits) == before
+        assert digest_sources(hub("me/set"), folder=tmp_path) != before
+        assert sources_are_there(hub("me/set"), folder=tmp_path, commits=commits)
+    assert not sources_are_there(hub("me/set"), folder=tmp_path)

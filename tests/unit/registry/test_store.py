@@ -1,5 +1,6 @@
 """The registry: versions are only added, aliases move by compare-and-swap, and no crash or damage goes unnoticed."""
 
+import contextlib
 import fcntl
 import json
 import multiprocessing
@@ -808,3 +809,17 @@ def test_processes_at_once_get_versions_of_their_own(registry: Registry) -> None
     assert registry.current("viggo", "staging") == log[-1].after
     add(registry, "last")
     assert_sound(registry)
+
+
+def test_a_refusal_makes_no_registry(tmp_path: Path) -> None:
+    store = Registry(tmp_path / "none")
+    for refused in (
+        lambda: store.rollback("m", "staging"),
+        lambda: store.move("m", "staging", 1, verdict=None, reason=None),
+        lambda: store.delete("m", 1),
+        lambda: store.resolve("m@1"),
+        store.models,
+    ):
+        with contextlib.suppress(RecipeError):
+            refused()
+        assert list(tmp_path.iterdir()) == []
