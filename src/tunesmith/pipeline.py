@@ -19,7 +19,7 @@ from tunesmith.core.rundir import RunDir
 from tunesmith.data.recipe_files import keep_recipe_files
 from tunesmith.recipe.hardware import cores
 from tunesmith.recipe.schema import Recipe
-from tunesmith.runs import open_run, write_origin
+from tunesmith.runs import open_run, runs_elsewhere, write_origin
 from tunesmith.scoring.own import own_metrics
 from tunesmith.stages import EVALUATE, PREPARE, PROMOTE, STAGES, Stage, is_done, wanted_stages
 from tunesmith.track.followers import Followers
@@ -74,6 +74,8 @@ def _run(
     loaded, run = open_run(Path(recipe), overrides, out)
     check_beforehand(loaded, run, until)
     done = stages_done(loaded, run, until)
+    if out is None and (other := runs_elsewhere(loaded, run, run.origin)):
+        say(f"a new run begins in {run}; to continue the one of another folder: tunesmith run {other}")
     with ExitStack() as held:
         held.enter_context(only_writer(run.lock))
         held.enter_context(interrupt.watched(patient=others is not None))

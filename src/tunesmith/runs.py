@@ -142,6 +142,18 @@ def _at(settings: Any, key: str) -> str:
     return repr(settings)
 
 
+def runs_elsewhere(recipe: Recipe, run: RunDir, folder: Path) -> Path | None:
+    """Return the run of a recipe that began from another current folder: the recipe's own, or one above it."""
+    if run.environment.exists():
+        return None
+    for place in (folder, *folder.parents):
+        name = digest_of([identity(recipe), os.path.relpath(folder, place)])[:8]
+        found = place / "runs" / recipe.name / name
+        if found.is_dir() and not _is_same(found, run.path):
+            return Path(os.path.relpath(found))
+    return None
+
+
 def write_origin(recipe: Recipe, run: RunDir, file: Path, overrides: Sequence[str] = ()) -> None:
     """Write what the run starts from: the recipe as typed and resolved, and where it is. Call it after all checks."""
     if file.is_dir():

@@ -15,7 +15,7 @@ from tunesmith.core.rundir import RunDir
 from tunesmith.deliver.by_hand import promote_run
 from tunesmith.fetch.reference import CARD, resolve
 
-PROMOTE = {"model": "tiny", "min_gain": -1.0}
+PROMOTE = {"model": "tiny", "min_gain": -2.0}
 METRIC = "from helper import one\ndef fn(predictions, references):\n    return [one] * len(predictions)\n"
 
 
@@ -36,11 +36,13 @@ def project(tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 
 
 def write(folder: Path, **changes: Any) -> Path:
-    evaluate = {"metrics": ["metric:fn", "exact_match", "execution"], "primary": "metric:fn", "rows": 4,
+    evaluate = {"metrics": ["metric:fn", "exact_match", "execution"], "primary": "metric:fn", "rows": 8,
                 "max_new_tokens": 2, "database": "db.sqlite"}  # fmt: skip
+    data = {"source": {"file": "rows.jsonl"}, "task": "chat", "prompt": "{question}", "response": "SELECT '{answer}'",
+            "split": {"valid": 0.15, "test": 0.2}}  # fmt: skip
     sections = {
-        "model": {"base": "../models/tiny", "precision": "fp32"}, "train": {"learning_rate": 0.01, "max_steps": 1},
-        "evaluate": evaluate, "promote": PROMOTE,
+        "data": data, "model": {"base": "../models/tiny", "precision": "fp32"},
+        "train": {"learning_rate": 0.01, "max_steps": 1}, "evaluate": evaluate, "promote": PROMOTE,
     }  # fmt: skip
     return recipe(folder, Path("unused"), **{**sections, **changes})
 
@@ -59,8 +61,8 @@ def test_a_run_is_judged_and_promoted_at_another_place(project: Path, tmp_path: 
     shutil.unpack_archive(archive, tmp_path / "other" / "deep" / "run")
     moved = RunDir(tmp_path / "other" / "deep" / "run")
 
-    run_recipe(moved.path, ["evaluate.rows=3"])
-    assert read_json(moved.verdict)["primary"]["rows"] == 3
+    run_recipe(moved.path, ["evaluate.rows=7"])
+    assert read_json(moved.verdict)["primary"]["rows"] == 7
     assert {name: data for name, (_, data) in snapshot(moved.stage("train")).items()} == {
         name: data for name, (_, data) in trained.items()
     }

@@ -111,6 +111,20 @@ def test_a_renamed_folder_with_other_rows_is_another_run(project: Path, tmp_path
     assert prepared_rows(again) == 41
 
 
+def test_a_run_that_began_from_another_folder_is_named(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = run_recipe(project, until="prepare").path.resolve()
+    (tmp_path / "sub").mkdir()
+    monkeypatch.chdir(tmp_path / "sub")
+    capsys.readouterr()
+    second = run_recipe("../exp/recipe.yaml", until="prepare").path.resolve()
+    assert second != first
+    assert f"tunesmith run {os.path.relpath(first)}" in capsys.readouterr().err
+    run_recipe("../exp/recipe.yaml", until="prepare")
+    assert "another folder" not in capsys.readouterr().err
+
+
 def test_a_moved_project_keeps_its_runs(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = run_recipe(project, until="prepare")
     monkeypatch.chdir("/")

@@ -1,9 +1,7 @@
 """Datasets on the hub, or folders laid out like one: which commit is meant, and its rows."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from tunesmith.core.errors import DataError, RecipeError
@@ -40,26 +38,20 @@ def hub_rows(source: HubSource, folder: Path, label: str) -> Iterator[tuple[str,
     from datasets import load_dataset
 
     local = local_dataset(source, folder)
+    if local and (mark := next((mark for mark in ("[", "]", "::") if mark in str(local)), None)):
+        raise DataError(
+            f"is in a folder whose path has `{mark}`, which the `datasets` library takes for a pattern",
+            where=source.hub,
+            hint="name its files under `file:`, or move the folder",
+        )
+    reference = str(local) if local else _reference(source)
     commit = None if local else _commit(source)
-    with _plainly_named(local) as place, library_errors_told(label):
-        reference = str(place) if place else _reference(source)
+    with library_errors_told(label):
         splits = load_dataset(reference, name=source.config, revision=commit, streaming=True)
         if source.split not in splits:
             raise DataError(f"there is no split `{source.split}`", where=label, hint=f"splits: {', '.join(splits)}")
         for number, values in enumerate(splits[source.split], 1):
             yield f"{label} row {number}", dict(values)
-
-
-@contextmanager
-def _plainly_named(folder: Path | None) -> Iterator[Path | None]:
-    """Give a folder under a name that `datasets` does not take for a pattern or for a chain of file systems."""
-    if folder is None or not (set("*?[]") & set(str(folder)) or "::" in str(folder)):
-        yield folder
-        return
-    with TemporaryDirectory() as place:
-        link = Path(place) / "dataset"
-        link.symlink_to(folder, target_is_directory=True)
-        yield link
 
 
 def keep_copy(source: HubSource, *, folder: Path) -> None:
