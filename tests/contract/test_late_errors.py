@@ -35,7 +35,7 @@ _LATE: dict[str, tuple[str, ...]] = {
     "deliver/by_hand.py promote_run": ("verb: promote",),
     "deliver/merge.py merge_model": ("verb: merge_model",) * 2,
     "deliver/mirror.py mirror": ("not before: another service did not answer after the version was stored",),
-    "deliver/promote.py promote": ("verb: promote, as `run` leaves the stage out without the section",),
+    "deliver/promote.py check_promotion": ("verb: promote, as `run` leaves the stage out without the section",),
     "model/adapter_set.py AdapterSet.__init__": (_ADAPTERS,),
     "model/adapter_set.py AdapterSet._known": (_ADAPTERS,),
     "model/adapter_set.py AdapterSet.combine": (_ADAPTERS,) * 3,
