@@ -89,16 +89,20 @@ def test_progress_is_lines_with_the_time_left(
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     shown = Progress("train", total=30, start=10)
     shown.update(11, "loss 1.0")
-    now[0] += 20  # 20 s for the 2 steps that this process took
-    shown.update(12, "loss 0.9")
-    shown.doing("validating, 1 of 9 rows")  # so soon after a line it need not be said
+    now[0] += 20  # 20 s for 1 step: too little to predict from
+    shown.update(11, "loss 1.0")
+    shown.update(13, "loss 0.9")
+    now[0] += 10  # 30 s for the 4 steps that this process took
+    shown.update(14, "loss 0.9")
+    shown.doing("validating, 1 of 9 rows")  # too soon after the last line to print another
     shown.update(30)
     shown.doing("validating, 2 of 9 rows")
     now[0] += 20
     shown.doing("validating, 8 of 9 rows")
     shown.close()
     assert capsys.readouterr().err.splitlines() == [
-        "train 12/30 steps  loss 0.9  3m 00s left",
+        "train 11/30 steps  loss 1.0",
+        "train 14/30 steps  loss 0.9  2m 00s left",
         "train 30/30 steps",
         "train 30/30 steps  validating, 8 of 9 rows",
     ]
