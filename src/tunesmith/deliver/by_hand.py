@@ -12,6 +12,7 @@ from tunesmith.deliver.promote import check_promotion, promote
 from tunesmith.recipe.load import load_recipe
 from tunesmith.registry.gate import check_gate
 from tunesmith.registry.store import Registry
+from tunesmith.scoring.verdict import in_words
 
 
 def promote_run(folder: Path, *, force: bool, reason: str | None) -> dict[str, Any]:
@@ -92,6 +93,5 @@ def _primary(verdict: Any) -> str:
     if not isinstance(verdict, dict) or "primary" not in verdict:
         return "no verdict"
     p = verdict["primary"]
-    return (
-        f"{verdict['verdict']}: {p['metric']} {p['base']:.4g} -> {p['tuned']:.4g} [{p['low']:+.4g}, {p['high']:+.4g}]"
-    )
+    word, interval = in_words({**p, "verdict": verdict["verdict"]}), f"[{p['low']:+.4g}, {p['high']:+.4g}]"
+    return f"{word}: {p['metric']} {p['base']:.4g} -> {p['tuned']:.4g} {interval}"

@@ -14,7 +14,7 @@ from tunesmith.scoring.blind import blind_rows, blind_text
 from tunesmith.scoring.metrics import LIKELIHOOD, TOKENS, is_share, score, share_hint
 from tunesmith.scoring.metrics import higher_is_better as known_direction
 from tunesmith.scoring.row_scores import Settings, compare, failed_text, from_tokens
-from tunesmith.scoring.verdict import what_would_settle
+from tunesmith.scoring.verdict import in_words, what_would_settle
 
 _KINDS = {int: "a number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
 _COMPRESSED = {
@@ -126,18 +126,12 @@ def _check_min_gain(metric: str, min_gain: float, sides: Sequence[Sequence[dict[
 
 def verdict_text(result: dict[str, Any]) -> str:
     """Return a verdict as a sentence, and what has to be known to read it."""
-    word = {"better": "better", "not_better": "not better", "cannot_tell": "cannot tell"}[result["verdict"]]
-    if result["min_gain"] < 0 and not (result["verdict"] == "better" and result["low"] > 0):
-        word = {"better": "not worse", "not_better": "worse", "cannot_tell": "cannot tell whether worse"}[
-            result["verdict"]
-        ]
-        word += f" by more than {-result['min_gain']:g} (non-inferiority)"
     direction = "" if result["higher_is_better"] else " (lower is better)"
     rows = f"{result['rows']} rows"
     if result["groups"] < result["rows"]:
         rows += f" in {result['groups']} groups"
     lines = [
-        f"{word}: {result['metric']} {result['base']:.4f} -> {result['tuned']:.4f}{direction}, gain "
+        f"{in_words(result)}: {result['metric']} {result['base']:.4f} -> {result['tuned']:.4f}{direction}, gain "
         f"{result['gain']:+.4f} [{result['low']:+.4f}, {result['high']:+.4f}] at {result['confidence']:.0%}, {rows}"
     ]
     if result["rows_needed"]:

@@ -118,11 +118,21 @@ def what_would_settle(found: Mapping[str, Any]) -> str:
     """Say how many rows, or groups of rows, would settle a verdict that has the fields of `Verdict`."""
     groups, rows, needed = found["groups"], found["rows"], found["groups_needed"]
     what = "rows" if groups == rows else "groups"
-    if groups < (fewest := fewest_units(found["confidence"])):
-        text = f"fewer than {fewest} {what} cannot settle anything; it takes about {needed:,}"
-    else:
-        text = f"about {needed:,} {what} would settle it"
+    text = f"about {needed:,} {what} would settle it"
+    if groups < (fewest := fewest_units(found["confidence"])):  # the spread of so few is a rough guess
+        text = f"at least {fewest} {what} are needed to settle it" + (
+            f", here about {needed:,}" if needed > fewest else ""
+        )
     return text if groups == rows else f"{text}; more rows of the same {groups:,} groups would not"
+
+
+def in_words(found: Mapping[str, Any]) -> str:
+    """Return the verdict in words: with a negative `min_gain` it is one about not being worse (non-inferiority)."""
+    verdict, min_gain = str(found["verdict"]), found.get("min_gain") or 0.0
+    if min_gain >= 0 or (verdict == "better" and found["low"] > 0):
+        return {"not_better": "not better", "cannot_tell": "cannot tell"}.get(verdict, verdict)
+    words = {"better": "not worse", "not_better": "worse", "cannot_tell": "cannot tell whether worse"}
+    return f"{words.get(verdict, verdict)} by more than {-min_gain:g} (non-inferiority)"
 
 
 def _units_needed(sample: Sample, gain: float, min_gain: float, interval: Interval, confidence: float) -> int | None:

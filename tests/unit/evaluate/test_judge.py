@@ -2,15 +2,18 @@
 
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from tunesmith.core.errors import DataError
+from tunesmith.core.files import write_jsonl
 from tunesmith.evaluate.judge import judge
 from tunesmith.recipe.schema import Recipe, Split
 from tunesmith.registry.gate import refusals
+from tunesmith.scoring.standalone import verdict_of_files
 from tunesmith.scoring.verdict import paired_verdict
 
 ROWS = 60
@@ -283,3 +286,18 @@ def test_above_a_share_of_failed_rows_there_is_no_verdict() -> None:
     guarded = recipe(["rougeL", "perplexity"], "perplexity", guards=[{"metric": "rougeL", "max_drop": 0.5}])
     [guard] = judge(guarded, failing(lines(1), range(4)), lines(2, nll=1.0), groups=GROUPS)["guards"]
     assert guard["passed"] is False
+
+
+def test_the_files_of_a_run_give_its_own_interval(tmp_path: Path) -> None:
+    metrics = ["rougeL", "perplexity", "token_accuracy"]
+    groups = [str(row % 20) for row in range(ROWS)]
+    base, tuned = failing(lines(1), range(2)), lines(2, shift=0.05, nll=1.9)
+    files = []
+    for name, found in (("base", base), ("tuned", tuned)):
+        files.append(tmp_path / f"{name}.jsonl")
+        write_jsonl(files[-1], [{"group": group, **line} for group, line in zip(groups, found, strict=True)])
+    judged = judge(recipe(metrics, "rougeL"), base, tuned, groups=groups)["metrics"]
+    for name in metrics:
+        alone = verdict_of_files(*files, metric=name, min_gain=0.0, confidence=0.95, seed=5)
+        for key in ("base", "tuned", "gain", "low", "high", "rows", "groups", "rows_needed"):
+            assert alone[key] == judged[name][key], (name, key)

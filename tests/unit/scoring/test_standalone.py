@@ -253,6 +253,7 @@ def test_few_groups_are_settled_by_groups_and_never_by_rows(judged: Callable[...
         return
     assert (found["verdict"], found["groups_needed"], found["rows_needed"]) == ("cannot_tell", 6, 300)
     assert f"{50 * groups} rows in {groups} groups" in verdict_text(found)
+    assert "at least 6 groups" in verdict_text(found)
     assert "300 rows" not in verdict_text(found)
 
 
