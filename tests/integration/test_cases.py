@@ -192,6 +192,7 @@ def half(one: Any, other: Any) -> Callable[[int], Any]:
     return lambda i: one if i % 2 else other
 
 
+HAPPY = "\u6211\u4eca\u5929\u5f88\u9ad8\u5174"
 ROUGE = {"evaluate.metrics": ["rougeL"], "evaluate.primary": "rougeL"}
 SYSTEM = {"role": "system", "content": ""}
 CONTROL = "spell control tokens of this model, such as <|im_end|>"
@@ -226,6 +227,8 @@ PLANNED = [
     Case("R13 a list in Python's notation", 3, ("json.dumps",), {**MESSAGES, "data.source.file": "rows.csv"},
          b"m\n" + b"".join(b"\"[{'role': 'user', 'content': 'x %d'}]\"\n" % i for i in range(40)), "rows.csv"),
     Case("R15 a pattern", 3, ("patterns are not read", "rows.jsonl"), {"data.source.file": "*.jsonl"}),
+    Case("R16 ROUGE and Chinese", 0, (), ROUGE, table(a=lambda i: HAPPY[i % 3 :])),
+    Case("R16 ROUGE and emoji", 2, ("evaluate.primary", "chrf"), ROUGE, table(a="\U0001f600")),
     Case("R21 backslashes in double quotes", 2, ("a form feed",), {"data.system": "Use \frac."}),
     Case("O25 doubled braces around a column", 0, ("{{a}}",), {"data.prompt": "{{a}} {q}"}),
     Case("O25 doubled braces alone", 2, ("{q}, with single braces",), {"data.prompt": "{{ q }}"}),
@@ -354,6 +357,8 @@ def test_verdicts_of_files(case: tuple[int, Any, Rows, Rows, tuple[str, ...]], t
 
 SCORED = [
     ("R61 neither text", 3, ("s.jsonl:1", "prediction"), "rougeL", lines([{"prediction": None, "reference": "a"}]),
+     "s.jsonl"),
+    ("R16 ROUGE of Chinese", 0, ("1.0000",), "rougeL", lines([{"prediction": HAPPY, "reference": HAPPY}] * 3),
      "s.jsonl"),
     ("R61 a JSON list", 3, ("JSONL",), "rougeL", json.dumps([{"prediction": "a", "reference": "a"}]).encode(),
      "s.json"),
