@@ -213,6 +213,8 @@ PLANNED = [
     Case("R04 content in parts", 3, ("is a list",), MESSAGES, chats([{"type": "text", "text": "x"}], "y")),
     Case("R04 content that is a number", 3, ("is a number",), MESSAGES, chats(5, "y")),
     Case("R05 calls of tools", 3, ("`tool_calls`",), MESSAGES, chats("hi #", None, tool_calls=[{"id": "1"}])),
+    Case("R05 calls of tools beside tools", 3, ("`tool_calls`",), MESSAGES,
+         [{**row, "tools": [{"name": "f"}]} for row in chats("hi #", None, tool_calls=[{"id": "1"}])]),
     Case("R05b tools beside messages", 3, ("`tools`", "rows.jsonl:1"), MESSAGES,
          [{**row, "tools": [{"name": "f"}]} for row in chats("hi #", "x")]),
     Case("a name of a message", 3, ("`name`",), MESSAGES, chats("hi #", "x", name="Ann")),
@@ -238,7 +240,7 @@ PLANNED = [
     Case("O21 a turn that is not to be learned", 0, (), MESSAGES,
          [{"m": [*chats("a #", "BAD", weight=0)[i]["m"], *row["m"]]} for i, row in enumerate(chats("b #", "good"))],
          learned="good<|im_end|>"),
-    Case("O27 rows that ask the same", 3, ("1 kind", "data.split.column"), {}, table(q="Say it")),
+    Case("O27 rows that ask the same", 3, ("only 1 prompt", "data.split.column"), {}, table(q="Say it")),
     Case("O04 thoughts that are learned", 3, ("rewrites the conversation",), {**MESSAGES, "model.base": "thinking"},
          chats("hi #", "<think>so</think>x", "and?", "y")),
     Case("O04 thoughts that are not learned", 0, (), {

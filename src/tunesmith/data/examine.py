@@ -130,8 +130,8 @@ class Tally:
             raise DataError(
                 f"{total} of {asked} rows cannot be used, more than data.max_dropped_fraction "
                 f"({recipe.data.max_dropped_fraction:g}) allows: {reasons}",
-                hint=f"{'; '.join(hints) or 'correct the rows'}{self._length()}; "
-                "or raise data.max_dropped_fraction to do without them",
+                hint=f"{'; '.join(hints) or 'correct the rows'}{self._length()}"
+                + ("; or raise data.max_dropped_fraction to do without them" if total < asked else ""),
             )
 
     def spelled(self) -> dict[str, Any]:
@@ -175,7 +175,6 @@ def examine_row(recipe: Recipe, task: Task, row: Row) -> list[Examined]:
     try:
         if broken := broken_rule(recipe.data.filters, row):
             return [Examined(Entry(row.number, row.where, row.source, "filtered", reason=broken), None, None)]
-        _refuse_tools(recipe, row)
         return _used(recipe, task, row)
     except MissingColumn as error:  # where all rows lack it, reading them ends with an error
         problem: RowProblem = EmptyCell(error.column)
@@ -210,6 +209,7 @@ def _refuse_tools(recipe: Recipe, row: Row) -> None:
 def _used(recipe: Recipe, task: Task, row: Row) -> list[Examined]:
     """Return the one example of a row, or its blocks, which share its split and its group."""
     turns = task.parse(row.values)
+    _refuse_tools(recipe, row)
     split, group = _place(recipe, row, turns)
     parts = _parts(task, turns, row_id(recipe.data, row.values, turns), recipe.data.max_tokens_per_example)
     found, remarks = [], Remarks(spelled=task.spelled(turns) or "")

@@ -95,9 +95,10 @@ def gather(
     tally.check(recipe)
     if told := spelled_sentence(spelled := tally.spelled(), recipe.data):
         say(f"warning: {told}")
-    if told := far_from_asked(rows, recipe):
-        say(f"warning: {told}")
+    far = far_from_asked(rows, recipe)  # before rows are left out for other reasons
     rows, once, copies = _chosen(rows, recipe, shelf.runs)
+    if far:
+        say(f"warning: {far}")
     tell_leakage(copies, recipe)
     before = seen_before(once, model)
     if told := seen_sentence(before, recipe):

@@ -42,11 +42,12 @@ def why_empty(missing: Sequence[str], rows: Sequence[Kept], split: Split) -> str
         raised = " and ".join(f"data.split.{name}" for name in missing)
         lowered = "lower data.split.valid or data.split.test"
         return f"give more rows, or {lowered if 'train' in missing else f'raise {raised}'}"
-    kinds = "1 kind" if groups == 1 else f"{groups:,} kinds"
+    one, many = ("prompt", "prompts") if split.by is None else (f"value of `{split.by}`", f"values of `{split.by}`")
+    distinct = f"only 1 {one}" if groups == 1 else f"only {groups:,} different {many}"
     stays = "" if split.by else ", or name what must stay together in data.split.by"
     return (
-        f"the {len(used):,} rows are of {kinds}, and rows that {_alike(split)} stay in one split; give rows of more "
-        f"kinds, or say the split of each row in a column (data.split.column){stays}"
+        f"the {len(used):,} rows have {distinct}, and rows that {_alike(split)} stay in one split; give rows that have "
+        f"others, or say the split of each row in a column (data.split.column){stays}"
     )
 
 

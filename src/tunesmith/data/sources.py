@@ -193,7 +193,7 @@ def missing_column_error(name: str, row: Row) -> DataError:
     """Return the error for a column that rows do not have: what they have instead, and the nearest name."""
     columns = list(row.values)
     alike = {column.casefold(): column for column in columns}
-    near = difflib.get_close_matches(name.casefold(), alike, n=1)
+    near = difflib.get_close_matches(name.strip().casefold(), alike, n=1)
     listed = ", ".join(columns[:30]) + (f" and {len(columns) - 30} more" if len(columns) > 30 else "")
     hint = f"the columns are: {listed}" if columns else "the row has no columns at all"
     if len(columns) == 1 and any(mark in columns[0] for mark in ";\t|"):

@@ -71,8 +71,12 @@ def test_a_split_far_from_what_was_asked_is_told_with_the_reason(
 @pytest.mark.parametrize(
     ("lines", "split", "expected"),
     [
-        ([{"q": "same", "a": str(n)} for n in range(30)], {}, "1 kind.*ask the same.*data.split.column.*data.split.by"),
-        ([{"q": f"x{n % 2}", "a": str(n)} for n in range(30)], {"seed": 1}, "kinds"),
+        (
+            [{"q": "same", "a": str(n)} for n in range(30)],
+            {},
+            "only 1 prompt.*ask the same.*data.split.column.*data.split.by",
+        ),
+        ([{"q": f"x{n % 2}", "a": str(n)} for n in range(30)], {"seed": 1}, "2 different prompts"),
         (rows(30, db="one"), {"by": "db"}, "have the same `db`"),
         (rows(30, fold="train"), {"column": "fold"}, "no row .* says test in the column `fold`"),
         (rows(2), {}, "give more rows"),

@@ -468,6 +468,7 @@ def test_the_digest_of_a_generator_is_that_of_its_settings(tmp_path: Path) -> No
     [
         ("respnse", ["prompt", "response"], "a.csv:2: there is no column `respnse`\n.*did you mean `response`.*prompt"),
         ("TEXT", ["text"], "did you mean `text`"),
+        (" q ", ["q", "a"], "did you mean `q`"),
         ("zzz", ["prompt", "response"], "hint: the columns are: prompt, response"),
         ("ref", ["mr;ref"], "the columns are: mr;ref; the file seems not to be separated"),
         ("a", [], "the row has no columns at all"),
