@@ -19,9 +19,9 @@ from tunesmith.data.similarity import Runs
 from tunesmith.data.sources import Row
 from tunesmith.data.trained_rows import cannot_tell, seen_before, seen_sentence
 from tunesmith.fetch.reference import ModelFolder
-from tunesmith.recipe.columns import doubled_names
+from tunesmith.recipe.columns import doubled_names, optional_columns
 from tunesmith.recipe.schema import Data, Recipe, Split, Train
-from tunesmith.tasks.base import Task
+from tunesmith.tasks.base import Task, is_empty
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,7 @@ class Gathered:
     shelf: Shelf
     control_tokens: dict[str, Any]
     trained_before: dict[str, Any]
+    empty: dict[str, int]
 
     def places(self, split: str) -> list[int]:
         """Return where the rows of a split lie on the shelf."""
@@ -62,6 +63,7 @@ class Gathered:
             "copies": self.copies,
             "control_tokens": self.control_tokens,
             "trained_before": self.trained_before,
+            "empty": self.empty,
         }
 
 
@@ -87,12 +89,14 @@ def gather(
     """
     shelf = shelf or Shelf()
     rows: list[Kept] = []
-    tally = Tally()
-    for parcel in shared_out(recipe, task, model, _noticed(rows_for(recipe, folder), recipe)):
+    tally, empty = Tally(), dict.fromkeys(sorted(optional_columns(recipe.data)), 0)
+    for parcel in shared_out(recipe, task, model, _noticed(rows_for(recipe, folder), recipe, empty)):
         tally.count(parcel.entry, parcel.remarks)
         rows.append(shelf.keep(parcel))
         seen(parcel.entry.row)
     tally.check(recipe)
+    for column, count in empty.items():
+        say(f"`{column}` is empty in {count:,} of {rows[-1].entry.row:,} rows")
     if told := spelled_sentence(spelled := tally.spelled(), recipe.data):
         say(f"warning: {told}")
     far = far_from_asked(rows, recipe)  # before rows are left out for other reasons
@@ -108,20 +112,24 @@ def gather(
     elif told := cannot_tell(recipe, model):
         say(f"warning: {told}")
     used = {name: [row for row in found for _ in range(row.entry.times)] for name, found in once.items()}
-    return Gathered([row.entry for row in rows], used, copies, shelf, spelled, before)
+    return Gathered([row.entry for row in rows], used, copies, shelf, spelled, before, empty)
 
 
-def _noticed(rows: Iterator[Row], recipe: Recipe) -> Iterator[Row]:
-    """Pass rows on; warn if a template has one of their columns in double braces, which are text."""
-    first = next(rows, None)
-    if first is None:
-        return
-    for name in doubled_names(recipe.data):
-        if name in first.values:
-            doubled = f"{{{{{name}}}}}"
-            say(f"warning: `{doubled}` in a template is the text {{{name}}}; for the column, write single braces")
-    yield first
-    yield from rows
+def _noticed(rows: Iterator[Row], recipe: Recipe, empty: dict[str, int]) -> Iterator[Row]:
+    """Pass rows on, and count in which of them optional columns are empty.
+
+    Of the first row's columns, warn if a template has one in double braces, which are text.
+    """
+    doubled = doubled_names(recipe.data)
+    for row in rows:
+        for name in doubled:
+            if name in row.values:
+                written = f"{{{{{name}}}}}"
+                say(f"warning: `{written}` in a template is the text {{{name}}}; for the column, write single braces")
+        doubled = ()
+        for column in empty:
+            empty[column] += is_empty(row.values.get(column))
+        yield row
 
 
 def spelled_sentence(found: Mapping[str, Any], data: Data) -> str | None:

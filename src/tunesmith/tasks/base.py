@@ -202,21 +202,25 @@ def cell(row: Mapping[str, Any], column: str) -> str:
     value = row[column]
     if isinstance(value, Written):
         return value.text
-    if value is None:
+    if is_empty(value):
         raise EmptyCell(column)
     if not isinstance(value, _PLAIN):
         hint = f"templates read text: give what you need of `{column}` a column of its own"
         if isinstance(value, list) and value and isinstance(value[0], Mapping):
             hint += f"; if it holds messages, write `task: chat` and `messages: {column}`"
         raise RowProblem(f"cell `{column}` holds a {type(value).__name__}, not text", hint=hint)
-    if value != value:  # NaN of any kind of number
-        raise EmptyCell(column)
     if value in (math.inf, -math.inf):
         raise RowProblem(f"cell `{column}` is infinite")
-    text = text_of(value)
-    if not text.strip():
-        raise EmptyCell(column)
-    return text
+    return text_of(value)
+
+
+def is_empty(value: Any) -> bool:
+    """Say whether a cell holds nothing: null, NaN or blanks."""
+    return (
+        value is None
+        or (isinstance(value, str) and not value.strip())
+        or (isinstance(value, Number) and value != value)
+    )
 
 
 def text_of(value: Any) -> str:

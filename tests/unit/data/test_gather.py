@@ -95,3 +95,12 @@ def test_double_braces_around_a_column_are_told(gathered: Gather, capsys: pytest
     said = capsys.readouterr().err
     assert said.count("`{{a}}`") == 1
     assert "other" not in said
+
+
+def test_empty_optional_cells_are_counted(gathered: Gather, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [{**row, **({"n": "note"} if n % 3 else {"n": None} if n % 2 else {})} for n, row in enumerate(rows(60))]
+    found = gathered(lines, prompt="{q} {n?}").facts()
+    assert found["empty"] == {"n": 20}
+    assert sum(found["counts"][name] for name in ("train", "valid", "test")) == 60
+    assert "`n` is empty in 20 of 60 rows" in capsys.readouterr().err
+    assert gathered(lines).facts()["empty"] == {}
