@@ -63,7 +63,8 @@ def _download(requirement: str, place: Path) -> Path:
     done = subprocess.run(
         [*command, "--disable-pip-version-check", "--only-binary=:all:", "--dest", str(place), requirement],
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
         check=False,
     )
     found = list(place.glob("*.whl"))

@@ -144,7 +144,13 @@ def _call(command: list[str], *, given: str = "", refused: str | None = None) ->
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     try:
         done = subprocess.run(
-            command, env=environment, input=given, capture_output=True, text=True, timeout=_SECONDS_ASKING
+            command,
+            env=environment,
+            input=given,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=_SECONDS_ASKING,
         )
     except FileNotFoundError:
         raise RecipeError(
