@@ -45,6 +45,7 @@ def configurations() -> dict[str, dict[str, Any]]:
         },
         "LoRA, all tokens trained, 2 x 256": {**lora, "task": "text", "words": (240, 0), "rows": 2},
         "LoRA, bf16, 2 x 128": {**lora, "words": (95, 20), "rows": 2, "model": {"precision": "bf16"}},
+        "LoRA, bf16, 4 x 256": {**lora, "words": (215, 24), "rows": 4, "model": {"precision": "bf16"}},
         "DoRA, 2 x 128": {**lora, "tuning": {**LORA, "dora": True}, "words": (95, 20), "rows": 2},
         "QLoRA nf4, 4 x 128": {**lora, "tuning": {"method": "qlora", "rank": 16}, **short},
         "LoRA on int8, 4 x 128": {**lora, "tuning": {"method": "qlora", "bits": 8, "rank": 16}, **short},
