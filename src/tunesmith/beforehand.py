@@ -1,17 +1,21 @@
 """What `plan` refuses, or warns of, about the base model and this machine before anything is computed."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from typing import Any
 
 from tunesmith.answering.answerable import check_answerable
 from tunesmith.answering.questions import asked, chosen_of
 from tunesmith.core.errors import RecipeError
+from tunesmith.core.files import read_jsonl
 from tunesmith.core.records import Example
+from tunesmith.core.rundir import RunDir
 from tunesmith.data.batches import TokenSet
 from tunesmith.data.fit import ENCODER_READS_ALONE, refuse_rows_beyond, refuse_to_pack
 from tunesmith.data.gather import Gathered
 from tunesmith.fetch.adapter_tokens import trained_tokens
-from tunesmith.fetch.reference import ModelFolder, open_pin, resolve
+from tunesmith.fetch.reference import ModelFolder, base_of, open_pin, resolve
 from tunesmith.recipe.architecture import shapes_of
 from tunesmith.recipe.base_model import (
     check_targets,
@@ -26,6 +30,7 @@ from tunesmith.recipe.launch import SlurmLaunch
 from tunesmith.recipe.schema import DataBase, LoraBase, Quantization, Recipe
 from tunesmith.recipe.shapes import Shapes
 from tunesmith.tasks import task_for
+from tunesmith.tasks.markup import codec_of
 from tunesmith.tasks.tokenizer import Codec
 
 
@@ -103,11 +108,34 @@ def check_questions(recipe: Recipe, shapes: Shapes, codec: Codec, gathered: Gath
         RecipeError: so many have no room for an answer, or nothing that the metric counts, that there would be no
             verdict.
     """
-    task = task_for(recipe.data, codec)
-    for split, count in asked(recipe).items():
+    for split in asked(recipe):
         lines = gathered.shelf.examples(gathered.places(split))
-        examples, _ = chosen_of([Example.from_json(json.loads(line)) for line in lines], count, recipe.seed)
-        yield from check_answerable(recipe, task, codec, examples, positions=shapes.positions, split=split)
+        yield from _check_split(recipe, codec, split, (json.loads(line) for line in lines), shapes.positions)
+
+
+def check_prepared_questions(recipe: Recipe, run: RunDir) -> Iterator[str]:
+    """Yield what `check_questions` does, of the rows that `prepare` wrote.
+
+    Not a part of training, which must not read the test rows.
+
+    Raises:
+        RecipeError: as `check_questions`.
+    """
+    base = base_of(run, recipe.model.base)
+    codec = codec_of(base, recipe.model.chat_markup)
+    positions = None
+    with suppress(RecipeError):  # an architecture without a known limit
+        positions = shapes_of(base.root.path).positions
+    for split in asked(recipe):
+        yield from _check_split(recipe, codec, split, read_jsonl(run.examples(split)), positions)
+
+
+def _check_split(
+    recipe: Recipe, codec: Codec, split: str, lines: Iterable[dict[str, Any]], positions: int | None
+) -> list[str]:
+    everything = [Example.from_json(line) for line in lines]
+    examples, _ = chosen_of(everything, asked(recipe)[split], recipe.seed)
+    return check_answerable(recipe, task_for(recipe.data, codec), codec, examples, positions=positions, split=split)
 
 
 def warnings_of(recipe: Recipe, base: ModelFolder, shapes: Shapes, codec: Codec) -> Iterator[str]:

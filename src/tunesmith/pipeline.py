@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tunesmith.beforehand import check_prepared_questions
 from tunesmith.core import interrupt
 from tunesmith.core.files import MANIFEST, only_writer, read_json, remove_leftovers, write_json
 from tunesmith.core.places import cache_root, check_writable, registry_root
@@ -21,7 +22,7 @@ from tunesmith.recipe.hardware import cores
 from tunesmith.recipe.schema import Recipe
 from tunesmith.runs import open_run, runs_elsewhere, write_origin
 from tunesmith.scoring.own import own_metrics
-from tunesmith.stages import EVALUATE, PREPARE, PROMOTE, STAGES, Stage, is_done, wanted_stages
+from tunesmith.stages import EVALUATE, PREPARE, PROMOTE, STAGES, TRAIN, Stage, is_done, wanted_stages
 from tunesmith.track.followers import Followers
 from tunesmith.track.tracker import check_installed
 
@@ -85,6 +86,9 @@ def _run(
         remove_leftovers(run.path)
         trackers = held.enter_context(Followers(loaded.track, run, loaded.model_dump(mode="json")))
         for stage in wanted_stages(loaded, until):
+            if stage is TRAIN and stage.name not in done:
+                for warning in check_prepared_questions(loaded, run):
+                    say(f"warning: {warning}")
             _take(stage, loaded, run, trackers, others, done)
             if stage.name in ("evaluate", "promote"):  # before promoting too, which the verdict may refuse
                 _report(run)

@@ -20,6 +20,7 @@ from tunesmith.model.adapters import open_model
 from tunesmith.model.load import machine_of
 from tunesmith.tasks import task_for
 from tunesmith.tasks.markup import codec_of
+from tunesmith.train.train import train
 
 TRAIN = {
     "learning_rate": 0.03, "max_steps": 6, "epochs": 9, "examples_per_step": 8, "valid_every_steps": 2,
@@ -46,8 +47,8 @@ def test_the_test_split_is_not_read_by_training(tmp_path: Path, tiny: Path) -> N
     rows = [places.example(i, str(i)) for i in range(len(places))]
     write_tokens(poisoned.tokens("test"), [replace(row, input_ids=(7,) * len(row.input_ids)) for row in rows])
     poisoned.examples("test").write_bytes(b"\0 no row\n")
-    for run in (whole, poisoned):
-        run_recipe(file, out=run.path, until="train")
+    for run in (whole, poisoned):  # the stage alone: that test rows have room for answers is checked before it
+        train(load_recipe(run.resolved_recipe), run)
     assert log(whole) == log(poisoned)
     files = {run: (run.manifest("train") or {})["files"] for run in (whole, poisoned)}
     weights = [name for name in files[whole] if name.endswith(".safetensors") or name.startswith("answers/")]

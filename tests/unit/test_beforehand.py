@@ -100,6 +100,7 @@ def test_rows_without_room_for_an_answer_are_counted_beforehand(tmp_path: Path, 
         plan_run(path, [f"evaluate.max_new_tokens={positions - 2}", *likelihoods, "train.valid_metrics=[chrf]"])
     with pytest.raises(RecipeError, match="8 of 8 test rows have no room"):
         run_recipe(path, [f"evaluate.max_new_tokens={positions - 2}"], out=tmp_path / "run")
+    assert not (tmp_path / "run" / "train").exists()
     assert not (tmp_path / "run" / "train" / "checkpoints").exists()
 
 

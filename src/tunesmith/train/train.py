@@ -13,8 +13,6 @@ from typing import Any
 
 import torch
 
-from tunesmith.answering.answerable import check_answerable
-from tunesmith.answering.questions import asked, rows_of
 from tunesmith.core import interrupt
 from tunesmith.core.errors import Interrupted, ProcessLost, RecipeError
 from tunesmith.core.files import complete_lines, digest_of, json_line, out_of_space_explained, seal_folder, write_text
@@ -50,7 +48,6 @@ from tunesmith.recipe.launch import Sharding, parts_of
 from tunesmith.recipe.plan import steps_of
 from tunesmith.recipe.schema import FullTuning, Recipe
 from tunesmith.recipe.shapes import Shapes
-from tunesmith.tasks import task_for
 from tunesmith.tasks.markup import codec_of
 from tunesmith.tasks.tokenizer import Codec
 from tunesmith.train.attempts import attempt
@@ -67,7 +64,7 @@ def train(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     """Train the recipe's model on what `prepare` left in `run`, going on from the last checkpoint.
 
     Raises:
-        RecipeError: rows are longer than the model can read, or leave no room for answers, or the model is not causal.
+        RecipeError: rows are longer than the model can read, or the model is not causal.
         DoesNotFit: the disk is full; the last checkpoint is whole.
         NonFinite: loss or gradient became NaN or infinite.
         Interrupted: a signal came; a checkpoint of the last finished step is kept.
@@ -115,7 +112,6 @@ def _setup(recipe: Recipe, run: RunDir, base: ModelFolder, on: Machine, codec: C
     longest, highest = _extremes(run)
     refuse_rows_beyond(most_positions(model), longest)
     refuse_tokens_beyond(highest, int(model.get_input_embeddings().weight.shape[0]), where=recipe.model.base)
-    _check_answers(recipe, run, codec, most_positions(model))
     model = make_trainable(model, recipe.tuning, seed=recipe.seed, new_tokens=codec.new_ids)
     if recipe.train.activation_checkpointing:
         recompute_activations(model)
@@ -212,15 +208,6 @@ def _extremes(run: RunDir) -> tuple[int, int]:
     """Return how many positions the rows of all splits need, and the highest token id in them."""
     sets = [TokenSet(path) for split in SPLITS if (path := run.tokens(split)).exists()]
     return max(one.longest for one in sets), max(one.highest_id for one in sets)
-
-
-def _check_answers(recipe: Recipe, run: RunDir, codec: Codec, positions: int) -> None:
-    """Say which rows cannot be answered or scored; raise RecipeError if there would be no verdict after training."""
-    task = task_for(recipe.data, codec)
-    for split, count in asked(recipe).items():
-        examples, _ = rows_of(run, split, count, recipe.seed)
-        for warning in check_answerable(recipe, task, codec, examples, positions=positions, split=split):
-            say(f"warning: {warning}")
 
 
 def _card(recipe: Recipe, run: RunDir, base: ModelFolder, stated: dict[str, Any]) -> dict[str, Any]:
