@@ -52,6 +52,9 @@ _LATE: dict[str, tuple[str, ...]] = {
         "tunesmith.recipe.causality:require_causal refuses in plan",
     ),
     "model/generate.py generate": (_MEMORY,) * 2,
+    "model/load.py _refuse_left_out_layers": (
+        "not before: which weights an architecture reads is known when transformers has built it",
+    ),
     "model/load.py _refuse_overflow": ("plan tunesmith.beforehand:refuse_what_this_machine_lacks",),
     "model/load.py _refuse_pickle": ("plan tunesmith.beforehand:check_base",),
     "model/load.py load_base": (

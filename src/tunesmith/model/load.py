@@ -1,5 +1,7 @@
 """Weights from a local folder, on the right device, in the right precision. No pickle, no remote code."""
 
+import re
+from collections.abc import Collection
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,8 @@ from tunesmith.recipe.weight_headers import stored_as
 _BEYOND_FP16 = frozenset({"t5", "mt5", "umt5", "longt5", "switch_transformers"})
 # What plain transformers has to know to let a saved model answer; how a model samples is left out.
 _TOKENS_KEPT = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "forced_bos_token_id")
+
+_NUMBER = re.compile(r"\d+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +131,7 @@ def load_base(
             where=str(path),
             hint="it is not whole, or no language model",
         )
+    _refuse_left_out_layers(loaded, report["unexpected_keys"], path)
     # Sampling settings and limits that a model brings along would make base and tuned answer by different rules.
     own = loaded.generation_config
     loaded.generation_config = GenerationConfig(**{name: getattr(own, name, None) for name in _TOKENS_KEPT})
@@ -135,6 +140,21 @@ def load_base(
         let_go_of_the_file(loaded)
         return loaded
     return loaded.to(on.device)
+
+
+def _refuse_left_out_layers(loaded: Any, unused: Collection[str], path: Path) -> None:
+    """Raise RecipeError if the files hold more layers than the configuration names, which transformers would drop.
+
+    Other unused weights, such as the head of another task, do not change what the model answers.
+    """
+    known = {_NUMBER.sub("#", name) for name in loaded.state_dict()}
+    layers = sorted(name for name in unused if _NUMBER.sub("#", name) in known)
+    if layers:
+        raise RecipeError(
+            f"has weights of more layers than its configuration names: {', '.join(layers[:3])}",
+            where=str(path / "config.json"),
+            hint="compare its number of layers with that of the original model",
+        )
 
 
 def stored_dtype(model: ModelFolder) -> torch.dtype | None:

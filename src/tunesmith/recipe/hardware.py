@@ -70,7 +70,12 @@ def available_memory_gib() -> float:
 
 def memory_for_one_gib() -> float:
     """Return how much a process could hold that does what this one does, and holds nothing yet."""
-    return available_memory_gib() + int(psutil.Process().memory_info().rss) / _GIB
+    return available_memory_gib() + resident_gib()
+
+
+def resident_gib() -> float:
+    """Return the memory that this process holds now."""
+    return int(psutil.Process().memory_info().rss) / _GIB
 
 
 def _control_groups() -> Iterator[tuple[int, int]]:

@@ -27,6 +27,7 @@ from tunesmith.model.out_of_memory import Fitting, free_memory
 from tunesmith.model.parallel import Group, hearing_others
 from tunesmith.model.sharding import passes
 from tunesmith.model.token_loss import token_loss
+from tunesmith.recipe.hardware import resident_gib
 from tunesmith.recipe.launch import Sharding
 from tunesmith.recipe.memory import Memory
 from tunesmith.recipe.plan import Steps, learning_rate
@@ -36,6 +37,8 @@ from tunesmith.train.optim import clip_gradients
 FIRST_LOSS_SCALE = 2.0**16
 _MOST_LOSS_SCALE = 2.0**24
 _STEPS_TO_DOUBLE = 500
+# Resident memory above the estimate, as a factor, at which freed memory is returned to the system.
+_MOST_OVER = 1.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,9 +116,18 @@ def train_steps(setup: Setup, optimizer: torch.optim.Optimizer, *, first_step: i
         optimizer.zero_grad(set_to_none=True)
         tokens = int(setup.tokens.lengths[rows].sum())
         moving = time.monotonic() - began if setup.machine.device.type == "cpu" else None
-        if step == first_step:  # the optimizer's state now stands between pieces of memory that the pass has freed
+        # After the first step, because the optimizer's state now separates blocks of memory that the pass has freed;
+        # later, because steps of many different lengths fragment the heap further.
+        if step == first_step or _is_fragmented(setup):
             free_memory()
         yield StepReport(step + 1, loss, rate, norm, tokens, trained, loss_scale=scale, update_seconds=moving)
+
+
+def _is_fragmented(setup: Setup) -> bool:
+    """Whether the process holds clearly more memory between steps than the estimate allows at their peak."""
+    if setup.machine.device.type != "cpu" or setup.expected is None:
+        return False
+    return resident_gib() > _MOST_OVER * setup.expected.total
 
 
 def _accumulate(setup: Setup, step: int, rows: list[int], trained: int, scale: float, division: Division) -> float:

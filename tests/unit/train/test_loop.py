@@ -22,6 +22,7 @@ from tunesmith.model.load import Machine, load_base
 from tunesmith.model.out_of_memory import Fitting
 from tunesmith.model.parallel import Group
 from tunesmith.model.token_loss import token_loss
+from tunesmith.recipe.memory import Memory
 from tunesmith.recipe.plan import learning_rate, steps_of
 from tunesmith.train import loop
 from tunesmith.train.loop import Setup, measure, train_steps
@@ -294,6 +295,20 @@ def test_a_run_that_runs_out_of_memory_goes_on_with_smaller_batches_and_the_same
         assert other.gradient_norm == pytest.approx(one.gradient_norm, rel=1e-5)
         assert (other.tokens, other.trained_tokens) == (one.tokens, one.trained_tokens)
     torch.testing.assert_close(weights(setup.model), ended, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(("resident", "trims"), [(1.05, 1), (1.2, 6)])
+def test_freed_memory_is_returned_while_more_is_held_than_expected(
+    make: Make, monkeypatch: pytest.MonkeyPatch, resident: float, trims: int
+) -> None:
+    setup, optimizer = make()
+    calls = []
+    monkeypatch.setattr("tunesmith.train.loop.resident_gib", lambda: resident)
+    monkeypatch.setattr("tunesmith.train.loop.free_memory", lambda: calls.append(1))
+    expected = Memory(1.0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+    assert expected.total == 1.0
+    assert len(list(train_steps(replace(setup, expected=expected), optimizer, first_step=0))) == 6
+    assert len(calls) == trims
 
 
 def test_one_row_that_does_not_fit_ends_the_run(make: Make) -> None:

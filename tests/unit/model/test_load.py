@@ -1,0 +1,36 @@
+"""A folder's weights are those that its configuration describes, or the model is refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tests.tiny import save_model
+
+from tunesmith.core.errors import RecipeError
+from tunesmith.fetch.model_folder import ModelFolder
+from tunesmith.model.load import Machine, load_base
+
+CPU = Machine(torch.device("cpu"), torch.float32)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize(("layers", "message"), [(1, "more layers"), (3, "lacks weights")])
+def test_another_number_of_layers_than_the_weights_have_is_refused(
+    tmp_path: Path, kind: str, layers: int, message: str
+) -> None:
+    folder = save_model(tmp_path / "model", kind)
+    config = json.loads((folder / "config.json").read_text())
+    name = next(key for key in ("num_hidden_layers", "n_layer") if key in config)
+    assert config[name] == 2
+    (folder / "config.json").write_text(json.dumps({**config, name: layers, "layer_types": None}))
+    with pytest.raises(RecipeError, match=message):
+        load_base(ModelFolder("x", folder), CPU)
+
+
+def test_weights_that_are_no_layer_are_left_out(tmp_path: Path) -> None:
+    folder = save_model(tmp_path / "model", "llama")
+    weights = load_file(folder / "model.safetensors")
+    save_file({**weights, "score.weight": torch.ones(2, 2)}, folder / "model.safetensors", {"format": "pt"})
+    assert load_base(ModelFolder("x", folder), CPU).config.num_hidden_layers == 2
