@@ -21,6 +21,7 @@ from tunesmith.recipe.base_model import (
     check_targets,
     embedding_rows,
     refuse_new_tokens_beside_bias,
+    refuse_pickle,
     refuse_quantized,
     refuse_tokens_beyond,
 )
@@ -68,6 +69,7 @@ def check_base(recipe: Recipe, base: ModelFolder) -> Shapes:
         DamagedFile: a file of the folder is not whole.
     """
     root = base.root
+    refuse_pickle(root.path)
     if not (root.has_weights or root.to_fetch):
         raise RecipeError("holds no weights (*.safetensors)", where=str(root.path))
     require_causal(root.path)

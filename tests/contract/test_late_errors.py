@@ -56,7 +56,6 @@ _LATE: dict[str, tuple[str, ...]] = {
         "not before: which weights an architecture reads is known when transformers has built it",
     ),
     "model/load.py _refuse_overflow": ("plan tunesmith.beforehand:refuse_what_this_machine_lacks",),
-    "model/load.py _refuse_pickle": ("plan tunesmith.beforehand:check_base",),
     "model/load.py load_base": (
         "plan tunesmith.recipe.weight_headers:tensor_shapes",
         "not before: transformers reads the architecture's code when it builds the model",

@@ -78,6 +78,20 @@ def test_a_truncated_file_of_weights_is_told_by_plan(tmp_path: Path, base: Path)
         plan_run(write_recipe(tmp_path, base))
 
 
+def test_weights_as_pickle_are_refused_with_what_to_do(tmp_path: Path, base: Path) -> None:
+    (base / "model.safetensors").rename(base / "pytorch_model.bin")
+    with pytest.raises(RecipeError, match="only as pickle") as caught:
+        plan_run(write_recipe(tmp_path, base))
+    assert caught.value.where == str(base)
+    assert "save_pretrained" in str(caught.value.hint)
+
+
+def test_a_configuration_without_a_vocabulary_is_refused(tmp_path: Path, base: Path) -> None:
+    (base / "config.json").write_text('{"model_type": "nope"}')
+    with pytest.raises(RecipeError, match="names no vocab_size"):
+        plan_run(write_recipe(tmp_path, base))
+
+
 def test_an_answer_longer_than_the_positions_is_refused(tmp_path: Path, tiny: Path) -> None:
     path = write_recipe(tmp_path, tiny)
     positions = json.loads((tiny / "config.json").read_text())["max_position_embeddings"]

@@ -15,7 +15,7 @@ from transformers.utils import logging as transformers_logging
 from tunesmith.core.errors import DamagedFile, RecipeError
 from tunesmith.fetch.reference import ModelFolder
 from tunesmith.model.quantized import bitsandbytes_config, keep_order, require_quantization
-from tunesmith.recipe.base_model import refuse_quantized
+from tunesmith.recipe.base_model import refuse_pickle, refuse_quantized
 from tunesmith.recipe.causality import require_causal
 from tunesmith.recipe.hardware import AskedPrecision, precision_of
 from tunesmith.recipe.schema import Quantization, Recipe
@@ -93,7 +93,7 @@ def load_base(
         DamagedFile: a file of weights is not whole.
     """
     path = model.root.path
-    _refuse_pickle(path)
+    refuse_pickle(path)
     require_causal(path)
     refuse_quantized(path)
     transformers_logging.disable_progress_bar()
@@ -192,15 +192,6 @@ def _refuse_overflow(config: Any, on: Machine) -> None:
             f"{config.model_type} overflows in fp16 and would give NaN",
             where="model.precision",
             hint="use fp32, or bf16 where the machine has it",
-        )
-
-
-def _refuse_pickle(path: Path) -> None:
-    if not list(path.glob("*.safetensors")) and list(path.glob("*.bin")):
-        raise RecipeError(
-            "has its weights only as pickle (*.bin), which can run code",
-            where=str(path),
-            hint="convert it to safetensors",
         )
 
 

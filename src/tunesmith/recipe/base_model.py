@@ -62,6 +62,16 @@ def refuse_quantized(folder: Path) -> None:
         )
 
 
+def refuse_pickle(folder: Path) -> None:
+    """Raise RecipeError if a model's weights are only there as pickle, which is never read."""
+    if not list(folder.glob("*.safetensors")) and list(folder.glob("*.bin")):
+        raise RecipeError(
+            "has its weights only as pickle (*.bin), which can run code",
+            where=str(folder),
+            hint="load it with transformers and save it again: save_pretrained writes safetensors",
+        )
+
+
 def embedding_rows(folder: Path, vocabulary: int) -> int:
     """Return for how many tokens a model has input vectors: by its weights, or by its configuration if none are here.
 
@@ -69,7 +79,7 @@ def embedding_rows(folder: Path, vocabulary: int) -> int:
         vocabulary: what its configuration says.
 
     Raises:
-        RecipeError: weights and configuration disagree, so the model could not be loaded.
+        RecipeError: weights and configuration disagree, or it names no vocabulary: the model could not be loaded.
     """
     shapes = {
         tuple(shape)
@@ -79,6 +89,12 @@ def embedding_rows(folder: Path, vocabulary: int) -> int:
     if len(shapes) != 1:
         return vocabulary
     [(rows, _)] = shapes
+    if not vocabulary:
+        raise RecipeError(
+            f"names no vocab_size, and the embedding in its weights has {rows} rows",
+            where=str(folder / "config.json"),
+            hint="it is not the configuration of a language model that transformers knows: fetch it again",
+        )
     if rows != vocabulary:
         raise RecipeError(
             f"says vocab_size {vocabulary}, and the embedding in its weights has {rows} rows",
