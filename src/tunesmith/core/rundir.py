@@ -29,7 +29,9 @@ class RunDir:
         """Return the run at `path`; raise RecipeError where there is none."""
         run = cls(path)
         if not run.resolved_recipe.exists():
-            raise RecipeError("is not a run folder", where=str(path), hint="name a folder that `tunesmith run` wrote")
+            near = run_near(run.path)
+            hint = f"did you mean {near}?" if near else "name a folder that `tunesmith run` wrote"
+            raise RecipeError("is not a run folder", where=str(path), hint=hint)
         return run
 
     @property
@@ -154,3 +156,10 @@ class RunDir:
     def verdict(self) -> Path:
         """The verdict, base against tuned."""
         return self.stage("evaluate") / "verdict.json"
+
+
+def run_near(path: Path) -> Path | None:
+    """Return the run that a folder belongs to, else the newest run in it, for a hint; None if there is neither."""
+    above = (folder for folder in path.parents if RunDir(folder).resolved_recipe.exists())
+    below = sorted(path.glob(f"*/{RunDir('').resolved_recipe}"), key=lambda file: file.stat().st_mtime_ns)
+    return next(above, below[-1].parent if below else None)

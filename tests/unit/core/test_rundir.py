@@ -1,0 +1,31 @@
+"""A folder that is no run leads to the run that was meant."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tunesmith.core.errors import RecipeError
+from tunesmith.core.rundir import RunDir, run_near
+from tunesmith.fetch.reference import resolve
+
+
+def begun(path: Path, seconds: int) -> Path:
+    path.mkdir(parents=True)
+    RunDir(path).resolved_recipe.write_text("{}")
+    os.utime(RunDir(path).resolved_recipe, (seconds, seconds))
+    return path
+
+
+def test_the_run_above_or_the_newest_below_is_suggested(tmp_path: Path) -> None:
+    begun(tmp_path / "runs" / "c" / "old", 1)
+    newest = begun(tmp_path / "runs" / "c" / "new", 2)
+    (newest / "train").mkdir()
+    assert run_near(newest / "train") == newest
+    assert run_near(tmp_path / "runs" / "c") == newest
+    assert run_near(tmp_path / "runs") is None
+    for place in (newest / "train", tmp_path / "runs" / "c"):
+        for ask in (RunDir.existing, lambda path: resolve(str(path))):
+            with pytest.raises(RecipeError) as caught:
+                ask(place)
+            assert str(newest) in str(caught.value.hint)
