@@ -27,13 +27,18 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def free_memory() -> None:
-    """Give back what nothing holds any more, such as the tensors of a failed pass.
-
-    The C library keeps freed memory between what is still in use; glibc's malloc_trim(3) returns whole pages of it.
-    """
+    """Give back what nothing holds any more, such as the tensors of a failed pass."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    trim_heap()
+
+
+def trim_heap() -> None:
+    """Return whole pages of freed memory to the system, by glibc's malloc_trim(3); elsewhere nothing changes.
+
+    The C library keeps freed memory between blocks that are still in use.
+    """
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 

@@ -23,7 +23,7 @@ from tunesmith.core.records import StepReport
 from tunesmith.data.batches import Batch, TokenSet, rows_of_step
 from tunesmith.data.micro_batches import Division
 from tunesmith.model.load import Machine
-from tunesmith.model.out_of_memory import Fitting, free_memory
+from tunesmith.model.out_of_memory import Fitting, trim_heap
 from tunesmith.model.parallel import Group, hearing_others
 from tunesmith.model.sharding import passes
 from tunesmith.model.token_loss import token_loss
@@ -119,7 +119,7 @@ def train_steps(setup: Setup, optimizer: torch.optim.Optimizer, *, first_step: i
         # After the first step, because the optimizer's state now separates blocks of memory that the pass has freed;
         # later, because steps of many different lengths fragment the heap further.
         if step == first_step or _is_fragmented(setup):
-            free_memory()
+            trim_heap()
         yield StepReport(step + 1, loss, rate, norm, tokens, trained, loss_scale=scale, update_seconds=moving)
 
 

@@ -304,7 +304,7 @@ def test_freed_memory_is_returned_while_more_is_held_than_expected(
     setup, optimizer = make()
     calls = []
     monkeypatch.setattr("tunesmith.train.loop.resident_gib", lambda: resident)
-    monkeypatch.setattr("tunesmith.train.loop.free_memory", lambda: calls.append(1))
+    monkeypatch.setattr("tunesmith.train.loop.trim_heap", lambda: calls.append(1))
     expected = Memory(1.0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
     assert expected.total == 1.0
     assert len(list(train_steps(replace(setup, expected=expected), optimizer, first_step=0))) == 6
