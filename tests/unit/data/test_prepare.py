@@ -133,7 +133,9 @@ def test_it_gives_the_same_bytes_every_time(make: Callable[..., Prepared]) -> No
         manifests.append(made.go())
     assert manifests[0]["files"] == manifests[1]["files"]
     assert manifests[0]["inputs"] == manifests[1]["inputs"]
-    assert len(manifests[0]["files"]) == 8
+    assert (
+        len(manifests[0]["files"]) == 9
+    )  # examples and tokens of each split, the ledger, samples, ids of training rows
 
 
 def test_no_prompt_of_the_test_split_is_trained_on(make: Callable[..., Prepared]) -> None:
