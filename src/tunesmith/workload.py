@@ -1,4 +1,4 @@
-"""What a run reads and writes beside its training steps: validations, and the answers of base and tuned."""
+"""Estimate the tokens and the time of a run's validations and of the answers of base and tuned."""
 
 from dataclasses import dataclass
 from statistics import mean
@@ -27,9 +27,10 @@ class Workload:
         test_rows: how many test rows base and tuned answer.
         read_tokens: tokens of test rows that likelihood metrics read, by both models.
         written_tokens: tokens of all answers, if they are as long as the references, and at most.
-        validating_seconds: of all validations, without answers; None if no speed is known.
-        is_measured: validation has been measured here before; else its seconds are an upper bound, at training's speed.
-        answering_seconds: for `written_tokens`; None if this model has not answered here yet.
+        validating_seconds: for all validations, without answers; None if no speed is known.
+        is_measured: whether validation was timed here in an earlier run; if not, its seconds are an upper bound, at the
+            speed of training.
+        answering_seconds: for `written_tokens`; None if this model has not answered on this machine yet.
     """
 
     validations: int
@@ -50,32 +51,32 @@ class Workload:
         return self.validations * self.valid_tokens
 
     def tokens_text(self) -> str:
-        """Return what is read and written beside training."""
-        told = ""
+        """Return the tokens of validation and evaluation, as the end of plan's line `tokens`."""
+        text = ""
         if self.valid_rows:
-            told = f", {self.all_valid_tokens:,} to validate on ({self.validations} x {self.valid_tokens:,})"
+            text = f", {self.all_valid_tokens:,} to validate on ({self.validations} x {self.valid_tokens:,})"
         if self.valid_rows < self.all_valid_rows:
-            told += f" of {self.valid_rows:,} of {self.all_valid_rows:,} valid rows, see train.valid_loss_rows"
+            text += f" of {self.valid_rows:,} of {self.all_valid_rows:,} valid rows, see train.valid_loss_rows"
         asked = f"{self.test_rows:,} test rows by base and tuned"
         if self.answered_valid_rows:
             asked += f", {self.answered_valid_rows:,} valid rows {self.validations} times"
-        return f"{told}; {self.written_tokens[1]:,} to answer at most ({asked})"
+        return f"{text}; {self.written_tokens[1]:,} to answer at most ({asked})"
 
     def time_text(self) -> str:
-        """Return how long that takes."""
-        told = ""
+        """Return the time that they take, as the end of plan's line `time`."""
+        text = ""
         if self.valid_rows:
             bound = "about" if self.is_measured else "at most about"
             known = self.validating_seconds is not None
-            told = f"; validation {bound} {clock(self.validating_seconds or 0)}" if known else "; validation unknown"
+            text = f"; validation {bound} {clock(self.validating_seconds or 0)}" if known else "; validation unknown"
         if self.answering_seconds is None:
-            return f"{told}; answers unknown until this model has answered on this machine"
+            return f"{text}; answers unknown until this model has answered on this machine"
         low, high = map(clock, self.answering_seconds)
-        return f"{told}; answers {low if low == high else f'{low} to {high}'}"
+        return f"{text}; answers {low if low == high else f'{low} to {high}'}"
 
 
 def workload_of(recipe: Recipe, gathered: Gathered, steps: Steps, seen: Forecast, speed: Speed | None) -> Workload:
-    """Return what a recipe asks of validation and evaluation, and how long it takes at the speeds measured here."""
+    """Return the work of a recipe's validations and evaluation, timed at the speeds measured on this machine."""
     used, train, evaluate = gathered.used, recipe.train, recipe.evaluate
     ids = {split: [str(row.entry.id) for row in used[split]] for split in ("valid", "test")}
     lengths = {split: [row.entry.tokens for row in used[split]] for split in ("valid", "test")}

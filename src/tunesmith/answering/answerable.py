@@ -1,4 +1,4 @@
-"""Whether rows can be answered and answers scored: asked before training, or a verdict would rest on nothing."""
+"""Check before training that rows have room for an answer, and that metrics can score it."""
 
 from collections.abc import Sequence
 
@@ -16,13 +16,13 @@ from tunesmith.tasks.tokenizer import Codec
 def check_answerable(
     recipe: Recipe, task: Task, codec: Codec, examples: Sequence[Example], *, positions: int | None, split: str
 ) -> list[str]:
-    """Return warnings about rows that will be answered: no room for an answer, or nothing for a metric to count.
+    """Return warnings about rows that have no room for an answer, or whose references a metric cannot count.
 
     Args:
-        positions: how many the model knows; None if it has no limit, or if that is not known.
+        positions: the model's maximum; None if it has none, or if it is unknown.
 
     Raises:
-        RecipeError: so many rows have no room, or nothing to count, that there would be no verdict.
+        RecipeError: so many rows are affected that there would be no verdict.
     """
     room = check_room(questions_of(examples, recipe, task, codec), positions, split)
     names = recipe.evaluate.metrics if split == "test" else recipe.train.valid_metrics
@@ -33,10 +33,10 @@ def check_answerable(
 
 
 def check_room(questions: Questions, positions: int | None, split: str = "test") -> str | None:
-    """Return a warning that names how many rows have no room for an answer; None if all have.
+    """Return a warning that counts the rows without room for an answer; None if there are none.
 
     Args:
-        positions: how many the model knows; None if it has no limit, or if that is not known.
+        positions: the model's maximum; None if it has none, or if it is unknown.
 
     Raises:
         RecipeError: so many rows have no room that there would be no verdict.
@@ -48,16 +48,16 @@ def check_room(questions: Questions, positions: int | None, split: str = "test")
     if not without:
         return None
     limit, longest = questions.max_new_tokens, max(len(questions.prompts[i]) for i in without)
-    told = (
+    text = (
         f"{len(without):,} of {total:,} {split} rows have no room for an answer: the model knows {positions:,} "
         f"positions, their prompts have up to {longest:,} tokens, and an answer may have {limit:,}"
     )
     if not too_many_failed(len(without), total):
-        return f"{told}; they are left out of the verdict"
+        return f"{text}; they are left out of the verdict"
     room = positions if questions.opening else positions - longest
     lower = f"lower it to {room:,} or less, or " if 0 < room < limit else ""
     raise RecipeError(
-        f"{told}; above {MOST_FAILED:.0%} there is no verdict",
+        f"{text}; above {MOST_FAILED:.0%} there is no verdict",
         where="evaluate.max_new_tokens",
         hint=f"{lower}shorten the prompts or take a model with more positions",
     )

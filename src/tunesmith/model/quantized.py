@@ -8,12 +8,13 @@ import warnings
 from typing import Any
 
 import torch
+from torch import library
 
 from tunesmith.core.errors import RecipeError, install_hint
 from tunesmith.fetch.reference import ModelFolder
 from tunesmith.recipe.schema import Quantization, Recipe
 
-# How far a product may be from that of whole weights: random ones in fp4 are off by about 0.12 of the norm.
+# The largest accepted error of a quantized product, relative to its norm: fp4 gives about 0.12 with random weights.
 _MOST_OFF = 0.4
 
 
@@ -69,11 +70,12 @@ def _read_blocks_across_rows() -> Any:
     """Correct how bitsandbytes' CPU kernel dequantizes 4-bit weights whose rows are no multiple of a block (64) wide.
 
     Blocks run over the flat weight, so one may span two rows. The AVX-512 code starts a new block at every row instead
-    and takes the scales of other blocks: the weights are wrong and nothing says so. Given the same bytes as rows of one
-    block, it is right. Returns the registration, which ends when it is collected.
+    and silently takes the scales of other blocks. Given the same bytes as rows of one block, it is right.
+
+    Returns the registration, which must be kept: it ends when it is garbage-collected.
     """
-    torch_library: Any = torch.library  # without types
-    kernel = torch_library.get_kernel("bitsandbytes::dequantize_4bit", "CPU")
+    untyped: Any = library
+    kernel = untyped.get_kernel("bitsandbytes::dequantize_4bit", "CPU")
 
     def dequantize(
         keys: Any, packed: torch.Tensor, scales: torch.Tensor, block: int, code: str, shape: list[int], out: torch.dtype
@@ -84,10 +86,10 @@ def _read_blocks_across_rows() -> Any:
         rows = [total // block, block] if total % block == 0 else [1, total]
         return kernel.call_boxed(keys, packed, scales, block, code, rows, out).view(shape)
 
-    library = torch_library.Library("bitsandbytes", "IMPL")
-    with warnings.catch_warnings(action="ignore"):  # that a kernel is replaced, which is the purpose
-        library.impl("dequantize_4bit", dequantize, "CPU", with_keyset=True)
-    return library
+    registration = untyped.Library("bitsandbytes", "IMPL")
+    with warnings.catch_warnings(action="ignore"):  # torch warns that a kernel is replaced
+        registration.impl("dequantize_4bit", dequantize, "CPU", with_keyset=True)
+    return registration
 
 
 def require_quantization(quantization: Quantization, device: torch.device, compute: torch.dtype) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from tunesmith.report.view import Gain, Guard, Training, Verdict, View, is_share
 from tunesmith.scoring.row_scores import failed_text
-from tunesmith.scoring.verdict import what_would_settle
+from tunesmith.scoring.verdict import allows_a_loss, what_would_settle
 
 MINUS = "\u2212"
 NONE = "\u2013"
@@ -170,7 +170,7 @@ def verdict_sentence(verdict: Verdict) -> str:
 def _conclusion(verdict: Verdict) -> str:
     """Return the headline; a negative `min_gain` asks only for a model that is not worse by more than that."""
     gain, word = verdict.primary, verdict.verdict
-    if gain.min_gain >= 0 or word not in HEADLINES or (word == "better" and gain.low > 0):
+    if word not in HEADLINES or not allows_a_loss(word, gain.low, gain.min_gain):
         return HEADLINES.get(word, word)
     margin = f"than the base by more than {with_unit(gain, gain.min_gain).lstrip(MINUS)} (non-inferiority)"
     return {

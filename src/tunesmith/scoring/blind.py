@@ -1,4 +1,4 @@
-"""Metrics that find nothing to compare in a reference: even the reference itself would score 0."""
+"""Find references in which a metric has nothing to count: even the reference itself would score 0."""
 
 from collections.abc import Sequence
 
@@ -7,11 +7,11 @@ from tunesmith.scoring.metrics import score
 from tunesmith.scoring.rouge import is_rouge
 
 MOST_BLIND = 0.5
-_READ = 2_000  # characters of a reference; where words come, they come early
+_READ = 2_000  # characters of a reference that are looked at; a text with words has one early
 
 
 def blind_rows(metric: str, references: Sequence[str | Sequence[str]]) -> list[int]:
-    """Return the rows on which a metric scores 0 whatever the answer is, because no reference has what it counts.
+    """Return the rows on which a metric scores 0 whatever the answer is, because it can count nothing in a reference.
 
     ROUGE counts words and runs of words, BLEU words, chrF characters. Other metrics can tell any two texts apart.
     """

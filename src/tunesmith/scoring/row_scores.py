@@ -1,8 +1,8 @@
-"""Two systems' rows of scores, as `scores.jsonl` holds them -> the verdict in one metric.
+"""Compare two systems' rows of `scores.jsonl` in one metric.
 
 A row is {"id", "group", METRIC: value, ...}. A row whose answer failed has `failed`, the reason, and no score: it is
 left out of both systems and counted, because a failure for lack of memory or positions is not a wrong answer. If more
-than `MOST_FAILED` of the rows failed, the rest no longer stands for the test set, and there is no verdict.
+than `MOST_FAILED` of the rows failed, the rest no longer represents the test set, and there is no verdict.
 """
 
 import math
@@ -62,7 +62,7 @@ def compare(
 
 
 def answered(metric: str, base: Scores, tuned: Scores) -> list[int]:
-    """Return the rows that a metric compares: those no system failed on; likelihoods are known for all rows."""
+    """Return the indices of the rows that a metric compares: all for likelihoods, else those that no system failed."""
     if from_tokens(metric, base):
         return list(range(len(base)))
     return [
@@ -71,12 +71,12 @@ def answered(metric: str, base: Scores, tuned: Scores) -> list[int]:
 
 
 def from_tokens(metric: str, rows: Scores) -> bool:
-    """Say whether a metric follows from the rows' {log_likelihood, tokens, correct} and is no value of their own."""
+    """Whether a metric is computed from the rows' {log_likelihood, tokens, correct} and not given in the rows."""
     return metric in LIKELIHOOD and bool(rows) and metric not in rows[0]
 
 
 def too_many_failed(failed: int, rows: int) -> bool:
-    """Say whether so many rows failed that the others do not stand for the test set."""
+    """Whether so many rows failed that the others do not represent the test set."""
     return failed > MOST_FAILED * rows
 
 

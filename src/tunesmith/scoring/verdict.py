@@ -126,10 +126,15 @@ def what_would_settle(found: Mapping[str, Any]) -> str:
     return text if groups == rows else f"{text}; more rows of the same {groups:,} groups would not"
 
 
+def allows_a_loss(verdict: str, low: float, min_gain: float) -> bool:
+    """Whether a verdict shows at most "not worse by more than `-min_gain`" (non-inferiority), and no improvement."""
+    return min_gain < 0 and not (verdict == "better" and low > 0)
+
+
 def in_words(found: Mapping[str, Any]) -> str:
-    """Return the verdict in words: with a negative `min_gain` it is one about not being worse (non-inferiority)."""
+    """Return the verdict in words; with a negative `min_gain` it is about not being worse."""
     verdict, min_gain = str(found["verdict"]), found.get("min_gain") or 0.0
-    if min_gain >= 0 or (verdict == "better" and found["low"] > 0):
+    if not allows_a_loss(verdict, found["low"], min_gain):
         return {"not_better": "not better", "cannot_tell": "cannot tell"}.get(verdict, verdict)
     words = {"better": "not worse", "not_better": "worse", "cannot_tell": "cannot tell whether worse"}
     return f"{words.get(verdict, verdict)} by more than {-min_gain:g} (non-inferiority)"

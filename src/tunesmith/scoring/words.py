@@ -1,8 +1,8 @@
-"""What ROUGE and BLEU take for a word, by the script of the reference.
+"""Split text into words for ROUGE and BLEU, by the script of the reference.
 
-The package rouge-score knows a-z and 0-9 only, and BLEU's standard tokenizer takes a Chinese sentence for one word. So
-a reference in another script is read otherwise, in one way for all systems that are compared: words of any script, and
-each character by itself if its script puts no spaces between words. Latin text stays as the published scores have it.
+The package rouge-score knows only a-z and 0-9, and BLEU's standard tokenizer takes a Chinese sentence for one word. If
+the reference is in another script, both texts are therefore split into words of any script, or into characters if the
+script puts no spaces between words. Latin text is split as in published scores.
 """
 
 import unicodedata
