@@ -1,261 +1,136 @@
-"""What users of TRL, transformers, Axolotl and LLaMA-Factory write, and the key of a recipe that does it here."""
+"""Settings of TRL, transformers, Axolotl and LLaMA-Factory, and the keys of a recipe that replace them."""
 
 from typing import NamedTuple
 
 
 class Ours(NamedTuple):
-    """The keys of a recipe that a word of another tool stands for, and how they differ from it."""
+    """The keys of a recipe that replace another tool's setting, and what differs or what to do instead."""
 
     keys: tuple[str, ...]
     note: str = ""
 
 
-_ROWS_PER_STEP = Ours(
-    ("train.examples_per_step", "train.micro_batch"),
-    "`examples_per_step` is the whole batch of one optimizer step, over all devices and accumulation; `micro_batch` is "
-    "what one forward pass takes, and follows from memory",
-)
-_ACCUMULATION = Ours(
-    ("train.examples_per_step",), "it is the whole batch of a step; accumulation follows from it and from memory"
-)
-_LENGTH = Ours(("data.max_tokens_per_example",), "what is longer is treated as `data.too_long` says")
-_FOUR_BITS = Ours(("tuning.method", "tuning.bits"), "write `tuning: {method: qlora, bits: 4}`")
-_EIGHT_BITS = Ours(("tuning.method", "tuning.bits"), "write `tuning: {method: qlora, bits: 8}`")
-_PRECISION = Ours(("model.precision",), "`auto` is bf16 where the machine computes in it")
-_TEST_FILE = Ours(
-    ("data.split.column",), "test rows come from `data.source` too: a column of the rows says train, valid or test"
-)
-_VALID_FILE = Ours(
-    ("data.split.valid", "data.split.column"),
-    "a fraction of the rows of `data.source`, or those that a column of the rows names",
-)
-_BASE = Ours(("model.base",))
-_SOURCE = Ours(("data.source",), "write `{file: rows.jsonl}` or `{hub: org/name}`")
-_TRACK = Ours(("track",), "a list, such as `[mlflow]`")
-_SHARDING = Ours(("launch.sharding",), "FSDP2 is the only way to divide a model, and `auto` takes it when needed")
-_SCHEDULE = Ours(("train.schedule",))
-_WARMUP_STEPS = Ours(("train.warmup_fraction",), "a fraction of all steps, not a number of steps")
-_ONLY_ANSWERS = Ours(
-    ("data.train_on",), "only answers are ever learned; in conversations `train_on` says all of them or the last"
-)
-_TEMPLATE = Ours(
-    ("model.chat_markup",), "the model's own chat template is used; `chat_markup: chatml` gives one to a model without"
-)
-_METHOD = Ours(("tuning.method",), "full, lora or qlora")
-_AUTOMATIC = Ours((), "it is chosen automatically, and changes speed only; remove it")
-_EVERY_STEP = Ours((), "every step is logged to train/metrics.jsonl; remove it")
-_OUT = Ours((), "the run's folder is runs/NAME/ID, or that of `--out`")
-_RESUME = Ours((), "an interrupted run resumes when the same command runs again; remove it")
-_BEST = Ours(("train.choose_by",), "the best checkpoint is always kept and used")
-_NOT_THERE = Ours((), "there is nothing like it here; remove it")
-_GREEDY = Ours(("evaluate.beams",), "evaluation is greedy, or a beam search; nothing is sampled")
-
-WORDS: dict[str, Ours] = {
+# (settings of other tools, keys of a recipe, note)
+_TABLE = (
     # The model
-    "base_model": _BASE,
-    "model_name_or_path": _BASE,
-    "model_name": _BASE,
-    "model_id": _BASE,
-    "model_path": _BASE,
-    "pretrained_model_name_or_path": _BASE,
-    "adapter_name_or_path": Ours(("model.base",), "name the adapter as the base: it is trained on"),
-    "lora_model_dir": Ours(("model.base",), "name the adapter as the base: it is trained on"),
-    "model_revision": Ours(("model.base",), "write `org/name@revision`"),
-    "bf16": _PRECISION,
-    "fp16": _PRECISION,
-    "tf32": _PRECISION,
-    "torch_dtype": _PRECISION,
-    "dtype": _PRECISION,
-    "pure_bf16": _PRECISION,
-    "bnb_4bit_compute_dtype": _PRECISION,
-    "compute_dtype": _PRECISION,
-    "attn_implementation": Ours(("model.attention",)),
-    "flash_attn": Ours(("model.attention",)),
-    "flash_attention": Ours(("model.attention",)),
-    "use_flash_attention_2": Ours(("model.attention",)),
-    "chat_template": _TEMPLATE,
-    "template": _TEMPLATE,
-    "trust_remote_code": Ours((), "code of a model's repository is never run; remove it"),
+    ("base_model model_name_or_path model_name model_id model_path pretrained_model_name_or_path", "model.base", ""),
+    ("adapter_name_or_path lora_model_dir", "model.base", "name the adapter as the base, to train it further"),
+    ("model_revision", "model.base", "write `org/name@revision`"),
+    ("bf16 fp16 tf32 torch_dtype dtype pure_bf16 bnb_4bit_compute_dtype compute_dtype",
+     "model.precision", "`auto` is bf16 if the machine computes in it"),
+    ("attn_implementation flash_attn flash_attention use_flash_attention_2", "model.attention", ""),
+    ("chat_template template",
+     "model.chat_markup",
+     "the model's own chat template is used; `chat_markup: chatml` adds one to a model that has none"),
+    ("trust_remote_code", "", "code of a model's repository is never run; remove it"),
     # Data
-    "dataset": _SOURCE,
-    "datasets": _SOURCE,
-    "dataset_name": _SOURCE,
-    "dataset_path": _SOURCE,
-    "dataset_dir": _SOURCE,
-    "train_file": _SOURCE,
-    "train_dataset": _SOURCE,
-    "data_files": Ours(("data.source.file",)),
-    "dataset_config": Ours(("data.source.config",)),
-    "dataset_text_field": Ours(("data.text",)),
-    "text_column": Ours(("data.text",)),
-    "text_field": Ours(("data.text",)),
-    "test_datasets": _TEST_FILE,
-    "test_dataset": _TEST_FILE,
-    "test_file": _TEST_FILE,
-    "data.test": _TEST_FILE,
-    "eval_dataset": _VALID_FILE,
-    "validation_file": _VALID_FILE,
-    "valid_file": _VALID_FILE,
-    "data.valid": _VALID_FILE,
-    "data.validation": _VALID_FILE,
-    "val_set_size": Ours(("data.split.valid",), "`data.split.test` takes the rows of the verdict, too"),
-    "val_size": Ours(("data.split.valid",), "`data.split.test` takes the rows of the verdict, too"),
-    "validation_split": Ours(("data.split.valid",)),
-    "test_size": Ours(("data.split.test",)),
-    "max_samples": Ours(("data.train_rows",)),
-    "max_train_samples": Ours(("data.train_rows",)),
-    "max_eval_samples": Ours(("evaluate.rows",)),
-    "max_length": _LENGTH,
-    "max_seq_length": _LENGTH,
-    "max_seq_len": _LENGTH,
-    "cutoff_len": _LENGTH,
-    "sequence_len": _LENGTH,
-    "model_max_length": _LENGTH,
-    "block_size": _LENGTH,
-    "max_source_length": _LENGTH,
-    "max_prompt_length": _LENGTH,
-    "max_target_length": Ours(("data.max_target_tokens",)),
-    "truncation": Ours(("data.too_long",)),
-    "conversations": Ours(("data.messages",), "a column of {role, content} messages"),
-    "messages_column": Ours(("data.messages",)),
-    "field_messages": Ours(("data.messages",)),
-    "prompt_template": Ours(("data.prompt",)),
-    "prompt_column": Ours(("data.prompt",), "a template with columns in braces"),
-    "instruction": Ours(("data.prompt",), "a template with columns in braces"),
-    "completion": Ours(("data.response",), "a template with columns in braces"),
-    "output": Ours(("data.response",), "a template with columns in braces"),
-    "response_column": Ours(("data.response",), "a template with columns in braces"),
-    "system_prompt": Ours(("data.system",)),
-    "default_system": Ours(("data.system",)),
-    "formatting": Ours(("data.task",), "text, completion, chat or seq2seq"),
-    "stage": Ours(("data.task",), "text for pretraining; completion, chat or seq2seq for supervised fine-tuning"),
-    "train_on_inputs": _ONLY_ANSWERS,
-    "train_on_prompt": _ONLY_ANSWERS,
-    "mask_history": _ONLY_ANSWERS,
-    "completion_only_loss": _ONLY_ANSWERS,
-    "assistant_only_loss": _ONLY_ANSWERS,
-    "roles_to_train": _ONLY_ANSWERS,
-    "tools": Ours((), "tool calls are not supported yet; texts with tools can be columns of `data.prompt`"),
+    ("dataset datasets dataset_name dataset_path dataset_dir train_file train_dataset",
+     "data.source", "write `{file: rows.jsonl}` or `{hub: org/name}`"),
+    ("data_files", "data.source.file", ""),
+    ("dataset_config", "data.source.config", ""),
+    ("dataset_text_field text_column text_field", "data.text", ""),
+    ("test_datasets test_dataset test_file data.test",
+     "data.split.column",
+     "test rows come from `data.source` too; a column of the rows names their split: train, valid or test"),
+    ("eval_dataset validation_file valid_file data.valid data.validation",
+     "data.split.valid data.split.column",
+     "a fraction of the rows of `data.source`, or those marked `valid` in a column"),
+    ("val_set_size val_size", "data.split.valid", "`data.split.test` also sets rows aside, for the verdict"),
+    ("validation_split", "data.split.valid", ""),
+    ("test_size", "data.split.test", ""),
+    ("max_samples max_train_samples", "data.train_rows", ""),
+    ("max_eval_samples", "evaluate.rows", ""),
+    ("max_length max_seq_length max_seq_len cutoff_len sequence_len model_max_length block_size max_source_length "
+     "max_prompt_length",
+     "data.max_tokens_per_example", "`data.too_long` decides what happens to longer rows"),
+    ("max_target_length", "data.max_target_tokens", ""),
+    ("truncation", "data.too_long", ""),
+    ("conversations", "data.messages", "a column of {role, content} messages"),
+    ("messages_column field_messages", "data.messages", ""),
+    ("prompt_template", "data.prompt", ""),
+    ("prompt_column instruction", "data.prompt", "a template with columns in braces"),
+    ("completion output response_column", "data.response", "a template with columns in braces"),
+    ("system_prompt default_system", "data.system", ""),
+    ("formatting", "data.task", "text, completion, chat or seq2seq"),
+    ("stage", "data.task", "text for pretraining; completion, chat or seq2seq for supervised fine-tuning"),
+    ("train_on_inputs train_on_prompt mask_history completion_only_loss assistant_only_loss roles_to_train",
+     "data.train_on", "only answers are ever learned; in conversations, `train_on` chooses all of them or the last"),
+    ("tools", "", "tool calls are not supported yet; descriptions of tools can be text in `data.prompt`"),
     # Tuning
-    "adapter": _METHOD,
-    "finetuning_type": _METHOD,
-    "use_peft": _METHOD,
-    "lora": _METHOD,
-    "qlora": _METHOD,
-    "load_in_4bit": _FOUR_BITS,
-    "load_in_8bit": _EIGHT_BITS,
-    "quantization_bit": _FOUR_BITS,
-    "bnb_4bit_quant_type": Ours(("tuning.quantization",), "of `method: qlora`"),
-    "bnb_4bit_use_double_quant": Ours(("tuning.double_quantization",), "of `method: qlora`"),
-    "lora_r": Ours(("tuning.rank",)),
-    "lora_rank": Ours(("tuning.rank",)),
-    "r": Ours(("tuning.rank",)),
-    "lora_alpha": Ours(("tuning.alpha",)),
-    "lora_dropout": Ours(("tuning.dropout",)),
-    "lora_target": Ours(("tuning.target",)),
-    "lora_target_modules": Ours(("tuning.target",)),
-    "lora_target_linear": Ours(("tuning.target",), "`all-linear` is the default"),
-    "target_modules": Ours(("tuning.target",)),
-    "use_rslora": Ours(("tuning.rslora",)),
-    "use_dora": Ours(("tuning.dora",)),
-    "modules_to_save": _NOT_THERE,
-    "lora_modules_to_save": _NOT_THERE,
-    "lora_bias": _NOT_THERE,
+    ("adapter finetuning_type use_peft lora qlora", "tuning.method", "full, lora or qlora"),
+    ("load_in_4bit quantization_bit", "tuning.method tuning.bits", "write `tuning: {method: qlora, bits: 4}`"),
+    ("load_in_8bit", "tuning.method tuning.bits", "write `tuning: {method: qlora, bits: 8}`"),
+    ("bnb_4bit_quant_type", "tuning.quantization", "for `method: qlora`"),
+    ("bnb_4bit_use_double_quant", "tuning.double_quantization", "for `method: qlora`"),
+    ("lora_r lora_rank r", "tuning.rank", ""),
+    ("lora_alpha", "tuning.alpha", ""),
+    ("lora_dropout", "tuning.dropout", ""),
+    ("lora_target lora_target_modules target_modules", "tuning.target", ""),
+    ("lora_target_linear", "tuning.target", "`all-linear` is the default"),
+    ("use_rslora", "tuning.rslora", ""),
+    ("use_dora", "tuning.dora", ""),
+    ("modules_to_save lora_modules_to_save lora_bias adam_epsilon neftune_noise_alpha label_smoothing_factor",
+     "", "tunesmith has no such setting; remove it"),
     # Training
-    "lr": Ours(("train.learning_rate",)),
-    "max_lr": Ours(("train.learning_rate",)),
-    "batch_size": _ROWS_PER_STEP,
-    "train_batch_size": _ROWS_PER_STEP,
-    "per_device_train_batch_size": _ROWS_PER_STEP,
-    "per_device_batch_size": _ROWS_PER_STEP,
-    "micro_batch_size": _ROWS_PER_STEP,
-    "global_batch_size": _ACCUMULATION,
-    "gradient_accumulation_steps": _ACCUMULATION,
-    "grad_accum": _ACCUMULATION,
-    "per_device_eval_batch_size": _AUTOMATIC,
-    "eval_batch_size": _AUTOMATIC,
-    "num_train_epochs": Ours(("train.epochs",)),
-    "num_epochs": Ours(("train.epochs",)),
-    "n_epochs": Ours(("train.epochs",)),
-    "max_train_steps": Ours(("train.max_steps",)),
-    "num_steps": Ours(("train.max_steps",)),
-    "lr_scheduler_type": _SCHEDULE,
-    "lr_scheduler": _SCHEDULE,
-    "scheduler": _SCHEDULE,
-    "warmup_ratio": Ours(("train.warmup_fraction",)),
-    "warmup_steps": _WARMUP_STEPS,
-    "num_warmup_steps": _WARMUP_STEPS,
-    "optim": Ours(("train.optimizer",), "adamw, adamw_8bit, adafactor or sgd"),
-    "adam_beta1": Ours(("train.beta1",)),
-    "adam_beta2": Ours(("train.beta2",)),
-    "adam_epsilon": _NOT_THERE,
-    "max_grad_norm": Ours(("train.max_gradient_norm",)),
-    "gradient_clipping": Ours(("train.max_gradient_norm",)),
-    "sample_packing": Ours(("train.packing",), "auto, always or never; packed rows cannot see each other"),
-    "eval_sample_packing": Ours(("train.packing",)),
-    "neat_packing": Ours(("train.packing",)),
-    "gradient_checkpointing": Ours(("train.activation_checkpointing",)),
-    "eval_steps": Ours(("train.valid_every_steps",)),
-    "evals_per_epoch": Ours(("train.valid_every_steps",)),
-    "eval_strategy": Ours(("train.valid_every_steps",), "a number of steps"),
-    "evaluation_strategy": Ours(("train.valid_every_steps",), "a number of steps"),
-    "save_steps": Ours(("train.save_every_steps",)),
-    "saves_per_epoch": Ours(("train.save_every_steps",)),
-    "save_strategy": Ours(("train.save_every_steps",), "a number of steps"),
-    "save_total_limit": Ours(("train.keep_checkpoints",)),
-    "metric_for_best_model": _BEST,
-    "load_best_model_at_end": _BEST,
-    "early_stopping_patience": _BEST,
-    "logging_steps": _EVERY_STEP,
-    "resume_from_checkpoint": _RESUME,
-    "auto_resume_from_checkpoints": _RESUME,
-    "group_by_length": _AUTOMATIC,
-    "dataloader_num_workers": _AUTOMATIC,
-    "preprocessing_num_workers": _AUTOMATIC,
-    "dataset_num_proc": _AUTOMATIC,
-    "use_liger_kernel": _AUTOMATIC,
-    "torch_compile": _AUTOMATIC,
-    "neftune_noise_alpha": _NOT_THERE,
-    "label_smoothing_factor": _NOT_THERE,
-    "random_state": Ours(("seed",)),
-    "data_seed": Ours(("seed",)),
+    ("lr max_lr", "train.learning_rate", ""),
+    ("batch_size train_batch_size per_device_train_batch_size per_device_batch_size micro_batch_size",
+     "train.examples_per_step train.micro_batch",
+     "`examples_per_step` is the whole batch of one optimizer step, over all devices and accumulation; "
+     "`micro_batch` is the part of it in one forward pass, by default as much as memory allows"),
+    ("global_batch_size gradient_accumulation_steps grad_accum",
+     "train.examples_per_step",
+     "it is the whole batch of a step; accumulation follows from it and from the memory there is"),
+    ("per_device_eval_batch_size eval_batch_size group_by_length dataloader_num_workers preprocessing_num_workers "
+     "dataset_num_proc use_liger_kernel torch_compile",
+     "", "it is chosen automatically and affects only speed; remove it"),
+    ("num_train_epochs num_epochs n_epochs", "train.epochs", ""),
+    ("max_train_steps num_steps", "train.max_steps", ""),
+    ("lr_scheduler_type lr_scheduler scheduler", "train.schedule", ""),
+    ("warmup_ratio", "train.warmup_fraction", ""),
+    ("warmup_steps num_warmup_steps", "train.warmup_fraction", "a fraction of all steps, not a number of steps"),
+    ("optim", "train.optimizer", "adamw, adamw_8bit, adafactor or sgd"),
+    ("adam_beta1", "train.beta1", ""),
+    ("adam_beta2", "train.beta2", ""),
+    ("max_grad_norm gradient_clipping", "train.max_gradient_norm", ""),
+    ("sample_packing", "train.packing", "auto, always or never; packed rows cannot see each other"),
+    ("eval_sample_packing neat_packing", "train.packing", ""),
+    ("gradient_checkpointing", "train.activation_checkpointing", ""),
+    ("eval_steps evals_per_epoch", "train.valid_every_steps", ""),
+    ("eval_strategy evaluation_strategy", "train.valid_every_steps", "a number of steps"),
+    ("save_steps saves_per_epoch", "train.save_every_steps", ""),
+    ("save_strategy", "train.save_every_steps", "a number of steps"),
+    ("save_total_limit", "train.keep_checkpoints", ""),
+    ("metric_for_best_model load_best_model_at_end early_stopping_patience",
+     "train.choose_by", "the best checkpoint is always kept and used"),
+    ("logging_steps", "", "every step is logged to train/metrics.jsonl; remove it"),
+    ("resume_from_checkpoint auto_resume_from_checkpoints",
+     "", "an interrupted run resumes when you repeat its command; remove it"),
+    ("random_state data_seed", "seed", ""),
     # Evaluation
-    "compute_metrics": Ours(("evaluate.metrics",), "a name, or a function of your own as `module:function`"),
-    "predict_with_generate": Ours(("evaluate.metrics",), "test rows are always answered by generation"),
-    "generation_max_length": Ours(("evaluate.max_new_tokens",)),
-    "max_new_token": Ours(("evaluate.max_new_tokens",)),
-    "generation_num_beams": Ours(("evaluate.beams",)),
-    "num_beams": Ours(("evaluate.beams",)),
-    "temperature": _GREEDY,
-    "top_p": _GREEDY,
-    "top_k": _GREEDY,
-    "do_sample": _GREEDY,
-    # Where it runs and where it goes
-    "output_dir": _OUT,
-    "out_dir": _OUT,
-    "save_dir": _OUT,
-    "overwrite_output_dir": _OUT,
-    "run_name": Ours(("name",)),
-    "experiment_name": Ours(("name",)),
-    "report_to": _TRACK,
-    "wandb_project": _TRACK,
-    "wandb_entity": _TRACK,
-    "use_wandb": _TRACK,
-    "mlflow_tracking_uri": _TRACK,
-    "deepspeed": _SHARDING,
-    "fsdp": _SHARDING,
-    "fsdp_config": _SHARDING,
-    "num_gpus": Ours(("launch.processes", "launch.gpus_per_node"), "with `launch.on: torchrun`, or of Slurm"),
-    "num_processes": Ours(("launch.processes",), "with `launch.on: torchrun`"),
-    "nproc_per_node": Ours(("launch.processes",), "with `launch.on: torchrun`"),
-    "push_to_hub": Ours(("promote.model",), "a model that is better goes to the registry"),
-    "hub_model_id": Ours(("promote.model",), "a model that is better goes to the registry"),
-    "rl": Ours((), "preference training (DPO and such) is not supported yet"),
-}
+    ("compute_metrics", "evaluate.metrics", "a name, or a function of your own as `module:function`"),
+    ("predict_with_generate", "evaluate.metrics", "test rows are always answered by generation"),
+    ("generation_max_length max_new_token", "evaluate.max_new_tokens", ""),
+    ("generation_num_beams num_beams", "evaluate.beams", ""),
+    ("temperature top_p top_k do_sample",
+     "evaluate.beams", "evaluation is greedy, or a beam search; nothing is sampled"),
+    # Launching and output
+    ("output_dir out_dir save_dir overwrite_output_dir", "", "the run's folder is runs/NAME/ID, or that of `--out`"),
+    ("run_name experiment_name", "name", ""),
+    ("report_to wandb_project wandb_entity use_wandb mlflow_tracking_uri", "track", "a list, such as `[mlflow]`"),
+    ("deepspeed fsdp fsdp_config",
+     "launch.sharding", "models are sharded with FSDP2 only; `auto` uses it if one device is too small"),
+    ("num_gpus",
+     "launch.processes launch.gpus_per_node", "`processes` with `launch.on: torchrun`, `gpus_per_node` with Slurm"),
+    ("num_processes nproc_per_node", "launch.processes", "with `launch.on: torchrun`"),
+    ("push_to_hub hub_model_id", "promote.model", "a model that is better is promoted to the registry"),
+    ("rl", "", "preference training (DPO and such) is not supported yet"),
+)  # fmt: skip
+
+WORDS = {word: Ours(tuple(keys.split()), note) for words, keys, note in _TABLE for word in words.split()}
 
 
 def ours_for(path: tuple[str | int, ...]) -> str | None:
-    """Return what to write instead of another tool's key at `path`, or None if it is no such word."""
+    """Return what to write instead of another tool's setting at `path`, or None if the key is not one of those."""
     names = [str(part).replace("-", "_").lower() for part in path if not isinstance(part, int)]
     found = WORDS.get(".".join(names[-2:])) or WORDS.get(names[-1]) if names else None
     if found is None:
