@@ -20,7 +20,7 @@ from tunesmith.recipe.architecture import shapes_of
 from tunesmith.recipe.base_model import (
     check_targets,
     embedding_rows,
-    refuse_new_tokens_beside_bias,
+    refuse_new_tokens_with_bias,
     refuse_pickle,
     refuse_quantized,
     refuse_tokens_beyond,
@@ -99,7 +99,7 @@ def check_rows(recipe: Recipe, base: ModelFolder, shapes: Shapes, codec: Codec, 
     refuse_tokens_beyond(highest, _vectors(base, shapes, codec), where=recipe.model.base)
     refuse_to_pack(recipe, ENCODER_READS_ALONE if shapes.encodes else None)
     if codec.new_ids and isinstance(recipe.tuning, LoraBase):
-        refuse_new_tokens_beside_bias(base.root.path)
+        refuse_new_tokens_with_bias(base.root.path)
     return found["train"]
 
 

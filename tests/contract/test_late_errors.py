@@ -62,7 +62,7 @@ _LATE: dict[str, tuple[str, ...]] = {
         "not before: which weights an architecture asks for is known when transformers has built it",
     ),
     "model/load.py machine": ("plan tunesmith.beforehand:refuse_what_this_machine_lacks",),
-    "model/new_tokens.py trained_rows": ("plan tunesmith.recipe.base_model:refuse_new_tokens_beside_bias",),
+    "model/new_tokens.py trained_rows": ("plan tunesmith.recipe.base_model:refuse_new_tokens_with_bias",),
     "model/out_of_memory.py Fitting._halve": (_MEMORY,),
     "model/out_of_memory.py Fitting.run": (_MEMORY,),
     "model/parallel.py Group.check": ("not before: a signal came",),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.core.errors import RecipeError
-from tunesmith.recipe.base_model import read_config
+from tunesmith.recipe.base_model import language_config
 from tunesmith.recipe.shapes import Attention, Layer, Linear, Shapes, Stack
 from tunesmith.recipe.weight_headers import shapes_in_headers
 
@@ -22,10 +22,9 @@ def shapes_of(folder: Path) -> Shapes:
 
     Raises:
         RecipeError: the architecture is not described here, or a size is left out, and weights are not there.
-        DamagedFile: config.json, or a file of weights that has to be asked, is not whole.
+        DamagedFile: config.json, or a file of weights whose header is read, is not whole.
     """
-    config = read_config(folder)
-    config = {**config, **(config.get("text_config") or {})}
+    config = language_config(folder)
     describe = _KNOWN.get(str(config.get("model_type")))
     try:
         shapes = describe(config) if describe else None

@@ -1,6 +1,6 @@
-"""What a base model's folder says before its weights are read: whether a run could start from it.
+"""Checks of a base model's folder before its weights are read: can a run start from it?
 
-`plan` asks beforehand, and loading and training ask again. No torch is imported.
+`plan` makes them in advance, loading and training again. No torch is imported.
 """
 
 import json
@@ -14,16 +14,16 @@ from tunesmith.recipe.weight_headers import tensor_shapes
 
 # Endings of the tensors that hold one vector per input token, in the architectures of transformers.
 _EMBEDDINGS = ("embed_tokens", "wte", "shared", "word_embeddings", "embed_in", "tok_embeddings", "embedding")
-# The output layer has no tensor of its own where it shares the embedding's.
+# Names of the output layer, which has no tensor of its own if it shares the embedding's.
 _OUTPUTS = ("lm_head", "embed_out", "output")
-# Where quantization tools leave their settings: in config.json, or in a file of their own (AutoGPTQ, AutoAWQ).
+# Where quantization tools store their settings: in config.json, or in a file of their own (AutoGPTQ, AutoAWQ).
 _QUANTIZED_KEYS = ("quantization_config", "compression_config", "quantization")
 _QUANTIZED_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
 _MOST_NAMES = 24
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Return a model's configuration; raise DamagedFile where config.json is not a JSON object."""
+    """Return a model's configuration; raise DamagedFile if config.json is not a JSON object."""
     path = folder / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -34,8 +34,14 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def language_config(folder: Path) -> dict[str, Any]:
+    """Return a model's configuration as that of its language model, which others keep in `text_config`."""
+    config = read_config(folder)
+    return {**config, **(config.get("text_config") or {})}
+
+
 def quantized_by(folder: Path) -> str | None:
-    """Return the method by which a folder's weights were quantized before they were saved, or None."""
+    """Return the method by which a folder's weights were quantized, or None."""
     config = read_config(folder)
     for place in (config, config.get("text_config") or {}):
         for settings in filter(None, map(place.get, _QUANTIZED_KEYS)):
@@ -52,18 +58,18 @@ def _method(settings: dict[str, Any]) -> str:
 
 
 def refuse_quantized(folder: Path) -> None:
-    """Raise RecipeError for a base whose stored weights are quantized already: it can be neither trained nor merged."""
+    """Raise RecipeError for a base whose stored weights are already quantized: it can be neither trained nor merged."""
     if method := quantized_by(folder):
         raise RecipeError(
-            f"its weights are stored quantized already ({method}), which cannot be trained",
+            f"its stored weights are already quantized ({method}) and cannot be trained",
             where=str(folder),
-            hint="name the model that it was quantized from as model.base; `tuning: {method: qlora}` keeps that one in "
+            hint="set model.base to the model that it was quantized from; `tuning: {method: qlora}` keeps that one in "
             "4 or 8 bits while it trains",
         )
 
 
 def refuse_pickle(folder: Path) -> None:
-    """Raise RecipeError if a model's weights are only there as pickle, which is never read."""
+    """Raise RecipeError if a model has its weights only as pickle, which is never read."""
     if not list(folder.glob("*.safetensors")) and list(folder.glob("*.bin")):
         raise RecipeError(
             "has its weights only as pickle (*.bin), which can run code",
@@ -73,10 +79,10 @@ def refuse_pickle(folder: Path) -> None:
 
 
 def embedding_rows(folder: Path, vocabulary: int) -> int:
-    """Return for how many tokens a model has input vectors: by its weights, or by its configuration if none are here.
+    """Return for how many tokens a model has input vectors: by its weights, or by its configuration without them.
 
     Args:
-        vocabulary: what its configuration says.
+        vocabulary: `vocab_size` of its configuration, 0 if that names none.
 
     Raises:
         RecipeError: weights and configuration disagree, or it names no vocabulary: the model could not be loaded.
@@ -99,13 +105,13 @@ def embedding_rows(folder: Path, vocabulary: int) -> int:
         raise RecipeError(
             f"says vocab_size {vocabulary}, and the embedding in its weights has {rows} rows",
             where=str(folder / "config.json"),
-            hint="configuration and weights are not of one model: fetch both again",
+            hint="configuration and weights belong to different models: fetch both again",
         )
     return rows
 
 
 def refuse_tokens_beyond(highest: int, rows: int, *, where: str) -> None:
-    """Raise RecipeError for rows with a token that the model has no vector for.
+    """Raise RecipeError for rows with a token for which the model has no vector.
 
     Args:
         highest: the highest id in any row.
@@ -115,20 +121,20 @@ def refuse_tokens_beyond(highest: int, rows: int, *, where: str) -> None:
         raise RecipeError(
             f"its tokenizer writes token {highest}, and its embedding has {rows} rows, for tokens 0 to {rows - 1}",
             where=where,
-            hint="tokenizer and weights are not of one model: tokens were added without resizing the embedding; "
-            "take the model that the tokenizer was made for, or save it after `resize_token_embeddings`",
+            hint="tokenizer and weights do not fit together: tokens were added without resizing the embedding; "
+            "use the model that the tokenizer was made for, or save it after `resize_token_embeddings`",
         )
 
 
-def refuse_targets_nowhere(target: Sequence[str], modules: Iterable[str], *, perhaps: Sequence[str] = ()) -> None:
-    """Raise RecipeError for each name of `tuning.target` that matches no module; peft minds only if none does.
+def refuse_targets_nowhere(target: Sequence[str], modules: Iterable[str], *, possible: Sequence[str] = ()) -> None:
+    """Raise RecipeError if a name of `tuning.target` matches no module; peft refuses only if none matches.
 
     Args:
-        modules: the names of all modules that have weights, as paths.
-        perhaps: names of modules that the model may have as well.
+        modules: the paths of all modules that have weights.
+        possible: names of further modules that the model may have.
     """
     names = list(modules)
-    lost = [wanted for wanted in target if not any(_matches(wanted, name) for name in (*names, *perhaps))]
+    lost = [wanted for wanted in target if not any(_matches(wanted, name) for name in (*names, *possible))]
     if lost:
         known = sorted({name.rpartition(".")[2] for name in names})
         raise RecipeError(
@@ -139,20 +145,17 @@ def refuse_targets_nowhere(target: Sequence[str], modules: Iterable[str], *, per
 
 
 def _matches(wanted: str, name: str) -> bool:
-    """Say whether a target names a module, of which files may leave out the first part of the path."""
+    """Say whether a target names a module; files of weights may leave out the first part of its path."""
     return f".{name}".endswith(f".{wanted}") or wanted.endswith(f".{name}")
 
 
 def check_targets(folder: Path, shapes: Shapes, target: Sequence[str]) -> None:
-    """Raise RecipeError for names of `tuning.target` that a model on disk, or its architecture, does not have.
-
-    Where neither weights nor a described architecture tell the names, nothing is refused.
-    """
+    """Raise RecipeError if a name of `tuning.target` is no linear layer of a model, by its weights and architecture."""
     tensors = tensor_shapes(folder)
     named = {name for name, _ in shapes.linear()} if shapes.known or not tensors else set()
     stored = {name.removesuffix(".weight"): len(shape) for name, shape in tensors.items() if name.endswith(".weight")}
-    perhaps = (*_OUTPUTS, *(() if stored else _EMBEDDINGS))
-    refuse_targets_nowhere(target, sorted({*named, *stored}), perhaps=perhaps)
+    possible = (*_OUTPUTS, *(() if stored else _EMBEDDINGS))
+    refuse_targets_nowhere(target, sorted({*named, *stored}), possible=possible)
     vectors = [name for name, dimensions in stored.items() if dimensions < 2]
     for wanted in target:
         if any(_matches(wanted, name) for name in vectors) and not any(
@@ -165,10 +168,10 @@ def check_targets(folder: Path, shapes: Shapes, target: Sequence[str]) -> None:
             )
 
 
-def refuse_new_tokens_beside_bias(folder: Path) -> None:
-    """Raise RecipeError where new tokens' rows cannot be trained alone: the output layer has a bias as well."""
-    if any(name.removesuffix(".bias").rpartition(".")[2] in _OUTPUTS[:2] for name in tensor_shapes(folder)
-           if name.endswith(".bias")):  # fmt: skip
+def refuse_new_tokens_with_bias(folder: Path) -> None:
+    """Raise RecipeError if new tokens' rows cannot be trained alone, because the output layer has a bias too."""
+    biases = [name.removesuffix(".bias") for name in tensor_shapes(folder) if name.endswith(".bias")]
+    if any(name.rpartition(".")[2] in _OUTPUTS[:2] for name in biases):
         raise output_has_bias()
 
 

@@ -1,7 +1,7 @@
-"""config.json -> whether a model is a causal language model, as far as its configuration says. Imports no torch.
+"""config.json -> whether a model is a causal language model, if its configuration tells. Imports no torch.
 
 A model that sees later tokens reads the answer that it is asked to predict: its loss and perplexity mean nothing. If
-the configuration does not say, `model/causality.py` proves it on the model itself.
+the configuration does not tell, `model/causality.py` tests the model itself.
 """
 
 import json
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.core.errors import RecipeError
-from tunesmith.recipe.base_model import read_config
+from tunesmith.recipe.base_model import language_config
 
 HINT = (
     "choose a decoder, such as a model of the GPT, Llama, Qwen or Gemma families; models with an encoder and a decoder "
@@ -26,13 +26,12 @@ _ENCODERS = frozenset({
 
 def require_causal(folder: Path) -> None:
     """Raise RecipeError if a model's configuration says that its tokens see later ones."""
-    config = read_config(folder)
-    if reason := why_not_causal({**config, **(config.get("text_config") or {})}):
+    if reason := why_not_causal(language_config(folder)):
         raise RecipeError(f"is not a causal language model: {reason}", where=str(folder), hint=HINT)
 
 
 def why_not_causal(config: Mapping[str, Any]) -> str | None:
-    """Return why a configuration is not that of a causal model; None if it is, or if it does not say."""
+    """Return why a configuration is not that of a causal model; None if it is, or if that cannot be told."""
     kind = str(config.get("model_type"))
     if kind in _ENCODERS and not config.get("is_decoder"):
         return f"{kind} is an encoder (`is_decoder` is not true), whose tokens see those after them"

@@ -1,9 +1,9 @@
-"""The source columns that a recipe's `data` section uses, told apart by what they are used for."""
+"""The source columns that a recipe's `data` section uses, by their use."""
 
-import re
+from collections.abc import Iterable
 
 from tunesmith.recipe.schema import ChatData, CompletionData, Data, Seq2SeqData, TextData
-from tunesmith.recipe.template import columns_in, optional_columns_in, pieces_of
+from tunesmith.recipe.template import columns_in, names_in_double_braces, optional_columns_in, pieces_of
 
 
 def asked_columns(data: Data) -> tuple[str, ...]:
@@ -21,7 +21,7 @@ def answer_columns(data: Data) -> tuple[str, ...]:
 
 
 def optional_columns(data: Data) -> frozenset[str]:
-    """Return the columns that may be empty: named as `{name?}` wherever they are named."""
+    """Return the columns that may be empty: every template that names them has `{name?}`."""
     templates = _templates(data)
     optional = frozenset().union(*map(optional_columns_in, templates))
     needed = {piece.column for template in templates for piece in pieces_of(template) if not piece.optional}
@@ -33,13 +33,13 @@ def needed_columns(data: Data) -> tuple[str, ...]:
     named = [*asked_columns(data), *answer_columns(data), *(rule.column for rule in data.filters)]
     messages = data.messages if isinstance(data, ChatData) else None
     named += [column for column in (messages, data.split.by, data.split.column) if column is not None]
-    return tuple(column for column in dict.fromkeys(named) if column not in optional_columns(data))
+    optional = optional_columns(data)
+    return tuple(column for column in dict.fromkeys(named) if column not in optional)
 
 
 def doubled_names(data: Data) -> tuple[str, ...]:
-    """Return the names that the templates have in double braces, as Jinja writes columns: here they are text."""
-    templates = _templates(data)
-    return _in_order([name for template in templates for name in re.findall(r"\{\{\s*(\w+)\s*\}\}", template)])
+    """Return the names in double braces in the templates, which are text; sorted, each once."""
+    return _in_order([name for template in _templates(data) for name in names_in_double_braces(template)])
 
 
 def _asking(data: Data) -> list[str]:
@@ -55,5 +55,5 @@ def _templates(data: Data) -> list[str]:
     return [*_asking(data), *([response] if response else [])]
 
 
-def _in_order(columns: list[str] | tuple[str, ...]) -> tuple[str, ...]:
+def _in_order(columns: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(set(columns)))

@@ -13,9 +13,10 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent, DocumentStartEvent, NodeEvent, ScalarEvent
 from ruamel.yaml.scalarbool import ScalarBoolean
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
+from ruamel.yaml.scanner import Scanner
 
 from tunesmith.core.errors import RecipeError
-from tunesmith.recipe.template import KEEP_BACKSLASHES
+from tunesmith.recipe.template import CHARACTER_NAMES, KEEP_BACKSLASHES
 
 # A recipe is written by hand; anything larger is a mistake or an attack (alias bombs start small and grow on reading).
 _MOST_BYTES = 1 << 20
@@ -23,12 +24,8 @@ _MOST_DEPTH = 16
 _MOST_NODES = 10_000
 
 _ESCAPE = re.compile(r"\\(.)", re.DOTALL)
-# Escapes of YAML that nobody means in a recipe, while LaTeX, regular expressions and Windows paths begin like them.
-_NEVER_MEANT = {
-    "0": "NUL", "a": "a bell", "b": "a backspace", "v": "a vertical tab", "f": "a form feed",
-    "e": "an escape character", "r": "a carriage return", "N": "a next-line character",
-    "_": "a no-break space", "L": "a line separator", "P": "a paragraph separator",
-}  # fmt: skip
+# Escapes of YAML that nobody means in a recipe, but that look like LaTeX, regular expressions and Windows paths.
+_NEVER_MEANT = {letter: CHARACTER_NAMES[Scanner.ESCAPE_REPLACEMENTS[letter]] for letter in "0abvferN_LP"}
 
 Path_ = tuple[str | int, ...]
 
@@ -102,7 +99,7 @@ def read_text(text: str, where: str) -> Any:
 
 
 def _refuse_escapes(quoted_text: str, where: str, line: int) -> None:
-    """Raise RecipeError for an escape in a double-quoted text that was hardly meant as one; `line` is its first."""
+    """Raise RecipeError for an escape in double quotes hardly meant as one; `line` is where the quotes open."""
     for found in _ESCAPE.finditer(quoted_text):
         if (name := _NEVER_MEANT.get(found[1])) is not None:
             shown = quoted_text[found.start() : found.start() + 10].splitlines()[0].rstrip('"')

@@ -1,4 +1,4 @@
-"""Templates such as `{question}`: which columns they name, and what in them cannot have been meant."""
+"""Templates such as `{question}`: the columns that they name, and text in them that cannot have been meant."""
 
 import re
 import string
@@ -7,22 +7,23 @@ from typing import NamedTuple
 
 _BRACES = "write columns as {name}, and braces of the text itself as {{ and }}"
 _NESTED = re.compile(r"[^.\[\]\s][^\[\]]*(\.[^.\[\]]+|\[[^\[\]]*\])+")
-# What remains of LaTeX's \text or \nabla once YAML has read \t as a tab and \n as a line break, where that is no word.
+# What remains of LaTeX's \text or \nabla once YAML has read \t as a tab and \n as a line break, if that is no word.
 _EATEN = re.compile(
     r"\t(ext\w*|imes|heta|frac|triangle\w*|riangle\w*|ilde|herefore|op|au|o)(?![^\W_])"
     r"|\n(abla|eq|ot|otin|ewline|ewcommand|mid|leq|geq|parallel)(?![^\W_])"
 )
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
-_NAMES = {
+CHARACTER_NAMES = {
     "\0": "NUL", "\a": "a bell", "\b": "a backspace", "\v": "a vertical tab", "\f": "a form feed",
     "\r": "a carriage return", "\x1b": "an escape character", "\x85": "a next-line character",
-    "\u2028": "a line separator", "\u2029": "a paragraph separator", "\t": "a tab", "\n": "a line break",
+    "\xa0": "a no-break space", "\u2028": "a line separator", "\u2029": "a paragraph separator",
+    "\t": "a tab", "\n": "a line break",
 }  # fmt: skip
 KEEP_BACKSLASHES = "to keep backslashes, use single quotes or a block scalar (|-), or double them"
 
 
 class Piece(NamedTuple):
-    """Literal text of a template and the column that follows it, None at the end; `optional` ones may be empty."""
+    """Literal text of a template and the column that follows it, None at the end; an `optional` column may be empty."""
 
     text: str
     column: str | None
@@ -31,30 +32,35 @@ class Piece(NamedTuple):
 
 @lru_cache(maxsize=256)
 def pieces_of(template: str) -> tuple[Piece, ...]:
-    """Return a template's pieces in order; raise ValueError where it is not a plain template."""
-    pieces = []
+    """Return a template's pieces in order; raise ValueError if it is not a plain template."""
     try:
-        for text, name, spec, conversion in string.Formatter().parse(template):
-            if name is None:
-                pieces.append(Piece(text, None))
-                continue
-            column = name.removesuffix("?")
-            if not spec and not conversion and _NESTED.fullmatch(column):
-                raise ValueError(
-                    f"`{{{name}}}` would be a value inside a column, which templates do not reach: give it a column "
-                    "of its own in the data, or, where the braces are text, double them"
-                )
-            if not column or spec or conversion or any(mark in column for mark in ".[]"):
-                raise ValueError(f"{_BRACES} (found `{name}`)")
-            pieces.append(Piece(text, column, name.endswith("?")))
+        parsed = list(string.Formatter().parse(template))
     except ValueError as error:
-        message = str(error)
-        raise ValueError(message if "braces" in message else f"{message}: {_BRACES}") from None
+        raise ValueError(f"{error}: {_BRACES}") from None
+    pieces = []
+    for text, name, spec, conversion in parsed:
+        if name is None:
+            pieces.append(Piece(text, None))
+        else:
+            pieces.append(Piece(text, _column(name, bare=not spec and not conversion), name.endswith("?")))
     return tuple(pieces)
 
 
+def _column(name: str, *, bare: bool) -> str:
+    """Return the column that a template names; `bare` is false if a format or a conversion follows the name."""
+    column = name.removesuffix("?")
+    if bare and _NESTED.fullmatch(column):
+        raise ValueError(
+            f"`{{{name}}}` would be a value inside a column, which templates do not reach: give it a column of its own "
+            "in the data, or double the braces if they are text"
+        )
+    if not column or not bare or any(mark in column for mark in ".[]"):
+        raise ValueError(f"{_BRACES} (found `{name}`)")
+    return column
+
+
 def columns_in(template: str) -> tuple[str, ...]:
-    """Return the columns a template names in braces, in order; raise ValueError where it is not a plain template."""
+    """Return the columns that a template names in braces, in order; raise ValueError if it is not a plain template."""
     return tuple(piece.column for piece in pieces_of(template) if piece.column is not None)
 
 
@@ -63,21 +69,27 @@ def optional_columns_in(template: str) -> frozenset[str]:
     return frozenset(piece.column for piece in pieces_of(template) if piece.column and piece.optional)
 
 
+def names_in_double_braces(template: str) -> list[str]:
+    """Return the names that stand in double braces, as Jinja writes columns: in a template they are text."""
+    return re.findall(r"\{\{\s*(\w+)\s*\}\}", template)
+
+
 def with_a_column(template: str | None) -> str | None:
     """Check a template that must name a column; raise ValueError."""
-    if plain(template) is not None and not columns_in(str(template)):
-        doubled = re.search(r"\{\{\s*(\w+)\s*\}\}", str(template))
-        hint = f"{{{doubled[1]}}}, with single braces" if doubled else "{question}"
+    template = plain(template)
+    if template is not None and not columns_in(template):
+        doubled = names_in_double_braces(template)
+        hint = f"{{{doubled[0]}}}, with single braces" if doubled else "{question}"
         raise ValueError(f"names no column; write a column in braces, such as {hint}")
     return template
 
 
 def plain(template: str | None) -> str | None:
-    """Check a template that need not name a column; raise ValueError where text of it was lost to escapes of YAML."""
+    """Check a template that need not name a column; raise ValueError if YAML read some of its text as escapes."""
     if template is not None:
         columns_in(template)
         if found := _EATEN.search(template) or _CONTROL.search(template):
             mark, rest = found[0][0], template[found.start() + 1 : found.start() + 9]
-            named = _NAMES.get(mark, f"the control character U+{ord(mark):04X}")
+            named = CHARACTER_NAMES.get(mark, f"the control character U+{ord(mark):04X}")
             raise ValueError(f"holds {named} before {rest!r}, as double quotes make of a backslash; {KEEP_BACKSLASHES}")
     return template

@@ -17,7 +17,7 @@ from tunesmith.recipe.base_model import (
     embedding_rows,
     quantized_by,
     read_config,
-    refuse_new_tokens_beside_bias,
+    refuse_new_tokens_with_bias,
     refuse_quantized,
     refuse_tokens_beyond,
 )
@@ -124,9 +124,9 @@ def test_names_are_found_in_files_without_the_first_part_of_the_path(tmp_path: P
 
 
 def test_an_output_layer_with_a_bias_cannot_take_new_tokens(tmp_path: Path, tiny: Path) -> None:
-    refuse_new_tokens_beside_bias(tiny)
+    refuse_new_tokens_with_bias(tiny)
     with pytest.raises(RecipeError, match="bias"):
-        refuse_new_tokens_beside_bias(save_plain_model(tmp_path / "phi", "phi"))
+        refuse_new_tokens_with_bias(save_plain_model(tmp_path / "phi", "phi"))
 
 
 @pytest.mark.parametrize("left", [0, 4, 200, -1])
