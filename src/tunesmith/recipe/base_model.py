@@ -61,7 +61,7 @@ def refuse_quantized(folder: Path) -> None:
     """Raise RecipeError for a base whose stored weights are already quantized: it can be neither trained nor merged."""
     if method := quantized_by(folder):
         raise RecipeError(
-            f"its stored weights are already quantized ({method}) and cannot be trained",
+            f"its stored weights are quantized already ({method}) and cannot be trained",
             where=str(folder),
             hint="set model.base to the model that it was quantized from; `tuning: {method: qlora}` keeps that one in "
             "4 or 8 bits while it trains",
