@@ -10,7 +10,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.beforehand import check_prepared_questions
 from tunesmith.core import interrupt
 from tunesmith.core.files import MANIFEST, only_writer, read_json, remove_leftovers, write_json
 from tunesmith.core.places import cache_root, check_writable, registry_root
@@ -87,8 +86,7 @@ def _run(
         trackers = held.enter_context(Followers(loaded.track, run, loaded.model_dump(mode="json")))
         for stage in wanted_stages(loaded, until):
             if stage is TRAIN and stage.name not in done:
-                for warning in check_prepared_questions(loaded, run):
-                    say(f"warning: {warning}")
+                _check_questions(loaded, run)
             _take(stage, loaded, run, trackers, others, done)
             if stage.name in ("evaluate", "promote"):  # before promoting too, which the verdict may refuse
                 _report(run)
@@ -117,6 +115,14 @@ def stages_done(recipe: Recipe, run: RunDir, until: str | None = None) -> list[s
         if stage in wanted and run.manifest(stage.name) is None:
             stage.inputs(recipe, run)
     return [stage.name for stage in wanted if is_done(stage, recipe, run)]
+
+
+def _check_questions(recipe: Recipe, run: RunDir) -> None:
+    """Warn of prepared rows that cannot be answered or scored; raise RecipeError if there would be no verdict."""
+    from tunesmith.beforehand import check_prepared_questions  # slow to import, and most commands do not train
+
+    for warning in check_prepared_questions(recipe, run):
+        say(f"warning: {warning}")
 
 
 def _work_along(recipe: Path | str, overrides: Sequence[str], out: Path | str | None, others: "Meeting") -> RunDir:
