@@ -19,7 +19,7 @@ from tunesmith.core.rundir import RunDir
 from tunesmith.data.recipe_files import keep_recipe_files
 from tunesmith.recipe.hardware import cores
 from tunesmith.recipe.schema import Recipe
-from tunesmith.runs import open_run, runs_elsewhere, write_origin
+from tunesmith.runs import open_run, run_elsewhere, write_origin
 from tunesmith.scoring.own import own_metrics
 from tunesmith.stages import EVALUATE, PREPARE, PROMOTE, STAGES, TRAIN, Stage, is_done, wanted_stages
 from tunesmith.track.followers import Followers
@@ -74,7 +74,7 @@ def _run(
     loaded, run = open_run(Path(recipe), overrides, out)
     check_beforehand(loaded, run, until)
     done = stages_done(loaded, run, until)
-    if out is None and (other := runs_elsewhere(loaded, run, run.origin)):
+    if out is None and (other := run_elsewhere(loaded, run)):
         say(f"a new run begins in {run}; to continue the one of another folder: tunesmith run {other}")
     with ExitStack() as held:
         held.enter_context(only_writer(run.lock))
@@ -96,8 +96,8 @@ def _run(
 def check_beforehand(recipe: Recipe, run: RunDir, until: str | None = None) -> None:
     """Raise RecipeError for what would stop a run late: a missing tracker, a wrong metric, no place to write to."""
     promotes = PROMOTE in wanted_stages(recipe, until) and PROMOTE.changes(recipe, run) != []
-    check_writable(cache_root, *([registry_root] if promotes else []))
-    check_writable(lambda: run.path, hint="name a folder that you may write to with --out")
+    check_writable(cache_root(), *([registry_root()] if promotes else []))
+    check_writable(run.path, hint="name a folder that you may write to with --out")
     check_installed(recipe.track, recipe.promote.mirror if recipe.promote else None)
     if EVALUATE.changes(recipe, run) != []:
         own_metrics((*recipe.evaluate.metrics, *recipe.train.valid_metrics), run.origin)
@@ -181,7 +181,7 @@ def _cpu() -> str:
 def _take(
     stage: Stage, recipe: Recipe, run: RunDir, trackers: Followers, others: "Meeting | None", done: Collection[str]
 ) -> None:
-    """Run a stage unless it is done. What is kept is only read if it was done at the start."""
+    """Run a stage unless it is done: at the start if it is a kept one, else now, after the stages before it."""
     if stage.name in done if stage.kept else is_done(stage, recipe, run):
         say(f"{stage.name}: done before")
         return

@@ -16,11 +16,10 @@ from tunesmith.data.sources import sources_are_there
 from tunesmith.recipe.load import dump_recipe, load_recipe
 from tunesmith.recipe.plan import DECODING, NEVER_DECIDES
 from tunesmith.recipe.schema import Recipe
-from tunesmith.stages import PREPARE, TRAIN, changed_keys
+from tunesmith.stages import PREPARE, TRAIN, UNDO, changed_keys
 
 _MOST_NAMED = 4
 _HINT_FOLDER = "leave the change out to continue this run, or run the recipe's file with it to start another one"
-_HINT_FILE = "undo the change to continue this run, or give another --out to start a new one"
 
 
 def open_run(recipe: Path, overrides: Sequence[str], out: Path | str | None) -> tuple[Recipe, RunDir]:
@@ -34,10 +33,10 @@ def open_run(recipe: Path, overrides: Sequence[str], out: Path | str | None) -> 
     Raises:
         RecipeError: the recipe is wrong, or the folder holds a run of another recipe.
     """
-    if (recipe / "recipe.resolved.yaml").exists():
+    if RunDir(recipe).resolved_recipe.exists():
         if out is not None:
             raise RecipeError("--out has no effect on a run folder", where=str(recipe))
-        run = RunDir.existing(recipe)
+        run = RunDir(recipe)
         loaded = load_recipe(run.resolved_recipe, overrides)
         if overrides:
             _refuse_other_settings(loaded, run, hint=_HINT_FOLDER)
@@ -46,7 +45,7 @@ def open_run(recipe: Path, overrides: Sequence[str], out: Path | str | None) -> 
     folder = recipe_folder(recipe)
     run = RunDir(out if out is not None else _default_folder(loaded, folder), origin=folder)
     if run.resolved_recipe.exists():
-        _refuse_other_settings(loaded, run, hint=_HINT_FILE)
+        _refuse_other_settings(loaded, run, hint=UNDO)
         if _has_other_recipe(run, folder):
             raise RecipeError(
                 f"holds the run of another recipe, in {os.path.relpath(run.recorded_origin)}",
@@ -85,11 +84,15 @@ def place_of(folder: Path) -> str:
 def _default_folder(recipe: Recipe, folder: Path) -> Path:
     """Return the run folder of a recipe: the one of its place, or one that began before its folder was renamed."""
     runs, settings = Path("runs") / recipe.name, identity(recipe)
-    own = runs / digest_of([settings, place_of(folder)])[:8]
+    own = runs / _run_id(settings, place_of(folder))
     if own.exists():
         return own
     renamed = (path for path in _runs_of(runs, digest_of(settings)) if _continues(recipe, RunDir(path, folder), folder))
     return next(renamed, own)
+
+
+def _run_id(settings: dict[str, Any], place: str) -> str:
+    return digest_of([settings, place])[:8]
 
 
 def _runs_of(runs: Path, settings: str) -> Iterator[Path]:
@@ -103,7 +106,7 @@ def _runs_of(runs: Path, settings: str) -> Iterator[Path]:
 
 
 def _continues(recipe: Recipe, run: RunDir, folder: Path) -> bool:
-    """Return whether a run is that of the recipe in `folder`: it is recorded, or was renamed and holds the same."""
+    """Return whether a run is that of the recipe in `folder`: as recorded, or renamed with the same data in it."""
     if _has_other_recipe(run, folder):
         return False
     if run.manifest("prepare") is None:
@@ -142,13 +145,16 @@ def _at(settings: Any, key: str) -> str:
     return repr(settings)
 
 
-def runs_elsewhere(recipe: Recipe, run: RunDir, folder: Path) -> Path | None:
-    """Return the run of a recipe that began from another current folder: the recipe's own, or one above it."""
+def run_elsewhere(recipe: Recipe, run: RunDir) -> Path | None:
+    """Return the run of a recipe that began from another current folder: the recipe's own, or one above it.
+
+    None if there is no such run, or if `run` has begun.
+    """
     if run.environment.exists():
         return None
+    folder, settings = run.origin, identity(recipe)
     for place in (folder, *folder.parents):
-        name = digest_of([identity(recipe), os.path.relpath(folder, place)])[:8]
-        found = place / "runs" / recipe.name / name
+        found = place / "runs" / recipe.name / _run_id(settings, os.path.relpath(folder, place))
         if found.is_dir() and not _is_same(found, run.path):
             return Path(os.path.relpath(found))
     return None

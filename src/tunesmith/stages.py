@@ -13,6 +13,9 @@ from tunesmith.core.files import digest_of, read_json
 from tunesmith.core.rundir import RunDir
 from tunesmith.recipe.schema import Recipe
 
+UNDO = "undo the change to continue this run, or give another --out to start a new one"
+"""The hint if inputs are not those that a run was made from."""
+
 
 @dataclass(frozen=True, slots=True)
 class Stage:
@@ -66,12 +69,7 @@ def is_done(stage: Stage, recipe: Recipe, run: RunDir) -> bool:
         RecipeError: what the run has trained, or begun to train, was made from other inputs.
     """
     changes = stage.changes(recipe, run)
-    if changes and stage.kept:
-        raise RecipeError(
-            f"{stage.name} was done with other inputs ({', '.join(changes)}); it is kept as it is",
-            where=str(run),
-            hint="undo the change to continue this run, or give another --out to start a new one",
-        )
+    _refuse_changes(stage, changes, run)
     if changes is None and stage is TRAIN:
         _refuse_other_start(recipe, run)
     return changes == []
@@ -85,9 +83,8 @@ def work_left(recipe: Recipe, run: RunDir) -> dict[str, str]:
     """
     left: dict[str, str] = {}
     for stage in wanted_stages(recipe):
-        changes = stage.changes(recipe, run) if run.manifest(stage.name) else None
-        if changes:
-            is_done(stage, recipe, run)  # which refuses a stage that is kept
+        changes = stage.changes(recipe, run)
+        _refuse_changes(stage, changes, run)
         redone = any(state != "done" for state in left.values())
         if changes is None:
             left[stage.name] = "to do"
@@ -106,17 +103,27 @@ def changed_keys(before: Any, now: Any, path: str = "") -> set[str]:
     return {path} if before != now else set()
 
 
+def _refuse_changes(stage: Stage, changes: list[str] | None, run: RunDir) -> None:
+    """Raise RecipeError if inputs of a finished stage that is kept have changed."""
+    if changes and stage.kept:
+        raise RecipeError(
+            f"{stage.name} was done with other inputs ({', '.join(changes)}); it is kept as it is",
+            where=str(run),
+            hint=UNDO,
+        )
+
+
 def _refuse_other_start(recipe: Recipe, run: RunDir) -> None:
     """Raise RecipeError if an interrupted training began from other data, settings or another base."""
     for checkpoint in sorted(run.checkpoints.glob("step-*"), reverse=True):
         try:
             began_from = read_json(checkpoint / "state.json")["inputs"]
         except (OSError, DamagedFile, KeyError, TypeError):
-            continue  # training itself tells which checkpoints are damaged
+            continue  # training itself reports damaged checkpoints
         if began_from != digest_of(TRAIN.inputs(recipe, run)):
             raise RecipeError(
                 "was made with other data, settings or base model",
                 where=str(checkpoint),
-                hint="undo the change to continue this run, or give another --out to start a new one",
+                hint=UNDO,
             )
         return

@@ -31,8 +31,6 @@ from tunesmith.tasks.markup import codec_of
 from tunesmith.tasks.tokenizer import Codec
 
 _MAX_NEW_TOKENS = 256
-
-_MAX_NEW_TOKENS = 256
 TaskData = ChatData | CompletionData | Seq2SeqData | TextData
 
 

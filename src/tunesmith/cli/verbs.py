@@ -1,6 +1,5 @@
 """The verbs about runs, scores, the registry and the machine. Data goes to stdout, news and progress to stderr."""
 
-import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -50,7 +49,7 @@ def plan(
     from tunesmith.preflight import plan_run
 
     found = plan_run(recipe, (*overrides, *where.changes()), out=out)
-    error = _error_of(found.must_fit)  # shown below the plan: what it needs tells how to make it fit
+    error = _error_of(found.must_fit)  # reported after the plan, whose numbers show how to make it fit
     shown = found.to_json() | ({"error": error.to_json()} if error else {})
     print_result(shown, as_json, str(found))
     if error:
@@ -139,7 +138,7 @@ def _stages(
     changes = (*overrides, *where.changes())
     try:
         done = start_run(recipe, changes, out=out, until=until, here=where.on == "local", detach=detach)
-    except VerdictRefused as refused:  # the run is whole, and its result is one: it is only not promoted
+    except VerdictRefused as refused:  # the run is complete; only its promotion was refused
         from tunesmith.runs import open_run
 
         _summary(open_run(recipe, changes, out)[1], as_json, refused)
@@ -186,7 +185,7 @@ def _summary(run: RunDir, as_json: bool, refused: VerdictRefused | None = None) 
 
         lines = [headline(collect(run)), f"run:    {run}", f"report: {run.report}"]
         if refused is not None:
-            lines.append(f"model:  not promoted; to do so all the same: tunesmith promote {shlex.quote(str(run))} "
+            lines.append(f"model:  not promoted; to do so all the same: tunesmith promote {quote(str(run))} "
                          '--force --reason "..."')  # fmt: skip
         elif promoted:
             lines.append(f"model:  {promoted['model']}@{promoted['alias']} (version {promoted['version']})")

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 from tunesmith.core.errors import RecipeError
@@ -29,15 +28,13 @@ def registry_root() -> Path:
     return _root(REGISTRY, "XDG_DATA_HOME", Path(".local", "share"), Path("tunesmith", "registry"))
 
 
-def check_writable(*roots: Callable[[], Path], hint: str = HINT) -> None:
+def check_writable(*folders: Path, hint: str = HINT) -> None:
     """Raise RecipeError if this user cannot write to one of these folders, which need not exist yet."""
-    for root in roots:
-        folder = root()
-        existing = next(
-            (place for place in (folder.absolute(), *folder.absolute().parents) if place.exists()), Path("/")
-        )
+    for folder in folders:
+        path = folder.absolute()
+        existing = next(place for place in (path, *path.parents) if place.exists())
         if not existing.is_dir():
-            what = "is a file, not a folder" if existing == folder.absolute() else f"is below a file, {existing}"
+            what = "is a file, not a folder" if existing == path else f"is below a file, {existing}"
             raise RecipeError(what, where=str(folder), code="wrong-path", hint=hint)
         if not os.access(existing, os.W_OK | os.X_OK):
             raise RecipeError(

@@ -40,17 +40,17 @@ def test_a_user_without_a_home_is_told_both_variables(monkeypatch: pytest.Monkey
 
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    check_writable(lambda: tmp_path / "a" / "b")
+    check_writable(tmp_path / "a" / "b")
     (tmp_path / "file").write_text("")
     with pytest.raises(RecipeError) as caught:
-        check_writable(lambda: tmp_path / "file" / "cache")
+        check_writable(tmp_path / "file" / "cache")
     assert caught.value.code == "wrong-path"
     with pytest.raises(RecipeError) as caught:
-        check_writable(lambda: tmp_path / "file", hint="name another")
+        check_writable(tmp_path / "file", hint="name another")
     assert (caught.value.code, caught.value.hint) == ("wrong-path", "name another")
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
     with pytest.raises(RecipeError) as caught:
-        check_writable(lambda: tmp_path / "cache")
+        check_writable(tmp_path / "cache")
     assert caught.value.code == "permission"
     assert (caught.value.where, caught.value.hint) == (str(tmp_path / "cache"), HINT)
 
