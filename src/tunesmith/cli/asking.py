@@ -24,12 +24,12 @@ def generate(
     """Answer prompts or rows, through the prompt template and system turn that the model was trained with.
 
     Args:
-        prompt: fills the column of the prompt, if it has one column; may be given several times.
+        prompt: fills the prompt template, if that has one column; may be given several times.
         rows: answer the rows of this data file, in any format that a recipe reads. With --json each answer is one line:
             {id, row, prompt, prediction, reference, stopped, error}, which `score` reads.
         file: answer the prompts of this text file, one a line; `-` is standard input.
-        system: a system turn in the place of the trained one.
-        max_new_tokens: limit of an answer; by default 256, or what the model's positions leave.
+        system: a system turn to use instead of the trained one.
+        max_new_tokens: limit of an answer; by default 256, or fewer if the model's positions leave fewer.
         beams: width of the beam search; 1 is greedy.
     """
     given = [name for name, value in (("--prompt", prompt), ("--rows", rows), ("--file", file)) if value]
@@ -69,8 +69,8 @@ def chat(
     """Talk with a model; an empty line or Ctrl-D ends.
 
     Args:
-        system: a system turn in the place of the trained one.
-        max_new_tokens: limit of an answer; by default 256, or what the model's positions leave.
+        system: a system turn to use instead of the trained one.
+        max_new_tokens: limit of an answer; by default 256, or fewer if the model's positions leave fewer.
     """
     from tunesmith.try_it import announce, converse, open_chatter, read_row
 

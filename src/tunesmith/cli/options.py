@@ -13,7 +13,9 @@ RecipeOrRun = Annotated[Path, Parameter(help="A recipe's file, or the folder of 
 RunFolder = Annotated[Path, Parameter(help="The folder of a run.")]
 Out = Annotated[
     Path | None,
-    Parameter(help="Folder of the run; default runs/NAME/ID here, where ID follows from the recipe and its folder."),
+    Parameter(
+        help="Folder of the run; default runs/NAME/ID in the current folder. ID follows from the recipe and its folder."
+    ),
 ]
 AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print the result as JSON.")]
 Detach = Annotated[bool, Parameter(negative="", help="Return when the jobs of Slurm are in line.")]

@@ -51,7 +51,7 @@ class Split(Section):
     by: str | None = Field(
         None,
         description="Column whose equal values stay in one split (a conversation, a database) and count as one unit in "
-        "the verdict. With `column`, it only groups the rows of the verdict.",
+        "the verdict. If `column` is set, `by` only groups the rows of the verdict.",
     )
     column: str | None = Field(None, description="Column that says `train`, `valid` or `test` itself.")
 
@@ -156,7 +156,7 @@ class ChatData(DataBase):
         None, description="Column that holds a list of {role, content}, instead of `prompt` and `response`."
     )
     system: str | None = Field(
-        None, description="Template of a system turn put before the rest; left out of rows where it is empty."
+        None, description="Template of a system turn put before the rest; left out if it is empty for a row."
     )
     train_on: Literal["all", "last"] = Field(
         "all", description="Learn all turns of the assistant, or the last one only."
@@ -283,8 +283,8 @@ class Train(Section):
     valid_loss_rows: Literal["auto", "all"] | int = Field(
         "auto",
         description="How many valid rows `loss` and `token_accuracy` are measured on: always the same, chosen by hash. "
-        "`auto`: so many that all validations together read at most a tenth of the tokens that training reads, but at "
-        "least 8 rows.",
+        "`auto`: as many as all validations together can read within a tenth of the tokens that training reads, but at "
+        "least 8.",
     )
     valid_metrics: tuple[str, ...] = Field(
         (),
