@@ -7,7 +7,7 @@ from tunesmith.core.errors import RecipeError
 from tunesmith.core.records import Example
 from tunesmith.recipe.schema import Recipe
 from tunesmith.scoring.blind import check_sight
-from tunesmith.scoring.metrics import LIKELIHOOD, expand
+from tunesmith.scoring.metrics import scored_on_answers
 from tunesmith.scoring.row_scores import MOST_FAILED, too_many_failed
 from tunesmith.tasks.base import Task
 from tunesmith.tasks.tokenizer import Codec
@@ -26,7 +26,7 @@ def check_answerable(
     """
     room = check_room(questions_of(examples, recipe, task, codec), positions, split)
     names = recipe.evaluate.metrics if split == "test" else recipe.train.valid_metrics
-    metrics = expand([name for name in names if name not in (*LIKELIHOOD, "loss")])
+    metrics = scored_on_answers(names)
     primary = recipe.evaluate.primary if split == "test" else recipe.train.choose_by
     references = [task.reference(example.turns) for example in examples]
     return [*([room] if room else []), *check_sight(metrics, references, primary=primary, split=split)]

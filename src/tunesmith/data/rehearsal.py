@@ -1,7 +1,8 @@
 """Every metric of a recipe, called on the references before a model answers anything.
 
-A reference that a metric refuses, and a metric that raises, returns NaN or too few values, would otherwise be found
-after training. `plan` asks for a few seconds; `prepare` reads all references of metrics that can refuse one.
+A reference that a metric refuses, or a metric that raises, returns NaN or too few values, would otherwise be found
+after training. `plan` takes a few seconds for each metric; `prepare` reads all references of metrics that can refuse
+one.
 """
 
 import json
@@ -19,12 +20,12 @@ from tunesmith.data.database import opened_database
 from tunesmith.data.gather import Gathered
 from tunesmith.data.split import choose
 from tunesmith.recipe.schema import Recipe
-from tunesmith.scoring.metrics import LIKELIHOOD, expand, score
+from tunesmith.scoring.metrics import score, scored_on_answers
 from tunesmith.scoring.own import OwnMetric, own_metrics
 from tunesmith.tasks.base import Task
 
 # Metrics that refuse some references. The others take any text, so a few rows show that they work.
-_CHOOSY = ("json_field_f1", "execution")
+_CAN_REFUSE = ("json_field_f1", "execution")
 _FEW, _MOST = 8, 256
 _SECONDS_OF_OWN = 5.0
 _PLACE = re.compile(r"references\[(\d+)\]")
@@ -41,23 +42,23 @@ class Reference:
 def rehearse(
     recipe: Recipe, task: Task, gathered: Gathered, *, folder: Path, seconds: float | None = None
 ) -> list[str]:
-    """Call every metric that scores answers on right answers; return what there was no time for.
+    """Call every metric that scores answers on right answers; return notes about references that there was no time for.
 
     Args:
         folder: what relative paths are relative to.
-        seconds: about how long each metric may take; by default until all references are read, and 5 s for a function
-            of the user's own, which may take long for a row.
+        seconds: about how long each metric may take; by default until all references are read, but 5 s for a function
+            of the user's own, which may be slow.
 
     Raises:
         TunesmithError: a metric refuses a reference, with file and line of its row, or fails. The kind of error is the
             metric's own.
     """
     notes = []
-    own = own_metrics(_scored(recipe.evaluate.metrics) + _scored(recipe.train.valid_metrics), folder)
     asked = (
-        ("test", _scored(recipe.evaluate.metrics), recipe.evaluate.rows),
-        ("valid", _scored(recipe.train.valid_metrics), recipe.train.valid_rows),
+        ("test", scored_on_answers(recipe.evaluate.metrics), recipe.evaluate.rows),
+        ("valid", scored_on_answers(recipe.train.valid_metrics), recipe.train.valid_rows),
     )
+    own = own_metrics([name for _, names, _ in asked for name in names], folder)
     with opened_database(recipe, folder) as database:
         for split, names, count in asked:
             for name in names:
@@ -65,7 +66,7 @@ def rehearse(
                 limit = seconds if name not in own or seconds is not None else _SECONDS_OF_OWN
                 done = _called(name, own.get(name), rows, database, limit)
                 total = min(count, len({row.entry.id for row in gathered.used[split]}))
-                if name in _CHOOSY and done < total:
+                if name in _CAN_REFUSE and done < total:
                     notes.append(
                         f"{name} has read the references of {done:,} of {total:,} {split} rows that will be answered; "
                         "`prepare` reads all of them before training"
@@ -73,13 +74,8 @@ def rehearse(
     return notes
 
 
-def _scored(names: Sequence[str]) -> tuple[str, ...]:
-    """Return the metrics among some that are computed from answers."""
-    return expand([name for name in names if name not in (*LIKELIHOOD, "loss")])
-
-
 def _references(task: Task, gathered: Gathered, split: str, count: int, seed: int) -> Iterator[Reference]:
-    """Yield the right answer of each row of a split once: first of those that are going to be asked, then of others."""
+    """Yield the right answer of each row of a split once: first of the rows that will be asked, then of the others."""
     rows = {str(row.entry.id): row for row in reversed(gathered.used[split]) if row.place is not None}
     chosen = choose(rows, count, seed)
     for row in sorted(rows.values(), key=lambda row: (row.entry.id not in chosen, row.entry.row)):
@@ -91,22 +87,22 @@ def _references(task: Task, gathered: Gathered, split: str, count: int, seed: in
 def _called(
     name: str, own: OwnMetric | None, rows: Iterator[Reference], database: Path | None, seconds: float | None
 ) -> int:
-    """Call a metric on more and more rows at once until all are done or time is up; return how many were."""
+    """Call a metric on ever larger batches until all rows are done or time is up; return how many rows were done."""
     began, size, done = time.monotonic(), _FEW, 0
+    can_refuse = own is not None or name in _CAN_REFUSE
     while batch := list(islice(rows, size)):
         interrupt.check()
         texts = [row.text for row in batch]
         if own is not None:
             _call_own(own, batch, texts)
-            if done == 0:  # failed rows have an empty answer, and models answer anything
+            if done == 0:  # a row that failed has an empty answer, and a model may answer anything
                 _call_own(own, batch, ["", *texts[:-1]])
         else:
             # A query is run for the reference anyway: an empty answer saves running it twice.
             _call(name, batch, [""] * len(batch) if name == "execution" else texts, database)
         done += len(batch)
         size = min(2 * size, _MOST)
-        choosy = own is not None or name in _CHOOSY
-        if not choosy or (seconds is not None and time.monotonic() - began > seconds):
+        if not can_refuse or (seconds is not None and time.monotonic() - began > seconds):
             break
     return done
 

@@ -92,6 +92,11 @@ def expand(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(members))
 
 
+def scored_on_answers(names: Sequence[str]) -> tuple[str, ...]:
+    """Return those metrics that are computed from answers, groups replaced by their members."""
+    return expand([name for name in names if name not in (*LIKELIHOOD, "loss")])
+
+
 def higher_is_better(name: str) -> bool | None:
     """Say whether a higher value of a metric is better, by its name; None if the name is not known."""
     if name in LIKELIHOOD or name in METRIC_NAMES or is_rouge(name):
