@@ -1,10 +1,12 @@
-"""Shapes of rows that many files have, recognised by their columns, and what a recipe says of each."""
+"""Common shapes of rows, recognised by their columns, and how a recipe reads each."""
 
 from collections.abc import Mapping
 from typing import Any
 
+from tunesmith.tasks.messages import SHAREGPT_ROLES
+
 _PAIRS = (
-    # columns that must be there, name of the shape, what to write
+    # (columns that rows must have, name of the shape, what to write in the recipe)
     (("instruction", "output"), "Alpaca's rows", '`prompt: "{instruction}\\n{input?}"` and `response: "{output}"`'),
     (("prompt", "chosen", "rejected"), "preference data, of which only one answer can be learned",
      '`prompt: "{prompt}"` and `response: "{chosen}"`'),
@@ -15,17 +17,17 @@ _PAIRS = (
 
 
 def known_shape(values: Mapping[str, Any]) -> str | None:
-    """Return what a row of a known shape is and how a recipe reads it; None for others."""
+    """Return the name of a row's shape and how a recipe reads it; None if the shape is not known."""
     for column, value in values.items():
         first = value[0] if isinstance(value, list) and value else None
         if isinstance(first, dict) and {"from", "value"} <= first.keys():
             return (
-                f"`{column}` holds ShareGPT's {{from, value}}: write each as {{role, content}} (human -> user, "
-                f"gpt -> assistant), then `messages: {column}`"
+                f"`{column}` holds ShareGPT's {{from, value}}: write each as {{role, content}} ({SHAREGPT_ROLES}), "
+                f"then `messages: {column}`"
             )
         if isinstance(first, dict) and {"role", "content"} <= first.keys():
             return f"`{column}` holds messages of OpenAI's format: write `task: chat` and `messages: {column}`"
-    for columns, name, say in _PAIRS:
+    for columns, name, settings in _PAIRS:
         if set(columns) <= values.keys() and all(isinstance(values[column], str) for column in columns):
-            return f"these are {name}: write {say}"
+            return f"these are {name}: write {settings}"
     return None

@@ -1,4 +1,4 @@
-"""The messages of a row, whose keys all count: honoured, or refused by name. None is lost in silence."""
+"""The messages of a row: each key is used, known to mean nothing to a model, or refused by name."""
 
 import ast
 import json
@@ -8,16 +8,17 @@ from typing import Any, NamedTuple
 from tunesmith.tasks.base import RowProblem
 
 ROLES = ("system", "user", "assistant", "tool")
-# Names and times of messages, which say nothing to a model.
+# Names and times of messages, which mean nothing to a model.
 _IGNORED = ("id", "message_id", "uuid", "index", "timestamp", "created", "created_at")
-# Whether a turn is learned: OpenAI's key and that of others.
+# Whether a turn is learned: OpenAI's key, and another common one.
 _LEARNED = {"weight": (0, 1), "train": (False, True)}
-_SHAREGPT = {"human": "user", "gpt": "assistant", "system": "system"}
+SHAREGPT_ROLES = "human -> user, gpt -> assistant, system -> system"
 _PYTHON = "it is Python's notation, not JSON: write the column with json.dumps"
+_LIST = "give a list of {role, content}, in CSV as JSON text"
 
 
 class Message(NamedTuple):
-    """One turn of a row; `learned` is false where the row says that it must not be."""
+    """One turn of a row; `learned` is false if the row says that it must not be."""
 
     role: str
     text: str
@@ -35,7 +36,7 @@ def messages_in(value: Any, column: str) -> list[Message]:
 
 
 def _parsed(text: str, column: str) -> Any:
-    """Return the value of JSON text: a CSV can hold a list only like that."""
+    """Return the value of JSON text, the only way for a CSV to hold a list."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -46,8 +47,8 @@ def _text_hint(text: str) -> str:
     try:
         found = ast.literal_eval(text.strip())
     except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return "give a list of {role, content}, in CSV as JSON text"
-    return _PYTHON if isinstance(found, list | tuple | dict) else "give a list of {role, content}, in CSV as JSON text"
+        return _LIST
+    return _PYTHON if isinstance(found, list | tuple | dict) else _LIST
 
 
 def _list_hint(value: Any) -> str:
@@ -56,7 +57,7 @@ def _list_hint(value: Any) -> str:
         return f"it is an object with the keys {', '.join(value)}" + (
             f": make its `{inside}` the column" if inside else ""
         )
-    return "give a list of {role, content}, in CSV as JSON text"
+    return _LIST
 
 
 def _message(message: Any, number: int) -> Message:
@@ -64,10 +65,9 @@ def _message(message: Any, number: int) -> Message:
     if not isinstance(message, dict):
         raise RowProblem(f"a message is {_kind(message)}, not {{role, content}}", where)
     if "from" in message and "value" in message:
-        roles = ", ".join(f"{theirs} -> {ours}" for theirs, ours in _SHAREGPT.items())
         raise RowProblem(
             "a message is {from, value}, not {role, content}", where,
-            hint=f"this is ShareGPT's format: write `from` as `role` ({roles}) and `value` as `content`",
+            hint=f"this is ShareGPT's format: write `from` as `role` ({SHAREGPT_ROLES}) and `value` as `content`",
         )  # fmt: skip
     if "role" not in message:
         raise RowProblem("a message is not {role, content}", f"{where} has {', '.join(message) or 'no keys'}")
@@ -90,7 +90,7 @@ def _message(message: Any, number: int) -> Message:
 
 
 def _lost(message: dict[str, Any]) -> Iterator[str]:
-    """Yield the keys that say something and that no template would get to see."""
+    """Yield the keys that say something but that no template receives."""
     known = ("role", "content", *_LEARNED, *_IGNORED)
     return (key for key, value in message.items() if key not in known and value not in (None, "", [], {}, False))
 
@@ -102,8 +102,8 @@ def _is_learned(message: dict[str, Any], role: str, where: str) -> bool:
         if value is None:
             continue
         if value not in allowed or (key == "train" and not isinstance(value, bool)):
-            known = " or ".join(json.dumps(one) for one in allowed)
-            raise RowProblem(f"`{key}` of a message is neither {known}".replace(" or ", " nor "), f"{where}: {value!r}")
+            known = " nor ".join(json.dumps(one) for one in allowed)
+            raise RowProblem(f"`{key}` of a message is neither {known}", f"{where}: {value!r}")
         if value and role != "assistant":
             raise RowProblem(
                 f"a message of the {role} has `{key}: {json.dumps(allowed[1])}`", where,
