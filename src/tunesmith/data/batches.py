@@ -97,7 +97,7 @@ class TokenSet:
 
     @property
     def highest_id(self) -> int:
-        """The highest token id of any example, -1 where there are none."""
+        """The highest token id of any example, -1 if there are none."""
         sources = self._sources.highest_id if self._sources else -1
         return max(int(self._ids.max(initial=-1)), sources)
 

@@ -9,7 +9,7 @@ from typing import NoReturn
 from tunesmith.core.errors import DataError
 from tunesmith.data.text_file import MAX_LINE_BYTES, cut, text_lines
 
-_UNQUOTED = "; if this file never puts cells in quotes, as many TSV files, write `quote: none` beside `file`"
+_UNQUOTED = "; if the file never quotes cells, like many TSV files, write `quote: none` next to `file`"
 _SEPARATORS = {",": ".csv", "\t": ".tsv", ";": "", "|": ""}
 
 
@@ -17,7 +17,7 @@ def csv_records(path: Path, label: str, separator: str, *, quoted: bool = True) 
     """Yield (line where the record starts, its cells), the header first; a blank line has no cells.
 
     Args:
-        quoted: whether cells may stand in quotes; else a quote is a letter as any other.
+        quoted: whether cells may be in quotes; if not, a quote is an ordinary character.
 
     Raises:
         DataError: see `text_lines`; names that repeat in the header, a record with more or fewer cells than it,
@@ -48,10 +48,8 @@ def _records(path: Path, label: str, separator: str, *, quoted: bool) -> Iterato
             record.append(line)
             yield line
 
-    if quoted:
-        reader = csv.reader(lines(), delimiter=separator, strict=True)
-    else:
-        reader = csv.reader(lines(), delimiter=separator, strict=True, quoting=csv.QUOTE_NONE)
+    quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+    reader = csv.reader(lines(), delimiter=separator, strict=True, quoting=quoting)
     while True:
         start = reader.line_num + 1
         record.clear()

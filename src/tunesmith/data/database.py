@@ -10,14 +10,17 @@ from tunesmith.recipe.schema import Recipe
 
 GENERATED_SHOP = "generated:shop-sql"
 KEPT_DATABASE = "evaluate.database.kept"
-"""What the copy in a run's `recipe_files` is called, wherever the recipe's database is."""
+"""The name of the copy in a run's `recipe_files`, whatever the recipe's database is called."""
 
 
 def database_file(recipe: Recipe, folder: Path) -> Path | None:
-    """Return the SQLite file that the recipe names, or None if it is generated; raise DataError if it is not there.
+    """Return the SQLite file that the recipe names, or None if it names none or a generated one.
 
     Args:
         folder: what relative paths are relative to.
+
+    Raises:
+        DataError: there is no such file.
     """
     name = recipe.evaluate.database
     if name is None or name == GENERATED_SHOP:
@@ -32,7 +35,7 @@ def database_file(recipe: Recipe, folder: Path) -> Path | None:
 
 @contextmanager
 def opened_database(recipe: Recipe, folder: Path) -> Iterator[Path | None]:
-    """Give the recipe's database for a while; a generated one is written to a temporary folder."""
+    """Provide the recipe's database; a generated one is in a temporary folder, removed at the end of the block."""
     if recipe.evaluate.database != GENERATED_SHOP:
         yield database_file(recipe, folder)
         return

@@ -18,7 +18,7 @@ from tunesmith.recipe.schema import ChatData, Recipe
 from tunesmith.tasks.base import EmptyCell, MissingColumn, RowProblem, Task, cell
 
 _TOOLS = ("tools", "functions")
-_GROUP_NAME = 80  # characters of a `by` value that name its group
+_GROUP_NAME = 80  # a longer value of `by` is cut when it names its group
 _SPLIT_WORDS = {"train": "train", "valid": "valid", "validation": "valid", "dev": "valid", "test": "test"}
 
 
@@ -49,12 +49,12 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Remarks:
-    """What is told of a row beyond its line in the ledger.
+    """Facts about a row for messages, which its line in the ledger does not have.
 
     Attributes:
-        detail: what is wrong with this row beyond the reason.
-        hint: what helps against the reason.
-        too_long: its tokens, where there are too many.
+        detail: what is wrong with this row in particular, in addition to the reason.
+        hint: how to correct all rows with this reason.
+        too_long: how many tokens it has, if they are too many.
         spelled: the first control token that its text spells.
     """
 
@@ -170,13 +170,13 @@ def examine_row(recipe: Recipe, task: Task, row: Row) -> list[Examined]:
     """Return what becomes of one row, and of a long document of each block.
 
     Raises:
-        DataError: the row names a split that there is not, or has tools that the model would never see.
+        DataError: the row names an unknown split, or has tools that the model would never see.
     """
     try:
         if broken := broken_rule(recipe.data.filters, row):
             return [Examined(Entry(row.number, row.where, row.source, "filtered", reason=broken), None, None)]
         return _used(recipe, task, row)
-    except MissingColumn as error:  # where all rows lack it, reading them ends with an error
+    except MissingColumn as error:  # if all rows lack it, reading them raises DataError
         problem: RowProblem = EmptyCell(error.column)
     except RowProblem as error:
         problem = error
@@ -192,7 +192,7 @@ def _hint(recipe: Recipe, problem: RowProblem) -> str:
 
 
 def _refuse_tools(recipe: Recipe, row: Row) -> None:
-    """Raise DataError where a conversation comes with tools, which no template gets to see."""
+    """Raise DataError if a conversation has tools in a column, which chat templates do not receive."""
     if not isinstance(recipe.data, ChatData) or recipe.data.messages is None:
         return
     for column in _TOOLS:

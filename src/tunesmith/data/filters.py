@@ -84,7 +84,7 @@ def _out_of_range(rule: Filter, cell: Any, text: str) -> Iterator[str]:
 
 
 def _number(cell: Any) -> int | float | None:
-    """Return the number that a cell says, whole ones exactly; None where it says none."""
+    """Return the number that a cell holds, whole ones exactly; None if it holds none."""
     for kind in (int, float):
         with contextlib.suppress(ValueError):
             return kind(str(cell)) if isinstance(cell, str | Number) else None

@@ -90,7 +90,7 @@ def gather(
     shelf = shelf or Shelf()
     rows: list[Kept] = []
     tally, empty = Tally(), dict.fromkeys(sorted(optional_columns(recipe.data)), 0)
-    for parcel in shared_out(recipe, task, model, _noticed(rows_for(recipe, folder), recipe, empty)):
+    for parcel in shared_out(recipe, task, model, _watched(rows_for(recipe, folder), recipe, empty)):
         tally.count(parcel.entry, parcel.remarks)
         rows.append(shelf.keep(parcel))
         seen(parcel.entry.row)
@@ -115,10 +115,10 @@ def gather(
     return Gathered([row.entry for row in rows], used, copies, shelf, spelled, before, empty)
 
 
-def _noticed(rows: Iterator[Row], recipe: Recipe, empty: dict[str, int]) -> Iterator[Row]:
-    """Pass rows on, and count in which of them optional columns are empty.
+def _watched(rows: Iterator[Row], recipe: Recipe, empty: dict[str, int]) -> Iterator[Row]:
+    """Pass rows on, and count in `empty` how many of them have each optional column empty.
 
-    Of the first row's columns, warn if a template has one in double braces, which are text.
+    Warn if a template has a column of the first row in double braces, which make it text.
     """
     doubled = doubled_names(recipe.data)
     for row in rows:
@@ -133,7 +133,7 @@ def _noticed(rows: Iterator[Row], recipe: Recipe, empty: dict[str, int]) -> Iter
 
 
 def spelled_sentence(found: Mapping[str, Any], data: Data) -> str | None:
-    """Return in words how many rows spell control tokens of the model; None if none does."""
+    """Return a warning that counts the rows that spell control tokens of the model; None if none does."""
     if not found["rows"]:
         return None
     helps = "leave them out, as the chat template writes its own"
@@ -143,7 +143,7 @@ def spelled_sentence(found: Mapping[str, Any], data: Data) -> str | None:
         helps = "set data.control_tokens: true if they are meant, or leave them out"
     return (
         f"{found['rows']:,} rows spell control tokens of this model, such as {found['token']} "
-        f"(first {found['first']}), which are read as plain letters there; {helps}"
+        f"(first {found['first']}), which are read as plain letters; {helps}"
     )
 
 

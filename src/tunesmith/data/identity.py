@@ -1,6 +1,6 @@
-"""Which row a row is: its id and its group follow from the values of its source columns.
+"""The id and the group of a row, which follow from the values of its source columns.
 
-The text that a template puts around the values is left out, so a reworded prompt changes neither the split, nor the
+The text that a template puts around the values does not count, so a reworded prompt changes neither the split, nor the
 chosen rows, nor the ids, and two prompts can be compared on the same rows.
 """
 
@@ -20,7 +20,7 @@ _LENGTH = 16
 def row_id(data: Data, row: Mapping[str, Any], turns: Sequence[Turn]) -> str:
     """Return a digest of all values of a row that the recipe uses: equal rows share it.
 
-    Of `messages` the turns count, whichever of them are learned.
+    With `messages` it covers every turn, learned or not.
     """
     spoken = [[turn.role, turn.text] for turn in _spoken(data, row, turns)]
     return short_digest([_values(row, (*asked_columns(data), *answer_columns(data))), spoken])
@@ -32,10 +32,10 @@ def block_id(whole: str, number: int, most: int) -> str:
 
 
 def group_of(data: Data, row: Mapping[str, Any], turns: Sequence[Turn]) -> str:
-    """Return a digest of what a row asks, however it is spaced and capitalised.
+    """Return a digest of what a row asks, regardless of spaces and capitals.
 
-    Rows that ask the same must not be parted, or the test would hold questions that training saw. Of `messages` what
-    comes before the first learned answer is asked.
+    Rows that ask the same must stay in one split, or the test would hold questions that training saw. With `messages`
+    a row asks what comes before its first learned answer.
     """
     spoken = _spoken(data, row, turns)
     first = next((index for index, turn in enumerate(spoken) if turn.trained), 0)

@@ -12,7 +12,7 @@ FORMAT = 3  # raised when the meaning of prepared files changes, so that old one
 
 
 def inputs(recipe: Recipe, run: RunDir) -> dict[str, Any]:
-    """Return all that decides what `prepare` writes. Rows that are prepared stand for sources that are gone since."""
+    """Return all that decides what `prepare` writes. If sources are gone, the rows prepared from them still count."""
     model = base_of(run, recipe.model.base)
     # What a decoder starts from is written in the configuration, and nowhere in the tokenizer.
     config = {"config": digest_file(model.root.path / "config.json")} if recipe.data.task == "seq2seq" else {}

@@ -71,7 +71,7 @@ def _no_constant(name: str) -> NoReturn:
 
 
 def _whole_number(digits: str) -> int | Written:
-    """Return an integer where its text is the file's: not that of `-0`, nor of more digits than Python converts."""
+    """Return an integer if `str` gives back its digits: not for `-0`, nor for more digits than Python converts."""
     if digits == "-0" or len(digits) > _MOST_DIGITS:
         return Written(digits)
     return int(digits)

@@ -44,14 +44,14 @@ class LocalFile:
     path: Path
     label: str  # what errors and the ledger call it
     kind: str
-    quoted: bool = True  # whether cells of CSV may stand in quotes
+    quoted: bool = True  # whether cells of CSV may be in quotes
 
 
 def files_of(source: FileSource, folder: Path) -> list[LocalFile]:
     """Return the files that a source names.
 
     Raises:
-        DataError: a file is not there, or in a format that is not read.
+        DataError: a file does not exist, or has a format that is not read.
         RecipeError: `quote` has no effect on a file.
     """
     names = [source.file] if isinstance(source.file, str) else source.file

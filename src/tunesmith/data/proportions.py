@@ -1,4 +1,4 @@
-"""Whether the splits came out as large as was asked, and if not, which rows stay together."""
+"""Messages about splits that are empty or not as large as asked: which rows stay together, and what helps."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -7,12 +7,13 @@ from math import sqrt
 from tunesmith.data.shelf import Kept
 from tunesmith.recipe.schema import Recipe, Split
 
-# How far from what was asked a split may be: so much, and what chance does to rows that are placed one by one.
+# A split may differ from what was asked by this share of the rows, or by so many standard deviations of its size if
+# rows were placed one by one, whichever is more.
 _SLACK, _DEVIATIONS = 0.05, 4
 
 
 def far_from_asked(rows: Sequence[Kept], recipe: Recipe) -> str | None:
-    """Return in words that a split is much larger or smaller than asked, and why; None where it is not."""
+    """Return a warning that a split is much larger or smaller than asked, and why; None if none is."""
     split, used = recipe.data.split, [row for row in rows if row.place is not None]
     if split.column is not None or not used:
         return None
@@ -33,7 +34,7 @@ def far_from_asked(rows: Sequence[Kept], recipe: Recipe) -> str | None:
 
 
 def why_empty(missing: Sequence[str], rows: Sequence[Kept], split: Split) -> str:
-    """Return what helps where these splits have no rows."""
+    """Return a hint for splits that have no rows."""
     if split.column is not None:
         return f"no row that can be used says {' or '.join(missing)} in the column `{split.column}`"
     used = [row for row in rows if row.place is not None]
@@ -46,8 +47,8 @@ def why_empty(missing: Sequence[str], rows: Sequence[Kept], split: Split) -> str
     distinct = f"only 1 {one}" if groups == 1 else f"only {groups:,} different {many}"
     stays = "" if split.by else ", or name what must stay together in data.split.by"
     return (
-        f"the {len(used):,} rows have {distinct}, and rows that {_alike(split)} stay in one split; give rows that have "
-        f"others, or say the split of each row in a column (data.split.column){stays}"
+        f"the {len(used):,} rows have {distinct}, and rows that {_alike(split)} stay in one split; add rows with other "
+        f"{many}, or give each row's split in a column (data.split.column){stays}"
     )
 
 

@@ -15,7 +15,7 @@ from tunesmith.scoring.own import source_files
 def keep_recipe_files(recipe: Recipe, run: RunDir) -> None:
     """Copy the recipe's own metrics, with the modules that they import, and its database into the run.
 
-    What is there already and has not changed is left alone, and so is everything if the recipe's folder is gone.
+    Copies that are up to date stay, and if the recipe's folder is gone, nothing is copied.
 
     Raises:
         DataError: the database is not there.
@@ -29,7 +29,9 @@ def keep_recipe_files(recipe: Recipe, run: RunDir) -> None:
             with out_of_space_explained(target):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source, target)
-                os.utime(target, ns=(source.stat().st_atime_ns, source.stat().st_mtime_ns))  # last: it is whole now
+                os.utime(
+                    target, ns=(source.stat().st_atime_ns, source.stat().st_mtime_ns)
+                )  # last, because it marks the copy as whole
 
 
 def _wanted(recipe: Recipe, folder: Path) -> Iterator[tuple[Path, str]]:

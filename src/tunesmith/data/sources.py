@@ -15,10 +15,10 @@ from tunesmith.data.text_file import read_errors_told
 from tunesmith.recipe.rows import FileSource, HubSource, Source, Sources
 
 _PATIENCE = 1000
-"""After so many rows of JSON without a column it is missing, and not just left out where it is empty."""
+"""A column that so many first rows of JSON lack is missing, not just left out of rows where it is empty."""
 
 Located = tuple[str, dict[str, Any]]
-"""Where a row stands, and its values."""
+"""Where a row is, and its values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ def read_rows(
     Args:
         folder: what relative paths are relative to.
         needed: columns that every file or dataset has to have, though JSON may leave them out of some rows.
-        optional: columns that one of them at least has to have.
+        optional: columns that at least one of them has to have.
 
     Raises:
         DataError: a file is missing, of another format or damaged, or a row is malformed (which, and where); the
@@ -81,7 +81,7 @@ def read_rows(
 
 
 class Presence:
-    """Which of some columns no row has had so far.
+    """The columns, of those given, that no row has had so far.
 
     Args:
         patience: after how many rows a column that none of them had is called missing; None waits for the last.
@@ -94,7 +94,7 @@ class Presence:
         self._first: Row | None = None
 
     def look(self, row: Row) -> None:
-        """Take a row into account; raise DataError where too many had no such column."""
+        """Take a row into account; raise DataError if a column is still absent after `patience` rows."""
         if not self._absent:
             return
         self._first = self._first or row

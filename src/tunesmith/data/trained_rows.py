@@ -1,4 +1,4 @@
-"""The rows a model was trained on, kept beside its weights: no model that starts from it should be judged on them."""
+"""Ids of the rows a model was trained on, kept with it: models that start from it are not to be judged on them."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -15,7 +15,7 @@ from tunesmith.recipe.rows import FileSource
 from tunesmith.recipe.schema import Data, Recipe
 
 TRAINED_ROWS = "trained_rows.bin"
-"""Sorted ids of rows, 8 bytes each, in `prepare/` and beside the weights of every model that is trained on them."""
+"""Sorted ids of rows, 8 bytes each, in `prepare/` and with the weights of every model that is trained on them."""
 
 _BYTES = 8
 _HELD_OUT = ("valid", "test")
@@ -50,25 +50,25 @@ def seen_before(used: Mapping[str, Sequence[Kept]], base: ModelFolder | None) ->
 
 
 def seen_sentence(seen: Mapping[str, Any], recipe: Recipe) -> str | None:
-    """Return in words how many held-out rows the base was trained on; None if it was on none."""
+    """Return a message that counts the held-out rows the base was trained on; None if there are none."""
     counts = [f"{seen[split]:,} {split} rows" for split in _HELD_OUT if seen[split]]
     if not counts:
         return None
     return (
         f"the base `{recipe.model.base}` was trained on {' and '.join(counts)} (first {seen['first']}), so its answers "
-        "there prove nothing; split as it was split then: the same seed and data.split"
+        "to them prove nothing; use the same seed and data.split as for the base"
     )
 
 
 def cannot_tell(recipe: Recipe, base: ModelFolder | None) -> str | None:
-    """Return in words that it is unknown which rows the base was trained on, as it read other columns; else None."""
+    """Return a message that the base's training rows are unknown if it read other columns; else None."""
     stored = base.card.get("data") if base is not None and trained_rows(base) else None
     if isinstance(stored, dict):
         with suppress(ValidationError):
             before = TypeAdapter[Data](Data).validate_python({**stored, "source": FileSource(file="none")})
             if _columns(before) != _columns(recipe.data):
                 return (
-                    f"the base `{recipe.model.base}` was trained on other columns, so it cannot be told which valid "
+                    f"the base `{recipe.model.base}` was trained on other columns, so nobody can tell which valid "
                     "and test rows it has seen"
                 )
     return None

@@ -1,4 +1,4 @@
-"""Which valid rows the loss is measured on: the same at every validation, and few enough not to cost a training."""
+"""Which valid rows the loss is measured on: the same at every validation, and few enough to be cheap."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from tunesmith.recipe.schema import Recipe
 
 # Validations together read at most this fraction of the tokens that training reads ...
 MOST_OF_TRAINING = 0.1
-# ... but of fewer rows the mean says nothing.
+# ... but no fewer rows than this, whose mean would say little.
 LEAST_ROWS = 8
 
 

@@ -45,7 +45,7 @@ def _metric_problems(recipe: Recipe) -> Problems:
 
 
 def _threshold_problems(recipe: Recipe) -> Problems:
-    """Yield thresholds beyond what a metric can move: shares of 1 move by less than 1."""
+    """Yield thresholds that no change of a metric can exceed: a share changes by at most 1."""
     evaluate, promote = recipe.evaluate, recipe.promote
     if promote is not None and is_share(evaluate.primary) and promote.min_gain >= 1:
         yield ("promote", "min_gain"), f"no gain can exceed it: {share_hint(evaluate.primary, promote.min_gain)}"
@@ -55,7 +55,7 @@ def _threshold_problems(recipe: Recipe) -> Problems:
 
 
 def remarks(recipe: Recipe) -> Problems:
-    """Yield (path of the key, remark) for settings that are allowed, and may not do what they seem to."""
+    """Yield (path of the key, remark) for settings that are allowed but may not do what they seem to."""
     promote = recipe.promote
     if promote is not None and is_share(recipe.evaluate.primary) and promote.min_gain <= -1:
         yield ("promote", "min_gain"), "any model will be promoted, however bad: no share can fall by more than 1"

@@ -34,7 +34,7 @@ _PLAINLY = {
 }
 
 
-# Keys that are needed and contradict no other, with a value to go on with where they are missing or wrong.
+# Required keys that contradict no other, and values that replace theirs if they are missing or wrong.
 _DECIDE_NOTHING: dict[Path_, Any] = {("name",): "x", ("model", "base"): "x", ("train", "learning_rate"): 1.0}
 _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
 
@@ -86,7 +86,7 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
         problems = _problems(error, values, places, changed)
-        problems += [_problem(key, message, places) for key, message in _clashes_beside(error, values)]
+        problems += [_problem(key, message, places) for key, message in _other_clashes(error, values)]
         raise RecipeProblems(sorted(problems, key=_order)) from None
     if clashes := _clashes(values, recipe):
         raise RecipeProblems([_problem(key, message, places) for key, message in clashes])
@@ -97,10 +97,10 @@ def _clashes(values: dict[str, Any], recipe: Recipe) -> list[tuple[Path_, str]]:
     return [*_booleans_as_numbers(values, recipe), *contradictions(recipe)]
 
 
-def _clashes_beside(error: ValidationError, values: dict[str, Any]) -> list[tuple[Path_, str]]:
-    """Return the contradictions of a recipe with wrong keys, as it is without them; none where it would not be one.
+def _other_clashes(error: ValidationError, values: dict[str, Any]) -> list[tuple[Path_, str]]:
+    """Return the contradictions of a recipe that has wrong keys as well; none if it cannot be read without those.
 
-    What may follow from a wrong value is left out: contradictions in the section that holds it.
+    Contradictions in the section of a wrong value are left out, because that value may be their cause.
     """
     values, unsure = deepcopy(values), set[str | int]()
     for item in error.errors(include_url=False):
@@ -128,7 +128,7 @@ def _is_optional(owner: type[Section], path: Path_) -> bool:
 
 
 def _set(values: dict[str, Any], path: Path_, value: Any) -> None:
-    """Set the value of a key in place; None takes the key away."""
+    """Set the value of a key in place; None removes the key."""
     node: Any = values
     for part in path[:-1]:
         node = node.get(part) if isinstance(node, dict) else node[part]
@@ -154,7 +154,7 @@ def _booleans_as_numbers(written: Any, read: Any, path: Path_ = ()) -> Iterator[
 
 
 class _Emitter(RoundTripEmitter):
-    """Writes control characters by number, as those named by a letter are refused when they are read."""
+    """Writes control characters by number, because escapes by letter are refused when a recipe is read."""
 
     def __init__(self, *args: Any, **given: Any) -> None:
         super().__init__(*args, **given)
@@ -201,8 +201,9 @@ def _place(path: Path_, places: dict[Path_, str]) -> str:
 
 
 def _problem(path: Path_, message: str, places: dict[Path_, str]) -> Problem:
-    entries = [f"{_ORDINALS[part] if part < 10 else f'{part + 1}th'} entry" for part in path if isinstance(part, int)]
-    entry = f" (of the {', '.join(entries)})" if entries else ""
+    indexes = [part for part in path if isinstance(part, int)]
+    entries = [f"the {_ORDINALS[i]} entry" if i < len(_ORDINALS) else f"entry {i + 1}" for i in indexes]
+    entry = f" (of {', '.join(entries)})" if entries else ""
     return Problem(_place(path, places), ".".join(map(str, path)), message, entry)
 
 
@@ -305,7 +306,7 @@ def _cut(text: str) -> str:
 
 
 def _instead_of(path: Path_, known: Sequence[str]) -> str:
-    """Return what to write instead of an unknown key: a word of other tools, a key of another section, or a typo."""
+    """Return what to write instead of an unknown key: another tool's setting, a key of another section, or a typo."""
     if ours := ours_for(path):
         return ours
     own = ".".join(str(part) for part in path if not isinstance(part, int))

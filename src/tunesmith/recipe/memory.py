@@ -18,10 +18,10 @@ _GIB = 2**30
 _MOMENT_BYTES = {"adamw": 8.0, "adamw_8bit": 2 + 2 * 4 / 256, "adafactor": 0.0, "sgd": 0.0}
 # torch, transformers, peft, a tokenizer and Python themselves, resident: measured, docs/memory.md. Not on a GPU.
 _LIBRARIES_GIB = 0.46
-# On a processor the C library's heap keeps freed memory in pieces between what is kept: that much more is resident than
-# what layers and loss hold, by bytes of a number in products. Measured, docs/memory.md. In bf16 oneDNN repacks what it
-# multiplies, between what layers keep. The gradients of all weights fill the pieces, and with checkpointed activations
-# freed memory is given back at once.
+# On a processor the C library's heap keeps freed memory in pieces between what is kept: so much more is resident than
+# layers and loss hold, by the bytes of a number in products. Measured, docs/memory.md. In bf16 it is more, as oneDNN
+# allocates repacked copies of what it multiplies between what layers keep. The gradients of all weights fill the
+# pieces, and with checkpointed activations freed memory is given back at once.
 _IN_PIECES = {4: 0.3, 2: 0.5}
 # Tokens whose logits are held at once.
 CHUNK = 128

@@ -16,7 +16,7 @@ _PLAIN = (str, Number, date, time, timedelta)
 
 
 class Written(float):
-    """A number of a JSON file that keeps the digits of the file: `str` gives 12.50, 1E3 or -0 as they stand there."""
+    """A number of a JSON file that keeps the digits of the file: `str` gives 12.50, 1E3 or -0 as it was written."""
 
     def __new__(cls, text: str) -> Self:
         """Read a number as JSON writes it; what is beyond a float's range becomes infinite and keeps its digits."""
@@ -36,7 +36,7 @@ class Written(float):
 class RowProblem(Exception):
     """One row cannot be used; `reason` is the same for all rows with the same trouble, so that they can be counted.
 
-    `hint` says what helps against all of them.
+    `hint` says how to correct them all.
     """
 
     def __init__(self, reason: str, detail: str = "", *, hint: str = "") -> None:
@@ -125,7 +125,7 @@ class Task(ABC):
 def fill(template: str, row: Mapping[str, Any]) -> str:
     """Put a row's values in a template's braces. A value is never read as a template itself.
 
-    Of an empty or missing `{name?}` nothing is written: a line of the template that holds nothing else is left out.
+    An empty or missing `{name?}` writes nothing, and a line of the template that holds nothing else is left out.
     """
     pieces = pieces_of(template)
     if any(piece.optional for piece in pieces):
@@ -134,7 +134,7 @@ def fill(template: str, row: Mapping[str, Any]) -> str:
 
 
 def filled(template: str, row: Mapping[str, Any]) -> str:
-    """Fill a template of text that a row must have; raise RowProblem where all its columns are optional and empty."""
+    """Fill a template of text that a row must have; raise RowProblem if the text is blank."""
     text = fill(template, row)
     if not text.strip():
         raise RowProblem(f"nothing is left of {template!r}, as its columns are empty")
@@ -152,12 +152,12 @@ def _filled_lines(pieces: Sequence[Piece], row: Mapping[str, Any]) -> str:
             lines[-1].write(text)
         if piece.column is not None:
             value = optional_cell(row, piece.column) if piece.optional else cell(row, piece.column)
-            lines[-1].write(value, is_blank=not value)
+            lines[-1].write(value, emptied=not value)
     kept: list[_Line] = []
     for line, following in zip(lines, [*lines[1:], _Line()], strict=True):
         if line.is_left_out:
             if kept and kept[-1].is_blank and following.is_blank:
-                kept.pop()  # of the blank lines around it one is enough
+                kept.pop()  # keep one of the blank lines around it
         elif kept or not line.is_blank or not lines[0].is_left_out:
             kept.append(line)
     return "\n".join(line.text for line in kept)
@@ -174,15 +174,15 @@ class _Line:
         """Whether it holds nothing but empty optional columns."""
         return self.is_blank and self.is_emptied
 
-    def write(self, text: str, *, is_blank: bool | None = None) -> None:
-        """Add text; `is_blank` says whether a column gave none."""
+    def write(self, text: str, *, emptied: bool = False) -> None:
+        """Add text; `emptied` says that it is the value of a column that is empty."""
         self.text += text
         self.is_blank &= not text.strip()
-        self.is_emptied |= bool(is_blank)
+        self.is_emptied |= emptied
 
 
 def optional_cell(row: Mapping[str, Any], column: str) -> str:
-    """Return one cell as text, nothing where it is empty or missing; raise RowProblem where it holds no text."""
+    """Return one cell as text, an empty one if it is empty or missing; raise RowProblem if it holds something else."""
     try:
         return cell(row, column)
     except (MissingColumn, EmptyCell):

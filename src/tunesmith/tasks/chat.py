@@ -157,8 +157,8 @@ class ChatTask(Task):
     def _page(self, turns: Sequence[Turn], *, generation: bool) -> list[Part]:
         """Return what the template writes, in parts.
 
-        Answers before a question that is asked now, and others that are not learned, are what the template makes of
-        them: many take the thoughts out of all but the last.
+        The template has to write all turns unchanged, but for answers that are not learned and those before a question
+        that is asked now: many templates remove the thoughts from all answers but the last.
         """
         fixed = [turn.role != "assistant" or (turn.trained and not generation) for turn in turns]
         roles = tuple(turn.role for turn in turns)
@@ -188,7 +188,7 @@ class ChatTask(Task):
         """Divide what the template wrote by what it writes around placeholders; None where that does not fit.
 
         Args:
-            fixed: of each turn, whether the template has to write it as it is.
+            fixed: for each turn, whether the template has to write it unchanged.
         """
         parts: list[Part] = []
         position = 0
@@ -260,7 +260,7 @@ class ChatTask(Task):
 
 
 def _shortened(text: str, position: int, lead: str, after: str) -> Iterator[tuple[str, str]]:
-    """Yield what stands in a turn's place, up to what the template writes after it."""
+    """Yield (lead, text) that the template may have written for a turn: all up to what it writes after it."""
     for opening in dict.fromkeys((lead, "")):
         begin = position + len(opening)
         if after and text.startswith(opening, position) and (end := text.find(after, begin)) >= 0:
