@@ -48,8 +48,9 @@ def _records(path: Path, label: str, separator: str, *, quoted: bool) -> Iterato
             record.append(line)
             yield line
 
-    quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
-    reader = csv.reader(lines(), delimiter=separator, strict=True, quoting=quoting)
+    reader = csv.reader(
+        lines(), delimiter=separator, strict=True, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+    )
     while True:
         start = reader.line_num + 1
         record.clear()

@@ -192,12 +192,14 @@ class ChatTask(Task):
         """
         parts: list[Part] = []
         position = 0
-        for (stop, between, lead), turn, following, whole in zip(frame, turns, frame[1:], fixed, strict=False):
+        for (stop, between, lead), turn, following, unchanged in zip(frame, turns, frame[1:], fixed, strict=False):
             position += len(stop.text) + len(between.text)
             after = following.stop.text + following.between.text
-            ways = chain(_ways(lead.text, turn.text), () if whole else _shortened(text, position, lead.text, after))
+            ways = chain(_ways(lead.text, turn.text), () if unchanged else _shortened(text, position, lead.text, after))
             for opening, written in ways:
-                if text.startswith(f"{opening}{written}{after}", position) and (whole or written.strip() in turn.text):
+                if text.startswith(f"{opening}{written}{after}", position) and (
+                    unchanged or written.strip() in turn.text
+                ):
                     break
             else:
                 return None
