@@ -7,20 +7,22 @@ Around both stand the tokenizer's own special tokens, as when the model was pret
     BART    <s> source </s>      </s> <s> target </s>
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.records import Tokens, Turn
 from tunesmith.recipe.schema import Seq2SeqData
-from tunesmith.tasks.base import RowProblem, Task, ask, filled
+from tunesmith.tasks.base import RowProblem
+from tunesmith.tasks.pair import PairTask
 from tunesmith.tasks.text import end_id
 from tunesmith.tasks.tokenizer import Codec
 
 
-class Seq2SeqTask(Task):
+class Seq2SeqTask(PairTask):
     """Source and target are encoded apart; an answer goes on from the decoder's start and what opens every target."""
+
+    _data: Seq2SeqData
 
     def __init__(self, data: Seq2SeqData, codec: Codec) -> None:
         self._data = data
@@ -32,11 +34,6 @@ class Seq2SeqTask(Task):
         self._closing = (*closing[: closing.index(end)], end) if end in closing else (end,)
         self.stop_ids = (end,)
         self.opening_ids = (_start(codec, closing, end), *opening)
-
-    def parse(self, row: Mapping[str, Any]) -> tuple[Turn, ...]:
-        """Return the source and the target."""
-        prompt, response = filled(self._data.prompt, row), filled(self._data.response, row)
-        return Turn("prompt", prompt, trained=False), Turn("response", response, trained=True)
 
     def render(self, turns: Sequence[Turn], example_id: str = "") -> Tokens:
         """Return the encoder's ids and the decoder's; the target is proved to decode to what the row says.
@@ -62,18 +59,10 @@ class Seq2SeqTask(Task):
             tokens = replace(tokens, input_ids=ids, trained=trained)
         return tokens, " and ".join(reasons) or None
 
-    def spelled(self, turns: Sequence[Turn]) -> str | None:
-        """Return the first control token that prompt or answer spell."""
-        return self._codec.spelled(turns[0].text) or self._codec.spelled(turns[-1].text, allow_markup=True)
-
     def prompt(self, turns: Sequence[Turn]) -> list[int]:
         """Return the ids that the encoder reads, cut as in training where the recipe says so."""
         source, most = self._source(turns), self._data.max_tokens_per_example
         return self._cut(source, most) if self._data.too_long == "cut" and len(source) > most else source
-
-    def reference(self, turns: Sequence[Turn]) -> str:
-        """Return the target."""
-        return turns[-1].text
 
     def answer(self, ids: Sequence[int]) -> str:
         """Return what the decoder wrote as text. Padding, which T5 also starts from, says nothing."""
@@ -87,14 +76,6 @@ class Seq2SeqTask(Task):
     def _cut(self, source: Sequence[int], most: int) -> list[int]:
         closing = self._around_source[1]
         return [*source[: most - len(closing)], *closing]
-
-    def asked(self, row: Mapping[str, Any]) -> tuple[Turn, ...]:
-        """Return the source alone."""
-        return (Turn("prompt", filled(self._data.prompt, row), trained=False),)
-
-    def question(self, text: str) -> tuple[Turn, ...]:
-        """Return the source that asks `text`."""
-        return (Turn("prompt", ask(self._data.prompt, text), trained=False),)
 
 
 def _start(codec: Codec, closing: Sequence[int], end: int) -> int:

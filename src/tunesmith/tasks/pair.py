@@ -1,0 +1,36 @@
+"""A prompt and its answer, filled from a row's columns: what completion and seq2seq have in common."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tunesmith.core.records import Turn
+from tunesmith.recipe.schema import CompletionData, Seq2SeqData
+from tunesmith.tasks.base import Task, ask, filled
+from tunesmith.tasks.tokenizer import Codec
+
+
+class PairTask(Task):
+    """Two turns: the prompt, or source, and the answer, or target, which alone is learned."""
+
+    _data: CompletionData | Seq2SeqData
+    _codec: Codec
+
+    def parse(self, row: Mapping[str, Any]) -> tuple[Turn, ...]:
+        """Return the prompt and the answer."""
+        return *self.asked(row), Turn("response", filled(self._data.response, row), trained=True)
+
+    def spelled(self, turns: Sequence[Turn]) -> str | None:
+        """Return the first control token that prompt or answer spell."""
+        return self._codec.spelled(turns[0].text) or self._codec.spelled(turns[-1].text, allow_markup=True)
+
+    def reference(self, turns: Sequence[Turn]) -> str:
+        """Return the answer."""
+        return turns[-1].text
+
+    def asked(self, row: Mapping[str, Any]) -> tuple[Turn, ...]:
+        """Return the prompt alone."""
+        return (Turn("prompt", filled(self._data.prompt, row), trained=False),)
+
+    def question(self, text: str) -> tuple[Turn, ...]:
+        """Return the prompt that asks `text`."""
+        return (Turn("prompt", ask(self._data.prompt, text), trained=False),)
