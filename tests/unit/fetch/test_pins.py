@@ -90,6 +90,7 @@ def test_a_run_keeps_the_version_that_its_alias_meant(tmp_path: Path) -> None:
     promoted("m", trained(RunDir(tmp_path / "r3"), resolve("base"), "three"))
     assert resolve("m@staging").digest() != before
     assert base_of(run, "m@staging").digest() == before
+    assert read_json(run.stage("prepare") / "manifest.json")["base"]["pin"]["at"] == "m@1"
     assert tuned_of(run).root.path.samefile(tmp_path / "base")
 
 
@@ -132,6 +133,7 @@ def test_a_relative_base_opens_from_any_folder(tmp_path: Path, monkeypatch: pyte
     for place in ("/", str(tmp_path / "elsewhere" / "exp")):
         monkeypatch.chdir(place)
         for reference in ("rel@staging", f"run:{tmp_path}/runs/r", str(Registry.default().root / "models/rel/1")):
+            shutil.rmtree(tmp_path / "cache")  # which would remember where the base was seen
             assert resolve(reference).root.path.samefile(base)
 
 
