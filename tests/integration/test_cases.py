@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
-from tests.tiny import CHATML, config, save_plain_model, tokenizer
+from tests.tiny import CHATML, THINKING, config, save_plain_model, tokenizer
 
 from tunesmith import cli
 
@@ -177,13 +177,6 @@ MODELS = ("tiny", "plain", "strict", "thinking", "short", "narrow", "roberta", "
 STRICT = (
     "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
     "{{ raise_exception('roles must alternate') }}{% endif %}" + CHATML.removeprefix("{% for m in messages %}")
-)
-# As Qwen3's: what earlier turns thought is left out once a later question stands there.
-THINKING = (
-    "{% for m in messages %}{% set c = m['content'] %}"
-    "{% if m['role'] == 'assistant' and not loop.last %}{% set c = c.split('</think>')[-1] %}{% endif %}"
-    "{{ '<|im_start|>' + m['role'] + '\n' + c + '<|im_end|>' + '\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.tiny import recipe, save_model
+from tests.tiny import recipe
 
 from tunesmith import plan_run, run_recipe
 from tunesmith.cli import app
@@ -18,12 +18,11 @@ DATA = {
 }  # fmt: skip
 
 
-def test_generate_gives_the_answers_of_evaluation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_generate_gives_the_answers_of_evaluation(
+    tmp_path: Path, tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     train = {"learning_rate": 0.001, "max_steps": 2, "examples_per_step": 8}
-    file = recipe(
-        tmp_path, save_model(tmp_path / "model", "llama"), data=DATA, train=train,
-        promote={"model": "trees", "min_gain": -1.0},
-    )  # fmt: skip
+    file = recipe(tmp_path, tiny, data=DATA, train=train, promote={"model": "trees", "min_gain": -1.0})
     run = run_recipe(file, out=tmp_path / "run")
     told = list(read_jsonl(run.subject("tuned") / "generations.jsonl"))
     rows = (tmp_path / "rows.jsonl").read_text().splitlines()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.tiny import save_model
+from tests.tiny import THINKING, save_model
 
 from tunesmith import try_it
 from tunesmith.cli import app
@@ -22,27 +22,14 @@ SEVERAL = {"task": "chat", "prompt": "{context}\n{q}", "response": "{a}", "syste
 MESSAGES = {"task": "chat", "messages": "turns"}
 TEXT = {"task": "text", "text": "body", "prompt_tokens": 4}
 
-# As templates of models that think: earlier answers lose their thoughts.
-THINKING = (
-    "{% for m in messages %}{% set c = m['content'] %}"
-    "{% if m['role'] == 'assistant' and '</think>' in c %}{% set c = c.split('</think>')[-1].lstrip('\n') %}{% endif %}"
-    "{{ '<|im_start|>' + m['role'] + '\n' + c + '<|im_end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("base") / "model", "llama")
-
 
 @pytest.fixture
-def tuned(base: Path, tmp_path: Path) -> Callable[[dict[str, Any]], str]:
+def tuned(tiny: Path, tmp_path: Path) -> Callable[[dict[str, Any]], str]:
     """Return a function that gives a copy of the model a card, as a run leaves it."""
 
     def make(data: dict[str, Any]) -> str:
         folder = tmp_path / "tuned"
-        shutil.copytree(base, folder, dirs_exist_ok=True)
+        shutil.copytree(tiny, folder, dirs_exist_ok=True)
         (folder / "tunesmith.json").write_text(json.dumps({"data": data}))
         return str(folder)
 
@@ -200,9 +187,9 @@ def out_of_row(run: Run, model: str) -> str:
     return run("generate", model, "--row", "mr=one", "--max-new-tokens", "4")[1]
 
 
-def test_a_template_that_is_not_applied_is_announced(base: Path, tuned: Tuned, run: Run, tmp_path: Path) -> None:
+def test_a_template_that_is_not_applied_is_announced(tiny: Path, tuned: Tuned, run: Run, tmp_path: Path) -> None:
     asked = ("--prompt", "one", "--max-new-tokens", "2")
-    assert "note: " in run("generate", str(base), *asked)[2]
+    assert "note: " in run("generate", str(tiny), *asked)[2]
     assert "note: " in run("generate", tuned(TEXT), *asked)[2]
     assert run("generate", tuned(CHAT), *asked)[2] == ""
 
@@ -217,11 +204,11 @@ def test_a_template_that_is_not_applied_is_announced(base: Path, tuned: Tuned, r
         ["--row", "mr"],
     ],
 )
-def test_what_to_ask_is_said_once(arguments: list[str], base: Path, run: Run) -> None:
-    assert run("generate", str(base), *arguments)[0] == 2
+def test_what_to_ask_is_said_once(arguments: list[str], tiny: Path, run: Run) -> None:
+    assert run("generate", str(tiny), *arguments)[0] == 2
 
 
-def test_the_default_limit_leaves_room_for_the_prompt(base: Path) -> None:
-    chatter = open_chatter(str(base))
+def test_the_default_limit_leaves_room_for_the_prompt(tiny: Path) -> None:
+    chatter = open_chatter(str(tiny))
     assert chatter._limit([range(500)]) == 12
     assert chatter._limit([range(10)]) == try_it._MAX_NEW_TOKENS

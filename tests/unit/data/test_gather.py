@@ -76,7 +76,7 @@ def test_a_split_far_from_what_was_asked_is_told_with_the_reason(
             {},
             "only 1 prompt.*ask the same.*data.split.column.*data.split.by",
         ),
-        ([{"q": f"x{n % 2}", "a": str(n)} for n in range(30)], {"seed": 1}, "2 different prompts"),
+        ([{"q": f"x{n % 2}", "a": str(n)} for n in range(30)], {}, "2 different prompts"),
         (rows(30, db="one"), {"by": "db"}, "have the same `db`"),
         (rows(30, fold="train"), {"column": "fold"}, "no row .* says test in the column `fold`"),
         (rows(2), {}, "give more rows"),
@@ -84,7 +84,6 @@ def test_a_split_far_from_what_was_asked_is_told_with_the_reason(
 )
 def test_empty_splits_are_explained(gathered: Gather, lines: list[Row], split: Row, expected: str) -> None:
     chosen = split if "column" in split else {"valid": 0.1, "test": 0.1, **split}
-    chosen.pop("seed", None)
     with pytest.raises(DataError, match=expected) as caught:
         gathered(lines, split=chosen)
     assert caught.value.exit_code == 3

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from tests.tiny import tokenizer
+from tests.tiny import THINKING, tokenizer
 from tests.unit.tasks.families import CHATML, FAMILIES, Family, byte_level, chat_data, conversation, markup, wrapped
 
 from tunesmith.core.records import Turn
@@ -414,15 +414,6 @@ def test_an_empty_system_turn_is_none(chatml: Family) -> None:
     row = {"question": "x", "answer": "y"}
     assert task.parse(row) == task.parse({**row, "s": " "}) == conversation("x", "y")
     assert [turn.role for turn in task.parse({**row, "s": "Be brief."})] == ["system", "user", "assistant"]
-
-
-THINKING = (
-    "{% for m in messages %}{% set c = m['content'] %}"
-    "{% if m['role'] == 'assistant' and not loop.last and '</think>' in c %}"
-    "{% set c = c.split('</think>')[-1].lstrip('\n') %}{% endif %}"
-    "{{ '<|im_start|>' + m['role'] + '\n' + c + '<|im_end|>' + '\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
 
 
 @pytest.mark.parametrize("first", ["<think>\nhm\n</think>\n\none", "<think>only</think>", "none"])
