@@ -128,6 +128,11 @@ def write_rows(path: Path, count: int = 60) -> Path:
     return path
 
 
+def tree(folder: Path) -> dict[str, bytes]:
+    """Return the bytes of every file below a folder, by path."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def recipe(folder: Path, model: Path, /, **changes: Any) -> Path:
     """Write a recipe over `write_rows` for a tiny model; `changes` replace whole sections."""
     from ruamel.yaml import YAML

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from tests.tiny import recipe, write_rows
+from tests.tiny import recipe, tree, write_rows
 
 from tunesmith.core.errors import DataError, RecipeError, TunesmithError
 from tunesmith.core.files import read_json
@@ -31,11 +31,6 @@ def experiment(folder: Path, model: Path, rows: int = 40) -> Path:
     file = recipe(folder, model)
     write_rows(folder / "rows.jsonl", rows)
     return file
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    """Return the bytes of all files below a folder."""
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def prepared_rows(run: RunDir) -> int:
