@@ -43,7 +43,7 @@ def moved(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 ASK = ("--max-new-tokens", 3)
 
 
-def test_w2_rows_that_the_base_was_trained_on_are_told(moved: Path, tunesmith: Command) -> None:
+def test_w2_rows_that_the_base_was_trained_on_give_a_warning(moved: Path, tunesmith: Command) -> None:
     again = ("plan", "recipe.yaml", "model.base=run:runs/a", "data.prompt='Now do: {q}'")
     assert "was trained on" not in tunesmith(*again).said
     other = tunesmith(*again, "seed=5")
@@ -62,7 +62,7 @@ def test_w2_two_prompts_are_judged_on_the_same_rows(moved: Path, tunesmith: Comm
     assert json.loads(done.out)["rows"] == len(ids[0]) > 5
 
 
-def test_w7_what_only_judges_does_not_train_again(moved: Path, tunesmith: Command) -> None:
+def test_w7_settings_of_evaluation_do_not_train_again(moved: Path, tunesmith: Command) -> None:
     trained = tree(Path("runs/a/train"))
     text = Path("recipe.yaml").read_text()
     Path("recipe.yaml").write_text(text.replace("rows: 10", "rows: 8"))
@@ -144,7 +144,7 @@ def test_r29_a_terminal_of_any_encoding(
         assert raw.getvalue()
 
 
-def test_r27_a_user_without_a_home_is_told_what_to_set(
+def test_r27_without_a_home_the_error_names_the_variable_to_set(
     models: Callable[[str], Path], tunesmith: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import pwd
@@ -195,7 +195,7 @@ def test_r23_a_folder_of_any_name(
     assert tunesmith("generate", f"run:{tmp_path / name / 'runs/a'}", "--prompt", "hi", *ASK).code == 0
 
 
-def test_o34_a_renamed_project_goes_on(models: Callable[[str], Path], tunesmith: Command) -> None:
+def test_o34_a_renamed_project_continues_its_run(models: Callable[[str], Path], tunesmith: Command) -> None:
     assert tunesmith("train", write(Case("", 0), models, Path("old")), "--out", "runs/a").code == 0
     Path("old").rename("new")
     trained = tree(Path("runs/a/train"))
@@ -240,7 +240,9 @@ def test_o01_training_on_ones_own_alias_gives_a_chain(moved: Path, tunesmith: Co
     assert tunesmith("plan", "again.yaml").code == 0
 
 
-def test_o16_a_file_more_beside_the_base_changes_nothing(models: Callable[[str], Path], tunesmith: Command) -> None:
+def test_o16_an_unrelated_file_in_the_base_folder_changes_nothing(
+    models: Callable[[str], Path], tunesmith: Command
+) -> None:
     shutil.copytree(models("tiny"), "base")
     write(Case("", 0, changes={**PROMOTED, "model.base": "base"}), models)
     assert tunesmith("train", "recipe.yaml", "--out", "runs/a").code == 0
@@ -261,7 +263,7 @@ def test_w4_generate_asks_as_the_recipe_does(moved: Path, tunesmith: Command) ->
     assert all(part in found[-1]["prompt"] for part in ("Be brief.", "Do: hi"))
 
 
-def test_w7_what_only_judges_is_no_other_run(models: Callable[[str], Path], tunesmith: Command) -> None:
+def test_w7_settings_of_evaluation_do_not_start_another_run(models: Callable[[str], Path], tunesmith: Command) -> None:
     found = set()
     for changes in ({}, {"evaluate.rows": 9}, PROMOTED, {"evaluate.metrics": ["exact_match", "bleu"]}):
         recipe = write(Case("", 0, changes=changes), models)

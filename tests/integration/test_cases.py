@@ -122,7 +122,7 @@ PLANNED = [
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in PLANNED])
-def test_plan_tells(case: Case, models: Callable[[str], Path], tunesmith: Command) -> None:
+def test_plan(case: Case, models: Callable[[str], Path], tunesmith: Command) -> None:
     Path("mine.py").write_text("def broken(predictions, references):\n    return [1 / 0 for _ in predictions]\n")
     recipe = write(case, models)
     planned = tunesmith("plan", recipe)

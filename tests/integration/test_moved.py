@@ -88,7 +88,7 @@ def test_a_registry_is_opened_at_another_place(project: Path, tmp_path: Path, mo
     assert {path.stat().st_mode & 0o777 for path in merged.iterdir()} == {(tmp_path / "merged").stat().st_mode & 0o666}
 
 
-def test_what_only_judges_does_not_train_again(project: Path, tmp_path: Path) -> None:
+def test_settings_of_evaluation_do_not_train_again(project: Path, tmp_path: Path) -> None:
     first = run_recipe(write(project, promote=None), until="evaluate")
     trained = snapshot(first.stage("train"))
     write(project)
@@ -99,7 +99,7 @@ def test_what_only_judges_does_not_train_again(project: Path, tmp_path: Path) ->
     assert Registry.default().resolve("tiny@staging").number == 1
 
 
-def test_a_next_generation_stands_on_the_one_before(project: Path, tmp_path: Path) -> None:
+def test_a_model_trained_on_an_alias_keeps_its_base_when_the_alias_moves(project: Path, tmp_path: Path) -> None:
     run_recipe(project / "recipe.yaml")
     write(project, name="again", model={"base": "tiny@staging", "precision": "fp32"})
     second = run_recipe(project / "recipe.yaml")
@@ -113,7 +113,7 @@ def test_a_next_generation_stands_on_the_one_before(project: Path, tmp_path: Pat
     assert {name for name, one in snapshot(second.path).items() if one != before[name]} <= {"logs/lock"}
 
 
-def test_nothing_that_decides_nothing_stops_a_run(project: Path, tmp_path: Path) -> None:
+def test_unrelated_files_in_the_base_folder_do_not_stop_a_run(project: Path, tmp_path: Path) -> None:
     run = run_recipe(project / "recipe.yaml", until="train")
     (project.parent / "models" / "tiny" / "README.md").write_text("hello")
     (project.parent / "models" / "tiny" / ".DS_Store").write_text("hello")
@@ -123,7 +123,7 @@ def test_nothing_that_decides_nothing_stops_a_run(project: Path, tmp_path: Path)
     )
 
 
-def test_a_base_that_is_gone_is_told(project: Path, tmp_path: Path) -> None:
+def test_a_missing_base_is_refused_and_nothing_is_written(project: Path, tmp_path: Path) -> None:
     run = run_recipe(project / "recipe.yaml", until="train")
     before = snapshot(run.path)
     shutil.rmtree(project.parent / "models")

@@ -71,7 +71,7 @@ def test_a_base_quantized_by_others_is_refused(tmp_path: Path, base: Path, tunin
         plan_run(write_recipe(tmp_path, base), [f"tuning={tuning}"])
 
 
-def test_a_truncated_file_of_weights_is_told_by_plan(tmp_path: Path, base: Path) -> None:
+def test_a_truncated_file_of_weights_is_reported_by_plan(tmp_path: Path, base: Path) -> None:
     file = base / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(DamagedFile, match="its header says"):
@@ -117,7 +117,7 @@ def test_rows_without_room_for_an_answer_are_counted_beforehand(tmp_path: Path, 
     assert not (tmp_path / "run" / "train").exists()
 
 
-def test_a_file_where_the_run_needs_a_folder_is_told_by_plan_and_run(tmp_path: Path, tiny: Path) -> None:
+def test_a_file_in_place_of_the_run_folder_is_refused_by_plan_and_run(tmp_path: Path, tiny: Path) -> None:
     path, taken = write_recipe(tmp_path, tiny), tmp_path / "taken"
     taken.write_text("a file")
     for out in (taken, taken / "below"):

@@ -133,7 +133,7 @@ def test_the_plan_counts_validation_and_answers_in_tokens_and_time(
     json.dumps(plan.to_json(), allow_nan=False)
 
 
-def test_without_valid_rows_nothing_is_said_of_validation(recipe: Path) -> None:
+def test_without_valid_rows_the_plan_does_not_mention_validation(recipe: Path) -> None:
     rows = [json.loads(line) for line in (recipe.parent / "rows.jsonl").read_text().splitlines()]
     lines = [json.dumps({**row, "fold": "test" if i % 5 == 0 else "train"}) + "\n" for i, row in enumerate(rows)]
     (recipe.parent / "rows.jsonl").write_text("".join(lines))

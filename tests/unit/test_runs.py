@@ -48,7 +48,7 @@ def test_equal_recipes_in_two_folders_are_two_runs(tmp_path: Path, tokenizer_fol
         run_recipe(second, out=runs[0].path, until="prepare")
 
 
-def test_the_place_counts_and_not_the_way_it_is_named(project: Path, tmp_path: Path) -> None:
+def test_every_path_to_one_recipe_finds_the_same_run(project: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(project.parent)
     names = ["exp/recipe.yaml", "link/recipe.yaml", str(project), "exp/../exp/recipe.yaml"]
     assert len({open_run(Path(name), (), None)[1].path for name in names}) == 1
@@ -70,7 +70,7 @@ def test_a_linked_recipe_reads_the_folder_in_which_it_was_named(
     "change", ["evaluate.rows=4", "evaluate.metrics=[exact_match]", "promote={model: tiny}", "track=[tensorboard]",
                "launch={on: torchrun, processes: 2}", "train.keep_checkpoints=1"],
 )  # fmt: skip
-def test_what_only_judges_finds_the_same_run(project: Path, change: str) -> None:
+def test_settings_that_do_not_decide_training_find_the_same_run(project: Path, change: str) -> None:
     changes = [change, *(["evaluate.primary=exact_match"] if "metrics" in change else [])]
     assert open_run(project, changes, None)[1].path == open_run(project, (), None)[1].path
 
@@ -83,7 +83,7 @@ def test_decoding_decides_if_validation_answers(project: Path) -> None:
 
 
 @pytest.mark.parametrize("change", ["seed=3", "train.learning_rate=1", "data.prompt=Q {question}", "tuning.rank=2"])
-def test_what_decides_training_is_another_run(project: Path, change: str) -> None:
+def test_settings_that_decide_training_start_another_run(project: Path, change: str) -> None:
     assert open_run(project, [change], None)[1].path != open_run(project, (), None)[1].path
 
 
@@ -129,7 +129,7 @@ def test_a_moved_project_keeps_its_runs(project: Path, tmp_path: Path, monkeypat
     assert open_run(Path("exp/recipe.yaml"), (), None)[1].path == run.path
 
 
-def test_prepared_rows_stand_for_sources_that_are_gone(project: Path, tmp_path: Path) -> None:
+def test_a_prepared_run_continues_without_its_sources(project: Path, tmp_path: Path) -> None:
     run = run_recipe(project, until="prepare")
     before = tree(run.stage("prepare"))
     rows = (project.parent / "rows.jsonl").rename(tmp_path / "elsewhere.jsonl")
@@ -142,7 +142,7 @@ def test_prepared_rows_stand_for_sources_that_are_gone(project: Path, tmp_path: 
             run_recipe(named, until="prepare")
 
 
-def test_a_run_folder_elsewhere_never_reads_what_lies_around_it(project: Path, tmp_path: Path) -> None:
+def test_a_moved_run_folder_never_reads_files_around_it(project: Path, tmp_path: Path) -> None:
     run = run_recipe(project, until="prepare")
     place = tmp_path / "a" / "runs" / "tiny" / run.path.name
     place.parent.mkdir(parents=True)
@@ -175,7 +175,7 @@ def test_a_refused_change_leaves_every_byte(project: Path, named: str, changes: 
     assert run_recipe(project, out="a", until="prepare").path.samefile(run.path)
 
 
-def test_a_refused_change_says_what_the_value_is(project: Path) -> None:
+def test_a_refused_change_names_both_values(project: Path) -> None:
     run = run_recipe(project, out="a", until="prepare")
     with pytest.raises(RecipeError) as caught:
         run_recipe(run.path, ["train.learning_rate=5e-3"])

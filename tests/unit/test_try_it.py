@@ -204,7 +204,7 @@ def test_a_template_that_is_not_applied_is_announced(tiny: Path, tuned: Tuned, r
         ["--row", "mr"],
     ],
 )
-def test_what_to_ask_is_said_once(arguments: list[str], tiny: Path, run: Run) -> None:
+def test_missing_or_contradicting_questions_are_refused(arguments: list[str], tiny: Path, run: Run) -> None:
     assert run("generate", str(tiny), *arguments)[0] == 2
 
 

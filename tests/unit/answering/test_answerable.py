@@ -20,7 +20,7 @@ def test_all_with_room_is_no_warning() -> None:
     assert check_room(asked([60], 60, opening=(0,)), 64) is None  # a decoder has positions of its own
 
 
-def test_few_rows_are_told_and_many_are_refused() -> None:
+def test_few_rows_give_a_warning_and_many_are_refused() -> None:
     warning = check_room(asked([10] * 19 + [30], 40), 64)
     assert warning is not None
     assert warning.startswith("1 of 20 test rows")

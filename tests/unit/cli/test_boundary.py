@@ -82,7 +82,7 @@ SECOND_TURN = RowProblem("the chat template rewrites the conversation")
         (SECOND_TURN, 1, "unexpected"),
     ],
 )  # fmt: skip
-def test_an_exception_is_told_on_stderr_and_as_json(
+def test_an_exception_is_reported_on_stderr_and_as_json(
     error: BaseException, exit_code: int, code: str, raises: Raises
 ) -> None:
     found, out, err = raises(error)
@@ -124,7 +124,7 @@ def test_debug_shows_the_traceback(way: str, raises: Raises, monkeypatch: pytest
     assert "Traceback" in err
 
 
-def test_wrong_usage_is_told_as_json_too(raises: Raises) -> None:
+def test_wrong_usage_is_reported_as_json_too(raises: Raises) -> None:
     code, out, _ = raises(RecipeError("never raised"), ["verb", "--json", "--frob"])
     assert (code, json.loads(out)["error"]["code"]) == (2, "usage")
 
@@ -172,7 +172,7 @@ def test_output_survives_the_encoding_of_a_terminal(encoding: str, tmp_path: Pat
     assert ("nam\u2212e\u00fc" if encoding == "utf-8" else "nam-e").encode(encoding) in done.stderr
 
 
-def test_a_reader_that_leaves_is_no_error_to_tell() -> None:
+def test_a_closed_pipe_ends_without_a_message() -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "tunesmith", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )

@@ -27,7 +27,7 @@ def test_variables_come_before_xdg_and_home(monkeypatch: pytest.MonkeyPatch) -> 
     assert cache_root() == Path("/home/user/mine")
 
 
-def test_a_user_without_a_home_is_told_both_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_home_the_error_names_both_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HOME")
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as for a uid that the system does not know
     for root in (cache_root, registry_root):
@@ -55,7 +55,7 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path, monkeypatch:
     assert (caught.value.where, caught.value.hint) == (str(tmp_path / "cache"), HINT)
 
 
-def test_what_is_in_the_cache_or_holds_it_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_in_the_cache_or_above_it_are_recognised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(CACHE, str(tmp_path / "a" / "cache"))
     assert is_user_folder(tmp_path / "a" / "cache" / "digests" / "x.json")
     assert is_user_folder(tmp_path / "a")

@@ -17,7 +17,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     ("done", "seconds", "left"),
     [(1, 25.0, ""), (2, 60.0, ""), (30, 4.9, ""), (3, 5.0, "48s left"), (8, 16.0, "48s left"), (32, 16.0, "")],
 )
-def test_no_time_left_is_told_from_one_unit_or_the_first_seconds(
+def test_no_time_left_is_shown_after_one_unit_or_in_the_first_seconds(
     clock: list[float], capsys: pytest.CaptureFixture[str], done: int, seconds: float, left: str
 ) -> None:
     shown = Progress("answers", total=32, unit="rows")

@@ -179,7 +179,7 @@ def test_empty_and_missing_optional_cells_are_one_row(look: Look) -> None:
     assert ids[3] not in ids[:3]
 
 
-def test_what_helps_against_long_rows_is_said_with_their_length(look: Look) -> None:
+def test_the_hint_for_long_rows_gives_their_length(look: Look) -> None:
     given_rows = rows(6)
     for row in given_rows[::2]:
         row["answer"] = "word " * 100
@@ -190,7 +190,7 @@ def test_what_helps_against_long_rows_is_said_with_their_length(look: Look) -> N
     assert "too_long: cut" in hint
 
 
-def test_tools_beside_messages_are_refused(look: Look) -> None:
+def test_a_tools_column_with_messages_is_refused(look: Look) -> None:
     chat = {"task": "chat", "messages": "m", "prompt": None, "response": None}
     lines = [{"m": [{"role": "user", "content": "x"}, {"role": "assistant", "content": str(n)}]} for n in range(4)]
     assert len(look([{**line, "tools": None} for line in lines], **chat)) == 4

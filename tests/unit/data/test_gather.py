@@ -38,7 +38,7 @@ def rows(count: int, **more: Any) -> list[Row]:
     return [{"q": f"what is {n}", "a": f"it is {n}", **more} for n in range(count)]
 
 
-def test_rows_that_spell_control_tokens_are_counted_and_told(
+def test_rows_that_spell_control_tokens_are_counted_and_give_a_warning(
     gathered: Gather, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lines = rows(60)
@@ -51,7 +51,7 @@ def test_rows_that_spell_control_tokens_are_counted_and_told(
     assert "9 rows spell control tokens" in capsys.readouterr().err
 
 
-def test_a_split_far_from_what_was_asked_is_told_with_the_reason(
+def test_a_split_far_from_the_asked_fraction_gives_a_warning_with_the_reason(
     gathered: Gather, capsys: pytest.CaptureFixture[str]
 ) -> None:
     gathered(rows(200))
@@ -89,7 +89,7 @@ def test_empty_splits_are_explained(gathered: Gather, lines: list[Row], split: R
     assert caught.value.exit_code == 3
 
 
-def test_double_braces_around_a_column_are_told(gathered: Gather, capsys: pytest.CaptureFixture[str]) -> None:
+def test_double_braces_around_a_column_give_a_warning(gathered: Gather, capsys: pytest.CaptureFixture[str]) -> None:
     gathered(rows(60), prompt="{{a}} {q} {{other}}")
     said = capsys.readouterr().err
     assert said.count("`{{a}}`") == 1

@@ -113,7 +113,7 @@ def section(tmp_path: Path, tokenizer_folder: Path, **data: Any) -> Any:
     return load_recipe(write_recipe(tmp_path, tokenizer_folder, data=whole)).data
 
 
-def test_what_identifies_a_row_are_the_columns_that_are_used(tmp_path: Path, tokenizer_folder: Path) -> None:
+def test_a_row_id_follows_from_the_columns_that_are_used(tmp_path: Path, tokenizer_folder: Path) -> None:
     data = section(tmp_path, tokenizer_folder)
     row = {"q": "one", "a": "two", "line": 1}
     assert row_id(data, row, ()) == row_id(data, {**row, "line": 2}, ())
@@ -153,7 +153,7 @@ def planned(tmp_path: Path, base: Path, *overrides: str) -> dict[str, Any]:
     return gather(recipe, task, folder=tmp_path, model=ModelFolder("x", base)).facts()
 
 
-def test_rows_that_the_base_was_trained_on_are_told(
+def test_rows_that_the_base_was_trained_on_give_a_warning(
     base: Path, prepared: Prepare, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prepared("reworded", prompt="Answer: {question}")
@@ -170,7 +170,7 @@ def test_rows_that_the_base_was_trained_on_are_told(
         planned(tmp_path, base, "seed=1", "data.leakage=stop")
 
 
-def test_a_base_that_read_other_columns_is_told(
+def test_a_base_trained_on_other_columns_gives_a_warning(
     base: Path, prepared: Prepare, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prepared("wider", prompt="{question} {hint}")
@@ -178,7 +178,7 @@ def test_a_base_that_read_other_columns_is_told(
     assert "other columns" in capsys.readouterr().err
 
 
-def test_what_is_trained_on_adds_up(base: Path, tmp_path: Path) -> None:
+def test_trained_rows_include_those_of_the_base(base: Path, tmp_path: Path) -> None:
     first = trained_rows(ModelFolder("x", base))
     assert len(first) > 20
     (tmp_path / "adapter").mkdir()

@@ -51,7 +51,7 @@ def test_a_metric_brings_all_that_it_imports(project: Path) -> None:
     assert source_files("rougeL", project) == source_files("math:sqrt", project) == []
 
 
-def test_a_helper_counts(project: Path, tmp_path: Path) -> None:
+def test_a_changed_helper_module_changes_the_scoring_inputs(project: Path, tmp_path: Path) -> None:
     run, file = opened(project, tmp_path)
     before = scoring_inputs(["metric:fn"], load_recipe(file), run)
     (project / "inner.py").write_text("value = 1.0\n")

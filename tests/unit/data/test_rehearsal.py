@@ -61,7 +61,7 @@ def test_references_of_valid_rows_are_read_for_valid_metrics(tmp_path: Path, tin
     assert refused.value.where == "rows.jsonl:5"
 
 
-def test_plan_says_which_references_it_had_no_time_for(
+def test_plan_warns_of_references_it_had_no_time_to_check(
     tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = _write(tmp_path, tiny, [json.dumps({"k": i}) for i in range(40)], "json_field_f1")

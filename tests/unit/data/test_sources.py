@@ -519,7 +519,7 @@ def test_the_hint_says_what_the_file_seems_to_be(tmp_path: Path, name: str, cont
 
 
 @pytest.mark.parametrize("pattern", ["d/*.jsonl", "d/?.jsonl", "d/[ab].jsonl", "*/a.jsonl"])
-def test_patterns_are_not_read_and_told(tmp_path: Path, pattern: str) -> None:
+def test_file_patterns_are_refused(tmp_path: Path, pattern: str) -> None:
     (tmp_path / "d").mkdir()
     for name in ("a.jsonl", "b.jsonl"):
         (tmp_path / "d" / name).write_text("{}\n")
@@ -548,7 +548,7 @@ def test_each_file_needs_the_columns_and_one_the_optional_ones(tmp_path: Path) -
     assert caught.value.where == "b.jsonl:1"
 
 
-def test_a_missing_column_of_a_long_file_is_told_early(tmp_path: Path) -> None:
+def test_a_missing_column_of_a_long_file_is_reported_early(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("a\n" + "1\n" * 3000)
     (tmp_path / "a.jsonl").write_text('{"a": 1}\n' * 3000)
     for name, most in (("a.csv", 0), ("a.jsonl", 999)):

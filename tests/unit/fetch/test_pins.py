@@ -152,7 +152,7 @@ def test_a_moved_run_or_base_is_found_by_its_digest(tmp_path: Path, how: str) ->
     assert base_of(run, "base").root.has_weights
 
 
-def test_a_missing_base_and_a_changed_one_are_told_apart(tmp_path: Path) -> None:
+def test_a_missing_base_and_a_changed_base_give_different_errors(tmp_path: Path) -> None:
     base = model(tmp_path / "base")
     run = RunDir(tmp_path / "run")
     trained(run, resolve("base"), "tuned")
@@ -199,7 +199,7 @@ def test_a_folder_whose_name_ends_like_a_step_is_itself(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "extra", ["README.md", ".DS_Store", "pytorch_model.bin", "onnx", "LICENSE.txt", "trainer_state.json", "tf_model.h5"]
 )
-def test_files_that_decide_nothing_do_not_count(tmp_path: Path, extra: str) -> None:
+def test_unrelated_files_do_not_change_the_digest(tmp_path: Path, extra: str) -> None:
     base = model(tmp_path / "base")
     run = RunDir(tmp_path / "run")
     tuned = trained(run, resolve("base"), "tuned").digest()
@@ -210,14 +210,14 @@ def test_files_that_decide_nothing_do_not_count(tmp_path: Path, extra: str) -> N
 @pytest.mark.parametrize(
     "name", ["config.json", "generation_config.json", "chat_template.jinja", "tokenizer.json", "tokenizer.model"]
 )
-def test_files_that_decide_count(tmp_path: Path, name: str) -> None:
+def test_files_that_decide_answers_change_the_digest(tmp_path: Path, name: str) -> None:
     base = model(tmp_path / "base")
     before = resolve("base").digest()
     (base / name).write_text('{"model_type": "gpt2"}')
     assert resolve("base").digest() != before
 
 
-def test_only_the_weights_that_are_read_count(tmp_path: Path) -> None:
+def test_only_weights_that_are_read_change_the_digest(tmp_path: Path) -> None:
     base = model(tmp_path / "base")
     (base / "consolidated.safetensors").write_text("the same in another format")
     assert [path.name for path in deciding_files(base)] == ["config.json", "model.safetensors"]

@@ -250,7 +250,7 @@ def test_a_platform_that_bitsandbytes_does_not_support_is_told(
     assert "method: lora" in str(caught.value.hint)
 
 
-def test_a_machine_that_multiplies_wrongly_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_that_multiplies_wrongly_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     layers = importlib.import_module("bitsandbytes.nn")
     monkeypatch.setattr(layers.Linear4bit, "forward", lambda self, x: x.flip(1) * 0.01)
     with pytest.raises(RecipeError, match="wrongly"):

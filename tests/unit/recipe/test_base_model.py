@@ -102,14 +102,14 @@ def test_names_of_modules_are_found(folder: Path, target: Sequence[str]) -> None
         (["q_proj", "input_layernorm"], "`input_layernorm` is not a linear layer"),
     ],
 )
-def test_one_wrong_name_among_right_ones_is_told(folder: Path, target: Sequence[str], told: str) -> None:
+def test_one_wrong_module_name_among_right_ones_is_refused(folder: Path, target: Sequence[str], told: str) -> None:
     with pytest.raises(RecipeError, match=told) as refused:
         check_targets(folder, shapes_of(folder), target)
     assert refused.value.where == "tuning.target"
     assert "embed_out" not in (refused.value.hint or ""), "only names that the model has are suggested"
 
 
-def test_without_weights_the_architecture_tells_the_names(folder: Path) -> None:
+def test_without_weights_module_names_come_from_the_architecture(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     check_targets(folder, shapes_of(folder), ["q_proj", "embed_tokens"])
     with pytest.raises(RecipeError, match="vproj"):

@@ -27,7 +27,7 @@ from tunesmith.recipe.causality import require_causal, why_not_causal
         {"model_type": "mpt", "attn_config": {"prefix_lm": True}},
     ],
 )
-def test_those_that_see_later_tokens_are_told(config: dict[str, Any], tmp_path: Path) -> None:
+def test_configurations_of_models_that_see_later_tokens_are_refused(config: dict[str, Any], tmp_path: Path) -> None:
     assert why_not_causal(config)
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(RecipeError, match="not a causal") as caught:
@@ -51,5 +51,5 @@ def test_those_that_see_later_tokens_are_told(config: dict[str, Any], tmp_path: 
         {},
     ],
 )
-def test_others_are_left_to_the_proof(config: dict[str, Any]) -> None:
+def test_other_configurations_are_not_refused(config: dict[str, Any]) -> None:
     assert why_not_causal(config) is None

@@ -150,13 +150,13 @@ TWO = "{source: [{file: a.csv}, {file: b.csv, splitt: test}], task: completion, 
          ["data.split.test", "model.precision"]),
     ],
 )  # fmt: skip
-def test_wrong_keys_and_contradictions_are_told_together(
+def test_wrong_keys_and_contradictions_are_reported_together(
     told: Callable[..., Told], overrides: list[str], keys: list[str]
 ) -> None:
     assert {key for _, key, _ in told(RECIPE, *overrides)} == set(keys)
 
 
-def test_what_may_follow_from_a_wrong_value_is_not_told(told: Callable[..., Told]) -> None:
+def test_problems_that_may_follow_from_a_wrong_value_are_not_reported(told: Callable[..., Told]) -> None:
     found = told(RECIPE, "train.valid_metrics=5", "train.choose_by=rougeL", "evaluate.primary=accuracy")
     assert {key for _, key, _ in found} == {"train.valid_metrics", "evaluate.primary"}
 

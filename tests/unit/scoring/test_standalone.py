@@ -348,13 +348,15 @@ def test_a_min_gain_in_points_is_refused_if_values_are_shares(judged: Callable[.
         (b'[{"prediction": "a", "reference": "a"},\n', "JSON list", "jq -c"),
     ],
 )
-def test_what_to_do_about_other_kinds_of_files_is_said(write: Write, content: bytes, told: str, hint: str) -> None:
+def test_the_hint_for_another_kind_of_file_says_how_to_convert_it(
+    write: Write, content: bytes, told: str, hint: str
+) -> None:
     with pytest.raises(DataError, match=told) as caught:
         score_file(write(content), ["exact_match"])
     assert hint in str(caught.value.hint)
 
 
-def test_ids_of_different_types_are_told(judged: Callable[..., Row]) -> None:
+def test_ids_of_different_types_are_refused(judged: Callable[..., Row]) -> None:
     numbers, texts = list(range(10)), [str(i) for i in range(10)]
     with pytest.raises(DataError) as caught:
         judged(scored(BASE, id=numbers), scored(TUNED, id=texts))
@@ -372,7 +374,7 @@ def test_a_metric_that_is_blind_on_references_is_warned_of(write: Write) -> None
     assert "warnings" not in score_file(write(rows), ["exact_match"])
 
 
-def test_a_reference_that_a_metric_refuses_is_told_with_its_line(write: Write) -> None:
+def test_a_reference_that_a_metric_refuses_is_reported_with_its_line(write: Write) -> None:
     file = write('{"prediction": "{}", "reference": "{}"}\n\n{"prediction": "{}", "reference": "no"}\n')
     with pytest.raises(DataError, match="is not JSON") as caught:
         score_file(file, ["json_field_f1"])
