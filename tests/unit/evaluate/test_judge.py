@@ -258,7 +258,7 @@ def test_groups_that_fell_in_perplexity_are_those_whose_perplexity_rose() -> Non
 
 
 def failing(found: Lines, rows: range) -> Lines:
-    """Return scores in which some rows have no answer: what their answers would score is not there."""
+    """Return scores in which some rows have no answer, and so no score of an answer."""
     measured = {"id", "tokens", "log_likelihood", "correct"}
     return [
         {**{key: value for key, value in line.items() if key in measured}, "failed": "no room"} if i in rows else line
@@ -282,6 +282,7 @@ def test_above_a_share_of_failed_rows_there_is_no_verdict() -> None:
     found = judge(one, failing(lines(1), range(4)), lines(2, shift=0.3), groups=GROUPS)
     assert found["primary"]["low"] > 0
     assert (found["verdict"], found["primary"]["failed"], found["primary"]["rows_needed"]) == ("cannot_tell", 4, None)
+    assert "interval" not in " ".join(found["reasons"])
     assert refusals({**found, "digests": {}})
     guarded = recipe(["rougeL", "perplexity"], "perplexity", guards=[{"metric": "rougeL", "max_drop": 0.5}])
     [guard] = judge(guarded, failing(lines(1), range(4)), lines(2, nll=1.0), groups=GROUPS)["guards"]
