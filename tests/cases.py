@@ -62,13 +62,13 @@ def lines(rows: Rows) -> bytes:
 
 
 def answered(value: str) -> bytes:
-    """Return JSONL whose answers are this text of JSON."""
+    """Return JSONL whose answers are this JSON text."""
     return "".join(f'{{"q": "Say {i}", "a": {value}}}\n' for i in range(40)).encode()
 
 
 @dataclass(frozen=True)
 class Case:
-    """What a recipe (by its differences from BASE) with some rows must lead to."""
+    """The expected result of a recipe, given by its differences from BASE, with some rows."""
 
     name: str
     code: int

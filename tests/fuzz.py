@@ -1,4 +1,4 @@
-"""Recipes and data files spoiled in the ways that users spoil them, the same for the same seed."""
+"""Recipes and data files with the mistakes that users make, the same for the same seed."""
 
 import copy
 import datetime
@@ -19,7 +19,7 @@ Table = Any  # pyarrow.Table
 FORMATS = ("csv", "tsv", "json", "jsonl", "parquet", "arrow", "txt")
 _WORDS = ("one", "two", "red", "blue", "cat", "dog")
 
-# What people put where something else belongs. Nothing here may reach a network or name a function that acts.
+# Values of a wrong type or meaning. None may reach a network or name a function that does something.
 _VALUES: tuple[Any, ...] = (
     None, True, False, 0, -1, 1, 2, 0.5, -0.0, 1e-300, 1e300, 10**6, 10**15, 10**30, float("inf"), float("nan"), "",
     " ", "0x10", "1_000", "1e-4", "yes", "null", "auto", "all", "2024-01-01", "{", "}", "{}", "{q", "{q}", "{{q}}",
@@ -36,7 +36,7 @@ def fuzzed_recipe(seed: int, model: Path) -> bytes:
     """Return the bytes of a recipe over rows.jsonl with one to four things wrong, or nearly right."""
     chance = random.Random(f"recipe {seed}")
     tree = _recipe(chance, model)
-    if chance.random() < 0.5:  # mistakes of shape would hide what comes after reading
+    if chance.random() < 0.5:  # right types only, as a wrong one would end it before other checks
         for _ in range(chance.choice((1, 2))):
             _known_setting(tree, chance)
         return _yaml(tree).encode("utf-8", "surrogatepass")
@@ -120,7 +120,7 @@ def _moved(tree: Tree, chance: random.Random) -> None:
 
 
 def _known_setting(tree: Tree, chance: random.Random) -> None:
-    """Set a key that the recipe may have to something, most often of the right type."""
+    """Set a key of the schema to some value, most often of the right type."""
     path, schema = chance.choice(list(_settings(_schema(), tree, ())))
     number = (0, 1, 2, 3, 7, 10**9, 10**18, 10**40, -5, 0.0, 0.5, 0.999, 1e18, 1e308, 5e-324)
     by_type: dict[str, tuple[Any, ...]] = {
@@ -169,8 +169,7 @@ def _cut_off(raw: bytes, chance: random.Random) -> bytes:
 def _bytes_put_in(raw: bytes, chance: random.Random) -> bytes:
     at = chance.randrange(len(raw) + 1)
     pieces = (b"\0", b"\t", b"\r", b"\xff", b"\xc3", b"\xed\xa0\x80", b"\x1b", "\u2028".encode(), b"\x85", b'"', b"'",
-    b"{",
-              b"]", b": ", b"- ", b"#", b"&a ", b"*a", b"!!int ", b"!!python/object:os.system ", b"|", b"%", b"@",
+              b"{", b"]", b": ", b"- ", b"#", b"&a ", b"*a", b"!!int ", b"!!python/object:os.system ", b"|", b"%", b"@",
               b"`", b"? ", b"\n---\n", b"\n...\n", b"\x7f" * 3, b"\xef\xbb\xbf", b"\n\n", b"\\", b",")  # fmt: skip
     return raw[:at] + chance.choice(pieces) + raw[at:]
 
@@ -185,8 +184,8 @@ def _a_line_changed(raw: bytes, chance: random.Random) -> bytes:
     lines = raw.splitlines(keepends=True) or [b"\n"]
     at = chance.randrange(len(lines))
     line = lines[at]
-    ways = (line * 2, b"", b"\t" + line, b" " + line, line.lstrip(), line.replace(b":", b" "), line.replace(b": ",
-    b":"),
+    ways = (line * 2, b"", b"\t" + line, b" " + line, line.lstrip(), line.replace(b":", b" "),
+            line.replace(b": ", b":"),
             line.replace(b":", b": &x", 1), line.replace(b":", b": *x #", 1), line.upper(), b"# " + line,
             line.rstrip() + b"," + b"\n", line[: len(line) // 2] + b"\n")  # fmt: skip
     lines[at] = chance.choice(ways)
@@ -224,7 +223,7 @@ def good_rows(count: int = 40) -> Rows:
 
 
 def fuzzed_file(seed: int, kind: str) -> bytes:
-    """Return the bytes of a data file of a format: its values spoiled, or its bytes, or both."""
+    """Return the bytes of a data file of a format, with wrong values, wrong bytes or both."""
     chance = random.Random(f"{kind} {seed}")
     raw = (_binary if kind in ("parquet", "arrow") else _text)(kind, chance)
     for _ in range(chance.choice((0, 0, 0, 0, 1, 1, 2))):
@@ -238,7 +237,7 @@ def fuzzed_file(seed: int, kind: str) -> bytes:
 
 
 def fuzzed_settings(seed: int, kind: str) -> tuple[str, ...]:
-    """Return overrides for a recipe that reads a data file: its task, and what reads columns."""
+    """Return overrides for a recipe that reads a data file: its task, and settings that name columns."""
     chance = random.Random(f"{kind} settings {seed}")
     tasks = ("", "data.task=completion", "data={source: {file: FILE}, task: text, text: '{q} {a}'}",
              "data={source: {file: FILE}, task: chat, messages: messages}")  # fmt: skip
@@ -294,8 +293,8 @@ def _text(kind: str, chance: random.Random) -> bytes:
         return "\n".join(f"{row.get('q')} {row.get('a')}" for row in rows).encode("utf-8", "surrogatepass")
     lines = [json.dumps(row, ensure_ascii=chance.random() < 0.5, default=str) for row in rows]
     values = ("3", "null", '"x"', "[]", "[1]", "{}", '{"q": 1, "q": 2}', '{"q": NaN}', '{"q": 1e999}', "{'q': 1}",
-    '{"q": 1,}',
-              '{"q": "\\ud800"}', '{"q": "\\x"}', "[" * 50_000, '{"a":' * 3000, '{"q": 1} {"q": 2}', "// note",
+              '{"q": 1,}', '{"q": "\\ud800"}', '{"q": "\\x"}', "[" * 50_000, '{"a":' * 3000, '{"q": 1} {"q": 2}',
+              "// note",
               '{"q": 00}', f'{{"n": {"9" * 5000}}}', '{"q"}', '{"": ""}')  # fmt: skip
     if chance.random() < 0.2:
         lines.insert(chance.randrange(len(lines) + 1), chance.choice(values))
@@ -383,7 +382,8 @@ def _spoiled_table(chance: random.Random) -> Table:
         made = pa.array(values, kind)
         at = chance.randrange(table.num_columns + 1)
         if at == table.num_columns:
-            table = table.append_column(chance.choice(("q", "more", "", "a")), made)  # a second one of a name, too
+            # Sometimes a second column of the same name.
+            table = table.append_column(chance.choice(("q", "more", "", "a")), made)
         else:
             table = table.set_column(at, table.column_names[at], made)
     return table.select([]) if chance.random() < 0.03 else table
@@ -403,7 +403,7 @@ def _footer_changed(raw: bytes, chance: random.Random) -> bytes:
 
 def _nothing_like_it(raw: bytes, chance: random.Random) -> bytes:
     ways = (b"", b"\n", b" \n\t\n", b"\xef\xbb\xbf", b"PAR1", b"ARROW1\0\0", b"PK\x03\x04" + raw,
-    gzip.compress(raw[:999], mtime=0),
+            gzip.compress(raw[:999], mtime=0),
             b"\x1f\x8b\x08", raw[:1], raw.replace(b"\n", b"\r"), raw.replace(b"\n", b"\n\n"), raw.replace(b'"', b"'"),
             b"\xef\xbb\xbf" + raw, raw + b"\0" * 4096,
             b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", b"<!DOCTYPE html>\n<html></html>\n",

@@ -34,7 +34,7 @@ def finished(models: Callable[[str], Path], tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture
 def moved(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The same folder, copied elsewhere; the current folder is it."""
+    """A copy of the same folder, which becomes the current folder."""
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     monkeypatch.setenv("TUNESMITH_REGISTRY", str(tmp_path / "registry"))
     return tmp_path

@@ -11,7 +11,7 @@ from tests.cases import MESSAGES, Case, Command, Rows, answered, chats, lines, t
 
 
 def half(one: Any, other: Any) -> Callable[[int], Any]:
-    """Return what makes one value for odd rows and another for even ones."""
+    """Return a column's function: one value for odd rows and another for even ones."""
     return lambda i: one if i % 2 else other
 
 

@@ -45,7 +45,7 @@ def test_generate_gives_the_answers_of_evaluation(
         (one["prediction"], one["reference"]) for one in told
     ]
 
-    # A run's folder is its best checkpoint wherever a model is named.
+    # Wherever a model is named, a run's folder means its best checkpoint.
     assert resolve(str(run)).path == resolve(f"run:{run}").path
     (tmp_path / "next").mkdir()
     plan_run(recipe(tmp_path / "next", run.path, data=DATA, train=train))

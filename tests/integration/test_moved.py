@@ -1,4 +1,4 @@
-"""Runs and registries at another place: everything that was made goes on there, and nothing else is read."""
+"""Runs and registries that were moved can be used as before, and read no file from around them."""
 
 import shutil
 import sqlite3

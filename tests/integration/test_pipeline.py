@@ -150,7 +150,7 @@ def test_promotion_follows_the_verdict(tmp_path: Path, tiny: Path) -> None:
     assert version.number == 2
     assert version.facts["verdict"]["verdict"] == "better"
     promoted = read_json(run.stage("promote") / MANIFEST)
-    assert (promoted["version"], promoted["replaced"]) == (2, 1)  # which it was not compared with
+    assert (promoted["version"], promoted["replaced"]) == (2, 1)  # with which it was not compared
     run_recipe(file, out=tmp_path / "run")
     assert len(Registry.default().versions("tiny")) == 2
 

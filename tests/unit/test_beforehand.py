@@ -1,4 +1,4 @@
-"""What `plan` knows of base and machine, it says before anything is computed."""
+"""`plan` reports what it knows of the base and the machine, and computes nothing."""
 
 import json
 from pathlib import Path

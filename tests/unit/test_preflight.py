@@ -74,7 +74,7 @@ def test_the_plan_says_what_is_in_blocks_and_what_is_left_out(recipe: Path) -> N
         "".join(f'{{"question": "Say one {i}.", "answer": "one", "fold": "{"train" if i % 9 else "test"}"}}\n'
                 for i in (*range(18), *range(1, 4))) + '{"question": "Say one 5.", "answer": "one", "fold": "test"}\n'
     )  # fmt: skip
-    # Documents so short have nothing left to answer after their beginning, so only their likelihood can be judged.
+    # Documents this short leave nothing to answer after the prompt, so only their likelihood can be judged.
     judged = ["evaluate.metrics=[perplexity]", "evaluate.primary=perplexity"]
     plan = plan_run(recipe, [text.replace("near_copy: 0.5", "split: {column: fold}"), *judged])
     rows, copies = (next(line for line in str(plan).splitlines() if line.startswith(name)) for name in ("rows", "copi"))

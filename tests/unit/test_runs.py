@@ -1,4 +1,4 @@
-"""Which folder a run has: its recipe's settings and place decide, and what only judges or promotes does not."""
+"""Which folder a run has: the recipe's folder and the settings that decide training count; evaluation does not."""
 
 import os
 from pathlib import Path

@@ -25,7 +25,7 @@ TEXT = {"task": "text", "text": "body", "prompt_tokens": 4}
 
 @pytest.fixture
 def tuned(tiny: Path, tmp_path: Path) -> Callable[[dict[str, Any]], str]:
-    """Return a function that gives a copy of the model a card, as a run leaves it."""
+    """Return a function that copies the model and adds the card that a run leaves."""
 
     def make(data: dict[str, Any]) -> str:
         folder = tmp_path / "tuned"
@@ -101,7 +101,7 @@ def test_a_text_is_continued_whole_and_a_row_from_its_first_tokens(tuned: Tuned)
 
 @pytest.fixture
 def thinks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Chatter:
-    """A model whose template drops thoughts of earlier answers, and that thinks in each answer."""
+    """A model that thinks in each answer, with a template that drops the thoughts of earlier answers."""
     chatter = open_chatter(str(save_model(tmp_path / "thinking", "llama", template=THINKING)))
     ids = tuple(chatter.codec.markup("<think>\nso\n</think>\n\nyes"))
 

@@ -1,4 +1,4 @@
-"""Rows without room for an answer are told before training, and refused if there would be no verdict."""
+"""Rows without room for an answer: a few give a warning before training, many are refused."""
 
 import pytest
 

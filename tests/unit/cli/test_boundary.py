@@ -1,4 +1,4 @@
-"""Every exception ends as a message and an exit code, and never as a traceback."""
+"""Every exception ends as a message and an exit code, never as a traceback."""
 
 import errno
 import io
@@ -30,7 +30,7 @@ Raises = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def raises(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Raises:
-    """Return a function that runs a verb which raises; it returns (exit code, stdout, stderr)."""
+    """Return a function that runs a verb that raises an error; it returns (exit code, stdout, stderr)."""
     monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("TUNESMITH_DEBUG", raising=False)
 

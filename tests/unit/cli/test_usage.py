@@ -1,4 +1,4 @@
-"""Wrong usage is answered with what the verb takes, or with the key of the recipe that was meant."""
+"""The message for wrong usage names the arguments of the verb, or the recipe's key that was meant."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""How far work is, and when it is too early to say how long it takes."""
+"""Progress lines, and when it is too early to predict the time left."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""A folder that is no run leads to the run that was meant."""
+"""The error for a folder that is not a run suggests the run that was meant."""
 
 import os
 from pathlib import Path

@@ -165,7 +165,7 @@ def test_a_column_that_some_rows_lack_is_empty_there(look: Look) -> None:
     found = look(given_rows, prompt="Tree {tree}:\n{question?}")
     assert found[2].example is not None
     assert found[2].example.turns[0].text == "Tree 0:"
-    # An empty answer cannot be told by a mark.
+    # An answer cannot be optional, so its mark is not suggested.
     given_rows[2] = {**rows(1)[0], "answer": ""}
     assert "{answer?}" not in hint_of(look, given_rows)
 

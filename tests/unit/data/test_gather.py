@@ -1,4 +1,4 @@
-"""What is said of all rows together: control tokens, splits far from what was asked, empty splits."""
+"""Warnings and errors about all rows together: control tokens, splits far from the asked fractions, empty splits."""
 
 import json
 from collections.abc import Callable
@@ -56,7 +56,7 @@ def test_a_split_far_from_the_asked_fraction_gives_a_warning_with_the_reason(
 ) -> None:
     gathered(rows(200))
     assert "asked for" not in capsys.readouterr().err
-    # 60 % of the rows ask the same: whichever split they are in has far more than was asked, or less is left for it.
+    # 60 % of the rows ask the same: the split that gets them is far above its fraction, or the others are far below.
     told = []
     for seed in range(12):
         lines = [{**row, "q": f"hi {seed}" if n % 5 < 3 else row["q"]} for n, row in enumerate(rows(200))]

@@ -1,4 +1,4 @@
-"""A row is known by its source columns: rewording a prompt moves no row, changes no id and no choice."""
+"""A row's id follows from its source columns: rewording a prompt moves no row to another split and changes no id."""
 
 import json
 import shutil
@@ -31,7 +31,7 @@ ROWS = [{"id": n, "question": f"What is {n}?", "hint": f"near {n}", "answer": f"
 
 @pytest.fixture
 def prepared(tmp_path: Path, tokenizer_folder: Path) -> Prepare:
-    """Prepare rows by a `data` section in a run of a name."""
+    """Prepare rows with a `data` section in the run of this name."""
 
     def done(name: str, rows: list[dict[str, Any]] | None = None, seed: int = 0, **data: Any) -> RunDir:
         section = {
@@ -119,7 +119,7 @@ def test_a_row_id_follows_from_the_columns_that_are_used(tmp_path: Path, tokeniz
     assert row_id(data, row, ()) == row_id(data, {**row, "line": 2}, ())
     assert row_id(data, row, ()) == row_id(data, {**row, "q": "one"}, ())
     assert len({row_id(data, {**row, **other}, ()) for other in ({}, {"q": "One"}, {"a": "one"})}) == 3
-    # Values change places between columns without becoming the same row.
+    # Swapping the values of two columns gives another row.
     assert row_id(data, {"q": "x", "a": "y"}, ()) != row_id(data, {"q": "y", "a": "x"}, ())
     assert len({block_id("a", 1, 8), block_id("a", 2, 8), block_id("b", 1, 8), block_id("a", 1, 16)}) == 4
 

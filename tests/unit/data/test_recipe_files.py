@@ -1,4 +1,4 @@
-"""What evaluation needs from the recipe's folder is kept in the run."""
+"""A run keeps a copy of the files in the recipe's folder that evaluation needs."""
 
 import sqlite3
 from pathlib import Path
@@ -19,7 +19,7 @@ METRIC = "import helper\nfrom pkg.deep import two\ndef fn(predictions, reference
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A folder with a metric, a module and packages that it imports, and what it does not."""
+    """A folder with a metric, the module and packages that it imports, and a module that it does not import."""
     folder = tmp_path / "project"
     (folder / "pkg").mkdir(parents=True)
     (folder / "spaces").mkdir()

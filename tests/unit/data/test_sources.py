@@ -83,7 +83,7 @@ def test_json_numbers_and_booleans_keep_the_text_of_the_file(rows: Callable[...,
     whole = "\n".join(lines) if name == "a.jsonl" else f"[{','.join(lines)}]"
     found = values(rows(**{name.replace(".", "__"): whole}))
     assert [cell(row, "c") for row in found] == texts
-    # Rows travel to helpers.
+    # Rows are pickled to reach worker processes.
     assert [cell(pickle.loads(pickle.dumps(row)), "c") for row in found] == texts
 
 

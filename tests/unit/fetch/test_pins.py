@@ -1,4 +1,4 @@
-"""What a model was trained on is found again after anything moved, and never taken for another."""
+"""The base of a model is found after a run, a base or a registry moved, and no other model is taken for it."""
 
 import json
 import os
@@ -35,7 +35,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def model(folder: Path, words: str = "base") -> Path:
-    """Write a folder that counts as a whole model; its weights are not read."""
+    """Write a folder that passes for a whole model; its weights are not read."""
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
     (folder / "model.safetensors").write_text(words)
@@ -43,7 +43,7 @@ def model(folder: Path, words: str = "base") -> Path:
 
 
 def trained(run: RunDir, base: ModelFolder, words: str, step: int = 5) -> ModelFolder:
-    """Leave in `run` what training an adapter on `base` leaves; return it."""
+    """Write to `run` the files that training an adapter on `base` leaves; return the adapter."""
     checkpoint = run.checkpoint(step)
     (checkpoint / "model").mkdir(parents=True)
     (checkpoint / "model" / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base.reference}))
@@ -95,7 +95,7 @@ def test_a_run_keeps_the_version_that_its_alias_meant(tmp_path: Path) -> None:
 
 
 def test_a_card_that_names_an_alias_finds_what_it_was_trained_on(tmp_path: Path) -> None:
-    """Cards of older runs hold the alias as typed: it may point anywhere now, at the model itself too."""
+    """Cards of older runs hold the alias as typed, which may point at any version now, even at the model itself."""
     model(tmp_path / "base")
     promoted("loop", trained(RunDir(tmp_path / "r1"), resolve("base"), "one"))
     second = trained(RunDir(tmp_path / "r2"), resolve("loop@staging"), "two")

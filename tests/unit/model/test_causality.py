@@ -1,4 +1,4 @@
-"""A model that sees the tokens it is asked to predict is found out, whatever its configuration says."""
+"""A model that sees the tokens it is asked to predict is refused, whatever its configuration says."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A folder's weights are those that its configuration describes, or the model is refused."""
+"""A model is refused if its weights are not those that its configuration describes."""
 
 import json
 from pathlib import Path

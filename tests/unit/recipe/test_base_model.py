@@ -1,4 +1,4 @@
-"""What a base model's folder says before its weights are read."""
+"""Checks of a base model's folder that do not read its weights."""
 
 import json
 import struct

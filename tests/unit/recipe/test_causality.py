@@ -1,4 +1,4 @@
-"""What a configuration says of whether a model sees later tokens."""
+"""Whether a model sees later tokens, as far as its configuration says."""
 
 import json
 from pathlib import Path

@@ -76,7 +76,7 @@ def test_escapes_that_eat_text_are_refused_with_their_line(load: Load, written: 
     assert recipe.data.prompt == f"Say {{mr}} {written}"
     with pytest.raises(RecipeError):
         load(RECIPE, f'data.prompt="{{mr}} {written}"')
-    # In a regular expression it would be as wrong.
+    # It would be as wrong in a regular expression.
     with pytest.raises(RecipeError):
         load(RECIPE, f'data.filters=[{{column: mr, matches: "{written}"}}]')
 

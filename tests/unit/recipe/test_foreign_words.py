@@ -1,4 +1,4 @@
-"""Words of other tools are answered with keys that exist."""
+"""The error for another tool's key names our key, and every key it names exists."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A metric that would score 0 whatever the answer is told beforehand."""
+"""A metric that scores 0 for any answer is reported before training."""
 
 import pytest
 

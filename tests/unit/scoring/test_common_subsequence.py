@@ -1,4 +1,4 @@
-"""The longest common subsequence from bits is that of the table, as long and in the same places."""
+"""The bit-parallel longest common subsequence equals the table's, in length and in positions."""
 
 import time
 from random import Random

@@ -1,4 +1,4 @@
-"""ROUGE and BLEU read every script; of Latin text they say what the published packages say."""
+"""ROUGE and BLEU read every script, and give Latin text the scores of the published packages."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""A model that sees later tokens is found out before the first step, and before a verdict."""
+"""A model that sees later tokens is refused before the first step and before a verdict."""
 
 from pathlib import Path
 from typing import Any
@@ -23,14 +23,16 @@ def roberta(tmp_path: Path) -> Path:
 
 
 def test_training_and_evaluation_refuse_it(tmp_path: Path, roberta: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tunesmith.recipe.causality.why_not_causal", lambda _: None)  # its configuration told enough
+    monkeypatch.setattr(
+        "tunesmith.recipe.causality.why_not_causal", lambda _: None
+    )  # its configuration alone gives it away
     metrics = {"metrics": ["perplexity"], "primary": "perplexity", "rows": 4, "max_new_tokens": 8}
     train = {"learning_rate": 0.01, "max_steps": 1, "examples_per_step": 2}
     file = recipe(tmp_path, roberta, tuning={"method": "full"}, evaluate=metrics, train=train)
     with pytest.raises(RecipeError, match="not a causal") as caught:
         run_recipe(file, out=tmp_path / "run")
     assert caught.value.exit_code == 2
-    assert not (tmp_path / "run" / "train" / "metrics.jsonl").exists()  # not a step was taken
+    assert not (tmp_path / "run" / "train" / "metrics.jsonl").exists()  # no step was taken
     unproved: Any = lambda *_: None  # noqa: E731
     monkeypatch.setattr("tunesmith.train.train.refuse_unless_causal", unproved)
     with pytest.raises(RecipeError, match="not a causal"):

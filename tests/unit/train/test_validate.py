@@ -263,7 +263,7 @@ def test_a_lack_of_memory_fails_rows_and_never_the_training(
     manifest = made.go()
     assert scarce.failed >= 2 * len(lengths) - 1  # in halves, down to one prompt
     assert manifest["steps"] == 6
-    assert manifest["best_step"] == 6  # nothing was measured, so the last
+    assert manifest["best_step"] == 6  # nothing was measured, so the last step counts
     assert not any("chrf" in line for line in read_jsonl(made.run.metrics))
     for found in made.answers().values():
         assert all("memory does not suffice to answer one prompt" in line["error"] for line in found)
