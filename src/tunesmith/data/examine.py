@@ -161,7 +161,7 @@ def examine(recipe: Recipe, task: Task, *, folder: Path) -> Iterator[Examined]:
 
 
 def rows_for(recipe: Recipe, folder: Path) -> Iterator[Row]:
-    """Yield the rows of the recipe's sources; raise DataError where they lack a column that it uses."""
+    """Yield the rows of the recipe's sources; raise DataError if they lack a column that it uses."""
     needed, optional = needed_columns(recipe.data), optional_columns(recipe.data)
     return read_rows(recipe.data.source, folder=folder, needed=needed, optional=optional)
 

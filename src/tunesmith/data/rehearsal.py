@@ -108,7 +108,7 @@ def _called(
 
 
 def _call(name: str, batch: Sequence[Reference], answers: Sequence[str], database: Path | None) -> None:
-    """Score answers by a built-in metric; where a reference is refused, say in which row it is."""
+    """Score answers by a built-in metric; if it refuses a reference, raise its error with the row's file and line."""
     try:
         score(answers, [row.text for row in batch], [name], database=database)
     except TunesmithError as error:

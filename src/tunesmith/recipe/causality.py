@@ -1,7 +1,7 @@
-"""config.json -> whether a model is a causal language model, if its configuration tells. Imports no torch.
+"""config.json -> whether a model is a causal language model, by its configuration. Imports no torch.
 
 A model that sees later tokens reads the answer that it is asked to predict: its loss and perplexity mean nothing. If
-the configuration does not tell, `model/causality.py` tests the model itself.
+the configuration leaves it open, `model/causality.py` tests the model itself.
 """
 
 import json
@@ -31,7 +31,7 @@ def require_causal(folder: Path) -> None:
 
 
 def why_not_causal(config: Mapping[str, Any]) -> str | None:
-    """Return why a configuration is not that of a causal model; None if it is, or if that cannot be told."""
+    """Return why a configuration is not that of a causal model; None if it is, or if that is left open."""
     kind = str(config.get("model_type"))
     if kind in _ENCODERS and not config.get("is_decoder"):
         return f"{kind} is an encoder (`is_decoder` is not true), whose tokens see those after them"

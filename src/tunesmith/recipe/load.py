@@ -43,7 +43,7 @@ _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", 
 class Problem:
     """One mistake in a recipe: where (`file:line` or `key=value`), which key, what is wrong.
 
-    `entry` says in words which entry of a list it is in.
+    `entry` names, in words, the entry of a list that it is in.
     """
 
     where: str

@@ -70,7 +70,7 @@ def optional_columns_in(template: str) -> frozenset[str]:
 
 
 def names_in_double_braces(template: str) -> list[str]:
-    """Return the names that stand in double braces, as Jinja writes columns: in a template they are text."""
+    """Return the names in double braces, with which Jinja writes columns: in a template they are text."""
     return re.findall(r"\{\{\s*(\w+)\s*\}\}", template)
 
 

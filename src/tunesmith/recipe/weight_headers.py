@@ -1,4 +1,4 @@
-"""The headers of a model's weights, and the shapes that they tell of an architecture that nobody described.
+"""The headers of a model's weights, and the shapes of an architecture that is not described, read from them.
 
 Linear layers are what the headers say; what stands between them is taken to be as in Llama.
 """
@@ -82,12 +82,12 @@ def stored_as(folder: Path) -> set[str]:
 
 
 def tensor_shapes(folder: Path) -> dict[str, list[int]]:
-    """Return {name: shape} of all tensors in a folder's weights; empty where it has none. No weights are read.
+    """Return {name: shape} of all tensors in a folder's weights; empty if it has none. Only headers are read.
 
     Raises:
         RecipeError: a file that the folder's index names is missing.
-        DamagedFile: a file is not what safetensors are, or is shorter than its header says, or lacks a tensor that
-            the index promises.
+        DamagedFile: a file is not safetensors, has not the length that its header gives, or lacks a tensor that the
+            index lists.
     """
     return {name: list(entry["shape"]) for name, entry in _headers(folder).items()}
 
@@ -107,7 +107,7 @@ def _headers(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def _header(file: Path) -> dict[str, dict[str, Any]]:
-    """Return one file's header; raise DamagedFile unless the file is as long as its header says."""
+    """Return one file's header; raise DamagedFile if the file is not as long as its header requires."""
     try:
         with file.open("rb") as raw:
             length = struct.unpack("<Q", raw.read(8))[0]
@@ -122,7 +122,7 @@ def _header(file: Path) -> dict[str, dict[str, Any]]:
 
 
 def _index(folder: Path) -> dict[str, str]:
-    """Return {tensor: file} of weights in several files; empty where they are in one."""
+    """Return {tensor: file} of weights in several files; empty if they are in one."""
     index = folder / "model.safetensors.index.json"
     if not index.exists():
         return {}

@@ -185,7 +185,7 @@ class ChatTask(Task):
     def _matched(
         self, text: str, turns: Sequence[Turn], frame: Sequence[_Literal], fixed: Sequence[bool]
     ) -> list[Part] | None:
-        """Divide what the template wrote by what it writes around placeholders; None where that does not fit.
+        """Divide what the template wrote by what it writes around placeholders; None if that does not fit.
 
         Args:
             fixed: for each turn, whether the template has to write it unchanged.

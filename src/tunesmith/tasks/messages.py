@@ -74,7 +74,7 @@ def _message(message: Any, number: int) -> Message:
     for key in _lost(message):
         raise RowProblem(
             f"a message has `{key}`, which would be lost", where,
-            hint=f"write what it says into `content`, or leave `{key}` out",
+            hint=f"put its text into `content`, or leave `{key}` out",
         )  # fmt: skip
     if "content" not in message:
         raise RowProblem("a message is not {role, content}", f"{where} has {', '.join(message) or 'no keys'}")
