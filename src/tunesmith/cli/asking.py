@@ -26,7 +26,8 @@ def generate(
     Args:
         prompt: fills the prompt template, if that has one column; may be given several times.
         rows: answer the rows of this data file, in any format that a recipe reads. With --json each answer is one line:
-            {id, row, prompt, prediction, reference, stopped, error}, which `score` reads.
+            {id, row, prompt, prediction, reference, stopped, error}, which `score` reads; `reference` is left out if
+            the row has no answer.
         file: answer the prompts of this text file, one a line; `-` is standard input.
         system: a system turn to use instead of the trained one.
         max_new_tokens: limit of an answer; by default 256, or fewer if the model's positions leave fewer.
