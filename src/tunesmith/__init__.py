@@ -9,6 +9,7 @@ from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tunesmith.chatter import Chatter, open_chatter
     from tunesmith.core.errors import TunesmithError
     from tunesmith.deliver.merge import merge_model
     from tunesmith.ladder.climb import run_ladder
@@ -19,17 +20,16 @@ if TYPE_CHECKING:
     from tunesmith.registry.store import Registry
     from tunesmith.scoring.metrics import score
     from tunesmith.scoring.verdict import Verdict, paired_verdict
-    from tunesmith.try_it import Chatter, open_chatter
 
 _HOMES = {
     "AdapterSet": "tunesmith.model.adapter_set",
-    "Chatter": "tunesmith.try_it",
+    "Chatter": "tunesmith.chatter",
     "Registry": "tunesmith.registry.store",
     "TunesmithError": "tunesmith.core.errors",
     "Verdict": "tunesmith.scoring.verdict",
     "load_recipe": "tunesmith.recipe.load",
     "merge_model": "tunesmith.deliver.merge",
-    "open_chatter": "tunesmith.try_it",
+    "open_chatter": "tunesmith.chatter",
     "paired_verdict": "tunesmith.scoring.verdict",
     "plan_run": "tunesmith.preflight",
     "run_ladder": "tunesmith.ladder.climb",

@@ -16,8 +16,8 @@ LAYERS = (
     ("answering",),
     ("train", "evaluate", "report", "deliver"),
     (
-        "pipeline", "preflight", "beforehand", "forecast", "ladder", "show", "doctor", "try_it", "on_slurm", "status",
-        "follow", "start", "workload", "stages", "runs",
+        "pipeline", "preflight", "beforehand", "forecast", "ladder", "show", "doctor", "chatter", "try_it", "on_slurm",
+        "status", "follow", "start", "workload", "stages", "runs",
     ),
     ("cli", "__main__", "__init__"),
 )  # fmt: skip

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from tests.tiny import THINKING, save_model
 
-from tunesmith import try_it
+from tunesmith.chatter import _MAX_NEW_TOKENS, Chatter, open_chatter
 from tunesmith.cli import app
 from tunesmith.cli.boundary import run_command
 from tunesmith.core.errors import DataError, RecipeError
 from tunesmith.core.records import Turn
 from tunesmith.model.generate import Answer
-from tunesmith.try_it import Chatter, open_chatter, read_prompts, read_row
+from tunesmith.try_it import read_prompts, read_row
 
 CHAT = {"task": "chat", "prompt": "Say {mr}.", "response": "{ref}", "system": "Be brief."}
 SEVERAL = {"task": "chat", "prompt": "{context}\n{q}", "response": "{a}", "system": "Tools: {tools}"}
@@ -211,4 +211,4 @@ def test_missing_or_contradicting_questions_are_refused(arguments: list[str], ti
 def test_the_default_limit_leaves_room_for_the_prompt(tiny: Path) -> None:
     chatter = open_chatter(str(tiny))
     assert chatter._limit([range(500)]) == 12
-    assert chatter._limit([range(10)]) == try_it._MAX_NEW_TOKENS
+    assert chatter._limit([range(10)]) == _MAX_NEW_TOKENS
