@@ -62,7 +62,7 @@ class TunesmithError(Exception):
         self.code = code or type(self).code
 
     def to_json(self) -> dict[str, str | None]:
-        """Return what programs get to know: {code, message, where, hint}."""
+        """Return the error for programs: {code, message, where, hint}."""
         return {"code": self.code, "message": self.message, "where": self.where, "hint": self.hint}
 
     def __str__(self) -> str:

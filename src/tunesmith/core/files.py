@@ -180,7 +180,7 @@ def new_folder(final: Path, **facts: Any) -> Iterator[Path]:
 def seal_folder(folder: Path, **facts: Any) -> dict[str, Any]:
     """Fsync every file below a folder and write its manifest last; return the manifest.
 
-    Files become as readable as the folder: safetensors and tempfile leave theirs to their owner alone.
+    Files that only their owner can read, as safetensors and tempfile write them, become as readable as the folder.
     """
     readable = stat.S_IMODE(folder.stat().st_mode) & 0o666
     for path in folder.rglob("*"):
@@ -267,7 +267,7 @@ def out_of_space_explained(path: Path) -> Iterator[None]:
 
 
 def errno_of(error: Exception) -> int | None:
-    """Return the system's error number of an exception, also of a library written in Rust; None if it has none."""
+    """Return an exception's errno, which libraries written in Rust give in their message; None if it has none."""
     if isinstance(error, OSError):
         return error.errno
     told = _RUST_ERROR.search(str(error))

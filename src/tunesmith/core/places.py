@@ -43,7 +43,7 @@ def check_writable(*folders: Path, hint: str = HINT) -> None:
 
 
 def is_user_folder(path: Path) -> bool:
-    """Whether `path` is in the cache or the registry, or is a folder that one of them is in."""
+    """Whether `path` is in the cache or the registry, or contains one of them."""
     for root in (cache_root, registry_root):
         with contextlib.suppress(RecipeError, OSError):
             ours, place = root().absolute(), path.absolute()
@@ -56,7 +56,7 @@ def _root(variable: str, xdg: str, below_home: Path, own: Path) -> Path:
     if named := os.environ.get(variable):
         return Path(os.path.expanduser(named))
     shared = Path(os.environ.get(xdg, ""))
-    if shared.is_absolute():  # the XDG rules: a relative path counts as none
+    if shared.is_absolute():  # the XDG rules: a relative path is ignored
         return shared / own
     home = os.path.expanduser("~")  # pathlib's own raises RuntimeError for a user without a home
     if home in ("~", ""):

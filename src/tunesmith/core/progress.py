@@ -6,8 +6,8 @@ import time
 from typing import Any
 
 _SECONDS_BETWEEN_LINES = 10.0
-# How far work must be before a time left is shown: the first unit often takes much longer, or shorter, than the rest.
-_UNITS_TO_TELL, _SECONDS_TO_TELL = 3, 5.0
+# What must be done before the time left is shown: the first unit often takes much more, or much less, than the rest.
+_UNITS_BEFORE, _SECONDS_BEFORE = 3, 5.0
 
 
 class Progress:
@@ -25,8 +25,8 @@ class Progress:
         """Say that `done` units are finished; `note` stands behind them (loss, tokens a second)."""
         self._done = done
         if self._bar is not None:
-            told = note or f"{done} {self._unit}"
-            self._bar.update(self._bar.task_ids[0], completed=done, note=told, left=self._time_left())
+            note = note or f"{done} {self._unit}"
+            self._bar.update(self._bar.task_ids[0], completed=done, note=note, left=self._time_left())
             return
         now = time.monotonic()
         if now - self._last >= _SECONDS_BETWEEN_LINES or done == self._total:
@@ -53,7 +53,7 @@ class Progress:
 
     def _time_left(self) -> str:
         done, seconds = self._done - self._start, time.monotonic() - self._began
-        if not self._total or self._done >= self._total or done < _UNITS_TO_TELL or seconds < _SECONDS_TO_TELL:
+        if not self._total or self._done >= self._total or done < _UNITS_BEFORE or seconds < _SECONDS_BEFORE:
             return ""
         return f"{clock(seconds / done * (self._total - self._done))} left"
 

@@ -14,7 +14,7 @@ class RunDir:
 
     Args:
         path: the folder, which need not exist.
-        origin: the folder of the recipe that is being run; default the one that the run recorded.
+        origin: the folder of the recipe that is being run; by default the one that the run recorded.
     """
 
     def __init__(self, path: Path | str, origin: Path | None = None) -> None:
@@ -53,7 +53,7 @@ class RunDir:
     def origin(self) -> Path:
         """The folder that the recipe's relative paths start at.
 
-        It is the recipe's folder. If that is gone and the rows are prepared, it is `recipe_files`.
+        It is the recipe's folder, or `recipe_files` if the recipe is gone and the rows are prepared.
         """
         if self._origin is not None:
             return self._origin
@@ -159,7 +159,7 @@ class RunDir:
 
 
 def run_near(path: Path) -> Path | None:
-    """Return the run that a folder belongs to, else the newest run in it, for a hint; None if there is neither."""
+    """Return the run that a folder is in, else the newest run in it, for a hint; None if there is neither."""
     above = (folder for folder in path.parents if RunDir(folder).resolved_recipe.exists())
     below = sorted(path.glob(f"*/{RunDir('').resolved_recipe}"), key=lambda file: file.stat().st_mtime_ns)
     return next(above, below[-1].parent if below else None)

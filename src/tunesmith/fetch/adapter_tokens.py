@@ -1,4 +1,4 @@
-"""The tokens that an adapter brings vectors for, as peft notes them."""
+"""The tokens that an adapter has vectors of its own for, as peft records them."""
 
 from pathlib import Path
 
@@ -6,6 +6,6 @@ from tunesmith.core.files import read_json
 
 
 def trained_tokens(folder: Path) -> list[int]:
-    """Return the tokens that an adapter brings rows for."""
+    """Return the ids of the tokens that an adapter has embedding rows for, in order."""
     found = read_json(folder / "adapter_config.json").get("trainable_token_indices") or []
     return sorted({token for ids in found.values() for token in ids} if isinstance(found, dict) else found)

@@ -14,7 +14,7 @@ CARD = "tunesmith.json"
 """Beside the weights of every model that tunesmith saved: its base, its task, how it was made."""
 
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
-# What decides what a model answers. Anything else may come and go: a README, other formats of the weights, .DS_Store.
+# The files that decide what a model answers. Others may come and go: a README, weights in other formats, .DS_Store.
 _DECIDE = (
     *_TOKENIZER, "config.json", "generation_config.json", "adapter_config.json", CARD, "added_tokens.json",
     "chat_template.json", "vocab.json", "vocab.txt", "merges.txt",
@@ -64,7 +64,7 @@ class ModelFolder:
     def digest(self) -> str:
         """Return a digest of the files that decide what the model answers, its base's included.
 
-        sha256 is remembered by size and time of change, and so is where this digest was seen.
+        Files are hashed again only if their size or time of change differs. The folder is recorded under its digest.
         """
         manifest = self.path / MANIFEST
         if manifest.exists() and (source := read_json(manifest).get("source")):
@@ -82,14 +82,14 @@ class ModelFolder:
 
 
 def deciding_files(folder: Path) -> list[Path]:
-    """Return the files of a model's folder that decide what it answers, in order: what transformers and peft read."""
+    """Return the files of a model's folder that transformers and peft read, in order: they decide what it answers."""
     names = {path.name for path in folder.iterdir() if path.is_file()}
     decide = {name for name in names if name in _DECIDE or name.endswith(_VOCABULARIES)}
     return [folder / name for name in sorted(decide | _weights(folder, names))]
 
 
 def _weights(folder: Path, names: set[str]) -> set[str]:
-    """Return the weights that are read: of a model one file or the parts of its index, else all there are."""
+    """Return the files of weights that are read: the whole one, else the shards of the index, else all there are."""
     found = {name for name in names if name.endswith(".safetensors")}
     adapters = {name for name in found if name.startswith("adapter_")}
     if _WHOLE in found:

@@ -1,4 +1,4 @@
-"""A model's place as a record: what a card or a run keeps, so that the model is found again after something moved."""
+"""Where a model is, as cards and runs record it, so that it is found again after something was moved."""
 
 import os
 from dataclasses import asdict, dataclass, replace
@@ -12,7 +12,7 @@ Kind = Literal["pypi", "registry", "hub", "folder", "gguf", "run"]
 class Pin:
     """Where a model is, at one version.
 
-    Paths are records and never parsed, so `#`, `@` and `::` in them mean nothing.
+    Paths are never parsed, so `#`, `@` and `::` in them have no special meaning.
 
     Attributes:
         kind: what `at` is.
@@ -37,13 +37,13 @@ class Pin:
         return f"pypi:{self.at}" if self.kind == "pypi" else self.at
 
     def seen_from(self, folder: Path) -> "Pin":
-        """Return the pin with its path relative to `folder`; others are the same from everywhere."""
+        """Return the pin with its path relative to `folder`; a pin without a path is returned as it is."""
         if not self.is_path:
             return self
         return replace(self, at=os.path.relpath(os.path.realpath(self.at), os.path.realpath(folder)))
 
     def read_from(self, folder: Path) -> "Pin":
-        """Return a pin that was kept in `folder` with the path that it means now."""
+        """Return a pin that was stored in `folder`, with its path made absolute."""
         if not self.is_path:
             return self
         return replace(self, at=os.path.normpath(os.path.join(os.path.realpath(folder), os.path.expanduser(self.at))))
@@ -54,12 +54,12 @@ class Pin:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Pin":
-        """Return the pin that `to_json` gave."""
+        """Return the pin that `to_json` wrote."""
         return cls(value["kind"], value["at"], value.get("version"))
 
 
 def kept_in(folder: Path, pin: Pin, typed: str) -> Pin:
-    """Return what to keep in `folder` of a model that the user named by `typed`: a path stays absolute if it was."""
+    """Return the pin to store in `folder` for a model that the user named `typed`: an absolute path stays absolute."""
     path = typed.removeprefix("run:") if pin.kind == "run" else typed
     if pin.is_path and os.path.isabs(os.path.expanduser(path)):
         return replace(pin, at=path.removesuffix(f"#{pin.version}") if pin.kind == "run" else path)

@@ -40,7 +40,7 @@ _BESIDE_WEIGHTS = ("*.json", "*.jinja", "*.txt", "*.model")  # and *.safetensors
 class _Opening:
     """How models are opened on the way from an adapter to its root.
 
-    `relative_to` is where relative paths of older cards are meant from; `adapters` are those that are being opened.
+    Relative paths in older cards start at `relative_to`; `adapters` are those that are being opened, to notice a cycle.
     """
 
     relative_to: Path | None
@@ -73,9 +73,9 @@ def tuned_of(run: RunDir, step: int | None = None) -> ModelFolder:
 
 
 def base_of(run: RunDir, reference: str, *, weights: bool = True) -> ModelFolder:
-    """Return the base of a run: the one that its rows were prepared for, wherever it or the run was moved since.
+    """Return the base of a run: the one that its rows were prepared for, even if it or the run has been moved.
 
-    A path of the recipe that still exists is read as it is, so that what changed in it is noticed by its digest.
+    If the recipe names a path that still exists, that path is opened whatever its digest: the caller notices changes.
 
     Args:
         run: whose.
@@ -83,7 +83,7 @@ def base_of(run: RunDir, reference: str, *, weights: bool = True) -> ModelFolder
         weights: as in `resolve`.
 
     Raises:
-        RecipeError: it is not there any more.
+        RecipeError: it is no longer there.
     """
     kept = (run.manifest("prepare") or {}).get("base")
     if kept is None:
@@ -96,12 +96,12 @@ def base_of(run: RunDir, reference: str, *, weights: bool = True) -> ModelFolder
 
 
 def pinned_base(run: RunDir, base: ModelFolder) -> dict[str, Any]:
-    """Return what a run's folder keeps of its base: {pin, digest}, which `base_of` reads."""
+    """Return what a run records about its base, for `base_of`: {pin, digest}."""
     return {"pin": _pin(base, run.path).to_json(), "digest": base.digest()}
 
 
 def card_of_base(base: ModelFolder, folder: Path) -> dict[str, Any]:
-    """Return what the card of a model in `folder` says of its base: {base, base_pin, base_digest}."""
+    """Return what the card of a model in `folder` records about its base: {base, base_pin, base_digest}."""
     pin = _pin(base, folder)
     return {"base": str(pin), "base_pin": pin.to_json(), "base_digest": base.digest()}
 
@@ -109,7 +109,7 @@ def card_of_base(base: ModelFolder, folder: Path) -> dict[str, Any]:
 def name_for_peft(card: dict[str, Any]) -> tuple[str, str | None]:
     """Return what an adapter's configuration names as its base, and its revision.
 
-    peft opens it by itself if it is on the hub, or an absolute path.
+    peft can open it without tunesmith if it is on the hub or an absolute path.
     """
     pin = Pin.from_json(card["base_pin"]) if card.get("base_pin") else None
     return (pin.at, pin.version) if pin is not None and pin.kind == "hub" else (str(card["base"]), None)
@@ -148,7 +148,7 @@ def _locate(reference: str, relative_to: Path | None) -> Pin:
 
 
 def _run_named(text: str, relative_to: Path | None) -> Pin:
-    """Return the place that `FOLDER` or `FOLDER#STEP` names; a folder whose own name holds `#` is itself."""
+    """Return the place that `FOLDER` or `FOLDER#STEP` names; a folder with `#` in its name is that folder."""
     folder, mark, step = text.rpartition("#")
     if not mark or _existing(text, relative_to):
         folder, step = text, ""
@@ -156,7 +156,7 @@ def _run_named(text: str, relative_to: Path | None) -> Pin:
 
 
 def _registered(name: str) -> str | None:
-    """Return a hint if the registry knows a model of this name, which lacks its alias."""
+    """Return a hint if the registry has a model of this name, so that only the alias or version is missing."""
     with contextlib.suppress(TunesmithError):
         found = next((model for model in Registry.default().models() if model.name == name), None)
         if found is not None:
@@ -172,7 +172,7 @@ def _existing(reference: str, relative_to: Path | None) -> Path | None:
 
 
 def _is_in(text: str, folder: Path) -> bool:
-    """Return whether a path, or one with `#STEP` behind it, exists as seen from a folder."""
+    """Return whether a path, or one followed by `#STEP`, exists relative to a folder."""
     path = os.path.expanduser(text)
     return (folder / path).exists() or ((folder / path.rpartition("#")[0]).is_dir() and "#" in path)
 
@@ -183,10 +183,9 @@ def _open_pin(pin: Pin, reference: str, opening: _Opening) -> ModelFolder:
     if pin.kind == "gguf":
         return ModelFolder(reference, folder_of_gguf(Path(pin.at)), pin=pin)
     if pin.kind == "run":
-        run, step = _checkpoint(pin)
+        run, step, path = _checkpoint(pin)
         own = run.recorded_origin if run.environment.exists() else opening.relative_to
-        model = run.checkpoint(int(step)) if step.isdigit() else run.checkpoints / step
-        return _open(reference, model / "model", replace(pin, version=step), replace(opening, relative_to=own))
+        return _open(reference, path / "model", replace(pin, version=step), replace(opening, relative_to=own))
     if pin.kind == "registry":
         registry = Registry.default()
         version = registry.resolve(pin.at)
@@ -232,14 +231,14 @@ def _ways_to_base(path: Path, card: dict[str, Any], opening: _Opening) -> tuple[
     if not card and config.get("revision") and _HUB.match(str(name)) and "@" not in str(name):
         name = f"{name}@{config['revision']}"
     pins = []
-    if (path / MANIFEST).exists():  # a version of a registry, which lies in models/NAME/NUMBER below its root
+    if (path / MANIFEST).exists():  # a version in a registry, at models/NAME/NUMBER below its root
         manifest = read_json(path / MANIFEST)
         kept = (manifest.get("facts") or {}).get("base_pins", ()) if isinstance(manifest, dict) else ()
         pins += [Pin.from_json(pin).read_from(path.parents[2]) for pin in kept]
     if pin := card.get("base_pin"):
         pins.append(Pin.from_json(pin).read_from(path))
     ways: list[Callable[[], ModelFolder]] = [partial(_open_pin, pin, str(name), opening) for pin in pins]
-    if not card.get("base_pin"):  # made by others, or before there were pins
+    if not card.get("base_pin"):  # made by other tools, or before cards had pins
         ways.append(partial(_resolve, str(name), opening))
     return str(name), ways
 
@@ -251,17 +250,17 @@ def _with_digest(
     opening: _Opening,
     of: Path,
 ) -> ModelFolder:
-    """Return the first model that has a digest, from where it should be or from where it was seen before.
+    """Return the first model with the expected digest, from where it should be or from where it was seen before.
 
     Args:
         name: what the model is called.
-        digest: None if any will do.
-        ways: to open it.
+        digest: the expected one; None accepts any.
+        ways: functions that open it, to be tried in order.
         opening: how models are opened.
-        of: the adapter or run whose base it is.
+        of: the adapter or run that it is the base of.
 
     Raises:
-        RecipeError: it is nowhere, or its files have changed.
+        RecipeError: it cannot be found, or its files have changed.
     """
     changed, missing = False, None
     for way in chain(ways, _elsewhere(digest, opening) if digest else ()):
@@ -283,7 +282,7 @@ def _with_digest(
     if isinstance(missing, DamagedFile) or digest is None:
         raise missing
     raise RecipeError(
-        f"its base `{name}` is not to be had: {': '.join(filter(None, [missing.where, missing.message]))}",
+        f"its base `{name}` cannot be found: {': '.join(filter(None, [missing.where, missing.message]))}",
         where=str(of),
         hint=missing.hint or "put the base back where it was",
         code=missing.code,
@@ -293,7 +292,7 @@ def _with_digest(
 def _elsewhere(digest: str, opening: _Opening) -> Iterator[Callable[[], ModelFolder]]:
     """Yield ways to open a model with a digest: versions of the registry, and folders in which it was seen."""
     versions: list[Version] = []
-    with contextlib.suppress(TunesmithError):  # a registry that cannot be read has nothing to offer
+    with contextlib.suppress(TunesmithError):  # a registry that cannot be read is skipped
         versions = Registry.default().with_fact("model_digest", digest)
     for version in versions:
         yield partial(_open_pin, Pin("registry", str(version)), str(version), opening)
@@ -301,8 +300,8 @@ def _elsewhere(digest: str, opening: _Opening) -> Iterator[Callable[[], ModelFol
         yield partial(_open_pin, Pin("folder", str(place)), str(place), opening)
 
 
-def _checkpoint(pin: Pin) -> tuple[RunDir, str]:
-    """Return a run and the step that is meant, after checking its files."""
+def _checkpoint(pin: Pin) -> tuple[RunDir, str, Path]:
+    """Return a run, a step of it and the checkpoint's folder, after checking its files."""
     run, step = RunDir.existing(pin.at), pin.version
     if step is None:
         manifest = run.manifest("train")
@@ -314,7 +313,7 @@ def _checkpoint(pin: Pin) -> tuple[RunDir, str]:
         kept = sorted(int(p.name.removeprefix("step-")) for p in run.checkpoints.glob("step-*"))
         raise RecipeError(f"has no checkpoint of step {step}", where=str(run), hint=f"kept are {kept}")
     check_folder(path)
-    return run, step
+    return run, step, path
 
 
 def _from_hub(reference: str, weights: bool) -> Path:
@@ -329,7 +328,7 @@ def _from_hub(reference: str, weights: bool) -> Path:
         raise RecipeError(
             f"the hub has no model `{reference}` that you may read", hint="log in if it is gated"
         ) from error
-    except LocalEntryNotFoundError as error:  # no answer, and no copy
+    except LocalEntryNotFoundError as error:  # the hub does not answer, and the cache has no copy
         reason = "HF_HUB_OFFLINE=1 is set" if _is_offline() else "the hub cannot be reached"
         hint = "unset it to fetch the model once" if _is_offline() else "check the network, the proxy and HF_ENDPOINT"
         raise RecipeError(f"`{reference}` is not in the cache, and {reason}", hint=hint) from error

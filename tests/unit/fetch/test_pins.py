@@ -160,9 +160,9 @@ def test_a_missing_base_and_a_changed_base_give_different_errors(tmp_path: Path)
     with pytest.raises(RecipeError, match="have changed"):
         tuned_of(run)
     shutil.rmtree(base)
-    with pytest.raises(RecipeError, match="not to be had"):
+    with pytest.raises(RecipeError, match="cannot be found"):
         tuned_of(run)
-    with pytest.raises(RecipeError, match="not to be had"):
+    with pytest.raises(RecipeError, match="cannot be found"):
         base_of(run, "base")
 
 
