@@ -33,9 +33,9 @@ TaskData = ChatData | CompletionData | Seq2SeqData | TextData
 class Chatter:
     """A model that answers. `turns` is the conversation so far (chat models only).
 
-    `row` holds values for columns of the model's prompt and system turn; what is asked fills the one that is left.
-    `system` is a system turn that takes the place of the trained one. `is_trained_prompt` is false for a model that
-    tunesmith did not tune, and brings no template.
+    `row` holds values for columns of the model's prompt and system turn; a text that is asked fills the remaining one.
+    `system` replaces the system turn of training. `is_trained_prompt` is false for a model that tunesmith did not tune,
+    which has no prompt template.
     """
 
     model: Any
@@ -60,8 +60,8 @@ class Chatter:
     def ask(self, text: str, *, max_new_tokens: int | None = None, beams: int = 1) -> str:
         """Return the answer to `text`, put in the prompt that the model was trained with.
 
-        A chat model remembers what was said before. `max_new_tokens` is by default 256, or less where the model has
-        no positions for that.
+        A chat model remembers what was said before. `max_new_tokens` is by default 256, or less if the model has
+        fewer positions left.
 
         Raises:
             RecipeError: the prompt has several columns that `row` does not give.
@@ -96,7 +96,7 @@ class Chatter:
         return self.turns_of_row({**self.row, left[0]: text})
 
     def turns_of_row(self, row: Mapping[str, Any], where: str | None = None) -> tuple[Turn, ...]:
-        """Return the turns that ask about a row as evaluation does; its answer is not needed.
+        """Return the turns that ask about a row as evaluation does; the row needs no answer.
 
         Raises:
             RecipeError: the row lacks a column.
@@ -135,10 +135,10 @@ class Chatter:
         return max(1, min(_MAX_NEW_TOKENS, most_positions(self.model) - taken))
 
     def _prompt(self, turns: Sequence[Turn]) -> list[int]:
-        """Return the ids of a prompt; a chat template may write earlier answers its own way, such as without thoughts.
+        """Return the ids of a prompt; a chat template may rewrite earlier answers, as by leaving out thoughts.
 
         Raises:
-            DataError: the template refuses the conversation, or rewrites one in which a person spells control tokens.
+            DataError: the template refuses the conversation, or rewrites one whose text spells control tokens.
         """
         try:
             return self.task.prompt(turns)
@@ -147,12 +147,12 @@ class Chatter:
                 raise DataError(str(problem)) from problem
             try:
                 text = self.codec.chat_text([{"role": t.role, "content": t.text} for t in turns], generation=True)
-            except Exception as error:  # a template is somebody's program
+            except Exception as error:  # a template may raise anything
                 raise DataError(f"the chat template refuses the conversation: {error}") from error
             return self.codec.markup(text)
 
     def _spells_control_tokens(self, turn: Turn) -> bool:
-        """Whether a turn's text holds tokens that its writer may not write; an answer may hold such as <think>."""
+        """Whether a turn's text holds tokens that its author may not write; an answer may hold some (<think>)."""
         forbidden = self.codec.special_ids if turn.role == "assistant" else self.codec.control_ids
         return not forbidden.isdisjoint(self.codec.markup(turn.text))
 
@@ -168,11 +168,11 @@ def open_chatter(
 
     Args:
         adapters: a set in which `reference` is a name; that adapter is put to use, and answers until another one is.
-        system: a system turn in the place of the trained one.
+        system: a system turn that replaces the one of training.
         row: values for columns of the prompt.
 
     Raises:
-        RecipeError: there is no such model, `system` or a column of `row` would have no effect.
+        RecipeError: there is no such model, or `system` or a column of `row` would have no effect.
     """
     found = adapters.folder(reference) if adapters else resolve(reference)
     codec = codec_of(found)
@@ -191,7 +191,7 @@ def open_chatter(
 
 
 def _machine(found: ModelFolder) -> Machine:
-    """Return the precision that the model was trained and evaluated in, or another if this machine lacks it."""
+    """Return this machine with the precision that the model was trained in, or another if it lacks that."""
     quantized = trained_quantization(found) is not None
     with suppress(RecipeError):
         return machine(found.card.get("precision", "auto"), quantized=quantized)  # type: ignore[arg-type]
@@ -199,7 +199,7 @@ def _machine(found: ModelFolder) -> Machine:
 
 
 def _data_of(found: ModelFolder, codec: Codec) -> tuple[TaskData, bool]:
-    """Return the task a model was tuned for, and true; for others what its template or encoder is for, and false."""
+    """Return the data section that a model was tuned with, and true; for others one that suits it, and false."""
     source = FileSource(file="none")
     stored = found.card.get("data")
     if isinstance(stored, dict):
@@ -215,7 +215,7 @@ def _data_of(found: ModelFolder, codec: Codec) -> tuple[TaskData, bool]:
 
 
 def _templates(data: TaskData) -> Iterator[str]:
-    """Yield the templates that a question is made of."""
+    """Yield the templates that a question is made from."""
     if isinstance(data, TextData):
         yield data.text if columns_in(data.text) else f"{{{data.text}}}"
     elif isinstance(data, ChatData):

@@ -133,7 +133,7 @@ def _room(facts: dict[str, Any]) -> Iterator[tuple[str, Item]]:
     for name, root in (("disk here", Path.cwd), ("disk of cache", cache_root)):
         try:
             place = _existing(root())
-        except RecipeError:  # this user has no home; `_places` says so
+        except RecipeError:  # this user has no home, which `_places` reports
             continue
         free = round(shutil.disk_usage(place).free / _GIB, 1)
         enough = free >= _DISK_GIB

@@ -1,4 +1,4 @@
-"""Takes a run through its stages: what is done is skipped, what was interrupted goes on."""
+"""Takes a run through its stages: finished ones are skipped, an interrupted one is resumed."""
 
 import os
 import platform
@@ -75,7 +75,7 @@ def _run(
     check_beforehand(loaded, run, until)
     done = stages_done(loaded, run, until)
     if out is None and (other := run_elsewhere(loaded, run)):
-        say(f"a new run begins in {run}; to continue the one of another folder: tunesmith run {other}")
+        say(f"starting a new run in {run}; to continue the existing one: tunesmith run {other}")
     with ExitStack() as held:
         held.enter_context(only_writer(run.lock))
         held.enter_context(interrupt.watched(patient=others is not None))
@@ -94,7 +94,7 @@ def _run(
 
 
 def check_beforehand(recipe: Recipe, run: RunDir, until: str | None = None) -> None:
-    """Raise RecipeError for what would stop a run late: a missing tracker, a wrong metric, no place to write to."""
+    """Raise RecipeError for a folder that cannot be written, a missing tracker or a wrong metric, before any work."""
     promotes = PROMOTE in wanted_stages(recipe, until) and PROMOTE.changes(recipe, run) != []
     check_writable(cache_root(), *([registry_root()] if promotes else []))
     check_writable(run.path, hint="name a folder that you may write to with --out")
@@ -104,11 +104,11 @@ def check_beforehand(recipe: Recipe, run: RunDir, until: str | None = None) -> N
 
 
 def stages_done(recipe: Recipe, run: RunDir, until: str | None = None) -> list[str]:
-    """Return the names of the stages that need not run. Writes nothing, so what it refuses leaves the run as it was.
+    """Return the names of the stages that need not run. Writes nothing, so a refusal leaves the run as it was.
 
     Raises:
-        RecipeError: the run was made from other inputs, or the base is not there.
-        DataError: the data or the database is not there.
+        RecipeError: the run was made from other inputs, or the base does not exist.
+        DataError: the data or the database does not exist.
     """
     wanted = wanted_stages(recipe, until)
     for stage in (PREPARE, EVALUATE):

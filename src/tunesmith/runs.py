@@ -1,7 +1,7 @@
 """Which folder a run has, and what it starts from.
 
-A run is identified by the settings that decide training and by the folder of its recipe, seen from the folder that
-holds `runs/`. How it is evaluated, promoted, launched and tracked may change later.
+A run is identified by the settings that decide training and by the path of its recipe's folder, relative to the folder
+that holds `runs/`. How it is evaluated, promoted, launched and tracked may change later.
 """
 
 import os
@@ -77,12 +77,12 @@ def identity(recipe: Recipe) -> dict[str, Any]:
 
 
 def place_of(folder: Path) -> str:
-    """Return where a recipe's folder is, seen from the current folder: a part of the default names of runs."""
+    """Return a recipe's folder relative to the current one: a part of what the default names of runs are made from."""
     return os.path.relpath(folder, os.path.realpath("."))
 
 
 def _default_folder(recipe: Recipe, folder: Path) -> Path:
-    """Return the run folder of a recipe: the one of its place, or one that began before its folder was renamed."""
+    """Return the run folder of a recipe: the one of its path, or one from before its folder was renamed."""
     runs, settings = Path("runs") / recipe.name, identity(recipe)
     own = runs / _run_id(settings, place_of(folder))
     if own.exists():
@@ -96,7 +96,7 @@ def _run_id(settings: dict[str, Any], place: str) -> str:
 
 
 def _runs_of(runs: Path, settings: str) -> Iterator[Path]:
-    """Yield the run folders that were begun with some settings."""
+    """Yield the run folders that were started with settings of this digest."""
     for path in sorted(runs.glob("*/environment.json")):
         try:
             if read_json(path).get("settings") == settings:
@@ -119,7 +119,7 @@ def _continues(recipe: Recipe, run: RunDir, folder: Path) -> bool:
 
 
 def _has_other_recipe(run: RunDir, folder: Path) -> bool:
-    """Return whether a run belongs to a recipe that is still there, in another folder."""
+    """Return whether a run belongs to a recipe in another folder that still exists."""
     return run.environment.exists() and run.recipe_is_there and not _is_same(run.recorded_origin, folder)
 
 
@@ -161,7 +161,7 @@ def run_elsewhere(recipe: Recipe, run: RunDir) -> Path | None:
 
 
 def write_origin(recipe: Recipe, run: RunDir, file: Path, overrides: Sequence[str] = ()) -> None:
-    """Write what the run starts from: the recipe as typed and resolved, and where it is. Call it after all checks."""
+    """Write what the run starts from: the recipe as typed and resolved, and its folder. Call it after all checks."""
     if file.is_dir():
         typed = run.recipe.read_text(encoding="utf-8") if run.recipe.exists() else ""
     else:

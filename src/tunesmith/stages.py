@@ -1,4 +1,4 @@
-"""The stages of a run: what each is made from, and whether it is done, refused or to be done again.
+"""The stages of a run: the inputs of each, and whether it is done, refused or to be done again.
 
 prepare -> train -> evaluate -> (report) -> promote
 """
@@ -14,7 +14,7 @@ from tunesmith.core.rundir import RunDir
 from tunesmith.recipe.schema import Recipe
 
 UNDO = "undo the change to continue this run, or give another --out to start a new one"
-"""The hint if inputs are not those that a run was made from."""
+"""The hint if a run was made from other inputs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Stage:
         return found(recipe, run)
 
     def changes(self, recipe: Recipe, run: RunDir) -> list[str] | None:
-        """Return which inputs of a finished stage have changed since; None if the stage is not finished."""
+        """Return the inputs of a finished stage that have changed since, by key; None if it is not finished."""
         manifest = run.manifest(self.name)
         return None if manifest is None else sorted(changed_keys(manifest["inputs"], self.inputs(recipe, run)))
 
@@ -63,10 +63,10 @@ def wanted_stages(recipe: Recipe, until: str | None = None) -> list[Stage]:
 
 
 def is_done(stage: Stage, recipe: Recipe, run: RunDir) -> bool:
-    """Return whether a stage is finished and would give the same again.
+    """Return whether a stage is finished and its inputs are the same as then.
 
     Raises:
-        RecipeError: what the run has trained, or begun to train, was made from other inputs.
+        RecipeError: its rows were prepared, or its training finished or began, with other inputs.
     """
     changes = stage.changes(recipe, run)
     _refuse_changes(stage, changes, run)
@@ -76,10 +76,10 @@ def is_done(stage: Stage, recipe: Recipe, run: RunDir) -> bool:
 
 
 def work_left(recipe: Recipe, run: RunDir) -> dict[str, str]:
-    """Return for each stage that the recipe asks for whether it is `done`, `to do`, or `to do again` and why.
+    """Return for each stage of the recipe `done`, `to do`, or `to do again`, with the inputs that have changed.
 
     Raises:
-        RecipeError: what the run has trained was made from other inputs.
+        RecipeError: its rows were prepared, or its training finished, with other inputs.
     """
     left: dict[str, str] = {}
     for stage in wanted_stages(recipe):

@@ -16,7 +16,7 @@ from tunesmith.tasks.base import MissingColumn, RowProblem, Task
 
 
 def read_row(pairs: Sequence[str]) -> dict[str, str]:
-    """Return the row that `column=value` texts name; raise RecipeError if one is not written so, or is given twice."""
+    """Return the row that `column=value` texts give; raise RecipeError if one is malformed or a column repeated."""
     row: dict[str, str] = {}
     for pair in pairs:
         column, sign, value = pair.partition("=")
@@ -31,14 +31,14 @@ def read_row(pairs: Sequence[str]) -> dict[str, str]:
 
 
 def read_prompts(file: Path) -> list[str]:
-    """Return the lines of a text file that are not blank; `-` is standard input. Raise DataError if there is none."""
+    """Return the lines of a text file that are not blank; `-` is standard input. Raise DataError if there are none."""
     try:
         text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise DataError("is not UTF-8 text", where=str(file), code="encoding", hint="save it as UTF-8") from None
     prompts = [line for line in text.split("\n") if line.strip()]
     if not prompts:
-        raise DataError("holds no prompt", where=str(file), hint="write one a line")
+        raise DataError("holds no prompt", where=str(file), hint="write one prompt per line")
     return prompts
 
 
@@ -63,8 +63,8 @@ def _answered(line: Mapping[str, Any], *, prompt: str) -> dict[str, Any]:
 def answer_rows(chatter: Chatter, file: Path, **limits: Any) -> list[dict[str, Any]]:
     """Return {id, row, prompt, prediction, reference, stopped, error} for each row of a data file, in its order.
 
-    `id` is the row's own, if it has a column of that name, else its number; `reference` is there if the row has one.
-    So the lines can be given to `tunesmith score`.
+    `id` is the row's own, if it has a column of that name, else its number; `reference` is left out if the row has no
+    answer. `tunesmith score` can read these lines.
 
     Raises:
         RecipeError: a row lacks a column of the prompt.
@@ -73,7 +73,7 @@ def answer_rows(chatter: Chatter, file: Path, **limits: Any) -> list[dict[str, A
     rows = list(read_rows(FileSource(file=str(file)), folder=Path()))
     lines = chatter.answers([chatter.turns_of_row(row.values, row.where) for row in rows], **limits)
     if failed := sum(line["error"] is not None for line in lines):
-        say(f"{failed} of {len(rows)} rows have no answer; their `error` says why")
+        say(f"{failed} of {len(rows)} rows have no answer; see their `error`")
     return [
         {"id": row.values.get("id", row.number), "row": row.number, **line, **_reference(chatter.task, row)}
         for row, line in zip(rows, lines, strict=True)
@@ -81,7 +81,7 @@ def answer_rows(chatter: Chatter, file: Path, **limits: Any) -> list[dict[str, A
 
 
 def _reference(task: Task, row: Row) -> dict[str, str]:
-    """Return the answer that a row holds, if it holds one."""
+    """Return {reference} if the row has an answer, else nothing."""
     try:
         return {"reference": task.reference(task.parse(row.values))}
     except (RowProblem, MissingColumn):
@@ -89,12 +89,12 @@ def _reference(task: Task, row: Row) -> dict[str, str]:
 
 
 def announce(chatter: Chatter, reference: str) -> None:
-    """Say on stderr if a model is not asked through a prompt template that it was trained with."""
+    """Print a note on stderr if a model is not asked through a prompt template that it was trained with."""
     if isinstance(chatter.data, TextData):
-        say(f"note: {reference} continues the text as it is; no template is applied")
+        say(f"note: {reference} continues the text itself; no template is applied")
     elif not chatter.is_trained_prompt:
-        how = "is asked through its chat template alone" if chatter.keeps_turns else "is asked by the text as it is"
-        say(f"note: {reference} {how}; it brings no prompt template")
+        how = "gets the prompt through its chat template only" if chatter.keeps_turns else "gets the prompt as it is"
+        say(f"note: {reference} {how}; it has no prompt template")
 
 
 def converse(chatter: Chatter, *, max_new_tokens: int | None) -> None:

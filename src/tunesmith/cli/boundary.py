@@ -1,4 +1,4 @@
-"""The one place where exceptions end: each becomes a message on stderr and an exit code, never a traceback."""
+"""The one place that catches every exception, and turns it into a message on stderr and an exit code."""
 
 import contextlib
 import os
@@ -35,11 +35,11 @@ def run_command(app: App, arguments: Sequence[str]) -> int:
     as_json = "--json" in arguments
     try:
         app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
-        sys.stdout.flush()  # a full disk or a reader that has gone shows here, and not after the exit code is decided
+        sys.stdout.flush()  # a full disk or a closed pipe fails here, before the exit code is decided
     except CycloptsError as error:
         return _failed(usage_error(error), error, as_json, debug)
     except Reported as reported:
-        if isinstance(reported.error, VerdictRefused):  # a result, and no error
+        if isinstance(reported.error, VerdictRefused):  # a result, not an error
             return reported.error.exit_code
         return _failed(reported.error, reported, False, debug)
     except TunesmithError as error:
@@ -49,7 +49,7 @@ def run_command(app: App, arguments: Sequence[str]) -> int:
         stopped.exit_code = _INTERRUPTED
         return _failed(stopped, error, as_json, debug)
     except BrokenPipeError:
-        _abandon_stdout()  # the reader of our output has gone (`| head`)
+        _abandon_stdout()  # whoever read our output has stopped (`| head`)
         return 1
     except Exception as error:
         return _failed(as_tunesmith_error(error) or _unexpected(error, arguments), error, as_json, debug)
@@ -77,15 +77,15 @@ def _failed(error: TunesmithError, raised: BaseException, as_json: bool, debug: 
 
 
 def _is_first_rank() -> bool:
-    """Whether this process speaks for its run: of several ranks only one prints results."""
+    """Whether this process is the one of its run that prints results."""
     try:
         return place().is_first
-    except TunesmithError:  # the environment contradicts itself, which is the error that is being printed
+    except TunesmithError:  # the variables of the launcher are wrong, which is the error being printed
         return True
 
 
 def _abandon_stdout() -> None:
-    """Let the interpreter's last flush go nowhere, because stdout cannot be written."""
+    """Make the interpreter's last flush write to /dev/null, because stdout cannot be written."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):
         try:
@@ -105,7 +105,7 @@ def _unexpected(error: Exception, arguments: Sequence[str]) -> TunesmithError:
 
 
 def _write_log(error: Exception, arguments: Sequence[str]) -> Path | None:
-    """Write what a developer needs to know to a file in the cache, or in the temporary folder; return its path."""
+    """Write the traceback to a file in the cache, else in the temporary folder; return its path, None if both fail."""
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
     text = (
         f"tunesmith {metadata.version('tunesmith')}, Python {platform.python_version()}, {platform.platform()}\n"

@@ -1,4 +1,4 @@
-"""Results on stdout, as text for people or JSON for programs, whatever characters the terminal knows."""
+"""Results on stdout, as text for people or JSON for programs, in whatever encoding the terminal has."""
 
 import codecs
 import io
@@ -11,14 +11,14 @@ from tunesmith.core.errors import TunesmithError
 
 
 class Reported(Exception):
-    """A failure whose result is already printed; `error` decides the exit code and the message on stderr."""
+    """Raised after a result is printed: `error` decides the exit code and the message on stderr."""
 
     def __init__(self, error: TunesmithError) -> None:
         super().__init__(str(error))
         self.error = error
 
 
-# The signs that reports and `show` use, for terminals that do not have them.
+# Replacements of the signs in reports and `show`, for terminals whose encoding lacks them.
 _PLAIN_SIGNS = {
     "\u27e6": "[[", "\u27e7": "]]", "\u27e8": "<", "\u27e9": ">", "\u00a6": "|", "\u21b5": "\\n", "\u2192": "->",
     "\u2190": "<-", "\u2025": "..", "\u2026": "...", "\u2212": "-", "\u2013": "-", "\u00a0": " ", "\u2713": "y",
@@ -36,7 +36,7 @@ def accept_any_encoding() -> None:
 
 
 def _plain_signs(error: UnicodeError) -> tuple[str, int]:
-    """Replace our own signs by plain ones, and any other character by `?`."""
+    """Replace our own signs with plain ones, and any other character with `?`."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     bad = error.object[error.start : error.end]

@@ -1,4 +1,4 @@
-"""Exceptions of the system and of libraries, as errors that say what a user can do."""
+"""Exceptions of the system and of libraries, translated into errors with a hint for the user."""
 
 import errno
 import os
@@ -6,14 +6,14 @@ import re
 from pathlib import Path
 
 from tunesmith.core.errors import DataError, DoesNotFit, RecipeError, TunesmithError, install_hint
-from tunesmith.core.files import errno_of, out_of_space_explained
+from tunesmith.core.files import errno_of, out_of_space
 from tunesmith.core.places import HINT, is_user_folder
 
 _NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
 _WRONG_PATH = {
-    errno.EISDIR: "is a folder, where a file is needed",
-    errno.ENOTDIR: "is below a file, where a folder is needed",
-    errno.EEXIST: "exists, and is not what is needed there",
+    errno.EISDIR: "is a folder, but a file is needed",
+    errno.ENOTDIR: "is below a file, but a folder is needed",
+    errno.EEXIST: "exists already, as something of another kind",
     errno.ENAMETOOLONG: "has a name that is too long for this disk",
     errno.ELOOP: "is a loop of symbolic links",
 }
@@ -25,7 +25,7 @@ _EXTRAS = {
 
 
 def as_tunesmith_error(error: Exception) -> TunesmithError | None:
-    """Return the error that explains a foreign exception to its user, or None if it is a fault of the program."""
+    """Return the error that explains an exception of others to the user; None if it is a fault of the program."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return DoesNotFit("memory is full", hint="see `tunesmith plan` for what the run needs, and how to make it fit")
     if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("tunesmith"):
@@ -47,16 +47,11 @@ def _missing_package(name: str) -> TunesmithError:
 
 
 def _system_error(error: Exception, number: int) -> TunesmithError | None:
-    """Translate an error number of the system, which may also stand in the text of a library written in Rust."""
-    name = getattr(error, "filename2", None) or getattr(error, "filename", None)  # of a rename its target
+    """Return the error for an errno; None if it has no explanation."""
+    name = getattr(error, "filename2", None) or getattr(error, "filename", None)  # the target, if a rename failed
     where = _TEMPORARY.sub(r"\1", os.fsdecode(name)) if isinstance(name, str | bytes | Path) else None
-    try:
-        with out_of_space_explained(Path(where or ".")):
-            raise error
-    except DoesNotFit as full:
+    if full := out_of_space(number, Path(where or ".")):
         return full
-    except Exception:  # another number
-        pass
     if number in _NO_PERMISSION:
         what = "is on a read-only disk" if number == errno.EROFS else "may not be read or written by this user"
         ours = where is not None and is_user_folder(Path(where))

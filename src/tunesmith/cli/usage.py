@@ -1,4 +1,4 @@
-"""Mistakes on the command line, as errors that say what the verb takes."""
+"""Mistakes on the command line, as errors that name the arguments of the verb."""
 
 import inspect
 import re
@@ -22,18 +22,18 @@ _VERBS = {
     "dry-run": "plan", "validate": "plan", "check": "plan", "sweep": "ladder", "new": "init", "inspect": "show",
     "info": "status",
 }  # fmt: skip
-# What to do with a word too many, if a verb has a usual reason for one.
+# The hint for an extra argument, for verbs that usually get one by the same mistake.
 _TOO_MANY = {
-    "generate": "put the text of a prompt in quotes, behind --prompt",
-    "chat": "start the chat, then write",
+    "generate": "put the text of the prompt in quotes after --prompt",
+    "chat": "start the chat, then type",
     "compare": "two runs are compared by their scores: "
     "tunesmith verdict RUN/evaluate/tuned/scores.jsonl OTHER/evaluate/tuned/scores.jsonl",
-    "score": "several files are scored one after the other",
+    "score": "score one file at a time",
 }
 
 
 def usage_error(error: CycloptsError) -> RecipeError:
-    """Return an error that names the mistake, and what the verb takes or which help answers it."""
+    """Return an error that names the mistake, with the arguments of the verb or the help to read as its hint."""
     error.verbose = False
     verb = " ".join(error.command_chain or ())
     usage = f"tunesmith {verb} --help" if verb else "tunesmith --help"
@@ -41,7 +41,7 @@ def usage_error(error: CycloptsError) -> RecipeError:
     if isinstance(error, UnusedCliTokensError) and error.target:
         takes = _positional(error.target)
         extra = " ".join(f"`{token}`" for token in error.unused_tokens or ())
-        message = f"`{verb}` takes {' '.join(takes) or 'no arguments'}, and nothing is left for {extra}"
+        message = f"`{verb}` takes {' '.join(takes) or 'no arguments'}; unexpected: {extra}"
         hint = _TOO_MANY.get(verb, usage)
     elif isinstance(error, MissingArgumentError) and error.argument and not error.tokens_so_far and not error.keyword:
         name = error.argument.name
@@ -56,7 +56,7 @@ def usage_error(error: CycloptsError) -> RecipeError:
 
 
 def _positional(target: Callable[..., Any] | None) -> list[str]:
-    """Return the names of a verb's arguments as help shows them."""
+    """Return the names of a verb's positional arguments, as help shows them."""
     if target is None:
         return []
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
@@ -68,7 +68,7 @@ def _positional(target: Callable[..., Any] | None) -> list[str]:
 
 
 def _recipe_key(option: str) -> str | None:
-    """Return how to write an option that is a key of the recipe, or another tool's word for one."""
+    """Return a hint for an option that is a key of the recipe, or another tool's name for one; None for others."""
     from tunesmith.recipe.foreign_words import WORDS
     from tunesmith.recipe.load import key_paths
 

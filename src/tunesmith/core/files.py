@@ -254,16 +254,23 @@ def out_of_space_explained(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # safetensors and tokenizers raise errors of no common kind
-        number = errno_of(error)
-        if number not in _OUT_OF_SPACE:
+        full = out_of_space(errno_of(error), path)
+        if full is None:
             raise
-        place = next((parent for parent in path.absolute().parents if parent.exists()), Path("/"))
-        raise DoesNotFit(
-            f"{_OUT_OF_SPACE[number]} ({shutil.disk_usage(place).free / 2**30:.1f} GiB free); "
-            "what was finished before is whole",
-            where=str(path),
-            hint="free some space and run the same command again",
-        ) from error
+        raise full from error
+
+
+def out_of_space(number: int | None, path: Path) -> DoesNotFit | None:
+    """Return the error for an errno that means that nothing more fits where `path` is; None for others."""
+    if number not in _OUT_OF_SPACE:
+        return None
+    place = next((parent for parent in path.absolute().parents if parent.exists()), Path("/"))
+    return DoesNotFit(
+        f"{_OUT_OF_SPACE[number]} ({shutil.disk_usage(place).free / 2**30:.1f} GiB free); "
+        "what was finished before is whole",
+        where=str(path),
+        hint="free some space and run the same command again",
+    )
 
 
 def errno_of(error: Exception) -> int | None:

@@ -27,7 +27,7 @@ def inputs(recipe: Recipe, run: RunDir) -> dict[str, Any]:
 def check_promotion(
     recipe: Recipe, run: RunDir, *, force: bool = False, reason: str | None = None
 ) -> tuple[Promote, dict[str, Any]]:
-    """Return what is to be promoted where and by which verdict; raise as `promote` does. Writes nothing."""
+    """Return where the run is to be promoted to, and its verdict; raise as `promote` does. Writes nothing."""
     if recipe.promote is None:
         raise RecipeError("has no `promote` section", where=str(run.resolved_recipe))
     verdict: dict[str, Any] = read_json(run.verdict)
@@ -58,8 +58,8 @@ def promote(recipe: Recipe, run: RunDir, *, force: bool = False, reason: str | N
     replaced = before if before != version.number else None
     if before != version.number:
         registry.move(target.model, target.alias, version.number, verdict=verdict, reason=reason, forced=force)
-    told = "" if replaced is None else f"; it held version {replaced}, which this one was not compared with"
-    say(f"{target.model}@{target.alias} is now version {version.number}{told}")
+    note = "" if replaced is None else f"; it held version {replaced}, which this one was not compared with"
+    say(f"{target.model}@{target.alias} is now version {version.number}{note}")
     mirror(registry, version, target.alias)
     done = {
         "model": target.model, "version": version.number, "alias": target.alias, "forced": force, "reason": reason,
@@ -71,9 +71,9 @@ def promote(recipe: Recipe, run: RunDir, *, force: bool = False, reason: str | N
 
 
 def _base_of(tuned: ModelFolder, recipe: Recipe, registry: Registry) -> dict[str, Any]:
-    """Return what the registry keeps of an adapter's base: {base, base_digest, base_pins}.
+    """Return what the registry records about an adapter's base: {base, base_digest, base_pins}.
 
-    A path is kept as seen from the registry, for one that is moved together with its bases, and as an absolute one.
+    A path is recorded twice: relative to the registry, in case both are moved together, and absolute.
     """
     if tuned.base is None or tuned.base.pin is None:
         return {"base": recipe.model.base, "base_digest": None}

@@ -119,7 +119,7 @@ class Result:
 
 
 def check_bar(recipe: Recipe, bar: float | None) -> None:
-    """Raise RecipeError for a bar that no score, or every score, of a rung's recipe clears."""
+    """Raise RecipeError if no score, or every score, of the recipe's metric would clear the bar."""
     metric = recipe.evaluate.primary
     if bar is not None and is_share(metric) and not 0 <= bar < 1:
         raise RecipeError(f"is beyond what a score can be: {share_hint(metric, bar)}", where="--bar")

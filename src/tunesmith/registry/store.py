@@ -175,7 +175,7 @@ class Registry:
             return catalog.versions(name)
 
     def with_fact(self, key: str, value: object) -> list[Version]:
-        """Return the versions of all models that were stored with a fact, the latest of each model first."""
+        """Return the versions whose `facts` have this value of a key, model by model, the latest version first."""
         with self._database.reading() as catalog:
             names = [model.name for model in catalog.models()]
             return [v for name in names for v in reversed(catalog.versions(name)) if v.facts.get(key) == value]
