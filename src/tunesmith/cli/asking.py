@@ -28,9 +28,9 @@ def generate(
         rows: answer the rows of this data file, in any format that a recipe reads. With --json each answer is one line:
             {id, row, prompt, prediction, reference, stopped, error}, which `score` reads; `reference` is left out if
             the row has no answer.
-        file: answer the prompts of this text file, one a line; `-` is standard input.
+        file: answer the prompts of this text file, one per line; `-` is standard input.
         system: a system turn to use instead of the trained one.
-        max_new_tokens: limit of an answer; by default 256, or fewer if the model's positions leave fewer.
+        max_new_tokens: limit of an answer in tokens; by default 256, or fewer if the model has fewer positions left.
         beams: width of the beam search; 1 is greedy.
     """
     given = [name for name, value in (("--prompt", prompt), ("--rows", rows), ("--file", file)) if value]
@@ -72,7 +72,7 @@ def chat(
 
     Args:
         system: a system turn to use instead of the trained one.
-        max_new_tokens: limit of an answer; by default 256, or fewer if the model's positions leave fewer.
+        max_new_tokens: limit of an answer in tokens; by default 256, or fewer if the model has fewer positions left.
     """
     from tunesmith.chatter import open_chatter
     from tunesmith.try_it import announce, converse, read_row
