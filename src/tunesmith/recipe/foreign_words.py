@@ -11,7 +11,7 @@ class Ours(NamedTuple):
 
 
 # (settings of other tools, keys of a recipe, note)
-_TABLE = (
+TABLE = (
     # The model
     ("base_model model_name_or_path model_name model_id model_path pretrained_model_name_or_path", "model.base", ""),
     ("adapter_name_or_path lora_model_dir", "model.base", "name the adapter as the base, to train it further"),
@@ -126,7 +126,7 @@ _TABLE = (
     ("rl", "", "preference training (DPO and such) is not supported yet"),
 )  # fmt: skip
 
-WORDS = {word: Ours(tuple(keys.split()), note) for words, keys, note in _TABLE for word in words.split()}
+WORDS = {word: Ours(tuple(keys.split()), note) for words, keys, note in TABLE for word in words.split()}
 
 
 def ours_for(path: tuple[str | int, ...]) -> str | None:

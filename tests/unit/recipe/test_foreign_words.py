@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tunesmith.core.errors import RecipeError
-from tunesmith.recipe.foreign_words import WORDS, ours_for
+from tunesmith.recipe.foreign_words import TABLE, WORDS, ours_for
 from tunesmith.recipe.load import key_paths, load_recipe
 
 RECIPE = """\
@@ -23,6 +23,10 @@ def test_every_key_that_is_named_exists() -> None:
     named = {key for ours in WORDS.values() for key in ours.keys}
     named |= {key for ours in WORDS.values() for key in re.findall(r"`([a-z]+(?:\.[a-z_]+)+)`", ours.note)}
     assert named - set(key_paths()) == set()
+
+
+def test_no_word_is_in_two_rows_of_the_table() -> None:
+    assert len([word for words, _, _ in TABLE for word in words.split()]) == len(WORDS)
 
 
 def test_no_word_is_a_key_of_ours_in_its_own_place() -> None:
