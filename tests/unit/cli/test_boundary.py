@@ -172,9 +172,21 @@ def test_output_survives_the_encoding_of_a_terminal(encoding: str, tmp_path: Pat
     assert ("nam\u2212e\u00fc" if encoding == "utf-8" else "nam-e").encode(encoding) in done.stderr
 
 
-def test_a_closed_pipe_ends_without_a_message() -> None:
+@pytest.fixture
+def _buffered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let processes buffer stdout, as they do for users, so that writing to it fails when it is flushed."""
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+
+
+# Help is written and flushed by cyclopts, results by us.
+PRINTS = pytest.mark.parametrize("arguments", [["--help"], ["models", "--json"]], ids=["help", "result"])
+
+
+@PRINTS
+@pytest.mark.usefixtures("_buffered")
+def test_a_closed_pipe_ends_without_a_message(arguments: list[str]) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "tunesmith", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-m", "tunesmith", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     assert process.stdout is not None
     assert process.stderr is not None
@@ -184,10 +196,12 @@ def test_a_closed_pipe_ends_without_a_message() -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_disk_behind_stdout_does_not_exit_0() -> None:
+@PRINTS
+@pytest.mark.usefixtures("_buffered")
+def test_a_full_disk_behind_stdout_does_not_exit_0(arguments: list[str]) -> None:
     with open("/dev/full", "wb") as full:
         done = subprocess.run(
-            [sys.executable, "-m", "tunesmith", "--version"], stdout=full, stderr=subprocess.PIPE, check=False
+            [sys.executable, "-m", "tunesmith", *arguments], stdout=full, stderr=subprocess.PIPE, check=False
         )
     assert done.returncode == 5
     assert b"Traceback" not in done.stderr
