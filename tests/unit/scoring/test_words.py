@@ -69,9 +69,8 @@ def test_chinese_bleu_is_that_of_sacrebleu_s_tokenizer_for_it() -> None:
 
 def test_what_a_word_is_follows_from_the_reference() -> None:
     assert any_script("\u6211\u7528iPhone 14.") == ["\u6211", "\u7528", "iphone", "14"]
-    assert any_script("\u0905\u091a\u094d\u091b\u093e!") == [
-        "\u0905\u091a\u094d\u091b\u093e"
-    ]  # marks stay with their letters
+    # Marks stay with their letters.
+    assert any_script("\u0905\u091a\u094d\u091b\u093e!") == ["\u0905\u091a\u094d\u091b\u093e"]
     assert any_script("plain Words, 12") == latin("plain Words, 12") == ["plain", "words", "12"]
     assert words_of("a plain sentence with one \u03b1 in it") is latin  # a symbol does not make it Greek
     assert words_of("caf\u00e9 cr\u00e8me") is latin

@@ -23,9 +23,8 @@ def roberta(tmp_path: Path) -> Path:
 
 
 def test_training_and_evaluation_refuse_it(tmp_path: Path, roberta: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "tunesmith.recipe.causality.why_not_causal", lambda _: None
-    )  # its configuration alone gives it away
+    # Its configuration would be refused first.
+    monkeypatch.setattr("tunesmith.recipe.causality.why_not_causal", lambda _: None)
     metrics = {"metrics": ["perplexity"], "primary": "perplexity", "rows": 4, "max_new_tokens": 8}
     train = {"learning_rate": 0.01, "max_steps": 1, "examples_per_step": 2}
     file = recipe(tmp_path, roberta, tuning={"method": "full"}, evaluate=metrics, train=train)
