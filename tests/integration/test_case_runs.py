@@ -13,6 +13,7 @@ from tests.cases import Case, Command, table, write
 from tests.tiny import tree
 
 from tunesmith import cli
+from tunesmith.fetch.reference import resolve
 
 PROMOTED = {"promote": {"model": "loop", "min_gain": -0.99}}
 
@@ -227,6 +228,11 @@ def test_r38_a_refused_override_leaves_every_file_as_it_was(moved: Path, tunesmi
     assert tunesmith("run", "runs/a").code == 0
 
 
+def times(folder: Path) -> dict[str, int]:
+    """Return when each file below a folder was written, in nanoseconds."""
+    return {name: (folder / name).stat().st_mtime_ns for name in tree(folder)}
+
+
 def test_o01_training_on_ones_own_alias_gives_a_chain(moved: Path, tunesmith: Command) -> None:
     text = Path("recipe.yaml").read_text().replace("name: c\n", "name: again\n")
     Path("again.yaml").write_text(
@@ -236,7 +242,13 @@ def test_o01_training_on_ones_own_alias_gives_a_chain(moved: Path, tunesmith: Co
     assert json.loads(tunesmith("models", "loop", "--json").out)["moves"][-1]["to"] == 2
     for name in ("loop@staging", "loop@2", "loop@1", "run:runs/b"):
         assert tunesmith("generate", name, "--prompt", "hi", *ASK).code == 0, name
-    assert tunesmith("run", "again.yaml", "--out", "runs/b").code == 0
+    found = resolve("loop@staging")
+    assert found.card["base"] == "loop@1"
+    assert found.base is not None
+    assert found.base.digest() == resolve("loop@1").digest()
+    before = times(Path("runs/b"))
+    assert tunesmith("run", "again.yaml", "--out", "runs/b").code == 0  # the alias means the result itself now
+    assert {name for name, one in times(Path("runs/b")).items() if one != before[name]} <= {"logs/lock"}
     assert tunesmith("plan", "again.yaml").code == 0
 
 
@@ -248,7 +260,9 @@ def test_o16_an_unrelated_file_in_the_base_folder_changes_nothing(
     assert tunesmith("train", "recipe.yaml", "--out", "runs/a").code == 0
     for name in ("README.md", ".DS_Store"):
         Path("base", name).write_text("hello")
+    trained = tree(Path("runs/a/train"))
     assert tunesmith("run", "recipe.yaml", "--out", "runs/a").code == 0
+    assert tree(Path("runs/a/train")) == trained
     assert tunesmith("generate", "loop@staging", "--prompt", "hi", *ASK).code == 0
 
 

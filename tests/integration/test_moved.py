@@ -13,7 +13,7 @@ from tunesmith.core.errors import RecipeError
 from tunesmith.core.files import MANIFEST, read_json
 from tunesmith.core.rundir import RunDir
 from tunesmith.deliver.by_hand import promote_run
-from tunesmith.fetch.reference import CARD, resolve
+from tunesmith.fetch.reference import resolve
 
 PROMOTE = {"model": "tiny", "min_gain": -2.0}
 METRIC = "from helper import one\ndef fn(predictions, references):\n    return [one] * len(predictions)\n"
@@ -97,30 +97,6 @@ def test_settings_of_evaluation_do_not_train_again(project: Path, tmp_path: Path
     assert snapshot(again.stage("train")) == trained
     assert read_json(again.verdict)["primary"]["rows"] == 6
     assert Registry.default().resolve("tiny@staging").number == 1
-
-
-def test_a_model_trained_on_an_alias_keeps_its_base_when_the_alias_moves(project: Path, tmp_path: Path) -> None:
-    run_recipe(project / "recipe.yaml")
-    write(project, name="again", model={"base": "tiny@staging", "precision": "fp32"})
-    second = run_recipe(project / "recipe.yaml")
-    assert second.manifest("promote") is not None
-    found = resolve("tiny@staging")
-    assert found.card["base"] == "tiny@1"
-    assert found.base is not None
-    assert found.base.digest() == resolve("tiny@1").digest()
-    before = snapshot(second.path)
-    assert run_recipe(project / "recipe.yaml").path == second.path  # the alias means the result itself now
-    assert {name for name, one in snapshot(second.path).items() if one != before[name]} <= {"logs/lock"}
-
-
-def test_unrelated_files_in_the_base_folder_do_not_stop_a_run(project: Path, tmp_path: Path) -> None:
-    run = run_recipe(project / "recipe.yaml", until="train")
-    (project.parent / "models" / "tiny" / "README.md").write_text("hello")
-    (project.parent / "models" / "tiny" / ".DS_Store").write_text("hello")
-    assert run_recipe(project / "recipe.yaml").path == run.path
-    assert (
-        resolve(f"run:{run.path}").card["base_digest"] == read_json(run.checkpoint(1) / "model" / CARD)["base_digest"]
-    )
 
 
 def test_a_missing_base_is_refused_and_nothing_is_written(project: Path, tmp_path: Path) -> None:
