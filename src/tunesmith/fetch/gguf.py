@@ -10,18 +10,13 @@ from tunesmith.core.places import cache_root
 from tunesmith.core.progress import say
 
 
-def cached(*names: str) -> Path:
-    """Return a path in tunesmith's cache."""
-    return cache_root().joinpath(*names)
-
-
 def folder_of_gguf(file: Path) -> Path:
     """Return a folder with the file's weights in fp32, its tokenizer and its chat template.
 
     Raises:
         RecipeError: transformers cannot read the file.
     """
-    return convert(file, cached("models", f"gguf-{digest_file(file)[:16]}"))
+    return convert(file, cache_root() / "models" / f"gguf-{digest_file(file)[:16]}")
 
 
 def convert(file: Path, folder: Path) -> Path:

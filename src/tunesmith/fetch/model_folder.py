@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tunesmith.core.errors import TunesmithError
 from tunesmith.core.files import MANIFEST, digest_file, digest_of, read_json, write_json
-from tunesmith.fetch.gguf import cached
+from tunesmith.core.places import cache_root
 from tunesmith.fetch.pin import Pin
 
 CARD = "tunesmith.json"
@@ -109,7 +109,7 @@ def places_of(digest: str) -> Iterator[Path]:
 
 
 def _memory(digest: str) -> Path:
-    return cached("places") / f"{digest[:32]}.json"
+    return cache_root() / "places" / f"{digest[:32]}.json"
 
 
 def _remember(digest: str, folder: Path) -> None:
@@ -122,7 +122,7 @@ def _remember(digest: str, folder: Path) -> None:
 def _digest_of_files(paths: list[Path]) -> str:
     """Digest files, remembering by path, size and time of change, so that a second look costs nothing."""
     stamp = digest_of([[str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns] for p in paths])
-    memory = cached("digests") / f"{stamp[:32]}.json"
+    memory = cache_root() / "digests" / f"{stamp[:32]}.json"
     if memory.exists():
         return str(read_json(memory))
     digest = digest_of({p.name: digest_file(p) for p in paths})

