@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from tunesmith.core.files import write_pieces
+from tunesmith.data.copies import HELD_OUT
 from tunesmith.data.shelf import Kept
 from tunesmith.fetch.reference import ModelFolder
 from tunesmith.recipe.columns import answer_columns, asked_columns
@@ -18,7 +19,6 @@ TRAINED_ROWS = "trained_rows.bin"
 """Sorted ids of rows, 8 bytes each, in `prepare/` and with the weights of every model that is trained on them."""
 
 _BYTES = 8
-_HELD_OUT = ("valid", "test")
 
 
 def write_trained_rows(path: Path, ids: Iterable[str], base: ModelFolder) -> None:
@@ -41,7 +41,7 @@ def seen_before(used: Mapping[str, Sequence[Kept]], base: ModelFolder | None) ->
     """Return {split: how many held-out rows the base was trained on, first: the first of them}."""
     known = trained_rows(base)
     counts: dict[str, Any] = {}
-    for split in _HELD_OUT:
+    for split in HELD_OUT:
         seen = [row.entry.where for row in used[split] if row.entry.id and bytes.fromhex(row.entry.id) in known]
         counts[split] = len(seen)
         if seen:
@@ -51,7 +51,7 @@ def seen_before(used: Mapping[str, Sequence[Kept]], base: ModelFolder | None) ->
 
 def seen_sentence(seen: Mapping[str, Any], recipe: Recipe) -> str | None:
     """Return a message that counts the held-out rows the base was trained on; None if there are none."""
-    counts = [f"{seen[split]:,} {split} rows" for split in _HELD_OUT if seen[split]]
+    counts = [f"{seen[split]:,} {split} rows" for split in HELD_OUT if seen[split]]
     if not counts:
         return None
     return (
