@@ -159,18 +159,23 @@ def _parts(name: str) -> tuple[str, str]:
 
 @contextmanager
 def _importable(folder: Path | None) -> Iterator[None]:
-    """Let modules of a folder be imported, last of all; forget them afterwards, so that no other run meets them."""
+    """Let modules of a folder be imported, last of all; forget them afterwards, so that no other run meets them.
+
+    Their bytecode is not kept: Python takes it for current if a file was edited within a second at the same length.
+    """
     if folder is None:
         yield
         return
     place = str(folder)
     before = set(sys.modules)
+    keeps_none, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     importlib.invalidate_caches()
     sys.path.append(place)
     try:
         yield
     finally:
         sys.path.remove(place)
+        sys.dont_write_bytecode = keeps_none
         for name in set(sys.modules) - before:
             if _file_of(name, folder) is not None:  # else it is a library, which cannot be imported twice
                 del sys.modules[name]

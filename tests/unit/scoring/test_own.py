@@ -1,5 +1,6 @@
 """Metrics of the user's own: found, called, and every way in which they can be wrong."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -93,6 +94,16 @@ def test_two_folders_may_have_a_module_of_one_name(folder: Path, tmp_path_factor
     (other / "my_own_metrics.py").write_text("def words(p, r): return [9.0] * len(p)\n")
     assert values("my_own_metrics:words", folder) == [2, 1]
     assert values("my_own_metrics:words", other) == [9, 9]
+
+
+def test_an_edit_within_the_second_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    file = tmp_path / "quickly_edited.py"
+    for value in (1.0, 2.0):
+        file.write_text(f"def metric(p, r): return [{value}] * len(p)\n")
+        os.utime(file, (1_000_000_000, 1_000_000_000))
+        assert OwnMetric("quickly_edited:metric", tmp_path)(["a"], ["b"]) == [value]
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_a_library_beside_the_metric_is_not_imported_twice(folder: Path) -> None:
