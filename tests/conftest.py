@@ -46,7 +46,7 @@ def processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     """
     import torch
 
-    from tunesmith.recipe import hardware
+    from tunesmith.estimate import hardware
 
     has_bf16 = request.param == "bf16"
     flags = hardware._processor_flags() - {"avx512_bf16"} | ({"avx512_bf16"} if has_bf16 else set())
@@ -60,7 +60,7 @@ def processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random two-layer Llama with a byte-level tokenizer and ChatML, as a folder."""
-    from tests.tiny import save_model
+    from tests.support.tiny import save_model
 
     return save_model(tmp_path_factory.mktemp("models") / "llama", "llama")
 

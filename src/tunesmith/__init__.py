@@ -9,13 +9,13 @@ from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tunesmith.chatter import Chatter, open_chatter
     from tunesmith.core.errors import TunesmithError
-    from tunesmith.deliver.merge import merge_model
+    from tunesmith.inference.chatter import Chatter, open_chatter
     from tunesmith.ladder.climb import run_ladder
     from tunesmith.model.adapter_set import AdapterSet
-    from tunesmith.pipeline import run_recipe
-    from tunesmith.preflight import plan_run
+    from tunesmith.model.merge import merge_model
+    from tunesmith.pipeline.runner import run_recipe
+    from tunesmith.plan.run_plan import plan_run
     from tunesmith.recipe.load import load_recipe
     from tunesmith.registry.store import Registry
     from tunesmith.scoring.metrics import score
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "AdapterSet": "tunesmith.model.adapter_set",
-    "Chatter": "tunesmith.chatter",
+    "Chatter": "tunesmith.inference.chatter",
     "Registry": "tunesmith.registry.store",
     "TunesmithError": "tunesmith.core.errors",
     "Verdict": "tunesmith.scoring.verdict",
     "load_recipe": "tunesmith.recipe.load",
-    "merge_model": "tunesmith.deliver.merge",
-    "open_chatter": "tunesmith.chatter",
+    "merge_model": "tunesmith.model.merge",
+    "open_chatter": "tunesmith.inference.chatter",
     "paired_verdict": "tunesmith.scoring.verdict",
-    "plan_run": "tunesmith.preflight",
+    "plan_run": "tunesmith.plan.run_plan",
     "run_ladder": "tunesmith.ladder.climb",
-    "run_recipe": "tunesmith.pipeline",
+    "run_recipe": "tunesmith.pipeline.runner",
     "score": "tunesmith.scoring.metrics",
 }
 

@@ -15,8 +15,8 @@ from typing import Any
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.files import MANIFEST
 from tunesmith.core.places import cache_root, registry_root
-from tunesmith.pipeline import environment
-from tunesmith.recipe.hardware import available_memory_gib
+from tunesmith.estimate.hardware import available_memory_gib
+from tunesmith.pipeline.runner import environment
 
 Item = dict[str, Any]
 

@@ -62,11 +62,19 @@ def imports_in(node: ast.AST, *, lazy: bool = False) -> Iterator[Import]:
             module = "." * child.level + (child.module or "")
             if module == "tunesmith":
                 yield from (Import(f"tunesmith.{alias.name}", child.lineno, lazy) for alias in child.names)
+            elif (PACKAGE.parent / module.replace(".", "/")).is_dir():
+                yield from (Import(_module_of(module, alias.name), child.lineno, lazy) for alias in child.names)
             else:
                 yield Import(module, child.lineno, lazy)
         else:
             inside = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) or _only_for_types(child)
             yield from imports_in(child, lazy=lazy or inside)
+
+
+def _module_of(package: str, name: str) -> str:
+    """Return what `from package import name` imports: a module of the package, or the package itself."""
+    is_module = (PACKAGE.parent / package.replace(".", "/") / f"{name}.py").is_file()
+    return f"{package}.{name}" if is_module else package
 
 
 def _only_for_types(node: ast.AST) -> bool:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from tests.contract.sources import ROOT
 
-from tunesmith.launch.script import Job, script_of
 from tunesmith.recipe.launch import SlurmLaunch
 from tunesmith.recipe.load import load_recipe
+from tunesmith.slurm.script import Job, script_of
 
 
 def docs(script: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -7,8 +7,8 @@ from typing import Any, Literal, get_args, get_origin
 import pytest
 from tests.contract.sources import Source, sources
 
+from tunesmith.recipe.base import Section
 from tunesmith.recipe.schema import Recipe
-from tunesmith.recipe.section import Section
 
 # Under which other names the code holds a section, beside its key in the recipe.
 ALSO_HELD_AS = {
@@ -55,7 +55,7 @@ def is_read(setting: tuple[str, str], found: set[tuple[str, str]]) -> bool:
     return any((name, key) in found for name in {section, *ALSO_HELD_AS.get(section, ())})
 
 
-CHECKS = ("recipe/schema.py", "recipe/rows.py", "recipe/contradictions.py")
+CHECKS = ("recipe/schema.py", "recipe/data_source.py", "recipe/validation.py")
 FOUND = {one for source in sources() if source.name not in CHECKS for one in reads(source)}
 SETTINGS = sorted(set(leaves()))
 

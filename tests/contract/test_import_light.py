@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from tests.contract.sources import ROOT
-from tests.tiny import recipe, save_model
+from tests.support.tiny import recipe, save_model
 
 SLOW = {"torch", "transformers", "datasets", "peft", "numpy", "pandas", "pyarrow", "tokenizers", "huggingface_hub"}
 WRONG = "name: x\nmodle: {base: a/b}\ntrain: {learning_rate: 2e-4, epoks: 1}\n"

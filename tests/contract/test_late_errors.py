@@ -19,23 +19,25 @@ from tests.contract.sources import Source, sources
 
 from tunesmith.core import errors
 
-FOLDERS = ("train", "evaluate", "model", "answering", "scoring", "deliver")
+FOLDERS = ("train", "evaluate", "model", "distributed", "kernels", "inference", "scoring", "promote")
 _OURS = {name for name, one in vars(errors).items() if isinstance(one, type) and issubclass(one, Exception)}
 
 _SCORE = "verb: score and verdict, over files of their own"
 _ADAPTERS = "verb: AdapterSet"
+_ASKING = "verb: generate and chat"
+_MACHINE = "plan tunesmith.pipeline.checks:refuse_what_this_machine_lacks"
 _REHEARSED = "plan tunesmith.data.rehearsal:rehearse"
 _ARGUMENTS = "verb: a caller of our Python functions gave wrong arguments; stages give what they made"
 _DAMAGE = "not before: a file was damaged after it was written"
 _MEMORY = "not before: how much memory a pass takes is estimated by plan and known when it runs out"
 
 _LATE: dict[str, tuple[str, ...]] = {
-    "answering/answerable.py check_room": ("plan tunesmith.beforehand:check_questions",),
-    "deliver/by_hand.py move_alias": ("verb: promote",),
-    "deliver/by_hand.py promote_run": ("verb: promote",),
-    "deliver/merge.py merge_model": ("verb: merge_model",) * 2,
-    "deliver/mirror.py mirror": ("not before: another service did not answer after the version was stored",),
-    "deliver/promote.py check_promotion": ("verb: promote, as `run` leaves the stage out without the section",),
+    "inference/answerable.py check_room": ("plan tunesmith.pipeline.checks:check_questions",),
+    "promote/commands.py move_alias": ("verb: promote",),
+    "promote/commands.py promote_run": ("verb: promote",),
+    "model/merge.py merge_model": ("verb: merge_model",) * 2,
+    "promote/mirror.py mirror": ("not before: another service did not answer after the version was stored",),
+    "promote/promote.py check_promotion": ("verb: promote, as `run` leaves the stage out without the section",),
     "model/adapter_set.py AdapterSet.__init__": (_ADAPTERS,),
     "model/adapter_set.py AdapterSet._known": (_ADAPTERS,),
     "model/adapter_set.py AdapterSet.combine": (_ADAPTERS,) * 3,
@@ -47,47 +49,52 @@ _LATE: dict[str, tuple[str, ...]] = {
     "model/adapters.py make_trainable": ("not before: peft refuses kinds of modules that files do not tell",),
     "model/adapters.py recompute_activations": ("not before: transformers knows when it has built the model",),
     "model/adapters.py restore_weights": (_DAMAGE,) * 2,
-    "model/causality.py refuse_unless_causal": (
+    "kernels/causality_check.py refuse_unless_causal": (
         "not before: two forward passes prove it; what the configuration says, "
-        "tunesmith.recipe.causality:require_causal refuses in plan",
+        "tunesmith.architecture.causality:require_causal refuses in plan",
     ),
-    "model/generate.py generate": (_MEMORY,) * 2,
+    "inference/chatter.py Chatter._prompt": (_ASKING,) * 2,
+    "inference/chatter.py Chatter.ask": (_ASKING,),
+    "inference/chatter.py Chatter.turns_of_row": (_ASKING,) * 2,
+    "inference/chatter.py Chatter.turns_of_text": (_ASKING,),
+    "inference/chatter.py open_chatter": (_ASKING,) * 2,
+    "inference/generate.py generate": (_MEMORY,) * 2,
     "model/load.py _refuse_left_out_layers": (
         "not before: which weights an architecture reads is known when transformers has built it",
     ),
-    "model/load.py _refuse_overflow": ("plan tunesmith.beforehand:refuse_what_this_machine_lacks",),
+    "model/load.py _refuse_overflow": (_MACHINE,),
     "model/load.py load_base": (
-        "plan tunesmith.recipe.weight_headers:tensor_shapes",
+        "plan tunesmith.architecture.weight_headers:tensor_shapes",
         "not before: transformers reads the architecture's code when it builds the model",
         "not before: which weights an architecture asks for is known when transformers has built it",
     ),
-    "model/load.py machine": ("plan tunesmith.beforehand:refuse_what_this_machine_lacks",),
-    "model/new_tokens.py trained_rows": ("plan tunesmith.recipe.base_model:refuse_new_tokens_with_bias",),
-    "model/out_of_memory.py Fitting._halve": (_MEMORY,),
-    "model/out_of_memory.py Fitting.run": (_MEMORY,),
-    "model/parallel.py Group.check": ("not before: a signal came",),
-    "model/parallel.py Group.refuse_unlike": ("not before: another machine has other files",),
-    "model/parallel.py _others_there": ("not before: another process ended, or a port is taken",) * 2,
-    "model/quantized.py require_quantization": ("plan tunesmith.beforehand:refuse_what_this_machine_lacks",) * 3,
-    "model/sharding.py _mesh": ("not before: machines differ from each other",),
-    "model/sharding.py refuse_alone": (_MEMORY,),
-    "model/sharding.py shard": ("not before: which modules are layers is known when the model is built",),
-    "scoring/blind.py check_sight": ("plan tunesmith.beforehand:check_questions",),
+    "model/load.py machine": (_MACHINE,),
+    "model/new_tokens.py trained_rows": ("plan tunesmith.architecture.base_model:refuse_new_tokens_with_bias",),
+    "kernels/oom.py Fitting._halve": (_MEMORY,),
+    "kernels/oom.py Fitting.run": (_MEMORY,),
+    "distributed/process_group.py Group.check": ("not before: a signal came",),
+    "distributed/process_group.py Group.refuse_unlike": ("not before: another machine has other files",),
+    "distributed/process_group.py _others_there": ("not before: another process ended, or a port is taken",) * 2,
+    "model/quantization.py require_quantization": (_MACHINE,) * 3,
+    "distributed/fsdp.py _mesh": ("not before: machines differ from each other",),
+    "distributed/fsdp.py refuse_alone": (_MEMORY,),
+    "distributed/fsdp.py shard": ("not before: which modules are layers is known when the model is built",),
+    "scoring/blind.py check_sight": ("plan tunesmith.pipeline.checks:check_questions",),
     "scoring/bootstrap.py Sample.score": ("not before: it follows from the answers",),
-    "scoring/execution.py _Worker._start": ("not before: the system starts no process", _REHEARSED),
-    "scoring/execution.py _check_database": (_REHEARSED,) * 2,
-    "scoring/execution.py _score": (_REHEARSED,),
-    "scoring/execution.py execution_accuracy": (_ARGUMENTS,),
-    "scoring/json_answers.py _wanted": (_REHEARSED,),
+    "scoring/sql_execution.py _Worker._start": ("not before: the system starts no process", _REHEARSED),
+    "scoring/sql_execution.py _check_database": (_REHEARSED,) * 2,
+    "scoring/sql_execution.py _score": (_REHEARSED,),
+    "scoring/sql_execution.py execution_accuracy": (_ARGUMENTS,),
+    "scoring/json_metrics.py _wanted": (_REHEARSED,),
     "scoring/metrics.py _checked": (_ARGUMENTS,) * 4,
-    "scoring/metrics.py execution": ("plan tunesmith.recipe.contradictions:contradictions",),
-    "scoring/metrics.py expand": ("plan tunesmith.recipe.contradictions:contradictions",),
+    "scoring/metrics.py execution": ("plan tunesmith.recipe.validation:contradictions",),
+    "scoring/metrics.py expand": ("plan tunesmith.recipe.validation:contradictions",),
     "scoring/metrics.py score": (_ARGUMENTS,),
-    "scoring/own.py OwnMetric.__call__": (_REHEARSED,) * 2,
-    "scoring/own.py OwnMetric.__init__": (_REHEARSED,),
-    "scoring/own.py OwnMetric._found": (_REHEARSED,) * 3,
-    "scoring/own.py OwnMetric._number": (_REHEARSED,),
-    "scoring/own.py _check_arguments": (_REHEARSED,),
+    "scoring/custom.py OwnMetric.__call__": (_REHEARSED,) * 2,
+    "scoring/custom.py OwnMetric.__init__": (_REHEARSED,),
+    "scoring/custom.py OwnMetric._found": (_REHEARSED,) * 3,
+    "scoring/custom.py OwnMetric._number": (_REHEARSED,),
+    "scoring/custom.py _check_arguments": (_REHEARSED,),
     "scoring/row_scores.py compare": ("not before: no row had an answer of both models",),
     "scoring/standalone.py _by_id": (_SCORE,),
     "scoring/standalone.py _check_kinds": (_SCORE,),
@@ -100,14 +107,14 @@ _LATE: dict[str, tuple[str, ...]] = {
     "scoring/standalone.py _text": (_SCORE,) * 4,
     "scoring/standalone.py _values": (_SCORE,),
     "scoring/standalone.py score_file": (_SCORE,) * 4,
-    "scoring/verdict.py _check_rows": ("plan tunesmith.data.gather:gather", _ARGUMENTS),
+    "scoring/verdict.py _check_rows": ("plan tunesmith.data.dataset:gather", _ARGUMENTS),
     "scoring/verdict.py _check_settings": (_ARGUMENTS,) * 3,
     "scoring/verdict.py _check_weights": (_ARGUMENTS, "not before: no row has a token to score"),
     "scoring/verdict.py _numbers": ("not before: it follows from the answers",),
-    "train/attempts.py _begin": ("not before: training was killed twice at one step",),
+    "train/crash_loop.py _begin": ("not before: training was killed twice at one step",),
     "train/checkpoint.py latest_state": ("not before: data or base changed after the checkpoint was written", _DAMAGE),
     "train/loop.py train_steps": ("not before: training became non-finite",) * 2,
-    "train/optim.py require_optimizer": ("plan tunesmith.beforehand:refuse_what_this_machine_lacks",),
+    "train/optim.py require_optimizer": (_MACHINE,),
     "train/optim.py restore_optimizer": (_DAMAGE,) * 2,
     "train/validate.py Validation.measure": ("not before: training became non-finite",),
 }  # fmt: skip

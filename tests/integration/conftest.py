@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.cases import Command, Done, model
+from tests.support.cases import Command, Done, model
 
 from tunesmith import cli
 

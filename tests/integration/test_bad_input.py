@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.tiny import recipe, save_model, write_rows
+from tests.support.tiny import recipe, save_model, write_rows
 
 NO_TORCH = """
 import sys

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.cases import Case, Command, table, write
-from tests.tiny import tree
+from tests.support.cases import Case, Command, table, write
+from tests.support.tiny import tree
 
 from tunesmith import cli
 from tunesmith.fetch.reference import resolve

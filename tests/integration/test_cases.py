@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.cases import MESSAGES, Case, Command, Rows, answered, chats, lines, table, write
+from tests.support.cases import MESSAGES, Case, Command, Rows, answered, chats, lines, table, write
 
 
 def half(one: Any, other: Any) -> Callable[[int], Any]:

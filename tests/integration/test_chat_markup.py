@@ -4,14 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.tiny import recipe, save_plain_model
+from tests.support.tiny import recipe, save_plain_model
 from transformers import AutoTokenizer
 
 from tunesmith import merge_model, open_chatter, plan_run, run_recipe
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.files import read_json
 from tunesmith.fetch.reference import resolve
-from tunesmith.show import view
+from tunesmith.plan.inspect import view
 
 LIKELIHOODS = {"metrics": ["perplexity", "token_accuracy"], "primary": "perplexity", "rows": 8, "max_new_tokens": 6}
 TRAIN = {"learning_rate": 0.01, "epochs": 2, "examples_per_step": 8}

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.published import PUBLISHED
-from tests.tiny import SPECIALS, save_model, save_plain_model, save_seq2seq, seq2seq_tokenizer, tokenizer
+from tests.support.published import PUBLISHED
+from tests.support.tiny import SPECIALS, save_model, save_plain_model, save_seq2seq, seq2seq_tokenizer, tokenizer
 
 from tunesmith import load_recipe, open_chatter, plan_run, run_recipe
 from tunesmith.core.errors import VerdictRefused
@@ -168,7 +168,7 @@ def stored_bytes(base: str) -> int:
 
 
 def test_sqlite_tells_sql_from_prose() -> None:
-    from tunesmith.scoring.own import own_metrics
+    from tunesmith.scoring.custom import own_metrics
 
     rows = ["SELECT a FROM b WHERE c = 'x'", "SELECT FROM WHERE", "", "the answer is 5"]
     [metric] = own_metrics(["sqlite.parses"], RECIPES / "mistral-sql-qlora").values()

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.tiny import recipe
+from tests.support.tiny import recipe
 
 from tunesmith import plan_run, run_recipe
 from tunesmith.cli import app

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.tiny import recipe
+from tests.support.tiny import recipe
 
 from tunesmith import run_recipe
 from tunesmith.core.files import complete_lines, digest_file, read_json

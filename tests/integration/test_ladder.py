@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.tiny import recipe
+from tests.support.tiny import recipe
 
 from tunesmith.core.files import MANIFEST, read_json, read_jsonl
 from tunesmith.core.rundir import RunDir

@@ -5,13 +5,13 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from tests.tiny import recipe
+from tests.support.tiny import recipe
 
 from tunesmith import plan_run, run_recipe
 from tunesmith.core.files import read_json, read_jsonl
 from tunesmith.core.rundir import RunDir
 from tunesmith.data.batches import TokenSet
-from tunesmith.show import view
+from tunesmith.plan.inspect import view
 from tunesmith.tasks.tokenizer import Codec
 
 MOST = 32

@@ -6,8 +6,8 @@ import pytest
 
 from tunesmith.core.errors import TunesmithError
 from tunesmith.core.files import new_folder
-from tunesmith.deliver.by_hand import move_alias, roll_back
-from tunesmith.deliver.mirror import mirror
+from tunesmith.promote.commands import move_alias, roll_back
+from tunesmith.promote.mirror import mirror
 from tunesmith.registry.store import Registry, Version
 
 VERDICT = {

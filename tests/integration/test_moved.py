@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.tiny import recipe, save_model
+from tests.support.tiny import recipe, save_model
 
 from tunesmith import Registry, merge_model, run_recipe
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.files import MANIFEST, read_json
 from tunesmith.core.rundir import RunDir
-from tunesmith.deliver.by_hand import promote_run
 from tunesmith.fetch.reference import resolve
+from tunesmith.promote.commands import promote_run
 
 PROMOTE = {"model": "tiny", "min_gain": -2.0}
 METRIC = "from helper import one\ndef fn(predictions, references):\n    return [one] * len(predictions)\n"

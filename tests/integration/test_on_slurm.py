@@ -14,14 +14,14 @@ from tests.contract.sources import ROOT
 from tests.integration.test_founding_jobs import FEW, RECIPES, source
 from tests.integration.test_killed import steps_done
 from tests.integration.test_parallel import of_60_steps, same
-from tests.slurm_cluster import Cluster, cluster, missing, until
-from tests.tiny import save_plain_model
+from tests.support.slurm_cluster import Cluster, cluster, missing, until
+from tests.support.tiny import save_plain_model
 
 from tunesmith import run_recipe
 from tunesmith.core.files import digest_file, read_json
 from tunesmith.core.rundir import RunDir
 from tunesmith.fetch.reference import resolve
-from tunesmith.launch.jobs import StageJob, exit_code, log_path, read_jobs
+from tunesmith.slurm.jobs import StageJob, exit_code, log_path, read_jobs
 
 pytestmark = pytest.mark.slow
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
-from tests.tiny import recipe as write_recipe
+from tests.support.tiny import recipe as write_recipe
 
 from tunesmith.core.files import read_json, read_jsonl
 

@@ -18,16 +18,16 @@ import torch
 from safetensors.torch import load_file
 from tests.contract.sources import ROOT
 from tests.integration.test_killed import steps_done, wait_until
-from tests.tiny import one_thread, recipe, save_model
-from tests.together import trained
+from tests.support.multi_process import trained
+from tests.support.tiny import one_thread, recipe, save_model
 from tests.unit.train.conftest import random_rows
 
 from tunesmith import run_recipe
 from tunesmith.core.files import complete_lines, read_json, read_jsonl
 from tunesmith.core.rundir import RunDir
 from tunesmith.data.batches import write_tokens
+from tunesmith.distributed.process_group import Group
 from tunesmith.fetch.reference import resolve
-from tunesmith.model.parallel import Group
 
 pytestmark = pytest.mark.slow
 ROWS = 24

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.tiny import CHATML, recipe, save_model
+from tests.support.tiny import CHATML, recipe, save_model
 
 from tunesmith import Registry, load_recipe, run_recipe
 from tunesmith.cli import app

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.tiny import recipe
+from tests.support.tiny import recipe
 
 from tunesmith import merge_model, open_chatter, plan_run, run_recipe
 from tunesmith.core.errors import RecipeError

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.tiny import recipe
+from tests.support.tiny import recipe
 
 from tunesmith import run_recipe
 from tunesmith.core.files import read_json, read_jsonl

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from tests.integration.test_killed import start, steps_done, wait_until, weights
-from tests.tiny import recipe, save_seq2seq, write_numbers
+from tests.support.tiny import recipe, save_seq2seq, write_numbers
 
 from tunesmith import plan_run, run_recipe
 from tunesmith.cli import app

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from tests.contract.sources import ROOT
-from tests.slurm_cluster import Cluster, cluster, missing, until
+from tests.support.slurm_cluster import Cluster, cluster, missing, until
 
 pytestmark = pytest.mark.slow
 KINDS = ("net", "mnt", "pid", "uts")
@@ -126,7 +126,7 @@ def test_nothing_is_left(tmp_path: Path) -> None:
 def test_nothing_is_left_of_killed_tests(tmp_path: Path) -> None:
     code = """
 import pathlib, sys, time
-from tests.slurm_cluster import cluster
+from tests.support.slurm_cluster import cluster
 
 with cluster(pathlib.Path(sys.argv[1]), nodes=1) as slurm:
     slurm.popen(["sleep", "600"])

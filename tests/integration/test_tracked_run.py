@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from tests.tiny import recipe
+from tests.support.tiny import recipe
 from tests.unit.track.read_back import READERS
 
 from tunesmith import plan_run, run_recipe

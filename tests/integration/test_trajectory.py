@@ -5,21 +5,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.trajectory import losses
+from tests.support.trajectory import losses
 
 from tunesmith.data.batches import TokenSet
-from tunesmith.data.micro_batches import Division
+from tunesmith.data.microbatch import Division
 from tunesmith.fetch.reference import ModelFolder
+from tunesmith.kernels.fast_path import take_fast_path
+from tunesmith.kernels.packed_attention import has_row_attention
+from tunesmith.kernels.packing_check import why_not_apart
 from tunesmith.model.adapters import make_trainable, open_model
-from tunesmith.model.fast_path import take_fast_path
-from tunesmith.model.isolation import why_not_apart
 from tunesmith.model.load import Machine
-from tunesmith.model.lora_linear import as_peft_computes
-from tunesmith.model.row_attention import has_row_attention
-from tunesmith.recipe.rows import FileSource
+from tunesmith.model.lora import as_peft_computes
+from tunesmith.recipe.data_source import FileSource
 from tunesmith.recipe.schema import ChatData, LoraTuning
 from tunesmith.tasks import task_for
-from tunesmith.tasks.markup import codec_of
+from tunesmith.tasks.chatml import codec_of
 
 pytestmark = [pytest.mark.model, pytest.mark.slow]
 

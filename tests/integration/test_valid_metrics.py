@@ -6,20 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.tiny import recipe, save_seq2seq
+from tests.support.tiny import recipe, save_seq2seq
 from tests.unit.train.conftest import CLOCKS
 
 from tunesmith import load_recipe, run_recipe
-from tunesmith.answering.answers import answers
-from tunesmith.answering.questions import questions_of, rows_of
 from tunesmith.core.files import digest_file, read_json, read_jsonl, write_json
 from tunesmith.core.rundir import RunDir
 from tunesmith.data.batches import TokenSet, write_tokens
 from tunesmith.fetch.reference import resolve
+from tunesmith.inference.predict import answers
+from tunesmith.inference.prompts import questions_of, rows_of
 from tunesmith.model.adapters import open_model
 from tunesmith.model.load import machine_of
 from tunesmith.tasks import task_for
-from tunesmith.tasks.markup import codec_of
+from tunesmith.tasks.chatml import codec_of
 from tunesmith.train.train import train
 
 TRAIN = {

@@ -6,10 +6,11 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
-from tests.tiny import one_thread, tokenizer
+from tests.support.opened import folder_of, opened  # noqa: F401  (fixtures)
+from tests.support.tiny import one_thread, tokenizer
 
 # Folders whose tests compute with models; the others never wait for torch.
-COMPUTING = ("answering", "evaluate", "model", "train")
+COMPUTING = ("distributed", "evaluate", "inference", "kernels", "model", "train")
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ import protocol
 def work(job: dict[str, Any]) -> dict[str, Any]:
     """Answer all prompts; return the answers and how long they took, loading not counted."""
     from tunesmith.fetch.reference import resolve
-    from tunesmith.model.generate import generate
+    from tunesmith.inference.generate import generate
     from tunesmith.model.load import load_base, machine
 
     model = load_base(resolve(job["base"]), machine("fp32")).eval()

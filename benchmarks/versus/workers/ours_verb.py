@@ -23,7 +23,7 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
 
 def _helpers() -> dict[str, Any]:
     """Return how many processes helped to prepare, where there were any, and the memory of the largest."""
-    from tunesmith.data.shares import helpers
+    from tunesmith.data.workers import helpers
 
     largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
     return {"helpers": helpers() if largest else 0, "helper_rss_gib": round(largest, 3)}

@@ -40,9 +40,9 @@ def generate(
         raise RecipeError(
             "nothing to answer", code="usage", hint="give --prompt TEXT, --row COLUMN=VALUE or --rows FILE"
         )
-    from tunesmith.chatter import open_chatter
+    from tunesmith.cli.chat import announce, answer_row, answer_rows, answer_texts, read_prompts, read_row
+    from tunesmith.inference.chatter import open_chatter
     from tunesmith.report.wording import visible
-    from tunesmith.try_it import announce, answer_row, answer_rows, answer_texts, read_prompts, read_row
 
     texts = read_prompts(file) if file else list(prompt or [])
     chatter = open_chatter(model, system=system, row=read_row(row or []))
@@ -74,8 +74,8 @@ def chat(
         system: a system turn to use instead of the trained one.
         max_new_tokens: limit of an answer in tokens; by default 256, or fewer if the model has fewer positions left.
     """
-    from tunesmith.chatter import open_chatter
-    from tunesmith.try_it import announce, converse, read_row
+    from tunesmith.cli.chat import announce, converse, read_row
+    from tunesmith.inference.chatter import open_chatter
 
     chatter = open_chatter(model, system=system, row=read_row(row or []))
     announce(chatter, model)

@@ -17,9 +17,9 @@ from cyclopts.exceptions import CycloptsError
 from tunesmith.cli.output import Reported, accept_any_encoding, print_json
 from tunesmith.cli.translate import as_tunesmith_error
 from tunesmith.cli.usage import usage_error
+from tunesmith.core.dist_env import place
 from tunesmith.core.errors import TunesmithError, VerdictRefused
 from tunesmith.core.places import cache_root
-from tunesmith.core.ranks import place
 
 _KEPT_LOGS = 20
 _INTERRUPTED = 130

@@ -46,7 +46,7 @@ def plan(
     recipe: Path, *overrides: Overrides, out: Out = None, where: Where = AS_WRITTEN, as_json: AsJson = False
 ) -> None:
     """Check everything that can be checked without training, and show what would be done."""
-    from tunesmith.preflight import plan_run
+    from tunesmith.plan.run_plan import plan_run
 
     found = plan_run(recipe, (*overrides, *where.changes()), out=out)
     error = _error_of(found.must_fit)  # reported after the plan, whose numbers show how to make it fit
@@ -82,8 +82,8 @@ def show(
         stage: rows as training reads them, or test prompts as evaluation sends them, with the answers a run has.
         html: write them to this HTML file instead.
     """
+    from tunesmith.plan.inspect import view
     from tunesmith.report.tokens import as_html, as_text
-    from tunesmith.show import view
 
     samples = view(recipe, overrides, rows=rows, split=split, stage=stage)
     if html is not None:
@@ -133,13 +133,13 @@ def _stages(
     recipe: Path, overrides: tuple[str, ...], out: Path | None, until: str | None, where: Where, detach: bool,
     as_json: bool,
 ) -> None:  # fmt: skip
-    from tunesmith.start import start_run
+    from tunesmith.pipeline.launcher import start_run
 
     changes = (*overrides, *where.changes())
     try:
         done = start_run(recipe, changes, out=out, until=until, here=where.on == "local", detach=detach)
     except VerdictRefused as refused:  # the run is complete; only its promotion was refused
-        from tunesmith.runs import open_run
+        from tunesmith.pipeline.runs import open_run
 
         _summary(open_run(recipe, changes, out)[1], as_json, refused)
         raise Reported(refused) from None
@@ -150,7 +150,7 @@ def _stages(
 @app.command
 def status(run: RunFolder, *, as_json: AsJson = False) -> None:
     """Say how a run does: its stages, how far it is, and its jobs."""
-    from tunesmith.status import status_of
+    from tunesmith.pipeline.status import status_of
 
     found = status_of(RunDir.existing(run))
     print_result(found.to_json(), as_json, str(found))
@@ -159,7 +159,7 @@ def status(run: RunFolder, *, as_json: AsJson = False) -> None:
 @app.command
 def cancel(run: RunFolder, *, as_json: AsJson = False) -> None:
     """Take a run's jobs out of Slurm's line; what runs is asked to save, and `run` goes on from it."""
-    from tunesmith.on_slurm import cancel_run
+    from tunesmith.pipeline.submit import cancel_run
 
     found = cancel_run(RunDir.existing(run))
     print_result(
@@ -299,7 +299,7 @@ def promote(
         force: promote although the verdict does not allow it; needs --reason, and is kept in the log.
         reason: why.
     """
-    from tunesmith.deliver.by_hand import move_alias, promote_run
+    from tunesmith.promote.commands import move_alias, promote_run
     from tunesmith.registry.store import looks_like_reference
 
     if looks_like_reference(what) and not Path(what).exists():
@@ -320,7 +320,7 @@ def rollback(name: str, *, alias: str = "staging", reason: str | None = None, as
         alias: which alias.
         reason: why, for the log.
     """
-    from tunesmith.deliver.by_hand import roll_back
+    from tunesmith.promote.commands import roll_back
 
     name, _, named = name.partition("@")
     result = roll_back(name, named or alias, reason=reason)
@@ -334,7 +334,7 @@ def models(name: str | None = None, *, as_json: AsJson = False) -> None:
     Args:
         name: the model to show in full.
     """
-    from tunesmith.deliver.by_hand import list_models, list_versions
+    from tunesmith.promote.commands import list_models, list_versions
 
     result, text = list_models() if name is None else list_versions(name)
     print_result(result, as_json, text)

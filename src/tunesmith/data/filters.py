@@ -9,7 +9,7 @@ import regex
 
 from tunesmith.core.errors import DataError
 from tunesmith.data.sources import Row
-from tunesmith.recipe.rows import Filter, Scalar
+from tunesmith.recipe.data_source import Filter, Scalar
 from tunesmith.tasks.base import RowProblem, text_of
 
 # Patterns such as (a+)+b can take longer than the world is old; an honest one needs milliseconds.

@@ -7,15 +7,15 @@ import heapq
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 
+from tunesmith.architecture.shapes import Shapes
 from tunesmith.core.errors import RecipeError
 from tunesmith.data.batches import TokenSet, rows_of_step
-from tunesmith.data.micro_batches import Division, Group
-from tunesmith.recipe.contradictions import why_whole
+from tunesmith.data.microbatch import Division, Group
+from tunesmith.estimate.memory import Memory, Pass, memory_of, weights_bytes
 from tunesmith.recipe.launch import Sharding
-from tunesmith.recipe.memory import Memory, Pass, memory_of, weights_bytes
-from tunesmith.recipe.plan import Steps, most_tokens, steps_of
+from tunesmith.recipe.schedule import Steps, most_tokens, steps_of
 from tunesmith.recipe.schema import LoraBase, Recipe
-from tunesmith.recipe.shapes import Shapes
+from tunesmith.recipe.validation import why_whole
 
 # How many steps are looked at: those with the most tokens, and those with the longest rows.
 _STEPS = 12

@@ -6,7 +6,7 @@ from typing import Any
 
 from tunesmith.core.errors import DataError, RecipeError
 from tunesmith.data.local_files import kind_of, library_errors_told, path_of
-from tunesmith.recipe.rows import HubSource
+from tunesmith.recipe.data_source import HubSource
 
 _TIMEOUT_SECONDS = 10
 

@@ -20,7 +20,7 @@ from tunesmith.core.files import digest_file
 from tunesmith.data.csv_file import csv_records
 from tunesmith.data.json_file import json_lines, json_rows
 from tunesmith.data.text_file import cut
-from tunesmith.recipe.rows import FileSource
+from tunesmith.recipe.data_source import FileSource
 
 _CELLS = (".csv", ".tsv")
 _TEXT = (*_CELLS, ".json", ".jsonl")

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 
-from tunesmith.data.examine import Entry
-from tunesmith.data.shelf import Kept
+from tunesmith.data.process_rows import Entry
 from tunesmith.data.sources import named_sources
 from tunesmith.data.split import choose
+from tunesmith.data.spool import Kept
 from tunesmith.recipe.schema import Recipe
 
 

@@ -8,17 +8,17 @@ from tunesmith.core.files import new_folder, out_of_space_explained, write_json,
 from tunesmith.core.progress import Progress
 from tunesmith.core.rundir import RunDir
 from tunesmith.data.batches import write_tokens
-from tunesmith.data.gather import Gathered, gather
+from tunesmith.data.dataset import Gathered, gather
 from tunesmith.data.inputs import inputs
 from tunesmith.data.rehearsal import rehearse
-from tunesmith.data.shelf import Shelf
 from tunesmith.data.sources import commits_of
+from tunesmith.data.spool import Shelf
 from tunesmith.data.token_view import token_view
 from tunesmith.data.trained_rows import TRAINED_ROWS, write_trained_rows
 from tunesmith.fetch.reference import base_of, pinned_base
 from tunesmith.recipe.schema import Recipe
 from tunesmith.tasks import task_for
-from tunesmith.tasks.markup import codec_of
+from tunesmith.tasks.chatml import codec_of
 from tunesmith.tasks.tokenizer import Codec
 
 _SAMPLES = 3

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from math import sqrt
 
-from tunesmith.data.shelf import Kept
+from tunesmith.data.spool import Kept
 from tunesmith.recipe.schema import Recipe, Split
 
 # A split may differ from what was asked by this share of the rows, or by so many standard deviations of its size if

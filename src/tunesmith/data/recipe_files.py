@@ -9,7 +9,7 @@ from tunesmith.core.files import out_of_space_explained
 from tunesmith.core.rundir import RunDir
 from tunesmith.data.database import KEPT_DATABASE, database_file
 from tunesmith.recipe.schema import Recipe
-from tunesmith.scoring.own import source_files
+from tunesmith.scoring.custom import source_files
 
 
 def keep_recipe_files(recipe: Recipe, run: RunDir) -> None:

@@ -17,11 +17,11 @@ from tunesmith.core import interrupt
 from tunesmith.core.errors import RecipeError, TunesmithError
 from tunesmith.core.records import Example
 from tunesmith.data.database import opened_database
-from tunesmith.data.gather import Gathered
+from tunesmith.data.dataset import Gathered
 from tunesmith.data.split import choose
 from tunesmith.recipe.schema import Recipe
+from tunesmith.scoring.custom import OwnMetric, own_metrics
 from tunesmith.scoring.metrics import score, scored_on_answers
-from tunesmith.scoring.own import OwnMetric, own_metrics
 from tunesmith.tasks.base import Task
 
 # Metrics that refuse some references. The others take any text, so a few rows show that they work.

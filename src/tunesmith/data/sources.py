@@ -12,7 +12,7 @@ from tunesmith.data.hub import hub_revision, hub_rows, keep_copy, local_dataset
 from tunesmith.data.known_shapes import known_shape
 from tunesmith.data.local_files import LocalFile, digest, file_rows, files_of, label_of, path_of, visible_files
 from tunesmith.data.text_file import read_errors_told
-from tunesmith.recipe.rows import FileSource, HubSource, Source, Sources
+from tunesmith.recipe.data_source import FileSource, HubSource, Source, Sources
 
 _PATIENCE = 1000
 """A column that so many first rows of JSON lack is missing, not just left out of rows where it is empty."""

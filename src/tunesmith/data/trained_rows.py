@@ -8,11 +8,11 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from tunesmith.core.files import write_pieces
-from tunesmith.data.copies import HELD_OUT
-from tunesmith.data.shelf import Kept
+from tunesmith.data.dedup import HELD_OUT
+from tunesmith.data.spool import Kept
 from tunesmith.fetch.reference import ModelFolder
 from tunesmith.recipe.columns import answer_columns, asked_columns
-from tunesmith.recipe.rows import FileSource
+from tunesmith.recipe.data_source import FileSource
 from tunesmith.recipe.schema import Data, Recipe
 
 TRAINED_ROWS = "trained_rows.bin"

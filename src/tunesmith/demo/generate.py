@@ -13,10 +13,10 @@ from functools import cache
 from random import Random
 
 from tunesmith.core.errors import RecipeError
-from tunesmith.demo.chance import shuffled
 from tunesmith.demo.kind import Kind
 from tunesmith.demo.questions import KINDS
 from tunesmith.demo.shop import SCHEMA, fill
+from tunesmith.demo.stable_random import shuffled
 
 NAME = "shop-sql"
 LONGEST_ANSWER = 100

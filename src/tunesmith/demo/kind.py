@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from random import Random
 from string import Formatter
 
-from tunesmith.demo.chance import below, pick
 from tunesmith.demo.pools import Value, pools
+from tunesmith.demo.stable_random import below, pick
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from typing import TypeAlias
 from tunesmith.core.errors import DoesNotFit
 from tunesmith.core.files import sync_folder
 from tunesmith.demo.catalogue import CITIES, FIRST_NAMES, LAST_NAMES, PRODUCTS
-from tunesmith.demo.chance import below, pick, shuffled, weighted
+from tunesmith.demo.stable_random import below, pick, shuffled, weighted
 
 Rows: TypeAlias = list[tuple[int | str, ...]]
 Contents: TypeAlias = dict[str, Rows]

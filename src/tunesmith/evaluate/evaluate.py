@@ -4,9 +4,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from tunesmith.answering.answerable import check_room
-from tunesmith.answering.questions import SAMPLES, Questions, questions_of, rows_of
-from tunesmith.answering.scorer import Scorer
+from tunesmith.architecture.families import shapes_of
 from tunesmith.core import interrupt
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.files import digest_of, seal_folder, write_json, write_jsonl
@@ -14,26 +12,28 @@ from tunesmith.core.progress import say
 from tunesmith.core.rundir import RunDir
 from tunesmith.data.batches import TokenSet
 from tunesmith.data.fit import fits_to_answer
+from tunesmith.distributed.fsdp import room_of, shard, where_read
+from tunesmith.distributed.process_group import Group, here
+from tunesmith.estimate.throughput import remember_writing
+from tunesmith.evaluate.compare import judge
 from tunesmith.evaluate.inputs import inputs
-from tunesmith.evaluate.judge import judge
 from tunesmith.evaluate.subject import answer_all, health, likelihoods
 from tunesmith.fetch.reference import ModelFolder, base_of, tuned_of
+from tunesmith.inference.answerable import check_room
+from tunesmith.inference.prompts import SAMPLES, Questions, questions_of, rows_of
+from tunesmith.inference.scorer import Scorer
+from tunesmith.kernels.causality_check import refuse_unless_causal
 from tunesmith.model.adapters import open_model
-from tunesmith.model.causality import refuse_unless_causal
 from tunesmith.model.load import Machine, machine_of, most_positions
-from tunesmith.model.out_of_memory import free_memory
-from tunesmith.model.parallel import Group, here
-from tunesmith.model.quantized import quantization_of
-from tunesmith.model.sharding import room_of, shard, where_read
-from tunesmith.model.speed import remember_writing
-from tunesmith.recipe.architecture import shapes_of
-from tunesmith.recipe.contradictions import why_whole
+from tunesmith.model.memory import free_memory
+from tunesmith.model.quantization import quantization_of
 from tunesmith.recipe.launch import Sharding
 from tunesmith.recipe.schema import Recipe
+from tunesmith.recipe.validation import why_whole
 from tunesmith.scoring.metrics import LIKELIHOOD
 from tunesmith.tasks import task_for
 from tunesmith.tasks.base import Task
-from tunesmith.tasks.markup import codec_of
+from tunesmith.tasks.chatml import codec_of
 from tunesmith.tasks.tokenizer import Codec
 
 

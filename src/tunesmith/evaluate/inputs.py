@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from tunesmith.answering.inputs import scoring_inputs
 from tunesmith.core.files import digest_of
 from tunesmith.core.rundir import RunDir
+from tunesmith.inference.inputs import scoring_inputs
 from tunesmith.recipe.schema import Recipe
 
 

@@ -8,8 +8,6 @@ from typing import Any
 
 import torch
 
-from tunesmith.answering.answers import answers
-from tunesmith.answering.questions import Questions
 from tunesmith.core import interrupt
 from tunesmith.core.files import (
     complete_lines,
@@ -21,14 +19,16 @@ from tunesmith.core.files import (
 )
 from tunesmith.core.progress import Progress
 from tunesmith.data.batches import TokenSet
-from tunesmith.data.micro_batches import Division
-from tunesmith.model.isolation import attention_reach, why_not_apart
+from tunesmith.data.microbatch import Division
+from tunesmith.distributed.fsdp import in_company, is_sharded
+from tunesmith.distributed.process_group import here
+from tunesmith.inference.predict import answers
+from tunesmith.inference.prompts import Questions
+from tunesmith.kernels.oom import Fitting
+from tunesmith.kernels.packed_attention import has_row_attention
+from tunesmith.kernels.packing_check import attention_reach, why_not_apart
+from tunesmith.kernels.token_loss import token_loss
 from tunesmith.model.load import Machine
-from tunesmith.model.out_of_memory import Fitting
-from tunesmith.model.parallel import here
-from tunesmith.model.row_attention import has_row_attention
-from tunesmith.model.sharding import in_company, is_sharded
-from tunesmith.model.token_loss import token_loss
 from tunesmith.tasks.base import Task
 
 _MOST_TOKENS = 4096

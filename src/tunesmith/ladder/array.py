@@ -10,12 +10,12 @@ from tunesmith.core.progress import say
 from tunesmith.core.rundir import RunDir
 from tunesmith.ladder.collect import failure_of
 from tunesmith.ladder.rungs import Ladder, Rung, check_ladder, is_ladder, write_ladder
-from tunesmith.launch import slurm
-from tunesmith.launch.jobs import StageJob, read_jobs, script_path, write_jobs
-from tunesmith.launch.script import Job, script_of
-from tunesmith.on_slurm import fetch, refuse_active
+from tunesmith.pipeline.submit import fetch, refuse_active
 from tunesmith.recipe.launch import SlurmLaunch, all_processes_of
 from tunesmith.recipe.load import load_recipe
+from tunesmith.slurm import client
+from tunesmith.slurm.jobs import StageJob, read_jobs, script_path, write_jobs
+from tunesmith.slurm.script import Job, script_of
 
 
 def is_for_slurm(ladder: Ladder, recipe: Path) -> bool:
@@ -58,7 +58,7 @@ def submit_ladder(ladder: Ladder, recipe: Path) -> Path:
             job, text = _script(ladder, left)
             script = script_path(folder, job.stage)
             write_text(script, text)
-            number = slurm.submit(script)
+            number = client.submit(script)
             write_jobs(folder.launch, [StageJob(job.stage, number, job.name)])
             say(f"{len(left)} rungs: job {number}, {script}")
     say(f"to see the results when they are done: tunesmith ladder {quote(str(ladder.path))}")

@@ -15,10 +15,11 @@ from tunesmith.core.errors import Interrupted, RecipeError, TunesmithError
 from tunesmith.core.files import only_writer, write_json
 from tunesmith.core.progress import say
 from tunesmith.core.rundir import RunDir
-from tunesmith.ladder.collect import Result, check_bar, collect, failure_of, failure_path, write_result
+from tunesmith.ladder.collect import Result, check_bar, collect, failure_of, failure_path
+from tunesmith.ladder.page import write_result
 from tunesmith.ladder.rungs import Ladder, Rung, check_ladder, is_ladder, list_rungs, read_ladder, write_ladder
 from tunesmith.ladder.share import share
-from tunesmith.pipeline import run_recipe
+from tunesmith.pipeline.runner import run_recipe
 
 _SECONDS_BETWEEN_LOOKS = 0.2
 

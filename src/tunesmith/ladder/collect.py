@@ -9,14 +9,14 @@ from shlex import quote
 from typing import Any, Literal
 
 from tunesmith.core.errors import RecipeError
-from tunesmith.core.files import MANIFEST, read_json, read_jsonl, write_json
+from tunesmith.core.files import MANIFEST, read_json, read_jsonl
 from tunesmith.core.rundir import RunDir
-from tunesmith.evaluate.judge import judged
+from tunesmith.evaluate.compare import judged
 from tunesmith.ladder.rungs import Axis, Ladder, Rung, correction
 from tunesmith.ladder.share import taken_over
 from tunesmith.recipe.schema import FullTuning, Recipe
+from tunesmith.scoring.custom import is_own
 from tunesmith.scoring.metrics import higher_is_better, is_share, share_hint
-from tunesmith.scoring.own import is_own
 from tunesmith.scoring.verdict import Verdict
 
 State = Literal["done", "failed", "to do"]
@@ -153,15 +153,6 @@ def collect(ladder: Ladder, bar: float | None = None) -> Result:
         promotes=recipe.promote is not None,
         notes=tuple(_notes(ladder, recipes, held, outcomes, len(asked))),
     )
-
-
-def write_result(result: Result) -> Result:
-    """Write `ladder.json` and `ladder.html`."""
-    from tunesmith.ladder.page import write_page
-
-    write_json(result.file, result.to_json())
-    write_page(result)
-    return result
 
 
 def smallest(outcomes: Sequence[Outcome], axes: Sequence[Axis], *, higher_is_better: bool) -> Outcome | None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from tunesmith.core.files import write_text
+from tunesmith.core.files import write_json, write_text
 from tunesmith.ladder import chart, words
 from tunesmith.ladder.collect import Result
 from tunesmith.report.render import both_widths, style, template
@@ -13,10 +13,11 @@ _HERE = Path(__file__).parent
 _SMALL = 470.0
 
 
-def write_page(result: Result) -> Path:
-    """Write the page of a ladder, finished or not, and return its path."""
+def write_result(result: Result) -> Result:
+    """Write the result of a ladder, finished or not, as `ladder.json` and `ladder.html`."""
+    write_json(result.file, result.to_json())
     write_text(result.page, render(result))
-    return result.page
+    return result
 
 
 def render(result: Result) -> str:

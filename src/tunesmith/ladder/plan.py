@@ -7,7 +7,7 @@ from typing import Any
 from tunesmith.core.errors import DataError, DoesNotFit
 from tunesmith.core.progress import clock
 from tunesmith.ladder.rungs import Ladder, Rung
-from tunesmith.preflight import plan_run
+from tunesmith.plan.run_plan import plan_run
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,10 +10,10 @@ from tunesmith.core.errors import RecipeError
 from tunesmith.core.files import digest_of, read_json, remove_leftovers, write_json
 from tunesmith.core.rundir import RunDir
 from tunesmith.fetch.reference import resolve
+from tunesmith.pipeline.runs import identity, open_run, place_of, recipe_folder, write_origin
 from tunesmith.recipe.launch import TorchrunLaunch
 from tunesmith.recipe.load import RecipeProblems, load_recipe
 from tunesmith.recipe.schema import Recipe
-from tunesmith.runs import identity, open_run, place_of, recipe_folder, write_origin
 
 MODEL = "model.base"
 _LIST = "rungs.json"

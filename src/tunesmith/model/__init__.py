@@ -1,4 +1,4 @@
-"""Weights -> adapters -> token loss and generation: the only forward passes of the project."""
+"""Weights of a base and of adapters: opened, quantized, extended, merged, saved."""
 
 import logging
 

@@ -5,13 +5,13 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 from tunesmith.core.errors import RecipeError
+from tunesmith.estimate.hardware import AskedPrecision
 from tunesmith.fetch.adapter_tokens import trained_tokens
 from tunesmith.fetch.reference import ModelFolder, resolve
 from tunesmith.model.adapters import attach_adapter, open_model
 from tunesmith.model.load import machine
 from tunesmith.model.new_tokens import make_room
-from tunesmith.model.quantized import trained_quantization
-from tunesmith.recipe.hardware import AskedPrecision
+from tunesmith.model.quantization import trained_quantization
 
 
 class AdapterSet:

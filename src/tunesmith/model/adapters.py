@@ -11,16 +11,16 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
+from tunesmith.architecture.base_model import refuse_targets_nowhere
 from tunesmith.core.errors import DamagedFile, RecipeError
 from tunesmith.fetch.adapter_tokens import trained_tokens
 from tunesmith.fetch.reference import ModelFolder
+from tunesmith.model.dtensor import is_divided, like
 from tunesmith.model.load import Machine, load_base, without_adapter
-from tunesmith.model.lora_linear import use_compute_dtype
+from tunesmith.model.lora import use_compute_dtype
+from tunesmith.model.memory import is_out_of_memory
 from tunesmith.model.new_tokens import make_room, start_rows, trained_rows
-from tunesmith.model.out_of_memory import is_out_of_memory
-from tunesmith.model.parts import is_divided, like
-from tunesmith.model.quantized import trained_quantization
-from tunesmith.recipe.base_model import refuse_targets_nowhere
+from tunesmith.model.quantization import trained_quantization
 from tunesmith.recipe.schema import FullTuning, LoraBase, Quantization
 
 _WEIGHTS = "adapter_model.safetensors"

@@ -12,14 +12,14 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
+from tunesmith.architecture.base_model import refuse_pickle, refuse_quantized
+from tunesmith.architecture.causality import require_causal
+from tunesmith.architecture.weight_headers import stored_as
 from tunesmith.core.errors import DamagedFile, RecipeError
+from tunesmith.estimate.hardware import AskedPrecision, precision_of
 from tunesmith.fetch.reference import ModelFolder
-from tunesmith.model.quantized import bitsandbytes_config, keep_order, require_quantization
-from tunesmith.recipe.base_model import refuse_pickle, refuse_quantized
-from tunesmith.recipe.causality import require_causal
-from tunesmith.recipe.hardware import AskedPrecision, precision_of
+from tunesmith.model.quantization import bitsandbytes_config, keep_order, require_quantization
 from tunesmith.recipe.schema import Quantization, Recipe
-from tunesmith.recipe.weight_headers import stored_as
 
 # Their activations go beyond what fp16 can hold; bf16, in which they were pretrained, has the range.
 _BEYOND_FP16 = frozenset({"t5", "mt5", "umt5", "longt5", "switch_transformers"})

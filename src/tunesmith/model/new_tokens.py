@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from tunesmith.recipe.base_model import output_has_bias
+from tunesmith.architecture.base_model import output_has_bias
 
 
 @torch.no_grad()

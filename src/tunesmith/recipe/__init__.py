@@ -1,1 +1,1 @@
-"""The recipe: YAML file + overrides -> `load` -> frozen `Recipe` -> `plan` (derived numbers)."""
+"""The recipe: YAML file + overrides -> `load` -> frozen `Recipe` -> `schedule` (derived numbers)."""

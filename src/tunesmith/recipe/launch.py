@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from tunesmith.core.errors import RecipeError
-from tunesmith.recipe.section import Section, allowed
+from tunesmith.recipe.base import Section, allowed
 
 # Letters that neither a shell nor sbatch takes for anything but themselves.
 _PLAIN = "a letter, a digit or one of _ . , : / @ % + = -"

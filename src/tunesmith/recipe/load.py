@@ -16,11 +16,11 @@ from ruamel.yaml.emitter import RoundTripEmitter
 from ruamel.yaml.error import YAMLError
 
 from tunesmith.core.errors import RecipeError
-from tunesmith.recipe.contradictions import contradictions
-from tunesmith.recipe.document import Path_, places_of, plain_values, quoted, read_document, read_text
+from tunesmith.recipe.base import Section
 from tunesmith.recipe.foreign_words import ours_for
 from tunesmith.recipe.schema import Recipe
-from tunesmith.recipe.section import Section
+from tunesmith.recipe.validation import contradictions
+from tunesmith.recipe.yaml import Path_, places_of, plain_values, quoted, read_document, read_text
 
 _MOST_SHOWN = 120
 

@@ -8,9 +8,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from tunesmith.recipe.base import Section, Texts, allowed
+from tunesmith.recipe.data_source import Filter, Sources
 from tunesmith.recipe.launch import Launch, LocalLaunch
-from tunesmith.recipe.rows import Filter, Sources
-from tunesmith.recipe.section import Section, Texts, allowed
 from tunesmith.recipe.template import plain, with_a_column
 from tunesmith.registry.names import check_alias, check_name
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.core.errors import DataError, RecipeError
-from tunesmith.scoring.json_answers import json_field_f1, json_valid
-from tunesmith.scoring.own import is_own, own_metrics
+from tunesmith.scoring.custom import is_own, own_metrics
+from tunesmith.scoring.json_metrics import json_field_f1, json_valid
 from tunesmith.scoring.rouge import ROUGE_NAMES, is_rouge, rouge
 from tunesmith.scoring.words import is_other_script, spaced
 
@@ -179,7 +179,7 @@ def _by_sacrebleu(metric: Any, predictions: Sequence[str], references: Reference
 
 def execution(predictions: Sequence[str], references: References, database: Path | None) -> list[float]:
     """Return execution accuracy of SQL: see `execution_accuracy`."""
-    from tunesmith.scoring.execution import execution_accuracy
+    from tunesmith.scoring.sql_execution import execution_accuracy
 
     if database is None:
         raise RecipeError("`execution` has no database", hint="give the SQLite file that queries run on")

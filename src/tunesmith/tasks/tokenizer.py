@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.files import digest_of
 from tunesmith.tasks.base import RowProblem
-from tunesmith.tasks.pieces import Encoder, Scan
-from tunesmith.tasks.plain import PlainTokenizer, plain_tokenizer
-from tunesmith.tasks.renaming import renamed
-from tunesmith.tasks.template import ChatTemplate
+from tunesmith.tasks.cached_encoder import Encoder, Scan
+from tunesmith.tasks.chat_template import ChatTemplate
+from tunesmith.tasks.rename_tokens import renamed
+from tunesmith.tasks.tokenizer_files import PlainTokenizer, plain_tokenizer
 
 # Added tokens that are not flagged special still steer a model when they look like markup (<think>, [INST], <|x|>);
 # runs of blanks, which some tokenizers add too, do not.

@@ -29,10 +29,11 @@ from tunesmith.core.files import (
 from tunesmith.core.progress import say
 from tunesmith.core.rundir import RunDir
 from tunesmith.data.trained_rows import TRAINED_ROWS
+from tunesmith.distributed.process_group import Group
+from tunesmith.distributed.sharded_state import put_together, read_parts, write_parts
 from tunesmith.fetch.reference import CARD, name_for_peft
 from tunesmith.model.adapters import restore_weights, save_model, trained_parameters
-from tunesmith.model.parallel import Group
-from tunesmith.model.parts import as_its_weight, is_divided, put_together, read_parts, write_parts
+from tunesmith.model.dtensor import as_its_weight, is_divided
 from tunesmith.tasks.tokenizer import Codec
 from tunesmith.train.optim import optimizer_tensors, restore_optimizer
 

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from tunesmith.answering.inputs import scoring_inputs
 from tunesmith.core.files import digest_of
 from tunesmith.core.rundir import RunDir
 from tunesmith.fetch.reference import base_of
-from tunesmith.recipe.plan import DECODING, NEVER_DECIDES
+from tunesmith.inference.inputs import scoring_inputs
+from tunesmith.recipe.schedule import DECODING, NEVER_DECIDES
 from tunesmith.recipe.schema import Recipe
 
 

@@ -21,16 +21,17 @@ from tunesmith.core import interrupt
 from tunesmith.core.errors import NonFinite
 from tunesmith.core.records import StepReport
 from tunesmith.data.batches import Batch, TokenSet, rows_of_step
-from tunesmith.data.micro_batches import Division
+from tunesmith.data.microbatch import Division
+from tunesmith.distributed.fsdp import passes
+from tunesmith.distributed.process_group import Group, hearing_others
+from tunesmith.estimate.hardware import resident_gib
+from tunesmith.estimate.memory import Memory
+from tunesmith.kernels.oom import Fitting
+from tunesmith.kernels.token_loss import token_loss
 from tunesmith.model.load import Machine
-from tunesmith.model.out_of_memory import Fitting, trim_heap
-from tunesmith.model.parallel import Group, hearing_others
-from tunesmith.model.sharding import passes
-from tunesmith.model.token_loss import token_loss
-from tunesmith.recipe.hardware import resident_gib
+from tunesmith.model.memory import trim_heap
 from tunesmith.recipe.launch import Sharding
-from tunesmith.recipe.memory import Memory
-from tunesmith.recipe.plan import Steps, learning_rate
+from tunesmith.recipe.schedule import Steps, learning_rate
 from tunesmith.recipe.schema import Recipe
 from tunesmith.train.optim import clip_gradients
 

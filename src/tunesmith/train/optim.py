@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from tunesmith.core.errors import DamagedFile, RecipeError, install_hint
+from tunesmith.distributed.process_group import Group
 from tunesmith.model.adapters import trained_parameters
-from tunesmith.model.parallel import Group
-from tunesmith.model.parts import copies, is_divided, part
+from tunesmith.model.dtensor import copies, is_divided, part
 from tunesmith.recipe.schema import Train
 
 # bitsandbytes keeps the moments of smaller weights in fp32.

@@ -13,6 +13,9 @@ from typing import Any
 
 import torch
 
+from tunesmith.architecture.base_model import refuse_tokens_beyond
+from tunesmith.architecture.families import shapes_of
+from tunesmith.architecture.shapes import Shapes
 from tunesmith.core import interrupt
 from tunesmith.core.errors import Interrupted, ProcessLost, RecipeError
 from tunesmith.core.files import complete_lines, digest_of, json_line, out_of_space_explained, seal_folder, write_text
@@ -21,8 +24,17 @@ from tunesmith.core.records import StepReport
 from tunesmith.core.rundir import SPLITS, RunDir
 from tunesmith.data.batches import TokenSet
 from tunesmith.data.fit import Room, division_of, fitting, refuse_rows_beyond, refuse_to_pack, sharding_of
-from tunesmith.data.micro_batches import Division
+from tunesmith.data.microbatch import Division
+from tunesmith.distributed.fsdp import room_of, shard, where_read
+from tunesmith.distributed.process_group import Group, cores_of, hearing_others, here
+from tunesmith.estimate.hardware import available_memory_gib
+from tunesmith.estimate.throughput import Speed, remember_speed
 from tunesmith.fetch.reference import ModelFolder, base_of, card_of_base
+from tunesmith.kernels.causality_check import refuse_unless_causal
+from tunesmith.kernels.fast_path import take_fast_path
+from tunesmith.kernels.oom import Fitting
+from tunesmith.kernels.packed_attention import has_row_attention
+from tunesmith.kernels.packing_check import attention_reach, has_dropout, why_not_apart
 from tunesmith.model.adapters import (
     count_parameters,
     make_trainable,
@@ -30,33 +42,22 @@ from tunesmith.model.adapters import (
     recompute_activations,
     trained_parameters,
 )
-from tunesmith.model.causality import refuse_unless_causal
-from tunesmith.model.fast_path import take_fast_path
-from tunesmith.model.isolation import attention_reach, has_dropout, why_not_apart
+from tunesmith.model.dtensor import part
 from tunesmith.model.load import Machine, machine_of, most_positions, stored_dtype
-from tunesmith.model.out_of_memory import Fitting, free_memory, give_back_at_once
-from tunesmith.model.parallel import Group, cores_of, hearing_others, here
-from tunesmith.model.parts import part
-from tunesmith.model.quantized import quantization_of
-from tunesmith.model.row_attention import has_row_attention
-from tunesmith.model.sharding import room_of, shard, where_read
-from tunesmith.model.speed import Speed, remember_speed
-from tunesmith.recipe.architecture import shapes_of
-from tunesmith.recipe.base_model import refuse_tokens_beyond
-from tunesmith.recipe.hardware import available_memory_gib
+from tunesmith.model.memory import free_memory, give_back_at_once
+from tunesmith.model.quantization import quantization_of
 from tunesmith.recipe.launch import Sharding, parts_of
-from tunesmith.recipe.plan import steps_of
+from tunesmith.recipe.schedule import steps_of
 from tunesmith.recipe.schema import FullTuning, Recipe
-from tunesmith.recipe.shapes import Shapes
-from tunesmith.tasks.markup import codec_of
+from tunesmith.tasks.chatml import codec_of
 from tunesmith.tasks.tokenizer import Codec
-from tunesmith.train.attempts import attempt
+from tunesmith.train.async_save import Saver
 from tunesmith.train.checkpoint import State, latest_state, restore
+from tunesmith.train.crash_loop import attempt
 from tunesmith.train.inputs import inputs
 from tunesmith.train.loop import FIRST_LOSS_SCALE, Setup, train_steps
-from tunesmith.train.machine_use import forget_peak_memory, machine_use, peak_memory_gib
 from tunesmith.train.optim import make_optimizer
-from tunesmith.train.saver import Saver
+from tunesmith.train.resource_monitor import forget_peak_memory, machine_use, peak_memory_gib
 from tunesmith.train.validate import Validation, valid_rows
 
 

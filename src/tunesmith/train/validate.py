@@ -10,9 +10,6 @@ from dataclasses import asdict
 from statistics import mean
 from typing import Any
 
-from tunesmith.answering.answers import answers
-from tunesmith.answering.questions import Questions, questions_of, rows_of
-from tunesmith.answering.scorer import Scorer
 from tunesmith.core.errors import NonFinite, RecipeError
 from tunesmith.core.files import json_line, read_jsonl, write_text
 from tunesmith.core.interrupt import until_requested
@@ -20,8 +17,11 @@ from tunesmith.core.progress import say
 from tunesmith.core.rundir import RunDir
 from tunesmith.data.batches import TokenSet
 from tunesmith.data.validation import measured_rows
-from tunesmith.model.out_of_memory import free_memory
-from tunesmith.model.sharding import in_company
+from tunesmith.distributed.fsdp import in_company
+from tunesmith.inference.predict import answers
+from tunesmith.inference.prompts import Questions, questions_of, rows_of
+from tunesmith.inference.scorer import Scorer
+from tunesmith.model.memory import free_memory
 from tunesmith.tasks import task_for
 from tunesmith.tasks.base import Task
 from tunesmith.tasks.tokenizer import Codec

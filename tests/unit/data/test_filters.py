@@ -9,7 +9,7 @@ from tunesmith.core.errors import DataError
 from tunesmith.data import filters
 from tunesmith.data.filters import broken_rule
 from tunesmith.data.sources import Row
-from tunesmith.recipe.rows import Filter
+from tunesmith.recipe.data_source import Filter
 from tunesmith.tasks.base import RowProblem, Written
 
 

@@ -4,9 +4,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.tiny import config
-from tests.tiny import recipe as write_recipe
+from tests.support.tiny import config
+from tests.support.tiny import recipe as write_recipe
 
+from tunesmith.architecture.families import shapes_of
+from tunesmith.architecture.shapes import Shapes
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.records import Tokens
 from tunesmith.data.batches import TokenSet
@@ -19,11 +21,9 @@ from tunesmith.data.fit import (
     refuse_rows_beyond,
     sharding_of,
 )
-from tunesmith.recipe.architecture import shapes_of
+from tunesmith.estimate.memory import Memory
 from tunesmith.recipe.load import load_recipe
-from tunesmith.recipe.memory import Memory
 from tunesmith.recipe.schema import Recipe
-from tunesmith.recipe.shapes import Shapes
 
 LENGTHS = [40, 60, 100, 100, 120, 200, 64, 64] * 3
 

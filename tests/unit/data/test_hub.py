@@ -13,7 +13,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before `datasets` is imported
 from tunesmith.core.errors import DataError, RecipeError
 from tunesmith.data.hub import hub_revision
 from tunesmith.data.sources import commits_of, digest_sources, keep_copies, read_rows, sources_are_there
-from tunesmith.recipe.rows import HubSource
+from tunesmith.recipe.data_source import HubSource
 
 COMMIT = "a" * 40
 

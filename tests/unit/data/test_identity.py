@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.tiny import recipe as write_recipe
+from tests.support.tiny import recipe as write_recipe
 
-from tunesmith.answering.questions import rows_of
 from tunesmith.core.errors import DataError
 from tunesmith.core.files import read_jsonl, write_json, write_jsonl
 from tunesmith.core.records import Turn
 from tunesmith.core.rundir import RunDir
-from tunesmith.data.gather import gather
+from tunesmith.data.dataset import gather
 from tunesmith.data.identity import block_id, group_of, row_id
 from tunesmith.data.prepare import prepare
 from tunesmith.data.trained_rows import TRAINED_ROWS, trained_rows, write_trained_rows
 from tunesmith.fetch.reference import CARD, ModelFolder
+from tunesmith.inference.prompts import rows_of
 from tunesmith.recipe.load import load_recipe
 from tunesmith.scoring.standalone import verdict_of_files
 from tunesmith.tasks import task_for

@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 
 from tunesmith.core.errors import DataError, RecipeError
-from tunesmith.data import copies
-from tunesmith.data import gather as gathering
-from tunesmith.data.gather import Gathered, gather
+from tunesmith.data import dataset, dedup
+from tunesmith.data.dataset import Gathered, gather
 from tunesmith.recipe.schema import Recipe
 from tunesmith.tasks import task_for
 from tunesmith.tasks.tokenizer import Codec
@@ -303,11 +302,11 @@ def test_all_copies_are_found_at_once_however_many_are_like_one_row(mix: Mix, mo
     """Comparing takes long where rows are many, so it must not be done once a copy."""
     compared = []
 
-    def noting(*args: Any) -> copies.Comparison:
+    def noting(*args: Any) -> dedup.Comparison:
         compared.append(args)
-        return copies.Comparison(*args)
+        return dedup.Comparison(*args)
 
-    monkeypatch.setattr(gathering, "Comparison", noting)
+    monkeypatch.setattr(dataset, "Comparison", noting)
     lines = [said(i) for i in range(9)] + [near(said(200), i) for i in range(8)] + [said(201)] * 5
     held_out = [{**said(i), "fold": "test"} for i in (200, 201, 202)]
     found = mix({"a": lines + held_out}, split={"column": "fold"}, leakage="drop")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.tiny import recipe as write_recipe
+from tests.support.tiny import recipe as write_recipe
 
 from tunesmith.core.errors import DataError, DoesNotFit
 from tunesmith.core.files import check_folder, read_json, read_jsonl, write_json
@@ -18,7 +18,7 @@ from tunesmith.data.batches import TokenSet
 from tunesmith.data.prepare import inputs, prepare
 from tunesmith.recipe.load import load_recipe
 from tunesmith.recipe.schema import Recipe
-from tunesmith.tasks import pieces, task_for, tokenizer
+from tunesmith.tasks import cached_encoder, task_for, tokenizer
 from tunesmith.tasks.tokenizer import Codec
 
 Row = dict[str, Any]
@@ -242,7 +242,7 @@ def test_it_gives_the_same_bytes_however_it_encodes(
 ) -> None:
     made = make(name="one").go()
     if way == "whole texts":
-        monkeypatch.setattr(pieces, "encodes_by_words", lambda backend: False)
+        monkeypatch.setattr(cached_encoder, "encodes_by_words", lambda backend: False)
     else:
         monkeypatch.setattr(tokenizer, "plain_tokenizer", lambda folder: None)
     assert make(name="other").go()["files"] == made["files"]

@@ -4,15 +4,15 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from tests.tiny import recipe
+from tests.support.tiny import recipe
 
-from tunesmith.answering.inputs import scoring_inputs
 from tunesmith.core.files import write_json
 from tunesmith.core.rundir import RunDir
 from tunesmith.data.database import database_file
 from tunesmith.data.recipe_files import keep_recipe_files
+from tunesmith.inference.inputs import scoring_inputs
 from tunesmith.recipe.load import load_recipe
-from tunesmith.scoring.own import own_metrics, source_files
+from tunesmith.scoring.custom import own_metrics, source_files
 
 METRIC = "import helper\nfrom pkg.deep import two\ndef fn(predictions, references):\n    return [helper.one() * two] * len(predictions)\n"  # noqa: E501
 

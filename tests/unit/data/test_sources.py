@@ -24,7 +24,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before `datasets` is imported
 from tunesmith.core.errors import DataError, RecipeError
 from tunesmith.data import json_file, local_files, text_file
 from tunesmith.data.sources import Row, digest_sources, missing_column_error, read_rows
-from tunesmith.recipe.rows import FileSource, GeneratedSource
+from tunesmith.recipe.data_source import FileSource, GeneratedSource
 from tunesmith.tasks.base import Written, cell
 
 SHARED = Path(__file__).resolve().parents[3].parent / "shared" / "data"

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tests.tiny import recipe as write_recipe
+from tests.support.tiny import recipe as write_recipe
 
 from tunesmith.core.errors import RecipeError
 from tunesmith.data.validation import LEAST_ROWS, MOST_OF_TRAINING, measured_rows

@@ -12,7 +12,7 @@ from tunesmith.core.errors import DoesNotFit
 from tunesmith.core.files import digest_of
 from tunesmith.demo import SCHEMA, database, shop
 from tunesmith.demo.catalogue import CITIES, PRODUCTS
-from tunesmith.demo.chance import below, pick, shuffled, weighted
+from tunesmith.demo.stable_random import below, pick, shuffled, weighted
 
 
 @pytest.fixture(scope="module")

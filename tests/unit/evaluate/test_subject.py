@@ -9,18 +9,18 @@ from typing import Any
 
 import pytest
 import torch
-from tests.unit.answering.asked import COUNT, FP32, LIMIT, POSITIONS, Words, questions, random_model
+from tests.unit.inference.asked import COUNT, FP32, LIMIT, POSITIONS, Words, questions, random_model
 
-from tunesmith.answering import answers
-from tunesmith.answering.questions import Questions
 from tunesmith.core import interrupt
 from tunesmith.core.errors import DamagedFile, DoesNotFit, Interrupted
 from tunesmith.core.records import Tokens
 from tunesmith.data.batches import TokenSet, write_tokens
 from tunesmith.evaluate import subject
 from tunesmith.evaluate.subject import answer_all, health, likelihoods
-from tunesmith.model.generate import Answer
-from tunesmith.model.slot_proof import room_for
+from tunesmith.inference import predict
+from tunesmith.inference.generate import Answer
+from tunesmith.inference.prompts import Questions
+from tunesmith.inference.slot_check import room_for
 
 
 @pytest.fixture(scope="module")
@@ -45,13 +45,13 @@ def ask(model: Any, tmp_path: Path) -> Ask:
 def generated(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """Collect the prompts that really were generated for."""
     asked: list[tuple[int, ...]] = []
-    real = answers.generate
+    real = predict.generate
 
     def noting(model: Any, prompts: Sequence[Sequence[int]], **settings: Any) -> Any:
         asked.extend(map(tuple, prompts))
         return real(model, prompts, **settings)
 
-    monkeypatch.setattr(answers, "generate", noting)
+    monkeypatch.setattr(predict, "generate", noting)
     return asked
 
 
@@ -115,7 +115,7 @@ def test_what_other_processes_have_left_counts_and_ends_in_one_file(
 def test_a_signal_keeps_what_was_answered(
     ask: Ask, model: Any, generated: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tunesmith.model.generate._IN_SLOTS", 2)
+    monkeypatch.setattr("tunesmith.inference.generate._IN_SLOTS", 2)
     room_for(model, questions().prompts)  # which has passes of its own
     real, passes = interrupt.check, []
 
@@ -212,7 +212,7 @@ def test_answers_that_stop_are_told_from_those_that_are_cut_off(ask: Ask, monkey
     def half(model: Any, prompts: Sequence[Sequence[int]], **_: Any) -> Any:
         yield from (Answer(i, (9,) * (i % 2), stopped=i % 2 == 0) for i in reversed(range(len(prompts))))
 
-    monkeypatch.setattr(answers, "generate", half)
+    monkeypatch.setattr(predict, "generate", half)
     found = ask()
     assert [line["stopped"] for line in found] == [True, False] * (COUNT // 2)
     assert health(found) == {"rows": 10, "failed": 0, "empty": 5, "cut_off": 5, "stopped": 5}

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.tiny import recipe
+from tests.support.tiny import recipe
 
 from tunesmith.core.files import read_json, seal_folder, write_json, write_jsonl
 from tunesmith.ladder.rungs import Ladder, Rung, list_rungs, write_ladder

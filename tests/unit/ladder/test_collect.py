@@ -10,7 +10,8 @@ from tests.unit.ladder.conftest import ROWS, MakeLadder, binary, finish, result_
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.files import seal_folder, write_json, write_jsonl
 from tunesmith.ladder import climb
-from tunesmith.ladder.collect import Outcome, _score, collect, smallest, write_result
+from tunesmith.ladder.collect import Outcome, _score, collect, smallest
+from tunesmith.ladder.page import write_result
 from tunesmith.ladder.rungs import Axis, correction
 from tunesmith.scoring.verdict import paired_verdict
 

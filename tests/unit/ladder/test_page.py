@@ -8,7 +8,8 @@ from tests.unit.ladder.conftest import HOSTILE, MakeLadder, binary, finish
 from tunesmith.core.files import write_json
 from tunesmith.ladder import words
 from tunesmith.ladder.chart import against, drawable
-from tunesmith.ladder.collect import Result, collect, failure_path, write_result
+from tunesmith.ladder.collect import Result, collect, failure_path
+from tunesmith.ladder.page import write_result
 from tunesmith.ladder.rungs import Ladder
 
 BASE = binary(10)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from tests.tiny import recipe
+from tests.support.tiny import recipe
 from tests.unit.ladder.conftest import MakeLadder
 
 from tunesmith.core.errors import RecipeError

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.tiny import save_model, save_plain_model
+from tests.support.tiny import save_model, save_plain_model
 from tests.unit.model.test_new_tokens import adapted as marked_up
 from tests.unit.model.test_new_tokens import ids_of
 from tests.unit.model.test_new_tokens import saved as save_marked_up

@@ -13,7 +13,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from tests.unit.model.conftest import Opened
+from tests.support.opened import Opened
 from transformers import AutoModelForCausalLM
 
 from tunesmith.core.errors import DamagedFile, RecipeError, TunesmithError

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.tiny import save_model
+from tests.support.tiny import save_model
 
 from tunesmith.core.errors import RecipeError
 from tunesmith.fetch.model_folder import ModelFolder

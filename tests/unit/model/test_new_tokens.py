@@ -8,7 +8,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from tests.tiny import save_plain_model
+from tests.support.tiny import save_plain_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tunesmith.core.errors import DamagedFile, RecipeError
@@ -18,7 +18,7 @@ from tunesmith.model.adapters import attach_adapter, make_trainable, open_model,
 from tunesmith.model.adapters import trained_parameters as trained
 from tunesmith.model.load import Machine
 from tunesmith.recipe.schema import FullTuning, LoraTuning, QloraTuning, Quantization
-from tunesmith.tasks.markup import codec_of
+from tunesmith.tasks.chatml import codec_of
 
 FP32, BF16 = (Machine(torch.device("cpu"), dtype) for dtype in (torch.float32, torch.bfloat16))
 LORA = LoraTuning(method="lora", rank=4, alpha=8)

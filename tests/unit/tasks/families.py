@@ -13,7 +13,7 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from tunesmith.core.records import Turn
-from tunesmith.recipe.rows import FileSource
+from tunesmith.recipe.data_source import FileSource
 from tunesmith.recipe.schema import ChatData
 from tunesmith.tasks.chat import ChatTask
 from tunesmith.tasks.tokenizer import Codec

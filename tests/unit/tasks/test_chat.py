@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from tests.tiny import THINKING, tokenizer
+from tests.support.tiny import THINKING, tokenizer
 from tests.unit.tasks.families import CHATML, FAMILIES, Family, byte_level, chat_data, conversation, markup, wrapped
 
 from tunesmith.core.records import Turn

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tests.unit.tasks.families import FAMILIES, Family, byte_level, wrapped
 
 from tunesmith.core.errors import RecipeError
-from tunesmith.recipe.rows import FileSource
+from tunesmith.recipe.data_source import FileSource
 from tunesmith.recipe.schema import CompletionData
 from tunesmith.tasks import task_for
 from tunesmith.tasks.base import MissingColumn, RowProblem

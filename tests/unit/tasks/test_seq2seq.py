@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.tiny import save_seq2seq, seq2seq_tokenizer, tokenizer
+from tests.support.tiny import save_seq2seq, seq2seq_tokenizer, tokenizer
 
 from tunesmith.core.errors import RecipeError
-from tunesmith.recipe.rows import FileSource
+from tunesmith.recipe.data_source import FileSource
 from tunesmith.recipe.schema import ChatData, CompletionData, Seq2SeqData, TextData
 from tunesmith.tasks import task_for
 from tunesmith.tasks.base import RowProblem

@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
-from tests.tiny import CHATML, tokenizer
+from tests.support.tiny import CHATML, tokenizer
 from tests.unit.tasks.families import chat_data, conversation
 
 from tunesmith.core.errors import DataError, RecipeError
@@ -116,7 +116,7 @@ def test_turns_of_a_kind_that_the_template_drops() -> None:
 def test_a_template_may_write_the_date_and_days_may_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     today = ["Monday"]
     clock = SimpleNamespace(now=lambda: SimpleNamespace(strftime=lambda _: today[0]))
-    monkeypatch.setattr("tunesmith.tasks.template.datetime", clock)
+    monkeypatch.setattr("tunesmith.tasks.chat_template.datetime", clock)
     dated = "{{ '<|im_start|>system\n' + strftime_now('%A') + '<|im_end|>\n' }}" + CHATML
     task = task_with(dated)
     for today[0] in ("Monday", "Tuesday", "Monday"):

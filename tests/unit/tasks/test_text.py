@@ -10,7 +10,7 @@ from tests.unit.tasks.families import FAMILIES, Family, byte_level, wrapped
 
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.records import Tokens, Turn
-from tunesmith.recipe.rows import FileSource
+from tunesmith.recipe.data_source import FileSource
 from tunesmith.recipe.schema import TextData
 from tunesmith.tasks import task_for
 from tunesmith.tasks.base import RowProblem

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.tiny import tokenizer
+from tests.support.tiny import tokenizer
 from tests.unit.tasks.families import FAMILIES, Family, byte_level, markup, special, wrapped
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.tiny import save_model
+from tests.support.tiny import save_model
 
 from tunesmith.core.files import write_json, write_jsonl
 from tunesmith.core.records import Example, Tokens, Turn

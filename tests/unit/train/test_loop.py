@@ -15,15 +15,15 @@ from tests.unit.train.conftest import FULL, LORA, random_rows, recipe_of
 from tunesmith.core.errors import DamagedFile, DoesNotFit, NonFinite
 from tunesmith.core.records import StepReport
 from tunesmith.data.batches import TokenSet, write_tokens
-from tunesmith.data.micro_batches import Division
+from tunesmith.data.microbatch import Division
+from tunesmith.distributed.process_group import Group
+from tunesmith.estimate.memory import Memory
 from tunesmith.fetch.reference import ModelFolder
+from tunesmith.kernels.oom import Fitting
+from tunesmith.kernels.token_loss import token_loss
 from tunesmith.model.adapters import make_trainable, trained_parameters
 from tunesmith.model.load import Machine, load_base
-from tunesmith.model.out_of_memory import Fitting
-from tunesmith.model.parallel import Group
-from tunesmith.model.token_loss import token_loss
-from tunesmith.recipe.memory import Memory
-from tunesmith.recipe.plan import learning_rate, steps_of
+from tunesmith.recipe.schedule import learning_rate, steps_of
 from tunesmith.train import loop
 from tunesmith.train.loop import Setup, measure, train_steps
 from tunesmith.train.optim import clip_gradients, make_optimizer, optimizer_tensors, restore_optimizer

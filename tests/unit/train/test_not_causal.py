@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.tiny import recipe, tokenizer
+from tests.support.tiny import recipe, tokenizer
 
 from tunesmith.core.errors import RecipeError
-from tunesmith.pipeline import run_recipe
+from tunesmith.pipeline.runner import run_recipe
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def roberta(tmp_path: Path) -> Path:
 
 def test_training_and_evaluation_refuse_it(tmp_path: Path, roberta: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Its configuration would be refused first.
-    monkeypatch.setattr("tunesmith.recipe.causality.why_not_causal", lambda _: None)
+    monkeypatch.setattr("tunesmith.architecture.causality.why_not_causal", lambda _: None)
     metrics = {"metrics": ["perplexity"], "primary": "perplexity", "rows": 4, "max_new_tokens": 8}
     train = {"learning_rate": 0.01, "max_steps": 1, "examples_per_step": 2}
     file = recipe(tmp_path, roberta, tuning={"method": "full"}, evaluate=metrics, train=train)

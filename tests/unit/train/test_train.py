@@ -14,21 +14,21 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.tiny import save_model
+from tests.support.tiny import save_model
 from tests.unit.train.conftest import FULL, LORA, Start, Trained, random_rows, recipe_of
 
 from tunesmith.core import interrupt
+from tunesmith.core.dist_env import Place
 from tunesmith.core.errors import DamagedFile, DoesNotFit, Interrupted, NonFinite, RecipeError
 from tunesmith.core.files import check_folder, read_json, write_json
-from tunesmith.core.ranks import Place
 from tunesmith.core.rundir import RunDir
 from tunesmith.data.batches import write_tokens
+from tunesmith.distributed.process_group import cores_of
+from tunesmith.estimate.throughput import _place, remembered_speed
 from tunesmith.fetch.reference import CARD, resolve
 from tunesmith.model.load import Machine
-from tunesmith.model.parallel import cores_of
-from tunesmith.model.speed import _place, remembered_speed
-from tunesmith.tasks.markup import codec_of
-from tunesmith.train import checkpoint, loop, saver, validate
+from tunesmith.tasks.chatml import codec_of
+from tunesmith.train import async_save, checkpoint, loop, validate
 from tunesmith.train import train as stage
 from tunesmith.train.checkpoint import State, latest_state, prune
 from tunesmith.train.loop import Measured
@@ -119,7 +119,7 @@ def test_the_best_step_and_the_latest_are_always_on_disk(
     kept: list[tuple[list[int], int | None]] = []
     pruned = prune
     monkeypatch.setattr(
-        saver, "prune", lambda run, **given: (pruned(run, **given), kept.append((made.steps, given["best_step"])))
+        async_save, "prune", lambda run, **given: (pruned(run, **given), kept.append((made.steps, given["best_step"])))
     )
     assert made.go()["best_step"] == 4
     best = [1, 2, 2, 4, 4, 4]
@@ -200,7 +200,7 @@ def test_a_run_killed_while_it_saves_goes_on_from_the_checkpoint_before(
         "optimizer": (checkpoint, "save_file"),
         "state": (checkpoint, "write_json"),
         "rename": (Path, "rename"),
-        "prune": (saver, "prune"),
+        "prune": (async_save, "prune"),
     }
     module, name = places[at]
     real, calls = getattr(module, name), []
@@ -517,7 +517,7 @@ def test_a_cache_that_cannot_be_written_costs_no_training(
     def refused(path: Path, value: Any) -> None:
         raise OSError(30, "read-only")
 
-    monkeypatch.setattr("tunesmith.model.speed.write_json", refused)
+    monkeypatch.setattr("tunesmith.estimate.throughput.write_json", refused)
     assert start().go()["steps"] == 6
 
 

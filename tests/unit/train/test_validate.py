@@ -9,10 +9,10 @@ import pytest
 import torch
 from tests.unit.train.conftest import FULL, LORA, Start, Trained, documents
 
-from tunesmith.answering.scorer import Scorer
 from tunesmith.core.errors import DataError, RecipeError
 from tunesmith.core.files import check_folder, read_json, read_jsonl
 from tunesmith.data.batches import TokenSet
+from tunesmith.inference.scorer import Scorer
 from tunesmith.scoring.metrics import score
 from tunesmith.train import loop, validate
 from tunesmith.train.inputs import inputs

@@ -1,0 +1,306 @@
+"""config.json -> the shapes that memory follows from. No weights are read, no torch is imported.
+
+Each architecture is described by what one of its layers multiplies and what it must remember of a token for the way
+back. The descriptions are checked against what torch counts and keeps in `tests/unit/kernels/test_saved_tensors.py`.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tunesmith.architecture.base_model import language_config
+from tunesmith.architecture.shapes import Attention, Layer, Linear, Shapes, Stack
+from tunesmith.architecture.weight_headers import shapes_in_headers
+from tunesmith.core.errors import RecipeError
+
+Config = Mapping[str, Any]
+
+
+def shapes_of(folder: Path) -> Shapes:
+    """Return the shapes of a model's folder, which need not hold its weights if its configuration tells enough.
+
+    Raises:
+        RecipeError: the architecture is not described here, or a size is left out, and weights are not there.
+        DamagedFile: config.json, or a file of weights whose header is read, is not whole.
+    """
+    config = language_config(folder)
+    describe = _KNOWN.get(str(config.get("model_type")))
+    try:
+        shapes = describe(config) if describe else None
+    except (KeyError, TypeError, ValueError):  # left out, as defaults are, or of another kind, as a list a layer
+        shapes = None
+    try:
+        shapes = shapes or shapes_in_headers(folder, config)
+    except (KeyError, TypeError, ValueError) as error:
+        raise RecipeError(
+            f"has sizes of a kind that is not known: {error}", where=str(folder / "config.json")
+        ) from None
+    stored = str(config.get("dtype") or config.get("torch_dtype") or "float32")
+    return replace(shapes, stored_bytes=2 if stored.endswith("16") else 4)
+
+
+def _decoder(
+    config: Config,
+    *,
+    tied: bool,
+    norms: int = 2,
+    head_norms: bool = False,
+    qkv_bias: bool = False,
+    head_dim: int | None = None,
+    capped: bool = False,
+) -> Shapes:
+    """Llama and those made like it: gated, with RMS norms and turned positions."""
+    hidden, inner, heads = int(config["hidden_size"]), int(config["intermediate_size"]), _heads(config)
+    width = int(config.get("head_dim") or head_dim or hidden // heads)
+    queries, keys = heads * width, int(config.get("num_key_value_heads") or heads) * width
+    biased, mlp_bias = bool(config.get("attention_bias")), bool(config.get("mlp_bias"))
+    linear = (
+        Linear("self_attn.q_proj", queries, hidden, "normed", qkv_bias or biased),
+        Linear("self_attn.k_proj", keys, hidden, "normed", qkv_bias or biased),
+        Linear("self_attn.v_proj", keys, hidden, "normed", qkv_bias or biased),
+        Linear("self_attn.o_proj", hidden, queries, "attended", biased),
+        Linear("mlp.gate_proj", inner, hidden, "normed again", mlp_bias),
+        Linear("mlp.up_proj", inner, hidden, "normed again", mlp_bias),
+        Linear("mlp.down_proj", hidden, inner, "activated", mlp_bias),
+    )
+    capped = capped and bool(config.get("attn_logit_softcapping"))
+    attention = Attention(heads, queries, keys, fused=not capped, scores=(2, 1), norms=head_norms)
+    # The fast path keeps both factors of a gate by SiLU; torch's own keeps what comes of the first, too.
+    silu = config.get("hidden_act", config.get("hidden_activation")) in ("silu", "swish")
+    layer = Layer(linear, (attention,), inner, activated=2 if silu else 3, norms=norms, rms=True, dropouts=0)
+    count = int(config["num_hidden_layers"])
+    windows, window = _windows(config, count)
+    stack = Stack("model.layers", count, layer, windows=windows, window=window)
+    each = sum(one.parameters for one in linear) + norms * hidden + (2 * width if head_norms else 0)
+    return _model(config, stack, count * each + hidden, hidden, tied=tied)
+
+
+def _phi3(config: Config) -> Shapes:
+    """Phi-3: as Llama, with products that share their input made as one."""
+    like = _decoder(config, tied=False)
+    [stack] = like.stacks
+    layer = stack.layer
+    [attention] = layer.attention
+    hidden, inner = like.hidden, layer.inner
+    linear = (
+        Linear("self_attn.qkv_proj", attention.queries + 2 * attention.keys, hidden, "normed"),
+        Linear("self_attn.o_proj", hidden, attention.queries, "attended"),
+        Linear("mlp.gate_up_proj", 2 * inner, hidden, "normed again"),
+        Linear("mlp.down_proj", hidden, inner, "activated"),
+    )
+    # A piece of a product keeps the whole of it: queries and keys, turned already, are there twice.
+    attention = replace(attention, norms=True)
+    layer = replace(layer, linear=linear, attention=(attention,), activated=3)
+    return replace(like, stacks=(replace(stack, layer=layer),))
+
+
+def _phi(config: Config) -> Shapes:
+    """Phi: one norm, attention and multilayer perceptron side by side, biases everywhere."""
+    hidden, inner, heads = int(config["hidden_size"]), int(config["intermediate_size"]), _heads(config)
+    keys = int(config.get("num_key_value_heads") or heads) * (hidden // heads)
+    linear = (
+        Linear("self_attn.q_proj", hidden, hidden, "normed", bias=True),
+        Linear("self_attn.k_proj", keys, hidden, "normed", bias=True),
+        Linear("self_attn.v_proj", keys, hidden, "normed", bias=True),
+        Linear("self_attn.dense", hidden, hidden, "attended", bias=True),
+        Linear("mlp.fc1", inner, hidden, "normed", bias=True),
+        Linear("mlp.fc2", hidden, inner, "activated", bias=True),
+    )
+    layer = Layer(linear, (Attention(heads, hidden, keys),), inner, activated=4, norms=1, rms=False)
+    count = int(config["num_hidden_layers"])
+    each = sum(one.parameters for one in linear) + 2 * hidden
+    beside = 2 * hidden + int(config["vocab_size"])  # the last norm, and a bias of the output
+    dropout = any(config.get(name) for name in ("resid_pdrop", "embd_pdrop", "attention_dropout"))
+    stack = Stack("model.layers", count, layer)
+    return replace(_model(config, stack, count * each + beside, hidden, tied=False), dropout=dropout)
+
+
+def _gpt2(config: Config) -> Shapes:
+    """GPT-2: learned positions, layer norms, queries, keys and values of one product."""
+    hidden, heads = int(config["n_embd"]), int(config["n_head"])
+    inner = int(config.get("n_inner") or 4 * hidden)
+    linear = (
+        Linear("attn.c_attn", 3 * hidden, hidden, "normed", bias=True),
+        Linear("attn.c_proj", hidden, hidden, "attended", bias=True),
+        Linear("mlp.c_fc", inner, hidden, "normed again", bias=True),
+        Linear("mlp.c_proj", hidden, inner, "activated", bias=True),
+    )
+    dropout = any(float(config.get(name, 0.1)) > 0 for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop"))
+    fused = float(config.get("attn_pdrop", 0.1)) == 0
+    attention = Attention(heads, hidden, hidden, fused=fused, scores=(0, 3))
+    layer = Layer(linear, (attention,), inner, activated=4, norms=2, rms=False, transposed=True)
+    count, positions = int(config["n_layer"]), int(config.get("n_positions", 1024))
+    each = sum(one.parameters for one in linear) + 4 * hidden
+    stack = Stack("transformer.h", count, layer)
+    return replace(
+        _model(config, stack, count * each + (positions + 2) * hidden, hidden, tied=True),
+        dropout=dropout,
+        positions=positions,
+    )
+
+
+def _gpt_neo(config: Config) -> Shapes:
+    """GPT-Neo: as GPT-2, with attention that keeps its scores, in every other layer over a window."""
+    hidden, heads = int(config["hidden_size"]), int(config["num_heads"])
+    inner = int(config.get("intermediate_size") or 4 * hidden)
+    linear = (
+        Linear("attn.attention.q_proj", hidden, hidden, "normed"),
+        Linear("attn.attention.k_proj", hidden, hidden, "normed"),
+        Linear("attn.attention.v_proj", hidden, hidden, "normed"),
+        Linear("attn.attention.out_proj", hidden, hidden, "attended", bias=True),
+        Linear("mlp.c_fc", inner, hidden, "normed again", bias=True),
+        Linear("mlp.c_proj", hidden, inner, "activated", bias=True),
+    )
+    attention = Attention(heads, hidden, hidden, fused=False, scores=(1, 0))
+    layer = Layer(linear, (attention,), inner, activated=4, norms=2, rms=False)
+    count, positions = int(config["num_layers"]), int(config.get("max_position_embeddings", 2048))
+    each = sum(one.parameters for one in linear) + 4 * hidden
+    names = ("attention_dropout", "embed_dropout", "resid_dropout")
+    stack = Stack("transformer.h", count, layer, windows=count // 2, window=int(config.get("window_size", 256)))
+    return replace(
+        _model(config, stack, count * each + (positions + 2) * hidden, hidden, tied=True),
+        dropout=any(float(config.get(name) or 0) > 0 for name in names),
+        positions=positions,
+    )
+
+
+def _t5(config: Config) -> Shapes:
+    """T5, FLAN-T5, mT5: encoder and decoder, distances as a table beside the scores, no biases."""
+    hidden, inner, heads = int(config["d_model"]), int(config["d_ff"]), int(config["num_heads"])
+    queries = heads * int(config["d_kv"])
+    shape = str(config.get("feed_forward_proj") or ("gated-gelu" if config["model_type"] != "t5" else "relu"))
+    gated, relu = shape.startswith("gated"), shape.endswith("relu")
+    rate = float(config.get("dropout_rate", 0.1))
+    # ReLU keeps its result; GELU is computed in pieces that keep four; a gate keeps both of its factors.
+    activated = (1 if relu else 4) + (1 + (not relu) if gated else 0) + (rate > 0)
+    second = "activated" if gated or not relu or rate > 0 else "rectified"
+
+    def attending(name: str, reads: str, heard: str) -> tuple[Linear, ...]:
+        return (
+            Linear(f"{name}.q", queries, hidden, reads),
+            Linear(f"{name}.k", queries, hidden, heard),
+            Linear(f"{name}.v", queries, hidden, heard),
+            Linear(f"{name}.o", hidden, queries, f"{reads} attended"),
+        )
+
+    def halves(number: int) -> tuple[Linear, ...]:
+        name = f"layer.{number}.DenseReluDense"
+        first = ("wi_0", "wi_1") if gated else ("wi",)
+        return (
+            *(Linear(f"{name}.{one}", inner, hidden, "normed last") for one in first),
+            Linear(f"{name}.wo", hidden, inner, second),
+        )
+
+    own = Attention(heads, queries, queries, fused=rate == 0, scores=(3 if rate > 0 else 1, 0), biased=True)
+    across = replace(own, across=True, biased=False)
+    inside = attending("layer.0.SelfAttention", "normed", "normed")
+    encoder = Layer((*inside, *halves(1)), (own,), inner, activated, norms=2, rms=True)
+    looking = attending("layer.1.EncDecAttention", "normed again", "encoded")
+    decoder = Layer((*inside, *looking, *halves(2)), (own, across), inner, activated, norms=3, rms=True, dropouts=3)
+    above, below = int(config["num_layers"]), int(config.get("num_decoder_layers") or config["num_layers"])
+    stacks = (Stack("encoder.block", above, encoder, encoder=True), Stack("decoder.block", below, decoder))
+    tables = 2 * int(config.get("relative_attention_num_buckets", 32)) * heads
+    weights = sum(
+        stack.count * (sum(one.parameters for one in stack.layer.linear) + stack.layer.norms * hidden)
+        for stack in stacks
+    )
+    # Whose outputs are not scaled have an output layer of their own; older files say it by `tie_word_embeddings`.
+    scaled = config.get("scale_decoder_outputs", config.get("tie_word_embeddings", True))
+    tied = bool(scaled) and config["model_type"] == "t5"
+    vocabulary = int(config["vocab_size"])
+    size = weights + tables + 2 * hidden + vocabulary * hidden * (1 if tied else 2)
+    return Shapes(size, hidden, vocabulary, stacks, tied, dropout=rate > 0)
+
+
+def _bart(config: Config) -> Shapes:
+    """BART and those made like it: encoder and decoder, learned positions, biases everywhere."""
+    hidden = int(config["d_model"])
+
+    def attending(name: str, reads: str, heard: str) -> tuple[Linear, ...]:
+        return (
+            Linear(f"{name}.k_proj", hidden, hidden, heard, bias=True),
+            Linear(f"{name}.v_proj", hidden, hidden, heard, bias=True),
+            Linear(f"{name}.q_proj", hidden, hidden, reads, bias=True),
+            Linear(f"{name}.out_proj", hidden, hidden, f"{reads} attended", bias=True),
+        )
+
+    def stack(side: str) -> Stack:
+        heads, inner = int(config[f"{side}_attention_heads"]), int(config[f"{side}_ffn_dim"])
+        own = Attention(heads, hidden, hidden, fused=float(config.get("attention_dropout", 0)) == 0, scores=(0, 3))
+        linear = attending("self_attn", "normed", "normed")
+        sights: tuple[Attention, ...] = (own,)
+        if side == "decoder":
+            linear += attending("encoder_attn", "normed again", "encoded")
+            sights += (replace(own, across=True),)
+        linear += (
+            Linear("fc1", inner, hidden, "normed last", bias=True),
+            Linear("fc2", hidden, inner, "activated", bias=True),
+        )
+        norms = len(sights) + 1
+        layer = Layer(linear, sights, inner, activated=1, norms=norms, rms=False, dropouts=norms)
+        return Stack(f"model.{side}.layers", int(config[f"{side}_layers"]), layer, encoder=side == "encoder")
+
+    stacks = (stack("encoder"), stack("decoder"))
+    weights = sum(
+        one.count * (sum(part.parameters for part in one.layer.linear) + 2 * one.layer.norms * hidden) for one in stacks
+    )
+    vocabulary, positions = int(config["vocab_size"]), int(config.get("max_position_embeddings", 1024))
+    size = weights + 2 * (positions + 2) * hidden + 4 * hidden + vocabulary * (hidden + 1)
+    dropout = any(float(config.get(name) or 0) > 0 for name in ("dropout", "attention_dropout", "activation_dropout"))
+    return Shapes(size, hidden, vocabulary, stacks, True, dropout=dropout, positions=positions)
+
+
+_KNOWN: dict[str, Callable[[Config], Shapes]] = {
+    "llama": lambda c: _decoder(c, tied=False),
+    "mistral": lambda c: _decoder(c, tied=False),
+    "qwen2": lambda c: _decoder(c, tied=False, qkv_bias=True),
+    "qwen3": lambda c: _decoder(c, tied=False, head_norms=True, head_dim=128),
+    "gemma": lambda c: _decoder(c, tied=True, head_dim=256),
+    "gemma2": lambda c: _decoder(c, tied=True, norms=4, head_dim=256, capped=True),
+    "gemma3_text": lambda c: _decoder(c, tied=True, norms=4, head_norms=True, head_dim=256),
+    "granite": lambda c: _decoder(c, tied=False),
+    "phi3": _phi3,
+    "phi": _phi,
+    "gpt2": _gpt2,
+    "gpt_neo": _gpt_neo,
+    "t5": _t5,
+    "mt5": _t5,
+    "bart": _bart,
+}
+
+
+def _heads(config: Config) -> int:
+    return int(config["num_attention_heads"])
+
+
+def _windows(config: Config, layers: int) -> tuple[int, int]:
+    """Return how many layers reach over a window, and its length."""
+    window = config.get("sliding_window")
+    if not window or config.get("use_sliding_window") is False:
+        return 0, 0
+    kinds = config.get("layer_types")
+    if kinds:
+        return sum(kind == "sliding_attention" for kind in kinds), int(window)
+    kind = str(config.get("model_type"))
+    if kind in ("qwen2", "qwen3") and not config.get("use_sliding_window"):
+        return 0, 0
+    # Gemma 2 has one in every other layer, Gemma 3 in five of six.
+    share = {"gemma2": 1 / 2, "gemma3_text": 5 / 6}
+    return round(layers * share.get(kind, 1)), int(window)
+
+
+def _model(config: Config, stack: Stack, beside: int, hidden: int, *, tied: bool) -> Shapes:
+    """Return the shapes of a decoder with embedding and output layer around it."""
+    vocabulary = int(config["vocab_size"])
+    tied = bool(config.get("tie_word_embeddings", tied))
+    return Shapes(
+        parameters=beside + vocabulary * hidden * (1 if tied else 2),
+        hidden=hidden,
+        vocabulary=vocabulary,
+        stacks=(stack,),
+        tied=tied,
+        dropout=float(config.get("attention_dropout") or 0) > 0,
+        capped=bool(config.get("final_logit_softcapping")),
+        positions=int(config["max_position_embeddings"]) if config.get("max_position_embeddings") else None,
+    )

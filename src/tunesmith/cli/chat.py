@@ -1,0 +1,114 @@
+"""What `generate` and `chat` read and write: prompts and rows, answers, and a conversation on the terminal."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tunesmith.core.errors import DataError, RecipeError
+from tunesmith.core.progress import say
+from tunesmith.data.sources import Row, read_rows
+from tunesmith.inference.chatter import Chatter
+from tunesmith.recipe.data_source import FileSource
+from tunesmith.recipe.schema import TextData
+from tunesmith.report.wording import visible
+from tunesmith.tasks.base import MissingColumn, RowProblem, Task
+
+
+def read_row(pairs: Sequence[str]) -> dict[str, str]:
+    """Return the row that `column=value` texts give; raise RecipeError if one is malformed or a column repeated."""
+    row: dict[str, str] = {}
+    for pair in pairs:
+        column, sign, value = pair.partition("=")
+        if not sign or not column:
+            raise RecipeError(f"`{pair}` is not column=value", where="--row", code="usage")
+        if column in row:
+            raise RecipeError(
+                f"column `{column}` is given twice", where="--row", code="usage", hint="several rows go in --rows FILE"
+            )
+        row[column] = value
+    return row
+
+
+def read_prompts(file: Path) -> list[str]:
+    """Return the lines of a text file that are not blank; `-` is standard input. Raise DataError if there are none."""
+    try:
+        text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise DataError("is not UTF-8 text", where=str(file), code="encoding", hint="save it as UTF-8") from None
+    prompts = [line for line in text.split("\n") if line.strip()]
+    if not prompts:
+        raise DataError("holds no prompt", where=str(file), hint="write one prompt per line")
+    return prompts
+
+
+def answer_texts(chatter: Chatter, texts: Sequence[str], **limits: Any) -> list[dict[str, Any]]:
+    """Return {prompt, answer} for each text, each asked on its own."""
+    lines = chatter.answers([chatter.turns_of_text(text) for text in texts], **limits)
+    return [_answered(line, prompt=text) for text, line in zip(texts, lines, strict=True)]
+
+
+def answer_row(chatter: Chatter, **limits: Any) -> dict[str, Any]:
+    """Return {prompt, answer} for the row that the chatter was opened with."""
+    [line] = chatter.answers([chatter.turns_of_row(chatter.row)], **limits)
+    return _answered(line, prompt=line["prompt"])
+
+
+def _answered(line: Mapping[str, Any], *, prompt: str) -> dict[str, Any]:
+    if line["error"] is not None:
+        raise DataError(line["error"], where=prompt[:80], hint="ask less at once, or lower --max-new-tokens")
+    return {"prompt": prompt, "answer": line["prediction"]}
+
+
+def answer_rows(chatter: Chatter, file: Path, **limits: Any) -> list[dict[str, Any]]:
+    """Return {id, row, prompt, prediction, reference, stopped, error} for each row of a data file, in its order.
+
+    `id` is the row's own, if it has a column of that name, else its number; `reference` is left out if the row has no
+    answer. `tunesmith score` can read these lines.
+
+    Raises:
+        RecipeError: a row lacks a column of the prompt.
+        DataError: the file cannot be read, or a row cannot be used.
+    """
+    rows = list(read_rows(FileSource(file=str(file)), folder=Path()))
+    lines = chatter.answers([chatter.turns_of_row(row.values, row.where) for row in rows], **limits)
+    if failed := sum(line["error"] is not None for line in lines):
+        say(f"{failed} of {len(rows)} rows have no answer; see their `error`")
+    return [
+        {"id": row.values.get("id", row.number), "row": row.number, **line, **_reference(chatter.task, row)}
+        for row, line in zip(rows, lines, strict=True)
+    ]
+
+
+def _reference(task: Task, row: Row) -> dict[str, str]:
+    """Return {reference} if the row has an answer, else nothing."""
+    try:
+        return {"reference": task.reference(task.parse(row.values))}
+    except (RowProblem, MissingColumn):
+        return {}
+
+
+def announce(chatter: Chatter, reference: str) -> None:
+    """Print a note on stderr if a model is not asked through a prompt template that it was trained with."""
+    if isinstance(chatter.data, TextData):
+        say(f"note: {reference} continues the text itself; no template is applied")
+    elif not chatter.is_trained_prompt:
+        how = "gets the prompt through its chat template only" if chatter.keeps_turns else "gets the prompt as it is"
+        say(f"note: {reference} {how}; it has no prompt template")
+
+
+def converse(chatter: Chatter, *, max_new_tokens: int | None) -> None:
+    """Print answers to the lines of standard input, until an empty one or its end."""
+    while True:
+        try:
+            text = input("you> " if sys.stdin.isatty() else "")
+        except EOFError:
+            return
+        if not text.strip():
+            return
+        try:
+            print(visible(chatter.ask(text, max_new_tokens=max_new_tokens)), flush=True)
+        except DataError as error:
+            if not sys.stdin.isatty():
+                raise
+            say(f"error: {error}")  # the conversation can go on with another question

@@ -1,0 +1,121 @@
+"""Rows that say the same, or nearly: within train (duplicates), and in valid and test as in train (leakage)."""
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import Any, NamedTuple
+
+from tunesmith.core.errors import DataError
+from tunesmith.core.progress import say
+from tunesmith.data.similarity import Runs, Texts
+from tunesmith.data.spool import Kept
+from tunesmith.recipe.schema import Recipe
+
+_EXAMPLES = 5
+HELD_OUT = ("valid", "test")
+
+
+class Copy(NamedTuple):
+    """A row that says what another says: exactly, or with a similarity (Jaccard index) that makes it a near copy."""
+
+    row: Kept
+    of: Kept
+    similarity: float
+    is_exact: bool
+
+    @property
+    def reason(self) -> str:
+        """Why the row is left out, the same for all such rows."""
+        return f"says {'what' if self.is_exact else 'nearly what'} a {self.of.entry.split} row says"
+
+
+class Comparison:
+    """The rows of each split, compared in what they say.
+
+    Prompt and answer are compared together: rows that ask alike and answer differently are no copies. A document in
+    blocks is compared once, as a whole.
+
+    Args:
+        used: the rows of each split, each once, in the order of the ledger.
+        runs: of what they say.
+        threshold: from which similarity on rows are near copies.
+    """
+
+    def __init__(self, used: Mapping[str, Sequence[Kept]], runs: Runs, threshold: float) -> None:
+        self._threshold = threshold
+        self._rows: list[Kept] = []
+        self._places: dict[str, range] = {}
+        for split in ("train", *HELD_OUT):
+            begin = len(self._rows)
+            self._rows += [next(blocks) for _, blocks in groupby(used[split], key=lambda row: row.entry.row)]
+            self._places[split] = range(begin, len(self._rows))
+        self._texts = Texts.among(runs, [row.text for row in self._rows])
+
+    def facts(self) -> dict[str, Any]:
+        """Return {near_copy, duplicates, valid, test}: how many rows have a copy in train, and examples.
+
+        Of `duplicates`, a row's copy stands before it.
+        """
+        found: dict[str, Any] = {"near_copy": self._threshold}
+        train = self._places["train"]
+        for name, split in (("duplicates", "train"), ("valid", "valid"), ("test", "test")):
+            mine = self._places[split]
+            found[name] = {"rows": len(mine), **counted(self._copies(mine, train))}
+        return found
+
+    def leaking(self) -> list[Copy]:
+        """Return the training rows that are copies of held-out rows; none if and only if `facts` finds no leakage.
+
+        Every training row is asked whether it is a copy. The search is not quite complete (see `Texts.nearest`), so the
+        held-out rows are asked too before the answer is that there is none.
+        """
+        train, held_out = self._places["train"], range(len(self._places["train"]), len(self._rows))
+        return self._copies(train, held_out) or [
+            copy._replace(row=copy.of, of=copy.row) for copy in self._copies(held_out, train)
+        ]
+
+    def _copies(self, asked: range, among: range) -> list[Copy]:
+        """Return a copy of each row asked about that has one, the most similar rows first."""
+        first: dict[str, int] = {}
+        for place in among:
+            first.setdefault(self._rows[place].said, place)
+        exact = {i: (of, 1.0) for i in asked if (of := first.get(self._rows[i].said)) is not None and of != i}
+        near = self._texts.nearest([i for i in asked if i not in exact], sorted(first.values()), self._threshold)
+        pairs = sorted((exact | near).items(), key=lambda pair: (-pair[1][1], pair[0]))
+        return [Copy(self._rows[i], self._rows[of], likeness, i in exact) for i, (of, likeness) in pairs]
+
+
+def counted(copies: Sequence[Copy]) -> dict[str, Any]:
+    """Return {exact, near, examples} of copies, the most similar first."""
+    exact = sum(copy.is_exact for copy in copies)
+    pairs = [(copy.row.entry.where, copy.of.entry.where, round(copy.similarity, 3)) for copy in copies[:_EXAMPLES]]
+    examples = [{"row": row, "of": of, "similarity": similarity} for row, of, similarity in pairs]
+    return {"exact": exact, "near": len(copies) - exact, "examples": examples}
+
+
+def tell_leakage(copies: Mapping[str, Any], recipe: Recipe) -> None:
+    """Say on stderr which rows stand in train and elsewhere, or raise DataError where the recipe says `stop`."""
+    if gone := copies.get("left_out"):
+        say(f"{gone['exact'] + gone['near']} training rows are left out: held-out rows say the same {_pairs(gone)}")
+    lines = [line for split in HELD_OUT if (line := leakage_sentence(copies, split))]
+    if lines and recipe.data.leakage == "stop":
+        raise DataError(
+            "; ".join(lines),
+            where="data.leakage",
+            hint="`leakage: drop` leaves them out of training, and `warn` only says it; or keep such rows in one split "
+            "with data.split.by",
+        )
+    for line in lines:
+        say(f"warning: {line}")
+
+
+def leakage_sentence(copies: Mapping[str, Any], split: str) -> str | None:
+    """Return in words how many rows of a split have copies in train, with pairs; None where there are none."""
+    found = copies[split]
+    if not found["exact"] + found["near"]:
+        return None
+    return f"{found['exact'] + found['near']} of {found['rows']} {split} rows stand in train too {_pairs(found)}"
+
+
+def _pairs(found: Mapping[str, Any]) -> str:
+    pairs = ", ".join(f"{one['row']} like {one['of']} ({one['similarity']:g})" for one in found["examples"])
+    return f"({found['exact']} exactly, {found['near']} nearly): {pairs}"

@@ -1,0 +1,1 @@
+"""What training needs on which hardware: memory, communication and speed. Arithmetic; no torch."""

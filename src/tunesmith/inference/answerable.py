@@ -1,0 +1,63 @@
+"""Check before training that rows have room for an answer, and that metrics can score it."""
+
+from collections.abc import Sequence
+
+from tunesmith.core.errors import RecipeError
+from tunesmith.core.records import Example
+from tunesmith.inference.prompts import Questions, questions_of
+from tunesmith.recipe.schema import Recipe
+from tunesmith.scoring.blind import check_sight
+from tunesmith.scoring.metrics import scored_on_answers
+from tunesmith.scoring.row_scores import MOST_FAILED, too_many_failed
+from tunesmith.tasks.base import Task
+from tunesmith.tasks.tokenizer import Codec
+
+
+def check_answerable(
+    recipe: Recipe, task: Task, codec: Codec, examples: Sequence[Example], *, positions: int | None, split: str
+) -> list[str]:
+    """Return warnings about rows that have no room for an answer, or whose references a metric cannot count.
+
+    Args:
+        positions: the model's maximum; None if it has none, or if it is unknown.
+
+    Raises:
+        RecipeError: so many rows are affected that there would be no verdict.
+    """
+    room = check_room(questions_of(examples, recipe, task, codec), positions, split)
+    names = recipe.evaluate.metrics if split == "test" else recipe.train.valid_metrics
+    metrics = scored_on_answers(names)
+    primary = recipe.evaluate.primary if split == "test" else recipe.train.choose_by
+    references = [task.reference(example.turns) for example in examples]
+    return [*([room] if room else []), *check_sight(metrics, references, primary=primary, split=split)]
+
+
+def check_room(questions: Questions, positions: int | None, split: str = "test") -> str | None:
+    """Return a warning that counts the rows without room for an answer; None if there are none.
+
+    Args:
+        positions: the model's maximum; None if it has none, or if it is unknown.
+
+    Raises:
+        RecipeError: so many rows have no room that there would be no verdict.
+    """
+    if positions is None:
+        return None
+    total = len(questions.examples)
+    without = [i for i in range(total) if not questions.fits(i, positions)]
+    if not without:
+        return None
+    limit, longest = questions.max_new_tokens, max(len(questions.prompts[i]) for i in without)
+    text = (
+        f"{len(without):,} of {total:,} {split} rows have no room for an answer: the model knows {positions:,} "
+        f"positions, their prompts have up to {longest:,} tokens, and an answer may have {limit:,}"
+    )
+    if not too_many_failed(len(without), total):
+        return f"{text}; they are left out of the verdict"
+    room = positions if questions.opening else positions - longest
+    lower = f"lower it to {room:,} or less, or " if 0 < room < limit else ""
+    raise RecipeError(
+        f"{text}; above {MOST_FAILED:.0%} there is no verdict",
+        where="evaluate.max_new_tokens",
+        hint=f"{lower}shorten the prompts or take a model with more positions",
+    )

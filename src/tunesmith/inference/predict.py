@@ -1,0 +1,55 @@
+"""What one model answers to questions, one line a row."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from tunesmith.inference.generate import generate
+from tunesmith.inference.prompts import Questions
+from tunesmith.model.load import most_positions
+from tunesmith.tasks.base import Task
+
+
+def answers(
+    model: Any, questions: Questions, task: Task, rows: Sequence[int], *, go_on: bool = False
+) -> Iterator[dict[str, Any]]:
+    """Yield the answer to each of the questions `rows`, in the order in which they finish.
+
+    A line is {id, row, prompt, prediction, reference, new_tokens, ids, stopped, error}. What is longer than the model's
+    positions has no answer but an `error`. The model is left in eval mode.
+
+    Args:
+        go_on: give a prompt that memory does not suffice for an `error` too, instead of raising.
+
+    Raises:
+        DoesNotFit: memory does not suffice for one prompt alone.
+    """
+
+    def line(i: int, ids: Sequence[int], *, stopped: bool, error: str | None) -> dict[str, Any]:
+        example = questions.examples[i]
+        return {
+            "id": example.id,
+            "row": example.row,
+            "prompt": questions.texts[i],
+            "prediction": "" if error else task.answer(ids),
+            "reference": task.reference(example.turns),
+            "new_tokens": len(ids),
+            "ids": list(ids),
+            "stopped": stopped,
+            "error": error,
+        }
+
+    room = most_positions(model)
+    fitting = [i for i in rows if questions.fits(i, room)]
+    for i in sorted(set(rows) - set(fitting)):
+        yield line(i, (), stopped=False, error=f"prompt and answer exceed the model's {room} positions")
+    model.eval()
+    for answer in generate(
+        model,
+        [questions.prompts[i] for i in fitting],
+        stop_ids=questions.stop_ids,
+        max_new_tokens=questions.max_new_tokens,
+        opening=questions.opening,
+        beams=questions.beams,
+        go_on=go_on,
+    ):
+        yield line(fitting[answer.index], answer.ids, stopped=answer.stopped, error=answer.error)

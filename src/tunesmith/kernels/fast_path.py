@@ -1,0 +1,139 @@
+"""What is computed in a faster way than the model's own code does, each proved on a row of the run before it is used.
+
+A way that does not give the loss and the gradients of the plain path is undone, with a reason for the log and the
+report. So everything works for any model, and nothing is faster by being something else.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+
+from tunesmith.data.batches import Batch, TokenSet
+from tunesmith.distributed.fsdp import agreed, is_sharded, refuse_alone
+from tunesmith.kernels.gated_mlp import keep_two
+from tunesmith.kernels.lora_fused import seeing_readers, stack
+from tunesmith.kernels.token_loss import token_loss
+from tunesmith.model.adapters import trained_parameters
+from tunesmith.model.dtensor import part
+from tunesmith.model.load import Machine, let_go_of_the_file
+from tunesmith.model.lora import as_peft_computes
+from tunesmith.model.memory import free_memory, is_out_of_memory
+
+# How far loss and gradients may be from the plain path's, as a part of them: rounding only.
+_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
+_LOW_PRECISION = 0.1
+# So many numbers of each gradient are compared: all of a full model's would be another copy of it.
+_COMPARED = 4096
+
+Way = Callable[[], Callable[[], None]]
+
+
+def take_fast_path(model: Any, tokens: TokenSet, pad_id: int, on: Machine) -> dict[str, str]:
+    """Compute in every faster way that is proved equal; return the others, and why not.
+
+    The plain path is peft's and transformers' own. Adapters begin as nothing, so they are given random numbers for the
+    proof, and their own back.
+
+    Args:
+        model: as `make_trainable` returns it.
+    """
+    if not len(tokens):
+        return {}
+    batch = tokens.batch(tokens.shortest_first()[:1], pad_id).to(on.device)
+    was_training = model.training
+    model.eval()  # nothing is drawn at random
+    refused: dict[str, str] = {}
+    try:
+        with _adapters_at_work(model):
+            with as_peft_computes(model), seeing_readers(model) as groups:
+                plain = _measured(model, batch, on)
+            ways: dict[str, Way] = {"gated layers": lambda: keep_two(model)}
+            if groups and is_sharded(model):  # what is put together must be there as a whole
+                refused["stacked adapters"] = "the layers are divided over processes"
+            elif groups:
+                ways["stacked adapters"] = lambda: _stacked(model, groups)
+            if _why_not(lambda: _take_all(ways.values()), model, batch, on, plain):
+                for name, take in ways.items():  # which of them is it?
+                    if reason := _why_not(take, model, batch, on, plain):
+                        refused[name] = reason
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        refuse_alone(model, error)
+        refused["faster ways"] = "memory does not suffice to try them"
+    finally:
+        model.zero_grad(set_to_none=True)
+        model.train(was_training)
+        free_memory()  # where weights were before they were put together, and what the proof held
+    return refused
+
+
+def _stacked(model: Any, groups: list[list[Any]]) -> Callable[[], None]:
+    """Stack adapters; the file of the weights would stay resident beside those that were put together."""
+    undo = stack(groups)
+    let_go_of_the_file(model)
+    return undo
+
+
+def _take_all(ways: Iterable[Way]) -> Callable[[], None]:
+    """Take ways one after the other; return what undoes them."""
+    with ExitStack() as undos:
+        for take in ways:
+            undos.callback(take())
+        return undos.pop_all().close
+
+
+def _why_not(take: Way, model: Any, batch: Batch, on: Machine, plain: tuple[float, torch.Tensor]) -> str | None:
+    """Take a way; where it is not equal to the plain path undo it and return why."""
+    undo = take()
+    try:
+        loss, gradient = _measured(model, batch, on)
+    except (TypeError, ValueError, RuntimeError, AttributeError) as error:  # somebody else's forward
+        undo()
+        if is_out_of_memory(error):
+            raise
+        refuse_alone(model, error)
+        return f"it does not work: {str(error).splitlines()[0][:120]}"
+    most = _TOLERANCE.get(on.compute, _LOW_PRECISION)
+    off = max(
+        abs(loss - plain[0]) / max(abs(plain[0]), 1e-6),
+        float((gradient - plain[1]).norm() / plain[1].norm().clamp(min=1e-12)),
+    )
+    reason = agreed(model, None if off <= most else f"its loss or gradients are off by {100 * off:.2g} %")
+    if reason:
+        undo()
+    return reason
+
+
+def _measured(model: Any, batch: Batch, on: Machine) -> tuple[float, torch.Tensor]:
+    """Return the mean loss, and numbers of all its gradients in one line."""
+    model.zero_grad(set_to_none=True)
+    with torch.enable_grad(), on.autocast(model.dtype):
+        nll = token_loss(model, batch).nll
+    loss = nll.mean()
+    loss.backward()  # type: ignore[no-untyped-call]
+    some = [
+        part(weight.grad).flatten()[:: max(1, part(weight).numel() // _COMPARED)].to(on.device, torch.float32)
+        for _, weight in trained_parameters(model)
+        if weight.grad is not None
+    ]
+    return loss.item(), torch.cat(some)
+
+
+@contextmanager
+def _adapters_at_work(model: Any) -> Iterator[None]:
+    """Give the matrices B of adapters random numbers for a while."""
+    ups = {name: weight for name, weight in trained_parameters(model) if "lora_B" in name}
+    kept = {name: weight.detach().clone() for name, weight in ups.items()}
+    drawn = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in ups.values():
+            weight.copy_(torch.randn(weight.shape, generator=drawn) * 0.02)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, weight in ups.items():
+                weight.copy_(kept[name])

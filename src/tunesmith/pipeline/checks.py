@@ -1,0 +1,167 @@
+"""What `plan` refuses, or warns of, about the base model and this machine before anything is computed."""
+
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from typing import Any
+
+from tunesmith.architecture.base_model import (
+    check_targets,
+    embedding_rows,
+    refuse_new_tokens_with_bias,
+    refuse_pickle,
+    refuse_quantized,
+    refuse_tokens_beyond,
+)
+from tunesmith.architecture.causality import require_causal
+from tunesmith.architecture.families import shapes_of
+from tunesmith.architecture.shapes import Shapes
+from tunesmith.core.errors import RecipeError
+from tunesmith.core.files import read_jsonl
+from tunesmith.core.records import Example
+from tunesmith.core.rundir import RunDir
+from tunesmith.data.batches import TokenSet
+from tunesmith.data.dataset import Gathered
+from tunesmith.data.fit import ENCODER_READS_ALONE, refuse_rows_beyond, refuse_to_pack
+from tunesmith.fetch.adapter_tokens import trained_tokens
+from tunesmith.fetch.reference import ModelFolder, base_of, open_pin, resolve
+from tunesmith.inference.answerable import check_answerable
+from tunesmith.inference.prompts import asked, chosen_of
+from tunesmith.recipe.launch import SlurmLaunch
+from tunesmith.recipe.schema import DataBase, LoraBase, Quantization, Recipe
+from tunesmith.recipe.validation import remarks
+from tunesmith.tasks import task_for
+from tunesmith.tasks.chatml import codec_of
+from tunesmith.tasks.tokenizer import Codec
+
+
+def refuse_what_this_machine_lacks(recipe: Recipe, base: ModelFolder) -> None:
+    """Raise RecipeError where this machine lacks what a precision, or weights or moments in few bits, need.
+
+    Nothing slow is imported for others. What GPUs elsewhere lack is told by the first job.
+    """
+    if isinstance(recipe.launch, SlurmLaunch) and recipe.launch.gpus_per_node is not None:
+        return
+    if recipe.model.precision in ("fp16", "bf16") or isinstance(recipe.tuning, Quantization):
+        from tunesmith.model.load import machine_of, require_precision
+
+        require_precision(base, machine_of(recipe))
+    if recipe.train.optimizer == "adamw_8bit":
+        from tunesmith.train.optim import require_optimizer
+
+        require_optimizer(recipe.train)
+    if isinstance(recipe.tuning, Quantization):
+        from tunesmith.model.load import machine_of
+        from tunesmith.model.quantization import require_quantization
+
+        on = machine_of(recipe)
+        require_quantization(recipe.tuning, on.device, on.compute)
+
+
+def check_base(recipe: Recipe, base: ModelFolder) -> Shapes:
+    """Return the shapes of the base if a run can start from it.
+
+    Weights are fetched where its configuration does not tell their shapes; of those that are here the headers are read.
+
+    Raises:
+        RecipeError: it is not causal; it has no weights, or they are quantized already, or are not those of its
+            configuration; a name of `tuning.target` is none of its modules.
+        DamagedFile: a file of the folder is not whole.
+    """
+    root = base.root
+    refuse_pickle(root.path)
+    if not (root.has_weights or root.to_fetch):
+        raise RecipeError("holds no weights (*.safetensors)", where=str(root.path))
+    require_causal(root.path)
+    refuse_quantized(root.path)
+    try:
+        shapes = shapes_of(root.path)
+    except RecipeError:
+        if not root.to_fetch:
+            raise
+        shapes = shapes_of((open_pin(root.pin) if root.pin else resolve(root.reference)).path)
+    embedding_rows(root.path, shapes.vocabulary)
+    if isinstance(recipe.tuning, LoraBase) and not isinstance(recipe.tuning.target, str):
+        check_targets(root.path, shapes, recipe.tuning.target)
+    return shapes
+
+
+def check_rows(recipe: Recipe, base: ModelFolder, shapes: Shapes, codec: Codec, gathered: Gathered) -> TokenSet:
+    """Return the rows to train on if the model can read those of all splits.
+
+    Raises:
+        RecipeError: rows are longer than its positions, hold tokens that it has no vectors for, or must be packed
+            and cannot be.
+    """
+    found = {name: TokenSet.of(gathered.shelf.rows(gathered.places(name))) for name in gathered.used}
+    refuse_rows_beyond(shapes.positions, max(tokens.longest for tokens in found.values()))
+    highest = max(tokens.highest_id for tokens in found.values())
+    refuse_tokens_beyond(highest, _vectors(base, shapes, codec), where=recipe.model.base)
+    refuse_to_pack(recipe, ENCODER_READS_ALONE if shapes.encodes else None)
+    if codec.new_ids and isinstance(recipe.tuning, LoraBase):
+        refuse_new_tokens_with_bias(base.root.path)
+    return found["train"]
+
+
+def check_questions(recipe: Recipe, shapes: Shapes, codec: Codec, gathered: Gathered) -> Iterator[str]:
+    """Yield warnings about the rows that will be answered for a metric.
+
+    Raises:
+        RecipeError: so many have no room for an answer, or nothing that the metric counts, that there would be no
+            verdict.
+    """
+    for split in asked(recipe):
+        lines = gathered.shelf.examples(gathered.places(split))
+        yield from _check_split(recipe, codec, split, (json.loads(line) for line in lines), shapes.positions)
+
+
+def check_prepared_questions(recipe: Recipe, run: RunDir) -> Iterator[str]:
+    """Yield what `check_questions` does, of the rows that `prepare` wrote.
+
+    Not a part of training, which must not read the test rows.
+
+    Raises:
+        RecipeError: as `check_questions`.
+    """
+    base = base_of(run, recipe.model.base)
+    codec = codec_of(base, recipe.model.chat_markup)
+    positions = None
+    with suppress(RecipeError):  # an architecture without a known limit
+        positions = shapes_of(base.root.path).positions
+    for split in asked(recipe):
+        yield from _check_split(recipe, codec, split, read_jsonl(run.examples(split)), positions)
+
+
+def _check_split(
+    recipe: Recipe, codec: Codec, split: str, lines: Iterable[dict[str, Any]], positions: int | None
+) -> list[str]:
+    everything = [Example.from_json(line) for line in lines]
+    examples, _ = chosen_of(everything, asked(recipe)[split], recipe.seed)
+    return check_answerable(recipe, task_for(recipe.data, codec), codec, examples, positions=positions, split=split)
+
+
+def warnings_of(recipe: Recipe, base: ModelFolder, shapes: Shapes, codec: Codec) -> Iterator[str]:
+    """Yield what a run can do with and its owner should know."""
+    yield from (f"{'.'.join(path)}: {remark}" for path, remark in remarks(recipe))
+    vectors = _vectors(base, shapes, codec)
+    if codec.size > vectors:
+        yield (
+            f"the tokenizer has {codec.size:,} tokens and the model's embedding {vectors:,} rows; no row of the data "
+            "uses the others, but a prompt could"
+        )
+    most = recipe.data.max_tokens_per_example
+    default = DataBase.model_fields["max_tokens_per_example"].default
+    if shapes.positions is not None and most > shapes.positions and most != default:
+        yield (
+            f"data.max_tokens_per_example is {most:,} and the model knows {shapes.positions:,} positions: rows in "
+            f"between would be refused, not {'dropped' if recipe.data.too_long == 'drop' else recipe.data.too_long}"
+        )
+
+
+def _vectors(base: ModelFolder, shapes: Shapes, codec: Codec) -> int:
+    """Return for how many tokens there are vectors when training starts: rows are added up to the last new token."""
+    most = max((shapes.vocabulary, *(token + 1 for token in codec.new_ids)))
+    while base.base is not None:
+        most = max((most, *(token + 1 for token in trained_tokens(base.path))))
+        base = base.base
+    return most

@@ -1,0 +1,63 @@
+"""Start a run where it is to run: here, in the processes that somebody started, or as jobs of a cluster."""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from shlex import quote
+from typing import NoReturn
+
+from tunesmith.core.dist_env import place
+from tunesmith.core.errors import RecipeError
+from tunesmith.core.progress import say
+from tunesmith.core.rundir import RunDir
+from tunesmith.pipeline.runner import run_recipe
+from tunesmith.pipeline.runs import open_run
+from tunesmith.recipe.launch import LocalLaunch, SlurmLaunch, TorchrunLaunch
+
+
+def start_run(
+    recipe: Path, overrides: Sequence[str], *, out: Path | None, until: str | None, here: bool, detach: bool
+) -> RunDir | None:
+    """Take a recipe through its stages, and return its run; None in all processes of a run but the first.
+
+    For the command line: where torchrun is to start many processes, they are given this process's own.
+
+    Args:
+        recipe: the recipe's file, or the folder of a run that is to go on.
+        overrides: `key=value` changes.
+        out: the run's folder; default as for `run_recipe`.
+        until: the last stage to run; default all.
+        here: in this process, whatever the recipe's `launch` says.
+        detach: return when the jobs of a cluster are in line; else when they are over.
+
+    Raises:
+        TunesmithError: of the kind that says what went wrong.
+    """
+    this = place()
+    launch = LocalLaunch(on="local") if here or this.world > 1 else open_run(recipe, overrides, out)[0].launch
+    if detach and not isinstance(launch, SlurmLaunch):
+        raise RecipeError("--detach has no effect on a run that runs here")
+    if isinstance(launch, TorchrunLaunch) and launch.processes > 1:
+        _become_torchrun(launch.processes)
+    if not isinstance(launch, SlurmLaunch):
+        run = run_recipe(recipe, overrides, out=out, until=until)
+        return run if this.is_first else None
+    from tunesmith.pipeline.submit import submit_run
+    from tunesmith.pipeline.watch import follow
+
+    run = submit_run(recipe, overrides, out=out, until=until)
+    if not detach:
+        try:
+            follow(run)
+        except KeyboardInterrupt:
+            say(f"its jobs go on: tunesmith status {quote(str(run))}, or tunesmith cancel {quote(str(run))}")
+            raise
+    return run
+
+
+def _become_torchrun(processes: int) -> NoReturn:
+    """Let torchrun take this process's place, and run this very command in many."""
+    launcher = ["-m", "tunesmith.slurm.exit_code", "torch.distributed.run", "--standalone"]
+    command = [*launcher, f"--nproc-per-node={processes}", "-m", "tunesmith", *sys.argv[1:]]
+    os.execv(sys.executable, [sys.executable, *command])

@@ -1,0 +1,209 @@
+"""Takes a run through its stages: finished ones are skipped, an interrupted one is resumed."""
+
+import os
+import platform
+import time
+from collections.abc import Collection, Sequence
+from contextlib import ExitStack, redirect_stderr
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tunesmith.core import interrupt
+from tunesmith.core.dist_env import place
+from tunesmith.core.files import MANIFEST, only_writer, read_json, remove_leftovers, write_json
+from tunesmith.core.places import cache_root, check_writable, registry_root
+from tunesmith.core.progress import clock, say
+from tunesmith.core.rundir import RunDir
+from tunesmith.data.recipe_files import keep_recipe_files
+from tunesmith.estimate.hardware import cores
+from tunesmith.pipeline.runs import open_run, run_elsewhere, write_origin
+from tunesmith.pipeline.stages import EVALUATE, PREPARE, PROMOTE, STAGES, TRAIN, Stage, is_done, wanted_stages
+from tunesmith.recipe.schema import Recipe
+from tunesmith.scoring.custom import own_metrics
+from tunesmith.track.followers import Followers
+from tunesmith.track.tracker import check_installed
+
+if TYPE_CHECKING:
+    from tunesmith.distributed.process_group import Meeting
+
+
+def run_recipe(
+    recipe: Path | str,
+    overrides: Sequence[str] = (),
+    *,
+    out: Path | str | None = None,
+    until: str | None = None,
+) -> RunDir:
+    """Take a recipe through its stages; finished ones are skipped, an interrupted one goes on.
+
+    In this process, whatever the recipe's `launch` says, or in all that torchrun, accelerate or srun have started.
+
+    Args:
+        recipe: the recipe's file, or the folder of a run that is to go on.
+        overrides: `key=value` changes.
+        out: the run's folder; default `runs/NAME/ID`, where ID follows from the recipe.
+        until: the last stage to run; default all that the recipe asks for.
+
+    Raises:
+        TunesmithError: of the kind that says what went wrong; its `exit_code` is the command's.
+    """
+    here = place()
+    if here.world == 1:
+        return _run(recipe, overrides, out, until, None)
+    from tunesmith.distributed.process_group import meeting
+
+    # Before they meet: how long to wait is the recipe's to say.
+    patience = open_run(Path(recipe), overrides, out)[0].launch.patience_minutes
+    with meeting(here, patience) as others:
+        if here.is_first:
+            try:
+                run = _run(recipe, overrides, out, until, others)
+            finally:
+                others.say("")
+        else:
+            run = _work_along(recipe, overrides, out, others)
+    return run
+
+
+def _run(
+    recipe: Path | str, overrides: Sequence[str], out: Path | str | None, until: str | None, others: "Meeting | None"
+) -> RunDir:
+    """Take a recipe through its stages, as the only process or as the first of many."""
+    loaded, run = open_run(Path(recipe), overrides, out)
+    check_beforehand(loaded, run, until)
+    done = stages_done(loaded, run, until)
+    if out is None and (other := run_elsewhere(loaded, run)):
+        say(f"starting a new run in {run}; to continue the existing one: tunesmith run {other}")
+    with ExitStack() as held:
+        held.enter_context(only_writer(run.lock))
+        held.enter_context(interrupt.watched(patient=others is not None))
+        write_origin(loaded, run, Path(recipe), overrides)
+        keep_recipe_files(loaded, run)
+        _write_environment(run)
+        remove_leftovers(run.path)
+        trackers = held.enter_context(Followers(loaded.track, run, loaded.model_dump(mode="json")))
+        for stage in wanted_stages(loaded, until):
+            if stage is TRAIN and stage.name not in done:
+                _check_questions(loaded, run)
+            _take(stage, loaded, run, trackers, others, done)
+            if stage.name in ("evaluate", "promote"):  # before promoting too, which the verdict may refuse
+                _report(run)
+    return run
+
+
+def check_beforehand(recipe: Recipe, run: RunDir, until: str | None = None) -> None:
+    """Raise RecipeError for a folder that cannot be written, a missing tracker or a wrong metric, before any work."""
+    promotes = PROMOTE in wanted_stages(recipe, until) and PROMOTE.changes(recipe, run) != []
+    check_writable(cache_root(), *([registry_root()] if promotes else []))
+    check_writable(run.path, hint="name a folder that you may write to with --out")
+    check_installed(recipe.track, recipe.promote.mirror if recipe.promote else None)
+    if EVALUATE.changes(recipe, run) != []:
+        own_metrics((*recipe.evaluate.metrics, *recipe.train.valid_metrics), run.origin)
+
+
+def stages_done(recipe: Recipe, run: RunDir, until: str | None = None) -> list[str]:
+    """Return the names of the stages that need not run. Writes nothing, so a refusal leaves the run as it was.
+
+    Raises:
+        RecipeError: the run was made from other inputs, or the base does not exist.
+        DataError: the data or the database does not exist.
+    """
+    wanted = wanted_stages(recipe, until)
+    for stage in (PREPARE, EVALUATE):
+        if stage in wanted and run.manifest(stage.name) is None:
+            stage.inputs(recipe, run)
+    return [stage.name for stage in wanted if is_done(stage, recipe, run)]
+
+
+def _check_questions(recipe: Recipe, run: RunDir) -> None:
+    """Warn of prepared rows that cannot be answered or scored; raise RecipeError if there would be no verdict."""
+    from tunesmith.pipeline.checks import check_prepared_questions  # slow to import, and most commands do not train
+
+    for warning in check_prepared_questions(recipe, run):
+        say(f"warning: {warning}")
+
+
+def _work_along(recipe: Path | str, overrides: Sequence[str], out: Path | str | None, others: "Meeting") -> RunDir:
+    """Work at the stages that the first process says, and write nothing."""
+    with ExitStack() as held:
+        held.enter_context(interrupt.watched(patient=True))
+        while name := others.next():
+            # Only now, since the first may have made the run's folder.
+            loaded, run = open_run(Path(recipe), overrides, out)
+            rank = others.group.place.rank
+            log = held.enter_context(run.log_of(rank).open("a", encoding="utf-8"))
+            with redirect_stderr(log), others.work(run.stacks_of(rank)):
+                next(stage for stage in STAGES if stage.name == name).work(loaded, run)
+    return open_run(Path(recipe), overrides, out)[1]
+
+
+def _write_environment(run: RunDir) -> None:
+    """Add to where the recipe was what machine begins the run, which need not be the one that it was submitted from."""
+    told = read_json(run.environment)
+    if "started" not in told:
+        write_json(run.environment, {**told, **environment()})
+
+
+_PACKAGES = (
+    "tunesmith", "torch", "transformers", "peft", "bitsandbytes", "datasets", "tokenizers", "safetensors", "numpy",
+)  # fmt: skip
+
+
+def environment() -> dict[str, Any]:
+    """Return what machine this is and which versions are installed, without importing any of them."""
+    versions: dict[str, str | None] = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return {
+        **versions,
+        "python": platform.python_version(),
+        "platform": platform.platform(terse=True),
+        "cpu": _cpu(),
+        "cores": cores(),
+        "memory_gib": round(memory, 1),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
+
+
+def _take(
+    stage: Stage, recipe: Recipe, run: RunDir, trackers: Followers, others: "Meeting | None", done: Collection[str]
+) -> None:
+    """Run a stage unless it is done: at the start if it is a kept one, else now, after the stages before it."""
+    if stage.name in done if stage.kept else is_done(stage, recipe, run):
+        say(f"{stage.name}: done before")
+        return
+    (run.stage(stage.name) / MANIFEST).unlink(missing_ok=True)
+    began = time.monotonic()
+    say(f"{stage.name}: starts")
+    trackers.start()
+    with ExitStack() as held:
+        if others is not None and stage.by_all:
+            others.say(stage.name)
+            held.enter_context(others.work(run.stacks_of(others.group.place.rank)))
+        stage.work(recipe, run)
+    say(f"{stage.name}: done in {clock(time.monotonic() - began)}")
+
+
+def _report(run: RunDir) -> None:
+    """Write the report if a stage finished after it was written."""
+    finished = [path for stage in STAGES if (path := run.stage(stage.name) / MANIFEST).exists()]
+    newest = max(path.stat().st_mtime_ns for path in finished)
+    if run.report.exists() and run.report.stat().st_mtime_ns >= newest:
+        return
+    from tunesmith.report.render import write_report
+
+    write_report(run)
+    say(f"report: {run.report}")

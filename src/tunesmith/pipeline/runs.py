@@ -1,0 +1,183 @@
+"""Which folder a run has, and what it starts from.
+
+A run is identified by the settings that decide training and by the path of its recipe's folder, relative to the folder
+that holds `runs/`. How it is evaluated, promoted, launched and tracked may change later.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tunesmith.core.errors import DamagedFile, RecipeError, TunesmithError
+from tunesmith.core.files import digest_of, read_json, write_json, write_text
+from tunesmith.core.rundir import RunDir
+from tunesmith.data.sources import sources_are_there
+from tunesmith.pipeline.stages import PREPARE, TRAIN, UNDO, changed_keys
+from tunesmith.recipe.load import dump_recipe, load_recipe
+from tunesmith.recipe.schedule import DECODING, NEVER_DECIDES
+from tunesmith.recipe.schema import Recipe
+
+_MOST_NAMED = 4
+_HINT_FOLDER = "leave the change out to continue this run, or run the recipe's file with it to start another one"
+
+
+def open_run(recipe: Path, overrides: Sequence[str], out: Path | str | None) -> tuple[Recipe, RunDir]:
+    """Return the recipe and its run folder, which may not exist yet. Writes nothing.
+
+    Args:
+        recipe: the recipe's file, or the folder of a run.
+        overrides: `key=value` changes.
+        out: the run's folder; default `runs/NAME/ID`.
+
+    Raises:
+        RecipeError: the recipe is wrong, or the folder holds a run of another recipe.
+    """
+    if RunDir(recipe).resolved_recipe.exists():
+        if out is not None:
+            raise RecipeError("--out has no effect on a run folder", where=str(recipe))
+        run = RunDir(recipe)
+        loaded = load_recipe(run.resolved_recipe, overrides)
+        if overrides:
+            _refuse_other_settings(loaded, run, hint=_HINT_FOLDER)
+        return loaded, run
+    loaded = load_recipe(recipe, overrides)
+    folder = recipe_folder(recipe)
+    run = RunDir(out if out is not None else _default_folder(loaded, folder), origin=folder)
+    if run.resolved_recipe.exists():
+        _refuse_other_settings(loaded, run, hint=UNDO)
+        if _has_other_recipe(run, folder):
+            raise RecipeError(
+                f"holds the run of another recipe, in {os.path.relpath(run.recorded_origin)}",
+                where=str(run),
+                hint="give another --out",
+            )
+    elif run.path.is_dir() and any(path.name != "logs" for path in run.path.iterdir()):
+        raise RecipeError("is not empty and holds no run", where=str(run), hint="give another --out")
+    return loaded, run
+
+
+def recipe_folder(recipe: Path) -> Path:
+    """Return the folder that a recipe's relative paths start at: the one in which the user named the recipe's file.
+
+    If the file is a symbolic link, its target's folder does not matter. Links among the folders are resolved.
+    """
+    return Path(os.path.realpath(recipe.parent))
+
+
+def identity(recipe: Recipe) -> dict[str, Any]:
+    """Return the settings that decide training, which are fixed once a run has begun."""
+    settings = recipe.model_dump(mode="json", exclude={"evaluate", "promote", "launch", "track"})
+    for name in NEVER_DECIDES:
+        del settings["train"][name]
+    if recipe.train.valid_metrics:  # validation answers as `evaluate` says
+        used = {*DECODING, *(("database",) if "execution" in recipe.train.valid_metrics else ())}
+        settings["evaluate"] = recipe.evaluate.model_dump(mode="json", include=used)
+    return settings
+
+
+def place_of(folder: Path) -> str:
+    """Return a recipe's folder relative to the current one: a part of what the default names of runs are made from."""
+    return os.path.relpath(folder, os.path.realpath("."))
+
+
+def _default_folder(recipe: Recipe, folder: Path) -> Path:
+    """Return the run folder of a recipe: the one of its path, or one from before its folder was renamed."""
+    runs, settings = Path("runs") / recipe.name, identity(recipe)
+    own = runs / _run_id(settings, place_of(folder))
+    if own.exists():
+        return own
+    renamed = (path for path in _runs_of(runs, digest_of(settings)) if _continues(recipe, RunDir(path, folder), folder))
+    return next(renamed, own)
+
+
+def _run_id(settings: dict[str, Any], place: str) -> str:
+    return digest_of([settings, place])[:8]
+
+
+def _runs_of(runs: Path, settings: str) -> Iterator[Path]:
+    """Yield the run folders that were started with settings of this digest."""
+    for path in sorted(runs.glob("*/environment.json")):
+        try:
+            if read_json(path).get("settings") == settings:
+                yield path.parent
+        except DamagedFile:
+            continue
+
+
+def _continues(recipe: Recipe, run: RunDir, folder: Path) -> bool:
+    """Return whether a run is that of the recipe in `folder`: as recorded, or renamed with the same data in it."""
+    if _has_other_recipe(run, folder):
+        return False
+    if run.manifest("prepare") is None:
+        return _is_same(run.recorded_origin, folder)
+    try:
+        same = all(not stage.changes(recipe, run) for stage in (PREPARE, TRAIN))
+    except TunesmithError:
+        return False
+    return same and sources_are_there(recipe.data.source, folder=folder)
+
+
+def _has_other_recipe(run: RunDir, folder: Path) -> bool:
+    """Return whether a run belongs to a recipe in another folder that still exists."""
+    return run.environment.exists() and run.recipe_is_there and not _is_same(run.recorded_origin, folder)
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    return os.path.realpath(one) == os.path.realpath(other)
+
+
+def _refuse_other_settings(recipe: Recipe, run: RunDir, *, hint: str) -> None:
+    before, now = identity(load_recipe(run.resolved_recipe)), identity(recipe)
+    if changed := sorted(changed_keys(before, now)):
+        values = [f"{key} is {_at(before, key)} there, not {_at(now, key)}" for key in changed[:_MOST_NAMED]]
+        raise RecipeError(
+            f"holds a run with other settings ({', '.join(changed[:_MOST_NAMED])}): {'; '.join(values)}",
+            where=str(run),
+            hint=hint,
+        )
+
+
+def _at(settings: Any, key: str) -> str:
+    """Return the value of a dotted key as text."""
+    for name in key.split("."):
+        settings = settings.get(name) if isinstance(settings, dict) else None
+    return repr(settings)
+
+
+def run_elsewhere(recipe: Recipe, run: RunDir) -> Path | None:
+    """Return the run of a recipe that began from another current folder: the recipe's own, or one above it.
+
+    None if there is no such run, or if `run` has begun.
+    """
+    if run.environment.exists():
+        return None
+    folder, settings = run.origin, identity(recipe)
+    for place in (folder, *folder.parents):
+        found = place / "runs" / recipe.name / _run_id(settings, os.path.relpath(folder, place))
+        if found.is_dir() and not _is_same(found, run.path):
+            return Path(os.path.relpath(found))
+    return None
+
+
+def write_origin(recipe: Recipe, run: RunDir, file: Path, overrides: Sequence[str] = ()) -> None:
+    """Write what the run starts from: the recipe as typed and resolved, and its folder. Call it after all checks."""
+    if file.is_dir():
+        typed = run.recipe.read_text(encoding="utf-8") if run.recipe.exists() else ""
+    else:
+        typed = file.read_text(encoding="utf-8-sig")
+        origin = recipe_folder(file)
+        known = read_json(run.environment) if run.environment.exists() else {}
+        found = {
+            "recipe_folder": os.path.relpath(origin, os.path.realpath(run.path)),
+            "recipe_file": file.name,
+            "settings": digest_of(identity(recipe)),
+        }
+        if known != {**known, **found}:
+            write_json(run.environment, {**known, **found})
+    note = f"# Changed on the command line: {' '.join(overrides)}".replace("\n", "\\n").replace("\r", "\\r")
+    if overrides and not typed.startswith(f"{note}\n"):
+        typed = f"{note}\n{typed}"
+    for path, text in ((run.recipe, typed), (run.resolved_recipe, dump_recipe(recipe))):
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            write_text(path, text)

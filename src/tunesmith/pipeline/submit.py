@@ -1,0 +1,130 @@
+"""A run as jobs of Slurm: one for each stage that is left, each waiting for the one before."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from shlex import quote
+
+from tunesmith.core.errors import RecipeError
+from tunesmith.core.files import only_writer, write_text
+from tunesmith.core.progress import say
+from tunesmith.core.rundir import RunDir
+from tunesmith.data.sources import keep_copies
+from tunesmith.fetch.reference import base_of
+from tunesmith.pipeline.runner import check_beforehand, stages_done
+from tunesmith.pipeline.runs import open_run, write_origin
+from tunesmith.pipeline.stages import Stage, wanted_stages
+from tunesmith.recipe.schema import Recipe
+from tunesmith.slurm import client
+from tunesmith.slurm.jobs import StageJob, exit_code_path, read_jobs, script_path, write_jobs
+from tunesmith.slurm.script import Job, script_of
+
+# The last stage has no verb of its own that takes a run through it: it is what is left of `run`.
+_VERBS = {"promote": "run"}
+
+
+def submit_run(
+    recipe: Path | str, overrides: Sequence[str] = (), *, out: Path | str | None = None, until: str | None = None
+) -> RunDir:
+    """Write the scripts of the stages that are left into the run's folder, and put them in line.
+
+    Args:
+        recipe: the recipe's file, or the folder of a run that is to go on; its `launch` is on slurm.
+        overrides: `key=value` changes.
+        out: the run's folder; default as for `run_recipe`.
+        until: the last stage; default all that the recipe asks for.
+
+    Raises:
+        RecipeError: the recipe is wrong, there is no Slurm here, it does not take a job, or the run is in line already.
+        DataError: rows on the hub cannot be had.
+    """
+    loaded, run = open_run(Path(recipe), overrides, out)
+    check_beforehand(loaded, run)
+    fetch(loaded, run)
+    done = stages_done(loaded, run, until)
+    with only_writer(run.launch / "lock"):  # the run's own is its first job's, which may begin at once
+        refuse_active(read_jobs(run.launch), str(run))
+        with only_writer(run.lock):
+            write_origin(loaded, run, Path(recipe), overrides)
+        left = _left(loaded, done, until)
+        written = scripts(loaded, run, left)
+        for job, text in written:
+            write_text(script_path(run, job.stage), text)
+            exit_code_path(run, job.stage).unlink(missing_ok=True)
+        _put_in_line(run, [job for job, _ in written])
+    if not left:
+        say("all stages were done before")
+    return run
+
+
+def fetch(recipe: Recipe, run: RunDir) -> None:
+    """Have weights and rows here: jobs do not ask the hub, which those machines may not reach.
+
+    Args:
+        recipe: whose.
+        run: its run, which need not exist yet.
+
+    Raises:
+        RecipeError: the model cannot be had.
+        DataError: the rows cannot.
+    """
+    base_of(run, recipe.model.base)
+    keep_copies(recipe.data.source, folder=run.origin)
+
+
+def scripts(recipe: Recipe, run: RunDir, stages: Sequence[Stage]) -> list[tuple[Job, str]]:
+    """Return the job of each stage and its batch script.
+
+    Raises:
+        RecipeError: the recipe is not to run on Slurm, or the run's folder cannot stand in a script.
+    """
+    folder = os.path.relpath(run.path)  # from where it is submitted: nothing in the run's folder is absolute
+    works = [f"{_VERBS.get(one.name, one.name)} {folder} --on local" for one in stages]
+    jobs = [Job(recipe.name, one.name, work, one.by_all) for one, work in zip(stages, works, strict=True)]
+    return [(job, script_of(job, recipe.launch, folder)) for job in jobs]
+
+
+def refuse_active(jobs: Sequence[StageJob], folder: str) -> None:
+    """Raise RecipeError where a job of some waits or runs."""
+    if active := [one for one in jobs if one.state.is_active]:
+        raise RecipeError(
+            f"is in line already: {', '.join(f'{one.stage} (job {one.job})' for one in active)}",
+            where=folder, hint=f"tunesmith status {quote(folder)}, or tunesmith cancel {quote(folder)}",
+        )  # fmt: skip
+
+
+def cancel_run(run: RunDir) -> list[StageJob]:
+    """Take a run's jobs out of the line and end those that run, which save if the cluster gives them time; return them.
+
+    Raises:
+        RecipeError: the run was given to no jobs, or none is left.
+    """
+    jobs = read_jobs(run.launch)
+    active = [one for one in jobs if one.state.is_active]
+    if not active:
+        raise RecipeError("has no job in line" if jobs else "was never given to Slurm", where=str(run))
+    client.cancel([one.job for one in active])
+    return active
+
+
+def _left(recipe: Recipe, done: Sequence[str], until: str | None) -> list[Stage]:
+    """Return the stages that are to be done: the first that is not, and all after it."""
+    wanted = wanted_stages(recipe, until)
+    return next((wanted[number:] for number, stage in enumerate(wanted) if stage.name not in done), [])
+
+
+def _put_in_line(run: RunDir, jobs: Sequence[Job]) -> None:
+    """Submit jobs as a chain, and keep what they are as soon as each is."""
+    (run.path / "logs").mkdir(exist_ok=True)
+    given: list[StageJob] = []
+    try:
+        for job in jobs:
+            script = script_path(run, job.stage)
+            number = client.submit(script, after=given[-1].job if given else None)
+            given.append(StageJob(job.stage, number, job.name))
+            write_jobs(run.launch, given)
+            say(f"{job.stage}: job {number}, {script}")
+    except BaseException:
+        if given:  # half a run is none
+            client.cancel([one.job for one in given])
+        raise

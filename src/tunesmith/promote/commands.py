@@ -1,0 +1,97 @@
+"""The registry's verbs: promote a run or a version, roll back, list what is there."""
+
+from pathlib import Path
+from shlex import quote
+from typing import Any
+
+from tunesmith.core.errors import RecipeError
+from tunesmith.core.files import only_writer
+from tunesmith.core.rundir import RunDir
+from tunesmith.promote.mirror import mirror
+from tunesmith.promote.promote import check_promotion, promote
+from tunesmith.recipe.load import load_recipe
+from tunesmith.registry.gate import check_gate
+from tunesmith.registry.store import Registry
+from tunesmith.scoring.verdict import in_words
+
+
+def promote_run(folder: Path, *, force: bool, reason: str | None) -> dict[str, Any]:
+    """Promote the tuned model of an evaluated run; return the stage's manifest.
+
+    Raises:
+        VerdictRefused: the verdict does not allow it, and it is not forced with a reason.
+        RecipeError: the run has not been evaluated, or its recipe names no model of the registry.
+    """
+    run = RunDir.existing(folder)
+    if run.manifest("evaluate") is None:
+        raise RecipeError("has not been evaluated", where=str(folder), hint=f"tunesmith evaluate {quote(str(folder))}")
+    recipe = load_recipe(run.resolved_recipe)
+    check_promotion(recipe, run, force=force, reason=reason)
+    with only_writer(run.lock):
+        return promote(recipe, run, force=force, reason=reason)
+
+
+def move_alias(reference: str, alias: str | None, *, force: bool, reason: str | None) -> dict[str, Any]:
+    """Move an alias to a version that is in the registry, by the verdict it was stored with.
+
+    Raises:
+        VerdictRefused: that verdict does not allow it, and it is not forced with a reason.
+    """
+    if alias is None:
+        raise RecipeError(f"to what alias shall `{reference}` be promoted?", hint="give --alias production")
+    registry = Registry.default()
+    version = registry.resolve(reference)
+    verdict = version.facts.get("verdict")
+    check_gate(verdict if isinstance(verdict, dict) else {}, force=force, reason=reason)
+    registry.check(version)
+    registry.move(version.model, alias, version.number, verdict=verdict, reason=reason, forced=force)
+    mirror(registry, version, alias)
+    return {"model": version.model, "alias": alias, "version": version.number}
+
+
+def roll_back(name: str, alias: str, *, reason: str | None) -> dict[str, Any]:
+    """Point an alias back at the version before."""
+    registry = Registry.default()
+    version = registry.rollback(name, alias, reason=reason)
+    mirror(registry, version, alias)
+    return {"model": name, "alias": alias, "version": version.number}
+
+
+def list_models() -> tuple[list[dict[str, Any]], str]:
+    """Return all models with their aliases, as data and as text."""
+    found: list[dict[str, Any]] = [
+        {"model": m.name, "aliases": dict(m.aliases), "versions": len(m.versions)} for m in Registry.default().models()
+    ]
+    lines = [
+        f"{m['model']:24} {m['versions']:>3} version(s)  "
+        + "  ".join(f"{alias} -> {number}" for alias, number in m["aliases"].items())
+        for m in found
+    ]
+    return found, "\n".join(lines) or "no models yet; `tunesmith run` promotes one when it is better"
+
+
+def list_versions(name: str) -> tuple[dict[str, Any], str]:
+    """Return a model's versions and the moves of its aliases, as data and as text."""
+    registry = Registry.default()
+    versions = [
+        {"version": v.number, "added": v.added, "verdict": v.facts.get("verdict"), "base": v.facts.get("base")}
+        for v in registry.versions(name)
+    ]
+    moves = [
+        {"time": m.time, "user": m.user, "kind": m.kind, "alias": m.alias, "from": m.before, "to": m.after,
+         "forced": m.forced, "reason": m.reason}
+        for m in registry.history(name)
+    ]  # fmt: skip
+    lines = [f"{name}@{v['version']}  {v['added']}  {_primary(v['verdict'])}  base {v['base']}" for v in versions]
+    for m in moves:
+        why = f"  forced: {m['reason']}" if m["forced"] else f"  {m['reason']}" if m["reason"] else ""
+        lines.append(f"  {m['time']}  {m['user']}: {m['kind']} {m['alias']} {m['from'] or '-'} -> {m['to']}{why}")
+    return {"model": name, "versions": versions, "moves": moves}, "\n".join(lines)
+
+
+def _primary(verdict: Any) -> str:
+    if not isinstance(verdict, dict) or "primary" not in verdict:
+        return "no verdict"
+    p = verdict["primary"]
+    word, interval = in_words({**p, "verdict": verdict["verdict"]}), f"[{p['low']:+.4g}, {p['high']:+.4g}]"
+    return f"{word}: {p['metric']} {p['base']:.4g} -> {p['tuned']:.4g} {interval}"

@@ -1,0 +1,87 @@
+"""STAGE 4: verdict + best checkpoint -> a new version in the registry, and the alias moved to it."""
+
+import os
+from dataclasses import replace
+from typing import Any
+
+from tunesmith.core.errors import RecipeError
+from tunesmith.core.files import digest_of, new_folder, read_json
+from tunesmith.core.progress import say
+from tunesmith.core.rundir import RunDir
+from tunesmith.fetch.reference import ModelFolder, tuned_of
+from tunesmith.promote.mirror import mirror
+from tunesmith.recipe.schema import Promote, Recipe
+from tunesmith.registry.gate import check_gate
+from tunesmith.registry.store import Registry
+
+
+def inputs(recipe: Recipe, run: RunDir) -> dict[str, Any]:
+    """Return all that decides what is promoted, and where to."""
+    return {
+        "promote": recipe.promote.model_dump(mode="json") if recipe.promote else None,
+        "evaluate": digest_of((run.manifest("evaluate") or {}).get("files")),
+        "registry": digest_of(str(Registry.default().root.resolve())),
+    }
+
+
+def check_promotion(
+    recipe: Recipe, run: RunDir, *, force: bool = False, reason: str | None = None
+) -> tuple[Promote, dict[str, Any]]:
+    """Return where the run is to be promoted to, and its verdict; raise as `promote` does. Writes nothing."""
+    if recipe.promote is None:
+        raise RecipeError("has no `promote` section", where=str(run.resolved_recipe))
+    verdict: dict[str, Any] = read_json(run.verdict)
+    check_gate(verdict, force=force, reason=reason)
+    return recipe.promote, verdict
+
+
+def promote(recipe: Recipe, run: RunDir, *, force: bool = False, reason: str | None = None) -> dict[str, Any]:
+    """Add the tuned model to the registry and move the recipe's alias to it; return the manifest.
+
+    Raises:
+        VerdictRefused: the verdict does not allow it, and it is not forced with a reason.
+        RecipeError: the recipe has no `promote` section.
+    """
+    target, verdict = check_promotion(recipe, run, force=force, reason=reason)
+    stated = inputs(recipe, run)
+    tuned = tuned_of(run)
+    registry = Registry.default()
+    facts = {
+        "recipe": recipe.model_dump(mode="json"),
+        **_base_of(tuned, recipe, registry),
+        "model_digest": tuned.digest(),
+        "data_digest": digest_of((run.manifest("prepare") or {}).get("files")),
+        "verdict": verdict,
+    }
+    version = registry.add(target.model, tuned.path, facts=facts)
+    before = registry.current(target.model, target.alias)
+    replaced = before if before != version.number else None
+    if before != version.number:
+        registry.move(target.model, target.alias, version.number, verdict=verdict, reason=reason, forced=force)
+    note = "" if replaced is None else f"; it held version {replaced}, which this one was not compared with"
+    say(f"{target.model}@{target.alias} is now version {version.number}{note}")
+    mirror(registry, version, target.alias)
+    done = {
+        "model": target.model, "version": version.number, "alias": target.alias, "forced": force, "reason": reason,
+        "replaced": replaced,
+    }  # fmt: skip
+    with new_folder(run.stage("promote"), stage="promote", inputs=stated, **done):
+        pass
+    return run.manifest("promote") or {}
+
+
+def _base_of(tuned: ModelFolder, recipe: Recipe, registry: Registry) -> dict[str, Any]:
+    """Return what the registry records about an adapter's base: {base, base_digest, base_pins}.
+
+    A path is recorded twice: relative to the registry, in case both are moved together, and absolute.
+    """
+    if tuned.base is None or tuned.base.pin is None:
+        return {"base": recipe.model.base, "base_digest": None}
+    pin = tuned.base.pin
+    absolute = replace(pin, at=os.path.realpath(pin.at)) if pin.is_path else pin
+    pins = dict.fromkeys([pin.seen_from(registry.root), absolute])
+    return {
+        "base": recipe.model.base if pin.is_path else str(pin),
+        "base_digest": tuned.base.digest(),
+        "base_pins": [one.to_json() for one in pins],
+    }

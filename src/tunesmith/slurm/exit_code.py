@@ -1,0 +1,27 @@
+"""Run a launcher such as torchrun, and end with the exit code of the process that failed, where it makes 1 of any.
+
+python -m tunesmith.slurm.exit_code torch.distributed.run --nproc-per-node=4 -m tunesmith run my.yaml
+"""
+
+import runpy
+import sys
+
+
+def main() -> None:
+    """Run the module that the command line names with the arguments behind it."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    sys.argv = sys.argv[1:]
+    try:
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    except ChildFailedError as error:
+        _, failure = error.get_first_failure()
+        print(failure.message, file=sys.stderr)
+        sys.exit(failure.exitcode if failure.exitcode >= 0 else 128 - failure.exitcode)
+    except SignalException as error:
+        sys.exit(128 + error.sigval)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""What a process does in the tests of many that train together: started by torchrun, or called where there is one.
+
+torchrun --nproc-per-node 2 tests/support/multi_process.py MODEL ROWS OUT CASES
+"""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from tests.unit.train.conftest import FULL, LORA, recipe_of
+
+from tunesmith.core.dist_env import place
+from tunesmith.core.errors import NonFinite
+from tunesmith.data.batches import TokenSet
+from tunesmith.data.microbatch import Division
+from tunesmith.distributed.fsdp import shard
+from tunesmith.distributed.process_group import Group, meeting
+from tunesmith.distributed.sharded_state import put_together
+from tunesmith.fetch.reference import ModelFolder
+from tunesmith.kernels.oom import Fitting
+from tunesmith.model.adapters import make_trainable, trained_parameters
+from tunesmith.model.load import Machine, load_base
+from tunesmith.recipe.schedule import steps_of
+from tunesmith.train.loop import Setup, measure, train_steps
+from tunesmith.train.optim import make_optimizer
+
+TUNINGS: dict[str, dict[str, Any]] = {"lora": {**LORA, "dropout": 0.0}, "full": FULL}
+PRECISIONS = {"fp32": torch.float32, "fp64": torch.float64}
+
+
+def trained(model: Path, rows: Path, case: dict[str, Any], group: Group) -> tuple[list[Any], dict[str, torch.Tensor]]:
+    """Train a tiny model; return what every step reported, then what a validation found, and the weights.
+
+    Args:
+        case: tuning, precision, micro_batch, sharding; `bad` is the rank whose first loss is to be NaN.
+    """
+    recipe = recipe_of(model, TUNINGS[case["tuning"]], examples_per_step=8, epochs=2)
+    on = Machine(torch.device("cpu"), PRECISIONS[case["precision"]])
+    made = make_trainable(load_base(ModelFolder("x", model), on, dtype=on.compute), recipe.tuning, seed=0)
+    made.to(on.compute)  # the masters of adapters too, which are fp32 otherwise
+    sharding = case.get("sharding", "none") if group.is_many else "none"
+    if sharding != "none":
+        two = Group(replace(group.place, local_world=group.place.world // 2))  # as on two machines
+        shard(made, on, two, by_node=sharding == "node")
+    tokens, fitting = TokenSet(rows), Fitting(Division(256, case["micro_batch"]))
+    plan = steps_of(recipe, len(tokens))
+    setup = Setup(recipe, plan, on, made, tokens, 2, fitting, group=group, sharding=sharding)
+    if case.get("bad") == group.place.rank:
+        made.get_input_embeddings().weight.data[:] = float("nan")
+    try:
+        reports = list(train_steps(setup, make_optimizer(made, recipe.train), first_step=0))
+    except NonFinite as error:
+        return [str(error)], {}
+    facts = [[one.loss, one.gradient_norm, one.tokens, one.trained_tokens] for one in reports]
+    found = measure(setup, tokens)
+    whole = put_together(made, keep=True)
+    weights = {name: whole[name] for name, _ in trained_parameters(made)}
+    return [*facts, [found.loss, found.token_accuracy, found.tokens]], weights
+
+
+def main() -> None:
+    """Train every case, and let every process leave what it found."""
+    model, rows, out = map(Path, sys.argv[1:4])
+    with meeting(place()) as others:
+        for number, case in enumerate(json.loads(sys.argv[4])):
+            facts, weights = trained(model, rows, case, others.group)
+            name = f"{number}-{others.group.place.rank}"
+            (out / f"{name}.json").write_text(json.dumps(facts))
+            save_file(weights, out / f"{name}.safetensors")
+        others.group.wait()
+
+
+if __name__ == "__main__":
+    main()

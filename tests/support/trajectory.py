@@ -1,0 +1,29 @@
+"""What a model learns, loss by loss: for comparing two ways to compute the same."""
+
+from typing import Any
+
+import torch
+
+from tunesmith.data.batches import TokenSet
+from tunesmith.data.microbatch import Division
+from tunesmith.kernels.token_loss import token_loss
+from tunesmith.model.adapters import trained_parameters
+
+
+def losses(
+    model: Any, tokens: TokenSet, division: Division, *, steps: int, learning_rate: float, pad_id: int
+) -> list[float]:
+    """Train on all rows in every step; return the loss of each."""
+    optimizer = torch.optim.AdamW([weight for _, weight in trained_parameters(model)], lr=learning_rate)
+    rows = range(len(tokens))
+    found = []
+    for _ in range(steps):
+        total = 0.0
+        for _, batch in division.batches(tokens, rows, pad_id):
+            loss = token_loss(model, batch).nll.sum() / tokens.trained_tokens(rows)
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.item()
+        optimizer.step()
+        optimizer.zero_grad()
+        found.append(total)
+    return found

@@ -1,0 +1,163 @@
+"""Checks of a base model's folder that do not read its weights."""
+
+import json
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+from shutil import copytree
+from typing import Any
+
+import pytest
+from tests.support.tiny import save_plain_model
+
+from tunesmith.architecture.base_model import (
+    check_targets,
+    embedding_rows,
+    quantized_by,
+    read_config,
+    refuse_new_tokens_with_bias,
+    refuse_quantized,
+    refuse_tokens_beyond,
+)
+from tunesmith.architecture.families import shapes_of
+from tunesmith.architecture.weight_headers import tensor_shapes
+from tunesmith.core.errors import DamagedFile, RecipeError
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tiny: Path) -> Path:
+    return copytree(tiny, tmp_path / "model")
+
+
+def _change_config(folder: Path, **changes: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "method"),
+    [
+        ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}, "bitsandbytes, 4 bits"),
+        ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}, "bitsandbytes, 8 bits"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 128}}, "gptq, 4 bits"),
+        ({"quantization_config": {"quant_method": "awq", "bits": 4}}, "awq, 4 bits"),
+        ({"quantization_config": {"quant_method": "fp8", "activation_scheme": "dynamic"}}, "fp8"),
+        ({"quantization_config": {"quant_method": "compressed-tensors"}}, "compressed-tensors"),
+        ({"quantization": {"group_size": 64, "bits": 4}}, "an unnamed method, 4 bits"),
+        ({"text_config": {"quantization_config": {"quant_method": "mxfp4"}}}, "mxfp4"),
+    ],
+)
+def test_a_base_that_is_quantized_already_is_refused(folder: Path, changes: dict[str, Any], method: str) -> None:
+    assert quantized_by(folder) is None
+    refuse_quantized(folder)
+    _change_config(folder, **changes)
+    assert quantized_by(folder) == method
+    with pytest.raises(RecipeError, match="quantized already") as refused:
+        refuse_quantized(folder)
+    assert "qlora" in (refused.value.hint or "")
+
+
+@pytest.mark.parametrize(("name", "method"), [("quantize_config.json", "gptq"), ("quant_config.json", "awq")])
+def test_settings_of_a_quantizer_in_a_file_of_their_own_count(folder: Path, name: str, method: str) -> None:
+    (folder / name).write_text('{"bits": 4}')
+    assert quantized_by(folder) == method
+
+
+def test_a_configuration_that_is_no_json_object_is_damaged(folder: Path) -> None:
+    for text in ("{", "[1]"):
+        (folder / "config.json").write_text(text)
+        with pytest.raises(DamagedFile):
+            read_config(folder)
+
+
+def test_embedding_rows_are_those_of_the_weights(folder: Path) -> None:
+    assert embedding_rows(folder, 320) == 320
+    with pytest.raises(RecipeError, match="vocab_size 322, and the embedding in its weights has 320"):
+        embedding_rows(folder, 322)
+    (folder / "model.safetensors").unlink()
+    assert embedding_rows(folder, 322) == 322, "nothing here contradicts the configuration"
+
+
+def test_tokens_beyond_the_embedding_are_refused_from_the_first() -> None:
+    refuse_tokens_beyond(319, 320, where="model")
+    with pytest.raises(RecipeError, match="writes token 320"):
+        refuse_tokens_beyond(320, 320, where="model")
+
+
+@pytest.mark.parametrize(
+    "target", [["q_proj"], ["self_attn.q_proj", "lm_head"], ["model.layers.0.mlp.up_proj"], ["embed_tokens"],
+               ["base.model.layers.1.mlp.up_proj"]],
+)  # fmt: skip
+def test_names_of_modules_are_found(folder: Path, target: Sequence[str]) -> None:
+    check_targets(folder, shapes_of(folder), target)
+
+
+@pytest.mark.parametrize(
+    ("target", "told"),
+    [
+        (["nope"], "no module of the model: nope"),
+        (["q_proj", "vproj", "query"], "no module of the model: vproj, query"),
+        (["model.layers.9.mlp.up_proj"], "model.layers.9.mlp.up_proj"),
+        (["proj"], "no module of the model: proj"),
+        (["q_proj", "input_layernorm"], "`input_layernorm` is not a linear layer"),
+    ],
+)
+def test_one_wrong_module_name_among_right_ones_is_refused(folder: Path, target: Sequence[str], told: str) -> None:
+    with pytest.raises(RecipeError, match=told) as refused:
+        check_targets(folder, shapes_of(folder), target)
+    assert refused.value.where == "tuning.target"
+    assert "embed_out" not in (refused.value.hint or ""), "only names that the model has are suggested"
+
+
+def test_without_weights_module_names_come_from_the_architecture(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    check_targets(folder, shapes_of(folder), ["q_proj", "embed_tokens"])
+    with pytest.raises(RecipeError, match="vproj"):
+        check_targets(folder, shapes_of(folder), ["q_proj", "vproj"])
+
+
+def test_names_are_found_in_files_without_the_first_part_of_the_path(tmp_path: Path) -> None:
+    folder = save_plain_model(tmp_path / "gpt2", "gpt2")
+    check_targets(folder, shapes_of(folder), ["c_attn", "transformer.h.0.attn.c_proj"])
+    with pytest.raises(RecipeError, match="q_proj"):
+        check_targets(folder, shapes_of(folder), ["q_proj"])
+
+
+def test_an_output_layer_with_a_bias_cannot_take_new_tokens(tmp_path: Path, tiny: Path) -> None:
+    refuse_new_tokens_with_bias(tiny)
+    with pytest.raises(RecipeError, match="bias"):
+        refuse_new_tokens_with_bias(save_plain_model(tmp_path / "phi", "phi"))
+
+
+@pytest.mark.parametrize("left", [0, 4, 200, -1])
+def test_a_truncated_file_of_weights_is_damaged(folder: Path, left: int) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:left])
+    with pytest.raises(DamagedFile) as damaged:
+        tensor_shapes(folder)
+    assert damaged.value.where == str(file)
+    assert damaged.value.exit_code == 6
+
+
+@pytest.mark.parametrize("header", [b"[1]", b'{"x": 1}', b'{"x": {"data_offsets": "ab"}}', b"\xff"])
+def test_a_header_of_another_shape_is_damaged(folder: Path, header: bytes) -> None:
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+    with pytest.raises(DamagedFile):
+        tensor_shapes(folder)
+
+
+def test_an_index_names_files_that_hold_what_it_says(folder: Path) -> None:
+    index = folder / "model.safetensors.index.json"
+    names = list(tensor_shapes(folder))
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(names, "model.safetensors")}))
+    assert list(tensor_shapes(folder)) == names
+    index.write_text(json.dumps({"weight_map": {**dict.fromkeys(names, "model.safetensors"), "x": "two.safetensors"}}))
+    with pytest.raises(RecipeError, match=r"two\.safetensors"):
+        tensor_shapes(folder)
+    index.write_text(json.dumps({"weight_map": dict.fromkeys([*names, "x"], "model.safetensors")}))
+    with pytest.raises(DamagedFile, match="lacks the tensor x"):
+        tensor_shapes(folder)
+    for text in ("{", "{}", '{"weight_map": [1]}'):
+        index.write_text(text)
+        with pytest.raises(DamagedFile):
+            tensor_shapes(folder)

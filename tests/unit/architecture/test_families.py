@@ -1,0 +1,149 @@
+"""The shapes of a model from its configuration alone are those of its weights."""
+
+import json
+from pathlib import Path
+from shutil import copytree
+from typing import Any
+
+import pytest
+from tests.support.published import PUBLISHED
+from tests.support.tiny import save_model, save_seq2seq
+
+from tunesmith.architecture.families import shapes_of
+from tunesmith.architecture.weight_headers import shapes_in_headers
+from tunesmith.core.errors import RecipeError
+from tunesmith.estimate.memory import Pass, layers_numbers, memory_of
+from tunesmith.recipe.schema import Recipe
+
+KINDS = ("llama", "gpt2", "gpt_neo", "mistral", "gemma2", "gemma3_text", "qwen2", "qwen3", "phi", "phi3", "granite")
+SEQ2SEQ = ("t5", "flan-t5", "mt5", "bart")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("models")
+    made = {kind: save_model(root / kind, kind) for kind in KINDS}
+    return made | {kind: save_seq2seq(root / kind, kind) for kind in SEQ2SEQ}
+
+
+def configured(folder: Path, place: Path) -> Path:
+    """Return a folder with the configuration and nothing else."""
+    place.mkdir()
+    (place / "config.json").write_text((folder / "config.json").read_text())
+    return place
+
+
+@pytest.mark.parametrize("kind", [*KINDS, *SEQ2SEQ])
+def test_the_configuration_says_what_the_weights_say(folders: dict[str, Path], kind: str, tmp_path: Path) -> None:
+    alone = shapes_of(configured(folders[kind], tmp_path / "m"))
+    read = shapes_in_headers(folders[kind], json.loads((folders[kind] / "config.json").read_text()))
+    assert (alone.known, read.known) == (True, False)
+    assert (alone.parameters, alone.hidden, alone.vocabulary) == (read.parameters, read.hidden, read.vocabulary)
+    # GPT-2's are stored as [in, out], which a header does not tell.
+    sizes = {name: sorted((part.out, part.inner)) for name, part in read.linear()}
+    assert {name: sorted((part.out, part.inner)) for name, part in alone.linear()} == sizes
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_models_have_their_published_size(tmp_path: Path, name: str) -> None:
+    config, size = PUBLISHED[name]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert shapes_of(tmp_path).parameters == pytest.approx(size, rel=0.005)
+
+
+def test_an_unknown_architecture_is_read_from_its_weights(folders: dict[str, Path], tmp_path: Path) -> None:
+    copytree(folders["llama"], tmp_path / "m")
+    config = json.loads((tmp_path / "m" / "config.json").read_text()) | {"model_type": "of_tomorrow"}
+    (tmp_path / "m" / "config.json").write_text(json.dumps(config))
+    found = shapes_of(tmp_path / "m")
+    assert found.parameters == shapes_of(folders["llama"]).parameters
+    with pytest.raises(RecipeError, match="`of_tomorrow` cannot be told from its configuration alone"):
+        shapes_of(configured(tmp_path / "m", tmp_path / "alone"))
+
+
+@pytest.mark.parametrize(
+    "change", [{"num_attention_heads": None}, {"num_attention_heads": [2, 4]}, {"text_config": None}]
+)
+def test_what_a_configuration_leaves_out_is_read_from_the_weights(
+    folders: dict[str, Path], tmp_path: Path, change: dict[str, Any]
+) -> None:
+    """Publishers leave out what is a class's default, and some give a size a layer."""
+    copytree(folders["llama"], tmp_path / "m")
+    config = json.loads((tmp_path / "m" / "config.json").read_text()) | change
+    config = {key: value for key, value in config.items() if value is not None or key == "text_config"}
+    (tmp_path / "m" / "config.json").write_text(json.dumps(config))
+    if change == {"num_attention_heads": [2, 4]}:
+        with pytest.raises(RecipeError, match="sizes of a kind that is not known"):
+            shapes_of(tmp_path / "m")
+        return
+    found = shapes_of(tmp_path / "m")
+    assert found.parameters == shapes_of(folders["llama"]).parameters
+    assert found.known == ("text_config" in change)
+    if not found.known:
+        with pytest.raises(RecipeError, match="`llama` cannot be told from its configuration alone"):
+            shapes_of(configured(tmp_path / "m", tmp_path / "alone"))
+
+
+@pytest.mark.parametrize("kind", ["llama", "bart"])
+def test_an_architecture_that_is_not_described_is_guessed_not_far_off(
+    folders: dict[str, Path], tmp_path: Path, kind: str
+) -> None:
+    copytree(folders[kind], tmp_path / "m")
+    config = json.loads((tmp_path / "m" / "config.json").read_text()) | {"model_type": "of_tomorrow"}
+    (tmp_path / "m" / "config.json").write_text(json.dumps(config))
+    known, guessed = shapes_of(folders[kind]), shapes_of(tmp_path / "m")
+    divided, whole = layers_numbers(known)
+    assert layers_numbers(guessed) == (divided, pytest.approx(whole, rel=0.5)), "two layers, as far as can be told"
+    assert guessed.encodes == known.encodes == (kind == "bart")
+    source = {"source_tokens": 4096, "source_width": 512} if kind == "bart" else {}
+    read = Pass(1024, 128, 64, **source)
+    for changes in ({}, {"activation_checkpointing": True}):
+        one = lora(kind, **changes)
+        sizes = [memory_of(one, shapes, read, compute_bytes=4).activations for shapes in (known, guessed)]
+        assert sizes[1] == pytest.approx(sizes[0], rel=0.5)
+
+
+def lora(kind: str, **train: Any) -> Recipe:
+    task = {"task": "seq2seq", "prompt": "{q}", "response": "{a}"} if kind == "bart" else {"task": "text", "text": "t"}
+    return Recipe.model_validate({
+        "name": "x", "model": {"base": "org/model"}, "data": {**task, "source": {"file": "x.csv"}},
+        "tuning": {"method": "lora", "rank": 4}, "train": {"learning_rate": 1e-4, **train},
+        "evaluate": {"metrics": ["perplexity"], "primary": "perplexity"},
+    })  # fmt: skip
+
+
+def test_windows_limit_how_far_attention_reaches(folders: dict[str, Path]) -> None:
+    assert shapes_of(folders["mistral"]).reach == 16
+    assert shapes_of(folders["gpt_neo"]).reach == 16
+    assert shapes_of(folders["llama"]).reach == 2**31
+
+
+def test_weights_in_several_files_count_once(folders: dict[str, Path], tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoModelForCausalLM
+
+    AutoModelForCausalLM.from_pretrained(folders["llama"]).save_pretrained(tmp_path, max_shard_size="30KB")
+
+    def read(folder: Path) -> Any:
+        return shapes_in_headers(folder, json.loads((folder / "config.json").read_text()))
+
+    parts = sorted(tmp_path.glob("*.safetensors"))
+    assert len(parts) > 2
+    assert read(tmp_path) == read(folders["llama"])
+    # As mistral's own repositories do it: everything again, under other names.
+    again = {f"other.{name}": weight for part in parts for name, weight in load_file(part).items()}
+    save_file(again, tmp_path / "consolidated.safetensors")
+    assert read(tmp_path) == read(folders["llama"])
+    parts[0].rename(tmp_path / "elsewhere")
+    with pytest.raises(RecipeError, match=parts[0].name):
+        read(tmp_path)
+    AutoModelForCausalLM.from_pretrained(folders["llama"]).save_pretrained(tmp_path / "one")
+    save_file(again, tmp_path / "one" / "consolidated.safetensors")
+    assert read(tmp_path / "one") == read(folders["llama"])
+
+
+def test_a_decoder_inside_another_model_is_found(folders: dict[str, Path], tmp_path: Path) -> None:
+    copytree(folders["gemma3_text"], tmp_path / "m")
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    (tmp_path / "m" / "config.json").write_text(json.dumps({"model_type": "gemma3", "text_config": config}))
+    assert shapes_of(tmp_path / "m") == shapes_of(folders["gemma3_text"])

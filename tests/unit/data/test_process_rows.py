@@ -1,0 +1,378 @@
+"""What becomes of each row: where it goes, what is dropped or cut and why, and when too much is."""
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tunesmith.core import interrupt
+from tunesmith.core.errors import DataError, Interrupted
+from tunesmith.core.records import Tokens, Turn
+from tunesmith.data.dataset import empty_splits, histogram
+from tunesmith.data.process_rows import Examined, examine
+from tunesmith.recipe.schema import Recipe, Split, Train
+from tunesmith.tasks import task_for
+from tunesmith.tasks.base import Task
+from tunesmith.tasks.tokenizer import Codec
+
+Row = dict[str, Any]
+Look = Callable[..., list[Examined]]
+
+
+def rows(count: int = 40) -> list[Row]:
+    return [{"question": f"What is {i}?", "answer": f"It is {i}.", "tree": i // 4} for i in range(count)]
+
+
+def recipe(seed: int = 0, **data: Any) -> Recipe:
+    section = {
+        "source": {"file": "rows.jsonl"}, "task": "completion", "prompt": "{question}", "response": "{answer}",
+        "split": {"valid": 0.2, "test": 0.2}, "max_dropped_fraction": 0.9, **data,
+    }  # fmt: skip
+    section = {key: value for key, value in section.items() if value is not None}
+    return Recipe.model_validate({
+        "name": "x", "model": {"base": "org/model"}, "tuning": {"method": "full"}, "train": {"learning_rate": 1e-4},
+        "data": section, "evaluate": {"metrics": ["exact_match"], "primary": "exact_match"}, "seed": seed,
+    })  # fmt: skip
+
+
+@pytest.fixture
+def look(tmp_path: Path, tokenizer_folder: Path) -> Look:
+    """Write rows and examine them."""
+
+    def examined(given_rows: list[Row] | None = None, *, by: Task | None = None, **settings: Any) -> list[Examined]:
+        one = recipe(**settings)
+        lines = (json.dumps(row) + "\n" for row in (rows() if given_rows is None else given_rows))
+        (tmp_path / "rows.jsonl").write_text("".join(lines))
+        return list(examine(one, by or task_for(one.data, Codec.load(tokenizer_folder)), folder=tmp_path))
+
+    return examined
+
+
+def places(found: list[Examined]) -> dict[str, str | None]:
+    return {row.example.turns[0].text: row.entry.split for row in found if row.example}
+
+
+def test_every_row_has_its_line(look: Look) -> None:
+    found = look()
+    assert [row.entry.row for row in found] == list(range(1, 41))
+    assert [row.entry.where for row in found] == [f"rows.jsonl:{i}" for i in range(1, 41)]
+    assert {row.entry.split for row in found} == {"train", "valid", "test"}
+    for row in found:
+        assert row.entry.status == "kept"
+        assert row.example is not None
+        assert row.tokens is not None
+        assert row.entry.id == row.example.id == row.tokens.example_id
+        assert row.entry.tokens == len(row.tokens.input_ids) == len(row.tokens.trained)
+        assert row.entry.trained == sum(row.tokens.trained) > 0
+
+
+# --- where rows go ---
+
+
+def test_a_row_goes_where_it_goes_whatever_is_around_it(look: Look) -> None:
+    wanted = places(look())
+    backwards = places(look(rows()[::-1]))
+    assert backwards == wanted
+    more = places(look(rows(80)))
+    assert {text: more[text] for text in wanted} == wanted
+    assert places(look(seed=1)) != wanted
+
+
+def test_equal_values_of_a_column_stay_together(look: Look) -> None:
+    found = look(split={"valid": 0.2, "test": 0.2, "by": "tree"})
+    splits: dict[int, set[str | None]] = {}
+    groups: dict[int, set[str]] = {}
+    for number, row in enumerate(found):
+        assert row.example is not None
+        splits.setdefault(number // 4, set()).add(row.entry.split)
+        groups.setdefault(number // 4, set()).add(row.example.group)
+    assert all(len(one) == 1 for one in (*splits.values(), *groups.values()))
+    assert set().union(*splits.values()) == {"train", "valid", "test"}
+    assert len(set().union(*groups.values())) == 10
+
+
+def test_a_group_has_the_name_that_its_column_gives_it_and_with_a_split_column_only_groups(look: Look) -> None:
+    long = "x" * 200
+    given = [
+        {**row, "kind": long if i % 2 else "count", "s": ("train", "test")[i % 3 > 1]} for i, row in enumerate(rows())
+    ]
+    found = look(given, split={"column": "s", "by": "kind"})
+    names = {row.example.group for row in found if row.example is not None}
+    assert "count" in names
+    [other] = names - {"count"}
+    assert other.startswith("xxx")
+    assert len(other) < 110
+    for i, row in enumerate(found):
+        assert row.entry.split == ("train", "test")[i % 3 > 1]
+
+
+def test_rows_that_ask_the_same_stay_together_whatever_they_answer(look: Look) -> None:
+    asked = [{"question": text, "answer": str(i)} for i in range(20) for text in (f"Ask {i}?", f"  ASK\u200b {i}?\n")]
+    found = look(asked)
+    for one, other in zip(found[::2], found[1::2], strict=True):
+        assert one.example is not None
+        assert other.example is not None
+        assert one.example.group == other.example.group
+        assert one.entry.split == other.entry.split
+        assert one.entry.id != other.entry.id
+
+
+def test_a_column_may_say_the_split_itself(look: Look) -> None:
+    words = ["train", "valid", "test", "Validation", " DEV ", "TEST\n"]
+    given_rows = [{**row, "fold": words[i % 6]} for i, row in enumerate(rows(12))]
+    found = look(given_rows, split={"column": "fold"})
+    assert [row.entry.split for row in found] == ["train", "valid", "test", "valid", "valid", "test"] * 2
+    given_rows[7]["fold"] = "holdout"
+    with pytest.raises(DataError, match="'holdout', which is no split") as caught:
+        look(given_rows, split={"column": "fold"})
+    assert caught.value.where == "rows.jsonl:8"
+    given_rows[7]["fold"] = None
+    assert look(given_rows, split={"column": "fold"})[7].entry.reason == "cell `fold` is empty"
+
+
+def test_a_missing_column_is_told_at_once(look: Look) -> None:
+    for settings in ({"response": "{anser}"}, {"split": {"by": "anser"}}, {"split": {"column": "anser"}}):
+        with pytest.raises(DataError, match="no column `anser`") as caught:
+            look(**settings)
+        assert caught.value.where == "rows.jsonl:1"
+        assert "did you mean `answer`" in str(caught.value.hint)
+
+
+# --- columns that some rows lack or leave empty ---
+
+
+def hint_of(look: Look, *arguments: Any, **settings: Any) -> str:
+    with pytest.raises(DataError) as caught:
+        look(*arguments, **{"max_dropped_fraction": 0, **settings})
+    assert caught.value.exit_code == 3
+    return str(caught.value.hint)
+
+
+def test_a_column_that_some_rows_lack_is_empty_there(look: Look) -> None:
+    given_rows = rows(8)
+    del given_rows[2]["question"]
+    found = look(given_rows)
+    assert (found[2].entry.status, found[2].entry.reason) == ("dropped", "cell `question` is empty")
+    found = look(given_rows, filters=[{"column": "question", "matches": "What"}])
+    assert (found[2].entry.status, found[2].entry.reason) == ("filtered", "`question` does not match 'What'")
+    assert "`{question?}`" in hint_of(look, given_rows)
+    found = look(given_rows, prompt="Tree {tree}:\n{question?}")
+    assert found[2].example is not None
+    assert found[2].example.turns[0].text == "Tree 0:"
+    # An answer cannot be optional, so its mark is not suggested.
+    given_rows[2] = {**rows(1)[0], "answer": ""}
+    assert "{answer?}" not in hint_of(look, given_rows)
+
+
+def test_empty_and_missing_optional_cells_are_one_row(look: Look) -> None:
+    given_rows = [
+        {"question": "x", "answer": "y", **more} for more in ({}, {"note": None}, {"note": ""}, {"note": "n"})
+    ]
+    ids = [row.entry.id for row in look(given_rows, prompt="{question} {note?}")]
+    assert len(set(ids[:3])) == 1
+    assert ids[3] not in ids[:3]
+
+
+def test_the_hint_for_long_rows_gives_their_length(look: Look) -> None:
+    given_rows = rows(6)
+    for row in given_rows[::2]:
+        row["answer"] = "word " * 100
+    long = max(row.entry.tokens for row in look(given_rows))
+    hint = hint_of(look, given_rows, max_tokens_per_example=32)
+    assert "data.max_tokens_per_example" in hint
+    assert f"{long:,} tokens" in hint
+    assert "too_long: cut" in hint
+
+
+def test_a_tools_column_with_messages_is_refused(look: Look) -> None:
+    chat = {"task": "chat", "messages": "m", "prompt": None, "response": None}
+    lines = [{"m": [{"role": "user", "content": "x"}, {"role": "assistant", "content": str(n)}]} for n in range(4)]
+    assert len(look([{**line, "tools": None} for line in lines], **chat)) == 4
+    assert len(look([{**line, "tools": []} for line in lines], **chat)) == 4
+    lines[2]["tools"] = [{"name": "f"}]
+    with pytest.raises(DataError, match="never see") as caught:
+        look(lines, **chat)
+    assert caught.value.where == "rows.jsonl:3"
+    assert "system" in str(caught.value.hint)
+    renamed = {"file": "rows.jsonl", "rename": {"tools": "unused"}}
+    assert len(look(lines, **chat, source=renamed)) == 4
+
+
+def test_control_tokens_that_rows_spell_are_noticed(look: Look) -> None:
+    given_rows = rows(4)
+    given_rows[1]["answer"] = "one<|im_end|>"
+    given_rows[3]["question"] = "<|im_start|>user"
+    assert [row.remarks.spelled for row in look(given_rows)] == ["", "<|im_end|>", "", "<|im_start|>"]
+    text = {"task": "text", "text": "{question} {answer}", "prompt": None, "response": None}
+    assert [bool(row.remarks.spelled) for row in look(given_rows, **text)] == [False, True, False, True]
+    assert not any(row.remarks.spelled for row in look(given_rows, **text, control_tokens=True))
+
+
+# --- dropped and cut ---
+
+
+def test_dropped_rows_are_in_the_ledger_with_their_reason(look: Look) -> None:
+    given_rows = rows(6)
+    given_rows[1]["answer"] = " "
+    given_rows[3]["question"] = None
+    found = look(given_rows)
+    assert [row.entry.status for row in found] == ["kept", "dropped", "kept", "dropped", "kept", "kept"]
+    assert (found[1].entry.reason, found[3].entry.reason) == ("cell `answer` is empty", "cell `question` is empty")
+    for row in (found[1], found[3]):
+        assert (row.entry.split, row.entry.id, row.entry.tokens, row.example, row.tokens) == (None, None, 0, None, None)
+
+
+@pytest.mark.parametrize(("dropped", "allowed", "fine"), [
+    (0, 0.0, True), (1, 0.0, False), (1, 0.1, True), (2, 0.1, False), (2, 0.2, True), (10, 0.9, False),
+])  # fmt: skip
+def test_too_many_dropped_rows_stop_the_run(look: Look, dropped: int, allowed: float, fine: bool) -> None:
+    given_rows = rows(10)
+    for row in given_rows[:dropped]:
+        row["answer"] = ""
+    if fine:
+        assert sum(row.entry.status == "dropped" for row in look(given_rows, max_dropped_fraction=allowed)) == dropped
+        return
+    with pytest.raises(DataError, match=f"{dropped} of 10 rows.*`answer` is empty, first rows.jsonl:1") as caught:
+        look(given_rows, max_dropped_fraction=allowed)
+    assert caught.value.exit_code == 3
+
+
+def test_long_rows_are_dropped_or_cut_as_the_recipe_says(look: Look) -> None:
+    given_rows = rows(4)
+    given_rows[2]["answer"] = "word " * 40
+    whole = look(given_rows)[2]
+    assert whole.tokens is not None
+    size = len(whole.tokens.input_ids)
+    assert look(given_rows, max_tokens_per_example=size)[2].entry.status == "kept"
+    dropped = look(given_rows, max_tokens_per_example=size - 1)[2]
+    assert (dropped.entry.status, dropped.entry.reason) == ("dropped", f"longer than {size - 1} tokens")
+    cut = look(given_rows, max_tokens_per_example=30, too_long="cut")[2]
+    assert cut.tokens is not None
+    assert (cut.entry.status, cut.entry.tokens) == ("cut", 30)
+    assert cut.tokens.input_ids == whole.tokens.input_ids[:30]
+    assert cut.tokens.trained == whole.tokens.trained[:30]
+    assert cut.entry.trained == sum(whole.tokens.trained[:30]) > 0
+
+
+def test_a_cut_that_leaves_nothing_to_learn_drops_the_row(look: Look) -> None:
+    given_rows = rows(4)
+    given_rows[1]["question"] = "word " * 40
+    found = look(given_rows, max_tokens_per_example=30, too_long="cut")
+    assert found[1].entry.reason == "nothing to learn is left after cutting"
+    assert [row.entry.status for row in found] == ["kept", "dropped", "kept", "kept"]
+
+
+def test_a_long_document_is_split_and_stays_together(look: Look) -> None:
+    text = {"task": "text", "text": "{question} {answer}", "prompt": None, "response": None, "max_dropped_fraction": 0}
+    given_rows = rows()
+    for row in given_rows[::5]:
+        row["answer"] = f"It is {row['tree']}, a number that is said at length. " * 3
+    whole = look(given_rows, **text)
+    found = look(given_rows, **text, max_tokens_per_example=40, too_long="split")
+    assert [row for row in found if row.entry.block is None] == [
+        row for row in whole if row.entry.row % 5 != 1 and row.entry.tokens <= 40
+    ]
+    assert len({row.entry.id for row in found}) == len(found)
+    for document in whole[::5]:
+        blocks = [row for row in found if row.entry.row == document.entry.row]
+        assert [row.entry.block for row in blocks] == [(i, len(blocks)) for i in range(1, len(blocks) + 1)]
+        assert len(blocks) > 2
+        assert document.example is not None
+        assert document.tokens is not None
+        learned = []
+        for row in blocks:
+            assert row.example is not None
+            assert row.tokens is not None
+            assert (row.entry.status, row.entry.where) == ("kept", document.entry.where)
+            assert (row.entry.split, row.example.group) == (document.entry.split, document.example.group)
+            assert row.entry.id == row.example.id == row.tokens.example_id
+            assert row.entry.tokens == len(row.tokens.input_ids) <= 40
+            assert row.said == document.example.turns
+            learned += row.tokens.input_ids[1:]
+        assert tuple(learned) == document.tokens.input_ids[1:]
+        assert sum(row.entry.trained for row in blocks) == document.entry.trained
+
+
+class Fixed(Task):
+    """Renders every row alike."""
+
+    stop_ids = (2,)
+
+    def __init__(self, trained: tuple[bool, ...]) -> None:
+        self._trained = trained
+
+    def parse(self, row: Any) -> tuple[Turn, ...]:
+        return Turn("user", row["question"], False), Turn("assistant", row["answer"], True)
+
+    def render(self, turns: Any, example_id: str = "") -> Tokens:
+        return Tokens(example_id, tuple(range(len(self._trained))), self._trained)
+
+    def prompt(self, turns: Any) -> list[int]:
+        return []
+
+    def reference(self, turns: Any) -> str:
+        return ""
+
+    def answer(self, ids: Any) -> str:
+        return ""
+
+    def asked(self, row: Any) -> tuple[Turn, ...]:
+        return ()
+
+    def question(self, text: str) -> tuple[Turn, ...]:
+        return ()
+
+
+@pytest.mark.parametrize(("trained", "kept", "count"), [
+    ((True, False), False, 0),  # nothing stands before the first token that could predict it
+    ((True,), False, 0), ((False, False), False, 0), ((False, True), True, 1), ((True, True, True), True, 2),
+])  # fmt: skip
+def test_a_row_needs_a_token_that_can_be_learned(look: Look, trained: tuple[bool, ...], kept: bool, count: int) -> None:
+    [found] = look(rows(1), by=Fixed(trained), max_dropped_fraction=0.9) if kept else [None]  # type: ignore[list-item]
+    if found is None:
+        with pytest.raises(DataError, match="has no token to learn"):
+            look(rows(1), by=Fixed(trained))
+        return
+    assert (found.entry.status, found.entry.trained) == ("kept", count)
+
+
+def test_a_signal_stops_it(look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interrupt, "_requested", [2])
+    with pytest.raises(Interrupted):
+        look()
+
+
+# --- what is shown of it ---
+
+
+@given(st.lists(st.integers(1, 5000), max_size=60))
+def test_a_histogram_counts_every_length_once(lengths: list[int]) -> None:
+    found = histogram(lengths)
+    bins = found["histogram"]
+    assert sum(count for _, _, count in bins) == len(lengths)
+    for low, high, count in bins:
+        assert count == sum(low <= length < high for length in lengths)
+    assert all(one[1] == other[0] for one, other in pairwise(bins))
+    assert len(bins) <= 21
+    if lengths:
+        assert found["max"] == max(lengths)
+        assert Counter(lengths)[found["median"]]
+        assert sum(length <= found["p95"] for length in lengths) >= 0.95 * len(lengths)
+
+
+def test_a_split_that_is_needed_and_empty_is_named() -> None:
+    usual, train = Split(), Train(learning_rate=1)
+    assert empty_splits({"train": 1, "valid": 1, "test": 1}, usual, train) == []
+    assert empty_splits({"train": 0, "valid": 0}, usual, train) == ["train", "valid", "test"]
+    assert empty_splits({"train": 5, "test": 1}, Split(valid=0), train) == []
+    assert empty_splits({"train": 5, "test": 1}, Split(column="fold"), train) == []
+    assert empty_splits({"train": 5, "valid": 1}, Split(column="fold"), train) == ["test"]
+    for change in ({"valid_metrics": ("rougeL",)}, {"choose_by": "token_accuracy"}):
+        asking = train.model_copy(update=change)
+        assert empty_splits({"train": 5, "test": 1}, Split(column="fold"), asking) == ["valid"]

@@ -1,0 +1,117 @@
+"""What waits to be chosen comes back as it was, and takes no memory for its tokens."""
+
+import json
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import save_file
+from tests.support.tiny import recipe as write_recipe
+
+from tunesmith.core.files import write_json
+from tunesmith.core.records import Example, Tokens, Turn
+from tunesmith.core.rundir import RunDir
+from tunesmith.data.batches import FlatRows, TokenSet, write_tokens
+from tunesmith.data.prepare import prepare
+from tunesmith.data.process_rows import Entry, Examined
+from tunesmith.data.spool import Kept, Shelf, packed
+from tunesmith.recipe.load import load_recipe
+
+IDS = st.integers(0, 2**31 - 1)
+ROWS = st.lists(st.tuples(st.lists(st.tuples(IDS, st.booleans())), st.lists(IDS, max_size=4)), max_size=6)
+
+
+def tokens_of(rows: list[Any]) -> list[Tokens]:
+    return [
+        Tokens(str(i), tuple(one for one, _ in ids), tuple(learned for _, learned in ids), tuple(source))
+        for i, (ids, source) in enumerate(rows)
+    ]
+
+
+def keep(shelf: Shelf, *row: Examined) -> list[Kept]:
+    return [shelf.keep(parcel) for parcel in packed(row)]
+
+
+def shelved(examples: list[Tokens]) -> tuple[Shelf, list[int]]:
+    shelf = Shelf()
+    places = []
+    for row, one in enumerate(examples, 1):
+        turns = (Turn("text", f"row \u2028 é {row}", trained=True),)
+        entry = Entry(row, f"x:{row}", "x", "kept", "train", one.example_id)
+        kept = keep(shelf, Examined(entry, Example(one.example_id, row, "g", turns), one, turns))[0]
+        assert kept.place is not None
+        places.append(kept.place)
+    return shelf, places
+
+
+@given(rows=ROWS, order=st.randoms(use_true_random=False))
+@settings(max_examples=60, deadline=None)
+def test_what_is_put_there_comes_back_in_any_order(rows: list[Any], order: Any) -> None:
+    examples = tokens_of(rows)
+    shelf, places = shelved(examples)
+    asked = order.choices(range(len(places)), k=7) if places else []
+    assert [shelf.tokens(places[i], str(i)) for i in asked] == [examples[i] for i in asked]
+    lines = [json.loads(line) for line in shelf.examples([places[i] for i in asked])]
+    assert [Example.from_json(line).row for line in lines] == [i + 1 for i in asked]
+
+
+@given(rows=ROWS)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_the_token_file_is_what_safetensors_writes(tmp_path: Path, rows: list[Any]) -> None:
+    examples = tokens_of(rows)
+    arrays: dict[str, Any] = {
+        "input_ids": np.array([i for e in examples for i in e.input_ids], np.int32),
+        "trained": np.array([t for e in examples for t in e.trained], np.uint8),
+        "offsets": np.cumsum([0, *(len(e.input_ids) for e in examples)], dtype=np.int64),
+    }
+    if any(e.source_ids for e in examples):
+        arrays["source_offsets"] = np.cumsum([0, *(len(e.source_ids) for e in examples)], dtype=np.int64)
+        arrays["source_ids"] = np.array([i for e in examples for i in e.source_ids], np.int32)
+    save_file(arrays, tmp_path / "theirs")
+    shelf, places = shelved(examples)
+    for name, given_rows in (("held", examples), ("shelved", shelf.rows(places))):
+        write_tokens(tmp_path / name, given_rows)
+        assert (tmp_path / name).read_bytes() == (tmp_path / "theirs").read_bytes()
+    found = TokenSet.of(FlatRows.of(examples))
+    assert [found.example(i, str(i)) for i in range(len(found))] == examples
+
+
+def test_blocks_of_a_document_say_what_it_says_and_count_its_words_once() -> None:
+    shelf = Shelf()
+    said = (Turn("text", "one two three four", trained=True),)
+    first, block, second = (
+        Examined(Entry(row, "", "", "kept"), Example("a", row, "", said), Tokens("a", (1,), (True,)), said)
+        for row in (1, 1, 2)
+    )
+    kept = [*keep(shelf, first, block), *keep(shelf, second)]
+    assert kept[0].said == kept[1].said == kept[2].said
+    assert [one.text for one in kept] == [0, 0, 1]
+    assert keep(shelf, Examined(Entry(3, "", "", "dropped"), None, None))[0].place is None
+
+
+def peak(folder: Path, model: Path, rows: int) -> int:
+    """Return the most bytes that Python and numpy held while preparing so many rows of about 400 tokens."""
+    folder.mkdir()
+    path = write_recipe(folder, model)
+    with (folder / "rows.jsonl").open("w", encoding="utf-8") as file:
+        for i in range(rows):
+            file.write(json.dumps({"question": f"Number {i}", "answer": f"x{i}y" * 60}) + "\n")
+    run = RunDir(folder / "run")
+    write_json(run.environment, {"recipe_folder": ".."})
+    tracemalloc.start()
+    try:
+        prepare(load_recipe(path, ["data.max_tokens_per_example=2000"]), run)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_tokens(tmp_path: Path, tokenizer_folder: Path) -> None:
+    few, many = (peak(tmp_path / str(rows), tokenizer_folder, rows) for rows in (200, 800))
+    per_row = (many - few) / 600
+    assert per_row < 3000, "a Python object for each of 400 tokens would take 14,000 bytes a row"

@@ -1,0 +1,40 @@
+"""Questions about nothing, a task that answers with ids, and a tiny model to ask: what tests of answers share."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tests.support.tiny import save_model
+
+from tunesmith.core.records import Example, Turn
+from tunesmith.fetch.reference import ModelFolder
+from tunesmith.inference.prompts import Questions
+from tunesmith.model.load import Machine, load_base
+
+FP32 = Machine(torch.device("cpu"), torch.float32)
+COUNT, LIMIT, POSITIONS = 10, 6, 512
+
+
+class Words:
+    """Stands for a task: answers are their ids, and hold what a line of JSON may hold."""
+
+    def answer(self, ids: Sequence[int]) -> str:
+        return "\u2028\x85 ".join(map(str, ids))
+
+    def reference(self, turns: Sequence[Turn]) -> str:
+        return turns[-1].text
+
+
+def random_model(folder: Path) -> Any:
+    return load_base(ModelFolder("x", save_model(folder / "llama", "llama")), FP32)
+
+
+def questions(count: int = COUNT, lengths: Sequence[int] = ()) -> Questions:
+    examples = tuple(
+        Example(f"id-{i}", i + 1, "g", (Turn("user", "q", False), Turn("assistant", f"right {i}", True)))
+        for i in range(count)
+    )
+    sizes = [*lengths, *(3 + i % 5 for i in range(count))][:count]
+    prompts = tuple(tuple(5 + (i * 7 + k) % 290 for k in range(size)) for i, size in enumerate(sizes))
+    return Questions(examples, prompts, tuple(f"prompt {i}" for i in range(count)), (), LIMIT)

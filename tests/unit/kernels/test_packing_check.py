@@ -1,0 +1,152 @@
+"""Rows that share a sequence have the loss and the gradients they have alone, or the model is found out beforehand."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.support.opened import KINDS, Opened
+from tests.support.tiny import tokenizer
+
+from tunesmith.core.records import Tokens
+from tunesmith.data.batches import TokenSet, write_tokens
+from tunesmith.data.microbatch import Division
+from tunesmith.kernels import packing_check
+from tunesmith.kernels.packed_attention import has_row_attention, use_plain_attention
+from tunesmith.kernels.packing_check import attention_reach, has_dropout, why_not_apart
+from tunesmith.kernels.token_loss import token_loss
+from tunesmith.model.load import Machine
+from tunesmith.recipe.data_source import FileSource
+from tunesmith.recipe.schema import TextData
+from tunesmith.tasks import task_for
+from tunesmith.tasks.tokenizer import Codec
+
+FP32 = Machine(torch.device("cpu"), torch.float32)
+FP64 = Machine(torch.device("cpu"), torch.float64)
+WINDOWED = {"gpt_neo", "gemma2", "gemma3_text", "mistral"}  # windows of 16
+
+
+@pytest.fixture
+def tokens(tmp_path: Path) -> TokenSet:
+    """Four rows of 6 to 9 tokens that begin with the same three, two of them in all that they do not learn."""
+    made = torch.Generator().manual_seed(1)
+    rows = [[7, 8, 9, *torch.randint(3, 300, (n,), generator=made).tolist()] for n in (3, 4, 6, 5)]
+    rows[3][:5] = rows[2][:5]
+    examples = [Tokens(str(i), tuple(row), (*[False] * (len(row) - 2), True, True)) for i, row in enumerate(rows)]
+    write_tokens(tmp_path / "rows.safetensors", examples)
+    return TokenSet(tmp_path / "rows.safetensors")
+
+
+def loss_and_gradients(model: Any, tokens: TokenSet, division: Division) -> tuple[float, torch.Tensor]:
+    rows = range(len(tokens))
+    total = 0.0
+    for _, batch in division.batches(tokens, rows, 5):
+        loss = token_loss(model, batch).nll.sum() / tokens.trained_tokens(rows)
+        loss.backward()  # type: ignore[no-untyped-call]
+        total += float(loss.detach())
+    found = torch.cat([weight.grad.flatten() for weight in model.parameters() if weight.grad is not None])
+    model.zero_grad(set_to_none=True)
+    return total, found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("by_row", [True, False])
+@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_packed_and_unpacked_have_one_loss_and_one_gradient(
+    opened: Opened, tokens: TokenSet, kind: str, share: bool, by_row: bool
+) -> None:
+    model = opened(kind, torch.float64).requires_grad_(True)
+    assert why_not_apart(model, tokens, 5, FP64) is None
+    assert attention_reach(model) == (16 if kind in WINDOWED else packing_check.WITHOUT_LIMIT)
+    if not by_row:
+        use_plain_attention(model)
+    # Of these only their own eager attention is used, which takes a mask.
+    assert has_row_attention(model) == (by_row and kind not in ("gemma2", "gpt_neo"))
+    by_row = has_row_attention(model)
+    packed = Division(4096, packing="always", share=share, reach=attention_reach(model), by_row=by_row)
+    groups = packed.groups(tokens, range(4))
+    assert any(group.shared == (3 if share else 0) for group in groups)
+    assert len(groups) == (1 if kind not in WINDOWED or by_row else 3 if not share else 2)
+    one, other = loss_and_gradients(model, tokens, Division(1)), loss_and_gradients(model, tokens, packed)
+    assert other[0] == pytest.approx(one[0], rel=1e-6)  # the last step, from logits to loss, is in fp32
+    torch.testing.assert_close(other[1], one[1], rtol=1e-5, atol=1e-6 * float(one[1].abs().max()))
+
+
+def test_blocks_of_a_document_have_one_loss_packed_and_unpacked(opened: Opened, tmp_path: Path) -> None:
+    codec = Codec(tokenizer())
+    data = TextData(source=FileSource(file="x.jsonl"), task="text", text="text", too_long="split")
+    task = task_for(data, codec)
+    whole = task.render(task.parse({"text": "Say one and two, then red cat, blue dog, one go. " * 3}))
+    blocks = [task.render(block) for block in task.blocks(whole, 16)]
+    assert len(blocks) > 3
+    write_tokens(tmp_path / "rows.safetensors", blocks)
+    tokens = TokenSet(tmp_path / "rows.safetensors")
+    assert tokens.trained_tokens(range(len(blocks))) == len(whole.input_ids) - 1
+    model = opened("llama", torch.float64).requires_grad_(True)
+    packed = Division(4096, packing="always", reach=attention_reach(model), by_row=has_row_attention(model))
+    assert len(packed.groups(tokens, range(len(blocks)))) == 1
+    one, other = loss_and_gradients(model, tokens, Division(1)), loss_and_gradients(model, tokens, packed)
+    assert other[0] == pytest.approx(one[0], rel=1e-6)
+    torch.testing.assert_close(other[1], one[1], rtol=1e-5, atol=1e-6 * float(one[1].abs().max()))
+
+
+@pytest.mark.parametrize("kind", ["mamba", "lfm2"])
+def test_a_model_with_a_state_is_found_out(opened: Opened, tokens: TokenSet, kind: str) -> None:
+    assert why_not_apart(opened(kind), tokens, 5, FP32)
+
+
+def test_a_model_that_takes_no_notice_of_masks_is_found_out(
+    opened: Opened, tokens: TokenSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = opened("llama")
+    forward = model.forward
+
+    def blind(*args: Any, attention_mask: Any = None, **kwargs: Any) -> Any:
+        if attention_mask is not None:
+            attention_mask = torch.full_like(attention_mask, torch.finfo(torch.float32).min).triu(1)
+        return forward(*args, attention_mask=attention_mask, **kwargs)
+
+    monkeypatch.setattr(model, "forward", blind)
+    assert why_not_apart(model, tokens, 5, FP32) == "what a row gives depends on the row beside it"
+
+
+def test_a_model_that_takes_no_notice_of_positions_is_found_out(
+    opened: Opened, tokens: TokenSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = opened("gpt2")
+    forward = model.forward
+    monkeypatch.setattr(model, "forward", lambda *args, position_ids=None, **kwargs: forward(*args, **kwargs))
+    assert "nats a token" in str(why_not_apart(model, tokens, 5, FP32))
+
+
+def test_a_model_that_takes_no_positions_is_found_out(
+    opened: Opened, tokens: TokenSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = opened("llama")
+    forward = model.forward
+
+    def narrow(input_ids: Any, attention_mask: Any = None, use_cache: bool = False) -> Any:
+        return forward(input_ids=input_ids, attention_mask=attention_mask, use_cache=use_cache)
+
+    monkeypatch.setattr(model, "forward", narrow)
+    assert "positions" in str(why_not_apart(model, tokens, 5, FP32))
+
+
+def test_the_proof_leaves_the_model_as_it_was(opened: Opened, tokens: TokenSet) -> None:
+    model = opened("llama").train()
+    why_not_apart(model, tokens, 5, FP32)
+    assert model.training
+    assert all(weight.grad is None for weight in model.parameters())
+
+
+def test_dropout_is_seen_wherever_it_is(opened: Opened) -> None:
+    model = opened("gpt2")
+    assert not has_dropout(model)
+    other = opened("llama")
+    assert not has_dropout(other)
+    other.model.layers[1].self_attn.attention_dropout = 0.1  # no module of its own
+    assert has_dropout(other)
+    other = opened("llama")
+    other.model.layers[0].extra = torch.nn.Dropout(0.1)
+    assert has_dropout(other)

@@ -1,0 +1,219 @@
+"""Which folder a run has: the recipe's folder and the settings that decide training count; evaluation does not."""
+
+import os
+from pathlib import Path
+
+import pytest
+from tests.support.tiny import recipe, tree, write_rows
+
+from tunesmith.core.errors import DataError, RecipeError, TunesmithError
+from tunesmith.core.files import read_json
+from tunesmith.core.rundir import RunDir
+from tunesmith.pipeline.runner import run_recipe
+from tunesmith.pipeline.runs import identity, open_run
+from tunesmith.plan.inspect import view
+from tunesmith.recipe.load import load_recipe
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def project(tmp_path: Path, tokenizer_folder: Path) -> Path:
+    """A folder `exp` with a recipe and its rows."""
+    return experiment(tmp_path / "exp", tokenizer_folder)
+
+
+def experiment(folder: Path, model: Path, rows: int = 40) -> Path:
+    folder.mkdir()
+    file = recipe(folder, model)
+    write_rows(folder / "rows.jsonl", rows)
+    return file
+
+
+def prepared_rows(run: RunDir) -> int:
+    return sum(1 for _ in run.ledger.open())
+
+
+def test_equal_recipes_in_two_folders_are_two_runs(tmp_path: Path, tokenizer_folder: Path) -> None:
+    first = experiment(tmp_path / "exp1", tokenizer_folder, rows=40)
+    second = experiment(tmp_path / "exp2", tokenizer_folder, rows=60)
+    assert first.read_text() == second.read_text()
+    runs = [run_recipe(file, until="prepare") for file in (first, second)]
+    assert runs[0].path != runs[1].path
+    assert [prepared_rows(run) for run in runs] == [40, 60]
+    with pytest.raises(RecipeError, match="another recipe"):
+        run_recipe(second, out=runs[0].path, until="prepare")
+
+
+def test_every_path_to_one_recipe_finds_the_same_run(project: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(project.parent)
+    names = ["exp/recipe.yaml", "link/recipe.yaml", str(project), "exp/../exp/recipe.yaml"]
+    assert len({open_run(Path(name), (), None)[1].path for name in names}) == 1
+
+
+def test_a_linked_recipe_reads_the_folder_in_which_it_was_named(
+    project: Path, tmp_path: Path, tokenizer_folder: Path
+) -> None:
+    other = experiment(tmp_path / "archive", tokenizer_folder, rows=50)
+    project.unlink()
+    project.symlink_to(os.path.relpath(other, project.parent))
+    run = run_recipe(project, until="prepare")
+    assert prepared_rows(run) == 40
+    assert os.path.realpath(run.origin) == os.path.realpath(project.parent)
+    assert {line["where"] for line in view(project, rows=40)} <= {f"rows.jsonl:{n}" for n in range(1, 41)}
+
+
+@pytest.mark.parametrize(
+    "change", ["evaluate.rows=4", "evaluate.metrics=[exact_match]", "promote={model: tiny}", "track=[tensorboard]",
+               "launch={on: torchrun, processes: 2}", "train.keep_checkpoints=1"],
+)  # fmt: skip
+def test_settings_that_do_not_decide_training_find_the_same_run(project: Path, change: str) -> None:
+    changes = [change, *(["evaluate.primary=exact_match"] if "metrics" in change else [])]
+    assert open_run(project, changes, None)[1].path == open_run(project, (), None)[1].path
+
+
+def test_decoding_decides_if_validation_answers(project: Path) -> None:
+    asking = ["train.valid_metrics=[rougeL]"]
+    for change in ("evaluate.max_new_tokens=3", "evaluate.beams=2"):
+        assert identity(load_recipe(project, [change])) == identity(load_recipe(project))
+        assert identity(load_recipe(project, [change, *asking])) != identity(load_recipe(project, asking))
+
+
+@pytest.mark.parametrize("change", ["seed=3", "train.learning_rate=1", "data.prompt=Q {question}", "tuning.rank=2"])
+def test_settings_that_decide_training_start_another_run(project: Path, change: str) -> None:
+    assert open_run(project, [change], None)[1].path != open_run(project, (), None)[1].path
+
+
+def test_a_renamed_folder_continues_its_run(project: Path, tmp_path: Path) -> None:
+    run = run_recipe(project, until="prepare")
+    before = tree(run.stage("prepare"))
+    project.parent.rename(tmp_path / "renamed")
+    again = run_recipe(tmp_path / "renamed" / "recipe.yaml", until="prepare")
+    assert again.path == run.path
+    assert tree(again.stage("prepare")) == before
+    assert os.path.realpath(RunDir(run.path).origin) == os.path.realpath(tmp_path / "renamed")
+
+
+def test_a_renamed_folder_with_other_rows_is_another_run(project: Path, tmp_path: Path) -> None:
+    run = run_recipe(project, until="prepare")
+    project.parent.rename(tmp_path / "renamed")
+    write_rows(tmp_path / "renamed" / "rows.jsonl", 41)
+    again = run_recipe(tmp_path / "renamed" / "recipe.yaml", until="prepare")
+    assert again.path != run.path
+    assert prepared_rows(again) == 41
+
+
+def test_a_run_that_began_from_another_folder_is_named(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = run_recipe(project, until="prepare").path.resolve()
+    (tmp_path / "sub").mkdir()
+    monkeypatch.chdir(tmp_path / "sub")
+    capsys.readouterr()
+    second = run_recipe("../exp/recipe.yaml", until="prepare").path.resolve()
+    assert second != first
+    assert f"tunesmith run {os.path.relpath(first)}" in capsys.readouterr().err
+    run_recipe("../exp/recipe.yaml", until="prepare")
+    assert "another folder" not in capsys.readouterr().err
+
+
+def test_a_moved_project_keeps_its_runs(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = run_recipe(project, until="prepare")
+    monkeypatch.chdir("/")
+    moved = tmp_path.with_name(f"{tmp_path.name}-moved")
+    tmp_path.rename(moved)
+    monkeypatch.chdir(moved)
+    assert open_run(Path("exp/recipe.yaml"), (), None)[1].path == run.path
+
+
+def test_a_prepared_run_continues_without_its_sources(project: Path, tmp_path: Path) -> None:
+    run = run_recipe(project, until="prepare")
+    before = tree(run.stage("prepare"))
+    rows = (project.parent / "rows.jsonl").rename(tmp_path / "elsewhere.jsonl")
+    for named in (project, run.path):
+        assert tree(run_recipe(named, until="prepare").stage("prepare")) == before
+    rows.rename(project.parent / "rows.jsonl")
+    write_rows(project.parent / "rows.jsonl", 41)
+    for named in (project, run.path):
+        with pytest.raises(RecipeError, match="source"):
+            run_recipe(named, until="prepare")
+
+
+def test_a_moved_run_folder_never_reads_files_around_it(project: Path, tmp_path: Path) -> None:
+    run = run_recipe(project, until="prepare")
+    place = tmp_path / "a" / "runs" / "tiny" / run.path.name
+    place.parent.mkdir(parents=True)
+    run.path.rename(place)
+    write_rows(place.parents[2] / "rows.jsonl", 5)  # where the recorded path leads now
+    (place.parents[2] / "exp").mkdir()
+    write_rows(place.parents[2] / "exp" / "rows.jsonl", 5)
+    assert prepared_rows(run_recipe(place, until="prepare")) == 40
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ["train.learning_rate=5e-3"],
+        ["data.prompt=Q {question}"],
+        ["evaluate.rows=3", "seed=9"],
+        ["evaluate.metrics=[execution]", "evaluate.primary=execution", "evaluate.database=none.sqlite"],
+        ["evaluate.metrics=[nothing:here]", "evaluate.primary=nothing:here"],
+        ["evaluate.rows=zero"],
+    ],
+)
+@pytest.mark.parametrize("named", ["run", "recipe"])
+def test_a_refused_change_leaves_every_byte(project: Path, named: str, changes: list[str]) -> None:
+    run = run_recipe(project, out="a", until="prepare")
+    before = tree(run.path)
+    with pytest.raises(TunesmithError):
+        run_recipe(run.path if named == "run" else project, changes, out=None if named == "run" else "a")
+    assert tree(run.path) == before
+    assert run_recipe(run.path, until="prepare").path == run.path
+    assert run_recipe(project, out="a", until="prepare").path.samefile(run.path)
+
+
+def test_a_refused_change_names_both_values(project: Path) -> None:
+    run = run_recipe(project, out="a", until="prepare")
+    with pytest.raises(RecipeError) as caught:
+        run_recipe(run.path, ["train.learning_rate=5e-3"])
+    assert "0.01" in caught.value.message
+    assert "0.005" in caught.value.message
+
+
+@pytest.mark.parametrize("lost", ["rows.jsonl", "base"])
+def test_a_run_that_cannot_begin_writes_nothing(project: Path, tmp_path: Path, lost: str) -> None:
+    if lost == "base":
+        project.write_text(project.read_text().replace("base: /", "base: /none/"))
+    else:
+        (project.parent / lost).unlink()
+    before = tree(tmp_path)
+    with pytest.raises(RecipeError if lost == "base" else DataError):
+        run_recipe(project)
+    assert tree(tmp_path) == before
+
+
+def test_rows_that_changed_refuse_the_run_before_anything_is_written(project: Path) -> None:
+    run = run_recipe(project, until="prepare")
+    write_rows(project.parent / "rows.jsonl", 41)
+    before = tree(run.path)
+    with pytest.raises(RecipeError, match="source"):
+        run_recipe(project, ["evaluate.rows=3"])
+    assert tree(run.path) == before
+
+
+def test_changes_on_the_command_line_are_kept_with_the_recipe(project: Path) -> None:
+    run = run_recipe(project, ["evaluate.rows=5"], until="prepare")
+    assert run.recipe.read_text().startswith("# Changed on the command line: evaluate.rows=5\n")
+    run_recipe(run.path, ["evaluate.rows=6"], until="prepare")
+    assert "evaluate.rows=6" in run.recipe.read_text().splitlines()[0]
+    assert load_recipe(run.resolved_recipe).evaluate.rows == 6
+    assert load_recipe(run.recipe) == load_recipe(project)
+
+
+def test_the_record_has_no_absolute_path(project: Path, tmp_path: Path) -> None:
+    run = run_recipe(project, until="prepare")
+    assert str(tmp_path) not in run.environment.read_text()
+    assert read_json(run.environment)["recipe_file"] == "recipe.yaml"

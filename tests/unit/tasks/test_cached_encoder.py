@@ -1,0 +1,143 @@
+"""Texts encoded piece by piece: the same tokens at the same places as of the whole text, where that is done at all."""
+
+import random
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import product
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.unit.tasks.families import byte_level, markup, sentencepiece_bpe, special, unigram
+from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+
+from tunesmith.tasks import cached_encoder
+from tunesmith.tasks.cached_encoder import RULES, Encoder, encodes_by_words
+
+CONTROLS = ("<|im_end|>", "<think>")
+
+
+PIECES = (
+    "one", "two", "Don't", "'s", "12345", ".", "!?", "\n", " ", "  ", "\t", "\u00a0", "\u0301", "e\u0301", "日本", "é",
+     "ß", "\u200d", "\x1c", "\u0085", "\u2028", "_", "\U0001f600", "dog", "\r\n", *CONTROLS,
+)  # fmt: skip
+
+
+def greedy(pre_tokenizer: Any, *, normalizer: Any = None, late: Sequence[AddedToken] = ()) -> Tokenizer:
+    """Return a tokenizer with merges over all bounds of words, so that only its rule keeps words apart."""
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=800,
+        special_tokens=[CONTROLS[0]],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    chance = random.Random(0)
+    texts = ["".join(chance.choices((*PIECES[:-2], " ", " ", " "), k=6)) for _ in range(300)]
+    over_bounds = [f"{one}{blanks}" for one in (".", "!?", "one", "12345") for blanks in ("\n", " ", "  ", " \n")]
+    made.train_from_iterator([*texts, *over_bounds * 100], trainer)
+    made.pre_tokenizer, made.normalizer = pre_tokenizer, normalizer
+    made.add_tokens([markup(CONTROLS[1]), *late])
+    return made
+
+
+def byte_level_after(*steps: Any, use_regex: bool) -> Any:
+    last = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=use_regex)
+    return pre_tokenizers.Sequence([*steps, last])
+
+
+def by_rule(rule: str) -> Tokenizer:
+    return greedy(byte_level_after(pre_tokenizers.Split(Regex(rule), "isolated"), use_regex=False))
+
+
+GPT2 = pre_tokenizers.ByteLevel(add_prefix_space=False)
+DIGITS = pre_tokenizers.Digits(individual_digits=True)
+KNOWN: dict[str, Callable[[], Tokenizer]] = {
+    "gpt2": lambda: greedy(GPT2, late=[AddedToken("dog", normalized=True)]),
+    "composing": lambda: greedy(GPT2, normalizer=normalizers.NFC()),
+    "digits": lambda: greedy(byte_level_after(DIGITS, use_regex=True), late=[markup("   ")]),
+    **{f"rule {i}": partial(by_rule, rule) for i, rule in enumerate(RULES)},
+}
+TEXTS = st.lists(st.sampled_from(PIECES) | st.just(" ") | st.characters(exclude_categories=["Cs"]), max_size=30).map(
+    "".join
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KNOWN)
+@given(texts=st.lists(TEXTS, max_size=2))
+@settings(max_examples=50, deadline=None)
+def test_a_text_in_pieces_has_the_tokens_of_the_whole(name: str, texts: list[str]) -> None:
+    backend = BUILT.setdefault(name, KNOWN[name]())
+    controls = {backend.token_to_id(token) for token in CONTROLS}
+    encoder, plain = Encoder(backend, controls), Encoder(backend, controls)
+    assert encodes_by_words(backend)
+    plain._by_words = False
+    for text in [*texts, *texts]:  # the second time from memory
+        found, whole = encoder.scan(text), plain.scan(text)
+        own = backend.encode(text, add_special_tokens=False)
+        assert found.ids == whole.ids == own.ids
+        assert found.control == whole.control
+        assert {i for i, token in enumerate(own.ids) if token in controls} == set(found.control)
+        ends = [last for _, last in own.offsets]
+        for edge in range(len(text) + 1):
+            assert found.tokens_before(edge) == whole.tokens_before(edge) == bisect_right(ends, edge)
+            for token in range(len(own.ids) + 1):
+                assert found.is_cut(token, edge) == whole.is_cut(token, edge)
+
+
+BUILT: dict[str, Tokenizer] = {}
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_no_two_pieces_of_text_that_are_one_word_are_cut(name: str) -> None:
+    backend = BUILT.setdefault(name, KNOWN[name]())
+    encoder = Encoder(backend, ())
+    for one, other in product((*PIECES, ".", "!?", "one", "12345"), (*PIECES, " one", " .", " \n", "  one", "\n\n")):
+        for text in (f"{one}{other}", f"two {one}{other}two", f"{one} {other}", f"{one}{other}{one}"):
+            assert encoder.scan(text).ids == backend.encode(text, add_special_tokens=False).ids, repr(text)
+
+
+def test_what_is_forgotten_is_encoded_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cached_encoder, "_MOST_PIECES", 3)
+    backend = KNOWN["gpt2"]()
+    encoder = Encoder(backend, ())
+    for i in range(50):
+        text = f"Say one and two, then red {i % 7} cat {i}"
+        assert encoder.scan(text).ids == backend.encode(text).ids
+    assert len(encoder._young) + len(encoder._old) < 30
+
+
+def changed(**parts: Any) -> Tokenizer:
+    made = byte_level(("<|end|>",))
+    for name, value in parts.items():
+        setattr(made, name, value)
+    return made
+
+
+@pytest.mark.parametrize(
+    "backend",
+    [
+        byte_level(("<|end|>",), [special("<x>", lstrip=True)]),
+        byte_level(("<|end|>",), [special("<x>", rstrip=True)]),
+        byte_level(("<|end|>",), [AddedToken("one", single_word=True)]),
+        byte_level(("<|end|>",), [markup("one two")]),
+        byte_level(("<|end|>",), [markup("one ")]),
+        byte_level(("<|end|>",), lines_whole=True),
+        byte_level(("<|end|>",), normalizer=normalizers.Lowercase()),
+        changed(pre_tokenizer=pre_tokenizers.ByteLevel(add_prefix_space=True)),
+        changed(pre_tokenizer=pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)),
+        changed(pre_tokenizer=None),
+        changed(post_processor=processors.ByteLevel(add_prefix_space=True, trim_offsets=True)),
+        changed(model=models.BPE({"a": 0, "b": 1, "ab": 2}, [("a", "b")], dropout=0.5)),
+        changed(model=models.WordPiece({"a": 0, "[UNK]": 1})),
+        sentencepiece_bpe(["<s>"], style="normalizer", prefix="<s>"),
+        unigram(["</s>"]),
+    ],
+)
+def test_other_tokenizers_get_every_text_whole(backend: Tokenizer) -> None:
+    assert not encodes_by_words(backend)
+    assert len(Encoder(backend, ()).scan("one two three")._pieces) == 1
