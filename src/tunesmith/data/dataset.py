@@ -1,5 +1,6 @@
 """All rows of a recipe, placed, rendered, mixed and compared: what `prepare` writes, and `plan` only counts."""
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,7 +9,9 @@ from typing import Any
 
 from tunesmith.core.errors import DataError
 from tunesmith.core.progress import say
+from tunesmith.core.records import Example
 from tunesmith.core.rundir import SPLITS
+from tunesmith.data.batches import TokenSet
 from tunesmith.data.dedup import Comparison, Copy, counted, tell_leakage
 from tunesmith.data.mix import mixed
 from tunesmith.data.process_rows import Entry, Tally, rows_for
@@ -28,7 +31,7 @@ from tunesmith.tasks.base import Task, is_empty
 class Gathered:
     """Every row's line for the ledger; the rows of each split as often as they are used; what says the same.
 
-    What the rows are lies on the shelf.
+    What the rows are lies on the shelf. `remarks` are the messages about them that were printed.
     """
 
     entries: list[Entry]
@@ -38,10 +41,25 @@ class Gathered:
     control_tokens: dict[str, Any]
     trained_before: dict[str, Any]
     empty: dict[str, int]
+    remarks: list[str]
 
     def places(self, split: str) -> list[int]:
         """Return where the rows of a split lie on the shelf."""
         return [row.place for row in self.used[split] if row.place is not None]
+
+    def lines(self, split: str) -> list[Entry]:
+        """Return the ledger's line of each row of a split."""
+        return [row.entry for row in self.used[split]]
+
+    def example(self, split: str, place: int) -> Example:
+        """Return the example of the row at a place among these lines."""
+        kept = self.used[split][place].place
+        assert kept is not None
+        return Example.from_json(json.loads(next(self.shelf.examples([kept]))))
+
+    def tokens(self, split: str) -> TokenSet:
+        """Return the tokens of all rows of a split."""
+        return TokenSet.of(self.shelf.rows(self.places(split)))
 
     def facts(self) -> dict[str, Any]:
         """Return what can be counted: rows and why they are not used, tokens, lengths, copies."""
@@ -64,6 +82,7 @@ class Gathered:
             "control_tokens": self.control_tokens,
             "trained_before": self.trained_before,
             "empty": self.empty,
+            "remarks": self.remarks,
         }
 
 
@@ -89,43 +108,52 @@ def gather(
     """
     shelf = shelf or Shelf()
     rows: list[Kept] = []
+    remarks: list[str] = []
+
+    def remark(text: str) -> None:
+        remarks.append(text)
+        say(text)
+
     tally, empty = Tally(), dict.fromkeys(sorted(optional_columns(recipe.data)), 0)
-    for parcel in shared_out(recipe, task, model, _watched(rows_for(recipe, folder), recipe, empty)):
+    for parcel in shared_out(recipe, task, model, _watched(rows_for(recipe, folder), recipe, empty, remark)):
         tally.count(parcel.entry, parcel.remarks)
         rows.append(shelf.keep(parcel))
         seen(parcel.entry.row)
     tally.check(recipe)
     for column, count in empty.items():
-        say(f"`{column}` is empty in {count:,} of {rows[-1].entry.row:,} rows")
+        remark(f"`{column}` is empty in {count:,} of {rows[-1].entry.row:,} rows")
     if told := spelled_sentence(spelled := tally.spelled(), recipe.data):
-        say(f"warning: {told}")
+        remark(f"warning: {told}")
     far = far_from_asked(rows, recipe)  # before rows are left out for other reasons
     rows, once, copies = _chosen(rows, recipe, shelf.runs)
     if far:
-        say(f"warning: {far}")
-    tell_leakage(copies, recipe)
+        remark(f"warning: {far}")
+    tell_leakage(copies, recipe, remark)
     before = seen_before(once, model)
     if told := seen_sentence(before, recipe):
         if recipe.data.leakage == "stop":
             raise DataError(told, where="data.leakage", hint="`leakage: warn` only says it")
-        say(f"warning: {told}")
+        remark(f"warning: {told}")
     elif told := cannot_tell(recipe, model):
-        say(f"warning: {told}")
+        remark(f"warning: {told}")
     used = {name: [row for row in found for _ in range(row.entry.times)] for name, found in once.items()}
-    return Gathered([row.entry for row in rows], used, copies, shelf, spelled, before, empty)
+    return Gathered([row.entry for row in rows], used, copies, shelf, spelled, before, empty, remarks)
 
 
-def _watched(rows: Iterator[Row], recipe: Recipe, empty: dict[str, int]) -> Iterator[Row]:
+def _watched(
+    rows: Iterator[Row], recipe: Recipe, empty: dict[str, int], remark: Callable[[str], None]
+) -> Iterator[Row]:
     """Pass rows on, and count in `empty` how many of them have each optional column empty.
 
-    Warn if a template has a column of the first row in double braces, which make it text.
+    Remark if a template has a column of the first row in double braces, which make it text.
     """
     doubled = doubled_names(recipe.data)
     for row in rows:
         for name in doubled:
             if name in row.values:
                 written = f"{{{{{name}}}}}"
-                say(f"warning: `{written}` in a template is the text {{{name}}}; for the column, write single braces")
+                told = f"`{written}` in a template is the text {{{name}}}; for the column, write single braces"
+                remark(f"warning: {told}")
         doubled = ()
         for column in empty:
             empty[column] += is_empty(row.values.get(column))

@@ -1,11 +1,10 @@
 """Rows that say the same, or nearly: within train (duplicates), and in valid and test as in train (leakage)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
 
 from tunesmith.core.errors import DataError
-from tunesmith.core.progress import say
 from tunesmith.data.similarity import Runs, Texts
 from tunesmith.data.spool import Kept
 from tunesmith.recipe.schema import Recipe
@@ -92,10 +91,10 @@ def counted(copies: Sequence[Copy]) -> dict[str, Any]:
     return {"exact": exact, "near": len(copies) - exact, "examples": examples}
 
 
-def tell_leakage(copies: Mapping[str, Any], recipe: Recipe) -> None:
-    """Say on stderr which rows stand in train and elsewhere, or raise DataError where the recipe says `stop`."""
+def tell_leakage(copies: Mapping[str, Any], recipe: Recipe, remark: Callable[[str], None]) -> None:
+    """Remark which rows stand in train and elsewhere, or raise DataError where the recipe says `stop`."""
     if gone := copies.get("left_out"):
-        say(f"{gone['exact'] + gone['near']} training rows are left out: held-out rows say the same {_pairs(gone)}")
+        remark(f"{gone['exact'] + gone['near']} training rows are left out: held-out rows say the same {_pairs(gone)}")
     lines = [line for split in HELD_OUT if (line := leakage_sentence(copies, split))]
     if lines and recipe.data.leakage == "stop":
         raise DataError(
@@ -105,7 +104,7 @@ def tell_leakage(copies: Mapping[str, Any], recipe: Recipe) -> None:
             "with data.split.by",
         )
     for line in lines:
-        say(f"warning: {line}")
+        remark(f"warning: {line}")
 
 
 def leakage_sentence(copies: Mapping[str, Any], split: str) -> str | None:

@@ -46,6 +46,11 @@ class Entry:
         """Return the line as it is stored in `prepare/rows.jsonl`."""
         return {name: getattr(self, name) for name in self.__slots__}
 
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Entry":
+        """Rebuild a line from what `to_json` gave."""
+        return cls(**{**value, "block": tuple(value["block"]) if value["block"] else None})
+
 
 @dataclass(frozen=True, slots=True)
 class Remarks:

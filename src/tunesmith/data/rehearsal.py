@@ -5,7 +5,6 @@ after training. `plan` takes a few seconds for each metric; `prepare` reads all 
 one.
 """
 
-import json
 import re
 import time
 from collections.abc import Iterator, Sequence
@@ -15,10 +14,9 @@ from pathlib import Path
 
 from tunesmith.core import interrupt
 from tunesmith.core.errors import RecipeError, TunesmithError
-from tunesmith.core.records import Example
 from tunesmith.data.database import opened_database
-from tunesmith.data.dataset import Gathered
 from tunesmith.data.split import choose
+from tunesmith.data.used_rows import UsedRows
 from tunesmith.recipe.schema import Recipe
 from tunesmith.scoring.custom import OwnMetric, own_metrics
 from tunesmith.scoring.metrics import score, scored_on_answers
@@ -39,9 +37,7 @@ class Reference:
     text: str
 
 
-def rehearse(
-    recipe: Recipe, task: Task, gathered: Gathered, *, folder: Path, seconds: float | None = None
-) -> list[str]:
+def rehearse(recipe: Recipe, task: Task, rows: UsedRows, *, folder: Path, seconds: float | None = None) -> list[str]:
     """Call every metric that scores answers on right answers; return notes about references that there was no time for.
 
     Args:
@@ -62,26 +58,24 @@ def rehearse(
     with opened_database(recipe, folder) as database:
         for split, names, count in asked:
             for name in names:
-                rows = _references(task, gathered, split, count, recipe.seed)
+                references = _references(task, rows, split, count, recipe.seed)
                 limit = seconds if name not in own or seconds is not None else _SECONDS_OF_OWN
-                done = _called(name, own.get(name), rows, database, limit)
-                total = min(count, len({row.entry.id for row in gathered.used[split]}))
+                done = _called(name, own.get(name), references, database, limit)
+                total = min(count, len({line.id for line in rows.lines(split)}))
                 if name in _CAN_REFUSE and done < total:
                     notes.append(
-                        f"{name} has read the references of {done:,} of {total:,} {split} rows that will be answered; "
-                        "`prepare` reads all of them before training"
+                        f"{name} has read the references of {done:,} of {total:,} {split} rows that will be answered"
                     )
     return notes
 
 
-def _references(task: Task, gathered: Gathered, split: str, count: int, seed: int) -> Iterator[Reference]:
+def _references(task: Task, rows: UsedRows, split: str, count: int, seed: int) -> Iterator[Reference]:
     """Yield the right answer of each row of a split once: first of the rows that will be asked, then of the others."""
-    rows = {str(row.entry.id): row for row in reversed(gathered.used[split]) if row.place is not None}
-    chosen = choose(rows, count, seed)
-    for row in sorted(rows.values(), key=lambda row: (row.entry.id not in chosen, row.entry.row)):
-        assert row.place is not None
-        line = next(gathered.shelf.examples([row.place]))
-        yield Reference(row.entry.where, task.reference(Example.from_json(json.loads(line)).turns))
+    lines = rows.lines(split)
+    places = {str(line.id): place for place, line in reversed(list(enumerate(lines)))}
+    chosen = choose(places, count, seed)
+    for place in sorted(places.values(), key=lambda place: (lines[place].id not in chosen, lines[place].row)):
+        yield Reference(lines[place].where, task.reference(rows.example(split, place).turns))
 
 
 def _called(

@@ -1,6 +1,7 @@
 """A ladder as an array of jobs: Slurm runs its rungs side by side, each in a process of its own."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from shlex import quote
 
@@ -13,6 +14,7 @@ from tunesmith.ladder.rungs import Ladder, Rung, check_ladder, is_ladder, write_
 from tunesmith.pipeline.submit import fetch, refuse_active
 from tunesmith.recipe.launch import SlurmLaunch, all_processes_of
 from tunesmith.recipe.load import load_recipe
+from tunesmith.recipe.schema import Recipe
 from tunesmith.slurm import client
 from tunesmith.slurm.jobs import StageJob, read_jobs, script_path, write_jobs
 from tunesmith.slurm.script import Job, script_of
@@ -52,9 +54,8 @@ def submit_ladder(ladder: Ladder, recipe: Path) -> Path:
         if not left:
             say("all rungs were done before")
         else:
-            recipes = map(ladder.recipe, left)
-            for one in {(recipe.model.base, str(recipe.data.source)): recipe for recipe in recipes}.values():
-                fetch(one, ladder.run(left[0]))  # all rungs have the same recipe folder
+            for one, run in _to_fetch(ladder, left):
+                fetch(one, run)
             job, text = _script(ladder, left)
             script = script_path(folder, job.stage)
             write_text(script, text)
@@ -68,6 +69,16 @@ def submit_ladder(ladder: Ladder, recipe: Path) -> Path:
 def _is_over(ladder: Ladder, rung: Rung) -> bool:
     run = ladder.run(rung)
     return run.manifest("evaluate") is not None and failure_of(run) is None
+
+
+def _to_fetch(ladder: Ladder, left: list[Rung]) -> Iterable[tuple[Recipe, RunDir]]:
+    """Return a rung for each base and each source of rows that are still to be prepared."""
+    found: dict[tuple[str, str], tuple[Recipe, RunDir]] = {}
+    for rung in left:
+        recipe, run = ladder.recipe(rung), ladder.run(rung)
+        source = str(recipe.data.source) if run.manifest("prepare") is None else ""
+        found[recipe.model.base, source] = recipe, run
+    return found.values()
 
 
 def _script(ladder: Ladder, left: list[Rung]) -> tuple[Job, str]:

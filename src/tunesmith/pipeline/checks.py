@@ -1,9 +1,7 @@
 """What `plan` refuses, or warns of, about the base model and this machine before anything is computed."""
 
-import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
-from typing import Any
 
 from tunesmith.architecture.base_model import (
     check_targets,
@@ -17,12 +15,10 @@ from tunesmith.architecture.causality import require_causal
 from tunesmith.architecture.families import shapes_of
 from tunesmith.architecture.shapes import Shapes
 from tunesmith.core.errors import RecipeError
-from tunesmith.core.files import read_jsonl
-from tunesmith.core.records import Example
-from tunesmith.core.rundir import RunDir
+from tunesmith.core.rundir import SPLITS, RunDir
 from tunesmith.data.batches import TokenSet
-from tunesmith.data.dataset import Gathered
 from tunesmith.data.fit import ENCODER_READS_ALONE, refuse_rows_beyond, refuse_to_pack
+from tunesmith.data.used_rows import PreparedRows, UsedRows
 from tunesmith.fetch.adapter_tokens import trained_tokens
 from tunesmith.fetch.reference import ModelFolder, base_of, open_pin, resolve
 from tunesmith.inference.answerable import check_answerable
@@ -86,14 +82,14 @@ def check_base(recipe: Recipe, base: ModelFolder) -> Shapes:
     return shapes
 
 
-def check_rows(recipe: Recipe, base: ModelFolder, shapes: Shapes, codec: Codec, gathered: Gathered) -> TokenSet:
+def check_rows(recipe: Recipe, base: ModelFolder, shapes: Shapes, codec: Codec, rows: UsedRows) -> TokenSet:
     """Return the rows to train on if the model can read those of all splits.
 
     Raises:
         RecipeError: rows are longer than its positions, hold tokens that it has no vectors for, or must be packed
             and cannot be.
     """
-    found = {name: TokenSet.of(gathered.shelf.rows(gathered.places(name))) for name in gathered.used}
+    found = {split: rows.tokens(split) for split in SPLITS}
     refuse_rows_beyond(shapes.positions, max(tokens.longest for tokens in found.values()))
     highest = max(tokens.highest_id for tokens in found.values())
     refuse_tokens_beyond(highest, _vectors(base, shapes, codec), where=recipe.model.base)
@@ -103,16 +99,24 @@ def check_rows(recipe: Recipe, base: ModelFolder, shapes: Shapes, codec: Codec, 
     return found["train"]
 
 
-def check_questions(recipe: Recipe, shapes: Shapes, codec: Codec, gathered: Gathered) -> Iterator[str]:
+def check_questions(recipe: Recipe, positions: int | None, codec: Codec, rows: UsedRows) -> Iterator[str]:
     """Yield warnings about the rows that will be answered for a metric.
+
+    Args:
+        recipe: whose metrics.
+        positions: the model's maximum; None if it has none, or if it is unknown.
+        codec: of the base.
+        rows: of all splits.
 
     Raises:
         RecipeError: so many have no room for an answer, or nothing that the metric counts, that there would be no
             verdict.
     """
-    for split in asked(recipe):
-        lines = gathered.shelf.examples(gathered.places(split))
-        yield from _check_split(recipe, codec, split, (json.loads(line) for line in lines), shapes.positions)
+    task = task_for(recipe.data, codec)
+    for split, count in asked(recipe).items():
+        everything = [rows.example(split, place) for place in range(len(rows.lines(split)))]
+        examples, _ = chosen_of(everything, count, recipe.seed)
+        yield from check_answerable(recipe, task, codec, examples, positions=positions, split=split)
 
 
 def check_prepared_questions(recipe: Recipe, run: RunDir) -> Iterator[str]:
@@ -128,16 +132,7 @@ def check_prepared_questions(recipe: Recipe, run: RunDir) -> Iterator[str]:
     positions = None
     with suppress(RecipeError):  # an architecture without a known limit
         positions = shapes_of(base.root.path).positions
-    for split in asked(recipe):
-        yield from _check_split(recipe, codec, split, read_jsonl(run.examples(split)), positions)
-
-
-def _check_split(
-    recipe: Recipe, codec: Codec, split: str, lines: Iterable[dict[str, Any]], positions: int | None
-) -> list[str]:
-    everything = [Example.from_json(line) for line in lines]
-    examples, _ = chosen_of(everything, asked(recipe)[split], recipe.seed)
-    return check_answerable(recipe, task_for(recipe.data, codec), codec, examples, positions=positions, split=split)
+    yield from check_questions(recipe, positions, codec, PreparedRows(run))
 
 
 def warnings_of(recipe: Recipe, base: ModelFolder, shapes: Shapes, codec: Codec) -> Iterator[str]:

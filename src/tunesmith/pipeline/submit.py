@@ -13,7 +13,7 @@ from tunesmith.data.sources import keep_copies
 from tunesmith.fetch.reference import base_of
 from tunesmith.pipeline.runner import check_beforehand, stages_done
 from tunesmith.pipeline.runs import open_run, write_origin
-from tunesmith.pipeline.stages import Stage, wanted_stages
+from tunesmith.pipeline.stages import PREPARE, Stage, wanted_stages
 from tunesmith.recipe.schema import Recipe
 from tunesmith.slurm import client
 from tunesmith.slurm.jobs import StageJob, exit_code_path, read_jobs, script_path, write_jobs
@@ -58,7 +58,7 @@ def submit_run(
 
 
 def fetch(recipe: Recipe, run: RunDir) -> None:
-    """Have weights and rows here: jobs do not ask the hub, which those machines may not reach.
+    """Have weights, and rows that are not prepared, here: jobs do not ask the hub, which may be out of their reach.
 
     Args:
         recipe: whose.
@@ -69,7 +69,8 @@ def fetch(recipe: Recipe, run: RunDir) -> None:
         DataError: the rows cannot.
     """
     base_of(run, recipe.model.base)
-    keep_copies(recipe.data.source, folder=run.origin)
+    if run.manifest(PREPARE.name) is None:
+        keep_copies(recipe.data.source, folder=run.origin)
 
 
 def scripts(recipe: Recipe, run: RunDir, stages: Sequence[Stage]) -> list[tuple[Job, str]]:

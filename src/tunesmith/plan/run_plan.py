@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.core.errors import DoesNotFit, RecipeError
-from tunesmith.core.progress import clock
+from tunesmith.core.progress import clock, say
 from tunesmith.core.rundir import SPLITS, RunDir
-from tunesmith.data.dataset import Gathered, gather
+from tunesmith.data.dataset import gather
 from tunesmith.data.rehearsal import rehearse
+from tunesmith.data.used_rows import PreparedRows, UsedRows
 from tunesmith.estimate.communication import Exchange
 from tunesmith.estimate.hardware import hardware
 from tunesmith.estimate.memory import Memory, moments_gib
@@ -25,7 +26,7 @@ from tunesmith.pipeline.checks import (
 )
 from tunesmith.pipeline.runner import check_beforehand
 from tunesmith.pipeline.runs import open_run
-from tunesmith.pipeline.stages import wanted_stages, work_left
+from tunesmith.pipeline.stages import PREPARE, wanted_stages, work_left
 from tunesmith.plan.scaling import Known, forecast, scaling
 from tunesmith.plan.workload import Workload, workload_of
 from tunesmith.recipe.launch import Launch, Sharding, SlurmLaunch, all_processes_of, processes_of
@@ -227,6 +228,8 @@ class RunPlan:
 def plan_run(recipe: Path | str, overrides: Sequence[str] = (), *, out: Path | str | None = None) -> RunPlan:
     """Check a recipe, its data and its chat template; return what the run would do and need.
 
+    Once `prepare` is done, what it wrote is read instead of the sources, as the later stages do.
+
     A plan that memory or disk does not suffice for is returned too: `must_fit` refuses it.
 
     Raises:
@@ -240,20 +243,37 @@ def plan_run(recipe: Path | str, overrides: Sequence[str] = (), *, out: Path | s
     refuse_what_this_machine_lacks(loaded, base)
     codec = codec_of(base, loaded.model.chat_markup)
     task = task_for(loaded.data, codec)
-    gathered = gather(loaded, task, folder=run.origin, model=base)
-    rows = check_rows(loaded, base, shapes, codec, gathered)
+    stages = work_left(loaded, run)
+    is_prepared = stages[PREPARE.name] == "done"
+    rows = _prepared(run) if is_prepared else gather(loaded, task, folder=run.origin, model=base)
+    tokens = check_rows(loaded, base, shapes, codec, rows)
     speed = remembered_speed(base.digest(), loaded.tuning.method)
-    known = Known(shapes, rows, hardware(), speed, len(codec.new_ids))
-    unread = rehearse(loaded, task, gathered, folder=run.origin, seconds=_SECONDS_OF_A_METRIC)
-    asked = check_questions(loaded, shapes, codec, gathered)
-    warnings = (*warnings_of(loaded, base, shapes, codec), *asked, *unread)
-    return _plan(loaded, run, base, gathered, known, warnings)
+    known = Known(shapes, tokens, hardware(), speed, len(codec.new_ids))
+    unread = rehearse(loaded, task, rows, folder=run.origin, seconds=_SECONDS_OF_A_METRIC)
+    later = "the others are read with the answers" if is_prepared else "`prepare` reads all of them before training"
+    asked = check_questions(loaded, shapes.positions, codec, rows)
+    warnings = (*warnings_of(loaded, base, shapes, codec), *asked, *(f"{note}; {later}" for note in unread))
+    return _plan(loaded, run, base, rows, known, stages, warnings)
+
+
+def _prepared(run: RunDir) -> PreparedRows:
+    """Return the rows that `prepare` wrote, and repeat its remarks about them."""
+    rows = PreparedRows(run)
+    for remark in rows.facts().get("remarks", ()):  # rows of earlier versions have none
+        say(remark)
+    return rows
 
 
 def _plan(
-    recipe: Recipe, run: RunDir, base: ModelFolder, gathered: Gathered, known: Known, warnings: tuple[str, ...]
+    recipe: Recipe,
+    run: RunDir,
+    base: ModelFolder,
+    rows: UsedRows,
+    known: Known,
+    stages: dict[str, str],
+    warnings: tuple[str, ...],
 ) -> RunPlan:
-    facts = gathered.facts()
+    facts = rows.facts()
     counts = {name: facts["counts"][name] for name in SPLITS}
     steps = steps_of(recipe, counts["train"])
     shapes, speed = known.shapes, known.speed
@@ -271,14 +291,14 @@ def _plan(
         counts=counts, sources=facts["sources"], blocks=facts["blocks"], dropped=facts["dropped"],
         filtered=facts["filtered"], cut=facts["cut"], unused=facts["unused"],
         copies=facts["copies"], tokens=facts["tokens"], lengths=facts["lengths"], steps=steps,
-        work=workload_of(recipe, gathered, steps, seen, speed),
+        work=workload_of(recipe, rows, steps, seen, speed),
         answered=answered, choose_by=recipe.train.choose_by,
         passes=str(seen.division), known=shapes.known, memory=memory, memory_available=seen.memory_available,
         offloaded_available=seen.offloaded_available,
         disk=copies * per_copy + 0.05, to_fetch=to_fetch, fetch_free=_free(hub_cache()), disk_free=_free(run.path),
         tokens_per_second=seen.tokens_per_second, exchange=seen.exchange, together=seen.together,
         scaling=[one.to_json() for one in scaling(recipe, known)] if seen.together else [],
-        stages=work_left(recipe, run), warnings=warnings, **_jobs(recipe, run),
+        stages=stages, warnings=warnings, **_jobs(recipe, run),
     )  # fmt: skip
 
 

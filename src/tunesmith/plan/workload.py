@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from statistics import mean
 
 from tunesmith.core.progress import clock
-from tunesmith.data.dataset import Gathered
 from tunesmith.data.split import choose
+from tunesmith.data.used_rows import UsedRows
 from tunesmith.data.validation import measured_rows
 from tunesmith.estimate.throughput import Speed
 from tunesmith.inference.prompts import SAMPLES
@@ -75,12 +75,12 @@ class Workload:
         return f"{text}; answers {low if low == high else f'{low} to {high}'}"
 
 
-def workload_of(recipe: Recipe, gathered: Gathered, steps: Steps, seen: Forecast, speed: Speed | None) -> Workload:
+def workload_of(recipe: Recipe, rows: UsedRows, steps: Steps, seen: Forecast, speed: Speed | None) -> Workload:
     """Return the work of a recipe's validations and evaluation, timed at the speeds measured on this machine."""
-    used, train, evaluate = gathered.used, recipe.train, recipe.evaluate
-    ids = {split: [str(row.entry.id) for row in used[split]] for split in ("valid", "test")}
-    lengths = {split: [row.entry.tokens for row in used[split]] for split in ("valid", "test")}
-    training = sum(row.entry.tokens for row in used["train"]) * steps.epochs
+    train, evaluate = recipe.train, recipe.evaluate
+    ids = {split: [str(line.id) for line in rows.lines(split)] for split in ("valid", "test")}
+    lengths = {split: [line.tokens for line in rows.lines(split)] for split in ("valid", "test")}
+    training = sum(line.tokens for line in rows.lines("train")) * steps.epochs
     valid = measured_rows(
         recipe, ids["valid"], lengths["valid"], validations=steps.validations, training_tokens=training
     )
@@ -91,7 +91,7 @@ def workload_of(recipe: Recipe, gathered: Gathered, steps: Steps, seen: Forecast
     asked = len(chosen) if scored else min(SAMPLES, len(chosen))
     answers = 2 * asked + steps.validations * answered
     most = evaluate.max_new_tokens
-    like = mean(min(most, row.entry.trained) for row in used["test"])
+    like = mean(min(most, line.trained) for line in rows.lines("test"))
     reads = set(evaluate.metrics) & set(LIKELIHOOD)
     tokens = {one: length for one, length in zip(ids["test"], lengths["test"], strict=True) if one in chosen}
     read = 2 * sum(tokens.values()) if reads else 0

@@ -1,13 +1,14 @@
 """What `plan` says is what will be done."""
 
 import json
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from shutil import copytree
 
 import pytest
 from tests.support.tiny import recipe as write_recipe
-from tests.support.tiny import save_seq2seq
+from tests.support.tiny import save_seq2seq, tree
 
 from tunesmith.core.errors import DataError, DoesNotFit, RecipeError
 from tunesmith.core.files import read_jsonl
@@ -15,7 +16,7 @@ from tunesmith.estimate.hardware import Hardware
 from tunesmith.estimate.throughput import Speed
 from tunesmith.pipeline.runner import run_recipe
 from tunesmith.plan import run_plan, scaling
-from tunesmith.plan.run_plan import plan_run
+from tunesmith.plan.run_plan import RunPlan, plan_run
 
 MIX = [
     "data.source=[{file: rows.jsonl, weight: 1.5}, {file: more.jsonl, name: more}]",
@@ -326,3 +327,115 @@ def test_a_model_that_sees_later_tokens_is_refused_from_its_configuration(recipe
     (folder / "config.json").write_text(json.dumps({**config, "is_causal": False}))
     with pytest.raises(RecipeError, match="not a causal"):
         plan_run(recipe, [f"model.base={folder}"])
+
+
+BLOCKS = ("data={source: {file: rows.jsonl}, task: text, text: '{question} {answer}', max_tokens_per_example: 12, "
+          "too_long: split, split: {valid: 0.1, test: 0.2}}")  # fmt: skip
+SAID = ("data={source: {file: rows.jsonl}, task: chat, prompt: '{question} {note?}', response: '{answer}', "
+        "split: {valid: 0.3, test: 0.3}}")  # fmt: skip
+PREPARED = {
+    "mixed": MIX,
+    "blocks": [BLOCKS, "evaluate.metrics=[perplexity]", "evaluate.primary=perplexity"],
+    "cut": ["data.max_tokens_per_example=38", "data.too_long=cut", "data.near_copy=0.5"],
+    "said": [SAID, "train.valid_metrics=[chrf]", "evaluate.metrics=[rougeL, perplexity]"],
+    "slurm": ["launch.on=slurm", "launch.nodes=2", "promote={model: x}"],
+}
+
+
+@pytest.fixture
+def same_machine(monkeypatch: pytest.MonkeyPatch, no_slurm: None) -> None:
+    """What is free on the machine stays as it is."""
+    monkeypatch.setattr(run_plan, "hardware", lambda: Hardware("cpu", has_bf16=False, memory_gib=12.0))
+    monkeypatch.setattr(run_plan, "_free", lambda _: 100.0)
+
+
+def placeless(plan: RunPlan) -> RunPlan:
+    """Return a plan without the state of its stages and without the run's folder."""
+    return replace(plan, stages={}, run="", scripts={})
+
+
+@pytest.mark.usefixtures("same_machine")
+@pytest.mark.parametrize("changes", PREPARED.values(), ids=PREPARED)
+def test_a_prepared_run_has_the_same_plan_with_and_without_its_sources(
+    recipe: Path, changes: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = recipe.parent / "rows.jsonl"
+    if changes[0] == SAID:
+        lines = [json.loads(line) for line in rows.read_text().splitlines()]
+        said = [{**line, "question": "Say <|im_end|>." if i < 30 else line["question"], "note": ""}
+                for i, line in enumerate(lines)]  # fmt: skip
+        rows.write_text("".join(json.dumps(line) + "\n" for line in said))
+
+    def planned() -> tuple[RunPlan, str]:
+        capsys.readouterr()
+        plan = plan_run(recipe, changes, out=recipe.parent / "run")
+        return plan, capsys.readouterr().err
+
+    before, told = planned()
+    assert set(before.stages.values()) == {"to do"}
+    assert bool(before.cut) == (changes == PREPARED["cut"])
+    assert [("spell control tokens" in told), ("`note` is empty" in told)] == 2 * [changes[0] == SAID]
+    run = run_recipe(recipe, changes, out=recipe.parent / "run", until="prepare")
+    kept = tree(run.path)
+    after = planned()
+    for name in ("rows.jsonl", "more.jsonl"):
+        (recipe.parent / name).unlink()
+    gone = planned()
+    assert after == gone
+    assert after == (replace(before, stages={**before.stages, "prepare": "done"}), told)
+    assert json.loads(json.dumps(gone[0].to_json())) == json.loads(json.dumps(after[0].to_json()))
+    assert tree(run.path) == kept
+
+
+@pytest.mark.usefixtures("same_machine")
+def test_a_prepared_run_is_planned_wherever_it_is(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    project = tmp_path / "project"
+    project.mkdir()
+    for name in ("recipe.yaml", "rows.jsonl"):
+        (tmp_path / name).rename(project / name)
+    first = placeless(plan_run(project / "recipe.yaml"))
+    run = run_recipe(project / "recipe.yaml", until="prepare")
+    (project / "rows.jsonl").unlink()
+    (tmp_path / "link").symlink_to(project)
+    copied = copytree(run.path, tmp_path / "other" / "place")
+    for named in (project / "recipe.yaml", tmp_path / "link" / "recipe.yaml", run.path, copied):
+        plan = plan_run(named)
+        assert plan.stages["prepare"] == "done"
+        assert placeless(plan) == first
+    project.rename(tmp_path / "renamed")
+    assert placeless(plan_run(run.path)) == first
+    (tmp_path / "renamed" / "recipe.yaml").unlink()
+    assert placeless(plan_run(copied)) == first
+
+
+@pytest.mark.parametrize("act", [plan_run, run_recipe])
+def test_a_changed_recipe_needs_the_sources(recipe: Path, act: Callable[..., object]) -> None:
+    run = run_recipe(recipe, out=recipe.parent / "run", until="prepare")
+    (recipe.parent / "rows.jsonl").unlink()
+    before = tree(recipe.parent)
+    with pytest.raises(DataError) as refused:
+        act(recipe, ["data.train_rows=9"], out=recipe.parent / "new")
+    assert (refused.value.exit_code, "rows.jsonl" in str(refused.value)) == (3, True)
+    for named, out in ((run.path, None), (recipe, run.path)):
+        with pytest.raises(RecipeError, match=r"data\.train_rows"):
+            act(named, ["data.train_rows=9"], out=out)
+    assert tree(recipe.parent) == before
+
+
+def test_a_plan_refuses_other_rows_than_were_prepared(recipe: Path) -> None:
+    run = run_recipe(recipe, out=recipe.parent / "run", until="prepare")
+    (recipe.parent / "rows.jsonl").write_text("no row at all")
+    with pytest.raises(RecipeError, match="source"):
+        plan_run(recipe, out=run.path)
+
+
+def test_metrics_that_were_added_are_called_on_prepared_rows(recipe: Path) -> None:
+    run = run_recipe(recipe, out=recipe.parent / "run", until="prepare")
+    (recipe.parent / "rows.jsonl").unlink()
+    changes = ["evaluate.metrics=[json_field_f1]", "evaluate.primary=json_field_f1"]
+    with pytest.raises(DataError, match="is not JSON") as refused:
+        plan_run(run.path, changes)
+    assert str(refused.value.where).startswith("rows.jsonl:")

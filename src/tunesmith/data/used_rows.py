@@ -1,0 +1,58 @@
+"""The rows that a run uses and what is counted of them: just gathered, or as `prepare` wrote them."""
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, Protocol
+
+from tunesmith.core.files import read_jsonl
+from tunesmith.core.records import Example
+from tunesmith.core.rundir import SPLITS, RunDir
+from tunesmith.data.batches import TokenSet
+from tunesmith.data.process_rows import Entry
+
+
+class UsedRows(Protocol):
+    """The rows of each split, in the order of the ledger, each as often as it is used in one pass."""
+
+    def facts(self) -> dict[str, Any]:
+        """Return what is counted of all rows, see `Gathered.facts`."""
+
+    def lines(self, split: str) -> Sequence[Entry]:
+        """Return the ledger's line of each row of a split."""
+
+    def example(self, split: str, place: int) -> Example:
+        """Return the example of the row at a place among these lines."""
+
+    def tokens(self, split: str) -> TokenSet:
+        """Return the tokens of all rows of a split."""
+
+
+class PreparedRows:
+    """The rows that `prepare` wrote; their sources are not read."""
+
+    def __init__(self, run: RunDir) -> None:
+        self._run = run
+        self._lines: dict[str, list[Entry]] = {split: [] for split in SPLITS}
+        for entry in map(Entry.from_json, read_jsonl(run.ledger)):
+            if entry.split is not None:
+                self._lines[entry.split] += [entry] * entry.times
+        self._examples = cache(self._read)
+
+    def facts(self) -> dict[str, Any]:
+        """Return what `prepare` counted."""
+        return self._run.manifest("prepare") or {}
+
+    def lines(self, split: str) -> Sequence[Entry]:
+        """Return the ledger's line of each row of a split."""
+        return self._lines[split]
+
+    def example(self, split: str, place: int) -> Example:
+        """Return the example of the row at a place among these lines."""
+        return self._examples(split)[place]
+
+    def tokens(self, split: str) -> TokenSet:
+        """Return the tokens of all rows of a split."""
+        return TokenSet(self._run.tokens(split))
+
+    def _read(self, split: str) -> list[Example]:
+        return [Example.from_json(line) for line in read_jsonl(self._run.examples(split))]
