@@ -1,11 +1,12 @@
 """The command line in this process, and tiny models by name, for the tests of real users' cases."""
 
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.support.cases import Command, Done, model
+from tests.support.cases import PROMOTED, Case, Command, Done, model, write
 
 from tunesmith import cli
 
@@ -15,6 +16,29 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Tiny models by name."""
     folder = tmp_path_factory.mktemp("models")
     return lambda kind: model(folder, kind)
+
+
+@pytest.fixture(scope="session")
+def finished(models: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a recipe, its rows, its finished run `runs/a`, and the registry `registry` with loop@staging."""
+    from tunesmith import run_recipe
+
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("TUNESMITH_REGISTRY", str(folder / "registry"))
+        changes = {**PROMOTED, "data.system": "Be brief.", "data.prompt": "Do: {q}"}
+        run_recipe(write(Case("", 0, changes=changes), models), out="runs/a")
+    return folder
+
+
+@pytest.fixture
+def moved(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the same folder, which becomes the current folder."""
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TUNESMITH_REGISTRY", str(tmp_path / "registry"))
+    return tmp_path
 
 
 @pytest.fixture

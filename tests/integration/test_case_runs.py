@@ -9,37 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.cases import Case, Command, table, write
+from tests.support.cases import PROMOTED, Case, Command, table, write
 from tests.support.tiny import tree
 
 from tunesmith import cli
 from tunesmith.fetch.reference import resolve
-
-PROMOTED = {"promote": {"model": "loop", "min_gain": -0.99}}
-
-
-@pytest.fixture(scope="module")
-def finished(models: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a recipe, its rows, its finished run `runs/a`, and the registry `registry` with loop@staging."""
-    from tunesmith import run_recipe
-
-    folder = tmp_path_factory.mktemp("finished")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setenv("TUNESMITH_REGISTRY", str(folder / "registry"))
-        changes = {**PROMOTED, "data.system": "Be brief.", "data.prompt": "Do: {q}"}
-        case = Case("", 0, changes=changes)
-        run_recipe(write(case, models), out="runs/a")
-    return folder
-
-
-@pytest.fixture
-def moved(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the same folder, which becomes the current folder."""
-    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
-    monkeypatch.setenv("TUNESMITH_REGISTRY", str(tmp_path / "registry"))
-    return tmp_path
-
 
 ASK = ("--max-new-tokens", 3)
 

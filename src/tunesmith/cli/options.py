@@ -17,6 +17,15 @@ Out = Annotated[
         help="Folder of the run; default runs/NAME/ID in the current folder. ID follows from the recipe and its folder."
     ),
 ]
+
+
+def _is_html(_: type, file: Path | None) -> None:
+    """Raise ValueError for a file that is to be written and is named like another kind, as a recipe or its rows."""
+    if file is not None and file.suffix.lower() not in (".html", ".htm"):
+        raise ValueError(f"{file} is not named as HTML is; give a name that ends in .html")
+
+
+HtmlFile = Annotated[Path | None, Parameter(validator=_is_html, help="Write them to this HTML file (*.html) instead.")]
 AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print the result as JSON.")]
 Detach = Annotated[bool, Parameter(negative="", help="Return when the jobs of Slurm are in line.")]
 Texts = Annotated[list[str] | None, Parameter(negative="")]

@@ -1,5 +1,6 @@
 """The verbs about runs, scores, the registry and the machine. Data goes to stdout, news and progress to stderr."""
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from tunesmith.cli.options import (
     AS_WRITTEN,
     AsJson,
     Detach,
+    HtmlFile,
     Out,
     Overrides,
     RecipeOrRun,
@@ -32,12 +34,13 @@ def init(template: str = "chat", *, out: Path = Path("recipe.yaml")) -> None:
         template: `chat`, `completion`, `seq2seq` or `text`.
         out: the file to write; an existing one is left alone.
     """
+    from tunesmith.core.files import write_text
     from tunesmith.recipe.templates import template_text
 
     text = template_text(template)
-    if out.exists():
+    if os.path.lexists(out):
         raise RecipeError("exists already", where=str(out), hint="name another file with --out")
-    out.write_text(text, encoding="utf-8")
+    write_text(out, text)
     print(f"wrote {out}; edit it, then: tunesmith plan {quote(str(out))}", file=sys.stderr)
 
 
@@ -71,7 +74,7 @@ def show(
     rows: int = 3,
     split: str | None = None,
     stage: Literal["train", "evaluate"] = "train",
-    html: Path | None = None,
+    html: HtmlFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Show rows as the model sees them: every token, trained ones marked.
@@ -80,7 +83,6 @@ def show(
         rows: how many.
         split: train (the default), valid or test.
         stage: rows as training reads them, or test prompts as evaluation sends them, with the answers a run has.
-        html: write them to this HTML file instead.
     """
     from tunesmith.plan.inspect import view
     from tunesmith.report.tokens import as_html, as_text

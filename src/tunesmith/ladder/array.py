@@ -44,19 +44,22 @@ def submit_ladder(ladder: Ladder, recipe: Path) -> Path:
         DataError: rows on the hub cannot be had.
     """
     folder = RunDir(ladder.path)  # as far as jobs go, it is laid out as a run's
-    if not is_ladder(recipe):
-        check_ladder(ladder, recipe)
+    client.require()
+    begun = is_ladder(recipe)
+    runs = [ladder.run(rung) for rung in ladder.rungs]
+    opened = [(load_recipe(run.resolved_recipe), run) for run in runs] if begun else check_ladder(ladder, recipe)
+    refuse_active(read_jobs(folder.launch), str(ladder.path))  # before anything is written, and again under the lock
+    left = [rung for rung in ladder.rungs if not _is_over(ladder, rung)]
+    job, text = _script(ladder, left, opened[0][0])
+    for loaded, run in _to_fetch(opened[rung.number - 1] for rung in left):
+        fetch(loaded, run)
     with only_writer(ladder.lock):
         refuse_active(read_jobs(folder.launch), str(ladder.path))
-        if not is_ladder(recipe):
+        if not begun:
             write_ladder(ladder, recipe)
-        left = [rung for rung in ladder.rungs if not _is_over(ladder, rung)]
         if not left:
             say("all rungs were done before")
         else:
-            for one, run in _to_fetch(ladder, left):
-                fetch(one, run)
-            job, text = _script(ladder, left)
             script = script_path(folder, job.stage)
             write_text(script, text)
             number = client.submit(script)
@@ -71,18 +74,16 @@ def _is_over(ladder: Ladder, rung: Rung) -> bool:
     return run.manifest("evaluate") is not None and failure_of(run) is None
 
 
-def _to_fetch(ladder: Ladder, left: list[Rung]) -> Iterable[tuple[Recipe, RunDir]]:
+def _to_fetch(needed: Iterable[tuple[Recipe, RunDir]]) -> Iterable[tuple[Recipe, RunDir]]:
     """Return a rung for each base and each source of rows that are still to be prepared."""
     found: dict[tuple[str, str], tuple[Recipe, RunDir]] = {}
-    for rung in left:
-        recipe, run = ladder.recipe(rung), ladder.run(rung)
+    for recipe, run in needed:
         source = str(recipe.data.source) if run.manifest("prepare") is None else ""
         found[recipe.model.base, source] = recipe, run
     return found.values()
 
 
-def _script(ladder: Ladder, left: list[Rung]) -> tuple[Job, str]:
-    first = ladder.recipe(left[0])
+def _script(ladder: Ladder, left: list[Rung], first: Recipe) -> tuple[Job, str]:
     if (many := all_processes_of(first.launch)) > 1:
         raise RecipeError(
             f"a rung is one process, and `launch` asks for {many}", where=str(ladder.path),

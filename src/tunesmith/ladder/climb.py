@@ -46,11 +46,12 @@ def run_ladder(
         bar: what the tuned score must clear; default: the gain must clear `promote.min_gain`.
 
     Raises:
-        RecipeError: a rung's recipe is wrong; nothing was run.
+        RecipeError: a rung's recipe is wrong; nothing was written.
+        DataError: the rows of a rung do not exist; nothing was written.
         Interrupted: a signal came; the same call goes on.
     """
     ladder = open_ladder(Path(recipe), over=over, models=models, overrides=overrides, out=Path(out) if out else None)
-    is_written = Path(recipe).is_dir()
+    is_written = is_ladder(Path(recipe))
     check_bar(ladder.recipe(ladder.rungs[0]) if is_written else check_ladder(ladder, Path(recipe))[0][0], bar)
     with only_writer(ladder.lock), interrupt.watched():
         if not is_written:

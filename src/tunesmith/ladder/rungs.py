@@ -10,6 +10,7 @@ from tunesmith.core.errors import RecipeError
 from tunesmith.core.files import digest_of, read_json, remove_leftovers, write_json
 from tunesmith.core.rundir import RunDir
 from tunesmith.fetch.reference import resolve
+from tunesmith.pipeline.runner import check_beforehand, stages_done
 from tunesmith.pipeline.runs import identity, open_run, place_of, recipe_folder, write_origin
 from tunesmith.recipe.launch import TorchrunLaunch
 from tunesmith.recipe.load import RecipeProblems, load_recipe
@@ -152,8 +153,20 @@ def check_ladder(ladder: Ladder, recipe: Path) -> list[tuple[Recipe, RunDir]]:
     """Return each rung's recipe and run folder. Writes nothing.
 
     Raises:
-        RecipeError: the folder holds something else.
+        RecipeError: the folder holds something else, or a rung that has not begun could not: its base, a metric or a
+            place to write is missing.
+        DataError: the rows or the database of such a rung do not exist.
     """
+    opened = _opened(ladder, recipe)
+    for loaded, run in opened:
+        if run.manifest("prepare") is None:
+            check_beforehand(loaded, run, "evaluate")
+            stages_done(loaded, run, "evaluate")
+    return opened
+
+
+def _opened(ladder: Ladder, recipe: Path) -> list[tuple[Recipe, RunDir]]:
+    """Return each rung's recipe and run folder; raise RecipeError if the ladder's folder holds something else."""
     if is_ladder(ladder.path):
         before = read_ladder(ladder.path)
         if before.axes != ladder.axes:
@@ -169,7 +182,7 @@ def write_ladder(ladder: Ladder, recipe: Path) -> None:
     Raises:
         RecipeError: the folder holds something else.
     """
-    opened = check_ladder(ladder, recipe)
+    opened = _opened(ladder, recipe)
     remove_leftovers(ladder.path)
     write_json(
         ladder.path / _LIST,

@@ -1,5 +1,6 @@
 """A tuned model as one plain transformers folder, for whatever cannot put an adapter on a base."""
 
+import os
 from pathlib import Path
 
 import torch
@@ -7,6 +8,7 @@ from transformers import AutoConfig
 
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.files import new_folder, write_json
+from tunesmith.core.places import check_writable
 from tunesmith.data.trained_rows import TRAINED_ROWS, trained_rows, write_trained_rows
 from tunesmith.fetch.reference import CARD, resolve
 from tunesmith.model.adapters import open_model, save_model
@@ -25,13 +27,14 @@ def merge_model(reference: str, out: Path | str) -> Path:
         out: a folder that does not exist yet.
 
     Raises:
-        RecipeError: there is no such model, it is whole already, or `out` exists.
+        RecipeError: there is no such model, it is whole already, or `out` exists or cannot be made.
     """
     found, folder = resolve(reference), Path(out)
     if found.base is None:
         raise RecipeError("is a whole model, so there is nothing to merge", where=reference)
-    if folder.exists():
+    if os.path.lexists(folder):
         raise RecipeError("exists already", where=str(folder), hint="name another folder")
+    check_writable(folder.parent, hint="name another folder")
     model = open_model(found, Machine(torch.device("cpu"), torch.float32), merged=True)
     own = AutoConfig.from_pretrained(found.root.path, local_files_only=True, trust_remote_code=False).dtype
     about_adapters = ("base", "base_digest", "quantization")

@@ -39,15 +39,16 @@ def submit_run(
         DataError: rows on the hub cannot be had.
     """
     loaded, run = open_run(Path(recipe), overrides, out)
+    client.require()
     check_beforehand(loaded, run)
     fetch(loaded, run)
-    done = stages_done(loaded, run, until)
+    left = _left(loaded, stages_done(loaded, run, until), until)
+    written = scripts(loaded, run, left)
+    refuse_active(read_jobs(run.launch), str(run))  # before anything is written, and again under the lock
     with only_writer(run.launch / "lock"):  # the run's own is its first job's, which may begin at once
         refuse_active(read_jobs(run.launch), str(run))
         with only_writer(run.lock):
             write_origin(loaded, run, Path(recipe), overrides)
-        left = _left(loaded, done, until)
-        written = scripts(loaded, run, left)
         for job, text in written:
             write_text(script_path(run, job.stage), text)
             exit_code_path(run, job.stage).unlink(missing_ok=True)

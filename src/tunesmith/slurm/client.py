@@ -52,6 +52,12 @@ def is_here() -> bool:
     return shutil.which("sbatch") is not None
 
 
+def require() -> None:
+    """Raise RecipeError if jobs cannot be submitted from this machine."""
+    if not is_here():
+        raise _no_slurm("sbatch")
+
+
 def submit(script: Path, *, after: str | None = None) -> str:
     """Put a job in line, to begin when the job `after` is done; return its number.
 
@@ -130,6 +136,13 @@ def cancel(jobs: Sequence[str]) -> None:
     _call(["scancel", *jobs])
 
 
+def _no_slurm(command: str) -> RecipeError:
+    return RecipeError(
+        f"there is no Slurm here: no command `{command}`",
+        hint="run this where jobs are submitted, such as a login node, or here with --on local",
+    )
+
+
 def _call(command: list[str], *, given: str = "", refused: str | None = None) -> str:
     """Return what a command of Slurm says; where it fails, raise what it said, as RecipeError of `refused` if given.
 
@@ -153,10 +166,7 @@ def _call(command: list[str], *, given: str = "", refused: str | None = None) ->
             timeout=_SECONDS_ASKING,
         )
     except FileNotFoundError:
-        raise RecipeError(
-            f"there is no Slurm here: no command `{command[0]}`",
-            hint="run this where jobs are submitted, such as a login node, or here with --on local",
-        ) from None
+        raise _no_slurm(command[0]) from None
     except subprocess.TimeoutExpired:
         raise TunesmithError(f"Slurm does not answer: `{command[0]}` took more than {_SECONDS_ASKING} s") from None
     if done.returncode == 0:

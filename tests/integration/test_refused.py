@@ -1,0 +1,238 @@
+"""A command that is refused leaves every file and folder as it was, in every verb and public function."""
+
+import json
+import os
+import re
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from shutil import copytree, ignore_patterns
+from typing import Any
+
+import pytest
+from tests.support.cases import Command
+
+from tunesmith import Registry, TunesmithError, merge_model, open_chatter, plan_run, run_ladder, run_recipe
+from tunesmith.cli import app
+
+HI = ("--prompt", "hi")
+SLURM = ("--on", "slurm")
+SCORES, ANSWERS = (f"runs/a/evaluate/tuned/{name}.jsonl" for name in ("scores", "generations"))
+
+# By verb: what is wrong, the arguments, the exit code.
+REFUSED: dict[str, list[tuple[str, tuple[str, ...], int]]] = {
+    "init": [
+        ("it exists", ("chat", "--out", "recipe.yaml"), 2),
+        ("a link to nothing", ("chat", "--out", "link"), 2),
+        ("no such template", ("novel", "--out", "new.yaml"), 2),
+        ("no such option", ("chat", "--out", "new.yaml", "--frob"), 2),
+        ("a folder", ("chat", "--out", "runs"), 2),
+        ("below a file", ("chat", "--out", "rows.jsonl/new.yaml"), 2),
+    ],
+    "plan": [
+        ("a wrong key", ("recipe.yaml", "train.epoch=2"), 2),
+        ("other settings", ("runs/a", "train.learning_rate=1"), 2),
+        ("no rows", ("wrong/data.yaml",), 3),
+        ("no such recipe", ("none.yaml",), 2),
+    ],
+    "show": [
+        ("no such split", ("recipe.yaml", "--html", "page.html", "--split", "dev"), 2),
+        ("a wrong key", ("recipe.yaml", "train.epoch=2", "--html", "page.html"), 2),
+        ("no rows", ("wrong/data.yaml", "--html", "page.html"), 3),
+        ("changes to what is prepared", ("runs/a", "seed=3", "--html", "page.html"), 2),
+        ("a damaged run", ("runs/damaged", "--html", "page.html"), 6),
+        ("a folder", ("recipe.yaml", "--html", "runs"), 2),
+        ("below a file", ("recipe.yaml", "--html", "rows.jsonl/page.html"), 2),
+        ("the recipe itself", ("recipe.yaml", "--html", "recipe.yaml"), 2),
+        ("its rows", ("recipe.yaml", "--html", "rows.jsonl"), 2),
+    ],
+    **{
+        verb: [
+            ("a wrong key", ("recipe.yaml", "--out", "new", "train.epoch=2"), 2),
+            ("no such recipe", ("none.yaml", "--out", "new"), 2),
+            ("no rows", ("wrong/data.yaml", "--out", "new"), 3),
+            ("no base", ("wrong/base.yaml", "--out", "new"), 2),
+            ("no such metric", ("recipe.yaml", "--out", "new", "evaluate.metrics=[gone:here]",
+                                "evaluate.primary=gone:here"), 2),
+            ("a folder of other things", ("recipe.yaml", "--out", "wrong"), 2),
+            ("a file as its folder", ("recipe.yaml", "--out", "rows.jsonl"), 2),
+            ("a folder below a file", ("recipe.yaml", "--out", "rows.jsonl/new"), 2),
+            ("a run of another recipe", ("recipe.yaml", "--out", "runs/a", "seed=3"), 2),
+            ("other settings", ("runs/a", "train.learning_rate=1"), 2),
+            ("another folder for a run", ("runs/a", "--out", "new"), 2),
+            ("nothing to wait for", ("recipe.yaml", "--out", "new", "--detach"), 2),
+            ("machines of no cluster", ("recipe.yaml", "--out", "new", "--nodes", "2"), 2),
+            ("no Slurm", ("recipe.yaml", "--out", "new", *SLURM), 2),
+            ("no such place", ("recipe.yaml", "--out", "new", "--on", "moon"), 2),
+        ]
+        for verb in ("run", "prepare", "train", "evaluate")
+    },
+    "status": [("no run", ("none",), 2), ("a folder of runs", ("runs",), 2)],
+    "cancel": [("no run", ("none",), 2), ("no jobs", ("runs/a",), 2), ("a folder of runs", ("runs",), 2)],
+    "ladder": [
+        ("no axis", ("recipe.yaml", "--out", "new"), 2),
+        ("a wrong key", ("recipe.yaml", "--over", "train.epoch=2,3", "--out", "new"), 2),
+        ("a value that is none", ("recipe.yaml", "--over", "tuning.rank=2,x", "--out", "new"), 2),
+        ("no such model", ("recipe.yaml", "--models", "wrong,none/here", "--out", "new"), 2),
+        ("no such recipe", ("none.yaml", "--over", "seed=1,2", "--out", "new"), 2),
+        ("no rows", ("wrong/data.yaml", "--over", "seed=1,2", "--out", "new"), 3),
+        ("no such metric", ("recipe.yaml", "--over", "seed=1,2", "--out", "new", "evaluate.metrics=[gone:here]",
+                            "evaluate.primary=gone:here"), 2),
+        ("a bar out of range", ("recipe.yaml", "--over", "seed=1,2", "--bar", "60", "--out", "new"), 2),
+        ("a folder of other things", ("recipe.yaml", "--over", "seed=1,2", "--out", "wrong"), 2),
+        ("a file as its folder", ("recipe.yaml", "--over", "seed=1,2", "--out", "rows.jsonl"), 2),
+        ("a folder below a file", ("recipe.yaml", "--over", "seed=1,2", "--out", "rows.jsonl/new"), 2),
+        ("a rung of no ladder", ("runs/a", "--rung", "1"), 2),
+        ("no Slurm", ("recipe.yaml", "--over", "seed=1,2", "--out", "new", *SLURM), 2),
+        ("a bar for a plan", ("recipe.yaml", "--over", "seed=1,2", "--plan", "--bar", "0.5"), 2),
+    ],
+    "compare": [
+        ("no run", ("none",), 2),
+        ("no run to write of", ("none", "--html"), 2),
+        ("a folder of runs", ("runs", "--html"), 2),
+        ("not evaluated", ("runs/prepared",), 2),
+        ("a folder where the report goes", ("runs/prepared", "--html"), 2),
+        ("a damaged run", ("runs/damaged",), 6),
+    ],
+    "promote": [
+        ("no run", ("none",), 2),
+        ("not evaluated", ("runs/prepared",), 2),
+        ("a damaged run", ("runs/damaged",), 6),
+        ("a verdict against it", ("runs/worse",), 4),
+        ("forced without a reason", ("runs/worse", "--force"), 2),
+        ("an alias for a run", ("runs/a", "--alias", "live"), 2),
+        ("no alias", ("loop@1",), 2),
+        ("no such version", ("loop@9", "--alias", "live"), 2),
+        ("no such model", ("none@1", "--alias", "live"), 2),
+        ("a name that is none", ("loop@1", "--alias", "../live"), 2),
+    ],
+    "rollback": [
+        ("no such model", ("none",), 2),
+        ("no such alias", ("loop@live",), 2),
+        ("nothing before it", ("loop@staging",), 1),
+    ],
+    "models": [("no such model", ("none",), 2), ("a name that is none", ("../loop",), 2)],
+    "score": [
+        ("no such file", ("none.jsonl",), 3),
+        ("other rows", (SCORES,), 3),
+        ("no such metric", (ANSWERS, "--metrics", "none"), 2),
+        ("a metric of one's own that is none", (ANSWERS, "--metrics", "gone:here"), 2),
+        ("no such database", (ANSWERS, "--metrics", "execution", "--database", "none.sqlite"), 3),
+    ],
+    "verdict": [
+        ("no such file", (SCORES, "none.jsonl"), 3),
+        ("other rows", (SCORES, "rows.jsonl"), 3),
+        ("no such metric", (SCORES, SCORES, "--metric", "none"), 3),
+    ],
+    "generate": [
+        ("no such model", ("none", *HI), 2),
+        ("no such alias", ("loop@live", *HI), 2),
+        ("nothing to answer", ("loop@staging",), 2),
+        ("no such column", ("loop@staging", "--row", "x=1"), 2),
+        ("no such file", ("loop@staging", "--rows", "none.jsonl"), 3),
+        ("two questions", ("loop@staging", *HI, "--rows", "rows.jsonl"), 2),
+        ("a damaged run", ("runs/damaged", *HI), 6),
+    ],
+    "chat": [
+        ("no such model", ("none",), 2),
+        ("no such alias", ("loop@live",), 2),
+        ("no such column", ("loop@staging", "--row", "x=1"), 2),
+    ],
+    "doctor": [("no such option", ("--frob",), 2)],
+}  # fmt: skip
+
+# Public functions, and methods, that write or could: a name, the call, the exit code.
+CALLS: list[tuple[str, Callable[[], object], int]] = [
+    ("merge_model: out exists", lambda: merge_model("loop@staging", "wrong"), 2),
+    ("merge_model: out is a file", lambda: merge_model("loop@staging", "rows.jsonl"), 2),
+    ("merge_model: out is below a file", lambda: merge_model("loop@staging", "rows.jsonl/new"), 2),
+    ("merge_model: no such model", lambda: merge_model("loop@live", "new"), 2),
+    ("merge_model: a whole model", lambda: merge_model("wrong/model", "new"), 2),
+    ("run_recipe: a wrong key", lambda: run_recipe("recipe.yaml", ["train.epoch=2"], out="new"), 2),
+    ("run_recipe: no rows", lambda: run_recipe("wrong/data.yaml"), 3),
+    ("run_ladder: one rung", lambda: run_ladder("recipe.yaml", over=["seed=1"], out="new"), 2),
+    ("run_ladder: no rows", lambda: run_ladder("wrong/data.yaml", over=["seed=1,2"]), 3),
+    ("plan_run: no base", lambda: plan_run("wrong/base.yaml"), 2),
+    ("open_chatter: no such model", lambda: open_chatter("none@1"), 2),
+    ("Registry.add: no folder", lambda: Registry.default().add("new", Path("none"), facts={}), 2),
+    ("Registry.add: a bad name", lambda: Registry.default().add("../new", Path("wrong"), facts={}), 2),
+    ("Registry.add: a link", lambda: Registry.default().add("new", Path(), facts={}), 2),
+    ("Registry.move: no version", lambda: Registry.default().move("loop", "live", 9, verdict=None, reason=None), 2),
+    ("Registry.delete: in use", lambda: Registry.default().delete("loop", 1), 2),
+    ("Registry at no place", lambda: Registry("none").rollback("loop", "staging"), 2),
+]  # fmt: skip
+
+
+def state() -> dict[str, tuple[int, bytes]]:
+    """Return {path: (mode, content)} of every file, folder and link below the current folder."""
+    found = {}
+    for folder, folders, files in os.walk("."):
+        for name in (*folders, *files):
+            path = Path(folder, name)
+            mode = path.lstat().st_mode
+            content = os.fsencode(path.readlink()) if stat.S_ISLNK(mode) else b""
+            found[str(path)] = mode, path.read_bytes() if stat.S_ISREG(mode) else content
+    return found
+
+
+@pytest.fixture(scope="module")
+def prepared(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The finished run with more around it: runs that are prepared, damaged or worse, wrong recipes, a whole model."""
+    folder = Path(copytree(finished, tmp_path_factory.mktemp("refused") / "project"))
+    whole, damaged, worse = (folder / "runs" / name for name in ("a", "damaged", "worse"))
+    copytree(whole, folder / "runs" / "prepared", ignore=ignore_patterns("train", "evaluate", "promote"))
+    (folder / "runs/prepared/report.html").unlink()
+    (folder / "runs/prepared/report.html").mkdir()
+    copytree(whole, worse)
+    told = json.loads((worse / "evaluate/verdict.json").read_text())
+    (worse / "evaluate/verdict.json").write_text(json.dumps({**told, "verdict": "not_better"}))
+    copytree(whole, damaged)
+    for file in ("prepare/tokens/train.safetensors", "prepare/examples/train.jsonl", "evaluate/verdict.json"):
+        (damaged / file).write_bytes(b"{")
+    for file in (damaged / "train/checkpoints").rglob("*.safetensors"):
+        file.write_bytes(b"{")
+    text = (folder / "recipe.yaml").read_text()
+    [base] = re.findall("base: (.*)", text)
+    copytree(base, folder / "wrong" / "model")
+    (folder / "wrong/data.yaml").write_text(text)
+    (folder / "wrong/base.yaml").write_text(text.replace(base, "none/here"))
+    (folder / "link").symlink_to("nowhere")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _here(prepared: Path, tunesmith: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(prepared)
+    monkeypatch.setenv("TUNESMITH_REGISTRY", str(prepared / "registry"))
+    monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))  # no Slurm
+
+
+@pytest.mark.parametrize(
+    ("verb", "arguments", "code"),
+    [
+        pytest.param(verb, arguments, code, id=f"{verb}: {what}")
+        for verb, cases in REFUSED.items()
+        for what, arguments, code in cases
+    ],
+)
+def test_a_refused_command_leaves_everything_as_it_was(
+    verb: str, arguments: tuple[str, ...], code: int, tunesmith: Command
+) -> None:
+    before = state()
+    done = tunesmith(verb, *arguments)
+    assert state() == before
+    assert done.code == code, done.said
+
+
+def test_every_verb_is_refused_something() -> None:
+    assert {name for name in app if not name.startswith("-")} == set(REFUSED)
+
+
+@pytest.mark.parametrize(("call", "code"), [pytest.param(call, code, id=what) for what, call, code in CALLS])
+def test_a_refused_call_leaves_everything_as_it_was(call: Callable[[], Any], code: int) -> None:
+    before = state()
+    with pytest.raises(TunesmithError) as caught:
+        call()
+    assert state() == before
+    assert caught.value.exit_code == code, caught.value
