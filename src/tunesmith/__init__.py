@@ -1,8 +1,8 @@
 """Fine-tune language models from one recipe, and prove whether the result is better.
 
-The package's folders in the order in which a row meets them: demo, fetch, recipe, tasks, data, model, train,
-evaluate (with scoring), report, deliver and registry. `pipeline` runs them as stages, `launch` and `on_slurm` elsewhere
-than here; `cli` is thin verbs on top.
+The folders in the order in which a row meets them: demo, fetch, recipe, tasks, data, model, train, evaluate (with
+inference and scoring), report, promote and registry. `pipeline` runs them as stages, here or on Slurm; `sweep` compares
+several runs; `cli` has the verbs.
 """
 
 from importlib import import_module, metadata
@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tunesmith.core.errors import TunesmithError
     from tunesmith.inference.chatter import Chatter, open_chatter
-    from tunesmith.ladder.climb import run_ladder
     from tunesmith.model.adapter_set import AdapterSet
     from tunesmith.model.merge import merge_model
     from tunesmith.pipeline.runner import run_recipe
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from tunesmith.registry.store import Registry
     from tunesmith.scoring.metrics import score
     from tunesmith.scoring.verdict import Verdict, paired_verdict
+    from tunesmith.sweep.run import run_sweep
 
 _HOMES = {
     "AdapterSet": "tunesmith.model.adapter_set",
@@ -32,14 +32,26 @@ _HOMES = {
     "open_chatter": "tunesmith.inference.chatter",
     "paired_verdict": "tunesmith.scoring.verdict",
     "plan_run": "tunesmith.plan.run_plan",
-    "run_ladder": "tunesmith.ladder.climb",
+    "run_sweep": "tunesmith.sweep.run",
     "run_recipe": "tunesmith.pipeline.runner",
     "score": "tunesmith.scoring.metrics",
 }
 
 __all__ = [
-    "AdapterSet", "Chatter", "Registry", "TunesmithError", "Verdict", "__version__", "load_recipe", "merge_model",
-    "open_chatter", "paired_verdict", "plan_run", "run_ladder", "run_recipe", "score",
+    "AdapterSet",
+    "Chatter",
+    "Registry",
+    "TunesmithError",
+    "Verdict",
+    "__version__",
+    "load_recipe",
+    "merge_model",
+    "open_chatter",
+    "paired_verdict",
+    "plan_run",
+    "run_recipe",
+    "run_sweep",
+    "score",
 ]  # fmt: skip
 
 

@@ -19,7 +19,7 @@ LAYERS = (
     ("train", "evaluate", "promote"),
     ("pipeline",),
     ("plan",),
-    ("ladder", "doctor"),
+    ("sweep", "doctor"),
     ("cli", "__main__", "__init__"),
 )
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}

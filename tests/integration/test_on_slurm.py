@@ -263,18 +263,18 @@ def test_the_recipe_of_gemma_runs_scaled_down(starter: str, slurm: Cluster, shar
     assert (manifest["processes"], manifest["steps"]) == (2, 3)
 
 
-def test_the_rungs_of_a_ladder_are_an_array(slurm: Cluster, file: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "ladder"
+def test_the_trials_of_a_sweep_are_an_array(slurm: Cluster, file: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "sweep"
     axis = ["--over", "tuning.rank=2,4", "train.max_steps=2", "launch.time_limit_minutes=30"]
-    given = tunesmith(slurm, tmp_path, "ladder", file, *axis, "--on", "slurm", "--out", folder)
+    given = tunesmith(slurm, tmp_path, "sweep", file, *axis, "--on", "slurm", "--out", folder)
     assert given.returncode == 0, given.stderr
-    match = re.search(r"2 rungs: job (\d+)", given.stderr)
+    match = re.search(r"2 trials: job (\d+)", given.stderr)
     assert match is not None
     for task in (1, 2):
         slurm.wait(f"{match[1]}_{task}", {"COMPLETED"}, timeout=240)
     assert {path.read_text() for path in (folder / "launch").glob("*.exit-code")} == {"0\n"}
-    collected = tunesmith(slurm, tmp_path, "ladder", folder)
+    collected = tunesmith(slurm, tmp_path, "sweep", folder)
     assert collected.returncode == 0, collected.stderr
     assert "rank 4" in collected.stdout
-    again = tunesmith(slurm, tmp_path, "ladder", folder, "--on", "slurm")
-    assert "all rungs were done before" in again.stderr
+    again = tunesmith(slurm, tmp_path, "sweep", folder, "--on", "slurm")
+    assert "all trials are done" in again.stderr

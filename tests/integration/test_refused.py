@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from tests.support.cases import Command
 
-from tunesmith import Registry, TunesmithError, merge_model, open_chatter, plan_run, run_ladder, run_recipe
+from tunesmith import Registry, TunesmithError, merge_model, open_chatter, plan_run, run_recipe, run_sweep
 from tunesmith.cli import app
 
 HI = ("--prompt", "hi")
@@ -69,7 +69,7 @@ REFUSED: dict[str, list[tuple[str, tuple[str, ...], int]]] = {
     },
     "status": [("no run", ("none",), 2), ("a folder of runs", ("runs",), 2)],
     "cancel": [("no run", ("none",), 2), ("no jobs", ("runs/a",), 2), ("a folder of runs", ("runs",), 2)],
-    "ladder": [
+    "sweep": [
         ("no axis", ("recipe.yaml", "--out", "new"), 2),
         ("a wrong key", ("recipe.yaml", "--over", "train.epoch=2,3", "--out", "new"), 2),
         ("a value that is none", ("recipe.yaml", "--over", "tuning.rank=2,x", "--out", "new"), 2),
@@ -78,13 +78,13 @@ REFUSED: dict[str, list[tuple[str, tuple[str, ...], int]]] = {
         ("no rows", ("wrong/data.yaml", "--over", "seed=1,2", "--out", "new"), 3),
         ("no such metric", ("recipe.yaml", "--over", "seed=1,2", "--out", "new", "evaluate.metrics=[gone:here]",
                             "evaluate.primary=gone:here"), 2),
-        ("a bar out of range", ("recipe.yaml", "--over", "seed=1,2", "--bar", "60", "--out", "new"), 2),
+        ("a threshold out of range", ("recipe.yaml", "--over", "seed=1,2", "--threshold", "60", "--out", "new"), 2),
         ("a folder of other things", ("recipe.yaml", "--over", "seed=1,2", "--out", "wrong"), 2),
         ("a file as its folder", ("recipe.yaml", "--over", "seed=1,2", "--out", "rows.jsonl"), 2),
         ("a folder below a file", ("recipe.yaml", "--over", "seed=1,2", "--out", "rows.jsonl/new"), 2),
-        ("a rung of no ladder", ("runs/a", "--rung", "1"), 2),
+        ("a trial of no sweep", ("runs/a", "--trial", "1"), 2),
         ("no Slurm", ("recipe.yaml", "--over", "seed=1,2", "--out", "new", *SLURM), 2),
-        ("a bar for a plan", ("recipe.yaml", "--over", "seed=1,2", "--plan", "--bar", "0.5"), 2),
+        ("a threshold for a plan", ("recipe.yaml", "--over", "seed=1,2", "--plan", "--threshold", "0.5"), 2),
     ],
     "compare": [
         ("no run", ("none",), 2),
@@ -150,8 +150,8 @@ CALLS: list[tuple[str, Callable[[], object], int]] = [
     ("merge_model: a whole model", lambda: merge_model("wrong/model", "new"), 2),
     ("run_recipe: a wrong key", lambda: run_recipe("recipe.yaml", ["train.epoch=2"], out="new"), 2),
     ("run_recipe: no rows", lambda: run_recipe("wrong/data.yaml"), 3),
-    ("run_ladder: one rung", lambda: run_ladder("recipe.yaml", over=["seed=1"], out="new"), 2),
-    ("run_ladder: no rows", lambda: run_ladder("wrong/data.yaml", over=["seed=1,2"]), 3),
+    ("run_sweep: one trial", lambda: run_sweep("recipe.yaml", over=["seed=1"], out="new"), 2),
+    ("run_sweep: no rows", lambda: run_sweep("wrong/data.yaml", over=["seed=1,2"]), 3),
     ("plan_run: no base", lambda: plan_run("wrong/base.yaml"), 2),
     ("open_chatter: no such model", lambda: open_chatter("none@1"), 2),
     ("Registry.add: no folder", lambda: Registry.default().add("new", Path("none"), facts={}), 2),

@@ -1,7 +1,6 @@
 """Mistakes on the command line, as errors that name the arguments of the verb."""
 
 import inspect
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -19,9 +18,11 @@ from tunesmith.core.errors import RecipeError
 _VERBS = {
     "finetune": "run", "fine-tune": "run", "sft": "run", "preprocess": "prepare", "eval": "evaluate",
     "test": "evaluate", "inference": "generate", "predict": "generate", "ask": "generate", "list": "models",
-    "dry-run": "plan", "validate": "plan", "check": "plan", "sweep": "ladder", "new": "init", "inspect": "show",
+    "dry-run": "plan", "validate": "plan", "check": "plan", "ladder": "sweep", "new": "init", "inspect": "show",
     "info": "status",
 }  # fmt: skip
+# Former names of our own options.
+_OPTIONS = {"--bar": "--threshold", "--rung": "--trial"}
 # The hint for an extra argument, for verbs that usually get one by the same mistake.
 _TOO_MANY = {
     "generate": "put the text of the prompt in quotes after --prompt",
@@ -48,7 +49,8 @@ def usage_error(error: CycloptsError) -> RecipeError:
         if name.lstrip("-").upper().replace("-", "_") in (takes := _positional(error.target)):
             message, hint = f"{name.lstrip('-').upper()} is missing", f"tunesmith {verb} {' '.join(takes)}; see {usage}"
     elif isinstance(error, UnknownOptionError):
-        hint = _recipe_key(error.token.keyword or error.token.value) or usage
+        option = (error.token.keyword or error.token.value).partition("=")[0]
+        hint = f"it is {_OPTIONS[option]} now" if option in _OPTIONS else _recipe_key(option) or usage
     elif isinstance(error, UnknownCommandError):
         word = next((token for token in error.unused_tokens or () if token in _VERBS), None)
         hint = f"did you mean `tunesmith {_VERBS[word]}`?" if word else usage
@@ -72,7 +74,7 @@ def _recipe_key(option: str) -> str | None:
     from tunesmith.recipe.foreign_words import WORDS
     from tunesmith.recipe.load import key_paths
 
-    name = re.sub(r"=.*", "", option.lstrip("-")).replace("-", "_")
+    name = option.lstrip("-").replace("-", "_")
     ours = WORDS[name].keys if name in WORDS else [key for key in key_paths() if name in (key, key.rpartition(".")[2])]
     if not ours:
         return None

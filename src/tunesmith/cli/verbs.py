@@ -199,65 +199,68 @@ def _summary(run: RunDir, as_json: bool, refused: VerdictRefused | None = None) 
 
 
 @app.command
-def ladder(
-    recipe: Annotated[Path, Parameter(help="A recipe's file, or the folder of a ladder that is to go on.")],
+def sweep(
+    recipe: Annotated[Path, Parameter(help="A recipe's file, or the folder of a sweep to resume.")],
     *overrides: Overrides,
     over: Annotated[list[str] | None, Parameter(negative="")] = None,
     models: str | None = None,
-    bar: float | None = None,
-    out: Annotated[Path | None, Parameter(help="Folder of the ladder; default runs/NAME/ladder-ID.")] = None,
+    threshold: float | None = None,
+    out: Annotated[Path | None, Parameter(help="Folder of the sweep; default runs/NAME/sweep-ID.")] = None,
     plan: Annotated[bool, Parameter(negative="")] = False,
-    rung: int | None = None,
+    trial: int | None = None,
     where: Where = AS_WRITTEN,
     as_json: AsJson = False,
 ) -> None:
-    """Run a recipe in several sizes, and name the smallest that clears the bar.
+    """Run a recipe in several sizes, and find the smallest that clears a threshold.
 
     Args:
         over: an axis, such as tuning.rank=2,8,32; may be given several times.
         models: base models, separated by commas: the same as --over model.base=A,B, before the other axes.
-        bar: what the tuned score must clear; default: the gain must clear promote.min_gain.
-        plan: list the rungs and what they need, and run none.
-        rung: run only this one, of a ladder's folder, in this process (for job arrays).
+        threshold: score that a trial must exceed; default: its gain must exceed promote.min_gain.
+        plan: list the trials with their estimated needs, without running any.
+        trial: run only the trial with this number, in this process (for job arrays).
     """
-    from tunesmith.ladder import climb
-    from tunesmith.ladder.rungs import is_ladder, split_values
+    from tunesmith.sweep import run as sweep_run
+    from tunesmith.sweep.axes import is_sweep, split_values
 
-    if rung is not None:
-        if over or models or overrides or out or plan or bar is not None or where != AS_WRITTEN:
-            raise RecipeError("--rung runs one rung of a ladder's folder; nothing else has an effect beside it")
-        _summary(climb.run_rung(recipe, rung), as_json)
+    if trial is not None:
+        if over or models or overrides or out or plan or threshold is not None or where != AS_WRITTEN:
+            raise RecipeError("--trial takes the folder of a sweep and no other option")
+        _summary(sweep_run.run_trial(recipe, trial), as_json)
         return
-    begun = is_ladder(recipe)
+    begun = is_sweep(recipe)
     if begun and where.nodes is not None:
-        raise RecipeError("--nodes has no effect on the folder of a ladder, whose recipe is written")
+        raise RecipeError("--nodes has no effect on the folder of a sweep, whose recipes are already written")
     changes = overrides if begun else (*overrides, *where.changes())
     axes = {"over": over or [], "models": split_values(models) if models else [], "overrides": changes}
-    listed = climb.open_ladder(recipe, out=out, **axes)
+    listed = sweep_run.open_sweep(recipe, out=out, **axes)
     if plan:
-        from tunesmith.ladder.plan import plan_json, plan_ladder, plan_text
+        from tunesmith.sweep.plan import plan_json, plan_sweep, plan_text
 
-        if bar is not None:
-            raise RecipeError("--bar has no effect on --plan")
-        planned = plan_ladder(listed, recipe)
+        if threshold is not None:
+            raise RecipeError("--threshold has no effect on --plan")
+        planned = plan_sweep(listed, recipe)
         print_result(plan_json(listed, planned), as_json, lambda: plan_text(listed, planned))
         return
-    from tunesmith.ladder.array import is_for_slurm, submit_ladder
+    from tunesmith.sweep.slurm_array import is_for_slurm, submit_sweep
 
     elsewhere = where.on != "local" and is_for_slurm(listed, recipe)
     if elsewhere and (where.on == "slurm" or not begun):
-        if bar is not None:
-            raise RecipeError("--bar has no effect on rungs that are given to Slurm; give it when they are over")
-        print(submit_ladder(listed, recipe))
+        if threshold is not None:
+            raise RecipeError("--threshold has no effect when submitting to Slurm; give it when the trials are done")
+        print(submit_sweep(listed, recipe))
         return
-    from tunesmith.ladder.words import as_text
+    from tunesmith.sweep.text import as_text
 
-    # What Slurm has run is only looked at.
-    found = climb.collected(listed, bar) if elsewhere else climb.run_ladder(recipe, out=out, bar=bar, **axes)
-    error = climb.failed(found)
-    result = {"ladder": str(found.path), **found.to_json(), "promote": found.promote_command}
-    result |= {"error": error.to_json()} if error else {}
-    print_result(result, as_json, lambda: as_text(found))
+    # Trials of Slurm are only collected.
+    if elsewhere:
+        result = sweep_run.collect_sweep(listed, threshold)
+    else:
+        result = sweep_run.run_sweep(recipe, out=out, threshold=threshold, **axes)
+    error = sweep_run.sweep_error(result)
+    shown = {"sweep": str(result.path), **result.to_json(), "promote": result.promote_command}
+    shown |= {"error": error.to_json()} if error else {}
+    print_result(shown, as_json, lambda: as_text(result))
     if error:
         raise Reported(error)
 

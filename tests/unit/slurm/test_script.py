@@ -98,10 +98,10 @@ def test_the_others_have_time_to_end(patience: float, seconds: int) -> None:
 
 
 def test_an_array_has_a_log_and_an_exit_code_for_each_task() -> None:
-    text = script(Job("viggo", "rung", 'ladder x --rung "$SLURM_ARRAY_TASK_ID"', by_all=True, tasks="1,2,5"))
+    text = script(Job("viggo", "trial", 'sweep x --trial "$SLURM_ARRAY_TASK_ID"', by_all=True, tasks="1,2,5"))
     assert options(text)["array"] == "1,2,5"
-    assert options(text)["output"] == f"{FOLDER}/logs/rung-%A-%a.log"
-    assert f'echo "$code" >{FOLDER}/launch/rung-$SLURM_ARRAY_TASK_ID.exit-code' in text
+    assert options(text)["output"] == f"{FOLDER}/logs/trial-%A-%a.log"
+    assert f'echo "$code" >{FOLDER}/launch/trial-$SLURM_ARRAY_TASK_ID.exit-code' in text
 
 
 @pytest.mark.parametrize("folder", ["runs/a b", "runs/$x", "runs/100%", "-runs", "runs/a\nb", "runs/'a"])
@@ -177,9 +177,9 @@ def test_a_controller_that_does_not_answer_costs_neither_turn_nor_code(tmp_path:
 
 
 def test_a_task_of_an_array_asks_for_itself_alone(tmp_path: Path) -> None:
-    text = script(Job("viggo", "rung", 'ladder x --rung "$SLURM_ARRAY_TASK_ID"', by_all=True, tasks="1,3"))
+    text = script(Job("viggo", "trial", 'sweep x --trial "$SLURM_ARRAY_TASK_ID"', by_all=True, tasks="1,3"))
     _, asked = ran(tmp_path, text, srun="exit 75", scontrol=TAKEN)
     assert asked == ["show job --oneliner 12_3", "requeue 12_3"]
     (tmp_path / "bin").rename(tmp_path / "old")
     ran(tmp_path, text)
-    assert kept(tmp_path, "rung-3") == "0\n"
+    assert kept(tmp_path, "trial-3") == "0\n"

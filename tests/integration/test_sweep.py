@@ -1,4 +1,4 @@
-"""A ladder on tiny models: a rung that fails among others, what is made once, and being stopped in the middle."""
+"""A sweep on tiny models: a trial that fails among others, what is made once, and being stopped in the middle."""
 
 import json
 import os
@@ -23,8 +23,8 @@ LIKELIHOOD = {"metrics": ["perplexity", "exact_match"], "primary": "perplexity",
 
 
 def start(file: Path, *arguments: str) -> subprocess.Popen[str]:
-    """Start a ladder in a process of its own, where signals reach it and not us."""
-    command = [sys.executable, "-m", "tunesmith", "ladder", str(file), *arguments]
+    """Start a sweep in a process of its own, where signals reach it and not us."""
+    command = [sys.executable, "-m", "tunesmith", "sweep", str(file), *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -49,50 +49,50 @@ def stamp(run: RunDir, name: str) -> int:
     return (run.path / name).stat().st_mtime_ns
 
 
-def test_three_rungs_of_which_one_fails(tmp_path: Path, tiny: Path) -> None:
+def test_three_trials_of_which_one_fails(tmp_path: Path, tiny: Path) -> None:
     file = recipe(tmp_path, tiny, train=SETTINGS, promote={"model": "tiny", "min_gain": -0.9})
-    out = tmp_path / "ladder"
+    out = tmp_path / "sweep"
     code, result, said = climb(file, "--over", "train.learning_rate=0.01,1e30,0.02", "--out", str(out))
 
     assert code == 7
-    assert "1 of 3 rungs failed: #2 learning_rate 1e30" in said
-    assert [rung["state"] for rung in result["rungs"]] == ["done", "failed", "done"]
-    assert result["rungs"][1]["failure"]["exit_code"] == 7
-    assert "nan" in result["rungs"][1]["failure"]["reason"]
+    assert "1 of 3 trials failed: #2 learning_rate 1e30" in said
+    assert [trial["state"] for trial in result["trials"]] == ["done", "failed", "done"]
+    assert result["trials"][1]["failure"]["exit_code"] == 7
+    assert "nan" in result["trials"][1]["failure"]["reason"]
     assert result["smallest"] in (1, 3)
-    assert result["promote"] == f"tunesmith promote {out / result['rungs'][result['smallest'] - 1]['folder']}"
+    assert result["promote"] == f"tunesmith promote {out / result['trials'][result['smallest'] - 1]['folder']}"
 
-    first, _, third = (RunDir(out / rung["folder"]) for rung in result["rungs"])
+    first, _, third = (RunDir(out / trial["folder"]) for trial in result["trials"])
     for name in ("prepare/rows.jsonl", "prepare/tokens/train.safetensors", "prepare/examples/test.jsonl"):
         assert os.path.samefile(first.path / name, third.path / name)
-    # The base's answers were there before the rung trained, and evaluation added nothing to them.
+    # The base's answers were there before the trial trained, and evaluation added nothing to them.
     answers = "evaluate/base/generations.jsonl"
     assert stamp(third, answers) < stamp(third, "train/" + MANIFEST) < stamp(third, "evaluate/" + MANIFEST)
     assert (first.path / answers).read_bytes() == (third.path / answers).read_bytes()
     assert said.count("answers of base ") == 1
     assert read_json(third.verdict)["digests"]["questions"] == read_json(first.verdict)["digests"]["questions"]
 
-    # Each rung is an ordinary run, and none was promoted.
+    # Each trial is an ordinary run, and none was promoted.
     for run in (first, third):
         assert run.report.exists()
         assert run.manifest("promote") is None
     assert not any(Path(os.environ["TUNESMITH_REGISTRY"]).rglob("*.safetensors"))
-    assert (out / "ladder.html").stat().st_size > 10_000
+    assert (out / "sweep.html").stat().st_size > 10_000
 
     # Again: what is finished is skipped, what failed is tried again, and nothing else changes.
     before = {run: stamp(run, "evaluate/" + MANIFEST) for run in (first, third)}
     code, again, said = climb(out)
     assert code == 7
     assert {run: stamp(run, "evaluate/" + MANIFEST) for run in (first, third)} == before
-    assert again["rungs"][0] == result["rungs"][0]
+    assert again["trials"][0] == result["trials"][0]
     assert said.count("train: starts") == 1
 
 
 def test_stopped_in_the_middle_it_goes_on(tmp_path: Path, tiny: Path) -> None:
     file = recipe(tmp_path, tiny, train=SETTINGS | {"max_steps": 120, "valid_every_steps": 120})
-    axes = ("--over", "tuning.rank=1,2,4", "--over", "train.learning_rate=0.01,0.02", "--out", str(tmp_path / "ladder"))
+    axes = ("--over", "tuning.rank=1,2,4", "--over", "train.learning_rate=0.01,0.02", "--out", str(tmp_path / "sweep"))
     process = start(file, *axes)
-    folder = tmp_path / "ladder"
+    folder = tmp_path / "sweep"
     first, second = RunDir(folder / "01-rank-1_learning_rate-0.01"), RunDir(folder / "02-rank-1_learning_rate-0.02")
     wait_until(process, lambda: steps_done(second) >= 10)
     process.send_signal(signal.SIGINT)
@@ -105,11 +105,11 @@ def test_stopped_in_the_middle_it_goes_on(tmp_path: Path, tiny: Path) -> None:
     [kept] = second.checkpoints.glob("step-*")
     assert int(kept.name.removeprefix("step-")) >= 10
     assert not (folder / "03-rank-2_learning_rate-0.01" / "train").exists()
-    assert read_json(folder / "ladder.json")["rungs"][1]["state"] == "to do"
+    assert read_json(folder / "sweep.json")["trials"][1]["state"] == "to do"
     done = stamp(first, "train/" + MANIFEST)
 
-    # The rest would only take time; this is how a job array runs one rung.
-    process = start(folder, "--rung", "2")
+    # The rest would only take time; this is how a job array runs one trial.
+    process = start(folder, "--trial", "2")
     _, said = process.communicate(timeout=120)
     assert process.returncode == 0, said
     assert "going on from step" in said
@@ -118,9 +118,9 @@ def test_stopped_in_the_middle_it_goes_on(tmp_path: Path, tiny: Path) -> None:
     assert stamp(first, "train/" + MANIFEST) == done
 
 
-def test_a_rung_whose_process_is_killed_does_not_stop_the_others(tmp_path: Path, tiny: Path) -> None:
+def test_a_trial_whose_process_is_killed_does_not_stop_the_others(tmp_path: Path, tiny: Path) -> None:
     file = recipe(tmp_path, tiny, data=TEXT, evaluate=LIKELIHOOD, train=SETTINGS | {"max_steps": 60})
-    out = tmp_path / "ladder"
+    out = tmp_path / "sweep"
     process = start(file, "--over", "tuning.rank=1,2", "--out", str(out), "--json")
     first = RunDir(out / "01-rank-1")
     wait_until(process, lambda: steps_done(first) >= 3)
@@ -128,15 +128,15 @@ def test_a_rung_whose_process_is_killed_does_not_stop_the_others(tmp_path: Path,
     told, said = process.communicate(timeout=200)
     assert process.returncode == 1, said
     result = json.loads(told)
-    assert [rung["state"] for rung in result["rungs"]] == ["failed", "done"]
-    assert "memory runs out" in result["rungs"][0]["failure"]["reason"]
-    assert result["rungs"][1]["measures"]["memory_gib"] > 0
+    assert [trial["state"] for trial in result["trials"]] == ["failed", "done"]
+    assert "memory runs out" in result["trials"][0]["failure"]["reason"]
+    assert result["trials"][1]["measures"]["memory_gib"] > 0
 
 
 def test_the_plan_runs_nothing(tmp_path: Path, tiny: Path) -> None:
     file = recipe(tmp_path, tiny, train=SETTINGS)
-    code, plan, _ = climb(file, "--over", "tuning.rank=2,8", "--plan", "--out", str(tmp_path / "ladder"))
+    code, plan, _ = climb(file, "--over", "tuning.rank=2,8", "--plan", "--out", str(tmp_path / "sweep"))
     assert code == 0
-    assert [rung["trained_parameters"] for rung in plan["rungs"]] == [2048, 8192]
-    assert {rung["state"] for rung in plan["rungs"]} == {"to do"}
-    assert not (tmp_path / "ladder").exists()
+    assert [trial["trained_parameters"] for trial in plan["trials"]] == [2048, 8192]
+    assert {trial["state"] for trial in plan["trials"]} == {"to do"}
+    assert not (tmp_path / "sweep").exists()

@@ -1,4 +1,4 @@
-"""Ladders whose rungs look as if they had been run: folders with manifests and scores, no model."""
+"""Sweeps whose trials look as if they had been run: folders with manifests and scores, no model."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -9,10 +9,10 @@ import pytest
 from tests.support.tiny import recipe
 
 from tunesmith.core.files import read_json, seal_folder, write_json, write_jsonl
-from tunesmith.ladder.rungs import Ladder, Rung, list_rungs, write_ladder
+from tunesmith.sweep.axes import Sweep, Trial, list_trials, write_sweep
 
 ROWS = 80
-MakeLadder = Callable[..., Ladder]
+MakeSweep = Callable[..., Sweep]
 HOSTILE = "</style><script>alert(1)</script><img src=x onerror=alert(2)>\u202e{{7*7}}"
 
 
@@ -22,27 +22,27 @@ def binary(right: int, rows: int = ROWS) -> list[float]:
 
 
 def finish(
-    ladder: Ladder,
-    rung: Rung,
+    sweep: Sweep,
+    trial: Trial,
     base: Sequence[float],
     tuned: Sequence[float],
     *,
     guards: Sequence[Any] = (),
     **facts: Any,
 ) -> None:
-    """Leave in a rung's folder what its stages would have left."""
-    run = ladder.run(rung)
+    """Leave in a trial's folder what its stages would have left."""
+    run = sweep.run(trial)
     ids = [f"row-{row}" for row in range(len(tuned))]
     for one in ("prepare/examples", "train", "evaluate/base", "evaluate/tuned"):
         (run.path / one).mkdir(parents=True, exist_ok=True)
     write_jsonl(run.examples("test"), ({"id": one, "group": one} for one in ids))
     seal_folder(run.stage("prepare"), stage="prepare", inputs={}, counts={"train": facts.get("train_rows", 100)})
     trained = {
-        "trainable_parameters": 1000 * rung.number,
-        "all_parameters": 50_000 + 1000 * rung.number,
+        "trainable_parameters": 1000 * trial.number,
+        "all_parameters": 50_000 + 1000 * trial.number,
         "tokens": 9000,
     }
-    trained |= {"seconds": 20.0 + rung.number, "peak_memory_gib": 0.5 + 0.1 * rung.number, "tokens_per_second": 300.0}
+    trained |= {"seconds": 20.0 + trial.number, "peak_memory_gib": 0.5 + 0.1 * trial.number, "tokens_per_second": 300.0}
     seal_folder(run.stage("train"), stage="train", inputs={}, **{**trained, **facts})
     for name, scores in (("base", base), ("tuned", tuned)):
         lines = ({"id": one, "group": one, "exact_match": score} for one, score in zip(ids, scores, strict=True))
@@ -53,21 +53,21 @@ def finish(
 
 
 @pytest.fixture
-def make_ladder(tmp_path: Path, tokenizer_folder: Path) -> MakeLadder:
-    """Return a function that writes a ladder over exact match, its rungs not run."""
+def make_sweep(tmp_path: Path, tokenizer_folder: Path) -> MakeSweep:
+    """Return a function that writes a sweep over exact match, its trials not run."""
 
-    def make(*over: str, name: str = "ladder", overrides: Sequence[str] = (), **changes: Any) -> Ladder:
+    def make(*over: str, name: str = "sweep", overrides: Sequence[str] = (), **changes: Any) -> Sweep:
         settings = {"metrics": ["exact_match"], "primary": "exact_match"}
         file = recipe(tmp_path, tokenizer_folder, **{"evaluate": settings, **changes})
-        ladder = list_rungs(file, over=over or ["tuning.rank=2,8,32"], overrides=overrides, out=tmp_path / name)
-        write_ladder(ladder, file)
-        return ladder
+        sweep = list_trials(file, over=over or ["tuning.rank=2,8,32"], overrides=overrides, out=tmp_path / name)
+        write_sweep(sweep, file)
+        return sweep
 
     return make
 
 
-def result_json(ladder: Ladder) -> dict[str, Any]:
-    """Return what was written of a ladder's result, as a reader of another language would see it."""
-    found = read_json(ladder.path / "ladder.json")
+def result_json(sweep: Sweep) -> dict[str, Any]:
+    """Return what was written of a sweep's result, as a reader of another language would see it."""
+    found = read_json(sweep.path / "sweep.json")
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     return dict(found)

@@ -1,0 +1,284 @@
+"""The trials of a sweep: every combination of its axes' values, each checked as a recipe."""
+
+import itertools
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tunesmith.core.errors import RecipeError
+from tunesmith.core.files import digest_of, read_json, remove_leftovers, write_json
+from tunesmith.core.rundir import RunDir
+from tunesmith.fetch.reference import resolve
+from tunesmith.pipeline.runner import check_beforehand, stages_done
+from tunesmith.pipeline.runs import identity, open_run, place_of, recipe_folder, write_origin
+from tunesmith.recipe.launch import TorchrunLaunch
+from tunesmith.recipe.load import RecipeProblems, load_recipe
+from tunesmith.recipe.schema import Recipe
+
+MODEL = "model.base"
+_LIST = "trials.json"
+# Sections that all trials share; otherwise they could not be compared.
+_SHARED = ("name", "evaluate", "promote", "launch", "track")
+# The measure that orders trials by size along an axis, by the recipe section of the axis.
+_MEASURES = {"model": "model_parameters", "tuning": "trained_parameters", "data": "train_rows"}
+_MAX_CONFIDENCE = 0.999  # above it `paired_verdict` gives no interval
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """A key of the recipe and the values it takes, as written."""
+
+    key: str
+    values: tuple[str, ...]
+
+    @property
+    def measure(self) -> str:
+        """The measure that orders trials by size along this axis: a key of `TrialResult.measures`."""
+        return _MEASURES.get(self.key.partition(".")[0], "tokens")
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One run of the sweep: its number from 1, the name of its folder, and its overrides of the recipe."""
+
+    number: int
+    folder: str
+    changes: tuple[str, ...]
+
+    @property
+    def label(self) -> str:
+        """The trial's values, for people: `rank 8, train_rows 400`."""
+        pairs = [change.partition("=") for change in self.changes]
+        return ", ".join(value if key == MODEL else f"{key.rpartition('.')[2]} {value}" for key, _, value in pairs)
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """A sweep and its folder, which has one ordinary run folder per trial."""
+
+    path: Path
+    axes: tuple[Axis, ...]
+    overrides: tuple[str, ...]
+    trials: tuple[Trial, ...]
+
+    def run(self, trial: Trial) -> RunDir:
+        """Return the run folder of a trial."""
+        return RunDir(self.path / trial.folder)
+
+    def recipe(self, trial: Trial) -> Recipe:
+        """Return the recipe of a trial, once its folder is written."""
+        return load_recipe(self.run(trial).resolved_recipe)
+
+    @property
+    def lock(self) -> Path:
+        """Lock file, held while a process runs the sweep."""
+        return self.path / "logs" / "lock"
+
+
+def is_sweep(folder: Path) -> bool:
+    """Return whether a folder holds a sweep.
+
+    Raises:
+        RecipeError: it holds a ladder, the former name and format of a sweep.
+    """
+    if (folder / "rungs.json").exists():
+        raise RecipeError(
+            "holds a ladder, which is called a sweep now and has other files",
+            where=str(folder),
+            hint="its subfolders are still ordinary runs; to compare them again, run the sweep with another --out",
+        )
+    return (folder / _LIST).exists()
+
+
+def read_sweep(folder: Path) -> Sweep:
+    """Read the sweep that `write_sweep` wrote into a folder.
+
+    Raises:
+        RecipeError: the folder holds no sweep.
+    """
+    if not is_sweep(folder):
+        raise RecipeError("holds no sweep", where=str(folder), hint="name a folder that `tunesmith sweep` wrote")
+    written = read_json(folder / _LIST)
+    return Sweep(
+        folder,
+        tuple(Axis(axis["key"], tuple(axis["values"])) for axis in written["axes"]),
+        tuple(written["overrides"]),
+        tuple(Trial(trial["number"], trial["folder"], tuple(trial["changes"])) for trial in written["trials"]),
+    )
+
+
+def list_trials(
+    recipe: Path,
+    *,
+    over: Sequence[str] = (),
+    models: Sequence[str] = (),
+    overrides: Sequence[str] = (),
+    out: Path | None = None,
+) -> Sweep:
+    """Combine the axes into trials and check the recipe of each. Writes nothing.
+
+    Args:
+        recipe: the recipe's file.
+        over: axes, each `key=value,value,...`; a comma inside brackets or quotes belongs to the value.
+        models: values of `model.base`; they come before the other axes.
+        overrides: `key=value` changes for all trials.
+        out: the sweep's folder; default `runs/NAME/sweep-ID`, where ID follows from the recipes.
+
+    Raises:
+        RecipeError: an axis is invalid, or a trial's recipe is; lists all mistakes of all trials.
+    """
+    axes = _axes(over, models, overrides)
+    changes = [
+        tuple(f"{axis.key}={value}" for axis, value in zip(axes, values, strict=True))
+        for values in itertools.product(*(axis.values for axis in axes))
+    ]
+    if len(changes) < 2:
+        raise RecipeError("a sweep needs at least two trials", hint="give --models A,B or --over tuning.rank=2,8,32")
+    recipes = _load_all(recipe, overrides, changes)
+    first = recipes[0]
+    if isinstance(first.launch, TorchrunLaunch):
+        raise RecipeError("a trial is one process, and `launch` asks for torchrun", hint="'launch={on: local}'")
+    if correction(first.evaluate.confidence, len(changes)) > _MAX_CONFIDENCE + 1e-9:
+        max_trials = int((1 - first.evaluate.confidence) / (1 - _MAX_CONFIDENCE) + 1e-9)
+        raise RecipeError(
+            f"{len(changes)} trials are too many for intervals at confidence {first.evaluate.confidence:g}",
+            hint=f"take {max_trials} or fewer, or lower evaluate.confidence",
+        )
+    trials = tuple(Trial(n, f"{n:02d}-{_slug(values)}", values) for n, values in enumerate(changes, 1))
+    digest = digest_of([*map(identity, recipes), place_of(recipe_folder(recipe))])[:8]
+    return Sweep(out or Path("runs") / first.name / f"sweep-{digest}", axes, tuple(overrides), trials)
+
+
+def correction(confidence: float, trials: int) -> float:
+    """Return the confidence of each interval that makes all of them hold together (Bonferroni).
+
+    Dunn 1961, "Multiple Comparisons among Means", JASA 56: the errors of the intervals add up to at most their sum,
+    however they depend on each other; here all trials answer the same questions, so they do.
+    """
+    return 1 - (1 - confidence) / trials
+
+
+def check_sweep(sweep: Sweep, recipe: Path) -> list[tuple[Recipe, RunDir]]:
+    """Return each trial's recipe and run folder. Writes nothing.
+
+    Raises:
+        RecipeError: the folder holds something else, or a trial cannot start because its base, a metric or a writable
+            folder is missing.
+        DataError: the rows or the database of a trial do not exist.
+    """
+    opened = _opened(sweep, recipe)
+    for loaded, run in opened:
+        if run.manifest("prepare") is None:
+            check_beforehand(loaded, run, "evaluate")
+            stages_done(loaded, run, "evaluate")
+    return opened
+
+
+def _opened(sweep: Sweep, recipe: Path) -> list[tuple[Recipe, RunDir]]:
+    """Return each trial's recipe and run folder. Raises RecipeError if the sweep's folder holds something else."""
+    if is_sweep(sweep.path):
+        before = read_sweep(sweep.path)
+        if before.axes != sweep.axes:
+            raise RecipeError("holds a sweep over other axes", where=str(sweep.path), hint="give another --out")
+    elif sweep.path.is_dir() and any(path.name != "logs" for path in sweep.path.iterdir()):
+        raise RecipeError("is not empty and holds no sweep", where=str(sweep.path), hint="give another --out")
+    return [open_run(recipe, [*sweep.overrides, *trial.changes], sweep.run(trial).path) for trial in sweep.trials]
+
+
+def write_sweep(sweep: Sweep, recipe: Path) -> None:
+    """Write the list of trials and the initial files of each run. Existing files are kept.
+
+    Raises:
+        RecipeError: the folder holds something else.
+    """
+    opened = _opened(sweep, recipe)
+    remove_leftovers(sweep.path)
+    write_json(
+        sweep.path / _LIST,
+        {
+            "axes": [asdict(axis) for axis in sweep.axes],
+            "overrides": sweep.overrides,
+            "trials": [asdict(trial) for trial in sweep.trials],
+        },
+    )
+    for (loaded, run), trial in zip(opened, sweep.trials, strict=True):
+        write_origin(loaded, run, recipe, [*sweep.overrides, *trial.changes])
+
+
+def _axes(over: Sequence[str], models: Sequence[str], overrides: Sequence[str]) -> tuple[Axis, ...]:
+    axes = [Axis(MODEL, tuple(models))] if models else []
+    for text in over:
+        key, sign, values = text.partition("=")
+        if not sign or not key:
+            raise RecipeError(f"`{text}` is not an axis", hint="write key=value,value, such as tuning.rank=2,8,32")
+        axes.append(Axis(key, tuple(split_values(values))))
+    fixed = {override.partition("=")[0] for override in overrides}
+    for index, axis in enumerate(axes):
+        _check_axis(axis, fixed | {other.key for other in axes[:index]})
+    return tuple(axes)
+
+
+def _check_axis(axis: Axis, taken: set[str]) -> None:
+    key = axis.key
+    for other in taken:
+        if f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}."):
+            raise RecipeError(f"`{key}` is an axis, and `{other}` sets it too", hint="leave one of them out")
+    if key.partition(".")[0] in _SHARED:
+        raise RecipeError(
+            f"`{key}` cannot be an axis: all trials share it, so that they can be compared",
+            hint="an axis changes what is trained: keys of model, data, tuning, train",
+        )
+    if not all(axis.values):
+        raise RecipeError(f"the axis `{key}` has an empty value")
+    if len(set(axis.values)) < len(axis.values):
+        raise RecipeError(f"the axis `{key}` has a value twice ({', '.join(axis.values)})")
+
+
+def split_values(text: str) -> list[str]:
+    """Split at commas outside brackets and quotes: `a,[b,c]` is `a` and `[b,c]`."""
+    values, depth, quote, start = [], 0, "", 0
+    for index, mark in enumerate(text):
+        if quote:
+            quote = "" if mark == quote else quote
+        elif mark in "\"'":
+            quote = mark
+        elif mark == "," and depth == 0:
+            values.append(text[start:index])
+            start = index + 1
+        else:
+            depth += (mark in "[{") - (mark in "]}")
+    return [value.strip() for value in [*values, text[start:]]]
+
+
+def _load_all(recipe: Path, overrides: Sequence[str], changes: Sequence[tuple[str, ...]]) -> list[Recipe]:
+    """Load the recipe of each trial and find its base; raise one RecipeError with the mistakes of all."""
+    recipes: list[Recipe] = []
+    mistakes: dict[str, dict[str, None]] = {}  # message -> places, each once and in order
+    for values in changes:
+        try:
+            recipes.append(load_recipe(recipe, [*overrides, *values]))
+        except RecipeProblems as error:
+            for problem in error.problems:
+                mistakes.setdefault(f"{problem.key}: {problem.message}", {})[problem.where] = None
+        except RecipeError as error:
+            mistakes.setdefault(str(error), {})
+    for base in dict.fromkeys(recipe.model.base for recipe in recipes):
+        try:
+            resolve(base, relative_to=recipe_folder(recipe))
+        except RecipeError as error:
+            mistakes.setdefault(str(error), {})[MODEL] = None
+    if mistakes:
+        raise RecipeError(
+            "\n".join(": ".join([*filter(None, [" and ".join(places)]), text]) for text, places in mistakes.items())
+        )
+    return recipes
+
+
+def _slug(changes: tuple[str, ...]) -> str:
+    """Return a folder name that any file system accepts; the trial's number in front makes it unique."""
+    parts = []
+    for change in changes:
+        key, _, value = change.partition("=")
+        parts.append(f"{key.rpartition('.')[2]}-{value.rpartition('/')[2]}")
+    return re.sub(r"[^A-Za-z0-9._]+", "-", "_".join(parts))[:60].strip("-.")

@@ -1,0 +1,146 @@
+"""Draw score or gain of each trial, with its interval, against one of its measures, as inline SVG."""
+
+import math
+from collections.abc import Callable, Sequence
+
+from markupsafe import Markup
+
+from tunesmith.report import wording
+from tunesmith.report.drawing import Point, dot, line, path, scale, svg, text, tick_label, ticks
+from tunesmith.sweep import text as sweep_text
+from tunesmith.sweep.collect import Estimate, SweepResult, TrialResult
+
+_LOGARITHMIC_FROM = 8.0  # largest over smallest; below it a plain axis shows the distances better
+_MARK_WIDTH = 14.0
+_KINDS = {"clears": "clears", "falls short": "short", "cannot tell": "open", "breaks a guard": "short"}
+
+
+def drawable(result: SweepResult, measure: str) -> bool:
+    """Return whether at least two trials differ in this measure."""
+    return len({trial.measures[measure] for trial, _ in _points(result, measure)}) > 1
+
+
+def against(result: SweepResult, measure: str, width: float, height: float = 330.0) -> Markup:
+    """Draw score or gain of each trial, its interval and the threshold, against a measure."""
+    points = _points(result, measure)
+    if not points:
+        return Markup("")
+    factor = 100.0 if _is_share(result) else 1.0
+    ends = [factor * end for _, estimate in points for end in (estimate.low, estimate.high) if math.isfinite(end)]
+    low, high = min([*ends, factor * result.threshold.value]), max([*ends, factor * result.threshold.value])
+    room = 0.06 * ((high - low) or 1.0)
+    left, right, top, bottom = 46.0, width - 68, 26.0, height - 50
+    y = scale(low - room, high + room, bottom, top)
+    levels = ticks(low - room, high + room, 5)
+    x, marks = _across([trial.measures[measure] for trial, _ in points], left + 24, right - 24, width)
+    parts = [line(left, y(level), right, y(level), "grid") for level in levels]
+    parts += [text(left - 6, y(level) + 4, tick_label(level, levels), "tick", "end") for level in levels]
+    parts += [line(x(mark), bottom, x(mark), bottom + 5, "axis") for mark in marks]
+    parts += [text(x(mark), bottom + 19, _short(mark), "tick") for mark in marks]
+    parts += [
+        line(left, bottom, right, bottom, "axis"),
+        line(left, y(factor * result.threshold.value), right, y(factor * result.threshold.value), "wanted"),
+        text(right + 5, y(factor * result.threshold.value) + 4, "threshold", "wanted-label", "start"),
+        text(left, 13, _what(result), "axis-name", "start"),
+        text(right, height - 8, _named(measure), "axis-name", "end"),
+    ]
+    columns = _spread([x(trial.measures[measure]) for trial, _ in points])
+    placed = {
+        trial.number: (column, y(factor * estimate.value))
+        for column, (trial, estimate) in zip(columns, points, strict=True)
+    }
+    parts += [path(joined, "joined") for joined in _joined(result, measure, placed)]
+    for trial, estimate in points:
+        reach = (y(max(factor * estimate.low, low)), y(min(factor * estimate.high, high)))
+        parts += _mark(result, trial, placed[trial.number], reach)
+    title = f"{_what(result)} against {sweep_text.MEASURES[measure]}"
+    return svg(width, height, title, *parts)
+
+
+def _points(result: SweepResult, measure: str) -> list[tuple[TrialResult, Estimate]]:
+    points = [(trial, trial.estimate(result.threshold)) for trial in result.trials if measure in trial.measures]
+    return [(trial, estimate) for trial, estimate in points if estimate is not None and math.isfinite(estimate.value)]
+
+
+def _spread(places: Sequence[float]) -> list[float]:
+    """Move marks apart that would overlap: those nearer than half a mark's width to their left neighbour."""
+    order = sorted(range(len(places)), key=lambda at: places[at])
+    groups: list[list[int]] = []
+    for at in order:
+        if groups and places[at] - places[groups[-1][-1]] < _MARK_WIDTH / 2:
+            groups[-1].append(at)
+        else:
+            groups.append([at])
+    moved = list(places)
+    for group in groups:
+        middle = sum(places[at] for at in group) / len(group)
+        for turn, at in enumerate(group if len(group) > 1 else ()):
+            moved[at] = middle + (turn - (len(group) - 1) / 2) * _MARK_WIDTH
+    return moved
+
+
+def _mark(result: SweepResult, trial: TrialResult, at: Point, reach: Point) -> list[str]:
+    """Draw one trial: whisker, dot (hollow below the threshold), number, and a ring around the smallest."""
+    kind = _KINDS[trial.outcome or "cannot tell"]
+    cell = sweep_text.score_cell if result.threshold.quantity == "score" else sweep_text.gain_cell
+    tooltip = f"{trial.number}. {trial.label}: {', '.join(cell(result, trial))}"
+    chosen = result.smallest is not None and trial.number == result.smallest.number
+    parts = [
+        line(at[0], reach[0], at[0], reach[1], f"whisker {kind}"),
+        *(line(at[0] - 5, end, at[0] + 5, end, f"cap {kind}") for end in reach),
+        dot(*at, 6, f"gain-dot {kind}", f"{tooltip} ({sweep_text.outcome_cell(trial)})"),
+        text(at[0] + (14 if chosen else 9), at[1] + 5, f"{trial.number}", f"end-label {kind}", "start"),
+    ]
+    return [*parts, dot(*at, 11, "smallest")] if chosen else parts
+
+
+def _joined(result: SweepResult, measure: str, placed: dict[int, Point]) -> list[list[Point]]:
+    """Return one line for each set of trials that differ only in the axis of this measure."""
+    axis = next((place for place, axis in enumerate(result.axes) if axis.measure == measure), None)
+    if axis is None:
+        return []
+    lines: dict[tuple[str, ...], list[Point]] = {}
+    for trial in result.trials:
+        if trial.number in placed:
+            others = (*trial.changes[:axis], *trial.changes[axis + 1 :])
+            lines.setdefault(others, []).append(placed[trial.number])
+    return [sorted(points) for points in lines.values()]
+
+
+def _across(
+    numbers: Sequence[float], start: float, end: float, width: float
+) -> tuple[Callable[[float], float], list[float]]:
+    """Return the map from a measure to positions, logarithmic if its range is wide, and its ticks."""
+    low, high = min(numbers), max(numbers)
+    if low <= 0 or high < _LOGARITHMIC_FROM * low:
+        room = 0.0 if high > low else abs(high) or 1.0
+        marks = ticks(low - room, high + room, 4 if width < 500 else 8)
+        return scale(low - room, high + room, start, end), marks
+    log = scale(math.log(low), math.log(high), start, end)
+    tens = [10.0**power for power in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)]
+    factors = (1, 2, 5) if high < 200 * low and width > 500 else (1, 3) if high < 200 * low else (1,)
+    marks = [factor * ten for ten in tens for factor in factors if low * 0.98 <= factor * ten <= high * 1.02]
+    return lambda number: log(math.log(number)), marks or [low, high]
+
+
+def _is_share(result: SweepResult) -> bool:
+    return all(gain.is_share for trial in result.trials if (gain := sweep_text.gain_of(result, trial)))
+
+
+def _what(result: SweepResult) -> str:
+    name = wording.label(result.threshold.metric)
+    if result.threshold.quantity == "gain":
+        return f"gain in {name}{', points' if _is_share(result) else ''}"
+    return f"{name}{', %' if _is_share(result) else ''}"
+
+
+def _named(measure: str) -> str:
+    unit = sweep_text.UNITS.get(measure)
+    return f"{sweep_text.MEASURES[measure]}, {unit}" if unit else sweep_text.MEASURES[measure]
+
+
+def _short(number: float) -> str:
+    for size, unit in ((1e9, " B"), (1e6, " M"), (1e3, " k")):
+        if number >= size * 10 or (number >= size and unit != " k"):
+            return f"{number / size:,.4g}{unit}"
+    return f"{number:,.4g}"

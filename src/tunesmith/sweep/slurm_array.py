@@ -1,0 +1,96 @@
+"""Run the trials of a sweep in parallel as a Slurm job array."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from shlex import quote
+
+from tunesmith.core.errors import RecipeError
+from tunesmith.core.files import only_writer, write_text
+from tunesmith.core.progress import say
+from tunesmith.core.rundir import RunDir
+from tunesmith.pipeline.submit import fetch, refuse_active
+from tunesmith.recipe.launch import SlurmLaunch, all_processes_of
+from tunesmith.recipe.load import load_recipe
+from tunesmith.recipe.schema import Recipe
+from tunesmith.slurm import client
+from tunesmith.slurm.jobs import StageJob, read_jobs, script_path, write_jobs
+from tunesmith.slurm.script import Job, script_of
+from tunesmith.sweep.axes import Sweep, Trial, check_sweep, is_sweep, write_sweep
+from tunesmith.sweep.collect import failure_of
+
+
+def is_for_slurm(sweep: Sweep, recipe: Path) -> bool:
+    """Return whether the recipe of a sweep asks for Slurm.
+
+    Args:
+        sweep: the sweep.
+        recipe: the recipe's file, or the sweep's folder.
+    """
+    loaded = sweep.recipe(sweep.trials[0]) if is_sweep(recipe) else load_recipe(recipe, sweep.overrides)
+    return isinstance(loaded.launch, SlurmLaunch)
+
+
+def submit_sweep(sweep: Sweep, recipe: Path) -> Path:
+    """Write a sweep's folder and batch script, submit the trials that are not done, and return the folder.
+
+    Args:
+        sweep: the sweep.
+        recipe: the recipe's file, or the sweep's folder.
+
+    Raises:
+        RecipeError: the recipe does not ask for Slurm, a trial asks for several processes, Slurm refuses the job, or
+            the sweep is in the queue already.
+        DataError: rows on the hub cannot be had.
+    """
+    folder = RunDir(sweep.path)  # its jobs and logs are laid out like those of a run
+    client.require()
+    begun = is_sweep(recipe)
+    runs = [sweep.run(trial) for trial in sweep.trials]
+    opened = [(load_recipe(run.resolved_recipe), run) for run in runs] if begun else check_sweep(sweep, recipe)
+    refuse_active(read_jobs(folder.launch), str(sweep.path))  # before anything is written, and again under the lock
+    pending = [trial for trial in sweep.trials if not _is_done(sweep, trial)]
+    job, text = _script(sweep, pending, opened[0][0])
+    for loaded, run in _to_fetch(opened[trial.number - 1] for trial in pending):
+        fetch(loaded, run)
+    with only_writer(sweep.lock):
+        refuse_active(read_jobs(folder.launch), str(sweep.path))
+        if not begun:
+            write_sweep(sweep, recipe)
+        if not pending:
+            say("all trials are done")
+        else:
+            script = script_path(folder, job.stage)
+            write_text(script, text)
+            number = client.submit(script)
+            write_jobs(folder.launch, [StageJob(job.stage, number, job.name)])
+            say(f"{len(pending)} trials: job {number}, {script}")
+    say(f"to see the results, when they are done: tunesmith sweep {quote(str(sweep.path))}")
+    return sweep.path
+
+
+def _is_done(sweep: Sweep, trial: Trial) -> bool:
+    run = sweep.run(trial)
+    return run.manifest("evaluate") is not None and failure_of(run) is None
+
+
+def _to_fetch(needed: Iterable[tuple[Recipe, RunDir]]) -> Iterable[tuple[Recipe, RunDir]]:
+    """Return one trial for each pair of base and unprepared source."""
+    distinct: dict[tuple[str, str], tuple[Recipe, RunDir]] = {}
+    for recipe, run in needed:
+        source = str(recipe.data.source) if run.manifest("prepare") is None else ""
+        distinct[recipe.model.base, source] = recipe, run
+    return distinct.values()
+
+
+def _script(sweep: Sweep, pending: list[Trial], first: Recipe) -> tuple[Job, str]:
+    if (processes := all_processes_of(first.launch)) > 1:
+        raise RecipeError(
+            f"a trial is one process, and `launch` asks for {processes}", where=str(sweep.path),
+            hint="launch.nodes=1 launch.gpus_per_node=1: Slurm runs the trials in parallel",
+        )  # fmt: skip
+    folder = os.path.relpath(sweep.path)
+    numbers = ",".join(str(trial.number) for trial in pending)
+    work = f'sweep {folder} --trial "$SLURM_ARRAY_TASK_ID"'
+    job = Job(first.name, "trial", work, by_all=True, tasks=numbers)
+    return job, script_of(job, first.launch, folder)

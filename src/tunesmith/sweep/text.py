@@ -1,0 +1,168 @@
+"""The wording of a sweep's result, shared by the page and the terminal."""
+
+from tunesmith.report import wording
+from tunesmith.report.view import Gain
+from tunesmith.scoring.metrics import higher_is_better
+from tunesmith.sweep.collect import SweepResult, Threshold, TrialResult
+
+MEASURES = {
+    "model_parameters": "model parameters",
+    "trained_parameters": "trained parameters",
+    "train_rows": "training rows",
+    "tokens": "tokens trained on",
+    "seconds": "training time",
+    "memory_gib": "peak memory",
+    "tokens_per_second": "training speed",
+}
+UNITS = {"seconds": "seconds", "memory_gib": "GiB", "tokens_per_second": "tokens/s"}
+
+
+def measure_cell(measure: str, number: float | None) -> str:
+    """Return a measure with its unit: 4.9 M, 12 min 3 s, 1.52 GiB."""
+    if number is None:
+        return wording.NONE
+    if measure == "seconds":
+        return wording.duration(number)
+    if measure == "memory_gib":
+        return f"{number:.2f} GiB"
+    return f"{number:,.0f} tokens/s" if measure == "tokens_per_second" else wording.short_count(number)
+
+
+def varying_measures(result: SweepResult) -> list[str]:
+    """Return the measures in which trials differ."""
+    return [
+        name
+        for name in MEASURES
+        if len({trial.measures[name] for trial in result.trials if name in trial.measures}) > 1
+    ]
+
+
+def gain_of(result: SweepResult, trial: TrialResult) -> Gain | None:
+    """Return the gain of a trial as the record that reports word."""
+    if trial.gain is None or trial.score is None:
+        return None
+    return Gain(
+        metric=result.threshold.metric,
+        base=trial.base,
+        tuned=trial.score.value,
+        gain=trial.gain.value,
+        low=trial.gain.low,
+        high=trial.gain.high,
+        confidence=result.each_confidence,
+        rows=result.rows,
+        higher_is_better=result.higher_is_better,
+        rows_needed=None,
+        min_gain=result.threshold.value if result.threshold.quantity == "gain" else 0.0,
+    )
+
+
+def score_cell(result: SweepResult, trial: TrialResult) -> tuple[str, str]:
+    """Return the tuned score and its interval."""
+    gain, score = gain_of(result, trial), trial.score
+    if gain is None or score is None:
+        return wording.NONE, ""
+    return wording.value(gain, score.value), f"{wording.value(gain, score.low)} to {wording.value(gain, score.high)}"
+
+
+def gain_cell(result: SweepResult, trial: TrialResult) -> tuple[str, str]:
+    """Return the gain and its interval."""
+    gain = gain_of(result, trial)
+    return (wording.change(gain, gain.gain), wording.interval(gain)) if gain else (wording.NONE, "")
+
+
+def outcome_cell(trial: TrialResult) -> str:
+    """Return the outcome of a trial, or its state if it has none."""
+    return trial.outcome or trial.state
+
+
+def threshold_text(result: SweepResult) -> str:
+    """Word the threshold: `execution accuracy above 50.0 %`."""
+    threshold = result.threshold
+    gain = next((gain for trial in result.trials if (gain := gain_of(result, trial))), _unknown(threshold))
+    name = wording.label(threshold.metric)
+    if threshold.quantity == "gain":
+        return f"a gain in {name} above {wording.with_unit(gain, threshold.value).lstrip('+')}"
+    return f"{name} {'above' if result.higher_is_better else 'below'} {wording.value(gain, threshold.value)}"
+
+
+def _unknown(threshold: Threshold) -> Gain:
+    """Return a gain of which only the metric is known, to word a threshold before any trial has finished."""
+    return Gain(
+        threshold.metric,
+        None,
+        None,
+        0.0,
+        0.0,
+        0.0,
+        0.95,
+        None,
+        higher_is_better(threshold.metric) is not False,
+        None,
+        0.0,
+    )
+
+
+def headline(result: SweepResult) -> str:
+    """Name the smallest trial that clears the threshold, if any does."""
+    pending = sum(trial.state == "to do" for trial in result.trials)
+    so_far = f" so far ({pending} of {len(result.trials)} trials to do)" if pending else ""
+    if result.smallest is None:
+        return f"No trial was shown to clear the threshold{so_far}"
+    return f"The smallest trial that clears the threshold{so_far} is {result.smallest.label}"
+
+
+def evidence(result: SweepResult) -> str:
+    """Give the numbers behind the choice."""
+    chosen = result.smallest
+    if chosen is None:
+        return f"The threshold is {threshold_text(result)}."
+    score, around = score_cell(result, chosen)
+    gain, gain_around = gain_cell(result, chosen)
+    small = ", ".join(
+        f"{measure_cell(measure, chosen.measures.get(measure))} {MEASURES[measure]}"
+        for measure in dict.fromkeys(axis.measure for axis in result.axes)
+    )
+    reached = (
+        f"{score} ({around})"
+        if result.threshold.quantity == "score"
+        else f"{score}, {gain} over its base ({gain_around})"
+    )
+    return (
+        f"It reaches {wording.label(result.threshold.metric)} {reached} on {wording.count(result.rows)} rows, "
+        f"and the threshold is {threshold_text(result)}. It has {small}."
+    )
+
+
+def correction(result: SweepResult) -> str:
+    """Explain the correction for comparing several trials."""
+    trials = len(result.trials)
+    return (
+        f"Corrected for {trials} trials: each interval is at {100 * result.each_confidence:.4g} %, so that all of them "
+        f"hold together at {100 * result.confidence:g} % (Bonferroni; Dunn 1961), and choosing the best of several "
+        "is accounted for. Not corrected for: guards, other thresholds and other sweeps on the same test rows."
+    )
+
+
+def meaning(result: SweepResult) -> str:
+    """Explain how `smallest` orders the trials."""
+    measures = list(dict.fromkeys(MEASURES[axis.measure] for axis in result.axes))
+    order = ", then ".join(measures)
+    return f"Smallest by {order}; equal trials by score. A trial that is not named may still be good enough."
+
+
+def as_text(result: SweepResult) -> str:
+    """Return the result for a terminal."""
+    used = varying_measures(result)
+    rows = [["#", "trial", "", "score", "interval", "gain", "interval", *(MEASURES[measure] for measure in used)]]
+    for trial in result.trials:
+        row = [f"{trial.number}", trial.label, outcome_cell(trial)]
+        row += [*score_cell(result, trial), *gain_cell(result, trial)]
+        rows.append([*row, *(measure_cell(measure, trial.measures.get(measure)) for measure in used)])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines = [f"{headline(result)}.", evidence(result), "", *table, ""]
+    lines += [f"#{trial.number} failed: {trial.failure['reason']}" for trial in result.trials if trial.failure]
+    lines += [correction(result), meaning(result), *result.notes, "", f"page:    {result.page}"]
+    if command := result.promote_command:
+        lines.append(f"promote: {command}")
+    return wording.visible("\n".join(lines))
