@@ -110,8 +110,9 @@ def _in_chunks(
 class _ChunkedLoss(torch.autograd.Function):
     """Loss of hidden states [tokens, hidden], a chunk at a time, with the gradient taken while its logits are there.
 
-    A token's loss depends on its own hidden state alone, so its gradient is kept for a loss of 1 and multiplied by what
-    comes back. That of the output layer's weights adds up over tokens, and asks that all tokens count the same.
+    A token's loss depends on its own hidden state alone, so its gradient is kept for a loss of 1 and multiplied by the
+    token's weight in the backward pass. The gradients of the output layer's weights are sums over tokens: they are kept
+    for equal weights of all tokens, and computed again from the hidden states if the weights differ.
     """
 
     @staticmethod
@@ -130,7 +131,10 @@ class _ChunkedLoss(torch.autograd.Function):
             d_weights = [old.add_(new) for old, new in zip(d_weights, more, strict=True)] if d_weights else more
             nll.append(loss.detach())
             correct.append(right)
-        ctx.save_for_backward(d_hidden, *d_weights)
+        ctx.save_for_backward(d_hidden, *d_weights, *weights, *((hidden, targets) if weights else ()))
+        device = hidden.device.type
+        ctx.compared, ctx.count = compared, len(weights)
+        ctx.autocast = device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
         found = torch.cat(correct)
         ctx.mark_non_differentiable(found)
         return torch.cat(nll), found
@@ -139,11 +143,28 @@ class _ChunkedLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[Any, ...]:
         """Return the gradients of hidden states and weights."""
-        d_hidden, *d_weights = ctx.saved_tensors
+        d_hidden, *saved = ctx.saved_tensors
+        d_weights, weights, rest = saved[: ctx.count], saved[ctx.count : 2 * ctx.count], saved[2 * ctx.count :]
         back = gradients[0]
-        if d_weights and not torch.all(back == back[0]):
-            raise ValueError("tokens of one pass must count the same where the output layer is trained")
-        return d_hidden * back.unsqueeze(1).to(d_hidden.dtype), None, None, *(one * back[0] for one in d_weights)
+        if weights:
+            equal = bool(torch.all(back == back[0]))
+            d_weights = [one * back[0] for one in d_weights] if equal else _weighted(ctx, back, weights, *rest)
+        return d_hidden * back.unsqueeze(1).to(d_hidden.dtype), None, None, *d_weights
+
+
+def _weighted(
+    ctx: Any, back: torch.Tensor, weights: list[torch.Tensor], hidden: torch.Tensor, targets: torch.Tensor
+) -> list[torch.Tensor]:
+    """Return the gradients of the output layer's weights for tokens that count `back` [tokens] each."""
+    device, dtype, enabled = ctx.autocast
+    sums: list[torch.Tensor] = []
+    for start in range(0, len(targets), CHUNK):
+        chunk = slice(start, start + CHUNK)
+        with torch.enable_grad(), torch.autocast(device, dtype, enabled=enabled):
+            loss, _ = ctx.compared(hidden[chunk].detach(), targets[chunk])
+            more = torch.autograd.grad(loss, weights, back[chunk])
+        sums = [old.add_(new) for old, new in zip(sums, more, strict=True)] if sums else list(more)
+    return sums
 
 
 def model_inputs(model: Any, batch: Batch) -> dict[str, Any]:

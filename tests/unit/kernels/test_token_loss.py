@@ -64,6 +64,28 @@ def test_the_loss_and_its_gradients_are_the_model_s_own(opened: Opened, kind: st
         torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6 * float(gradient.abs().max()) + 1e-9)
 
 
+@pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("kind", ["llama", "gemma2"])
+def test_tokens_of_different_weights_in_chunks_give_the_gradients_of_one_pass(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch, kind: str, autocast: bool
+) -> None:
+    model, one = opened(kind), batch()
+    model.requires_grad_(True)
+    found = []
+    for chunk in (10**9, 7):
+        monkeypatch.setattr("tunesmith.kernels.token_loss.CHUNK", chunk)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            nll = token_loss(model, one).nll
+        assert len(nll) > 3 * 7
+        (nll * torch.linspace(-1, 2, len(nll))).sum().backward()
+        found.append(gradients(model))
+    whole, chunked = found
+    assert whole.keys() == chunked.keys()
+    for name, gradient in whole.items():
+        tolerance = (0.05 if autocast else 1e-5) * float(gradient.abs().max())
+        torch.testing.assert_close(chunked[name], gradient, rtol=0, atol=tolerance)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_padding_changes_nothing(opened: Opened, kind: str) -> None:
     model, one = opened(kind), batch(rows=2)

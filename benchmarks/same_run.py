@@ -1,0 +1,153 @@
+"""Compare two commits: do they prepare the same token files, and do their training steps have the same losses?
+
+    .venv/bin/python -m benchmarks.same_run COMMIT [COMMIT] [--only chat,demo]
+
+The second commit is the working tree if it is left out. Each case is prepared and trained by the command line of both
+commits, in fp32 and one thread: a tiny random model for every task, the demo's recipe cut to a few steps, and the
+founding jobs scaled down if the public data sets are there. Prints a table in Markdown; exits 1 if any byte of a token
+file or any loss differs.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tests.support.tiny import recipe, save_model, save_plain_model, save_seq2seq, write_numbers
+
+ROOT = Path(__file__).resolve().parents[1]
+DATA = ROOT.parent / "shared" / "data"
+SPLIT = {"valid": 0.15, "test": 0.2}
+ROWS = {"source": {"file": "rows.jsonl"}, "split": SPLIT}
+FULL = {"tuning": {"method": "full"}}
+FEW_STEPS = ("train.max_steps=4", "train.valid_every_steps=2", "train.examples_per_step=8")
+FOUNDING = ("data.train_rows=24", "data.max_dropped_fraction=0.9", "data.max_tokens_per_example=512", "seed=1")
+
+
+class Case(NamedTuple):
+    """A recipe's file and the changes to it."""
+
+    file: Path
+    changes: tuple[str, ...]
+
+
+def tiny_cases(folder: Path) -> dict[str, Case]:
+    """Write a recipe and a tiny model for every task; return them by name."""
+    llama, t5 = save_model(folder / "llama", "llama"), save_seq2seq(folder / "t5", vocab_size=96)
+    text = {**ROWS, "task": "text", "text": "{question} {answer}", "max_tokens_per_example": 16, "too_long": "split"}
+    pair = {**ROWS, "prompt": "{question}", "response": "{answer}"}
+    numbers = {**pair, "source": {"file": "numbers.jsonl"}, "task": "seq2seq"}
+    written: dict[str, tuple[Path, dict[str, Any]]] = {
+        "text": (llama, {"data": text, **FULL}),
+        "completion": (llama, {"data": {**pair, "task": "completion"}}),
+        "chat": (llama, {}),
+        "chat-full": (llama, FULL),
+        "seq2seq": (t5, {"data": numbers, "tuning": {"method": "lora", "rank": 4, "alpha": 8, "target": ["q", "v"]}}),
+        "seq2seq-full": (t5, {"data": numbers, **FULL}),
+    }
+    found = {}
+    for name, (model, changes) in written.items():
+        (folder / name).mkdir()
+        write_numbers(folder / name / "numbers.jsonl", 80)
+        found[name] = Case(recipe(folder / name, model, **changes), FEW_STEPS)
+    return found
+
+
+def recipe_cases(folder: Path) -> dict[str, Case]:
+    """Return the demo's recipe, and those of the founding jobs if their data is there, scaled down."""
+    demo = ("data.source.rows=300", "train.max_steps=3", "train.valid_every_steps=3", "train.valid_loss_rows=8")
+    found = {"demo": Case(ROOT / "recipes" / "demo" / "recipe.yaml", (*demo, "model.precision=fp32"))}
+    if not DATA.exists():
+        return found
+    viggo = ("data.split.by=mr", 'data.prompt="Say this as one sentence.\\n{mr}"', 'data.response="{ref}"')
+    gemma = ("data.split.valid=0.1", "data.split.test=0.2")
+    jobs = {
+        "viggo-pipeline": (save_model(folder / "viggo", "llama"), "viggo/viggo-train.csv", viggo),
+        "dialogsum-flan-t5": (
+            save_seq2seq(folder / "dialogsum", "flan-t5"), "dialogsum/dialogsum.dev.jsonl", ("data.split.valid=0.1",),
+        ),
+        "netflix-gpt-neo": (save_model(folder / "netflix", "gpt_neo"), "netflix/netflix_titles.csv", ()),
+        "mistral-sql-qlora": (
+            save_plain_model(folder / "mistral", "llama"), "spider/spider-create-context.train.jsonl", (),
+        ),
+        "gemma-chat-slurm": (
+            save_plain_model(folder / "gemma", "gemma3_text"), "oasst1/oasst1-en.top1-chatml.jsonl", gemma,
+        ),
+    }  # fmt: skip
+    for name, (model, file, changes) in jobs.items():
+        source = (f"model.base={model}", f"data.source={{file: {DATA / file}}}")
+        found[name] = Case(ROOT / "recipes" / name / "recipe.yaml", (*FEW_STEPS, *FOUNDING, *source, *changes))
+    return found
+
+
+def run(source: Path, case: Case, out: Path) -> tuple[dict[str, str], list[Any]]:
+    """Prepare and train a case by the code in `source`; return the digests of its token files, and what steps gave."""
+    environment = {**os.environ, "PYTHONPATH": str(source), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    for stage in ("prepare", "train"):
+        command = [sys.executable, "-m", "tunesmith", stage, str(case.file), "--out", str(out), *case.changes]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        if done.returncode:
+            raise SystemExit(f"{source}: {stage} of {case.file} ended with {done.returncode}\n{done.stderr}")
+    files = sorted((out / "prepare" / "tokens").iterdir())
+    lines = map(json.loads, (out / "train" / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+    steps = [
+        [line["step"], line["loss"], line.get("gradient_norm"), line.get("token_accuracy")]
+        for line in lines
+        if line["kind"] in ("step", "valid")
+    ]
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}, steps
+
+
+def source_of(commit: str | None, folder: Path) -> Path:
+    """Return the package's folder at a commit, unpacked in `folder`; that of the working tree if there is none."""
+    if commit is None:
+        return ROOT / "src"
+    archive = subprocess.run(["git", "archive", commit, "src"], cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout
+    folder.mkdir()
+    subprocess.run(["tar", "-x"], cwd=folder, input=archive, check=True)
+    return folder / "src"
+
+
+def compare(sources: Sequence[Path], cases: dict[str, Case], folder: Path) -> bool:
+    """Run all cases at both commits and print a line for each; say whether they agree in everything."""
+    print("| case | token files | steps and validations | losses, first and last | |\n|---|--:|--:|---|---|")
+    same = True
+    for name, case in cases.items():
+        (files, steps), (other_files, other_steps) = (
+            run(source, case, folder / f"{name}-{number}") for number, source in enumerate(sources)
+        )
+        differing = ["tokens"] * (files != other_files) + ["steps"] * (steps != other_steps)
+        same &= not differing
+        result = f"differ: {' and '.join(differing)}" if differing else "equal"
+        print(f"| {name} | {len(files)} | {len(steps)} | {steps[0][1]!r} {steps[-1][1]!r} | {result} |", flush=True)
+        for before, after in zip(steps, other_steps, strict=False):
+            if before != after:
+                print(f"    {before} became {after}")
+    return same
+
+
+def main() -> None:
+    """Compare two commits."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("commits", nargs="+", help="one commit or two")
+    parser.add_argument("--only", help="names of cases, separated by commas")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        commits = (given.commits[0], given.commits[1] if len(given.commits) > 1 else None)
+        sources = [source_of(commit, folder / f"commit-{number}") for number, commit in enumerate(commits)]
+        cases = tiny_cases(folder) | recipe_cases(folder)
+        if given.only:
+            cases = {name: cases[name] for name in given.only.split(",")}
+        if not compare(sources, cases, folder):
+            sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
