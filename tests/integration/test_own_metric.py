@@ -1,5 +1,6 @@
 """A metric of the user's own through a whole run: found before training, scored, judged, guarded, reported."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ from tests.support.tiny import recipe
 from tunesmith import plan_run, run_recipe
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.files import read_json, read_jsonl
+from tunesmith.scoring.metric import Metric
+from tunesmith.scoring.metrics import METRICS
 
 METRIC = "def words(p, r):\n    return [len(one.split()) / {per} for one in p]\nwords.higher_is_better = False\n"
 
@@ -38,6 +41,27 @@ def test_it_decides_and_is_scored_again_when_its_file_changes(tmp_path: Path, ti
     (tmp_path / "brevity.py").write_text(METRIC.format(per=2))
     run_recipe(file, out=tmp_path / "run")
     assert read_json(run.verdict)["primary"]["base"] == pytest.approx(first["primary"]["base"] / 2)
+
+
+def test_a_new_metric_of_ours_is_one_row_of_the_table(
+    tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def characters(predictions: Sequence[str], *_: Any) -> list[float]:
+        return [float(len(text)) for text in predictions]
+
+    new = Metric("characters", "letters written", characters, higher_is_better=False, is_share=False)
+    monkeypatch.setitem(METRICS, new.name, new)
+    settings = {"metrics": ["characters"], "primary": "characters", "rows": 8, "max_new_tokens": 6}
+    train = {"learning_rate": 0.01, "max_steps": 2, "valid_metrics": ["characters"], "choose_by": "characters"}
+    run = run_recipe(recipe(tmp_path, tiny, evaluate=settings, train=train), out=tmp_path / "run")
+    primary = read_json(run.verdict)["primary"]
+    assert primary["higher_is_better"] is False
+    assert primary["gain"] == pytest.approx(primary["base"] - primary["tuned"])
+    means = {line["step"]: line["characters"] for line in read_jsonl(run.metrics) if line["kind"] == "valid"}
+    assert means[run.manifest("train")["best_step"]] == min(means.values())
+    report = run.report.read_text(encoding="utf-8")
+    assert "letters written" in report
+    assert "lower is better" in report
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from tunesmith.recipe.schema import Recipe
-from tunesmith.scoring.metrics import LIKELIHOOD, expand, higher_is_better
+from tunesmith.scoring.metrics import LIKELIHOOD, expand, is_lower_better
 from tunesmith.scoring.row_scores import Scores, Settings, compare, failed_text, moved_groups, too_many_failed
 from tunesmith.scoring.verdict import Verdict, what_would_settle
 
@@ -14,15 +14,15 @@ def judge(
 ) -> dict[str, Any]:
     """Return the content of verdict.json, without health and digests.
 
-    Every gain is counted so that more is better, also if a lower value is better: perplexity, and `lower_is_better`.
+    Every gain is counted so that more is better, also of metrics of which lower is better: ours, and `lower_is_better`.
     """
-    lower = {*(name for name in LIKELIHOOD if not higher_is_better(name)), *lower_is_better}
     settings = recipe.evaluate
     min_gain = recipe.promote.min_gain if recipe.promote else 0.0
     names = [
         *expand([m for m in settings.metrics if m not in LIKELIHOOD]),
         *(m for m in settings.metrics if m in LIKELIHOOD),
     ]
+    lower = {*(name for name in names if is_lower_better(name)), *lower_is_better}
     metrics = {}
     for name in names:
         least = min_gain if name == settings.primary else 0.0

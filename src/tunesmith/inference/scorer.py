@@ -30,7 +30,7 @@ class Scorer:
 
     @property
     def lower_is_better(self) -> list[str]:
-        """The names of those metrics of which a lower value is better."""
+        """The metrics of the user's own of which a lower value is better."""
         return [name for name, metric in self._own.items() if not metric.higher_is_better]
 
     def score(self, name: str, answers: Sequence[dict[str, Any]]) -> list[float | None]:

@@ -3,9 +3,11 @@
 import difflib
 import math
 import re
+from contextlib import suppress
 from typing import Any, Literal
 
 from tunesmith.report.view import Answer, Answers, Gain, Outcome, Side
+from tunesmith.scoring.metrics import metric_of
 
 Segment = tuple[Literal["same", "extra", "missing"], str]
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"  # written without spaces: each character is a word
@@ -109,11 +111,10 @@ def _side(generation: dict[str, Any] | None, scores: dict[str, Any], metric: str
         for name, number in scores.items()
         if name not in _NOT_SCORES and isinstance(number, (int, float)) and math.isfinite(number)
     }
-    tokens = scores.get("tokens")
-    if metric == "perplexity" and metric not in numbers and tokens and "log_likelihood" in scores:
-        numbers[metric] = math.exp(min(-scores["log_likelihood"] / tokens, 50.0))
-    if metric == "token_accuracy" and metric not in numbers and tokens and "correct" in scores:
-        numbers[metric] = scores["correct"] / tokens
+    known = metric_of(metric) if metric and metric not in numbers else None
+    if known and known.likelihood and scores.get("tokens") and known.likelihood.column in scores:
+        with suppress(OverflowError):  # so unlikely a row has no perplexity
+            numbers[known.name] = known.likelihood.value(known.likelihood.mean(scores))
     text = str(generation.get("prediction") or "")
     return Side(text, numbers, generation.get("error"), generation.get("stopped"))
 

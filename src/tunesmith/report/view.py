@@ -4,14 +4,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from tunesmith.scoring.metrics import metric_of
+
 StageState = Literal["done", "unfinished", "missing", "not asked for"]
 Outcome = Literal["fixed", "broken", "right", "wrong", "even", "unknown"]
-NOT_SHARES = frozenset({"perplexity", "loss"})
 
 
 def is_share(metric: str, values: Iterable[float]) -> bool:
     """Say whether some values of a metric are shares of 1, shown in percent, rather than plain numbers."""
-    return metric not in NOT_SHARES and max(map(abs, values), default=0.0) <= 1
+    known = metric_of(metric)
+    return (known is None or known.is_share) and max(map(abs, values), default=0.0) <= 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from tunesmith.report.view import Gain, Guard, Training, Verdict, View, is_share
+from tunesmith.scoring.metrics import metric_of
 from tunesmith.scoring.row_scores import failed_text
 from tunesmith.scoring.verdict import allows_a_loss, what_would_settle
 
@@ -15,14 +16,6 @@ HEADLINES = {
     "better": "The tuned model is better",
     "not_better": "The tuned model is not better",
     "cannot_tell": "It cannot be told whether the tuned model is better",
-}
-_LABELS = {
-    "bleu": "BLEU",
-    "chrf": "chrF",
-    "execution": "execution accuracy",
-    "sql_execution": "execution accuracy",
-    "json_valid": "valid JSON",
-    "json_field_f1": "JSON field F1",
 }
 _DOINGS = {"prepare": "preparing the data", "train": "training", "evaluate": "evaluation", "promote": "promotion"}
 _BIDI_AND_HIDDEN = [*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x2028, 0x2029, 0x200B, 0xFEFF]
@@ -44,15 +37,15 @@ def drawn(text: str) -> str:
 
 def label(metric: str) -> str:
     """Return a metric's name as people write it; of one of the user's own, the name of its function."""
-    metric = re.split("[.:]", metric)[-1]
-    if metric.startswith("rouge") and metric.isalnum():
-        return f"ROUGE-{metric.removeprefix('rouge')}".rstrip("-")
-    return _LABELS.get(metric, visible(metric).replace("_", " "))
+    name = re.split("[.:]", metric)[-1]
+    known = metric_of(name)
+    return known.label if known else visible(name).replace("_", " ")
 
 
 def measured(metric: str, number: float, *, percent: bool) -> str:
     """Return what a validation found: 43.5 %, or 1.234 for the loss."""
-    return f"{100 * number:.1f} %" if percent else f"{number:,.{3 if metric == 'loss' else 2}f}"
+    known = metric_of(metric)
+    return f"{100 * number:.1f} %" if percent else f"{number:,.{known.decimals if known else 2}f}"
 
 
 def chosen(training: Training | None) -> str:

@@ -1,10 +1,11 @@
-"""Scores of answers: one value a row, 0 to 1, higher is better.
+"""The metrics there are, and the scores of answers: one value a row.
 
-A metric is one function, one row of `_METRICS` and one of docs/metrics.md. ROUGE is in `rouge.py`; metrics of the
-user's own, in any range and either direction, in `own.py`.
+A metric is one function, one row of `METRICS` and one of docs/metrics.md. ROUGE is in `rouge.py`; metrics of the
+user's own, in any range and either direction, in `custom.py`.
 """
 
 import difflib
+import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,14 +14,10 @@ from typing import Any
 from tunesmith.core.errors import DataError, RecipeError
 from tunesmith.scoring.custom import is_own, own_metrics
 from tunesmith.scoring.json_metrics import json_field_f1, json_valid
+from tunesmith.scoring.metric import Likelihood, Metric, References, Score
 from tunesmith.scoring.rouge import ROUGE_NAMES, is_rouge, rouge
 from tunesmith.scoring.words import is_other_script, spaced
 
-References = Sequence[Sequence[str]]  # any of a row's strings is right
-Metric = Callable[[Sequence[str], References, Path | None], list[float]]
-
-LIKELIHOOD = ("perplexity", "token_accuracy")  # of the reference under the model: computed where the model is
-TOKENS = ("log_likelihood", "tokens", "correct")  # of a row: what these two follow from
 # Which way metrics count, also those of other tools, by the end of their names: `eval_loss`, `word_error_rate`.
 _LOWER = frozenset({
     "perplexity", "ppl", "loss", "nll", "crossentropy", "wer", "cer", "mer", "ter", "errorrate", "error", "errors",
@@ -69,7 +66,7 @@ def score(
     rows = _checked(predictions, references)
     own = own_metrics(names, folder)
     return {
-        name: own[name](predictions, references) if name in own else _metric(name)(predictions, rows, database)
+        name: own[name](predictions, references) if name in own else _score(name)(predictions, rows, database)
         for name in names
     }
 
@@ -80,7 +77,8 @@ def expand(names: Sequence[str]) -> tuple[str, ...]:
         names = [names]
     members = [member for name in names for member in GROUPS.get(name, (name,))]
     for name in members:
-        if name not in METRIC_NAMES and name not in LIKELIHOOD and not is_rouge(name):
+        metric = metric_of(name)
+        if metric is None or (metric.score is None and metric.likelihood is None):
             meant = _nearest(name)
             if is_own(name) and (meant is None or _letters(meant) != _letters(name)):
                 continue
@@ -99,8 +97,8 @@ def scored_on_answers(names: Sequence[str]) -> tuple[str, ...]:
 
 def higher_is_better(name: str) -> bool | None:
     """Say whether a higher value of a metric is better, by its name; None if the name is not known."""
-    if name in LIKELIHOOD or name in METRIC_NAMES or is_rouge(name):
-        return name != "perplexity"
+    if metric := metric_of(name):
+        return metric.higher_is_better
     words = [word for word in re.split(r"[^a-z]+", name.lower()) if word]
     for first in range(len(words)):
         end = "".join(words[first:])
@@ -109,9 +107,16 @@ def higher_is_better(name: str) -> bool | None:
     return None
 
 
+def is_lower_better(name: str) -> bool:
+    """Say whether lower is better in a metric of ours; those of the user's own say so themselves."""
+    metric = metric_of(name)
+    return metric is not None and not metric.higher_is_better
+
+
 def is_share(name: str) -> bool:
-    """Say whether a metric is one of ours whose values are shares of 1: all but perplexity."""
-    return name != "perplexity" and (name in LIKELIHOOD or name in METRIC_NAMES or is_rouge(name))
+    """Say whether a metric is one of ours whose values are shares of 1."""
+    metric = metric_of(name)
+    return metric is not None and metric.is_share
 
 
 def share_hint(name: str, value: float) -> str:
@@ -140,8 +145,8 @@ def exact_match(predictions: Sequence[str], references: References, _: Path | No
     ]
 
 
-def best_of(one: Callable[[str, str], float]) -> Metric:
-    """Return a metric that scores a prediction against the best of its references."""
+def best_of(one: Callable[[str, str], float]) -> Score:
+    """Return a function that scores a prediction against the best of its references."""
 
     def values(predictions: Sequence[str], references: References, _: Path | None = None) -> list[float]:
         return [max(one(p, text) for text in right) for p, right in zip(predictions, references, strict=True)]
@@ -186,19 +191,43 @@ def execution(predictions: Sequence[str], references: References, database: Path
     return execution_accuracy(predictions, references, database)
 
 
-_METRICS: dict[str, Metric] = {
-    "exact_match": exact_match,
-    "bleu": bleu,
-    "chrf": chrf,
-    "execution": execution,
-    "json_valid": lambda predictions, *_: json_valid(predictions),
-    "json_field_f1": lambda predictions, references, _: json_field_f1(predictions, references),
-}
-METRIC_NAMES = (*ROUGE_NAMES, *_METRICS)
+def _perplexity(mean_log_likelihood: float) -> float:
+    return math.exp(-mean_log_likelihood)
 
 
-def _metric(name: str) -> Metric:
-    return best_of(rouge(name)) if is_rouge(name) else _METRICS[name]
+METRICS = {
+    metric.name: metric
+    for metric in (
+        Metric("exact_match", "exact match", exact_match),
+        Metric("bleu", "BLEU", bleu),
+        Metric("chrf", "chrF", chrf),
+        Metric("execution", "execution accuracy", execution),
+        Metric("json_valid", "valid JSON", lambda predictions, *_: json_valid(predictions)),
+        Metric("json_field_f1", "JSON field F1", lambda answers, references, _: json_field_f1(answers, references)),
+        Metric(
+            "perplexity", "perplexity", likelihood=Likelihood("log_likelihood", _perplexity),
+            higher_is_better=False, is_share=False,
+        ),
+        Metric("token_accuracy", "token accuracy", likelihood=Likelihood("correct")),
+    )
+}  # fmt: skip
+METRIC_NAMES = (*ROUGE_NAMES, *(name for name, metric in METRICS.items() if metric.score))
+LIKELIHOOD = tuple(name for name, metric in METRICS.items() if metric.likelihood)
+# Every validation measures it; no recipe asks for it.
+_LOSS = Metric("loss", "loss", higher_is_better=False, is_share=False, decimals=3)
+
+
+def metric_of(name: str) -> Metric | None:
+    """Return a metric of ours, or the loss, by its name; None for those of the user's own and of other tools."""
+    if is_rouge(name):
+        return Metric(name, f"ROUGE-{name.removeprefix('rouge')}", best_of(rouge(name)))
+    return _LOSS if name == _LOSS.name else METRICS.get(name)
+
+
+def _score(name: str) -> Score:
+    metric = metric_of(name)
+    assert metric is not None and metric.score is not None  # `expand` knows it, and it needs no model
+    return metric.score
 
 
 def _checked(predictions: Sequence[str], references: Sequence[str | Sequence[str]]) -> References:

@@ -12,7 +12,8 @@ from operator import mul
 from typing import Any, NamedTuple
 
 from tunesmith.core.errors import DataError
-from tunesmith.scoring.metrics import LIKELIHOOD
+from tunesmith.scoring.metric import Likelihood
+from tunesmith.scoring.metrics import metric_of
 from tunesmith.scoring.verdict import Verdict, paired_verdict
 
 Scores = Sequence[Mapping[str, Any]]
@@ -47,14 +48,15 @@ def compare(
     if not kept:
         raise DataError("no row was answered by both models", hint="see `failed` in scores.jsonl")
     before, after = [base[row] for row in kept], [tuned[row] for row in kept]
-    by_token = from_tokens(metric, before)
+    sign = -1.0 if lower_is_better else 1.0
+    likelihood = likelihood_of(metric, before)
     found = paired_verdict(
         _column(metric, before, lower_is_better),
         _column(metric, after, lower_is_better),
         groups=None if groups is None else [groups[row] for row in kept],
         **settings._asdict(),
         weights=_weights(metric, before),
-        transform=(lambda mean: -math.exp(-mean)) if by_token and metric == "perplexity" else None,
+        transform=(lambda mean: sign * likelihood.value(mean)) if likelihood and likelihood.of_mean else None,
     )
     if too_many_failed(len(base) - len(kept), len(base)):
         return replace(found, verdict="cannot_tell", rows_needed=None, groups_needed=None)
@@ -63,16 +65,17 @@ def compare(
 
 def answered(metric: str, base: Scores, tuned: Scores) -> list[int]:
     """Return the indices of the rows that a metric compares: all for likelihoods, else those that no system failed."""
-    if from_tokens(metric, base):
+    if likelihood_of(metric, base):
         return list(range(len(base)))
     return [
         row for row, pair in enumerate(zip(base, tuned, strict=True)) if not any(side.get("failed") for side in pair)
     ]
 
 
-def from_tokens(metric: str, rows: Scores) -> bool:
-    """Whether a metric is computed from the rows' {log_likelihood, tokens, correct} and not given in the rows."""
-    return metric in LIKELIHOOD and bool(rows) and metric not in rows[0]
+def likelihood_of(metric: str, rows: Scores) -> Likelihood | None:
+    """Return how a metric follows from the rows' likelihoods; None if it is given in the rows."""
+    known = metric_of(metric)
+    return known.likelihood if known and rows and metric not in rows[0] else None
 
 
 def too_many_failed(failed: int, rows: int) -> bool:
@@ -115,19 +118,18 @@ def _moved(metric: str, name: str, rows: Sequence[int], base: Scores, tuned: Sco
         math.fsum(map(mul, weights, _column(metric, [side[row] for row in rows], lower))) / math.fsum(weights)
         for side in (base, tuned)
     )
-    if metric == "perplexity" and from_tokens(metric, base):
-        before, after = -math.exp(-before), -math.exp(-after)
     sign = -1.0 if lower else 1.0
+    if likelihood := likelihood_of(metric, base):
+        before, after = sign * likelihood.value(before), sign * likelihood.value(after)
     return {"group": name, "rows": len(rows), "base": sign * before, "tuned": sign * after, "gain": after - before}
 
 
 def _weights(metric: str, rows: Scores) -> list[float] | None:
-    return [row["tokens"] for row in rows] if from_tokens(metric, rows) else None
+    return [row["tokens"] for row in rows] if likelihood_of(metric, rows) else None
 
 
 def _column(metric: str, rows: Scores, lower: bool) -> list[float]:
-    """Return one value a row, higher is better: of perplexity the mean log-likelihood that it is computed from."""
-    if from_tokens(metric, rows):
-        value = "log_likelihood" if metric == "perplexity" else "correct"
-        return [row[value] / row["tokens"] for row in rows]
+    """Return one value a row, higher is better: the mean over its tokens if the metric follows from likelihoods."""
+    if likelihood := likelihood_of(metric, rows):
+        return [likelihood.mean(row) for row in rows]
     return [-row[metric] if lower else row[metric] for row in rows]

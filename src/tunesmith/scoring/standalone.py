@@ -11,9 +11,10 @@ from typing import Any
 
 from tunesmith.core.errors import DataError, RecipeError
 from tunesmith.scoring.blind import blind_rows, blind_text
-from tunesmith.scoring.metrics import LIKELIHOOD, TOKENS, is_share, score, share_hint
+from tunesmith.scoring.metric import TOKENS
+from tunesmith.scoring.metrics import LIKELIHOOD, is_share, score, share_hint
 from tunesmith.scoring.metrics import higher_is_better as known_direction
-from tunesmith.scoring.row_scores import Settings, compare, failed_text, from_tokens
+from tunesmith.scoring.row_scores import Settings, compare, failed_text, likelihood_of
 from tunesmith.scoring.verdict import in_words, what_would_settle
 
 _KINDS = {int: "a number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
@@ -260,7 +261,7 @@ def _values(row: dict[str, Any], metric: str, file: Path, number: int) -> dict[s
     """Return a row whose values of a metric are finite numbers, or that failed."""
     if row.get("failed"):
         return row
-    needed = TOKENS if from_tokens(metric, [row]) and "tokens" in row else (metric,)
+    needed = TOKENS if likelihood_of(metric, [row]) and "tokens" in row else (metric,)
     for name in needed:
         if not _is_number(row.get(name)):
             raise DataError(f"`{name}` is {row.get(name)!r}, not a finite number", where=f"{file}:{number}")

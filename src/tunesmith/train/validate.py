@@ -22,6 +22,7 @@ from tunesmith.inference.predict import answers
 from tunesmith.inference.prompts import Questions, questions_of, rows_of
 from tunesmith.inference.scorer import Scorer
 from tunesmith.model.memory import free_memory
+from tunesmith.scoring.metrics import is_lower_better
 from tunesmith.tasks import task_for
 from tunesmith.tasks.base import Task
 from tunesmith.tasks.tokenizer import Codec
@@ -49,8 +50,9 @@ class Validation:
         )
         self.tokens, self.seconds = 0, 0.0
         self._asked = _Asked(setup, run, codec) if train.valid_metrics else None
-        lower = ["loss", *(self._asked.scorer.lower_is_better if self._asked else ())]
-        self.choice = Choice(train.choose_by, higher_is_better=train.choose_by not in lower)
+        own = self._asked.scorer.lower_is_better if self._asked else ()
+        lower = is_lower_better(train.choose_by) or train.choose_by in own
+        self.choice = Choice(train.choose_by, higher_is_better=not lower)
 
     def measure(self, step: int, doing: Callable[[str], None]) -> dict[str, float]:
         """Return {loss, token_accuracy, tokens, and the mean of each of `valid_metrics`} and say them.
