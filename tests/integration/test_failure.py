@@ -1,46 +1,61 @@
 """Processes that end do so for one reason: the one that one of them met, with its exit code."""
 
 import os
+import socket
 import subprocess
 import sys
-import time
+from pathlib import Path
 
 import pytest
 from tests.contract.sources import ROOT
 
 pytestmark = pytest.mark.slow
 PROGRAM = """
-import os, sys, time
+import os, sys, threading, time
+from pathlib import Path
 from tunesmith.core.errors import NonFinite, TunesmithError
 from tunesmith.core.dist_env import place
 from tunesmith.distributed import failure
 from tunesmith.distributed.process_group import meeting
 
-rank, ends, how = place().rank, int(sys.argv[1]), sys.argv[2]
-if how in ("deaf", "deaf, killed", "saves", "writes"):
+rank, ends, how, ready = place().rank, int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
+if how in ("deaf", "deaf, killed", "writes"):
     failure._PAUSE, failure._GRACE = 0.5, 1.0
+if how == "saves":
+    failure._PAUSE = 0.5
+
+def until_the_end():
+    ready.touch()
+    time.sleep(600)  # as who waits in NCCL
+
 try:
-    with meeting(place(), 1.0) as others:
+    with meeting(place(), 10.0) as others:
         others.group.wait()
-        if rank == ends and how in ("killed", "deaf, killed"):
-            os._exit(9)
         if rank == ends:
+            while not ready.exists():
+                time.sleep(0.01)
+            if how in ("killed", "deaf, killed"):
+                os._exit(9)
             raise ValueError("a bug") if how == "bug" else NonFinite("is not finite", where="step 3")
-        if how == "known":
-            time.sleep(8)  # the pass that it is in
         if how.startswith("deaf"):
             with failure.last_words(lambda: print("last words", flush=True)):
-                time.sleep(600)  # as who waits in NCCL
+                until_the_end()
         if how == "writes":
             with failure.keeping():
+                ready.touch()
                 time.sleep(9)
                 print("is whole", flush=True)
-            time.sleep(600)
+            until_the_end()
+        ready.touch()
+        if how == "known":
+            time.sleep(6)  # the pass that it is in
         try:
             others.group.sum(1.0)
         finally:
-            if how == "saves":
-                time.sleep(9)
+            if how == "saves":  # for as long as the thread takes that would end this process
+                for thread in threading.enumerate():
+                    if thread is not threading.current_thread():
+                        thread.join()
                 print("is saved", flush=True)
 except TunesmithError as error:
     print(error)
@@ -48,20 +63,23 @@ except TunesmithError as error:
 """
 
 
-HOW = ("known", "bug", "killed", "deaf", "deaf, killed", "saves", "writes")
+def free_port() -> int:
+    """Return a port that no program had a moment ago."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
 
 
-def ended(ends: int, how: str) -> list[tuple[int, str]]:
-    """Let one of two processes end while the other waits for it; return the exit code and the words of each."""
-    port = 20_000 + os.getpid() % 10_000
+def ended(ends: int, how: str, folder: Path) -> list[tuple[int, str]]:
+    """Let one of two processes end while the other is busy; return the exit code and the words of each."""
     step = {
         **os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR",
         "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "2", "SLURM_NODEID": "0",
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port + 2 * HOW.index(how) + ends),
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
     }  # fmt: skip
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(ends), how],
+            [sys.executable, "-c", PROGRAM, str(ends), how, str(folder / "ready")],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -69,51 +87,49 @@ def ended(ends: int, how: str) -> list[tuple[int, str]]:
         )
         for rank in (0, 1)
     ]
-    said = [one.communicate(timeout=120)[0] for one in processes]
+    said = [one.communicate(timeout=240)[0] for one in processes]  # their patience is longer
     return [(one.returncode, text) for one, text in zip(processes, said, strict=True)]
 
 
 @pytest.mark.parametrize("ends", [0, 1])
-def test_all_end_with_the_error_of_one(ends: int) -> None:
-    found = ended(ends, "known")
+def test_all_end_with_the_error_of_one(ends: int, tmp_path: Path) -> None:
+    found = ended(ends, "known", tmp_path)
     assert [code for code, _ in found] == [7, 7]
     assert "step 3: is not finite" in found[ends][1]
     assert f"rank {ends}: step 3: is not finite" in found[1 - ends][1]
 
 
-def test_a_bug_in_one_is_no_reason_to_go_on() -> None:
-    [(first, text), (second, _)] = ended(1, "bug")
+def test_a_bug_in_one_is_no_reason_to_go_on(tmp_path: Path) -> None:
+    [(first, text), (second, _)] = ended(1, "bug", tmp_path)
     assert (first, second) == (1, 1)
     assert "rank 1: ValueError('a bug')" in text
 
 
 @pytest.mark.parametrize("ends", [0, 1])
-def test_who_does_not_hear_the_error_of_another_ends_too(ends: int) -> None:
-    found = ended(ends, "deaf")
+def test_who_does_not_hear_the_error_of_another_ends_too(ends: int, tmp_path: Path) -> None:
+    found = ended(ends, "deaf", tmp_path)
     assert [code for code, _ in found] == [7, 7]
     assert f"error: rank {ends}: step 3: is not finite" in found[1 - ends][1]
     assert "last words" in found[1 - ends][1]
 
 
 @pytest.mark.parametrize(("how", "said"), [("saves", "is saved"), ("writes", "is whole")])
-def test_who_has_noticed_or_writes_is_left_the_time_for_it(how: str, said: str) -> None:
-    found = ended(1, how)
+def test_who_has_noticed_or_writes_is_left_the_time_for_it(how: str, said: str, tmp_path: Path) -> None:
+    found = ended(1, how, tmp_path)
     assert [code for code, _ in found] == [7, 7]
     assert said in found[0][1]
     assert ("error: rank 1" in found[0][1]) == (how == "writes"), "who has noticed ends by itself"
 
 
-def test_who_does_not_hear_that_the_first_is_killed_ends_resumably() -> None:
-    [(first, _), (second, text)] = ended(0, "deaf, killed")
+def test_who_does_not_hear_that_the_first_is_killed_ends_resumably(tmp_path: Path) -> None:
+    [(first, _), (second, text)] = ended(0, "deaf, killed", tmp_path)
     assert (first, second) == (9, 75)
     assert "error: rank 1: the first process of this run is gone" in text
     assert "last words" not in text, "as one that was killed leaves none"
 
 
 @pytest.mark.parametrize("ends", [0, 1])
-def test_where_one_is_killed_the_others_end_resumably(ends: int) -> None:
-    began = time.monotonic()
-    found = ended(ends, "killed")
+def test_where_one_is_killed_the_others_end_resumably(ends: int, tmp_path: Path) -> None:
+    found = ended(ends, "killed", tmp_path)
     assert (found[ends][0], found[1 - ends][0]) == (9, 75)
     assert f"rank {1 - ends} of 2: another process of this run is gone" in found[1 - ends][1]
-    assert time.monotonic() - began < 60, "and not only when the minute of patience is over"

@@ -71,7 +71,7 @@ def test_killed_three_times_the_weights_are_those_of_an_undisturbed_run(
     tmp_path: Path, tiny: Path, tuning: dict[str, object]
 ) -> None:
     file = recipe(tmp_path, tiny, train=SETTINGS, tuning=tuning)
-    assert start(file, tmp_path / "whole").wait(120) == 0
+    assert start(file, tmp_path / "whole").wait(240) == 0
     run = RunDir(tmp_path / "killed")
     kills = 0
     chance = random.Random(0)
@@ -81,7 +81,7 @@ def test_killed_three_times_the_weights_are_those_of_an_undisturbed_run(
             process.kill()
             kills += process.wait() == -signal.SIGKILL
     assert kills == 3
-    assert start(file, run.path).wait(120) == 0
+    assert start(file, run.path).wait(240) == 0
 
     assert weights(run) == weights(RunDir(tmp_path / "whole"))
     assert validations(run) == validations(RunDir(tmp_path / "whole"))
@@ -97,14 +97,14 @@ def test_ctrl_c_keeps_the_last_step_and_exits_75(tmp_path: Path, tiny: Path) -> 
     process = start(file, run.path)
     assert wait_until(process, lambda: steps_done(run) >= 7)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=240)
     assert process.returncode == 75
     assert b"run the same command again" in said
     assert b"Traceback" not in said
     [kept] = run.checkpoints.glob("step-*")
     assert int(kept.name.removeprefix("step-")) >= 7
     assert run.manifest("train") is None
-    assert start(file, run.path).wait(120) == 0
+    assert start(file, run.path).wait(240) == 0
     assert run.manifest("evaluate") is not None
 
 

@@ -96,7 +96,7 @@ def test_stopped_in_the_middle_it_goes_on(tmp_path: Path, tiny: Path) -> None:
     first, second = RunDir(folder / "01-rank-1_learning_rate-0.01"), RunDir(folder / "02-rank-1_learning_rate-0.02")
     wait_until(process, lambda: steps_done(second) >= 10)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=120)
+    _, said = process.communicate(timeout=240)
     assert process.returncode == 75, said
     assert "run the same command again" in said
     assert "Traceback" not in said
@@ -110,7 +110,7 @@ def test_stopped_in_the_middle_it_goes_on(tmp_path: Path, tiny: Path) -> None:
 
     # The rest would only take time; this is how a job array runs one trial.
     process = start(folder, "--trial", "2")
-    _, said = process.communicate(timeout=120)
+    _, said = process.communicate(timeout=240)
     assert process.returncode == 0, said
     assert "going on from step" in said
     steps = [line["step"] for line in read_jsonl(second.metrics) if line["kind"] == "step"]
@@ -125,7 +125,7 @@ def test_a_trial_whose_process_is_killed_does_not_stop_the_others(tmp_path: Path
     first = RunDir(out / "01-rank-1")
     wait_until(process, lambda: steps_done(first) >= 3)
     os.kill(int(first.lock.read_text().split()[1]), signal.SIGKILL)
-    told, said = process.communicate(timeout=200)
+    told, said = process.communicate(timeout=240)
     assert process.returncode == 1, said
     result = json.loads(told)
     assert [trial["state"] for trial in result["trials"]] == ["failed", "done"]

@@ -1,6 +1,5 @@
 """Which rows the filters leave out, in which words, and what cannot be asked."""
 
-import time
 from typing import Any
 
 import pytest
@@ -74,8 +73,6 @@ def test_what_is_no_single_value_is_a_problem_of_the_row(cell: Any, rule: dict[s
 
 def test_a_pattern_without_end_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(filters, "_SECONDS_PER_CELL", 0.2)
-    began = time.monotonic()
     with pytest.raises(DataError, match=r"a.csv:2: the pattern .* did not come to an end") as caught:
         broken("ab" * 40 + "c", matches=r"^(?:(?:a|b|ab)+)+$")
-    assert time.monotonic() - began < 10
     assert caught.value.exit_code == 3

@@ -105,9 +105,9 @@ def test_many_texts_with_one_beginning_stay_quick() -> None:
     """Rows of one pattern fall into the same buckets; they must not be compared each with each."""
     frame = text(5, 60)
     texts = [f"{frame} {text(i, 14)}" for i in range(90)] + [text(1000 + i, 70) for i in range(2000)]
-    began = time.monotonic()
+    began = time.process_time()
     near(texts, 1500)
-    assert time.monotonic() - began < 20
+    assert time.process_time() - began < 20
 
 
 @pytest.mark.slow

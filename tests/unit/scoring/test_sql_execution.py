@@ -3,7 +3,6 @@
 import hashlib
 import random
 import sqlite3
-import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -175,10 +174,8 @@ HOSTILE = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_answer_fails_and_the_next_one_is_right(shop: Path, name: str) -> None:
-    start = time.monotonic()
     predictions = ["SELECT 1", HOSTILE[name], "SELECT 1"]
     assert execution_accuracy(predictions, ["SELECT 1"] * 3, shop, seconds=0.2) == [1.0, 0.0, 1.0]
-    assert time.monotonic() - start < 20  # 0.2 s of a processor that others use too
 
 
 def test_the_time_limit_is_the_one_given(shop: Path) -> None:
