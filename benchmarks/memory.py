@@ -1,10 +1,10 @@
 """Predicted beside measured peak memory of training, over configurations that fit a small machine.
 
-    python benchmarks/memory.py [--only NAME;...] [--out FILE]
+    python benchmarks/memory.py [--only NAME;...] [--precision fp32|bf16] [--steps N] [--out FILE]
 
-Every configuration trains two steps in a process of its own, as `tunesmith train` would, on rows made up here; the
+Every configuration trains a few steps in a process of its own, as `tunesmith train` would, on rows made up here; the
 numbers are those of its manifest: what was expected before the first step, and the most that was resident. Models
-other than the embedded one are random, in the published sizes. Prints the table of docs/memory.md.
+other than the embedded one are random, in the published sizes. Prints the tables of docs/memory.md.
 """
 
 import argparse
@@ -34,7 +34,24 @@ def configurations() -> dict[str, dict[str, Any]]:
     full = {"base": EMBEDDED, "tuning": FULL}
     short = {"words": (95, 20), "rows": 4}
     q_and_v = {**LORA, "target": ["q_proj", "v_proj"]}
+    methods = {
+        "LoRA": LORA, "DoRA": {**LORA, "dora": True}, "QLoRA nf4": {"method": "qlora", "rank": 16},
+        "LoRA on int8": {"method": "qlora", "bits": 8, "rank": 16}, "full": FULL,
+    }  # fmt: skip
+    shapes: dict[str, dict[str, Any]] = {
+        "short rows": {"words": (70, 20), "rows": 8},
+        "short rows, 2 a pass": {"words": (70, 20), "rows": 8, "train": {"micro_batch": 2}},
+        "long rows": {"words": (560, 60), "rows": 2},
+        "long rows, 1 a pass": {"words": (560, 60), "rows": 2, "train": {"micro_batch": 1}},
+    }
+    grid = {
+        f"{method}, {shape}": {"base": EMBEDDED, "tuning": tuning, "spread": 0.5, **settings,
+                               "train": {"packing": "auto", **settings.get("train", {})}}
+        for method, tuning in methods.items()
+        for shape, settings in shapes.items()
+    }  # fmt: skip
     return {
+        **grid,
         "LoRA, 8 x 64 tokens": {**lora, "words": (40, 12), "rows": 8},
         "LoRA, 4 x 256": {**lora, "words": (215, 24), "rows": 4},
         "LoRA, dropout, 4 x 128": {**lora, "tuning": {**LORA, "dropout": 0.1}, **short},
@@ -44,8 +61,7 @@ def configurations() -> dict[str, dict[str, Any]]:
             **lora, "words": (215, 24), "rows": 4, "train": {"activation_checkpointing": True},
         },
         "LoRA, all tokens trained, 2 x 256": {**lora, "task": "text", "words": (240, 0), "rows": 2},
-        "LoRA, bf16, 2 x 128": {**lora, "words": (95, 20), "rows": 2, "model": {"precision": "bf16"}},
-        "LoRA, bf16, 4 x 256": {**lora, "words": (215, 24), "rows": 4, "model": {"precision": "bf16"}},
+        "LoRA, 2 x 128": {**lora, "words": (95, 20), "rows": 2},
         "DoRA, 2 x 128": {**lora, "tuning": {**LORA, "dora": True}, "words": (95, 20), "rows": 2},
         "QLoRA nf4, 4 x 128": {**lora, "tuning": {"method": "qlora", "rank": 16}, **short},
         "LoRA on int8, 4 x 128": {**lora, "tuning": {"method": "qlora", "bits": 8, "rank": 16}, **short},
@@ -92,20 +108,20 @@ _SIZES = {
 }  # fmt: skip
 
 
-def write_recipe(folder: Path, one: dict[str, Any]) -> Path:
-    """Write rows and a recipe of two steps."""
+def write_recipe(folder: Path, one: dict[str, Any], steps: int) -> Path:
+    """Write rows and a recipe; rows have down to `spread` less of the words that the configuration names."""
     chance = random.Random(0)
-    asked, answered = one["words"]
+    (asked, answered), least = one["words"], 1 - one.get("spread", 0.1)
 
     def text(words: int) -> str:
-        return " ".join(chance.choice(WORDS) for _ in range(max(1, round(words * chance.uniform(0.9, 1.0)))))
+        return " ".join(chance.choice(WORDS) for _ in range(max(1, round(words * chance.uniform(least, 1.0)))))
 
     with (folder / "rows.jsonl").open("w", encoding="utf-8") as file:
         for _ in range(40):
             file.write(json.dumps({"asked": text(asked), "answered": text(answered)}) + "\n")
     task = one.get("task", "completion")
     columns = {"text": "asked"} if task == "text" else {"prompt": "{asked}", "response": "{answered}"}
-    train = {"learning_rate": 1e-5, "max_steps": 2, "examples_per_step": one["rows"], "packing": "never"}
+    train = {"learning_rate": 1e-5, "max_steps": steps, "examples_per_step": one["rows"], "packing": "never"}
     recipe = {
         "name": "memory",
         "model": {"base": str(one["base"]), **one.get("model", {})},
@@ -120,13 +136,13 @@ def write_recipe(folder: Path, one: dict[str, Any]) -> Path:
     return path
 
 
-def measured(one: dict[str, Any]) -> dict[str, Any]:
+def measured(one: dict[str, Any], steps: int) -> dict[str, Any]:
     """Return the manifest of a training in a process of its own."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         if one["base"] in ("t5", *_SIZES):
             one = {**one, "base": random_model(one["base"], folder / "model")}
-        recipe = write_recipe(folder, one)
+        recipe = write_recipe(folder, one, steps)
         code = (
             f"from tunesmith import run_recipe; run_recipe({str(recipe)!r}, out={str(folder / 'run')!r}, until='train')"
         )
@@ -143,6 +159,8 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", help="names that contain one of these, separated by semicolons")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of matrix products")
+    parser.add_argument("--steps", type=int, default=2, help="of every configuration")
     parser.add_argument("--out", type=Path, help="append every configuration's numbers to this JSONL file")
     asked = parser.parse_args()
     wanted = asked.only.split(";") if asked.only else [""]
@@ -150,12 +168,15 @@ def main() -> None:
     for name, one in configurations().items():
         if not any(part in name for part in wanted):
             continue
-        facts = measured(one)
+        facts = measured({"model": {"precision": asked.precision}, **one}, asked.steps)
         expected, peak = facts["expected_memory_gib"], facts["peak_memory_gib"]
         print(f"| {name} | {expected:.2f} | {peak:.2f} | {expected / peak:.2f} |", flush=True)
         if asked.out:
             with asked.out.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"name": name, "peak": peak, **facts["expected_memory"]}) + "\n")
+                file.write(
+                    json.dumps({"name": name, "precision": asked.precision, "peak": peak, **facts["expected_memory"]})
+                    + "\n"
+                )
 
 
 if __name__ == "__main__":

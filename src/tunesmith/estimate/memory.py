@@ -18,11 +18,12 @@ _GIB = 2**30
 _MOMENT_BYTES = {"adamw": 8.0, "adamw_8bit": 2 + 2 * 4 / 256, "adafactor": 0.0, "sgd": 0.0}
 # torch, transformers, peft, a tokenizer and Python themselves, resident: measured, docs/memory.md. Not on a GPU.
 _LIBRARIES_GIB = 0.46
+# In less than fp32, oneDNN compiles every shape of product and keeps so many of them, 0.57 MiB each (measured).
+KEPT_PRODUCTS = 256
+PRODUCTS_GIB = KEPT_PRODUCTS * 0.57 / 1024
 # On a processor the C library's heap keeps freed memory in pieces between what is kept: so much more is resident than
-# layers and loss hold, by the bytes of a number in products. Measured, docs/memory.md. In bf16 it is more, as oneDNN
-# allocates repacked copies of what it multiplies between what layers keep. The gradients of all weights fill the
-# pieces, and with checkpointed activations freed memory is given back at once.
-_IN_PIECES = {4: 0.3, 2: 0.5}
+# layers and loss hold. Measured, docs/memory.md. With checkpointed activations freed memory is given back at once.
+_IN_PIECES = 0.3
 # Tokens whose logits are held at once.
 CHUNK = 128
 _KEPT_ALREADY = ("attended", "rectified")
@@ -121,21 +122,24 @@ def memory_of(
     # What is kept as it is in the file stays there, and is brought in page by page.
     kept_bytes, whole_bytes = part_bytes(recipe, compute_bytes)
     as_stored = not isinstance(recipe.tuning, QloraTuning) and kept_bytes == shapes.stored_bytes
-    loading = weights if as_stored else read + weights
+    # What is quantized is read in the compute precision first, in pieces that stay with the heap.
+    converted = isinstance(recipe.tuning, QloraTuning) and compute_bytes != shapes.stored_bytes
+    loading = weights if as_stored else read + weights + shapes.parameters * compute_bytes * converted
     if isinstance(recipe.tuning, FullTuning) and parts > 1:  # masters are made of parts
         loading = read + weights - elsewhere * kept_bytes
     chunk = one.trained if shapes.encodes else min(one.trained, CHUNK)
     logits = chunk * shapes.vocabulary * (12 + 2 * compute_bytes * shapes.capped) + one.trained * shapes.hidden * 4
     activations = kept.bytes_of(one, logits)
-    whole_heap = on_gpu or recipe.train.activation_checkpointing or isinstance(recipe.tuning, FullTuning)
+    whole_heap = on_gpu or recipe.train.activation_checkpointing
+    libraries = _LIBRARIES_GIB + (PRODUCTS_GIB if compute_bytes < 4 else 0.0)
     return Memory(
         weights=(weights - elsewhere * kept_bytes + at_once * whole_bytes) / _GIB,
         gradients=(gradients - trained_elsewhere) * 4 / _GIB,
         optimizer=moments_gib(recipe, trainable - trained_elsewhere),
         activations=activations / _GIB,
         logits=logits / _GIB,
-        in_pieces=0.0 if whole_heap else _IN_PIECES[compute_bytes] * (activations + logits) / _GIB,
-        libraries=0.0 if on_gpu else _LIBRARIES_GIB,
+        in_pieces=0.0 if whole_heap else _IN_PIECES * (activations + logits) / _GIB,
+        libraries=0.0 if on_gpu else libraries,
         loading=0.0 if on_gpu else loading / _GIB,
         offloaded=_offloaded_gib(recipe, shapes, parts, kept_bytes) if offloaded else 0.0,
         trainable_parameters=trainable,

@@ -38,8 +38,6 @@ from tunesmith.train.optim import clip_gradients
 FIRST_LOSS_SCALE = 2.0**16
 _MOST_LOSS_SCALE = 2.0**24
 _STEPS_TO_DOUBLE = 500
-# Resident memory above the estimate, as a factor, at which freed memory is returned to the system.
-_MOST_OVER = 1.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,10 +123,11 @@ def train_steps(setup: Setup, optimizer: torch.optim.Optimizer, *, first_step: i
 
 
 def _is_fragmented(setup: Setup) -> bool:
-    """Whether the process holds clearly more memory between steps than the estimate allows at their peak."""
-    if setup.machine.device.type != "cpu" or setup.expected is None:
+    """Whether the process holds as much memory between steps as a peak without fragmentation would need."""
+    expected = setup.expected
+    if setup.machine.device.type != "cpu" or expected is None:
         return False
-    return resident_gib() > _MOST_OVER * setup.expected.total
+    return resident_gib() > expected.training - expected.in_pieces
 
 
 def _accumulate(setup: Setup, step: int, rows: list[int], trained: int, scale: float, division: Division) -> float:

@@ -8,7 +8,7 @@ from tests.support.tiny import save_model, save_seq2seq
 
 from tunesmith.architecture.families import shapes_of
 from tunesmith.architecture.shapes import Shapes
-from tunesmith.estimate.memory import Memory, Pass, layers_numbers, memory_of
+from tunesmith.estimate.memory import PRODUCTS_GIB, Memory, Pass, layers_numbers, memory_of
 from tunesmith.recipe.schema import Model, Recipe
 
 KINDS = ("llama", "gpt2", "gpt_neo", "mistral", "gemma2", "gemma3_text", "qwen2", "qwen3", "phi", "phi3", "granite")
@@ -145,7 +145,6 @@ def test_more_of_anything_takes_more_memory(folders: dict[str, Path]) -> None:
     more = [
         total(tokens=640),
         total(trained=512),
-        total(compute=4),
         total(recipe()),
         total(masked=True),
         total(by_row=True),
@@ -164,6 +163,9 @@ def test_more_of_anything_takes_more_memory(folders: dict[str, Path]) -> None:
     )
     assert total() == pytest.approx(sum(parts))
     assert memory_of(lora, shapes, Pass(512, 128, 64), compute_bytes=2, on_gpu=True).libraries == 0
+    wide = memory_of(lora, shapes, Pass(512, 128, 64), compute_bytes=4)
+    assert (wide.weights > found.weights, wide.activations > found.activations) == (True, True)
+    assert found.libraries - wide.libraries == pytest.approx(PRODUCTS_GIB), "fp32 compiles no products"
 
 
 def test_rows_of_new_tokens_are_trained(folders: dict[str, Path]) -> None:
