@@ -22,8 +22,9 @@ _LIBRARIES_GIB = 0.46
 KEPT_PRODUCTS = 256
 PRODUCTS_GIB = KEPT_PRODUCTS * 0.57 / 1024
 # On a processor the C library's heap keeps freed memory in pieces between what is kept: so much more is resident than
-# layers and loss hold. Measured, docs/memory.md. With checkpointed activations freed memory is given back at once.
-_IN_PIECES = 0.3
+# layers and loss hold, by the bytes of a number in products. Measured, docs/memory.md. In fp32 the gradients of all
+# weights fill the pieces, and with checkpointed activations freed memory is given back at once.
+_IN_PIECES = {4: 0.3, 2: 0.4}
 # Tokens whose logits are held at once.
 CHUNK = 128
 _KEPT_ALREADY = ("attended", "rectified")
@@ -130,7 +131,8 @@ def memory_of(
     chunk = one.trained if shapes.encodes else min(one.trained, CHUNK)
     logits = chunk * shapes.vocabulary * (12 + 2 * compute_bytes * shapes.capped) + one.trained * shapes.hidden * 4
     activations = kept.bytes_of(one, logits)
-    whole_heap = on_gpu or recipe.train.activation_checkpointing
+    filled = isinstance(recipe.tuning, FullTuning) and compute_bytes == 4
+    whole_heap = on_gpu or recipe.train.activation_checkpointing or filled
     libraries = _LIBRARIES_GIB + (PRODUCTS_GIB if compute_bytes < 4 else 0.0)
     return Memory(
         weights=(weights - elsewhere * kept_bytes + at_once * whole_bytes) / _GIB,
@@ -138,7 +140,7 @@ def memory_of(
         optimizer=moments_gib(recipe, trainable - trained_elsewhere),
         activations=activations / _GIB,
         logits=logits / _GIB,
-        in_pieces=0.0 if whole_heap else _IN_PIECES * (activations + logits) / _GIB,
+        in_pieces=0.0 if whole_heap else _IN_PIECES[compute_bytes] * (activations + logits) / _GIB,
         libraries=0.0 if on_gpu else libraries,
         loading=0.0 if on_gpu else loading / _GIB,
         offloaded=_offloaded_gib(recipe, shapes, parts, kept_bytes) if offloaded else 0.0,
