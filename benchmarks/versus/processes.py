@@ -99,7 +99,7 @@ def _entry(job: Job, point: Point, runs: list[tuple[Measured, dict[str, Any]]], 
 
 def _foreseen(job: Job, point: Point, link: float) -> list[float] | None:
     """Return the tokens a second that `plan` says, at worst and at best, with the speed of the run of one before."""
-    linked = [f"launch.link_gb_per_second={link:.4f}"] if point.processes > 1 else []
+    linked = [f"launch.intra_node_gb_per_second={link:.4f}"] if point.processes > 1 else []
     command = ["plan", str(job.folder / "recipe.yaml"), *point.arguments, *linked, "--json"]
     done = subprocess.run(
         [sys.executable, "-m", "tunesmith", *command], capture_output=True, text=True, check=False,  # may not fit

@@ -24,7 +24,7 @@ def test_w2_rows_that_the_base_was_trained_on_give_a_warning(moved: Path, tunesm
     other = tunesmith(*again, "seed=5")
     assert other.code == 0
     assert "was trained on" in other.said
-    assert tunesmith(*again, "seed=5", "data.leakage=stop").code == 3
+    assert tunesmith(*again, "seed=5", "data.leakage=error").code == 3
 
 
 def test_w2_two_prompts_are_judged_on_the_same_rows(moved: Path, tunesmith: Command) -> None:

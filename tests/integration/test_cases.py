@@ -69,7 +69,7 @@ PLANNED = [
     Case("O04 thoughts that are not learned", 0, (), {
         **MESSAGES, "model.base": "thinking", "data.train_on": "last",
     }, chats("hi #", "<think>so</think>x", "and?", "y"), learned="y<|im_end|>"),
-    Case("rows that are too long", 3, ("too_long: cut", "the longest row"), {"data.max_tokens_per_example": 8}),
+    Case("rows that are too long", 3, ("too_long: truncate", "the longest row"), {"data.max_tokens_per_example": 8}),
     Case("Alpaca's columns", 3, ("Alpaca",), {}, [{"instruction": f"x {i}", "output": "y"} for i in range(40)]),
     Case("R02b a filter on a column that no row has", 3, ("`b`",), {"data.filters": [{"column": "b", "equals": "x"}]}),
     Case("R06 a role that is not known", 3, ("developer",), MESSAGES, chats("hi #", "x", role="developer")),

@@ -25,7 +25,7 @@ SETTINGS = {
     "valid_every_steps": 10,
     "valid_metrics": ["chrf"],
     "valid_rows": 4,
-    "choose_by": "chrf",
+    "select_best_by": "chrf",
 }
 LORA = {"method": "lora", "rank": 4, "alpha": 8, "dropout": 0.1}
 

@@ -18,7 +18,8 @@ MOST = 32
 WORDS = ["one", "two", "red", "blue", "cat", "dog"]
 DATA = {
     "source": {"file": "documents.jsonl"}, "task": "text", "text": "story", "max_tokens_per_example": MOST,
-    "too_long": "split", "leakage": "drop", "prompt_tokens": 4, "max_dropped_fraction": 0, "split": {"column": "fold"},
+    "too_long": "split", "leakage": "drop", "sample_prefix_tokens": 4, "max_dropped_fraction": 0,
+    "split": {"column": "fold"},
 }  # fmt: skip
 EVALUATE = {"metrics": ["perplexity", "token_accuracy"], "primary": "perplexity", "rows": 500, "max_new_tokens": 6}
 

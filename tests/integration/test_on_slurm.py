@@ -172,7 +172,7 @@ def test_a_rank_that_is_killed_is_made_good(slurm: Cluster, file: Path, undistur
 
 def test_a_node_that_is_cut_off_is_made_good(slurm: Cluster, file: Path, undisturbed: RunDir, tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
-    job = in_line(slurm, "train", file, run, "launch.patience_minutes=0.5")
+    job = in_line(slurm, "train", file, run, "launch.timeout_minutes=0.5")
     trained_for(run, 7)
     slurm.cut(1)  # that of the script and of the first process, which live on and hold the run
     slurm.wait(job.job, {"PENDING"}, timeout=120)  # Slurm gives the node up and puts the job in line again
@@ -193,7 +193,7 @@ def test_a_rank_that_hangs_is_told_and_made_good(
     slurm: Cluster, file: Path, undisturbed: RunDir, tmp_path: Path
 ) -> None:
     run = RunDir(tmp_path / "run")
-    job = in_line(slurm, "train", file, run, "launch.patience_minutes=0.3")
+    job = in_line(slurm, "train", file, run, "launch.timeout_minutes=0.3")
     trained_for(run, 7)
     rank(slurm, 1).suspend()
     ends(slurm, job, "COMPLETED", restarts=1)  # the others wait 18 seconds, and srun a minute for the one that hangs
@@ -239,19 +239,19 @@ def test_torchrun_trains_the_same_and_its_exit_codes_are_kept(
     slurm: Cluster, file: Path, alone: RunDir, tmp_path: Path
 ) -> None:
     run = RunDir(tmp_path / "run")
-    done = tunesmith(slurm, file.parent, "train", file, *TWO, "launch.starter=torchrun", "--out", run)
+    done = tunesmith(slurm, file.parent, "train", file, *TWO, "launch.launcher=torchrun", "--out", run)
     assert done.returncode == 0, done.stderr
     assert same(run, alone)
-    changes = ["launch.starter=torchrun", "train.learning_rate=1e30", "--out", tmp_path / "fails"]
+    changes = ["launch.launcher=torchrun", "train.learning_rate=1e30", "--out", tmp_path / "fails"]
     assert tunesmith(slurm, file.parent, "train", file, *TWO, *changes).returncode == 7
 
 
-@pytest.mark.parametrize("starter", ["srun", "accelerate"])
-def test_the_recipe_of_gemma_runs_scaled_down(starter: str, slurm: Cluster, shared_data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("launcher", ["srun", "accelerate"])
+def test_the_recipe_of_gemma_runs_scaled_down(launcher: str, slurm: Cluster, shared_data: Path, tmp_path: Path) -> None:
     base = save_plain_model(tmp_path / "model", "gemma3_text")
     changes = [
         *FEW, f"model.base={base}", source(shared_data / "oasst1" / "oasst1-en.top1-chatml.jsonl"),
-        "data.split={valid: 0.1, test: 0.2}", f"launch.starter={starter}", "launch.container=null",
+        "data.split={valid: 0.1, test: 0.2}", f"launch.launcher={launcher}", "launch.container=null",
         "launch.gpus_per_node=1", "launch.cpus_per_process=1", "launch.time_limit_minutes=30",
         "launch.exports={ACCELERATE_USE_CPU: 'true'}",
     ]  # fmt: skip

@@ -52,7 +52,7 @@ def test_a_new_metric_of_ours_is_one_row_of_the_table(
     new = Metric("characters", "letters written", characters, higher_is_better=False, is_share=False)
     monkeypatch.setitem(METRICS, new.name, new)
     settings = {"metrics": ["characters"], "primary": "characters", "rows": 8, "max_new_tokens": 6}
-    train = {"learning_rate": 0.01, "max_steps": 2, "valid_metrics": ["characters"], "choose_by": "characters"}
+    train = {"learning_rate": 0.01, "max_steps": 2, "valid_metrics": ["characters"], "select_best_by": "characters"}
     run = run_recipe(recipe(tmp_path, tiny, evaluate=settings, train=train), out=tmp_path / "run")
     primary = read_json(run.verdict)["primary"]
     assert primary["higher_is_better"] is False

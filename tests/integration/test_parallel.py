@@ -160,7 +160,7 @@ def of_60_steps(folder: Path, *, valid: dict[str, Any], **sections: Any) -> Path
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    valid = {"valid_every_steps": 20, "valid_metrics": ["chrf"], "valid_rows": 5, "choose_by": "chrf"}
+    valid = {"valid_every_steps": 20, "valid_metrics": ["chrf"], "valid_rows": 5, "select_best_by": "chrf"}
     return of_60_steps(tmp_path_factory.mktemp("recipe"), valid=valid)
 
 

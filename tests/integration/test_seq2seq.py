@@ -125,7 +125,7 @@ def test_long_rows_are_dropped_or_cut_on_both_sides(written: Written, tmp_path: 
     run = run_recipe(written(data=short), out=tmp_path / "dropped", until="prepare")
     counts = (run.manifest("prepare") or {})["dropped"]
     assert counts.keys() == {"target longer than 4 tokens"}
-    run = run_recipe(written(data={**short, "too_long": "cut"}), out=tmp_path / "cut", until="prepare")
+    run = run_recipe(written(data={**short, "too_long": "truncate"}), out=tmp_path / "cut", until="prepare")
     assert (run.manifest("prepare") or {})["cut"] == counts
 
 

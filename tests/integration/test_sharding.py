@@ -37,7 +37,7 @@ checkpoint.write_parts = slow
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A recipe for a model that is stored in bf16, of whose parts masters in fp32 are made."""
-    valid = {"valid_every_steps": 20, "valid_metrics": ["chrf"], "valid_rows": 5, "choose_by": "chrf"}
+    valid = {"valid_every_steps": 20, "valid_metrics": ["chrf"], "valid_rows": 5, "select_best_by": "chrf"}
     file = of_60_steps(tmp_path_factory.mktemp("recipe"), valid=valid | {"learning_rate": 0.001}, tuning=FULL)
     weights = file.parent / "model" / "model.safetensors"
     stored = {name: weight.bfloat16() for name, weight in load_file(weights).items()}
@@ -139,7 +139,7 @@ def test_a_disk_that_is_slow_on_one_machine_is_waited_for(file: Path, alone: Run
 
 def test_a_disk_that_hangs_on_one_machine_ends_all(file: Path, alone: RunDir, tmp_path: Path) -> None:
     run, hangs = RunDir(tmp_path / "run"), command_after(SLOW_TO_WRITE.format(seconds=25), tmp_path)
-    process = together(2, hangs, "train", str(file), IN_PARTS, "launch.patience_minutes=0.2", "--out", str(run))
+    process = together(2, hangs, "train", str(file), IN_PARTS, "launch.timeout_minutes=0.2", "--out", str(run))
     _, said = process.communicate(timeout=240)
     assert "rank 0 of 2: another process of this run is gone or hangs" in said.decode()
     assert "exitcode  : 75" in said.decode()

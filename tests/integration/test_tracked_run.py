@@ -23,7 +23,7 @@ def weights(run: RunDir) -> dict[str, str]:
 def test_it_is_in_the_tracker_and_its_weights_are_those_of_an_untracked_run(tmp_path: Path, tiny: Path) -> None:
     plain = run_recipe(recipe(tmp_path, tiny, train=TRAIN), out=tmp_path / "plain", until="train")
     assert not (plain.path / "track").exists()
-    file = recipe(tmp_path, tiny, train=TRAIN, track=["tensorboard", "mlflow"])
+    file = recipe(tmp_path, tiny, train=TRAIN, trackers=["tensorboard", "mlflow"])
     tracked = run_recipe(file, out=tmp_path / "tracked")
     assert weights(tracked) == weights(plain)
     assert weights(plain)
@@ -39,7 +39,7 @@ def test_a_tracker_that_is_not_installed_is_told_before_the_run(
     tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(TRACKERS, "wandb", ("a_package_that_is_not_there",))
-    file = recipe(tmp_path, tiny, track=["wandb"])
+    file = recipe(tmp_path, tiny, trackers=["wandb"])
     for act in (plan_run, lambda path: run_recipe(path, out=tmp_path / "run")):
         with pytest.raises(RecipeError, match="`wandb` needs a_package_that_is_not_there"):
             act(file)
@@ -48,4 +48,4 @@ def test_a_tracker_that_is_not_installed_is_told_before_the_run(
 def test_a_tracker_nobody_knows_is_a_mistake_in_the_recipe(tmp_path: Path, tiny: Path) -> None:
     for names, told in ((["wanbd"], "did you mean `wandb`"), (["wandb", "wandb"], "names a tracker twice")):
         with pytest.raises(RecipeError, match=told):
-            plan_run(recipe(tmp_path, tiny, track=names))
+            plan_run(recipe(tmp_path, tiny, trackers=names))

@@ -24,7 +24,7 @@ from tunesmith.train.train import train
 
 TRAIN = {
     "learning_rate": 0.03, "max_steps": 6, "epochs": 9, "examples_per_step": 8, "valid_every_steps": 2,
-    "keep_checkpoints": 9, "valid_metrics": ["rougeL", "chrf"], "valid_rows": 5, "choose_by": "chrf",
+    "keep_checkpoints": 9, "valid_metrics": ["rougeL", "chrf"], "valid_rows": 5, "select_best_by": "chrf",
 }  # fmt: skip
 
 
@@ -93,8 +93,8 @@ def test_a_run_chosen_by_execution_ends_with_a_report_that_says_so(tmp_path: Pat
     file = recipe(
         tmp_path, tiny,
         data={"source": {"generated": "shop-sql", "rows": 80, "seed": 0}, "task": "chat", "prompt": "{question}",
-              "response": "{sql}", "split": {"column": "split"}, "near_copy": 0.99},
-        train={**TRAIN, "max_steps": 2, "valid_metrics": ["execution"], "choose_by": "execution"},
+              "response": "{sql}", "split": {"column": "split"}, "near_duplicate_threshold": 0.99},
+        train={**TRAIN, "max_steps": 2, "valid_metrics": ["execution"], "select_best_by": "execution"},
         evaluate={"metrics": ["chrf"], "primary": "chrf", "rows": 4, "max_new_tokens": 8,
                   "database": "generated:shop-sql"},
     )  # fmt: skip

@@ -244,7 +244,7 @@ def fuzzed_settings(seed: int, kind: str) -> tuple[str, ...]:
     more = ("data.split.by=n", "data.split.by=messages", "data.split={column: a}", "data.filters=[{column: n, min: 3}]",
             "data.filters=[{column: q, matches: Say}]", "data.filters=[{column: a, one_of: [one, 2, true]}]",
             "data.source.rename={n: m}", "data.source.rename={q: a, a: q}", "data.max_dropped_fraction=0.99",
-            "data.train_rows=5", "data.duplicates=drop", "data.leakage=stop", "data.too_long=cut")  # fmt: skip
+            "data.train_rows=5", "data.duplicates=drop", "data.leakage=error", "data.too_long=truncate")  # fmt: skip
     chosen = [chance.choice(tasks), *chance.sample(more, chance.choice((0, 0, 0, 1, 2)))]
     return tuple(one.replace("FILE", f"rows.{kind}") for one in chosen if one)
 

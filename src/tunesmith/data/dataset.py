@@ -104,7 +104,7 @@ def gather(
         shelf: where to keep what was read; by default on the disk for temporary files.
 
     Raises:
-        DataError: see `examine.examine`; a split that is needed has no rows; leakage, where the recipe says `stop`.
+        DataError: see `examine.examine`; a split that is needed has no rows; leakage, if the recipe says `error`.
     """
     shelf = shelf or Shelf()
     rows: list[Kept] = []
@@ -131,7 +131,7 @@ def gather(
     tell_leakage(copies, recipe, remark)
     before = seen_before(once, model)
     if told := seen_sentence(before, recipe):
-        if recipe.data.leakage == "stop":
+        if recipe.data.leakage == "error":
             raise DataError(told, where="data.leakage", hint="`leakage: warn` only says it")
         remark(f"warning: {told}")
     elif told := cannot_tell(recipe, model):
@@ -194,7 +194,7 @@ def _chosen(
             counts += f"; {len(left)} left out as copies of held-out rows" if left else ""
             hint = why_empty(missing, rows, recipe.data.split)
             raise DataError(f"no rows for {' and '.join(missing)} ({counts})", hint=hint)
-        compared = Comparison(once, runs, recipe.data.near_copy)
+        compared = Comparison(once, runs, recipe.data.near_duplicate_threshold)
         leaking = compared.leaking() if recipe.data.leakage == "drop" else []
         if not leaking:
             break
@@ -222,7 +222,7 @@ def histogram(lengths: Sequence[int]) -> dict[str, Any]:
 
 def empty_splits(counts: dict[str, int], split: Split, train: Train) -> list[str]:
     """Return the splits that the run needs and that have no rows."""
-    chosen_by_valid = bool(train.valid_metrics) or train.choose_by != "loss"
+    chosen_by_valid = bool(train.valid_metrics) or train.select_best_by != "loss"
     needed = {"train": True, "valid": chosen_by_valid or (split.column is None and split.valid > 0), "test": True}
     return [name for name in SPLITS if needed[name] and not counts.get(name)]
 

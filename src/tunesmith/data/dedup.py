@@ -14,7 +14,7 @@ HELD_OUT = ("valid", "test")
 
 
 class Copy(NamedTuple):
-    """A row that says what another says: exactly, or with a similarity (Jaccard index) that makes it a near copy."""
+    """A row that duplicates another exactly, or with a similarity (Jaccard index) of at least the threshold."""
 
     row: Kept
     of: Kept
@@ -36,7 +36,7 @@ class Comparison:
     Args:
         used: the rows of each split, each once, in the order of the ledger.
         runs: of what they say.
-        threshold: from which similarity on rows are near copies.
+        threshold: least similarity of near-duplicates.
     """
 
     def __init__(self, used: Mapping[str, Sequence[Kept]], runs: Runs, threshold: float) -> None:
@@ -50,11 +50,11 @@ class Comparison:
         self._texts = Texts.among(runs, [row.text for row in self._rows])
 
     def facts(self) -> dict[str, Any]:
-        """Return {near_copy, duplicates, valid, test}: how many rows have a copy in train, and examples.
+        """Return {near_duplicate_threshold, duplicates, valid, test}: how many rows have a copy in train, and examples.
 
         Of `duplicates`, a row's copy stands before it.
         """
-        found: dict[str, Any] = {"near_copy": self._threshold}
+        found: dict[str, Any] = {"near_duplicate_threshold": self._threshold}
         train = self._places["train"]
         for name, split in (("duplicates", "train"), ("valid", "valid"), ("test", "test")):
             mine = self._places[split]
@@ -92,11 +92,11 @@ def counted(copies: Sequence[Copy]) -> dict[str, Any]:
 
 
 def tell_leakage(copies: Mapping[str, Any], recipe: Recipe, remark: Callable[[str], None]) -> None:
-    """Remark which rows stand in train and elsewhere, or raise DataError where the recipe says `stop`."""
+    """Remark which rows stand in train and elsewhere, or raise DataError if the recipe says `error`."""
     if gone := copies.get("left_out"):
         remark(f"{gone['exact'] + gone['near']} training rows are left out: held-out rows say the same {_pairs(gone)}")
     lines = [line for split in HELD_OUT if (line := leakage_sentence(copies, split))]
-    if lines and recipe.data.leakage == "stop":
+    if lines and recipe.data.leakage == "error":
         raise DataError(
             "; ".join(lines),
             where="data.leakage",

@@ -239,7 +239,7 @@ def _limited(recipe: Recipe, task: Task, tokens: Tokens) -> tuple[Tokens, str | 
     """Return an example that is short enough, and why it was cut; raise RowProblem where nothing is left to learn."""
     short, reason = task.limited(tokens, recipe.data.max_tokens_per_example)
     if reason is not None and recipe.data.too_long == "drop":
-        hint = "raise data.max_tokens_per_example, or set data.too_long: cut"
+        hint = "raise data.max_tokens_per_example, or set data.too_long: truncate"
         raise _TooLong(reason, _read(tokens), hint + (" or split" if recipe.data.task == "text" else ""))
     if not any(short.trained[1:]):  # nothing stands before the first token that could predict it
         raise RowProblem("nothing to learn is left after cutting" if reason else "has no token to learn")

@@ -207,12 +207,12 @@ def _remove_empty(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def meeting(place: Place, patience_minutes: float = 30) -> Iterator[Meeting]:
+def meeting(place: Place, timeout_minutes: float = 30) -> Iterator[Meeting]:
     """Meet the other processes of a run.
 
     Args:
         place: of this process.
-        patience_minutes: how long to wait for the others, here and whenever something is shared.
+        timeout_minutes: how long to wait for the others, here and whenever something is shared.
 
     Raises:
         ProcessLost: they do not come, or one leaves.
@@ -222,7 +222,7 @@ def meeting(place: Place, patience_minutes: float = 30) -> Iterator[Meeting]:
         torch.cuda.set_device(place.local_rank % torch.cuda.device_count())  # srun may show each its own GPU alone
     if (threads := _own_cores(place)) is not None:
         torch.set_num_threads(threads)
-    patience = timedelta(minutes=patience_minutes)
+    patience = timedelta(minutes=timeout_minutes)
     with _others_there():
         store, _, _ = next(rendezvous(place.meet_at, place.rank, place.world, timeout=patience))
         distributed.init_process_group(

@@ -77,5 +77,5 @@ def _added_up(world: int) -> float:
 
 def _links(launch: LaunchBase) -> tuple[float | None, float | None]:
     """Return bytes a second between processes of a machine and between machines."""
-    network = launch.network_gb_per_second if isinstance(launch, SlurmLaunch) else None
-    return tuple(gb * 1e9 if gb else None for gb in (launch.link_gb_per_second, network))  # type: ignore[return-value]
+    network = launch.inter_node_gb_per_second if isinstance(launch, SlurmLaunch) else None
+    return tuple(gb * 1e9 if gb else None for gb in (launch.intra_node_gb_per_second, network))  # type: ignore[return-value]

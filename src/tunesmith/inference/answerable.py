@@ -27,7 +27,7 @@ def check_answerable(
     room = check_room(questions_of(examples, recipe, task, codec), positions, split)
     names = recipe.evaluate.metrics if split == "test" else recipe.train.valid_metrics
     metrics = scored_on_answers(names)
-    primary = recipe.evaluate.primary if split == "test" else recipe.train.choose_by
+    primary = recipe.evaluate.primary if split == "test" else recipe.train.select_best_by
     references = [task.reference(example.turns) for example in examples]
     return [*([room] if room else []), *check_sight(metrics, references, primary=primary, split=split)]
 

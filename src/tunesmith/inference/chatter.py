@@ -211,7 +211,7 @@ def _data_of(found: ModelFolder, codec: Codec) -> tuple[TaskData, bool]:
         return Seq2SeqData(source=source, task="seq2seq", prompt="{source}", response="{target}"), False
     if codec.has_template:
         return ChatData(source=source, task="chat", messages="messages"), False
-    return TextData(source=source, task="text", text="text", prompt_tokens=2**31), False
+    return TextData(source=source, task="text", text="text", sample_prefix_tokens=2**31), False
 
 
 def _templates(data: TaskData) -> Iterator[str]:

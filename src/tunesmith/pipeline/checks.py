@@ -148,8 +148,8 @@ def warnings_of(recipe: Recipe, base: ModelFolder, shapes: Shapes, codec: Codec)
     default = DataBase.model_fields["max_tokens_per_example"].default
     if shapes.positions is not None and most > shapes.positions and most != default:
         yield (
-            f"data.max_tokens_per_example is {most:,} and the model knows {shapes.positions:,} positions: rows in "
-            f"between would be refused, not {'dropped' if recipe.data.too_long == 'drop' else recipe.data.too_long}"
+            f"data.max_tokens_per_example is {most:,} and the model knows {shapes.positions:,} positions: "
+            f"`too_long: {recipe.data.too_long}` has no effect on rows in between, and they would be refused"
         )
 
 

@@ -55,7 +55,7 @@ def run_recipe(
     from tunesmith.distributed.process_group import meeting
 
     # Before they meet: how long to wait is the recipe's to say.
-    patience = open_run(Path(recipe), overrides, out)[0].launch.patience_minutes
+    patience = open_run(Path(recipe), overrides, out)[0].launch.timeout_minutes
     with meeting(here, patience) as others:
         if here.is_first:
             try:
@@ -83,7 +83,7 @@ def _run(
         keep_recipe_files(loaded, run)
         _write_environment(run)
         remove_leftovers(run.path)
-        trackers = held.enter_context(Followers(loaded.track, run, loaded.model_dump(mode="json")))
+        trackers = held.enter_context(Followers(loaded.trackers, run, loaded.model_dump(mode="json")))
         for stage in wanted_stages(loaded, until):
             if stage is TRAIN and stage.name not in done:
                 _check_questions(loaded, run)
@@ -98,7 +98,7 @@ def check_beforehand(recipe: Recipe, run: RunDir, until: str | None = None) -> N
     promotes = PROMOTE in wanted_stages(recipe, until) and PROMOTE.changes(recipe, run) != []
     check_writable(cache_root(), *([registry_root()] if promotes else []))
     check_writable(run.path, hint="name a folder that you may write to with --out")
-    check_installed(recipe.track, recipe.promote.mirror if recipe.promote else None)
+    check_installed(recipe.trackers, recipe.promote.mirror if recipe.promote else None)
     if EVALUATE.changes(recipe, run) != []:
         own_metrics((*recipe.evaluate.metrics, *recipe.train.valid_metrics), run.origin)
 

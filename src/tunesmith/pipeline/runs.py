@@ -67,7 +67,7 @@ def recipe_folder(recipe: Path) -> Path:
 
 def identity(recipe: Recipe) -> dict[str, Any]:
     """Return the settings that decide training, which are fixed once a run has begun."""
-    settings = recipe.model_dump(mode="json", exclude={"evaluate", "promote", "launch", "track"})
+    settings = recipe.model_dump(mode="json", exclude={"evaluate", "promote", "launch", "trackers"})
     for name in NEVER_DECIDES:
         del settings["train"][name]
     if recipe.train.valid_metrics:  # validation answers as `evaluate` says

@@ -192,7 +192,7 @@ def _evaluation(recipe: Recipe, run: RunDir) -> dict[str, Any]:
 
 
 def _last_lines(log: Path, *, ended: bool) -> tuple[str, ...]:
-    """Return the end of a log; of one that ended, its last error, which the starters' words on it would hide."""
+    """Return the end of a log; of one that ended, its last error, which the launchers' words on it would hide."""
     lines = [line for line in _end_of(log, _LOG_READ).splitlines() if line.strip()]
     errors = [number for number, line in enumerate(lines) if line.startswith("error: ")]
     if not (ended and errors):

@@ -55,7 +55,7 @@ class RunPlan:
     has not trained yet or is of another kind than those.
     `exchange` is what processes send each other in a step, where the recipe says how fast the links are, `together`
     the tokens a second of all, at worst and at best, and `scaling` the same for other numbers of machines or processes.
-    `answered` is how many valid rows each validation answers, and `choose_by` what picks the checkpoint. `work` is
+    `answered` is how many valid rows each validation answers, and `select_best_by` what picks the checkpoint. `work` is
     what validation and evaluation read and write.
     """
 
@@ -81,7 +81,7 @@ class RunPlan:
     passes: str
     known: bool
     answered: int
-    choose_by: str
+    select_best_by: str
     memory: Memory
     memory_available: float | None
     offloaded_available: float | None
@@ -200,7 +200,7 @@ class RunPlan:
         saved = f"checkpoint every {s.save_every_steps}"
         if not self.counts["valid"]:
             return f"{saved}, the last one is the result, as there are no valid rows to choose by"
-        return f"validation every {s.valid_every_steps}{asking}, {saved}, the best by {self.choose_by}"
+        return f"validation every {s.valid_every_steps}{asking}, {saved}, the best by {self.select_best_by}"
 
     def _time(self) -> str:
         if self.seconds is None or self.together is None:
@@ -292,7 +292,7 @@ def _plan(
         filtered=facts["filtered"], cut=facts["cut"], unused=facts["unused"],
         copies=facts["copies"], tokens=facts["tokens"], lengths=facts["lengths"], steps=steps,
         work=workload_of(recipe, rows, steps, seen, speed),
-        answered=answered, choose_by=recipe.train.choose_by,
+        answered=answered, select_best_by=recipe.train.select_best_by,
         passes=str(seen.division), known=shapes.known, memory=memory, memory_available=seen.memory_available,
         offloaded_available=seen.offloaded_available,
         disk=copies * per_copy + 0.05, to_fetch=to_fetch, fetch_free=_free(hub_cache()), disk_free=_free(run.path),
@@ -316,7 +316,7 @@ def _refuse_short_turns(recipe: Recipe, speed: float | None, interval: float) ->
     if not isinstance(launch, SlurmLaunch) or launch.time_limit_minutes is None or speed is None:
         return
     needed = interval / (speed * all_processes_of(launch)) / 60
-    turn = launch.time_limit_minutes - launch.warning_minutes
+    turn = launch.time_limit_minutes - launch.grace_minutes
     if needed > turn:
         raise RecipeError(
             f"a job trains for {turn} minutes at most, and a checkpoint needs {needed:.0f} at the speed measured here",

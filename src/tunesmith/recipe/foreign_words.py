@@ -1,4 +1,4 @@
-"""Settings of TRL, transformers, Axolotl and LLaMA-Factory, and the keys of a recipe that replace them."""
+"""Settings of TRL, transformers, Axolotl and LLaMA-Factory, and our former keys, with the keys that replace them."""
 
 from typing import NamedTuple
 
@@ -101,7 +101,7 @@ TABLE = (
     ("save_strategy", "train.save_every_steps", "a number of steps"),
     ("save_total_limit", "train.keep_checkpoints", ""),
     ("metric_for_best_model load_best_model_at_end early_stopping_patience",
-     "train.choose_by", "the best checkpoint is always kept and used"),
+     "train.select_best_by", "the best checkpoint is always kept and used"),
     ("logging_steps", "", "every step is logged to train/metrics.jsonl; remove it"),
     ("resume_from_checkpoint auto_resume_from_checkpoints",
      "", "an interrupted run resumes when you repeat its command; remove it"),
@@ -116,7 +116,7 @@ TABLE = (
     # Launching and output
     ("output_dir out_dir save_dir overwrite_output_dir", "", "the run's folder is runs/NAME/ID, or that of `--out`"),
     ("run_name experiment_name", "name", ""),
-    ("report_to wandb_project wandb_entity use_wandb mlflow_tracking_uri", "track", "a list, such as `[mlflow]`"),
+    ("report_to wandb_project wandb_entity use_wandb mlflow_tracking_uri", "trackers", "a list, such as `[mlflow]`"),
     ("deepspeed fsdp fsdp_config",
      "launch.sharding", "models are sharded with FSDP2 only; `auto` uses it if one device is too small"),
     ("num_gpus",
@@ -124,7 +124,20 @@ TABLE = (
     ("num_processes nproc_per_node", "launch.processes", "with `launch.on: torchrun`"),
     ("push_to_hub hub_model_id", "promote.model", "a model that is better is promoted to the registry"),
     ("rl", "", "preference training (DPO and such) is not supported yet"),
+    # Former names of our own keys
+    ("near_copy", "data.near_duplicate_threshold", ""),
+    ("prompt_tokens", "data.sample_prefix_tokens", ""),
+    ("choose_by", "train.select_best_by", ""),
+    ("starter", "launch.launcher", ""),
+    ("patience_minutes", "launch.timeout_minutes", ""),
+    ("warning_minutes", "launch.grace_minutes", ""),
+    ("link_gb_per_second", "launch.intra_node_gb_per_second", ""),
+    ("network_gb_per_second", "launch.inter_node_gb_per_second", ""),
+    ("track", "trackers", ""),
 )  # fmt: skip
+
+# Former values of our own keys: (key, value) -> value.
+_VALUES = {("data.too_long", "cut"): "truncate", ("data.leakage", "stop"): "error"}
 
 WORDS = {word: Ours(tuple(keys.split()), note) for words, keys, note in TABLE for word in words.split()}
 
@@ -137,3 +150,8 @@ def ours_for(path: tuple[str | int, ...]) -> str | None:
         return None
     keys = " and ".join(f"`{key}`" for key in found.keys)
     return "; ".join(part for part in (f"here it is {keys}" if keys else "", found.note) if part)
+
+
+def value_for(path: tuple[str | int, ...], value: str) -> str | None:
+    """Return the present name of a former value of the key at `path`, or None if it is not one."""
+    return _VALUES.get((".".join(map(str, path)), value))

@@ -63,12 +63,12 @@ Sharding = Literal["auto", "none", "full", "node"]
 class LaunchBase(Section):
     """What all ways to run share."""
 
-    patience_minutes: float = Field(
+    timeout_minutes: float = Field(
         30,
         gt=0,
         le=24 * 60,
-        description="How long one of many processes waits for the others before it says that one hangs; what one does "
-        "alone meanwhile (writing a checkpoint, scoring answers) must be over by then.",
+        description="How long a rank waits for the others before the run ends because one hangs. Work of a single "
+        "rank, such as writing a checkpoint or scoring answers, must take less.",
     )
     sharding: Sharding = Field(
         "auto",
@@ -82,11 +82,11 @@ class LaunchBase(Section):
         "gradients and optimizer's state: layers come to the GPU one by one, and weights are moved by the processor. "
         "Needs `sharding: full` or `node`. Takes longer, and changes no step.",
     )
-    link_gb_per_second: float | None = Field(
+    intra_node_gb_per_second: float | None = Field(
         None,
         gt=0,
-        description="For `plan`: what one process of a machine sends another, in 10^9 bytes a second; without it the "
-        "time is said at best.",
+        description="For `plan`: bandwidth between two processes of a machine, in 10^9 bytes per second. Without it, "
+        "`plan` gives a lower bound of the time.",
     )
 
 
@@ -136,19 +136,20 @@ class SlurmLaunch(LaunchBase):
     memory_gib_per_node: Annotated[int, Field(ge=1)] | Literal["all"] | None = Field(
         None, description="Memory of each machine, or `all` that it has; default the cluster's."
     )
-    network_gb_per_second: float | None = Field(
-        None, gt=0, description="For `plan`: the same between two machines; eight Gbit are one GB."
+    inter_node_gb_per_second: float | None = Field(
+        None, gt=0, description="For `plan`: bandwidth between two machines, in 10^9 bytes per second (1 GB = 8 Gbit)."
     )
     time_limit_minutes: int | None = Field(None, ge=1, description="Limit of each job; default the partition's.")
-    warning_minutes: int = Field(
-        5, ge=1, description="How long before the limit the processes are asked to save and to wait for another turn."
+    grace_minutes: int = Field(
+        5, ge=1, description="How long before the limit the processes are asked to write a checkpoint and requeue."
     )
     max_requeues: int = Field(20, ge=0, description="How often a job that was stopped or killed is put in line again.")
     account: Word | None = Field(None, description="Whose hours they are.")
     partition: Word | None = Field(None, description="Where; default the cluster's own.")
     qos: Word | None = Field(None, description="Quality of service.")
-    starter: Literal["srun", "torchrun", "accelerate"] = Field(
-        "srun", description="What starts the processes on a machine; srun starts one or all of the others too."
+    launcher: Literal["srun", "torchrun", "accelerate"] = Field(
+        "srun",
+        description="The program that starts the processes of a machine; srun starts torchrun and accelerate too.",
     )
     accelerate_config: Word | None = Field(None, description="File of `accelerate launch --config_file`.")
     python: Word = Field("python", description="Python that has tunesmith, as the machines see it.")
@@ -159,14 +160,14 @@ class SlurmLaunch(LaunchBase):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if self.time_limit_minutes is not None and self.warning_minutes >= self.time_limit_minutes:
-            raise ValueError("`warning_minutes` must be less than `time_limit_minutes`, or nothing is trained")
+        if self.time_limit_minutes is not None and self.grace_minutes >= self.time_limit_minutes:
+            raise ValueError("`grace_minutes` must be less than `time_limit_minutes`, or nothing is trained")
         if self.gpus_per_node is None:
             for key in ("gpu_memory_gib", "gpu_type"):
                 if getattr(self, key) is not None:
                     raise ValueError(f"`{key}` has no effect without `gpus_per_node`")
-        if self.accelerate_config is not None and self.starter != "accelerate":
-            raise ValueError("`accelerate_config` has no effect without `starter: accelerate`")
+        if self.accelerate_config is not None and self.launcher != "accelerate":
+            raise ValueError("`accelerate_config` has no effect without `launcher: accelerate`")
         return self
 
 

@@ -17,7 +17,7 @@ from ruamel.yaml.error import YAMLError
 
 from tunesmith.core.errors import RecipeError
 from tunesmith.recipe.base import Section
-from tunesmith.recipe.foreign_words import ours_for
+from tunesmith.recipe.foreign_words import ours_for, value_for
 from tunesmith.recipe.schema import Recipe
 from tunesmith.recipe.validation import contradictions
 from tunesmith.recipe.yaml import Path_, places_of, plain_values, quoted, read_document, read_text
@@ -288,6 +288,8 @@ def _message(item: dict[str, Any], path: Path_, owner: type[Section]) -> str:
         return "is missing"
     if kind in ("union_tag_invalid", "literal_error"):
         tag = str(context.get("tag", given))
+        if current := value_for(path, tag):
+            return f"`{tag}` is not known; here it is `{current}`"
         expected = str(context.get("expected_tags", context.get("expected")))
         known = re.findall("'([^']*)'", expected) or expected.split(" or ")  # numbers have no quotes
         return f"`{tag}` is not known; {_nearest(tag, known)}"

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from tunesmith.recipe.base import Section, Texts, allowed
 from tunesmith.recipe.data_source import Filter, Sources
-from tunesmith.recipe.launch import Launch, LocalLaunch
+from tunesmith.recipe.launch import Launch, LocalLaunch, SlurmLaunch, TorchrunLaunch
 from tunesmith.recipe.template import plain, with_a_column
 from tunesmith.registry.names import check_alias, check_name
 
@@ -78,23 +78,23 @@ class DataBase(Section):
     duplicates: Literal["keep", "drop"] = Field(
         "keep", description="`drop` all but the first of training rows that say the same; all are counted either way."
     )
-    leakage: Literal["warn", "stop", "drop"] = Field(
+    leakage: Literal["warn", "error", "drop"] = Field(
         "warn",
-        description="What to do when a valid or test row is a copy, or nearly one, of a training row: `drop` leaves "
-        "the training row out.",
+        description="What to do if a valid or test row duplicates a training row, exactly or nearly: `warn`, stop with "
+        "an `error`, or `drop` the training row.",
     )
-    near_copy: float = Field(
+    near_duplicate_threshold: float = Field(
         0.8,
         ge=0.5,
         le=1,
-        description="From which similarity on two rows count as near copies: the Jaccard index of their runs of three "
-        "words, prompt and answer together, without runs that many rows share.",
+        description="Least similarity of near-duplicates: the Jaccard index of their shingles of three words, prompt "
+        "and answer together, without shingles that many rows share.",
     )
     max_tokens_per_example: int = Field(1024, ge=8, description="Longer examples are treated as `too_long` says.")
-    too_long: Literal["drop", "cut", "split"] = Field(
+    too_long: Literal["drop", "truncate", "split"] = Field(
         "drop",
-        description="`drop` the row, `cut` its end (the cut row does not learn to stop), or, for `task: text`, `split` "
-        "it into blocks that learn all of it.",
+        description="`drop` the row, `truncate` it (it does not learn to stop then), or, for `task: text`, `split` it "
+        "into blocks, so that all of it is learned.",
     )
     max_dropped_fraction: Fraction = Field(0.01, description="Stop if more rows than this are dropped.")
 
@@ -115,7 +115,9 @@ class TextData(DataBase):
         False,
         description="Let markup such as <|im_start|> in the text become control tokens (text that has it on purpose).",
     )
-    prompt_tokens: int = Field(8, ge=1, description="How many first tokens samples are continued from.")
+    sample_prefix_tokens: int = Field(
+        8, ge=1, description="How many tokens of a document's beginning a sample continues."
+    )
 
     _text = field_validator("text")(plain)
 
@@ -294,10 +296,10 @@ class Train(Section):
     valid_rows: int = Field(
         32, ge=1, description="How many valid rows are answered for `valid_metrics`: always the same, chosen by hash."
     )
-    choose_by: str = Field(
+    select_best_by: str = Field(
         "loss",
-        description="What picks the best checkpoint: `loss` or `token_accuracy` of the valid rows, or one of "
-        "`valid_metrics`.",
+        description="The metric that selects the best checkpoint: `loss` or `token_accuracy` of the valid rows, or one "
+        "of `valid_metrics`.",
     )
     save_every_steps: int | None = Field(None, ge=1, description="Checkpoint interval; default as validation.")
     keep_checkpoints: int = Field(2, ge=1, description="How many of the latest to keep, beside the best.")
@@ -368,8 +370,8 @@ class Recipe(Section):
     evaluate: Evaluate
     promote: Promote | None = Field(None, description="Leave out to stop after the verdict.")
     launch: Launch = Field(LocalLaunch(on="local"), description="Where the run runs.")
-    track: tuple[Literal["trackio", "mlflow", "tensorboard", "wandb"], ...] = Field(
-        (), description="Trackers beside `metrics.jsonl`, each an extra of its name; docs/tracking.md tells all."
+    trackers: tuple[Literal["trackio", "mlflow", "tensorboard", "wandb"], ...] = Field(
+        (), description="Trackers in addition to `metrics.jsonl`, each an extra of its name; see docs/tracking.md."
     )
     seed: int = Field(
         0, ge=0, lt=2**63, description="Seed of the split, the order of rows, initial adapters and dropout."
@@ -378,12 +380,15 @@ class Recipe(Section):
     @field_validator("launch", mode="before")
     @classmethod
     def _here_by_default(cls, value: object) -> object:
-        """Take what all ways to run share for changes of the default one, where the way is not named."""
-        if isinstance(value, dict) and value.keys() <= LocalLaunch.model_fields.keys():
+        """Add `on: local` if no key needs another `on`; unknown keys are then reported as such."""
+        others = (
+            TorchrunLaunch.model_fields.keys() | SlurmLaunch.model_fields.keys()
+        ) - LocalLaunch.model_fields.keys()
+        if isinstance(value, dict) and "on" not in value and not value.keys() & others:
             return {"on": "local", **value}
         return value
 
-    @field_validator("track")
+    @field_validator("trackers")
     @classmethod
     def _each_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(value)) < len(value):

@@ -78,10 +78,10 @@ def _valid_problems(recipe: Recipe) -> Problems:
     if not train.valid_metrics and train.valid_rows != Train.model_fields["valid_rows"].default:
         yield ("train", "valid_rows"), "has no effect without train.valid_metrics"
     measured = (*_MEASURED_ANYWAY, *generated)
-    if train.choose_by not in measured:
+    if train.select_best_by not in measured:
         known = ", ".join(measured)
-        problem = f"`{train.choose_by}` is not measured: name it in train.valid_metrics ({known} are)"
-        yield ("train", "choose_by"), problem
+        problem = f"`{train.select_best_by}` is not measured: name it in train.valid_metrics ({known} are)"
+        yield ("train", "select_best_by"), problem
 
 
 def _split_problems(recipe: Recipe) -> Problems:
@@ -95,7 +95,7 @@ def _split_problems(recipe: Recipe) -> Problems:
             "valid_every_steps": train.valid_every_steps is not None,
             "valid_loss_rows": train.valid_loss_rows != Train.model_fields["valid_loss_rows"].default,
             "valid_metrics": bool(train.valid_metrics),
-            "choose_by": train.choose_by != Train.model_fields["choose_by"].default,
+            "select_best_by": train.select_best_by != Train.model_fields["select_best_by"].default,
         }
         for key in (key for key, is_given in given.items() if is_given):
             yield ("train", key), "has no effect while data.split.valid is 0"

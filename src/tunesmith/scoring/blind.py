@@ -46,6 +46,6 @@ def check_sight(metrics: Sequence[str], references: Sequence[str], *, primary: s
         text = f"{split}: {blind_text(metric, blind, len(references))}"
         if metric == primary and blind > MOST_BLIND * len(references):
             hint = "let `exact_match` or `chrf` decide, which compare characters and not words"
-            raise RecipeError(text, where="evaluate.primary" if split == "test" else "train.choose_by", hint=hint)
+            raise RecipeError(text, where="evaluate.primary" if split == "test" else "train.select_best_by", hint=hint)
         found.append(text)
     return found

@@ -78,7 +78,7 @@ def script_of(job: Job, launch: Launch, folder: str) -> str:
 
 def _options(job: Job, launch: SlurmLaunch, folder: str) -> list[str]:
     nodes, processes = (launch.nodes, processes_of(launch)) if job.by_all else (1, 1)
-    tasks = processes if launch.starter == "srun" else 1
+    tasks = processes if launch.launcher == "srun" else 1
     log = log_path(RunDir(folder), StageJob(job.stage, "%A-%a" if job.tasks else "%j", job.name))
     asked = {
         "job-name": job.name,
@@ -95,9 +95,9 @@ def _options(job: Job, launch: SlurmLaunch, folder: str) -> list[str]:
         "array": job.tasks or None,
     }
     # torchrun passes on SIGTERM and dies of SIGUSR1. Slurm sends it to the processes, and not to this script.
-    warning = "USR1" if launch.starter == "srun" else "TERM"
+    warning = "USR1" if launch.launcher == "srun" else "TERM"
     options = [f"{key}={value}" for key, value in asked.items() if value is not None]
-    return [*options, "open-mode=append", "requeue", f"signal={warning}@{60 * launch.warning_minutes}"]
+    return [*options, "open-mode=append", "requeue", f"signal={warning}@{60 * launch.grace_minutes}"]
 
 
 def _gpus(launch: SlurmLaunch) -> str | None:
@@ -125,13 +125,13 @@ def _start(job: Job, launch: SlurmLaunch) -> list[str]:
     many = job.by_all and all_processes_of(launch) > 1
     each = "GPU" if launch.gpus_per_node == processes_of(launch) else "task"
     python = f"/usr/bin/env {launch.python}" if launch.container else launch.python  # srun would look for it out here
-    if not many or launch.starter == "srun":
+    if not many or launch.launcher == "srun":
         return [
             *([f"# One process for each {each} of all machines."] if many else []),
             "code=0",
             _lines(_srun(launch, 1), _container(launch), f"{python} -m tunesmith {job.work} || code=$?"),
         ]
-    if launch.starter == "torchrun":
+    if launch.launcher == "torchrun":
         module, options = "torch.distributed.run", [
             f"--nnodes={launch.nodes} --nproc-per-node={processes_of(launch)}", "--rdzv-backend=c10d",
             '--rdzv-endpoint="$MASTER_ADDR:$MASTER_PORT"', '--rdzv-id="$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}"',
@@ -144,7 +144,7 @@ def _start(job: Job, launch: SlurmLaunch) -> list[str]:
         ]  # fmt: skip
     command = [f"{python} -m tunesmith.slurm.exit_code {module}", *options, f"-m tunesmith {job.work}"]
     return [
-        f"# One {launch.starter} on each machine, which starts a process for each {each} there.",
+        f"# One {launch.launcher} on each machine, which starts a process for each {each} there.",
         'export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
         f"export MASTER_PORT=$(({FIRST_PORT} + (SLURM_JOB_ID + ${{SLURM_RESTART_COUNT:-0}}) % {PORTS}))",
         "code=0",
@@ -158,7 +158,7 @@ def _srun(launch: SlurmLaunch, processes: int) -> str:
     To kill them at once, which some clusters do unless told otherwise, would make 143 of any exit code: srun's own is
     the highest of all.
     """
-    seconds = round(min(_LONGEST_WAIT, max(_SHORTEST_WAIT, 60 * launch.patience_minutes)))
+    seconds = round(min(_LONGEST_WAIT, max(_SHORTEST_WAIT, 60 * launch.timeout_minutes)))
     # srun does not take the number of cores over from sbatch since Slurm 22.05.
     cores = f" --cpus-per-task={launch.cpus_per_process * processes}" if launch.cpus_per_process else ""
     return f"srun --mpi=none --kill-on-bad-exit=0 --wait={seconds} --export=ALL{cores}"

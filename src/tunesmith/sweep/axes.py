@@ -19,7 +19,7 @@ from tunesmith.recipe.schema import Recipe
 MODEL = "model.base"
 _LIST = "trials.json"
 # Sections that all trials share; otherwise they could not be compared.
-_SHARED = ("name", "evaluate", "promote", "launch", "track")
+_SHARED = ("name", "evaluate", "promote", "launch", "trackers")
 # The measure that orders trials by size along an axis, by the recipe section of the axis.
 _MEASURES = {"model": "model_parameters", "tuning": "trained_parameters", "data": "train_rows"}
 _MAX_CONFIDENCE = 0.999  # above it `paired_verdict` gives no interval

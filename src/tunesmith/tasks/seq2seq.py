@@ -62,7 +62,7 @@ class Seq2SeqTask(PairTask):
     def prompt(self, turns: Sequence[Turn]) -> list[int]:
         """Return the ids that the encoder reads, cut as in training where the recipe says so."""
         source, most = self._source(turns), self._data.max_tokens_per_example
-        return self._cut(source, most) if self._data.too_long == "cut" and len(source) > most else source
+        return self._cut(source, most) if self._data.too_long == "truncate" and len(source) > most else source
 
     def answer(self, ids: Sequence[int]) -> str:
         """Return what the decoder wrote as text. Padding, which T5 also starts from, says nothing."""

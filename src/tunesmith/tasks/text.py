@@ -85,12 +85,12 @@ class TextTask(Task):
         """Return what a sample is continued from, and how that goes on without its end."""
         if turn.ids:
             ids = list(turn.ids[:-1] if turn.ids[-1:] == self.stop_ids else turn.ids)
-            asked = len(self._codec.prefix_ids) + self._data.prompt_tokens
+            asked = len(self._codec.prefix_ids) + self._data.sample_prefix_tokens
         else:
             text = self._encode(turn.text)
             prefix = self._prefix(text)
             ids = [*prefix, *text]
-            asked = len(prefix) + self._data.prompt_tokens if turn.trained else len(ids)
+            asked = len(prefix) + self._data.sample_prefix_tokens if turn.trained else len(ids)
         return ids[:asked], ids[asked:]
 
     def _encode(self, text: str) -> list[int]:

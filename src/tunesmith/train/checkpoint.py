@@ -46,7 +46,7 @@ class State:
     """Where a run stands. The order of rows and all randomness follow from the seed and `step`.
 
     `validated_step` is the last step that was measured on the validation split: not `step`, where a signal came first.
-    `best_value` is what `train.choose_by` had at `best_step`.
+    `best_value` is what `train.select_best_by` had at `best_step`.
     """
 
     step: int

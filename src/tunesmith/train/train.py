@@ -318,7 +318,7 @@ class _Session:
             "seconds": self.state.seconds,
             "steps": self.state.step,
             "best_step": best,
-            "chosen_by": self.recipe.train.choose_by,
+            "chosen_by": self.recipe.train.select_best_by,
             "best_value": self.state.best_value,
             "valid_loss_rows": len(self._validation.rows) if self._validation else 0,
             "trainable_parameters": trained,

@@ -51,8 +51,8 @@ class Validation:
         self.tokens, self.seconds = 0, 0.0
         self._asked = _Asked(setup, run, codec) if train.valid_metrics else None
         own = self._asked.scorer.lower_is_better if self._asked else ()
-        lower = is_lower_better(train.choose_by) or train.choose_by in own
-        self.choice = Choice(train.choose_by, higher_is_better=not lower)
+        lower = is_lower_better(train.select_best_by) or train.select_best_by in own
+        self.choice = Choice(train.select_best_by, higher_is_better=not lower)
 
     def measure(self, step: int, doing: Callable[[str], None]) -> dict[str, float]:
         """Return {loss, token_accuracy, tokens, and the mean of each of `valid_metrics`} and say them.

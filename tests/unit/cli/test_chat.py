@@ -20,7 +20,7 @@ from tunesmith.inference.generate import Answer
 CHAT = {"task": "chat", "prompt": "Say {mr}.", "response": "{ref}", "system": "Be brief."}
 SEVERAL = {"task": "chat", "prompt": "{context}\n{q}", "response": "{a}", "system": "Tools: {tools}"}
 MESSAGES = {"task": "chat", "messages": "turns"}
-TEXT = {"task": "text", "text": "body", "prompt_tokens": 4}
+TEXT = {"task": "text", "text": "body", "sample_prefix_tokens": 4}
 
 
 @pytest.fixture

@@ -167,7 +167,7 @@ def test_rows_that_the_base_was_trained_on_give_a_warning(
     assert min(Counter(wanted).values()) > 0
     assert f"{other['test']} test rows" in capsys.readouterr().err
     with pytest.raises(DataError):
-        planned(tmp_path, base, "seed=1", "data.leakage=stop")
+        planned(tmp_path, base, "seed=1", "data.leakage=error")
 
 
 def test_a_base_trained_on_other_columns_gives_a_warning(

@@ -195,9 +195,9 @@ def test_leakage_warns_or_stops_as_the_recipe_says(mix: Mix, capsys: pytest.Capt
         capsys.readouterr().err
     )
     with pytest.raises(DataError, match=r"1 of 2 test rows .*a.jsonl:21 like a.jsonl:4") as caught:
-        mix({"a": lines}, split={"column": "fold"}, leakage="stop")
+        mix({"a": lines}, split={"column": "fold"}, leakage="error")
     assert caught.value.exit_code == 3
-    mix({"a": lines[:20] + lines[21:]}, split={"column": "fold"}, leakage="stop")
+    mix({"a": lines[:20] + lines[21:]}, split={"column": "fold"}, leakage="error")
     assert "warning" not in capsys.readouterr().err
 
 
@@ -335,9 +335,9 @@ def test_a_copy_that_one_search_misses_is_found_by_the_other(mix: Mix) -> None:
     others = [said(i) for i in range(600)]
     kin, one = [variant(i, 5) for i in range(50)], {**variant(99, 0), "fold": "train"}
     alike = [*kin, variant(1000, 4)]
-    warned = mix({"a": [one, *others, *alike]}, split={"column": "fold"}, leakage="warn", near_copy=0.81)
+    warned = mix({"a": [one, *others, *alike]}, split={"column": "fold"}, leakage="warn", near_duplicate_threshold=0.81)
     assert warned.copies["test"]["near"] == 1
-    found = mix({"a": [one, *others, *alike]}, split={"column": "fold"}, leakage="drop", near_copy=0.81)
+    found = mix({"a": [one, *others, *alike]}, split={"column": "fold"}, leakage="drop", near_duplicate_threshold=0.81)
     assert found.copies["test"]["near"] == 0
     assert found.entries[0].status == "unused"
 

@@ -59,7 +59,7 @@ def test_every_row_is_accounted_for(make: Callable[..., Prepared]) -> None:
     rows = [{"question": f"What is {i}?", "answer": f"It is {i}.", "tree": i} for i in range(50)]
     rows[7]["answer"] = ""
     rows[9]["answer"] = "word " * 60
-    made = make(rows, "data.max_dropped_fraction=0.5", "data.max_tokens_per_example=80", "data.too_long=cut",
+    made = make(rows, "data.max_dropped_fraction=0.5", "data.max_tokens_per_example=80", "data.too_long=truncate",
                 "data.train_rows=20")  # fmt: skip
     manifest = made.go()
     assert check_folder(made.run.stage("prepare")) == manifest

@@ -187,7 +187,7 @@ def test_the_hint_for_long_rows_gives_their_length(look: Look) -> None:
     hint = hint_of(look, given_rows, max_tokens_per_example=32)
     assert "data.max_tokens_per_example" in hint
     assert f"{long:,} tokens" in hint
-    assert "too_long: cut" in hint
+    assert "too_long: truncate" in hint
 
 
 def test_a_tools_column_with_messages_is_refused(look: Look) -> None:
@@ -252,7 +252,7 @@ def test_long_rows_are_dropped_or_cut_as_the_recipe_says(look: Look) -> None:
     assert look(given_rows, max_tokens_per_example=size)[2].entry.status == "kept"
     dropped = look(given_rows, max_tokens_per_example=size - 1)[2]
     assert (dropped.entry.status, dropped.entry.reason) == ("dropped", f"longer than {size - 1} tokens")
-    cut = look(given_rows, max_tokens_per_example=30, too_long="cut")[2]
+    cut = look(given_rows, max_tokens_per_example=30, too_long="truncate")[2]
     assert cut.tokens is not None
     assert (cut.entry.status, cut.entry.tokens) == ("cut", 30)
     assert cut.tokens.input_ids == whole.tokens.input_ids[:30]
@@ -263,7 +263,7 @@ def test_long_rows_are_dropped_or_cut_as_the_recipe_says(look: Look) -> None:
 def test_a_cut_that_leaves_nothing_to_learn_drops_the_row(look: Look) -> None:
     given_rows = rows(4)
     given_rows[1]["question"] = "word " * 40
-    found = look(given_rows, max_tokens_per_example=30, too_long="cut")
+    found = look(given_rows, max_tokens_per_example=30, too_long="truncate")
     assert found[1].entry.reason == "nothing to learn is left after cutting"
     assert [row.entry.status for row in found] == ["kept", "dropped", "kept", "kept"]
 
@@ -373,6 +373,6 @@ def test_a_split_that_is_needed_and_empty_is_named() -> None:
     assert empty_splits({"train": 5, "test": 1}, Split(valid=0), train) == []
     assert empty_splits({"train": 5, "test": 1}, Split(column="fold"), train) == []
     assert empty_splits({"train": 5, "valid": 1}, Split(column="fold"), train) == ["test"]
-    for change in ({"valid_metrics": ("rougeL",)}, {"choose_by": "token_accuracy"}):
+    for change in ({"valid_metrics": ("rougeL",)}, {"select_best_by": "token_accuracy"}):
         asking = train.model_copy(update=change)
         assert empty_splits({"train": 5, "test": 1}, Split(column="fold"), asking) == ["valid"]

@@ -14,7 +14,7 @@ from tunesmith.estimate.memory import layers_numbers
 from tunesmith.recipe.load import load_recipe
 
 TRAINED = 1000
-LINKS = ("launch.link_gb_per_second=100", "launch.network_gb_per_second=10")
+LINKS = ("launch.intra_node_gb_per_second=100", "launch.inter_node_gb_per_second=10")
 EIGHT = ("launch={on: slurm, nodes: 2, processes_per_node: 4}", *LINKS)
 
 

@@ -67,7 +67,7 @@ def test_a_linked_recipe_reads_the_folder_in_which_it_was_named(
 
 
 @pytest.mark.parametrize(
-    "change", ["evaluate.rows=4", "evaluate.metrics=[exact_match]", "promote={model: tiny}", "track=[tensorboard]",
+    "change", ["evaluate.rows=4", "evaluate.metrics=[exact_match]", "promote={model: tiny}", "trackers=[tensorboard]",
                "launch={on: torchrun, processes: 2}", "train.keep_checkpoints=1"],
 )  # fmt: skip
 def test_settings_that_do_not_decide_training_find_the_same_run(project: Path, change: str) -> None:

@@ -89,7 +89,7 @@ def test_no_more_of_the_source_is_read_than_asked(recipe: Path, monkeypatch: pyt
 
 
 def test_a_cut_row_says_so(recipe: Path) -> None:
-    limits = ["data.max_tokens_per_example=36", "data.too_long=cut", "data.max_dropped_fraction=0.9"]
+    limits = ["data.max_tokens_per_example=36", "data.too_long=truncate", "data.max_dropped_fraction=0.9"]
     [found] = view(recipe, limits, rows=1, split="train")
     assert (found["status"], len(found["tokens"])) == ("cut", 36)
     assert "36 tokens" in as_text([found], colour=False)
@@ -208,7 +208,7 @@ def test_a_row_that_is_used_twice_is_shown_once(recipe: Path) -> None:
 # --- documents in blocks ---
 
 BLOCKS = ("data={source: {file: rows.jsonl}, task: text, text: '{question} {answer}', max_tokens_per_example: 8, "
-          "too_long: split, prompt_tokens: 3, split: {valid: 0.15, test: 0.2}}")  # fmt: skip
+          "too_long: split, sample_prefix_tokens: 3, split: {valid: 0.15, test: 0.2}}")  # fmt: skip
 
 
 def test_every_block_of_a_document_is_shown_by_its_number(recipe: Path) -> None:

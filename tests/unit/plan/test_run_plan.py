@@ -52,7 +52,7 @@ def test_the_plan_shows_sources_filters_lengths_and_copies(recipe: Path) -> None
 
 def test_the_plan_says_which_rows_are_cut_and_which_are_not_used(recipe: Path) -> None:
     least = plan_run(recipe).longest - 1
-    plan = plan_run(recipe, [f"data.max_tokens_per_example={least}", "data.too_long=cut", "data.train_rows=5"])
+    plan = plan_run(recipe, [f"data.max_tokens_per_example={least}", "data.too_long=truncate", "data.train_rows=5"])
     assert list(plan.cut) == [f"longer than {least} tokens"]
     assert f"cut {plan.cut[f'longer than {least} tokens']} x longer than {least} tokens" in str(plan)
     assert f"unused {plan.unused['beyond train_rows']} x beyond train_rows" in str(plan)
@@ -65,7 +65,7 @@ def test_a_plan_stops_where_the_run_would(recipe: Path) -> None:
 
 def test_the_plan_says_what_is_in_blocks_and_what_is_left_out(recipe: Path) -> None:
     text = ("data={source: {file: rows.jsonl}, task: text, text: '{question} {answer}', max_tokens_per_example: 12, "
-            "too_long: split, leakage: drop, near_copy: 0.5}")  # fmt: skip
+            "too_long: split, leakage: drop, near_duplicate_threshold: 0.5}")  # fmt: skip
     plan = plan_run(recipe, [text])
     lines = {line.split()[0]: line for line in str(plan).splitlines()}
     assert plan.blocks["documents"] == 60
@@ -77,14 +77,14 @@ def test_the_plan_says_what_is_in_blocks_and_what_is_left_out(recipe: Path) -> N
     )  # fmt: skip
     # Documents this short leave nothing to answer after the prompt, so only their likelihood can be judged.
     judged = ["evaluate.metrics=[perplexity]", "evaluate.primary=perplexity"]
-    plan = plan_run(recipe, [text.replace("near_copy: 0.5", "split: {column: fold}"), *judged])
+    plan = plan_run(recipe, [text.replace("near_duplicate_threshold: 0.5", "split: {column: fold}"), *judged])
     rows, copies = (next(line for line in str(plan).splitlines() if line.startswith(name)) for name in ("rows", "copi"))
     assert f"unused {plan.unused['says what a test row says']} x says what a test row says" in rows
     assert copies.endswith("test rows in train 0 + 0 nearly, left out of train 1 + 0 nearly")
 
 
 def test_the_plan_says_what_validation_asks_and_what_chooses(recipe: Path) -> None:
-    asking = ["train.valid_metrics=[rougeL]", "train.choose_by=rougeL", "train.valid_rows=3"]
+    asking = ["train.valid_metrics=[rougeL]", "train.select_best_by=rougeL", "train.valid_rows=3"]
     assert "validation every 1, answering 3 rows, checkpoint every 1, the best by rougeL" in str(
         plan_run(recipe, asking)
     )
@@ -260,7 +260,7 @@ def test_many_processes_take_less_time_at_best(recipe: Path, monkeypatch: pytest
     assert "at best, with 2 processes, each at 100 tokens/s" in str(two)
     narrow = plan_run(recipe, [*SLURM, "launch.cpus_per_process=1"])
     assert narrow.tokens_per_second == pytest.approx(25), "with a quarter of the cores that were measured"
-    linked = plan_run(recipe, [*SLURM, "launch.network_gb_per_second=1e-3"])
+    linked = plan_run(recipe, [*SLURM, "launch.inter_node_gb_per_second=1e-3"])
     assert linked.seconds is not None
     assert linked.exchange is not None
     assert linked.seconds[0] == pytest.approx(two.seconds[0] + linked.steps.total_steps * linked.exchange.waited)
@@ -288,7 +288,7 @@ def test_other_numbers_of_machines_are_looked_at(recipe: Path, monkeypatch: pyte
     monkeypatch.setattr(run_plan, "remembered_speed", lambda *_: Speed(100.0))
     monkeypatch.setattr(scaling, "balance", lambda *_: 1.0)
     assert plan_run(recipe).scaling == []
-    asked = [*SLURM, "launch.nodes=3", "launch.network_gb_per_second=1e-3"]
+    asked = [*SLURM, "launch.nodes=3", "launch.inter_node_gb_per_second=1e-3"]
     sizes = plan_run(recipe, asked).scaling
     assert [one["machines"] for one in sizes] == [1, 2, 3, 4, 8]
     speeds = [one["tokens_per_second"] for one in sizes]
@@ -336,7 +336,7 @@ SAID = ("data={source: {file: rows.jsonl}, task: chat, prompt: '{question} {note
 PREPARED = {
     "mixed": MIX,
     "blocks": [BLOCKS, "evaluate.metrics=[perplexity]", "evaluate.primary=perplexity"],
-    "cut": ["data.max_tokens_per_example=38", "data.too_long=cut", "data.near_copy=0.5"],
+    "cut": ["data.max_tokens_per_example=38", "data.too_long=truncate", "data.near_duplicate_threshold=0.5"],
     "said": [SAID, "train.valid_metrics=[chrf]", "evaluate.metrics=[rougeL, perplexity]"],
     "slurm": ["launch.on=slurm", "launch.nodes=2", "promote={model: x}"],
 }

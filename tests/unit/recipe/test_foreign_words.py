@@ -72,10 +72,19 @@ def told(tmp_path: Path, *overrides: str, text: str = RECIPE) -> str:
         ("data.file=rows.csv", "data.source.file"),
         ("weight_decay=0.1", "train.weight_decay"),
         ("train.seed=1", "seed"),
-        ("report_to=wandb", "track"),
+        ("report_to=wandb", "trackers"),
         ("deepspeed=zero3.json", "launch.sharding"),
         ("gradient_checkpointing=true", "train.activation_checkpointing"),
         ("min_gain=0.1", "promote.min_gain"),
+        ("data.near_copy=0.9", "data.near_duplicate_threshold"),
+        ("data.prompt_tokens=8", "data.sample_prefix_tokens"),
+        ("train.choose_by=rougeL", "train.select_best_by"),
+        ("launch.starter=torchrun", "launch.launcher"),
+        ("launch.patience_minutes=3", "launch.timeout_minutes"),
+        ("launch.warning_minutes=3", "launch.grace_minutes"),
+        ("launch.link_gb_per_second=3", "launch.intra_node_gb_per_second"),
+        ("launch.network_gb_per_second=3", "launch.inter_node_gb_per_second"),
+        ("track=[wandb]", "trackers"),
     ],
 )
 def test_a_word_of_another_tool_is_answered_with_ours(override: str, ours: str, tmp_path: Path) -> None:
@@ -88,6 +97,11 @@ def test_words_in_the_file_are_answered_with_their_line(tmp_path: Path) -> None:
     message = told(tmp_path, text=RECIPE + "output_dir: out\ntrain_on_inputs: false\n")
     assert "recipe.yaml:7: output_dir: " in message
     assert "recipe.yaml:8: train_on_inputs: " in message
+
+
+@pytest.mark.parametrize(("override", "ours"), [("data.too_long=cut", "truncate"), ("data.leakage=stop", "error")])
+def test_a_former_value_is_answered_with_the_present_one(override: str, ours: str, tmp_path: Path) -> None:
+    assert told(tmp_path, override).endswith(f"; here it is `{ours}`")
 
 
 def test_a_typo_is_still_a_typo(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def test_processes_of_a_machine(settings: dict[str, Any], processes: int) -> Non
     ("settings", "told"),
     [
         ({"time_limit_minutes": 5}, "must be less than `time_limit_minutes`"),
-        ({"accelerate_config": "a.yaml"}, "has no effect without `starter: accelerate`"),
+        ({"accelerate_config": "a.yaml"}, "has no effect without `launcher: accelerate`"),
         ({"gpu_memory_gib": 80}, "`gpu_memory_gib` has no effect without `gpus_per_node`"),
         ({"gpu_type": "a100"}, "`gpu_type` has no effect without `gpus_per_node`"),
         ({"container": {}}, "give `environment` or `image`"),

@@ -157,7 +157,7 @@ def test_wrong_keys_and_contradictions_are_reported_together(
 
 
 def test_problems_that_may_follow_from_a_wrong_value_are_not_reported(told: Callable[..., Told]) -> None:
-    found = told(RECIPE, "train.valid_metrics=5", "train.choose_by=rougeL", "evaluate.primary=accuracy")
+    found = told(RECIPE, "train.valid_metrics=5", "train.select_best_by=rougeL", "evaluate.primary=accuracy")
     assert {key for _, key, _ in found} == {"train.valid_metrics", "evaluate.primary"}
 
 

@@ -68,8 +68,12 @@ def test_validation_that_never_happens_is_told(told: Callable[..., Told]) -> Non
         ("valid_metrics: [rogueL]", "valid_metrics", "unknown metric `rogueL`, did you mean `rougeL`?"),
         ("valid_metrics: [execution]", "valid_metrics", "`execution` needs evaluate.database"),
         ("valid_rows: 0", "valid_rows", "greater than or equal to 1"),
-        ("choose_by: rougeL", "choose_by", "`rougeL` is not measured: name it in train.valid_metrics (loss, token_"),
-        ("choose_by: perplexity", "choose_by", "is not measured"),
+        (
+            "select_best_by: rougeL",
+            "select_best_by",
+            "`rougeL` is not measured: name it in train.valid_metrics (loss, token_",
+        ),
+        ("select_best_by: perplexity", "select_best_by", "is not measured"),
     ],
 )
 def test_what_validation_cannot_measure_is_told(told: Callable[..., Told], train: str, key: str, message: str) -> None:
@@ -80,20 +84,20 @@ def test_what_validation_cannot_measure_is_told(told: Callable[..., Told], train
 
 
 def test_all_that_is_wrong_with_validation_is_told_at_once(told: Callable[..., Told]) -> None:
-    text = changed("2e-4", "2e-4\n  valid_metrics: [perplexity, rouge, execution]\n  choose_by: bleu")
+    text = changed("2e-4", "2e-4\n  valid_metrics: [perplexity, rouge, execution]\n  select_best_by: bleu")
     text = text.replace("valid: 0.1", "valid: 0")
-    where, other = line_of(text, "  valid_metrics:"), line_of(text, "  choose_by:")
+    where, other = line_of(text, "  valid_metrics:"), line_of(text, "  select_best_by:")
     assert sorted((line, key) for line, key, _ in told(text)) == [
         *[(where, "train.valid_metrics")] * 3,
-        *[(other, "train.choose_by")] * 2,
+        *[(other, "train.select_best_by")] * 2,
     ]
     assert any("known" not in said and "rouge1, rouge2, rougeL, rougeLsum" in said for *_, said in told(text))
 
 
 @pytest.mark.parametrize("by", ["loss", "token_accuracy", "rouge2", "json_valid", "mine:words"])
 def test_whatever_validation_measures_may_choose(load: Load, by: str) -> None:
-    text = changed("2e-4", f"2e-4\n  valid_metrics: [rouge, json_valid, 'mine:words']\n  choose_by: '{by}'")
-    assert load(text).train.choose_by == by
+    text = changed("2e-4", f"2e-4\n  valid_metrics: [rouge, json_valid, 'mine:words']\n  select_best_by: '{by}'")
+    assert load(text).train.select_best_by == by
 
 
 def test_a_database_for_validation_alone_has_an_effect(load: Load) -> None:
@@ -101,7 +105,7 @@ def test_a_database_for_validation_alone_has_an_effect(load: Load) -> None:
     assert load(text.replace("primary: rougeL", "primary: rougeL\n  database: x.db")).evaluate.database == "x.db"
 
 
-@pytest.mark.parametrize("setting", ["valid_metrics: [rougeL]", "choose_by: token_accuracy"])
+@pytest.mark.parametrize("setting", ["valid_metrics: [rougeL]", "select_best_by: token_accuracy"])
 def test_choosing_without_valid_rows_is_told(told: Callable[..., Told], setting: str) -> None:
     text = changed("valid: 0.1", "valid: 0").replace("2e-4", f"2e-4\n  {setting}")
     key = f"train.{setting.partition(':')[0]}"

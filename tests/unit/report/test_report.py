@@ -121,7 +121,7 @@ def prepare(run: RunDir, rows: int, hostile: str) -> None:
                 "extra": {"train": 800, "valid": 40, "test": 0},
             },
             "copies": {
-                "near_copy": 0.8,
+                "near_duplicate_threshold": 0.8,
                 "duplicates": {"rows": 2400, "exact": 31, "near": 1204, "examples": []},
                 "left_out": {"exact": 2, "near": 1033, "examples": []},
                 "test": {"rows": rows, "exact": 0, "near": 1, "examples": [

@@ -28,7 +28,7 @@ def options(text: str) -> dict[str, str]:
 def test_what_is_asked_for() -> None:
     text = script(
         nodes=2, gpus_per_node=4, cpus_per_process=16, memory_gib_per_node=400, time_limit_minutes=240,
-        warning_minutes=10, account="a1", partition="normal", qos="high", sbatch=["--constraint=a100"],
+        grace_minutes=10, account="a1", partition="normal", qos="high", sbatch=["--constraint=a100"],
     )  # fmt: skip
     assert options(text) == {
         "job-name": "viggo-train", "account": "a1", "partition": "normal", "qos": "high", "nodes": "2",
@@ -63,17 +63,17 @@ def test_what_the_cluster_decides_is_left_to_it() -> None:
     assert options(script()).keys().isdisjoint({"account", "partition", "qos", "time", "mem", "cpus-per-task"})
 
 
-@pytest.mark.parametrize("starter", ["torchrun", "accelerate"])
-def test_a_starter_of_its_own_has_a_task_on_each_machine(starter: str) -> None:
-    text = script(nodes=2, gpus_per_node=4, cpus_per_process=16, starter=starter)
+@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
+def test_a_launcher_of_its_own_has_a_task_on_each_machine(launcher: str) -> None:
+    text = script(nodes=2, gpus_per_node=4, cpus_per_process=16, launcher=launcher)
     asked = options(text)
     assert (asked["ntasks-per-node"], asked["cpus-per-task"], asked["signal"]) == ("1", "64", "TERM@300")
     assert "-m tunesmith.slurm.exit_code" in text
-    assert ("--num_processes=8" if starter == "accelerate" else "--nnodes=2 --nproc-per-node=4") in text
+    assert ("--num_processes=8" if launcher == "accelerate" else "--nnodes=2 --nproc-per-node=4") in text
 
 
 def test_the_user_s_own_configuration_of_accelerate_counts() -> None:
-    text = script(nodes=2, starter="accelerate", accelerate_config="fsdp.yaml", processes_per_node=2)
+    text = script(nodes=2, launcher="accelerate", accelerate_config="fsdp.yaml", processes_per_node=2)
     assert "--config_file=fsdp.yaml --num_machines=2 --num_processes=4" in text
     assert "--multi_gpu" not in text
 
@@ -94,7 +94,7 @@ def test_containers_modules_and_variables() -> None:
 
 @pytest.mark.parametrize(("patience", "seconds"), [(0.1, 60), (2, 120), (30, 300)])
 def test_the_others_have_time_to_end(patience: float, seconds: int) -> None:
-    assert f"--kill-on-bad-exit=0 --wait={seconds} " in script(nodes=2, patience_minutes=patience)
+    assert f"--kill-on-bad-exit=0 --wait={seconds} " in script(nodes=2, timeout_minutes=patience)
 
 
 def test_an_array_has_a_log_and_an_exit_code_for_each_task() -> None:
@@ -113,8 +113,8 @@ def test_a_folder_that_means_something_to_a_shell_is_refused(folder: str) -> Non
 CASES: list[dict[str, Any]] = [
     {},
     {"nodes": 2, "processes_per_node": 2},
-    {"nodes": 2, "processes_per_node": 2, "starter": "torchrun"},
-    {"nodes": 2, "processes_per_node": 2, "starter": "accelerate"},
+    {"nodes": 2, "processes_per_node": 2, "launcher": "torchrun"},
+    {"nodes": 2, "processes_per_node": 2, "launcher": "accelerate"},
     {"container": {"environment": "x"}, "modules": ["a"], "exports": {"A": "it's"}},
 ]
 

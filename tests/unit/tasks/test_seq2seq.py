@@ -100,7 +100,7 @@ def test_both_limits_cut_and_the_source_keeps_its_end(kind: str) -> None:
     assert len(cut.trained) == 5  # and so nothing teaches it to stop
     assert task.limited(cut, 8) == (cut, None)
     assert len(task.prompt(turns)) == len(tokens.source_ids)
-    cutting = seq2seq(codec_of(kind), max_tokens_per_example=8, too_long="cut")
+    cutting = seq2seq(codec_of(kind), max_tokens_per_example=8, too_long="truncate")
     assert cutting.prompt(turns) == list(cut.source_ids)  # asked in use as it was in training
     assert cutting.render(turns).source_ids == tokens.source_ids  # so that the cut is seen, and counted
     whole = task.limited(tokens, len(tokens.source_ids))

@@ -41,16 +41,18 @@ def test_every_token_is_learned_but_the_first(family: Family) -> None:
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
-@given(document=poisoned, prompt_tokens=st.integers(1, 12))
-def test_any_document(family: Family, document: str, prompt_tokens: int) -> None:
+@given(document=poisoned, sample_prefix_tokens=st.integers(1, 12))
+def test_any_document(family: Family, document: str, sample_prefix_tokens: int) -> None:
     codec = family.codec
     assume(family.name != "unigram" or family.tokenizer.unk_token_id not in codec.personal(document))
-    task = text_task(codec, prompt_tokens=prompt_tokens)
+    task = text_task(codec, sample_prefix_tokens=sample_prefix_tokens)
     turns = task.parse({"text": document})
     tokens, prompt = task.render(turns), task.prompt(turns)
     assert [i for i in tokens.input_ids if i in codec.control_ids] == [*codec.prefix_ids, codec.eos_id]
     assert list(tokens.input_ids[: len(prompt)]) == prompt
-    assert len(prompt) - len(codec.prefix_ids) == min(prompt_tokens, len(tokens.input_ids) - 1 - len(codec.prefix_ids))
+    assert len(prompt) - len(codec.prefix_ids) == min(
+        sample_prefix_tokens, len(tokens.input_ids) - 1 - len(codec.prefix_ids)
+    )
     assert task.answer(tokens.input_ids[len(prompt) :]) == task.reference(turns)
 
 
@@ -85,7 +87,7 @@ def test_a_document_of_letters_that_the_vocabulary_lacks() -> None:
 
 
 def test_a_person_is_continued_from_all_he_wrote_and_a_document_from_its_beginning(chatml: Family) -> None:
-    task = text_task(chatml.codec, prompt_tokens=2)
+    task = text_task(chatml.codec, sample_prefix_tokens=2)
     long = "Say one and two, then red cat."
     assert task.prompt(task.question(long)) == chatml.codec.personal(long)
     assert task.prompt((Turn("text", long, trained=True),)) == chatml.codec.personal(long)[:2]
@@ -147,7 +149,7 @@ def test_a_document_is_split_where_it_is_too_long_and_the_recipe_says_so(chatml:
     task = text_task(chatml.codec, too_long="split")
     size = len(task.render(task.parse({"text": document})).input_ids)
     assert in_blocks(task, document, size)[1] == []
-    assert in_blocks(text_task(chatml.codec, too_long="cut"), document, size - 1)[1] == []
+    assert in_blocks(text_task(chatml.codec, too_long="truncate"), document, size - 1)[1] == []
     whole, [first, last] = in_blocks(task, document, size - 1)
     assert first[0].ids == whole.input_ids[:-1]
     assert last[0].ids == whole.input_ids[-2:]  # nothing is left but the end, which is learned too
@@ -156,7 +158,7 @@ def test_a_document_is_split_where_it_is_too_long_and_the_recipe_says_so(chatml:
 
 
 def test_a_sample_goes_on_from_the_beginning_of_its_block(family: Family) -> None:
-    task = text_task(family.codec, too_long="split", prompt_tokens=3)
+    task = text_task(family.codec, too_long="split", sample_prefix_tokens=3)
     _, turns = in_blocks(task, "Say one and two, then red cat, blue dog, one go. " * 4, 20)
     assert len(turns) > 3
     for block in turns:

@@ -18,7 +18,7 @@ from tunesmith.track.follow import _Log
 from tunesmith.track.followers import Followers
 from tunesmith.track.tracker import TRACKERS, check_installed
 
-SETTINGS = {"name": "tiny", "train": {"learning_rate": 0.01, "max_steps": None}, "track": ["wandb"], "seed": 3}
+SETTINGS = {"name": "tiny", "train": {"learning_rate": 0.01, "max_steps": None}, "trackers": ["wandb"], "seed": 3}
 LONG = 280.0  # seconds for a tracker to finish, on a machine that is busy with other things
 
 
@@ -261,7 +261,7 @@ def test_the_recipe_and_the_extras_know_the_same_trackers() -> None:
 
     from tunesmith.recipe.schema import Recipe
 
-    [names, _] = get_args(Recipe.model_fields["track"].annotation)
+    [names, _] = get_args(Recipe.model_fields["trackers"].annotation)
     assert set(get_args(names)) == set(TRACKERS)
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
     for name, packages in TRACKERS.items():

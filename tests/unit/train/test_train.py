@@ -35,7 +35,7 @@ from tunesmith.train.loop import Measured
 
 DORA = {**LORA, "dora": True, "rslora": True}
 NF4, INT8 = ({**LORA, "method": "qlora", "bits": bits} for bits in (4, 8))
-ANSWERED = {"valid_metrics": ["chrf"], "choose_by": "chrf", "valid_rows": 4}
+ANSWERED = {"valid_metrics": ["chrf"], "select_best_by": "chrf", "valid_rows": 4}
 BOTH = pytest.mark.parametrize("tuning", [LORA, FULL], ids=["lora", "full"])
 
 

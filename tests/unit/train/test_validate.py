@@ -40,7 +40,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, losses: list[float], scores: list[
 
 @pytest.mark.parametrize("tuning", [LORA, FULL], ids=["lora", "full"])
 def test_every_validation_scores_answers_to_the_same_rows_and_keeps_them(start: Start, tuning: dict[str, Any]) -> None:
-    made = start(tuning, valid_metrics=NAMES, valid_rows=4, choose_by="chrf")
+    made = start(tuning, valid_metrics=NAMES, valid_rows=4, select_best_by="chrf")
     manifest = made.go()
     lines = [line for line in made.log() if line["kind"] == "valid"]
     answers = made.answers()
@@ -131,7 +131,7 @@ def test_a_metric_may_choose_another_checkpoint_than_the_loss(
     start: Start, monkeypatch: pytest.MonkeyPatch, by: str, scores: list[float], step: int, value: float
 ) -> None:
     metric = by if by in ("chrf", "mine:words") else "chrf"
-    made = start(valid_metrics=[metric], choose_by=by, keep_checkpoints=1)
+    made = start(valid_metrics=[metric], select_best_by=by, keep_checkpoints=1)
     own(made, "def words(p, r): return [0] * len(p)\nwords.higher_is_better = False\n")
     scripted(monkeypatch, [9.0, 1.0, 2.0, 3.0], scores)
     manifest = made.go()
@@ -143,7 +143,9 @@ def test_a_metric_may_choose_another_checkpoint_than_the_loss(
 def test_an_improvement_by_the_metric_is_saved_between_two_intervals(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = start(valid_metrics=["chrf"], choose_by="chrf", valid_every_steps=1, save_every_steps=6, keep_checkpoints=1)
+    made = start(
+        valid_metrics=["chrf"], select_best_by="chrf", valid_every_steps=1, save_every_steps=6, keep_checkpoints=1
+    )
     scripted(monkeypatch, [1.0] * 7, [0.0, 0.2, 0.1, 0.4, 0.3, 0.1, 0.1])
     assert made.go()["best_step"] == 3
     assert made.steps == [3, 6]
@@ -152,7 +154,7 @@ def test_an_improvement_by_the_metric_is_saved_between_two_intervals(
 def test_a_metric_that_gives_no_number_never_chooses_and_ends_no_training(
     start: Start, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = start(valid_metrics=["mine:words"], choose_by="mine:words")
+    made = start(valid_metrics=["mine:words"], select_best_by="mine:words")
     # A module of the user's own is forgotten after every call, so the validations are counted here.
     monkeypatch.setattr("builtins.validations_done", calls := [], raising=False)
     own(made, "import builtins\ndef words(p, r):\n    done = builtins.validations_done\n    done.append(1)\n"
@@ -256,8 +258,8 @@ class Scarce:
 def test_a_lack_of_memory_fails_rows_and_never_the_training(
     start: Start, whole: Start, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    roomy = whole(valid_metrics=["exact_match", "chrf"], choose_by="chrf")
-    made = start(valid_metrics=["exact_match", "chrf"], choose_by="chrf")
+    roomy = whole(valid_metrics=["exact_match", "chrf"], select_best_by="chrf")
+    made = start(valid_metrics=["exact_match", "chrf"], select_best_by="chrf")
     lengths = [len(line["prompt"]) for line in roomy.answers()[0]]
     scarce = Scarce(monkeypatch, 0)
     manifest = made.go()
