@@ -5,15 +5,16 @@ that holds `runs/`. How it is evaluated, promoted, launched and tracked may chan
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tunesmith.core.errors import DamagedFile, RecipeError, TunesmithError
+from tunesmith.core.errors import RecipeError, TunesmithError
 from tunesmith.core.files import digest_of, read_json, write_json, write_text
 from tunesmith.core.rundir import RunDir
 from tunesmith.data.sources import sources_are_there
-from tunesmith.pipeline.stages import PREPARE, TRAIN, UNDO, changed_keys
+from tunesmith.pipeline.stages import PREPARE, TRAIN
+from tunesmith.recipe.changes import UNDO, changed_keys
 from tunesmith.recipe.load import dump_recipe, load_recipe
 from tunesmith.recipe.schedule import DECODING, NEVER_DECIDES
 from tunesmith.recipe.schema import Recipe
@@ -76,46 +77,53 @@ def identity(recipe: Recipe) -> dict[str, Any]:
     return settings
 
 
-def place_of(folder: Path) -> str:
-    """Return a recipe's folder relative to the current one: a part of what the default names of runs are made from."""
-    return os.path.relpath(folder, os.path.realpath("."))
+def place_of(folder: Path, current: Path = Path()) -> str:
+    """Return a recipe's folder relative to a current one: a part of what the default names of runs are made from."""
+    return os.path.relpath(folder, os.path.realpath(current))
 
 
 def _default_folder(recipe: Recipe, folder: Path) -> Path:
-    """Return the run folder of a recipe: the one of its path, or one from before its folder was renamed."""
-    runs, settings = Path("runs") / recipe.name, identity(recipe)
-    own = runs / _run_id(settings, place_of(folder))
-    if own.exists():
-        return own
-    renamed = (path for path in _runs_of(runs, digest_of(settings)) if _continues(recipe, RunDir(path, folder), folder))
-    return next(renamed, own)
+    """Return the run folder of a recipe, which need not exist yet."""
+    return _begun_in(Path(), recipe, folder) or _named_folder(Path(), recipe, folder)
 
 
-def _run_id(settings: dict[str, Any], place: str) -> str:
-    return digest_of([settings, place])[:8]
+def _named_folder(place: Path, recipe: Recipe, folder: Path) -> Path:
+    """Return the folder that a run of a recipe gets if it begins in `place`."""
+    return place / "runs" / recipe.name / digest_of([identity(recipe), place_of(folder, place)])[:8]
 
 
-def _runs_of(runs: Path, settings: str) -> Iterator[Path]:
-    """Yield the run folders that were started with settings of this digest."""
-    for path in sorted(runs.glob("*/environment.json")):
-        try:
-            if read_json(path).get("settings") == settings:
-                yield path.parent
-        except DamagedFile:
-            continue
+def _begun_in(place: Path, recipe: Recipe, folder: Path) -> Path | None:
+    """Return the folder of the run of a recipe that began in `place`; None if there is none.
+
+    It has another name than a new run if the recipe's folder was renamed, or if an earlier version of tunesmith, whose
+    recipes had fewer keys, began it.
+    """
+    named = _named_folder(place, recipe, folder)
+    if named.exists():
+        return named
+    others = (path.parent for path in sorted(named.parent.glob("*/environment.json")))
+    return next((path for path in others if is_run_of(recipe, RunDir(path, folder), folder)), None)
 
 
-def _continues(recipe: Recipe, run: RunDir, folder: Path) -> bool:
+def is_run_of(recipe: Recipe, run: RunDir, folder: Path) -> bool:
     """Return whether a run is that of the recipe in `folder`: as recorded, or renamed with the same data in it."""
-    if _has_other_recipe(run, folder):
-        return False
-    if run.manifest("prepare") is None:
-        return _is_same(run.recorded_origin, folder)
     try:
-        same = all(not stage.changes(recipe, run) for stage in (PREPARE, TRAIN))
+        if _has_other_recipe(run, folder) or not _has_settings(run, recipe):
+            return False
+        if _is_same(run.recorded_origin, folder):
+            return True
+        unchanged = PREPARE.changes(recipe, run) == [] and not TRAIN.changes(recipe, run)
+        return unchanged and sources_are_there(recipe.data.source, folder=folder)
     except TunesmithError:
         return False
-    return same and sources_are_there(recipe.data.source, folder=folder)
+
+
+def _has_settings(run: RunDir, recipe: Recipe) -> bool:
+    """Return whether a run was started with the settings of a recipe."""
+    recorded = read_json(run.environment).get("settings") if run.environment.exists() else None
+    if isinstance(recorded, str):  # earlier versions recorded their digest
+        recorded = identity(load_recipe(run.resolved_recipe))
+    return not changed_keys(recorded, identity(recipe), recipe)
 
 
 def _has_other_recipe(run: RunDir, folder: Path) -> bool:
@@ -152,10 +160,9 @@ def run_elsewhere(recipe: Recipe, run: RunDir) -> Path | None:
     """
     if run.environment.exists():
         return None
-    folder, settings = run.origin, identity(recipe)
-    for place in (folder, *folder.parents):
-        found = place / "runs" / recipe.name / _run_id(settings, os.path.relpath(folder, place))
-        if found.is_dir() and not _is_same(found, run.path):
+    for place in (run.origin, *run.origin.parents):
+        found = _begun_in(place, recipe, run.origin)
+        if found and not _is_same(found, run.path):
             return Path(os.path.relpath(found))
     return None
 
@@ -171,7 +178,7 @@ def write_origin(recipe: Recipe, run: RunDir, file: Path, overrides: Sequence[st
         found = {
             "recipe_folder": os.path.relpath(origin, os.path.realpath(run.path)),
             "recipe_file": file.name,
-            "settings": digest_of(identity(recipe)),
+            "settings": identity(recipe),
         }
         if known != {**known, **found}:
             write_json(run.environment, {**known, **found})

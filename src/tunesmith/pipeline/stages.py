@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from tunesmith.core.errors import DamagedFile, RecipeError
-from tunesmith.core.files import digest_of, read_json
+from tunesmith.core.files import read_json
 from tunesmith.core.rundir import RunDir
+from tunesmith.recipe.changes import UNDO, changed_keys
 from tunesmith.recipe.schema import Recipe
-
-UNDO = "undo the change to continue this run, or give another --out to start a new one"
-"""The hint if a run was made from other inputs."""
+from tunesmith.train.inputs import refuse_other_inputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +43,9 @@ class Stage:
     def changes(self, recipe: Recipe, run: RunDir) -> list[str] | None:
         """Return the inputs of a finished stage that have changed since, by key; None if it is not finished."""
         manifest = run.manifest(self.name)
-        return None if manifest is None else sorted(changed_keys(manifest["inputs"], self.inputs(recipe, run)))
+        if manifest is None:
+            return None
+        return sorted(changed_keys(manifest["inputs"], self.inputs(recipe, run), recipe))
 
 
 PREPARE, TRAIN, EVALUATE, PROMOTE = STAGES = (
@@ -68,23 +69,18 @@ def is_done(stage: Stage, recipe: Recipe, run: RunDir) -> bool:
     Raises:
         RecipeError: its rows were prepared, or its training finished or began, with other inputs.
     """
-    changes = stage.changes(recipe, run)
-    _refuse_changes(stage, changes, run)
-    if changes is None and stage is TRAIN:
-        _refuse_other_start(recipe, run)
-    return changes == []
+    return _accepted_changes(stage, recipe, run) == []
 
 
 def work_left(recipe: Recipe, run: RunDir) -> dict[str, str]:
     """Return for each stage of the recipe `done`, `to do`, or `to do again`, with the inputs that have changed.
 
     Raises:
-        RecipeError: its rows were prepared, or its training finished, with other inputs.
+        RecipeError: its rows were prepared, or its training finished or began, with other inputs.
     """
     left: dict[str, str] = {}
     for stage in wanted_stages(recipe):
-        changes = stage.changes(recipe, run)
-        _refuse_changes(stage, changes, run)
+        changes = _accepted_changes(stage, recipe, run)
         redone = any(state != "done" for state in left.values())
         if changes is None:
             left[stage.name] = "to do"
@@ -95,22 +91,18 @@ def work_left(recipe: Recipe, run: RunDir) -> dict[str, str]:
     return left
 
 
-def changed_keys(before: Any, now: Any, path: str = "") -> set[str]:
-    """Return the dotted keys under which two JSON values differ."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        keys = before.keys() | now.keys()
-        return set().union(*(changed_keys(before.get(k), now.get(k), f"{path}.{k}" if path else k) for k in keys))
-    return {path} if before != now else set()
-
-
-def _refuse_changes(stage: Stage, changes: list[str] | None, run: RunDir) -> None:
-    """Raise RecipeError if inputs of a finished stage that is kept have changed."""
+def _accepted_changes(stage: Stage, recipe: Recipe, run: RunDir) -> list[str] | None:
+    """Return the changes of a stage; raise RecipeError if there are any and its result, or its beginning, is kept."""
+    changes = stage.changes(recipe, run)
     if changes and stage.kept:
         raise RecipeError(
             f"{stage.name} was done with other inputs ({', '.join(changes)}); it is kept as it is",
             where=str(run),
             hint=UNDO,
         )
+    if changes is None and stage is TRAIN:
+        _refuse_other_start(recipe, run)
+    return changes
 
 
 def _refuse_other_start(recipe: Recipe, run: RunDir) -> None:
@@ -120,10 +112,5 @@ def _refuse_other_start(recipe: Recipe, run: RunDir) -> None:
             began_from = read_json(checkpoint / "state.json")["inputs"]
         except (OSError, DamagedFile, KeyError, TypeError):
             continue  # training itself reports damaged checkpoints
-        if began_from != digest_of(TRAIN.inputs(recipe, run)):
-            raise RecipeError(
-                "was made with other data, settings or base model",
-                where=str(checkpoint),
-                hint=UNDO,
-            )
+        refuse_other_inputs(began_from, TRAIN.inputs(recipe, run), recipe, checkpoint)
         return

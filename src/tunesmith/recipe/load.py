@@ -16,6 +16,7 @@ from ruamel.yaml.emitter import RoundTripEmitter
 from ruamel.yaml.error import YAMLError
 
 from tunesmith.core.errors import RecipeError
+from tunesmith.core.rundir import RunDir
 from tunesmith.recipe.base import Section
 from tunesmith.recipe.foreign_words import ours_for, value_for
 from tunesmith.recipe.schema import Recipe
@@ -23,6 +24,7 @@ from tunesmith.recipe.validation import contradictions
 from tunesmith.recipe.yaml import Path_, places_of, plain_values, quoted, read_document, read_text
 
 _MOST_SHOWN = 120
+_OTHER_VERSION = "another version of tunesmith wrote it: go on with that version, or start another run"
 
 # What pydantic says in the words of Python, in the words of YAML.
 _PLAINLY = {
@@ -60,9 +62,9 @@ class Problem:
 class RecipeProblems(RecipeError):
     """All mistakes of a recipe, told at once."""
 
-    def __init__(self, problems: Sequence[Problem]) -> None:
+    def __init__(self, problems: Sequence[Problem], *, hint: str | None = None) -> None:
         self.problems = tuple(problems)
-        super().__init__("\n".join(str(problem) for problem in problems))
+        super().__init__("\n".join(str(problem) for problem in problems), hint=hint)
 
 
 def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
@@ -72,6 +74,7 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
         RecipeError: the file cannot be read, or holds mistakes; all of them are listed.
     """
     path = Path(path)
+    hint = _OTHER_VERSION if path == RunDir(path.parent).resolved_recipe and not overrides else None
     document = read_document(path)
     values = plain_values(document, str(path))
     places = {(): path.name, **dict(places_of(document, path.name))}
@@ -87,9 +90,9 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     except ValidationError as error:
         problems = _problems(error, values, places, changed)
         problems += [_problem(key, message, places) for key, message in _other_clashes(error, values)]
-        raise RecipeProblems(sorted(problems, key=_order)) from None
+        raise RecipeProblems(sorted(problems, key=_order), hint=hint) from None
     if clashes := _clashes(values, recipe):
-        raise RecipeProblems([_problem(key, message, places) for key, message in clashes])
+        raise RecipeProblems([_problem(key, message, places) for key, message in clashes], hint=hint)
     return recipe
 
 

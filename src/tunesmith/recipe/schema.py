@@ -377,6 +377,11 @@ class Recipe(Section):
         0, ge=0, lt=2**63, description="Seed of the split, the order of rows, initial adapters and dropout."
     )
 
+    @property
+    def decoding(self) -> Evaluate:
+        """How answers are decoded, those to valid rows like those to test rows."""
+        return self.evaluate
+
     @field_validator("launch", mode="before")
     @classmethod
     def _here_by_default(cls, value: object) -> object:

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tunesmith.core.errors import RecipeError
+from tunesmith.core.errors import RecipeError, TunesmithError
 from tunesmith.core.files import digest_of, read_json, remove_leftovers, write_json
 from tunesmith.core.rundir import RunDir
 from tunesmith.fetch.reference import resolve
 from tunesmith.pipeline.runner import check_beforehand, stages_done
-from tunesmith.pipeline.runs import identity, open_run, place_of, recipe_folder, write_origin
+from tunesmith.pipeline.runs import identity, is_run_of, open_run, place_of, recipe_folder, write_origin
 from tunesmith.recipe.launch import TorchrunLaunch
 from tunesmith.recipe.load import RecipeProblems, load_recipe
 from tunesmith.recipe.schema import Recipe
@@ -146,8 +146,34 @@ def list_trials(
             hint=f"take {max_trials} or fewer, or lower evaluate.confidence",
         )
     trials = tuple(Trial(n, f"{n:02d}-{_slug(values)}", values) for n, values in enumerate(changes, 1))
-    digest = digest_of([*map(identity, recipes), place_of(recipe_folder(recipe))])[:8]
-    return Sweep(out or Path("runs") / first.name / f"sweep-{digest}", axes, tuple(overrides), trials)
+    return Sweep(out or _default_folder(recipes, axes, trials, recipe_folder(recipe)), axes, tuple(overrides), trials)
+
+
+def _default_folder(recipes: Sequence[Recipe], axes: tuple[Axis, ...], trials: tuple[Trial, ...], folder: Path) -> Path:
+    """Return the folder of a sweep, which need not exist yet.
+
+    As for a run, it has another name if an earlier version of tunesmith began it.
+    """
+    digest = digest_of([*map(identity, recipes), place_of(folder)])[:8]
+    named = Path("runs") / recipes[0].name / f"sweep-{digest}"
+    if named.exists():
+        return named
+    others = (path.parent for path in sorted(named.parent.glob(f"sweep-*/{_LIST}")))
+    return next((path for path in others if _holds(path, recipes, axes, trials, folder)), named)
+
+
+def _holds(
+    path: Path, recipes: Sequence[Recipe], axes: tuple[Axis, ...], trials: tuple[Trial, ...], folder: Path
+) -> bool:
+    """Return whether a folder holds the sweep of these recipes."""
+    try:
+        before = read_sweep(path)
+    except TunesmithError:
+        return False
+    runs = [RunDir(path / trial.folder, folder) for trial in trials]
+    return (before.axes, before.trials) == (axes, trials) and all(
+        map(is_run_of, recipes, runs, itertools.repeat(folder))
+    )
 
 
 def correction(confidence: float, trials: int) -> float:

@@ -20,6 +20,7 @@ from tunesmith.core.files import (
 from tunesmith.core.progress import say
 from tunesmith.core.rundir import RunDir
 from tunesmith.data.inputs import inputs
+from tunesmith.recipe.changes import changed_keys
 from tunesmith.recipe.schema import Recipe
 from tunesmith.sweep.axes import Sweep, Trial
 
@@ -55,7 +56,8 @@ def _reuse_first(sweep: Sweep, trial: Trial, artifact: str, take: Callable[[Swee
 def _link_prepared(sweep: Sweep, trial: Trial, other: RunDir) -> bool:
     """Link another trial's sealed `prepare` if it has the same inputs, which include the tokenizer's digest."""
     run, manifest = sweep.run(trial), other.manifest("prepare")
-    if manifest is None or manifest["inputs"] != inputs(sweep.recipe(trial), run):
+    recipe = sweep.recipe(trial)
+    if manifest is None or changed_keys(manifest["inputs"], inputs(recipe, run), recipe):
         return False
     try:
         check_folder(other.stage("prepare"))

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from tunesmith.core.errors import DamagedFile, RecipeError
+from tunesmith.core.errors import DamagedFile
 from tunesmith.core.files import (
     check_folder,
     new_folder,
@@ -34,7 +34,9 @@ from tunesmith.distributed.sharded_state import put_together, read_parts, write_
 from tunesmith.fetch.reference import CARD, name_for_peft
 from tunesmith.model.adapters import restore_weights, save_model, trained_parameters
 from tunesmith.model.dtensor import as_its_weight, is_divided
+from tunesmith.recipe.schema import Recipe
 from tunesmith.tasks.tokenizer import Codec
+from tunesmith.train.inputs import inputs, refuse_other_inputs
 from tunesmith.train.optim import optimizer_tensors, restore_optimizer
 
 # Where the optimizer's state lies if each process writes its part of it.
@@ -45,12 +47,13 @@ _PARTS = "optimizer"
 class State:
     """Where a run stands. The order of rows and all randomness follow from the seed and `step`.
 
-    `validated_step` is the last step that was measured on the validation split: not `step`, where a signal came first.
-    `best_value` is what `train.select_best_by` had at `best_step`.
+    `inputs` are those of training, see `train.inputs`. `validated_step` is the last step that was measured on the
+    validation split: not `step`, where a signal came first. `best_value` is what `train.select_best_by` had at
+    `best_step`.
     """
 
     step: int
-    inputs: str
+    inputs: dict[str, Any] | str
     validated_step: int | None = None
     best_step: int | None = None
     best_value: float | None = None
@@ -125,10 +128,11 @@ def _write(run: RunDir, taken: Snapshot, folder: Path, codec: Codec, card: dict[
     write_json(folder / "state.json", asdict(taken.state))
 
 
-def latest_state(run: RunDir, inputs: str) -> State | None:
+def latest_state(recipe: Recipe, run: RunDir) -> State | None:
     """Return where the newest whole checkpoint stands, or None where there is nothing yet.
 
     Raises:
+        RecipeError: it was made from other inputs.
         DamagedFile: there are checkpoints, and none of them is whole; starting again would hide that.
     """
     remove_leftovers(run.checkpoints)
@@ -141,12 +145,7 @@ def latest_state(run: RunDir, inputs: str) -> State | None:
             say(f"skipping a checkpoint: {error}")
             damaged.append(path.name)
             continue
-        if state.inputs != inputs:
-            raise RecipeError(
-                "was made with other data, settings or base model",
-                where=str(path),
-                hint="give another --out, or move the train folder away",
-            )
+        refuse_other_inputs(state.inputs, inputs(recipe, run), recipe, path)
         return state
     if damaged:
         raise DamagedFile(

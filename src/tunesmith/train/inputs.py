@@ -1,11 +1,14 @@
 """What `train` follows from. Apart from the stage, so that asking whether it is done imports no torch."""
 
+from pathlib import Path
 from typing import Any
 
+from tunesmith.core.errors import RecipeError
 from tunesmith.core.files import digest_of
 from tunesmith.core.rundir import RunDir
 from tunesmith.fetch.reference import base_of
 from tunesmith.inference.inputs import scoring_inputs
+from tunesmith.recipe.changes import UNDO, changed_keys
 from tunesmith.recipe.schedule import DECODING, NEVER_DECIDES
 from tunesmith.recipe.schema import Recipe
 
@@ -15,7 +18,7 @@ def inputs(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     settings = recipe.train.model_dump(mode="json", exclude=set(NEVER_DECIDES))
     answered: dict[str, Any] = {}
     if recipe.train.valid_metrics:
-        answered = {"decoding": recipe.evaluate.model_dump(mode="json", include=set(DECODING))}
+        answered = {"decoding": recipe.decoding.model_dump(mode="json", include=set(DECODING))}
         answered |= scoring_inputs(recipe.train.valid_metrics, recipe, run)
     return {
         "model": recipe.model.model_dump(mode="json"),
@@ -26,3 +29,24 @@ def inputs(recipe: Recipe, run: RunDir) -> dict[str, Any]:
         "seed": recipe.seed,
         "prepare": digest_of((run.manifest("prepare") or {}).get("files")),
     }
+
+
+def refuse_other_inputs(
+    recorded: dict[str, Any] | str, wanted: dict[str, Any], recipe: Recipe, checkpoint: Path
+) -> None:
+    """Raise RecipeError if a checkpoint was made from other inputs than training would have now.
+
+    Args:
+        recorded: the checkpoint's inputs, or their digest, which is all that earlier versions wrote.
+        wanted: the recipe's.
+        recipe: whose.
+        checkpoint: for the message.
+    """
+    told = "was made with other data, settings or base model"
+    if isinstance(recorded, str):
+        same = recorded == digest_of(wanted)
+    else:
+        changed = sorted(changed_keys(recorded, wanted, recipe))
+        same, told = not changed, f"{told} ({', '.join(changed)})"
+    if not same:
+        raise RecipeError(told, where=str(checkpoint), hint=UNDO)

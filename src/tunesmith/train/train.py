@@ -72,7 +72,8 @@ def train(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     """
     stated, group = inputs(recipe, run), here()
     group.refuse_unlike(stated)
-    state = group.by_first(lambda: latest_state(run, digest_of(stated))) or State(0, digest_of(stated))
+    began = group.by_first(lambda: latest_state(recipe, run))
+    state = replace(began, inputs=stated) if began else State(0, stated)
     base = base_of(run, recipe.model.base)
     on = machine_of(recipe)
     if on.device.type == "cpu" and os.environ.get("SLURM_GPUS_ON_NODE"):

@@ -1,13 +1,16 @@
 """Which folder a run has: the recipe's folder and the settings that decide training count; evaluation does not."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from tests.support.earlier import record, renamed, with_value, without
 from tests.support.tiny import recipe, tree, write_rows
 
 from tunesmith.core.errors import DataError, RecipeError, TunesmithError
-from tunesmith.core.files import read_json
+from tunesmith.core.files import digest_of, read_json, write_json
 from tunesmith.core.rundir import RunDir
 from tunesmith.pipeline.runner import run_recipe
 from tunesmith.pipeline.runs import identity, open_run
@@ -217,3 +220,95 @@ def test_the_record_has_no_absolute_path(project: Path, tmp_path: Path) -> None:
     run = run_recipe(project, until="prepare")
     assert str(tmp_path) not in run.environment.read_text()
     assert read_json(run.environment)["recipe_file"] == "recipe.yaml"
+
+
+NEW_KEYS = ["data.source.quote", "data.split.by", "data.leakage", "train.valid_loss_rows", "tuning.dora", "seed"]
+
+
+@pytest.mark.parametrize("key", NEW_KEYS)
+def test_a_run_from_before_a_key_existed_is_continued(project: Path, key: str) -> None:
+    run = run_recipe(project, until="prepare")
+    record(run, without(key))
+    run = renamed(run)
+    before = tree(run.stage("prepare"))
+    for named, out in ((project, None), (project, run.path), (run.path, None)):
+        again = run_recipe(named, out=out, until="prepare")
+        assert again.path.samefile(run.path)
+        assert tree(again.stage("prepare")) == before
+    (project.parent / "rows.jsonl").unlink()
+    assert open_run(project, (), None)[1].path == run.path
+    assert [path.name for path in run.path.parent.iterdir()] == [run.path.name]
+
+
+def test_a_run_that_recorded_a_digest_of_its_settings_is_continued(project: Path) -> None:
+    run = run_recipe(project, until="prepare")
+    record(run, without("data.source.quote"))
+    write_json(run.environment, {**read_json(run.environment), "settings": digest_of("as they were then")})
+    run = renamed(run)
+    assert open_run(project, (), None)[1].path == run.path
+    assert open_run(project, ["train.epochs=3"], None)[1].path != run.path
+    run_recipe(project, until="prepare")
+    assert read_json(run.environment)["settings"] == identity(load_recipe(project))
+
+
+def test_a_run_from_before_a_key_existed_is_named_from_elsewhere(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_recipe(project, until="prepare")
+    record(run, without("tuning.dora"))
+    first = renamed(run).path.resolve()
+    (tmp_path / "sub").mkdir()
+    monkeypatch.chdir(tmp_path / "sub")
+    capsys.readouterr()
+    run_recipe("../exp/recipe.yaml", until="prepare")
+    assert f"tunesmith run {os.path.relpath(first)}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("recorded", [without, lambda key: with_value(key, "all")], ids=["no key", "another default"])
+def test_another_value_than_the_one_that_a_run_was_made_with_is_another_run(
+    project: Path, recorded: Callable[[str], Callable[[dict[str, Any]], None]]
+) -> None:
+    run = run_recipe(project, until="prepare")
+    record(run, recorded("train.valid_loss_rows"))
+    run = renamed(run)
+    changes = ["train.valid_loss_rows=9"]
+    assert open_run(project, changes, None)[1].path != run.path
+    before = tree(run.path)
+    for named, out in ((project, run.path), (run.path, None)):
+        with pytest.raises(RecipeError, match=r"train\.valid_loss_rows") as refused:
+            run_recipe(named, changes, out=out)
+        assert refused.value.exit_code == 2
+    assert tree(run.path) == before
+
+
+def test_a_default_that_has_changed_starts_another_run(project: Path) -> None:
+    run = run_recipe(project, until="prepare")
+    record(run, with_value("train.valid_loss_rows", "all"))
+    run = renamed(run)
+    assert open_run(project, (), None)[1].path != run.path
+    assert open_run(project, ["train.valid_loss_rows=all"], None)[1].path == run.path
+    with pytest.raises(RecipeError, match="'all' there, not 'auto'"):
+        open_run(project, (), run.path)
+    assert open_run(run.path, (), None)[0].train.valid_loss_rows == "all"
+
+
+def test_a_run_with_a_key_that_is_gone_is_kept_and_not_continued(project: Path) -> None:
+    run = run_recipe(project, until="prepare")
+    record(run, with_value("train.gone", 3))
+    run = renamed(run)
+    before = tree(run.path)
+    assert open_run(project, (), None)[1].path != run.path
+    for named, out in ((project, run.path), (run.path, None)):
+        with pytest.raises(RecipeError, match=r"train\.gone") as refused:
+            run_recipe(named, out=out)
+        assert "another version" in str(refused.value.hint)
+    assert tree(run.path) == before
+
+
+def test_a_damaged_record_beside_a_run_is_passed_over(project: Path) -> None:
+    run = run_recipe(project, until="prepare")
+    broken = run.path.with_name("aaa")
+    broken.mkdir()
+    (broken / "environment.json").write_text("{")
+    run = renamed(run)
+    assert open_run(project, (), None)[1].path == run.path

@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import pytest
+from tests.support.earlier import record, with_value, without
 from tests.support.tiny import recipe
 from tests.unit.sweep.conftest import MakeSweep
 
 from tunesmith.core.errors import RecipeError
+from tunesmith.core.rundir import RunDir
 from tunesmith.sweep.axes import (
     Sweep,
     check_sweep,
@@ -49,6 +51,24 @@ def test_its_folder_follows_from_the_trials(tmp_path: Path, tokenizer_folder: Pa
     assert one.path != listed(tmp_path, tokenizer_folder, "tuning.rank=2,16").path
     assert one.path != listed(tmp_path, tokenizer_folder, "tuning.rank=2,8", overrides=["seed=1"]).path
     assert one.path.parent == Path("runs/tiny")
+
+
+def test_a_sweep_of_an_earlier_version_is_found_again(
+    tmp_path: Path, tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    axis = "tuning.rank=2,8"
+    sweep = listed(tmp_path, tokenizer_folder, axis)
+    write_sweep(sweep, tmp_path / "recipe.yaml")
+    for trial in sweep.trials:
+        record(sweep.run(trial), without("tuning.dora"))
+    earlier = sweep.path.rename(sweep.path.with_name("sweep-00000000"))
+    assert listed(tmp_path, tokenizer_folder, axis).path == earlier
+    for other in ("tuning.rank=2,8,16", "tuning.rank=2,16"):
+        assert listed(tmp_path, tokenizer_folder, other).path != earlier
+    assert listed(tmp_path, tokenizer_folder, axis, overrides=["tuning.dora=true"]).path != earlier
+    record(RunDir(earlier / sweep.trials[1].folder), with_value("tuning.dora", True))
+    assert listed(tmp_path, tokenizer_folder, axis).path != earlier
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from tests.support.earlier import record, without
 from tests.unit.sweep.conftest import MakeSweep, binary, finish
 
 from tunesmith import run_recipe
@@ -36,6 +37,14 @@ def test_equal_inputs_share_one_set_of_files(make_sweep: MakeSweep) -> None:
     sealed = (second.stage("prepare") / "manifest.json").stat().st_mtime_ns
     run_recipe(second.path, until="prepare")
     assert (second.stage("prepare") / "manifest.json").stat().st_mtime_ns == sealed  # done before
+
+
+def test_what_an_earlier_version_prepared_is_reused(make_sweep: MakeSweep) -> None:
+    sweep = make_sweep("tuning.rank=2,8")
+    first, second = (sweep.run(trial) for trial in sweep.trials)
+    record(run_recipe(first.path, until="prepare"), without("data.source.quote"))
+    reuse(sweep, sweep.trials[1])
+    assert reused(second) == {"prepared data": "01-rank-2"}
 
 
 @pytest.mark.parametrize("axis", ["data.train_rows=5,10", "seed=1,2", "data.max_tokens_per_example=64,128"])

@@ -14,13 +14,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.support.earlier import without
 from tests.support.tiny import save_model
 from tests.unit.train.conftest import FULL, LORA, Start, Trained, random_rows, recipe_of
 
 from tunesmith.core import interrupt
 from tunesmith.core.dist_env import Place
 from tunesmith.core.errors import DamagedFile, DoesNotFit, Interrupted, NonFinite, RecipeError
-from tunesmith.core.files import check_folder, read_json, write_json
+from tunesmith.core.files import check_folder, digest_of, read_json, seal_folder, write_json
 from tunesmith.core.rundir import RunDir
 from tunesmith.data.batches import write_tokens
 from tunesmith.distributed.process_group import cores_of
@@ -31,6 +32,7 @@ from tunesmith.tasks.chatml import codec_of
 from tunesmith.train import async_save, checkpoint, loop, validate
 from tunesmith.train import train as stage
 from tunesmith.train.checkpoint import State, latest_state, prune
+from tunesmith.train.inputs import inputs
 from tunesmith.train.loop import Measured
 
 DORA = {**LORA, "dora": True, "rslora": True}
@@ -411,14 +413,33 @@ def test_a_checkpoint_of_other_settings_is_refused(whole: Start, tmp_path: Path)
     Trained(made.recipe.model_copy(update={"train": train}), made.run).go()
 
 
+def test_a_checkpoint_of_an_earlier_version_goes_on(whole: Start, tmp_path: Path) -> None:
+    made = copied(whole(), tmp_path / "run")
+    for recorded in ("without a key", "as a digest"):
+        (made.run.stage("train") / "manifest.json").unlink()
+        for step in made.steps:
+            folder = made.run.checkpoint(step)
+            state = read_json(folder / "state.json")
+            state["inputs"] = inputs(made.recipe, made.run)
+            if recorded == "without a key":
+                without("train.beta1")(state["inputs"])
+            else:
+                state["inputs"] = digest_of(state["inputs"])
+            write_json(folder / "state.json", state)
+            seal_folder(folder, step=step)
+        assert made.go()["steps"] == 6
+
+
 def test_a_state_comes_back_as_it_was(start: Start, whole: Start) -> None:
     made = whole()
     last = made.run.checkpoint(6)
     state = State(**read_json(last / "state.json"))
-    assert latest_state(made.run, state.inputs) == state
+    assert latest_state(made.recipe, made.run) == state
+    assert state.inputs == inputs(made.recipe, made.run)
     assert state.step == state.validated_step == 6
     assert State(**json.loads(json.dumps(asdict(state)))) == state
-    assert latest_state(start(name="empty").run, "any") is None
+    empty = start(name="empty")
+    assert latest_state(empty.recipe, empty.run) is None
 
 
 # --- what stops a run ---

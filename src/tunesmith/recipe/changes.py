@@ -1,0 +1,52 @@
+"""Which settings differ from recorded ones, also if another version of tunesmith recorded them.
+
+A record holds every value, defaults too. A key that it lacks did not exist yet, so the run was done as the key's
+default says. A default that has changed since, and a key that no longer exists, count as changes.
+"""
+
+from typing import Any
+
+from pydantic_core import to_jsonable_python
+
+from tunesmith.recipe.base import Section
+
+UNDO = "undo the change to continue this run, or give another --out to start a new one"
+"""The hint if a run was made from other inputs."""
+
+
+def changed_keys(recorded: Any, wanted: Any, section: Any = None, path: str = "") -> set[str]:
+    """Return the dotted keys under which two JSON values differ.
+
+    Keys of the section that `wanted` leaves out decide nothing: their recorded values are not compared.
+
+    Args:
+        recorded: what was written earlier.
+        wanted: what would be written now.
+        section: the section of the recipe, or the tuple of sections, that `wanted` was made from; None if it was made
+            from something else.
+        path: the key of both values.
+    """
+    if isinstance(recorded, dict) and isinstance(wanted, dict):
+        recorded = _completed(recorded, wanted, section)
+        keys = recorded.keys() | wanted.keys()
+        return set[str]().union(
+            *(
+                changed_keys(recorded.get(key), wanted.get(key), _part(section, key), f"{path}.{key}" if path else key)
+                for key in keys
+            )
+        )
+    if isinstance(section, tuple) and isinstance(recorded, list) and len(recorded) == len(section):
+        return {path} if any(map(changed_keys, recorded, wanted, section)) else set()
+    return {path} if recorded != wanted else set()
+
+
+def _completed(recorded: dict[str, Any], wanted: dict[str, Any], section: Any) -> dict[str, Any]:
+    """Return recorded values with the defaults of keys that they lack, and without keys that decide nothing."""
+    fields = type(section).model_fields if isinstance(section, Section) else {}
+    defaults = {key: field.get_default() for key, field in fields.items() if key in wanted and not field.is_required()}
+    kept = {key: value for key, value in recorded.items() if key in wanted or key not in fields}
+    return {**to_jsonable_python(defaults), **kept}
+
+
+def _part(section: Any, key: str) -> Any:
+    return getattr(section, key, None) if isinstance(section, Section) else None

@@ -1,0 +1,130 @@
+"""Which stages are done, and why not: the inputs of each are compared with those that it recorded."""
+
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.support.earlier import record, with_value, without
+from tests.support.tiny import recipe, tree
+
+from tunesmith.core.errors import RecipeError
+from tunesmith.core.files import digest_of, write_json
+from tunesmith.core.rundir import RunDir
+from tunesmith.pipeline.runner import run_recipe, stages_done
+from tunesmith.pipeline.stages import EVALUATE, PREPARE, TRAIN, work_left
+from tunesmith.plan.run_plan import plan_run
+from tunesmith.recipe.base import Section
+from tunesmith.recipe.load import load_recipe
+from tunesmith.recipe.schema import Recipe
+
+ASKING = ["train.valid_metrics=[chrf]"]
+DONE = {"prepare": "done", "train": "done", "evaluate": "done"}
+
+
+@pytest.fixture
+def done(tmp_path: Path, tiny: Path) -> RunDir:
+    """A prepared run whose later stages look as if they had been done."""
+    run = run_recipe(recipe(tmp_path, tiny), ASKING, out=tmp_path / "run", until="prepare")
+    loaded = load_recipe(run.resolved_recipe)
+    for stage in (TRAIN, EVALUATE):
+        write_json(run.stage(stage.name) / "manifest.json", {"inputs": stage.inputs(loaded, run), "files": {}})
+    return run
+
+
+def keys_with_a_default(inputs: dict[str, Any], loaded: Recipe) -> Iterator[str]:
+    """Yield the dotted keys of a stage's inputs that a recipe may leave out."""
+    for name, value in inputs.items():
+        section = getattr(loaded, name, None)
+        if isinstance(value, dict) and isinstance(section, Section):
+            fields = type(section).model_fields
+            yield from (f"{name}.{key}" for key in value if not fields[key].is_required())
+
+
+def test_a_stage_is_done_if_its_record_lacks_a_key_at_its_default(done: RunDir) -> None:
+    loaded = load_recipe(done.resolved_recipe)
+    checked = set()
+    for stage in (PREPARE, TRAIN, EVALUATE):
+        path, manifest = done.stage(stage.name) / "manifest.json", done.manifest(stage.name)
+        assert manifest is not None
+        for key in keys_with_a_default(manifest["inputs"], loaded):
+            change = deepcopy(manifest)
+            without(key)(change["inputs"])
+            write_json(path, change)
+            section, name = key.split(".")
+            field = type(getattr(loaded, section)).model_fields[name]
+            is_default = getattr(getattr(loaded, section), name) == field.default
+            found = stage.changes(loaded, done)
+            assert found is not None
+            assert (found == []) == is_default, (stage.name, key)
+            checked.add(key)
+        write_json(path, manifest)
+    assert {"data.leakage", "tuning.target", "train.beta1", "evaluate.beams", "decoding.beams"} < checked
+    assert work_left(loaded, done) == DONE
+
+
+@pytest.mark.parametrize(
+    ("recorded", "changes", "evaluate"),
+    [
+        (without("evaluate.confidence"), [], "done"),
+        (without("evaluate.confidence"), ["evaluate.confidence=0.9"], "to do again (evaluate.confidence changed)"),
+        (with_value("evaluate.confidence", 0.9), [], "to do again (evaluate.confidence changed)"),
+        (with_value("evaluate.gone", 1), [], "to do again (evaluate.gone changed)"),
+        (with_value("evaluate.gone", None), [], "done"),
+    ],
+)
+def test_plan_says_which_stage_a_new_key_repeats(
+    done: RunDir, recorded: Callable[[dict[str, Any]], None], changes: list[str], evaluate: str
+) -> None:
+    manifest = done.manifest("evaluate")
+    assert manifest is not None
+    recorded(manifest["inputs"])
+    write_json(done.stage("evaluate") / "manifest.json", manifest)
+    assert plan_run(done.path, changes).stages == {**DONE, "evaluate": evaluate}
+
+
+@pytest.mark.parametrize("stage", ["prepare", "train"])
+def test_a_kept_stage_with_another_recorded_value_is_refused(done: RunDir, stage: str) -> None:
+    key = {"prepare": "data.leakage", "train": "train.beta1"}[stage]
+    manifest = done.manifest(stage)
+    assert manifest is not None
+    with_value(key, "another")(manifest["inputs"])
+    write_json(done.stage(stage) / "manifest.json", manifest)
+    before = tree(done.path)
+    for act in (plan_run, run_recipe):
+        with pytest.raises(RecipeError, match=rf"{stage} was done with other inputs \({key}\)"):
+            act(done.path)
+    assert tree(done.path) == before
+
+
+def test_all_records_of_an_earlier_version_together_are_done(done: RunDir) -> None:
+    for key in ("data.source.quote", "data.split.by", "tuning.dora", "train.valid_loss_rows", "evaluate.guards"):
+        record(done, without(key))
+    assert plan_run(done.path).stages == DONE
+
+
+BEGUN: dict[str, tuple[Callable[[dict[str, Any]], Any], list[str]]] = {
+    "as now": (lambda inputs: inputs, []),
+    "without a key": (lambda inputs: without("train.beta1")(inputs) or inputs, []),
+    "as a digest": (digest_of, []),
+    "another value": (lambda inputs: with_value("train.beta1", 0.5)(inputs) or inputs, ["train.beta1"]),
+    "another digest": (lambda _: digest_of("other"), [""]),
+}
+
+
+@pytest.mark.parametrize("case", BEGUN)
+def test_an_interrupted_training_goes_on_from_what_it_began_with(done: RunDir, case: str) -> None:
+    (done.stage("train") / "manifest.json").unlink()
+    recorded, named = BEGUN[case]
+    loaded = load_recipe(done.resolved_recipe)
+    inputs = recorded(TRAIN.inputs(loaded, done))
+    write_json(done.checkpoint(2) / "state.json", {"step": 2, "inputs": inputs})
+    for act in (lambda: plan_run(done.path), lambda: stages_done(loaded, done)):
+        if not named:
+            act()
+            continue
+        with pytest.raises(RecipeError, match="other data, settings or base") as refused:
+            act()
+        assert named[0] in str(refused.value)
+        assert refused.value.where == str(done.checkpoint(2))
