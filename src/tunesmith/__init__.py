@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tunesmith.core.errors import TunesmithError
     from tunesmith.inference.chatter import Chatter, open_chatter
+    from tunesmith.inference.sampling import Sampling
     from tunesmith.model.adapter_set import AdapterSet
     from tunesmith.model.merge import merge_model
     from tunesmith.pipeline.runner import run_recipe
@@ -25,6 +26,7 @@ _HOMES = {
     "AdapterSet": "tunesmith.model.adapter_set",
     "Chatter": "tunesmith.inference.chatter",
     "Registry": "tunesmith.registry.store",
+    "Sampling": "tunesmith.inference.sampling",
     "TunesmithError": "tunesmith.core.errors",
     "Verdict": "tunesmith.scoring.verdict",
     "load_recipe": "tunesmith.recipe.load",
@@ -41,6 +43,7 @@ __all__ = [
     "AdapterSet",
     "Chatter",
     "Registry",
+    "Sampling",
     "TunesmithError",
     "Verdict",
     "__version__",

@@ -59,6 +59,11 @@ _LATE: dict[str, tuple[str, ...]] = {
     "inference/chatter.py Chatter.turns_of_text": (_ASKING,),
     "inference/chatter.py open_chatter": (_ASKING,) * 2,
     "inference/generate.py generate": (_MEMORY,) * 2,
+    "inference/sampling.py _require_temperature": (_ASKING,),
+    "inference/sampling.py draw": (_ASKING,),
+    "inference/sampling.py refuse_contradictions": (_ASKING,),
+    "inference/sampling.py require": (_ASKING,),
+    "inference/session.py Session.submit": (_ARGUMENTS,) * 2,
     "model/load.py _refuse_left_out_layers": (
         "not before: which weights an architecture reads is known when transformers has built it",
     ),

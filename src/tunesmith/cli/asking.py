@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from tunesmith.cli.app import app
-from tunesmith.cli.options import AsJson, ModelName, RowValues, Texts
+from tunesmith.cli.options import GREEDILY, AsJson, ModelName, RowValues, SamplingOptions, Texts
 from tunesmith.cli.output import print_json, print_result
 from tunesmith.core.errors import RecipeError
 
@@ -19,6 +19,8 @@ def generate(
     system: str | None = None,
     max_new_tokens: int | None = None,
     beams: int = 1,
+    samples: int = 1,
+    sampling: SamplingOptions = GREEDILY,
     as_json: AsJson = False,
 ) -> None:
     """Answer prompts or rows, through the prompt template and system turn that the model was trained with.
@@ -31,7 +33,9 @@ def generate(
         file: answer the prompts of this text file, one per line; `-` is standard input.
         system: a system turn to use instead of the trained one.
         max_new_tokens: limit of an answer in tokens; by default 256, or fewer if the model has fewer positions left.
-        beams: width of the beam search; 1 is greedy.
+        beams: width of the beam search; 1 is none.
+        samples: how many answers to draw for each prompt or row. With --json each has its number as `sample`: 0, 1, ...
+            It is the answer that the seed SEED + NUMBER gives alone.
     """
     given = [name for name, value in (("--prompt", prompt), ("--rows", rows), ("--file", file)) if value]
     if len(given) > 1 or (rows and row):
@@ -44,15 +48,16 @@ def generate(
     from tunesmith.inference.chatter import open_chatter
     from tunesmith.report.wording import visible
 
+    settings = sampling.settings(max_new_tokens=max_new_tokens, beams=beams, samples=samples)
     texts = read_prompts(file) if file else list(prompt or [])
     chatter = open_chatter(model, system=system, row=read_row(row or []))
     announce(chatter, model)
     if rows:
-        answers = answer_rows(chatter, rows, max_new_tokens=max_new_tokens, beams=beams)
+        answers = answer_rows(chatter, rows, samples=samples, **settings)
     elif texts:
-        answers = answer_texts(chatter, texts, max_new_tokens=max_new_tokens, beams=beams)
+        answers = answer_texts(chatter, texts, samples=samples, **settings)
     else:
-        answers = [answer_row(chatter, max_new_tokens=max_new_tokens, beams=beams)]
+        answers = answer_row(chatter, samples=samples, **settings)
     if as_json and (rows or file):
         for one in answers:
             print_json(one, indent=None)
@@ -66,7 +71,12 @@ def generate(
 
 @app.command
 def chat(
-    model: ModelName, *, row: RowValues = None, system: str | None = None, max_new_tokens: int | None = None
+    model: ModelName,
+    *,
+    row: RowValues = None,
+    system: str | None = None,
+    max_new_tokens: int | None = None,
+    sampling: SamplingOptions = GREEDILY,
 ) -> None:
     """Talk with a model; an empty line or Ctrl-D ends.
 
@@ -77,6 +87,7 @@ def chat(
     from tunesmith.cli.chat import announce, converse, read_row
     from tunesmith.inference.chatter import open_chatter
 
+    settings = sampling.settings(max_new_tokens=max_new_tokens)
     chatter = open_chatter(model, system=system, row=read_row(row or []))
     announce(chatter, model)
-    converse(chatter, max_new_tokens=max_new_tokens)
+    converse(chatter, **settings)

@@ -42,42 +42,52 @@ def read_prompts(file: Path) -> list[str]:
     return prompts
 
 
-def answer_texts(chatter: Chatter, texts: Sequence[str], **limits: Any) -> list[dict[str, Any]]:
-    """Return {prompt, answer} for each text, each asked on its own."""
-    lines = chatter.answers([chatter.turns_of_text(text) for text in texts], **limits)
-    return [_answered(line, prompt=text) for text, line in zip(texts, lines, strict=True)]
+def answer_texts(chatter: Chatter, texts: Sequence[str], *, samples: int, **settings: Any) -> list[dict[str, Any]]:
+    """Return {prompt, answer, sample} for each sample of each text, each asked on its own."""
+    lines = chatter.answers([chatter.turns_of_text(text) for text in texts], samples=samples, **settings)
+    return [
+        _answered(line, prompt=texts[place // samples], **_sample(place, samples)) for place, line in enumerate(lines)
+    ]
 
 
-def answer_row(chatter: Chatter, **limits: Any) -> dict[str, Any]:
-    """Return {prompt, answer} for the row that the chatter was opened with."""
-    [line] = chatter.answers([chatter.turns_of_row(chatter.row)], **limits)
-    return _answered(line, prompt=line["prompt"])
+def answer_row(chatter: Chatter, *, samples: int, **settings: Any) -> list[dict[str, Any]]:
+    """Return {prompt, answer, sample} for each sample of the row that the chatter was opened with."""
+    lines = chatter.answers([chatter.turns_of_row(chatter.row)], samples=samples, **settings)
+    return [_answered(line, prompt=line["prompt"], **_sample(i, samples)) for i, line in enumerate(lines)]
 
 
-def _answered(line: Mapping[str, Any], *, prompt: str) -> dict[str, Any]:
+def _answered(line: Mapping[str, Any], *, prompt: str, **sample: int) -> dict[str, Any]:
     if line["error"] is not None:
         raise DataError(line["error"], where=prompt[:80], hint="ask less at once, or lower --max-new-tokens")
-    return {"prompt": prompt, "answer": line["prediction"]}
+    return {"prompt": prompt, "answer": line["prediction"], **sample}
 
 
-def answer_rows(chatter: Chatter, file: Path, **limits: Any) -> list[dict[str, Any]]:
-    """Return {id, row, prompt, prediction, reference, stopped, error} for each row of a data file, in its order.
+def _sample(place: int, samples: int) -> dict[str, int]:
+    """Return {sample}, the number of the sample at a place of all answers; nothing if each question has one answer."""
+    return {"sample": place % samples} if samples > 1 else {}
 
-    `id` is the row's own, if it has a column of that name, else its number; `reference` is left out if the row has no
-    answer. `tunesmith score` can read these lines.
+
+def answer_rows(chatter: Chatter, file: Path, *, samples: int, **settings: Any) -> list[dict[str, Any]]:
+    """Return {id, row, sample, prompt, prediction, reference, stopped, error} for each row of a data file, in order.
+
+    `id` is the row's own, if it has a column of that name, else its number; `sample` is left out if each row has one
+    answer, and `reference` if the row has none. `tunesmith score` can read these lines.
 
     Raises:
         RecipeError: a row lacks a column of the prompt.
         DataError: the file cannot be read, or a row cannot be used.
     """
     rows = list(read_rows(FileSource(file=str(file)), folder=Path()))
-    lines = chatter.answers([chatter.turns_of_row(row.values, row.where) for row in rows], **limits)
+    asked = [chatter.turns_of_row(row.values, row.where) for row in rows]
+    lines = chatter.answers(asked, samples=samples, **settings)
     if failed := sum(line["error"] is not None for line in lines):
-        say(f"{failed} of {len(rows)} rows have no answer; see their `error`")
-    return [
-        {"id": row.values.get("id", row.number), "row": row.number, **line, **_reference(chatter.task, row)}
-        for row, line in zip(rows, lines, strict=True)
-    ]
+        say(f"{failed} of {len(lines)} answers are missing; see their `error`")
+    found = []
+    for place, line in enumerate(lines):
+        row = rows[place // samples]
+        named = {"id": row.values.get("id", row.number), "row": row.number, **_sample(place, samples)}
+        found.append({**named, **line, **_reference(chatter.task, row)})
+    return found
 
 
 def _reference(task: Task, row: Row) -> dict[str, str]:
@@ -97,8 +107,12 @@ def announce(chatter: Chatter, reference: str) -> None:
         say(f"note: {reference} {how}; it has no prompt template")
 
 
-def converse(chatter: Chatter, *, max_new_tokens: int | None) -> None:
-    """Print answers to the lines of standard input, until an empty one or its end."""
+def converse(chatter: Chatter, **settings: Any) -> None:
+    """Print answers to the lines of standard input, until an empty one or its end.
+
+    Args:
+        settings: those of `Chatter.ask`.
+    """
     while True:
         try:
             text = input("you> " if sys.stdin.isatty() else "")
@@ -107,7 +121,7 @@ def converse(chatter: Chatter, *, max_new_tokens: int | None) -> None:
         if not text.strip():
             return
         try:
-            print(visible(chatter.ask(text, max_new_tokens=max_new_tokens)), flush=True)
+            print(visible(chatter.ask(text, **settings)), flush=True)
         except DataError as error:
             if not sys.stdin.isatty():
                 raise

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -60,4 +60,39 @@ class Where:
         return on + ([f"launch.nodes={self.nodes}"] if self.nodes is not None else [])
 
 
+@Parameter(name="*")
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How the tokens of an answer are chosen. Without a temperature it is always the likeliest one.
+
+    Args:
+        temperature: 0 takes the likeliest token. Above 0 tokens are drawn: at 1 with the model's own probabilities, and
+            the lower, the more often the likeliest one.
+        top_k: draw from this many of the likeliest tokens only.
+        top_p: draw from the fewest likeliest tokens whose probabilities sum up to this, such as 0.95.
+        min_p: draw from tokens that are at least this share as likely as the likeliest one, such as 0.05.
+        repetition_penalty: above 1 makes tokens that the prompt or the answer holds less likely.
+        stop: a text before which the answer ends; may be given several times.
+        seed: makes drawn answers repeatable; by default each command draws others.
+    """
+
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float = 1.0
+    stop: Texts = None
+    seed: int | None = None
+
+    def settings(self, *, max_new_tokens: int | None, beams: int = 1, samples: int = 1) -> dict[str, Any]:
+        """Return the settings of `Chatter.ask`; raise RecipeError if they contradict each other."""
+        from tunesmith.inference.sampling import Sampling, refuse_contradictions
+
+        sampling = Sampling(self.temperature, self.top_k, self.top_p, self.min_p, self.repetition_penalty, self.seed)
+        stop = self.stop or []
+        refuse_contradictions(sampling, samples=samples, beams=beams, stop=stop, max_new_tokens=max_new_tokens)
+        return {"sampling": sampling, "stop": stop, "beams": beams, "max_new_tokens": max_new_tokens}
+
+
+GREEDILY = SamplingOptions()  # the likeliest answer
 AS_WRITTEN = Where()  # where the recipe says

@@ -12,6 +12,8 @@ from tunesmith.core.records import Example, Turn
 from tunesmith.fetch.reference import ModelFolder, resolve
 from tunesmith.inference.predict import answers
 from tunesmith.inference.prompts import Questions
+from tunesmith.inference.request import StopStrings
+from tunesmith.inference.sampling import GREEDY, Sampling, refuse_contradictions, samples_of
 from tunesmith.model.adapter_set import AdapterSet
 from tunesmith.model.adapters import open_model
 from tunesmith.model.load import Machine, machine, most_positions
@@ -57,19 +59,32 @@ class Chatter:
         """The columns that its prompt and its system turn take from a row, in order."""
         return tuple(dict.fromkeys(name for template in _templates(self.data) for name in columns_in(template)))
 
-    def ask(self, text: str, *, max_new_tokens: int | None = None, beams: int = 1) -> str:
+    def ask(
+        self,
+        text: str,
+        *,
+        max_new_tokens: int | None = None,
+        beams: int = 1,
+        sampling: Sampling = GREEDY,
+        stop: Sequence[str] = (),
+    ) -> str:
         """Return the answer to `text`, put in the prompt that the model was trained with.
 
-        A chat model remembers what was said before. `max_new_tokens` is by default 256, or less if the model has
-        fewer positions left.
+        A chat model remembers what was said before.
+
+        Args:
+            max_new_tokens: limit of the answer; by default 256, or less if the model has fewer positions left.
+            beams: width of the beam search; 1 is none.
+            sampling: how tokens are chosen; by default the likeliest one.
+            stop: texts before which the answer ends.
 
         Raises:
-            RecipeError: the prompt has several columns that `row` does not give.
+            RecipeError: the prompt has several columns that `row` does not give, or settings contradict each other.
             DataError: the chat template refuses the conversation.
             DoesNotFit: prompt and answer exceed the model's positions, or memory.
         """
         asked = (*self.turns, Turn("user", text, trained=False)) if self.turns else self.turns_of_text(text)
-        [line] = self.answers([asked], max_new_tokens=max_new_tokens, beams=beams)
+        [line] = self.answers([asked], max_new_tokens=max_new_tokens, beams=beams, sampling=sampling, stop=stop)
         if line["error"] is not None:
             raise DataError(str(line["error"]), hint="ask less at once, or lower --max-new-tokens")
         said = str(line["prediction"])
@@ -116,17 +131,36 @@ class Chatter:
         return (Turn("system", self.system, trained=False), *(turn for turn in turns if turn.role != "system"))
 
     def answers(
-        self, asked: Sequence[Sequence[Turn]], *, max_new_tokens: int | None, beams: int = 1
+        self,
+        asked: Sequence[Sequence[Turn]],
+        *,
+        max_new_tokens: int | None = None,
+        beams: int = 1,
+        sampling: Sampling = GREEDY,
+        samples: int = 1,
+        stop: Sequence[str] = (),
     ) -> list[dict[str, Any]]:
-        """Return {prompt, prediction, stopped, error} for each list of turns, in order."""
+        """Return {prompt, prediction, stopped, error} for each list of turns, in order.
+
+        Args:
+            samples: how many answers to each are drawn; they follow each other. The seeds are `sampling.seed`, the next
+                number, and so on.
+
+        The other arguments are those of `ask`.
+        """
+        refuse_contradictions(sampling, samples=samples, beams=beams, stop=stop, max_new_tokens=max_new_tokens)
+        drawn = samples_of(sampling, samples) * len(asked)
+        asked = [turns for turns in asked for _ in range(samples)]
         examples = tuple(Example(str(i), i + 1, str(i), tuple(turns)) for i, turns in enumerate(asked))
         prompts = tuple(tuple(self._prompt(turns)) for turns in asked)
         texts = tuple("\n\n".join(turn.text for turn in turns) for turns in asked)
         limit = self._limit(prompts) if max_new_tokens is None else max_new_tokens
         questions = Questions(examples, prompts, texts, self.task.stop_ids, limit, self.task.opening_ids, beams)
-        lines = {}
-        for line in answers(self.model, questions, self.task, range(len(examples))):
-            lines[line["row"]] = {key: line[key] for key in ("prompt", "prediction", "stopped", "error")}
+        stops = StopStrings(tuple(stop), self.codec.decode) if stop else None
+        found = answers(self.model, questions, self.task, range(len(examples)), sampling=drawn, stop_strings=stops)
+        lines = {
+            line["row"]: {key: line[key] for key in ("prompt", "prediction", "stopped", "error")} for line in found
+        }
         return [lines[example.row] for example in examples]
 
     def _limit(self, prompts: Sequence[Sequence[int]]) -> int:

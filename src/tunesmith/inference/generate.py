@@ -1,12 +1,11 @@
 """Answers to many prompts, the longest first; rows leave as soon as they have stopped.
 
-Where the model can, each row is written in a slot of its own, and the next prompt enters when a slot gets free. Else,
-and for beams, rows go in padded batches that are not refilled. Where memory does not suffice, fewer go side by side.
+If the model can, each row is written in a slot of its own, and the next prompt enters when a slot gets free. Otherwise,
+and for beams, rows go in padded batches that are not refilled. If memory does not suffice, fewer go side by side.
 """
 
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,28 +16,15 @@ from tunesmith.core.errors import DoesNotFit
 from tunesmith.distributed.fsdp import is_sharded
 from tunesmith.inference.beams import beam_search
 from tunesmith.inference.decoding import Decoding, common_beginning, decoding
+from tunesmith.inference.request import Answer, Limits, Request, StopStrings, next_tokens
+from tunesmith.inference.sampling import GREEDY, Sampling, refuse_contradictions
+from tunesmith.inference.session import Session
 from tunesmith.inference.slot_check import room_for
-from tunesmith.inference.slots import Slots
 from tunesmith.model.memory import free_memory, is_out_of_memory
 
 _HINT = "lower evaluate.max_new_tokens, evaluate.beams or data.max_tokens_per_example"
 # Rows side by side. In slots more cost no padding, and every product of a step has as many rows.
 _IN_SLOTS, _PADDED = 64, 32
-
-Pick = Callable[[torch.Tensor], torch.Tensor]
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """Generated ids without the stop token; `stopped` is false when the limit cut the answer off.
-
-    `error` says why there is none.
-    """
-
-    index: int
-    ids: tuple[int, ...]
-    stopped: bool
-    error: str | None = None
 
 
 def generate(
@@ -50,7 +36,8 @@ def generate(
     opening: Sequence[int] = (),
     beams: int = 1,
     batch_rows: int | None = None,
-    pick: Pick | None = None,
+    sampling: Sequence[Sampling] = (),
+    stop_strings: StopStrings | None = None,
     go_on: bool = False,
 ) -> Iterator[Answer]:
     """Yield one answer a prompt, in the order in which they finish.
@@ -62,16 +49,20 @@ def generate(
         opening: ids that a decoder beside an encoder goes on from.
         beams: width of the beam search; 1 is greedy.
         batch_rows: most rows side by side, a row for each beam; changes speed and memory, and in fp32 not the answers.
-        pick: chooses the next ids [rows] from logits [rows, vocabulary] where there is one beam; default the likeliest.
+        sampling: how the tokens of each answer are chosen; by default all are greedy.
+        stop_strings: texts after which an answer is over.
         go_on: yield an answer with an error where memory does not suffice for one prompt alone.
 
     Raises:
-        RecipeError: a prompt holds tokens that the model has no vectors for.
+        RecipeError: a prompt holds tokens that the model has no vectors for, or beams are combined with sampling.
         DoesNotFit: memory does not suffice for one prompt alone, and `go_on` is not set.
     """
     highest = max((max(prompt, default=-1) for prompt in prompts), default=-1)
     refuse_tokens_beyond(highest, int(model.get_input_embeddings().weight.shape[0]), where="prompt")
-    pick = pick or (lambda logits: logits.argmax(-1))
+    sampling = sampling or [GREEDY] * len(prompts)
+    drawn = next((one for one in sampling if one != GREEDY), GREEDY)
+    refuse_contradictions(drawn, beams=beams, stop=stop_strings.texts if stop_strings else ())
+    limits = Limits(max_new_tokens, tuple(stop_ids), stop_strings)
     left = dict.fromkeys(sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i)))
     # One prompt has nothing to win by a slot.
     # Whether slots can be had is tried, which processes that share layers would do at different times.
@@ -81,15 +72,17 @@ def generate(
         rows = list(left)
         lengths = [len(prompts[i]) + max_new_tokens for i in rows]
         rows = rows[: room.alike(lengths, size) if room else size]
+        asked = [prompts[i] for i in rows]
+        chosen = [sampling[i] for i in rows]
         try:
             if room:
-                slots = min(len(rows), room.slots(lengths[0], size))
-                found = _in_slots(model, prompts, rows, slots, stop_ids, max_new_tokens, pick)
+                found = _in_slots(model, asked, limits, chosen, min(len(rows), room.slots(lengths[0], size)))
             else:
-                found = _padded(model, prompts, rows, opening, stop_ids, max_new_tokens, beams, pick)
+                found = _padded(model, asked, limits, chosen, opening, beams)
             for answer in found:
-                del left[answer.index]
-                yield answer
+                index = rows[answer.index]
+                del left[index]
+                yield replace(answer, index=index)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -114,88 +107,55 @@ def _too_large(prompt: Sequence[int]) -> str:
     return f"memory does not suffice to answer one prompt of {len(prompt)} tokens"
 
 
-@torch.inference_mode()
 def _in_slots(
-    model: Any,
-    prompts: Sequence[Sequence[int]],
-    rows: Sequence[int],
-    slots: int,
-    stop_ids: Sequence[int],
-    max_new_tokens: int,
-    pick: Pick,
+    model: Any, prompts: Sequence[Sequence[int]], limits: Limits, sampling: Sequence[Sampling], slots: int
 ) -> Iterator[Answer]:
-    """Answer the prompts with the indices `rows`, so many at a time; the next one enters when another has left."""
-    waiting, alive = deque(rows), list[tuple[int, list[int]]]()
-    asked = [prompts[i] for i in rows]
-    room = max(map(len, asked)) + max_new_tokens
-    state = Slots(model, slots=slots, room=room, beginning=asked[0][: common_beginning(asked)])
-    while waiting or alive:
-        entering = [waiting.popleft() for _ in range(min(state.free, len(waiting)))]
-        state.enter([prompts[i] for i in entering])
-        alive += [(i, []) for i in entering]
+    """Answer prompts, so many at a time; the next one enters when another has left."""
+    session = Session(
+        model,
+        slots=slots,
+        room=max(map(len, prompts)) + limits.max_new_tokens,
+        beginning=prompts[0][: common_beginning(prompts)],
+    )
+    for prompt, one in zip(prompts, sampling, strict=True):
+        session.submit(prompt, limits, one)  # ids count from 0, as places do
+    while session.busy:
         interrupt.check()
-        tokens = pick(state.logits()).tolist()
-        done = []
-        for place, (token, (index, ids)) in enumerate(zip(tokens, alive, strict=True)):
-            stopped = token in stop_ids
-            if not stopped:
-                ids.append(token)
-            if stopped or len(ids) == max_new_tokens:
-                done.append(place)
-                yield Answer(index, tuple(ids), stopped)
-        stood = state.leave(done)
-        alive = [alive[i] for i in stood]
-        state.choose([tokens[i] for i in stood])
+        session.step()
+        yield from session.finished()
 
 
 @torch.inference_mode()
 def _padded(
     model: Any,
     prompts: Sequence[Sequence[int]],
-    rows: Sequence[int],
+    limits: Limits,
+    sampling: Sequence[Sampling],
     opening: Sequence[int],
-    stop_ids: Sequence[int],
-    max_new_tokens: int,
     beams: int,
-    pick: Pick,
 ) -> Iterator[Answer]:
-    """Answer the prompts with the indices `rows`, all at a time."""
-    state = decoding(model, [prompts[i] for i in rows], opening)
-    if beams > 1:
-        found = beam_search(state, len(rows), beams=beams, stop_ids=stop_ids, max_new_tokens=max_new_tokens)
-    else:
-        found = _likeliest(state, len(rows), stop_ids, max_new_tokens, pick)
+    """Answer prompts, all at a time."""
+    state = decoding(model, prompts, opening)
+    if beams == 1:
+        rows = [Request(i, p, limits, one, opening) for i, (p, one) in enumerate(zip(prompts, sampling, strict=True))]
+        yield from _written(state, rows)
+        return
+    found = beam_search(
+        state, len(prompts), beams=beams, stop_ids=limits.stop_ids, max_new_tokens=limits.max_new_tokens
+    )
     for place, ids, stopped in found:
-        yield Answer(rows[place], ids, stopped)
+        yield Answer(place, ids, stopped)
 
 
-def _likeliest(
-    state: Decoding,
-    rows: int,
-    stop_ids: Sequence[int],
-    max_new_tokens: int,
-    pick: Pick,
-) -> Iterator[tuple[int, tuple[int, ...], bool]]:
-    """Yield (row, ids, whether it stopped by itself) as rows finish, taking what `pick` chooses at every step."""
-    answers: list[list[int]] = [[] for _ in range(rows)]
-    alive = list(range(rows))
-    for _ in range(max_new_tokens):
+def _written(state: Decoding, rows: Sequence[Request]) -> Iterator[Answer]:
+    """Write a token of every row at a time, and yield answers as rows finish."""
+    while rows:
         interrupt.check()
-        chosen = pick(state.logits())
-        tokens = chosen.tolist()
-        staying = [i for i, token in enumerate(tokens) if token not in stop_ids]
-        for i, token in enumerate(tokens):
-            if token in stop_ids:
-                yield alive[i], tuple(answers[alive[i]]), True
-            else:
-                answers[alive[i]].append(token)
-        if not staying:
-            return
-        if len(staying) < len(alive):
-            keep = torch.tensor(staying, device=chosen.device)
-            state.take(keep)
-            chosen = chosen[keep]
-            alive = [alive[i] for i in staying]
-        state.choose(chosen)
-    for i in alive:
-        yield i, tuple(answers[i]), False
+        tokens = next_tokens(state.logits(), rows)
+        answers = [row.take(token) for row, token in zip(rows, tokens, strict=True)]
+        yield from (answer for answer in answers if answer is not None)
+        staying = [place for place, answer in enumerate(answers) if answer is None]
+        if len(staying) < len(rows):
+            rows = [rows[place] for place in staying]
+            state.take(torch.tensor(staying, device=state.device, dtype=torch.long))
+        state.choose(torch.tensor([tokens[place] for place in staying], device=state.device, dtype=torch.long))

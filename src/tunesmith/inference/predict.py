@@ -5,12 +5,21 @@ from typing import Any
 
 from tunesmith.inference.generate import generate
 from tunesmith.inference.prompts import Questions
+from tunesmith.inference.request import StopStrings
+from tunesmith.inference.sampling import Sampling
 from tunesmith.model.load import most_positions
 from tunesmith.tasks.base import Task
 
 
 def answers(
-    model: Any, questions: Questions, task: Task, rows: Sequence[int], *, go_on: bool = False
+    model: Any,
+    questions: Questions,
+    task: Task,
+    rows: Sequence[int],
+    *,
+    go_on: bool = False,
+    sampling: Sequence[Sampling] = (),
+    stop_strings: StopStrings | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Yield the answer to each of the questions `rows`, in the order in which they finish.
 
@@ -19,18 +28,22 @@ def answers(
 
     Args:
         go_on: give a prompt that memory does not suffice for an `error` too, instead of raising.
+        sampling: how the answer to each question is chosen; by default all are greedy, as training and evaluation ask.
+        stop_strings: texts before which an answer ends.
 
     Raises:
+        RecipeError: a beam search is combined with sampling or stop strings.
         DoesNotFit: memory does not suffice for one prompt alone.
     """
 
     def line(i: int, ids: Sequence[int], *, stopped: bool, error: str | None) -> dict[str, Any]:
         example = questions.examples[i]
+        text = "" if error else task.answer(ids)
         return {
             "id": example.id,
             "row": example.row,
             "prompt": questions.texts[i],
-            "prediction": "" if error else task.answer(ids),
+            "prediction": stop_strings.cut(text) if stop_strings else text,
             "reference": task.reference(example.turns),
             "new_tokens": len(ids),
             "ids": list(ids),
@@ -50,6 +63,8 @@ def answers(
         max_new_tokens=questions.max_new_tokens,
         opening=questions.opening,
         beams=questions.beams,
+        sampling=[sampling[i] for i in fitting] if sampling else (),
+        stop_strings=stop_strings,
         go_on=go_on,
     ):
         yield line(fitting[answer.index], answer.ids, stopped=answer.stopped, error=answer.error)

@@ -5,13 +5,12 @@ all that is ever chosen is chosen in a step of all rows.
 """
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from transformers import DynamicCache
 
-from tunesmith.core import interrupt
 from tunesmith.inference.decode_attention import Strip, by_length, strips
 from tunesmith.inference.decoding import forward_parameters, last_only
 from tunesmith.inference.slot_cache import SlotCache
@@ -31,7 +30,7 @@ class Slots:
     Args:
         slots: how many rows may be in work.
         room: tokens of the longest row, its answer included.
-        beginning: what every prompt begins with, and goes on from; it is read once.
+        beginning: what prompts may begin with, and go on from; it is read once for all of them.
     """
 
     def __init__(
@@ -44,28 +43,30 @@ class Slots:
         self.cache = SlotCache(len(DynamicCache(config=self._config).layers), slots, room)
         self._next: list[int] = []  # what each row reads next
         self._lengths: list[int] = []  # how much of it is in the cache
-        self._begun = 0
+        self._beginning = list(beginning)
         if beginning:
-            self._read(slice(0, 1), [beginning])
-            self._beginning = self.cache.beginning(len(beginning))
-            self._begun = len(beginning)
+            self._read(slice(0, 1), [beginning], 0)
+            self._begun_cache = self.cache.beginning(len(beginning))
 
     @property
     def free(self) -> int:
         """How many rows may enter."""
         return self.cache.slots - len(self._next)
 
-    def enter(self, prompts: Sequence[Ids]) -> None:
-        """Take rows in, at the end; padding is least where neighbours are of much the same length."""
-        most = _PASS_TOKENS if self._model.device.type == "cpu" else _PASS_TOKENS_OF_A_GPU
-        for together in _passes(prompts, most):
-            interrupt.check()
-            rows = slice(len(self._next), len(self._next) + len(together))
-            if self._begun:
-                self.cache.begin(rows, self._beginning)
-            self._read(rows, [prompt[self._begun : -1] for prompt in together])
-            self._next += [prompt[-1] for prompt in together]
-            self._lengths += [len(prompt) - 1 for prompt in together]
+    def enter(self, prompts: Sequence[Ids]) -> int:
+        """Read the first prompts, as many as one pass takes, into free slots; return how many entered.
+
+        Padding is least if neighbours are of much the same length.
+        """
+        together = self._of_one_pass(prompts)
+        begun = self._shared(together[0])
+        rows = slice(len(self._next), len(self._next) + len(together))
+        if begun:
+            self.cache.begin(rows, self._begun_cache)
+        self._read(rows, [prompt[begun:-1] for prompt in together], begun)
+        self._next += [prompt[-1] for prompt in together]
+        self._lengths += [len(prompt) - 1 for prompt in together]
+        return len(together)
 
     def logits(self) -> torch.Tensor:
         """Read what was chosen last; return the logits [rows, vocabulary] of what comes next, in fp32."""
@@ -99,12 +100,27 @@ class Slots:
         """Go on with a token in every row."""
         self._next = list(tokens)
 
-    def _read(self, rows: slice, prompts: Sequence[Ids]) -> None:
-        """Put prompts, or what follows their common beginning, into the cache."""
+    def _of_one_pass(self, prompts: Sequence[Ids]) -> Sequence[Ids]:
+        """Return the first prompts that are read together: of so many padded tokens at most, and begun alike."""
+        most = _PASS_TOKENS if self._model.device.type == "cpu" else _PASS_TOKENS_OF_A_GPU
+        begun, longest = self._shared(prompts[0]), 0
+        for count, prompt in enumerate(prompts):
+            longest = max(longest, len(prompt))
+            if count and ((count + 1) * longest > most or self._shared(prompt) != begun):
+                return prompts[:count]
+        return prompts
+
+    def _shared(self, prompt: Ids) -> int:
+        """Return how many tokens of a prompt are the beginning that was read already: all of it, or none."""
+        length = len(self._beginning)
+        return length if len(prompt) > length and list(prompt[:length]) == self._beginning else 0
+
+    def _read(self, rows: slice, prompts: Sequence[Ids], begun: int) -> None:
+        """Put prompts, or what follows a beginning of `begun` tokens, into the cache."""
         new = max(map(len, prompts))
         if not new:
             return
-        begun, device = self._begun, self._model.device
+        device = self._model.device
         # Padding stands to the right, where no token looks; what it writes there, the answer's tokens write over.
         ids = torch.tensor([[*prompt, *[0] * (new - len(prompt))] for prompt in prompts], device=device)
         positions = torch.arange(begun, begun + new, device=device)
@@ -127,13 +143,3 @@ class Slots:
                 **self._last_only,
                 **more,
             )
-
-
-def _passes(prompts: Sequence[Ids], most: int) -> Iterator[Sequence[Ids]]:
-    """Cut prompts into runs that are read together, each of so many padded tokens at most."""
-    start = 0
-    for end in range(1, len(prompts) + 1):
-        run = prompts[start : end + 1]
-        if end == len(prompts) or len(run) * max(map(len, run)) > most:
-            yield prompts[start:end]
-            start = end

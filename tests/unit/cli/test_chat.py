@@ -1,7 +1,10 @@
 """A model is asked as it was trained: prompt template, system turn, rows, and later turns of a conversation."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,8 @@ from tunesmith.cli.chat import read_prompts, read_row
 from tunesmith.core.errors import DataError, RecipeError
 from tunesmith.core.records import Turn
 from tunesmith.inference.chatter import _MAX_NEW_TOKENS, Chatter, open_chatter
-from tunesmith.inference.generate import Answer
+from tunesmith.inference.request import Answer
+from tunesmith.inference.sampling import Sampling
 
 CHAT = {"task": "chat", "prompt": "Say {mr}.", "response": "{ref}", "system": "Be brief."}
 SEVERAL = {"task": "chat", "prompt": "{context}\n{q}", "response": "{a}", "system": "Tools: {tools}"}
@@ -212,3 +216,91 @@ def test_the_default_limit_leaves_room_for_the_prompt(tiny: Path) -> None:
     chatter = open_chatter(str(tiny))
     assert chatter._limit([range(500)]) == 12
     assert chatter._limit([range(10)]) == _MAX_NEW_TOKENS
+
+
+DRAWN = ("--temperature", "1", "--seed", "3")
+
+
+def test_samples_are_the_answers_to_the_seeds_that_follow(tuned: Tuned, run: Run, tmp_path: Path) -> None:
+    model = tuned(CHAT)
+    asked = ("--max-new-tokens", "6", "--json", "--temperature", "1")
+    code, out, _ = run("generate", model, "--prompt", "one", "--prompt", "two", *asked, "--seed", "3", "--samples", "2")
+    found = json.loads(out)
+    assert (code, [(one["prompt"], one["sample"]) for one in found]) == (
+        0, [("one", 0), ("one", 1), ("two", 0), ("two", 1)],
+    )  # fmt: skip
+    assert len({one["answer"] for one in found}) == 4
+    for one in found:
+        seed = str(3 + one.pop("sample"))
+        assert json.loads(run("generate", model, "--prompt", one["prompt"], *asked, "--seed", seed)[1]) == [one]
+    rows = tmp_path / "rows.csv"
+    rows.write_text("mr,ref\none,1\ntwo,2\n")
+    out = run("generate", model, "--rows", str(rows), *asked, "--seed", "3", "--samples", "2")[1]
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert [(line["row"], line["sample"], line["reference"]) for line in lines] == [
+        (1, 0, "1"), (1, 1, "1"), (2, 0, "2"), (2, 1, "2"),
+    ]  # fmt: skip
+    assert [line["prediction"] for line in lines] == [one["answer"] for one in found]
+
+
+def test_an_answer_ends_before_a_stop_string(tuned: Tuned, run: Run) -> None:
+    asked = ("generate", tuned(CHAT), "--prompt", "one", "--max-new-tokens", "20", *DRAWN, "--json")
+    [whole] = [one["answer"] for one in json.loads(run(*asked)[1])]
+    stop = whole[7:9]
+    [cut] = [one["answer"] for one in json.loads(run(*asked, f"--stop={stop}", "--stop", "never said")[1])]
+    assert cut == whole[: whole.index(stop)]
+
+
+def test_a_conversation_can_be_drawn_again(tuned: Tuned) -> None:
+    def conversation(seed: int) -> list[str]:
+        chatter = open_chatter(tuned(MESSAGES))
+        return [chatter.ask(text, max_new_tokens=5, sampling=Sampling(1.0, seed=seed)) for text in ("a", "a")]
+
+    assert conversation(1) == conversation(1) != conversation(2)
+    assert len(set(conversation(1))) == 2, "another turn has other random numbers"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--temperature", "-1"],
+        ["--temperature", "hot"],
+        ["--top-k", "5"],
+        ["--temperature", "1", "--top-k", "0"],
+        ["--temperature", "1", "--top-p", "2"],
+        ["--temperature", "1", "--min-p", "-1"],
+        ["--repetition-penalty", "0"],
+        ["--seed", "1"],
+        ["--stop", ""],
+        ["--max-new-tokens", "0"],
+    ],
+)
+@pytest.mark.parametrize("verb", [["generate", "--prompt", "a"], ["chat"]], ids=["generate", "chat"])
+def test_wrong_sampling_options_are_refused_before_the_model_is_opened(
+    verb: list[str], options: list[str], run: Run
+) -> None:
+    code, out, err = run(verb[0], "no-such-model", *verb[1:], *options)
+    assert (code, out) == (2, "")
+    assert "no-such-model" not in err
+    assert "hint: " in err
+
+
+@pytest.mark.parametrize(
+    "options", [["--samples", "2"], ["--samples", "0"], ["--beams", "0"], ["--beams", "2", "--temperature", "1"]]
+)
+def test_options_that_contradict_each_other_are_refused(options: list[str], run: Run) -> None:
+    code, _, err = run("generate", "no-such-model", "--prompt", "a", *options)
+    assert code == 2
+    assert "no-such-model" not in err
+
+
+@pytest.mark.slow
+def test_a_seed_repeats_an_answer_in_another_process(tiny: Path, run: Run, tmp_path: Path) -> None:
+    asked = ["generate", str(tiny), "--prompt", "one", "--prompt", "two", "--max-new-tokens", "8", *DRAWN, "--json"]
+    wanted = run(*asked)[1]
+    for seed in ("1", "2"):  # of Python's hashes
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        done = subprocess.run(
+            [sys.executable, "-m", "tunesmith", *asked], capture_output=True, text=True, check=True, env=environment,
+        )  # fmt: skip
+        assert done.stdout == wanted

@@ -18,8 +18,8 @@ from tunesmith.data.batches import TokenSet, write_tokens
 from tunesmith.evaluate import subject
 from tunesmith.evaluate.subject import answer_all, health, likelihoods
 from tunesmith.inference import predict
-from tunesmith.inference.generate import Answer
 from tunesmith.inference.prompts import Questions
+from tunesmith.inference.request import Answer
 from tunesmith.inference.slot_check import room_for
 
 

@@ -9,8 +9,10 @@ import torch
 from tests.support.opened import KINDS, Opened
 
 from tunesmith.core import interrupt
-from tunesmith.core.errors import DoesNotFit, Interrupted
-from tunesmith.inference.generate import Answer, generate
+from tunesmith.core.errors import DoesNotFit, Interrupted, RecipeError
+from tunesmith.inference.generate import generate
+from tunesmith.inference.request import Answer, StopStrings
+from tunesmith.inference.sampling import GREEDY, Sampling
 from tunesmith.inference.slot_check import room_for
 
 LIMIT = 18  # beyond the sliding window of 16 that half of the architectures have
@@ -150,17 +152,28 @@ def test_equal_prompts_have_equal_answers(opened: Opened) -> None:
     assert len(set(found)) == 1
 
 
-def test_another_way_to_pick_is_used(opened: Opened) -> None:
-    shapes = []
+@pytest.mark.parametrize("kind", ["llama", "mistral"])
+def test_an_answer_ends_at_a_stop_string_that_spans_tokens(opened: Opened, kind: str) -> None:
+    model, asked = opened(kind), prompts()
+    free = ours(model, asked)
 
-    def least(logits: torch.Tensor) -> torch.Tensor:
-        shapes.append((tuple(logits.shape), logits.dtype))
-        return logits.argmin(-1)
+    def letters(ids: Sequence[int]) -> str:
+        return "".join(chr(97 + i % 26) * 2 for i in ids)
 
-    model = opened("llama", torch.bfloat16)
-    found = ours(model, [[5, 6], [7]], max_new_tokens=3, pick=least)
-    assert shapes == [((2, 320), torch.float32)] * 3
-    assert found != ours(model, [[5, 6], [7]], max_new_tokens=3)
+    text = letters(free[0][0])
+    place = next(place for place in range(5, 30, 2) if text.find(text[place : place + 2]) == place)
+    stops = StopStrings((text[place : place + 2], "never"), letters)
+    assert text[place] != text[place + 1], "it has a letter of each of two tokens"
+    for batch in (asked, asked[:1]):
+        ids, stopped = ours(model, batch, stop_strings=stops)[0]
+        assert (ids, stopped) == (free[0][0][: place // 2 + 2], True)
+        assert stops.cut(letters(ids)) == text[:place]
+
+
+def test_beams_take_no_sampling(opened: Opened) -> None:
+    for settings in ({"sampling": [GREEDY, Sampling(1.0)]}, {"stop_strings": StopStrings(("a",), str)}):
+        with pytest.raises(RecipeError):
+            ours(opened("llama"), [[5], [6]], beams=2, **settings)
 
 
 def test_what_the_model_brings_along_does_not_change_its_answers(opened: Opened) -> None:

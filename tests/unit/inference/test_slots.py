@@ -8,9 +8,9 @@ import torch
 from tests.support.opened import Opened
 from tests.unit.inference.test_generate import LIMIT, Watched, frequent, ours, prompts, reference
 
-from tunesmith.inference import generate as generate_module
-from tunesmith.inference import slot_check
+from tunesmith.inference import session, slot_check
 from tunesmith.inference.decode_attention import by_length, strips
+from tunesmith.inference.generate import generate
 from tunesmith.inference.slot_check import Room, room_for
 from tunesmith.inference.slots import Slots
 from tunesmith.kernels.packed_attention import use_row_attention
@@ -31,7 +31,7 @@ def caches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
             super().__init__(*args, **given)
             made.append(self.cache)
 
-    monkeypatch.setattr(generate_module, "Slots", Noted)
+    monkeypatch.setattr(session, "Slots", Noted)
     return made  # type: ignore[return-value]
 
 
@@ -100,7 +100,7 @@ def test_low_precision_is_no_reason_to_pad(opened: Opened) -> None:
 
 def test_the_model_is_left_as_it_was(opened: Opened) -> None:
     model, asked = opened("llama"), prompts(MANY)
-    answers = generate_module.generate(model, asked, stop_ids=(), max_new_tokens=3, batch_rows=9)
+    answers = generate(model, asked, stop_ids=(), max_new_tokens=3, batch_rows=9)
     next(answers)
     assert model.config._attn_implementation == "sdpa"
 
@@ -196,6 +196,21 @@ def test_who_cannot_is_told_why_and_only_once(
     ours(model, prompts(), opening=opening)
     assert capsys.readouterr().err == ""
     assert caches == []
+
+
+def test_what_rows_begin_with_is_read_once_and_others_may_begin_otherwise(opened: Opened) -> None:
+    model, beginning = opened("llama"), list(range(40, 60))
+    asked = [[*beginning, 5, 6], beginning, [*beginning, 7], [8, 9, 10]]
+    with torch.inference_mode():
+        slots = Slots(model, slots=4, room=30, beginning=beginning)
+        entered = []
+        with Watched(model) as passes:
+            while sum(entered) < 4:
+                entered.append(slots.enter(asked[sum(entered) :]))
+        assert entered == [1, 1, 1, 1], "rows that begin alike are read together"
+        assert passes.widths == [1, 19, 2]
+        for logits, row in zip(slots.logits(), asked, strict=True):
+            torch.testing.assert_close(logits, model(torch.tensor([row])).logits[0, -1], atol=1e-4, rtol=1e-4)
 
 
 def dropped(*names: str) -> Any:

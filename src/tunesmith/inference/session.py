@@ -1,0 +1,106 @@
+"""Requests that are answered side by side on one model: each may be submitted or cancelled at any time."""
+
+from collections import deque
+from collections.abc import Sequence
+from itertools import count, islice
+from typing import Any
+
+import torch
+
+from tunesmith.architecture.base_model import refuse_tokens_beyond
+from tunesmith.core.errors import RecipeError
+from tunesmith.inference.request import Answer, Limits, Request, next_tokens
+from tunesmith.inference.sampling import GREEDY, Sampling
+from tunesmith.inference.slots import Slots
+
+
+class Session:
+    """Requests in work on a model that can write in slots, which `slot_check.room_for` tells.
+
+    Nothing in it is shared with other sessions or looks at signals; calls must come from one thread at a time. In fp32
+    a request gets the tokens that it gets alone. After an error in `step` a session cannot be used further.
+
+    Args:
+        slots: how many requests are answered side by side; more wait in the order in which they were submitted.
+        room: the most tokens of a prompt and its answer together.
+        beginning: tokens that are read once for all prompts that begin with them; others may begin otherwise.
+    """
+
+    def __init__(self, model: Any, *, slots: int, room: int, beginning: Sequence[int] = ()) -> None:
+        self._room = room
+        self._vocabulary = int(model.get_input_embeddings().weight.shape[0])
+        self._slots = _opened_slots(model, slots, room, beginning)
+        self._ids = count()
+        self._waiting: deque[Request] = deque()
+        self._rows: list[Request] = []  # in the order of their slots
+        self._answers: list[Answer] = []
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request is waiting or in work."""
+        return bool(self._waiting or self._rows)
+
+    def submit(self, prompt: Sequence[int], limits: Limits, sampling: Sampling = GREEDY) -> int:
+        """Add a request; return its id.
+
+        Raises:
+            RecipeError: the prompt is empty, does not fit in a slot with its answer, or holds tokens that the model
+                has no vectors for.
+        """
+        if not prompt:
+            raise RecipeError("the prompt is empty", code="usage", hint="give it at least one token")
+        if (longest := len(prompt) + limits.max_new_tokens) > self._room:
+            raise RecipeError(
+                f"prompt and answer may have {longest} tokens, and a slot has room for {self._room}",
+                code="usage",
+                hint="shorten the prompt, lower the limit of the answer, or open the session with more room",
+            )
+        refuse_tokens_beyond(max(prompt), self._vocabulary, where="prompt")
+        request = Request(next(self._ids), prompt, limits, sampling)
+        self._waiting.append(request)
+        return request.index
+
+    @torch.inference_mode()
+    def step(self) -> dict[int, int]:
+        """Make one forward pass: read prompts if a slot is free, else write one token of every request in work.
+
+        Returns:
+            The token of each request by its id, stop tokens left out; nothing if prompts were read.
+        """
+        if self._waiting and self._slots.free:
+            entering = [request.prompt for request in islice(self._waiting, self._slots.free)]
+            entered = self._slots.enter(entering)
+            self._rows += [self._waiting.popleft() for _ in range(entered)]
+            return {}
+        if not self._rows:
+            return {}
+        tokens = next_tokens(self._slots.logits(), self._rows)
+        written = {row.index: token for row, token in zip(self._rows, tokens, strict=True) if not row.ends_with(token)}
+        answers = [row.take(token) for row, token in zip(self._rows, tokens, strict=True)]
+        self._answers += [answer for answer in answers if answer is not None]
+        stood = self._leave([place for place, answer in enumerate(answers) if answer is not None])
+        self._slots.choose([tokens[place] for place in stood])
+        return written
+
+    def finished(self) -> list[Answer]:
+        """Return the answers that were completed since the last call, each with the id of its request as `index`."""
+        answers, self._answers = self._answers, []
+        return answers
+
+    @torch.inference_mode()
+    def cancel(self, request: int) -> None:
+        """Drop a request in whatever state, with an answer that was not collected yet; unknown ids are ignored."""
+        self._waiting = deque(one for one in self._waiting if one.index != request)
+        self._leave([place for place, row in enumerate(self._rows) if row.index == request])
+        self._answers = [answer for answer in self._answers if answer.index != request]
+
+    def _leave(self, places: Sequence[int]) -> list[int]:
+        """Free the slots of rows; return where each remaining row stood before."""
+        stood = self._slots.leave(places)
+        self._rows = [self._rows[place] for place in stood]
+        return stood
+
+
+@torch.inference_mode()
+def _opened_slots(model: Any, slots: int, room: int, beginning: Sequence[int]) -> Slots:
+    return Slots(model, slots=slots, room=room, beginning=beginning)

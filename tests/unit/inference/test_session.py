@@ -1,0 +1,171 @@
+"""Requests come, end and are cancelled at any moment, and each gets the tokens that it gets alone."""
+
+from collections.abc import Sequence
+from random import Random
+from typing import Any
+
+import pytest
+import torch
+from tests.support.opened import Opened
+
+from tunesmith.core import interrupt
+from tunesmith.core.errors import RecipeError
+from tunesmith.inference.generate import generate
+from tunesmith.inference.request import Answer, Limits, StopStrings
+from tunesmith.inference.sampling import GREEDY, Sampling
+from tunesmith.inference.session import Session
+
+BEGINNING = list(range(40, 60))
+ROOM = 60
+
+
+def spelled(ids: Sequence[int]) -> str:
+    """Return a text in which each id is two letters."""
+    return "".join(chr(97 + i % 9) + chr(97 + i % 7) for i in ids)
+
+
+Asked = tuple[list[int], Limits, Sampling]
+
+
+def random_request(random: Random) -> Asked:
+    prompt = [random.randrange(3, 300) for _ in range(random.choice((1, 2, 5, 9, 17)))]
+    if random.random() < 0.4:
+        prompt = BEGINNING + prompt
+    stops = StopStrings(("aab", "cb"), spelled) if random.random() < 0.4 else None
+    ids = tuple(random.sample(range(320), random.choice((0, 30))))
+    limits = Limits(random.randrange(1, 20), ids, stops)
+    if random.random() < 0.3:
+        return prompt, limits, GREEDY
+    drawn = Sampling(
+        random.choice((0.4, 1.0, 1.5)),
+        top_k=random.choice((None, 5, 50)),
+        top_p=random.choice((None, 0.5, 0.95)),
+        min_p=random.choice((None, 0.02)),
+        repetition_penalty=random.choice((1.0, 1.4)),
+        seed=random.randrange(3),
+    )
+    return prompt, limits, drawn
+
+
+def alone(model: Any, prompt: Sequence[int], limits: Limits, sampling: Sampling) -> tuple[tuple[int, ...], bool]:
+    """Return what a prompt gets by itself, which is another path: no slots, and the cache of transformers."""
+    [answer] = generate(
+        model, [prompt], stop_ids=limits.stop_ids, max_new_tokens=limits.max_new_tokens,
+        stop_strings=limits.stop_strings, sampling=[sampling],
+    )  # fmt: skip
+    return answer.ids, answer.stopped
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_requests_at_random_moments_get_the_tokens_that_they_get_alone(opened: Opened, kind: str) -> None:
+    model, random = opened(kind), Random(kind)
+    session = Session(model, slots=6, room=ROOM, beginning=BEGINNING)
+    asked: dict[int, Asked] = {}
+    streamed: dict[int, list[int]] = {}
+    answers: dict[int, Answer] = {}
+    cancelled: set[int] = set()
+    while len(asked) < 50 or session.busy:
+        for _ in range(random.choice((0, 0, 1, 4)) if len(asked) < 50 else 0):
+            request = random_request(random)
+            asked[session.submit(*request)] = request
+        if asked and random.random() < 0.2:
+            dropped = random.choice(list(asked))
+            session.cancel(dropped)
+            cancelled.add(dropped)
+        for index, token in session.step().items():
+            streamed.setdefault(index, []).append(token)
+        answers |= {answer.index: answer for answer in session.finished()}
+    cancelled -= set(answers)  # those were too late
+    assert len(asked) >= 50
+    assert len(cancelled) > 5
+    assert set(answers) == set(asked) - cancelled
+    for index, answer in answers.items():
+        assert (answer.ids, answer.stopped) == alone(model, *asked[index]), asked[index]
+        assert tuple(streamed.get(index, ())) == answer.ids
+    ends = {(answer.stopped, asked[i][1].stop_strings is not None) for i, answer in answers.items()}
+    assert len(ends) == 4, "some stop by a stop string, some by an id, some at their limit"
+    assert any(streamed.get(index) for index in cancelled), "some are cancelled in work"
+    assert any(index not in streamed for index in cancelled), "some are cancelled while they wait"
+
+
+def test_a_cancelled_request_leaves_nothing_behind(opened: Opened) -> None:
+    session = Session(opened("llama"), slots=1, room=ROOM)
+    first, second = (session.submit([5, 6], Limits(1)) for _ in range(2))
+    while session.busy:
+        session.step()
+    session.cancel(first)
+    session.cancel(99)
+    assert [answer.index for answer in session.finished()] == [second]
+    assert session.finished() == []
+    assert session.step() == {}
+
+
+def test_sessions_do_not_know_of_each_other_nor_of_signals(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = opened("llama")
+    monkeypatch.setattr(interrupt, "_requested", [2])
+    one, other = (Session(model, slots=2, room=ROOM) for _ in range(2))
+    assert one.submit([5, 6], Limits(4)) == other.submit([7], Limits(4)) == 0
+    while one.busy or other.busy:
+        one.step()
+        other.step()
+    found = [session.finished()[0].ids for session in (one, other)]
+    monkeypatch.setattr(interrupt, "_requested", [])
+    assert found == [alone(model, prompt, Limits(4), GREEDY)[0] for prompt in ([5, 6], [7])]
+
+
+def test_requests_that_cannot_be_answered_are_refused_and_the_others_go_on(opened: Opened) -> None:
+    session = Session(opened("llama"), slots=2, room=10)
+    with pytest.raises(RecipeError):
+        session.submit([], Limits(4))
+    with pytest.raises(RecipeError):
+        session.submit([5] * 7, Limits(4))
+    with pytest.raises(RecipeError):
+        session.submit([320], Limits(4))
+    with pytest.raises(RecipeError):
+        Limits(0)
+    session.submit([5] * 6, Limits(4))
+    while session.busy:
+        session.step()
+    assert [len(answer.ids) for answer in session.finished()] == [4]
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral", "t5"])
+def test_seeds_repeat_answers_alone_and_in_any_batch(opened: Opened, kind: str) -> None:
+    model, opening = opened(kind), (0,) if kind == "t5" else ()
+    prompts = [[5 + i] * (3 + i % 4) for i in range(9)]
+    sampling = [GREEDY, *(Sampling(1.0, top_p=0.9, repetition_penalty=1.2, seed=i % 3) for i in range(8))]
+
+    def answered(places: Sequence[int], rows: int | None) -> dict[int, tuple[int, ...]]:
+        found = generate(
+            model, [prompts[i] for i in places], stop_ids=(), max_new_tokens=8, opening=opening, batch_rows=rows,
+            sampling=[sampling[i] for i in places],
+        )  # fmt: skip
+        return {places[answer.index]: answer.ids for answer in found}
+
+    wanted = answered(range(9), None)
+    assert len(set(wanted.values())) == 9
+    for places, rows in ((range(9), 2), (range(8, -1, -1), 4)):
+        assert answered(places, rows) == wanted
+    for place in range(9):
+        assert answered([place], None) == {place: wanted[place]}
+
+
+def test_answers_repeat_after_memory_ran_out(opened: Opened) -> None:
+    model = opened("llama")
+    prompts = [[5 + i, 6] for i in range(6)]
+    sampling = [Sampling(1.0, seed=1)] * 6
+
+    def answered() -> set[tuple[int, tuple[int, ...]]]:
+        found = generate(model, prompts, stop_ids=(), max_new_tokens=8, sampling=sampling)
+        return {(answer.index, answer.ids) for answer in found}
+
+    wanted, left = answered(), [5]
+
+    def scarce(module: Any, args: Any, given: dict[str, Any]) -> None:
+        left[0] -= 1
+        if not left[0]:
+            raise torch.OutOfMemoryError
+
+    with model.register_forward_pre_hook(scarce, with_kwargs=True):
+        assert answered() == wanted
+    assert left[0] < 0
