@@ -12,7 +12,7 @@ import pytest
 from tests.support.tiny import recipe
 
 from tunesmith import run_recipe
-from tunesmith.core.files import complete_lines, digest_file, read_json
+from tunesmith.core.files import digest_file, read_json, read_whole_lines
 from tunesmith.core.rundir import RunDir
 from tunesmith.fetch.reference import resolve
 
@@ -58,7 +58,7 @@ def weights(run: RunDir) -> dict[str, str]:
 
 def validations(run: RunDir) -> list[object]:
     """Return what the log says of validations, the digests of all answers, and what was chosen."""
-    lines = [line for line in complete_lines(run.metrics) if line["kind"] == "valid"]
+    lines = [line for line in read_whole_lines(run.metrics) if line["kind"] == "valid"]
     answers = sorted(run.valid_answers(0).parent.iterdir())
     manifest = run.manifest("train") or {}
     chosen = [manifest.get(key) for key in ("best_step", "chosen_by", "best_value")]

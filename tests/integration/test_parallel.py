@@ -23,7 +23,7 @@ from tests.support.tiny import one_thread, recipe, save_model
 from tests.unit.train.conftest import random_rows
 
 from tunesmith import run_recipe
-from tunesmith.core.files import complete_lines, read_json, read_jsonl
+from tunesmith.core.files import read_json, read_jsonl, read_whole_lines
 from tunesmith.core.rundir import RunDir
 from tunesmith.data.batches import write_tokens
 from tunesmith.distributed.process_group import Group
@@ -170,7 +170,7 @@ def alone(file: Path) -> RunDir:
 
 
 def steps(run: RunDir) -> list[list[float]]:
-    lines = [line for line in complete_lines(run.metrics) if line["kind"] == "step"]
+    lines = [line for line in read_whole_lines(run.metrics) if line["kind"] == "step"]
     return [[line["step"], line["loss"], line["learning_rate"], line["tokens"]] for line in lines]
 
 
@@ -264,7 +264,7 @@ def test_clocks_may_differ(file: Path, alone: RunDir, tmp_path: Path) -> None:
 
 
 def validated(run: RunDir) -> list[int]:
-    return [line["step"] for line in complete_lines(run.metrics) if line["kind"] == "valid"]
+    return [line["step"] for line in read_whole_lines(run.metrics) if line["kind"] == "valid"]
 
 
 @pytest.mark.parametrize("rank", [0, 1])

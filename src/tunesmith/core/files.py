@@ -66,7 +66,7 @@ def write_text(path: Path, text: str) -> None:
         what = "is a folder" if path.is_dir() else "is not a regular file"
         raise RecipeError(what, where=str(path), code="wrong-path", hint="name a file to write")
     temporary = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex[:8]}")
-    with out_of_space_explained(path):
+    with translate_enospc(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with temporary.open("w", encoding="utf-8") as file:
@@ -105,7 +105,7 @@ def write_jsonl(path: Path, values: Iterable[Any]) -> None:
 
 def write_pieces(path: Path, pieces: Iterable[bytes]) -> None:
     """Write a file piece by piece, and fsync. The folder's manifest makes it final."""
-    with out_of_space_explained(path):
+    with translate_enospc(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("wb", buffering=2**16) as file:
             file.writelines(pieces)
@@ -118,7 +118,7 @@ def json_line(value: Any) -> str:
     return _line(value) + "\n"
 
 
-def complete_lines(path: Path) -> list[Any]:
+def read_whole_lines(path: Path) -> list[Any]:
     """Return the values of a JSONL log that may end in a half-written line, and cut that line off.
 
     Raises:
@@ -162,7 +162,7 @@ def new_folder(final: Path, **facts: Any) -> Iterator[Path]:
     `facts` go into the manifest beside the list of files.
     """
     temporary = final.with_name(f".{final.name}.tmp-{uuid.uuid4().hex[:8]}")
-    with out_of_space_explained(final):
+    with translate_enospc(final):
         final.parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()
         try:
@@ -249,8 +249,8 @@ def check_files(folder: Path, expected: dict[str, dict[str, Any]]) -> None:
 
 
 @contextlib.contextmanager
-def out_of_space_explained(path: Path) -> Iterator[None]:
-    """Turn out-of-space errors, of the system or of a library, into DoesNotFit with the numbers a user needs."""
+def translate_enospc(path: Path) -> Iterator[None]:
+    """Translate out-of-space errors of the system or a library (ENOSPC, EDQUOT) into DoesNotFit with the free space."""
     try:
         yield
     except Exception as error:  # safetensors and tokenizers raise errors of no common kind
@@ -282,17 +282,17 @@ def errno_of(error: Exception) -> int | None:
 
 
 @contextlib.contextmanager
-def only_writer(path: Path, *, wait: bool = False) -> Iterator[None]:
-    """Hold an exclusive lock, released by the system even if the process is killed.
+def exclusive_lock(path: Path, *, wait: bool = False) -> Iterator[None]:
+    """Hold an exclusive lock, which the system releases even if the process is killed.
 
     Args:
-        wait: wait for another process that holds it.
+        wait: wait until another process releases it.
 
     Raises:
-        Interrupted: another process holds it, and we are not to wait.
+        Interrupted: another process holds it and `wait` is false.
     """
     with contextlib.ExitStack() as held:
-        with out_of_space_explained(path):
+        with translate_enospc(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             # Unbuffered: on a full disk a buffer would fail once more when the file is closed.
             file = held.enter_context(path.open("ab+", buffering=0))
@@ -307,8 +307,8 @@ def only_writer(path: Path, *, wait: bool = False) -> Iterator[None]:
         yield
 
 
-def writer_of(path: Path) -> str | None:
-    """Return which process holds a lock, as `pid 123 on its-machine`; None where nobody does."""
+def lock_holder(path: Path) -> str | None:
+    """Return the process that holds a lock, as `pid 123 on its-machine`, or None."""
     if not path.exists():
         return None
     with path.open("rb") as file:
@@ -320,7 +320,7 @@ def writer_of(path: Path) -> str | None:
 
 
 def _locked(file: IO[bytes], *, wait: bool) -> bool:
-    """Lock a file for this process alone; for a while try again, since who only looks holds it for a moment too."""
+    """Lock a file for this process. Retry for a while, because `lock_holder` holds the lock for a moment too."""
     if wait:
         fcntl.flock(file, fcntl.LOCK_EX)
         return True

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a flag that long loops look at between two units of work."""
+"""Ctrl-C, SIGTERM and SIGUSR1 as a flag that long loops check between two units of work."""
 
 import contextlib
 import os
@@ -13,15 +13,15 @@ from tunesmith.core.errors import Interrupted
 T = TypeVar("T")
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _requested: list[int] = []
-_postponed: list[bool] = []
+_deferred: list[bool] = []
 
 
 @contextlib.contextmanager
-def watched(*, patient: bool = False) -> Iterator[None]:
-    """Note the first signal and leave at once on the second. Inside, loops call `check()`.
+def catch_signals(*, patient: bool = False) -> Iterator[None]:
+    """Record the first signal, and exit at once on the second. Inside, loops call `check()`.
 
     Args:
-        patient: only note the second too: of many processes one gets the same signal from several sides.
+        patient: ignore further signals, because a rank receives the same signal from several senders.
     """
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -47,13 +47,13 @@ def watched(*, patient: bool = False) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def postponed() -> Iterator[None]:
-    """Let `check()` do nothing, where many processes have to agree first that they stop."""
-    _postponed.append(True)
+def defer_signals() -> Iterator[None]:
+    """Disable `check()` while ranks have to agree first that they stop."""
+    _deferred.append(True)
     try:
         yield
     finally:
-        _postponed.pop()
+        _deferred.pop()
 
 
 def requested() -> int:
@@ -63,7 +63,7 @@ def requested() -> int:
 
 def check() -> None:
     """Raise Interrupted if a signal came."""
-    if _requested and not _postponed:
+    if _requested and not _deferred:
         raise stopped(_requested[0])
 
 

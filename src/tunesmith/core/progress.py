@@ -55,7 +55,7 @@ class Progress:
         done, seconds = self._done - self._start, time.monotonic() - self._began
         if not self._total or self._done >= self._total or done < _UNITS_BEFORE or seconds < _SECONDS_BEFORE:
             return ""
-        return f"{clock(seconds / done * (self._total - self._done))} left"
+        return f"{format_duration(seconds / done * (self._total - self._done))} left"
 
 
 def say(text: str) -> None:
@@ -64,7 +64,7 @@ def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
-def clock(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Return a duration as people read it: 42s, 3m 20s, 2h 05m."""
     whole = round(seconds)
     if whole < 60:

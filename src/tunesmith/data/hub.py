@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.core.errors import DataError, RecipeError
-from tunesmith.data.local_files import kind_of, library_errors_told, path_of
+from tunesmith.data.local_files import kind_of, path_of, wrap_library_errors
 from tunesmith.recipe.data_source import HubSource
 
 _TIMEOUT_SECONDS = 10
@@ -46,7 +46,7 @@ def hub_rows(source: HubSource, folder: Path, label: str) -> Iterator[tuple[str,
         )
     reference = str(local) if local else _reference(source)
     commit = None if local else _commit(source)
-    with library_errors_told(label):
+    with wrap_library_errors(label):
         splits = load_dataset(reference, name=source.config, revision=commit, streaming=True)
         if source.split not in splits:
             raise DataError(f"there is no split `{source.split}`", where=label, hint=f"splits: {', '.join(splits)}")
@@ -63,7 +63,7 @@ def keep_copy(source: HubSource, *, folder: Path) -> None:
     from datasets import load_dataset
 
     if not local_dataset(source, folder):
-        with library_errors_told(_asked(source)):
+        with wrap_library_errors(_asked(source)):
             load_dataset(_reference(source), name=source.config, revision=_commit(source))
 
 

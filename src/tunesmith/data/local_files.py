@@ -150,7 +150,7 @@ def file_rows(file: LocalFile) -> Iterator[tuple[str, dict[str, Any]]]:
             raise DataError("is empty", where=file.label)
         # By default a batch is a whole row group, which can be the whole file.
         options = {"batch_size": _BATCH} if file.kind == ".parquet" else {}
-        with library_errors_told(file.label):
+        with wrap_library_errors(file.label):
             for number, values in enumerate(_opened(file.kind[1:], file, **options), 1):
                 yield f"{file.label} row {number}", dict(values)
 
@@ -166,7 +166,7 @@ def _opened(builder: str, file: LocalFile, **options: Any) -> Any:
 
 
 @contextlib.contextmanager
-def library_errors_told(where: str) -> Iterator[None]:
+def wrap_library_errors(where: str) -> Iterator[None]:
     """Turn what `datasets` and the libraries below it raise into DataError."""
     try:
         yield

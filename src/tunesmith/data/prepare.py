@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tunesmith.core.files import new_folder, out_of_space_explained, write_json, write_jsonl, write_pieces
+from tunesmith.core.files import new_folder, translate_enospc, write_json, write_jsonl, write_pieces
 from tunesmith.core.progress import Progress
 from tunesmith.core.rundir import RunDir
 from tunesmith.data.batches import write_tokens
@@ -37,7 +37,7 @@ def prepare(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     codec = codec_of(base, recipe.model.chat_markup)
     task = task_for(recipe.data, codec)
     progress = Progress("prepare", unit="rows")
-    with out_of_space_explained(run.stage("prepare")):
+    with translate_enospc(run.stage("prepare")):
         run.path.mkdir(parents=True, exist_ok=True)
         shelf = Shelf(run.path)
         gathered = gather(recipe, task, folder=run.origin, model=base, seen=progress.update, shelf=shelf)

@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from tunesmith.core.files import out_of_space_explained
+from tunesmith.core.files import translate_enospc
 from tunesmith.core.rundir import RunDir
 from tunesmith.data.database import KEPT_DATABASE, database_file
 from tunesmith.recipe.schema import Recipe
@@ -26,7 +26,7 @@ def keep_recipe_files(recipe: Recipe, run: RunDir) -> None:
     for source, name in _wanted(recipe, run.origin):
         target = run.recipe_files / name
         if not _is_copy(source, target):
-            with out_of_space_explained(target):
+            with translate_enospc(target):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source, target)
                 os.utime(

@@ -11,7 +11,7 @@ from tunesmith.core.files import digest_file, digest_of
 from tunesmith.data.hub import hub_revision, hub_rows, keep_copy, local_dataset
 from tunesmith.data.known_shapes import known_shape
 from tunesmith.data.local_files import LocalFile, digest, file_rows, files_of, label_of, path_of, visible_files
-from tunesmith.data.text_file import read_errors_told
+from tunesmith.data.text_file import wrap_read_errors
 from tunesmith.recipe.data_source import FileSource, HubSource, Source, Sources
 
 _PATIENCE = 1000
@@ -225,7 +225,7 @@ def _located_parts(source: Source, folder: Path) -> Iterator[tuple[bool, Iterato
 
 
 def _rows_of(file: LocalFile) -> Iterator[Located]:
-    with read_errors_told(file.path, file.label):
+    with wrap_read_errors(file.path, file.label):
         yield from file_rows(file)
 
 

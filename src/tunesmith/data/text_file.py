@@ -1,7 +1,7 @@
 r"""Read text files strictly: nothing is guessed, repaired or skipped, and what is wrong is told with its line.
 
 Lines end at `\n` only, and are counted as an editor counts them. Everything here raises DataError; what the
-file system and gzip raise becomes one in `read_errors_told`.
+file system and gzip raise becomes one in `wrap_read_errors`.
 """
 
 import codecs
@@ -32,7 +32,7 @@ _NOT_TEXT = {
 
 
 @contextlib.contextmanager
-def read_errors_told(path: Path, label: str) -> Iterator[None]:
+def wrap_read_errors(path: Path, label: str) -> Iterator[None]:
     """Turn failures of the file system or of gzip into DataError; raise it too if the file changed on the way."""
     try:
         before = path.stat()

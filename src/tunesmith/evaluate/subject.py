@@ -10,10 +10,10 @@ import torch
 
 from tunesmith.core import interrupt
 from tunesmith.core.files import (
-    complete_lines,
     json_line,
-    out_of_space_explained,
     read_json,
+    read_whole_lines,
+    translate_enospc,
     write_json,
     write_jsonl,
 )
@@ -58,7 +58,7 @@ def answer_all(
     mine = group.share(todo, [len(prompt) for prompt in questions.prompts])
     progress = Progress(f"answers of {name}", total=len(known) + len(mine), unit="rows", start=len(known))
     path, made, began = _file(folder, group.place.rank), list[dict[str, Any]](), time.monotonic()
-    with out_of_space_explained(path), path.open("a", encoding="utf-8") as log, in_company(model, group):
+    with translate_enospc(path), path.open("a", encoding="utf-8") as log, in_company(model, group):
         for line in answers(model, questions, task, mine):
             made.append(line)
             log.write(json_line(line))
@@ -82,7 +82,7 @@ def _kept(folder: Path, key: str) -> list[dict[str, Any]]:
     folder.mkdir(parents=True, exist_ok=True)
     paths, key_path = sorted(folder.glob("generations*.jsonl")), folder / "key.json"
     if key_path.exists() and read_json(key_path) == key:
-        return [line for path in paths for line in complete_lines(path)]
+        return [line for path in paths for line in read_whole_lines(path)]
     for path in paths:
         path.unlink()
     write_json(key_path, key)

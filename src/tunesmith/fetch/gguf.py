@@ -5,7 +5,7 @@ import io
 from pathlib import Path
 
 from tunesmith.core.errors import RecipeError
-from tunesmith.core.files import MANIFEST, digest_file, new_folder, only_writer
+from tunesmith.core.files import MANIFEST, digest_file, exclusive_lock, new_folder
 from tunesmith.core.places import cache_root
 from tunesmith.core.progress import say
 
@@ -23,7 +23,7 @@ def convert(file: Path, folder: Path) -> Path:
     """Write the model of a `.gguf` file to `folder`, unless it is there already."""
     if (folder / MANIFEST).exists():
         return folder
-    with only_writer(folder.with_name(f"{folder.name}.lock"), wait=True):
+    with exclusive_lock(folder.with_name(f"{folder.name}.lock"), wait=True):
         if not (folder / MANIFEST).exists():  # another process may have written it while we waited
             say(f"converting {file.name}, once")
             with new_folder(folder, source=digest_file(file)) as fresh:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from tunesmith.core import interrupt
 from tunesmith.core.dist_env import place
-from tunesmith.core.files import MANIFEST, only_writer, read_json, remove_leftovers, write_json
+from tunesmith.core.files import MANIFEST, exclusive_lock, read_json, remove_leftovers, write_json
 from tunesmith.core.places import cache_root, check_writable, registry_root
-from tunesmith.core.progress import clock, say
+from tunesmith.core.progress import format_duration, say
 from tunesmith.core.rundir import RunDir
 from tunesmith.data.recipe_files import keep_recipe_files
 from tunesmith.estimate.hardware import cores
@@ -77,8 +77,8 @@ def _run(
     if out is None and (other := run_elsewhere(loaded, run)):
         say(f"starting a new run in {run}; to continue the existing one: tunesmith run {other}")
     with ExitStack() as held:
-        held.enter_context(only_writer(run.lock))
-        held.enter_context(interrupt.watched(patient=others is not None))
+        held.enter_context(exclusive_lock(run.lock))
+        held.enter_context(interrupt.catch_signals(patient=others is not None))
         write_origin(loaded, run, Path(recipe), overrides)
         keep_recipe_files(loaded, run)
         _write_environment(run)
@@ -128,7 +128,7 @@ def _check_questions(recipe: Recipe, run: RunDir) -> None:
 def _work_along(recipe: Path | str, overrides: Sequence[str], out: Path | str | None, others: "Meeting") -> RunDir:
     """Work at the stages that the first process says, and write nothing."""
     with ExitStack() as held:
-        held.enter_context(interrupt.watched(patient=True))
+        held.enter_context(interrupt.catch_signals(patient=True))
         while name := others.next():
             # Only now, since the first may have made the run's folder.
             loaded, run = open_run(Path(recipe), overrides, out)
@@ -194,7 +194,7 @@ def _take(
             others.say(stage.name)
             held.enter_context(others.work(run.stacks_of(others.group.place.rank)))
         stage.work(recipe, run)
-    say(f"{stage.name}: done in {clock(time.monotonic() - began)}")
+    say(f"{stage.name}: done in {format_duration(time.monotonic() - began)}")
 
 
 def _report(run: RunDir) -> None:

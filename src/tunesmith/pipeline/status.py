@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.core.errors import DamagedFile, Interrupted
-from tunesmith.core.files import writer_of
-from tunesmith.core.progress import clock
+from tunesmith.core.files import lock_holder
+from tunesmith.core.progress import format_duration
 from tunesmith.core.rundir import RunDir
 from tunesmith.pipeline.stages import wanted_stages
 from tunesmith.recipe.load import load_recipe
@@ -67,9 +67,9 @@ class StageStatus:
         if self.tokens_per_second and self.state == "working":
             parts.append(f"loss {self.loss:.4f}, {self.tokens_per_second:.0f} tokens/s")
         if self.seconds_left and self.state == "working":
-            parts.append(f"{clock(self.seconds_left)} left")
+            parts.append(f"{format_duration(self.seconds_left)} left")
         if self.limit_seconds is not None and self.state == "working":
-            parts.append(f"{clock(self.limit_seconds)} to the time limit")
+            parts.append(f"{format_duration(self.limit_seconds)} to the time limit")
         return "  ".join(parts)
 
 
@@ -111,7 +111,7 @@ def status_of(run: RunDir) -> RunStatus:
     """
     recipe = load_recipe(run.resolved_recipe)
     jobs = {one.stage: one for one in read_jobs(run.launch)}
-    writer = writer_of(run.lock)
+    writer = lock_holder(run.lock)
     stages: list[StageStatus] = []
     for stage in wanted_stages(recipe):
         begun = not stages or stages[-1].state == "done"

@@ -6,7 +6,7 @@ from pathlib import Path
 from shlex import quote
 
 from tunesmith.core.errors import RecipeError
-from tunesmith.core.files import only_writer, write_text
+from tunesmith.core.files import exclusive_lock, write_text
 from tunesmith.core.progress import say
 from tunesmith.core.rundir import RunDir
 from tunesmith.data.sources import keep_copies
@@ -45,9 +45,9 @@ def submit_run(
     left = _left(loaded, stages_done(loaded, run, until), until)
     written = scripts(loaded, run, left)
     refuse_active(read_jobs(run.launch), str(run))  # before anything is written, and again under the lock
-    with only_writer(run.launch / "lock"):  # the run's own is its first job's, which may begin at once
+    with exclusive_lock(run.launch / "lock"):  # the run's own is its first job's, which may begin at once
         refuse_active(read_jobs(run.launch), str(run))
-        with only_writer(run.lock):
+        with exclusive_lock(run.lock):
             write_origin(loaded, run, Path(recipe), overrides)
         for job, text in written:
             write_text(script_path(run, job.stage), text)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.core.errors import DoesNotFit, RecipeError
-from tunesmith.core.progress import clock, say
+from tunesmith.core.progress import format_duration, say
 from tunesmith.core.rundir import SPLITS, RunDir
 from tunesmith.data.dataset import gather
 from tunesmith.data.rehearsal import rehearse
@@ -208,11 +208,15 @@ class RunPlan:
         low, high = self.seconds
         measured = f"at {self.tokens_per_second:.0f} tokens/s as measured in an earlier run here"
         if self.processes == 1:
-            return f"about {clock(low)}, {measured}"
+            return f"about {format_duration(low)}, {measured}"
         many = f"with {self.processes} processes"
         if self.exchange is None:
-            return f"about {clock(low)} at best, {many}, each {measured}"
-        span = clock(low) if clock(low) == clock(high) else f"{clock(low)} to {clock(high)}"
+            return f"about {format_duration(low)} at best, {many}, each {measured}"
+        span = (
+            format_duration(low)
+            if format_duration(low) == format_duration(high)
+            else f"{format_duration(low)} to {format_duration(high)}"
+        )
         hours = high * self.processes / 3600
         speed = f"{_range(self.together)} tokens/s"
         return f"about {span} {many}, {speed}, up to {hours:.1f} hours of a process; each {measured}"

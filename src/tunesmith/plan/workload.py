@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from statistics import mean
 
-from tunesmith.core.progress import clock
+from tunesmith.core.progress import format_duration
 from tunesmith.data.split import choose
 from tunesmith.data.used_rows import UsedRows
 from tunesmith.data.validation import measured_rows
@@ -68,10 +68,14 @@ class Workload:
         if self.valid_rows:
             bound = "about" if self.is_measured else "at most about"
             known = self.validating_seconds is not None
-            text = f"; validation {bound} {clock(self.validating_seconds or 0)}" if known else "; validation unknown"
+            text = (
+                f"; validation {bound} {format_duration(self.validating_seconds or 0)}"
+                if known
+                else "; validation unknown"
+            )
         if self.answering_seconds is None:
             return f"{text}; answers unknown until this model has answered on this machine"
-        low, high = map(clock, self.answering_seconds)
+        low, high = map(format_duration, self.answering_seconds)
         return f"{text}; answers {low if low == high else f'{low} to {high}'}"
 
 

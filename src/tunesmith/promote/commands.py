@@ -5,7 +5,7 @@ from shlex import quote
 from typing import Any
 
 from tunesmith.core.errors import RecipeError
-from tunesmith.core.files import only_writer
+from tunesmith.core.files import exclusive_lock
 from tunesmith.core.rundir import RunDir
 from tunesmith.promote.mirror import mirror
 from tunesmith.promote.promote import check_promotion, promote
@@ -27,7 +27,7 @@ def promote_run(folder: Path, *, force: bool, reason: str | None) -> dict[str, A
         raise RecipeError("has not been evaluated", where=str(folder), hint=f"tunesmith evaluate {quote(str(folder))}")
     recipe = load_recipe(run.resolved_recipe)
     check_promotion(recipe, run, force=force, reason=reason)
-    with only_writer(run.lock):
+    with exclusive_lock(run.lock):
         return promote(recipe, run, force=force, reason=reason)
 
 

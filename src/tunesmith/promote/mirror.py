@@ -3,7 +3,7 @@
 from typing import Any
 
 from tunesmith.core.errors import TunesmithError
-from tunesmith.core.files import only_writer
+from tunesmith.core.files import exclusive_lock
 from tunesmith.core.progress import say
 from tunesmith.registry.store import Registry, Version
 from tunesmith.track.mlflow_store import open_store
@@ -24,7 +24,7 @@ def mirror(registry: Registry, version: Version, alias: str) -> None:
         return
     folder = registry.root / "mlflow"
     try:
-        with only_writer(folder / "mirror.lock", wait=True):
+        with exclusive_lock(folder / "mirror.lock", wait=True):
             number = _mirrored(open_store(folder), registry, version, alias)
     except Exception as error:
         raise TunesmithError(

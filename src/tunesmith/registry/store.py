@@ -16,10 +16,10 @@ from tunesmith.core.files import (
     MANIFEST,
     check_files,
     digest_of,
-    out_of_space_explained,
     read_json,
     remove_folder,
     sync_folder,
+    translate_enospc,
 )
 from tunesmith.core.places import registry_root
 from tunesmith.registry.catalog import Catalog, Model, Move, Version, plain_json, trail
@@ -60,7 +60,7 @@ class Registry:
                 return existing
         self._sweep()
         with (
-            out_of_space_explained(self.root),
+            translate_enospc(self.root),
             self._objects.in_use(),
             self._objects.staged(name, folder, files, facts) as staged,
             self._database.writing() as catalog,

@@ -92,7 +92,7 @@ class _Files:
 
 
 def whole_lines(path: Path) -> Iterator[str]:
-    """Yield the lines that end in a line break. Unlike `core.files.complete_lines` this never touches the file."""
+    """Yield the lines that end in a line break. Unlike `core.files.read_whole_lines` this never touches the file."""
     if not path.exists():
         return
     with path.open(encoding="utf-8", errors="replace", newline="\n") as file:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.core.errors import DataError, DoesNotFit
-from tunesmith.core.progress import clock
+from tunesmith.core.progress import format_duration
 from tunesmith.plan.run_plan import plan_run
 from tunesmith.sweep.axes import Sweep, Trial
 
@@ -71,7 +71,7 @@ def plan_text(sweep: Sweep, planned: list[PlannedTrial]) -> str:
         )
     seconds = _total(planned)
     time = (
-        f"about {clock(seconds)} of training"
+        f"about {format_duration(seconds)} of training"
         if seconds is not None
         else "unknown: a base has not been trained here yet"
     )
@@ -81,7 +81,7 @@ def plan_text(sweep: Sweep, planned: list[PlannedTrial]) -> str:
 
 
 def _needs(trial: PlannedTrial) -> str:
-    time = f", about {clock(trial.seconds)}" if trial.seconds is not None else ""
+    time = f", about {format_duration(trial.seconds)}" if trial.seconds is not None else ""
     return (
         f"{trial.trained_parameters:,} parameters trained on {trial.tokens:,} tokens of {trial.train_rows:,} rows, "
         f"about {trial.memory_gib:.1f} GiB{time}"

@@ -11,10 +11,10 @@ from tunesmith.core.files import (
     MANIFEST,
     check_folder,
     digest_file,
+    exclusive_lock,
     new_folder,
-    only_writer,
-    out_of_space_explained,
     read_json,
+    translate_enospc,
     write_json,
 )
 from tunesmith.core.progress import say
@@ -28,7 +28,7 @@ from tunesmith.sweep.axes import Sweep, Trial
 def reuse(sweep: Sweep, trial: Trial) -> None:
     """Give a trial the files of another trial that its own stages would write with the same bytes. Replaces nothing."""
     run = sweep.run(trial)
-    with only_writer(run.lock):
+    with exclusive_lock(run.lock):
         if run.manifest("prepare") is None:
             _reuse_first(sweep, trial, "prepared data", _link_prepared)
         if not (run.subject("base") / "generations.jsonl").exists():
@@ -93,7 +93,7 @@ def _copy_base_answers(sweep: Sweep, trial: Trial, other: RunDir) -> bool:
     if _decides_base_answers(other_recipe) != _decides_base_answers(sweep.recipe(trial)):
         return False
     target = sweep.run(trial).subject("base")
-    with out_of_space_explained(target):
+    with translate_enospc(target):
         target.mkdir(parents=True, exist_ok=True)
         # A copy, because generation changes this file in place. The key is written last: without it no line counts.
         shutil.copyfile(source, target / source.name)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tunesmith.core import interrupt
 from tunesmith.core.errors import Interrupted, RecipeError, TunesmithError
-from tunesmith.core.files import only_writer, write_json
+from tunesmith.core.files import exclusive_lock, write_json
 from tunesmith.core.progress import say
 from tunesmith.core.rundir import RunDir
 from tunesmith.pipeline.runner import run_recipe
@@ -52,7 +52,7 @@ def run_sweep(
     sweep = open_sweep(Path(recipe), over=over, models=models, overrides=overrides, out=Path(out) if out else None)
     is_written = is_sweep(Path(recipe))
     check_threshold(sweep.recipe(sweep.trials[0]) if is_written else check_sweep(sweep, Path(recipe))[0][0], threshold)
-    with only_writer(sweep.lock), interrupt.watched():
+    with exclusive_lock(sweep.lock), interrupt.catch_signals():
         if not is_written:
             write_sweep(sweep, Path(recipe))
         for trial in sweep.trials:
@@ -66,7 +66,7 @@ def run_sweep(
 def collect_sweep(sweep: Sweep, threshold: float | None) -> SweepResult:
     """Collect and write the results of finished trials without running any."""
     check_threshold(sweep.recipe(sweep.trials[0]), threshold)
-    with only_writer(sweep.lock):
+    with exclusive_lock(sweep.lock):
         return write_result(collect(sweep, threshold))
 
 
@@ -94,7 +94,7 @@ def run_trial(folder: Path | str, number: int) -> RunDir:
     run = sweep.run(trial)
     failure_path(run).unlink(missing_ok=True)
     try:
-        with interrupt.watched():
+        with interrupt.catch_signals():
             reuse(sweep, trial)
             return run_recipe(run.path, until="evaluate")
     except Interrupted:

@@ -6,7 +6,7 @@ from pathlib import Path
 from shlex import quote
 
 from tunesmith.core.errors import RecipeError
-from tunesmith.core.files import only_writer, write_text
+from tunesmith.core.files import exclusive_lock, write_text
 from tunesmith.core.progress import say
 from tunesmith.core.rundir import RunDir
 from tunesmith.pipeline.submit import fetch, refuse_active
@@ -53,7 +53,7 @@ def submit_sweep(sweep: Sweep, recipe: Path) -> Path:
     job, text = _script(sweep, pending, opened[0][0])
     for loaded, run in _to_fetch(opened[trial.number - 1] for trial in pending):
         fetch(loaded, run)
-    with only_writer(sweep.lock):
+    with exclusive_lock(sweep.lock):
         refuse_active(read_jobs(folder.launch), str(sweep.path))
         if not begun:
             write_sweep(sweep, recipe)

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tunesmith.core.files import digest_file, only_writer, read_json, write_json
+from tunesmith.core.files import digest_file, exclusive_lock, read_json, write_json
 from tunesmith.core.rundir import RunDir
 from tunesmith.track.tracker import TrackedRun, Tracker, open_tracker
 
@@ -51,7 +51,7 @@ def _wait_for_end(ended: threading.Event, seconds: float) -> None:
 def follow(name: str, run: RunDir, settings: dict[str, Any], ended: threading.Event) -> None:
     """Tell a tracker what a run writes, until `ended`; then its verdict and files."""
     folder = run.track(name).resolve()
-    with only_writer(folder / "lock", wait=True):  # a process that is left from a killed run finishes first
+    with exclusive_lock(folder / "lock", wait=True):  # a process that is left from a killed run finishes first
         state = _State(folder / "state.json")
         tracker = open_tracker(name)
         project, label = str(settings.get("name", "tunesmith")), run.path.resolve().name

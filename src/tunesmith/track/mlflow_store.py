@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from tunesmith.core.files import only_writer
+from tunesmith.core.files import exclusive_lock
 from tunesmith.track.tracker import keep_here
 
 
@@ -22,7 +22,7 @@ def open_store(folder: Path) -> Any:
     from mlflow import MlflowClient
 
     folder = folder.resolve()  # MLflow keeps absolute paths
-    with only_writer(folder / "mlflow.lock", wait=True):
+    with exclusive_lock(folder / "mlflow.lock", wait=True):
         if os.environ.get("MLFLOW_TRACKING_URI"):
             client = MlflowClient()
         else:
@@ -34,7 +34,7 @@ def open_store(folder: Path) -> Any:
 
 def experiment(client: Any, name: str, folder: Path) -> str:
     """Return the id of an experiment, made if need be; its files are kept in `folder` where the database is ours."""
-    with only_writer(folder / "mlflow.lock", wait=True):
+    with exclusive_lock(folder / "mlflow.lock", wait=True):
         found = client.get_experiment_by_name(name)
         if found is not None:
             return str(found.experiment_id)

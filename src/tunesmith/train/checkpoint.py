@@ -20,10 +20,10 @@ from tunesmith.core.errors import DamagedFile
 from tunesmith.core.files import (
     check_folder,
     new_folder,
-    out_of_space_explained,
     read_json,
     remove_folder,
     remove_leftovers,
+    translate_enospc,
     write_json,
 )
 from tunesmith.core.progress import say
@@ -111,7 +111,7 @@ def save_checkpoint(run: RunDir, taken: Snapshot, codec: Codec, card: dict[str, 
             save_file(taken.optimizer, folder / "optimizer.safetensors")
         return
     with ExitStack() as held:
-        held.enter_context(out_of_space_explained(path))
+        held.enter_context(translate_enospc(path))
         folder = group.by_first(lambda: held.enter_context(new_folder(path, step=taken.state.step)))
         group.by_first(lambda: _write(run, taken, folder, codec, card))
         write_parts(taken.optimizer, folder / _PARTS, group.channel)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from functools import partial
 
 from tunesmith.core.errors import ProcessLost, TunesmithError
-from tunesmith.core.files import complete_lines, read_json, read_jsonl, write_json
+from tunesmith.core.files import read_json, read_jsonl, read_whole_lines, write_json
 from tunesmith.core.rundir import RunDir
 from tunesmith.data.batches import rows_of_step
 from tunesmith.distributed.failure import last_words
@@ -48,7 +48,7 @@ def attempt(recipe: Recipe, run: RunDir, group: Group, *, first_step: int) -> It
 def _begin(recipe: Recipe, run: RunDir, first_step: int) -> None:
     path, killed_at = run.attempts, []
     if path.exists():
-        done = [line["step"] for line in complete_lines(run.metrics) if line["kind"] == "step"]
+        done = [line["step"] for line in read_whole_lines(run.metrics) if line["kind"] == "step"]
         killed_at = [*read_json(path)["killed_at"], max([first_step, *done]) + 1]
     if len(killed_at) > 1 and killed_at[-1] == killed_at[-2]:
         step = killed_at[-1]

@@ -18,7 +18,7 @@ from tunesmith.architecture.families import shapes_of
 from tunesmith.architecture.shapes import Shapes
 from tunesmith.core import interrupt
 from tunesmith.core.errors import Interrupted, ProcessLost, RecipeError
-from tunesmith.core.files import complete_lines, digest_of, json_line, out_of_space_explained, seal_folder, write_text
+from tunesmith.core.files import digest_of, json_line, read_whole_lines, seal_folder, translate_enospc, write_text
 from tunesmith.core.progress import Progress, say
 from tunesmith.core.records import StepReport
 from tunesmith.core.rundir import SPLITS, RunDir
@@ -92,7 +92,7 @@ def train(recipe: Recipe, run: RunDir) -> dict[str, Any]:
         # From here on: what is killed while it loads has tried nothing yet.
         with (
             attempt(recipe, run, group, first_step=state.step),
-            interrupt.postponed() if group.is_many else nullcontext(),
+            interrupt.defer_signals() if group.is_many else nullcontext(),
         ):
             session.work()
     except ProcessLost:
@@ -262,7 +262,7 @@ class _Session:
             self._forget_after(self.state.step)
         saved = self.state.step
         with (
-            out_of_space_explained(metrics),
+            translate_enospc(metrics),
             metrics.open("a", encoding="utf-8") as log,
             machine_use(
                 lambda use: self._log(log, {"kind": "machine", "step": self.state.step, **use}),
@@ -390,7 +390,7 @@ class _Session:
             again = line["kind"] == "valid" and line["step"] == step != self.state.validated_step
             return bool(line["step"] <= step) and not again
 
-        kept = [line for line in complete_lines(self.run.metrics) if counts(line)] if step else []
+        kept = [line for line in read_whole_lines(self.run.metrics) if counts(line)] if step else []
         write_text(self.run.metrics, "".join(map(json_line, kept)))
         answered = {self.run.valid_answers(line["step"]) for line in kept if line["kind"] == "valid"}
         for path in self.run.valid_answers(0).parent.glob("*.jsonl"):

@@ -24,21 +24,21 @@ from tunesmith.core.errors import DamagedFile, DoesNotFit, RecipeError, Tunesmit
 from tunesmith.core.files import (
     MANIFEST,
     check_folder,
-    complete_lines,
     digest_file,
     digest_of,
+    exclusive_lock,
     json_line,
+    lock_holder,
     new_folder,
-    only_writer,
-    out_of_space_explained,
     read_json,
     read_jsonl,
+    read_whole_lines,
     remove_folder,
     remove_leftovers,
+    translate_enospc,
     write_json,
     write_jsonl,
     write_text,
-    writer_of,
 )
 
 KILLED = 9
@@ -376,7 +376,7 @@ def test_libraries_that_run_out_of_space_are_understood(tmp_path: Path, library:
      KeyboardInterrupt()],
 )  # fmt: skip
 def test_other_errors_are_left_as_they_are(tmp_path: Path, error: BaseException) -> None:
-    with pytest.raises(type(error)) as caught, out_of_space_explained(tmp_path / "out"):
+    with pytest.raises(type(error)) as caught, translate_enospc(tmp_path / "out"):
         raise error
     assert caught.value is error
 
@@ -384,8 +384,8 @@ def test_other_errors_are_left_as_they_are(tmp_path: Path, error: BaseException)
 # --- one writer ---
 
 HOLD = (
-    "import sys; from pathlib import Path; from tunesmith.core.files import only_writer\n"
-    "with only_writer(Path(sys.argv[1])):\n    print('held', flush=True); sys.stdin.read()"
+    "import sys; from pathlib import Path; from tunesmith.core.files import exclusive_lock\n"
+    "with exclusive_lock(Path(sys.argv[1])):\n    print('held', flush=True); sys.stdin.read()"
 )
 
 
@@ -404,23 +404,23 @@ def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 def test_a_second_writer_is_refused_until_the_first_is_killed(holder: subprocess.Popen[str], tmp_path: Path) -> None:
     lock = tmp_path / "logs" / "lock"
     for _ in range(2):
-        with pytest.raises(TunesmithError, match=f"pid {holder.pid} on") as caught, only_writer(lock):
+        with pytest.raises(TunesmithError, match=f"pid {holder.pid} on") as caught, exclusive_lock(lock):
             pass
         assert caught.value.exit_code == 75, "nothing is wrong: a job that comes too early waits for another turn"
     holder.send_signal(signal.SIGKILL)
     holder.wait()
-    with only_writer(lock):
+    with exclusive_lock(lock):
         assert lock.read_text().startswith(f"pid {os.getpid()} on ")
-        assert writer_of(lock) == lock.read_text()
-    assert writer_of(lock) is None
-    assert writer_of(tmp_path / "absent") is None
+        assert lock_holder(lock) == lock.read_text()
+    assert lock_holder(lock) is None
+    assert lock_holder(tmp_path / "absent") is None
 
 
 def test_whoever_waits_gets_the_lock_when_the_holder_is_gone(holder: subprocess.Popen[str], tmp_path: Path) -> None:
     got = threading.Event()
 
     def work() -> None:
-        with only_writer(tmp_path / "logs" / "lock", wait=True):
+        with exclusive_lock(tmp_path / "logs" / "lock", wait=True):
             got.set()
 
     thread = threading.Thread(target=work, daemon=True)
@@ -435,14 +435,14 @@ def test_whoever_waits_gets_the_lock_when_the_holder_is_gone(holder: subprocess.
 def test_the_lock_ends_with_the_work_even_if_that_fails(tmp_path: Path) -> None:
     lock = tmp_path / "lock"
     for _ in range(2):
-        with pytest.raises(ZeroDivisionError), only_writer(lock):
-            _ = 1 / (in_child(lambda: only_writer(lock).__enter__()) - 1)
+        with pytest.raises(ZeroDivisionError), exclusive_lock(lock):
+            _ = 1 / (in_child(lambda: exclusive_lock(lock).__enter__()) - 1)
 
 
 def test_a_lock_on_a_full_disk_says_so(tmp_path: Path) -> None:
     def work() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-        with pytest.raises(DoesNotFit), only_writer(tmp_path / "lock"):
+        with pytest.raises(DoesNotFit), exclusive_lock(tmp_path / "lock"):
             pass
 
     assert in_child(work) == 0
@@ -457,21 +457,21 @@ def test_a_log_cut_anywhere_gives_its_whole_lines_and_can_go_on(tmp_path: Path, 
     path = tmp_path / "log.jsonl"
     whole = "".join(map(json_line, values)).encode()
     path.write_bytes(whole[:cut])
-    kept = complete_lines(path)
+    kept = read_whole_lines(path)
     assert kept == values[: whole[:cut].count(b"\n")]
     with path.open("a", encoding="utf-8") as file:
         file.write(json_line("next"))
-    assert complete_lines(path) == [*kept, "next"]
+    assert read_whole_lines(path) == [*kept, "next"]
     assert list(read_jsonl(path)) == [*kept, "next"]
 
 
 def test_no_log_is_no_lines(tmp_path: Path) -> None:
-    assert complete_lines(tmp_path / "log.jsonl") == []
+    assert read_whole_lines(tmp_path / "log.jsonl") == []
     assert names(tmp_path) == []
 
 
 @pytest.mark.parametrize("bad", [b"\0\0\0", b'{"a": ', b"\xff", b""])
-@pytest.mark.parametrize("read", [complete_lines, lambda path: list(read_jsonl(path))])
+@pytest.mark.parametrize("read", [read_whole_lines, lambda path: list(read_jsonl(path))])
 def test_a_damaged_line_is_told_with_its_number(tmp_path: Path, read: Callable[[Path], object], bad: bytes) -> None:
     path = tmp_path / "log.jsonl"
     path.write_bytes(b'"first"\n' + bad + b'\n"last"\n')

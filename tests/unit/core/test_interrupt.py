@@ -22,7 +22,7 @@ import sys, time
 from tunesmith.core import interrupt
 from tunesmith.core.errors import TunesmithError
 try:
-    with interrupt.watched():
+    with interrupt.catch_signals():
         print("ready", flush=True)
         while True:
             for _ in range(int(sys.argv[1])):
@@ -48,8 +48,8 @@ def started(patience: int, stderr: int = subprocess.PIPE) -> Iterator[subprocess
 
 
 def test_what_many_have_to_agree_upon_is_not_raised_by_one() -> None:
-    with interrupt.watched(patient=True):
-        with interrupt.postponed():
+    with interrupt.catch_signals(patient=True):
+        with interrupt.defer_signals():
             for _ in range(2):  # the second would end a process that is alone
                 signal.raise_signal(signal.SIGTERM)
             interrupt.check()
@@ -61,7 +61,7 @@ def test_what_many_have_to_agree_upon_is_not_raised_by_one() -> None:
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_is_a_flag_that_check_raises(number: signal.Signals, capfd: pytest.CaptureFixture[str]) -> None:
-    with interrupt.watched():
+    with interrupt.catch_signals():
         assert not interrupt.requested()
         interrupt.check()
         signal.raise_signal(number)
@@ -87,10 +87,10 @@ def test_handlers_are_put_back_whatever_happens() -> None:
 
 def _handlers_are_put_back() -> None:
     before = [signal.getsignal(number) for number in SIGNALS]
-    with interrupt.watched():
+    with interrupt.catch_signals():
         assert all(signal.getsignal(number) not in before for number in SIGNALS)
     assert [signal.getsignal(number) for number in SIGNALS] == before
-    with pytest.raises(Interrupted), interrupt.watched():
+    with pytest.raises(Interrupted), interrupt.catch_signals():
         _ = signal.raise_signal(signal.SIGINT) or interrupt.check()
     assert [signal.getsignal(number) for number in SIGNALS] == before
     with pytest.raises(KeyboardInterrupt):
@@ -143,7 +143,7 @@ class Slow(io.RawIOBase):
         return os.write(1, data)
 
 sys.stderr = io.TextIOWrapper(io.BufferedWriter(Slow()), write_through=True)
-with interrupt.watched():
+with interrupt.catch_signals():
     print("one line", file=sys.stderr, flush=True)
     sys.exit(75 if interrupt.requested() else 1)
 """
@@ -156,7 +156,7 @@ def test_another_thread_works_without_signals() -> None:
 
     def work() -> None:
         try:
-            with interrupt.watched():
+            with interrupt.catch_signals():
                 interrupt.check()
                 seen.append("worked")
         except ValueError as error:
@@ -169,7 +169,7 @@ def test_another_thread_works_without_signals() -> None:
 
 
 def test_the_time_between_signal_and_flag_is_short() -> None:
-    with interrupt.watched():
+    with interrupt.catch_signals():
         began = time.monotonic()
         os.kill(os.getpid(), signal.SIGUSR1)
         while not interrupt.requested():
@@ -178,7 +178,7 @@ def test_the_time_between_signal_and_flag_is_short() -> None:
 
 def test_work_is_left_where_a_signal_comes() -> None:
     assert list(interrupt.until_requested("abc")) == ["a", "b", "c"]
-    with interrupt.watched(), interrupt.postponed():
+    with interrupt.catch_signals(), interrupt.defer_signals():
         seen = []
         for one in interrupt.until_requested("abc"):
             seen.append(one)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tunesmith.core import errors, progress
 from tunesmith.core.errors import DamagedFile, RecipeError, TunesmithError
 from tunesmith.core.files import write_json
-from tunesmith.core.progress import Progress, clock, say
+from tunesmith.core.progress import Progress, format_duration, say
 from tunesmith.core.records import Example, Turn
 from tunesmith.core.rundir import RunDir
 
@@ -79,7 +79,7 @@ def test_checkpoints_sort_by_name_as_by_step(tmp_path: Path) -> None:
     [(0, "0s"), (59.4, "59s"), (59.6, "1m 00s"), (200, "3m 20s"), (3600, "1h 00m"), (7500, "2h 05m")],
 )
 def test_durations_are_told_as_people_read_them(seconds: float, text: str) -> None:
-    assert clock(seconds) == text
+    assert format_duration(seconds) == text
 
 
 def test_progress_is_lines_with_the_time_left(

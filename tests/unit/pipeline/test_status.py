@@ -9,7 +9,7 @@ from tests.support.tiny import recipe
 
 from tunesmith import load_recipe
 from tunesmith.core.errors import Interrupted, TunesmithError
-from tunesmith.core.files import json_line, only_writer, write_json, write_text
+from tunesmith.core.files import exclusive_lock, json_line, write_json, write_text
 from tunesmith.core.rundir import RunDir
 from tunesmith.pipeline.status import status_of
 from tunesmith.pipeline.watch import follow
@@ -63,7 +63,7 @@ def test_a_run_that_was_not_begun(run: RunDir) -> None:
 def test_a_run_that_works_here(run: RunDir) -> None:
     finish(run, "prepare")
     steps(run, 10)
-    with only_writer(run.lock):
+    with exclusive_lock(run.lock):
         found = status_of(run)
         assert found.is_active
         assert str(found).splitlines()[0].endswith(" works at it)")
@@ -176,7 +176,7 @@ def test_a_job_that_completed_is_done_before_its_files_are_seen(run: RunDir, mon
 def test_after_a_failed_job_it_may_work_here(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     finish(run, "prepare")
     in_line(run, monkeypatch, train=JobState("FAILED", exit_code=7))
-    with only_writer(run.lock):
+    with exclusive_lock(run.lock):
         assert states(run)["train"] == "working, job 8"
 
 

@@ -12,7 +12,7 @@ import pytest
 from tests.unit.track.read_back import READERS
 
 from tunesmith.core.errors import RecipeError
-from tunesmith.core.files import json_line, only_writer, read_json, write_json, write_text
+from tunesmith.core.files import exclusive_lock, json_line, read_json, write_json, write_text
 from tunesmith.core.rundir import RunDir
 from tunesmith.track.follow import _Log
 from tunesmith.track.followers import Followers
@@ -142,7 +142,7 @@ def test_a_run_that_is_killed_is_told_up_to_its_end(run: RunDir) -> None:
     until = time.monotonic() + LONG
     while not (folder / "state.json").exists() and time.monotonic() < until:
         time.sleep(0.1)
-    with only_writer(folder / "lock", wait=True):  # it has ended
+    with exclusive_lock(folder / "lock", wait=True):  # it has ended
         pass
     assert [number for number, _ in READERS["tensorboard"](folder)[0]["train/loss"]] == [1, 2]
 

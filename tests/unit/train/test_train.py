@@ -257,7 +257,7 @@ def test_a_signal_in_the_middle_of_a_step_keeps_the_step_before(
         return token_loss(*args)
 
     monkeypatch.setattr(loop, "token_loss", noisy)
-    with interrupt.watched(), pytest.raises(Interrupted) as caught:
+    with interrupt.catch_signals(), pytest.raises(Interrupted) as caught:
         stopped.go()
     assert caught.value.exit_code == 75
     assert calls.count(4) == 2
@@ -279,7 +279,7 @@ def test_a_signal_in_a_validation_loses_neither_the_step_nor_the_validation(
     settings = {"keep_checkpoints": 9, **(ANSWERED if in_work == "answers" else {})}
     uninterrupted, stopped = whole(**settings), start(**settings)
     signal_at(monkeypatch, validate, in_work, validation)
-    with interrupt.watched(), pytest.raises(Interrupted):
+    with interrupt.catch_signals(), pytest.raises(Interrupted):
         stopped.go()
     step = 2 * (validation - 1)
     assert stopped.steps == [kept for kept in (2, 4, 6) if kept <= step]
@@ -288,7 +288,7 @@ def test_a_signal_in_a_validation_loses_neither_the_step_nor_the_validation(
     monkeypatch.undo()
     # Once more, so that the repeated validation is lost too.
     signal_at(monkeypatch, validate, in_work, 1)
-    with interrupt.watched(), pytest.raises(Interrupted):
+    with interrupt.catch_signals(), pytest.raises(Interrupted):
         stopped.go()
     monkeypatch.undo()
     stopped.go()
@@ -304,7 +304,7 @@ def test_a_signal_in_a_validation_loses_neither_the_step_nor_the_validation(
 def test_a_signal_while_saving_waits_until_that_is_done(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     made = start()
     signal_at(monkeypatch, checkpoint, "save_model", 1)
-    with interrupt.watched(), pytest.raises(Interrupted):
+    with interrupt.catch_signals(), pytest.raises(Interrupted):
         made.go()
     assert made.steps == [2]
     check_folder(made.run.checkpoint(2))
@@ -319,7 +319,7 @@ def stopped(start: Start) -> Trained:
     made = start(keep_checkpoints=3)
     with pytest.MonkeyPatch.context() as patch:
         signal_at(patch, loop, "_accumulate", 6)
-        with interrupt.watched(), pytest.raises(Interrupted):
+        with interrupt.catch_signals(), pytest.raises(Interrupted):
             made.go()
     assert made.steps == [2, 4, 5]
     shutil.rmtree(made.run.checkpoint(5))
@@ -365,7 +365,7 @@ def test_damaged_checkpoints_do_not_push_out_those_that_are_whole(whole: Start, 
         flip(made.run.checkpoint(step) / "optimizer.safetensors")
     with pytest.MonkeyPatch.context() as patch:
         signal_at(patch, loop, "_accumulate", 2)  # step 4 is made again and saved, then the run is stopped
-        with interrupt.watched(), pytest.raises(Interrupted):
+        with interrupt.catch_signals(), pytest.raises(Interrupted):
             made.go()
     assert made.steps == [3, 4]
     assert all(check_folder(made.run.checkpoint(step)) for step in (3, 4))
