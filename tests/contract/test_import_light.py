@@ -87,3 +87,12 @@ def test_what_needs_a_tokenizer_only_imports_no_torch(verb: str, tmp_path: Path)
     done, imported = tunesmith(verb, str(recipe(tmp_path, model)), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert imported & (SLOW - {"numpy", "tokenizers", "huggingface_hub"}) == set()
+
+
+@pytest.mark.slow
+def test_a_model_is_opened_without_the_compiler_of_torch(tmp_path: Path) -> None:
+    model = save_model(tmp_path / "model", "llama")
+    done, imported = tunesmith("generate", str(model), "--prompt", "hi", "--max-new-tokens", "1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert {"torch", "peft"} <= imported
+    assert "torch._inductor.compile_fx" not in imported
