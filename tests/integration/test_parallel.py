@@ -25,7 +25,7 @@ from tests.unit.train.conftest import random_rows
 from tunesmith import run_recipe
 from tunesmith.core.files import read_json, read_jsonl, read_whole_lines
 from tunesmith.core.rundir import RunDir
-from tunesmith.data.batches import write_tokens
+from tunesmith.data.token_file import write_tokens
 from tunesmith.distributed.process_group import Group
 from tunesmith.fetch.reference import resolve
 

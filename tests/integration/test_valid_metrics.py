@@ -12,7 +12,8 @@ from tests.unit.train.conftest import CLOCKS
 from tunesmith import load_recipe, run_recipe
 from tunesmith.core.files import digest_file, read_json, read_jsonl, write_json
 from tunesmith.core.rundir import RunDir
-from tunesmith.data.batches import TokenSet, write_tokens
+from tunesmith.data.batches import TokenSet
+from tunesmith.data.token_file import write_tokens
 from tunesmith.fetch.reference import resolve
 from tunesmith.inference.predict import answers
 from tunesmith.inference.prompts import questions_of, rows_of

@@ -1,7 +1,8 @@
 """The records that cross a stage boundary. All frozen, all JSON."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,16 +53,50 @@ class Example:
 
 
 @dataclass(frozen=True, slots=True)
+class Column:
+    """Values that every example of a run stores under a name.
+
+    Attributes:
+        dtype: numpy's name of the type.
+        per: `token` is a value for each of `input_ids`, `sequence` a value for each sequence of the example, and `ids`
+            are token ids of any number, whose name ends in `_ids`, which the model reads apart from `input_ids`.
+    """
+
+    name: str
+    dtype: Literal["uint8", "int32", "int64", "float32", "float64"]
+    per: Literal["token", "sequence", "ids"] = "token"
+
+
+INPUT_IDS = Column("input_ids", "int32")
+TRAINED = Column("trained", "uint8")
+ENCODER_IDS = Column("source_ids", "int32", "ids")
+"""What an encoder reads; `input_ids` are then the decoder's, its start token first."""
+
+SEQUENCE_LENGTHS = Column("sequence_lengths", "int32", "sequence")
+"""Tokens of each sequence, for examples of several that belong together, such as two answers to one prompt."""
+
+
+@dataclass(frozen=True, slots=True)
 class Tokens:
     """One rendered example: `input_ids` [length] and `trained` [length], true where a token is learned.
 
-    `source_ids` [source length] is what an encoder reads; `input_ids` are then the decoder's, its start token first.
+    An example is one sequence, unless SEQUENCE_LENGTHS is among its `columns`: then several, one behind the other.
     """
 
     example_id: str
     input_ids: tuple[int, ...]
     trained: tuple[bool, ...]
-    source_ids: tuple[int, ...] = ()
+    columns: Mapping[Column, tuple[float, ...]] = field(default_factory=dict)
+
+    @property
+    def length(self) -> int:
+        """How many tokens a model reads."""
+        return len(self.input_ids) + sum(len(ids) for column, ids in self.columns.items() if column.per == "ids")
+
+    @property
+    def read_first(self) -> tuple[float, ...]:
+        """What a prompt becomes: what is read apart from `input_ids`, by an encoder, or else `input_ids`."""
+        return next((ids for column, ids in self.columns.items() if column.per == "ids"), self.input_ids)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from functools import lru_cache, partial
 
 from tunesmith.architecture.shapes import Shapes
 from tunesmith.core.errors import RecipeError
+from tunesmith.core.records import ENCODER_IDS
 from tunesmith.data.batches import TokenSet, rows_of_step
 from tunesmith.data.microbatch import Division, Group
 from tunesmith.estimate.memory import Memory, Pass, memory_of, weights_bytes
@@ -182,8 +183,8 @@ def _pass(tokens: TokenSet, group: Group, division: Division) -> Pass:
     trained = tokens.trained_tokens(group.rows)
     if group.shared is not None:
         length = division.packed_length(tokens.packed_tokens(group.rows, group.shared))
-        width = int(tokens.lengths[list(group.rows)].max()) if division.by_row else length
+        width = max(tokens.sequence_lengths(group.rows)) if division.by_row else length
         return Pass(length, width, trained, masked=not division.by_row, by_row=division.by_row)
-    width, source = tokens.padded_length(group.rows), tokens.padded_source_length(group.rows)
-    count = len(group.rows)
+    width, source = tokens.padded_length(group.rows), tokens.padded_length(group.rows, ENCODER_IDS)
+    count = len(tokens.sequence_lengths(group.rows))
     return Pass(count * width, width, trained, source_tokens=count * source, source_width=source)

@@ -86,22 +86,22 @@ class Division:
     def _beginning(self, tokens: TokenSet, order: Sequence[int]) -> Iterator[tuple[float, Group]]:
         """Yield the first row, the first two, and so on as long as they fit, each in its cheaper form with its cost."""
         limit = self.most_tokens if self.rows is None else 2**31
-        longest = total = int(tokens.lengths[order[0]])
-        squares, shared = longest**2, 2**31 if self.share else 0
-        width = bucket(longest)
-        yield self.cost(width, width**2), Group((order[0],))
-        for count in range(2, len(order) + 1):
-            rows = tuple(order[:count])
+        count = longest = total = squares = 0  # over all sequences so far
+        shared = 2**31 if self.share else 0
+        for number, row in enumerate(order, 1):
+            lengths = tokens.sequence_lengths([row])
+            count, longest, total = count + len(lengths), max(longest, *lengths), total + sum(lengths)
+            squares += sum(length**2 for length in lengths)
+            width, rows = bucket(longest), tuple(order[:number])
             forms = []
-            if self.packing != "never":
-                length = int(tokens.lengths[rows[-1]])
-                total, squares = total + length, squares + length**2
-                shared = min(shared, tokens.shared_tokens(*rows[-2:])) if shared else 0
+            if self.packing != "never" and count > 1:
+                shared = min(shared, tokens.shared_tokens(rows[max(0, number - 2)], row)) if shared else 0
                 side_by_side = total - (count - 1) * shared
                 packed = self.packed_length(side_by_side)
                 if packed <= limit and (longest if self.by_row else side_by_side) <= self.reach:
                     forms.append((self.cost(packed, squares if self.by_row else packed**2), Group(rows, shared)))
-            if count * width <= limit and self.packing != "always":
+            fits = count * width <= limit and self.packing != "always"
+            if fits or (number == 1 and not forms):
                 forms.append((self.cost(count * width, count * width**2), Group(rows)))
             if not forms:
                 return

@@ -7,12 +7,12 @@ from typing import Any
 from tunesmith.core.files import new_folder, translate_enospc, write_json, write_jsonl, write_pieces
 from tunesmith.core.progress import Progress
 from tunesmith.core.rundir import RunDir
-from tunesmith.data.batches import write_tokens
 from tunesmith.data.dataset import Gathered, gather
 from tunesmith.data.inputs import inputs
 from tunesmith.data.rehearsal import rehearse
 from tunesmith.data.sources import commits_of
 from tunesmith.data.spool import Shelf
+from tunesmith.data.token_file import write_tokens
 from tunesmith.data.token_view import token_view
 from tunesmith.data.trained_rows import TRAINED_ROWS, write_trained_rows
 from tunesmith.fetch.reference import base_of, pinned_base

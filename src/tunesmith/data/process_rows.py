@@ -221,7 +221,7 @@ def _used(recipe: Recipe, task: Task, row: Row) -> list[Examined]:
     for number, (part, rendered) in enumerate(parts, 1):
         tokens, reason = _limited(recipe, task, rendered)
         status, block = "cut" if reason else "kept", (number, len(parts)) if len(parts) > 1 else None
-        counts = _read(tokens), sum(tokens.trained[1:])
+        counts = tokens.length, sum(tokens.trained[1:])
         entry = Entry(row.number, row.where, row.source, status, split, tokens.example_id, reason, *counts, 1, block)
         found.append(Examined(entry, Example(tokens.example_id, row.number, group, part), tokens, turns, remarks))
         remarks = NOTHING
@@ -240,15 +240,10 @@ def _limited(recipe: Recipe, task: Task, tokens: Tokens) -> tuple[Tokens, str | 
     short, reason = task.limited(tokens, recipe.data.max_tokens_per_example)
     if reason is not None and recipe.data.too_long == "drop":
         hint = "raise data.max_tokens_per_example, or set data.too_long: truncate"
-        raise _TooLong(reason, _read(tokens), hint + (" or split" if recipe.data.task == "text" else ""))
+        raise _TooLong(reason, tokens.length, hint + (" or split" if recipe.data.task == "text" else ""))
     if not any(short.trained[1:]):  # nothing stands before the first token that could predict it
         raise RowProblem("nothing to learn is left after cutting" if reason else "has no token to learn")
     return short, reason
-
-
-def _read(tokens: Tokens) -> int:
-    """Return how many tokens a model reads for an example."""
-    return len(tokens.source_ids) + len(tokens.input_ids)
 
 
 def _place(recipe: Recipe, row: Row, turns: tuple[Turn, ...]) -> tuple[str, str]:

@@ -9,20 +9,20 @@ import sys
 import tempfile
 import weakref
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 
 from tunesmith.core.files import json_line
-from tunesmith.core.records import Tokens
-from tunesmith.data.batches import FlatRows
+from tunesmith.core.records import INPUT_IDS, TRAINED, Column, Tokens
 from tunesmith.data.process_rows import NOTHING, Entry, Examined, Remarks
 from tunesmith.data.similarity import Runs, runs_of
 from tunesmith.data.split import said_digest
+from tunesmith.data.token_file import FlatRows, RaggedBytes, columns_of, to_bytes, tokens_from
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +35,7 @@ class Parcel:
     entry: Entry
     remarks: Remarks = NOTHING
     example: bytes = b""
-    ids: bytes = b""
-    trained: bytes = b""
-    sources: bytes = b""
+    columns: Mapping[Column, bytes] = field(default_factory=dict)
     said: str = ""
     runs: bytes = b""
     group: str = ""
@@ -59,9 +57,7 @@ def _parcel(found: Examined, said: str, runs: bytes) -> Parcel:
         found.entry,
         found.remarks,
         json_line(found.example.to_json()).encode(),
-        array("i", found.tokens.input_ids).tobytes(),
-        bytes(found.tokens.trained),
-        array("i", found.tokens.source_ids).tobytes(),
+        {column: to_bytes(column, values) for column, values in columns_of(found.tokens).items()},
         said,
         runs,
         found.example.group,
@@ -91,11 +87,10 @@ class Shelf:
     """
 
     def __init__(self, folder: Path | None = None) -> None:
-        with ExitStack() as opened:
-            self._examples, self._ids, self._trained, self._sources = (
-                _Column(opened.enter_context(tempfile.TemporaryFile(dir=folder, buffering=2**16))) for _ in range(4)
-            )
-            weakref.finalize(self, opened.pop_all().close)
+        self._folder, self._files = folder, ExitStack()
+        weakref.finalize(self, self._files.close)
+        self._examples = self._new_column()
+        self._columns = {column: self._new_column() for column in (INPUT_IDS, TRAINED)}
         self.runs = Runs()
         self._last = (0, -1)  # a row, and the place of its runs of words
 
@@ -104,9 +99,10 @@ class Shelf:
         entry = parcel.entry
         if not parcel.example:
             return Kept(entry)
-        self._ids.put(parcel.ids)
-        self._trained.put(parcel.trained)
-        self._sources.put(parcel.sources)
+        for column in parcel.columns.keys() - self._columns.keys():
+            self._columns[column] = self._new_column(before=len(self._examples))
+        for column, values in self._columns.items():
+            values.put(parcel.columns.get(column, b""))
         place = self._examples.put(parcel.example)
         if entry.row != self._last[0]:  # all blocks of a document say what the document says
             self._last = entry.row, self.runs.add(parcel.runs)
@@ -118,28 +114,32 @@ class Shelf:
 
     def tokens(self, place: int, example_id: str) -> Tokens:
         """Return one example as it was rendered."""
-        ids, sources = (
-            tuple(np.frombuffer(next(column.at([place])), np.int32).tolist()) for column in (self._ids, self._sources)
-        )
-        return Tokens(example_id, ids, tuple(map(bool, next(self._trained.at([place])))), sources)
+        columns = {c: np.frombuffer(next(values.at([place])), c.dtype) for c, values in self._columns.items()}
+        return tokens_from(example_id, columns)
 
     def rows(self, places: Sequence[int]) -> FlatRows:
         """Return the tokens of some places."""
-        return FlatRows(
-            self._trained.sizes(places),
-            [size // 4 for size in self._sources.sizes(places)],
-            lambda: self._ids.at(places),
-            lambda: self._trained.at(places),
-            lambda: self._sources.at(places),
-        )
+        return FlatRows({column: _ragged(column, values, places) for column, values in self._columns.items()})
+
+    def _new_column(self, *, before: int = 0) -> "_Column":
+        file = tempfile.TemporaryFile(dir=self._folder, buffering=2**16)  # noqa: SIM115 (closed with the others)
+        return _Column(self._files.enter_context(file), before)
+
+
+def _ragged(column: Column, values: "_Column", places: Sequence[int]) -> RaggedBytes:
+    size = np.dtype(column.dtype).itemsize
+    return RaggedBytes([length // size for length in values.sizes(places)], lambda: values.at(places))
 
 
 class _Column:
-    """Byte strings one behind the other in a file."""
+    """Byte strings one behind the other in a file, the first `before` of them empty."""
 
-    def __init__(self, file: IO[bytes]) -> None:
+    def __init__(self, file: IO[bytes], before: int = 0) -> None:
         self._file = file
-        self._ends = array("Q", [0])
+        self._ends = array("Q", [0] * (before + 1))
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
 
     def put(self, value: bytes) -> int:
         self._file.write(value)

@@ -12,12 +12,14 @@ _MOST_TOKENS = 4
 
 
 def token_view(tokens: Tokens, codec: Codec) -> list[dict[str, Any]]:
-    """Return each token as {text, id, trained, special}, an encoder's before a decoder's.
+    """Return each token as {text, id, trained, special}, those that are read apart (by an encoder) first.
 
     See `pieces` for characters of several tokens.
     """
-    ids, trained = tokens.source_ids + tokens.input_ids, (False,) * len(tokens.source_ids) + tokens.trained
-    texts = [*pieces(tokens.source_ids, codec.decode), *pieces(tokens.input_ids, codec.decode)]
+    apart = [tuple(map(int, ids)) for column, ids in tokens.columns.items() if column.per == "ids"]
+    texts = [text for ids in (*apart, tokens.input_ids) for text in pieces(ids, codec.decode)]
+    ids = [i for some in (*apart, tokens.input_ids) for i in some]
+    trained = (False,) * (len(ids) - len(tokens.trained)) + tokens.trained
     return [
         {"text": text, "id": i, "trained": learned, "special": i in codec.control_ids}
         for text, i, learned in zip(texts, ids, trained, strict=True)

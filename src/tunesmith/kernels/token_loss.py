@@ -12,7 +12,8 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from tunesmith.data.batches import Batch
+from tunesmith.core.records import ENCODER_IDS
+from tunesmith.data.batches import ENCODER_MASK, Batch
 from tunesmith.estimate.memory import CHUNK
 from tunesmith.kernels.packed_attention import has_row_attention
 from tunesmith.model.load import without_adapter
@@ -169,8 +170,8 @@ def _weighted(
 
 def model_inputs(model: Any, batch: Batch) -> dict[str, Any]:
     """Return what the model is called with."""
-    if batch.source_ids is not None:
-        source = {"input_ids": batch.source_ids, "attention_mask": batch.source_mask}
+    if ENCODER_IDS in batch.columns:
+        source = {"input_ids": batch.columns[ENCODER_IDS], "attention_mask": batch.columns[ENCODER_MASK]}
         return {**source, "decoder_input_ids": batch.input_ids}
     if not batch.parts:
         return {"input_ids": batch.input_ids}

@@ -183,7 +183,7 @@ def _sample(found: _Found, part: str, tokens: Tokens, codec: Codec, **facts: Any
 
 def _learned(found: _Found, codec: Codec, task: Task) -> Iterator[Sample]:
     """Yield a row as training reads it."""
-    prompt = min(len(task.prompt(found.example.turns)), len(found.tokens.source_ids or found.tokens.input_ids))
+    prompt = min(len(task.prompt(found.example.turns)), len(found.tokens.read_first))
     yield _sample(found, "row", found.tokens, codec, prompt_tokens=prompt)
 
 

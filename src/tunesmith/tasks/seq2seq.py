@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from tunesmith.core.errors import RecipeError
-from tunesmith.core.records import Tokens, Turn
+from tunesmith.core.records import ENCODER_IDS, Tokens, Turn
 from tunesmith.recipe.schema import Seq2SeqData
 from tunesmith.tasks.base import RowProblem
 from tunesmith.tasks.pair import PairTask
@@ -45,14 +45,15 @@ class Seq2SeqTask(PairTask):
         if not self._codec.says(target, turns[-1].text):
             raise RowProblem("the target's tokens do not decode to the target", repr(turns[-1].text[:80]))
         ids = (*self.opening_ids, *target, *self._closing)
-        return Tokens(example_id, ids, (False,) + (True,) * (len(ids) - 1), tuple(self._source(turns)))
+        return Tokens(example_id, ids, (False,) + (True,) * (len(ids) - 1), {ENCODER_IDS: tuple(self._source(turns))})
 
     def limited(self, tokens: Tokens, most: int) -> tuple[Tokens, str | None]:
         """Cut the source to `most` tokens before what closes it, and the target at its end."""
         most_target, reasons = self._data.max_target_tokens, []
-        if len(tokens.source_ids) > most:
+        source = self._source_of(tokens)
+        if len(source) > most:
             reasons.append(f"source longer than {most} tokens")
-            tokens = replace(tokens, source_ids=tuple(self._cut(tokens.source_ids, most)))
+            tokens = replace(tokens, columns={**tokens.columns, ENCODER_IDS: tuple(self._cut(source, most))})
         if len(tokens.input_ids) - 1 > most_target:  # the decoder's start is no part of the target
             reasons.append(f"target longer than {most_target} tokens")
             ids, trained = tokens.input_ids[: most_target + 1], tokens.trained[: most_target + 1]
@@ -72,6 +73,9 @@ class Seq2SeqTask(PairTask):
     def _source(self, turns: Sequence[Turn]) -> list[int]:
         opening, closing = self._around_source
         return [*opening, *self._codec.personal(turns[0].text), *closing]
+
+    def _source_of(self, tokens: Tokens) -> tuple[int, ...]:
+        return tuple(map(int, tokens.columns[ENCODER_IDS]))
 
     def _cut(self, source: Sequence[int], most: int) -> list[int]:
         closing = self._around_source[1]

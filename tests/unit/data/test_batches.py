@@ -7,10 +7,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tunesmith.core.records import Tokens
+from tunesmith.core.records import ENCODER_IDS, SEQUENCE_LENGTHS, Column, Tokens
 from tunesmith.data import batches
-from tunesmith.data.batches import TokenSet, bucket, rows_of_step, whole_parts, write_tokens
+from tunesmith.data.batches import ENCODER_MASK, TokenSet, bucket, rows_of_step, whole_parts
+from tunesmith.data.microbatch import Division, Group
+from tunesmith.data.token_file import write_tokens
 
+SIGN, WEIGHT = Column("sign", "float32", "sequence"), Column("weight", "float64")
 PAD = 7
 # Control tokens and padding share ids with text on purpose: what is learned goes by position, never by id.
 rendered = st.lists(st.tuples(st.sampled_from([0, 1, PAD, 300]), st.booleans()), min_size=1, max_size=40)
@@ -190,35 +193,89 @@ def test_sources_come_back_as_they_were_written(
     tmp_path: Path, rows: list[tuple[list[tuple[int, bool]], list[int]]]
 ) -> None:
     examples = [
-        Tokens(str(i), tuple(t for t, _ in own), tuple(x for _, x in own), tuple(source))
+        Tokens(str(i), tuple(t for t, _ in own), tuple(x for _, x in own), {ENCODER_IDS: tuple(source)})
         for i, (own, source) in enumerate(rows)
     ]
     write_tokens(tmp_path / "x.safetensors", examples)
     tokens = TokenSet(tmp_path / "x.safetensors")
     assert [tokens.example(i, str(i)) for i in range(len(tokens))] == examples
-    assert tokens.lengths.tolist() == [len(e.source_ids) + len(e.input_ids) for e in examples]
-    assert tokens.longest == max(max(len(e.source_ids), len(e.input_ids)) for e in examples)
+    assert tokens.lengths.tolist() == [len(e.read_first) + len(e.input_ids) for e in examples]
+    assert tokens.longest == max(max(len(e.read_first), len(e.input_ids)) for e in examples)
     places = [*range(len(rows)), 0]
     batch = tokens.batch(places, PAD)
-    assert batch.source_ids is not None
-    assert batch.source_mask is not None
+    ids, mask = batch.columns[ENCODER_IDS], batch.columns[ENCODER_MASK]
     assert batch.tokens == sum(tokens.lengths[places])
     for i, row in enumerate(places):
-        source = examples[row].source_ids
-        assert tuple(batch.source_ids[i, : len(source)].tolist()) == source
-        assert batch.source_mask[i].tolist() == [1] * len(source) + [0] * (batch.source_ids.shape[1] - len(source))
-        assert set(batch.source_ids[i, len(source) :].tolist()) <= {PAD}
+        source = examples[row].read_first
+        assert tuple(ids[i, : len(source)].tolist()) == source
+        assert mask[i].tolist() == [1] * len(source) + [0] * (ids.shape[1] - len(source))
+        assert set(ids[i, len(source) :].tolist()) <= {PAD}
         assert tuple(batch.input_ids[i, : len(examples[row].input_ids)].tolist()) == examples[row].input_ids
-    assert batch.source_ids.shape[1] <= max(len(e.source_ids) for e in examples)
+    assert ids.shape[1] <= max(len(e.read_first) for e in examples)
     moved = batch.to(torch.device("meta"))
-    assert moved.source_ids is not None
-    assert (moved.source_ids.device.type, moved.input_ids.device.type, moved.tokens) == ("meta", "meta", batch.tokens)
+    assert (moved.columns[ENCODER_IDS].device.type, moved.input_ids.device.type, moved.tokens) == (
+        "meta",
+        "meta",
+        batch.tokens,
+    )
+
+
+def pairs() -> list[Tokens]:
+    """Return examples of two answers to one prompt, with a weight for each token and a sign for each answer."""
+    found = []
+    for i, (prompt, *ends) in enumerate([(3, 2, 4), (5, 1, 1), (2, 6, 3)]):
+        ids = [[*range(10 * i, 10 * i + prompt), *[100 + i + k] * end] for k, end in enumerate(ends)]
+        trained = [place >= prompt for one in ids for place in range(len(one))]
+        flat = tuple(token for one in ids for token in one)
+        columns = {
+            SEQUENCE_LENGTHS: tuple(map(len, ids)),
+            SIGN: (1.0, -1.0),
+            WEIGHT: tuple(place / 8 for place in range(len(flat))),
+        }
+        found.append(Tokens(str(i), flat, tuple(trained), columns))
+    return found
+
+
+def test_an_example_of_several_sequences_is_kept_together(tmp_path: Path) -> None:
+    examples = pairs()
+    write_tokens(tmp_path / "x.safetensors", examples)
+    tokens = TokenSet(tmp_path / "x.safetensors")
+    assert tokens.columns >= {SEQUENCE_LENGTHS, SIGN, WEIGHT}
+    assert [tokens.example(i, str(i)) for i in range(3)] == examples
+    assert tokens.lengths.tolist() == [12, 12, 13]
+    assert (tokens.longest, tokens.sequence_lengths([0, 2])) == (8, [5, 7, 8, 5])
+    assert tokens.trained_tokens([0, 1]) == 2 + 4 + 1 + 1
+    assert [tokens.shared_tokens(i, i) for i in range(3)] == [2, 4, 1]  # the last of a prompt predicts a trained token
+    padded, packed = tokens.batch([2, 0], PAD), tokens.packed([2], PAD, shared=1)
+    for batch, places in ((padded, [2, 0]), (packed, [2])):
+        assert batch.examples is not None
+        assert batch.examples.tolist() == [place for place in range(len(places)) for _ in range(2)]
+        assert batch.columns[SIGN].tolist() == [1.0, -1.0] * len(places)
+        assert batch.columns.keys() == {SIGN, WEIGHT}
+        for place, row in enumerate(places):
+            first = examples[row].columns[SEQUENCE_LENGTHS][0]
+            for k in range(2):
+                chosen = batch.trained & (batch.owner == 2 * place + k)
+                wanted = [i for i, learned in enumerate(examples[row].trained) if learned and (i >= first) == bool(k)]
+                assert batch.input_ids[chosen].tolist() == [examples[row].input_ids[i] for i in wanted]
+                assert batch.columns[WEIGHT][chosen].tolist() == [i / 8 for i in wanted]
+    assert padded.input_ids.shape[0] == 4
+    assert packed.parts[:3] == (1, 7, 4)
+
+
+def test_a_pair_is_never_divided() -> None:
+    tokens = TokenSet.of(pairs())
+    for size in (1, 2, 3):
+        groups = Division(1, size, "never").groups(tokens, range(3))
+        assert [len(group.rows) for group in groups] == [[1, 1, 1], [2, 1], [3]][size - 1]
+    [alone] = Division(4096, 1, "always", multiple=1).groups(tokens, [1])
+    assert alone == Group((1,), 4)  # its own prompt is shared
 
 
 def test_without_an_encoder_there_is_no_source(tmp_path: Path) -> None:
     tokens = made(tmp_path, [[(5, False), (6, True)]])
     batch = tokens.batch([0], PAD)
-    assert (batch.source_ids, batch.source_mask, tokens.longest) == (None, None, 2)
+    assert (batch.columns, tokens.longest) == ({}, 2)
     assert tokens.example(0, "x") == Tokens("x", (5, 6), (False, True))
 
 

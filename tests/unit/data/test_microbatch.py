@@ -9,8 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tunesmith.core.records import Tokens
-from tunesmith.data.batches import TokenSet, bucket, whole_parts, write_tokens
+from tunesmith.data.batches import TokenSet, bucket, whole_parts
 from tunesmith.data.microbatch import Division, Group, Packing
+from tunesmith.data.token_file import write_tokens
 
 quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 lengths = st.lists(st.integers(1, 400), min_size=1, max_size=20)

@@ -13,21 +13,29 @@ from safetensors.numpy import save_file
 from tests.support.tiny import recipe as write_recipe
 
 from tunesmith.core.files import write_json
-from tunesmith.core.records import Example, Tokens, Turn
+from tunesmith.core.records import ENCODER_IDS, Column, Example, Tokens, Turn
 from tunesmith.core.rundir import RunDir
-from tunesmith.data.batches import FlatRows, TokenSet, write_tokens
+from tunesmith.data.batches import TokenSet
 from tunesmith.data.prepare import prepare
 from tunesmith.data.process_rows import Entry, Examined
 from tunesmith.data.spool import Kept, Shelf, packed
+from tunesmith.data.token_file import FlatRows, write_tokens
 from tunesmith.recipe.load import load_recipe
 
+SIGN, WEIGHT = Column("sign", "float32", "sequence"), Column("weight", "float64")
 IDS = st.integers(0, 2**31 - 1)
 ROWS = st.lists(st.tuples(st.lists(st.tuples(IDS, st.booleans())), st.lists(IDS, max_size=4)), max_size=6)
 
 
+def columns(length: int, source: list[int]) -> dict[Column, tuple[float, ...]]:
+    """Return what an encoder reads, and a value for each token and for each row that both follow from the length."""
+    made = {ENCODER_IDS: tuple(source), WEIGHT: tuple(i / 4 for i in range(length)), SIGN: (length / 2,)}
+    return {column: values for column, values in made.items() if values}
+
+
 def tokens_of(rows: list[Any]) -> list[Tokens]:
     return [
-        Tokens(str(i), tuple(one for one, _ in ids), tuple(learned for _, learned in ids), tuple(source))
+        Tokens(str(i), tuple(one for one, _ in ids), tuple(learned for _, learned in ids), columns(len(ids), source))
         for i, (ids, source) in enumerate(rows)
     ]
 
@@ -68,9 +76,15 @@ def test_the_token_file_is_what_safetensors_writes(tmp_path: Path, rows: list[An
         "trained": np.array([t for e in examples for t in e.trained], np.uint8),
         "offsets": np.cumsum([0, *(len(e.input_ids) for e in examples)], dtype=np.int64),
     }
-    if any(e.source_ids for e in examples):
-        arrays["source_offsets"] = np.cumsum([0, *(len(e.source_ids) for e in examples)], dtype=np.int64)
-        arrays["source_ids"] = np.array([i for e in examples for i in e.source_ids], np.int32)
+    sources = [e.columns.get(ENCODER_IDS, ()) for e in examples]
+    if any(sources):
+        arrays["source_offsets"] = np.cumsum([0, *map(len, sources)], dtype=np.int64)
+        arrays["source_ids"] = np.array([i for source in sources for i in source], np.int32)
+    if any(e.input_ids for e in examples):
+        arrays["weight"] = np.array([i / 4 for e in examples for i in range(len(e.input_ids))], np.float64)
+    if examples:
+        arrays["sign"] = np.array([[len(e.input_ids) / 2] for e in examples], np.float32)
+        arrays["sequence_offsets"] = np.arange(len(examples) + 1)
     save_file(arrays, tmp_path / "theirs")
     shelf, places = shelved(examples)
     for name, given_rows in (("held", examples), ("shelved", shelf.rows(places))):

@@ -14,8 +14,9 @@ from torch import distributed
 from tunesmith.core.dist_env import Place
 from tunesmith.core.errors import DoesNotFit, RecipeError
 from tunesmith.core.files import write_json
-from tunesmith.data.batches import TokenSet, write_tokens
+from tunesmith.data.batches import TokenSet
 from tunesmith.data.microbatch import Division
+from tunesmith.data.token_file import write_tokens
 from tunesmith.distributed.fsdp import agreed, in_company, is_sharded, passes, room_of, shard, sharded_layers
 from tunesmith.distributed.process_group import Group
 from tunesmith.distributed.sharded_state import put_together, read_parts, write_parts

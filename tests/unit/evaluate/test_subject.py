@@ -14,7 +14,8 @@ from tests.unit.inference.asked import COUNT, FP32, LIMIT, POSITIONS, Words, que
 from tunesmith.core import interrupt
 from tunesmith.core.errors import DamagedFile, DoesNotFit, Interrupted
 from tunesmith.core.records import Tokens
-from tunesmith.data.batches import TokenSet, write_tokens
+from tunesmith.data.batches import TokenSet
+from tunesmith.data.token_file import write_tokens
 from tunesmith.evaluate import subject
 from tunesmith.evaluate.subject import answer_all, health, likelihoods
 from tunesmith.inference import predict

@@ -14,8 +14,9 @@ from tests.unit.inference.test_generate import frequent, ours, prompts
 from transformers import AutoModelForSeq2SeqLM
 
 from tunesmith.core.errors import RecipeError
-from tunesmith.core.records import Tokens
-from tunesmith.data.batches import Batch, TokenSet, write_tokens
+from tunesmith.core.records import ENCODER_IDS, Tokens
+from tunesmith.data.batches import Batch, TokenSet
+from tunesmith.data.token_file import write_tokens
 from tunesmith.fetch.reference import ModelFolder
 from tunesmith.kernels.token_loss import token_loss
 from tunesmith.model.adapters import attach_adapter, make_trainable, restore_weights, save_model
@@ -33,7 +34,7 @@ def rows(start: int = 2, seed: int = 0) -> list[Tokens]:
     for number, (read, written) in enumerate(zip(SOURCES, TARGETS, strict=True)):
         source = torch.randint(4, 300, (read,), generator=made).tolist()
         target = torch.randint(4, 300, (written,), generator=made).tolist()
-        found.append(Tokens(str(number), (start, *target), (False, *[True] * written), tuple(source)))
+        found.append(Tokens(str(number), (start, *target), (False, *[True] * written), {ENCODER_IDS: tuple(source)}))
     return found
 
 
@@ -48,8 +49,8 @@ def own_loss(model: Any, examples: Sequence[Tokens]) -> torch.Tensor:
     mask = torch.zeros_like(ids)
     labels = torch.full((len(examples), max(TARGETS)), -100)
     for i, one in enumerate(examples):
-        ids[i, : len(one.source_ids)] = torch.tensor(one.source_ids)
-        mask[i, : len(one.source_ids)] = 1
+        ids[i, : len(one.read_first)] = torch.tensor(one.read_first)
+        mask[i, : len(one.read_first)] = 1
         labels[i, : len(one.input_ids) - 1] = torch.tensor(one.input_ids[1:])
     loss: torch.Tensor = model(input_ids=ids, attention_mask=mask, labels=labels).loss
     return loss
@@ -64,7 +65,7 @@ def adapted_rows(kind: str) -> list[Tokens]:
     found = rows(start_of(kind))
     if kind != "mbart":
         return found
-    return [Tokens(one.example_id, (2, *one.input_ids[1:-1], 2), one.trained, one.source_ids) for one in found]
+    return [Tokens(one.example_id, (2, *one.input_ids[1:-1], 2), one.trained, one.columns) for one in found]
 
 
 @pytest.mark.parametrize("kind", SEQ2SEQ)
@@ -110,7 +111,7 @@ def test_padding_changes_no_loss(opened: Opened, tmp_path: Path, kind: str) -> N
         alone = [token_loss(model, batch(tmp_path, [one], pad_id=5)).nll for one in examples]
         unpadded = [
             model(
-                input_ids=torch.tensor([one.source_ids]),
+                input_ids=torch.tensor([one.read_first]),
                 decoder_input_ids=torch.tensor([one.input_ids[:-1]]),
             ).logits[0].log_softmax(-1)
             for one in examples

@@ -9,7 +9,7 @@ import torch
 from tests.support.opened import KINDS, MORE, Opened
 
 from tunesmith.core.errors import RecipeError
-from tunesmith.core.records import Tokens
+from tunesmith.core.records import ENCODER_IDS, Tokens
 from tunesmith.data.batches import TokenSet
 from tunesmith.fetch.reference import ModelFolder, resolve
 from tunesmith.kernels.causality_check import refuse_unless_causal
@@ -36,8 +36,8 @@ SEES_RIGHT: dict[str, dict[str, Any]] = {
 
 
 def rows(source: tuple[int, ...] = ()) -> TokenSet:
-    ids = tuple(range(7, 19))
-    return TokenSet.of([Tokens("a", ids[:5], (False,) * 4 + (True,), source), Tokens("b", ids, (True,) * 12, source)])
+    ids, columns = tuple(range(7, 19)), {ENCODER_IDS: source} if source else {}
+    return TokenSet.of([Tokens("a", ids[:5], (False,) * 4 + (True,), columns), Tokens("b", ids, (True,) * 12, columns)])
 
 
 def random_model(kind: str, *, dtype: torch.dtype = torch.float32) -> Any:

@@ -9,8 +9,9 @@ from tests.support.opened import KINDS, Opened
 from tests.support.tiny import tokenizer
 
 from tunesmith.core.records import Tokens
-from tunesmith.data.batches import TokenSet, write_tokens
+from tunesmith.data.batches import TokenSet
 from tunesmith.data.microbatch import Division
+from tunesmith.data.token_file import write_tokens
 from tunesmith.kernels import packing_check
 from tunesmith.kernels.packed_attention import has_row_attention, use_plain_attention
 from tunesmith.kernels.packing_check import attention_reach, has_dropout, why_not_apart

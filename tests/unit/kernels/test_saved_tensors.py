@@ -11,7 +11,8 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from tunesmith.architecture.families import shapes_of
 from tunesmith.architecture.shapes import Shapes
-from tunesmith.data.batches import Batch
+from tunesmith.core.records import ENCODER_IDS
+from tunesmith.data.batches import ENCODER_MASK, Batch
 from tunesmith.estimate.memory import Pass, memory_of
 from tunesmith.kernels.gated_mlp import keep_two
 from tunesmith.kernels.lora_fused import seeing_readers, stack
@@ -80,7 +81,7 @@ def batch(*, packed: bool, source: bool) -> Batch:
     if source:
         mask = torch.ones(ROWS, SOURCE, dtype=torch.long)
         mask[0, SOURCE // 2 :] = 0
-        extra = {"source_ids": torch.randint(3, 300, (ROWS, SOURCE)), "source_mask": mask}
+        extra = {"columns": {ENCODER_IDS: torch.randint(3, 300, (ROWS, SOURCE)), ENCODER_MASK: mask}}
     if packed:
         owner = torch.arange(ROWS).repeat_interleave(LENGTH)[None]
         ids, trained = ids.reshape(1, -1), trained.reshape(1, -1)

@@ -13,7 +13,7 @@ from tests.support.tiny import save_model
 from tunesmith.core.files import write_json, write_jsonl
 from tunesmith.core.records import Example, Tokens, Turn
 from tunesmith.core.rundir import RunDir
-from tunesmith.data.batches import write_tokens
+from tunesmith.data.token_file import write_tokens
 from tunesmith.recipe.schema import Recipe
 
 LORA = {"method": "lora", "rank": 2, "alpha": 8, "dropout": 0.1}

@@ -14,8 +14,9 @@ from tests.unit.train.conftest import FULL, LORA, random_rows, recipe_of
 
 from tunesmith.core.errors import DamagedFile, DoesNotFit, NonFinite
 from tunesmith.core.records import StepReport
-from tunesmith.data.batches import TokenSet, write_tokens
+from tunesmith.data.batches import TokenSet
 from tunesmith.data.microbatch import Division
+from tunesmith.data.token_file import write_tokens
 from tunesmith.distributed.process_group import Group
 from tunesmith.estimate.memory import Memory
 from tunesmith.fetch.reference import ModelFolder

@@ -23,7 +23,7 @@ from tunesmith.core.dist_env import Place
 from tunesmith.core.errors import DamagedFile, DoesNotFit, Interrupted, NonFinite, RecipeError
 from tunesmith.core.files import check_folder, digest_of, read_json, seal_folder, write_json
 from tunesmith.core.rundir import RunDir
-from tunesmith.data.batches import write_tokens
+from tunesmith.data.token_file import write_tokens
 from tunesmith.distributed.process_group import cores_of
 from tunesmith.estimate.throughput import _place, remembered_speed
 from tunesmith.fetch.reference import CARD, resolve
