@@ -120,10 +120,12 @@ class _Stack:
         self._waiting = waiting
         bases = [layer.get_base_layer() for layer in layers]
         self._sizes = [base.out_features for base in bases]
-        self._weight, self._bias = bases[0].weight.data, None if bases[0].bias is None else bases[0].bias.data
+        # A layer that stands alone is asked for its weight each time: kept here, what the layer replaces (memory of the
+        # mapped file) would stay resident.
+        self._shared: tuple[torch.Tensor, torch.Tensor | None] | None = None
         if len(bases) > 1:
-            self._weight = _shared([base.weight for base in bases])
-            self._bias = None if bases[0].bias is None else _shared([base.bias for base in bases])
+            bias = None if bases[0].bias is None else _shared([base.bias for base in bases])
+            self._shared = _shared([base.weight for base in bases]), bias
 
     def output(self, place: int, x: torch.Tensor) -> torch.Tensor:
         """Return what the layer at a place gives for x [..., in]."""
@@ -144,9 +146,16 @@ class _Stack:
         downs = [layer.lora_A[name].weight for layer, name in pairs]
         ups = [layer.lora_B[name].weight for layer, name in pairs]
         scales = [layer.scaling[name] for layer, name in pairs]
-        fixed = (self._weight, self._bias, self._sizes, scales, _dropout(*pairs[0]))
+        fixed = (*self._matrix(), self._sizes, scales, _dropout(*pairs[0]))
         made: tuple[torch.Tensor, ...] = LoraProduct.apply(x, *fixed, *downs, *ups)  # type: ignore[no-untyped-call]
         return made
+
+    def _matrix(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return the weights and the biases of all layers under each other."""
+        if self._shared is not None:
+            return self._shared
+        base = self.layers[0].get_base_layer()
+        return base.weight.data, None if base.bias is None else base.bias.data
 
 
 def _version(x: torch.Tensor) -> int:

@@ -41,6 +41,16 @@ def test_stacked_and_separate_have_one_output_and_one_gradient(opened: Opened, k
     assert sizes == {"gpt2": [], "phi": [1, 3], "phi3": [1], "gpt_neo": [1, 3]}.get(kind, [1, 2, 3])
 
 
+def test_a_stack_keeps_nothing_of_weights_that_its_layers_replace(opened: Opened) -> None:
+    model, groups = stacked(adapted(opened("llama", torch.float64)))
+    alone = [group[0].get_base_layer() for group in groups if len(group) == 1]
+    assert alone
+    for layer in alone:
+        layer.weight.data = torch.zeros_like(layer.weight)
+    separate = adapted(opened("llama", torch.float64))
+    assert not torch.equal(model(input_ids=IDS).logits, separate(input_ids=IDS).logits), "the new weights count"
+
+
 def test_the_formula_and_its_derivative_are_checked_numerically() -> None:
     drawn = torch.Generator().manual_seed(0)
 
