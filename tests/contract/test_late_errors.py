@@ -50,7 +50,7 @@ _LATE: dict[str, tuple[str, ...]] = {
     "model/adapters.py recompute_activations": ("not before: transformers knows when it has built the model",),
     "model/adapters.py restore_weights": (_DAMAGE,) * 2,
     "kernels/causality_check.py refuse_unless_causal": (
-        "not before: two forward passes prove it; what the configuration says, "
+        "not before: forward passes prove it; what the configuration says, "
         "tunesmith.architecture.causality:require_causal refuses in plan",
     ),
     "inference/chatter.py Chatter._prompt": (_ASKING,) * 2,

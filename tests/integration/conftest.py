@@ -20,14 +20,15 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 @pytest.fixture(scope="session")
 def finished(models: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a recipe, its rows, its finished run `runs/a`, and the registry `registry` with loop@staging."""
+    """A folder with a recipe, its rows and base, its finished run `runs/a`, and the registry with loop@staging."""
     from tunesmith import run_recipe
 
     folder = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("TUNESMITH_REGISTRY", str(folder / "registry"))
-        changes = {**PROMOTED, "data.system": "Be brief.", "data.prompt": "Do: {q}"}
+        shutil.copytree(models("tiny"), "base")
+        changes = {**PROMOTED, "model.base": "base", "data.system": "Be brief.", "data.prompt": "Do: {q}"}
         run_recipe(write(Case("", 0, changes=changes), models), out="runs/a")
     return folder
 

@@ -1,9 +1,6 @@
 """A command that is refused leaves every file and folder as it was, in every verb and public function."""
 
 import json
-import os
-import re
-import stat
 from collections.abc import Callable
 from pathlib import Path
 from shutil import copytree, ignore_patterns
@@ -11,6 +8,7 @@ from typing import Any
 
 import pytest
 from tests.support.cases import Command
+from tests.support.tiny import state
 
 from tunesmith import Registry, TunesmithError, merge_model, open_chatter, plan_run, run_recipe, run_sweep
 from tunesmith.cli import app
@@ -147,7 +145,7 @@ CALLS: list[tuple[str, Callable[[], object], int]] = [
     ("merge_model: out is a file", lambda: merge_model("loop@staging", "rows.jsonl"), 2),
     ("merge_model: out is below a file", lambda: merge_model("loop@staging", "rows.jsonl/new"), 2),
     ("merge_model: no such model", lambda: merge_model("loop@live", "new"), 2),
-    ("merge_model: a whole model", lambda: merge_model("wrong/model", "new"), 2),
+    ("merge_model: a whole model", lambda: merge_model("base", "new"), 2),
     ("run_recipe: a wrong key", lambda: run_recipe("recipe.yaml", ["train.epoch=2"], out="new"), 2),
     ("run_recipe: no rows", lambda: run_recipe("wrong/data.yaml"), 3),
     ("run_sweep: one trial", lambda: run_sweep("recipe.yaml", over=["seed=1"], out="new"), 2),
@@ -161,18 +159,6 @@ CALLS: list[tuple[str, Callable[[], object], int]] = [
     ("Registry.delete: in use", lambda: Registry.default().delete("loop", 1), 2),
     ("Registry at no place", lambda: Registry("none").rollback("loop", "staging"), 2),
 ]  # fmt: skip
-
-
-def state() -> dict[str, tuple[int, bytes]]:
-    """Return {path: (mode, content)} of every file, folder and link below the current folder."""
-    found = {}
-    for folder, folders, files in os.walk("."):
-        for name in (*folders, *files):
-            path = Path(folder, name)
-            mode = path.lstat().st_mode
-            content = os.fsencode(path.readlink()) if stat.S_ISLNK(mode) else b""
-            found[str(path)] = mode, path.read_bytes() if stat.S_ISREG(mode) else content
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -191,11 +177,10 @@ def prepared(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (damaged / file).write_bytes(b"{")
     for file in (damaged / "train/checkpoints").rglob("*.safetensors"):
         file.write_bytes(b"{")
+    copytree(folder / "base", folder / "wrong" / "base")
     text = (folder / "recipe.yaml").read_text()
-    [base] = re.findall("base: (.*)", text)
-    copytree(base, folder / "wrong" / "model")
     (folder / "wrong/data.yaml").write_text(text)
-    (folder / "wrong/base.yaml").write_text(text.replace(base, "none/here"))
+    (folder / "wrong/base.yaml").write_text(text.replace("base: base", "base: none/here"))
     (folder / "link").symlink_to("nowhere")
     return folder
 

@@ -1,6 +1,8 @@
 """Tiny tokenizers and random models of many architectures, made in a second and quick to train."""
 
 import json
+import os
+import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -131,6 +133,18 @@ def write_rows(path: Path, count: int = 60) -> Path:
 def tree(folder: Path) -> dict[str, bytes]:
     """Return the bytes of every file below a folder, by path."""
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def state() -> dict[str, tuple[int, bytes]]:
+    """Return {path: (mode, content)} of every file, folder and link below the current folder."""
+    found = {}
+    for folder, folders, files in os.walk("."):
+        for name in (*folders, *files):
+            path = Path(folder, name)
+            mode = path.lstat().st_mode
+            content = os.fsencode(path.readlink()) if stat.S_ISLNK(mode) else b""
+            found[str(path)] = mode, path.read_bytes() if stat.S_ISREG(mode) else content
+    return found
 
 
 def recipe(folder: Path, model: Path, /, **changes: Any) -> Path:

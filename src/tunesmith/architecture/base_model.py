@@ -4,6 +4,7 @@
 """
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,34 @@ def embedding_rows(folder: Path, vocabulary: int) -> int:
             hint="configuration and weights belong to different models: fetch both again",
         )
     return rows
+
+
+def refuse_other_layers(folder: Path, shapes: Shapes) -> None:
+    """Raise RecipeError if weights have fewer layers than the configuration names, or more, if that is known.
+
+    Weights of an architecture that is not described may have layers beyond, such as those that predict further tokens.
+    """
+    names, where = list(tensor_shapes(folder)), str(folder / "config.json")
+    if shapes.encodes and not shapes.known:
+        return
+    for stack in (stack for stack in shapes.stacks if stack.layer.attention):
+        # Files may leave out the first part of a path.
+        ends = f"{stack.prefix}|^{stack.prefix.partition('.')[2]}" if stack.prefix else "layers|h|blocks?"
+        found: dict[str, set[int]] = {}
+        for name in names:
+            if number := re.match(rf"(.*?(?<!\w)(?:{ends}))\.(\d+)\.", name):
+                found.setdefault(number[1], set()).add(int(number[2]))
+        held = max(found.values(), key=len, default=set())
+        if lost := sorted(set(range(stack.count)) - held) if held else []:
+            raise RecipeError(
+                f"says that the model has {stack.count} layers, and its weights lack layer {lost[0]}", where=where,
+                hint="configuration and weights belong to different models: fetch both again",
+            )  # fmt: skip
+        if shapes.known and (more := sorted(held - set(range(stack.count)))):
+            raise RecipeError(
+                f"says that the model has {stack.count} layers, and its weights have layer {more[0]} too", where=where,
+                hint="compare its number of layers with that of the original model",
+            )  # fmt: skip
 
 
 def refuse_tokens_beyond(highest: int, rows: int, *, where: str) -> None:

@@ -27,12 +27,13 @@ def generate(
 
     Args:
         prompt: fills the prompt template, if that has one column; may be given several times.
-        rows: answer the rows of this data file, in any format that a recipe reads. With --json each answer is one line:
-            {id, row, prompt, prediction, reference, stopped, error}, which `score` reads; `reference` is left out if
-            the row has no answer.
+        rows: answer the rows of this data file, in any format that a recipe reads, with the columns that the model's
+            recipe renames under either name. With --json each answer is one line: {id, row, prompt, prediction,
+            reference, stopped, error}, which `score` reads; `reference` is left out if the row has no answer.
         file: answer the prompts of this text file, one per line; `-` is standard input.
         system: a system turn to use instead of the trained one.
-        max_new_tokens: limit of an answer in tokens; by default 256, or fewer if the model has fewer positions left.
+        max_new_tokens: limit of an answer in tokens; by default evaluate.max_new_tokens of the recipe, if the model is
+            from a run or the registry, else 256; fewer if the model has fewer positions left.
         beams: width of the beam search; 1 is none.
         samples: how many answers to draw for each prompt or row. With --json each has its number as `sample`: 0, 1, ...
             It is the answer that the seed SEED + NUMBER gives alone.
@@ -82,7 +83,8 @@ def chat(
 
     Args:
         system: a system turn to use instead of the trained one.
-        max_new_tokens: limit of an answer in tokens; by default 256, or fewer if the model has fewer positions left.
+        max_new_tokens: limit of an answer in tokens; by default evaluate.max_new_tokens of the recipe, if the model is
+            from a run or the registry, else 256; fewer if the model has fewer positions left.
     """
     from tunesmith.cli.chat import announce, converse, read_row
     from tunesmith.inference.chatter import open_chatter

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,12 +73,14 @@ def answer_rows(chatter: Chatter, file: Path, *, samples: int, **settings: Any) 
 
     `id` is the row's own, if it has a column of that name, else its number; `sample` is left out if each row has one
     answer, and `reference` if the row has none. `tunesmith score` can read these lines.
+    Columns that the model's recipe renames are renamed here too.
 
     Raises:
         RecipeError: a row lacks a column of the prompt.
         DataError: the file cannot be read, or a row cannot be used.
     """
-    rows = list(read_rows(FileSource(file=str(file)), folder=Path()))
+    read = read_rows(FileSource(file=str(file)), folder=Path())
+    rows = [replace(row, values=chatter.recorded.renamed(row.values)) for row in read]
     asked = [chatter.turns_of_row(row.values, row.where) for row in rows]
     lines = chatter.answers(asked, samples=samples, **settings)
     if failed := sum(line["error"] is not None for line in lines):

@@ -12,7 +12,7 @@ from tunesmith.core.progress import say
 from tunesmith.core.records import Example
 from tunesmith.core.rundir import SPLITS
 from tunesmith.data.batches import TokenSet
-from tunesmith.data.dedup import Comparison, Copy, counted, tell_leakage
+from tunesmith.data.dedup import Comparison, Copy, counted, parted_groups, tell_leakage, tell_parted_groups
 from tunesmith.data.mix import mixed
 from tunesmith.data.process_rows import Entry, Tally, rows_for
 from tunesmith.data.proportions import far_from_asked, why_empty
@@ -129,6 +129,7 @@ def gather(
     if far:
         remark(f"warning: {far}")
     tell_leakage(copies, recipe, remark)
+    tell_parted_groups(copies, recipe, remark)
     before = seen_before(once, model)
     if told := seen_sentence(before, recipe):
         if recipe.data.leakage == "error":
@@ -200,6 +201,8 @@ def _chosen(
             break
         left |= {copy.row.entry.row: copy for copy in leaking}
     copies = compared.facts()
+    if recipe.data.split.column and recipe.data.split.by:  # else groups are never parted
+        copies["groups"] = parted_groups(once)
     if left:
         copies["left_out"] = counted(sorted(left.values(), key=lambda copy: -copy.similarity))
     return chosen, once, copies

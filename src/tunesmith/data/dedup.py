@@ -107,6 +107,37 @@ def tell_leakage(copies: Mapping[str, Any], recipe: Recipe, remark: Callable[[st
         remark(f"warning: {line}")
 
 
+def parted_groups(used: Mapping[str, Sequence[Kept]]) -> dict[str, Any]:
+    """Return, of valid and test, {groups, rows, of, example}: groups that training rows are in too, and how many rows.
+
+    `of` is how many rows the split has, and `example` a row of it beside a training row.
+    """
+    train = {row.group: row for row in reversed(used["train"])}
+    found: dict[str, Any] = {}
+    for split in HELD_OUT:
+        rows = [row for row in used[split] if row.group in train]
+        example = [rows[0].entry.where, train[rows[0].group].entry.where] if rows else None
+        groups = len({row.group for row in rows})
+        found[split] = {"groups": groups, "rows": len(rows), "of": len(used[split]), "example": example}
+    return found
+
+
+def tell_parted_groups(copies: Mapping[str, Any], recipe: Recipe, remark: Callable[[str], None]) -> None:
+    """Remark which groups of `split.by` the column of splits divides, or raise DataError if the recipe says `error`."""
+    split = recipe.data.split
+    lines = [
+        f"{found['rows']} of {found['of']} {name} rows are in {found['groups']} groups of `{split.by}` that training "
+        f"rows are in too, such as {found['example'][0]} and {found['example'][1]}"
+        for name, found in copies.get("groups", {}).items()
+        if found["rows"]
+    ]
+    hint = f"change the column `{split.column}`, or leave out data.split.column so that groups stay together"
+    if lines and recipe.data.leakage == "error":
+        raise DataError("; ".join(lines), where="data.leakage", hint=hint)
+    for line in lines:
+        remark(f"warning: {line}; {hint}")
+
+
 def leakage_sentence(copies: Mapping[str, Any], split: str) -> str | None:
     """Return in words how many rows of a split have copies in train, with pairs; None where there are none."""
     found = copies[split]

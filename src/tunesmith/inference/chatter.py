@@ -12,6 +12,7 @@ from tunesmith.core.records import Example, Turn
 from tunesmith.fetch.reference import ModelFolder, resolve
 from tunesmith.inference.predict import answers
 from tunesmith.inference.prompts import Questions
+from tunesmith.inference.recorded import Recorded, recorded
 from tunesmith.inference.request import StopStrings
 from tunesmith.inference.sampling import GREEDY, Sampling, refuse_contradictions, samples_of
 from tunesmith.model.adapter_set import AdapterSet
@@ -37,7 +38,7 @@ class Chatter:
 
     `row` holds values for columns of the model's prompt and system turn; a text that is asked fills the remaining one.
     `system` replaces the system turn of training. `is_trained_prompt` is false for a model that tunesmith did not tune,
-    which has no prompt template.
+    which has no prompt template. `recorded` is how its recipe asks, where that is known.
     """
 
     model: Any
@@ -48,6 +49,7 @@ class Chatter:
     system: str | None = None
     row: Mapping[str, Any] = field(default_factory=dict)
     turns: list[Turn] = field(default_factory=list)
+    recorded: Recorded = field(default_factory=Recorded)
 
     @property
     def keeps_turns(self) -> bool:
@@ -73,7 +75,8 @@ class Chatter:
         A chat model remembers what was said before.
 
         Args:
-            max_new_tokens: limit of the answer; by default 256, or less if the model has fewer positions left.
+            max_new_tokens: limit of the answer; by default that of its evaluation, else 256, or less if the model has
+                fewer positions left.
             beams: width of the beam search; 1 is none.
             sampling: how tokens are chosen; by default the likeliest one.
             stop: texts before which the answer ends.
@@ -166,7 +169,7 @@ class Chatter:
     def _limit(self, prompts: Sequence[Sequence[int]]) -> int:
         """Return the default limit of an answer in tokens."""
         taken = len(self.task.opening_ids) or max(map(len, prompts), default=0)
-        return max(1, min(_MAX_NEW_TOKENS, most_positions(self.model) - taken))
+        return max(1, min(self.recorded.max_new_tokens or _MAX_NEW_TOKENS, most_positions(self.model) - taken))
 
     def _prompt(self, turns: Sequence[Turn]) -> list[int]:
         """Return the ids of a prompt; a chat template may rewrite earlier answers, as by leaving out thoughts.
@@ -215,7 +218,8 @@ def open_chatter(
         if not isinstance(data, ChatData):
             raise RecipeError(f"a system turn has no effect on `task: {data.task}`", code="usage")
         data = data.model_copy(update={"system": None})
-    chatter = Chatter(None, task_for(data, codec), data, codec, is_trained, system, row or {})
+    task = task_for(data, codec)
+    chatter = Chatter(None, task, data, codec, is_trained, system, row or {}, recorded=recorded(found))
     known = (*chatter.columns, *([data.messages] if isinstance(data, ChatData) and data.messages else []))
     if unused := [name for name in chatter.row if name not in known]:
         hint = f"its prompt has {_listed(known)}" if is_trained and known else "it has no columns; give --prompt TEXT"

@@ -7,6 +7,7 @@ from tunesmith.architecture.base_model import (
     check_targets,
     embedding_rows,
     refuse_new_tokens_with_bias,
+    refuse_other_layers,
     refuse_pickle,
     refuse_quantized,
     refuse_tokens_beyond,
@@ -77,6 +78,7 @@ def check_base(recipe: Recipe, base: ModelFolder) -> Shapes:
             raise
         shapes = shapes_of((open_pin(root.pin) if root.pin else resolve(root.reference)).path)
     embedding_rows(root.path, shapes.vocabulary)
+    refuse_other_layers(root.path, shapes)
     if isinstance(recipe.tuning, LoraBase) and not isinstance(recipe.tuning.target, str):
         check_targets(root.path, shapes, recipe.tuning.target)
     return shapes

@@ -4,11 +4,12 @@ The journal is SQLite's default, not WAL: that one needs shared memory, which ne
 """
 
 import contextlib
+import os
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
-from tunesmith.core.errors import DamagedFile, DoesNotFit, TunesmithError
+from tunesmith.core.errors import DamagedFile, DoesNotFit, RecipeError, TunesmithError
 from tunesmith.core.files import MANIFEST
 from tunesmith.registry.catalog import TABLES, Catalog
 
@@ -17,7 +18,8 @@ SCHEMA = 1
 BUSY_SECONDS = 60.0
 
 _HELD = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL)
-_NOT_USABLE = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_IOERR)
+_NO_PERMISSION = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM)
+_NOT_USABLE = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR)
 
 
 class Database:
@@ -34,6 +36,7 @@ class Database:
         Raises:
             DamagedFile: the file is damaged, or gone while models are there.
             TunesmithError: it is of another schema, held by another process, or cannot be opened.
+            RecipeError: this user may not read it.
         """
         # Models first: the file is there before the first of them, so a first `add` going on is not taken for a loss.
         models = self._has_models()
@@ -54,6 +57,7 @@ class Database:
 
         Raises:
             DamagedFile, TunesmithError: as `reading`.
+            RecipeError: this user may not write to the registry.
             DoesNotFit: the disk is full.
         """
         self.root.mkdir(parents=True, exist_ok=True)
@@ -119,8 +123,12 @@ class Database:
             return DoesNotFit("the disk is full; nothing was changed", where=where, hint="free some space")
         if code in _HELD:
             return TunesmithError(f"another process held it for {BUSY_SECONDS:.0f} s", where=where, hint="try again")
+        hint = "see to its permissions and its disk, or name another registry with TUNESMITH_REGISTRY"
+        is_hidden = self.path.exists() and not os.access(self.path, os.R_OK)
+        if code in _NO_PERMISSION or (code == sqlite3.SQLITE_CANTOPEN and is_hidden):
+            what = f"cannot be {'read' if is_hidden else 'written'} by this user (uid {os.getuid()})"
+            return RecipeError(what, where=where, code="permission", hint=hint)
         if code in _NOT_USABLE:
-            hint = "see to its permissions and its disk, or name another registry with TUNESMITH_REGISTRY"
             return TunesmithError(f"cannot be used ({error})", where=where, hint=hint)
         return self._damaged(str(error))
 

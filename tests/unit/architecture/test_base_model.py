@@ -8,7 +8,8 @@ from shutil import copytree
 from typing import Any
 
 import pytest
-from tests.support.tiny import save_plain_model
+from safetensors.torch import load_file, save_file
+from tests.support.tiny import save_model, save_plain_model, save_seq2seq
 
 from tunesmith.architecture.base_model import (
     check_targets,
@@ -16,6 +17,7 @@ from tunesmith.architecture.base_model import (
     quantized_by,
     read_config,
     refuse_new_tokens_with_bias,
+    refuse_other_layers,
     refuse_quantized,
     refuse_tokens_beyond,
 )
@@ -161,3 +163,25 @@ def test_an_index_names_files_that_hold_what_it_says(folder: Path) -> None:
         index.write_text(text)
         with pytest.raises(DamagedFile):
             tensor_shapes(folder)
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "t5", "bart", "olmo2", "without the first part"])
+def test_layers_of_weights_and_configuration_are_compared(tmp_path: Path, kind: str, layers: int) -> None:
+    """`olmo2` is not described, so that only layers that are lacking are known to be wrong."""
+    folder = tmp_path / "model"
+    if kind in ("t5", "bart"):
+        save_seq2seq(folder, kind)
+    else:
+        save_model(folder, "llama" if kind == "without the first part" else kind)
+    if kind == "without the first part":
+        whole = load_file(folder / "model.safetensors")
+        save_file({name.removeprefix("model."): one for name, one in whole.items()}, folder / "model.safetensors")
+    key = {"gpt2": "n_layer", "t5": "num_layers", "bart": "encoder_layers"}.get(kind, "num_hidden_layers")
+    _change_config(folder, **{key: layers})
+    if layers == 2 or (layers == 1 and kind == "olmo2"):
+        refuse_other_layers(folder, shapes_of(folder))
+        return
+    with pytest.raises(RecipeError, match=f"{layers} layers") as refused:
+        refuse_other_layers(folder, shapes_of(folder))
+    assert str(refused.value.where).endswith("config.json")

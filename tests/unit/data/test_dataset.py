@@ -89,6 +89,27 @@ def test_empty_splits_are_explained(gathered: Gather, lines: list[Row], split: R
     assert caught.value.exit_code == 3
 
 
+def test_groups_that_the_column_of_splits_parts_are_counted(
+    gathered: Gather, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folds = ["train", "train", "test", "valid"]
+    whole = [{**row, "fold": folds[n % 4], "db": f"{folds[n % 4]} {n % 3}"} for n, row in enumerate(rows(60))]
+    by = {"column": "fold", "by": "db"}
+    assert gathered(whole, split=by).facts()["copies"]["groups"]["test"] == {
+        "groups": 0, "rows": 0, "of": 15, "example": None,
+    }  # fmt: skip
+    assert "groups of `db`" not in capsys.readouterr().err
+    parted = [{**row, "db": "both"} if n in (0, 2, 6) else row for n, row in enumerate(whole)]
+    found = gathered(parted, split=by).facts()["copies"]["groups"]
+    assert found["test"] == {"groups": 1, "rows": 2, "of": 15, "example": ["own.jsonl:3", "own.jsonl:1"]}
+    assert found["valid"]["rows"] == 0
+    assert "2 of 15 test rows are in 1 groups of `db`" in capsys.readouterr().err
+    with pytest.raises(DataError) as caught:
+        gathered(parted, split=by, leakage="error")
+    assert (caught.value.exit_code, caught.value.where) == (3, "data.leakage")
+    assert "groups" not in gathered(parted, split={"column": "fold"}).facts()["copies"]
+
+
 def test_double_braces_around_a_column_give_a_warning(gathered: Gather, capsys: pytest.CaptureFixture[str]) -> None:
     gathered(rows(60), prompt="{{a}} {q} {{other}}")
     said = capsys.readouterr().err

@@ -644,6 +644,25 @@ def test_faults_of_the_system_are_told(registry: Registry, monkeypatch: pytest.M
     assert_sound(registry)
 
 
+@pytest.mark.parametrize(
+    ("number", "readable", "code"),
+    [
+        (sqlite3.SQLITE_READONLY, True, "permission"),
+        (sqlite3.SQLITE_PERM, True, "permission"),
+        (sqlite3.SQLITE_CANTOPEN, False, "permission"),
+        (sqlite3.SQLITE_CANTOPEN, True, "error"),
+    ],
+)
+def test_the_registry_of_another_user_is_a_matter_of_permission(
+    number: int, readable: bool, code: str, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(registry, "a")
+    error = sqlite3.OperationalError("no")
+    error.sqlite_errorcode = number
+    monkeypatch.setattr("os.access", lambda *_: readable)
+    assert registry._database._explained(error).code == code
+
+
 # --- crashes and races
 
 

@@ -1,0 +1,49 @@
+"""What the run or the registry that a model comes from records of how it is asked."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tunesmith.core.rundir import RunDir
+from tunesmith.fetch.reference import ModelFolder
+from tunesmith.recipe.load import load_recipe
+from tunesmith.registry.store import Registry
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """The parts of a recipe that decide how rows are asked, beside those in the model's own folder.
+
+    Attributes:
+        max_new_tokens: limit of an answer in its evaluation; None if no recipe is recorded.
+        rename: the columns that its sources rename, as {theirs: ours}.
+    """
+
+    max_new_tokens: int | None = None
+    rename: Mapping[str, str] = field(default_factory=dict)
+
+    def renamed(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a row with the columns named as in the recipe; a row that has them under these names keeps them."""
+        names = {old: new for old, new in self.rename.items() if new not in row or new in self.rename}
+        return {names.get(column, column): value for column, value in row.items()}
+
+
+def recorded(model: ModelFolder) -> Recorded:
+    """Return what is recorded about a model; nothing for one that comes from neither a run nor a registry.
+
+    Raises:
+        RecipeError: the recipe of the run cannot be read.
+    """
+    recipe = _recipe(model)
+    source = (recipe.get("data") or {}).get("source") or []
+    sources = source if isinstance(source, list) else [source]
+    rename = {theirs: ours for one in sources for theirs, ours in (one.get("rename") or {}).items()}
+    return Recorded((recipe.get("evaluate") or {}).get("max_new_tokens"), rename)
+
+
+def _recipe(model: ModelFolder) -> dict[str, Any]:
+    if model.pin is not None and model.pin.kind == "run":
+        return load_recipe(RunDir(model.pin.at).resolved_recipe).model_dump(mode="json")
+    if model.pin is not None and model.pin.kind == "registry":
+        return dict(Registry.default().resolve(model.pin.at).facts.get("recipe") or {})
+    return {}
