@@ -7,7 +7,7 @@ from tunesmith.core.progress import Progress
 
 
 @pytest.fixture
-def format_duration(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [100.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     return now
