@@ -136,14 +136,13 @@ def _stages(
     as_json: bool,
 ) -> None:  # fmt: skip
     from tunesmith.pipeline.launcher import start_run
+    from tunesmith.pipeline.runs import open_run
 
-    changes = (*overrides, *where.changes())
+    opened = open_run(recipe, (*overrides, *where.changes()), out)
     try:
-        done = start_run(recipe, changes, out=out, until=until, here=where.on == "local", detach=detach)
+        done = start_run(opened, until=until, here=where.on == "local", detach=detach)
     except VerdictRefused as refused:  # the run is complete; only its promotion was refused
-        from tunesmith.pipeline.runs import open_run
-
-        _summary(open_run(recipe, changes, out)[1], as_json, refused)
+        _summary(opened.run, as_json, refused)
         raise Reported(refused) from None
     if done is not None:
         _summary(done, as_json)

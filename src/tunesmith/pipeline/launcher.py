@@ -2,8 +2,6 @@
 
 import os
 import sys
-from collections.abc import Sequence
-from pathlib import Path
 from shlex import quote
 from typing import NoReturn
 
@@ -11,22 +9,17 @@ from tunesmith.core.dist_env import place
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.progress import say
 from tunesmith.core.rundir import RunDir
-from tunesmith.pipeline.runner import run_recipe
-from tunesmith.pipeline.runs import open_run
+from tunesmith.pipeline.runner import run_opened
+from tunesmith.pipeline.runs import OpenedRun
 from tunesmith.recipe.launch import LocalLaunch, SlurmLaunch, TorchrunLaunch
 
 
-def start_run(
-    recipe: Path, overrides: Sequence[str], *, out: Path | None, until: str | None, here: bool, detach: bool
-) -> RunDir | None:
-    """Take a recipe through its stages, and return its run; None in all processes of a run but the first.
+def start_run(opened: OpenedRun, *, until: str | None, here: bool, detach: bool) -> RunDir | None:
+    """Take a run through its stages, and return it; None in all processes of a run but the first.
 
     For the command line: where torchrun is to start many processes, they are given this process's own.
 
     Args:
-        recipe: the recipe's file, or the folder of a run that is to go on.
-        overrides: `key=value` changes.
-        out: the run's folder; default as for `run_recipe`.
         until: the last stage to run; default all.
         here: in this process, whatever the recipe's `launch` says.
         detach: return when the jobs of a cluster are in line; else when they are over.
@@ -35,18 +28,18 @@ def start_run(
         TunesmithError: of the kind that says what went wrong.
     """
     this = place()
-    launch = LocalLaunch(on="local") if here or this.world > 1 else open_run(recipe, overrides, out)[0].launch
+    launch = LocalLaunch(on="local") if here or this.world > 1 else opened.recipe.launch
     if detach and not isinstance(launch, SlurmLaunch):
         raise RecipeError("--detach has no effect on a run that runs here")
     if isinstance(launch, TorchrunLaunch) and launch.processes > 1:
         _become_torchrun(launch.processes)
     if not isinstance(launch, SlurmLaunch):
-        run = run_recipe(recipe, overrides, out=out, until=until)
+        run = run_opened(opened, until=until)
         return run if this.is_first else None
     from tunesmith.pipeline.submit import submit_run
     from tunesmith.pipeline.watch import follow
 
-    run = submit_run(recipe, overrides, out=out, until=until)
+    run = submit_run(opened, until=until)
     if not detach:
         try:
             follow(run)

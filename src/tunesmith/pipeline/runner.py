@@ -18,7 +18,7 @@ from tunesmith.core.progress import format_duration, say
 from tunesmith.core.rundir import RunDir
 from tunesmith.data.recipe_files import keep_recipe_files
 from tunesmith.estimate.hardware import cores
-from tunesmith.pipeline.runs import open_run, run_elsewhere, write_origin
+from tunesmith.pipeline.runs import OpenedRun, open_run, run_elsewhere
 from tunesmith.pipeline.stages import EVALUATE, PREPARE, PROMOTE, STAGES, TRAIN, Stage, is_done, wanted_stages
 from tunesmith.recipe.schema import Recipe
 from tunesmith.scoring.custom import own_metrics
@@ -49,37 +49,37 @@ def run_recipe(
     Raises:
         TunesmithError: of the kind that says what went wrong; its `exit_code` is the command's.
     """
+    return run_opened(open_run(Path(recipe), overrides, out), until=until)
+
+
+def run_opened(opened: OpenedRun, *, until: str | None = None) -> RunDir:
+    """Take a run through its stages, as `run_recipe` does."""
     here = place()
     if here.world == 1:
-        return _run(recipe, overrides, out, until, None)
+        return _run(opened, until, None)
     from tunesmith.distributed.process_group import meeting
 
-    # Before they meet: how long to wait is the recipe's to say.
-    patience = open_run(Path(recipe), overrides, out)[0].launch.timeout_minutes
-    with meeting(here, patience) as others:
-        if here.is_first:
-            try:
-                run = _run(recipe, overrides, out, until, others)
-            finally:
-                others.say("")
-        else:
-            run = _work_along(recipe, overrides, out, others)
-    return run
+    with meeting(here, opened.recipe.launch.timeout_minutes) as others:
+        if not here.is_first:
+            _work_along(opened, others)
+            return opened.run
+        try:
+            return _run(opened, until, others)
+        finally:
+            others.say("")
 
 
-def _run(
-    recipe: Path | str, overrides: Sequence[str], out: Path | str | None, until: str | None, others: "Meeting | None"
-) -> RunDir:
-    """Take a recipe through its stages, as the only process or as the first of many."""
-    loaded, run = open_run(Path(recipe), overrides, out)
+def _run(opened: OpenedRun, until: str | None, others: "Meeting | None") -> RunDir:
+    """Take a run through its stages, as the only process or as the first of many."""
+    loaded, run = opened.recipe, opened.run
     check_beforehand(loaded, run, until)
     done = stages_done(loaded, run, until)
-    if out is None and (other := run_elsewhere(loaded, run)):
+    if other := run_elsewhere(opened):
         say(f"starting a new run in {run}; to continue the existing one: tunesmith run {other}")
     with ExitStack() as held:
         held.enter_context(exclusive_lock(run.lock))
         held.enter_context(interrupt.catch_signals(patient=others is not None))
-        write_origin(loaded, run, Path(recipe), overrides)
+        opened.write_origin()
         keep_recipe_files(loaded, run)
         _write_environment(run)
         remove_leftovers(run.path)
@@ -125,18 +125,16 @@ def _check_questions(recipe: Recipe, run: RunDir) -> None:
         say(f"warning: {warning}")
 
 
-def _work_along(recipe: Path | str, overrides: Sequence[str], out: Path | str | None, others: "Meeting") -> RunDir:
+def _work_along(opened: OpenedRun, others: "Meeting") -> None:
     """Work at the stages that the first process says, and write nothing."""
+    run, rank = opened.run, others.group.place.rank
     with ExitStack() as held:
         held.enter_context(interrupt.catch_signals(patient=True))
         while name := others.next():
-            # Only now, since the first may have made the run's folder.
-            loaded, run = open_run(Path(recipe), overrides, out)
-            rank = others.group.place.rank
+            # Only now, since the first makes the run's folder.
             log = held.enter_context(run.log_of(rank).open("a", encoding="utf-8"))
             with redirect_stderr(log), others.work(run.stacks_of(rank)):
-                next(stage for stage in STAGES if stage.name == name).work(loaded, run)
-    return open_run(Path(recipe), overrides, out)[1]
+                next(stage for stage in STAGES if stage.name == name).work(opened.recipe, run)
 
 
 def _write_environment(run: RunDir) -> None:

@@ -6,6 +6,7 @@ that holds `runs/`. How it is evaluated, promoted, launched and tracked may chan
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,45 @@ _MOST_NAMED = 4
 _HINT_FOLDER = "leave the change out to continue this run, or run the recipe's file with it to start another one"
 
 
-def open_run(recipe: Path, overrides: Sequence[str], out: Path | str | None) -> tuple[Recipe, RunDir]:
-    """Return the recipe and its run folder, which may not exist yet. Writes nothing.
+@dataclass(frozen=True, slots=True)
+class OpenedRun:
+    """A recipe, loaded once for all that a process does with it, and its run.
+
+    `file`, the recipe's or the folder of a run, and `overrides` are what the user gave. `is_default` says that the
+    run's folder follows from the recipe.
+    """
+
+    recipe: Recipe
+    run: RunDir
+    file: Path
+    overrides: tuple[str, ...]
+    is_default: bool
+
+    def write_origin(self) -> None:
+        """Write what the run starts from: the recipe as typed and resolved, and its folder. For after all checks."""
+        run = self.run
+        if self.file.is_dir():
+            typed = run.recipe.read_text(encoding="utf-8") if run.recipe.exists() else ""
+        else:
+            typed = self.file.read_text(encoding="utf-8-sig")
+            known = read_json(run.environment) if run.environment.exists() else {}
+            found = {
+                "recipe_folder": os.path.relpath(recipe_folder(self.file), os.path.realpath(run.path)),
+                "recipe_file": self.file.name,
+                "settings": identity(self.recipe),
+            }
+            if known != {**known, **found}:
+                write_json(run.environment, {**known, **found})
+        note = f"# Changed on the command line: {' '.join(self.overrides)}".replace("\n", "\\n").replace("\r", "\\r")
+        if self.overrides and not typed.startswith(f"{note}\n"):
+            typed = f"{note}\n{typed}"
+        for path, text in ((run.recipe, typed), (run.resolved_recipe, dump_recipe(self.recipe))):
+            if not path.exists() or path.read_text(encoding="utf-8") != text:
+                write_text(path, text)
+
+
+def open_run(recipe: Path, overrides: Sequence[str], out: Path | str | None) -> OpenedRun:
+    """Load a recipe and find its run folder, which may not exist yet. Writes nothing.
 
     Args:
         recipe: the recipe's file, or the folder of a run.
@@ -41,7 +79,7 @@ def open_run(recipe: Path, overrides: Sequence[str], out: Path | str | None) -> 
         loaded = load_recipe(run.resolved_recipe, overrides)
         if overrides:
             _refuse_other_settings(loaded, run, hint=_HINT_FOLDER)
-        return loaded, run
+        return OpenedRun(loaded, run, recipe, tuple(overrides), is_default=False)
     loaded = load_recipe(recipe, overrides)
     folder = recipe_folder(recipe)
     run = RunDir(out if out is not None else _default_folder(loaded, folder), origin=folder)
@@ -55,7 +93,7 @@ def open_run(recipe: Path, overrides: Sequence[str], out: Path | str | None) -> 
             )
     elif run.path.is_dir() and any(path.name != "logs" for path in run.path.iterdir()):
         raise RecipeError("is not empty and holds no run", where=str(run), hint="give another --out")
-    return loaded, run
+    return OpenedRun(loaded, run, recipe, tuple(overrides), is_default=out is None)
 
 
 def recipe_folder(recipe: Path) -> Path:
@@ -153,38 +191,16 @@ def _at(settings: Any, key: str) -> str:
     return repr(settings)
 
 
-def run_elsewhere(recipe: Recipe, run: RunDir) -> Path | None:
+def run_elsewhere(opened: OpenedRun) -> Path | None:
     """Return the run of a recipe that began from another current folder: the recipe's own, or one above it.
 
-    None if there is no such run, or if `run` has begun.
+    None if there is no such run, if this one has begun, or if its folder was given.
     """
-    if run.environment.exists():
+    recipe, run = opened.recipe, opened.run
+    if run.environment.exists() or not opened.is_default:
         return None
     for place in (run.origin, *run.origin.parents):
         found = _begun_in(place, recipe, run.origin)
         if found and not _is_same(found, run.path):
             return Path(os.path.relpath(found))
     return None
-
-
-def write_origin(recipe: Recipe, run: RunDir, file: Path, overrides: Sequence[str] = ()) -> None:
-    """Write what the run starts from: the recipe as typed and resolved, and its folder. Call it after all checks."""
-    if file.is_dir():
-        typed = run.recipe.read_text(encoding="utf-8") if run.recipe.exists() else ""
-    else:
-        typed = file.read_text(encoding="utf-8-sig")
-        origin = recipe_folder(file)
-        known = read_json(run.environment) if run.environment.exists() else {}
-        found = {
-            "recipe_folder": os.path.relpath(origin, os.path.realpath(run.path)),
-            "recipe_file": file.name,
-            "settings": identity(recipe),
-        }
-        if known != {**known, **found}:
-            write_json(run.environment, {**known, **found})
-    note = f"# Changed on the command line: {' '.join(overrides)}".replace("\n", "\\n").replace("\r", "\\r")
-    if overrides and not typed.startswith(f"{note}\n"):
-        typed = f"{note}\n{typed}"
-    for path, text in ((run.recipe, typed), (run.resolved_recipe, dump_recipe(recipe))):
-        if not path.exists() or path.read_text(encoding="utf-8") != text:
-            write_text(path, text)

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from shlex import quote
 
 from tunesmith.core.errors import RecipeError
@@ -12,7 +11,7 @@ from tunesmith.core.rundir import RunDir
 from tunesmith.data.sources import keep_copies
 from tunesmith.fetch.reference import base_of
 from tunesmith.pipeline.runner import check_beforehand, stages_done
-from tunesmith.pipeline.runs import open_run, write_origin
+from tunesmith.pipeline.runs import OpenedRun
 from tunesmith.pipeline.stages import PREPARE, Stage, wanted_stages
 from tunesmith.recipe.schema import Recipe
 from tunesmith.slurm import client
@@ -23,22 +22,18 @@ from tunesmith.slurm.script import Job, script_of
 _VERBS = {"promote": "run"}
 
 
-def submit_run(
-    recipe: Path | str, overrides: Sequence[str] = (), *, out: Path | str | None = None, until: str | None = None
-) -> RunDir:
+def submit_run(opened: OpenedRun, *, until: str | None = None) -> RunDir:
     """Write the scripts of the stages that are left into the run's folder, and put them in line.
 
     Args:
-        recipe: the recipe's file, or the folder of a run that is to go on; its `launch` is on slurm.
-        overrides: `key=value` changes.
-        out: the run's folder; default as for `run_recipe`.
+        opened: the run; `launch` of its recipe is on slurm.
         until: the last stage; default all that the recipe asks for.
 
     Raises:
-        RecipeError: the recipe is wrong, there is no Slurm here, it does not take a job, or the run is in line already.
+        RecipeError: there is no Slurm here, it does not take a job, or the run is in line already.
         DataError: rows on the hub cannot be had.
     """
-    loaded, run = open_run(Path(recipe), overrides, out)
+    loaded, run = opened.recipe, opened.run
     client.require()
     check_beforehand(loaded, run)
     fetch(loaded, run)
@@ -48,7 +43,7 @@ def submit_run(
     with exclusive_lock(run.launch / "lock"):  # the run's own is its first job's, which may begin at once
         refuse_active(read_jobs(run.launch), str(run))
         with exclusive_lock(run.lock):
-            write_origin(loaded, run, Path(recipe), overrides)
+            opened.write_origin()
         for job, text in written:
             write_text(script_path(run, job.stage), text)
             exit_code_path(run, job.stage).unlink(missing_ok=True)

@@ -240,7 +240,8 @@ def plan_run(recipe: Path | str, overrides: Sequence[str] = (), *, out: Path | s
         RecipeError: the recipe is wrong, or a model cannot be had, or cannot read rows so long.
         DataError: the data cannot be read or used.
     """
-    loaded, run = open_run(Path(recipe), overrides, out)
+    opened = open_run(Path(recipe), overrides, out)
+    loaded, run = opened.recipe, opened.run
     check_beforehand(loaded, run)
     base = base_of(run, loaded.model.base, weights=False)
     shapes = check_base(loaded, base)

@@ -11,7 +11,7 @@ from tunesmith.core.files import digest_of, read_json, remove_leftovers, write_j
 from tunesmith.core.rundir import RunDir
 from tunesmith.fetch.reference import resolve
 from tunesmith.pipeline.runner import check_beforehand, stages_done
-from tunesmith.pipeline.runs import identity, is_run_of, open_run, place_of, recipe_folder, write_origin
+from tunesmith.pipeline.runs import OpenedRun, identity, is_run_of, open_run, place_of, recipe_folder
 from tunesmith.recipe.launch import TorchrunLaunch
 from tunesmith.recipe.load import RecipeProblems, load_recipe
 from tunesmith.recipe.schema import Recipe
@@ -185,8 +185,8 @@ def correction(confidence: float, trials: int) -> float:
     return 1 - (1 - confidence) / trials
 
 
-def check_sweep(sweep: Sweep, recipe: Path) -> list[tuple[Recipe, RunDir]]:
-    """Return each trial's recipe and run folder. Writes nothing.
+def check_sweep(sweep: Sweep, recipe: Path) -> list[OpenedRun]:
+    """Open each trial's run. Writes nothing.
 
     Raises:
         RecipeError: the folder holds something else, or a trial cannot start because its base, a metric or a writable
@@ -194,15 +194,15 @@ def check_sweep(sweep: Sweep, recipe: Path) -> list[tuple[Recipe, RunDir]]:
         DataError: the rows or the database of a trial do not exist.
     """
     opened = _opened(sweep, recipe)
-    for loaded, run in opened:
-        if run.manifest("prepare") is None:
-            check_beforehand(loaded, run, "evaluate")
-            stages_done(loaded, run, "evaluate")
+    for trial in opened:
+        if trial.run.manifest("prepare") is None:
+            check_beforehand(trial.recipe, trial.run, "evaluate")
+            stages_done(trial.recipe, trial.run, "evaluate")
     return opened
 
 
-def _opened(sweep: Sweep, recipe: Path) -> list[tuple[Recipe, RunDir]]:
-    """Return each trial's recipe and run folder. Raises RecipeError if the sweep's folder holds something else."""
+def _opened(sweep: Sweep, recipe: Path) -> list[OpenedRun]:
+    """Open each trial's run; raise RecipeError if the sweep's folder holds something else."""
     if is_sweep(sweep.path):
         before = read_sweep(sweep.path)
         if before.axes != sweep.axes:
@@ -228,8 +228,8 @@ def write_sweep(sweep: Sweep, recipe: Path) -> None:
             "trials": [asdict(trial) for trial in sweep.trials],
         },
     )
-    for (loaded, run), trial in zip(opened, sweep.trials, strict=True):
-        write_origin(loaded, run, recipe, [*sweep.overrides, *trial.changes])
+    for trial in opened:
+        trial.write_origin()
 
 
 def _axes(over: Sequence[str], models: Sequence[str], overrides: Sequence[str]) -> tuple[Axis, ...]:

@@ -51,7 +51,9 @@ def run_sweep(
     """
     sweep = open_sweep(Path(recipe), over=over, models=models, overrides=overrides, out=Path(out) if out else None)
     is_written = is_sweep(Path(recipe))
-    check_threshold(sweep.recipe(sweep.trials[0]) if is_written else check_sweep(sweep, Path(recipe))[0][0], threshold)
+    check_threshold(
+        sweep.recipe(sweep.trials[0]) if is_written else check_sweep(sweep, Path(recipe))[0].recipe, threshold
+    )
     with exclusive_lock(sweep.lock), interrupt.catch_signals():
         if not is_written:
             write_sweep(sweep, Path(recipe))

@@ -9,6 +9,7 @@ from tunesmith.core.errors import RecipeError
 from tunesmith.core.files import exclusive_lock, write_text
 from tunesmith.core.progress import say
 from tunesmith.core.rundir import RunDir
+from tunesmith.pipeline.runs import OpenedRun, open_run
 from tunesmith.pipeline.submit import fetch, refuse_active
 from tunesmith.recipe.launch import SlurmLaunch, all_processes_of
 from tunesmith.recipe.load import load_recipe
@@ -47,12 +48,12 @@ def submit_sweep(sweep: Sweep, recipe: Path) -> Path:
     client.require()
     begun = is_sweep(recipe)
     runs = [sweep.run(trial) for trial in sweep.trials]
-    opened = [(load_recipe(run.resolved_recipe), run) for run in runs] if begun else check_sweep(sweep, recipe)
+    opened = [open_run(run.path, (), None) for run in runs] if begun else check_sweep(sweep, recipe)
     refuse_active(read_jobs(folder.launch), str(sweep.path))  # before anything is written, and again under the lock
     pending = [trial for trial in sweep.trials if not _is_done(sweep, trial)]
-    job, text = _script(sweep, pending, opened[0][0])
-    for loaded, run in _to_fetch(opened[trial.number - 1] for trial in pending):
-        fetch(loaded, run)
+    job, text = _script(sweep, pending, opened[0].recipe)
+    for one in _to_fetch(opened[trial.number - 1] for trial in pending):
+        fetch(one.recipe, one.run)
     with exclusive_lock(sweep.lock):
         refuse_active(read_jobs(folder.launch), str(sweep.path))
         if not begun:
@@ -74,12 +75,12 @@ def _is_done(sweep: Sweep, trial: Trial) -> bool:
     return run.manifest("evaluate") is not None and failure_of(run) is None
 
 
-def _to_fetch(needed: Iterable[tuple[Recipe, RunDir]]) -> Iterable[tuple[Recipe, RunDir]]:
+def _to_fetch(needed: Iterable[OpenedRun]) -> Iterable[OpenedRun]:
     """Return one trial for each pair of base and unprepared source."""
-    distinct: dict[tuple[str, str], tuple[Recipe, RunDir]] = {}
-    for recipe, run in needed:
-        source = str(recipe.data.source) if run.manifest("prepare") is None else ""
-        distinct[recipe.model.base, source] = recipe, run
+    distinct: dict[tuple[str, str], OpenedRun] = {}
+    for trial in needed:
+        source = str(trial.recipe.data.source) if trial.run.manifest("prepare") is None else ""
+        distinct[trial.recipe.model.base, source] = trial
     return distinct.values()
 
 

@@ -1,7 +1,7 @@
 """Which folder a run has: the recipe's folder and the settings that decide training count; evaluation does not."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,13 @@ from tests.support.tiny import recipe, tree, write_rows
 from tunesmith.core.errors import DataError, RecipeError, TunesmithError
 from tunesmith.core.files import digest_of, read_json, write_json
 from tunesmith.core.rundir import RunDir
+from tunesmith.pipeline import runs as module
+from tunesmith.pipeline.launcher import start_run
 from tunesmith.pipeline.runner import run_recipe
 from tunesmith.pipeline.runs import identity, open_run
 from tunesmith.plan.inspect import view
 from tunesmith.recipe.load import load_recipe
+from tunesmith.recipe.schema import Recipe
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +57,7 @@ def test_equal_recipes_in_two_folders_are_two_runs(tmp_path: Path, tokenizer_fol
 def test_every_path_to_one_recipe_finds_the_same_run(project: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(project.parent)
     names = ["exp/recipe.yaml", "link/recipe.yaml", str(project), "exp/../exp/recipe.yaml"]
-    assert len({open_run(Path(name), (), None)[1].path for name in names}) == 1
+    assert len({open_run(Path(name), (), None).run.path for name in names}) == 1
 
 
 def test_a_linked_recipe_reads_the_folder_in_which_it_was_named(
@@ -75,7 +78,7 @@ def test_a_linked_recipe_reads_the_folder_in_which_it_was_named(
 )  # fmt: skip
 def test_settings_that_do_not_decide_training_find_the_same_run(project: Path, change: str) -> None:
     changes = [change, *(["evaluate.primary=exact_match"] if "metrics" in change else [])]
-    assert open_run(project, changes, None)[1].path == open_run(project, (), None)[1].path
+    assert open_run(project, changes, None).run.path == open_run(project, (), None).run.path
 
 
 def test_decoding_decides_if_validation_answers(project: Path) -> None:
@@ -87,7 +90,7 @@ def test_decoding_decides_if_validation_answers(project: Path) -> None:
 
 @pytest.mark.parametrize("change", ["seed=3", "train.learning_rate=1", "data.prompt=Q {question}", "tuning.rank=2"])
 def test_settings_that_decide_training_start_another_run(project: Path, change: str) -> None:
-    assert open_run(project, [change], None)[1].path != open_run(project, (), None)[1].path
+    assert open_run(project, [change], None).run.path != open_run(project, (), None).run.path
 
 
 def test_a_renamed_folder_continues_its_run(project: Path, tmp_path: Path) -> None:
@@ -129,7 +132,7 @@ def test_a_moved_project_keeps_its_runs(project: Path, tmp_path: Path, monkeypat
     moved = tmp_path.with_name(f"{tmp_path.name}-moved")
     tmp_path.rename(moved)
     monkeypatch.chdir(moved)
-    assert open_run(Path("exp/recipe.yaml"), (), None)[1].path == run.path
+    assert open_run(Path("exp/recipe.yaml"), (), None).run.path == run.path
 
 
 def test_a_prepared_run_continues_without_its_sources(project: Path, tmp_path: Path) -> None:
@@ -236,7 +239,7 @@ def test_a_run_from_before_a_key_existed_is_continued(project: Path, key: str) -
         assert again.path.samefile(run.path)
         assert tree(again.stage("prepare")) == before
     (project.parent / "rows.jsonl").unlink()
-    assert open_run(project, (), None)[1].path == run.path
+    assert open_run(project, (), None).run.path == run.path
     assert [path.name for path in run.path.parent.iterdir()] == [run.path.name]
 
 
@@ -245,8 +248,8 @@ def test_a_run_that_recorded_a_digest_of_its_settings_is_continued(project: Path
     record(run, without("data.source.quote"))
     write_json(run.environment, {**read_json(run.environment), "settings": digest_of("as they were then")})
     run = renamed(run)
-    assert open_run(project, (), None)[1].path == run.path
-    assert open_run(project, ["train.epochs=3"], None)[1].path != run.path
+    assert open_run(project, (), None).run.path == run.path
+    assert open_run(project, ["train.epochs=3"], None).run.path != run.path
     run_recipe(project, until="prepare")
     assert read_json(run.environment)["settings"] == identity(load_recipe(project))
 
@@ -272,7 +275,7 @@ def test_another_value_than_the_one_that_a_run_was_made_with_is_another_run(
     record(run, recorded("train.valid_loss_rows"))
     run = renamed(run)
     changes = ["train.valid_loss_rows=9"]
-    assert open_run(project, changes, None)[1].path != run.path
+    assert open_run(project, changes, None).run.path != run.path
     before = tree(run.path)
     for named, out in ((project, run.path), (run.path, None)):
         with pytest.raises(RecipeError, match=r"train\.valid_loss_rows") as refused:
@@ -285,11 +288,11 @@ def test_a_default_that_has_changed_starts_another_run(project: Path) -> None:
     run = run_recipe(project, until="prepare")
     record(run, with_value("train.valid_loss_rows", "all"))
     run = renamed(run)
-    assert open_run(project, (), None)[1].path != run.path
-    assert open_run(project, ["train.valid_loss_rows=all"], None)[1].path == run.path
+    assert open_run(project, (), None).run.path != run.path
+    assert open_run(project, ["train.valid_loss_rows=all"], None).run.path == run.path
     with pytest.raises(RecipeError, match="'all' there, not 'auto'"):
         open_run(project, (), run.path)
-    assert open_run(run.path, (), None)[0].train.valid_loss_rows == "all"
+    assert open_run(run.path, (), None).recipe.train.valid_loss_rows == "all"
 
 
 def test_a_run_with_a_key_that_is_gone_is_kept_and_not_continued(project: Path) -> None:
@@ -297,7 +300,7 @@ def test_a_run_with_a_key_that_is_gone_is_kept_and_not_continued(project: Path) 
     record(run, with_value("train.gone", 3))
     run = renamed(run)
     before = tree(run.path)
-    assert open_run(project, (), None)[1].path != run.path
+    assert open_run(project, (), None).run.path != run.path
     for named, out in ((project, run.path), (run.path, None)):
         with pytest.raises(RecipeError, match=r"train\.gone") as refused:
             run_recipe(named, out=out)
@@ -311,4 +314,17 @@ def test_a_damaged_record_beside_a_run_is_passed_over(project: Path) -> None:
     broken.mkdir()
     (broken / "environment.json").write_text("{")
     run = renamed(run)
-    assert open_run(project, (), None)[1].path == run.path
+    assert open_run(project, (), None).run.path == run.path
+
+
+def test_a_recipe_is_loaded_once(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[Path] = []
+    load = module.load_recipe
+
+    def noted(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+        loaded.append(path)
+        return load(path, overrides)
+
+    monkeypatch.setattr(module, "load_recipe", noted)
+    start_run(open_run(project, (), None), until="prepare", here=True, detach=False)
+    assert loaded == [project]
