@@ -26,7 +26,7 @@ def _prepare_environment() -> None:
     # that sleep at once are slow to wake; a short spin is the middle (benchmarks/busy_neighbour.py).
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # Nothing here is compiled, but bitsandbytes, which peft imports, has torch import its compiler: a quarter of a start.
+    # Nothing is compiled, but bitsandbytes, which peft imports, makes torch import its compiler: a quarter of a start.
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else each lost process prints C++ stacks in all others
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of kernels that nobody here can install
