@@ -168,8 +168,8 @@ def stored_bytes(base: str) -> int:
 
 
 def test_sqlite_tells_sql_from_prose() -> None:
-    from tunesmith.scoring.custom import own_metrics
+    from tunesmith.scoring.custom import custom_metrics
 
     rows = ["SELECT a FROM b WHERE c = 'x'", "SELECT FROM WHERE", "", "the answer is 5"]
-    [metric] = own_metrics(["sqlite.parses"], RECIPES / "mistral-sql-qlora").values()
+    [metric] = custom_metrics(["sqlite.parses"], RECIPES / "mistral-sql-qlora").values()
     assert metric(rows, [["x"]] * len(rows)) == [1.0, 0.0, 0.0, 0.0]

@@ -18,7 +18,7 @@ from tunesmith.data.database import opened_database
 from tunesmith.data.split import choose
 from tunesmith.data.used_rows import UsedRows
 from tunesmith.recipe.schema import Recipe
-from tunesmith.scoring.custom import OwnMetric, own_metrics
+from tunesmith.scoring.custom import CustomMetric, custom_metrics
 from tunesmith.scoring.metrics import score, scored_on_answers
 from tunesmith.tasks.base import Task
 
@@ -54,7 +54,7 @@ def rehearse(recipe: Recipe, task: Task, rows: UsedRows, *, folder: Path, second
         ("test", scored_on_answers(recipe.evaluate.metrics), recipe.evaluate.rows),
         ("valid", scored_on_answers(recipe.train.valid_metrics), recipe.train.valid_rows),
     )
-    own = own_metrics([name for _, names, _ in asked for name in names], folder)
+    own = custom_metrics([name for _, names, _ in asked for name in names], folder)
     with opened_database(recipe, folder) as database:
         for split, names, count in asked:
             for name in names:
@@ -79,7 +79,7 @@ def _references(task: Task, rows: UsedRows, split: str, count: int, seed: int) -
 
 
 def _called(
-    name: str, own: OwnMetric | None, rows: Iterator[Reference], database: Path | None, seconds: float | None
+    name: str, own: CustomMetric | None, rows: Iterator[Reference], database: Path | None, seconds: float | None
 ) -> int:
     """Call a metric on ever larger batches until all rows are done or time is up; return how many rows were done."""
     began, size, done = time.monotonic(), _FEW, 0
@@ -88,9 +88,9 @@ def _called(
         interrupt.check()
         texts = [row.text for row in batch]
         if own is not None:
-            _call_own(own, batch, texts)
+            _call_custom(own, batch, texts)
             if done == 0:  # a row that failed has an empty answer, and a model may answer anything
-                _call_own(own, batch, ["", *texts[:-1]])
+                _call_custom(own, batch, ["", *texts[:-1]])
         else:
             # A query is run for the reference anyway: an empty answer saves running it twice.
             _call(name, batch, [""] * len(batch) if name == "execution" else texts, database)
@@ -114,7 +114,7 @@ def _call(name: str, batch: Sequence[Reference], answers: Sequence[str], databas
         raise type(error)(f"`{name}`: {told} ({_cut(row.text)})", where=row.where, hint=error.hint) from error
 
 
-def _call_own(metric: OwnMetric, batch: Sequence[Reference], answers: Sequence[str]) -> None:
+def _call_custom(metric: CustomMetric, batch: Sequence[Reference], answers: Sequence[str]) -> None:
     """Call a metric of the user's own; if it fails, look for the row that it fails on."""
     try:
         metric(answers, [row.text for row in batch])
@@ -131,7 +131,7 @@ def _call_own(metric: OwnMetric, batch: Sequence[Reference], answers: Sequence[s
         ) from error
 
 
-def _fails(metric: OwnMetric, row: Reference, answer: str) -> bool:
+def _fails(metric: CustomMetric, row: Reference, answer: str) -> bool:
     try:
         metric([answer], [row.text])
     except RecipeError:

@@ -7,7 +7,7 @@ from tunesmith.core.files import digest_file, digest_of
 from tunesmith.core.rundir import RunDir
 from tunesmith.data.database import database_file
 from tunesmith.recipe.schema import Recipe
-from tunesmith.scoring.custom import is_own, source_files
+from tunesmith.scoring.custom import is_custom, source_files
 
 
 def scoring_inputs(metrics: Sequence[str], recipe: Recipe, run: RunDir) -> dict[str, Any]:
@@ -18,7 +18,7 @@ def scoring_inputs(metrics: Sequence[str], recipe: Recipe, run: RunDir) -> dict[
     Raises:
         DataError: there is no such database.
     """
-    own = {name: _digest_of_own(name, run) for name in metrics if is_own(name)}
+    own = {name: _digest_of_own(name, run) for name in metrics if is_custom(name)}
     found: dict[str, Any] = {}
     if own:
         found["own_metrics"] = own

@@ -7,7 +7,7 @@ from typing import Any
 from tunesmith.core.rundir import RunDir
 from tunesmith.data.database import GENERATED_SHOP, database_file
 from tunesmith.recipe.schema import Recipe
-from tunesmith.scoring.custom import own_metrics
+from tunesmith.scoring.custom import custom_metrics
 from tunesmith.scoring.metrics import expand, score
 
 
@@ -25,7 +25,7 @@ class Scorer:
 
     def __init__(self, metrics: Sequence[str], recipe: Recipe, run: RunDir, *, stage: str) -> None:
         self.names = expand(metrics)
-        self._own = own_metrics(self.names, run.origin)
+        self._own = custom_metrics(self.names, run.origin)
         self._database = _database(recipe, run, stage) if "execution" in self.names else None
 
     @property

@@ -21,7 +21,7 @@ from tunesmith.estimate.hardware import cores
 from tunesmith.pipeline.runs import OpenedRun, open_run, run_elsewhere
 from tunesmith.pipeline.stages import EVALUATE, PREPARE, PROMOTE, STAGES, TRAIN, Stage, is_done, wanted_stages
 from tunesmith.recipe.schema import Recipe
-from tunesmith.scoring.custom import own_metrics
+from tunesmith.scoring.custom import custom_metrics
 from tunesmith.track.followers import Followers
 from tunesmith.track.tracker import check_installed
 
@@ -100,7 +100,7 @@ def check_beforehand(recipe: Recipe, run: RunDir, until: str | None = None) -> N
     check_writable(run.path, hint="name a folder that you may write to with --out")
     check_installed(recipe.trackers, recipe.promote.mirror if recipe.promote else None)
     if EVALUATE.changes(recipe, run) != []:
-        own_metrics((*recipe.evaluate.metrics, *recipe.train.valid_metrics), run.origin)
+        custom_metrics((*recipe.evaluate.metrics, *recipe.train.valid_metrics), run.origin)
 
 
 def stages_done(recipe: Recipe, run: RunDir, until: str | None = None) -> list[str]:

@@ -1,10 +1,10 @@
-"""Metrics of the user's own: a function named in the recipe, `package.module:function` or `package.module.function`.
+"""Custom metrics: a function named in the recipe, `package.module:function` or `package.module.function`.
 
-It takes two lists, predictions and references, and returns one number a row, higher is better; with the attribute
-`higher_is_better = False`, lower is. A reference is a text, or a list of texts where a row has several.
+It takes two lists, predictions and references, and returns one number per row. Higher is better, unless it has the
+attribute `higher_is_better = False`. A reference is a text, or a list of texts if a row has several.
 
-Naming a function runs its module: the recipe of somebody else is code of somebody else as soon as it names one.
-Installed packages go before what lies in `folder`, so that nothing there can take a library's place.
+Naming a function runs its module, so a recipe with a custom metric runs code of its author. Installed packages have
+precedence over modules in `folder`, so that none there can replace a library.
 """
 
 import ast
@@ -25,22 +25,22 @@ _NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*[.:][^\W\d]\w*")
 _RULE = "it takes the lists `predictions` and `references` and returns one number a row"
 
 
-def is_own(name: str) -> bool:
-    """Say whether a name has the form of a metric of the user's own."""
+def is_custom(name: str) -> bool:
+    """Return whether a name has the form of a custom metric: `module:function` or `module.function`."""
     return _NAME.fullmatch(name) is not None
 
 
-def own_metrics(names: Sequence[str], folder: Path | None = None) -> dict[str, "OwnMetric"]:
-    """Return those of some names that are metrics of the user's own, found; raise RecipeError as `OwnMetric` does."""
-    return {name: OwnMetric(name, folder) for name in names if is_own(name)}
+def custom_metrics(names: Sequence[str], folder: Path | None = None) -> dict[str, "CustomMetric"]:
+    """Import the custom metrics among some names. Raises RecipeError as `CustomMetric` does."""
+    return {name: CustomMetric(name, folder) for name in names if is_custom(name)}
 
 
-class OwnMetric:
-    """A function of the user's, found.
+class CustomMetric:
+    """A function of the user that computes a metric.
 
     Args:
         name: dotted name.
-        folder: where modules are looked for beside installed packages.
+        folder: searched for modules after the installed packages.
 
     Raises:
         RecipeError: there is no such module or function, or it cannot be a metric.
@@ -120,7 +120,7 @@ def source_files(name: str, folder: Path) -> list[Path]:
     A package counts with all its files. Empty if `name` is no such metric or a package of Python's has it.
     """
     found: dict[Path, None] = {}
-    modules = [_parts(name)[0]] if is_own(name) else []
+    modules = [_parts(name)[0]] if is_custom(name) else []
     while modules:
         module = modules.pop()
         top = folder / module.partition(".")[0]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.core.errors import DataError, RecipeError
-from tunesmith.scoring.custom import is_own, own_metrics
+from tunesmith.scoring.custom import custom_metrics, is_custom
 from tunesmith.scoring.json_metrics import json_field_f1, json_valid
 from tunesmith.scoring.metric import Likelihood, Metric, References, Score
 from tunesmith.scoring.rouge import ROUGE_NAMES, is_rouge, rouge
@@ -64,7 +64,7 @@ def score(
             hint="it needs the model; name it in evaluate.metrics of a recipe",
         )
     rows = _checked(predictions, references)
-    own = own_metrics(names, folder)
+    own = custom_metrics(names, folder)
     return {
         name: own[name](predictions, references) if name in own else _score(name)(predictions, rows, database)
         for name in names
@@ -80,7 +80,7 @@ def expand(names: Sequence[str]) -> tuple[str, ...]:
         metric = metric_of(name)
         if metric is None or (metric.score is None and metric.likelihood is None):
             meant = _nearest(name)
-            if is_own(name) and (meant is None or _letters(meant) != _letters(name)):
+            if is_custom(name) and (meant is None or _letters(meant) != _letters(name)):
                 continue
             raise RecipeError(
                 f"unknown metric `{name}`" + (f", did you mean `{meant}`?" if meant else ""),

@@ -13,7 +13,7 @@ from tunesmith.core.files import MANIFEST, read_json, read_jsonl
 from tunesmith.core.rundir import RunDir
 from tunesmith.evaluate.compare import judged
 from tunesmith.recipe.schema import FullTuning, Recipe
-from tunesmith.scoring.custom import is_own
+from tunesmith.scoring.custom import is_custom
 from tunesmith.scoring.metrics import higher_is_better, is_share, metric_of, share_hint
 from tunesmith.scoring.verdict import Verdict
 from tunesmith.sweep.axes import Axis, Sweep, Trial, correction
@@ -271,7 +271,7 @@ def _judged(
         outcome = "breaks a guard"
     return (
         -gain.base if lower else gain.base,
-        _score(score, origin, lower=lower, least=-math.inf if is_own(threshold.metric) else origin),
+        _score(score, origin, lower=lower, least=-math.inf if is_custom(threshold.metric) else origin),
         Estimate(gain.gain, gain.low, gain.high),
         outcome,
     )

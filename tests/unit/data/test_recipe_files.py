@@ -12,7 +12,7 @@ from tunesmith.data.database import database_file
 from tunesmith.data.recipe_files import keep_recipe_files
 from tunesmith.inference.inputs import scoring_inputs
 from tunesmith.recipe.load import load_recipe
-from tunesmith.scoring.custom import own_metrics, source_files
+from tunesmith.scoring.custom import custom_metrics, source_files
 
 METRIC = "import helper\nfrom pkg.deep import two\ndef fn(predictions, references):\n    return [helper.one() * two] * len(predictions)\n"  # noqa: E501
 
@@ -73,7 +73,7 @@ def test_a_moved_run_is_scored_by_its_copies(project: Path, tmp_path: Path, plac
     (tmp_path / "data").rename(tmp_path / "gone-too")
     assert moved.origin == moved.recipe_files
     assert scoring_inputs(loaded.evaluate.metrics, loaded, moved) == before
-    assert own_metrics(["metric:fn"], moved.origin)["metric:fn"](["x"], ["y"]) == [1.0]
+    assert custom_metrics(["metric:fn"], moved.origin)["metric:fn"](["x"], ["y"]) == [1.0]
     assert (database := database_file(loaded, moved.origin)) is not None
     assert database.is_relative_to(moved.path)
     assert not (moved.recipe_files / "other.py").exists()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tunesmith.core.errors import DataError, RecipeError
-from tunesmith.scoring.custom import OwnMetric, is_own, own_metrics, source_file
+from tunesmith.scoring.custom import CustomMetric, custom_metrics, is_custom, source_file
 from tunesmith.scoring.metrics import expand, score
 
 GOOD = """
@@ -75,9 +75,9 @@ def test_a_function_is_found_and_used(name: str, expected: list[float], folder: 
 
 
 def test_lower_may_be_better(folder: Path) -> None:
-    assert OwnMetric("my_own_metrics:words", folder).higher_is_better is False
-    assert OwnMetric("my_own_metrics:same", folder).higher_is_better is True
-    assert set(own_metrics(["rouge1", "my_package:half"], folder)) == {"my_package:half"}
+    assert CustomMetric("my_own_metrics:words", folder).higher_is_better is False
+    assert CustomMetric("my_own_metrics:same", folder).higher_is_better is True
+    assert set(custom_metrics(["rouge1", "my_package:half"], folder)) == {"my_package:half"}
 
 
 def test_nothing_is_left_behind_but_libraries(folder: Path) -> None:
@@ -102,7 +102,7 @@ def test_an_edit_within_the_second_counts(tmp_path: Path, monkeypatch: pytest.Mo
     for value in (1.0, 2.0):
         file.write_text(f"def metric(p, r): return [{value}] * len(p)\n")
         os.utime(file, (1_000_000_000, 1_000_000_000))
-        assert OwnMetric("quickly_edited:metric", tmp_path)(["a"], ["b"]) == [value]
+        assert CustomMetric("quickly_edited:metric", tmp_path)(["a"], ["b"]) == [value]
     assert list(tmp_path.iterdir()) == [file]
 
 
@@ -182,8 +182,10 @@ def test_the_lists_are_its_own(folder: Path) -> None:
 
 
 def test_names_have_a_form() -> None:
-    assert all(is_own(name) for name in ("a:f", "a.f", "a.b.c", "a.b:f", "_a:_f", "größe:f"))
-    assert not any(is_own(name) for name in ("f", "a:b:c", "a..f", ".f", "a.", ":f", "a b:f", "a-b:f", "1.5", "../a:f"))
+    assert all(is_custom(name) for name in ("a:f", "a.f", "a.b.c", "a.b:f", "_a:_f", "größe:f"))
+    assert not any(
+        is_custom(name) for name in ("f", "a:b:c", "a..f", ".f", "a.", ":f", "a b:f", "a-b:f", "1.5", "../a:f")
+    )
 
 
 def test_the_file_of_a_metric_is_known(folder: Path) -> None:
