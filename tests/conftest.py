@@ -9,6 +9,7 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # as the command line has it: processes start quicker
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: threads would only take turns
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
