@@ -39,7 +39,7 @@ READS = [
 WRITES = [
     "promote loop@1 --alias live --json", "promote runs/a --json", "run runs/a --json", "plan runs/a --json",
     "run recipe.yaml --out new --json", "run recipe.yaml --json", "plan recipe.yaml --json",
-    "ladder recipe.yaml --over seed=1,2 --json", "show runs/a --html page.html --json",
+    "sweep recipe.yaml --over seed=1,2 --json", "show runs/a --html page.html --json",
 ]  # fmt: skip
 OWN = [
     "promote loop@1 --alias live", "generate loop@live --prompt hi --max-new-tokens 3", "run runs/a evaluate.rows=8",
