@@ -16,7 +16,7 @@ from tunesmith.inference.sampling import GREEDY, Sampling
 from tunesmith.inference.session import Session
 
 BEGINNING = list(range(40, 60))
-ROOM = 60
+ROOM = 70
 
 
 def spelled(ids: Sequence[int]) -> str:
@@ -28,7 +28,7 @@ Asked = tuple[list[int], Limits, Sampling]
 
 
 def random_request(random: Random) -> Asked:
-    prompt = [random.randrange(3, 300) for _ in range(random.choice((1, 2, 5, 9, 17)))]
+    prompt = [random.randrange(3, 300) for _ in range(random.choice((1, 2, 5, 9, 25)))]
     if random.random() < 0.4:
         prompt = BEGINNING + prompt
     stops = StopStrings(("aab", "cb"), spelled) if random.random() < 0.4 else None
