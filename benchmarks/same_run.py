@@ -31,9 +31,9 @@ FOUNDING = ("data.train_rows=24", "data.max_dropped_fraction=0.9", "data.max_tok
 
 
 class Case(NamedTuple):
-    """A recipe's file and the changes to it."""
+    """A recipe's file, whose keys every commit knows, or the name of one of a commit's own; and the changes to it."""
 
-    file: Path
+    file: Path | str
     changes: tuple[str, ...]
 
 
@@ -62,7 +62,7 @@ def tiny_cases(folder: Path) -> dict[str, Case]:
 def recipe_cases(folder: Path) -> dict[str, Case]:
     """Return the demo's recipe, and those of the founding jobs if their data is there, scaled down."""
     demo = ("data.source.rows=300", "train.max_steps=3", "train.valid_every_steps=3", "train.valid_loss_rows=8")
-    found = {"demo": Case(ROOT / "recipes" / "demo" / "recipe.yaml", (*demo, "model.precision=fp32"))}
+    found = {"demo": Case("demo", (*demo, "model.precision=fp32"))}
     if not DATA.exists():
         return found
     viggo = ("data.split.by=mr", 'data.prompt="Say this as one sentence.\\n{mr}"', 'data.response="{ref}"')
@@ -82,18 +82,19 @@ def recipe_cases(folder: Path) -> dict[str, Case]:
     }  # fmt: skip
     for name, (model, file, changes) in jobs.items():
         source = (f"model.base={model}", f"data.source={{file: {DATA / file}}}")
-        found[name] = Case(ROOT / "recipes" / name / "recipe.yaml", (*FEW_STEPS, *FOUNDING, *source, *changes))
+        found[name] = Case(name, (*FEW_STEPS, *FOUNDING, *source, *changes))
     return found
 
 
-def run(source: Path, case: Case, out: Path) -> tuple[dict[str, str], list[Any]]:
-    """Prepare and train a case by the code in `source`; return the digests of its token files, and what steps gave."""
-    environment = {**os.environ, "PYTHONPATH": str(source), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+def run(tree: Path, case: Case, out: Path) -> tuple[dict[str, str], list[Any]]:
+    """Prepare and train a case by the code in `tree`; return the digests of its token files, and what steps gave."""
+    environment = {**os.environ, "PYTHONPATH": str(tree / "src"), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    file = case.file if isinstance(case.file, Path) else tree / "recipes" / case.file / "recipe.yaml"
     for stage in ("prepare", "train"):
-        command = [sys.executable, "-m", "tunesmith", stage, str(case.file), "--out", str(out), *case.changes]
+        command = [sys.executable, "-m", "tunesmith", stage, str(file), "--out", str(out), *case.changes]
         done = subprocess.run(command, capture_output=True, text=True, env=environment)
         if done.returncode:
-            raise SystemExit(f"{source}: {stage} of {case.file} ended with {done.returncode}\n{done.stderr}")
+            raise SystemExit(f"{tree}: {stage} of {file} ended with {done.returncode}\n{done.stderr}")
     files = sorted((out / "prepare" / "tokens").iterdir())
     lines = map(json.loads, (out / "train" / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
     steps = [
@@ -104,23 +105,25 @@ def run(source: Path, case: Case, out: Path) -> tuple[dict[str, str], list[Any]]
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}, steps
 
 
-def source_of(commit: str | None, folder: Path) -> Path:
-    """Return the package's folder at a commit, unpacked in `folder`; that of the working tree if there is none."""
+def tree_of(commit: str | None, folder: Path) -> Path:
+    """Return code and recipes of a commit, unpacked in `folder`; the working tree if there is none."""
     if commit is None:
-        return ROOT / "src"
-    archive = subprocess.run(["git", "archive", commit, "src"], cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout
+        return ROOT
+    archive = subprocess.run(
+        ["git", "archive", commit, "src", "recipes"], cwd=ROOT, stdout=subprocess.PIPE, check=True
+    ).stdout
     folder.mkdir()
     subprocess.run(["tar", "-x"], cwd=folder, input=archive, check=True)
-    return folder / "src"
+    return folder
 
 
-def compare(sources: Sequence[Path], cases: dict[str, Case], folder: Path) -> bool:
+def compare(trees: Sequence[Path], cases: dict[str, Case], folder: Path) -> bool:
     """Run all cases at both commits and print a line for each; say whether they agree in everything."""
     print("| case | token files | steps and validations | losses, first and last | |\n|---|--:|--:|---|---|")
     same = True
     for name, case in cases.items():
         (files, steps), (other_files, other_steps) = (
-            run(source, case, folder / f"{name}-{number}") for number, source in enumerate(sources)
+            run(tree, case, folder / f"{name}-{number}") for number, tree in enumerate(trees)
         )
         differing = ["tokens"] * (files != other_files) + ["steps"] * (steps != other_steps)
         same &= not differing
@@ -141,11 +144,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         commits = (given.commits[0], given.commits[1] if len(given.commits) > 1 else None)
-        sources = [source_of(commit, folder / f"commit-{number}") for number, commit in enumerate(commits)]
+        trees = [tree_of(commit, folder / f"commit-{number}") for number, commit in enumerate(commits)]
         cases = tiny_cases(folder) | recipe_cases(folder)
         if given.only:
             cases = {name: cases[name] for name in given.only.split(",")}
-        if not compare(sources, cases, folder):
+        if not compare(trees, cases, folder):
             sys.exit(1)
 
 

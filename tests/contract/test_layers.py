@@ -15,7 +15,7 @@ LAYERS = (
     ("model",),
     ("distributed",),
     ("kernels",),
-    ("inference",),
+    ("inference", "objectives"),
     ("train", "evaluate", "promote"),
     ("pipeline",),
     ("plan",),

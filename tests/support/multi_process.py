@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from tests.support.pairs import PAIRS
 from tests.unit.train.conftest import FULL, LORA, recipe_of
 
 from tunesmith.core.dist_env import place
@@ -22,13 +23,16 @@ from tunesmith.distributed.process_group import Group, meeting
 from tunesmith.distributed.sharded_state import put_together
 from tunesmith.fetch.reference import ModelFolder
 from tunesmith.kernels.oom import Fitting
+from tunesmith.kernels.packed_attention import has_row_attention
 from tunesmith.model.adapters import make_trainable, trained_parameters
 from tunesmith.model.load import Machine, load_base
+from tunesmith.objectives.sft import SFT
 from tunesmith.recipe.schedule import steps_of
 from tunesmith.train.loop import Setup, measure, train_steps
 from tunesmith.train.optim import make_optimizer
 
 TUNINGS: dict[str, dict[str, Any]] = {"lora": {**LORA, "dropout": 0.0}, "full": FULL}
+OBJECTIVES = {"sft": SFT, "pairs": PAIRS}
 PRECISIONS = {"fp32": torch.float32, "fp64": torch.float64}
 
 
@@ -36,7 +40,8 @@ def trained(model: Path, rows: Path, case: dict[str, Any], group: Group) -> tupl
     """Train a tiny model; return what every step reported, then what a validation found, and the weights.
 
     Args:
-        case: tuning, precision, micro_batch, sharding; `bad` is the rank whose first loss is to be NaN.
+        case: tuning, precision, micro_batch, packing, sharding and objective; `bad` is the rank whose first loss is to
+            be NaN.
     """
     recipe = recipe_of(model, TUNINGS[case["tuning"]], examples_per_step=8, epochs=2)
     on = Machine(torch.device("cpu"), PRECISIONS[case["precision"]])
@@ -46,9 +51,21 @@ def trained(model: Path, rows: Path, case: dict[str, Any], group: Group) -> tupl
     if sharding != "none":
         two = Group(replace(group.place, local_world=group.place.world // 2))  # as on two machines
         shard(made, on, two, by_node=sharding == "node")
-    tokens, fitting = TokenSet(rows), Fitting(Division(256, case["micro_batch"]))
+    division = Division(256, case["micro_batch"], case.get("packing", "never"), by_row=has_row_attention(made))
+    tokens, fitting = TokenSet(rows), Fitting(division)
     plan = steps_of(recipe, len(tokens))
-    setup = Setup(recipe, plan, on, made, tokens, 2, fitting, group=group, sharding=sharding)
+    setup = Setup(
+        recipe,
+        plan,
+        on,
+        made,
+        tokens,
+        2,
+        fitting,
+        group=group,
+        sharding=sharding,
+        objective=OBJECTIVES[case.get("objective", "sft")],
+    )
     if case.get("bad") == group.place.rank:
         made.get_input_embeddings().weight.data[:] = float("nan")
     try:
@@ -59,7 +76,7 @@ def trained(model: Path, rows: Path, case: dict[str, Any], group: Group) -> tupl
     found = measure(setup, tokens)
     whole = put_together(made, keep=True)
     weights = {name: whole[name] for name, _ in trained_parameters(made)}
-    return [*facts, [found.loss, found.token_accuracy, found.tokens]], weights
+    return [*facts, [*found.values.values(), found.tokens]], weights
 
 
 def main() -> None:

@@ -104,7 +104,7 @@ class StepReport:
     """What one optimizer step did.
 
     Attributes:
-        loss: nats per trained token.
+        loss: nats per trained token, or what another objective makes of them.
         loss_scale: what it was multiplied by in fp16.
         update_seconds: of this process, to clip gradients and move weights; None on a GPU, which is not waited for.
     """

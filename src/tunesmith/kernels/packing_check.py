@@ -68,7 +68,8 @@ def _why_not_apart(model: Any, tokens: TokenSet, pad_id: int, on: Machine) -> st
     try:
         alone = _losses(model, tokens.batch(rows[1:], pad_id), 0, on)
         beside = tokens.packed(rows, pad_id, shared=tokens.shared_tokens(*rows))
-        first, second = _losses(model, beside, 1, on), _losses(model, _disturbed(beside), 1, on)
+        place = len(tokens.sequence_lengths(rows[:1]))  # of the second row's first sequence
+        first, second = _losses(model, beside, place, on), _losses(model, _disturbed(beside), place, on)
     except (TypeError, ValueError, RuntimeError, IndexError, KeyError) as error:  # somebody else's forward
         refuse_alone(model, error)
         return f"it does not take positions and masks of its own: {str(error).splitlines()[0][:120]}"

@@ -5,7 +5,8 @@ memory. The hidden states are cut down just before it, so whatever a model does 
 scaling) is done by the model's own code. Where many tokens are trained they go through it in chunks.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,11 +22,24 @@ from tunesmith.model.load import without_adapter
 
 @dataclass(frozen=True, slots=True)
 class TokenLoss:
-    """`nll` in nats, `correct`, and the place of its row in the batch for every trained token: [trained tokens]."""
+    """`nll` in nats, `correct`, and the place of its sequence in the batch for every trained token: [trained tokens].
+
+    `columns` are the batch's by name: a value for each trained token, or for each sequence. `examples` [sequences] is
+    the place of each sequence's example in the batch.
+    """
 
     nll: torch.Tensor
     correct: torch.Tensor
     rows: torch.Tensor
+    columns: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    examples: torch.Tensor | None = None
+
+    def by_sequence(self, values: torch.Tensor) -> torch.Tensor:
+        """Return the sum of values [trained tokens] over each sequence of the batch [sequences]."""
+        assert self.examples is not None
+        # Not `index_add`, which adds in any order on a GPU.
+        sequences = torch.arange(len(self.examples), device=values.device)
+        return torch.where(self.rows == sequences[:, None], values, 0).sum(1)
 
 
 def token_loss(model: Any, batch: Batch) -> TokenLoss:
@@ -43,7 +57,12 @@ def token_loss(model: Any, batch: Batch) -> TokenLoss:
         nll, correct = _in_chunks(model, decoder, batch, predicted, targets)
     else:
         nll, correct = _compared(_logits_at(model, batch, predicted), targets)
-    return TokenLoss(nll, correct, batch.owner[:, 1:][predicted])
+    columns = {
+        column.name: values[:, 1:][predicted] if column.per == "token" else values
+        for column, values in batch.columns.items()
+        if column.per != "ids"
+    }
+    return TokenLoss(nll, correct, batch.owner[:, 1:][predicted], columns, batch.examples)
 
 
 def _compared(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

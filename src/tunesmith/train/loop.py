@@ -1,6 +1,6 @@
 """The training loop: a generator of StepReports. It never logs, saves or stops by itself.
 
-for each step:  rows (seed, step) -> this process's share -> micro-batches -> sum of loss / trained tokens of the step
+for each step:  rows (seed, step) -> this process's share -> micro-batches -> the objective's loss / its divisor
                 -> backward -> sum over processes -> finite? -> clip -> optimizer -> StepReport
 
 In fp16 small gradients would vanish and large ones overflow. So the loss is multiplied by a power of two before
@@ -30,6 +30,8 @@ from tunesmith.kernels.oom import Fitting
 from tunesmith.kernels.token_loss import token_loss
 from tunesmith.model.load import Machine
 from tunesmith.model.memory import trim_heap
+from tunesmith.objectives.base import Objective
+from tunesmith.objectives.sft import SFT
 from tunesmith.recipe.launch import Sharding
 from tunesmith.recipe.schedule import Steps, learning_rate
 from tunesmith.recipe.schema import Recipe
@@ -46,7 +48,7 @@ class Setup:
 
     `loss_scale` is what it begins with; 1 leaves losses as they are. `expected` is the memory that it should need.
     `plain_path` says what is not computed the fast way, and why. `group` are the processes that work together, and
-    `sharding` what each of them keeps of the model.
+    `sharding` what each of them keeps of the model. `objective` is what is learned.
     """
 
     recipe: Recipe
@@ -61,14 +63,14 @@ class Setup:
     plain_path: Mapping[str, str] = field(default_factory=dict)
     group: Group = field(default_factory=Group)
     sharding: Sharding = "none"
+    objective: Objective = SFT
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Loss in nats per token and the fraction of tokens predicted right, over `tokens` trained tokens."""
+    """What the objective measures of some rows, by name, and how many trained tokens they have."""
 
-    loss: float
-    token_accuracy: float
+    values: dict[str, float]
     tokens: int
 
 
@@ -93,7 +95,7 @@ def train_steps(setup: Setup, optimizer: torch.optim.Optimizer, *, first_step: i
         )
         mine, trained = group.share(rows, setup.tokens.lengths), setup.tokens.trained_tokens(rows)
         while True:
-            work = partial(_accumulate, setup, step, mine, trained, scale)
+            work = partial(_accumulate, setup, step, mine, setup.objective.divisor(setup.tokens, rows), scale)
             with hearing_others():
                 found = setup.fitting.run(work, setup.tokens, mine)
             (loss,) = group.sum(found)
@@ -130,11 +132,11 @@ def _is_fragmented(setup: Setup) -> bool:
     return resident_gib() > expected.training - expected.in_pieces
 
 
-def _accumulate(setup: Setup, step: int, rows: list[int], trained: int, scale: float, division: Division) -> float:
+def _accumulate(setup: Setup, step: int, rows: list[int], divisor: float, scale: float, division: Division) -> float:
     """Add up what some rows give to the gradients and the loss of a step; return their part of the loss.
 
     Args:
-        trained: the trained tokens of the whole step, over which its loss is a mean.
+        divisor: what the losses of the whole step are divided by.
     """
     # All randomness of a step (dropout) follows from these numbers, so resuming needs no generator's state.
     torch.manual_seed(_seed_of(setup.recipe.seed, step, setup.group.place.rank))
@@ -143,8 +145,8 @@ def _accumulate(setup: Setup, step: int, rows: list[int], trained: int, scale: f
     for (_, batch), counts in _passes(setup, setup.tokens, rows, division):
         interrupt.check()
         with setup.machine.autocast(setup.model.dtype):
-            nll = token_loss(setup.model, batch.to(setup.machine.device)).nll
-        loss = counts * nll.sum() / trained
+            found = token_loss(setup.model, batch.to(setup.machine.device))
+        loss = counts * setup.objective.loss(found) / divisor
         (loss * scale).backward()  # type: ignore[no-untyped-call]
         total += float(loss.detach()) if counts else 0.0
     return total
@@ -170,7 +172,7 @@ def _passes(
 def measure(
     setup: Setup, tokens: TokenSet, rows: Sequence[int] | None = None, *, seen: Callable[[int], None] = lambda _: None
 ) -> Measured:
-    """Return loss and token accuracy over rows of a split, in the order that needs the least padding.
+    """Return what the objective measures of rows of a split, read in the order that needs the least padding.
 
     Args:
         rows: which of them; default all.
@@ -182,30 +184,30 @@ def measure(
     mine = setup.group.share(range(len(tokens)) if rows is None else rows, tokens.lengths)
     with hearing_others():
         found = setup.fitting.run(partial(_measure, setup, tokens, mine, seen), tokens, mine)
-    nll, correct, count = setup.group.sum(*found)
+    count, *sums = setup.group.sum(*found)
     setup.group.check()
-    return Measured(nll / count, correct / count, int(count))
+    pairs = zip(setup.objective.measures, sums[::2], sums[1::2], strict=True)
+    return Measured({measure.name: total / by for measure, total, by in pairs if by}, int(count))
 
 
 @torch.inference_mode()
 def _measure(
     setup: Setup, tokens: TokenSet, rows: Sequence[int], seen: Callable[[int], None], division: Division
-) -> tuple[float, float, float]:
-    """Return the sum of the losses of some rows' trained tokens, how many are predicted right, and their number."""
+) -> list[float]:
+    """Return how many trained tokens some rows have, and the two sums of each of the objective's measures."""
     setup.model.eval()
-    nll = correct = count = 0.0
-    done = 0
+    measures, done = setup.objective.measures, 0
+    sums = [0.0] * (1 + 2 * len(measures))
     for (group, batch), counts in _passes(setup, tokens, rows, division, whole=False):
         with setup.machine.autocast(setup.model.dtype):
             result = token_loss(setup.model, batch.to(setup.machine.device))
         if not counts:
             continue
-        nll += float(result.nll.double().sum())
-        correct += float(result.correct.sum())
-        count += result.nll.numel()
+        new = [result.nll.numel(), *(float(value) for measure in measures for value in measure.sums(result))]
+        sums = [old + value for old, value in zip(sums, new, strict=True)]
         done += len(group)
         seen(done)
-    return nll, correct, count
+    return sums
 
 
 def _seed_of(seed: int, step: int, rank: int) -> int:

@@ -46,6 +46,8 @@ from tunesmith.model.dtensor import part
 from tunesmith.model.load import Machine, machine_of, most_positions, stored_dtype
 from tunesmith.model.memory import free_memory, give_back_at_once
 from tunesmith.model.quantization import quantization_of
+from tunesmith.objectives.base import Objective, require_columns
+from tunesmith.objectives.sft import SFT
 from tunesmith.recipe.launch import Sharding, parts_of
 from tunesmith.recipe.schedule import steps_of
 from tunesmith.recipe.schema import FullTuning, Recipe
@@ -61,7 +63,7 @@ from tunesmith.train.resource_monitor import forget_peak_memory, machine_use, pe
 from tunesmith.train.validate import Validation, valid_rows
 
 
-def train(recipe: Recipe, run: RunDir) -> dict[str, Any]:
+def train(recipe: Recipe, run: RunDir, objective: Objective = SFT) -> dict[str, Any]:
     """Train the recipe's model on what `prepare` left in `run`, going on from the last checkpoint.
 
     Raises:
@@ -71,6 +73,8 @@ def train(recipe: Recipe, run: RunDir) -> dict[str, Any]:
         Interrupted: a signal came; a checkpoint of the last finished step is kept.
     """
     stated, group = inputs(recipe, run), here()
+    if objective is not SFT:
+        stated["objective"] = objective.name
     group.refuse_unlike(stated)
     began = group.by_first(lambda: latest_state(recipe, run))
     state = replace(began, inputs=stated) if began else State(0, stated)
@@ -81,7 +85,8 @@ def train(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     forget_peak_memory(on.device)
     codec = codec_of(base, recipe.model.chat_markup)
     with hearing_others():
-        setup = _setup(recipe, run, base, on, codec, state)
+        setup = replace(_setup(recipe, run, base, on, codec, state), objective=objective)
+        require_columns(objective, setup.tokens)
         optimizer = make_optimizer(setup.model, recipe.train)
         if state.step:
             restore(run, state, setup.model, optimizer)

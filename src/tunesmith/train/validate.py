@@ -6,7 +6,6 @@ The rows are those of the valid split; the test split is not opened.
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from statistics import mean
 from typing import Any
 
@@ -50,18 +49,21 @@ class Validation:
         )
         self.tokens, self.seconds = 0, 0.0
         self._asked = _Asked(setup, run, codec) if train.valid_metrics else None
+        self.choice = Choice(train.select_best_by, higher_is_better=self._is_higher_better(train.select_best_by))
+
+    def _is_higher_better(self, name: str) -> bool:
         own = self._asked.scorer.lower_is_better if self._asked else ()
-        lower = is_lower_better(train.select_best_by) or train.select_best_by in own
-        self.choice = Choice(train.select_best_by, higher_is_better=not lower)
+        measured = {measure.name: measure.higher_is_better for measure in self._setup.objective.measures}
+        return measured.get(name, not (is_lower_better(name) or name in own))
 
     def measure(self, step: int, doing: Callable[[str], None]) -> dict[str, float]:
-        """Return {loss, token_accuracy, tokens, and the mean of each of `valid_metrics`} and say them.
+        """Return what the objective measures, `tokens`, and the mean of each of `valid_metrics`; log them.
 
         Args:
             doing: told what is being done, for whoever watches.
 
         Raises:
-            NonFinite: the loss became NaN or infinite.
+            NonFinite: the loss, or whatever the objective measures, became NaN or infinite.
             DoesNotFit: memory does not suffice for the loss of a single row.
         """
         began, count = time.monotonic(), len(self.rows)
@@ -70,16 +72,20 @@ class Validation:
         )
         self.seconds += time.monotonic() - began
         self.tokens += int(self._tokens.lengths[self.rows].sum())
-        if not math.isfinite(found.loss):
-            raise NonFinite(
-                f"the validation loss became {found.loss}",
-                where=f"step {step}",
-                hint="lower train.learning_rate, or set model.precision to fp32; earlier checkpoints are kept",
-            )
+        for name, value in found.values.items():
+            if not math.isfinite(value):
+                raise NonFinite(
+                    f"the validation {name.replace('_', ' ')} became {value}",
+                    where=f"step {step}",
+                    hint="lower train.learning_rate, or set model.precision to fp32; earlier checkpoints are kept",
+                )
         means = self._asked.means(step) if self._asked else {}
-        told = "".join(f", {name} {value:.4f}" for name, value in means.items())
-        say(f"step {step}: validation loss {found.loss:.4f}, token accuracy {found.token_accuracy:.1%}{told}")
-        return {**asdict(found), **means}
+        shares = {measure.name for measure in self._setup.objective.measures if measure.is_share}
+        texts = [
+            f"{name.replace('_', ' ')} {v:{'.1%' if name in shares else '.4f'}}" for name, v in found.values.items()
+        ]
+        say(f"step {step}: validation {', '.join([*texts, *(f'{name} {value:.4f}' for name, value in means.items())])}")
+        return {**found.values, "tokens": found.tokens, **means}
 
 
 def valid_rows(run: RunDir) -> TokenSet | None:

@@ -326,7 +326,7 @@ def test_validation_may_run_out_of_memory_too(make: Make) -> None:
     wanted = measure(setup, setup.tokens)
     passes = scarce(setup, 3, from_pass=1)
     found = measure(setup, setup.tokens)
-    assert found.loss == pytest.approx(wanted.loss, rel=1e-6)
+    assert found.values["loss"] == pytest.approx(wanted.values["loss"], rel=1e-6)
     assert found.tokens == wanted.tokens
     assert max(passes[-5:]) <= 3
 
@@ -346,8 +346,8 @@ def test_a_split_is_measured_token_by_token_however_it_is_cut(make: Make, most_t
     assert rows == sorted(rows)
     assert rows[-1] == ROWS
     assert found.tokens == len(nll) == setup.tokens.trained_tokens(range(ROWS))
-    assert found.loss == pytest.approx(float(nll.mean()), rel=1e-5)
-    assert found.token_accuracy == float(torch.cat([part.correct for part in parts]).double().mean())
+    assert found.values["loss"] == pytest.approx(float(nll.mean()), rel=1e-5)
+    assert found.values["token_accuracy"] == float(torch.cat([part.correct for part in parts]).double().mean())
 
 
 # --- the optimizer ---

@@ -70,7 +70,11 @@ def flip(path: Path) -> None:
 def scripted(monkeypatch: pytest.MonkeyPatch, losses: dict[int, float]) -> None:
     """Let validation find what is written here, by step."""
     steps = iter(losses)
-    monkeypatch.setattr(validate, "measure", lambda setup, tokens, rows, seen: Measured(losses[next(steps)], 0.5, 10))
+    monkeypatch.setattr(
+        validate,
+        "measure",
+        lambda setup, tokens, rows, seen: Measured({"loss": losses[next(steps)], "token_accuracy": 0.5}, 10),
+    )
 
 
 # --- what a run leaves ---

@@ -31,7 +31,11 @@ def own(made: Trained, body: str, name: str = "mine") -> None:
 def scripted(monkeypatch: pytest.MonkeyPatch, losses: list[float], scores: list[float]) -> None:
     """Let the validations find what is written here, one after another."""
     measured, scored = iter(losses), iter(scores)
-    monkeypatch.setattr(validate, "measure", lambda setup, tokens, rows, seen: Measured(next(measured), 0.5, 10))
+    monkeypatch.setattr(
+        validate,
+        "measure",
+        lambda setup, tokens, rows, seen: Measured({"loss": next(measured), "token_accuracy": 0.5}, 10),
+    )
     monkeypatch.setattr(Scorer, "score", lambda self, name, lines: [next(scored)] * len(lines))
 
 
