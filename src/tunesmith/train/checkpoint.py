@@ -36,7 +36,7 @@ from tunesmith.model.adapters import restore_weights, save_model, trained_parame
 from tunesmith.model.dtensor import as_its_weight, is_divided
 from tunesmith.recipe.schema import Recipe
 from tunesmith.tasks.tokenizer import Codec
-from tunesmith.train.inputs import inputs, refuse_other_inputs
+from tunesmith.train.inputs import refuse_other_inputs
 from tunesmith.train.optim import optimizer_tensors, restore_optimizer
 
 # Where the optimizer's state lies if each process writes its part of it.
@@ -128,8 +128,11 @@ def _write(run: RunDir, taken: Snapshot, folder: Path, codec: Codec, card: dict[
     write_json(folder / "state.json", asdict(taken.state))
 
 
-def latest_state(recipe: Recipe, run: RunDir) -> State | None:
+def latest_state(recipe: Recipe, run: RunDir, wanted: dict[str, Any]) -> State | None:
     """Return where the newest whole checkpoint stands, or None where there is nothing yet.
+
+    Args:
+        wanted: the inputs of training now, which the checkpoint must have too.
 
     Raises:
         RecipeError: it was made from other inputs.
@@ -145,7 +148,7 @@ def latest_state(recipe: Recipe, run: RunDir) -> State | None:
             say(f"skipping a checkpoint: {error}")
             damaged.append(path.name)
             continue
-        refuse_other_inputs(state.inputs, inputs(recipe, run), recipe, path)
+        refuse_other_inputs(state.inputs, wanted, recipe, path)
         return state
     if damaged:
         raise DamagedFile(

@@ -76,7 +76,7 @@ def train(recipe: Recipe, run: RunDir, objective: Objective = SFT) -> dict[str, 
     if objective is not SFT:
         stated["objective"] = objective.name
     group.refuse_unlike(stated)
-    began = group.by_first(lambda: latest_state(recipe, run))
+    began = group.by_first(lambda: latest_state(recipe, run, stated))
     state = replace(began, inputs=stated) if began else State(0, stated)
     base = base_of(run, recipe.model.base)
     on = machine_of(recipe)

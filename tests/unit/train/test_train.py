@@ -438,12 +438,12 @@ def test_a_state_comes_back_as_it_was(start: Start, whole: Start) -> None:
     made = whole()
     last = made.run.checkpoint(6)
     state = State(**read_json(last / "state.json"))
-    assert latest_state(made.recipe, made.run) == state
+    assert latest_state(made.recipe, made.run, inputs(made.recipe, made.run)) == state
     assert state.inputs == inputs(made.recipe, made.run)
     assert state.step == state.validated_step == 6
     assert State(**json.loads(json.dumps(asdict(state)))) == state
     empty = start(name="empty")
-    assert latest_state(empty.recipe, empty.run) is None
+    assert latest_state(empty.recipe, empty.run, {}) is None
 
 
 # --- what stops a run ---
