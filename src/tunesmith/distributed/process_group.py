@@ -23,12 +23,12 @@ from torch.distributed.rendezvous import rendezvous
 from tunesmith.core import interrupt
 from tunesmith.core.dist_env import Place, place
 from tunesmith.core.errors import ProcessLost, RecipeError
-from tunesmith.core.files import digest_of
 from tunesmith.data.sampler import share_out
 from tunesmith.distributed.failure import BRIEFLY, Farewell
 from tunesmith.estimate.hardware import cores
 from tunesmith.model.adapters import trained_parameters
 from tunesmith.model.dtensor import is_divided
+from tunesmith.recipe.changes import changed_keys
 
 T = TypeVar("T")
 # Gradients are added up in pieces of about so many numbers, which bounds the memory that this takes.
@@ -112,13 +112,12 @@ class Group:
         return found
 
     def refuse_unlike(self, stated: dict[str, Any]) -> None:
-        """Raise RecipeError in all processes if one has other inputs, or another version of tunesmith."""
+        """Raise RecipeError in all processes if one has other inputs (JSON values), or another version of tunesmith."""
         if not self.is_many:
             return
-        mine = {"tunesmith": version("tunesmith"), **{name: digest_of(value) for name, value in stated.items()}}
-        seen = self.gather(mine)
+        seen = self.gather({"tunesmith": version("tunesmith"), **stated})
         for rank, theirs in enumerate(seen):
-            if differ := sorted(name for name in seen[0].keys() | theirs if seen[0].get(name) != theirs.get(name)):
+            if differ := sorted(changed_keys(seen[0], theirs)):
                 raise RecipeError(
                     f"process {rank} has other inputs than the first: {', '.join(differ)}",
                     hint="give all machines the same files and the same tunesmith",

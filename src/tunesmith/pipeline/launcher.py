@@ -39,8 +39,8 @@ def start_run(opened: OpenedRun, *, until: str | None, here: bool, detach: bool)
     from tunesmith.pipeline.submit import submit_run
     from tunesmith.pipeline.watch import follow
 
-    run = submit_run(opened, until=until)
-    if not detach:
+    run, submitted = opened.run, submit_run(opened, until=until)
+    if submitted and not detach:  # else jobs of an earlier command would be reported
         try:
             follow(run)
         except KeyboardInterrupt:

@@ -22,8 +22,8 @@ from tunesmith.slurm.script import Job, script_of
 _VERBS = {"promote": "run"}
 
 
-def submit_run(opened: OpenedRun, *, until: str | None = None) -> RunDir:
-    """Write the scripts of the stages that are left into the run's folder, and put them in line.
+def submit_run(opened: OpenedRun, *, until: str | None = None) -> list[Stage]:
+    """Write the scripts of the stages that are left into the run's folder, put them in line, and return them.
 
     Args:
         opened: the run; `launch` of its recipe is on slurm.
@@ -50,7 +50,7 @@ def submit_run(opened: OpenedRun, *, until: str | None = None) -> RunDir:
         _put_in_line(run, [job for job, _ in written])
     if not left:
         say("all stages were done before")
-    return run
+    return left
 
 
 def fetch(recipe: Recipe, run: RunDir) -> None:

@@ -1,4 +1,4 @@
-"""What is fetched before jobs are put in line."""
+"""What is fetched before jobs are put in line, and which jobs are followed."""
 
 from pathlib import Path
 
@@ -8,8 +8,14 @@ from tests.support.tiny import recipe
 from tunesmith.core.errors import DataError
 from tunesmith.core.files import write_json
 from tunesmith.core.rundir import RunDir
+from tunesmith.pipeline.launcher import start_run
+from tunesmith.pipeline.runner import run_recipe
+from tunesmith.pipeline.runs import open_run
 from tunesmith.pipeline.submit import fetch
 from tunesmith.recipe.load import load_recipe
+from tunesmith.slurm import client
+from tunesmith.slurm.client import JobState
+from tunesmith.slurm.jobs import StageJob, exit_code_path, read_jobs, write_jobs
 
 
 def test_rows_on_the_hub_are_not_fetched_once_they_are_prepared(tmp_path: Path, tokenizer_folder: Path) -> None:
@@ -19,3 +25,20 @@ def test_rows_on_the_hub_are_not_fetched_once_they_are_prepared(tmp_path: Path, 
         fetch(loaded, run)
     write_json(run.stage("prepare") / "manifest.json", {})
     fetch(loaded, run)
+
+
+def test_jobs_of_an_earlier_command_are_not_followed(
+    tmp_path: Path, tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = recipe(tmp_path, tokenizer_folder)
+    run = run_recipe(file, out=tmp_path / "run", until="prepare")
+    write_jobs(run.launch, [StageJob("train", "5", "tiny")])
+    exit_code_path(run, "train").write_text("75\n", encoding="utf-8")  # it was stopped
+    monkeypatch.setattr(client, "require", lambda: None)
+    monkeypatch.setattr(client, "is_here", lambda: False)
+    monkeypatch.setattr("tunesmith.slurm.jobs.state_of", lambda *_: JobState(client.GONE))
+    opened = open_run(file, ["launch={on: slurm}"], run.path)
+    done = start_run(opened, until="prepare", here=False, detach=False)
+    assert done is not None
+    assert done.path == run.path
+    assert [job.job for job in read_jobs(run.launch)] == ["5"]
