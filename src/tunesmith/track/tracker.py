@@ -53,7 +53,7 @@ def open_tracker(name: str) -> Tracker:
 
 def check_installed(names: Sequence[str], mirror: str | None = None) -> None:
     """Raise RecipeError for the first of a recipe's trackers and mirror whose package is not installed."""
-    for name, where in [*((name, "track") for name in names), *([(mirror, "promote.mirror")] if mirror else [])]:
+    for name, where in [*((name, "trackers") for name in names), *([(mirror, "promote.mirror")] if mirror else [])]:
         missing = [package for package in TRACKERS[name] if importlib.util.find_spec(package) is None]
         if missing:
             raise RecipeError(

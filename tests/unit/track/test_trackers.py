@@ -251,6 +251,7 @@ def test_a_tracker_that_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch
         check_installed(["trackio", "wandb"])
     assert "`wandb` needs a_package_that_is_not_there" in refused.value.message
     assert ".[wandb]" in (refused.value.hint or "")
+    assert refused.value.where == "trackers"
 
 
 def test_the_recipe_and_the_extras_know_the_same_trackers() -> None:
