@@ -1,0 +1,34 @@
+"""How tests read rows from a file that they write."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from tunesmith.data.sources import Row, read_rows
+from tunesmith.recipe.data_source import FileSource
+
+per_example = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def files(*names: str) -> FileSource:
+    return FileSource(file=names[0] if len(names) == 1 else names)
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Callable[..., list[Row]]:
+    """Write files of the given names and contents; read them as one source."""
+
+    def write_and_read(**contents: bytes | str) -> list[Row]:
+        names = [name.replace("__", ".") for name in contents]
+        for name, content in zip(names, contents.values(), strict=True):
+            (tmp_path / name).write_bytes(content.encode() if isinstance(content, str) else content)
+        return list(read_rows(files(*names), folder=tmp_path))
+
+    return write_and_read
+
+
+def values(found: list[Row]) -> list[dict[str, Any]]:
+    return [row.values for row in found]
