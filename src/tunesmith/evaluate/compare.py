@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from tunesmith.recipe.schema import Recipe
-from tunesmith.scoring.metrics import LIKELIHOOD, expand, is_lower_better
+from tunesmith.scoring.metrics import is_lower_better, scored_on_answers, scored_on_likelihood
 from tunesmith.scoring.row_scores import Scores, Settings, compare, failed_text, moved_groups, too_many_failed
 from tunesmith.scoring.verdict import Verdict, what_would_settle
 
@@ -18,10 +18,7 @@ def judge(
     """
     settings = recipe.evaluate
     min_gain = recipe.promote.min_gain if recipe.promote else 0.0
-    names = [
-        *expand([m for m in settings.metrics if m not in LIKELIHOOD]),
-        *(m for m in settings.metrics if m in LIKELIHOOD),
-    ]
+    names = [*scored_on_answers(settings.metrics), *scored_on_likelihood(settings.metrics)]
     lower = {*(name for name in names if is_lower_better(name)), *lower_is_better}
     metrics = {}
     for name in names:

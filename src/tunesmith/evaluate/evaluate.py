@@ -30,7 +30,7 @@ from tunesmith.model.quantization import quantization_of
 from tunesmith.recipe.launch import Sharding
 from tunesmith.recipe.schema import Recipe
 from tunesmith.recipe.validation import why_whole
-from tunesmith.scoring.metrics import LIKELIHOOD
+from tunesmith.scoring.metrics import scored_on_answers, scored_on_likelihood
 from tunesmith.tasks import task_for
 from tunesmith.tasks.base import Task
 from tunesmith.tasks.chatml import codec_of
@@ -51,7 +51,7 @@ def evaluate(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     }
     codec = codec_of(models["base"], recipe.model.chat_markup)
     task = task_for(recipe.data, codec)
-    scorer = Scorer([m for m in recipe.evaluate.metrics if m not in LIKELIHOOD], recipe, run, stage="evaluate")
+    scorer = Scorer(scored_on_answers(recipe.evaluate.metrics), recipe, run, stage="evaluate")
     examples, places = rows_of(run, "test", recipe.evaluate.rows, recipe.seed)
     questions = questions_of(examples if scorer.names else examples[:SAMPLES], recipe, task, codec)
     # Both before any is scored: others would wait for the first, which scores alone.
@@ -119,7 +119,7 @@ def _subject(
         shard(loaded, on, group, by_node=sharding == "node", offload=recipe.launch.offload)
     if name == "base":  # what a model that sees later tokens scores says nothing
         refuse_unless_causal(loaded, TokenSet(run.tokens("test")), codec.pad_id, on)
-    if set(recipe.evaluate.metrics) - set(LIKELIHOOD) and (warning := check_room(questions, most_positions(loaded))):
+    if scored_on_answers(recipe.evaluate.metrics) and (warning := check_room(questions, most_positions(loaded))):
         say(f"warning: {warning}")
     key = digest_of([questions.digest, model.digest(), _conditions(recipe)])
 
@@ -129,7 +129,7 @@ def _subject(
 
     answered = answer_all(name, loaded, questions, task, run.subject(name), key=key, timed=timed)
     measured: list[dict[str, float]] = [{} for _ in places]
-    if set(recipe.evaluate.metrics) & set(LIKELIHOOD):
+    if scored_on_likelihood(recipe.evaluate.metrics):
         measured = likelihoods(loaded, TokenSet(run.tokens("test")), places, on, codec.pad_id)
     del loaded
     free_memory()

@@ -8,7 +8,7 @@ from tunesmith.core.records import Example
 from tunesmith.core.rundir import RunDir
 from tunesmith.data.split import choose
 from tunesmith.recipe.schema import Recipe, TextData
-from tunesmith.scoring.metrics import LIKELIHOOD
+from tunesmith.scoring.metrics import scored_on_answers
 from tunesmith.tasks.base import Task
 from tunesmith.tasks.tokenizer import Codec
 
@@ -59,7 +59,7 @@ def chosen_of(everything: Sequence[Example], count: int, seed: int) -> tuple[lis
 def asked(recipe: Recipe) -> dict[str, int]:
     """Return the splits whose rows are answered for a metric, and how many rows of each."""
     found = {"valid": recipe.train.valid_rows} if recipe.train.valid_metrics else {}
-    return {**found, "test": recipe.evaluate.rows} if set(recipe.evaluate.metrics) - set(LIKELIHOOD) else found
+    return {**found, "test": recipe.evaluate.rows} if scored_on_answers(recipe.evaluate.metrics) else found
 
 
 def questions_of(examples: Sequence[Example], recipe: Recipe, task: Task, codec: Codec) -> Questions:

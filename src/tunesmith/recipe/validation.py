@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from tunesmith.core.errors import RecipeError
 from tunesmith.recipe.launch import all_processes_of
 from tunesmith.recipe.schema import FullTuning, Quantization, Recipe, Train
-from tunesmith.scoring.metrics import LIKELIHOOD, expand, is_share, share_hint
+from tunesmith.scoring.metrics import LIKELIHOOD, expand, is_share, scored_on_answers, share_hint
 
 Problems = Iterator[tuple[tuple[str, ...], str]]
 # What validation finds about every valid row, and what else needs no answer.
@@ -69,7 +69,7 @@ def _valid_problems(recipe: Recipe) -> Problems:
             anyway = "token_accuracy is" if name == "token_accuracy" else "the loss, whose exponent perplexity is, is"
             yield place, f"`{name}` is not computed from answers; {anyway} measured anyway"
     try:
-        generated = expand([name for name in train.valid_metrics if name not in _NEEDS_NO_ANSWER])
+        generated = scored_on_answers(train.valid_metrics)
     except RecipeError as error:
         yield place, _told(error)
         return

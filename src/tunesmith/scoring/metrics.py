@@ -95,6 +95,11 @@ def scored_on_answers(names: Sequence[str]) -> tuple[str, ...]:
     return expand([name for name in names if name not in (*LIKELIHOOD, "loss")])
 
 
+def scored_on_likelihood(names: Sequence[str]) -> tuple[str, ...]:
+    """Return those metrics that are computed from the likelihood of the references."""
+    return tuple(name for name in names if name in LIKELIHOOD)
+
+
 def higher_is_better(name: str) -> bool | None:
     """Say whether a higher value of a metric is better, by its name; None if the name is not known."""
     if metric := metric_of(name):
