@@ -16,7 +16,7 @@ from tunesmith.core.errors import DoesNotFit
 from tunesmith.distributed.fsdp import is_sharded
 from tunesmith.inference.beams import beam_search
 from tunesmith.inference.decoding import Decoding, common_beginning, decoding
-from tunesmith.inference.request import Answer, Limits, Request, StopStrings, next_tokens
+from tunesmith.inference.request import Answer, Limits, Request, StopStrings, advance
 from tunesmith.inference.sampling import GREEDY, Sampling, refuse_contradictions
 from tunesmith.inference.session import Session
 from tunesmith.inference.slot_check import room_for
@@ -151,8 +151,7 @@ def _written(state: Decoding, rows: Sequence[Request]) -> Iterator[Answer]:
     """Write a token of every row at a time, and yield answers as rows finish."""
     while rows:
         interrupt.check()
-        tokens = next_tokens(state.logits(), rows)
-        answers = [row.take(token) for row, token in zip(rows, tokens, strict=True)]
+        tokens, answers = advance(rows, state.logits())
         yield from (answer for answer in answers if answer is not None)
         staying = [place for place, answer in enumerate(answers) if answer is None]
         if len(staying) < len(rows):

@@ -112,7 +112,12 @@ class Request:
         return None
 
 
-def next_tokens(logits: torch.Tensor, rows: Sequence[Request]) -> list[int]:
-    """Return the token that each row takes next, by logits [rows, vocabulary]."""
+def advance(rows: Sequence[Request], logits: torch.Tensor) -> tuple[list[int], list[Answer | None]]:
+    """Append a token to each row, by logits [rows, vocabulary].
+
+    Returns:
+        The tokens, and for each row its answer if that is complete, else None.
+    """
     likeliest = logits.argmax(-1).tolist()
-    return [row.choose(logits[place], likeliest[place]) for place, row in enumerate(rows)]
+    tokens = [row.choose(logits[place], likeliest[place]) for place, row in enumerate(rows)]
+    return tokens, [row.take(token) for row, token in zip(rows, tokens, strict=True)]

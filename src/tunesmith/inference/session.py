@@ -9,7 +9,7 @@ import torch
 
 from tunesmith.architecture.base_model import refuse_tokens_beyond
 from tunesmith.core.errors import RecipeError
-from tunesmith.inference.request import Answer, Limits, Request, next_tokens
+from tunesmith.inference.request import Answer, Limits, Request, advance
 from tunesmith.inference.sampling import GREEDY, Sampling
 from tunesmith.inference.slots import Slots
 
@@ -29,7 +29,8 @@ class Session:
     def __init__(self, model: Any, *, slots: int, room: int, beginning: Sequence[int] = ()) -> None:
         self._room = room
         self._vocabulary = int(model.get_input_embeddings().weight.shape[0])
-        self._slots = _opened_slots(model, slots, room, beginning)
+        with torch.inference_mode():
+            self._slots = Slots(model, slots=slots, room=room, beginning=beginning)
         self._ids = count()
         self._waiting: deque[Request] = deque()
         self._rows: list[Request] = []  # in the order of their slots
@@ -74,9 +75,8 @@ class Session:
             return {}
         if not self._rows:
             return {}
-        tokens = next_tokens(self._slots.logits(), self._rows)
+        tokens, answers = advance(self._rows, self._slots.logits())
         written = {row.index: token for row, token in zip(self._rows, tokens, strict=True) if not row.ends_with(token)}
-        answers = [row.take(token) for row, token in zip(self._rows, tokens, strict=True)]
         self._answers += [answer for answer in answers if answer is not None]
         stood = self._leave([place for place, answer in enumerate(answers) if answer is not None])
         self._slots.choose([tokens[place] for place in stood])
@@ -99,8 +99,3 @@ class Session:
         stood = self._slots.leave(places)
         self._rows = [self._rows[place] for place in stood]
         return stood
-
-
-@torch.inference_mode()
-def _opened_slots(model: Any, slots: int, room: int, beginning: Sequence[int]) -> Slots:
-    return Slots(model, slots=slots, room=room, beginning=beginning)
