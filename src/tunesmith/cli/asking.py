@@ -34,9 +34,9 @@ def generate(
         system: a system turn to use instead of the trained one.
         max_new_tokens: limit of an answer in tokens; by default evaluate.max_new_tokens of the recipe, if the model is
             from a run or the registry, else 256; fewer if the model has fewer positions left.
-        beams: width of the beam search; 1 is none.
+        beams: width of the beam search; 1 means no beam search.
         samples: how many answers to draw for each prompt or row. With --json each has its number as `sample`: 0, 1, ...
-            It is the answer that the seed SEED + NUMBER gives alone.
+            With --seed 5, sample 2 is the answer that --seed 7 gives without --samples.
     """
     given = [name for name, value in (("--prompt", prompt), ("--rows", rows), ("--file", file)) if value]
     if len(given) > 1 or (rows and row):

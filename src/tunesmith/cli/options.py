@@ -20,9 +20,9 @@ Out = Annotated[
 
 
 def _is_html(_: type, file: Path | None) -> None:
-    """Raise ValueError for a file that is to be written and is named like another kind, as a recipe or its rows."""
+    """Raise ValueError unless the name of an output file is one of HTML, so that no recipe or data is overwritten."""
     if file is not None and file.suffix.lower() not in (".html", ".htm"):
-        raise ValueError(f"{file} is not named as HTML is; give a name that ends in .html")
+        raise ValueError(f"{file} is not the name of an HTML file; give a name that ends in .html")
 
 
 HtmlFile = Annotated[Path | None, Parameter(validator=_is_html, help="Write them to this HTML file (*.html) instead.")]
@@ -73,7 +73,7 @@ class SamplingOptions:
         min_p: draw from tokens that are at least this share as likely as the likeliest one, such as 0.05.
         repetition_penalty: above 1 makes tokens that the prompt or the answer holds less likely.
         stop: a text before which the answer ends; may be given several times.
-        seed: makes drawn answers repeatable; by default each command draws others.
+        seed: makes drawn answers repeatable; by default they differ with each command.
     """
 
     temperature: float = 0.0

@@ -77,7 +77,7 @@ class Chatter:
         Args:
             max_new_tokens: limit of the answer; by default that of its evaluation, else 256, or less if the model has
                 fewer positions left.
-            beams: width of the beam search; 1 is none.
+            beams: width of the beam search; 1 means no beam search.
             sampling: how tokens are chosen; by default the likeliest one.
             stop: texts before which the answer ends.
 
@@ -146,8 +146,8 @@ class Chatter:
         """Return {prompt, prediction, stopped, error} for each list of turns, in order.
 
         Args:
-            samples: how many answers to each are drawn; they follow each other. The seeds are `sampling.seed`, the next
-                number, and so on.
+            samples: how many answers to each are drawn, one after the other in the result. Their seeds are
+                `sampling.seed`, the next number, and so on.
 
         The other arguments are those of `ask`.
         """

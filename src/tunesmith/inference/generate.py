@@ -64,8 +64,8 @@ def generate(
     refuse_contradictions(drawn, beams=beams, stop=stop_strings.texts if stop_strings else ())
     limits = Limits(max_new_tokens, tuple(stop_ids), stop_strings)
     left = dict.fromkeys(sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i)))
-    # One prompt has nothing to win by a slot.
-    # Whether slots can be had is tried, which processes that share layers would do at different times.
+    # A single prompt gains nothing from slots. `room_for` makes forward passes to check the model, and processes that
+    # share layers would not make them at the same time.
     room = room_for(model, prompts) if beams == 1 and len(prompts) > 1 and not is_sharded(model) else None
     most = size = max(1, (batch_rows or (_IN_SLOTS if room else _PADDED)) // beams)
     while left:
@@ -110,7 +110,7 @@ def _too_large(prompt: Sequence[int]) -> str:
 def _in_slots(
     model: Any, prompts: Sequence[Sequence[int]], limits: Limits, sampling: Sequence[Sampling], slots: int
 ) -> Iterator[Answer]:
-    """Answer prompts, so many at a time; the next one enters when another has left."""
+    """Answer prompts in `slots` slots; the next prompt enters when an answer is complete."""
     session = Session(
         model,
         slots=slots,

@@ -1,4 +1,4 @@
-"""What the run or the registry that a model comes from records of how it is asked."""
+"""The settings of a model's recipe that decide how it is asked, as its run or the registry records them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,10 +12,10 @@ from tunesmith.registry.store import Registry
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """The parts of a recipe that decide how rows are asked, beside those in the model's own folder.
+    """The settings of a recipe that decide how rows are asked and that the model's own folder lacks.
 
     Attributes:
-        max_new_tokens: limit of an answer in its evaluation; None if no recipe is recorded.
+        max_new_tokens: limit of an answer in the evaluation; None if no recipe is recorded.
         rename: the columns that its sources rename, as {theirs: ours}.
     """
 
@@ -29,7 +29,7 @@ class Recorded:
 
 
 def recorded(model: ModelFolder) -> Recorded:
-    """Return what is recorded about a model; nothing for one that comes from neither a run nor a registry.
+    """Return the recorded settings of a model; the defaults if it is neither from a run nor from the registry.
 
     Raises:
         RecipeError: the recipe of the run cannot be read.

@@ -1,4 +1,4 @@
-"""One prompt and the answer that is being written to it, whichever way the forward passes are made."""
+"""One prompt and its unfinished answer, both in slots and in padded batches."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class StopStrings:
         return any(text in tail for text in self.texts)
 
     def cut(self, text: str) -> str:
-        """Return what stands before the first stop string."""
+        """Return the text before the first stop string."""
         return text[: min((at for stop in self.texts if (at := text.find(stop)) >= 0), default=len(text))]
 
 
@@ -58,7 +58,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Generated ids without the stop token; `stopped` is false if the limit cut the answer off.
+    """Generated ids without the stop token; `stopped` is false if the limit ended the answer.
 
     `index` is the prompt's place, or the id of the request. `error` is the reason if there are no ids.
     """
@@ -70,11 +70,11 @@ class Answer:
 
 
 class Request:
-    """A prompt and what has been answered so far.
+    """A prompt and its answer so far.
 
     Args:
         index: names the answer.
-        opening: what a decoder beside an encoder continues, instead of the prompt.
+        opening: ids that the decoder of an encoder-decoder model continues instead of the prompt.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
 """Choose the next token of an answer: the likeliest one, or one drawn from a filtered distribution.
 
-Each row is filtered and drawn by itself, with a generator of its own, so an answer never depends on the rows beside it.
+Each row is filtered and drawn by itself, with a generator of its own, so answers never depend on other rows of a batch.
 """
 
 import math
@@ -25,7 +25,7 @@ class Sampling:
 
     Args:
         temperature: divides the logits; 0 is greedy.
-        top_k: keep so many of the likeliest tokens.
+        top_k: keep this many of the likeliest tokens.
         top_p: keep the fewest likeliest tokens whose probabilities sum up to this.
         min_p: keep tokens at least this share as likely as the likeliest one.
         repetition_penalty: divides positive logits of tokens that the prompt or the answer holds, and multiplies
@@ -150,7 +150,7 @@ def refuse_contradictions(
     stop: Sequence[str] = (),
     max_new_tokens: int | None = None,
 ) -> None:
-    """Raise RecipeError for settings of an answer that are out of range or have no effect beside each other."""
+    """Raise RecipeError for settings of an answer that are out of range or contradict each other."""
     require(samples >= 1, "the number of samples", samples, "1 or more")
     require(beams >= 1, "the number of beams", beams, "1 (no beam search) or more")
     require(max_new_tokens is None or max_new_tokens >= 1, "the limit of new tokens", max_new_tokens, "1 or more")

@@ -1,4 +1,4 @@
-"""Requests that are answered side by side on one model: each may be submitted or cancelled at any time."""
+"""Answer many requests on one model at the same time; each may be submitted or cancelled at any time."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -15,15 +15,15 @@ from tunesmith.inference.slots import Slots
 
 
 class Session:
-    """Requests in work on a model that can write in slots, which `slot_check.room_for` tells.
+    """Answers requests on a model that can write in slots, see `slot_check.room_for`.
 
-    Nothing in it is shared with other sessions or looks at signals; calls must come from one thread at a time. In fp32
-    a request gets the tokens that it gets alone. After an error in `step` a session cannot be used further.
+    A session shares nothing with other sessions and ignores signals; calls must come from one thread at a time. In fp32
+    a request gets the tokens that it gets alone. After an error in `step` a session cannot be used any more.
 
     Args:
-        slots: how many requests are answered side by side; more wait in the order in which they were submitted.
+        slots: how many requests are answered at the same time; the others wait in the order of their submission.
         room: the most tokens of a prompt and its answer together.
-        beginning: tokens that are read once for all prompts that begin with them; others may begin otherwise.
+        beginning: tokens that are read once for all prompts that begin with them; prompts need not begin with them.
     """
 
     def __init__(self, model: Any, *, slots: int, room: int, beginning: Sequence[int] = ()) -> None:
@@ -89,13 +89,13 @@ class Session:
 
     @torch.inference_mode()
     def cancel(self, request: int) -> None:
-        """Drop a request in whatever state, with an answer that was not collected yet; unknown ids are ignored."""
+        """Drop a request in any state, and its answer if that was not collected yet; unknown ids are ignored."""
         self._waiting = deque(one for one in self._waiting if one.index != request)
         self._leave([place for place, row in enumerate(self._rows) if row.index == request])
         self._answers = [answer for answer in self._answers if answer.index != request]
 
     def _leave(self, places: Sequence[int]) -> list[int]:
-        """Free the slots of rows; return where each remaining row stood before."""
+        """Free the slots of some rows; return the earlier place of each remaining row."""
         stood = self._slots.leave(places)
         self._rows = [self._rows[place] for place in stood]
         return stood
