@@ -33,7 +33,7 @@ def plan_sweep(sweep: Sweep, recipe: Path) -> list[PlannedTrial]:
         recipe: the recipe's file, or the sweep's folder.
 
     Raises:
-        RecipeError: a base cannot be run_plan.
+        RecipeError: a base cannot be found or fetched.
     """
     return [_planned(sweep, trial, recipe) for trial in sweep.trials]
 
@@ -43,17 +43,17 @@ def _planned(sweep: Sweep, trial: Trial, recipe: Path) -> PlannedTrial:
     state = "done" if run.manifest("evaluate") else "to do"
     try:
         if run.resolved_recipe.exists():
-            run_plan = plan_run(run.path)
+            plan = plan_run(run.path)
         else:
-            run_plan = plan_run(recipe, [*sweep.overrides, *trial.changes], out=run.path)
-        run_plan.must_fit()
+            plan = plan_run(recipe, [*sweep.overrides, *trial.changes], out=run.path)
+        plan.must_fit()
     except (DataError, DoesNotFit) as error:
         return PlannedTrial(trial.number, trial.label, trial.folder, state, problem=error.message)
     return PlannedTrial(
         trial.number, trial.label, trial.folder, state,
-        trained_parameters=run_plan.memory.trainable_parameters, train_rows=run_plan.counts["train"],
-        tokens=run_plan.training_tokens, memory_gib=round(run_plan.memory.total, 2),
-        seconds=run_plan.seconds[0] if run_plan.seconds else None,
+        trained_parameters=plan.memory.trainable_parameters, train_rows=plan.counts["train"],
+        tokens=plan.training_tokens, memory_gib=round(plan.memory.total, 2),
+        seconds=plan.seconds[0] if plan.seconds else None,
     )  # fmt: skip
 
 
