@@ -88,18 +88,9 @@ def threshold_text(result: SweepResult) -> str:
 def _unknown(threshold: Threshold) -> Gain:
     """Return a gain of which only the metric is known, to word a threshold before any trial has finished."""
     return Gain(
-        threshold.metric,
-        None,
-        None,
-        0.0,
-        0.0,
-        0.0,
-        0.95,
-        None,
-        higher_is_better(threshold.metric) is not False,
-        None,
-        0.0,
-    )
+        metric=threshold.metric, base=None, tuned=None, gain=0.0, low=0.0, high=0.0, confidence=0.95, rows=None,
+        higher_is_better=higher_is_better(threshold.metric) is not False, rows_needed=None, min_gain=0.0,
+    )  # fmt: skip
 
 
 def headline(result: SweepResult) -> str:
