@@ -116,9 +116,9 @@ def refuse_other_layers(folder: Path, shapes: Shapes) -> None:
 
     Weights of an architecture that is not described may have layers beyond, such as those that predict further tokens.
     """
-    names, where = list(tensor_shapes(folder)), str(folder / "config.json")
     if shapes.encodes and not shapes.known:
         return
+    names, where = list(tensor_shapes(folder)), str(folder / "config.json")
     for stack in (stack for stack in shapes.stacks if stack.layer.attention):
         # Files may leave out the first part of a path.
         ends = f"{stack.prefix}|^{stack.prefix.partition('.')[2]}" if stack.prefix else "layers|h|blocks?"

@@ -212,11 +212,7 @@ class RunPlan:
         many = f"with {self.processes} processes"
         if self.exchange is None:
             return f"about {format_duration(low)} at best, {many}, each {measured}"
-        span = (
-            format_duration(low)
-            if format_duration(low) == format_duration(high)
-            else f"{format_duration(low)} to {format_duration(high)}"
-        )
+        span = " to ".join(dict.fromkeys(map(format_duration, self.seconds)))
         hours = high * self.processes / 3600
         speed = f"{_range(self.together)} tokens/s"
         return f"about {span} {many}, {speed}, up to {hours:.1f} hours of a process; each {measured}"
