@@ -18,10 +18,10 @@ _GIB = 2**30
 _MOMENT_BYTES = {"adamw": 8.0, "adamw_8bit": 2 + 2 * 4 / 256, "adafactor": 0.0, "sgd": 0.0}
 # torch, transformers, peft, a tokenizer and Python themselves, resident: measured, docs/memory.md. Not on a GPU.
 _LIBRARIES_GIB = 0.46
-# In less than fp32, oneDNN compiles every shape of product and keeps so many of them, 0.57 MiB each (measured).
+# Below fp32, oneDNN compiles code for every shape of product and keeps it for this many, 0.57 MiB each (measured).
 KEPT_PRODUCTS = 256
 PRODUCTS_GIB = KEPT_PRODUCTS * 0.57 / 1024
-# On a processor the C library's heap keeps freed memory in pieces between what is kept: so much more is resident than
+# On a processor the C library's heap keeps freed memory in pieces between what is kept: this much more is resident than
 # layers and loss hold, by the bytes of a number in products. Measured, docs/memory.md. In fp32 the gradients of all
 # weights fill the pieces, and with checkpointed activations freed memory is given back at once.
 _IN_PIECES = {4: 0.3, 2: 0.4}

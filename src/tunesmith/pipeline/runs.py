@@ -15,7 +15,7 @@ from tunesmith.core.files import digest_of, read_json, write_json, write_text
 from tunesmith.core.rundir import RunDir
 from tunesmith.data.sources import sources_are_there
 from tunesmith.pipeline.stages import PREPARE, TRAIN
-from tunesmith.recipe.changes import UNDO, changed_keys
+from tunesmith.recipe.changes import UNDO_HINT, changed_keys
 from tunesmith.recipe.load import dump_recipe, load_recipe
 from tunesmith.recipe.schedule import DECODING, NEVER_DECIDES
 from tunesmith.recipe.schema import Recipe
@@ -39,20 +39,21 @@ class OpenedRun:
     is_default: bool
 
     def write_origin(self) -> None:
-        """Write what the run starts from: the recipe as typed and resolved, and its folder. For after all checks."""
+        """Write what the run starts from: the recipe as typed and resolved, and its folder. Call after all checks."""
         run = self.run
         if self.file.is_dir():
             typed = run.recipe.read_text(encoding="utf-8") if run.recipe.exists() else ""
         else:
             typed = self.file.read_text(encoding="utf-8-sig")
             known = read_json(run.environment) if run.environment.exists() else {}
-            found = {
+            origin = {
+                **known,
                 "recipe_folder": os.path.relpath(recipe_folder(self.file), os.path.realpath(run.path)),
                 "recipe_file": self.file.name,
                 "settings": identity(self.recipe),
             }
-            if known != {**known, **found}:
-                write_json(run.environment, {**known, **found})
+            if origin != known:
+                write_json(run.environment, origin)
         note = f"# Changed on the command line: {' '.join(self.overrides)}".replace("\n", "\\n").replace("\r", "\\r")
         if self.overrides and not typed.startswith(f"{note}\n"):
             typed = f"{note}\n{typed}"
@@ -84,7 +85,7 @@ def open_run(recipe: Path, overrides: Sequence[str], out: Path | str | None) -> 
     folder = recipe_folder(recipe)
     run = RunDir(out if out is not None else _default_folder(loaded, folder), origin=folder)
     if run.resolved_recipe.exists():
-        _refuse_other_settings(loaded, run, hint=UNDO)
+        _refuse_other_settings(loaded, run, hint=UNDO_HINT)
         if _has_other_recipe(run, folder):
             raise RecipeError(
                 f"holds the run of another recipe, in {os.path.relpath(run.recorded_origin)}",

@@ -11,7 +11,7 @@ from typing import Any
 from tunesmith.core.errors import DamagedFile, RecipeError
 from tunesmith.core.files import read_json
 from tunesmith.core.rundir import RunDir
-from tunesmith.recipe.changes import UNDO, changed_keys
+from tunesmith.recipe.changes import UNDO_HINT, changed_keys
 from tunesmith.recipe.schema import Recipe
 from tunesmith.train.inputs import refuse_other_inputs
 
@@ -98,7 +98,7 @@ def _accepted_changes(stage: Stage, recipe: Recipe, run: RunDir) -> list[str] | 
         raise RecipeError(
             f"{stage.name} was done with other inputs ({', '.join(changes)}); it is kept as it is",
             where=str(run),
-            hint=UNDO,
+            hint=UNDO_HINT,
         )
     if changes is None and stage is TRAIN:
         _refuse_other_start(recipe, run)

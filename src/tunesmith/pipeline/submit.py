@@ -54,7 +54,7 @@ def submit_run(opened: OpenedRun, *, until: str | None = None) -> list[Stage]:
 
 
 def fetch(recipe: Recipe, run: RunDir) -> None:
-    """Have weights, and rows that are not prepared, here: jobs do not ask the hub, which may be out of their reach.
+    """Fetch weights, and rows unless they are prepared: jobs do not ask the hub, which they may be unable to reach.
 
     Args:
         recipe: whose.

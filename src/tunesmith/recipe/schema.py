@@ -379,7 +379,10 @@ class Recipe(Section):
 
     @property
     def decoding(self) -> Evaluate:
-        """How answers are decoded, those to valid rows like those to test rows."""
+        """How answers are decoded, those to valid rows like those to test rows.
+
+        The inputs of training record it under this name, by which `changed_keys` finds its defaults.
+        """
         return self.evaluate
 
     @field_validator("launch", mode="before")

@@ -8,7 +8,7 @@ from tunesmith.core.files import digest_of
 from tunesmith.core.rundir import RunDir
 from tunesmith.fetch.reference import base_of
 from tunesmith.inference.inputs import scoring_inputs
-from tunesmith.recipe.changes import UNDO, changed_keys
+from tunesmith.recipe.changes import UNDO_HINT, changed_keys
 from tunesmith.recipe.schedule import DECODING, NEVER_DECIDES
 from tunesmith.recipe.schema import Recipe
 
@@ -49,4 +49,4 @@ def refuse_other_inputs(
         changed = sorted(changed_keys(recorded, wanted, recipe))
         same, told = not changed, f"{told} ({', '.join(changed)})"
     if not same:
-        raise RecipeError(told, where=str(checkpoint), hint=UNDO)
+        raise RecipeError(told, where=str(checkpoint), hint=UNDO_HINT)
