@@ -88,15 +88,15 @@ class TokenSet:
         self._columns = columns_in(arrays)
         self._ids, self._trained = self._columns[INPUT_IDS].values, self._columns[TRAINED].values
         self._offsets: NDArray[np.int64] = arrays["offsets"]
-        self._beside = {column: ragged for column, ragged in self._columns.items() if column.per == "ids"}
+        self._encoder_ids = {column: ragged for column, ragged in self._columns.items() if column.per == "ids"}
+        self._encoder_lengths = {column: np.diff(ragged.offsets) for column, ragged in self._encoder_ids.items()}
         # Where each sequence begins, and the first sequence of each example.
         self._begins, self._first = self._offsets, np.arange(len(self._offsets))
         if several := self._columns.get(SEQUENCE_LENGTHS):
             self._begins = np.concatenate([[0], np.cumsum(several.values, dtype=np.int64)])
             self._first = several.offsets
         self._own: NDArray[np.int64] = np.diff(self._begins)
-        beside = (np.diff(ragged.offsets) for ragged in self._beside.values())
-        self.lengths: NDArray[np.int64] = sum(beside, np.diff(self._offsets))
+        self.lengths: NDArray[np.int64] = sum(self._encoder_lengths.values(), np.diff(self._offsets))
         self.columns: frozenset[Column] = frozenset(self._columns)
 
     def __len__(self) -> int:
@@ -105,13 +105,13 @@ class TokenSet:
     @property
     def longest(self) -> int:
         """How many positions a model must know to read every example, in its encoder or in its decoder."""
-        lengths = [self._own, *(np.diff(ragged.offsets) for ragged in self._beside.values())]
-        return max(int(one.max(initial=0)) for one in lengths)
+        return max(int(lengths.max(initial=0)) for lengths in (self._own, *self._encoder_lengths.values()))
 
     @property
     def highest_id(self) -> int:
         """The highest token id of any example, -1 if there are none."""
-        return max(int(ids.max(initial=-1)) for ids in (self._ids, *(one.values for one in self._beside.values())))
+        encoder = (ragged.values for ragged in self._encoder_ids.values())
+        return max(int(ids.max(initial=-1)) for ids in (self._ids, *encoder))
 
     def example(self, row: int, example_id: str) -> Tokens:
         """Return one example as it was rendered."""
@@ -141,11 +141,11 @@ class TokenSet:
         return self._filled(rows, lines, (len(sequences), self.padded_length(rows)), pad_id)
 
     def padded_length(self, rows: Sequence[int], column: Column = INPUT_IDS) -> int:
-        """Return how long each sequence of these rows is in one batch, or what is read beside it; 0 without that."""
+        """Return the length of these rows' padded sequences, or of their padded encoder ids; 0 if there are none."""
         if column == INPUT_IDS:
             lengths, chosen = self._own, self._sequences(rows)
-        elif column in self._beside:
-            lengths, chosen = np.diff(self._beside[column].offsets), list(rows)
+        elif column in self._encoder_lengths:
+            lengths, chosen = self._encoder_lengths[column], list(rows)
         else:
             return 0
         # Never longer than the longest row of all: padding must not go beyond a model's last position.
@@ -228,7 +228,7 @@ class TokenSet:
         columns: dict[Column, torch.Tensor] = {}
         for column, ragged in self._columns.items():
             if column.per == "ids":
-                columns |= self._read_beside(column, rows, pad_id)
+                columns |= self._encoder_batch(column, rows, pad_id)
             elif column.per == "sequence" and column != SEQUENCE_LENGTHS:
                 columns[column] = _tensor(np.concatenate([ragged.of(row) for row in rows]))
             elif column not in (INPUT_IDS, TRAINED, SEQUENCE_LENGTHS):
@@ -237,9 +237,9 @@ class TokenSet:
         ids, tokens = _tensor(laid(self._ids, pad_id)), int(self.lengths[list(rows)].sum())
         return Batch(ids, _tensor(trained), _tensor(owner), tokens, columns=columns, examples=_tensor(of))
 
-    def _read_beside(self, column: Column, rows: Sequence[int], pad_id: int) -> "dict[Column, torch.Tensor]":
+    def _encoder_batch(self, column: Column, rows: Sequence[int], pad_id: int) -> "dict[Column, torch.Tensor]":
         """Return what an encoder reads and its mask, which goes by position, whatever id the padding has."""
-        found = [self._beside[column].of(row) for row in rows]
+        found = [self._encoder_ids[column].of(row) for row in rows]
         mask = np.arange(self.padded_length(rows, column)) < np.array([len(ids) for ids in found])[:, None]
         ids = np.full(mask.shape, pad_id, np.int64)
         ids[mask] = np.concatenate(found)
