@@ -94,8 +94,9 @@ def train_steps(setup: Setup, optimizer: torch.optim.Optimizer, *, first_step: i
             seed=recipe.seed,
         )
         mine, trained = group.share(rows, setup.tokens.lengths), setup.tokens.trained_tokens(rows)
+        divisor = setup.objective.divisor(setup.tokens, rows)
         while True:
-            work = partial(_accumulate, setup, step, mine, setup.objective.divisor(setup.tokens, rows), scale)
+            work = partial(_accumulate, setup, step, mine, divisor, scale)
             with hearing_others():
                 found = setup.fitting.run(work, setup.tokens, mine)
             (loss,) = group.sum(found)
