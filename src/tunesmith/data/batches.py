@@ -79,9 +79,8 @@ class TokenSet:
     @classmethod
     def of(cls, examples: "Sequence[Tokens] | FlatRows") -> "TokenSet":
         """Return rendered examples as the file of them would be read."""
-        rows = examples if isinstance(examples, FlatRows) else FlatRows.of(examples)
         made = cls.__new__(cls)
-        made._keep({name: array.made() for name, array in flat_arrays(rows).items()})
+        made._keep({name: array.made() for name, array in flat_arrays(examples).items()})
         return made
 
     def _keep(self, arrays: dict[str, NDArray[Any]]) -> None:

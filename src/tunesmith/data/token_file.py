@@ -83,8 +83,9 @@ class FlatArray(NamedTuple):
         return np.frombuffer(b"".join(self.pieces()), self.dtype).reshape(self.shape)
 
 
-def flat_arrays(rows: FlatRows) -> dict[str, FlatArray]:
+def flat_arrays(examples: Sequence[Tokens] | FlatRows) -> dict[str, FlatArray]:
     """Return the arrays of the file by name, in the order of safetensors: the widest types first."""
+    rows = examples if isinstance(examples, FlatRows) else FlatRows.of(examples)
     found = {OFFSETS: _offsets(rows.columns[INPUT_IDS].lengths)}
     for column, values in rows.columns.items():
         count = sum(values.lengths)
@@ -102,7 +103,7 @@ def flat_arrays(rows: FlatRows) -> dict[str, FlatArray]:
 
 def write_tokens(path: Path, examples: Sequence[Tokens] | FlatRows) -> None:
     """Write rendered examples: a file as safetensors writes it, which would need all of it in memory."""
-    arrays = flat_arrays(examples if isinstance(examples, FlatRows) else FlatRows.of(examples))
+    arrays = flat_arrays(examples)
     header, begin = {}, 0
     for name, (dtype, shape, _) in arrays.items():
         end = begin + shape[0] * np.dtype(dtype).itemsize
