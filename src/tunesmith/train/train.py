@@ -85,8 +85,7 @@ def train(recipe: Recipe, run: RunDir, objective: Objective = SFT) -> dict[str, 
     forget_peak_memory(on.device)
     codec = codec_of(base, recipe.model.chat_markup)
     with hearing_others():
-        setup = replace(_setup(recipe, run, base, on, codec, state), objective=objective)
-        require_columns(objective, setup.tokens)
+        setup = _setup(recipe, run, base, on, codec, state, objective)
         optimizer = make_optimizer(setup.model, recipe.train)
         if state.step:
             restore(run, state, setup.model, optimizer)
@@ -108,8 +107,11 @@ def train(recipe: Recipe, run: RunDir, objective: Objective = SFT) -> dict[str, 
     return session.finish(stated)
 
 
-def _setup(recipe: Recipe, run: RunDir, base: ModelFolder, on: Machine, codec: Codec, state: State) -> Setup:
+def _setup(
+    recipe: Recipe, run: RunDir, base: ModelFolder, on: Machine, codec: Codec, state: State, objective: Objective
+) -> Setup:
     tokens, group = TokenSet(run.tokens("train")), here()
+    require_columns(objective, tokens)
     room, beside = room_of(on, group), available_memory_gib() / group.place.local_world
     shapes = _shapes(base)
     sharding = _sharding(recipe, shapes, tokens, room, group, len(codec.new_ids))
@@ -147,7 +149,7 @@ def _setup(recipe: Recipe, run: RunDir, base: ModelFolder, on: Machine, codec: C
     scale = state.loss_scale or (FIRST_LOSS_SCALE if on.compute == torch.float16 else 1.0)
     passes = Fitting(division, in_step=sharding != "none")
     return Setup(
-        recipe, plan, on, model, tokens, codec.pad_id, passes, scale, expected, plain_path, group, sharding
+        recipe, plan, on, model, tokens, codec.pad_id, passes, scale, expected, plain_path, group, sharding, objective
     )  # fmt: skip
 
 
