@@ -1,1 +1,1 @@
-"""What is learned from an example: its loss, what that is divided by, and what validation measures."""
+"""Objectives: the loss of an example, the divisor of a step's losses, and the values that validation measures."""

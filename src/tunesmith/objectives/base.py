@@ -1,4 +1,4 @@
-"""What an objective is: everything that training and validation ask about what is learned from an example.
+"""An objective: the loss that training takes from an example, and the values that validation measures.
 
 Every loss here is a function of the log-likelihoods of trained tokens, so one forward pass of a micro-batch is all that
 an objective needs, and the memory estimate counts one. Examples that belong together, such as two answers to one
@@ -18,10 +18,10 @@ from tunesmith.kernels.token_loss import TokenLoss
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """A value that validation reports, and that may select the checkpoint: a sum over all examples by another sum.
+    """A value that validation reports, and that may select the checkpoint: a sum over all examples, divided by another.
 
     Attributes:
-        sums: returns what one forward pass adds to both sums.
+        sums: returns the two numbers that one forward pass adds, to the dividend and to the divisor.
         is_share: values lie between 0 and 1, and are shown in percent.
     """
 
@@ -30,16 +30,25 @@ class Measure:
     higher_is_better: bool = True
     is_share: bool = False
 
+    @property
+    def label(self) -> str:
+        """How people write the name."""
+        return self.name.replace("_", " ")
+
+    def format(self, value: float) -> str:
+        """Return a value with its label, for the log."""
+        return f"{self.label} {value:{'.1%' if self.is_share else '.4f'}}"
+
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """What is learned from an example.
+    """How a model learns from examples.
 
     Attributes:
         loss: returns the loss of one forward pass, a sum over its examples. Its gradient weighs every token.
         divisor: returns what the losses of a whole step are divided by, over all ranks, given the step's rows.
         measures: what validation reports.
-        columns: what an example must store beside its tokens and which of them are trained.
+        columns: the columns that an example must store besides INPUT_IDS and TRAINED.
     """
 
     name: str

@@ -48,13 +48,15 @@ class Validation:
             setup.recipe, ids, rows.lengths, validations=setup.plan.validations, training_tokens=training
         )
         self.tokens, self.seconds = 0, 0.0
+        self._measures = {measure.name: measure for measure in setup.objective.measures}
         self._asked = _Asked(setup, run, codec) if train.valid_metrics else None
         self.choice = Choice(train.select_best_by, higher_is_better=self._is_higher_better(train.select_best_by))
 
     def _is_higher_better(self, name: str) -> bool:
+        if name in self._measures:
+            return self._measures[name].higher_is_better
         own = self._asked.scorer.lower_is_better if self._asked else ()
-        measured = {measure.name: measure.higher_is_better for measure in self._setup.objective.measures}
-        return measured.get(name, not (is_lower_better(name) or name in own))
+        return not (is_lower_better(name) or name in own)
 
     def measure(self, step: int, doing: Callable[[str], None]) -> dict[str, float]:
         """Return what the objective measures, `tokens`, and the mean of each of `valid_metrics`; log them.
@@ -75,16 +77,14 @@ class Validation:
         for name, value in found.values.items():
             if not math.isfinite(value):
                 raise NonFinite(
-                    f"the validation {name.replace('_', ' ')} became {value}",
+                    f"the validation {self._measures[name].label} became {value}",
                     where=f"step {step}",
                     hint="lower train.learning_rate, or set model.precision to fp32; earlier checkpoints are kept",
                 )
         means = self._asked.means(step) if self._asked else {}
-        shares = {measure.name for measure in self._setup.objective.measures if measure.is_share}
-        texts = [
-            f"{name.replace('_', ' ')} {v:{'.1%' if name in shares else '.4f'}}" for name, v in found.values.items()
-        ]
-        say(f"step {step}: validation {', '.join([*texts, *(f'{name} {value:.4f}' for name, value in means.items())])}")
+        texts = [self._measures[name].format(value) for name, value in found.values.items()]
+        texts += [f"{name} {value:.4f}" for name, value in means.items()]
+        say(f"step {step}: validation {', '.join(texts)}")
         return {**found.values, "tokens": found.tokens, **means}
 
 
