@@ -31,7 +31,7 @@ FOUNDING = ("data.train_rows=24", "data.max_dropped_fraction=0.9", "data.max_tok
 
 
 class Case(NamedTuple):
-    """A recipe's file, whose keys every commit knows, or the name of one of a commit's own; and the changes to it."""
+    """A recipe, and the changes to it: a file whose keys both commits know, or a name in `recipes/` of each commit."""
 
     file: Path | str
     changes: tuple[str, ...]
@@ -106,7 +106,7 @@ def run(tree: Path, case: Case, out: Path) -> tuple[dict[str, str], list[Any]]:
 
 
 def tree_of(commit: str | None, folder: Path) -> Path:
-    """Return code and recipes of a commit, unpacked in `folder`; the working tree if there is none."""
+    """Return code and recipes of a commit, unpacked in `folder`; the working tree if no commit is given."""
     if commit is None:
         return ROOT
     archive = subprocess.run(

@@ -104,7 +104,7 @@ def gather(
         shelf: where to keep what was read; by default on the disk for temporary files.
 
     Raises:
-        DataError: see `examine.examine`; a split that is needed has no rows; leakage, if the recipe says `error`.
+        DataError: see `process_rows.examine`; a split that is needed has no rows; leakage, if the recipe says `error`.
     """
     shelf = shelf or Shelf()
     rows: list[Kept] = []

@@ -1,9 +1,9 @@
 """The file of a split's rendered examples: every column of all examples as one flat array, in safetensors' format.
 
-offsets             where each example begins in the columns of a value a token
-input_ids, trained  and what else has a value a token
-source_offsets      where each example begins in `source_ids`, and so on for other token ids
-sequence_offsets    where each example begins in the columns of a value a sequence, which have two dimensions
+offsets             where each example begins in the columns with a value for each token
+input_ids, trained  and other columns with a value for each token
+source_offsets      where each example begins in `source_ids`; other columns of token ids have offsets of their own too
+sequence_offsets    where each example begins in the columns with a value for each sequence, which have two dimensions
 """
 
 import json
@@ -27,7 +27,7 @@ _TYPES = {"int64": ("I64", "q"), "float64": ("F64", "d"), "float32": ("F32", "f"
 
 
 class RaggedBytes(NamedTuple):
-    """The values of one column: how many each example has, and their bytes anew whenever they are asked for."""
+    """One column of all examples: how many values each has, and a function that yields their bytes from the start."""
 
     lengths: Sequence[int]
     pieces: Callable[[], Iterable[bytes]]
@@ -61,7 +61,7 @@ def to_bytes(column: Column, values: Sequence[float]) -> bytes:
 
 
 def tokens_from(example_id: str, columns: Mapping[Column, NDArray[Any]]) -> Tokens:
-    """Return an example from the arrays of its columns; one without values is a column that it does not have."""
+    """Return an example from the arrays of its columns, without the columns that are empty."""
     ids, trained = columns[INPUT_IDS].tolist(), columns[TRAINED].astype(bool).tolist()
     others = {c: tuple(v.tolist()) for c, v in columns.items() if c not in (INPUT_IDS, TRAINED) and len(v)}
     return Tokens(example_id, tuple(ids), tuple(trained), others)
@@ -72,14 +72,14 @@ def _held(column: Column, rows: Sequence[Sequence[float]]) -> RaggedBytes:
 
 
 class FlatArray(NamedTuple):
-    """One array of the file, not yet made."""
+    """One array of the file, whose bytes are made when they are needed."""
 
     dtype: str
     shape: tuple[int, ...]
     pieces: Callable[[], Iterable[bytes]]
 
     def made(self) -> NDArray[Any]:
-        """Return it as numpy's."""
+        """Return the array."""
         return np.frombuffer(b"".join(self.pieces()), self.dtype).reshape(self.shape)
 
 
