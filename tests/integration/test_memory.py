@@ -1,7 +1,6 @@
 """What training holds at its peak is what was expected beforehand, in a process of its own on the embedded model."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -37,7 +36,7 @@ def _trained(recipe: Path, out: Path) -> dict[str, Any]:
     """Return the manifest of a training in a process of its own."""
     done = subprocess.run(
         [sys.executable, "-c", TRAIN.format(recipe=str(recipe), out=str(out))],
-        capture_output=True, text=True, check=False, timeout=500, env=dict(os.environ),
+        capture_output=True, text=True, check=False, timeout=500,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     return dict(read_json(out / "train" / "manifest.json"))
