@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from tests.support.cases import PROMOTED, Case, Command, Done, model, write
+from tests.support.tiny import save_model
 
 from tunesmith import cli
 
@@ -16,6 +17,12 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Tiny models by name."""
     folder = tmp_path_factory.mktemp("models")
     return lambda kind: model(folder, kind)
+
+
+@pytest.fixture(scope="session")
+def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that computes in fp64 if it is asked to: others take their norms in fp32 all the same."""
+    return save_model(tmp_path_factory.mktemp("models") / "gpt2", "gpt2")
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ from tests.integration.test_killed import steps_done, wait_until
 from tests.integration.test_parallel import done, together
 from tests.support.multi_process import trained
 from tests.support.pairs import BETA, PAIRS, SIGN, WEIGHT, prepared_pairs, random_pairs
-from tests.support.tiny import one_thread, save_model
+from tests.support.tiny import one_thread
 from tests.unit.train.conftest import FULL, recipe_of
 
 from tunesmith.core.errors import RecipeError
@@ -37,17 +37,6 @@ CASE = {"tuning": "full", "precision": "fp64", "objective": "pairs"}
 WAYS: list[dict[str, Any]] = [
     {**CASE, "micro_batch": 1}, {**CASE, "micro_batch": 3}, {**CASE, "micro_batch": 8, "packing": "always"},
 ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that computes in fp64 where it is asked to: others take their norms in fp32 all the same."""
-    return save_model(tmp_path_factory.mktemp("models") / "gpt2", "gpt2")
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("models") / "llama", "llama")
 
 
 @pytest.fixture(scope="module")
@@ -129,8 +118,8 @@ def test_prompts_are_shared_where_pairs_are_packed(rows: Path) -> None:
         assert tokens.packed_tokens(group.rows, group.shared) == tokens.lengths[group.rows[0]] - group.shared
 
 
-def test_killed_it_ends_with_the_bytes_of_an_undisturbed_run(base: Path, tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "tests" / "support" / "pairs.py"), str(base)]
+def test_killed_it_ends_with_the_bytes_of_an_undisturbed_run(tiny: Path, tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "tests" / "support" / "pairs.py"), str(tiny)]
     environment = {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "src")))}
 
     def start(run: str) -> subprocess.Popen[bytes]:
@@ -138,7 +127,7 @@ def test_killed_it_ends_with_the_bytes_of_an_undisturbed_run(base: Path, tmp_pat
             [*command, str(tmp_path / run)], env={**os.environ, **environment}, stderr=subprocess.DEVNULL
         )
 
-    whole, killed = prepared_pairs(tmp_path / "whole", base), prepared_pairs(tmp_path / "killed", base)
+    whole, killed = prepared_pairs(tmp_path / "whole", tiny), prepared_pairs(tmp_path / "killed", tiny)
     assert start("whole").wait(240) == 0
     process = start("killed")
     assert wait_until(process, lambda: steps_done(killed.run) >= 20)
@@ -155,8 +144,8 @@ def test_killed_it_ends_with_the_bytes_of_an_undisturbed_run(base: Path, tmp_pat
     assert manifest["best_value"] == max(values)
 
 
-def test_rows_of_another_objective_are_refused(base: Path, tmp_path: Path) -> None:
-    made = prepared_pairs(tmp_path / "run", base)
+def test_rows_of_another_objective_are_refused(tiny: Path, tmp_path: Path) -> None:
+    made = prepared_pairs(tmp_path / "run", tiny)
     for split in ("train", "valid"):
         pairs = random_pairs(6, 1)
         write_tokens(made.run.tokens(split), [Tokens(one.example_id, one.input_ids, one.trained) for one in pairs])

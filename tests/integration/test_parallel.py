@@ -112,12 +112,6 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # --- one trajectory ---
 
 
-@pytest.fixture(scope="module")
-def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that computes in fp64 where it is asked to: others take their norms in fp32 all the same."""
-    return save_model(tmp_path_factory.mktemp("models") / "gpt2", "gpt2")
-
-
 @functools.cache
 def by_one(model: Path, rows: Path, tuning: str, precision: str, size: int) -> tuple[list[Any], dict[str, Any]]:
     return trained(model, rows, {"tuning": tuning, "precision": precision, "micro_batch": size}, Group())

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.support.tiny import save_model
 from tests.unit.train.conftest import random_rows
 from torch import distributed
 
@@ -42,28 +41,23 @@ def _one_of_one() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("models") / "llama", "llama")
-
-
-@pytest.fixture(scope="module")
 def tokens(tmp_path_factory: pytest.TempPathFactory) -> TokenSet:
     path = tmp_path_factory.mktemp("rows") / "tokens.safetensors"
     write_tokens(path, random_rows(4, 1))
     return TokenSet(path)
 
 
-def whole(folder: Path, tuning: str) -> Any:
+def whole(tiny: Path, tuning: str) -> Any:
     kind = FullTuning(method="full") if tuning == "full" else LoraTuning(method="lora", rank=2, alpha=4)
     quantization = None
     if tuning == "qlora":
         pytest.importorskip("bitsandbytes")
         quantization = Quantization()
-    return make_trainable(load_base(ModelFolder("x", folder), ON, quantization=quantization), kind, seed=0)
+    return make_trainable(load_base(ModelFolder("x", tiny), ON, quantization=quantization), kind, seed=0)
 
 
-def divided(folder: Path, tuning: str, **how: bool) -> Any:
-    model = whole(folder, tuning)
+def divided(tiny: Path, tuning: str, **how: bool) -> Any:
+    model = whole(tiny, tuning)
     shard(model, ON, ALONE, **how)
     return model
 
@@ -71,10 +65,10 @@ def divided(folder: Path, tuning: str, **how: bool) -> Any:
 @pytest.mark.parametrize("how", [{}, {"by_node": True}, {"offload": True}])
 @pytest.mark.parametrize("tuning", ["full", "lora", "qlora"])
 def test_loss_and_gradients_are_those_of_the_whole(
-    tuning: str, how: dict[str, bool], folder: Path, tokens: TokenSet
+    tuning: str, how: dict[str, bool], tiny: Path, tokens: TokenSet
 ) -> None:
     found = []
-    for model in (whole(folder, tuning), divided(folder, tuning, **how)):
+    for model in (whole(tiny, tuning), divided(tiny, tuning, **how)):
         nll = token_loss(model, tokens.batch([0, 1], 2)).nll
         nll.sum().backward()
         found.append((nll, {n: part(w.grad) for n, w in model.named_parameters() if w.grad is not None}))
@@ -84,30 +78,30 @@ def test_loss_and_gradients_are_those_of_the_whole(
     assert all(torch.equal(gradients[name], others[name]) for name in gradients)
 
 
-def test_only_the_matrices_of_layers_are_divided(folder: Path) -> None:
-    model = divided(folder, "full")
+def test_only_the_matrices_of_layers_are_divided(tiny: Path) -> None:
+    model = divided(tiny, "full")
     names = {name for name, weight in model.named_parameters() if is_divided(weight)}
-    assert names == {n for n, w in whole(folder, "full").named_parameters() if ".layers." in n and w.ndim > 1}
-    adapted = divided(folder, "lora")
+    assert names == {n for n, w in whole(tiny, "full").named_parameters() if ".layers." in n and w.ndim > 1}
+    adapted = divided(tiny, "lora")
     assert not any(is_divided(weight) for weight in adapted.parameters() if weight.requires_grad)
     assert len(sharded_layers(adapted)) == 2
     assert is_sharded(adapted)
-    assert not is_sharded(whole(folder, "lora"))
+    assert not is_sharded(whole(tiny, "lora"))
 
 
-def test_weights_of_4_bits_are_divided_and_counted_as_two(folder: Path) -> None:
-    model, undivided = divided(folder, "qlora"), whole(folder, "qlora")
+def test_weights_of_4_bits_are_divided_and_counted_as_two(tiny: Path) -> None:
+    model, undivided = divided(tiny, "qlora"), whole(tiny, "qlora")
     kinds = {weight.dtype for weight in model.parameters() if is_divided(weight)}
     assert kinds == {torch.uint8}
     assert count_parameters(model) == count_parameters(undivided)
 
 
 def test_qlora_is_trained_measured_saved_reopened_and_divided(
-    processor: str, folder: Path, tokens: TokenSet, tmp_path: Path
+    processor: str, tiny: Path, tokens: TokenSet, tmp_path: Path
 ) -> None:
     """With bf16 units, bitsandbytes would repack the weights at the first measurement."""
     pytest.importorskip("bitsandbytes")
-    on, base, quantization = machine(), ModelFolder("base", folder), Quantization()
+    on, base, quantization = machine(), ModelFolder("base", tiny), Quantization()
     assert on.precision == processor
     batch = tokens.batch([0, 1], 2)
 
@@ -136,8 +130,8 @@ def test_qlora_is_trained_measured_saved_reopened_and_divided(
     assert losses[-1].sum() < 0.9 * losses[0].sum()
     assert all(torch.equal(one, other) for one, other in zip(before, kept(model), strict=True))
 
-    save(model, tmp_path, base=str(folder))
-    write_json(tmp_path / CARD, {"base": str(folder), "quantization": quantization.model_dump()})
+    save(model, tmp_path, base=str(tiny))
+    write_json(tmp_path / CARD, {"base": str(tiny), "quantization": quantization.model_dump()})
     reopened = open_model(ModelFolder("tuned", tmp_path, base), on)
     assert all(torch.equal(measured(reopened), losses[-1]) for _ in range(2))
 
@@ -150,11 +144,11 @@ def test_qlora_is_trained_measured_saved_reopened_and_divided(
         assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
-def test_masters_are_made_of_parts(folder: Path, tmp_path: Path) -> None:
+def test_masters_are_made_of_parts(tiny: Path, tmp_path: Path) -> None:
     stored = tmp_path / "bf16"
-    load_base(ModelFolder("x", folder), ON).bfloat16().save_pretrained(stored)
+    load_base(ModelFolder("x", tiny), ON).bfloat16().save_pretrained(stored)
     model = ModelFolder("y", stored)
-    assert (stored_dtype(model), stored_dtype(ModelFolder("x", folder))) == (torch.bfloat16, torch.float32)
+    assert (stored_dtype(model), stored_dtype(ModelFolder("x", tiny))) == (torch.bfloat16, torch.float32)
     read = make_trainable(load_base(model, ON, dtype=torch.bfloat16), FullTuning(method="full"), seed=0)
     shard(read, ON, ALONE, masters=torch.float32)
     assert {weight.dtype for weight in read.parameters()} == {torch.float32}
@@ -163,8 +157,8 @@ def test_masters_are_made_of_parts(folder: Path, tmp_path: Path) -> None:
     assert all(torch.equal(found[name], expected[name]) for name in found)
 
 
-def test_weights_in_several_precisions_are_stored_in_none(folder: Path, tmp_path: Path) -> None:
-    tensors = load_file(folder / "model.safetensors")
+def test_weights_in_several_precisions_are_stored_in_none(tiny: Path, tmp_path: Path) -> None:
+    tensors = load_file(tiny / "model.safetensors")
     save_file({name: w.bfloat16() if w.ndim > 1 else w for name, w in tensors.items()}, tmp_path / "model.safetensors")
     assert stored_dtype(ModelFolder("x", tmp_path)) is None
 
@@ -174,15 +168,15 @@ def test_a_model_without_layers_is_refused() -> None:
         shard(torch.nn.Linear(2, 2), ON, ALONE)
 
 
-def test_weights_that_were_first_used_in_inference_can_be_trained(folder: Path, tokens: TokenSet) -> None:
-    model = divided(folder, "full")
+def test_weights_that_were_first_used_in_inference_can_be_trained(tiny: Path, tokens: TokenSet) -> None:
+    model = divided(tiny, "full")
     with torch.inference_mode():
         token_loss(model, tokens.batch([0], 2))
     token_loss(model, tokens.batch([0], 2)).nll.sum().backward()
 
 
-def test_what_was_saved_whole_comes_back_in_parts(folder: Path, tmp_path: Path) -> None:
-    model = divided(folder, "full")
+def test_what_was_saved_whole_comes_back_in_parts(tiny: Path, tmp_path: Path) -> None:
+    model = divided(tiny, "full")
     weights = put_together(model, keep=True)
     assert not any(map(is_divided, weights.values()))
     assert put_together(model, keep=False) == {}
@@ -195,8 +189,8 @@ def test_what_was_saved_whole_comes_back_in_parts(folder: Path, tmp_path: Path) 
     assert all(torch.equal(one, weights[name]) for name, one in put_together(model, keep=True).items())
 
 
-def test_parts_are_written_and_read(folder: Path, tmp_path: Path) -> None:
-    model = divided(folder, "full")
+def test_parts_are_written_and_read(tiny: Path, tmp_path: Path) -> None:
+    model = divided(tiny, "full")
     weights = dict(model.named_parameters())
     names = ("model.layers.0.mlp.up_proj.weight", "model.norm.weight")
     tensors = {f"{name}.exp_avg": weights[name].detach() for name in names}
@@ -217,8 +211,8 @@ def test_a_disk_that_refuses_parts_is_told(tmp_path: Path) -> None:
         write_parts({"a.step": torch.zeros(2)}, tmp_path / "optimizer")
 
 
-def test_like_divides_what_has_the_shape_of_a_weight(folder: Path) -> None:
-    weight = dict(divided(folder, "full", by_node=True).named_parameters())["model.layers.0.mlp.up_proj.weight"]
+def test_like_divides_what_has_the_shape_of_a_weight(tiny: Path) -> None:
+    weight = dict(divided(tiny, "full", by_node=True).named_parameters())["model.layers.0.mlp.up_proj.weight"]
     assert is_divided(like(torch.ones(64, 32), weight))
     assert not is_divided(like(torch.tensor(1.0), weight))
     assert copies(weight) == 1
@@ -237,8 +231,8 @@ def test_a_pass_that_others_share_is_not_made_again(tokens: TokenSet) -> None:
     assert "micro_batch_tokens" in str(told.value)
 
 
-def test_answers_that_others_share_are_not_asked_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = divided(folder, "lora")
+def test_answers_that_others_share_are_not_asked_again(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = divided(tiny, "lora")
 
     def full(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError
@@ -277,8 +271,8 @@ def test_idle_passes_go_on_as_long_as_others_have_some() -> None:
     assert len(others.said) == 5
 
 
-def test_company_makes_as_many_calls_as_others(folder: Path) -> None:
-    model, others = divided(folder, "lora"), Others(5)
+def test_company_makes_as_many_calls_as_others(tiny: Path) -> None:
+    model, others = divided(tiny, "lora"), Others(5)
     calls = []
     model.get_input_embeddings().register_forward_hook(lambda *_: calls.append(1))
     with in_company(model, others):
@@ -287,15 +281,15 @@ def test_company_makes_as_many_calls_as_others(folder: Path) -> None:
     with pytest.raises(ZeroDivisionError), in_company(model, others):
         1 / 0  # noqa: B018
     assert len(others.said) == 6, "who fails keeps nobody company"
-    with in_company(whole(folder, "lora"), others):
+    with in_company(whole(tiny, "lora"), others):
         pass
     assert len(others.said) == 6
 
 
-def test_a_reason_of_any_process_holds_for_all(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reason_of_any_process_holds_for_all(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tunesmith.distributed.fsdp.here", lambda: Others(0))
-    assert agreed(divided(folder, "lora"), None) == "theirs"
-    assert agreed(whole(folder, "lora"), None) is None
+    assert agreed(divided(tiny, "lora"), None) == "theirs"
+    assert agreed(whole(tiny, "lora"), None) is None
 
 
 def test_processes_on_one_processor_share_its_room(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -303,6 +297,6 @@ def test_processes_on_one_processor_share_its_room(monkeypatch: pytest.MonkeyPat
     assert room_of(ON, Group(Place(0, 8, 0, 4))).available_gib == 3
 
 
-def test_machines_with_different_numbers_of_processes_have_no_parts_each(folder: Path) -> None:
+def test_machines_with_different_numbers_of_processes_have_no_parts_each(tiny: Path) -> None:
     with pytest.raises(RecipeError, match="different numbers of processes"):
-        shard(whole(folder, "full"), ON, Others(0), by_node=True)
+        shard(whole(tiny, "full"), ON, Others(0), by_node=True)
