@@ -8,7 +8,7 @@ from tunesmith.core.rundir import RunDir
 from tunesmith.data.database import GENERATED_SHOP, database_file
 from tunesmith.recipe.schema import Recipe
 from tunesmith.scoring.custom import custom_metrics
-from tunesmith.scoring.metrics import expand, score
+from tunesmith.scoring.metrics import expand, is_lower_better, score
 
 
 class Scorer:
@@ -30,8 +30,11 @@ class Scorer:
 
     @property
     def lower_is_better(self) -> list[str]:
-        """The metrics of the user's own of which a lower value is better."""
-        return [name for name, metric in self._own.items() if not metric.higher_is_better]
+        """The names of those metrics of which a lower value is better."""
+        return [name for name in self.names if self._is_lower_better(name)]
+
+    def _is_lower_better(self, name: str) -> bool:
+        return not self._own[name].higher_is_better if name in self._own else is_lower_better(name)
 
     def score(self, name: str, answers: Sequence[dict[str, Any]]) -> list[float | None]:
         """Return one value a row of `answers`, None for an answer that failed: it is no answer, not a wrong one.

@@ -21,7 +21,6 @@ from tunesmith.inference.predict import answers
 from tunesmith.inference.prompts import Questions, questions_of, rows_of
 from tunesmith.inference.scorer import Scorer
 from tunesmith.model.memory import free_memory
-from tunesmith.scoring.metrics import is_lower_better
 from tunesmith.tasks import task_for
 from tunesmith.tasks.base import Task
 from tunesmith.tasks.tokenizer import Codec
@@ -55,8 +54,7 @@ class Validation:
     def _is_higher_better(self, name: str) -> bool:
         if name in self._measures:
             return self._measures[name].higher_is_better
-        own = self._asked.scorer.lower_is_better if self._asked else ()
-        return not (is_lower_better(name) or name in own)
+        return self._asked is None or name not in self._asked.scorer.lower_is_better
 
     def measure(self, step: int, doing: Callable[[str], None]) -> dict[str, float]:
         """Return what the objective measures, `tokens`, and the mean of each of `valid_metrics`; log them.
