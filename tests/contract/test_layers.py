@@ -115,7 +115,7 @@ def test_no_file_breaks_a_rule(rule: object) -> None:
         ("core/x.py", "from tunesmith.recipe.load import load_recipe", True),
         ("core/x.py", "from tunesmith.core.errors import DataError", False),
         ("scoring/x.py", "import tunesmith.registry.store", True),
-        ("train/x.py", "def f():\n    from tunesmith.evaluate.compare import judge", True),
+        ("train/x.py", "def f():\n    from tunesmith.evaluate.compare import compare_models", True),
         ("recipe/x.py", "from tunesmith import demo", False),
         ("recipe/x.py", "from tunesmith import run_recipe", True),
         ("recipe/x.py", "from ..core import errors", True),

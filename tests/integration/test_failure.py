@@ -38,7 +38,7 @@ try:
                 os._exit(9)
             raise ValueError("a bug") if how == "bug" else NonFinite("is not finite", where="step 3")
         if how.startswith("deaf"):
-            with failure.last_words(lambda: print("last words", flush=True)):
+            with failure.run_before_peer_exit(lambda: print("last words", flush=True)):
                 until_the_end()
         if how == "writes":
             with failure.keeping():

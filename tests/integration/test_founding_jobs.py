@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.support.published import PUBLISHED
-from tests.support.tiny import SPECIALS, save_model, save_plain_model, save_seq2seq, seq2seq_tokenizer, tokenizer
+from tests.support.tiny import SPECIALS, make_tokenizer, save_model, save_plain_model, save_seq2seq, seq2seq_tokenizer
 
 from tunesmith import load_recipe, open_chatter, plan_run, run_recipe
 from tunesmith.core.errors import VerdictRefused
@@ -144,7 +144,13 @@ def test_it_is_planned_at_full_size(tmp_path: Path, shared_data: Path, name: str
     (snapshot.parents[1] / "refs").mkdir()
     (snapshot.parents[1] / "refs" / "main").write_text("0123")
     plain = "chat_markup: chatml" in (RECIPES / name / "recipe.yaml").read_text(encoding="utf-8")
-    made = seq2seq_tokenizer() if "t5" in base else tokenizer(None, specials=SPECIALS[:1]) if plain else tokenizer()
+    made = (
+        seq2seq_tokenizer()
+        if "t5" in base
+        else make_tokenizer(None, specials=SPECIALS[:1])
+        if plain
+        else make_tokenizer()
+    )
     made.save_pretrained(snapshot)
     (snapshot / "config.json").write_text(json.dumps(PUBLISHED[base][0]))
     changes = [source(shared_data / file), "data.train_rows=0.05", "data.max_dropped_fraction=0.9"]

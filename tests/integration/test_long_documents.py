@@ -10,9 +10,9 @@ from tests.support.tiny import recipe
 from tunesmith import plan_run, run_recipe
 from tunesmith.core.files import read_json, read_jsonl
 from tunesmith.core.rundir import RunDir
-from tunesmith.data.batches import TokenSet
+from tunesmith.data.batches import TokenDataset
 from tunesmith.plan.inspect import view
-from tunesmith.tasks.tokenizer import Codec
+from tunesmith.tasks.tokenizer import TokenizerAdapter
 
 MOST = 32
 WORDS = ["one", "two", "red", "blue", "cat", "dog"]
@@ -38,7 +38,7 @@ def write_documents(path: Path) -> list[dict[str, Any]]:
 
 def learned_by_row(run: RunDir, split: str) -> dict[int, list[int]]:
     """Return {row: the tokens that are learned of it, over all its blocks}."""
-    tokens, found = TokenSet(run.tokens(split)), defaultdict(list)
+    tokens, found = TokenDataset(run.tokens(split)), defaultdict(list)
     for place, line in enumerate(read_jsonl(run.examples(split))):
         one = tokens.example(place, line["id"])
         assert len(one.input_ids) <= MOST
@@ -53,10 +53,10 @@ def test_long_documents_run_to_a_verdict(tmp_path: Path, tiny: Path) -> None:
     plan = plan_run(file)
     run = run_recipe(file, out=tmp_path / "run")
 
-    codec = Codec.load(tiny)
+    tokenizer = TokenizerAdapter.load(tiny)
     for split in ("train", "valid", "test"):
         whole = {
-            row: [*codec.personal(document["story"])[1:], codec.eos_id]
+            row: [*tokenizer.personal(document["story"])[1:], tokenizer.eos_id]
             for row, document in enumerate(documents, 1)
             if document["fold"] == split and row != 3  # which says nearly what a test row says
         }

@@ -21,14 +21,14 @@ from tests.unit.train.conftest import FULL, recipe_of
 
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.records import SEQUENCE_LENGTHS, Tokens
-from tunesmith.data.batches import TokenSet, rows_of_step
-from tunesmith.data.microbatch import Division
+from tunesmith.data.batches import TokenDataset, batch_indices
+from tunesmith.data.microbatch import MicroBatchPolicy
 from tunesmith.data.token_file import write_tokens
-from tunesmith.distributed.process_group import Group
+from tunesmith.distributed.process_group import ProcessGroup
 from tunesmith.estimate.memory import CHUNK
 from tunesmith.fetch.reference import ModelFolder
-from tunesmith.model.load import Machine, load_base
-from tunesmith.recipe.schedule import learning_rate, steps_of
+from tunesmith.model.load import ComputeConfig, load_base
+from tunesmith.recipe.schedule import learning_rate, plan_steps
 from tunesmith.train.optim import make_optimizer
 from tunesmith.train.train import train
 
@@ -65,11 +65,11 @@ def margin(model: Any, pair: Tokens) -> torch.Tensor:
 def by_hand(gpt2: Path) -> tuple[list[float], list[float], dict[str, torch.Tensor]]:
     """The losses of every step, what validation finds of all rows in the end, and the weights."""
     recipe, pairs = recipe_of(gpt2, FULL, examples_per_step=8, epochs=2), random_pairs(24, 1)
-    model = load_base(ModelFolder("x", gpt2), Machine(torch.device("cpu"), torch.float64), dtype=torch.float64)
+    model = load_base(ModelFolder("x", gpt2), ComputeConfig(torch.device("cpu"), torch.float64), dtype=torch.float64)
     model.requires_grad_(True).train()
-    optimizer, plan, losses = make_optimizer(model, recipe.train), steps_of(recipe, len(pairs)), []
+    optimizer, plan, losses = make_optimizer(model, recipe.train), plan_steps(recipe, len(pairs)), []
     for step in range(plan.total_steps):
-        chosen = rows_of_step(step, rows=24, examples_per_step=8, total_examples=plan.total_examples, seed=recipe.seed)
+        chosen = batch_indices(step, rows=24, examples_per_step=8, total_examples=plan.total_examples, seed=recipe.seed)
         loss = torch.stack([-torch.nn.functional.logsigmoid(BETA * margin(model, pairs[row])) for row in chosen]).mean()
         optimizer.zero_grad()
         loss.backward()
@@ -95,10 +95,10 @@ def agree(by_hand: tuple[Any, ...], facts: list[Any], weights: dict[str, torch.T
 
 @pytest.mark.parametrize("case", WAYS, ids=lambda case: f"{case['micro_batch']}-{case.get('packing', 'never')}")
 def test_it_takes_the_steps_of_a_loop_by_hand(by_hand: Any, gpt2: Path, rows: Path, case: dict[str, Any]) -> None:
-    tokens = TokenSet(rows)
+    tokens = TokenDataset(rows)
     assert tokens.trained_tokens(range(8)) > CHUNK  # so the output layer is trained in chunks, with weights that differ
     with one_thread():
-        agree(by_hand, *trained(gpt2, rows, case, Group()))
+        agree(by_hand, *trained(gpt2, rows, case, ProcessGroup()))
 
 
 def test_it_takes_them_in_two_processes(by_hand: Any, gpt2: Path, rows: Path, tmp_path: Path) -> None:
@@ -111,8 +111,8 @@ def test_it_takes_them_in_two_processes(by_hand: Any, gpt2: Path, rows: Path, tm
 
 
 def test_prompts_are_shared_where_pairs_are_packed(rows: Path) -> None:
-    tokens = TokenSet(rows)
-    for group in Division(10**6, 1, "always", by_row=True).groups(tokens, range(24)):
+    tokens = TokenDataset(rows)
+    for group in MicroBatchPolicy(10**6, 1, "always", by_row=True).groups(tokens, range(24)):
         assert group.shared is not None
         assert group.shared >= 7
         assert tokens.packed_tokens(group.rows, group.shared) == tokens.lengths[group.rows[0]] - group.shared

@@ -26,7 +26,7 @@ from tunesmith import run_recipe
 from tunesmith.core.files import read_json, read_jsonl, read_whole_lines
 from tunesmith.core.rundir import RunDir
 from tunesmith.data.token_file import write_tokens
-from tunesmith.distributed.process_group import Group
+from tunesmith.distributed.process_group import ProcessGroup
 from tunesmith.fetch.reference import resolve
 
 pytestmark = pytest.mark.slow
@@ -114,7 +114,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @functools.cache
 def by_one(model: Path, rows: Path, tuning: str, precision: str, size: int) -> tuple[list[Any], dict[str, Any]]:
-    return trained(model, rows, {"tuning": tuning, "precision": precision, "micro_batch": size}, Group())
+    return trained(model, rows, {"tuning": tuning, "precision": precision, "micro_batch": size}, ProcessGroup())
 
 
 @pytest.mark.parametrize("world", [2, 4])

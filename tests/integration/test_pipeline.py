@@ -50,7 +50,7 @@ def test_what_was_saved_loads_in_plain_libraries_with_equal_logits(tmp_path: Pat
 
     from tunesmith.fetch.reference import resolve
     from tunesmith.model.adapters import open_model
-    from tunesmith.model.load import machine
+    from tunesmith.model.load import choose_compute
 
     run = run_recipe(recipe(tmp_path, tiny, tuning=TUNINGS[method]), out=tmp_path / "run", until="train")
     found = resolve(f"run:{run.path}")
@@ -61,7 +61,7 @@ def test_what_was_saved_loads_in_plain_libraries_with_equal_logits(tmp_path: Pat
         plain = AutoModelForCausalLM.from_pretrained(found.path)
     ids = torch.tensor([AutoTokenizer.from_pretrained(found.path)("Say one and cat").input_ids])
     with torch.inference_mode():
-        assert torch.equal(plain.eval()(ids).logits, open_model(found, machine("fp32")).eval()(ids).logits)
+        assert torch.equal(plain.eval()(ids).logits, open_model(found, choose_compute("fp32")).eval()(ids).logits)
 
 
 @pytest.mark.slow

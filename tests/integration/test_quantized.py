@@ -24,7 +24,7 @@ def test_a_run_ends_in_the_registry_and_is_used_as_it_was_trained(
     import torch
 
     from tunesmith.model.adapters import open_model
-    from tunesmith.model.load import machine
+    from tunesmith.model.load import choose_compute
 
     model = {"base": str(tiny)}  # in the precision of the processor
     file = recipe(
@@ -50,7 +50,7 @@ def test_a_run_ends_in_the_registry_and_is_used_as_it_was_trained(
     for reference in (f"run:{run.path}", "small@staging", str(resolve("small@staging").path)):
         found = resolve(reference)
         assert read_json(found.path / CARD)["quantization"]["bits"] == bits
-        opened = open_model(found, machine())
+        opened = open_model(found, choose_compute())
         assert any(type(module).__name__ == kind for module in opened.modules())
         assert isinstance(open_chatter(reference).ask("Say one and cat.", max_new_tokens=4), str)
 
@@ -60,8 +60,8 @@ def test_a_run_ends_in_the_registry_and_is_used_as_it_was_trained(
     assert "quantization" not in read_json(plain.verdict)["reasons"][-1]
 
     folder = merge_model("small@staging", tmp_path / "merged")
-    merged = open_model(resolve(str(folder)), machine("fp32"))
-    wanted = open_model(resolve("small@staging"), machine("fp32"), merged=True)
+    merged = open_model(resolve(str(folder)), choose_compute("fp32"))
+    wanted = open_model(resolve("small@staging"), choose_compute("fp32"), merged=True)
     assert all(torch.equal(one, other) for one, other in zip(merged.parameters(), wanted.parameters(), strict=True))
     assert {type(module).__name__ for module in merged.modules()}.isdisjoint({kind})
     assert isinstance(open_chatter(str(folder)).ask("Say one and cat.", max_new_tokens=4), str)
@@ -92,17 +92,17 @@ def test_the_embedded_model_learns_in_four_and_eight_bits_as_in_full(smollm2: Pa
     import torch
 
     from tunesmith.model.adapters import make_trainable
-    from tunesmith.model.load import Machine, load_base
+    from tunesmith.model.load import ComputeConfig, load_base
     from tunesmith.recipe.schema import LoraTuning, QloraTuning, Quantization
-    from tunesmith.tasks.tokenizer import Codec
+    from tunesmith.tasks.tokenizer import TokenizerAdapter
 
     text = "Question: how many orders did Ada place? Answer: SELECT count(*) FROM orders WHERE customer = 'Ada';"
-    ids = torch.tensor([Codec.load(smollm2).markup(text)])
-    on = Machine(torch.device("cpu"), torch.float32)
+    ids = torch.tensor([TokenizerAdapter.load(smollm2).markup(text)])
+    compute = ComputeConfig(torch.device("cpu"), torch.float32)
     kinds: dict[str, Any] = {"fp32": None, "int8": Quantization(bits=8), "nf4": Quantization(bits=4)}
     sizes, losses = {}, {}
     for name, quantization in kinds.items():
-        model = load_base(ModelFolder("smollm2", smollm2), on, quantization=quantization)
+        model = load_base(ModelFolder("smollm2", smollm2), compute, quantization=quantization)
         sizes[name] = model.get_memory_footprint()
         chosen = LoraTuning(method="lora", rank=8) if quantization is None else QloraTuning(method="qlora", rank=8)
         model = make_trainable(model, chosen, seed=0)

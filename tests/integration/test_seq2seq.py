@@ -73,7 +73,7 @@ def test_every_kind_runs_to_a_verdict_and_loads_in_plain_libraries(
 
     from tunesmith.fetch.reference import resolve
     from tunesmith.model.adapters import open_model
-    from tunesmith.model.load import machine
+    from tunesmith.model.load import choose_compute
 
     base = t5 if kind == "t5" else save_seq2seq(tmp_path / "m", kind)
     tuning = {**LORA, "target": "all-linear"} if kind == "bart" else LORA
@@ -89,7 +89,7 @@ def test_every_kind_runs_to_a_verdict_and_loads_in_plain_libraries(
         plain = AutoModelForSeq2SeqLM.from_pretrained(found.path)
     ids = {"input_ids": torch.tensor([[5, 6, 7]]), "decoder_input_ids": torch.tensor([[2, 5]])}
     with torch.inference_mode():
-        assert torch.equal(plain.eval()(**ids).logits, open_model(found, machine("fp32")).eval()(**ids).logits)
+        assert torch.equal(plain.eval()(**ids).logits, open_model(found, choose_compute("fp32")).eval()(**ids).logits)
 
 
 @pytest.mark.slow

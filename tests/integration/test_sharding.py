@@ -20,17 +20,17 @@ pytestmark = pytest.mark.slow
 FULL = {"method": "full"}
 IN_PARTS = "launch.sharding=full"
 # All of the model has no room in a process that evaluates.
-NO_ROOM = "from tunesmith.evaluate import evaluate\nevaluate.fits_to_answer = lambda *_: False"
+NO_ROOM = "from tunesmith.evaluate import evaluate\nevaluate.fits_for_inference = lambda *_: False"
 # The second process takes long to write its part of a checkpoint.
 SLOW_TO_WRITE = """
 import os, time
 from tunesmith.train import checkpoint
-quick = checkpoint.write_parts
+quick = checkpoint.write_shards
 def slow(*told):
     if os.environ["RANK"] == "1":
         time.sleep({seconds})
     quick(*told)
-checkpoint.write_parts = slow
+checkpoint.write_shards = slow
 """
 
 

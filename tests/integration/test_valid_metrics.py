@@ -12,15 +12,15 @@ from tests.unit.train.conftest import CLOCKS
 from tunesmith import load_recipe, run_recipe
 from tunesmith.core.files import digest_file, read_json, read_jsonl, write_json
 from tunesmith.core.rundir import RunDir
-from tunesmith.data.batches import TokenSet
+from tunesmith.data.batches import TokenDataset
 from tunesmith.data.token_file import write_tokens
 from tunesmith.fetch.reference import resolve
-from tunesmith.inference.predict import answers
-from tunesmith.inference.prompts import questions_of, rows_of
+from tunesmith.inference.predict import predict
+from tunesmith.inference.prompts import build_prompts, rows_of
 from tunesmith.model.adapters import open_model
-from tunesmith.model.load import machine_of
+from tunesmith.model.load import compute_config
 from tunesmith.tasks import task_for
-from tunesmith.tasks.chatml import codec_of
+from tunesmith.tasks.chatml import load_tokenizer
 from tunesmith.train.train import train
 
 TRAIN = {
@@ -44,7 +44,7 @@ def test_the_test_split_is_not_read_by_training(tmp_path: Path, tiny: Path) -> N
     whole = run_recipe(file, out=tmp_path / "whole", until="prepare")
     poisoned = RunDir(shutil.copytree(whole.path, tmp_path / "poisoned"))
     # Whether rows are too long for the model is asked of all splits: lengths stay, nothing else does.
-    places = TokenSet(poisoned.tokens("test"))
+    places = TokenDataset(poisoned.tokens("test"))
     rows = [places.example(i, str(i)) for i in range(len(places))]
     write_tokens(poisoned.tokens("test"), [replace(row, input_ids=(7,) * len(row.input_ids)) for row in rows])
     poisoned.examples("test").write_bytes(b"\0 no row\n")
@@ -75,15 +75,15 @@ def test_answers_are_those_of_the_base_and_of_the_checkpoints(tmp_path: Path, ti
     file = recipe(tmp_path, base, train=TRAIN, **sections)
     run = run_recipe(file, out=tmp_path / "run", until="train")
     loaded = load_recipe(file)
-    codec = codec_of(resolve(str(base)))
-    task = task_for(loaded.data, codec)
+    tokenizer = load_tokenizer(resolve(str(base)))
+    task = task_for(loaded.data, tokenizer)
     examples, _ = rows_of(run, "valid", 5, loaded.seed)
-    questions = questions_of(examples, loaded, task, codec)
+    questions = build_prompts(examples, loaded, task, tokenizer)
     assert (questions.beams, questions.max_new_tokens) == (loaded.evaluate.beams, 8)
     best = read_json(run.stage("train") / "manifest.json")["best_step"]
     for step, reference in ((0, str(base)), (best, f"run:{run.path}"), (6, f"run:{run.path}#6")):
-        model = open_model(resolve(reference), machine_of(loaded))
-        wanted = {line["id"]: line for line in answers(model, questions, task, range(len(examples)))}
+        model = open_model(resolve(reference), compute_config(loaded))
+        wanted = {line["id"]: line for line in predict(model, questions, task, range(len(examples)))}
         for line in said(run, step):
             assert {key: line[key] for key in wanted[line["id"]]} == wanted[line["id"]]
         assert len(said(run, step)) == 5

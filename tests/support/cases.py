@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
-from tests.support.tiny import CHATML, THINKING, config, save_plain_model, tokenizer
+from tests.support.tiny import CHATML, THINKING, config, make_tokenizer, save_plain_model
 
 Rows = list[dict[str, Any]]
 WORDS = ("one", "two", "red", "blue", "cat", "dog", "sun")
@@ -89,7 +89,7 @@ def model(folder: Path, kind: str) -> Path:
     path = folder / kind
     if kind == "plain":
         return save_plain_model(path, "llama")
-    made = tokenizer(STRICT if kind == "strict" else THINKING if kind == "thinking" else CHATML)
+    made = make_tokenizer(STRICT if kind == "strict" else THINKING if kind == "thinking" else CHATML)
     shape = config(kind if kind in ("roberta", "bert") else "llama")
     if kind == "short":  # fewer rows in the embedding than the tokenizer has tokens
         shape.vocab_size = len(made) - 2

@@ -14,20 +14,20 @@ from safetensors.torch import save_file
 from tests.support.pairs import PAIRS
 from tests.unit.train.conftest import FULL, LORA, recipe_of
 
-from tunesmith.core.dist_env import place
+from tunesmith.core.dist_env import rank_info
 from tunesmith.core.errors import NonFinite
-from tunesmith.data.batches import TokenSet
-from tunesmith.data.microbatch import Division
+from tunesmith.data.batches import TokenDataset
+from tunesmith.data.microbatch import MicroBatchPolicy
 from tunesmith.distributed.fsdp import shard
-from tunesmith.distributed.process_group import Group, meeting
-from tunesmith.distributed.sharded_state import put_together
+from tunesmith.distributed.process_group import ProcessGroup, meeting
+from tunesmith.distributed.sharded_state import gather_full_state_dict
 from tunesmith.fetch.reference import ModelFolder
-from tunesmith.kernels.oom import Fitting
-from tunesmith.kernels.packed_attention import has_row_attention
+from tunesmith.kernels.oom import OomRetry
+from tunesmith.kernels.packed_attention import has_packed_attention
 from tunesmith.model.adapters import make_trainable, trained_parameters
-from tunesmith.model.load import Machine, load_base
+from tunesmith.model.load import ComputeConfig, load_base
 from tunesmith.objectives.sft import SFT
-from tunesmith.recipe.schedule import steps_of
+from tunesmith.recipe.schedule import plan_steps
 from tunesmith.train.loop import Setup, measure, train_steps
 from tunesmith.train.optim import make_optimizer
 
@@ -36,7 +36,9 @@ OBJECTIVES = {"sft": SFT, "pairs": PAIRS}
 PRECISIONS = {"fp32": torch.float32, "fp64": torch.float64}
 
 
-def trained(model: Path, rows: Path, case: dict[str, Any], group: Group) -> tuple[list[Any], dict[str, torch.Tensor]]:
+def trained(
+    model: Path, rows: Path, case: dict[str, Any], group: ProcessGroup
+) -> tuple[list[Any], dict[str, torch.Tensor]]:
     """Train a tiny model; return what every step reported, then what a validation found, and the weights.
 
     Args:
@@ -44,20 +46,24 @@ def trained(model: Path, rows: Path, case: dict[str, Any], group: Group) -> tupl
             be NaN.
     """
     recipe = recipe_of(model, TUNINGS[case["tuning"]], examples_per_step=8, epochs=2)
-    on = Machine(torch.device("cpu"), PRECISIONS[case["precision"]])
-    made = make_trainable(load_base(ModelFolder("x", model), on, dtype=on.compute), recipe.tuning, seed=0)
-    made.to(on.compute)  # the masters of adapters too, which are fp32 otherwise
+    compute = ComputeConfig(torch.device("cpu"), PRECISIONS[case["precision"]])
+    made = make_trainable(load_base(ModelFolder("x", model), compute, dtype=compute.dtype), recipe.tuning, seed=0)
+    made.to(compute.dtype)  # the masters of adapters too, which are fp32 otherwise
     sharding = case.get("sharding", "none") if group.is_many else "none"
     if sharding != "none":
-        two = Group(replace(group.place, local_world=group.place.world // 2))  # as on two machines
-        shard(made, on, two, by_node=sharding == "node")
-    division = Division(256, case["micro_batch"], case.get("packing", "never"), by_row=has_row_attention(made))
-    tokens, fitting = TokenSet(rows), Fitting(division)
-    plan = steps_of(recipe, len(tokens))
+        two = ProcessGroup(
+            replace(group.rank_info, local_world_size=group.rank_info.world_size // 2)
+        )  # as on two machines
+        shard(made, compute, two, by_node=sharding == "node")
+    division = MicroBatchPolicy(
+        256, case["micro_batch"], case.get("packing", "never"), by_row=has_packed_attention(made)
+    )
+    tokens, fitting = TokenDataset(rows), OomRetry(division)
+    plan = plan_steps(recipe, len(tokens))
     setup = Setup(
         recipe,
         plan,
-        on,
+        compute,
         made,
         tokens,
         2,
@@ -66,7 +72,7 @@ def trained(model: Path, rows: Path, case: dict[str, Any], group: Group) -> tupl
         sharding=sharding,
         objective=OBJECTIVES[case.get("objective", "sft")],
     )
-    if case.get("bad") == group.place.rank:
+    if case.get("bad") == group.rank_info.rank:
         made.get_input_embeddings().weight.data[:] = float("nan")
     try:
         reports = list(train_steps(setup, make_optimizer(made, recipe.train), first_step=0))
@@ -74,7 +80,7 @@ def trained(model: Path, rows: Path, case: dict[str, Any], group: Group) -> tupl
         return [str(error)], {}
     facts = [[one.loss, one.gradient_norm, one.tokens, one.trained_tokens] for one in reports]
     found = measure(setup, tokens)
-    whole = put_together(made, keep=True)
+    whole = gather_full_state_dict(made, keep=True)
     weights = {name: whole[name] for name, _ in trained_parameters(made)}
     return [*facts, [*found.values.values(), found.tokens]], weights
 
@@ -82,10 +88,10 @@ def trained(model: Path, rows: Path, case: dict[str, Any], group: Group) -> tupl
 def main() -> None:
     """Train every case, and let every process leave what it found."""
     model, rows, out = map(Path, sys.argv[1:4])
-    with meeting(place()) as others:
+    with meeting(rank_info()) as others:
         for number, case in enumerate(json.loads(sys.argv[4])):
             facts, weights = trained(model, rows, case, others.group)
-            name = f"{number}-{others.group.place.rank}"
+            name = f"{number}-{others.group.rank_info.rank}"
             (out / f"{name}.json").write_text(json.dumps(facts))
             save_file(weights, out / f"{name}.safetensors")
         others.group.wait()

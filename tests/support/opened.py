@@ -60,10 +60,10 @@ def opened(folder_of: Callable[[str], Path]) -> Opened:
     """Load a tiny model of an architecture, as the project does."""
     import torch
 
-    from tunesmith.model.load import Machine, load_base
+    from tunesmith.model.load import ComputeConfig, load_base
 
     def load(kind: str, dtype: Any = None) -> Any:
-        on = Machine(torch.device("cpu"), dtype or torch.float32)
-        return load_base(ModelFolder(kind, folder_of(kind)), on).eval()
+        compute = ComputeConfig(torch.device("cpu"), dtype or torch.float32)
+        return load_base(ModelFolder(kind, folder_of(kind)), compute).eval()
 
     return load

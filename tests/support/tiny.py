@@ -36,7 +36,7 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def tokenizer(
+def make_tokenizer(
     template: str | None = CHATML,
     *,
     markup: Sequence[str] = ("<think>", "</think>"),
@@ -93,7 +93,7 @@ def _no_dropout(*names: str) -> dict[str, float]:
 
 def save_plain_model(folder: Path, kind: str, *, spare_rows: int = 0) -> Path:
     """Write a random model that knows no markup: one control token, no template, and no rows but `spare_rows` more."""
-    made = tokenizer(None, specials=["<|endoftext|>"])
+    made = make_tokenizer(None, specials=["<|endoftext|>"])
     shape = config(kind)
     shape.vocab_size, shape.bos_token_id, shape.eos_token_id, shape.pad_token_id = len(made) + spare_rows, 0, 0, 0
     return _saved(folder, shape, made, seed=0)
@@ -101,7 +101,7 @@ def save_plain_model(folder: Path, kind: str, *, spare_rows: int = 0) -> Path:
 
 def save_model(folder: Path, kind: str, *, template: str | None = CHATML, seed: int = 0) -> Path:
     """Write a random model and its tokenizer to a folder, as `save_pretrained` does; return the folder."""
-    return _saved(folder, config(kind), tokenizer(template), seed=seed)
+    return _saved(folder, config(kind), make_tokenizer(template), seed=seed)
 
 
 def _saved(folder: Path, shape: Any, made: Any, *, seed: int) -> Path:

@@ -4,14 +4,14 @@ from typing import Any
 
 import torch
 
-from tunesmith.data.batches import TokenSet
-from tunesmith.data.microbatch import Division
+from tunesmith.data.batches import TokenDataset
+from tunesmith.data.microbatch import MicroBatchPolicy
 from tunesmith.kernels.token_loss import token_loss
 from tunesmith.model.adapters import trained_parameters
 
 
 def losses(
-    model: Any, tokens: TokenSet, division: Division, *, steps: int, learning_rate: float, pad_id: int
+    model: Any, tokens: TokenDataset, division: MicroBatchPolicy, *, steps: int, learning_rate: float, pad_id: int
 ) -> list[float]:
     """Train on all rows in every step; return the loss of each."""
     optimizer = torch.optim.AdamW([weight for _, weight in trained_parameters(model)], lr=learning_rate)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from tests.support.opened import folder_of, opened  # noqa: F401  (fixtures)
-from tests.support.tiny import one_thread, tokenizer
+from tests.support.tiny import make_tokenizer, one_thread
 
 # Folders whose tests compute with models; the others never wait for torch.
 COMPUTING = ("distributed", "evaluate", "inference", "kernels", "model", "train")
@@ -23,6 +23,6 @@ def _one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
 def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that `resolve` takes for a model: the tiny byte-level tokenizer, ChatML and a configuration."""
     folder = tmp_path_factory.mktemp("models") / "tokenizer-only"
-    tokenizer().save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
     (folder / "config.json").write_text(json.dumps({"model_type": "llama"}), encoding="utf-8")
     return folder

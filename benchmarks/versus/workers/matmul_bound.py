@@ -18,16 +18,16 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
     from transformers import AutoConfig
 
     from tunesmith.fetch.reference import resolve
-    from tunesmith.model.load import machine
+    from tunesmith.model.load import choose_compute
 
-    on = machine()
+    compute = choose_compute()
     config = AutoConfig.from_pretrained(resolve(job["base"]).path)
     hidden, inner = config.hidden_size, config.intermediate_size
     width = getattr(config, "head_dim", None) or hidden // config.num_attention_heads
     heads = config.num_attention_heads * width
     joined = heads + 2 * config.num_key_value_heads * width
     shapes = [(hidden, joined), (heads, hidden), (hidden, 2 * inner), (inner, hidden)]
-    made = {"dtype": on.compute, "device": on.device}
+    made = {"dtype": compute.dtype, "device": compute.device}
     layers = [torch.randn(b, a, **made) for _ in range(config.num_hidden_layers) for a, b in shapes]
     output = torch.randn(config.vocab_size, hidden, **made)
     inputs = {size: torch.randn(job["tokens"], size, **made) for pair in shapes for size in pair}
@@ -41,14 +41,14 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
         ends[1] @ output
         for weight in reversed(layers):
             inputs[weight.shape[0]] @ weight
-        if on.device.type == "cuda":
+        if compute.device.type == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter() - began
 
     with torch.inference_mode():
         step()
         seconds = [step() for _ in range(job["rounds"])]
-    return {"seconds": statistics.median(seconds), "precision": on.precision, "each": seconds}
+    return {"seconds": statistics.median(seconds), "precision": compute.precision, "each": seconds}
 
 
 if __name__ == "__main__":

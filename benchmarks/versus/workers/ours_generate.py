@@ -10,9 +10,9 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
     """Answer all prompts; return the answers and how long they took, loading not counted."""
     from tunesmith.fetch.reference import resolve
     from tunesmith.inference.generate import generate
-    from tunesmith.model.load import load_base, machine
+    from tunesmith.model.load import choose_compute, load_base
 
-    model = load_base(resolve(job["base"]), machine("fp32")).eval()
+    model = load_base(resolve(job["base"]), choose_compute("fp32")).eval()
     list(generate(model, [one[:8] for one in job["prompts"][:2]], stop_ids=job["stop_ids"], max_new_tokens=2))
     began = time.perf_counter()
     found = list(generate(model, job["prompts"], stop_ids=job["stop_ids"], max_new_tokens=job["max_new_tokens"]))

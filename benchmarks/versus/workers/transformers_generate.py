@@ -15,11 +15,13 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
     model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32).to(device).eval()
     answer_batch(model, [one[:8] for one in job["prompts"][:2]], job["stop_ids"], 2)
     began = time.perf_counter()
-    found = answer_all(model, job["prompts"], job["stop_ids"], job["max_new_tokens"], job["batch"])
+    found = generate_answers(model, job["prompts"], job["stop_ids"], job["max_new_tokens"], job["batch"])
     return {"seconds": time.perf_counter() - began, "answers": found}
 
 
-def answer_all(model: Any, prompts: list[list[int]], stop_ids: list[int], most: int, batch: int) -> list[list[int]]:
+def generate_answers(
+    model: Any, prompts: list[list[int]], stop_ids: list[int], most: int, batch: int
+) -> list[list[int]]:
     """Return an answer to each prompt, without its stop token."""
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     answers: list[list[int]] = [[] for _ in prompts]

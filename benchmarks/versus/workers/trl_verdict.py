@@ -13,7 +13,7 @@ from typing import Any
 
 import hf
 import protocol
-from transformers_generate import answer_all
+from transformers_generate import generate_answers
 from trl_train import trainer_of
 
 
@@ -43,7 +43,7 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _score(model: Any, tokenizer: Any, prompts: list[list[int]], asked: list[dict[str, Any]], job: Any) -> float:
-    answers = answer_all(model, prompts, [tokenizer.eos_token_id], job["max_new_tokens"], job["batch"])
+    answers = generate_answers(model, prompts, [tokenizer.eos_token_id], job["max_new_tokens"], job["batch"])
     with contextlib.closing(sqlite3.connect(f"file:{job['database']}?mode=ro", uri=True)) as connection:
         right = [
             _found(connection, tokenizer.decode(ids, skip_special_tokens=True)) == _found(connection, one["reference"])

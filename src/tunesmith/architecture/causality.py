@@ -26,11 +26,11 @@ _ENCODERS = frozenset({
 
 def require_causal(folder: Path) -> None:
     """Raise RecipeError if a model's configuration says that its tokens see later ones."""
-    if reason := why_not_causal(language_config(folder)):
+    if reason := not_causal_reason(language_config(folder)):
         raise RecipeError(f"is not a causal language model: {reason}", where=str(folder), hint=HINT)
 
 
-def why_not_causal(config: Mapping[str, Any]) -> str | None:
+def not_causal_reason(config: Mapping[str, Any]) -> str | None:
     """Return why a configuration is not that of a causal model; None if it is, or if that is left open."""
     kind = str(config.get("model_type"))
     if kind in _ENCODERS and not config.get("is_decoder"):

@@ -17,7 +17,7 @@ from cyclopts.exceptions import CycloptsError
 from tunesmith.cli.output import Reported, accept_any_encoding, print_json
 from tunesmith.cli.translate import as_tunesmith_error
 from tunesmith.cli.usage import usage_error
-from tunesmith.core.dist_env import place
+from tunesmith.core.dist_env import rank_info
 from tunesmith.core.errors import TunesmithError, VerdictRefused
 from tunesmith.core.places import cache_root
 
@@ -79,7 +79,7 @@ def _failed(error: TunesmithError, raised: BaseException, as_json: bool, debug: 
 def _is_first_rank() -> bool:
     """Whether this process is the one of its run that prints results."""
     try:
-        return place().is_first
+        return rank_info().is_first
     except TunesmithError:  # the variables of the launcher are wrong, which is the error being printed
         return True
 

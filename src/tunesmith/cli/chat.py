@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.core.errors import DataError, RecipeError
-from tunesmith.core.progress import say
+from tunesmith.core.progress import log
 from tunesmith.data.sources import Row, read_rows
 from tunesmith.inference.chatter import Chatter
 from tunesmith.recipe.data_source import FileSource
@@ -84,7 +84,7 @@ def answer_rows(chatter: Chatter, file: Path, *, samples: int, **settings: Any) 
     asked = [chatter.turns_of_row(row.values, row.where) for row in rows]
     lines = chatter.answers(asked, samples=samples, **settings)
     if failed := sum(line["error"] is not None for line in lines):
-        say(f"{failed} of {len(lines)} answers are missing; see their `error`")
+        log(f"{failed} of {len(lines)} answers are missing; see their `error`")
     found = []
     for place, line in enumerate(lines):
         row = rows[place // samples]
@@ -104,10 +104,10 @@ def _reference(task: Task, row: Row) -> dict[str, str]:
 def announce(chatter: Chatter, reference: str) -> None:
     """Print a note on stderr if a model is not asked through a prompt template that it was trained with."""
     if isinstance(chatter.data, TextData):
-        say(f"note: {reference} continues the text itself; no template is applied")
+        log(f"note: {reference} continues the text itself; no template is applied")
     elif not chatter.is_trained_prompt:
         how = "gets the prompt through its chat template only" if chatter.keeps_turns else "gets the prompt as it is"
-        say(f"note: {reference} {how}; it has no prompt template")
+        log(f"note: {reference} {how}; it has no prompt template")
 
 
 def converse(chatter: Chatter, **settings: Any) -> None:
@@ -128,4 +128,4 @@ def converse(chatter: Chatter, **settings: Any) -> None:
         except DataError as error:
             if not sys.stdin.isatty():
                 raise
-            say(f"error: {error}")  # the conversation can go on with another question
+            log(f"error: {error}")  # the conversation can go on with another question

@@ -21,17 +21,17 @@ FIRST_PORT, PORTS = 15_000, 17_000
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """The number of a process among all of a run's (`world`), and among those on its machine (`local_world`).
+class RankInfo:
+    """The number of a process among all of a run's (`world_size`), and among those on its machine (`local_world_size`).
 
-    `meet_at` is where they find each other, as `torch.distributed` takes it.
+    `init_method` is where they find each other, as `torch.distributed` takes it.
     """
 
     rank: int = 0
-    world: int = 1
+    world_size: int = 1
     local_rank: int = 0
-    local_world: int = 1
-    meet_at: str = "env://"
+    local_world_size: int = 1
+    init_method: str = "env://"
 
     @property
     def is_first(self) -> bool:
@@ -39,7 +39,7 @@ class Place:
         return self.rank == 0
 
 
-def place() -> Place:
+def rank_info() -> RankInfo:
     """Return the place of this process; the only one of one, where nobody says anything.
 
     Raises:
@@ -49,30 +49,30 @@ def place() -> Place:
         return _believed(_of_torchrun, _OF_TORCHRUN)
     if os.environ.get(_OF_SRUN[0], "1") != "1":
         return _believed(_of_srun, _OF_SRUN)
-    return Place()
+    return RankInfo()
 
 
-def _believed(told: Callable[[], Place], names: Sequence[str]) -> Place:
+def _believed(told: Callable[[], RankInfo], names: Sequence[str]) -> RankInfo:
     """Return the place that is told, unless it cannot be."""
     with contextlib.suppress(ValueError, IndexError):
         found = told()
-        if 0 <= found.rank < found.world and 0 <= found.local_rank < found.local_world <= found.world:
+        if 0 <= found.rank < found.world_size and 0 <= found.local_rank < found.local_world_size <= found.world_size:
             return found
     said = ", ".join(f"{name}={os.environ[name]}" for name in names if name in os.environ)
     raise RecipeError(f"the environment says {said}", hint="unset them, or start the processes with torchrun or srun")
 
 
-def _of_torchrun() -> Place:
+def _of_torchrun() -> RankInfo:
     said = (os.environ.get(name) or default for name, default in zip(_OF_TORCHRUN, "0101", strict=True))
     rank, world, local_rank, local_world = map(int, said)
-    return Place(rank, world, local_rank, local_world)
+    return RankInfo(rank, world, local_rank, local_world)
 
 
-def _of_srun() -> Place:
+def _of_srun() -> RankInfo:
     """Return the place of a task of a job's step, and where its first task waits."""
     world, rank, local_rank, node, per_node = (os.environ.get(name, "") for name in _OF_SRUN)
     tasks = list(_repeated(per_node))
-    return Place(int(rank), int(world), int(local_rank), tasks[int(node)], _first_task())
+    return RankInfo(int(rank), int(world), int(local_rank), tasks[int(node)], _first_task())
 
 
 def _repeated(text: str) -> Iterator[int]:

@@ -100,10 +100,10 @@ def _value(line: bytes, where: str, hint: str | None = None) -> Any:
 
 def write_jsonl(path: Path, values: Iterable[Any]) -> None:
     """Write one JSON value a line, streaming, and fsync. The folder's manifest makes it final."""
-    write_pieces(path, (json_line(value).encode() for value in values))
+    write_chunks(path, (json_line(value).encode() for value in values))
 
 
-def write_pieces(path: Path, pieces: Iterable[bytes]) -> None:
+def write_chunks(path: Path, pieces: Iterable[bytes]) -> None:
     """Write a file piece by piece, and fsync. The folder's manifest makes it final."""
     with translate_enospc(path):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -67,7 +67,7 @@ def check() -> None:
         raise stopped(_requested[0])
 
 
-def until_requested(items: Iterable[T]) -> Iterator[T]:
+def stop_when_requested(items: Iterable[T]) -> Iterator[T]:
     """Yield items until a signal comes: each of many processes leaves its own, and then they agree that they stop."""
     for item in items:
         if _requested:

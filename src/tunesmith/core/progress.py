@@ -49,7 +49,7 @@ class Progress:
     def _line(self, note: str) -> None:
         of = f"/{self._total}" if self._total else ""
         parts = [f"{self._label} {self._done}{of} {self._unit}", note, self._time_left()]
-        say("  ".join(part for part in parts if part))
+        log("  ".join(part for part in parts if part))
 
     def _time_left(self) -> str:
         done, seconds = self._done - self._start, time.monotonic() - self._began
@@ -58,7 +58,7 @@ class Progress:
         return f"{format_duration(seconds / done * (self._total - self._done))} left"
 
 
-def say(text: str) -> None:
+def log(text: str) -> None:
     """Print one line of news on stderr. Where nobody reads it any more, the work goes on all the same."""
     with contextlib.suppress(OSError):
         print(text, file=sys.stderr, flush=True)

@@ -29,7 +29,7 @@ class RunDir:
         """Return the run at `path`; raise RecipeError where there is none."""
         run = cls(path)
         if not run.resolved_recipe.exists():
-            near = run_near(run.path)
+            near = find_run(run.path)
             hint = f"did you mean {near}?" if near else "name a folder that `tunesmith run` wrote"
             raise RecipeError("is not a run folder", where=str(path), hint=hint)
         return run
@@ -158,7 +158,7 @@ class RunDir:
         return self.stage("evaluate") / "verdict.json"
 
 
-def run_near(path: Path) -> Path | None:
+def find_run(path: Path) -> Path | None:
     """Return the run that a folder is in, else the newest run in it, for a hint; None if there is neither."""
     above = (folder for folder in path.parents if RunDir(folder).resolved_recipe.exists())
     below = sorted(path.glob(f"*/{RunDir('').resolved_recipe}"), key=lambda file: file.stat().st_mtime_ns)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from tunesmith.core.records import INPUT_IDS, SEQUENCE_LENGTHS, TRAINED, Column, Tokens
-from tunesmith.data.token_file import FlatRows, columns_in, flat_arrays, tokens_from
+from tunesmith.data.token_file import RaggedRows, columns_in, flat_arrays, tokens_from
 
 if TYPE_CHECKING:  # lengths are asked for by `plan`, which has no need of tensors
     import torch
@@ -66,7 +66,7 @@ class Batch:
         return ((mine[:, None] == mine) | (mine == _SHARED)).tril()[None, None]
 
 
-class TokenSet:
+class TokenDataset:
     """The rendered examples of one split: a flat array of each column, and where each example begins.
 
     `lengths` are the tokens that a model reads of each example, in its encoder and its decoder together. `columns` are
@@ -77,7 +77,7 @@ class TokenSet:
         self._keep(load_file(path))
 
     @classmethod
-    def of(cls, examples: "Sequence[Tokens] | FlatRows") -> "TokenSet":
+    def of(cls, examples: "Sequence[Tokens] | RaggedRows") -> "TokenDataset":
         """Return rendered examples as the file of them would be read."""
         made = cls.__new__(cls)
         made._keep({name: array.made() for name, array in flat_arrays(examples).items()})
@@ -157,7 +157,7 @@ class TokenSet:
             shared: how many first tokens all these sequences have in common, see `shared_tokens`; they are there once.
             multiple: of which the line's length is one.
         """
-        length = whole_parts(self.packed_tokens(rows, shared), multiple)
+        length = round_up(self.packed_tokens(rows, shared), multiple)
         lines, start = [], shared
         for sequence in self._sequences(rows):
             lines.append((0, sequence, start, start + int(self._own[sequence]) - shared))
@@ -254,10 +254,10 @@ def _tensor(array: NDArray[Any]) -> "torch.Tensor":
 def bucket(length: int) -> int:
     """Return the padded length of a row: few values, because every new shape costs on a CPU."""
     step = 16 if length <= 128 else 32 if length <= 256 else 64 if length <= 1024 else 256
-    return whole_parts(length, step)
+    return round_up(length, step)
 
 
-def whole_parts(length: int, multiple: int) -> int:
+def round_up(length: int, multiple: int) -> int:
     """Return a length made whole: the least that is a multiple of a number, and no shorter."""
     return -(-length // multiple) * multiple
 
@@ -267,7 +267,7 @@ def _order(seed: int, epoch: int, rows: int) -> NDArray[np.int64]:
     return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(rows)
 
 
-def rows_of_step(step: int, *, rows: int, examples_per_step: int, total_examples: int, seed: int) -> list[int]:
+def batch_indices(step: int, *, rows: int, examples_per_step: int, total_examples: int, seed: int) -> list[int]:
     """Return the rows of a step (counted from 0); the last step of a run may have fewer."""
     first = step * examples_per_step
     last = min(first + examples_per_step, total_examples)

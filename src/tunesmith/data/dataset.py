@@ -8,19 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.core.errors import DataError
-from tunesmith.core.progress import say
+from tunesmith.core.progress import log
 from tunesmith.core.records import Example
 from tunesmith.core.rundir import SPLITS
-from tunesmith.data.batches import TokenSet
-from tunesmith.data.dedup import Comparison, Copy, counted, parted_groups, tell_leakage, tell_parted_groups
-from tunesmith.data.mix import mixed
-from tunesmith.data.process_rows import Entry, Tally, rows_for
+from tunesmith.data.batches import TokenDataset
+from tunesmith.data.dedup import Comparison, Copy, apply_leakage_policy, counted, report_split_groups, split_groups
+from tunesmith.data.mix import mix_sources
+from tunesmith.data.process_rows import DropCounter, LedgerEntry, rows_for
 from tunesmith.data.proportions import far_from_asked, why_empty
-from tunesmith.data.similarity import Runs
+from tunesmith.data.similarity import ShingleIndex
 from tunesmith.data.sources import Row
-from tunesmith.data.spool import Kept, Shelf
+from tunesmith.data.spool import Spool, SpooledRow
 from tunesmith.data.trained_rows import cannot_tell, seen_before, seen_sentence
-from tunesmith.data.workers import shared_out
+from tunesmith.data.workers import process_in_parallel
 from tunesmith.fetch.reference import ModelFolder
 from tunesmith.recipe.columns import doubled_names, optional_columns
 from tunesmith.recipe.schema import Data, Recipe, Split, Train
@@ -28,16 +28,16 @@ from tunesmith.tasks.base import Task, is_empty
 
 
 @dataclass(frozen=True, slots=True)
-class Gathered:
+class Dataset:
     """Every row's line for the ledger; the rows of each split as often as they are used; what says the same.
 
     What the rows are lies on the shelf. `remarks` are the messages about them that were printed.
     """
 
-    entries: list[Entry]
-    used: dict[str, list[Kept]]
+    entries: list[LedgerEntry]
+    used: dict[str, list[SpooledRow]]
     copies: dict[str, Any]
-    shelf: Shelf
+    shelf: Spool
     control_tokens: dict[str, Any]
     trained_before: dict[str, Any]
     empty: dict[str, int]
@@ -47,7 +47,7 @@ class Gathered:
         """Return where the rows of a split lie on the shelf."""
         return [row.place for row in self.used[split] if row.place is not None]
 
-    def lines(self, split: str) -> list[Entry]:
+    def lines(self, split: str) -> list[LedgerEntry]:
         """Return the ledger's line of each row of a split."""
         return [row.entry for row in self.used[split]]
 
@@ -57,9 +57,9 @@ class Gathered:
         assert kept is not None
         return Example.from_json(json.loads(next(self.shelf.examples([kept]))))
 
-    def tokens(self, split: str) -> TokenSet:
+    def tokens(self, split: str) -> TokenDataset:
         """Return the tokens of all rows of a split."""
-        return TokenSet.of(self.shelf.rows(self.places(split)))
+        return TokenDataset.of(self.shelf.rows(self.places(split)))
 
     def facts(self) -> dict[str, Any]:
         """Return what can be counted: rows and why they are not used, tokens, lengths, copies."""
@@ -86,15 +86,15 @@ class Gathered:
         }
 
 
-def gather(
+def build_dataset(
     recipe: Recipe,
     task: Task,
     *,
     folder: Path,
     model: ModelFolder | None = None,
     seen: Callable[[int], None] = lambda _: None,
-    shelf: Shelf | None = None,
-) -> Gathered:
+    shelf: Spool | None = None,
+) -> Dataset:
     """Return all rows of a recipe; of leakage say, or do, what the recipe wants.
 
     Args:
@@ -106,16 +106,16 @@ def gather(
     Raises:
         DataError: see `process_rows.examine`; a split that is needed has no rows; leakage, if the recipe says `error`.
     """
-    shelf = shelf or Shelf()
-    rows: list[Kept] = []
+    shelf = shelf or Spool()
+    rows: list[SpooledRow] = []
     remarks: list[str] = []
 
     def remark(text: str) -> None:
         remarks.append(text)
-        say(text)
+        log(text)
 
-    tally, empty = Tally(), dict.fromkeys(sorted(optional_columns(recipe.data)), 0)
-    for parcel in shared_out(recipe, task, model, _watched(rows_for(recipe, folder), recipe, empty, remark)):
+    tally, empty = DropCounter(), dict.fromkeys(sorted(optional_columns(recipe.data)), 0)
+    for parcel in process_in_parallel(recipe, task, model, _watched(rows_for(recipe, folder), recipe, empty, remark)):
         tally.count(parcel.entry, parcel.remarks)
         rows.append(shelf.keep(parcel))
         seen(parcel.entry.row)
@@ -128,8 +128,8 @@ def gather(
     rows, once, copies = _chosen(rows, recipe, shelf.runs)
     if far:
         remark(f"warning: {far}")
-    tell_leakage(copies, recipe, remark)
-    tell_parted_groups(copies, recipe, remark)
+    apply_leakage_policy(copies, recipe, remark)
+    report_split_groups(copies, recipe, remark)
     before = seen_before(once, model)
     if told := seen_sentence(before, recipe):
         if recipe.data.leakage == "error":
@@ -138,7 +138,7 @@ def gather(
     elif told := cannot_tell(recipe, model):
         remark(f"warning: {told}")
     used = {name: [row for row in found for _ in range(row.entry.times)] for name, found in once.items()}
-    return Gathered([row.entry for row in rows], used, copies, shelf, spelled, before, empty, remarks)
+    return Dataset([row.entry for row in rows], used, copies, shelf, spelled, before, empty, remarks)
 
 
 def _watched(
@@ -177,8 +177,8 @@ def spelled_sentence(found: Mapping[str, Any], data: Data) -> str | None:
 
 
 def _chosen(
-    rows: Sequence[Kept], recipe: Recipe, runs: Runs
-) -> tuple[list[Kept], dict[str, list[Kept]], dict[str, Any]]:
+    rows: Sequence[SpooledRow], recipe: Recipe, runs: ShingleIndex
+) -> tuple[list[SpooledRow], dict[str, list[SpooledRow]], dict[str, Any]]:
     """Return all rows, those of each split that are used, and what says the same.
 
     With `leakage: drop`, training rows that say what held-out rows say leave, and rows are chosen anew from the others.
@@ -187,7 +187,7 @@ def _chosen(
     """
     left: dict[int, Copy] = {}
     while True:
-        chosen = mixed(rows, recipe, {number: copy.reason for number, copy in left.items()})
+        chosen = mix_sources(rows, recipe, {number: copy.reason for number, copy in left.items()})
         once = {name: [row for row in chosen if row.entry.split == name and row.place is not None] for name in SPLITS}
         missing = empty_splits({name: len(found) for name, found in once.items()}, recipe.data.split, recipe.train)
         if missing:
@@ -202,7 +202,7 @@ def _chosen(
         left |= {copy.row.entry.row: copy for copy in leaking}
     copies = compared.facts()
     if recipe.data.split.column and recipe.data.split.by:  # else groups are never parted
-        copies["groups"] = parted_groups(once)
+        copies["groups"] = split_groups(once)
     if left:
         copies["left_out"] = counted(sorted(left.values(), key=lambda copy: -copy.similarity))
     return chosen, once, copies
@@ -230,5 +230,5 @@ def empty_splits(counts: dict[str, int], split: Split, train: Train) -> list[str
     return [name for name in SPLITS if needed[name] and not counts.get(name)]
 
 
-def _reasons(entries: Sequence[Entry], status: str) -> dict[str, int]:
+def _reasons(entries: Sequence[LedgerEntry], status: str) -> dict[str, int]:
     return dict(Counter(entry.reason or "" for entry in entries if entry.status == status))

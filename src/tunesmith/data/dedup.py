@@ -5,8 +5,8 @@ from itertools import groupby
 from typing import Any, NamedTuple
 
 from tunesmith.core.errors import DataError
-from tunesmith.data.similarity import Runs, Texts
-from tunesmith.data.spool import Kept
+from tunesmith.data.similarity import MinHashIndex, ShingleIndex
+from tunesmith.data.spool import SpooledRow
 from tunesmith.recipe.schema import Recipe
 
 _EXAMPLES = 5
@@ -16,8 +16,8 @@ HELD_OUT = ("valid", "test")
 class Copy(NamedTuple):
     """A row that duplicates another exactly, or with a similarity (Jaccard index) of at least the threshold."""
 
-    row: Kept
-    of: Kept
+    row: SpooledRow
+    of: SpooledRow
     similarity: float
     is_exact: bool
 
@@ -39,15 +39,15 @@ class Comparison:
         threshold: least similarity of near-duplicates.
     """
 
-    def __init__(self, used: Mapping[str, Sequence[Kept]], runs: Runs, threshold: float) -> None:
+    def __init__(self, used: Mapping[str, Sequence[SpooledRow]], runs: ShingleIndex, threshold: float) -> None:
         self._threshold = threshold
-        self._rows: list[Kept] = []
+        self._rows: list[SpooledRow] = []
         self._places: dict[str, range] = {}
         for split in ("train", *HELD_OUT):
             begin = len(self._rows)
             self._rows += [next(blocks) for _, blocks in groupby(used[split], key=lambda row: row.entry.row)]
             self._places[split] = range(begin, len(self._rows))
-        self._texts = Texts.among(runs, [row.text for row in self._rows])
+        self._texts = MinHashIndex.among(runs, [row.text for row in self._rows])
 
     def facts(self) -> dict[str, Any]:
         """Return {near_duplicate_threshold, duplicates, valid, test}: how many rows have a copy in train, and examples.
@@ -91,7 +91,7 @@ def counted(copies: Sequence[Copy]) -> dict[str, Any]:
     return {"exact": exact, "near": len(copies) - exact, "examples": examples}
 
 
-def tell_leakage(copies: Mapping[str, Any], recipe: Recipe, remark: Callable[[str], None]) -> None:
+def apply_leakage_policy(copies: Mapping[str, Any], recipe: Recipe, remark: Callable[[str], None]) -> None:
     """Remark which rows stand in train and elsewhere, or raise DataError if the recipe says `error`."""
     if gone := copies.get("left_out"):
         remark(f"{gone['exact'] + gone['near']} training rows are left out: held-out rows say the same {_pairs(gone)}")
@@ -107,7 +107,7 @@ def tell_leakage(copies: Mapping[str, Any], recipe: Recipe, remark: Callable[[st
         remark(f"warning: {line}")
 
 
-def parted_groups(used: Mapping[str, Sequence[Kept]]) -> dict[str, Any]:
+def split_groups(used: Mapping[str, Sequence[SpooledRow]]) -> dict[str, Any]:
     """Return, of valid and test, {groups, rows, of, example}: groups that training rows are in too, and how many rows.
 
     `of` is how many rows the split has, and `example` a row of it beside a training row.
@@ -122,7 +122,7 @@ def parted_groups(used: Mapping[str, Sequence[Kept]]) -> dict[str, Any]:
     return found
 
 
-def tell_parted_groups(copies: Mapping[str, Any], recipe: Recipe, remark: Callable[[str], None]) -> None:
+def report_split_groups(copies: Mapping[str, Any], recipe: Recipe, remark: Callable[[str], None]) -> None:
     """Remark which groups of `split.by` the column of splits divides, or raise DataError if the recipe says `error`."""
     split = recipe.data.split
     lines = [

@@ -10,13 +10,13 @@ from functools import lru_cache, partial
 from tunesmith.architecture.shapes import Shapes
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.records import ENCODER_IDS
-from tunesmith.data.batches import TokenSet, rows_of_step
-from tunesmith.data.microbatch import Division, Group
-from tunesmith.estimate.memory import Memory, Pass, memory_of, weights_bytes
+from tunesmith.data.batches import TokenDataset, batch_indices
+from tunesmith.data.microbatch import MicroBatch, MicroBatchPolicy
+from tunesmith.estimate.memory import Memory, Pass, estimate_memory, weights_bytes
 from tunesmith.recipe.launch import Sharding
-from tunesmith.recipe.schedule import Steps, most_tokens, steps_of
+from tunesmith.recipe.schedule import StepPlan, most_tokens, plan_steps
 from tunesmith.recipe.schema import LoraBase, Recipe
-from tunesmith.recipe.validation import why_whole
+from tunesmith.recipe.validation import sharding_unsupported_reason
 
 # How many steps are looked at: those with the most tokens, and those with the longest rows.
 _STEPS = 12
@@ -35,7 +35,7 @@ ENCODER_READS_ALONE = "an encoder reads every row by itself"
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
+class MemoryBudget:
     """What a pass is computed in, and the GiB there are for it."""
 
     compute_bytes: int
@@ -48,7 +48,9 @@ class Room:
         return self.available_gib * (1 - _LEAVE_FREE)
 
 
-def division_of(recipe: Recipe, room: Room, *, apart: bool, share: bool, by_row: bool, reach: int) -> Division:
+def micro_batch_policy(
+    recipe: Recipe, room: MemoryBudget, *, apart: bool, share: bool, by_row: bool, reach: int
+) -> MicroBatchPolicy:
     """Return how rows are cut into forward passes where memory does not matter.
 
     Args:
@@ -58,7 +60,7 @@ def division_of(recipe: Recipe, room: Room, *, apart: bool, share: bool, by_row:
         reach: how many tokens its attention reaches over.
     """
     train = recipe.train
-    return Division(
+    return MicroBatchPolicy(
         most_tokens=train.micro_batch_tokens or most_tokens(room.compute_bytes, on_gpu=room.on_gpu),
         rows=None if train.micro_batch == "auto" else train.micro_batch,
         packing=train.packing if apart else "never",
@@ -69,30 +71,30 @@ def division_of(recipe: Recipe, room: Room, *, apart: bool, share: bool, by_row:
     )
 
 
-def fitting(
+def max_fitting_rows(
     recipe: Recipe,
     shapes: Shapes,
-    tokens: TokenSet,
-    division: Division,
-    room: Room,
+    tokens: TokenDataset,
+    division: MicroBatchPolicy,
+    room: MemoryBudget,
     *,
     new_tokens: int,
     parts: int = 1,
-) -> tuple[Division, Memory]:
+) -> tuple[MicroBatchPolicy, Memory]:
     """Return the largest division up to `division` that fits, and what the run needs with it.
 
     Where the recipe gives `micro_batch` or `micro_batch_tokens` itself, they stand. Where nothing fits, rows are passed
     one by one, and the memory that is returned says that it does not suffice.
     """
-    steps = steps_of(recipe, len(tokens))
+    steps = plan_steps(recipe, len(tokens))
     rows = _heaviest(tokens, steps, recipe.train.examples_per_step, recipe.seed)
 
     needs = partial(
-        memory_of, recipe, shapes, compute_bytes=room.compute_bytes, on_gpu=room.on_gpu, new_tokens=new_tokens,
+        estimate_memory, recipe, shapes, compute_bytes=room.compute_bytes, on_gpu=room.on_gpu, new_tokens=new_tokens,
         parts=parts,
     )  # fmt: skip
 
-    def needed(one: Division) -> Memory:
+    def needed(one: MicroBatchPolicy) -> Memory:
         passes = {_pass(tokens, group, one) for mine in rows for group in one.groups(tokens, mine)}
         return max(map(needs, passes), key=lambda memory: memory.training)
 
@@ -106,18 +108,20 @@ def fitting(
     return division, memory
 
 
-def foreseen(
-    recipe: Recipe, shapes: Shapes, tokens: TokenSet, room: Room, *, new_tokens: int, parts: int = 1
-) -> tuple[Division, Memory]:
+def estimated_memory(
+    recipe: Recipe, shapes: Shapes, tokens: TokenDataset, room: MemoryBudget, *, new_tokens: int, parts: int = 1
+) -> tuple[MicroBatchPolicy, Memory]:
     """Return the same before there is a model to be asked how it keeps rows apart, from what its shapes tell."""
     drops = shapes.dropout or (isinstance(recipe.tuning, LoraBase) and recipe.tuning.dropout > 0)
     by_row = shapes.fused and recipe.model.attention != "eager"
-    division = division_of(recipe, room, apart=not shapes.encodes, share=not drops, by_row=by_row, reach=shapes.reach)
-    return fitting(recipe, shapes, tokens, division, room, new_tokens=new_tokens, parts=parts)
+    division = micro_batch_policy(
+        recipe, room, apart=not shapes.encodes, share=not drops, by_row=by_row, reach=shapes.reach
+    )
+    return max_fitting_rows(recipe, shapes, tokens, division, room, new_tokens=new_tokens, parts=parts)
 
 
 def sharding_of(
-    recipe: Recipe, shapes: Shapes, tokens: TokenSet, room: Room, processes: int, *, new_tokens: int
+    recipe: Recipe, shapes: Shapes, tokens: TokenDataset, room: MemoryBudget, processes: int, *, new_tokens: int
 ) -> Sharding:
     """Return what each of so many processes keeps of the model: all of it, if that fits and the recipe lets us choose.
 
@@ -134,13 +138,13 @@ def sharding_of(
                 hint="remove train.valid_metrics, or set it to none",
             )  # fmt: skip
         return asked
-    if encodes or why_whole(recipe):
+    if encodes or sharding_unsupported_reason(recipe):
         return "none"
-    _, memory = foreseen(recipe, shapes, tokens, room, new_tokens=new_tokens)
+    _, memory = estimated_memory(recipe, shapes, tokens, room, new_tokens=new_tokens)
     return "none" if memory.training <= room.available_gib else "full"
 
 
-def fits_to_answer(recipe: Recipe, shapes: Shapes, room: Room) -> bool:
+def fits_for_inference(recipe: Recipe, shapes: Shapes, room: MemoryBudget) -> bool:
     """Say whether there is room for all weights of a model and for what it reads and writes."""
     return weights_bytes(recipe, shapes, room.compute_bytes) / _GIB <= room.available_gib * _FOR_WEIGHTS
 
@@ -162,10 +166,10 @@ def refuse_rows_beyond(positions: int | None, longest: int) -> None:
 
 
 @lru_cache(maxsize=1)  # a plan asks for several numbers of machines
-def _heaviest(tokens: TokenSet, steps: Steps, size: int, seed: int) -> set[tuple[int, ...]]:
+def _heaviest(tokens: TokenDataset, steps: StepPlan, size: int, seed: int) -> set[tuple[int, ...]]:
     """Return the rows of the steps that may need most."""
     rows = [
-        rows_of_step(
+        batch_indices(
             step,
             rows=len(tokens),
             examples_per_step=size,
@@ -179,7 +183,7 @@ def _heaviest(tokens: TokenSet, steps: Steps, size: int, seed: int) -> set[tuple
     return {tuple(mine) for mine in (*most, *longest)}
 
 
-def _pass(tokens: TokenSet, group: Group, division: Division) -> Pass:
+def _pass(tokens: TokenDataset, group: MicroBatch, division: MicroBatchPolicy) -> Pass:
     trained = tokens.trained_tokens(group.rows)
     if group.shared is not None:
         length = division.packed_length(tokens.packed_tokens(group.rows, group.shared))

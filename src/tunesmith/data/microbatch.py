@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from tunesmith.data.batches import Batch, TokenSet, bucket, whole_parts
+from tunesmith.data.batches import Batch, TokenDataset, bucket, round_up
 
 # What one more forward pass costs beside its tokens, in tokens: starting every layer once more.
 _OVERHEAD_TOKENS = 96
@@ -18,7 +18,7 @@ _ATTENTION_LENGTH = 1500
 Packing = Literal["auto", "always", "never"]
 
 
-class Group(NamedTuple):
+class MicroBatch(NamedTuple):
     """Rows of one forward pass: a sequence each where `shared` is None, else side by side in one sequence."""
 
     rows: tuple[int, ...]
@@ -26,7 +26,7 @@ class Group(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Division:
+class MicroBatchPolicy:
     """The rule by which rows are divided.
 
     Attributes:
@@ -52,7 +52,9 @@ class Division:
         side = {"never": "a sequence each", "auto": "side by side where that is cheaper", "always": "side by side"}
         return f"{size} at once, {side[self.packing]}"
 
-    def batches(self, tokens: TokenSet, rows: Sequence[int], pad_id: int) -> Iterator[tuple[tuple[int, ...], Batch]]:
+    def batches(
+        self, tokens: TokenDataset, rows: Sequence[int], pad_id: int
+    ) -> Iterator[tuple[tuple[int, ...], Batch]]:
         """Yield the rows of each forward pass and what it reads."""
         for group in self.groups(tokens, rows):
             if group.shared is None:
@@ -60,10 +62,10 @@ class Division:
             else:
                 yield group.rows, tokens.packed(group.rows, pad_id, shared=group.shared, multiple=self.multiple)
 
-    def groups(self, tokens: TokenSet, rows: Sequence[int]) -> list[Group]:
+    def groups(self, tokens: TokenDataset, rows: Sequence[int]) -> list[MicroBatch]:
         """Divide rows, longest first."""
         order = sorted(rows, key=lambda row: -int(tokens.lengths[row]))
-        groups: list[Group] = []
+        groups: list[MicroBatch] = []
         if self.rows is not None:
             while order:
                 *_, (_, group) = self._beginning(tokens, order[: self.rows])
@@ -72,7 +74,7 @@ class Division:
             return groups
         # Shortest path over the sorted rows: best[i] is the least cost of the rows from i on.
         best = [float("inf")] * len(order) + [0.0]
-        chosen = [Group(())] * len(order)
+        chosen = [MicroBatch(())] * len(order)
         for i in range(len(order) - 1, -1, -1):
             for cost, group in self._beginning(tokens, order[i:]):
                 if cost + best[i + len(group.rows)] < best[i]:
@@ -83,7 +85,7 @@ class Division:
             i += len(chosen[i].rows)
         return groups
 
-    def _beginning(self, tokens: TokenSet, order: Sequence[int]) -> Iterator[tuple[float, Group]]:
+    def _beginning(self, tokens: TokenDataset, order: Sequence[int]) -> Iterator[tuple[float, MicroBatch]]:
         """Yield the first row, the first two, and so on as long as they fit, each in its cheaper form with its cost."""
         limit = self.most_tokens if self.rows is None else 2**31
         count = longest = total = squares = 0  # over all sequences so far
@@ -99,17 +101,17 @@ class Division:
                 side_by_side = total - (count - 1) * shared
                 packed = self.packed_length(side_by_side)
                 if packed <= limit and (longest if self.by_row else side_by_side) <= self.reach:
-                    forms.append((self.cost(packed, squares if self.by_row else packed**2), Group(rows, shared)))
+                    forms.append((self.cost(packed, squares if self.by_row else packed**2), MicroBatch(rows, shared)))
             fits = count * width <= limit and self.packing != "always"
             if fits or (number == 1 and not forms):
-                forms.append((self.cost(count * width, count * width**2), Group(rows)))
+                forms.append((self.cost(count * width, count * width**2), MicroBatch(rows)))
             if not forms:
                 return
             yield min(forms, key=lambda form: form[0])
 
     def packed_length(self, tokens: int) -> int:
         """Return how long a packed sequence of so many tokens is."""
-        return whole_parts(tokens, self.multiple)
+        return round_up(tokens, self.multiple)
 
     def cost(self, tokens: int, pairs: int) -> float:
         """Return the cost of a forward pass in tokens: all layers, and attention between so many pairs of tokens."""

@@ -8,14 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 
-from tunesmith.data.process_rows import Entry
+from tunesmith.data.process_rows import LedgerEntry
 from tunesmith.data.sources import named_sources
-from tunesmith.data.split import choose
-from tunesmith.data.spool import Kept
+from tunesmith.data.split import choose_by_hash
+from tunesmith.data.spool import SpooledRow
 from tunesmith.recipe.schema import Recipe
 
 
-def mixed(rows: Sequence[Kept], recipe: Recipe, left_out: Mapping[int, str]) -> list[Kept]:
+def mix_sources(rows: Sequence[SpooledRow], recipe: Recipe, left_out: Mapping[int, str]) -> list[SpooledRow]:
     """Return all rows, where training rows that are not used say so and others how often they are.
 
     A row's `times` is 1 unless its source has another weight. First `left_out` and duplicates leave, then the weights
@@ -51,7 +51,7 @@ def mixed(rows: Sequence[Kept], recipe: Recipe, left_out: Mapping[int, str]) -> 
     ]
 
 
-def _chosen(places: Sequence[int], rows: Sequence[Kept], count: int, seed: int, purpose: str) -> Counter[int]:
+def _chosen(places: Sequence[int], rows: Sequence[SpooledRow], count: int, seed: int, purpose: str) -> Counter[int]:
     """Return how often each place is among `count` of them; equal rows have one id, and rows are what is counted."""
     seen: Counter[str | None] = Counter()
     names: dict[str, int] = {}
@@ -59,10 +59,10 @@ def _chosen(places: Sequence[int], rows: Sequence[Kept], count: int, seed: int, 
         one = rows[place].entry.id
         names[f"{one} {seen[one]}" if seen[one] else str(one)] = place
         seen[one] += 1
-    return Counter(names[name] for name in choose(names, count, seed, purpose=purpose))
+    return Counter(names[name] for name in choose_by_hash(names, count, seed, purpose=purpose))
 
 
-def _repeated(rows: Sequence[Kept]) -> dict[int, str]:
+def _repeated(rows: Sequence[SpooledRow]) -> dict[int, str]:
     """Return why they leave for all training rows that say what one before them says."""
     seen: set[str] = set()
     reasons: dict[int, str] = {}
@@ -76,9 +76,9 @@ def _repeated(rows: Sequence[Kept]) -> dict[int, str]:
     return reasons
 
 
-def _used(row: Kept, times: int) -> Kept:
+def _used(row: SpooledRow, times: int) -> SpooledRow:
     return row if times == row.entry.times else replace(row, entry=replace(row.entry, times=times))
 
 
-def _unused(entry: Entry, reason: str) -> Kept:
-    return Kept(replace(entry, status="unused", reason=reason, times=0, tokens=0, trained=0))
+def _unused(entry: LedgerEntry, reason: str) -> SpooledRow:
+    return SpooledRow(replace(entry, status="unused", reason=reason, times=0, tokens=0, trained=0))

@@ -12,7 +12,7 @@ from tunesmith.core.records import Example, Tokens, Turn
 from tunesmith.data.filters import broken_rule
 from tunesmith.data.identity import block_id, group_of, row_id, short_digest
 from tunesmith.data.sources import Row, read_rows
-from tunesmith.data.split import assign
+from tunesmith.data.split import assign_split
 from tunesmith.recipe.columns import asked_columns, needed_columns, optional_columns
 from tunesmith.recipe.schema import ChatData, Recipe
 from tunesmith.tasks.base import EmptyCell, MissingColumn, RowProblem, Task, cell
@@ -23,7 +23,7 @@ _SPLIT_WORDS = {"train": "train", "valid": "valid", "validation": "valid", "dev"
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class LedgerEntry:
     """A row's line in the ledger. `status` is kept, cut, dropped, filtered or unused; `reason` says why unless kept.
 
     `times` is how often the row is used in one pass over its split. A document in several blocks has a line for each,
@@ -47,7 +47,7 @@ class Entry:
         return {name: getattr(self, name) for name in self.__slots__}
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> "Entry":
+    def from_json(cls, value: dict[str, Any]) -> "LedgerEntry":
         """Rebuild a line from what `to_json` gave."""
         return cls(**{**value, "block": tuple(value["block"]) if value["block"] else None})
 
@@ -73,13 +73,13 @@ NOTHING = Remarks()
 
 
 @dataclass(frozen=True, slots=True)
-class Examined:
+class ProcessedRow:
     """A row, or a block of it, and what became of it; `example` and `tokens` are None when it is not used.
 
     `said` is what the whole row says, also of a block.
     """
 
-    entry: Entry
+    entry: LedgerEntry
     example: Example | None
     tokens: Tokens | None
     said: tuple[Turn, ...] = ()
@@ -94,7 +94,7 @@ class _TooLong(RowProblem):
         self.tokens = tokens
 
 
-class Tally:
+class DropCounter:
     """What became of rows, counted as they come by."""
 
     def __init__(self) -> None:
@@ -105,7 +105,7 @@ class Tally:
         self._longest = 0
         self._spelled: Counter[str] = Counter()
 
-    def count(self, entry: Entry, remarks: Remarks) -> None:
+    def count(self, entry: LedgerEntry, remarks: Remarks) -> None:
         """Count a row, a document in blocks once."""
         if entry.block is None or entry.block[0] == 1:
             self._rows += 1
@@ -150,16 +150,16 @@ class Tally:
         return f" (the longest row has {self._longest:,} tokens)" if self._longest else ""
 
 
-def examine(recipe: Recipe, task: Task, *, folder: Path) -> Iterator[Examined]:
+def process_rows(recipe: Recipe, task: Task, *, folder: Path) -> Iterator[ProcessedRow]:
     """Yield every row of the recipe's sources with what becomes of it, a long document block by block.
 
     Raises:
         DataError: a source cannot be read, a column is missing, the filters leave no row, or too many are dropped.
     """
-    tally = Tally()
+    tally = DropCounter()
     for row in rows_for(recipe, folder):
         interrupt.check()
-        for found in examine_row(recipe, task, row):
+        for found in process_row(recipe, task, row):
             tally.count(found.entry, found.remarks)
             yield found
     tally.check(recipe)
@@ -171,7 +171,7 @@ def rows_for(recipe: Recipe, folder: Path) -> Iterator[Row]:
     return read_rows(recipe.data.source, folder=folder, needed=needed, optional=optional)
 
 
-def examine_row(recipe: Recipe, task: Task, row: Row) -> list[Examined]:
+def process_row(recipe: Recipe, task: Task, row: Row) -> list[ProcessedRow]:
     """Return what becomes of one row, and of a long document of each block.
 
     Raises:
@@ -179,15 +179,15 @@ def examine_row(recipe: Recipe, task: Task, row: Row) -> list[Examined]:
     """
     try:
         if broken := broken_rule(recipe.data.filters, row):
-            return [Examined(Entry(row.number, row.where, row.source, "filtered", reason=broken), None, None)]
+            return [ProcessedRow(LedgerEntry(row.number, row.where, row.source, "filtered", reason=broken), None, None)]
         return _used(recipe, task, row)
     except MissingColumn as error:  # if all rows lack it, reading them raises DataError
         problem: RowProblem = EmptyCell(error.column)
     except RowProblem as error:
         problem = error
-    entry = Entry(row.number, row.where, row.source, "dropped", reason=problem.reason)
+    entry = LedgerEntry(row.number, row.where, row.source, "dropped", reason=problem.reason)
     too_long = problem.tokens if isinstance(problem, _TooLong) else 0
-    return [Examined(entry, None, None, remarks=Remarks(problem.detail, _hint(recipe, problem), too_long))]
+    return [ProcessedRow(entry, None, None, remarks=Remarks(problem.detail, _hint(recipe, problem), too_long))]
 
 
 def _hint(recipe: Recipe, problem: RowProblem) -> str:
@@ -211,7 +211,7 @@ def _refuse_tools(recipe: Recipe, row: Row) -> None:
             )
 
 
-def _used(recipe: Recipe, task: Task, row: Row) -> list[Examined]:
+def _used(recipe: Recipe, task: Task, row: Row) -> list[ProcessedRow]:
     """Return the one example of a row, or its blocks, which share its split and its group."""
     turns = task.parse(row.values)
     _refuse_tools(recipe, row)
@@ -222,8 +222,10 @@ def _used(recipe: Recipe, task: Task, row: Row) -> list[Examined]:
         tokens, reason = _limited(recipe, task, rendered)
         status, block = "cut" if reason else "kept", (number, len(parts)) if len(parts) > 1 else None
         counts = tokens.length, sum(tokens.trained[1:])
-        entry = Entry(row.number, row.where, row.source, status, split, tokens.example_id, reason, *counts, 1, block)
-        found.append(Examined(entry, Example(tokens.example_id, row.number, group, part), tokens, turns, remarks))
+        entry = LedgerEntry(
+            row.number, row.where, row.source, status, split, tokens.example_id, reason, *counts, 1, block
+        )
+        found.append(ProcessedRow(entry, Example(tokens.example_id, row.number, group, part), tokens, turns, remarks))
         remarks = NOTHING
     return found
 
@@ -256,7 +258,7 @@ def _place(recipe: Recipe, row: Row, turns: tuple[Turn, ...]) -> tuple[str, str]
         group = short_digest(value)
         name = value if len(value) <= _GROUP_NAME else f"{value[:_GROUP_NAME]}\u2026 {group}"
     if split.column is None:
-        return assign(group, valid=split.valid, test=split.test, seed=recipe.seed), name
+        return assign_split(group, valid=split.valid, test=split.test, seed=recipe.seed), name
     word = cell(row.values, split.column).strip().lower()
     if word not in _SPLIT_WORDS:
         raise DataError(

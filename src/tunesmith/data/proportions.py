@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from math import sqrt
 
-from tunesmith.data.spool import Kept
+from tunesmith.data.spool import SpooledRow
 from tunesmith.recipe.schema import Recipe, Split
 
 # A split may differ from what was asked by this share of the rows, or by so many standard deviations of its size if
@@ -12,7 +12,7 @@ from tunesmith.recipe.schema import Recipe, Split
 _SLACK, _DEVIATIONS = 0.05, 4
 
 
-def far_from_asked(rows: Sequence[Kept], recipe: Recipe) -> str | None:
+def far_from_asked(rows: Sequence[SpooledRow], recipe: Recipe) -> str | None:
     """Return a warning that a split is much larger or smaller than asked, and why; None if none is."""
     split, used = recipe.data.split, [row for row in rows if row.place is not None]
     if split.column is not None or not used:
@@ -33,7 +33,7 @@ def far_from_asked(rows: Sequence[Kept], recipe: Recipe) -> str | None:
     )
 
 
-def why_empty(missing: Sequence[str], rows: Sequence[Kept], split: Split) -> str:
+def why_empty(missing: Sequence[str], rows: Sequence[SpooledRow], split: Split) -> str:
     """Return a hint for splits that have no rows."""
     if split.column is not None:
         return f"no row that can be used says {' or '.join(missing)} in the column `{split.column}`"

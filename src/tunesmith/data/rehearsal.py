@@ -15,7 +15,7 @@ from pathlib import Path
 from tunesmith.core import interrupt
 from tunesmith.core.errors import RecipeError, TunesmithError
 from tunesmith.data.database import opened_database
-from tunesmith.data.split import choose
+from tunesmith.data.split import choose_by_hash
 from tunesmith.data.used_rows import UsedRows
 from tunesmith.recipe.schema import Recipe
 from tunesmith.scoring.custom import CustomMetric, custom_metrics
@@ -73,7 +73,7 @@ def _references(task: Task, rows: UsedRows, split: str, count: int, seed: int) -
     """Yield the right answer of each row of a split once: first of the rows that will be asked, then of the others."""
     lines = rows.lines(split)
     places = {str(line.id): place for place, line in reversed(list(enumerate(lines)))}
-    chosen = choose(places, count, seed)
+    chosen = choose_by_hash(places, count, seed)
     for place in sorted(places.values(), key=lambda place: (lines[place].id not in chosen, lines[place].row)):
         yield Reference(lines[place].where, task.reference(rows.example(split, place).turns))
 

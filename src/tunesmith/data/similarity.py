@@ -44,7 +44,7 @@ _HALF = np.uint64(32)
 Places = NDArray[np.int64]
 
 
-class Runs:
+class ShingleIndex:
     """The runs of words of texts, kept as the texts come by: one 32-bit hash a run."""
 
     def __init__(self) -> None:
@@ -52,7 +52,7 @@ class Runs:
         self._offsets = array("Q", [0])
 
     def add(self, runs: bytes) -> int:
-        """Keep what `runs_of` returned for a text; return its place."""
+        """Keep what `shingles` returned for a text; return its place."""
         self._flat.frombytes(runs)
         self._offsets.append(len(self._flat))
         return len(self._offsets) - 2
@@ -66,15 +66,15 @@ class Runs:
         return found, np.concatenate([[0], np.cumsum(ends - begins)])
 
 
-class Texts:
+class MinHashIndex:
     """Texts as sets of runs of words; what is kept is 4 bytes a word and 512 a text."""
 
     def __init__(self, texts: Iterable[str]) -> None:
-        runs = Runs()
-        self._keep(*runs.of([runs.add(runs_of(text)) for text in texts]))
+        runs = ShingleIndex()
+        self._keep(*runs.of([runs.add(shingles(text)) for text in texts]))
 
     @classmethod
-    def among(cls, runs: Runs, places: Sequence[int]) -> "Texts":
+    def among(cls, runs: ShingleIndex, places: Sequence[int]) -> "MinHashIndex":
         """Return the texts at some places of those whose runs are kept."""
         made = cls.__new__(cls)
         made._keep(*runs.of(places))
@@ -209,7 +209,7 @@ def _bands(threshold: float) -> list[slice]:
     return [slice(i, i + 1) for i in range(HASHES)]
 
 
-def runs_of(text: str) -> bytes:
+def shingles(text: str) -> bytes:
     """Return the distinct runs of RUN_WORDS words, hashed to 4 bytes each, ascending."""
     words = " ".join(_WORD.findall(group_key(text))).encode("utf-8", "surrogatepass").split()
     hashed = np.fromiter(map(zlib.crc32, words), np.uint64, len(words))

@@ -12,7 +12,7 @@ from tunesmith.core.files import digest_of
 _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff]")
 
 
-def assign(group: str, *, valid: float, test: float, seed: int) -> str:
+def assign_split(group: str, *, valid: float, test: float, seed: int) -> str:
     """Return the split of a group: `train`, `valid` or `test`.
 
     The answer depends on nothing but the arguments, so appended or reordered rows move no other row. Test groups
@@ -30,7 +30,7 @@ def assign(group: str, *, valid: float, test: float, seed: int) -> str:
     return "valid" if place >= 1 - valid else "train"
 
 
-def choose(ids: Iterable[str], count: int | None, seed: int, *, purpose: str = "choose") -> set[str]:
+def choose_by_hash(ids: Iterable[str], count: int | None, seed: int, *, purpose: str = "choose") -> set[str]:
     """Return `count` of the ids, or all of them if `count` is None or larger: those with the lowest hashes.
 
     A new id takes the place of one other at most, whatever the order. Repeated ids count once. Choices from what
@@ -60,7 +60,7 @@ def group_key(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", folded).split())
 
 
-def said_digest(texts: Sequence[str]) -> str:
+def content_hash(texts: Sequence[str]) -> str:
     """Return a digest of what is said, however it is spaced and capitalised: equal for exact duplicates."""
     return digest_of([group_key(text) for text in texts])
 

@@ -19,20 +19,20 @@ import numpy as np
 
 from tunesmith.core.files import json_line
 from tunesmith.core.records import INPUT_IDS, TRAINED, Column, Tokens
-from tunesmith.data.process_rows import NOTHING, Entry, Examined, Remarks
-from tunesmith.data.similarity import Runs, runs_of
-from tunesmith.data.split import said_digest
-from tunesmith.data.token_file import FlatRows, RaggedBytes, columns_of, to_bytes, tokens_from
+from tunesmith.data.process_rows import NOTHING, LedgerEntry, ProcessedRow, Remarks
+from tunesmith.data.similarity import ShingleIndex, shingles
+from tunesmith.data.split import content_hash
+from tunesmith.data.token_file import RaggedBytes, RaggedRows, columns_of, to_bytes, tokens_from
 
 
 @dataclass(frozen=True, slots=True)
-class Parcel:
+class EncodedRow:
     """An examined row, or a block of it, in the bytes that will lie on the shelf; of one that is not used, none.
 
     `said` is a digest of what the whole row says, and `runs` its runs of words, which come with its first block only.
     """
 
-    entry: Entry
+    entry: LedgerEntry
     remarks: Remarks = NOTHING
     example: bytes = b""
     columns: Mapping[Column, bytes] = field(default_factory=dict)
@@ -41,19 +41,19 @@ class Parcel:
     group: str = ""
 
 
-def packed(row: Sequence[Examined]) -> list[Parcel]:
+def encode_row(row: Sequence[ProcessedRow]) -> list[EncodedRow]:
     """Return what became of one row, or of all its blocks, packed."""
     if not row[0].said:
-        return [Parcel(found.entry, found.remarks) for found in row]
+        return [EncodedRow(found.entry, found.remarks) for found in row]
     texts = [turn.text for turn in row[0].said]
-    said, runs = said_digest(texts), runs_of("\n".join(texts))
+    said, runs = content_hash(texts), shingles("\n".join(texts))
     return [_parcel(found, said, b"" if number else runs) for number, found in enumerate(row)]
 
 
-def _parcel(found: Examined, said: str, runs: bytes) -> Parcel:
+def _parcel(found: ProcessedRow, said: str, runs: bytes) -> EncodedRow:
     assert found.example
     assert found.tokens
-    return Parcel(
+    return EncodedRow(
         found.entry,
         found.remarks,
         json_line(found.example.to_json()).encode(),
@@ -65,21 +65,21 @@ def _parcel(found: Examined, said: str, runs: bytes) -> Parcel:
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class SpooledRow:
     """A row, or a block of it, on the shelf; `place` is None when it is not used.
 
     `said` is a digest of what the whole row says, `text` the place of its runs of words, and `group` the
     group that it must not be parted from.
     """
 
-    entry: Entry
+    entry: LedgerEntry
     place: int | None = None
     said: str = ""
     text: int = -1
     group: str = ""
 
 
-class Shelf:
+class Spool:
     """Examples and tokens, one behind the other in unnamed files, which are gone when this is.
 
     Args:
@@ -91,14 +91,14 @@ class Shelf:
         weakref.finalize(self, self._files.close)
         self._examples = self._new_column()
         self._columns = {column: self._new_column() for column in (INPUT_IDS, TRAINED)}
-        self.runs = Runs()
+        self.runs = ShingleIndex()
         self._last = (0, -1)  # a row, and the place of its runs of words
 
-    def keep(self, parcel: Parcel) -> Kept:
+    def keep(self, parcel: EncodedRow) -> SpooledRow:
         """Put a parcel on the shelf."""
         entry = parcel.entry
         if not parcel.example:
-            return Kept(entry)
+            return SpooledRow(entry)
         for column in parcel.columns.keys() - self._columns.keys():
             self._columns[column] = self._new_column(before=len(self._examples))
         for column, values in self._columns.items():
@@ -106,7 +106,7 @@ class Shelf:
         place = self._examples.put(parcel.example)
         if entry.row != self._last[0]:  # all blocks of a document say what the document says
             self._last = entry.row, self.runs.add(parcel.runs)
-        return Kept(entry, place, parcel.said, self._last[1], sys.intern(parcel.group))
+        return SpooledRow(entry, place, parcel.said, self._last[1], sys.intern(parcel.group))
 
     def examples(self, places: Sequence[int]) -> Iterator[bytes]:
         """Yield the lines of examples, as they are stored in `prepare/examples/*.jsonl`."""
@@ -117,9 +117,9 @@ class Shelf:
         columns = {c: np.frombuffer(next(values.at([place])), c.dtype) for c, values in self._columns.items()}
         return tokens_from(example_id, columns)
 
-    def rows(self, places: Sequence[int]) -> FlatRows:
+    def rows(self, places: Sequence[int]) -> RaggedRows:
         """Return the tokens of some places."""
-        return FlatRows({column: _ragged(column, values, places) for column, values in self._columns.items()})
+        return RaggedRows({column: _ragged(column, values, places) for column, values in self._columns.items()})
 
     def _new_column(self, *, before: int = 0) -> "_Column":
         file = tempfile.TemporaryFile(dir=self._folder, buffering=2**16)  # noqa: SIM115 (closed with the others)

@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from tunesmith.core.files import write_pieces
+from tunesmith.core.files import write_chunks
 from tunesmith.core.records import INPUT_IDS, TRAINED, Column, Tokens
 
 OFFSETS, SEQUENCE_OFFSETS = "offsets", "sequence_offsets"
@@ -34,7 +34,7 @@ class RaggedBytes(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class FlatRows:
+class RaggedRows:
     """Rendered examples as the bytes that their file holds, for callers that do not hold all at once.
 
     `columns` holds INPUT_IDS and TRAINED too.
@@ -43,7 +43,7 @@ class FlatRows:
     columns: Mapping[Column, RaggedBytes]
 
     @classmethod
-    def of(cls, examples: Sequence[Tokens]) -> "FlatRows":
+    def of(cls, examples: Sequence[Tokens]) -> "RaggedRows":
         """Return examples that are held in memory."""
         rows = [columns_of(example) for example in examples]
         names = dict.fromkeys([INPUT_IDS, TRAINED, *chain.from_iterable(rows)])
@@ -83,9 +83,9 @@ class FlatArray(NamedTuple):
         return np.frombuffer(b"".join(self.pieces()), self.dtype).reshape(self.shape)
 
 
-def flat_arrays(examples: Sequence[Tokens] | FlatRows) -> dict[str, FlatArray]:
+def flat_arrays(examples: Sequence[Tokens] | RaggedRows) -> dict[str, FlatArray]:
     """Return the arrays of the file by name, in the order of safetensors: the widest types first."""
-    rows = examples if isinstance(examples, FlatRows) else FlatRows.of(examples)
+    rows = examples if isinstance(examples, RaggedRows) else RaggedRows.of(examples)
     found = {OFFSETS: _offsets(rows.columns[INPUT_IDS].lengths)}
     for column, values in rows.columns.items():
         count = sum(values.lengths)
@@ -101,7 +101,7 @@ def flat_arrays(examples: Sequence[Tokens] | FlatRows) -> dict[str, FlatArray]:
     return dict(sorted(found.items(), key=lambda named: (order.index(named[1].dtype), named[0])))
 
 
-def write_tokens(path: Path, examples: Sequence[Tokens] | FlatRows) -> None:
+def write_tokens(path: Path, examples: Sequence[Tokens] | RaggedRows) -> None:
     """Write rendered examples: a file as safetensors writes it, which would need all of it in memory."""
     arrays = flat_arrays(examples)
     header, begin = {}, 0
@@ -112,7 +112,7 @@ def write_tokens(path: Path, examples: Sequence[Tokens] | FlatRows) -> None:
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     start = len(text).to_bytes(8, "little") + text
-    write_pieces(path, chain([start], *(made.pieces() for made in arrays.values())))
+    write_chunks(path, chain([start], *(made.pieces() for made in arrays.values())))
 
 
 @dataclass(frozen=True, slots=True)

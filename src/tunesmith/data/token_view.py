@@ -4,24 +4,24 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tunesmith.core.records import Tokens
-from tunesmith.tasks.tokenizer import Codec
+from tunesmith.tasks.tokenizer import TokenizerAdapter
 
 _BROKEN = "\ufffd"
 # UTF-8 writes a character in at most four bytes, so no character is spread over more tokens.
 _MOST_TOKENS = 4
 
 
-def token_view(tokens: Tokens, codec: Codec) -> list[dict[str, Any]]:
+def token_view(tokens: Tokens, tokenizer: TokenizerAdapter) -> list[dict[str, Any]]:
     """Return each token as {text, id, trained, special}, those that are read apart (by an encoder) first.
 
     See `pieces` for characters of several tokens.
     """
     apart = [tuple(map(int, ids)) for column, ids in tokens.columns.items() if column.per == "ids"]
-    texts = [text for ids in (*apart, tokens.input_ids) for text in pieces(ids, codec.decode)]
+    texts = [text for ids in (*apart, tokens.input_ids) for text in pieces(ids, tokenizer.decode)]
     ids = [i for some in (*apart, tokens.input_ids) for i in some]
     trained = (False,) * (len(ids) - len(tokens.trained)) + tokens.trained
     return [
-        {"text": text, "id": i, "trained": learned, "special": i in codec.control_ids}
+        {"text": text, "id": i, "trained": learned, "special": i in tokenizer.control_ids}
         for text, i, learned in zip(texts, ids, trained, strict=True)
     ]
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from tunesmith.core.files import write_pieces
+from tunesmith.core.files import write_chunks
 from tunesmith.data.dedup import HELD_OUT
-from tunesmith.data.spool import Kept
+from tunesmith.data.spool import SpooledRow
 from tunesmith.fetch.reference import ModelFolder
 from tunesmith.recipe.columns import answer_columns, asked_columns
 from tunesmith.recipe.data_source import FileSource
@@ -23,7 +23,7 @@ _BYTES = 8
 
 def write_trained_rows(path: Path, ids: Iterable[str], base: ModelFolder) -> None:
     """Write the ids of rows to train on, and those that the base was trained on before."""
-    write_pieces(path, sorted(set(map(bytes.fromhex, ids)) | trained_rows(base)))
+    write_chunks(path, sorted(set(map(bytes.fromhex, ids)) | trained_rows(base)))
 
 
 def trained_rows(model: ModelFolder | None) -> frozenset[bytes]:
@@ -37,7 +37,7 @@ def trained_rows(model: ModelFolder | None) -> frozenset[bytes]:
     return frozenset(found)
 
 
-def seen_before(used: Mapping[str, Sequence[Kept]], base: ModelFolder | None) -> dict[str, Any]:
+def seen_before(used: Mapping[str, Sequence[SpooledRow]], base: ModelFolder | None) -> dict[str, Any]:
     """Return {split: how many held-out rows the base was trained on, first: the first of them}."""
     known = trained_rows(base)
     counts: dict[str, Any] = {}

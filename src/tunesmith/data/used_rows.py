@@ -7,8 +7,8 @@ from typing import Any, Protocol
 from tunesmith.core.files import read_jsonl
 from tunesmith.core.records import Example
 from tunesmith.core.rundir import SPLITS, RunDir
-from tunesmith.data.batches import TokenSet
-from tunesmith.data.process_rows import Entry
+from tunesmith.data.batches import TokenDataset
+from tunesmith.data.process_rows import LedgerEntry
 
 
 class UsedRows(Protocol):
@@ -17,13 +17,13 @@ class UsedRows(Protocol):
     def facts(self) -> dict[str, Any]:
         """Return what is counted of all rows, see `Gathered.facts`."""
 
-    def lines(self, split: str) -> Sequence[Entry]:
+    def lines(self, split: str) -> Sequence[LedgerEntry]:
         """Return the ledger's line of each row of a split."""
 
     def example(self, split: str, place: int) -> Example:
         """Return the example of the row at a place among these lines."""
 
-    def tokens(self, split: str) -> TokenSet:
+    def tokens(self, split: str) -> TokenDataset:
         """Return the tokens of all rows of a split."""
 
 
@@ -32,8 +32,8 @@ class PreparedRows:
 
     def __init__(self, run: RunDir) -> None:
         self._run = run
-        self._lines: dict[str, list[Entry]] = {split: [] for split in SPLITS}
-        for entry in map(Entry.from_json, read_jsonl(run.ledger)):
+        self._lines: dict[str, list[LedgerEntry]] = {split: [] for split in SPLITS}
+        for entry in map(LedgerEntry.from_json, read_jsonl(run.ledger)):
             if entry.split is not None:
                 self._lines[entry.split] += [entry] * entry.times
         self._examples = cache(self._read)
@@ -42,7 +42,7 @@ class PreparedRows:
         """Return what `prepare` counted."""
         return self._run.manifest("prepare") or {}
 
-    def lines(self, split: str) -> Sequence[Entry]:
+    def lines(self, split: str) -> Sequence[LedgerEntry]:
         """Return the ledger's line of each row of a split."""
         return self._lines[split]
 
@@ -50,9 +50,9 @@ class PreparedRows:
         """Return the example of the row at a place among these lines."""
         return self._examples(split)[place]
 
-    def tokens(self, split: str) -> TokenSet:
+    def tokens(self, split: str) -> TokenDataset:
         """Return the tokens of all rows of a split."""
-        return TokenSet(self._run.tokens(split))
+        return TokenDataset(self._run.tokens(split))
 
     def _read(self, split: str) -> list[Example]:
         return [Example.from_json(line) for line in read_jsonl(self._run.examples(split))]

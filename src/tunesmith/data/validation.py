@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from tunesmith.data.split import choose
+from tunesmith.data.split import choose_by_hash
 from tunesmith.recipe.schema import Recipe
 
 # Validations together read at most this fraction of the tokens that training reads ...
@@ -29,11 +29,11 @@ def measured_rows(
     if asked == "all":
         return list(range(len(ids)))
     if isinstance(asked, int):
-        return _places(ids, choose(ids, asked, recipe.seed))
+        return _places(ids, choose_by_hash(ids, asked, recipe.seed))
     most = MOST_OF_TRAINING * training_tokens / validations
     count = len(set(ids))
     while True:
-        places = _places(ids, choose(ids, count, recipe.seed))
+        places = _places(ids, choose_by_hash(ids, count, recipe.seed))
         tokens = sum(int(lengths[place]) for place in places)
         if tokens <= most or count <= LEAST_ROWS:
             return places

@@ -20,16 +20,16 @@ from multiprocessing.connection import Connection
 from queue import SimpleQueue
 
 from tunesmith.core import interrupt
-from tunesmith.core.progress import say
-from tunesmith.data.process_rows import examine_row
+from tunesmith.core.progress import log
+from tunesmith.data.process_rows import process_row
 from tunesmith.data.sources import Row
-from tunesmith.data.spool import Parcel, packed
+from tunesmith.data.spool import EncodedRow, encode_row
 from tunesmith.estimate.hardware import cores
 from tunesmith.fetch.reference import ModelFolder
 from tunesmith.recipe.schema import Recipe
 from tunesmith.tasks import task_for
 from tunesmith.tasks.base import Task
-from tunesmith.tasks.chatml import codec_of
+from tunesmith.tasks.chatml import load_tokenizer
 
 ALONE = 3000
 """So many rows are examined before others are asked for help: until then their start would cost more than it saves."""
@@ -38,7 +38,7 @@ _MOST_HELPERS = 8  # one process reads and keeps what so many examine
 _WAITING = 3  # shares for each helper, so that none waits while others are kept here
 
 Share = tuple[Row, ...]
-_Answer = Future[list[Parcel]]
+_Answer = Future[list[EncodedRow]]
 
 
 def helpers() -> int:
@@ -46,7 +46,9 @@ def helpers() -> int:
     return min(cores(), _MOST_HELPERS)
 
 
-def shared_out(recipe: Recipe, task: Task, model: ModelFolder | None, rows: Iterator[Row]) -> Iterator[Parcel]:
+def process_in_parallel(
+    recipe: Recipe, task: Task, model: ModelFolder | None, rows: Iterator[Row]
+) -> Iterator[EncodedRow]:
     """Yield what becomes of rows, in their order.
 
     Args:
@@ -71,15 +73,15 @@ def shared_out(recipe: Recipe, task: Task, model: ModelFolder | None, rows: Iter
                 yield from answer.result()
             except (EOFError, OSError):  # its helper is gone
                 if not lost:
-                    say("a process that examined rows has ended; its part is done here")
+                    log("a process that examined rows has ended; its part is done here")
                 lost = True
                 yield from _alone(recipe, task, share)
 
 
-def _alone(recipe: Recipe, task: Task, rows: Iterable[Row]) -> Iterator[Parcel]:
+def _alone(recipe: Recipe, task: Task, rows: Iterable[Row]) -> Iterator[EncodedRow]:
     for row in rows:
         interrupt.check()
-        yield from packed(examine_row(recipe, task, row))
+        yield from encode_row(process_row(recipe, task, row))
 
 
 def _ahead(ask: Callable[[Share], _Answer], shares: Iterable[Share], most: int) -> Iterator[tuple[Share, _Answer]]:
@@ -100,11 +102,11 @@ def _helped(recipe: Recipe, model: ModelFolder, count: int) -> Iterator[Callable
     """
     free: SimpleQueue[Connection] = SimpleQueue()
 
-    def asked(share: Share) -> list[Parcel]:
+    def asked(share: Share) -> list[EncodedRow]:
         helper = free.get()
         try:
             helper.send(share)
-            found: list[Parcel] | Exception = helper.recv()
+            found: list[EncodedRow] | Exception = helper.recv()
         finally:
             free.put(helper)
         if isinstance(found, Exception):
@@ -133,11 +135,11 @@ def _help(asking: Connection) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # who asks sees to them
         signal.signal(number, signal.SIG_IGN)
     recipe, model = asking.recv()
-    task = task_for(recipe.data, codec_of(model, recipe.model.chat_markup))
+    task = task_for(recipe.data, load_tokenizer(model, recipe.model.chat_markup))
     while True:
         share = asking.recv()
         try:
-            asking.send([parcel for row in share for parcel in packed(examine_row(recipe, task, row))])
+            asking.send([parcel for row in share for parcel in encode_row(process_row(recipe, task, row))])
         except Exception as error:
             asking.send(error)
 

@@ -6,7 +6,7 @@ from random import Random
 from string import Formatter
 
 from tunesmith.demo.pools import Value, pools
-from tunesmith.demo.stable_random import below, pick
+from tunesmith.demo.stable_random import pick, randbelow
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +57,6 @@ def _draw_values(rng: Random, fields: Sequence[str], *, test: bool) -> dict[str,
         sharing = [field for field in fields if pool_of(field) == name]
         places: set[int] = set()
         while len(places) < len(sharing):
-            places.add(below(rng, len(values)))
+            places.add(randbelow(rng, len(values)))
         drawn.update(zip(sharing, (values[place] for place in sorted(places)), strict=True))
     return drawn

@@ -11,7 +11,7 @@ from typing import TypeAlias
 from tunesmith.core.errors import DoesNotFit
 from tunesmith.core.files import sync_folder
 from tunesmith.demo.catalogue import CITIES, FIRST_NAMES, LAST_NAMES, PRODUCTS
-from tunesmith.demo.stable_random import below, pick, shuffled, weighted
+from tunesmith.demo.stable_random import pick, randbelow, shuffled, weighted
 
 Rows: TypeAlias = list[tuple[int | str, ...]]
 Contents: TypeAlias = dict[str, Rows]
@@ -113,13 +113,13 @@ def database(path: Path) -> Path:
 
 
 def _day(rng: Random, first: date, last: date) -> str:
-    return (first + timedelta(days=below(rng, (last - first).days + 1))).isoformat()
+    return (first + timedelta(days=randbelow(rng, (last - first).days + 1))).isoformat()
 
 
 def _customers(rng: Random) -> Rows:
     """Draw customers with names of their own, at least four in each city and more in some."""
     names = shuffled(rng, [f"{first} {last}" for first in FIRST_NAMES for last in LAST_NAMES])[:CUSTOMERS]
-    weights = {city: 1 + below(rng, 6) for city in CITIES}
+    weights = {city: 1 + randbelow(rng, 6) for city in CITIES}
     everywhere = CITIES * 4
     homes = shuffled(rng, [*everywhere, *(weighted(rng, weights) for _ in range(CUSTOMERS - len(everywhere)))])
     named = zip(names, homes, strict=True)
@@ -128,7 +128,7 @@ def _customers(rng: Random) -> Rows:
 
 def _products(rng: Random) -> Rows:
     flat = [(name, category, price) for category, products in PRODUCTS.items() for name, price in products.items()]
-    return [(i, *product, 1 + below(rng, 120)) for i, product in enumerate(shuffled(rng, flat), 1)]
+    return [(i, *product, 1 + randbelow(rng, 120)) for i, product in enumerate(shuffled(rng, flat), 1)]
 
 
 def _orders(rng: Random, customers: Rows) -> Rows:
@@ -144,11 +144,11 @@ def _orders(rng: Random, customers: Rows) -> Rows:
 
 def _items(rng: Random, orders: Rows, products: Rows) -> Rows:
     """Draw one to four products an order. Every sixth product never sells, and some sell more than others."""
-    weights = {int(product[0]): 1 + below(rng, 6) for product in products if int(product[0]) % 6}
+    weights = {int(product[0]): 1 + randbelow(rng, 6) for product in products if int(product[0]) % 6}
     items: Rows = []
     for order, *_ in orders:
-        basket = {weighted(rng, weights) for _ in range(1 + below(rng, 4))}
-        items += [(order, product, 1 + below(rng, 5)) for product in sorted(basket)]
+        basket = {weighted(rng, weights) for _ in range(1 + randbelow(rng, 4))}
+        items += [(order, product, 1 + randbelow(rng, 5)) for product in sorted(basket)]
     return items
 
 
@@ -160,10 +160,10 @@ def _payments(rng: Random, orders: Rows, items: Rows, products: Rows) -> Rows:
         totals[order] = totals.get(order, 0) + prices[product] * int(quantity)
     payments: Rows = []
     for order, _, _, status in orders:
-        if below(rng, 100) < _UNPAID_PERCENT[str(status)]:
+        if randbelow(rng, 100) < _UNPAID_PERCENT[str(status)]:
             continue
         total = totals[order]
-        parts = [total // 3, total - total // 3] if below(rng, 100) < _IN_TWO_PARTS_PERCENT else [total]
+        parts = [total // 3, total - total // 3] if randbelow(rng, 100) < _IN_TWO_PARTS_PERCENT else [total]
         payments += [(order, weighted(rng, METHODS), part) for part in parts]
     return payments
 
@@ -172,4 +172,4 @@ def _reviews(rng: Random, orders: Rows, items: Rows) -> Rows:
     """Let some customers review what they bought, each product at most once."""
     buyers = {order: buyer for order, buyer, _, _ in orders}
     bought = dict.fromkeys((product, buyers[order]) for order, product, _ in items)
-    return [(*pair, weighted(rng, _STARS)) for pair in bought if below(rng, 100) < _REVIEW_PERCENT]
+    return [(*pair, weighted(rng, _STARS)) for pair in bought if randbelow(rng, 100) < _REVIEW_PERCENT]

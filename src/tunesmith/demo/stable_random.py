@@ -10,19 +10,19 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def below(rng: Random, limit: int) -> int:
+def randbelow(rng: Random, limit: int) -> int:
     """Draw a whole number from 0 to `limit` - 1."""
     return int(rng.random() * limit)
 
 
 def pick(rng: Random, values: Sequence[T]) -> T:
     """Draw one value."""
-    return values[below(rng, len(values))]
+    return values[randbelow(rng, len(values))]
 
 
 def weighted(rng: Random, weights: dict[T, int]) -> T:
     """Draw one key, each as often as its weight says."""
-    left = below(rng, sum(weights.values()))
+    left = randbelow(rng, sum(weights.values()))
     for value, weight in weights.items():
         left -= weight
         if left < 0:

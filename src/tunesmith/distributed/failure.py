@@ -15,7 +15,7 @@ from typing import Any
 
 from torch.distributed.distributed_c10d import PrefixStore
 
-from tunesmith.core.dist_env import Place
+from tunesmith.core.dist_env import RankInfo
 from tunesmith.core.errors import ProcessLost, TunesmithError
 
 # How long a process looks for why another is gone, and waits at the end of a run for the others.
@@ -28,14 +28,14 @@ _last_words: list[Callable[[], None]] = []
 
 
 @contextlib.contextmanager
-def keeping() -> Iterator[None]:
+def delay_peer_exit() -> Iterator[None]:
     """Write something within: this process is not ended for another's reason before it is whole."""
     with _keeping:
         yield
 
 
 @contextlib.contextmanager
-def last_words(work: Callable[[], None]) -> Iterator[None]:
+def run_before_peer_exit(work: Callable[[], None]) -> Iterator[None]:
     """Within, let this be done where the process is ended for a reason that another gave; nothing else is then."""
     _last_words.append(work)
     try:
@@ -44,10 +44,10 @@ def last_words(work: Callable[[], None]) -> Iterator[None]:
         _last_words.remove(work)
 
 
-class Farewell:
+class FailureChannel:
     """Where processes that end say why, in a store that all of them reach."""
 
-    def __init__(self, place: Place, store: Any, patience: timedelta) -> None:
+    def __init__(self, place: RankInfo, store: Any, patience: timedelta) -> None:
         self._place, self._patience = place, patience
         self._store: Any = PrefixStore("end", store)
         self._why: TunesmithError | None = None
@@ -114,9 +114,9 @@ class Farewell:
                 _keeping.release()
 
 
-def _leave(store: Any, place: Place, patience: timedelta) -> None:
+def _leave(store: Any, place: RankInfo, patience: timedelta) -> None:
     """Count this process among those that are gone, and wait for the others."""
-    if store.add("gone", 1) == place.world:
+    if store.add("gone", 1) == place.world_size:
         store.set("all-gone", "")
     store.wait(["all-gone"], patience)
 

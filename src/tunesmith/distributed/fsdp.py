@@ -26,11 +26,11 @@ from torch.distributed.fsdp import (
 )
 
 from tunesmith.core.errors import DoesNotFit, RecipeError
-from tunesmith.data.fit import Room
-from tunesmith.distributed.process_group import Group, hearing_others, here, is_of_others
+from tunesmith.data.fit import MemoryBudget
+from tunesmith.distributed.process_group import ProcessGroup, current_group, is_peer_failure, peer_failures_as_errors
 from tunesmith.estimate.hardware import memory_for_one_gib
-from tunesmith.model.dtensor import is_divided
-from tunesmith.model.load import Machine, without_adapter
+from tunesmith.model.dtensor import is_dtensor
+from tunesmith.model.load import ComputeConfig, without_adapter
 from tunesmith.model.memory import is_out_of_memory
 from tunesmith.recipe.launch import Sharding
 
@@ -39,8 +39,8 @@ T = TypeVar("T")
 
 def shard(
     model: Any,
-    on: Machine,
-    group: Group,
+    compute: ComputeConfig,
+    group: ProcessGroup,
     *,
     by_node: bool = False,
     offload: bool = False,
@@ -61,11 +61,11 @@ def shard(
     layers = [layer for stack in stacks for layer in stack]
     if not layers:
         raise RecipeError("has no layers that could be divided", where="model.base", hint="use `launch.sharding: none`")
-    mesh, kept = _mesh(on, group, by_node=by_node), masters or model.dtype
+    mesh, kept = _mesh(compute, group, by_node=by_node), masters or model.dtype
     # Layers are put together as what they compute in, and gradients are added up as what weights are kept in.
-    lower = on.compute if on.compute.itemsize < kept.itemsize else None
+    lower = compute.dtype if compute.dtype.itemsize < kept.itemsize else None
     policy = MixedPrecisionPolicy(lower, reduce_dtype=kept if lower else None, cast_forward_inputs=False)
-    place = CPUOffloadPolicy(pin_memory=on.device.type == "cuda") if offload else OffloadPolicy()
+    place = CPUOffloadPolicy(pin_memory=compute.device.type == "cuda") if offload else OffloadPolicy()
     adapted = not all(weight.requires_grad for weight in model.parameters())
     for layer in layers:
         whole = {weight for weight in layer.parameters() if weight.ndim < 2 or (adapted and weight.requires_grad)}
@@ -77,8 +77,8 @@ def shard(
         layer.set_reduce_scatter_unused_params(True)  # or who has other experts at work would wait for ever
     with torch.no_grad():
         for tensor in (*model.parameters(), *model.buffers()):
-            if not is_divided(tensor):  # or it is where it belongs
-                tensor.data = tensor.to(on.device)  # of quantized weights, with their scales
+            if not is_dtensor(tensor):  # or it is where it belongs
+                tensor.data = tensor.to(compute.device)  # of quantized weights, with their scales
     if masters:
         model.to(masters)
     share_comm_ctx(layers)
@@ -90,16 +90,16 @@ def shard(
         layer.reshard()
 
 
-def where_read(on: Machine, sharding: Sharding) -> Machine:
+def load_device(compute: ComputeConfig, sharding: Sharding) -> ComputeConfig:
     """Return where a model is read: what is divided need not fit anywhere as a whole but beside the processor."""
-    return on if sharding == "none" else replace(on, device=torch.device("cpu"))
+    return compute if sharding == "none" else replace(compute, device=torch.device("cpu"))
 
 
-def room_of(on: Machine, group: Group) -> Room:
+def memory_budget(compute: ComputeConfig, group: ProcessGroup) -> MemoryBudget:
     """Return what a pass is computed in and the memory that this process has for it: processors are shared."""
-    if on.device.type == "cuda":
-        return Room(on.compute.itemsize, True, torch.cuda.mem_get_info(on.device)[0] / 2**30)
-    return Room(on.compute.itemsize, False, memory_for_one_gib() / group.place.local_world)
+    if compute.device.type == "cuda":
+        return MemoryBudget(compute.dtype.itemsize, True, torch.cuda.mem_get_info(compute.device)[0] / 2**30)
+    return MemoryBudget(compute.dtype.itemsize, False, memory_for_one_gib() / group.rank_info.local_world_size)
 
 
 def _stacks(model: Any) -> Iterator[torch.nn.ModuleList]:
@@ -111,18 +111,18 @@ def _is_layer(module: Any, model: Any) -> bool:
     return type(module).__name__ in (getattr(without_adapter(model), "_no_split_modules", None) or ())
 
 
-def _mesh(on: Machine, group: Group, *, by_node: bool) -> Any:
-    place = group.place
+def _mesh(compute: ComputeConfig, group: ProcessGroup, *, by_node: bool) -> Any:
+    place = group.rank_info
     if not by_node:
-        return init_device_mesh(on.device.type, (place.world,), mesh_dim_names=("parts",))
-    if len(set(group.gather(place.local_world))) > 1:
+        return init_device_mesh(compute.device.type, (place.world_size,), mesh_dim_names=("parts",))
+    if len(set(group.gather(place.local_world_size))) > 1:
         raise RecipeError(
             "machines have different numbers of processes",
             where="launch.sharding",
             hint="use `full`, or as many on all",
         )
-    shape = (place.world // place.local_world, place.local_world)
-    return init_device_mesh(on.device.type, shape, mesh_dim_names=("copies", "parts"))
+    shape = (place.world_size // place.local_world_size, place.local_world_size)
+    return init_device_mesh(compute.device.type, shape, mesh_dim_names=("copies", "parts"))
 
 
 def sharded_layers(model: Any) -> list[Any]:
@@ -135,14 +135,14 @@ def is_sharded(model: Any) -> bool:
     return any(isinstance(module, FSDPModule) for module in model.modules())
 
 
-def agreed(model: Any, reason: str | None) -> str | None:
+def agree_on_reason(model: Any, reason: str | None) -> str | None:
     """Return a reason of any process, where layers are divided: all have to go the same way."""
     if not is_sharded(model):
         return reason
-    return next(filter(None, here().gather(reason)), None)
+    return next(filter(None, current_group().gather(reason)), None)
 
 
-def refuse_alone(model: Any, error: Exception) -> None:
+def raise_if_sharded(model: Any, error: Exception) -> None:
     """Raise what one process alone may have met in a pass that others make too; there is no other way for it to go.
 
     An error that all meet leaves layers as they were before the pass.
@@ -157,14 +157,14 @@ def refuse_alone(model: Any, error: Exception) -> None:
             "memory does not suffice for one row, with every process keeping its part of the layers",
             hint="lower data.max_tokens_per_example, or take more processes",
         ) from error
-    if is_of_others(error):
+    if is_peer_failure(error):
         raise error
     for layer in sharded_layers(model):
         layer.reset_iter_state()
 
 
 @contextmanager
-def in_company(model: Any, group: Group) -> Iterator[None]:
+def lockstep_forward(model: Any, group: ProcessGroup) -> Iterator[None]:
     """Inside, each process may call a divided model as often as it has to; who leaves first makes idle calls.
 
     Where every process has all of the model, nothing is done.
@@ -181,7 +181,7 @@ def in_company(model: Any, group: Group) -> Iterator[None]:
     def meet(*_: Any) -> None:
         group.sum(1)
 
-    with hearing_others():
+    with peer_failures_as_errors():
         hook = layers[0].register_forward_pre_hook(meet, prepend=True)
         try:
             yield
@@ -195,7 +195,9 @@ def in_company(model: Any, group: Group) -> Iterator[None]:
         layer.reset_iter_state()
 
 
-def passes(group: Group, own: Iterator[T], idle: Callable[[], T], *, sharded: bool) -> Iterator[tuple[T, bool]]:
+def lockstep_micro_batches(
+    group: ProcessGroup, own: Iterator[T], idle: Callable[[], T], *, sharded: bool
+) -> Iterator[tuple[T, bool]]:
     """Yield own passes; then, where layers are divided, idle ones as long as others have some, marked by False."""
     for one in own:
         if sharded:

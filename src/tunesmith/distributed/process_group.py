@@ -21,55 +21,57 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from tunesmith.core import interrupt
-from tunesmith.core.dist_env import Place, place
+from tunesmith.core.dist_env import RankInfo, rank_info
 from tunesmith.core.errors import ProcessLost, RecipeError
-from tunesmith.data.sampler import share_out
-from tunesmith.distributed.failure import BRIEFLY, Farewell
+from tunesmith.data.sampler import assign_ranks
+from tunesmith.distributed.failure import BRIEFLY, FailureChannel
 from tunesmith.estimate.hardware import cores
 from tunesmith.model.adapters import trained_parameters
-from tunesmith.model.dtensor import is_divided
+from tunesmith.model.dtensor import is_dtensor
 from tunesmith.recipe.changes import changed_keys
 
 T = TypeVar("T")
 # Gradients are added up in pieces of about so many numbers, which bounds the memory that this takes.
 _NUMBERS_AT_ONCE = 2**24
 # Where processes that end say why, once they have met, and how long they wait for each other.
-_farewells: list[Farewell] = []
+_farewells: list[FailureChannel] = []
 _patience: list[timedelta] = []
 # Where this process writes its stacks, and after how many seconds without a word with the others.
 _stacks: list[tuple[TextIO, float]] = []
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class ProcessGroup:
     """The processes of a run. One that is alone adds up, waits for and asks nobody.
 
     `channel` is what they talk over where that is not what all others do.
     """
 
-    place: Place = field(default_factory=Place)
+    rank_info: RankInfo = field(default_factory=RankInfo)
     channel: Any = None
 
     @property
     def is_first(self) -> bool:
         """Whether this is the process that writes."""
-        return self.place.is_first
+        return self.rank_info.is_first
 
     @property
     def is_many(self) -> bool:
         """Whether there are others."""
-        return self.place.world > 1
+        return self.rank_info.world_size > 1
 
-    def beside(self) -> "Group":
+    def beside(self) -> "ProcessGroup":
         """Return the same processes for a thread that talks while this one does. All have to ask."""
         if not self.is_many:
             return self
-        with _others_there():
+        with _translate_peer_failures():
             return replace(self, channel=distributed.new_group(timeout=_patience[-1], backend="gloo"))
 
     def share(self, rows: Sequence[int], lengths: Any) -> list[int]:
         """Return the rows that are this process's work: about as many tokens as every other has."""
-        return share_out(rows, lengths, self.place.world)[self.place.rank] if self.is_many else list(rows)
+        return (
+            assign_ranks(rows, lengths, self.rank_info.world_size)[self.rank_info.rank] if self.is_many else list(rows)
+        )
 
     def sum(self, *values: float) -> list[float]:
         """Return the sum of each value over all processes, in fp64."""
@@ -77,7 +79,7 @@ class Group:
             return list(values)
         # On the CPU: NCCL would wait for all that the GPU still has to do.
         found = torch.tensor(values, dtype=torch.float64)
-        with _others_there():
+        with _translate_peer_failures():
             distributed.all_reduce(found, group=self.channel)
         return found.tolist()
 
@@ -88,16 +90,16 @@ class Group:
         """
         if not self.is_many:
             return
-        weights = [weight for _, weight in trained_parameters(model) if not is_divided(weight)]
+        weights = [weight for _, weight in trained_parameters(model) if not is_dtensor(weight)]
         reached = torch.tensor([weight.grad is not None for weight in weights], dtype=torch.uint8)
-        with _others_there():
+        with _translate_peer_failures():
             distributed.all_reduce(reached, distributed.ReduceOp.MAX)
         for piece in _pieces([w for w, there in zip(weights, reached.tolist(), strict=True) if there]):
             for weight in piece:
                 if weight.grad is None:
                     weight.grad = torch.zeros_like(weight)
             flat = torch.cat([weight.grad.flatten() for weight in piece if weight.grad is not None])
-            with _others_there():
+            with _translate_peer_failures():
                 distributed.all_reduce(flat)
             for weight, found in zip(piece, torch.split(flat, [weight.numel() for weight in piece]), strict=True):
                 weight.grad = found.view_as(weight)
@@ -106,12 +108,12 @@ class Group:
         """Return the value of every process, in the order of their ranks."""
         if not self.is_many:
             return [value]
-        found: list[Any] = [None] * self.place.world
-        with _others_there():
+        found: list[Any] = [None] * self.rank_info.world_size
+        with _translate_peer_failures():
             distributed.all_gather_object(found, value, group=self.channel)
         return found
 
-    def refuse_unlike(self, stated: dict[str, Any]) -> None:
+    def require_equal(self, stated: dict[str, Any]) -> None:
         """Raise RecipeError in all processes if one has other inputs (JSON values), or another version of tunesmith."""
         if not self.is_many:
             return
@@ -123,7 +125,7 @@ class Group:
                     hint="give all machines the same files and the same tunesmith",
                 )
 
-    def by_first(self, work: Callable[[], T]) -> T:
+    def run_on_rank0(self, work: Callable[[], T]) -> T:
         """Let the first process do something, and return in all what it returns, or raise what it raises."""
         if not self.is_many:
             return work()
@@ -133,7 +135,7 @@ class Group:
                 told[0] = work()
             except Exception as error:
                 told[1] = error
-        with _others_there():
+        with _translate_peer_failures():
             distributed.broadcast_object_list(told, group=self.channel)
         if told[1] is not None:
             raise told[1]
@@ -150,16 +152,16 @@ class Group:
             raise interrupt.stopped(signal)
 
 
-def here() -> Group:
+def current_group() -> ProcessGroup:
     """Return the group that this process has joined, or that of a process alone."""
-    return Group(place()) if distributed.is_initialized() else Group()
+    return ProcessGroup(rank_info()) if distributed.is_initialized() else ProcessGroup()
 
 
 class Meeting:
     """Where processes meet for the stages that all work at: the first says which is next, the others wait for it."""
 
-    def __init__(self, place: Place, store: Any, patience: timedelta) -> None:
-        self.group = Group(place)
+    def __init__(self, rank_info: RankInfo, store: Any, patience: timedelta) -> None:
+        self.group = ProcessGroup(rank_info)
         self._store, self._patience, self._count = store, patience, 0
 
     def say(self, stage: str) -> None:
@@ -176,7 +178,7 @@ class Meeting:
         key = f"stage-{self._count}"
         self._count += 1
         while True:
-            with _others_there():
+            with _translate_peer_failures():
                 try:
                     self._store.wait([key], self._patience)
                     return bytes(self._store.get(key)).decode()
@@ -206,7 +208,7 @@ def _remove_empty(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def meeting(place: Place, timeout_minutes: float = 30) -> Iterator[Meeting]:
+def meeting(rank_info: RankInfo, timeout_minutes: float = 30) -> Iterator[Meeting]:
     """Meet the other processes of a run.
 
     Args:
@@ -218,22 +220,22 @@ def meeting(place: Place, timeout_minutes: float = 30) -> Iterator[Meeting]:
     """
     gpu = torch.cuda.is_available()
     if gpu:
-        torch.cuda.set_device(place.local_rank % torch.cuda.device_count())  # srun may show each its own GPU alone
-    if (threads := _own_cores(place)) is not None:
+        torch.cuda.set_device(rank_info.local_rank % torch.cuda.device_count())  # srun may show each its own GPU alone
+    if (threads := _cores_for_this_rank(rank_info)) is not None:
         torch.set_num_threads(threads)
     patience = timedelta(minutes=timeout_minutes)
-    with _others_there():
-        store, _, _ = next(rendezvous(place.meet_at, place.rank, place.world, timeout=patience))
+    with _translate_peer_failures():
+        store, _, _ = next(rendezvous(rank_info.init_method, rank_info.rank, rank_info.world_size, timeout=patience))
         distributed.init_process_group(
             "cpu:gloo,cuda:nccl" if gpu else "gloo", store=PrefixStore("group", store), timeout=patience,
-            rank=place.rank, world_size=place.world,
+            rank=rank_info.rank, world_size=rank_info.world_size,
         )  # fmt: skip
-    farewell = Farewell(place, store, patience)
+    farewell = FailureChannel(rank_info, store, patience)
     _farewells.append(farewell)
     _patience.append(patience)
     try:
         with farewell.heard():
-            yield Meeting(place, PrefixStore("meeting", store), patience)
+            yield Meeting(rank_info, PrefixStore("meeting", store), patience)
     except ProcessLost:
         distributed.destroy_process_group()  # nobody is left to tell, or nobody was told
         raise
@@ -251,7 +253,7 @@ def meeting(place: Place, timeout_minutes: float = 30) -> Iterator[Meeting]:
 
 
 @contextlib.contextmanager
-def _others_there() -> Iterator[None]:
+def _translate_peer_failures() -> Iterator[None]:
     """Say in our words that another process is gone, which shows as a connection that ends or as silence."""
     for file, seconds in _stacks[-1:]:
         faulthandler.dump_traceback_later(seconds, file=file)  # in place of the one before
@@ -262,7 +264,8 @@ def _others_there() -> Iterator[None]:
             if (why := farewell.told()) is not None:
                 raise why from error
         told = (str(error).splitlines() or [""])[0][:160]
-        where = f"rank {place().rank} of {place().world}"
+        here = rank_info()
+        where = f"rank {here.rank} of {here.world_size}"
         if "EADDRINUSE" in str(error):
             raise ProcessLost(
                 f"another program has the port at which the processes meet: {told}", where=where,
@@ -275,38 +278,38 @@ def _others_there() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def hearing_others() -> Iterator[None]:
+def peer_failures_as_errors() -> Iterator[None]:
     """Say the same around passes of a model in parts, in which torch itself talks to the others; leave other errors."""
     try:
         yield
     except RuntimeError as error:
-        if not is_of_others(error):
+        if not is_peer_failure(error):
             raise
-        with _others_there():
+        with _translate_peer_failures():
             raise
 
 
-def is_of_others(error: BaseException) -> bool:
+def is_peer_failure(error: BaseException) -> bool:
     """Say whether an error is that of a word with other processes."""
     return isinstance(error, distributed.DistError) or "gloo" in str(error)
 
 
-def cores_of(place: Place) -> int:
+def cores_per_rank(rank_info: RankInfo) -> int:
     """Return with how many cores a process computes: one that is alone has all, though torch may take half of them."""
-    alone = place.world == 1 and "OMP_NUM_THREADS" not in os.environ
+    alone = rank_info.world_size == 1 and "OMP_NUM_THREADS" not in os.environ
     return cores() if alone else torch.get_num_threads()
 
 
-def _own_cores(place: Place) -> int | None:
+def _cores_for_this_rank(rank_info: RankInfo) -> int | None:
     """Return how many cores this process may take: what Slurm gave it, or its part of the machine's.
 
     None, where the user has said how many threads there are to be. torchrun says 1 if the user says nothing.
     """
-    by_torchrun, said = place.meet_at == "env://", os.environ.get("OMP_NUM_THREADS")
+    by_torchrun, said = rank_info.init_method == "env://", os.environ.get("OMP_NUM_THREADS")
     if said is not None and not (by_torchrun and said == "1"):
         return None
     given = None if by_torchrun else os.environ.get("SLURM_CPUS_PER_TASK")
-    return int(given) if given else max(1, cores() // place.local_world)
+    return int(given) if given else max(1, cores() // rank_info.local_world_size)
 
 
 def _pieces(weights: Sequence[torch.nn.Parameter]) -> Iterator[list[torch.nn.Parameter]]:

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor
 
-from tunesmith.model.dtensor import as_its_weight
+from tunesmith.model.dtensor import shard_like_weight
 
 
-def put_together(model: Any, *, keep: bool) -> dict[str, torch.Tensor]:
+def gather_full_state_dict(model: Any, *, keep: bool) -> dict[str, torch.Tensor]:
     """Return the state of a model, whole, with copies on the processor of what is trained, one weight after the other.
 
     Args:
@@ -34,7 +34,7 @@ def put_together(model: Any, *, keep: bool) -> dict[str, torch.Tensor]:
     return found
 
 
-def write_parts(tensors: Mapping[str, torch.Tensor], folder: Path, channel: Any = None) -> None:
+def write_shards(tensors: Mapping[str, torch.Tensor], folder: Path, channel: Any = None) -> None:
     """Write tensors by torch's distributed checkpoints, each process its own parts, as safetensors.
 
     What all have is written by one. All processes have to take part, over a channel of their own in a thread beside.
@@ -48,11 +48,11 @@ def write_parts(tensors: Mapping[str, torch.Tensor], folder: Path, channel: Any 
     writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
     # Or a thread would look after copies of a GPU's tensors by a stream that is not theirs.
     writer.per_thread_copy_ahead = 0
-    with _as_it_was_raised():
+    with _unwrap_checkpoint_errors():
         save(dict(tensors), storage_writer=writer, process_group=channel)
 
 
-def read_parts(folder: Path, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def read_shards(folder: Path, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return written tensors {weight.key}, each divided as the weight that its name begins with is divided now."""
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
     from torch.distributed.checkpoint.state_dict_loader import load
@@ -62,15 +62,15 @@ def read_parts(folder: Path, weights: Mapping[str, torch.Tensor]) -> dict[str, t
     stored: Any  # all are tensors in these files
     for name, stored in reader.read_metadata().state_dict_metadata.items():
         empty = torch.empty(stored.size, dtype=stored.properties.dtype)
-        found[name] = as_its_weight(name, empty, weights)
-    with _as_it_was_raised(), warnings.catch_warnings():
+        found[name] = shard_like_weight(name, empty, weights)
+    with _unwrap_checkpoint_errors(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one may go on from what many left
         load(found, storage_reader=reader, no_dist=not torch.distributed.is_initialized())
     return found
 
 
 @contextmanager
-def _as_it_was_raised() -> Iterator[None]:
+def _unwrap_checkpoint_errors() -> Iterator[None]:
     """Raise what a process met instead of torch's list of who met what."""
     from torch.distributed.checkpoint.api import CheckpointException
 

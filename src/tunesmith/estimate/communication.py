@@ -10,14 +10,14 @@ from dataclasses import dataclass
 
 from tunesmith.architecture.shapes import Shapes
 from tunesmith.estimate.memory import layers_numbers, part_bytes
-from tunesmith.recipe.launch import LaunchBase, Sharding, SlurmLaunch, all_processes_of, processes_of
+from tunesmith.recipe.launch import LaunchBase, Sharding, SlurmLaunch, processes_per_machine, world_size_of
 from tunesmith.recipe.schema import FullTuning, Recipe
 
 _FP32 = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Exchange:
+class Communication:
     """Seconds of a step in which processes send: what they wait for, and what may go on while they compute."""
 
     waited: float
@@ -28,7 +28,7 @@ class Exchange:
         return max(computing, self.beside) + self.waited, computing + self.beside + self.waited
 
 
-def exchange(
+def estimate_communication(
     recipe: Recipe,
     shapes: Shapes,
     trained: int,
@@ -37,7 +37,7 @@ def exchange(
     passes: int,
     compute_bytes: int,
     on_gpu: bool,
-) -> Exchange | None:
+) -> Communication | None:
     """Return what a step's exchange takes; None where the recipe does not say how fast the links are.
 
     Args:
@@ -47,16 +47,16 @@ def exchange(
         on_gpu: layers go on computing while parts are sent; a processor does one or the other.
     """
     launch = recipe.launch
-    world, local = all_processes_of(launch), processes_of(launch)
+    world, local = world_size_of(launch), processes_per_machine(launch)
     within, between = _links(launch)
     machines = world // local
     if world == 1:
-        return Exchange(0, 0)
+        return Communication(0, 0)
     if (machines > 1 and between is None) or (local > 1 and within is None):
         return None
     slowest = min(link for link in (between if machines > 1 else None, within if local > 1 else None) if link)
     if sharding == "none":
-        return Exchange(_added_up(world) * trained * _FP32 / slowest, 0)
+        return Communication(_added_up(world) * trained * _FP32 / slowest, 0)
     numbers, _ = layers_numbers(shapes)
     full = isinstance(recipe.tuning, FullTuning)
     mine = trained - numbers if full else trained  # what is trained and whole
@@ -68,7 +68,7 @@ def exchange(
     if full and sharding == "node" and machines > 1:  # between machines all parts of one are added up side by side
         beside += passes * _added_up(machines) * numbers * _FP32 / (between or 1)
     waited = _added_up(world) * mine * _FP32 / slowest
-    return Exchange(waited, beside) if on_gpu else Exchange(waited + beside, 0)
+    return Communication(waited, beside) if on_gpu else Communication(waited + beside, 0)
 
 
 def _added_up(world: int) -> float:

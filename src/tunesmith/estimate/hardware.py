@@ -48,7 +48,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def precision_of(asked: AskedPrecision, device: str, *, has_bf16: bool, quantized: bool) -> Precision:
+def choose_precision(asked: AskedPrecision, device: str, *, has_bf16: bool, quantized: bool) -> Precision:
     """Return what matrices are multiplied in; `auto` is bf16 where the machine computes in it.
 
     Args:

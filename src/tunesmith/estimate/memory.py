@@ -83,7 +83,7 @@ class Memory:
         return max(self.training, self.loading + self.libraries)
 
 
-def memory_of(
+def estimate_memory(
     recipe: Recipe,
     shapes: Shapes,
     one: Pass,

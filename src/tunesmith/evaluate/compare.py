@@ -5,11 +5,11 @@ from typing import Any
 
 from tunesmith.recipe.schema import Recipe
 from tunesmith.scoring.metrics import is_lower_better, scored_on_answers, scored_on_likelihood
-from tunesmith.scoring.row_scores import Scores, Settings, compare, failed_text, moved_groups, too_many_failed
+from tunesmith.scoring.row_scores import Scores, VerdictSettings, compare, failed_text, moved_groups, too_many_failed
 from tunesmith.scoring.verdict import Verdict, what_would_settle
 
 
-def judge(
+def compare_models(
     recipe: Recipe, base: Scores, tuned: Scores, *, groups: Sequence[str], lower_is_better: Collection[str] = ()
 ) -> dict[str, Any]:
     """Return the content of verdict.json, without health and digests.
@@ -23,13 +23,13 @@ def judge(
     metrics = {}
     for name in names:
         least = min_gain if name == settings.primary else 0.0
-        found = judged(recipe, name, base, tuned, groups=groups, min_gain=least, lower_is_better=name in lower)
+        found = compare_metric(recipe, name, base, tuned, groups=groups, min_gain=least, lower_is_better=name in lower)
         metrics[name] = _entry(name, found, name in lower)
     primary = {**metrics[settings.primary], "min_gain": min_gain}
     primary["failed"] = len(base) - primary["rows"]
     grouping, name = None, settings.primary
     if primary["groups"] < primary["rows"]:
-        alone = judged(recipe, name, base, tuned, groups=None, min_gain=min_gain, lower_is_better=name in lower)
+        alone = compare_metric(recipe, name, base, tuned, groups=None, min_gain=min_gain, lower_is_better=name in lower)
         primary["by_row"] = {"low": alone.low, "high": alone.high}
         moved = moved_groups(name, base, tuned, groups, lower_is_better=name in lower)
         grouping = {"by": recipe.data.split.by, **moved}
@@ -50,7 +50,7 @@ def judge(
     }
 
 
-def judged(
+def compare_metric(
     recipe: Recipe,
     metric: str,
     base: Scores,
@@ -61,7 +61,7 @@ def judged(
     lower_is_better: bool,
 ) -> Verdict:
     """Compare two models' rows in one metric, with the recipe's confidence and seed."""
-    settings = Settings(min_gain, recipe.evaluate.confidence, recipe.seed)
+    settings = VerdictSettings(min_gain, recipe.evaluate.confidence, recipe.seed)
     return compare(metric, base, tuned, lower_is_better=lower_is_better, groups=groups, settings=settings)
 
 

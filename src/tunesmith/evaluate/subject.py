@@ -18,26 +18,26 @@ from tunesmith.core.files import (
     write_jsonl,
 )
 from tunesmith.core.progress import Progress
-from tunesmith.data.batches import TokenSet
-from tunesmith.data.microbatch import Division
-from tunesmith.distributed.fsdp import in_company, is_sharded
-from tunesmith.distributed.process_group import here
-from tunesmith.inference.predict import answers
-from tunesmith.inference.prompts import Questions
-from tunesmith.kernels.oom import Fitting
-from tunesmith.kernels.packed_attention import has_row_attention
-from tunesmith.kernels.packing_check import attention_reach, why_not_apart
+from tunesmith.data.batches import TokenDataset
+from tunesmith.data.microbatch import MicroBatchPolicy
+from tunesmith.distributed.fsdp import is_sharded, lockstep_forward
+from tunesmith.distributed.process_group import current_group
+from tunesmith.inference.predict import predict
+from tunesmith.inference.prompts import Prompts
+from tunesmith.kernels.oom import OomRetry
+from tunesmith.kernels.packed_attention import has_packed_attention
+from tunesmith.kernels.packing_check import attention_window, packing_unsupported_reason
 from tunesmith.kernels.token_loss import token_loss
-from tunesmith.model.load import Machine
+from tunesmith.model.load import ComputeConfig
 from tunesmith.tasks.base import Task
 
 _MOST_TOKENS = 4096
 
 
-def answer_all(
+def generate_answers(
     name: str,
     model: Any,
-    questions: Questions,
+    questions: Prompts,
     task: Task,
     folder: Path,
     *,
@@ -51,15 +51,15 @@ def answer_all(
         key: digest of model and questions; lines written under another key are not used.
         timed: told how many tokens this process has written now, and the seconds that it took.
     """
-    group = here()
-    known = group.by_first(partial(_kept, folder, key))
+    group = current_group()
+    known = group.run_on_rank0(partial(_kept, folder, key))
     lines = {line["id"]: line for line in known}
     todo = [i for i, e in enumerate(questions.examples) if e.id not in lines]
     mine = group.share(todo, [len(prompt) for prompt in questions.prompts])
     progress = Progress(f"answers of {name}", total=len(known) + len(mine), unit="rows", start=len(known))
-    path, made, began = _file(folder, group.place.rank), list[dict[str, Any]](), time.monotonic()
-    with translate_enospc(path), path.open("a", encoding="utf-8") as log, in_company(model, group):
-        for line in answers(model, questions, task, mine):
+    path, made, began = _file(folder, group.rank_info.rank), list[dict[str, Any]](), time.monotonic()
+    with translate_enospc(path), path.open("a", encoding="utf-8") as log, lockstep_forward(model, group):
+        for line in predict(model, questions, task, mine):
             made.append(line)
             log.write(json_line(line))
             log.flush()
@@ -68,7 +68,7 @@ def answer_all(
     timed(sum(line["new_tokens"] for line in made), time.monotonic() - began)
     lines |= {line["id"]: line for some in group.gather(made) for line in some}
     found = [lines[e.id] for e in questions.examples]
-    group.by_first(partial(_put_together, folder, found))
+    group.run_on_rank0(partial(_put_together, folder, found))
     return found
 
 
@@ -97,33 +97,40 @@ def _put_together(folder: Path, found: Sequence[dict[str, Any]]) -> None:
             path.unlink()
 
 
-def likelihoods(model: Any, tokens: TokenSet, rows: Sequence[int], on: Machine, pad_id: int) -> list[dict[str, float]]:
+def score_likelihoods(
+    model: Any, tokens: TokenDataset, rows: Sequence[int], compute: ComputeConfig, pad_id: int
+) -> list[dict[str, float]]:
     """Return {log_likelihood, tokens, correct} of each row: nats summed over its trained tokens."""
-    group = here()
+    group = current_group()
     model.eval()
-    apart = why_not_apart(model, tokens, pad_id, on) is None
-    division = Division(
+    apart = packing_unsupported_reason(model, tokens, pad_id, compute) is None
+    division = MicroBatchPolicy(
         _MOST_TOKENS,
         packing="auto" if apart else "never",
-        by_row=has_row_attention(model),
-        reach=attention_reach(model),
+        by_row=has_packed_attention(model),
+        reach=attention_window(model),
     )
     mine = group.share(rows, tokens.lengths)
-    with in_company(model, group):
-        work = partial(_likelihoods, model, tokens, mine, on, pad_id)
-        found = Fitting(division, in_step=is_sharded(model)).run(work, tokens, mine)
+    with lockstep_forward(model, group):
+        work = partial(_likelihoods, model, tokens, mine, compute, pad_id)
+        found = OomRetry(division, in_step=is_sharded(model)).run(work, tokens, mine)
     by_row = {row: one for some in group.gather(found) for row, one in some.items()}
     return [by_row[row] for row in rows]
 
 
 @torch.inference_mode()
 def _likelihoods(
-    model: Any, tokens: TokenSet, rows: Sequence[int], on: Machine, pad_id: int, division: Division
+    model: Any,
+    tokens: TokenDataset,
+    rows: Sequence[int],
+    compute: ComputeConfig,
+    pad_id: int,
+    division: MicroBatchPolicy,
 ) -> dict[int, dict[str, float]]:
     found: dict[int, dict[str, float]] = {}
     for group, batch in division.batches(tokens, rows, pad_id):
         interrupt.check()
-        result = token_loss(model, batch.to(on.device))
+        result = token_loss(model, batch.to(compute.device))
         for place, row in enumerate(group):
             mine = result.rows == place
             found[row] = {
@@ -134,7 +141,7 @@ def _likelihoods(
     return found
 
 
-def health(generations: Sequence[dict[str, Any]]) -> dict[str, int]:
+def response_stats(generations: Sequence[dict[str, Any]]) -> dict[str, int]:
     """Count answers that failed, are empty, were cut off by the limit, and stopped by themselves."""
     return {
         "rows": len(generations),

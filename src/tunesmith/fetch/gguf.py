@@ -7,7 +7,7 @@ from pathlib import Path
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.files import MANIFEST, digest_file, exclusive_lock, new_folder
 from tunesmith.core.places import cache_root
-from tunesmith.core.progress import say
+from tunesmith.core.progress import log
 
 
 def folder_of_gguf(file: Path) -> Path:
@@ -25,7 +25,7 @@ def convert(file: Path, folder: Path) -> Path:
         return folder
     with exclusive_lock(folder.with_name(f"{folder.name}.lock"), wait=True):
         if not (folder / MANIFEST).exists():  # another process may have written it while we waited
-            say(f"converting {file.name}, once")
+            log(f"converting {file.name}, once")
             with new_folder(folder, source=digest_file(file)) as fresh:
                 _write_model(file, fresh)
     return folder

@@ -12,7 +12,7 @@ from typing import Any
 
 from tunesmith.core.errors import DamagedFile, RecipeError, TunesmithError
 from tunesmith.core.files import MANIFEST, check_folder, read_json
-from tunesmith.core.rundir import RunDir, run_near
+from tunesmith.core.rundir import RunDir, find_run
 from tunesmith.fetch.gguf import folder_of_gguf
 from tunesmith.fetch.model_folder import CARD, ModelFolder, places_of
 from tunesmith.fetch.pin import Pin, kept_in
@@ -210,7 +210,7 @@ def _open(reference: str, path: Path, pin: Pin, opening: _Opening) -> ModelFolde
     if not path.exists():
         raise RecipeError("is not there", where=str(path), code="not-found")
     if not (path / "adapter_config.json").exists():
-        near = run_near(path)
+        near = find_run(path)
         needed = "it needs config.json or adapter_config.json beside the weights"
         raise RecipeError("holds no model", where=str(path), hint=f"did you mean {near}?" if near else needed)
     place = os.path.realpath(path)

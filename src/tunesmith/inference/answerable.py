@@ -4,17 +4,23 @@ from collections.abc import Sequence
 
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.records import Example
-from tunesmith.inference.prompts import Questions, questions_of
+from tunesmith.inference.prompts import Prompts, build_prompts
 from tunesmith.recipe.schema import Recipe
 from tunesmith.scoring.blind import check_sight
 from tunesmith.scoring.metrics import scored_on_answers
 from tunesmith.scoring.row_scores import MOST_FAILED, too_many_failed
 from tunesmith.tasks.base import Task
-from tunesmith.tasks.tokenizer import Codec
+from tunesmith.tasks.tokenizer import TokenizerAdapter
 
 
 def check_answerable(
-    recipe: Recipe, task: Task, codec: Codec, examples: Sequence[Example], *, positions: int | None, split: str
+    recipe: Recipe,
+    task: Task,
+    tokenizer: TokenizerAdapter,
+    examples: Sequence[Example],
+    *,
+    positions: int | None,
+    split: str,
 ) -> list[str]:
     """Return warnings about rows that have no room for an answer, or whose references a metric cannot count.
 
@@ -24,7 +30,7 @@ def check_answerable(
     Raises:
         RecipeError: so many rows are affected that there would be no verdict.
     """
-    room = check_room(questions_of(examples, recipe, task, codec), positions, split)
+    room = check_room(build_prompts(examples, recipe, task, tokenizer), positions, split)
     names = recipe.evaluate.metrics if split == "test" else recipe.train.valid_metrics
     metrics = scored_on_answers(names)
     primary = recipe.evaluate.primary if split == "test" else recipe.train.select_best_by
@@ -32,7 +38,7 @@ def check_answerable(
     return [*([room] if room else []), *check_sight(metrics, references, primary=primary, split=split)]
 
 
-def check_room(questions: Questions, positions: int | None, split: str = "test") -> str | None:
+def check_room(questions: Prompts, positions: int | None, split: str = "test") -> str | None:
     """Return a warning that counts the rows without room for an answer; None if there are none.
 
     Args:

@@ -10,14 +10,14 @@ from pydantic import TypeAdapter
 from tunesmith.core.errors import DataError, RecipeError
 from tunesmith.core.records import Example, Turn
 from tunesmith.fetch.reference import ModelFolder, resolve
-from tunesmith.inference.predict import answers
-from tunesmith.inference.prompts import Questions
-from tunesmith.inference.recorded import Recorded, recorded
+from tunesmith.inference.predict import predict
+from tunesmith.inference.prompts import Prompts
+from tunesmith.inference.recorded import RecordedOptions, recorded
 from tunesmith.inference.request import StopStrings
 from tunesmith.inference.sampling import GREEDY, Sampling, refuse_contradictions, samples_of
 from tunesmith.model.adapter_set import AdapterSet
 from tunesmith.model.adapters import open_model
-from tunesmith.model.load import Machine, machine, most_positions
+from tunesmith.model.load import ComputeConfig, choose_compute, max_positions
 from tunesmith.model.quantization import trained_quantization
 from tunesmith.recipe.columns import optional_columns
 from tunesmith.recipe.data_source import FileSource
@@ -25,8 +25,8 @@ from tunesmith.recipe.schema import ChatData, CompletionData, Data, Seq2SeqData,
 from tunesmith.recipe.template import columns_in
 from tunesmith.tasks import task_for
 from tunesmith.tasks.base import MissingColumn, RowProblem, Task
-from tunesmith.tasks.chatml import codec_of
-from tunesmith.tasks.tokenizer import Codec
+from tunesmith.tasks.chatml import load_tokenizer
+from tunesmith.tasks.tokenizer import TokenizerAdapter
 
 _MAX_NEW_TOKENS = 256
 TaskData = ChatData | CompletionData | Seq2SeqData | TextData
@@ -44,12 +44,12 @@ class Chatter:
     model: Any
     task: Task
     data: TaskData
-    codec: Codec
+    tokenizer: TokenizerAdapter
     is_trained_prompt: bool
     system: str | None = None
     row: Mapping[str, Any] = field(default_factory=dict)
     turns: list[Turn] = field(default_factory=list)
-    recorded: Recorded = field(default_factory=Recorded)
+    recorded: RecordedOptions = field(default_factory=RecordedOptions)
 
     @property
     def keeps_turns(self) -> bool:
@@ -158,9 +158,9 @@ class Chatter:
         prompts = tuple(tuple(self._prompt(turns)) for turns in asked)
         texts = tuple("\n\n".join(turn.text for turn in turns) for turns in asked)
         limit = self._limit(prompts) if max_new_tokens is None else max_new_tokens
-        questions = Questions(examples, prompts, texts, self.task.stop_ids, limit, self.task.opening_ids, beams)
-        stops = StopStrings(tuple(stop), self.codec.decode) if stop else None
-        found = answers(self.model, questions, self.task, range(len(examples)), sampling=drawn, stop_strings=stops)
+        questions = Prompts(examples, prompts, texts, self.task.stop_ids, limit, self.task.opening_ids, beams)
+        stops = StopStrings(tuple(stop), self.tokenizer.decode) if stop else None
+        found = predict(self.model, questions, self.task, range(len(examples)), sampling=drawn, stop_strings=stops)
         lines = {
             line["row"]: {key: line[key] for key in ("prompt", "prediction", "stopped", "error")} for line in found
         }
@@ -169,7 +169,7 @@ class Chatter:
     def _limit(self, prompts: Sequence[Sequence[int]]) -> int:
         """Return the default limit of an answer in tokens."""
         taken = len(self.task.opening_ids) or max(map(len, prompts), default=0)
-        return max(1, min(self.recorded.max_new_tokens or _MAX_NEW_TOKENS, most_positions(self.model) - taken))
+        return max(1, min(self.recorded.max_new_tokens or _MAX_NEW_TOKENS, max_positions(self.model) - taken))
 
     def _prompt(self, turns: Sequence[Turn]) -> list[int]:
         """Return the ids of a prompt; a chat template may rewrite earlier answers, as by leaving out thoughts.
@@ -183,15 +183,15 @@ class Chatter:
             if not self.keeps_turns or any(map(self._spells_control_tokens, turns)):
                 raise DataError(str(problem)) from problem
             try:
-                text = self.codec.chat_text([{"role": t.role, "content": t.text} for t in turns], generation=True)
+                text = self.tokenizer.chat_text([{"role": t.role, "content": t.text} for t in turns], generation=True)
             except Exception as error:  # a template may raise anything
                 raise DataError(f"the chat template refuses the conversation: {error}") from error
-            return self.codec.markup(text)
+            return self.tokenizer.markup(text)
 
     def _spells_control_tokens(self, turn: Turn) -> bool:
         """Whether a turn's text holds tokens that its author may not write; an answer may hold some (<think>)."""
-        forbidden = self.codec.special_ids if turn.role == "assistant" else self.codec.control_ids
-        return not forbidden.isdisjoint(self.codec.markup(turn.text))
+        forbidden = self.tokenizer.special_ids if turn.role == "assistant" else self.tokenizer.control_ids
+        return not forbidden.isdisjoint(self.tokenizer.markup(turn.text))
 
 
 def open_chatter(
@@ -212,14 +212,14 @@ def open_chatter(
         RecipeError: there is no such model, or `system` or a column of `row` would have no effect.
     """
     found = adapters.folder(reference) if adapters else resolve(reference)
-    codec = codec_of(found)
-    data, is_trained = _data_of(found, codec)
+    tokenizer = load_tokenizer(found)
+    data, is_trained = _data_of(found, tokenizer)
     if system is not None:
         if not isinstance(data, ChatData):
             raise RecipeError(f"a system turn has no effect on `task: {data.task}`", code="usage")
         data = data.model_copy(update={"system": None})
-    task = task_for(data, codec)
-    chatter = Chatter(None, task, data, codec, is_trained, system, row or {}, recorded=recorded(found))
+    task = task_for(data, tokenizer)
+    chatter = Chatter(None, task, data, tokenizer, is_trained, system, row or {}, recorded=recorded(found))
     known = (*chatter.columns, *([data.messages] if isinstance(data, ChatData) and data.messages else []))
     if unused := [name for name in chatter.row if name not in known]:
         hint = f"its prompt has {_listed(known)}" if is_trained and known else "it has no columns; give --prompt TEXT"
@@ -228,26 +228,26 @@ def open_chatter(
     return chatter
 
 
-def _machine(found: ModelFolder) -> Machine:
+def _machine(found: ModelFolder) -> ComputeConfig:
     """Return this machine with the precision that the model was trained in, or another if it lacks that."""
     quantized = trained_quantization(found) is not None
     with suppress(RecipeError):
-        return machine(found.card.get("precision", "auto"), quantized=quantized)  # type: ignore[arg-type]
-    return machine(quantized=quantized)
+        return choose_compute(found.card.get("precision", "auto"), quantized=quantized)  # type: ignore[arg-type]
+    return choose_compute(quantized=quantized)
 
 
-def _data_of(found: ModelFolder, codec: Codec) -> tuple[TaskData, bool]:
+def _data_of(found: ModelFolder, tokenizer: TokenizerAdapter) -> tuple[TaskData, bool]:
     """Return the data section that a model was tuned with, and true; for others one that suits it, and false."""
     source = FileSource(file="none")
     stored = found.card.get("data")
     if isinstance(stored, dict):
         data: TaskData = TypeAdapter(Data).validate_python({**stored, "source": source})
         # Texts that brought markup along were conversations: what a person says is put in a turn, as the base gets it.
-        if not (isinstance(data, TextData) and data.control_tokens and codec.has_template):
+        if not (isinstance(data, TextData) and data.control_tokens and tokenizer.has_template):
             return data, True
-    if codec.has_encoder:
+    if tokenizer.has_encoder:
         return Seq2SeqData(source=source, task="seq2seq", prompt="{source}", response="{target}"), False
-    if codec.has_template:
+    if tokenizer.has_template:
         return ChatData(source=source, task="chat", messages="messages"), False
     return TextData(source=source, task="text", text="text", sample_prefix_tokens=2**31), False
 

@@ -4,16 +4,16 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tunesmith.inference.generate import generate
-from tunesmith.inference.prompts import Questions
+from tunesmith.inference.prompts import Prompts
 from tunesmith.inference.request import StopStrings
 from tunesmith.inference.sampling import Sampling
-from tunesmith.model.load import most_positions
+from tunesmith.model.load import max_positions
 from tunesmith.tasks.base import Task
 
 
-def answers(
+def predict(
     model: Any,
-    questions: Questions,
+    questions: Prompts,
     task: Task,
     rows: Sequence[int],
     *,
@@ -51,7 +51,7 @@ def answers(
             "error": error,
         }
 
-    room = most_positions(model)
+    room = max_positions(model)
     fitting = [i for i in rows if questions.fits(i, room)]
     for i in sorted(set(rows) - set(fitting)):
         yield line(i, (), stopped=False, error=f"prompt and answer exceed the model's {room} positions")

@@ -6,18 +6,18 @@ from dataclasses import dataclass
 from tunesmith.core.files import digest_of, read_jsonl
 from tunesmith.core.records import Example
 from tunesmith.core.rundir import RunDir
-from tunesmith.data.split import choose
+from tunesmith.data.split import choose_by_hash
 from tunesmith.recipe.schema import Recipe, TextData
 from tunesmith.scoring.metrics import scored_on_answers
 from tunesmith.tasks.base import Task
-from tunesmith.tasks.tokenizer import Codec
+from tunesmith.tasks.tokenizer import TokenizerAdapter
 
 # Answers that nothing scores are still worth reading: how many of them are made.
 SAMPLES = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Questions:
+class Prompts:
     """The same for every model that is compared: rows, prompts, decoding and limits. `digest` stands for all of it.
 
     `texts` are the prompts as people read them.
@@ -45,36 +45,38 @@ class Questions:
 
 def rows_of(run: RunDir, split: str, count: int, seed: int) -> tuple[list[Example], list[int]]:
     """Return `count` examples of a split, always the same ones, and their places in its token file."""
-    return chosen_of([Example.from_json(line) for line in read_jsonl(run.examples(split))], count, seed)
+    return choose_rows([Example.from_json(line) for line in read_jsonl(run.examples(split))], count, seed)
 
 
-def chosen_of(everything: Sequence[Example], count: int, seed: int) -> tuple[list[Example], list[int]]:
+def choose_rows(everything: Sequence[Example], count: int, seed: int) -> tuple[list[Example], list[int]]:
     """Return `count` of a split's examples, chosen by hash, and their places among them."""
-    chosen = choose([e.id for e in everything], count, seed)
+    chosen = choose_by_hash([e.id for e in everything], count, seed)
     first = {e.id: place for place, e in reversed(list(enumerate(everything))) if e.id in chosen}
     places = sorted(first.values())  # equal rows are asked about once
     return [everything[place] for place in places], places
 
 
-def asked(recipe: Recipe) -> dict[str, int]:
+def rows_to_answer(recipe: Recipe) -> dict[str, int]:
     """Return the splits whose rows are answered for a metric, and how many rows of each."""
     found = {"valid": recipe.train.valid_rows} if recipe.train.valid_metrics else {}
     return {**found, "test": recipe.evaluate.rows} if scored_on_answers(recipe.evaluate.metrics) else found
 
 
-def questions_of(examples: Sequence[Example], recipe: Recipe, task: Task, codec: Codec) -> Questions:
+def build_prompts(examples: Sequence[Example], recipe: Recipe, task: Task, tokenizer: TokenizerAdapter) -> Prompts:
     """Return what a model is asked about some rows, its answers decoded as the recipe's `evaluate` says."""
     prompts = tuple(tuple(task.prompt(e.turns)) for e in examples)
-    texts = tuple(_text(e, ids, recipe, codec) for e, ids in zip(examples, prompts, strict=True))
+    texts = tuple(_text(e, ids, recipe, tokenizer) for e, ids in zip(examples, prompts, strict=True))
     settings = recipe.evaluate
-    return Questions(
+    return Prompts(
         tuple(examples), prompts, texts, task.stop_ids, settings.max_new_tokens, task.opening_ids, settings.beams
     )
 
 
-def _text(example: Example, ids: Sequence[int], recipe: Recipe, codec: Codec) -> str:
+def _text(example: Example, ids: Sequence[int], recipe: Recipe, tokenizer: TokenizerAdapter) -> str:
     """Return a prompt as people read it: the turns, or the beginning of a document."""
     if isinstance(recipe.data, TextData):
-        return codec.decode(ids)
-    asked = example.turns[:-1]
-    return "\n\n".join(turn.text if len(asked) == 1 else f"{turn.role}: {turn.text}" for turn in asked)
+        return tokenizer.decode(ids)
+    rows_to_answer = example.turns[:-1]
+    return "\n\n".join(
+        turn.text if len(rows_to_answer) == 1 else f"{turn.role}: {turn.text}" for turn in rows_to_answer
+    )

@@ -11,7 +11,7 @@ from tunesmith.registry.store import Registry
 
 
 @dataclass(frozen=True, slots=True)
-class Recorded:
+class RecordedOptions:
     """The settings of a recipe that decide how rows are asked and that the model's own folder lacks.
 
     Attributes:
@@ -28,7 +28,7 @@ class Recorded:
         return {names.get(column, column): value for column, value in row.items()}
 
 
-def recorded(model: ModelFolder) -> Recorded:
+def recorded(model: ModelFolder) -> RecordedOptions:
     """Return the recorded settings of a model; the defaults if it is neither from a run nor from the registry.
 
     Raises:
@@ -38,7 +38,7 @@ def recorded(model: ModelFolder) -> Recorded:
     source = (recipe.get("data") or {}).get("source") or []
     sources = source if isinstance(source, list) else [source]
     rename = {theirs: ours for one in sources for theirs, ours in (one.get("rename") or {}).items()}
-    return Recorded((recipe.get("evaluate") or {}).get("max_new_tokens"), rename)
+    return RecordedOptions((recipe.get("evaluate") or {}).get("max_new_tokens"), rename)
 
 
 def _recipe(model: ModelFolder) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from tunesmith.core.progress import say
+from tunesmith.core.progress import log
 from tunesmith.estimate.hardware import available_memory_gib
 from tunesmith.inference.decoding import sees_all
 from tunesmith.inference.slots import Slots
@@ -32,7 +32,7 @@ _LONG, _SHORT, _COMMON = 24, 13, 8
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
+class SlotBudget:
     """What a token takes in all layers together, and what all slots may take."""
 
     token_bytes: int
@@ -60,15 +60,15 @@ class _Finding:
 _FOUND: WeakKeyDictionary[torch.nn.Module, _Finding] = WeakKeyDictionary()
 
 
-def room_for(model: Any, prompts: Sequence[Sequence[int]]) -> Room | None:
+def room_for(model: Any, prompts: Sequence[Sequence[int]]) -> SlotBudget | None:
     """Return what room slots have, or None where the model cannot write in slots, which is told once a model."""
     found = _FOUND.get(model)
     if found is None:
         found = _examine(model, prompts)
         _FOUND[model] = found
         if found.why_not:
-            say(f"answers are written in padded batches: {found.why_not}")
-    return None if found.why_not else Room(found.token_bytes, _budget(model.device))
+            log(f"answers are written in padded batches: {found.why_not}")
+    return None if found.why_not else SlotBudget(found.token_bytes, _budget(model.device))
 
 
 def _budget(device: torch.device) -> int:

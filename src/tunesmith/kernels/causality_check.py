@@ -11,10 +11,10 @@ import torch
 
 from tunesmith.architecture.causality import HINT
 from tunesmith.core.errors import RecipeError
-from tunesmith.data.batches import Batch, TokenSet
-from tunesmith.distributed.fsdp import agreed
+from tunesmith.data.batches import Batch, TokenDataset
+from tunesmith.distributed.fsdp import agree_on_reason
 from tunesmith.kernels.token_loss import model_inputs
-from tunesmith.model.load import Machine, decoder_config
+from tunesmith.model.load import ComputeConfig, decoder_config
 
 # Few tokens: in a short text, one wrong token is a larger part of what each position attends to.
 _LENGTH = 8
@@ -27,7 +27,7 @@ _TOLERANCE_ROUNDED = 0.05
 
 
 @torch.inference_mode()
-def refuse_unless_causal(model: Any, tokens: TokenSet, pad_id: int, on: Machine) -> None:
+def require_causal_attention(model: Any, tokens: TokenDataset, pad_id: int, compute: ComputeConfig) -> None:
     """Raise RecipeError if a model's logits at a position depend on a later token.
 
     Args:
@@ -39,24 +39,24 @@ def refuse_unless_causal(model: Any, tokens: TokenSet, pad_id: int, on: Machine)
     was_training = model.training
     model.eval()
     try:
-        before, again, after = (_logits(model, one, on) for one in (batch, batch, _with_another_end(batch)))
+        before, again, after = (_logits(model, one, compute) for one in (batch, batch, _with_another_end(batch)))
     finally:
         model.train(was_training)
-    tolerance = _TOLERANCE_ROUNDED if _may_round_otherwise(model, on, torch.equal(before, again)) else _TOLERANCE
+    tolerance = _TOLERANCE_ROUNDED if _may_round_otherwise(model, compute, torch.equal(before, again)) else _TOLERANCE
     off = float((before - after)[:-1].abs().max() / before.std())
     reason = None
     if not off <= tolerance:
         reason = f"changing the last token of a text changes the logits before it, by {off:.2g} standard deviations"
-    if reason := agreed(model, reason):
+    if reason := agree_on_reason(model, reason):
         raise RecipeError(f"is not a causal language model: {reason}", where="model.base", hint=HINT)
 
 
-def _may_round_otherwise(model: Any, on: Machine, is_repeatable: bool) -> bool:
+def _may_round_otherwise(model: Any, compute: ComputeConfig, is_repeatable: bool) -> bool:
     """Say whether a token's logits may be rounded otherwise without a change before it, by much more than in fp32."""
     if getattr(model, "is_quantized", False):
         return True
     has_experts = any("expert" in name and value for name, value in decoder_config(model).to_dict().items())
-    return on.compute not in (torch.float32, torch.float64) and (has_experts or not is_repeatable)
+    return compute.dtype not in (torch.float32, torch.float64) and (has_experts or not is_repeatable)
 
 
 def _beginning(batch: Batch) -> Batch:
@@ -72,9 +72,9 @@ def _with_another_end(batch: Batch) -> Batch:
     return replace(batch, input_ids=ids)
 
 
-def _logits(model: Any, batch: Batch, on: Machine) -> torch.Tensor:
+def _logits(model: Any, batch: Batch, compute: ComputeConfig) -> torch.Tensor:
     """Return logits [length, vocabulary] in fp32."""
-    batch = batch.to(on.device)
-    with on.autocast(model.dtype):
+    batch = batch.to(compute.device)
+    with compute.autocast(model.dtype):
         found: torch.Tensor = model(**model_inputs(model, batch), use_cache=False).logits[0]
     return found.float()

@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 
-from tunesmith.data.batches import Batch, TokenSet
-from tunesmith.distributed.fsdp import agreed, is_sharded, refuse_alone
-from tunesmith.kernels.gated_mlp import keep_two
-from tunesmith.kernels.lora_fused import seeing_readers, stack
+from tunesmith.data.batches import Batch, TokenDataset
+from tunesmith.distributed.fsdp import agree_on_reason, is_sharded, raise_if_sharded
+from tunesmith.kernels.gated_mlp import patch_gated_mlp
+from tunesmith.kernels.lora_fused import fuse_lora, record_shared_inputs
 from tunesmith.kernels.token_loss import token_loss
 from tunesmith.model.adapters import trained_parameters
-from tunesmith.model.dtensor import part
-from tunesmith.model.load import Machine, let_go_of_the_file
+from tunesmith.model.dtensor import local_shard
+from tunesmith.model.load import ComputeConfig, detach_from_mmap
 from tunesmith.model.lora import as_peft_computes
 from tunesmith.model.memory import free_memory, is_out_of_memory
 
@@ -27,10 +27,10 @@ _LOW_PRECISION = 0.1
 # So many numbers of each gradient are compared: all of a full model's would be another copy of it.
 _COMPARED = 4096
 
-Way = Callable[[], Callable[[], None]]
+FastPath = Callable[[], Callable[[], None]]
 
 
-def take_fast_path(model: Any, tokens: TokenSet, pad_id: int, on: Machine) -> dict[str, str]:
+def enable_fast_path(model: Any, tokens: TokenDataset, pad_id: int, compute: ComputeConfig) -> dict[str, str]:
     """Compute in every faster way that is proved equal; return the others, and why not.
 
     The plain path is peft's and transformers' own. Adapters begin as nothing, so they are given random numbers for the
@@ -41,27 +41,27 @@ def take_fast_path(model: Any, tokens: TokenSet, pad_id: int, on: Machine) -> di
     """
     if not len(tokens):
         return {}
-    batch = tokens.batch(tokens.shortest_first()[:1], pad_id).to(on.device)
+    batch = tokens.batch(tokens.shortest_first()[:1], pad_id).to(compute.device)
     was_training = model.training
     model.eval()  # nothing is drawn at random
     refused: dict[str, str] = {}
     try:
         with _adapters_at_work(model):
-            with as_peft_computes(model), seeing_readers(model) as groups:
-                plain = _measured(model, batch, on)
-            ways: dict[str, Way] = {"gated layers": lambda: keep_two(model)}
+            with as_peft_computes(model), record_shared_inputs(model) as groups:
+                plain = _measured(model, batch, compute)
+            ways: dict[str, FastPath] = {"gated layers": lambda: patch_gated_mlp(model)}
             if groups and is_sharded(model):  # what is put together must be there as a whole
                 refused["stacked adapters"] = "the layers are divided over processes"
             elif groups:
                 ways["stacked adapters"] = lambda: _stacked(model, groups)
-            if _why_not(lambda: _take_all(ways.values()), model, batch, on, plain):
+            if _why_not(lambda: _take_all(ways.values()), model, batch, compute, plain):
                 for name, take in ways.items():  # which of them is it?
-                    if reason := _why_not(take, model, batch, on, plain):
+                    if reason := _why_not(take, model, batch, compute, plain):
                         refused[name] = reason
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        refuse_alone(model, error)
+        raise_if_sharded(model, error)
         refused["faster ways"] = "memory does not suffice to try them"
     finally:
         model.zero_grad(set_to_none=True)
@@ -72,12 +72,12 @@ def take_fast_path(model: Any, tokens: TokenSet, pad_id: int, on: Machine) -> di
 
 def _stacked(model: Any, groups: list[list[Any]]) -> Callable[[], None]:
     """Stack adapters; the file of the weights would stay resident beside those that were put together."""
-    undo = stack(groups)
-    let_go_of_the_file(model)
+    undo = fuse_lora(groups)
+    detach_from_mmap(model)
     return undo
 
 
-def _take_all(ways: Iterable[Way]) -> Callable[[], None]:
+def _take_all(ways: Iterable[FastPath]) -> Callable[[], None]:
     """Take ways one after the other; return what undoes them."""
     with ExitStack() as undos:
         for take in ways:
@@ -85,37 +85,41 @@ def _take_all(ways: Iterable[Way]) -> Callable[[], None]:
         return undos.pop_all().close
 
 
-def _why_not(take: Way, model: Any, batch: Batch, on: Machine, plain: tuple[float, torch.Tensor]) -> str | None:
+def _why_not(
+    take: FastPath, model: Any, batch: Batch, compute: ComputeConfig, plain: tuple[float, torch.Tensor]
+) -> str | None:
     """Take a way; where it is not equal to the plain path undo it and return why."""
     undo = take()
     try:
-        loss, gradient = _measured(model, batch, on)
+        loss, gradient = _measured(model, batch, compute)
     except (TypeError, ValueError, RuntimeError, AttributeError) as error:  # somebody else's forward
         undo()
         if is_out_of_memory(error):
             raise
-        refuse_alone(model, error)
+        raise_if_sharded(model, error)
         return f"it does not work: {str(error).splitlines()[0][:120]}"
-    most = _TOLERANCE.get(on.compute, _LOW_PRECISION)
+    most = _TOLERANCE.get(compute.dtype, _LOW_PRECISION)
     off = max(
         abs(loss - plain[0]) / max(abs(plain[0]), 1e-6),
         float((gradient - plain[1]).norm() / plain[1].norm().clamp(min=1e-12)),
     )
-    reason = agreed(model, None if off <= most else f"its loss or gradients are off by {100 * off:.2g} %")
+    reason = agree_on_reason(model, None if off <= most else f"its loss or gradients are off by {100 * off:.2g} %")
     if reason:
         undo()
     return reason
 
 
-def _measured(model: Any, batch: Batch, on: Machine) -> tuple[float, torch.Tensor]:
+def _measured(model: Any, batch: Batch, compute: ComputeConfig) -> tuple[float, torch.Tensor]:
     """Return the mean loss, and numbers of all its gradients in one line."""
     model.zero_grad(set_to_none=True)
-    with torch.enable_grad(), on.autocast(model.dtype):
+    with torch.enable_grad(), compute.autocast(model.dtype):
         nll = token_loss(model, batch).nll
     loss = nll.mean()
     loss.backward()  # type: ignore[no-untyped-call]
     some = [
-        part(weight.grad).flatten()[:: max(1, part(weight).numel() // _COMPARED)].to(on.device, torch.float32)
+        local_shard(weight.grad)
+        .flatten()[:: max(1, local_shard(weight).numel() // _COMPARED)]
+        .to(compute.device, torch.float32)
         for _, weight in trained_parameters(model)
         if weight.grad is not None
     ]

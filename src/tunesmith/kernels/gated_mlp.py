@@ -36,7 +36,7 @@ class GatedProduct(torch.autograd.Function):
         return torch.ops.aten.silu_backward(flow * up, gate), d_up
 
 
-def keep_two(model: Any) -> Callable[[], None]:
+def patch_gated_mlp(model: Any) -> Callable[[], None]:
     """Compute gated layers as above from now on; return what undoes it."""
     changed = [module for module in model.modules() if _is_gated(module)]
     for module in changed:

@@ -172,7 +172,7 @@ def _shared(weights: Sequence[torch.nn.Parameter]) -> torch.Tensor:
 
 
 @contextmanager
-def seeing_readers(model: Any) -> Iterator[list[list[Linear]]]:
+def record_shared_inputs(model: Any) -> Iterator[list[list[Linear]]]:
     """Yield a list that a pass inside fills: LoRA layers that were given the very same tensor, one after another."""
     groups: list[list[Linear]] = []
     last: list[Any] = [None, None]
@@ -210,7 +210,7 @@ def _dropout(layer: Linear, name: str) -> float:
     return float(made.p) if isinstance(made, torch.nn.Dropout) and made.training else 0.0
 
 
-def stack(groups: Sequence[Sequence[Linear]]) -> Callable[[], None]:
+def fuse_lora(groups: Sequence[Sequence[Linear]]) -> Callable[[], None]:
     """Multiply the layers of each group as one from now on; return what undoes it."""
     before: dict[Linear, Any] = {}
     waiting = _Waiting()

@@ -5,26 +5,26 @@ from dataclasses import replace
 from typing import TypeVar
 
 from tunesmith.core.errors import DoesNotFit
-from tunesmith.core.progress import say
-from tunesmith.data.batches import TokenSet
-from tunesmith.data.microbatch import Division
+from tunesmith.core.progress import log
+from tunesmith.data.batches import TokenDataset
+from tunesmith.data.microbatch import MicroBatchPolicy
 from tunesmith.model.memory import free_memory, is_out_of_memory
 
 T = TypeVar("T")
 
 
-class Fitting:
+class OomRetry:
     """A division of rows that is halved whenever memory does not suffice, and stays so.
 
     Args:
         in_step: others make their passes at the same time, so one that failed cannot be made again.
     """
 
-    def __init__(self, division: Division, *, in_step: bool = False) -> None:
+    def __init__(self, division: MicroBatchPolicy, *, in_step: bool = False) -> None:
         self.division = division
         self._in_step = in_step
 
-    def run(self, work: Callable[[Division], T], tokens: TokenSet, rows: Sequence[int]) -> T:
+    def run(self, work: Callable[[MicroBatchPolicy], T], tokens: TokenDataset, rows: Sequence[int]) -> T:
         """Return what `work` returns; it begins anew with a smaller division when it runs out of memory.
 
         Raises:
@@ -45,7 +45,7 @@ class Fitting:
             free_memory()
             self._halve(tokens, rows)
 
-    def _halve(self, tokens: TokenSet, rows: Sequence[int]) -> None:
+    def _halve(self, tokens: TokenDataset, rows: Sequence[int]) -> None:
         largest = max(map(len, (group.rows for group in self.division.groups(tokens, rows))))
         if largest == 1:
             raise DoesNotFit(
@@ -53,4 +53,4 @@ class Fitting:
                 hint="lower data.max_tokens_per_example, set train.activation_checkpointing, or take a smaller model",
             )
         self.division = replace(self.division, rows=largest // 2)
-        say(f"memory did not suffice: going on with {largest // 2} rows a forward pass; the step stays the same")
+        log(f"memory did not suffice: going on with {largest // 2} rows a forward pass; the step stays the same")

@@ -20,23 +20,23 @@ TAKES_MASKS = (*BY_TORCH, "eager")
 _CHANGES_SCORES = ("softcap", "s_aux", "position_bias")
 
 
-def use_row_attention(model: Any) -> bool:
+def use_packed_attention(model: Any) -> bool:
     """Let a model that uses torch's attention keep rows apart by computing each by itself; return whether it will.
 
     Without rows side by side nothing changes.
     """
     if model.config._attn_implementation == "sdpa" and not model.config.is_encoder_decoder:
         _set(model, "sdpa", NAME)
-    return has_row_attention(model)
+    return has_packed_attention(model)
 
 
-def has_row_attention(model: Any) -> bool:
+def has_packed_attention(model: Any) -> bool:
     """Say whether the model keeps rows apart without a mask."""
     return bool(model.config._attn_implementation == NAME)
 
 
 def use_plain_attention(model: Any) -> None:
-    """Undo `use_row_attention`."""
+    """Undo `use_packed_attention`."""
     _set(model, NAME, "sdpa")
 
 
@@ -47,7 +47,7 @@ def _set(model: Any, old: str, new: str) -> None:
             config._attn_implementation = new
 
 
-def row_attention(
+def packed_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -97,5 +97,5 @@ def _refuse_more_than_causal(module: torch.nn.Module, longest: int, asked: dict[
         raise ValueError(f"a layer's attention has {', '.join(more)}")
 
 
-AttentionInterface.register(NAME, row_attention)
+AttentionInterface.register(NAME, packed_attention)
 AttentionMaskInterface.register(NAME, sdpa_mask)

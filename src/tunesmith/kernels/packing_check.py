@@ -9,19 +9,24 @@ from typing import Any
 import torch
 
 from tunesmith.architecture.shapes import WITHOUT_LIMIT
-from tunesmith.data.batches import Batch, TokenSet
+from tunesmith.data.batches import Batch, TokenDataset
 from tunesmith.data.fit import ENCODER_READS_ALONE
-from tunesmith.distributed.fsdp import agreed, refuse_alone
-from tunesmith.kernels.packed_attention import TAKES_MASKS, has_row_attention, use_plain_attention, use_row_attention
+from tunesmith.distributed.fsdp import agree_on_reason, raise_if_sharded
+from tunesmith.kernels.packed_attention import (
+    TAKES_MASKS,
+    has_packed_attention,
+    use_packed_attention,
+    use_plain_attention,
+)
 from tunesmith.kernels.token_loss import token_loss
-from tunesmith.model.load import Machine, decoder_config
+from tunesmith.model.load import ComputeConfig, decoder_config
 
 # Nats by which a token's loss may differ between the two layouts: rounding only.
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-3}
 _LOW_PRECISION = 0.3
 
 
-def attention_reach(model: Any) -> int:
+def attention_window(model: Any) -> int:
     """Return the length up to which all attention layers see every earlier token."""
     config = decoder_config(model)
     windows = (getattr(config, name, None) for name in ("sliding_window", "window_size", "attention_chunk_size"))
@@ -39,7 +44,7 @@ def has_dropout(model: Any) -> bool:
 
 
 @torch.inference_mode()
-def why_not_apart(model: Any, tokens: TokenSet, pad_id: int, on: Machine) -> str | None:
+def packing_unsupported_reason(model: Any, tokens: TokenDataset, pad_id: int, compute: ComputeConfig) -> str | None:
     """Return why rows must not share a sequence in this model, or None where they may.
 
     One row is measured alone, beside another, and beside that row with other tokens in it: the first two must agree up
@@ -50,28 +55,28 @@ def why_not_apart(model: Any, tokens: TokenSet, pad_id: int, on: Machine) -> str
         return "there is only one row"
     if model.config.is_encoder_decoder:
         return ENCODER_READS_ALONE
-    if use_row_attention(model):
-        if _why_not_apart(model, tokens, pad_id, on) is None:
+    if use_packed_attention(model):
+        if _why_not_apart(model, tokens, pad_id, compute) is None:
             return None
         use_plain_attention(model)
     if model.config._attn_implementation not in TAKES_MASKS:
         return f"attention {model.config._attn_implementation} takes no mask of this kind"
-    return _why_not_apart(model, tokens, pad_id, on)
+    return _why_not_apart(model, tokens, pad_id, compute)
 
 
-def _why_not_apart(model: Any, tokens: TokenSet, pad_id: int, on: Machine) -> str | None:
-    rows = _probe(tokens, attention_reach(model), by_row=has_row_attention(model))
+def _why_not_apart(model: Any, tokens: TokenDataset, pad_id: int, compute: ComputeConfig) -> str | None:
+    rows = _probe(tokens, attention_window(model), by_row=has_packed_attention(model))
     if rows is None:
         return "its attention reaches no further than one row"
     was_training = model.training
     model.eval()
     try:
-        alone = _losses(model, tokens.batch(rows[1:], pad_id), 0, on)
+        alone = _losses(model, tokens.batch(rows[1:], pad_id), 0, compute)
         beside = tokens.packed(rows, pad_id, shared=tokens.shared_tokens(*rows))
         place = len(tokens.sequence_lengths(rows[:1]))  # of the second row's first sequence
-        first, second = _losses(model, beside, place, on), _losses(model, _disturbed(beside), place, on)
+        first, second = _losses(model, beside, place, compute), _losses(model, _disturbed(beside), place, compute)
     except (TypeError, ValueError, RuntimeError, IndexError, KeyError) as error:  # somebody else's forward
-        refuse_alone(model, error)
+        raise_if_sharded(model, error)
         return f"it does not take positions and masks of its own: {str(error).splitlines()[0][:120]}"
     finally:
         model.train(was_training)
@@ -79,12 +84,12 @@ def _why_not_apart(model: Any, tokens: TokenSet, pad_id: int, on: Machine) -> st
     reason = None
     if not torch.equal(first, second):
         reason = "what a row gives depends on the row beside it"
-    elif off > _TOLERANCE.get(on.compute, _LOW_PRECISION):
+    elif off > _TOLERANCE.get(compute.dtype, _LOW_PRECISION):
         reason = f"a row's loss differs by {off:.2g} nats a token beside another row"
-    return agreed(model, reason)
+    return agree_on_reason(model, reason)
 
 
-def _probe(tokens: TokenSet, reach: int, *, by_row: bool) -> tuple[int, int] | None:
+def _probe(tokens: TokenDataset, reach: int, *, by_row: bool) -> tuple[int, int] | None:
     """Return a short row and the longest that fits beside it; by row, where places play no part, the next short one."""
     first, *others = tokens.shortest_first()
     if by_row:
@@ -93,9 +98,9 @@ def _probe(tokens: TokenSet, reach: int, *, by_row: bool) -> tuple[int, int] | N
     return (first, fitting[-1]) if fitting else None
 
 
-def _losses(model: Any, batch: Batch, row: int, on: Machine) -> torch.Tensor:
-    batch = batch.to(on.device)
-    with on.autocast(model.dtype):
+def _losses(model: Any, batch: Batch, row: int, compute: ComputeConfig) -> torch.Tensor:
+    batch = batch.to(compute.device)
+    with compute.autocast(model.dtype):
         found = token_loss(model, batch)
     return found.nll[found.rows == row]
 

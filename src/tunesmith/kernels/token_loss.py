@@ -16,7 +16,7 @@ from torch.nn import functional
 from tunesmith.core.records import ENCODER_IDS
 from tunesmith.data.batches import ENCODER_MASK, Batch
 from tunesmith.estimate.memory import CHUNK
-from tunesmith.kernels.packed_attention import has_row_attention
+from tunesmith.kernels.packed_attention import has_packed_attention
 from tunesmith.model.load import without_adapter
 
 
@@ -195,7 +195,7 @@ def model_inputs(model: Any, batch: Batch) -> dict[str, Any]:
     if not batch.parts:
         return {"input_ids": batch.input_ids}
     packed = {"input_ids": batch.input_ids, "position_ids": batch.positions}
-    if has_row_attention(model):
+    if has_packed_attention(model):
         # A mask of four dimensions is handed on as it is; without one transformers would make a whole one.
         return {**packed, "attention_mask": batch.input_ids.new_zeros(1, 1, 1, 1), "row_parts": batch.parts}
     # What keeps rows of one sequence apart, as numbers to add, which every attention takes.

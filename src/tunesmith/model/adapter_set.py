@@ -9,7 +9,7 @@ from tunesmith.estimate.hardware import AskedPrecision
 from tunesmith.fetch.adapter_tokens import trained_tokens
 from tunesmith.fetch.reference import ModelFolder, resolve
 from tunesmith.model.adapters import attach_adapter, open_model
-from tunesmith.model.load import machine
+from tunesmith.model.load import choose_compute
 from tunesmith.model.new_tokens import make_room
 from tunesmith.model.quantization import trained_quantization
 
@@ -31,10 +31,10 @@ class AdapterSet:
         self._folders = {name: resolve(reference) for name, reference in references.items()}
         base = _common_base(self._folders)
         quantization = trained_quantization(next(iter(self._folders.values())))
-        on = machine(precision, quantized=quantization is not None)
+        compute = choose_compute(precision, quantized=quantization is not None)
         # peft looks for adapters' names inside those of modules, so it gets names that no module has.
         self._inner = {name: f"adapter-{number}" for number, name in enumerate(self._folders)}
-        model = open_model(base, on, merged=True, quantization=quantization)
+        model = open_model(base, compute, merged=True, quantization=quantization)
         for folder in self._folders.values():
             make_room(model, trained_tokens(folder.path))
         for name, folder in self._folders.items():

@@ -15,8 +15,8 @@ from tunesmith.architecture.base_model import refuse_targets_nowhere
 from tunesmith.core.errors import DamagedFile, RecipeError
 from tunesmith.fetch.adapter_tokens import trained_tokens
 from tunesmith.fetch.reference import ModelFolder
-from tunesmith.model.dtensor import is_divided, like
-from tunesmith.model.load import Machine, load_base, without_adapter
+from tunesmith.model.dtensor import is_dtensor, shard_like
+from tunesmith.model.load import ComputeConfig, load_base, without_adapter
 from tunesmith.model.lora import use_compute_dtype
 from tunesmith.model.memory import is_out_of_memory
 from tunesmith.model.new_tokens import make_room, start_rows, trained_rows
@@ -81,7 +81,7 @@ def count_parameters(model: Any) -> tuple[int, int]:
     """Return how many weights are trained, and how many there are; two of 4 bits share a byte, and count as two."""
     everything = int(without_adapter(model).num_parameters())
     # Those that are divided have lost the type by which they are known to be two.
-    everything += sum(w.numel() for w in model.parameters() if is_divided(w) and w.dtype == torch.uint8)
+    everything += sum(w.numel() for w in model.parameters() if is_dtensor(w) and w.dtype == torch.uint8)
     return sum(weight.numel() for _, weight in trained_parameters(model)), everything
 
 
@@ -128,14 +128,14 @@ def restore_weights(model: Any, folder: Path) -> None:
         )
         strange = [*report["unexpected_keys"], *report["missing_keys"]]
         mine = model.state_dict()
-        model.load_state_dict({name: like(weight, mine[name]) for name, weight in saved.state_dict().items()})
+        model.load_state_dict({name: shard_like(weight, mine[name]) for name, weight in saved.state_dict().items()})
     if strange:
         raise DamagedFile(f"does not fit the model: {sorted(strange)[:3]}", where=str(folder))
 
 
 def open_model(
     model: ModelFolder,
-    on: Machine,
+    compute: ComputeConfig,
     *,
     dtype: torch.dtype | None = None,
     attention: str = "auto",
@@ -153,15 +153,19 @@ def open_model(
     """
     settings: dict[str, Any] = {"dtype": dtype, "attention": attention}
     if model.base is None:
-        opened = load_base(model, on, quantization=quantization, **settings)
+        opened = load_base(model, compute, quantization=quantization, **settings)
     elif quantization is not None:
         with tempfile.TemporaryDirectory() as place:  # transformers quantizes what it reads from files
-            open_model(model, replace(on, device=torch.device("cpu")), merged=True, **settings).save_pretrained(place)
+            open_model(model, replace(compute, device=torch.device("cpu")), merged=True, **settings).save_pretrained(
+                place
+            )
             whole = ModelFolder(model.reference, Path(place))
-            opened = load_base(whole, on, quantization=quantization, **settings)
+            opened = load_base(whole, compute, quantization=quantization, **settings)
     else:
         below = None if merged else trained_quantization(model)
-        opened = attach_adapter(open_model(model.base, on, merged=True, quantization=below, **settings), model.path)
+        opened = attach_adapter(
+            open_model(model.base, compute, merged=True, quantization=below, **settings), model.path
+        )
         opened = opened.merge_and_unload(safe_merge=True) if merged else opened
     start_rows(opened, new_tokens)
     return opened

@@ -16,7 +16,7 @@ from tunesmith.architecture.base_model import refuse_pickle, refuse_quantized
 from tunesmith.architecture.causality import require_causal
 from tunesmith.architecture.weight_headers import stored_as
 from tunesmith.core.errors import DamagedFile, RecipeError
-from tunesmith.estimate.hardware import AskedPrecision, precision_of
+from tunesmith.estimate.hardware import AskedPrecision, choose_precision
 from tunesmith.fetch.reference import ModelFolder
 from tunesmith.model.quantization import bitsandbytes_config, keep_order, require_quantization
 from tunesmith.recipe.schema import Quantization, Recipe
@@ -30,26 +30,26 @@ _NUMBER = re.compile(r"\d+")
 
 
 @dataclass(frozen=True, slots=True)
-class Machine:
+class ComputeConfig:
     """Where and in what matrices are multiplied."""
 
     device: torch.device
-    compute: torch.dtype
+    dtype: torch.dtype
 
     @property
     def precision(self) -> str:
         """The name of `compute` in recipes."""
         names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.float64: "fp64"}
-        return names[self.compute]
+        return names[self.dtype]
 
     def autocast(self, weights: torch.dtype) -> AbstractContextManager[Any]:
         """Compute in `compute` where the weights are kept in more."""
-        if weights == self.compute:
+        if weights == self.dtype:
             return nullcontext()
-        return torch.autocast(self.device.type, dtype=self.compute)
+        return torch.autocast(self.device.type, dtype=self.dtype)
 
 
-def machine(asked: AskedPrecision = "auto", *, quantized: bool = False) -> Machine:
+def choose_compute(asked: AskedPrecision = "auto", *, quantized: bool = False) -> ComputeConfig:
     """Return the device and the precision to compute in.
 
     Args:
@@ -62,20 +62,20 @@ def machine(asked: AskedPrecision = "auto", *, quantized: bool = False) -> Machi
         device, has_bf16 = torch.device("cuda"), torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         device, has_bf16 = torch.device("cpu"), bool(torch.cpu._is_avx512_bf16_supported())
-    precision = precision_of(asked, device.type, has_bf16=has_bf16, quantized=quantized)
+    precision = choose_precision(asked, device.type, has_bf16=has_bf16, quantized=quantized)
     if precision == "bf16" and device.type == "cuda" and not has_bf16:
         raise RecipeError("this GPU does not compute in bf16", where="model.precision", hint="use auto or fp32")
-    return Machine(device, {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision])
+    return ComputeConfig(device, {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision])
 
 
-def machine_of(recipe: Recipe) -> Machine:
-    """Return what `machine` says for a recipe."""
-    return machine(recipe.model.precision, quantized=isinstance(recipe.tuning, Quantization))
+def compute_config(recipe: Recipe) -> ComputeConfig:
+    """Return what `choose_compute` says for a recipe."""
+    return choose_compute(recipe.model.precision, quantized=isinstance(recipe.tuning, Quantization))
 
 
 def load_base(
     model: ModelFolder,
-    on: Machine,
+    compute: ComputeConfig,
     *,
     dtype: torch.dtype | None = None,
     attention: str = "auto",
@@ -99,16 +99,16 @@ def load_base(
     transformers_logging.disable_progress_bar()
     quantized: dict[str, Any] = {}
     if quantization is not None:
-        require_quantization(quantization, on.device, on.compute)
-        settings = bitsandbytes_config(quantization, on.compute)
-        quantized = {"quantization_config": settings, "device_map": {"": on.device}}
+        require_quantization(quantization, compute.device, compute.dtype)
+        settings = bitsandbytes_config(quantization, compute.dtype)
+        quantized = {"quantization_config": settings, "device_map": {"": compute.device}}
     try:
         config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-        _refuse_overflow(config, on)
+        _refuse_overflow(config, compute)
         kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         loaded, report = kind.from_pretrained(
             path,
-            dtype=dtype or on.compute,
+            dtype=dtype or compute.dtype,
             attn_implementation=_attention(config) if attention == "auto" else attention,
             local_files_only=True,
             trust_remote_code=False,
@@ -137,9 +137,9 @@ def load_base(
     loaded.generation_config = GenerationConfig(**{name: getattr(own, name, None) for name in _TOKENS_KEPT})
     keep_order(loaded)
     if quantized:
-        let_go_of_the_file(loaded)
+        detach_from_mmap(loaded)
         return loaded
-    return loaded.to(on.device)
+    return loaded.to(compute.device)
 
 
 def _refuse_left_out_layers(loaded: Any, unused: Collection[str], path: Path) -> None:
@@ -164,7 +164,7 @@ def stored_dtype(model: ModelFolder) -> torch.dtype | None:
     return kinds.get(found.pop()) if len(found) == 1 else None
 
 
-def let_go_of_the_file(model: Any) -> None:
+def detach_from_mmap(model: Any) -> None:
     """Copy the weights that are still memory of the mapped file, so that the file does not stay resident.
 
     Weights that were converted or put together are memory of their own. Copies of those would only leave their old
@@ -181,13 +181,15 @@ def _attention(config: Any) -> str | None:
     return "eager" if getattr(config.get_text_config(decoder=True), "attn_logit_softcapping", None) else None
 
 
-def require_precision(model: ModelFolder, on: Machine) -> None:
+def require_precision(model: ModelFolder, compute: ComputeConfig) -> None:
     """Raise RecipeError where a model overflows in what the machine computes in; no weights are read."""
-    _refuse_overflow(AutoConfig.from_pretrained(model.root.path, local_files_only=True, trust_remote_code=False), on)
+    _refuse_overflow(
+        AutoConfig.from_pretrained(model.root.path, local_files_only=True, trust_remote_code=False), compute
+    )
 
 
-def _refuse_overflow(config: Any, on: Machine) -> None:
-    if on.compute == torch.float16 and config.model_type in _BEYOND_FP16:
+def _refuse_overflow(config: Any, compute: ComputeConfig) -> None:
+    if compute.dtype == torch.float16 and config.model_type in _BEYOND_FP16:
         raise RecipeError(
             f"{config.model_type} overflows in fp16 and would give NaN",
             where="model.precision",
@@ -200,7 +202,7 @@ def without_adapter(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def most_positions(model: Any) -> int:
+def max_positions(model: Any) -> int:
     """Return how many tokens a row may have at most: what the model knows positions for."""
     return int(getattr(decoder_config(model), "max_position_embeddings", None) or 2**31)
 

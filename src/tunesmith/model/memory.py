@@ -34,7 +34,7 @@ def trim_heap() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def give_back_at_once() -> None:
+def return_freed_memory_at_once() -> None:
     """Let the C library give freed memory back instead of keeping it in pieces: less is resident, and steps are slower.
 
     Large pieces are then mapped one by one. glibc only (see mallopt(3)); elsewhere nothing changes.

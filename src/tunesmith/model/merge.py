@@ -12,8 +12,8 @@ from tunesmith.core.places import check_writable
 from tunesmith.data.trained_rows import TRAINED_ROWS, trained_rows, write_trained_rows
 from tunesmith.fetch.reference import CARD, resolve
 from tunesmith.model.adapters import open_model, save_model
-from tunesmith.model.load import Machine
-from tunesmith.tasks.chatml import codec_of
+from tunesmith.model.load import ComputeConfig
+from tunesmith.tasks.chatml import load_tokenizer
 
 
 def merge_model(reference: str, out: Path | str) -> Path:
@@ -35,12 +35,12 @@ def merge_model(reference: str, out: Path | str) -> Path:
     if os.path.lexists(folder):
         raise RecipeError("exists already", where=str(folder), hint="name another folder")
     check_writable(folder.parent, hint="name another folder")
-    model = open_model(found, Machine(torch.device("cpu"), torch.float32), merged=True)
+    model = open_model(found, ComputeConfig(torch.device("cpu"), torch.float32), merged=True)
     own = AutoConfig.from_pretrained(found.root.path, local_files_only=True, trust_remote_code=False).dtype
     about_adapters = ("base", "base_digest", "quantization")
     with new_folder(folder, merged=reference) as fresh:
         save_model(model.to(own or torch.float32), fresh, base=found.root.reference)
-        codec_of(found).tokenizer.save_pretrained(fresh)
+        load_tokenizer(found).hf_tokenizer.save_pretrained(fresh)
         write_json(fresh / CARD, {key: value for key, value in found.card.items() if key not in about_adapters})
         if trained_rows(found):
             write_trained_rows(fresh / TRAINED_ROWS, (), found)

@@ -12,7 +12,7 @@ import torch
 
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.records import Column
-from tunesmith.data.batches import TokenSet
+from tunesmith.data.batches import TokenDataset
 from tunesmith.kernels.token_loss import TokenLoss
 
 
@@ -53,12 +53,12 @@ class Objective:
 
     name: str
     loss: Callable[[TokenLoss], torch.Tensor]
-    divisor: Callable[[TokenSet, Sequence[int]], float]
+    divisor: Callable[[TokenDataset, Sequence[int]], float]
     measures: tuple[Measure, ...]
     columns: frozenset[Column] = frozenset()
 
 
-def require_columns(objective: Objective, tokens: TokenSet) -> None:
+def require_columns(objective: Objective, tokens: TokenDataset) -> None:
     """Raise RecipeError if the prepared examples lack what the objective reads."""
     if missing := sorted(column.name for column in objective.columns - tokens.columns):
         raise RecipeError(

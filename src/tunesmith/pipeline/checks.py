@@ -17,19 +17,19 @@ from tunesmith.architecture.families import shapes_of
 from tunesmith.architecture.shapes import Shapes
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.rundir import SPLITS, RunDir
-from tunesmith.data.batches import TokenSet
+from tunesmith.data.batches import TokenDataset
 from tunesmith.data.fit import ENCODER_READS_ALONE, refuse_rows_beyond, refuse_to_pack
 from tunesmith.data.used_rows import PreparedRows, UsedRows
 from tunesmith.fetch.adapter_tokens import trained_tokens
 from tunesmith.fetch.reference import ModelFolder, base_of, open_pin, resolve
 from tunesmith.inference.answerable import check_answerable
-from tunesmith.inference.prompts import asked, chosen_of
+from tunesmith.inference.prompts import choose_rows, rows_to_answer
 from tunesmith.recipe.launch import SlurmLaunch
 from tunesmith.recipe.schema import DataBase, LoraBase, Quantization, Recipe
 from tunesmith.recipe.validation import remarks
 from tunesmith.tasks import task_for
-from tunesmith.tasks.chatml import codec_of
-from tunesmith.tasks.tokenizer import Codec
+from tunesmith.tasks.chatml import load_tokenizer
+from tunesmith.tasks.tokenizer import TokenizerAdapter
 
 
 def refuse_what_this_machine_lacks(recipe: Recipe, base: ModelFolder) -> None:
@@ -40,19 +40,19 @@ def refuse_what_this_machine_lacks(recipe: Recipe, base: ModelFolder) -> None:
     if isinstance(recipe.launch, SlurmLaunch) and recipe.launch.gpus_per_node is not None:
         return
     if recipe.model.precision in ("fp16", "bf16") or isinstance(recipe.tuning, Quantization):
-        from tunesmith.model.load import machine_of, require_precision
+        from tunesmith.model.load import compute_config, require_precision
 
-        require_precision(base, machine_of(recipe))
+        require_precision(base, compute_config(recipe))
     if recipe.train.optimizer == "adamw_8bit":
         from tunesmith.train.optim import require_optimizer
 
         require_optimizer(recipe.train)
     if isinstance(recipe.tuning, Quantization):
-        from tunesmith.model.load import machine_of
+        from tunesmith.model.load import compute_config
         from tunesmith.model.quantization import require_quantization
 
-        on = machine_of(recipe)
-        require_quantization(recipe.tuning, on.device, on.compute)
+        compute = compute_config(recipe)
+        require_quantization(recipe.tuning, compute.device, compute.dtype)
 
 
 def check_base(recipe: Recipe, base: ModelFolder) -> Shapes:
@@ -84,7 +84,9 @@ def check_base(recipe: Recipe, base: ModelFolder) -> Shapes:
     return shapes
 
 
-def check_rows(recipe: Recipe, base: ModelFolder, shapes: Shapes, codec: Codec, rows: UsedRows) -> TokenSet:
+def check_rows(
+    recipe: Recipe, base: ModelFolder, shapes: Shapes, tokenizer: TokenizerAdapter, rows: UsedRows
+) -> TokenDataset:
     """Return the rows to train on if the model can read those of all splits.
 
     Raises:
@@ -94,31 +96,33 @@ def check_rows(recipe: Recipe, base: ModelFolder, shapes: Shapes, codec: Codec, 
     found = {split: rows.tokens(split) for split in SPLITS}
     refuse_rows_beyond(shapes.positions, max(tokens.longest for tokens in found.values()))
     highest = max(tokens.highest_id for tokens in found.values())
-    refuse_tokens_beyond(highest, _vectors(base, shapes, codec), where=recipe.model.base)
+    refuse_tokens_beyond(highest, _vectors(base, shapes, tokenizer), where=recipe.model.base)
     refuse_to_pack(recipe, ENCODER_READS_ALONE if shapes.encodes else None)
-    if codec.new_ids and isinstance(recipe.tuning, LoraBase):
+    if tokenizer.new_ids and isinstance(recipe.tuning, LoraBase):
         refuse_new_tokens_with_bias(base.root.path)
     return found["train"]
 
 
-def check_questions(recipe: Recipe, positions: int | None, codec: Codec, rows: UsedRows) -> Iterator[str]:
+def check_questions(
+    recipe: Recipe, positions: int | None, tokenizer: TokenizerAdapter, rows: UsedRows
+) -> Iterator[str]:
     """Yield warnings about the rows that will be answered for a metric.
 
     Args:
         recipe: whose metrics.
         positions: the model's maximum; None if it has none, or if it is unknown.
-        codec: of the base.
+        tokenizer: of the base.
         rows: of all splits.
 
     Raises:
         RecipeError: so many have no room for an answer, or nothing that the metric counts, that there would be no
             verdict.
     """
-    task = task_for(recipe.data, codec)
-    for split, count in asked(recipe).items():
+    task = task_for(recipe.data, tokenizer)
+    for split, count in rows_to_answer(recipe).items():
         everything = [rows.example(split, place) for place in range(len(rows.lines(split)))]
-        examples, _ = chosen_of(everything, count, recipe.seed)
-        yield from check_answerable(recipe, task, codec, examples, positions=positions, split=split)
+        examples, _ = choose_rows(everything, count, recipe.seed)
+        yield from check_answerable(recipe, task, tokenizer, examples, positions=positions, split=split)
 
 
 def check_prepared_questions(recipe: Recipe, run: RunDir) -> Iterator[str]:
@@ -130,21 +134,21 @@ def check_prepared_questions(recipe: Recipe, run: RunDir) -> Iterator[str]:
         RecipeError: as `check_questions`.
     """
     base = base_of(run, recipe.model.base)
-    codec = codec_of(base, recipe.model.chat_markup)
+    tokenizer = load_tokenizer(base, recipe.model.chat_markup)
     positions = None
     with suppress(RecipeError):  # an architecture without a known limit
         positions = shapes_of(base.root.path).positions
-    yield from check_questions(recipe, positions, codec, PreparedRows(run))
+    yield from check_questions(recipe, positions, tokenizer, PreparedRows(run))
 
 
-def warnings_of(recipe: Recipe, base: ModelFolder, shapes: Shapes, codec: Codec) -> Iterator[str]:
+def warnings_of(recipe: Recipe, base: ModelFolder, shapes: Shapes, tokenizer: TokenizerAdapter) -> Iterator[str]:
     """Yield what a run can do with and its owner should know."""
     yield from (f"{'.'.join(path)}: {remark}" for path, remark in remarks(recipe))
-    vectors = _vectors(base, shapes, codec)
-    if codec.size > vectors:
+    vectors = _vectors(base, shapes, tokenizer)
+    if tokenizer.size > vectors:
         yield (
-            f"the tokenizer has {codec.size:,} tokens and the model's embedding {vectors:,} rows; no row of the data "
-            "uses the others, but a prompt could"
+            f"the tokenizer has {tokenizer.size:,} tokens and the model's embedding {vectors:,} rows; no row of the "
+            "data uses the others, but a prompt could"
         )
     most = recipe.data.max_tokens_per_example
     default = DataBase.model_fields["max_tokens_per_example"].default
@@ -155,9 +159,9 @@ def warnings_of(recipe: Recipe, base: ModelFolder, shapes: Shapes, codec: Codec)
         )
 
 
-def _vectors(base: ModelFolder, shapes: Shapes, codec: Codec) -> int:
+def _vectors(base: ModelFolder, shapes: Shapes, tokenizer: TokenizerAdapter) -> int:
     """Return for how many tokens there are vectors when training starts: rows are added up to the last new token."""
-    most = max((shapes.vocabulary, *(token + 1 for token in codec.new_ids)))
+    most = max((shapes.vocabulary, *(token + 1 for token in tokenizer.new_ids)))
     while base.base is not None:
         most = max((most, *(token + 1 for token in trained_tokens(base.path))))
         base = base.base

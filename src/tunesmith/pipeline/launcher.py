@@ -5,9 +5,9 @@ import sys
 from shlex import quote
 from typing import NoReturn
 
-from tunesmith.core.dist_env import place
+from tunesmith.core.dist_env import rank_info
 from tunesmith.core.errors import RecipeError
-from tunesmith.core.progress import say
+from tunesmith.core.progress import log
 from tunesmith.core.rundir import RunDir
 from tunesmith.pipeline.runner import run_opened
 from tunesmith.pipeline.runs import OpenedRun
@@ -27,8 +27,8 @@ def start_run(opened: OpenedRun, *, until: str | None, here: bool, detach: bool)
     Raises:
         TunesmithError: of the kind that says what went wrong.
     """
-    this = place()
-    launch = LocalLaunch(on="local") if here or this.world > 1 else opened.recipe.launch
+    this = rank_info()
+    launch = LocalLaunch(on="local") if here or this.world_size > 1 else opened.recipe.launch
     if detach and not isinstance(launch, SlurmLaunch):
         raise RecipeError("--detach has no effect on a run that runs here")
     if isinstance(launch, TorchrunLaunch) and launch.processes > 1:
@@ -44,7 +44,7 @@ def start_run(opened: OpenedRun, *, until: str | None, here: bool, detach: bool)
         try:
             follow(run)
         except KeyboardInterrupt:
-            say(f"its jobs go on: tunesmith status {quote(str(run))}, or tunesmith cancel {quote(str(run))}")
+            log(f"its jobs go on: tunesmith status {quote(str(run))}, or tunesmith cancel {quote(str(run))}")
             raise
     return run
 

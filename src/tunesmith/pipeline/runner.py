@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.core import interrupt
-from tunesmith.core.dist_env import place
+from tunesmith.core.dist_env import rank_info
 from tunesmith.core.files import MANIFEST, exclusive_lock, read_json, remove_leftovers, write_json
 from tunesmith.core.places import cache_root, check_writable, registry_root
-from tunesmith.core.progress import format_duration, say
+from tunesmith.core.progress import format_duration, log
 from tunesmith.core.rundir import RunDir
 from tunesmith.data.recipe_files import keep_recipe_files
 from tunesmith.estimate.hardware import cores
@@ -22,7 +22,7 @@ from tunesmith.pipeline.runs import OpenedRun, open_run, run_elsewhere
 from tunesmith.pipeline.stages import EVALUATE, PREPARE, PROMOTE, STAGES, TRAIN, Stage, is_done, wanted_stages
 from tunesmith.recipe.schema import Recipe
 from tunesmith.scoring.custom import custom_metrics
-from tunesmith.track.followers import Followers
+from tunesmith.track.followers import TrackerSupervisor
 from tunesmith.track.tracker import check_installed
 
 if TYPE_CHECKING:
@@ -54,8 +54,8 @@ def run_recipe(
 
 def run_opened(opened: OpenedRun, *, until: str | None = None) -> RunDir:
     """Take a run through its stages, as `run_recipe` does."""
-    here = place()
-    if here.world == 1:
+    here = rank_info()
+    if here.world_size == 1:
         return _run(opened, until, None)
     from tunesmith.distributed.process_group import meeting
 
@@ -75,7 +75,7 @@ def _run(opened: OpenedRun, until: str | None, others: "Meeting | None") -> RunD
     check_beforehand(loaded, run, until)
     done = stages_done(loaded, run, until)
     if other := run_elsewhere(opened):
-        say(f"starting a new run in {run}; to continue the existing one: tunesmith run {other}")
+        log(f"starting a new run in {run}; to continue the existing one: tunesmith run {other}")
     with ExitStack() as held:
         held.enter_context(exclusive_lock(run.lock))
         held.enter_context(interrupt.catch_signals(patient=others is not None))
@@ -83,7 +83,7 @@ def _run(opened: OpenedRun, until: str | None, others: "Meeting | None") -> RunD
         keep_recipe_files(loaded, run)
         _write_environment(run)
         remove_leftovers(run.path)
-        trackers = held.enter_context(Followers(loaded.trackers, run, loaded.model_dump(mode="json")))
+        trackers = held.enter_context(TrackerSupervisor(loaded.trackers, run, loaded.model_dump(mode="json")))
         for stage in wanted_stages(loaded, until):
             if stage is TRAIN and stage.name not in done:
                 _check_questions(loaded, run)
@@ -122,12 +122,12 @@ def _check_questions(recipe: Recipe, run: RunDir) -> None:
     from tunesmith.pipeline.checks import check_prepared_questions  # slow to import, and most commands do not train
 
     for warning in check_prepared_questions(recipe, run):
-        say(f"warning: {warning}")
+        log(f"warning: {warning}")
 
 
 def _work_along(opened: OpenedRun, others: "Meeting") -> None:
     """Work at the stages that the first process says, and write nothing."""
-    run, rank = opened.run, others.group.place.rank
+    run, rank = opened.run, others.group.rank_info.rank
     with ExitStack() as held:
         held.enter_context(interrupt.catch_signals(patient=True))
         while name := others.next():
@@ -177,22 +177,27 @@ def _cpu() -> str:
 
 
 def _take(
-    stage: Stage, recipe: Recipe, run: RunDir, trackers: Followers, others: "Meeting | None", done: Collection[str]
+    stage: Stage,
+    recipe: Recipe,
+    run: RunDir,
+    trackers: TrackerSupervisor,
+    others: "Meeting | None",
+    done: Collection[str],
 ) -> None:
     """Run a stage unless it is done: at the start if it is a kept one, else now, after the stages before it."""
     if stage.name in done if stage.kept else is_done(stage, recipe, run):
-        say(f"{stage.name}: done before")
+        log(f"{stage.name}: done before")
         return
     (run.stage(stage.name) / MANIFEST).unlink(missing_ok=True)
     began = time.monotonic()
-    say(f"{stage.name}: starts")
+    log(f"{stage.name}: starts")
     trackers.start()
     with ExitStack() as held:
         if others is not None and stage.by_all:
             others.say(stage.name)
-            held.enter_context(others.work(run.stacks_of(others.group.place.rank)))
+            held.enter_context(others.work(run.stacks_of(others.group.rank_info.rank)))
         stage.work(recipe, run)
-    say(f"{stage.name}: done in {format_duration(time.monotonic() - began)}")
+    log(f"{stage.name}: done in {format_duration(time.monotonic() - began)}")
 
 
 def _report(run: RunDir) -> None:
@@ -204,4 +209,4 @@ def _report(run: RunDir) -> None:
     from tunesmith.report.render import write_report
 
     write_report(run)
-    say(f"report: {run.report}")
+    log(f"report: {run.report}")

@@ -116,7 +116,7 @@ def identity(recipe: Recipe) -> dict[str, Any]:
     return settings
 
 
-def place_of(folder: Path, current: Path = Path()) -> str:
+def location_in_project(folder: Path, current: Path = Path()) -> str:
     """Return a recipe's folder relative to a current one: a part of what the default names of runs are made from."""
     return os.path.relpath(folder, os.path.realpath(current))
 
@@ -128,7 +128,7 @@ def _default_folder(recipe: Recipe, folder: Path) -> Path:
 
 def _named_folder(place: Path, recipe: Recipe, folder: Path) -> Path:
     """Return the folder that a run of a recipe gets if it begins in `place`."""
-    return place / "runs" / recipe.name / digest_of([identity(recipe), place_of(folder, place)])[:8]
+    return place / "runs" / recipe.name / digest_of([identity(recipe), location_in_project(folder, place)])[:8]
 
 
 def _begun_in(place: Path, recipe: Recipe, folder: Path) -> Path | None:

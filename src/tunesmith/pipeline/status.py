@@ -12,7 +12,7 @@ from tunesmith.core.progress import format_duration
 from tunesmith.core.rundir import RunDir
 from tunesmith.pipeline.stages import wanted_stages
 from tunesmith.recipe.load import load_recipe
-from tunesmith.recipe.schedule import steps_of
+from tunesmith.recipe.schedule import plan_steps
 from tunesmith.recipe.schema import Recipe
 from tunesmith.slurm import client
 from tunesmith.slurm.jobs import StageJob, exit_code, log_path, read_jobs
@@ -171,7 +171,7 @@ def _training(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     except ValueError as error:
         raise DamagedFile("a line is not whole", where=str(run.metrics)) from error
     steps = [line for line in lines if line["kind"] == "step"]
-    total = steps_of(recipe, prepared["counts"]["train"]).total_steps
+    total = plan_steps(recipe, prepared["counts"]["train"]).total_steps
     if not steps:
         return {"done_of": (0, total)}
     late = steps[-_STEPS:]

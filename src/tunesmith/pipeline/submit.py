@@ -6,7 +6,7 @@ from shlex import quote
 
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.files import exclusive_lock, write_text
-from tunesmith.core.progress import say
+from tunesmith.core.progress import log
 from tunesmith.core.rundir import RunDir
 from tunesmith.data.sources import keep_copies
 from tunesmith.fetch.reference import base_of
@@ -49,7 +49,7 @@ def submit_run(opened: OpenedRun, *, until: str | None = None) -> list[Stage]:
             exit_code_path(run, job.stage).unlink(missing_ok=True)
         _put_in_line(run, [job for job, _ in written])
     if not left:
-        say("all stages were done before")
+        log("all stages were done before")
     return left
 
 
@@ -120,7 +120,7 @@ def _put_in_line(run: RunDir, jobs: Sequence[Job]) -> None:
             number = client.submit(script, after=given[-1].job if given else None)
             given.append(StageJob(job.stage, number, job.name))
             write_jobs(run.launch, given)
-            say(f"{job.stage}: job {number}, {script}")
+            log(f"{job.stage}: job {number}, {script}")
     except BaseException:
         if given:  # half a run is none
             client.cancel([one.job for one in given])

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from tunesmith.core.errors import Interrupted, TunesmithError
-from tunesmith.core.progress import say
+from tunesmith.core.progress import log
 from tunesmith.core.rundir import RunDir
 from tunesmith.pipeline.status import RunStatus, StageStatus, status_of
 
@@ -45,7 +45,7 @@ def _seen(run: RunDir, every: float) -> RunStatus:
         except TunesmithError as error:
             if time.monotonic() > until:
                 raise
-            say(f"asking again: {error.message}")
+            log(f"asking again: {error.message}")
             time.sleep(max(every, 1.0))
 
 
@@ -85,6 +85,6 @@ class _Lines:
         for one in found.stages:
             now = (one.state, one.job, one.nodes, one.restarts)
             if self._told.get(one.stage) != now or (due and one.state == "working"):
-                say(f"{one.stage}: {one}")
+                log(f"{one.stage}: {one}")
                 self._last = time.monotonic()
             self._told[one.stage] = now

@@ -17,7 +17,7 @@ from tunesmith.core.errors import DamagedFile, DataError, RecipeError
 from tunesmith.core.files import read_jsonl
 from tunesmith.core.records import Example, Tokens
 from tunesmith.core.rundir import SPLITS, RunDir
-from tunesmith.data.process_rows import examine
+from tunesmith.data.process_rows import process_rows
 from tunesmith.data.token_view import token_view
 from tunesmith.fetch.reference import ModelFolder, base_of, resolve
 from tunesmith.pipeline.runs import recipe_folder
@@ -26,8 +26,8 @@ from tunesmith.recipe.schema import Recipe
 from tunesmith.report.collect import whole_lines
 from tunesmith.tasks import task_for
 from tunesmith.tasks.base import Task
-from tunesmith.tasks.chatml import codec_of
-from tunesmith.tasks.tokenizer import Codec
+from tunesmith.tasks.chatml import load_tokenizer
+from tunesmith.tasks.tokenizer import TokenizerAdapter
 
 Sample = dict[str, Any]
 ShownStage = Literal["train", "evaluate"]
@@ -77,21 +77,21 @@ def view(
             raise RecipeError(
                 "its rows are prepared, so changes have no effect", where=str(run), hint="show the recipe instead"
             )
-        codec, task = _prepared_with(run)
-        found = _prepared(run, split, codec)
+        tokenizer, task = _prepared_with(run)
+        found = _prepared(run, split, tokenizer)
         answers = _answers(run) if stage == "evaluate" else {}
     else:
         of_run = run.resolved_recipe.exists()
         recipe = load_recipe(run.resolved_recipe if of_run else path, overrides)
         folder = run.origin if of_run else recipe_folder(path)
-        codec, task = _reader(recipe, resolve(recipe.model.base, relative_to=folder))
+        tokenizer, task = _reader(recipe, resolve(recipe.model.base, relative_to=folder))
         found = _examined(recipe, folder, split, task)
     if answers:
         found = _asked(found, answers)
     samples = [
         sample
         for one in islice(found, rows)
-        for sample in (_learned(one, codec, task) if stage == "train" else _judged(one, codec, task, answers))
+        for sample in (_learned(one, tokenizer, task) if stage == "train" else _judged(one, tokenizer, task, answers))
     ]
     if not samples:
         raise DataError(f"there are no rows for `{split}`", where=str(path), hint="data.split says which rows go where")
@@ -116,12 +116,12 @@ def _checked(split: str | None, rows: int, stage: ShownStage) -> str:
 
 def _examined(recipe: Recipe, folder: Path, split: str, task: Task) -> Iterator[_Found]:
     """Yield the rows of a split from the source, reading no further than asked."""
-    for found in examine(recipe, task, folder=folder):
+    for found in process_rows(recipe, task, folder=folder):
         if found.entry.split == split and found.example is not None and found.tokens is not None:
             yield _Found(split, found.entry.where, found.entry.status, found.example, found.tokens, found.entry.block)
 
 
-def _prepared_with(run: RunDir) -> tuple[Codec, Task]:
+def _prepared_with(run: RunDir) -> tuple[TokenizerAdapter, Task]:
     """Return the tokenizer and the task that the rows of a run were prepared with."""
     recipe = load_recipe(run.resolved_recipe)
     model = base_of(run, recipe.model.base)
@@ -132,12 +132,12 @@ def _prepared_with(run: RunDir) -> tuple[Codec, Task]:
     return _reader(recipe, model)
 
 
-def _prepared(run: RunDir, split: str, codec: Codec) -> Iterator[_Found]:
+def _prepared(run: RunDir, split: str, tokenizer: TokenizerAdapter) -> Iterator[_Found]:
     """Yield the rows of a split as they lie in `prepare/`: the very tokens that training reads."""
-    from tunesmith.data.batches import TokenSet
+    from tunesmith.data.batches import TokenDataset
 
     try:
-        tokens = TokenSet(run.tokens(split))
+        tokens = TokenDataset(run.tokens(split))
     except (OSError, SafetensorError) as error:
         raise DamagedFile(f"cannot be read ({error})", where=str(run.tokens(split))) from error
     # Examples and token file hold the rows of one split in the order of the ledger.
@@ -170,30 +170,30 @@ def _asked(rows: Iterable[_Found], answers: Answers) -> Iterator[_Found]:
             yield row
 
 
-def _reader(recipe: Recipe, model: ModelFolder) -> tuple[Codec, Task]:
-    codec = codec_of(model, recipe.model.chat_markup)
-    return codec, task_for(recipe.data, codec)
+def _reader(recipe: Recipe, model: ModelFolder) -> tuple[TokenizerAdapter, Task]:
+    tokenizer = load_tokenizer(model, recipe.model.chat_markup)
+    return tokenizer, task_for(recipe.data, tokenizer)
 
 
-def _sample(found: _Found, part: str, tokens: Tokens, codec: Codec, **facts: Any) -> Sample:
+def _sample(found: _Found, part: str, tokens: Tokens, tokenizer: TokenizerAdapter, **facts: Any) -> Sample:
     row: Sample = {"split": found.split, "row": found.example.row, "where": found.where, "id": found.example.id}
     row["block"] = list(found.block) if found.block else None
-    return {**row, "status": found.status, "part": part, "tokens": token_view(tokens, codec), **facts}
+    return {**row, "status": found.status, "part": part, "tokens": token_view(tokens, tokenizer), **facts}
 
 
-def _learned(found: _Found, codec: Codec, task: Task) -> Iterator[Sample]:
+def _learned(found: _Found, tokenizer: TokenizerAdapter, task: Task) -> Iterator[Sample]:
     """Yield a row as training reads it."""
     prompt = min(len(task.prompt(found.example.turns)), len(found.tokens.read_first))
-    yield _sample(found, "row", found.tokens, codec, prompt_tokens=prompt)
+    yield _sample(found, "row", found.tokens, tokenizer, prompt_tokens=prompt)
 
 
-def _judged(found: _Found, codec: Codec, task: Task, answers: Answers) -> Iterator[Sample]:
+def _judged(found: _Found, tokenizer: TokenizerAdapter, task: Task, answers: Answers) -> Iterator[Sample]:
     """Yield the prompt of a row as evaluation sends it, and the answers to it."""
 
     def read(ids: Sequence[int]) -> Tokens:
         return Tokens(found.example.id, tuple(ids), (False,) * len(ids))
 
-    yield _sample(found, "prompt", read(task.prompt(found.example.turns)), codec)
+    yield _sample(found, "prompt", read(task.prompt(found.example.turns)), tokenizer)
     for name, lines in answers.items():
         if line := lines.get(found.example.id):
-            yield _sample(found, name, read(line["ids"]), codec, stopped=line["stopped"], error=line["error"])
+            yield _sample(found, name, read(line["ids"]), tokenizer, stopped=line["stopped"], error=line["error"])

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.core.errors import DoesNotFit, RecipeError
-from tunesmith.core.progress import format_duration, say
+from tunesmith.core.progress import format_duration, log
 from tunesmith.core.rundir import SPLITS, RunDir
-from tunesmith.data.dataset import gather
+from tunesmith.data.dataset import build_dataset
 from tunesmith.data.rehearsal import rehearse
 from tunesmith.data.used_rows import PreparedRows, UsedRows
-from tunesmith.estimate.communication import Exchange
+from tunesmith.estimate.communication import Communication
 from tunesmith.estimate.hardware import hardware
 from tunesmith.estimate.memory import Memory, moments_gib
 from tunesmith.estimate.throughput import remembered_speed
@@ -27,14 +27,14 @@ from tunesmith.pipeline.checks import (
 from tunesmith.pipeline.runner import check_beforehand
 from tunesmith.pipeline.runs import open_run
 from tunesmith.pipeline.stages import PREPARE, wanted_stages, work_left
-from tunesmith.plan.scaling import Known, forecast, scaling
-from tunesmith.plan.workload import Workload, workload_of
-from tunesmith.recipe.launch import Launch, Sharding, SlurmLaunch, all_processes_of, processes_of
-from tunesmith.recipe.schedule import Steps, steps_of
+from tunesmith.plan.scaling import Known, estimate_cluster, scaling
+from tunesmith.plan.workload import Workload, estimate_workload
+from tunesmith.recipe.launch import Launch, Sharding, SlurmLaunch, processes_per_machine, world_size_of
+from tunesmith.recipe.schedule import StepPlan, plan_steps
 from tunesmith.recipe.schema import Recipe
 from tunesmith.slurm.jobs import script_path
 from tunesmith.tasks import task_for
-from tunesmith.tasks.chatml import codec_of
+from tunesmith.tasks.chatml import load_tokenizer
 
 _GIB = 2**30
 # A plan answers in a few seconds; `prepare` reads what is left of references.
@@ -53,9 +53,10 @@ class RunPlan:
     `memory_available`, and `offloaded_available` of the machine's where there is a GPU, are None where the machines are
     elsewhere and the recipe does not say what they have, and `tokens_per_second`, of one process, where this machine
     has not trained yet or is of another kind than those.
-    `exchange` is what processes send each other in a step, where the recipe says how fast the links are, `together`
-    the tokens a second of all, at worst and at best, and `scaling` the same for other numbers of machines or processes.
-    `answered` is how many valid rows each validation answers, and `select_best_by` what picks the checkpoint. `work` is
+    `communication` is what processes send each other in a step, where the recipe says how fast the links are,
+    `together` the tokens a second of all, at worst and at best, and `scaling` the same for other numbers of machines or
+    processes. `answered` is how many valid rows each validation answers, and `select_best_by` what picks the
+    checkpoint. `work` is
     what validation and evaluation read and write.
     """
 
@@ -76,7 +77,7 @@ class RunPlan:
     copies: dict[str, Any]
     tokens: dict[str, int]
     lengths: dict[str, dict[str, Any]]
-    steps: Steps
+    steps: StepPlan
     work: Workload
     passes: str
     known: bool
@@ -90,7 +91,7 @@ class RunPlan:
     to_fetch: float
     fetch_free: float
     tokens_per_second: float | None
-    exchange: Exchange | None
+    communication: Communication | None
     together: tuple[float, float] | None
     scaling: list[dict[str, Any]]
     stages: dict[str, str]
@@ -210,7 +211,7 @@ class RunPlan:
         if self.processes == 1:
             return f"about {format_duration(low)}, {measured}"
         many = f"with {self.processes} processes"
-        if self.exchange is None:
+        if self.communication is None:
             return f"about {format_duration(low)} at best, {many}, each {measured}"
         span = " to ".join(dict.fromkeys(map(format_duration, self.seconds)))
         hours = high * self.processes / 3600
@@ -242,18 +243,18 @@ def plan_run(recipe: Path | str, overrides: Sequence[str] = (), *, out: Path | s
     base = base_of(run, loaded.model.base, weights=False)
     shapes = check_base(loaded, base)
     refuse_what_this_machine_lacks(loaded, base)
-    codec = codec_of(base, loaded.model.chat_markup)
-    task = task_for(loaded.data, codec)
+    tokenizer = load_tokenizer(base, loaded.model.chat_markup)
+    task = task_for(loaded.data, tokenizer)
     stages = work_left(loaded, run)
     is_prepared = stages[PREPARE.name] == "done"
-    rows = _prepared(run) if is_prepared else gather(loaded, task, folder=run.origin, model=base)
-    tokens = check_rows(loaded, base, shapes, codec, rows)
+    rows = _prepared(run) if is_prepared else build_dataset(loaded, task, folder=run.origin, model=base)
+    tokens = check_rows(loaded, base, shapes, tokenizer, rows)
     speed = remembered_speed(base.digest(), loaded.tuning.method)
-    known = Known(shapes, tokens, hardware(), speed, len(codec.new_ids))
+    known = Known(shapes, tokens, hardware(), speed, len(tokenizer.new_ids))
     unread = rehearse(loaded, task, rows, folder=run.origin, seconds=_SECONDS_OF_A_METRIC)
     later = "the others are read with the answers" if is_prepared else "`prepare` reads all of them before training"
-    asked = check_questions(loaded, shapes.positions, codec, rows)
-    warnings = (*warnings_of(loaded, base, shapes, codec), *asked, *(f"{note}; {later}" for note in unread))
+    asked = check_questions(loaded, shapes.positions, tokenizer, rows)
+    warnings = (*warnings_of(loaded, base, shapes, tokenizer), *asked, *(f"{note}; {later}" for note in unread))
     return _plan(loaded, run, base, rows, known, stages, warnings)
 
 
@@ -261,7 +262,7 @@ def _prepared(run: RunDir) -> PreparedRows:
     """Return the rows that `prepare` wrote, and repeat its remarks about them."""
     rows = PreparedRows(run)
     for remark in rows.facts().get("remarks", ()):  # rows of earlier versions have none
-        say(remark)
+        log(remark)
     return rows
 
 
@@ -276,9 +277,9 @@ def _plan(
 ) -> RunPlan:
     facts = rows.facts()
     counts = {name: facts["counts"][name] for name in SPLITS}
-    steps = steps_of(recipe, counts["train"])
+    steps = plan_steps(recipe, counts["train"])
     shapes, speed = known.shapes, known.speed
-    seen = forecast(recipe, known)
+    seen = estimate_cluster(recipe, known)
     memory = seen.memory
     to_fetch = shapes.parameters * shapes.stored_bytes / _GIB if base.root.to_fetch else 0.0
     answered = min(recipe.train.valid_rows, counts["valid"]) if recipe.train.valid_metrics else 0
@@ -292,12 +293,12 @@ def _plan(
         counts=counts, sources=facts["sources"], blocks=facts["blocks"], dropped=facts["dropped"],
         filtered=facts["filtered"], cut=facts["cut"], unused=facts["unused"],
         copies=facts["copies"], tokens=facts["tokens"], lengths=facts["lengths"], steps=steps,
-        work=workload_of(recipe, rows, steps, seen, speed),
+        work=estimate_workload(recipe, rows, steps, seen, speed),
         answered=answered, select_best_by=recipe.train.select_best_by,
         passes=str(seen.division), known=shapes.known, memory=memory, memory_available=seen.memory_available,
         offloaded_available=seen.offloaded_available,
         disk=copies * per_copy + 0.05, to_fetch=to_fetch, fetch_free=_free(hub_cache()), disk_free=_free(run.path),
-        tokens_per_second=seen.tokens_per_second, exchange=seen.exchange, together=seen.together,
+        tokens_per_second=seen.tokens_per_second, communication=seen.communication, together=seen.together,
         scaling=[one.to_json() for one in scaling(recipe, known)] if seen.together else [],
         stages=stages, warnings=warnings, **_jobs(recipe, run),
     )  # fmt: skip
@@ -316,7 +317,7 @@ def _refuse_short_turns(recipe: Recipe, speed: float | None, interval: float) ->
     launch = recipe.launch
     if not isinstance(launch, SlurmLaunch) or launch.time_limit_minutes is None or speed is None:
         return
-    needed = interval / (speed * all_processes_of(launch)) / 60
+    needed = interval / (speed * world_size_of(launch)) / 60
     turn = launch.time_limit_minutes - launch.grace_minutes
     if needed > turn:
         raise RecipeError(
@@ -327,7 +328,7 @@ def _refuse_short_turns(recipe: Recipe, speed: float | None, interval: float) ->
 
 def _where(launch: Launch) -> str:
     machines = f" on each of {launch.nodes} machines" if isinstance(launch, SlurmLaunch) and launch.nodes > 1 else ""
-    count = processes_of(launch)
+    count = processes_per_machine(launch)
     return launch.on if launch.on == "local" else f"{launch.on}, {count} process{'es' * (count > 1)}{machines}"
 
 

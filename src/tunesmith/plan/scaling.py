@@ -8,12 +8,12 @@ from typing import Any
 
 from tunesmith.architecture.shapes import Shapes
 from tunesmith.core.errors import RecipeError
-from tunesmith.data.batches import TokenSet
-from tunesmith.data.fit import Room, foreseen, sharding_of
-from tunesmith.data.microbatch import Division
-from tunesmith.data.sampler import balance
-from tunesmith.estimate.communication import Exchange, exchange
-from tunesmith.estimate.hardware import BYTES, Hardware, available_memory_gib, cores, precision_of
+from tunesmith.data.batches import TokenDataset
+from tunesmith.data.fit import MemoryBudget, estimated_memory, sharding_of
+from tunesmith.data.microbatch import MicroBatchPolicy
+from tunesmith.data.sampler import balance_ranks
+from tunesmith.estimate.communication import Communication, estimate_communication
+from tunesmith.estimate.hardware import BYTES, Hardware, available_memory_gib, choose_precision, cores
 from tunesmith.estimate.memory import Memory, layers_numbers
 from tunesmith.estimate.throughput import Speed
 from tunesmith.recipe.launch import (
@@ -21,11 +21,11 @@ from tunesmith.recipe.launch import (
     Sharding,
     SlurmLaunch,
     TorchrunLaunch,
-    all_processes_of,
-    parts_of,
-    processes_of,
+    processes_per_machine,
+    shard_count,
+    world_size_of,
 )  # fmt: skip
-from tunesmith.recipe.schedule import steps_of
+from tunesmith.recipe.schedule import plan_steps
 from tunesmith.recipe.schema import FullTuning, Quantization, Recipe
 
 # How many times the machines that are asked for are looked at, to tell whether more would help.
@@ -33,7 +33,7 @@ _TIMES_MORE = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Forecast:
+class ClusterEstimate:
     """What is foreseen for so many processes.
 
     Attributes:
@@ -46,20 +46,20 @@ class Forecast:
         offloaded_available: the same of its machine's memory, where it has a GPU.
         step_tokens: of a step, on average.
         tokens_per_second: of one process that computes alone; None where it is not known.
-        exchange: what they send each other in a step; None where the recipe does not say how fast the links are.
+        communication: what they send each other in a step; None where the recipe does not say how fast the links are.
         together: tokens a second of all, at worst and at best.
     """
 
     machines: int
     processes: int
     sharding: Sharding
-    division: Division
+    division: MicroBatchPolicy
     memory: Memory
     memory_available: float | None
     offloaded_available: float | None
     step_tokens: float
     tokens_per_second: float | None
-    exchange: Exchange | None
+    communication: Communication | None
     together: tuple[float, float] | None
 
     @property
@@ -73,7 +73,7 @@ class Forecast:
         return {
             "machines": self.machines, "processes": self.processes, "sharding": self.sharding,
             "memory": self.memory.total, "fits": self.fits, "tokens_per_second": self.together,
-            "at_best": self.exchange is None,
+            "at_best": self.communication is None,
         }  # fmt: skip
 
 
@@ -85,13 +85,13 @@ class Known:
     """
 
     shapes: Shapes
-    rows: TokenSet
+    rows: TokenDataset
     here: Hardware
     speed: Speed | None
     new_tokens: int = 0
 
 
-def forecast(recipe: Recipe, known: Known) -> Forecast:
+def estimate_cluster(recipe: Recipe, known: Known) -> ClusterEstimate:
     """Return what is foreseen for a recipe where it says that it will run.
 
     Raises:
@@ -99,15 +99,15 @@ def forecast(recipe: Recipe, known: Known) -> Forecast:
     """
     shapes, rows, speed = known.shapes, known.rows, known.speed
     launch, there = recipe.launch, _hardware_of(recipe.launch, known.here)
-    processes = all_processes_of(launch)
+    processes = world_size_of(launch)
     number = BYTES[_precision(recipe, there)]
-    room = Room(number, there.device == "cuda", there.memory_gib)
+    room = MemoryBudget(number, there.device == "cuda", there.memory_gib)
     sharding = sharding_of(recipe, shapes, rows, room, processes, new_tokens=known.new_tokens)
-    parts = parts_of(sharding, processes, processes_of(launch))
-    division, memory = foreseen(recipe, shapes, rows, room, new_tokens=known.new_tokens, parts=parts)
-    steps = steps_of(recipe, len(rows))
+    parts = shard_count(sharding, processes, processes_per_machine(launch))
+    division, memory = estimated_memory(recipe, shapes, rows, room, new_tokens=known.new_tokens, parts=parts)
+    steps = plan_steps(recipe, len(rows))
     per_step = float(rows.lengths.sum()) * steps.epochs / steps.total_steps
-    sent = exchange(
+    sent = estimate_communication(
         recipe, shapes, memory.trainable_parameters, sharding, compute_bytes=number,
         passes=_passes(recipe, division, per_step / processes), on_gpu=room.on_gpu,
     )  # fmt: skip
@@ -115,29 +115,31 @@ def forecast(recipe: Recipe, known: Known) -> Forecast:
     if speed and there.device == known.here.device:
         one = speed.on(_cores_of_each(launch))
         alone = per_step / one.step_seconds(per_step)
-        most = per_step / processes / balance(recipe, rows, processes)
+        most = per_step / processes / balance_ranks(recipe, rows, processes)
         computing = one.step_seconds(most, _moved(recipe, shapes, memory, parts))
         low, high = sent.step_seconds(computing) if sent else (computing, computing)
         together = per_step / high, per_step / low
     available = there.memory_gib if math.isfinite(there.memory_gib) else None
     offloaded = _machine_gib(launch) if room.on_gpu else None
-    machines = processes // processes_of(launch)
-    return Forecast(
+    machines = processes // processes_per_machine(launch)
+    return ClusterEstimate(
         machines, processes, sharding, division, memory, available, offloaded, per_step, alone, sent, together
     )  # fmt: skip
 
 
-def scaling(recipe: Recipe, known: Known) -> Iterator[Forecast]:
+def scaling(recipe: Recipe, known: Known) -> Iterator[ClusterEstimate]:
     """Yield what is foreseen for 1, 2, 4 and so on of the machines, or processes, of which a recipe asks for some."""
     for other in _other_sizes(recipe, known.here):
         with contextlib.suppress(RecipeError):  # of sizes that were not asked for
-            yield forecast(other, known)
+            yield estimate_cluster(other, known)
 
 
 def _hardware_of(launch: Launch, here: Hardware) -> Hardware:
     """Return what each process will have: this machine's, or what the recipe says of machines that are elsewhere."""
     if not isinstance(launch, SlurmLaunch):  # processes on one GPU each, or on one processor
-        return here if here.device == "cuda" else replace(here, memory_gib=here.memory_gib / processes_of(launch))
+        return (
+            here if here.device == "cuda" else replace(here, memory_gib=here.memory_gib / processes_per_machine(launch))
+        )
     if launch.gpus_per_node is not None:
         return Hardware("cuda", has_bf16=True, memory_gib=launch.gpu_memory_gib or math.inf)
     return Hardware("cpu", here.has_bf16, _machine_gib(launch) or math.inf)
@@ -146,9 +148,9 @@ def _hardware_of(launch: Launch, here: Hardware) -> Hardware:
 def _machine_gib(launch: Launch) -> float | None:
     """Return what each process has of its machine's memory; None where it is elsewhere and the recipe does not say."""
     if not isinstance(launch, SlurmLaunch):
-        return available_memory_gib() / processes_of(launch)
+        return available_memory_gib() / processes_per_machine(launch)
     given = launch.memory_gib_per_node
-    return given / processes_of(launch) if isinstance(given, int) else None
+    return given / processes_per_machine(launch) if isinstance(given, int) else None
 
 
 def _other_sizes(recipe: Recipe, here: Hardware) -> Iterator[Recipe]:
@@ -166,7 +168,7 @@ def _other_sizes(recipe: Recipe, here: Hardware) -> Iterator[Recipe]:
 
 def _cores_of_each(launch: Launch) -> float | None:
     """Return how many cores each process has; None where nobody says."""
-    return launch.cpus_per_process if isinstance(launch, SlurmLaunch) else cores() / processes_of(launch)
+    return launch.cpus_per_process if isinstance(launch, SlurmLaunch) else cores() / processes_per_machine(launch)
 
 
 def _moved(recipe: Recipe, shapes: Shapes, memory: Memory, parts: int) -> float:
@@ -177,10 +179,10 @@ def _moved(recipe: Recipe, shapes: Shapes, memory: Memory, parts: int) -> float:
     return 1 - divided * (1 - 1 / parts) / memory.trainable_parameters
 
 
-def _passes(recipe: Recipe, division: Division, tokens: float) -> int:
+def _passes(recipe: Recipe, division: MicroBatchPolicy, tokens: float) -> int:
     """Return how many passes a process makes of its tokens of a step."""
     if division.rows is not None:
-        passes = recipe.train.examples_per_step / all_processes_of(recipe.launch) / division.rows
+        passes = recipe.train.examples_per_step / world_size_of(recipe.launch) / division.rows
     else:
         passes = tokens / division.most_tokens
     return max(1, math.ceil(passes))
@@ -188,4 +190,4 @@ def _passes(recipe: Recipe, division: Division, tokens: float) -> int:
 
 def _precision(recipe: Recipe, there: Hardware) -> str:
     quantized = isinstance(recipe.tuning, Quantization)
-    return precision_of(recipe.model.precision, there.device, has_bf16=there.has_bf16, quantized=quantized)
+    return choose_precision(recipe.model.precision, there.device, has_bf16=there.has_bf16, quantized=quantized)

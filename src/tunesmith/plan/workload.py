@@ -4,13 +4,13 @@ from dataclasses import dataclass
 from statistics import mean
 
 from tunesmith.core.progress import format_duration
-from tunesmith.data.split import choose
+from tunesmith.data.split import choose_by_hash
 from tunesmith.data.used_rows import UsedRows
 from tunesmith.data.validation import measured_rows
 from tunesmith.estimate.throughput import Speed
 from tunesmith.inference.prompts import SAMPLES
-from tunesmith.plan.scaling import Forecast
-from tunesmith.recipe.schedule import Steps
+from tunesmith.plan.scaling import ClusterEstimate
+from tunesmith.recipe.schedule import StepPlan
 from tunesmith.recipe.schema import Recipe
 from tunesmith.scoring.metrics import scored_on_answers, scored_on_likelihood
 
@@ -79,7 +79,9 @@ class Workload:
         return f"{text}; answers {low if low == high else f'{low} to {high}'}"
 
 
-def workload_of(recipe: Recipe, rows: UsedRows, steps: Steps, seen: Forecast, speed: Speed | None) -> Workload:
+def estimate_workload(
+    recipe: Recipe, rows: UsedRows, steps: StepPlan, seen: ClusterEstimate, speed: Speed | None
+) -> Workload:
     """Return the work of a recipe's validations and evaluation, timed at the speeds measured on this machine."""
     train, evaluate = recipe.train, recipe.evaluate
     ids = {split: [str(line.id) for line in rows.lines(split)] for split in ("valid", "test")}
@@ -90,7 +92,7 @@ def workload_of(recipe: Recipe, rows: UsedRows, steps: Steps, seen: Forecast, sp
     )
     valid_tokens = sum(lengths["valid"][place] for place in valid)
     scored = scored_on_answers(evaluate.metrics)
-    chosen = choose(ids["test"], evaluate.rows, recipe.seed)
+    chosen = choose_by_hash(ids["test"], evaluate.rows, recipe.seed)
     answered = min(len(set(ids["valid"])), train.valid_rows) if train.valid_metrics else 0
     asked = len(chosen) if scored else min(SAMPLES, len(chosen))
     answers = 2 * asked + steps.validations * answered

@@ -4,7 +4,7 @@ from typing import Any
 
 from tunesmith.core.errors import TunesmithError
 from tunesmith.core.files import exclusive_lock
-from tunesmith.core.progress import say
+from tunesmith.core.progress import log
 from tunesmith.registry.store import Registry, Version
 from tunesmith.track.mlflow_store import open_store
 
@@ -32,7 +32,7 @@ def mirror(registry: Registry, version: Version, alias: str) -> None:
             where=str(folder),
             hint=f"tunesmith promote {version} --alias {alias}",
         ) from error
-    say(f"mlflow: {version.model}@{alias} is now version {number} there")
+    log(f"mlflow: {version.model}@{alias} is now version {number} there")
 
 
 def _asks(version: Version) -> bool:

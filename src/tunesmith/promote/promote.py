@@ -6,7 +6,7 @@ from typing import Any
 
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.files import digest_of, new_folder, read_json
-from tunesmith.core.progress import say
+from tunesmith.core.progress import log
 from tunesmith.core.rundir import RunDir
 from tunesmith.fetch.reference import ModelFolder, tuned_of
 from tunesmith.promote.mirror import mirror
@@ -59,7 +59,7 @@ def promote(recipe: Recipe, run: RunDir, *, force: bool = False, reason: str | N
     if before != version.number:
         registry.move(target.model, target.alias, version.number, verdict=verdict, reason=reason, forced=force)
     note = "" if replaced is None else f"; it held version {replaced}, which this one was not compared with"
-    say(f"{target.model}@{target.alias} is now version {version.number}{note}")
+    log(f"{target.model}@{target.alias} is now version {version.number}{note}")
     mirror(registry, version, target.alias)
     done = {
         "model": target.model, "version": version.number, "alias": target.alias, "forced": force, "reason": reason,

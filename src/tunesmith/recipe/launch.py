@@ -174,18 +174,18 @@ class SlurmLaunch(LaunchBase):
 Launch = Annotated[LocalLaunch | TorchrunLaunch | SlurmLaunch, Field(discriminator="on")]
 
 
-def parts_of(sharding: Sharding, world: int, local_world: int) -> int:
+def shard_count(sharding: Sharding, world: int, local_world: int) -> int:
     """Return over how many of so many processes, and of so many on each machine, layers are divided."""
     return {"full": world, "node": local_world}.get(sharding, 1)
 
 
-def processes_of(launch: LaunchBase) -> int:
+def processes_per_machine(launch: LaunchBase) -> int:
     """Return how many processes each machine has."""
     if isinstance(launch, TorchrunLaunch):
         return launch.processes
     return (launch.processes_per_node or launch.gpus_per_node or 1) if isinstance(launch, SlurmLaunch) else 1
 
 
-def all_processes_of(launch: LaunchBase) -> int:
+def world_size_of(launch: LaunchBase) -> int:
     """Return how many processes all machines have together."""
-    return processes_of(launch) * (launch.nodes if isinstance(launch, SlurmLaunch) else 1)
+    return processes_per_machine(launch) * (launch.nodes if isinstance(launch, SlurmLaunch) else 1)

@@ -20,7 +20,7 @@ from tunesmith.core.rundir import RunDir
 from tunesmith.recipe.base import Section
 from tunesmith.recipe.foreign_words import ours_for, value_for
 from tunesmith.recipe.schema import Recipe
-from tunesmith.recipe.validation import contradictions
+from tunesmith.recipe.validation import find_contradictions
 from tunesmith.recipe.yaml import Path_, places_of, plain_values, quoted, read_document, read_text
 
 _MOST_SHOWN = 120
@@ -97,7 +97,7 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def _clashes(values: dict[str, Any], recipe: Recipe) -> list[tuple[Path_, str]]:
-    return [*_booleans_as_numbers(values, recipe), *contradictions(recipe)]
+    return [*_booleans_as_numbers(values, recipe), *find_contradictions(recipe)]
 
 
 def _other_clashes(error: ValidationError, values: dict[str, Any]) -> list[tuple[Path_, str]]:
@@ -315,14 +315,14 @@ def _instead_of(path: Path_, known: Sequence[str]) -> str:
     if ours := ours_for(path):
         return ours
     own = ".".join(str(part) for part in path if not isinstance(part, int))
-    elsewhere = [key for key in key_paths() if key.rpartition(".")[2] == path[-1]]
+    elsewhere = [key for key in list_key_paths() if key.rpartition(".")[2] == path[-1]]
     if elsewhere and own not in elsewhere:  # else it is a key of another kind of this section
         return f"did you mean {' or '.join(f'`{key}`' for key in elsewhere[:3])}?"
     return _nearest(str(path[-1]), known)
 
 
 @cache
-def key_paths() -> tuple[str, ...]:
+def list_key_paths() -> tuple[str, ...]:
     """Return the dotted path of every key that a recipe may have."""
     return tuple(dict.fromkeys(_paths_below(Recipe, "")))
 

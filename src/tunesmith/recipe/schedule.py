@@ -22,7 +22,7 @@ def most_tokens(compute_bytes: int, *, on_gpu: bool) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Steps:
+class StepPlan:
     """What will be executed: steps are optimizer steps, intervals count them."""
 
     train_rows: int
@@ -43,7 +43,7 @@ class Steps:
         return 1 + math.ceil(self.total_steps / self.valid_every_steps)
 
 
-def steps_of(recipe: Recipe, train_rows: int) -> Steps:
+def plan_steps(recipe: Recipe, train_rows: int) -> StepPlan:
     """Return the numbers of a run over `train_rows` rows.
 
     `epochs` and `max_steps` are both limits; the nearer one holds. The last step takes what is left of the rows.
@@ -55,7 +55,7 @@ def steps_of(recipe: Recipe, train_rows: int) -> Steps:
     total_steps = math.ceil(total_examples / train.examples_per_step)
     tenth = max(1, math.ceil(total_steps / 10))
     valid_every = train.valid_every_steps or tenth
-    return Steps(
+    return StepPlan(
         train_rows=train_rows,
         total_examples=total_examples,
         total_steps=total_steps,
@@ -65,7 +65,7 @@ def steps_of(recipe: Recipe, train_rows: int) -> Steps:
     )
 
 
-def learning_rate(recipe: Recipe, plan: Steps, step: int) -> float:
+def learning_rate(recipe: Recipe, plan: StepPlan, step: int) -> float:
     """Return the learning rate of a step counted from 0: linear warmup, then the recipe's schedule down to 0."""
     peak = recipe.train.learning_rate
     if step < plan.warmup_steps:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from tunesmith.core.errors import RecipeError
-from tunesmith.recipe.launch import all_processes_of
+from tunesmith.recipe.launch import world_size_of
 from tunesmith.recipe.schema import FullTuning, Quantization, Recipe, Train
 from tunesmith.scoring.metrics import LIKELIHOOD, expand, is_share, scored_on_answers, share_hint
 
@@ -13,7 +13,7 @@ _MEASURED_ANYWAY = ("loss", "token_accuracy")
 _NEEDS_NO_ANSWER = ("loss", *LIKELIHOOD)
 
 
-def contradictions(recipe: Recipe) -> list[tuple[tuple[str, ...], str]]:
+def find_contradictions(recipe: Recipe) -> list[tuple[tuple[str, ...], str]]:
     """Return (path of the key, problem) for settings that are fine alone but not together."""
     return [
         *_metric_problems(recipe),
@@ -107,13 +107,13 @@ def _launch_problems(recipe: Recipe) -> Problems:
         if launch.offload:
             yield ("launch", "offload"), "has no effect unless `launch.sharding` is `full` or `node`"
         return
-    if reason := why_whole(recipe):
+    if reason := sharding_unsupported_reason(recipe):
         yield ("launch", "sharding"), f"`{launch.sharding}` cannot be done: {reason}"
-    elif launch.on != "local" and all_processes_of(launch) == 1:
+    elif launch.on != "local" and world_size_of(launch) == 1:
         yield ("launch", "sharding"), f"`{launch.sharding}` has no effect on one process"
 
 
-def why_whole(recipe: Recipe) -> str | None:
+def sharding_unsupported_reason(recipe: Recipe) -> str | None:
     """Return why each process has to keep all of the model; None where its layers can be divided."""
     if isinstance(recipe.tuning, Quantization) and recipe.tuning.bits == 8:
         return "weights of 8 bits are not divided; those of 4 can be"

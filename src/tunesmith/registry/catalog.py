@@ -158,7 +158,7 @@ class Catalog:
         return RecipeError(f"there is no {what} of `{model}`", hint=f"there is {there or 'none left'}")
 
 
-def trail(moves: Iterable[Move]) -> list[int]:
+def alias_history(moves: Iterable[Move]) -> list[int]:
     """Return the versions an alias points at by way of, oldest first, present one last.
 
     A rollback takes the way back to where it went; a move to where the alias is leaves no trace.

@@ -22,7 +22,7 @@ from tunesmith.core.files import (
     translate_enospc,
 )
 from tunesmith.core.places import registry_root
-from tunesmith.registry.catalog import Catalog, Model, Move, Version, plain_json, trail
+from tunesmith.registry.catalog import Catalog, Model, Move, Version, alias_history, plain_json
 from tunesmith.registry.database import Database
 from tunesmith.registry.names import check_alias, check_name, looks_like_reference, parse_reference
 from tunesmith.registry.objects import Objects, files_to_add
@@ -119,7 +119,7 @@ class Registry:
         with self._database.reading() as catalog:  # so that a refusal makes no registry
             catalog.require(name)
         with self._database.writing() as catalog:
-            way = trail(catalog.moves(name, alias))
+            way = alias_history(catalog.moves(name, alias))
             if not way:
                 raise catalog.unknown(name, f"alias `{alias}`")
             present, live = way[-1], catalog.live(name)

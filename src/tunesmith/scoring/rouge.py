@@ -24,7 +24,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from tunesmith.core.progress import say
+from tunesmith.core.progress import log
 from tunesmith.scoring.common_subsequence import common_length, common_places
 from tunesmith.scoring.words import Words, words_of
 
@@ -118,7 +118,7 @@ def _weighted(prediction: str, reference: str, words: Words) -> float:
     ours = [words(line) for line in prediction.split("\n")]
     theirs = [words(line) for line in reference.split("\n")]
     if (pairs := sum(map(len, ours)) * sum(map(len, theirs))) > _ANNOUNCED:
-        say(f"rougeW compares {pairs / 1e6:,.0f} million pairs of words of one row, which takes minutes")
+        log(f"rougeW compares {pairs / 1e6:,.0f} million pairs of words of one row, which takes minutes")
     left = Counter(word for line in ours for word in line)
     hits = 0.0
     for sentence in theirs:

@@ -22,7 +22,7 @@ MOST_FAILED = 0.05
 GROUPS_LISTED = 10
 
 
-class Settings(NamedTuple):
+class VerdictSettings(NamedTuple):
     """What a comparison asks for, as `paired_verdict` takes it."""
 
     min_gain: float
@@ -36,7 +36,7 @@ def compare(
     tuned: Scores,
     *,
     lower_is_better: bool,
-    settings: Settings,
+    settings: VerdictSettings,
     groups: Sequence[Hashable] | None = None,
 ) -> Verdict:
     """Judge paired rows in one metric, so that a positive gain is better whichever way the metric counts.

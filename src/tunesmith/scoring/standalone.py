@@ -14,7 +14,7 @@ from tunesmith.scoring.blind import blind_rows, blind_text
 from tunesmith.scoring.metric import TOKENS
 from tunesmith.scoring.metrics import LIKELIHOOD, is_share, score, share_hint
 from tunesmith.scoring.metrics import higher_is_better as known_direction
-from tunesmith.scoring.row_scores import Settings, compare, failed_text, likelihood_of
+from tunesmith.scoring.row_scores import VerdictSettings, compare, failed_text, likelihood_of
 from tunesmith.scoring.verdict import in_words, what_would_settle
 
 _KINDS = {int: "a number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
@@ -102,7 +102,7 @@ def verdict_of_files(
     groups = names if any("group" in row for _, row in (*before, *after)) else None
     sides = [[_values(row, metric, file, n) for n, row in rows] for rows, file in ((before, base), (after, tuned))]
     _check_min_gain(metric, min_gain, sides)
-    settings = Settings(min_gain, confidence, seed)
+    settings = VerdictSettings(min_gain, confidence, seed)
     found = compare(metric, *sides, lower_is_better=not up, groups=groups, settings=settings)
     alone = compare(metric, *sides, lower_is_better=not up, settings=settings) if found.groups < found.rows else None
     sign = 1.0 if up else -1.0

@@ -11,7 +11,7 @@ from tunesmith.core.files import digest_of, read_json, remove_leftovers, write_j
 from tunesmith.core.rundir import RunDir
 from tunesmith.fetch.reference import resolve
 from tunesmith.pipeline.runner import check_beforehand, stages_done
-from tunesmith.pipeline.runs import OpenedRun, identity, is_run_of, open_run, place_of, recipe_folder
+from tunesmith.pipeline.runs import OpenedRun, identity, is_run_of, location_in_project, open_run, recipe_folder
 from tunesmith.recipe.launch import TorchrunLaunch
 from tunesmith.recipe.load import RecipeProblems, load_recipe
 from tunesmith.recipe.schema import Recipe
@@ -154,7 +154,7 @@ def _default_folder(recipes: Sequence[Recipe], axes: tuple[Axis, ...], trials: t
 
     As for a run, it has another name if an earlier version of tunesmith began it.
     """
-    digest = digest_of([*map(identity, recipes), place_of(folder)])[:8]
+    digest = digest_of([*map(identity, recipes), location_in_project(folder)])[:8]
     named = Path("runs") / recipes[0].name / f"sweep-{digest}"
     if named.exists():
         return named

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.files import MANIFEST, read_json, read_jsonl
 from tunesmith.core.rundir import RunDir
-from tunesmith.evaluate.compare import judged
+from tunesmith.evaluate.compare import compare_metric
 from tunesmith.recipe.schema import FullTuning, Recipe
 from tunesmith.scoring.custom import is_custom
 from tunesmith.scoring.metrics import higher_is_better, is_share, metric_of, share_hint
@@ -260,7 +260,7 @@ def _judged(
     lower = not verdict["metrics"][threshold.metric]["higher_is_better"]
     wanted = threshold.value if threshold.quantity == "gain" else origin - threshold.value if lower else threshold.value
     gain, score = (
-        judged(
+        compare_metric(
             strict, threshold.metric, before, tuned, groups=groups, lower_is_better=lower,
             min_gain=wanted if threshold.quantity == kind else 0.0,
         )

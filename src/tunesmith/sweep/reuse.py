@@ -17,7 +17,7 @@ from tunesmith.core.files import (
     translate_enospc,
     write_json,
 )
-from tunesmith.core.progress import say
+from tunesmith.core.progress import log
 from tunesmith.core.rundir import RunDir
 from tunesmith.data.inputs import inputs
 from tunesmith.recipe.changes import changed_keys
@@ -49,7 +49,7 @@ def _reuse_first(sweep: Sweep, trial: Trial, artifact: str, take: Callable[[Swee
     for other in sweep.trials:
         if other != trial and take(sweep, trial, sweep.run(other)):
             write_json(_record_path(run), {**reused(run), artifact: other.folder})
-            say(f"{artifact}: those of {other.folder}")
+            log(f"{artifact}: those of {other.folder}")
             return
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from tunesmith.core import interrupt
 from tunesmith.core.errors import Interrupted, RecipeError, TunesmithError
 from tunesmith.core.files import exclusive_lock, write_json
-from tunesmith.core.progress import say
+from tunesmith.core.progress import log
 from tunesmith.core.rundir import RunDir
 from tunesmith.pipeline.runner import run_recipe
 from tunesmith.sweep.axes import Sweep, Trial, check_sweep, is_sweep, list_trials, read_sweep, write_sweep
@@ -59,7 +59,7 @@ def run_sweep(
             write_sweep(sweep, Path(recipe))
         for trial in sweep.trials:
             interrupt.check()
-            say(f"trial {trial.number} of {len(sweep.trials)}: {trial.label}")
+            log(f"trial {trial.number} of {len(sweep.trials)}: {trial.label}")
             _run_in_subprocess(sweep, trial)
             result = write_result(collect(sweep, threshold))  # after each trial, so that results can be read early
     return result

@@ -7,11 +7,11 @@ from shlex import quote
 
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.files import exclusive_lock, write_text
-from tunesmith.core.progress import say
+from tunesmith.core.progress import log
 from tunesmith.core.rundir import RunDir
 from tunesmith.pipeline.runs import OpenedRun, open_run
 from tunesmith.pipeline.submit import fetch, refuse_active
-from tunesmith.recipe.launch import SlurmLaunch, all_processes_of
+from tunesmith.recipe.launch import SlurmLaunch, world_size_of
 from tunesmith.recipe.load import load_recipe
 from tunesmith.recipe.schema import Recipe
 from tunesmith.slurm import client
@@ -59,14 +59,14 @@ def submit_sweep(sweep: Sweep, recipe: Path) -> Path:
         if not begun:
             write_sweep(sweep, recipe)
         if not pending:
-            say("all trials are done")
+            log("all trials are done")
         else:
             script = script_path(folder, job.stage)
             write_text(script, text)
             number = client.submit(script)
             write_jobs(folder.launch, [StageJob(job.stage, number, job.name)])
-            say(f"{len(pending)} trials: job {number}, {script}")
-    say(f"to see the results, when they are done: tunesmith sweep {quote(str(sweep.path))}")
+            log(f"{len(pending)} trials: job {number}, {script}")
+    log(f"to see the results, when they are done: tunesmith sweep {quote(str(sweep.path))}")
     return sweep.path
 
 
@@ -85,7 +85,7 @@ def _to_fetch(needed: Iterable[OpenedRun]) -> Iterable[OpenedRun]:
 
 
 def _script(sweep: Sweep, pending: list[Trial], first: Recipe) -> tuple[Job, str]:
-    if (processes := all_processes_of(first.launch)) > 1:
+    if (processes := world_size_of(first.launch)) > 1:
         raise RecipeError(
             f"a trial is one process, and `launch` asks for {processes}", where=str(sweep.path),
             hint="launch.nodes=1 launch.gpus_per_node=1: Slurm runs the trials in parallel",

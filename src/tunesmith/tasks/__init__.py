@@ -10,21 +10,23 @@ from tunesmith.tasks.chat import ChatTask
 from tunesmith.tasks.completion import CompletionTask
 from tunesmith.tasks.seq2seq import Seq2SeqTask
 from tunesmith.tasks.text import TextTask
-from tunesmith.tasks.tokenizer import Codec
+from tunesmith.tasks.tokenizer import TokenizerAdapter
 
 
-def task_for(data: ChatData | CompletionData | Seq2SeqData | TextData, codec: Codec) -> Task:
+def task_for(data: ChatData | CompletionData | Seq2SeqData | TextData, tokenizer: TokenizerAdapter) -> Task:
     """Return the task that a recipe's `data` section describes; raise RecipeError where the model cannot do it."""
-    if codec.has_encoder != isinstance(data, Seq2SeqData):
+    if tokenizer.has_encoder != isinstance(data, Seq2SeqData):
         raise RecipeError(
-            f"the model has {'an' if codec.has_encoder else 'no'} encoder, so it cannot do `task: {data.task}`",
+            f"the model has {'an' if tokenizer.has_encoder else 'no'} encoder, so it cannot do `task: {data.task}`",
             where="data.task",
-            hint="use `task: seq2seq`" if codec.has_encoder else "use `task: chat` or `completion`, or such as FLAN-T5",
+            hint="use `task: seq2seq`"
+            if tokenizer.has_encoder
+            else "use `task: chat` or `completion`, or such as FLAN-T5",
         )
     if isinstance(data, Seq2SeqData):
-        return Seq2SeqTask(data, codec)
+        return Seq2SeqTask(data, tokenizer)
     if isinstance(data, ChatData):
-        return ChatTask(data, codec)
+        return ChatTask(data, tokenizer)
     if isinstance(data, CompletionData):
-        return CompletionTask(data, codec)
-    return TextTask(data, codec)
+        return CompletionTask(data, tokenizer)
+    return TextTask(data, tokenizer)

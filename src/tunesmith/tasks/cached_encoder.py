@@ -32,7 +32,7 @@ RULES = (
 )
 
 
-class Piece(NamedTuple):
+class CachedWord(NamedTuple):
     """A stretch of text and its tokens.
 
     `ends` are where the tokens end, `spans` where they stand as the tokenizer tells it. `control` lists (token, first,
@@ -49,7 +49,7 @@ class Piece(NamedTuple):
 class Scan:
     """An encoded text: its ids, and where tokens stand. `control` says that of control tokens, by their place."""
 
-    def __init__(self, pieces: Sequence[Piece]) -> None:
+    def __init__(self, pieces: Sequence[CachedWord]) -> None:
         self._pieces = pieces
         ids = [piece.ids for piece in pieces]
         self._begins = list(accumulate([piece.length for piece in pieces], initial=0))
@@ -93,8 +93,8 @@ class Encoder:
         self._control_ids = control_ids
         self._by_words = encodes_by_words(backend)
         # Two generations: when the younger is full, what has not been met since the last time is forgotten.
-        self._young: dict[str, Piece] = {}
-        self._old: dict[str, Piece] = {}
+        self._young: dict[str, CachedWord] = {}
+        self._old: dict[str, CachedWord] = {}
 
     def scan(self, text: str) -> Scan:
         """Return a text encoded; raise TypeError where it has characters that are not Unicode."""
@@ -105,13 +105,13 @@ class Encoder:
         known = self._young.get
         return Scan([known(one) or self._recalled(one) for one in _CUTS.split(text)])
 
-    def _recalled(self, text: str) -> Piece:
+    def _recalled(self, text: str) -> CachedWord:
         piece = self._old.get(text) or self._piece(text)
         if len(text) <= _LONGEST:
             self._young[text] = piece
         return piece
 
-    def _piece(self, text: str) -> Piece:
+    def _piece(self, text: str) -> CachedWord:
         encoding = self._backend.encode(text, add_special_tokens=False)
         ids, spans = tuple(encoding.ids), tuple(encoding.offsets)
         ends = [last for _, last in spans]
@@ -122,7 +122,7 @@ class Encoder:
             first, last = first + len(matched) - len(matched.lstrip()), first + len(matched.rstrip())
             control.append((token, first, last))
             ends[token] = last
-        return Piece(len(text), ids, spans, tuple(ends), tuple(control))
+        return CachedWord(len(text), ids, spans, tuple(ends), tuple(control))
 
 
 def encodes_by_words(backend: Any) -> bool:

@@ -23,7 +23,7 @@ from tunesmith.recipe.schema import ChatData
 from tunesmith.recipe.template import columns_in
 from tunesmith.tasks.base import EmptyCell, MissingColumn, RowProblem, Task, ask, fill, filled
 from tunesmith.tasks.messages import ROLES, Message, messages_in
-from tunesmith.tasks.tokenizer import Codec, Part
+from tunesmith.tasks.tokenizer import Span, TokenizerAdapter
 
 # Letters only, so that no template trims or escapes them.
 _PLACEHOLDER = "qzplaceholder{}xkj"
@@ -33,28 +33,28 @@ _PLACEHOLDERS = re.compile(r"qzplaceholder(\d+)xkj")
 class _Literal(NamedTuple):
     """What a template writes before a turn; `lead` opens an answer if it does so as when it is asked for one."""
 
-    stop: Part
-    between: Part
-    lead: Part
+    stop: Span
+    between: Span
+    lead: Span
 
 
 class ChatTask(Task):
     """One renderer for chats. See the module's docstring for how it is known who wrote what."""
 
-    def __init__(self, data: ChatData, codec: Codec) -> None:
-        if not codec.has_template:
+    def __init__(self, data: ChatData, tokenizer: TokenizerAdapter) -> None:
+        if not tokenizer.has_template:
             raise RecipeError(
                 "the model has no chat template", where="data.task",
                 hint="add ChatML's with `model.chat_markup: chatml`, use `task: completion`, or take a chat model",
             )  # fmt: skip
         self._data = data
-        self._codec = codec
+        self._codec = tokenizer
         self._literals = lru_cache(maxsize=4096)(self._literals_of)
         self._frame = lru_cache(maxsize=1024)(self._frame_of)
         self._stop, stop_id = self._end_of_turn()
-        self.stop_ids = tuple(dict.fromkeys([stop_id, *([codec.eos_id] if codec.eos_id is not None else [])]))
+        self.stop_ids = tuple(dict.fromkeys([stop_id, *([tokenizer.eos_id] if tokenizer.eos_id is not None else [])]))
         # An answer may hold such as <think>, which the model has to learn to write.
-        self._answer_writes = codec.markup_ids - set(self.stop_ids)
+        self._answer_writes = tokenizer.markup_ids - set(self.stop_ids)
 
     def parse(self, row: Mapping[str, Any]) -> tuple[Turn, ...]:
         """Return the turns; what follows the last answer to learn is left out, as nothing is learned from it."""
@@ -154,7 +154,7 @@ class ChatTask(Task):
 
     # ---- what the template writes ----
 
-    def _page(self, turns: Sequence[Turn], *, generation: bool) -> list[Part]:
+    def _page(self, turns: Sequence[Turn], *, generation: bool) -> list[Span]:
         """Return what the template writes, in parts.
 
         The template has to write all turns unchanged, but for answers that are not learned and those before a question
@@ -184,13 +184,13 @@ class ChatTask(Task):
 
     def _matched(
         self, text: str, turns: Sequence[Turn], frame: Sequence[_Literal], fixed: Sequence[bool]
-    ) -> list[Part] | None:
+    ) -> list[Span] | None:
         """Divide what the template wrote by what it writes around placeholders; None if that does not fit.
 
         Args:
             fixed: for each turn, whether the template has to write it unchanged.
         """
-        parts: list[Part] = []
+        parts: list[Span] = []
         position = 0
         for (stop, between, lead), turn, following, unchanged in zip(frame, turns, frame[1:], fixed, strict=False):
             position += len(stop.text) + len(between.text)
@@ -204,7 +204,7 @@ class ChatTask(Task):
             else:
                 return None
             writes = self._answer_writes if turn.role == "assistant" else frozenset()
-            parts += (stop, between, lead._replace(text=opening), Part(written, writes))
+            parts += (stop, between, lead._replace(text=opening), Span(written, writes))
             position += len(opening) + len(written)
         parts += frame[-1]
         return parts if "".join(part.text for part in parts) == text else None
@@ -218,8 +218,8 @@ class ChatTask(Task):
             stop = self._stop if ended else ""
             lead = self._lead(roles[:index], literal) if roles[index : index + 1] == ("assistant",) else None
             between = literal[len(stop) : len(literal) - len(lead or "")]
-            opening = Part(lead or "", template, opens=lead is not None)
-            frame.append(_Literal(Part(stop, template), Part(between, template), opening))
+            opening = Span(lead or "", template, opens=lead is not None)
+            frame.append(_Literal(Span(stop, template), Span(between, template), opening))
         return tuple(frame)
 
     def _lead(self, before: tuple[str, ...], literal: str) -> str | None:

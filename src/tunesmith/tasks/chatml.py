@@ -4,7 +4,7 @@ from typing import Any
 
 from tunesmith.core.errors import RecipeError
 from tunesmith.fetch.reference import ModelFolder
-from tunesmith.tasks.tokenizer import Codec
+from tunesmith.tasks.tokenizer import TokenizerAdapter
 
 _CHATML = ("<|im_start|>", "<|im_end|>")
 _CHATML_TEMPLATE = (
@@ -15,7 +15,7 @@ _CHATML_TEMPLATE = (
 )
 
 
-def codec_of(model: ModelFolder, chat_markup: str | None = None) -> Codec:
+def load_tokenizer(model: ModelFolder, chat_markup: str | None = None) -> TokenizerAdapter:
     """Return the codec of a model; an adapter brings the markup along that it was trained with.
 
     Args:
@@ -24,25 +24,27 @@ def codec_of(model: ModelFolder, chat_markup: str | None = None) -> Codec:
     Raises:
         RecipeError: the model has a chat template already.
     """
-    codec = Codec.load(model.root.path)
+    tokenizer = TokenizerAdapter.load(model.root.path)
     if model.chat_markup is not None:
-        codec = Codec(_with_chatml(codec, model).tokenizer)  # whose tokens the adapter has rows for
-    return codec if chat_markup is None else _with_chatml(codec, model)
+        tokenizer = TokenizerAdapter(
+            _with_chatml(tokenizer, model).hf_tokenizer
+        )  # whose tokens the adapter has rows for
+    return tokenizer if chat_markup is None else _with_chatml(tokenizer, model)
 
 
-def _with_chatml(codec: Codec, model: ModelFolder) -> Codec:
+def _with_chatml(tokenizer: TokenizerAdapter, model: ModelFolder) -> TokenizerAdapter:
     """Return the codec with ChatML's two tokens and its template; tokens that are there already are used."""
-    if codec.has_template:
+    if tokenizer.has_template:
         raise RecipeError(
             f"`{model.reference}` has a chat template already", where="model.chat_markup", hint="remove the key"
         )
     from transformers import AddedToken
 
-    tokenizer: Any = codec.tokenizer
-    known = len(tokenizer)
-    tokenizer.add_tokens([AddedToken(text, special=True, normalized=False) for text in _CHATML], special_tokens=True)
+    plain: Any = tokenizer.hf_tokenizer
+    known = len(plain)
+    plain.add_tokens([AddedToken(text, special=True, normalized=False) for text in _CHATML], special_tokens=True)
     # What the model expects before every text comes before a conversation, too.
-    begins = codec.prefix_ids == (tokenizer.bos_token_id,)
-    tokenizer.chat_template = ("{{ bos_token }}" if begins else "") + _CHATML_TEMPLATE
-    ids = (tokenizer.convert_tokens_to_ids(text) for text in _CHATML)
-    return Codec(tokenizer, codec.config, new_ids=tuple(i for i in ids if i >= known))
+    begins = tokenizer.prefix_ids == (plain.bos_token_id,)
+    plain.chat_template = ("{{ bos_token }}" if begins else "") + _CHATML_TEMPLATE
+    ids = (plain.convert_tokens_to_ids(text) for text in _CHATML)
+    return TokenizerAdapter(plain, tokenizer.config, new_ids=tuple(i for i in ids if i >= known))

@@ -7,16 +7,16 @@ from tunesmith.recipe.schema import CompletionData
 from tunesmith.tasks.base import RowProblem
 from tunesmith.tasks.pair import PairTask
 from tunesmith.tasks.text import end_id
-from tunesmith.tasks.tokenizer import Codec
+from tunesmith.tasks.tokenizer import TokenizerAdapter
 
 
 class CompletionTask(PairTask):
     """Prompt and answer are encoded apart, so the prompt's ids are the same in training and in use."""
 
-    def __init__(self, data: CompletionData, codec: Codec) -> None:
+    def __init__(self, data: CompletionData, tokenizer: TokenizerAdapter) -> None:
         self._data = data
-        self._codec = codec
-        self.stop_ids = (end_id(codec),)
+        self._codec = tokenizer
+        self.stop_ids = (end_id(tokenizer),)
 
     def render(self, turns: Sequence[Turn], example_id: str = "") -> Tokens:
         """Return prompt and answer; the answer is proved to decode to what the row says."""

@@ -6,14 +6,14 @@ from typing import Any
 from tunesmith.core.records import Turn
 from tunesmith.recipe.schema import CompletionData, Seq2SeqData
 from tunesmith.tasks.base import Task, ask, filled
-from tunesmith.tasks.tokenizer import Codec
+from tunesmith.tasks.tokenizer import TokenizerAdapter
 
 
 class PairTask(Task):
     """Two turns: the prompt, or source, and the answer, or target, which alone is learned."""
 
     _data: CompletionData | Seq2SeqData
-    _codec: Codec
+    _codec: TokenizerAdapter
 
     def parse(self, row: Mapping[str, Any]) -> tuple[Turn, ...]:
         """Return the prompt and the answer."""

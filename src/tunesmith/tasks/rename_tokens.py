@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def renamed(backend: Any, names: Mapping[int, str]) -> Any:
+def rename_tokens(backend: Any, names: Mapping[int, str]) -> Any:
     """Return the same tokenizer with other names for some of its added tokens, by their ids.
 
     They are renamed rather than removed, as the ids of added tokens follow from how many come before them.

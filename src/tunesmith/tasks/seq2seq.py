@@ -16,7 +16,7 @@ from tunesmith.recipe.schema import Seq2SeqData
 from tunesmith.tasks.base import RowProblem
 from tunesmith.tasks.pair import PairTask
 from tunesmith.tasks.text import end_id
-from tunesmith.tasks.tokenizer import Codec
+from tunesmith.tasks.tokenizer import TokenizerAdapter
 
 
 class Seq2SeqTask(PairTask):
@@ -24,16 +24,16 @@ class Seq2SeqTask(PairTask):
 
     _data: Seq2SeqData
 
-    def __init__(self, data: Seq2SeqData, codec: Codec) -> None:
+    def __init__(self, data: Seq2SeqData, tokenizer: TokenizerAdapter) -> None:
         self._data = data
-        self._codec = codec
-        self._around_source = codec.around(target=False)
-        opening, closing = codec.around(target=True)
-        end = end_id(codec)
+        self._codec = tokenizer
+        self._around_source = tokenizer.around(target=False)
+        opening, closing = tokenizer.around(target=True)
+        end = end_id(tokenizer)
         # Nothing after the end could ever be used, and some tokenizers write no end at all.
         self._closing = (*closing[: closing.index(end)], end) if end in closing else (end,)
         self.stop_ids = (end,)
-        self.opening_ids = (_start(codec, closing, end), *opening)
+        self.opening_ids = (_start(tokenizer, closing, end), *opening)
 
     def render(self, turns: Sequence[Turn], example_id: str = "") -> Tokens:
         """Return the encoder's ids and the decoder's; the target is proved to decode to what the row says.
@@ -82,10 +82,10 @@ class Seq2SeqTask(PairTask):
         return [*source[: most - len(closing)], *closing]
 
 
-def _start(codec: Codec, closing: Sequence[int], end: int) -> int:
+def _start(tokenizer: TokenizerAdapter, closing: Sequence[int], end: int) -> int:
     """Return the id that the decoder starts from: the configuration's, or a language code, as for mBART."""
-    if codec.decoder_start_id is not None:
-        return codec.decoder_start_id
+    if tokenizer.decoder_start_id is not None:
+        return tokenizer.decoder_start_id
     if closing and closing[-1] != end:
         return closing[-1]
     raise RecipeError(

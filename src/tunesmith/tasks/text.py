@@ -8,7 +8,7 @@ from tunesmith.core.records import Tokens, Turn
 from tunesmith.recipe.schema import TextData
 from tunesmith.recipe.template import columns_in
 from tunesmith.tasks.base import RowProblem, Task, cell, filled
-from tunesmith.tasks.tokenizer import Codec
+from tunesmith.tasks.tokenizer import TokenizerAdapter
 
 # Roles of a document or its first block, and of its later blocks.
 _TEXT, _CONTINUED = "text", "continued"
@@ -17,10 +17,10 @@ _TEXT, _CONTINUED = "text", "continued"
 class TextTask(Task):
     """Documents, long ones in blocks where the recipe says so. A sample is one continued from its first tokens."""
 
-    def __init__(self, data: TextData, codec: Codec) -> None:
+    def __init__(self, data: TextData, tokenizer: TokenizerAdapter) -> None:
         self._data = data
-        self._codec = codec
-        self.stop_ids = (end_id(codec),)
+        self._codec = tokenizer
+        self.stop_ids = (end_id(tokenizer),)
 
     def parse(self, row: Mapping[str, Any]) -> tuple[Turn, ...]:
         """Return the document as one trained turn."""
@@ -105,8 +105,8 @@ class TextTask(Task):
         return () if prefix and tuple(ids[: len(prefix)]) == prefix else prefix
 
 
-def end_id(codec: Codec) -> int:
+def end_id(tokenizer: TokenizerAdapter) -> int:
     """Return the end-of-text id, without which a model could not learn to stop."""
-    if codec.eos_id is None:
+    if tokenizer.eos_id is None:
         raise RecipeError("the model's tokenizer has no end-of-text token, so it could not learn to stop")
-    return codec.eos_id
+    return tokenizer.eos_id

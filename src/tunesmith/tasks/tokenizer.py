@@ -17,7 +17,7 @@ from tunesmith.core.files import digest_of
 from tunesmith.tasks.base import RowProblem
 from tunesmith.tasks.cached_encoder import Encoder, Scan
 from tunesmith.tasks.chat_template import ChatTemplate
-from tunesmith.tasks.rename_tokens import renamed
+from tunesmith.tasks.rename_tokens import rename_tokens
 from tunesmith.tasks.tokenizer_files import PlainTokenizer, plain_tokenizer
 
 # Added tokens that are not flagged special still steer a model when they look like markup (<think>, [INST], <|x|>);
@@ -29,7 +29,7 @@ _BLANKS = r"[^\S\x1c-\x1f]*"
 _RARE = "\U00010600"
 
 
-class Part(NamedTuple):
+class Span(NamedTuple):
     """A stretch of text by one writer; control tokens that he may not write are only letters there.
 
     A part that `opens` is where a model goes on by itself, so no token may reach over its beginning.
@@ -51,26 +51,26 @@ class Encoded(NamedTuple):
     plain: bool
 
 
-class Codec:
+class TokenizerAdapter:
     """Encodes what different writers wrote, decodes, and renders chat templates.
 
     `config` is the model's configuration; `new_ids` are tokens that the model does not know yet.
     """
 
-    def __init__(self, tokenizer: Any, config: Any = None, *, new_ids: tuple[int, ...] = ()) -> None:
-        if not getattr(tokenizer, "is_fast", False):
+    def __init__(self, hf_tokenizer: Any, config: Any = None, *, new_ids: tuple[int, ...] = ()) -> None:
+        if not getattr(hf_tokenizer, "is_fast", False):
             raise RecipeError(
-                f"the tokenizer {type(tokenizer).__name__} has no fast version, so spans cannot be proved",
+                f"the tokenizer {type(hf_tokenizer).__name__} has no fast version, so spans cannot be proved",
                 hint="use a model whose folder has a tokenizer.json",
             )
-        self._tokenizer = tokenizer
+        self._tokenizer = hf_tokenizer
         self.config = config
         self.new_ids = new_ids
-        self._backend = tokenizer.backend_tokenizer
+        self._backend = hf_tokenizer.backend_tokenizer
         self._backend.no_truncation()  # a tokenizer.json may ask for it, and would silently cut rows
         self._backend.no_padding()
-        self._added = tokenizer.added_tokens_decoder
-        self.eos_id: int | None = tokenizer.eos_token_id
+        self._added = hf_tokenizer.added_tokens_decoder
+        self.eos_id: int | None = hf_tokenizer.eos_token_id
         self.has_encoder = bool(getattr(config, "is_encoder_decoder", False))
         self.decoder_start_id: int | None = getattr(config, "decoder_start_token_id", None)
         unknown = self._unknown_id()
@@ -83,17 +83,17 @@ class Codec:
         secret = token_hex(8)
         self._names = {i: f"{secret}.{i}." for i in self.control_ids}
         self._letter = self.personal("a")
-        self.prefix_ids = self._around(tokenizer("a").input_ids)[0]
+        self.prefix_ids = self._around(hf_tokenizer("a").input_ids)[0]
         self._opening = lru_cache(maxsize=256)(self._opening_of)
 
     @classmethod
-    def load(cls, folder: Path) -> "Codec":
+    def load(cls, folder: Path) -> "TokenizerAdapter":
         """Load the tokenizer of a model folder; no weights are read and no code of the model is run."""
         plain = plain_tokenizer(folder)
         return cls(plain) if plain is not None else cls(*_from_transformers(folder))
 
     @cached_property
-    def tokenizer(self) -> Any:
+    def hf_tokenizer(self) -> Any:
         """The tokenizer of transformers, for those who save it or change it."""
         return _from_transformers(self._tokenizer.folder)[0] if self._is_light else self._tokenizer
 
@@ -147,7 +147,7 @@ class Codec:
 
     # ---- text to ids ----
 
-    def encode(self, parts: Sequence[Part]) -> Encoded:
+    def encode(self, parts: Sequence[Span]) -> Encoded:
         """Encode parts as the one text that they are, each control token only where its writer may write it.
 
         Where people spell none, the ids are the tokenizer's own for the whole text; only where a token reaches over
@@ -163,7 +163,7 @@ class Codec:
         cuts = [k for k, part in enumerate(parts) if k and part.opens and not scan.is_cut(starts[k], edges[k])]
         return self._apart(parts, cuts) if cuts else Encoded(scan.ids, starts, plain)
 
-    def continued(self, parts: Sequence[Part], count: int) -> Encoded:
+    def continued(self, parts: Sequence[Span], count: int) -> Encoded:
         """Encode parts so that the ids of the first `count` of them are what they are without the others."""
         whole, opening = self.encode(parts), self._opening(parts[count - 1].text)
         end = whole.starts[count]
@@ -174,7 +174,7 @@ class Codec:
             same = whole.ids[:end] == self.encode(parts[:count]).ids
         return whole if same else self._apart(parts, [count])
 
-    def _apart(self, parts: Sequence[Part], cuts: Sequence[int]) -> Encoded:
+    def _apart(self, parts: Sequence[Span], cuts: Sequence[int]) -> Encoded:
         """Encode parts as several texts, cut where these parts begin."""
         ids: list[int] = []
         starts: list[int] = []
@@ -191,7 +191,7 @@ class Codec:
 
     def markup(self, text: str) -> list[int]:
         """Encode text in which control tokens mean what they say: what a chat template writes."""
-        return self.encode([Part(text, self.control_ids)]).ids
+        return self.encode([Span(text, self.control_ids)]).ids
 
     def personal(self, text: str, *, allow_markup: bool = False) -> list[int]:
         """Encode text of a person or a data set, in which control tokens are only letters.
@@ -199,7 +199,7 @@ class Codec:
         Args:
             allow_markup: let tokens that are not flagged special (such as <think>) through, as answers may hold them.
         """
-        return self.encode([Part(text, self.markup_ids if allow_markup else frozenset())]).ids
+        return self.encode([Span(text, self.markup_ids if allow_markup else frozenset())]).ids
 
     def spelled(self, text: str, *, allow_markup: bool = False) -> str | None:
         """Return the first control token that `personal` would not encode as one; None if the text spells none."""
@@ -229,7 +229,7 @@ class Codec:
         except TypeError as error:  # half of a surrogate pair, which JSON can hold
             raise RowProblem("has characters that are not Unicode", repr(text[:80])) from error
 
-    def _renamed(self, part: Part) -> str:
+    def _renamed(self, part: Span) -> str:
         """Return a part's text with private names for the control tokens that its writer may write."""
         if not part.writes:
             return part.text
@@ -245,7 +245,7 @@ class Codec:
     def _unaware(self) -> Encoder:
         """The same tokenizer, to which control tokens are known by their private names only."""
         try:
-            return Encoder(renamed(self._backend, self._names), self.control_ids)
+            return Encoder(rename_tokens(self._backend, self._names), self.control_ids)
         except ValueError as error:
             raise RecipeError(f"the tokenizer would read control tokens in people's text: {error}") from error
 
@@ -318,7 +318,7 @@ def _from_transformers(folder: Path) -> tuple[Any, Any]:
         ) from error
 
 
-def _is_allowed(scan: Scan, parts: Sequence[Part], edges: Sequence[int]) -> bool:
+def _is_allowed(scan: Scan, parts: Sequence[Span], edges: Sequence[int]) -> bool:
     """Say whether every control token lies in one part, and in one whose writer may write it."""
     for i, (first, last) in scan.control.items():
         place = bisect_right(edges, first) - 1

@@ -13,13 +13,13 @@ from typing import Any
 
 from tunesmith.core.errors import DamagedFile
 from tunesmith.core.files import digest_file, read_json
-from tunesmith.core.progress import say
+from tunesmith.core.progress import log
 from tunesmith.core.rundir import RunDir
 
 SECONDS_TO_FINISH = 60.0  # a tracker that only starts now may need half of it on a busy machine
 
 
-class Followers:
+class TrackerSupervisor:
     """The trackers of a run, as a context. What goes wrong with one is said once, and it is dropped.
 
     Args:
@@ -51,7 +51,7 @@ class Followers:
             except OSError as error:
                 _say_dropped(name, f"could not be started ({error})")
 
-    def __enter__(self) -> "Followers":
+    def __enter__(self) -> "TrackerSupervisor":
         return self
 
     def __exit__(
@@ -123,4 +123,4 @@ class _Follower:
 
 
 def _say_dropped(name: str, what: str) -> None:
-    say(f"track: {name} {what}; the run goes on without it, train/metrics.jsonl holds everything")
+    log(f"track: {name} {what}; the run goes on without it, train/metrics.jsonl holds everything")

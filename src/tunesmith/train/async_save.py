@@ -9,20 +9,20 @@ import torch
 
 from tunesmith.core.errors import Interrupted
 from tunesmith.core.rundir import RunDir
-from tunesmith.distributed.failure import keeping
-from tunesmith.distributed.process_group import Group, hearing_others
+from tunesmith.distributed.failure import delay_peer_exit
+from tunesmith.distributed.process_group import ProcessGroup, peer_failures_as_errors
 from tunesmith.estimate.hardware import available_memory_gib
 from tunesmith.model.adapters import trained_parameters
-from tunesmith.model.dtensor import part
-from tunesmith.tasks.tokenizer import Codec
-from tunesmith.train.checkpoint import Snapshot, State, is_trained_in_parts, prune, save_checkpoint, snapshot
+from tunesmith.model.dtensor import local_shard
+from tunesmith.tasks.tokenizer import TokenizerAdapter
+from tunesmith.train.checkpoint import Snapshot, State, is_trained_in_parts, prune, save_checkpoint, take_snapshot
 from tunesmith.train.optim import optimizer_tensors
 
 # How much of what is free beside the processor a copy may take.
 _FOR_A_COPY = 1 / 16
 
 
-class Saver:
+class AsyncSaver:
     """Writes the checkpoints of a run, one after the other.
 
     Args:
@@ -35,14 +35,14 @@ class Saver:
         run: RunDir,
         model: Any,
         optimizer: torch.optim.Optimizer,
-        codec: Codec,
+        tokenizer: TokenizerAdapter,
         card: dict[str, Any],
-        group: Group,
+        group: ProcessGroup,
         *,
         keep: int,
     ) -> None:
         self._run, self._model, self._optimizer = run, model, optimizer
-        self._codec, self._card, self._keep = codec, card, keep
+        self._codec, self._card, self._keep = tokenizer, card, keep
         self._divided = is_trained_in_parts(model)
         self._group = group.beside() if self._divided else group
         self._threads = ThreadPoolExecutor(1, "saver")
@@ -57,9 +57,9 @@ class Saver:
         self.wait()
         if not self._divided and not self._group.is_first:
             return
-        beside = self._copy_gib() <= _FOR_A_COPY * available_memory_gib() / self._group.place.local_world
-        with hearing_others():
-            taken = snapshot(state, self._model, self._optimizer, self._group, copied=beside)
+        beside = self._copy_gib() <= _FOR_A_COPY * available_memory_gib() / self._group.rank_info.local_world_size
+        with peer_failures_as_errors():
+            taken = take_snapshot(state, self._model, self._optimizer, self._group, copied=beside)
         self._under_way = self._threads.submit(self._write, taken)
         if not beside:
             self.wait()
@@ -88,7 +88,7 @@ class Saver:
             self._threads.shutdown()
 
     def _write(self, taken: Snapshot) -> None:
-        with keeping(), hearing_others():
+        with delay_peer_exit(), peer_failures_as_errors():
             save_checkpoint(self._run, taken, self._codec, self._card, self._group)
         if self._group.is_first:
             prune(self._run, keep=self._keep, step=taken.state.step, best_step=taken.state.best_step)
@@ -97,5 +97,5 @@ class Saver:
         weights = [weight for _, weight in trained_parameters(self._model)]
         # Of divided weights the first puts together all.
         whole = weights if self._group.is_first else []
-        parts = map(part, optimizer_tensors(self._model, self._optimizer).values())
+        parts = map(local_shard, optimizer_tensors(self._model, self._optimizer).values())
         return sum(tensor.numel() * tensor.element_size() for tensor in (*whole, *parts)) / 2**30

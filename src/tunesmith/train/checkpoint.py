@@ -26,16 +26,16 @@ from tunesmith.core.files import (
     translate_enospc,
     write_json,
 )
-from tunesmith.core.progress import say
+from tunesmith.core.progress import log
 from tunesmith.core.rundir import RunDir
 from tunesmith.data.trained_rows import TRAINED_ROWS
-from tunesmith.distributed.process_group import Group
-from tunesmith.distributed.sharded_state import put_together, read_parts, write_parts
+from tunesmith.distributed.process_group import ProcessGroup
+from tunesmith.distributed.sharded_state import gather_full_state_dict, read_shards, write_shards
 from tunesmith.fetch.reference import CARD, name_for_peft
 from tunesmith.model.adapters import restore_weights, save_model, trained_parameters
-from tunesmith.model.dtensor import as_its_weight, is_divided
+from tunesmith.model.dtensor import is_dtensor, shard_like_weight
 from tunesmith.recipe.schema import Recipe
-from tunesmith.tasks.tokenizer import Codec
+from tunesmith.tasks.tokenizer import TokenizerAdapter
 from tunesmith.train.inputs import refuse_other_inputs
 from tunesmith.train.optim import optimizer_tensors, restore_optimizer
 
@@ -79,7 +79,9 @@ class Snapshot:
     divided: bool
 
 
-def snapshot(state: State, model: Any, optimizer: torch.optim.Optimizer, group: Group, *, copied: bool) -> Snapshot:
+def take_snapshot(
+    state: State, model: Any, optimizer: torch.optim.Optimizer, group: ProcessGroup, *, copied: bool
+) -> Snapshot:
     """Return what a checkpoint of this step holds. Where what is trained is divided, all have to take part.
 
     Args:
@@ -89,16 +91,18 @@ def snapshot(state: State, model: Any, optimizer: torch.optim.Optimizer, group: 
     tensors = optimizer_tensors(model, optimizer)
     if copied or divided:  # what is put together is a copy anyway
         tensors = {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}
-    weights = put_together(model, keep=group.is_first) if divided or copied else None
+    weights = gather_full_state_dict(model, keep=group.is_first) if divided or copied else None
     return Snapshot(state, model, weights, tensors, divided)
 
 
 def is_trained_in_parts(model: Any) -> bool:
     """Say whether a process has a part only of something that is trained."""
-    return any(is_divided(weight) for _, weight in trained_parameters(model))
+    return any(is_dtensor(weight) for _, weight in trained_parameters(model))
 
 
-def save_checkpoint(run: RunDir, taken: Snapshot, codec: Codec, card: dict[str, Any], group: Group) -> None:
+def save_checkpoint(
+    run: RunDir, taken: Snapshot, tokenizer: TokenizerAdapter, card: dict[str, Any], group: ProcessGroup
+) -> None:
     """Write the checkpoint of a step: model, tokenizer, card, optimizer, position.
 
     The first process writes. Where what is trained is divided, every process writes its part of the optimizer's state,
@@ -107,21 +111,21 @@ def save_checkpoint(run: RunDir, taken: Snapshot, codec: Codec, card: dict[str, 
     path = run.checkpoint(taken.state.step)
     if not taken.divided:
         with new_folder(path, step=taken.state.step) as folder:
-            _write(run, taken, folder, codec, card)
+            _write(run, taken, folder, tokenizer, card)
             save_file(taken.optimizer, folder / "optimizer.safetensors")
         return
     with ExitStack() as held:
         held.enter_context(translate_enospc(path))
-        folder = group.by_first(lambda: held.enter_context(new_folder(path, step=taken.state.step)))
-        group.by_first(lambda: _write(run, taken, folder, codec, card))
-        write_parts(taken.optimizer, folder / _PARTS, group.channel)
+        folder = group.run_on_rank0(lambda: held.enter_context(new_folder(path, step=taken.state.step)))
+        group.run_on_rank0(lambda: _write(run, taken, folder, tokenizer, card))
+        write_shards(taken.optimizer, folder / _PARTS, group.channel)
         group.wait()
 
 
-def _write(run: RunDir, taken: Snapshot, folder: Path, codec: Codec, card: dict[str, Any]) -> None:
+def _write(run: RunDir, taken: Snapshot, folder: Path, tokenizer: TokenizerAdapter, card: dict[str, Any]) -> None:
     base, revision = name_for_peft(card)
     save_model(taken.model, folder / "model", base=base, revision=revision, weights=taken.weights)
-    codec.tokenizer.save_pretrained(folder / "model")
+    tokenizer.hf_tokenizer.save_pretrained(folder / "model")
     write_json(folder / "model" / CARD, {**card, "step": taken.state.step})
     if (rows := run.stage("prepare") / TRAINED_ROWS).exists():
         shutil.copyfile(rows, folder / "model" / TRAINED_ROWS)
@@ -145,7 +149,7 @@ def latest_state(recipe: Recipe, run: RunDir, wanted: dict[str, Any]) -> State |
             check_folder(path)
             state = _with_best(run, State(**read_json(path / "state.json")))
         except DamagedFile as error:
-            say(f"skipping a checkpoint: {error}")
+            log(f"skipping a checkpoint: {error}")
             damaged.append(path.name)
             continue
         refuse_other_inputs(state.inputs, wanted, recipe, path)
@@ -177,10 +181,10 @@ def restore(run: RunDir, state: State, model: Any, optimizer: torch.optim.Optimi
     restore_weights(model, folder / "model")
     weights = dict(trained_parameters(model))
     if (folder / _PARTS).exists():
-        tensors = read_parts(folder / _PARTS, weights)
+        tensors = read_shards(folder / _PARTS, weights)
     else:
         stored = load_file(folder / "optimizer.safetensors")
-        tensors = {name: as_its_weight(name, tensor, weights) for name, tensor in stored.items()}
+        tensors = {name: shard_like_weight(name, tensor, weights) for name, tensor in stored.items()}
     restore_optimizer(model, optimizer, tensors)
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class BestCheckpoint:
     """A value that every validation measures, and which way is better. `by` is its name in `metrics.jsonl`."""
 
     by: str

@@ -11,17 +11,17 @@ from functools import partial
 from tunesmith.core.errors import ProcessLost, TunesmithError
 from tunesmith.core.files import read_json, read_jsonl, read_whole_lines, write_json
 from tunesmith.core.rundir import RunDir
-from tunesmith.data.batches import rows_of_step
-from tunesmith.distributed.failure import last_words
-from tunesmith.distributed.process_group import Group
-from tunesmith.recipe.schedule import steps_of
+from tunesmith.data.batches import batch_indices
+from tunesmith.distributed.failure import run_before_peer_exit
+from tunesmith.distributed.process_group import ProcessGroup
+from tunesmith.recipe.schedule import plan_steps
 from tunesmith.recipe.schema import Recipe
 
 _MOST_ROWS = 8
 
 
 @contextmanager
-def attempt(recipe: Recipe, run: RunDir, group: Group, *, first_step: int) -> Iterator[None]:
+def record_attempt(recipe: Recipe, run: RunDir, group: ProcessGroup, *, first_step: int) -> Iterator[None]:
     """Train within: what ends with an error has said why, and what does not is counted at the next start.
 
     Args:
@@ -33,9 +33,9 @@ def attempt(recipe: Recipe, run: RunDir, group: Group, *, first_step: int) -> It
     Raises:
         TunesmithError: two attempts in a row were killed at the same step; its rows are named.
     """
-    group.by_first(partial(_begin, recipe, run, first_step))
+    group.run_on_rank0(partial(_begin, recipe, run, first_step))
     try:
-        with last_words(partial(_forget, run, group)):
+        with run_before_peer_exit(partial(_forget, run, group)):
             yield
     except ProcessLost:  # the one that is gone may have said nothing
         raise
@@ -60,7 +60,7 @@ def _begin(recipe: Recipe, run: RunDir, first_step: int) -> None:
     write_json(path, {"killed_at": killed_at})
 
 
-def _forget(run: RunDir, group: Group) -> None:
+def _forget(run: RunDir, group: ProcessGroup) -> None:
     if group.is_first:
         run.attempts.unlink(missing_ok=True)
 
@@ -68,11 +68,11 @@ def _forget(run: RunDir, group: Group) -> None:
 def _rows(recipe: Recipe, run: RunDir, step: int) -> str:
     """Return where the rows of a step, counted from 1, come from."""
     ids = [line["id"] for line in read_jsonl(run.examples("train"))]
-    plan = steps_of(recipe, len(ids))
+    plan = plan_steps(recipe, len(ids))
     if step > plan.total_steps:
         return "no rows: it was validating after the last"
     size = recipe.train.examples_per_step
-    rows = rows_of_step(
+    rows = batch_indices(
         step - 1, rows=len(ids), examples_per_step=size, total_examples=plan.total_examples, seed=recipe.seed
     )
     wanted = {ids[row] for row in rows}

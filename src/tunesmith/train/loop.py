@@ -20,20 +20,20 @@ import torch
 from tunesmith.core import interrupt
 from tunesmith.core.errors import NonFinite
 from tunesmith.core.records import StepReport
-from tunesmith.data.batches import Batch, TokenSet, rows_of_step
-from tunesmith.data.microbatch import Division
-from tunesmith.distributed.fsdp import passes
-from tunesmith.distributed.process_group import Group, hearing_others
+from tunesmith.data.batches import Batch, TokenDataset, batch_indices
+from tunesmith.data.microbatch import MicroBatchPolicy
+from tunesmith.distributed.fsdp import lockstep_micro_batches
+from tunesmith.distributed.process_group import ProcessGroup, peer_failures_as_errors
 from tunesmith.estimate.hardware import resident_gib
 from tunesmith.estimate.memory import Memory
-from tunesmith.kernels.oom import Fitting
+from tunesmith.kernels.oom import OomRetry
 from tunesmith.kernels.token_loss import token_loss
-from tunesmith.model.load import Machine
+from tunesmith.model.load import ComputeConfig
 from tunesmith.model.memory import trim_heap
 from tunesmith.objectives.base import Objective
 from tunesmith.objectives.sft import SFT
 from tunesmith.recipe.launch import Sharding
-from tunesmith.recipe.schedule import Steps, learning_rate
+from tunesmith.recipe.schedule import StepPlan, learning_rate
 from tunesmith.recipe.schema import Recipe
 from tunesmith.train.optim import clip_gradients
 
@@ -52,16 +52,16 @@ class Setup:
     """
 
     recipe: Recipe
-    plan: Steps
-    machine: Machine
+    plan: StepPlan
+    compute: ComputeConfig
     model: Any
-    tokens: TokenSet
+    tokens: TokenDataset
     pad_id: int
-    fitting: Fitting
+    fitting: OomRetry
     loss_scale: float = 1.0
     expected: Memory | None = None
     plain_path: Mapping[str, str] = field(default_factory=dict)
-    group: Group = field(default_factory=Group)
+    group: ProcessGroup = field(default_factory=ProcessGroup)
     sharding: Sharding = "none"
     objective: Objective = SFT
 
@@ -86,7 +86,7 @@ def train_steps(setup: Setup, optimizer: torch.optim.Optimizer, *, first_step: i
         if scale > 1 and step > 0 and step % _STEPS_TO_DOUBLE == 0:
             scale = min(2 * scale, _MOST_LOSS_SCALE)
         setup.model.train()
-        rows = rows_of_step(
+        rows = batch_indices(
             step,
             rows=len(setup.tokens),
             examples_per_step=recipe.train.examples_per_step,
@@ -97,7 +97,7 @@ def train_steps(setup: Setup, optimizer: torch.optim.Optimizer, *, first_step: i
         divisor = setup.objective.divisor(setup.tokens, rows)
         while True:
             work = partial(_accumulate, setup, step, mine, divisor, scale)
-            with hearing_others():
+            with peer_failures_as_errors():
                 found = setup.fitting.run(work, setup.tokens, mine)
             (loss,) = group.sum(found)
             group.check()
@@ -117,7 +117,7 @@ def train_steps(setup: Setup, optimizer: torch.optim.Optimizer, *, first_step: i
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         tokens = int(setup.tokens.lengths[rows].sum())
-        moving = time.monotonic() - began if setup.machine.device.type == "cpu" else None
+        moving = time.monotonic() - began if setup.compute.device.type == "cpu" else None
         # After the first step, because the optimizer's state now separates blocks of memory that the pass has freed;
         # later, because steps of many different lengths fragment the heap further.
         if step == first_step or _is_fragmented(setup):
@@ -128,25 +128,27 @@ def train_steps(setup: Setup, optimizer: torch.optim.Optimizer, *, first_step: i
 def _is_fragmented(setup: Setup) -> bool:
     """Whether the process holds as much memory between steps as a peak without fragmentation would need."""
     expected = setup.expected
-    if setup.machine.device.type != "cpu" or expected is None:
+    if setup.compute.device.type != "cpu" or expected is None:
         return False
     return resident_gib() > expected.training - expected.in_pieces
 
 
-def _accumulate(setup: Setup, step: int, rows: list[int], divisor: float, scale: float, division: Division) -> float:
+def _accumulate(
+    setup: Setup, step: int, rows: list[int], divisor: float, scale: float, division: MicroBatchPolicy
+) -> float:
     """Add up what some rows give to the gradients and the loss of a step; return their part of the loss.
 
     Args:
         divisor: what the losses of the whole step are divided by.
     """
     # All randomness of a step (dropout) follows from these numbers, so resuming needs no generator's state.
-    torch.manual_seed(_seed_of(setup.recipe.seed, step, setup.group.place.rank))
+    torch.manual_seed(_seed_of(setup.recipe.seed, step, setup.group.rank_info.rank))
     setup.model.zero_grad(set_to_none=True)  # a pass that ran out of memory may have left some
     total = 0.0
     for (_, batch), counts in _passes(setup, setup.tokens, rows, division):
         interrupt.check()
-        with setup.machine.autocast(setup.model.dtype):
-            found = token_loss(setup.model, batch.to(setup.machine.device))
+        with setup.compute.autocast(setup.model.dtype):
+            found = token_loss(setup.model, batch.to(setup.compute.device))
         loss = counts * setup.objective.loss(found) / divisor
         (loss * scale).backward()  # type: ignore[no-untyped-call]
         total += float(loss.detach()) if counts else 0.0
@@ -154,7 +156,7 @@ def _accumulate(setup: Setup, step: int, rows: list[int], divisor: float, scale:
 
 
 def _passes(
-    setup: Setup, tokens: TokenSet, rows: Sequence[int], division: Division, *, whole: bool = True
+    setup: Setup, tokens: TokenDataset, rows: Sequence[int], division: MicroBatchPolicy, *, whole: bool = True
 ) -> Iterator[tuple[tuple[Sequence[int], Batch], bool]]:
     """Yield the rows of each forward pass and what it reads, and whether it counts.
 
@@ -166,12 +168,16 @@ def _passes(
         return (), tokens.batch([int(tokens.lengths.argmin())], setup.pad_id)
 
     own = division.batches(tokens, rows, setup.pad_id)
-    own = own if whole else interrupt.until_requested(own)
-    return passes(setup.group, own, idle, sharded=setup.sharding != "none")
+    own = own if whole else interrupt.stop_when_requested(own)
+    return lockstep_micro_batches(setup.group, own, idle, sharded=setup.sharding != "none")
 
 
 def measure(
-    setup: Setup, tokens: TokenSet, rows: Sequence[int] | None = None, *, seen: Callable[[int], None] = lambda _: None
+    setup: Setup,
+    tokens: TokenDataset,
+    rows: Sequence[int] | None = None,
+    *,
+    seen: Callable[[int], None] = lambda _: None,
 ) -> Measured:
     """Return what the objective measures of rows of a split, read in the order that needs the least padding.
 
@@ -183,7 +189,7 @@ def measure(
         Interrupted: a signal came to any process; what it has measured is left out.
     """
     mine = setup.group.share(range(len(tokens)) if rows is None else rows, tokens.lengths)
-    with hearing_others():
+    with peer_failures_as_errors():
         found = setup.fitting.run(partial(_measure, setup, tokens, mine, seen), tokens, mine)
     count, *sums = setup.group.sum(*found)
     setup.group.check()
@@ -193,15 +199,15 @@ def measure(
 
 @torch.inference_mode()
 def _measure(
-    setup: Setup, tokens: TokenSet, rows: Sequence[int], seen: Callable[[int], None], division: Division
+    setup: Setup, tokens: TokenDataset, rows: Sequence[int], seen: Callable[[int], None], division: MicroBatchPolicy
 ) -> list[float]:
     """Return how many trained tokens some rows have, and the two sums of each of the objective's measures."""
     setup.model.eval()
     measures, done = setup.objective.measures, 0
     sums = [0.0] * (1 + 2 * len(measures))
     for (group, batch), counts in _passes(setup, tokens, rows, division, whole=False):
-        with setup.machine.autocast(setup.model.dtype):
-            result = token_loss(setup.model, batch.to(setup.machine.device))
+        with setup.compute.autocast(setup.model.dtype):
+            result = token_loss(setup.model, batch.to(setup.compute.device))
         if not counts:
             continue
         new = [result.nll.numel(), *(float(value) for measure in measures for value in measure.sums(result))]

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from tunesmith.core.errors import DamagedFile, RecipeError, install_hint
-from tunesmith.distributed.process_group import Group
+from tunesmith.distributed.process_group import ProcessGroup
 from tunesmith.model.adapters import trained_parameters
-from tunesmith.model.dtensor import copies, is_divided, part
+from tunesmith.model.dtensor import is_dtensor, local_shard, replica_count
 from tunesmith.recipe.schema import Train
 
 # bitsandbytes keeps the moments of smaller weights in fp32.
@@ -30,8 +30,8 @@ def make_optimizer(model: Any, train: Train) -> torch.optim.Optimizer:
     weights = [weight for _, weight in trained_parameters(model)]
     matrices = [weight for weight in weights if weight.ndim >= 2]
     groups = [  # those in parts by themselves: torch updates what is alike together
-        {"params": [w for w in matrices if not is_divided(w)], "weight_decay": train.weight_decay},
-        {"params": [w for w in matrices if is_divided(w)], "weight_decay": train.weight_decay},
+        {"params": [w for w in matrices if not is_dtensor(w)], "weight_decay": train.weight_decay},
+        {"params": [w for w in matrices if is_dtensor(w)], "weight_decay": train.weight_decay},
         {"params": [w for w in weights if w.ndim < 2], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
@@ -114,7 +114,7 @@ def _with_code(optimizer: Any, state: dict[str, Any], weight: torch.Tensor) -> d
     return state
 
 
-def clip_gradients(model: Any, most: float, group: Group, *, loss_scale: float = 1.0) -> float:
+def clip_gradients(model: Any, most: float, group: ProcessGroup, *, loss_scale: float = 1.0) -> float:
     """Scale gradients down to a norm of at most `most`; return the norm before. Nothing is scaled if not finite.
 
     Args:
@@ -122,7 +122,7 @@ def clip_gradients(model: Any, most: float, group: Group, *, loss_scale: float =
         loss_scale: what the loss was multiplied by, which is taken out of the gradients first.
     """
     gradients = [weight.grad for _, weight in trained_parameters(model) if weight.grad is not None]
-    parts = [part(gradient) for gradient in gradients]
+    parts = [local_shard(gradient) for gradient in gradients]
     if loss_scale != 1:
         torch._foreach_mul_(parts, 1 / loss_scale)
     norm = _norm(gradients, group)
@@ -131,12 +131,12 @@ def clip_gradients(model: Any, most: float, group: Group, *, loss_scale: float =
     return norm
 
 
-def _norm(gradients: Sequence[torch.Tensor], group: Group) -> float:
+def _norm(gradients: Sequence[torch.Tensor], group: ProcessGroup) -> float:
     """Return the norm of all gradients together, each part of one counted once."""
-    whole = float(torch.nn.utils.get_total_norm([one for one in gradients if not is_divided(one)]))
-    divided = [one for one in gradients if is_divided(one)]
+    whole = float(torch.nn.utils.get_total_norm([one for one in gradients if not is_dtensor(one)]))
+    divided = [one for one in gradients if is_dtensor(one)]
     if not divided:
         return whole
-    mine = float(torch.nn.utils.get_total_norm([part(one) for one in divided]))
+    mine = float(torch.nn.utils.get_total_norm([local_shard(one) for one in divided]))
     (squares,) = group.sum(mine**2)
-    return math.sqrt(whole**2 + squares / copies(divided[0]))
+    return math.sqrt(whole**2 + squares / replica_count(divided[0]))

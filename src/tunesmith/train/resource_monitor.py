@@ -22,7 +22,7 @@ _MOST_SECONDS_ASKING = 4.0
 
 
 @contextlib.contextmanager
-def machine_use(
+def monitor_resources(
     keep: Callable[[Use], None], device: torch.device, *, every_seconds: float = _SECONDS
 ) -> Iterator[None]:
     """Call `keep` with a sample every few seconds from a thread of its own, and once more at a good end.
@@ -51,7 +51,7 @@ def machine_use(
     sampler.sample()
 
 
-def forget_peak_memory(device: torch.device) -> None:
+def reset_peak_memory(device: torch.device) -> None:
     """Let the peak that is counted begin at what is held now."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

@@ -19,22 +19,29 @@ from tunesmith.architecture.shapes import Shapes
 from tunesmith.core import interrupt
 from tunesmith.core.errors import Interrupted, ProcessLost, RecipeError
 from tunesmith.core.files import digest_of, json_line, read_whole_lines, seal_folder, translate_enospc, write_text
-from tunesmith.core.progress import Progress, say
+from tunesmith.core.progress import Progress, log
 from tunesmith.core.records import StepReport
 from tunesmith.core.rundir import SPLITS, RunDir
-from tunesmith.data.batches import TokenSet
-from tunesmith.data.fit import Room, division_of, fitting, refuse_rows_beyond, refuse_to_pack, sharding_of
-from tunesmith.data.microbatch import Division
-from tunesmith.distributed.fsdp import room_of, shard, where_read
-from tunesmith.distributed.process_group import Group, cores_of, hearing_others, here
+from tunesmith.data.batches import TokenDataset
+from tunesmith.data.fit import (
+    MemoryBudget,
+    max_fitting_rows,
+    micro_batch_policy,
+    refuse_rows_beyond,
+    refuse_to_pack,
+    sharding_of,
+)
+from tunesmith.data.microbatch import MicroBatchPolicy
+from tunesmith.distributed.fsdp import load_device, memory_budget, shard
+from tunesmith.distributed.process_group import ProcessGroup, cores_per_rank, current_group, peer_failures_as_errors
 from tunesmith.estimate.hardware import available_memory_gib
 from tunesmith.estimate.throughput import Speed, remember_speed
 from tunesmith.fetch.reference import ModelFolder, base_of, card_of_base
-from tunesmith.kernels.causality_check import refuse_unless_causal
-from tunesmith.kernels.fast_path import take_fast_path
-from tunesmith.kernels.oom import Fitting
-from tunesmith.kernels.packed_attention import has_row_attention
-from tunesmith.kernels.packing_check import attention_reach, has_dropout, why_not_apart
+from tunesmith.kernels.causality_check import require_causal_attention
+from tunesmith.kernels.fast_path import enable_fast_path
+from tunesmith.kernels.oom import OomRetry
+from tunesmith.kernels.packed_attention import has_packed_attention
+from tunesmith.kernels.packing_check import attention_window, has_dropout, packing_unsupported_reason
 from tunesmith.model.adapters import (
     count_parameters,
     make_trainable,
@@ -42,24 +49,24 @@ from tunesmith.model.adapters import (
     recompute_activations,
     trained_parameters,
 )
-from tunesmith.model.dtensor import part
-from tunesmith.model.load import Machine, machine_of, most_positions, stored_dtype
-from tunesmith.model.memory import free_memory, give_back_at_once
+from tunesmith.model.dtensor import local_shard
+from tunesmith.model.load import ComputeConfig, compute_config, max_positions, stored_dtype
+from tunesmith.model.memory import free_memory, return_freed_memory_at_once
 from tunesmith.model.quantization import quantization_of
 from tunesmith.objectives.base import Objective, require_columns
 from tunesmith.objectives.sft import SFT
-from tunesmith.recipe.launch import Sharding, parts_of
-from tunesmith.recipe.schedule import steps_of
+from tunesmith.recipe.launch import Sharding, shard_count
+from tunesmith.recipe.schedule import plan_steps
 from tunesmith.recipe.schema import FullTuning, Recipe
-from tunesmith.tasks.chatml import codec_of
-from tunesmith.tasks.tokenizer import Codec
-from tunesmith.train.async_save import Saver
+from tunesmith.tasks.chatml import load_tokenizer
+from tunesmith.tasks.tokenizer import TokenizerAdapter
+from tunesmith.train.async_save import AsyncSaver
 from tunesmith.train.checkpoint import State, latest_state, restore
-from tunesmith.train.crash_loop import attempt
+from tunesmith.train.crash_loop import record_attempt
 from tunesmith.train.inputs import inputs
 from tunesmith.train.loop import FIRST_LOSS_SCALE, Setup, train_steps
 from tunesmith.train.optim import make_optimizer
-from tunesmith.train.resource_monitor import forget_peak_memory, machine_use, peak_memory_gib
+from tunesmith.train.resource_monitor import monitor_resources, peak_memory_gib, reset_peak_memory
 from tunesmith.train.validate import Validation, valid_rows
 
 
@@ -72,30 +79,30 @@ def train(recipe: Recipe, run: RunDir, objective: Objective = SFT) -> dict[str, 
         NonFinite: loss or gradient became NaN or infinite.
         Interrupted: a signal came; a checkpoint of the last finished step is kept.
     """
-    stated, group = inputs(recipe, run), here()
+    stated, group = inputs(recipe, run), current_group()
     if objective is not SFT:
         stated["objective"] = objective.name
-    group.refuse_unlike(stated)
-    began = group.by_first(lambda: latest_state(recipe, run, stated))
+    group.require_equal(stated)
+    began = group.run_on_rank0(lambda: latest_state(recipe, run, stated))
     state = replace(began, inputs=stated) if began else State(0, stated)
     base = base_of(run, recipe.model.base)
-    on = machine_of(recipe)
-    if on.device.type == "cpu" and os.environ.get("SLURM_GPUS_ON_NODE"):
-        say("warning: the job has GPUs and torch sees none, so this trains on the processor: is it a torch for CPUs?")
-    forget_peak_memory(on.device)
-    codec = codec_of(base, recipe.model.chat_markup)
-    with hearing_others():
-        setup = _setup(recipe, run, base, on, codec, state, objective)
+    compute = compute_config(recipe)
+    if compute.device.type == "cpu" and os.environ.get("SLURM_GPUS_ON_NODE"):
+        log("warning: the job has GPUs and torch sees none, so this trains on the processor: is it a torch for CPUs?")
+    reset_peak_memory(compute.device)
+    tokenizer = load_tokenizer(base, recipe.model.chat_markup)
+    with peer_failures_as_errors():
+        setup = _setup(recipe, run, base, compute, tokenizer, state, objective)
         optimizer = make_optimizer(setup.model, recipe.train)
         if state.step:
             restore(run, state, setup.model, optimizer)
     if state.step:
-        say(f"going on from step {state.step} of {setup.plan.total_steps}")
-    session = _Session(recipe, run, setup, optimizer, state, codec, _card(recipe, run, base, stated))
+        log(f"going on from step {state.step} of {setup.plan.total_steps}")
+    session = _Session(recipe, run, setup, optimizer, state, tokenizer, _card(recipe, run, base, stated))
     try:
         # From here on: what is killed while it loads has tried nothing yet.
         with (
-            attempt(recipe, run, group, first_step=state.step),
+            record_attempt(recipe, run, group, first_step=state.step),
             interrupt.defer_signals() if group.is_many else nullcontext(),
         ):
             session.work()
@@ -108,53 +115,66 @@ def train(recipe: Recipe, run: RunDir, objective: Objective = SFT) -> dict[str, 
 
 
 def _setup(
-    recipe: Recipe, run: RunDir, base: ModelFolder, on: Machine, codec: Codec, state: State, objective: Objective
+    recipe: Recipe,
+    run: RunDir,
+    base: ModelFolder,
+    compute: ComputeConfig,
+    tokenizer: TokenizerAdapter,
+    state: State,
+    objective: Objective,
 ) -> Setup:
-    tokens, group = TokenSet(run.tokens("train")), here()
+    tokens, group = TokenDataset(run.tokens("train")), current_group()
     require_columns(objective, tokens)
-    room, beside = room_of(on, group), available_memory_gib() / group.place.local_world
+    room, beside = memory_budget(compute, group), available_memory_gib() / group.rank_info.local_world_size
     shapes = _shapes(base)
-    sharding = _sharding(recipe, shapes, tokens, room, group, len(codec.new_ids))
+    sharding = _sharding(recipe, shapes, tokens, room, group, len(tokenizer.new_ids))
     # Full fine-tuning keeps fp32 masters and computes in less by autocast; LoRA's base is never updated.
     masters = torch.float32 if isinstance(recipe.tuning, FullTuning) else None
-    model = _open(recipe, base, where_read(on, sharding), masters, codec, in_parts=sharding != "none")
+    model = _open(recipe, base, load_device(compute, sharding), masters, tokenizer, in_parts=sharding != "none")
     longest, highest = _extremes(run)
-    refuse_rows_beyond(most_positions(model), longest)
+    refuse_rows_beyond(max_positions(model), longest)
     refuse_tokens_beyond(highest, int(model.get_input_embeddings().weight.shape[0]), where=recipe.model.base)
-    model = make_trainable(model, recipe.tuning, seed=recipe.seed, new_tokens=codec.new_ids)
+    model = make_trainable(model, recipe.tuning, seed=recipe.seed, new_tokens=tokenizer.new_ids)
     if recipe.train.activation_checkpointing:
         recompute_activations(model)
-        if on.device.type == "cpu":
-            give_back_at_once()  # who computes twice to save memory wants it saved
+        if compute.device.type == "cpu":
+            return_freed_memory_at_once()  # who computes twice to save memory wants it saved
     if sharding != "none":
         by_node, offload = sharding == "node", recipe.launch.offload
-        shard(model, on, group, by_node=by_node, offload=offload, masters=masters)
-    refuse_unless_causal(model, tokens, codec.pad_id, on)
-    plan = steps_of(recipe, len(tokens))
-    plain_path = take_fast_path(model, tokens, codec.pad_id, on)
+        shard(model, compute, group, by_node=by_node, offload=offload, masters=masters)
+    require_causal_attention(model, tokens, tokenizer.pad_id, compute)
+    plan = plan_steps(recipe, len(tokens))
+    plain_path = enable_fast_path(model, tokens, tokenizer.pad_id, compute)
     for name, reason in plain_path.items():
-        say(f"{name} are not used: {reason}")
-    division = _division(recipe, model, tokens, codec.pad_id, room, on)
+        log(f"{name} are not used: {reason}")
+    division = _division(recipe, model, tokens, tokenizer.pad_id, room, compute)
     if sharding != "none":
         free_memory()  # of the first passes, for which each layer had streams of its own
     expected = None
     if shapes is not None:
-        parts = parts_of(sharding, group.place.world, group.place.local_world)
-        new = len(codec.new_ids)
-        division, expected = fitting(recipe, shapes, tokens, division, room, new_tokens=new, parts=parts)
+        parts = shard_count(sharding, group.rank_info.world_size, group.rank_info.local_world_size)
+        new = len(tokenizer.new_ids)
+        division, expected = max_fitting_rows(recipe, shapes, tokens, division, room, new_tokens=new, parts=parts)
         if expected.total > room.available_gib:
-            say(f"warning: training needs about {expected.total:.1f} GiB, and {room.available_gib:.1f} are available")
+            log(f"warning: training needs about {expected.total:.1f} GiB, and {room.available_gib:.1f} are available")
         if expected.offloaded > beside:
-            say(f"warning: beside the GPU it needs about {expected.offloaded:.1f} GiB, and {beside:.1f} are available")
-    scale = state.loss_scale or (FIRST_LOSS_SCALE if on.compute == torch.float16 else 1.0)
-    passes = Fitting(division, in_step=sharding != "none")
+            log(f"warning: beside the GPU it needs about {expected.offloaded:.1f} GiB, and {beside:.1f} are available")
+    scale = state.loss_scale or (FIRST_LOSS_SCALE if compute.dtype == torch.float16 else 1.0)
+    passes = OomRetry(division, in_step=sharding != "none")
     return Setup(
-        recipe, plan, on, model, tokens, codec.pad_id, passes, scale, expected, plain_path, group, sharding, objective
+        recipe, plan, compute, model, tokens, tokenizer.pad_id, passes, scale, expected, plain_path, group, sharding,
+        objective,
     )  # fmt: skip
 
 
 def _open(
-    recipe: Recipe, base: ModelFolder, at: Machine, masters: torch.dtype | None, codec: Codec, *, in_parts: bool
+    recipe: Recipe,
+    base: ModelFolder,
+    at: ComputeConfig,
+    masters: torch.dtype | None,
+    tokenizer: TokenizerAdapter,
+    *,
+    in_parts: bool,
 ) -> Any:
     """Return the model to train on, all of it.
 
@@ -163,27 +183,29 @@ def _open(
     """
     told: dict[str, Any] = {
         "attention": recipe.model.attention, "merged": True, "quantization": quantization_of(recipe),
-        "new_tokens": codec.new_ids,
+        "new_tokens": tokenizer.new_ids,
     }  # fmt: skip
-    if in_parts and masters and base.base is None and not codec.new_ids and (stored := stored_dtype(base)):
+    if in_parts and masters and base.base is None and not tokenizer.new_ids and (stored := stored_dtype(base)):
         model = open_model(base, at, dtype=stored, **told)
         # Constants that the model makes for itself would be rounded.
         if stored == masters or not any(constant.dtype == stored for constant in model.buffers()):
             return model
         del model
-    return open_model(base, at, dtype=masters or at.compute, **told)
+    return open_model(base, at, dtype=masters or at.dtype, **told)
 
 
-def _division(recipe: Recipe, model: Any, tokens: TokenSet, pad_id: int, room: Room, on: Machine) -> Division:
+def _division(
+    recipe: Recipe, model: Any, tokens: TokenDataset, pad_id: int, room: MemoryBudget, compute: ComputeConfig
+) -> MicroBatchPolicy:
     """Return how rows are cut into forward passes: side by side where the model is proved to keep them apart."""
     packing = recipe.train.packing
-    reason = why_not_apart(model, tokens, pad_id, on) if packing != "never" else None
+    reason = packing_unsupported_reason(model, tokens, pad_id, compute) if packing != "never" else None
     refuse_to_pack(recipe, reason)
     if reason:
-        say(f"every row has a sequence of its own: {reason}")
-    share, reach = not has_dropout(model), attention_reach(model)
-    by_row = has_row_attention(model)
-    return division_of(recipe, room, apart=reason is None, share=share, by_row=by_row, reach=reach)
+        log(f"every row has a sequence of its own: {reason}")
+    share, reach = not has_dropout(model), attention_window(model)
+    by_row = has_packed_attention(model)
+    return micro_batch_policy(recipe, room, apart=reason is None, share=share, by_row=by_row, reach=reach)
 
 
 def _shapes(base: ModelFolder) -> Shapes | None:
@@ -194,28 +216,33 @@ def _shapes(base: ModelFolder) -> Shapes | None:
 
 
 def _sharding(
-    recipe: Recipe, shapes: Shapes | None, tokens: TokenSet, room: Room, group: Group, new_tokens: int
+    recipe: Recipe,
+    shapes: Shapes | None,
+    tokens: TokenDataset,
+    room: MemoryBudget,
+    group: ProcessGroup,
+    new_tokens: int,
 ) -> Sharding:
     """Return what this process keeps of the model: less than all of it where any process has no room for that."""
     asked = recipe.launch.sharding
     if not group.is_many:
         if asked in ("full", "node"):
-            say(f"launch.sharding: {asked} has no effect on one process")
+            log(f"launch.sharding: {asked} has no effect on one process")
         return "none"
     if recipe.launch.offload and not room.on_gpu:
-        say("launch.offload has no effect on a processor")
+        log("launch.offload has no effect on a processor")
     if shapes is None:
         return "none" if asked == "auto" else asked
-    found = sharding_of(recipe, shapes, tokens, room, group.place.world, new_tokens=new_tokens)
+    found = sharding_of(recipe, shapes, tokens, room, group.rank_info.world_size, new_tokens=new_tokens)
     found = next((one for one in group.gather(found) if one != "none"), "none")
     if asked == "auto" and found != "none":
-        say(f"every process keeps its part of the layers: all of the model has no room in {room.available_gib:.1f} GiB")
+        log(f"every process keeps its part of the layers: all of the model has no room in {room.available_gib:.1f} GiB")
     return found
 
 
 def _extremes(run: RunDir) -> tuple[int, int]:
     """Return how many positions the rows of all splits need, and the highest token id in them."""
-    sets = [TokenSet(path) for split in SPLITS if (path := run.tokens(split)).exists()]
+    sets = [TokenDataset(path) for split in SPLITS if (path := run.tokens(split)).exists()]
     return max(one.longest for one in sets), max(one.highest_id for one in sets)
 
 
@@ -242,20 +269,20 @@ class _Session:
     setup: Setup
     optimizer: torch.optim.Optimizer
     state: State
-    codec: Codec
+    tokenizer: TokenizerAdapter
     card: dict[str, Any]
 
     def __post_init__(self) -> None:
         self._began, self._updates = self.state, 0.0
         self._writing = threading.Lock()  # the machine's use is logged from a thread
-        self._saver = Saver(
-            self.run, self.setup.model, self.optimizer, self.codec, self.card, self.setup.group,
+        self._saver = AsyncSaver(
+            self.run, self.setup.model, self.optimizer, self.tokenizer, self.card, self.setup.group,
             keep=self.recipe.train.keep_checkpoints,
         )  # fmt: skip
         rows = valid_rows(self.run)
-        self._validation = Validation(self.setup, self.run, rows, self.codec) if rows is not None else None
+        self._validation = Validation(self.setup, self.run, rows, self.tokenizer) if rows is not None else None
         if rows is not None and self._validation is not None and len(self._validation.rows) < len(rows):
-            say(
+            log(
                 f"every validation measures the loss of the same {len(self._validation.rows):,} of {len(rows):,} valid "
                 "rows, chosen by hash (train.valid_loss_rows)"
             )
@@ -271,9 +298,9 @@ class _Session:
         with (
             translate_enospc(metrics),
             metrics.open("a", encoding="utf-8") as log,
-            machine_use(
+            monitor_resources(
                 lambda use: self._log(log, {"kind": "machine", "step": self.state.step, **use}),
-                self.setup.machine.device,
+                self.setup.compute.device,
             ),
             self._saver.at_work(),
         ):
@@ -312,8 +339,8 @@ class _Session:
 
     def finish(self, stated: dict[str, Any]) -> dict[str, Any]:
         """Write the stage's manifest: what was done, and which step was best; return it."""
-        peak = max(self.setup.group.gather(peak_memory_gib(self.setup.machine.device)))
-        return self.setup.group.by_first(lambda: self._seal(stated, peak))
+        peak = max(self.setup.group.gather(peak_memory_gib(self.setup.compute.device)))
+        return self.setup.group.run_on_rank0(lambda: self._seal(stated, peak))
 
     def _seal(self, stated: dict[str, Any], peak_gib: float) -> dict[str, Any]:
         best = self.state.best_step or self.state.step
@@ -338,29 +365,29 @@ class _Session:
             "expected_memory": asdict(expected) if expected else None,
             "passes": str(self.setup.fitting.division),
             "plain_path": self.setup.plain_path,
-            "precision": self.setup.machine.precision,
+            "precision": self.setup.compute.precision,
             "quantization": str(quantization) if quantization else None,
-            "device": str(self.setup.machine.device),
-            "processes": self.setup.group.place.world,
+            "device": str(self.setup.compute.device),
+            "processes": self.setup.group.rank_info.world_size,
             "sharding": self.setup.sharding,
         }
         if expected:
-            say(f"memory: {facts['peak_memory_gib']:.2f} GiB at the peak, {expected.total:.2f} expected beforehand")
+            log(f"memory: {facts['peak_memory_gib']:.2f} GiB at the peak, {expected.total:.2f} expected beforehand")
         self._remember_speed()
         return seal_folder(self.run.stage("train"), **facts)
 
     def _remember_speed(self) -> None:
         """Note for plans how fast one process was in this turn."""
-        place, state, on_cpu = self.setup.group.place, self.state, self.setup.machine.device.type == "cpu"
+        place, state, on_cpu = self.setup.group.rank_info, self.state, self.setup.compute.device.type == "cpu"
         if (seconds := state.seconds - self._began.seconds - self._updates) > 0:
-            each = (state.tokens - self._began.tokens) / seconds / place.world
+            each = (state.tokens - self._began.tokens) / seconds / place.world_size
             weights = [weight for _, weight in trained_parameters(self.setup.model)]
-            moved = sum(part(weight).numel() for weight in weights) / sum(weight.numel() for weight in weights)
+            moved = sum(local_shard(weight).numel() for weight in weights) / sum(weight.numel() for weight in weights)
             update = self._updates / (state.step - self._began.step) / moved
-            reading = self._reading(place.world)
-            speed = Speed(each, cores_of(place), update, reading) if on_cpu else Speed(each, reading=reading)
+            reading = self._reading(place.world_size)
+            speed = Speed(each, cores_per_rank(place), update, reading) if on_cpu else Speed(each, reading=reading)
             of = self.card["base_digest"], self.recipe.tuning.method
-            remember_speed(*of, speed, alone=place.world == 1)
+            remember_speed(*of, speed, alone=place.world_size == 1)
 
     def _reading(self, world: int) -> float | None:
         """Return how many tokens a second each process has read in this turn's validations, if there were any."""

@@ -11,20 +11,20 @@ from typing import Any
 
 from tunesmith.core.errors import NonFinite, RecipeError
 from tunesmith.core.files import json_line, read_jsonl, write_text
-from tunesmith.core.interrupt import until_requested
-from tunesmith.core.progress import say
+from tunesmith.core.interrupt import stop_when_requested
+from tunesmith.core.progress import log
 from tunesmith.core.rundir import RunDir
-from tunesmith.data.batches import TokenSet
+from tunesmith.data.batches import TokenDataset
 from tunesmith.data.validation import measured_rows
-from tunesmith.distributed.fsdp import in_company
-from tunesmith.inference.predict import answers
-from tunesmith.inference.prompts import Questions, questions_of, rows_of
+from tunesmith.distributed.fsdp import lockstep_forward
+from tunesmith.inference.predict import predict
+from tunesmith.inference.prompts import Prompts, build_prompts, rows_of
 from tunesmith.inference.scorer import Scorer
 from tunesmith.model.memory import free_memory
 from tunesmith.tasks import task_for
 from tunesmith.tasks.base import Task
-from tunesmith.tasks.tokenizer import Codec
-from tunesmith.train.choice import Choice
+from tunesmith.tasks.tokenizer import TokenizerAdapter
+from tunesmith.train.choice import BestCheckpoint
 from tunesmith.train.loop import Setup, measure
 
 
@@ -38,7 +38,7 @@ class Validation:
         DataError: the database of `execution` is not there.
     """
 
-    def __init__(self, setup: Setup, run: RunDir, rows: TokenSet, codec: Codec) -> None:
+    def __init__(self, setup: Setup, run: RunDir, rows: TokenDataset, tokenizer: TokenizerAdapter) -> None:
         train = setup.recipe.train
         self._setup, self._tokens = setup, rows
         ids = [str(line["id"]) for line in read_jsonl(run.examples("valid"))]
@@ -48,8 +48,10 @@ class Validation:
         )
         self.tokens, self.seconds = 0, 0.0
         self._measures = {measure.name: measure for measure in setup.objective.measures}
-        self._asked = _Asked(setup, run, codec) if train.valid_metrics else None
-        self.choice = Choice(train.select_best_by, higher_is_better=self._is_higher_better(train.select_best_by))
+        self._asked = _Asked(setup, run, tokenizer) if train.valid_metrics else None
+        self.choice = BestCheckpoint(
+            train.select_best_by, higher_is_better=self._is_higher_better(train.select_best_by)
+        )
 
     def _is_higher_better(self, name: str) -> bool:
         if name in self._measures:
@@ -82,32 +84,32 @@ class Validation:
         means = self._asked.means(step) if self._asked else {}
         texts = [self._measures[name].format(value) for name, value in found.values.items()]
         texts += [f"{name} {value:.4f}" for name, value in means.items()]
-        say(f"step {step}: validation {', '.join(texts)}")
+        log(f"step {step}: validation {', '.join(texts)}")
         return {**found.values, "tokens": found.tokens, **means}
 
 
-def valid_rows(run: RunDir) -> TokenSet | None:
+def valid_rows(run: RunDir) -> TokenDataset | None:
     """Return the valid rows of a run, or None where there are none."""
     path = run.tokens("valid")
-    rows = TokenSet(path) if path.exists() else None
+    rows = TokenDataset(path) if path.exists() else None
     return rows if rows is not None and len(rows) else None
 
 
 class _Asked:
     """The valid rows that are answered, and the metrics of their answers."""
 
-    def __init__(self, setup: Setup, run: RunDir, codec: Codec) -> None:
+    def __init__(self, setup: Setup, run: RunDir, tokenizer: TokenizerAdapter) -> None:
         recipe = setup.recipe
         self._setup, self._run = setup, run
-        self._task: Task = task_for(recipe.data, codec)
+        self._task: Task = task_for(recipe.data, tokenizer)
         examples, _ = rows_of(run, "valid", recipe.train.valid_rows, recipe.seed)
-        self._questions: Questions = questions_of(examples, recipe, self._task, codec)
+        self._questions: Prompts = build_prompts(examples, recipe, self._task, tokenizer)
         self.scorer = Scorer(recipe.train.valid_metrics, recipe, run, stage="train")
 
     def means(self, step: int) -> dict[str, float]:
         """Answer the rows and keep the answers; return the mean of each metric over those that did not fail."""
         lines = self._answers()
-        return self._setup.group.by_first(lambda: self._scored(step, lines))
+        return self._setup.group.run_on_rank0(lambda: self._scored(step, lines))
 
     def _scored(self, step: int, lines: Sequence[dict[str, Any]]) -> dict[str, float]:
         columns = {name: values for name in self.scorer.names if (values := self._scores(name, lines, step))}
@@ -125,14 +127,14 @@ class _Asked:
         """
         model, group, prompts = self._setup.model, self._setup.group, self._questions.prompts
         mine = group.share(range(len(prompts)), [len(prompt) for prompt in prompts])
-        with self._setup.machine.autocast(model.dtype), in_company(model, group):
-            found = list(until_requested(answers(model, self._questions, self._task, mine, go_on=True)))
+        with self._setup.compute.autocast(model.dtype), lockstep_forward(model, group):
+            found = list(stop_when_requested(predict(model, self._questions, self._task, mine, go_on=True)))
         made = {line["id"]: line for lines in group.gather(found) for line in lines}
         group.check()
         free_memory()  # training is to find what it had before
         failed = [line["error"] for line in made.values() if line["error"] is not None]
         if failed:
-            say(f"{len(failed)} of {len(made)} valid rows have no answer and are left out of the means: {failed[0]}")
+            log(f"{len(failed)} of {len(made)} valid rows have no answer and are left out of the means: {failed[0]}")
         return [made[example.id] for example in self._questions.examples]
 
     def _scores(self, name: str, lines: Sequence[dict[str, Any]], step: int) -> list[float | None]:
@@ -142,5 +144,5 @@ class _Asked:
         except RecipeError as error:
             if step == 0:  # nothing is lost yet
                 raise
-            say(f"step {step}: {name} could not be computed and does not count: {error}")
+            log(f"step {step}: {name} could not be computed and does not count: {error}")
             return []

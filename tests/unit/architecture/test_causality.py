@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tunesmith.architecture.causality import require_causal, why_not_causal
+from tunesmith.architecture.causality import not_causal_reason, require_causal
 from tunesmith.core.errors import RecipeError
 
 
@@ -28,7 +28,7 @@ from tunesmith.core.errors import RecipeError
     ],
 )
 def test_configurations_of_models_that_see_later_tokens_are_refused(config: dict[str, Any], tmp_path: Path) -> None:
-    assert why_not_causal(config)
+    assert not_causal_reason(config)
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(RecipeError, match="not a causal") as caught:
         require_causal(tmp_path)
@@ -52,4 +52,4 @@ def test_configurations_of_models_that_see_later_tokens_are_refused(config: dict
     ],
 )
 def test_other_configurations_are_not_refused(config: dict[str, Any]) -> None:
-    assert why_not_causal(config) is None
+    assert not_causal_reason(config) is None

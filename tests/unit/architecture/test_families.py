@@ -12,7 +12,7 @@ from tests.support.tiny import save_model, save_seq2seq
 from tunesmith.architecture.families import shapes_of
 from tunesmith.architecture.weight_headers import shapes_in_headers
 from tunesmith.core.errors import RecipeError
-from tunesmith.estimate.memory import Pass, layers_numbers, memory_of
+from tunesmith.estimate.memory import Pass, estimate_memory, layers_numbers
 from tunesmith.recipe.schema import Recipe
 
 KINDS = ("llama", "gpt2", "gpt_neo", "mistral", "gemma2", "gemma3_text", "qwen2", "qwen3", "phi", "phi3", "granite")
@@ -99,7 +99,7 @@ def test_an_architecture_that_is_not_described_is_guessed_not_far_off(
     read = Pass(1024, 128, 64, **source)
     for changes in ({}, {"activation_checkpointing": True}):
         one = lora(kind, **changes)
-        sizes = [memory_of(one, shapes, read, compute_bytes=4).activations for shapes in (known, guessed)]
+        sizes = [estimate_memory(one, shapes, read, compute_bytes=4).activations for shapes in (known, guessed)]
         assert sizes[1] == pytest.approx(sizes[0], rel=0.5)
 
 

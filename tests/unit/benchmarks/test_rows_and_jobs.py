@@ -13,7 +13,7 @@ from benchmarks.versus.settings import OURS, System, peers
 from benchmarks.versus.training import best_of_each
 
 from tunesmith.core.rundir import RunDir
-from tunesmith.data.batches import TokenSet, rows_of_step
+from tunesmith.data.batches import TokenDataset, batch_indices
 
 
 def job(**changes: object) -> Job:
@@ -72,8 +72,8 @@ def test_peers_get_the_tokens_of_our_steps_in_their_order(tmp_path: Path, tiny: 
     rows = [{"prompt": f"Say {number}.", "response": f"{number} it is"} for number in range(20)]
     made = make_job(tmp_path / "job", rows, steps=3, examples_per_step=4, base=str(tiny))
     told = [json.loads(line) for line in made.rows.read_text(encoding="utf-8").splitlines()]
-    tokens = TokenSet(RunDir(made.prepared).tokens("train"))
-    first = rows_of_step(0, rows=len(tokens), examples_per_step=4, total_examples=12, seed=0)
+    tokens = TokenDataset(RunDir(made.prepared).tokens("train"))
+    first = batch_indices(0, rows=len(tokens), examples_per_step=4, total_examples=12, seed=0)
     assert len(told) == 12
     assert [row["input_ids"] for row in told[:4]] == [list(tokens.example(row, "").input_ids) for row in first]
     assert made.tokens[0] == sum(len(row["input_ids"]) for row in told[:4])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tunesmith.core.dist_env import Place, first_host, place
+from tunesmith.core.dist_env import RankInfo, first_host, rank_info
 from tunesmith.core.errors import RecipeError
 
 OF_SRUN = ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_STEP_TASKS_PER_NODE")
@@ -20,16 +20,19 @@ def told(monkeypatch: pytest.MonkeyPatch, *values: str | None) -> None:
 @pytest.mark.parametrize(
     ("values", "found"),
     [
-        ((None, None, None, None), Place()),
-        ((None, "4", None, None), Place()),  # of a scheduler that tells how many there are, and did not start this one
-        (("0", "1", "0", "1"), Place()),
-        (("5", "8", "1", "4"), Place(5, 8, 1, 4)),
+        ((None, None, None, None), RankInfo()),
+        (
+            (None, "4", None, None),
+            RankInfo(),
+        ),  # of a scheduler that tells how many there are, and did not start this one
+        (("0", "1", "0", "1"), RankInfo()),
+        (("5", "8", "1", "4"), RankInfo(5, 8, 1, 4)),
     ],
 )
-def test_places(values: tuple[str | None, ...], found: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_places(values: tuple[str | None, ...], found: RankInfo, monkeypatch: pytest.MonkeyPatch) -> None:
     told(monkeypatch, *values)
-    assert place() == found
-    assert place().is_first == (found.rank == 0)
+    assert rank_info() == found
+    assert rank_info().is_first == (found.rank == 0)
 
 
 @pytest.mark.parametrize(
@@ -38,7 +41,7 @@ def test_places(values: tuple[str | None, ...], found: Place, monkeypatch: pytes
 def test_places_that_cannot_be(values: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     told(monkeypatch, *values)
     with pytest.raises(RecipeError, match=f"RANK={values[0]}, WORLD_SIZE={values[1]}"):
-        place()
+        rank_info()
 
 
 def step(monkeypatch: pytest.MonkeyPatch, *values: str) -> None:
@@ -55,39 +58,39 @@ def step(monkeypatch: pytest.MonkeyPatch, *values: str) -> None:
 
 def test_places_in_a_step_of_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
     step(monkeypatch, "4", "3", "0", "1", "3,1")
-    found = place()
-    assert (found.rank, found.world, found.local_rank, found.local_world) == (3, 4, 0, 1)
-    host, port = found.meet_at.removeprefix("tcp://").split(":")
+    found = rank_info()
+    assert (found.rank, found.world_size, found.local_rank, found.local_world_size) == (3, 4, 0, 1)
+    host, port = found.init_method.removeprefix("tcp://").split(":")
     assert host == "gpu03"
     assert 15_000 <= int(port) < 32_000
     step(monkeypatch, "4", "0", "0", "0", "3,1")
-    assert place().meet_at == found.meet_at, "all come to the same place"
+    assert rank_info().init_method == found.init_method, "all come to the same place"
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    assert place().meet_at != found.meet_at, "and to another in the next turn"
+    assert rank_info().init_method != found.init_method, "and to another in the next turn"
     monkeypatch.setenv("MASTER_ADDR", "head")
     monkeypatch.setenv("MASTER_PORT", "1234")
-    assert place().meet_at == "tcp://head:1234"
+    assert rank_info().init_method == "tcp://head:1234"
 
 
 def test_one_task_and_the_shell_of_a_job_are_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     step(monkeypatch, "1", "0", "0", "0", "1")
-    assert place() == Place()
+    assert rank_info() == RankInfo()
     monkeypatch.delenv("SLURM_STEP_NUM_TASKS")
     monkeypatch.setenv("SLURM_NTASKS", "8")
-    assert place() == Place()
+    assert rank_info() == RankInfo()
 
 
 def test_torchrun_within_a_step_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     step(monkeypatch, "2", "1", "0", "1", "1(x2)")
     told(monkeypatch, "5", "8", "1", "4")
-    assert place() == Place(5, 8, 1, 4)
+    assert rank_info() == RankInfo(5, 8, 1, 4)
 
 
 @pytest.mark.parametrize("values", [("2", "2", "0", "0", "2"), ("2", "1", "0", "7", "1(x2)"), ("2", "1", "", "0", "2")])
 def test_steps_that_cannot_be(values: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     step(monkeypatch, *values)
     with pytest.raises(RecipeError, match=f"SLURM_STEP_NUM_TASKS=2, SLURM_PROCID={values[1]}"):
-        place()
+        rank_info()
 
 
 @pytest.mark.parametrize(

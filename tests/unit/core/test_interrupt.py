@@ -177,10 +177,10 @@ def test_the_time_between_signal_and_flag_is_short() -> None:
 
 
 def test_work_is_left_where_a_signal_comes() -> None:
-    assert list(interrupt.until_requested("abc")) == ["a", "b", "c"]
+    assert list(interrupt.stop_when_requested("abc")) == ["a", "b", "c"]
     with interrupt.catch_signals(), interrupt.defer_signals():
         seen = []
-        for one in interrupt.until_requested("abc"):
+        for one in interrupt.stop_when_requested("abc"):
             seen.append(one)
             if one == "b":
                 os.kill(os.getpid(), signal.SIGUSR1)

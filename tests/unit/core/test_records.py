@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tunesmith.core import errors, progress
 from tunesmith.core.errors import DamagedFile, RecipeError, TunesmithError
 from tunesmith.core.files import write_json
-from tunesmith.core.progress import Progress, format_duration, say
+from tunesmith.core.progress import Progress, format_duration, log
 from tunesmith.core.records import Example, Turn
 from tunesmith.core.rundir import RunDir
 
@@ -113,7 +113,7 @@ def test_work_goes_on_when_nobody_reads_what_it_says(monkeypatch: pytest.MonkeyP
     os.close(reader)
     broken = io.TextIOWrapper(io.FileIO(writer, "w"), write_through=True)
     monkeypatch.setattr(sys, "stderr", broken)
-    say("is anybody there?")
+    log("is anybody there?")
     shown = Progress("train", total=1)
     shown.update(1)
     shown.close()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tunesmith.core.errors import RecipeError
-from tunesmith.core.rundir import RunDir, run_near
+from tunesmith.core.rundir import RunDir, find_run
 from tunesmith.fetch.reference import resolve
 
 
@@ -21,9 +21,9 @@ def test_the_run_above_or_the_newest_below_is_suggested(tmp_path: Path) -> None:
     begun(tmp_path / "runs" / "c" / "old", 1)
     newest = begun(tmp_path / "runs" / "c" / "new", 2)
     (newest / "train").mkdir()
-    assert run_near(newest / "train") == newest
-    assert run_near(tmp_path / "runs" / "c") == newest
-    assert run_near(tmp_path / "runs") is None
+    assert find_run(newest / "train") == newest
+    assert find_run(tmp_path / "runs" / "c") == newest
+    assert find_run(tmp_path / "runs") is None
     for place in (newest / "train", tmp_path / "runs" / "c"):
         for ask in (RunDir.existing, lambda path: resolve(str(path))):
             with pytest.raises(RecipeError) as caught:

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from tunesmith.core.records import ENCODER_IDS, SEQUENCE_LENGTHS, Column, Tokens
 from tunesmith.data import batches
-from tunesmith.data.batches import ENCODER_MASK, TokenSet, bucket, rows_of_step, whole_parts
-from tunesmith.data.microbatch import Division, Group
+from tunesmith.data.batches import ENCODER_MASK, TokenDataset, batch_indices, bucket, round_up
+from tunesmith.data.microbatch import MicroBatch, MicroBatchPolicy
 from tunesmith.data.token_file import write_tokens
 
 SIGN, WEIGHT = Column("sign", "float32", "sequence"), Column("weight", "float64")
@@ -19,16 +19,16 @@ PAD = 7
 rendered = st.lists(st.tuples(st.sampled_from([0, 1, PAD, 300]), st.booleans()), min_size=1, max_size=40)
 
 
-def made(path: Path, rows: list[list[tuple[int, bool]]]) -> TokenSet:
+def made(path: Path, rows: list[list[tuple[int, bool]]]) -> TokenDataset:
     examples = [Tokens(str(i), tuple(t for t, _ in row), tuple(x for _, x in row)) for i, row in enumerate(rows)]
     write_tokens(path / "x.safetensors", examples)
-    return TokenSet(path / "x.safetensors")
+    return TokenDataset(path / "x.safetensors")
 
 
 def steps(rows: int, per_step: int, total: int, seed: int = 0) -> list[list[int]]:
     count = -(-total // per_step)
     return [
-        rows_of_step(step, rows=rows, examples_per_step=per_step, total_examples=total, seed=seed)
+        batch_indices(step, rows=rows, examples_per_step=per_step, total_examples=total, seed=seed)
         for step in range(count)
     ]
 
@@ -57,9 +57,9 @@ def test_a_step_depends_on_nothing_but_its_number_and_the_seed() -> None:
     settings = {"rows": 20, "examples_per_step": 3, "total_examples": 60, "seed": 5}
     for step in (19, 0, 7, 7, 12):
         batches._order.cache_clear()
-        assert rows_of_step(step, **settings) == forwards[step]
+        assert batch_indices(step, **settings) == forwards[step]
     longer = {**settings, "total_examples": 6000}
-    assert [rows_of_step(step, **longer) for step in range(20)] == forwards  # nor on how long the run is
+    assert [batch_indices(step, **longer) for step in range(20)] == forwards  # nor on how long the run is
     assert steps(20, 3, 60, seed=6) != forwards
 
 
@@ -170,7 +170,7 @@ def test_rows_side_by_side_see_themselves_in_their_places(
     assert learned == {i: [p for p, (_, trained) in enumerate(row) if trained and p] for i, row in enumerate(rows)}
     assert sees[0, 0].diagonal().all(), "a token that sees nothing gives NaN"
     assert batch.tokens == sum(map(len, rows))
-    assert batch.input_ids.shape == (1, whole_parts(tokens.packed_tokens(chosen, shared), 16))
+    assert batch.input_ids.shape == (1, round_up(tokens.packed_tokens(chosen, shared), 16))
 
 
 def test_what_two_rows_share_ends_before_what_predicts_an_answer(tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ def test_sources_come_back_as_they_were_written(
         for i, (own, source) in enumerate(rows)
     ]
     write_tokens(tmp_path / "x.safetensors", examples)
-    tokens = TokenSet(tmp_path / "x.safetensors")
+    tokens = TokenDataset(tmp_path / "x.safetensors")
     assert [tokens.example(i, str(i)) for i in range(len(tokens))] == examples
     assert tokens.lengths.tolist() == [len(e.read_first) + len(e.input_ids) for e in examples]
     assert tokens.longest == max(max(len(e.read_first), len(e.input_ids)) for e in examples)
@@ -239,7 +239,7 @@ def pairs() -> list[Tokens]:
 def test_an_example_of_several_sequences_is_kept_together(tmp_path: Path) -> None:
     examples = pairs()
     write_tokens(tmp_path / "x.safetensors", examples)
-    tokens = TokenSet(tmp_path / "x.safetensors")
+    tokens = TokenDataset(tmp_path / "x.safetensors")
     assert tokens.columns >= {SEQUENCE_LENGTHS, SIGN, WEIGHT}
     assert [tokens.example(i, str(i)) for i in range(3)] == examples
     assert tokens.lengths.tolist() == [12, 12, 13]
@@ -264,12 +264,12 @@ def test_an_example_of_several_sequences_is_kept_together(tmp_path: Path) -> Non
 
 
 def test_a_pair_is_never_divided() -> None:
-    tokens = TokenSet.of(pairs())
+    tokens = TokenDataset.of(pairs())
     for size in (1, 2, 3):
-        groups = Division(1, size, "never").groups(tokens, range(3))
+        groups = MicroBatchPolicy(1, size, "never").groups(tokens, range(3))
         assert [len(group.rows) for group in groups] == [[1, 1, 1], [2, 1], [3]][size - 1]
-    [alone] = Division(4096, 1, "always", multiple=1).groups(tokens, [1])
-    assert alone == Group((1,), 4)  # its own prompt is shared
+    [alone] = MicroBatchPolicy(4096, 1, "always", multiple=1).groups(tokens, [1])
+    assert alone == MicroBatch((1,), 4)  # its own prompt is shared
 
 
 def test_without_an_encoder_there_is_no_source(tmp_path: Path) -> None:

@@ -9,27 +9,27 @@ import pytest
 from tests.support.tiny import recipe as write_recipe
 
 from tunesmith.core.errors import DataError
-from tunesmith.data.dataset import Gathered, gather
+from tunesmith.data.dataset import Dataset, build_dataset
 from tunesmith.recipe.load import load_recipe
 from tunesmith.tasks import task_for
-from tunesmith.tasks.tokenizer import Codec
+from tunesmith.tasks.tokenizer import TokenizerAdapter
 
 Row = dict[str, Any]
-Gather = Callable[..., Gathered]
+Gather = Callable[..., Dataset]
 
 
 @pytest.fixture
 def gathered(tmp_path: Path, tokenizer_folder: Path) -> Gather:
     """Gather rows by a `data` section."""
 
-    def done(rows: list[Row], **data: Any) -> Gathered:
+    def done(rows: list[Row], **data: Any) -> Dataset:
         section = {
             "source": {"file": "own.jsonl"}, "task": "completion", "prompt": "{q}", "response": "{a}",
             "split": {"valid": 0.1, "test": 0.1}, **data,
         }  # fmt: skip
         recipe = load_recipe(write_recipe(tmp_path, tokenizer_folder, data=section))
         (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return gather(recipe, task_for(recipe.data, Codec.load(tokenizer_folder)), folder=tmp_path)
+        return build_dataset(recipe, task_for(recipe.data, TokenizerAdapter.load(tokenizer_folder)), folder=tmp_path)
 
     return done
 

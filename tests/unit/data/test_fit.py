@@ -11,13 +11,13 @@ from tunesmith.architecture.families import shapes_of
 from tunesmith.architecture.shapes import Shapes
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.records import Tokens
-from tunesmith.data.batches import TokenSet
+from tunesmith.data.batches import TokenDataset
 from tunesmith.data.fit import (
-    Room,
-    division_of,
-    fits_to_answer,
-    fitting,
-    foreseen,
+    MemoryBudget,
+    estimated_memory,
+    fits_for_inference,
+    max_fitting_rows,
+    micro_batch_policy,
     refuse_rows_beyond,
     sharding_of,
 )
@@ -39,9 +39,9 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Shapes:
 
 
 @pytest.fixture
-def tokens() -> TokenSet:
+def tokens() -> TokenDataset:
     rows = [Tokens(str(i), tuple(range(i, i + n)), (False, *[True] * (n - 1))) for i, n in enumerate(LENGTHS)]
-    return TokenSet.of(rows)
+    return TokenDataset.of(rows)
 
 
 def recipe(folder: Path, *changes: str) -> Recipe:
@@ -49,15 +49,15 @@ def recipe(folder: Path, *changes: str) -> Recipe:
     return load_recipe(path, ["train.examples_per_step=8", "train.epochs=1", *changes])
 
 
-def fit(asked: Recipe, shapes: Shapes, tokens: TokenSet, gib: float) -> tuple[int, Memory]:
-    room = Room(4, False, gib)
-    division = division_of(asked, room, apart=True, share=True, by_row=True, reach=2**31)
-    found, memory = fitting(asked, shapes, tokens, division, room, new_tokens=0)
+def fit(asked: Recipe, shapes: Shapes, tokens: TokenDataset, gib: float) -> tuple[int, Memory]:
+    room = MemoryBudget(4, False, gib)
+    division = micro_batch_policy(asked, room, apart=True, share=True, by_row=True, reach=2**31)
+    found, memory = max_fitting_rows(asked, shapes, tokens, division, room, new_tokens=0)
     return found.most_tokens, memory
 
 
 def test_less_memory_takes_smaller_passes_and_no_smaller_than_needed(
-    tmp_path: Path, shapes: Shapes, tokens: TokenSet
+    tmp_path: Path, shapes: Shapes, tokens: TokenDataset
 ) -> None:
     asked = recipe(tmp_path)
     most, memory = fit(asked, shapes, tokens, 1000)
@@ -70,14 +70,14 @@ def test_less_memory_takes_smaller_passes_and_no_smaller_than_needed(
         assert fit(asked, shapes, tokens, needs.total / 0.851)[0] < size or size == max(LENGTHS)
 
 
-def test_rows_go_one_by_one_where_nothing_fits(tmp_path: Path, shapes: Shapes, tokens: TokenSet) -> None:
+def test_rows_go_one_by_one_where_nothing_fits(tmp_path: Path, shapes: Shapes, tokens: TokenDataset) -> None:
     most, memory = fit(recipe(tmp_path), shapes, tokens, 0.01)
     assert most == max(LENGTHS)
     assert memory.total > 0.01
 
 
 @pytest.mark.parametrize("change", ["train.micro_batch=8", "train.micro_batch_tokens=2048"])
-def test_what_the_recipe_says_stands(tmp_path: Path, shapes: Shapes, tokens: TokenSet, change: str) -> None:
+def test_what_the_recipe_says_stands(tmp_path: Path, shapes: Shapes, tokens: TokenDataset, change: str) -> None:
     asked = recipe(tmp_path, change)
     assert fit(asked, shapes, tokens, 0.01) == fit(asked, shapes, tokens, 1000)
 
@@ -85,7 +85,7 @@ def test_what_the_recipe_says_stands(tmp_path: Path, shapes: Shapes, tokens: Tok
 def test_the_step_with_the_longest_rows_counts(tmp_path: Path, shapes: Shapes) -> None:
     def needed(lengths: list[int]) -> float:
         rows = [Tokens(str(i), tuple(range(n)), (False, *[True] * (n - 1))) for i, n in enumerate(lengths)]
-        return fit(recipe(tmp_path, "train.examples_per_step=1"), shapes, TokenSet.of(rows), 1000)[1].total
+        return fit(recipe(tmp_path, "train.examples_per_step=1"), shapes, TokenDataset.of(rows), 1000)[1].total
 
     assert needed([16] * 200 + [900] + [16] * 200) == needed([900] * 5) > needed([16] * 401)
 
@@ -100,7 +100,8 @@ def test_rows_beyond_the_last_position_are_refused() -> None:
 def test_numbers_of_two_bytes_go_through_in_larger_passes_of_fewer_shapes(tmp_path: Path) -> None:
     how = {"apart": True, "share": True, "by_row": True, "reach": 2**31}
     four, two, gpu = (
-        division_of(recipe(tmp_path), room, **how) for room in (Room(4, False, 8), Room(2, False, 8), Room(2, True, 8))
+        micro_batch_policy(recipe(tmp_path), room, **how)
+        for room in (MemoryBudget(4, False, 8), MemoryBudget(2, False, 8), MemoryBudget(2, True, 8))
     )
     assert (four.most_tokens, two.most_tokens, gpu.most_tokens) == (1024, 2048, 16384)
     assert two.packed_length(1000) == 1024 == two.packed_length(800)
@@ -108,14 +109,16 @@ def test_numbers_of_two_bytes_go_through_in_larger_passes_of_fewer_shapes(tmp_pa
     assert four.packed_length(800) == 800
 
 
-def test_layers_are_divided_where_all_of_them_have_no_room(tmp_path: Path, shapes: Shapes, tokens: TokenSet) -> None:
+def test_layers_are_divided_where_all_of_them_have_no_room(
+    tmp_path: Path, shapes: Shapes, tokens: TokenDataset
+) -> None:
     full = recipe(tmp_path, "tuning={method: full}")
-    _, memory = foreseen(full, shapes, tokens, Room(4, True, 1000), new_tokens=0)
-    _, parts = foreseen(full, shapes, tokens, Room(4, True, 1000), new_tokens=0, parts=4)
+    _, memory = estimated_memory(full, shapes, tokens, MemoryBudget(4, True, 1000), new_tokens=0)
+    _, parts = estimated_memory(full, shapes, tokens, MemoryBudget(4, True, 1000), new_tokens=0, parts=4)
     assert parts.total - parts.activations < (memory.total - memory.activations) / 2
 
     def kept(asked: Recipe, gib: float, processes: int = 4) -> str:
-        return sharding_of(asked, shapes, tokens, Room(4, True, gib), processes, new_tokens=0)
+        return sharding_of(asked, shapes, tokens, MemoryBudget(4, True, gib), processes, new_tokens=0)
 
     assert kept(full, memory.total) == "none"
     least = memory.total - memory.activations
@@ -129,11 +132,11 @@ def test_layers_are_divided_where_all_of_them_have_no_room(tmp_path: Path, shape
 
 
 def test_a_model_with_an_encoder_in_parts_does_not_answer_while_it_trains(
-    tmp_path: Path, shapes: Shapes, tokens: TokenSet
+    tmp_path: Path, shapes: Shapes, tokens: TokenDataset
 ) -> None:
     encodes = replace(shapes, stacks=tuple(replace(stack, encoder=True) for stack in shapes.stacks))
     answers = "train.valid_metrics=[rougeL]"
-    room = Room(4, True, 0.01)
+    room = MemoryBudget(4, True, 0.01)
     assert sharding_of(recipe(tmp_path, answers), encodes, tokens, room, 2, new_tokens=0) == "none"
     with pytest.raises(RecipeError, match="cannot answer while it trains"):
         sharding_of(recipe(tmp_path, answers, "launch.sharding=full"), encodes, tokens, room, 2, new_tokens=0)
@@ -141,6 +144,6 @@ def test_a_model_with_an_encoder_in_parts_does_not_answer_while_it_trains(
 
 def test_weights_must_leave_room_for_what_is_read(tmp_path: Path, shapes: Shapes) -> None:
     gib = shapes.parameters * 4 / 2**30
-    assert fits_to_answer(recipe(tmp_path), shapes, Room(4, True, gib / 0.69))
-    assert not fits_to_answer(recipe(tmp_path), shapes, Room(4, True, gib / 0.71))
-    assert fits_to_answer(recipe(tmp_path, "tuning={method: qlora}"), shapes, Room(4, True, gib / 0.71))
+    assert fits_for_inference(recipe(tmp_path), shapes, MemoryBudget(4, True, gib / 0.69))
+    assert not fits_for_inference(recipe(tmp_path), shapes, MemoryBudget(4, True, gib / 0.71))
+    assert fits_for_inference(recipe(tmp_path, "tuning={method: qlora}"), shapes, MemoryBudget(4, True, gib / 0.71))

@@ -14,7 +14,7 @@ from tunesmith.core.errors import DataError
 from tunesmith.core.files import read_jsonl, write_json, write_jsonl
 from tunesmith.core.records import Turn
 from tunesmith.core.rundir import RunDir
-from tunesmith.data.dataset import gather
+from tunesmith.data.dataset import build_dataset
 from tunesmith.data.identity import block_id, group_of, row_id
 from tunesmith.data.prepare import prepare
 from tunesmith.data.trained_rows import TRAINED_ROWS, trained_rows, write_trained_rows
@@ -23,7 +23,7 @@ from tunesmith.inference.prompts import rows_of
 from tunesmith.recipe.load import load_recipe
 from tunesmith.scoring.standalone import verdict_of_files
 from tunesmith.tasks import task_for
-from tunesmith.tasks.tokenizer import Codec
+from tunesmith.tasks.tokenizer import TokenizerAdapter
 
 Prepare = Callable[..., RunDir]
 ROWS = [{"id": n, "question": f"What is {n}?", "hint": f"near {n}", "answer": f"It is {n}."} for n in range(60)]
@@ -149,8 +149,8 @@ def base(prepared: Prepare, tokenizer_folder: Path, tmp_path: Path) -> Path:
 
 def planned(tmp_path: Path, base: Path, *overrides: str) -> dict[str, Any]:
     recipe = load_recipe(tmp_path / "recipe.yaml", overrides)
-    task = task_for(recipe.data, Codec.load(base))
-    return gather(recipe, task, folder=tmp_path, model=ModelFolder("x", base)).facts()
+    task = task_for(recipe.data, TokenizerAdapter.load(base))
+    return build_dataset(recipe, task, folder=tmp_path, model=ModelFolder("x", base)).facts()
 
 
 def test_rows_that_the_base_was_trained_on_give_a_warning(

@@ -11,13 +11,13 @@ import pytest
 
 from tunesmith.core.errors import DataError, RecipeError
 from tunesmith.data import dataset, dedup
-from tunesmith.data.dataset import Gathered, gather
+from tunesmith.data.dataset import Dataset, build_dataset
 from tunesmith.recipe.schema import Recipe
 from tunesmith.tasks import task_for
-from tunesmith.tasks.tokenizer import Codec
+from tunesmith.tasks.tokenizer import TokenizerAdapter
 
 Row = dict[str, Any]
-Mix = Callable[..., Gathered]
+Mix = Callable[..., Dataset]
 
 
 def rows(name: str, count: int = 100) -> list[Row]:
@@ -27,9 +27,9 @@ def rows(name: str, count: int = 100) -> list[Row]:
 @pytest.fixture
 def mix(tmp_path: Path, tokenizer_folder: Path) -> Mix:
     """Write files a.jsonl, b.jsonl and gather them; sources are {name: settings}."""
-    codec = Codec.load(tokenizer_folder)
+    tokenizer = TokenizerAdapter.load(tokenizer_folder)
 
-    def gathered(files: dict[str, list[Row]], sources: dict[str, Row] | None = None, **data: Any) -> Gathered:
+    def gathered(files: dict[str, list[Row]], sources: dict[str, Row] | None = None, **data: Any) -> Dataset:
         for name, lines in files.items():
             (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         listed = [{"file": f"{name}.jsonl", **(sources or {}).get(name, {})} for name in files]
@@ -40,7 +40,7 @@ def mix(tmp_path: Path, tokenizer_folder: Path) -> Mix:
             "name": "x", "model": {"base": "org/model"}, "tuning": {"method": "full"}, "train": {"learning_rate": 1},
             "data": section, "evaluate": {"metrics": ["exact_match"], "primary": "exact_match"},
         })  # fmt: skip
-        return gather(recipe, task_for(recipe.data, codec), folder=tmp_path)
+        return build_dataset(recipe, task_for(recipe.data, tokenizer), folder=tmp_path)
 
     return gathered
 
@@ -49,7 +49,7 @@ DOCUMENTS = {"task": "text", "text": "{question} {answer}", "prompt": None, "res
              "max_tokens_per_example": 200, "too_long": "split", "split": {"column": "fold"}}  # fmt: skip
 
 
-def used(found: Gathered, split: str = "train") -> Counter[str]:
+def used(found: Dataset, split: str = "train") -> Counter[str]:
     return Counter(row.entry.where for row in found.used[split])
 
 

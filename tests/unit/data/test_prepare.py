@@ -14,12 +14,12 @@ from tunesmith.core.files import check_folder, read_json, read_jsonl, write_json
 from tunesmith.core.records import Example
 from tunesmith.core.rundir import RunDir
 from tunesmith.data import prepare as stage
-from tunesmith.data.batches import TokenSet
+from tunesmith.data.batches import TokenDataset
 from tunesmith.data.prepare import inputs, prepare
 from tunesmith.recipe.load import load_recipe
 from tunesmith.recipe.schema import Recipe
 from tunesmith.tasks import cached_encoder, task_for, tokenizer
-from tunesmith.tasks.tokenizer import Codec
+from tunesmith.tasks.tokenizer import TokenizerAdapter
 
 Row = dict[str, Any]
 
@@ -75,7 +75,7 @@ def test_every_row_is_accounted_for(make: Callable[..., Prepared]) -> None:
     assert sum(manifest["cut"].values()) == status["cut"]
     for split in ("train", "valid", "test"):
         mine = [e for e in ledger if e["split"] == split and e["status"] in ("kept", "cut")]
-        examples, tokens = made.examples(split), TokenSet(made.run.tokens(split))
+        examples, tokens = made.examples(split), TokenDataset(made.run.tokens(split))
         assert [e["id"] for e in mine] == [example.id for example in examples]
         assert [e["row"] for e in mine] == [example.row for example in examples]
         assert tokens.lengths.tolist() == [e["tokens"] for e in mine]
@@ -98,7 +98,7 @@ def test_every_block_of_a_document_is_accounted_for(make: Callable[..., Prepared
     assert manifest["dropped"] == manifest["cut"] == {}
     for split in ("train", "valid", "test"):
         mine = [entry for entry in ledger if entry["split"] == split]
-        examples, tokens = made.examples(split), TokenSet(made.run.tokens(split))
+        examples, tokens = made.examples(split), TokenDataset(made.run.tokens(split))
         assert [entry["id"] for entry in mine] == [example.id for example in examples]
         assert manifest["counts"][split] == len(mine) == len(tokens)
         assert tokens.longest <= 40
@@ -114,9 +114,9 @@ def test_every_block_of_a_document_is_accounted_for(make: Callable[..., Prepared
 def test_the_tokens_on_disk_are_those_of_the_examples(make: Callable[..., Prepared], tokenizer_folder: Path) -> None:
     made = make()
     made.go()
-    task = task_for(made.recipe.data, Codec.load(tokenizer_folder))
+    task = task_for(made.recipe.data, TokenizerAdapter.load(tokenizer_folder))
     for split in ("train", "valid", "test"):
-        tokens = TokenSet(made.run.tokens(split))
+        tokens = TokenDataset(made.run.tokens(split))
         for place, example in enumerate(made.examples(split)):
             wanted = task.render(example.turns, example.id)
             batch = tokens.batch([place], 0)
@@ -200,7 +200,7 @@ def test_the_inputs_change_with_all_that_decides_and_with_nothing_else(make: Cal
     assert inputs(made.recipe, made.run) != stated
 
 
-@pytest.mark.parametrize("at", ["write_pieces", "write_tokens", "write_json"])
+@pytest.mark.parametrize("at", ["write_chunks", "write_tokens", "write_json"])
 def test_a_crash_leaves_nothing_that_looks_prepared(
     make: Callable[..., Prepared], monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:

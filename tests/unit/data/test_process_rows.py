@@ -15,14 +15,14 @@ from tunesmith.core import interrupt
 from tunesmith.core.errors import DataError, Interrupted
 from tunesmith.core.records import Tokens, Turn
 from tunesmith.data.dataset import empty_splits, histogram
-from tunesmith.data.process_rows import Examined, examine
+from tunesmith.data.process_rows import ProcessedRow, process_rows
 from tunesmith.recipe.schema import Recipe, Split, Train
 from tunesmith.tasks import task_for
 from tunesmith.tasks.base import Task
-from tunesmith.tasks.tokenizer import Codec
+from tunesmith.tasks.tokenizer import TokenizerAdapter
 
 Row = dict[str, Any]
-Look = Callable[..., list[Examined]]
+Look = Callable[..., list[ProcessedRow]]
 
 
 def rows(count: int = 40) -> list[Row]:
@@ -45,16 +45,18 @@ def recipe(seed: int = 0, **data: Any) -> Recipe:
 def look(tmp_path: Path, tokenizer_folder: Path) -> Look:
     """Write rows and examine them."""
 
-    def examined(given_rows: list[Row] | None = None, *, by: Task | None = None, **settings: Any) -> list[Examined]:
+    def examined(given_rows: list[Row] | None = None, *, by: Task | None = None, **settings: Any) -> list[ProcessedRow]:
         one = recipe(**settings)
         lines = (json.dumps(row) + "\n" for row in (rows() if given_rows is None else given_rows))
         (tmp_path / "rows.jsonl").write_text("".join(lines))
-        return list(examine(one, by or task_for(one.data, Codec.load(tokenizer_folder)), folder=tmp_path))
+        return list(
+            process_rows(one, by or task_for(one.data, TokenizerAdapter.load(tokenizer_folder)), folder=tmp_path)
+        )
 
     return examined
 
 
-def places(found: list[Examined]) -> dict[str, str | None]:
+def places(found: list[ProcessedRow]) -> dict[str, str | None]:
     return {row.example.turns[0].text: row.entry.split for row in found if row.example}
 
 

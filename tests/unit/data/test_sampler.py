@@ -6,18 +6,18 @@ import pytest
 from tests.support.tiny import recipe as write_recipe
 
 from tunesmith.core.records import Tokens
-from tunesmith.data.batches import TokenSet
-from tunesmith.data.sampler import balance, share_out
+from tunesmith.data.batches import TokenDataset
+from tunesmith.data.sampler import assign_ranks, balance_ranks
 from tunesmith.recipe.load import load_recipe
 
 
-def rows(*lengths: int) -> TokenSet:
-    return TokenSet.of([Tokens(str(n), tuple([1] * size), tuple([True] * size)) for n, size in enumerate(lengths)])
+def rows(*lengths: int) -> TokenDataset:
+    return TokenDataset.of([Tokens(str(n), tuple([1] * size), tuple([True] * size)) for n, size in enumerate(lengths)])
 
 
 def test_who_has_least_gets_the_longest_row_that_is_left() -> None:
-    assert share_out([0, 1, 2, 3, 4], [9, 2, 5, 4, 4], 2) == [[0, 4], [2, 3, 1]]
-    assert share_out([7], {7: 3}, 3) == [[7], [], []]
+    assert assign_ranks([0, 1, 2, 3, 4], [9, 2, 5, 4, 4], 2) == [[0, 4], [2, 3, 1]]
+    assert assign_ranks([7], {7: 3}, 3) == [[7], [], []]
 
 
 @pytest.mark.parametrize(
@@ -34,4 +34,4 @@ def test_others_wait_for_who_has_most(
     lengths: tuple[int, ...], processes: int, expected: float, tmp_path: Path
 ) -> None:
     recipe = load_recipe(write_recipe(tmp_path, tmp_path), ["train.examples_per_step=4", "train.epochs=3"])
-    assert balance(recipe, rows(*lengths), processes) == pytest.approx(expected)
+    assert balance_ranks(recipe, rows(*lengths), processes) == pytest.approx(expected)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunesmith.data import similarity
-from tunesmith.data.similarity import Texts
+from tunesmith.data.similarity import MinHashIndex
 
 VOCABULARY = [f"word{i}" for i in range(5000)]
 
@@ -36,7 +36,7 @@ def jaccard(one: str, other: str) -> float:
 
 
 def near(texts: Iterable[str], train: int, threshold: float = 0.8) -> dict[int, tuple[int, float]]:
-    found = Texts(texts)
+    found = MinHashIndex(texts)
     return found.nearest(range(train, len(found)), range(train), threshold)
 
 
@@ -52,7 +52,7 @@ def test_the_most_similar_text_is_found_with_its_jaccard_index() -> None:
 @settings(max_examples=40, deadline=None)
 def test_the_similarity_is_that_of_the_sets_of_runs(seed: int, count: int) -> None:
     one, other = text(seed), changed(text(seed), count)
-    assert Texts([one, other]).jaccard(0, 1) == pytest.approx(jaccard(one, other))
+    assert MinHashIndex([one, other]).jaccard(0, 1) == pytest.approx(jaccard(one, other))
 
 
 @pytest.mark.parametrize("threshold", [0.5, 0.65, 0.8, 0.9, 1.0])
@@ -68,7 +68,7 @@ def test_pairs_above_the_threshold_are_found_and_none_below(threshold: float) ->
 
 
 def test_within_one_set_a_text_is_compared_with_those_before_it() -> None:
-    texts = Texts([text(1), text(2), changed(text(1), 1), text(2)])
+    texts = MinHashIndex([text(1), text(2), changed(text(1), 1), text(2)])
     assert {place: of for place, (of, _) in texts.nearest(range(4), range(4), 0.8).items()} == {2: 0, 3: 1}
 
 
@@ -76,7 +76,7 @@ def test_case_space_and_form_do_not_count_but_marks_do() -> None:
     said = "Is a < b, or is it not? Say what you think about the two of them."
     same = "is  A < b , or is it not ?\nsay WHAT you think about the two of them."
     other = said.replace("<", ">").replace("?", "!").replace(",", ";")
-    texts = Texts([said, same, other])
+    texts = MinHashIndex([said, same, other])
     assert texts.jaccard(0, 1) == 1.0
     assert texts.jaccard(0, 2) < 0.6
 
@@ -114,8 +114,8 @@ def test_many_texts_with_one_beginning_stay_quick() -> None:
 @pytest.mark.parametrize("at_once", [1, 2, 7, 64, 2**22])
 def test_runs_are_counted_alike_in_parts_of_any_size(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
     texts = [*(text(i, words=5 + i % 9) + " and so they all say the same" for i in range(60)), "", "one", text(99)]
-    whole = Texts(texts)
+    whole = MinHashIndex(texts)
     monkeypatch.setattr(similarity, "_RUNS_AT_ONCE", at_once)
-    parts = Texts(texts)
+    parts = MinHashIndex(texts)
     assert [parts.runs(i).tolist() for i in range(len(texts))] == [whole.runs(i).tolist() for i in range(len(texts))]
     assert len(parts.runs(0)) < len(runs(texts[0])), "what all of them have is a template"

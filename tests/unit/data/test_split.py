@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunesmith.data.split import assign, choose, group_key
+from tunesmith.data.split import assign_split, choose_by_hash, group_key
 
 FRACTIONS = {"valid": 0.05, "test": 0.10}
 groups = st.lists(st.text(max_size=20), max_size=40)
@@ -15,17 +15,17 @@ groups = st.lists(st.text(max_size=20), max_size=40)
 
 def test_a_group_goes_where_it_always_went() -> None:
     # Stored values: a change of the hash would move rows of finished runs from test to train.
-    found = [assign(f"row {n}", **FRACTIONS, seed=0) for n in range(40)]
+    found = [assign_split(f"row {n}", **FRACTIONS, seed=0) for n in range(40)]
     assert [n for n in range(40) if found[n] == "test"] == [7, 10, 18, 30]
     assert [n for n in range(40) if found[n] == "valid"] == [13, 15, 17, 25]
 
 
 @given(groups, st.integers(0, 2**64), st.integers())
 def test_order_and_company_do_not_matter(names: list[str], seed: int, order: int) -> None:
-    before = {name: assign(name, **FRACTIONS, seed=seed) for name in names}
+    before = {name: assign_split(name, **FRACTIONS, seed=seed) for name in names}
     shuffled = [*names, "appended"]
     random.Random(order).shuffle(shuffled)
-    after = {name: assign(name, **FRACTIONS, seed=seed) for name in shuffled}
+    after = {name: assign_split(name, **FRACTIONS, seed=seed) for name in shuffled}
     assert {name: after[name] for name in names} == before
 
 
@@ -33,20 +33,20 @@ def test_order_and_company_do_not_matter(names: list[str], seed: int, order: int
 @pytest.mark.parametrize(("valid", "test"), [(0.05, 0.10), (0.0, 0.5), (0.3, 0.0), (0.01, 0.01)])
 def test_fractions_are_kept(valid: float, test: float, seed: int) -> None:
     rows = 20_000
-    found = [assign(str(n), valid=valid, test=test, seed=seed) for n in range(rows)]
+    found = [assign_split(str(n), valid=valid, test=test, seed=seed) for n in range(rows)]
     for name, fraction in {"valid": valid, "test": test, "train": 1 - valid - test}.items():
         deviation = 5 * (fraction * (1 - fraction) / rows) ** 0.5  # five standard deviations
         assert abs(found.count(name) / rows - fraction) <= deviation
 
 
 def test_another_seed_gives_another_split() -> None:
-    one, two = ([assign(str(n), valid=0, test=0.5, seed=seed) for n in range(1000)] for seed in (1, 2))
+    one, two = ([assign_split(str(n), valid=0, test=0.5, seed=seed) for n in range(1000)] for seed in (1, 2))
     assert 400 < sum(a != b for a, b in zip(one, two, strict=True)) < 600
 
 
 def test_changing_one_fraction_leaves_the_other_split_alone() -> None:
     def members(name: str, valid: float, test: float) -> set[int]:
-        return {n for n in range(5000) if assign(str(n), valid=valid, test=test, seed=3) == name}
+        return {n for n in range(5000) if assign_split(str(n), valid=valid, test=test, seed=3) == name}
 
     assert members("test", 0.05, 0.1) == members("test", 0.3, 0.1)
     assert members("valid", 0.05, 0.1) == members("valid", 0.05, 0.4)
@@ -56,22 +56,22 @@ def test_changing_one_fraction_leaves_the_other_split_alone() -> None:
 @pytest.mark.parametrize(("valid", "test"), [(-0.1, 0.1), (0.1, -0.1), (0.6, 0.5)])
 def test_impossible_fractions_are_refused(valid: float, test: float) -> None:
     with pytest.raises(ValueError, match="fractions"):
-        assign("a", valid=valid, test=test, seed=0)
+        assign_split("a", valid=valid, test=test, seed=0)
 
 
 @given(groups, st.integers(0, 50), st.integers(0, 99))
 def test_chosen_are_as_many_as_asked(ids: list[str], count: int, seed: int) -> None:
-    chosen = choose(ids, count, seed)
+    chosen = choose_by_hash(ids, count, seed)
     assert chosen <= set(ids)
     assert len(chosen) == min(count, len(set(ids)))
-    assert choose(ids[::-1], count, seed) == chosen
-    assert choose(ids, None, seed) == set(ids)
+    assert choose_by_hash(ids[::-1], count, seed) == chosen
+    assert choose_by_hash(ids, None, seed) == set(ids)
 
 
 @given(st.sets(st.text(max_size=5), min_size=1, max_size=60), st.text(min_size=6, max_size=8), st.integers(1, 30))
 def test_a_new_id_displaces_one_at_most(ids: set[str], new: str, count: int) -> None:
-    before = choose(sorted(ids), count, seed=7)
-    after = choose([*sorted(ids), new], count, seed=7)
+    before = choose_by_hash(sorted(ids), count, seed=7)
+    after = choose_by_hash([*sorted(ids), new], count, seed=7)
     assert len(before - after) <= 1
     assert after - before <= {new}
 
@@ -79,14 +79,14 @@ def test_a_new_id_displaces_one_at_most(ids: set[str], new: str, count: int) -> 
 def test_choosing_is_independent_of_splitting() -> None:
     # Chosen by the split's own hash, none of the test rows (its low end) would ever be left out.
     names = [str(n) for n in range(4000)]
-    chosen = choose(names, 2000, seed=0)
-    test = [name for name in names if assign(name, valid=0, test=0.25, seed=0) == "test"]
+    chosen = choose_by_hash(names, 2000, seed=0)
+    test = [name for name in names if assign_split(name, valid=0, test=0.25, seed=0) == "test"]
     assert 0.4 < sum(name in chosen for name in test) / len(test) < 0.6
 
 
 def test_a_negative_count_is_refused() -> None:
     with pytest.raises(ValueError, match="-1"):
-        choose(["a"], -1, 0)
+        choose_by_hash(["a"], -1, 0)
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,11 @@ from tests.support.tiny import recipe as write_recipe
 from tunesmith.core.files import write_json
 from tunesmith.core.records import ENCODER_IDS, Column, Example, Tokens, Turn
 from tunesmith.core.rundir import RunDir
-from tunesmith.data.batches import TokenSet
+from tunesmith.data.batches import TokenDataset
 from tunesmith.data.prepare import prepare
-from tunesmith.data.process_rows import Entry, Examined
-from tunesmith.data.spool import Kept, Shelf, packed
-from tunesmith.data.token_file import FlatRows, write_tokens
+from tunesmith.data.process_rows import LedgerEntry, ProcessedRow
+from tunesmith.data.spool import Spool, SpooledRow, encode_row
+from tunesmith.data.token_file import RaggedRows, write_tokens
 from tunesmith.recipe.load import load_recipe
 
 SIGN, WEIGHT = Column("sign", "float32", "sequence"), Column("weight", "float64")
@@ -40,17 +40,17 @@ def tokens_of(rows: list[Any]) -> list[Tokens]:
     ]
 
 
-def keep(shelf: Shelf, *row: Examined) -> list[Kept]:
-    return [shelf.keep(parcel) for parcel in packed(row)]
+def keep(shelf: Spool, *row: ProcessedRow) -> list[SpooledRow]:
+    return [shelf.keep(parcel) for parcel in encode_row(row)]
 
 
-def shelved(examples: list[Tokens]) -> tuple[Shelf, list[int]]:
-    shelf = Shelf()
+def shelved(examples: list[Tokens]) -> tuple[Spool, list[int]]:
+    shelf = Spool()
     places = []
     for row, one in enumerate(examples, 1):
         turns = (Turn("text", f"row \u2028 é {row}", trained=True),)
-        entry = Entry(row, f"x:{row}", "x", "kept", "train", one.example_id)
-        kept = keep(shelf, Examined(entry, Example(one.example_id, row, "g", turns), one, turns))[0]
+        entry = LedgerEntry(row, f"x:{row}", "x", "kept", "train", one.example_id)
+        kept = keep(shelf, ProcessedRow(entry, Example(one.example_id, row, "g", turns), one, turns))[0]
         assert kept.place is not None
         places.append(kept.place)
     return shelf, places
@@ -90,21 +90,21 @@ def test_the_token_file_is_what_safetensors_writes(tmp_path: Path, rows: list[An
     for name, given_rows in (("held", examples), ("shelved", shelf.rows(places))):
         write_tokens(tmp_path / name, given_rows)
         assert (tmp_path / name).read_bytes() == (tmp_path / "theirs").read_bytes()
-    found = TokenSet.of(FlatRows.of(examples))
+    found = TokenDataset.of(RaggedRows.of(examples))
     assert [found.example(i, str(i)) for i in range(len(found))] == examples
 
 
 def test_blocks_of_a_document_say_what_it_says_and_count_its_words_once() -> None:
-    shelf = Shelf()
+    shelf = Spool()
     said = (Turn("text", "one two three four", trained=True),)
     first, block, second = (
-        Examined(Entry(row, "", "", "kept"), Example("a", row, "", said), Tokens("a", (1,), (True,)), said)
+        ProcessedRow(LedgerEntry(row, "", "", "kept"), Example("a", row, "", said), Tokens("a", (1,), (True,)), said)
         for row in (1, 1, 2)
     )
     kept = [*keep(shelf, first, block), *keep(shelf, second)]
     assert kept[0].said == kept[1].said == kept[2].said
     assert [one.text for one in kept] == [0, 0, 1]
-    assert keep(shelf, Examined(Entry(3, "", "", "dropped"), None, None))[0].place is None
+    assert keep(shelf, ProcessedRow(LedgerEntry(3, "", "", "dropped"), None, None))[0].place is None
 
 
 def peak(folder: Path, model: Path, rows: int) -> int:

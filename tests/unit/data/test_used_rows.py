@@ -6,12 +6,12 @@ import numpy as np
 from tests.support.tiny import recipe, write_rows
 
 from tunesmith.core.rundir import SPLITS
-from tunesmith.data.dataset import gather
+from tunesmith.data.dataset import build_dataset
 from tunesmith.data.used_rows import PreparedRows
 from tunesmith.pipeline.runner import run_recipe
 from tunesmith.recipe.load import load_recipe
 from tunesmith.tasks import task_for
-from tunesmith.tasks.tokenizer import Codec
+from tunesmith.tasks.tokenizer import TokenizerAdapter
 
 CHANGES = [
     "data.source=[{file: rows.jsonl, weight: 2.5}, {file: more.jsonl, name: more}]", "data.train_rows=0.8",
@@ -23,7 +23,7 @@ def test_prepared_rows_are_those_that_were_gathered(tmp_path: Path, tokenizer_fo
     file = recipe(tmp_path, tokenizer_folder)
     write_rows(tmp_path / "more.jsonl", 30)
     loaded = load_recipe(file, CHANGES)
-    gathered = gather(loaded, task_for(loaded.data, Codec.load(tokenizer_folder)), folder=tmp_path)
+    gathered = build_dataset(loaded, task_for(loaded.data, TokenizerAdapter.load(tokenizer_folder)), folder=tmp_path)
     prepared = PreparedRows(run_recipe(file, CHANGES, out=tmp_path / "run", until="prepare"))
     assert max(line.times for line in prepared.lines("train")) > 1
     for split in SPLITS:

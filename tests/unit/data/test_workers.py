@@ -13,13 +13,13 @@ from tests.support.tiny import recipe as write_recipe
 from tunesmith.core.errors import DataError
 from tunesmith.data import workers
 from tunesmith.data.sources import Row
-from tunesmith.data.workers import shared_out
+from tunesmith.data.workers import process_in_parallel
 from tunesmith.fetch.reference import ModelFolder
 from tunesmith.recipe.load import load_recipe
 from tunesmith.recipe.schema import Recipe, Split
 from tunesmith.tasks import task_for
 from tunesmith.tasks.base import Task
-from tunesmith.tasks.chatml import codec_of
+from tunesmith.tasks.chatml import load_tokenizer
 
 COUNT = 300
 ASKS = """
@@ -30,13 +30,13 @@ from tunesmith.data.sources import Row
 from tunesmith.fetch.reference import ModelFolder
 from tunesmith.recipe.load import load_recipe
 from tunesmith.tasks import task_for
-from tunesmith.tasks.chatml import codec_of
+from tunesmith.tasks.chatml import load_tokenizer
 
 print("here", flush=True)
 workers.ALONE, workers.cores = 10, lambda: 2
 made, model = load_recipe(Path(sys.argv[1])), ModelFolder("tiny", Path(sys.argv[2]))
 rows = (Row(i, f"x:{i}", {"question": f"what is {i}?", "answer": f"it is {i}"}, "x") for i in range(1, 300))
-for parcel in workers.shared_out(made, task_for(made.data, codec_of(model)), model, rows):
+for parcel in workers.process_in_parallel(made, task_for(made.data, load_tokenizer(model)), model, rows):
     if parcel.entry.row == 50:
         print("there", flush=True)
         time.sleep(60)
@@ -57,7 +57,7 @@ def model(tokenizer_folder: Path) -> ModelFolder:
 @pytest.fixture
 def given(tmp_path: Path, model: ModelFolder) -> tuple[Recipe, Task]:
     made = load_recipe(write_recipe(tmp_path, model.path))
-    return made, task_for(made.data, codec_of(model))
+    return made, task_for(made.data, load_tokenizer(model))
 
 
 def rows(*, split: int | None = None) -> Iterator[Row]:
@@ -69,8 +69,8 @@ def rows(*, split: int | None = None) -> Iterator[Row]:
 
 
 def test_parcels_are_the_same_and_in_order(few: None, given: tuple[Recipe, Task], model: ModelFolder) -> None:
-    alone = list(shared_out(*given, None, rows()))
-    many = list(shared_out(*given, model, rows()))
+    alone = list(process_in_parallel(*given, None, rows()))
+    many = list(process_in_parallel(*given, model, rows()))
     assert many == alone
     assert [parcel.entry.row for parcel in many] == list(range(1, COUNT + 1))
     assert {parcel.entry.status for parcel in many} == {"kept", "dropped"}
@@ -81,9 +81,9 @@ def test_what_is_wrong_with_a_row_is_told_as_by_one(few: None, given: tuple[Reci
     recipe = given[0]
     fold = recipe.model_copy(update={"data": recipe.data.model_copy(update={"split": Split(column="fold")})})
     with pytest.raises(DataError) as by_many:
-        list(shared_out(fold, given[1], model, rows(split=200)))
+        list(process_in_parallel(fold, given[1], model, rows(split=200)))
     with pytest.raises(DataError) as by_one:
-        list(shared_out(fold, given[1], None, rows(split=200)))
+        list(process_in_parallel(fold, given[1], None, rows(split=200)))
     assert str(by_many.value) == str(by_one.value)
     assert str(by_one.value).startswith("x:200: column `fold` says 'nowhere'")
     assert helpers() == []
@@ -94,12 +94,12 @@ def test_a_helper_that_dies_costs_nothing_but_time(
     killed: int, few: None, given: tuple[Recipe, Task], model: ModelFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = []
-    for parcel in shared_out(*given, model, rows()):
+    for parcel in process_in_parallel(*given, model, rows()):
         found.append(parcel)
         if len(found) == 50:
             for child in helpers()[:killed]:
                 child.kill()
-    assert found == list(shared_out(*given, None, rows()))
+    assert found == list(process_in_parallel(*given, None, rows()))
     assert capsys.readouterr().err.count("a process that examined rows has ended") == 1
 
 

@@ -12,7 +12,7 @@ from tunesmith.core.errors import DoesNotFit
 from tunesmith.core.files import digest_of
 from tunesmith.demo import SCHEMA, database, shop
 from tunesmith.demo.catalogue import CITIES, PRODUCTS
-from tunesmith.demo.stable_random import below, pick, shuffled, weighted
+from tunesmith.demo.stable_random import pick, randbelow, shuffled, weighted
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def number(connection: sqlite3.Connection, sql: str) -> int:
 
 def test_draws_are_pinned() -> None:
     rng = Random(0)
-    assert [below(rng, 1000) for _ in range(4)] == [844, 757, 420, 258]
+    assert [randbelow(rng, 1000) for _ in range(4)] == [844, 757, 420, 258]
     assert pick(rng, "abcdef") == "d"
     assert shuffled(rng, range(6)) == [2, 0, 3, 4, 1, 5]
     drawn = [weighted(rng, {"often": 9, "seldom": 1, "never": 0}) for _ in range(500)]

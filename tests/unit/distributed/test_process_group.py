@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunesmith.core.dist_env import Place
+from tunesmith.core.dist_env import RankInfo
 from tunesmith.core.errors import RecipeError
-from tunesmith.distributed.process_group import Group, _pieces
+from tunesmith.distributed.process_group import ProcessGroup, _pieces
 
 LENGTHS = st.lists(st.integers(1, 500), min_size=1, max_size=40)
 
@@ -19,20 +19,20 @@ LENGTHS = st.lists(st.integers(1, 500), min_size=1, max_size=40)
 def test_every_row_is_one_process_s(lengths: list[int], world: int, order: Any) -> None:
     rows = list(range(len(lengths)))
     order.shuffle(rows)
-    shares = [Group(Place(rank, world)).share(rows, lengths) for rank in range(world)]
+    shares = [ProcessGroup(RankInfo(rank, world)).share(rows, lengths) for rank in range(world)]
     assert sorted(row for share in shares for row in share) == sorted(rows)
     loads = [sum(lengths[row] for row in share) for share in shares]
     assert max(loads) - min(loads) <= max(lengths), "or the last row would have gone elsewhere"
-    again = [Group(Place(rank, world)).share(sorted(rows), lengths) for rank in range(world)]
+    again = [ProcessGroup(RankInfo(rank, world)).share(sorted(rows), lengths) for rank in range(world)]
     assert again == shares or world == 1, "whose a row is does not depend on the order"
 
 
 def test_alone_nothing_is_asked() -> None:
-    alone = Group()
+    alone = ProcessGroup()
     model = torch.nn.Linear(2, 2)
     alone.sum_gradients(model)
     assert model.weight.grad is None
-    assert (alone.sum(1.5, 2), alone.gather("x"), alone.by_first(lambda: 3)) == ([1.5, 2], ["x"], 3)
+    assert (alone.sum(1.5, 2), alone.gather("x"), alone.run_on_rank0(lambda: 3)) == ([1.5, 2], ["x"], 3)
     assert alone.share([3, 1, 2], [0, 5, 7, 9]) == [3, 1, 2]
     alone.wait()
     alone.check()
@@ -40,7 +40,7 @@ def test_alone_nothing_is_asked() -> None:
 
 def test_alone_an_error_is_raised_as_it_is() -> None:
     with pytest.raises(ZeroDivisionError):
-        Group().by_first(lambda: 1 // 0)
+        ProcessGroup().run_on_rank0(lambda: 1 // 0)
 
 
 def test_pieces_hold_one_dtype_and_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,10 +52,10 @@ def test_pieces_hold_one_dtype_and_are_bounded(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_processes_that_see_other_data_are_refused() -> None:
-    class Two(Group):
+    class Two(ProcessGroup):
         def gather(self, value: Any) -> list[Any]:
             return [value, {**value, "prepare": "0", "tunesmith": "0"}]
 
-    Group().refuse_unlike({"prepare": "a", "seed": 0})
+    ProcessGroup().require_equal({"prepare": "a", "seed": 0})
     with pytest.raises(RecipeError, match="process 1 has other inputs than the first: prepare, tunesmith"):
-        Two(Place(0, 2)).refuse_unlike({"prepare": "a", "seed": 0})
+        Two(RankInfo(0, 2)).require_equal({"prepare": "a", "seed": 0})

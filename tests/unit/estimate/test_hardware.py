@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tunesmith.estimate import hardware as module
-from tunesmith.estimate.hardware import BYTES, available_memory_gib, hardware, memory_for_one_gib, precision_of
+from tunesmith.estimate.hardware import BYTES, available_memory_gib, choose_precision, hardware, memory_for_one_gib
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_a_gpu_that_says_nothing_is_none(smi: Path, told: str) -> None:
     ],
 )  # fmt: skip
 def test_precision(asked: str, device: str, has_bf16: bool, quantized: bool, expected: str) -> None:
-    found = precision_of(asked, device, has_bf16=has_bf16, quantized=quantized)  # type: ignore[arg-type]
+    found = choose_precision(asked, device, has_bf16=has_bf16, quantized=quantized)  # type: ignore[arg-type]
     assert found == expected
     assert BYTES[found] == (4 if expected == "fp32" else 2)
 

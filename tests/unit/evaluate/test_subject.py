@@ -14,12 +14,12 @@ from tests.unit.inference.asked import COUNT, FP32, LIMIT, POSITIONS, Words, que
 from tunesmith.core import interrupt
 from tunesmith.core.errors import DamagedFile, DoesNotFit, Interrupted
 from tunesmith.core.records import Tokens
-from tunesmith.data.batches import TokenSet
+from tunesmith.data.batches import TokenDataset
 from tunesmith.data.token_file import write_tokens
 from tunesmith.evaluate import subject
-from tunesmith.evaluate.subject import answer_all, health, likelihoods
+from tunesmith.evaluate.subject import generate_answers, response_stats, score_likelihoods
 from tunesmith.inference import predict
-from tunesmith.inference.prompts import Questions
+from tunesmith.inference.prompts import Prompts
 from tunesmith.inference.request import Answer
 from tunesmith.inference.slot_check import room_for
 
@@ -36,8 +36,8 @@ Ask = Callable[..., list[dict[str, Any]]]
 def ask(model: Any, tmp_path: Path) -> Ask:
     """Answer questions into one folder."""
 
-    def answered(asked: Questions | None = None, *, key: str = "key") -> list[dict[str, Any]]:
-        return answer_all("base", model, asked or questions(), Words(), tmp_path / "base", key=key)  # type: ignore[arg-type]
+    def answered(asked: Prompts | None = None, *, key: str = "key") -> list[dict[str, Any]]:
+        return generate_answers("base", model, asked or questions(), Words(), tmp_path / "base", key=key)  # type: ignore[arg-type]
 
     return answered
 
@@ -189,7 +189,7 @@ def test_what_does_not_fit_the_model_fails_and_the_rest_is_answered(ask: Ask, ge
     assert all("512 positions" in line["error"] and line["prediction"] == "" for line in found[1:3])
     assert [line["new_tokens"] for line in found] == [LIMIT, 0, 0, LIMIT]
     assert [len(prompt) for prompt in generated] == [POSITIONS - LIMIT, 4]
-    assert health(found) == {"rows": 4, "failed": 2, "empty": 0, "cut_off": 2, "stopped": 0}
+    assert response_stats(found) == {"rows": 4, "failed": 2, "empty": 0, "cut_off": 2, "stopped": 0}
     assert ask(asked) == found
     assert len(generated) == 2
 
@@ -201,12 +201,12 @@ def test_health_counts_each_kind() -> None:
     def line(prediction: str, *, stopped: bool, error: str | None = None) -> dict[str, Any]:
         return {"prediction": prediction, "stopped": stopped, "error": error}
 
-    found = health([
+    found = response_stats([
         line("yes", stopped=True), line("no", stopped=True), line(" \n", stopped=True), line("", stopped=False),
         line("long", stopped=False), line("", stopped=False, error="too long"),
     ])  # fmt: skip
     assert found == {"rows": 6, "failed": 1, "empty": 2, "cut_off": 2, "stopped": 3}
-    assert health([]) == dict.fromkeys(("rows", "failed", "empty", "cut_off", "stopped"), 0)
+    assert response_stats([]) == dict.fromkeys(("rows", "failed", "empty", "cut_off", "stopped"), 0)
 
 
 def test_answers_that_stop_are_told_from_those_that_are_cut_off(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,7 +216,7 @@ def test_answers_that_stop_are_told_from_those_that_are_cut_off(ask: Ask, monkey
     monkeypatch.setattr(predict, "generate", half)
     found = ask()
     assert [line["stopped"] for line in found] == [True, False] * (COUNT // 2)
-    assert health(found) == {"rows": 10, "failed": 0, "empty": 5, "cut_off": 5, "stopped": 5}
+    assert response_stats(found) == {"rows": 10, "failed": 0, "empty": 5, "cut_off": 5, "stopped": 5}
 
 
 # --- likelihoods ---
@@ -235,7 +235,7 @@ def test_likelihoods_are_sums_over_the_trained_tokens_of_each_row(
         rows.append(Tokens(str(i), tuple(ids), tuple(trained)))
     write_tokens(tmp_path / "x.safetensors", rows)
     chosen = [3, 0, 4, 1]
-    found = likelihoods(model.train(), TokenSet(tmp_path / "x.safetensors"), chosen, FP32, 2)
+    found = score_likelihoods(model.train(), TokenDataset(tmp_path / "x.safetensors"), chosen, FP32, 2)
     for line, row in zip(found, chosen, strict=True):
         ids = torch.tensor([rows[row].input_ids])
         with torch.inference_mode():
@@ -251,4 +251,4 @@ def test_likelihoods_can_be_stopped(model: Any, tmp_path: Path, monkeypatch: pyt
     write_tokens(tmp_path / "x.safetensors", [Tokens("a", (5, 6, 7), (False, True, True))])
     monkeypatch.setattr(interrupt, "_requested", [15])
     with pytest.raises(Interrupted):
-        likelihoods(model, TokenSet(tmp_path / "x.safetensors"), [0], FP32, 2)
+        score_likelihoods(model, TokenDataset(tmp_path / "x.safetensors"), [0], FP32, 2)

@@ -9,10 +9,10 @@ from tests.support.tiny import save_model
 
 from tunesmith.core.records import Example, Turn
 from tunesmith.fetch.reference import ModelFolder
-from tunesmith.inference.prompts import Questions
-from tunesmith.model.load import Machine, load_base
+from tunesmith.inference.prompts import Prompts
+from tunesmith.model.load import ComputeConfig, load_base
 
-FP32 = Machine(torch.device("cpu"), torch.float32)
+FP32 = ComputeConfig(torch.device("cpu"), torch.float32)
 COUNT, LIMIT, POSITIONS = 10, 6, 512
 
 
@@ -30,11 +30,11 @@ def random_model(folder: Path) -> Any:
     return load_base(ModelFolder("x", save_model(folder / "llama", "llama")), FP32)
 
 
-def questions(count: int = COUNT, lengths: Sequence[int] = ()) -> Questions:
+def questions(count: int = COUNT, lengths: Sequence[int] = ()) -> Prompts:
     examples = tuple(
         Example(f"id-{i}", i + 1, "g", (Turn("user", "q", False), Turn("assistant", f"right {i}", True)))
         for i in range(count)
     )
     sizes = [*lengths, *(3 + i % 5 for i in range(count))][:count]
     prompts = tuple(tuple(5 + (i * 7 + k) % 290 for k in range(size)) for i, size in enumerate(sizes))
-    return Questions(examples, prompts, tuple(f"prompt {i}" for i in range(count)), (), LIMIT)
+    return Prompts(examples, prompts, tuple(f"prompt {i}" for i in range(count)), (), LIMIT)

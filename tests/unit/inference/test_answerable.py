@@ -5,13 +5,13 @@ import pytest
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.records import Example
 from tunesmith.inference.answerable import check_room
-from tunesmith.inference.prompts import Questions
+from tunesmith.inference.prompts import Prompts
 
 
-def asked(lengths: list[int], limit: int, opening: tuple[int, ...] = ()) -> Questions:
+def asked(lengths: list[int], limit: int, opening: tuple[int, ...] = ()) -> Prompts:
     examples = tuple(Example(str(i), i, str(i), ()) for i in range(len(lengths)))
     prompts = tuple((5,) * length for length in lengths)
-    return Questions(examples, prompts, ("",) * len(lengths), (2,), limit, opening)
+    return Prompts(examples, prompts, ("",) * len(lengths), (2,), limit, opening)
 
 
 def test_all_with_room_is_no_warning() -> None:

@@ -8,7 +8,7 @@ import torch
 from tests.unit.inference.asked import COUNT, Words, questions, random_model
 
 from tunesmith.core.errors import DoesNotFit
-from tunesmith.inference.predict import answers
+from tunesmith.inference.predict import predict
 
 LONG = 30  # tokens of a prompt; those of the others are few
 
@@ -20,7 +20,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 def told(model: Any, lengths: list[int], **settings: Any) -> dict[int, dict[str, Any]]:
     asked = questions(lengths=lengths)
-    lines = list(answers(model, asked, Words(), range(COUNT), **settings))  # type: ignore[arg-type]
+    lines = list(predict(model, asked, Words(), range(COUNT), **settings))  # type: ignore[arg-type]
     assert len(lines) == COUNT
     return {line["row"] - 1: line for line in lines}
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tunesmith.inference.recorded import Recorded
+from tunesmith.inference.recorded import RecordedOptions
 
 
 @pytest.mark.parametrize(
@@ -22,4 +22,4 @@ from tunesmith.inference.recorded import Recorded
 def test_columns_are_renamed_unless_they_are_there(
     rename: dict[str, str], row: dict[str, Any], found: dict[str, Any]
 ) -> None:
-    assert Recorded(rename=rename).renamed(row) == found
+    assert RecordedOptions(rename=rename).renamed(row) == found

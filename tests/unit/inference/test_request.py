@@ -1,7 +1,7 @@
 """Stop strings are found at the token that completes them, however a tokenizer cuts them."""
 
 import pytest
-from tests.support.tiny import tokenizer
+from tests.support.tiny import make_tokenizer
 
 from tunesmith.inference.request import StopStrings
 
@@ -11,7 +11,7 @@ TEXT = "Say one.\n\nQ: two?\n日本語 and so on</s>  end"
 @pytest.mark.parametrize("stop", ["\n\n", "e.\n", "Q: two", "日本", "本語 and so", "</s>", "  end", " ", "S", TEXT])
 @pytest.mark.parametrize("more", [(), ("never", "x" * 40)])
 def test_a_stop_string_is_found_at_the_first_token_that_completes_it(stop: str, more: tuple[str, ...]) -> None:
-    made = tokenizer(None)
+    made = make_tokenizer(None)
     ids = made.encode("before " * 20 + TEXT)
     decoded = "".join(made.decode(ids))
     found = StopStrings((stop, *more), made.decode)

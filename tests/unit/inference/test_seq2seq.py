@@ -15,12 +15,12 @@ from transformers import AutoModelForSeq2SeqLM
 
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.records import ENCODER_IDS, Tokens
-from tunesmith.data.batches import Batch, TokenSet
+from tunesmith.data.batches import Batch, TokenDataset
 from tunesmith.data.token_file import write_tokens
 from tunesmith.fetch.reference import ModelFolder
 from tunesmith.kernels.token_loss import token_loss
 from tunesmith.model.adapters import attach_adapter, make_trainable, restore_weights, save_model
-from tunesmith.model.load import Machine, load_base
+from tunesmith.model.load import ComputeConfig, load_base
 from tunesmith.recipe.schema import FullTuning, LoraTuning
 
 LIMIT = 14
@@ -40,7 +40,7 @@ def rows(start: int = 2, seed: int = 0) -> list[Tokens]:
 
 def batch(folder: Path, examples: Sequence[Tokens], pad_id: int) -> Batch:
     write_tokens(folder / "x.safetensors", examples)
-    return TokenSet(folder / "x.safetensors").batch(range(len(examples)), pad_id)
+    return TokenDataset(folder / "x.safetensors").batch(range(len(examples)), pad_id)
 
 
 def own_loss(model: Any, examples: Sequence[Tokens]) -> torch.Tensor:
@@ -211,7 +211,7 @@ def test_a_full_model_loads_in_plain_transformers_and_comes_back(opened: Opened,
     save_model(model, tmp_path / "saved", base="base")
     plain = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "saved")
     assert torch.equal(logits(plain), logits(model))
-    ours_again = load_base(ModelFolder("x", tmp_path / "saved"), Machine(torch.device("cpu"), torch.float32))
+    ours_again = load_base(ModelFolder("x", tmp_path / "saved"), ComputeConfig(torch.device("cpu"), torch.float32))
     assert torch.equal(logits(ours_again), logits(model))
     other = make_trainable(opened(kind), FullTuning(method="full"), seed=0)
     restore_weights(other, tmp_path / "saved")
@@ -226,7 +226,7 @@ def test_how_a_model_samples_is_left_out(folder_of: Callable[[str], Path], tmp_p
     model = AutoModelForSeq2SeqLM.from_pretrained(folder_of("bart"))
     model.generation_config.update(num_beams=4, no_repeat_ngram_size=3, min_length=20, forced_bos_token_id=0)
     model.save_pretrained(tmp_path)
-    kept = load_base(ModelFolder("x", tmp_path), Machine(torch.device("cpu"), torch.float32)).generation_config
+    kept = load_base(ModelFolder("x", tmp_path), ComputeConfig(torch.device("cpu"), torch.float32)).generation_config
     assert (kept.num_beams, kept.no_repeat_ngram_size, kept.min_length) == (None, None, None)
     assert (kept.forced_bos_token_id, kept.decoder_start_token_id) == (0, 2)
 
@@ -238,7 +238,7 @@ def test_how_a_model_samples_is_left_out(folder_of: Callable[[str], Path], tmp_p
 def test_t5_is_refused_in_fp16_before_its_weights_are_read(tmp_path: Path, opened: Opened, kind: str) -> None:
     opened(kind).config.save_pretrained(tmp_path)
     with pytest.raises(RecipeError, match=r"fp16") as caught:
-        load_base(ModelFolder("x", tmp_path), Machine(torch.device("cpu"), torch.float16))
+        load_base(ModelFolder("x", tmp_path), ComputeConfig(torch.device("cpu"), torch.float16))
     assert caught.value.where == "model.precision"
 
 
@@ -254,8 +254,8 @@ def test_the_loss_in_bf16_is_near(opened: Opened, tmp_path: Path, kind: str) -> 
     found.mean().backward()
     with torch.inference_mode():
         reference = token_loss(opened(kind), one).nll
-        on = Machine(torch.device("cpu"), torch.bfloat16)
-        with on.autocast(torch.float32):
+        compute = ComputeConfig(torch.device("cpu"), torch.bfloat16)
+        with compute.autocast(torch.float32):
             under_autocast = token_loss(opened(kind), one).nll
     assert found.dtype == under_autocast.dtype == torch.float32
     torch.testing.assert_close(found.detach().mean(), reference.mean(), rtol=0.03, atol=0)

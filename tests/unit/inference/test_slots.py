@@ -11,9 +11,9 @@ from tests.unit.inference.test_generate import LIMIT, Watched, frequent, ours, p
 from tunesmith.inference import session, slot_check
 from tunesmith.inference.decode_attention import by_length, strips
 from tunesmith.inference.generate import generate
-from tunesmith.inference.slot_check import Room, room_for
+from tunesmith.inference.slot_check import SlotBudget, room_for
 from tunesmith.inference.slots import Slots
-from tunesmith.kernels.packed_attention import use_row_attention
+from tunesmith.kernels.packed_attention import use_packed_attention
 from tunesmith.model.adapters import make_trainable
 from tunesmith.recipe.schema import LoraTuning
 
@@ -152,7 +152,7 @@ def test_one_long_row_does_not_take_the_room_of_many_short_ones(
 
 
 def test_rows_of_which_twice_as_many_fit_are_not_alike() -> None:
-    room = Room(token_bytes=10, budget=1000)
+    room = SlotBudget(token_bytes=10, budget=1000)
     assert room.slots(50, 64) == 2
     assert room.slots(50, 1) == 1
     assert room.slots(500, 64) == 1
@@ -249,6 +249,6 @@ def test_short_prompts_are_proof_enough(opened: Opened) -> None:
 
 def test_a_model_whose_rows_are_attended_one_by_one_in_training_writes_in_slots_too(opened: Opened) -> None:
     model = opened("llama")
-    assert use_row_attention(model)
+    assert use_packed_attention(model)
     assert room_for(model, [list(range(5, 40))]) is not None
     assert model.config._attn_implementation == "tunesmith_rows", "it is left as it was"

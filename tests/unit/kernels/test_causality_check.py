@@ -10,13 +10,13 @@ from tests.support.opened import KINDS, MORE, Opened
 
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.records import ENCODER_IDS, Tokens
-from tunesmith.data.batches import TokenSet
+from tunesmith.data.batches import TokenDataset
 from tunesmith.fetch.reference import ModelFolder, resolve
-from tunesmith.kernels.causality_check import refuse_unless_causal
-from tunesmith.model.load import Machine, load_base
+from tunesmith.kernels.causality_check import require_causal_attention
+from tunesmith.model.load import ComputeConfig, load_base
 
-FP32 = Machine(torch.device("cpu"), torch.float32)
-BF16 = Machine(torch.device("cpu"), torch.bfloat16)
+FP32 = ComputeConfig(torch.device("cpu"), torch.float32)
+BF16 = ComputeConfig(torch.device("cpu"), torch.bfloat16)
 SMALL = {
     "vocab_size": 320,
     "hidden_size": 32,
@@ -35,9 +35,11 @@ SEES_RIGHT: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def rows(source: tuple[int, ...] = ()) -> TokenSet:
+def rows(source: tuple[int, ...] = ()) -> TokenDataset:
     ids, columns = tuple(range(7, 19)), {ENCODER_IDS: source} if source else {}
-    return TokenSet.of([Tokens("a", ids[:5], (False,) * 4 + (True,), columns), Tokens("b", ids, (True,) * 12, columns)])
+    return TokenDataset.of(
+        [Tokens("a", ids[:5], (False,) * 4 + (True,), columns), Tokens("b", ids, (True,) * 12, columns)]
+    )
 
 
 def random_model(kind: str, *, dtype: torch.dtype = torch.float32) -> Any:
@@ -48,27 +50,27 @@ def random_model(kind: str, *, dtype: torch.dtype = torch.float32) -> Any:
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "mistral", "gemma2", "mixtral", "mamba"])
-@pytest.mark.parametrize("on", [FP32, BF16], ids=["fp32", "bf16"])
-def test_causal_models_pass(opened: Opened, kind: str, on: Machine) -> None:
-    model = opened(kind, on.compute)
+@pytest.mark.parametrize("compute", [FP32, BF16], ids=["fp32", "bf16"])
+def test_causal_models_pass(opened: Opened, kind: str, compute: ComputeConfig) -> None:
+    model = opened(kind, compute.dtype)
     model.train()
-    refuse_unless_causal(model, rows(), 2, on)
+    require_causal_attention(model, rows(), 2, compute)
     assert model.training  # left as it was
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [kind for kind in (*KINDS, *MORE) if kind not in ("llama", "gpt2", "mistral")])
-@pytest.mark.parametrize("on", [FP32, BF16], ids=["fp32", "bf16"])
-def test_every_kind_of_decoder_passes(opened: Opened, kind: str, on: Machine) -> None:
-    refuse_unless_causal(opened(kind, on.compute), rows(), 2, on)
+@pytest.mark.parametrize("compute", [FP32, BF16], ids=["fp32", "bf16"])
+def test_every_kind_of_decoder_passes(opened: Opened, kind: str, compute: ComputeConfig) -> None:
+    require_causal_attention(opened(kind, compute.dtype), rows(), 2, compute)
 
 
 @pytest.mark.parametrize("kind", ["t5", "bart"])
 def test_of_an_encoder_and_a_decoder_the_decoder_is_tried(opened: Opened, kind: str) -> None:
     model, tokens = opened(kind, torch.float32), rows(source=(9, 8, 7))
-    refuse_unless_causal(model, tokens, 2, FP32)
+    require_causal_attention(model, tokens, 2, FP32)
     with sees_everything(model.get_decoder()), pytest.raises(RecipeError, match="not a causal"):
-        refuse_unless_causal(model, tokens, 2, FP32)
+        require_causal_attention(model, tokens, 2, FP32)
 
 
 class sees_everything:
@@ -85,10 +87,10 @@ class sees_everything:
 
 
 @pytest.mark.parametrize("kind", SEES_RIGHT)
-@pytest.mark.parametrize("on", [FP32, BF16], ids=["fp32", "bf16"])
-def test_models_that_see_later_tokens_are_refused(kind: str, on: Machine) -> None:
+@pytest.mark.parametrize("compute", [FP32, BF16], ids=["fp32", "bf16"])
+def test_models_that_see_later_tokens_are_refused(kind: str, compute: ComputeConfig) -> None:
     with pytest.raises(RecipeError, match="not a causal") as caught:
-        refuse_unless_causal(random_model(kind, dtype=on.compute), rows(), 2, on)
+        require_causal_attention(random_model(kind, dtype=compute.dtype), rows(), 2, compute)
     assert (caught.value.exit_code, caught.value.where) == (2, "model.base")
     assert "seq2seq" in str(caught.value.hint)
 

@@ -8,19 +8,19 @@ from tests.support.opened import KINDS, Opened
 from tests.support.trajectory import losses
 
 from tunesmith.core.records import Tokens
-from tunesmith.data.batches import TokenSet
-from tunesmith.data.microbatch import Division
+from tunesmith.data.batches import TokenDataset
+from tunesmith.data.microbatch import MicroBatchPolicy
 from tunesmith.kernels import gated_mlp, lora_fused
-from tunesmith.kernels.fast_path import take_fast_path
+from tunesmith.kernels.fast_path import enable_fast_path
 from tunesmith.kernels.gated_mlp import GatedProduct
-from tunesmith.kernels.packed_attention import has_row_attention
-from tunesmith.kernels.packing_check import attention_reach, why_not_apart
+from tunesmith.kernels.packed_attention import has_packed_attention
+from tunesmith.kernels.packing_check import attention_window, packing_unsupported_reason
 from tunesmith.kernels.token_loss import token_loss
 from tunesmith.model.adapters import make_trainable, trained_parameters
-from tunesmith.model.load import Machine
+from tunesmith.model.load import ComputeConfig
 from tunesmith.recipe.schema import FullTuning, LoraTuning
 
-FP32 = Machine(torch.device("cpu"), torch.float32)
+FP32 = ComputeConfig(torch.device("cpu"), torch.float32)
 TUNINGS = {
     "lora": LoraTuning(method="lora", rank=4),
     "dropout": LoraTuning(method="lora", rank=4, dropout=0.2),
@@ -30,7 +30,7 @@ TUNINGS = {
 GATED = {"llama", "mistral", "qwen2", "qwen3", "granite"}
 
 
-def rows(count: int = 12, *, answer: int | None = 4) -> TokenSet:
+def rows(count: int = 12, *, answer: int | None = 4) -> TokenDataset:
     """Return rows of 8 to 12 tokens that begin alike; of each the last few are trained, or all of them."""
     drawn = torch.Generator().manual_seed(3)
     examples = []
@@ -39,10 +39,10 @@ def rows(count: int = 12, *, answer: int | None = 4) -> TokenSet:
         ids = [7, 8, 9, *torch.randint(3, 300, (length - 3,), generator=drawn).tolist()]
         begin = 0 if answer is None else length - answer
         examples.append(Tokens(str(i), tuple(ids), tuple(place >= begin for place in range(length))))
-    return TokenSet.of(examples)
+    return TokenDataset.of(examples)
 
 
-def trajectory(model: Any, tokens: TokenSet, division: Division) -> list[float]:
+def trajectory(model: Any, tokens: TokenDataset, division: MicroBatchPolicy) -> list[float]:
     """Return the losses of six steps in which nothing is drawn at random, so that both ways compute the same."""
     return losses(model.eval(), tokens, division, steps=6, learning_rate=3e-3, pad_id=5)
 
@@ -57,15 +57,15 @@ def test_the_fast_path_learns_what_the_plain_path_learns(
     """Loss by loss over six steps, packed and in chunks against one row a pass, whole: every task x tuning x kind."""
     tokens = rows(answer=answer)
     plain = make_trainable(opened(kind), TUNINGS[tuning], seed=0)
-    wanted = trajectory(plain, tokens, Division(1))
+    wanted = trajectory(plain, tokens, MicroBatchPolicy(1))
     fast = make_trainable(opened(kind), TUNINGS[tuning], seed=0)
-    assert take_fast_path(fast, tokens, 5, FP32) == {}
-    assert why_not_apart(fast, tokens, 5, FP32) is None
+    assert enable_fast_path(fast, tokens, 5, FP32) == {}
+    assert packing_unsupported_reason(fast, tokens, 5, FP32) is None
     monkeypatch.setattr("tunesmith.kernels.token_loss.CHUNK", 16)
-    division = Division(
-        64, packing="auto", by_row=has_row_attention(fast), reach=attention_reach(fast), share=tuning != "dropout"
+    division = MicroBatchPolicy(
+        64, packing="auto", by_row=has_packed_attention(fast), reach=attention_window(fast), share=tuning != "dropout"
     )
-    if has_row_attention(fast):  # under a mask rows of windowed layers must not even stand far apart
+    if has_packed_attention(fast):  # under a mask rows of windowed layers must not even stand far apart
         assert any(group.shared is not None for group in division.groups(tokens, range(len(tokens))))
     found = trajectory(fast, tokens, division)
     assert wanted[-1] < 0.98 * wanted[0]
@@ -75,7 +75,7 @@ def test_the_fast_path_learns_what_the_plain_path_learns(
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_is_taken_where_it_can_be(opened: Opened, kind: str) -> None:
     model = make_trainable(opened(kind), TUNINGS["lora"], seed=0)
-    take_fast_path(model, rows(), 5, FP32)
+    enable_fast_path(model, rows(), 5, FP32)
     gated = [m for m in model.modules() if "gated_mlp" in getattr(vars(m).get("forward"), "__module__", "")]
     stacks = [m for m in model.modules() if "lora_fused" in getattr(vars(m).get("forward"), "__module__", "")]
     assert bool(gated) == (kind in GATED)
@@ -91,7 +91,7 @@ def test_a_way_that_gives_something_else_is_undone_with_a_reason(
 
     monkeypatch.setattr(GatedProduct, "forward", staticmethod(wrong))
     model = make_trainable(opened("llama"), TUNINGS["lora"], seed=0)
-    refused = take_fast_path(model, rows(), 5, FP32)
+    refused = enable_fast_path(model, rows(), 5, FP32)
     assert list(refused) == ["gated layers"]
     assert "%" in refused["gated layers"]
     assert not any("gated_mlp" in getattr(vars(m).get("forward"), "__module__", "") for m in model.modules())
@@ -107,7 +107,7 @@ def test_a_wrong_gradient_alone_is_noticed(opened: Opened, monkeypatch: pytest.M
 
     monkeypatch.setattr(lora_fused.LoraProduct, "backward", staticmethod(wrong))
     model = make_trainable(opened("llama"), TUNINGS["lora"], seed=0)
-    assert list(take_fast_path(model, rows(), 5, FP32)) == ["stacked adapters"]
+    assert list(enable_fast_path(model, rows(), 5, FP32)) == ["stacked adapters"]
 
 
 def test_a_way_that_breaks_is_undone_with_a_reason(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,7 +116,7 @@ def test_a_way_that_breaks_is_undone_with_a_reason(opened: Opened, monkeypatch: 
 
     monkeypatch.setattr(lora_fused.LoraProduct, "forward", staticmethod(broken))
     model = make_trainable(opened("llama"), TUNINGS["lora"], seed=0)
-    assert "no kernel for this" in take_fast_path(model, rows(), 5, FP32)["stacked adapters"]
+    assert "no kernel for this" in enable_fast_path(model, rows(), 5, FP32)["stacked adapters"]
     token_loss(model, rows().batch([0], 5)).nll.sum().backward()  # type: ignore[no-untyped-call]
 
 
@@ -129,7 +129,7 @@ def test_without_memory_to_try_it_the_plain_path_is_left_as_it_is(
     monkeypatch.setattr(lora_fused.LoraProduct, "forward", staticmethod(full))
     model = make_trainable(opened("llama"), TUNINGS["lora"], seed=0)
     before = [weight.detach().clone() for _, weight in trained_parameters(model)]
-    assert take_fast_path(model, rows(), 5, FP32) == {"faster ways": "memory does not suffice to try them"}
+    assert enable_fast_path(model, rows(), 5, FP32) == {"faster ways": "memory does not suffice to try them"}
     after = [weight for _, weight in trained_parameters(model)]
     assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
     token_loss(model, rows().batch([0], 5)).nll.sum().backward()  # type: ignore[no-untyped-call]
@@ -140,7 +140,7 @@ def test_the_proof_changes_no_weight_and_leaves_no_gradient(opened: Opened, tuni
     model = make_trainable(opened("llama"), TUNINGS[tuning], seed=0).train()
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     state = torch.get_rng_state()
-    take_fast_path(model, rows(), 5, FP32)
+    enable_fast_path(model, rows(), 5, FP32)
     assert model.training
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(weight, before[name]) for name, weight in model.named_parameters())
@@ -148,7 +148,9 @@ def test_the_proof_changes_no_weight_and_leaves_no_gradient(opened: Opened, tuni
 
 
 def test_without_rows_there_is_nothing_to_prove(opened: Opened) -> None:
-    assert take_fast_path(make_trainable(opened("llama"), TUNINGS["lora"], seed=0), TokenSet.of([]), 5, FP32) == {}
+    assert (
+        enable_fast_path(make_trainable(opened("llama"), TUNINGS["lora"], seed=0), TokenDataset.of([]), 5, FP32) == {}
+    )
 
 
 def test_silu_times_up_and_its_derivative() -> None:
@@ -166,13 +168,13 @@ def test_two_tensors_are_kept_of_a_gate(opened: Opened) -> None:
 
     plain = make_trainable(opened("llama"), TUNINGS["lora"], seed=0)
     before = kept(plain)
-    gated_mlp.keep_two(plain)
+    gated_mlp.patch_gated_mlp(plain)
     assert kept(plain) == before - 2  # one in each of two layers
 
 
 def test_weights_that_are_multiplied_as_one_stand_in_one_place(opened: Opened) -> None:
     model = make_trainable(opened("llama"), TUNINGS["lora"], seed=0)
-    take_fast_path(model, rows(), 5, FP32)
+    enable_fast_path(model, rows(), 5, FP32)
     q = model.base_model.model.model.layers[0].self_attn.q_proj.base_layer.weight
     k = model.base_model.model.model.layers[0].self_attn.k_proj.base_layer.weight
     assert q.untyped_storage().data_ptr() == k.untyped_storage().data_ptr()

@@ -10,15 +10,15 @@ from peft import PeftModel
 from tests.support.opened import KINDS, Opened
 from tests.unit.model.test_lora import IDS, adapted
 
-from tunesmith.kernels.lora_fused import LoraProduct, seeing_readers, stack
+from tunesmith.kernels.lora_fused import LoraProduct, fuse_lora, record_shared_inputs
 from tunesmith.model.adapters import save_model
 
 
 def stacked(model: Any) -> tuple[Any, list[list[Any]]]:
     made = copy.deepcopy(model)
-    with seeing_readers(made) as groups, torch.no_grad():
+    with record_shared_inputs(made) as groups, torch.no_grad():
         made(input_ids=IDS)
-    stack(groups)
+    fuse_lora(groups)
     return made, groups
 
 
@@ -154,9 +154,9 @@ def test_a_layer_asked_again_or_with_another_tensor_computes_anew(opened: Opened
 def test_undone_layers_are_as_they_were(opened: Opened) -> None:
     model = adapted(opened("llama"))
     before = [vars(module).get("forward") for module in model.modules()]
-    with seeing_readers(model) as groups, torch.no_grad():
+    with record_shared_inputs(model) as groups, torch.no_grad():
         model(input_ids=IDS)
-    undo = stack(groups)
+    undo = fuse_lora(groups)
     assert [vars(module).get("forward") for module in model.modules()] != before
     undo()
     assert [vars(module).get("forward") for module in model.modules()] == before

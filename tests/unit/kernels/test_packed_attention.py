@@ -8,7 +8,12 @@ import torch
 from tests.support.opened import Opened
 from torch.nn import functional
 
-from tunesmith.kernels.packed_attention import has_row_attention, row_attention, use_plain_attention, use_row_attention
+from tunesmith.kernels.packed_attention import (
+    has_packed_attention,
+    packed_attention,
+    use_packed_attention,
+    use_plain_attention,
+)
 
 LAYER: Any = SimpleNamespace(is_causal=True, num_key_value_groups=2)
 
@@ -31,7 +36,7 @@ def test_rows_by_themselves_are_rows_under_a_mask(parts: tuple[int, ...]) -> Non
     wanted = functional.scaled_dot_product_attention(
         query, key, value, attn_mask=masked(parts), scale=0.3, enable_gqa=True
     ).transpose(1, 2)
-    found, _ = row_attention(LAYER, query, key, value, None, scaling=0.3, row_parts=parts)
+    found, _ = packed_attention(LAYER, query, key, value, None, scaling=0.3, row_parts=parts)
     kept = sum(parts) - parts[-1]
     assert found.shape == wanted.shape
     torch.testing.assert_close(found[:, :kept], wanted[:, :kept])
@@ -47,7 +52,7 @@ def test_rows_by_themselves_are_rows_under_a_mask(parts: tuple[int, ...]) -> Non
 
 def test_a_sequence_that_is_a_row_is_left_to_transformers() -> None:
     query, key, value = tensors(6)
-    found, _ = row_attention(LAYER, query, key, value, None, scaling=0.3)
+    found, _ = packed_attention(LAYER, query, key, value, None, scaling=0.3)
     wanted = functional.scaled_dot_product_attention(query, key, value, is_causal=True, scale=0.3, enable_gqa=True)
     torch.testing.assert_close(found, wanted.transpose(1, 2))
 
@@ -64,24 +69,24 @@ def test_a_sequence_that_is_a_row_is_left_to_transformers() -> None:
 )
 def test_what_is_more_than_causal_attention_is_refused(asked: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        row_attention(LAYER, *tensors(12), None, row_parts=(2, 4, 5, 1), **asked)
+        packed_attention(LAYER, *tensors(12), None, row_parts=(2, 4, 5, 1), **asked)
 
 
 def test_a_window_that_reaches_over_every_row_is_none() -> None:
-    row_attention(LAYER, *tensors(12), None, row_parts=(2, 4, 5, 1), sliding_window=7)
+    packed_attention(LAYER, *tensors(12), None, row_parts=(2, 4, 5, 1), sliding_window=7)
 
 
 def test_only_models_with_torch_s_attention_are_changed_and_back(opened: Opened) -> None:
     model = opened("llama")
-    assert use_row_attention(model)
-    assert has_row_attention(model)
+    assert use_packed_attention(model)
+    assert has_packed_attention(model)
     use_plain_attention(model)
     assert model.config._attn_implementation == "sdpa"
-    assert not use_row_attention(opened("gemma2"))
+    assert not use_packed_attention(opened("gemma2"))
 
 
 def test_a_saved_model_says_nothing_of_it(opened: Opened, tmp_path: Any) -> None:
     model = opened("llama")
-    use_row_attention(model)
+    use_packed_attention(model)
     model.save_pretrained(tmp_path)
     assert "tunesmith" not in (tmp_path / "config.json").read_text()

@@ -6,39 +6,39 @@ from typing import Any
 import pytest
 import torch
 from tests.support.opened import KINDS, Opened
-from tests.support.tiny import tokenizer
+from tests.support.tiny import make_tokenizer
 
 from tunesmith.core.records import Tokens
-from tunesmith.data.batches import TokenSet
-from tunesmith.data.microbatch import Division
+from tunesmith.data.batches import TokenDataset
+from tunesmith.data.microbatch import MicroBatchPolicy
 from tunesmith.data.token_file import write_tokens
 from tunesmith.kernels import packing_check
-from tunesmith.kernels.packed_attention import has_row_attention, use_plain_attention
-from tunesmith.kernels.packing_check import attention_reach, has_dropout, why_not_apart
+from tunesmith.kernels.packed_attention import has_packed_attention, use_plain_attention
+from tunesmith.kernels.packing_check import attention_window, has_dropout, packing_unsupported_reason
 from tunesmith.kernels.token_loss import token_loss
-from tunesmith.model.load import Machine
+from tunesmith.model.load import ComputeConfig
 from tunesmith.recipe.data_source import FileSource
 from tunesmith.recipe.schema import TextData
 from tunesmith.tasks import task_for
-from tunesmith.tasks.tokenizer import Codec
+from tunesmith.tasks.tokenizer import TokenizerAdapter
 
-FP32 = Machine(torch.device("cpu"), torch.float32)
-FP64 = Machine(torch.device("cpu"), torch.float64)
+FP32 = ComputeConfig(torch.device("cpu"), torch.float32)
+FP64 = ComputeConfig(torch.device("cpu"), torch.float64)
 WINDOWED = {"gpt_neo", "gemma2", "gemma3_text", "mistral"}  # windows of 16
 
 
 @pytest.fixture
-def tokens(tmp_path: Path) -> TokenSet:
+def tokens(tmp_path: Path) -> TokenDataset:
     """Four rows of 6 to 9 tokens that begin with the same three, two of them in all that they do not learn."""
     made = torch.Generator().manual_seed(1)
     rows = [[7, 8, 9, *torch.randint(3, 300, (n,), generator=made).tolist()] for n in (3, 4, 6, 5)]
     rows[3][:5] = rows[2][:5]
     examples = [Tokens(str(i), tuple(row), (*[False] * (len(row) - 2), True, True)) for i, row in enumerate(rows)]
     write_tokens(tmp_path / "rows.safetensors", examples)
-    return TokenSet(tmp_path / "rows.safetensors")
+    return TokenDataset(tmp_path / "rows.safetensors")
 
 
-def loss_and_gradients(model: Any, tokens: TokenSet, division: Division) -> tuple[float, torch.Tensor]:
+def loss_and_gradients(model: Any, tokens: TokenDataset, division: MicroBatchPolicy) -> tuple[float, torch.Tensor]:
     rows = range(len(tokens))
     total = 0.0
     for _, batch in division.batches(tokens, rows, 5):
@@ -55,50 +55,50 @@ def loss_and_gradients(model: Any, tokens: TokenSet, division: Division) -> tupl
 @pytest.mark.parametrize("share", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
 def test_packed_and_unpacked_have_one_loss_and_one_gradient(
-    opened: Opened, tokens: TokenSet, kind: str, share: bool, by_row: bool
+    opened: Opened, tokens: TokenDataset, kind: str, share: bool, by_row: bool
 ) -> None:
     model = opened(kind, torch.float64).requires_grad_(True)
-    assert why_not_apart(model, tokens, 5, FP64) is None
-    assert attention_reach(model) == (16 if kind in WINDOWED else packing_check.WITHOUT_LIMIT)
+    assert packing_unsupported_reason(model, tokens, 5, FP64) is None
+    assert attention_window(model) == (16 if kind in WINDOWED else packing_check.WITHOUT_LIMIT)
     if not by_row:
         use_plain_attention(model)
     # Of these only their own eager attention is used, which takes a mask.
-    assert has_row_attention(model) == (by_row and kind not in ("gemma2", "gpt_neo"))
-    by_row = has_row_attention(model)
-    packed = Division(4096, packing="always", share=share, reach=attention_reach(model), by_row=by_row)
+    assert has_packed_attention(model) == (by_row and kind not in ("gemma2", "gpt_neo"))
+    by_row = has_packed_attention(model)
+    packed = MicroBatchPolicy(4096, packing="always", share=share, reach=attention_window(model), by_row=by_row)
     groups = packed.groups(tokens, range(4))
     assert any(group.shared == (3 if share else 0) for group in groups)
     assert len(groups) == (1 if kind not in WINDOWED or by_row else 3 if not share else 2)
-    one, other = loss_and_gradients(model, tokens, Division(1)), loss_and_gradients(model, tokens, packed)
+    one, other = loss_and_gradients(model, tokens, MicroBatchPolicy(1)), loss_and_gradients(model, tokens, packed)
     assert other[0] == pytest.approx(one[0], rel=1e-6)  # the last step, from logits to loss, is in fp32
     torch.testing.assert_close(other[1], one[1], rtol=1e-5, atol=1e-6 * float(one[1].abs().max()))
 
 
 def test_blocks_of_a_document_have_one_loss_packed_and_unpacked(opened: Opened, tmp_path: Path) -> None:
-    codec = Codec(tokenizer())
+    tokenizer = TokenizerAdapter(make_tokenizer())
     data = TextData(source=FileSource(file="x.jsonl"), task="text", text="text", too_long="split")
-    task = task_for(data, codec)
+    task = task_for(data, tokenizer)
     whole = task.render(task.parse({"text": "Say one and two, then red cat, blue dog, one go. " * 3}))
     blocks = [task.render(block) for block in task.blocks(whole, 16)]
     assert len(blocks) > 3
     write_tokens(tmp_path / "rows.safetensors", blocks)
-    tokens = TokenSet(tmp_path / "rows.safetensors")
+    tokens = TokenDataset(tmp_path / "rows.safetensors")
     assert tokens.trained_tokens(range(len(blocks))) == len(whole.input_ids) - 1
     model = opened("llama", torch.float64).requires_grad_(True)
-    packed = Division(4096, packing="always", reach=attention_reach(model), by_row=has_row_attention(model))
+    packed = MicroBatchPolicy(4096, packing="always", reach=attention_window(model), by_row=has_packed_attention(model))
     assert len(packed.groups(tokens, range(len(blocks)))) == 1
-    one, other = loss_and_gradients(model, tokens, Division(1)), loss_and_gradients(model, tokens, packed)
+    one, other = loss_and_gradients(model, tokens, MicroBatchPolicy(1)), loss_and_gradients(model, tokens, packed)
     assert other[0] == pytest.approx(one[0], rel=1e-6)
     torch.testing.assert_close(other[1], one[1], rtol=1e-5, atol=1e-6 * float(one[1].abs().max()))
 
 
 @pytest.mark.parametrize("kind", ["mamba", "lfm2"])
-def test_a_model_with_a_state_is_found_out(opened: Opened, tokens: TokenSet, kind: str) -> None:
-    assert why_not_apart(opened(kind), tokens, 5, FP32)
+def test_a_model_with_a_state_is_found_out(opened: Opened, tokens: TokenDataset, kind: str) -> None:
+    assert packing_unsupported_reason(opened(kind), tokens, 5, FP32)
 
 
 def test_a_model_that_takes_no_notice_of_masks_is_found_out(
-    opened: Opened, tokens: TokenSet, monkeypatch: pytest.MonkeyPatch
+    opened: Opened, tokens: TokenDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = opened("llama")
     forward = model.forward
@@ -109,20 +109,20 @@ def test_a_model_that_takes_no_notice_of_masks_is_found_out(
         return forward(*args, attention_mask=attention_mask, **kwargs)
 
     monkeypatch.setattr(model, "forward", blind)
-    assert why_not_apart(model, tokens, 5, FP32) == "what a row gives depends on the row beside it"
+    assert packing_unsupported_reason(model, tokens, 5, FP32) == "what a row gives depends on the row beside it"
 
 
 def test_a_model_that_takes_no_notice_of_positions_is_found_out(
-    opened: Opened, tokens: TokenSet, monkeypatch: pytest.MonkeyPatch
+    opened: Opened, tokens: TokenDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = opened("gpt2")
     forward = model.forward
     monkeypatch.setattr(model, "forward", lambda *args, position_ids=None, **kwargs: forward(*args, **kwargs))
-    assert "nats a token" in str(why_not_apart(model, tokens, 5, FP32))
+    assert "nats a token" in str(packing_unsupported_reason(model, tokens, 5, FP32))
 
 
 def test_a_model_that_takes_no_positions_is_found_out(
-    opened: Opened, tokens: TokenSet, monkeypatch: pytest.MonkeyPatch
+    opened: Opened, tokens: TokenDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = opened("llama")
     forward = model.forward
@@ -131,12 +131,12 @@ def test_a_model_that_takes_no_positions_is_found_out(
         return forward(input_ids=input_ids, attention_mask=attention_mask, use_cache=use_cache)
 
     monkeypatch.setattr(model, "forward", narrow)
-    assert "positions" in str(why_not_apart(model, tokens, 5, FP32))
+    assert "positions" in str(packing_unsupported_reason(model, tokens, 5, FP32))
 
 
-def test_the_proof_leaves_the_model_as_it_was(opened: Opened, tokens: TokenSet) -> None:
+def test_the_proof_leaves_the_model_as_it_was(opened: Opened, tokens: TokenDataset) -> None:
     model = opened("llama").train()
-    why_not_apart(model, tokens, 5, FP32)
+    packing_unsupported_reason(model, tokens, 5, FP32)
     assert model.training
     assert all(weight.grad is None for weight in model.parameters())
 

@@ -13,10 +13,10 @@ from tunesmith.architecture.families import shapes_of
 from tunesmith.architecture.shapes import Shapes
 from tunesmith.core.records import ENCODER_IDS
 from tunesmith.data.batches import ENCODER_MASK, Batch
-from tunesmith.estimate.memory import Pass, memory_of
-from tunesmith.kernels.gated_mlp import keep_two
-from tunesmith.kernels.lora_fused import seeing_readers, stack
-from tunesmith.kernels.packed_attention import use_row_attention
+from tunesmith.estimate.memory import Pass, estimate_memory
+from tunesmith.kernels.gated_mlp import patch_gated_mlp
+from tunesmith.kernels.lora_fused import fuse_lora, record_shared_inputs
+from tunesmith.kernels.packed_attention import use_packed_attention
 from tunesmith.kernels.token_loss import token_loss
 from tunesmith.model.adapters import make_trainable
 from tunesmith.recipe.schema import FullTuning, Recipe
@@ -119,13 +119,13 @@ def compared(shape: Any, asked: Recipe, dtype: torch.dtype, folder: Path, *, pac
     eager = {"attn_implementation": "eager"} if shape.model_type == "gemma2" else {}
     model = kind.from_config(shape, dtype=torch.float32 if full else dtype, **eager)
     model = make_trainable(model, asked.tuning, seed=0).train()
-    keep_two(model)
+    patch_gated_mlp(model)
     if not full:
-        with seeing_readers(model) as groups, torch.no_grad():
+        with record_shared_inputs(model) as groups, torch.no_grad():
             token_loss(model, batch(packed=False, source=encodes))
-        stack(groups)
+        fuse_lora(groups)
     if packed == "by row":
-        use_row_attention(model)
+        use_packed_attention(model)
     low = dtype != torch.float32
     autocast = torch.autocast("cpu", dtype=dtype) if full and low else contextlib.nullcontext()
     torch.manual_seed(0)
@@ -137,7 +137,7 @@ def compared(shape: Any, asked: Recipe, dtype: torch.dtype, folder: Path, *, pac
     size = Pass(
         ROWS * LENGTH, width, trained, source_tokens=ROWS * SOURCE * encodes, source_width=SOURCE * encodes, **how
     )
-    found = memory_of(asked, shapes, size, compute_bytes=dtype.itemsize, on_gpu=True)
+    found = estimate_memory(asked, shapes, size, compute_bytes=dtype.itemsize, on_gpu=True)
     said = found.activations * 2**30 + trained * VOCABULARY * 4  # the probabilities; the rest of the loss comes later
     if low:  # copies of what is trained, which the graph holds and the arithmetic counts among the weights
         said += shapes.parameters * 2 if full else found.trainable_parameters * 4

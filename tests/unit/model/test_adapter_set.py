@@ -16,12 +16,12 @@ from tunesmith.core.files import write_json
 from tunesmith.fetch.reference import CARD, ModelFolder, resolve
 from tunesmith.model.adapters import make_trainable, open_model, trained_parameters
 from tunesmith.model.adapters import save_model as save
-from tunesmith.model.load import Machine, load_base, machine
+from tunesmith.model.load import ComputeConfig, choose_compute, load_base
 from tunesmith.recipe.schema import LoraTuning, QloraTuning, Quantization
 
 IDS = torch.arange(5, 45).reshape(2, 20)
 CPU = torch.device("cpu")
-FP32 = Machine(CPU, torch.float32)
+FP32 = ComputeConfig(CPU, torch.float32)
 EACH_PROCESSOR = pytest.mark.usefixtures("processor")
 KINDS: dict[str, dict[str, Any]] = {
     "one": {"rank": 4},
@@ -62,8 +62,8 @@ def folders(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, s
     return {name: str(root / name) for name in KINDS}
 
 
-def alone(reference: str, on: Machine | None = None) -> torch.Tensor:
-    return logits(open_model(resolve(reference), on or machine()))
+def alone(reference: str, compute: ComputeConfig | None = None) -> torch.Tensor:
+    return logits(open_model(resolve(reference), compute or choose_compute()))
 
 
 @pytest.mark.slow
@@ -71,16 +71,16 @@ def alone(reference: str, on: Machine | None = None) -> torch.Tensor:
 def test_each_answers_as_it_does_alone_and_the_base_as_itself(
     base: Path, folders: dict[str, str], precision: Any
 ) -> None:
-    on = machine(precision)
+    compute = choose_compute(precision)
     adapters = AdapterSet(folders, precision=precision)
     assert adapters.names == tuple(KINDS)
     assert adapters.active == "one"
     for name in (*KINDS, *reversed(KINDS)):
-        assert torch.equal(logits(adapters.use(name)), alone(folders[name], on)), name
+        assert torch.equal(logits(adapters.use(name)), alone(folders[name], compute)), name
         assert adapters.active == name
         with adapters.base() as model:
-            assert torch.equal(logits(model), logits(load_base(ModelFolder("x", base), on)))
-        assert torch.equal(logits(adapters.model), alone(folders[name], on)), name
+            assert torch.equal(logits(model), logits(load_base(ModelFolder("x", base), compute)))
+        assert torch.equal(logits(adapters.model), alone(folders[name], compute)), name
         assert not any(weight.requires_grad for weight in adapters.model.parameters())
 
 
@@ -89,8 +89,8 @@ def test_the_base_is_held_once(base: Path, folders: dict[str, str]) -> None:
     def held(model: Any) -> int:
         return sum({w.untyped_storage().data_ptr(): w.untyped_storage().nbytes() for w in model.parameters()}.values())
 
-    own = held(load_base(ModelFolder("x", base), machine()))
-    each = [held(open_model(resolve(reference), machine())) - own for reference in folders.values()]
+    own = held(load_base(ModelFolder("x", base), choose_compute()))
+    each = [held(open_model(resolve(reference), choose_compute())) - own for reference in folders.values()]
     assert held(AdapterSet(folders).model) == own + sum(each)
     assert sum(each) < own
 
@@ -172,9 +172,9 @@ def test_adapters_on_quantized_weights_share_those(base: Path, folders: dict[str
 def test_adapters_with_rows_of_their_own_take_turns(tmp_path: Path) -> None:
     folder = save_plain_model(tmp_path / "base", "gpt2")
     base = ModelFolder(str(folder), folder)
-    on = machine()
-    first, second = marked_up(base, on=on), marked_up(base, LoraTuning(method="lora", rank=2), on)
-    plain = moved(make_trainable(load_base(base, on), LoraTuning(method="lora"), seed=0), 1)
+    compute = choose_compute()
+    first, second = marked_up(base, compute=compute), marked_up(base, LoraTuning(method="lora", rank=2), compute)
+    plain = moved(make_trainable(load_base(base, compute), LoraTuning(method="lora"), seed=0), 1)
     save(plain, tmp_path / "plain", base=str(folder))
     for name, model in {"a": first, "b": second}.items():
         save_marked_up(model, tmp_path / name, base)

@@ -26,11 +26,11 @@ from tunesmith.model.adapters import (
     save_model,
     trained_parameters,
 )
-from tunesmith.model.load import Machine, load_base, machine, most_positions
+from tunesmith.model.load import ComputeConfig, choose_compute, load_base, max_positions
 from tunesmith.recipe.schema import FullTuning, LoraTuning
 
 IDS = torch.arange(5, 45).reshape(2, 20)
-FP32 = Machine(torch.device("cpu"), torch.float32)
+FP32 = ComputeConfig(torch.device("cpu"), torch.float32)
 LORA = LoraTuning(method="lora", rank=4, alpha=8)
 DORA = LoraTuning(method="lora", rank=4, alpha=8, dora=True)
 RSLORA = LoraTuning(method="lora", rank=4, alpha=8, rslora=True)
@@ -469,7 +469,9 @@ def test_a_base_that_is_not_whole_is_refused_instead_of_filled_up_at_random(
 def test_weights_come_in_the_precision_that_is_asked_for(opened: Opened, folder_of: Callable[[str], Path]) -> None:
     model = ModelFolder("x", folder_of("llama"))
     assert opened("llama", torch.bfloat16).dtype == torch.bfloat16
-    assert load_base(model, Machine(torch.device("cpu"), torch.bfloat16), dtype=torch.float32).dtype == torch.float32
+    assert (
+        load_base(model, ComputeConfig(torch.device("cpu"), torch.bfloat16), dtype=torch.float32).dtype == torch.float32
+    )
 
 
 @pytest.mark.parametrize(("has", "asked", "expected"), [
@@ -480,25 +482,25 @@ def test_the_machine_decides_what_auto_means(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has)
-    assert machine(asked).precision == expected
+    assert choose_compute(asked).precision == expected
 
 
 def test_a_gpu_that_only_imitates_bf16_is_not_asked_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
-    assert (machine().device.type, machine().precision) == ("cuda", "fp32")
+    assert (choose_compute().device.type, choose_compute().precision) == ("cuda", "fp32")
     with pytest.raises(RecipeError, match="bf16"):
-        machine("bf16")
+        choose_compute("bf16")
 
 
 def test_autocast_is_there_where_weights_are_kept_in_more() -> None:
-    on = Machine(torch.device("cpu"), torch.bfloat16)
-    with on.autocast(torch.float32):
+    compute = ComputeConfig(torch.device("cpu"), torch.bfloat16)
+    with compute.autocast(torch.float32):
         assert torch.is_autocast_enabled("cpu")
-    with on.autocast(torch.bfloat16):
+    with compute.autocast(torch.bfloat16):
         assert not torch.is_autocast_enabled("cpu")
 
 
 @pytest.mark.parametrize(("kind", "positions"), [("llama", 512), ("gpt2", 512), ("gpt_neo", 512)])
 def test_the_room_of_a_model_is_known(opened: Opened, kind: str, positions: int) -> None:
-    assert most_positions(opened(kind)) == positions
+    assert max_positions(opened(kind)) == positions

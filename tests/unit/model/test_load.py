@@ -10,9 +10,9 @@ from tests.support.tiny import save_model
 
 from tunesmith.core.errors import RecipeError
 from tunesmith.fetch.model_folder import ModelFolder
-from tunesmith.model.load import Machine, load_base
+from tunesmith.model.load import ComputeConfig, load_base
 
-CPU = Machine(torch.device("cpu"), torch.float32)
+CPU = ComputeConfig(torch.device("cpu"), torch.float32)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])

@@ -16,11 +16,11 @@ from tunesmith.core.files import write_json
 from tunesmith.fetch.reference import CARD, ModelFolder
 from tunesmith.model.adapters import attach_adapter, make_trainable, open_model, restore_weights, save_model
 from tunesmith.model.adapters import trained_parameters as trained
-from tunesmith.model.load import Machine
+from tunesmith.model.load import ComputeConfig
 from tunesmith.recipe.schema import FullTuning, LoraTuning, QloraTuning, Quantization
-from tunesmith.tasks.chatml import codec_of
+from tunesmith.tasks.chatml import load_tokenizer
 
-FP32, BF16 = (Machine(torch.device("cpu"), dtype) for dtype in (torch.float32, torch.bfloat16))
+FP32, BF16 = (ComputeConfig(torch.device("cpu"), dtype) for dtype in (torch.float32, torch.bfloat16))
 LORA = LoraTuning(method="lora", rank=4, alpha=8)
 WEIGHTS = "adapter_model.safetensors"
 # Tied and untied output layers; with rows for the new tokens, and without.
@@ -45,14 +45,14 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Made:
     return folder
 
 
-def opened(folder: ModelFolder, on: Machine = FP32, **settings: Any) -> Any:
-    return open_model(folder, on, new_tokens=codec_of(folder, "chatml").new_ids, **settings).eval()
+def opened(folder: ModelFolder, compute: ComputeConfig = FP32, **settings: Any) -> Any:
+    return open_model(folder, compute, new_tokens=load_tokenizer(folder, "chatml").new_ids, **settings).eval()
 
 
-def adapted(folder: ModelFolder, tuning: Any = LORA, on: Machine = FP32, **settings: Any) -> Any:
+def adapted(folder: ModelFolder, tuning: Any = LORA, compute: ComputeConfig = FP32, **settings: Any) -> Any:
     """Return a model that is trained by `tuning`, all that is trained moved."""
-    new = codec_of(folder, "chatml").new_ids
-    model = make_trainable(opened(folder, on, **settings), tuning, seed=0, new_tokens=new).eval()
+    new = load_tokenizer(folder, "chatml").new_ids
+    model = make_trainable(opened(folder, compute, **settings), tuning, seed=0, new_tokens=new).eval()
     drawn = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for _, weight in trained(model):
@@ -61,8 +61,8 @@ def adapted(folder: ModelFolder, tuning: Any = LORA, on: Machine = FP32, **setti
 
 
 def ids_of(folder: ModelFolder) -> torch.Tensor:
-    codec = codec_of(folder, "chatml")
-    return torch.tensor([codec.markup("<|im_start|>user\nSay one and cat.<|im_end|>\n<|im_start|>assistant\n")])
+    tokenizer = load_tokenizer(folder, "chatml")
+    return torch.tensor([tokenizer.markup("<|im_start|>user\nSay one and cat.<|im_end|>\n<|im_start|>assistant\n")])
 
 
 def logits(model: Any, folder: ModelFolder) -> torch.Tensor:
@@ -73,7 +73,7 @@ def logits(model: Any, folder: ModelFolder) -> torch.Tensor:
 
 def saved(model: Any, folder: Path, base: ModelFolder) -> ModelFolder:
     save_model(model, folder, base=base.reference)
-    codec_of(base, "chatml").tokenizer.save_pretrained(folder)
+    load_tokenizer(base, "chatml").hf_tokenizer.save_pretrained(folder)
     write_json(folder / CARD, {"chat_markup": "chatml"})
     return ModelFolder("tuned", folder, base)
 
@@ -81,7 +81,7 @@ def saved(model: Any, folder: Path, base: ModelFolder) -> ModelFolder:
 @EACH
 def test_new_rows_start_at_the_mean_of_the_old(base: Made, kind: str, spare: int) -> None:
     folder = base(kind, spare)
-    new = list(codec_of(folder, "chatml").new_ids)
+    new = list(load_tokenizer(folder, "chatml").new_ids)
     plain = AutoModelForCausalLM.from_pretrained(folder.path)
     model = opened(folder)
     known = min(new)
@@ -95,10 +95,10 @@ def test_new_rows_start_at_the_mean_of_the_old(base: Made, kind: str, spare: int
 
 
 @EACH
-@pytest.mark.parametrize("on", [FP32, BF16], ids=["fp32", "bf16"])
-def test_only_adapters_and_new_rows_are_trained(base: Made, kind: str, spare: int, on: Machine) -> None:
+@pytest.mark.parametrize("compute", [FP32, BF16], ids=["fp32", "bf16"])
+def test_only_adapters_and_new_rows_are_trained(base: Made, kind: str, spare: int, compute: ComputeConfig) -> None:
     folder = base(kind, spare)
-    model = adapted(folder, on=on)
+    model = adapted(folder, compute=compute)
     rows = {name: weight for name, weight in trained(model) if "lora_" not in name}
     assert [tuple(weight.shape) for weight in rows.values()] == [(2, 32)] * (1 if kind != "llama" else 2)
     assert all(weight.dtype == torch.float32 for weight in rows.values())
@@ -125,7 +125,7 @@ def test_they_are_saved_with_the_adapter_and_plain_peft_reads_them(
         plain.resize_token_embeddings(tokens)
     assert torch.equal(logits(PeftModel.from_pretrained(plain, str(tmp_path)).eval(), folder), wanted)
 
-    again = make_trainable(opened(folder), LORA, seed=9, new_tokens=codec_of(folder, "chatml").new_ids).eval()
+    again = make_trainable(opened(folder), LORA, seed=9, new_tokens=load_tokenizer(folder, "chatml").new_ids).eval()
     restore_weights(again, tmp_path)
     assert torch.equal(logits(again, folder), wanted)
 
@@ -165,13 +165,13 @@ def test_full_tuning_saves_a_model_of_the_new_size(base: Made, tmp_path: Path, k
     model = adapted(folder, FullTuning(method="full"))
     saved(model, tmp_path, folder)
     plain = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
-    assert plain.config.vocab_size == max(codec_of(folder, "chatml").new_ids) + 1
+    assert plain.config.vocab_size == max(load_tokenizer(folder, "chatml").new_ids) + 1
     assert torch.equal(logits(plain, folder), logits(model, folder))
     again = make_trainable(opened(folder), FullTuning(method="full"), seed=0).eval()
     restore_weights(again, tmp_path)
     assert torch.equal(logits(again, folder), logits(model, folder))
     whole = ModelFolder("tuned", tmp_path)
-    assert codec_of(whole).digest == codec_of(folder, "chatml").digest
+    assert load_tokenizer(whole).digest == load_tokenizer(folder, "chatml").digest
 
 
 @pytest.mark.parametrize("bits", [4, 8])

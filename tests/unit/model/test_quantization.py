@@ -17,7 +17,7 @@ from tunesmith.core.errors import RecipeError
 from tunesmith.core.files import write_json
 from tunesmith.fetch.reference import CARD, ModelFolder
 from tunesmith.model.adapters import count_parameters, make_trainable, open_model, save_model, trained_parameters
-from tunesmith.model.load import Machine, load_base, machine
+from tunesmith.model.load import ComputeConfig, choose_compute, load_base
 from tunesmith.model.lora import use_compute_dtype
 from tunesmith.model.quantization import bitsandbytes_config, keep_order, require_quantization
 from tunesmith.recipe.schema import QloraTuning, Quantization
@@ -27,7 +27,7 @@ pytest.importorskip("bitsandbytes")
 pytestmark = pytest.mark.usefixtures("processor")
 
 IDS = torch.arange(5, 45).reshape(2, 20)
-FP32, BF16 = (Machine(torch.device("cpu"), dtype) for dtype in (torch.float32, torch.bfloat16))
+FP32, BF16 = (ComputeConfig(torch.device("cpu"), dtype) for dtype in (torch.float32, torch.bfloat16))
 NF4 = Quantization(bits=4)
 INT8 = Quantization(bits=8)
 QLORA = QloraTuning(method="qlora", rank=4, alpha=8)
@@ -40,8 +40,8 @@ def logits(model: Any, ids: torch.Tensor = IDS) -> torch.Tensor:
         return found
 
 
-def quantized(folder: Path, quantization: Quantization = NF4, on: Machine = FP32) -> Any:
-    return load_base(ModelFolder("x", folder), on, quantization=quantization).eval()
+def quantized(folder: Path, quantization: Quantization = NF4, compute: ComputeConfig = FP32) -> Any:
+    return load_base(ModelFolder("x", folder), compute, quantization=quantization).eval()
 
 
 def moved(model: Any, seed: int = 1) -> Any:
@@ -129,12 +129,12 @@ def test_blocks_of_scales_are_read_across_the_ends_of_rows(width: int, code: str
 
 
 @BOTH
-@pytest.mark.parametrize("on", [FP32, BF16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("compute", [FP32, BF16], ids=["fp32", "bf16"])
 def test_masters_are_trained_in_full_precision(
-    folder_of: Callable[[str], Path], quantization: Quantization, on: Machine
+    folder_of: Callable[[str], Path], quantization: Quantization, compute: ComputeConfig
 ) -> None:
-    model = make_trainable(quantized(folder_of("llama"), quantization, on), QLORA, seed=0)
-    assert model.dtype == on.compute
+    model = make_trainable(quantized(folder_of("llama"), quantization, compute), QLORA, seed=0)
+    assert model.dtype == compute.dtype
     trained = dict(trained_parameters(model))
     assert len(trained) == 28
     moved(model)(input_ids=IDS, labels=IDS).loss.backward()
@@ -146,10 +146,10 @@ def test_masters_are_trained_in_full_precision(
 def test_the_forward_pass_in_bf16_is_ours_and_as_near_as_peft_s(
     folder_of: Callable[[str], Path], quantization: Quantization
 ) -> None:
-    def adapted(on: Machine) -> Any:
+    def adapted(compute: ComputeConfig) -> Any:
         torch.manual_seed(0)
         config = LoraConfig(r=4, lora_alpha=12, target_modules="all-linear", task_type="CAUSAL_LM")
-        made = moved(get_peft_model(quantized(folder_of("llama"), quantization, on), config))
+        made = moved(get_peft_model(quantized(folder_of("llama"), quantization, compute), config))
         return made.eval()
 
     theirs, mine, exact = adapted(BF16), adapted(BF16), adapted(FP32)
@@ -271,7 +271,7 @@ def test_on_a_gpu_without_bf16_quantized_weights_are_multiplied_in_fp16(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16)
-    assert machine(asked, quantized=True).precision == expected
+    assert choose_compute(asked, quantized=True).precision == expected
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    assert machine("auto", quantized=True).precision == "fp32"
+    assert choose_compute("auto", quantized=True).precision == "fp32"

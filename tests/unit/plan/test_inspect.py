@@ -141,10 +141,10 @@ def test_changes_to_a_prepared_run_are_refused(run: RunDir) -> None:
 
 
 def test_rows_are_not_decoded_by_another_tokenizer(run: RunDir, tmp_path: Path) -> None:
-    from tests.support.tiny import tokenizer
+    from tests.support.tiny import make_tokenizer
 
     other = tmp_path / "other"
-    tokenizer(markup=("<other>",)).save_pretrained(other)
+    make_tokenizer(markup=("<other>",)).save_pretrained(other)
     (other / "config.json").write_text("{}", encoding="utf-8")
     base = load_recipe(run.resolved_recipe).model.base
     rewrite(run.resolved_recipe, lambda text: text.replace(base, str(other)))

@@ -117,7 +117,7 @@ def test_the_plan_counts_validation_and_answers_in_tokens_and_time(
     monkeypatch.setattr(run_plan, "remembered_speed", lambda *_: None)
     unknown = plan_run(recipe)
     assert (unknown.seconds, unknown.work.validating_seconds, unknown.work.answering_seconds) == (None, None, None)
-    monkeypatch.setattr(scaling, "balance", lambda *_: 1.0)
+    monkeypatch.setattr(scaling, "balance_ranks", lambda *_: 1.0)
     monkeypatch.setattr(run_plan, "remembered_speed", lambda *_: Speed(100.0))
     trained = plan_run(recipe)
     read = trained.steps.validations * trained.work.valid_tokens
@@ -252,7 +252,7 @@ def test_machines_that_are_elsewhere_are_what_the_recipe_says(recipe: Path, monk
 @pytest.mark.usefixtures("no_slurm")
 def test_many_processes_take_less_time_at_best(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_plan, "remembered_speed", lambda *_: Speed(100.0, cores=4))
-    monkeypatch.setattr(scaling, "balance", lambda *_: 0.8)
+    monkeypatch.setattr(scaling, "balance_ranks", lambda *_: 0.8)
     monkeypatch.setattr(scaling, "cores", lambda: 4)
     alone, two = plan_run(recipe), plan_run(recipe, SLURM)
     assert alone.seconds == pytest.approx(2 * [alone.training_tokens / 80])
@@ -262,8 +262,8 @@ def test_many_processes_take_less_time_at_best(recipe: Path, monkeypatch: pytest
     assert narrow.tokens_per_second == pytest.approx(25), "with a quarter of the cores that were measured"
     linked = plan_run(recipe, [*SLURM, "launch.inter_node_gb_per_second=1e-3"])
     assert linked.seconds is not None
-    assert linked.exchange is not None
-    assert linked.seconds[0] == pytest.approx(two.seconds[0] + linked.steps.total_steps * linked.exchange.waited)
+    assert linked.communication is not None
+    assert linked.seconds[0] == pytest.approx(two.seconds[0] + linked.steps.total_steps * linked.communication.waited)
     assert "hours of a process; each at 100 tokens/s" in str(linked)
     assert linked.to_json()["seconds_at_worst"] == linked.seconds[1]
 
@@ -271,7 +271,7 @@ def test_many_processes_take_less_time_at_best(recipe: Path, monkeypatch: pytest
 @pytest.mark.usefixtures("no_slurm")
 def test_every_process_moves_all_weights_that_it_has(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_plan, "remembered_speed", lambda *_: Speed(100.0, cores=1, update_seconds=0.5))
-    monkeypatch.setattr(scaling, "balance", lambda *_: 1.0)
+    monkeypatch.setattr(scaling, "balance_ranks", lambda *_: 1.0)
     full = "tuning={method: full}"
     alone, two, parts = (plan_run(recipe, [full, *asked]) for asked in ((), SLURM, [*SLURM, "launch.sharding=full"]))
     step = alone.training_tokens / alone.steps.total_steps
@@ -286,7 +286,7 @@ def test_other_numbers_of_machines_are_looked_at(recipe: Path, monkeypatch: pyte
     monkeypatch.setattr(run_plan, "remembered_speed", lambda *_: None)
     assert plan_run(recipe, SLURM).scaling == [], "whose speed nobody knows"
     monkeypatch.setattr(run_plan, "remembered_speed", lambda *_: Speed(100.0))
-    monkeypatch.setattr(scaling, "balance", lambda *_: 1.0)
+    monkeypatch.setattr(scaling, "balance_ranks", lambda *_: 1.0)
     assert plan_run(recipe).scaling == []
     asked = [*SLURM, "launch.nodes=3", "launch.inter_node_gb_per_second=1e-3"]
     sizes = plan_run(recipe, asked).scaling

@@ -7,7 +7,7 @@ import pytest
 
 from tunesmith.core.errors import RecipeError
 from tunesmith.recipe.foreign_words import TABLE, WORDS, ours_for
-from tunesmith.recipe.load import key_paths, load_recipe
+from tunesmith.recipe.load import list_key_paths, load_recipe
 
 RECIPE = """\
 name: x
@@ -22,7 +22,7 @@ evaluate: {metrics: [rouge], primary: rougeL}
 def test_every_key_that_is_named_exists() -> None:
     named = {key for ours in WORDS.values() for key in ours.keys}
     named |= {key for ours in WORDS.values() for key in re.findall(r"`([a-z]+(?:\.[a-z_]+)+)`", ours.note)}
-    assert named - set(key_paths()) == set()
+    assert named - set(list_key_paths()) == set()
 
 
 def test_no_word_is_in_two_rows_of_the_table() -> None:
@@ -30,7 +30,7 @@ def test_no_word_is_in_two_rows_of_the_table() -> None:
 
 
 def test_no_word_is_a_key_of_ours_in_its_own_place() -> None:
-    assert [word for word in WORDS if word in key_paths()] == []
+    assert [word for word in WORDS if word in list_key_paths()] == []
 
 
 def told(tmp_path: Path, *overrides: str, text: str = RECIPE) -> str:

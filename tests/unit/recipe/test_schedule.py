@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunesmith.recipe.schedule import Steps, learning_rate, steps_of
+from tunesmith.recipe.schedule import StepPlan, learning_rate, plan_steps
 from tunesmith.recipe.schema import Recipe
 
 PEAK = 2e-4
@@ -23,7 +23,7 @@ def recipe(**train: Any) -> Recipe:
 
 
 def rates(one: Recipe, rows: int) -> list[float]:
-    plan = steps_of(one, rows)
+    plan = plan_steps(one, rows)
     return [learning_rate(one, plan, step) for step in range(plan.total_steps)]
 
 
@@ -55,7 +55,7 @@ def rates(one: Recipe, rows: int) -> list[float]:
 def test_examples_and_steps(
     rows: int, per_step: int, epochs: float, max_steps: int | None, examples: int, steps: int
 ) -> None:
-    plan = steps_of(recipe(examples_per_step=per_step, epochs=epochs, max_steps=max_steps), rows)
+    plan = plan_steps(recipe(examples_per_step=per_step, epochs=epochs, max_steps=max_steps), rows)
     assert (plan.total_examples, plan.total_steps) == (examples, steps)
     assert plan.epochs == examples / rows
 
@@ -65,7 +65,7 @@ def test_examples_and_steps(
     max_steps=st.none() | st.integers(1, 400),
 )  # fmt: skip
 def test_steps_hold_their_examples(rows: int, per_step: int, epochs: float, max_steps: int | None) -> None:
-    plan = steps_of(recipe(examples_per_step=per_step, epochs=epochs, max_steps=max_steps), rows)
+    plan = plan_steps(recipe(examples_per_step=per_step, epochs=epochs, max_steps=max_steps), rows)
     assert (plan.total_steps - 1) * per_step < plan.total_examples <= plan.total_steps * per_step
     assert plan.total_steps <= (max_steps or math.inf)
     assert abs(plan.total_examples - epochs * rows) <= 1 or plan.total_steps == max_steps
@@ -76,7 +76,7 @@ def test_steps_hold_their_examples(rows: int, per_step: int, epochs: float, max_
 @pytest.mark.parametrize(("steps", "tenth"), [(1, 1), (9, 1), (10, 1), (11, 2), (100, 10), (101, 11)])
 def test_intervals_are_a_tenth_unless_given(steps: int, tenth: int) -> None:
     def intervals(**train: Any) -> tuple[int, int]:
-        plan = steps_of(recipe(examples_per_step=1, **train), steps)
+        plan = plan_steps(recipe(examples_per_step=1, **train), steps)
         return plan.valid_every_steps, plan.save_every_steps
 
     assert intervals() == (tenth, tenth)
@@ -102,7 +102,7 @@ def closed_form(schedule: str, step: int, warmup: int, total: int) -> float:
 @pytest.mark.parametrize("steps", [1, 2, 3, 10, 33, 100])
 def test_learning_rates(schedule: str, warmup: float, steps: int) -> None:
     one = recipe(examples_per_step=4, schedule=schedule, warmup_fraction=warmup)
-    plan = steps_of(one, 4 * steps - 1)
+    plan = plan_steps(one, 4 * steps - 1)
     assert (plan.total_steps, plan.warmup_steps) == (steps, round(warmup * steps))
     found = rates(one, 4 * steps - 1)
     assert found == pytest.approx([closed_form(schedule, step, plan.warmup_steps, steps) for step in range(steps)])
@@ -127,13 +127,15 @@ def test_a_run_cut_short_warms_up_within_its_own_length() -> None:
         recipe(examples_per_step=1, warmup_fraction=0.1),
         recipe(examples_per_step=1, warmup_fraction=0.1, max_steps=5),
     )
-    assert steps_of(whole, 1000).warmup_steps == 100
-    assert steps_of(short, 1000).warmup_steps == 0
+    assert plan_steps(whole, 1000).warmup_steps == 100
+    assert plan_steps(short, 1000).warmup_steps == 0
     assert rates(short, 1000)[-1] < 0.2 * PEAK
 
 
 def test_a_plan_that_is_all_warmup_divides_by_nothing() -> None:
-    plan = Steps(train_rows=4, total_examples=4, total_steps=4, warmup_steps=4, valid_every_steps=1, save_every_steps=1)
+    plan = StepPlan(
+        train_rows=4, total_examples=4, total_steps=4, warmup_steps=4, valid_every_steps=1, save_every_steps=1
+    )
     for schedule in ("constant", "linear", "cosine"):
         one = recipe(schedule=schedule)
         assert [learning_rate(one, plan, step) for step in range(4)] == pytest.approx(

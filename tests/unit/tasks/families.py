@@ -16,7 +16,7 @@ from tunesmith.core.records import Turn
 from tunesmith.recipe.data_source import FileSource
 from tunesmith.recipe.schema import ChatData
 from tunesmith.tasks.chat import ChatTask
-from tunesmith.tasks.tokenizer import Codec
+from tunesmith.tasks.tokenizer import TokenizerAdapter
 
 CORPUS = [
     f"user\n\nSay {a} and {b}, then  {c}.\n\nassistant\n\n  {a} [INST] model\n {b}</think>\n\n"
@@ -160,26 +160,26 @@ class Family:
     """The prompt's last tokens are the same whatever the answer begins with."""
 
     @cached_property
-    def tokenizer(self) -> Any:
+    def hf_tokenizer(self) -> Any:
         return wrapped(self.backend(), self.template, **self.tokens)
 
     @cached_property
-    def codec(self) -> Codec:
-        return Codec(self.tokenizer)
+    def tokenizer(self) -> TokenizerAdapter:
+        return TokenizerAdapter(self.hf_tokenizer)
 
     def task(self, **changes: Any) -> ChatTask:
-        return ChatTask(chat_data(**changes), self.codec)
+        return ChatTask(chat_data(**changes), self.tokenizer)
 
     def own_ids(self, turns: Sequence[Turn], *, generation: bool = False) -> list[int]:
         """Return what transformers makes of a conversation."""
         messages = [{"role": turn.role, "content": turn.text} for turn in turns]
-        ids: list[int] = self.tokenizer.apply_chat_template(
+        ids: list[int] = self.hf_tokenizer.apply_chat_template(
             messages, tokenize=True, add_generation_prompt=generation, return_dict=False
         )
         return ids
 
     def controls(self, ids: Sequence[int]) -> list[int]:
-        return [i for i in ids if i in self.codec.control_ids]
+        return [i for i in ids if i in self.tokenizer.control_ids]
 
     def runs(self, ids: Sequence[int], trained: Sequence[bool]) -> list[str]:
         """Return the text of every run of learned tokens."""
@@ -189,7 +189,7 @@ class Family:
                 if not place or not trained[place - 1]:
                     runs.append([])
                 runs[-1].append(token)
-        return [self.codec.decode(run) for run in runs]
+        return [self.tokenizer.decode(run) for run in runs]
 
 
 def chat_data(**changes: Any) -> ChatData:

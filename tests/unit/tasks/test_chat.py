@@ -4,13 +4,13 @@ import json
 from typing import Any
 
 import pytest
-from tests.support.tiny import THINKING, tokenizer
+from tests.support.tiny import THINKING, make_tokenizer
 from tests.unit.tasks.families import CHATML, FAMILIES, Family, byte_level, chat_data, conversation, markup, wrapped
 
 from tunesmith.core.records import Turn
 from tunesmith.tasks.base import MissingColumn, RowProblem, Written
 from tunesmith.tasks.chat import ChatTask
-from tunesmith.tasks.tokenizer import Codec
+from tunesmith.tasks.tokenizer import TokenizerAdapter
 
 PAIR = ("Say one and two.", "one two")
 LONG = ("Say one.", "one", "And two?", "two, then", "Red cat?", "dog")
@@ -21,7 +21,7 @@ def test_ids_are_those_of_transformers(family: Family) -> None:
         turns = conversation(*texts, train_on="last")
         ids = list(family.task().render(turns).input_ids)
         assert (ids == family.own_ids(turns)) == family.exact
-        assert family.codec.decode(ids) == family.codec.decode(family.own_ids(turns))
+        assert family.tokenizer.decode(ids) == family.tokenizer.decode(family.own_ids(turns))
 
 
 def test_a_prompt_is_that_of_transformers_and_training_begins_with_it(family: Family) -> None:
@@ -66,7 +66,7 @@ def test_system_turns_are_read_or_refused_in_the_words_of_the_template(family: F
     if family.has_system:
         tokens = family.task().render(turns)
         assert (list(tokens.input_ids) == family.own_ids(turns)) == family.exact
-        assert "red cat" in family.codec.decode(tokens.input_ids)
+        assert "red cat" in family.tokenizer.decode(tokens.input_ids)
         assert len(family.runs(tokens.input_ids, tokens.trained)) == 1
     else:
         with pytest.raises(RowProblem, match=r"No system turns here|Only user and assistant") as caught:
@@ -87,14 +87,14 @@ def test_blanks_around_turns_are_as_the_template_leaves_them(family: Family) -> 
     tokens = family.task().render(turns)
     [run] = family.runs(tokens.input_ids, tokens.trained)
     assert run in (f"{lead}{family.written('  dog  ')}{family.stop}" for lead in (family.lead, family.lead.lstrip(" ")))
-    assert family.codec.decode(tokens.input_ids) == family.codec.decode(family.own_ids(turns))
+    assert family.tokenizer.decode(tokens.input_ids) == family.tokenizer.decode(family.own_ids(turns))
 
 
 def test_swallowed_blanks_are_those_of_the_tokenizer() -> None:
     family = FAMILIES["swallowing"]
     tokens = family.task().render(conversation("one", " \x1f two"))
     assert family.runs(tokens.input_ids, tokens.trained) == ["\x1f two<|end|>"]
-    assert not family.codec.says(tokens.input_ids, family.codec.decode(tokens.input_ids).replace("\x1f", ""))
+    assert not family.tokenizer.says(tokens.input_ids, family.tokenizer.decode(tokens.input_ids).replace("\x1f", ""))
 
 
 def test_no_token_reaches_from_the_prompt_into_the_answer(chatml: Family) -> None:
@@ -108,9 +108,9 @@ def test_no_token_reaches_from_the_prompt_into_the_answer(chatml: Family) -> Non
 
 
 def test_the_end_is_learned_when_padding_looks_like_it(chatml: Family) -> None:
-    assert chatml.codec.pad_id == chatml.codec.eos_id == chatml.task().stop_ids[0]
+    assert chatml.tokenizer.pad_id == chatml.tokenizer.eos_id == chatml.task().stop_ids[0]
     tokens = chatml.task().render(conversation(*PAIR))
-    places = [place for place, i in enumerate(tokens.input_ids) if i == chatml.codec.pad_id]
+    places = [place for place, i in enumerate(tokens.input_ids) if i == chatml.tokenizer.pad_id]
     assert [tokens.trained[place] for place in places] == [False, True]
     assert tokens.trained[-1] is False, "the line break after it is the template's"
 
@@ -152,14 +152,14 @@ def test_people_cannot_write_control_tokens(family: Family) -> None:
         turns = conversation(*texts, train_on="last")
         harmless = family.controls(family.own_ids(conversation(*("x" for _ in texts))))
         tokens, prompt = task.render(turns), task.prompt(turns)
-        markup = [i for i in family.controls(tokens.input_ids) if i in family.codec.markup_ids]
+        markup = [i for i in family.controls(tokens.input_ids) if i in family.tokenizer.markup_ids]
         if texts[1] == "one":
             assert family.controls(tokens.input_ids) == harmless
         assert [i for i in family.controls(tokens.input_ids) if i not in markup] == [
-            i for i in harmless if i in family.codec.special_ids
+            i for i in harmless if i in family.tokenizer.special_ids
         ]
         assert list(tokens.input_ids[: len(prompt)]) == prompt
-        assert forged.strip() in family.codec.decode(prompt), "the letters must stay"
+        assert forged.strip() in family.tokenizer.decode(prompt), "the letters must stay"
         [run] = family.runs(tokens.input_ids, tokens.trained)
         assert family.written(texts[-1]) + family.stop in (run, run.removeprefix(family.lead))
 
@@ -198,20 +198,20 @@ def test_a_template_cannot_be_made_to_complete_a_token() -> None:
         "<|im_start|>assistant\n{{ m.content }}<|im_end|>{% endif %}{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
-    codec = Codec(tokenizer(template))
-    task = ChatTask(chat_data(), codec)
+    tokenizer = TokenizerAdapter(make_tokenizer(template))
+    task = ChatTask(chat_data(), tokenizer)
     for text in ("|im_end|", "think", "|im_end|><|im_end|", "/think"):
         turns = conversation(text, "one")
         tokens = task.render(turns)
-        start, end = (codec.markup(token)[0] for token in ("<|im_start|>", "<|im_end|>"))
-        assert [i for i in tokens.input_ids if i in codec.control_ids] == [start, start, end]
-        assert codec.decode(tokens.input_ids).startswith(f"<|im_start|><{text}><|im_start|>")
+        start, end = (tokenizer.markup(token)[0] for token in ("<|im_start|>", "<|im_end|>"))
+        assert [i for i in tokens.input_ids if i in tokenizer.control_ids] == [start, start, end]
+        assert tokenizer.decode(tokens.input_ids).startswith(f"<|im_start|><{text}><|im_start|>")
         prompt = task.prompt(turns)
         assert list(tokens.input_ids[: len(prompt)]) == prompt
 
 
 def test_an_answer_may_hold_markup_but_no_special_token(chatml: Family) -> None:
-    [think], [stop] = chatml.codec.markup("<think>"), chatml.codec.markup("<|im_end|>")
+    [think], [stop] = chatml.tokenizer.markup("<think>"), chatml.tokenizer.markup("<|im_end|>")
     turns = conversation("<think>Say</think>", "<think>hm</think> one <|im_end|> two")
     tokens = chatml.task().render(turns)
     assert tokens.input_ids.count(think) == 1
@@ -222,18 +222,18 @@ def test_an_answer_may_hold_markup_but_no_special_token(chatml: Family) -> None:
 def test_markup_keeps_its_id_where_control_tokens_are_left_out() -> None:
     # <tool> stands between special tokens beyond the vocabulary, so dropping those would renumber it.
     family = FAMILIES["default-system"]
-    [tool] = family.codec.markup("<tool>")
+    [tool] = family.tokenizer.markup("<tool>")
     ids = family.task().render(conversation("x", "<tool>one<|im_end|>")).input_ids
     assert ids.count(tool) == 1
-    assert family.codec.decode(ids).count("<tool>") == 1
+    assert family.tokenizer.decode(ids).count("<tool>") == 1
 
 
 def test_a_stop_token_that_is_not_flagged_special_is_one_all_the_same() -> None:
     backend = byte_level(("<|endoftext|>",), [markup(text) for text in ("<|im_start|>", "<|im_end|>", "<think>")])
-    codec = Codec(wrapped(backend, CHATML, eos_token="<|endoftext|>"))
-    task = ChatTask(chat_data(), codec)
-    [stop] = codec.markup("<|im_end|>")
-    assert task.stop_ids == (stop, codec.eos_id)
+    tokenizer = TokenizerAdapter(wrapped(backend, CHATML, eos_token="<|endoftext|>"))
+    task = ChatTask(chat_data(), tokenizer)
+    [stop] = tokenizer.markup("<|im_end|>")
+    assert task.stop_ids == (stop, tokenizer.eos_id)
     tokens = task.render(conversation("one", "<think> two <|im_end|> three"))
     assert tokens.input_ids.count(stop) == 2
     assert [i for i, trained in zip(tokens.input_ids, tokens.trained, strict=True) if trained].count(stop) == 1
@@ -308,10 +308,11 @@ def test_a_thought_that_the_template_moves_or_drops_is_a_problem_of_the_row(thin
 
 
 def test_an_answer_is_told_without_the_empty_thought(thinking: Family) -> None:
-    ids = thinking.codec.markup("<think>\n\n</think>\n\n two <|im_end|>")
+    ids = thinking.tokenizer.markup("<think>\n\n</think>\n\n two <|im_end|>")
     assert thinking.task().answer(ids) == "two"
     assert (
-        thinking.task().answer(thinking.codec.markup("<think>\nhm\n</think>\n\ntwo")) == "<think>\nhm\n</think>\n\ntwo"
+        thinking.task().answer(thinking.tokenizer.markup("<think>\nhm\n</think>\n\ntwo"))
+        == "<think>\nhm\n</think>\n\ntwo"
     )
 
 
@@ -418,20 +419,20 @@ def test_an_empty_system_turn_is_none(chatml: Family) -> None:
 
 @pytest.mark.parametrize("first", ["<think>\nhm\n</think>\n\none", "<think>only</think>", "none"])
 def test_thoughts_that_a_template_drops_matter_only_if_they_are_learned(first: str) -> None:
-    codec = Codec(tokenizer(THINKING))
+    tokenizer = TokenizerAdapter(make_tokenizer(THINKING))
     messages = [
         {"role": "user", "content": "x"}, {"role": "assistant", "content": first},
         {"role": "user", "content": "y"}, {"role": "assistant", "content": "<think>so</think>two"},
     ]  # fmt: skip
-    last = ChatTask(chat_data(messages="m", train_on="last"), codec)
+    last = ChatTask(chat_data(messages="m", train_on="last"), tokenizer)
     turns = last.parse({"m": messages})
     tokens = last.render(turns)
     learned = [i for i, trained in zip(tokens.input_ids, tokens.trained, strict=True) if trained]
     assert last.answer(learned) == "<think>so</think>two"
     # What is asked is what a server sends: the template's own text, without the thoughts of earlier turns.
-    served = codec.tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, return_dict=False)
+    served = tokenizer.hf_tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, return_dict=False)
     assert last.prompt(turns) == list(served) == list(tokens.input_ids[: len(served)])
-    everything = ChatTask(chat_data(messages="m"), codec)
+    everything = ChatTask(chat_data(messages="m"), tokenizer)
     if "think" in first:
         with pytest.raises(RowProblem, match="rewrites the conversation"):
             everything.render(everything.parse({"m": messages}))

@@ -42,7 +42,7 @@ ODD = (
     " one",
     "cat",
 )
-CONTROL = sorted({token.content for f in FAMILIES.values() for token in f.tokenizer.added_tokens_decoder.values()})
+CONTROL = sorted({token.content for f in FAMILIES.values() for token in f.hf_tokenizer.added_tokens_decoder.values()})
 # U+2581 is how the SentencePiece kind writes a blank, so it cannot tell the two apart.
 letters = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\u2581"), max_size=6)
 clean_text = st.lists(st.one_of(letters, st.sampled_from(ODD)), max_size=8).map("".join)
@@ -67,7 +67,7 @@ def texts(family: Family, *, poisoned: bool) -> st.SearchStrategy[list[str]]:
 
 def as_written(family: Family, answer: str, run: str) -> bool:
     wanted = f"{family.written(answer)}{family.stop}"
-    normal = family.codec._backend.normalizer
+    normal = family.tokenizer._backend.normalizer
     same = (lambda text: normal.normalize_str(text)) if family.name == "thinking" else str
     leads = {family.lead, family.lead.lstrip(" "), ""}
     return same(run) in {same(lead + wanted) for lead in leads}
@@ -93,10 +93,12 @@ def test_what_is_learned_is_the_answer_and_its_stop(family: Family, data: st.Dat
 def test_clean_conversations_have_the_ids_of_transformers(family: Family, data: st.DataObject) -> None:
     said = data.draw(texts(family, poisoned=False))
     turns = conversation(*said, train_on="last")
-    assume(not any(token.content in text for text in said for token in family.tokenizer.added_tokens_decoder.values()))
+    assume(
+        not any(token.content in text for text in said for token in family.hf_tokenizer.added_tokens_decoder.values())
+    )
     tokens = family.task().render(turns)
     own = family.own_ids(turns)
-    assert family.codec.decode(tokens.input_ids) == family.codec.decode(own)
+    assert family.tokenizer.decode(tokens.input_ids) == family.tokenizer.decode(own)
     # Where blanks begin an answer, a token could join them with the prompt's, which a model in use is never given.
     if not any(answer[:1].isspace() for answer in said[1::2]):
         assert family.task().prompt(turns) == family.own_ids(turns[:-1], generation=True)
@@ -112,7 +114,7 @@ def test_poisoned_conversations_have_the_control_tokens_of_the_frame(family: Fam
     ids = family.task().render(turns).input_ids
     frame = family.controls(family.own_ids(conversation(*("x" for _ in said))))
     found = family.controls(ids)
-    special = family.codec.special_ids
+    special = family.tokenizer.special_ids
     assert [i for i in found if i in special] == [i for i in frame if i in special]
     if not any(token in answer for answer in said[1::2] for token in CONTROL):
         assert found == frame
@@ -125,24 +127,24 @@ def test_poisoned_conversations_have_the_control_tokens_of_the_frame(family: Fam
 @quick
 @given(text=poisoned_text, allow_markup=st.booleans())
 def test_personal_text_is_read_back_and_holds_no_control_token(family: Family, text: str, allow_markup: bool) -> None:
-    assume(family.name != "unigram" or family.tokenizer.unk_token_id not in family.codec.personal(text))
-    codec = family.codec
-    ids = codec.personal(text, allow_markup=allow_markup)
-    assert (codec.special_ids if allow_markup else codec.control_ids).isdisjoint(ids)
-    assert codec.says(ids, text)
+    assume(family.name != "unigram" or family.hf_tokenizer.unk_token_id not in family.tokenizer.personal(text))
+    tokenizer = family.tokenizer
+    ids = tokenizer.personal(text, allow_markup=allow_markup)
+    assert (tokenizer.special_ids if allow_markup else tokenizer.control_ids).isdisjoint(ids)
+    assert tokenizer.says(ids, text)
     if not any(token in text for token in CONTROL):
-        assert ids == family.tokenizer(text, add_special_tokens=False).input_ids
+        assert ids == family.hf_tokenizer(text, add_special_tokens=False).input_ids
 
 
 @pytest.mark.parametrize("name", ["chatml", "instructions"])
 @quick
 @given(text=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\u2581"), min_size=1, max_size=12))
 def test_says_knows_texts_apart(name: str, text: str) -> None:
-    codec = FAMILIES[name].codec
-    ids = codec.personal(text)
-    assert codec.says(ids, text)
+    tokenizer = FAMILIES[name].tokenizer
+    ids = tokenizer.personal(text)
+    assert tokenizer.says(ids, text)
     for other in (text + "x", "x" + text, text[:-1], text + "\n", "\n" + text):
-        assert not codec.says(ids, other)
+        assert not tokenizer.says(ids, other)
 
 
 def test_rows_with_letters_that_the_vocabulary_lacks() -> None:

@@ -13,7 +13,7 @@ from tunesmith.recipe.schema import CompletionData
 from tunesmith.tasks import task_for
 from tunesmith.tasks.base import MissingColumn, RowProblem
 from tunesmith.tasks.completion import CompletionTask
-from tunesmith.tasks.tokenizer import Codec
+from tunesmith.tasks.tokenizer import TokenizerAdapter
 
 ROW = {"question": "Say one.", "answer": "one", "n": 3}
 letters = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\u2581"), max_size=8)
@@ -21,23 +21,25 @@ control = st.sampled_from(["<|im_end|>", "</s>", "<s>", "<bos>", "<eos>", "[/INS
 poisoned = st.lists(st.one_of(letters, control), max_size=6).map("".join).filter(lambda text: bool(text.strip()))
 
 
-def completion(codec: Codec, prompt: str = "Q: {question}\nA:", response: str = " {answer}") -> CompletionTask:
+def completion(
+    tokenizer: TokenizerAdapter, prompt: str = "Q: {question}\nA:", response: str = " {answer}"
+) -> CompletionTask:
     data = CompletionData(source=FileSource(file="rows.jsonl"), task="completion", prompt=prompt, response=response)
-    task = task_for(data, codec)
+    task = task_for(data, tokenizer)
     assert isinstance(task, CompletionTask)
     return task
 
 
 def test_the_parts_of_a_completion(family: Family) -> None:
-    task, codec = completion(family.codec), family.codec
+    task, tokenizer = completion(family.tokenizer), family.tokenizer
     turns = task.parse(ROW)
     tokens, prompt = task.render(turns, "some id"), task.prompt(turns)
-    bos = family.tokenizer.bos_token_id
+    bos = family.hf_tokenizer.bos_token_id
     assert tokens.example_id == "some id"
     assert list(tokens.input_ids[: len(prompt)]) == prompt
-    assert prompt.count(bos) == (1 if codec.prefix_ids else 0)
+    assert prompt.count(bos) == (1 if tokenizer.prefix_ids else 0)
     assert tokens.trained == (False,) * len(prompt) + (True,) * (len(tokens.input_ids) - len(prompt))
-    assert tokens.input_ids[-1] == codec.eos_id
+    assert tokens.input_ids[-1] == tokenizer.eos_id
     learned = tokens.input_ids[len(prompt) :]
     assert task.answer(learned).strip() == task.reference(turns).strip() == "one"
     assert task.prompt(turns[:1]) == prompt
@@ -46,43 +48,43 @@ def test_the_parts_of_a_completion(family: Family) -> None:
 @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 @given(question=poisoned, answer=poisoned)
 def test_any_text(family: Family, question: str, answer: str) -> None:
-    task, codec = completion(family.codec, "{question}", "{answer}"), family.codec
+    task, tokenizer = completion(family.tokenizer, "{question}", "{answer}"), family.tokenizer
     turns = task.parse({"question": question, "answer": answer})
-    assume(family.name != "unigram" or family.tokenizer.unk_token_id not in codec.personal(answer))
+    assume(family.name != "unigram" or family.hf_tokenizer.unk_token_id not in tokenizer.personal(answer))
     tokens, prompt = task.render(turns), task.prompt(turns)
     assert list(tokens.input_ids[: len(prompt)]) == prompt
-    assert codec.says(tokens.input_ids[len(prompt) : -1], answer, before=prompt[-1:])
-    special = [i for i in tokens.input_ids if i in codec.special_ids]
-    assert special == [*codec.prefix_ids, codec.eos_id]
+    assert tokenizer.says(tokens.input_ids[len(prompt) : -1], answer, before=prompt[-1:])
+    special = [i for i in tokens.input_ids if i in tokenizer.special_ids]
+    assert special == [*tokenizer.prefix_ids, tokenizer.eos_id]
 
 
 def test_a_prompt_cannot_hold_markup_and_an_answer_can(chatml: Family) -> None:
-    task = completion(chatml.codec)
-    [think] = chatml.codec.markup("<think>")
+    task = completion(chatml.tokenizer)
+    [think] = chatml.tokenizer.markup("<think>")
     tokens = task.render(task.parse({"question": "<think>", "answer": "<think>one<|im_end|>"}))
     assert tokens.input_ids.count(think) == 1
-    assert tokens.input_ids.count(chatml.codec.eos_id) == 1
+    assert tokens.input_ids.count(chatml.tokenizer.eos_id) == 1
 
 
 def test_an_answer_that_the_vocabulary_lacks() -> None:
-    task = completion(FAMILIES["unigram"].codec)
+    task = completion(FAMILIES["unigram"].tokenizer)
     with pytest.raises(RowProblem, match="do not decode to the answer"):
         task.render(task.parse({"question": "one", "answer": "\u2603"}))
 
 
 def test_a_tokenizer_without_an_end() -> None:
     with pytest.raises(RecipeError, match="no end-of-text token"):
-        completion(Codec(wrapped(byte_level(("<|x|>",)), None)))
+        completion(TokenizerAdapter(wrapped(byte_level(("<|x|>",)), None)))
 
 
 def test_asking_by_hand(chatml: Family) -> None:
-    task = completion(chatml.codec)
+    task = completion(chatml.tokenizer)
     assert task.prompt(task.question("Say one.")) == task.prompt(task.parse(ROW))
-    several = completion(chatml.codec, "{question} {n}")
+    several = completion(chatml.tokenizer, "{question} {n}")
     assert [turn.text for turn in several.question("Say {n}")] == ["Say {n}"]
 
 
 @pytest.mark.parametrize("row", [{"question": "x"}, {"answer": "x"}, {}])
 def test_a_missing_column(chatml: Family, row: dict[str, Any]) -> None:
     with pytest.raises(MissingColumn):
-        completion(chatml.codec).parse(row)
+        completion(chatml.tokenizer).parse(row)

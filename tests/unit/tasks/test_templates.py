@@ -3,20 +3,20 @@
 from types import SimpleNamespace
 
 import pytest
-from tests.support.tiny import CHATML, tokenizer
+from tests.support.tiny import CHATML, make_tokenizer
 from tests.unit.tasks.families import chat_data, conversation
 
 from tunesmith.core.errors import DataError, RecipeError
 from tunesmith.tasks.base import RowProblem
 from tunesmith.tasks.chat import ChatTask
-from tunesmith.tasks.tokenizer import Codec
+from tunesmith.tasks.tokenizer import TokenizerAdapter
 
 ODD = 'One & "two" <b>three</b>, and\nthe rest of it.'
 CONTENT, ANSWER, END = "m['content']", "m['role'] == 'assistant'", "'<|im_end|>'"
 
 
 def task_with(template: str | None) -> ChatTask:
-    return ChatTask(chat_data(), Codec(tokenizer(template)))
+    return ChatTask(chat_data(), TokenizerAdapter(make_tokenizer(template)))
 
 
 def said_as(expression: str, *, by: str = "assistant") -> str:
@@ -122,5 +122,5 @@ def test_a_template_may_write_the_date_and_days_may_pass(monkeypatch: pytest.Mon
     for today[0] in ("Monday", "Tuesday", "Monday"):
         turns = conversation("one", "two")
         tokens, prompt = task.render(turns), task.prompt(turns)
-        assert Codec(tokenizer()).decode(prompt).startswith(f"<|im_start|>system\n{today[0]}<|im_end|>")
+        assert TokenizerAdapter(make_tokenizer()).decode(prompt).startswith(f"<|im_start|>system\n{today[0]}<|im_end|>")
         assert list(tokens.input_ids[: len(prompt)]) == prompt

@@ -15,43 +15,43 @@ from tunesmith.recipe.schema import TextData
 from tunesmith.tasks import task_for
 from tunesmith.tasks.base import RowProblem
 from tunesmith.tasks.text import TextTask
-from tunesmith.tasks.tokenizer import Codec
+from tunesmith.tasks.tokenizer import TokenizerAdapter
 
 letters = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\u2581"), max_size=8)
 control = st.sampled_from(["<|im_end|>", "</s>", "<s>", "<bos>", "<eos>", "[/INST]", "<|endoftext|>", " ", "\n", "one"])
 poisoned = st.lists(st.one_of(letters, control), max_size=8).map("".join).filter(lambda text: bool(text.strip()))
 
 
-def text_task(codec: Codec, text: str = "text", **changes: Any) -> TextTask:
-    task = task_for(TextData(source=FileSource(file="rows.jsonl"), task="text", text=text, **changes), codec)
+def text_task(tokenizer: TokenizerAdapter, text: str = "text", **changes: Any) -> TextTask:
+    task = task_for(TextData(source=FileSource(file="rows.jsonl"), task="text", text=text, **changes), tokenizer)
     assert isinstance(task, TextTask)
     return task
 
 
 def test_every_token_is_learned_but_the_first(family: Family) -> None:
-    task = text_task(family.codec)
+    task = text_task(family.tokenizer)
     turns = task.parse({"text": "Say one and two, then red cat."})
     tokens = task.render(turns, "some id")
     assert tokens.example_id == "some id"
     assert tokens.trained == (False,) + (True,) * (len(tokens.input_ids) - 1)
-    assert tokens.input_ids[: len(family.codec.prefix_ids)] == family.codec.prefix_ids
-    assert tokens.input_ids[-1] == family.codec.eos_id
-    own = family.tokenizer("Say one and two, then red cat.").input_ids
-    assert list(tokens.input_ids) == [*own, family.codec.eos_id]
+    assert tokens.input_ids[: len(family.tokenizer.prefix_ids)] == family.tokenizer.prefix_ids
+    assert tokens.input_ids[-1] == family.tokenizer.eos_id
+    own = family.hf_tokenizer("Say one and two, then red cat.").input_ids
+    assert list(tokens.input_ids) == [*own, family.tokenizer.eos_id]
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 @given(document=poisoned, sample_prefix_tokens=st.integers(1, 12))
 def test_any_document(family: Family, document: str, sample_prefix_tokens: int) -> None:
-    codec = family.codec
-    assume(family.name != "unigram" or family.tokenizer.unk_token_id not in codec.personal(document))
-    task = text_task(codec, sample_prefix_tokens=sample_prefix_tokens)
+    tokenizer = family.tokenizer
+    assume(family.name != "unigram" or family.hf_tokenizer.unk_token_id not in tokenizer.personal(document))
+    task = text_task(tokenizer, sample_prefix_tokens=sample_prefix_tokens)
     turns = task.parse({"text": document})
     tokens, prompt = task.render(turns), task.prompt(turns)
-    assert [i for i in tokens.input_ids if i in codec.control_ids] == [*codec.prefix_ids, codec.eos_id]
+    assert [i for i in tokens.input_ids if i in tokenizer.control_ids] == [*tokenizer.prefix_ids, tokenizer.eos_id]
     assert list(tokens.input_ids[: len(prompt)]) == prompt
-    assert len(prompt) - len(codec.prefix_ids) == min(
-        sample_prefix_tokens, len(tokens.input_ids) - 1 - len(codec.prefix_ids)
+    assert len(prompt) - len(tokenizer.prefix_ids) == min(
+        sample_prefix_tokens, len(tokens.input_ids) - 1 - len(tokenizer.prefix_ids)
     )
     assert task.answer(tokens.input_ids[len(prompt) :]) == task.reference(turns)
 
@@ -59,38 +59,38 @@ def test_any_document(family: Family, document: str, sample_prefix_tokens: int) 
 def test_control_tokens_on_purpose(chatml: Family) -> None:
     document = "<|im_start|>user\nSay one.<|im_end|>\n<|im_start|>assistant\n<think>one"
     for wanted in (True, False):
-        task = text_task(chatml.codec, control_tokens=wanted)
+        task = text_task(chatml.tokenizer, control_tokens=wanted)
         tokens = task.render(task.parse({"text": document}))
-        own = chatml.tokenizer(document).input_ids
+        own = chatml.hf_tokenizer(document).input_ids
         assert (list(tokens.input_ids[:-1]) == own) == wanted
-        assert chatml.codec.decode(tokens.input_ids[:-1]) == document
+        assert chatml.tokenizer.decode(tokens.input_ids[:-1]) == document
         assert all(tokens.trained[1:])
 
 
 def test_a_document_that_brings_its_own_ends_gets_no_second_ones() -> None:
-    codec = FAMILIES["turns"].codec
-    task = text_task(codec, control_tokens=True)
+    tokenizer = FAMILIES["turns"].tokenizer
+    task = text_task(tokenizer, control_tokens=True)
     turns = task.parse({"text": "<bos>Say one.<eos>"})
     tokens = task.render(turns)
-    assert [i for i in tokens.input_ids if i in codec.control_ids] == [1, 2]
+    assert [i for i in tokens.input_ids if i in tokenizer.control_ids] == [1, 2]
     assert tokens.trained == (False,) + (True,) * (len(tokens.input_ids) - 1)
     assert task.prompt(turns).count(1) == 1
-    plain = text_task(codec).render(turns)
-    assert [i for i in plain.input_ids if i in codec.control_ids] == [1, 2]
+    plain = text_task(tokenizer).render(turns)
+    assert [i for i in plain.input_ids if i in tokenizer.control_ids] == [1, 2]
     assert len(plain.input_ids) > len(tokens.input_ids)
 
 
 def test_a_document_of_letters_that_the_vocabulary_lacks() -> None:
-    task = text_task(FAMILIES["unigram"].codec)
+    task = text_task(FAMILIES["unigram"].tokenizer)
     with pytest.raises(RowProblem, match="do not decode to the document"):
         task.render(task.parse({"text": "one \u2603"}))
 
 
 def test_a_person_is_continued_from_all_he_wrote_and_a_document_from_its_beginning(chatml: Family) -> None:
-    task = text_task(chatml.codec, sample_prefix_tokens=2)
+    task = text_task(chatml.tokenizer, sample_prefix_tokens=2)
     long = "Say one and two, then red cat."
-    assert task.prompt(task.question(long)) == chatml.codec.personal(long)
-    assert task.prompt((Turn("text", long, trained=True),)) == chatml.codec.personal(long)[:2]
+    assert task.prompt(task.question(long)) == chatml.tokenizer.personal(long)
+    assert task.prompt((Turn("text", long, trained=True),)) == chatml.tokenizer.personal(long)[:2]
 
 
 # --- long documents in blocks ---
@@ -109,9 +109,9 @@ def learned(tokens: Tokens) -> list[int]:
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(document=st.lists(poisoned, min_size=1, max_size=12).map("".join), most=st.integers(8, 40))
 def test_every_token_of_any_document_is_learned_in_one_block(family: Family, document: str, most: int) -> None:
-    codec = family.codec
-    assume(family.name != "unigram" or family.tokenizer.unk_token_id not in codec.personal(document))
-    task = text_task(codec, too_long="split")
+    tokenizer = family.tokenizer
+    assume(family.name != "unigram" or family.hf_tokenizer.unk_token_id not in tokenizer.personal(document))
+    task = text_task(tokenizer, too_long="split")
     whole, turns = in_blocks(task, document, most)
     blocks = [task.render(block) for block in turns]
     if len(whole.input_ids) <= most:
@@ -124,7 +124,7 @@ def test_every_token_of_any_document_is_learned_in_one_block(family: Family, doc
     for before, block in pairwise(blocks):
         assert block.input_ids[0] == before.input_ids[-1]
         assert block.trained == (False,) + (True,) * (len(block.input_ids) - 1)
-    ends = [codec.eos_id in learned(block) for block in blocks]
+    ends = [tokenizer.eos_id in learned(block) for block in blocks]
     assert ends == [False] * (len(blocks) - 1) + [True]
 
 
@@ -134,8 +134,8 @@ def test_what_stands_before_a_document_is_learned_in_no_block(
     chatml: Family, monkeypatch: pytest.MonkeyPatch, prefix: tuple[int, ...], more: int
 ) -> None:
     """The document holds what stands before it too, so a later block may begin with the same tokens."""
-    monkeypatch.setattr(chatml.codec, "prefix_ids", prefix)
-    task = text_task(chatml.codec, too_long="split")
+    monkeypatch.setattr(chatml.tokenizer, "prefix_ids", prefix)
+    task = text_task(chatml.tokenizer, too_long="split")
     ids = (*prefix, *[5] * (8 - len(prefix) - 1), *(prefix or (5,)), *range(6, 6 + more), *task.stop_ids)
     whole = task.render((Turn("text", "", trained=True, ids=ids),))
     assert learned(whole) == list(ids[max(1, len(prefix)) :])
@@ -146,24 +146,24 @@ def test_what_stands_before_a_document_is_learned_in_no_block(
 
 def test_a_document_is_split_where_it_is_too_long_and_the_recipe_says_so(chatml: Family) -> None:
     document = "Say one and two, then red cat."
-    task = text_task(chatml.codec, too_long="split")
+    task = text_task(chatml.tokenizer, too_long="split")
     size = len(task.render(task.parse({"text": document})).input_ids)
     assert in_blocks(task, document, size)[1] == []
-    assert in_blocks(text_task(chatml.codec, too_long="truncate"), document, size - 1)[1] == []
+    assert in_blocks(text_task(chatml.tokenizer, too_long="truncate"), document, size - 1)[1] == []
     whole, [first, last] = in_blocks(task, document, size - 1)
     assert first[0].ids == whole.input_ids[:-1]
     assert last[0].ids == whole.input_ids[-2:]  # nothing is left but the end, which is learned too
-    assert learned(task.render(last)) == [chatml.codec.eos_id]
+    assert learned(task.render(last)) == [chatml.tokenizer.eos_id]
     assert (task.prompt(last), task.reference(last)) == ([whole.input_ids[-2]], "")
 
 
 def test_a_sample_goes_on_from_the_beginning_of_its_block(family: Family) -> None:
-    task = text_task(family.codec, too_long="split", sample_prefix_tokens=3)
+    task = text_task(family.tokenizer, too_long="split", sample_prefix_tokens=3)
     _, turns = in_blocks(task, "Say one and two, then red cat, blue dog, one go. " * 4, 20)
     assert len(turns) > 3
     for block in turns:
         ids, prompt = block[0].ids[: -1 if block is turns[-1] else None], task.prompt(block)
-        assert tuple(prompt) == ids[: 3 + len(family.codec.prefix_ids)]
+        assert tuple(prompt) == ids[: 3 + len(family.tokenizer.prefix_ids)]
         assert task.reference(block) == task.answer(ids[len(prompt) :])
     prompt = task.prompt(turns[0])
     assert prompt == task.prompt(task.parse({"text": "Say one and two, then red cat, blue dog, one go. " * 4}))
@@ -171,22 +171,25 @@ def test_a_sample_goes_on_from_the_beginning_of_its_block(family: Family) -> Non
 
 def test_the_text_of_a_block_is_what_it_reads(chatml: Family) -> None:
     document = "Say \u2603 one and two, then red cat."
-    task = text_task(chatml.codec, too_long="split")
-    ids = chatml.codec.personal(document)
+    task = text_task(chatml.tokenizer, too_long="split")
+    ids = chatml.tokenizer.personal(document)
     _, turns = in_blocks(task, document, 8)
-    assert [block[0].text for block in turns[:2]] == [chatml.codec.decode(ids[:8]), chatml.codec.decode(ids[7:15])]
+    assert [block[0].text for block in turns[:2]] == [
+        chatml.tokenizer.decode(ids[:8]),
+        chatml.tokenizer.decode(ids[7:15]),
+    ]
     assert "<|im_end|>" not in turns[-1][0].text
-    headers = FAMILIES["headers"].codec
+    headers = FAMILIES["headers"].tokenizer
     _, turns = in_blocks(text_task(headers, too_long="split"), document, 8)
     assert turns[0][0].text.startswith("Say")
 
 
 def test_templates_and_columns(chatml: Family) -> None:
     row = {"title": "Red {x}", "text": "cat", "a b": 1}
-    assert text_task(chatml.codec, "{title}: {text} {{x}} {a b}").parse(row)[0].text == "Red {x}: cat {x} 1"
-    assert text_task(chatml.codec, "a b").parse(row)[0].text == "1"
+    assert text_task(chatml.tokenizer, "{title}: {text} {{x}} {a b}").parse(row)[0].text == "Red {x}: cat {x} 1"
+    assert text_task(chatml.tokenizer, "a b").parse(row)[0].text == "1"
 
 
 def test_a_tokenizer_without_an_end() -> None:
     with pytest.raises(RecipeError, match="no end-of-text token"):
-        text_task(Codec(wrapped(byte_level(("<|x|>",)), None)))
+        text_task(TokenizerAdapter(wrapped(byte_level(("<|x|>",)), None)))

@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.tiny import tokenizer
+from tests.support.tiny import make_tokenizer
 from tests.unit.tasks.families import FAMILIES, Family, byte_level, markup, special, wrapped
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from tunesmith.core.errors import RecipeError
 from tunesmith.tasks.base import RowProblem
-from tunesmith.tasks.tokenizer import Codec, Part
+from tunesmith.tasks.tokenizer import Span, TokenizerAdapter
 
 
 def test_a_tokenizer_without_offsets_is_refused() -> None:
@@ -19,42 +19,42 @@ def test_a_tokenizer_without_offsets_is_refused() -> None:
         is_fast = False
 
     with pytest.raises(RecipeError, match="Slow has no fast version"):
-        Codec(Slow())
+        TokenizerAdapter(Slow())
 
 
 def test_a_folder_without_a_tokenizer_is_told(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="no usable tokenizer"):
-        Codec.load(tmp_path)
+        TokenizerAdapter.load(tmp_path)
 
 
 def test_a_saved_tokenizer_is_the_same(tmp_path: Path, family: Family) -> None:
-    family.tokenizer.save_pretrained(tmp_path)
-    loaded = Codec.load(tmp_path)
+    family.hf_tokenizer.save_pretrained(tmp_path)
+    loaded = TokenizerAdapter.load(tmp_path)
     text = "Say <|im_end|> one </s> [INST] <think>"
-    assert loaded.personal(text) == family.codec.personal(text)
-    assert loaded.markup(text) == family.codec.markup(text)
-    assert (loaded.control_ids, loaded.prefix_ids) == (family.codec.control_ids, family.codec.prefix_ids)
+    assert loaded.personal(text) == family.tokenizer.personal(text)
+    assert loaded.markup(text) == family.tokenizer.markup(text)
+    assert (loaded.control_ids, loaded.prefix_ids) == (family.tokenizer.control_ids, family.tokenizer.prefix_ids)
 
 
 def test_what_counts_as_a_control_token(family: Family) -> None:
     # Only this one has characters that it cannot write.
-    unknown = family.tokenizer.unk_token_id if family.name == "unigram" else None
-    assert unknown not in family.codec.control_ids
-    added = family.tokenizer.added_tokens_decoder
-    assert family.codec.control_ids == set(added) - {unknown}
-    assert family.codec.eos_id in family.codec.special_ids
+    unknown = family.hf_tokenizer.unk_token_id if family.name == "unigram" else None
+    assert unknown not in family.tokenizer.control_ids
+    added = family.hf_tokenizer.added_tokens_decoder
+    assert family.tokenizer.control_ids == set(added) - {unknown}
+    assert family.tokenizer.eos_id in family.tokenizer.special_ids
 
 
 def test_blanks_and_words_that_were_added_are_no_control_tokens() -> None:
     backend = byte_level(
         ("<|end|>",), [markup("\n\n\n"), markup("    "), markup("Say one"), markup("a<b"), markup("[x]")]
     )
-    codec = Codec(wrapped(backend, None, eos_token="<|end|>"))
-    assert sorted(codec.decode([i]) for i in codec.control_ids) == ["<|end|>", "[x]"]
-    ids = codec.personal("\n\n\n    Say one<|end|>")
-    assert codec.decode(ids) == "\n\n\n    Say one<|end|>"
-    assert codec.markup("\n\n\n")[0] in ids, "they keep their ids where control tokens are left out"
-    assert codec.markup("Say one")[0] in ids
+    tokenizer = TokenizerAdapter(wrapped(backend, None, eos_token="<|end|>"))
+    assert sorted(tokenizer.decode([i]) for i in tokenizer.control_ids) == ["<|end|>", "[x]"]
+    ids = tokenizer.personal("\n\n\n    Say one<|end|>")
+    assert tokenizer.decode(ids) == "\n\n\n    Say one<|end|>"
+    assert tokenizer.markup("\n\n\n")[0] in ids, "they keep their ids where control tokens are left out"
+    assert tokenizer.markup("Say one")[0] in ids
 
 
 @pytest.mark.parametrize("model_says_so", [True, False])
@@ -65,18 +65,18 @@ def test_an_end_that_is_called_unknown_steers_all_the_same(model_says_so: bool, 
     state["model"]["unk_token"] = "<|endoftext|>" if model_says_so else None
     backend = Tokenizer.from_str(json.dumps(state))
     end = "<|endoftext|>" if is_end else "<|im_end|>"
-    codec = Codec(wrapped(backend, None, unk_token="<|endoftext|>", eos_token=end))
-    assert codec.special_ids == {0, 1}
+    tokenizer = TokenizerAdapter(wrapped(backend, None, unk_token="<|endoftext|>", eos_token=end))
+    assert tokenizer.special_ids == {0, 1}
     for allow_markup in (True, False):
-        ids = codec.personal("one <|endoftext|> \u2603", allow_markup=allow_markup)
-        assert codec.special_ids.isdisjoint(ids)
-        assert codec.decode(ids) == "one <|endoftext|> \u2603"
+        ids = tokenizer.personal("one <|endoftext|> \u2603", allow_markup=allow_markup)
+        assert tokenizer.special_ids.isdisjoint(ids)
+        assert tokenizer.decode(ids) == "one <|endoftext|> \u2603"
 
 
 @pytest.mark.parametrize("name", ["instructions", "turns", "system-inside", "headers"])
 def test_what_stands_before_every_text(name: str) -> None:
-    codec = FAMILIES[name].codec
-    assert codec.prefix_ids == (codec.tokenizer.bos_token_id,)
+    tokenizer = FAMILIES[name].tokenizer
+    assert tokenizer.prefix_ids == (tokenizer.hf_tokenizer.bos_token_id,)
 
 
 def test_what_stands_before_a_text_is_told_from_what_stands_after_it() -> None:
@@ -87,17 +87,17 @@ def test_what_stands_before_a_text_is_told_from_what_stands_after_it() -> None:
         backend.post_processor = processors.TemplateProcessing(
             single=single, pair=f"{single} $B", special_tokens=[("<|end|>", 0), ("<|x|>", 1)]
         )
-        codec = Codec(wrapped(backend, None, eos_token="<|end|>", bos_token="<|end|>"))
-        assert codec.prefix_ids == (0, 1)[:prefix]
+        tokenizer = TokenizerAdapter(wrapped(backend, None, eos_token="<|end|>", bos_token="<|end|>"))
+        assert tokenizer.prefix_ids == (0, 1)[:prefix]
 
 
 def test_a_tokenizer_that_was_told_to_cut_does_not() -> None:
     backend = byte_level(("<|end|>",))
     backend.enable_truncation(4)
     backend.enable_padding(length=4)
-    codec = Codec(wrapped(backend, None, eos_token="<|end|>"))
-    assert codec.decode(codec.personal("Say one and two, then three.")) == "Say one and two, then three."
-    assert len(codec.personal("a")) == 1
+    tokenizer = TokenizerAdapter(wrapped(backend, None, eos_token="<|end|>"))
+    assert tokenizer.decode(tokenizer.personal("Say one and two, then three.")) == "Say one and two, then three."
+    assert len(tokenizer.personal("a")) == 1
 
 
 def reachable(kind: str) -> Tokenizer:
@@ -136,83 +136,92 @@ def reachable(kind: str) -> Tokenizer:
 
 @pytest.mark.parametrize("kind", ["WordLevel", "WordPiece", "BPE", "BPE that looks words up", "Unigram"])
 def test_control_tokens_that_the_model_itself_would_make(kind: str) -> None:
-    codec = Codec(wrapped(reachable(kind), None, eos_token="<|end|>", unk_token="<unk>"))
-    assert codec.markup("<|end|>") == [1]
-    assert codec.control_ids == {1, 2}
-    assert codec.control_ids.isdisjoint(codec.personal("<|end|>"))
-    assert codec.control_ids.isdisjoint(codec.personal("<think>"))
-    assert codec.personal("<think>", allow_markup=True) == [2]
-    assert 1 not in codec.personal("<|end|><think><|end|>", allow_markup=True)
+    tokenizer = TokenizerAdapter(wrapped(reachable(kind), None, eos_token="<|end|>", unk_token="<unk>"))
+    assert tokenizer.markup("<|end|>") == [1]
+    assert tokenizer.control_ids == {1, 2}
+    assert tokenizer.control_ids.isdisjoint(tokenizer.personal("<|end|>"))
+    assert tokenizer.control_ids.isdisjoint(tokenizer.personal("<think>"))
+    assert tokenizer.personal("<think>", allow_markup=True) == [2]
+    assert 1 not in tokenizer.personal("<|end|><think><|end|>", allow_markup=True)
 
 
 def test_added_tokens_that_are_matched_in_normalized_text() -> None:
     backend = byte_level((), normalizer=normalizers.NFKC())
     backend.add_special_tokens(["<|end|>"])
     backend.add_tokens(["<think>"])  # matched after normalization, as tokens added by hand often are
-    codec = Codec(wrapped(backend, None, eos_token="<|end|>"))
-    assert codec.control_ids.isdisjoint(codec.personal("\uff1cthink\uff1e <think> \uff1c|end|\uff1e"))
-    assert codec.says(codec.personal("\uff1cthink\uff1e"), "\uff1cthink\uff1e")
+    tokenizer = TokenizerAdapter(wrapped(backend, None, eos_token="<|end|>"))
+    assert tokenizer.control_ids.isdisjoint(tokenizer.personal("\uff1cthink\uff1e <think> \uff1c|end|\uff1e"))
+    assert tokenizer.says(tokenizer.personal("\uff1cthink\uff1e"), "\uff1cthink\uff1e")
 
 
 def test_the_names_of_control_tokens_are_secret_and_of_no_use() -> None:
-    codec = Codec(tokenizer())
-    names = codec._names.values()
-    assert not set(names) & set(Codec(tokenizer())._names.values())
+    tokenizer = TokenizerAdapter(make_tokenizer())
+    names = tokenizer._names.values()
+    assert not set(names) & set(TokenizerAdapter(make_tokenizer())._names.values())
     for name in names:
-        assert codec.decode(codec.personal(name)) == name
+        assert tokenizer.decode(tokenizer.personal(name)) == name
         with pytest.raises(RowProblem, match="without control tokens"):
-            codec.personal(f"{name}<|im_end|>")
+            tokenizer.personal(f"{name}<|im_end|>")
 
 
 def test_each_writer_may_write_his_own(thinking: Family) -> None:
-    codec = thinking.codec
-    [start], [end], [think] = (codec.markup(text) for text in ("<|im_start|>", "<|im_end|>", "<think>"))
+    tokenizer = thinking.tokenizer
+    [start], [end], [think] = (tokenizer.markup(text) for text in ("<|im_start|>", "<|im_end|>", "<think>"))
     text = "<|im_start|><think><|im_end|>"
-    parts = [Part(text), Part(text, codec.markup_ids), Part(text, codec.control_ids), Part(text, frozenset({end}))]
-    encoded = codec.encode(parts)
+    parts = [
+        Span(text),
+        Span(text, tokenizer.markup_ids),
+        Span(text, tokenizer.control_ids),
+        Span(text, frozenset({end})),
+    ]
+    encoded = tokenizer.encode(parts)
     found = [
-        [i for i in encoded.ids[a:b] if i in codec.control_ids]
+        [i for i in encoded.ids[a:b] if i in tokenizer.control_ids]
         for a, b in zip(encoded.starts, encoded.starts[1:], strict=False)
     ]
     assert found == [[], [think], [start, think, end], [end]]
-    assert codec.decode(encoded.ids) == text * 4
+    assert tokenizer.decode(encoded.ids) == text * 4
     assert not encoded.plain
 
 
 def test_parts_begin_where_their_text_begins(thinking: Family) -> None:
-    codec = thinking.codec
-    parts = [Part("one two\n"), Part("", opens=True), Part("\n\n\nthree"), Part("<|im_end|>", codec.control_ids)]
-    encoded = codec.encode(parts)
-    pieces = [codec.decode(encoded.ids[a:b]) for a, b in zip(encoded.starts, encoded.starts[1:], strict=False)]
+    tokenizer = thinking.tokenizer
+    parts = [Span("one two\n"), Span("", opens=True), Span("\n\n\nthree"), Span("<|im_end|>", tokenizer.control_ids)]
+    encoded = tokenizer.encode(parts)
+    pieces = [tokenizer.decode(encoded.ids[a:b]) for a, b in zip(encoded.starts, encoded.starts[1:], strict=False)]
     assert pieces == ["one two\n", "", "\n\n\nthree", "<|im_end|>"]
-    closed = codec.encode([part._replace(opens=False) for part in parts])
+    closed = tokenizer.encode([part._replace(opens=False) for part in parts])
     assert closed.plain
     assert closed.ids != encoded.ids, "else this tokenizer would not join line breaks"
-    assert codec.encode([]).ids == []
+    assert tokenizer.encode([]).ids == []
 
 
 def test_composed_and_decomposed_letters_say_the_same_to_a_tokenizer_that_composes(
     thinking: Family, chatml: Family
 ) -> None:
-    assert thinking.codec.says(thinking.codec.personal("cafe\u0301"), "cafe\u0301")
-    assert not thinking.codec.says(thinking.codec.personal("cafe\u0301"), "cafe")
-    assert not chatml.codec.says(chatml.codec.personal("cafe\u0301"), "caf\u00e9")
+    assert thinking.tokenizer.says(thinking.tokenizer.personal("cafe\u0301"), "cafe\u0301")
+    assert not thinking.tokenizer.says(thinking.tokenizer.personal("cafe\u0301"), "cafe")
+    assert not chatml.tokenizer.says(chatml.tokenizer.personal("cafe\u0301"), "caf\u00e9")
 
 
 def test_the_digest_tells_templates_and_vocabularies_apart() -> None:
-    digests = {Codec(tokenizer(template, markup=tokens)).digest for template in ("x", "y") for tokens in ((), ("<t>",))}
+    digests = {
+        TokenizerAdapter(make_tokenizer(template, markup=tokens)).digest
+        for template in ("x", "y")
+        for tokens in ((), ("<t>",))
+    }
     assert len(digests) == 4
-    assert Codec(tokenizer("x")).digest == Codec(tokenizer("x")).digest
+    assert TokenizerAdapter(make_tokenizer("x")).digest == TokenizerAdapter(make_tokenizer("x")).digest
 
 
 def test_a_vocabulary_with_holes_is_refused_rather_than_misread() -> None:
     state: dict[str, Any] = json.loads(byte_level(("<|end|>",), [special("<|x|>"), markup("<t>")]).to_str())
     del state["model"]["vocab"]["<|end|>"]
     backend = Tokenizer.from_str(json.dumps(state))
-    codec = Codec(wrapped(backend, None, eos_token="<|x|>"))
+    tokenizer = TokenizerAdapter(wrapped(backend, None, eos_token="<|x|>"))
     try:
-        ids = codec.personal("one <|x|> <t> <|end|> two")
+        ids = tokenizer.personal("one <|x|> <t> <|end|> two")
     except (RecipeError, RowProblem):
         return
-    assert codec.control_ids.isdisjoint(ids)
-    assert codec.decode(ids) == "one <|x|> <t> <|end|> two"
+    assert tokenizer.control_ids.isdisjoint(ids)
+    assert tokenizer.decode(ids) == "one <|x|> <t> <|end|> two"

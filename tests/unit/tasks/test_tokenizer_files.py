@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.tiny import tokenizer
+from tests.support.tiny import make_tokenizer
 
-from tunesmith.tasks.tokenizer import Codec
+from tunesmith.tasks.tokenizer import TokenizerAdapter
 from tunesmith.tasks.tokenizer_files import KINDS, plain_tokenizer
 
 TRUNCATION = {"direction": "Right", "max_length": 9, "strategy": "LongestFirst", "stride": 0}
@@ -44,15 +44,15 @@ def test_it_is_the_tokenizer_that_transformers_reads(folder: Path, kind: str) ->
 
 
 def test_codecs_of_both_are_one(folder: Path, tmp_path: Path) -> None:
-    light, full = Codec.load(folder), Codec(tokenizer())
+    light, full = TokenizerAdapter.load(folder), TokenizerAdapter(make_tokenizer())
     assert light._is_light
     assert not full._is_light
     for name in ("digest", "control_ids", "special_ids", "markup_ids", "prefix_ids", "eos_id", "pad_id", "has_encoder"):
         assert getattr(light, name) == getattr(full, name)
     messages = [{"role": "user", "content": "one"}]
     assert light.chat_text(messages, generation=True) == full.chat_text(messages, generation=True)
-    light.tokenizer.save_pretrained(tmp_path / "saved")
-    assert Codec.load(tmp_path / "saved").digest == light.digest
+    light.hf_tokenizer.save_pretrained(tmp_path / "saved")
+    assert TokenizerAdapter.load(tmp_path / "saved").digest == light.digest
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from tunesmith.core.errors import RecipeError
 from tunesmith.core.files import exclusive_lock, json_line, read_json, write_json, write_text
 from tunesmith.core.rundir import RunDir
 from tunesmith.track.follow import _Log
-from tunesmith.track.followers import Followers
+from tunesmith.track.followers import TrackerSupervisor
 from tunesmith.track.tracker import TRACKERS, check_installed
 
 SETTINGS = {"name": "tiny", "train": {"learning_rate": 0.01, "max_steps": None}, "trackers": ["wandb"], "seed": 3}
@@ -60,8 +60,8 @@ def run(tmp_path: Path) -> RunDir:
     return made
 
 
-def followed(run: RunDir, *names: str, seconds: float = LONG) -> Followers:
-    followers = Followers(names, run, SETTINGS, seconds_to_finish=seconds)
+def followed(run: RunDir, *names: str, seconds: float = LONG) -> TrackerSupervisor:
+    followers = TrackerSupervisor(names, run, SETTINGS, seconds_to_finish=seconds)
     followers.start()
     return followers
 
@@ -117,15 +117,15 @@ def test_a_run_that_goes_on_is_one_run_and_tells_no_step_twice(name: str, run: R
 def test_a_tracker_that_is_added_later_gets_everything_and_then_no_more(run: RunDir) -> None:
     write(run, valid(0), step(1), step(2))
     judged(run)
-    with Followers(["tensorboard"], run, SETTINGS, seconds_to_finish=LONG):
+    with TrackerSupervisor(["tensorboard"], run, SETTINGS, seconds_to_finish=LONG):
         pass
     assert [number for number, _ in READERS["tensorboard"](run.track("tensorboard"))[0]["train/loss"]] == [1, 2]
     files = sorted(run.track("tensorboard").iterdir())
-    with Followers(["tensorboard"], run, SETTINGS, seconds_to_finish=LONG):
+    with TrackerSupervisor(["tensorboard"], run, SETTINGS, seconds_to_finish=LONG):
         pass
     assert sorted(run.track("tensorboard").iterdir()) == files
     judged(run, gain=0.125)  # evaluated again
-    with Followers(["tensorboard"], run, SETTINGS, seconds_to_finish=LONG):
+    with TrackerSupervisor(["tensorboard"], run, SETTINGS, seconds_to_finish=LONG):
         pass
     assert READERS["tensorboard"](run.track("tensorboard"))[0]["verdict/rougeL/gain"] == [(4, 0.25), (4, 0.125)]
 
@@ -133,8 +133,9 @@ def test_a_tracker_that_is_added_later_gets_everything_and_then_no_more(run: Run
 def test_a_run_that_is_killed_is_told_up_to_its_end(run: RunDir) -> None:
     write(run, step(1), step(2))
     program = (
-        "import os, sys; from tunesmith.core.rundir import RunDir; from tunesmith.track.followers import Followers;"
-        f"Followers(['tensorboard'], RunDir({str(run.path)!r}), {{}}, seconds_to_finish={LONG}).start();"
+        "import os, sys; from tunesmith.core.rundir import RunDir;"
+        "from tunesmith.track.followers import TrackerSupervisor;"
+        f"TrackerSupervisor(['tensorboard'], RunDir({str(run.path)!r}), {{}}, seconds_to_finish={LONG}).start();"
         "os.kill(os.getpid(), 9)"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == -9
@@ -208,7 +209,7 @@ def test_a_tracker_that_cannot_start_or_read_its_state_is_no_fault_of_the_run(
 ) -> None:
     write_text(run.path / "track" / "wandb", "a file where its folder should be")
     write_text(run.track("tensorboard") / "state.json", "{damaged")
-    with Followers(["wandb", "tensorboard"], run, SETTINGS, seconds_to_finish=LONG):
+    with TrackerSupervisor(["wandb", "tensorboard"], run, SETTINGS, seconds_to_finish=LONG):
         write(run, step(1))
     said = capsys.readouterr().err
     assert "track: wandb could not be started" in said

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from tunesmith.train.choice import Choice
+from tunesmith.train.choice import BestCheckpoint
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ from tunesmith.train.choice import Choice
     ],
 )
 def test_the_best_of_a_run(higher: bool, values: list[float | None], best: int | None) -> None:
-    choice = Choice("any", higher)
+    choice = BestCheckpoint("any", higher)
     found: tuple[int, float] | None = None
     for step, value in enumerate(values):
         if choice.prefers(value, found[1] if found else None):

@@ -9,10 +9,10 @@ from tunesmith import load_recipe
 from tunesmith.core.errors import NonFinite, ProcessLost, TunesmithError
 from tunesmith.core.files import json_line, read_json, write_jsonl, write_text
 from tunesmith.core.rundir import RunDir
-from tunesmith.data.batches import rows_of_step
-from tunesmith.distributed.process_group import Group
+from tunesmith.data.batches import batch_indices
+from tunesmith.distributed.process_group import ProcessGroup
 from tunesmith.recipe.schema import Recipe
-from tunesmith.train.crash_loop import attempt
+from tunesmith.train.crash_loop import record_attempt
 
 ROWS = 20
 
@@ -35,7 +35,7 @@ def made(tmp_path: Path) -> tuple[Recipe, RunDir]:
 def train(made: tuple[Recipe, RunDir], *, to: int, error: BaseException | None, saved: int = 0) -> None:
     """Go on from a checkpoint to a step, and end there."""
     loaded, run = made
-    with attempt(loaded, run, Group(), first_step=saved):
+    with record_attempt(loaded, run, ProcessGroup(), first_step=saved):
         write_text(run.metrics, "".join(json_line({"kind": "step", "step": n + 1}) for n in range(to)))
         if error is not None:
             raise error
@@ -47,7 +47,7 @@ def test_twice_at_one_step_is_enough(made: tuple[Recipe, RunDir]) -> None:
             train(made, to=6, error=Killed())
     with pytest.raises(TunesmithError, match="killed twice at step 7") as error:
         train(made, to=6, error=None)
-    rows = rows_of_step(6, rows=ROWS, examples_per_step=4, total_examples=40, seed=0)
+    rows = batch_indices(6, rows=ROWS, examples_per_step=4, total_examples=40, seed=0)
     assert all(f"rows.jsonl:{row + 1}" in str(error.value) for row in rows)
     assert str(error.value).count("rows.jsonl:") == 4
     made[1].attempts.unlink()

@@ -14,17 +14,17 @@ from tests.unit.train.conftest import FULL, LORA, random_rows, recipe_of
 
 from tunesmith.core.errors import DamagedFile, DoesNotFit, NonFinite
 from tunesmith.core.records import StepReport
-from tunesmith.data.batches import TokenSet
-from tunesmith.data.microbatch import Division
+from tunesmith.data.batches import TokenDataset
+from tunesmith.data.microbatch import MicroBatchPolicy
 from tunesmith.data.token_file import write_tokens
-from tunesmith.distributed.process_group import Group
+from tunesmith.distributed.process_group import ProcessGroup
 from tunesmith.estimate.memory import Memory
 from tunesmith.fetch.reference import ModelFolder
-from tunesmith.kernels.oom import Fitting
+from tunesmith.kernels.oom import OomRetry
 from tunesmith.kernels.token_loss import token_loss
 from tunesmith.model.adapters import make_trainable, trained_parameters
-from tunesmith.model.load import Machine, load_base
-from tunesmith.recipe.schedule import learning_rate, steps_of
+from tunesmith.model.load import ComputeConfig, load_base
+from tunesmith.recipe.schedule import learning_rate, plan_steps
 from tunesmith.train import loop
 from tunesmith.train.loop import Setup, measure, train_steps
 from tunesmith.train.optim import clip_gradients, make_optimizer, optimizer_tensors, restore_optimizer
@@ -43,13 +43,13 @@ def make(base: Path, tmp_path: Path) -> Make:
         tuning: dict[str, Any] = NO_DROPOUT, dtype: torch.dtype = torch.float32, **train: Any
     ) -> tuple[Setup, torch.optim.Optimizer]:
         recipe = recipe_of(base, tuning, **{"examples_per_step": 8, "epochs": 2, **train})
-        on = Machine(torch.device("cpu"), dtype)
+        compute = ComputeConfig(torch.device("cpu"), dtype)
         kept = torch.float32 if tuning == FULL and dtype == torch.float16 else dtype  # masters, as `train` keeps them
-        model = make_trainable(load_base(ModelFolder("x", base), on, dtype=kept), recipe.tuning, seed=0)
-        tokens = TokenSet(tmp_path / "tokens.safetensors")
+        model = make_trainable(load_base(ModelFolder("x", base), compute, dtype=kept), recipe.tuning, seed=0)
+        tokens = TokenDataset(tmp_path / "tokens.safetensors")
         size = recipe.train.micro_batch
-        fitting = Fitting(Division(256, None if size == "auto" else int(size), recipe.train.packing))
-        setup = Setup(recipe, steps_of(recipe, len(tokens)), on, model, tokens, 2, fitting)
+        fitting = OomRetry(MicroBatchPolicy(256, None if size == "auto" else int(size), recipe.train.packing))
+        setup = Setup(recipe, plan_steps(recipe, len(tokens)), compute, model, tokens, 2, fitting)
         return setup, make_optimizer(model, recipe.train)
 
     return made
@@ -108,7 +108,7 @@ def test_micro_batches_share_one_trajectory(make: Make, tuning: dict[str, Any], 
 
 def test_the_loss_is_a_mean_over_the_trained_tokens_of_the_step(make: Make) -> None:
     setup, optimizer = make(micro_batch=1)
-    rows = loop.rows_of_step(0, rows=ROWS, examples_per_step=8, total_examples=48, seed=0)
+    rows = loop.batch_indices(0, rows=ROWS, examples_per_step=8, total_examples=48, seed=0)
     with torch.inference_mode():
         parts = [token_loss(setup.model, setup.tokens.batch([row], 2)).nll for row in rows]
     [report] = itertools.islice(train_steps(setup, optimizer, first_step=0), 1)
@@ -341,7 +341,7 @@ def test_a_split_is_measured_token_by_token_however_it_is_cut(make: Make, most_t
         parts = [token_loss(setup.model.eval(), setup.tokens.batch([row], 2)) for row in range(ROWS)]
     nll = torch.cat([part.nll for part in parts])
     rows: list[int] = []
-    cut = replace(setup, fitting=Fitting(Division(most_tokens, packing="auto")))
+    cut = replace(setup, fitting=OomRetry(MicroBatchPolicy(most_tokens, packing="auto")))
     found = measure(cut, setup.tokens, seen=rows.append)
     assert rows == sorted(rows)
     assert rows[-1] == ROWS
@@ -416,7 +416,7 @@ def test_gradients_are_scaled_down_and_never_up(most: float) -> None:
     model = torch.nn.Linear(3, 2)
     model.weight.grad, model.bias.grad = torch.full((2, 3), 3.0), torch.tensor([4.0, 0.0])
     norm = math.sqrt(6 * 9 + 16)
-    assert clip_gradients(model, most, Group()) == pytest.approx(norm)
+    assert clip_gradients(model, most, ProcessGroup()) == pytest.approx(norm)
     after = math.sqrt(float(model.weight.grad.pow(2).sum() + model.bias.grad.pow(2).sum()))
     assert after == pytest.approx(min(norm, most), rel=1e-4)
 
@@ -424,14 +424,14 @@ def test_gradients_are_scaled_down_and_never_up(most: float) -> None:
 def test_gradients_that_are_not_finite_are_left_as_they_are() -> None:
     model = torch.nn.Linear(3, 2)
     model.weight.grad, model.bias.grad = torch.full((2, 3), 3.0), torch.tensor([math.inf, 0.0])
-    assert clip_gradients(model, 1.0, Group()) == math.inf
+    assert clip_gradients(model, 1.0, ProcessGroup()) == math.inf
     assert float(model.weight.grad[0, 0]) == 3.0
 
 
 def test_a_weight_without_gradient_is_none_of_ours() -> None:
     model = torch.nn.Linear(3, 2)
     model.weight.grad = torch.ones(2, 3)
-    assert clip_gradients(model, 1e9, Group()) == pytest.approx(math.sqrt(6))
+    assert clip_gradients(model, 1e9, ProcessGroup()) == pytest.approx(math.sqrt(6))
 
 
 def test_the_optimizer_s_state_comes_back(make: Make) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.tiny import recipe, tokenizer
+from tests.support.tiny import make_tokenizer, recipe
 
 from tunesmith.core.errors import RecipeError
 from tunesmith.pipeline.runner import run_recipe
@@ -18,13 +18,13 @@ def roberta(tmp_path: Path) -> Path:
     small = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     shape = RobertaConfig(vocab_size=320, max_position_embeddings=300, pad_token_id=2, **small)
     RobertaForCausalLM(shape).save_pretrained(tmp_path / "roberta")
-    tokenizer().save_pretrained(tmp_path / "roberta")
+    make_tokenizer().save_pretrained(tmp_path / "roberta")
     return tmp_path / "roberta"
 
 
 def test_training_and_evaluation_refuse_it(tmp_path: Path, roberta: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Its configuration would be refused first.
-    monkeypatch.setattr("tunesmith.architecture.causality.why_not_causal", lambda _: None)
+    monkeypatch.setattr("tunesmith.architecture.causality.not_causal_reason", lambda _: None)
     metrics = {"metrics": ["perplexity"], "primary": "perplexity", "rows": 4, "max_new_tokens": 8}
     train = {"learning_rate": 0.01, "max_steps": 1, "examples_per_step": 2}
     file = recipe(tmp_path, roberta, tuning={"method": "full"}, evaluate=metrics, train=train)
@@ -33,7 +33,7 @@ def test_training_and_evaluation_refuse_it(tmp_path: Path, roberta: Path, monkey
     assert caught.value.exit_code == 2
     assert not (tmp_path / "run" / "train" / "metrics.jsonl").exists()  # no step was taken
     unproved: Any = lambda *_: None  # noqa: E731
-    monkeypatch.setattr("tunesmith.train.train.refuse_unless_causal", unproved)
+    monkeypatch.setattr("tunesmith.train.train.require_causal_attention", unproved)
     with pytest.raises(RecipeError, match="not a causal"):
         run_recipe(file, out=tmp_path / "run")
     assert not (tmp_path / "run" / "evaluate" / "verdict.json").exists()

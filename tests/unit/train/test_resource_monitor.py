@@ -9,7 +9,7 @@ import pytest
 import torch
 from tests.unit.train.conftest import Start
 
-from tunesmith.train.resource_monitor import Use, gpu_use, machine_use
+from tunesmith.train.resource_monitor import Use, gpu_use, monitor_resources
 
 CPU = torch.device("cpu")
 
@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 def test_samples_say_what_this_process_takes() -> None:
     found: list[Use] = []
     ballast = torch.ones(2**26)  # 256 MiB
-    with machine_use(found.append, CPU, every_seconds=0.2):
+    with monitor_resources(found.append, CPU, every_seconds=0.2):
         began = time.process_time()
         while time.process_time() - began < 0.7:
             ballast.sum()
@@ -31,7 +31,7 @@ def test_samples_say_what_this_process_takes() -> None:
 
 def test_it_ends_with_the_work_and_says_no_more_after_a_fault() -> None:
     found: list[Use] = []
-    with pytest.raises(ZeroDivisionError), machine_use(found.append, CPU, every_seconds=60):
+    with pytest.raises(ZeroDivisionError), monitor_resources(found.append, CPU, every_seconds=60):
         raise ZeroDivisionError
     assert found == []
     assert "machine-use" not in {thread.name for thread in threading.enumerate()}
@@ -44,7 +44,7 @@ def test_a_log_that_cannot_be_written_is_not_the_trainings_fault() -> None:
         calls.append(use)
         raise OSError(28, "full")
 
-    with machine_use(full, CPU, every_seconds=0.05):
+    with monitor_resources(full, CPU, every_seconds=0.05):
         while not calls:
             time.sleep(0.01)
         time.sleep(0.3)
@@ -64,7 +64,7 @@ def test_training_logs_it_and_its_weights_do_not_change(start: Start, monkeypatc
 
     quiet = start(name="quiet")
     quiet.go()
-    monkeypatch.setattr(module.machine_use.__wrapped__, "__kwdefaults__", {"every_seconds": 0.01})
+    monkeypatch.setattr(module.monitor_resources.__wrapped__, "__kwdefaults__", {"every_seconds": 0.01})
     watched = start(name="watched")
     watched.go()
     lines = [json.loads(line) for line in watched.run.metrics.read_text().splitlines()]

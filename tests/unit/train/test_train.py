@@ -19,16 +19,16 @@ from tests.support.tiny import save_model
 from tests.unit.train.conftest import FULL, LORA, Start, Trained, random_rows, recipe_of
 
 from tunesmith.core import interrupt
-from tunesmith.core.dist_env import Place
+from tunesmith.core.dist_env import RankInfo
 from tunesmith.core.errors import DamagedFile, DoesNotFit, Interrupted, NonFinite, RecipeError
 from tunesmith.core.files import check_folder, digest_of, read_json, seal_folder, write_json
 from tunesmith.core.rundir import RunDir
 from tunesmith.data.token_file import write_tokens
-from tunesmith.distributed.process_group import cores_of
+from tunesmith.distributed.process_group import cores_per_rank
 from tunesmith.estimate.throughput import _place, remembered_speed
 from tunesmith.fetch.reference import CARD, resolve
-from tunesmith.model.load import Machine
-from tunesmith.tasks.chatml import codec_of
+from tunesmith.model.load import ComputeConfig
+from tunesmith.tasks.chatml import load_tokenizer
 from tunesmith.train import async_save, checkpoint, loop, validate
 from tunesmith.train import train as stage
 from tunesmith.train.checkpoint import State, latest_state, prune
@@ -276,11 +276,11 @@ def test_a_signal_in_the_middle_of_a_step_keeps_the_step_before(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("validation", [1, 2, 3, 4])
-@pytest.mark.parametrize("in_work", ["measure", "answers"])
+@pytest.mark.parametrize("in_work", ["measure", "predict"])
 def test_a_signal_in_a_validation_loses_neither_the_step_nor_the_validation(
     start: Start, whole: Start, monkeypatch: pytest.MonkeyPatch, validation: int, in_work: str
 ) -> None:
-    settings = {"keep_checkpoints": 9, **(ANSWERED if in_work == "answers" else {})}
+    settings = {"keep_checkpoints": 9, **(ANSWERED if in_work == "predict" else {})}
     uninterrupted, stopped = whole(**settings), start(**settings)
     signal_at(monkeypatch, validate, in_work, validation)
     with interrupt.catch_signals(), pytest.raises(Interrupted):
@@ -288,7 +288,7 @@ def test_a_signal_in_a_validation_loses_neither_the_step_nor_the_validation(
     step = 2 * (validation - 1)
     assert stopped.steps == [kept for kept in (2, 4, 6) if kept <= step]
     assert [line["step"] for line in stopped.log() if line["kind"] == "valid"] == list(range(0, step, 2))
-    assert sorted(stopped.answers()) == (list(range(0, step, 2)) if in_work == "answers" else [])
+    assert sorted(stopped.answers()) == (list(range(0, step, 2)) if in_work == "predict" else [])
     monkeypatch.undo()
     # Once more, so that the repeated validation is lost too.
     signal_at(monkeypatch, validate, in_work, 1)
@@ -559,8 +559,8 @@ def test_what_is_divided_is_read_as_it_is_stored(kind: str, in_parts: bool, read
     weights = place / "model.safetensors"
     save_file({n: w.bfloat16() for n, w in load_file(weights).items()}, weights, metadata={"format": "pt"})
     base, recipe = resolve(str(place)), recipe_of(place, FULL)
-    at = Machine(torch.device("cpu"), torch.float32)
-    model = stage._open(recipe, base, at, torch.float32, codec_of(base, None), in_parts=in_parts)
+    at = ComputeConfig(torch.device("cpu"), torch.float32)
+    model = stage._open(recipe, base, at, torch.float32, load_tokenizer(base, None), in_parts=in_parts)
     assert {weight.dtype for weight in model.parameters()} == {read}
 
 
@@ -569,7 +569,7 @@ def test_the_speed_of_a_run_is_remembered(start: Start, base: Path) -> None:
     manifest = start().go()
     known = remembered_speed(digest, "lora")
     assert known is not None
-    assert known.cores == cores_of(Place())
+    assert known.cores == cores_per_rank(RankInfo())
     assert 0 < known.update_seconds < manifest["seconds"] / manifest["steps"]
     step = manifest["tokens"] / manifest["steps"]
     assert step / known.step_seconds(step) == pytest.approx(manifest["tokens_per_second"], rel=0.01)

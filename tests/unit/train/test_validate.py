@@ -11,7 +11,7 @@ from tests.unit.train.conftest import FULL, LORA, Start, Trained, documents
 
 from tunesmith.core.errors import DataError, RecipeError
 from tunesmith.core.files import check_folder, read_json, read_jsonl
-from tunesmith.data.batches import TokenSet
+from tunesmith.data.batches import TokenDataset
 from tunesmith.inference.scorer import Scorer
 from tunesmith.scoring.metrics import score
 from tunesmith.train import loop, validate
@@ -86,7 +86,7 @@ def test_the_loss_is_measured_on_the_same_few_rows_unless_all_are_asked_for(
     start: Start, capsys: pytest.CaptureFixture[str]
 ) -> None:
     few, everything = start(name="few", valid=20), start(name="all", valid=20, valid_loss_rows="all")
-    tokens = TokenSet(few.run.tokens("valid"))
+    tokens = TokenDataset(few.run.tokens("valid"))
     for made, count in ((few, 8), (everything, 20)):
         assert made.go()["valid_loss_rows"] == count
         assert (f"the same {count} of 20 valid rows" in capsys.readouterr().err) == (count < 20)
@@ -212,7 +212,7 @@ def test_answering_draws_no_random_number_and_training_goes_on_in_train_mode(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = start(valid_metrics=["chrf"])
-    real, seen = validate.answers, []
+    real, seen = validate.predict, []
 
     def watched(model: Any, *given: Any, **settings: Any) -> Any:
         before = (torch.get_rng_state().tolist(), random.getstate())
@@ -228,7 +228,7 @@ def test_answering_draws_no_random_number_and_training_goes_on_in_train_mode(
         return accumulate(setup, *given)
 
     monkeypatch.setattr(loop, "_accumulate", noting)
-    monkeypatch.setattr(validate, "answers", watched)
+    monkeypatch.setattr(validate, "predict", watched)
     made.go()
     assert len(seen) == len(STEPS)
     assert modes == [True] * 6
@@ -242,7 +242,7 @@ class Scarce:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, tokens: int) -> None:
         self.failed = 0
-        real = validate.answers
+        real = validate.predict
 
         def answers(model: Any, *given: Any, **settings: Any) -> Any:
             def check(module: Any, args: Any, asked: dict[str, Any]) -> None:
@@ -256,7 +256,7 @@ class Scarce:
             finally:
                 hook.remove()
 
-        monkeypatch.setattr(validate, "answers", answers)
+        monkeypatch.setattr(validate, "predict", answers)
 
 
 def test_a_lack_of_memory_fails_rows_and_never_the_training(
@@ -285,7 +285,7 @@ def test_a_lack_of_memory_for_some_changes_no_other_answer(
 ) -> None:
     settings: dict[str, Any] = {"valid_metrics": ["chrf"]}
     roomy, made = whole(**settings), start(**settings)
-    real, calls = validate.answers, []
+    real, calls = validate.predict, []
 
     def answers(model: Any, questions: Any, *given: Any, **more: Any) -> Any:
         calls.append(1)
@@ -299,7 +299,7 @@ def test_a_lack_of_memory_for_some_changes_no_other_answer(
         yield from real(model, questions, *given, **more)
         hook.remove()
 
-    monkeypatch.setattr(validate, "answers", answers)
+    monkeypatch.setattr(validate, "predict", answers)
     made.go()
     for step, found in made.answers().items():
         failed = [place for place, line in enumerate(found) if line["error"] is not None]
