@@ -11,28 +11,6 @@ TunesmithError            1
     └── ProcessLost      75   ... because another process of the run is gone or hangs
 """
 
-CODES = {
-    "error": "Anything that has no code of its own.",
-    "recipe": "The recipe or the command line is wrong.",
-    "usage": "The command line is wrong: an unknown verb or option, or a missing or unused argument.",
-    "no-home": "This user has no home folder, and no variable says where the cache or the registry is.",
-    "not-found": "A file or folder is not there.",
-    "permission": "A file or folder may not be read or written, or is on a read-only disk.",
-    "wrong-path": "A path cannot be used: a folder where a file is needed, a name that is too long, a loop of links.",
-    "missing-package": "A Python package that this command needs is not installed.",
-    "encoding": "Text is not in the encoding that it should be in.",
-    "data": "The data is wrong.",
-    "verdict": "The verdict does not allow promotion.",
-    "does-not-fit": "Memory or disk does not suffice.",
-    "damaged-file": "A stored file is damaged or has been altered.",
-    "non-finite": "Loss or gradient became NaN or infinite.",
-    "interrupted": "Stopped on request; the same command resumes.",
-    "process-lost": "Another process of the run is gone or hangs; the same command resumes.",
-    "stopped": "Stopped by Ctrl-C outside a run.",
-    "unexpected": "A fault in tunesmith or in a library; the message names a log file with the traceback.",
-}
-"""Every stable code, and what it means. A code never changes its meaning; the wording of messages may change."""
-
 
 def install_hint(extra: str) -> str:
     """Return how to install an extra; tunesmith is in no package index."""
@@ -46,7 +24,7 @@ class TunesmithError(Exception):
         message: what is wrong, in one sentence.
         where: file:line, row, key or step.
         hint: what to do about it.
-        code: one of `CODES`, for programs; by default that of the class.
+        code: one of `ERROR_CODES` (error_codes.py), for programs; by default the code of the class.
     """
 
     exit_code = 1

@@ -14,8 +14,8 @@ from cyclopts import App
 
 from tunesmith.cli.boundary import run_command
 from tunesmith.cli.output import Reported, print_json
+from tunesmith.core.error_codes import ERROR_CODES
 from tunesmith.core.errors import (
-    CODES,
     DoesNotFit,
     Interrupted,
     ProcessLost,
@@ -95,7 +95,7 @@ def test_an_exception_is_reported_on_stderr_and_as_json(
     assert told.keys() == {"error"}
     assert told["error"].keys() == {"code", "message", "where", "hint"}
     assert told["error"]["code"] == code
-    assert code in CODES
+    assert code in ERROR_CODES
 
 
 def test_an_unexpected_error_leaves_its_traceback_in_a_file(raises: Raises, tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_only_the_first_rank_prints_json(raises: Raises, monkeypatch: pytest.Mon
 
 def test_every_class_has_a_documented_code() -> None:
     classes = [TunesmithError, *TunesmithError.__subclasses__(), ProcessLost]
-    assert {one.code for one in classes} <= CODES.keys()
+    assert {one.code for one in classes} <= ERROR_CODES.keys()
 
 
 def test_json_keeps_characters_that_the_terminal_lacks(monkeypatch: pytest.MonkeyPatch) -> None:

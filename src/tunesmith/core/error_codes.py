@@ -1,0 +1,40 @@
+"""The stable codes that errors carry, for programs and for searching. A code never changes its meaning; messages may.
+
+A code names one kind of mistake. Several places may raise it. The sections follow the folders of the package.
+"""
+
+ERROR_CODES = {
+    # The classes of errors (errors.py): what an error has without a code of its own.
+    "error": "Anything that has no code of its own.",
+    "recipe": "The recipe or the command line is wrong.",
+    "data": "The data is wrong.",
+    "verdict": "The verdict does not allow promotion.",
+    "does-not-fit": "Memory or disk does not suffice.",
+    "damaged-file": "A stored file is damaged or has been altered.",
+    "non-finite": "Loss or gradient became NaN or infinite.",
+    "interrupted": "Stopped on request; the same command resumes.",
+    "process-lost": "Another process of the run is gone or hangs; the same command resumes.",
+    # core and cli
+    "usage": "The command line is wrong: an unknown verb or option, or a missing or unused argument.",
+    "no-home": "This user has no home folder, and no variable names the cache or the registry.",
+    "not-found": "A file or folder does not exist.",
+    "permission": "A file or folder may not be read or written, or is on a read-only disk.",
+    "wrong-path": "A path cannot be used: a folder where a file is needed, a name that is too long, a loop of links.",
+    "missing-package": "A Python package that this command needs is not installed.",
+    "encoding": "Text is not in the encoding that it should be in.",
+    "stopped": "Stopped by Ctrl-C outside a run.",
+    "unexpected": "A fault in tunesmith or in a library; the message names a log file with the traceback.",
+    # recipe
+    # fetch
+    # architecture
+    # tasks
+    # data
+    # scoring
+    # model, kernels and distributed
+    # inference and evaluate
+    # train
+    # registry and promote
+    # pipeline, plan, slurm and track
+    # sweep
+    # demo
+}

@@ -1,0 +1,29 @@
+"""Assert which error is raised by what programs see: its type, code and place, and the values that its text names."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from tunesmith.core.errors import TunesmithError
+
+
+@contextmanager
+def raises(
+    kind: type[TunesmithError], code: str, *named: Any, where: str | None = None
+) -> Iterator[pytest.ExceptionInfo[TunesmithError]]:
+    """Expect an error of exactly this type and code.
+
+    Args:
+        named: values that the message, place or hint must contain as text, such as a key, a row or a limit.
+        where: the end of the error's place, such as `recipe.yaml:3`.
+    """
+    with pytest.raises(kind) as caught:
+        yield caught
+    error = caught.value
+    assert (type(error), error.code) == (kind, code), error
+    for value in named:
+        assert str(value) in str(error), f"{value!r} is not named in: {error}"
+    if where is not None:
+        assert (error.where or "").endswith(where), error
