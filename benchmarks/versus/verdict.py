@@ -105,7 +105,7 @@ def _questions(path: Path, run: RunDir) -> Path:
 
 
 def _answers(run: RunDir) -> list[dict[str, Any]]:
-    return list(read_jsonl(run.subject("tuned") / "generations.jsonl"))
+    return list(read_jsonl(run.evaluation("tuned") / "generations.jsonl"))
 
 
 def _ours(runs: list[Measured], folder: Path) -> Entry:

@@ -14,7 +14,7 @@ from typing import Any
 
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.files import MANIFEST
-from tunesmith.core.places import cache_root, registry_root
+from tunesmith.core.user_folders import cache_root, registry_root
 from tunesmith.estimate.hardware import available_memory_gib
 from tunesmith.pipeline.runner import environment
 

@@ -33,7 +33,7 @@ def test_the_demo_runs_scaled_down(tmp_path: Path, smollm2: Path) -> None:
     assert verdict["primary"]["metric"] == "execution"
     assert verdict["health"]["tuned"]["rows"] == 6
     patterns = {row["pattern"] for row in load(200) if row["split"] == "test"}
-    groups = [line["group"] for line in read_jsonl(run.subject("tuned") / "scores.jsonl")]
+    groups = [line["group"] for line in read_jsonl(run.evaluation("tuned") / "scores.jsonl")]
     assert set(groups) <= patterns
     assert verdict["primary"]["groups"] == len(set(groups))
     losses = [line["loss"] for line in read_jsonl(run.metrics) if line["kind"] == "valid"]

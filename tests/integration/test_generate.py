@@ -27,7 +27,7 @@ def test_generate_gives_the_answers_of_evaluation(
     theirs = (tmp_path / "rows.jsonl").read_text().replace('"question"', '"q"').replace('"answer"', '"a"')
     (tmp_path / "rows.jsonl").write_text(theirs)
     run = run_recipe(file, out=tmp_path / "run")
-    told = list(read_jsonl(run.subject("tuned") / "generations.jsonl"))
+    told = list(read_jsonl(run.evaluation("tuned") / "generations.jsonl"))
     rows = (tmp_path / "rows.jsonl").read_text().splitlines()
     assert len({line["prediction"] for line in told}) > 1
     capsys.readouterr()

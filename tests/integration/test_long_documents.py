@@ -78,7 +78,7 @@ def test_long_documents_run_to_a_verdict(tmp_path: Path, tiny: Path) -> None:
     assert facts is not None
     steps = [line for line in read_jsonl(run.metrics) if line["kind"] == "step"]
     assert sum(line["trained_tokens"] for line in steps) == 2 * manifest["trained_tokens"]["train"]
-    scores = list(read_jsonl(run.subject("tuned") / "scores.jsonl"))
+    scores = list(read_jsonl(run.evaluation("tuned") / "scores.jsonl"))
     assert sum(line["tokens"] for line in scores) == manifest["trained_tokens"]["test"]
     verdict = read_json(run.verdict)
     assert verdict["verdict"] == "better"

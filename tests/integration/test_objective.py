@@ -20,7 +20,7 @@ from tests.support.tiny import one_thread
 from tests.unit.train.conftest import FULL, recipe_of
 
 from tunesmith.core.errors import RecipeError
-from tunesmith.core.records import SEQUENCE_LENGTHS, Tokens
+from tunesmith.core.records import SEQUENCE_LENGTHS, TokenizedExample
 from tunesmith.data.batches import TokenDataset, batch_indices
 from tunesmith.data.microbatch import MicroBatchPolicy
 from tunesmith.data.token_file import write_tokens
@@ -46,7 +46,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def margin(model: Any, pair: Tokens) -> torch.Tensor:
+def margin(model: Any, pair: TokenizedExample) -> torch.Tensor:
     """Return the margin of a pair from two passes of the plain model, each over one answer."""
     total, begin = torch.zeros((), dtype=torch.float64), 0
     for length, sign in zip(pair.columns[SEQUENCE_LENGTHS], pair.columns[SIGN], strict=True):
@@ -148,6 +148,8 @@ def test_rows_of_another_objective_are_refused(tiny: Path, tmp_path: Path) -> No
     made = prepared_pairs(tmp_path / "run", tiny)
     for split in ("train", "valid"):
         pairs = random_pairs(6, 1)
-        write_tokens(made.run.tokens(split), [Tokens(one.example_id, one.input_ids, one.trained) for one in pairs])
+        write_tokens(
+            made.run.tokens(split), [TokenizedExample(one.example_id, one.input_ids, one.trained) for one in pairs]
+        )
     with pytest.raises(RecipeError):
         train(made.recipe, made.run, PAIRS)

@@ -198,7 +198,7 @@ def test_a_rank_that_hangs_is_told_and_made_good(
     rank(slurm, 1).suspend()
     ends(slurm, job, "COMPLETED", restarts=1)  # the others wait 18 seconds, and srun a minute for the one that hangs
     assert "another process of this run is gone or hangs" in log_path(run, job).read_text()
-    assert "distributed_c10d.py" in run.stacks_of(0).read_text()
+    assert "distributed_c10d.py" in run.rank_stacks(0).read_text()
     assert weights(run) == weights(undisturbed)
 
 

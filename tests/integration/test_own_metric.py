@@ -25,8 +25,8 @@ def test_it_decides_and_is_scored_again_when_its_file_changes(tmp_path: Path, ti
     file = recipe(tmp_path, tiny, evaluate=settings, train={"learning_rate": 0.01, "max_steps": 2})
     run = run_recipe(file, out=tmp_path / "run")
     for name in ("base", "tuned"):
-        answers = {line["id"]: line["prediction"] for line in read_jsonl(run.subject(name) / "generations.jsonl")}
-        scored = {line["id"]: line["brevity:words"] for line in read_jsonl(run.subject(name) / "scores.jsonl")}
+        answers = {line["id"]: line["prediction"] for line in read_jsonl(run.evaluation(name) / "generations.jsonl")}
+        scored = {line["id"]: line["brevity:words"] for line in read_jsonl(run.evaluation(name) / "scores.jsonl")}
         assert scored == {row: len(text.split()) for row, text in answers.items()}
     first = read_json(run.verdict)
     assert first["primary"]["metric"] == "brevity:words"

@@ -186,18 +186,18 @@ def test_a_run_of_two_goes_to_its_verdict(file: Path, alone: RunDir, tmp_path: P
     assert same(run, alone)
     assert said.count("train: starts") == 1
     assert said.count("step 20: validation loss") == 1
-    assert "step 20: validation loss" in run.log_of(1).read_text()
+    assert "step 20: validation loss" in run.rank_log(1).read_text()
     manifest = run.manifest("train")
     assert manifest is not None
     assert manifest["processes"] == 2
     assert read_json(run.verdict)["verdict"] == read_json(alone.verdict)["verdict"]
     for name in ("base", "tuned"):
-        made = [read_jsonl(one.subject(name) / "generations.jsonl") for one in (run, alone)]
+        made = [read_jsonl(one.evaluation(name) / "generations.jsonl") for one in (run, alone)]
         many, one = ({line["id"]: line["prediction"] for line in lines} for lines in made)
         assert many.keys() == one.keys()
         assert sum(many[i] == one[i] for i in one) >= len(one) - 1, "rounding may turn a tie of two tokens"
-        assert sorted(path.name for path in run.subject(name).iterdir()) == sorted(
-            path.name for path in alone.subject(name).iterdir()
+        assert sorted(path.name for path in run.evaluation(name).iterdir()) == sorted(
+            path.name for path in alone.evaluation(name).iterdir()
         )
     answered = [[json.loads(line)["id"] for line in one.valid_answers(60).open()] for one in (run, alone)]
     assert answered[0] == answered[1], "every row is answered once, in the order of the rows"
@@ -243,7 +243,7 @@ def test_memory_that_does_not_suffice_in_one_concerns_nobody_else(file: Path, al
     run, little = RunDir(tmp_path / "run"), command_after(LITTLE_MEMORY, tmp_path)
     said = done(together(2, little, "train", str(file), "--out", str(run)))
     less = "memory did not suffice: going on with 1 rows a forward pass"
-    assert (less in run.log_of(1).read_text(), less in said) == (True, False)
+    assert (less in run.rank_log(1).read_text(), less in said) == (True, False)
     assert same(run, alone)
 
 

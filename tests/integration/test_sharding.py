@@ -177,7 +177,7 @@ def test_adapters_beside_layers_that_never_are_whole(tuning: dict[str, Any], tmp
     assert manifest["plain_path"] == (stacks if tuning["method"] == "lora" else {})
     assert (run.checkpoint(60) / "model" / "adapter_model.safetensors").exists()
     for name in ("base", "tuned"):
-        many, one = (list(read_jsonl(one.subject(name) / "scores.jsonl")) for one in (run, alone))
+        many, one = (list(read_jsonl(one.evaluation(name) / "scores.jsonl")) for one in (run, alone))
         assert [line["id"] for line in many] == [line["id"] for line in one]
         assert [line["log_likelihood"] for line in many] == pytest.approx(
             [line["log_likelihood"] for line in one], rel=1e-3

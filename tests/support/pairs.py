@@ -12,7 +12,7 @@ import torch
 from tests.unit.train.conftest import FULL, Trained, prepared
 from torch.nn.functional import softplus
 
-from tunesmith.core.records import SEQUENCE_LENGTHS, Column, Tokens
+from tunesmith.core.records import SEQUENCE_LENGTHS, Column, TokenizedExample
 from tunesmith.data.token_file import write_tokens
 from tunesmith.kernels.token_loss import TokenLoss
 from tunesmith.objectives.base import Measure, Objective
@@ -44,7 +44,7 @@ PAIRS = Objective(
 )
 
 
-def random_pairs(count: int, seed: int) -> list[Tokens]:
+def random_pairs(count: int, seed: int) -> list[TokenizedExample]:
     """Return pairs of answers of 2 to 24 random tokens to prompts of 8 to 20."""
     drawn, found = np.random.default_rng(seed), []
     for number in range(count):
@@ -57,7 +57,7 @@ def random_pairs(count: int, seed: int) -> list[Tokens]:
             WEIGHT: tuple(drawn.uniform(0.5, 2, len(trained)).tolist()),
         }
         ids = [token for answer in answers for token in (*prompt, *answer)]
-        found.append(Tokens(f"{seed}-{number}", tuple(ids), tuple(trained), columns))
+        found.append(TokenizedExample(f"{seed}-{number}", tuple(ids), tuple(trained), columns))
     return found
 
 

@@ -19,7 +19,7 @@ from tunesmith.cli.translate import as_tunesmith_error
 from tunesmith.cli.usage import usage_error
 from tunesmith.core.dist_env import rank_info
 from tunesmith.core.errors import TunesmithError, VerdictRefused
-from tunesmith.core.places import cache_root
+from tunesmith.core.user_folders import cache_root
 
 _KEPT_LOGS = 20
 _INTERRUPTED = 130
@@ -79,7 +79,7 @@ def _failed(error: TunesmithError, raised: BaseException, as_json: bool, debug: 
 def _is_first_rank() -> bool:
     """Whether this process is the one of its run that prints results."""
     try:
-        return rank_info().is_first
+        return rank_info().is_rank0
     except TunesmithError:  # the variables of the launcher are wrong, which is the error being printed
         return True
 

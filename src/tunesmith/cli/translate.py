@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 from tunesmith.core.errors import DataError, DoesNotFit, RecipeError, TunesmithError, install_hint
-from tunesmith.core.files import errno_of, out_of_space
-from tunesmith.core.places import HINT, is_user_folder
+from tunesmith.core.files import errno_of, out_of_space_error
+from tunesmith.core.user_folders import FOLDERS_HINT, is_user_folder
 
 _NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
 _WRONG_PATH = {
@@ -50,12 +50,12 @@ def _system_error(error: Exception, number: int) -> TunesmithError | None:
     """Return the error for an errno; None if it has no explanation."""
     name = getattr(error, "filename2", None) or getattr(error, "filename", None)  # the target, if a rename failed
     where = _TEMPORARY.sub(r"\1", os.fsdecode(name)) if isinstance(name, str | bytes | Path) else None
-    if full := out_of_space(number, Path(where or ".")):
+    if full := out_of_space_error(number, Path(where or ".")):
         return full
     if number in _NO_PERMISSION:
         what = "is on a read-only disk" if number == errno.EROFS else "may not be read or written by this user"
         ours = where is not None and is_user_folder(Path(where))
-        hint = HINT if ours else "change its permissions, or name another place"
+        hint = FOLDERS_HINT if ours else "change its permissions, or name another place"
         return RecipeError(what if where else f"a file {what}", where=where, code="permission", hint=hint)
     if number == errno.ENOENT and where:
         missing = None if Path(where).parent.exists() else "its folder does not exist either"

@@ -17,7 +17,7 @@ _OF_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 # SLURM_NTASKS and SLURM_PROCID are also there in the shell of a job, which srun has not started; the first is not.
 _OF_SRUN = ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_STEP_TASKS_PER_NODE")
 # Where a process of a step waits for the others: below the ports that Linux gives to whoever asks for any (32,768 on).
-FIRST_PORT, PORTS = 15_000, 17_000
+FIRST_PORT, PORT_COUNT = 15_000, 17_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class RankInfo:
     init_method: str = "env://"
 
     @property
-    def is_first(self) -> bool:
+    def is_rank0(self) -> bool:
         """Whether it is the one that writes."""
         return self.rank == 0
 
@@ -91,7 +91,7 @@ def _first_task() -> str:
     host = os.environ.get("MASTER_ADDR") or first_host(os.environ.get("SLURM_STEP_NODELIST", ""))
     told = [os.environ.get(name, "0") for name in ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")]
     digest = hashlib.sha256(" ".join(told).encode()).digest()
-    port = os.environ.get("MASTER_PORT") or FIRST_PORT + int.from_bytes(digest[:4], "big") % PORTS
+    port = os.environ.get("MASTER_PORT") or FIRST_PORT + int.from_bytes(digest[:4], "big") % PORT_COUNT
     return f"tcp://{host}:{port}"
 
 

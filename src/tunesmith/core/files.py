@@ -145,7 +145,7 @@ def sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
-def file_list(folder: Path) -> dict[str, dict[str, Any]]:
+def list_files(folder: Path) -> dict[str, dict[str, Any]]:
     """Return {relative name: {bytes, sha256}} of all files below a folder, its manifest left out."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
     return {
@@ -191,7 +191,7 @@ def seal_folder(folder: Path, **facts: Any) -> dict[str, Any]:
                 os.fsync(file.fileno())
         else:
             sync_folder(path)
-    manifest = {**facts, "files": file_list(folder)}
+    manifest = {**facts, "files": list_files(folder)}
     write_json(folder / MANIFEST, manifest)
     return manifest
 
@@ -234,7 +234,7 @@ def check_folder(folder: Path) -> dict[str, Any]:
 
 def check_files(folder: Path, expected: dict[str, dict[str, Any]]) -> None:
     """Raise DamagedFile unless the files below `folder` are exactly those of `expected`."""
-    found = file_list(folder)
+    found = list_files(folder)
     for name in sorted(expected.keys() | found.keys()):
         if name not in found:
             raise DamagedFile("is missing", where=str(folder / name))
@@ -254,13 +254,13 @@ def translate_enospc(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # safetensors and tokenizers raise errors of no common kind
-        full = out_of_space(errno_of(error), path)
+        full = out_of_space_error(errno_of(error), path)
         if full is None:
             raise
         raise full from error
 
 
-def out_of_space(number: int | None, path: Path) -> DoesNotFit | None:
+def out_of_space_error(number: int | None, path: Path) -> DoesNotFit | None:
     """Return the error for an errno that means that nothing more fits where `path` is; None for others."""
     if number not in _OUT_OF_SPACE:
         return None

@@ -56,7 +56,7 @@ def defer_signals() -> Iterator[None]:
         _deferred.pop()
 
 
-def requested() -> int:
+def requested_signal() -> int:
     """Return the number of the signal that came, or 0."""
     return _requested[0] if _requested else 0
 
@@ -64,7 +64,7 @@ def requested() -> int:
 def check() -> None:
     """Raise Interrupted if a signal came."""
     if _requested and not _deferred:
-        raise stopped(_requested[0])
+        raise interrupted_error(_requested[0])
 
 
 def stop_when_requested(items: Iterable[T]) -> Iterator[T]:
@@ -75,7 +75,7 @@ def stop_when_requested(items: Iterable[T]) -> Iterator[T]:
         yield item
 
 
-def stopped(number: int) -> Interrupted:
+def interrupted_error(number: int) -> Interrupted:
     """Return the error that a signal ends a run with."""
     return Interrupted(
         f"stopped by {signal.Signals(number).name}; everything finished so far is kept",

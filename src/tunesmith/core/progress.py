@@ -33,7 +33,7 @@ class Progress:
             self._last = now
             self._line(note)
 
-    def doing(self, what: str) -> None:
+    def set_note(self, what: str) -> None:
         """Say what is done between two units, where that takes long."""
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], note=what)

@@ -77,7 +77,7 @@ SEQUENCE_LENGTHS = Column("sequence_lengths", "int32", "sequence")
 
 
 @dataclass(frozen=True, slots=True)
-class Tokens:
+class TokenizedExample:
     """One rendered example: `input_ids` [length] and `trained` [length], true where a token is learned.
 
     An example is one sequence, unless SEQUENCE_LENGTHS is among its `columns`: then several, one behind the other.
@@ -94,7 +94,7 @@ class Tokens:
         return len(self.input_ids) + sum(len(ids) for column, ids in self.columns.items() if column.per == "ids")
 
     @property
-    def read_first(self) -> tuple[float, ...]:
+    def prompt_ids(self) -> tuple[float, ...]:
         """What a prompt becomes: what is read apart from `input_ids`, by an encoder, or else `input_ids`."""
         return next((ids for column, ids in self.columns.items() if column.per == "ids"), self.input_ids)
 

@@ -14,12 +14,12 @@ class RunDir:
 
     Args:
         path: the folder, which need not exist.
-        origin: the folder of the recipe that is being run; by default the one that the run recorded.
+        recipe_folder: the folder of the recipe that is being run; by default the one that the run recorded.
     """
 
-    def __init__(self, path: Path | str, origin: Path | None = None) -> None:
+    def __init__(self, path: Path | str, recipe_folder: Path | None = None) -> None:
         self.path = Path(path)
-        self._origin = origin
+        self._recipe_folder = recipe_folder
 
     def __str__(self) -> str:
         return str(self.path)
@@ -50,26 +50,26 @@ class RunDir:
         return self.path / "environment.json"
 
     @property
-    def origin(self) -> Path:
+    def recipe_folder(self) -> Path:
         """The folder that the recipe's relative paths start at.
 
         It is the recipe's folder, or `recipe_files` if the recipe is gone and the rows are prepared.
         """
-        if self._origin is not None:
-            return self._origin
-        gone = self.manifest("prepare") is not None and not self.recipe_is_there
-        return self.recipe_files if gone else self.recorded_origin
+        if self._recipe_folder is not None:
+            return self._recipe_folder
+        gone = self.manifest("prepare") is not None and not self.recipe_exists
+        return self.recipe_files if gone else self.recorded_recipe_folder
 
     @property
-    def recorded_origin(self) -> Path:
+    def recorded_recipe_folder(self) -> Path:
         """The folder that held the recipe when the run last started from it."""
         return self.path / str(read_json(self.environment)["recipe_folder"])
 
     @property
-    def recipe_is_there(self) -> bool:
+    def recipe_exists(self) -> bool:
         """Whether the recipe that the run last started from still exists."""
         name = read_json(self.environment).get("recipe_file", "")
-        return (self.recorded_origin / str(name)).exists()
+        return (self.recorded_recipe_folder / str(name)).exists()
 
     @property
     def recipe_files(self) -> Path:
@@ -81,11 +81,11 @@ class RunDir:
         """Held while a process writes to the run."""
         return self.path / "logs" / "lock"
 
-    def log_of(self, rank: int) -> Path:
+    def rank_log(self, rank: int) -> Path:
         """What another process of the run than the first said."""
         return self.path / "logs" / f"rank-{rank}.log"
 
-    def stacks_of(self, rank: int) -> Path:
+    def rank_stacks(self, rank: int) -> Path:
         """Where the code of a process stood when it had not heard of the others for long."""
         return self.path / "logs" / f"stacks-rank-{rank}.txt"
 
@@ -144,7 +144,7 @@ class RunDir:
         """Return what was answered to valid rows at a step, and what that scored."""
         return self.stage("train") / "answers" / f"step-{step:06d}.jsonl"
 
-    def subject(self, name: str) -> Path:
+    def evaluation(self, name: str) -> Path:
         """Return the folder of what `base` or `tuned` answered."""
         return self.stage("evaluate") / name
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from tunesmith.core.records import INPUT_IDS, SEQUENCE_LENGTHS, TRAINED, Column, Tokens
+from tunesmith.core.records import INPUT_IDS, SEQUENCE_LENGTHS, TRAINED, Column, TokenizedExample
 from tunesmith.data.token_file import RaggedRows, columns_in, flat_arrays, tokens_from
 
 if TYPE_CHECKING:  # lengths are asked for by `plan`, which has no need of tensors
@@ -77,7 +77,7 @@ class TokenDataset:
         self._keep(load_file(path))
 
     @classmethod
-    def of(cls, examples: "Sequence[Tokens] | RaggedRows") -> "TokenDataset":
+    def of(cls, examples: "Sequence[TokenizedExample] | RaggedRows") -> "TokenDataset":
         """Return rendered examples as the file of them would be read."""
         made = cls.__new__(cls)
         made._keep({name: array.made() for name, array in flat_arrays(examples).items()})
@@ -112,7 +112,7 @@ class TokenDataset:
         encoder = (ragged.values for ragged in self._encoder_ids.values())
         return max(int(ids.max(initial=-1)) for ids in (self._ids, *encoder))
 
-    def example(self, row: int, example_id: str) -> Tokens:
+    def example(self, row: int, example_id: str) -> TokenizedExample:
         """Return one example as it was rendered."""
         return tokens_from(example_id, {column: ragged.of(row) for column, ragged in self._columns.items()})
 

@@ -30,6 +30,6 @@ def inputs(recipe: Recipe, run: RunDir) -> dict[str, Any]:
 def _source(recipe: Recipe, run: RunDir) -> str:
     done = run.manifest("prepare")
     commits = (done or {}).get("commits")
-    if done is not None and not sources_are_there(recipe.data.source, folder=run.origin, commits=commits):
+    if done is not None and not sources_are_there(recipe.data.source, folder=run.recipe_folder, commits=commits):
         return str(done["inputs"]["source"])
-    return digest_sources(recipe.data.source, folder=run.origin, commits=commits)
+    return digest_sources(recipe.data.source, folder=run.recipe_folder, commits=commits)

@@ -24,18 +24,18 @@ def json_lines(path: Path, label: str) -> Iterator[tuple[int, dict[str, Any]]]:
     Raises:
         DataError: see `text_lines`; a line that is not exactly one JSON object, or not representable exactly.
     """
-    is_first = True
+    is_first_line = True
     for number, line in text_lines(path, label):
         if line.isspace() or not line:
             continue
         try:
             value = _one_object(line, number, label)
         except DataError as error:
-            if is_first and line.lstrip().startswith("["):
+            if is_first_line and line.lstrip().startswith("["):
                 hint = "this looks like one JSON list, not one object a line: let the name end in .json"
                 raise DataError(error.message, where=error.where, hint=hint) from error
             raise
-        is_first = False
+        is_first_line = False
         yield number, value
 
 

@@ -40,11 +40,11 @@ def prepare(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     with translate_enospc(run.stage("prepare")):
         run.path.mkdir(parents=True, exist_ok=True)
         shelf = Spool(run.path)
-        gathered = build_dataset(recipe, task, folder=run.origin, model=base, seen=progress.update, shelf=shelf)
+        gathered = build_dataset(recipe, task, folder=run.recipe_folder, model=base, seen=progress.update, shelf=shelf)
     progress.close()
-    rehearse(recipe, task, gathered, folder=run.origin)
+    rehearse(recipe, task, gathered, folder=run.recipe_folder)
     facts = {"stage": "prepare", "inputs": stated, "seconds": round(time.monotonic() - began, 3), **gathered.facts()}
-    facts |= {"base": pinned_base(run, base), "commits": commits_of(recipe.data.source, folder=run.origin)}
+    facts |= {"base": pinned_base(run, base), "commits": commits_of(recipe.data.source, folder=run.recipe_folder)}
     with new_folder(run.stage("prepare"), **facts) as folder:
         _write(folder, gathered, tokenizer)
         write_trained_rows(folder / TRAINED_ROWS, (str(row.entry.id) for row in gathered.used["train"]), base)

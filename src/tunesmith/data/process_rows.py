@@ -8,7 +8,7 @@ from typing import Any
 
 from tunesmith.core import interrupt
 from tunesmith.core.errors import DataError
-from tunesmith.core.records import Example, Tokens, Turn
+from tunesmith.core.records import Example, TokenizedExample, Turn
 from tunesmith.data.filters import broken_rule
 from tunesmith.data.identity import block_id, group_of, row_id, short_digest
 from tunesmith.data.sources import Row, read_rows
@@ -81,7 +81,7 @@ class ProcessedRow:
 
     entry: LedgerEntry
     example: Example | None
-    tokens: Tokens | None
+    tokens: TokenizedExample | None
     said: tuple[Turn, ...] = ()
     remarks: Remarks = NOTHING
 
@@ -230,14 +230,16 @@ def _used(recipe: Recipe, task: Task, row: Row) -> list[ProcessedRow]:
     return found
 
 
-def _parts(task: Task, turns: tuple[Turn, ...], name: str, most: int) -> list[tuple[tuple[Turn, ...], Tokens]]:
+def _parts(
+    task: Task, turns: tuple[Turn, ...], name: str, most: int
+) -> list[tuple[tuple[Turn, ...], TokenizedExample]]:
     """Return the turns and the tokens of a row called `name`, or of each of its blocks."""
     whole = task.render(turns, name)
     blocks = enumerate(task.blocks(whole, most), 1)
     return [(block, task.render(block, block_id(name, n, most))) for n, block in blocks] or [(turns, whole)]
 
 
-def _limited(recipe: Recipe, task: Task, tokens: Tokens) -> tuple[Tokens, str | None]:
+def _limited(recipe: Recipe, task: Task, tokens: TokenizedExample) -> tuple[TokenizedExample, str | None]:
     """Return an example that is short enough, and why it was cut; raise RowProblem where nothing is left to learn."""
     short, reason = task.limited(tokens, recipe.data.max_tokens_per_example)
     if reason is not None and recipe.data.too_long == "drop":

@@ -21,9 +21,9 @@ def keep_recipe_files(recipe: Recipe, run: RunDir) -> None:
         DataError: the database is not there.
         DoesNotFit: the disk is full.
     """
-    if run.origin == run.recipe_files:
+    if run.recipe_folder == run.recipe_files:
         return
-    for source, name in _wanted(recipe, run.origin):
+    for source, name in _wanted(recipe, run.recipe_folder):
         target = run.recipe_files / name
         if not _is_copy(source, target):
             with translate_enospc(target):

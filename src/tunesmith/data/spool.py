@@ -18,7 +18,7 @@ from typing import IO
 import numpy as np
 
 from tunesmith.core.files import json_line
-from tunesmith.core.records import INPUT_IDS, TRAINED, Column, Tokens
+from tunesmith.core.records import INPUT_IDS, TRAINED, Column, TokenizedExample
 from tunesmith.data.process_rows import NOTHING, LedgerEntry, ProcessedRow, Remarks
 from tunesmith.data.similarity import ShingleIndex, shingles
 from tunesmith.data.split import content_hash
@@ -112,7 +112,7 @@ class Spool:
         """Yield the lines of examples, as they are stored in `prepare/examples/*.jsonl`."""
         return self._examples.at(places)
 
-    def tokens(self, place: int, example_id: str) -> Tokens:
+    def tokens(self, place: int, example_id: str) -> TokenizedExample:
         """Return one example as it was rendered."""
         columns = {c: np.frombuffer(next(values.at([place])), c.dtype) for c, values in self._columns.items()}
         return tokens_from(example_id, columns)

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tunesmith.core.files import write_chunks
-from tunesmith.core.records import INPUT_IDS, TRAINED, Column, Tokens
+from tunesmith.core.records import INPUT_IDS, TRAINED, Column, TokenizedExample
 
 OFFSETS, SEQUENCE_OFFSETS = "offsets", "sequence_offsets"
 # safetensors' name of each type and that of `array`, in the order in which safetensors writes arrays.
@@ -43,14 +43,14 @@ class RaggedRows:
     columns: Mapping[Column, RaggedBytes]
 
     @classmethod
-    def of(cls, examples: Sequence[Tokens]) -> "RaggedRows":
+    def of(cls, examples: Sequence[TokenizedExample]) -> "RaggedRows":
         """Return examples that are held in memory."""
         rows = [columns_of(example) for example in examples]
         names = dict.fromkeys([INPUT_IDS, TRAINED, *chain.from_iterable(rows)])
         return cls({column: _held(column, [row.get(column, ()) for row in rows]) for column in names})
 
 
-def columns_of(example: Tokens) -> dict[Column, tuple[float, ...]]:
+def columns_of(example: TokenizedExample) -> dict[Column, tuple[float, ...]]:
     """Return all columns of an example."""
     return {INPUT_IDS: example.input_ids, TRAINED: example.trained, **example.columns}
 
@@ -60,11 +60,11 @@ def to_bytes(column: Column, values: Sequence[float]) -> bytes:
     return array(_TYPES[column.dtype][1], cast("Sequence[Any]", values)).tobytes()
 
 
-def tokens_from(example_id: str, columns: Mapping[Column, NDArray[Any]]) -> Tokens:
+def tokens_from(example_id: str, columns: Mapping[Column, NDArray[Any]]) -> TokenizedExample:
     """Return an example from the arrays of its columns, without the columns that are empty."""
     ids, trained = columns[INPUT_IDS].tolist(), columns[TRAINED].astype(bool).tolist()
     others = {c: tuple(v.tolist()) for c, v in columns.items() if c not in (INPUT_IDS, TRAINED) and len(v)}
-    return Tokens(example_id, tuple(ids), tuple(trained), others)
+    return TokenizedExample(example_id, tuple(ids), tuple(trained), others)
 
 
 def _held(column: Column, rows: Sequence[Sequence[float]]) -> RaggedBytes:
@@ -83,7 +83,7 @@ class FlatArray(NamedTuple):
         return np.frombuffer(b"".join(self.pieces()), self.dtype).reshape(self.shape)
 
 
-def flat_arrays(examples: Sequence[Tokens] | RaggedRows) -> dict[str, FlatArray]:
+def flat_arrays(examples: Sequence[TokenizedExample] | RaggedRows) -> dict[str, FlatArray]:
     """Return the arrays of the file by name, in the order of safetensors: the widest types first."""
     rows = examples if isinstance(examples, RaggedRows) else RaggedRows.of(examples)
     found = {OFFSETS: _offsets(rows.columns[INPUT_IDS].lengths)}
@@ -101,7 +101,7 @@ def flat_arrays(examples: Sequence[Tokens] | RaggedRows) -> dict[str, FlatArray]
     return dict(sorted(found.items(), key=lambda named: (order.index(named[1].dtype), named[0])))
 
 
-def write_tokens(path: Path, examples: Sequence[Tokens] | RaggedRows) -> None:
+def write_tokens(path: Path, examples: Sequence[TokenizedExample] | RaggedRows) -> None:
     """Write rendered examples: a file as safetensors writes it, which would need all of it in memory."""
     arrays = flat_arrays(examples)
     header, begin = {}, 0

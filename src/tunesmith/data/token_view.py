@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tunesmith.core.records import Tokens
+from tunesmith.core.records import TokenizedExample
 from tunesmith.tasks.tokenizer import TokenizerAdapter
 
 _BROKEN = "\ufffd"
@@ -11,7 +11,7 @@ _BROKEN = "\ufffd"
 _MOST_TOKENS = 4
 
 
-def token_view(tokens: Tokens, tokenizer: TokenizerAdapter) -> list[dict[str, Any]]:
+def token_view(tokens: TokenizedExample, tokenizer: TokenizerAdapter) -> list[dict[str, Any]]:
     """Return each token as {text, id, trained, special}, those that are read apart (by an encoder) first.
 
     See `pieces` for characters of several tokens.

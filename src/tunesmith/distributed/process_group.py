@@ -51,9 +51,9 @@ class ProcessGroup:
     channel: Any = None
 
     @property
-    def is_first(self) -> bool:
+    def is_rank0(self) -> bool:
         """Whether this is the process that writes."""
-        return self.rank_info.is_first
+        return self.rank_info.is_rank0
 
     @property
     def is_many(self) -> bool:
@@ -130,7 +130,7 @@ class ProcessGroup:
         if not self.is_many:
             return work()
         told: list[Any] = [None, None]
-        if self.is_first:
+        if self.is_rank0:
             try:
                 told[0] = work()
             except Exception as error:
@@ -148,8 +148,8 @@ class ProcessGroup:
 
     def check(self) -> None:
         """Raise Interrupted in all processes if a signal came to any."""
-        if signal := max(self.gather(interrupt.requested())):
-            raise interrupt.stopped(signal)
+        if signal := max(self.gather(interrupt.requested_signal())):
+            raise interrupt.interrupted_error(signal)
 
 
 def current_group() -> ProcessGroup:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tunesmith.core.errors import TunesmithError
 from tunesmith.core.files import digest_of, read_json, write_json
-from tunesmith.core.places import cache_root
+from tunesmith.core.user_folders import cache_root
 
 
 @dataclass(frozen=True, slots=True)

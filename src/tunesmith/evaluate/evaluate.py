@@ -58,7 +58,7 @@ def evaluate(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     found = {
         name: _subject(name, model, recipe, run, task, tokenizer, questions, places) for name, model in models.items()
     }
-    if not group.is_first:
+    if not group.is_rank0:
         return {}
     scores, healths = {}, {}
     for name, (answered, measured) in found.items():
@@ -72,7 +72,7 @@ def evaluate(recipe: Recipe, run: RunDir) -> dict[str, Any]:
         for line, answer in zip(lines, answered, strict=False):  # samples are fewer, if no metric reads answers
             if answer["error"] is not None:
                 line["failed"] = answer["error"]
-        write_jsonl(run.subject(name) / "scores.jsonl", lines)
+        write_jsonl(run.evaluation(name) / "scores.jsonl", lines)
         scores[name], healths[name] = lines, response_stats(answered)
     groups = [e.group for e in examples]
     verdict = compare_models(
@@ -131,7 +131,7 @@ def _subject(
         if tokens and not group.is_many:
             remember_writing(model.root.digest(), recipe.tuning.method, tokens / seconds)
 
-    answered = generate_answers(name, loaded, questions, task, run.subject(name), key=key, timed=timed)
+    answered = generate_answers(name, loaded, questions, task, run.evaluation(name), key=key, timed=timed)
     measured: list[dict[str, float]] = [{} for _ in places]
     if scored_on_likelihood(recipe.evaluate.metrics):
         measured = score_likelihoods(loaded, TokenDataset(run.tokens("test")), places, compute, tokenizer.pad_id)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.files import MANIFEST, digest_file, exclusive_lock, new_folder
-from tunesmith.core.places import cache_root
 from tunesmith.core.progress import log
+from tunesmith.core.user_folders import cache_root
 
 
 def folder_of_gguf(file: Path) -> Path:

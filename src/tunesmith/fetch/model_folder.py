@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tunesmith.core.errors import TunesmithError
 from tunesmith.core.files import MANIFEST, digest_file, digest_of, read_json, write_json
-from tunesmith.core.places import cache_root
+from tunesmith.core.user_folders import cache_root
 from tunesmith.fetch.pin import Pin
 
 CARD = "tunesmith.json"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tunesmith.core.errors import DamagedFile, RecipeError
 from tunesmith.core.files import MANIFEST, digest_file
-from tunesmith.core.places import cache_root
+from tunesmith.core.user_folders import cache_root
 from tunesmith.fetch.gguf import convert
 
 

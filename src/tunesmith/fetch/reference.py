@@ -87,9 +87,9 @@ def base_of(run: RunDir, reference: str, *, weights: bool = True) -> ModelFolder
     """
     kept = (run.manifest("prepare") or {}).get("base")
     if kept is None:
-        return resolve(reference, relative_to=run.origin, weights=weights)
-    pin, opening = Pin.from_json(kept["pin"]).read_from(run.path), _Opening(run.origin, weights)
-    if pin.is_path and _is_in(reference.removeprefix("run:"), run.origin):
+        return resolve(reference, relative_to=run.recipe_folder, weights=weights)
+    pin, opening = Pin.from_json(kept["pin"]).read_from(run.path), _Opening(run.recipe_folder, weights)
+    if pin.is_path and _is_in(reference.removeprefix("run:"), run.recipe_folder):
         return _resolve(reference, opening)
     way = partial(_open_pin, pin, reference, opening)
     return replace(_with_digest(reference, kept["digest"], [way], opening, of=run.path), reference=reference)
@@ -184,7 +184,7 @@ def _open_pin(pin: Pin, reference: str, opening: _Opening) -> ModelFolder:
         return ModelFolder(reference, folder_of_gguf(Path(pin.at)), pin=pin)
     if pin.kind == "run":
         run, step, path = _checkpoint(pin)
-        own = run.recorded_origin if run.environment.exists() else opening.relative_to
+        own = run.recorded_recipe_folder if run.environment.exists() else opening.relative_to
         return _open(reference, path / "model", replace(pin, version=step), replace(opening, relative_to=own))
     if pin.kind == "registry":
         registry = Registry.default()

@@ -23,14 +23,14 @@ def scoring_inputs(metrics: Sequence[str], recipe: Recipe, run: RunDir) -> dict[
     if own:
         found["own_metrics"] = own
     if "execution" in metrics and recipe.evaluate.database is not None:
-        file = database_file(recipe, run.origin)
+        file = database_file(recipe, run.recipe_folder)
         found["database"] = digest_file(file) if file else recipe.evaluate.database
     return found
 
 
 def _digest_of_own(name: str, run: RunDir) -> str | None:
     """Return the digest of a metric's module, and of the modules beside it that it imports."""
-    files = source_files(name, run.origin)
+    files = source_files(name, run.recipe_folder)
     if len(files) < 2:
         return digest_file(files[0]) if files else None
-    return digest_of({file.relative_to(run.origin).as_posix(): digest_file(file) for file in files})
+    return digest_of({file.relative_to(run.recipe_folder).as_posix(): digest_file(file) for file in files})

@@ -25,7 +25,7 @@ class Scorer:
 
     def __init__(self, metrics: Sequence[str], recipe: Recipe, run: RunDir, *, stage: str) -> None:
         self.names = expand(metrics)
-        self._own = custom_metrics(self.names, run.origin)
+        self._own = custom_metrics(self.names, run.recipe_folder)
         self._database = _database(recipe, run, stage) if "execution" in self.names else None
 
     @property
@@ -57,7 +57,7 @@ class Scorer:
 def _database(recipe: Recipe, run: RunDir, stage: str) -> Path | None:
     """Return the SQLite file that `execution` runs queries on, making the generated one if need be."""
     if recipe.evaluate.database != GENERATED_SHOP:
-        return database_file(recipe, run.origin)
+        return database_file(recipe, run.recipe_folder)
     from tunesmith.demo.shop import write_database
 
     path = run.stage(stage) / "shop.sqlite"

@@ -8,7 +8,7 @@ from transformers import AutoConfig
 
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.files import new_folder, write_json
-from tunesmith.core.places import check_writable
+from tunesmith.core.user_folders import check_writable
 from tunesmith.data.trained_rows import TRAINED_ROWS, trained_rows, write_trained_rows
 from tunesmith.fetch.reference import CARD, resolve
 from tunesmith.model.adapters import open_model, save_model

@@ -35,7 +35,7 @@ def start_run(opened: OpenedRun, *, until: str | None, here: bool, detach: bool)
         _become_torchrun(launch.processes)
     if not isinstance(launch, SlurmLaunch):
         run = run_opened(opened, until=until)
-        return run if this.is_first else None
+        return run if this.is_rank0 else None
     from tunesmith.pipeline.submit import submit_run
     from tunesmith.pipeline.watch import follow
 

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from tunesmith.core import interrupt
 from tunesmith.core.dist_env import rank_info
 from tunesmith.core.files import MANIFEST, exclusive_lock, read_json, remove_leftovers, write_json
-from tunesmith.core.places import cache_root, check_writable, registry_root
 from tunesmith.core.progress import format_duration, log
 from tunesmith.core.rundir import RunDir
+from tunesmith.core.user_folders import cache_root, check_writable, registry_root
 from tunesmith.data.recipe_files import keep_recipe_files
 from tunesmith.estimate.hardware import cores
 from tunesmith.pipeline.runs import OpenedRun, open_run, run_elsewhere
@@ -60,7 +60,7 @@ def run_opened(opened: OpenedRun, *, until: str | None = None) -> RunDir:
     from tunesmith.distributed.process_group import meeting
 
     with meeting(here, opened.recipe.launch.timeout_minutes) as others:
-        if not here.is_first:
+        if not here.is_rank0:
             _work_along(opened, others)
             return opened.run
         try:
@@ -100,7 +100,7 @@ def check_beforehand(recipe: Recipe, run: RunDir, until: str | None = None) -> N
     check_writable(run.path, hint="name a folder that you may write to with --out")
     check_installed(recipe.trackers, recipe.promote.mirror if recipe.promote else None)
     if EVALUATE.changes(recipe, run) != []:
-        custom_metrics((*recipe.evaluate.metrics, *recipe.train.valid_metrics), run.origin)
+        custom_metrics((*recipe.evaluate.metrics, *recipe.train.valid_metrics), run.recipe_folder)
 
 
 def stages_done(recipe: Recipe, run: RunDir, until: str | None = None) -> list[str]:
@@ -132,8 +132,8 @@ def _work_along(opened: OpenedRun, others: "Meeting") -> None:
         held.enter_context(interrupt.catch_signals(patient=True))
         while name := others.next():
             # Only now, since the first makes the run's folder.
-            log = held.enter_context(run.log_of(rank).open("a", encoding="utf-8"))
-            with redirect_stderr(log), others.work(run.stacks_of(rank)):
+            log = held.enter_context(run.rank_log(rank).open("a", encoding="utf-8"))
+            with redirect_stderr(log), others.work(run.rank_stacks(rank)):
                 next(stage for stage in STAGES if stage.name == name).work(opened.recipe, run)
 
 
@@ -195,7 +195,7 @@ def _take(
     with ExitStack() as held:
         if others is not None and stage.by_all:
             others.say(stage.name)
-            held.enter_context(others.work(run.stacks_of(others.group.rank_info.rank)))
+            held.enter_context(others.work(run.rank_stacks(others.group.rank_info.rank)))
         stage.work(recipe, run)
     log(f"{stage.name}: done in {format_duration(time.monotonic() - began)}")
 

@@ -83,12 +83,12 @@ def open_run(recipe: Path, overrides: Sequence[str], out: Path | str | None) -> 
         return OpenedRun(loaded, run, recipe, tuple(overrides), is_default=False)
     loaded = load_recipe(recipe, overrides)
     folder = recipe_folder(recipe)
-    run = RunDir(out if out is not None else _default_folder(loaded, folder), origin=folder)
+    run = RunDir(out if out is not None else _default_folder(loaded, folder), recipe_folder=folder)
     if run.resolved_recipe.exists():
         _refuse_other_settings(loaded, run, hint=UNDO_HINT)
         if _has_other_recipe(run, folder):
             raise RecipeError(
-                f"holds the run of another recipe, in {os.path.relpath(run.recorded_origin)}",
+                f"holds the run of another recipe, in {os.path.relpath(run.recorded_recipe_folder)}",
                 where=str(run),
                 hint="give another --out",
             )
@@ -149,7 +149,7 @@ def is_run_of(recipe: Recipe, run: RunDir, folder: Path) -> bool:
     try:
         if _has_other_recipe(run, folder) or not _has_settings(run, recipe):
             return False
-        if _is_same(run.recorded_origin, folder):
+        if _is_same(run.recorded_recipe_folder, folder):
             return True
         unchanged = PREPARE.changes(recipe, run) == [] and not TRAIN.changes(recipe, run)
         return unchanged and sources_are_there(recipe.data.source, folder=folder)
@@ -167,7 +167,7 @@ def _has_settings(run: RunDir, recipe: Recipe) -> bool:
 
 def _has_other_recipe(run: RunDir, folder: Path) -> bool:
     """Return whether a run belongs to a recipe in another folder that still exists."""
-    return run.environment.exists() and run.recipe_is_there and not _is_same(run.recorded_origin, folder)
+    return run.environment.exists() and run.recipe_exists and not _is_same(run.recorded_recipe_folder, folder)
 
 
 def _is_same(one: Path, other: Path) -> bool:
@@ -200,8 +200,8 @@ def run_elsewhere(opened: OpenedRun) -> Path | None:
     recipe, run = opened.recipe, opened.run
     if run.environment.exists() or not opened.is_default:
         return None
-    for place in (run.origin, *run.origin.parents):
-        found = _begun_in(place, recipe, run.origin)
+    for place in (run.recipe_folder, *run.recipe_folder.parents):
+        found = _begun_in(place, recipe, run.recipe_folder)
         if found and not _is_same(found, run.path):
             return Path(os.path.relpath(found))
     return None

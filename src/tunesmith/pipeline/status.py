@@ -187,7 +187,7 @@ def _training(recipe: Recipe, run: RunDir) -> dict[str, Any]:
 def _evaluation(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     prepared = run.manifest("prepare") or {}
     rows = min(recipe.evaluate.rows, prepared.get("counts", {}).get("test", recipe.evaluate.rows))
-    answered = [path for name in ("base", "tuned") for path in run.subject(name).glob("generations*.jsonl")]
+    answered = [path for name in ("base", "tuned") for path in run.evaluation(name).glob("generations*.jsonl")]
     return {"done_of": (sum(path.read_bytes().count(b"\n") for path in answered), 2 * rows)} if answered else {}
 
 

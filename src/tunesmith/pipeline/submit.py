@@ -66,7 +66,7 @@ def fetch(recipe: Recipe, run: RunDir) -> None:
     """
     base_of(run, recipe.model.base)
     if run.manifest(PREPARE.name) is None:
-        keep_copies(recipe.data.source, folder=run.origin)
+        keep_copies(recipe.data.source, folder=run.recipe_folder)
 
 
 def scripts(recipe: Recipe, run: RunDir, stages: Sequence[Stage]) -> list[tuple[Job, str]]:

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 
 from tunesmith.core.errors import DamagedFile, DataError, RecipeError
 from tunesmith.core.files import read_jsonl
-from tunesmith.core.records import Example, Tokens
+from tunesmith.core.records import Example, TokenizedExample
 from tunesmith.core.rundir import SPLITS, RunDir
 from tunesmith.data.process_rows import process_rows
 from tunesmith.data.token_view import token_view
@@ -42,7 +42,7 @@ class _Found:
     where: str
     status: str
     example: Example
-    tokens: Tokens
+    tokens: TokenizedExample
     block: Sequence[int] | None
 
 
@@ -83,7 +83,7 @@ def view(
     else:
         of_run = run.resolved_recipe.exists()
         recipe = load_recipe(run.resolved_recipe if of_run else path, overrides)
-        folder = run.origin if of_run else recipe_folder(path)
+        folder = run.recipe_folder if of_run else recipe_folder(path)
         tokenizer, task = _reader(recipe, resolve(recipe.model.base, relative_to=folder))
         found = _examined(recipe, folder, split, task)
     if answers:
@@ -156,7 +156,7 @@ def _prepared(run: RunDir, split: str, tokenizer: TokenizerAdapter) -> Iterator[
 
 def _answers(run: RunDir) -> Answers:
     """Return {base or tuned: {id of the row: the answer's line}} of what has been answered so far."""
-    paths = {name: run.subject(name) / "generations.jsonl" for name in ("base", "tuned")}
+    paths = {name: run.evaluation(name) / "generations.jsonl" for name in ("base", "tuned")}
     lines = {name: [json.loads(line) for line in whole_lines(path)] for name, path in paths.items()}
     return {name: {line["id"]: line for line in found} for name, found in lines.items() if found}
 
@@ -175,7 +175,7 @@ def _reader(recipe: Recipe, model: ModelFolder) -> tuple[TokenizerAdapter, Task]
     return tokenizer, task_for(recipe.data, tokenizer)
 
 
-def _sample(found: _Found, part: str, tokens: Tokens, tokenizer: TokenizerAdapter, **facts: Any) -> Sample:
+def _sample(found: _Found, part: str, tokens: TokenizedExample, tokenizer: TokenizerAdapter, **facts: Any) -> Sample:
     row: Sample = {"split": found.split, "row": found.example.row, "where": found.where, "id": found.example.id}
     row["block"] = list(found.block) if found.block else None
     return {**row, "status": found.status, "part": part, "tokens": token_view(tokens, tokenizer), **facts}
@@ -183,15 +183,15 @@ def _sample(found: _Found, part: str, tokens: Tokens, tokenizer: TokenizerAdapte
 
 def _learned(found: _Found, tokenizer: TokenizerAdapter, task: Task) -> Iterator[Sample]:
     """Yield a row as training reads it."""
-    prompt = min(len(task.prompt(found.example.turns)), len(found.tokens.read_first))
+    prompt = min(len(task.prompt(found.example.turns)), len(found.tokens.prompt_ids))
     yield _sample(found, "row", found.tokens, tokenizer, prompt_tokens=prompt)
 
 
 def _judged(found: _Found, tokenizer: TokenizerAdapter, task: Task, answers: Answers) -> Iterator[Sample]:
     """Yield the prompt of a row as evaluation sends it, and the answers to it."""
 
-    def read(ids: Sequence[int]) -> Tokens:
-        return Tokens(found.example.id, tuple(ids), (False,) * len(ids))
+    def read(ids: Sequence[int]) -> TokenizedExample:
+        return TokenizedExample(found.example.id, tuple(ids), (False,) * len(ids))
 
     yield _sample(found, "prompt", read(task.prompt(found.example.turns)), tokenizer)
     for name, lines in answers.items():

@@ -247,11 +247,11 @@ def plan_run(recipe: Path | str, overrides: Sequence[str] = (), *, out: Path | s
     task = task_for(loaded.data, tokenizer)
     stages = work_left(loaded, run)
     is_prepared = stages[PREPARE.name] == "done"
-    rows = _prepared(run) if is_prepared else build_dataset(loaded, task, folder=run.origin, model=base)
+    rows = _prepared(run) if is_prepared else build_dataset(loaded, task, folder=run.recipe_folder, model=base)
     tokens = check_rows(loaded, base, shapes, tokenizer, rows)
     speed = remembered_speed(base.digest(), loaded.tuning.method)
     known = Known(shapes, tokens, hardware(), speed, len(tokenizer.new_ids))
-    unread = rehearse(loaded, task, rows, folder=run.origin, seconds=_SECONDS_OF_A_METRIC)
+    unread = rehearse(loaded, task, rows, folder=run.recipe_folder, seconds=_SECONDS_OF_A_METRIC)
     later = "the others are read with the answers" if is_prepared else "`prepare` reads all of them before training"
     asked = check_questions(loaded, shapes.positions, tokenizer, rows)
     warnings = (*warnings_of(loaded, base, shapes, tokenizer), *asked, *(f"{note}; {later}" for note in unread))

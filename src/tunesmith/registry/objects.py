@@ -11,7 +11,7 @@ from typing import Any
 
 from tunesmith.core import interrupt
 from tunesmith.core.errors import DamagedFile, RecipeError
-from tunesmith.core.files import MANIFEST, check_folder, digest_file, file_list, read_json, seal_folder, sync_folder
+from tunesmith.core.files import MANIFEST, check_folder, digest_file, list_files, read_json, seal_folder, sync_folder
 
 Files = dict[str, dict[str, Any]]
 
@@ -132,7 +132,7 @@ def files_to_add(folder: Path) -> Files:
             )
         if os.fsencode(path.name).decode("utf-8", "replace") != path.name:
             raise RecipeError(f"the name {path.name!a} is not UTF-8", where=str(folder), hint="rename the file")
-    files = _sealed_files(folder) if (folder / MANIFEST).exists() else file_list(folder)
+    files = _sealed_files(folder) if (folder / MANIFEST).exists() else list_files(folder)
     if not files:
         raise RecipeError("has no files", where=str(folder))
     return files

@@ -21,7 +21,7 @@ from tunesmith.core.files import (
     sync_folder,
     translate_enospc,
 )
-from tunesmith.core.places import registry_root
+from tunesmith.core.user_folders import registry_root
 from tunesmith.registry.catalog import Catalog, Model, Move, Version, alias_history, plain_json
 from tunesmith.registry.database import Database
 from tunesmith.registry.names import check_alias, check_name, looks_like_reference, parse_reference

@@ -254,8 +254,8 @@ def _guard(entry: dict[str, Any], metrics: dict[str, Any]) -> Guard:
 
 
 def _answers(run: RunDir, files: _Files, verdict: Verdict | None) -> Answers | None:
-    generations = {name: files.lines(run.subject(name) / "generations.jsonl") for name in ("base", "tuned")}
-    scores = {name: files.lines(run.subject(name) / "scores.jsonl") for name in ("base", "tuned")}
+    generations = {name: files.lines(run.evaluation(name) / "generations.jsonl") for name in ("base", "tuned")}
+    scores = {name: files.lines(run.evaluation(name) / "scores.jsonl") for name in ("base", "tuned")}
     if not any(generations.values()):
         return None
     primary = verdict.primary if verdict else None

@@ -8,7 +8,7 @@ import shlex
 from dataclasses import dataclass
 from typing import Literal
 
-from tunesmith.core.dist_env import FIRST_PORT, PORTS
+from tunesmith.core.dist_env import FIRST_PORT, PORT_COUNT
 from tunesmith.core.errors import Interrupted, RecipeError
 from tunesmith.core.rundir import RunDir
 from tunesmith.recipe.launch import Launch, SlurmLaunch, processes_per_machine, world_size_of
@@ -146,7 +146,7 @@ def _start(job: Job, launch: SlurmLaunch) -> list[str]:
     return [
         f"# One {launch.launcher} on each machine, which starts a process for each {each} there.",
         'export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
-        f"export MASTER_PORT=$(({FIRST_PORT} + (SLURM_JOB_ID + ${{SLURM_RESTART_COUNT:-0}}) % {PORTS}))",
+        f"export MASTER_PORT=$(({FIRST_PORT} + (SLURM_JOB_ID + ${{SLURM_RESTART_COUNT:-0}}) % {PORT_COUNT}))",
         "code=0",
         _lines(
             _srun(launch, processes_per_machine(launch)), _container(launch), f"bash -c '{_lines(*command)}' || code=$?"

@@ -250,7 +250,7 @@ def _judged(
     """
     run, recipe = RunDir(path), Recipe.model_validate_json(text)
     strict = recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"confidence": each})})
-    base, tuned = (list(read_jsonl(run.subject(name) / "scores.jsonl")) for name in ("base", "tuned"))
+    base, tuned = (list(read_jsonl(run.evaluation(name) / "scores.jsonl")) for name in ("base", "tuned"))
     groups = [line["group"] for line in tuned]
     verdict = read_json(run.verdict)
     # A score alone is judged as the gain over a constant: 0, or for perplexity its minimum of 1.
@@ -285,7 +285,7 @@ def _score(verdict: Verdict, origin: float, *, lower: bool, least: float) -> Est
 
 
 def _ids(run: RunDir) -> list[str]:
-    return [line["id"] for line in read_jsonl(run.subject("tuned") / "scores.jsonl")]
+    return [line["id"] for line in read_jsonl(run.evaluation("tuned") / "scores.jsonl")]
 
 
 def _notes(

@@ -31,7 +31,7 @@ def reuse(sweep: Sweep, trial: Trial) -> None:
     with exclusive_lock(run.lock):
         if run.manifest("prepare") is None:
             _reuse_first(sweep, trial, "prepared data", _link_prepared)
-        if not (run.subject("base") / "generations.jsonl").exists():
+        if not (run.evaluation("base") / "generations.jsonl").exists():
             _reuse_first(sweep, trial, "answers of the base", _copy_base_answers)
 
 
@@ -86,18 +86,18 @@ def _link(source: Path, target: Path) -> None:
 def _copy_base_answers(sweep: Sweep, trial: Trial, other: RunDir) -> bool:
     """Copy another trial's answers of the base. `evaluate` compares their key with this trial's prompts."""
     sealed = (other.manifest("evaluate") or {}).get("files", {}).get("base/generations.jsonl")
-    source = other.subject("base") / "generations.jsonl"
+    source = other.evaluation("base") / "generations.jsonl"
     if sealed is None or not source.exists() or digest_file(source) != sealed["sha256"]:
         return False
     other_recipe = next(sweep.recipe(trial) for trial in sweep.trials if sweep.run(trial).path == other.path)
     if _decides_base_answers(other_recipe) != _decides_base_answers(sweep.recipe(trial)):
         return False
-    target = sweep.run(trial).subject("base")
+    target = sweep.run(trial).evaluation("base")
     with translate_enospc(target):
         target.mkdir(parents=True, exist_ok=True)
         # A copy, because generation changes this file in place. The key is written last: without it no line counts.
         shutil.copyfile(source, target / source.name)
-    write_json(target / "key.json", read_json(other.subject("base") / "key.json"))
+    write_json(target / "key.json", read_json(other.evaluation("base") / "key.json"))
     return True
 
 

@@ -131,7 +131,7 @@ def _run_in_subprocess(sweep: Sweep, trial: Trial) -> None:
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=2, process_group=0) as process:
         forwarded = False
         while process.poll() is None:
-            if interrupt.requested() and not forwarded:
+            if interrupt.requested_signal() and not forwarded:
                 process.send_signal(signal.SIGTERM)
                 forwarded = True
             try:

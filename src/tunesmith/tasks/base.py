@@ -8,7 +8,7 @@ from datetime import date, time, timedelta
 from numbers import Number
 from typing import Any, Self
 
-from tunesmith.core.records import Tokens, Turn
+from tunesmith.core.records import TokenizedExample, Turn
 from tunesmith.recipe.template import Piece, columns_in, pieces_of
 
 # What is one value and has one obvious text; numbers of numpy and decimals are Numbers too.
@@ -76,17 +76,17 @@ class Task(ABC):
         """Return the turns of a row; raise RowProblem or MissingColumn."""
 
     @abstractmethod
-    def render(self, turns: Sequence[Turn], example_id: str = "") -> Tokens:
+    def render(self, turns: Sequence[Turn], example_id: str = "") -> TokenizedExample:
         """Return ids and which of them are learned, proved by decoding; raise RowProblem."""
 
-    def limited(self, tokens: Tokens, most: int) -> tuple[Tokens, str | None]:
+    def limited(self, tokens: TokenizedExample, most: int) -> tuple[TokenizedExample, str | None]:
         """Return an example cut to `max_tokens_per_example`, and what was longer than allowed, or None."""
         if len(tokens.input_ids) <= most:
             return tokens, None
         cut = replace(tokens, input_ids=tokens.input_ids[:most], trained=tokens.trained[:most])
         return cut, f"longer than {most} tokens"
 
-    def blocks(self, tokens: Tokens, most: int) -> list[tuple[Turn, ...]]:
+    def blocks(self, tokens: TokenizedExample, most: int) -> list[tuple[Turn, ...]]:
         """Return the turns of each block that an example of more than `most` tokens is learned in.
 
         There are none where it is one whole, as all are but documents with `too_long: split`.

@@ -18,7 +18,7 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 from tunesmith.core.errors import DataError, RecipeError
-from tunesmith.core.records import Tokens, Turn
+from tunesmith.core.records import TokenizedExample, Turn
 from tunesmith.recipe.schema import ChatData
 from tunesmith.recipe.template import columns_in
 from tunesmith.tasks.base import EmptyCell, MissingColumn, RowProblem, Task, ask, fill, filled
@@ -103,7 +103,7 @@ class ChatTask(Task):
             raise EmptyCell(column)
         return messages_in(row[column], column)
 
-    def render(self, turns: Sequence[Turn], example_id: str = "") -> Tokens:
+    def render(self, turns: Sequence[Turn], example_id: str = "") -> TokenizedExample:
         """Return the ids of the whole conversation, the trained spans proved by decoding them."""
         parts = self._page(turns, generation=False)
         asked = self._page(turns[:-1], generation=True)[:-1]
@@ -125,7 +125,7 @@ class ChatTask(Task):
             if not said or ids[last - 1] != self.stop_ids[0]:
                 raise RowProblem("the trained tokens do not decode to the answer", repr(wanted[:80]))
             trained[first:last] = [True] * (last - first)
-        return Tokens(example_id, tuple(ids), tuple(trained))
+        return TokenizedExample(example_id, tuple(ids), tuple(trained))
 
     def spelled(self, turns: Sequence[Turn]) -> str | None:
         """Return the first control token that a turn spells."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from tunesmith.core.records import Tokens, Turn
+from tunesmith.core.records import TokenizedExample, Turn
 from tunesmith.recipe.schema import CompletionData
 from tunesmith.tasks.base import RowProblem
 from tunesmith.tasks.pair import PairTask
@@ -18,13 +18,13 @@ class CompletionTask(PairTask):
         self._codec = tokenizer
         self.stop_ids = (end_id(tokenizer),)
 
-    def render(self, turns: Sequence[Turn], example_id: str = "") -> Tokens:
+    def render(self, turns: Sequence[Turn], example_id: str = "") -> TokenizedExample:
         """Return prompt and answer; the answer is proved to decode to what the row says."""
         prompt, answer = self.prompt(turns), self._codec.personal(turns[-1].text, allow_markup=True)
         if not self._codec.says(answer, turns[-1].text, before=prompt[-1:]):
             raise RowProblem("the answer's tokens do not decode to the answer", repr(turns[-1].text[:80]))
         ids = (*prompt, *answer, *self.stop_ids)
-        return Tokens(example_id, ids, (False,) * len(prompt) + (True,) * (len(ids) - len(prompt)))
+        return TokenizedExample(example_id, ids, (False,) * len(prompt) + (True,) * (len(ids) - len(prompt)))
 
     def prompt(self, turns: Sequence[Turn]) -> list[int]:
         """Return [bos] prompt."""

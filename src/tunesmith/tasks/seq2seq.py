@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from tunesmith.core.errors import RecipeError
-from tunesmith.core.records import ENCODER_IDS, Tokens, Turn
+from tunesmith.core.records import ENCODER_IDS, TokenizedExample, Turn
 from tunesmith.recipe.schema import Seq2SeqData
 from tunesmith.tasks.base import RowProblem
 from tunesmith.tasks.pair import PairTask
@@ -35,7 +35,7 @@ class Seq2SeqTask(PairTask):
         self.stop_ids = (end,)
         self.opening_ids = (_start(tokenizer, closing, end), *opening)
 
-    def render(self, turns: Sequence[Turn], example_id: str = "") -> Tokens:
+    def render(self, turns: Sequence[Turn], example_id: str = "") -> TokenizedExample:
         """Return the encoder's ids and the decoder's; the target is proved to decode to what the row says.
 
         What opens a target is learned too, though answers are always given it, so that a saved model also begins
@@ -45,9 +45,11 @@ class Seq2SeqTask(PairTask):
         if not self._codec.says(target, turns[-1].text):
             raise RowProblem("the target's tokens do not decode to the target", repr(turns[-1].text[:80]))
         ids = (*self.opening_ids, *target, *self._closing)
-        return Tokens(example_id, ids, (False,) + (True,) * (len(ids) - 1), {ENCODER_IDS: tuple(self._source(turns))})
+        return TokenizedExample(
+            example_id, ids, (False,) + (True,) * (len(ids) - 1), {ENCODER_IDS: tuple(self._source(turns))}
+        )
 
-    def limited(self, tokens: Tokens, most: int) -> tuple[Tokens, str | None]:
+    def limited(self, tokens: TokenizedExample, most: int) -> tuple[TokenizedExample, str | None]:
         """Cut the source to `most` tokens before what closes it, and the target at its end."""
         most_target, reasons = self._data.max_target_tokens, []
         source = self._source_of(tokens)
@@ -74,7 +76,7 @@ class Seq2SeqTask(PairTask):
         opening, closing = self._around_source
         return [*opening, *self._codec.personal(turns[0].text), *closing]
 
-    def _source_of(self, tokens: Tokens) -> tuple[int, ...]:
+    def _source_of(self, tokens: TokenizedExample) -> tuple[int, ...]:
         return tuple(map(int, tokens.columns[ENCODER_IDS]))
 
     def _cut(self, source: Sequence[int], most: int) -> list[int]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tunesmith.core.errors import RecipeError
-from tunesmith.core.records import Tokens, Turn
+from tunesmith.core.records import TokenizedExample, Turn
 from tunesmith.recipe.schema import TextData
 from tunesmith.recipe.template import columns_in
 from tunesmith.tasks.base import RowProblem, Task, cell, filled
@@ -28,14 +28,14 @@ class TextTask(Task):
         document = filled(text, row) if columns_in(text) else cell(row, text)
         return (Turn(_TEXT, document, trained=True),)
 
-    def render(self, turns: Sequence[Turn], example_id: str = "") -> Tokens:
+    def render(self, turns: Sequence[Turn], example_id: str = "") -> TokenizedExample:
         """Return [bos] text [eos], or a block as it is; what has nothing of the document before it is not learned."""
         [turn] = turns
         ids = turn.ids or self._whole(turn.text)
         unlearned = 1 if turn.role == _CONTINUED else max(1, len(self._codec.prefix_ids))
-        return Tokens(example_id, ids, (False,) * unlearned + (True,) * (len(ids) - unlearned))
+        return TokenizedExample(example_id, ids, (False,) * unlearned + (True,) * (len(ids) - unlearned))
 
-    def blocks(self, tokens: Tokens, most: int) -> list[tuple[Turn, ...]]:
+    def blocks(self, tokens: TokenizedExample, most: int) -> list[tuple[Turn, ...]]:
         """Return a longer document as blocks of `most` tokens and a shorter last one, if the recipe says `split`.
 
         A block begins with the last token of the one before, which it reads and does not learn. So each token is

@@ -55,7 +55,7 @@ class AsyncSaver:
             DoesNotFit: the disk is full; this, or the save before this one, is not there.
         """
         self.wait()
-        if not self._divided and not self._group.is_first:
+        if not self._divided and not self._group.is_rank0:
             return
         beside = self._copy_gib() <= _FOR_A_COPY * available_memory_gib() / self._group.rank_info.local_world_size
         with peer_failures_as_errors():
@@ -90,12 +90,12 @@ class AsyncSaver:
     def _write(self, taken: Snapshot) -> None:
         with delay_peer_exit(), peer_failures_as_errors():
             save_checkpoint(self._run, taken, self._codec, self._card, self._group)
-        if self._group.is_first:
+        if self._group.is_rank0:
             prune(self._run, keep=self._keep, step=taken.state.step, best_step=taken.state.best_step)
 
     def _copy_gib(self) -> float:
         weights = [weight for _, weight in trained_parameters(self._model)]
         # Of divided weights the first puts together all.
-        whole = weights if self._group.is_first else []
+        whole = weights if self._group.is_rank0 else []
         parts = map(local_shard, optimizer_tensors(self._model, self._optimizer).values())
         return sum(tensor.numel() * tensor.element_size() for tensor in (*whole, *parts)) / 2**30

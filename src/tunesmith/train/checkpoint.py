@@ -91,7 +91,7 @@ def take_snapshot(
     tensors = optimizer_tensors(model, optimizer)
     if copied or divided:  # what is put together is a copy anyway
         tensors = {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}
-    weights = gather_full_state_dict(model, keep=group.is_first) if divided or copied else None
+    weights = gather_full_state_dict(model, keep=group.is_rank0) if divided or copied else None
     return Snapshot(state, model, weights, tensors, divided)
 
 

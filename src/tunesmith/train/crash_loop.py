@@ -61,7 +61,7 @@ def _begin(recipe: Recipe, run: RunDir, first_step: int) -> None:
 
 
 def _forget(run: RunDir, group: ProcessGroup) -> None:
-    if group.is_first:
+    if group.is_rank0:
         run.attempts.unlink(missing_ok=True)
 
 

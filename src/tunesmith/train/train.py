@@ -291,7 +291,7 @@ class _Session:
         """Take the steps that are left; log, validate and save when due."""
         plan = self.setup.plan
         metrics = Path(os.devnull)
-        if self.setup.group.is_first:
+        if self.setup.group.is_rank0:
             metrics = self.run.metrics
             self._forget_after(self.state.step)
         saved = self.state.step
@@ -403,7 +403,7 @@ class _Session:
         if self._validation is None:
             return False
         step, choice = self.state.step, self._validation.choice
-        found = self._validation.measure(step, progress.doing)
+        found = self._validation.measure(step, progress.set_note)
         self._log(log, {"kind": "valid", "step": step, **found})
         value = found.get(choice.by)
         improved = step > 0 and choice.prefers(value, self.state.best_value)

@@ -32,7 +32,7 @@ def told(monkeypatch: pytest.MonkeyPatch, *values: str | None) -> None:
 def test_places(values: tuple[str | None, ...], found: RankInfo, monkeypatch: pytest.MonkeyPatch) -> None:
     told(monkeypatch, *values)
     assert rank_info() == found
-    assert rank_info().is_first == (found.rank == 0)
+    assert rank_info().is_rank0 == (found.rank == 0)
 
 
 @pytest.mark.parametrize(

@@ -53,26 +53,26 @@ def test_what_many_have_to_agree_upon_is_not_raised_by_one() -> None:
             for _ in range(2):  # the second would end a process that is alone
                 signal.raise_signal(signal.SIGTERM)
             interrupt.check()
-            assert interrupt.requested() == signal.SIGTERM
+            assert interrupt.requested_signal() == signal.SIGTERM
         with pytest.raises(Interrupted, match="SIGTERM"):
             interrupt.check()
-    assert not interrupt.requested()
+    assert not interrupt.requested_signal()
 
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_is_a_flag_that_check_raises(number: signal.Signals, capfd: pytest.CaptureFixture[str]) -> None:
     with interrupt.catch_signals():
-        assert not interrupt.requested()
+        assert not interrupt.requested_signal()
         interrupt.check()
         signal.raise_signal(number)
-        assert interrupt.requested()
+        assert interrupt.requested_signal()
         for _ in range(2):
             with pytest.raises(Interrupted, match=number.name) as caught:
                 interrupt.check()
         assert caught.value.exit_code == 75
         assert "run the same command again" in str(caught.value)
     assert "once more to leave at once" in capfd.readouterr().err
-    assert not interrupt.requested()
+    assert not interrupt.requested_signal()
     interrupt.check()
 
 
@@ -138,14 +138,14 @@ class Slow(io.RawIOBase):
     def writable(self):
         return True
     def write(self, data):
-        if not interrupt.requested():
+        if not interrupt.requested_signal():
             signal.raise_signal(signal.SIGINT)
         return os.write(1, data)
 
 sys.stderr = io.TextIOWrapper(io.BufferedWriter(Slow()), write_through=True)
 with interrupt.catch_signals():
     print("one line", file=sys.stderr, flush=True)
-    sys.exit(75 if interrupt.requested() else 1)
+    sys.exit(75 if interrupt.requested_signal() else 1)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stdout) == (75, "one line\n"), done.stderr
@@ -172,7 +172,7 @@ def test_the_time_between_signal_and_flag_is_short() -> None:
     with interrupt.catch_signals():
         began = time.monotonic()
         os.kill(os.getpid(), signal.SIGUSR1)
-        while not interrupt.requested():
+        while not interrupt.requested_signal():
             assert time.monotonic() - began < 60
 
 

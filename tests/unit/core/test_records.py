@@ -54,9 +54,9 @@ def test_a_run_is_found_and_can_be_moved(tmp_path: Path) -> None:
     run.path.mkdir(parents=True)
     run.resolved_recipe.touch()
     write_json(run.environment, {"recipe_folder": ".."})
-    assert RunDir.existing(run.path).origin.resolve() == tmp_path / "a"
+    assert RunDir.existing(run.path).recipe_folder.resolve() == tmp_path / "a"
     shutil.move(tmp_path / "a", tmp_path / "b")
-    assert RunDir.existing(tmp_path / "b" / "run").origin.resolve() == tmp_path / "b"
+    assert RunDir.existing(tmp_path / "b" / "run").recipe_folder.resolve() == tmp_path / "b"
 
 
 def test_a_manifest_is_none_until_it_is_there(tmp_path: Path) -> None:
@@ -94,11 +94,11 @@ def test_progress_is_lines_with_the_time_left(
     shown.update(13, "loss 0.9")
     now[0] += 10  # 30 s for the 4 steps that this process took
     shown.update(14, "loss 0.9")
-    shown.doing("validating, 1 of 9 rows")  # too soon after the last line to print another
+    shown.set_note("validating, 1 of 9 rows")  # too soon after the last line to print another
     shown.update(30)
-    shown.doing("validating, 2 of 9 rows")
+    shown.set_note("validating, 2 of 9 rows")
     now[0] += 20
-    shown.doing("validating, 8 of 9 rows")
+    shown.set_note("validating, 8 of 9 rows")
     shown.close()
     assert capsys.readouterr().err.splitlines() == [
         "train 11/30 steps  loss 1.0",

@@ -7,7 +7,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tunesmith.core.records import ENCODER_IDS, SEQUENCE_LENGTHS, Column, Tokens
+from tunesmith.core.records import ENCODER_IDS, SEQUENCE_LENGTHS, Column, TokenizedExample
 from tunesmith.data import batches
 from tunesmith.data.batches import ENCODER_MASK, TokenDataset, batch_indices, bucket, round_up
 from tunesmith.data.microbatch import MicroBatch, MicroBatchPolicy
@@ -20,7 +20,9 @@ rendered = st.lists(st.tuples(st.sampled_from([0, 1, PAD, 300]), st.booleans()),
 
 
 def made(path: Path, rows: list[list[tuple[int, bool]]]) -> TokenDataset:
-    examples = [Tokens(str(i), tuple(t for t, _ in row), tuple(x for _, x in row)) for i, row in enumerate(rows)]
+    examples = [
+        TokenizedExample(str(i), tuple(t for t, _ in row), tuple(x for _, x in row)) for i, row in enumerate(rows)
+    ]
     write_tokens(path / "x.safetensors", examples)
     return TokenDataset(path / "x.safetensors")
 
@@ -193,25 +195,25 @@ def test_sources_come_back_as_they_were_written(
     tmp_path: Path, rows: list[tuple[list[tuple[int, bool]], list[int]]]
 ) -> None:
     examples = [
-        Tokens(str(i), tuple(t for t, _ in own), tuple(x for _, x in own), {ENCODER_IDS: tuple(source)})
+        TokenizedExample(str(i), tuple(t for t, _ in own), tuple(x for _, x in own), {ENCODER_IDS: tuple(source)})
         for i, (own, source) in enumerate(rows)
     ]
     write_tokens(tmp_path / "x.safetensors", examples)
     tokens = TokenDataset(tmp_path / "x.safetensors")
     assert [tokens.example(i, str(i)) for i in range(len(tokens))] == examples
-    assert tokens.lengths.tolist() == [len(e.read_first) + len(e.input_ids) for e in examples]
-    assert tokens.longest == max(max(len(e.read_first), len(e.input_ids)) for e in examples)
+    assert tokens.lengths.tolist() == [len(e.prompt_ids) + len(e.input_ids) for e in examples]
+    assert tokens.longest == max(max(len(e.prompt_ids), len(e.input_ids)) for e in examples)
     places = [*range(len(rows)), 0]
     batch = tokens.batch(places, PAD)
     ids, mask = batch.columns[ENCODER_IDS], batch.columns[ENCODER_MASK]
     assert batch.tokens == sum(tokens.lengths[places])
     for i, row in enumerate(places):
-        source = examples[row].read_first
+        source = examples[row].prompt_ids
         assert tuple(ids[i, : len(source)].tolist()) == source
         assert mask[i].tolist() == [1] * len(source) + [0] * (ids.shape[1] - len(source))
         assert set(ids[i, len(source) :].tolist()) <= {PAD}
         assert tuple(batch.input_ids[i, : len(examples[row].input_ids)].tolist()) == examples[row].input_ids
-    assert ids.shape[1] <= max(len(e.read_first) for e in examples)
+    assert ids.shape[1] <= max(len(e.prompt_ids) for e in examples)
     moved = batch.to(torch.device("meta"))
     assert (moved.columns[ENCODER_IDS].device.type, moved.input_ids.device.type, moved.tokens) == (
         "meta",
@@ -220,7 +222,7 @@ def test_sources_come_back_as_they_were_written(
     )
 
 
-def pairs() -> list[Tokens]:
+def pairs() -> list[TokenizedExample]:
     """Return examples of two answers to one prompt, with a weight for each token and a sign for each answer."""
     found = []
     for i, (prompt, *ends) in enumerate([(3, 2, 4), (5, 1, 1), (2, 6, 3)]):
@@ -232,7 +234,7 @@ def pairs() -> list[Tokens]:
             SIGN: (1.0, -1.0),
             WEIGHT: tuple(place / 8 for place in range(len(flat))),
         }
-        found.append(Tokens(str(i), flat, tuple(trained), columns))
+        found.append(TokenizedExample(str(i), flat, tuple(trained), columns))
     return found
 
 
@@ -276,7 +278,7 @@ def test_without_an_encoder_there_is_no_source(tmp_path: Path) -> None:
     tokens = made(tmp_path, [[(5, False), (6, True)]])
     batch = tokens.batch([0], PAD)
     assert (batch.columns, tokens.longest) == ({}, 2)
-    assert tokens.example(0, "x") == Tokens("x", (5, 6), (False, True))
+    assert tokens.example(0, "x") == TokenizedExample("x", (5, 6), (False, True))
 
 
 @given(rows=st.lists(rendered, min_size=0, max_size=8))

@@ -10,7 +10,7 @@ from tests.support.tiny import recipe as write_recipe
 from tunesmith.architecture.families import shapes_of
 from tunesmith.architecture.shapes import Shapes
 from tunesmith.core.errors import RecipeError
-from tunesmith.core.records import Tokens
+from tunesmith.core.records import TokenizedExample
 from tunesmith.data.batches import TokenDataset
 from tunesmith.data.fit import (
     MemoryBudget,
@@ -40,7 +40,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Shapes:
 
 @pytest.fixture
 def tokens() -> TokenDataset:
-    rows = [Tokens(str(i), tuple(range(i, i + n)), (False, *[True] * (n - 1))) for i, n in enumerate(LENGTHS)]
+    rows = [TokenizedExample(str(i), tuple(range(i, i + n)), (False, *[True] * (n - 1))) for i, n in enumerate(LENGTHS)]
     return TokenDataset.of(rows)
 
 
@@ -84,7 +84,7 @@ def test_what_the_recipe_says_stands(tmp_path: Path, shapes: Shapes, tokens: Tok
 
 def test_the_step_with_the_longest_rows_counts(tmp_path: Path, shapes: Shapes) -> None:
     def needed(lengths: list[int]) -> float:
-        rows = [Tokens(str(i), tuple(range(n)), (False, *[True] * (n - 1))) for i, n in enumerate(lengths)]
+        rows = [TokenizedExample(str(i), tuple(range(n)), (False, *[True] * (n - 1))) for i, n in enumerate(lengths)]
         return fit(recipe(tmp_path, "train.examples_per_step=1"), shapes, TokenDataset.of(rows), 1000)[1].total
 
     assert needed([16] * 200 + [900] + [16] * 200) == needed([900] * 5) > needed([16] * 401)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tunesmith.core.records import Tokens
+from tunesmith.core.records import TokenizedExample
 from tunesmith.data.batches import TokenDataset, bucket, round_up
 from tunesmith.data.microbatch import MicroBatch, MicroBatchPolicy, Packing
 from tunesmith.data.token_file import write_tokens
@@ -23,7 +23,7 @@ def made(path: Path, lengths: list[int], common: int = 0) -> TokenDataset:
     rows = [[*range(min(common, n)), *[1000 + i] * max(0, n - common)] for i, n in enumerate(lengths)]
     write_tokens(
         path / "x.safetensors",
-        [Tokens(str(i), tuple(row), (*[False] * (len(row) - 1), True)) for i, row in enumerate(rows)],
+        [TokenizedExample(str(i), tuple(row), (*[False] * (len(row) - 1), True)) for i, row in enumerate(rows)],
     )
     return TokenDataset(path / "x.safetensors")
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tunesmith.core import interrupt
 from tunesmith.core.errors import DataError, Interrupted
-from tunesmith.core.records import Tokens, Turn
+from tunesmith.core.records import TokenizedExample, Turn
 from tunesmith.data.dataset import empty_splits, histogram
 from tunesmith.data.process_rows import ProcessedRow, process_rows
 from tunesmith.recipe.schema import Recipe, Split, Train
@@ -312,8 +312,8 @@ class Fixed(Task):
     def parse(self, row: Any) -> tuple[Turn, ...]:
         return Turn("user", row["question"], False), Turn("assistant", row["answer"], True)
 
-    def render(self, turns: Any, example_id: str = "") -> Tokens:
-        return Tokens(example_id, tuple(range(len(self._trained))), self._trained)
+    def render(self, turns: Any, example_id: str = "") -> TokenizedExample:
+        return TokenizedExample(example_id, tuple(range(len(self._trained))), self._trained)
 
     def prompt(self, turns: Any) -> list[int]:
         return []

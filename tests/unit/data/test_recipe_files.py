@@ -38,7 +38,7 @@ def opened(project: Path, tmp_path: Path, database: str | None = None) -> tuple[
     metrics = ["metric:fn", *(["execution"] if database else [])]
     evaluate = {"metrics": metrics, "primary": "metric:fn", **({"database": database} if database else {})}
     file = recipe(project, tmp_path / "none", evaluate=evaluate)
-    run = RunDir(tmp_path / "run", origin=project)
+    run = RunDir(tmp_path / "run", recipe_folder=project)
     write_json(run.environment, {"recipe_folder": "../project", "recipe_file": file.name})
     write_json(run.stage("prepare") / "manifest.json", {})
     return run, file
@@ -71,10 +71,10 @@ def test_a_moved_run_is_scored_by_its_copies(project: Path, tmp_path: Path, plac
     moved = RunDir(run.path.rename(tmp_path / "moved"))
     project.rename(tmp_path / "gone")
     (tmp_path / "data").rename(tmp_path / "gone-too")
-    assert moved.origin == moved.recipe_files
+    assert moved.recipe_folder == moved.recipe_files
     assert scoring_inputs(loaded.evaluate.metrics, loaded, moved) == before
-    assert custom_metrics(["metric:fn"], moved.origin)["metric:fn"](["x"], ["y"]) == [1.0]
-    assert (database := database_file(loaded, moved.origin)) is not None
+    assert custom_metrics(["metric:fn"], moved.recipe_folder)["metric:fn"](["x"], ["y"]) == [1.0]
+    assert (database := database_file(loaded, moved.recipe_folder)) is not None
     assert database.is_relative_to(moved.path)
     assert not (moved.recipe_files / "other.py").exists()
 
@@ -91,4 +91,4 @@ def test_copies_follow_the_recipe_s_folder_while_it_is_there(project: Path, tmp_
     for _ in range(2):
         keep_recipe_files(load_recipe(file), run)
         assert kept.read_text() == "value = 0.25\n"
-    assert RunDir(run.path).origin.samefile(project)
+    assert RunDir(run.path).recipe_folder.samefile(project)

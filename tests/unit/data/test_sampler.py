@@ -5,14 +5,16 @@ from pathlib import Path
 import pytest
 from tests.support.tiny import recipe as write_recipe
 
-from tunesmith.core.records import Tokens
+from tunesmith.core.records import TokenizedExample
 from tunesmith.data.batches import TokenDataset
 from tunesmith.data.sampler import assign_ranks, balance_ranks
 from tunesmith.recipe.load import load_recipe
 
 
 def rows(*lengths: int) -> TokenDataset:
-    return TokenDataset.of([Tokens(str(n), tuple([1] * size), tuple([True] * size)) for n, size in enumerate(lengths)])
+    return TokenDataset.of(
+        [TokenizedExample(str(n), tuple([1] * size), tuple([True] * size)) for n, size in enumerate(lengths)]
+    )
 
 
 def test_who_has_least_gets_the_longest_row_that_is_left() -> None:

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from tests.support.tiny import recipe as write_recipe
 
 from tunesmith.core.files import write_json
-from tunesmith.core.records import ENCODER_IDS, Column, Example, Tokens, Turn
+from tunesmith.core.records import ENCODER_IDS, Column, Example, TokenizedExample, Turn
 from tunesmith.core.rundir import RunDir
 from tunesmith.data.batches import TokenDataset
 from tunesmith.data.prepare import prepare
@@ -33,9 +33,11 @@ def columns(length: int, source: list[int]) -> dict[Column, tuple[float, ...]]:
     return {column: values for column, values in made.items() if values}
 
 
-def tokens_of(rows: list[Any]) -> list[Tokens]:
+def tokens_of(rows: list[Any]) -> list[TokenizedExample]:
     return [
-        Tokens(str(i), tuple(one for one, _ in ids), tuple(learned for _, learned in ids), columns(len(ids), source))
+        TokenizedExample(
+            str(i), tuple(one for one, _ in ids), tuple(learned for _, learned in ids), columns(len(ids), source)
+        )
         for i, (ids, source) in enumerate(rows)
     ]
 
@@ -44,7 +46,7 @@ def keep(shelf: Spool, *row: ProcessedRow) -> list[SpooledRow]:
     return [shelf.keep(parcel) for parcel in encode_row(row)]
 
 
-def shelved(examples: list[Tokens]) -> tuple[Spool, list[int]]:
+def shelved(examples: list[TokenizedExample]) -> tuple[Spool, list[int]]:
     shelf = Spool()
     places = []
     for row, one in enumerate(examples, 1):
@@ -98,7 +100,9 @@ def test_blocks_of_a_document_say_what_it_says_and_count_its_words_once() -> Non
     shelf = Spool()
     said = (Turn("text", "one two three four", trained=True),)
     first, block, second = (
-        ProcessedRow(LedgerEntry(row, "", "", "kept"), Example("a", row, "", said), Tokens("a", (1,), (True,)), said)
+        ProcessedRow(
+            LedgerEntry(row, "", "", "kept"), Example("a", row, "", said), TokenizedExample("a", (1,), (True,)), said
+        )
         for row in (1, 1, 2)
     )
     kept = [*keep(shelf, first, block), *keep(shelf, second)]

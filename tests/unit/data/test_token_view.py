@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tunesmith.core.records import Tokens
+from tunesmith.core.records import TokenizedExample
 from tunesmith.data.token_view import pieces, token_view
 from tunesmith.tasks.tokenizer import TokenizerAdapter
 
@@ -18,7 +18,7 @@ def tokenizer(tokenizer_folder: Path) -> TokenizerAdapter:
 
 def test_tokens_are_shown_one_by_one(tokenizer: TokenizerAdapter) -> None:
     end = tokenizer.markup("<|im_end|>")[0]
-    shown = token_view(Tokens("x", (*tokenizer.markup("ab"), end), (False, True, True)), tokenizer)
+    shown = token_view(TokenizedExample("x", (*tokenizer.markup("ab"), end), (False, True, True)), tokenizer)
     assert "".join(token["text"] for token in shown) == "ab<|im_end|>"
     assert [(token["trained"], token["special"]) for token in shown] == [(False, False), (True, False), (True, True)]
 

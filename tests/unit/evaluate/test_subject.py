@@ -13,7 +13,7 @@ from tests.unit.inference.asked import COUNT, FP32, LIMIT, POSITIONS, Words, que
 
 from tunesmith.core import interrupt
 from tunesmith.core.errors import DamagedFile, DoesNotFit, Interrupted
-from tunesmith.core.records import Tokens
+from tunesmith.core.records import TokenizedExample
 from tunesmith.data.batches import TokenDataset
 from tunesmith.data.token_file import write_tokens
 from tunesmith.evaluate import subject
@@ -232,7 +232,7 @@ def test_likelihoods_are_sums_over_the_trained_tokens_of_each_row(
     for i, length in enumerate([7, 40, 3, 21, 12]):
         ids = torch.randint(3, 300, (length,), generator=drawn).tolist()
         trained = [k > 0 and (k == length - 1 or (k + i) % 3 == 0) for k in range(length)]
-        rows.append(Tokens(str(i), tuple(ids), tuple(trained)))
+        rows.append(TokenizedExample(str(i), tuple(ids), tuple(trained)))
     write_tokens(tmp_path / "x.safetensors", rows)
     chosen = [3, 0, 4, 1]
     found = score_likelihoods(model.train(), TokenDataset(tmp_path / "x.safetensors"), chosen, FP32, 2)
@@ -248,7 +248,7 @@ def test_likelihoods_are_sums_over_the_trained_tokens_of_each_row(
 
 
 def test_likelihoods_can_be_stopped(model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_tokens(tmp_path / "x.safetensors", [Tokens("a", (5, 6, 7), (False, True, True))])
+    write_tokens(tmp_path / "x.safetensors", [TokenizedExample("a", (5, 6, 7), (False, True, True))])
     monkeypatch.setattr(interrupt, "_requested", [15])
     with pytest.raises(Interrupted):
         score_likelihoods(model, TokenDataset(tmp_path / "x.safetensors"), [0], FP32, 2)

@@ -14,7 +14,7 @@ from tests.unit.inference.test_generate import frequent, ours, prompts
 from transformers import AutoModelForSeq2SeqLM
 
 from tunesmith.core.errors import RecipeError
-from tunesmith.core.records import ENCODER_IDS, Tokens
+from tunesmith.core.records import ENCODER_IDS, TokenizedExample
 from tunesmith.data.batches import Batch, TokenDataset
 from tunesmith.data.token_file import write_tokens
 from tunesmith.fetch.reference import ModelFolder
@@ -27,30 +27,32 @@ LIMIT = 14
 SOURCES, TARGETS = (3, 12, 7, 1), (9, 2, 5, 1)
 
 
-def rows(start: int = 2, seed: int = 0) -> list[Tokens]:
+def rows(start: int = 2, seed: int = 0) -> list[TokenizedExample]:
     """Return rows whose sources and targets differ in length, each in its own order."""
     made = torch.Generator().manual_seed(seed)
     found = []
     for number, (read, written) in enumerate(zip(SOURCES, TARGETS, strict=True)):
         source = torch.randint(4, 300, (read,), generator=made).tolist()
         target = torch.randint(4, 300, (written,), generator=made).tolist()
-        found.append(Tokens(str(number), (start, *target), (False, *[True] * written), {ENCODER_IDS: tuple(source)}))
+        found.append(
+            TokenizedExample(str(number), (start, *target), (False, *[True] * written), {ENCODER_IDS: tuple(source)})
+        )
     return found
 
 
-def batch(folder: Path, examples: Sequence[Tokens], pad_id: int) -> Batch:
+def batch(folder: Path, examples: Sequence[TokenizedExample], pad_id: int) -> Batch:
     write_tokens(folder / "x.safetensors", examples)
     return TokenDataset(folder / "x.safetensors").batch(range(len(examples)), pad_id)
 
 
-def own_loss(model: Any, examples: Sequence[Tokens]) -> torch.Tensor:
+def own_loss(model: Any, examples: Sequence[TokenizedExample]) -> torch.Tensor:
     """Return the loss as transformers documents it: padded by hand, labels -100 at padding, shifted by the model."""
     ids = torch.full((len(examples), max(SOURCES)), 9)
     mask = torch.zeros_like(ids)
     labels = torch.full((len(examples), max(TARGETS)), -100)
     for i, one in enumerate(examples):
-        ids[i, : len(one.read_first)] = torch.tensor(one.read_first)
-        mask[i, : len(one.read_first)] = 1
+        ids[i, : len(one.prompt_ids)] = torch.tensor(one.prompt_ids)
+        mask[i, : len(one.prompt_ids)] = 1
         labels[i, : len(one.input_ids) - 1] = torch.tensor(one.input_ids[1:])
     loss: torch.Tensor = model(input_ids=ids, attention_mask=mask, labels=labels).loss
     return loss
@@ -60,12 +62,12 @@ def start_of(kind: str) -> int:
     return 0 if "t5" in kind else 2
 
 
-def adapted_rows(kind: str) -> list[Tokens]:
+def adapted_rows(kind: str) -> list[TokenizedExample]:
     """Return rows as a model wants them: mBART's decoder starts from the code that ends the target."""
     found = rows(start_of(kind))
     if kind != "mbart":
         return found
-    return [Tokens(one.example_id, (2, *one.input_ids[1:-1], 2), one.trained, one.columns) for one in found]
+    return [TokenizedExample(one.example_id, (2, *one.input_ids[1:-1], 2), one.trained, one.columns) for one in found]
 
 
 @pytest.mark.parametrize("kind", SEQ2SEQ)
@@ -111,7 +113,7 @@ def test_padding_changes_no_loss(opened: Opened, tmp_path: Path, kind: str) -> N
         alone = [token_loss(model, batch(tmp_path, [one], pad_id=5)).nll for one in examples]
         unpadded = [
             model(
-                input_ids=torch.tensor([one.read_first]),
+                input_ids=torch.tensor([one.prompt_ids]),
                 decoder_input_ids=torch.tensor([one.input_ids[:-1]]),
             ).logits[0].log_softmax(-1)
             for one in examples

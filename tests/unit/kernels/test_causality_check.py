@@ -9,7 +9,7 @@ import torch
 from tests.support.opened import KINDS, MORE, Opened
 
 from tunesmith.core.errors import RecipeError
-from tunesmith.core.records import ENCODER_IDS, Tokens
+from tunesmith.core.records import ENCODER_IDS, TokenizedExample
 from tunesmith.data.batches import TokenDataset
 from tunesmith.fetch.reference import ModelFolder, resolve
 from tunesmith.kernels.causality_check import require_causal_attention
@@ -38,7 +38,10 @@ SEES_RIGHT: dict[str, dict[str, Any]] = {
 def rows(source: tuple[int, ...] = ()) -> TokenDataset:
     ids, columns = tuple(range(7, 19)), {ENCODER_IDS: source} if source else {}
     return TokenDataset.of(
-        [Tokens("a", ids[:5], (False,) * 4 + (True,), columns), Tokens("b", ids, (True,) * 12, columns)]
+        [
+            TokenizedExample("a", ids[:5], (False,) * 4 + (True,), columns),
+            TokenizedExample("b", ids, (True,) * 12, columns),
+        ]
     )
 
 

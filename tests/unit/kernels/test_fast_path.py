@@ -7,7 +7,7 @@ import torch
 from tests.support.opened import KINDS, Opened
 from tests.support.trajectory import losses
 
-from tunesmith.core.records import Tokens
+from tunesmith.core.records import TokenizedExample
 from tunesmith.data.batches import TokenDataset
 from tunesmith.data.microbatch import MicroBatchPolicy
 from tunesmith.kernels import gated_mlp, lora_fused
@@ -38,7 +38,7 @@ def rows(count: int = 12, *, answer: int | None = 4) -> TokenDataset:
         length = int(torch.randint(8, 13, (1,), generator=drawn))
         ids = [7, 8, 9, *torch.randint(3, 300, (length - 3,), generator=drawn).tolist()]
         begin = 0 if answer is None else length - answer
-        examples.append(Tokens(str(i), tuple(ids), tuple(place >= begin for place in range(length))))
+        examples.append(TokenizedExample(str(i), tuple(ids), tuple(place >= begin for place in range(length))))
     return TokenDataset.of(examples)
 
 

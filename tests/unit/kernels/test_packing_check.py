@@ -8,7 +8,7 @@ import torch
 from tests.support.opened import KINDS, Opened
 from tests.support.tiny import make_tokenizer
 
-from tunesmith.core.records import Tokens
+from tunesmith.core.records import TokenizedExample
 from tunesmith.data.batches import TokenDataset
 from tunesmith.data.microbatch import MicroBatchPolicy
 from tunesmith.data.token_file import write_tokens
@@ -33,7 +33,9 @@ def tokens(tmp_path: Path) -> TokenDataset:
     made = torch.Generator().manual_seed(1)
     rows = [[7, 8, 9, *torch.randint(3, 300, (n,), generator=made).tolist()] for n in (3, 4, 6, 5)]
     rows[3][:5] = rows[2][:5]
-    examples = [Tokens(str(i), tuple(row), (*[False] * (len(row) - 2), True, True)) for i, row in enumerate(rows)]
+    examples = [
+        TokenizedExample(str(i), tuple(row), (*[False] * (len(row) - 2), True, True)) for i, row in enumerate(rows)
+    ]
     write_tokens(tmp_path / "rows.safetensors", examples)
     return TokenDataset(tmp_path / "rows.safetensors")
 

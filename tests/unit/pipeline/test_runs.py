@@ -68,7 +68,7 @@ def test_a_linked_recipe_reads_the_folder_in_which_it_was_named(
     project.symlink_to(os.path.relpath(other, project.parent))
     run = run_recipe(project, until="prepare")
     assert prepared_rows(run) == 40
-    assert os.path.realpath(run.origin) == os.path.realpath(project.parent)
+    assert os.path.realpath(run.recipe_folder) == os.path.realpath(project.parent)
     assert {line["where"] for line in view(project, rows=40)} <= {f"rows.jsonl:{n}" for n in range(1, 41)}
 
 
@@ -100,7 +100,7 @@ def test_a_renamed_folder_continues_its_run(project: Path, tmp_path: Path) -> No
     again = run_recipe(tmp_path / "renamed" / "recipe.yaml", until="prepare")
     assert again.path == run.path
     assert tree(again.stage("prepare")) == before
-    assert os.path.realpath(RunDir(run.path).origin) == os.path.realpath(tmp_path / "renamed")
+    assert os.path.realpath(RunDir(run.path).recipe_folder) == os.path.realpath(tmp_path / "renamed")
 
 
 def test_a_renamed_folder_with_other_rows_is_another_run(project: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from tunesmith.slurm.jobs import StageJob, exit_code_path, read_jobs, write_jobs
 
 def test_rows_on_the_hub_are_not_fetched_once_they_are_prepared(tmp_path: Path, tokenizer_folder: Path) -> None:
     loaded = load_recipe(recipe(tmp_path, tokenizer_folder), ["data.source={hub: nobody/has-it}"])
-    run = RunDir(tmp_path / "run", origin=tmp_path)
+    run = RunDir(tmp_path / "run", recipe_folder=tmp_path)
     with pytest.raises(DataError, match="nobody/has-it"):
         fetch(loaded, run)
     write_json(run.stage("prepare") / "manifest.json", {})

@@ -182,12 +182,12 @@ def test_answers_are_shown_by_the_tokens_that_were_generated(run: RunDir) -> Non
     ids = [one["id"] for one in rows[0]["tokens"]][3:7]
     for name, line in (("base", {"stopped": False, "error": None}), ("tuned", {"stopped": True, "error": None})):
         line |= {"id": rows[1]["id"], "ids": ids[:2] if name == "base" else ids}
-        write_text(run.subject(name) / "generations.jsonl", json.dumps(line) + "\n" + '{"id": "half')
+        write_text(run.evaluation(name) / "generations.jsonl", json.dumps(line) + "\n" + '{"id": "half')
     found = view(run.path, rows=3, stage="evaluate")
     assert [one["part"] for one in found] == ["prompt", "base", "tuned"]
     assert found[0] == rows[1]
     assert [[one["id"] for one in sample["tokens"]] for sample in found[1:]] == [ids[:2], ids]
-    assert (run.subject("base") / "generations.jsonl").read_text().endswith("half")  # looking changes nothing
+    assert (run.evaluation("base") / "generations.jsonl").read_text().endswith("half")  # looking changes nothing
     shown = as_text(found, colour=False)
     assert "learned" not in shown
     assert f"({found[0]['where']}), answer of base  2 tokens, cut off at the length limit" in shown

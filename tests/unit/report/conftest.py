@@ -174,8 +174,8 @@ def evaluate(run: RunDir, rows: int, hostile: str) -> None:
     if hostile:
         answers["base"][0]["error"] = hostile
     for name in answers:
-        write(run.subject(name) / "generations.jsonl", answers[name])
-        write(run.subject(name) / "scores.jsonl", scores[name])
+        write(run.evaluation(name) / "generations.jsonl", answers[name])
+        write(run.evaluation(name) / "scores.jsonl", scores[name])
     write(run.verdict, verdict_json(rows=rows))
     write(run.stage("evaluate") / "manifest.json", {"stage": "evaluate", "seconds": 241.0})
 

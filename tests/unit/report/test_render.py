@@ -177,8 +177,8 @@ def test_many_rows_are_capped_and_said(tmp_path: Path) -> None:
     """At most so many rows are embedded, and those that got worse are always among them."""
     run = build_run(tmp_path, rows=ROWS_EMBEDDED + 300, until="evaluate")
     scores = [{"id": f"r{row}", "execution": float(row < ROWS_EMBEDDED + 299)} for row in range(ROWS_EMBEDDED + 300)]
-    write(run.subject("tuned") / "scores.jsonl", scores)
-    write(run.subject("base") / "scores.jsonl", [{**score, "execution": 1.0} for score in scores])
+    write(run.evaluation("tuned") / "scores.jsonl", scores)
+    write(run.evaluation("base") / "scores.jsonl", [{**score, "execution": 1.0} for score in scores])
     page = page_of(run)
     assert len(page.payload["rows"]) == ROWS_EMBEDDED
     assert page.payload["rows"][-1][3] == "broken"
@@ -191,7 +191,7 @@ def test_filters_follow_the_metric(tmp_path: Path) -> None:
     run = build_run(tmp_path)
     assert page_of(run).payload["badges"]["wrong"] == "Both wrong"
     scores = [{"id": f"r{row}", "execution": 0.5} for row in range(150)]
-    write(run.subject("tuned") / "scores.jsonl", scores)
+    write(run.evaluation("tuned") / "scores.jsonl", scores)
     assert page_of(run).payload["badges"] == {
         "all": "All", "fixed": "Better", "broken": "Worse", "even": "Equal score", "changed": "Changed"
     }  # fmt: skip
@@ -203,9 +203,9 @@ def test_text_task_without_references(tmp_path: Path) -> None:
     rows = [{"id": f"r{row}", "row": row, "prompt": "A young", "prediction": f" man {row}", "reference": None,
              "new_tokens": 3, "stopped": True, "error": None} for row in range(3)]  # fmt: skip
     for name, likelihood in (("base", -30.0), ("tuned", -20.0)):
-        write(run.subject(name) / "generations.jsonl", rows)
+        write(run.evaluation(name) / "generations.jsonl", rows)
         scores = [{"id": row["id"], "log_likelihood": likelihood, "tokens": 10, "correct": 4} for row in rows]
-        write(run.subject(name) / "scores.jsonl", scores)
+        write(run.evaluation(name) / "scores.jsonl", scores)
     write(run.verdict, verdict_json(metric="perplexity", base=20.1, tuned=7.4, gain=12.7, low=11.0, high=14.0))
     page = page_of(run)
     assert not page.payload["has_reference"]

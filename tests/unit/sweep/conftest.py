@@ -46,7 +46,7 @@ def finish(
     seal_folder(run.stage("train"), stage="train", inputs={}, **{**trained, **facts})
     for name, scores in (("base", base), ("tuned", tuned)):
         lines = ({"id": one, "group": one, "exact_match": score} for one, score in zip(ids, scores, strict=True))
-        write_jsonl(run.subject(name) / "scores.jsonl", lines)
+        write_jsonl(run.evaluation(name) / "scores.jsonl", lines)
     metrics = {name: {"higher_is_better": name != "perplexity"} for name in ("exact_match", "perplexity", "rougeL")}
     write_json(run.verdict, {"guards": list(guards), "metrics": metrics})
     seal_folder(run.stage("evaluate"), stage="evaluate", inputs={})

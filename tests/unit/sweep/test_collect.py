@@ -136,7 +136,7 @@ def test_perplexity_clears_from_above(make_sweep: MakeSweep) -> None:
                 }
                 for row in range(ROWS)
             ]
-            write_jsonl(sweep.run(trial).subject(name) / "scores.jsonl", values)
+            write_jsonl(sweep.run(trial).evaluation(name) / "scores.jsonl", values)
         seal_folder(sweep.run(trial).stage("evaluate"), stage="evaluate", inputs={})
     found = collect(sweep, 10.0)
     assert [trial.outcome for trial in found.trials] == ["falls short", "clears", "clears"]

@@ -92,10 +92,10 @@ def test_what_a_trial_has_is_kept(make_sweep: MakeSweep) -> None:
 def answered(sweep: Sweep, place: int) -> Path:
     """Let a trial look evaluated, its base's answers with it, and return them."""
     run = sweep.run(sweep.trials[place])
-    answers = run.subject("base") / "generations.jsonl"
+    answers = run.evaluation("base") / "generations.jsonl"
     answers.parent.mkdir(parents=True)
     answers.write_text('{"id": "row-0"}\n', encoding="utf-8")
-    write_json(run.subject("base") / "key.json", "the key")
+    write_json(run.evaluation("base") / "key.json", "the key")
     finish(sweep, sweep.trials[place], binary(10), binary(40))
     return answers
 
@@ -104,7 +104,7 @@ def test_answers_of_the_base_are_copied_with_their_key(make_sweep: MakeSweep) ->
     sweep = make_sweep("data.train_rows=5,10")
     theirs = answered(sweep, 0)
     reuse(sweep, sweep.trials[1])
-    folder = sweep.run(sweep.trials[1]).subject("base")
+    folder = sweep.run(sweep.trials[1]).evaluation("base")
     assert (folder / "generations.jsonl").read_bytes() == theirs.read_bytes()
     assert read_json(folder / "key.json") == "the key"
     # It is appended to and cut in place, so it must not be the neighbour's own file.
@@ -127,4 +127,4 @@ def test_other_questions_are_asked_anew(make_sweep: MakeSweep) -> None:
     sweep = make_sweep("seed=1,2")
     answered(sweep, 0)
     reuse(sweep, sweep.trials[1])
-    assert not sweep.run(sweep.trials[1]).subject("base").exists()
+    assert not sweep.run(sweep.trials[1]).evaluation("base").exists()

@@ -43,7 +43,7 @@ def test_both_sides_are_what_the_tokenizer_makes_of_them(kind: str) -> None:
     turns = task.parse(ROW)
     tokens = task.render(turns, "some id")
     assert tokens.example_id == "some id"
-    assert list(tokens.read_first) == task.prompt(turns) == tokenizer.hf_tokenizer("Say 4 7 2").input_ids
+    assert list(tokens.prompt_ids) == task.prompt(turns) == tokenizer.hf_tokenizer("Say 4 7 2").input_ids
     # What transformers calls the labels, after what its models put before them.
     assert list(tokens.input_ids) == [START[kind], *tokenizer.hf_tokenizer(text_target="four seven two").input_ids]
     assert tokens.trained == (False,) + (True,) * (len(tokens.input_ids) - 1)
@@ -93,26 +93,26 @@ def test_both_limits_cut_and_the_source_keeps_its_end(kind: str) -> None:
     tokens = task.render(turns)
     cut, reason = task.limited(tokens, 8)
     assert reason == "source longer than 8 tokens and target longer than 4 tokens"
-    assert len(cut.read_first) == 8
-    assert cut.read_first[-1] == tokens.read_first[-1]
-    assert cut.read_first[:-1] == tokens.read_first[:7]
+    assert len(cut.prompt_ids) == 8
+    assert cut.prompt_ids[-1] == tokens.prompt_ids[-1]
+    assert cut.prompt_ids[:-1] == tokens.prompt_ids[:7]
     assert cut.input_ids == tokens.input_ids[:5]
     assert len(cut.trained) == 5  # and so nothing teaches it to stop
     assert task.limited(cut, 8) == (cut, None)
-    assert len(task.prompt(turns)) == len(tokens.read_first)
+    assert len(task.prompt(turns)) == len(tokens.prompt_ids)
     cutting = seq2seq(load_tokenizer(kind), max_tokens_per_example=8, too_long="truncate")
-    assert cutting.prompt(turns) == list(cut.read_first)  # asked in use as it was in training
-    assert cutting.render(turns).read_first == tokens.read_first  # so that the cut is seen, and counted
-    whole = task.limited(tokens, len(tokens.read_first))
+    assert cutting.prompt(turns) == list(cut.prompt_ids)  # asked in use as it was in training
+    assert cutting.render(turns).prompt_ids == tokens.prompt_ids  # so that the cut is seen, and counted
+    whole = task.limited(tokens, len(tokens.prompt_ids))
     assert whole[1] == "target longer than 4 tokens"
-    assert whole[0].read_first == tokens.read_first
+    assert whole[0].prompt_ids == tokens.prompt_ids
 
 
 def test_a_tokenizer_without_an_end_is_given_one() -> None:
     tokenizer = TokenizerAdapter(make_tokenizer(), SimpleNamespace(is_encoder_decoder=True, decoder_start_token_id=0))
     task = seq2seq(tokenizer)
     tokens = task.render(task.parse(ROW))
-    assert tokens.read_first[-1] != tokenizer.eos_id
+    assert tokens.prompt_ids[-1] != tokenizer.eos_id
     assert (tokens.input_ids[0], tokens.input_ids[-1]) == (0, tokenizer.eos_id)
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.unit.tasks.families import FAMILIES, Family, byte_level, wrapped
 
 from tunesmith.core.errors import RecipeError
-from tunesmith.core.records import Tokens, Turn
+from tunesmith.core.records import TokenizedExample, Turn
 from tunesmith.recipe.data_source import FileSource
 from tunesmith.recipe.schema import TextData
 from tunesmith.tasks import task_for
@@ -96,12 +96,12 @@ def test_a_person_is_continued_from_all_he_wrote_and_a_document_from_its_beginni
 # --- long documents in blocks ---
 
 
-def in_blocks(task: TextTask, document: str, most: int) -> tuple[Tokens, list[tuple[Turn, ...]]]:
+def in_blocks(task: TextTask, document: str, most: int) -> tuple[TokenizedExample, list[tuple[Turn, ...]]]:
     whole = task.render(task.parse({"text": document}))
     return whole, task.blocks(whole, most)
 
 
-def learned(tokens: Tokens) -> list[int]:
+def learned(tokens: TokenizedExample) -> list[int]:
     return [i for i, trained in zip(tokens.input_ids, tokens.trained, strict=True) if trained]
 
 

@@ -11,7 +11,7 @@ import pytest
 from tests.support.tiny import save_model
 
 from tunesmith.core.files import write_json, write_jsonl
-from tunesmith.core.records import Example, Tokens, Turn
+from tunesmith.core.records import Example, TokenizedExample, Turn
 from tunesmith.core.rundir import RunDir
 from tunesmith.data.token_file import write_tokens
 from tunesmith.recipe.schema import Recipe
@@ -32,7 +32,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
-def random_rows(count: int, seed: int) -> list[Tokens]:
+def random_rows(count: int, seed: int) -> list[TokenizedExample]:
     """Return rows of 4 to 40 random tokens, about half of them trained, the last always."""
     drawn = np.random.default_rng(seed)
     rows = []
@@ -40,7 +40,11 @@ def random_rows(count: int, seed: int) -> list[Tokens]:
         length = int(drawn.integers(4, 40))
         trained = (drawn.random(length) < 0.5) & (np.arange(length) > 0)
         trained[-1] = True
-        rows.append(Tokens(f"{seed}-{number}", tuple(drawn.integers(3, 300, length).tolist()), tuple(trained.tolist())))
+        rows.append(
+            TokenizedExample(
+                f"{seed}-{number}", tuple(drawn.integers(3, 300, length).tolist()), tuple(trained.tolist())
+            )
+        )
     return rows
 
 

@@ -6,7 +6,15 @@ from pathlib import Path
 import pytest
 
 from tunesmith.core.errors import RecipeError
-from tunesmith.core.places import CACHE, HINT, REGISTRY, cache_root, check_writable, is_user_folder, registry_root
+from tunesmith.core.user_folders import (
+    CACHE,
+    FOLDERS_HINT,
+    REGISTRY,
+    cache_root,
+    check_writable,
+    is_user_folder,
+    registry_root,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -33,9 +41,9 @@ def test_without_a_home_the_error_names_both_variables(monkeypatch: pytest.Monke
     for root in (cache_root, registry_root):
         with pytest.raises(RecipeError) as caught:
             root()
-        assert (caught.value.code, caught.value.hint) == ("no-home", HINT)
-    assert CACHE in HINT
-    assert REGISTRY in HINT
+        assert (caught.value.code, caught.value.hint) == ("no-home", FOLDERS_HINT)
+    assert CACHE in FOLDERS_HINT
+    assert REGISTRY in FOLDERS_HINT
     assert not is_user_folder(Path("runs"))
 
 
@@ -52,7 +60,7 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path, monkeypatch:
     with pytest.raises(RecipeError) as caught:
         check_writable(tmp_path / "cache")
     assert caught.value.code == "permission"
-    assert (caught.value.where, caught.value.hint) == (str(tmp_path / "cache"), HINT)
+    assert (caught.value.where, caught.value.hint) == (str(tmp_path / "cache"), FOLDERS_HINT)
 
 
 def test_paths_in_the_cache_or_above_it_are_recognised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

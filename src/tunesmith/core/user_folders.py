@@ -7,7 +7,7 @@ from pathlib import Path
 from tunesmith.core.errors import RecipeError
 
 CACHE, REGISTRY = "TUNESMITH_CACHE", "TUNESMITH_REGISTRY"
-HINT = f"set {CACHE} and {REGISTRY} to folders that you may write to"
+FOLDERS_HINT = f"set {CACHE} and {REGISTRY} to folders that you may write to"
 
 
 def cache_root() -> Path:
@@ -28,7 +28,7 @@ def registry_root() -> Path:
     return _root(REGISTRY, "XDG_DATA_HOME", Path(".local", "share"), Path("tunesmith", "registry"))
 
 
-def check_writable(*folders: Path, hint: str = HINT) -> None:
+def check_writable(*folders: Path, hint: str = FOLDERS_HINT) -> None:
     """Raise RecipeError if this user cannot write to one of these folders, which need not exist yet."""
     for folder in folders:
         path = folder.absolute()
@@ -63,6 +63,6 @@ def _root(variable: str, xdg: str, below_home: Path, own: Path) -> Path:
         raise RecipeError(
             f"this user (uid {os.getuid()}) has no home folder, and {variable} is not set",
             code="no-home",
-            hint=HINT,
+            hint=FOLDERS_HINT,
         )
     return Path(home) / below_home / own
