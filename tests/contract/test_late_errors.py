@@ -47,7 +47,9 @@ _LATE: dict[str, tuple[str, ...]] = {
         _DAMAGE, _DAMAGE, _DAMAGE,
     ),
     "model/adapters.py make_trainable": ("not before: peft refuses kinds of modules that files do not tell",),
-    "model/adapters.py recompute_activations": ("not before: transformers knows when it has built the model",),
+    "model/adapters.py enable_activation_checkpointing": (
+        "not before: transformers knows when it has built the model",
+    ),
     "model/adapters.py restore_weights": (_DAMAGE,) * 2,
     "kernels/causality_check.py require_causal_attention": (
         "not before: forward passes prove it; what the configuration says, "
@@ -74,10 +76,12 @@ _LATE: dict[str, tuple[str, ...]] = {
         "not before: which weights an architecture asks for is known when transformers has built it",
     ),
     "model/load.py choose_compute": (_MACHINE,),
-    "model/new_tokens.py trained_rows": ("plan tunesmith.architecture.base_model:refuse_new_tokens_with_bias",),
+    "model/new_tokens.py trainable_token_indices": (
+        "plan tunesmith.architecture.base_model:refuse_new_tokens_with_bias",
+    ),
     "kernels/oom.py OomRetry._halve": (_MEMORY,),
     "kernels/oom.py OomRetry.run": (_MEMORY,),
-    "distributed/process_group.py ProcessGroup.check": ("not before: a signal came",),
+    "distributed/process_group.py ProcessGroup.raise_if_interrupted": ("not before: a signal came",),
     "distributed/process_group.py ProcessGroup.require_equal": ("not before: another machine has other files",),
     "distributed/process_group.py _translate_peer_failures": (
         "not before: another process ended, or a port is taken",
@@ -120,7 +124,7 @@ _LATE: dict[str, tuple[str, ...]] = {
     "scoring/verdict.py _numbers": ("not before: it follows from the answers",),
     "train/crash_loop.py _begin": ("not before: training was killed twice at one step",),
     "train/checkpoint.py latest_state": (_DAMAGE,),
-    "train/inputs.py refuse_other_inputs": ("plan tunesmith.pipeline.stages:work_left",),
+    "train/inputs.py require_same_inputs": ("plan tunesmith.pipeline.stages:work_left",),
     "train/loop.py train_steps": ("not before: training became non-finite",) * 2,
     "train/optim.py require_optimizer": (_MACHINE,),
     "train/optim.py restore_optimizer": (_DAMAGE,) * 2,

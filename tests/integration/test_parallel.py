@@ -289,7 +289,7 @@ def test_processes_with_other_settings_are_refused(file: Path, tmp_path: Path) -
     process = together(2, command_after(differs, tmp_path), "train", str(file), "--out", str(out))
     _, said = process.communicate(timeout=240)
     assert process.returncode != 0
-    assert "process 1 has other inputs than the first: train.weight_decay" in said.decode()
+    assert "rank 1 differ from those of rank 0: train.weight_decay" in said.decode()
     assert not (out / "checkpoints").exists()
 
 

@@ -15,7 +15,7 @@ from tunesmith.kernels.packed_attention import has_packed_attention
 from tunesmith.kernels.packing_check import packing_unsupported_reason
 from tunesmith.model.adapters import make_trainable, open_model
 from tunesmith.model.load import ComputeConfig
-from tunesmith.model.lora import as_peft_computes
+from tunesmith.model.lora import use_peft_forward
 from tunesmith.recipe.data_source import FileSource
 from tunesmith.recipe.schema import ChatData, LoraTuning
 from tunesmith.tasks import task_for
@@ -49,7 +49,7 @@ def trajectory(folder: Path, tokens: TokenDataset, *, fast: bool) -> list[float]
         assert packing_unsupported_reason(model, tokens, 0, FP32) is None
         division = MicroBatchPolicy(1024, packing="auto", by_row=has_packed_attention(model))
         assert [group.shared is not None for group in division.groups(tokens, range(len(tokens)))] == [True]
-    with contextlib.nullcontext() if fast else as_peft_computes(model):
+    with contextlib.nullcontext() if fast else use_peft_forward(model):
         return losses(model, tokens, division, steps=STEPS, learning_rate=5e-4, pad_id=0)
 
 

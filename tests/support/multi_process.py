@@ -19,7 +19,7 @@ from tunesmith.core.errors import NonFinite
 from tunesmith.data.batches import TokenDataset
 from tunesmith.data.microbatch import MicroBatchPolicy
 from tunesmith.distributed.fsdp import shard
-from tunesmith.distributed.process_group import ProcessGroup, meeting
+from tunesmith.distributed.process_group import ProcessGroup, join_process_group
 from tunesmith.distributed.sharded_state import gather_full_state_dict
 from tunesmith.fetch.reference import ModelFolder
 from tunesmith.kernels.oom import OomRetry
@@ -49,16 +49,14 @@ def trained(
     compute = ComputeConfig(torch.device("cpu"), PRECISIONS[case["precision"]])
     made = make_trainable(load_base(ModelFolder("x", model), compute, dtype=compute.dtype), recipe.tuning, seed=0)
     made.to(compute.dtype)  # the masters of adapters too, which are fp32 otherwise
-    sharding = case.get("sharding", "none") if group.is_many else "none"
+    sharding = case.get("sharding", "none") if group.is_distributed else "none"
     if sharding != "none":
         two = ProcessGroup(
             replace(group.rank_info, local_world_size=group.rank_info.world_size // 2)
         )  # as on two machines
         shard(made, compute, two, by_node=sharding == "node")
-    division = MicroBatchPolicy(
-        256, case["micro_batch"], case.get("packing", "never"), by_row=has_packed_attention(made)
-    )
-    tokens, fitting = TokenDataset(rows), OomRetry(division)
+    policy = MicroBatchPolicy(256, case["micro_batch"], case.get("packing", "never"), by_row=has_packed_attention(made))
+    tokens, fitting = TokenDataset(rows), OomRetry(policy)
     plan = plan_steps(recipe, len(tokens))
     setup = Setup(
         recipe,
@@ -88,13 +86,13 @@ def trained(
 def main() -> None:
     """Train every case, and let every process leave what it found."""
     model, rows, out = map(Path, sys.argv[1:4])
-    with meeting(rank_info()) as others:
+    with join_process_group(rank_info()) as coordinator:
         for number, case in enumerate(json.loads(sys.argv[4])):
-            facts, weights = trained(model, rows, case, others.group)
-            name = f"{number}-{others.group.rank_info.rank}"
+            facts, weights = trained(model, rows, case, coordinator.group)
+            name = f"{number}-{coordinator.group.rank_info.rank}"
             (out / f"{name}.json").write_text(json.dumps(facts))
             save_file(weights, out / f"{name}.safetensors")
-        others.group.wait()
+        coordinator.group.barrier()
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from tunesmith.model.adapters import trained_parameters
 
 
 def losses(
-    model: Any, tokens: TokenDataset, division: MicroBatchPolicy, *, steps: int, learning_rate: float, pad_id: int
+    model: Any, tokens: TokenDataset, policy: MicroBatchPolicy, *, steps: int, learning_rate: float, pad_id: int
 ) -> list[float]:
     """Train on all rows in every step; return the loss of each."""
     optimizer = torch.optim.AdamW([weight for _, weight in trained_parameters(model)], lr=learning_rate)
@@ -19,7 +19,7 @@ def losses(
     found = []
     for _ in range(steps):
         total = 0.0
-        for _, batch in division.batches(tokens, rows, pad_id):
+        for _, batch in policy.batches(tokens, rows, pad_id):
             loss = token_loss(model, batch).nll.sum() / tokens.trained_tokens(rows)
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.item()

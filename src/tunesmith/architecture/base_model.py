@@ -41,7 +41,7 @@ def language_config(folder: Path) -> dict[str, Any]:
     return {**config, **(config.get("text_config") or {})}
 
 
-def quantized_by(folder: Path) -> str | None:
+def stored_quantization(folder: Path) -> str | None:
     """Return the method by which a folder's weights were quantized, or None."""
     config = read_config(folder)
     for place in (config, config.get("text_config") or {}):
@@ -60,7 +60,7 @@ def _method(settings: dict[str, Any]) -> str:
 
 def refuse_quantized(folder: Path) -> None:
     """Raise RecipeError for a base whose stored weights are already quantized: it can be neither trained nor merged."""
-    if method := quantized_by(folder):
+    if method := stored_quantization(folder):
         raise RecipeError(
             f"its stored weights are quantized already ({method}) and cannot be trained",
             where=str(folder),
@@ -111,12 +111,12 @@ def embedding_rows(folder: Path, vocabulary: int) -> int:
     return rows
 
 
-def refuse_other_layers(folder: Path, shapes: Shapes) -> None:
+def require_layers(folder: Path, shapes: Shapes) -> None:
     """Raise RecipeError if weights have fewer layers than the configuration names, or more, if that is known.
 
     Weights of an architecture that is not described may have layers beyond, such as those that predict further tokens.
     """
-    if shapes.encodes and not shapes.known:
+    if shapes.has_encoder and not shapes.known:
         return
     names, where = list(tensor_shapes(folder)), str(folder / "config.json")
     for stack in (stack for stack in shapes.stacks if stack.layer.attention):
@@ -139,7 +139,7 @@ def refuse_other_layers(folder: Path, shapes: Shapes) -> None:
             )  # fmt: skip
 
 
-def refuse_tokens_beyond(highest: int, rows: int, *, where: str) -> None:
+def require_embedding_rows(highest: int, rows: int, *, where: str) -> None:
     """Raise RecipeError for rows with a token for which the model has no vector.
 
     Args:
@@ -155,7 +155,7 @@ def refuse_tokens_beyond(highest: int, rows: int, *, where: str) -> None:
         )
 
 
-def refuse_targets_nowhere(target: Sequence[str], modules: Iterable[str], *, possible: Sequence[str] = ()) -> None:
+def require_targets(target: Sequence[str], modules: Iterable[str], *, possible: Sequence[str] = ()) -> None:
     """Raise RecipeError if a name of `tuning.target` matches no module; peft refuses only if none matches.
 
     Args:
@@ -184,7 +184,7 @@ def check_targets(folder: Path, shapes: Shapes, target: Sequence[str]) -> None:
     named = {name for name, _ in shapes.linear()} if shapes.known or not tensors else set()
     stored = {name.removesuffix(".weight"): len(shape) for name, shape in tensors.items() if name.endswith(".weight")}
     possible = (*_OUTPUTS, *(() if stored else _EMBEDDINGS))
-    refuse_targets_nowhere(target, sorted({*named, *stored}), possible=possible)
+    require_targets(target, sorted({*named, *stored}), possible=possible)
     vectors = [name for name, dimensions in stored.items() if dimensions < 2]
     for wanted in target:
         if any(_matches(wanted, name) for name in vectors) and not any(
@@ -201,10 +201,10 @@ def refuse_new_tokens_with_bias(folder: Path) -> None:
     """Raise RecipeError if new tokens' rows cannot be trained alone, because the output layer has a bias too."""
     biases = [name.removesuffix(".bias") for name in tensor_shapes(folder) if name.endswith(".bias")]
     if any(name.rpartition(".")[2] in _OUTPUTS[:2] for name in biases):
-        raise output_has_bias()
+        raise output_bias_error()
 
 
-def output_has_bias() -> RecipeError:
+def output_bias_error() -> RecipeError:
     """Return the error for new tokens in a model whose output layer has a bias, which peft would leave out."""
     return RecipeError(
         "the output layer has a bias, so rows of new tokens cannot be trained alone",

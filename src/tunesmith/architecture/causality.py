@@ -12,7 +12,7 @@ from typing import Any
 from tunesmith.architecture.base_model import language_config
 from tunesmith.core.errors import RecipeError
 
-HINT = (
+CAUSAL_HINT = (
     "choose a decoder, such as a model of the GPT, Llama, Qwen or Gemma families; models with an encoder and a decoder "
     "(T5, BART) go with `task: seq2seq`"
 )
@@ -27,7 +27,7 @@ _ENCODERS = frozenset({
 def require_causal(folder: Path) -> None:
     """Raise RecipeError if a model's configuration says that its tokens see later ones."""
     if reason := not_causal_reason(language_config(folder)):
-        raise RecipeError(f"is not a causal language model: {reason}", where=str(folder), hint=HINT)
+        raise RecipeError(f"is not a causal language model: {reason}", where=str(folder), hint=CAUSAL_HINT)
 
 
 def not_causal_reason(config: Mapping[str, Any]) -> str | None:

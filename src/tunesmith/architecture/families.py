@@ -11,7 +11,7 @@ from typing import Any
 
 from tunesmith.architecture.base_model import language_config
 from tunesmith.architecture.shapes import Attention, Layer, Linear, Shapes, Stack
-from tunesmith.architecture.weight_headers import shapes_in_headers
+from tunesmith.architecture.weight_headers import shapes_from_headers
 from tunesmith.core.errors import RecipeError
 
 Config = Mapping[str, Any]
@@ -31,7 +31,7 @@ def shapes_of(folder: Path) -> Shapes:
     except (KeyError, TypeError, ValueError):  # left out, as defaults are, or of another kind, as a list a layer
         shapes = None
     try:
-        shapes = shapes or shapes_in_headers(folder, config)
+        shapes = shapes or shapes_from_headers(folder, config)
     except (KeyError, TypeError, ValueError) as error:
         raise RecipeError(
             f"has sizes of a kind that is not known: {error}", where=str(folder / "config.json")
@@ -45,10 +45,10 @@ def _decoder(
     *,
     tied: bool,
     norms: int = 2,
-    head_norms: bool = False,
+    qk_norm: bool = False,
     qkv_bias: bool = False,
     head_dim: int | None = None,
-    capped: bool = False,
+    softcapped: bool = False,
 ) -> Shapes:
     """Llama and those made like it: gated, with RMS norms and turned positions."""
     hidden, inner, heads = int(config["hidden_size"]), int(config["intermediate_size"]), _heads(config)
@@ -64,15 +64,15 @@ def _decoder(
         Linear("mlp.up_proj", inner, hidden, "normed again", mlp_bias),
         Linear("mlp.down_proj", hidden, inner, "activated", mlp_bias),
     )
-    capped = capped and bool(config.get("attn_logit_softcapping"))
-    attention = Attention(heads, queries, keys, fused=not capped, scores=(2, 1), norms=head_norms)
+    softcapped = softcapped and bool(config.get("attn_logit_softcapping"))
+    attention = Attention(heads, queries, keys, fused=not softcapped, scores=(2, 1), qk_norm=qk_norm)
     # The fast path keeps both factors of a gate by SiLU; torch's own keeps what comes of the first, too.
     silu = config.get("hidden_act", config.get("hidden_activation")) in ("silu", "swish")
-    layer = Layer(linear, (attention,), inner, activated=2 if silu else 3, norms=norms, rms=True, dropouts=0)
+    layer = Layer(linear, (attention,), inner, activations=2 if silu else 3, norms=norms, rms_norm=True, dropouts=0)
     count = int(config["num_hidden_layers"])
-    windows, window = _windows(config, count)
-    stack = Stack("model.layers", count, layer, windows=windows, window=window)
-    each = sum(one.parameters for one in linear) + norms * hidden + (2 * width if head_norms else 0)
+    windowed, window = _windows(config, count)
+    stack = Stack("model.layers", count, layer, windowed=windowed, window=window)
+    each = sum(one.parameters for one in linear) + norms * hidden + (2 * width if qk_norm else 0)
     return _model(config, stack, count * each + hidden, hidden, tied=tied)
 
 
@@ -82,7 +82,7 @@ def _phi3(config: Config) -> Shapes:
     [stack] = like.stacks
     layer = stack.layer
     [attention] = layer.attention
-    hidden, inner = like.hidden, layer.inner
+    hidden, inner = like.hidden, layer.mlp_width
     linear = (
         Linear("self_attn.qkv_proj", attention.queries + 2 * attention.keys, hidden, "normed"),
         Linear("self_attn.o_proj", hidden, attention.queries, "attended"),
@@ -90,8 +90,8 @@ def _phi3(config: Config) -> Shapes:
         Linear("mlp.down_proj", hidden, inner, "activated"),
     )
     # A piece of a product keeps the whole of it: queries and keys, turned already, are there twice.
-    attention = replace(attention, norms=True)
-    layer = replace(layer, linear=linear, attention=(attention,), activated=3)
+    attention = replace(attention, qk_norm=True)
+    layer = replace(layer, linear=linear, attention=(attention,), activations=3)
     return replace(like, stacks=(replace(stack, layer=layer),))
 
 
@@ -107,7 +107,7 @@ def _phi(config: Config) -> Shapes:
         Linear("mlp.fc1", inner, hidden, "normed", bias=True),
         Linear("mlp.fc2", hidden, inner, "activated", bias=True),
     )
-    layer = Layer(linear, (Attention(heads, hidden, keys),), inner, activated=4, norms=1, rms=False)
+    layer = Layer(linear, (Attention(heads, hidden, keys),), inner, activations=4, norms=1, rms_norm=False)
     count = int(config["num_hidden_layers"])
     each = sum(one.parameters for one in linear) + 2 * hidden
     beside = 2 * hidden + int(config["vocab_size"])  # the last norm, and a bias of the output
@@ -129,7 +129,7 @@ def _gpt2(config: Config) -> Shapes:
     dropout = any(float(config.get(name, 0.1)) > 0 for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop"))
     fused = float(config.get("attn_pdrop", 0.1)) == 0
     attention = Attention(heads, hidden, hidden, fused=fused, scores=(0, 3))
-    layer = Layer(linear, (attention,), inner, activated=4, norms=2, rms=False, transposed=True)
+    layer = Layer(linear, (attention,), inner, activations=4, norms=2, rms_norm=False, transposed=True)
     count, positions = int(config["n_layer"]), int(config.get("n_positions", 1024))
     each = sum(one.parameters for one in linear) + 4 * hidden
     stack = Stack("transformer.h", count, layer)
@@ -153,11 +153,11 @@ def _gpt_neo(config: Config) -> Shapes:
         Linear("mlp.c_proj", hidden, inner, "activated", bias=True),
     )
     attention = Attention(heads, hidden, hidden, fused=False, scores=(1, 0))
-    layer = Layer(linear, (attention,), inner, activated=4, norms=2, rms=False)
+    layer = Layer(linear, (attention,), inner, activations=4, norms=2, rms_norm=False)
     count, positions = int(config["num_layers"]), int(config.get("max_position_embeddings", 2048))
     each = sum(one.parameters for one in linear) + 4 * hidden
     names = ("attention_dropout", "embed_dropout", "resid_dropout")
-    stack = Stack("transformer.h", count, layer, windows=count // 2, window=int(config.get("window_size", 256)))
+    stack = Stack("transformer.h", count, layer, windowed=count // 2, window=int(config.get("window_size", 256)))
     return replace(
         _model(config, stack, count * each + (positions + 2) * hidden, hidden, tied=True),
         dropout=any(float(config.get(name) or 0) > 0 for name in names),
@@ -192,12 +192,14 @@ def _t5(config: Config) -> Shapes:
             Linear(f"{name}.wo", hidden, inner, second),
         )
 
-    own = Attention(heads, queries, queries, fused=rate == 0, scores=(3 if rate > 0 else 1, 0), biased=True)
-    across = replace(own, across=True, biased=False)
+    own = Attention(heads, queries, queries, fused=rate == 0, scores=(3 if rate > 0 else 1, 0), position_bias=True)
+    across = replace(own, cross=True, position_bias=False)
     inside = attending("layer.0.SelfAttention", "normed", "normed")
-    encoder = Layer((*inside, *halves(1)), (own,), inner, activated, norms=2, rms=True)
+    encoder = Layer((*inside, *halves(1)), (own,), inner, activated, norms=2, rms_norm=True)
     looking = attending("layer.1.EncDecAttention", "normed again", "encoded")
-    decoder = Layer((*inside, *looking, *halves(2)), (own, across), inner, activated, norms=3, rms=True, dropouts=3)
+    decoder = Layer(
+        (*inside, *looking, *halves(2)), (own, across), inner, activated, norms=3, rms_norm=True, dropouts=3
+    )
     above, below = int(config["num_layers"]), int(config.get("num_decoder_layers") or config["num_layers"])
     stacks = (Stack("encoder.block", above, encoder, encoder=True), Stack("decoder.block", below, decoder))
     tables = 2 * int(config.get("relative_attention_num_buckets", 32)) * heads
@@ -229,16 +231,16 @@ def _bart(config: Config) -> Shapes:
         heads, inner = int(config[f"{side}_attention_heads"]), int(config[f"{side}_ffn_dim"])
         own = Attention(heads, hidden, hidden, fused=float(config.get("attention_dropout", 0)) == 0, scores=(0, 3))
         linear = attending("self_attn", "normed", "normed")
-        sights: tuple[Attention, ...] = (own,)
+        attentions: tuple[Attention, ...] = (own,)
         if side == "decoder":
             linear += attending("encoder_attn", "normed again", "encoded")
-            sights += (replace(own, across=True),)
+            attentions += (replace(own, cross=True),)
         linear += (
             Linear("fc1", inner, hidden, "normed last", bias=True),
             Linear("fc2", hidden, inner, "activated", bias=True),
         )
-        norms = len(sights) + 1
-        layer = Layer(linear, sights, inner, activated=1, norms=norms, rms=False, dropouts=norms)
+        norms = len(attentions) + 1
+        layer = Layer(linear, attentions, inner, activations=1, norms=norms, rms_norm=False, dropouts=norms)
         return Stack(f"model.{side}.layers", int(config[f"{side}_layers"]), layer, encoder=side == "encoder")
 
     stacks = (stack("encoder"), stack("decoder"))
@@ -255,10 +257,10 @@ _KNOWN: dict[str, Callable[[Config], Shapes]] = {
     "llama": lambda c: _decoder(c, tied=False),
     "mistral": lambda c: _decoder(c, tied=False),
     "qwen2": lambda c: _decoder(c, tied=False, qkv_bias=True),
-    "qwen3": lambda c: _decoder(c, tied=False, head_norms=True, head_dim=128),
+    "qwen3": lambda c: _decoder(c, tied=False, qk_norm=True, head_dim=128),
     "gemma": lambda c: _decoder(c, tied=True, head_dim=256),
-    "gemma2": lambda c: _decoder(c, tied=True, norms=4, head_dim=256, capped=True),
-    "gemma3_text": lambda c: _decoder(c, tied=True, norms=4, head_norms=True, head_dim=256),
+    "gemma2": lambda c: _decoder(c, tied=True, norms=4, head_dim=256, softcapped=True),
+    "gemma3_text": lambda c: _decoder(c, tied=True, norms=4, qk_norm=True, head_dim=256),
     "granite": lambda c: _decoder(c, tied=False),
     "phi3": _phi3,
     "phi": _phi,
@@ -301,6 +303,6 @@ def _model(config: Config, stack: Stack, beside: int, hidden: int, *, tied: bool
         stacks=(stack,),
         tied=tied,
         dropout=float(config.get("attention_dropout") or 0) > 0,
-        capped=bool(config.get("final_logit_softcapping")),
+        softcapped=bool(config.get("final_logit_softcapping")),
         positions=int(config["max_position_embeddings"]) if config.get("max_position_embeddings") else None,
     )

@@ -1,40 +1,42 @@
-"""The sizes of a model that memory follows from: what its layers multiply, and what they remember of a token."""
+"""The layer sizes of a model, from which its memory is estimated, and the tensors each layer saves for backward."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-WITHOUT_LIMIT = 2**31
+UNLIMITED = 2**31
 
 
 @dataclass(frozen=True, slots=True)
 class Linear:
-    """A linear layer [out, inner]; layers that name the same `reads` share their input.
+    """A linear layer with a weight [out_features, in_features]. Layers with the same `input` share one input tensor.
 
-    What is `attended` or `rectified` is kept already by what made it.
+    An `input` that ends in `attended` or `rectified` was saved for backward already, by the operation that made it.
     """
 
     name: str
-    out: int
-    inner: int
-    reads: str
+    out_features: int
+    in_features: int
+    input: str
     bias: bool = False
 
     @property
     def parameters(self) -> int:
-        """How many weights it has."""
-        return self.out * (self.inner + self.bias)
+        """The number of weights, with the bias."""
+        return self.out_features * (self.in_features + self.bias)
 
 
 @dataclass(frozen=True, slots=True)
 class Attention:
-    """Attention over `heads`; `queries` and `keys` are heads times width, of keys and values each.
+    """Attention with `heads` heads.
 
     Attributes:
-        fused: one kernel that keeps no scores; else scores [heads, length, length] are kept.
-        scores: how many fp32 numbers and how many in the compute precision are kept of a score where not fused.
-        across: looks at what an encoder has read.
-        biased: adds a table to its scores, which is kept (T5's distances).
-        norms: queries and keys are normed.
+        queries: the width of all query heads together.
+        keys: the width of all key heads together, and also of all value heads.
+        fused: computed by one kernel that saves no scores; otherwise scores [heads, length, length] are saved.
+        scores: if not fused, the number of fp32 values and of values in the compute precision saved per score.
+        cross: cross-attention, with keys and values from the encoder.
+        position_bias: adds a saved table to its scores (T5's relative positions).
+        qk_norm: normalizes queries and keys.
     """
 
     heads: int
@@ -42,9 +44,9 @@ class Attention:
     keys: int
     fused: bool = True
     scores: tuple[int, int] = (1, 2)
-    across: bool = False
-    biased: bool = False
-    norms: bool = False
+    cross: bool = False
+    position_bias: bool = False
+    qk_norm: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,37 +54,37 @@ class Layer:
     """One layer of a stack.
 
     Attributes:
-        inner: width between the two halves of the multilayer perceptron.
-        activated: how many tensors of that width are kept, beside what its second half reads.
-        norms: how many norms over the hidden width.
-        rms: norms are computed in fp32 of their own (RMSNorm), and of trained ones two numbers are kept.
-        dropouts: how many dropouts over the hidden width, if the model has a rate.
-        transposed: its matrices stand the other way round, so that the fast path leaves their adapters alone.
+        mlp_width: the inner width of the MLP.
+        activations: the number of tensors of `mlp_width` saved for backward, besides the input of the down projection.
+        norms: the number of norms over the hidden width.
+        rms_norm: norms are RMSNorms computed in fp32; two tensors are saved for each one that is trained.
+        dropouts: the number of dropouts over the hidden width, if the model has a dropout rate.
+        transposed: weights are stored as [in, out] (GPT-2's Conv1D), so the fast path skips their adapters.
     """
 
     linear: tuple[Linear, ...]
     attention: tuple[Attention, ...]
-    inner: int
-    activated: int
+    mlp_width: int
+    activations: int
     norms: int
-    rms: bool
+    rms_norm: bool
     dropouts: int = 2
     transposed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """Equal layers one after another. `windows` of them reach over `window` tokens only."""
+    """Consecutive equal layers. In `windowed` of them, attention is limited to a window of `window` tokens."""
 
     prefix: str
     count: int
     layer: Layer
     encoder: bool = False
-    windows: int = 0
+    windowed: int = 0
     window: int = 0
 
     def name_of(self, number: int, part: Linear) -> str:
-        """Return what a linear layer of the layer `number` is called in the model."""
+        """Return the module name of a linear layer in layer `number`."""
         return f"{self.prefix}.{number}.{part.name}" if part.name else self.prefix
 
 
@@ -91,10 +93,10 @@ class Shapes:
     """The sizes of a model.
 
     Attributes:
-        dropout: its own configuration drops something in training.
-        capped: its logits are capped.
-        stored_bytes: of a number in its files.
-        known: its architecture is described; else what stands between linear layers is a guess.
+        dropout: the model's own configuration uses dropout in training.
+        softcapped: the final logits are soft-capped.
+        stored_bytes: bytes per parameter in its weight files.
+        known: the architecture is described in `families.py`; otherwise everything but the linear layers is a guess.
     """
 
     parameters: int
@@ -103,29 +105,29 @@ class Shapes:
     stacks: tuple[Stack, ...]
     tied: bool
     dropout: bool = False
-    capped: bool = False
+    softcapped: bool = False
     positions: int | None = None
     stored_bytes: int = 4
     known: bool = True
 
     @property
-    def reach(self) -> int:
-        """The length up to which all attention layers see every earlier token."""
-        return min((stack.window for stack in self.stacks if stack.windows), default=WITHOUT_LIMIT)
+    def attention_window(self) -> int:
+        """The sequence length up to which every attention layer sees all earlier tokens."""
+        return min((stack.window for stack in self.stacks if stack.windowed), default=UNLIMITED)
 
     @property
-    def encodes(self) -> bool:
-        """Whether there is an encoder beside the decoder."""
+    def has_encoder(self) -> bool:
+        """Whether the model has an encoder besides the decoder."""
         return any(stack.encoder for stack in self.stacks)
 
     @property
-    def fused(self) -> bool:
-        """Whether all attention is one kernel that keeps no scores."""
-        return all(sight.fused for stack in self.stacks for sight in stack.layer.attention)
+    def fused_attention(self) -> bool:
+        """Whether every attention is computed by one kernel that saves no scores."""
+        return all(attention.fused for stack in self.stacks for attention in stack.layer.attention)
 
     def linear(self) -> Iterator[tuple[str, Linear]]:
-        """Yield every linear layer but the output with its name in the model."""
+        """Yield the module name and sizes of every linear layer except the output layer."""
         for stack in self.stacks:
             for number in range(stack.count):
-                for one in stack.layer.linear:
-                    yield stack.name_of(number, one), one
+                for part in stack.layer.linear:
+                    yield stack.name_of(number, part), part

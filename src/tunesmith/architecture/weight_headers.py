@@ -19,7 +19,7 @@ _LOOKED_UP = ("embed", "wpe", "relative_attention_bias", "shared")
 _AGAIN = "fetch it again"
 
 
-def shapes_in_headers(folder: Path, config: dict[str, Any]) -> Shapes:
+def shapes_from_headers(folder: Path, config: dict[str, Any]) -> Shapes:
     """Return the shapes of a folder's weights, of which only the headers are read.
 
     Raises:
@@ -43,22 +43,22 @@ def shapes_in_headers(folder: Path, config: dict[str, Any]) -> Shapes:
     heads = _first(config, "num_attention_heads", "n_head", "num_heads", "encoder_attention_heads") or 1
     layers = _first(config, "num_hidden_layers", "n_layer", "num_layers", "encoder_layers") or 1
     inner = max((max(shape) for shape in matrices.values()), default=hidden)
-    encodes = bool(config.get("is_encoder_decoder"))
+    has_encoder = bool(config.get("is_encoder_decoder"))
     # Names are whole here, so every matrix is a stack of one layer that only multiplies, and others only remember.
     stacks = [
         Stack(
             name,
             1,
-            Layer((Linear("", shape[0], shape[1], name),), (), 0, 0, norms=0, rms=False, dropouts=0),
-            encoder=encodes and "encoder." in name,
+            Layer((Linear("", shape[0], shape[1], name),), (), 0, 0, norms=0, rms_norm=False, dropouts=0),
+            encoder=has_encoder and "encoder." in name,
         )
         for name, shape in matrices.items()
     ]
     attention = Attention(heads, hidden, hidden)
-    between = Layer((), (attention,), inner, activated=3, norms=2, rms=True)
-    both = (attention, replace(attention, across=True))
-    stacks.append(Stack("", layers, replace(between, attention=both) if encodes else between))
-    if encodes:
+    between = Layer((), (attention,), inner, activations=3, norms=2, rms_norm=True)
+    both = (attention, replace(attention, cross=True))
+    stacks.append(Stack("", layers, replace(between, attention=both) if has_encoder else between))
+    if has_encoder:
         stacks.append(Stack("", layers, between, encoder=True))
     return Shapes(
         parameters=sum(prod(shape) for shape in tensors.values()),
@@ -71,7 +71,7 @@ def shapes_in_headers(folder: Path, config: dict[str, Any]) -> Shapes:
     )
 
 
-def stored_as(folder: Path) -> set[str]:
+def stored_dtypes(folder: Path) -> set[str]:
     """Return in which precisions a folder's numbers are stored, as safetensors names them: `BF16`, `F32`.
 
     Raises:

@@ -68,7 +68,7 @@ def _failed(error: TunesmithError, raised: BaseException, as_json: bool, debug: 
         if debug:
             traceback.print_exception(raised, file=sys.stderr)
         print(f"error: {error}", file=sys.stderr, flush=True)
-        if as_json and _is_first_rank():
+        if as_json and _is_rank0():
             print_json({"error": error.to_json()})
         sys.stdout.flush()
     except OSError:
@@ -76,7 +76,7 @@ def _failed(error: TunesmithError, raised: BaseException, as_json: bool, debug: 
     return error.exit_code
 
 
-def _is_first_rank() -> bool:
+def _is_rank0() -> bool:
     """Whether this process is the one of its run that prints results."""
     try:
         return rank_info().is_rank0

@@ -31,6 +31,8 @@ ERROR_CODES = {
     # data
     # scoring
     # model, kernels and distributed
+    "ranks-differ": "The ranks of a run have different inputs or versions of tunesmith.",
+    "port-in-use": "Another program uses the port at which the ranks of a run meet.",
     # inference and evaluate
     # train
     # registry and promote

@@ -113,9 +113,9 @@ def estimated_memory(
 ) -> tuple[MicroBatchPolicy, Memory]:
     """Return the same before there is a model to be asked how it keeps rows apart, from what its shapes tell."""
     drops = shapes.dropout or (isinstance(recipe.tuning, LoraBase) and recipe.tuning.dropout > 0)
-    by_row = shapes.fused and recipe.model.attention != "eager"
+    by_row = shapes.fused_attention and recipe.model.attention != "eager"
     division = micro_batch_policy(
-        recipe, room, apart=not shapes.encodes, share=not drops, by_row=by_row, reach=shapes.reach
+        recipe, room, apart=not shapes.has_encoder, share=not drops, by_row=by_row, reach=shapes.attention_window
     )
     return max_fitting_rows(recipe, shapes, tokens, division, room, new_tokens=new_tokens, parts=parts)
 
@@ -128,17 +128,17 @@ def sharding_of(
     Raises:
         RecipeError: what the recipe asks for cannot be done with this model.
     """
-    asked, encodes = recipe.launch.sharding, shapes.encodes and bool(recipe.train.valid_metrics)
+    asked, has_encoder = recipe.launch.sharding, shapes.has_encoder and bool(recipe.train.valid_metrics)
     if processes == 1:
         return "none"
     if asked != "auto":
-        if asked != "none" and encodes:
+        if asked != "none" and has_encoder:
             raise RecipeError(
                 "a divided model with an encoder cannot answer while it trains", where="launch.sharding",
                 hint="remove train.valid_metrics, or set it to none",
             )  # fmt: skip
         return asked
-    if encodes or sharding_unsupported_reason(recipe):
+    if has_encoder or sharding_unsupported_reason(recipe):
         return "none"
     _, memory = estimated_memory(recipe, shapes, tokens, room, new_tokens=new_tokens)
     return "none" if memory.training <= room.available_gib else "full"

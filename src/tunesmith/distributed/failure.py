@@ -1,7 +1,8 @@
-"""Processes that end do so for one reason, that of the first of them, and with its exit code.
+"""When one rank fails, all ranks exit with its error and exit code.
 
-Where they wait for each other by gloo, a connection that ends tells them to look for the reason. NCCL waits on, and so
-does a pass that nobody else is needed for: a thread looks beside them.
+Each failing rank writes its error to a key-value store that all ranks can reach. A rank that waits in gloo notices a
+closed connection and reads the error. A rank that waits in NCCL, or computes without communicating, notices nothing, so
+each rank also runs a watchdog thread that polls the store.
 """
 
 import contextlib
@@ -18,113 +19,114 @@ from torch.distributed.distributed_c10d import PrefixStore
 from tunesmith.core.dist_env import RankInfo
 from tunesmith.core.errors import ProcessLost, TunesmithError
 
-# How long a process looks for why another is gone, and waits at the end of a run for the others.
-BRIEFLY = timedelta(seconds=5)
-# How often the thread looks, and for how many seconds it then lets this process come to it by itself.
-_PAUSE, _GRACE = 5.0, 30.0
-# Held while something is written that this process had better not end in the middle of.
-_keeping = threading.Lock()
-_last_words: list[Callable[[], None]] = []
+# The timeout for reading a peer's error, and for waiting for the other ranks at the end of a run.
+SHORT_TIMEOUT = timedelta(seconds=5)
+# The watchdog polls at this interval. After a peer's error it gives the main thread the grace period to react.
+POLL_SECONDS, GRACE_SECONDS = 5.0, 30.0
+# Held while files are written that must not be cut off by an exit.
+_writing = threading.Lock()
+_exit_callbacks: list[Callable[[], None]] = []
 
 
 @contextlib.contextmanager
 def delay_peer_exit() -> Iterator[None]:
-    """Write something within: this process is not ended for another's reason before it is whole."""
-    with _keeping:
+    """Delay an exit because of another rank's failure until the files written inside are complete."""
+    with _writing:
         yield
 
 
 @contextlib.contextmanager
-def run_before_peer_exit(work: Callable[[], None]) -> Iterator[None]:
-    """Within, let this be done where the process is ended for a reason that another gave; nothing else is then."""
-    _last_words.append(work)
+def run_before_peer_exit(callback: Callable[[], None]) -> Iterator[None]:
+    """Inside, call `callback` before the watchdog ends this process. It runs no other cleanup."""
+    _exit_callbacks.append(callback)
     try:
         yield
     finally:
-        _last_words.remove(work)
+        _exit_callbacks.remove(callback)
 
 
 class FailureChannel:
-    """Where processes that end say why, in a store that all of them reach."""
+    """Passes the error of the first rank that fails to all other ranks, through a store that all of them reach."""
 
-    def __init__(self, place: RankInfo, store: Any, patience: timedelta) -> None:
-        self._place, self._patience = place, patience
+    def __init__(self, rank_info: RankInfo, store: Any, timeout: timedelta) -> None:
+        self._rank_info, self._timeout = rank_info, timeout
         self._store: Any = PrefixStore("end", store)
-        self._why: TunesmithError | None = None
-        self._heard = threading.Event()  # or over
+        self._error: TunesmithError | None = None
+        self._stop_watchdog = threading.Event()  # set when the main thread handles the failure, or the run is over
 
-    def tell(self, error: Exception) -> None:
-        """Leave for the others why this process ends, unless another has before."""
+    def send(self, error: Exception) -> None:
+        """Store the error with which this rank ends, unless another rank has stored one."""
         code, text = (error.exit_code, str(error)) if isinstance(error, TunesmithError) else (1, repr(error))
-        with contextlib.suppress(RuntimeError):  # who holds what is told may be gone
-            self._store.compare_set("why", "", json.dumps([code, f"rank {self._place.rank}: {text}"]))
+        with contextlib.suppress(RuntimeError):  # the rank that holds the store may be gone
+            self._store.compare_set("why", "", json.dumps([code, f"rank {self._rank_info.rank}: {text}"]))
 
-    def told(self) -> TunesmithError | None:
-        """Return why another process has left, which this one has noticed. None, if it was killed."""
+    def receive(self) -> TunesmithError | None:
+        """Return the error of a rank that is gone, or None if it stored none because it was killed."""
         if threading.current_thread() is threading.main_thread():
-            self._heard.set()  # from here on it may take its time, as to save
+            self._stop_watchdog.set()  # the main thread reacts, and may need time to save a checkpoint
         with contextlib.suppress(RuntimeError):
-            self._why = self._why or _read(self._store)
-        return self._why
+            self._error = self._error or _read_error(self._store)
+        return self._error
 
-    def wait_for_all(self, patience: timedelta) -> None:
-        """Stay until all have come here too: what was told may be kept by this very process, and they look late."""
+    def wait_for_all(self, timeout: timedelta) -> None:
+        """Wait until all ranks call this. This process may hold the store, and the others read it up to 5 s later."""
         with contextlib.suppress(RuntimeError):
-            _leave(self._store, self._place, patience)
+            _leave(self._store, self._rank_info, timeout)
 
     @contextlib.contextmanager
-    def heard(self) -> Iterator[None]:
-        """End this process where another has said why it ends, or kept what is said and is gone, and nobody hears it.
+    def failure_watchdog(self) -> Iterator[None]:
+        """Inside, end this process if another rank fails and the main thread does not notice in time.
 
-        As a kill would, with the exit code of the other: whatever was saved is whole.
+        Also if rank 0, which holds the store, is gone. The process ends at once, as if killed, with the exit code of
+        the failed rank. Files written inside `delay_peer_exit` are completed first.
         """
-        # A store serves one thread at a time, and the other one may wait for long.
-        threading.Thread(target=self._listen, args=(self._store.clone(),), daemon=True).start()
+        # A store connection serves one thread at a time, and the main thread may wait in it for long.
+        threading.Thread(target=self._watch, args=(self._store.clone(),), daemon=True).start()
         try:
             yield
         finally:
-            self._heard.set()
+            self._stop_watchdog.set()
 
-    def _listen(self, store: Any) -> None:
-        lost = ProcessLost("the first process of this run is gone", where=f"rank {self._place.rank}")
-        why: TunesmithError | None = None
-        while why is None:
-            if self._heard.wait(_PAUSE):
+    def _watch(self, store: Any) -> None:
+        rank0_lost = ProcessLost("rank 0 of this run is gone", where=f"rank {self._rank_info.rank}")
+        error: TunesmithError | None = None
+        while error is None:
+            if self._stop_watchdog.wait(POLL_SECONDS):
                 return
             try:
                 if store.check(["why"]):
-                    why = self._why = _read(store)
+                    error = self._error = _read_error(store)
             except RuntimeError:
-                why = lost
-        if self._heard.wait(_GRACE):
+                error = rank0_lost
+        if self._stop_watchdog.wait(GRACE_SECONDS):
             return
-        held = _keeping.acquire(timeout=self._patience.total_seconds())
+        acquired = _writing.acquire(timeout=self._timeout.total_seconds())
         try:
-            if self._heard.wait(BRIEFLY.total_seconds()):  # what was kept may have been its last work
+            if self._stop_watchdog.wait(SHORT_TIMEOUT.total_seconds()):  # the write may have been the last work
                 return
-            if why is not lost:
-                for work in _last_words:
-                    work()
+            if error is not rank0_lost:
+                for callback in _exit_callbacks:
+                    callback()
                 with contextlib.suppress(RuntimeError):
-                    _leave(store, self._place, 3 * BRIEFLY)  # who keeps what is told leaves last
-            print(f"error: {why}", file=sys.stderr, flush=True)
-            os._exit(why.exit_code)
+                    _leave(store, self._rank_info, 3 * SHORT_TIMEOUT)  # the rank that holds the store leaves last
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            os._exit(error.exit_code)
         finally:
-            if held:
-                _keeping.release()
+            if acquired:
+                _writing.release()
 
 
-def _leave(store: Any, place: RankInfo, patience: timedelta) -> None:
-    """Count this process among those that are gone, and wait for the others."""
-    if store.add("gone", 1) == place.world_size:
+def _leave(store: Any, rank_info: RankInfo, timeout: timedelta) -> None:
+    """Count this rank as finished, and wait until all ranks are."""
+    if store.add("gone", 1) == rank_info.world_size:
         store.set("all-gone", "")
-    store.wait(["all-gone"], patience)
+    store.wait(["all-gone"], timeout)
 
 
-def _read(store: Any) -> TunesmithError:
-    """Return why a process has left, which it may be about to say; raise RuntimeError, if none does."""
-    store.wait(["why"], BRIEFLY)
+def _read_error(store: Any) -> TunesmithError:
+    """Return the stored error, waiting briefly for it; raise RuntimeError if there is none."""
+    store.wait(["why"], SHORT_TIMEOUT)
     code, text = json.loads(store.get("why"))
-    found = TunesmithError(text)
-    found.exit_code = code
-    return found
+    error = TunesmithError(text)
+    error.exit_code = code
+    return error

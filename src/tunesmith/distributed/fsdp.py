@@ -115,7 +115,7 @@ def _mesh(compute: ComputeConfig, group: ProcessGroup, *, by_node: bool) -> Any:
     place = group.rank_info
     if not by_node:
         return init_device_mesh(compute.device.type, (place.world_size,), mesh_dim_names=("parts",))
-    if len(set(group.gather(place.local_world_size))) > 1:
+    if len(set(group.all_gather(place.local_world_size))) > 1:
         raise RecipeError(
             "machines have different numbers of processes",
             where="launch.sharding",
@@ -139,7 +139,7 @@ def agree_on_reason(model: Any, reason: str | None) -> str | None:
     """Return a reason of any process, where layers are divided: all have to go the same way."""
     if not is_sharded(model):
         return reason
-    return next(filter(None, current_group().gather(reason)), None)
+    return next(filter(None, current_group().all_gather(reason)), None)
 
 
 def raise_if_sharded(model: Any, error: Exception) -> None:

@@ -1,8 +1,8 @@
-"""The processes that train one model together: the only code that talks to other ranks.
+"""The process group that trains one model: collectives, and joining and leaving the group.
 
-Every process computes the gradients of its share of a step's rows. Of weights that every process has whole they are
-added up once a step, when all passes are done, so a process may divide its share as its own memory wants; of those that
-are kept in parts `fsdp.py` takes care. Every process then takes the same step. Only the first writes.
+Each rank computes the gradients of its share of a step's rows. Gradients of replicated weights are summed once per
+step, after all micro-batches, so each rank can choose its own micro-batch size. Sharded weights are handled by
+`fsdp.py`. All ranks then take the same optimizer step. Only rank 0 writes files.
 """
 
 import contextlib
@@ -24,27 +24,27 @@ from tunesmith.core import interrupt
 from tunesmith.core.dist_env import RankInfo, rank_info
 from tunesmith.core.errors import ProcessLost, RecipeError
 from tunesmith.data.sampler import assign_ranks
-from tunesmith.distributed.failure import BRIEFLY, FailureChannel
+from tunesmith.distributed.failure import SHORT_TIMEOUT, FailureChannel
 from tunesmith.estimate.hardware import cores
 from tunesmith.model.adapters import trained_parameters
 from tunesmith.model.dtensor import is_dtensor
 from tunesmith.recipe.changes import changed_keys
 
 T = TypeVar("T")
-# Gradients are added up in pieces of about so many numbers, which bounds the memory that this takes.
-_NUMBERS_AT_ONCE = 2**24
-# Where processes that end say why, once they have met, and how long they wait for each other.
-_farewells: list[FailureChannel] = []
-_patience: list[timedelta] = []
-# Where this process writes its stacks, and after how many seconds without a word with the others.
-_stacks: list[tuple[TextIO, float]] = []
+# Gradients are all-reduced in buckets of about this many elements, which bounds the extra memory.
+BUCKET_ELEMENTS = 2**24
+# Of the group that this process has joined: its failure channel and the timeout of its collectives.
+_failure_channels: list[FailureChannel] = []
+_timeouts: list[timedelta] = []
+# The file for this process's stack traces, and how many seconds a collective may hang before they are written.
+_stack_dumps: list[tuple[TextIO, float]] = []
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessGroup:
-    """The processes of a run. One that is alone adds up, waits for and asks nobody.
+    """The ranks of a run. With one rank, every method returns at once, without communication.
 
-    `channel` is what they talk over where that is not what all others do.
+    `channel` is the torch process group of the collectives on the CPU; None is torch's default group.
     """
 
     rank_info: RankInfo = field(default_factory=RankInfo)
@@ -52,234 +52,239 @@ class ProcessGroup:
 
     @property
     def is_rank0(self) -> bool:
-        """Whether this is the process that writes."""
+        """Whether this rank writes the files."""
         return self.rank_info.is_rank0
 
     @property
-    def is_many(self) -> bool:
-        """Whether there are others."""
+    def is_distributed(self) -> bool:
+        """Whether there are other ranks."""
         return self.rank_info.world_size > 1
 
-    def beside(self) -> "ProcessGroup":
-        """Return the same processes for a thread that talks while this one does. All have to ask."""
-        if not self.is_many:
+    def for_thread(self) -> "ProcessGroup":
+        """Return the same ranks with a separate channel, for use in a thread. All ranks must call this."""
+        if not self.is_distributed:
             return self
         with _translate_peer_failures():
-            return replace(self, channel=distributed.new_group(timeout=_patience[-1], backend="gloo"))
+            return replace(self, channel=distributed.new_group(timeout=_timeouts[-1], backend="gloo"))
 
-    def share(self, rows: Sequence[int], lengths: Any) -> list[int]:
-        """Return the rows that are this process's work: about as many tokens as every other has."""
+    def local_rows(self, rows: Sequence[int], lengths: Any) -> list[int]:
+        """Return this rank's share of the rows; all ranks get about the same number of tokens."""
         return (
-            assign_ranks(rows, lengths, self.rank_info.world_size)[self.rank_info.rank] if self.is_many else list(rows)
+            assign_ranks(rows, lengths, self.rank_info.world_size)[self.rank_info.rank]
+            if self.is_distributed
+            else list(rows)
         )
 
     def sum(self, *values: float) -> list[float]:
-        """Return the sum of each value over all processes, in fp64."""
-        if not self.is_many:
+        """Return the sum of each value over all ranks, in fp64."""
+        if not self.is_distributed:
             return list(values)
-        # On the CPU: NCCL would wait for all that the GPU still has to do.
-        found = torch.tensor(values, dtype=torch.float64)
+        # On the CPU: NCCL would wait for all queued GPU work.
+        sums = torch.tensor(values, dtype=torch.float64)
         with _translate_peer_failures():
-            distributed.all_reduce(found, group=self.channel)
-        return found.tolist()
+            distributed.all_reduce(sums, group=self.channel)
+        return sums.tolist()
 
     def sum_gradients(self, model: Any) -> None:
-        """Add up the gradients of all processes, where they are whole; a weight that no row has reached keeps none.
+        """Sum the gradients of replicated weights over all ranks. A weight without a gradient on any rank keeps none.
 
-        In fp32 or more, as the masters are; the sums are the same numbers in every process.
+        The sums are in the dtype of the master weights, fp32 or more, and identical on all ranks.
         """
-        if not self.is_many:
+        if not self.is_distributed:
             return
         weights = [weight for _, weight in trained_parameters(model) if not is_dtensor(weight)]
-        reached = torch.tensor([weight.grad is not None for weight in weights], dtype=torch.uint8)
+        has_gradient = torch.tensor([weight.grad is not None for weight in weights], dtype=torch.uint8)
         with _translate_peer_failures():
-            distributed.all_reduce(reached, distributed.ReduceOp.MAX)
-        for piece in _pieces([w for w, there in zip(weights, reached.tolist(), strict=True) if there]):
-            for weight in piece:
+            distributed.all_reduce(has_gradient, distributed.ReduceOp.MAX)
+        for bucket in gradient_buckets([w for w, has in zip(weights, has_gradient.tolist(), strict=True) if has]):
+            for weight in bucket:
                 if weight.grad is None:
                     weight.grad = torch.zeros_like(weight)
-            flat = torch.cat([weight.grad.flatten() for weight in piece if weight.grad is not None])
+            flat = torch.cat([weight.grad.flatten() for weight in bucket if weight.grad is not None])
             with _translate_peer_failures():
                 distributed.all_reduce(flat)
-            for weight, found in zip(piece, torch.split(flat, [weight.numel() for weight in piece]), strict=True):
-                weight.grad = found.view_as(weight)
+            for weight, gradient in zip(bucket, torch.split(flat, [weight.numel() for weight in bucket]), strict=True):
+                weight.grad = gradient.view_as(weight)
 
-    def gather(self, value: T) -> list[T]:
-        """Return the value of every process, in the order of their ranks."""
-        if not self.is_many:
+    def all_gather(self, value: T) -> list[T]:
+        """Return the values of all ranks, in rank order."""
+        if not self.is_distributed:
             return [value]
-        found: list[Any] = [None] * self.rank_info.world_size
+        values: list[Any] = [None] * self.rank_info.world_size
         with _translate_peer_failures():
-            distributed.all_gather_object(found, value, group=self.channel)
-        return found
+            distributed.all_gather_object(values, value, group=self.channel)
+        return values
 
-    def require_equal(self, stated: dict[str, Any]) -> None:
-        """Raise RecipeError in all processes if one has other inputs (JSON values), or another version of tunesmith."""
-        if not self.is_many:
+    def require_equal(self, inputs: dict[str, Any]) -> None:
+        """Raise RecipeError on all ranks if one has different inputs (JSON values) or another version of tunesmith."""
+        if not self.is_distributed:
             return
-        seen = self.gather({"tunesmith": version("tunesmith"), **stated})
-        for rank, theirs in enumerate(seen):
-            if differ := sorted(changed_keys(seen[0], theirs)):
+        by_rank = self.all_gather({"tunesmith": version("tunesmith"), **inputs})
+        for rank, theirs in enumerate(by_rank):
+            if keys := sorted(changed_keys(by_rank[0], theirs)):
                 raise RecipeError(
-                    f"process {rank} has other inputs than the first: {', '.join(differ)}",
-                    hint="give all machines the same files and the same tunesmith",
+                    f"the inputs of rank {rank} differ from those of rank 0: {', '.join(keys)}",
+                    hint="give all machines the same files and the same version of tunesmith",
+                    code="ranks-differ",
                 )
 
     def run_on_rank0(self, work: Callable[[], T]) -> T:
-        """Let the first process do something, and return in all what it returns, or raise what it raises."""
-        if not self.is_many:
+        """Call `work` on rank 0, and return its result, or raise its error, on all ranks."""
+        if not self.is_distributed:
             return work()
-        told: list[Any] = [None, None]
+        outcome: list[Any] = [None, None]
         if self.is_rank0:
             try:
-                told[0] = work()
+                outcome[0] = work()
             except Exception as error:
-                told[1] = error
+                outcome[1] = error
         with _translate_peer_failures():
-            distributed.broadcast_object_list(told, group=self.channel)
-        if told[1] is not None:
-            raise told[1]
-        result: T = told[0]
+            distributed.broadcast_object_list(outcome, group=self.channel)
+        if outcome[1] is not None:
+            raise outcome[1]
+        result: T = outcome[0]
         return result
 
-    def wait(self) -> None:
-        """Wait until all processes are here."""
-        self.gather(None)
+    def barrier(self) -> None:
+        """Wait until all ranks call this."""
+        self.all_gather(None)
 
-    def check(self) -> None:
-        """Raise Interrupted in all processes if a signal came to any."""
-        if signal := max(self.gather(interrupt.requested_signal())):
+    def raise_if_interrupted(self) -> None:
+        """Raise Interrupted on all ranks if any of them received a signal."""
+        if signal := max(self.all_gather(interrupt.requested_signal())):
             raise interrupt.interrupted_error(signal)
 
 
 def current_group() -> ProcessGroup:
-    """Return the group that this process has joined, or that of a process alone."""
+    """Return the group that this process has joined, or a group of one rank."""
     return ProcessGroup(rank_info()) if distributed.is_initialized() else ProcessGroup()
 
 
-class Meeting:
-    """Where processes meet for the stages that all work at: the first says which is next, the others wait for it."""
+class StageCoordinator:
+    """Starts the stages that all ranks work on: rank 0 announces the next stage, and the other ranks wait for it."""
 
-    def __init__(self, rank_info: RankInfo, store: Any, patience: timedelta) -> None:
+    def __init__(self, rank_info: RankInfo, store: Any, timeout: timedelta) -> None:
         self.group = ProcessGroup(rank_info)
-        self._store, self._patience, self._count = store, patience, 0
+        self._store, self._timeout, self._count = store, timeout, 0
 
-    def say(self, stage: str) -> None:
-        """Tell the others which stage is next; nothing means that there is none."""
+    def announce(self, stage: str) -> None:
+        """Announce the next stage to the other ranks; an empty string means that no stage follows."""
         self._store.set(f"stage-{self._count}", stage)
         self._count += 1
 
-    def next(self) -> str:
-        """Return what the first process says next; that may take as long as what it does alone.
+    def next_stage(self) -> str:
+        """Return the stage that rank 0 announces next. Rank 0 may first work alone for any length of time.
 
         Raises:
-            ProcessLost: the first process is gone.
+            ProcessLost: rank 0 is gone.
         """
         key = f"stage-{self._count}"
         self._count += 1
         while True:
             with _translate_peer_failures():
                 try:
-                    self._store.wait([key], self._patience)
+                    self._store.wait([key], self._timeout)
                     return bytes(self._store.get(key)).decode()
-                except distributed.DistStoreError:  # not yet
+                except distributed.DistStoreError:  # not announced yet
                     continue
 
     @contextlib.contextmanager
-    def work(self, stacks: Path) -> Iterator[None]:
-        """Do what all do: where the others are not heard of for long, say in a file what every thread is at.
+    def dump_stacks_on_hang(self, path: Path) -> Iterator[None]:
+        """Inside, write the stack of every thread to `path` if a collective hangs.
 
-        A little before waiting ends, and in every process: that of one that hangs tells where it does.
+        Every rank writes, shortly before the collective times out. The stacks of a hanging rank show where it hangs.
         """
-        with contextlib.ExitStack() as held:
-            held.callback(_remove_empty, stacks)
-            file = held.enter_context(stacks.open("a", encoding="utf-8"))  # those of a turn before stay
-            _stacks.append((file, 0.9 * self._patience.total_seconds()))
+        with contextlib.ExitStack() as stack:
+            stack.callback(_remove_if_empty, path)
+            file = stack.enter_context(path.open("a", encoding="utf-8"))  # keeps the stacks of earlier starts
+            _stack_dumps.append((file, 0.9 * self._timeout.total_seconds()))
             try:
                 yield
             finally:
                 faulthandler.cancel_dump_traceback_later()
-                _stacks.pop()
+                _stack_dumps.pop()
 
 
-def _remove_empty(path: Path) -> None:
+def _remove_if_empty(path: Path) -> None:
     if path.stat().st_size == 0:
         path.unlink()
 
 
 @contextlib.contextmanager
-def meeting(rank_info: RankInfo, timeout_minutes: float = 30) -> Iterator[Meeting]:
-    """Meet the other processes of a run.
+def join_process_group(rank_info: RankInfo, timeout_minutes: float = 30) -> Iterator[StageCoordinator]:
+    """Join the other ranks of a run, and leave with them.
 
     Args:
-        place: of this process.
-        timeout_minutes: how long to wait for the others, here and whenever something is shared.
+        timeout_minutes: how long joining, and later each collective, may take.
 
     Raises:
-        ProcessLost: they do not come, or one leaves.
+        ProcessLost: not all ranks joined, or one left.
     """
     gpu = torch.cuda.is_available()
     if gpu:
-        torch.cuda.set_device(rank_info.local_rank % torch.cuda.device_count())  # srun may show each its own GPU alone
-    if (threads := _cores_for_this_rank(rank_info)) is not None:
+        torch.cuda.set_device(rank_info.local_rank % torch.cuda.device_count())  # srun may show each rank only its GPU
+    if (threads := _threads_for_this_rank(rank_info)) is not None:
         torch.set_num_threads(threads)
-    patience = timedelta(minutes=timeout_minutes)
+    timeout = timedelta(minutes=timeout_minutes)
     with _translate_peer_failures():
-        store, _, _ = next(rendezvous(rank_info.init_method, rank_info.rank, rank_info.world_size, timeout=patience))
+        store, _, _ = next(rendezvous(rank_info.init_method, rank_info.rank, rank_info.world_size, timeout=timeout))
         distributed.init_process_group(
-            "cpu:gloo,cuda:nccl" if gpu else "gloo", store=PrefixStore("group", store), timeout=patience,
+            "cpu:gloo,cuda:nccl" if gpu else "gloo", store=PrefixStore("group", store), timeout=timeout,
             rank=rank_info.rank, world_size=rank_info.world_size,
         )  # fmt: skip
-    farewell = FailureChannel(rank_info, store, patience)
-    _farewells.append(farewell)
-    _patience.append(patience)
+    failure_channel = FailureChannel(rank_info, store, timeout)
+    _failure_channels.append(failure_channel)
+    _timeouts.append(timeout)
     try:
-        with farewell.heard():
-            yield Meeting(rank_info, PrefixStore("meeting", store), patience)
+        with failure_channel.failure_watchdog():
+            yield StageCoordinator(rank_info, PrefixStore("meeting", store), timeout)
     except ProcessLost:
-        distributed.destroy_process_group()  # nobody is left to tell, or nobody was told
+        distributed.destroy_process_group()  # no rank waits for this error
         raise
     except Exception as error:
-        farewell.tell(error)
-        distributed.destroy_process_group()  # the others see this process leave, and look for why
-        farewell.wait_for_all(patience)
+        failure_channel.send(error)
+        distributed.destroy_process_group()  # closes the connections, so the other ranks look for the error
+        failure_channel.wait_for_all(timeout)
         raise
     else:
         distributed.destroy_process_group()
-        farewell.wait_for_all(BRIEFLY)
+        failure_channel.wait_for_all(SHORT_TIMEOUT)
     finally:
-        _farewells.pop()
-        _patience.pop()
+        _failure_channels.pop()
+        _timeouts.pop()
 
 
 @contextlib.contextmanager
 def _translate_peer_failures() -> Iterator[None]:
-    """Say in our words that another process is gone, which shows as a connection that ends or as silence."""
-    for file, seconds in _stacks[-1:]:
-        faulthandler.dump_traceback_later(seconds, file=file)  # in place of the one before
+    """Raise the error of a failed rank instead of torch's, which is only a closed connection or a timeout."""
+    for file, seconds in _stack_dumps[-1:]:
+        faulthandler.dump_traceback_later(seconds, file=file)  # replaces the timer of the collective before
     try:
         yield
     except RuntimeError as error:
-        for farewell in _farewells[-1:]:
-            if (why := farewell.told()) is not None:
-                raise why from error
-        told = (str(error).splitlines() or [""])[0][:160]
-        here = rank_info()
-        where = f"rank {here.rank} of {here.world_size}"
+        for failure_channel in _failure_channels[-1:]:
+            if (peer_error := failure_channel.receive()) is not None:
+                raise peer_error from error
+        details = (str(error).splitlines() or [""])[0][:160]
+        info = rank_info()
+        where = f"rank {info.rank} of {info.world_size}"
         if "EADDRINUSE" in str(error):
             raise ProcessLost(
-                f"another program has the port at which the processes meet: {told}", where=where,
-                hint="start again; MASTER_PORT names another port",
+                f"another program uses the port at which the ranks meet: {details}", where=where,
+                hint="start again, or set MASTER_PORT to another port", code="port-in-use",
             ) from error  # fmt: skip
         raise ProcessLost(
-            f"another process of this run is gone or hangs: {told}", where=where,
-            hint="what went wrong is told by the process that ended first; run the same command again to go on",
+            f"another process of this run is gone or hangs: {details}", where=where,
+            hint="see the output of the process that ended first; run the same command again to resume",
         ) from error  # fmt: skip
 
 
 @contextlib.contextmanager
 def peer_failures_as_errors() -> Iterator[None]:
-    """Say the same around passes of a model in parts, in which torch itself talks to the others; leave other errors."""
+    """Translate peer failures in code that lets torch communicate, such as a forward pass of a sharded model.
+
+    Other errors pass unchanged.
+    """
     try:
         yield
     except RuntimeError as error:
@@ -290,36 +295,36 @@ def peer_failures_as_errors() -> Iterator[None]:
 
 
 def is_peer_failure(error: BaseException) -> bool:
-    """Say whether an error is that of a word with other processes."""
+    """Return whether torch raised this error in communication with other ranks."""
     return isinstance(error, distributed.DistError) or "gloo" in str(error)
 
 
 def cores_per_rank(rank_info: RankInfo) -> int:
-    """Return with how many cores a process computes: one that is alone has all, though torch may take half of them."""
+    """Return the number of cores that a rank computes with. A single process has all, even if torch uses only half."""
     alone = rank_info.world_size == 1 and "OMP_NUM_THREADS" not in os.environ
     return cores() if alone else torch.get_num_threads()
 
 
-def _cores_for_this_rank(rank_info: RankInfo) -> int | None:
-    """Return how many cores this process may take: what Slurm gave it, or its part of the machine's.
+def _threads_for_this_rank(rank_info: RankInfo) -> int | None:
+    """Return the number of threads for this rank: its cores from Slurm, or its share of the machine's cores.
 
-    None, where the user has said how many threads there are to be. torchrun says 1 if the user says nothing.
+    None if the user has set OMP_NUM_THREADS. torchrun sets it to 1 if the user does not.
     """
-    by_torchrun, said = rank_info.init_method == "env://", os.environ.get("OMP_NUM_THREADS")
-    if said is not None and not (by_torchrun and said == "1"):
+    by_torchrun, omp_threads = rank_info.init_method == "env://", os.environ.get("OMP_NUM_THREADS")
+    if omp_threads is not None and not (by_torchrun and omp_threads == "1"):
         return None
-    given = None if by_torchrun else os.environ.get("SLURM_CPUS_PER_TASK")
-    return int(given) if given else max(1, cores() // rank_info.local_world_size)
+    allocated = None if by_torchrun else os.environ.get("SLURM_CPUS_PER_TASK")
+    return int(allocated) if allocated else max(1, cores() // rank_info.local_world_size)
 
 
-def _pieces(weights: Sequence[torch.nn.Parameter]) -> Iterator[list[torch.nn.Parameter]]:
-    """Yield weights of one dtype in pieces of about so many numbers as are added up at once."""
-    piece: list[torch.nn.Parameter] = []
+def gradient_buckets(weights: Sequence[torch.nn.Parameter]) -> Iterator[list[torch.nn.Parameter]]:
+    """Yield consecutive weights of one dtype in buckets of at most BUCKET_ELEMENTS, or one larger weight."""
+    bucket: list[torch.nn.Parameter] = []
     for weight in weights:
-        full = sum(one.numel() for one in piece) + weight.numel() > _NUMBERS_AT_ONCE
-        if piece and (full or weight.dtype != piece[0].dtype):
-            yield piece
-            piece = []
-        piece.append(weight)
-    if piece:
-        yield piece
+        is_full = sum(member.numel() for member in bucket) + weight.numel() > BUCKET_ELEMENTS
+        if bucket and (is_full or weight.dtype != bucket[0].dtype):
+            yield bucket
+            bucket = []
+        bucket.append(weight)
+    if bucket:
+        yield bucket

@@ -114,7 +114,9 @@ def estimate_memory(
         trained_elsewhere = elsewhere
     else:
         rank, lengths = recipe.tuning.rank, int(recipe.tuning.dora)
-        trainable = sum((part.out + part.inner) * rank + part.out * lengths for part in adapted.values())
+        trainable = sum(
+            (part.out_features + part.in_features) * rank + part.out_features * lengths for part in adapted.values()
+        )
         trainable += new_tokens * shapes.hidden * (1 if shapes.tied else 2)
         gradients = trainable
         copies = trainable * compute_bytes * 2 if compute_bytes < 4 else 0
@@ -128,8 +130,8 @@ def estimate_memory(
     loading = weights if as_stored else read + weights + shapes.parameters * compute_bytes * converted
     if isinstance(recipe.tuning, FullTuning) and parts > 1:  # masters are made of parts
         loading = read + weights - elsewhere * kept_bytes
-    chunk = one.trained if shapes.encodes else min(one.trained, CHUNK)
-    logits = chunk * shapes.vocabulary * (12 + 2 * compute_bytes * shapes.capped) + one.trained * shapes.hidden * 4
+    chunk = one.trained if shapes.has_encoder else min(one.trained, CHUNK)
+    logits = chunk * shapes.vocabulary * (12 + 2 * compute_bytes * shapes.softcapped) + one.trained * shapes.hidden * 4
     activations = kept.bytes_of(one, logits)
     filled = isinstance(recipe.tuning, FullTuning) and compute_bytes == 4
     whole_heap = on_gpu or recipe.train.activation_checkpointing or filled
@@ -153,7 +155,12 @@ def _offloaded_gib(recipe: Recipe, shapes: Shapes, parts: int, kept_bytes: float
 
     Weights and gradients are pinned, and torch's allocator rounds what it pins up to a power of two of bytes.
     """
-    sizes = [part.out * part.inner / parts for s in shapes.stacks for part in s.layer.linear for _ in range(s.count)]
+    sizes = [
+        part.out_features * part.in_features / parts
+        for s in shapes.stacks
+        for part in s.layer.linear
+        for _ in range(s.count)
+    ]
 
     def pinned(number_bytes: float) -> float:
         return sum(2.0 ** math.ceil(math.log2(size * number_bytes)) for size in sizes) / _GIB
@@ -172,7 +179,7 @@ def moments_gib(recipe: Recipe, trained: float) -> float:
 
 def layers_numbers(shapes: Shapes) -> tuple[int, int]:
     """Return how many numbers the matrices of all layers have, and those of the two that are whole at once."""
-    sizes = [sum(part.out * part.inner for part in stack.layer.linear) for stack in shapes.stacks]
+    sizes = [sum(part.out_features * part.in_features for part in stack.layer.linear) for stack in shapes.stacks]
     everything = sum(size * stack.count for size, stack in zip(sizes, shapes.stacks, strict=True))
     if shapes.known:
         return everything, 2 * max(sizes, default=0)
@@ -191,9 +198,9 @@ def weights_bytes(recipe: Recipe, shapes: Shapes, compute_bytes: int) -> float:
     if not isinstance(tuning, QloraTuning):
         return float(shapes.parameters * compute_bytes)
     matrices = [part for _, part in shapes.linear()]
-    quantized = sum(part.out * part.inner for part in matrices)
+    quantized = sum(part.out_features * part.in_features for part in matrices)
     if tuning.bits == 8:
-        small = float(quantized + sum(part.out * 4 for part in matrices))
+        small = float(quantized + sum(part.out_features * 4 for part in matrices))
     else:
         scale = 4 if tuning.double_quantization is False else 1 + 4 / 256
         small = quantized * (0.5 + scale / 64)
@@ -248,7 +255,7 @@ class _Kept:
     def _way_back(self, one: Pass) -> float:
         """Return the bytes of the gradients that stand at once between the operations of a layer."""
         layers = [stack.layer for stack in self._shapes.stacks]
-        inner = max((layer.inner for layer in layers), default=0)
+        inner = max((layer.mlp_width for layer in layers), default=0)
         return max(one.tokens, one.source_tokens) * (3 * inner + 2 * self._shapes.hidden) * self._compute
 
     def _tokens(self, stack: Stack, one: Pass) -> int:
@@ -256,33 +263,33 @@ class _Kept:
 
     def _layer(self, stack: Stack, number: int, one: Pass) -> float:
         layer, tokens = stack.layer, self._tokens(stack, one)
-        norm = 4 if layer.rms else self._stream
-        twice = 2 if layer.rms and self._full else 1
+        norm = 4 if layer.rms_norm else self._stream
+        twice = 2 if layer.rms_norm and self._full else 1
         kept = float(tokens * self._shapes.hidden * norm * layer.norms * twice)
         if self._shapes.dropout:
             kept += tokens * self._shapes.hidden * self._stream * layer.dropouts
-        kept += tokens * layer.inner * layer.activated * self._compute
-        windowed = number < stack.windows
-        kept += sum(self._attention(sight, stack, one, windowed=windowed) for sight in layer.attention)
+        kept += tokens * layer.mlp_width * layer.activations * self._compute
+        windowed = number < stack.windowed
+        kept += sum(self._attention(attention, stack, one, windowed=windowed) for attention in layer.attention)
         return kept + self._inputs(layer, stack, number, one)
 
-    def _attention(self, sight: Attention, stack: Stack, one: Pass, *, windowed: bool) -> float:
+    def _attention(self, attention: Attention, stack: Stack, one: Pass, *, windowed: bool) -> float:
         tokens = self._tokens(stack, one)
         width = one.source_width if stack.encoder else one.width
-        heard, reach = (one.source_tokens, one.source_width) if sight.across else (tokens, width)
-        masked = one.masked or stack.encoder or sight.across or (windowed and width > stack.window)
-        keys = sight.queries if masked or not self._is_fused(sight) else sight.keys
-        kept = (2 * tokens * sight.queries + 2 * heard * keys) * self._compute
+        heard, reach = (one.source_tokens, one.source_width) if attention.cross else (tokens, width)
+        masked = one.masked or stack.encoder or attention.cross or (windowed and width > stack.window)
+        keys = attention.queries if masked or not self._is_fused(attention) else attention.keys
+        kept = (2 * tokens * attention.queries + 2 * heard * keys) * self._compute
         if one.by_row:  # what each row gives is put together to what the next layer reads
-            kept += tokens * sight.queries * self._compute
-        if sight.norms:
-            kept += tokens * (sight.queries + sight.keys) * 4 * (2 if self._full else 1)
-        if not self._is_fused(sight):
-            whole, short = sight.scores
-            return kept + tokens * reach * sight.heads * (whole * 4 + short * self._compute)
-        kept += tokens * sight.heads * 4
-        if sight.biased:
-            return kept + tokens * reach * sight.heads * self._compute
+            kept += tokens * attention.queries * self._compute
+        if attention.qk_norm:
+            kept += tokens * (attention.queries + attention.keys) * 4 * (2 if self._full else 1)
+        if not self._is_fused(attention):
+            whole, short = attention.scores
+            return kept + tokens * reach * attention.heads * (whole * 4 + short * self._compute)
+        kept += tokens * attention.heads * 4
+        if attention.position_bias:
+            return kept + tokens * reach * attention.heads * self._compute
         if masked and not one.masked:  # every layer turns the mask into numbers of its own
             kept += tokens * reach * self._compute
         return kept
@@ -294,34 +301,36 @@ class _Kept:
         for part in layer.linear:
             if not self._full and stack.name_of(number, part) not in self.adapted:
                 continue
-            mine = one.source_tokens if part.reads == "encoded" else tokens
-            readers[part.reads] += 1
+            mine = one.source_tokens if part.input == "encoded" else tokens
+            readers[part.input] += 1
             kept += mine * self._rank * self._compute
             if self._dora:  # peft computes it in fp32, and keeps two to three of its results
-                kept += 2.5 * mine * part.out * 4
+                kept += 2.5 * mine * part.out_features * 4
             if self._drops and not self._is_stacked(layer):  # peft keeps what is left, and what was drawn
-                kept += 2 * mine * part.inner * self._compute
+                kept += 2 * mine * part.in_features * self._compute
                 continue
             if self._drops:  # the fast path keeps a byte of what was drawn
-                kept += mine * part.inner
-            if self._full and self._compute < 4 and "normed" in part.reads and not part.reads.endswith(_KEPT_ALREADY):
-                kept += mine * part.inner * self._compute  # every product takes a copy of its own
-            elif readers[part.reads] == 1 and part.reads != "encoded":
-                shared = part.reads.endswith(_KEPT_ALREADY) and self._is_kept(layer, part)
-                kept += 0 if shared else mine * part.inner * self._compute
+                kept += mine * part.in_features
+            if self._full and self._compute < 4 and "normed" in part.input and not part.input.endswith(_KEPT_ALREADY):
+                kept += mine * part.in_features * self._compute  # every product takes a copy of its own
+            elif readers[part.input] == 1 and part.input != "encoded":
+                shared = part.input.endswith(_KEPT_ALREADY) and self._is_kept(layer, part)
+                kept += 0 if shared else mine * part.in_features * self._compute
         return kept
 
     def _is_stacked(self, layer: Layer) -> bool:
         """Say whether the fast path multiplies a layer's adapters as one."""
         return isinstance(self._recipe.tuning, LoraTuning) and not self._dora and not layer.transposed
 
-    def _is_fused(self, sight: Attention) -> bool:
+    def _is_fused(self, attention: Attention) -> bool:
         # A table that is trained beside the scores is nothing that a fused kernel has gradients for.
-        return sight.fused and self._recipe.model.attention != "eager" and not (self._full and sight.biased)
+        return (
+            attention.fused and self._recipe.model.attention != "eager" and not (self._full and attention.position_bias)
+        )
 
     def _is_kept(self, layer: Layer, part: Linear) -> bool:
         """Say whether what made a layer's input keeps it: a fused attention does."""
-        return part.reads == "rectified" or all(self._is_fused(sight) for sight in layer.attention)
+        return part.input == "rectified" or all(self._is_fused(attention) for attention in layer.attention)
 
 
 def _is_adapted(module: str, target: str | tuple[str, ...]) -> bool:

@@ -128,7 +128,7 @@ def _subject(
     key = digest_of([questions.digest, model.digest(), _conditions(recipe)])
 
     def timed(tokens: int, seconds: float) -> None:
-        if tokens and not group.is_many:
+        if tokens and not group.is_distributed:
             remember_writing(model.root.digest(), recipe.tuning.method, tokens / seconds)
 
     answered = generate_answers(name, loaded, questions, task, run.evaluation(name), key=key, timed=timed)
@@ -145,14 +145,14 @@ def _sharding(recipe: Recipe, model: ModelFolder, compute: ComputeConfig, group:
 
     Parts are put together for every token, so this is not what training does, where more has to have room.
     """
-    if not group.is_many or recipe.launch.sharding == "none" or sharding_unsupported_reason(recipe):
+    if not group.is_distributed or recipe.launch.sharding == "none" or sharding_unsupported_reason(recipe):
         return "none"
     try:
         shapes = shapes_of(model.root.path)
     except RecipeError:
         return "none"
     free_memory()  # of what was trained before
-    if all(group.gather(shapes.encodes or fits_for_inference(recipe, shapes, memory_budget(compute, group)))):
+    if all(group.all_gather(shapes.has_encoder or fits_for_inference(recipe, shapes, memory_budget(compute, group)))):
         return "none"
     log("every process keeps its part of the layers: all of the model has no room, so answers take long")
     return "full" if recipe.launch.sharding == "auto" else recipe.launch.sharding

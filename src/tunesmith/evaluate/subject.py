@@ -55,7 +55,7 @@ def generate_answers(
     known = group.run_on_rank0(partial(_kept, folder, key))
     lines = {line["id"]: line for line in known}
     todo = [i for i, e in enumerate(questions.examples) if e.id not in lines]
-    mine = group.share(todo, [len(prompt) for prompt in questions.prompts])
+    mine = group.local_rows(todo, [len(prompt) for prompt in questions.prompts])
     progress = Progress(f"answers of {name}", total=len(known) + len(mine), unit="rows", start=len(known))
     path, made, began = _file(folder, group.rank_info.rank), list[dict[str, Any]](), time.monotonic()
     with translate_enospc(path), path.open("a", encoding="utf-8") as log, lockstep_forward(model, group):
@@ -66,7 +66,7 @@ def generate_answers(
             progress.update(len(known) + len(made))
     progress.close()
     timed(sum(line["new_tokens"] for line in made), time.monotonic() - began)
-    lines |= {line["id"]: line for some in group.gather(made) for line in some}
+    lines |= {line["id"]: line for some in group.all_gather(made) for line in some}
     found = [lines[e.id] for e in questions.examples]
     group.run_on_rank0(partial(_put_together, folder, found))
     return found
@@ -110,11 +110,11 @@ def score_likelihoods(
         by_row=has_packed_attention(model),
         reach=attention_window(model),
     )
-    mine = group.share(rows, tokens.lengths)
+    mine = group.local_rows(rows, tokens.lengths)
     with lockstep_forward(model, group):
         work = partial(_likelihoods, model, tokens, mine, compute, pad_id)
-        found = OomRetry(division, in_step=is_sharded(model)).run(work, tokens, mine)
-    by_row = {row: one for some in group.gather(found) for row, one in some.items()}
+        found = OomRetry(division, lockstep=is_sharded(model)).run(work, tokens, mine)
+    by_row = {row: one for some in group.all_gather(found) for row, one in some.items()}
     return [by_row[row] for row in rows]
 
 

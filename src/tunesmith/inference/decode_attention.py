@@ -12,7 +12,7 @@ import torch
 from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from tunesmith.kernels.packed_attention import BY_TORCH
+from tunesmith.kernels.packed_attention import SDPA_ATTENTION
 
 _NAME = "tunesmith_by_length"
 _WHOLE = "sdpa"
@@ -29,7 +29,7 @@ def by_length(config: Any) -> Iterator[None]:
         config: the configuration that the model's layers ask; it is left alone unless it names torch's own attention.
     """
     before = config._attn_implementation
-    if before in BY_TORCH:
+    if before in SDPA_ATTENTION:
         config._attn_implementation = _NAME
     try:
         yield

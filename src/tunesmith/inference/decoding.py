@@ -11,7 +11,7 @@ import torch
 from transformers import DynamicCache, EncoderDecoderCache
 from transformers.cache_utils import DynamicLayer
 
-from tunesmith.architecture.shapes import WITHOUT_LIMIT
+from tunesmith.architecture.shapes import UNLIMITED
 from tunesmith.kernels.packing_check import attention_window
 from tunesmith.model.load import decoder_config, without_adapter
 
@@ -139,7 +139,7 @@ def common_beginning(prompts: Sequence[Sequence[int]]) -> int:
 def sees_all(model: Any) -> bool:
     """Say whether every layer keeps every token, and sees all that came before by mask alone."""
     layers = DynamicCache(config=decoder_config(model)).layers
-    return {type(layer) for layer in layers} == {DynamicLayer} and attention_window(model) == WITHOUT_LIMIT
+    return {type(layer) for layer in layers} == {DynamicLayer} and attention_window(model) == UNLIMITED
 
 
 def last_only(model: Any) -> dict[str, int]:

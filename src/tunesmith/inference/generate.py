@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from tunesmith.architecture.base_model import refuse_tokens_beyond
+from tunesmith.architecture.base_model import require_embedding_rows
 from tunesmith.core import interrupt
 from tunesmith.core.errors import DoesNotFit
 from tunesmith.distributed.fsdp import is_sharded
@@ -58,7 +58,7 @@ def generate(
         DoesNotFit: memory does not suffice for one prompt alone, and `go_on` is not set.
     """
     highest = max((max(prompt, default=-1) for prompt in prompts), default=-1)
-    refuse_tokens_beyond(highest, int(model.get_input_embeddings().weight.shape[0]), where="prompt")
+    require_embedding_rows(highest, int(model.get_input_embeddings().weight.shape[0]), where="prompt")
     sampling = sampling or [GREEDY] * len(prompts)
     drawn = next((one for one in sampling if one != GREEDY), GREEDY)
     refuse_contradictions(drawn, beams=beams, stop=stop_strings.texts if stop_strings else ())

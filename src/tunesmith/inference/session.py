@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from tunesmith.architecture.base_model import refuse_tokens_beyond
+from tunesmith.architecture.base_model import require_embedding_rows
 from tunesmith.core.errors import RecipeError
 from tunesmith.inference.request import Answer, Limits, Request, advance
 from tunesmith.inference.sampling import GREEDY, Sampling
@@ -56,7 +56,7 @@ class Session:
                 code="usage",
                 hint="shorten the prompt, lower the limit of the answer, or open the session with more room",
             )
-        refuse_tokens_beyond(max(prompt), self._vocabulary, where="prompt")
+        require_embedding_rows(max(prompt), self._vocabulary, where="prompt")
         request = Request(next(self._ids), prompt, limits, sampling)
         self._waiting.append(request)
         return request.index

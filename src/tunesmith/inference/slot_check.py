@@ -17,7 +17,7 @@ from tunesmith.core.progress import log
 from tunesmith.estimate.hardware import available_memory_gib
 from tunesmith.inference.decoding import sees_all
 from tunesmith.inference.slots import Slots
-from tunesmith.kernels.packed_attention import TAKES_MASKS
+from tunesmith.kernels.packed_attention import MASKABLE_ATTENTION
 from tunesmith.model.load import decoder_config
 from tunesmith.model.memory import is_out_of_memory
 
@@ -79,7 +79,7 @@ def _budget(device: torch.device) -> int:
 def _examine(model: Any, prompts: Sequence[Sequence[int]]) -> _Finding:
     if model.config.is_encoder_decoder:
         return _Finding(0, "an encoder reads what is asked")
-    if decoder_config(model)._attn_implementation not in TAKES_MASKS:
+    if decoder_config(model)._attn_implementation not in MASKABLE_ATTENTION:
         return _Finding(0, f"attention {decoder_config(model)._attn_implementation} takes no mask of this kind")
     if not sees_all(model):
         return _Finding(0, "not all of its layers keep and see every token")

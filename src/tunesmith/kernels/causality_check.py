@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from tunesmith.architecture.causality import HINT
+from tunesmith.architecture.causality import CAUSAL_HINT
 from tunesmith.core.errors import RecipeError
 from tunesmith.data.batches import Batch, TokenDataset
 from tunesmith.distributed.fsdp import agree_on_reason
@@ -48,7 +48,7 @@ def require_causal_attention(model: Any, tokens: TokenDataset, pad_id: int, comp
     if not off <= tolerance:
         reason = f"changing the last token of a text changes the logits before it, by {off:.2g} standard deviations"
     if reason := agree_on_reason(model, reason):
-        raise RecipeError(f"is not a causal language model: {reason}", where="model.base", hint=HINT)
+        raise RecipeError(f"is not a causal language model: {reason}", where="model.base", hint=CAUSAL_HINT)
 
 
 def _may_round_otherwise(model: Any, compute: ComputeConfig, is_repeatable: bool) -> bool:

@@ -18,7 +18,7 @@ from tunesmith.kernels.token_loss import token_loss
 from tunesmith.model.adapters import trained_parameters
 from tunesmith.model.dtensor import local_shard
 from tunesmith.model.load import ComputeConfig, detach_from_mmap
-from tunesmith.model.lora import as_peft_computes
+from tunesmith.model.lora import use_peft_forward
 from tunesmith.model.memory import free_memory, is_out_of_memory
 
 # How far loss and gradients may be from the plain path's, as a part of them: rounding only.
@@ -47,7 +47,7 @@ def enable_fast_path(model: Any, tokens: TokenDataset, pad_id: int, compute: Com
     refused: dict[str, str] = {}
     try:
         with _adapters_at_work(model):
-            with as_peft_computes(model), record_shared_inputs(model) as groups:
+            with use_peft_forward(model), record_shared_inputs(model) as groups:
                 plain = _measured(model, batch, compute)
             ways: dict[str, FastPath] = {"gated layers": lambda: patch_gated_mlp(model)}
             if groups and is_sharded(model):  # what is put together must be there as a whole

@@ -16,7 +16,7 @@ import torch
 from peft.tuners.lora import Linear
 from torch.autograd.function import once_differentiable
 
-from tunesmith.model.lora import is_plain
+from tunesmith.model.lora import is_plain_lora
 
 
 class LoraProduct(torch.autograd.Function):
@@ -199,7 +199,7 @@ def record_shared_inputs(model: Any) -> Iterator[list[list[Linear]]]:
 
 def _is_stackable(module: Any) -> bool:
     """Say whether a layer is plain LoRA over a plain matrix that is not trained."""
-    if not is_plain(module) or type(module.get_base_layer()) is not torch.nn.Linear:
+    if not is_plain_lora(module) or type(module.get_base_layer()) is not torch.nn.Linear:
         return False
     return len(module.active_adapters) == 1 and not module.get_base_layer().weight.requires_grad
 

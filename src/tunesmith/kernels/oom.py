@@ -14,31 +14,31 @@ T = TypeVar("T")
 
 
 class OomRetry:
-    """A division of rows that is halved whenever memory does not suffice, and stays so.
+    """A policy of rows that is halved whenever memory does not suffice, and stays so.
 
     Args:
-        in_step: others make their passes at the same time, so one that failed cannot be made again.
+        lockstep: others make their passes at the same time, so one that failed cannot be made again.
     """
 
-    def __init__(self, division: MicroBatchPolicy, *, in_step: bool = False) -> None:
-        self.division = division
-        self._in_step = in_step
+    def __init__(self, policy: MicroBatchPolicy, *, lockstep: bool = False) -> None:
+        self.policy = policy
+        self._in_step = lockstep
 
     def run(self, work: Callable[[MicroBatchPolicy], T], tokens: TokenDataset, rows: Sequence[int]) -> T:
-        """Return what `work` returns; it begins anew with a smaller division when it runs out of memory.
+        """Return what `work` returns; it begins anew with a smaller policy when it runs out of memory.
 
         Raises:
             DoesNotFit: the rows were passed one by one, and one is still too much; or others are in the same pass.
         """
         while True:
             try:
-                return work(self.division)
+                return work(self.policy)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
                 if self._in_step:
                     raise DoesNotFit(
-                        f"memory does not suffice for passes of {self.division}",
+                        f"memory does not suffice for passes of {self.policy}",
                         hint="set train.micro_batch_tokens to less; processes that share layers cannot go on with less",
                     ) from error
             # Not inside `except`: the error's traceback holds the tensors of the failed pass.
@@ -46,11 +46,11 @@ class OomRetry:
             self._halve(tokens, rows)
 
     def _halve(self, tokens: TokenDataset, rows: Sequence[int]) -> None:
-        largest = max(map(len, (group.rows for group in self.division.groups(tokens, rows))))
+        largest = max(map(len, (group.rows for group in self.policy.groups(tokens, rows))))
         if largest == 1:
             raise DoesNotFit(
                 f"memory does not suffice for a single row of {int(tokens.lengths[list(rows)].max())} tokens",
                 hint="lower data.max_tokens_per_example, set train.activation_checkpointing, or take a smaller model",
             )
-        self.division = replace(self.division, rows=largest // 2)
+        self.policy = replace(self.policy, rows=largest // 2)
         log(f"memory did not suffice: going on with {largest // 2} rows a forward pass; the step stays the same")

@@ -14,8 +14,8 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 NAME = "tunesmith_rows"
 # Attention by torch's own function, and all that takes masks of other people's making.
-BY_TORCH = ("sdpa", NAME)
-TAKES_MASKS = (*BY_TORCH, "eager")
+SDPA_ATTENTION = ("sdpa", NAME)
+MASKABLE_ATTENTION = (*SDPA_ATTENTION, "eager")
 # What an attention of its own kind hands over beside queries, keys and values; leaving it out would change the result.
 _CHANGES_SCORES = ("softcap", "s_aux", "position_bias")
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from tunesmith.architecture.shapes import WITHOUT_LIMIT
+from tunesmith.architecture.shapes import UNLIMITED
 from tunesmith.data.batches import Batch, TokenDataset
 from tunesmith.data.fit import ENCODER_READS_ALONE
 from tunesmith.distributed.fsdp import agree_on_reason, raise_if_sharded
 from tunesmith.kernels.packed_attention import (
-    TAKES_MASKS,
+    MASKABLE_ATTENTION,
     has_packed_attention,
     use_packed_attention,
     use_plain_attention,
@@ -30,7 +30,7 @@ def attention_window(model: Any) -> int:
     """Return the length up to which all attention layers see every earlier token."""
     config = decoder_config(model)
     windows = (getattr(config, name, None) for name in ("sliding_window", "window_size", "attention_chunk_size"))
-    return min((int(window) for window in windows if isinstance(window, int) and window > 0), default=WITHOUT_LIMIT)
+    return min((int(window) for window in windows if isinstance(window, int) and window > 0), default=UNLIMITED)
 
 
 def has_dropout(model: Any) -> bool:
@@ -59,7 +59,7 @@ def packing_unsupported_reason(model: Any, tokens: TokenDataset, pad_id: int, co
         if _why_not_apart(model, tokens, pad_id, compute) is None:
             return None
         use_plain_attention(model)
-    if model.config._attn_implementation not in TAKES_MASKS:
+    if model.config._attn_implementation not in MASKABLE_ATTENTION:
         return f"attention {model.config._attn_implementation} takes no mask of this kind"
     return _why_not_apart(model, tokens, pad_id, compute)
 

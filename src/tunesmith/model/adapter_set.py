@@ -10,7 +10,7 @@ from tunesmith.fetch.adapter_tokens import trained_tokens
 from tunesmith.fetch.reference import ModelFolder, resolve
 from tunesmith.model.adapters import attach_adapter, open_model
 from tunesmith.model.load import choose_compute
-from tunesmith.model.new_tokens import make_room
+from tunesmith.model.new_tokens import resize_embeddings
 from tunesmith.model.quantization import trained_quantization
 
 
@@ -36,7 +36,7 @@ class AdapterSet:
         self._inner = {name: f"adapter-{number}" for number, name in enumerate(self._folders)}
         model = open_model(base, compute, merged=True, quantization=quantization)
         for folder in self._folders.values():
-            make_room(model, trained_tokens(folder.path))
+            resize_embeddings(model, trained_tokens(folder.path))
         for name, folder in self._folders.items():
             model = attach_adapter(model, folder.path, name=self._inner[name])
         self.model: Any = model.eval()

@@ -11,7 +11,7 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
-from tunesmith.architecture.base_model import refuse_targets_nowhere
+from tunesmith.architecture.base_model import require_targets
 from tunesmith.core.errors import DamagedFile, RecipeError
 from tunesmith.fetch.adapter_tokens import trained_tokens
 from tunesmith.fetch.reference import ModelFolder
@@ -19,7 +19,7 @@ from tunesmith.model.dtensor import is_dtensor, shard_like
 from tunesmith.model.load import ComputeConfig, load_base, without_adapter
 from tunesmith.model.lora import use_compute_dtype
 from tunesmith.model.memory import is_out_of_memory
-from tunesmith.model.new_tokens import make_room, start_rows, trained_rows
+from tunesmith.model.new_tokens import init_new_rows, resize_embeddings, trainable_token_indices
 from tunesmith.model.quantization import trained_quantization
 from tunesmith.recipe.schema import FullTuning, LoraBase, Quantization
 
@@ -40,7 +40,7 @@ def make_trainable(model: Any, tuning: FullTuning | LoraBase, *, seed: int, new_
         return model
     target = tuning.target if isinstance(tuning.target, str) else list(tuning.target)
     if not isinstance(target, str):
-        refuse_targets_nowhere(target, (name for name, module in model.named_modules() if hasattr(module, "weight")))
+        require_targets(target, (name for name, module in model.named_modules() if hasattr(module, "weight")))
     torch.manual_seed(seed)
     config = LoraConfig(
         r=tuning.rank,
@@ -49,7 +49,7 @@ def make_trainable(model: Any, tuning: FullTuning | LoraBase, *, seed: int, new_
         use_rslora=tuning.rslora,
         use_dora=tuning.dora,
         target_modules=target,
-        trainable_token_indices=trained_rows(model, new_tokens),
+        trainable_token_indices=trainable_token_indices(model, new_tokens),
         task_type="SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM",
     )
     try:
@@ -60,7 +60,7 @@ def make_trainable(model: Any, tuning: FullTuning | LoraBase, *, seed: int, new_
     return adapted
 
 
-def recompute_activations(model: Any) -> None:
+def enable_activation_checkpointing(model: Any) -> None:
     """Keep what enters each layer, and compute the rest again on the way back (Chen et al. 2016, arXiv:1604.06174).
 
     Raises:
@@ -167,7 +167,7 @@ def open_model(
             open_model(model.base, compute, merged=True, quantization=below, **settings), model.path
         )
         opened = opened.merge_and_unload(safe_merge=True) if merged else opened
-    start_rows(opened, new_tokens)
+    init_new_rows(opened, new_tokens)
     return opened
 
 
@@ -192,7 +192,7 @@ def attach_adapter(model: Any, folder: Path, *, name: str = "default") -> Any:
             model.load_adapter(str(folder), adapter_name=name)
             adapted = model
         else:
-            make_room(model, trained_tokens(folder))
+            resize_embeddings(model, trained_tokens(folder))
             adapted = PeftModel.from_pretrained(model, str(folder), adapter_name=name)
         with safe_open(folder / _WEIGHTS, "pt") as file:
             stored = {name for name in file.keys() if _is_trained(name)}  # noqa: SIM118 (it is no dict)

@@ -14,11 +14,11 @@ from transformers.utils import logging as transformers_logging
 
 from tunesmith.architecture.base_model import refuse_pickle, refuse_quantized
 from tunesmith.architecture.causality import require_causal
-from tunesmith.architecture.weight_headers import stored_as
+from tunesmith.architecture.weight_headers import stored_dtypes
 from tunesmith.core.errors import DamagedFile, RecipeError
 from tunesmith.estimate.hardware import AskedPrecision, choose_precision
 from tunesmith.fetch.reference import ModelFolder
-from tunesmith.model.quantization import bitsandbytes_config, keep_order, require_quantization
+from tunesmith.model.quantization import bitsandbytes_config, disable_weight_repacking, require_quantization
 from tunesmith.recipe.schema import Quantization, Recipe
 
 # Their activations go beyond what fp16 can hold; bf16, in which they were pretrained, has the range.
@@ -135,7 +135,7 @@ def load_base(
     # Sampling settings and limits that a model brings along would make base and tuned answer by different rules.
     own = loaded.generation_config
     loaded.generation_config = GenerationConfig(**{name: getattr(own, name, None) for name in _TOKENS_KEPT})
-    keep_order(loaded)
+    disable_weight_repacking(loaded)
     if quantized:
         detach_from_mmap(loaded)
         return loaded
@@ -160,7 +160,7 @@ def _refuse_left_out_layers(loaded: Any, unused: Collection[str], path: Path) ->
 def stored_dtype(model: ModelFolder) -> torch.dtype | None:
     """Return what all weights of a model's root folder are stored in; None where that is not one precision."""
     kinds = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-    found = stored_as(model.root.path)
+    found = stored_dtypes(model.root.path)
     return kinds.get(found.pop()) if len(found) == 1 else None
 
 

@@ -22,7 +22,7 @@ _QUANTIZED = "peft.tuners.lora.bnb"
 def use_compute_dtype(model: Any) -> None:
     """Give plain LoRA layers the forward pass below; leave all others to peft."""
     for module in model.modules():
-        if is_plain(module) and "forward" not in vars(module):
+        if is_plain_lora(module) and "forward" not in vars(module):
             peft_forward = module.forward
             # Autograd lets nobody write to what layers of 8 bits return, which is a view.
             in_place = type(module).__name__ != "Linear8bitLt"
@@ -30,9 +30,9 @@ def use_compute_dtype(model: Any) -> None:
 
 
 @contextmanager
-def as_peft_computes(model: Any) -> Iterator[None]:
+def use_peft_forward(model: Any) -> Iterator[None]:
     """Leave all layers to peft for a while."""
-    layers = [module for module in model.modules() if is_plain(module) and "forward" in vars(module)]
+    layers = [module for module in model.modules() if is_plain_lora(module) and "forward" in vars(module)]
     ours = {module: vars(module).pop("forward") for module in layers}
     try:
         yield
@@ -41,7 +41,7 @@ def as_peft_computes(model: Any) -> Iterator[None]:
             module.forward = forward
 
 
-def is_plain(module: Any) -> bool:
+def is_plain_lora(module: Any) -> bool:
     """Say whether a layer is LoRA and nothing more."""
     quantized = type(module).__module__ == _QUANTIZED
     if not (quantized or type(module) is Linear) or module.lora_variant or any(module.lora_bias.values()):

@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 
-from tunesmith.architecture.base_model import output_has_bias
+from tunesmith.architecture.base_model import output_bias_error
 
 
 @torch.no_grad()
-def start_rows(model: Any, ids: Sequence[int]) -> None:
+def init_new_rows(model: Any, ids: Sequence[int]) -> None:
     """Set the rows of new tokens, in the embedding and the output layer, to the mean of all rows before them.
 
     So no new token is likelier than those that the model knows (Hewitt 2021, "Initializing new word embeddings for
@@ -20,22 +20,22 @@ def start_rows(model: Any, ids: Sequence[int]) -> None:
     """
     if not ids:
         return
-    make_room(model, ids)
+    resize_embeddings(model, ids)
     for weight in _layers(model).values():
         weight[list(ids)] = weight[: min(ids)].double().mean(0).to(weight.dtype)
 
 
 @torch.no_grad()
-def make_room(model: Any, ids: Sequence[int]) -> None:
+def resize_embeddings(model: Any, ids: Sequence[int]) -> None:
     """Add rows up to the last of these tokens, each the mean of the rows that were there."""
     rows = model.get_input_embeddings().weight.shape[0]
     if not ids or max(ids) < rows:
         return
     model.resize_token_embeddings(max(ids) + 1, mean_resizing=False)
-    start_rows(model, range(rows, max(ids) + 1))
+    init_new_rows(model, range(rows, max(ids) + 1))
 
 
-def trained_rows(model: Any, ids: Sequence[int]) -> dict[str, list[int]] | None:
+def trainable_token_indices(model: Any, ids: Sequence[int]) -> dict[str, list[int]] | None:
     """Return what peft calls `trainable_token_indices`: {module: new tokens}, or None where there are none.
 
     Raises:
@@ -44,7 +44,7 @@ def trained_rows(model: Any, ids: Sequence[int]) -> dict[str, list[int]] | None:
     if not ids:
         return None
     if getattr(model.get_output_embeddings(), "bias", None) is not None:
-        raise output_has_bias()
+        raise output_bias_error()
     return {name: list(ids) for name in _layers(model)}
 
 

@@ -52,7 +52,7 @@ def bitsandbytes_config(quantization: Quantization, compute: torch.dtype) -> Any
     )
 
 
-def keep_order(model: Any) -> None:
+def disable_weight_repacking(model: Any) -> None:
     """Stop bitsandbytes from repacking 4-bit weights in place.
 
     On a processor with AVX512-BF16, `Linear4bit` repacks its weight at the first forward pass in evaluation mode whose

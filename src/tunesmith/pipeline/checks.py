@@ -7,10 +7,10 @@ from tunesmith.architecture.base_model import (
     check_targets,
     embedding_rows,
     refuse_new_tokens_with_bias,
-    refuse_other_layers,
     refuse_pickle,
     refuse_quantized,
-    refuse_tokens_beyond,
+    require_embedding_rows,
+    require_layers,
 )
 from tunesmith.architecture.causality import require_causal
 from tunesmith.architecture.families import shapes_of
@@ -78,7 +78,7 @@ def check_base(recipe: Recipe, base: ModelFolder) -> Shapes:
             raise
         shapes = shapes_of((open_pin(root.pin) if root.pin else resolve(root.reference)).path)
     embedding_rows(root.path, shapes.vocabulary)
-    refuse_other_layers(root.path, shapes)
+    require_layers(root.path, shapes)
     if isinstance(recipe.tuning, LoraBase) and not isinstance(recipe.tuning.target, str):
         check_targets(root.path, shapes, recipe.tuning.target)
     return shapes
@@ -96,8 +96,8 @@ def check_rows(
     found = {split: rows.tokens(split) for split in SPLITS}
     refuse_rows_beyond(shapes.positions, max(tokens.longest for tokens in found.values()))
     highest = max(tokens.highest_id for tokens in found.values())
-    refuse_tokens_beyond(highest, _vectors(base, shapes, tokenizer), where=recipe.model.base)
-    refuse_to_pack(recipe, ENCODER_READS_ALONE if shapes.encodes else None)
+    require_embedding_rows(highest, _vectors(base, shapes, tokenizer), where=recipe.model.base)
+    refuse_to_pack(recipe, ENCODER_READS_ALONE if shapes.has_encoder else None)
     if tokenizer.new_ids and isinstance(recipe.tuning, LoraBase):
         refuse_new_tokens_with_bias(base.root.path)
     return found["train"]

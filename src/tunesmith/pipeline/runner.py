@@ -26,7 +26,7 @@ from tunesmith.track.followers import TrackerSupervisor
 from tunesmith.track.tracker import check_installed
 
 if TYPE_CHECKING:
-    from tunesmith.distributed.process_group import Meeting
+    from tunesmith.distributed.process_group import StageCoordinator
 
 
 def run_recipe(
@@ -57,19 +57,19 @@ def run_opened(opened: OpenedRun, *, until: str | None = None) -> RunDir:
     here = rank_info()
     if here.world_size == 1:
         return _run(opened, until, None)
-    from tunesmith.distributed.process_group import meeting
+    from tunesmith.distributed.process_group import join_process_group
 
-    with meeting(here, opened.recipe.launch.timeout_minutes) as others:
+    with join_process_group(here, opened.recipe.launch.timeout_minutes) as coordinator:
         if not here.is_rank0:
-            _work_along(opened, others)
+            _work_along(opened, coordinator)
             return opened.run
         try:
-            return _run(opened, until, others)
+            return _run(opened, until, coordinator)
         finally:
-            others.say("")
+            coordinator.announce("")
 
 
-def _run(opened: OpenedRun, until: str | None, others: "Meeting | None") -> RunDir:
+def _run(opened: OpenedRun, until: str | None, coordinator: "StageCoordinator | None") -> RunDir:
     """Take a run through its stages, as the only process or as the first of many."""
     loaded, run = opened.recipe, opened.run
     check_beforehand(loaded, run, until)
@@ -78,7 +78,7 @@ def _run(opened: OpenedRun, until: str | None, others: "Meeting | None") -> RunD
         log(f"starting a new run in {run}; to continue the existing one: tunesmith run {other}")
     with ExitStack() as held:
         held.enter_context(exclusive_lock(run.lock))
-        held.enter_context(interrupt.catch_signals(patient=others is not None))
+        held.enter_context(interrupt.catch_signals(patient=coordinator is not None))
         opened.write_origin()
         keep_recipe_files(loaded, run)
         _write_environment(run)
@@ -87,7 +87,7 @@ def _run(opened: OpenedRun, until: str | None, others: "Meeting | None") -> RunD
         for stage in wanted_stages(loaded, until):
             if stage is TRAIN and stage.name not in done:
                 _check_questions(loaded, run)
-            _take(stage, loaded, run, trackers, others, done)
+            _take(stage, loaded, run, trackers, coordinator, done)
             if stage.name in ("evaluate", "promote"):  # before promoting too, which the verdict may refuse
                 _report(run)
     return run
@@ -125,15 +125,15 @@ def _check_questions(recipe: Recipe, run: RunDir) -> None:
         log(f"warning: {warning}")
 
 
-def _work_along(opened: OpenedRun, others: "Meeting") -> None:
+def _work_along(opened: OpenedRun, coordinator: "StageCoordinator") -> None:
     """Work at the stages that the first process says, and write nothing."""
-    run, rank = opened.run, others.group.rank_info.rank
+    run, rank = opened.run, coordinator.group.rank_info.rank
     with ExitStack() as held:
         held.enter_context(interrupt.catch_signals(patient=True))
-        while name := others.next():
+        while name := coordinator.next_stage():
             # Only now, since the first makes the run's folder.
             log = held.enter_context(run.rank_log(rank).open("a", encoding="utf-8"))
-            with redirect_stderr(log), others.work(run.rank_stacks(rank)):
+            with redirect_stderr(log), coordinator.dump_stacks_on_hang(run.rank_stacks(rank)):
                 next(stage for stage in STAGES if stage.name == name).work(opened.recipe, run)
 
 
@@ -181,7 +181,7 @@ def _take(
     recipe: Recipe,
     run: RunDir,
     trackers: TrackerSupervisor,
-    others: "Meeting | None",
+    coordinator: "StageCoordinator | None",
     done: Collection[str],
 ) -> None:
     """Run a stage unless it is done: at the start if it is a kept one, else now, after the stages before it."""
@@ -193,9 +193,9 @@ def _take(
     log(f"{stage.name}: starts")
     trackers.start()
     with ExitStack() as held:
-        if others is not None and stage.by_all:
-            others.say(stage.name)
-            held.enter_context(others.work(run.rank_stacks(others.group.rank_info.rank)))
+        if coordinator is not None and stage.by_all:
+            coordinator.announce(stage.name)
+            held.enter_context(coordinator.dump_stacks_on_hang(run.rank_stacks(coordinator.group.rank_info.rank)))
         stage.work(recipe, run)
     log(f"{stage.name}: done in {format_duration(time.monotonic() - began)}")
 

@@ -13,7 +13,7 @@ from tunesmith.core.files import read_json
 from tunesmith.core.rundir import RunDir
 from tunesmith.recipe.changes import UNDO_HINT, changed_keys
 from tunesmith.recipe.schema import Recipe
-from tunesmith.train.inputs import refuse_other_inputs
+from tunesmith.train.inputs import require_same_inputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,5 +112,5 @@ def _refuse_other_start(recipe: Recipe, run: RunDir) -> None:
             began_from = read_json(checkpoint / "state.json")["inputs"]
         except (OSError, DamagedFile, KeyError, TypeError):
             continue  # training itself reports damaged checkpoints
-        refuse_other_inputs(began_from, TRAIN.inputs(recipe, run), recipe, checkpoint)
+        require_same_inputs(began_from, TRAIN.inputs(recipe, run), recipe, checkpoint)
         return

@@ -15,7 +15,7 @@ from tunesmith.estimate.hardware import available_memory_gib
 from tunesmith.model.adapters import trained_parameters
 from tunesmith.model.dtensor import local_shard
 from tunesmith.tasks.tokenizer import TokenizerAdapter
-from tunesmith.train.checkpoint import Snapshot, State, is_trained_in_parts, prune, save_checkpoint, take_snapshot
+from tunesmith.train.checkpoint import Snapshot, State, is_training_sharded, prune, save_checkpoint, take_snapshot
 from tunesmith.train.optim import optimizer_tensors
 
 # How much of what is free beside the processor a copy may take.
@@ -43,8 +43,8 @@ class AsyncSaver:
     ) -> None:
         self._run, self._model, self._optimizer = run, model, optimizer
         self._codec, self._card, self._keep = tokenizer, card, keep
-        self._divided = is_trained_in_parts(model)
-        self._group = group.beside() if self._divided else group
+        self._divided = is_training_sharded(model)
+        self._group = group.for_thread() if self._divided else group
         self._threads = ThreadPoolExecutor(1, "saver")
         self._under_way: Future[None] | None = None
 
@@ -76,7 +76,7 @@ class AsyncSaver:
             under_way.result()
 
     @contextmanager
-    def at_work(self) -> Iterator[None]:
+    def finish_on_exit(self) -> Iterator[None]:
         """Let nothing be half written on leaving, however that is."""
         try:
             yield

@@ -36,7 +36,7 @@ from tunesmith.model.adapters import restore_weights, save_model, trained_parame
 from tunesmith.model.dtensor import is_dtensor, shard_like_weight
 from tunesmith.recipe.schema import Recipe
 from tunesmith.tasks.tokenizer import TokenizerAdapter
-from tunesmith.train.inputs import refuse_other_inputs
+from tunesmith.train.inputs import require_same_inputs
 from tunesmith.train.optim import optimizer_tensors, restore_optimizer
 
 # Where the optimizer's state lies if each process writes its part of it.
@@ -87,7 +87,7 @@ def take_snapshot(
     Args:
         copied: training may go on before it is written, which in parts it always may.
     """
-    divided = is_trained_in_parts(model)
+    divided = is_training_sharded(model)
     tensors = optimizer_tensors(model, optimizer)
     if copied or divided:  # what is put together is a copy anyway
         tensors = {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}
@@ -95,7 +95,7 @@ def take_snapshot(
     return Snapshot(state, model, weights, tensors, divided)
 
 
-def is_trained_in_parts(model: Any) -> bool:
+def is_training_sharded(model: Any) -> bool:
     """Say whether a process has a part only of something that is trained."""
     return any(is_dtensor(weight) for _, weight in trained_parameters(model))
 
@@ -119,7 +119,7 @@ def save_checkpoint(
         folder = group.run_on_rank0(lambda: held.enter_context(new_folder(path, step=taken.state.step)))
         group.run_on_rank0(lambda: _write(run, taken, folder, tokenizer, card))
         write_shards(taken.optimizer, folder / _PARTS, group.channel)
-        group.wait()
+        group.barrier()
 
 
 def _write(run: RunDir, taken: Snapshot, folder: Path, tokenizer: TokenizerAdapter, card: dict[str, Any]) -> None:
@@ -152,7 +152,7 @@ def latest_state(recipe: Recipe, run: RunDir, wanted: dict[str, Any]) -> State |
             log(f"skipping a checkpoint: {error}")
             damaged.append(path.name)
             continue
-        refuse_other_inputs(state.inputs, wanted, recipe, path)
+        require_same_inputs(state.inputs, wanted, recipe, path)
         return state
     if damaged:
         raise DamagedFile(

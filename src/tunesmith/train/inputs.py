@@ -31,7 +31,7 @@ def inputs(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     }
 
 
-def refuse_other_inputs(
+def require_same_inputs(
     recorded: dict[str, Any] | str, wanted: dict[str, Any], recipe: Recipe, checkpoint: Path
 ) -> None:
     """Raise RecipeError if a checkpoint was made from other inputs than training would have now.

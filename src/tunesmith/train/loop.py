@@ -37,7 +37,7 @@ from tunesmith.recipe.schedule import StepPlan, learning_rate
 from tunesmith.recipe.schema import Recipe
 from tunesmith.train.optim import clip_gradients
 
-FIRST_LOSS_SCALE = 2.0**16
+INITIAL_LOSS_SCALE = 2.0**16
 _MOST_LOSS_SCALE = 2.0**24
 _STEPS_TO_DOUBLE = 500
 
@@ -57,7 +57,7 @@ class Setup:
     model: Any
     tokens: TokenDataset
     pad_id: int
-    fitting: OomRetry
+    oom_retry: OomRetry
     loss_scale: float = 1.0
     expected: Memory | None = None
     plain_path: Mapping[str, str] = field(default_factory=dict)
@@ -67,7 +67,7 @@ class Setup:
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class Measurement:
     """What the objective measures of some rows, by name, and how many trained tokens they have."""
 
     values: dict[str, float]
@@ -93,14 +93,14 @@ def train_steps(setup: Setup, optimizer: torch.optim.Optimizer, *, first_step: i
             total_examples=plan.total_examples,
             seed=recipe.seed,
         )
-        mine, trained = group.share(rows, setup.tokens.lengths), setup.tokens.trained_tokens(rows)
+        mine, trained = group.local_rows(rows, setup.tokens.lengths), setup.tokens.trained_tokens(rows)
         divisor = setup.objective.divisor(setup.tokens, rows)
         while True:
-            work = partial(_accumulate, setup, step, mine, divisor, scale)
+            work = partial(accumulate_gradients, setup, step, mine, divisor, scale)
             with peer_failures_as_errors():
-                found = setup.fitting.run(work, setup.tokens, mine)
+                found = setup.oom_retry.run(work, setup.tokens, mine)
             (loss,) = group.sum(found)
-            group.check()
+            group.raise_if_interrupted()
             if not math.isfinite(loss):
                 raise _non_finite("loss", loss, step, rows, setup)
             group.sum_gradients(setup.model)
@@ -133,8 +133,8 @@ def _is_fragmented(setup: Setup) -> bool:
     return resident_gib() > expected.training - expected.in_pieces
 
 
-def _accumulate(
-    setup: Setup, step: int, rows: list[int], divisor: float, scale: float, division: MicroBatchPolicy
+def accumulate_gradients(
+    setup: Setup, step: int, rows: list[int], divisor: float, scale: float, policy: MicroBatchPolicy
 ) -> float:
     """Add up what some rows give to the gradients and the loss of a step; return their part of the loss.
 
@@ -145,7 +145,7 @@ def _accumulate(
     torch.manual_seed(_seed_of(setup.recipe.seed, step, setup.group.rank_info.rank))
     setup.model.zero_grad(set_to_none=True)  # a pass that ran out of memory may have left some
     total = 0.0
-    for (_, batch), counts in _passes(setup, setup.tokens, rows, division):
+    for (_, batch), counts in _passes(setup, setup.tokens, rows, policy):
         interrupt.check()
         with setup.compute.autocast(setup.model.dtype):
             found = token_loss(setup.model, batch.to(setup.compute.device))
@@ -156,7 +156,7 @@ def _accumulate(
 
 
 def _passes(
-    setup: Setup, tokens: TokenDataset, rows: Sequence[int], division: MicroBatchPolicy, *, whole: bool = True
+    setup: Setup, tokens: TokenDataset, rows: Sequence[int], policy: MicroBatchPolicy, *, whole: bool = True
 ) -> Iterator[tuple[tuple[Sequence[int], Batch], bool]]:
     """Yield the rows of each forward pass and what it reads, and whether it counts.
 
@@ -167,7 +167,7 @@ def _passes(
     def idle() -> tuple[Sequence[int], Batch]:
         return (), tokens.batch([int(tokens.lengths.argmin())], setup.pad_id)
 
-    own = division.batches(tokens, rows, setup.pad_id)
+    own = policy.batches(tokens, rows, setup.pad_id)
     own = own if whole else interrupt.stop_when_requested(own)
     return lockstep_micro_batches(setup.group, own, idle, sharded=setup.sharding != "none")
 
@@ -178,7 +178,7 @@ def measure(
     rows: Sequence[int] | None = None,
     *,
     seen: Callable[[int], None] = lambda _: None,
-) -> Measured:
+) -> Measurement:
     """Return what the objective measures of rows of a split, read in the order that needs the least padding.
 
     Args:
@@ -188,24 +188,24 @@ def measure(
     Raises:
         Interrupted: a signal came to any process; what it has measured is left out.
     """
-    mine = setup.group.share(range(len(tokens)) if rows is None else rows, tokens.lengths)
+    mine = setup.group.local_rows(range(len(tokens)) if rows is None else rows, tokens.lengths)
     with peer_failures_as_errors():
-        found = setup.fitting.run(partial(_measure, setup, tokens, mine, seen), tokens, mine)
+        found = setup.oom_retry.run(partial(_measure, setup, tokens, mine, seen), tokens, mine)
     count, *sums = setup.group.sum(*found)
-    setup.group.check()
+    setup.group.raise_if_interrupted()
     pairs = zip(setup.objective.measures, sums[::2], sums[1::2], strict=True)
-    return Measured({measure.name: total / by for measure, total, by in pairs if by}, int(count))
+    return Measurement({measure.name: total / by for measure, total, by in pairs if by}, int(count))
 
 
 @torch.inference_mode()
 def _measure(
-    setup: Setup, tokens: TokenDataset, rows: Sequence[int], seen: Callable[[int], None], division: MicroBatchPolicy
+    setup: Setup, tokens: TokenDataset, rows: Sequence[int], seen: Callable[[int], None], policy: MicroBatchPolicy
 ) -> list[float]:
     """Return how many trained tokens some rows have, and the two sums of each of the objective's measures."""
     setup.model.eval()
     measures, done = setup.objective.measures, 0
     sums = [0.0] * (1 + 2 * len(measures))
-    for (group, batch), counts in _passes(setup, tokens, rows, division, whole=False):
+    for (group, batch), counts in _passes(setup, tokens, rows, policy, whole=False):
         with setup.compute.autocast(setup.model.dtype):
             result = token_loss(setup.model, batch.to(setup.compute.device))
         if not counts:

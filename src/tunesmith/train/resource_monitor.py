@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import torch
 
-Use = dict[str, float]
+ResourceSample = dict[str, float]
 _GIB = 2**30
 _SECONDS = 5.0
 _MOST_SECONDS_ASKING = 4.0
@@ -23,7 +23,7 @@ _MOST_SECONDS_ASKING = 4.0
 
 @contextlib.contextmanager
 def monitor_resources(
-    keep: Callable[[Use], None], device: torch.device, *, every_seconds: float = _SECONDS
+    keep: Callable[[ResourceSample], None], device: torch.device, *, every_seconds: float = _SECONDS
 ) -> Iterator[None]:
     """Call `keep` with a sample every few seconds from a thread of its own, and once more at a good end.
 
@@ -70,7 +70,7 @@ def peak_memory_gib(device: torch.device) -> float:
 
 
 class _Sampler:
-    def __init__(self, keep: Callable[[Use], None], device: torch.device) -> None:
+    def __init__(self, keep: Callable[[ResourceSample], None], device: torch.device) -> None:
         self._keep = keep
         self._gpu = _gpu_asker(device)
         self._process = psutil.Process()
@@ -87,7 +87,7 @@ class _Sampler:
                 "cpu_cores": round(self._process.cpu_percent() / 100, 3),
                 "host_memory_gib": round((host.total - host.available) / _GIB, 4),
                 "host_cpu": round(psutil.cpu_percent() / 100, 4),
-                **(gpu_use(self._gpu) if self._gpu else {}),
+                **(query_gpu(self._gpu) if self._gpu else {}),
             })  # fmt: skip
             return True
         return False
@@ -104,7 +104,7 @@ def _gpu_asker(device: torch.device) -> list[str] | None:
     ]  # fmt: skip
 
 
-def gpu_use(command: list[str]) -> Use:
+def query_gpu(command: list[str]) -> ResourceSample:
     """Return what `nvidia-smi` says: {gpu_memory_gib, gpu}, without what it does not know (parts of a GPU)."""
     told = subprocess.run(
         command,

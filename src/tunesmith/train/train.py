@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from tunesmith.architecture.base_model import refuse_tokens_beyond
+from tunesmith.architecture.base_model import require_embedding_rows
 from tunesmith.architecture.families import shapes_of
 from tunesmith.architecture.shapes import Shapes
 from tunesmith.core import interrupt
@@ -44,9 +44,9 @@ from tunesmith.kernels.packed_attention import has_packed_attention
 from tunesmith.kernels.packing_check import attention_window, has_dropout, packing_unsupported_reason
 from tunesmith.model.adapters import (
     count_parameters,
+    enable_activation_checkpointing,
     make_trainable,
     open_model,
-    recompute_activations,
     trained_parameters,
 )
 from tunesmith.model.dtensor import local_shard
@@ -64,7 +64,7 @@ from tunesmith.train.async_save import AsyncSaver
 from tunesmith.train.checkpoint import State, latest_state, restore
 from tunesmith.train.crash_loop import record_attempt
 from tunesmith.train.inputs import inputs
-from tunesmith.train.loop import FIRST_LOSS_SCALE, Setup, train_steps
+from tunesmith.train.loop import INITIAL_LOSS_SCALE, Setup, train_steps
 from tunesmith.train.optim import make_optimizer
 from tunesmith.train.resource_monitor import monitor_resources, peak_memory_gib, reset_peak_memory
 from tunesmith.train.validate import Validation, valid_rows
@@ -103,13 +103,13 @@ def train(recipe: Recipe, run: RunDir, objective: Objective = SFT) -> dict[str, 
         # From here on: what is killed while it loads has tried nothing yet.
         with (
             record_attempt(recipe, run, group, first_step=state.step),
-            interrupt.defer_signals() if group.is_many else nullcontext(),
+            interrupt.defer_signals() if group.is_distributed else nullcontext(),
         ):
             session.work()
     except ProcessLost:
         raise
     except Interrupted:
-        group.wait()  # until the checkpoint is whole: who started the processes may end them all when one ends
+        group.barrier()  # until the checkpoint is whole: who started the processes may end them all when one ends
         raise
     return session.finish(stated)
 
@@ -133,10 +133,10 @@ def _setup(
     model = _open(recipe, base, load_device(compute, sharding), masters, tokenizer, in_parts=sharding != "none")
     longest, highest = _extremes(run)
     refuse_rows_beyond(max_positions(model), longest)
-    refuse_tokens_beyond(highest, int(model.get_input_embeddings().weight.shape[0]), where=recipe.model.base)
+    require_embedding_rows(highest, int(model.get_input_embeddings().weight.shape[0]), where=recipe.model.base)
     model = make_trainable(model, recipe.tuning, seed=recipe.seed, new_tokens=tokenizer.new_ids)
     if recipe.train.activation_checkpointing:
-        recompute_activations(model)
+        enable_activation_checkpointing(model)
         if compute.device.type == "cpu":
             return_freed_memory_at_once()  # who computes twice to save memory wants it saved
     if sharding != "none":
@@ -147,20 +147,20 @@ def _setup(
     plain_path = enable_fast_path(model, tokens, tokenizer.pad_id, compute)
     for name, reason in plain_path.items():
         log(f"{name} are not used: {reason}")
-    division = _division(recipe, model, tokens, tokenizer.pad_id, room, compute)
+    policy = _division(recipe, model, tokens, tokenizer.pad_id, room, compute)
     if sharding != "none":
         free_memory()  # of the first passes, for which each layer had streams of its own
     expected = None
     if shapes is not None:
         parts = shard_count(sharding, group.rank_info.world_size, group.rank_info.local_world_size)
         new = len(tokenizer.new_ids)
-        division, expected = max_fitting_rows(recipe, shapes, tokens, division, room, new_tokens=new, parts=parts)
+        policy, expected = max_fitting_rows(recipe, shapes, tokens, policy, room, new_tokens=new, parts=parts)
         if expected.total > room.available_gib:
             log(f"warning: training needs about {expected.total:.1f} GiB, and {room.available_gib:.1f} are available")
         if expected.offloaded > beside:
             log(f"warning: beside the GPU it needs about {expected.offloaded:.1f} GiB, and {beside:.1f} are available")
-    scale = state.loss_scale or (FIRST_LOSS_SCALE if compute.dtype == torch.float16 else 1.0)
-    passes = OomRetry(division, in_step=sharding != "none")
+    scale = state.loss_scale or (INITIAL_LOSS_SCALE if compute.dtype == torch.float16 else 1.0)
+    passes = OomRetry(policy, lockstep=sharding != "none")
     return Setup(
         recipe, plan, compute, model, tokens, tokenizer.pad_id, passes, scale, expected, plain_path, group, sharding,
         objective,
@@ -225,7 +225,7 @@ def _sharding(
 ) -> Sharding:
     """Return what this process keeps of the model: less than all of it where any process has no room for that."""
     asked = recipe.launch.sharding
-    if not group.is_many:
+    if not group.is_distributed:
         if asked in ("full", "node"):
             log(f"launch.sharding: {asked} has no effect on one process")
         return "none"
@@ -234,7 +234,7 @@ def _sharding(
     if shapes is None:
         return "none" if asked == "auto" else asked
     found = sharding_of(recipe, shapes, tokens, room, group.rank_info.world_size, new_tokens=new_tokens)
-    found = next((one for one in group.gather(found) if one != "none"), "none")
+    found = next((one for one in group.all_gather(found) if one != "none"), "none")
     if asked == "auto" and found != "none":
         log(f"every process keeps its part of the layers: all of the model has no room in {room.available_gib:.1f} GiB")
     return found
@@ -302,7 +302,7 @@ class _Session:
                 lambda use: self._log(log, {"kind": "machine", "step": self.state.step, **use}),
                 self.setup.compute.device,
             ),
-            self._saver.at_work(),
+            self._saver.finish_on_exit(),
         ):
             # Before the first step, and where a signal came before a validation that was due.
             if self._is_due(plan.valid_every_steps) and self.state.validated_step != self.state.step:
@@ -339,7 +339,7 @@ class _Session:
 
     def finish(self, stated: dict[str, Any]) -> dict[str, Any]:
         """Write the stage's manifest: what was done, and which step was best; return it."""
-        peak = max(self.setup.group.gather(peak_memory_gib(self.setup.compute.device)))
+        peak = max(self.setup.group.all_gather(peak_memory_gib(self.setup.compute.device)))
         return self.setup.group.run_on_rank0(lambda: self._seal(stated, peak))
 
     def _seal(self, stated: dict[str, Any], peak_gib: float) -> dict[str, Any]:
@@ -363,7 +363,7 @@ class _Session:
             "peak_memory_gib": round(peak_gib, 3),
             "expected_memory_gib": round(expected.total, 3) if expected else None,
             "expected_memory": asdict(expected) if expected else None,
-            "passes": str(self.setup.fitting.division),
+            "passes": str(self.setup.oom_retry.policy),
             "plain_path": self.setup.plain_path,
             "precision": self.setup.compute.precision,
             "quantization": str(quantization) if quantization else None,

@@ -126,11 +126,11 @@ class _Asked:
             Interrupted: a signal came to any process.
         """
         model, group, prompts = self._setup.model, self._setup.group, self._questions.prompts
-        mine = group.share(range(len(prompts)), [len(prompt) for prompt in prompts])
+        mine = group.local_rows(range(len(prompts)), [len(prompt) for prompt in prompts])
         with self._setup.compute.autocast(model.dtype), lockstep_forward(model, group):
             found = list(stop_when_requested(predict(model, self._questions, self._task, mine, go_on=True)))
-        made = {line["id"]: line for lines in group.gather(found) for line in lines}
-        group.check()
+        made = {line["id"]: line for lines in group.all_gather(found) for line in lines}
+        group.raise_if_interrupted()
         free_memory()  # training is to find what it had before
         failed = [line["error"] for line in made.values() if line["error"] is not None]
         if failed:

@@ -14,12 +14,12 @@ from tests.support.tiny import save_model, save_plain_model, save_seq2seq
 from tunesmith.architecture.base_model import (
     check_targets,
     embedding_rows,
-    quantized_by,
     read_config,
     refuse_new_tokens_with_bias,
-    refuse_other_layers,
     refuse_quantized,
-    refuse_tokens_beyond,
+    require_embedding_rows,
+    require_layers,
+    stored_quantization,
 )
 from tunesmith.architecture.families import shapes_of
 from tunesmith.architecture.weight_headers import tensor_shapes
@@ -50,10 +50,10 @@ def _change_config(folder: Path, **changes: Any) -> None:
     ],
 )
 def test_a_base_that_is_quantized_already_is_refused(folder: Path, changes: dict[str, Any], method: str) -> None:
-    assert quantized_by(folder) is None
+    assert stored_quantization(folder) is None
     refuse_quantized(folder)
     _change_config(folder, **changes)
-    assert quantized_by(folder) == method
+    assert stored_quantization(folder) == method
     with pytest.raises(RecipeError, match="quantized already") as refused:
         refuse_quantized(folder)
     assert "qlora" in (refused.value.hint or "")
@@ -62,7 +62,7 @@ def test_a_base_that_is_quantized_already_is_refused(folder: Path, changes: dict
 @pytest.mark.parametrize(("name", "method"), [("quantize_config.json", "gptq"), ("quant_config.json", "awq")])
 def test_settings_of_a_quantizer_in_a_file_of_their_own_count(folder: Path, name: str, method: str) -> None:
     (folder / name).write_text('{"bits": 4}')
-    assert quantized_by(folder) == method
+    assert stored_quantization(folder) == method
 
 
 def test_a_configuration_that_is_no_json_object_is_damaged(folder: Path) -> None:
@@ -81,9 +81,9 @@ def test_embedding_rows_are_those_of_the_weights(folder: Path) -> None:
 
 
 def test_tokens_beyond_the_embedding_are_refused_from_the_first() -> None:
-    refuse_tokens_beyond(319, 320, where="model")
+    require_embedding_rows(319, 320, where="model")
     with pytest.raises(RecipeError, match="writes token 320"):
-        refuse_tokens_beyond(320, 320, where="model")
+        require_embedding_rows(320, 320, where="model")
 
 
 @pytest.mark.parametrize(
@@ -180,8 +180,8 @@ def test_layers_of_weights_and_configuration_are_compared(tmp_path: Path, kind: 
     key = {"gpt2": "n_layer", "t5": "num_layers", "bart": "encoder_layers"}.get(kind, "num_hidden_layers")
     _change_config(folder, **{key: layers})
     if layers == 2 or (layers == 1 and kind == "olmo2"):
-        refuse_other_layers(folder, shapes_of(folder))
+        require_layers(folder, shapes_of(folder))
         return
     with pytest.raises(RecipeError, match=f"{layers} layers") as refused:
-        refuse_other_layers(folder, shapes_of(folder))
+        require_layers(folder, shapes_of(folder))
     assert str(refused.value.where).endswith("config.json")

@@ -10,7 +10,7 @@ from tests.support.published import PUBLISHED
 from tests.support.tiny import save_model, save_seq2seq
 
 from tunesmith.architecture.families import shapes_of
-from tunesmith.architecture.weight_headers import shapes_in_headers
+from tunesmith.architecture.weight_headers import shapes_from_headers
 from tunesmith.core.errors import RecipeError
 from tunesmith.estimate.memory import Pass, estimate_memory, layers_numbers
 from tunesmith.recipe.schema import Recipe
@@ -36,12 +36,12 @@ def configured(folder: Path, place: Path) -> Path:
 @pytest.mark.parametrize("kind", [*KINDS, *SEQ2SEQ])
 def test_the_configuration_says_what_the_weights_say(folders: dict[str, Path], kind: str, tmp_path: Path) -> None:
     alone = shapes_of(configured(folders[kind], tmp_path / "m"))
-    read = shapes_in_headers(folders[kind], json.loads((folders[kind] / "config.json").read_text()))
+    read = shapes_from_headers(folders[kind], json.loads((folders[kind] / "config.json").read_text()))
     assert (alone.known, read.known) == (True, False)
     assert (alone.parameters, alone.hidden, alone.vocabulary) == (read.parameters, read.hidden, read.vocabulary)
     # GPT-2's are stored as [in, out], which a header does not tell.
-    sizes = {name: sorted((part.out, part.inner)) for name, part in read.linear()}
-    assert {name: sorted((part.out, part.inner)) for name, part in alone.linear()} == sizes
+    sizes = {name: sorted((part.out_features, part.in_features)) for name, part in read.linear()}
+    assert {name: sorted((part.out_features, part.in_features)) for name, part in alone.linear()} == sizes
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -94,7 +94,7 @@ def test_an_architecture_that_is_not_described_is_guessed_not_far_off(
     known, guessed = shapes_of(folders[kind]), shapes_of(tmp_path / "m")
     divided, whole = layers_numbers(known)
     assert layers_numbers(guessed) == (divided, pytest.approx(whole, rel=0.5)), "two layers, as far as can be told"
-    assert guessed.encodes == known.encodes == (kind == "bart")
+    assert guessed.has_encoder == known.has_encoder == (kind == "bart")
     source = {"source_tokens": 4096, "source_width": 512} if kind == "bart" else {}
     read = Pass(1024, 128, 64, **source)
     for changes in ({}, {"activation_checkpointing": True}):
@@ -113,9 +113,9 @@ def lora(kind: str, **train: Any) -> Recipe:
 
 
 def test_windows_limit_how_far_attention_reaches(folders: dict[str, Path]) -> None:
-    assert shapes_of(folders["mistral"]).reach == 16
-    assert shapes_of(folders["gpt_neo"]).reach == 16
-    assert shapes_of(folders["llama"]).reach == 2**31
+    assert shapes_of(folders["mistral"]).attention_window == 16
+    assert shapes_of(folders["gpt_neo"]).attention_window == 16
+    assert shapes_of(folders["llama"]).attention_window == 2**31
 
 
 def test_weights_in_several_files_count_once(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_weights_in_several_files_count_once(folders: dict[str, Path], tmp_path:
     AutoModelForCausalLM.from_pretrained(folders["llama"]).save_pretrained(tmp_path, max_shard_size="30KB")
 
     def read(folder: Path) -> Any:
-        return shapes_in_headers(folder, json.loads((folder / "config.json").read_text()))
+        return shapes_from_headers(folder, json.loads((folder / "config.json").read_text()))
 
     parts = sorted(tmp_path.glob("*.safetensors"))
     assert len(parts) > 2

@@ -134,12 +134,12 @@ def test_layers_are_divided_where_all_of_them_have_no_room(
 def test_a_model_with_an_encoder_in_parts_does_not_answer_while_it_trains(
     tmp_path: Path, shapes: Shapes, tokens: TokenDataset
 ) -> None:
-    encodes = replace(shapes, stacks=tuple(replace(stack, encoder=True) for stack in shapes.stacks))
+    has_encoder = replace(shapes, stacks=tuple(replace(stack, encoder=True) for stack in shapes.stacks))
     answers = "train.valid_metrics=[rougeL]"
     room = MemoryBudget(4, True, 0.01)
-    assert sharding_of(recipe(tmp_path, answers), encodes, tokens, room, 2, new_tokens=0) == "none"
+    assert sharding_of(recipe(tmp_path, answers), has_encoder, tokens, room, 2, new_tokens=0) == "none"
     with pytest.raises(RecipeError, match="cannot answer while it trains"):
-        sharding_of(recipe(tmp_path, answers, "launch.sharding=full"), encodes, tokens, room, 2, new_tokens=0)
+        sharding_of(recipe(tmp_path, answers, "launch.sharding=full"), has_encoder, tokens, room, 2, new_tokens=0)
 
 
 def test_weights_must_leave_room_for_what_is_read(tmp_path: Path, shapes: Shapes) -> None:

@@ -229,12 +229,12 @@ def test_like_divides_what_has_the_shape_of_a_weight(tiny: Path) -> None:
 def test_a_pass_that_others_share_is_not_made_again(tokens: TokenDataset) -> None:
     tried = []
 
-    def work(division: MicroBatchPolicy) -> None:
-        tried.append(division)
+    def work(policy: MicroBatchPolicy) -> None:
+        tried.append(policy)
         raise torch.OutOfMemoryError
 
     with pytest.raises(DoesNotFit, match="does not suffice for passes of up to 64 tokens at once") as told:
-        OomRetry(MicroBatchPolicy(64), in_step=True).run(work, tokens, [0, 1])
+        OomRetry(MicroBatchPolicy(64), lockstep=True).run(work, tokens, [0, 1])
     assert len(tried) == 1
     assert "micro_batch_tokens" in str(told.value)
 
@@ -266,7 +266,7 @@ class Others(ProcessGroup):
         self.said.append(values[0])
         return [values[0] + (len(self.said) <= self.rounds)]
 
-    def gather(self, value: Any) -> list[Any]:
+    def all_gather(self, value: Any) -> list[Any]:
         return [value, "theirs"]
 
 

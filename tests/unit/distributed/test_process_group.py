@@ -6,10 +6,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.errors import raises
 
 from tunesmith.core.dist_env import RankInfo
 from tunesmith.core.errors import RecipeError
-from tunesmith.distributed.process_group import ProcessGroup, _pieces
+from tunesmith.distributed.process_group import ProcessGroup, gradient_buckets
 
 LENGTHS = st.lists(st.integers(1, 500), min_size=1, max_size=40)
 
@@ -19,11 +20,11 @@ LENGTHS = st.lists(st.integers(1, 500), min_size=1, max_size=40)
 def test_every_row_is_one_process_s(lengths: list[int], world: int, order: Any) -> None:
     rows = list(range(len(lengths)))
     order.shuffle(rows)
-    shares = [ProcessGroup(RankInfo(rank, world)).share(rows, lengths) for rank in range(world)]
+    shares = [ProcessGroup(RankInfo(rank, world)).local_rows(rows, lengths) for rank in range(world)]
     assert sorted(row for share in shares for row in share) == sorted(rows)
     loads = [sum(lengths[row] for row in share) for share in shares]
     assert max(loads) - min(loads) <= max(lengths), "or the last row would have gone elsewhere"
-    again = [ProcessGroup(RankInfo(rank, world)).share(sorted(rows), lengths) for rank in range(world)]
+    again = [ProcessGroup(RankInfo(rank, world)).local_rows(sorted(rows), lengths) for rank in range(world)]
     assert again == shares or world == 1, "whose a row is does not depend on the order"
 
 
@@ -32,10 +33,10 @@ def test_alone_nothing_is_asked() -> None:
     model = torch.nn.Linear(2, 2)
     alone.sum_gradients(model)
     assert model.weight.grad is None
-    assert (alone.sum(1.5, 2), alone.gather("x"), alone.run_on_rank0(lambda: 3)) == ([1.5, 2], ["x"], 3)
-    assert alone.share([3, 1, 2], [0, 5, 7, 9]) == [3, 1, 2]
-    alone.wait()
-    alone.check()
+    assert (alone.sum(1.5, 2), alone.all_gather("x"), alone.run_on_rank0(lambda: 3)) == ([1.5, 2], ["x"], 3)
+    assert alone.local_rows([3, 1, 2], [0, 5, 7, 9]) == [3, 1, 2]
+    alone.barrier()
+    alone.raise_if_interrupted()
 
 
 def test_alone_an_error_is_raised_as_it_is() -> None:
@@ -44,18 +45,18 @@ def test_alone_an_error_is_raised_as_it_is() -> None:
 
 
 def test_pieces_hold_one_dtype_and_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tunesmith.distributed.process_group._NUMBERS_AT_ONCE", 10)
+    monkeypatch.setattr("tunesmith.distributed.process_group.BUCKET_ELEMENTS", 10)
     sizes = [(4, torch.float32), (6, torch.float32), (1, torch.float32), (2, torch.float64), (30, torch.float64)]
     weights = [torch.nn.Parameter(torch.zeros(size, dtype=dtype)) for size, dtype in sizes]
-    assert [[one.numel() for one in piece] for piece in _pieces(weights)] == [[4, 6], [1], [2], [30]]
-    assert list(_pieces([])) == []
+    assert [[one.numel() for one in piece] for piece in gradient_buckets(weights)] == [[4, 6], [1], [2], [30]]
+    assert list(gradient_buckets([])) == []
 
 
 def test_processes_that_see_other_data_are_refused() -> None:
     class Two(ProcessGroup):
-        def gather(self, value: Any) -> list[Any]:
+        def all_gather(self, value: Any) -> list[Any]:
             return [value, {**value, "prepare": "0", "tunesmith": "0"}]
 
     ProcessGroup().require_equal({"prepare": "a", "seed": 0})
-    with pytest.raises(RecipeError, match="process 1 has other inputs than the first: prepare, tunesmith"):
+    with raises(RecipeError, "ranks-differ", "rank 1", "prepare, tunesmith"):
         Two(RankInfo(0, 2)).require_equal({"prepare": "a", "seed": 0})

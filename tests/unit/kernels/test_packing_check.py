@@ -61,7 +61,7 @@ def test_packed_and_unpacked_have_one_loss_and_one_gradient(
 ) -> None:
     model = opened(kind, torch.float64).requires_grad_(True)
     assert packing_unsupported_reason(model, tokens, 5, FP64) is None
-    assert attention_window(model) == (16 if kind in WINDOWED else packing_check.WITHOUT_LIMIT)
+    assert attention_window(model) == (16 if kind in WINDOWED else packing_check.UNLIMITED)
     if not by_row:
         use_plain_attention(model)
     # Of these only their own eager attention is used, which takes a mask.

@@ -113,29 +113,34 @@ def compared(shape: Any, asked: Recipe, dtype: torch.dtype, folder: Path, *, pac
     """Return what the arithmetic says is kept, over what torch keeps."""
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-    encodes, full = shape.is_encoder_decoder, isinstance(asked.tuning, FullTuning)
+    has_encoder, full = shape.is_encoder_decoder, isinstance(asked.tuning, FullTuning)
     shape.save_pretrained(folder)
-    kind = AutoModelForSeq2SeqLM if encodes else AutoModelForCausalLM
+    kind = AutoModelForSeq2SeqLM if has_encoder else AutoModelForCausalLM
     eager = {"attn_implementation": "eager"} if shape.model_type == "gemma2" else {}
     model = kind.from_config(shape, dtype=torch.float32 if full else dtype, **eager)
     model = make_trainable(model, asked.tuning, seed=0).train()
     patch_gated_mlp(model)
     if not full:
         with record_shared_inputs(model) as groups, torch.no_grad():
-            token_loss(model, batch(packed=False, source=encodes))
+            token_loss(model, batch(packed=False, source=has_encoder))
         fuse_lora(groups)
     if packed == "by row":
         use_packed_attention(model)
     low = dtype != torch.float32
     autocast = torch.autocast("cpu", dtype=dtype) if full and low else contextlib.nullcontext()
     torch.manual_seed(0)
-    kept = kept_by_torch(model, batch(packed=bool(packed), source=encodes), autocast)
+    kept = kept_by_torch(model, batch(packed=bool(packed), source=has_encoder), autocast)
     shapes: Shapes = shapes_of(folder)
     trained = ROWS * LENGTH - (1 if packed else ROWS)
     width = ROWS * LENGTH if packed == "masked" else LENGTH
     how = {"masked": packed == "masked", "by_row": packed == "by row"}
     size = Pass(
-        ROWS * LENGTH, width, trained, source_tokens=ROWS * SOURCE * encodes, source_width=SOURCE * encodes, **how
+        ROWS * LENGTH,
+        width,
+        trained,
+        source_tokens=ROWS * SOURCE * has_encoder,
+        source_width=SOURCE * has_encoder,
+        **how,
     )
     found = estimate_memory(asked, shapes, size, compute_bytes=dtype.itemsize, on_gpu=True)
     said = found.activations * 2**30 + trained * VOCABULARY * 4  # the probabilities; the rest of the loss comes later

@@ -19,7 +19,7 @@ from tunesmith.fetch.reference import CARD, ModelFolder
 from tunesmith.model.adapters import count_parameters, make_trainable, open_model, save_model, trained_parameters
 from tunesmith.model.load import ComputeConfig, choose_compute, load_base
 from tunesmith.model.lora import use_compute_dtype
-from tunesmith.model.quantization import bitsandbytes_config, keep_order, require_quantization
+from tunesmith.model.quantization import bitsandbytes_config, disable_weight_repacking, require_quantization
 from tunesmith.recipe.schema import QloraTuning, Quantization
 
 pytest.importorskip("bitsandbytes")
@@ -186,7 +186,7 @@ def test_an_adapter_is_opened_on_weights_kept_as_in_training(
     plain = AutoModelForCausalLM.from_pretrained(
         folder_of(kind), dtype=torch.float32, quantization_config=bitsandbytes_config(quantization, torch.float32)
     )
-    keep_order(plain)  # repacked weights have scales in bf16
+    disable_weight_repacking(plain)  # repacked weights have scales in bf16
     assert torch.equal(logits(PeftModel.from_pretrained(plain, str(tmp_path))), wanted)
     assert not torch.equal(logits(PeftModel.from_pretrained(opened(kind), str(tmp_path))), wanted)
 

@@ -341,7 +341,7 @@ def test_a_split_is_measured_token_by_token_however_it_is_cut(make: Make, most_t
         parts = [token_loss(setup.model.eval(), setup.tokens.batch([row], 2)) for row in range(ROWS)]
     nll = torch.cat([part.nll for part in parts])
     rows: list[int] = []
-    cut = replace(setup, fitting=OomRetry(MicroBatchPolicy(most_tokens, packing="auto")))
+    cut = replace(setup, oom_retry=OomRetry(MicroBatchPolicy(most_tokens, packing="auto")))
     found = measure(cut, setup.tokens, seen=rows.append)
     assert rows == sorted(rows)
     assert rows[-1] == ROWS

@@ -9,13 +9,13 @@ import pytest
 import torch
 from tests.unit.train.conftest import Start
 
-from tunesmith.train.resource_monitor import Use, gpu_use, monitor_resources
+from tunesmith.train.resource_monitor import ResourceSample, monitor_resources, query_gpu
 
 CPU = torch.device("cpu")
 
 
 def test_samples_say_what_this_process_takes() -> None:
-    found: list[Use] = []
+    found: list[ResourceSample] = []
     ballast = torch.ones(2**26)  # 256 MiB
     with monitor_resources(found.append, CPU, every_seconds=0.2):
         began = time.process_time()
@@ -30,7 +30,7 @@ def test_samples_say_what_this_process_takes() -> None:
 
 
 def test_it_ends_with_the_work_and_says_no_more_after_a_fault() -> None:
-    found: list[Use] = []
+    found: list[ResourceSample] = []
     with pytest.raises(ZeroDivisionError), monitor_resources(found.append, CPU, every_seconds=60):
         raise ZeroDivisionError
     assert found == []
@@ -40,7 +40,7 @@ def test_it_ends_with_the_work_and_says_no_more_after_a_fault() -> None:
 def test_a_log_that_cannot_be_written_is_not_the_trainings_fault() -> None:
     calls = []
 
-    def full(use: Use) -> None:
+    def full(use: ResourceSample) -> None:
         calls.append(use)
         raise OSError(28, "full")
 
@@ -56,7 +56,7 @@ def test_a_gpu_is_asked_through_its_own_program(tmp_path: Path) -> None:
         program = tmp_path / "nvidia-smi"
         program.write_text(f"#!/bin/sh\necho '{told}'\n")
         program.chmod(0o755)
-        assert gpu_use([str(program)]) == use
+        assert query_gpu([str(program)]) == use
 
 
 def test_training_logs_it_and_its_weights_do_not_change(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:

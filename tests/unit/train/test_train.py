@@ -33,7 +33,7 @@ from tunesmith.train import async_save, checkpoint, loop, validate
 from tunesmith.train import train as stage
 from tunesmith.train.checkpoint import State, latest_state, prune
 from tunesmith.train.inputs import inputs
-from tunesmith.train.loop import Measured
+from tunesmith.train.loop import Measurement
 
 DORA = {**LORA, "dora": True, "rslora": True}
 NF4, INT8 = ({**LORA, "method": "qlora", "bits": bits} for bits in (4, 8))
@@ -73,7 +73,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, losses: dict[int, float]) -> None:
     monkeypatch.setattr(
         validate,
         "measure",
-        lambda setup, tokens, rows, seen: Measured({"loss": losses[next(steps)], "token_accuracy": 0.5}, 10),
+        lambda setup, tokens, rows, seen: Measurement({"loss": losses[next(steps)], "token_accuracy": 0.5}, 10),
     )
 
 
@@ -250,8 +250,8 @@ def test_a_signal_in_the_middle_of_a_step_keeps_the_step_before(
     uninterrupted, stopped = whole(tuning, **settings), start(tuning, **settings)
     # Four micro-batches a step, and some before for the first validation.
     steps: list[int] = []
-    accumulate = loop._accumulate
-    monkeypatch.setattr(loop, "_accumulate", lambda *args: (steps.append(1), accumulate(*args))[1])
+    accumulate = loop.accumulate_gradients
+    monkeypatch.setattr(loop, "accumulate_gradients", lambda *args: (steps.append(1), accumulate(*args))[1])
     token_loss, calls = loop.token_loss, []
 
     def noisy(*args: Any) -> Any:
@@ -322,7 +322,7 @@ def stopped(start: Start) -> Trained:
     """A run with checkpoints 2 and 4, to be gone on with."""
     made = start(keep_checkpoints=3)
     with pytest.MonkeyPatch.context() as patch:
-        signal_at(patch, loop, "_accumulate", 6)
+        signal_at(patch, loop, "accumulate_gradients", 6)
         with interrupt.catch_signals(), pytest.raises(Interrupted):
             made.go()
     assert made.steps == [2, 4, 5]
@@ -368,7 +368,7 @@ def test_damaged_checkpoints_do_not_push_out_those_that_are_whole(whole: Start, 
     for step in (4, 5, 6):
         flip(made.run.checkpoint(step) / "optimizer.safetensors")
     with pytest.MonkeyPatch.context() as patch:
-        signal_at(patch, loop, "_accumulate", 2)  # step 4 is made again and saved, then the run is stopped
+        signal_at(patch, loop, "accumulate_gradients", 2)  # step 4 is made again and saved, then the run is stopped
         with interrupt.catch_signals(), pytest.raises(Interrupted):
             made.go()
     assert made.steps == [3, 4]
@@ -502,8 +502,10 @@ def test_a_log_is_not_lost_when_a_resume_meets_a_full_disk(stopped: Trained, mon
 
 def test_a_loss_that_is_not_finite_keeps_what_was_saved(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     made = start()
-    real, calls = loop._accumulate, itertools.count(1)
-    monkeypatch.setattr(loop, "_accumulate", lambda *given: real(*given) * (math.nan if next(calls) == 4 else 1))
+    real, calls = loop.accumulate_gradients, itertools.count(1)
+    monkeypatch.setattr(
+        loop, "accumulate_gradients", lambda *given: real(*given) * (math.nan if next(calls) == 4 else 1)
+    )
     with pytest.raises(NonFinite) as caught:
         made.go()
     assert caught.value.exit_code == 7

@@ -16,7 +16,7 @@ from tunesmith.inference.scorer import Scorer
 from tunesmith.scoring.metrics import score
 from tunesmith.train import loop, validate
 from tunesmith.train.inputs import inputs
-from tunesmith.train.loop import Measured
+from tunesmith.train.loop import Measurement
 from tunesmith.train.train import train
 
 STEPS = (0, 2, 4, 6)
@@ -34,7 +34,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, losses: list[float], scores: list[
     monkeypatch.setattr(
         validate,
         "measure",
-        lambda setup, tokens, rows, seen: Measured({"loss": next(measured), "token_accuracy": 0.5}, 10),
+        lambda setup, tokens, rows, seen: Measurement({"loss": next(measured), "token_accuracy": 0.5}, 10),
     )
     monkeypatch.setattr(Scorer, "score", lambda self, name, lines: [next(scored)] * len(lines))
 
@@ -110,7 +110,7 @@ def test_a_run_that_goes_back_forgets_the_answers_of_later_steps(start: Start, m
     for step in (4, 6):
         shutil.rmtree(made.run.checkpoint(step))
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "_accumulate", None)
+        patch.setattr(loop, "accumulate_gradients", None)
         with pytest.raises(TypeError):
             made.go()
     assert made.answers() == {step: before[step] for step in (0, 2)}
@@ -221,13 +221,13 @@ def test_answering_draws_no_random_number_and_training_goes_on_in_train_mode(
         seen.append(model)
 
     modes: list[bool] = []
-    accumulate = loop._accumulate
+    accumulate = loop.accumulate_gradients
 
     def noting(setup: Any, *given: Any) -> float:
         modes.append(setup.model.training)
         return accumulate(setup, *given)
 
-    monkeypatch.setattr(loop, "_accumulate", noting)
+    monkeypatch.setattr(loop, "accumulate_gradients", noting)
     monkeypatch.setattr(validate, "predict", watched)
     made.go()
     assert len(seen) == len(STEPS)
