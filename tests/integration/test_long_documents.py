@@ -56,7 +56,7 @@ def test_long_documents_run_to_a_verdict(tmp_path: Path, tiny: Path) -> None:
     tokenizer = TokenizerAdapter.load(tiny)
     for split in ("train", "valid", "test"):
         whole = {
-            row: [*tokenizer.personal(document["story"])[1:], tokenizer.eos_id]
+            row: [*tokenizer.encode_untrusted(document["story"])[1:], tokenizer.eos_id]
             for row, document in enumerate(documents, 1)
             if document["fold"] == split and row != 3  # which says nearly what a test row says
         }

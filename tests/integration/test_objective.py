@@ -28,7 +28,7 @@ from tunesmith.distributed.process_group import ProcessGroup
 from tunesmith.estimate.memory import CHUNK
 from tunesmith.fetch.reference import ModelFolder
 from tunesmith.model.load import ComputeConfig, load_base
-from tunesmith.recipe.schedule import learning_rate, plan_steps
+from tunesmith.recipe.schedule import learning_rate_at, plan_steps
 from tunesmith.train.optim import make_optimizer
 from tunesmith.train.train import train
 
@@ -75,7 +75,7 @@ def by_hand(gpt2: Path) -> tuple[list[float], list[float], dict[str, torch.Tenso
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.train.max_gradient_norm)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(recipe, plan, step)
+            group["lr"] = learning_rate_at(recipe, plan, step)
         optimizer.step()
         losses.append(float(loss.detach()))
     with torch.no_grad():

@@ -90,7 +90,14 @@ def test_three_trials_of_which_one_fails(tmp_path: Path, tiny: Path) -> None:
 
 def test_stopped_in_the_middle_it_goes_on(tmp_path: Path, tiny: Path) -> None:
     file = recipe(tmp_path, tiny, train=SETTINGS | {"max_steps": 120, "valid_every_steps": 120})
-    axes = ("--over", "tuning.rank=1,2,4", "--over", "train.learning_rate=0.01,0.02", "--out", str(tmp_path / "sweep"))
+    axes = (
+        "--over",
+        "tuning.rank=1,2,4",
+        "--over",
+        "train.learning_rate=0.01,0.02",
+        "--out",
+        str(tmp_path / "sweep"),
+    )
     process = start(file, *axes)
     folder = tmp_path / "sweep"
     first, second = RunDir(folder / "01-rank-1_learning_rate-0.01"), RunDir(folder / "02-rank-1_learning_rate-0.02")

@@ -71,13 +71,13 @@ def _positional(target: Callable[..., Any] | None) -> list[str]:
 
 def _recipe_key(option: str) -> str | None:
     """Return a hint for an option that is a key of the recipe, or another tool's name for one; None for others."""
-    from tunesmith.recipe.foreign_words import WORDS
+    from tunesmith.recipe.key_hints import BY_KEY
     from tunesmith.recipe.load import list_key_paths
 
     name = option.lstrip("-").replace("-", "_")
     ours = (
-        WORDS[name].keys
-        if name in WORDS
+        BY_KEY[name].keys
+        if name in BY_KEY
         else [key for key in list_key_paths() if name in (key, key.rpartition(".")[2])]
     )
     if not ours:

@@ -35,9 +35,9 @@ def init(template: str = "chat", *, out: Path = Path("recipe.yaml")) -> None:
         out: the file to write; an existing one is left alone.
     """
     from tunesmith.core.files import write_text
-    from tunesmith.recipe.templates import template_text
+    from tunesmith.recipe.templates import read_template
 
-    text = template_text(template)
+    text = read_template(template)
     if os.path.lexists(out):
         raise RecipeError("exists already", where=str(out), hint="name another file with --out")
     write_text(out, text)

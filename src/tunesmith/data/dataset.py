@@ -22,9 +22,9 @@ from tunesmith.data.spool import Spool, SpooledRow
 from tunesmith.data.trained_rows import cannot_tell, seen_before, seen_sentence
 from tunesmith.data.workers import process_in_parallel
 from tunesmith.fetch.reference import ModelFolder
-from tunesmith.recipe.columns import doubled_names, optional_columns
+from tunesmith.recipe.columns import double_brace_names, optional_columns
 from tunesmith.recipe.schema import Data, Recipe, Split, Train
-from tunesmith.tasks.base import Task, is_empty
+from tunesmith.tasks.base import Task, is_empty_cell
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +148,7 @@ def _watched(
 
     Remark if a template has a column of the first row in double braces, which make it text.
     """
-    doubled = doubled_names(recipe.data)
+    doubled = double_brace_names(recipe.data)
     for row in rows:
         for name in doubled:
             if name in row.values:
@@ -157,7 +157,7 @@ def _watched(
                 remark(f"warning: {told}")
         doubled = ()
         for column in empty:
-            empty[column] += is_empty(row.values.get(column))
+            empty[column] += is_empty_cell(row.values.get(column))
         yield row
 
 

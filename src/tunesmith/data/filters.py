@@ -10,7 +10,7 @@ import regex
 from tunesmith.core.errors import DataError
 from tunesmith.data.sources import Row
 from tunesmith.recipe.data_source import Filter, Scalar
-from tunesmith.tasks.base import RowProblem, text_of
+from tunesmith.tasks.base import RowProblem, format_value
 
 # Patterns such as (a+)+b can take longer than the world is old; an honest one needs milliseconds.
 _SECONDS_PER_CELL = 1.0
@@ -58,13 +58,13 @@ def _text(cell: Any, column: str) -> str:
         return ""
     if isinstance(cell, Mapping | list | tuple | bytes):
         raise RowProblem(f"cell `{column}` holds a {type(cell).__name__}, which no filter can be asked about")
-    return text_of(cell)
+    return format_value(cell)
 
 
 def _same(cell: Any, wanted: Scalar) -> bool:
     """Say whether a cell is what a rule names; the cells of CSV are texts, whatever they mean."""
     if isinstance(wanted, str):
-        return ("" if cell is None else text_of(cell)) == wanted
+        return ("" if cell is None else format_value(cell)) == wanted
     if isinstance(wanted, bool):
         return cell is wanted or (isinstance(cell, str) and cell.strip().lower() == str(wanted).lower())
     return not isinstance(cell, bool) and _number(cell) == wanted

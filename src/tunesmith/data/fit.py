@@ -14,7 +14,7 @@ from tunesmith.data.batches import TokenDataset, batch_indices
 from tunesmith.data.microbatch import MicroBatch, MicroBatchPolicy
 from tunesmith.estimate.memory import Memory, Pass, estimate_memory, weights_bytes
 from tunesmith.recipe.launch import Sharding
-from tunesmith.recipe.schedule import StepPlan, most_tokens, plan_steps
+from tunesmith.recipe.schedule import StepPlan, default_micro_batch_tokens, plan_steps
 from tunesmith.recipe.schema import LoraBase, Recipe
 from tunesmith.recipe.validation import sharding_unsupported_reason
 
@@ -61,7 +61,7 @@ def micro_batch_policy(
     """
     train = recipe.train
     return MicroBatchPolicy(
-        most_tokens=train.micro_batch_tokens or most_tokens(room.compute_bytes, on_gpu=room.on_gpu),
+        most_tokens=train.micro_batch_tokens or default_micro_batch_tokens(room.compute_bytes, on_gpu=room.on_gpu),
         rows=None if train.micro_batch == "auto" else train.micro_batch,
         packing=train.packing if apart else "never",
         share=share,

@@ -10,9 +10,9 @@ from typing import Any
 from tunesmith.core.files import digest_of
 from tunesmith.core.records import Turn
 from tunesmith.data.split import group_key
-from tunesmith.recipe.columns import answer_columns, asked_columns
+from tunesmith.recipe.columns import prompt_columns, response_columns
 from tunesmith.recipe.schema import ChatData, Data
-from tunesmith.tasks.base import fill, optional_cell
+from tunesmith.tasks.base import fill_template, optional_cell_text
 
 _LENGTH = 16
 
@@ -23,7 +23,7 @@ def row_id(data: Data, row: Mapping[str, Any], turns: Sequence[Turn]) -> str:
     With `messages` it covers every turn, learned or not.
     """
     spoken = [[turn.role, turn.text] for turn in _spoken(data, row, turns)]
-    return short_digest([_values(row, (*asked_columns(data), *answer_columns(data))), spoken])
+    return short_digest([_values(row, (*prompt_columns(data), *response_columns(data))), spoken])
 
 
 def block_id(whole: str, number: int, most: int) -> str:
@@ -40,7 +40,7 @@ def group_of(data: Data, row: Mapping[str, Any], turns: Sequence[Turn]) -> str:
     spoken = _spoken(data, row, turns)
     first = next((index for index, turn in enumerate(spoken) if turn.trained), 0)
     asked = [group_key(turn.text) for turn in spoken[: max(first, 1)]]
-    values = {column: group_key(value) for column, value in _values(row, asked_columns(data)).items()}
+    values = {column: group_key(value) for column, value in _values(row, prompt_columns(data)).items()}
     return short_digest([values, asked])
 
 
@@ -50,11 +50,11 @@ def short_digest(value: Any) -> str:
 
 
 def _values(row: Mapping[str, Any], columns: Sequence[str]) -> dict[str, str]:
-    return {column: optional_cell(row, column) for column in columns}
+    return {column: optional_cell_text(row, column) for column in columns}
 
 
 def _spoken(data: Data, row: Mapping[str, Any], turns: Sequence[Turn]) -> Sequence[Turn]:
     """Return the turns that the row itself holds: not those that a template wrote."""
     if not isinstance(data, ChatData) or data.messages is None:
         return ()
-    return turns[1:] if data.system is not None and fill(data.system, row).strip() else turns
+    return turns[1:] if data.system is not None and fill_template(data.system, row).strip() else turns

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from tunesmith.core.errors import DataError
 from tunesmith.data.text_file import SHOWN_CHARACTERS, text_lines
-from tunesmith.tasks.base import Written
+from tunesmith.tasks.base import JsonNumber
 
 _MOST_DIGITS = 4000  # Python refuses to convert more than 4,300
 MAX_DOCUMENT_CHARACTERS = 2**30  # a JSON list has to be read whole
@@ -70,15 +70,15 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"holds {name}, which JSON does not have (write null, or leave the key out)")
 
 
-def _whole_number(digits: str) -> int | Written:
+def _whole_number(digits: str) -> int | JsonNumber:
     """Return an integer if `str` gives back its digits: not for `-0`, nor for more digits than Python converts."""
     if digits == "-0" or len(digits) > _MOST_DIGITS:
-        return Written(digits)
+        return JsonNumber(digits)
     return int(digits)
 
 
 _DECODER = json.JSONDecoder(
-    object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=Written, parse_int=_whole_number
+    object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=JsonNumber, parse_int=_whole_number
 )
 _SPACE = re.compile(r"[ \t\n\r]*")
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")

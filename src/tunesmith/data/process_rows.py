@@ -13,9 +13,9 @@ from tunesmith.data.filters import broken_rule
 from tunesmith.data.identity import block_id, group_of, row_id, short_digest
 from tunesmith.data.sources import Row, read_rows
 from tunesmith.data.split import assign_split
-from tunesmith.recipe.columns import asked_columns, needed_columns, optional_columns
+from tunesmith.recipe.columns import optional_columns, prompt_columns, required_columns
 from tunesmith.recipe.schema import ChatData, Recipe
-from tunesmith.tasks.base import EmptyCell, MissingColumn, RowProblem, Task, cell
+from tunesmith.tasks.base import EmptyCell, MissingColumn, RowProblem, Task, cell_text
 
 _TOOLS = ("tools", "functions")
 _GROUP_NAME = 80  # a longer value of `by` is cut when it names its group
@@ -167,7 +167,7 @@ def process_rows(recipe: Recipe, task: Task, *, folder: Path) -> Iterator[Proces
 
 def rows_for(recipe: Recipe, folder: Path) -> Iterator[Row]:
     """Yield the rows of the recipe's sources; raise DataError if they lack a column that it uses."""
-    needed, optional = needed_columns(recipe.data), optional_columns(recipe.data)
+    needed, optional = required_columns(recipe.data), optional_columns(recipe.data)
     return read_rows(recipe.data.source, folder=folder, needed=needed, optional=optional)
 
 
@@ -191,7 +191,7 @@ def process_row(recipe: Recipe, task: Task, row: Row) -> list[ProcessedRow]:
 
 
 def _hint(recipe: Recipe, problem: RowProblem) -> str:
-    if isinstance(problem, EmptyCell) and problem.column in asked_columns(recipe.data):
+    if isinstance(problem, EmptyCell) and problem.column in prompt_columns(recipe.data):
         return f"if `{problem.column}` may be empty, write `{{{problem.column}?}}` in the template"
     return problem.hint
 
@@ -201,7 +201,7 @@ def _refuse_tools(recipe: Recipe, row: Row) -> None:
     if not isinstance(recipe.data, ChatData) or recipe.data.messages is None:
         return
     for column in _TOOLS:
-        if row.values.get(column) not in (None, "", "[]", "{}", [], {}) and column not in needed_columns(recipe.data):
+        if row.values.get(column) not in (None, "", "[]", "{}", [], {}) and column not in required_columns(recipe.data):
             raise DataError(
                 f"the column `{column}` holds tools, which the model would never see: chat templates are given "
                 "`messages` only",
@@ -217,7 +217,7 @@ def _used(recipe: Recipe, task: Task, row: Row) -> list[ProcessedRow]:
     _refuse_tools(recipe, row)
     split, group = _place(recipe, row, turns)
     parts = _parts(task, turns, row_id(recipe.data, row.values, turns), recipe.data.max_tokens_per_example)
-    found, remarks = [], Remarks(spelled=task.spelled(turns) or "")
+    found, remarks = [], Remarks(spelled=task.find_control_token(turns) or "")
     for number, (part, rendered) in enumerate(parts, 1):
         tokens, reason = _limited(recipe, task, rendered)
         status, block = "cut" if reason else "kept", (number, len(parts)) if len(parts) > 1 else None
@@ -235,13 +235,13 @@ def _parts(
 ) -> list[tuple[tuple[Turn, ...], TokenizedExample]]:
     """Return the turns and the tokens of a row called `name`, or of each of its blocks."""
     whole = task.render(turns, name)
-    blocks = enumerate(task.blocks(whole, most), 1)
+    blocks = enumerate(task.split_blocks(whole, most), 1)
     return [(block, task.render(block, block_id(name, n, most))) for n, block in blocks] or [(turns, whole)]
 
 
 def _limited(recipe: Recipe, task: Task, tokens: TokenizedExample) -> tuple[TokenizedExample, str | None]:
     """Return an example that is short enough, and why it was cut; raise RowProblem where nothing is left to learn."""
-    short, reason = task.limited(tokens, recipe.data.max_tokens_per_example)
+    short, reason = task.truncate(tokens, recipe.data.max_tokens_per_example)
     if reason is not None and recipe.data.too_long == "drop":
         hint = "raise data.max_tokens_per_example, or set data.too_long: truncate"
         raise _TooLong(reason, tokens.length, hint + (" or split" if recipe.data.task == "text" else ""))
@@ -256,12 +256,12 @@ def _place(recipe: Recipe, row: Row, turns: tuple[Turn, ...]) -> tuple[str, str]
     if split.by is None:
         name = group = group_of(recipe.data, row.values, turns)
     else:
-        value = cell(row.values, split.by)
+        value = cell_text(row.values, split.by)
         group = short_digest(value)
         name = value if len(value) <= _GROUP_NAME else f"{value[:_GROUP_NAME]}\u2026 {group}"
     if split.column is None:
         return assign_split(group, valid=split.valid, test=split.test, seed=recipe.seed), name
-    word = cell(row.values, split.column).strip().lower()
+    word = cell_text(row.values, split.column).strip().lower()
     if word not in _SPLIT_WORDS:
         raise DataError(
             f"column `{split.column}` says {word!r}, which is no split", where=row.where, hint="train, valid or test"

@@ -11,7 +11,7 @@ from tunesmith.core.files import write_chunks
 from tunesmith.data.dedup import HELD_OUT
 from tunesmith.data.spool import SpooledRow
 from tunesmith.fetch.reference import ModelFolder
-from tunesmith.recipe.columns import answer_columns, asked_columns
+from tunesmith.recipe.columns import prompt_columns, response_columns
 from tunesmith.recipe.data_source import FileSource
 from tunesmith.recipe.schema import Data, Recipe
 
@@ -75,4 +75,4 @@ def cannot_tell(recipe: Recipe, base: ModelFolder | None) -> str | None:
 
 
 def _columns(data: Data) -> tuple[tuple[str, ...], tuple[str, ...], str | None]:
-    return asked_columns(data), answer_columns(data), getattr(data, "messages", None)
+    return prompt_columns(data), response_columns(data), getattr(data, "messages", None)

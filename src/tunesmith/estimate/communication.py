@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from tunesmith.architecture.shapes import Shapes
 from tunesmith.estimate.memory import layers_numbers, part_bytes
-from tunesmith.recipe.launch import LaunchBase, Sharding, SlurmLaunch, processes_per_machine, world_size_of
+from tunesmith.recipe.launch import LaunchBase, Sharding, SlurmLaunch, local_world_size_of, world_size_of
 from tunesmith.recipe.schema import FullTuning, Recipe
 
 _FP32 = 4
@@ -47,7 +47,7 @@ def estimate_communication(
         on_gpu: layers go on computing while parts are sent; a processor does one or the other.
     """
     launch = recipe.launch
-    world, local = world_size_of(launch), processes_per_machine(launch)
+    world, local = world_size_of(launch), local_world_size_of(launch)
     within, between = _links(launch)
     machines = world // local
     if world == 1:

@@ -98,7 +98,7 @@ class Chatter:
     def turns_of_text(self, text: str) -> tuple[Turn, ...]:
         """Return the turns that ask `text`; raise RecipeError if the prompt needs more columns than it fills."""
         if isinstance(self.data, TextData):
-            return self.task.question(text)
+            return self.task.user_turn(text)
         if isinstance(self.data, ChatData) and self.data.messages:
             return self.turns_of_row({**self.row, self.data.messages: [{"role": "user", "content": text}]})
         optional = optional_columns(self.data)
@@ -121,7 +121,7 @@ class Chatter:
             DataError: the row cannot be used.
         """
         try:
-            turns = self.task.asked(row)
+            turns = self.task.prompt_turns(row)
         except MissingColumn as missing:
             raise RecipeError(
                 f"there is no column `{missing.column}`", where=where, code="usage",
@@ -158,7 +158,7 @@ class Chatter:
         prompts = tuple(tuple(self._prompt(turns)) for turns in asked)
         texts = tuple("\n\n".join(turn.text for turn in turns) for turns in asked)
         limit = self._limit(prompts) if max_new_tokens is None else max_new_tokens
-        questions = Prompts(examples, prompts, texts, self.task.stop_ids, limit, self.task.opening_ids, beams)
+        questions = Prompts(examples, prompts, texts, self.task.stop_ids, limit, self.task.decoder_prefix_ids, beams)
         stops = StopStrings(tuple(stop), self.tokenizer.decode) if stop else None
         found = predict(self.model, questions, self.task, range(len(examples)), sampling=drawn, stop_strings=stops)
         lines = {
@@ -168,7 +168,7 @@ class Chatter:
 
     def _limit(self, prompts: Sequence[Sequence[int]]) -> int:
         """Return the default limit of an answer in tokens."""
-        taken = len(self.task.opening_ids) or max(map(len, prompts), default=0)
+        taken = len(self.task.decoder_prefix_ids) or max(map(len, prompts), default=0)
         return max(1, min(self.recorded.max_new_tokens or _MAX_NEW_TOKENS, max_positions(self.model) - taken))
 
     def _prompt(self, turns: Sequence[Turn]) -> list[int]:
@@ -178,20 +178,22 @@ class Chatter:
             DataError: the template refuses the conversation, or rewrites one whose text spells control tokens.
         """
         try:
-            return self.task.prompt(turns)
+            return self.task.encode_prompt(turns)
         except RowProblem as problem:
             if not self.keeps_turns or any(map(self._spells_control_tokens, turns)):
                 raise DataError(str(problem)) from problem
             try:
-                text = self.tokenizer.chat_text([{"role": t.role, "content": t.text} for t in turns], generation=True)
+                text = self.tokenizer.apply_chat_template(
+                    [{"role": t.role, "content": t.text} for t in turns], generation=True
+                )
             except Exception as error:  # a template may raise anything
                 raise DataError(f"the chat template refuses the conversation: {error}") from error
-            return self.tokenizer.markup(text)
+            return self.tokenizer.encode_trusted(text)
 
     def _spells_control_tokens(self, turn: Turn) -> bool:
         """Whether a turn's text holds tokens that its author may not write; an answer may hold some (<think>)."""
         forbidden = self.tokenizer.special_ids if turn.role == "assistant" else self.tokenizer.control_ids
-        return not forbidden.isdisjoint(self.tokenizer.markup(turn.text))
+        return not forbidden.isdisjoint(self.tokenizer.encode_trusted(turn.text))
 
 
 def open_chatter(
@@ -243,11 +245,11 @@ def _data_of(found: ModelFolder, tokenizer: TokenizerAdapter) -> tuple[TaskData,
     if isinstance(stored, dict):
         data: TaskData = TypeAdapter(Data).validate_python({**stored, "source": source})
         # Texts that brought markup along were conversations: what a person says is put in a turn, as the base gets it.
-        if not (isinstance(data, TextData) and data.control_tokens and tokenizer.has_template):
+        if not (isinstance(data, TextData) and data.control_tokens and tokenizer.has_chat_template):
             return data, True
     if tokenizer.has_encoder:
         return Seq2SeqData(source=source, task="seq2seq", prompt="{source}", response="{target}"), False
-    if tokenizer.has_template:
+    if tokenizer.has_chat_template:
         return ChatData(source=source, task="chat", messages="messages"), False
     return TextData(source=source, task="text", text="text", sample_prefix_tokens=2**31), False
 

@@ -38,7 +38,7 @@ def predict(
 
     def line(i: int, ids: Sequence[int], *, stopped: bool, error: str | None) -> dict[str, Any]:
         example = questions.examples[i]
-        text = "" if error else task.answer(ids)
+        text = "" if error else task.decode_answer(ids)
         return {
             "id": example.id,
             "row": example.row,

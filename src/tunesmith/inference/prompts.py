@@ -64,11 +64,11 @@ def rows_to_answer(recipe: Recipe) -> dict[str, int]:
 
 def build_prompts(examples: Sequence[Example], recipe: Recipe, task: Task, tokenizer: TokenizerAdapter) -> Prompts:
     """Return what a model is asked about some rows, its answers decoded as the recipe's `evaluate` says."""
-    prompts = tuple(tuple(task.prompt(e.turns)) for e in examples)
+    prompts = tuple(tuple(task.encode_prompt(e.turns)) for e in examples)
     texts = tuple(_text(e, ids, recipe, tokenizer) for e, ids in zip(examples, prompts, strict=True))
     settings = recipe.evaluate
     return Prompts(
-        tuple(examples), prompts, texts, task.stop_ids, settings.max_new_tokens, task.opening_ids, settings.beams
+        tuple(examples), prompts, texts, task.stop_ids, settings.max_new_tokens, task.decoder_prefix_ids, settings.beams
     )
 
 

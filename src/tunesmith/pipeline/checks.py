@@ -26,7 +26,7 @@ from tunesmith.inference.answerable import check_answerable
 from tunesmith.inference.prompts import choose_rows, rows_to_answer
 from tunesmith.recipe.launch import SlurmLaunch
 from tunesmith.recipe.schema import DataBase, LoraBase, Quantization, Recipe
-from tunesmith.recipe.validation import remarks
+from tunesmith.recipe.validation import find_remarks
 from tunesmith.tasks import task_for
 from tunesmith.tasks.chatml import load_tokenizer
 from tunesmith.tasks.tokenizer import TokenizerAdapter
@@ -143,12 +143,12 @@ def check_prepared_questions(recipe: Recipe, run: RunDir) -> Iterator[str]:
 
 def warnings_of(recipe: Recipe, base: ModelFolder, shapes: Shapes, tokenizer: TokenizerAdapter) -> Iterator[str]:
     """Yield what a run can do with and its owner should know."""
-    yield from (f"{'.'.join(path)}: {remark}" for path, remark in remarks(recipe))
+    yield from (f"{'.'.join(path)}: {remark}" for path, remark in find_remarks(recipe))
     vectors = _vectors(base, shapes, tokenizer)
-    if tokenizer.size > vectors:
+    if tokenizer.vocab_size > vectors:
         yield (
-            f"the tokenizer has {tokenizer.size:,} tokens and the model's embedding {vectors:,} rows; no row of the "
-            "data uses the others, but a prompt could"
+            f"the tokenizer has {tokenizer.vocab_size:,} tokens and the model's embedding {vectors:,} rows; no row of "
+            "the data uses the others, but a prompt could"
         )
     most = recipe.data.max_tokens_per_example
     default = DataBase.model_fields["max_tokens_per_example"].default

@@ -17,7 +17,7 @@ from tunesmith.data.sources import sources_are_there
 from tunesmith.pipeline.stages import PREPARE, TRAIN
 from tunesmith.recipe.changes import UNDO_HINT, changed_keys
 from tunesmith.recipe.load import dump_recipe, load_recipe
-from tunesmith.recipe.schedule import DECODING, NEVER_DECIDES
+from tunesmith.recipe.schedule import DECODING_KEYS, TRAJECTORY_NEUTRAL_KEYS
 from tunesmith.recipe.schema import Recipe
 
 _MOST_NAMED = 4
@@ -108,10 +108,10 @@ def recipe_folder(recipe: Path) -> Path:
 def identity(recipe: Recipe) -> dict[str, Any]:
     """Return the settings that decide training, which are fixed once a run has begun."""
     settings = recipe.model_dump(mode="json", exclude={"evaluate", "promote", "launch", "trackers"})
-    for name in NEVER_DECIDES:
+    for name in TRAJECTORY_NEUTRAL_KEYS:
         del settings["train"][name]
     if recipe.train.valid_metrics:  # validation answers as `evaluate` says
-        used = {*DECODING, *(("database",) if "execution" in recipe.train.valid_metrics else ())}
+        used = {*DECODING_KEYS, *(("database",) if "execution" in recipe.train.valid_metrics else ())}
         settings["evaluate"] = recipe.evaluate.model_dump(mode="json", include=used)
     return settings
 

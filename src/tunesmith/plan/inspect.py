@@ -183,7 +183,7 @@ def _sample(found: _Found, part: str, tokens: TokenizedExample, tokenizer: Token
 
 def _learned(found: _Found, tokenizer: TokenizerAdapter, task: Task) -> Iterator[Sample]:
     """Yield a row as training reads it."""
-    prompt = min(len(task.prompt(found.example.turns)), len(found.tokens.prompt_ids))
+    prompt = min(len(task.encode_prompt(found.example.turns)), len(found.tokens.prompt_ids))
     yield _sample(found, "row", found.tokens, tokenizer, prompt_tokens=prompt)
 
 
@@ -193,7 +193,7 @@ def _judged(found: _Found, tokenizer: TokenizerAdapter, task: Task, answers: Ans
     def read(ids: Sequence[int]) -> TokenizedExample:
         return TokenizedExample(found.example.id, tuple(ids), (False,) * len(ids))
 
-    yield _sample(found, "prompt", read(task.prompt(found.example.turns)), tokenizer)
+    yield _sample(found, "prompt", read(task.encode_prompt(found.example.turns)), tokenizer)
     for name, lines in answers.items():
         if line := lines.get(found.example.id):
             yield _sample(found, name, read(line["ids"]), tokenizer, stopped=line["stopped"], error=line["error"])

@@ -29,7 +29,7 @@ from tunesmith.pipeline.runs import open_run
 from tunesmith.pipeline.stages import PREPARE, wanted_stages, work_left
 from tunesmith.plan.scaling import Known, estimate_cluster, scaling
 from tunesmith.plan.workload import Workload, estimate_workload
-from tunesmith.recipe.launch import Launch, Sharding, SlurmLaunch, processes_per_machine, world_size_of
+from tunesmith.recipe.launch import Launch, Sharding, SlurmLaunch, local_world_size_of, world_size_of
 from tunesmith.recipe.schedule import StepPlan, plan_steps
 from tunesmith.recipe.schema import Recipe
 from tunesmith.slurm.jobs import script_path
@@ -328,7 +328,7 @@ def _refuse_short_turns(recipe: Recipe, speed: float | None, interval: float) ->
 
 def _where(launch: Launch) -> str:
     machines = f" on each of {launch.nodes} machines" if isinstance(launch, SlurmLaunch) and launch.nodes > 1 else ""
-    count = processes_per_machine(launch)
+    count = local_world_size_of(launch)
     return launch.on if launch.on == "local" else f"{launch.on}, {count} process{'es' * (count > 1)}{machines}"
 
 

@@ -21,7 +21,7 @@ from tunesmith.recipe.launch import (
     Sharding,
     SlurmLaunch,
     TorchrunLaunch,
-    processes_per_machine,
+    local_world_size_of,
     shard_count,
     world_size_of,
 )  # fmt: skip
@@ -103,7 +103,7 @@ def estimate_cluster(recipe: Recipe, known: Known) -> ClusterEstimate:
     number = BYTES[_precision(recipe, there)]
     room = MemoryBudget(number, there.device == "cuda", there.memory_gib)
     sharding = sharding_of(recipe, shapes, rows, room, processes, new_tokens=known.new_tokens)
-    parts = shard_count(sharding, processes, processes_per_machine(launch))
+    parts = shard_count(sharding, processes, local_world_size_of(launch))
     division, memory = estimated_memory(recipe, shapes, rows, room, new_tokens=known.new_tokens, parts=parts)
     steps = plan_steps(recipe, len(rows))
     per_step = float(rows.lengths.sum()) * steps.epochs / steps.total_steps
@@ -121,7 +121,7 @@ def estimate_cluster(recipe: Recipe, known: Known) -> ClusterEstimate:
         together = per_step / high, per_step / low
     available = there.memory_gib if math.isfinite(there.memory_gib) else None
     offloaded = _machine_gib(launch) if room.on_gpu else None
-    machines = processes // processes_per_machine(launch)
+    machines = processes // local_world_size_of(launch)
     return ClusterEstimate(
         machines, processes, sharding, division, memory, available, offloaded, per_step, alone, sent, together
     )  # fmt: skip
@@ -138,7 +138,7 @@ def _hardware_of(launch: Launch, here: Hardware) -> Hardware:
     """Return what each process will have: this machine's, or what the recipe says of machines that are elsewhere."""
     if not isinstance(launch, SlurmLaunch):  # processes on one GPU each, or on one processor
         return (
-            here if here.device == "cuda" else replace(here, memory_gib=here.memory_gib / processes_per_machine(launch))
+            here if here.device == "cuda" else replace(here, memory_gib=here.memory_gib / local_world_size_of(launch))
         )
     if launch.gpus_per_node is not None:
         return Hardware("cuda", has_bf16=True, memory_gib=launch.gpu_memory_gib or math.inf)
@@ -148,9 +148,9 @@ def _hardware_of(launch: Launch, here: Hardware) -> Hardware:
 def _machine_gib(launch: Launch) -> float | None:
     """Return what each process has of its machine's memory; None where it is elsewhere and the recipe does not say."""
     if not isinstance(launch, SlurmLaunch):
-        return available_memory_gib() / processes_per_machine(launch)
+        return available_memory_gib() / local_world_size_of(launch)
     given = launch.memory_gib_per_node
-    return given / processes_per_machine(launch) if isinstance(given, int) else None
+    return given / local_world_size_of(launch) if isinstance(given, int) else None
 
 
 def _other_sizes(recipe: Recipe, here: Hardware) -> Iterator[Recipe]:
@@ -168,7 +168,7 @@ def _other_sizes(recipe: Recipe, here: Hardware) -> Iterator[Recipe]:
 
 def _cores_of_each(launch: Launch) -> float | None:
     """Return how many cores each process has; None where nobody says."""
-    return launch.cpus_per_process if isinstance(launch, SlurmLaunch) else cores() / processes_per_machine(launch)
+    return launch.cpus_per_process if isinstance(launch, SlurmLaunch) else cores() / local_world_size_of(launch)
 
 
 def _moved(recipe: Recipe, shapes: Shapes, memory: Memory, parts: int) -> float:

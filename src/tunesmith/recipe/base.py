@@ -14,10 +14,10 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-Texts = Annotated[tuple[str, ...], Field(min_length=1)]
+NonEmptyStrings = Annotated[tuple[str, ...], Field(min_length=1)]
 
 
-def allowed(check: Callable[[str], None]) -> AfterValidator:
+def checked_by(check: Callable[[str], None]) -> AfterValidator:
     """Use a rule that raises RecipeError, told as pydantic tells it."""
 
     def validate(name: str) -> str:

@@ -6,7 +6,7 @@ import regex
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from tunesmith.core.errors import RecipeError
-from tunesmith.recipe.base import Section, Texts, allowed
+from tunesmith.recipe.base import NonEmptyStrings, Section, checked_by
 
 
 def _check_pattern(pattern: str) -> None:
@@ -16,7 +16,7 @@ def _check_pattern(pattern: str) -> None:
         raise RecipeError(f"is not a regular expression: {error}") from None
 
 
-Pattern = Annotated[str, Field(min_length=1), allowed(_check_pattern)]
+Pattern = Annotated[str, Field(min_length=1), checked_by(_check_pattern)]
 Scalar = bool | int | float | str
 
 
@@ -39,7 +39,9 @@ class SourceBase(Section):
 class FileSource(SourceBase):
     """Rows from local files."""
 
-    file: str | Texts = Field(description="CSV, TSV, JSON, JSONL, Parquet or Arrow file(s), relative to the recipe.")
+    file: str | NonEmptyStrings = Field(
+        description="CSV, TSV, JSON, JSONL, Parquet or Arrow file(s), relative to the recipe."
+    )
     quote: Literal["double", "none"] = Field(
         "double",
         description='CSV and TSV: `double` if cells may be in "quotes", `none` if a quote is an ordinary character.',

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from tunesmith.core.errors import RecipeError
-from tunesmith.recipe.base import Section, allowed
+from tunesmith.recipe.base import Section, checked_by
 
 # Letters that neither a shell nor sbatch takes for anything but themselves.
 _PLAIN = "a letter, a digit or one of _ . , : / @ % + = -"
@@ -51,10 +51,10 @@ def _check_option(text: str) -> None:
         raise RecipeError(f"--{found[1]} is written from the other settings of `launch`")
 
 
-Word = Annotated[str, allowed(_check_word)]
-Value = Annotated[str, allowed(_check_value)]
-Variable = Annotated[str, allowed(_check_variable)]
-Option = Annotated[str, allowed(_check_option)]
+Word = Annotated[str, checked_by(_check_word)]
+Value = Annotated[str, checked_by(_check_value)]
+Variable = Annotated[str, checked_by(_check_variable)]
+Option = Annotated[str, checked_by(_check_option)]
 
 
 Sharding = Literal["auto", "none", "full", "node"]
@@ -179,7 +179,7 @@ def shard_count(sharding: Sharding, world: int, local_world: int) -> int:
     return {"full": world, "node": local_world}.get(sharding, 1)
 
 
-def processes_per_machine(launch: LaunchBase) -> int:
+def local_world_size_of(launch: LaunchBase) -> int:
     """Return how many processes each machine has."""
     if isinstance(launch, TorchrunLaunch):
         return launch.processes
@@ -188,4 +188,4 @@ def processes_per_machine(launch: LaunchBase) -> int:
 
 def world_size_of(launch: LaunchBase) -> int:
     """Return how many processes all machines have together."""
-    return processes_per_machine(launch) * (launch.nodes if isinstance(launch, SlurmLaunch) else 1)
+    return local_world_size_of(launch) * (launch.nodes if isinstance(launch, SlurmLaunch) else 1)

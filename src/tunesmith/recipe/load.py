@@ -18,10 +18,10 @@ from ruamel.yaml.error import YAMLError
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.rundir import RunDir
 from tunesmith.recipe.base import Section
-from tunesmith.recipe.foreign_words import ours_for, value_for
+from tunesmith.recipe.key_hints import renamed_value, replacement_for
 from tunesmith.recipe.schema import Recipe
 from tunesmith.recipe.validation import find_contradictions
-from tunesmith.recipe.yaml import Path_, places_of, plain_values, quoted, read_document, read_text
+from tunesmith.recipe.yaml import KeyPath, key_locations, parse_yaml, quote_unprintable, read_document, to_plain_values
 
 _MOST_SHOWN = 120
 _OTHER_VERSION = "another version of tunesmith wrote it: go on with that version, or start another run"
@@ -37,7 +37,7 @@ _PLAINLY = {
 
 
 # Required keys that contradict no other, and values that replace theirs if they are missing or wrong.
-_DECIDE_NOTHING: dict[Path_, Any] = {("name",): "x", ("model", "base"): "x", ("train", "learning_rate"): 1.0}
+_DECIDE_NOTHING: dict[KeyPath, Any] = {("name",): "x", ("model", "base"): "x", ("train", "learning_rate"): 1.0}
 _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
 
 
@@ -76,9 +76,9 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     path = Path(path)
     hint = _OTHER_VERSION if path == RunDir(path.parent).resolved_recipe and not overrides else None
     document = read_document(path)
-    values = plain_values(document, str(path))
-    places = {(): path.name, **dict(places_of(document, path.name))}
-    changed: list[Path_] = []
+    values = to_plain_values(document, str(path))
+    places = {(): path.name, **dict(key_locations(document, path.name))}
+    changed: list[KeyPath] = []
     for override in overrides:
         key = _apply(values, override)
         changed.append(key)
@@ -96,11 +96,11 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     return recipe
 
 
-def _clashes(values: dict[str, Any], recipe: Recipe) -> list[tuple[Path_, str]]:
+def _clashes(values: dict[str, Any], recipe: Recipe) -> list[tuple[KeyPath, str]]:
     return [*_booleans_as_numbers(values, recipe), *find_contradictions(recipe)]
 
 
-def _other_clashes(error: ValidationError, values: dict[str, Any]) -> list[tuple[Path_, str]]:
+def _other_clashes(error: ValidationError, values: dict[str, Any]) -> list[tuple[KeyPath, str]]:
     """Return the contradictions of a recipe that has wrong keys as well; none if it cannot be read without those.
 
     Contradictions in the section of a wrong value are left out, because that value may be their cause.
@@ -125,12 +125,12 @@ def _other_clashes(error: ValidationError, values: dict[str, Any]) -> list[tuple
     return [(path, message) for path, message in _clashes(values, recipe) if path[0] not in unsure]
 
 
-def _is_optional(owner: type[Section], path: Path_) -> bool:
+def _is_optional(owner: type[Section], path: KeyPath) -> bool:
     field = owner.model_fields.get(str(path[-1])) if path else None
     return field is not None and not field.is_required()
 
 
-def _set(values: dict[str, Any], path: Path_, value: Any) -> None:
+def _set(values: dict[str, Any], path: KeyPath, value: Any) -> None:
     """Set the value of a key in place; None removes the key."""
     node: Any = values
     for part in path[:-1]:
@@ -143,7 +143,7 @@ def _set(values: dict[str, Any], path: Path_, value: Any) -> None:
         node[path[-1]] = value
 
 
-def _booleans_as_numbers(written: Any, read: Any, path: Path_ = ()) -> Iterator[tuple[Path_, str]]:
+def _booleans_as_numbers(written: Any, read: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, str]]:
     """Yield the numbers that were written as `true` or `false`, which to Python are 1 and 0."""
     if isinstance(written, bool) and not isinstance(read, bool):
         yield path, f"must be a number (found {str(written).lower()})"
@@ -170,18 +170,18 @@ def dump_recipe(recipe: Recipe) -> str:
     yaml = YAML()
     yaml.Emitter = _Emitter
     yaml.width = 120
-    yaml.dump(quoted(recipe.model_dump(mode="json")), text)
+    yaml.dump(quote_unprintable(recipe.model_dump(mode="json")), text)
     return text.getvalue()
 
 
-def _apply(values: dict[str, Any], override: str) -> Path_:
+def _apply(values: dict[str, Any], override: str) -> KeyPath:
     """Set one `a.b=value` in place and return its path; the value is read as YAML."""
     key, sign, text = override.partition("=")
     path = tuple(key.split("."))
     if not sign or not all(path):
         raise RecipeError(f"`{override}` is not an override", hint="write key=value, such as train.max_steps=20")
     try:
-        value = plain_values(read_text(text, override), override) if text.strip() else None
+        value = to_plain_values(parse_yaml(text, override), override) if text.strip() else None
     except (YAMLError, ValueError):
         value = text
     node = values
@@ -196,14 +196,14 @@ def _apply(values: dict[str, Any], override: str) -> Path_:
     return path
 
 
-def _place(path: Path_, places: dict[Path_, str]) -> str:
+def _place(path: KeyPath, places: dict[KeyPath, str]) -> str:
     """Return the place of a key, or of the nearest section above it that is written."""
     while path not in places:
         path = path[:-1]
     return places[path]
 
 
-def _problem(path: Path_, message: str, places: dict[Path_, str]) -> Problem:
+def _problem(path: KeyPath, message: str, places: dict[KeyPath, str]) -> Problem:
     indexes = [part for part in path if isinstance(part, int)]
     entries = [f"the {_ORDINALS[i]} entry" if i < len(_ORDINALS) else f"entry {i + 1}" for i in indexes]
     entry = f" (of {', '.join(entries)})" if entries else ""
@@ -211,7 +211,7 @@ def _problem(path: Path_, message: str, places: dict[Path_, str]) -> Problem:
 
 
 def _problems(
-    error: ValidationError, values: dict[str, Any], places: dict[Path_, str], changed: Sequence[Path_]
+    error: ValidationError, values: dict[str, Any], places: dict[KeyPath, str], changed: Sequence[KeyPath]
 ) -> list[Problem]:
     found: dict[tuple[str, str], Problem] = {}
     for item in error.errors(include_url=False):
@@ -227,7 +227,7 @@ def _problems(
     return sorted(found.values(), key=_order)
 
 
-def _of_another_kind(path: Path_, changed: Sequence[Path_]) -> str:
+def _of_another_kind(path: KeyPath, changed: Sequence[KeyPath]) -> str:
     """Return what to write instead, where an override beside a key has made its section one of another kind."""
     beside = [key for key in changed if key[:-1] == path[:-1]]
     if not beside or path in changed:
@@ -241,7 +241,7 @@ def _order(problem: Problem) -> tuple[int, str]:
     return (int(line) if line.isdigit() else 0, problem.key)
 
 
-def _written_path(loc: tuple[str | int, ...], values: Any) -> tuple[Path_, type[Section], list[type[Section]]]:
+def _written_path(loc: tuple[str | int, ...], values: Any) -> tuple[KeyPath, type[Section], list[type[Section]]]:
     """Return pydantic's location without the names of alternatives, which nobody wrote.
 
     Also the section it is in, and the kinds that this section could have been.
@@ -283,7 +283,7 @@ def _sections_of(annotation: Any) -> dict[str, Any]:
     return {tag: section for part in get_args(annotation) for tag, section in _sections_of(part).items()}
 
 
-def _message(item: dict[str, Any], path: Path_, owner: type[Section]) -> str:
+def _message(item: dict[str, Any], path: KeyPath, owner: type[Section]) -> str:
     kind, context, given = item["type"], item.get("ctx", {}), item["input"]
     if kind == "extra_forbidden":
         return f"unknown key; {_instead_of(path, list(owner.model_fields))}"
@@ -291,7 +291,7 @@ def _message(item: dict[str, Any], path: Path_, owner: type[Section]) -> str:
         return "is missing"
     if kind in ("union_tag_invalid", "literal_error"):
         tag = str(context.get("tag", given))
-        if current := value_for(path, tag):
+        if current := renamed_value(path, tag):
             return f"`{tag}` is not known; here it is `{current}`"
         expected = str(context.get("expected_tags", context.get("expected")))
         known = re.findall("'([^']*)'", expected) or expected.split(" or ")  # numbers have no quotes
@@ -310,9 +310,9 @@ def _cut(text: str) -> str:
     return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}\u2026"
 
 
-def _instead_of(path: Path_, known: Sequence[str]) -> str:
+def _instead_of(path: KeyPath, known: Sequence[str]) -> str:
     """Return what to write instead of an unknown key: another tool's setting, a key of another section, or a typo."""
-    if ours := ours_for(path):
+    if ours := replacement_for(path):
         return ours
     own = ".".join(str(part) for part in path if not isinstance(part, int))
     elsewhere = [key for key in list_key_paths() if key.rpartition(".")[2] == path[-1]]

@@ -6,9 +6,15 @@ from dataclasses import dataclass
 from tunesmith.recipe.schema import Recipe
 
 # Settings of `train` that decide how rows are cut into forward passes and what is kept, never what is learned.
-NEVER_DECIDES = ("micro_batch", "micro_batch_tokens", "packing", "activation_checkpointing", "keep_checkpoints")
+TRAJECTORY_NEUTRAL_KEYS = (
+    "micro_batch",
+    "micro_batch_tokens",
+    "packing",
+    "activation_checkpointing",
+    "keep_checkpoints",
+)
 # Settings of `evaluate` that decide how answers are decoded, also those of validation.
-DECODING = ("max_new_tokens", "beams")
+DECODING_KEYS = ("max_new_tokens", "beams")
 # Padded tokens of one micro-batch on a GPU where the recipe leaves it to us: enough to keep its matrix units busy.
 _MOST_ON_GPU = 16384
 # The same on a processor, in bytes of a number: 1,024 tokens in fp32, which is as fast as more there and leaves memory,
@@ -16,7 +22,7 @@ _MOST_ON_GPU = 16384
 _MOST_BYTES_ON_CPU = 4096
 
 
-def most_tokens(compute_bytes: int, *, on_gpu: bool) -> int:
+def default_micro_batch_tokens(compute_bytes: int, *, on_gpu: bool) -> int:
     """Return how many padded tokens one forward pass has at most, of numbers of so many bytes."""
     return _MOST_ON_GPU if on_gpu else _MOST_BYTES_ON_CPU // compute_bytes
 
@@ -65,7 +71,7 @@ def plan_steps(recipe: Recipe, train_rows: int) -> StepPlan:
     )
 
 
-def learning_rate(recipe: Recipe, plan: StepPlan, step: int) -> float:
+def learning_rate_at(recipe: Recipe, plan: StepPlan, step: int) -> float:
     """Return the learning rate of a step counted from 0: linear warmup, then the recipe's schedule down to 0."""
     peak = recipe.train.learning_rate
     if step < plan.warmup_steps:

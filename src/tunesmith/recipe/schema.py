@@ -8,15 +8,15 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from tunesmith.recipe.base import Section, Texts, allowed
+from tunesmith.recipe.base import NonEmptyStrings, Section, checked_by
 from tunesmith.recipe.data_source import Filter, Sources
 from tunesmith.recipe.launch import Launch, LocalLaunch, SlurmLaunch, TorchrunLaunch
-from tunesmith.recipe.template import plain, with_a_column
+from tunesmith.recipe.template import check_prompt_template, check_template
 from tunesmith.registry.names import check_alias, check_name
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-Name = Annotated[str, allowed(check_name)]
-Alias = Annotated[str, allowed(check_alias)]
+Name = Annotated[str, checked_by(check_name)]
+Alias = Annotated[str, checked_by(check_alias)]
 
 
 class Model(Section):
@@ -119,7 +119,7 @@ class TextData(DataBase):
         8, ge=1, description="How many tokens of a document's beginning a sample continues."
     )
 
-    _text = field_validator("text")(plain)
+    _text = field_validator("text")(check_template)
 
 
 class CompletionData(DataBase):
@@ -129,7 +129,7 @@ class CompletionData(DataBase):
     prompt: str = Field(description="Template of the prompt: columns in braces, `{name?}` if one may be empty.")
     response: str = Field(description="Template of the answer, columns in braces.")
 
-    _templates = field_validator("prompt", "response")(with_a_column)
+    _templates = field_validator("prompt", "response")(check_prompt_template)
 
 
 class Seq2SeqData(DataBase):
@@ -143,7 +143,7 @@ class Seq2SeqData(DataBase):
     response: str = Field(description="Template of the target, columns in braces.")
     max_target_tokens: int = Field(256, ge=2, description="Longer targets are treated as `too_long` says.")
 
-    _templates = field_validator("prompt", "response")(with_a_column)
+    _templates = field_validator("prompt", "response")(check_prompt_template)
 
 
 class ChatData(DataBase):
@@ -164,8 +164,8 @@ class ChatData(DataBase):
         "all", description="Learn all turns of the assistant, or the last one only."
     )
 
-    _templates = field_validator("prompt", "response")(with_a_column)
-    _system = field_validator("system")(plain)
+    _templates = field_validator("prompt", "response")(check_prompt_template)
+    _system = field_validator("system")(check_template)
 
     @model_validator(mode="after")
     def _one_shape(self) -> Self:
@@ -194,7 +194,7 @@ class LoraBase(Section):
     rank: int = Field(16, ge=1, description="Rank of the update.")
     alpha: float = Field(32, gt=0, description="The update is scaled by alpha / rank.")
     dropout: Fraction = Field(0.0, description="Dropout before the update.")
-    target: Literal["all-linear"] | Texts = Field(
+    target: Literal["all-linear"] | NonEmptyStrings = Field(
         "all-linear", description="Module names to adapt, or all linear layers but the output."
     )
     rslora: bool = Field(

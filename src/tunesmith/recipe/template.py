@@ -22,7 +22,7 @@ CHARACTER_NAMES = {
 KEEP_BACKSLASHES = "to keep backslashes, use single quotes or a block scalar (|-), or double them"
 
 
-class Piece(NamedTuple):
+class TemplatePiece(NamedTuple):
     """Literal text of a template and the column that follows it, None at the end; an `optional` column may be empty."""
 
     text: str
@@ -31,7 +31,7 @@ class Piece(NamedTuple):
 
 
 @lru_cache(maxsize=256)
-def pieces_of(template: str) -> tuple[Piece, ...]:
+def parse_template(template: str) -> tuple[TemplatePiece, ...]:
     """Return a template's pieces in order; raise ValueError if it is not a plain template."""
     try:
         parsed = list(string.Formatter().parse(template))
@@ -40,9 +40,9 @@ def pieces_of(template: str) -> tuple[Piece, ...]:
     pieces = []
     for text, name, spec, conversion in parsed:
         if name is None:
-            pieces.append(Piece(text, None))
+            pieces.append(TemplatePiece(text, None))
         else:
-            pieces.append(Piece(text, _column(name, bare=not spec and not conversion), name.endswith("?")))
+            pieces.append(TemplatePiece(text, _column(name, bare=not spec and not conversion), name.endswith("?")))
     return tuple(pieces)
 
 
@@ -61,12 +61,12 @@ def _column(name: str, *, bare: bool) -> str:
 
 def columns_in(template: str) -> tuple[str, ...]:
     """Return the columns that a template names in braces, in order; raise ValueError if it is not a plain template."""
-    return tuple(piece.column for piece in pieces_of(template) if piece.column is not None)
+    return tuple(piece.column for piece in parse_template(template) if piece.column is not None)
 
 
 def optional_columns_in(template: str) -> frozenset[str]:
     """Return the columns that a template names as `{name?}`: they may be empty."""
-    return frozenset(piece.column for piece in pieces_of(template) if piece.column and piece.optional)
+    return frozenset(piece.column for piece in parse_template(template) if piece.column and piece.optional)
 
 
 def names_in_double_braces(template: str) -> list[str]:
@@ -74,9 +74,9 @@ def names_in_double_braces(template: str) -> list[str]:
     return re.findall(r"\{\{\s*(\w+)\s*\}\}", template)
 
 
-def with_a_column(template: str | None) -> str | None:
+def check_prompt_template(template: str | None) -> str | None:
     """Check a template that must name a column; raise ValueError."""
-    template = plain(template)
+    template = check_template(template)
     if template is not None and not columns_in(template):
         doubled = names_in_double_braces(template)
         hint = f"{{{doubled[0]}}}, with single braces" if doubled else "{question}"
@@ -84,7 +84,7 @@ def with_a_column(template: str | None) -> str | None:
     return template
 
 
-def plain(template: str | None) -> str | None:
+def check_template(template: str | None) -> str | None:
     """Check a template that need not name a column; raise ValueError if YAML read some of its text as escapes."""
     if template is not None:
         columns_in(template)

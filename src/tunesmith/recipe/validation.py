@@ -54,7 +54,7 @@ def _threshold_problems(recipe: Recipe) -> Problems:
             yield ("evaluate", "guards"), f"max_drop can never fail: {share_hint(guard.metric, guard.max_drop)}"
 
 
-def remarks(recipe: Recipe) -> Problems:
+def find_remarks(recipe: Recipe) -> Problems:
     """Yield (path of the key, remark) for settings that are allowed but may not do what they seem to."""
     promote = recipe.promote
     if promote is not None and is_share(recipe.evaluate.primary) and promote.min_gain <= -1:

@@ -27,7 +27,7 @@ _ESCAPE = re.compile(r"\\(.)", re.DOTALL)
 # Escapes of YAML that nobody means in a recipe, but that look like LaTeX, regular expressions and Windows paths.
 _NEVER_MEANT = {letter: CHARACTER_NAMES[Scanner.ESCAPE_REPLACEMENTS[letter]] for letter in "0abvferN_LP"}
 
-Path_ = tuple[str | int, ...]
+KeyPath = tuple[str | int, ...]
 
 
 def read_document(path: Path) -> CommentedMap:
@@ -55,7 +55,7 @@ def read_document(path: Path) -> CommentedMap:
         line = raw[: error.start].count(b"\n") + 1
         raise RecipeError("is not UTF-8 text", where=f"{path}:{line}", hint="save it as UTF-8") from None
     try:
-        document = read_text(text, str(path))
+        document = parse_yaml(text, str(path))
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
@@ -74,7 +74,7 @@ class _Constructor(RoundTripConstructor):
 _Constructor.add_constructor("tag:yaml.org,2002:timestamp", RoundTripConstructor.construct_yaml_str)
 
 
-def read_text(text: str, where: str) -> Any:
+def parse_yaml(text: str, where: str) -> Any:
     """Return the value of YAML text, after a look at its structure, which costs little whatever it holds.
 
     Raises:
@@ -107,20 +107,20 @@ def _refuse_escapes(quoted_text: str, where: str, line: int) -> None:
             raise RecipeError(f"`{shown}` in double quotes begins with {name}", where=place, hint=KEEP_BACKSLASHES)
 
 
-def places_of(node: Any, file: str, path: Path_ = ()) -> Iterator[tuple[Path_, str]]:
+def key_locations(node: Any, file: str, path: KeyPath = ()) -> Iterator[tuple[KeyPath, str]]:
     """Yield (path, file:line) of every key and list item."""
     if isinstance(node, CommentedMap):
         for key, value in node.items():
             if key in (node.lc.data or {}):  # one that was merged in by `<<` has no place of its own
                 yield (*path, str(key)), f"{file}:{node.lc.key(key)[0] + 1}"
-            yield from places_of(value, file, (*path, str(key)))
+            yield from key_locations(value, file, (*path, str(key)))
     elif isinstance(node, CommentedSeq):
         for index, value in enumerate(node):
             yield (*path, index), f"{file}:{node.lc.item(index)[0] + 1}"
-            yield from places_of(value, file, (*path, index))
+            yield from key_locations(value, file, (*path, index))
 
 
-def plain_values(document: Any, where: str) -> Any:
+def to_plain_values(document: Any, where: str) -> Any:
     """Return ruamel's annotated values as plain Python ones, aliases written out.
 
     Raises:
@@ -145,12 +145,12 @@ def plain_values(document: Any, where: str) -> Any:
     return plain(document)
 
 
-def quoted(value: Any) -> Any:
+def quote_unprintable(value: Any) -> Any:
     """Put text with invisible characters in double quotes, the only style in which YAML keeps them all."""
     if isinstance(value, dict):
-        return {key: quoted(one) for key, one in value.items()}
+        return {key: quote_unprintable(one) for key, one in value.items()}
     if isinstance(value, list):
-        return [quoted(one) for one in value]
+        return [quote_unprintable(one) for one in value]
     if isinstance(value, str) and not value.replace("\n", "").isprintable():
         return DoubleQuotedScalarString(value)
     return value

@@ -11,7 +11,7 @@ from typing import Literal
 from tunesmith.core.dist_env import FIRST_PORT, PORT_COUNT
 from tunesmith.core.errors import Interrupted, RecipeError
 from tunesmith.core.rundir import RunDir
-from tunesmith.recipe.launch import Launch, SlurmLaunch, processes_per_machine, world_size_of
+from tunesmith.recipe.launch import Launch, SlurmLaunch, local_world_size_of, world_size_of
 from tunesmith.slurm.jobs import StageJob, exit_code_path, log_path
 
 # How many seconds the others of a step have when one process has ended.
@@ -77,7 +77,7 @@ def script_of(job: Job, launch: Launch, folder: str) -> str:
 
 
 def _options(job: Job, launch: SlurmLaunch, folder: str) -> list[str]:
-    nodes, processes = (launch.nodes, processes_per_machine(launch)) if job.by_all else (1, 1)
+    nodes, processes = (launch.nodes, local_world_size_of(launch)) if job.by_all else (1, 1)
     tasks = processes if launch.launcher == "srun" else 1
     log = log_path(RunDir(folder), StageJob(job.stage, "%A-%a" if job.tasks else "%j", job.name))
     asked = {
@@ -123,7 +123,7 @@ def _surroundings(launch: SlurmLaunch) -> list[str]:
 def _start(job: Job, launch: SlurmLaunch) -> list[str]:
     """Return the lines that start the processes: one, or all of all machines."""
     many = job.by_all and world_size_of(launch) > 1
-    each = "GPU" if launch.gpus_per_node == processes_per_machine(launch) else "task"
+    each = "GPU" if launch.gpus_per_node == local_world_size_of(launch) else "task"
     python = f"/usr/bin/env {launch.python}" if launch.container else launch.python  # srun would look for it out here
     if not many or launch.launcher == "srun":
         return [
@@ -133,7 +133,7 @@ def _start(job: Job, launch: SlurmLaunch) -> list[str]:
         ]
     if launch.launcher == "torchrun":
         module, options = "torch.distributed.run", [
-            f"--nnodes={launch.nodes} --nproc-per-node={processes_per_machine(launch)}", "--rdzv-backend=c10d",
+            f"--nnodes={launch.nodes} --nproc-per-node={local_world_size_of(launch)}", "--rdzv-backend=c10d",
             '--rdzv-endpoint="$MASTER_ADDR:$MASTER_PORT"', '--rdzv-id="$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}"',
         ]  # fmt: skip
     else:
@@ -149,7 +149,7 @@ def _start(job: Job, launch: SlurmLaunch) -> list[str]:
         f"export MASTER_PORT=$(({FIRST_PORT} + (SLURM_JOB_ID + ${{SLURM_RESTART_COUNT:-0}}) % {PORT_COUNT}))",
         "code=0",
         _lines(
-            _srun(launch, processes_per_machine(launch)), _container(launch), f"bash -c '{_lines(*command)}' || code=$?"
+            _srun(launch, local_world_size_of(launch)), _container(launch), f"bash -c '{_lines(*command)}' || code=$?"
         ),
     ]
 

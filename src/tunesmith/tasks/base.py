@@ -9,13 +9,13 @@ from numbers import Number
 from typing import Any, Self
 
 from tunesmith.core.records import TokenizedExample, Turn
-from tunesmith.recipe.template import Piece, columns_in, pieces_of
+from tunesmith.recipe.template import TemplatePiece, columns_in, parse_template
 
 # What is one value and has one obvious text; numbers of numpy and decimals are Numbers too.
 _PLAIN = (str, Number, date, time, timedelta)
 
 
-class Written(float):
+class JsonNumber(float):
     """A number of a JSON file that keeps the digits of the file: `str` gives 12.50, 1E3 or -0 as it was written."""
 
     def __new__(cls, text: str) -> Self:
@@ -29,8 +29,8 @@ class Written(float):
     def __str__(self) -> str:
         return self.text
 
-    def __reduce__(self) -> tuple[type["Written"], tuple[str]]:
-        return Written, (self.text,)
+    def __reduce__(self) -> tuple[type["JsonNumber"], tuple[str]]:
+        return JsonNumber, (self.text,)
 
 
 class RowProblem(Exception):
@@ -68,7 +68,7 @@ class Task(ABC):
     stop_ids: tuple[int, ...]
     """Ids after which an answer is over."""
 
-    opening_ids: tuple[int, ...] = ()
+    decoder_prefix_ids: tuple[int, ...] = ()
     """What a decoder that has an encoder goes on from; others go on from the prompt itself."""
 
     @abstractmethod
@@ -79,26 +79,26 @@ class Task(ABC):
     def render(self, turns: Sequence[Turn], example_id: str = "") -> TokenizedExample:
         """Return ids and which of them are learned, proved by decoding; raise RowProblem."""
 
-    def limited(self, tokens: TokenizedExample, most: int) -> tuple[TokenizedExample, str | None]:
+    def truncate(self, tokens: TokenizedExample, most: int) -> tuple[TokenizedExample, str | None]:
         """Return an example cut to `max_tokens_per_example`, and what was longer than allowed, or None."""
         if len(tokens.input_ids) <= most:
             return tokens, None
         cut = replace(tokens, input_ids=tokens.input_ids[:most], trained=tokens.trained[:most])
         return cut, f"longer than {most} tokens"
 
-    def blocks(self, tokens: TokenizedExample, most: int) -> list[tuple[Turn, ...]]:
+    def split_blocks(self, tokens: TokenizedExample, most: int) -> list[tuple[Turn, ...]]:
         """Return the turns of each block that an example of more than `most` tokens is learned in.
 
         There are none where it is one whole, as all are but documents with `too_long: split`.
         """
         return []
 
-    def spelled(self, turns: Sequence[Turn]) -> str | None:
+    def find_control_token(self, turns: Sequence[Turn]) -> str | None:
         """Return the first control token that a row's text spells, and that is encoded as letters; None without one."""
         return None
 
     @abstractmethod
-    def prompt(self, turns: Sequence[Turn]) -> list[int]:
+    def encode_prompt(self, turns: Sequence[Turn]) -> list[int]:
         """Return the ids that a model is given to answer: all before the last trained turn."""
 
     @abstractmethod
@@ -106,11 +106,11 @@ class Task(ABC):
         """Return the answer that `prompt` asks for."""
 
     @abstractmethod
-    def answer(self, ids: Sequence[int]) -> str:
+    def decode_answer(self, ids: Sequence[int]) -> str:
         """Return the text of generated ids, stop token left out."""
 
     @abstractmethod
-    def asked(self, row: Mapping[str, Any]) -> tuple[Turn, ...]:
+    def prompt_turns(self, row: Mapping[str, Any]) -> tuple[Turn, ...]:
         """Return the turns whose `prompt` asks about a row as evaluation does; the row needs no answer.
 
         Raises:
@@ -118,30 +118,30 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def question(self, text: str) -> tuple[Turn, ...]:
+    def user_turn(self, text: str) -> tuple[Turn, ...]:
         """Return the turns that ask a model `text`, for trying it by hand."""
 
 
-def fill(template: str, row: Mapping[str, Any]) -> str:
+def fill_template(template: str, row: Mapping[str, Any]) -> str:
     """Put a row's values in a template's braces. A value is never read as a template itself.
 
     An empty or missing `{name?}` writes nothing, and a line of the template that holds nothing else is left out.
     """
-    pieces = pieces_of(template)
+    pieces = parse_template(template)
     if any(piece.optional for piece in pieces):
         return _filled_lines(pieces, row)
-    return "".join(text + (cell(row, column) if column is not None else "") for text, column, _ in pieces)
+    return "".join(text + (cell_text(row, column) if column is not None else "") for text, column, _ in pieces)
 
 
-def filled(template: str, row: Mapping[str, Any]) -> str:
+def fill_required(template: str, row: Mapping[str, Any]) -> str:
     """Fill a template of text that a row must have; raise RowProblem if the text is blank."""
-    text = fill(template, row)
+    text = fill_template(template, row)
     if not text.strip():
         raise RowProblem(f"nothing is left of {template!r}, as its columns are empty")
     return text
 
 
-def _filled_lines(pieces: Sequence[Piece], row: Mapping[str, Any]) -> str:
+def _filled_lines(pieces: Sequence[TemplatePiece], row: Mapping[str, Any]) -> str:
     """Fill a template with optional columns line by line."""
     lines: list[_Line] = [_Line()]
     for piece in pieces:
@@ -151,7 +151,7 @@ def _filled_lines(pieces: Sequence[Piece], row: Mapping[str, Any]) -> str:
             lines.append(_Line())
             lines[-1].write(text)
         if piece.column is not None:
-            value = optional_cell(row, piece.column) if piece.optional else cell(row, piece.column)
+            value = optional_cell_text(row, piece.column) if piece.optional else cell_text(row, piece.column)
             lines[-1].write(value, emptied=not value)
     kept: list[_Line] = []
     for line, following in zip(lines, [*lines[1:], _Line()], strict=True):
@@ -181,28 +181,28 @@ class _Line:
         self.is_emptied |= emptied
 
 
-def optional_cell(row: Mapping[str, Any], column: str) -> str:
+def optional_cell_text(row: Mapping[str, Any], column: str) -> str:
     """Return one cell as text, an empty one if it is empty or missing; raise RowProblem if it holds something else."""
     try:
-        return cell(row, column)
+        return cell_text(row, column)
     except (MissingColumn, EmptyCell):
         return ""
 
 
-def ask(template: str | None, text: str) -> str:
+def fill_single_column(template: str | None, text: str) -> str:
     """Put what a person asks in a template of one column; a template of several cannot be filled by one text."""
     columns = set(columns_in(template)) if template else set()
-    return fill(str(template), {columns.pop(): text}) if len(columns) == 1 else text
+    return fill_template(str(template), {columns.pop(): text}) if len(columns) == 1 else text
 
 
-def cell(row: Mapping[str, Any], column: str) -> str:
+def cell_text(row: Mapping[str, Any], column: str) -> str:
     """Return one cell as text; raise MissingColumn, or RowProblem where it holds no text."""
     if column not in row:
         raise MissingColumn(column)
     value = row[column]
-    if isinstance(value, Written):
+    if isinstance(value, JsonNumber):
         return value.text
-    if is_empty(value):
+    if is_empty_cell(value):
         raise EmptyCell(column)
     if not isinstance(value, _PLAIN):
         hint = f"templates read text: give what you need of `{column}` a column of its own"
@@ -211,10 +211,10 @@ def cell(row: Mapping[str, Any], column: str) -> str:
         raise RowProblem(f"cell `{column}` holds a {type(value).__name__}, not text", hint=hint)
     if value in (math.inf, -math.inf):
         raise RowProblem(f"cell `{column}` is infinite")
-    return text_of(value)
+    return format_value(value)
 
 
-def is_empty(value: Any) -> bool:
+def is_empty_cell(value: Any) -> bool:
     """Say whether a cell holds nothing: null, NaN or blanks."""
     return (
         value is None
@@ -223,6 +223,6 @@ def is_empty(value: Any) -> bool:
     )
 
 
-def text_of(value: Any) -> str:
+def format_value(value: Any) -> str:
     """Return the text of a plain value; truth values are `true` and `false`, as JSON and Arrow write them."""
     return str(value).lower() if isinstance(value, bool) else str(value)

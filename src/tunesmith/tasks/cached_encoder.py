@@ -24,7 +24,7 @@ _MARKS, _BLANKS = r" ?[^\s\p{L}\p{N}]+", r"\s*[\r\n]+|\s+(?!\S)|\s+"
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 # Rules of Llama 3, of Qwen 2, and o200k (gpt-oss, Llama 4), beside GPT-2's, which has a name of its own. A blank behind
 # another character always begins a word.
-RULES = (
+KNOWN_SPLIT_PATTERNS = (
     rf"{_CONTRACTIONS}|{_BEFORE}\p{{L}}+|\p{{N}}{{1,3}}|{_MARKS}[\r\n]*|{_BLANKS}",
     rf"{_CONTRACTIONS}|{_BEFORE}\p{{L}}+|\p{{N}}|{_MARKS}[\r\n]*|{_BLANKS}",
     rf"{_BEFORE}{_UPPER}*{_LOWER}+{_CONTRACTIONS}?|{_BEFORE}{_UPPER}+{_LOWER}*{_CONTRACTIONS}?"
@@ -46,7 +46,7 @@ class CachedWord(NamedTuple):
     control: tuple[tuple[int, int, int], ...]
 
 
-class Scan:
+class EncodedText:
     """An encoded text: its ids, and where tokens stand. `control` says that of control tokens, by their place."""
 
     def __init__(self, pieces: Sequence[CachedWord]) -> None:
@@ -69,7 +69,7 @@ class Scan:
             return 0
         return self._firsts[place] + bisect_right(self._pieces[place].ends, edge - self._begins[place])
 
-    def is_cut(self, token: int, edge: int) -> bool:
+    def starts_token_at(self, token: int, edge: int) -> bool:
         """Say whether a token begins at a character or after it, and the one before reaches up to it."""
         first, _ = self.control.get(token) or (self._span(token) if token < len(self.ids) else (edge, edge))
         return first >= edge and (token == 0 or self._span(token - 1)[1] >= edge)
@@ -80,7 +80,7 @@ class Scan:
         return begin + first, begin + last
 
 
-class Encoder:
+class CachedEncoder:
     """Encodes texts, and remembers their pieces.
 
     Args:
@@ -91,19 +91,19 @@ class Encoder:
     def __init__(self, backend: Any, control_ids: Collection[int]) -> None:
         self._backend = backend
         self._control_ids = control_ids
-        self._by_words = encodes_by_words(backend)
+        self._by_words = can_encode_by_words(backend)
         # Two generations: when the younger is full, what has not been met since the last time is forgotten.
         self._young: dict[str, CachedWord] = {}
         self._old: dict[str, CachedWord] = {}
 
-    def scan(self, text: str) -> Scan:
+    def encode(self, text: str) -> EncodedText:
         """Return a text encoded; raise TypeError where it has characters that are not Unicode."""
         if not self._by_words:
-            return Scan([self._piece(text)])
+            return EncodedText([self._piece(text)])
         if len(self._young) >= _MOST_PIECES:
             self._young, self._old = {}, self._young
         known = self._young.get
-        return Scan([known(one) or self._recalled(one) for one in _CUTS.split(text)])
+        return EncodedText([known(one) or self._recalled(one) for one in _CUTS.split(text)])
 
     def _recalled(self, text: str) -> CachedWord:
         piece = self._old.get(text) or self._piece(text)
@@ -125,7 +125,7 @@ class Encoder:
         return CachedWord(len(text), ids, spans, tuple(ends), tuple(control))
 
 
-def encodes_by_words(backend: Any) -> bool:
+def can_encode_by_words(backend: Any) -> bool:
     """Say whether a tokenizer gives the same ids where a text is cut at single blanks and its pieces are encoded alone.
 
     So it is with byte-level BPE whose words are cut by a known rule, unless an added token holds such a blank or looks
@@ -150,7 +150,11 @@ def _cuts_by_a_known_rule(pre_tokenizer: Any) -> bool:
             return _is_bare(_steps(state, "pretokenizers")[-1], use_regex=True)
         case ["Split", "ByteLevel"]:
             rule, bytes_of = _steps(state, "pretokenizers")
-            known = rule["pattern"].get("Regex") in RULES and rule["behavior"] == "Isolated" and not rule["invert"]
+            known = (
+                rule["pattern"].get("Regex") in KNOWN_SPLIT_PATTERNS
+                and rule["behavior"] == "Isolated"
+                and not rule["invert"]
+            )
             return known and _is_bare(bytes_of, use_regex=False)
     return False
 

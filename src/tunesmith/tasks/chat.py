@@ -21,8 +21,16 @@ from tunesmith.core.errors import DataError, RecipeError
 from tunesmith.core.records import TokenizedExample, Turn
 from tunesmith.recipe.schema import ChatData
 from tunesmith.recipe.template import columns_in
-from tunesmith.tasks.base import EmptyCell, MissingColumn, RowProblem, Task, ask, fill, filled
-from tunesmith.tasks.messages import ROLES, Message, messages_in
+from tunesmith.tasks.base import (
+    EmptyCell,
+    MissingColumn,
+    RowProblem,
+    Task,
+    fill_required,
+    fill_single_column,
+    fill_template,
+)
+from tunesmith.tasks.messages import ROLES, Message, parse_messages
 from tunesmith.tasks.tokenizer import Span, TokenizerAdapter
 
 # Letters only, so that no template trims or escapes them.
@@ -42,13 +50,13 @@ class ChatTask(Task):
     """One renderer for chats. See the module's docstring for how it is known who wrote what."""
 
     def __init__(self, data: ChatData, tokenizer: TokenizerAdapter) -> None:
-        if not tokenizer.has_template:
+        if not tokenizer.has_chat_template:
             raise RecipeError(
                 "the model has no chat template", where="data.task",
                 hint="add ChatML's with `model.chat_markup: chatml`, use `task: completion`, or take a chat model",
             )  # fmt: skip
         self._data = data
-        self._codec = tokenizer
+        self._tokenizer = tokenizer
         self._literals = lru_cache(maxsize=4096)(self._literals_of)
         self._frame = lru_cache(maxsize=1024)(self._frame_of)
         self._stop, stop_id = self._end_of_turn()
@@ -70,9 +78,11 @@ class ChatTask(Task):
             for index, message in enumerate(messages[: learned[-1] + 1])
         )
 
-    def asked(self, row: Mapping[str, Any]) -> tuple[Turn, ...]:
+    def prompt_turns(self, row: Mapping[str, Any]) -> tuple[Turn, ...]:
         """Return the conversation without an answer at its end."""
-        listed = self._listed(row) if self._data.messages else [Message("user", filled(self._data.prompt or "", row))]
+        listed = (
+            self._listed(row) if self._data.messages else [Message("user", fill_required(self._data.prompt or "", row))]
+        )
         messages = self._with_system(row, listed)
         if messages and messages[-1].role == "assistant":
             messages = messages[:-1]
@@ -82,7 +92,7 @@ class ChatTask(Task):
 
     def _with_system(self, row: Mapping[str, Any], messages: list[Message]) -> list[Message]:
         """Return the messages after the system turn that the recipe gives the row, if it is not empty."""
-        text = fill(self._data.system, row) if self._data.system is not None else ""
+        text = fill_template(self._data.system, row) if self._data.system is not None else ""
         if not text.strip():
             return messages
         if messages and messages[0].role == "system":
@@ -92,7 +102,10 @@ class ChatTask(Task):
     def _pair(self, row: Mapping[str, Any]) -> list[Message]:
         assert self._data.prompt is not None
         assert self._data.response is not None
-        return [Message("user", filled(self._data.prompt, row)), Message("assistant", filled(self._data.response, row))]
+        return [
+            Message("user", fill_required(self._data.prompt, row)),
+            Message("assistant", fill_required(self._data.response, row)),
+        ]
 
     def _listed(self, row: Mapping[str, Any]) -> list[Message]:
         column = self._data.messages
@@ -101,7 +114,7 @@ class ChatTask(Task):
             raise MissingColumn(column)
         if row[column] is None:
             raise EmptyCell(column)
-        return messages_in(row[column], column)
+        return parse_messages(row[column], column)
 
     def render(self, turns: Sequence[Turn], example_id: str = "") -> TokenizedExample:
         """Return the ids of the whole conversation, the trained spans proved by decoding them."""
@@ -109,10 +122,10 @@ class ChatTask(Task):
         asked = self._page(turns[:-1], generation=True)[:-1]
         if asked != parts[: len(asked)]:
             raise RowProblem("the chat template writes the prompt differently in training and in use")
-        ids, starts, _ = self._codec.continued(parts, len(asked))
+        ids, starts, _ = self._tokenizer.encode_after_prompt(parts, len(asked))
         trained = [False] * len(ids)
         for lead in (4 * index + 2 for index, turn in enumerate(turns) if turn.trained):
-            if not parts[lead].opens:
+            if not parts[lead].starts_generation:
                 raise RowProblem("the chat template opens the assistant's turn differently in training and in use")
             if not parts[lead + 2].text:
                 raise RowProblem(
@@ -121,36 +134,36 @@ class ChatTask(Task):
                 )
             first, last = starts[lead], starts[lead + 3]
             wanted = "".join(part.text for part in parts[lead : lead + 3])
-            said = self._codec.says(ids[first:last], wanted, before=ids[first - 1 : first])
+            said = self._tokenizer.decodes_to(ids[first:last], wanted, before=ids[first - 1 : first])
             if not said or ids[last - 1] != self.stop_ids[0]:
                 raise RowProblem("the trained tokens do not decode to the answer", repr(wanted[:80]))
             trained[first:last] = [True] * (last - first)
         return TokenizedExample(example_id, tuple(ids), tuple(trained))
 
-    def spelled(self, turns: Sequence[Turn]) -> str | None:
+    def find_control_token(self, turns: Sequence[Turn]) -> str | None:
         """Return the first control token that a turn spells."""
-        found = (self._codec.spelled(turn.text, allow_markup=turn.role == "assistant") for turn in turns)
+        found = (self._tokenizer.find_control_token(turn.text, allow_markup=turn.role == "assistant") for turn in turns)
         return next(filter(None, found), None)
 
-    def prompt(self, turns: Sequence[Turn]) -> list[int]:
+    def encode_prompt(self, turns: Sequence[Turn]) -> list[int]:
         """Return the ids up to where the assistant's last answer begins."""
         asked = turns[:-1] if turns[-1].role == "assistant" else turns
-        return self._codec.encode(self._page(asked, generation=True)).ids
+        return self._tokenizer.encode(self._page(asked, generation=True)).ids
 
     def reference(self, turns: Sequence[Turn]) -> str:
         """Return the assistant's last answer."""
         return turns[-1].text
 
-    def answer(self, ids: Sequence[int]) -> str:
+    def decode_answer(self, ids: Sequence[int]) -> str:
         """Return the answer as text, without what the template itself has the model write before it."""
-        text = self._codec.decode([i for i in ids if i not in self.stop_ids])
+        text = self._tokenizer.decode([i for i in ids if i not in self.stop_ids])
         return text.removeprefix(self._frame(("user", "assistant"), False)[1].lead.text).strip()
 
-    def question(self, text: str) -> tuple[Turn, ...]:
+    def user_turn(self, text: str) -> tuple[Turn, ...]:
         """Return a user's turn, after the recipe's system turn where that is fixed text."""
         system = self._data.system
-        fixed = [Turn("system", fill(system, {}), trained=False)] if system and not columns_in(system) else []
-        return (*fixed, Turn("user", ask(self._data.prompt, text), trained=False))
+        fixed = [Turn("system", fill_template(system, {}), trained=False)] if system and not columns_in(system) else []
+        return (*fixed, Turn("user", fill_single_column(self._data.prompt, text), trained=False))
 
     # ---- what the template writes ----
 
@@ -178,7 +191,7 @@ class ChatTask(Task):
             raise RowProblem("a message has an unknown role", f"known are {', '.join(ROLES)}")
         messages = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=True)]
         try:
-            return self._codec.chat_text(messages, generation=generation)
+            return self._tokenizer.apply_chat_template(messages, generation=generation)
         except Exception as error:  # a template is somebody's program
             raise RowProblem("the chat template refuses the conversation", str(error)) from error
 
@@ -211,14 +224,14 @@ class ChatTask(Task):
 
     def _frame_of(self, roles: tuple[str, ...], generation: bool) -> tuple[_Literal, ...]:
         """Return what the template writes around turns of these roles: one literal more than turns."""
-        template = self._codec.control_ids
+        template = self._tokenizer.control_ids
         frame = []
         for index, literal in enumerate(self._literals(roles, generation)):
             ended = roles[index - 1 : index] == ("assistant",) and literal.startswith(self._stop)
             stop = self._stop if ended else ""
             lead = self._lead(roles[:index], literal) if roles[index : index + 1] == ("assistant",) else None
             between = literal[len(stop) : len(literal) - len(lead or "")]
-            opening = Span(lead or "", template, opens=lead is not None)
+            opening = Span(lead or "", template, starts_generation=lead is not None)
             frame.append(_Literal(Span(stop, template), Span(between, template), opening))
         return tuple(frame)
 
@@ -230,7 +243,7 @@ class ChatTask(Task):
             return None
         lead = literal[len(asked) :]
         # A header of its own would be no part of an answer.
-        writes_header = not self._codec.special_ids.isdisjoint(self._codec.markup(lead))
+        writes_header = not self._tokenizer.special_ids.isdisjoint(self._tokenizer.encode_trusted(lead))
         return lead if literal.startswith(asked) and not writes_header else None
 
     def _literals_of(self, roles: tuple[str, ...], generation: bool) -> tuple[str, ...]:
@@ -250,7 +263,7 @@ class ChatTask(Task):
             literal = self._literals(("user", "assistant"), False)[-1]
         except RowProblem as problem:
             raise DataError(str(problem), where=where, hint="the model could not learn from any row") from problem
-        found = self._codec.stop_in(literal)
+        found = self._tokenizer.find_stop_token(literal)
         if found is None:
             raise DataError(
                 "the chat template ends the assistant's turn with no token that the model could learn to stop at",

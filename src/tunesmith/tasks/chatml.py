@@ -34,7 +34,7 @@ def load_tokenizer(model: ModelFolder, chat_markup: str | None = None) -> Tokeni
 
 def _with_chatml(tokenizer: TokenizerAdapter, model: ModelFolder) -> TokenizerAdapter:
     """Return the codec with ChatML's two tokens and its template; tokens that are there already are used."""
-    if tokenizer.has_template:
+    if tokenizer.has_chat_template:
         raise RecipeError(
             f"`{model.reference}` has a chat template already", where="model.chat_markup", hint="remove the key"
         )

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from tunesmith.core.records import TokenizedExample, Turn
 from tunesmith.recipe.schema import CompletionData
 from tunesmith.tasks.base import RowProblem
-from tunesmith.tasks.pair import PairTask
-from tunesmith.tasks.text import end_id
+from tunesmith.tasks.prompt_response import PairTask
+from tunesmith.tasks.text import require_eos_id
 from tunesmith.tasks.tokenizer import TokenizerAdapter
 
 
@@ -15,21 +15,21 @@ class CompletionTask(PairTask):
 
     def __init__(self, data: CompletionData, tokenizer: TokenizerAdapter) -> None:
         self._data = data
-        self._codec = tokenizer
-        self.stop_ids = (end_id(tokenizer),)
+        self._tokenizer = tokenizer
+        self.stop_ids = (require_eos_id(tokenizer),)
 
     def render(self, turns: Sequence[Turn], example_id: str = "") -> TokenizedExample:
         """Return prompt and answer; the answer is proved to decode to what the row says."""
-        prompt, answer = self.prompt(turns), self._codec.personal(turns[-1].text, allow_markup=True)
-        if not self._codec.says(answer, turns[-1].text, before=prompt[-1:]):
+        prompt, answer = self.encode_prompt(turns), self._tokenizer.encode_untrusted(turns[-1].text, allow_markup=True)
+        if not self._tokenizer.decodes_to(answer, turns[-1].text, before=prompt[-1:]):
             raise RowProblem("the answer's tokens do not decode to the answer", repr(turns[-1].text[:80]))
         ids = (*prompt, *answer, *self.stop_ids)
         return TokenizedExample(example_id, ids, (False,) * len(prompt) + (True,) * (len(ids) - len(prompt)))
 
-    def prompt(self, turns: Sequence[Turn]) -> list[int]:
+    def encode_prompt(self, turns: Sequence[Turn]) -> list[int]:
         """Return [bos] prompt."""
-        return [*self._codec.prefix_ids, *self._codec.personal(turns[0].text)]
+        return [*self._tokenizer.prefix_ids, *self._tokenizer.encode_untrusted(turns[0].text)]
 
-    def answer(self, ids: Sequence[int]) -> str:
+    def decode_answer(self, ids: Sequence[int]) -> str:
         """Return the answer as text."""
-        return self._codec.decode([i for i in ids if i not in self.stop_ids])
+        return self._tokenizer.decode([i for i in ids if i not in self.stop_ids])

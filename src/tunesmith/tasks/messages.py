@@ -25,7 +25,7 @@ class Message(NamedTuple):
     learned: bool = True
 
 
-def messages_in(value: Any, column: str) -> list[Message]:
+def parse_messages(value: Any, column: str) -> list[Message]:
     """Return the messages in a cell: a list, or JSON text of one; raise RowProblem. Empty system turns are left out."""
     if isinstance(value, str):
         value = _parsed(value, column)

@@ -7,7 +7,7 @@ from tunesmith.core.errors import RecipeError
 from tunesmith.core.records import TokenizedExample, Turn
 from tunesmith.recipe.schema import TextData
 from tunesmith.recipe.template import columns_in
-from tunesmith.tasks.base import RowProblem, Task, cell, filled
+from tunesmith.tasks.base import RowProblem, Task, cell_text, fill_required
 from tunesmith.tasks.tokenizer import TokenizerAdapter
 
 # Roles of a document or its first block, and of its later blocks.
@@ -19,23 +19,23 @@ class TextTask(Task):
 
     def __init__(self, data: TextData, tokenizer: TokenizerAdapter) -> None:
         self._data = data
-        self._codec = tokenizer
-        self.stop_ids = (end_id(tokenizer),)
+        self._tokenizer = tokenizer
+        self.stop_ids = (require_eos_id(tokenizer),)
 
     def parse(self, row: Mapping[str, Any]) -> tuple[Turn, ...]:
         """Return the document as one trained turn."""
         text = self._data.text
-        document = filled(text, row) if columns_in(text) else cell(row, text)
+        document = fill_required(text, row) if columns_in(text) else cell_text(row, text)
         return (Turn(_TEXT, document, trained=True),)
 
     def render(self, turns: Sequence[Turn], example_id: str = "") -> TokenizedExample:
         """Return [bos] text [eos], or a block as it is; what has nothing of the document before it is not learned."""
         [turn] = turns
         ids = turn.ids or self._whole(turn.text)
-        unlearned = 1 if turn.role == _CONTINUED else max(1, len(self._codec.prefix_ids))
+        unlearned = 1 if turn.role == _CONTINUED else max(1, len(self._tokenizer.prefix_ids))
         return TokenizedExample(example_id, ids, (False,) * unlearned + (True,) * (len(ids) - unlearned))
 
-    def blocks(self, tokens: TokenizedExample, most: int) -> list[tuple[Turn, ...]]:
+    def split_blocks(self, tokens: TokenizedExample, most: int) -> list[tuple[Turn, ...]]:
         """Return a longer document as blocks of `most` tokens and a shorter last one, if the recipe says `split`.
 
         A block begins with the last token of the one before, which it reads and does not learn. So each token is
@@ -46,27 +46,27 @@ class TextTask(Task):
             return []
         return [(self._block(start, ids[start : start + most]),) for start in range(0, len(ids) - 1, most - 1)]
 
-    def spelled(self, turns: Sequence[Turn]) -> str | None:
+    def find_control_token(self, turns: Sequence[Turn]) -> str | None:
         """Return the first control token that a document spells, unless the recipe lets it write them."""
-        return None if self._data.control_tokens else self._codec.spelled(turns[0].text)
+        return None if self._data.control_tokens else self._tokenizer.find_control_token(turns[0].text)
 
-    def prompt(self, turns: Sequence[Turn]) -> list[int]:
+    def encode_prompt(self, turns: Sequence[Turn]) -> list[int]:
         """Return the first tokens of a document or block, or all of what a person asks to continue."""
         return self._sample(turns[0])[0]
 
     def reference(self, turns: Sequence[Turn]) -> str:
         """Return how the document or block really goes on."""
-        return self._codec.decode(self._sample(turns[0])[1])
+        return self._tokenizer.decode(self._sample(turns[0])[1])
 
-    def answer(self, ids: Sequence[int]) -> str:
+    def decode_answer(self, ids: Sequence[int]) -> str:
         """Return the continuation as text."""
-        return self._codec.decode([i for i in ids if i not in self.stop_ids])
+        return self._tokenizer.decode([i for i in ids if i not in self.stop_ids])
 
-    def asked(self, row: Mapping[str, Any]) -> tuple[Turn, ...]:
+    def prompt_turns(self, row: Mapping[str, Any]) -> tuple[Turn, ...]:
         """Return the document, which a model continues from its first tokens."""
         return self.parse(row)
 
-    def question(self, text: str) -> tuple[Turn, ...]:
+    def user_turn(self, text: str) -> tuple[Turn, ...]:
         """Return the text to continue."""
         return (Turn(_TEXT, text, trained=False),)
 
@@ -78,14 +78,14 @@ class TextTask(Task):
 
     def _block(self, start: int, ids: tuple[int, ...]) -> Turn:
         """Return the block that begins at a place of a document; its text is without the tokens around a document."""
-        text = ids[0 if start else len(self._codec.prefix_ids) :]
-        return Turn(_CONTINUED if start else _TEXT, self.answer(text), trained=True, ids=ids)
+        text = ids[0 if start else len(self._tokenizer.prefix_ids) :]
+        return Turn(_CONTINUED if start else _TEXT, self.decode_answer(text), trained=True, ids=ids)
 
     def _sample(self, turn: Turn) -> tuple[list[int], list[int]]:
         """Return what a sample is continued from, and how that goes on without its end."""
         if turn.ids:
             ids = list(turn.ids[:-1] if turn.ids[-1:] == self.stop_ids else turn.ids)
-            asked = len(self._codec.prefix_ids) + self._data.sample_prefix_tokens
+            asked = len(self._tokenizer.prefix_ids) + self._data.sample_prefix_tokens
         else:
             text = self._encode(turn.text)
             prefix = self._prefix(text)
@@ -94,18 +94,22 @@ class TextTask(Task):
         return ids[:asked], ids[asked:]
 
     def _encode(self, text: str) -> list[int]:
-        ids = self._codec.markup(text) if self._data.control_tokens else self._codec.personal(text)
-        if not self._codec.says(ids, text):
+        ids = (
+            self._tokenizer.encode_trusted(text)
+            if self._data.control_tokens
+            else self._tokenizer.encode_untrusted(text)
+        )
+        if not self._tokenizer.decodes_to(ids, text):
             raise RowProblem("the document's tokens do not decode to the document", repr(text[:80]))
         return ids
 
     def _prefix(self, ids: Sequence[int]) -> tuple[int, ...]:
         """Return what goes before a document: nothing where it brings its own."""
-        prefix = self._codec.prefix_ids
+        prefix = self._tokenizer.prefix_ids
         return () if prefix and tuple(ids[: len(prefix)]) == prefix else prefix
 
 
-def end_id(tokenizer: TokenizerAdapter) -> int:
+def require_eos_id(tokenizer: TokenizerAdapter) -> int:
     """Return the end-of-text id, without which a model could not learn to stop."""
     if tokenizer.eos_id is None:
         raise RecipeError("the model's tokenizer has no end-of-text token, so it could not learn to stop")

@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.files import digest_of
 from tunesmith.tasks.base import RowProblem
-from tunesmith.tasks.cached_encoder import Encoder, Scan
+from tunesmith.tasks.cached_encoder import CachedEncoder, EncodedText
 from tunesmith.tasks.chat_template import ChatTemplate
 from tunesmith.tasks.rename_tokens import rename_tokens
-from tunesmith.tasks.tokenizer_files import PlainTokenizer, plain_tokenizer
+from tunesmith.tasks.tokenizer_files import PlainTokenizer, load_plain_tokenizer
 
 # Added tokens that are not flagged special still steer a model when they look like markup (<think>, [INST], <|x|>);
 # runs of blanks, which some tokenizers add too, do not.
@@ -36,8 +36,8 @@ class Span(NamedTuple):
     """
 
     text: str
-    writes: frozenset[int] = frozenset()
-    opens: bool = False
+    allowed_control_ids: frozenset[int] = frozenset()
+    starts_generation: bool = False
 
 
 class Encoded(NamedTuple):
@@ -78,18 +78,18 @@ class TokenizerAdapter:
         self.special_ids = frozenset(i for i, token in steering.items() if token.special)
         self.markup_ids = frozenset(i for i in steering if _MARKUP.fullmatch(steering[i].content)) - self.special_ids
         self.control_ids = self.special_ids | self.markup_ids
-        self._aware = Encoder(self._backend, self.control_ids)
+        self._aware = CachedEncoder(self._backend, self.control_ids)
         # Where people's text spells control tokens, the template's bear names that nobody can know.
         secret = token_hex(8)
         self._names = {i: f"{secret}.{i}." for i in self.control_ids}
-        self._letter = self.personal("a")
+        self._letter = self.encode_untrusted("a")
         self.prefix_ids = self._around(hf_tokenizer("a").input_ids)[0]
         self._opening = lru_cache(maxsize=256)(self._opening_of)
 
     @classmethod
     def load(cls, folder: Path) -> "TokenizerAdapter":
         """Load the tokenizer of a model folder; no weights are read and no code of the model is run."""
-        plain = plain_tokenizer(folder)
+        plain = load_plain_tokenizer(folder)
         return cls(plain) if plain is not None else cls(*_from_transformers(folder))
 
     @cached_property
@@ -109,7 +109,7 @@ class TokenizerAdapter:
         unknown: int | None = self._tokenizer.unk_token_id
         return unknown if unknown in self._backend.encode(_RARE, add_special_tokens=False).ids else None
 
-    def around(self, *, target: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def special_tokens_around(self, *, target: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Return the special tokens that the tokenizer puts before and after a source, or a target.
 
         Raises:
@@ -130,7 +130,7 @@ class TokenizerAdapter:
         return next(((whole[:i], whole[i + count :]) for i in places), ((), ()))
 
     @property
-    def size(self) -> int:
+    def vocab_size(self) -> int:
         """How many tokens the tokenizer knows, added ones included."""
         return int(self._backend.get_vocab_size(with_added_tokens=True))
 
@@ -160,10 +160,14 @@ class TokenizerAdapter:
             if not _is_allowed(scan, parts, edges):
                 raise RowProblem("text cannot be encoded without control tokens")
         starts = [*map(scan.tokens_before, edges[:-1]), len(scan.ids)]
-        cuts = [k for k, part in enumerate(parts) if k and part.opens and not scan.is_cut(starts[k], edges[k])]
+        cuts = [
+            k
+            for k, part in enumerate(parts)
+            if k and part.starts_generation and not scan.starts_token_at(starts[k], edges[k])
+        ]
         return self._apart(parts, cuts) if cuts else Encoded(scan.ids, starts, plain)
 
-    def continued(self, parts: Sequence[Span], count: int) -> Encoded:
+    def encode_after_prompt(self, parts: Sequence[Span], count: int) -> Encoded:
         """Encode parts so that the ids of the first `count` of them are what they are without the others."""
         whole, opening = self.encode(parts), self._opening(parts[count - 1].text)
         end = whole.starts[count]
@@ -186,14 +190,14 @@ class TokenizerAdapter:
 
     def _opening_of(self, text: str) -> list[int]:
         """Return the ids of a template's text from its last control token on; none where it has no such token."""
-        ids = self.markup(text)
+        ids = self.encode_trusted(text)
         return ids[max((i for i, token in enumerate(ids) if token in self.control_ids), default=len(ids)) :]
 
-    def markup(self, text: str) -> list[int]:
+    def encode_trusted(self, text: str) -> list[int]:
         """Encode text in which control tokens mean what they say: what a chat template writes."""
         return self.encode([Span(text, self.control_ids)]).ids
 
-    def personal(self, text: str, *, allow_markup: bool = False) -> list[int]:
+    def encode_untrusted(self, text: str, *, allow_markup: bool = False) -> list[int]:
         """Encode text of a person or a data set, in which control tokens are only letters.
 
         Args:
@@ -201,7 +205,7 @@ class TokenizerAdapter:
         """
         return self.encode([Span(text, self.markup_ids if allow_markup else frozenset())]).ids
 
-    def spelled(self, text: str, *, allow_markup: bool = False) -> str | None:
+    def find_control_token(self, text: str, *, allow_markup: bool = False) -> str | None:
         """Return the first control token that `personal` would not encode as one; None if the text spells none."""
         found = self._spellings[allow_markup].search(text)
         return found[0] if found else None
@@ -214,38 +218,38 @@ class TokenizerAdapter:
         one, other = (re.compile("|".join(names) or r"(?!)") for names in ordered)
         return one, other
 
-    def stop_in(self, text: str) -> tuple[int, int] | None:
+    def find_stop_token(self, text: str) -> tuple[int, int] | None:
         """Return the first special token in a template's text, or else markup, and where it ends."""
         scan = self._scan(self._aware, text)
         found = [(scan.ids[i], last) for i, (_, last) in scan.control.items()]
         return next((one for kind in (self.special_ids, self.markup_ids) for one in found if one[0] in kind), None)
 
-    def _joined(self, encoder: Encoder, texts: Sequence[str]) -> tuple[Scan, list[int]]:
+    def _joined(self, encoder: CachedEncoder, texts: Sequence[str]) -> tuple[EncodedText, list[int]]:
         return self._scan(encoder, "".join(texts)), list(accumulate(map(len, texts), initial=0))
 
-    def _scan(self, encoder: Encoder, text: str) -> Scan:
+    def _scan(self, encoder: CachedEncoder, text: str) -> EncodedText:
         try:
-            return encoder.scan(text)
+            return encoder.encode(text)
         except TypeError as error:  # half of a surrogate pair, which JSON can hold
             raise RowProblem("has characters that are not Unicode", repr(text[:80])) from error
 
     def _renamed(self, part: Span) -> str:
         """Return a part's text with private names for the control tokens that its writer may write."""
-        if not part.writes:
+        if not part.allowed_control_ids:
             return part.text
         pieces, position = [], 0
         scan = self._scan(self._aware, part.text)
         for i, (first, last) in scan.control.items():
-            if scan.ids[i] in part.writes:
+            if scan.ids[i] in part.allowed_control_ids:
                 pieces += [part.text[position:first], self._names[scan.ids[i]]]
                 position = last
         return "".join([*pieces, part.text[position:]])
 
     @cached_property
-    def _unaware(self) -> Encoder:
+    def _unaware(self) -> CachedEncoder:
         """The same tokenizer, to which control tokens are known by their private names only."""
         try:
-            return Encoder(rename_tokens(self._backend, self._names), self.control_ids)
+            return CachedEncoder(rename_tokens(self._backend, self._names), self.control_ids)
         except ValueError as error:
             raise RecipeError(f"the tokenizer would read control tokens in people's text: {error}") from error
 
@@ -255,7 +259,7 @@ class TokenizerAdapter:
         """Return the text of ids, control tokens written out."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
-    def says(self, ids: Sequence[int], text: str, *, before: Sequence[int] = ()) -> bool:
+    def decodes_to(self, ids: Sequence[int], text: str, *, before: Sequence[int] = ()) -> bool:
         """Say whether ids decode to a text, as far as the tokenizer tells texts apart.
 
         Args:
@@ -282,16 +286,16 @@ class TokenizerAdapter:
     @cached_property
     def _sees_blanks(self) -> bool:
         """Say whether the tokenizer tells one blank from many, and from a line break; T5's does not."""
-        return self.personal("a \n a") != self.personal("a a")
+        return self.encode_untrusted("a \n a") != self.encode_untrusted("a a")
 
     # ---- chat templates ----
 
     @property
-    def has_template(self) -> bool:
+    def has_chat_template(self) -> bool:
         """Say whether the model has a chat template."""
         return bool(self._tokenizer.chat_template)
 
-    def chat_text(self, messages: list[dict[str, str]], *, generation: bool) -> str:
+    def apply_chat_template(self, messages: list[dict[str, str]], *, generation: bool) -> str:
         """Return what the chat template writes; raise what it raises where it refuses the conversation."""
         return self._template.text(messages, generation=generation)
 
@@ -318,10 +322,10 @@ def _from_transformers(folder: Path) -> tuple[Any, Any]:
         ) from error
 
 
-def _is_allowed(scan: Scan, parts: Sequence[Span], edges: Sequence[int]) -> bool:
+def _is_allowed(scan: EncodedText, parts: Sequence[Span], edges: Sequence[int]) -> bool:
     """Say whether every control token lies in one part, and in one whose writer may write it."""
     for i, (first, last) in scan.control.items():
         place = bisect_right(edges, first) - 1
-        if last > edges[place + 1] or scan.ids[i] not in parts[place].writes:
+        if last > edges[place + 1] or scan.ids[i] not in parts[place].allowed_control_ids:
             return False
     return True

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from tokenizers import Tokenizer
 
 # Kinds of models for which transformers has no tokenizer of its own that it would take instead, and without an encoder.
-KINDS = frozenset({"llama", "gpt2", "gpt_neo", "granite", "phi"})
+PLAIN_MODEL_TYPES = frozenset({"llama", "gpt2", "gpt_neo", "granite", "phi"})
 _NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
 _WITHOUT_EFFECT = (
     "backend", "tokenizer_class", "is_local", "local_files_only", "model_max_length", "clean_up_tokenization_spaces",
@@ -24,7 +24,7 @@ _FILES_THAT_CHANGE_IT = (
 _MOST_WORDS = 100_000  # in larger vocabularies transformers looks for a rule to mend
 
 
-class Ids(NamedTuple):
+class TokenizerOutput(NamedTuple):
     """What calling a tokenizer gives."""
 
     input_ids: list[int]
@@ -45,9 +45,9 @@ class PlainTokenizer:
             backend.token_to_id(names[name]) if name in names else None for name in _NAMES
         )
 
-    def __call__(self, text: str | None = None, *, text_target: str | None = None) -> Ids:
+    def __call__(self, text: str | None = None, *, text_target: str | None = None) -> TokenizerOutput:
         """Return the ids of a text with the special tokens around it."""
-        return Ids(self.backend_tokenizer.encode(text if text is not None else text_target or "").ids)
+        return TokenizerOutput(self.backend_tokenizer.encode(text if text is not None else text_target or "").ids)
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool, clean_up_tokenization_spaces: bool) -> str:
         """Return the text of ids."""
@@ -55,7 +55,7 @@ class PlainTokenizer:
         return str(self.backend_tokenizer.decode(ids, skip_special_tokens=skip_special_tokens))
 
 
-def plain_tokenizer(folder: Path) -> PlainTokenizer | None:
+def load_plain_tokenizer(folder: Path) -> PlainTokenizer | None:
     """Return the tokenizer of a model folder, or None where only transformers can tell what it is."""
     try:
         settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
@@ -80,7 +80,7 @@ def _is_plain(settings: Any, config: Any) -> bool:
     """Say whether a folder's settings are all of those that are known here."""
     if settings.get("tokenizer_class") != "TokenizersBackend" or settings.get("backend") != "tokenizers":
         return False
-    if config.get("model_type") not in KINDS or config.get("is_encoder_decoder") or "auto_map" in config:
+    if config.get("model_type") not in PLAIN_MODEL_TYPES or config.get("is_encoder_decoder") or "auto_map" in config:
         return False
     named = all(isinstance(settings.get(name, ""), str) for name in _NAMES)
     return named and settings.keys() <= {*_NAMES, *_WITHOUT_EFFECT}

@@ -9,16 +9,16 @@ from tunesmith.core.rundir import RunDir
 from tunesmith.fetch.reference import base_of
 from tunesmith.inference.inputs import scoring_inputs
 from tunesmith.recipe.changes import UNDO_HINT, changed_keys
-from tunesmith.recipe.schedule import DECODING, NEVER_DECIDES
+from tunesmith.recipe.schedule import DECODING_KEYS, TRAJECTORY_NEUTRAL_KEYS
 from tunesmith.recipe.schema import Recipe
 
 
 def inputs(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     """Return all that decides what training gives."""
-    settings = recipe.train.model_dump(mode="json", exclude=set(NEVER_DECIDES))
+    settings = recipe.train.model_dump(mode="json", exclude=set(TRAJECTORY_NEUTRAL_KEYS))
     answered: dict[str, Any] = {}
     if recipe.train.valid_metrics:
-        answered = {"decoding": recipe.decoding.model_dump(mode="json", include=set(DECODING))}
+        answered = {"decoding": recipe.decoding.model_dump(mode="json", include=set(DECODING_KEYS))}
         answered |= scoring_inputs(recipe.train.valid_metrics, recipe, run)
     return {
         "model": recipe.model.model_dump(mode="json"),

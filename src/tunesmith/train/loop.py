@@ -33,7 +33,7 @@ from tunesmith.model.memory import trim_heap
 from tunesmith.objectives.base import Objective
 from tunesmith.objectives.sft import SFT
 from tunesmith.recipe.launch import Sharding
-from tunesmith.recipe.schedule import StepPlan, learning_rate
+from tunesmith.recipe.schedule import StepPlan, learning_rate_at
 from tunesmith.recipe.schema import Recipe
 from tunesmith.train.optim import clip_gradients
 
@@ -111,7 +111,7 @@ def train_steps(setup: Setup, optimizer: torch.optim.Optimizer, *, first_step: i
             if scale <= 1:
                 raise _non_finite("gradient norm", norm, step, rows, setup)
             scale /= 2
-        rate = learning_rate(recipe, plan, step)
+        rate = learning_rate_at(recipe, plan, step)
         for weights in optimizer.param_groups:
             weights["lr"] = rate
         optimizer.step()

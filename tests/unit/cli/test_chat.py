@@ -44,14 +44,16 @@ Tuned = Callable[[dict[str, Any]], str]
 
 
 def prompt_text(chatter: Chatter, turns: tuple[Turn, ...]) -> str:
-    return chatter.tokenizer.decode(chatter.task.prompt(turns))
+    return chatter.tokenizer.decode(chatter.task.encode_prompt(turns))
 
 
 def test_a_prompt_fills_the_only_column_after_the_system_turn(tuned: Tuned) -> None:
     chatter = open_chatter(tuned(CHAT))
     asked = chatter.turns_of_text("inform(x)")
     assert [(turn.role, turn.text) for turn in asked] == [("system", "Be brief."), ("user", "Say inform(x).")]
-    assert chatter.task.prompt(asked) == chatter.task.prompt(chatter.task.parse({"mr": "inform(x)", "ref": "y"}))
+    assert chatter.task.encode_prompt(asked) == chatter.task.encode_prompt(
+        chatter.task.parse({"mr": "inform(x)", "ref": "y"})
+    )
 
 
 def test_several_columns_are_named_and_given_by_row(tuned: Tuned) -> None:
@@ -89,7 +91,7 @@ def test_a_conversation_is_asked_for_its_last_answer(tuned: Tuned) -> None:
     chatter = open_chatter(tuned(MESSAGES))
     turns = [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
     row = {"turns": [{"role": role, "content": text} for role, text in turns]}
-    assert chatter.task.prompt(chatter.turns_of_row(row)) == chatter.task.prompt(chatter.task.parse(row))
+    assert chatter.task.encode_prompt(chatter.turns_of_row(row)) == chatter.task.encode_prompt(chatter.task.parse(row))
     assert chatter.turns_of_row({"turns": row["turns"][:3]}) == chatter.turns_of_row(row)
     with pytest.raises(DataError):
         chatter.turns_of_row({"turns": row["turns"][1:2]})
@@ -99,15 +101,15 @@ def test_a_text_is_continued_whole_and_a_row_from_its_first_tokens(tuned: Tuned)
     chatter = open_chatter(tuned(TEXT))
     assert prompt_text(chatter, chatter.turns_of_text("Say one and blue, then dog.")) == "Say one and blue, then dog."
     row = {"body": "Say one and blue, then dog."}
-    assert chatter.task.prompt(chatter.turns_of_row(row)) == chatter.task.prompt(chatter.task.parse(row))
-    assert len(chatter.task.prompt(chatter.turns_of_row(row))) == 4
+    assert chatter.task.encode_prompt(chatter.turns_of_row(row)) == chatter.task.encode_prompt(chatter.task.parse(row))
+    assert len(chatter.task.encode_prompt(chatter.turns_of_row(row))) == 4
 
 
 @pytest.fixture
 def thinks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Chatter:
     """A model that thinks in each answer, with a template that drops the thoughts of earlier answers."""
     chatter = open_chatter(str(save_model(tmp_path / "thinking", "llama", template=THINKING)))
-    ids = tuple(chatter.tokenizer.markup("<think>\nso\n</think>\n\nyes"))
+    ids = tuple(chatter.tokenizer.encode_trusted("<think>\nso\n</think>\n\nyes"))
 
     def answer(model: Any, prompts: list[tuple[int, ...]], **settings: Any) -> Iterator[Answer]:
         yield Answer(0, ids, True)
@@ -134,7 +136,7 @@ def test_a_person_never_writes_control_tokens_in_a_rewritten_conversation(thinks
     text = thinks.tokenizer.decode(ids)
     assert "so" not in text
     assert "<|im_start|>system\nobey" in text
-    [opening] = thinks.tokenizer.markup("<|im_start|>")
+    [opening] = thinks.tokenizer.encode_trusted("<|im_start|>")
     assert ids.count(opening) == 6  # three questions, two answers, and the one that is asked for
 
 

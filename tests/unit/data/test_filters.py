@@ -9,7 +9,7 @@ from tunesmith.data import filters
 from tunesmith.data.filters import broken_rule
 from tunesmith.data.sources import Row
 from tunesmith.recipe.data_source import Filter
-from tunesmith.tasks.base import RowProblem, Written
+from tunesmith.tasks.base import JsonNumber, RowProblem
 
 
 def broken(cell: Any, **rule: Any) -> str | None:
@@ -20,11 +20,16 @@ def broken(cell: Any, **rule: Any) -> str | None:
     ({"equals": "en"}, ["en"], ["EN", "", None, 1], "`c` is not 'en'"),
     ({"equals": "1"}, ["1", 1], ["1.0", True], "`c` is not '1'"),
     ({"equals": 1}, ["1", 1, 1.0, "1.0"], ["one", "", None, True, "true", 2], "`c` is not 1"),
-    ({"equals": "12.50"}, [Written("12.50"), "12.50"], [Written("12.5"), 12.5], "`c` is not '12.50'"),
-    ({"equals": 12.5}, [Written("12.50"), Written("1.25E1")], [Written("12.51"), Written("1e400")], "`c` is not 12.5"),
-    ({"equals": 2**53 + 1}, [2**53 + 1, str(2**53 + 1)], [2**53, Written(f"{2**53}.0")], f"`c` is not {2**53 + 1}"),
+    ({"equals": "12.50"}, [JsonNumber("12.50"), "12.50"], [JsonNumber("12.5"), 12.5], "`c` is not '12.50'"),
+    (
+        {"equals": 12.5},
+        [JsonNumber("12.50"), JsonNumber("1.25E1")],
+        [JsonNumber("12.51"), JsonNumber("1e400")],
+        "`c` is not 12.5",
+    ),
+    ({"equals": 2**53 + 1}, [2**53 + 1, str(2**53 + 1)], [2**53, JsonNumber(f"{2**53}.0")], f"`c` is not {2**53 + 1}"),
     ({"equals": "true"}, [True, "true"], [False, "True", 1], "`c` is not 'true'"),
-    ({"max": 1e308}, [Written("1.0"), Written("-1e400")], [Written("1e400")], "`c` is above 1e+308"),
+    ({"max": 1e308}, [JsonNumber("1.0"), JsonNumber("-1e400")], [JsonNumber("1e400")], "`c` is above 1e+308"),
     ({"equals": True}, [True, "true", "True"], [False, "false", 1, "1", None], "`c` is not True"),
     ({"equals": False}, [False, "FALSE"], [True, 0, "", None], "`c` is not False"),
     ({"not_equals": "en"}, ["de", "", None], ["en"], "`c` is 'en'"),

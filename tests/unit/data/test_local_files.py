@@ -16,7 +16,7 @@ from tests.unit.data.conftest import files, per_example, values
 
 from tunesmith.data import local_files
 from tunesmith.data.sources import Row, read_rows
-from tunesmith.tasks.base import Written, cell
+from tunesmith.tasks.base import JsonNumber, cell_text
 
 
 def test_json_values_are_exact(rows: Callable[..., list[Row]]) -> None:
@@ -30,7 +30,7 @@ def test_json_values_are_exact(rows: Callable[..., list[Row]]) -> None:
     found = rows(a__jsonl="".join(json.dumps(row) + "\n" for row in told))
     assert values(found) == told
     assert [list(row.values) for row in found] == [list(row) for row in told]
-    assert [type(row.values["a"]) for row in found[:4]] == [int, str, int, Written]
+    assert [type(row.values["a"]) for row in found[:4]] == [int, str, int, JsonNumber]
 
 
 NUMBERS = [
@@ -45,9 +45,9 @@ def test_json_numbers_and_booleans_keep_the_text_of_the_file(rows: Callable[...,
     lines = [f'{{"c": {text}}}' for text in texts]
     whole = "\n".join(lines) if name == "a.jsonl" else f"[{','.join(lines)}]"
     found = values(rows(**{name.replace(".", "__"): whole}))
-    assert [cell(row, "c") for row in found] == texts
+    assert [cell_text(row, "c") for row in found] == texts
     # Rows are pickled to reach worker processes.
-    assert [cell(pickle.loads(pickle.dumps(row)), "c") for row in found] == texts
+    assert [cell_text(pickle.loads(pickle.dumps(row)), "c") for row in found] == texts
 
 
 def test_a_written_number_is_still_a_number(rows: Callable[..., list[Row]]) -> None:

@@ -123,7 +123,9 @@ def test_the_tokens_on_disk_are_those_of_the_examples(make: Callable[..., Prepar
             size = len(wanted.input_ids)
             assert batch.input_ids[0, :size].tolist() == list(wanted.input_ids)
             assert batch.trained[0, :size].tolist() == list(wanted.trained)
-            assert wanted.input_ids[: len(task.prompt(example.turns))] == tuple(task.prompt(example.turns))
+            assert wanted.input_ids[: len(task.encode_prompt(example.turns))] == tuple(
+                task.encode_prompt(example.turns)
+            )
 
 
 def test_it_gives_the_same_bytes_every_time(make: Callable[..., Prepared]) -> None:
@@ -242,7 +244,7 @@ def test_it_gives_the_same_bytes_however_it_encodes(
 ) -> None:
     made = make(name="one").go()
     if way == "whole texts":
-        monkeypatch.setattr(cached_encoder, "encodes_by_words", lambda backend: False)
+        monkeypatch.setattr(cached_encoder, "can_encode_by_words", lambda backend: False)
     else:
-        monkeypatch.setattr(tokenizer, "plain_tokenizer", lambda folder: None)
+        monkeypatch.setattr(tokenizer, "load_plain_tokenizer", lambda folder: None)
     assert make(name="other").go()["files"] == made["files"]

@@ -315,19 +315,19 @@ class Fixed(Task):
     def render(self, turns: Any, example_id: str = "") -> TokenizedExample:
         return TokenizedExample(example_id, tuple(range(len(self._trained))), self._trained)
 
-    def prompt(self, turns: Any) -> list[int]:
+    def encode_prompt(self, turns: Any) -> list[int]:
         return []
 
     def reference(self, turns: Any) -> str:
         return ""
 
-    def answer(self, ids: Any) -> str:
+    def decode_answer(self, ids: Any) -> str:
         return ""
 
-    def asked(self, row: Any) -> tuple[Turn, ...]:
+    def prompt_turns(self, row: Any) -> tuple[Turn, ...]:
         return ()
 
-    def question(self, text: str) -> tuple[Turn, ...]:
+    def user_turn(self, text: str) -> tuple[Turn, ...]:
         return ()
 
 

@@ -17,14 +17,14 @@ def tokenizer(tokenizer_folder: Path) -> TokenizerAdapter:
 
 
 def test_tokens_are_shown_one_by_one(tokenizer: TokenizerAdapter) -> None:
-    end = tokenizer.markup("<|im_end|>")[0]
-    shown = token_view(TokenizedExample("x", (*tokenizer.markup("ab"), end), (False, True, True)), tokenizer)
+    end = tokenizer.encode_trusted("<|im_end|>")[0]
+    shown = token_view(TokenizedExample("x", (*tokenizer.encode_trusted("ab"), end), (False, True, True)), tokenizer)
     assert "".join(token["text"] for token in shown) == "ab<|im_end|>"
     assert [(token["trained"], token["special"]) for token in shown] == [(False, False), (True, False), (True, True)]
 
 
 def test_a_character_of_several_tokens_is_whole_at_the_first(tokenizer: TokenizerAdapter) -> None:
-    ids = tokenizer.personal("a😀é.")
+    ids = tokenizer.encode_untrusted("a😀é.")
     assert len(ids) == 8  # bytes, for this tokenizer has learned neither
     assert pieces(ids, tokenizer.decode) == ["a", "😀", "", "", "", "é", "", "."]
 
@@ -32,12 +32,12 @@ def test_a_character_of_several_tokens_is_whole_at_the_first(tokenizer: Tokenize
 @given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\ufffd")))
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_the_pieces_of_any_text_are_that_text(tokenizer: TokenizerAdapter, text: str) -> None:
-    assert "".join(pieces(tokenizer.personal(text), tokenizer.decode)) == text
+    assert "".join(pieces(tokenizer.encode_untrusted(text), tokenizer.decode)) == text
 
 
 def test_bytes_that_form_no_character_are_shown_as_such_and_hide_nothing(tokenizer: TokenizerAdapter) -> None:
-    first, *rest = tokenizer.personal("😀")
-    [letter] = tokenizer.personal("a")
+    first, *rest = tokenizer.encode_untrusted("😀")
+    [letter] = tokenizer.encode_untrusted("a")
     assert pieces([first, letter], tokenizer.decode) == ["\ufffd", "a"]
     assert pieces([letter, first], tokenizer.decode) == ["a", "\ufffd"]
     assert pieces([*rest, letter], tokenizer.decode) == ["\ufffd"] * 3 + ["a"]

@@ -64,7 +64,7 @@ def test_every_question_has_its_answer_in_order(ask: Ask, tmp_path: Path) -> Non
             "id": f"id-{i}", "row": i + 1, "prompt": f"prompt {i}", "prediction": line["prediction"],
             "reference": f"right {i}", "new_tokens": LIMIT, "ids": line["ids"], "stopped": False, "error": None,
         }  # fmt: skip
-        assert Words().answer(line["ids"]) == line["prediction"]
+        assert Words().decode_answer(line["ids"]) == line["prediction"]
         assert len(line["prediction"].split("\u2028\x85 ")) == LIMIT
     stored = [json.loads(line) for line in (tmp_path / "base" / "generations.jsonl").read_text().split("\n")[:-1]]
     assert sorted(stored, key=lambda line: line["row"]) == found

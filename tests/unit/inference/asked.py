@@ -19,7 +19,7 @@ COUNT, LIMIT, POSITIONS = 10, 6, 512
 class Words:
     """Stands for a task: answers are their ids, and hold what a line of JSON may hold."""
 
-    def answer(self, ids: Sequence[int]) -> str:
+    def decode_answer(self, ids: Sequence[int]) -> str:
         return "\u2028\x85 ".join(map(str, ids))
 
     def reference(self, turns: Sequence[Turn]) -> str:

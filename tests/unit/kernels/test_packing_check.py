@@ -81,7 +81,7 @@ def test_blocks_of_a_document_have_one_loss_packed_and_unpacked(opened: Opened, 
     data = TextData(source=FileSource(file="x.jsonl"), task="text", text="text", too_long="split")
     task = task_for(data, tokenizer)
     whole = task.render(task.parse({"text": "Say one and two, then red cat, blue dog, one go. " * 3}))
-    blocks = [task.render(block) for block in task.blocks(whole, 16)]
+    blocks = [task.render(block) for block in task.split_blocks(whole, 16)]
     assert len(blocks) > 3
     write_tokens(tmp_path / "rows.safetensors", blocks)
     tokens = TokenDataset(tmp_path / "rows.safetensors")

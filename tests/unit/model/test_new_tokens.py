@@ -62,7 +62,9 @@ def adapted(folder: ModelFolder, tuning: Any = LORA, compute: ComputeConfig = FP
 
 def ids_of(folder: ModelFolder) -> torch.Tensor:
     tokenizer = load_tokenizer(folder, "chatml")
-    return torch.tensor([tokenizer.markup("<|im_start|>user\nSay one and cat.<|im_end|>\n<|im_start|>assistant\n")])
+    return torch.tensor(
+        [tokenizer.encode_trusted("<|im_start|>user\nSay one and cat.<|im_end|>\n<|im_start|>assistant\n")]
+    )
 
 
 def logits(model: Any, folder: ModelFolder) -> torch.Tensor:

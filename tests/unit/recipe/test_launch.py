@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from tunesmith.recipe.launch import Launch, LocalLaunch, SlurmLaunch, processes_per_machine
+from tunesmith.recipe.launch import Launch, LocalLaunch, SlurmLaunch, local_world_size_of
 
 LAUNCH: TypeAdapter[LocalLaunch | SlurmLaunch] = TypeAdapter(Launch)
 EVIL = ("a b", "a;b", "$(id)", "`id`", "a\nb", "a'b", 'a"b', "a&b", "a|b", "a>b", "#a", "a\\", "", "-x", "--help", "ä")
@@ -78,7 +78,7 @@ def test_usual_values_pass() -> None:
     ],
 )
 def test_processes_of_a_machine(settings: dict[str, Any], processes: int) -> None:
-    assert processes_per_machine(slurm(**settings)) == processes
+    assert local_world_size_of(slurm(**settings)) == processes
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from tests.unit.recipe.conftest import RECIPE, Load, Told, changed, line_of
 from tunesmith.core.errors import RecipeError
 from tunesmith.recipe.load import RecipeProblems, dump_recipe
 from tunesmith.recipe.schema import ChatData, Recipe
-from tunesmith.recipe.templates import TEMPLATES, template_text
+from tunesmith.recipe.templates import TEMPLATES, read_template
 
 # --- what is right ---
 
@@ -316,7 +316,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", [*VARIANTS, *TEMPLATES])
 def test_the_resolved_recipe_reads_back_as_the_same(load: Load, name: str) -> None:
     if name in TEMPLATES:
-        recipe = load(template_text(name))
+        recipe = load(read_template(name))
     else:
         values = load(RECIPE).model_dump()
         recipe = Recipe.model_validate({**values, "data": {**values["data"], **VARIANTS[name]}})

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunesmith.recipe.schedule import StepPlan, learning_rate, plan_steps
+from tunesmith.recipe.schedule import StepPlan, learning_rate_at, plan_steps
 from tunesmith.recipe.schema import Recipe
 
 PEAK = 2e-4
@@ -24,7 +24,7 @@ def recipe(**train: Any) -> Recipe:
 
 def rates(one: Recipe, rows: int) -> list[float]:
     plan = plan_steps(one, rows)
-    return [learning_rate(one, plan, step) for step in range(plan.total_steps)]
+    return [learning_rate_at(one, plan, step) for step in range(plan.total_steps)]
 
 
 # --- how many steps ---
@@ -138,6 +138,6 @@ def test_a_plan_that_is_all_warmup_divides_by_nothing() -> None:
     )
     for schedule in ("constant", "linear", "cosine"):
         one = recipe(schedule=schedule)
-        assert [learning_rate(one, plan, step) for step in range(4)] == pytest.approx(
+        assert [learning_rate_at(one, plan, step) for step in range(4)] == pytest.approx(
             [PEAK * k / 4 for k in (1, 2, 3, 4)]
         )

@@ -8,7 +8,7 @@ from tunesmith.core.errors import RecipeError
 from tunesmith.recipe import templates
 from tunesmith.recipe.load import load_recipe
 from tunesmith.recipe.schema import Recipe
-from tunesmith.recipe.templates import TEMPLATES, template_text
+from tunesmith.recipe.templates import TEMPLATES, read_template
 
 
 @pytest.fixture(params=TEMPLATES)
@@ -28,14 +28,14 @@ def test_every_file_is_a_template_that_can_be_asked_for() -> None:
 
 
 def test_a_template_is_right_as_it_stands_and_after_naming_a_file(name: str, tmp_path: Path) -> None:
-    recipe = load(template_text(name), tmp_path)
+    recipe = load(read_template(name), tmp_path)
     assert recipe.data.task == name
-    assert load(template_text(name), tmp_path, "data.source.file=mine.jsonl") != recipe
+    assert load(read_template(name), tmp_path, "data.source.file=mine.jsonl") != recipe
 
 
 def test_what_is_commented_out_is_right_too(name: str, tmp_path: Path) -> None:
     """A user takes the # away: the promotion at the end must then be accepted."""
-    before, mark, rest = template_text(name).partition("# promote:")
+    before, mark, rest = read_template(name).partition("# promote:")
     opened = "".join(line[2:] for line in (mark + rest).splitlines(keepends=True))
     promote = load(before + opened, tmp_path).promote
     assert promote is not None
@@ -43,7 +43,7 @@ def test_what_is_commented_out_is_right_too(name: str, tmp_path: Path) -> None:
 
 
 def test_a_template_explains_itself_in_short_lines(name: str) -> None:
-    lines = template_text(name).splitlines()
+    lines = read_template(name).splitlines()
     assert max(map(len, lines)) <= 92
     assert sum("#" in line for line in lines) > len(lines) / 2
     assert any("tunesmith plan" in line for line in lines)
@@ -51,8 +51,8 @@ def test_a_template_explains_itself_in_short_lines(name: str) -> None:
 
 def test_an_unknown_template_names_the_nearest() -> None:
     with pytest.raises(RecipeError) as caught:
-        template_text("complete")
+        read_template("complete")
     assert caught.value.hint == "did you mean `completion`?"
     with pytest.raises(RecipeError) as caught:
-        template_text("../chat")
+        read_template("../chat")
     assert caught.value.exit_code == 2

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 from tests.unit.recipe.conftest import RECIPE, Load, Told, changed, line_of
 
-from tunesmith.recipe.validation import remarks
+from tunesmith.recipe.validation import find_remarks
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_thresholds_of_metrics_without_a_known_range_are_taken_as_they_are(load:
             "name: viggo", "name: v\npromote: {model: m, min_gain: 5}"
         )
         text = text.replace("metric: exact_match", f"metric: '{metric}'").replace("max_drop: 0.02", "max_drop: 2")
-        assert not list(remarks(load(text)))
+        assert not list(find_remarks(load(text)))
     assert load(RECIPE.replace("name: viggo", "name: v\npromote: {model: m, min_gain: -0.5}"))
     careless = load(RECIPE.replace("name: viggo", "name: v\npromote: {model: m, min_gain: -2}"))
-    assert [path for path, _ in remarks(careless)] == [("promote", "min_gain")]
+    assert [path for path, _ in find_remarks(careless)] == [("promote", "min_gain")]

@@ -14,7 +14,7 @@ from tests.unit.tasks.families import byte_level, markup, sentencepiece_bpe, spe
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
 from tunesmith.tasks import cached_encoder
-from tunesmith.tasks.cached_encoder import RULES, Encoder, encodes_by_words
+from tunesmith.tasks.cached_encoder import KNOWN_SPLIT_PATTERNS, CachedEncoder, can_encode_by_words
 
 CONTROLS = ("<|im_end|>", "<think>")
 
@@ -59,7 +59,7 @@ KNOWN: dict[str, Callable[[], Tokenizer]] = {
     "gpt2": lambda: greedy(GPT2, late=[AddedToken("dog", normalized=True)]),
     "composing": lambda: greedy(GPT2, normalizer=normalizers.NFC()),
     "digits": lambda: greedy(byte_level_after(DIGITS, use_regex=True), late=[markup("   ")]),
-    **{f"rule {i}": partial(by_rule, rule) for i, rule in enumerate(RULES)},
+    **{f"rule {i}": partial(by_rule, rule) for i, rule in enumerate(KNOWN_SPLIT_PATTERNS)},
 }
 TEXTS = st.lists(st.sampled_from(PIECES) | st.just(" ") | st.characters(exclude_categories=["Cs"]), max_size=30).map(
     "".join
@@ -73,11 +73,11 @@ TEXTS = st.lists(st.sampled_from(PIECES) | st.just(" ") | st.characters(exclude_
 def test_a_text_in_pieces_has_the_tokens_of_the_whole(name: str, texts: list[str]) -> None:
     backend = BUILT.setdefault(name, KNOWN[name]())
     controls = {backend.token_to_id(token) for token in CONTROLS}
-    encoder, plain = Encoder(backend, controls), Encoder(backend, controls)
-    assert encodes_by_words(backend)
+    encoder, plain = CachedEncoder(backend, controls), CachedEncoder(backend, controls)
+    assert can_encode_by_words(backend)
     plain._by_words = False
     for text in [*texts, *texts]:  # the second time from memory
-        found, whole = encoder.scan(text), plain.scan(text)
+        found, whole = encoder.encode(text), plain.encode(text)
         own = backend.encode(text, add_special_tokens=False)
         assert found.ids == whole.ids == own.ids
         assert found.control == whole.control
@@ -86,7 +86,7 @@ def test_a_text_in_pieces_has_the_tokens_of_the_whole(name: str, texts: list[str
         for edge in range(len(text) + 1):
             assert found.tokens_before(edge) == whole.tokens_before(edge) == bisect_right(ends, edge)
             for token in range(len(own.ids) + 1):
-                assert found.is_cut(token, edge) == whole.is_cut(token, edge)
+                assert found.starts_token_at(token, edge) == whole.starts_token_at(token, edge)
 
 
 BUILT: dict[str, Tokenizer] = {}
@@ -95,19 +95,19 @@ BUILT: dict[str, Tokenizer] = {}
 @pytest.mark.parametrize("name", KNOWN)
 def test_no_two_pieces_of_text_that_are_one_word_are_cut(name: str) -> None:
     backend = BUILT.setdefault(name, KNOWN[name]())
-    encoder = Encoder(backend, ())
+    encoder = CachedEncoder(backend, ())
     for one, other in product((*PIECES, ".", "!?", "one", "12345"), (*PIECES, " one", " .", " \n", "  one", "\n\n")):
         for text in (f"{one}{other}", f"two {one}{other}two", f"{one} {other}", f"{one}{other}{one}"):
-            assert encoder.scan(text).ids == backend.encode(text, add_special_tokens=False).ids, repr(text)
+            assert encoder.encode(text).ids == backend.encode(text, add_special_tokens=False).ids, repr(text)
 
 
 def test_what_is_forgotten_is_encoded_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cached_encoder, "_MOST_PIECES", 3)
     backend = KNOWN["gpt2"]()
-    encoder = Encoder(backend, ())
+    encoder = CachedEncoder(backend, ())
     for i in range(50):
         text = f"Say one and two, then red {i % 7} cat {i}"
-        assert encoder.scan(text).ids == backend.encode(text).ids
+        assert encoder.encode(text).ids == backend.encode(text).ids
     assert len(encoder._young) + len(encoder._old) < 30
 
 
@@ -139,5 +139,5 @@ def changed(**parts: Any) -> Tokenizer:
     ],
 )
 def test_other_tokenizers_get_every_text_whole(backend: Tokenizer) -> None:
-    assert not encodes_by_words(backend)
-    assert len(Encoder(backend, ()).scan("one two three")._pieces) == 1
+    assert not can_encode_by_words(backend)
+    assert len(CachedEncoder(backend, ()).encode("one two three")._pieces) == 1

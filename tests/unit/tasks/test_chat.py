@@ -8,7 +8,7 @@ from tests.support.tiny import THINKING, make_tokenizer
 from tests.unit.tasks.families import CHATML, FAMILIES, Family, byte_level, chat_data, conversation, markup, wrapped
 
 from tunesmith.core.records import Turn
-from tunesmith.tasks.base import MissingColumn, RowProblem, Written
+from tunesmith.tasks.base import JsonNumber, MissingColumn, RowProblem
 from tunesmith.tasks.chat import ChatTask
 from tunesmith.tasks.tokenizer import TokenizerAdapter
 
@@ -27,13 +27,13 @@ def test_ids_are_those_of_transformers(family: Family) -> None:
 def test_a_prompt_is_that_of_transformers_and_training_begins_with_it(family: Family) -> None:
     for texts in (PAIR, LONG):
         turns = conversation(*texts, train_on="last")
-        prompt = family.task().prompt(turns)
+        prompt = family.task().encode_prompt(turns)
         tokens = family.task().render(turns)
         assert prompt == family.own_ids(turns[:-1], generation=True)
         assert list(tokens.input_ids[: len(prompt)]) == prompt
         assert not any(tokens.trained[: len(prompt)])
         assert tokens.trained[len(prompt)]
-        assert family.task().prompt(turns[:-1]) == prompt
+        assert family.task().encode_prompt(turns[:-1]) == prompt
 
 
 def test_the_answer_and_its_stop_are_learned_and_nothing_else(family: Family) -> None:
@@ -45,7 +45,7 @@ def test_the_answer_and_its_stop_are_learned_and_nothing_else(family: Family) ->
     assert run in (f"{family.lead}dog{family.stop}", f"{family.lead.lstrip(' ')}dog{family.stop}")
     learned = [i for i, trained in zip(tokens.input_ids, tokens.trained, strict=True) if trained]
     assert learned[-1] == task.stop_ids[0]
-    assert task.answer(learned) == task.reference(conversation(*LONG)) == "dog"
+    assert task.decode_answer(learned) == task.reference(conversation(*LONG)) == "dog"
 
 
 def test_every_answer_is_learned_if_every_turn_ends(family: Family) -> None:
@@ -79,7 +79,7 @@ def test_roles_that_do_not_take_turns_are_refused_in_the_words_of_the_template()
     with pytest.raises(RowProblem, match="Roles must take turns"):
         FAMILIES["turns"].task().render(turns)
     with pytest.raises(RowProblem, match="Roles must take turns"):
-        FAMILIES["turns"].task().prompt(turns)
+        FAMILIES["turns"].task().encode_prompt(turns)
 
 
 def test_blanks_around_turns_are_as_the_template_leaves_them(family: Family) -> None:
@@ -94,14 +94,16 @@ def test_swallowed_blanks_are_those_of_the_tokenizer() -> None:
     family = FAMILIES["swallowing"]
     tokens = family.task().render(conversation("one", " \x1f two"))
     assert family.runs(tokens.input_ids, tokens.trained) == ["\x1f two<|end|>"]
-    assert not family.tokenizer.says(tokens.input_ids, family.tokenizer.decode(tokens.input_ids).replace("\x1f", ""))
+    assert not family.tokenizer.decodes_to(
+        tokens.input_ids, family.tokenizer.decode(tokens.input_ids).replace("\x1f", "")
+    )
 
 
 def test_no_token_reaches_from_the_prompt_into_the_answer(chatml: Family) -> None:
     turns = conversation("one", "\n\n  two", "three", "\n\nfour")
     task = chatml.task()
     tokens = task.render(turns)
-    prompt = task.prompt(turns)
+    prompt = task.encode_prompt(turns)
     assert list(tokens.input_ids) != chatml.own_ids(turns), "else this tokenizer would not join line breaks"
     assert list(tokens.input_ids[: len(prompt)]) == prompt
     assert chatml.runs(tokens.input_ids, tokens.trained) == ["\n\n  two<|im_end|>", "\n\nfour<|im_end|>"]
@@ -151,7 +153,7 @@ def test_people_cannot_write_control_tokens(family: Family) -> None:
     ):
         turns = conversation(*texts, train_on="last")
         harmless = family.controls(family.own_ids(conversation(*("x" for _ in texts))))
-        tokens, prompt = task.render(turns), task.prompt(turns)
+        tokens, prompt = task.render(turns), task.encode_prompt(turns)
         markup = [i for i in family.controls(tokens.input_ids) if i in family.tokenizer.markup_ids]
         if texts[1] == "one":
             assert family.controls(tokens.input_ids) == harmless
@@ -179,7 +181,7 @@ def test_a_forged_turn_leaves_the_other_turns_as_they_are(family: Family) -> Non
     clean = conversation("Say  one.", "one", "And  two?", "two", train_on="last")
     forged = (Turn("user", FORGED[family.name], trained=False), *clean[1:])
     clean_ids, forged_ids = (family.task().render(turns).input_ids for turns in (clean, forged))
-    tail = clean_ids[len(family.task().prompt(clean[:1])) + 2 :]
+    tail = clean_ids[len(family.task().encode_prompt(clean[:1])) + 2 :]
     assert len(tail) > 8
     assert forged_ids[-len(tail) :] == tail
 
@@ -203,15 +205,15 @@ def test_a_template_cannot_be_made_to_complete_a_token() -> None:
     for text in ("|im_end|", "think", "|im_end|><|im_end|", "/think"):
         turns = conversation(text, "one")
         tokens = task.render(turns)
-        start, end = (tokenizer.markup(token)[0] for token in ("<|im_start|>", "<|im_end|>"))
+        start, end = (tokenizer.encode_trusted(token)[0] for token in ("<|im_start|>", "<|im_end|>"))
         assert [i for i in tokens.input_ids if i in tokenizer.control_ids] == [start, start, end]
         assert tokenizer.decode(tokens.input_ids).startswith(f"<|im_start|><{text}><|im_start|>")
-        prompt = task.prompt(turns)
+        prompt = task.encode_prompt(turns)
         assert list(tokens.input_ids[: len(prompt)]) == prompt
 
 
 def test_an_answer_may_hold_markup_but_no_special_token(chatml: Family) -> None:
-    [think], [stop] = chatml.tokenizer.markup("<think>"), chatml.tokenizer.markup("<|im_end|>")
+    [think], [stop] = chatml.tokenizer.encode_trusted("<think>"), chatml.tokenizer.encode_trusted("<|im_end|>")
     turns = conversation("<think>Say</think>", "<think>hm</think> one <|im_end|> two")
     tokens = chatml.task().render(turns)
     assert tokens.input_ids.count(think) == 1
@@ -222,7 +224,7 @@ def test_an_answer_may_hold_markup_but_no_special_token(chatml: Family) -> None:
 def test_markup_keeps_its_id_where_control_tokens_are_left_out() -> None:
     # <tool> stands between special tokens beyond the vocabulary, so dropping those would renumber it.
     family = FAMILIES["default-system"]
-    [tool] = family.tokenizer.markup("<tool>")
+    [tool] = family.tokenizer.encode_trusted("<tool>")
     ids = family.task().render(conversation("x", "<tool>one<|im_end|>")).input_ids
     assert ids.count(tool) == 1
     assert family.tokenizer.decode(ids).count("<tool>") == 1
@@ -232,7 +234,7 @@ def test_a_stop_token_that_is_not_flagged_special_is_one_all_the_same() -> None:
     backend = byte_level(("<|endoftext|>",), [markup(text) for text in ("<|im_start|>", "<|im_end|>", "<think>")])
     tokenizer = TokenizerAdapter(wrapped(backend, CHATML, eos_token="<|endoftext|>"))
     task = ChatTask(chat_data(), tokenizer)
-    [stop] = tokenizer.markup("<|im_end|>")
+    [stop] = tokenizer.encode_trusted("<|im_end|>")
     assert task.stop_ids == (stop, tokenizer.eos_id)
     tokens = task.render(conversation("one", "<think> two <|im_end|> three"))
     assert tokens.input_ids.count(stop) == 2
@@ -255,7 +257,7 @@ def test_roles_that_do_not_exist_are_refused_everywhere(chatml: Family, role: An
     with pytest.raises(RowProblem, match="unknown role"):
         task.parse(row)
     turns = (Turn(role, "x", trained=False), Turn("assistant", "y", trained=True))
-    for use in (task.render, task.prompt):
+    for use in (task.render, task.encode_prompt):
         with pytest.raises(RowProblem, match="unknown role"):
             use(turns)
 
@@ -263,7 +265,7 @@ def test_roles_that_do_not_exist_are_refused_everywhere(chatml: Family, role: An
 def test_half_a_surrogate_is_a_problem_of_the_row(chatml: Family) -> None:
     row = json.loads('{"question": "\\ud83d", "answer": "one"}')
     turns = chatml.task().parse(row)
-    for use in (chatml.task().render, chatml.task().prompt):
+    for use in (chatml.task().render, chatml.task().encode_prompt):
         with pytest.raises(RowProblem, match="not Unicode"):
             use(turns)
 
@@ -308,10 +310,10 @@ def test_a_thought_that_the_template_moves_or_drops_is_a_problem_of_the_row(thin
 
 
 def test_an_answer_is_told_without_the_empty_thought(thinking: Family) -> None:
-    ids = thinking.tokenizer.markup("<think>\n\n</think>\n\n two <|im_end|>")
-    assert thinking.task().answer(ids) == "two"
+    ids = thinking.tokenizer.encode_trusted("<think>\n\n</think>\n\n two <|im_end|>")
+    assert thinking.task().decode_answer(ids) == "two"
     assert (
-        thinking.task().answer(thinking.tokenizer.markup("<think>\nhm\n</think>\n\ntwo"))
+        thinking.task().decode_answer(thinking.tokenizer.encode_trusted("<think>\nhm\n</think>\n\ntwo"))
         == "<think>\nhm\n</think>\n\ntwo"
     )
 
@@ -386,7 +388,7 @@ def test_messages_may_be_json_and_have_empty_extras(chatml: Family) -> None:
     assert task.parse({"m": json.dumps(messages)}) == task.parse({"m": messages}) == conversation("x", "y")
 
 
-@pytest.mark.parametrize("key", [{"weight": 0}, {"train": False}, {"weight": Written("0.0")}])
+@pytest.mark.parametrize("key", [{"weight": 0}, {"train": False}, {"weight": JsonNumber("0.0")}])
 def test_a_turn_that_must_not_be_learned_is_not(chatml: Family, key: dict[str, Any]) -> None:
     def turn(role: str, content: str, **more: Any) -> dict[str, Any]:
         return {"role": role, "content": content, **more}
@@ -397,7 +399,7 @@ def test_a_turn_that_must_not_be_learned_is_not(chatml: Family, key: dict[str, A
     assert [one.trained for one in turns] == [False, False, False, True]
     tokens = task.render(turns)
     learned = [i for i, trained in zip(tokens.input_ids, tokens.trained, strict=True) if trained]
-    assert task.answer(learned) == "good"
+    assert task.decode_answer(learned) == "good"
     # What follows the last answer that is learned is no reference either.
     more = [*messages, turn("user", "c"), turn("assistant", "worse", **key)]
     assert task.parse({"m": more}) == turns
@@ -428,10 +430,10 @@ def test_thoughts_that_a_template_drops_matter_only_if_they_are_learned(first: s
     turns = last.parse({"m": messages})
     tokens = last.render(turns)
     learned = [i for i, trained in zip(tokens.input_ids, tokens.trained, strict=True) if trained]
-    assert last.answer(learned) == "<think>so</think>two"
+    assert last.decode_answer(learned) == "<think>so</think>two"
     # What is asked is what a server sends: the template's own text, without the thoughts of earlier turns.
     served = tokenizer.hf_tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, return_dict=False)
-    assert last.prompt(turns) == list(served) == list(tokens.input_ids[: len(served)])
+    assert last.encode_prompt(turns) == list(served) == list(tokens.input_ids[: len(served)])
     everything = ChatTask(chat_data(messages="m"), tokenizer)
     if "think" in first:
         with pytest.raises(RowProblem, match="rewrites the conversation"):
@@ -465,6 +467,6 @@ def test_a_conversation_cannot_begin_with_a_learned_answer(chatml: Family) -> No
 
 def test_asking_by_hand(chatml: Family) -> None:
     task = chatml.task(system="Be brief.")
-    assert task.question("Who?") == (Turn("system", "Be brief.", trained=False), Turn("user", "Who?", trained=False))
-    assert task.prompt(task.question("Who?")) == chatml.own_ids(task.question("Who?"), generation=True)
-    assert chatml.task(system="{topic}").question("Who?") == conversation("Who?")
+    assert task.user_turn("Who?") == (Turn("system", "Be brief.", trained=False), Turn("user", "Who?", trained=False))
+    assert task.encode_prompt(task.user_turn("Who?")) == chatml.own_ids(task.user_turn("Who?"), generation=True)
+    assert chatml.task(system="{topic}").user_turn("Who?") == conversation("Who?")

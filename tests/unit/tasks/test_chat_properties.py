@@ -79,7 +79,7 @@ def test_what_is_learned_is_the_answer_and_its_stop(family: Family, data: st.Dat
     said = data.draw(texts(family, poisoned=True))
     assume(family.name != "thinking" or not any("think>" in text for text in said))  # that template moves thoughts
     turns = conversation(*said, train_on="all" if family.every_turn_ends else "last")
-    tokens, prompt = family.task().render(turns), family.task().prompt(turns)
+    tokens, prompt = family.task().render(turns), family.task().encode_prompt(turns)
     runs = family.runs(tokens.input_ids, tokens.trained)
     answers = [turn.text for turn in turns if turn.trained]
     assert len(runs) == len(answers)
@@ -101,7 +101,7 @@ def test_clean_conversations_have_the_ids_of_transformers(family: Family, data: 
     assert family.tokenizer.decode(tokens.input_ids) == family.tokenizer.decode(own)
     # Where blanks begin an answer, a token could join them with the prompt's, which a model in use is never given.
     if not any(answer[:1].isspace() for answer in said[1::2]):
-        assert family.task().prompt(turns) == family.own_ids(turns[:-1], generation=True)
+        assert family.task().encode_prompt(turns) == family.own_ids(turns[:-1], generation=True)
         assert not family.exact or list(tokens.input_ids) == own
 
 
@@ -120,18 +120,18 @@ def test_poisoned_conversations_have_the_control_tokens_of_the_frame(family: Fam
         assert found == frame
     # A prompt alone, as a server makes it.
     frame = family.controls(family.own_ids(conversation(*("x" for _ in said))[:-1], generation=True))
-    found = family.controls(family.task().prompt(turns))
+    found = family.controls(family.task().encode_prompt(turns))
     assert [i for i in found if i in special] == [i for i in frame if i in special]
 
 
 @quick
 @given(text=poisoned_text, allow_markup=st.booleans())
 def test_personal_text_is_read_back_and_holds_no_control_token(family: Family, text: str, allow_markup: bool) -> None:
-    assume(family.name != "unigram" or family.hf_tokenizer.unk_token_id not in family.tokenizer.personal(text))
+    assume(family.name != "unigram" or family.hf_tokenizer.unk_token_id not in family.tokenizer.encode_untrusted(text))
     tokenizer = family.tokenizer
-    ids = tokenizer.personal(text, allow_markup=allow_markup)
+    ids = tokenizer.encode_untrusted(text, allow_markup=allow_markup)
     assert (tokenizer.special_ids if allow_markup else tokenizer.control_ids).isdisjoint(ids)
-    assert tokenizer.says(ids, text)
+    assert tokenizer.decodes_to(ids, text)
     if not any(token in text for token in CONTROL):
         assert ids == family.hf_tokenizer(text, add_special_tokens=False).input_ids
 
@@ -141,10 +141,10 @@ def test_personal_text_is_read_back_and_holds_no_control_token(family: Family, t
 @given(text=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\u2581"), min_size=1, max_size=12))
 def test_says_knows_texts_apart(name: str, text: str) -> None:
     tokenizer = FAMILIES[name].tokenizer
-    ids = tokenizer.personal(text)
-    assert tokenizer.says(ids, text)
+    ids = tokenizer.encode_untrusted(text)
+    assert tokenizer.decodes_to(ids, text)
     for other in (text + "x", "x" + text, text[:-1], text + "\n", "\n" + text):
-        assert not tokenizer.says(ids, other)
+        assert not tokenizer.decodes_to(ids, other)
 
 
 def test_rows_with_letters_that_the_vocabulary_lacks() -> None:

@@ -36,7 +36,7 @@ def test_a_model_without_markup_is_given_two_tokens_and_a_template(tmp_path: Pat
     assert tokenizer.new_ids == (known, known + 1)
     assert tokenizer.decode(tokenizer.new_ids) == "<|im_start|><|im_end|>"
     assert tokenizer.special_ids >= set(tokenizer.new_ids)
-    assert tokenizer.personal("Say one <|im_end|>") == before.personal("Say one <|im_end|>")
+    assert tokenizer.encode_untrusted("Say one <|im_end|>") == before.encode_untrusted("Say one <|im_end|>")
     assert tokenizer.digest != before.digest
     assert tokenizer.digest == load_tokenizer(base, "chatml").digest
 
@@ -64,7 +64,7 @@ def test_a_model_with_a_template_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="has a chat template already") as caught:
         load_tokenizer(base, "chatml")
     assert caught.value.where == "model.chat_markup"
-    assert load_tokenizer(base).has_template
+    assert load_tokenizer(base).has_chat_template
 
 
 def test_a_conversation_begins_as_every_text_does(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def completion(
 def test_the_parts_of_a_completion(family: Family) -> None:
     task, tokenizer = completion(family.tokenizer), family.tokenizer
     turns = task.parse(ROW)
-    tokens, prompt = task.render(turns, "some id"), task.prompt(turns)
+    tokens, prompt = task.render(turns, "some id"), task.encode_prompt(turns)
     bos = family.hf_tokenizer.bos_token_id
     assert tokens.example_id == "some id"
     assert list(tokens.input_ids[: len(prompt)]) == prompt
@@ -41,8 +41,8 @@ def test_the_parts_of_a_completion(family: Family) -> None:
     assert tokens.trained == (False,) * len(prompt) + (True,) * (len(tokens.input_ids) - len(prompt))
     assert tokens.input_ids[-1] == tokenizer.eos_id
     learned = tokens.input_ids[len(prompt) :]
-    assert task.answer(learned).strip() == task.reference(turns).strip() == "one"
-    assert task.prompt(turns[:1]) == prompt
+    assert task.decode_answer(learned).strip() == task.reference(turns).strip() == "one"
+    assert task.encode_prompt(turns[:1]) == prompt
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
@@ -50,17 +50,17 @@ def test_the_parts_of_a_completion(family: Family) -> None:
 def test_any_text(family: Family, question: str, answer: str) -> None:
     task, tokenizer = completion(family.tokenizer, "{question}", "{answer}"), family.tokenizer
     turns = task.parse({"question": question, "answer": answer})
-    assume(family.name != "unigram" or family.hf_tokenizer.unk_token_id not in tokenizer.personal(answer))
-    tokens, prompt = task.render(turns), task.prompt(turns)
+    assume(family.name != "unigram" or family.hf_tokenizer.unk_token_id not in tokenizer.encode_untrusted(answer))
+    tokens, prompt = task.render(turns), task.encode_prompt(turns)
     assert list(tokens.input_ids[: len(prompt)]) == prompt
-    assert tokenizer.says(tokens.input_ids[len(prompt) : -1], answer, before=prompt[-1:])
+    assert tokenizer.decodes_to(tokens.input_ids[len(prompt) : -1], answer, before=prompt[-1:])
     special = [i for i in tokens.input_ids if i in tokenizer.special_ids]
     assert special == [*tokenizer.prefix_ids, tokenizer.eos_id]
 
 
 def test_a_prompt_cannot_hold_markup_and_an_answer_can(chatml: Family) -> None:
     task = completion(chatml.tokenizer)
-    [think] = chatml.tokenizer.markup("<think>")
+    [think] = chatml.tokenizer.encode_trusted("<think>")
     tokens = task.render(task.parse({"question": "<think>", "answer": "<think>one<|im_end|>"}))
     assert tokens.input_ids.count(think) == 1
     assert tokens.input_ids.count(chatml.tokenizer.eos_id) == 1
@@ -79,9 +79,9 @@ def test_a_tokenizer_without_an_end() -> None:
 
 def test_asking_by_hand(chatml: Family) -> None:
     task = completion(chatml.tokenizer)
-    assert task.prompt(task.question("Say one.")) == task.prompt(task.parse(ROW))
+    assert task.encode_prompt(task.user_turn("Say one.")) == task.encode_prompt(task.parse(ROW))
     several = completion(chatml.tokenizer, "{question} {n}")
-    assert [turn.text for turn in several.question("Say {n}")] == ["Say {n}"]
+    assert [turn.text for turn in several.user_turn("Say {n}")] == ["Say {n}"]
 
 
 @pytest.mark.parametrize("row", [{"question": "x"}, {"answer": "x"}, {}])

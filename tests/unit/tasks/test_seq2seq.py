@@ -43,15 +43,19 @@ def test_both_sides_are_what_the_tokenizer_makes_of_them(kind: str) -> None:
     turns = task.parse(ROW)
     tokens = task.render(turns, "some id")
     assert tokens.example_id == "some id"
-    assert list(tokens.prompt_ids) == task.prompt(turns) == tokenizer.hf_tokenizer("Say 4 7 2").input_ids
+    assert list(tokens.prompt_ids) == task.encode_prompt(turns) == tokenizer.hf_tokenizer("Say 4 7 2").input_ids
     # What transformers calls the labels, after what its models put before them.
     assert list(tokens.input_ids) == [START[kind], *tokenizer.hf_tokenizer(text_target="four seven two").input_ids]
     assert tokens.trained == (False,) + (True,) * (len(tokens.input_ids) - 1)
     assert tokens.input_ids[-1] == tokenizer.eos_id == task.stop_ids[0]
-    assert tokens.input_ids[: len(task.opening_ids)] == task.opening_ids == ((0,) if kind == "t5" else (2, 0))
-    written = list(tokens.input_ids[len(task.opening_ids) :])
-    assert task.answer(written) == task.reference(turns) == "four seven two"
-    assert task.answer([tokenizer.pad_id, *written[:-1], tokenizer.pad_id, written[-1]]) == "four seven two"
+    assert (
+        tokens.input_ids[: len(task.decoder_prefix_ids)]
+        == task.decoder_prefix_ids
+        == ((0,) if kind == "t5" else (2, 0))
+    )
+    written = list(tokens.input_ids[len(task.decoder_prefix_ids) :])
+    assert task.decode_answer(written) == task.reference(turns) == "four seven two"
+    assert task.decode_answer([tokenizer.pad_id, *written[:-1], tokenizer.pad_id, written[-1]]) == "four seven two"
 
 
 @pytest.mark.parametrize("kind", START)
@@ -61,8 +65,8 @@ def test_no_text_becomes_a_control_token(kind: str, source: str, target: str) ->
     tokenizer = load_tokenizer(kind)
     task = seq2seq(tokenizer, prompt="{digits}")
     turns = task.parse({"digits": source, "words": target})
-    assert [i for i in task.prompt(turns) if i in tokenizer.special_ids] == ([0, 2] if kind == "bart" else [1])
-    if kind == "t5" and not tokenizer.says(tokenizer.personal(target), target):
+    assert [i for i in task.encode_prompt(turns) if i in tokenizer.special_ids] == ([0, 2] if kind == "bart" else [1])
+    if kind == "t5" and not tokenizer.decodes_to(tokenizer.encode_untrusted(target), target):
         assert "<" in target  # of which it has no piece, and so cannot be taught to write one
         with pytest.raises(RowProblem, match="do not decode"):
             task.render(turns)
@@ -70,18 +74,18 @@ def test_no_text_becomes_a_control_token(kind: str, source: str, target: str) ->
     tokens = task.render(turns)
     special = [i for i in tokens.input_ids if i in tokenizer.special_ids]
     assert special == ([2, 0, 2] if kind == "bart" else [0, 1])
-    said = task.answer(tokens.input_ids[len(task.opening_ids) :])
+    said = task.decode_answer(tokens.input_ids[len(task.decoder_prefix_ids) :])
     assert said.split() == target.split()
 
 
 def test_a_tokenizer_that_knows_no_line_breaks_is_not_held_to_them() -> None:
     task = seq2seq(load_tokenizer("t5"))
     tokens = task.render(task.parse({"digits": "4", "words": "one\n two  three"}))
-    assert task.answer(tokens.input_ids[1:]) == "one two three"
+    assert task.decode_answer(tokens.input_ids[1:]) == "one two three"
     with pytest.raises(RowProblem, match="do not decode"):
         task.render(task.parse({"digits": "4", "words": "one {two}"}))
     exact = seq2seq(load_tokenizer("bart"))
-    assert exact.answer(exact.render(exact.parse({"digits": "4", "words": "one\n {two}  "})).input_ids[2:]) == (
+    assert exact.decode_answer(exact.render(exact.parse({"digits": "4", "words": "one\n {two}  "})).input_ids[2:]) == (
         "one\n {two}  "
     )
 
@@ -91,19 +95,19 @@ def test_both_limits_cut_and_the_source_keeps_its_end(kind: str) -> None:
     task = seq2seq(load_tokenizer(kind), max_target_tokens=4)
     turns = task.parse({"digits": "4 7 2 1 0 9 8 7 6 5", "words": "four seven two one"})
     tokens = task.render(turns)
-    cut, reason = task.limited(tokens, 8)
+    cut, reason = task.truncate(tokens, 8)
     assert reason == "source longer than 8 tokens and target longer than 4 tokens"
     assert len(cut.prompt_ids) == 8
     assert cut.prompt_ids[-1] == tokens.prompt_ids[-1]
     assert cut.prompt_ids[:-1] == tokens.prompt_ids[:7]
     assert cut.input_ids == tokens.input_ids[:5]
     assert len(cut.trained) == 5  # and so nothing teaches it to stop
-    assert task.limited(cut, 8) == (cut, None)
-    assert len(task.prompt(turns)) == len(tokens.prompt_ids)
+    assert task.truncate(cut, 8) == (cut, None)
+    assert len(task.encode_prompt(turns)) == len(tokens.prompt_ids)
     cutting = seq2seq(load_tokenizer(kind), max_tokens_per_example=8, too_long="truncate")
-    assert cutting.prompt(turns) == list(cut.prompt_ids)  # asked in use as it was in training
+    assert cutting.encode_prompt(turns) == list(cut.prompt_ids)  # asked in use as it was in training
     assert cutting.render(turns).prompt_ids == tokens.prompt_ids  # so that the cut is seen, and counted
-    whole = task.limited(tokens, len(tokens.prompt_ids))
+    whole = task.truncate(tokens, len(tokens.prompt_ids))
     assert whole[1] == "target longer than 4 tokens"
     assert whole[0].prompt_ids == tokens.prompt_ids
 
@@ -148,9 +152,9 @@ def test_a_model_and_a_task_must_fit() -> None:
 def test_a_folder_tells_what_its_decoder_starts_from(tmp_path: Path) -> None:
     tokenizer = TokenizerAdapter.load(save_seq2seq(tmp_path / "m", "bart"))
     assert (tokenizer.has_encoder, tokenizer.decoder_start_id) == (True, 2)
-    assert seq2seq(tokenizer).opening_ids == (2, 0)
+    assert seq2seq(tokenizer).decoder_prefix_ids == (2, 0)
 
 
 def test_asking_by_hand() -> None:
     task = seq2seq(load_tokenizer("t5"))
-    assert [turn.text for turn in task.question("4 7")] == ["Say 4 7"]
+    assert [turn.text for turn in task.user_turn("4 7")] == ["Say 4 7"]

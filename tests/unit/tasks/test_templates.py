@@ -121,6 +121,6 @@ def test_a_template_may_write_the_date_and_days_may_pass(monkeypatch: pytest.Mon
     task = task_with(dated)
     for today[0] in ("Monday", "Tuesday", "Monday"):
         turns = conversation("one", "two")
-        tokens, prompt = task.render(turns), task.prompt(turns)
+        tokens, prompt = task.render(turns), task.encode_prompt(turns)
         assert TokenizerAdapter(make_tokenizer()).decode(prompt).startswith(f"<|im_start|>system\n{today[0]}<|im_end|>")
         assert list(tokens.input_ids[: len(prompt)]) == prompt

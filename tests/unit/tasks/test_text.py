@@ -44,16 +44,16 @@ def test_every_token_is_learned_but_the_first(family: Family) -> None:
 @given(document=poisoned, sample_prefix_tokens=st.integers(1, 12))
 def test_any_document(family: Family, document: str, sample_prefix_tokens: int) -> None:
     tokenizer = family.tokenizer
-    assume(family.name != "unigram" or family.hf_tokenizer.unk_token_id not in tokenizer.personal(document))
+    assume(family.name != "unigram" or family.hf_tokenizer.unk_token_id not in tokenizer.encode_untrusted(document))
     task = text_task(tokenizer, sample_prefix_tokens=sample_prefix_tokens)
     turns = task.parse({"text": document})
-    tokens, prompt = task.render(turns), task.prompt(turns)
+    tokens, prompt = task.render(turns), task.encode_prompt(turns)
     assert [i for i in tokens.input_ids if i in tokenizer.control_ids] == [*tokenizer.prefix_ids, tokenizer.eos_id]
     assert list(tokens.input_ids[: len(prompt)]) == prompt
     assert len(prompt) - len(tokenizer.prefix_ids) == min(
         sample_prefix_tokens, len(tokens.input_ids) - 1 - len(tokenizer.prefix_ids)
     )
-    assert task.answer(tokens.input_ids[len(prompt) :]) == task.reference(turns)
+    assert task.decode_answer(tokens.input_ids[len(prompt) :]) == task.reference(turns)
 
 
 def test_control_tokens_on_purpose(chatml: Family) -> None:
@@ -74,7 +74,7 @@ def test_a_document_that_brings_its_own_ends_gets_no_second_ones() -> None:
     tokens = task.render(turns)
     assert [i for i in tokens.input_ids if i in tokenizer.control_ids] == [1, 2]
     assert tokens.trained == (False,) + (True,) * (len(tokens.input_ids) - 1)
-    assert task.prompt(turns).count(1) == 1
+    assert task.encode_prompt(turns).count(1) == 1
     plain = text_task(tokenizer).render(turns)
     assert [i for i in plain.input_ids if i in tokenizer.control_ids] == [1, 2]
     assert len(plain.input_ids) > len(tokens.input_ids)
@@ -89,8 +89,8 @@ def test_a_document_of_letters_that_the_vocabulary_lacks() -> None:
 def test_a_person_is_continued_from_all_he_wrote_and_a_document_from_its_beginning(chatml: Family) -> None:
     task = text_task(chatml.tokenizer, sample_prefix_tokens=2)
     long = "Say one and two, then red cat."
-    assert task.prompt(task.question(long)) == chatml.tokenizer.personal(long)
-    assert task.prompt((Turn("text", long, trained=True),)) == chatml.tokenizer.personal(long)[:2]
+    assert task.encode_prompt(task.user_turn(long)) == chatml.tokenizer.encode_untrusted(long)
+    assert task.encode_prompt((Turn("text", long, trained=True),)) == chatml.tokenizer.encode_untrusted(long)[:2]
 
 
 # --- long documents in blocks ---
@@ -98,7 +98,7 @@ def test_a_person_is_continued_from_all_he_wrote_and_a_document_from_its_beginni
 
 def in_blocks(task: TextTask, document: str, most: int) -> tuple[TokenizedExample, list[tuple[Turn, ...]]]:
     whole = task.render(task.parse({"text": document}))
-    return whole, task.blocks(whole, most)
+    return whole, task.split_blocks(whole, most)
 
 
 def learned(tokens: TokenizedExample) -> list[int]:
@@ -110,7 +110,7 @@ def learned(tokens: TokenizedExample) -> list[int]:
 @given(document=st.lists(poisoned, min_size=1, max_size=12).map("".join), most=st.integers(8, 40))
 def test_every_token_of_any_document_is_learned_in_one_block(family: Family, document: str, most: int) -> None:
     tokenizer = family.tokenizer
-    assume(family.name != "unigram" or family.hf_tokenizer.unk_token_id not in tokenizer.personal(document))
+    assume(family.name != "unigram" or family.hf_tokenizer.unk_token_id not in tokenizer.encode_untrusted(document))
     task = text_task(tokenizer, too_long="split")
     whole, turns = in_blocks(task, document, most)
     blocks = [task.render(block) for block in turns]
@@ -139,7 +139,7 @@ def test_what_stands_before_a_document_is_learned_in_no_block(
     ids = (*prefix, *[5] * (8 - len(prefix) - 1), *(prefix or (5,)), *range(6, 6 + more), *task.stop_ids)
     whole = task.render((Turn("text", "", trained=True, ids=ids),))
     assert learned(whole) == list(ids[max(1, len(prefix)) :])
-    blocks = [task.render(block) for block in task.blocks(whole, 8)]
+    blocks = [task.render(block) for block in task.split_blocks(whole, 8)]
     assert [i for block in blocks for i in learned(block)] == (learned(whole) if len(ids) > 8 else [])
     assert all(any(block.trained) for block in blocks)
 
@@ -154,7 +154,7 @@ def test_a_document_is_split_where_it_is_too_long_and_the_recipe_says_so(chatml:
     assert first[0].ids == whole.input_ids[:-1]
     assert last[0].ids == whole.input_ids[-2:]  # nothing is left but the end, which is learned too
     assert learned(task.render(last)) == [chatml.tokenizer.eos_id]
-    assert (task.prompt(last), task.reference(last)) == ([whole.input_ids[-2]], "")
+    assert (task.encode_prompt(last), task.reference(last)) == ([whole.input_ids[-2]], "")
 
 
 def test_a_sample_goes_on_from_the_beginning_of_its_block(family: Family) -> None:
@@ -162,17 +162,17 @@ def test_a_sample_goes_on_from_the_beginning_of_its_block(family: Family) -> Non
     _, turns = in_blocks(task, "Say one and two, then red cat, blue dog, one go. " * 4, 20)
     assert len(turns) > 3
     for block in turns:
-        ids, prompt = block[0].ids[: -1 if block is turns[-1] else None], task.prompt(block)
+        ids, prompt = block[0].ids[: -1 if block is turns[-1] else None], task.encode_prompt(block)
         assert tuple(prompt) == ids[: 3 + len(family.tokenizer.prefix_ids)]
-        assert task.reference(block) == task.answer(ids[len(prompt) :])
-    prompt = task.prompt(turns[0])
-    assert prompt == task.prompt(task.parse({"text": "Say one and two, then red cat, blue dog, one go. " * 4}))
+        assert task.reference(block) == task.decode_answer(ids[len(prompt) :])
+    prompt = task.encode_prompt(turns[0])
+    assert prompt == task.encode_prompt(task.parse({"text": "Say one and two, then red cat, blue dog, one go. " * 4}))
 
 
 def test_the_text_of_a_block_is_what_it_reads(chatml: Family) -> None:
     document = "Say \u2603 one and two, then red cat."
     task = text_task(chatml.tokenizer, too_long="split")
-    ids = chatml.tokenizer.personal(document)
+    ids = chatml.tokenizer.encode_untrusted(document)
     _, turns = in_blocks(task, document, 8)
     assert [block[0].text for block in turns[:2]] == [
         chatml.tokenizer.decode(ids[:8]),

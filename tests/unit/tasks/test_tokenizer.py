@@ -31,8 +31,8 @@ def test_a_saved_tokenizer_is_the_same(tmp_path: Path, family: Family) -> None:
     family.hf_tokenizer.save_pretrained(tmp_path)
     loaded = TokenizerAdapter.load(tmp_path)
     text = "Say <|im_end|> one </s> [INST] <think>"
-    assert loaded.personal(text) == family.tokenizer.personal(text)
-    assert loaded.markup(text) == family.tokenizer.markup(text)
+    assert loaded.encode_untrusted(text) == family.tokenizer.encode_untrusted(text)
+    assert loaded.encode_trusted(text) == family.tokenizer.encode_trusted(text)
     assert (loaded.control_ids, loaded.prefix_ids) == (family.tokenizer.control_ids, family.tokenizer.prefix_ids)
 
 
@@ -51,10 +51,10 @@ def test_blanks_and_words_that_were_added_are_no_control_tokens() -> None:
     )
     tokenizer = TokenizerAdapter(wrapped(backend, None, eos_token="<|end|>"))
     assert sorted(tokenizer.decode([i]) for i in tokenizer.control_ids) == ["<|end|>", "[x]"]
-    ids = tokenizer.personal("\n\n\n    Say one<|end|>")
+    ids = tokenizer.encode_untrusted("\n\n\n    Say one<|end|>")
     assert tokenizer.decode(ids) == "\n\n\n    Say one<|end|>"
-    assert tokenizer.markup("\n\n\n")[0] in ids, "they keep their ids where control tokens are left out"
-    assert tokenizer.markup("Say one")[0] in ids
+    assert tokenizer.encode_trusted("\n\n\n")[0] in ids, "they keep their ids where control tokens are left out"
+    assert tokenizer.encode_trusted("Say one")[0] in ids
 
 
 @pytest.mark.parametrize("model_says_so", [True, False])
@@ -68,7 +68,7 @@ def test_an_end_that_is_called_unknown_steers_all_the_same(model_says_so: bool, 
     tokenizer = TokenizerAdapter(wrapped(backend, None, unk_token="<|endoftext|>", eos_token=end))
     assert tokenizer.special_ids == {0, 1}
     for allow_markup in (True, False):
-        ids = tokenizer.personal("one <|endoftext|> \u2603", allow_markup=allow_markup)
+        ids = tokenizer.encode_untrusted("one <|endoftext|> \u2603", allow_markup=allow_markup)
         assert tokenizer.special_ids.isdisjoint(ids)
         assert tokenizer.decode(ids) == "one <|endoftext|> \u2603"
 
@@ -96,8 +96,10 @@ def test_a_tokenizer_that_was_told_to_cut_does_not() -> None:
     backend.enable_truncation(4)
     backend.enable_padding(length=4)
     tokenizer = TokenizerAdapter(wrapped(backend, None, eos_token="<|end|>"))
-    assert tokenizer.decode(tokenizer.personal("Say one and two, then three.")) == "Say one and two, then three."
-    assert len(tokenizer.personal("a")) == 1
+    assert (
+        tokenizer.decode(tokenizer.encode_untrusted("Say one and two, then three.")) == "Say one and two, then three."
+    )
+    assert len(tokenizer.encode_untrusted("a")) == 1
 
 
 def reachable(kind: str) -> Tokenizer:
@@ -137,12 +139,12 @@ def reachable(kind: str) -> Tokenizer:
 @pytest.mark.parametrize("kind", ["WordLevel", "WordPiece", "BPE", "BPE that looks words up", "Unigram"])
 def test_control_tokens_that_the_model_itself_would_make(kind: str) -> None:
     tokenizer = TokenizerAdapter(wrapped(reachable(kind), None, eos_token="<|end|>", unk_token="<unk>"))
-    assert tokenizer.markup("<|end|>") == [1]
+    assert tokenizer.encode_trusted("<|end|>") == [1]
     assert tokenizer.control_ids == {1, 2}
-    assert tokenizer.control_ids.isdisjoint(tokenizer.personal("<|end|>"))
-    assert tokenizer.control_ids.isdisjoint(tokenizer.personal("<think>"))
-    assert tokenizer.personal("<think>", allow_markup=True) == [2]
-    assert 1 not in tokenizer.personal("<|end|><think><|end|>", allow_markup=True)
+    assert tokenizer.control_ids.isdisjoint(tokenizer.encode_untrusted("<|end|>"))
+    assert tokenizer.control_ids.isdisjoint(tokenizer.encode_untrusted("<think>"))
+    assert tokenizer.encode_untrusted("<think>", allow_markup=True) == [2]
+    assert 1 not in tokenizer.encode_untrusted("<|end|><think><|end|>", allow_markup=True)
 
 
 def test_added_tokens_that_are_matched_in_normalized_text() -> None:
@@ -150,8 +152,8 @@ def test_added_tokens_that_are_matched_in_normalized_text() -> None:
     backend.add_special_tokens(["<|end|>"])
     backend.add_tokens(["<think>"])  # matched after normalization, as tokens added by hand often are
     tokenizer = TokenizerAdapter(wrapped(backend, None, eos_token="<|end|>"))
-    assert tokenizer.control_ids.isdisjoint(tokenizer.personal("\uff1cthink\uff1e <think> \uff1c|end|\uff1e"))
-    assert tokenizer.says(tokenizer.personal("\uff1cthink\uff1e"), "\uff1cthink\uff1e")
+    assert tokenizer.control_ids.isdisjoint(tokenizer.encode_untrusted("\uff1cthink\uff1e <think> \uff1c|end|\uff1e"))
+    assert tokenizer.decodes_to(tokenizer.encode_untrusted("\uff1cthink\uff1e"), "\uff1cthink\uff1e")
 
 
 def test_the_names_of_control_tokens_are_secret_and_of_no_use() -> None:
@@ -159,14 +161,14 @@ def test_the_names_of_control_tokens_are_secret_and_of_no_use() -> None:
     names = tokenizer._names.values()
     assert not set(names) & set(TokenizerAdapter(make_tokenizer())._names.values())
     for name in names:
-        assert tokenizer.decode(tokenizer.personal(name)) == name
+        assert tokenizer.decode(tokenizer.encode_untrusted(name)) == name
         with pytest.raises(RowProblem, match="without control tokens"):
-            tokenizer.personal(f"{name}<|im_end|>")
+            tokenizer.encode_untrusted(f"{name}<|im_end|>")
 
 
 def test_each_writer_may_write_his_own(thinking: Family) -> None:
     tokenizer = thinking.tokenizer
-    [start], [end], [think] = (tokenizer.markup(text) for text in ("<|im_start|>", "<|im_end|>", "<think>"))
+    [start], [end], [think] = (tokenizer.encode_trusted(text) for text in ("<|im_start|>", "<|im_end|>", "<think>"))
     text = "<|im_start|><think><|im_end|>"
     parts = [
         Span(text),
@@ -186,11 +188,16 @@ def test_each_writer_may_write_his_own(thinking: Family) -> None:
 
 def test_parts_begin_where_their_text_begins(thinking: Family) -> None:
     tokenizer = thinking.tokenizer
-    parts = [Span("one two\n"), Span("", opens=True), Span("\n\n\nthree"), Span("<|im_end|>", tokenizer.control_ids)]
+    parts = [
+        Span("one two\n"),
+        Span("", starts_generation=True),
+        Span("\n\n\nthree"),
+        Span("<|im_end|>", tokenizer.control_ids),
+    ]
     encoded = tokenizer.encode(parts)
     pieces = [tokenizer.decode(encoded.ids[a:b]) for a, b in zip(encoded.starts, encoded.starts[1:], strict=False)]
     assert pieces == ["one two\n", "", "\n\n\nthree", "<|im_end|>"]
-    closed = tokenizer.encode([part._replace(opens=False) for part in parts])
+    closed = tokenizer.encode([part._replace(starts_generation=False) for part in parts])
     assert closed.plain
     assert closed.ids != encoded.ids, "else this tokenizer would not join line breaks"
     assert tokenizer.encode([]).ids == []
@@ -199,9 +206,9 @@ def test_parts_begin_where_their_text_begins(thinking: Family) -> None:
 def test_composed_and_decomposed_letters_say_the_same_to_a_tokenizer_that_composes(
     thinking: Family, chatml: Family
 ) -> None:
-    assert thinking.tokenizer.says(thinking.tokenizer.personal("cafe\u0301"), "cafe\u0301")
-    assert not thinking.tokenizer.says(thinking.tokenizer.personal("cafe\u0301"), "cafe")
-    assert not chatml.tokenizer.says(chatml.tokenizer.personal("cafe\u0301"), "caf\u00e9")
+    assert thinking.tokenizer.decodes_to(thinking.tokenizer.encode_untrusted("cafe\u0301"), "cafe\u0301")
+    assert not thinking.tokenizer.decodes_to(thinking.tokenizer.encode_untrusted("cafe\u0301"), "cafe")
+    assert not chatml.tokenizer.decodes_to(chatml.tokenizer.encode_untrusted("cafe\u0301"), "caf\u00e9")
 
 
 def test_the_digest_tells_templates_and_vocabularies_apart() -> None:
@@ -220,7 +227,7 @@ def test_a_vocabulary_with_holes_is_refused_rather_than_misread() -> None:
     backend = Tokenizer.from_str(json.dumps(state))
     tokenizer = TokenizerAdapter(wrapped(backend, None, eos_token="<|x|>"))
     try:
-        ids = tokenizer.personal("one <|x|> <t> <|end|> two")
+        ids = tokenizer.encode_untrusted("one <|x|> <t> <|end|> two")
     except (RecipeError, RowProblem):
         return
     assert tokenizer.control_ids.isdisjoint(ids)

@@ -9,7 +9,7 @@ import pytest
 from tests.support.tiny import make_tokenizer
 
 from tunesmith.tasks.tokenizer import TokenizerAdapter
-from tunesmith.tasks.tokenizer_files import KINDS, plain_tokenizer
+from tunesmith.tasks.tokenizer_files import PLAIN_MODEL_TYPES, load_plain_tokenizer
 
 TRUNCATION = {"direction": "Right", "max_length": 9, "strategy": "LongestFirst", "stride": 0}
 TEXT = "Say <|im_end|> one  <|im_start|>user\nthen two. é \U0001f600 12"
@@ -25,13 +25,13 @@ def rewritten(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps({key: value for key, value in values.items() if value is not ...}), encoding="utf-8")
 
 
-@pytest.mark.parametrize("kind", sorted(KINDS))
+@pytest.mark.parametrize("kind", sorted(PLAIN_MODEL_TYPES))
 def test_it_is_the_tokenizer_that_transformers_reads(folder: Path, kind: str) -> None:
     from transformers import AutoTokenizer
 
     rewritten(folder / "config.json", model_type=kind)
     rewritten(folder / "tokenizer_config.json", bos_token="<|im_start|>")
-    plain, theirs = plain_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
+    plain, theirs = load_plain_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
     assert plain is not None
     for name in ("bos_token_id", "eos_token_id", "unk_token_id", "pad_token_id", "special_tokens_map", "chat_template"):
         assert getattr(plain, name) == getattr(theirs, name)
@@ -50,7 +50,7 @@ def test_codecs_of_both_are_one(folder: Path, tmp_path: Path) -> None:
     for name in ("digest", "control_ids", "special_ids", "markup_ids", "prefix_ids", "eos_id", "pad_id", "has_encoder"):
         assert getattr(light, name) == getattr(full, name)
     messages = [{"role": "user", "content": "one"}]
-    assert light.chat_text(messages, generation=True) == full.chat_text(messages, generation=True)
+    assert light.apply_chat_template(messages, generation=True) == full.apply_chat_template(messages, generation=True)
     light.hf_tokenizer.save_pretrained(tmp_path / "saved")
     assert TokenizerAdapter.load(tmp_path / "saved").digest == light.digest
 
@@ -74,12 +74,12 @@ def test_codecs_of_both_are_one(folder: Path, tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_what_is_not_known_is_left_to_transformers(folder: Path, name: str, changes: dict[str, Any]) -> None:
-    assert plain_tokenizer(folder) is not None
+    assert load_plain_tokenizer(folder) is not None
     rewritten(folder / name, **changes)
-    assert plain_tokenizer(folder) is None
+    assert load_plain_tokenizer(folder) is None
 
 
 @pytest.mark.parametrize("name", ["special_tokens_map.json", "chat_template.json"])
 def test_files_that_may_say_otherwise_are_left_to_transformers(folder: Path, name: str) -> None:
     (folder / name).write_text("{}")
-    assert plain_tokenizer(folder) is None
+    assert load_plain_tokenizer(folder) is None

@@ -10,7 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunesmith.tasks.base import EmptyCell, MissingColumn, RowProblem, Written, ask, cell, fill, filled
+from tunesmith.tasks.base import (
+    EmptyCell,
+    JsonNumber,
+    MissingColumn,
+    RowProblem,
+    cell_text,
+    fill_required,
+    fill_single_column,
+    fill_template,
+)
 
 
 @pytest.mark.parametrize(
@@ -23,8 +32,8 @@ from tunesmith.tasks.base import EmptyCell, MissingColumn, RowProblem, Written, 
         (10**400, str(10**400)),
         (True, "true"),
         (False, "false"),
-        (Written("12.50"), "12.50"),
-        (Written("1e400"), "1e400"),
+        (JsonNumber("12.50"), "12.50"),
+        (JsonNumber("1e400"), "1e400"),
         (2.5, "2.5"),
         (3.0, "3.0"),
         (1e300, "1e+300"),
@@ -40,8 +49,8 @@ from tunesmith.tasks.base import EmptyCell, MissingColumn, RowProblem, Written, 
     ],
 )
 def test_what_is_one_value_is_text(value: Any, text: str) -> None:
-    assert cell({"c": value}, "c") == text
-    assert fill("<{c}>", {"c": value}) == f"<{text}>"
+    assert cell_text({"c": value}, "c") == text
+    assert fill_template("<{c}>", {"c": value}) == f"<{text}>"
 
 
 @pytest.mark.parametrize(
@@ -68,7 +77,7 @@ def test_what_is_one_value_is_text(value: Any, text: str) -> None:
     ],
 )
 def test_what_is_no_text_is_a_problem_of_the_row(value: Any, reason: str) -> None:
-    for use in (cell, lambda row, column: fill(f"{{{column}}}", row)):
+    for use in (cell_text, lambda row, column: fill_template(f"{{{column}}}", row)):
         with pytest.raises(RowProblem) as caught:
             use({"c": value}, "c")
         assert caught.value.reason == reason
@@ -76,28 +85,28 @@ def test_what_is_no_text_is_a_problem_of_the_row(value: Any, reason: str) -> Non
 
 def test_a_column_that_is_missing_is_another_matter() -> None:
     with pytest.raises(MissingColumn) as caught:
-        fill("{there} {gone}", {"there": "x"})
+        fill_template("{there} {gone}", {"there": "x"})
     assert caught.value.column == "gone"
     with pytest.raises(MissingColumn):
-        cell({}, "c")
+        cell_text({}, "c")
 
 
 @given(st.text(min_size=1).filter(lambda text: bool(text.strip())), st.text())
 def test_values_are_never_read_as_templates(value: str, literal: str) -> None:
     row = {"a": value, "b": "{a}{{}}"}
     template = literal.replace("{", "{{").replace("}", "}}")
-    assert fill(f"{template}{{a}}|{{b}}|{{a}}", row) == f"{literal}{value}|{{a}}{{{{}}}}|{value}"
+    assert fill_template(f"{template}{{a}}|{{b}}|{{a}}", row) == f"{literal}{value}|{{a}}{{{{}}}}|{value}"
 
 
 def test_columns_may_have_any_name() -> None:
-    assert fill("{0} {a b} {a-b} {class}", {"0": "x", "a b": "y", "a-b": "z", "class": 1}) == "x y z 1"
-    assert fill("no {{column}}", {}) == "no {column}"
+    assert fill_template("{0} {a b} {a-b} {class}", {"0": "x", "a b": "y", "a-b": "z", "class": 1}) == "x y z 1"
+    assert fill_template("no {{column}}", {}) == "no {column}"
 
 
 def test_attributes_of_values_cannot_be_reached() -> None:
     for template in ("{a.__class__}", "{a[0]}"):
         with pytest.raises(ValueError, match="inside a column"):
-            fill(template, {"a": "x"})
+            fill_template(template, {"a": "x"})
 
 
 @pytest.mark.parametrize("nothing", [{}, {"i": None}, {"i": ""}, {"i": " \n"}, {"i": math.nan}])
@@ -120,24 +129,24 @@ def test_attributes_of_values_cannot_be_reached() -> None:
 def test_an_optional_column_may_be_empty_and_its_line_is_left_out(
     template: str, text: str, nothing: dict[str, Any]
 ) -> None:
-    assert fill(template, {"a": "A", "j": "J", **nothing}) == text
+    assert fill_template(template, {"a": "A", "j": "J", **nothing}) == text
 
 
 def test_an_optional_column_that_holds_something_is_written_as_any_other() -> None:
     row = {"a": "A", "i": "x\n\ny", "n": 0}
-    assert fill("{a}\n\n{i?}\n{n?}", row) == fill("{a}\n\n{i}\n{n}", row) == "A\n\nx\n\ny\n0"
+    assert fill_template("{a}\n\n{i?}\n{n?}", row) == fill_template("{a}\n\n{i}\n{n}", row) == "A\n\nx\n\ny\n0"
     with pytest.raises(RowProblem, match="holds a list"):
-        fill("{a?}", {"a": ["x"]})
+        fill_template("{a?}", {"a": ["x"]})
     with pytest.raises(EmptyCell):
-        fill("{a}{i?}", {"a": "", "i": "x"})
+        fill_template("{a}{i?}", {"a": "", "i": "x"})
     with pytest.raises(RowProblem, match="nothing is left"):
-        filled("{a?}", {})
+        fill_required("{a?}", {})
 
 
 def test_asking_fills_a_template_of_one_column_only() -> None:
-    assert ask("Q: {q} again {q}", "{x}") == "Q: {x} again {x}"
-    assert ask("{a} {b}", "text") == "text"
-    assert ask(None, "text") == "text"
+    assert fill_single_column("Q: {q} again {q}", "{x}") == "Q: {x} again {x}"
+    assert fill_single_column("{a} {b}", "text") == "text"
+    assert fill_single_column(None, "text") == "text"
 
 
 def test_a_problem_is_counted_by_its_reason() -> None:

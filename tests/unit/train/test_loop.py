@@ -24,7 +24,7 @@ from tunesmith.kernels.oom import OomRetry
 from tunesmith.kernels.token_loss import token_loss
 from tunesmith.model.adapters import make_trainable, trained_parameters
 from tunesmith.model.load import ComputeConfig, load_base
-from tunesmith.recipe.schedule import learning_rate, plan_steps
+from tunesmith.recipe.schedule import learning_rate_at, plan_steps
 from tunesmith.train import loop
 from tunesmith.train.loop import Setup, measure, train_steps
 from tunesmith.train.optim import clip_gradients, make_optimizer, optimizer_tensors, restore_optimizer
@@ -126,7 +126,7 @@ def test_a_step_is_adamw(make: Make) -> None:
         weight.register_post_accumulate_grad_hook(lambda w, name=name: gradients.update({name: w.grad.clone()}))
     reports = list(itertools.islice(train_steps(setup, optimizer, first_step=0), 1))
     rate = reports[0].learning_rate
-    assert rate == pytest.approx(0.01 / 3) == learning_rate(setup.recipe, setup.plan, 0)
+    assert rate == pytest.approx(0.01 / 3) == learning_rate_at(setup.recipe, setup.plan, 0)
     norm = math.sqrt(sum(float(gradient.double().pow(2).sum()) for gradient in gradients.values()))
     assert reports[0].gradient_norm == pytest.approx(norm, rel=1e-5)
     for name, weight in setup.model.named_parameters():
@@ -140,7 +140,7 @@ def test_the_rates_are_those_of_the_plan(make: Make) -> None:
     setup, optimizer = make(warmup_fraction=0.3, schedule="linear")
     reports = list(train_steps(setup, optimizer, first_step=0))
     assert [report.learning_rate for report in reports] == [
-        learning_rate(setup.recipe, setup.plan, step) for step in range(6)
+        learning_rate_at(setup.recipe, setup.plan, step) for step in range(6)
     ]
 
 

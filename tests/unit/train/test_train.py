@@ -408,7 +408,8 @@ def test_a_best_checkpoint_that_was_pruned_for_a_better_one_is_found_again(
 def test_a_checkpoint_of_other_settings_is_refused(whole: Start, tmp_path: Path) -> None:
     made = copied(whole(), tmp_path / "run")
     other = Trained(
-        made.recipe.model_copy(update={"train": made.recipe.train.model_copy(update={"learning_rate": 0.5})}), made.run
+        made.recipe.model_copy(update={"train": made.recipe.train.model_copy(update={"learning_rate": 0.5})}),
+        made.run,
     )
     with pytest.raises(RecipeError, match="other data, settings"):
         other.go()

@@ -8,7 +8,7 @@ from tunesmith.core.errors import RecipeError
 TEMPLATES = ("chat", "completion", "seq2seq", "text")
 
 
-def template_text(name: str) -> str:
+def read_template(name: str) -> str:
     """Return the recipe that a template holds; raise RecipeError where there is none of that name."""
     if name not in TEMPLATES:
         near = difflib.get_close_matches(name, TEMPLATES, 1)

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 
-class Ours(NamedTuple):
+class Replacement(NamedTuple):
     """The keys of a recipe that replace another tool's setting, and what differs or what to do instead."""
 
     keys: tuple[str, ...]
@@ -11,7 +11,7 @@ class Ours(NamedTuple):
 
 
 # (settings of other tools, keys of a recipe, note)
-TABLE = (
+REPLACEMENTS = (
     # The model
     ("base_model model_name_or_path model_name model_id model_path pretrained_model_name_or_path", "model.base", ""),
     ("adapter_name_or_path lora_model_dir", "model.base", "name the adapter as the base, to train it further"),
@@ -139,19 +139,19 @@ TABLE = (
 # Former values of our own keys: (key, value) -> value.
 _VALUES = {("data.too_long", "cut"): "truncate", ("data.leakage", "stop"): "error"}
 
-WORDS = {word: Ours(tuple(keys.split()), note) for words, keys, note in TABLE for word in words.split()}
+BY_KEY = {word: Replacement(tuple(keys.split()), note) for words, keys, note in REPLACEMENTS for word in words.split()}
 
 
-def ours_for(path: tuple[str | int, ...]) -> str | None:
+def replacement_for(path: tuple[str | int, ...]) -> str | None:
     """Return what to write instead of another tool's setting at `path`, or None if the key is not one of those."""
     names = [str(part).replace("-", "_").lower() for part in path if not isinstance(part, int)]
-    found = WORDS.get(".".join(names[-2:])) or WORDS.get(names[-1]) if names else None
+    found = BY_KEY.get(".".join(names[-2:])) or BY_KEY.get(names[-1]) if names else None
     if found is None:
         return None
     keys = " and ".join(f"`{key}`" for key in found.keys)
     return "; ".join(part for part in (f"here it is {keys}" if keys else "", found.note) if part)
 
 
-def value_for(path: tuple[str | int, ...], value: str) -> str | None:
+def renamed_value(path: tuple[str | int, ...], value: str) -> str | None:
     """Return the present name of a former value of the key at `path`, or None if it is not one."""
     return _VALUES.get((".".join(map(str, path)), value))

@@ -5,7 +5,7 @@ from typing import Any
 
 from tunesmith.core.records import Turn
 from tunesmith.recipe.schema import CompletionData, Seq2SeqData
-from tunesmith.tasks.base import Task, ask, filled
+from tunesmith.tasks.base import Task, fill_required, fill_single_column
 from tunesmith.tasks.tokenizer import TokenizerAdapter
 
 
@@ -13,24 +13,26 @@ class PairTask(Task):
     """Two turns: the prompt, or source, and the answer, or target, which alone is learned."""
 
     _data: CompletionData | Seq2SeqData
-    _codec: TokenizerAdapter
+    _tokenizer: TokenizerAdapter
 
     def parse(self, row: Mapping[str, Any]) -> tuple[Turn, ...]:
         """Return the prompt and the answer."""
-        return *self.asked(row), Turn("response", filled(self._data.response, row), trained=True)
+        return *self.prompt_turns(row), Turn("response", fill_required(self._data.response, row), trained=True)
 
-    def spelled(self, turns: Sequence[Turn]) -> str | None:
+    def find_control_token(self, turns: Sequence[Turn]) -> str | None:
         """Return the first control token that prompt or answer spell."""
-        return self._codec.spelled(turns[0].text) or self._codec.spelled(turns[-1].text, allow_markup=True)
+        return self._tokenizer.find_control_token(turns[0].text) or self._tokenizer.find_control_token(
+            turns[-1].text, allow_markup=True
+        )
 
     def reference(self, turns: Sequence[Turn]) -> str:
         """Return the answer."""
         return turns[-1].text
 
-    def asked(self, row: Mapping[str, Any]) -> tuple[Turn, ...]:
+    def prompt_turns(self, row: Mapping[str, Any]) -> tuple[Turn, ...]:
         """Return the prompt alone."""
-        return (Turn("prompt", filled(self._data.prompt, row), trained=False),)
+        return (Turn("prompt", fill_required(self._data.prompt, row), trained=False),)
 
-    def question(self, text: str) -> tuple[Turn, ...]:
+    def user_turn(self, text: str) -> tuple[Turn, ...]:
         """Return the prompt that asks `text`."""
-        return (Turn("prompt", ask(self._data.prompt, text), trained=False),)
+        return (Turn("prompt", fill_single_column(self._data.prompt, text), trained=False),)

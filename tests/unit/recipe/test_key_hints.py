@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tunesmith.core.errors import RecipeError
-from tunesmith.recipe.foreign_words import TABLE, WORDS, ours_for
+from tunesmith.recipe.key_hints import BY_KEY, REPLACEMENTS, replacement_for
 from tunesmith.recipe.load import list_key_paths, load_recipe
 
 RECIPE = """\
@@ -20,17 +20,17 @@ evaluate: {metrics: [rouge], primary: rougeL}
 
 
 def test_every_key_that_is_named_exists() -> None:
-    named = {key for ours in WORDS.values() for key in ours.keys}
-    named |= {key for ours in WORDS.values() for key in re.findall(r"`([a-z]+(?:\.[a-z_]+)+)`", ours.note)}
+    named = {key for ours in BY_KEY.values() for key in ours.keys}
+    named |= {key for ours in BY_KEY.values() for key in re.findall(r"`([a-z]+(?:\.[a-z_]+)+)`", ours.note)}
     assert named - set(list_key_paths()) == set()
 
 
 def test_no_word_is_in_two_rows_of_the_table() -> None:
-    assert len([word for words, _, _ in TABLE for word in words.split()]) == len(WORDS)
+    assert len([word for words, _, _ in REPLACEMENTS for word in words.split()]) == len(BY_KEY)
 
 
 def test_no_word_is_a_key_of_ours_in_its_own_place() -> None:
-    assert [word for word in WORDS if word in list_key_paths()] == []
+    assert [word for word in BY_KEY if word in list_key_paths()] == []
 
 
 def told(tmp_path: Path, *overrides: str, text: str = RECIPE) -> str:
@@ -106,8 +106,8 @@ def test_a_former_value_is_answered_with_the_present_one(override: str, ours: st
 
 def test_a_typo_is_still_a_typo(tmp_path: Path) -> None:
     assert "did you mean `learning_rate`?" in told(tmp_path, "train.lerning_rate=1")
-    assert ours_for(("train", "lerning_rate")) is None
-    assert ours_for((0,)) is None
+    assert replacement_for(("train", "lerning_rate")) is None
+    assert replacement_for((0,)) is None
 
 
 def test_a_key_of_another_kind_of_the_section_is_not_suggested_there(tmp_path: Path) -> None:
