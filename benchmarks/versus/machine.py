@@ -34,7 +34,7 @@ def is_busy() -> bool:
     return os.getloadavg()[0] > 0.3 * (os.cpu_count() or 1)
 
 
-def in_words(found: dict[str, Any]) -> str:
+def describe_machine(found: dict[str, Any]) -> str:
     """Return the machine as a line of the page."""
     isa = ", ".join(found["isa"]) or "no vector instructions known to this page"
     cores = f"{found['cores']} core{'' if found['cores'] == 1 else 's'}"

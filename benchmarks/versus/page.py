@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from benchmarks.versus.entries import Entry
-from benchmarks.versus.machine import in_words
+from benchmarks.versus.machine import describe_machine
 from benchmarks.versus.rows import ROOT
 from benchmarks.versus.sections import SECTIONS
 
@@ -48,7 +48,7 @@ def section(name: str, entries: Sequence[Entry], machine: Mapping[str, Any], *, 
         versions |= one.get("versions") or {}
     told = ", ".join(f"{package} {version}" for package, version in sorted(versions.items()))
     month = datetime.now(UTC).strftime("%B %Y")
-    lines = [f"Measured in {month} on {in_words(dict(machine))}; {told or 'no versions known'}."]
+    lines = [f"Measured in {month} on {describe_machine(dict(machine))}; {told or 'no versions known'}."]
     if busy:
         lines.append("**The machine was busy with other work**: trust the ratios a little and the rest not at all.")
     if any(one.get("rows") == "demo" for one in entries):

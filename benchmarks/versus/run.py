@@ -12,7 +12,7 @@ from pathlib import Path
 from benchmarks.versus import generating, preparing, processes, profiling, scaling, starting, training, verdict
 from benchmarks.versus.entries import Entry, skipped
 from benchmarks.versus.jobs import Unequal
-from benchmarks.versus.machine import in_words, is_busy, machine
+from benchmarks.versus.machine import describe_machine, is_busy, machine
 from benchmarks.versus.page import PAGE, write_sections
 from benchmarks.versus.peers_environment import CannotMake, peers_python
 from benchmarks.versus.plan import Plan
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     names = asked.only or list(BENCHMARKS)
     found = machine()
-    say(in_words(found))
+    say(describe_machine(found))
     if busy := is_busy():
         say("warning: this machine is busy; the numbers will say more about its other work than about the systems")
     place = asked.scratch.resolve() if asked.scratch else None  # processes are started in folders of their own

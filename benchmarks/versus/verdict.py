@@ -18,7 +18,7 @@ from benchmarks.versus.training import best_of_each, try_all
 
 from tunesmith.core.files import read_json, read_jsonl
 from tunesmith.core.rundir import RunDir
-from tunesmith.demo.shop import fill
+from tunesmith.demo.shop import create_tables
 from tunesmith.recipe.load import dump_recipe, load_recipe
 
 _RECIPE = ROOT / "recipes" / "demo" / "recipe.yaml"
@@ -76,7 +76,7 @@ def _peers_tasks(job: Job, run: RunDir, plan: Plan, say: Callable[[str], None]) 
     chosen = best_of_each(tried)[-1:]
     database = job.folder / "shop.sqlite"
     with contextlib.closing(sqlite3.connect(database)) as connection:
-        fill(connection)
+        create_tables(connection)
         connection.commit()
     asked = _questions(job.folder / "questions.jsonl", run)
     recipe = load_recipe(run.resolved_recipe)

@@ -63,4 +63,4 @@ def test_a_mirror_that_fails_is_told_and_loses_nothing(tmp_path: Path, monkeypat
     with pytest.raises(TunesmithError) as refused:
         move_alias("sql@1", "staging", force=False, reason=None)
     assert "sql@staging is version 1, but MLflow was not told" in refused.value.message
-    assert Registry.default().current("sql", "staging") == version.number
+    assert Registry.default().alias_target("sql", "staging") == version.number

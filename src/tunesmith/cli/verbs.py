@@ -386,9 +386,9 @@ def verdict(
         confidence: confidence of the interval.
         seed: seed of the bootstrap.
     """
-    from tunesmith.scoring.standalone import verdict_of_files, verdict_text
+    from tunesmith.scoring.standalone import compare_files, verdict_text
 
-    result = verdict_of_files(
+    result = compare_files(
         base, tuned, metric=metric, min_gain=min_gain, confidence=confidence, seed=seed,
         higher_is_better=higher_is_better,
     )  # fmt: skip

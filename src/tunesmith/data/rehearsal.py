@@ -19,7 +19,7 @@ from tunesmith.data.split import choose_by_hash
 from tunesmith.data.used_rows import UsedRows
 from tunesmith.recipe.schema import Recipe
 from tunesmith.scoring.custom import CustomMetric, custom_metrics
-from tunesmith.scoring.metrics import score, scored_on_answers
+from tunesmith.scoring.metrics import answer_metrics, score
 from tunesmith.tasks.base import Task
 
 # Metrics that refuse some references. The others take any text, so a few rows show that they work.
@@ -51,8 +51,8 @@ def rehearse(recipe: Recipe, task: Task, rows: UsedRows, *, folder: Path, second
     """
     notes = []
     asked = (
-        ("test", scored_on_answers(recipe.evaluate.metrics), recipe.evaluate.rows),
-        ("valid", scored_on_answers(recipe.train.valid_metrics), recipe.train.valid_rows),
+        ("test", answer_metrics(recipe.evaluate.metrics), recipe.evaluate.rows),
+        ("valid", answer_metrics(recipe.train.valid_metrics), recipe.train.valid_rows),
     )
     own = custom_metrics([name for _, names, _ in asked for name in names], folder)
     with opened_database(recipe, folder) as database:

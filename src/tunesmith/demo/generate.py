@@ -13,15 +13,16 @@ from functools import cache
 from random import Random
 
 from tunesmith.core.errors import RecipeError
-from tunesmith.demo.kind import Kind
-from tunesmith.demo.questions import KINDS
-from tunesmith.demo.shop import SCHEMA, fill
+from tunesmith.demo import joined_tables, nested_queries, one_table
+from tunesmith.demo.query_template import QueryTemplate
+from tunesmith.demo.shop import SCHEMA, create_tables
 from tunesmith.demo.stable_random import shuffled
 
 NAME = "shop-sql"
-LONGEST_ANSWER = 100
-_ATTEMPTS = 300
-_SHARES = {"test": 15, "valid": 5}
+TEMPLATES = (*one_table.TEMPLATES, *joined_tables.TEMPLATES, *nested_queries.TEMPLATES)
+MAX_ANSWER_ROWS = 100
+_MAX_ATTEMPTS = 300
+_SPLIT_PERCENT = {"test": 15, "valid": 5}
 
 
 def load(count: int, seed: int = 0) -> list[dict[str, str]]:
@@ -34,27 +35,27 @@ def load(count: int, seed: int = 0) -> list[dict[str, str]]:
 
 
 def rows(count: int, seed: int = 0) -> Iterator[dict[str, str]]:
-    """Yield `count` rows, the kinds in equal parts as long as they last, the splits mixed 80 / 5 / 15.
+    """Yield `count` rows, the templates in equal parts as long as they last, the splits mixed 80 / 5 / 15.
 
     No two rows share a question, and no two splits share a query.
 
     Raises:
-        RecipeError: `count` is below 3 (one row a split) or above what the kinds can give.
+        RecipeError: `count` is below 3 (one row a split) or above what the templates can give.
     """
     if count < 3:
         raise RecipeError(f"{NAME} gives at least 3 rows, not {count}", hint="it has three splits")
     rng = Random(seed)
     with contextlib.closing(sqlite3.connect(":memory:")) as connection:
-        fill(connection)
-        writer = _Writer(rng, connection)
-        drawn = [row for split, size in _sizes(count).items() for row in writer.split(split, size)]
+        create_tables(connection)
+        generator = _RowGenerator(rng, connection)
+        drawn = [row for split, size in _sizes(count).items() for row in generator.rows_of_split(split, size)]
     yield from shuffled(rng, drawn)
 
 
-def is_askable(connection: sqlite3.Connection, sql: str) -> bool:
+def has_one_answer(connection: sqlite3.Connection, sql: str) -> bool:
     """Say whether a query finds something, not too much of it, and the same whichever way ties are broken."""
-    answer = connection.execute(sql).fetchmany(LONGEST_ANSWER + 1)
-    if not 0 < len(answer) <= LONGEST_ANSWER or not any(any(values) for values in answer):
+    answer = connection.execute(sql).fetchmany(MAX_ANSWER_ROWS + 1)
+    if not 0 < len(answer) <= MAX_ANSWER_ROWS or not any(any(values) for values in answer):
         return False
     ranking = re.search(r" LIMIT (\d+)$", sql)
     if ranking is None:
@@ -67,40 +68,40 @@ def is_askable(connection: sqlite3.Connection, sql: str) -> bool:
 
 def _sizes(count: int) -> dict[str, int]:
     """Return how many rows each split gets; test and valid come first because train has the most to choose from."""
-    sizes = {split: max(1, count * percent // 100) for split, percent in _SHARES.items()}
+    sizes = {split: max(1, count * percent // 100) for split, percent in _SPLIT_PERCENT.items()}
     return {**sizes, "train": count - sum(sizes.values())}
 
 
-class _Writer:
+class _RowGenerator:
     """Draws rows and remembers what was asked."""
 
     def __init__(self, rng: Random, connection: sqlite3.Connection) -> None:
         self.rng = rng
         self.questions: set[str] = set()
-        self.split_of: dict[str, str] = {}
-        self.askable: Callable[[str], bool] = cache(lambda sql: is_askable(connection, sql))
+        self.query_splits: dict[str, str] = {}
+        self.has_one_answer: Callable[[str], bool] = cache(lambda sql: has_one_answer(connection, sql))
 
-    def split(self, split: str, size: int) -> Iterator[dict[str, str]]:
+    def rows_of_split(self, split: str, size: int) -> Iterator[dict[str, str]]:
         """Yield the rows of a split, one kind after the other, over and over; a kind with no more drops out."""
-        kinds = deque(shuffled(self.rng, KINDS))
+        templates = deque(shuffled(self.rng, TEMPLATES))
         given = 0
         while given < size:
-            if not kinds:
+            if not templates:
                 raise RecipeError(f"{NAME} has {given} {split} rows, not {size}", hint="ask for fewer rows")
-            kind = kinds.popleft()
-            if row := self._row(kind, split):
-                kinds.append(kind)
+            template = templates.popleft()
+            if row := self._row(template, split):
+                templates.append(template)
                 given += 1
                 yield row
 
-    def _row(self, kind: Kind, split: str) -> dict[str, str] | None:
-        """Return a new row of a kind, or None where the kind has no more."""
-        for _ in range(_ATTEMPTS):
-            pattern, question, sql = kind.draw(self.rng, test=split == "test")
-            if question in self.questions or self.split_of.get(sql, split) != split or not self.askable(sql):
+    def _row(self, template: QueryTemplate, split: str) -> dict[str, str] | None:
+        """Return a new row of a template, or None where the kind has no more."""
+        for _ in range(_MAX_ATTEMPTS):
+            pattern, question, sql = template.draw(self.rng, test=split == "test")
+            if question in self.questions or self.query_splits.get(sql, split) != split or not self.has_one_answer(sql):
                 continue
             self.questions.add(question)
-            self.split_of[sql] = split
-            names = {"kind": kind.name, "pattern": pattern, "split": split}
+            self.query_splits[sql] = split
+            names = {"kind": template.name, "pattern": pattern, "split": split}
             return {"question": question, "sql": sql, **names, "schema": SCHEMA}
         return None

@@ -3,10 +3,10 @@
 The aliases are the same throughout: c customers, p products, o orders, i items, pay payments, r reviews.
 """
 
-from tunesmith.demo.kind import Kind
+from tunesmith.demo.query_template import QueryTemplate
 
 _ONE_HOP = (
-    Kind(
+    QueryTemplate(
         "orders_of_customer",
         "SELECT o.id, o.date FROM orders o JOIN customers c ON o.customer_id = c.id WHERE c.name = '{customer}'",
         train=(
@@ -23,7 +23,7 @@ _ONE_HOP = (
             "Of all orders, pick those of {customer} and return id and date.",
         ),
     ),
-    Kind(
+    QueryTemplate(
         "products_with_stars",
         "SELECT DISTINCT p.name FROM products p JOIN reviews r ON r.product_id = p.id "
         "WHERE p.category = '{category}' AND r.stars = {stars}",
@@ -42,7 +42,7 @@ _ONE_HOP = (
             "Which names from {category} come with a rating of {stars} stars?",
         ),
     ),
-    Kind(
+    QueryTemplate(
         "frequent_customers",
         "SELECT c.name FROM customers c JOIN orders o ON o.customer_id = c.id "
         "WHERE c.city = '{city}' GROUP BY c.id HAVING COUNT(*) > {count}",
@@ -63,7 +63,7 @@ _ONE_HOP = (
 )
 
 _MORE_HOPS = (
-    Kind(
+    QueryTemplate(
         "revenue_of_category",
         "SELECT SUM(i.quantity * p.price) FROM orders o JOIN items i ON i.order_id = o.id "
         "JOIN products p ON i.product_id = p.id WHERE p.category = '{category}' AND o.date LIKE '{year}%'",
@@ -81,7 +81,7 @@ _MORE_HOPS = (
             "In money, how much of {category} was ordered during {year}?",
         ),
     ),
-    Kind(
+    QueryTemplate(
         "top_payers",
         "SELECT c.name FROM customers c JOIN orders o ON o.customer_id = c.id "
         "JOIN payments pay ON pay.order_id = o.id WHERE c.city = '{city}' "
@@ -102,4 +102,4 @@ _MORE_HOPS = (
     ),
 )
 
-KINDS = (*_ONE_HOP, *_MORE_HOPS)
+TEMPLATES = (*_ONE_HOP, *_MORE_HOPS)

@@ -1,9 +1,9 @@
 """Kinds of question that need a second query inside the first, or ask for what is not there."""
 
-from tunesmith.demo.kind import Kind
+from tunesmith.demo.query_template import QueryTemplate
 
 _NEGATIONS = (
-    Kind(
+    QueryTemplate(
         "products_never_ordered",
         "SELECT name FROM products WHERE price {compare} {price} AND id NOT IN (SELECT product_id FROM items)",
         train=(
@@ -20,7 +20,7 @@ _NEGATIONS = (
             "Among products {compare} {price}, what is still waiting for its first order?",
         ),
     ),
-    Kind(
+    QueryTemplate(
         "customers_without_orders",
         "SELECT c.name FROM customers c LEFT JOIN orders o ON o.customer_id = c.id "
         "WHERE c.city = '{city}' AND o.id IS NULL",
@@ -39,7 +39,7 @@ _NEGATIONS = (
             "From {city}, who appears in no order at all?",
         ),
     ),
-    Kind(
+    QueryTemplate(
         "unpaid_orders",
         "SELECT o.id FROM orders o WHERE o.date LIKE '{month}%' "
         "AND NOT EXISTS (SELECT 1 FROM payments pay WHERE pay.order_id = o.id)",
@@ -62,7 +62,7 @@ _NEGATIONS = (
 )
 
 _COMPARISONS = (
-    Kind(
+    QueryTemplate(
         "against_average_price",
         "SELECT name FROM products WHERE category = '{category}' "
         "AND price {side} (SELECT AVG(price) FROM products WHERE category = '{category}')",
@@ -82,7 +82,7 @@ _COMPARISONS = (
             "Within {category}, pick each product whose price is {side} the average one.",
         ),
     ),
-    Kind(
+    QueryTemplate(
         "against_product",
         "SELECT name FROM products WHERE price {compare} (SELECT price FROM products WHERE name = '{product}')",
         train=(
@@ -99,7 +99,7 @@ _COMPARISONS = (
             "Starting from what the {product} costs, which products are {compare} that?",
         ),
     ),
-    Kind(
+    QueryTemplate(
         "same_city",
         "SELECT name FROM customers WHERE city = (SELECT city FROM customers WHERE name = '{customer}') "
         "AND name <> '{customer}'",
@@ -117,7 +117,7 @@ _COMPARISONS = (
             "Of our customers, who else is at home where {customer} lives?",
         ),
     ),
-    Kind(
+    QueryTemplate(
         "customers_with_status",
         "SELECT name FROM customers WHERE city = '{city}' "
         "AND id IN (SELECT customer_id FROM orders WHERE status = '{status}')",
@@ -136,7 +136,7 @@ _COMPARISONS = (
             "From {city}, who placed an order that is now {status}?",
         ),
     ),
-    Kind(
+    QueryTemplate(
         "top_per_category",
         "SELECT p.category, p.name FROM products p WHERE p.price = "
         "(SELECT MAX(q.price) FROM products q WHERE q.category = p.category AND q.stock > {stock})",
@@ -156,4 +156,4 @@ _COMPARISONS = (
     ),
 )
 
-KINDS = (*_NEGATIONS, *_COMPARISONS)
+TEMPLATES = (*_NEGATIONS, *_COMPARISONS)

@@ -1,9 +1,9 @@
 """Kinds of question that one table answers: filters, ranges, aggregates, groups, rankings."""
 
-from tunesmith.demo.kind import Kind
+from tunesmith.demo.query_template import QueryTemplate
 
 _FILTERS = (
-    Kind(
+    QueryTemplate(
         "customers_in_city",
         "SELECT name FROM customers WHERE city = '{city}'",
         train=(
@@ -21,7 +21,7 @@ _FILTERS = (
             "Look up everybody who is a customer of ours and lives in {city}.",
         ),
     ),
-    Kind(
+    QueryTemplate(
         "customers_in_two_cities",
         "SELECT name FROM customers WHERE city IN ('{city}', '{city2}')",
         train=(
@@ -39,7 +39,7 @@ _FILTERS = (
             "In {city} and {city2}, what are the names of our customers?",
         ),
     ),
-    Kind(
+    QueryTemplate(
         "customers_joined_after",
         "SELECT name FROM customers WHERE city = '{city}' AND joined > '{date}'",
         train=(
@@ -56,7 +56,7 @@ _FILTERS = (
             "Of all customers in {city}, name those that joined after {date}.",
         ),
     ),
-    Kind(
+    QueryTemplate(
         "products_by_price",
         "SELECT name FROM products WHERE price {compare} {price}",
         train=(
@@ -73,7 +73,7 @@ _FILTERS = (
             "Of our products, which ones are {compare} {price}?",
         ),
     ),
-    Kind(
+    QueryTemplate(
         "products_in_price_range",
         "SELECT name FROM products WHERE category = '{category}' AND price BETWEEN {price} AND {price2}",
         train=(
@@ -90,7 +90,7 @@ _FILTERS = (
             "Of everything in {category}, pick what costs {price} to {price2} euros.",
         ),
     ),
-    Kind(
+    QueryTemplate(
         "products_with_word",
         "SELECT name, price FROM products WHERE name LIKE '%{word}%'",
         train=(
@@ -111,7 +111,7 @@ _FILTERS = (
 )
 
 _COUNTS = (
-    Kind(
+    QueryTemplate(
         "buyers_in_month",
         "SELECT COUNT(DISTINCT customer_id) FROM orders WHERE date LIKE '{month}%'",
         train=(
@@ -129,7 +129,7 @@ _COUNTS = (
             "During {month}, how many different people were there who ordered?",
         ),
     ),
-    Kind(
+    QueryTemplate(
         "price_of_category",
         "SELECT {aggregate}(price) FROM products WHERE category = '{category}'",
         train=(
@@ -149,7 +149,7 @@ _COUNTS = (
 )
 
 _GROUPS = (
-    Kind(
+    QueryTemplate(
         "orders_per_status",
         "SELECT status, COUNT(*) FROM orders WHERE date LIKE '{month}%' GROUP BY status",
         train=(
@@ -166,7 +166,7 @@ _GROUPS = (
             "Per status, how many orders did {month} bring?",
         ),
     ),
-    Kind(
+    QueryTemplate(
         "stock_per_category",
         "SELECT category, SUM(stock) FROM products WHERE price {compare} {price} GROUP BY category",
         train=(
@@ -183,7 +183,7 @@ _GROUPS = (
             "What stock has each category, if only products {compare} {price} count?",
         ),
     ),
-    Kind(
+    QueryTemplate(
         "cities_by_customers",
         "SELECT city FROM customers GROUP BY city HAVING COUNT(*) {than} {size}",
         train=(
@@ -203,7 +203,7 @@ _GROUPS = (
 )
 
 _RANKINGS = (
-    Kind(
+    QueryTemplate(
         "products_ranked",
         "SELECT name FROM products WHERE category = '{category}' ORDER BY {rank} LIMIT {top}",
         train=(
@@ -222,4 +222,4 @@ _RANKINGS = (
     ),
 )
 
-KINDS = (*_FILTERS, *_COUNTS, *_GROUPS, *_RANKINGS)
+TEMPLATES = (*_FILTERS, *_COUNTS, *_GROUPS, *_RANKINGS)

@@ -11,7 +11,7 @@ from datetime import date, timedelta
 from functools import cache
 
 from tunesmith.demo.catalogue import CITIES, PRODUCTS
-from tunesmith.demo.shop import FIRST_ORDER, METHODS, ORDERS, STATUSES, contents
+from tunesmith.demo.shop import FIRST_ORDER, METHODS, ORDERS, STATUSES, table_rows
 
 TEST_CATEGORIES = frozenset({"Travel", "Audio", "Bedding"})
 TEST_CITIES = frozenset({"Berlin", "Rome", "Leeds", "Athens", "Geneva", "Utrecht"})
@@ -41,7 +41,7 @@ class Pool:
     test: tuple[Value, ...]
 
 
-def held_out(number: int) -> bool:
+def is_held_out(number: int) -> bool:
     """Say whether a number is kept for test questions."""
     return number % 7 in (3, 5)
 
@@ -50,12 +50,12 @@ def held_out(number: int) -> bool:
 def pools() -> dict[str, Pool]:
     """Return every pool by the name that the fields of the kinds have."""
     return {
-        "city": _split((city, city in TEST_CITIES) for city in CITIES),
-        "category": _split((category, category in TEST_CATEGORIES) for category in PRODUCTS),
+        "city": _pool((city, city in TEST_CITIES) for city in CITIES),
+        "category": _pool((category, category in TEST_CATEGORIES) for category in PRODUCTS),
         "product": _products(),
         "word": _words(),
         "customer": _customers(),
-        "year": _split((str(year), year in TEST_YEARS) for year in _YEARS),
+        "year": _pool((str(year), year in TEST_YEARS) for year in _YEARS),
         "month": _months(),
         "date": _dates(),
         "price": _numbers(range(10, 251, 5)),
@@ -65,38 +65,38 @@ def pools() -> dict[str, Pool]:
         "size": _numbers(range(7, 17)),
         "top": _numbers(range(2, 7)),
         "stars": _numbers(range(1, 6)),
-        **CLOSED,
+        **SHARED_POOLS,
     }
 
 
-def _closed(values: dict[str, str]) -> Pool:
+def _shared_pool(values: dict[str, str]) -> Pool:
     both = tuple(Value(text, sql) for text, sql in values.items())
     return Pool(both, both)
 
 
-CLOSED = {
-    "status": _closed({status: status for status in STATUSES}),
-    "method": _closed({method: method for method in METHODS}),
-    "compare": _closed({"cheaper than": "<", "more expensive than": ">"}),
-    "side": _closed({"above": ">", "below": "<"}),
-    "than": _closed({"more than": ">", "fewer than": "<"}),
-    "rank": _closed({"cheapest": "price", "most expensive": "price DESC"}),
-    "aggregate": _closed({"average": "AVG", "highest": "MAX", "lowest": "MIN"}),
+SHARED_POOLS = {
+    "status": _shared_pool({status: status for status in STATUSES}),
+    "method": _shared_pool({method: method for method in METHODS}),
+    "compare": _shared_pool({"cheaper than": "<", "more expensive than": ">"}),
+    "side": _shared_pool({"above": ">", "below": "<"}),
+    "than": _shared_pool({"more than": ">", "fewer than": "<"}),
+    "rank": _shared_pool({"cheapest": "price", "most expensive": "price DESC"}),
+    "aggregate": _shared_pool({"average": "AVG", "highest": "MAX", "lowest": "MIN"}),
 }
 
 
-def _split(marked: Iterable[tuple[str, bool]]) -> Pool:
+def _pool(marked: Iterable[tuple[str, bool]]) -> Pool:
     """Make a pool of (value, whether it is held out)."""
     values = list(marked)
     return Pool(*(tuple(Value(text, text) for text, out in values if out is side) for side in (False, True)))
 
 
 def _numbers(numbers: range) -> Pool:
-    return _split((str(number), held_out(number)) for number in numbers)
+    return _pool((str(number), is_held_out(number)) for number in numbers)
 
 
 def _products() -> Pool:
-    return _split((name, category in TEST_CATEGORIES) for category, names in PRODUCTS.items() for name in names)
+    return _pool((name, category in TEST_CATEGORIES) for category, names in PRODUCTS.items() for name in names)
 
 
 def _words() -> Pool:
@@ -104,12 +104,12 @@ def _words() -> Pool:
     products = _products()
     train = {word.lower() for product in products.train for word in product.text.split()}
     test = {word.lower() for product in products.test for word in product.text.split()}
-    return _split((word, word not in train) for word in sorted(train | test))
+    return _pool((word, word not in train) for word in sorted(train | test))
 
 
 def _customers() -> Pool:
     """Return the names of the customers; a held-out city takes those who live there with it."""
-    return _split((str(name), city in TEST_CITIES) for _, name, city, _ in contents()["customers"])
+    return _pool((str(name), city in TEST_CITIES) for _, name, city, _ in table_rows()["customers"])
 
 
 def _months() -> Pool:
@@ -122,4 +122,4 @@ def _months() -> Pool:
 
 def _dates() -> Pool:
     days = [date(_YEARS[0], 1, 1) + timedelta(days=3 * step) for step in range(len(_YEARS) * 121)]
-    return _split((day.isoformat(), day.year in TEST_YEARS) for day in days)
+    return _pool((day.isoformat(), day.year in TEST_YEARS) for day in days)

@@ -11,7 +11,7 @@ from typing import TypeAlias
 from tunesmith.core.errors import DoesNotFit
 from tunesmith.core.files import sync_folder
 from tunesmith.demo.catalogue import CITIES, FIRST_NAMES, LAST_NAMES, PRODUCTS
-from tunesmith.demo.stable_random import pick, randbelow, shuffled, weighted
+from tunesmith.demo.stable_random import choice, randbelow, shuffled, weighted_choice
 
 Rows: TypeAlias = list[tuple[int | str, ...]]
 Contents: TypeAlias = dict[str, Rows]
@@ -59,7 +59,7 @@ CREATE INDEX review_product ON reviews(product_id);
 """
 
 
-def contents(seed: int = 0) -> Contents:
+def table_rows(seed: int = 0) -> Contents:
     """Return the rows of every table: {table: rows in the order of the schema's columns}."""
     rng = Random(seed)
     customers = _customers(rng)
@@ -76,17 +76,17 @@ def contents(seed: int = 0) -> Contents:
     }
 
 
-def fill(connection: sqlite3.Connection, seed: int = 0) -> None:
+def create_tables(connection: sqlite3.Connection, seed: int = 0) -> None:
     """Make the tables of the shop in an empty database."""
     connection.executescript(_TABLES)
-    for table, rows in contents(seed).items():
+    for table, rows in table_rows(seed).items():
         marks = ", ".join("?" * len(rows[0]))
         connection.executemany(f"INSERT INTO {table} VALUES ({marks})", rows)
     connection.commit()
 
 
-def write_database(path: Path, seed: int = 0) -> None:
-    """Write the shop to a SQLite file, whole or not at all. An existing file is replaced.
+def write_database(path: Path, seed: int = 0) -> Path:
+    """Write the shop to a SQLite file, whole or not at all, and return its path. An existing file is replaced.
 
     Raises:
         DoesNotFit: the disk is full.
@@ -95,7 +95,7 @@ def write_database(path: Path, seed: int = 0) -> None:
     temporary = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex[:8]}")
     try:
         with contextlib.closing(sqlite3.connect(temporary)) as connection:
-            fill(connection, seed)
+            create_tables(connection, seed)
         temporary.replace(path)
         sync_folder(path.parent)
     except sqlite3.OperationalError as error:
@@ -104,11 +104,6 @@ def write_database(path: Path, seed: int = 0) -> None:
         raise DoesNotFit("the disk is full", where=str(path), hint="free some space and run it again") from error
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def database(path: Path) -> Path:
-    """Write the shop that the generated questions are about, and return its path."""
-    write_database(path)
     return path
 
 
@@ -121,7 +116,7 @@ def _customers(rng: Random) -> Rows:
     names = shuffled(rng, [f"{first} {last}" for first in FIRST_NAMES for last in LAST_NAMES])[:CUSTOMERS]
     weights = {city: 1 + randbelow(rng, 6) for city in CITIES}
     everywhere = CITIES * 4
-    homes = shuffled(rng, [*everywhere, *(weighted(rng, weights) for _ in range(CUSTOMERS - len(everywhere)))])
+    homes = shuffled(rng, [*everywhere, *(weighted_choice(rng, weights) for _ in range(CUSTOMERS - len(everywhere)))])
     named = zip(names, homes, strict=True)
     return [(i, name, city, _day(rng, _OPENED, _LAST_JOINED)) for i, (name, city) in enumerate(named, 1)]
 
@@ -136,9 +131,9 @@ def _orders(rng: Random, customers: Rows) -> Rows:
     drawn = []
     buyers = [customer for customer in customers if int(customer[0]) % 5]
     for _ in range(ORDERS):
-        buyer = pick(rng, buyers)
+        buyer = choice(rng, buyers)
         since = max(date.fromisoformat(str(buyer[3])), _FIRST_SALE)
-        drawn.append((_day(rng, since, _CLOSED), buyer[0], weighted(rng, STATUSES)))
+        drawn.append((_day(rng, since, _CLOSED), buyer[0], weighted_choice(rng, STATUSES)))
     return [(i, buyer, day, status) for i, (day, buyer, status) in enumerate(sorted(drawn), FIRST_ORDER)]
 
 
@@ -147,7 +142,7 @@ def _items(rng: Random, orders: Rows, products: Rows) -> Rows:
     weights = {int(product[0]): 1 + randbelow(rng, 6) for product in products if int(product[0]) % 6}
     items: Rows = []
     for order, *_ in orders:
-        basket = {weighted(rng, weights) for _ in range(1 + randbelow(rng, 4))}
+        basket = {weighted_choice(rng, weights) for _ in range(1 + randbelow(rng, 4))}
         items += [(order, product, 1 + randbelow(rng, 5)) for product in sorted(basket)]
     return items
 
@@ -164,7 +159,7 @@ def _payments(rng: Random, orders: Rows, items: Rows, products: Rows) -> Rows:
             continue
         total = totals[order]
         parts = [total // 3, total - total // 3] if randbelow(rng, 100) < _IN_TWO_PARTS_PERCENT else [total]
-        payments += [(order, weighted(rng, METHODS), part) for part in parts]
+        payments += [(order, weighted_choice(rng, METHODS), part) for part in parts]
     return payments
 
 
@@ -172,4 +167,4 @@ def _reviews(rng: Random, orders: Rows, items: Rows) -> Rows:
     """Let some customers review what they bought, each product at most once."""
     buyers = {order: buyer for order, buyer, _, _ in orders}
     bought = dict.fromkeys((product, buyers[order]) for order, product, _ in items)
-    return [(*pair, weighted(rng, _STARS)) for pair in bought if randbelow(rng, 100) < _REVIEW_PERCENT]
+    return [(*pair, weighted_choice(rng, _STARS)) for pair in bought if randbelow(rng, 100) < _REVIEW_PERCENT]

@@ -15,12 +15,12 @@ def randbelow(rng: Random, limit: int) -> int:
     return int(rng.random() * limit)
 
 
-def pick(rng: Random, values: Sequence[T]) -> T:
+def choice(rng: Random, values: Sequence[T]) -> T:
     """Draw one value."""
     return values[randbelow(rng, len(values))]
 
 
-def weighted(rng: Random, weights: dict[T, int]) -> T:
+def weighted_choice(rng: Random, weights: dict[T, int]) -> T:
     """Draw one key, each as often as its weight says."""
     left = randbelow(rng, sum(weights.values()))
     for value, weight in weights.items():

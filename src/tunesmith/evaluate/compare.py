@@ -4,9 +4,9 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from tunesmith.recipe.schema import Recipe
-from tunesmith.scoring.metrics import is_lower_better, scored_on_answers, scored_on_likelihood
-from tunesmith.scoring.row_scores import Scores, VerdictSettings, compare, failed_text, moved_groups, too_many_failed
-from tunesmith.scoring.verdict import Verdict, what_would_settle
+from tunesmith.scoring.metrics import answer_metrics, is_lower_better, likelihood_metrics
+from tunesmith.scoring.row_scores import Scores, VerdictSettings, compare, failed_text, group_changes, too_many_failed
+from tunesmith.scoring.verdict import Verdict, rows_needed_text
 
 
 def compare_models(
@@ -18,20 +18,20 @@ def compare_models(
     """
     settings = recipe.evaluate
     min_gain = recipe.promote.min_gain if recipe.promote else 0.0
-    names = [*scored_on_answers(settings.metrics), *scored_on_likelihood(settings.metrics)]
+    names = [*answer_metrics(settings.metrics), *likelihood_metrics(settings.metrics)]
     lower = {*(name for name in names if is_lower_better(name)), *lower_is_better}
     metrics = {}
     for name in names:
         least = min_gain if name == settings.primary else 0.0
         found = compare_metric(recipe, name, base, tuned, groups=groups, min_gain=least, lower_is_better=name in lower)
-        metrics[name] = _entry(name, found, name in lower)
+        metrics[name] = _metric_entry(name, found, name in lower)
     primary = {**metrics[settings.primary], "min_gain": min_gain}
     primary["failed"] = len(base) - primary["rows"]
     grouping, name = None, settings.primary
     if primary["groups"] < primary["rows"]:
         alone = compare_metric(recipe, name, base, tuned, groups=None, min_gain=min_gain, lower_is_better=name in lower)
         primary["by_row"] = {"low": alone.low, "high": alone.high}
-        moved = moved_groups(name, base, tuned, groups, lower_is_better=name in lower)
+        moved = group_changes(name, base, tuned, groups, lower_is_better=name in lower)
         grouping = {"by": recipe.data.split.by, **moved}
     guards = [
         {"metric": g.metric, "max_drop": g.max_drop, **{k: metrics[g.metric][k] for k in ("gain", "low", "high")}}
@@ -65,7 +65,7 @@ def compare_metric(
     return compare(metric, base, tuned, lower_is_better=lower_is_better, groups=groups, settings=settings)
 
 
-def _entry(name: str, found: Verdict, lower: bool) -> dict[str, Any]:
+def _metric_entry(name: str, found: Verdict, lower: bool) -> dict[str, Any]:
     sign = -1.0 if lower else 1.0
     return {
         "verdict": found.verdict,
@@ -98,7 +98,7 @@ def _reasons(verdict: str, primary: dict[str, Any], guards: list[dict[str, Any]]
     if failed:
         reasons.append(failed_text(failed, rows))
     if verdict == "cannot_tell" and primary["rows_needed"]:
-        reasons.append(what_would_settle(primary))
+        reasons.append(rows_needed_text(primary))
     return reasons + [
         f"guard: {g['metric']} may have fallen by {-g['low']:.4f}, more than {g['max_drop']:g}"
         for g in guards

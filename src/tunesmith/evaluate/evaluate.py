@@ -17,7 +17,7 @@ from tunesmith.distributed.process_group import ProcessGroup, current_group
 from tunesmith.estimate.throughput import remember_writing
 from tunesmith.evaluate.compare import compare_models
 from tunesmith.evaluate.inputs import inputs
-from tunesmith.evaluate.subject import generate_answers, response_stats, score_likelihoods
+from tunesmith.evaluate.model_outputs import generate_answers, response_stats, score_likelihoods
 from tunesmith.fetch.reference import ModelFolder, base_of, tuned_of
 from tunesmith.inference.answerable import check_room
 from tunesmith.inference.prompts import SAMPLES, Prompts, build_prompts, rows_of
@@ -30,7 +30,7 @@ from tunesmith.model.quantization import quantization_of
 from tunesmith.recipe.launch import Sharding
 from tunesmith.recipe.schema import Recipe
 from tunesmith.recipe.validation import sharding_unsupported_reason
-from tunesmith.scoring.metrics import scored_on_answers, scored_on_likelihood
+from tunesmith.scoring.metrics import answer_metrics, likelihood_metrics
 from tunesmith.tasks import task_for
 from tunesmith.tasks.base import Task
 from tunesmith.tasks.chatml import load_tokenizer
@@ -43,25 +43,25 @@ def evaluate(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     Many processes share the rows; the first scores what all answered, and only it writes and has a manifest.
     """
     began = time.monotonic()
-    stated, group = inputs(recipe, run), current_group()
-    group.require_equal(stated)
+    stage_inputs, group = inputs(recipe, run), current_group()
+    group.require_equal(stage_inputs)
     models = {
         "base": base_of(run, recipe.model.base),
         "tuned": tuned_of(run),
     }
     tokenizer = load_tokenizer(models["base"], recipe.model.chat_markup)
     task = task_for(recipe.data, tokenizer)
-    scorer = Scorer(scored_on_answers(recipe.evaluate.metrics), recipe, run, stage="evaluate")
+    scorer = Scorer(answer_metrics(recipe.evaluate.metrics), recipe, run, stage="evaluate")
     examples, places = rows_of(run, "test", recipe.evaluate.rows, recipe.seed)
-    questions = build_prompts(examples if scorer.names else examples[:SAMPLES], recipe, task, tokenizer)
+    prompts = build_prompts(examples if scorer.names else examples[:SAMPLES], recipe, task, tokenizer)
     # Both before any is scored: others would wait for the first, which scores alone.
-    found = {
-        name: _subject(name, model, recipe, run, task, tokenizer, questions, places) for name, model in models.items()
+    outputs = {
+        name: _run_model(name, model, recipe, run, task, tokenizer, prompts, places) for name, model in models.items()
     }
     if not group.is_rank0:
         return {}
-    scores, healths = {}, {}
-    for name, (answered, measured) in found.items():
+    scores, stats = {}, {}
+    for name, (answered, measured) in outputs.items():
         lines: list[dict[str, Any]] = [
             {"id": e.id, "group": e.group, **one} for e, one in zip(examples, measured, strict=True)
         ]
@@ -73,13 +73,13 @@ def evaluate(recipe: Recipe, run: RunDir) -> dict[str, Any]:
             if answer["error"] is not None:
                 line["failed"] = answer["error"]
         write_jsonl(run.evaluation(name) / "scores.jsonl", lines)
-        scores[name], healths[name] = lines, response_stats(answered)
+        scores[name], stats[name] = lines, response_stats(answered)
     groups = [e.group for e in examples]
     verdict = compare_models(
         recipe, scores["base"], scores["tuned"], groups=groups, lower_is_better=scorer.lower_is_better
     )
     digests = {name: model.digest() for name, model in models.items()}
-    verdict |= {"health": healths, "digests": {"questions": questions.digest, **digests}}
+    verdict |= {"health": stats, "digests": {"questions": prompts.digest, **digests}}
     verdict["conditions"] = _conditions(recipe)
     if kept := verdict["conditions"]["quantization"]:
         verdict["reasons"].append(f"base and tuned both answered on weights in {kept}")
@@ -87,7 +87,7 @@ def evaluate(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     return seal_folder(
         run.stage("evaluate"),
         stage="evaluate",
-        inputs=stated,
+        inputs=stage_inputs,
         seconds=round(time.monotonic() - began, 3),
         verdict=verdict["verdict"],
     )
@@ -100,14 +100,14 @@ def _conditions(recipe: Recipe) -> dict[str, str | None]:
     return {**words, "chat_markup": recipe.model.chat_markup}
 
 
-def _subject(
+def _run_model(
     name: str,
     model: ModelFolder,
     recipe: Recipe,
     run: RunDir,
     task: Task,
     tokenizer: TokenizerAdapter,
-    questions: Prompts,
+    prompts: Prompts,
     places: Sequence[int],
 ) -> tuple[list[dict[str, Any]], list[dict[str, float]]]:
     """Return what one model answers, and the likelihoods of the rows at `places`: empty where no metric needs them."""
@@ -123,17 +123,17 @@ def _subject(
         shard(loaded, compute, group, by_node=sharding == "node", offload=recipe.launch.offload)
     if name == "base":  # what a model that sees later tokens scores says nothing
         require_causal_attention(loaded, TokenDataset(run.tokens("test")), tokenizer.pad_id, compute)
-    if scored_on_answers(recipe.evaluate.metrics) and (warning := check_room(questions, max_positions(loaded))):
+    if answer_metrics(recipe.evaluate.metrics) and (warning := check_room(prompts, max_positions(loaded))):
         log(f"warning: {warning}")
-    key = digest_of([questions.digest, model.digest(), _conditions(recipe)])
+    key = digest_of([prompts.digest, model.digest(), _conditions(recipe)])
 
-    def timed(tokens: int, seconds: float) -> None:
+    def record_speed(tokens: int, seconds: float) -> None:
         if tokens and not group.is_distributed:
             remember_writing(model.root.digest(), recipe.tuning.method, tokens / seconds)
 
-    answered = generate_answers(name, loaded, questions, task, run.evaluation(name), key=key, timed=timed)
+    answered = generate_answers(name, loaded, prompts, task, run.evaluation(name), key=key, on_finished=record_speed)
     measured: list[dict[str, float]] = [{} for _ in places]
-    if scored_on_likelihood(recipe.evaluate.metrics):
+    if likelihood_metrics(recipe.evaluate.metrics):
         measured = score_likelihoods(loaded, TokenDataset(run.tokens("test")), places, compute, tokenizer.pad_id)
     del loaded
     free_memory()

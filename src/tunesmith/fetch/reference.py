@@ -189,7 +189,7 @@ def _open_pin(pin: Pin, reference: str, opening: _Opening) -> ModelFolder:
     if pin.kind == "registry":
         registry = Registry.default()
         version = registry.resolve(pin.at)
-        registry.check(version)
+        registry.verify(version)
         return _open(reference, registry.folder(version), pin, opening)
     if pin.kind == "hub":
         path = _from_hub(str(pin), opening.weights)
@@ -293,7 +293,7 @@ def _elsewhere(digest: str, opening: _Opening) -> Iterator[Callable[[], ModelFol
     """Yield ways to open a model with a digest: versions of the registry, and folders in which it was seen."""
     versions: list[Version] = []
     with contextlib.suppress(TunesmithError):  # a registry that cannot be read is skipped
-        versions = Registry.default().with_fact("model_digest", digest)
+        versions = Registry.default().find_by_fact("model_digest", digest)
     for version in versions:
         yield partial(_open_pin, Pin("registry", str(version)), str(version), opening)
     for place in places_of(digest):

@@ -6,9 +6,9 @@ from tunesmith.core.errors import RecipeError
 from tunesmith.core.records import Example
 from tunesmith.inference.prompts import Prompts, build_prompts
 from tunesmith.recipe.schema import Recipe
-from tunesmith.scoring.blind import check_sight
-from tunesmith.scoring.metrics import scored_on_answers
-from tunesmith.scoring.row_scores import MOST_FAILED, too_many_failed
+from tunesmith.scoring.metrics import answer_metrics
+from tunesmith.scoring.row_scores import MAX_FAILED_SHARE, too_many_failed
+from tunesmith.scoring.unscorable import check_scorable
 from tunesmith.tasks.base import Task
 from tunesmith.tasks.tokenizer import TokenizerAdapter
 
@@ -32,10 +32,10 @@ def check_answerable(
     """
     room = check_room(build_prompts(examples, recipe, task, tokenizer), positions, split)
     names = recipe.evaluate.metrics if split == "test" else recipe.train.valid_metrics
-    metrics = scored_on_answers(names)
+    metrics = answer_metrics(names)
     primary = recipe.evaluate.primary if split == "test" else recipe.train.select_best_by
     references = [task.reference(example.turns) for example in examples]
-    return [*([room] if room else []), *check_sight(metrics, references, primary=primary, split=split)]
+    return [*([room] if room else []), *check_scorable(metrics, references, primary=primary, split=split)]
 
 
 def check_room(questions: Prompts, positions: int | None, split: str = "test") -> str | None:
@@ -63,7 +63,7 @@ def check_room(questions: Prompts, positions: int | None, split: str = "test") -
     room = positions if questions.opening else positions - longest
     lower = f"lower it to {room:,} or less, or " if 0 < room < limit else ""
     raise RecipeError(
-        f"{text}; above {MOST_FAILED:.0%} there is no verdict",
+        f"{text}; above {MAX_FAILED_SHARE:.0%} there is no verdict",
         where="evaluate.max_new_tokens",
         hint=f"{lower}shorten the prompts or take a model with more positions",
     )

@@ -8,7 +8,7 @@ from tunesmith.core.records import Example
 from tunesmith.core.rundir import RunDir
 from tunesmith.data.split import choose_by_hash
 from tunesmith.recipe.schema import Recipe, TextData
-from tunesmith.scoring.metrics import scored_on_answers
+from tunesmith.scoring.metrics import answer_metrics
 from tunesmith.tasks.base import Task
 from tunesmith.tasks.tokenizer import TokenizerAdapter
 
@@ -59,7 +59,7 @@ def choose_rows(everything: Sequence[Example], count: int, seed: int) -> tuple[l
 def rows_to_answer(recipe: Recipe) -> dict[str, int]:
     """Return the splits whose rows are answered for a metric, and how many rows of each."""
     found = {"valid": recipe.train.valid_rows} if recipe.train.valid_metrics else {}
-    return {**found, "test": recipe.evaluate.rows} if scored_on_answers(recipe.evaluate.metrics) else found
+    return {**found, "test": recipe.evaluate.rows} if answer_metrics(recipe.evaluate.metrics) else found
 
 
 def build_prompts(examples: Sequence[Example], recipe: Recipe, task: Task, tokenizer: TokenizerAdapter) -> Prompts:

@@ -8,7 +8,7 @@ from tunesmith.core.rundir import RunDir
 from tunesmith.data.database import GENERATED_SHOP, database_file
 from tunesmith.recipe.schema import Recipe
 from tunesmith.scoring.custom import custom_metrics
-from tunesmith.scoring.metrics import expand, is_lower_better, score
+from tunesmith.scoring.metrics import expand_metrics, is_lower_better, score
 
 
 class Scorer:
@@ -24,7 +24,7 @@ class Scorer:
     """
 
     def __init__(self, metrics: Sequence[str], recipe: Recipe, run: RunDir, *, stage: str) -> None:
-        self.names = expand(metrics)
+        self.names = expand_metrics(metrics)
         self._own = custom_metrics(self.names, run.recipe_folder)
         self._database = _database(recipe, run, stage) if "execution" in self.names else None
 

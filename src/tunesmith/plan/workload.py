@@ -12,7 +12,7 @@ from tunesmith.inference.prompts import SAMPLES
 from tunesmith.plan.scaling import ClusterEstimate
 from tunesmith.recipe.schedule import StepPlan
 from tunesmith.recipe.schema import Recipe
-from tunesmith.scoring.metrics import scored_on_answers, scored_on_likelihood
+from tunesmith.scoring.metrics import answer_metrics, likelihood_metrics
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,14 +91,14 @@ def estimate_workload(
         recipe, ids["valid"], lengths["valid"], validations=steps.validations, training_tokens=training
     )
     valid_tokens = sum(lengths["valid"][place] for place in valid)
-    scored = scored_on_answers(evaluate.metrics)
+    scored = answer_metrics(evaluate.metrics)
     chosen = choose_by_hash(ids["test"], evaluate.rows, recipe.seed)
     answered = min(len(set(ids["valid"])), train.valid_rows) if train.valid_metrics else 0
     asked = len(chosen) if scored else min(SAMPLES, len(chosen))
     answers = 2 * asked + steps.validations * answered
     most = evaluate.max_new_tokens
     like = mean(min(most, line.trained) for line in rows.lines("test"))
-    reads = scored_on_likelihood(evaluate.metrics)
+    reads = likelihood_metrics(evaluate.metrics)
     tokens = {one: length for one, length in zip(ids["test"], lengths["test"], strict=True) if one in chosen}
     read = 2 * sum(tokens.values()) if reads else 0
     together = seen.together if speed is not None else None

@@ -12,7 +12,7 @@ from tunesmith.promote.promote import check_promotion, promote
 from tunesmith.recipe.load import load_recipe
 from tunesmith.registry.gate import check_gate
 from tunesmith.registry.store import Registry
-from tunesmith.scoring.verdict import in_words
+from tunesmith.scoring.verdict import describe_verdict
 
 
 def promote_run(folder: Path, *, force: bool, reason: str | None) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def move_alias(reference: str, alias: str | None, *, force: bool, reason: str | 
     version = registry.resolve(reference)
     verdict = version.facts.get("verdict")
     check_gate(verdict if isinstance(verdict, dict) else {}, force=force, reason=reason)
-    registry.check(version)
+    registry.verify(version)
     registry.move(version.model, alias, version.number, verdict=verdict, reason=reason, forced=force)
     mirror(registry, version, alias)
     return {"model": version.model, "alias": alias, "version": version.number}
@@ -82,16 +82,16 @@ def list_versions(name: str) -> tuple[dict[str, Any], str]:
          "forced": m.forced, "reason": m.reason}
         for m in registry.history(name)
     ]  # fmt: skip
-    lines = [f"{name}@{v['version']}  {v['added']}  {_primary(v['verdict'])}  base {v['base']}" for v in versions]
+    lines = [f"{name}@{v['version']}  {v['added']}  {_primary_text(v['verdict'])}  base {v['base']}" for v in versions]
     for m in moves:
         why = f"  forced: {m['reason']}" if m["forced"] else f"  {m['reason']}" if m["reason"] else ""
         lines.append(f"  {m['time']}  {m['user']}: {m['kind']} {m['alias']} {m['from'] or '-'} -> {m['to']}{why}")
     return {"model": name, "versions": versions, "moves": moves}, "\n".join(lines)
 
 
-def _primary(verdict: Any) -> str:
+def _primary_text(verdict: Any) -> str:
     if not isinstance(verdict, dict) or "primary" not in verdict:
         return "no verdict"
     p = verdict["primary"]
-    word, interval = in_words({**p, "verdict": verdict["verdict"]}), f"[{p['low']:+.4g}, {p['high']:+.4g}]"
+    word, interval = describe_verdict({**p, "verdict": verdict["verdict"]}), f"[{p['low']:+.4g}, {p['high']:+.4g}]"
     return f"{word}: {p['metric']} {p['base']:.4g} -> {p['tuned']:.4g} {interval}"

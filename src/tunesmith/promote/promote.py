@@ -43,18 +43,18 @@ def promote(recipe: Recipe, run: RunDir, *, force: bool = False, reason: str | N
         RecipeError: the recipe has no `promote` section.
     """
     target, verdict = check_promotion(recipe, run, force=force, reason=reason)
-    stated = inputs(recipe, run)
+    stage_inputs = inputs(recipe, run)
     tuned = tuned_of(run)
     registry = Registry.default()
     facts = {
         "recipe": recipe.model_dump(mode="json"),
-        **_base_of(tuned, recipe, registry),
+        **_base_facts(tuned, recipe, registry),
         "model_digest": tuned.digest(),
         "data_digest": digest_of((run.manifest("prepare") or {}).get("files")),
         "verdict": verdict,
     }
     version = registry.add(target.model, tuned.path, facts=facts)
-    before = registry.current(target.model, target.alias)
+    before = registry.alias_target(target.model, target.alias)
     replaced = before if before != version.number else None
     if before != version.number:
         registry.move(target.model, target.alias, version.number, verdict=verdict, reason=reason, forced=force)
@@ -65,12 +65,12 @@ def promote(recipe: Recipe, run: RunDir, *, force: bool = False, reason: str | N
         "model": target.model, "version": version.number, "alias": target.alias, "forced": force, "reason": reason,
         "replaced": replaced,
     }  # fmt: skip
-    with new_folder(run.stage("promote"), stage="promote", inputs=stated, **done):
+    with new_folder(run.stage("promote"), stage="promote", inputs=stage_inputs, **done):
         pass
     return run.manifest("promote") or {}
 
 
-def _base_of(tuned: ModelFolder, recipe: Recipe, registry: Registry) -> dict[str, Any]:
+def _base_facts(tuned: ModelFolder, recipe: Recipe, registry: Registry) -> dict[str, Any]:
     """Return what the registry records about an adapter's base: {base, base_digest, base_pins}.
 
     A path is recorded twice: relative to the registry, in case both are moved together, and absolute.

@@ -5,12 +5,12 @@ from collections.abc import Iterator
 from tunesmith.core.errors import RecipeError
 from tunesmith.recipe.launch import world_size_of
 from tunesmith.recipe.schema import FullTuning, Quantization, Recipe, Train
-from tunesmith.scoring.metrics import LIKELIHOOD, expand, is_share, scored_on_answers, share_hint
+from tunesmith.scoring.metrics import LIKELIHOOD_METRICS, answer_metrics, expand_metrics, is_share, share_hint
 
 Problems = Iterator[tuple[tuple[str, ...], str]]
 # What validation finds about every valid row, and what else needs no answer.
 _MEASURED_ANYWAY = ("loss", "token_accuracy")
-_NEEDS_NO_ANSWER = ("loss", *LIKELIHOOD)
+_NEEDS_NO_ANSWER = ("loss", *LIKELIHOOD_METRICS)
 
 
 def find_contradictions(recipe: Recipe) -> list[tuple[tuple[str, ...], str]]:
@@ -28,11 +28,11 @@ def find_contradictions(recipe: Recipe) -> list[tuple[tuple[str, ...], str]]:
 def _metric_problems(recipe: Recipe) -> Problems:
     evaluate = recipe.evaluate
     try:
-        generated = expand([name for name in evaluate.metrics if name not in LIKELIHOOD])
+        generated = expand_metrics([name for name in evaluate.metrics if name not in LIKELIHOOD_METRICS])
     except RecipeError as error:
         yield ("evaluate", "metrics"), _told(error)
         return
-    metrics = (*generated, *(name for name in evaluate.metrics if name in LIKELIHOOD))
+    metrics = (*generated, *(name for name in evaluate.metrics if name in LIKELIHOOD_METRICS))
     named = [(("evaluate", "primary"), evaluate.primary)]
     named += [(("evaluate", "guards"), guard.metric) for guard in evaluate.guards]
     for path, metric in named:
@@ -69,7 +69,7 @@ def _valid_problems(recipe: Recipe) -> Problems:
             anyway = "token_accuracy is" if name == "token_accuracy" else "the loss, whose exponent perplexity is, is"
             yield place, f"`{name}` is not computed from answers; {anyway} measured anyway"
     try:
-        generated = scored_on_answers(train.valid_metrics)
+        generated = answer_metrics(train.valid_metrics)
     except RecipeError as error:
         yield place, _told(error)
         return

@@ -85,25 +85,27 @@ class Catalog:
         storable = min(max(number, 0), 2**63 - 1)  # SQLite knows no other integers
         row = self._run(f"{_VERSION} AND model = ? AND number = ?", (model, storable)).fetchone()
         if row is None:
-            raise self.unknown(model, f"version {number}")
-        return Version(**_stored(*row))
+            raise self.not_found_error(model, f"version {number}")
+        return Version(**_decode_entry(*row))
 
     def versions(self, model: str) -> list[Version]:
         """Return the versions of a model, oldest first."""
-        return [Version(**_stored(*row)) for row in self._run(f"{_VERSION} AND model = ? ORDER BY number", (model,))]
+        return [
+            Version(**_decode_entry(*row)) for row in self._run(f"{_VERSION} AND model = ? ORDER BY number", (model,))
+        ]
 
-    def same(self, model: str, files: dict[str, Any], facts: dict[str, Any]) -> Version | None:
+    def find_identical(self, model: str, files: dict[str, Any], facts: dict[str, Any]) -> Version | None:
         """Return the version that has these files and facts, if there is one."""
         digests = (model, digest_of(files), digest_of(facts))
         row = self._run(f"{_VERSION} AND model = ? AND files_digest = ? AND facts_digest = ?", digests).fetchone()
-        return Version(**_stored(*row)) if row else None
+        return Version(**_decode_entry(*row)) if row else None
 
-    def require(self, model: str) -> None:
+    def require_model(self, model: str) -> None:
         """Raise RecipeError if a model never had a version."""
-        if not self.highest(model):
-            raise self.unknown(model, "version")
+        if not self.highest_number(model):
+            raise self.not_found_error(model, "version")
 
-    def highest(self, model: str) -> int:
+    def highest_number(self, model: str) -> int:
         """Return the highest number a model ever had, 0 if there is no such model."""
         return int(self._run("SELECT coalesce(max(number), 0) FROM versions WHERE model = ?", (model,)).fetchone()[0])
 
@@ -125,9 +127,9 @@ class Catalog:
     def models(self) -> list[Model]:
         """Return all models by name."""
         names = [name for (name,) in self._run("SELECT DISTINCT model FROM versions ORDER BY model")]
-        return [Model(name, tuple(sorted(self.live(name))), self.aliases(name)) for name in names]
+        return [Model(name, tuple(sorted(self.live_numbers(name))), self.aliases(name)) for name in names]
 
-    def live(self, model: str) -> set[int]:
+    def live_numbers(self, model: str) -> set[int]:
         """Return the numbers of a model's versions, deleted ones left out."""
         rows = self._run("SELECT number FROM versions WHERE model = ? AND deleted IS NULL", (model,))
         return {number for (number,) in rows}
@@ -140,20 +142,20 @@ class Catalog:
     def moves(self, model: str, alias: str | None = None) -> list[Move]:
         """Return the log of a model, or of one of its aliases, oldest first."""
         query = "SELECT entry, digest FROM moves WHERE model = ? AND alias = coalesce(?, alias) ORDER BY id"
-        return [Move(**_stored(*row)) for row in self._run(query, (model, alias))]
+        return [Move(**_decode_entry(*row)) for row in self._run(query, (model, alias))]
 
-    def log(self, move: Move) -> None:
+    def append_move(self, move: Move) -> None:
         """Add a move to the log, which lets its alias point where it says."""
-        entry = plain_json(asdict(move))
+        entry = json_roundtrip(asdict(move))
         row = (move.model, move.alias, digest_of(entry), json.dumps(entry))
         self._run("INSERT INTO moves VALUES (NULL, ?, ?, ?, ?)", row)
 
-    def unknown(self, model: str, what: str) -> RecipeError:
+    def not_found_error(self, model: str, what: str) -> RecipeError:
         """Return the error for a model, version or alias that is not there, saying what is."""
-        if not self.highest(model):
+        if not self.highest_number(model):
             there = ", ".join(known.name for known in self.models()) or "no model at all"
             return RecipeError(f"there is no model `{model}` in the registry", hint=f"there is {there}")
-        numbers, aliases = sorted(self.live(model)), self.aliases(model)
+        numbers, aliases = sorted(self.live_numbers(model)), self.aliases(model)
         there = ", ".join([*map(str, numbers), *(f"{alias} ({number})" for alias, number in aliases.items())])
         return RecipeError(f"there is no {what} of `{model}`", hint=f"there is {there or 'none left'}")
 
@@ -174,7 +176,7 @@ def alias_history(moves: Iterable[Move]) -> list[int]:
     return way
 
 
-def plain_json(value: Any) -> Any:
+def json_roundtrip(value: Any) -> Any:
     """Return a value as JSON gives it back, so that what is stored and what is compared are the same.
 
     NaN and infinity become their names, because a malformed verdict must be recordable; lone surrogates become `?`.
@@ -183,7 +185,7 @@ def plain_json(value: Any) -> Any:
     return json.loads(text.encode("utf-8", "replace"), parse_constant=str)
 
 
-def _stored(text: str, digest: str) -> Any:
+def _decode_entry(text: str, digest: str) -> Any:
     """Return a stored value; raise DatabaseError, as SQLite does, if it is not the one that was stored."""
     try:
         value = json.loads(text)

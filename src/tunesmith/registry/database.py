@@ -17,7 +17,7 @@ DATABASE = "registry.sqlite"
 SCHEMA = 1
 BUSY_SECONDS = 60.0
 
-_HELD = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL)
+_LOCKED = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL)
 _NO_PERMISSION = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM)
 _NOT_USABLE = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR)
 
@@ -42,13 +42,13 @@ class Database:
         models = self._has_models()
         absent = not self.path.exists() or self.path.stat().st_size == 0
         if absent and models:
-            raise self._lost()
+            raise self._lost_error()
         if absent:
-            with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as nothing:
-                _create_tables(nothing)
-                yield Catalog(nothing)
+            with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as empty:
+                _create_tables(empty)
+                yield Catalog(empty)
         else:
-            with self._session("BEGIN") as catalog:
+            with self._transaction("BEGIN") as catalog:
                 yield catalog
 
     @contextlib.contextmanager
@@ -61,11 +61,11 @@ class Database:
             DoesNotFit: the disk is full.
         """
         self.root.mkdir(parents=True, exist_ok=True)
-        with self._session("BEGIN IMMEDIATE") as catalog:
+        with self._transaction("BEGIN IMMEDIATE") as catalog:
             yield catalog
 
     @contextlib.contextmanager
-    def _session(self, begin: str) -> Iterator[Catalog]:
+    def _transaction(self, begin: str) -> Iterator[Catalog]:
         try:
             connection = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None)
             with contextlib.closing(connection):  # closing rolls back what was not committed
@@ -76,7 +76,7 @@ class Database:
         except sqlite3.ProgrammingError:
             raise
         except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # the latter in messages on a broken schema
-            raise self._explained(error) from error
+            raise self._translate(error) from error
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
         """Create the tables of a new file and look through an old one."""
@@ -91,37 +91,37 @@ class Database:
             )
         problem = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
         if problem != "ok":
-            raise self._damaged(problem)
+            raise self._damaged_error(problem)
 
     def _create(self, connection: sqlite3.Connection) -> None:
         connection.execute("BEGIN IMMEDIATE")
         if _schema(connection) == 0:  # else another process was quicker
             if connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-                raise self._damaged("it is an SQLite file of something else")
+                raise self._damaged_error("it is an SQLite file of something else")
             if self._has_models():
-                raise self._lost()
+                raise self._lost_error()
             _create_tables(connection)
         connection.execute("COMMIT")
 
     def _has_models(self) -> bool:
         return any((self.root / "models").glob(f"*/[0-9]*/{MANIFEST}"))
 
-    def _lost(self) -> DamagedFile:
-        return self._damaged("it is missing or empty, while models are there")
+    def _lost_error(self) -> DamagedFile:
+        return self._damaged_error("it is missing or empty, while models are there")
 
-    def _damaged(self, problem: str) -> DamagedFile:
+    def _damaged_error(self, problem: str) -> DamagedFile:
         return DamagedFile(
             f"is damaged or was altered: {problem}",
             where=str(self.path),
             hint=f"put back a copy of it; models/NAME/VERSION/{MANIFEST} still say what each version is",
         )
 
-    def _explained(self, error: Exception) -> TunesmithError:
+    def _translate(self, error: Exception) -> TunesmithError:
         code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF  # the low byte is the kind
         where = str(self.path)
         if code == sqlite3.SQLITE_FULL:
             return DoesNotFit("the disk is full; nothing was changed", where=where, hint="free some space")
-        if code in _HELD:
+        if code in _LOCKED:
             return TunesmithError(f"another process held it for {BUSY_SECONDS:.0f} s", where=where, hint="try again")
         hint = "see to its permissions and its disk, or name another registry with TUNESMITH_REGISTRY"
         is_hidden = self.path.exists() and not os.access(self.path, os.R_OK)
@@ -130,7 +130,7 @@ class Database:
             return RecipeError(what, where=where, code="permission", hint=hint)
         if code in _NOT_USABLE:
             return TunesmithError(f"cannot be used ({error})", where=where, hint=hint)
-        return self._damaged(str(error))
+        return self._damaged_error(str(error))
 
 
 def _create_tables(connection: sqlite3.Connection) -> None:

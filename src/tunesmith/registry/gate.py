@@ -20,13 +20,13 @@ def check_gate(verdict: dict[str, Any], *, force: bool, reason: str | None) -> N
         raise RecipeError("--force needs a reason", hint='say why with --reason "..."; it goes into the log')
     if has_reason and not force:
         raise RecipeError("--reason has no effect without --force", hint="leave it out, or add --force")
-    problems = refusals(verdict)
+    problems = refusal_reasons(verdict)
     if problems and not force:
         hint = 'to promote it all the same: `tunesmith promote ... --force --reason "..."`; both go into the log'
         raise VerdictRefused("; ".join(problems), where="verdict", hint=hint)
 
 
-def refusals(verdict: object) -> list[str]:
+def refusal_reasons(verdict: object) -> list[str]:
     """Return every reason against promotion, none if there is none. What cannot be read speaks against it."""
     if not isinstance(verdict, dict):
         return ["there is none that can be read"]
@@ -42,17 +42,17 @@ def refusals(verdict: object) -> list[str]:
 def _primary_problems(word: object, primary: object) -> list[str]:
     if not isinstance(primary, dict) or not isinstance(primary.get("metric"), str):
         return [f"it is {word!r}, but what was measured is missing"]
-    if wrong := _not_measured(primary, _NUMBERS) or _contradictions(word, primary):
+    if wrong := _invalid_numbers(primary, _NUMBERS) or _find_contradiction(word, primary):
         return [f"{primary['metric']} was not measured properly: {wrong}"]
-    return [] if word == "better" else [f"{_measured(primary)}: {_said(word)}"]
+    return [] if word == "better" else [f"{_measurement_text(primary)}: {_word_text(word)}"]
 
 
-def _not_measured(measured: dict[str, Any], names: tuple[str, ...]) -> str:
+def _invalid_numbers(measured: dict[str, Any], names: tuple[str, ...]) -> str:
     """Return which of the named values are no numbers, empty if all are."""
     return ", ".join(f"{name} is {measured.get(name)!r}" for name in names if not _is_number(measured.get(name)))
 
 
-def _contradictions(word: object, primary: dict[str, Any]) -> str:
+def _find_contradiction(word: object, primary: dict[str, Any]) -> str:
     low, high = primary["low"], primary["high"]
     if not isinstance(primary["rows"], int) or primary["rows"] < 1:
         return f"rows is {primary['rows']!r}"
@@ -64,7 +64,7 @@ def _contradictions(word: object, primary: dict[str, Any]) -> str:
     return ""
 
 
-def _measured(values: dict[str, Any]) -> str:
+def _measurement_text(values: dict[str, Any]) -> str:
     confidence = f"{100 * values['confidence']:.4g} %"
     return (
         f"{values['metric']} went from {values['base']:.4g} to {values['tuned']:.4g}, gain {values['gain']:+.4g} "
@@ -72,7 +72,7 @@ def _measured(values: dict[str, Any]) -> str:
     )
 
 
-def _said(word: object) -> str:
+def _word_text(word: object) -> str:
     known = {"not_better": "not better", "cannot_tell": "cannot tell whether that is better"}
     return known.get(word, f"{word!r} is no verdict") if isinstance(word, str) else "there is no verdict on that"
 
@@ -89,12 +89,13 @@ def _guard_problem(guard: object, metrics: dict[str, Any]) -> str | None:
     metric = metrics.get(guard["metric"])
     values = {**(metric if isinstance(metric, dict) else {}), **guard}
     present = tuple(name for name in (*_NUMBERS, "max_drop") if name in values)
-    if wrong := _not_measured(values, present):
+    if wrong := _invalid_numbers(values, present):
         return f"the guard {guard['metric']} was not measured properly: {wrong}"
     if guard.get("passed") is True:
         return None
     limit = f", where it may fall by {values['max_drop']:.4g}" if "max_drop" in values else ""
-    return f"a guard did not hold: {_measured(values) if set(_NUMBERS) <= values.keys() else guard['metric']}{limit}"
+    measured = _measurement_text(values) if set(_NUMBERS) <= values.keys() else guard["metric"]
+    return f"a guard did not hold: {measured}{limit}"
 
 
 def _is_number(value: object) -> bool:

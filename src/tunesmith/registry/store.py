@@ -22,10 +22,10 @@ from tunesmith.core.files import (
     translate_enospc,
 )
 from tunesmith.core.user_folders import registry_root
-from tunesmith.registry.catalog import Catalog, Model, Move, Version, alias_history, plain_json
+from tunesmith.registry.catalog import Catalog, Model, Move, Version, alias_history, json_roundtrip
 from tunesmith.registry.database import Database
 from tunesmith.registry.names import check_alias, check_name, looks_like_reference, parse_reference
-from tunesmith.registry.objects import Objects, files_to_add
+from tunesmith.registry.object_store import ObjectStore, list_addable_files
 
 __all__ = ["Model", "Move", "Registry", "Version", "looks_like_reference"]
 
@@ -36,7 +36,7 @@ class Registry:
     def __init__(self, root: Path | str) -> None:
         self.root = Path(root)
         self._database = Database(self.root)
-        self._objects = Objects(self.root)
+        self._store = ObjectStore(self.root)
 
     @classmethod
     def default(cls) -> "Registry":
@@ -54,21 +54,21 @@ class Registry:
             DoesNotFit: the disk is full.
         """
         check_name(name)
-        facts, files = plain_json(facts), files_to_add(folder)
+        facts, files = json_roundtrip(facts), list_addable_files(folder)
         with self._database.writing() as catalog:
-            if existing := catalog.same(name, files, facts):
+            if existing := catalog.find_identical(name, files, facts):
                 return existing
-        self._sweep()
+        self._collect_garbage()
         with (
             translate_enospc(self.root),
-            self._objects.in_use(),
-            self._objects.staged(name, folder, files, facts) as staged,
+            self._store.shared_lock(),
+            self._store.staged(name, folder, files, facts) as staged,
             self._database.writing() as catalog,
         ):
-            if existing := catalog.same(name, files, facts):  # another process added it meanwhile
+            if existing := catalog.find_identical(name, files, facts):  # another process added it meanwhile
                 return existing
-            version = Version(name, catalog.highest(name) + 1, digest_of(files), files, facts, _now())
-            self._put_in_place(staged, self.folder(version))
+            version = Version(name, catalog.highest_number(name) + 1, digest_of(files), files, facts, _now())
+            self._publish(staged, self.folder(version))
             catalog.insert(version)
             return version
 
@@ -102,8 +102,8 @@ class Registry:
             catalog.version(name, version)
             before = catalog.aliases(name).get(alias)
             if not isinstance(expected, EllipsisType) and before != expected:
-                raise _moved_meanwhile(catalog, name, alias, expected)
-            catalog.log(Move(name, alias, "move", before, version, verdict, forced, reason, _user(), _now()))
+                raise _unexpected_target_error(catalog, name, alias, expected)
+            catalog.append_move(Move(name, alias, "move", before, version, verdict, forced, reason, _user(), _now()))
 
     def rollback(self, name: str, alias: str, *, reason: str | None = None) -> Version:
         """Point an alias at the version before its present one, log it, and return that version.
@@ -117,18 +117,18 @@ class Registry:
         check_name(name)
         check_alias(alias)
         with self._database.reading() as catalog:  # so that a refusal makes no registry
-            catalog.require(name)
+            catalog.require_model(name)
         with self._database.writing() as catalog:
             way = alias_history(catalog.moves(name, alias))
             if not way:
-                raise catalog.unknown(name, f"alias `{alias}`")
-            present, live = way[-1], catalog.live(name)
+                raise catalog.not_found_error(name, f"alias `{alias}`")
+            present, live = way[-1], catalog.live_numbers(name)
             after = next((number for number in reversed(way) if number in live and number != present), None)
             if after is None:
                 raise TunesmithError(
                     f"version {present} is the first; there is no earlier one", where=f"{name}@{alias}"
                 )
-            catalog.log(Move(name, alias, "rollback", present, after, None, False, reason, _user(), _now()))
+            catalog.append_move(Move(name, alias, "rollback", present, after, None, False, reason, _user(), _now()))
             return catalog.version(name, after)
 
     def resolve(self, reference: str) -> Version:
@@ -137,17 +137,17 @@ class Registry:
         with self._database.reading() as catalog:
             number = target if isinstance(target, int) else catalog.aliases(name).get(target)
             if number is None:
-                raise catalog.unknown(name, f"alias `{target}`")
+                raise catalog.not_found_error(name, f"alias `{target}`")
             return catalog.version(name, number)
 
-    def current(self, name: str, alias: str) -> int | None:
+    def alias_target(self, name: str, alias: str) -> int | None:
         """Return the number an alias points at, None where there is no such alias: what `move` can expect."""
         check_name(name)
         check_alias(alias)
         with self._database.reading() as catalog:
             return catalog.aliases(name).get(alias)
 
-    def check(self, version: Version) -> None:
+    def verify(self, version: Version) -> None:
         """Raise DamagedFile, naming the file, unless the version's folder is what was added.
 
         The folder is compared with the database: a manifest rewritten to fit an altered file does not help.
@@ -160,7 +160,7 @@ class Registry:
 
     def folder(self, version: Version) -> Path:
         """Return the version's folder, which loads as the plain PEFT or transformers folder that was added."""
-        return self._objects.folder(version.model, version.number)
+        return self._store.folder(version.model, version.number)
 
     def models(self) -> list[Model]:
         """Return all models by name."""
@@ -171,10 +171,10 @@ class Registry:
         """Return the versions of a model, oldest first; raise RecipeError if there is no such model."""
         check_name(name)
         with self._database.reading() as catalog:
-            catalog.require(name)
+            catalog.require_model(name)
             return catalog.versions(name)
 
-    def with_fact(self, key: str, value: object) -> list[Version]:
+    def find_by_fact(self, key: str, value: object) -> list[Version]:
         """Return the versions whose `facts` have this value of a key, model by model, the latest version first."""
         with self._database.reading() as catalog:
             names = [model.name for model in catalog.models()]
@@ -186,7 +186,7 @@ class Registry:
         if alias is not None:
             check_alias(alias)
         with self._database.reading() as catalog:
-            catalog.require(name)
+            catalog.require_model(name)
             return catalog.moves(name, alias)
 
     def delete(self, name: str, version: int) -> None:
@@ -198,7 +198,7 @@ class Registry:
         check_name(name)
         with self._database.reading() as catalog:  # so that a refusal makes no registry
             catalog.version(name, version)
-        with self._objects.in_use():
+        with self._store.shared_lock():
             with self._database.writing() as catalog:
                 found = catalog.version(name, version)
                 aliases = [alias for alias, number in catalog.aliases(name).items() if number == version]
@@ -208,30 +208,30 @@ class Registry:
                 catalog.mark_deleted(found, _now())
             if self.folder(found).exists():
                 remove_folder(self.folder(found))
-        self._sweep()
+        self._collect_garbage()
 
-    def _put_in_place(self, staged: Path, final: Path) -> None:
+    def _publish(self, staged: Path, final: Path) -> None:
         if final.exists():  # of a writer killed between this rename and its commit
             remove_folder(final)
         staged.rename(final)
         sync_folder(final.parent)
 
-    def _sweep(self) -> None:
+    def _collect_garbage(self) -> None:
         """Remove leftovers, unless somebody is adding right now, whose files are not in the database yet."""
-        with self._objects.alone() as alone:
-            if not alone:
+        with self._store.try_exclusive_lock() as locked:
+            if not locked:
                 return
             with self._database.reading() as catalog:
                 names = [model.name for model in catalog.models()]
                 versions = [version for name in names for version in catalog.versions(name)]
-                highest = {name: catalog.highest(name) for name in names}
+                highest = {name: catalog.highest_number(name) for name in names}
                 deleted = catalog.deleted()
             wanted = {entry["sha256"] for version in versions for entry in version.files.values()}
             # A killed `add` leaves the next number, a killed `delete` one that is marked; no other folder is touched.
-            self._objects.sweep(wanted, lambda name, n: (name, n) in deleted or n == highest.get(name, 0) + 1)
+            self._store.collect_garbage(wanted, lambda name, n: (name, n) in deleted or n == highest.get(name, 0) + 1)
 
 
-def _moved_meanwhile(catalog: Catalog, name: str, alias: str, expected: int | None) -> TunesmithError:
+def _unexpected_target_error(catalog: Catalog, name: str, alias: str, expected: int | None) -> TunesmithError:
     moves = catalog.moves(name, alias)
     last = f"points at {moves[-1].after} (by {moves[-1].user}, {moves[-1].time})" if moves else "does not exist"
     what = "not exist" if expected is None else f"point at {expected}"

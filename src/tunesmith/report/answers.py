@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Any, Literal
 
 from tunesmith.report.view import Answer, Answers, Gain, Outcome, Side
-from tunesmith.scoring.metrics import metric_of
+from tunesmith.scoring.metrics import find_metric
 
 Segment = tuple[Literal["same", "extra", "missing"], str]
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"  # written without spaces: each character is a word
@@ -111,7 +111,7 @@ def _side(generation: dict[str, Any] | None, scores: dict[str, Any], metric: str
         for name, number in scores.items()
         if name not in _NOT_SCORES and isinstance(number, (int, float)) and math.isfinite(number)
     }
-    known = metric_of(metric) if metric and metric not in numbers else None
+    known = find_metric(metric) if metric and metric not in numbers else None
     if known and known.likelihood and scores.get("tokens") and known.likelihood.column in scores:
         with suppress(OverflowError):  # so unlikely a row has no perplexity
             numbers[known.name] = known.likelihood.value(known.likelihood.mean(scores))

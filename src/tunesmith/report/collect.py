@@ -18,7 +18,7 @@ from tunesmith.report.answers import pair_answers
 from tunesmith.report.view import Answers, Gain, Grouping, Guard, Stage, StageState, Training, Verdict, View
 from tunesmith.scoring.metrics import higher_is_better
 from tunesmith.scoring.row_scores import failed_text
-from tunesmith.scoring.verdict import what_would_settle
+from tunesmith.scoring.verdict import rows_needed_text
 
 STAGES = ("prepare", "train", "evaluate", "promote")
 LOST_ROWS_LISTED = 6
@@ -209,7 +209,7 @@ def _verdict_of(found: dict[str, Any]) -> Verdict:
 
 def _in_headline(reason: str, primary: dict[str, Any]) -> bool:
     """Say whether the headline gives a reason too, in the metric's unit."""
-    settles = what_would_settle(primary) if primary.get("groups_needed") else None
+    settles = rows_needed_text(primary) if primary.get("groups_needed") else None
     failed = primary.get("failed") or 0
     told = (settles, failed_text(failed, failed + (primary.get("rows") or 0)))
     return reason.startswith("the interval of ") or reason in told

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tunesmith.scoring.metrics import metric_of
+from tunesmith.scoring.metrics import find_metric
 
 StageState = Literal["done", "unfinished", "missing", "not asked for"]
 Outcome = Literal["fixed", "broken", "right", "wrong", "even", "unknown"]
@@ -12,7 +12,7 @@ Outcome = Literal["fixed", "broken", "right", "wrong", "even", "unknown"]
 
 def is_share(metric: str, values: Iterable[float]) -> bool:
     """Say whether some values of a metric are shares of 1, shown in percent, rather than plain numbers."""
-    known = metric_of(metric)
+    known = find_metric(metric)
     return (known is None or known.is_share) and max(map(abs, values), default=0.0) <= 1
 
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from tunesmith.report.view import Gain, Guard, Training, Verdict, View, is_share
-from tunesmith.scoring.metrics import metric_of
+from tunesmith.scoring.metrics import find_metric
 from tunesmith.scoring.row_scores import failed_text
-from tunesmith.scoring.verdict import allows_a_loss, what_would_settle
+from tunesmith.scoring.verdict import is_non_inferiority, rows_needed_text
 
 MINUS = "\u2212"
 NONE = "\u2013"
@@ -38,13 +38,13 @@ def drawn(text: str) -> str:
 def label(metric: str) -> str:
     """Return a metric's name as people write it; of one of the user's own, the name of its function."""
     name = re.split("[.:]", metric)[-1]
-    known = metric_of(name)
+    known = find_metric(name)
     return known.label if known else visible(name).replace("_", " ")
 
 
 def measured(metric: str, number: float, *, percent: bool) -> str:
     """Return what a validation found: 43.5 %, or 1.234 for the loss."""
-    known = metric_of(metric)
+    known = find_metric(metric)
     return f"{100 * number:.1f} %" if percent else f"{number:,.{known.decimals if known else 2}f}"
 
 
@@ -163,7 +163,7 @@ def verdict_sentence(verdict: Verdict) -> str:
 def _conclusion(verdict: Verdict) -> str:
     """Return the headline; a negative `min_gain` asks only for a model that is not worse by more than that."""
     gain, word = verdict.primary, verdict.verdict
-    if word not in HEADLINES or not allows_a_loss(word, gain.low, gain.min_gain):
+    if word not in HEADLINES or not is_non_inferiority(word, gain.low, gain.min_gain):
         return HEADLINES.get(word, word)
     margin = f"than the base by more than {with_unit(gain, gain.min_gain).lstrip(MINUS)} (non-inferiority)"
     return {
@@ -178,7 +178,7 @@ def _settled_by(gain: Gain) -> str:
     needed = {"groups": gain.groups, "rows": gain.rows, "groups_needed": gain.groups_needed}
     if None in needed.values():
         return f"About {count(gain.rows_needed)} rows would settle it."
-    text = what_would_settle({**needed, "confidence": gain.confidence})
+    text = rows_needed_text({**needed, "confidence": gain.confidence})
     return f"{text[0].upper()}{text[1:]}."
 
 

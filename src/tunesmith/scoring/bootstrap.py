@@ -29,12 +29,12 @@ Array = npt.NDArray[np.float64]
 Transform = Callable[[float], float]
 
 _RESAMPLES = 10_000
-_RESAMPLES_BEYOND = 100  # at a high confidence more are drawn, so that this many lie beyond each end
-_FEWEST_RESAMPLES = 1_000
-_MOST_DRAWS = 200_000_000  # seconds; beyond 20,000 distinct rows the resamples become fewer
-_DRAWS_AT_ONCE = 2_000_000  # 16 MB
+_RESAMPLES_PER_TAIL = 100  # at a high confidence more are drawn, so that this many lie beyond each end
+_MIN_RESAMPLES = 1_000
+_MAX_DRAWS = 200_000_000  # seconds; beyond 20,000 distinct rows the resamples become fewer
+_DRAWS_PER_CHUNK = 2_000_000  # 16 MB
 _PSEUDO_ROWS = 0.5
-_STRICTER = 0.5
+_STRICT_ERROR_SHARE = 0.5
 
 
 class Interval(NamedTuple):
@@ -61,7 +61,7 @@ class Sample:
     transform: Transform | None
 
     @classmethod
-    def of(
+    def from_rows(
         cls,
         base: Array,
         tuned: Array,
@@ -71,9 +71,9 @@ class Sample:
     ) -> "Sample":
         """Add up rows [rows] with a positive weight somewhere."""
         rows = np.column_stack((weights, weights * base, weights * tuned)) + 0.0  # -0.0 and 0.0 are one kind
-        cells, counts = np.unique(rows if groups is None else _by_group(rows, groups), axis=0, return_counts=True)
+        cells, counts = np.unique(rows if groups is None else _sum_by_group(rows, groups), axis=0, return_counts=True)
         total = math.fsum(weights)
-        lowest, highest = _range(float(min(base.min(), tuned.min())), float(max(base.max(), tuned.max())))
+        lowest, highest = _score_range(float(min(base.min(), tuned.min())), float(max(base.max(), tuned.max())))
         return cls(
             cells=cells[cells[:, 0] > 0],
             counts=counts[cells[:, 0] > 0].astype(np.float64),
@@ -89,7 +89,7 @@ class Sample:
         """How many units there are."""
         return int(self.counts.sum())
 
-    def precedes(self, other: "Sample") -> bool | None:
+    def sorts_before(self, other: "Sample") -> bool | None:
         """Say which of two samples of as many kinds comes first; None where they are equal."""
         difference = np.append(self.cells - other.cells, self.counts - other.counts)
         places = np.flatnonzero(difference)
@@ -119,13 +119,13 @@ class Sample:
         spread = math.sqrt(float(self.counts @ away**2) / (self.units - 1) / self.units)
         return spread if self.transform is None or not difference else spread * abs(gain / difference)
 
-    def mirrored(self) -> "Sample":
+    def swapped(self) -> "Sample":
         """Return the sample with base and tuned swapped."""
         cells, order = np.unique(self.cells[:, [0, 2, 1]], axis=0, return_index=True)
         return replace(self, cells=cells, counts=self.counts[order], base=self.tuned, tuned=self.base)
 
 
-def fewest_units(confidence: float) -> int:
+def min_units(confidence: float) -> int:
     """Return how many units a sign test needs to exclude anything: 6 at 95 %."""
     return math.ceil(1 - math.log2(1 - confidence) - 1e-9)
 
@@ -138,22 +138,22 @@ def gain_intervals(sample: Sample, confidence: float, seed: int) -> tuple[Interv
     """
     error = 1 - confidence
     low, high = sample.gain(sample.highest, sample.lowest), sample.gain(sample.lowest, sample.highest)
-    if sample.units < fewest_units(confidence):  # below the smallest p-value of a sign test, 2 ** (1 - units)
+    if sample.units < min_units(confidence):  # below the smallest p-value of a sign test, 2 ** (1 - units)
         return Interval(low, high), Interval(low, high)
     if (sample.lowest, sample.highest) != (0.0, 1.0):
         low, high = -math.inf, math.inf
     gain = sample.gain(sample.base, sample.tuned)
-    resamples = max(_RESAMPLES, math.ceil(_RESAMPLES_BEYOND / (_STRICTER * error / 2)))
-    gains = _mirrorable_gains(sample, resamples, seed)
-    usual = _widened(gains[0], gain, error, sample.units)
-    strict = _widened(gains[1], gain, _STRICTER * error, sample.units)
+    resamples = max(_RESAMPLES, math.ceil(_RESAMPLES_PER_TAIL / (_STRICT_ERROR_SHARE * error / 2)))
+    gains = _antisymmetric_gains(sample, resamples, seed)
+    usual = _widened_interval(gains[0], gain, error, sample.units)
+    strict = _widened_interval(gains[1], gain, _STRICT_ERROR_SHARE * error, sample.units)
     return (
         Interval(max(usual.low, low), min(usual.high, high)),
         Interval(max(strict.low, low), min(strict.high, high)),
     )
 
 
-def _by_group(rows: Array, groups: Sequence[Hashable]) -> Array:
+def _sum_by_group(rows: Array, groups: Sequence[Hashable]) -> Array:
     """Add up the rows of each group: [rows, 3] -> [groups, 3]. Exact sums, so the order of rows cannot matter."""
     members: dict[Hashable, list[int]] = {}
     for row, group in enumerate(groups):
@@ -161,7 +161,7 @@ def _by_group(rows: Array, groups: Sequence[Hashable]) -> Array:
     return np.array([[math.fsum(column) for column in rows[chosen].T] for chosen in members.values()])
 
 
-def _range(lowest: float, highest: float) -> tuple[float, float]:
+def _score_range(lowest: float, highest: float) -> tuple[float, float]:
     """Return what scores could be, from what was seen: 0 to 1 where all lie in it, else no more than was seen."""
     if lowest >= 0 and highest <= 1:
         return 0.0, 1.0
@@ -170,15 +170,15 @@ def _range(lowest: float, highest: float) -> tuple[float, float]:
     return lowest, highest
 
 
-def _widened(gains: Array, gain: float, error: float, units: int) -> Interval:
+def _widened_interval(gains: Array, gain: float, error: float, units: int) -> Interval:
     """Return the quantiles of resampled gains [resamples], widened as the module's docstring says."""
     normal = NormalDist().inv_cdf(1 - error / 2)
-    widening = _student(normal, units - 1) / normal * math.sqrt((units + 1) / (units - 1))
+    widening = _student_t_quantile(normal, units - 1) / normal * math.sqrt((units + 1) / (units - 1))
     low, high = np.quantile(gains, (error / 2, 1 - error / 2))
     return Interval(gain - widening * max(gain - float(low), 0.0), gain + widening * max(float(high) - gain, 0.0))
 
 
-def _student(normal: float, freedom: int) -> float:
+def _student_t_quantile(normal: float, freedom: int) -> float:
     """Return the quantile of Student's t for a normal one (Abramowitz & Stegun 26.7.5: within 1 % where it is used)."""
     x, v = normal, freedom
     return (
@@ -189,13 +189,11 @@ def _student(normal: float, freedom: int) -> float:
     )
 
 
-def _mirrorable_gains(sample: Sample, resamples: int, seed: int) -> Array:
+def _antisymmetric_gains(sample: Sample, resamples: int, seed: int) -> Array:
     """Return resampled gains that change their sign, and nothing else, when base and tuned are swapped."""
-    mirrored = sample.mirrored()
-    first = sample.precedes(mirrored)
-    gains = (
-        -_resampled_gains(mirrored, resamples, seed) if first is False else _resampled_gains(sample, resamples, seed)
-    )
+    swapped = sample.swapped()
+    first = sample.sorts_before(swapped)
+    gains = -_resampled_gains(swapped, resamples, seed) if first is False else _resampled_gains(sample, resamples, seed)
     return np.concatenate((gains, -gains), axis=1) if first is None else gains
 
 
@@ -204,8 +202,8 @@ def _resampled_gains(sample: Sample, resamples: int, seed: int) -> Array:
     pseudo = _pseudo_rows(sample)
     cells = np.vstack((sample.cells, pseudo, pseudo))
     shapes = np.append(sample.counts, [_PSEUDO_ROWS] * 4)  # the exponential weights of k units add up to gamma(k)
-    resamples = min(resamples, max(_FEWEST_RESAMPLES, _MOST_DRAWS // len(shapes)))
-    at_once = max(1, _DRAWS_AT_ONCE // len(shapes))
+    resamples = min(resamples, max(_MIN_RESAMPLES, _MAX_DRAWS // len(shapes)))
+    at_once = max(1, _DRAWS_PER_CHUNK // len(shapes))
     random = np.random.default_rng(seed)
     sums = np.empty((2, resamples, 3))
     for start in range(0, resamples, at_once):

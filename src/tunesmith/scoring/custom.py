@@ -22,7 +22,7 @@ from typing import Any
 from tunesmith.core.errors import RecipeError, TunesmithError
 
 _NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*[.:][^\W\d]\w*")
-_RULE = "it takes the lists `predictions` and `references` and returns one number a row"
+_SIGNATURE_HINT = "it takes the lists `predictions` and `references` and returns one number a row"
 
 
 def is_custom(name: str) -> bool:
@@ -49,9 +49,9 @@ class CustomMetric:
     def __init__(self, name: str, folder: Path | None = None) -> None:
         self.name = name
         self._folder = folder.resolve() if folder else None
-        module, function = _parts(name)
+        module, function = _split_name(name)
         with _importable(self._folder):
-            self._function = self._found(module, function)
+            self._function = self._load_function(module, function)
         self.higher_is_better = getattr(self._function, "higher_is_better", True)
         if not isinstance(self.higher_is_better, bool):
             raise RecipeError(
@@ -68,22 +68,24 @@ class CustomMetric:
             raise
         except (Exception, SystemExit) as error:
             raise RecipeError(
-                f"`{self.name}` raised {type(error).__name__}: {error}", where=_raised_at(error), hint=_RULE
+                f"`{self.name}` raised {type(error).__name__}: {error}", where=_location_of(error), hint=_SIGNATURE_HINT
             ) from error
         if len(values) != len(predictions):
-            raise RecipeError(f"`{self.name}` gave {len(values)} values for {len(predictions)} rows", hint=_RULE)
-        return [self._number(value, row) for row, value in enumerate(values)]
+            raise RecipeError(
+                f"`{self.name}` gave {len(values)} values for {len(predictions)} rows", hint=_SIGNATURE_HINT
+            )
+        return [self._to_finite_float(value, row) for row, value in enumerate(values)]
 
-    def _number(self, value: Any, row: int) -> float:
+    def _to_finite_float(self, value: Any, row: int) -> float:
         try:
             number = math.nan if isinstance(value, str | bytes) else float(value)
         except (TypeError, ValueError, OverflowError):
             number = math.nan
         if not math.isfinite(number):
-            raise RecipeError(f"`{self.name}` gave {value!r} for row {row}, not a finite number", hint=_RULE)
+            raise RecipeError(f"`{self.name}` gave {value!r} for row {row}, not a finite number", hint=_SIGNATURE_HINT)
         return number
 
-    def _found(self, module: str, function: str) -> Callable[..., Any]:
+    def _load_function(self, module: str, function: str) -> Callable[..., Any]:
         try:
             imported = importlib.import_module(module)
         except (Exception, SystemExit) as error:
@@ -92,7 +94,7 @@ class CustomMetric:
             raise RecipeError(
                 f"the metric `{self.name}` cannot be loaded: "
                 + (f"there is no module `{missing}`" if known else f"importing `{module}` raised {error!r}"),
-                where=None if known else _raised_at(error),
+                where=None if known else _location_of(error),
                 hint="modules are looked for in the installed packages and "
                 + (f"in {self._folder}" if self._folder else "where Python looks"),
             ) from error
@@ -105,13 +107,13 @@ class CustomMetric:
         found = getattr(imported, function, None)
         if not callable(found):
             told = "is not a function" if hasattr(imported, function) else "does not exist"
-            raise RecipeError(f"`{function}` {told} in the module `{module}`", where=came_from, hint=_RULE)
+            raise RecipeError(f"`{function}` {told} in the module `{module}`", where=came_from, hint=_SIGNATURE_HINT)
         return found  # type: ignore[no-any-return]
 
 
 def source_file(name: str, folder: Path | None) -> Path | None:
     """Return the file in `folder` that holds a metric, None where there is none and a package must have it."""
-    return None if folder is None else _file_of(_parts(name)[0], folder)
+    return None if folder is None else _module_file(_split_name(name)[0], folder)
 
 
 def source_files(name: str, folder: Path) -> list[Path]:
@@ -120,22 +122,22 @@ def source_files(name: str, folder: Path) -> list[Path]:
     A package counts with all its files. Empty if `name` is no such metric or a package of Python's has it.
     """
     found: dict[Path, None] = {}
-    modules = [_parts(name)[0]] if is_custom(name) else []
+    modules = [_split_name(name)[0]] if is_custom(name) else []
     while modules:
         module = modules.pop()
         top = folder / module.partition(".")[0]
-        file = _file_of(top.name, folder) or _file_of(module, folder)
+        file = _module_file(top.name, folder) or _module_file(module, folder)
         if file is None or file in found:
             continue
         files = [file] if file.parent == folder else sorted(top.rglob("*"))
         for path in files:
             if path.is_file() and "__pycache__" not in path.parts:
                 found[path] = None
-                modules += _imported(path)
+                modules += _imported_modules(path)
     return list(found)
 
 
-def _imported(file: Path) -> list[str]:
+def _imported_modules(file: Path) -> list[str]:
     """Return the modules that a Python file names in its imports, wherever they stand; none if it is not Python."""
     if file.suffix != ".py":
         return []
@@ -147,12 +149,12 @@ def _imported(file: Path) -> list[str]:
     return plain + [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
 
 
-def _file_of(module: str, folder: Path) -> Path | None:
+def _module_file(module: str, folder: Path) -> Path | None:
     path = folder.joinpath(*module.split("."))
     return next((file for file in (path / "__init__.py", path.with_suffix(".py")) if file.is_file()), None)
 
 
-def _parts(name: str) -> tuple[str, str]:
+def _split_name(name: str) -> tuple[str, str]:
     module, _, function = name.rpartition(":" if ":" in name else ".")
     return module, function
 
@@ -168,16 +170,16 @@ def _importable(folder: Path | None) -> Iterator[None]:
         return
     place = str(folder)
     before = set(sys.modules)
-    keeps_none, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    dont_write_bytecode, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     importlib.invalidate_caches()
     sys.path.append(place)
     try:
         yield
     finally:
         sys.path.remove(place)
-        sys.dont_write_bytecode = keeps_none
+        sys.dont_write_bytecode = dont_write_bytecode
         for name in set(sys.modules) - before:
-            if _file_of(name, folder) is not None:  # else it is a library, which cannot be imported twice
+            if _module_file(name, folder) is not None:  # else it is a library, which cannot be imported twice
                 del sys.modules[name]
 
 
@@ -189,10 +191,10 @@ def _check_arguments(name: str, function: Callable[..., Any]) -> None:
     try:
         signature.bind([], [])
     except TypeError as error:
-        raise RecipeError(f"`{name}` cannot be called with two lists: {error}", hint=_RULE) from None
+        raise RecipeError(f"`{name}` cannot be called with two lists: {error}", hint=_SIGNATURE_HINT) from None
 
 
-def _raised_at(error: BaseException) -> str | None:
+def _location_of(error: BaseException) -> str | None:
     """Return file:line of where an error was raised, unless that is here."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno}"

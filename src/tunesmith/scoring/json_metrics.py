@@ -12,7 +12,7 @@ Leaf = tuple[tuple[str | int, ...], str, Any]
 
 def json_valid(predictions: Sequence[str]) -> list[float]:
     """Return 1.0 where an answer is JSON (RFC 8259) as it stands: with a code fence or a word around it, it is not."""
-    return [float(_leaves(one) is not None) for one in predictions]
+    return [float(_parse_leaves(one) is not None) for one in predictions]
 
 
 def json_field_f1(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
@@ -25,7 +25,7 @@ def json_field_f1(predictions: Sequence[str], references: Sequence[Sequence[str]
         DataError: a reference is not JSON.
     """
     return [
-        max(_f1(_leaves(prediction) or set(), _wanted(text, row)) for text in right)
+        max(_f1(_parse_leaves(prediction) or set(), _reference_leaves(text, row)) for text in right)
         for row, (prediction, right) in enumerate(zip(predictions, references, strict=True))
     ]
 
@@ -34,8 +34,8 @@ def _f1(ours: set[Leaf], theirs: set[Leaf]) -> float:
     return 2 * len(ours & theirs) / (len(ours) + len(theirs))
 
 
-def _wanted(reference: str, row: int) -> set[Leaf]:
-    leaves = _leaves(reference)
+def _reference_leaves(reference: str, row: int) -> set[Leaf]:
+    leaves = _parse_leaves(reference)
     if leaves is None:
         raise DataError(
             "is not JSON", where=f"references[{row}]", hint="`json_field_f1` compares JSON; exact_match any text"
@@ -43,25 +43,25 @@ def _wanted(reference: str, row: int) -> set[Leaf]:
     return leaves
 
 
-def _leaves(text: str) -> set[Leaf] | None:
+def _parse_leaves(text: str) -> set[Leaf] | None:
     """Return the leaves of a JSON text, None where it is none."""
     try:
-        return set(_walk(json.loads(text, parse_constant=_refuse), ()))
+        return set(_iterate_leaves(json.loads(text, parse_constant=_refuse_constant), ()))
     except (ValueError, RecursionError):
         return None
 
 
-def _refuse(word: str) -> float:
+def _refuse_constant(word: str) -> float:
     raise ValueError(f"{word} is not JSON")  # NaN and Infinity, which Python reads
 
 
-def _walk(value: Any, path: tuple[str | int, ...]) -> Iterator[Leaf]:
+def _iterate_leaves(value: Any, path: tuple[str | int, ...]) -> Iterator[Leaf]:
     if isinstance(value, dict) and value:
         for key, below in value.items():
-            yield from _walk(below, (*path, key))
+            yield from _iterate_leaves(below, (*path, key))
     elif isinstance(value, list) and value:
         for place, below in enumerate(value):
-            yield from _walk(below, (*path, place))
+            yield from _iterate_leaves(below, (*path, place))
     elif isinstance(value, dict | list):
         yield path, type(value).__name__, None
     else:

@@ -9,20 +9,20 @@ References = Sequence[Sequence[str]]  # any of a row's strings is right
 Score = Callable[[Sequence[str], References, Path | None], list[float]]
 """(predictions, references, database) -> one value a row."""
 
-TOKENS = ("log_likelihood", "tokens", "correct")  # of a row: what metrics of the likelihood follow from
+LIKELIHOOD_COLUMNS = ("log_likelihood", "tokens", "correct")  # of a row: what metrics of the likelihood follow from
 
 
 @dataclass(frozen=True, slots=True)
 class Likelihood:
-    """How a metric follows from the `TOKENS` of rows: the sum of a column by the number of tokens.
+    """How a metric follows from the `LIKELIHOOD_COLUMNS` of rows: the sum of a column by the number of tokens.
 
     Args:
         column: what is summed up; more of it is better, whichever way the metric counts.
-        of_mean: turns the mean over all tokens into the metric; None if it is the metric.
+        transform_mean: turns the mean over all tokens into the metric; None if it is the metric.
     """
 
     column: str
-    of_mean: Callable[[float], float] | None = None
+    transform_mean: Callable[[float], float] | None = None
 
     def mean(self, row: Mapping[str, Any]) -> float:
         """Return the mean over the tokens of one row."""
@@ -30,7 +30,7 @@ class Likelihood:
 
     def value(self, mean: float) -> float:
         """Return the metric of a mean over tokens."""
-        return mean if self.of_mean is None else self.of_mean(mean)
+        return mean if self.transform_mean is None else self.transform_mean(mean)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,6 @@ class Metric:
     decimals: int = 2
 
     @property
-    def of_nothing(self) -> float:
+    def value_at_zero(self) -> float:
         """The metric of a system that gets 0 in every row: 1 for perplexity, whose likelihoods are logarithms."""
         return self.likelihood.value(0.0) if self.likelihood else 0.0

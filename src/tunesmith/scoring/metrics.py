@@ -16,15 +16,15 @@ from tunesmith.scoring.custom import custom_metrics, is_custom
 from tunesmith.scoring.json_metrics import json_field_f1, json_valid
 from tunesmith.scoring.metric import Likelihood, Metric, References, Score
 from tunesmith.scoring.rouge import ROUGE_NAMES, is_rouge, rouge
-from tunesmith.scoring.words import is_other_script, spaced
+from tunesmith.scoring.word_tokenizer import is_non_latin, space_words
 
 # Which way metrics count, also those of other tools, by the end of their names: `eval_loss`, `word_error_rate`.
-_LOWER = frozenset({
+_LOWER_IS_BETTER = frozenset({
     "perplexity", "ppl", "loss", "nll", "crossentropy", "wer", "cer", "mer", "ter", "errorrate", "error", "errors",
     "mae", "mse", "rmse", "mape", "bpb", "bpc", "bitsperbyte", "bitspercharacter", "editdistance", "levenshtein",
     "distance", "brier", "ece", "toxicity", "latency", "seconds",
 })  # fmt: skip
-_HIGHER = frozenset({
+_HIGHER_IS_BETTER = frozenset({
     "accuracy", "acc", "match", "em", "f", "precision", "recall", "rouge", "bleu", "sacrebleu", "chrf", "meteor",
     "bertscore", "comet", "bleurt", "auc", "auroc", "mrr", "ndcg", "pass", "passrate", "winrate", "successrate",
     "loglikelihood", "logprob", "score", "execution", "reward",
@@ -56,71 +56,71 @@ def score(
         RecipeError: a name is unknown or needs a model, `execution` has no database, or a metric of your own fails.
         DataError: the lengths differ, or a row is not text.
     """
-    names = expand(metrics)
-    likelihood = [name for name in names if name in LIKELIHOOD]
+    names = expand_metrics(metrics)
+    likelihood = [name for name in names if name in LIKELIHOOD_METRICS]
     if likelihood:
         raise RecipeError(
             f"`{likelihood[0]}` cannot be computed from text",
             hint="it needs the model; name it in evaluate.metrics of a recipe",
         )
-    rows = _checked(predictions, references)
+    rows = _check_rows(predictions, references)
     own = custom_metrics(names, folder)
     return {
-        name: own[name](predictions, references) if name in own else _score(name)(predictions, rows, database)
+        name: own[name](predictions, references) if name in own else _score_function(name)(predictions, rows, database)
         for name in names
     }
 
 
-def expand(names: Sequence[str]) -> tuple[str, ...]:
+def expand_metrics(names: Sequence[str]) -> tuple[str, ...]:
     """Return metric names with groups replaced by their members, each once; raise RecipeError for an unknown one."""
     if isinstance(names, str):
         names = [names]
     members = [member for name in names for member in GROUPS.get(name, (name,))]
     for name in members:
-        metric = metric_of(name)
+        metric = find_metric(name)
         if metric is None or (metric.score is None and metric.likelihood is None):
-            meant = _nearest(name)
+            meant = _closest_name(name)
             if is_custom(name) and (meant is None or _letters(meant) != _letters(name)):
                 continue
             raise RecipeError(
                 f"unknown metric `{name}`" + (f", did you mean `{meant}`?" if meant else ""),
-                hint=f"known are {', '.join(_known())}, rougeN for any N, and functions of your own such as "
+                hint=f"known are {', '.join(_known_names())}, rougeN for any N, and functions of your own such as "
                 "`my_metrics:politeness`",
             )
     return tuple(dict.fromkeys(members))
 
 
-def scored_on_answers(names: Sequence[str]) -> tuple[str, ...]:
+def answer_metrics(names: Sequence[str]) -> tuple[str, ...]:
     """Return those metrics that are computed from answers, groups replaced by their members."""
-    return expand([name for name in names if name not in (*LIKELIHOOD, "loss")])
+    return expand_metrics([name for name in names if name not in (*LIKELIHOOD_METRICS, "loss")])
 
 
-def scored_on_likelihood(names: Sequence[str]) -> tuple[str, ...]:
+def likelihood_metrics(names: Sequence[str]) -> tuple[str, ...]:
     """Return those metrics that are computed from the likelihood of the references."""
-    return tuple(name for name in names if name in LIKELIHOOD)
+    return tuple(name for name in names if name in LIKELIHOOD_METRICS)
 
 
 def higher_is_better(name: str) -> bool | None:
     """Say whether a higher value of a metric is better, by its name; None if the name is not known."""
-    if metric := metric_of(name):
+    if metric := find_metric(name):
         return metric.higher_is_better
     words = [word for word in re.split(r"[^a-z]+", name.lower()) if word]
     for first in range(len(words)):
         end = "".join(words[first:])
-        if end in _LOWER or end in _HIGHER:
-            return end in _HIGHER
+        if end in _LOWER_IS_BETTER or end in _HIGHER_IS_BETTER:
+            return end in _HIGHER_IS_BETTER
     return None
 
 
 def is_lower_better(name: str) -> bool:
     """Say whether lower is better in a metric of ours; those of the user's own say so themselves."""
-    metric = metric_of(name)
+    metric = find_metric(name)
     return metric is not None and not metric.higher_is_better
 
 
 def is_share(name: str) -> bool:
     """Say whether a metric is one of ours whose values are shares of 1."""
-    metric = metric_of(name)
+    metric = find_metric(name)
     return metric is not None and metric.is_share
 
 
@@ -129,16 +129,16 @@ def share_hint(name: str, value: float) -> str:
     return f"`{name}` is a share from 0 to 1 and {value:g} was asked for; {value:g} points are {value / 100:g}"
 
 
-def _known() -> list[str]:
-    return [*METRIC_NAMES, *GROUPS, *LIKELIHOOD]
+def _known_names() -> list[str]:
+    return [*METRIC_NAMES, *GROUPS, *LIKELIHOOD_METRICS]
 
 
 def _letters(name: str) -> str:
     return re.sub(r"[\W_]", "", name.lower())
 
 
-def _nearest(name: str) -> str | None:
-    spelt = {_letters(one): one for one in _known()}
+def _closest_name(name: str) -> str | None:
+    spelt = {_letters(one): one for one in _known_names()}
     return next((spelt[near] for near in difflib.get_close_matches(_letters(name), spelt, n=1)), None)
 
 
@@ -150,7 +150,7 @@ def exact_match(predictions: Sequence[str], references: References, _: Path | No
     ]
 
 
-def best_of(one: Callable[[str, str], float]) -> Score:
+def best_over_references(one: Callable[[str, str], float]) -> Score:
     """Return a function that scores a prediction against the best of its references."""
 
     def values(predictions: Sequence[str], references: References, _: Path | None = None) -> list[float]:
@@ -170,19 +170,19 @@ def bleu(predictions: Sequence[str], references: References, _: Path | None = No
     rows: list[tuple[str, list[str]]] = []
     for one, right in zip(predictions, references, strict=True):
         # Of scripts without spaces every character is a word, as sacrebleu's tokenizer `zh` has it.
-        apart = any(is_other_script(text) for text in right)
-        rows.append((spaced(one), [spaced(text) for text in right]) if apart else (one, list(right)))
-    return _by_sacrebleu(metric, [one for one, _ in rows], [right for _, right in rows])
+        apart = any(is_non_latin(text) for text in right)
+        rows.append((space_words(one), [space_words(text) for text in right]) if apart else (one, list(right)))
+    return _sentence_scores(metric, [one for one, _ in rows], [right for _, right in rows])
 
 
 def chrf(predictions: Sequence[str], references: References, _: Path | None = None) -> list[float]:
     """Return chrF2 (Popovic 2015) of each row by sacrebleu: F-score, recall twice, of up to 6 characters in a row."""
     from sacrebleu.metrics.chrf import CHRF
 
-    return _by_sacrebleu(CHRF(), predictions, references)
+    return _sentence_scores(CHRF(), predictions, references)
 
 
-def _by_sacrebleu(metric: Any, predictions: Sequence[str], references: References) -> list[float]:
+def _sentence_scores(metric: Any, predictions: Sequence[str], references: References) -> list[float]:
     rows = zip(predictions, references, strict=True)
     return [min(1.0, metric.sentence_score(one, list(right)).score / 100) for one, right in rows]
 
@@ -217,25 +217,25 @@ METRICS = {
     )
 }  # fmt: skip
 METRIC_NAMES = (*ROUGE_NAMES, *(name for name, metric in METRICS.items() if metric.score))
-LIKELIHOOD = tuple(name for name, metric in METRICS.items() if metric.likelihood)
+LIKELIHOOD_METRICS = tuple(name for name, metric in METRICS.items() if metric.likelihood)
 # Every validation measures it; no recipe asks for it.
 _LOSS = Metric("loss", "loss", higher_is_better=False, is_share=False, decimals=3)
 
 
-def metric_of(name: str) -> Metric | None:
+def find_metric(name: str) -> Metric | None:
     """Return a metric of ours, or the loss, by its name; None for those of the user's own and of other tools."""
     if is_rouge(name):
-        return Metric(name, f"ROUGE-{name.removeprefix('rouge')}", best_of(rouge(name)))
+        return Metric(name, f"ROUGE-{name.removeprefix('rouge')}", best_over_references(rouge(name)))
     return _LOSS if name == _LOSS.name else METRICS.get(name)
 
 
-def _score(name: str) -> Score:
-    metric = metric_of(name)
-    assert metric is not None and metric.score is not None  # `expand` knows it, and it needs no model
+def _score_function(name: str) -> Score:
+    metric = find_metric(name)
+    assert metric is not None and metric.score is not None  # `expand_metrics` knows it, and it needs no model
     return metric.score
 
 
-def _checked(predictions: Sequence[str], references: Sequence[str | Sequence[str]]) -> References:
+def _check_rows(predictions: Sequence[str], references: Sequence[str | Sequence[str]]) -> References:
     """Return the references as lists; raise DataError unless each row has a text and at least one reference."""
     if isinstance(predictions, str) or isinstance(references, str):
         raise DataError("predictions and references are lists, not one text")

@@ -17,8 +17,8 @@ from typing import Any
 from tunesmith.core import interrupt
 from tunesmith.core.errors import DataError, TunesmithError
 
-SECONDS = 2.0
-MOST_ROWS = 10_000
+QUERY_SECONDS = 2.0
+MAX_ROWS = 10_000
 _WORKER = Path(__file__).with_name("sql_worker.py")
 
 
@@ -27,8 +27,8 @@ def execution_accuracy(
     references: Sequence[str | Sequence[str]],
     database: Path,
     *,
-    seconds: float = SECONDS,
-    most_rows: int = MOST_ROWS,
+    seconds: float = QUERY_SECONDS,
+    max_rows: int = MAX_ROWS,
 ) -> list[float]:
     """Return 1.0 for every row whose prediction gives the result of its reference (of one of them), else 0.0.
 
@@ -44,7 +44,7 @@ def execution_accuracy(
     Args:
         database: an SQLite file, read only, never written.
         seconds: processor time a query may take.
-        most_rows: rows a reference may give.
+        max_rows: rows a reference may give.
 
     Raises:
         DataError: the lengths differ, the database is unreadable, or a reference fails, with the number of its row.
@@ -55,7 +55,7 @@ def execution_accuracy(
         return []
     _check_database(database)
     scores = []
-    with _Worker(database, seconds, most_rows) as worker:
+    with _Worker(database, seconds, max_rows) as worker:
         for index, (prediction, some) in enumerate(zip(predictions, references, strict=True)):
             interrupt.check()
             right = [some] if isinstance(some, str) else some
@@ -65,16 +65,16 @@ def execution_accuracy(
 
 def _score(worker: "_Worker", index: int, prediction: str, reference: str) -> float:
     """Return 1.0 or 0.0 for one row and one of its references; raise DataError if that fails."""
-    if reference not in worker.known:
-        answer = worker.ask(reference)
+    if reference not in worker.valid_references:
+        answer = worker.run(reference)
         if "rows" not in answer:
             raise DataError(
                 f"the reference does not run: {answer['failed']}",
                 where=f"references[{index}]",
                 hint=f"this is what the right answer is compared with: {reference[:200]!r}",
             )
-        worker.known.add(reference)
-    return float(worker.ask(reference, prediction).get("equal", False))
+        worker.valid_references.add(reference)
+    return float(worker.run(reference, prediction).get("equal", False))
 
 
 def _check_database(path: Path) -> None:
@@ -93,10 +93,10 @@ def _check_database(path: Path) -> None:
 class _Worker:
     """The process that runs SQL; started again after a query that ended it."""
 
-    def __init__(self, database: Path, seconds: float, most_rows: int) -> None:
-        self.known: set[str] = set()  # references that ran
+    def __init__(self, database: Path, seconds: float, max_rows: int) -> None:
+        self.valid_references: set[str] = set()  # references that ran
         self._database = str(database.resolve())
-        self._settings = json.dumps({"database": self._database, "seconds": seconds, "most_rows": most_rows})
+        self._settings = json.dumps({"database": self._database, "seconds": seconds, "max_rows": max_rows})
         self._process: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> "_Worker":
@@ -105,7 +105,7 @@ class _Worker:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._stop()
 
-    def ask(self, reference: str, prediction: str | None = None) -> dict[str, Any]:
+    def run(self, reference: str, prediction: str | None = None) -> dict[str, Any]:
         """Run SQL and return {"rows": count} of the reference, {"equal": bool}, or {"failed": why}."""
         answer = self._exchange({"reference": reference, "prediction": prediction})
         return {"failed": "it takes too long or too much memory"} if answer is None else answer

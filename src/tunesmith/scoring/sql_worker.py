@@ -35,7 +35,7 @@ _TOKEN = re.compile(
 )
 
 
-class Failed(Exception):
+class QueryFailed(Exception):
     """Why a query does not count."""
 
 
@@ -60,7 +60,7 @@ def parse(text: str) -> Query:
     what a statement may do is the authorizer's business.
     """
     if len(text) > _SQL_CHARACTERS:
-        raise Failed(f"it is longer than {_SQL_CHARACTERS} characters")
+        raise QueryFailed(f"it is longer than {_SQL_CHARACTERS} characters")
     fence = _FENCE.fullmatch(text)
     text = fence.group(1) if fence else text
     tokens = [match for match in _TOKEN.finditer(text) if match["space"] is None]
@@ -68,13 +68,13 @@ def parse(text: str) -> Query:
         tokens.pop()
     words = [match.group().upper() for match in tokens]
     if any(match["open"] for match in tokens):
-        raise Failed("a quote is not closed")
+        raise QueryFailed("a quote is not closed")
     if not words or words[0] not in ("SELECT", "WITH"):
-        raise Failed("it does not begin with SELECT or WITH")
-    return Query(text[: tokens[-1].end()], _ordered(words))
+        raise QueryFailed("it does not begin with SELECT or WITH")
+    return Query(text[: tokens[-1].end()], _has_outer_order_by(words))
 
 
-def _ordered(words: list[str]) -> bool:
+def _has_outer_order_by(words: list[str]) -> bool:
     depth = 0
     for word, following in zip(words, [*words[1:], ""], strict=True):
         depth += (word == "(") - (word == ")")
@@ -97,7 +97,7 @@ class Database:
         self._connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
         self._connection.set_authorizer(_authorize)
 
-    def run(self, sql: str, most_rows: int) -> Result:
+    def run(self, sql: str, max_rows: int) -> Result:
         """Return the result of a query; raise Failed if it has none within the limits, die if it takes too long.
 
         The processor time is what counts, so that a busy machine does not change a score. The system measures it,
@@ -106,14 +106,14 @@ class Database:
         signal.setitimer(signal.ITIMER_PROF, self._seconds)
         signal.setitimer(signal.ITIMER_REAL, 20 * self._seconds + 20)
         try:
-            return self._fetch(sql, most_rows)
+            return self._fetch(sql, max_rows)
         except (sqlite3.Error, sqlite3.Warning, ValueError, MemoryError) as error:
-            raise Failed(str(error) or type(error).__name__) from None
+            raise QueryFailed(str(error) or type(error).__name__) from None
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0)
             signal.setitimer(signal.ITIMER_REAL, 0)
 
-    def _fetch(self, sql: str, most_rows: int) -> Result:
+    def _fetch(self, sql: str, max_rows: int) -> Result:
         cursor = self._connection.execute(sql)
         try:
             columns = len(cursor.description)
@@ -122,8 +122,8 @@ class Database:
             for row in cursor:
                 rows.append(row)
                 size += 64 * columns + sum(len(value) for value in row if isinstance(value, (str, bytes)))
-                if len(rows) > most_rows or size > _RESULT_BYTES:
-                    raise Failed(f"it gives more than {most_rows} rows or {_RESULT_BYTES} bytes")
+                if len(rows) > max_rows or size > _RESULT_BYTES:
+                    raise QueryFailed(f"it gives more than {max_rows} rows or {_RESULT_BYTES} bytes")
             return Result(columns, rows)
         finally:
             cursor.close()
@@ -134,7 +134,7 @@ def _authorize(action: int, _: str | None, name: str | None, *__: str | None) ->
     return sqlite3.SQLITE_OK if allowed else sqlite3.SQLITE_DENY
 
 
-def same(found: Result, expected: Result, ordered: bool) -> bool:
+def results_equal(found: Result, expected: Result, ordered: bool) -> bool:
     """Say whether two results are equal; where they are not ordered, as collections that may repeat rows."""
     if found.columns != expected.columns or len(found.rows) != len(expected.rows):
         return False
@@ -180,37 +180,37 @@ def _rounded(value: int | float) -> float:
 def main() -> None:
     """Answer requests until standard input ends."""
     settings = json.loads(sys.argv[1])
-    _limit_this_process()
+    _set_process_limits()
     try:
         database = Database(settings["database"], settings["seconds"])
     except (sqlite3.Error, MemoryError) as error:
-        _say({"failed": str(error)})
+        _send({"failed": str(error)})
         return
-    _say({})
+    _send({})
 
     @functools.lru_cache(maxsize=8)
     def expected(reference: str) -> tuple[Query, Result]:
         query = parse(reference)
-        return query, database.run(query.sql, settings["most_rows"])
+        return query, database.run(query.sql, settings["max_rows"])
 
     for line in sys.stdin:
         request = json.loads(line)
         try:
             query, result = expected(request["reference"])
             if request["prediction"] is None:
-                _say({"rows": len(result.rows)})
+                _send({"rows": len(result.rows)})
             else:
                 found = database.run(parse(request["prediction"]).sql, len(result.rows))
-                _say({"equal": same(found, result, query.ordered)})
-        except Failed as error:
-            _say({"failed": str(error)})
+                _send({"equal": results_equal(found, result, query.ordered)})
+        except QueryFailed as error:
+            _send({"failed": str(error)})
 
 
-def _say(answer: dict[str, Any]) -> None:
+def _send(answer: dict[str, Any]) -> None:
     print(json.dumps(answer), flush=True)
 
 
-def _limit_this_process() -> None:
+def _set_process_limits() -> None:
     for number in (signal.SIGPROF, signal.SIGALRM):
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGPROF, signal.SIGALRM))

@@ -10,19 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.core.errors import DataError, RecipeError
-from tunesmith.scoring.blind import blind_rows, blind_text
-from tunesmith.scoring.metric import TOKENS
-from tunesmith.scoring.metrics import LIKELIHOOD, is_share, score, share_hint
+from tunesmith.scoring.metric import LIKELIHOOD_COLUMNS
+from tunesmith.scoring.metrics import LIKELIHOOD_METRICS, is_share, score, share_hint
 from tunesmith.scoring.metrics import higher_is_better as known_direction
 from tunesmith.scoring.row_scores import VerdictSettings, compare, failed_text, likelihood_of
-from tunesmith.scoring.verdict import in_words, what_would_settle
+from tunesmith.scoring.unscorable import unscorable_rows, unscorable_text
+from tunesmith.scoring.verdict import describe_verdict, rows_needed_text
 
-_KINDS = {int: "a number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
-_COMPRESSED = {
+_TYPE_NAMES = {int: "a number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
+_COMPRESSION_FORMATS = {
     b"\x1f\x8b": ("gzip", "gunzip -k"), b"\x28\xb5\x2f\xfd": ("zstd", "unzstd"), b"BZh": ("bzip2", "bunzip2 -k"),
     b"\xfd7zXZ": ("xz", "unxz -k"), b"PK\x03\x04": ("zip", "unzip"),
 }  # fmt: skip
-_PLACE = re.compile(r"references\[(\d+)\]")
+_REFERENCE_INDEX = re.compile(r"references\[(\d+)\]")
 Rows = list[tuple[int, dict[str, Any]]]
 """Line number and row."""
 
@@ -38,7 +38,7 @@ def score_file(
         DataError: the file is unreadable, or a row lacks one of the two, or a metric refuses a reference.
     """
     predictions, references, lines = [], [], []
-    for number, row in _rows(file):
+    for number, row in _read_rows(file):
         for key in ("prediction", "reference"):
             if key not in row:
                 raise DataError(f"has no `{key}`", where=f"{file}:{number}", hint="rows are {prediction, reference}")
@@ -53,13 +53,13 @@ def score_file(
     try:
         values = score(predictions, references, metrics, database=database, folder=folder)
     except DataError as error:  # a metric knows the place in a list, its user the line of a file
-        if (place := _PLACE.fullmatch(error.where or "")) is None:
+        if (place := _REFERENCE_INDEX.fullmatch(error.where or "")) is None:
             raise
         where = f"{file}:{lines[int(place[1])]}"
         raise DataError(f"`reference` {error.message}", where=where, hint=error.hint) from error
     mean = {name: sum(column) / len(column) for name, column in values.items()}
-    blind = {name: len(blind_rows(name, references)) for name in values}
-    warnings = [blind_text(name, count, len(references)) for name, count in blind.items() if count]
+    blind = {name: len(unscorable_rows(name, references)) for name in values}
+    warnings = [unscorable_text(name, count, len(references)) for name, count in blind.items() if count]
     found = {"rows": len(predictions), "mean": mean, "values": values}
     return {**found, "warnings": warnings} if warnings else found
 
@@ -71,7 +71,7 @@ def score_text(result: dict[str, Any]) -> str:
     return "\n".join([*lines, f"{'rows':14} {result['rows']}", *warnings])
 
 
-def verdict_of_files(
+def compare_files(
     base: Path,
     tuned: Path,
     *,
@@ -93,14 +93,18 @@ def verdict_of_files(
     Raises:
         DataError: a file is unreadable, rows do not pair, or the metric is missing or not a number.
     """
-    before, after = list(_rows(base)), list(_rows(tuned))
-    metric = metric or _only_metric(before[0][1], after[0][1], base)
-    before, after = _paired(before, after, base, tuned)
+    before, after = list(_read_rows(base)), list(_read_rows(tuned))
+    metric = metric or _infer_metric(before[0][1], after[0][1], base)
+    before, after = _pair_rows(before, after, base, tuned)
     known = known_direction(metric)
     up = higher_is_better if higher_is_better is not None else known is not False
-    names = [_group(row, other, f"{base}:{number}") for (number, row), (_, other) in zip(before, after, strict=True)]
+    names = [
+        _group_key(row, other, f"{base}:{number}") for (number, row), (_, other) in zip(before, after, strict=True)
+    ]
     groups = names if any("group" in row for _, row in (*before, *after)) else None
-    sides = [[_values(row, metric, file, n) for n, row in rows] for rows, file in ((before, base), (after, tuned))]
+    sides = [
+        [_check_values(row, metric, file, n) for n, row in rows] for rows, file in ((before, base), (after, tuned))
+    ]
     _check_min_gain(metric, min_gain, sides)
     settings = VerdictSettings(min_gain, confidence, seed)
     found = compare(metric, *sides, lower_is_better=not up, groups=groups, settings=settings)
@@ -131,12 +135,11 @@ def verdict_text(result: dict[str, Any]) -> str:
     rows = f"{result['rows']} rows"
     if result["groups"] < result["rows"]:
         rows += f" in {result['groups']} groups"
-    lines = [
-        f"{in_words(result)}: {result['metric']} {result['base']:.4f} -> {result['tuned']:.4f}{direction}, gain "
-        f"{result['gain']:+.4f} [{result['low']:+.4f}, {result['high']:+.4f}] at {result['confidence']:.0%}, {rows}"
-    ]
+    scores = f"{result['metric']} {result['base']:.4f} -> {result['tuned']:.4f}{direction}"
+    interval = f"[{result['low']:+.4f}, {result['high']:+.4f}] at {result['confidence']:.0%}"
+    lines = [f"{describe_verdict(result)}: {scores}, gain {result['gain']:+.4f} {interval}, {rows}"]
     if result["rows_needed"]:
-        lines[0] += f"; {what_would_settle(result)}"
+        lines[0] += f"; {rows_needed_text(result)}"
     if result["by_row"]:
         by_row = result["by_row"]
         lines.append(f"counted by row, the interval would be [{by_row['low']:+.4f}, {by_row['high']:+.4f}]")
@@ -147,26 +150,26 @@ def verdict_text(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _text(file: Path) -> str:
+def _read_text(file: Path) -> str:
     """Return a JSONL file's text; raise DataError with what to do about a file of another kind."""
     try:
         content = file.read_bytes()
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror}", where=str(file)) from error
-    for start, (kind, command) in _COMPRESSED.items():
+    for start, (kind, command) in _COMPRESSION_FORMATS.items():
         if content.startswith(start):
             raise DataError(f"is compressed with {kind}", where=str(file), hint=f"{command} {shlex.quote(str(file))}")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError("is not UTF-8 text", where=str(file)) from error
-    if text.lstrip().startswith("[") and _is_list(text):
+    if text.lstrip().startswith("[") and _is_json_list(text):
         hint = f"write one object per line: jq -c '.[]' {shlex.quote(str(file))}"
         raise DataError("is one JSON list, not JSONL", where=f"{file}:1", hint=hint)
     return text
 
 
-def _is_list(text: str) -> bool:
+def _is_json_list(text: str) -> bool:
     """Say whether a text is, or begins as, one list of objects."""
     try:
         whole = json.loads(text)
@@ -175,8 +178,8 @@ def _is_list(text: str) -> bool:
     return isinstance(whole, list) and all(isinstance(one, dict) for one in whole)
 
 
-def _rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    text = _text(file)
+def _read_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    text = _read_text(file)
     empty = True
     # Not `splitlines`: to that U+0085 and U+2028 end a line too, which JSON leaves as they are.
     for number, line in enumerate(text.split("\n"), 1):
@@ -194,16 +197,20 @@ def _rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise DataError("has no rows", where=str(file))
 
 
-def _only_metric(before: dict[str, Any], after: dict[str, Any], file: Path) -> str:
-    known = ("id", "group", "row", "failed", *TOKENS)
+def _infer_metric(before: dict[str, Any], after: dict[str, Any], file: Path) -> str:
+    known = ("id", "group", "row", "failed", *LIKELIHOOD_COLUMNS)
     names = [k for k, v in before.items() if k not in known and _is_number(v) and k in after]
-    names += [k for k in LIKELIHOOD if k not in before and all(one in before and one in after for one in TOKENS)]
+    names += [
+        k
+        for k in LIKELIHOOD_METRICS
+        if k not in before and all(one in before and one in after for one in LIKELIHOOD_COLUMNS)
+    ]
     if len(names) == 1:
         return names[0]
     raise DataError(f"rows have {len(names)} values to compare", where=str(file), hint=f"--metric NAME of {names}")
 
 
-def _paired(before: Rows, after: Rows, base: Path, tuned: Path) -> tuple[Rows, Rows]:
+def _pair_rows(before: Rows, after: Rows, base: Path, tuned: Path) -> tuple[Rows, Rows]:
     """Return the rows of both files in one order; raise DataError where a row has no partner."""
     without = [f"{file}:{n}" for rows, file in ((before, base), (after, tuned)) for n, row in rows if "id" not in row]
     if len(without) == len(before) + len(after):
@@ -212,56 +219,57 @@ def _paired(before: Rows, after: Rows, base: Path, tuned: Path) -> tuple[Rows, R
         return before, after
     if without:  # by order, rows that have an id could meet another
         raise DataError("has no `id`, and other rows have one", where=without[0], hint="give it to all rows or to none")
-    first, second = _by_id(before, base), _by_id(after, tuned)
-    _check_kinds(first, second, base, tuned)
+    first, second = _rows_by_id(before, base), _rows_by_id(after, tuned)
+    _check_id_types(first, second, base, tuned)
     if alone := sorted(str(key) for _, key in first.keys() ^ second.keys()):
         raise DataError(f"{len(alone)} rows are in one file only, such as id {alone[0]}", where=f"{base}, {tuned}")
     return list(first.values()), [second[key] for key in first]
 
 
-def _check_kinds(first: dict[Any, Any], second: dict[Any, Any], base: Path, tuned: Path) -> None:
+def _check_id_types(first: dict[Any, Any], second: dict[Any, Any], base: Path, tuned: Path) -> None:
     """Raise DataError if ids would pair but for being a number in one file and text in the other."""
     texts = {str(key): key for _, key in second}
     for flag, key in first:
         other = texts.get(str(key), key)
         if (flag, key) not in second and type(other) is not type(key):
             raise DataError(
-                f"`id` {json.dumps(key)} is {_KINDS[type(key)]} in {base} and {_KINDS[type(other)]} in {tuned}",
+                f"`id` {json.dumps(key)} is {_TYPE_NAMES[type(key)]} in {base} "
+                f"and {_TYPE_NAMES[type(other)]} in {tuned}",
                 where=f"{base}, {tuned}",
                 hint="write ids as text, or as numbers, in both files",
             )
 
 
-def _by_id(rows: Rows, file: Path) -> dict[Any, tuple[int, dict[str, Any]]]:
+def _rows_by_id(rows: Rows, file: Path) -> dict[Any, tuple[int, dict[str, Any]]]:
     found: dict[Any, tuple[int, dict[str, Any]]] = {}
     for number, row in rows:
-        key = _plain(row["id"], "id", f"{file}:{number}")
+        key = _lookup_key(row["id"], "id", f"{file}:{number}")
         if key in found:
             raise DataError(f"has the `id` of line {found[key][0]} again: {row['id']}", where=f"{file}:{number}")
         found[key] = (number, row)
     return found
 
 
-def _group(row: dict[str, Any], other: dict[str, Any], where: str) -> tuple[Any, ...]:
+def _group_key(row: dict[str, Any], other: dict[str, Any], where: str) -> tuple[Any, ...]:
     """Return what a pair of rows is grouped by: its place, where neither names a group."""
     named = [one["group"] for one in (row, other) if "group" in one]
     if len(named) == 2 and named[0] != named[1]:
         raise DataError(f"the two files say different groups: {named[0]!r} and {named[1]!r}", where=where)
-    return ("group", _plain(named[0], "group", where)) if named else ("row", where)
+    return ("group", _lookup_key(named[0], "group", where)) if named else ("row", where)
 
 
-def _plain(value: Any, key: str, where: str) -> tuple[bool, Any]:
+def _lookup_key(value: Any, key: str, where: str) -> tuple[bool, Any]:
     """Return a value to look up by, 1 and true told apart; raise DataError for a list or an object."""
     if isinstance(value, list | dict):
         raise DataError(f"`{key}` is {value!r}, not text or a number", where=where)
     return isinstance(value, bool), value
 
 
-def _values(row: dict[str, Any], metric: str, file: Path, number: int) -> dict[str, Any]:
+def _check_values(row: dict[str, Any], metric: str, file: Path, number: int) -> dict[str, Any]:
     """Return a row whose values of a metric are finite numbers, or that failed."""
     if row.get("failed"):
         return row
-    needed = TOKENS if likelihood_of(metric, [row]) and "tokens" in row else (metric,)
+    needed = LIKELIHOOD_COLUMNS if likelihood_of(metric, [row]) and "tokens" in row else (metric,)
     for name in needed:
         if not _is_number(row.get(name)):
             raise DataError(f"`{name}` is {row.get(name)!r}, not a finite number", where=f"{file}:{number}")

@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from tunesmith.core.errors import DataError, RecipeError
-from tunesmith.scoring.bootstrap import Array, Interval, Sample, Transform, fewest_units, gain_intervals
+from tunesmith.scoring.bootstrap import Array, Interval, Sample, Transform, gain_intervals, min_units
 
-Numbers = Sequence[float] | npt.NDArray[Any]
+Scores = Sequence[float] | npt.NDArray[Any]
 
-_HOPELESS = 1_000  # a gain that takes a thousand times the rows to tell from min_gain is not told from it
+_MAX_ROWS_FACTOR = 1_000  # a gain that takes a thousand times the rows to tell from min_gain is not told from it
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +45,14 @@ class Verdict:
 
 
 def paired_verdict(
-    base: Numbers,
-    tuned: Numbers,
+    base: Scores,
+    tuned: Scores,
     *,
     groups: Sequence[Hashable] | None = None,
     min_gain: float = 0.0,
     confidence: float = 0.95,
     seed: int = 0,
-    weights: Numbers | None = None,
+    weights: Scores | None = None,
     transform: Transform | None = None,
 ) -> Verdict:
     """Judge whether the tuned system beats the base by more than `min_gain`.
@@ -84,12 +84,12 @@ def paired_verdict(
         RecipeError: an impossible `min_gain`, `confidence` or `seed`.
     """
     _check_settings(min_gain, confidence, seed)
-    before, after = _numbers(base, "base"), _numbers(tuned, "tuned")
+    before, after = _to_array(base, "base"), _to_array(tuned, "tuned")
     rows = len(before)
-    row_weights = np.ones(rows) if weights is None else _numbers(weights, "weights")
+    row_weights = np.ones(rows) if weights is None else _to_array(weights, "weights")
     _check_rows(rows, tuned=after, weights=row_weights, groups=groups)
     _check_weights(row_weights)
-    sample = Sample.of(before, after, row_weights, groups, transform)
+    sample = Sample.from_rows(before, after, row_weights, groups, transform)
     gain = sample.gain(sample.base, sample.tuned)
     usual, strict = gain_intervals(sample, confidence, seed)
     low = strict.low if strict.low <= min_gain < usual.low else usual.low
@@ -114,27 +114,27 @@ def paired_verdict(
     )
 
 
-def what_would_settle(found: Mapping[str, Any]) -> str:
+def rows_needed_text(found: Mapping[str, Any]) -> str:
     """Say how many rows, or groups of rows, would settle a verdict that has the fields of `Verdict`."""
     groups, rows, needed = found["groups"], found["rows"], found["groups_needed"]
     what = "rows" if groups == rows else "groups"
     text = f"about {needed:,} {what} would settle it"
-    if groups < (fewest := fewest_units(found["confidence"])):  # the spread of so few is a rough guess
+    if groups < (fewest := min_units(found["confidence"])):  # the spread of so few is a rough guess
         text = f"at least {fewest} {what} are needed to settle it" + (
             f", here about {needed:,}" if needed > fewest else ""
         )
     return text if groups == rows else f"{text}; more rows of the same {groups:,} groups would not"
 
 
-def allows_a_loss(verdict: str, low: float, min_gain: float) -> bool:
+def is_non_inferiority(verdict: str, low: float, min_gain: float) -> bool:
     """Whether a verdict shows at most "not worse by more than `-min_gain`" (non-inferiority), and no improvement."""
     return min_gain < 0 and not (verdict == "better" and low > 0)
 
 
-def in_words(found: Mapping[str, Any]) -> str:
+def describe_verdict(found: Mapping[str, Any]) -> str:
     """Return the verdict in words; with a negative `min_gain` it is about not being worse."""
     verdict, min_gain = str(found["verdict"]), found.get("min_gain") or 0.0
-    if not allows_a_loss(verdict, found["low"], min_gain):
+    if not is_non_inferiority(verdict, found["low"], min_gain):
         return {"not_better": "not better", "cannot_tell": "cannot tell"}.get(verdict, verdict)
     words = {"better": "not worse", "not_better": "worse", "cannot_tell": "cannot tell whether worse"}
     return f"{words.get(verdict, verdict)} by more than {-min_gain:g} (non-inferiority)"
@@ -145,17 +145,17 @@ def _units_needed(sample: Sample, gain: float, min_gain: float, interval: Interv
 
     The interval of fewer units than a sign test needs says nothing, so the spread of the units themselves is used.
     """
-    distance, fewest = abs(gain - min_gain), fewest_units(confidence)
+    distance, fewest = abs(gain - min_gain), min_units(confidence)
     if sample.units < fewest:
         width = NormalDist().inv_cdf((1 + confidence) / 2) * sample.standard_error(gain)
     else:
         width = gain - interval.low if gain > min_gain else interval.high - gain
-    if distance == 0 or width**2 >= _HOPELESS * distance**2:
+    if distance == 0 or width**2 >= _MAX_ROWS_FACTOR * distance**2:
         return None
     return max(fewest, sample.units + 1, math.ceil(sample.units * (width / distance) ** 2))
 
 
-def _numbers(values: Numbers, name: str) -> Array:
+def _to_array(values: Scores, name: str) -> Array:
     """Return values as an array [rows]; raise DataError at the first that is not a finite number."""
     for index, value in enumerate(values):
         if not isinstance(value, (int, float, np.number, np.bool_)) or not math.isfinite(value):

@@ -14,7 +14,7 @@ from tunesmith.core.rundir import RunDir
 from tunesmith.evaluate.compare import compare_metric
 from tunesmith.recipe.schema import FullTuning, Recipe
 from tunesmith.scoring.custom import is_custom
-from tunesmith.scoring.metrics import higher_is_better, is_share, metric_of, share_hint
+from tunesmith.scoring.metrics import find_metric, higher_is_better, is_share, share_hint
 from tunesmith.scoring.verdict import Verdict
 from tunesmith.sweep.axes import Axis, Sweep, Trial, correction
 from tunesmith.sweep.reuse import reused
@@ -254,7 +254,7 @@ def _judged(
     groups = [line["group"] for line in tuned]
     verdict = read_json(run.verdict)
     # A score alone is judged as the gain over a constant: 0, or for perplexity its minimum of 1.
-    origin = known.of_nothing if (known := metric_of(threshold.metric)) else 0.0
+    origin = known.value_at_zero if (known := find_metric(threshold.metric)) else 0.0
     kept = ("id", "group", "tokens", "failed")
     nothing = [{key: value if key in kept else 0.0 for key, value in line.items()} for line in tuned]
     lower = not verdict["metrics"][threshold.metric]["higher_is_better"]

@@ -21,7 +21,7 @@ from tunesmith.data.trained_rows import TRAINED_ROWS, trained_rows, write_traine
 from tunesmith.fetch.reference import CARD, ModelFolder
 from tunesmith.inference.prompts import rows_of
 from tunesmith.recipe.load import load_recipe
-from tunesmith.scoring.standalone import verdict_of_files
+from tunesmith.scoring.standalone import compare_files
 from tunesmith.tasks import task_for
 from tunesmith.tasks.tokenizer import TokenizerAdapter
 
@@ -95,7 +95,7 @@ def test_two_prompts_are_compared_on_the_same_rows(prepared: Prepare, tmp_path: 
         files.append(tmp_path / f"{name}.jsonl")
         examples, _ = rows_of(prepared(name, prompt=prompt), "test", 8, 0)
         write_jsonl(files[-1], [{"id": example.id, "exact_match": float(name == "b")} for example in examples])
-    found = verdict_of_files(*files, metric="exact_match", min_gain=0.0, confidence=0.95, seed=0)
+    found = compare_files(*files, metric="exact_match", min_gain=0.0, confidence=0.95, seed=0)
     assert (found["rows"], found["gain"]) == (8, 1.0)
 
 

@@ -10,14 +10,14 @@ import pytest
 
 from tunesmith.core.errors import DoesNotFit
 from tunesmith.core.files import digest_of
-from tunesmith.demo import SCHEMA, database, shop
+from tunesmith.demo import SCHEMA, shop, write_database
 from tunesmith.demo.catalogue import CITIES, PRODUCTS
-from tunesmith.demo.stable_random import pick, randbelow, shuffled, weighted
+from tunesmith.demo.stable_random import choice, randbelow, shuffled, weighted_choice
 
 
 @pytest.fixture(scope="module")
 def connection(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sqlite3.Connection]:
-    path = database(tmp_path_factory.mktemp("shop") / "shop.sqlite")
+    path = write_database(tmp_path_factory.mktemp("shop") / "shop.sqlite")
     with contextlib.closing(sqlite3.connect(path)) as opened:
         yield opened
 
@@ -29,17 +29,17 @@ def number(connection: sqlite3.Connection, sql: str) -> int:
 def test_draws_are_pinned() -> None:
     rng = Random(0)
     assert [randbelow(rng, 1000) for _ in range(4)] == [844, 757, 420, 258]
-    assert pick(rng, "abcdef") == "d"
+    assert choice(rng, "abcdef") == "d"
     assert shuffled(rng, range(6)) == [2, 0, 3, 4, 1, 5]
-    drawn = [weighted(rng, {"often": 9, "seldom": 1, "never": 0}) for _ in range(500)]
+    drawn = [weighted_choice(rng, {"often": 9, "seldom": 1, "never": 0}) for _ in range(500)]
     assert 400 < drawn.count("often") < 490
     assert "never" not in drawn
 
 
 def test_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
-    shop.write_database(tmp_path / "a.sqlite")
-    shop.write_database(tmp_path / "b.sqlite")
-    shop.write_database(tmp_path / "c.sqlite", seed=1)
+    write_database(tmp_path / "a.sqlite")
+    write_database(tmp_path / "b.sqlite")
+    write_database(tmp_path / "c.sqlite", seed=1)
     first, second, other = ((tmp_path / f"{name}.sqlite").read_bytes() for name in "abc")
     assert first == second
     assert first != other
@@ -48,8 +48,8 @@ def test_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
 
 def test_contents_do_not_depend_on_the_hash_seed() -> None:
     script = (
-        "from tunesmith.core.files import digest_of; from tunesmith.demo.shop import contents; "
-        "print(digest_of(contents(3)))"
+        "from tunesmith.core.files import digest_of; from tunesmith.demo.shop import table_rows; "
+        "print(digest_of(table_rows(3)))"
     )
     digests = {
         subprocess.run(
@@ -61,11 +61,11 @@ def test_contents_do_not_depend_on_the_hash_seed() -> None:
         ).stdout.strip()
         for seed in ("1", "2")
     }
-    assert digests == {digest_of(shop.contents(3))}
+    assert digests == {digest_of(shop.table_rows(3))}
 
 
 def test_database_holds_the_contents(connection: sqlite3.Connection) -> None:
-    for table, rows in shop.contents().items():
+    for table, rows in shop.table_rows().items():
         assert connection.execute(f"SELECT * FROM {table}").fetchall() == rows, table
 
 
@@ -79,27 +79,27 @@ def test_database_replaces_a_file_and_a_failure_leaves_it(tmp_path: Path, monkey
         raise RuntimeError("killed")
 
     with monkeypatch.context() as patch:
-        patch.setattr(shop, "fill", fail)
+        patch.setattr(shop, "create_tables", fail)
         with pytest.raises(RuntimeError, match="killed"):
-            database(path)
+            write_database(path)
     assert path.read_text() == "not a database"
     assert list(path.parent.iterdir()) == [path]
     with path.open() as reader:
-        assert database(path) == path
+        assert write_database(path) == path
         assert reader.read() == "not a database"  # replaced, not written over
     assert path.read_bytes().startswith(b"SQLite format 3")
 
 
 def test_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fill = shop.fill
+    fill = shop.create_tables
 
     def fill_little(connection: sqlite3.Connection, seed: int) -> None:
         connection.execute("PRAGMA max_page_count = 8")
         fill(connection, seed)
 
-    monkeypatch.setattr(shop, "fill", fill_little)
+    monkeypatch.setattr(shop, "create_tables", fill_little)
     with pytest.raises(DoesNotFit, match="disk is full"):
-        database(tmp_path / "shop.sqlite")
+        write_database(tmp_path / "shop.sqlite")
     assert list(tmp_path.iterdir()) == []
 
 

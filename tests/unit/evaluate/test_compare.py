@@ -12,8 +12,8 @@ from tunesmith.core.errors import DataError
 from tunesmith.core.files import write_jsonl
 from tunesmith.evaluate.compare import compare_models
 from tunesmith.recipe.schema import Recipe, Split
-from tunesmith.registry.gate import refusals
-from tunesmith.scoring.standalone import verdict_of_files
+from tunesmith.registry.gate import refusal_reasons
+from tunesmith.scoring.standalone import compare_files
 from tunesmith.scoring.verdict import paired_verdict
 
 ROWS = 60
@@ -283,7 +283,7 @@ def test_above_a_share_of_failed_rows_there_is_no_verdict() -> None:
     assert found["primary"]["low"] > 0
     assert (found["verdict"], found["primary"]["failed"], found["primary"]["rows_needed"]) == ("cannot_tell", 4, None)
     assert "interval" not in " ".join(found["reasons"])
-    assert refusals({**found, "digests": {}})
+    assert refusal_reasons({**found, "digests": {}})
     guarded = recipe(["rougeL", "perplexity"], "perplexity", guards=[{"metric": "rougeL", "max_drop": 0.5}])
     [guard] = compare_models(guarded, failing(lines(1), range(4)), lines(2, nll=1.0), groups=GROUPS)["guards"]
     assert guard["passed"] is False
@@ -299,6 +299,6 @@ def test_the_files_of_a_run_give_its_own_interval(tmp_path: Path) -> None:
         write_jsonl(files[-1], [{"group": group, **line} for group, line in zip(groups, found, strict=True)])
     judged = compare_models(recipe(metrics, "rougeL"), base, tuned, groups=groups)["metrics"]
     for name in metrics:
-        alone = verdict_of_files(*files, metric=name, min_gain=0.0, confidence=0.95, seed=5)
+        alone = compare_files(*files, metric=name, min_gain=0.0, confidence=0.95, seed=5)
         for key in ("base", "tuned", "gain", "low", "high", "rows", "groups", "rows_needed"):
             assert alone[key] == judged[name][key], (name, key)

@@ -52,7 +52,7 @@ def assert_sound(registry: Registry) -> None:
     for model in registry.models():
         assert set(model.aliases.values()) <= set(model.versions)
         for version in registry.versions(model.name):
-            registry.check(version)
+            registry.verify(version)
             folder = registry.folder(version).relative_to(registry.root).as_posix()
             expected |= {f"{folder}/{name}" for name in (*version.files, "manifest.json")}
             expected |= {f"objects/{(sha := file['sha256'])[:2]}/{sha}" for file in version.files.values()}

@@ -10,7 +10,7 @@ from tests.unit.registry.conftest import FACTS, add, assert_sound, move
 
 from tunesmith.core.errors import DamagedFile, DoesNotFit, TunesmithError
 from tunesmith.core.files import seal_folder
-from tunesmith.registry import database, objects
+from tunesmith.registry import database, object_store
 from tunesmith.registry.store import Registry
 
 
@@ -23,13 +23,13 @@ def test_a_flipped_byte_is_found(registry: Registry, name: str) -> None:
     whole = path.read_bytes()
     path.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
     with pytest.raises(DamagedFile, match=name) as error:
-        registry.check(version)
+        registry.verify(version)
     assert error.value.exit_code == 6
     manifest = registry.folder(version) / "manifest.json"
     manifest.unlink()
     seal_folder(manifest.parent, model="viggo", facts=FACTS)
     with pytest.raises(DamagedFile, match=name):
-        registry.check(version)
+        registry.verify(version)
 
 
 def test_missing_added_and_rewritten_files_are_found(registry: Registry) -> None:
@@ -38,18 +38,18 @@ def test_missing_added_and_rewritten_files_are_found(registry: Registry) -> None
     folder = registry.folder(version)
     (folder / "extra.py").write_text("")
     with pytest.raises(DamagedFile, match=r"extra\.py: does not belong"):
-        registry.check(version)
+        registry.verify(version)
     (folder / "extra.py").unlink()
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps({**manifest, "facts": {}}))
     with pytest.raises(DamagedFile, match=r"manifest\.json"):
-        registry.check(version)
+        registry.verify(version)
     (folder / "manifest.json").unlink()
     with pytest.raises(DamagedFile, match=r"manifest\.json"):
-        registry.check(version)
+        registry.verify(version)
     shutil.rmtree(folder)
     with pytest.raises(DamagedFile, match="missing"):
-        registry.check(version)
+        registry.verify(version)
 
 
 def test_a_damaged_object_does_not_get_into_a_new_version(registry: Registry) -> None:
@@ -58,9 +58,9 @@ def test_a_damaged_object_does_not_get_into_a_new_version(registry: Registry) ->
     damaged.chmod(0o644)
     damaged.write_text("the same, but for a flip")
     assert add(registry, "other weights") == 2
-    registry.check(registry.resolve("viggo@2"))
+    registry.verify(registry.resolve("viggo@2"))
     with pytest.raises(DamagedFile):
-        registry.check(registry.resolve("viggo@1"))
+        registry.verify(registry.resolve("viggo@1"))
 
 
 def test_no_damage_of_the_database_goes_by(registry: Registry) -> None:
@@ -112,7 +112,7 @@ def test_rows_are_compared_with_their_index(registry: Registry) -> None:
     assert whole.count(f"viggostaging{digest}".encode()) == 1
     path.write_bytes(whole.replace(f"viggostaging{digest}".encode(), f"viggostaginx{digest}".encode()))
     with pytest.raises(DamagedFile, match="index"):
-        registry.current("viggo", "staging")
+        registry.alias_target("viggo", "staging")
 
 
 def test_a_lost_database_is_not_an_empty_one(registry: Registry) -> None:
@@ -152,7 +152,7 @@ def test_faults_of_the_system_are_told(registry: Registry, monkeypatch: pytest.M
     def full(*paths: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(objects, "_copy", full)
+    monkeypatch.setattr(object_store, "_copy", full)
     with pytest.raises(DoesNotFit):
         add(registry, "b")
     monkeypatch.undo()
@@ -179,4 +179,4 @@ def test_the_registry_of_another_user_is_a_matter_of_permission(
     error = sqlite3.OperationalError("no")
     error.sqlite_errorcode = number
     monkeypatch.setattr("os.access", lambda *_: readable)
-    assert registry._database._explained(error).code == code
+    assert registry._database._translate(error).code == code

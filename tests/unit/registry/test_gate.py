@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tunesmith.core.errors import RecipeError, VerdictRefused
-from tunesmith.registry.gate import check_gate, refusals
+from tunesmith.registry.gate import check_gate, refusal_reasons
 
 PRIMARY = {
     "metric": "rougeL",
@@ -107,7 +107,9 @@ def test_force_and_reason_go_together(judged: dict[str, Any], force: bool, reaso
 
 def test_the_refusal_says_what_was_measured() -> None:
     failed = {**PRIMARY, "metric": "bleu", "tuned": 0.3, "gain": -0.1, "low": -0.2, "high": -0.05, "max_drop": 0.01}
-    told = refusals(verdict(verdict="cannot_tell", guards=[{**failed, "passed": False}], reasons=["too few rows"]))
+    told = refusal_reasons(
+        verdict(verdict="cannot_tell", guards=[{**failed, "passed": False}], reasons=["too few rows"])
+    )
     assert told == [
         "rougeL went from 0.4 to 0.45, gain +0.05 (95 % interval +0.02 to +0.08, 200 rows): "
         "cannot tell whether that is better",
@@ -119,10 +121,10 @@ def test_the_refusal_says_what_was_measured() -> None:
 
 def test_a_guard_is_measured_where_the_metrics_are() -> None:
     fell = {**PRIMARY, "metric": "bleu", "tuned": 0.3, "gain": -0.1, "low": -0.2, "high": -0.05}
-    told = refusals(verdict(guards=[{"metric": "bleu", "passed": False}], metrics={"bleu": fell}))
+    told = refusal_reasons(verdict(guards=[{"metric": "bleu", "passed": False}], metrics={"bleu": fell}))
     assert len(told) == 1
     assert "bleu went from 0.4 to 0.3" in told[0]
 
 
 def test_reasons_alone_do_not_refuse() -> None:
-    assert refusals(verdict(reasons=["low > min_gain"])) == []
+    assert refusal_reasons(verdict(reasons=["low > min_gain"])) == []

@@ -47,7 +47,7 @@ def test_names_that_are_not_allowed(registry: Registry, tmp_path: Path, bad: str
         lambda: registry.versions(bad),
         lambda: registry.history(bad),
         lambda: registry.history("viggo", bad),
-        lambda: registry.current("viggo", bad),
+        lambda: registry.alias_target("viggo", bad),
         lambda: registry.delete(bad, 1),
     ]
     for call in calls:

@@ -12,21 +12,21 @@ import pytest
 from tests.unit.registry.conftest import FACTS, adapter, add, assert_sound
 
 from tunesmith.core.errors import Interrupted, RecipeError, TunesmithError
-from tunesmith.registry import objects
+from tunesmith.registry import object_store
 from tunesmith.registry.catalog import Catalog
 from tunesmith.registry.store import Registry
 
 
 def test_the_same_added_meanwhile_is_found(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
-    link, others = objects.Objects._link, list[int]()
+    link, others = object_store.ObjectStore._link, list[int]()
 
-    def slow(self: objects.Objects, sha256: str, target: Path) -> None:
+    def slow(self: object_store.ObjectStore, sha256: str, target: Path) -> None:
         if not others:
             others.append(0)
             others[0] = add(registry, "a")
         link(self, sha256, target)
 
-    monkeypatch.setattr(objects.Objects, "_link", slow)
+    monkeypatch.setattr(object_store.ObjectStore, "_link", slow)
     assert add(registry, "a") == 1
     assert others == [1]
     assert_sound(registry)
@@ -43,7 +43,7 @@ def test_leftovers_are_replaced_where_nothing_can_be_locked(
     shutil.copytree(registry.root / "models/viggo/1", registry.root / "models/viggo/2")
     (registry.root / "models/viggo/.incoming.tmp-of-somebody").mkdir()
     assert add(registry, "b") == 2
-    registry.check(registry.resolve("viggo@2"))
+    registry.verify(registry.resolve("viggo@2"))
     assert (registry.root / "models/viggo/.incoming.tmp-of-somebody").exists(), "somebody may be alive"
 
 
@@ -62,7 +62,7 @@ def test_only_leftovers_are_swept(registry: Registry) -> None:
 
 
 @pytest.mark.parametrize(
-    ("owner", "step"), [(Registry, "_put_in_place"), (Catalog, "insert"), (objects.Objects, "_link")]
+    ("owner", "step"), [(Registry, "_publish"), (Catalog, "insert"), (object_store.ObjectStore, "_link")]
 )
 def test_an_error_between_files_and_commit_leaves_nothing(
     registry: Registry, monkeypatch: pytest.MonkeyPatch, owner: type, step: str
@@ -157,7 +157,7 @@ def _compete(root: Path, who: int) -> tuple[list[int], int, int]:
     common = registry.add("common", adapter(scratch, "common"), facts=FACTS).number
     won = 0
     for round_ in range(12):
-        seen = registry.current("viggo", "staging")
+        seen = registry.alias_target("viggo", "staging")
         try:
             registry.move("viggo", "staging", own[round_ % 4], verdict=None, reason=None, expected=seen)
             won += 1
@@ -176,7 +176,7 @@ def test_processes_at_once_get_versions_of_their_own(registry: Registry) -> None
     log = registry.history("viggo", "staging")
     assert len(log) == sum(won for _, _, won in results)
     assert [m.before for m in log] == [None, *(m.after for m in log)][: len(log)]
-    assert registry.current("viggo", "staging") == log[-1].after
+    assert registry.alias_target("viggo", "staging") == log[-1].after
     add(registry, "last")
     assert_sound(registry)
 

@@ -37,7 +37,7 @@ def test_the_source_may_change_afterwards(registry: Registry, tmp_path: Path) ->
     source = adapter(tmp_path / "adapter")
     version = registry.add("viggo", source, facts=FACTS)
     adapter(source, "other weights")
-    registry.check(version)
+    registry.verify(version)
 
 
 def test_without_hard_links_files_are_copied(
@@ -70,7 +70,7 @@ def test_a_version_can_be_added_under_another_name(registry: Registry, tmp_path:
     first = registry.add("viggo", adapter(tmp_path / "adapter"), facts=FACTS)
     second = registry.add("other", registry.folder(first), facts=FACTS)
     assert second.files == first.files
-    registry.check(second)
+    registry.verify(second)
 
 
 def test_facts_come_back_as_they_are_stored(registry: Registry, tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_facts_come_back_as_they_are_stored(registry: Registry, tmp_path: Path) 
     assert version.facts == {"pair": [1, 2], "gain": "NaN", "text": "a?b", "é": "ü"}
     assert registry.resolve("viggo@1") == version
     assert registry.add("viggo", tmp_path / "adapter", facts=facts) == version
-    registry.check(version)
+    registry.verify(version)
 
 
 def link(folder: Path) -> None:
@@ -176,12 +176,12 @@ def test_expected_is_compared_before_the_move(registry: Registry) -> None:
         move(registry, 2, expected=None)
     with pytest.raises(TunesmithError, match=r"points at 1 .*was to point at 3"):
         move(registry, 2, expected=3)
-    assert registry.current("viggo", "staging") == 1
+    assert registry.alias_target("viggo", "staging") == 1
     assert len(registry.history("viggo")) == 1
     move(registry, 2, expected=1)
     move(registry, 3)
-    assert registry.current("viggo", "staging") == 3
-    assert registry.current("viggo", "other") is None
+    assert registry.alias_target("viggo", "staging") == 3
+    assert registry.alias_target("viggo", "other") is None
 
 
 @pytest.mark.parametrize("reason", [None, "", " "])
@@ -258,7 +258,7 @@ class Aliases(RuleBasedStateMachine):
         if not self.added:
             return
         log = self.registry.history("viggo", "staging")
-        assert self.registry.current("viggo", "staging") == (self.way[-1] if self.way else None)
+        assert self.registry.alias_target("viggo", "staging") == (self.way[-1] if self.way else None)
         assert [m.before for m in log] == [None, *(m.after for m in log)][: len(log)]
         assert not self.way or log[-1].after == self.way[-1]
         assert {version.number for version in self.registry.versions("viggo")} == self.live

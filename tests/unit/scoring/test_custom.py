@@ -8,7 +8,7 @@ import pytest
 
 from tunesmith.core.errors import DataError, RecipeError
 from tunesmith.scoring.custom import CustomMetric, custom_metrics, is_custom, source_file
-from tunesmith.scoring.metrics import expand, score
+from tunesmith.scoring.metrics import expand_metrics, score
 
 GOOD = """
 import helper_of_words
@@ -71,7 +71,7 @@ def values(name: str, folder: Path) -> list[float]:
 def test_a_function_is_found_and_used(name: str, expected: list[float], folder: Path) -> None:
     assert values(name, folder) == expected
     assert all(type(value) is float for value in values(name, folder))
-    assert expand(["rouge1", name]) == ("rouge1", name)
+    assert expand_metrics(["rouge1", name]) == ("rouge1", name)
 
 
 def test_lower_may_be_better(folder: Path) -> None:
@@ -199,5 +199,5 @@ def test_the_file_of_a_metric_is_known(folder: Path) -> None:
 def test_a_built_in_name_with_a_dot_is_a_typing_mistake() -> None:
     for name, meant in (("rouge.L", "rougeL"), ("exact.match", "exact_match"), ("rouge:1", "rouge1")):
         with pytest.raises(RecipeError) as refused:
-            expand([name])
+            expand_metrics([name])
         assert f"did you mean `{meant}`?" in refused.value.message

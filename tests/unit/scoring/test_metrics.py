@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunesmith.core.errors import DataError, RecipeError
-from tunesmith.scoring.metrics import LIKELIHOOD, METRIC_NAMES, expand, score
+from tunesmith.scoring.metrics import LIKELIHOOD_METRICS, METRIC_NAMES, expand_metrics, score
 
 TEXT_METRICS = (
     "exact_match", "rouge1", "rouge2", "rouge3", "rougeL", "rougeLsum", "rougeS", "rougeSU", "bleu", "chrf",
@@ -80,7 +80,7 @@ def test_bleu_and_chrf_are_those_of_sacrebleu() -> None:
 
 
 def test_groups_are_expanded_in_order_and_once() -> None:
-    assert expand(["exact_match", "rouge", "rougeL"]) == (
+    assert expand_metrics(["exact_match", "rouge", "rougeL"]) == (
         "exact_match",
         "rouge1",
         "rouge2",
@@ -94,9 +94,9 @@ def test_groups_are_expanded_in_order_and_once() -> None:
         "rougeLsum",
         "exact_match",
     ]
-    assert expand(LIKELIHOOD) == LIKELIHOOD
-    assert expand(METRIC_NAMES) == METRIC_NAMES
-    assert expand(["rouge7", "rouge12"]) == ("rouge7", "rouge12")
+    assert expand_metrics(LIKELIHOOD_METRICS) == LIKELIHOOD_METRICS
+    assert expand_metrics(METRIC_NAMES) == METRIC_NAMES
+    assert expand_metrics(["rouge7", "rouge12"]) == ("rouge7", "rouge12")
 
 
 @pytest.mark.parametrize(
@@ -108,19 +108,19 @@ def test_a_misspelt_name_is_corrected(name: str, meant: str) -> None:
         score(["a"], ["a"], [name])
     assert f"did you mean `{meant}`?" in refused.value.message
     assert refused.value.hint
-    assert all(known in refused.value.hint for known in (*METRIC_NAMES, *LIKELIHOOD))
+    assert all(known in refused.value.hint for known in (*METRIC_NAMES, *LIKELIHOOD_METRICS))
 
 
 @pytest.mark.parametrize("name", ["zzz", "rouge0", "rouge01", "rouge-1", "rouge", "", "a:", "1.5"])
 def test_an_unknown_name_is_refused(name: str) -> None:
     if name == "rouge":
-        assert len(expand([name])) == 4
+        assert len(expand_metrics([name])) == 4
         return
     with pytest.raises(RecipeError):
-        expand([name])
+        expand_metrics([name])
 
 
-@pytest.mark.parametrize("name", LIKELIHOOD)
+@pytest.mark.parametrize("name", LIKELIHOOD_METRICS)
 def test_a_likelihood_needs_a_model(name: str) -> None:
     with pytest.raises(RecipeError) as refused:
         score(["a"], ["a"], [name])

@@ -196,9 +196,9 @@ def test_a_reference_that_fails_is_named(shop: Path, reference: str) -> None:
 
 
 def test_rows_beyond_the_limit_are_refused_in_a_reference(shop: Path) -> None:
-    assert execution_accuracy([ALL], [ALL], shop, most_rows=5) == [1.0]
+    assert execution_accuracy([ALL], [ALL], shop, max_rows=5) == [1.0]
     with pytest.raises(DataError, match="more than 4 rows"):
-        execution_accuracy([ALL], [ALL], shop, most_rows=4)
+        execution_accuracy([ALL], [ALL], shop, max_rows=4)
 
 
 def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
@@ -245,16 +245,16 @@ def table(rows: list[sql_worker.Row]) -> sql_worker.Result:
 @given(TABLES, st.randoms(use_true_random=False))
 def test_the_order_counts_only_where_asked_for(rows: list[sql_worker.Row], shuffle: random.Random) -> None:
     mixed = shuffle.sample(rows, len(rows))
-    assert sql_worker.same(table(mixed), table(rows), ordered=False)
-    assert sql_worker.same(table(rows), table(rows), ordered=True)
+    assert sql_worker.results_equal(table(mixed), table(rows), ordered=False)
+    assert sql_worker.results_equal(table(rows), table(rows), ordered=True)
     if mixed != rows and not any(isinstance(value, float) for row in rows for value in row):
-        assert not sql_worker.same(table(mixed), table(rows), ordered=True)
+        assert not sql_worker.results_equal(table(mixed), table(rows), ordered=True)
 
 
 def test_large_integers_are_told_apart_in_any_order() -> None:
     rows: list[sql_worker.Row] = [(0.1, 10**9 + number) for number in range(9)]
-    assert sql_worker.same(table(rows[::-1]), table(rows), ordered=False)
-    assert not sql_worker.same(table([*rows[1:], rows[1]]), table(rows), ordered=False)
+    assert sql_worker.results_equal(table(rows[::-1]), table(rows), ordered=False)
+    assert not sql_worker.results_equal(table([*rows[1:], rows[1]]), table(rows), ordered=False)
 
 
 @given(
@@ -263,7 +263,7 @@ def test_large_integers_are_told_apart_in_any_order() -> None:
 )
 def test_rounding_errors_do_not_disturb_the_order(rows: list[sql_worker.Row], shuffle: random.Random) -> None:
     noisy = [(value * (1 + shuffle.uniform(-1e-14, 1e-14)), count) for value, count in rows]  # type: ignore[operator]
-    assert sql_worker.same(table(shuffle.sample(noisy, len(noisy))), table(rows), ordered=False)
+    assert sql_worker.results_equal(table(shuffle.sample(noisy, len(noisy))), table(rows), ordered=False)
 
 
 @settings(max_examples=50)
@@ -272,5 +272,5 @@ def test_one_changed_value_is_seen(rows: list[sql_worker.Row], data: st.DataObje
     row, column = data.draw(st.integers(0, len(rows) - 1)), data.draw(st.integers(0, len(rows[0]) - 1))
     changed = [list(one) for one in rows]
     changed[row][column] = "something else"
-    assert not sql_worker.same(table([tuple(one) for one in changed]), table(rows), ordered=False)
-    assert not sql_worker.same(table(rows[1:] + rows[:1] + rows[:1]), table(rows), ordered=False)
+    assert not sql_worker.results_equal(table([tuple(one) for one in changed]), table(rows), ordered=False)
+    assert not sql_worker.results_equal(table(rows[1:] + rows[:1] + rows[:1]), table(rows), ordered=False)

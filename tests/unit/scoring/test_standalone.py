@@ -11,7 +11,7 @@ import pytest
 
 from tunesmith.core.errors import DataError, RecipeError
 from tunesmith.scoring.metrics import higher_is_better
-from tunesmith.scoring.standalone import score_file, score_text, verdict_of_files, verdict_text
+from tunesmith.scoring.standalone import compare_files, score_file, score_text, verdict_text
 from tunesmith.scoring.verdict import paired_verdict
 
 Row = dict[str, Any]
@@ -39,7 +39,7 @@ def judged(write: Write) -> Callable[..., dict[str, Any]]:
 
     def verdict(base: list[Row] | str, tuned: list[Row] | str, metric: str | None = None, **settings: Any) -> Row:
         given = {"min_gain": 0.0, "confidence": 0.95, "seed": 0, **settings}
-        return verdict_of_files(write(base, "base.jsonl"), write(tuned, "tuned.jsonl"), metric=metric, **given)
+        return compare_files(write(base, "base.jsonl"), write(tuned, "tuned.jsonl"), metric=metric, **given)
 
     return verdict
 

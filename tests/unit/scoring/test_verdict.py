@@ -170,8 +170,8 @@ def test_few_graded_rows_get_an_interval_as_wide_as_students() -> None:
 
 
 def test_a_long_comparison_stays_in_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bootstrap, "_MOST_DRAWS", 5_000_000)
-    monkeypatch.setattr(bootstrap, "_DRAWS_AT_ONCE", 10_000)
+    monkeypatch.setattr(bootstrap, "_MAX_DRAWS", 5_000_000)
+    monkeypatch.setattr(bootstrap, "_DRAWS_PER_CHUNK", 10_000)
     random = np.random.default_rng(0)
     base = random.random(30_000)
     found = paired_verdict(base, base + random.normal(0.002, 0.1, 30_000))
@@ -367,7 +367,7 @@ GAINS: dict[str, tuple[Draw, float]] = {
 
 def simulate(draw: Draw, rows: int, seeds: int, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     monkeypatch.setattr(bootstrap, "_RESAMPLES", 1_000)  # noisier ends than users see
-    monkeypatch.setattr(bootstrap, "_RESAMPLES_BEYOND", 0)
+    monkeypatch.setattr(bootstrap, "_RESAMPLES_PER_TAIL", 0)
     return [paired_verdict(**draw(np.random.default_rng([rows, seed]), rows), seed=seed) for seed in range(seeds)]
 
 

@@ -6,11 +6,11 @@ from tunesmith.core.errors import RecipeError
 from tunesmith.scoring.metrics import score
 from tunesmith.scoring.rouge import is_rouge
 
-MOST_BLIND = 0.5
+MAX_UNSCORABLE_SHARE = 0.5
 _READ = 2_000  # characters of a reference that are looked at; a text with words has one early
 
 
-def blind_rows(metric: str, references: Sequence[str | Sequence[str]]) -> list[int]:
+def unscorable_rows(metric: str, references: Sequence[str | Sequence[str]]) -> list[int]:
     """Return the rows on which a metric scores 0 whatever the answer is, because it can count nothing in a reference.
 
     ROUGE counts words and runs of words, BLEU words, chrF characters. Other metrics can tell any two texts apart.
@@ -27,13 +27,13 @@ def blind_rows(metric: str, references: Sequence[str | Sequence[str]]) -> list[i
     return [row for row, value in enumerate(best) if value == 0]
 
 
-def blind_text(metric: str, blind: int, rows: int) -> str:
+def unscorable_text(metric: str, blind: int, rows: int) -> str:
     """Say on how many rows a metric is blind."""
     counted = "their references have nothing that it counts"
     return f"`{metric}` scores 0 on {blind:,} of {rows:,} rows whatever the answer: {counted}"
 
 
-def check_sight(metrics: Sequence[str], references: Sequence[str], *, primary: str, split: str) -> list[str]:
+def check_scorable(metrics: Sequence[str], references: Sequence[str], *, primary: str, split: str) -> list[str]:
     """Return a warning for every metric that is blind on some rows of a split.
 
     Raises:
@@ -41,10 +41,10 @@ def check_sight(metrics: Sequence[str], references: Sequence[str], *, primary: s
     """
     found = []
     for metric in metrics:
-        if not (blind := len(blind_rows(metric, references))):
+        if not (blind := len(unscorable_rows(metric, references))):
             continue
-        text = f"{split}: {blind_text(metric, blind, len(references))}"
-        if metric == primary and blind > MOST_BLIND * len(references):
+        text = f"{split}: {unscorable_text(metric, blind, len(references))}"
+        if metric == primary and blind > MAX_UNSCORABLE_SHARE * len(references):
             hint = "let `exact_match` or `chrf` decide, which compare characters and not words"
             raise RecipeError(text, where="evaluate.primary" if split == "test" else "train.select_best_by", hint=hint)
         found.append(text)

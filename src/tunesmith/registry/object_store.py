@@ -16,7 +16,7 @@ from tunesmith.core.files import MANIFEST, check_folder, digest_file, list_files
 Files = dict[str, dict[str, Any]]
 
 
-class Objects:
+class ObjectStore:
     """`objects/ab/SHA256` and `models/NAME/VERSION/` below the root of a registry."""
 
     def __init__(self, root: Path) -> None:
@@ -79,19 +79,19 @@ class Objects:
             _copy(self.path(sha256), target)
 
     @contextlib.contextmanager
-    def in_use(self) -> Iterator[None]:
+    def shared_lock(self) -> Iterator[None]:
         """Keep others from sweeping while files of this process are not yet, or no longer, in the database."""
-        with self._lock(fcntl.LOCK_SH):
+        with self._flock(fcntl.LOCK_SH):
             yield
 
     @contextlib.contextmanager
-    def alone(self) -> Iterator[bool]:
+    def try_exclusive_lock(self) -> Iterator[bool]:
         """Say whether nobody else is adding or deleting; if so, keep it like that inside."""
-        with self._lock(fcntl.LOCK_EX | fcntl.LOCK_NB) as held:
+        with self._flock(fcntl.LOCK_EX | fcntl.LOCK_NB) as held:
             yield held
 
     @contextlib.contextmanager
-    def _lock(self, operation: int) -> Iterator[bool]:
+    def _flock(self, operation: int) -> Iterator[bool]:
         self.root.mkdir(parents=True, exist_ok=True)
         with (self.root / ".lock").open("a+") as file:
             try:
@@ -101,10 +101,11 @@ class Objects:
                 held = False
             yield held
 
-    def sweep(self, wanted: set[str], is_dead: Callable[[str, int], bool]) -> None:
-        """Remove what killed writers left: half-made files, dead version folders, objects that no version wants.
+    def collect_garbage(self, wanted: set[str], is_dead: Callable[[str, int], bool]) -> None:
+        """Remove what killed writers left behind: temporary files, dead version folders, objects of no version.
 
-        What cannot be removed (another user's) stays: it is only in the way of the disk. Call it `alone`.
+        Files of other users may not be removable; they stay and only take disk space. The caller must hold
+        `try_exclusive_lock`.
         """
         for path in self.root.glob("models/*/*"):
             number = int(path.name) if path.name.isascii() and path.name.isdigit() else 0
@@ -116,7 +117,7 @@ class Objects:
                     path.unlink()
 
 
-def files_to_add(folder: Path) -> Files:
+def list_addable_files(folder: Path) -> Files:
     """Return {relative name: {bytes, sha256}} of a folder that may become a version.
 
     Raises:

@@ -8,7 +8,7 @@ script puts no spaces between words. Latin text is split as in published scores.
 import unicodedata
 from collections.abc import Callable
 
-Words = Callable[[str], list[str]]
+WordTokenizer = Callable[[str], list[str]]
 
 # A quotation or a symbol in another script does not make a text one of that script.
 _OTHER_LETTERS = 0.1
@@ -19,12 +19,12 @@ _UNSPACED = (
 )  # fmt: skip
 
 
-def words_of(reference: str) -> Words:
+def word_tokenizer_for(reference: str) -> WordTokenizer:
     """Return what cuts a reference, and predictions for it, into words: rouge-score's way if it is Latin text."""
-    return any_script if is_other_script(reference) else latin
+    return unicode_words if is_non_latin(reference) else latin_words
 
 
-def latin(text: str) -> list[str]:
+def latin_words(text: str) -> list[str]:
     """Return the words of a text as rouge-score finds them: runs of a-z and 0-9."""
     from rouge_score.tokenize import tokenize
 
@@ -32,12 +32,12 @@ def latin(text: str) -> list[str]:
     return found
 
 
-def any_script(text: str) -> list[str]:
+def unicode_words(text: str) -> list[str]:
     """Return runs of letters, digits and their marks; characters of scripts without spaces one by one."""
-    return spaced(unicodedata.normalize("NFKC", text).casefold(), keep_others=False).split()
+    return space_words(unicodedata.normalize("NFKC", text).casefold(), keep_others=False).split()
 
 
-def spaced(text: str, *, keep_others: bool = True) -> str:
+def space_words(text: str, *, keep_others: bool = True) -> str:
     """Return a text with spaces around characters of scripts that have none.
 
     Args:
@@ -58,7 +58,7 @@ def spaced(text: str, *, keep_others: bool = True) -> str:
     return "".join(found)
 
 
-def is_other_script(text: str) -> bool:
+def is_non_latin(text: str) -> bool:
     """Say whether more than a tenth of a text's letters are of another script than Latin."""
     letters = [character for character in text if character.isalpha()]
     if text.isascii() or not letters:

@@ -6,11 +6,11 @@ from random import Random
 from string import Formatter
 
 from tunesmith.demo.pools import Value, pools
-from tunesmith.demo.stable_random import pick, randbelow
+from tunesmith.demo.stable_random import choice, randbelow
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class QueryTemplate:
     """One kind of query with the ways to ask for it.
 
     A field such as `{city}` or `{city2}` stands for a value of the pool `city`. Fields that share a pool get different
@@ -33,7 +33,7 @@ class Kind:
 
     def draw(self, rng: Random, *, test: bool) -> tuple[str, str, str]:
         """Return the phrasing of one question, the question and its SQL."""
-        phrasing = pick(rng, self.test if test else self.train)
+        phrasing = choice(rng, self.test if test else self.train)
         values = _draw_values(rng, self.fields, test=test)
         question = phrasing.format(**{field: value.text for field, value in values.items()})
         return phrasing, question, self.sql.format(**{field: value.sql for field, value in values.items()})

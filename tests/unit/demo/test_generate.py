@@ -14,13 +14,13 @@ import pytest
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.files import digest_of
 from tunesmith.demo import SCHEMA, generate, load, rows, shop
-from tunesmith.demo.kind import Kind, fields_of, pool_of
-from tunesmith.demo.pools import CLOSED, held_out, pools
-from tunesmith.demo.questions import KINDS
+from tunesmith.demo.generate import TEMPLATES
+from tunesmith.demo.pools import SHARED_POOLS, is_held_out, pools
+from tunesmith.demo.query_template import QueryTemplate, fields_of, pool_of
 
 COUNT = 2400
 SPLITS = ("train", "valid", "test")
-BY_NAME = {kind.name: kind for kind in KINDS}
+BY_NAME = {template.name: template for template in TEMPLATES}
 
 # What the kinds must cover, told by words of SQL: feature -> pattern, how many kinds at least.
 FEATURES = {
@@ -54,7 +54,7 @@ FEATURES = {
 @pytest.fixture(scope="module")
 def connection() -> Iterator[sqlite3.Connection]:
     with contextlib.closing(sqlite3.connect(":memory:")) as opened:
-        shop.fill(opened)
+        shop.create_tables(opened)
         yield opened
 
 
@@ -73,10 +73,10 @@ def literals(sql: str) -> set[str]:
     return quoted | set(re.findall(r"\b\d+\b", re.sub(r"'[^']*'", "", sql)))
 
 
-def asks(phrasing: str, kind: Kind, question: str) -> bool:
+def asks(phrasing: str, template: QueryTemplate, question: str) -> bool:
     """Say whether a question is this phrasing with values in its fields."""
     pattern = re.escape(phrasing)
-    for field in kind.fields:
+    for field in template.fields:
         pattern = pattern.replace(re.escape("{" + field + "}"), "(.+)")
     return re.fullmatch(pattern, question) is not None
 
@@ -101,11 +101,11 @@ def test_split_sizes(count: int) -> None:
 
 
 def test_every_kind_has_its_part_of_every_split() -> None:
-    assert len(KINDS) == len(BY_NAME) >= 25
+    assert len(TEMPLATES) == len(BY_NAME) >= 25
     for split in SPLITS:
         sizes = Counter(row["kind"] for row in of_split(split))
         assert sizes.keys() == BY_NAME.keys()
-        fair = sizes.total() / len(KINDS)
+        fair = sizes.total() / len(TEMPLATES)
         assert min(sizes.values()) >= 0.25 * fair
         assert max(sizes.values()) <= 1.3 * fair + 1
 
@@ -115,7 +115,7 @@ def test_splits_are_mixed() -> None:
         found = Counter(row["split"] for row in sample()[start : start + 400])
         assert found["test"] > 30
         assert found["valid"] > 5
-        assert len({row["kind"] for row in sample()[start : start + 400]}) == len(KINDS)
+        assert len({row["kind"] for row in sample()[start : start + 400]}) == len(TEMPLATES)
 
 
 def test_same_seed_same_rows() -> None:
@@ -140,41 +140,41 @@ def test_rows_do_not_depend_on_the_hash_seed() -> None:
     assert digests == {digest_of(load(400))}
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
-def test_phrasings_say_every_value(kind: Kind) -> None:
-    assert len(kind.train) >= 4
-    assert len(kind.test) == 4  # each is a unit of the verdict
-    for phrasing in (*kind.train, *kind.test):
-        assert set(fields_of(phrasing)) == set(kind.fields), phrasing
+@pytest.mark.parametrize("template", TEMPLATES, ids=lambda template: template.name)
+def test_phrasings_say_every_value(template: QueryTemplate) -> None:
+    assert len(template.train) >= 4
+    assert len(template.test) == 4  # each is a unit of the verdict
+    for phrasing in (*template.train, *template.test):
+        assert set(fields_of(phrasing)) == set(template.fields), phrasing
         assert phrasing[0].isupper()
         assert phrasing[-1] in ".?"
-    assert {pool_of(field) for field in kind.fields} <= pools().keys()
-    assert {pool_of(field) for field in kind.fields} - CLOSED.keys(), "no value of it can be held out"
+    assert {pool_of(field) for field in template.fields} <= pools().keys()
+    assert {pool_of(field) for field in template.fields} - SHARED_POOLS.keys(), "no value of it can be held out"
 
 
 def test_no_phrasing_is_used_twice() -> None:
-    phrasings = [phrasing for kind in KINDS for phrasing in (*kind.train, *kind.test)]
+    phrasings = [phrasing for template in TEMPLATES for phrasing in (*template.train, *template.test)]
     assert len(set(phrasings)) == len(phrasings)
 
 
 def test_phrasings_of_test_are_only_in_test() -> None:
     used = set()
     for row in sample():
-        kind = BY_NAME[row["kind"]]
-        own, other = (kind.test, kind.train) if row["split"] == "test" else (kind.train, kind.test)
+        template = BY_NAME[row["kind"]]
+        own, other = (template.test, template.train) if row["split"] == "test" else (template.train, template.test)
         assert row["pattern"] in own, row
-        assert asks(row["pattern"], kind, row["question"]), row
-        assert not any(asks(phrasing, kind, row["question"]) for phrasing in other), row
+        assert asks(row["pattern"], template, row["question"]), row
+        assert not any(asks(phrasing, template, row["question"]) for phrasing in other), row
         used.add(row["pattern"])
-    assert used == {phrasing for kind in KINDS for phrasing in (*kind.train, *kind.test)}
+    assert used == {phrasing for template in TEMPLATES for phrasing in (*template.train, *template.test)}
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
-def test_phrasings_of_test_are_not_those_of_training_reworded(kind: Kind) -> None:
+@pytest.mark.parametrize("template", TEMPLATES, ids=lambda template: template.name)
+def test_phrasings_of_test_are_not_those_of_training_reworded(template: QueryTemplate) -> None:
     """At most three quarters of the words, in their order, are those of one training phrasing."""
-    for phrasing in kind.test:
-        likeness = [SequenceMatcher(None, phrasing.split(), known.split()).ratio() for known in kind.train]
-        assert max(likeness) <= 0.75, (phrasing, kind.train[likeness.index(max(likeness))])
+    for phrasing in template.test:
+        likeness = [SequenceMatcher(None, phrasing.split(), known.split()).ratio() for known in template.train]
+        assert max(likeness) <= 0.75, (phrasing, template.train[likeness.index(max(likeness))])
 
 
 def test_test_rows_are_spread_over_many_patterns() -> None:
@@ -186,8 +186,8 @@ def test_test_rows_are_spread_over_many_patterns() -> None:
 
 def test_values_of_test_are_only_in_test() -> None:
     """Beyond the closed sets and what the kind itself writes, no text and no number of a test query is in training."""
-    closed = {value.sql for pool in CLOSED.values() for value in pool.train}
-    fixed = {literal for kind in KINDS for literal in literals(re.sub(r"\{\w+\}", "", kind.sql))}
+    closed = {value.sql for pool in SHARED_POOLS.values() for value in pool.train}
+    fixed = {literal for template in TEMPLATES for literal in literals(re.sub(r"\{\w+\}", "", template.sql))}
     assert fixed == {"", "1"}
     known = {literal for row in sample() if row["split"] != "test" for literal in literals(row["sql"])}
     tested = {literal for row in of_split("test") for literal in literals(row["sql"])}
@@ -200,15 +200,15 @@ def test_pools_are_disjoint_and_not_empty() -> None:
         train, test = {value.sql for value in pool.train}, {value.sql for value in pool.test}
         assert len(train) >= 2, name
         assert len(test) >= 2, name
-        assert train == test if name in CLOSED else not train & test, name
+        assert train == test if name in SHARED_POOLS else not train & test, name
     numbers = ("price", "stock", "order", "count", "size", "top", "stars")
-    assert all(held_out(int(value.sql)) for name in numbers for value in pools()[name].test)
-    assert not any(held_out(int(value.sql)) for name in numbers for value in pools()[name].train)
+    assert all(is_held_out(int(value.sql)) for name in numbers for value in pools()[name].test)
+    assert not any(is_held_out(int(value.sql)) for name in numbers for value in pools()[name].train)
 
 
 def test_held_out_belongs_together() -> None:
     """A held-out city takes its customers along, a category its products, a year its months and days."""
-    contents = shop.contents()
+    contents = shop.table_rows()
     cities = {value.sql for value in pools()["city"].test}
     assert {value.sql for value in pools()["customer"].test} == {
         name for _, name, city, _ in contents["customers"] if city in cities
@@ -243,7 +243,7 @@ def test_every_query_answers_quickly(connection: sqlite3.Connection) -> None:
 
 def test_answers_do_not_depend_on_how_the_rows_lie(connection: sqlite3.Connection) -> None:
     with contextlib.closing(sqlite3.connect(":memory:")) as turned:
-        for table, content in shop.contents().items():
+        for table, content in shop.table_rows().items():
             columns = [column[1] for column in connection.execute(f"PRAGMA table_info({table})")]
             turned.execute(f"CREATE TABLE {table}({', '.join(columns)})")
             marks = ", ".join("?" * len(columns))
@@ -273,15 +273,15 @@ def test_features_are_in_every_split(feature: str) -> None:
 def test_style_of_sql_is_one() -> None:
     words = r"\b(select|distinct|from|where|and|or|not|in|join|left|on|group|order|by|having|limit|between|like)\b"
     aliases = {"customers": "c", "products": "p", "orders": "o", "items": "i", "payments": "pay", "reviews": "r"}
-    for kind in KINDS:
-        assert kind.sql.startswith("SELECT ")
-        assert "\n" not in kind.sql
-        assert "  " not in kind.sql
-        assert ";" not in kind.sql
-        assert not re.search(words, re.sub(r"\{\w+\}", "", kind.sql))
-        assert kind.sql.count(" JOIN ") == kind.sql.count(" ON ")
-        assert (" LIMIT " in kind.sql) == (" ORDER BY " in kind.sql)
-        for table, alias in re.findall(r"(?:FROM|JOIN) (\w+) ([a-z]+)\b", kind.sql):
+    for template in TEMPLATES:
+        assert template.sql.startswith("SELECT ")
+        assert "\n" not in template.sql
+        assert "  " not in template.sql
+        assert ";" not in template.sql
+        assert not re.search(words, re.sub(r"\{\w+\}", "", template.sql))
+        assert template.sql.count(" JOIN ") == template.sql.count(" ON ")
+        assert (" LIMIT " in template.sql) == (" ORDER BY " in template.sql)
+        for table, alias in re.findall(r"(?:FROM|JOIN) (\w+) ([a-z]+)\b", template.sql):
             assert alias == aliases[table] or (table, alias) == ("products", "q")
 
 
@@ -289,12 +289,12 @@ def test_columns_are_qualified_exactly_where_tables_meet() -> None:
     columns = (
         r"(?<![.\w'{])(id|name|city|joined|category|price|stock|date|status|quantity|method|amount|stars|\w+_id)\b"
     )
-    for kind in KINDS:
-        outer = re.sub(r"\(SELECT .*\)", "", kind.sql)
+    for template in TEMPLATES:
+        outer = re.sub(r"\(SELECT .*\)", "", template.sql)
         if " JOIN " in outer:
-            assert not re.search(columns, outer), kind.name
-        elif "EXISTS" not in kind.sql and kind.name != "top_per_category":
-            assert not re.search(r"\b[a-z]+\.\w", outer), kind.name
+            assert not re.search(columns, outer), template.name
+        elif "EXISTS" not in template.sql and template.name != "top_per_category":
+            assert not re.search(r"\b[a-z]+\.\w", outer), template.name
 
 
 @pytest.mark.parametrize(
@@ -312,7 +312,7 @@ def test_columns_are_qualified_exactly_where_tables_meet() -> None:
     ids=["found", "nothing", "zero", "null", "too long", "ranked", "tied", "too few to rank"],
 )
 def test_what_may_be_asked(connection: sqlite3.Connection, sql: str, askable: bool) -> None:
-    assert generate.is_askable(connection, sql) is askable
+    assert generate.has_one_answer(connection, sql) is askable
 
 
 @pytest.mark.parametrize("count", [-1, 0, 2])
@@ -322,7 +322,7 @@ def test_too_few_rows(count: int) -> None:
 
 
 def test_too_many_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generate, "KINDS", (BY_NAME["customers_in_city"],))
+    monkeypatch.setattr(generate, "TEMPLATES", (BY_NAME["customers_in_city"],))
     assert len(load(40)) == 40
     with pytest.raises(RecipeError, match="has 24 test rows, not 90"):
         load(600)

@@ -7,7 +7,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics.bleu import BLEU
 
 from tunesmith.scoring.metrics import score
-from tunesmith.scoring.words import any_script, is_other_script, latin, words_of
+from tunesmith.scoring.word_tokenizer import is_non_latin, latin_words, unicode_words, word_tokenizer_for
 
 ROUGES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 SCRIPTS = {
@@ -68,11 +68,13 @@ def test_chinese_bleu_is_that_of_sacrebleu_s_tokenizer_for_it() -> None:
 
 
 def test_what_a_word_is_follows_from_the_reference() -> None:
-    assert any_script("\u6211\u7528iPhone 14.") == ["\u6211", "\u7528", "iphone", "14"]
+    assert unicode_words("\u6211\u7528iPhone 14.") == ["\u6211", "\u7528", "iphone", "14"]
     # Marks stay with their letters.
-    assert any_script("\u0905\u091a\u094d\u091b\u093e!") == ["\u0905\u091a\u094d\u091b\u093e"]
-    assert any_script("plain Words, 12") == latin("plain Words, 12") == ["plain", "words", "12"]
-    assert words_of("a plain sentence with one \u03b1 in it") is latin  # a symbol does not make it Greek
-    assert words_of("caf\u00e9 cr\u00e8me") is latin
-    assert words_of("\u6211\u7528 iPhone 14 \u62cd\u7167") is any_script
-    assert not is_other_script("12 + 30 = \u00bd \u2211")
+    assert unicode_words("\u0905\u091a\u094d\u091b\u093e!") == ["\u0905\u091a\u094d\u091b\u093e"]
+    assert unicode_words("plain Words, 12") == latin_words("plain Words, 12") == ["plain", "words", "12"]
+    assert (
+        word_tokenizer_for("a plain sentence with one \u03b1 in it") is latin_words
+    )  # a symbol does not make it Greek
+    assert word_tokenizer_for("caf\u00e9 cr\u00e8me") is latin_words
+    assert word_tokenizer_for("\u6211\u7528 iPhone 14 \u62cd\u7167") is unicode_words
+    assert not is_non_latin("12 + 30 = \u00bd \u2211")

@@ -16,8 +16,8 @@ from tunesmith.core.errors import DamagedFile, DoesNotFit, Interrupted
 from tunesmith.core.records import TokenizedExample
 from tunesmith.data.batches import TokenDataset
 from tunesmith.data.token_file import write_tokens
-from tunesmith.evaluate import subject
-from tunesmith.evaluate.subject import generate_answers, response_stats, score_likelihoods
+from tunesmith.evaluate import model_outputs
+from tunesmith.evaluate.model_outputs import generate_answers, response_stats, score_likelihoods
 from tunesmith.inference import predict
 from tunesmith.inference.prompts import Prompts
 from tunesmith.inference.request import Answer
@@ -226,7 +226,7 @@ def test_answers_that_stop_are_told_from_those_that_are_cut_off(ask: Ask, monkey
 def test_likelihoods_are_sums_over_the_trained_tokens_of_each_row(
     model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int
 ) -> None:
-    monkeypatch.setattr(subject, "_MOST_TOKENS", most)
+    monkeypatch.setattr(model_outputs, "_MAX_TOKENS", most)
     drawn = torch.Generator().manual_seed(0)
     rows = []
     for i, length in enumerate([7, 40, 3, 21, 12]):

@@ -7,39 +7,39 @@ A table of 40,000 x 40,000 words would take 13 GB and minutes; its bits take 200
 from collections.abc import Sequence
 
 
-def common_length(first: Sequence[str], second: Sequence[str]) -> int:
+def lcs_length(first: Sequence[str], second: Sequence[str]) -> int:
     """Return the length of the longest common subsequence."""
-    every, places = (1 << len(first)) - 1, _places(first)
-    row = every
+    all_bits, places = (1 << len(first)) - 1, _position_bits(first)
+    row = all_bits
     for word in second:
-        row = _next(row, places.get(word, 0), every)
+        row = _next_row(row, places.get(word, 0), all_bits)
     return len(first) - row.bit_count()
 
 
-def common_places(reference: Sequence[str], prediction: Sequence[str]) -> list[int]:
+def lcs_positions(reference: Sequence[str], prediction: Sequence[str]) -> list[int]:
     """Return the places in the reference of the common subsequence that rouge-score chooses among the longest.
 
     It walks back from the end: over a pair of equal words, else to the neighbour with the longer subsequence, in doubt
     to the shorter reference.
     """
-    every, places = (1 << len(prediction)) - 1, _places(prediction)
-    rows = [every]  # of each beginning of the reference; a zero bit is where the length grows
+    all_bits, places = (1 << len(prediction)) - 1, _position_bits(prediction)
+    rows = [all_bits]  # of each beginning of the reference; a zero bit is where the length grows
     for word in reference:
-        rows.append(_next(rows[-1], places.get(word, 0), every))
+        rows.append(_next_row(rows[-1], places.get(word, 0), all_bits))
     found = []
     i, j = len(reference), len(prediction)
     while i and j:
         if reference[i - 1] == prediction[j - 1]:
             i, j = i - 1, j - 1
             found.append(i)
-        elif _length(rows[i], j - 1) > _length(rows[i - 1], j):
+        elif _prefix_length(rows[i], j - 1) > _prefix_length(rows[i - 1], j):
             j -= 1
         else:
             i -= 1
     return found[::-1]
 
 
-def _places(words: Sequence[str]) -> dict[str, int]:
+def _position_bits(words: Sequence[str]) -> dict[str, int]:
     """Return for each word the bits of its places."""
     found: dict[str, list[int]] = {}
     for place, word in enumerate(words):
@@ -53,12 +53,12 @@ def _places(words: Sequence[str]) -> dict[str, int]:
     return made
 
 
-def _next(row: int, matches: int, every: int) -> int:
+def _next_row(row: int, matches: int, all_bits: int) -> int:
     """Return the next line of the table's bits."""
     equal = row & matches
-    return ((row + equal) | (row - equal)) & every
+    return ((row + equal) | (row - equal)) & all_bits
 
 
-def _length(row: int, end: int) -> int:
+def _prefix_length(row: int, end: int) -> int:
     """Return how long the subsequence is up to a place."""
     return end - (row & ((1 << end) - 1)).bit_count()

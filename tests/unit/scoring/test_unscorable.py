@@ -3,7 +3,7 @@
 import pytest
 
 from tunesmith.core.errors import RecipeError
-from tunesmith.scoring.blind import blind_rows, check_sight
+from tunesmith.scoring.unscorable import check_scorable, unscorable_rows
 
 SIGNS = "\U0001f600 :-) ..."
 
@@ -23,15 +23,15 @@ SIGNS = "\U0001f600 :-) ..."
     ],
 )
 def test_rows_without_anything_to_count(metric: str, references: list[str], blind: list[int]) -> None:
-    assert blind_rows(metric, references) == blind
+    assert unscorable_rows(metric, references) == blind
 
 
 def test_few_are_a_warning_and_most_are_refused_if_the_metric_decides() -> None:
     few, most = ["yes"] * 8 + [SIGNS] * 2, [SIGNS] * 6 + ["yes"] * 4
-    [warning] = check_sight(["rougeL", "exact_match"], few, primary="rougeL", split="test")
+    [warning] = check_scorable(["rougeL", "exact_match"], few, primary="rougeL", split="test")
     assert "2 of 10" in warning
-    assert len(check_sight(["rougeL", "exact_match"], most, primary="exact_match", split="test")) == 1
+    assert len(check_scorable(["rougeL", "exact_match"], most, primary="exact_match", split="test")) == 1
     with pytest.raises(RecipeError, match="6 of 10") as caught:
-        check_sight(["rougeL"], most, primary="rougeL", split="test")
+        check_scorable(["rougeL"], most, primary="rougeL", split="test")
     assert (caught.value.exit_code, caught.value.where) == (2, "evaluate.primary")
     assert "chrf" in str(caught.value.hint)

@@ -1,4 +1,4 @@
-"""What one model answers to the test rows. Base and tuned go through here with the same questions."""
+"""What one model answers to the test rows. Base and tuned go through here with the same prompts."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -31,53 +31,53 @@ from tunesmith.kernels.token_loss import token_loss
 from tunesmith.model.load import ComputeConfig
 from tunesmith.tasks.base import Task
 
-_MOST_TOKENS = 4096
+_MAX_TOKENS = 4096
 
 
 def generate_answers(
     name: str,
     model: Any,
-    questions: Prompts,
+    prompts: Prompts,
     task: Task,
     folder: Path,
     *,
     key: str,
-    timed: Callable[[int, float], None] = lambda *_: None,
+    on_finished: Callable[[int, float], None] = lambda *_: None,
 ) -> list[dict[str, Any]]:
     """Return an answer to every question, in their order; finished ones are kept across interruptions.
 
     Args:
         folder: where `generations.jsonl` grows, line by line.
-        key: digest of model and questions; lines written under another key are not used.
-        timed: told how many tokens this process has written now, and the seconds that it took.
+        key: digest of model and prompts; lines written under another key are not used.
+        on_finished: told how many tokens this process has written now, and the seconds that it took.
     """
     group = current_group()
-    known = group.run_on_rank0(partial(_kept, folder, key))
+    known = group.run_on_rank0(partial(_load_finished, folder, key))
     lines = {line["id"]: line for line in known}
-    todo = [i for i, e in enumerate(questions.examples) if e.id not in lines]
-    mine = group.local_rows(todo, [len(prompt) for prompt in questions.prompts])
+    todo = [i for i, e in enumerate(prompts.examples) if e.id not in lines]
+    mine = group.local_rows(todo, [len(prompt) for prompt in prompts.prompts])
     progress = Progress(f"answers of {name}", total=len(known) + len(mine), unit="rows", start=len(known))
-    path, made, began = _file(folder, group.rank_info.rank), list[dict[str, Any]](), time.monotonic()
+    path, made, began = _generations_path(folder, group.rank_info.rank), list[dict[str, Any]](), time.monotonic()
     with translate_enospc(path), path.open("a", encoding="utf-8") as log, lockstep_forward(model, group):
-        for line in predict(model, questions, task, mine):
+        for line in predict(model, prompts, task, mine):
             made.append(line)
             log.write(json_line(line))
             log.flush()
             progress.update(len(known) + len(made))
     progress.close()
-    timed(sum(line["new_tokens"] for line in made), time.monotonic() - began)
+    on_finished(sum(line["new_tokens"] for line in made), time.monotonic() - began)
     lines |= {line["id"]: line for some in group.all_gather(made) for line in some}
-    found = [lines[e.id] for e in questions.examples]
-    group.run_on_rank0(partial(_put_together, folder, found))
+    found = [lines[e.id] for e in prompts.examples]
+    group.run_on_rank0(partial(_merge_files, folder, found))
     return found
 
 
-def _file(folder: Path, rank: int) -> Path:
+def _generations_path(folder: Path, rank: int) -> Path:
     """Return where a process keeps its answers."""
     return folder / (f"generations-{rank}.jsonl" if rank else "generations.jsonl")
 
 
-def _kept(folder: Path, key: str) -> list[dict[str, Any]]:
+def _load_finished(folder: Path, key: str) -> list[dict[str, Any]]:
     """Return the answers that are there, of however many processes; remove those that were given under another key."""
     folder.mkdir(parents=True, exist_ok=True)
     paths, key_path = sorted(folder.glob("generations*.jsonl")), folder / "key.json"
@@ -89,10 +89,10 @@ def _kept(folder: Path, key: str) -> list[dict[str, Any]]:
     return []
 
 
-def _put_together(folder: Path, found: Sequence[dict[str, Any]]) -> None:
+def _merge_files(folder: Path, found: Sequence[dict[str, Any]]) -> None:
     """Keep in one file what other processes than the first have left in theirs."""
     if theirs := list(folder.glob("generations-*.jsonl")):
-        write_jsonl(_file(folder, 0), found)
+        write_jsonl(_generations_path(folder, 0), found)
         for path in theirs:
             path.unlink()
 
@@ -104,8 +104,8 @@ def score_likelihoods(
     group = current_group()
     model.eval()
     apart = packing_unsupported_reason(model, tokens, pad_id, compute) is None
-    division = MicroBatchPolicy(
-        _MOST_TOKENS,
+    policy = MicroBatchPolicy(
+        _MAX_TOKENS,
         packing="auto" if apart else "never",
         by_row=has_packed_attention(model),
         reach=attention_window(model),
@@ -113,7 +113,7 @@ def score_likelihoods(
     mine = group.local_rows(rows, tokens.lengths)
     with lockstep_forward(model, group):
         work = partial(_likelihoods, model, tokens, mine, compute, pad_id)
-        found = OomRetry(division, lockstep=is_sharded(model)).run(work, tokens, mine)
+        found = OomRetry(policy, lockstep=is_sharded(model)).run(work, tokens, mine)
     by_row = {row: one for some in group.all_gather(found) for row, one in some.items()}
     return [by_row[row] for row in rows]
 
@@ -125,10 +125,10 @@ def _likelihoods(
     rows: Sequence[int],
     compute: ComputeConfig,
     pad_id: int,
-    division: MicroBatchPolicy,
+    policy: MicroBatchPolicy,
 ) -> dict[int, dict[str, float]]:
     found: dict[int, dict[str, float]] = {}
-    for group, batch in division.batches(tokens, rows, pad_id):
+    for group, batch in policy.batches(tokens, rows, pad_id):
         interrupt.check()
         result = token_loss(model, batch.to(compute.device))
         for place, row in enumerate(group):
