@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from tunesmith.estimate.hardware import hardware
+from tunesmith.estimate.hardware import detect_hardware
 from tunesmith.pipeline.runner import environment
 
 # What decides how fast matrices are multiplied.
@@ -14,7 +14,7 @@ _ISA = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16", "sve")
 
 def machine() -> dict[str, Any]:
     """Return cores, processor, instruction sets, memory and GPU."""
-    found, on = environment(), hardware()
+    found, on = environment(), detect_hardware()
     info = Path("/proc/cpuinfo")
     text = info.read_text(encoding="utf-8") if info.exists() else ""
     flags = next((line for line in text.splitlines() if line.lower().startswith(("flags", "features"))), "").split()

@@ -32,7 +32,7 @@ _DAMAGE = "not before: a file was damaged after it was written"
 _MEMORY = "not before: how much memory a pass takes is estimated by plan and known when it runs out"
 
 _LATE: dict[str, tuple[str, ...]] = {
-    "inference/answerable.py check_room": ("plan tunesmith.pipeline.checks:check_questions",),
+    "inference/answerable.py check_positions": ("plan tunesmith.pipeline.checks:check_questions",),
     "promote/commands.py move_alias": ("verb: promote",),
     "promote/commands.py promote_run": ("verb: promote",),
     "model/merge.py merge_model": ("verb: merge_model",) * 2,

@@ -11,7 +11,7 @@ from tunesmith import merge_model, open_chatter, plan_run, run_recipe
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.files import read_json
 from tunesmith.fetch.reference import resolve
-from tunesmith.plan.inspect import view
+from tunesmith.plan.inspect import inspect_rows
 
 LIKELIHOODS = {"metrics": ["perplexity", "token_accuracy"], "primary": "perplexity", "rows": 8, "max_new_tokens": 6}
 TRAIN = {"learning_rate": 0.01, "epochs": 2, "examples_per_step": 8}
@@ -24,10 +24,10 @@ def test_a_base_model_learns_to_chat(tmp_path: Path, method: str) -> None:
     file = recipe(tmp_path, base, model=model, tuning={"method": method}, evaluate=LIKELIHOODS, train=TRAIN)
     with pytest.raises(RecipeError, match="no chat template"):
         plan_run(file, ["model.chat_markup="])
-    shown = view(file, rows=1)[0]["tokens"]
+    shown = inspect_rows(file, rows=1)[0]["tokens"]
     assert plan_run(file).counts["train"] > 0
     run = run_recipe(file, out=tmp_path / "run")
-    assert view(run.path, rows=1)[0]["tokens"] == shown
+    assert inspect_rows(run.path, rows=1)[0]["tokens"] == shown
     assert shown[0]["text"] == "<|im_start|>"
     verdict = read_json(run.verdict)
     assert verdict["verdict"] == "better"

@@ -11,7 +11,7 @@ from tunesmith import plan_run, run_recipe
 from tunesmith.core.files import read_json, read_jsonl
 from tunesmith.core.rundir import RunDir
 from tunesmith.data.batches import TokenDataset
-from tunesmith.plan.inspect import view
+from tunesmith.plan.inspect import inspect_rows
 from tunesmith.tasks.tokenizer import TokenizerAdapter
 
 MOST = 32
@@ -86,7 +86,7 @@ def test_long_documents_run_to_a_verdict(tmp_path: Path, tiny: Path) -> None:
     assert "Long documents are learned in blocks" in run.report.read_text(encoding="utf-8")
 
     # Samples go on from the first tokens of a block, and are shown beside it.
-    shown = view(run.path, rows=4, stage="evaluate")
+    shown = inspect_rows(run.path, rows=4, stage="evaluate")
     assert [one["part"] for one in shown[:3]] == ["prompt", "base", "tuned"]
     assert {len(one["tokens"]) for one in shown if one["part"] == "prompt"} <= {1, 2, 3, 4}
     assert any(one["block"] and one["block"][0] > 1 for one in shown)

@@ -25,7 +25,7 @@ from tunesmith.data.batches import TokenDataset, batch_indices
 from tunesmith.data.microbatch import MicroBatchPolicy
 from tunesmith.data.token_file import write_tokens
 from tunesmith.distributed.process_group import ProcessGroup
-from tunesmith.estimate.memory import CHUNK
+from tunesmith.estimate.memory import LOGITS_CHUNK
 from tunesmith.fetch.reference import ModelFolder
 from tunesmith.model.load import ComputeConfig, load_base
 from tunesmith.recipe.schedule import learning_rate_at, plan_steps
@@ -96,7 +96,9 @@ def agree(by_hand: tuple[Any, ...], facts: list[Any], weights: dict[str, torch.T
 @pytest.mark.parametrize("case", WAYS, ids=lambda case: f"{case['micro_batch']}-{case.get('packing', 'never')}")
 def test_it_takes_the_steps_of_a_loop_by_hand(by_hand: Any, gpt2: Path, rows: Path, case: dict[str, Any]) -> None:
     tokens = TokenDataset(rows)
-    assert tokens.trained_tokens(range(8)) > CHUNK  # so the output layer is trained in chunks, with weights that differ
+    assert (
+        tokens.trained_tokens(range(8)) > LOGITS_CHUNK
+    )  # so the output layer is trained in chunks, with weights that differ
     with one_thread():
         agree(by_hand, *trained(gpt2, rows, case, ProcessGroup()))
 

@@ -16,7 +16,7 @@ from tunesmith.data.batches import TokenDataset
 from tunesmith.data.token_file import write_tokens
 from tunesmith.fetch.reference import resolve
 from tunesmith.inference.predict import predict
-from tunesmith.inference.prompts import build_prompts, rows_of
+from tunesmith.inference.prompts import build_prompts, read_selected_rows
 from tunesmith.model.adapters import open_model
 from tunesmith.model.load import compute_config
 from tunesmith.tasks import task_for
@@ -77,7 +77,7 @@ def test_answers_are_those_of_the_base_and_of_the_checkpoints(tmp_path: Path, ti
     loaded = load_recipe(file)
     tokenizer = load_tokenizer(resolve(str(base)))
     task = task_for(loaded.data, tokenizer)
-    examples, _ = rows_of(run, "valid", 5, loaded.seed)
+    examples, _ = read_selected_rows(run, "valid", 5, loaded.seed)
     questions = build_prompts(examples, loaded, task, tokenizer)
     assert (questions.beams, questions.max_new_tokens) == (loaded.evaluate.beams, 8)
     best = read_json(run.stage("train") / "manifest.json")["best_step"]

@@ -45,7 +45,7 @@ def read_prompts(file: Path) -> list[str]:
 
 def answer_texts(chatter: Chatter, texts: Sequence[str], *, samples: int, **settings: Any) -> list[dict[str, Any]]:
     """Return {prompt, answer, sample} for each sample of each text, each asked on its own."""
-    lines = chatter.answers([chatter.turns_of_text(text) for text in texts], samples=samples, **settings)
+    lines = chatter.answer([chatter.turns_of_text(text) for text in texts], samples=samples, **settings)
     return [
         _answered(line, prompt=texts[place // samples], **_sample(place, samples)) for place, line in enumerate(lines)
     ]
@@ -53,7 +53,7 @@ def answer_texts(chatter: Chatter, texts: Sequence[str], *, samples: int, **sett
 
 def answer_row(chatter: Chatter, *, samples: int, **settings: Any) -> list[dict[str, Any]]:
     """Return {prompt, answer, sample} for each sample of the row that the chatter was opened with."""
-    lines = chatter.answers([chatter.turns_of_row(chatter.row)], samples=samples, **settings)
+    lines = chatter.answer([chatter.turns_of_row(chatter.row)], samples=samples, **settings)
     return [_answered(line, prompt=line["prompt"], **_sample(i, samples)) for i, line in enumerate(lines)]
 
 
@@ -82,7 +82,7 @@ def answer_rows(chatter: Chatter, file: Path, *, samples: int, **settings: Any) 
     read = read_rows(FileSource(file=str(file)), folder=Path())
     rows = [replace(row, values=chatter.recorded.renamed(row.values)) for row in read]
     asked = [chatter.turns_of_row(row.values, row.where) for row in rows]
-    lines = chatter.answers(asked, samples=samples, **settings)
+    lines = chatter.answer(asked, samples=samples, **settings)
     if failed := sum(line["error"] is not None for line in lines):
         log(f"{failed} of {len(lines)} answers are missing; see their `error`")
     found = []

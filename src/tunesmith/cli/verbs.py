@@ -52,7 +52,7 @@ def plan(
     from tunesmith.plan.run_plan import plan_run
 
     found = plan_run(recipe, (*overrides, *where.changes()), out=out)
-    error = _error_of(found.must_fit)  # reported after the plan, whose numbers show how to make it fit
+    error = _error_of(found.require_fit)  # reported after the plan, whose numbers show how to make it fit
     shown = found.to_json() | ({"error": error.to_json()} if error else {})
     print_result(shown, as_json, str(found))
     if error:
@@ -84,10 +84,10 @@ def show(
         split: train (the default), valid or test.
         stage: rows as training reads them, or test prompts as evaluation sends them, with the answers a run has.
     """
-    from tunesmith.plan.inspect import view
+    from tunesmith.plan.inspect import inspect_rows
     from tunesmith.report.tokens import as_html, as_text
 
-    samples = view(recipe, overrides, rows=rows, split=split, stage=stage)
+    samples = inspect_rows(recipe, overrides, rows=rows, split=split, stage=stage)
     if html is not None:
         as_html(samples, html)
         print(f"wrote {html}", file=sys.stderr)

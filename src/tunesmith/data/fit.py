@@ -12,7 +12,7 @@ from tunesmith.core.errors import RecipeError
 from tunesmith.core.records import ENCODER_IDS
 from tunesmith.data.batches import TokenDataset, batch_indices
 from tunesmith.data.microbatch import MicroBatch, MicroBatchPolicy
-from tunesmith.estimate.memory import Memory, Pass, estimate_memory, weights_bytes
+from tunesmith.estimate.memory import MemoryEstimate, MicroBatchShape, estimate_memory, weights_bytes
 from tunesmith.recipe.launch import Sharding
 from tunesmith.recipe.schedule import StepPlan, default_micro_batch_tokens, plan_steps
 from tunesmith.recipe.schema import LoraBase, Recipe
@@ -80,7 +80,7 @@ def max_fitting_rows(
     *,
     new_tokens: int,
     parts: int = 1,
-) -> tuple[MicroBatchPolicy, Memory]:
+) -> tuple[MicroBatchPolicy, MemoryEstimate]:
     """Return the largest division up to `division` that fits, and what the run needs with it.
 
     Where the recipe gives `micro_batch` or `micro_batch_tokens` itself, they stand. Where nothing fits, rows are passed
@@ -94,7 +94,7 @@ def max_fitting_rows(
         parts=parts,
     )  # fmt: skip
 
-    def needed(one: MicroBatchPolicy) -> Memory:
+    def needed(one: MicroBatchPolicy) -> MemoryEstimate:
         passes = {_pass(tokens, group, one) for mine in rows for group in one.groups(tokens, mine)}
         return max(map(needs, passes), key=lambda memory: memory.training)
 
@@ -110,7 +110,7 @@ def max_fitting_rows(
 
 def estimated_memory(
     recipe: Recipe, shapes: Shapes, tokens: TokenDataset, room: MemoryBudget, *, new_tokens: int, parts: int = 1
-) -> tuple[MicroBatchPolicy, Memory]:
+) -> tuple[MicroBatchPolicy, MemoryEstimate]:
     """Return the same before there is a model to be asked how it keeps rows apart, from what its shapes tell."""
     drops = shapes.dropout or (isinstance(recipe.tuning, LoraBase) and recipe.tuning.dropout > 0)
     by_row = shapes.fused_attention and recipe.model.attention != "eager"
@@ -183,12 +183,12 @@ def _heaviest(tokens: TokenDataset, steps: StepPlan, size: int, seed: int) -> se
     return {tuple(mine) for mine in (*most, *longest)}
 
 
-def _pass(tokens: TokenDataset, group: MicroBatch, division: MicroBatchPolicy) -> Pass:
+def _pass(tokens: TokenDataset, group: MicroBatch, division: MicroBatchPolicy) -> MicroBatchShape:
     trained = tokens.trained_tokens(group.rows)
     if group.shared is not None:
         length = division.packed_length(tokens.packed_tokens(group.rows, group.shared))
         width = max(tokens.sequence_lengths(group.rows)) if division.by_row else length
-        return Pass(length, width, trained, masked=not division.by_row, by_row=division.by_row)
+        return MicroBatchShape(length, width, trained, masked=not division.by_row, by_row=division.by_row)
     width, source = tokens.padded_length(group.rows), tokens.padded_length(group.rows, ENCODER_IDS)
     count = len(tokens.sequence_lengths(group.rows))
-    return Pass(count * width, width, trained, source_tokens=count * source, source_width=source)
+    return MicroBatchShape(count * width, width, trained, source_tokens=count * source, source_width=source)

@@ -5,7 +5,7 @@ from typing import Any
 from tunesmith.core.files import digest_file
 from tunesmith.core.rundir import RunDir
 from tunesmith.data.sources import digest_sources, sources_are_there
-from tunesmith.fetch.reference import base_of
+from tunesmith.fetch.reference import resolve_base
 from tunesmith.recipe.schema import Recipe
 
 FORMAT = 3  # raised when the meaning of prepared files changes, so that old ones are made again
@@ -13,7 +13,7 @@ FORMAT = 3  # raised when the meaning of prepared files changes, so that old one
 
 def inputs(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     """Return all that decides what `prepare` writes. If sources are gone, the rows prepared from them still count."""
-    model = base_of(run, recipe.model.base)
+    model = resolve_base(run, recipe.model.base)
     # What a decoder starts from is written in the configuration, and nowhere in the tokenizer.
     config = {"config": digest_file(model.root.path / "config.json")} if recipe.data.task == "seq2seq" else {}
     return {

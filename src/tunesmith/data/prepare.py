@@ -15,7 +15,7 @@ from tunesmith.data.spool import Spool
 from tunesmith.data.token_file import write_tokens
 from tunesmith.data.token_view import token_view
 from tunesmith.data.trained_rows import TRAINED_ROWS, write_trained_rows
-from tunesmith.fetch.reference import base_of, pinned_base
+from tunesmith.fetch.reference import pinned_base, resolve_base
 from tunesmith.recipe.schema import Recipe
 from tunesmith.tasks import task_for
 from tunesmith.tasks.chatml import load_tokenizer
@@ -33,7 +33,7 @@ def prepare(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     """
     began = time.monotonic()
     stated = inputs(recipe, run)
-    base = base_of(run, recipe.model.base)
+    base = resolve_base(run, recipe.model.base)
     tokenizer = load_tokenizer(base, recipe.model.chat_markup)
     task = task_for(recipe.data, tokenizer)
     progress = Progress("prepare", unit="rows")

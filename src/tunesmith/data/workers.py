@@ -24,7 +24,7 @@ from tunesmith.core.progress import log
 from tunesmith.data.process_rows import process_row
 from tunesmith.data.sources import Row
 from tunesmith.data.spool import EncodedRow, encode_row
-from tunesmith.estimate.hardware import cores
+from tunesmith.estimate.hardware import available_cores
 from tunesmith.fetch.reference import ModelFolder
 from tunesmith.recipe.schema import Recipe
 from tunesmith.tasks import task_for
@@ -43,7 +43,7 @@ _Answer = Future[list[EncodedRow]]
 
 def helpers() -> int:
     """Return how many helpers there are where many rows are shared out: one for each core; one alone is none."""
-    return min(cores(), _MOST_HELPERS)
+    return min(available_cores(), _MOST_HELPERS)
 
 
 def process_in_parallel(

@@ -28,7 +28,7 @@ from torch.distributed.fsdp import (
 from tunesmith.core.errors import DoesNotFit, RecipeError
 from tunesmith.data.fit import MemoryBudget
 from tunesmith.distributed.process_group import ProcessGroup, current_group, is_peer_failure, peer_failures_as_errors
-from tunesmith.estimate.hardware import memory_for_one_gib
+from tunesmith.estimate.hardware import process_memory_limit_gib
 from tunesmith.model.dtensor import is_dtensor
 from tunesmith.model.load import ComputeConfig, without_adapter
 from tunesmith.model.memory import is_out_of_memory
@@ -99,7 +99,7 @@ def memory_budget(compute: ComputeConfig, group: ProcessGroup) -> MemoryBudget:
     """Return what a pass is computed in and the memory that this process has for it: processors are shared."""
     if compute.device.type == "cuda":
         return MemoryBudget(compute.dtype.itemsize, True, torch.cuda.mem_get_info(compute.device)[0] / 2**30)
-    return MemoryBudget(compute.dtype.itemsize, False, memory_for_one_gib() / group.rank_info.local_world_size)
+    return MemoryBudget(compute.dtype.itemsize, False, process_memory_limit_gib() / group.rank_info.local_world_size)
 
 
 def _stacks(model: Any) -> Iterator[torch.nn.ModuleList]:

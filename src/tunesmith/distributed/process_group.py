@@ -25,7 +25,7 @@ from tunesmith.core.dist_env import RankInfo, rank_info
 from tunesmith.core.errors import ProcessLost, RecipeError
 from tunesmith.data.sampler import assign_ranks
 from tunesmith.distributed.failure import SHORT_TIMEOUT, FailureChannel
-from tunesmith.estimate.hardware import cores
+from tunesmith.estimate.hardware import available_cores
 from tunesmith.model.adapters import trained_parameters
 from tunesmith.model.dtensor import is_dtensor
 from tunesmith.recipe.changes import changed_keys
@@ -302,7 +302,7 @@ def is_peer_failure(error: BaseException) -> bool:
 def cores_per_rank(rank_info: RankInfo) -> int:
     """Return the number of cores that a rank computes with. A single process has all, even if torch uses only half."""
     alone = rank_info.world_size == 1 and "OMP_NUM_THREADS" not in os.environ
-    return cores() if alone else torch.get_num_threads()
+    return available_cores() if alone else torch.get_num_threads()
 
 
 def _threads_for_this_rank(rank_info: RankInfo) -> int | None:
@@ -314,7 +314,7 @@ def _threads_for_this_rank(rank_info: RankInfo) -> int | None:
     if omp_threads is not None and not (by_torchrun and omp_threads == "1"):
         return None
     allocated = None if by_torchrun else os.environ.get("SLURM_CPUS_PER_TASK")
-    return int(allocated) if allocated else max(1, cores() // rank_info.local_world_size)
+    return int(allocated) if allocated else max(1, available_cores() // rank_info.local_world_size)
 
 
 def gradient_buckets(weights: Sequence[torch.nn.Parameter]) -> Iterator[list[torch.nn.Parameter]]:

@@ -9,7 +9,7 @@ other jobs send, and how well the rows of a step can be shared out.
 from dataclasses import dataclass
 
 from tunesmith.architecture.shapes import Shapes
-from tunesmith.estimate.memory import layers_numbers, part_bytes
+from tunesmith.estimate.memory import layer_parameter_counts, sharded_parameter_bytes
 from tunesmith.recipe.launch import LaunchBase, Sharding, SlurmLaunch, local_world_size_of, world_size_of
 from tunesmith.recipe.schema import FullTuning, Recipe
 
@@ -57,13 +57,13 @@ def estimate_communication(
     slowest = min(link for link in (between if machines > 1 else None, within if local > 1 else None) if link)
     if sharding == "none":
         return Communication(_added_up(world) * trained * _FP32 / slowest, 0)
-    numbers, _ = layers_numbers(shapes)
+    numbers, _ = layer_parameter_counts(shapes)
     full = isinstance(recipe.tuning, FullTuning)
     mine = trained - numbers if full else trained  # what is trained and whole
     parts, link = (local, within) if sharding == "node" else (world, slowest)
     one_way = (parts - 1) / parts / (link or 1)
     # Put together on the way there and back; gradients are spread out where the layers are trained.
-    _, whole_bytes = part_bytes(recipe, compute_bytes)
+    _, whole_bytes = sharded_parameter_bytes(recipe, compute_bytes)
     beside = passes * numbers * one_way * (2 * whole_bytes + (_FP32 if full else 0))
     if full and sharding == "node" and machines > 1:  # between machines all parts of one are added up side by side
         beside += passes * _added_up(machines) * numbers * _FP32 / (between or 1)

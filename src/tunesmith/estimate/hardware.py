@@ -17,8 +17,8 @@ from typing import Literal
 import psutil
 
 Precision = Literal["fp32", "bf16", "fp16"]
-AskedPrecision = Literal["auto"] | Precision
-BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+PrecisionSetting = Literal["auto"] | Precision
+PRECISION_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 _GIB = 2**30
 # What a process on a GPU takes beside its tensors: CUDA's own context and the libraries' kernels.
 _CONTEXT_GIB = 0.6
@@ -38,17 +38,17 @@ class Hardware:
     memory_gib: float
 
 
-def hardware() -> Hardware:
+def detect_hardware() -> Hardware:
     """Return the first GPU that is visible, else the processor."""
-    return _gpu() or Hardware("cpu", "avx512_bf16" in _processor_flags(), memory_for_one_gib())
+    return _gpu() or Hardware("cpu", "avx512_bf16" in _processor_flags(), process_memory_limit_gib())
 
 
-def cores() -> int:
+def available_cores() -> int:
     """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def choose_precision(asked: AskedPrecision, device: str, *, has_bf16: bool, quantized: bool) -> Precision:
+def choose_precision(asked: PrecisionSetting, device: str, *, has_bf16: bool, quantized: bool) -> Precision:
     """Return what matrices are multiplied in; `auto` is bf16 where the machine computes in it.
 
     Args:
@@ -68,7 +68,7 @@ def available_memory_gib() -> float:
     return max(0, min([int(psutil.virtual_memory().available), *left])) / _GIB
 
 
-def memory_for_one_gib() -> float:
+def process_memory_limit_gib() -> float:
     """Return how much a process could hold that does what this one does, and holds nothing yet."""
     return available_memory_gib() + resident_gib()
 

@@ -19,19 +19,19 @@ _MOMENT_BYTES = {"adamw": 8.0, "adamw_8bit": 2 + 2 * 4 / 256, "adafactor": 0.0, 
 # torch, transformers, peft, a tokenizer and Python themselves, resident: measured, docs/memory.md. Not on a GPU.
 _LIBRARIES_GIB = 0.46
 # Below fp32, oneDNN compiles code for every shape of product and keeps it for this many, 0.57 MiB each (measured).
-KEPT_PRODUCTS = 256
-PRODUCTS_GIB = KEPT_PRODUCTS * 0.57 / 1024
+ONEDNN_CACHE_SIZE = 256
+ONEDNN_CACHE_GIB = ONEDNN_CACHE_SIZE * 0.57 / 1024
 # On a processor the C library's heap keeps freed memory in pieces between what is kept: this much more is resident than
 # layers and loss hold, by the bytes of a number in products. Measured, docs/memory.md. In fp32 the gradients of all
 # weights fill the pieces, and with checkpointed activations freed memory is given back at once.
 _IN_PIECES = {4: 0.3, 2: 0.4}
 # Tokens whose logits are held at once.
-CHUNK = 128
+LOGITS_CHUNK = 128
 _KEPT_ALREADY = ("attended", "rectified")
 
 
 @dataclass(frozen=True, slots=True)
-class Pass:
+class MicroBatchShape:
     """One forward and backward pass.
 
     Attributes:
@@ -52,12 +52,12 @@ class Pass:
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
+class MemoryEstimate:
     """GiB by purpose at the peak of training, and how many numbers are trained.
 
-    `activations` is what layers keep for the way back, `logits` what the output layer and the loss need, `in_pieces`
-    what is free and too small to be of use. Before training `loading` is held: the file, and what is made of it.
-    `offloaded` comes on top, in the machine's memory: what a GPU does not keep of its part of the layers.
+    `activations` are saved for the backward pass, `logits` serves the output layer and the loss, and `fragmentation` is
+    free heap in blocks too small to use. `loading` is the peak before training: the file, and the weights made of it.
+    `offloaded` is CPU memory that holds a GPU's shard of the layers.
     """
 
     weights: float
@@ -65,7 +65,7 @@ class Memory:
     optimizer: float
     activations: float
     logits: float
-    in_pieces: float
+    fragmentation: float
     libraries: float
     loading: float
     offloaded: float
@@ -75,7 +75,7 @@ class Memory:
     def training(self) -> float:
         """Everything while a step is taken."""
         held = self.weights + self.gradients + self.optimizer + self.libraries
-        return held + self.activations + self.logits + self.in_pieces
+        return held + self.activations + self.logits + self.fragmentation
 
     @property
     def total(self) -> float:
@@ -86,13 +86,13 @@ class Memory:
 def estimate_memory(
     recipe: Recipe,
     shapes: Shapes,
-    one: Pass,
+    one: MicroBatchShape,
     *,
     compute_bytes: int,
     on_gpu: bool = False,
     new_tokens: int = 0,
     parts: int = 1,
-) -> Memory:
+) -> MemoryEstimate:
     """Return the memory that training needs while it makes its largest pass.
 
     Args:
@@ -102,7 +102,7 @@ def estimate_memory(
     """
     kept = _Kept(recipe, shapes, compute_bytes)
     adapted = kept.adapted
-    divided, at_once = layers_numbers(shapes) if parts > 1 else (0, 0)
+    divided, at_once = layer_parameter_counts(shapes) if parts > 1 else (0, 0)
     offloaded = parts > 1 and on_gpu and recipe.launch.offload
     elsewhere = divided if offloaded else divided * (1 - 1 / parts)
     trained_elsewhere = 0.0
@@ -123,26 +123,26 @@ def estimate_memory(
         weights = weights_bytes(recipe, shapes, compute_bytes) + trainable * 4 + copies
     read = shapes.parameters * shapes.stored_bytes
     # What is kept as it is in the file stays there, and is brought in page by page.
-    kept_bytes, whole_bytes = part_bytes(recipe, compute_bytes)
+    kept_bytes, whole_bytes = sharded_parameter_bytes(recipe, compute_bytes)
     as_stored = not isinstance(recipe.tuning, QloraTuning) and kept_bytes == shapes.stored_bytes
     # What is quantized is read in the compute precision first, in pieces that stay with the heap.
     converted = isinstance(recipe.tuning, QloraTuning) and compute_bytes != shapes.stored_bytes
     loading = weights if as_stored else read + weights + shapes.parameters * compute_bytes * converted
     if isinstance(recipe.tuning, FullTuning) and parts > 1:  # masters are made of parts
         loading = read + weights - elsewhere * kept_bytes
-    chunk = one.trained if shapes.has_encoder else min(one.trained, CHUNK)
+    chunk = one.trained if shapes.has_encoder else min(one.trained, LOGITS_CHUNK)
     logits = chunk * shapes.vocabulary * (12 + 2 * compute_bytes * shapes.softcapped) + one.trained * shapes.hidden * 4
     activations = kept.bytes_of(one, logits)
     filled = isinstance(recipe.tuning, FullTuning) and compute_bytes == 4
     whole_heap = on_gpu or recipe.train.activation_checkpointing or filled
-    libraries = _LIBRARIES_GIB + (PRODUCTS_GIB if compute_bytes < 4 else 0.0)
-    return Memory(
+    libraries = _LIBRARIES_GIB + (ONEDNN_CACHE_GIB if compute_bytes < 4 else 0.0)
+    return MemoryEstimate(
         weights=(weights - elsewhere * kept_bytes + at_once * whole_bytes) / _GIB,
         gradients=(gradients - trained_elsewhere) * 4 / _GIB,
-        optimizer=moments_gib(recipe, trainable - trained_elsewhere),
+        optimizer=optimizer_state_gib(recipe, trainable - trained_elsewhere),
         activations=activations / _GIB,
         logits=logits / _GIB,
-        in_pieces=0.0 if whole_heap else _IN_PIECES[compute_bytes] * (activations + logits) / _GIB,
+        fragmentation=0.0 if whole_heap else _IN_PIECES[compute_bytes] * (activations + logits) / _GIB,
         libraries=0.0 if on_gpu else libraries,
         loading=0.0 if on_gpu else loading / _GIB,
         offloaded=_offloaded_gib(recipe, shapes, parts, kept_bytes) if offloaded else 0.0,
@@ -169,15 +169,15 @@ def _offloaded_gib(recipe: Recipe, shapes: Shapes, parts: int, kept_bytes: float
         return pinned(kept_bytes)
     # What masters are made of stays with the allocator.
     read = pinned(shapes.stored_bytes) if shapes.stored_bytes < kept_bytes else 0.0
-    return read + pinned(kept_bytes) + pinned(4) + moments_gib(recipe, sum(sizes))
+    return read + pinned(kept_bytes) + pinned(4) + optimizer_state_gib(recipe, sum(sizes))
 
 
-def moments_gib(recipe: Recipe, trained: float) -> float:
+def optimizer_state_gib(recipe: Recipe, trained: float) -> float:
     """Return the GiB that the recipe's optimizer remembers of so many trained numbers."""
     return trained * _MOMENT_BYTES[recipe.train.optimizer] / _GIB
 
 
-def layers_numbers(shapes: Shapes) -> tuple[int, int]:
+def layer_parameter_counts(shapes: Shapes) -> tuple[int, int]:
     """Return how many numbers the matrices of all layers have, and those of the two that are whole at once."""
     sizes = [sum(part.out_features * part.in_features for part in stack.layer.linear) for stack in shapes.stacks]
     everything = sum(size * stack.count for size, stack in zip(sizes, shapes.stacks, strict=True))
@@ -207,7 +207,7 @@ def weights_bytes(recipe: Recipe, shapes: Shapes, compute_bytes: int) -> float:
     return (shapes.parameters - quantized) * compute_bytes + small
 
 
-def part_bytes(recipe: Recipe, compute_bytes: int) -> tuple[float, float]:
+def sharded_parameter_bytes(recipe: Recipe, compute_bytes: int) -> tuple[float, float]:
     """Return the bytes of a number of what is divided: as parts are kept, and as they are put together.
 
     Of quantized weights every process has all scales.
@@ -231,7 +231,7 @@ class _Kept:
         self._drops = bool(tuning and tuning.dropout > 0)
         self._dora = bool(tuning and tuning.dora)
 
-    def bytes_of(self, one: Pass, logits: float) -> float:
+    def bytes_of(self, one: MicroBatchShape, logits: float) -> float:
         """Return the bytes that are kept at the peak, beside those of the loss (`logits`)."""
         everything = beginnings = 0.0
         layers = 0
@@ -252,16 +252,16 @@ class _Kept:
         """Bytes of a number between layers: of trained weights' copies fp32."""
         return 4 if self._full else self._compute
 
-    def _way_back(self, one: Pass) -> float:
+    def _way_back(self, one: MicroBatchShape) -> float:
         """Return the bytes of the gradients that stand at once between the operations of a layer."""
         layers = [stack.layer for stack in self._shapes.stacks]
         inner = max((layer.mlp_width for layer in layers), default=0)
         return max(one.tokens, one.source_tokens) * (3 * inner + 2 * self._shapes.hidden) * self._compute
 
-    def _tokens(self, stack: Stack, one: Pass) -> int:
+    def _tokens(self, stack: Stack, one: MicroBatchShape) -> int:
         return one.source_tokens if stack.encoder else one.tokens
 
-    def _layer(self, stack: Stack, number: int, one: Pass) -> float:
+    def _layer(self, stack: Stack, number: int, one: MicroBatchShape) -> float:
         layer, tokens = stack.layer, self._tokens(stack, one)
         norm = 4 if layer.rms_norm else self._stream
         twice = 2 if layer.rms_norm and self._full else 1
@@ -273,7 +273,7 @@ class _Kept:
         kept += sum(self._attention(attention, stack, one, windowed=windowed) for attention in layer.attention)
         return kept + self._inputs(layer, stack, number, one)
 
-    def _attention(self, attention: Attention, stack: Stack, one: Pass, *, windowed: bool) -> float:
+    def _attention(self, attention: Attention, stack: Stack, one: MicroBatchShape, *, windowed: bool) -> float:
         tokens = self._tokens(stack, one)
         width = one.source_width if stack.encoder else one.width
         heard, reach = (one.source_tokens, one.source_width) if attention.cross else (tokens, width)
@@ -294,7 +294,7 @@ class _Kept:
             kept += tokens * reach * self._compute
         return kept
 
-    def _inputs(self, layer: Layer, stack: Stack, number: int, one: Pass) -> float:
+    def _inputs(self, layer: Layer, stack: Stack, number: int, one: MicroBatchShape) -> float:
         """Return the bytes of what linear layers read, where their gradients need it."""
         tokens = self._tokens(stack, one)
         kept, readers = 0.0, Counter[str]()

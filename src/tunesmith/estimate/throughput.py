@@ -47,27 +47,27 @@ class Speed:
         return tokens / self.tokens_per_second + moved * self.update_seconds
 
 
-def remember_speed(model_digest: str, method: str, speed: Speed, *, alone: bool) -> None:
+def save_speed(model_digest: str, method: str, speed: Speed, *, alone: bool) -> None:
     """Note the speed of a finished training, which does not fail for the want of a place to note it.
 
     That of one process of many, who also wait for each other, only where nothing is known.
     """
     with contextlib.suppress(OSError, TunesmithError):
-        before = remembered_speed(model_digest, method)
+        before = load_speed(model_digest, method)
         if alone or before is None:
             if before is not None:  # what this turn did not measure
                 speed = replace(speed, reading=speed.reading or before.reading, writing=before.writing)
             write_json(_place(model_digest, method), asdict(speed))
 
 
-def remember_writing(model_digest: str, method: str, tokens_per_second: float) -> None:
+def save_generation_speed(model_digest: str, method: str, tokens_per_second: float) -> None:
     """Note how fast one process answered, next to how fast it trained; ignored for a model never trained here."""
     with contextlib.suppress(OSError, TunesmithError):
-        if before := remembered_speed(model_digest, method):
+        if before := load_speed(model_digest, method):
             write_json(_place(model_digest, method), asdict(replace(before, writing=tokens_per_second)))
 
 
-def remembered_speed(model_digest: str, method: str) -> Speed | None:
+def load_speed(model_digest: str, method: str) -> Speed | None:
     """Return the speed of the last training of this model by this method here, or None."""
     path = _place(model_digest, method)
     try:

@@ -14,13 +14,13 @@ from tunesmith.data.batches import TokenDataset
 from tunesmith.data.fit import fits_for_inference
 from tunesmith.distributed.fsdp import load_device, memory_budget, shard
 from tunesmith.distributed.process_group import ProcessGroup, current_group
-from tunesmith.estimate.throughput import remember_writing
+from tunesmith.estimate.throughput import save_generation_speed
 from tunesmith.evaluate.compare import compare_models
 from tunesmith.evaluate.inputs import inputs
 from tunesmith.evaluate.model_outputs import generate_answers, response_stats, score_likelihoods
-from tunesmith.fetch.reference import ModelFolder, base_of, tuned_of
-from tunesmith.inference.answerable import check_room
-from tunesmith.inference.prompts import SAMPLES, Prompts, build_prompts, rows_of
+from tunesmith.fetch.reference import ModelFolder, resolve_base, resolve_tuned
+from tunesmith.inference.answerable import check_positions
+from tunesmith.inference.prompts import UNSCORED_ANSWERS, Prompts, build_prompts, read_selected_rows
 from tunesmith.inference.scorer import Scorer
 from tunesmith.kernels.causality_check import require_causal_attention
 from tunesmith.model.adapters import open_model
@@ -46,14 +46,14 @@ def evaluate(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     stage_inputs, group = inputs(recipe, run), current_group()
     group.require_equal(stage_inputs)
     models = {
-        "base": base_of(run, recipe.model.base),
-        "tuned": tuned_of(run),
+        "base": resolve_base(run, recipe.model.base),
+        "tuned": resolve_tuned(run),
     }
     tokenizer = load_tokenizer(models["base"], recipe.model.chat_markup)
     task = task_for(recipe.data, tokenizer)
     scorer = Scorer(answer_metrics(recipe.evaluate.metrics), recipe, run, stage="evaluate")
-    examples, places = rows_of(run, "test", recipe.evaluate.rows, recipe.seed)
-    prompts = build_prompts(examples if scorer.names else examples[:SAMPLES], recipe, task, tokenizer)
+    examples, places = read_selected_rows(run, "test", recipe.evaluate.rows, recipe.seed)
+    prompts = build_prompts(examples if scorer.names else examples[:UNSCORED_ANSWERS], recipe, task, tokenizer)
     # Both before any is scored: others would wait for the first, which scores alone.
     outputs = {
         name: _run_model(name, model, recipe, run, task, tokenizer, prompts, places) for name, model in models.items()
@@ -123,13 +123,13 @@ def _run_model(
         shard(loaded, compute, group, by_node=sharding == "node", offload=recipe.launch.offload)
     if name == "base":  # what a model that sees later tokens scores says nothing
         require_causal_attention(loaded, TokenDataset(run.tokens("test")), tokenizer.pad_id, compute)
-    if answer_metrics(recipe.evaluate.metrics) and (warning := check_room(prompts, max_positions(loaded))):
+    if answer_metrics(recipe.evaluate.metrics) and (warning := check_positions(prompts, max_positions(loaded))):
         log(f"warning: {warning}")
     key = digest_of([prompts.digest, model.digest(), _conditions(recipe)])
 
     def record_speed(tokens: int, seconds: float) -> None:
         if tokens and not group.is_distributed:
-            remember_writing(model.root.digest(), recipe.tuning.method, tokens / seconds)
+            save_generation_speed(model.root.digest(), recipe.tuning.method, tokens / seconds)
 
     answered = generate_answers(name, loaded, prompts, task, run.evaluation(name), key=key, on_finished=record_speed)
     measured: list[dict[str, float]] = [{} for _ in places]

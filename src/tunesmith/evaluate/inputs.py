@@ -4,7 +4,7 @@ from typing import Any
 
 from tunesmith.core.files import digest_of
 from tunesmith.core.rundir import RunDir
-from tunesmith.inference.inputs import scoring_inputs
+from tunesmith.inference.metric_inputs import scoring_inputs
 from tunesmith.recipe.schema import Recipe
 
 

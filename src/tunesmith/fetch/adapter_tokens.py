@@ -5,7 +5,7 @@ from pathlib import Path
 from tunesmith.core.files import read_json
 
 
-def trained_tokens(folder: Path) -> list[int]:
+def trained_token_ids(folder: Path) -> list[int]:
     """Return the ids of the tokens that an adapter has embedding rows for, in order."""
     found = read_json(folder / "adapter_config.json").get("trainable_token_indices") or []
     return sorted({token for ids in found.values() for token in ids} if isinstance(found, dict) else found)

@@ -10,7 +10,7 @@ from tunesmith.core.progress import log
 from tunesmith.core.user_folders import cache_root
 
 
-def folder_of_gguf(file: Path) -> Path:
+def gguf_folder(file: Path) -> Path:
     """Return a folder with the file's weights in fp32, its tokenizer and its chat template.
 
     Raises:

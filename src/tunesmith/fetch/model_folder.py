@@ -71,7 +71,7 @@ class ModelFolder:
             # Converted by us: what it was made from counts, not how transformers wrote it down.
             _remember(str(source), self.path)
             return str(source)
-        own = _digest_of_files(deciding_files(self.path))
+        own = _digest_of_files(model_files(self.path))
         digest = digest_of([own, self.base.digest()]) if self.base else own
         _remember(digest, self.path)
         return digest
@@ -81,7 +81,7 @@ class ModelFolder:
         return digest_of({name: digest_file(self.path / name) for name in _TOKENIZER if (self.path / name).exists()})
 
 
-def deciding_files(folder: Path) -> list[Path]:
+def model_files(folder: Path) -> list[Path]:
     """Return the files of a model's folder that transformers and peft read, in order: they decide what it answers."""
     names = {path.name for path in folder.iterdir() if path.is_file()}
     decide = {name for name in names if name in _DECIDE or name.endswith(_VOCABULARIES)}
@@ -102,7 +102,7 @@ def _weights(folder: Path, names: set[str]) -> set[str]:
     return found | ({_INDEX} & names)
 
 
-def places_of(digest: str) -> Iterator[Path]:
+def known_folders(digest: str) -> Iterator[Path]:
     """Yield the folders in which a model with this digest was seen on this machine."""
     with contextlib.suppress(TunesmithError, OSError):
         yield from map(Path, read_json(_memory(digest)))
@@ -114,7 +114,7 @@ def _memory(digest: str) -> Path:
 
 def _remember(digest: str, folder: Path) -> None:
     place = str(folder.resolve())
-    known = [str(path) for path in places_of(digest)]
+    known = [str(path) for path in known_folders(digest)]
     if place not in known:
         write_json(_memory(digest), [place, *known][:_MOST_PLACES])
 

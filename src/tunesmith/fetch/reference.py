@@ -13,23 +13,23 @@ from typing import Any
 from tunesmith.core.errors import DamagedFile, RecipeError, TunesmithError
 from tunesmith.core.files import MANIFEST, check_folder, read_json
 from tunesmith.core.rundir import RunDir, find_run
-from tunesmith.fetch.gguf import folder_of_gguf
-from tunesmith.fetch.model_folder import CARD, ModelFolder, places_of
-from tunesmith.fetch.pin import Pin, kept_in
-from tunesmith.fetch.pypi import folder_of_wheel
+from tunesmith.fetch.gguf import gguf_folder
+from tunesmith.fetch.model_folder import CARD, ModelFolder, known_folders
+from tunesmith.fetch.pin import Pin, pin_to_store
+from tunesmith.fetch.pypi import wheel_folder
 from tunesmith.registry.store import Registry, Version, looks_like_reference
 
 __all__ = [
     "CARD",
     "ModelFolder",
-    "base_of",
-    "card_of_base",
+    "base_card",
     "hub_cache",
     "name_for_peft",
     "open_pin",
     "pinned_base",
     "resolve",
-    "tuned_of",
+    "resolve_base",
+    "resolve_tuned",
 ]
 
 _HUB = re.compile(r"^[\w.-]+/[\w.-]+(@[\w./-]+)?$")
@@ -67,12 +67,12 @@ def open_pin(pin: Pin, *, weights: bool = True) -> ModelFolder:
     return _open_pin(pin, str(pin), _Opening(None, weights))
 
 
-def tuned_of(run: RunDir) -> ModelFolder:
+def resolve_tuned(run: RunDir) -> ModelFolder:
     """Return the model that a run trained, at its best step; raise as `resolve` does."""
     return open_pin(Pin("run", str(run.path.resolve())))
 
 
-def base_of(run: RunDir, reference: str, *, weights: bool = True) -> ModelFolder:
+def resolve_base(run: RunDir, reference: str, *, weights: bool = True) -> ModelFolder:
     """Return the base of a run: the one that its rows were prepared for, even if it or the run has been moved.
 
     If the recipe names a path that still exists, that path is opened whatever its digest: the caller notices changes.
@@ -88,7 +88,7 @@ def base_of(run: RunDir, reference: str, *, weights: bool = True) -> ModelFolder
     kept = (run.manifest("prepare") or {}).get("base")
     if kept is None:
         return resolve(reference, relative_to=run.recipe_folder, weights=weights)
-    pin, opening = Pin.from_json(kept["pin"]).read_from(run.path), _Opening(run.recipe_folder, weights)
+    pin, opening = Pin.from_json(kept["pin"]).absolute_in(run.path), _Opening(run.recipe_folder, weights)
     if pin.is_path and _is_in(reference.removeprefix("run:"), run.recipe_folder):
         return _resolve(reference, opening)
     way = partial(_open_pin, pin, reference, opening)
@@ -96,11 +96,11 @@ def base_of(run: RunDir, reference: str, *, weights: bool = True) -> ModelFolder
 
 
 def pinned_base(run: RunDir, base: ModelFolder) -> dict[str, Any]:
-    """Return what a run records about its base, for `base_of`: {pin, digest}."""
+    """Return what a run records about its base, for `resolve_base`: {pin, digest}."""
     return {"pin": _pin(base, run.path).to_json(), "digest": base.digest()}
 
 
-def card_of_base(base: ModelFolder, folder: Path) -> dict[str, Any]:
+def base_card(base: ModelFolder, folder: Path) -> dict[str, Any]:
     """Return what the card of a model in `folder` records about its base: {base, base_pin, base_digest}."""
     pin = _pin(base, folder)
     return {"base": str(pin), "base_pin": pin.to_json(), "base_digest": base.digest()}
@@ -116,7 +116,7 @@ def name_for_peft(card: dict[str, Any]) -> tuple[str, str | None]:
 
 
 def _pin(model: ModelFolder, folder: Path) -> Pin:
-    return kept_in(folder, model.pin or Pin("folder", str(model.path)), model.reference)
+    return pin_to_store(folder, model.pin or Pin("folder", str(model.path)), model.reference)
 
 
 def _resolve(reference: str, opening: _Opening) -> ModelFolder:
@@ -179,9 +179,9 @@ def _is_in(text: str, folder: Path) -> bool:
 
 def _open_pin(pin: Pin, reference: str, opening: _Opening) -> ModelFolder:
     if pin.kind == "pypi":
-        return ModelFolder(reference, folder_of_wheel(pin.at), pin=pin)
+        return ModelFolder(reference, wheel_folder(pin.at), pin=pin)
     if pin.kind == "gguf":
-        return ModelFolder(reference, folder_of_gguf(Path(pin.at)), pin=pin)
+        return ModelFolder(reference, gguf_folder(Path(pin.at)), pin=pin)
     if pin.kind == "run":
         run, step, path = _checkpoint(pin)
         own = run.recorded_recipe_folder if run.environment.exists() else opening.relative_to
@@ -234,9 +234,9 @@ def _ways_to_base(path: Path, card: dict[str, Any], opening: _Opening) -> tuple[
     if (path / MANIFEST).exists():  # a version in a registry, at models/NAME/NUMBER below its root
         manifest = read_json(path / MANIFEST)
         kept = (manifest.get("facts") or {}).get("base_pins", ()) if isinstance(manifest, dict) else ()
-        pins += [Pin.from_json(pin).read_from(path.parents[2]) for pin in kept]
+        pins += [Pin.from_json(pin).absolute_in(path.parents[2]) for pin in kept]
     if pin := card.get("base_pin"):
-        pins.append(Pin.from_json(pin).read_from(path))
+        pins.append(Pin.from_json(pin).absolute_in(path))
     ways: list[Callable[[], ModelFolder]] = [partial(_open_pin, pin, str(name), opening) for pin in pins]
     if not card.get("base_pin"):  # made by other tools, or before cards had pins
         ways.append(partial(_resolve, str(name), opening))
@@ -296,7 +296,7 @@ def _elsewhere(digest: str, opening: _Opening) -> Iterator[Callable[[], ModelFol
         versions = Registry.default().find_by_fact("model_digest", digest)
     for version in versions:
         yield partial(_open_pin, Pin("registry", str(version)), str(version), opening)
-    for place in places_of(digest):
+    for place in known_folders(digest):
         yield partial(_open_pin, Pin("folder", str(place)), str(place), opening)
 
 

@@ -30,7 +30,7 @@ def check_answerable(
     Raises:
         RecipeError: so many rows are affected that there would be no verdict.
     """
-    room = check_room(build_prompts(examples, recipe, task, tokenizer), positions, split)
+    room = check_positions(build_prompts(examples, recipe, task, tokenizer), positions, split)
     names = recipe.evaluate.metrics if split == "test" else recipe.train.valid_metrics
     metrics = answer_metrics(names)
     primary = recipe.evaluate.primary if split == "test" else recipe.train.select_best_by
@@ -38,7 +38,7 @@ def check_answerable(
     return [*([room] if room else []), *check_scorable(metrics, references, primary=primary, split=split)]
 
 
-def check_room(questions: Prompts, positions: int | None, split: str = "test") -> str | None:
+def check_positions(questions: Prompts, positions: int | None, split: str = "test") -> str | None:
     """Return a warning that counts the rows without room for an answer; None if there are none.
 
     Args:
@@ -60,7 +60,7 @@ def check_room(questions: Prompts, positions: int | None, split: str = "test") -
     )
     if not too_many_failed(len(without), total):
         return f"{text}; they are left out of the verdict"
-    room = positions if questions.opening else positions - longest
+    room = positions if questions.decoder_start_ids else positions - longest
     lower = f"lower it to {room:,} or less, or " if 0 < room < limit else ""
     raise RecipeError(
         f"{text}; above {MAX_FAILED_SHARE:.0%} there is no verdict",

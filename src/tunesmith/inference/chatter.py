@@ -12,9 +12,9 @@ from tunesmith.core.records import Example, Turn
 from tunesmith.fetch.reference import ModelFolder, resolve
 from tunesmith.inference.predict import predict
 from tunesmith.inference.prompts import Prompts
-from tunesmith.inference.recorded import RecordedOptions, recorded
+from tunesmith.inference.recorded import RecordedOptions, recorded_options
 from tunesmith.inference.request import StopStrings
-from tunesmith.inference.sampling import GREEDY, Sampling, refuse_contradictions, samples_of
+from tunesmith.inference.sampling import GREEDY, Sampling, refuse_contradictions, seed_samples
 from tunesmith.model.adapter_set import AdapterSet
 from tunesmith.model.adapters import open_model
 from tunesmith.model.load import ComputeConfig, choose_compute, max_positions
@@ -38,7 +38,7 @@ class Chatter:
 
     `row` holds values for columns of the model's prompt and system turn; a text that is asked fills the remaining one.
     `system` replaces the system turn of training. `is_trained_prompt` is false for a model that tunesmith did not tune,
-    which has no prompt template. `recorded` is how its recipe asks, where that is known.
+    which has no prompt template. `recorded` are the settings of its recipe, if known.
     """
 
     model: Any
@@ -87,7 +87,7 @@ class Chatter:
             DoesNotFit: prompt and answer exceed the model's positions, or memory.
         """
         asked = (*self.turns, Turn("user", text, trained=False)) if self.turns else self.turns_of_text(text)
-        [line] = self.answers([asked], max_new_tokens=max_new_tokens, beams=beams, sampling=sampling, stop=stop)
+        [line] = self.answer([asked], max_new_tokens=max_new_tokens, beams=beams, sampling=sampling, stop=stop)
         if line["error"] is not None:
             raise DataError(str(line["error"]), hint="ask less at once, or lower --max-new-tokens")
         said = str(line["prediction"])
@@ -133,7 +133,7 @@ class Chatter:
             return turns
         return (Turn("system", self.system, trained=False), *(turn for turn in turns if turn.role != "system"))
 
-    def answers(
+    def answer(
         self,
         asked: Sequence[Sequence[Turn]],
         *,
@@ -152,7 +152,7 @@ class Chatter:
         The other arguments are those of `ask`.
         """
         refuse_contradictions(sampling, samples=samples, beams=beams, stop=stop, max_new_tokens=max_new_tokens)
-        drawn = samples_of(sampling, samples) * len(asked)
+        drawn = seed_samples(sampling, samples) * len(asked)
         asked = [turns for turns in asked for _ in range(samples)]
         examples = tuple(Example(str(i), i + 1, str(i), tuple(turns)) for i, turns in enumerate(asked))
         prompts = tuple(tuple(self._prompt(turns)) for turns in asked)
@@ -221,7 +221,7 @@ def open_chatter(
             raise RecipeError(f"a system turn has no effect on `task: {data.task}`", code="usage")
         data = data.model_copy(update={"system": None})
     task = task_for(data, tokenizer)
-    chatter = Chatter(None, task, data, tokenizer, is_trained, system, row or {}, recorded=recorded(found))
+    chatter = Chatter(None, task, data, tokenizer, is_trained, system, row or {}, recorded=recorded_options(found))
     known = (*chatter.columns, *([data.messages] if isinstance(data, ChatData) and data.messages else []))
     if unused := [name for name in chatter.row if name not in known]:
         hint = f"its prompt has {_listed(known)}" if is_trained and known else "it has no columns; give --prompt TEXT"

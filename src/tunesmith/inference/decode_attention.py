@@ -22,7 +22,7 @@ Strip = tuple[slice, int]
 
 
 @contextmanager
-def by_length(config: Any) -> Iterator[None]:
+def attend_in_strips(config: Any) -> Iterator[None]:
     """Let a model attend strip by strip where it is called with `strips`, and as before afterwards.
 
     Args:
@@ -37,7 +37,7 @@ def by_length(config: Any) -> Iterator[None]:
         config._attn_implementation = before
 
 
-def strips(lengths: Sequence[int], rows: int) -> list[Strip]:
+def cut_strips(lengths: Sequence[int], rows: int) -> list[Strip]:
     """Cut rows of some lengths into strips of so many rows."""
     return [(slice(at, at + rows), max(lengths[at : at + rows])) for at in range(0, len(lengths), rows)]
 

@@ -19,13 +19,17 @@ from tunesmith.model.load import decoder_config, without_adapter
 _LEAST_SHARED = 16
 
 
-def decoding(model: Any, prompts: Sequence[Sequence[int]], opening: Sequence[int]) -> "Decoding":
+def start_decoding(model: Any, prompts: Sequence[Sequence[int]], decoder_start_ids: Sequence[int]) -> "Decoding":
     """Return the rows that answer some prompts.
 
     Args:
-        opening: what a decoder beside an encoder goes on from.
+        decoder_start_ids: what a decoder beside an encoder goes on from.
     """
-    return _Answering(model, prompts, opening) if model.config.is_encoder_decoder else _Continuing(model, prompts)
+    return (
+        _Answering(model, prompts, decoder_start_ids)
+        if model.config.is_encoder_decoder
+        else _Continuing(model, prompts)
+    )
 
 
 class Decoding:
@@ -36,7 +40,7 @@ class Decoding:
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        self._last_only = last_only(model)
+        self._last_only = last_logits_kwargs(model)
 
     @property
     def device(self) -> torch.device:
@@ -79,8 +83,8 @@ class _Continuing(Decoding):
 
         Only where every layer sees all that came before by mask alone: padding then stands between beginning and rest.
         """
-        shared = common_beginning(prompts)
-        if not shared or not sees_all(self._model):
+        shared = shared_prefix_length(prompts)
+        if not shared or not has_full_attention(self._model):
             return 0
         ids = torch.tensor([list(prompts[0][:shared])], device=self._model.device)
         self._model(input_ids=ids, past_key_values=self._cache, use_cache=True, **self._last_only)
@@ -103,11 +107,11 @@ class _Continuing(Decoding):
 class _Answering(Decoding):
     """A decoder beside an encoder, which has read the prompts once and for all."""
 
-    def __init__(self, model: Any, prompts: Sequence[Sequence[int]], opening: Sequence[int]) -> None:
+    def __init__(self, model: Any, prompts: Sequence[Sequence[int]], decoder_start_ids: Sequence[int]) -> None:
         super().__init__(model)
         source, self._mask = _padded(prompts, model.device, left=False)
         self._encoded = model.get_encoder()(input_ids=source, attention_mask=self._mask)
-        self._ids = torch.tensor([list(opening)] * len(prompts), device=model.device)
+        self._ids = torch.tensor([list(decoder_start_ids)] * len(prompts), device=model.device)
         config = decoder_config(model)
         self._cache = EncoderDecoderCache(DynamicCache(config=config), DynamicCache(config=config))
 
@@ -129,20 +133,20 @@ def _padded(prompts: Sequence[Sequence[int]], device: torch.device, *, left: boo
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
-def common_beginning(prompts: Sequence[Sequence[int]]) -> int:
+def shared_prefix_length(prompts: Sequence[Sequence[int]]) -> int:
     """Return how many tokens all prompts begin with, their last ones left out; 0 where it is not worth a pass."""
     most = min(map(len, prompts)) - 1
     shared = next((i for i in range(most) if len({prompt[i] for prompt in prompts}) > 1), most)
     return shared if len(prompts) > 1 and shared >= _LEAST_SHARED else 0
 
 
-def sees_all(model: Any) -> bool:
+def has_full_attention(model: Any) -> bool:
     """Say whether every layer keeps every token, and sees all that came before by mask alone."""
     layers = DynamicCache(config=decoder_config(model)).layers
     return {type(layer) for layer in layers} == {DynamicLayer} and attention_window(model) == UNLIMITED
 
 
-def last_only(model: Any) -> dict[str, int]:
+def last_logits_kwargs(model: Any) -> dict[str, int]:
     """Ask for the last position's logits only, where the model knows how to."""
     return {"logits_to_keep": 1} if "logits_to_keep" in forward_parameters(model) else {}
 

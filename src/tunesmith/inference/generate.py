@@ -15,11 +15,11 @@ from tunesmith.core import interrupt
 from tunesmith.core.errors import DoesNotFit
 from tunesmith.distributed.fsdp import is_sharded
 from tunesmith.inference.beams import beam_search
-from tunesmith.inference.decoding import Decoding, common_beginning, decoding
+from tunesmith.inference.decoding import Decoding, shared_prefix_length, start_decoding
 from tunesmith.inference.request import Answer, Limits, Request, StopStrings, advance
 from tunesmith.inference.sampling import GREEDY, Sampling, refuse_contradictions
 from tunesmith.inference.session import Session
-from tunesmith.inference.slot_check import room_for
+from tunesmith.inference.slot_check import slot_budget
 from tunesmith.model.memory import free_memory, is_out_of_memory
 
 _HINT = "lower evaluate.max_new_tokens, evaluate.beams or data.max_tokens_per_example"
@@ -33,12 +33,12 @@ def generate(
     *,
     stop_ids: Sequence[int],
     max_new_tokens: int,
-    opening: Sequence[int] = (),
+    decoder_start_ids: Sequence[int] = (),
     beams: int = 1,
     batch_rows: int | None = None,
     sampling: Sequence[Sampling] = (),
     stop_strings: StopStrings | None = None,
-    go_on: bool = False,
+    continue_on_oom: bool = False,
 ) -> Iterator[Answer]:
     """Yield one answer a prompt, in the order in which they finish.
 
@@ -46,16 +46,16 @@ def generate(
         prompts: ids of each prompt; with an encoder, what it reads.
         stop_ids: ids after which an answer is over.
         max_new_tokens: limit of an answer.
-        opening: ids that a decoder beside an encoder goes on from.
+        decoder_start_ids: ids that a decoder beside an encoder goes on from.
         beams: width of the beam search; 1 is greedy.
         batch_rows: most rows side by side, a row for each beam; changes speed and memory, and in fp32 not the answers.
         sampling: how the tokens of each answer are chosen; by default all are greedy.
         stop_strings: texts after which an answer is over.
-        go_on: yield an answer with an error where memory does not suffice for one prompt alone.
+        continue_on_oom: yield an answer with an error where memory does not suffice for one prompt alone.
 
     Raises:
         RecipeError: a prompt holds tokens that the model has no vectors for, or beams are combined with sampling.
-        DoesNotFit: memory does not suffice for one prompt alone, and `go_on` is not set.
+        DoesNotFit: memory does not suffice for one prompt alone, and `continue_on_oom` is not set.
     """
     highest = max((max(prompt, default=-1) for prompt in prompts), default=-1)
     require_embedding_rows(highest, int(model.get_input_embeddings().weight.shape[0]), where="prompt")
@@ -64,9 +64,9 @@ def generate(
     refuse_contradictions(drawn, beams=beams, stop=stop_strings.texts if stop_strings else ())
     limits = Limits(max_new_tokens, tuple(stop_ids), stop_strings)
     left = dict.fromkeys(sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i)))
-    # A single prompt gains nothing from slots. `room_for` makes forward passes to check the model, and processes that
-    # share layers would not make them at the same time.
-    room = room_for(model, prompts) if beams == 1 and len(prompts) > 1 and not is_sharded(model) else None
+    # A single prompt gains nothing from slots. `slot_budget` makes forward passes to check the model; ranks that share
+    # layers would not make them in step.
+    room = slot_budget(model, prompts) if beams == 1 and len(prompts) > 1 and not is_sharded(model) else None
     most = size = max(1, (batch_rows or (_IN_SLOTS if room else _PADDED)) // beams)
     while left:
         rows = list(left)
@@ -78,7 +78,7 @@ def generate(
             if room:
                 found = _in_slots(model, asked, limits, chosen, min(len(rows), room.slots(lengths[0], size)))
             else:
-                found = _padded(model, asked, limits, chosen, opening, beams)
+                found = _padded(model, asked, limits, chosen, decoder_start_ids, beams)
             for answer in found:
                 index = rows[answer.index]
                 del left[index]
@@ -88,7 +88,7 @@ def generate(
                 raise
             if is_sharded(model):  # others are in the same pass, which cannot be made again
                 raise DoesNotFit(f"memory does not suffice to answer {size} prompts at once", hint=_HINT) from error
-            if size == 1 and not go_on:
+            if size == 1 and not continue_on_oom:
                 raise DoesNotFit(_too_large(prompts[next(iter(left))]), hint=_HINT) from error
         else:
             continue
@@ -115,7 +115,7 @@ def _in_slots(
         model,
         slots=slots,
         room=max(map(len, prompts)) + limits.max_new_tokens,
-        beginning=prompts[0][: common_beginning(prompts)],
+        beginning=prompts[0][: shared_prefix_length(prompts)],
     )
     for prompt, one in zip(prompts, sampling, strict=True):
         session.submit(prompt, limits, one)  # ids count from 0, as places do
@@ -131,13 +131,16 @@ def _padded(
     prompts: Sequence[Sequence[int]],
     limits: Limits,
     sampling: Sequence[Sampling],
-    opening: Sequence[int],
+    decoder_start_ids: Sequence[int],
     beams: int,
 ) -> Iterator[Answer]:
     """Answer prompts, all at a time."""
-    state = decoding(model, prompts, opening)
+    state = start_decoding(model, prompts, decoder_start_ids)
     if beams == 1:
-        rows = [Request(i, p, limits, one, opening) for i, (p, one) in enumerate(zip(prompts, sampling, strict=True))]
+        rows = [
+            Request(i, p, limits, one, decoder_start_ids)
+            for i, (p, one) in enumerate(zip(prompts, sampling, strict=True))
+        ]
         yield from _written(state, rows)
         return
     found = beam_search(

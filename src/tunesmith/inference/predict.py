@@ -17,7 +17,7 @@ def predict(
     task: Task,
     rows: Sequence[int],
     *,
-    go_on: bool = False,
+    continue_on_oom: bool = False,
     sampling: Sequence[Sampling] = (),
     stop_strings: StopStrings | None = None,
 ) -> Iterator[dict[str, Any]]:
@@ -27,7 +27,7 @@ def predict(
     positions has no answer but an `error`. The model is left in eval mode.
 
     Args:
-        go_on: give a prompt that memory does not suffice for an `error` too, instead of raising.
+        continue_on_oom: give a prompt that memory does not suffice for an `error` too, instead of raising.
         sampling: how the answer to each question is chosen; by default all are greedy, as training and evaluation ask.
         stop_strings: texts before which an answer ends.
 
@@ -61,10 +61,10 @@ def predict(
         [questions.prompts[i] for i in fitting],
         stop_ids=questions.stop_ids,
         max_new_tokens=questions.max_new_tokens,
-        opening=questions.opening,
+        decoder_start_ids=questions.decoder_start_ids,
         beams=questions.beams,
         sampling=[sampling[i] for i in fitting] if sampling else (),
         stop_strings=stop_strings,
-        go_on=go_on,
+        continue_on_oom=continue_on_oom,
     ):
         yield line(fitting[answer.index], answer.ids, stopped=answer.stopped, error=answer.error)

@@ -13,7 +13,7 @@ from tunesmith.tasks.base import Task
 from tunesmith.tasks.tokenizer import TokenizerAdapter
 
 # Answers that nothing scores are still worth reading: how many of them are made.
-SAMPLES = 20
+UNSCORED_ANSWERS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,27 +28,29 @@ class Prompts:
     texts: tuple[str, ...]
     stop_ids: tuple[int, ...]
     max_new_tokens: int
-    opening: tuple[int, ...] = ()
+    decoder_start_ids: tuple[int, ...] = ()
     beams: int = 1
 
     @property
     def digest(self) -> str:
         """Return one digest of everything that models must have in common to be compared."""
         ids = [e.id for e in self.examples]
-        return digest_of([ids, self.prompts, self.opening, self.stop_ids, self.max_new_tokens, f"beams {self.beams}"])
+        return digest_of(
+            [ids, self.prompts, self.decoder_start_ids, self.stop_ids, self.max_new_tokens, f"beams {self.beams}"]
+        )
 
     def fits(self, index: int, positions: int) -> bool:
         """Say whether a model that knows so many positions can read a prompt and write an answer of any length."""
-        read, written = len(self.prompts[index]), len(self.opening) + self.max_new_tokens
-        return max(read, written) <= positions if self.opening else read + written <= positions
+        read, written = len(self.prompts[index]), len(self.decoder_start_ids) + self.max_new_tokens
+        return max(read, written) <= positions if self.decoder_start_ids else read + written <= positions
 
 
-def rows_of(run: RunDir, split: str, count: int, seed: int) -> tuple[list[Example], list[int]]:
+def read_selected_rows(run: RunDir, split: str, count: int, seed: int) -> tuple[list[Example], list[int]]:
     """Return `count` examples of a split, always the same ones, and their places in its token file."""
-    return choose_rows([Example.from_json(line) for line in read_jsonl(run.examples(split))], count, seed)
+    return select_rows([Example.from_json(line) for line in read_jsonl(run.examples(split))], count, seed)
 
 
-def choose_rows(everything: Sequence[Example], count: int, seed: int) -> tuple[list[Example], list[int]]:
+def select_rows(everything: Sequence[Example], count: int, seed: int) -> tuple[list[Example], list[int]]:
     """Return `count` of a split's examples, chosen by hash, and their places among them."""
     chosen = choose_by_hash([e.id for e in everything], count, seed)
     first = {e.id: place for place, e in reversed(list(enumerate(everything))) if e.id in chosen}

@@ -28,7 +28,7 @@ class RecordedOptions:
         return {names.get(column, column): value for column, value in row.items()}
 
 
-def recorded(model: ModelFolder) -> RecordedOptions:
+def recorded_options(model: ModelFolder) -> RecordedOptions:
     """Return the recorded settings of a model; the defaults if it is neither from a run nor from the registry.
 
     Raises:

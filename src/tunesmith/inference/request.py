@@ -74,7 +74,7 @@ class Request:
 
     Args:
         index: names the answer.
-        opening: ids that the decoder of an encoder-decoder model continues instead of the prompt.
+        decoder_start_ids: ids that the decoder of an encoder-decoder model continues instead of the prompt.
     """
 
     def __init__(
@@ -83,13 +83,13 @@ class Request:
         prompt: Sequence[int],
         limits: Limits,
         sampling: Sampling = GREEDY,
-        opening: Sequence[int] = (),
+        decoder_start_ids: Sequence[int] = (),
     ) -> None:
         self.index, self.prompt = index, prompt
         self._limits = limits
         self._ids: list[int] = []
-        self._seen = {*(opening or prompt)}
-        self._sampler = None if sampling.takes_likeliest else Sampler(sampling, prompt)
+        self._seen = {*(decoder_start_ids or prompt)}
+        self._sampler = None if sampling.is_argmax else Sampler(sampling, prompt)
 
     def choose(self, logits: torch.Tensor, likeliest: int) -> int:
         """Return the next token, given the logits [vocabulary] and the likeliest token by them."""

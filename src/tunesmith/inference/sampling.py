@@ -56,7 +56,7 @@ class Sampling:
             _require_temperature(self, " and ".join(unused))
 
     @property
-    def takes_likeliest(self) -> bool:
+    def is_argmax(self) -> bool:
         """Whether the token is the likeliest by the model's own logits."""
         return not self.temperature and self.repetition_penalty == 1
 
@@ -81,11 +81,11 @@ class Sampler:
         Raises:
             NonFinite: there is no distribution to draw from, because the logits hold NaN.
         """
-        scores = filtered(logits, self.sampling, seen)
+        scores = filter_logits(logits, self.sampling, seen)
         return draw(scores, self._random.random()) if self.sampling.temperature else int(scores.argmax())
 
 
-def filtered(logits: torch.Tensor, sampling: Sampling, seen: Collection[int] = ()) -> torch.Tensor:
+def filter_logits(logits: torch.Tensor, sampling: Sampling, seen: Collection[int] = ()) -> torch.Tensor:
     """Return the logits [vocabulary] to choose from, in fp64 and up to a constant; -inf is a token that was removed."""
     scores = logits.to(torch.float64, copy=True)
     if sampling.repetition_penalty != 1 and seen:
@@ -134,7 +134,7 @@ def draw(scores: torch.Tensor, point: float) -> int:
     return int(kept[place.clamp(max=len(kept) - 1)])
 
 
-def samples_of(sampling: Sampling, count: int) -> list[Sampling]:
+def seed_samples(sampling: Sampling, count: int) -> list[Sampling]:
     """Return how each of several answers to one question is drawn: with seeds that follow each other."""
     if count == 1:
         return [sampling]

@@ -15,7 +15,7 @@ from tunesmith.inference.slots import Slots
 
 
 class Session:
-    """Answers requests on a model that can write in slots, see `slot_check.room_for`.
+    """Answers requests on a model that can write in slots, see `slot_check.slot_budget`.
 
     A session shares nothing with other sessions and ignores signals; calls must come from one thread at a time. In fp32
     a request gets the tokens that it gets alone. After an error in `step` a session cannot be used any more.

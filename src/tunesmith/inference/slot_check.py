@@ -15,7 +15,7 @@ import torch
 
 from tunesmith.core.progress import log
 from tunesmith.estimate.hardware import available_memory_gib
-from tunesmith.inference.decoding import sees_all
+from tunesmith.inference.decoding import has_full_attention
 from tunesmith.inference.slots import Slots
 from tunesmith.kernels.packed_attention import MASKABLE_ATTENTION
 from tunesmith.model.load import decoder_config
@@ -27,7 +27,8 @@ _MOST_BYTES = 8 * 2**30
 # By how much logits may differ in comparison with how they vary: rounding only.
 _TOLERANCE = 1e-3
 _LOW_PRECISION = 0.1
-# Tokens of the rows that are compared, and what they have in common: no window hides at so few, which `sees_all` asks.
+# Lengths in tokens of the two compared rows and of their shared prefix. Rows this short do not reveal a sliding window,
+# which `has_full_attention` has excluded.
 _LONG, _SHORT, _COMMON = 24, 13, 8
 
 
@@ -60,7 +61,7 @@ class _Finding:
 _FOUND: WeakKeyDictionary[torch.nn.Module, _Finding] = WeakKeyDictionary()
 
 
-def room_for(model: Any, prompts: Sequence[Sequence[int]]) -> SlotBudget | None:
+def slot_budget(model: Any, prompts: Sequence[Sequence[int]]) -> SlotBudget | None:
     """Return what room slots have, or None where the model cannot write in slots, which is told once a model."""
     found = _FOUND.get(model)
     if found is None:
@@ -81,7 +82,7 @@ def _examine(model: Any, prompts: Sequence[Sequence[int]]) -> _Finding:
         return _Finding(0, "an encoder reads what is asked")
     if decoder_config(model)._attn_implementation not in MASKABLE_ATTENTION:
         return _Finding(0, f"attention {decoder_config(model)._attn_implementation} takes no mask of this kind")
-    if not sees_all(model):
+    if not has_full_attention(model):
         return _Finding(0, "not all of its layers keep and see every token")
     try:
         off, token_bytes = _compare(model, list(islice(cycle(chain(*prompts)), _LONG + _SHORT - _COMMON)))

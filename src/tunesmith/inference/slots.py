@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from tunesmith.inference.decode_attention import Strip, by_length, strips
-from tunesmith.inference.decoding import forward_parameters, last_only
+from tunesmith.inference.decode_attention import Strip, attend_in_strips, cut_strips
+from tunesmith.inference.decoding import forward_parameters, last_logits_kwargs
 from tunesmith.inference.slot_cache import SlotCache
 from tunesmith.model.load import decoder_config
 
@@ -37,7 +37,7 @@ class Slots:
         self, model: Any, *, slots: int, room: int, beginning: Ids = (), strip_rows: int = _STRIP_ROWS
     ) -> None:
         self._model, self._config = model, decoder_config(model)
-        self._last_only = last_only(model)
+        self._last_only = last_logits_kwargs(model)
         takes_more = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in forward_parameters(model).values())
         self._strip_rows = strip_rows if takes_more and model.device.type == "cpu" else slots
         self.cache = SlotCache(len(DynamicCache(config=self._config).layers), slots, room)
@@ -78,7 +78,7 @@ class Slots:
             torch.tensor(self._next, device=positions.device).unsqueeze(1),
             positions.unsqueeze(1),
             (columns > positions.unsqueeze(1))[:, None, None],
-            strips(widths, self._strip_rows),
+            cut_strips(widths, self._strip_rows),
         )
         self._lengths = widths
         logits: torch.Tensor = output.logits[:, -1].float()
@@ -133,7 +133,7 @@ class Slots:
         mask = torch.zeros(hidden.shape, dtype=self._model.dtype, device=hidden.device)
         mask.masked_fill_(hidden, torch.finfo(mask.dtype).min)
         more: dict[str, Any] = {"strips": cut} if len(cut) > 1 else {}
-        with by_length(self._config):
+        with attend_in_strips(self._config):
             return self._model(
                 input_ids=ids,
                 position_ids=positions,

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from tunesmith.core.records import ENCODER_IDS
 from tunesmith.data.batches import ENCODER_MASK, Batch
-from tunesmith.estimate.memory import CHUNK
+from tunesmith.estimate.memory import LOGITS_CHUNK
 from tunesmith.kernels.packed_attention import has_packed_attention
 from tunesmith.model.load import without_adapter
 
@@ -52,7 +52,7 @@ def token_loss(model: Any, batch: Batch) -> TokenLoss:
     """
     predicted = batch.trained[:, 1:]
     targets = batch.input_ids[:, 1:][predicted]
-    decoder = _decoder(model) if len(targets) > CHUNK else None
+    decoder = _decoder(model) if len(targets) > LOGITS_CHUNK else None
     if decoder is not None:
         nll, correct = _in_chunks(model, decoder, batch, predicted, targets)
     else:
@@ -119,7 +119,8 @@ def _in_chunks(
 
     if not torch.is_grad_enabled():
         found = [
-            compared(*chunk) for chunk in zip(torch.split(hidden, CHUNK), torch.split(targets, CHUNK), strict=True)
+            compared(*chunk)
+            for chunk in zip(torch.split(hidden, LOGITS_CHUNK), torch.split(targets, LOGITS_CHUNK), strict=True)
         ]
         return torch.cat([nll for nll, _ in found]), torch.cat([correct for _, correct in found])
     trained = [weight for weight in model.get_output_embeddings().parameters() if weight.requires_grad]
@@ -142,12 +143,12 @@ class _ChunkedLoss(torch.autograd.Function):
         """Return loss and correctness [tokens]."""
         nll, correct, d_hidden = [], [], torch.empty_like(hidden)
         d_weights: list[torch.Tensor] = []
-        for start in range(0, len(targets), CHUNK):
-            some = hidden[start : start + CHUNK].detach().requires_grad_()
+        for start in range(0, len(targets), LOGITS_CHUNK):
+            some = hidden[start : start + LOGITS_CHUNK].detach().requires_grad_()
             with torch.enable_grad():
-                loss, right = compared(some, targets[start : start + CHUNK])
+                loss, right = compared(some, targets[start : start + LOGITS_CHUNK])
                 d_some, *more = torch.autograd.grad(loss.sum(), [some, *weights])
-            d_hidden[start : start + CHUNK] = d_some
+            d_hidden[start : start + LOGITS_CHUNK] = d_some
             d_weights = [old.add_(new) for old, new in zip(d_weights, more, strict=True)] if d_weights else more
             nll.append(loss.detach())
             correct.append(right)
@@ -178,8 +179,8 @@ def _weighted(
     """Return the gradients of the output layer's weights for tokens that count `back` [tokens] each."""
     device, dtype, enabled = ctx.autocast
     sums: list[torch.Tensor] = []
-    for start in range(0, len(targets), CHUNK):
-        chunk = slice(start, start + CHUNK)
+    for start in range(0, len(targets), LOGITS_CHUNK):
+        chunk = slice(start, start + LOGITS_CHUNK)
         with torch.enable_grad(), torch.autocast(device, dtype, enabled=enabled):
             loss, _ = ctx.compared(hidden[chunk].detach(), targets[chunk])
             more = torch.autograd.grad(loss, weights, back[chunk])

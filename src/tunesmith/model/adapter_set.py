@@ -5,8 +5,8 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 from tunesmith.core.errors import RecipeError
-from tunesmith.estimate.hardware import AskedPrecision
-from tunesmith.fetch.adapter_tokens import trained_tokens
+from tunesmith.estimate.hardware import PrecisionSetting
+from tunesmith.fetch.adapter_tokens import trained_token_ids
 from tunesmith.fetch.reference import ModelFolder, resolve
 from tunesmith.model.adapters import attach_adapter, open_model
 from tunesmith.model.load import choose_compute
@@ -25,7 +25,7 @@ class AdapterSet:
         RecipeError: a reference is no adapter, or they were not trained on the same base in the same form.
     """
 
-    def __init__(self, references: Mapping[str, str], *, precision: AskedPrecision = "auto") -> None:
+    def __init__(self, references: Mapping[str, str], *, precision: PrecisionSetting = "auto") -> None:
         if not references:
             raise RecipeError("no adapter is named", hint="give {name: reference}")
         self._folders = {name: resolve(reference) for name, reference in references.items()}
@@ -36,7 +36,7 @@ class AdapterSet:
         self._inner = {name: f"adapter-{number}" for number, name in enumerate(self._folders)}
         model = open_model(base, compute, merged=True, quantization=quantization)
         for folder in self._folders.values():
-            resize_embeddings(model, trained_tokens(folder.path))
+            resize_embeddings(model, trained_token_ids(folder.path))
         for name, folder in self._folders.items():
             model = attach_adapter(model, folder.path, name=self._inner[name])
         self.model: Any = model.eval()

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from tunesmith.architecture.base_model import require_targets
 from tunesmith.core.errors import DamagedFile, RecipeError
-from tunesmith.fetch.adapter_tokens import trained_tokens
+from tunesmith.fetch.adapter_tokens import trained_token_ids
 from tunesmith.fetch.reference import ModelFolder
 from tunesmith.model.dtensor import is_dtensor, shard_like
 from tunesmith.model.load import ComputeConfig, load_base, without_adapter
@@ -192,7 +192,7 @@ def attach_adapter(model: Any, folder: Path, *, name: str = "default") -> Any:
             model.load_adapter(str(folder), adapter_name=name)
             adapted = model
         else:
-            resize_embeddings(model, trained_tokens(folder))
+            resize_embeddings(model, trained_token_ids(folder))
             adapted = PeftModel.from_pretrained(model, str(folder), adapter_name=name)
         with safe_open(folder / _WEIGHTS, "pt") as file:
             stored = {name for name in file.keys() if _is_trained(name)}  # noqa: SIM118 (it is no dict)

@@ -16,7 +16,7 @@ from tunesmith.architecture.base_model import refuse_pickle, refuse_quantized
 from tunesmith.architecture.causality import require_causal
 from tunesmith.architecture.weight_headers import stored_dtypes
 from tunesmith.core.errors import DamagedFile, RecipeError
-from tunesmith.estimate.hardware import AskedPrecision, choose_precision
+from tunesmith.estimate.hardware import PrecisionSetting, choose_precision
 from tunesmith.fetch.reference import ModelFolder
 from tunesmith.model.quantization import bitsandbytes_config, disable_weight_repacking, require_quantization
 from tunesmith.recipe.schema import Quantization, Recipe
@@ -49,7 +49,7 @@ class ComputeConfig:
         return torch.autocast(self.device.type, dtype=self.dtype)
 
 
-def choose_compute(asked: AskedPrecision = "auto", *, quantized: bool = False) -> ComputeConfig:
+def choose_compute(asked: PrecisionSetting = "auto", *, quantized: bool = False) -> ComputeConfig:
     """Return the device and the precision to compute in.
 
     Args:

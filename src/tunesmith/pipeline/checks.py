@@ -20,10 +20,10 @@ from tunesmith.core.rundir import SPLITS, RunDir
 from tunesmith.data.batches import TokenDataset
 from tunesmith.data.fit import ENCODER_READS_ALONE, refuse_rows_beyond, refuse_to_pack
 from tunesmith.data.used_rows import PreparedRows, UsedRows
-from tunesmith.fetch.adapter_tokens import trained_tokens
-from tunesmith.fetch.reference import ModelFolder, base_of, open_pin, resolve
+from tunesmith.fetch.adapter_tokens import trained_token_ids
+from tunesmith.fetch.reference import ModelFolder, open_pin, resolve, resolve_base
 from tunesmith.inference.answerable import check_answerable
-from tunesmith.inference.prompts import choose_rows, rows_to_answer
+from tunesmith.inference.prompts import rows_to_answer, select_rows
 from tunesmith.recipe.launch import SlurmLaunch
 from tunesmith.recipe.schema import DataBase, LoraBase, Quantization, Recipe
 from tunesmith.recipe.validation import find_remarks
@@ -121,7 +121,7 @@ def check_questions(
     task = task_for(recipe.data, tokenizer)
     for split, count in rows_to_answer(recipe).items():
         everything = [rows.example(split, place) for place in range(len(rows.lines(split)))]
-        examples, _ = choose_rows(everything, count, recipe.seed)
+        examples, _ = select_rows(everything, count, recipe.seed)
         yield from check_answerable(recipe, task, tokenizer, examples, positions=positions, split=split)
 
 
@@ -133,7 +133,7 @@ def check_prepared_questions(recipe: Recipe, run: RunDir) -> Iterator[str]:
     Raises:
         RecipeError: as `check_questions`.
     """
-    base = base_of(run, recipe.model.base)
+    base = resolve_base(run, recipe.model.base)
     tokenizer = load_tokenizer(base, recipe.model.chat_markup)
     positions = None
     with suppress(RecipeError):  # an architecture without a known limit
@@ -163,6 +163,6 @@ def _vectors(base: ModelFolder, shapes: Shapes, tokenizer: TokenizerAdapter) -> 
     """Return for how many tokens there are vectors when training starts: rows are added up to the last new token."""
     most = max((shapes.vocabulary, *(token + 1 for token in tokenizer.new_ids)))
     while base.base is not None:
-        most = max((most, *(token + 1 for token in trained_tokens(base.path))))
+        most = max((most, *(token + 1 for token in trained_token_ids(base.path))))
         base = base.base
     return most

@@ -17,7 +17,7 @@ from tunesmith.core.progress import format_duration, log
 from tunesmith.core.rundir import RunDir
 from tunesmith.core.user_folders import cache_root, check_writable, registry_root
 from tunesmith.data.recipe_files import keep_recipe_files
-from tunesmith.estimate.hardware import cores
+from tunesmith.estimate.hardware import available_cores
 from tunesmith.pipeline.runs import OpenedRun, open_run, run_elsewhere
 from tunesmith.pipeline.stages import EVALUATE, PREPARE, PROMOTE, STAGES, TRAIN, Stage, is_done, wanted_stages
 from tunesmith.recipe.schema import Recipe
@@ -163,7 +163,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(terse=True),
         "cpu": _cpu(),
-        "cores": cores(),
+        "cores": available_cores(),
         "memory_gib": round(memory, 1),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }

@@ -9,7 +9,7 @@ from tunesmith.core.files import exclusive_lock, write_text
 from tunesmith.core.progress import log
 from tunesmith.core.rundir import RunDir
 from tunesmith.data.sources import keep_copies
-from tunesmith.fetch.reference import base_of
+from tunesmith.fetch.reference import resolve_base
 from tunesmith.pipeline.runner import check_beforehand, stages_done
 from tunesmith.pipeline.runs import OpenedRun
 from tunesmith.pipeline.stages import PREPARE, Stage, wanted_stages
@@ -64,7 +64,7 @@ def fetch(recipe: Recipe, run: RunDir) -> None:
         RecipeError: the model cannot be had.
         DataError: the rows cannot.
     """
-    base_of(run, recipe.model.base)
+    resolve_base(run, recipe.model.base)
     if run.manifest(PREPARE.name) is None:
         keep_copies(recipe.data.source, folder=run.recipe_folder)
 

@@ -19,7 +19,7 @@ from tunesmith.core.records import Example, TokenizedExample
 from tunesmith.core.rundir import SPLITS, RunDir
 from tunesmith.data.process_rows import process_rows
 from tunesmith.data.token_view import token_view
-from tunesmith.fetch.reference import ModelFolder, base_of, resolve
+from tunesmith.fetch.reference import ModelFolder, resolve, resolve_base
 from tunesmith.pipeline.runs import recipe_folder
 from tunesmith.recipe.load import load_recipe
 from tunesmith.recipe.schema import Recipe
@@ -35,7 +35,7 @@ Answers = dict[str, dict[str, dict[str, Any]]]
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
+class _UsedRow:
     """A row that is used, from the source or from `prepare/`."""
 
     split: str
@@ -46,7 +46,7 @@ class _Found:
     block: Sequence[int] | None
 
 
-def view(
+def inspect_rows(
     recipe_or_run: Path | str,
     overrides: Sequence[str] = (),
     *,
@@ -114,17 +114,17 @@ def _checked(split: str | None, rows: int, stage: ShownStage) -> str:
     return split or "train"
 
 
-def _examined(recipe: Recipe, folder: Path, split: str, task: Task) -> Iterator[_Found]:
+def _examined(recipe: Recipe, folder: Path, split: str, task: Task) -> Iterator[_UsedRow]:
     """Yield the rows of a split from the source, reading no further than asked."""
     for found in process_rows(recipe, task, folder=folder):
         if found.entry.split == split and found.example is not None and found.tokens is not None:
-            yield _Found(split, found.entry.where, found.entry.status, found.example, found.tokens, found.entry.block)
+            yield _UsedRow(split, found.entry.where, found.entry.status, found.example, found.tokens, found.entry.block)
 
 
 def _prepared_with(run: RunDir) -> tuple[TokenizerAdapter, Task]:
     """Return the tokenizer and the task that the rows of a run were prepared with."""
     recipe = load_recipe(run.resolved_recipe)
-    model = base_of(run, recipe.model.base)
+    model = resolve_base(run, recipe.model.base)
     if model.root.tokenizer_digest() != (run.manifest("prepare") or {})["inputs"]["tokenizer"]:
         raise RecipeError(
             f"the tokenizer of `{recipe.model.base}` is not the one the rows were prepared with", where=str(run)
@@ -132,7 +132,7 @@ def _prepared_with(run: RunDir) -> tuple[TokenizerAdapter, Task]:
     return _reader(recipe, model)
 
 
-def _prepared(run: RunDir, split: str, tokenizer: TokenizerAdapter) -> Iterator[_Found]:
+def _prepared(run: RunDir, split: str, tokenizer: TokenizerAdapter) -> Iterator[_UsedRow]:
     """Yield the rows of a split as they lie in `prepare/`: the very tokens that training reads."""
     from tunesmith.data.batches import TokenDataset
 
@@ -149,7 +149,7 @@ def _prepared(run: RunDir, split: str, tokenizer: TokenizerAdapter) -> Iterator[
             raise DamagedFile("the ledger, the examples and the tokens do not match", where=str(run.stage("prepare")))
         if time:  # a row that is used several times is shown once
             continue
-        yield _Found(
+        yield _UsedRow(
             split, entry["where"], entry["status"], example, tokens.example(place, example.id), entry.get("block")
         )
 
@@ -161,7 +161,7 @@ def _answers(run: RunDir) -> Answers:
     return {name: {line["id"]: line for line in found} for name, found in lines.items() if found}
 
 
-def _asked(rows: Iterable[_Found], answers: Answers) -> Iterator[_Found]:
+def _asked(rows: Iterable[_UsedRow], answers: Answers) -> Iterator[_UsedRow]:
     """Yield the rows that were asked about, each once."""
     left = set().union(*answers.values())
     for row in rows:
@@ -175,19 +175,19 @@ def _reader(recipe: Recipe, model: ModelFolder) -> tuple[TokenizerAdapter, Task]
     return tokenizer, task_for(recipe.data, tokenizer)
 
 
-def _sample(found: _Found, part: str, tokens: TokenizedExample, tokenizer: TokenizerAdapter, **facts: Any) -> Sample:
+def _sample(found: _UsedRow, part: str, tokens: TokenizedExample, tokenizer: TokenizerAdapter, **facts: Any) -> Sample:
     row: Sample = {"split": found.split, "row": found.example.row, "where": found.where, "id": found.example.id}
     row["block"] = list(found.block) if found.block else None
     return {**row, "status": found.status, "part": part, "tokens": token_view(tokens, tokenizer), **facts}
 
 
-def _learned(found: _Found, tokenizer: TokenizerAdapter, task: Task) -> Iterator[Sample]:
+def _learned(found: _UsedRow, tokenizer: TokenizerAdapter, task: Task) -> Iterator[Sample]:
     """Yield a row as training reads it."""
     prompt = min(len(task.encode_prompt(found.example.turns)), len(found.tokens.prompt_ids))
     yield _sample(found, "row", found.tokens, tokenizer, prompt_tokens=prompt)
 
 
-def _judged(found: _Found, tokenizer: TokenizerAdapter, task: Task, answers: Answers) -> Iterator[Sample]:
+def _judged(found: _UsedRow, tokenizer: TokenizerAdapter, task: Task, answers: Answers) -> Iterator[Sample]:
     """Yield the prompt of a row as evaluation sends it, and the answers to it."""
 
     def read(ids: Sequence[int]) -> TokenizedExample:

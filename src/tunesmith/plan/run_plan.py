@@ -13,10 +13,10 @@ from tunesmith.data.dataset import build_dataset
 from tunesmith.data.rehearsal import rehearse
 from tunesmith.data.used_rows import PreparedRows, UsedRows
 from tunesmith.estimate.communication import Communication
-from tunesmith.estimate.hardware import hardware
-from tunesmith.estimate.memory import Memory, moments_gib
-from tunesmith.estimate.throughput import remembered_speed
-from tunesmith.fetch.reference import ModelFolder, base_of, hub_cache
+from tunesmith.estimate.hardware import detect_hardware
+from tunesmith.estimate.memory import MemoryEstimate, optimizer_state_gib
+from tunesmith.estimate.throughput import load_speed
+from tunesmith.fetch.reference import ModelFolder, hub_cache, resolve_base
 from tunesmith.pipeline.checks import (
     check_base,
     check_questions,
@@ -27,7 +27,7 @@ from tunesmith.pipeline.checks import (
 from tunesmith.pipeline.runner import check_beforehand
 from tunesmith.pipeline.runs import open_run
 from tunesmith.pipeline.stages import PREPARE, wanted_stages, work_left
-from tunesmith.plan.scaling import Known, estimate_cluster, scaling
+from tunesmith.plan.scaling import EstimateInputs, estimate_cluster, scaling
 from tunesmith.plan.workload import Workload, estimate_workload
 from tunesmith.recipe.launch import Launch, Sharding, SlurmLaunch, local_world_size_of, world_size_of
 from tunesmith.recipe.schedule import StepPlan, plan_steps
@@ -83,7 +83,7 @@ class RunPlan:
     known: bool
     answered: int
     select_best_by: str
-    memory: Memory
+    memory: MemoryEstimate
     memory_available: float | None
     offloaded_available: float | None
     disk: float
@@ -125,7 +125,7 @@ class RunPlan:
         low, high = self.together
         return self.training_tokens / high, self.training_tokens / low
 
-    def must_fit(self) -> None:
+    def require_fit(self) -> None:
         """Raise DoesNotFit where memory or disk does not suffice."""
         if self.disk > self.disk_free:
             raise DoesNotFit(
@@ -183,7 +183,7 @@ class RunPlan:
                 f"passes   {self.passes}",
                 f"memory   about {m.total:.1f} GiB{room}{each}{guess} "
                 f"(weights {m.weights:.2f}, gradients {m.gradients:.2f}, optimizer {m.optimizer:.2f}, "
-                f"activations {m.activations:.2f}, logits {m.logits:.2f}, in pieces {m.in_pieces:.2f}, "
+                f"activations {m.activations:.2f}, logits {m.logits:.2f}, in pieces {m.fragmentation:.2f}, "
                 f"libraries {m.libraries:.2f})"
                 + (f"; {m.offloaded:.1f} of the machine's beside it{left}" if m.offloaded else ""),
                 f"disk     about {self.disk:.1f} GiB of {self.disk_free:.1f} free"
@@ -231,7 +231,7 @@ def plan_run(recipe: Path | str, overrides: Sequence[str] = (), *, out: Path | s
 
     Once `prepare` is done, what it wrote is read instead of the sources, as the later stages do.
 
-    A plan that memory or disk does not suffice for is returned too: `must_fit` refuses it.
+    A plan that memory or disk does not suffice for is returned too: `require_fit` refuses it.
 
     Raises:
         RecipeError: the recipe is wrong, or a model cannot be had, or cannot read rows so long.
@@ -240,7 +240,7 @@ def plan_run(recipe: Path | str, overrides: Sequence[str] = (), *, out: Path | s
     opened = open_run(Path(recipe), overrides, out)
     loaded, run = opened.recipe, opened.run
     check_beforehand(loaded, run)
-    base = base_of(run, loaded.model.base, weights=False)
+    base = resolve_base(run, loaded.model.base, weights=False)
     shapes = check_base(loaded, base)
     refuse_what_this_machine_lacks(loaded, base)
     tokenizer = load_tokenizer(base, loaded.model.chat_markup)
@@ -249,8 +249,8 @@ def plan_run(recipe: Path | str, overrides: Sequence[str] = (), *, out: Path | s
     is_prepared = stages[PREPARE.name] == "done"
     rows = _prepared(run) if is_prepared else build_dataset(loaded, task, folder=run.recipe_folder, model=base)
     tokens = check_rows(loaded, base, shapes, tokenizer, rows)
-    speed = remembered_speed(base.digest(), loaded.tuning.method)
-    known = Known(shapes, tokens, hardware(), speed, len(tokenizer.new_ids))
+    speed = load_speed(base.digest(), loaded.tuning.method)
+    known = EstimateInputs(shapes, tokens, detect_hardware(), speed, len(tokenizer.new_ids))
     unread = rehearse(loaded, task, rows, folder=run.recipe_folder, seconds=_SECONDS_OF_A_METRIC)
     later = "the others are read with the answers" if is_prepared else "`prepare` reads all of them before training"
     asked = check_questions(loaded, shapes.positions, tokenizer, rows)
@@ -271,7 +271,7 @@ def _plan(
     run: RunDir,
     base: ModelFolder,
     rows: UsedRows,
-    known: Known,
+    known: EstimateInputs,
     stages: dict[str, str],
     warnings: tuple[str, ...],
 ) -> RunPlan:
@@ -284,7 +284,7 @@ def _plan(
     to_fetch = shapes.parameters * shapes.stored_bytes / _GIB if base.root.to_fetch else 0.0
     answered = min(recipe.train.valid_rows, counts["valid"]) if recipe.train.valid_metrics else 0
     copies = min(recipe.train.keep_checkpoints + 2, steps.total_steps + 1)  # the best, and one being written
-    per_copy = memory.trainable_parameters * 4 / _GIB + moments_gib(recipe, memory.trainable_parameters)
+    per_copy = memory.trainable_parameters * 4 / _GIB + optimizer_state_gib(recipe, memory.trainable_parameters)
     best = seen.step_tokens / speed.step_seconds(seen.step_tokens) if speed and seen.together else None
     _refuse_short_turns(recipe, best, seen.step_tokens * steps.save_every_steps)
     return RunPlan(

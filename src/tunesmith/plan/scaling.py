@@ -13,8 +13,14 @@ from tunesmith.data.fit import MemoryBudget, estimated_memory, sharding_of
 from tunesmith.data.microbatch import MicroBatchPolicy
 from tunesmith.data.sampler import balance_ranks
 from tunesmith.estimate.communication import Communication, estimate_communication
-from tunesmith.estimate.hardware import BYTES, Hardware, available_memory_gib, choose_precision, cores
-from tunesmith.estimate.memory import Memory, layers_numbers
+from tunesmith.estimate.hardware import (
+    PRECISION_BYTES,
+    Hardware,
+    available_cores,
+    available_memory_gib,
+    choose_precision,
+)
+from tunesmith.estimate.memory import MemoryEstimate, layer_parameter_counts
 from tunesmith.estimate.throughput import Speed
 from tunesmith.recipe.launch import (
     Launch,
@@ -54,7 +60,7 @@ class ClusterEstimate:
     processes: int
     sharding: Sharding
     division: MicroBatchPolicy
-    memory: Memory
+    memory: MemoryEstimate
     memory_available: float | None
     offloaded_available: float | None
     step_tokens: float
@@ -78,7 +84,7 @@ class ClusterEstimate:
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class EstimateInputs:
     """What a forecast is made of: a model's shapes, the training rows, this machine, and how fast one process was here.
 
     `new_tokens` are added to those that the model knows.
@@ -91,7 +97,7 @@ class Known:
     new_tokens: int = 0
 
 
-def estimate_cluster(recipe: Recipe, known: Known) -> ClusterEstimate:
+def estimate_cluster(recipe: Recipe, known: EstimateInputs) -> ClusterEstimate:
     """Return what is foreseen for a recipe where it says that it will run.
 
     Raises:
@@ -100,7 +106,7 @@ def estimate_cluster(recipe: Recipe, known: Known) -> ClusterEstimate:
     shapes, rows, speed = known.shapes, known.rows, known.speed
     launch, there = recipe.launch, _hardware_of(recipe.launch, known.here)
     processes = world_size_of(launch)
-    number = BYTES[_precision(recipe, there)]
+    number = PRECISION_BYTES[_precision(recipe, there)]
     room = MemoryBudget(number, there.device == "cuda", there.memory_gib)
     sharding = sharding_of(recipe, shapes, rows, room, processes, new_tokens=known.new_tokens)
     parts = shard_count(sharding, processes, local_world_size_of(launch))
@@ -127,7 +133,7 @@ def estimate_cluster(recipe: Recipe, known: Known) -> ClusterEstimate:
     )  # fmt: skip
 
 
-def scaling(recipe: Recipe, known: Known) -> Iterator[ClusterEstimate]:
+def scaling(recipe: Recipe, known: EstimateInputs) -> Iterator[ClusterEstimate]:
     """Yield what is foreseen for 1, 2, 4 and so on of the machines, or processes, of which a recipe asks for some."""
     for other in _other_sizes(recipe, known.here):
         with contextlib.suppress(RecipeError):  # of sizes that were not asked for
@@ -159,7 +165,7 @@ def _other_sizes(recipe: Recipe, here: Hardware) -> Iterator[Recipe]:
         key, asked, most = "nodes", launch.nodes, _TIMES_MORE * launch.nodes
     elif isinstance(launch, TorchrunLaunch):  # of GPUs there may be no more
         key, asked = "processes", launch.processes
-        most = max(asked, cores() if here.device == "cpu" else 1)
+        most = max(asked, available_cores() if here.device == "cpu" else 1)
     else:
         return
     for size in sorted({asked, *(2**power for power in range(most.bit_length()))}):
@@ -168,14 +174,16 @@ def _other_sizes(recipe: Recipe, here: Hardware) -> Iterator[Recipe]:
 
 def _cores_of_each(launch: Launch) -> float | None:
     """Return how many cores each process has; None where nobody says."""
-    return launch.cpus_per_process if isinstance(launch, SlurmLaunch) else cores() / local_world_size_of(launch)
+    return (
+        launch.cpus_per_process if isinstance(launch, SlurmLaunch) else available_cores() / local_world_size_of(launch)
+    )
 
 
-def _moved(recipe: Recipe, shapes: Shapes, memory: Memory, parts: int) -> float:
+def _moved(recipe: Recipe, shapes: Shapes, memory: MemoryEstimate, parts: int) -> float:
     """Return how much of what is trained each process moves: all that it has."""
     if not isinstance(recipe.tuning, FullTuning):
         return 1.0
-    divided, _ = layers_numbers(shapes)
+    divided, _ = layer_parameter_counts(shapes)
     return 1 - divided * (1 - 1 / parts) / memory.trainable_parameters
 
 

@@ -8,7 +8,7 @@ from tunesmith.data.split import choose_by_hash
 from tunesmith.data.used_rows import UsedRows
 from tunesmith.data.validation import measured_rows
 from tunesmith.estimate.throughput import Speed
-from tunesmith.inference.prompts import SAMPLES
+from tunesmith.inference.prompts import UNSCORED_ANSWERS
 from tunesmith.plan.scaling import ClusterEstimate
 from tunesmith.recipe.schedule import StepPlan
 from tunesmith.recipe.schema import Recipe
@@ -94,7 +94,7 @@ def estimate_workload(
     scored = answer_metrics(evaluate.metrics)
     chosen = choose_by_hash(ids["test"], evaluate.rows, recipe.seed)
     answered = min(len(set(ids["valid"])), train.valid_rows) if train.valid_metrics else 0
-    asked = len(chosen) if scored else min(SAMPLES, len(chosen))
+    asked = len(chosen) if scored else min(UNSCORED_ANSWERS, len(chosen))
     answers = 2 * asked + steps.validations * answered
     most = evaluate.max_new_tokens
     like = mean(min(most, line.trained) for line in rows.lines("test"))

@@ -8,7 +8,7 @@ from tunesmith.core.errors import RecipeError
 from tunesmith.core.files import digest_of, new_folder, read_json
 from tunesmith.core.progress import log
 from tunesmith.core.rundir import RunDir
-from tunesmith.fetch.reference import ModelFolder, tuned_of
+from tunesmith.fetch.reference import ModelFolder, resolve_tuned
 from tunesmith.promote.mirror import mirror
 from tunesmith.recipe.schema import Promote, Recipe
 from tunesmith.registry.gate import check_gate
@@ -44,7 +44,7 @@ def promote(recipe: Recipe, run: RunDir, *, force: bool = False, reason: str | N
     """
     target, verdict = check_promotion(recipe, run, force=force, reason=reason)
     stage_inputs = inputs(recipe, run)
-    tuned = tuned_of(run)
+    tuned = resolve_tuned(run)
     registry = Registry.default()
     facts = {
         "recipe": recipe.model_dump(mode="json"),
@@ -79,7 +79,7 @@ def _base_facts(tuned: ModelFolder, recipe: Recipe, registry: Registry) -> dict[
         return {"base": recipe.model.base, "base_digest": None}
     pin = tuned.base.pin
     absolute = replace(pin, at=os.path.realpath(pin.at)) if pin.is_path else pin
-    pins = dict.fromkeys([pin.seen_from(registry.root), absolute])
+    pins = dict.fromkeys([pin.relative_to_folder(registry.root), absolute])
     return {
         "base": recipe.model.base if pin.is_path else str(pin),
         "base_digest": tuned.base.digest(),

@@ -46,7 +46,7 @@ def _planned(sweep: Sweep, trial: Trial, recipe: Path) -> PlannedTrial:
             plan = plan_run(run.path)
         else:
             plan = plan_run(recipe, [*sweep.overrides, *trial.changes], out=run.path)
-        plan.must_fit()
+        plan.require_fit()
     except (DataError, DoesNotFit) as error:
         return PlannedTrial(trial.number, trial.label, trial.folder, state, problem=error.message)
     return PlannedTrial(

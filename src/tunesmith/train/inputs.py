@@ -6,8 +6,8 @@ from typing import Any
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.files import digest_of
 from tunesmith.core.rundir import RunDir
-from tunesmith.fetch.reference import base_of
-from tunesmith.inference.inputs import scoring_inputs
+from tunesmith.fetch.reference import resolve_base
+from tunesmith.inference.metric_inputs import scoring_inputs
 from tunesmith.recipe.changes import UNDO_HINT, changed_keys
 from tunesmith.recipe.schedule import DECODING_KEYS, TRAJECTORY_NEUTRAL_KEYS
 from tunesmith.recipe.schema import Recipe
@@ -22,7 +22,7 @@ def inputs(recipe: Recipe, run: RunDir) -> dict[str, Any]:
         answered |= scoring_inputs(recipe.train.valid_metrics, recipe, run)
     return {
         "model": recipe.model.model_dump(mode="json"),
-        "base": base_of(run, recipe.model.base).digest(),
+        "base": resolve_base(run, recipe.model.base).digest(),
         "tuning": recipe.tuning.model_dump(mode="json"),
         "train": settings,
         **answered,

@@ -25,7 +25,7 @@ from tunesmith.data.microbatch import MicroBatchPolicy
 from tunesmith.distributed.fsdp import lockstep_micro_batches
 from tunesmith.distributed.process_group import ProcessGroup, peer_failures_as_errors
 from tunesmith.estimate.hardware import resident_gib
-from tunesmith.estimate.memory import Memory
+from tunesmith.estimate.memory import MemoryEstimate
 from tunesmith.kernels.oom import OomRetry
 from tunesmith.kernels.token_loss import token_loss
 from tunesmith.model.load import ComputeConfig
@@ -59,7 +59,7 @@ class Setup:
     pad_id: int
     oom_retry: OomRetry
     loss_scale: float = 1.0
-    expected: Memory | None = None
+    expected: MemoryEstimate | None = None
     plain_path: Mapping[str, str] = field(default_factory=dict)
     group: ProcessGroup = field(default_factory=ProcessGroup)
     sharding: Sharding = "none"
@@ -130,7 +130,7 @@ def _is_fragmented(setup: Setup) -> bool:
     expected = setup.expected
     if setup.compute.device.type != "cpu" or expected is None:
         return False
-    return resident_gib() > expected.training - expected.in_pieces
+    return resident_gib() > expected.training - expected.fragmentation
 
 
 def accumulate_gradients(

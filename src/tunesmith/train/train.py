@@ -35,8 +35,8 @@ from tunesmith.data.microbatch import MicroBatchPolicy
 from tunesmith.distributed.fsdp import load_device, memory_budget, shard
 from tunesmith.distributed.process_group import ProcessGroup, cores_per_rank, current_group, peer_failures_as_errors
 from tunesmith.estimate.hardware import available_memory_gib
-from tunesmith.estimate.throughput import Speed, remember_speed
-from tunesmith.fetch.reference import ModelFolder, base_of, card_of_base
+from tunesmith.estimate.throughput import Speed, save_speed
+from tunesmith.fetch.reference import ModelFolder, base_card, resolve_base
 from tunesmith.kernels.causality_check import require_causal_attention
 from tunesmith.kernels.fast_path import enable_fast_path
 from tunesmith.kernels.oom import OomRetry
@@ -85,7 +85,7 @@ def train(recipe: Recipe, run: RunDir, objective: Objective = SFT) -> dict[str, 
     group.require_equal(stated)
     began = group.run_on_rank0(lambda: latest_state(recipe, run, stated))
     state = replace(began, inputs=stated) if began else State(0, stated)
-    base = base_of(run, recipe.model.base)
+    base = resolve_base(run, recipe.model.base)
     compute = compute_config(recipe)
     if compute.device.type == "cpu" and os.environ.get("SLURM_GPUS_ON_NODE"):
         log("warning: the job has GPUs and torch sees none, so this trains on the processor: is it a torch for CPUs?")
@@ -250,7 +250,7 @@ def _card(recipe: Recipe, run: RunDir, base: ModelFolder, stated: dict[str, Any]
     """Return what a saved model must say about itself to be used as it was trained."""
     quantization = quantization_of(recipe)
     return {
-        **card_of_base(base, run.checkpoint(0) / "model"),
+        **base_card(base, run.checkpoint(0) / "model"),
         "data": recipe.data.model_dump(mode="json", exclude={"source", "split"}),
         "quantization": quantization.model_dump(mode="json") if quantization else None,
         "chat_markup": recipe.model.chat_markup,
@@ -387,7 +387,7 @@ class _Session:
             reading = self._reading(place.world_size)
             speed = Speed(each, cores_per_rank(place), update, reading) if on_cpu else Speed(each, reading=reading)
             of = self.card["base_digest"], self.recipe.tuning.method
-            remember_speed(*of, speed, alone=place.world_size == 1)
+            save_speed(*of, speed, alone=place.world_size == 1)
 
     def _reading(self, world: int) -> float | None:
         """Return how many tokens a second each process has read in this turn's validations, if there were any."""

@@ -18,7 +18,7 @@ from tunesmith.data.batches import TokenDataset
 from tunesmith.data.validation import measured_rows
 from tunesmith.distributed.fsdp import lockstep_forward
 from tunesmith.inference.predict import predict
-from tunesmith.inference.prompts import Prompts, build_prompts, rows_of
+from tunesmith.inference.prompts import Prompts, build_prompts, read_selected_rows
 from tunesmith.inference.scorer import Scorer
 from tunesmith.model.memory import free_memory
 from tunesmith.tasks import task_for
@@ -102,7 +102,7 @@ class _Asked:
         recipe = setup.recipe
         self._setup, self._run = setup, run
         self._task: Task = task_for(recipe.data, tokenizer)
-        examples, _ = rows_of(run, "valid", recipe.train.valid_rows, recipe.seed)
+        examples, _ = read_selected_rows(run, "valid", recipe.train.valid_rows, recipe.seed)
         self._questions: Prompts = build_prompts(examples, recipe, self._task, tokenizer)
         self.scorer = Scorer(recipe.train.valid_metrics, recipe, run, stage="train")
 
@@ -128,7 +128,7 @@ class _Asked:
         model, group, prompts = self._setup.model, self._setup.group, self._questions.prompts
         mine = group.local_rows(range(len(prompts)), [len(prompt) for prompt in prompts])
         with self._setup.compute.autocast(model.dtype), lockstep_forward(model, group):
-            found = list(stop_when_requested(predict(model, self._questions, self._task, mine, go_on=True)))
+            found = list(stop_when_requested(predict(model, self._questions, self._task, mine, continue_on_oom=True)))
         made = {line["id"]: line for lines in group.all_gather(found) for line in lines}
         group.raise_if_interrupted()
         free_memory()  # training is to find what it had before

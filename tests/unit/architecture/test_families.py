@@ -12,7 +12,7 @@ from tests.support.tiny import save_model, save_seq2seq
 from tunesmith.architecture.families import shapes_of
 from tunesmith.architecture.weight_headers import shapes_from_headers
 from tunesmith.core.errors import RecipeError
-from tunesmith.estimate.memory import Pass, estimate_memory, layers_numbers
+from tunesmith.estimate.memory import MicroBatchShape, estimate_memory, layer_parameter_counts
 from tunesmith.recipe.schema import Recipe
 
 KINDS = ("llama", "gpt2", "gpt_neo", "mistral", "gemma2", "gemma3_text", "qwen2", "qwen3", "phi", "phi3", "granite")
@@ -92,11 +92,13 @@ def test_an_architecture_that_is_not_described_is_guessed_not_far_off(
     config = json.loads((tmp_path / "m" / "config.json").read_text()) | {"model_type": "of_tomorrow"}
     (tmp_path / "m" / "config.json").write_text(json.dumps(config))
     known, guessed = shapes_of(folders[kind]), shapes_of(tmp_path / "m")
-    divided, whole = layers_numbers(known)
-    assert layers_numbers(guessed) == (divided, pytest.approx(whole, rel=0.5)), "two layers, as far as can be told"
+    divided, whole = layer_parameter_counts(known)
+    assert layer_parameter_counts(guessed) == (divided, pytest.approx(whole, rel=0.5)), (
+        "two layers, as far as can be told"
+    )
     assert guessed.has_encoder == known.has_encoder == (kind == "bart")
     source = {"source_tokens": 4096, "source_width": 512} if kind == "bart" else {}
-    read = Pass(1024, 128, 64, **source)
+    read = MicroBatchShape(1024, 128, 64, **source)
     for changes in ({}, {"activation_checkpointing": True}):
         one = lora(kind, **changes)
         sizes = [estimate_memory(one, shapes, read, compute_bytes=4).activations for shapes in (known, guessed)]

@@ -21,7 +21,7 @@ from tunesmith.data.fit import (
     refuse_rows_beyond,
     sharding_of,
 )
-from tunesmith.estimate.memory import Memory
+from tunesmith.estimate.memory import MemoryEstimate
 from tunesmith.recipe.load import load_recipe
 from tunesmith.recipe.schema import Recipe
 
@@ -49,7 +49,7 @@ def recipe(folder: Path, *changes: str) -> Recipe:
     return load_recipe(path, ["train.examples_per_step=8", "train.epochs=1", *changes])
 
 
-def fit(asked: Recipe, shapes: Shapes, tokens: TokenDataset, gib: float) -> tuple[int, Memory]:
+def fit(asked: Recipe, shapes: Shapes, tokens: TokenDataset, gib: float) -> tuple[int, MemoryEstimate]:
     room = MemoryBudget(4, False, gib)
     division = micro_batch_policy(asked, room, apart=True, share=True, by_row=True, reach=2**31)
     found, memory = max_fitting_rows(asked, shapes, tokens, division, room, new_tokens=0)

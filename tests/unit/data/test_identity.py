@@ -19,7 +19,7 @@ from tunesmith.data.identity import block_id, group_of, row_id
 from tunesmith.data.prepare import prepare
 from tunesmith.data.trained_rows import TRAINED_ROWS, trained_rows, write_trained_rows
 from tunesmith.fetch.reference import CARD, ModelFolder
-from tunesmith.inference.prompts import rows_of
+from tunesmith.inference.prompts import read_selected_rows
 from tunesmith.recipe.load import load_recipe
 from tunesmith.scoring.standalone import compare_files
 from tunesmith.tasks import task_for
@@ -74,7 +74,7 @@ def test_a_reworded_template_changes_neither_split_nor_ids_nor_chosen_rows(
     first, second = prepared("one", **one), prepared("other", **other)
     assert places(first) == places(second)
     assert {line["split"] for line in read_jsonl(first.ledger)} >= {"train", "test"}
-    asked = [[example.id for example in rows_of(run, "test", 5, 0)[0]] for run in (first, second)]
+    asked = [[example.id for example in read_selected_rows(run, "test", 5, 0)[0]] for run in (first, second)]
     assert asked[0] == asked[1]
     assert len(asked[0]) == 5
 
@@ -93,7 +93,7 @@ def test_two_prompts_are_compared_on_the_same_rows(prepared: Prepare, tmp_path: 
     files = []
     for name, prompt in (("a", "{question}"), ("b", "Answer: {question}")):
         files.append(tmp_path / f"{name}.jsonl")
-        examples, _ = rows_of(prepared(name, prompt=prompt), "test", 8, 0)
+        examples, _ = read_selected_rows(prepared(name, prompt=prompt), "test", 8, 0)
         write_jsonl(files[-1], [{"id": example.id, "exact_match": float(name == "b")} for example in examples])
     found = compare_files(*files, metric="exact_match", min_gain=0.0, confidence=0.95, seed=0)
     assert (found["rows"], found["gain"]) == (8, 1.0)

@@ -10,7 +10,7 @@ from tunesmith.core.files import write_json
 from tunesmith.core.rundir import RunDir
 from tunesmith.data.database import database_file
 from tunesmith.data.recipe_files import keep_recipe_files
-from tunesmith.inference.inputs import scoring_inputs
+from tunesmith.inference.metric_inputs import scoring_inputs
 from tunesmith.recipe.load import load_recipe
 from tunesmith.scoring.custom import custom_metrics, source_files
 

@@ -245,7 +245,7 @@ def test_answers_that_others_share_are_not_asked_again(tiny: Path, monkeypatch: 
     def full(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr("tunesmith.inference.generate.room_for", lambda *_: None)
+    monkeypatch.setattr("tunesmith.inference.generate.slot_budget", lambda *_: None)
     monkeypatch.setattr("tunesmith.inference.generate._padded", full)
     with pytest.raises(DoesNotFit, match="to answer 32 prompts at once"):
         list(generate(model, [[3, 4], [5, 6]], stop_ids=[2], max_new_tokens=2))
@@ -301,7 +301,7 @@ def test_a_reason_of_any_process_holds_for_all(tiny: Path, monkeypatch: pytest.M
 
 
 def test_processes_on_one_processor_share_its_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tunesmith.distributed.fsdp.memory_for_one_gib", lambda: 12.0)
+    monkeypatch.setattr("tunesmith.distributed.fsdp.process_memory_limit_gib", lambda: 12.0)
     assert memory_budget(ON, ProcessGroup(RankInfo(0, 8, 0, 4))).available_gib == 3
 
 

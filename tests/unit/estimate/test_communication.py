@@ -10,7 +10,7 @@ from tests.support.tiny import save_model
 from tunesmith.architecture.families import shapes_of
 from tunesmith.architecture.shapes import Shapes
 from tunesmith.estimate.communication import Communication, estimate_communication
-from tunesmith.estimate.memory import layers_numbers
+from tunesmith.estimate.memory import layer_parameter_counts
 from tunesmith.recipe.load import load_recipe
 
 TRAINED = 1000
@@ -45,7 +45,7 @@ def test_gradients_are_added_up_over_the_slowest_link(tmp_path: Path, shapes: Sh
 
 
 def test_layers_in_parts_travel_twice_a_pass(tmp_path: Path, shapes: Shapes) -> None:
-    numbers, both = layers_numbers(shapes)
+    numbers, both = layer_parameter_counts(shapes)
     assert both == numbers, "it has two layers"
     lora = sent(tmp_path, shapes, *EIGHT, sharding="full")
     gradients = 2 * 7 / 8 * TRAINED * 4 / 10e9
@@ -59,7 +59,7 @@ def test_layers_in_parts_travel_twice_a_pass(tmp_path: Path, shapes: Shapes) -> 
 
 
 def test_gradients_of_layers_in_parts_travel_too(tmp_path: Path, shapes: Shapes) -> None:
-    numbers, _ = layers_numbers(shapes)
+    numbers, _ = layer_parameter_counts(shapes)
     tuning, rest = "tuning={method: full}", 2 * 7 / 8 * TRAINED * 4 / 10e9
     full = sent(tmp_path, shapes, *EIGHT, tuning, sharding="full", trained=numbers + TRAINED)
     assert full == Communication(pytest.approx(rest), pytest.approx(2 * numbers * 7 / 8 * (2 * 2 + 4) / 10e9))

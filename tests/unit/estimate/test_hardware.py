@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 
 from tunesmith.estimate import hardware as module
-from tunesmith.estimate.hardware import BYTES, available_memory_gib, choose_precision, hardware, memory_for_one_gib
+from tunesmith.estimate.hardware import (
+    PRECISION_BYTES,
+    available_memory_gib,
+    choose_precision,
+    detect_hardware,
+    process_memory_limit_gib,
+)
 
 
 @pytest.fixture
@@ -26,9 +32,9 @@ def test_a_processor_has_bf16_where_torch_says_so(monkeypatch: pytest.MonkeyPatc
     import torch
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    found = hardware()
+    found = detect_hardware()
     assert (found.device, found.has_bf16) == ("cpu", bool(torch.cpu._is_avx512_bf16_supported()))
-    assert 0 < found.memory_gib == pytest.approx(memory_for_one_gib(), rel=0.2)
+    assert 0 < found.memory_gib == pytest.approx(process_memory_limit_gib(), rel=0.2)
 
 
 @pytest.mark.parametrize(
@@ -36,7 +42,7 @@ def test_a_processor_has_bf16_where_torch_says_so(monkeypatch: pytest.MonkeyPatc
 )
 def test_a_gpu_is_asked_for(smi: Path, told: str, has_bf16: bool, memory: float) -> None:
     (smi / "told").write_text(told)
-    found = hardware()
+    found = detect_hardware()
     assert (found.device, found.has_bf16) == ("cuda", has_bf16)
     assert found.memory_gib == pytest.approx(memory - 0.6, abs=0.1)  # less what CUDA itself takes
 
@@ -44,22 +50,22 @@ def test_a_gpu_is_asked_for(smi: Path, told: str, has_bf16: bool, memory: float)
 def test_the_gpu_that_is_visible_is_asked_for(smi: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (smi / "told").write_text("1000, 8.0")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
-    assert hardware().device == "cuda"
+    assert detect_hardware().device == "cuda"
     assert "--id=2 " in (smi / "asked").read_text()
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert hardware().device == "cpu"
+    assert detect_hardware().device == "cpu"
 
 
 def test_a_torch_without_cuda_computes_on_the_processor(smi: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (smi / "told").write_text("81559, 9.0")
     monkeypatch.setattr(module.metadata, "version", lambda name: "2.13.0+cpu")
-    assert hardware().device == "cpu"
+    assert detect_hardware().device == "cpu"
 
 
 @pytest.mark.parametrize("told", ["", "No devices were found", "[N/A], [N/A]"])
 def test_a_gpu_that_says_nothing_is_none(smi: Path, told: str) -> None:
     (smi / "told").write_text(told)
-    assert hardware().device == "cpu"
+    assert detect_hardware().device == "cpu"
 
 
 @pytest.mark.parametrize(
@@ -74,7 +80,7 @@ def test_a_gpu_that_says_nothing_is_none(smi: Path, told: str) -> None:
 def test_precision(asked: str, device: str, has_bf16: bool, quantized: bool, expected: str) -> None:
     found = choose_precision(asked, device, has_bf16=has_bf16, quantized=quantized)  # type: ignore[arg-type]
     assert found == expected
-    assert BYTES[found] == (4 if expected == "fp32" else 2)
+    assert PRECISION_BYTES[found] == (4 if expected == "fp32" else 2)
 
 
 @pytest.mark.parametrize("kind", ["v1", "v2"])

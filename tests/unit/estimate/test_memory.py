@@ -8,7 +8,13 @@ from tests.support.tiny import save_model, save_seq2seq
 
 from tunesmith.architecture.families import shapes_of
 from tunesmith.architecture.shapes import Shapes
-from tunesmith.estimate.memory import PRODUCTS_GIB, Memory, Pass, estimate_memory, layers_numbers
+from tunesmith.estimate.memory import (
+    ONEDNN_CACHE_GIB,
+    MemoryEstimate,
+    MicroBatchShape,
+    estimate_memory,
+    layer_parameter_counts,
+)
 from tunesmith.recipe.schema import Model, Recipe
 
 KINDS = ("llama", "gpt2", "gpt_neo", "mistral", "gemma2", "gemma3_text", "qwen2", "qwen3", "phi", "phi3", "granite")
@@ -44,7 +50,7 @@ def counted(folder: Path, target: Any = None, **settings: Any) -> tuple[int, int
 
 
 def estimate(shapes: Shapes, **tuning: Any) -> Any:
-    return estimate_memory(recipe(**tuning), shapes, Pass(0, 0, 0), compute_bytes=4)
+    return estimate_memory(recipe(**tuning), shapes, MicroBatchShape(0, 0, 0), compute_bytes=4)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -128,7 +134,9 @@ def test_quantized_weights_count_as_they_are_kept(
     linear = [m for m in model.modules() if type(m).__name__ in ("Linear4bit", "Linear8bitLt")]
     inside = {id(weight) for module in linear for name, weight in module.named_parameters() if name == "weight"}
     rest = sum(weight.nbytes for weight in model.parameters() if id(weight) not in inside)
-    found = estimate_memory(recipe(method="qlora", rank=4, **quantization), shapes, Pass(0, 0, 0), compute_bytes=2)
+    found = estimate_memory(
+        recipe(method="qlora", rank=4, **quantization), shapes, MicroBatchShape(0, 0, 0), compute_bytes=2
+    )
     adapters = found.trainable_parameters * (4 + 2 * 2)  # masters, and copies to compute with, one scaled
     # Small layers fill whole blocks of scales; in real ones that is nothing.
     assert found.weights * GIB - adapters == pytest.approx(rest + sum(map(kept, linear)), rel=0.02)
@@ -140,7 +148,7 @@ def test_more_of_anything_takes_more_memory(folders: dict[str, Path]) -> None:
 
     def total(one: Recipe = lora, compute: int = 2, **changes: Any) -> float:
         size = {"tokens": 512, "width": 128, "trained": 64, **changes}
-        return estimate_memory(one, shapes, Pass(**size), compute_bytes=compute).total
+        return estimate_memory(one, shapes, MicroBatchShape(**size), compute_bytes=compute).total
 
     more = [
         total(tokens=640),
@@ -151,33 +159,33 @@ def test_more_of_anything_takes_more_memory(folders: dict[str, Path]) -> None:
     ]
     more += [total(recipe(method="lora", rank=5)), total(recipe(method="lora", rank=4, dropout=0.1))]
     assert total() < min(more)
-    found = estimate_memory(lora, shapes, Pass(512, 128, 64), compute_bytes=2)
+    found = estimate_memory(lora, shapes, MicroBatchShape(512, 128, 64), compute_bytes=2)
     parts = (
         found.weights,
         found.gradients,
         found.optimizer,
         found.activations,
         found.logits,
-        found.in_pieces,
+        found.fragmentation,
         found.libraries,
     )
     assert total() == pytest.approx(sum(parts))
-    assert estimate_memory(lora, shapes, Pass(512, 128, 64), compute_bytes=2, on_gpu=True).libraries == 0
-    wide = estimate_memory(lora, shapes, Pass(512, 128, 64), compute_bytes=4)
+    assert estimate_memory(lora, shapes, MicroBatchShape(512, 128, 64), compute_bytes=2, on_gpu=True).libraries == 0
+    wide = estimate_memory(lora, shapes, MicroBatchShape(512, 128, 64), compute_bytes=4)
     assert (wide.weights > found.weights, wide.activations > found.activations) == (True, True)
-    assert found.libraries - wide.libraries == pytest.approx(PRODUCTS_GIB), "fp32 compiles no products"
+    assert found.libraries - wide.libraries == pytest.approx(ONEDNN_CACHE_GIB), "fp32 compiles no products"
 
 
 def test_rows_of_new_tokens_are_trained(folders: dict[str, Path]) -> None:
     for kind, layers in (("llama", 2), ("gemma2", 1)):  # an output layer of its own, and a tied one
         shapes = shapes_of(folders[kind])
         one = recipe(method="lora", rank=4)
-        found = [estimate_memory(one, shapes, Pass(0, 0, 0), compute_bytes=4, new_tokens=n) for n in (0, 2)]
+        found = [estimate_memory(one, shapes, MicroBatchShape(0, 0, 0), compute_bytes=4, new_tokens=n) for n in (0, 2)]
         assert found[1].trainable_parameters - found[0].trainable_parameters == 2 * 32 * layers
 
 
 def test_scores_are_kept_where_attention_is_not_fused(folders: dict[str, Path]) -> None:
-    shapes, read = shapes_of(folders["llama"]), Pass(1024, 512, 8)
+    shapes, read = shapes_of(folders["llama"]), MicroBatchShape(1024, 512, 8)
     fused, eager = (
         estimate_memory(recipe(method="lora", rank=4).model_copy(update={"model": Model(base="x", attention=name)}),
                   shapes, read, compute_bytes=4).activations * GIB
@@ -194,7 +202,7 @@ def test_parts_are_counted_as_they_are_divided(folders: dict[str, Path], tuning:
     shapes, one = shapes_of(folders["llama"]), recipe(**tuning)
     model = AutoModelForCausalLM.from_pretrained(folders["llama"])
     layer = sum(weight.numel() for weight in model.model.layers[0].parameters() if weight.ndim > 1)
-    whole, parts = (estimate_memory(one, shapes, Pass(64, 64, 8), compute_bytes=4, parts=n) for n in (1, 4))
+    whole, parts = (estimate_memory(one, shapes, MicroBatchShape(64, 64, 8), compute_bytes=4, parts=n) for n in (1, 4))
     size = 0.5 if tuning["method"] == "qlora" else 4
     kept = 3 / 4 * 2 * layer * size / GIB  # of two layers three quarters are elsewhere; both are whole at some moment
     both = 2 * layer * size / GIB
@@ -211,10 +219,10 @@ def test_parts_are_counted_as_they_are_divided(folders: dict[str, Path], tuning:
 def test_parts_may_be_beside_the_gpu(folders: dict[str, Path], tuning: dict[str, Any]) -> None:
     shapes, one = shapes_of(folders["llama"]), recipe(**tuning)
     offload = one.model_copy(update={"launch": one.launch.model_copy(update={"offload": True})})
-    divided, _ = layers_numbers(shapes)
+    divided, _ = layer_parameter_counts(shapes)
 
-    def needed(asked: Recipe, **how: Any) -> Memory:
-        return estimate_memory(asked, shapes, Pass(64, 64, 8), compute_bytes=4, **how)
+    def needed(asked: Recipe, **how: Any) -> MemoryEstimate:
+        return estimate_memory(asked, shapes, MicroBatchShape(64, 64, 8), compute_bytes=4, **how)
 
     parts, beside = (needed(asked, on_gpu=True, parts=4) for asked in (one, offload))
     each = divided / 4 * (16 if tuning["method"] == "full" else 4) / GIB

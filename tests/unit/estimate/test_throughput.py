@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tunesmith.estimate.throughput import Speed, remember_speed, remembered_speed
+from tunesmith.estimate.throughput import Speed, load_speed, save_speed
 
 
 @pytest.mark.parametrize(("cores", "expected"), [(4, 100), (2, 50), (0.5, 12.5), (16, 100), (None, 100)])
@@ -26,5 +26,5 @@ def test_weights_are_moved_once_a_step_however_many_tokens_it_has() -> None:
 def test_what_one_of_many_did_is_noted_where_nothing_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path))
     for speed, alone, expected in ((1.0, False, 1.0), (2.0, False, 1.0), (3.0, True, 3.0), (4.0, False, 3.0)):
-        remember_speed("a model", "lora", Speed(speed, 2), alone=alone)
-        assert remembered_speed("a model", "lora") == Speed(expected, 2)
+        save_speed("a model", "lora", Speed(speed, 2), alone=alone)
+        assert load_speed("a model", "lora") == Speed(expected, 2)

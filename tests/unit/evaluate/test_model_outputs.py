@@ -21,7 +21,7 @@ from tunesmith.evaluate.model_outputs import generate_answers, response_stats, s
 from tunesmith.inference import predict
 from tunesmith.inference.prompts import Prompts
 from tunesmith.inference.request import Answer
-from tunesmith.inference.slot_check import room_for
+from tunesmith.inference.slot_check import slot_budget
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +117,7 @@ def test_a_signal_keeps_what_was_answered(
     ask: Ask, model: Any, generated: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tunesmith.inference.generate._IN_SLOTS", 2)
-    room_for(model, questions().prompts)  # which has passes of its own
+    slot_budget(model, questions().prompts)  # which has passes of its own
     real, passes = interrupt.check, []
 
     def check() -> None:

@@ -11,17 +11,17 @@ import pytest
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.files import read_json, seal_folder, write_json
 from tunesmith.core.rundir import RunDir
-from tunesmith.fetch.model_folder import deciding_files
-from tunesmith.fetch.pin import Pin, kept_in
+from tunesmith.fetch.model_folder import model_files
+from tunesmith.fetch.pin import Pin, pin_to_store
 from tunesmith.fetch.reference import (
     CARD,
     ModelFolder,
-    base_of,
-    card_of_base,
+    base_card,
     name_for_peft,
     pinned_base,
     resolve,
-    tuned_of,
+    resolve_base,
+    resolve_tuned,
 )
 from tunesmith.registry.store import Registry
 
@@ -48,14 +48,14 @@ def trained(run: RunDir, base: ModelFolder, words: str, step: int = 5) -> ModelF
     (checkpoint / "model").mkdir(parents=True)
     (checkpoint / "model" / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base.reference}))
     (checkpoint / "model" / "adapter_model.safetensors").write_text(words)
-    write_json(checkpoint / "model" / CARD, card_of_base(base, checkpoint / "model"))
+    write_json(checkpoint / "model" / CARD, base_card(base, checkpoint / "model"))
     seal_folder(checkpoint)
     write_json(run.environment, {"recipe_folder": os.path.relpath(Path.cwd(), run.path)})
     run.resolved_recipe.write_text("name: x\n")
     run.stage("prepare").mkdir(exist_ok=True)
     seal_folder(run.stage("prepare"), base=pinned_base(run, base), inputs={})
     seal_folder(run.stage("train"), best_step=step)
-    return tuned_of(run)
+    return resolve_tuned(run)
 
 
 def promoted(name: str, tuned: ModelFolder, **facts: Any) -> str:
@@ -86,12 +86,12 @@ def test_a_run_keeps_the_version_that_its_alias_meant(tmp_path: Path) -> None:
     promoted("m", trained(RunDir(tmp_path / "r1"), resolve("base"), "one"))
     run = RunDir(tmp_path / "r2")
     trained(run, resolve("m@staging"), "two")
-    before = base_of(run, "m@staging").digest()
+    before = resolve_base(run, "m@staging").digest()
     promoted("m", trained(RunDir(tmp_path / "r3"), resolve("base"), "three"))
     assert resolve("m@staging").digest() != before
-    assert base_of(run, "m@staging").digest() == before
+    assert resolve_base(run, "m@staging").digest() == before
     assert read_json(run.stage("prepare") / "manifest.json")["base"]["pin"]["at"] == "m@1"
-    assert tuned_of(run).root.path.samefile(tmp_path / "base")
+    assert resolve_tuned(run).root.path.samefile(tmp_path / "base")
 
 
 def test_a_card_that_names_an_alias_finds_what_it_was_trained_on(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_a_card_that_names_an_alias_finds_what_it_was_trained_on(tmp_path: Path)
     card = read_json(second.path / CARD)
     write_json(second.path / CARD, {"base": "loop@staging", "base_digest": card["base_digest"]})
     seal_folder(second.path.parent)
-    promoted("loop", tuned_of(RunDir(tmp_path / "r2")))
+    promoted("loop", resolve_tuned(RunDir(tmp_path / "r2")))
     found = resolve("loop@staging")
     assert found.base is not None
     assert found.base.path == resolve("loop@1").path
@@ -126,7 +126,9 @@ def test_a_relative_base_opens_from_any_folder(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "exp").mkdir()
     found = resolve("../models/tiny", relative_to=tmp_path / "exp")
     tuned = trained(RunDir(tmp_path / "runs" / "r"), found, "tuned")
-    pins = [tuned.base.pin.seen_from(Registry.default().root).to_json()] if tuned.base and tuned.base.pin else []
+    pins = (
+        [tuned.base.pin.relative_to_folder(Registry.default().root).to_json()] if tuned.base and tuned.base.pin else []
+    )
     promoted("rel", tuned, base_pins=pins)
     model(tmp_path / "elsewhere" / "models" / "tiny", "another")  # which the typed path would name from there
     (tmp_path / "elsewhere" / "exp").mkdir()
@@ -148,8 +150,8 @@ def test_a_moved_run_or_base_is_found_by_its_digest(tmp_path: Path, how: str) ->
     if how != "moved base":
         run.path.rename(tmp_path / "zipped")
         run = RunDir(tmp_path / "zipped")
-    assert tuned_of(run).digest() == digest
-    assert base_of(run, "base").root.has_weights
+    assert resolve_tuned(run).digest() == digest
+    assert resolve_base(run, "base").root.has_weights
 
 
 def test_a_missing_base_and_a_changed_base_give_different_errors(tmp_path: Path) -> None:
@@ -158,12 +160,12 @@ def test_a_missing_base_and_a_changed_base_give_different_errors(tmp_path: Path)
     trained(run, resolve("base"), "tuned")
     (base / "model.safetensors").write_text("other")
     with pytest.raises(RecipeError, match="have changed"):
-        tuned_of(run)
+        resolve_tuned(run)
     shutil.rmtree(base)
     with pytest.raises(RecipeError, match="cannot be found"):
-        tuned_of(run)
+        resolve_tuned(run)
     with pytest.raises(RecipeError, match="cannot be found"):
-        base_of(run, "base")
+        resolve_base(run, "base")
 
 
 def test_a_changed_base_of_a_run_is_noticed(tmp_path: Path) -> None:
@@ -172,7 +174,7 @@ def test_a_changed_base_of_a_run_is_noticed(tmp_path: Path) -> None:
     before = trained(run, resolve("base"), "tuned").base
     (base / "model.safetensors").write_text("other")
     assert before is not None
-    assert base_of(run, "base").digest() != read_json(run.stage("prepare") / "manifest.json")["base"]["digest"]
+    assert resolve_base(run, "base").digest() != read_json(run.stage("prepare") / "manifest.json")["base"]["digest"]
 
 
 @pytest.mark.parametrize("name", ODD)
@@ -185,7 +187,7 @@ def test_paths_are_never_parsed(tmp_path: Path, name: str) -> None:
     assert resolve(f"run:{run.path}#5").path == tuned.path
     assert resolve(str(run.path)).path == tuned.path
     moved = RunDir(run.path.rename(tmp_path / name / "moved"))
-    assert tuned_of(moved).root.path.samefile(base)
+    assert resolve_tuned(moved).root.path.samefile(base)
 
 
 def test_a_folder_whose_name_ends_like_a_step_is_itself(tmp_path: Path) -> None:
@@ -204,7 +206,7 @@ def test_unrelated_files_do_not_change_the_digest(tmp_path: Path, extra: str) ->
     run = RunDir(tmp_path / "run")
     tuned = trained(run, resolve("base"), "tuned").digest()
     (base / extra).write_text("new") if extra != "onnx" else (base / extra).mkdir()
-    assert tuned_of(run).digest() == tuned
+    assert resolve_tuned(run).digest() == tuned
 
 
 @pytest.mark.parametrize(
@@ -220,10 +222,10 @@ def test_files_that_decide_answers_change_the_digest(tmp_path: Path, name: str) 
 def test_only_weights_that_are_read_change_the_digest(tmp_path: Path) -> None:
     base = model(tmp_path / "base")
     (base / "consolidated.safetensors").write_text("the same in another format")
-    assert [path.name for path in deciding_files(base)] == ["config.json", "model.safetensors"]
+    assert [path.name for path in model_files(base)] == ["config.json", "model.safetensors"]
     (base / "model.safetensors").rename(base / "model-1.safetensors")
     (base / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "model-1.safetensors"}}))
-    assert [path.name for path in deciding_files(base)][1:] == ["model-1.safetensors", "model.safetensors.index.json"]
+    assert [path.name for path in model_files(base)][1:] == ["model-1.safetensors", "model.safetensors.index.json"]
 
 
 def test_peft_is_given_what_it_can_open() -> None:
@@ -235,10 +237,10 @@ def test_peft_is_given_what_it_can_open() -> None:
 
 def test_a_path_is_kept_as_it_was_typed(tmp_path: Path) -> None:
     at = Pin("folder", str(tmp_path / "models" / "m"))
-    assert kept_in(tmp_path / "runs" / "r", at, "../models/m").at == "../../models/m"
-    assert kept_in(tmp_path / "runs" / "r", at, at.at).at == at.at
+    assert pin_to_store(tmp_path / "runs" / "r", at, "../models/m").at == "../../models/m"
+    assert pin_to_store(tmp_path / "runs" / "r", at, at.at).at == at.at
     run = Pin("run", str(tmp_path / "first#1"), "7")
-    assert kept_in(tmp_path / "r", run, "run:first#1#7") == Pin("run", "../first#1", "7")
-    assert kept_in(tmp_path / "r", run, f"run:{tmp_path}/first#1#7") == run
-    assert kept_in(tmp_path / "r", run, f"run:{tmp_path}/first#1") == run
-    assert Pin.from_json(run.seen_from(tmp_path).to_json()).read_from(tmp_path) == run
+    assert pin_to_store(tmp_path / "r", run, "run:first#1#7") == Pin("run", "../first#1", "7")
+    assert pin_to_store(tmp_path / "r", run, f"run:{tmp_path}/first#1#7") == run
+    assert pin_to_store(tmp_path / "r", run, f"run:{tmp_path}/first#1") == run
+    assert Pin.from_json(run.relative_to_folder(tmp_path).to_json()).absolute_in(tmp_path) == run

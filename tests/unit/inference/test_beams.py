@@ -30,8 +30,8 @@ def of_transformers(model: Any, prompt: Sequence[int], beams: int, stop_ids: Seq
 
 
 def beamed(model: Any, asked: Sequence[Sequence[int]], **settings: Any) -> list[Found]:
-    opening = (2,) if model.config.is_encoder_decoder else ()
-    return ours(model, asked, opening=opening, max_new_tokens=LIMIT, **settings)
+    decoder_start_ids = (2,) if model.config.is_encoder_decoder else ()
+    return ours(model, asked, decoder_start_ids=decoder_start_ids, max_new_tokens=LIMIT, **settings)
 
 
 def doubting(_: Any, args: Any, out: torch.Tensor) -> torch.Tensor:
@@ -97,4 +97,4 @@ def test_rows_leave_with_all_their_beams(opened: Opened) -> None:
 def test_a_limit_of_one_token(opened: Opened) -> None:
     model, asked = opened("t5"), prompts()
     wanted = [of_transformers(model, prompt, 3, [7], 1) for prompt in asked]
-    assert ours(model, asked, opening=(2,), max_new_tokens=1, beams=3, stop_ids=[7]) == wanted
+    assert ours(model, asked, decoder_start_ids=(2,), max_new_tokens=1, beams=3, stop_ids=[7]) == wanted

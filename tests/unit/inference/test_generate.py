@@ -13,7 +13,7 @@ from tunesmith.core.errors import DoesNotFit, Interrupted, RecipeError
 from tunesmith.inference.generate import generate
 from tunesmith.inference.request import Answer, StopStrings
 from tunesmith.inference.sampling import GREEDY, Sampling
-from tunesmith.inference.slot_check import room_for
+from tunesmith.inference.slot_check import slot_budget
 
 LIMIT = 18  # beyond the sliding window of 16 that half of the architectures have
 
@@ -67,7 +67,7 @@ def test_answers_are_those_of_transformers(opened: Opened, kind: str) -> None:
 def test_one_token_is_one_step(opened: Opened, kind: str, widths: list[int]) -> None:
     model, asked = opened(kind), prompts()
     wanted = [reference(model, prompt, (), 1) for prompt in asked]
-    room_for(model, asked)  # which has passes of its own
+    slot_budget(model, asked)  # which has passes of its own
     with Watched(model) as passes:
         assert ours(model, asked, max_new_tokens=1) == wanted
     assert passes.rows == [6] * len(widths)
@@ -205,7 +205,7 @@ def test_what_prompts_begin_with_is_read_once(opened: Opened, kind: str) -> None
     model, beginning = opened(kind), prompts(2)[1]
     asked = [beginning + prompt for prompt in prompts()] + [beginning]
     wanted = [reference(model, prompt, (), LIMIT) for prompt in asked]
-    room_for(model, asked)  # which has passes of its own
+    slot_budget(model, asked)  # which has passes of its own
     with Watched(model) as passes:
         assert ours(model, asked) == wanted
     plain = kind in ("llama", "qwen2", "qwen3", "gpt2", "phi", "phi3", "granite")

@@ -38,7 +38,7 @@ def test_a_prompt_that_memory_does_not_suffice_for_fails_alone(model: Any, tmp_p
     try:
         with pytest.raises(DoesNotFit, match=f"one prompt of {LONG} tokens"):
             told(model, lengths)
-        found = told(model, lengths, go_on=True)
+        found = told(model, lengths, continue_on_oom=True)
     finally:
         hook.remove()
     failed = found.pop(place)

@@ -20,9 +20,9 @@ from tunesmith.inference.sampling import (
     Sampler,
     Sampling,
     draw,
-    filtered,
+    filter_logits,
     refuse_contradictions,
-    samples_of,
+    seed_samples,
 )
 
 ONE = {"temperature": 1.0}
@@ -66,7 +66,7 @@ def test_distributions_are_those_of_transformers(settings: dict[str, float], siz
     sampling = Sampling(**{**ONE, **settings})  # type: ignore[arg-type]
     for seed in range(5):
         logits, seen = random_logits(size, seed), [3, 7, 7, 11 + seed]
-        found = filtered(logits, sampling, seen).softmax(-1)
+        found = filter_logits(logits, sampling, seen).softmax(-1)
         torch.testing.assert_close(found, expected(logits, sampling, seen).double(), atol=1e-6, rtol=0)
         assert ((found > 0) == (expected(logits, sampling, seen) > 0)).all()
 
@@ -74,7 +74,7 @@ def test_distributions_are_those_of_transformers(settings: dict[str, float], siz
 def test_top_p_sorts_as_many_tokens_as_it_needs() -> None:
     for spread, least, most in ((4.5, 1, 128), (3.5, 128, 1024), (2, 1024, 49_152)):
         logits = random_logits(49_152) / 3 * spread
-        kept = (filtered(logits, Sampling(1.0, top_p=0.9)) > -math.inf).sum()
+        kept = (filter_logits(logits, Sampling(1.0, top_p=0.9)) > -math.inf).sum()
         assert kept == (expected(logits, Sampling(1.0, top_p=0.9), [0]) > 0).sum()
         assert least < kept < most
 
@@ -82,12 +82,12 @@ def test_top_p_sorts_as_many_tokens_as_it_needs() -> None:
 def test_logits_are_left_as_they_were() -> None:
     for logits in (random_logits(50), random_logits(50).double()):
         before = logits.clone()
-        filtered(logits, Sampling(1.0, top_k=3, top_p=0.5, min_p=0.2, repetition_penalty=2.0), [1, 2])
+        filter_logits(logits, Sampling(1.0, top_k=3, top_p=0.5, min_p=0.2, repetition_penalty=2.0), [1, 2])
         assert torch.equal(logits, before)
 
 
 def test_draws_follow_the_distribution() -> None:
-    scores = filtered(random_logits(50), Sampling(1.0, top_k=20))
+    scores = filter_logits(random_logits(50), Sampling(1.0, top_k=20))
     points = 20_000
     counts = torch.zeros(50)
     for i in range(points):
@@ -126,9 +126,9 @@ def test_seeds_mean_the_same_in_every_version() -> None:
 
 
 def test_samples_have_seeds_that_follow_each_other() -> None:
-    assert [one.seed for one in samples_of(Sampling(1.0, seed=7), 3)] == [7, 8, 9]
-    assert samples_of(GREEDY, 1) == [GREEDY]
-    seeds = [one.seed for one in samples_of(Sampling(1.0), 3)]
+    assert [one.seed for one in seed_samples(Sampling(1.0, seed=7), 3)] == [7, 8, 9]
+    assert seed_samples(GREEDY, 1) == [GREEDY]
+    seeds = [one.seed for one in seed_samples(Sampling(1.0), 3)]
     assert None not in seeds
     assert len(set(seeds)) == 3
 

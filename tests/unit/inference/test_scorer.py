@@ -8,7 +8,7 @@ import pytest
 from tunesmith.core.errors import DataError, RecipeError
 from tunesmith.core.files import digest_file, write_json
 from tunesmith.core.rundir import RunDir
-from tunesmith.inference.inputs import scoring_inputs
+from tunesmith.inference.metric_inputs import scoring_inputs
 from tunesmith.inference.scorer import Scorer
 from tunesmith.recipe.schema import Recipe
 

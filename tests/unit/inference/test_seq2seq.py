@@ -141,17 +141,20 @@ def test_only_trained_positions_reach_the_output_layer(opened: Opened, tmp_path:
 @pytest.mark.parametrize("kind", SEQ2SEQ)
 def test_answers_are_those_of_transformers(opened: Opened, kind: str) -> None:
     model, asked = opened(kind), prompts()
-    free = ours(model, asked, opening=(2,))
+    free = ours(model, asked, decoder_start_ids=(2,))
     assert len({ids for ids, _ in free}) > 2
     stop_ids = frequent(free)
     wanted = [of_transformers(model, prompt, 1, stop_ids, LIMIT) for prompt in asked]
     for size in (1, 4, 8):
-        assert ours(model, asked, stop_ids=stop_ids, opening=(2,), max_new_tokens=LIMIT, batch_rows=size) == wanted
+        assert (
+            ours(model, asked, stop_ids=stop_ids, decoder_start_ids=(2,), max_new_tokens=LIMIT, batch_rows=size)
+            == wanted
+        )
 
 
 def test_rows_leave_the_batch_and_sources_are_read_once(opened: Opened) -> None:
     model, asked = opened("bart"), prompts()
-    free = ours(model, asked, opening=(2,))
+    free = ours(model, asked, decoder_start_ids=(2,))
     stop_ids = frequent(free)
     encoded: list[int] = []
     hook = model.get_encoder().register_forward_hook(lambda _, args, out: encoded.append(len(out.last_hidden_state)))
@@ -159,7 +162,7 @@ def test_rows_leave_the_batch_and_sources_are_read_once(opened: Opened) -> None:
     other = model.get_decoder().register_forward_hook(
         lambda _, args, given, out: rows_seen.append(tuple(out.last_hidden_state.shape[:2])), with_kwargs=True
     )
-    answers = ours(model, asked, stop_ids=stop_ids, opening=(2, 0))
+    answers = ours(model, asked, stop_ids=stop_ids, decoder_start_ids=(2, 0))
     hook.remove()
     other.remove()
     needed = [len(ids) + stopped for ids, stopped in answers]
@@ -204,7 +207,7 @@ def test_an_adapter_loads_in_plain_peft(
     assert torch.equal(logits(attach_adapter(opened(kind), tmp_path / "saved")), logits(model))
     assert not torch.equal(logits(model), logits(opened(kind)))
     asked = prompts(3)
-    assert ours(plain, asked, opening=(0,)) == ours(model, asked, opening=(0,))
+    assert ours(plain, asked, decoder_start_ids=(0,)) == ours(model, asked, decoder_start_ids=(0,))
 
 
 @pytest.mark.parametrize("kind", ["t5", "flan-t5", "bart"])

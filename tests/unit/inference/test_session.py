@@ -131,13 +131,14 @@ def test_requests_that_cannot_be_answered_are_refused_and_the_others_go_on(opene
 
 @pytest.mark.parametrize("kind", ["llama", "mistral", "t5"])
 def test_seeds_repeat_answers_alone_and_in_any_batch(opened: Opened, kind: str) -> None:
-    model, opening = opened(kind), (0,) if kind == "t5" else ()
+    model, start = opened(kind), (0,) if kind == "t5" else ()
     prompts = [[5 + i] * (3 + i % 4) for i in range(9)]
     sampling = [GREEDY, *(Sampling(1.0, top_p=0.9, repetition_penalty=1.2, seed=i % 3) for i in range(8))]
 
     def answered(places: Sequence[int], rows: int | None) -> dict[int, tuple[int, ...]]:
         found = generate(
-            model, [prompts[i] for i in places], stop_ids=(), max_new_tokens=8, opening=opening, batch_rows=rows,
+            model, [prompts[i] for i in places], stop_ids=(), max_new_tokens=8, batch_rows=rows,
+            decoder_start_ids=start,
             sampling=[sampling[i] for i in places],
         )  # fmt: skip
         return {places[answer.index]: answer.ids for answer in found}

@@ -9,9 +9,9 @@ from tests.support.opened import Opened
 from tests.unit.inference.test_generate import LIMIT, Watched, frequent, ours, prompts, reference
 
 from tunesmith.inference import session, slot_check
-from tunesmith.inference.decode_attention import by_length, strips
+from tunesmith.inference.decode_attention import attend_in_strips, cut_strips
 from tunesmith.inference.generate import generate
-from tunesmith.inference.slot_check import SlotBudget, room_for
+from tunesmith.inference.slot_check import SlotBudget, slot_budget
 from tunesmith.inference.slots import Slots
 from tunesmith.kernels.packed_attention import use_packed_attention
 from tunesmith.model.adapters import make_trainable
@@ -95,7 +95,7 @@ def test_adapters_answer_in_slots(opened: Opened, caches: list[Any]) -> None:
 
 def test_low_precision_is_no_reason_to_pad(opened: Opened) -> None:
     model = opened("llama", torch.bfloat16)
-    assert room_for(model, prompts()) is not None
+    assert slot_budget(model, prompts()) is not None
 
 
 def test_the_model_is_left_as_it_was(opened: Opened) -> None:
@@ -105,7 +105,7 @@ def test_the_model_is_left_as_it_was(opened: Opened) -> None:
     assert model.config._attn_implementation == "sdpa"
 
     def fails() -> None:
-        with by_length(model.config):
+        with attend_in_strips(model.config):
             assert model.config._attn_implementation != "sdpa"
             raise KeyError
 
@@ -162,7 +162,7 @@ def test_rows_of_which_twice_as_many_fit_are_not_alike() -> None:
 
 
 def test_strips_are_as_wide_as_their_longest_row() -> None:
-    assert strips([5, 9, 4, 4, 3], 2) == [(slice(0, 2), 9), (slice(2, 4), 4), (slice(4, 6), 3)]
+    assert cut_strips([5, 9, 4, 4, 3], 2) == [(slice(0, 2), 9), (slice(2, 4), 4), (slice(4, 6), 3)]
 
 
 def test_rows_that_leave_are_closed_up_for(opened: Opened) -> None:
@@ -190,10 +190,10 @@ def test_rows_that_leave_are_closed_up_for(opened: Opened) -> None:
 def test_who_cannot_is_told_why_and_only_once(
     opened: Opened, kind: str, reason: str, caches: list[Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model, opening = opened(kind), (0,) if kind == "t5" else ()
-    ours(model, prompts(), opening=opening)
+    model, decoder_start_ids = opened(kind), (0,) if kind == "t5" else ()
+    ours(model, prompts(), decoder_start_ids=decoder_start_ids)
     assert f"padded batches: {reason}" in capsys.readouterr().err
-    ours(model, prompts(), opening=opening)
+    ours(model, prompts(), decoder_start_ids=decoder_start_ids)
     assert capsys.readouterr().err == ""
     assert caches == []
 
@@ -228,7 +228,7 @@ def test_a_model_that_does_not_do_as_it_is_told_is_found_out(
 ) -> None:
     model = opened("llama")
     model.register_forward_pre_hook(dropped(name), with_kwargs=True)
-    assert room_for(model, prompts()) is None
+    assert slot_budget(model, prompts()) is None
     assert "padded batches: " in capsys.readouterr().err
 
 
@@ -239,16 +239,16 @@ def test_a_model_that_knows_no_such_argument_is_found_out(opened: Opened, capsys
         return forward(input_ids=input_ids, attention_mask=attention_mask, use_cache=use_cache)  # type: ignore[misc]
 
     forward, model.forward = model.forward, plain
-    assert room_for(model, prompts()) is None
+    assert slot_budget(model, prompts()) is None
     assert "takes no cache, positions and masks of ours: " in capsys.readouterr().err
 
 
 def test_short_prompts_are_proof_enough(opened: Opened) -> None:
-    assert room_for(opened("llama"), [[5], [6]]) is not None
+    assert slot_budget(opened("llama"), [[5], [6]]) is not None
 
 
 def test_a_model_whose_rows_are_attended_one_by_one_in_training_writes_in_slots_too(opened: Opened) -> None:
     model = opened("llama")
     assert use_packed_attention(model)
-    assert room_for(model, [list(range(5, 40))]) is not None
+    assert slot_budget(model, [list(range(5, 40))]) is not None
     assert model.config._attn_implementation == "tunesmith_rows", "it is left as it was"

@@ -61,7 +61,7 @@ def test_the_fast_path_learns_what_the_plain_path_learns(
     fast = make_trainable(opened(kind), TUNINGS[tuning], seed=0)
     assert enable_fast_path(fast, tokens, 5, FP32) == {}
     assert packing_unsupported_reason(fast, tokens, 5, FP32) is None
-    monkeypatch.setattr("tunesmith.kernels.token_loss.CHUNK", 16)
+    monkeypatch.setattr("tunesmith.kernels.token_loss.LOGITS_CHUNK", 16)
     division = MicroBatchPolicy(
         64, packing="auto", by_row=has_packed_attention(fast), reach=attention_window(fast), share=tuning != "dropout"
     )

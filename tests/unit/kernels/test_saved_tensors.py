@@ -13,7 +13,7 @@ from tunesmith.architecture.families import shapes_of
 from tunesmith.architecture.shapes import Shapes
 from tunesmith.core.records import ENCODER_IDS
 from tunesmith.data.batches import ENCODER_MASK, Batch
-from tunesmith.estimate.memory import Pass, estimate_memory
+from tunesmith.estimate.memory import MicroBatchShape, estimate_memory
 from tunesmith.kernels.gated_mlp import patch_gated_mlp
 from tunesmith.kernels.lora_fused import fuse_lora, record_shared_inputs
 from tunesmith.kernels.packed_attention import use_packed_attention
@@ -33,7 +33,7 @@ Packed = Literal["masked", "by row"] | None
 @pytest.fixture(autouse=True)
 def _loss_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """The graph of a chunk of the loss is gone before the next one is made, but the count here would hold them all."""
-    monkeypatch.setattr("tunesmith.kernels.token_loss.CHUNK", 10**9)
+    monkeypatch.setattr("tunesmith.kernels.token_loss.LOGITS_CHUNK", 10**9)
 
 
 def decoder(kind: str) -> Any:
@@ -134,7 +134,7 @@ def compared(shape: Any, asked: Recipe, dtype: torch.dtype, folder: Path, *, pac
     trained = ROWS * LENGTH - (1 if packed else ROWS)
     width = ROWS * LENGTH if packed == "masked" else LENGTH
     how = {"masked": packed == "masked", "by_row": packed == "by row"}
-    size = Pass(
+    size = MicroBatchShape(
         ROWS * LENGTH,
         width,
         trained,

@@ -73,7 +73,7 @@ def test_tokens_of_different_weights_in_chunks_give_the_gradients_of_one_pass(
     model.requires_grad_(True)
     found = []
     for chunk in (10**9, 7):
-        monkeypatch.setattr("tunesmith.kernels.token_loss.CHUNK", chunk)
+        monkeypatch.setattr("tunesmith.kernels.token_loss.LOGITS_CHUNK", chunk)
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             nll = token_loss(model, one).nll
         assert len(nll) > 3 * 7

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tunesmith.estimate.memory import KEPT_PRODUCTS, PRODUCTS_GIB
+from tunesmith.estimate.memory import ONEDNN_CACHE_GIB, ONEDNN_CACHE_SIZE
 
 NAMES = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")
 GROWN = f"""
@@ -25,7 +25,7 @@ def held(first, last):
     return int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text()).group(1))
 
 before = held(64, 65)
-print(held(65, 65 + 4 * {KEPT_PRODUCTS}) - before)
+print(held(65, 65 + 4 * {ONEDNN_CACHE_SIZE}) - before)
 """
 
 
@@ -39,7 +39,7 @@ def test_products_of_many_shapes_take_no_more_memory_than_is_expected() -> None:
     done = subprocess.run(
         [sys.executable, "-c", GROWN], capture_output=True, text=True, check=True, env=environment(), timeout=200
     )
-    assert int(done.stdout) / 2**20 < 1.15 * PRODUCTS_GIB
+    assert int(done.stdout) / 2**20 < 1.15 * ONEDNN_CACHE_GIB
 
 
 def test_a_capacity_of_the_users_own_stands() -> None:
@@ -48,4 +48,4 @@ def test_a_capacity_of_the_users_own_stands() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=100,
         env=environment(LRU_CACHE_CAPACITY="7"),
     )  # fmt: skip
-    assert re.findall(r"\d+", done.stdout) == ["7", str(KEPT_PRODUCTS)]
+    assert re.findall(r"\d+", done.stdout) == ["7", str(ONEDNN_CACHE_SIZE)]

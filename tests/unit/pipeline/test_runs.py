@@ -16,7 +16,7 @@ from tunesmith.pipeline import runs as module
 from tunesmith.pipeline.launcher import start_run
 from tunesmith.pipeline.runner import run_recipe
 from tunesmith.pipeline.runs import identity, open_run
-from tunesmith.plan.inspect import view
+from tunesmith.plan.inspect import inspect_rows
 from tunesmith.recipe.load import load_recipe
 from tunesmith.recipe.schema import Recipe
 
@@ -69,7 +69,7 @@ def test_a_linked_recipe_reads_the_folder_in_which_it_was_named(
     run = run_recipe(project, until="prepare")
     assert prepared_rows(run) == 40
     assert os.path.realpath(run.recipe_folder) == os.path.realpath(project.parent)
-    assert {line["where"] for line in view(project, rows=40)} <= {f"rows.jsonl:{n}" for n in range(1, 41)}
+    assert {line["where"] for line in inspect_rows(project, rows=40)} <= {f"rows.jsonl:{n}" for n in range(1, 41)}
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from tunesmith.core.errors import DamagedFile, DataError, RecipeError
 from tunesmith.core.files import write_text
 from tunesmith.core.rundir import RunDir
 from tunesmith.data import process_rows
-from tunesmith.plan.inspect import view
+from tunesmith.plan.inspect import inspect_rows
 from tunesmith.recipe.load import load_recipe
 from tunesmith.report.tokens import as_html, as_text
 
@@ -51,7 +51,7 @@ def rewrite(path: Path, change: Callable[[str], str]) -> None:
 
 
 def test_a_recipe_shows_the_first_rows_of_the_split(recipe: Path) -> None:
-    found = view(recipe, rows=4, split="train")
+    found = inspect_rows(recipe, rows=4, split="train")
     assert len(found) == 4
     assert {one["split"] for one in found} == {"train"}
     assert [one["row"] for one in found] == sorted(one["row"] for one in found)
@@ -59,7 +59,7 @@ def test_a_recipe_shows_the_first_rows_of_the_split(recipe: Path) -> None:
 
 
 def test_only_the_answer_and_its_end_are_learned(recipe: Path) -> None:
-    [found] = view(recipe, rows=1, split="test")
+    [found] = inspect_rows(recipe, rows=1, split="test")
     row = json.loads((recipe.parent / "rows.jsonl").read_text(encoding="utf-8").splitlines()[found["row"] - 1])
     learned = "".join(one["text"] for one in found["tokens"] if one["trained"])
     assert learned == row["answer"] + "<|im_end|>"
@@ -69,7 +69,7 @@ def test_only_the_answer_and_its_end_are_learned(recipe: Path) -> None:
 
 
 def test_overrides_hold(recipe: Path) -> None:
-    [found] = view(recipe, ["data.system='Be brief.'"], rows=1, split="train")
+    [found] = inspect_rows(recipe, ["data.system='Be brief.'"], rows=1, split="train")
     assert "".join(one["text"] for one in found["tokens"]).startswith("<|im_start|>system\nBe brief.<|im_end|>")
 
 
@@ -84,38 +84,38 @@ def test_no_more_of_the_source_is_read_than_asked(recipe: Path, monkeypatch: pyt
             yield row
 
     monkeypatch.setattr(process_rows, "read_rows", counted)
-    last = view(recipe, rows=2, split="train")[-1]
+    last = inspect_rows(recipe, rows=2, split="train")[-1]
     assert read == last["row"] < 60
 
 
 def test_a_cut_row_says_so(recipe: Path) -> None:
     limits = ["data.max_tokens_per_example=36", "data.too_long=truncate", "data.max_dropped_fraction=0.9"]
-    [found] = view(recipe, limits, rows=1, split="train")
+    [found] = inspect_rows(recipe, limits, rows=1, split="train")
     assert (found["status"], len(found["tokens"])) == ("cut", 36)
     assert "36 tokens" in as_text([found], colour=False)
     assert ", cut" in as_text([found], colour=False)
 
 
 def test_fewer_rows_than_asked_are_all_shown(recipe: Path) -> None:
-    assert 0 < len(view(recipe, rows=10_000, split="valid")) < 60
+    assert 0 < len(inspect_rows(recipe, rows=10_000, split="valid")) < 60
 
 
 @pytest.mark.parametrize(("split", "hint"), [("tset", "did you mean `test`?"), ("x", "train, valid, test")])
 def test_an_unknown_split_names_those_there_are(recipe: Path, split: str, hint: str) -> None:
     with pytest.raises(RecipeError) as caught:
-        view(recipe, rows=1, split=split)
+        inspect_rows(recipe, rows=1, split=split)
     assert caught.value.hint == hint
 
 
 def test_what_cannot_be_shown_says_why(recipe: Path) -> None:
     with pytest.raises(RecipeError, match="0 rows"):
-        view(recipe, rows=0)
+        inspect_rows(recipe, rows=0)
     with pytest.raises(DataError, match="no rows for `valid`"):
-        view(recipe, ["data.split.valid=0"], split="valid")
+        inspect_rows(recipe, ["data.split.valid=0"], split="valid")
     with pytest.raises(DataError, match="no column `nope`"):
-        view(recipe, ["data.prompt='{nope}'"])
+        inspect_rows(recipe, ["data.prompt='{nope}'"])
     with pytest.raises(RecipeError, match="is a folder"):
-        view(recipe.parent)
+        inspect_rows(recipe.parent)
 
 
 # --- a run ---
@@ -123,21 +123,21 @@ def test_what_cannot_be_shown_says_why(recipe: Path) -> None:
 
 @pytest.mark.parametrize("split", ["train", "valid", "test"])
 def test_a_prepared_run_shows_what_its_recipe_showed(run: RunDir, recipe: Path, split: str) -> None:
-    before = view(recipe, rows=3, split=split)
+    before = inspect_rows(recipe, rows=3, split=split)
     (recipe.parent / "rows.jsonl").unlink()  # so nothing but the run can be read
-    assert view(run.path, rows=3, split=split) == before
+    assert inspect_rows(run.path, rows=3, split=split) == before
 
 
 def test_a_run_that_is_not_prepared_is_read_from_its_source(run: RunDir, recipe: Path) -> None:
-    before = view(run.path, rows=2)
+    before = inspect_rows(run.path, rows=2)
     (run.stage("prepare") / "manifest.json").unlink()
-    assert view(run.path, rows=2) == before
-    assert view(run.path, ["data.split.test=0.5"], rows=2) != []
+    assert inspect_rows(run.path, rows=2) == before
+    assert inspect_rows(run.path, ["data.split.test=0.5"], rows=2) != []
 
 
 def test_changes_to_a_prepared_run_are_refused(run: RunDir) -> None:
     with pytest.raises(RecipeError, match="no effect"):
-        view(run.path, ["data.split.test=0.5"])
+        inspect_rows(run.path, ["data.split.test=0.5"])
 
 
 def test_rows_are_not_decoded_by_another_tokenizer(run: RunDir, tmp_path: Path) -> None:
@@ -149,16 +149,16 @@ def test_rows_are_not_decoded_by_another_tokenizer(run: RunDir, tmp_path: Path) 
     base = load_recipe(run.resolved_recipe).model.base
     rewrite(run.resolved_recipe, lambda text: text.replace(base, str(other)))
     with pytest.raises(RecipeError, match="not the one the rows were prepared with"):
-        view(run.path)
+        inspect_rows(run.path)
 
 
 def test_damage_is_told(run: RunDir) -> None:
     rewrite(run.examples("train"), lambda text: text.split("\n", 1)[1])
     with pytest.raises(DamagedFile, match="do not match"):
-        view(run.path)
+        inspect_rows(run.path)
     run.tokens("train").write_bytes(b"not safetensors")
     with pytest.raises(DamagedFile, match="cannot be read"):
-        view(run.path)
+        inspect_rows(run.path)
 
 
 # --- prompts and answers ---
@@ -169,21 +169,21 @@ def texts(found: list[dict[str, Any]]) -> list[str]:
 
 
 def test_prompts_are_shown_as_evaluation_sends_them(recipe: Path) -> None:
-    found, learned = view(recipe, rows=2, stage="evaluate"), view(recipe, rows=2, split="test")
+    found, learned = inspect_rows(recipe, rows=2, stage="evaluate"), inspect_rows(recipe, rows=2, split="test")
     assert [one["part"] for one in found] == ["prompt", "prompt"]
     for prompt, row in zip(found, learned, strict=True):
         assert prompt["tokens"] == row["tokens"][: row["prompt_tokens"]]
     with pytest.raises(RecipeError, match="asks about rows of `test`"):
-        view(recipe, split="valid", stage="evaluate")
+        inspect_rows(recipe, split="valid", stage="evaluate")
 
 
 def test_answers_are_shown_by_the_tokens_that_were_generated(run: RunDir) -> None:
-    rows = view(run.path, rows=3, stage="evaluate")
+    rows = inspect_rows(run.path, rows=3, stage="evaluate")
     ids = [one["id"] for one in rows[0]["tokens"]][3:7]
     for name, line in (("base", {"stopped": False, "error": None}), ("tuned", {"stopped": True, "error": None})):
         line |= {"id": rows[1]["id"], "ids": ids[:2] if name == "base" else ids}
         write_text(run.evaluation(name) / "generations.jsonl", json.dumps(line) + "\n" + '{"id": "half')
-    found = view(run.path, rows=3, stage="evaluate")
+    found = inspect_rows(run.path, rows=3, stage="evaluate")
     assert [one["part"] for one in found] == ["prompt", "base", "tuned"]
     assert found[0] == rows[1]
     assert [[one["id"] for one in sample["tokens"]] for sample in found[1:]] == [ids[:2], ids]
@@ -200,8 +200,8 @@ def test_a_row_that_is_used_twice_is_shown_once(recipe: Path) -> None:
     (recipe.parent / "more.jsonl").write_text((recipe.parent / "rows.jsonl").read_text().replace("Say", "Tell"))
     both = "data.source=[{file: rows.jsonl, weight: 2}, {file: more.jsonl}]"
     prepared = run_recipe(recipe, [both], out=recipe.parent / "run", until="prepare")
-    rows = [one["row"] for one in view(prepared.path, rows=1000)]
-    assert rows == [one["row"] for one in view(recipe, [both], rows=1000)]
+    rows = [one["row"] for one in inspect_rows(prepared.path, rows=1000)]
+    assert rows == [one["row"] for one in inspect_rows(recipe, [both], rows=1000)]
     assert len(rows) == len(set(rows))
 
 
@@ -214,7 +214,7 @@ BLOCKS = ("data={source: {file: rows.jsonl}, task: text, text: '{question} {answ
 def test_every_block_of_a_document_is_shown_by_its_number(recipe: Path) -> None:
     from tunesmith.pipeline.runner import run_recipe
 
-    found = view(recipe, [BLOCKS], rows=4)
+    found = inspect_rows(recipe, [BLOCKS], rows=4)
     assert [one["block"] for one in found[:2]] == [[1, found[0]["block"][1]], [2, found[0]["block"][1]]]
     assert found[0]["row"] == found[1]["row"]
     assert found[0]["tokens"][-1]["id"] == found[1]["tokens"][0]["id"]
@@ -223,9 +223,9 @@ def test_every_block_of_a_document_is_shown_by_its_number(recipe: Path) -> None:
         found, colour=False
     )
     prepared = run_recipe(recipe, [BLOCKS], out=recipe.parent / "run", until="prepare")
-    assert view(prepared.path, rows=4) == found
-    for prompt, row in zip(view(prepared.path, rows=5, stage="evaluate"), view(recipe, [BLOCKS], rows=5, split="test"),
-                           strict=True):  # fmt: skip
+    assert inspect_rows(prepared.path, rows=4) == found
+    asked = inspect_rows(prepared.path, rows=5, stage="evaluate")
+    for prompt, row in zip(asked, inspect_rows(recipe, [BLOCKS], rows=5, split="test"), strict=True):
         assert prompt["block"] == row["block"]
         assert prompt["tokens"] == [{**one, "trained": False} for one in row["tokens"][: row["prompt_tokens"]]]
 

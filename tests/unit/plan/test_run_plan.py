@@ -114,16 +114,16 @@ def test_the_plan_counts_the_validations_that_training_does(recipe: Path, every:
 def test_the_plan_counts_validation_and_answers_in_tokens_and_time(
     recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_plan, "remembered_speed", lambda *_: None)
+    monkeypatch.setattr(run_plan, "load_speed", lambda *_: None)
     unknown = plan_run(recipe)
     assert (unknown.seconds, unknown.work.validating_seconds, unknown.work.answering_seconds) == (None, None, None)
     monkeypatch.setattr(scaling, "balance_ranks", lambda *_: 1.0)
-    monkeypatch.setattr(run_plan, "remembered_speed", lambda *_: Speed(100.0))
+    monkeypatch.setattr(run_plan, "load_speed", lambda *_: Speed(100.0))
     trained = plan_run(recipe)
     read = trained.steps.validations * trained.work.valid_tokens
     assert trained.work.validating_seconds == pytest.approx(read / 100), "no faster than training, as far as is known"
     assert trained.work.answering_seconds is None
-    monkeypatch.setattr(run_plan, "remembered_speed", lambda *_: Speed(100.0, reading=300.0, writing=20.0))
+    monkeypatch.setattr(run_plan, "load_speed", lambda *_: Speed(100.0, reading=300.0, writing=20.0))
     plan = plan_run(recipe)
     assert plan.work.validating_seconds == pytest.approx(read / 300)
     assert plan.work.written_tokens[1] == 2 * 8 * 8, "both models, 8 rows, 8 tokens at most"
@@ -162,12 +162,12 @@ def test_the_plan_expects_the_memory_that_training_expects(recipe: Path, changes
 
 
 def test_a_plan_that_does_not_fit_is_shown_and_then_refused(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan_run(recipe).must_fit()
-    monkeypatch.setattr(run_plan, "hardware", lambda: Hardware("cpu", False, 0.2))
+    plan_run(recipe).require_fit()
+    monkeypatch.setattr(run_plan, "detect_hardware", lambda: Hardware("cpu", False, 0.2))
     plan = plan_run(recipe)
     assert "of 0.2 available" in str(plan)
     with pytest.raises(DoesNotFit, match=r"training needs about 0\.\d GiB and 0\.2 are available"):
-        plan.must_fit()
+        plan.require_fit()
 
 
 def test_a_plan_refuses_a_model_without_weights_and_rows_beyond_its_positions(tmp_path: Path, tiny: Path) -> None:
@@ -219,7 +219,7 @@ def test_turns_that_are_too_short_for_a_checkpoint_are_refused(recipe: Path, mon
     limit = [*SLURM, "launch.time_limit_minutes=15"]  # of which 5 are for saving
     for minutes, refused in ((9, False), (11, True)):
         speed = Speed(interval / (60 * minutes) / 2)  # of each of two processes
-        monkeypatch.setattr(run_plan, "remembered_speed", lambda *_, speed=speed: speed)
+        monkeypatch.setattr(run_plan, "load_speed", lambda *_, speed=speed: speed)
         assert plan_run(recipe, SLURM).slurm is None, "without a limit there is nothing to refuse"
         elsewhere = plan_run(recipe, [*limit, "launch.gpus_per_node=1"])
         assert elsewhere.tokens_per_second is None, "of GPUs this machine knows nothing"
@@ -232,12 +232,12 @@ def test_turns_that_are_too_short_for_a_checkpoint_are_refused(recipe: Path, mon
 
 @pytest.mark.usefixtures("no_slurm")
 def test_machines_that_are_elsewhere_are_what_the_recipe_says(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_plan, "hardware", lambda: Hardware("cpu", has_bf16=False, memory_gib=0.001))
+    monkeypatch.setattr(run_plan, "detect_hardware", lambda: Hardware("cpu", has_bf16=False, memory_gib=0.001))
     with pytest.raises(DoesNotFit):
-        plan_run(recipe).must_fit()
+        plan_run(recipe).require_fit()
     gpus = [*SLURM, "launch.gpus_per_node=4"]
     unknown = plan_run(recipe, gpus)
-    unknown.must_fit()
+    unknown.require_fit()
     assert unknown.memory_available is None
     assert "on slurm, 4 processes on each of 2 machines" in str(unknown)
     assert "GiB for each process" in str(unknown)
@@ -251,9 +251,9 @@ def test_machines_that_are_elsewhere_are_what_the_recipe_says(recipe: Path, monk
 
 @pytest.mark.usefixtures("no_slurm")
 def test_many_processes_take_less_time_at_best(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_plan, "remembered_speed", lambda *_: Speed(100.0, cores=4))
+    monkeypatch.setattr(run_plan, "load_speed", lambda *_: Speed(100.0, cores=4))
     monkeypatch.setattr(scaling, "balance_ranks", lambda *_: 0.8)
-    monkeypatch.setattr(scaling, "cores", lambda: 4)
+    monkeypatch.setattr(scaling, "available_cores", lambda: 4)
     alone, two = plan_run(recipe), plan_run(recipe, SLURM)
     assert alone.seconds == pytest.approx(2 * [alone.training_tokens / 80])
     assert two.seconds == pytest.approx([seconds / 2 for seconds in alone.seconds or ()])
@@ -270,7 +270,7 @@ def test_many_processes_take_less_time_at_best(recipe: Path, monkeypatch: pytest
 
 @pytest.mark.usefixtures("no_slurm")
 def test_every_process_moves_all_weights_that_it_has(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_plan, "remembered_speed", lambda *_: Speed(100.0, cores=1, update_seconds=0.5))
+    monkeypatch.setattr(run_plan, "load_speed", lambda *_: Speed(100.0, cores=1, update_seconds=0.5))
     monkeypatch.setattr(scaling, "balance_ranks", lambda *_: 1.0)
     full = "tuning={method: full}"
     alone, two, parts = (plan_run(recipe, [full, *asked]) for asked in ((), SLURM, [*SLURM, "launch.sharding=full"]))
@@ -283,9 +283,9 @@ def test_every_process_moves_all_weights_that_it_has(recipe: Path, monkeypatch: 
 
 @pytest.mark.usefixtures("no_slurm")
 def test_other_numbers_of_machines_are_looked_at(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_plan, "remembered_speed", lambda *_: None)
+    monkeypatch.setattr(run_plan, "load_speed", lambda *_: None)
     assert plan_run(recipe, SLURM).scaling == [], "whose speed nobody knows"
-    monkeypatch.setattr(run_plan, "remembered_speed", lambda *_: Speed(100.0))
+    monkeypatch.setattr(run_plan, "load_speed", lambda *_: Speed(100.0))
     monkeypatch.setattr(scaling, "balance_ranks", lambda *_: 1.0)
     assert plan_run(recipe).scaling == []
     asked = [*SLURM, "launch.nodes=3", "launch.inter_node_gb_per_second=1e-3"]
@@ -297,13 +297,13 @@ def test_other_numbers_of_machines_are_looked_at(recipe: Path, monkeypatch: pyte
     assert "scaling  tokens/s by machines: 1: 100; 2: " in str(plan_run(recipe, asked))
     little = plan_run(recipe, [*asked, "launch.processes_per_node=4", "launch.memory_gib_per_node=1"])
     assert ": 1: does not fit; 2: does not fit; 3: does" in str(little)
-    monkeypatch.setattr(scaling, "cores", lambda: 2)
+    monkeypatch.setattr(scaling, "available_cores", lambda: 2)
     processes = plan_run(recipe, ["launch={on: torchrun, processes: 2}"])
     assert "tokens/s by processes, at best: 1: 100; 2: 200" in str(processes)
 
 
 def test_processes_on_one_processor_share_its_memory(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_plan, "hardware", lambda: Hardware("cpu", has_bf16=False, memory_gib=12.0))
+    monkeypatch.setattr(run_plan, "detect_hardware", lambda: Hardware("cpu", has_bf16=False, memory_gib=12.0))
     plan = plan_run(recipe, ["launch={on: torchrun, processes: 4}"])
     assert plan.memory_available == 3
     assert "on torchrun, 4 processes" in str(plan)
@@ -345,7 +345,7 @@ PREPARED = {
 @pytest.fixture
 def same_machine(monkeypatch: pytest.MonkeyPatch, no_slurm: None) -> None:
     """What is free on the machine stays as it is."""
-    monkeypatch.setattr(run_plan, "hardware", lambda: Hardware("cpu", has_bf16=False, memory_gib=12.0))
+    monkeypatch.setattr(run_plan, "detect_hardware", lambda: Hardware("cpu", has_bf16=False, memory_gib=12.0))
     monkeypatch.setattr(run_plan, "_free", lambda _: 100.0)
 
 

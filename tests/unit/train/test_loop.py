@@ -18,7 +18,7 @@ from tunesmith.data.batches import TokenDataset
 from tunesmith.data.microbatch import MicroBatchPolicy
 from tunesmith.data.token_file import write_tokens
 from tunesmith.distributed.process_group import ProcessGroup
-from tunesmith.estimate.memory import Memory
+from tunesmith.estimate.memory import MemoryEstimate
 from tunesmith.fetch.reference import ModelFolder
 from tunesmith.kernels.oom import OomRetry
 from tunesmith.kernels.token_loss import token_loss
@@ -306,7 +306,7 @@ def test_freed_memory_is_returned_while_a_peak_without_pieces_is_held_between_st
     calls = []
     monkeypatch.setattr("tunesmith.train.loop.resident_gib", lambda: resident)
     monkeypatch.setattr("tunesmith.train.loop.trim_heap", lambda: calls.append(1))
-    expected = Memory(1.0, 0, 0, 0, 0, 0.3, 0, 0, 0, 0)
+    expected = MemoryEstimate(1.0, 0, 0, 0, 0, 0.3, 0, 0, 0, 0)
     assert expected.total == 1.3
     assert len(list(train_steps(replace(setup, expected=expected), optimizer, first_step=0))) == 6
     assert len(calls) == trims

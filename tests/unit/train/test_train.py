@@ -25,7 +25,7 @@ from tunesmith.core.files import check_folder, digest_of, read_json, seal_folder
 from tunesmith.core.rundir import RunDir
 from tunesmith.data.token_file import write_tokens
 from tunesmith.distributed.process_group import cores_per_rank
-from tunesmith.estimate.throughput import _place, remembered_speed
+from tunesmith.estimate.throughput import _place, load_speed
 from tunesmith.fetch.reference import CARD, resolve
 from tunesmith.model.load import ComputeConfig
 from tunesmith.tasks.chatml import load_tokenizer
@@ -570,14 +570,14 @@ def test_what_is_divided_is_read_as_it_is_stored(kind: str, in_parts: bool, read
 def test_the_speed_of_a_run_is_remembered(start: Start, base: Path) -> None:
     digest = resolve(str(base)).digest()
     manifest = start().go()
-    known = remembered_speed(digest, "lora")
+    known = load_speed(digest, "lora")
     assert known is not None
     assert known.cores == cores_per_rank(RankInfo())
     assert 0 < known.update_seconds < manifest["seconds"] / manifest["steps"]
     step = manifest["tokens"] / manifest["steps"]
     assert step / known.step_seconds(step) == pytest.approx(manifest["tokens_per_second"], rel=0.01)
-    assert remembered_speed("another", "lora") is None
+    assert load_speed("another", "lora") is None
     write_json(_place(digest, "lora"), None)
-    assert remembered_speed(digest, "lora") is None
+    assert load_speed(digest, "lora") is None
     _place(digest, "lora").write_text("{")
-    assert remembered_speed(digest, "lora") is None
+    assert load_speed(digest, "lora") is None
