@@ -11,7 +11,7 @@ from benchmarks.versus.plan import Plan
 from benchmarks.versus.rows import rows_of
 from benchmarks.versus.spread import Spread, ratios, significant
 
-from tunesmith.core.files import read_jsonl
+from tunesmith.core.jsonl import read_jsonl
 from tunesmith.fetch.reference import resolve
 
 _BATCHES = (1, 8, 32, 64)

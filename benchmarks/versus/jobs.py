@@ -14,7 +14,7 @@ from benchmarks.versus.rows import Row
 from benchmarks.versus.settings import System
 from ruamel.yaml import YAML
 
-from tunesmith.core.files import read_jsonl
+from tunesmith.core.jsonl import read_jsonl
 from tunesmith.core.rundir import RunDir
 from tunesmith.data.batches import TokenDataset, batch_indices
 from tunesmith.fetch.reference import resolve

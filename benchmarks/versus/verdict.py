@@ -16,7 +16,8 @@ from benchmarks.versus.settings import peers
 from benchmarks.versus.spread import Spread, ratios, significant
 from benchmarks.versus.training import best_of_each, try_all
 
-from tunesmith.core.files import read_json, read_jsonl
+from tunesmith.core.files import read_json
+from tunesmith.core.jsonl import read_jsonl
 from tunesmith.core.rundir import RunDir
 from tunesmith.demo.shop import create_tables
 from tunesmith.recipe.load import dump_recipe, load_recipe

@@ -7,7 +7,8 @@ import pytest
 
 from tunesmith import load_recipe, run_recipe
 from tunesmith.core.errors import VerdictRefused
-from tunesmith.core.files import read_json, read_jsonl
+from tunesmith.core.files import read_json
+from tunesmith.core.jsonl import read_jsonl
 from tunesmith.core.rundir import RunDir
 from tunesmith.demo import SCHEMA, load
 from tunesmith.recipe.schema import ChatData

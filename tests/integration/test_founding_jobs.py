@@ -19,7 +19,8 @@ from tests.support.tiny import SPECIALS, make_tokenizer, save_model, save_plain_
 
 from tunesmith import load_recipe, open_chatter, plan_run, run_recipe
 from tunesmith.core.errors import VerdictRefused
-from tunesmith.core.files import read_json, read_jsonl
+from tunesmith.core.files import read_json
+from tunesmith.core.jsonl import read_jsonl
 from tunesmith.core.rundir import RunDir
 from tunesmith.fetch.reference import resolve
 

@@ -9,7 +9,7 @@ from tests.support.tiny import recipe
 from tunesmith import plan_run, run_recipe
 from tunesmith.cli import app
 from tunesmith.cli.boundary import run_command
-from tunesmith.core.files import read_jsonl
+from tunesmith.core.jsonl import read_jsonl
 from tunesmith.fetch.reference import resolve
 
 DATA = {

@@ -12,7 +12,8 @@ import pytest
 from tests.support.tiny import recipe
 
 from tunesmith import run_recipe
-from tunesmith.core.files import digest_file, read_json, read_whole_lines
+from tunesmith.core.files import digest_file, read_json
+from tunesmith.core.jsonl import read_whole_lines
 from tunesmith.core.rundir import RunDir
 from tunesmith.fetch.reference import resolve
 

@@ -8,7 +8,8 @@ from typing import Any
 from tests.support.tiny import recipe
 
 from tunesmith import plan_run, run_recipe
-from tunesmith.core.files import read_json, read_jsonl
+from tunesmith.core.files import read_json
+from tunesmith.core.jsonl import read_jsonl
 from tunesmith.core.rundir import RunDir
 from tunesmith.data.batches import TokenDataset
 from tunesmith.plan.inspect import inspect_rows

@@ -10,7 +10,8 @@ import pytest
 from safetensors.torch import load_file
 from tests.support.tiny import recipe as write_recipe
 
-from tunesmith.core.files import read_json, read_jsonl
+from tunesmith.core.files import read_json
+from tunesmith.core.jsonl import read_jsonl
 
 # Allows a run of its own so many MiB more than it has when its second step begins.
 LIMITED = """

@@ -9,7 +9,8 @@ from tests.support.tiny import recipe
 
 from tunesmith import plan_run, run_recipe
 from tunesmith.core.errors import RecipeError
-from tunesmith.core.files import read_json, read_jsonl
+from tunesmith.core.files import read_json
+from tunesmith.core.jsonl import read_jsonl
 from tunesmith.scoring.metric import Metric
 from tunesmith.scoring.metrics import METRICS
 

@@ -23,7 +23,8 @@ from tests.support.tiny import one_thread, recipe, save_model
 from tests.unit.train.conftest import random_rows
 
 from tunesmith import run_recipe
-from tunesmith.core.files import read_json, read_jsonl, read_whole_lines
+from tunesmith.core.files import read_json
+from tunesmith.core.jsonl import read_jsonl, read_whole_lines
 from tunesmith.core.rundir import RunDir
 from tunesmith.data.token_file import write_tokens
 from tunesmith.distributed.process_group import ProcessGroup

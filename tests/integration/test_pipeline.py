@@ -11,7 +11,8 @@ from tunesmith import Registry, load_recipe, run_recipe
 from tunesmith.cli import app
 from tunesmith.cli.boundary import run_command
 from tunesmith.core.errors import RecipeError, VerdictRefused
-from tunesmith.core.files import MANIFEST, check_folder, read_json, read_jsonl
+from tunesmith.core.files import MANIFEST, check_folder, read_json
+from tunesmith.core.jsonl import read_jsonl
 from tunesmith.core.rundir import RunDir
 
 TASKS: dict[str, dict[str, Any]] = {

@@ -7,7 +7,8 @@ import pytest
 from tests.support.tiny import recipe
 
 from tunesmith import run_recipe
-from tunesmith.core.files import read_json, read_jsonl
+from tunesmith.core.files import read_json
+from tunesmith.core.jsonl import read_jsonl
 from tunesmith.core.records import Example
 
 pytestmark = [pytest.mark.slow, pytest.mark.model, pytest.mark.shared_data]

@@ -12,7 +12,8 @@ from tests.support.tiny import recipe, save_seq2seq, write_numbers
 from tunesmith import plan_run, run_recipe
 from tunesmith.cli import app
 from tunesmith.core.errors import RecipeError
-from tunesmith.core.files import read_json, read_jsonl
+from tunesmith.core.files import read_json
+from tunesmith.core.jsonl import read_jsonl
 from tunesmith.core.rundir import RunDir
 
 DATA = {

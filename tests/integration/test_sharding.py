@@ -13,7 +13,8 @@ from tests.integration.test_killed import steps_done, wait_until
 from tests.integration.test_parallel import LITTLE_MEMORY, command_after, done, of_60_steps, same, steps, together
 
 from tunesmith import run_recipe
-from tunesmith.core.files import read_json, read_jsonl
+from tunesmith.core.files import read_json
+from tunesmith.core.jsonl import read_jsonl
 from tunesmith.core.rundir import RunDir
 
 pytestmark = pytest.mark.slow

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from tests.support.tiny import recipe
 
-from tunesmith.core.files import MANIFEST, read_json, read_jsonl
+from tunesmith.core.files import MANIFEST, read_json
+from tunesmith.core.jsonl import read_jsonl
 from tunesmith.core.rundir import RunDir
 
 pytestmark = pytest.mark.slow

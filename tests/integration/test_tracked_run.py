@@ -8,7 +8,8 @@ from tests.unit.track.read_back import READERS
 
 from tunesmith import plan_run, run_recipe
 from tunesmith.core.errors import RecipeError
-from tunesmith.core.files import digest_file, read_jsonl
+from tunesmith.core.files import digest_file
+from tunesmith.core.jsonl import read_jsonl
 from tunesmith.core.rundir import RunDir
 from tunesmith.track.tracker import TRACKERS
 

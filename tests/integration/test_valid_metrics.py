@@ -10,7 +10,8 @@ from tests.support.tiny import recipe, save_seq2seq
 from tests.unit.train.conftest import CLOCKS
 
 from tunesmith import load_recipe, run_recipe
-from tunesmith.core.files import digest_file, read_json, read_jsonl, write_json
+from tunesmith.core.files import digest_file, read_json, write_json
+from tunesmith.core.jsonl import read_jsonl
 from tunesmith.core.rundir import RunDir
 from tunesmith.data.batches import TokenDataset
 from tunesmith.data.token_file import write_tokens

@@ -2,11 +2,10 @@
 
 import errno
 import os
-import re
 from pathlib import Path
 
 from tunesmith.core.errors import DataError, DoesNotFit, RecipeError, TunesmithError, install_hint
-from tunesmith.core.files import errno_of, out_of_space_error
+from tunesmith.core.files import errno_of, out_of_space_error, without_temporary_names
 from tunesmith.core.user_folders import FOLDERS_HINT, is_user_folder
 
 _NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -17,7 +16,6 @@ _WRONG_PATH = {
     errno.ENAMETOOLONG: "has a name that is too long for this disk",
     errno.ELOOP: "is a loop of symbolic links",
 }
-_TEMPORARY = re.compile(r"\.([^/]+)\.tmp-[0-9a-f]{8}")  # what `core.files` writes before it renames
 _TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
 _EXTRAS = {
     "bitsandbytes": "qlora", "trackio": "trackio", "mlflow": "mlflow", "tensorboard": "tensorboard", "wandb": "wandb",
@@ -49,7 +47,7 @@ def _missing_package(name: str) -> TunesmithError:
 def _system_error(error: Exception, number: int) -> TunesmithError | None:
     """Return the error for an errno; None if it has no explanation."""
     name = getattr(error, "filename2", None) or getattr(error, "filename", None)  # the target, if a rename failed
-    where = _TEMPORARY.sub(r"\1", os.fsdecode(name)) if isinstance(name, str | bytes | Path) else None
+    where = without_temporary_names(os.fsdecode(name)) if isinstance(name, str | bytes | Path) else None
     if full := out_of_space_error(number, Path(where or ".")):
         return full
     if number in _NO_PERMISSION:

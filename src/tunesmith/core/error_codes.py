@@ -22,6 +22,7 @@ ERROR_CODES = {
     "wrong-path": "A path cannot be used: a folder where a file is needed, a name that is too long, a loop of links.",
     "missing-package": "A Python package that this command needs is not installed.",
     "encoding": "Text is not in the encoding that it should be in.",
+    "locked": "Another process is writing to the run or the cache.",
     "stopped": "Stopped by Ctrl-C outside a run.",
     "unexpected": "A fault in tunesmith or in a library; the message names a log file with the traceback.",
     # recipe

@@ -5,21 +5,18 @@ Everything tunesmith keeps is written through this module, so one place decides 
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import os
-import platform
 import re
 import shutil
 import stat
-import time
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from tunesmith.core.errors import DamagedFile, DoesNotFit, Interrupted, RecipeError
+from tunesmith.core.errors import DamagedFile, DoesNotFit, RecipeError
 
 MANIFEST = "manifest.json"
 _OUT_OF_SPACE = {
@@ -29,11 +26,11 @@ _OUT_OF_SPACE = {
 }
 # safetensors and tokenizers, which are written in Rust, tell the system's error in their text alone.
 _RUST_ERROR = re.compile(r"\(os error (\d+)\)")
-_RANDOM = "[0-9a-f]" * 8
+# Names of files and folders that are being written or deleted: `.NAME.tmp-1a2b3c4d`.
+_TEMPORARY = re.compile(r"\.(?P<final>[^/]+)\.(?:tmp|trash)-[0-9a-f]{8}")
 _PRIVATE = 0o600
 # `json.dumps` would make an encoder anew for every value.
 _canonical = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
-_line = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 
 
 def digest_of(value: Any) -> str:
@@ -55,6 +52,25 @@ def read_json(path: Path) -> Any:
         raise DamagedFile(f"is not readable JSON ({error})", where=str(path)) from error
 
 
+def temporary_path(final: Path) -> Path:
+    """Return a new hidden path beside `final`, to write to before the rename. `remove_leftovers` removes such paths."""
+    return _hidden_sibling(final, "tmp")
+
+
+def _hidden_sibling(path: Path, kind: str) -> Path:
+    return path.with_name(f".{path.name}.{kind}-{uuid.uuid4().hex[:8]}")
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether a path has a name that `temporary_path` or a deletion gave it."""
+    return _TEMPORARY.fullmatch(path.name) is not None
+
+
+def without_temporary_names(text: str) -> str:
+    """Replace the temporary names in a path or message by the final names."""
+    return _TEMPORARY.sub(r"\g<final>", text)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically: readers see the old content or the new, never a part.
 
@@ -65,7 +81,7 @@ def write_text(path: Path, text: str) -> None:
     if path.exists() and not path.is_file():
         what = "is a folder" if path.is_dir() else "is not a regular file"
         raise RecipeError(what, where=str(path), code="wrong-path", hint="name a file to write")
-    temporary = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex[:8]}")
+    temporary = temporary_path(path)
     with translate_enospc(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -84,25 +100,6 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_jsonl(path: Path) -> Iterator[Any]:
-    """Yield one value a line from a JSONL file that tunesmith wrote."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            yield _value(line, f"{path}:{number}")
-
-
-def _value(line: bytes, where: str, hint: str | None = None) -> Any:
-    try:
-        return json.loads(line.decode("utf-8"))
-    except ValueError as error:
-        raise DamagedFile(f"is not readable JSON ({error})", where=where, hint=hint) from error
-
-
-def write_jsonl(path: Path, values: Iterable[Any]) -> None:
-    """Write one JSON value a line, streaming, and fsync. The folder's manifest makes it final."""
-    write_chunks(path, (json_line(value).encode() for value in values))
-
-
 def write_chunks(path: Path, pieces: Iterable[bytes]) -> None:
     """Write a file piece by piece, and fsync. The folder's manifest makes it final."""
     with translate_enospc(path):
@@ -111,29 +108,6 @@ def write_chunks(path: Path, pieces: Iterable[bytes]) -> None:
             file.writelines(pieces)
             file.flush()
             os.fsync(file.fileno())
-
-
-def json_line(value: Any) -> str:
-    """Return one line of JSONL, line end included."""
-    return _line(value) + "\n"
-
-
-def read_whole_lines(path: Path) -> list[Any]:
-    """Return the values of a JSONL log that may end in a half-written line, and cut that line off.
-
-    Raises:
-        DamagedFile: another line is not whole.
-    """
-    if not path.exists():
-        return []
-    whole = path.read_bytes()
-    end = whole.rfind(b"\n") + 1
-    if end != len(whole):
-        os.truncate(path, end)
-    # Not `splitlines`: to that U+0085 and U+2028 end a line too, which JSON leaves as they are.
-    lines = whole[:end].split(b"\n")[:-1]
-    hint = "it is a log: move the file away, and the run goes on without what it says"
-    return [_value(line, f"{path}:{number}", hint) for number, line in enumerate(lines, 1)]
 
 
 def sync_folder(path: Path) -> None:
@@ -161,7 +135,7 @@ def new_folder(final: Path, **facts: Any) -> Iterator[Path]:
     After a crash there is either no `final` or a whole one. An existing `final` is replaced.
     `facts` go into the manifest beside the list of files.
     """
-    temporary = final.with_name(f".{final.name}.tmp-{uuid.uuid4().hex[:8]}")
+    temporary = temporary_path(final)
     with translate_enospc(final):
         final.parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()
@@ -202,19 +176,18 @@ def remove_folder(folder: Path) -> None:
 
 
 def _set_aside(folder: Path) -> Path:
-    trash = folder.with_name(f".{folder.name}.trash-{uuid.uuid4().hex[:8]}")
+    trash = _hidden_sibling(folder, "trash")
     folder.rename(trash)
     return trash
 
 
 def remove_leftovers(folder: Path) -> None:
     """Remove the temporary folders and files that a killed writer left in `folder` or below it."""
-    for pattern in (f".*.tmp-{_RANDOM}", f".*.trash-{_RANDOM}"):
-        for path in list(folder.rglob(pattern)):
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:  # or it went with the folder it was in
-                path.unlink(missing_ok=True)
+    for path in filter(is_temporary, list(folder.rglob(".*"))):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:  # or it went with the folder it was in
+            path.unlink(missing_ok=True)
 
 
 def check_folder(folder: Path) -> dict[str, Any]:
@@ -279,59 +252,3 @@ def errno_of(error: Exception) -> int | None:
         return error.errno
     told = _RUST_ERROR.search(str(error))
     return int(told.group(1)) if told else None
-
-
-@contextlib.contextmanager
-def exclusive_lock(path: Path, *, wait: bool = False) -> Iterator[None]:
-    """Hold an exclusive lock, which the system releases even if the process is killed.
-
-    Args:
-        wait: wait until another process releases it.
-
-    Raises:
-        Interrupted: another process holds it and `wait` is false.
-    """
-    with contextlib.ExitStack() as held:
-        with translate_enospc(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # Unbuffered: on a full disk a buffer would fail once more when the file is closed.
-            file = held.enter_context(path.open("ab+", buffering=0))
-            if not _locked(file, wait=wait):
-                raise Interrupted(
-                    f"another process ({_holder(file)}) is working here",
-                    where=str(path.parent),
-                    hint="wait for it, or give another --out",
-                )
-            file.truncate(0)
-            file.write(f"pid {os.getpid()} on {platform.node()}".encode())
-        yield
-
-
-def lock_holder(path: Path) -> str | None:
-    """Return the process that holds a lock, as `pid 123 on its-machine`, or None."""
-    if not path.exists():
-        return None
-    with path.open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return _holder(file)
-    return None
-
-
-def _locked(file: IO[bytes], *, wait: bool) -> bool:
-    """Lock a file for this process. Retry for a while, because `lock_holder` holds the lock for a moment too."""
-    if wait:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        return True
-    for pause in (0.1, 0.4, 1.0, 0):
-        with contextlib.suppress(BlockingIOError):
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        time.sleep(pause)
-    return False
-
-
-def _holder(file: IO[bytes]) -> str:
-    file.seek(0)
-    return file.read().decode(errors="replace").strip() or "unknown"

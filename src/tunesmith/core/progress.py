@@ -65,7 +65,9 @@ def log(text: str) -> None:
 
 
 def format_duration(seconds: float) -> str:
-    """Return a duration as people read it: 42s, 3m 20s, 2h 05m."""
+    """Return a duration in its two largest units: 0.4s, 42s, 3m 20s, 2h 05m."""
+    if 0 < seconds < 0.95:
+        return f"{seconds:.1f}s"
     whole = round(seconds)
     if whole < 60:
         return f"{whole}s"

@@ -5,7 +5,6 @@ CSV and JSON are read by our own strict readers, because they know lines and cha
 """
 
 import contextlib
-import difflib
 import glob
 import logging
 import os
@@ -17,6 +16,7 @@ from typing import Any
 
 from tunesmith.core.errors import DataError, RecipeError, TunesmithError
 from tunesmith.core.files import digest_file
+from tunesmith.core.suggest import closest
 from tunesmith.data.csv_file import csv_records
 from tunesmith.data.json_file import json_lines, json_rows
 from tunesmith.data.text_file import cut
@@ -112,9 +112,9 @@ def _missing_hint(path: Path) -> str | None:
     if not path.parent.is_dir():
         return "its folder does not exist either; paths are relative to the recipe"
     names = [file.name for file in visible_files(path.parent, "*")]
-    near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.5)
+    near = closest(path.name, names, cutoff=0.5)
     if near:
-        return f"did you mean {near[0]}?"
+        return f"did you mean {near}?"
     readable = [name for name in names if kind_of(Path(name))]
     return f"there are: {cut(', '.join(readable))}" if readable else "paths are relative to the recipe"
 

@@ -4,7 +4,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tunesmith.core.files import new_folder, translate_enospc, write_chunks, write_json, write_jsonl
+from tunesmith.core.files import new_folder, translate_enospc, write_chunks, write_json
+from tunesmith.core.jsonl import write_jsonl
 from tunesmith.core.progress import Progress
 from tunesmith.core.rundir import RunDir
 from tunesmith.data.dataset import Dataset, build_dataset

@@ -1,6 +1,5 @@
 """Rows from files, the hub or the built-in generator: one shape, exact values, and where each row stands."""
 
-import difflib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from tunesmith.core.errors import DataError, RecipeError
 from tunesmith.core.files import digest_file, digest_of
+from tunesmith.core.suggest import closest
 from tunesmith.data.hub import hub_revision, hub_rows, keep_copy, local_dataset
 from tunesmith.data.known_shapes import known_shape
 from tunesmith.data.local_files import LocalFile, digest, file_rows, files_of, label_of, path_of, visible_files
@@ -193,7 +193,7 @@ def missing_column_error(name: str, row: Row) -> DataError:
     """Return the error for a column that rows do not have: what they have instead, and the nearest name."""
     columns = list(row.values)
     alike = {column.casefold(): column for column in columns}
-    near = difflib.get_close_matches(name.strip().casefold(), alike, n=1)
+    near = closest(name.strip().casefold(), alike)
     listed = ", ".join(columns[:30]) + (f" and {len(columns) - 30} more" if len(columns) > 30 else "")
     hint = f"the columns are: {listed}" if columns else "the row has no columns at all"
     if len(columns) == 1 and any(mark in columns[0] for mark in ";\t|"):
@@ -203,7 +203,7 @@ def missing_column_error(name: str, row: Row) -> DataError:
             f"`{{{name}?}}` means a column `{name}` that may be empty; rename: {{'{name}?': {name}}} gives it that name"
         )
     elif near:
-        hint = f"did you mean `{alike[near[0]]}`? {hint}"
+        hint = f"did you mean `{alike[near]}`? {hint}"
     elif shape := known_shape(row.values):
         hint += f"; {shape}"
     return DataError(f"there is no column `{name}`", where=row.where, hint=hint)

@@ -17,7 +17,7 @@ from typing import IO
 
 import numpy as np
 
-from tunesmith.core.files import json_line
+from tunesmith.core.jsonl import json_line
 from tunesmith.core.records import INPUT_IDS, TRAINED, Column, TokenizedExample
 from tunesmith.data.process_rows import NOTHING, LedgerEntry, ProcessedRow, Remarks
 from tunesmith.data.similarity import ShingleIndex, shingles

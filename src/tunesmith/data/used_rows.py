@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any, Protocol
 
-from tunesmith.core.files import read_jsonl
+from tunesmith.core.jsonl import read_jsonl
 from tunesmith.core.records import Example
 from tunesmith.core.rundir import SPLITS, RunDir
 from tunesmith.data.batches import TokenDataset

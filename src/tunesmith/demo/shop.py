@@ -2,14 +2,13 @@
 
 import contextlib
 import sqlite3
-import uuid
 from datetime import date, timedelta
 from pathlib import Path
 from random import Random
 from typing import TypeAlias
 
 from tunesmith.core.errors import DoesNotFit
-from tunesmith.core.files import sync_folder
+from tunesmith.core.files import sync_folder, temporary_path
 from tunesmith.demo.catalogue import CITIES, FIRST_NAMES, LAST_NAMES, PRODUCTS
 from tunesmith.demo.stable_random import choice, randbelow, shuffled, weighted_choice
 
@@ -92,7 +91,7 @@ def write_database(path: Path, seed: int = 0) -> Path:
         DoesNotFit: the disk is full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex[:8]}")
+    temporary = temporary_path(path)
     try:
         with contextlib.closing(sqlite3.connect(temporary)) as connection:
             create_tables(connection, seed)

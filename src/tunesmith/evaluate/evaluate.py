@@ -7,7 +7,8 @@ from typing import Any
 from tunesmith.architecture.families import shapes_of
 from tunesmith.core import interrupt
 from tunesmith.core.errors import RecipeError
-from tunesmith.core.files import digest_of, seal_folder, write_json, write_jsonl
+from tunesmith.core.files import digest_of, seal_folder, write_json
+from tunesmith.core.jsonl import write_jsonl
 from tunesmith.core.progress import log
 from tunesmith.core.rundir import RunDir
 from tunesmith.data.batches import TokenDataset

@@ -9,14 +9,8 @@ from typing import Any
 import torch
 
 from tunesmith.core import interrupt
-from tunesmith.core.files import (
-    json_line,
-    read_json,
-    read_whole_lines,
-    translate_enospc,
-    write_json,
-    write_jsonl,
-)
+from tunesmith.core.files import read_json, translate_enospc, write_json
+from tunesmith.core.jsonl import json_line, read_whole_lines, write_jsonl
 from tunesmith.core.progress import Progress
 from tunesmith.data.batches import TokenDataset
 from tunesmith.data.microbatch import MicroBatchPolicy

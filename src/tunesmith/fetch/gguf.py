@@ -5,7 +5,8 @@ import io
 from pathlib import Path
 
 from tunesmith.core.errors import RecipeError
-from tunesmith.core.files import MANIFEST, digest_file, exclusive_lock, new_folder
+from tunesmith.core.files import MANIFEST, digest_file, new_folder
+from tunesmith.core.locks import exclusive_lock
 from tunesmith.core.progress import log
 from tunesmith.core.user_folders import cache_root
 

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tunesmith.core.files import digest_of, read_jsonl
+from tunesmith.core.files import digest_of
+from tunesmith.core.jsonl import read_jsonl
 from tunesmith.core.records import Example
 from tunesmith.core.rundir import RunDir
 from tunesmith.data.split import choose_by_hash

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from tunesmith.core import interrupt
 from tunesmith.core.dist_env import rank_info
-from tunesmith.core.files import MANIFEST, exclusive_lock, read_json, remove_leftovers, write_json
+from tunesmith.core.files import MANIFEST, read_json, remove_leftovers, write_json
+from tunesmith.core.locks import exclusive_lock
 from tunesmith.core.progress import format_duration, log
 from tunesmith.core.rundir import RunDir
 from tunesmith.core.user_folders import cache_root, check_writable, registry_root

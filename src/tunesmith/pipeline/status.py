@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.core.errors import DamagedFile, Interrupted
-from tunesmith.core.files import lock_holder
+from tunesmith.core.locks import lock_holder
 from tunesmith.core.progress import format_duration
 from tunesmith.core.rundir import RunDir
 from tunesmith.pipeline.stages import wanted_stages

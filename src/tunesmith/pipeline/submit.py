@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from shlex import quote
 
 from tunesmith.core.errors import RecipeError
-from tunesmith.core.files import exclusive_lock, write_text
+from tunesmith.core.files import write_text
+from tunesmith.core.locks import exclusive_lock
 from tunesmith.core.progress import log
 from tunesmith.core.rundir import RunDir
 from tunesmith.data.sources import keep_copies

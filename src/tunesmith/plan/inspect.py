@@ -3,7 +3,6 @@
 Of a run, the rows that `prepare` wrote; of a recipe, the first rows of its source that are used.
 """
 
-import difflib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,16 +13,16 @@ from typing import Any, Literal
 from safetensors import SafetensorError
 
 from tunesmith.core.errors import DamagedFile, DataError, RecipeError
-from tunesmith.core.files import read_jsonl
+from tunesmith.core.jsonl import read_jsonl, whole_lines
 from tunesmith.core.records import Example, TokenizedExample
 from tunesmith.core.rundir import SPLITS, RunDir
+from tunesmith.core.suggest import did_you_mean
 from tunesmith.data.process_rows import process_rows
 from tunesmith.data.token_view import token_view
 from tunesmith.fetch.reference import ModelFolder, resolve, resolve_base
 from tunesmith.pipeline.runs import recipe_folder
 from tunesmith.recipe.load import load_recipe
 from tunesmith.recipe.schema import Recipe
-from tunesmith.report.collect import whole_lines
 from tunesmith.tasks import task_for
 from tunesmith.tasks.base import Task
 from tunesmith.tasks.chatml import load_tokenizer
@@ -107,10 +106,7 @@ def _checked(split: str | None, rows: int, stage: ShownStage) -> str:
             raise RecipeError(f"evaluation asks about rows of `test`, not of `{split}`", hint="leave --split out")
         return "test"
     if split is not None and split not in SPLITS:
-        near = difflib.get_close_matches(split, SPLITS, 1)
-        raise RecipeError(
-            f"there is no split `{split}`", hint=f"did you mean `{near[0]}`?" if near else ", ".join(SPLITS)
-        )
+        raise RecipeError(f"there is no split `{split}`", hint=did_you_mean(split, SPLITS))
     return split or "train"
 
 

@@ -5,7 +5,7 @@ from shlex import quote
 from typing import Any
 
 from tunesmith.core.errors import RecipeError
-from tunesmith.core.files import exclusive_lock
+from tunesmith.core.locks import exclusive_lock
 from tunesmith.core.rundir import RunDir
 from tunesmith.promote.mirror import mirror
 from tunesmith.promote.promote import check_promotion, promote

@@ -3,7 +3,7 @@
 from typing import Any
 
 from tunesmith.core.errors import TunesmithError
-from tunesmith.core.files import exclusive_lock
+from tunesmith.core.locks import exclusive_lock
 from tunesmith.core.progress import log
 from tunesmith.registry.store import Registry, Version
 from tunesmith.track.mlflow_store import open_store

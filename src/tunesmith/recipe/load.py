@@ -1,6 +1,5 @@
 """YAML file + `key=value` overrides -> Recipe, or every mistake at once with its line."""
 
-import difflib
 import io
 import re
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,7 @@ from ruamel.yaml.error import YAMLError
 
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.rundir import RunDir
+from tunesmith.core.suggest import did_you_mean
 from tunesmith.recipe.base import Section
 from tunesmith.recipe.key_hints import renamed_value, replacement_for
 from tunesmith.recipe.schema import Recipe
@@ -295,7 +295,7 @@ def _message(item: dict[str, Any], path: KeyPath, owner: type[Section]) -> str:
             return f"`{tag}` is not known; here it is `{current}`"
         expected = str(context.get("expected_tags", context.get("expected")))
         known = re.findall("'([^']*)'", expected) or expected.split(" or ")  # numbers have no quotes
-        return f"`{tag}` is not known; {_nearest(tag, known)}"
+        return f"`{tag}` is not known; {did_you_mean(tag, known, cutoff=0.5)}"
     if kind == "union_tag_not_found":
         return f"needs the key `{str(context['discriminator']).strip(chr(39))}`"
     if kind == "value_error":
@@ -318,7 +318,7 @@ def _instead_of(path: KeyPath, known: Sequence[str]) -> str:
     elsewhere = [key for key in list_key_paths() if key.rpartition(".")[2] == path[-1]]
     if elsewhere and own not in elsewhere:  # else it is a key of another kind of this section
         return f"did you mean {' or '.join(f'`{key}`' for key in elsewhere[:3])}?"
-    return _nearest(str(path[-1]), known)
+    return did_you_mean(str(path[-1]), known, cutoff=0.5)
 
 
 @cache
@@ -333,8 +333,3 @@ def _paths_below(section: type[Section], prefix: str) -> Iterator[str]:
         for annotation in _sections_of(field.annotation).values():
             if isinstance(annotation, type) and issubclass(annotation, Section):
                 yield from _paths_below(annotation, f"{prefix}{name}.")
-
-
-def _nearest(word: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(word, known, 1, cutoff=0.5)
-    return f"did you mean `{near[0]}`?" if near else f"known are {', '.join(known)}"

@@ -1,6 +1,5 @@
 """YAML 1.2 text -> plain values, and the line of each key. What a recipe has no use for is refused, and bounded."""
 
-import difflib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 from ruamel.yaml.scanner import Scanner
 
 from tunesmith.core.errors import RecipeError
+from tunesmith.core.suggest import closest
 from tunesmith.recipe.template import CHARACTER_NAMES, KEEP_BACKSLASHES
 
 # A recipe is written by hand; anything larger is a mistake or an attack (alias bombs start small and grow on reading).
@@ -42,8 +42,8 @@ def read_document(path: Path) -> CommentedMap:
         with path.open("rb") as file:
             raw = file.read(_MOST_BYTES + 1)
     except FileNotFoundError:
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.y*ml")], 1)
-        hint = f"did you mean {path.parent / near[0]}?" if near else "`tunesmith init` writes a first recipe"
+        near = closest(path.name, [p.name for p in path.parent.glob("*.y*ml")])
+        hint = f"did you mean {path.parent / near}?" if near else "`tunesmith init` writes a first recipe"
         raise RecipeError("no such recipe", where=str(path), hint=hint) from None
     except OSError as error:
         raise RecipeError(f"cannot be read: {error.strerror}", where=str(path)) from error

@@ -1,17 +1,26 @@
 """The registry's files: content-addressed objects, and version folders made of hard links to them."""
 
 import contextlib
-import fcntl
 import os
 import shutil
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from tunesmith.core import interrupt
 from tunesmith.core.errors import DamagedFile, RecipeError
-from tunesmith.core.files import MANIFEST, check_folder, digest_file, list_files, read_json, seal_folder, sync_folder
+from tunesmith.core.files import (
+    MANIFEST,
+    check_folder,
+    digest_file,
+    is_temporary,
+    list_files,
+    read_json,
+    seal_folder,
+    sync_folder,
+    temporary_path,
+)
+from tunesmith.core.locks import try_lock
 
 Files = dict[str, dict[str, Any]]
 
@@ -37,7 +46,7 @@ class ObjectStore:
         Raises:
             DamagedFile: a file of `source` is no longer what `files` says.
         """
-        folder = self.root / "models" / model / f".incoming.tmp-{uuid.uuid4().hex[:8]}"
+        folder = temporary_path(self.root / "models" / model / "incoming")
         _make_folder(folder.parent)
         folder.mkdir()
         try:
@@ -59,7 +68,7 @@ class ObjectStore:
         if final.exists() and digest_file(final) == sha256:
             return
         _make_folder(final.parent)
-        temporary = final.with_name(f".{sha256}.tmp-{uuid.uuid4().hex[:8]}")
+        temporary = temporary_path(final)
         try:
             _copy(source, temporary)
             if digest_file(temporary) != sha256:
@@ -78,28 +87,16 @@ class ObjectStore:
         except OSError:  # no hard links here, too many of them, or an object of another user
             _copy(self.path(sha256), target)
 
-    @contextlib.contextmanager
-    def shared_lock(self) -> Iterator[None]:
+    def shared_lock(self) -> contextlib.AbstractContextManager[bool]:
         """Keep others from sweeping while files of this process are not yet, or no longer, in the database."""
-        with self._flock(fcntl.LOCK_SH):
-            yield
+        return try_lock(self.root / ".lock", shared=True)
 
-    @contextlib.contextmanager
-    def try_exclusive_lock(self) -> Iterator[bool]:
-        """Say whether nobody else is adding or deleting; if so, keep it like that inside."""
-        with self._flock(fcntl.LOCK_EX | fcntl.LOCK_NB) as held:
-            yield held
+    def try_exclusive_lock(self) -> contextlib.AbstractContextManager[bool]:
+        """Yield whether nobody else is adding or deleting; if so, keep it like that inside.
 
-    @contextlib.contextmanager
-    def _flock(self, operation: int) -> Iterator[bool]:
-        self.root.mkdir(parents=True, exist_ok=True)
-        with (self.root / ".lock").open("a+") as file:
-            try:
-                fcntl.flock(file, operation)
-                held = True
-            except OSError:  # taken; or no locks on this file system, and then nobody ever sweeps
-                held = False
-            yield held
+        On a file system without locks this is never so, and nobody ever sweeps.
+        """
+        return try_lock(self.root / ".lock")
 
     def collect_garbage(self, wanted: set[str], is_dead: Callable[[str, int], bool]) -> None:
         """Remove what killed writers left behind: temporary files, dead version folders, objects of no version.
@@ -109,7 +106,7 @@ class ObjectStore:
         """
         for path in self.root.glob("models/*/*"):
             number = int(path.name) if path.name.isascii() and path.name.isdigit() else 0
-            if _is_temporary(path) or (number and is_dead(path.parent.name, number)):
+            if is_temporary(path) or (number and is_dead(path.parent.name, number)):
                 shutil.rmtree(path, ignore_errors=True)
         for path in self.root.glob("objects/*/*"):
             if path.name not in wanted:
@@ -158,7 +155,3 @@ def _make_folder(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     sync_folder(folder.parent)
     sync_folder(folder.parent.parent)
-
-
-def _is_temporary(path: Path) -> bool:
-    return path.name.startswith(".") and (".tmp-" in path.name or ".trash-" in path.name)

@@ -5,7 +5,6 @@ Nothing here writes: a report may be made while the run is still going, so half-
 
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from tunesmith.core.jsonl import whole_lines
 from tunesmith.core.rundir import RunDir
 from tunesmith.report.answers import pair_answers
 from tunesmith.report.view import Answers, Gain, Grouping, Guard, Stage, StageState, Training, Verdict, View
@@ -89,14 +89,6 @@ class _Files:
         problem = f"{path.relative_to(self.root).as_posix()} is damaged; what could not be read is left out"
         if problem not in self.problems:
             self.problems.append(problem)
-
-
-def whole_lines(path: Path) -> Iterator[str]:
-    """Yield the lines that end in a line break. Unlike `core.files.read_whole_lines` this never touches the file."""
-    if not path.exists():
-        return
-    with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
-        yield from (line for line in file if line.endswith("\n"))
 
 
 def _settings(resolved: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
+from tunesmith.core.progress import format_duration
 from tunesmith.report.view import Gain, Guard, Training, Verdict, View, is_share
 from tunesmith.scoring.metrics import find_metric
 from tunesmith.scoring.row_scores import failed_text
@@ -95,15 +96,8 @@ def share(part: float | None, whole: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Return a time span in its two leading units: 3 h 20 min."""
-    if seconds is None:
-        return NONE
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
+    """Return a time span such as 3h 20m; a dash if it is unknown."""
+    return NONE if seconds is None else format_duration(seconds)
 
 
 def value(gain: Gain, number: float | None) -> str:

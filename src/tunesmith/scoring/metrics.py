@@ -4,7 +4,6 @@ A metric is one function, one row of `METRICS` and one of docs/metrics.md. ROUGE
 user's own, in any range and either direction, in `custom.py`.
 """
 
-import difflib
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.core.errors import DataError, RecipeError
+from tunesmith.core.suggest import closest
 from tunesmith.scoring.custom import custom_metrics, is_custom
 from tunesmith.scoring.json_metrics import json_field_f1, json_valid
 from tunesmith.scoring.metric import Likelihood, Metric, References, Score
@@ -139,7 +139,8 @@ def _letters(name: str) -> str:
 
 def _closest_name(name: str) -> str | None:
     spelt = {_letters(one): one for one in _known_names()}
-    return next((spelt[near] for near in difflib.get_close_matches(_letters(name), spelt, n=1)), None)
+    near = closest(_letters(name), spelt)
+    return spelt[near] if near else None
 
 
 def exact_match(predictions: Sequence[str], references: References, _: Path | None = None) -> list[float]:

@@ -9,7 +9,8 @@ from shlex import quote
 from typing import Any, Literal
 
 from tunesmith.core.errors import RecipeError
-from tunesmith.core.files import MANIFEST, read_json, read_jsonl
+from tunesmith.core.files import MANIFEST, read_json
+from tunesmith.core.jsonl import read_jsonl
 from tunesmith.core.rundir import RunDir
 from tunesmith.evaluate.compare import compare_metric
 from tunesmith.recipe.schema import FullTuning, Recipe

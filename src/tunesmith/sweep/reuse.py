@@ -11,12 +11,12 @@ from tunesmith.core.files import (
     MANIFEST,
     check_folder,
     digest_file,
-    exclusive_lock,
     new_folder,
     read_json,
     translate_enospc,
     write_json,
 )
+from tunesmith.core.locks import exclusive_lock
 from tunesmith.core.progress import log
 from tunesmith.core.rundir import RunDir
 from tunesmith.data.inputs import inputs

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from tunesmith.core import interrupt
 from tunesmith.core.errors import Interrupted, RecipeError, TunesmithError
-from tunesmith.core.files import exclusive_lock, write_json
+from tunesmith.core.files import write_json
+from tunesmith.core.locks import exclusive_lock
 from tunesmith.core.progress import log
 from tunesmith.core.rundir import RunDir
 from tunesmith.pipeline.runner import run_recipe

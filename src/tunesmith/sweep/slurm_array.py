@@ -6,7 +6,8 @@ from pathlib import Path
 from shlex import quote
 
 from tunesmith.core.errors import RecipeError
-from tunesmith.core.files import exclusive_lock, write_text
+from tunesmith.core.files import write_text
+from tunesmith.core.locks import exclusive_lock
 from tunesmith.core.progress import log
 from tunesmith.core.rundir import RunDir
 from tunesmith.pipeline.runs import OpenedRun, open_run

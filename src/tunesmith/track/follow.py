@@ -17,7 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tunesmith.core.files import digest_file, exclusive_lock, read_json, write_json
+from tunesmith.core.files import digest_file, read_json, write_json
+from tunesmith.core.locks import exclusive_lock
 from tunesmith.core.rundir import RunDir
 from tunesmith.track.tracker import TrackedRun, Tracker, open_tracker
 

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from tunesmith.core.files import exclusive_lock
+from tunesmith.core.locks import exclusive_lock
 from tunesmith.track.tracker import keep_here
 
 

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from functools import partial
 
 from tunesmith.core.errors import ProcessLost, TunesmithError
-from tunesmith.core.files import read_json, read_jsonl, read_whole_lines, write_json
+from tunesmith.core.files import read_json, write_json
+from tunesmith.core.jsonl import read_jsonl, read_whole_lines
 from tunesmith.core.rundir import RunDir
 from tunesmith.data.batches import batch_indices
 from tunesmith.distributed.failure import run_before_peer_exit

@@ -18,7 +18,8 @@ from tunesmith.architecture.families import shapes_of
 from tunesmith.architecture.shapes import Shapes
 from tunesmith.core import interrupt
 from tunesmith.core.errors import Interrupted, ProcessLost, RecipeError
-from tunesmith.core.files import digest_of, json_line, read_whole_lines, seal_folder, translate_enospc, write_text
+from tunesmith.core.files import digest_of, seal_folder, translate_enospc, write_text
+from tunesmith.core.jsonl import json_line, read_whole_lines
 from tunesmith.core.progress import Progress, log
 from tunesmith.core.records import StepReport
 from tunesmith.core.rundir import SPLITS, RunDir

@@ -10,8 +10,9 @@ from statistics import mean
 from typing import Any
 
 from tunesmith.core.errors import NonFinite, RecipeError
-from tunesmith.core.files import json_line, read_jsonl, write_text
+from tunesmith.core.files import write_text
 from tunesmith.core.interrupt import stop_when_requested
+from tunesmith.core.jsonl import json_line, read_jsonl
 from tunesmith.core.progress import log
 from tunesmith.core.rundir import RunDir
 from tunesmith.data.batches import TokenDataset

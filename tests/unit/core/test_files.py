@@ -26,20 +26,16 @@ from tunesmith.core.files import (
     check_folder,
     digest_file,
     digest_of,
-    exclusive_lock,
-    json_line,
-    lock_holder,
     new_folder,
     read_json,
-    read_jsonl,
-    read_whole_lines,
     remove_folder,
     remove_leftovers,
     translate_enospc,
     write_json,
-    write_jsonl,
     write_text,
 )
+from tunesmith.core.jsonl import json_line, read_jsonl, read_whole_lines, write_jsonl
+from tunesmith.core.locks import exclusive_lock, lock_holder
 
 KILLED = 9
 # To `str.splitlines` each of these ends a line; in JSON they stand for themselves.
@@ -384,7 +380,7 @@ def test_other_errors_are_left_as_they_are(tmp_path: Path, error: BaseException)
 # --- one writer ---
 
 HOLD = (
-    "import sys; from pathlib import Path; from tunesmith.core.files import exclusive_lock\n"
+    "import sys; from pathlib import Path; from tunesmith.core.locks import exclusive_lock\n"
     "with exclusive_lock(Path(sys.argv[1])):\n    print('held', flush=True); sys.stdin.read()"
 )
 

@@ -11,7 +11,8 @@ import pytest
 from tests.support.tiny import recipe as write_recipe
 
 from tunesmith.core.errors import DataError
-from tunesmith.core.files import read_jsonl, write_json, write_jsonl
+from tunesmith.core.files import write_json
+from tunesmith.core.jsonl import read_jsonl, write_jsonl
 from tunesmith.core.records import Turn
 from tunesmith.core.rundir import RunDir
 from tunesmith.data.dataset import build_dataset

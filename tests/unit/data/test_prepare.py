@@ -10,7 +10,8 @@ import pytest
 from tests.support.tiny import recipe as write_recipe
 
 from tunesmith.core.errors import DataError, DoesNotFit
-from tunesmith.core.files import check_folder, read_json, read_jsonl, write_json
+from tunesmith.core.files import check_folder, read_json, write_json
+from tunesmith.core.jsonl import read_jsonl
 from tunesmith.core.records import Example
 from tunesmith.core.rundir import RunDir
 from tunesmith.data import prepare as stage

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tunesmith.core.errors import DataError
-from tunesmith.core.files import write_jsonl
+from tunesmith.core.jsonl import write_jsonl
 from tunesmith.evaluate.compare import compare_models
 from tunesmith.recipe.schema import Recipe, Split
 from tunesmith.registry.gate import refusal_reasons

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tests.unit.inference.asked import COUNT, LIMIT, questions
 
-from tunesmith.core.files import write_jsonl
+from tunesmith.core.jsonl import write_jsonl
 from tunesmith.core.records import Example, Turn
 from tunesmith.core.rundir import RunDir
 from tunesmith.inference.prompts import read_selected_rows

@@ -9,7 +9,9 @@ from tests.support.tiny import recipe
 
 from tunesmith import load_recipe
 from tunesmith.core.errors import Interrupted, TunesmithError
-from tunesmith.core.files import exclusive_lock, json_line, write_json, write_text
+from tunesmith.core.files import write_json, write_text
+from tunesmith.core.jsonl import json_line
+from tunesmith.core.locks import exclusive_lock
 from tunesmith.core.rundir import RunDir
 from tunesmith.pipeline.status import status_of
 from tunesmith.pipeline.watch import follow

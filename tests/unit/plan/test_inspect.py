@@ -100,7 +100,7 @@ def test_fewer_rows_than_asked_are_all_shown(recipe: Path) -> None:
     assert 0 < len(inspect_rows(recipe, rows=10_000, split="valid")) < 60
 
 
-@pytest.mark.parametrize(("split", "hint"), [("tset", "did you mean `test`?"), ("x", "train, valid, test")])
+@pytest.mark.parametrize(("split", "hint"), [("tset", "did you mean `test`?"), ("x", "known are train, valid, test")])
 def test_an_unknown_split_names_those_there_are(recipe: Path, split: str, hint: str) -> None:
     with pytest.raises(RecipeError) as caught:
         inspect_rows(recipe, rows=1, split=split)

@@ -11,7 +11,7 @@ from tests.support.tiny import recipe as write_recipe
 from tests.support.tiny import save_seq2seq, tree
 
 from tunesmith.core.errors import DataError, DoesNotFit, RecipeError
-from tunesmith.core.files import read_jsonl
+from tunesmith.core.jsonl import read_jsonl
 from tunesmith.estimate.hardware import Hardware
 from tunesmith.estimate.throughput import Speed
 from tunesmith.pipeline.runner import run_recipe

@@ -41,10 +41,10 @@ def test_leftovers_are_replaced_where_nothing_can_be_locked(
     monkeypatch.setattr(fcntl, "flock", refuse)
     add(registry, "a")
     shutil.copytree(registry.root / "models/viggo/1", registry.root / "models/viggo/2")
-    (registry.root / "models/viggo/.incoming.tmp-of-somebody").mkdir()
+    (registry.root / "models/viggo/.incoming.tmp-50be0d1e").mkdir()
     assert add(registry, "b") == 2
     registry.verify(registry.resolve("viggo@2"))
-    assert (registry.root / "models/viggo/.incoming.tmp-of-somebody").exists(), "somebody may be alive"
+    assert (registry.root / "models/viggo/.incoming.tmp-50be0d1e").exists(), "somebody may be alive"
 
 
 def test_only_leftovers_are_swept(registry: Registry) -> None:
@@ -52,10 +52,10 @@ def test_only_leftovers_are_swept(registry: Registry) -> None:
     add(registry, "b")
     for name in ("7", "notes", "02x"):
         (registry.root / "models/viggo" / name).mkdir()
-    for name in ("3", ".incoming.tmp-1", ".2.trash-1"):
+    for name in ("3", ".incoming.tmp-00000001", ".2.trash-00000001"):
         (registry.root / "models/viggo" / name / "deep").mkdir(parents=True)
     (registry.root / "objects/00").mkdir()
-    (registry.root / "objects/00/.00ff.tmp-1").write_text("half")
+    (registry.root / "objects/00/.00ff.tmp-00000001").write_text("half")
     assert add(registry, "c", "other") == 1
     assert {path.name for path in (registry.root / "models/viggo").iterdir()} == {"1", "2", "7", "notes", "02x"}
     assert_sound(registry)

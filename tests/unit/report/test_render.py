@@ -48,7 +48,7 @@ def test_full_run_shows_everything(tmp_path: Path) -> None:
         "median 207",
         "small enough for a laptop",
         "AMD EPYC 7B13",
-        "train 10 min 12 s",
+        "train 10m 12s",
         "846 tokens/s",
         "2.31 GiB",
         "shop-sql 3 \u2192 staging",

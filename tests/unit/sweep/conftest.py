@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from tests.support.tiny import recipe
 
-from tunesmith.core.files import read_json, seal_folder, write_json, write_jsonl
+from tunesmith.core.files import read_json, seal_folder, write_json
+from tunesmith.core.jsonl import write_jsonl
 from tunesmith.sweep.axes import Sweep, Trial, list_trials, write_sweep
 
 ROWS = 80

@@ -8,7 +8,8 @@ import pytest
 from tests.unit.sweep.conftest import ROWS, MakeSweep, binary, finish, result_json
 
 from tunesmith.core.errors import RecipeError
-from tunesmith.core.files import seal_folder, write_json, write_jsonl
+from tunesmith.core.files import seal_folder, write_json
+from tunesmith.core.jsonl import write_jsonl
 from tunesmith.scoring.verdict import paired_verdict
 from tunesmith.sweep import run as sweep_run
 from tunesmith.sweep.axes import Axis, correction

@@ -12,7 +12,9 @@ import pytest
 from tests.unit.track.read_back import READERS
 
 from tunesmith.core.errors import RecipeError
-from tunesmith.core.files import exclusive_lock, json_line, read_json, write_json, write_text
+from tunesmith.core.files import read_json, write_json, write_text
+from tunesmith.core.jsonl import json_line
+from tunesmith.core.locks import exclusive_lock
 from tunesmith.core.rundir import RunDir
 from tunesmith.track.follow import _Log
 from tunesmith.track.followers import TrackerSupervisor

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from tests.support.tiny import save_model
 
-from tunesmith.core.files import write_json, write_jsonl
+from tunesmith.core.files import write_json
+from tunesmith.core.jsonl import write_jsonl
 from tunesmith.core.records import Example, TokenizedExample, Turn
 from tunesmith.core.rundir import RunDir
 from tunesmith.data.token_file import write_tokens

@@ -7,7 +7,8 @@ from tests.support.tiny import recipe
 
 from tunesmith import load_recipe
 from tunesmith.core.errors import NonFinite, ProcessLost, TunesmithError
-from tunesmith.core.files import json_line, read_json, write_jsonl, write_text
+from tunesmith.core.files import read_json, write_text
+from tunesmith.core.jsonl import json_line, write_jsonl
 from tunesmith.core.rundir import RunDir
 from tunesmith.data.batches import batch_indices
 from tunesmith.distributed.process_group import ProcessGroup

@@ -10,7 +10,8 @@ import torch
 from tests.unit.train.conftest import FULL, LORA, Start, Trained, documents
 
 from tunesmith.core.errors import DataError, RecipeError
-from tunesmith.core.files import check_folder, read_json, read_jsonl
+from tunesmith.core.files import check_folder, read_json
+from tunesmith.core.jsonl import read_jsonl
 from tunesmith.data.batches import TokenDataset
 from tunesmith.inference.scorer import Scorer
 from tunesmith.scoring.metrics import score
