@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.estimate.hardware import detect_hardware
-from tunesmith.pipeline.runner import environment
+from tunesmith.pipeline.environment import environment
 
 # What decides how fast matrices are multiplied.
 _ISA = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16", "sve")

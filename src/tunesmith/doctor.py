@@ -16,7 +16,7 @@ from tunesmith.core.errors import RecipeError
 from tunesmith.core.files import MANIFEST
 from tunesmith.core.user_folders import cache_root, registry_root
 from tunesmith.estimate.hardware import available_memory_gib
-from tunesmith.pipeline.runner import environment
+from tunesmith.pipeline.environment import environment
 
 Item = dict[str, Any]
 

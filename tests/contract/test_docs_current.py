@@ -8,7 +8,7 @@ from tests.contract.sources import ROOT
 
 from tunesmith.recipe.launch import SlurmLaunch
 from tunesmith.recipe.load import load_recipe
-from tunesmith.slurm.script import Job, script_of
+from tunesmith.slurm.script import Job, batch_script
 
 
 def docs(script: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -43,5 +43,7 @@ def test_wrong_usage_is_refused() -> None:
 def test_the_batch_script_of_the_guide_is_what_is_written() -> None:
     made = load_recipe(ROOT / "recipes" / "gemma-chat-slurm" / "recipe.yaml")
     assert isinstance(made.launch, SlurmLaunch)
-    text = script_of(Job(made.name, "train", "train runs/gemma --on local", by_all=True), made.launch, "runs/gemma")
+    text = batch_script(
+        Job(made.name, "train", "train runs/gemma --on local", on_all_ranks=True), made.launch, "runs/gemma"
+    )
     assert f"```bash\n{text}```" in (ROOT / "docs" / "clusters.md").read_text(encoding="utf-8")

@@ -25,14 +25,14 @@ _OURS = {name for name, one in vars(errors).items() if isinstance(one, type) and
 _SCORE = "verb: score and verdict, over files of their own"
 _ADAPTERS = "verb: AdapterSet"
 _ASKING = "verb: generate and chat"
-_MACHINE = "plan tunesmith.pipeline.checks:refuse_what_this_machine_lacks"
+_MACHINE = "plan tunesmith.pipeline.checks:require_machine"
 _REHEARSED = "plan tunesmith.data.rehearsal:rehearse"
 _ARGUMENTS = "verb: a caller of our Python functions gave wrong arguments; stages give what they made"
 _DAMAGE = "not before: a file was damaged after it was written"
 _MEMORY = "not before: how much memory a pass takes is estimated by plan and known when it runs out"
 
 _LATE: dict[str, tuple[str, ...]] = {
-    "inference/answerable.py check_positions": ("plan tunesmith.pipeline.checks:check_questions",),
+    "inference/answerable.py check_positions": ("plan tunesmith.pipeline.checks:check_prompts",),
     "promote/commands.py move_alias": ("verb: promote",),
     "promote/commands.py promote_run": ("verb: promote",),
     "model/merge.py merge_model": ("verb: merge_model",) * 2,
@@ -90,7 +90,7 @@ _LATE: dict[str, tuple[str, ...]] = {
     "distributed/fsdp.py _mesh": ("not before: machines differ from each other",),
     "distributed/fsdp.py raise_if_sharded": (_MEMORY,),
     "distributed/fsdp.py shard": ("not before: which modules are layers is known when the model is built",),
-    "scoring/unscorable.py check_scorable": ("plan tunesmith.pipeline.checks:check_questions",),
+    "scoring/unscorable.py check_scorable": ("plan tunesmith.pipeline.checks:check_prompts",),
     "scoring/bootstrap.py Sample.score": ("not before: it follows from the answers",),
     "scoring/sql_execution.py _Worker._start": ("not before: the system starts no process", _REHEARSED),
     "scoring/sql_execution.py _check_database": (_REHEARSED,) * 2,
@@ -124,7 +124,7 @@ _LATE: dict[str, tuple[str, ...]] = {
     "scoring/verdict.py _to_array": ("not before: it follows from the answers",),
     "train/crash_loop.py _begin": ("not before: training was killed twice at one step",),
     "train/checkpoint.py latest_state": (_DAMAGE,),
-    "train/inputs.py require_same_inputs": ("plan tunesmith.pipeline.stages:work_left",),
+    "train/inputs.py require_same_inputs": ("plan tunesmith.pipeline.stage_state:stage_states",),
     "train/loop.py train_steps": ("not before: training became non-finite",) * 2,
     "train/optim.py require_optimizer": (_MACHINE,),
     "train/optim.py restore_optimizer": (_DAMAGE,) * 2,

@@ -119,7 +119,7 @@ def test_no_file_breaks_a_rule(rule: object) -> None:
         ("recipe/x.py", "from tunesmith import demo", False),
         ("recipe/x.py", "from tunesmith import run_recipe", True),
         ("recipe/x.py", "from ..core import errors", True),
-        ("doctor.py", "from tunesmith.pipeline.runner import environment", False),
+        ("doctor.py", "from tunesmith.pipeline.environment import environment", False),
         ("doctor.py", "from tunesmith.cli import app", True),
         ("cli/x.py", "from tunesmith.doctor import examine_machine", False),
     ],

@@ -24,6 +24,7 @@ from tunesmith.cli.options import (
 from tunesmith.cli.output import Reported, print_result
 from tunesmith.core.errors import RecipeError, TunesmithError, VerdictRefused
 from tunesmith.core.rundir import RunDir
+from tunesmith.core.stages import STAGES, Stage
 
 
 @app.command
@@ -104,43 +105,33 @@ def run(
     _stages(recipe, overrides, out, None, where, detach, as_json)
 
 
-@app.command
-def prepare(
-    recipe: RecipeOrRun, *overrides: Overrides, out: Out = None, where: Where = AS_WRITTEN, detach: Detach = False,
-    as_json: AsJson = False,
-) -> None:  # fmt: skip
-    """Read, split, render and check the rows."""
-    _stages(recipe, overrides, out, "prepare", where, detach, as_json)
+def _add_verb(stage: Stage) -> None:
+    """Add the verb that takes a run up to a stage."""
+
+    def verb(
+        recipe: RecipeOrRun, *overrides: Overrides, out: Out = None, where: Where = AS_WRITTEN, detach: Detach = False,
+        as_json: AsJson = False,
+    ) -> None:  # fmt: skip
+        _stages(recipe, overrides, out, stage.name, where, detach, as_json)
+
+    app.command(verb, name=stage.verb, help=stage.summary)
 
 
-@app.command
-def train(
-    recipe: RecipeOrRun, *overrides: Overrides, out: Out = None, where: Where = AS_WRITTEN, detach: Detach = False,
-    as_json: AsJson = False,
-) -> None:  # fmt: skip
-    """Train, after `prepare`."""
-    _stages(recipe, overrides, out, "train", where, detach, as_json)
-
-
-@app.command
-def evaluate(
-    recipe: RecipeOrRun, *overrides: Overrides, out: Out = None, where: Where = AS_WRITTEN, detach: Detach = False,
-    as_json: AsJson = False,
-) -> None:  # fmt: skip
-    """Compare base and tuned on the test rows, after `train`."""
-    _stages(recipe, overrides, out, "evaluate", where, detach, as_json)
+for _stage in STAGES:
+    if _stage.verb == _stage.name:
+        _add_verb(_stage)
 
 
 def _stages(
     recipe: Path, overrides: tuple[str, ...], out: Path | None, until: str | None, where: Where, detach: bool,
     as_json: bool,
 ) -> None:  # fmt: skip
-    from tunesmith.pipeline.launcher import start_run
+    from tunesmith.pipeline.launcher import launch_run
     from tunesmith.pipeline.runs import open_run
 
     opened = open_run(recipe, (*overrides, *where.changes()), out)
     try:
-        done = start_run(opened, until=until, here=where.on == "local", detach=detach)
+        done = launch_run(opened, until=until, here=where.on == "local", detach=detach)
     except VerdictRefused as refused:  # the run is complete; only its promotion was refused
         _summary(opened.run, as_json, refused)
         raise Reported(refused) from None

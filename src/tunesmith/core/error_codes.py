@@ -38,6 +38,7 @@ ERROR_CODES = {
     # train
     # registry and promote
     # pipeline, plan, slurm and track
+    "inputs-changed": "The inputs of a finished or interrupted stage have changed, and its result is kept.",
     # sweep
     # demo
 }

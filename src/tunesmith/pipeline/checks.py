@@ -32,7 +32,7 @@ from tunesmith.tasks.chatml import load_tokenizer
 from tunesmith.tasks.tokenizer import TokenizerAdapter
 
 
-def refuse_what_this_machine_lacks(recipe: Recipe, base: ModelFolder) -> None:
+def require_machine(recipe: Recipe, base: ModelFolder) -> None:
     """Raise RecipeError where this machine lacks what a precision, or weights or moments in few bits, need.
 
     Nothing slow is imported for others. What GPUs elsewhere lack is told by the first job.
@@ -103,9 +103,7 @@ def check_rows(
     return found["train"]
 
 
-def check_questions(
-    recipe: Recipe, positions: int | None, tokenizer: TokenizerAdapter, rows: UsedRows
-) -> Iterator[str]:
+def check_prompts(recipe: Recipe, positions: int | None, tokenizer: TokenizerAdapter, rows: UsedRows) -> Iterator[str]:
     """Yield warnings about the rows that will be answered for a metric.
 
     Args:
@@ -125,20 +123,20 @@ def check_questions(
         yield from check_answerable(recipe, task, tokenizer, examples, positions=positions, split=split)
 
 
-def check_prepared_questions(recipe: Recipe, run: RunDir) -> Iterator[str]:
-    """Yield what `check_questions` does, of the rows that `prepare` wrote.
+def check_prepared_prompts(recipe: Recipe, run: RunDir) -> Iterator[str]:
+    """Yield what `check_prompts` does, of the rows that `prepare` wrote.
 
     Not a part of training, which must not read the test rows.
 
     Raises:
-        RecipeError: as `check_questions`.
+        RecipeError: as `check_prompts`.
     """
     base = resolve_base(run, recipe.model.base)
     tokenizer = load_tokenizer(base, recipe.model.chat_markup)
     positions = None
     with suppress(RecipeError):  # an architecture without a known limit
         positions = shapes_of(base.root.path).positions
-    yield from check_questions(recipe, positions, tokenizer, PreparedRows(run))
+    yield from check_prompts(recipe, positions, tokenizer, PreparedRows(run))
 
 
 def warnings_of(recipe: Recipe, base: ModelFolder, shapes: Shapes, tokenizer: TokenizerAdapter) -> Iterator[str]:

@@ -14,7 +14,7 @@ from tunesmith.pipeline.runs import OpenedRun
 from tunesmith.recipe.launch import LocalLaunch, SlurmLaunch, TorchrunLaunch
 
 
-def start_run(opened: OpenedRun, *, until: str | None, here: bool, detach: bool) -> RunDir | None:
+def launch_run(opened: OpenedRun, *, until: str | None, here: bool, detach: bool) -> RunDir | None:
     """Take a run through its stages, and return it; None in all processes of a run but the first.
 
     For the command line: where torchrun is to start many processes, they are given this process's own.
@@ -37,12 +37,12 @@ def start_run(opened: OpenedRun, *, until: str | None, here: bool, detach: bool)
         run = run_opened(opened, until=until)
         return run if this.is_rank0 else None
     from tunesmith.pipeline.submit import submit_run
-    from tunesmith.pipeline.watch import follow
+    from tunesmith.pipeline.watch import watch_run
 
     run, submitted = opened.run, submit_run(opened, until=until)
     if submitted and not detach:  # else jobs of an earlier command would be reported
         try:
-            follow(run)
+            watch_run(run)
         except KeyboardInterrupt:
             log(f"its jobs go on: tunesmith status {quote(str(run))}, or tunesmith cancel {quote(str(run))}")
             raise

@@ -13,8 +13,9 @@ from typing import Any
 from tunesmith.core.errors import RecipeError, TunesmithError
 from tunesmith.core.files import digest_of, read_json, write_json, write_text
 from tunesmith.core.rundir import RunDir
+from tunesmith.core.stages import PREPARE, TRAIN
 from tunesmith.data.sources import sources_are_there
-from tunesmith.pipeline.stages import PREPARE, TRAIN
+from tunesmith.pipeline.stage_state import changed_inputs
 from tunesmith.recipe.changes import UNDO_HINT, changed_keys
 from tunesmith.recipe.load import dump_recipe, load_recipe
 from tunesmith.recipe.schedule import DECODING_KEYS, TRAJECTORY_NEUTRAL_KEYS
@@ -151,7 +152,7 @@ def is_run_of(recipe: Recipe, run: RunDir, folder: Path) -> bool:
             return False
         if _is_same(run.recorded_recipe_folder, folder):
             return True
-        unchanged = PREPARE.changes(recipe, run) == [] and not TRAIN.changes(recipe, run)
+        unchanged = changed_inputs(PREPARE, recipe, run) == [] and not changed_inputs(TRAIN, recipe, run)
         return unchanged and sources_are_there(recipe.data.source, folder=folder)
     except TunesmithError:
         return False
@@ -192,7 +193,7 @@ def _at(settings: Any, key: str) -> str:
     return repr(settings)
 
 
-def run_elsewhere(opened: OpenedRun) -> Path | None:
+def find_run_elsewhere(opened: OpenedRun) -> Path | None:
     """Return the run of a recipe that began from another current folder: the recipe's own, or one above it.
 
     None if there is no such run, if this one has begun, or if its folder was given.

@@ -10,7 +10,8 @@ from tunesmith.core.errors import DamagedFile, Interrupted
 from tunesmith.core.locks import lock_holder
 from tunesmith.core.progress import format_duration
 from tunesmith.core.rundir import RunDir
-from tunesmith.pipeline.stages import wanted_stages
+from tunesmith.core.stages import Stage, stage_named
+from tunesmith.pipeline.stage_state import wanted_stages
 from tunesmith.recipe.load import load_recipe
 from tunesmith.recipe.schedule import plan_steps
 from tunesmith.recipe.schema import Recipe
@@ -63,7 +64,7 @@ class StageStatus:
         if self.restarts:
             parts.append(f"started again {self.restarts} x")
         if self.done_of and self.state != "done":
-            parts.append(f"{'step' if self.stage == 'train' else 'answer'} {self.done_of[0]} of {self.done_of[1]}")
+            parts.append(f"{stage_named(self.stage).unit} {self.done_of[0]} of {self.done_of[1]}")
         if self.tokens_per_second and self.state == "working":
             parts.append(f"loss {self.loss:.4f}, {self.tokens_per_second:.0f} tokens/s")
         if self.seconds_left and self.state == "working":
@@ -115,18 +116,16 @@ def status_of(run: RunDir) -> RunStatus:
     stages: list[StageStatus] = []
     for stage in wanted_stages(recipe):
         begun = not stages or stages[-1].state == "done"
-        stages.append(_stage(recipe, run, stage.name, jobs.get(stage.name), begun=begun, writer=writer))
+        stages.append(_stage(recipe, run, stage, jobs.get(stage.name), begun=begun, writer=writer))
     told = next((one for one in stages if one.log and one.state not in ("done", "waiting")), None)
     lines = _last_lines(Path(told.log), ended=told.state != "working") if told and told.log else ()
     return RunStatus(str(run), tuple(stages), lines, writer)
 
 
 def _stage(
-    recipe: Recipe, run: RunDir, name: str, job: StageJob | None, *, begun: bool, writer: str | None
+    recipe: Recipe, run: RunDir, stage: Stage, job: StageJob | None, *, begun: bool, writer: str | None
 ) -> StageStatus:
-    facts: dict[str, Any] = {}
-    if begun:
-        facts = _training(recipe, run) if name == "train" else _evaluation(recipe, run) if name == "evaluate" else {}
+    name, facts = stage.name, _PROGRESS[stage.unit](recipe, run) if stage.unit and begun else {}
     found = _asked(job) if job is not None else None
     if job is not None:
         log = log_path(run, job)
@@ -189,6 +188,9 @@ def _evaluation(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     rows = min(recipe.evaluate.rows, prepared.get("counts", {}).get("test", recipe.evaluate.rows))
     answered = [path for name in ("base", "tuned") for path in run.evaluation(name).glob("generations*.jsonl")]
     return {"done_of": (sum(path.read_bytes().count(b"\n") for path in answered), 2 * rows)} if answered else {}
+
+
+_PROGRESS = {"step": _training, "answer": _evaluation}  # by the unit of a stage
 
 
 def _last_lines(log: Path, *, ended: bool) -> tuple[str, ...]:

@@ -9,18 +9,16 @@ from tunesmith.core.files import write_text
 from tunesmith.core.locks import exclusive_lock
 from tunesmith.core.progress import log
 from tunesmith.core.rundir import RunDir
+from tunesmith.core.stages import PREPARE, Stage
 from tunesmith.data.sources import keep_copies
 from tunesmith.fetch.reference import resolve_base
-from tunesmith.pipeline.runner import check_beforehand, stages_done
+from tunesmith.pipeline.runner import check_prerequisites, finished_stages
 from tunesmith.pipeline.runs import OpenedRun
-from tunesmith.pipeline.stages import PREPARE, Stage, wanted_stages
+from tunesmith.pipeline.stage_state import wanted_stages
 from tunesmith.recipe.schema import Recipe
 from tunesmith.slurm import client
 from tunesmith.slurm.jobs import StageJob, exit_code_path, read_jobs, script_path, write_jobs
-from tunesmith.slurm.script import Job, script_of
-
-# The last stage has no verb of its own that takes a run through it: it is what is left of `run`.
-_VERBS = {"promote": "run"}
+from tunesmith.slurm.script import Job, batch_script
 
 
 def submit_run(opened: OpenedRun, *, until: str | None = None) -> list[Stage]:
@@ -36,13 +34,13 @@ def submit_run(opened: OpenedRun, *, until: str | None = None) -> list[Stage]:
     """
     loaded, run = opened.recipe, opened.run
     client.require()
-    check_beforehand(loaded, run)
-    fetch(loaded, run)
-    left = _left(loaded, stages_done(loaded, run, until), until)
-    written = scripts(loaded, run, left)
-    refuse_active(read_jobs(run.launch), str(run))  # before anything is written, and again under the lock
+    check_prerequisites(loaded, run)
+    fetch_inputs(loaded, run)
+    left = _left(loaded, finished_stages(loaded, run, until), until)
+    written = batch_scripts(loaded, run, left)
+    refuse_if_queued(read_jobs(run.launch), str(run))  # before anything is written, and again under the lock
     with exclusive_lock(run.launch / "lock"):  # the run's own is its first job's, which may begin at once
-        refuse_active(read_jobs(run.launch), str(run))
+        refuse_if_queued(read_jobs(run.launch), str(run))
         with exclusive_lock(run.lock):
             opened.write_origin()
         for job, text in written:
@@ -54,7 +52,7 @@ def submit_run(opened: OpenedRun, *, until: str | None = None) -> list[Stage]:
     return left
 
 
-def fetch(recipe: Recipe, run: RunDir) -> None:
+def fetch_inputs(recipe: Recipe, run: RunDir) -> None:
     """Fetch weights, and rows unless they are prepared: jobs do not ask the hub, which they may be unable to reach.
 
     Args:
@@ -70,19 +68,18 @@ def fetch(recipe: Recipe, run: RunDir) -> None:
         keep_copies(recipe.data.source, folder=run.recipe_folder)
 
 
-def scripts(recipe: Recipe, run: RunDir, stages: Sequence[Stage]) -> list[tuple[Job, str]]:
+def batch_scripts(recipe: Recipe, run: RunDir, stages: Sequence[Stage]) -> list[tuple[Job, str]]:
     """Return the job of each stage and its batch script.
 
     Raises:
         RecipeError: the recipe is not to run on Slurm, or the run's folder cannot stand in a script.
     """
     folder = os.path.relpath(run.path)  # from where it is submitted: nothing in the run's folder is absolute
-    works = [f"{_VERBS.get(one.name, one.name)} {folder} --on local" for one in stages]
-    jobs = [Job(recipe.name, one.name, work, one.by_all) for one, work in zip(stages, works, strict=True)]
-    return [(job, script_of(job, recipe.launch, folder)) for job in jobs]
+    jobs = [Job(recipe.name, stage.name, f"{stage.verb} {folder} --on local", stage.on_all_ranks) for stage in stages]
+    return [(job, batch_script(job, recipe.launch, folder)) for job in jobs]
 
 
-def refuse_active(jobs: Sequence[StageJob], folder: str) -> None:
+def refuse_if_queued(jobs: Sequence[StageJob], folder: str) -> None:
     """Raise RecipeError where a job of some waits or runs."""
     if active := [one for one in jobs if one.state.is_active]:
         raise RecipeError(

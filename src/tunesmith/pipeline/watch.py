@@ -16,7 +16,7 @@ _SECONDS_BETWEEN_LINES = 60.0
 _SECONDS_OF_SILENCE = 1800.0
 
 
-def follow(run: RunDir, *, every: float = _SECONDS_BETWEEN_LOOKS) -> None:
+def watch_run(run: RunDir, *, every: float = _SECONDS_BETWEEN_LOOKS) -> None:
     """Show how a run's jobs do until none is left.
 
     Args:

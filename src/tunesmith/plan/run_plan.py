@@ -9,6 +9,7 @@ from typing import Any
 from tunesmith.core.errors import DoesNotFit, RecipeError
 from tunesmith.core.progress import format_duration, log
 from tunesmith.core.rundir import SPLITS, RunDir
+from tunesmith.core.stages import PREPARE
 from tunesmith.data.dataset import build_dataset
 from tunesmith.data.rehearsal import rehearse
 from tunesmith.data.used_rows import PreparedRows, UsedRows
@@ -19,14 +20,14 @@ from tunesmith.estimate.throughput import load_speed
 from tunesmith.fetch.reference import ModelFolder, hub_cache, resolve_base
 from tunesmith.pipeline.checks import (
     check_base,
-    check_questions,
+    check_prompts,
     check_rows,
-    refuse_what_this_machine_lacks,
+    require_machine,
     warnings_of,
 )
-from tunesmith.pipeline.runner import check_beforehand
+from tunesmith.pipeline.runner import check_prerequisites
 from tunesmith.pipeline.runs import open_run
-from tunesmith.pipeline.stages import PREPARE, wanted_stages, work_left
+from tunesmith.pipeline.stage_state import stage_states, wanted_stages
 from tunesmith.plan.scaling import EstimateInputs, estimate_cluster, scaling
 from tunesmith.plan.workload import Workload, estimate_workload
 from tunesmith.recipe.launch import Launch, Sharding, SlurmLaunch, local_world_size_of, world_size_of
@@ -239,13 +240,13 @@ def plan_run(recipe: Path | str, overrides: Sequence[str] = (), *, out: Path | s
     """
     opened = open_run(Path(recipe), overrides, out)
     loaded, run = opened.recipe, opened.run
-    check_beforehand(loaded, run)
+    check_prerequisites(loaded, run)
     base = resolve_base(run, loaded.model.base, weights=False)
     shapes = check_base(loaded, base)
-    refuse_what_this_machine_lacks(loaded, base)
+    require_machine(loaded, base)
     tokenizer = load_tokenizer(base, loaded.model.chat_markup)
     task = task_for(loaded.data, tokenizer)
-    stages = work_left(loaded, run)
+    stages = stage_states(loaded, run)
     is_prepared = stages[PREPARE.name] == "done"
     rows = _prepared(run) if is_prepared else build_dataset(loaded, task, folder=run.recipe_folder, model=base)
     tokens = check_rows(loaded, base, shapes, tokenizer, rows)
@@ -253,7 +254,7 @@ def plan_run(recipe: Path | str, overrides: Sequence[str] = (), *, out: Path | s
     known = EstimateInputs(shapes, tokens, detect_hardware(), speed, len(tokenizer.new_ids))
     unread = rehearse(loaded, task, rows, folder=run.recipe_folder, seconds=_SECONDS_OF_A_METRIC)
     later = "the others are read with the answers" if is_prepared else "`prepare` reads all of them before training"
-    asked = check_questions(loaded, shapes.positions, tokenizer, rows)
+    asked = check_prompts(loaded, shapes.positions, tokenizer, rows)
     warnings = (*warnings_of(loaded, base, shapes, tokenizer), *asked, *(f"{note}; {later}" for note in unread))
     return _plan(loaded, run, base, rows, known, stages, warnings)
 
@@ -340,10 +341,10 @@ def _jobs(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     """
     if recipe.launch.on != "slurm":
         return {"scripts": {}, "slurm": None}
-    from tunesmith.pipeline.submit import scripts
+    from tunesmith.pipeline.submit import batch_scripts
     from tunesmith.slurm.client import is_here, when
 
-    found = {job.stage: text for job, text in scripts(recipe, run, wanted_stages(recipe))}
+    found = {job.stage: text for job, text in batch_scripts(recipe, run, wanted_stages(recipe))}
     said = [when(text) for text in found.values()] if is_here() else [None]
     return {"scripts": found, "slurm": said[0]}
 

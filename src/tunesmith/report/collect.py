@@ -12,6 +12,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from tunesmith.core import stages
 from tunesmith.core.jsonl import whole_lines
 from tunesmith.core.rundir import RunDir
 from tunesmith.report.answers import pair_answers
@@ -20,7 +21,6 @@ from tunesmith.scoring.metrics import higher_is_better
 from tunesmith.scoring.row_scores import failed_text
 from tunesmith.scoring.verdict import rows_needed_text
 
-STAGES = ("prepare", "train", "evaluate", "promote")
 LOST_ROWS_LISTED = 6
 # What a row of the ledger may be beside kept whole.
 LOST = ("dropped", "cut", "filtered", "unused")
@@ -41,7 +41,7 @@ def collect(run: RunDir) -> View:
         resolved=resolved,
         settings=settings,
         environment=files.json(run.environment),
-        stages=tuple(_stage(run, files, name, settings) for name in STAGES),
+        stages=tuple(_stage(run, files, stage, settings) for stage in stages.STAGES),
         prepared=files.manifest(run, "prepare"),
         lost_rows=_lost_rows(run.ledger),
         samples=tuple(files.json(run.stage("prepare") / "samples.json") or ()),
@@ -99,16 +99,16 @@ def _settings(resolved: str) -> dict[str, Any]:
     return loaded if isinstance(loaded, dict) else {}
 
 
-def _stage(run: RunDir, files: _Files, name: str, settings: dict[str, Any]) -> Stage:
-    manifest = files.manifest(run, name)
+def _stage(run: RunDir, files: _Files, stage: stages.Stage, settings: dict[str, Any]) -> Stage:
+    manifest = files.manifest(run, stage.name)
     state: StageState = "missing"
     if manifest:
         state = "done"
-    elif settings and not settings.get(name, name not in ("evaluate", "promote")):
+    elif settings and stage.is_optional and not settings.get(stage.name):
         state = "not asked for"
-    elif run.stage(name).exists():
+    elif run.stage(stage.name).exists():
         state = "unfinished"
-    return Stage(name, state, manifest.get("seconds"))
+    return Stage(stage.name, state, manifest.get("seconds"))
 
 
 def _lost_rows(ledger: Path) -> dict[tuple[str, str], list[int]]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from tunesmith.core.progress import format_duration
+from tunesmith.core.stages import EVALUATE, stage_named
 from tunesmith.report.view import Gain, Guard, Training, Verdict, View, is_share
 from tunesmith.scoring.metrics import find_metric
 from tunesmith.scoring.row_scores import failed_text
@@ -18,7 +19,6 @@ HEADLINES = {
     "not_better": "The tuned model is not better",
     "cannot_tell": "It cannot be told whether the tuned model is better",
 }
-_DOINGS = {"prepare": "preparing the data", "train": "training", "evaluate": "evaluation", "promote": "promotion"}
 _BIDI_AND_HIDDEN = [*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x2028, 0x2029, 0x200B, 0xFEFF]
 _VISIBLE: dict[int, int | str] = {code: 0x2400 + code for code in range(0x20) if code not in (0x09, 0x0A)}
 _VISIBLE |= {code: f"\u27e8U+{code:04X}\u27e9" for code in [*range(0x80, 0xA0), *_BIDI_AND_HIDDEN]}
@@ -206,12 +206,12 @@ def headline(view: View) -> str:
     if view.verdict:
         return verdict_sentence(view.verdict)
     stage = next((stage for stage in view.stages if stage.state in ("missing", "unfinished")), None)
-    doing = _DOINGS[stage.name] if stage else "evaluation"
+    activity = stage_named(stage.name).activity if stage else EVALUATE.activity
     if stage is None or stage.state == "missing":
-        return f"There is no verdict yet: this run stopped before {doing}."
+        return f"There is no verdict yet: this run stopped before {activity}."
     steps = view.training.steps if view.training and stage.name == "train" else ()
     so_far = f" ({count(steps[-1][0])} steps so far)" if steps else ""
-    return f"There is no verdict yet: {doing} has not finished{so_far}."
+    return f"There is no verdict yet: {activity} has not finished{so_far}."
 
 
 def _movement(gain: Gain) -> str:

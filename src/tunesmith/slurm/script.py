@@ -30,7 +30,7 @@ class Job:
     run: str
     stage: str
     work: str
-    by_all: bool
+    on_all_ranks: bool
     tasks: str = ""
 
     @property
@@ -39,7 +39,7 @@ class Job:
         return f"{self.run}-{self.stage}"
 
 
-def script_of(job: Job, launch: Launch, folder: str) -> str:
+def batch_script(job: Job, launch: Launch, folder: str) -> str:
     """Return the script of a stage.
 
     Args:
@@ -77,7 +77,7 @@ def script_of(job: Job, launch: Launch, folder: str) -> str:
 
 
 def _options(job: Job, launch: SlurmLaunch, folder: str) -> list[str]:
-    nodes, processes = (launch.nodes, local_world_size_of(launch)) if job.by_all else (1, 1)
+    nodes, processes = (launch.nodes, local_world_size_of(launch)) if job.on_all_ranks else (1, 1)
     tasks = processes if launch.launcher == "srun" else 1
     log = log_path(RunDir(folder), StageJob(job.stage, "%A-%a" if job.tasks else "%j", job.name))
     asked = {
@@ -87,7 +87,7 @@ def _options(job: Job, launch: SlurmLaunch, folder: str) -> list[str]:
         "qos": launch.qos,
         "nodes": nodes,
         "ntasks-per-node": tasks,
-        "gpus-per-node": _gpus(launch) if job.by_all else None,
+        "gpus-per-node": _gpus(launch) if job.on_all_ranks else None,
         "cpus-per-task": launch.cpus_per_process and launch.cpus_per_process * (processes // tasks),
         "mem": _memory(launch.memory_gib_per_node),
         "time": launch.time_limit_minutes,
@@ -122,7 +122,7 @@ def _surroundings(launch: SlurmLaunch) -> list[str]:
 
 def _start(job: Job, launch: SlurmLaunch) -> list[str]:
     """Return the lines that start the processes: one, or all of all machines."""
-    many = job.by_all and world_size_of(launch) > 1
+    many = job.on_all_ranks and world_size_of(launch) > 1
     each = "GPU" if launch.gpus_per_node == local_world_size_of(launch) else "task"
     python = f"/usr/bin/env {launch.python}" if launch.container else launch.python  # srun would look for it out here
     if not many or launch.launcher == "srun":

@@ -10,7 +10,7 @@ from tunesmith.core.errors import RecipeError, TunesmithError
 from tunesmith.core.files import digest_of, read_json, remove_leftovers, write_json
 from tunesmith.core.rundir import RunDir
 from tunesmith.fetch.reference import resolve
-from tunesmith.pipeline.runner import check_beforehand, stages_done
+from tunesmith.pipeline.runner import check_prerequisites, finished_stages
 from tunesmith.pipeline.runs import OpenedRun, identity, is_run_of, location_in_project, open_run, recipe_folder
 from tunesmith.recipe.launch import TorchrunLaunch
 from tunesmith.recipe.load import RecipeProblems, load_recipe
@@ -196,8 +196,8 @@ def check_sweep(sweep: Sweep, recipe: Path) -> list[OpenedRun]:
     opened = _opened(sweep, recipe)
     for trial in opened:
         if trial.run.manifest("prepare") is None:
-            check_beforehand(trial.recipe, trial.run, "evaluate")
-            stages_done(trial.recipe, trial.run, "evaluate")
+            check_prerequisites(trial.recipe, trial.run, "evaluate")
+            finished_stages(trial.recipe, trial.run, "evaluate")
     return opened
 
 

@@ -11,13 +11,13 @@ from tunesmith.core.locks import exclusive_lock
 from tunesmith.core.progress import log
 from tunesmith.core.rundir import RunDir
 from tunesmith.pipeline.runs import OpenedRun, open_run
-from tunesmith.pipeline.submit import fetch, refuse_active
+from tunesmith.pipeline.submit import fetch_inputs, refuse_if_queued
 from tunesmith.recipe.launch import SlurmLaunch, world_size_of
 from tunesmith.recipe.load import load_recipe
 from tunesmith.recipe.schema import Recipe
 from tunesmith.slurm import client
 from tunesmith.slurm.jobs import StageJob, read_jobs, script_path, write_jobs
-from tunesmith.slurm.script import Job, script_of
+from tunesmith.slurm.script import Job, batch_script
 from tunesmith.sweep.axes import Sweep, Trial, check_sweep, is_sweep, write_sweep
 from tunesmith.sweep.collect import failure_of
 
@@ -50,13 +50,13 @@ def submit_sweep(sweep: Sweep, recipe: Path) -> Path:
     begun = is_sweep(recipe)
     runs = [sweep.run(trial) for trial in sweep.trials]
     opened = [open_run(run.path, (), None) for run in runs] if begun else check_sweep(sweep, recipe)
-    refuse_active(read_jobs(folder.launch), str(sweep.path))  # before anything is written, and again under the lock
+    refuse_if_queued(read_jobs(folder.launch), str(sweep.path))  # before anything is written, and again under the lock
     pending = [trial for trial in sweep.trials if not _is_done(sweep, trial)]
     job, text = _script(sweep, pending, opened[0].recipe)
     for one in _to_fetch(opened[trial.number - 1] for trial in pending):
-        fetch(one.recipe, one.run)
+        fetch_inputs(one.recipe, one.run)
     with exclusive_lock(sweep.lock):
-        refuse_active(read_jobs(folder.launch), str(sweep.path))
+        refuse_if_queued(read_jobs(folder.launch), str(sweep.path))
         if not begun:
             write_sweep(sweep, recipe)
         if not pending:
@@ -94,5 +94,5 @@ def _script(sweep: Sweep, pending: list[Trial], first: Recipe) -> tuple[Job, str
     folder = os.path.relpath(sweep.path)
     numbers = ",".join(str(trial.number) for trial in pending)
     work = f'sweep {folder} --trial "$SLURM_ARRAY_TASK_ID"'
-    job = Job(first.name, "trial", work, by_all=True, tasks=numbers)
-    return job, script_of(job, first.launch, folder)
+    job = Job(first.name, "trial", work, on_all_ranks=True, tasks=numbers)
+    return job, batch_script(job, first.launch, folder)

@@ -13,7 +13,7 @@ from tunesmith.core.errors import DataError, RecipeError, TunesmithError
 from tunesmith.core.files import digest_of, read_json, write_json
 from tunesmith.core.rundir import RunDir
 from tunesmith.pipeline import runs as module
-from tunesmith.pipeline.launcher import start_run
+from tunesmith.pipeline.launcher import launch_run
 from tunesmith.pipeline.runner import run_recipe
 from tunesmith.pipeline.runs import identity, open_run
 from tunesmith.plan.inspect import inspect_rows
@@ -327,5 +327,5 @@ def test_a_recipe_is_loaded_once(project: Path, monkeypatch: pytest.MonkeyPatch)
         return load(path, overrides)
 
     monkeypatch.setattr(module, "load_recipe", noted)
-    start_run(open_run(project, (), None), until="prepare", here=True, detach=False)
+    launch_run(open_run(project, (), None), until="prepare", here=True, detach=False)
     assert loaded == [project]

@@ -14,7 +14,7 @@ from tunesmith.core.jsonl import json_line
 from tunesmith.core.locks import exclusive_lock
 from tunesmith.core.rundir import RunDir
 from tunesmith.pipeline.status import status_of
-from tunesmith.pipeline.watch import follow
+from tunesmith.pipeline.watch import watch_run
 from tunesmith.recipe.load import dump_recipe
 from tunesmith.slurm import client
 from tunesmith.slurm.client import JobState
@@ -127,7 +127,7 @@ def test_jobs_that_ended_badly(
         exit_code_path(run, "train").write_text(f"{code}\n")
     assert states(run)["train"] == told
     with pytest.raises(TunesmithError) as error:
-        follow(run, every=0)
+        watch_run(run, every=0)
     assert error.value.exit_code == ends_with
     assert isinstance(error.value, Interrupted) == (ends_with == 75)
     assert "train" in error.value.message
@@ -145,7 +145,7 @@ def test_a_run_whose_jobs_slurm_has_forgotten(run: RunDir, monkeypatch: pytest.M
     finish(run, "prepare", "train", "evaluate", "promote")
     in_line(run, monkeypatch)
     assert states(run) == dict.fromkeys(JOBS, "done")
-    follow(run, every=0)
+    watch_run(run, every=0)
 
 
 def test_changes_are_told_once(
@@ -163,7 +163,7 @@ def test_changes_are_told_once(
         return JobState(state)
 
     monkeypatch.setattr("tunesmith.slurm.jobs.state_of", state_of)
-    follow(run, every=0)
+    watch_run(run, every=0)
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("train")]
     assert told == ["train: waiting, job 8", "train: working, job 8", "train: done"]
 
@@ -207,5 +207,5 @@ def test_watching_outlives_a_controller_that_is_busy(
         return found
 
     monkeypatch.setattr("tunesmith.slurm.jobs.state_of", state_of)
-    follow(run, every=0)
+    watch_run(run, every=0)
     assert "asking again: Slurm does not answer" in capsys.readouterr().err

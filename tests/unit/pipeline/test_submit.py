@@ -8,10 +8,10 @@ from tests.support.tiny import recipe
 from tunesmith.core.errors import DataError
 from tunesmith.core.files import write_json
 from tunesmith.core.rundir import RunDir
-from tunesmith.pipeline.launcher import start_run
+from tunesmith.pipeline.launcher import launch_run
 from tunesmith.pipeline.runner import run_recipe
 from tunesmith.pipeline.runs import open_run
-from tunesmith.pipeline.submit import fetch
+from tunesmith.pipeline.submit import fetch_inputs
 from tunesmith.recipe.load import load_recipe
 from tunesmith.slurm import client
 from tunesmith.slurm.client import JobState
@@ -22,9 +22,9 @@ def test_rows_on_the_hub_are_not_fetched_once_they_are_prepared(tmp_path: Path, 
     loaded = load_recipe(recipe(tmp_path, tokenizer_folder), ["data.source={hub: nobody/has-it}"])
     run = RunDir(tmp_path / "run", recipe_folder=tmp_path)
     with pytest.raises(DataError, match="nobody/has-it"):
-        fetch(loaded, run)
+        fetch_inputs(loaded, run)
     write_json(run.stage("prepare") / "manifest.json", {})
-    fetch(loaded, run)
+    fetch_inputs(loaded, run)
 
 
 def test_jobs_of_an_earlier_command_are_not_followed(
@@ -38,7 +38,7 @@ def test_jobs_of_an_earlier_command_are_not_followed(
     monkeypatch.setattr(client, "is_here", lambda: False)
     monkeypatch.setattr("tunesmith.slurm.jobs.state_of", lambda *_: JobState(client.GONE))
     opened = open_run(file, ["launch={on: slurm}"], run.path)
-    done = start_run(opened, until="prepare", here=False, detach=False)
+    done = launch_run(opened, until="prepare", here=False, detach=False)
     assert done is not None
     assert done.path == run.path
     assert [job.job for job in read_jobs(run.launch)] == ["5"]

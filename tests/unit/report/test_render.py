@@ -81,7 +81,7 @@ def test_only_the_recipe(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "tiny" / "1")
     write(run.resolved_recipe, "name: tiny\n")
     assert "The environment was not recorded." in page_of(run).words
-    assert [stage.state for stage in collect(run).stages] == ["missing", "missing", "not asked for", "not asked for"]
+    assert [stage.state for stage in collect(run).stages] == ["missing", "missing", "missing", "not asked for"]
 
 
 def test_evaluated_but_not_promoted(tmp_path: Path) -> None:

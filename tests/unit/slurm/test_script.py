@@ -10,14 +10,14 @@ import pytest
 
 from tunesmith.core.errors import RecipeError
 from tunesmith.recipe.launch import SlurmLaunch
-from tunesmith.slurm.script import Job, script_of
+from tunesmith.slurm.script import Job, batch_script
 
 FOLDER = "runs/viggo/ab12cd34"
-TRAIN = Job("viggo", "train", f"train {FOLDER} --on local", by_all=True)
+TRAIN = Job("viggo", "train", f"train {FOLDER} --on local", on_all_ranks=True)
 
 
 def script(job: Job = TRAIN, **settings: Any) -> str:
-    return script_of(job, SlurmLaunch(on="slurm", **settings), FOLDER)
+    return batch_script(job, SlurmLaunch(on="slurm", **settings), FOLDER)
 
 
 def options(text: str) -> dict[str, str]:
@@ -49,7 +49,7 @@ def test_gpus_of_a_kind_and_all_memory() -> None:
 
 def test_a_stage_of_one_process_takes_one_machine_and_no_gpu() -> None:
     text = script(
-        Job("viggo", "prepare", f"prepare {FOLDER} --on local", by_all=False),
+        Job("viggo", "prepare", f"prepare {FOLDER} --on local", on_all_ranks=False),
         nodes=2,
         gpus_per_node=4,
         partition="normal",
@@ -98,7 +98,7 @@ def test_the_others_have_time_to_end(patience: float, seconds: int) -> None:
 
 
 def test_an_array_has_a_log_and_an_exit_code_for_each_task() -> None:
-    text = script(Job("viggo", "trial", 'sweep x --trial "$SLURM_ARRAY_TASK_ID"', by_all=True, tasks="1,2,5"))
+    text = script(Job("viggo", "trial", 'sweep x --trial "$SLURM_ARRAY_TASK_ID"', on_all_ranks=True, tasks="1,2,5"))
     assert options(text)["array"] == "1,2,5"
     assert options(text)["output"] == f"{FOLDER}/logs/trial-%A-%a.log"
     assert f'echo "$code" >{FOLDER}/launch/trial-$SLURM_ARRAY_TASK_ID.exit-code' in text
@@ -107,7 +107,7 @@ def test_an_array_has_a_log_and_an_exit_code_for_each_task() -> None:
 @pytest.mark.parametrize("folder", ["runs/a b", "runs/$x", "runs/100%", "-runs", "runs/a\nb", "runs/'a"])
 def test_a_folder_that_means_something_to_a_shell_is_refused(folder: str) -> None:
     with pytest.raises(RecipeError, match="cannot stand in a batch script"):
-        script_of(TRAIN, SlurmLaunch(on="slurm"), folder)
+        batch_script(TRAIN, SlurmLaunch(on="slurm"), folder)
 
 
 CASES: list[dict[str, Any]] = [
@@ -177,7 +177,7 @@ def test_a_controller_that_does_not_answer_costs_neither_turn_nor_code(tmp_path:
 
 
 def test_a_task_of_an_array_asks_for_itself_alone(tmp_path: Path) -> None:
-    text = script(Job("viggo", "trial", 'sweep x --trial "$SLURM_ARRAY_TASK_ID"', by_all=True, tasks="1,3"))
+    text = script(Job("viggo", "trial", 'sweep x --trial "$SLURM_ARRAY_TASK_ID"', on_all_ranks=True, tasks="1,3"))
     _, asked = ran(tmp_path, text, srun="exit 75", scontrol=TAKEN)
     assert asked == ["show job --oneliner 12_3", "requeue 12_3"]
     (tmp_path / "bin").rename(tmp_path / "old")

@@ -7,13 +7,15 @@ from typing import Any
 
 import pytest
 from tests.support.earlier import record, with_value, without
+from tests.support.errors import raises
 from tests.support.tiny import recipe, tree
 
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.files import digest_of, write_json
 from tunesmith.core.rundir import RunDir
-from tunesmith.pipeline.runner import run_recipe, stages_done
-from tunesmith.pipeline.stages import EVALUATE, PREPARE, TRAIN, work_left
+from tunesmith.core.stages import EVALUATE, PREPARE, TRAIN
+from tunesmith.pipeline.runner import finished_stages, run_recipe
+from tunesmith.pipeline.stage_state import changed_inputs, stage_inputs, stage_states
 from tunesmith.plan.run_plan import plan_run
 from tunesmith.recipe.base import Section
 from tunesmith.recipe.load import load_recipe
@@ -29,7 +31,7 @@ def done(tmp_path: Path, tiny: Path) -> RunDir:
     run = run_recipe(recipe(tmp_path, tiny), ASKING, out=tmp_path / "run", until="prepare")
     loaded = load_recipe(run.resolved_recipe)
     for stage in (TRAIN, EVALUATE):
-        write_json(run.stage(stage.name) / "manifest.json", {"inputs": stage.inputs(loaded, run), "files": {}})
+        write_json(run.stage(stage.name) / "manifest.json", {"inputs": stage_inputs(stage, loaded, run), "files": {}})
     return run
 
 
@@ -55,13 +57,13 @@ def test_a_stage_is_done_if_its_record_lacks_a_key_at_its_default(done: RunDir) 
             section, name = key.split(".")
             field = type(getattr(loaded, section)).model_fields[name]
             is_default = getattr(getattr(loaded, section), name) == field.default
-            found = stage.changes(loaded, done)
+            found = changed_inputs(stage, loaded, done)
             assert found is not None
             assert (found == []) == is_default, (stage.name, key)
             checked.add(key)
         write_json(path, manifest)
     assert {"data.leakage", "tuning.target", "train.beta1", "evaluate.beams", "decoding.beams"} < checked
-    assert work_left(loaded, done) == DONE
+    assert stage_states(loaded, done) == DONE
 
 
 @pytest.mark.parametrize(
@@ -93,7 +95,7 @@ def test_a_kept_stage_with_another_recorded_value_is_refused(done: RunDir, stage
     write_json(done.stage(stage) / "manifest.json", manifest)
     before = tree(done.path)
     for act in (plan_run, run_recipe):
-        with pytest.raises(RecipeError, match=rf"{stage} was done with other inputs \({key}\)"):
+        with raises(RecipeError, "inputs-changed", stage, key, where=str(done)):
             act(done.path)
     assert tree(done.path) == before
 
@@ -118,9 +120,9 @@ def test_an_interrupted_training_goes_on_from_what_it_began_with(done: RunDir, c
     (done.stage("train") / "manifest.json").unlink()
     recorded, named = BEGUN[case]
     loaded = load_recipe(done.resolved_recipe)
-    inputs = recorded(TRAIN.inputs(loaded, done))
+    inputs = recorded(stage_inputs(TRAIN, loaded, done))
     write_json(done.checkpoint(2) / "state.json", {"step": 2, "inputs": inputs})
-    for act in (lambda: plan_run(done.path), lambda: stages_done(loaded, done)):
+    for act in (lambda: plan_run(done.path), lambda: finished_stages(loaded, done)):
         if not named:
             act()
             continue
