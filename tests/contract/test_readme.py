@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from tests.contract.sources import ROOT
+from tests.contract.sources import PACKAGE, ROOT
 
 from tunesmith.cli import app
 
@@ -45,6 +45,16 @@ def anchors(text: str) -> set[str]:
     return set(words)
 
 
+def missing_files(text: str) -> set[str]:
+    """Return the Python files in code spans that exist neither in the repository nor in the package."""
+    named = {
+        name
+        for _, span in SPAN.findall(FENCE.sub("", text))
+        for name in re.findall(r"^[a-z0-9_/]+/[a-z0-9_]+\.py", span)
+    }
+    return {name for name in named if not ((ROOT / name).exists() or (PACKAGE / name).exists())}
+
+
 def broken(page: Path, text: str) -> list[str]:
     """Return the links of a page that lead nowhere."""
     found = []
@@ -74,6 +84,7 @@ def test_what_a_page_names_is_there(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     assert verbs(text) - set(app) == set()
     assert broken(page, text) == []
+    assert missing_files(text) == set()
     for line in commands(text):
         script = line.split()[0]
         if script.startswith(("./", "scripts/", ".venv/bin/python")) and "/" in script:
@@ -90,4 +101,8 @@ def test_the_rules_see() -> None:
     assert commands(text) == ["./scripts/demo --out x", ".venv/bin/tunesmith fly"]
     assert verbs(text) == {"rnu", "fly"}
     assert broken(README, text) == ["docs/no.md", "#no", "../../outside.png"]
+    assert missing_files("`core/files.py`, `scripts/x.py`, `core/file.py`, `files.py`") == {
+        "scripts/x.py",
+        "core/file.py",
+    }
     assert {"run", "plan", "show", "doctor"} <= set(app)
