@@ -139,7 +139,7 @@ def check_prepared_prompts(recipe: Recipe, run: RunDir) -> Iterator[str]:
     yield from check_prompts(recipe, positions, tokenizer, PreparedRows(run))
 
 
-def warnings_of(recipe: Recipe, base: ModelFolder, shapes: Shapes, tokenizer: TokenizerAdapter) -> Iterator[str]:
+def recipe_warnings(recipe: Recipe, base: ModelFolder, shapes: Shapes, tokenizer: TokenizerAdapter) -> Iterator[str]:
     """Yield what a run can do with and its owner should know."""
     yield from (f"{'.'.join(path)}: {remark}" for path, remark in find_remarks(recipe))
     vectors = _vectors(base, shapes, tokenizer)

@@ -20,7 +20,7 @@ from tunesmith.pipeline.runs import OpenedRun, find_run_elsewhere, open_run
 from tunesmith.pipeline.stage_state import changed_inputs, is_done, run_stage, stage_inputs, wanted_stages
 from tunesmith.recipe.schema import Recipe
 from tunesmith.scoring.custom import custom_metrics
-from tunesmith.track.followers import TrackerSupervisor
+from tunesmith.track.supervisor import TrackerSupervisor
 from tunesmith.track.tracker import check_installed
 
 if TYPE_CHECKING:

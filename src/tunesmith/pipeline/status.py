@@ -16,7 +16,7 @@ from tunesmith.recipe.load import load_recipe
 from tunesmith.recipe.schedule import plan_steps
 from tunesmith.recipe.schema import Recipe
 from tunesmith.slurm import client
-from tunesmith.slurm.jobs import StageJob, exit_code, log_path, read_jobs
+from tunesmith.slurm.jobs import StageJob, log_path, read_exit_code, read_jobs
 
 # The speed that time left is told from is that of so many last steps.
 _STEPS = 20
@@ -89,7 +89,7 @@ class RunStatus:
         return any(one.state in ("working", "waiting") for one in self.stages)
 
     @property
-    def ended_badly(self) -> StageStatus | None:
+    def first_failure(self) -> StageStatus | None:
         """The first stage that failed, was stopped or was cancelled."""
         bad = ("failed", "stopped", "cancelled")
         return next((one for one in self.stages if one.state in bad), None)
@@ -142,13 +142,13 @@ def _stage(
         return StageStatus(name, "working", **facts)
     if found is None:
         return StageStatus(name, "to do", **facts)
-    code = found.exit_code if found.state != client.GONE else exit_code(run, name)
+    code = found.exit_code if found.state != client.GONE else read_exit_code(run, name)
     return StageStatus(name, _ended(found, code), exit_code=code, **facts)
 
 
 def _asked(job: StageJob) -> client.JobState:
     """Return how a job does; nothing is known of it where there is no Slurm to ask."""
-    return job.state if client.is_here() else client.JobState(client.GONE)
+    return job.state if client.is_available() else client.JobState(client.GONE)
 
 
 def _ended(job: client.JobState, code: int | None) -> str:
@@ -157,7 +157,7 @@ def _ended(job: client.JobState, code: int | None) -> str:
         return "cancelled"
     if code == Interrupted.exit_code or job.state in ("TIMEOUT", "PREEMPTED", "NODE_FAIL"):
         return "stopped"
-    return "failed" if code is not None or client.is_here() else "unknown"
+    return "failed" if code is not None or client.is_available() else "unknown"
 
 
 def _training(recipe: Recipe, run: RunDir) -> dict[str, Any]:

@@ -33,7 +33,7 @@ def submit_run(opened: OpenedRun, *, until: str | None = None) -> list[Stage]:
         DataError: rows on the hub cannot be had.
     """
     loaded, run = opened.recipe, opened.run
-    client.require()
+    client.require_slurm()
     check_prerequisites(loaded, run)
     fetch_inputs(loaded, run)
     left = _left(loaded, finished_stages(loaded, run, until), until)

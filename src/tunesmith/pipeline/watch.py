@@ -32,7 +32,7 @@ def watch_run(run: RunDir, *, every: float = _SECONDS_BETWEEN_LOOKS) -> None:
             show(found)
             time.sleep(every)
         show(found)
-    if (bad := found.ended_badly) is not None:
+    if (bad := found.first_failure) is not None:
         raise _error(bad)
 
 

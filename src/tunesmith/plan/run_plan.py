@@ -22,8 +22,8 @@ from tunesmith.pipeline.checks import (
     check_base,
     check_prompts,
     check_rows,
+    recipe_warnings,
     require_machine,
-    warnings_of,
 )
 from tunesmith.pipeline.runner import check_prerequisites
 from tunesmith.pipeline.runs import open_run
@@ -255,7 +255,7 @@ def plan_run(recipe: Path | str, overrides: Sequence[str] = (), *, out: Path | s
     unread = rehearse(loaded, task, rows, folder=run.recipe_folder, seconds=_SECONDS_OF_A_METRIC)
     later = "the others are read with the answers" if is_prepared else "`prepare` reads all of them before training"
     asked = check_prompts(loaded, shapes.positions, tokenizer, rows)
-    warnings = (*warnings_of(loaded, base, shapes, tokenizer), *asked, *(f"{note}; {later}" for note in unread))
+    warnings = (*recipe_warnings(loaded, base, shapes, tokenizer), *asked, *(f"{note}; {later}" for note in unread))
     return _plan(loaded, run, base, rows, known, stages, warnings)
 
 
@@ -342,10 +342,10 @@ def _jobs(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     if recipe.launch.on != "slurm":
         return {"scripts": {}, "slurm": None}
     from tunesmith.pipeline.submit import batch_scripts
-    from tunesmith.slurm.client import is_here, when
+    from tunesmith.slurm.client import estimate_start, is_available
 
     found = {job.stage: text for job, text in batch_scripts(recipe, run, wanted_stages(recipe))}
-    said = [when(text) for text in found.values()] if is_here() else [None]
+    said = [estimate_start(text) for text in found.values()] if is_available() else [None]
     return {"scripts": found, "slurm": said[0]}
 
 

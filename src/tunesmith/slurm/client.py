@@ -47,14 +47,14 @@ class JobState:
         return self.state not in (*_OVER, GONE)
 
 
-def is_here() -> bool:
+def is_available() -> bool:
     """Return whether jobs can be submitted from this machine."""
     return shutil.which("sbatch") is not None
 
 
-def require() -> None:
+def require_slurm() -> None:
     """Raise RecipeError if jobs cannot be submitted from this machine."""
-    if not is_here():
+    if not is_available():
         raise _no_slurm("sbatch")
 
 
@@ -73,7 +73,7 @@ def submit(script: Path, *, after: str | None = None) -> str:
     return number[0]
 
 
-def when(script: str) -> str:
+def estimate_start(script: str) -> str:
     """Return what Slurm says of a job of which it is only asked: when it would begin, or that it does not answer.
 
     Args:
@@ -91,7 +91,7 @@ def when(script: str) -> str:
     return f"would begin it {said.partition('to start ')[2].partition(' using')[0] or said}"
 
 
-def state_of(job: str, name: str) -> JobState:
+def job_state(job: str, name: str) -> JobState:
     """Return how a job does; Slurm forgets ended ones after some minutes (its `MinJobAge`).
 
     Args:

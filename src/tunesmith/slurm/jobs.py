@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tunesmith.core.files import read_json, write_json
 from tunesmith.core.rundir import RunDir
-from tunesmith.slurm.client import JobState, state_of
+from tunesmith.slurm.client import JobState, job_state
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,7 @@ class StageJob:
     @property
     def state(self) -> JobState:
         """How it does, as Slurm says now."""
-        return state_of(self.job, self.name)
+        return job_state(self.job, self.name)
 
 
 def script_path(run: RunDir, stage: str) -> Path:
@@ -38,7 +38,7 @@ def log_path(run: RunDir, job: StageJob) -> Path:
     return run.path / "logs" / f"{job.stage}-{job.job}.log"
 
 
-def exit_code(run: RunDir, stage: str) -> int | None:
+def read_exit_code(run: RunDir, stage: str) -> int | None:
     """Return what a stage's job ended with; None while it has not, or where it was ended before it could say."""
     path = exit_code_path(run, stage)
     text = path.read_text(encoding="utf-8").strip() if path.exists() else ""

@@ -139,7 +139,7 @@ def list_trials(
     first = recipes[0]
     if isinstance(first.launch, TorchrunLaunch):
         raise RecipeError("a trial is one process, and `launch` asks for torchrun", hint="'launch={on: local}'")
-    if correction(first.evaluate.confidence, len(changes)) > _MAX_CONFIDENCE + 1e-9:
+    if corrected_confidence(first.evaluate.confidence, len(changes)) > _MAX_CONFIDENCE + 1e-9:
         max_trials = int((1 - first.evaluate.confidence) / (1 - _MAX_CONFIDENCE) + 1e-9)
         raise RecipeError(
             f"{len(changes)} trials are too many for intervals at confidence {first.evaluate.confidence:g}",
@@ -176,7 +176,7 @@ def _holds(
     )
 
 
-def correction(confidence: float, trials: int) -> float:
+def corrected_confidence(confidence: float, trials: int) -> float:
     """Return the confidence of each interval that makes all of them hold together (Bonferroni).
 
     Dunn 1961, "Multiple Comparisons among Means", JASA 56: the errors of the intervals add up to at most their sum,

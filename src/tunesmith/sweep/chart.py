@@ -15,12 +15,12 @@ _MARK_WIDTH = 14.0
 _KINDS = {"clears": "clears", "falls short": "short", "cannot tell": "open", "breaks a guard": "short"}
 
 
-def drawable(result: SweepResult, measure: str) -> bool:
+def is_drawable(result: SweepResult, measure: str) -> bool:
     """Return whether at least two trials differ in this measure."""
     return len({trial.measures[measure] for trial, _ in _points(result, measure)}) > 1
 
 
-def against(result: SweepResult, measure: str, width: float, height: float = 330.0) -> Markup:
+def draw_scores(result: SweepResult, measure: str, width: float, height: float = 330.0) -> Markup:
     """Draw score or gain of each trial, its interval and the threshold, against a measure."""
     points = _points(result, measure)
     if not points:

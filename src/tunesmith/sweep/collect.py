@@ -17,7 +17,7 @@ from tunesmith.recipe.schema import FullTuning, Recipe
 from tunesmith.scoring.custom import is_custom
 from tunesmith.scoring.metrics import find_metric, higher_is_better, is_share, share_hint
 from tunesmith.scoring.verdict import Verdict
-from tunesmith.sweep.axes import Axis, Sweep, Trial, correction
+from tunesmith.sweep.axes import Axis, Sweep, Trial, corrected_confidence
 from tunesmith.sweep.reuse import reused
 
 State = Literal["done", "failed", "to do"]
@@ -149,7 +149,7 @@ def collect(sweep: Sweep, score: float | None = None) -> SweepResult:
         threshold=threshold,
         higher_is_better=up,
         confidence=recipe.evaluate.confidence,
-        each_confidence=correction(recipe.evaluate.confidence, len(sweep.trials)),
+        each_confidence=corrected_confidence(recipe.evaluate.confidence, len(sweep.trials)),
         rows=min((len(ids) for ids in row_sets), default=None),
         trials=trials,
         smallest=smallest(trials, sweep.axes, higher_is_better=up),
@@ -203,7 +203,7 @@ def _trial_result(sweep: Sweep, trial: Trial, recipe: Recipe, threshold: Thresho
     scores = None
     if done:
         sealed = (run.stage("evaluate") / MANIFEST).stat().st_mtime_ns
-        each = correction(recipe.evaluate.confidence, len(sweep.trials))
+        each = corrected_confidence(recipe.evaluate.confidence, len(sweep.trials))
         scores = _judged(run.path, sealed, recipe.model_dump_json(), threshold, each)
     return TrialResult(
         number=trial.number,

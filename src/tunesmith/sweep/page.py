@@ -23,7 +23,7 @@ def write_result(result: SweepResult) -> SweepResult:
 
 def render(result: SweepResult) -> str:
     """Return the page as HTML."""
-    drawn = [measure for measure in sweep_text.MEASURES if chart.drawable(result, measure)]
+    drawn = [measure for measure in sweep_text.MEASURES if chart.is_drawable(result, measure)]
     axis_measures = [axis.measure for axis in result.axes if axis.measure in drawn]
     first = (axis_measures or drawn or ["tokens"])[0]  # the measure of the first axis, if the trials differ in it
     return template(_HERE / "sweep.html.j2").render(
@@ -32,9 +32,9 @@ def render(result: SweepResult) -> str:
         style=style() + Markup((_HERE / "sweep.css").read_text(encoding="utf-8")),
         headline=sweep_text.headline(result),
         evidence=sweep_text.evidence(result),
-        main_chart=both_widths(lambda width: chart.against(result, first, width)),
+        main_chart=both_widths(lambda width: chart.draw_scores(result, first, width)),
         charts=[
-            (sweep_text.MEASURES[name], chart.against(result, name, _SMALL, 260)) for name in drawn if name != first
+            (sweep_text.MEASURES[name], chart.draw_scores(result, name, _SMALL, 260)) for name in drawn if name != first
         ],
         measures=sweep_text.varying_measures(result),
         threshold=sweep_text.threshold_text(result),

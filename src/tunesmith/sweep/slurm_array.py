@@ -46,7 +46,7 @@ def submit_sweep(sweep: Sweep, recipe: Path) -> Path:
         DataError: rows on the hub cannot be had.
     """
     folder = RunDir(sweep.path)  # its jobs and logs are laid out like those of a run
-    client.require()
+    client.require_slurm()
     begun = is_sweep(recipe)
     runs = [sweep.run(trial) for trial in sweep.trials]
     opened = [open_run(run.path, (), None) for run in runs] if begun else check_sweep(sweep, recipe)

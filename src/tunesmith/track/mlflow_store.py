@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.core.locks import exclusive_lock
-from tunesmith.track.tracker import keep_here
+from tunesmith.track.tracker import set_default_environment
 
 
 def open_store(folder: Path) -> Any:
@@ -13,7 +13,7 @@ def open_store(folder: Path) -> Any:
 
     MLflow makes its tables when it is first asked, and dies when two processes do that at once: hence the lock.
     """
-    keep_here({
+    set_default_environment({
         "MLFLOW_LOGGING_LEVEL": "WARNING",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_ENABLE_ASYNC_LOGGING": "false",
@@ -32,7 +32,7 @@ def open_store(folder: Path) -> Any:
     return client
 
 
-def experiment(client: Any, name: str, folder: Path) -> str:
+def find_or_create_experiment(client: Any, name: str, folder: Path) -> str:
     """Return the id of an experiment, made if need be; its files are kept in `folder` where the database is ours."""
     with exclusive_lock(folder / "mlflow.lock", wait=True):
         found = client.get_experiment_by_name(name)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tunesmith.track.mlflow_store import experiment, open_store
+from tunesmith.track.mlflow_store import find_or_create_experiment, open_store
 from tunesmith.track.tracker import TrackedRun
 
 _PARAMETERS_AT_ONCE = 100
@@ -26,7 +26,9 @@ class MlflowAdapter:
             return known
         from mlflow.entities import Param
 
-        made = self._client.create_run(experiment(self._client, run.project, run.folder), run_name=run.name)
+        made = self._client.create_run(
+            find_or_create_experiment(self._client, run.project, run.folder), run_name=run.name
+        )
         self._id = made.info.run_id
         parameters = [Param(name, str(value)[:_LONGEST_PARAMETER]) for name, value in run.settings.items()]
         for some in range(0, len(parameters), _PARAMETERS_AT_ONCE):

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tunesmith.track.tracker import TrackedRun, keep_here
+from tunesmith.track.tracker import TrackedRun, set_default_environment
 
 
 class TrackioAdapter:
@@ -14,7 +14,7 @@ class TrackioAdapter:
 
     def start(self, run: TrackedRun, known: str | None) -> str:
         """Begin the run, or go on with it: trackio knows it by its name."""
-        keep_here({"TRACKIO_DIR": run.folder})
+        set_default_environment({"TRACKIO_DIR": run.folder})
         import trackio
 
         name = known or run.name

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tunesmith.track.tracker import TrackedRun, keep_here
+from tunesmith.track.tracker import TrackedRun, set_default_environment
 
 
 class WandbAdapter:
@@ -18,8 +18,10 @@ class WandbAdapter:
 
     def start(self, run: TrackedRun, known: str | None) -> str:
         """Begin the run, or go on with the one of an id."""
-        keep_here({"WANDB_MODE": "offline", "WANDB_SILENT": "true"})
-        keep_here({f"WANDB_{what}_DIR": run.folder / what.lower() for what in ("CACHE", "CONFIG", "DATA")})
+        set_default_environment({"WANDB_MODE": "offline", "WANDB_SILENT": "true"})
+        set_default_environment(
+            {f"WANDB_{what}_DIR": run.folder / what.lower() for what in ("CACHE", "CONFIG", "DATA")}
+        )
         import wandb
 
         self._run = wandb.init(

@@ -45,7 +45,7 @@ class Tracker(Protocol):
         """Write everything out. Not complete: the run was interrupted and may go on."""
 
 
-def open_tracker(name: str) -> Tracker:
+def load_tracker(name: str) -> Tracker:
     """Return a tracker by name, its package imported."""
     tracker: Tracker = import_module(f"tunesmith.track.to_{name}").ADAPTER()
     return tracker
@@ -63,7 +63,7 @@ def check_installed(names: Sequence[str], mirror: str | None = None) -> None:
             )
 
 
-def keep_here(settings: Mapping[str, object]) -> None:
+def set_default_environment(settings: Mapping[str, object]) -> None:
     """Set environment variables of a tracker that the user has not set: by default all stays in the run's folder."""
     for name, value in settings.items():
         os.environ.setdefault(name, str(value))

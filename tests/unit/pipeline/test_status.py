@@ -53,8 +53,8 @@ def in_line(run: RunDir, monkeypatch: pytest.MonkeyPatch, **found: JobState) -> 
     """Give a run its jobs, of which Slurm says so much."""
     write_jobs(run.launch, [StageJob(stage, job, f"tiny-{stage}") for stage, job in JOBS.items()])
     by_name = {f"tiny-{stage}": state for stage, state in found.items()}
-    monkeypatch.setattr("tunesmith.slurm.jobs.state_of", lambda job, name: by_name.get(name, JobState(client.GONE)))
-    monkeypatch.setattr(client, "is_here", lambda: True)
+    monkeypatch.setattr("tunesmith.slurm.jobs.job_state", lambda job, name: by_name.get(name, JobState(client.GONE)))
+    monkeypatch.setattr(client, "is_available", lambda: True)
 
 
 def test_a_run_that_was_not_begun(run: RunDir) -> None:
@@ -153,7 +153,7 @@ def test_changes_are_told_once(
 ) -> None:
     finish(run, "prepare", "evaluate", "promote")
     write_jobs(run.launch, [StageJob("train", "8", "tiny-train")])
-    monkeypatch.setattr(client, "is_here", lambda: True)
+    monkeypatch.setattr(client, "is_available", lambda: True)
     turns = iter(["PENDING", "PENDING", "RUNNING", "RUNNING", "RUNNING", "COMPLETED"])
 
     def state_of(job: str, name: str) -> JobState:
@@ -162,7 +162,7 @@ def test_changes_are_told_once(
             finish(run, "train")  # between what was read of the files and what Slurm says
         return JobState(state)
 
-    monkeypatch.setattr("tunesmith.slurm.jobs.state_of", state_of)
+    monkeypatch.setattr("tunesmith.slurm.jobs.job_state", state_of)
     watch_run(run, every=0)
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("train")]
     assert told == ["train: waiting, job 8", "train: working, job 8", "train: done"]
@@ -185,7 +185,7 @@ def test_after_a_failed_job_it_may_work_here(run: RunDir, monkeypatch: pytest.Mo
 def test_without_slurm_the_files_tell_what_they_know(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     finish(run, "prepare")
     in_line(run, monkeypatch, train=JobState("RUNNING"))
-    monkeypatch.setattr(client, "is_here", lambda: False)
+    monkeypatch.setattr(client, "is_available", lambda: False)
     assert states(run)["train"] == "unknown, job 8"
     finish(run, "train")
     assert states(run)["train"] == "done"
@@ -196,7 +196,7 @@ def test_watching_outlives_a_controller_that_is_busy(
 ) -> None:
     finish(run, "prepare", "train", "evaluate", "promote")
     write_jobs(run.launch, [StageJob("train", "8", "tiny-train")])
-    monkeypatch.setattr(client, "is_here", lambda: True)
+    monkeypatch.setattr(client, "is_available", lambda: True)
     monkeypatch.setattr("time.sleep", lambda _: None)
     answers = iter([TunesmithError("Slurm does not answer"), JobState("COMPLETED")])
 
@@ -206,6 +206,6 @@ def test_watching_outlives_a_controller_that_is_busy(
             raise found
         return found
 
-    monkeypatch.setattr("tunesmith.slurm.jobs.state_of", state_of)
+    monkeypatch.setattr("tunesmith.slurm.jobs.job_state", state_of)
     watch_run(run, every=0)
     assert "asking again: Slurm does not answer" in capsys.readouterr().err

@@ -34,9 +34,9 @@ def test_jobs_of_an_earlier_command_are_not_followed(
     run = run_recipe(file, out=tmp_path / "run", until="prepare")
     write_jobs(run.launch, [StageJob("train", "5", "tiny")])
     exit_code_path(run, "train").write_text("75\n", encoding="utf-8")  # it was stopped
-    monkeypatch.setattr(client, "require", lambda: None)
-    monkeypatch.setattr(client, "is_here", lambda: False)
-    monkeypatch.setattr("tunesmith.slurm.jobs.state_of", lambda *_: JobState(client.GONE))
+    monkeypatch.setattr(client, "require_slurm", lambda: None)
+    monkeypatch.setattr(client, "is_available", lambda: False)
+    monkeypatch.setattr("tunesmith.slurm.jobs.job_state", lambda *_: JobState(client.GONE))
     opened = open_run(file, ["launch={on: slurm}"], run.path)
     done = launch_run(opened, until="prepare", here=False, detach=False)
     assert done is not None

@@ -189,7 +189,7 @@ SLURM = ["launch.on=slurm", "launch.nodes=2"]
 @pytest.fixture
 def no_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
     """Commands of Slurm may be installed here, with no cluster behind them."""
-    monkeypatch.setattr("tunesmith.slurm.client.is_here", lambda: False)
+    monkeypatch.setattr("tunesmith.slurm.client.is_available", lambda: False)
 
 
 @pytest.mark.usefixtures("no_slurm")
@@ -205,8 +205,10 @@ def test_the_plan_shows_the_scripts_of_all_stages_and_writes_none(recipe: Path) 
 
 def test_the_plan_asks_slurm_where_there_is_one(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    monkeypatch.setattr("tunesmith.slurm.client.is_here", lambda: True)
-    monkeypatch.setattr("tunesmith.slurm.client.when", lambda text: asked.append(text) or "would begin it at noon")
+    monkeypatch.setattr("tunesmith.slurm.client.is_available", lambda: True)
+    monkeypatch.setattr(
+        "tunesmith.slurm.client.estimate_start", lambda text: asked.append(text) or "would begin it at noon"
+    )
     plan = plan_run(recipe, SLURM)
     assert asked == list(plan.scripts.values())
     assert str(plan).endswith("Slurm, asked about the first: would begin it at noon")

@@ -12,7 +12,7 @@ from tunesmith.core.rundir import RunDir
 from tunesmith.sweep.axes import (
     Sweep,
     check_sweep,
-    correction,
+    corrected_confidence,
     list_trials,
     read_sweep,
     split_values,
@@ -142,7 +142,7 @@ def test_axes_that_make_no_sense_are_refused(
 
 def test_fifty_trials_are_not_too_many(tmp_path: Path, tokenizer_folder: Path) -> None:
     sweep = listed(tmp_path, tokenizer_folder, "tuning.rank=" + ",".join(str(rank) for rank in range(1, 51)))
-    assert correction(0.95, len(sweep.trials)) == pytest.approx(0.999)
+    assert corrected_confidence(0.95, len(sweep.trials)) == pytest.approx(0.999)
 
 
 def test_what_is_written_is_read_again(make_sweep: MakeSweep) -> None:

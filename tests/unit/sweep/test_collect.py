@@ -12,7 +12,7 @@ from tunesmith.core.files import seal_folder, write_json
 from tunesmith.core.jsonl import write_jsonl
 from tunesmith.scoring.verdict import paired_verdict
 from tunesmith.sweep import run as sweep_run
-from tunesmith.sweep.axes import Axis, correction
+from tunesmith.sweep.axes import Axis, corrected_confidence
 from tunesmith.sweep.collect import TrialResult, _score, collect, smallest
 from tunesmith.sweep.page import write_result
 
@@ -58,7 +58,7 @@ def test_the_interval_of_a_score_is_that_of_its_rows(make_sweep: MakeSweep) -> N
     sweep = make_sweep()
     finish(sweep, sweep.trials[0], BASE, binary(60))
     trial = collect(sweep, 0.5).trials[0]
-    each = correction(0.95, 3)
+    each = corrected_confidence(0.95, 3)
     alone = paired_verdict([0.0] * ROWS, binary(60), confidence=each, min_gain=0.5)
     assert trial.score is not None
     assert (trial.score.low, trial.score.high) == (alone.low, alone.high)

@@ -8,7 +8,7 @@ from tests.unit.sweep.conftest import HOSTILE, MakeSweep, binary, finish
 from tunesmith.core.files import write_json
 from tunesmith.sweep import text as sweep_text
 from tunesmith.sweep.axes import Sweep
-from tunesmith.sweep.chart import against, drawable
+from tunesmith.sweep.chart import draw_scores, is_drawable
 from tunesmith.sweep.collect import SweepResult, collect, failure_path
 from tunesmith.sweep.page import write_result
 
@@ -51,12 +51,12 @@ def test_unfinished_is_said(make_sweep: MakeSweep) -> None:
 def test_a_score_threshold_is_worded_and_drawn_as_a_score(make_sweep: MakeSweep) -> None:
     found = run_trials(make_sweep(), 40, 60, 75, threshold=0.8)
     assert sweep_text.threshold_text(found) == "exact match above 80.0 %"
-    assert "exact match, %" in str(against(found, "trained_parameters", 1000))
+    assert "exact match, %" in str(draw_scores(found, "trained_parameters", 1000))
 
 
 def test_every_judged_trial_is_drawn_with_its_interval_and_the_smallest_is_ringed(make_sweep: MakeSweep) -> None:
     found = run_trials(make_sweep(), 14, 60, 75)
-    drawn = str(against(found, "trained_parameters", 1000))
+    drawn = str(draw_scores(found, "trained_parameters", 1000))
     assert len(re.findall(r'class="gain-dot (clears|open|short)"', drawn)) == 3
     assert len(re.findall(r'class="whisker ', drawn)) == 3
     assert drawn.count('class="smallest"') == 1
@@ -68,9 +68,9 @@ def test_every_judged_trial_is_drawn_with_its_interval_and_the_smallest_is_ringe
 
 def test_measures_in_which_trials_do_not_differ_are_not_drawn(make_sweep: MakeSweep) -> None:
     found = run_trials(make_sweep(), 14, 60, 75)
-    assert drawable(found, "seconds")
-    assert not drawable(found, "tokens")
-    assert not drawable(found, "train_rows")
+    assert is_drawable(found, "seconds")
+    assert not is_drawable(found, "tokens")
+    assert not is_drawable(found, "train_rows")
 
 
 @pytest.mark.slow
@@ -82,7 +82,7 @@ def test_any_sizes_are_drawn_within_the_picture(
     sweep = make_sweep("tuning.rank=2,8")
     for trial, size in zip(sweep.trials, sizes, strict=True):
         finish(sweep, trial, BASE, binary(60), seconds=size)
-    drawn = str(against(collect(sweep), "seconds", width))
+    drawn = str(draw_scores(collect(sweep), "seconds", width))
     places = [float(x) for x in re.findall(r'cx="([-\d.]+)"', drawn)]
     assert all(40 < x < width - 20 for x in places)
 
@@ -90,7 +90,7 @@ def test_any_sizes_are_drawn_within_the_picture(
 def test_two_axes_are_joined_along_the_one_that_is_drawn(make_sweep: MakeSweep) -> None:
     sweep = make_sweep("tuning.rank=2,8,32", "train.learning_rate=0.1,0.2")
     found = run_trials(sweep, *[40] * 6)
-    assert str(against(found, "trained_parameters", 1000)).count('class="joined"') == 2
+    assert str(draw_scores(found, "trained_parameters", 1000)).count('class="joined"') == 2
 
 
 def test_hostile_text_stays_text(make_sweep: MakeSweep) -> None:

@@ -16,9 +16,9 @@ from tunesmith.core.files import read_json, write_json, write_text
 from tunesmith.core.jsonl import json_line
 from tunesmith.core.locks import exclusive_lock
 from tunesmith.core.rundir import RunDir
-from tunesmith.track.follow import _Log
-from tunesmith.track.followers import TrackerSupervisor
+from tunesmith.track.supervisor import TrackerSupervisor
 from tunesmith.track.tracker import TRACKERS, check_installed
+from tunesmith.track.tracker_process import _Log
 
 SETTINGS = {"name": "tiny", "train": {"learning_rate": 0.01, "max_steps": None}, "trackers": ["wandb"], "seed": 3}
 LONG = 280.0  # seconds for a tracker to finish, on a machine that is busy with other things
@@ -136,7 +136,7 @@ def test_a_run_that_is_killed_is_told_up_to_its_end(run: RunDir) -> None:
     write(run, step(1), step(2))
     program = (
         "import os, sys; from tunesmith.core.rundir import RunDir;"
-        "from tunesmith.track.followers import TrackerSupervisor;"
+        "from tunesmith.track.supervisor import TrackerSupervisor;"
         f"TrackerSupervisor(['tensorboard'], RunDir({str(run.path)!r}), {{}}, seconds_to_finish={LONG}).start();"
         "os.kill(os.getpid(), 9)"
     )

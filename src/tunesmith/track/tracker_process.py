@@ -1,6 +1,6 @@
 """One tracker's process: follow a run's files until our standard input ends, and tell the tracker what is new.
 
-    python -m tunesmith.track.follow NAME RUN SECONDS < settings as one line of JSON, then nothing until the run ends
+    python -m tunesmith.track.tracker_process NAME RUN SECONDS
 
 `track/NAME/state.json` says what has been told. It is written before telling, so nothing is ever told twice; a
 tracker that dies in between misses those lines. When the input ends, because the run ended or was killed, what is left
@@ -20,7 +20,7 @@ from typing import Any
 from tunesmith.core.files import digest_file, read_json, write_json
 from tunesmith.core.locks import exclusive_lock
 from tunesmith.core.rundir import RunDir
-from tunesmith.track.tracker import TrackedRun, Tracker, open_tracker
+from tunesmith.track.tracker import TrackedRun, Tracker, load_tracker
 
 _SECONDS_BETWEEN_LOOKS = 1.0
 _PREFIX = {"step": "train"}
@@ -54,7 +54,7 @@ def follow(name: str, run: RunDir, settings: dict[str, Any], ended: threading.Ev
     folder = run.track(name).resolve()
     with exclusive_lock(folder / "lock", wait=True):  # a process that is left from a killed run finishes first
         state = _State(folder / "state.json")
-        tracker = open_tracker(name)
+        tracker = load_tracker(name)
         project, label = str(settings.get("name", "tunesmith")), run.path.resolve().name
         state.known = tracker.start(TrackedRun(project, label, folder, dict(_flat(settings))), state.known)
         state.save()

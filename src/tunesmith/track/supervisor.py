@@ -16,6 +16,7 @@ from tunesmith.core.files import digest_file, read_json
 from tunesmith.core.progress import log
 from tunesmith.core.rundir import RunDir
 
+_MODULE = "tunesmith.track.tracker_process"
 SECONDS_TO_FINISH = 60.0  # a tracker that only starts now may need half of it on a busy machine
 
 
@@ -86,7 +87,7 @@ class _Follower:
         self._log.parent.mkdir(parents=True, exist_ok=True)
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "tunesmith.track.follow", name, str(run.path.resolve()), str(seconds)],
+                [sys.executable, "-P", "-m", _MODULE, name, str(run.path.resolve()), str(seconds)],
                 stdin=subprocess.PIPE, stdout=log, stderr=log,
                 start_new_session=True,  # Ctrl-C is for us: it learns of the end by the end of its input
             )  # fmt: skip
