@@ -16,7 +16,8 @@ from ruamel.yaml import YAML
 
 from tunesmith.core.jsonl import read_jsonl
 from tunesmith.core.rundir import RunDir
-from tunesmith.data.batches import TokenDataset, batch_indices
+from tunesmith.data.sampler import batch_indices
+from tunesmith.data.token_dataset import TokenDataset
 from tunesmith.fetch.reference import resolve
 from tunesmith.recipe.load import load_recipe
 from tunesmith.recipe.schedule import plan_steps

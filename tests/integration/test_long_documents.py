@@ -11,7 +11,7 @@ from tunesmith import plan_run, run_recipe
 from tunesmith.core.files import read_json
 from tunesmith.core.jsonl import read_jsonl
 from tunesmith.core.rundir import RunDir
-from tunesmith.data.batches import TokenDataset
+from tunesmith.data.token_dataset import TokenDataset
 from tunesmith.plan.inspect import inspect_rows
 from tunesmith.tasks.tokenizer import TokenizerAdapter
 

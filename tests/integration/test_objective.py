@@ -21,8 +21,9 @@ from tests.unit.train.conftest import FULL, recipe_of
 
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.records import SEQUENCE_LENGTHS, TokenizedExample
-from tunesmith.data.batches import TokenDataset, batch_indices
 from tunesmith.data.microbatch import MicroBatchPolicy
+from tunesmith.data.sampler import batch_indices
+from tunesmith.data.token_dataset import TokenDataset
 from tunesmith.data.token_file import write_tokens
 from tunesmith.distributed.process_group import ProcessGroup
 from tunesmith.estimate.memory import LOGITS_CHUNK
@@ -114,7 +115,7 @@ def test_it_takes_them_in_two_processes(by_hand: Any, gpt2: Path, rows: Path, tm
 
 def test_prompts_are_shared_where_pairs_are_packed(rows: Path) -> None:
     tokens = TokenDataset(rows)
-    for group in MicroBatchPolicy(10**6, 1, "always", by_row=True).groups(tokens, range(24)):
+    for group in MicroBatchPolicy(10**6, 1, "always", packed_attention=True).split(tokens, range(24)):
         assert group.shared is not None
         assert group.shared >= 7
         assert tokens.packed_tokens(group.rows, group.shared) == tokens.lengths[group.rows[0]] - group.shared

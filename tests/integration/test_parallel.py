@@ -59,7 +59,7 @@ import os, torch
 from tunesmith.train import loop
 of_any_size = loop.token_loss
 def little(model, batch):
-    if os.environ["RANK"] == "1" and torch.is_grad_enabled() and int(batch.owner.max()) > 0:
+    if os.environ["RANK"] == "1" and torch.is_grad_enabled() and int(batch.segment_ids.max()) > 0:
         raise torch.OutOfMemoryError("CUDA out of memory")
     return of_any_size(model, batch)
 loop.token_loss = little

@@ -7,8 +7,8 @@ import pytest
 import torch
 from tests.support.trajectory import losses
 
-from tunesmith.data.batches import TokenDataset
 from tunesmith.data.microbatch import MicroBatchPolicy
+from tunesmith.data.token_dataset import TokenDataset
 from tunesmith.fetch.reference import ModelFolder
 from tunesmith.kernels.fast_path import enable_fast_path
 from tunesmith.kernels.packed_attention import has_packed_attention
@@ -37,7 +37,7 @@ QUESTIONS = [
 def tokens(smollm2: Path) -> TokenDataset:
     data = ChatData(source=FileSource(file="x.jsonl"), task="chat", prompt="{q}", response="{a}")
     task = task_for(data, load_tokenizer(ModelFolder("smollm2", smollm2)))
-    return TokenDataset.of([task.render(task.parse({"q": q, "a": a})) for q, a in QUESTIONS])
+    return TokenDataset.from_examples([task.render(task.parse({"q": q, "a": a})) for q, a in QUESTIONS])
 
 
 def trajectory(folder: Path, tokens: TokenDataset, *, fast: bool) -> list[float]:
@@ -47,8 +47,8 @@ def trajectory(folder: Path, tokens: TokenDataset, *, fast: bool) -> list[float]
     if fast:
         assert enable_fast_path(model, tokens, 0, FP32) == {}
         assert packing_unsupported_reason(model, tokens, 0, FP32) is None
-        division = MicroBatchPolicy(1024, packing="auto", by_row=has_packed_attention(model))
-        assert [group.shared is not None for group in division.groups(tokens, range(len(tokens)))] == [True]
+        division = MicroBatchPolicy(1024, packing="auto", packed_attention=has_packed_attention(model))
+        assert [group.shared is not None for group in division.split(tokens, range(len(tokens)))] == [True]
     with contextlib.nullcontext() if fast else use_peft_forward(model):
         return losses(model, tokens, division, steps=STEPS, learning_rate=5e-4, pad_id=0)
 

@@ -13,7 +13,7 @@ from tunesmith import load_recipe, run_recipe
 from tunesmith.core.files import digest_file, read_json, write_json
 from tunesmith.core.jsonl import read_jsonl
 from tunesmith.core.rundir import RunDir
-from tunesmith.data.batches import TokenDataset
+from tunesmith.data.token_dataset import TokenDataset
 from tunesmith.data.token_file import write_tokens
 from tunesmith.fetch.reference import resolve
 from tunesmith.inference.predict import predict

@@ -16,8 +16,8 @@ from tests.unit.train.conftest import FULL, LORA, recipe_of
 
 from tunesmith.core.dist_env import rank_info
 from tunesmith.core.errors import NonFinite
-from tunesmith.data.batches import TokenDataset
 from tunesmith.data.microbatch import MicroBatchPolicy
+from tunesmith.data.token_dataset import TokenDataset
 from tunesmith.distributed.fsdp import shard
 from tunesmith.distributed.process_group import ProcessGroup, join_process_group
 from tunesmith.distributed.sharded_state import gather_full_state_dict
@@ -55,7 +55,9 @@ def trained(
             replace(group.rank_info, local_world_size=group.rank_info.world_size // 2)
         )  # as on two machines
         shard(made, compute, two, by_node=sharding == "node")
-    policy = MicroBatchPolicy(256, case["micro_batch"], case.get("packing", "never"), by_row=has_packed_attention(made))
+    policy = MicroBatchPolicy(
+        256, case["micro_batch"], case.get("packing", "never"), packed_attention=has_packed_attention(made)
+    )
     tokens, fitting = TokenDataset(rows), OomRetry(policy)
     plan = plan_steps(recipe, len(tokens))
     setup = Setup(

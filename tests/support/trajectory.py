@@ -4,8 +4,8 @@ from typing import Any
 
 import torch
 
-from tunesmith.data.batches import TokenDataset
 from tunesmith.data.microbatch import MicroBatchPolicy
+from tunesmith.data.token_dataset import TokenDataset
 from tunesmith.kernels.token_loss import token_loss
 from tunesmith.model.adapters import trained_parameters
 

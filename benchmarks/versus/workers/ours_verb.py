@@ -23,10 +23,10 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
 
 def _helpers() -> dict[str, Any]:
     """Return how many processes helped to prepare, where there were any, and the memory of the largest."""
-    from tunesmith.data.workers import helpers
+    from tunesmith.data.workers import worker_count
 
     largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
-    return {"helpers": helpers() if largest else 0, "helper_rss_gib": round(largest, 3)}
+    return {"helpers": worker_count() if largest else 0, "helper_rss_gib": round(largest, 3)}
 
 
 if __name__ == "__main__":

@@ -30,6 +30,9 @@ ERROR_CODES = {
     # architecture
     # tasks
     # data
+    "packing-unsupported": "The recipe packs rows, and the model cannot keep packed rows apart.",
+    "sharded-generation": "A sharded encoder-decoder model cannot generate answers during training.",
+    "too-many-tokens": "A row has more tokens than the model has positions.",
     # scoring
     # model, kernels and distributed
     "ranks-differ": "The ranks of a run have different inputs or versions of tunesmith.",

@@ -7,20 +7,20 @@ from pathlib import Path
 from typing import NoReturn
 
 from tunesmith.core.errors import DataError
-from tunesmith.data.text_file import MAX_LINE_BYTES, cut, text_lines
+from tunesmith.data.text_file import MAX_LINE_BYTES, read_text_lines, shorten
 
 _UNQUOTED = "; if the file never quotes cells, like many TSV files, write `quote: none` next to `file`"
 _SEPARATORS = {",": ".csv", "\t": ".tsv", ";": "", "|": ""}
 
 
-def csv_records(path: Path, label: str, separator: str, *, quoted: bool = True) -> Iterator[tuple[int, list[str]]]:
+def read_csv_records(path: Path, label: str, separator: str, *, quoted: bool = True) -> Iterator[tuple[int, list[str]]]:
     """Yield (line where the record starts, its cells), the header first; a blank line has no cells.
 
     Args:
         quoted: whether cells may be in quotes; if not, a quote is an ordinary character.
 
     Raises:
-        DataError: see `text_lines`; names that repeat in the header, a record with more or fewer cells than it,
+        DataError: see `read_text_lines`; names that repeat in the header, a record with more or fewer cells than it,
             a quote that is not closed, text after a closing quote, a bare carriage return.
     """
     header: list[str] | None = None
@@ -44,7 +44,7 @@ def _records(path: Path, label: str, separator: str, *, quoted: bool) -> Iterato
     record: list[str] = []  # the lines of the record being read, to find the quote that went wrong
 
     def lines() -> Iterator[str]:
-        for _, line in text_lines(path, label):
+        for _, line in read_text_lines(path, label):
             record.append(line)
             yield line
 
@@ -70,7 +70,7 @@ def _check_header(header: list[str], label: str) -> None:
         raise DataError("the first line is blank; it must name the columns", where=f"{label}:1")
     repeated = [name for name, times in Counter(header).items() if times > 1]
     if repeated:
-        raise DataError(f"the header has the column {cut(repeated[0])!r} more than once", where=f"{label}:1")
+        raise DataError(f"the header has the column {shorten(repeated[0])!r} more than once", where=f"{label}:1")
 
 
 def _check_cells(cells: list[str], header: list[str], where: str, separator: str) -> None:

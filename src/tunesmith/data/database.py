@@ -9,7 +9,7 @@ from tunesmith.core.errors import DataError
 from tunesmith.recipe.schema import Recipe
 
 GENERATED_SHOP = "generated:shop-sql"
-KEPT_DATABASE = "evaluate.database.kept"
+DATABASE_COPY = "evaluate.database.kept"
 """The name of the copy in a run's `recipe_files`, whatever the recipe's database is called."""
 
 
@@ -26,7 +26,7 @@ def database_file(recipe: Recipe, folder: Path) -> Path | None:
     if name is None or name == GENERATED_SHOP:
         return None
     path = folder / name
-    if (kept := folder / KEPT_DATABASE).exists():
+    if (kept := folder / DATABASE_COPY).exists():
         return kept
     if not path.exists():
         raise DataError("no such database", where=str(path), hint="evaluate.database is relative to the recipe")
@@ -34,7 +34,7 @@ def database_file(recipe: Recipe, folder: Path) -> Path | None:
 
 
 @contextmanager
-def opened_database(recipe: Recipe, folder: Path) -> Iterator[Path | None]:
+def open_database(recipe: Recipe, folder: Path) -> Iterator[Path | None]:
     """Provide the recipe's database; a generated one is in a temporary folder, removed at the end of the block."""
     if recipe.evaluate.database != GENERATED_SHOP:
         yield database_file(recipe, folder)

@@ -11,15 +11,22 @@ from tunesmith.core.errors import DataError
 from tunesmith.core.progress import log
 from tunesmith.core.records import Example
 from tunesmith.core.rundir import SPLITS
-from tunesmith.data.batches import TokenDataset
-from tunesmith.data.dedup import Comparison, Copy, apply_leakage_policy, counted, report_split_groups, split_groups
+from tunesmith.data.dedup import (
+    Duplicate,
+    SplitComparison,
+    apply_leakage_policy,
+    report_split_groups,
+    split_groups,
+    summarize_duplicates,
+)
 from tunesmith.data.mix import mix_sources
-from tunesmith.data.process_rows import DropCounter, LedgerEntry, rows_for
-from tunesmith.data.proportions import far_from_asked, why_empty
+from tunesmith.data.process_rows import DropCounter, LedgerEntry, read_recipe_rows
 from tunesmith.data.similarity import ShingleIndex
 from tunesmith.data.sources import Row
+from tunesmith.data.split_sizes import empty_split_hint, split_size_warning
 from tunesmith.data.spool import Spool, SpooledRow
-from tunesmith.data.trained_rows import cannot_tell, seen_before, seen_sentence
+from tunesmith.data.token_dataset import TokenDataset
+from tunesmith.data.trained_rows import count_seen_rows, seen_rows_warning, unknown_overlap_warning
 from tunesmith.data.workers import process_in_parallel
 from tunesmith.fetch.reference import ModelFolder
 from tunesmith.recipe.columns import double_brace_names, optional_columns
@@ -47,7 +54,7 @@ class Dataset:
         """Return where the rows of a split lie on the shelf."""
         return [row.place for row in self.used[split] if row.place is not None]
 
-    def lines(self, split: str) -> list[LedgerEntry]:
+    def ledger_entries(self, split: str) -> list[LedgerEntry]:
         """Return the ledger's line of each row of a split."""
         return [row.entry for row in self.used[split]]
 
@@ -59,7 +66,7 @@ class Dataset:
 
     def tokens(self, split: str) -> TokenDataset:
         """Return the tokens of all rows of a split."""
-        return TokenDataset.of(self.shelf.rows(self.places(split)))
+        return TokenDataset.from_examples(self.shelf.rows(self.places(split)))
 
     def facts(self) -> dict[str, Any]:
         """Return what can be counted: rows and why they are not used, tokens, lengths, copies."""
@@ -115,27 +122,29 @@ def build_dataset(
         log(text)
 
     tally, empty = DropCounter(), dict.fromkeys(sorted(optional_columns(recipe.data)), 0)
-    for parcel in process_in_parallel(recipe, task, model, _watched(rows_for(recipe, folder), recipe, empty, remark)):
+    for parcel in process_in_parallel(
+        recipe, task, model, _watched(read_recipe_rows(recipe, folder), recipe, empty, remark)
+    ):
         tally.count(parcel.entry, parcel.remarks)
         rows.append(shelf.keep(parcel))
         seen(parcel.entry.row)
     tally.check(recipe)
     for column, count in empty.items():
         remark(f"`{column}` is empty in {count:,} of {rows[-1].entry.row:,} rows")
-    if told := spelled_sentence(spelled := tally.spelled(), recipe.data):
+    if told := control_token_warning(spelled := tally.spelled(), recipe.data):
         remark(f"warning: {told}")
-    far = far_from_asked(rows, recipe)  # before rows are left out for other reasons
+    far = split_size_warning(rows, recipe)  # before rows are left out for other reasons
     rows, once, copies = _chosen(rows, recipe, shelf.runs)
     if far:
         remark(f"warning: {far}")
     apply_leakage_policy(copies, recipe, remark)
     report_split_groups(copies, recipe, remark)
-    before = seen_before(once, model)
-    if told := seen_sentence(before, recipe):
+    before = count_seen_rows(once, model)
+    if told := seen_rows_warning(before, recipe):
         if recipe.data.leakage == "error":
             raise DataError(told, where="data.leakage", hint="`leakage: warn` only says it")
         remark(f"warning: {told}")
-    elif told := cannot_tell(recipe, model):
+    elif told := unknown_overlap_warning(recipe, model):
         remark(f"warning: {told}")
     used = {name: [row for row in found for _ in range(row.entry.times)] for name, found in once.items()}
     return Dataset([row.entry for row in rows], used, copies, shelf, spelled, before, empty, remarks)
@@ -161,7 +170,7 @@ def _watched(
         yield row
 
 
-def spelled_sentence(found: Mapping[str, Any], data: Data) -> str | None:
+def control_token_warning(found: Mapping[str, Any], data: Data) -> str | None:
     """Return a warning that counts the rows that spell control tokens of the model; None if none does."""
     if not found["rows"]:
         return None
@@ -185,7 +194,7 @@ def _chosen(
     Those may be copies too, and what counts as one depends a little on all rows compared (see `similarity`): it goes on
     until none is found.
     """
-    left: dict[int, Copy] = {}
+    left: dict[int, Duplicate] = {}
     while True:
         chosen = mix_sources(rows, recipe, {number: copy.reason for number, copy in left.items()})
         once = {name: [row for row in chosen if row.entry.split == name and row.place is not None] for name in SPLITS}
@@ -193,9 +202,9 @@ def _chosen(
         if missing:
             counts = ", ".join(f"{name} {len(once[name])}" for name in SPLITS)
             counts += f"; {len(left)} left out as copies of held-out rows" if left else ""
-            hint = why_empty(missing, rows, recipe.data.split)
+            hint = empty_split_hint(missing, rows, recipe.data.split)
             raise DataError(f"no rows for {' and '.join(missing)} ({counts})", hint=hint)
-        compared = Comparison(once, runs, recipe.data.near_duplicate_threshold)
+        compared = SplitComparison(once, runs, recipe.data.near_duplicate_threshold)
         leaking = compared.leaking() if recipe.data.leakage == "drop" else []
         if not leaking:
             break
@@ -204,7 +213,7 @@ def _chosen(
     if recipe.data.split.column and recipe.data.split.by:  # else groups are never parted
         copies["groups"] = split_groups(once)
     if left:
-        copies["left_out"] = counted(sorted(left.values(), key=lambda copy: -copy.similarity))
+        copies["left_out"] = summarize_duplicates(sorted(left.values(), key=lambda copy: -copy.similarity))
     return chosen, once, copies
 
 

@@ -13,7 +13,7 @@ _EXAMPLES = 5
 HELD_OUT = ("valid", "test")
 
 
-class Copy(NamedTuple):
+class Duplicate(NamedTuple):
     """A row that duplicates another exactly, or with a similarity (Jaccard index) of at least the threshold."""
 
     row: SpooledRow
@@ -27,7 +27,7 @@ class Copy(NamedTuple):
         return f"says {'what' if self.is_exact else 'nearly what'} a {self.of.entry.split} row says"
 
 
-class Comparison:
+class SplitComparison:
     """The rows of each split, compared in what they say.
 
     Prompt and answer are compared together: rows that ask alike and answer differently are no copies. A document in
@@ -58,10 +58,10 @@ class Comparison:
         train = self._places["train"]
         for name, split in (("duplicates", "train"), ("valid", "valid"), ("test", "test")):
             mine = self._places[split]
-            found[name] = {"rows": len(mine), **counted(self._copies(mine, train))}
+            found[name] = {"rows": len(mine), **summarize_duplicates(self._copies(mine, train))}
         return found
 
-    def leaking(self) -> list[Copy]:
+    def leaking(self) -> list[Duplicate]:
         """Return the training rows that are copies of held-out rows; none if and only if `facts` finds no leakage.
 
         Every training row is asked whether it is a copy. The search is not quite complete (see `Texts.nearest`), so the
@@ -72,7 +72,7 @@ class Comparison:
             copy._replace(row=copy.of, of=copy.row) for copy in self._copies(held_out, train)
         ]
 
-    def _copies(self, asked: range, among: range) -> list[Copy]:
+    def _copies(self, asked: range, among: range) -> list[Duplicate]:
         """Return a copy of each row asked about that has one, the most similar rows first."""
         first: dict[str, int] = {}
         for place in among:
@@ -80,10 +80,10 @@ class Comparison:
         exact = {i: (of, 1.0) for i in asked if (of := first.get(self._rows[i].said)) is not None and of != i}
         near = self._texts.nearest([i for i in asked if i not in exact], sorted(first.values()), self._threshold)
         pairs = sorted((exact | near).items(), key=lambda pair: (-pair[1][1], pair[0]))
-        return [Copy(self._rows[i], self._rows[of], likeness, i in exact) for i, (of, likeness) in pairs]
+        return [Duplicate(self._rows[i], self._rows[of], likeness, i in exact) for i, (of, likeness) in pairs]
 
 
-def counted(copies: Sequence[Copy]) -> dict[str, Any]:
+def summarize_duplicates(copies: Sequence[Duplicate]) -> dict[str, Any]:
     """Return {exact, near, examples} of copies, the most similar first."""
     exact = sum(copy.is_exact for copy in copies)
     pairs = [(copy.row.entry.where, copy.of.entry.where, round(copy.similarity, 3)) for copy in copies[:_EXAMPLES]]
@@ -95,7 +95,7 @@ def apply_leakage_policy(copies: Mapping[str, Any], recipe: Recipe, remark: Call
     """Remark which rows stand in train and elsewhere, or raise DataError if the recipe says `error`."""
     if gone := copies.get("left_out"):
         remark(f"{gone['exact'] + gone['near']} training rows are left out: held-out rows say the same {_pairs(gone)}")
-    lines = [line for split in HELD_OUT if (line := leakage_sentence(copies, split))]
+    lines = [line for split in HELD_OUT if (line := leakage_warning(copies, split))]
     if lines and recipe.data.leakage == "error":
         raise DataError(
             "; ".join(lines),
@@ -138,7 +138,7 @@ def report_split_groups(copies: Mapping[str, Any], recipe: Recipe, remark: Calla
         remark(f"warning: {line}; {hint}")
 
 
-def leakage_sentence(copies: Mapping[str, Any], split: str) -> str | None:
+def leakage_warning(copies: Mapping[str, Any], split: str) -> str | None:
     """Return in words how many rows of a split have copies in train, with pairs; None where there are none."""
     found = copies[split]
     if not found["exact"] + found["near"]:

@@ -16,7 +16,7 @@ from tunesmith.tasks.base import RowProblem, format_value
 _SECONDS_PER_CELL = 1.0
 
 
-def broken_rule(filters: Sequence[Filter], row: Row) -> str | None:
+def rejection_reason(filters: Sequence[Filter], row: Row) -> str | None:
     """Return what is wrong with a row by the first rule that it breaks; None if it keeps all.
 
     A column that the row lacks is empty in it.

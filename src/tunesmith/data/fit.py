@@ -1,6 +1,6 @@
-"""Which division of a run's rows fits the memory there is: asked by `plan` before, and by training at its start.
+"""Find the micro-batches and the sharding that fit the available memory, for `plan` and for the start of training.
 
-The rows of every step are known beforehand, and so is every forward pass that will be made.
+The rows of every step follow from the seed, so every forward pass of a run is known before training starts.
 """
 
 import heapq
@@ -10,165 +10,184 @@ from functools import lru_cache, partial
 from tunesmith.architecture.shapes import Shapes
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.records import ENCODER_IDS
-from tunesmith.data.batches import TokenDataset, batch_indices
 from tunesmith.data.microbatch import MicroBatch, MicroBatchPolicy
+from tunesmith.data.sampler import batch_indices
+from tunesmith.data.token_dataset import TokenDataset
 from tunesmith.estimate.memory import MemoryEstimate, MicroBatchShape, estimate_memory, weights_bytes
 from tunesmith.recipe.launch import Sharding
 from tunesmith.recipe.schedule import StepPlan, default_micro_batch_tokens, plan_steps
 from tunesmith.recipe.schema import LoraBase, Recipe
 from tunesmith.recipe.validation import sharding_unsupported_reason
 
-# How many steps are looked at: those with the most tokens, and those with the longest rows.
+# The memory is estimated for this many steps with the most tokens, and for as many with the longest rows.
 _STEPS = 12
-# Steps beyond this many are like those before.
-_MOST_STEPS = 20_000
-# Of what a packed sequence's length is a multiple. Products in bf16 on a processor are made anew for every shape that
-# they have not seen, so few lengths matter more there than a little padding.
+# Later steps resemble the earlier ones, so the search ends here.
+_MAX_STEPS = 20_000
+# Packed sequences are padded to a multiple of this. On a CPU, oneDNN compiles a bf16 matrix product for every new
+# shape, so having few different lengths saves more there than little padding does.
 _LITTLE_PADDING, _FEW_LENGTHS = 32, 256
-# What is left free where we choose: the estimate is good to about a seventh, and others use the machine, too.
-_LEAVE_FREE = 0.15
-# How much of it weights may take of a model that answers: the cache of what it has read has a quarter of the rest.
-_FOR_WEIGHTS = 0.7
+# The fraction of memory left free if we choose the size: the estimate is off by up to a seventh, and other programs
+# run.
+_FREE_FRACTION = 0.15
+# The fraction of memory that the weights may take in inference. The KV cache gets a quarter of the rest.
+_WEIGHTS_FRACTION = 0.7
 _GIB = 2**30
-
-ENCODER_READS_ALONE = "an encoder reads every row by itself"
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryBudget:
-    """What a pass is computed in, and the GiB there are for it."""
+    """The memory available to one process, and the bytes per number that it computes with."""
 
     compute_bytes: int
     on_gpu: bool
     available_gib: float
 
     @property
-    def for_us(self) -> float:
-        """What we fill where the choice is ours."""
-        return self.available_gib * (1 - _LEAVE_FREE)
+    def usable_gib(self) -> float:
+        """The memory to fill if the recipe leaves the size to us."""
+        return self.available_gib * (1 - _FREE_FRACTION)
 
 
-def micro_batch_policy(
-    recipe: Recipe, room: MemoryBudget, *, apart: bool, share: bool, by_row: bool, reach: int
+def make_micro_batch_policy(
+    recipe: Recipe,
+    budget: MemoryBudget,
+    *,
+    can_pack: bool,
+    share_prefix: bool,
+    packed_attention: bool,
+    attention_window: int,
 ) -> MicroBatchPolicy:
-    """Return how rows are cut into forward passes where memory does not matter.
+    """Return the micro-batch policy of a recipe before it is reduced to fit memory.
 
     Args:
-        apart: whether the model keeps rows apart that stand side by side.
-        share: whether what rows begin with in common may be computed once.
-        by_row: whether its attention is computed row by row there.
-        reach: how many tokens its attention reaches over.
+        can_pack: whether packed rows cannot see each other in this model.
+        share_prefix: see `MicroBatchPolicy`, as are the remaining arguments.
     """
     train = recipe.train
     return MicroBatchPolicy(
-        most_tokens=train.micro_batch_tokens or default_micro_batch_tokens(room.compute_bytes, on_gpu=room.on_gpu),
+        max_tokens=train.micro_batch_tokens or default_micro_batch_tokens(budget.compute_bytes, on_gpu=budget.on_gpu),
         rows=None if train.micro_batch == "auto" else train.micro_batch,
-        packing=train.packing if apart else "never",
-        share=share,
-        by_row=by_row,
-        reach=reach,
-        multiple=_FEW_LENGTHS if room.compute_bytes < 4 and not room.on_gpu else _LITTLE_PADDING,
+        packing=train.packing if can_pack else "never",
+        share_prefix=share_prefix,
+        packed_attention=packed_attention,
+        attention_window=attention_window,
+        pad_multiple=_FEW_LENGTHS if budget.compute_bytes < 4 and not budget.on_gpu else _LITTLE_PADDING,
     )
 
 
-def max_fitting_rows(
+def fit_micro_batches(
     recipe: Recipe,
     shapes: Shapes,
     tokens: TokenDataset,
-    division: MicroBatchPolicy,
-    room: MemoryBudget,
+    policy: MicroBatchPolicy,
+    budget: MemoryBudget,
     *,
     new_tokens: int,
     parts: int = 1,
 ) -> tuple[MicroBatchPolicy, MemoryEstimate]:
-    """Return the largest division up to `division` that fits, and what the run needs with it.
+    """Halve a policy's `max_tokens` until training fits; return the policy and the memory that it needs.
 
-    Where the recipe gives `micro_batch` or `micro_batch_tokens` itself, they stand. Where nothing fits, rows are passed
-    one by one, and the memory that is returned says that it does not suffice.
+    If the recipe sets `micro_batch` or `micro_batch_tokens`, the policy is returned unchanged. If even single rows do
+    not fit, the policy with single rows is returned, and its memory exceeds the budget.
+
+    Args:
+        parts: the number of shards that the model is divided into.
     """
     steps = plan_steps(recipe, len(tokens))
-    rows = _heaviest(tokens, steps, recipe.train.examples_per_step, recipe.seed)
+    heaviest_steps = _heaviest_steps(tokens, steps, recipe.train.examples_per_step, recipe.seed)
 
-    needs = partial(
-        estimate_memory, recipe, shapes, compute_bytes=room.compute_bytes, on_gpu=room.on_gpu, new_tokens=new_tokens,
-        parts=parts,
+    estimate = partial(
+        estimate_memory, recipe, shapes, compute_bytes=budget.compute_bytes, on_gpu=budget.on_gpu,
+        new_tokens=new_tokens, parts=parts,
     )  # fmt: skip
 
-    def needed(one: MicroBatchPolicy) -> MemoryEstimate:
-        passes = {_pass(tokens, group, one) for mine in rows for group in one.groups(tokens, mine)}
-        return max(map(needs, passes), key=lambda memory: memory.training)
+    def peak(candidate: MicroBatchPolicy) -> MemoryEstimate:
+        passes = {
+            _forward_pass(tokens, micro_batch, candidate)
+            for rows in heaviest_steps
+            for micro_batch in candidate.split(tokens, rows)
+        }
+        return max(map(estimate, passes), key=lambda memory: memory.training)
 
-    memory = needed(division)
+    memory = peak(policy)
     if recipe.train.micro_batch != "auto" or recipe.train.micro_batch_tokens is not None:
-        return division, memory
+        return policy, memory
     longest = int(tokens.lengths.max())
-    while memory.training > room.for_us and division.most_tokens > longest:
-        division = replace(division, most_tokens=max(division.most_tokens // 2, longest))
-        memory = needed(division)
-    return division, memory
+    while memory.training > budget.usable_gib and policy.max_tokens > longest:
+        policy = replace(policy, max_tokens=max(policy.max_tokens // 2, longest))
+        memory = peak(policy)
+    return policy, memory
 
 
-def estimated_memory(
-    recipe: Recipe, shapes: Shapes, tokens: TokenDataset, room: MemoryBudget, *, new_tokens: int, parts: int = 1
+def estimate_micro_batches(
+    recipe: Recipe, shapes: Shapes, tokens: TokenDataset, budget: MemoryBudget, *, new_tokens: int, parts: int = 1
 ) -> tuple[MicroBatchPolicy, MemoryEstimate]:
-    """Return the same before there is a model to be asked how it keeps rows apart, from what its shapes tell."""
-    drops = shapes.dropout or (isinstance(recipe.tuning, LoraBase) and recipe.tuning.dropout > 0)
-    by_row = shapes.fused_attention and recipe.model.attention != "eager"
-    division = micro_batch_policy(
-        recipe, room, apart=not shapes.has_encoder, share=not drops, by_row=by_row, reach=shapes.attention_window
+    """Call `fit_micro_batches` before the model is loaded, deriving from its shapes whether it can pack rows."""
+    has_dropout = shapes.dropout or (isinstance(recipe.tuning, LoraBase) and recipe.tuning.dropout > 0)
+    policy = make_micro_batch_policy(
+        recipe,
+        budget,
+        can_pack=not shapes.has_encoder,
+        share_prefix=not has_dropout,
+        packed_attention=shapes.fused_attention and recipe.model.attention != "eager",
+        attention_window=shapes.attention_window,
     )
-    return max_fitting_rows(recipe, shapes, tokens, division, room, new_tokens=new_tokens, parts=parts)
+    return fit_micro_batches(recipe, shapes, tokens, policy, budget, new_tokens=new_tokens, parts=parts)
 
 
-def sharding_of(
-    recipe: Recipe, shapes: Shapes, tokens: TokenDataset, room: MemoryBudget, processes: int, *, new_tokens: int
+def choose_sharding(
+    recipe: Recipe, shapes: Shapes, tokens: TokenDataset, budget: MemoryBudget, processes: int, *, new_tokens: int
 ) -> Sharding:
-    """Return what each of so many processes keeps of the model: all of it, if that fits and the recipe lets us choose.
+    """Return the recipe's sharding; for `auto`, `none` if the whole model fits in each process, and else `full`.
 
     Raises:
-        RecipeError: what the recipe asks for cannot be done with this model.
+        RecipeError: the recipe shards a model with an encoder and measures valid metrics.
     """
-    asked, has_encoder = recipe.launch.sharding, shapes.has_encoder and bool(recipe.train.valid_metrics)
+    requested, encoder_generates = recipe.launch.sharding, shapes.has_encoder and bool(recipe.train.valid_metrics)
     if processes == 1:
         return "none"
-    if asked != "auto":
-        if asked != "none" and has_encoder:
+    if requested != "auto":
+        if requested != "none" and encoder_generates:
             raise RecipeError(
-                "a divided model with an encoder cannot answer while it trains", where="launch.sharding",
-                hint="remove train.valid_metrics, or set it to none",
+                "a sharded encoder-decoder model cannot generate answers during training", where="launch.sharding",
+                hint="remove train.valid_metrics, or set launch.sharding: none", code="sharded-generation",
             )  # fmt: skip
-        return asked
-    if has_encoder or sharding_unsupported_reason(recipe):
+        return requested
+    if encoder_generates or sharding_unsupported_reason(recipe):
         return "none"
-    _, memory = estimated_memory(recipe, shapes, tokens, room, new_tokens=new_tokens)
-    return "none" if memory.training <= room.available_gib else "full"
+    _, memory = estimate_micro_batches(recipe, shapes, tokens, budget, new_tokens=new_tokens)
+    return "none" if memory.training <= budget.available_gib else "full"
 
 
-def fits_for_inference(recipe: Recipe, shapes: Shapes, room: MemoryBudget) -> bool:
-    """Say whether there is room for all weights of a model and for what it reads and writes."""
-    return weights_bytes(recipe, shapes, room.compute_bytes) / _GIB <= room.available_gib * _FOR_WEIGHTS
+def fits_for_inference(recipe: Recipe, shapes: Shapes, budget: MemoryBudget) -> bool:
+    """Return whether all weights of a model fit, with room for the KV cache."""
+    return weights_bytes(recipe, shapes, budget.compute_bytes) / _GIB <= budget.available_gib * _WEIGHTS_FRACTION
 
 
-def refuse_to_pack(recipe: Recipe, reason: str | None) -> None:
-    """Raise RecipeError where the recipe always packs rows and there is a reason why they must not be."""
-    if reason and recipe.train.packing == "always":
-        raise RecipeError(f"rows cannot share a sequence: {reason}", where="train.packing", hint="use auto")
-
-
-def refuse_rows_beyond(positions: int | None, longest: int) -> None:
-    """Raise RecipeError for rows that a model cannot read to their end: now, and not after training."""
-    if positions is not None and longest > positions:
+def check_packing_supported(recipe: Recipe, unsupported_reason: str | None) -> None:
+    """Raise RecipeError if the recipe sets `packing: always` and the model cannot pack rows."""
+    if unsupported_reason and recipe.train.packing == "always":
         raise RecipeError(
-            f"rows have up to {longest} tokens, and the model knows {positions} positions",
+            f"rows cannot be packed: {unsupported_reason}", where="train.packing", hint="set train.packing: auto",
+            code="packing-unsupported",
+        )  # fmt: skip
+
+
+def check_max_positions(max_positions: int | None, longest: int) -> None:
+    """Raise RecipeError if the longest row has more tokens than the model has positions."""
+    if max_positions is not None and longest > max_positions:
+        raise RecipeError(
+            f"the longest row has {longest} tokens, and the model has only {max_positions} positions",
             where="data.max_tokens_per_example",
-            hint=f"set it to {positions} or less",
+            hint=f"set data.max_tokens_per_example: {max_positions} or less",
+            code="too-many-tokens",
         )
 
 
-@lru_cache(maxsize=1)  # a plan asks for several numbers of machines
-def _heaviest(tokens: TokenDataset, steps: StepPlan, size: int, seed: int) -> set[tuple[int, ...]]:
-    """Return the rows of the steps that may need most."""
-    rows = [
+@lru_cache(maxsize=1)  # `plan` estimates several numbers of processes
+def _heaviest_steps(tokens: TokenDataset, steps: StepPlan, size: int, seed: int) -> set[tuple[int, ...]]:
+    """Return the rows of the steps with the most tokens and of those with the longest rows."""
+    batches = [
         batch_indices(
             step,
             rows=len(tokens),
@@ -176,19 +195,22 @@ def _heaviest(tokens: TokenDataset, steps: StepPlan, size: int, seed: int) -> se
             total_examples=steps.total_examples,
             seed=seed,
         )
-        for step in range(min(steps.total_steps, _MOST_STEPS))
+        for step in range(min(steps.total_steps, _MAX_STEPS))
     ]
-    most = heapq.nlargest(_STEPS, rows, key=lambda mine: int(tokens.lengths[mine].sum()))
-    longest = heapq.nlargest(_STEPS, rows, key=lambda mine: int(tokens.lengths[mine].max()))
-    return {tuple(mine) for mine in (*most, *longest)}
+    most_tokens_first = heapq.nlargest(_STEPS, batches, key=lambda rows: int(tokens.lengths[rows].sum()))
+    longest_row_first = heapq.nlargest(_STEPS, batches, key=lambda rows: int(tokens.lengths[rows].max()))
+    return {tuple(rows) for rows in (*most_tokens_first, *longest_row_first)}
 
 
-def _pass(tokens: TokenDataset, group: MicroBatch, division: MicroBatchPolicy) -> MicroBatchShape:
-    trained = tokens.trained_tokens(group.rows)
-    if group.shared is not None:
-        length = division.packed_length(tokens.packed_tokens(group.rows, group.shared))
-        width = max(tokens.sequence_lengths(group.rows)) if division.by_row else length
-        return MicroBatchShape(length, width, trained, masked=not division.by_row, by_row=division.by_row)
-    width, source = tokens.padded_length(group.rows), tokens.padded_length(group.rows, ENCODER_IDS)
-    count = len(tokens.sequence_lengths(group.rows))
+def _forward_pass(tokens: TokenDataset, micro_batch: MicroBatch, policy: MicroBatchPolicy) -> MicroBatchShape:
+    """Return the sizes of a micro-batch that the memory estimate needs."""
+    trained = tokens.trained_tokens(micro_batch.rows)
+    if micro_batch.shared is not None:
+        length = policy.packed_length(tokens.packed_tokens(micro_batch.rows, micro_batch.shared))
+        width = max(tokens.sequence_lengths(micro_batch.rows)) if policy.packed_attention else length
+        return MicroBatchShape(
+            length, width, trained, masked=not policy.packed_attention, by_row=policy.packed_attention
+        )
+    width, source = tokens.padded_length(micro_batch.rows), tokens.padded_length(micro_batch.rows, ENCODER_IDS)
+    count = len(tokens.sequence_lengths(micro_batch.rows))
     return MicroBatchShape(count * width, width, trained, source_tokens=count * source, source_width=source)

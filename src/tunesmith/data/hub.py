@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.core.errors import DataError, RecipeError
-from tunesmith.data.local_files import kind_of, path_of, wrap_library_errors
+from tunesmith.data.local_files import file_format, resolve_path, wrap_library_errors
 from tunesmith.recipe.data_source import HubSource
 
 _TIMEOUT_SECONDS = 10
@@ -15,7 +15,7 @@ class _Unreachable(DataError):
     """The hub did not answer."""
 
 
-def hub_revision(source: HubSource, *, folder: Path) -> str | None:
+def resolve_commit(source: HubSource, *, folder: Path) -> str | None:
     """Return the commit that a dataset's reference means now, to be written down and read from then on.
 
     None for a local folder, and where neither the hub nor the cache can tell.
@@ -23,7 +23,7 @@ def hub_revision(source: HubSource, *, folder: Path) -> str | None:
     Raises:
         DataError: the hub answers that the dataset or revision does not exist.
     """
-    if local_dataset(source, folder):
+    if local_dataset_folder(source, folder):
         return None
     if source.revision is not None and _is_commit(source.revision):
         return source.revision
@@ -33,11 +33,11 @@ def hub_revision(source: HubSource, *, folder: Path) -> str | None:
         return None
 
 
-def hub_rows(source: HubSource, folder: Path, label: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_hub_rows(source: HubSource, folder: Path, label: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (where, values) of every row of a dataset; `label` is what its rows are called by."""
     from datasets import load_dataset
 
-    local = local_dataset(source, folder)
+    local = local_dataset_folder(source, folder)
     if local and (mark := next((mark for mark in ("[", "]", "::") if mark in str(local)), None)):
         raise DataError(
             f"is in a folder whose path has `{mark}`, which the `datasets` library takes for a pattern",
@@ -54,7 +54,7 @@ def hub_rows(source: HubSource, folder: Path, label: str) -> Iterator[tuple[str,
             yield f"{label} row {number}", dict(values)
 
 
-def keep_copy(source: HubSource, *, folder: Path) -> None:
+def cache_dataset(source: HubSource, *, folder: Path) -> None:
     """Have a copy of a dataset in the cache of `datasets`, for machines that do not ask the hub.
 
     Raises:
@@ -62,14 +62,14 @@ def keep_copy(source: HubSource, *, folder: Path) -> None:
     """
     from datasets import load_dataset
 
-    if not local_dataset(source, folder):
+    if not local_dataset_folder(source, folder):
         with wrap_library_errors(_asked(source)):
             load_dataset(_reference(source), name=source.config, revision=_commit(source))
 
 
-def local_dataset(source: HubSource, folder: Path) -> Path | None:
+def local_dataset_folder(source: HubSource, folder: Path) -> Path | None:
     """Return the folder that a source names instead of a dataset on the hub; raise RecipeError for its revision."""
-    path = path_of(source.hub, folder)
+    path = resolve_path(source.hub, folder)
     if not path.is_dir():
         return None
     if source.revision is not None:
@@ -87,7 +87,7 @@ def _commit(source: HubSource) -> str:
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
     if source.hub.count("/") != 1 or source.hub.startswith((".", "/", "~")):
-        hint = "for a file, write `file:` in place of `hub:`" if kind_of(Path(source.hub)) else None
+        hint = "for a file, write `file:` in place of `hub:`" if file_format(Path(source.hub)) else None
         raise DataError("is neither `org/name` of a dataset nor a folder", where=source.hub, hint=hint)
     if config.HF_HUB_OFFLINE:
         return _cached_commit(source)

@@ -9,7 +9,7 @@ from typing import Any
 
 from tunesmith.core.files import digest_of
 from tunesmith.core.records import Turn
-from tunesmith.data.split import group_key
+from tunesmith.data.split import normalize_text
 from tunesmith.recipe.columns import prompt_columns, response_columns
 from tunesmith.recipe.schema import ChatData, Data
 from tunesmith.tasks.base import fill_template, optional_cell_text
@@ -31,7 +31,7 @@ def block_id(whole: str, number: int, most: int) -> str:
     return short_digest([whole, number, most])
 
 
-def group_of(data: Data, row: Mapping[str, Any], turns: Sequence[Turn]) -> str:
+def group_id(data: Data, row: Mapping[str, Any], turns: Sequence[Turn]) -> str:
     """Return a digest of what a row asks, regardless of spaces and capitals.
 
     Rows that ask the same must stay in one split, or the test would hold questions that training saw. With `messages`
@@ -39,8 +39,8 @@ def group_of(data: Data, row: Mapping[str, Any], turns: Sequence[Turn]) -> str:
     """
     spoken = _spoken(data, row, turns)
     first = next((index for index, turn in enumerate(spoken) if turn.trained), 0)
-    asked = [group_key(turn.text) for turn in spoken[: max(first, 1)]]
-    values = {column: group_key(value) for column, value in _values(row, prompt_columns(data)).items()}
+    asked = [normalize_text(turn.text) for turn in spoken[: max(first, 1)]]
+    values = {column: normalize_text(value) for column, value in _values(row, prompt_columns(data)).items()}
     return short_digest([values, asked])
 
 

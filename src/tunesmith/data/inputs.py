@@ -4,7 +4,7 @@ from typing import Any
 
 from tunesmith.core.files import digest_file
 from tunesmith.core.rundir import RunDir
-from tunesmith.data.sources import digest_sources, sources_are_there
+from tunesmith.data.sources import digest_sources, sources_available
 from tunesmith.fetch.reference import resolve_base
 from tunesmith.recipe.schema import Recipe
 
@@ -30,6 +30,6 @@ def inputs(recipe: Recipe, run: RunDir) -> dict[str, Any]:
 def _source(recipe: Recipe, run: RunDir) -> str:
     done = run.manifest("prepare")
     commits = (done or {}).get("commits")
-    if done is not None and not sources_are_there(recipe.data.source, folder=run.recipe_folder, commits=commits):
+    if done is not None and not sources_available(recipe.data.source, folder=run.recipe_folder, commits=commits):
         return str(done["inputs"]["source"])
     return digest_sources(recipe.data.source, folder=run.recipe_folder, commits=commits)

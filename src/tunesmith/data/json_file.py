@@ -8,24 +8,24 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from tunesmith.core.errors import DataError
-from tunesmith.data.text_file import SHOWN_CHARACTERS, text_lines
+from tunesmith.data.text_file import SHOWN_CHARACTERS, read_text_lines
 from tunesmith.tasks.base import JsonNumber
 
 _MOST_DIGITS = 4000  # Python refuses to convert more than 4,300
 MAX_DOCUMENT_CHARACTERS = 2**30  # a JSON list has to be read whole
 
 
-def json_lines(path: Path, label: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_json_lines(path: Path, label: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (line, object) of a JSONL file; blank lines are no rows.
 
     The json module reads it and not `datasets`: Arrow gives every row of a batch the same columns and types, so keys
     a row does not have would appear as None and numbers could become text, and the lines would be lost.
 
     Raises:
-        DataError: see `text_lines`; a line that is not exactly one JSON object, or not representable exactly.
+        DataError: see `read_text_lines`; a line that is not exactly one JSON object, or not representable exactly.
     """
     is_first_line = True
-    for number, line in text_lines(path, label):
+    for number, line in read_text_lines(path, label):
         if line.isspace() or not line:
             continue
         try:
@@ -39,16 +39,16 @@ def json_lines(path: Path, label: str) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, value
 
 
-def json_rows(path: Path, label: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_json_rows(path: Path, label: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (line, object) of a `.json` file: a list of objects, or JSON lines, which `datasets` and pandas write so.
 
     Raises:
-        DataError: see `json_lines`; one object instead of a list, a list that is not closed, text after the list.
+        DataError: see `read_json_lines`; one object instead of a list, a list that is not closed, text after the list.
     """
-    opening = (line.strip() for _, line in text_lines(path, label) if not line.isspace())
+    opening = (line.strip() for _, line in read_text_lines(path, label) if not line.isspace())
     first, second = next(opening, ""), next(opening, None)
     if first and first[0] != "[" and second is not None and _is_whole(first):
-        yield from json_lines(path, label)
+        yield from read_json_lines(path, label)
         return
     text = _whole_text(path, label)
     if first.startswith("["):
@@ -155,7 +155,7 @@ def _is_whole(line: str) -> bool:
 
 def _whole_text(path: Path, label: str) -> str:
     parts, size = [], 0
-    for _, line in text_lines(path, label):
+    for _, line in read_text_lines(path, label):
         parts.append(line)
         size += len(line)
         if size > MAX_DOCUMENT_CHARACTERS:

@@ -17,9 +17,9 @@ from typing import Any
 from tunesmith.core.errors import DataError, RecipeError, TunesmithError
 from tunesmith.core.files import digest_file
 from tunesmith.core.suggest import closest
-from tunesmith.data.csv_file import csv_records
-from tunesmith.data.json_file import json_lines, json_rows
-from tunesmith.data.text_file import cut
+from tunesmith.data.csv_file import read_csv_records
+from tunesmith.data.json_file import read_json_lines, read_json_rows
+from tunesmith.data.text_file import shorten
 from tunesmith.recipe.data_source import FileSource
 
 _CELLS = (".csv", ".tsv")
@@ -47,7 +47,7 @@ class LocalFile:
     quoted: bool = True  # whether cells of CSV may be in quotes
 
 
-def files_of(source: FileSource, folder: Path) -> list[LocalFile]:
+def resolve_files(source: FileSource, folder: Path) -> list[LocalFile]:
     """Return the files that a source names.
 
     Raises:
@@ -63,17 +63,17 @@ def files_of(source: FileSource, folder: Path) -> list[LocalFile]:
 
 def _checked_file(name: str, folder: Path) -> LocalFile:
     """Return the file of that name; raise DataError unless it is a regular file of a known format."""
-    path = path_of(name, folder)
+    path = resolve_path(name, folder)
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError) as error:
         raise DataError("there is no such file", where=name, hint=_missing_hint(path)) from error
     except (OSError, ValueError) as error:
         raise DataError(f"cannot be read ({error})", where=name) from error
-    kind = kind_of(path)
+    kind = file_format(path)
     if stat.S_ISDIR(mode):
-        inside = ", ".join(f"{name}/{file.name}" for file in visible_files(path, "*") if kind_of(file))
-        hint = f"name its files ({cut(inside) or 'none here is of a format that is read'})"
+        inside = ", ".join(f"{name}/{file.name}" for file in visible_files(path, "*") if file_format(file))
+        hint = f"name its files ({shorten(inside) or 'none here is of a format that is read'})"
         raise DataError("is a folder, not a file", where=name, hint=f"{hint}, or write `hub: {name}` to read all of it")
     if not stat.S_ISREG(mode):
         raise DataError("is not a regular file", where=name)
@@ -84,20 +84,20 @@ def _checked_file(name: str, folder: Path) -> LocalFile:
             where=name,
             hint=f"{reason}; {_READS}" if reason else _READS,
         )
-    return LocalFile(path, label_of(name), kind)
+    return LocalFile(path, source_label(name), kind)
 
 
-def label_of(name: str) -> str:
+def source_label(name: str) -> str:
     """Return what a file or folder is called in a run folder, which must not hold absolute paths."""
     return Path(name).name if os.path.isabs(os.path.expanduser(name)) else name
 
 
-def path_of(name: str, folder: Path) -> Path:
+def resolve_path(name: str, folder: Path) -> Path:
     """Return the path that a recipe in `folder` means by a name."""
     return folder / os.path.expanduser(name)  # pathlib's own raises for users that do not exist
 
 
-def kind_of(path: Path) -> str | None:
+def file_format(path: Path) -> str | None:
     """Return the format of a file by its name, such as `.csv`; None where it is not read."""
     name = path.name.lower()
     kind = Path(name.removesuffix(".gz")).suffix
@@ -107,7 +107,7 @@ def kind_of(path: Path) -> str | None:
 def _missing_hint(path: Path) -> str | None:
     if any(mark in path.name or mark in path.parent.name for mark in "*?["):
         found = sorted(os.path.relpath(match, path.parent) for match in glob.glob(str(path), recursive=True))
-        matches = f" (it matches {len(found)}: {cut(', '.join(found))})" if found else ""
+        matches = f" (it matches {len(found)}: {shorten(', '.join(found))})" if found else ""
         return f"patterns are not read: write the files as a list, file: [a.jsonl, b.jsonl]{matches}"
     if not path.parent.is_dir():
         return "its folder does not exist either; paths are relative to the recipe"
@@ -115,8 +115,8 @@ def _missing_hint(path: Path) -> str | None:
     near = closest(path.name, names, cutoff=0.5)
     if near:
         return f"did you mean {near}?"
-    readable = [name for name in names if kind_of(Path(name))]
-    return f"there are: {cut(', '.join(readable))}" if readable else "paths are relative to the recipe"
+    readable = [name for name in names if file_format(Path(name))]
+    return f"there are: {shorten(', '.join(readable))}" if readable else "paths are relative to the recipe"
 
 
 def visible_files(folder: Path, pattern: str = "**/*") -> list[Path]:
@@ -125,7 +125,7 @@ def visible_files(folder: Path, pattern: str = "**/*") -> list[Path]:
     return sorted(p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts))
 
 
-def digest(path: Path) -> str:
+def digest_source_file(path: Path) -> str:
     """Return the digest of a file; raise DataError where it cannot be read."""
     try:
         return digest_file(path)
@@ -133,16 +133,16 @@ def digest(path: Path) -> str:
         raise DataError(f"cannot be read ({error.strerror})", where=str(path)) from error
 
 
-def file_rows(file: LocalFile) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_file_rows(file: LocalFile) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (where, values) of every row of a file; the cells of CSV are the exact text of the file."""
     if file.kind in _CELLS:
-        records = csv_records(file.path, file.label, "," if file.kind == ".csv" else "\t", quoted=file.quoted)
+        records = read_csv_records(file.path, file.label, "," if file.kind == ".csv" else "\t", quoted=file.quoted)
         _, columns = next(records)
         yield from (
             (f"{file.label}:{line}", dict(zip(columns, cells, strict=True))) for line, cells in records if cells
         )
     elif file.kind in (".json", ".jsonl"):
-        read = json_lines if file.kind == ".jsonl" else json_rows
+        read = read_json_lines if file.kind == ".jsonl" else read_json_rows
         for line, values in read(file.path, file.label):
             yield f"{file.label}:{line}", values
     else:

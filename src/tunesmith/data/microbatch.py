@@ -1,25 +1,30 @@
-"""How the rows of a step or a split are cut into forward passes: the division that costs least, and fits.
+"""Split the rows of a step into micro-batches that fit memory and cost the least time.
 
-It changes speed and memory, never what is computed: the loss is a sum over tokens, wherever they stand.
+The split changes speed and memory only: the loss is a sum over tokens, in whichever micro-batch they are.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from tunesmith.data.batches import Batch, TokenDataset, bucket, round_up
+from tunesmith.data.batch import Batch
+from tunesmith.data.token_dataset import TokenDataset, bucket, round_up
 
-# What one more forward pass costs beside its tokens, in tokens: starting every layer once more.
-_OVERHEAD_TOKENS = 96
-# The length at which attention costs as much as all the rest of a layer. Counting multiplications that is about 3,000
-# for a hidden size of 576; half of it is a guess, because attention's small products run slower.
+ENCODER_CANNOT_PACK = "an encoder reads each row separately"
+"""The reason why rows of an encoder-decoder model are not packed."""
+
+# The fixed cost of one more forward pass, in tokens: every layer is launched once more.
+_PASS_OVERHEAD = 96
+# The sequence length at which attention costs as much as the rest of a layer. By the number of multiplications that is
+# about 3,000 at hidden size 576. Half of it is a guess, because the small matrix products of attention run slower.
 _ATTENTION_LENGTH = 1500
+_UNLIMITED = 2**31
 
 Packing = Literal["auto", "always", "never"]
 
 
 class MicroBatch(NamedTuple):
-    """Rows of one forward pass: a sequence each where `shared` is None, else side by side in one sequence."""
+    """The rows of one forward pass. They are packed if `shared`, the length of their common prefix, is not None."""
 
     rows: tuple[int, ...]
     shared: int | None = None
@@ -27,69 +32,74 @@ class MicroBatch(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class MicroBatchPolicy:
-    """The rule by which rows are divided.
+    """The limits and options that decide how rows are split into micro-batches.
 
     Attributes:
-        most_tokens: limit of padded tokens in one forward pass; one row is always allowed.
-        rows: rows of each forward pass; None finds the cheapest division.
-        packing: whether rows may stand side by side in one sequence: where that is cheaper, always, or never.
-        share: whether what rows begin with in common is computed once (not with dropout, which is drawn for each).
-        by_row: each row's attention is computed by itself in a packed sequence, instead of over all of it with a mask.
-        reach: how many tokens the model's attention reaches over: of one row if by row, else of the whole sequence.
-        multiple: of which a packed sequence's length is one.
+        max_tokens: padded tokens per forward pass. A single row may exceed it.
+        rows: rows per forward pass; None chooses the cheapest split.
+        packing: whether to pack rows into one sequence: never, always, or if it is cheaper.
+        share_prefix: compute the common prefix of packed rows once. Not with dropout, whose mask differs by row.
+        packed_attention: compute the attention of each packed row separately instead of masking the whole sequence.
+        attention_window: tokens that attention reaches back: within a row with `packed_attention`, else within the
+            packed sequence.
+        pad_multiple: pad packed sequences to a multiple of this length.
     """
 
-    most_tokens: int
+    max_tokens: int
     rows: int | None = None
     packing: Packing = "never"
-    share: bool = True
-    by_row: bool = False
-    reach: int = 2**31
-    multiple: int = 32
+    share_prefix: bool = True
+    packed_attention: bool = False
+    attention_window: int = _UNLIMITED
+    pad_multiple: int = 32
 
     def __str__(self) -> str:
-        size = f"{self.rows} rows" if self.rows else f"up to {self.most_tokens:,} tokens"
-        side = {"never": "a sequence each", "auto": "side by side where that is cheaper", "always": "side by side"}
-        return f"{size} at once, {side[self.packing]}"
+        size = f"{self.rows} rows" if self.rows else f"up to {self.max_tokens:,} tokens"
+        packing = {"never": "not packed", "auto": "packed if that is cheaper", "always": "packed"}
+        return f"{size} per forward pass, {packing[self.packing]}"
 
     def batches(
         self, tokens: TokenDataset, rows: Sequence[int], pad_id: int
     ) -> Iterator[tuple[tuple[int, ...], Batch]]:
-        """Yield the rows of each forward pass and what it reads."""
-        for group in self.groups(tokens, rows):
-            if group.shared is None:
-                yield group.rows, tokens.batch(group.rows, pad_id)
+        """Yield the rows and the batch of each micro-batch."""
+        for micro_batch in self.split(tokens, rows):
+            if micro_batch.shared is None:
+                yield micro_batch.rows, tokens.batch(micro_batch.rows, pad_id)
             else:
-                yield group.rows, tokens.packed(group.rows, pad_id, shared=group.shared, multiple=self.multiple)
+                yield (
+                    micro_batch.rows,
+                    tokens.packed(micro_batch.rows, pad_id, shared=micro_batch.shared, multiple=self.pad_multiple),
+                )
 
-    def groups(self, tokens: TokenDataset, rows: Sequence[int]) -> list[MicroBatch]:
-        """Divide rows, longest first."""
+    def split(self, tokens: TokenDataset, rows: Sequence[int]) -> list[MicroBatch]:
+        """Split rows into micro-batches, longest rows first."""
         order = sorted(rows, key=lambda row: -int(tokens.lengths[row]))
-        groups: list[MicroBatch] = []
+        micro_batches: list[MicroBatch] = []
         if self.rows is not None:
             while order:
-                *_, (_, group) = self._beginning(tokens, order[: self.rows])
-                groups.append(group)
-                order = order[len(group.rows) :]
-            return groups
-        # Shortest path over the sorted rows: best[i] is the least cost of the rows from i on.
-        best = [float("inf")] * len(order) + [0.0]
-        chosen = [MicroBatch(())] * len(order)
+                *_, (_, micro_batch) = self._candidates(tokens, order[: self.rows])
+                micro_batches.append(micro_batch)
+                order = order[len(micro_batch.rows) :]
+            return micro_batches
+        # Shortest path over the sorted rows: costs[i] is the least cost of the rows from i to the end.
+        costs = [float("inf")] * len(order) + [0.0]
+        choices = [MicroBatch(())] * len(order)
         for i in range(len(order) - 1, -1, -1):
-            for cost, group in self._beginning(tokens, order[i:]):
-                if cost + best[i + len(group.rows)] < best[i]:
-                    best[i], chosen[i] = cost + best[i + len(group.rows)], group
+            for cost, micro_batch in self._candidates(tokens, order[i:]):
+                rest = costs[i + len(micro_batch.rows)]
+                if cost + rest < costs[i]:
+                    costs[i], choices[i] = cost + rest, micro_batch
         i = 0
         while i < len(order):
-            groups.append(chosen[i])
-            i += len(chosen[i].rows)
-        return groups
+            micro_batches.append(choices[i])
+            i += len(choices[i].rows)
+        return micro_batches
 
-    def _beginning(self, tokens: TokenDataset, order: Sequence[int]) -> Iterator[tuple[float, MicroBatch]]:
-        """Yield the first row, the first two, and so on as long as they fit, each in its cheaper form with its cost."""
-        limit = self.most_tokens if self.rows is None else 2**31
+    def _candidates(self, tokens: TokenDataset, order: Sequence[int]) -> Iterator[tuple[float, MicroBatch]]:
+        """Yield the cost and the cheaper form of the first row, of the first two rows, and so on while they fit."""
+        limit = self.max_tokens if self.rows is None else _UNLIMITED
         count = longest = total = squares = 0  # over all sequences so far
-        shared = 2**31 if self.share else 0
+        shared = _UNLIMITED if self.share_prefix else 0
         for number, row in enumerate(order, 1):
             lengths = tokens.sequence_lengths([row])
             count, longest, total = count + len(lengths), max(longest, *lengths), total + sum(lengths)
@@ -97,11 +107,13 @@ class MicroBatchPolicy:
             width, rows = bucket(longest), tuple(order[:number])
             forms = []
             if self.packing != "never" and count > 1:
-                shared = min(shared, tokens.shared_tokens(rows[max(0, number - 2)], row)) if shared else 0
-                side_by_side = total - (count - 1) * shared
-                packed = self.packed_length(side_by_side)
-                if packed <= limit and (longest if self.by_row else side_by_side) <= self.reach:
-                    forms.append((self.cost(packed, squares if self.by_row else packed**2), MicroBatch(rows, shared)))
+                shared = min(shared, tokens.shared_prefix_length(rows[max(0, number - 2)], row)) if shared else 0
+                packed_tokens = total - (count - 1) * shared
+                packed = self.packed_length(packed_tokens)
+                reach = longest if self.packed_attention else packed_tokens
+                if packed <= limit and reach <= self.attention_window:
+                    pairs = squares if self.packed_attention else packed**2
+                    forms.append((self.cost(packed, pairs), MicroBatch(rows, shared)))
             fits = count * width <= limit and self.packing != "always"
             if fits or (number == 1 and not forms):
                 forms.append((self.cost(count * width, count * width**2), MicroBatch(rows)))
@@ -110,10 +122,10 @@ class MicroBatchPolicy:
             yield min(forms, key=lambda form: form[0])
 
     def packed_length(self, tokens: int) -> int:
-        """Return how long a packed sequence of so many tokens is."""
-        return round_up(tokens, self.multiple)
+        """Return the padded length of a packed sequence."""
+        return round_up(tokens, self.pad_multiple)
 
     def cost(self, tokens: int, pairs: int) -> float:
-        """Return the cost of a forward pass in tokens: all layers, and attention between so many pairs of tokens."""
+        """Return the cost of a forward pass, in tokens; `pairs` counts the pairs of tokens that attention computes."""
         attention = 0 if self.packing == "always" else pairs / _ATTENTION_LENGTH
-        return tokens + attention + _OVERHEAD_TOKENS
+        return tokens + attention + _PASS_OVERHEAD

@@ -11,7 +11,7 @@ from tunesmith.core.rundir import RunDir
 from tunesmith.data.dataset import Dataset, build_dataset
 from tunesmith.data.inputs import inputs
 from tunesmith.data.rehearsal import rehearse
-from tunesmith.data.sources import commits_of
+from tunesmith.data.sources import resolve_commits
 from tunesmith.data.spool import Spool
 from tunesmith.data.token_file import write_tokens
 from tunesmith.data.token_view import token_view
@@ -45,7 +45,7 @@ def prepare(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     progress.close()
     rehearse(recipe, task, gathered, folder=run.recipe_folder)
     facts = {"stage": "prepare", "inputs": stated, "seconds": round(time.monotonic() - began, 3), **gathered.facts()}
-    facts |= {"base": pinned_base(run, base), "commits": commits_of(recipe.data.source, folder=run.recipe_folder)}
+    facts |= {"base": pinned_base(run, base), "commits": resolve_commits(recipe.data.source, folder=run.recipe_folder)}
     with new_folder(run.stage("prepare"), **facts) as folder:
         _write(folder, gathered, tokenizer)
         write_trained_rows(folder / TRAINED_ROWS, (str(row.entry.id) for row in gathered.used["train"]), base)

@@ -9,8 +9,8 @@ from typing import Any
 from tunesmith.core import interrupt
 from tunesmith.core.errors import DataError
 from tunesmith.core.records import Example, TokenizedExample, Turn
-from tunesmith.data.filters import broken_rule
-from tunesmith.data.identity import block_id, group_of, row_id, short_digest
+from tunesmith.data.filters import rejection_reason
+from tunesmith.data.identity import block_id, group_id, row_id, short_digest
 from tunesmith.data.sources import Row, read_rows
 from tunesmith.data.split import assign_split
 from tunesmith.recipe.columns import optional_columns, prompt_columns, required_columns
@@ -53,7 +53,7 @@ class LedgerEntry:
 
 
 @dataclass(frozen=True, slots=True)
-class Remarks:
+class RowNotes:
     """Facts about a row for messages, which its line in the ledger does not have.
 
     Attributes:
@@ -69,7 +69,7 @@ class Remarks:
     spelled: str = ""
 
 
-NOTHING = Remarks()
+NO_NOTES = RowNotes()
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ class ProcessedRow:
     example: Example | None
     tokens: TokenizedExample | None
     said: tuple[Turn, ...] = ()
-    remarks: Remarks = NOTHING
+    remarks: RowNotes = NO_NOTES
 
 
 class _TooLong(RowProblem):
@@ -105,7 +105,7 @@ class DropCounter:
         self._longest = 0
         self._spelled: Counter[str] = Counter()
 
-    def count(self, entry: LedgerEntry, remarks: Remarks) -> None:
+    def count(self, entry: LedgerEntry, remarks: RowNotes) -> None:
         """Count a row, a document in blocks once."""
         if entry.block is None or entry.block[0] == 1:
             self._rows += 1
@@ -157,7 +157,7 @@ def process_rows(recipe: Recipe, task: Task, *, folder: Path) -> Iterator[Proces
         DataError: a source cannot be read, a column is missing, the filters leave no row, or too many are dropped.
     """
     tally = DropCounter()
-    for row in rows_for(recipe, folder):
+    for row in read_recipe_rows(recipe, folder):
         interrupt.check()
         for found in process_row(recipe, task, row):
             tally.count(found.entry, found.remarks)
@@ -165,7 +165,7 @@ def process_rows(recipe: Recipe, task: Task, *, folder: Path) -> Iterator[Proces
     tally.check(recipe)
 
 
-def rows_for(recipe: Recipe, folder: Path) -> Iterator[Row]:
+def read_recipe_rows(recipe: Recipe, folder: Path) -> Iterator[Row]:
     """Yield the rows of the recipe's sources; raise DataError if they lack a column that it uses."""
     needed, optional = required_columns(recipe.data), optional_columns(recipe.data)
     return read_rows(recipe.data.source, folder=folder, needed=needed, optional=optional)
@@ -178,7 +178,7 @@ def process_row(recipe: Recipe, task: Task, row: Row) -> list[ProcessedRow]:
         DataError: the row names an unknown split, or has tools that the model would never see.
     """
     try:
-        if broken := broken_rule(recipe.data.filters, row):
+        if broken := rejection_reason(recipe.data.filters, row):
             return [ProcessedRow(LedgerEntry(row.number, row.where, row.source, "filtered", reason=broken), None, None)]
         return _used(recipe, task, row)
     except MissingColumn as error:  # if all rows lack it, reading them raises DataError
@@ -187,7 +187,7 @@ def process_row(recipe: Recipe, task: Task, row: Row) -> list[ProcessedRow]:
         problem = error
     entry = LedgerEntry(row.number, row.where, row.source, "dropped", reason=problem.reason)
     too_long = problem.tokens if isinstance(problem, _TooLong) else 0
-    return [ProcessedRow(entry, None, None, remarks=Remarks(problem.detail, _hint(recipe, problem), too_long))]
+    return [ProcessedRow(entry, None, None, remarks=RowNotes(problem.detail, _hint(recipe, problem), too_long))]
 
 
 def _hint(recipe: Recipe, problem: RowProblem) -> str:
@@ -217,7 +217,7 @@ def _used(recipe: Recipe, task: Task, row: Row) -> list[ProcessedRow]:
     _refuse_tools(recipe, row)
     split, group = _place(recipe, row, turns)
     parts = _parts(task, turns, row_id(recipe.data, row.values, turns), recipe.data.max_tokens_per_example)
-    found, remarks = [], Remarks(spelled=task.find_control_token(turns) or "")
+    found, remarks = [], RowNotes(spelled=task.find_control_token(turns) or "")
     for number, (part, rendered) in enumerate(parts, 1):
         tokens, reason = _limited(recipe, task, rendered)
         status, block = "cut" if reason else "kept", (number, len(parts)) if len(parts) > 1 else None
@@ -226,7 +226,7 @@ def _used(recipe: Recipe, task: Task, row: Row) -> list[ProcessedRow]:
             row.number, row.where, row.source, status, split, tokens.example_id, reason, *counts, 1, block
         )
         found.append(ProcessedRow(entry, Example(tokens.example_id, row.number, group, part), tokens, turns, remarks))
-        remarks = NOTHING
+        remarks = NO_NOTES
     return found
 
 
@@ -254,7 +254,7 @@ def _place(recipe: Recipe, row: Row, turns: tuple[Turn, ...]) -> tuple[str, str]
     """Return the split of a row and the group that it must not be parted from: a readable name if `by` gives one."""
     split = recipe.data.split
     if split.by is None:
-        name = group = group_of(recipe.data, row.values, turns)
+        name = group = group_id(recipe.data, row.values, turns)
     else:
         value = cell_text(row.values, split.by)
         group = short_digest(value)

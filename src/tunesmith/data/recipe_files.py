@@ -7,12 +7,12 @@ from pathlib import Path
 
 from tunesmith.core.files import translate_enospc
 from tunesmith.core.rundir import RunDir
-from tunesmith.data.database import KEPT_DATABASE, database_file
+from tunesmith.data.database import DATABASE_COPY, database_file
 from tunesmith.recipe.schema import Recipe
 from tunesmith.scoring.custom import source_files
 
 
-def keep_recipe_files(recipe: Recipe, run: RunDir) -> None:
+def copy_recipe_files(recipe: Recipe, run: RunDir) -> None:
     """Copy the recipe's own metrics, with the modules that they import, and its database into the run.
 
     Copies that are up to date stay, and if the recipe's folder is gone, nothing is copied.
@@ -41,7 +41,7 @@ def _wanted(recipe: Recipe, folder: Path) -> Iterator[tuple[Path, str]]:
         for file in source_files(metric, folder):
             yield file, file.relative_to(folder).as_posix()
     if "execution" in metrics and (database := database_file(recipe, folder)) is not None:
-        yield database, KEPT_DATABASE
+        yield database, DATABASE_COPY
 
 
 def _is_copy(source: Path, target: Path) -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tunesmith.core import interrupt
 from tunesmith.core.errors import RecipeError, TunesmithError
-from tunesmith.data.database import opened_database
+from tunesmith.data.database import open_database
 from tunesmith.data.split import choose_by_hash
 from tunesmith.data.used_rows import UsedRows
 from tunesmith.recipe.schema import Recipe
@@ -55,13 +55,13 @@ def rehearse(recipe: Recipe, task: Task, rows: UsedRows, *, folder: Path, second
         ("valid", answer_metrics(recipe.train.valid_metrics), recipe.train.valid_rows),
     )
     own = custom_metrics([name for _, names, _ in asked for name in names], folder)
-    with opened_database(recipe, folder) as database:
+    with open_database(recipe, folder) as database:
         for split, names, count in asked:
             for name in names:
                 references = _references(task, rows, split, count, recipe.seed)
                 limit = seconds if name not in own or seconds is not None else _SECONDS_OF_OWN
                 done = _called(name, own.get(name), references, database, limit)
-                total = min(count, len({line.id for line in rows.lines(split)}))
+                total = min(count, len({line.id for line in rows.ledger_entries(split)}))
                 if name in _CAN_REFUSE and done < total:
                     notes.append(
                         f"{name} has read the references of {done:,} of {total:,} {split} rows that will be answered"
@@ -71,7 +71,7 @@ def rehearse(recipe: Recipe, task: Task, rows: UsedRows, *, folder: Path, second
 
 def _references(task: Task, rows: UsedRows, split: str, count: int, seed: int) -> Iterator[Reference]:
     """Yield the right answer of each row of a split once: first of the rows that will be asked, then of the others."""
-    lines = rows.lines(split)
+    lines = rows.ledger_entries(split)
     places = {str(line.id): place for place, line in reversed(list(enumerate(lines)))}
     chosen = choose_by_hash(places, count, seed)
     for place in sorted(places.values(), key=lambda place: (lines[place].id not in chosen, lines[place].row)):

@@ -1,45 +1,67 @@
-"""How the rows of a step are shared out to processes, and how much of their time that leaves them idle."""
+"""Choose the rows of each step, and assign them to the ranks.
+
+The rows of a step are a pure function of (seed, step): resuming needs no sampler state, and neither the micro-batch
+size nor the machine changes them.
+"""
 
 import heapq
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
-from tunesmith.data.batches import TokenDataset, batch_indices
+import numpy as np
+from numpy.typing import NDArray
+
+from tunesmith.data.token_dataset import TokenDataset
 from tunesmith.recipe.schedule import plan_steps
 from tunesmith.recipe.schema import Recipe
 
-# So many steps, spread over the run, tell how even all of them are.
-_STEPS = 200
+# The utilization is averaged over about this many steps, spread over the run.
+_SAMPLED_STEPS = 200
 
 
-def assign_ranks(rows: Iterable[int], lengths: Sequence[int], processes: int) -> list[list[int]]:
-    """Return the rows of each process: about as many tokens as every other has.
+@lru_cache(maxsize=2)
+def epoch_order(seed: int, epoch: int, rows: int) -> NDArray[np.int64]:
+    """Return the order of the rows in an epoch."""
+    return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(rows)
 
-    The longest row goes to who has least so far (Graham 1969, "Bounds on multiprocessing timing anomalies").
+
+def batch_indices(step: int, *, rows: int, examples_per_step: int, total_examples: int, seed: int) -> list[int]:
+    """Return the rows of a step, counted from 0; the last step of a run may have fewer."""
+    first = step * examples_per_step
+    last = min(first + examples_per_step, total_examples)
+    return [int(epoch_order(seed, position // rows, rows)[position % rows]) for position in range(first, last)]
+
+
+def assign_ranks(rows: Iterable[int], lengths: Sequence[int], world_size: int) -> list[list[int]]:
+    """Return the rows of each rank, so that all ranks have about as many tokens.
+
+    Each row, longest first, goes to the rank with the fewest tokens (Graham 1969, "Bounds on multiprocessing timing
+    anomalies").
     """
-    loads = [(0, number) for number in range(processes)]  # a heap
-    shares: list[list[int]] = [[] for _ in loads]
+    loads = [(0, rank) for rank in range(world_size)]  # a heap
+    assigned: list[list[int]] = [[] for _ in loads]
     for row in sorted(rows, key=lambda row: (-int(lengths[row]), row)):
-        load, least = loads[0]
-        heapq.heapreplace(loads, (load + int(lengths[row]), least))
-        shares[least].append(row)
-    return shares
+        load, rank = loads[0]
+        heapq.heapreplace(loads, (load + int(lengths[row]), rank))
+        assigned[rank].append(row)
+    return assigned
 
 
-def balance_ranks(recipe: Recipe, tokens: TokenDataset, processes: int) -> float:
-    """Return what part of the time that a step's rows take all processes work, where a row costs as its tokens do.
+def estimate_rank_utilization(recipe: Recipe, tokens: TokenDataset, world_size: int) -> float:
+    """Return the mean load of a rank divided by the largest load, with the cost of a row proportional to its tokens.
 
-    1 where each has the same; the others wait for the one that has most.
+    It is 1 if all ranks have equally many tokens; otherwise they wait for the rank with the most.
     """
-    if processes == 1:
+    if world_size == 1:
         return 1.0
     steps = plan_steps(recipe, len(tokens))
     lengths = tokens.lengths.tolist()
-    mean = most = 0.0
-    for step in range(0, steps.total_steps, -(-steps.total_steps // _STEPS)):
+    mean = largest = 0.0
+    for step in range(0, steps.total_steps, -(-steps.total_steps // _SAMPLED_STEPS)):
         rows = batch_indices(
             step, rows=len(tokens), examples_per_step=recipe.train.examples_per_step,
             total_examples=steps.total_examples, seed=recipe.seed,
         )  # fmt: skip
-        loads = [sum(lengths[row] for row in mine) for mine in assign_ranks(rows, lengths, processes)]
-        mean, most = mean + sum(loads) / processes, most + max(loads)
-    return mean / most
+        loads = [sum(lengths[row] for row in assigned) for assigned in assign_ranks(rows, lengths, world_size)]
+        mean, largest = mean + sum(loads) / world_size, largest + max(loads)
+    return mean / largest

@@ -14,15 +14,15 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from tunesmith.data.split import group_key
+from tunesmith.data.split import normalize_text
 
-RUN_WORDS = 3
-HASHES = 128
+SHINGLE_WORDS = 3
+NUM_HASHES = 128
 # Runs that more than this part of all texts share belong to a template: that two texts have them says nothing.
-COMMON_PART = 0.1
-COMMON_LEAST = 10
+COMMON_FRACTION = 0.1
+COMMON_MIN_TEXTS = 10
 # With fewer runs of their own, texts are too short for a likeness to mean anything.
-LEAST_RUNS = 6
+MIN_SHINGLES = 6
 
 # Scripts without blanks are taken character by character. Marks are words too, since a < b is not a > b.
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+|[^\w\s]")
@@ -37,8 +37,8 @@ _PAIRS_AT_ONCE = 2**15
 _MARGIN = 0.15  # by which an estimate from 128 hashes may be too low: four standard deviations at 0.8
 
 _RANDOM = np.random.Generator(np.random.Philox(1997))
-_FACTORS = _RANDOM.integers(0, 2**63, HASHES, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
-_SUMMANDS = _RANDOM.integers(0, 2**63, HASHES, dtype=np.uint64)
+_FACTORS = _RANDOM.integers(0, 2**63, NUM_HASHES, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
+_SUMMANDS = _RANDOM.integers(0, 2**63, NUM_HASHES, dtype=np.uint64)
 _HALF = np.uint64(32)
 
 Places = NDArray[np.int64]
@@ -86,7 +86,7 @@ class MinHashIndex:
         parts = [slice(first, first + _RUNS_AT_ONCE) for first in range(0, len(runs), _RUNS_AT_ONCE)]
         for part in parts:
             counts += np.bincount(runs[part] & _LOW_BITS, minlength=_BUCKETS)
-        own = counts <= max(COMMON_LEAST, COMMON_PART * (len(offsets) - 1))
+        own = counts <= max(COMMON_MIN_TEXTS, COMMON_FRACTION * (len(offsets) - 1))
         mine = np.zeros(len(runs), bool)
         before, so_far = np.zeros(len(offsets), np.int64), 0  # how many own runs stand before each text
         for part in parts:
@@ -117,7 +117,7 @@ class MinHashIndex:
     @cached_property
     def signatures(self) -> NDArray[np.uint32]:
         """The MinHash signature of every text, [texts, HASHES]; of those that are too short it is not used."""
-        found = np.zeros((len(self), HASHES), np.uint32)
+        found = np.zeros((len(self), NUM_HASHES), np.uint32)
         for place in range(len(self)):
             runs = self.runs(place).astype(np.uint64)
             if len(runs):
@@ -127,7 +127,7 @@ class MinHashIndex:
     def long_enough(self, places: Sequence[int]) -> Places:
         """Return those of the places whose texts have enough runs of their own to be compared."""
         wanted = np.asarray(places, np.int64)
-        found: Places = wanted[np.diff(self._offsets)[wanted] >= LEAST_RUNS]
+        found: Places = wanted[np.diff(self._offsets)[wanted] >= MIN_SHINGLES]
         return found
 
     def nearest(self, asked: Sequence[int], among: Sequence[int], threshold: float) -> dict[int, tuple[int, float]]:
@@ -202,21 +202,21 @@ class _Band:
 
 def _bands(threshold: float) -> list[slice]:
     """Return the columns of each band: as wide as they may be for pairs at the threshold still to be found."""
-    for width in range(HASHES, 0, -1):
-        count = HASHES // width
+    for width in range(NUM_HASHES, 0, -1):
+        count = NUM_HASHES // width
         if 1 - (1 - threshold**width) ** count >= _FOUND:
             return [slice(i * width, (i + 1) * width) for i in range(count)]
-    return [slice(i, i + 1) for i in range(HASHES)]
+    return [slice(i, i + 1) for i in range(NUM_HASHES)]
 
 
 def shingles(text: str) -> bytes:
-    """Return the distinct runs of RUN_WORDS words, hashed to 4 bytes each, ascending."""
-    words = " ".join(_WORD.findall(group_key(text))).encode("utf-8", "surrogatepass").split()
+    """Return the distinct runs of SHINGLE_WORDS words, hashed to 4 bytes each, ascending."""
+    words = " ".join(_WORD.findall(normalize_text(text))).encode("utf-8", "surrogatepass").split()
     hashed = np.fromiter(map(zlib.crc32, words), np.uint64, len(words))
-    count = len(words) - RUN_WORDS + 1
+    count = len(words) - SHINGLE_WORDS + 1
     if count <= 0:
         return b""
-    mixed = sum(hashed[i : i + count] * _FACTORS[i] for i in range(RUN_WORDS))
+    mixed = sum(hashed[i : i + count] * _FACTORS[i] for i in range(SHINGLE_WORDS))
     runs: NDArray[np.uint32] = (np.asarray(mixed, np.uint64) >> _HALF).astype(np.uint32)
     runs.sort()
     distinct: NDArray[np.uint32] = runs[np.concatenate([[True], runs[1:] != runs[:-1]])]

@@ -8,9 +8,17 @@ from typing import Any
 from tunesmith.core.errors import DataError, RecipeError
 from tunesmith.core.files import digest_file, digest_of
 from tunesmith.core.suggest import closest
-from tunesmith.data.hub import hub_revision, hub_rows, keep_copy, local_dataset
-from tunesmith.data.known_shapes import known_shape
-from tunesmith.data.local_files import LocalFile, digest, file_rows, files_of, label_of, path_of, visible_files
+from tunesmith.data.hub import cache_dataset, local_dataset_folder, read_hub_rows, resolve_commit
+from tunesmith.data.local_files import (
+    LocalFile,
+    digest_source_file,
+    read_file_rows,
+    resolve_files,
+    resolve_path,
+    source_label,
+    visible_files,
+)
+from tunesmith.data.row_formats import recognize_row_format
 from tunesmith.data.text_file import wrap_read_errors
 from tunesmith.recipe.data_source import FileSource, HubSource, Source, Sources
 
@@ -59,12 +67,12 @@ def read_rows(
         RecipeError: a setting of a source has no effect, or two have one name.
     """
     number = 0
-    anywhere = Presence(optional, patience=None)
+    anywhere = MissingColumns(optional, patience=None)
     for name, source in named_sources(sources).items():
         before = number
-        theirs = Presence(source.rename, patience=_PATIENCE)
+        theirs = MissingColumns(source.rename, patience=_PATIENCE)
         for may_lack, located in _located_parts(source, folder):
-            ours = Presence(needed, patience=_PATIENCE if may_lack else 1)
+            ours = MissingColumns(needed, patience=_PATIENCE if may_lack else 1)
             for where, values in located:
                 number += 1
                 row = Row(number, where, values, name)
@@ -80,7 +88,7 @@ def read_rows(
     anywhere.check()
 
 
-class Presence:
+class MissingColumns:
     """The columns, of those given, that no row has had so far.
 
     Args:
@@ -134,14 +142,14 @@ def digest_sources(sources: Sources, *, folder: Path, commits: Mapping[str, str]
     return digest_of(found[0] if len(found) == 1 else found)
 
 
-def commits_of(sources: Sources, *, folder: Path) -> dict[str, str]:
+def resolve_commits(sources: Sources, *, folder: Path) -> dict[str, str]:
     """Return the commits that the datasets of the hub have now, by the name of the source, as far as they are known."""
     hub = {name: source for name, source in named_sources(sources).items() if isinstance(source, HubSource)}
-    found = {name: hub_revision(source, folder=folder) for name, source in hub.items()}
+    found = {name: resolve_commit(source, folder=folder) for name, source in hub.items()}
     return {name: commit for name, commit in found.items() if commit is not None}
 
 
-def sources_are_there(sources: Sources, *, folder: Path, commits: Mapping[str, str] | None = None) -> bool:
+def sources_available(sources: Sources, *, folder: Path, commits: Mapping[str, str] | None = None) -> bool:
     """Return whether rows can be compared now: all files exist, and datasets are pinned, cached or can be reached."""
     named = named_sources(sources).items()
     return all(name in (commits or {}) or _is_there(source, folder) for name, source in named)
@@ -150,33 +158,35 @@ def sources_are_there(sources: Sources, *, folder: Path, commits: Mapping[str, s
 def _is_there(source: Source, folder: Path) -> bool:
     if isinstance(source, FileSource):
         names = [source.file] if isinstance(source.file, str) else source.file
-        return all(path_of(name, folder).exists() for name in names)
+        return all(resolve_path(name, folder).exists() for name in names)
     try:
         return (
             not isinstance(source, HubSource)
-            or local_dataset(source, folder) is not None
-            or hub_revision(source, folder=folder) is not None
+            or local_dataset_folder(source, folder) is not None
+            or resolve_commit(source, folder=folder) is not None
         )
     except DataError:
         return False
 
 
-def keep_copies(sources: Sources, *, folder: Path) -> None:
+def cache_datasets(sources: Sources, *, folder: Path) -> None:
     """Have copies of rows that are on the hub, for machines that do not ask it; raise DataError where one cannot be."""
     for source in named_sources(sources).values():
         if isinstance(source, HubSource):
-            keep_copy(source, folder=folder)
+            cache_dataset(source, folder=folder)
 
 
 def _facts(source: Source, folder: Path, pinned: str | None) -> dict[str, Any]:
     facts: dict[str, Any]
     if isinstance(source, FileSource):
-        facts = {"files": [[file.kind, digest(file.path)] for file in files_of(source, folder)]}
+        facts = {"files": [[file.kind, digest_source_file(file.path)] for file in resolve_files(source, folder)]}
     elif isinstance(source, HubSource):
         facts = {"hub": source.hub, "config": source.config, "split": source.split}
-        if local := local_dataset(source, folder):
-            facts["hub"] = {path.relative_to(local).as_posix(): digest(path) for path in visible_files(local)}
-        elif commit := pinned or hub_revision(source, folder=folder):
+        if local := local_dataset_folder(source, folder):
+            facts["hub"] = {
+                path.relative_to(local).as_posix(): digest_source_file(path) for path in visible_files(local)
+            }
+        elif commit := pinned or resolve_commit(source, folder=folder):
             facts["commit"] = commit
         else:
             facts["unresolved"] = source.revision
@@ -204,7 +214,7 @@ def missing_column_error(name: str, row: Row) -> DataError:
         )
     elif near:
         hint = f"did you mean `{alike[near]}`? {hint}"
-    elif shape := known_shape(row.values):
+    elif shape := recognize_row_format(row.values):
         hint += f"; {shape}"
     return DataError(f"there is no column `{name}`", where=row.where, hint=hint)
 
@@ -213,10 +223,10 @@ def _located_parts(source: Source, folder: Path) -> Iterator[tuple[bool, Iterato
     """Yield the rows of each file of a source, and whether some of them may lack columns that others have."""
     if isinstance(source, FileSource):
         # All names are checked before the first file is read, which may take long.
-        for file in files_of(source, folder):
+        for file in resolve_files(source, folder):
             yield file.kind in (".json", ".jsonl"), _rows_of(file)
     elif isinstance(source, HubSource):
-        yield False, hub_rows(source, folder, _name(source))
+        yield False, read_hub_rows(source, folder, _name(source))
     else:
         from tunesmith import demo
 
@@ -226,10 +236,10 @@ def _located_parts(source: Source, folder: Path) -> Iterator[tuple[bool, Iterato
 
 def _rows_of(file: LocalFile) -> Iterator[Located]:
     with wrap_read_errors(file.path, file.label):
-        yield from file_rows(file)
+        yield from read_file_rows(file)
 
 
 def _name(source: Source) -> str:
     if isinstance(source, FileSource):
-        return ", ".join(map(label_of, [source.file] if isinstance(source.file, str) else source.file))
-    return f"{label_of(source.hub)}[{source.split}]" if isinstance(source, HubSource) else source.generated
+        return ", ".join(map(source_label, [source.file] if isinstance(source.file, str) else source.file))
+    return f"{source_label(source.hub)}[{source.split}]" if isinstance(source, HubSource) else source.generated

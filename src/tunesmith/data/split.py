@@ -48,7 +48,7 @@ def choose_by_hash(ids: Iterable[str], count: int | None, seed: int, *, purpose:
     return set(heapq.nsmallest(count, distinct, key=lambda one: (_uniform(purpose, seed, one), one)))
 
 
-def group_key(text: str) -> str:
+def normalize_text(text: str) -> str:
     """Return the text without what makes near-identical prompts differ, so that they fall in one split.
 
     Compatibility forms (full width, ligatures), case, whitespace and invisible characters are evened out.
@@ -62,7 +62,7 @@ def group_key(text: str) -> str:
 
 def content_hash(texts: Sequence[str]) -> str:
     """Return a digest of what is said, however it is spaced and capitalised: equal for exact duplicates."""
-    return digest_of([group_key(text) for text in texts])
+    return digest_of([normalize_text(text) for text in texts])
 
 
 def _uniform(purpose: str, seed: int, text: str) -> float:

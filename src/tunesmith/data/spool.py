@@ -19,10 +19,10 @@ import numpy as np
 
 from tunesmith.core.jsonl import json_line
 from tunesmith.core.records import INPUT_IDS, TRAINED, Column, TokenizedExample
-from tunesmith.data.process_rows import NOTHING, LedgerEntry, ProcessedRow, Remarks
+from tunesmith.data.process_rows import NO_NOTES, LedgerEntry, ProcessedRow, RowNotes
 from tunesmith.data.similarity import ShingleIndex, shingles
 from tunesmith.data.split import content_hash
-from tunesmith.data.token_file import RaggedBytes, RaggedRows, columns_of, to_bytes, tokens_from
+from tunesmith.data.token_file import RaggedBytes, RaggedRows, columns_of, to_bytes, tokens_from_columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class EncodedRow:
     """
 
     entry: LedgerEntry
-    remarks: Remarks = NOTHING
+    remarks: RowNotes = NO_NOTES
     example: bytes = b""
     columns: Mapping[Column, bytes] = field(default_factory=dict)
     said: str = ""
@@ -115,7 +115,7 @@ class Spool:
     def tokens(self, place: int, example_id: str) -> TokenizedExample:
         """Return one example as it was rendered."""
         columns = {c: np.frombuffer(next(values.at([place])), c.dtype) for c, values in self._columns.items()}
-        return tokens_from(example_id, columns)
+        return tokens_from_columns(example_id, columns)
 
     def rows(self, places: Sequence[int]) -> RaggedRows:
         """Return the tokens of some places."""

@@ -44,7 +44,7 @@ def wrap_read_errors(path: Path, label: str) -> Iterator[None]:
         raise DataError("changed while it was read", where=label, hint="run again when it is no longer written to")
 
 
-def text_lines(path: Path, label: str) -> Iterator[tuple[int, str]]:
+def read_text_lines(path: Path, label: str) -> Iterator[tuple[int, str]]:
     """Yield (number, line with its line end) of a UTF-8 file; `.gz` is decompressed on the way.
 
     A byte order mark is taken off. Memory is bounded by the longest line.
@@ -68,7 +68,7 @@ def text_lines(path: Path, label: str) -> Iterator[tuple[int, str]]:
             raise DataError("is empty", where=label)
 
 
-def cut(text: str) -> str:
+def shorten(text: str) -> str:
     """Return a text short enough for a message."""
     return text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 1] + "…"
 

@@ -14,10 +14,10 @@ _MOST_TOKENS = 4
 def token_view(tokens: TokenizedExample, tokenizer: TokenizerAdapter) -> list[dict[str, Any]]:
     """Return each token as {text, id, trained, special}, those that are read apart (by an encoder) first.
 
-    See `pieces` for characters of several tokens.
+    See `token_texts` for characters of several tokens.
     """
     apart = [tuple(map(int, ids)) for column, ids in tokens.columns.items() if column.per == "ids"]
-    texts = [text for ids in (*apart, tokens.input_ids) for text in pieces(ids, tokenizer.decode)]
+    texts = [text for ids in (*apart, tokens.input_ids) for text in token_texts(ids, tokenizer.decode)]
     ids = [i for some in (*apart, tokens.input_ids) for i in some]
     trained = (False,) * (len(ids) - len(tokens.trained)) + tokens.trained
     return [
@@ -26,7 +26,7 @@ def token_view(tokens: TokenizedExample, tokenizer: TokenizerAdapter) -> list[di
     ]
 
 
-def pieces(ids: Sequence[int], decode: Callable[[Sequence[int]], str]) -> list[str]:
+def token_texts(ids: Sequence[int], decode: Callable[[Sequence[int]], str]) -> list[str]:
     """Return the text of each token, so that together they are the text of all.
 
     The bytes of one character may be spread over several tokens: the first then has the whole character and the others

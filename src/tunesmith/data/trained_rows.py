@@ -37,7 +37,7 @@ def trained_rows(model: ModelFolder | None) -> frozenset[bytes]:
     return frozenset(found)
 
 
-def seen_before(used: Mapping[str, Sequence[SpooledRow]], base: ModelFolder | None) -> dict[str, Any]:
+def count_seen_rows(used: Mapping[str, Sequence[SpooledRow]], base: ModelFolder | None) -> dict[str, Any]:
     """Return {split: how many held-out rows the base was trained on, first: the first of them}."""
     known = trained_rows(base)
     counts: dict[str, Any] = {}
@@ -49,7 +49,7 @@ def seen_before(used: Mapping[str, Sequence[SpooledRow]], base: ModelFolder | No
     return counts
 
 
-def seen_sentence(seen: Mapping[str, Any], recipe: Recipe) -> str | None:
+def seen_rows_warning(seen: Mapping[str, Any], recipe: Recipe) -> str | None:
     """Return a message that counts the held-out rows the base was trained on; None if there are none."""
     counts = [f"{seen[split]:,} {split} rows" for split in HELD_OUT if seen[split]]
     if not counts:
@@ -60,7 +60,7 @@ def seen_sentence(seen: Mapping[str, Any], recipe: Recipe) -> str | None:
     )
 
 
-def cannot_tell(recipe: Recipe, base: ModelFolder | None) -> str | None:
+def unknown_overlap_warning(recipe: Recipe, base: ModelFolder | None) -> str | None:
     """Return a message that the base's training rows are unknown if it read other columns; else None."""
     stored = base.card.get("data") if base is not None and trained_rows(base) else None
     if isinstance(stored, dict):

@@ -7,8 +7,8 @@ from typing import Any, Protocol
 from tunesmith.core.jsonl import read_jsonl
 from tunesmith.core.records import Example
 from tunesmith.core.rundir import SPLITS, RunDir
-from tunesmith.data.batches import TokenDataset
 from tunesmith.data.process_rows import LedgerEntry
+from tunesmith.data.token_dataset import TokenDataset
 
 
 class UsedRows(Protocol):
@@ -17,7 +17,7 @@ class UsedRows(Protocol):
     def facts(self) -> dict[str, Any]:
         """Return what is counted of all rows, see `Gathered.facts`."""
 
-    def lines(self, split: str) -> Sequence[LedgerEntry]:
+    def ledger_entries(self, split: str) -> Sequence[LedgerEntry]:
         """Return the ledger's line of each row of a split."""
 
     def example(self, split: str, place: int) -> Example:
@@ -42,7 +42,7 @@ class PreparedRows:
         """Return what `prepare` counted."""
         return self._run.manifest("prepare") or {}
 
-    def lines(self, split: str) -> Sequence[LedgerEntry]:
+    def ledger_entries(self, split: str) -> Sequence[LedgerEntry]:
         """Return the ledger's line of each row of a split."""
         return self._lines[split]
 

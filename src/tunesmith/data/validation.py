@@ -7,12 +7,12 @@ from tunesmith.data.split import choose_by_hash
 from tunesmith.recipe.schema import Recipe
 
 # Validations together read at most this fraction of the tokens that training reads ...
-MOST_OF_TRAINING = 0.1
+MAX_TRAINING_FRACTION = 0.1
 # ... but no fewer rows than this, whose mean would say little.
-LEAST_ROWS = 8
+MIN_ROWS = 8
 
 
-def measured_rows(
+def select_validation_rows(
     recipe: Recipe, ids: Sequence[str], lengths: Any, *, validations: int, training_tokens: float
 ) -> list[int]:
     """Return the places of the valid rows whose loss every validation measures, chosen by hash.
@@ -30,14 +30,14 @@ def measured_rows(
         return list(range(len(ids)))
     if isinstance(asked, int):
         return _places(ids, choose_by_hash(ids, asked, recipe.seed))
-    most = MOST_OF_TRAINING * training_tokens / validations
+    most = MAX_TRAINING_FRACTION * training_tokens / validations
     count = len(set(ids))
     while True:
         places = _places(ids, choose_by_hash(ids, count, recipe.seed))
         tokens = sum(int(lengths[place]) for place in places)
-        if tokens <= most or count <= LEAST_ROWS:
+        if tokens <= most or count <= MIN_ROWS:
             return places
-        count = max(LEAST_ROWS, min(count - 1, int(count * most / tokens)))
+        count = max(MIN_ROWS, min(count - 1, int(count * most / tokens)))
 
 
 def _places(ids: Sequence[str], chosen: set[str]) -> list[int]:

@@ -31,7 +31,7 @@ from tunesmith.tasks import task_for
 from tunesmith.tasks.base import Task
 from tunesmith.tasks.chatml import load_tokenizer
 
-ALONE = 3000
+SERIAL_ROWS = 3000
 """So many rows are examined before others are asked for help: until then their start would cost more than it saves."""
 _SHARE = 32
 _MOST_HELPERS = 8  # one process reads and keeps what so many examine
@@ -41,7 +41,7 @@ Share = tuple[Row, ...]
 _Answer = Future[list[EncodedRow]]
 
 
-def helpers() -> int:
+def worker_count() -> int:
     """Return how many helpers there are where many rows are shared out: one for each core; one alone is none."""
     return min(available_cores(), _MOST_HELPERS)
 
@@ -57,11 +57,11 @@ def process_in_parallel(
     Raises:
         DataError: a column is missing.
     """
-    count = helpers()
+    count = worker_count()
     if model is None or count < 2:
         yield from _alone(recipe, task, rows)
         return
-    yield from _alone(recipe, task, islice(rows, ALONE))
+    yield from _alone(recipe, task, islice(rows, SERIAL_ROWS))
     shares = iter(lambda: tuple(islice(rows, _SHARE)), ())
     if not (first := next(shares, ())):
         return

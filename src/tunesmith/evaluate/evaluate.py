@@ -11,8 +11,8 @@ from tunesmith.core.files import digest_of, seal_folder, write_json
 from tunesmith.core.jsonl import write_jsonl
 from tunesmith.core.progress import log
 from tunesmith.core.rundir import RunDir
-from tunesmith.data.batches import TokenDataset
 from tunesmith.data.fit import fits_for_inference
+from tunesmith.data.token_dataset import TokenDataset
 from tunesmith.distributed.fsdp import load_device, memory_budget, shard
 from tunesmith.distributed.process_group import ProcessGroup, current_group
 from tunesmith.estimate.throughput import save_generation_speed

@@ -12,8 +12,8 @@ from tunesmith.core import interrupt
 from tunesmith.core.files import read_json, translate_enospc, write_json
 from tunesmith.core.jsonl import json_line, read_whole_lines, write_jsonl
 from tunesmith.core.progress import Progress
-from tunesmith.data.batches import TokenDataset
 from tunesmith.data.microbatch import MicroBatchPolicy
+from tunesmith.data.token_dataset import TokenDataset
 from tunesmith.distributed.fsdp import is_sharded, lockstep_forward
 from tunesmith.distributed.process_group import current_group
 from tunesmith.inference.predict import predict
@@ -101,8 +101,8 @@ def score_likelihoods(
     policy = MicroBatchPolicy(
         _MAX_TOKENS,
         packing="auto" if apart else "never",
-        by_row=has_packed_attention(model),
-        reach=attention_window(model),
+        packed_attention=has_packed_attention(model),
+        attention_window=attention_window(model),
     )
     mine = group.local_rows(rows, tokens.lengths)
     with lockstep_forward(model, group):

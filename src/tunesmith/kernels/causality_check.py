@@ -11,7 +11,8 @@ import torch
 
 from tunesmith.architecture.causality import CAUSAL_HINT
 from tunesmith.core.errors import RecipeError
-from tunesmith.data.batches import Batch, TokenDataset
+from tunesmith.data.batch import Batch
+from tunesmith.data.token_dataset import TokenDataset
 from tunesmith.distributed.fsdp import agree_on_reason
 from tunesmith.kernels.token_loss import model_inputs
 from tunesmith.model.load import ComputeConfig, decoder_config
@@ -61,7 +62,7 @@ def _may_round_otherwise(model: Any, compute: ComputeConfig, is_repeatable: bool
 
 def _beginning(batch: Batch) -> Batch:
     """Return the first tokens of a batch."""
-    cut = {name: getattr(batch, name)[:, :_LENGTH] for name in ("input_ids", "trained", "owner")}
+    cut = {name: getattr(batch, name)[:, :_LENGTH] for name in ("input_ids", "loss_mask", "segment_ids")}
     return replace(batch, **cut)
 
 

@@ -6,8 +6,8 @@ from typing import TypeVar
 
 from tunesmith.core.errors import DoesNotFit
 from tunesmith.core.progress import log
-from tunesmith.data.batches import TokenDataset
 from tunesmith.data.microbatch import MicroBatchPolicy
+from tunesmith.data.token_dataset import TokenDataset
 from tunesmith.model.memory import free_memory, is_out_of_memory
 
 T = TypeVar("T")
@@ -46,7 +46,7 @@ class OomRetry:
             self._halve(tokens, rows)
 
     def _halve(self, tokens: TokenDataset, rows: Sequence[int]) -> None:
-        largest = max(map(len, (group.rows for group in self.policy.groups(tokens, rows))))
+        largest = max(map(len, (group.rows for group in self.policy.split(tokens, rows))))
         if largest == 1:
             raise DoesNotFit(
                 f"memory does not suffice for a single row of {int(tokens.lengths[list(rows)].max())} tokens",

@@ -61,7 +61,7 @@ def packed_attention(
     """Return the attention [sequences, length, heads, width] of queries and keys [sequences, heads, length, width].
 
     Args:
-        row_parts: how long the parts of the one sequence are, as in `Batch.parts`; nothing where a sequence is a row.
+        row_parts: see `Batch.segment_lengths`; empty if each row is a sequence.
 
     Raises:
         ValueError: the layer wants more than plain causal attention, which is not done by rows.

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from tunesmith.architecture.shapes import UNLIMITED
-from tunesmith.data.batches import Batch, TokenDataset
-from tunesmith.data.fit import ENCODER_READS_ALONE
+from tunesmith.data.batch import Batch
+from tunesmith.data.microbatch import ENCODER_CANNOT_PACK
+from tunesmith.data.token_dataset import TokenDataset
 from tunesmith.distributed.fsdp import agree_on_reason, raise_if_sharded
 from tunesmith.kernels.packed_attention import (
     MASKABLE_ATTENTION,
@@ -54,7 +55,7 @@ def packing_unsupported_reason(model: Any, tokens: TokenDataset, pad_id: int, co
     if len(tokens) < 2:
         return "there is only one row"
     if model.config.is_encoder_decoder:
-        return ENCODER_READS_ALONE
+        return ENCODER_CANNOT_PACK
     if use_packed_attention(model):
         if _why_not_apart(model, tokens, pad_id, compute) is None:
             return None
@@ -72,7 +73,7 @@ def _why_not_apart(model: Any, tokens: TokenDataset, pad_id: int, compute: Compu
     model.eval()
     try:
         alone = _losses(model, tokens.batch(rows[1:], pad_id), 0, compute)
-        beside = tokens.packed(rows, pad_id, shared=tokens.shared_tokens(*rows))
+        beside = tokens.packed(rows, pad_id, shared=tokens.shared_prefix_length(*rows))
         place = len(tokens.sequence_lengths(rows[:1]))  # of the second row's first sequence
         first, second = _losses(model, beside, place, compute), _losses(model, _disturbed(beside), place, compute)
     except (TypeError, ValueError, RuntimeError, IndexError, KeyError) as error:  # somebody else's forward
@@ -108,6 +109,6 @@ def _losses(model: Any, batch: Batch, row: int, compute: ComputeConfig) -> torch
 def _disturbed(batch: Batch) -> Batch:
     """Return the batch with other tokens in its first row, what it shares with the second left out."""
     ids = batch.input_ids.clone()
-    mine = batch.owner == 0
+    mine = batch.segment_ids == 0
     ids[mine] = ids[mine].flip(0).roll(1)
     return replace(batch, input_ids=ids)

@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from tunesmith.core.records import ENCODER_IDS
-from tunesmith.data.batches import ENCODER_MASK, Batch
+from tunesmith.data.batch import ENCODER_MASK, Batch
 from tunesmith.estimate.memory import LOGITS_CHUNK
 from tunesmith.kernels.packed_attention import has_packed_attention
 from tunesmith.model.load import without_adapter
@@ -47,10 +47,10 @@ def token_loss(model: Any, batch: Batch) -> TokenLoss:
 
     Args:
         model: a causal language model or one with encoder and decoder, in or out of peft.
-        batch: `trained` marks the tokens to predict; each is predicted from the position before it. What a decoder
+        batch: `loss_mask` marks the tokens to predict; each is predicted from the position before it. What a decoder
             starts from is the first token of `input_ids`, so targets need no shifting.
     """
-    predicted = batch.trained[:, 1:]
+    predicted = batch.loss_mask[:, 1:]
     targets = batch.input_ids[:, 1:][predicted]
     decoder = _decoder(model) if len(targets) > LOGITS_CHUNK else None
     if decoder is not None:
@@ -62,7 +62,7 @@ def token_loss(model: Any, batch: Batch) -> TokenLoss:
         for column, values in batch.columns.items()
         if column.per != "ids"
     }
-    return TokenLoss(nll, correct, batch.owner[:, 1:][predicted], columns, batch.examples)
+    return TokenLoss(nll, correct, batch.segment_ids[:, 1:][predicted], columns, batch.examples)
 
 
 def _compared(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -193,14 +193,14 @@ def model_inputs(model: Any, batch: Batch) -> dict[str, Any]:
     if ENCODER_IDS in batch.columns:
         source = {"input_ids": batch.columns[ENCODER_IDS], "attention_mask": batch.columns[ENCODER_MASK]}
         return {**source, "decoder_input_ids": batch.input_ids}
-    if not batch.parts:
+    if not batch.segment_lengths:
         return {"input_ids": batch.input_ids}
     packed = {"input_ids": batch.input_ids, "position_ids": batch.positions}
     if has_packed_attention(model):
         # A mask of four dimensions is handed on as it is; without one transformers would make a whole one.
-        return {**packed, "attention_mask": batch.input_ids.new_zeros(1, 1, 1, 1), "row_parts": batch.parts}
+        return {**packed, "attention_mask": batch.input_ids.new_zeros(1, 1, 1, 1), "row_parts": batch.segment_lengths}
     # What keeps rows of one sequence apart, as numbers to add, which every attention takes.
-    sees = batch.sees()
+    sees = batch.attention_mask()
     hidden = torch.zeros(sees.shape, dtype=model.dtype, device=sees.device)
     hidden.masked_fill_(~sees, torch.finfo(model.dtype).min)
     return {**packed, "attention_mask": hidden}

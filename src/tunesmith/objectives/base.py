@@ -12,7 +12,7 @@ import torch
 
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.records import Column
-from tunesmith.data.batches import TokenDataset
+from tunesmith.data.token_dataset import TokenDataset
 from tunesmith.kernels.token_loss import TokenLoss
 
 

@@ -1,6 +1,6 @@
 """Supervised fine-tuning: the negative log-likelihood of the trained tokens, each of which counts the same."""
 
-from tunesmith.data.batches import TokenDataset
+from tunesmith.data.token_dataset import TokenDataset
 from tunesmith.objectives.base import Measure, Objective
 
 SFT = Objective(

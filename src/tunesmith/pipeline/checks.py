@@ -17,8 +17,9 @@ from tunesmith.architecture.families import shapes_of
 from tunesmith.architecture.shapes import Shapes
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.rundir import SPLITS, RunDir
-from tunesmith.data.batches import TokenDataset
-from tunesmith.data.fit import ENCODER_READS_ALONE, refuse_rows_beyond, refuse_to_pack
+from tunesmith.data.fit import check_max_positions, check_packing_supported
+from tunesmith.data.microbatch import ENCODER_CANNOT_PACK
+from tunesmith.data.token_dataset import TokenDataset
 from tunesmith.data.used_rows import PreparedRows, UsedRows
 from tunesmith.fetch.adapter_tokens import trained_token_ids
 from tunesmith.fetch.reference import ModelFolder, open_pin, resolve, resolve_base
@@ -94,10 +95,10 @@ def check_rows(
             and cannot be.
     """
     found = {split: rows.tokens(split) for split in SPLITS}
-    refuse_rows_beyond(shapes.positions, max(tokens.longest for tokens in found.values()))
-    highest = max(tokens.highest_id for tokens in found.values())
+    check_max_positions(shapes.positions, max(tokens.max_length for tokens in found.values()))
+    highest = max(tokens.max_token_id for tokens in found.values())
     require_embedding_rows(highest, _vectors(base, shapes, tokenizer), where=recipe.model.base)
-    refuse_to_pack(recipe, ENCODER_READS_ALONE if shapes.has_encoder else None)
+    check_packing_supported(recipe, ENCODER_CANNOT_PACK if shapes.has_encoder else None)
     if tokenizer.new_ids and isinstance(recipe.tuning, LoraBase):
         refuse_new_tokens_with_bias(base.root.path)
     return found["train"]
@@ -118,7 +119,7 @@ def check_prompts(recipe: Recipe, positions: int | None, tokenizer: TokenizerAda
     """
     task = task_for(recipe.data, tokenizer)
     for split, count in rows_to_answer(recipe).items():
-        everything = [rows.example(split, place) for place in range(len(rows.lines(split)))]
+        everything = [rows.example(split, place) for place in range(len(rows.ledger_entries(split)))]
         examples, _ = select_rows(everything, count, recipe.seed)
         yield from check_answerable(recipe, task, tokenizer, examples, positions=positions, split=split)
 

@@ -14,7 +14,7 @@ from tunesmith.core.progress import format_duration, log
 from tunesmith.core.rundir import RunDir
 from tunesmith.core.stages import EVALUATE, PROMOTE, STAGES, TRAIN, Stage, stage_named
 from tunesmith.core.user_folders import cache_root, check_writable, registry_root
-from tunesmith.data.recipe_files import keep_recipe_files
+from tunesmith.data.recipe_files import copy_recipe_files
 from tunesmith.pipeline.environment import write_environment
 from tunesmith.pipeline.runs import OpenedRun, find_run_elsewhere, open_run
 from tunesmith.pipeline.stage_state import changed_inputs, is_done, run_stage, stage_inputs, wanted_stages
@@ -79,7 +79,7 @@ def _run_stages(opened: OpenedRun, until: str | None, coordinator: "StageCoordin
         stack.enter_context(exclusive_lock(run.lock))
         stack.enter_context(interrupt.catch_signals(patient=coordinator is not None))
         opened.write_origin()
-        keep_recipe_files(recipe, run)
+        copy_recipe_files(recipe, run)
         write_environment(run)
         remove_leftovers(run.path)
         trackers = stack.enter_context(TrackerSupervisor(recipe.trackers, run, recipe.model_dump(mode="json")))

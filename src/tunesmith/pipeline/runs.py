@@ -14,7 +14,7 @@ from tunesmith.core.errors import RecipeError, TunesmithError
 from tunesmith.core.files import digest_of, read_json, write_json, write_text
 from tunesmith.core.rundir import RunDir
 from tunesmith.core.stages import PREPARE, TRAIN
-from tunesmith.data.sources import sources_are_there
+from tunesmith.data.sources import sources_available
 from tunesmith.pipeline.stage_state import changed_inputs
 from tunesmith.recipe.changes import UNDO_HINT, changed_keys
 from tunesmith.recipe.load import dump_recipe, load_recipe
@@ -153,7 +153,7 @@ def is_run_of(recipe: Recipe, run: RunDir, folder: Path) -> bool:
         if _is_same(run.recorded_recipe_folder, folder):
             return True
         unchanged = changed_inputs(PREPARE, recipe, run) == [] and not changed_inputs(TRAIN, recipe, run)
-        return unchanged and sources_are_there(recipe.data.source, folder=folder)
+        return unchanged and sources_available(recipe.data.source, folder=folder)
     except TunesmithError:
         return False
 

@@ -10,7 +10,7 @@ from tunesmith.core.locks import exclusive_lock
 from tunesmith.core.progress import log
 from tunesmith.core.rundir import RunDir
 from tunesmith.core.stages import PREPARE, Stage
-from tunesmith.data.sources import keep_copies
+from tunesmith.data.sources import cache_datasets
 from tunesmith.fetch.reference import resolve_base
 from tunesmith.pipeline.runner import check_prerequisites, finished_stages
 from tunesmith.pipeline.runs import OpenedRun
@@ -65,7 +65,7 @@ def fetch_inputs(recipe: Recipe, run: RunDir) -> None:
     """
     resolve_base(run, recipe.model.base)
     if run.manifest(PREPARE.name) is None:
-        keep_copies(recipe.data.source, folder=run.recipe_folder)
+        cache_datasets(recipe.data.source, folder=run.recipe_folder)
 
 
 def batch_scripts(recipe: Recipe, run: RunDir, stages: Sequence[Stage]) -> list[tuple[Job, str]]:

@@ -130,7 +130,7 @@ def _prepared_with(run: RunDir) -> tuple[TokenizerAdapter, Task]:
 
 def _prepared(run: RunDir, split: str, tokenizer: TokenizerAdapter) -> Iterator[_UsedRow]:
     """Yield the rows of a split as they lie in `prepare/`: the very tokens that training reads."""
-    from tunesmith.data.batches import TokenDataset
+    from tunesmith.data.token_dataset import TokenDataset
 
     try:
         tokens = TokenDataset(run.tokens(split))

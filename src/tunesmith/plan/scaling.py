@@ -8,10 +8,10 @@ from typing import Any
 
 from tunesmith.architecture.shapes import Shapes
 from tunesmith.core.errors import RecipeError
-from tunesmith.data.batches import TokenDataset
-from tunesmith.data.fit import MemoryBudget, estimated_memory, sharding_of
+from tunesmith.data.fit import MemoryBudget, choose_sharding, estimate_micro_batches
 from tunesmith.data.microbatch import MicroBatchPolicy
-from tunesmith.data.sampler import balance_ranks
+from tunesmith.data.sampler import estimate_rank_utilization
+from tunesmith.data.token_dataset import TokenDataset
 from tunesmith.estimate.communication import Communication, estimate_communication
 from tunesmith.estimate.hardware import (
     PRECISION_BYTES,
@@ -108,9 +108,9 @@ def estimate_cluster(recipe: Recipe, known: EstimateInputs) -> ClusterEstimate:
     processes = world_size_of(launch)
     number = PRECISION_BYTES[_precision(recipe, there)]
     room = MemoryBudget(number, there.device == "cuda", there.memory_gib)
-    sharding = sharding_of(recipe, shapes, rows, room, processes, new_tokens=known.new_tokens)
+    sharding = choose_sharding(recipe, shapes, rows, room, processes, new_tokens=known.new_tokens)
     parts = shard_count(sharding, processes, local_world_size_of(launch))
-    division, memory = estimated_memory(recipe, shapes, rows, room, new_tokens=known.new_tokens, parts=parts)
+    division, memory = estimate_micro_batches(recipe, shapes, rows, room, new_tokens=known.new_tokens, parts=parts)
     steps = plan_steps(recipe, len(rows))
     per_step = float(rows.lengths.sum()) * steps.epochs / steps.total_steps
     sent = estimate_communication(
@@ -121,7 +121,7 @@ def estimate_cluster(recipe: Recipe, known: EstimateInputs) -> ClusterEstimate:
     if speed and there.device == known.here.device:
         one = speed.on(_cores_of_each(launch))
         alone = per_step / one.step_seconds(per_step)
-        most = per_step / processes / balance_ranks(recipe, rows, processes)
+        most = per_step / processes / estimate_rank_utilization(recipe, rows, processes)
         computing = one.step_seconds(most, _moved(recipe, shapes, memory, parts))
         low, high = sent.step_seconds(computing) if sent else (computing, computing)
         together = per_step / high, per_step / low
@@ -192,7 +192,7 @@ def _passes(recipe: Recipe, division: MicroBatchPolicy, tokens: float) -> int:
     if division.rows is not None:
         passes = recipe.train.examples_per_step / world_size_of(recipe.launch) / division.rows
     else:
-        passes = tokens / division.most_tokens
+        passes = tokens / division.max_tokens
     return max(1, math.ceil(passes))
 
 

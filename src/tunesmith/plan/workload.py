@@ -6,7 +6,7 @@ from statistics import mean
 from tunesmith.core.progress import format_duration
 from tunesmith.data.split import choose_by_hash
 from tunesmith.data.used_rows import UsedRows
-from tunesmith.data.validation import measured_rows
+from tunesmith.data.validation import select_validation_rows
 from tunesmith.estimate.throughput import Speed
 from tunesmith.inference.prompts import UNSCORED_ANSWERS
 from tunesmith.plan.scaling import ClusterEstimate
@@ -84,10 +84,10 @@ def estimate_workload(
 ) -> Workload:
     """Return the work of a recipe's validations and evaluation, timed at the speeds measured on this machine."""
     train, evaluate = recipe.train, recipe.evaluate
-    ids = {split: [str(line.id) for line in rows.lines(split)] for split in ("valid", "test")}
-    lengths = {split: [line.tokens for line in rows.lines(split)] for split in ("valid", "test")}
-    training = sum(line.tokens for line in rows.lines("train")) * steps.epochs
-    valid = measured_rows(
+    ids = {split: [str(line.id) for line in rows.ledger_entries(split)] for split in ("valid", "test")}
+    lengths = {split: [line.tokens for line in rows.ledger_entries(split)] for split in ("valid", "test")}
+    training = sum(line.tokens for line in rows.ledger_entries("train")) * steps.epochs
+    valid = select_validation_rows(
         recipe, ids["valid"], lengths["valid"], validations=steps.validations, training_tokens=training
     )
     valid_tokens = sum(lengths["valid"][place] for place in valid)
@@ -97,7 +97,7 @@ def estimate_workload(
     asked = len(chosen) if scored else min(UNSCORED_ANSWERS, len(chosen))
     answers = 2 * asked + steps.validations * answered
     most = evaluate.max_new_tokens
-    like = mean(min(most, line.trained) for line in rows.lines("test"))
+    like = mean(min(most, line.trained) for line in rows.ledger_entries("test"))
     reads = likelihood_metrics(evaluate.metrics)
     tokens = {one: length for one, length in zip(ids["test"], lengths["test"], strict=True) if one in chosen}
     read = 2 * sum(tokens.values()) if reads else 0

@@ -22,7 +22,11 @@ from tunesmith.sweep.reuse import reused
 
 State = Literal["done", "failed", "to do"]
 Outcome = Literal["clears", "falls short", "cannot tell", "breaks a guard"]
-_OUTCOMES: dict[str, Outcome] = {"better": "clears", "not_better": "falls short", "cannot_tell": "cannot tell"}
+_OUTCOMES: dict[str, Outcome] = {
+    "better": "clears",
+    "not_better": "falls short",
+    "cannot_tell": "cannot tell",
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from tunesmith.core.errors import ProcessLost, TunesmithError
 from tunesmith.core.files import read_json, write_json
 from tunesmith.core.jsonl import read_jsonl, read_whole_lines
 from tunesmith.core.rundir import RunDir
-from tunesmith.data.batches import batch_indices
+from tunesmith.data.sampler import batch_indices
 from tunesmith.distributed.failure import run_before_peer_exit
 from tunesmith.distributed.process_group import ProcessGroup
 from tunesmith.recipe.schedule import plan_steps

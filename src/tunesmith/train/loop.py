@@ -20,8 +20,10 @@ import torch
 from tunesmith.core import interrupt
 from tunesmith.core.errors import NonFinite
 from tunesmith.core.records import StepReport
-from tunesmith.data.batches import Batch, TokenDataset, batch_indices
+from tunesmith.data.batch import Batch
 from tunesmith.data.microbatch import MicroBatchPolicy
+from tunesmith.data.sampler import batch_indices
+from tunesmith.data.token_dataset import TokenDataset
 from tunesmith.distributed.fsdp import lockstep_micro_batches
 from tunesmith.distributed.process_group import ProcessGroup, peer_failures_as_errors
 from tunesmith.estimate.hardware import resident_gib

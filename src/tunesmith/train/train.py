@@ -23,16 +23,16 @@ from tunesmith.core.jsonl import json_line, read_whole_lines
 from tunesmith.core.progress import Progress, log
 from tunesmith.core.records import StepReport
 from tunesmith.core.rundir import SPLITS, RunDir
-from tunesmith.data.batches import TokenDataset
 from tunesmith.data.fit import (
     MemoryBudget,
-    max_fitting_rows,
-    micro_batch_policy,
-    refuse_rows_beyond,
-    refuse_to_pack,
-    sharding_of,
+    check_max_positions,
+    check_packing_supported,
+    choose_sharding,
+    fit_micro_batches,
+    make_micro_batch_policy,
 )
 from tunesmith.data.microbatch import MicroBatchPolicy
+from tunesmith.data.token_dataset import TokenDataset
 from tunesmith.distributed.fsdp import load_device, memory_budget, shard
 from tunesmith.distributed.process_group import ProcessGroup, cores_per_rank, current_group, peer_failures_as_errors
 from tunesmith.estimate.hardware import available_memory_gib
@@ -133,7 +133,7 @@ def _setup(
     masters = torch.float32 if isinstance(recipe.tuning, FullTuning) else None
     model = _open(recipe, base, load_device(compute, sharding), masters, tokenizer, in_parts=sharding != "none")
     longest, highest = _extremes(run)
-    refuse_rows_beyond(max_positions(model), longest)
+    check_max_positions(max_positions(model), longest)
     require_embedding_rows(highest, int(model.get_input_embeddings().weight.shape[0]), where=recipe.model.base)
     model = make_trainable(model, recipe.tuning, seed=recipe.seed, new_tokens=tokenizer.new_ids)
     if recipe.train.activation_checkpointing:
@@ -155,7 +155,7 @@ def _setup(
     if shapes is not None:
         parts = shard_count(sharding, group.rank_info.world_size, group.rank_info.local_world_size)
         new = len(tokenizer.new_ids)
-        policy, expected = max_fitting_rows(recipe, shapes, tokens, policy, room, new_tokens=new, parts=parts)
+        policy, expected = fit_micro_batches(recipe, shapes, tokens, policy, room, new_tokens=new, parts=parts)
         if expected.total > room.available_gib:
             log(f"warning: training needs about {expected.total:.1f} GiB, and {room.available_gib:.1f} are available")
         if expected.offloaded > beside:
@@ -201,12 +201,14 @@ def _division(
     """Return how rows are cut into forward passes: side by side where the model is proved to keep them apart."""
     packing = recipe.train.packing
     reason = packing_unsupported_reason(model, tokens, pad_id, compute) if packing != "never" else None
-    refuse_to_pack(recipe, reason)
+    check_packing_supported(recipe, reason)
     if reason:
         log(f"every row has a sequence of its own: {reason}")
     share, reach = not has_dropout(model), attention_window(model)
     by_row = has_packed_attention(model)
-    return micro_batch_policy(recipe, room, apart=reason is None, share=share, by_row=by_row, reach=reach)
+    return make_micro_batch_policy(
+        recipe, room, can_pack=reason is None, share_prefix=share, packed_attention=by_row, attention_window=reach
+    )
 
 
 def _shapes(base: ModelFolder) -> Shapes | None:
@@ -234,7 +236,7 @@ def _sharding(
         log("launch.offload has no effect on a processor")
     if shapes is None:
         return "none" if asked == "auto" else asked
-    found = sharding_of(recipe, shapes, tokens, room, group.rank_info.world_size, new_tokens=new_tokens)
+    found = choose_sharding(recipe, shapes, tokens, room, group.rank_info.world_size, new_tokens=new_tokens)
     found = next((one for one in group.all_gather(found) if one != "none"), "none")
     if asked == "auto" and found != "none":
         log(f"every process keeps its part of the layers: all of the model has no room in {room.available_gib:.1f} GiB")
@@ -244,7 +246,7 @@ def _sharding(
 def _extremes(run: RunDir) -> tuple[int, int]:
     """Return how many positions the rows of all splits need, and the highest token id in them."""
     sets = [TokenDataset(path) for split in SPLITS if (path := run.tokens(split)).exists()]
-    return max(one.longest for one in sets), max(one.highest_id for one in sets)
+    return max(one.max_length for one in sets), max(one.max_token_id for one in sets)
 
 
 def _card(recipe: Recipe, run: RunDir, base: ModelFolder, stated: dict[str, Any]) -> dict[str, Any]:

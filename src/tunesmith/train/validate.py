@@ -15,8 +15,8 @@ from tunesmith.core.interrupt import stop_when_requested
 from tunesmith.core.jsonl import json_line, read_jsonl
 from tunesmith.core.progress import log
 from tunesmith.core.rundir import RunDir
-from tunesmith.data.batches import TokenDataset
-from tunesmith.data.validation import measured_rows
+from tunesmith.data.token_dataset import TokenDataset
+from tunesmith.data.validation import select_validation_rows
 from tunesmith.distributed.fsdp import lockstep_forward
 from tunesmith.inference.predict import predict
 from tunesmith.inference.prompts import Prompts, build_prompts, read_selected_rows
@@ -44,7 +44,7 @@ class Validation:
         self._setup, self._tokens = setup, rows
         ids = [str(line["id"]) for line in read_jsonl(run.examples("valid"))]
         training = float(setup.tokens.lengths.sum()) * setup.plan.epochs
-        self.rows = measured_rows(
+        self.rows = select_validation_rows(
             setup.recipe, ids, rows.lengths, validations=setup.plan.validations, training_tokens=training
         )
         self.tokens, self.seconds = 0, 0.0

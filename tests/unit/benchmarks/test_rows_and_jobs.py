@@ -13,7 +13,8 @@ from benchmarks.versus.settings import OURS, System, peers
 from benchmarks.versus.training import best_of_each
 
 from tunesmith.core.rundir import RunDir
-from tunesmith.data.batches import TokenDataset, batch_indices
+from tunesmith.data.sampler import batch_indices
+from tunesmith.data.token_dataset import TokenDataset
 
 
 def job(**changes: object) -> Job:

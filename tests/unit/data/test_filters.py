@@ -6,14 +6,14 @@ import pytest
 
 from tunesmith.core.errors import DataError
 from tunesmith.data import filters
-from tunesmith.data.filters import broken_rule
+from tunesmith.data.filters import rejection_reason
 from tunesmith.data.sources import Row
 from tunesmith.recipe.data_source import Filter
 from tunesmith.tasks.base import JsonNumber, RowProblem
 
 
 def broken(cell: Any, **rule: Any) -> str | None:
-    return broken_rule([Filter(column="c", **rule)], Row(1, "a.csv:2", {"c": cell}, "a.csv"))
+    return rejection_reason([Filter(column="c", **rule)], Row(1, "a.csv:2", {"c": cell}, "a.csv"))
 
 
 @pytest.mark.parametrize(("rule", "kept", "left_out", "reason"), [
@@ -50,17 +50,17 @@ def test_a_rule_says_which_rows_stay(rule: dict[str, Any], kept: list[Any], left
 def test_the_first_rule_that_is_broken_is_named() -> None:
     rules = [Filter(column="a", min=1, max=3), Filter(column="b", equals="x")]
     row = Row(1, "w", {"a": 2, "b": "x"}, "s")
-    assert broken_rule(rules, row) is None
-    assert broken_rule(rules, Row(1, "w", {"a": 4, "b": "y"}, "s")) == "`a` is above 3"
-    assert broken_rule(rules, Row(1, "w", {"a": 3, "b": "y"}, "s")) == "`b` is not 'x'"
-    assert broken_rule([], row) is None
+    assert rejection_reason(rules, row) is None
+    assert rejection_reason(rules, Row(1, "w", {"a": 4, "b": "y"}, "s")) == "`a` is above 3"
+    assert rejection_reason(rules, Row(1, "w", {"a": 3, "b": "y"}, "s")) == "`b` is not 'x'"
+    assert rejection_reason([], row) is None
 
 
 def test_a_column_that_the_row_lacks_is_empty() -> None:
     row = Row(1, "w", {}, "s")
-    assert broken_rule([Filter(column="c", equals="en")], row) == "`c` is not 'en'"
-    assert broken_rule([Filter(column="c", min=1)], row) == "`c` is empty"
-    assert broken_rule([Filter(column="c", not_equals="en")], row) is None
+    assert rejection_reason([Filter(column="c", equals="en")], row) == "`c` is not 'en'"
+    assert rejection_reason([Filter(column="c", min=1)], row) == "`c` is empty"
+    assert rejection_reason([Filter(column="c", not_equals="en")], row) is None
 
 
 @pytest.mark.parametrize("cell", ["many", True, "nan", "1,5"])

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tests.support.errors import raises
 from tests.support.tiny import config
 from tests.support.tiny import recipe as write_recipe
 
@@ -11,16 +12,16 @@ from tunesmith.architecture.families import shapes_of
 from tunesmith.architecture.shapes import Shapes
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.records import TokenizedExample
-from tunesmith.data.batches import TokenDataset
 from tunesmith.data.fit import (
     MemoryBudget,
-    estimated_memory,
+    check_max_positions,
+    choose_sharding,
+    estimate_micro_batches,
+    fit_micro_batches,
     fits_for_inference,
-    max_fitting_rows,
-    micro_batch_policy,
-    refuse_rows_beyond,
-    sharding_of,
+    make_micro_batch_policy,
 )
+from tunesmith.data.token_dataset import TokenDataset
 from tunesmith.estimate.memory import MemoryEstimate
 from tunesmith.recipe.load import load_recipe
 from tunesmith.recipe.schema import Recipe
@@ -41,7 +42,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Shapes:
 @pytest.fixture
 def tokens() -> TokenDataset:
     rows = [TokenizedExample(str(i), tuple(range(i, i + n)), (False, *[True] * (n - 1))) for i, n in enumerate(LENGTHS)]
-    return TokenDataset.of(rows)
+    return TokenDataset.from_examples(rows)
 
 
 def recipe(folder: Path, *changes: str) -> Recipe:
@@ -51,9 +52,11 @@ def recipe(folder: Path, *changes: str) -> Recipe:
 
 def fit(asked: Recipe, shapes: Shapes, tokens: TokenDataset, gib: float) -> tuple[int, MemoryEstimate]:
     room = MemoryBudget(4, False, gib)
-    division = micro_batch_policy(asked, room, apart=True, share=True, by_row=True, reach=2**31)
-    found, memory = max_fitting_rows(asked, shapes, tokens, division, room, new_tokens=0)
-    return found.most_tokens, memory
+    division = make_micro_batch_policy(
+        asked, room, can_pack=True, share_prefix=True, packed_attention=True, attention_window=2**31
+    )
+    found, memory = fit_micro_batches(asked, shapes, tokens, division, room, new_tokens=0)
+    return found.max_tokens, memory
 
 
 def test_less_memory_takes_smaller_passes_and_no_smaller_than_needed(
@@ -85,25 +88,27 @@ def test_what_the_recipe_says_stands(tmp_path: Path, shapes: Shapes, tokens: Tok
 def test_the_step_with_the_longest_rows_counts(tmp_path: Path, shapes: Shapes) -> None:
     def needed(lengths: list[int]) -> float:
         rows = [TokenizedExample(str(i), tuple(range(n)), (False, *[True] * (n - 1))) for i, n in enumerate(lengths)]
-        return fit(recipe(tmp_path, "train.examples_per_step=1"), shapes, TokenDataset.of(rows), 1000)[1].total
+        return fit(recipe(tmp_path, "train.examples_per_step=1"), shapes, TokenDataset.from_examples(rows), 1000)[
+            1
+        ].total
 
     assert needed([16] * 200 + [900] + [16] * 200) == needed([900] * 5) > needed([16] * 401)
 
 
 def test_rows_beyond_the_last_position_are_refused() -> None:
-    refuse_rows_beyond(None, 10**6)
-    refuse_rows_beyond(512, 512)
-    with pytest.raises(RecipeError, match="up to 513 tokens, and the model knows 512 positions"):
-        refuse_rows_beyond(512, 513)
+    check_max_positions(None, 10**6)
+    check_max_positions(512, 512)
+    with raises(RecipeError, "too-many-tokens", 513, 512, where="data.max_tokens_per_example"):
+        check_max_positions(512, 513)
 
 
 def test_numbers_of_two_bytes_go_through_in_larger_passes_of_fewer_shapes(tmp_path: Path) -> None:
-    how = {"apart": True, "share": True, "by_row": True, "reach": 2**31}
+    how = {"can_pack": True, "share_prefix": True, "packed_attention": True, "attention_window": 2**31}
     four, two, gpu = (
-        micro_batch_policy(recipe(tmp_path), room, **how)
+        make_micro_batch_policy(recipe(tmp_path), room, **how)
         for room in (MemoryBudget(4, False, 8), MemoryBudget(2, False, 8), MemoryBudget(2, True, 8))
     )
-    assert (four.most_tokens, two.most_tokens, gpu.most_tokens) == (1024, 2048, 16384)
+    assert (four.max_tokens, two.max_tokens, gpu.max_tokens) == (1024, 2048, 16384)
     assert two.packed_length(1000) == 1024 == two.packed_length(800)
     assert four.packed_length(1000) == gpu.packed_length(1000) == 1024
     assert four.packed_length(800) == 800
@@ -113,12 +118,12 @@ def test_layers_are_divided_where_all_of_them_have_no_room(
     tmp_path: Path, shapes: Shapes, tokens: TokenDataset
 ) -> None:
     full = recipe(tmp_path, "tuning={method: full}")
-    _, memory = estimated_memory(full, shapes, tokens, MemoryBudget(4, True, 1000), new_tokens=0)
-    _, parts = estimated_memory(full, shapes, tokens, MemoryBudget(4, True, 1000), new_tokens=0, parts=4)
+    _, memory = estimate_micro_batches(full, shapes, tokens, MemoryBudget(4, True, 1000), new_tokens=0)
+    _, parts = estimate_micro_batches(full, shapes, tokens, MemoryBudget(4, True, 1000), new_tokens=0, parts=4)
     assert parts.total - parts.activations < (memory.total - memory.activations) / 2
 
     def kept(asked: Recipe, gib: float, processes: int = 4) -> str:
-        return sharding_of(asked, shapes, tokens, MemoryBudget(4, True, gib), processes, new_tokens=0)
+        return choose_sharding(asked, shapes, tokens, MemoryBudget(4, True, gib), processes, new_tokens=0)
 
     assert kept(full, memory.total) == "none"
     least = memory.total - memory.activations
@@ -137,9 +142,9 @@ def test_a_model_with_an_encoder_in_parts_does_not_answer_while_it_trains(
     has_encoder = replace(shapes, stacks=tuple(replace(stack, encoder=True) for stack in shapes.stacks))
     answers = "train.valid_metrics=[rougeL]"
     room = MemoryBudget(4, True, 0.01)
-    assert sharding_of(recipe(tmp_path, answers), has_encoder, tokens, room, 2, new_tokens=0) == "none"
-    with pytest.raises(RecipeError, match="cannot answer while it trains"):
-        sharding_of(recipe(tmp_path, answers, "launch.sharding=full"), has_encoder, tokens, room, 2, new_tokens=0)
+    assert choose_sharding(recipe(tmp_path, answers), has_encoder, tokens, room, 2, new_tokens=0) == "none"
+    with raises(RecipeError, "sharded-generation", where="launch.sharding"):
+        choose_sharding(recipe(tmp_path, answers, "launch.sharding=full"), has_encoder, tokens, room, 2, new_tokens=0)
 
 
 def test_weights_must_leave_room_for_what_is_read(tmp_path: Path, shapes: Shapes) -> None:

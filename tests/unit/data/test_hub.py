@@ -11,8 +11,8 @@ import pytest
 os.environ["HF_HUB_OFFLINE"] = "1"  # before `datasets` is imported
 
 from tunesmith.core.errors import DataError, RecipeError
-from tunesmith.data.hub import hub_revision
-from tunesmith.data.sources import commits_of, digest_sources, keep_copies, read_rows, sources_are_there
+from tunesmith.data.hub import resolve_commit
+from tunesmith.data.sources import cache_datasets, digest_sources, read_rows, resolve_commits, sources_available
 from tunesmith.recipe.data_source import HubSource
 
 COMMIT = "a" * 40
@@ -132,7 +132,7 @@ def test_an_unreachable_hub_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     answer(monkeypatch, ConnectionError("Name or service not known"))
     with pytest.raises(DataError, match=r"GEM/viggo: the hub cannot be reached .Name or service.*\n.*connection"):
         list(read_rows(hub("GEM/viggo"), folder=tmp_path))
-    assert hub_revision(hub("GEM/viggo"), folder=tmp_path) is None
+    assert resolve_commit(hub("GEM/viggo"), folder=tmp_path) is None
 
 
 @pytest.mark.parametrize(
@@ -176,20 +176,20 @@ def test_copies_are_kept_of_what_is_on_the_hub(tmp_path: Path, dataset: Path, mo
     answer(monkeypatch, COMMIT)
     monkeypatch.setattr(datasets, "load_dataset", lambda path, **options: asked.append((path, options)))
     local = hub("me/set")
-    keep_copies((local, hub("me/far", revision="main", config="c")), folder=tmp_path)
+    cache_datasets((local, hub("me/far", revision="main", config="c")), folder=tmp_path)
     assert asked == [("hf://datasets/me/far", {"name": "c", "revision": COMMIT})], "and what is a folder here stays"
     answer(monkeypatch, ConnectionError("Name or service not known"))
     with pytest.raises(DataError, match="me/far: the hub cannot be reached"):
-        keep_copies(hub("me/far"), folder=tmp_path)
+        cache_datasets(hub("me/far"), folder=tmp_path)
 
 
 def test_a_copy_that_is_there_suffices_offline(tmp_path: Path, cached: None) -> None:
-    keep_copies(hub("me/cached"), folder=tmp_path)
+    cache_datasets(hub("me/cached"), folder=tmp_path)
 
 
 def test_a_cached_dataset_is_read_offline(tmp_path: Path, cached: None) -> None:
     assert [row.values for row in read_rows(hub("me/cached"), folder=tmp_path)] == [{"a": 1}, {"a": 2}]
-    assert hub_revision(hub("me/cached"), folder=tmp_path) == COMMIT
+    assert resolve_commit(hub("me/cached"), folder=tmp_path) == COMMIT
     assert len(list(read_rows(hub("me/cached", revision=COMMIT), folder=tmp_path))) == 2
 
 
@@ -237,12 +237,12 @@ def test_a_dataset_s_folder_may_have_any_name(tmp_path: Path, dataset: Path, nam
 
 def test_a_dataset_that_is_pinned_is_not_asked_about(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answer(monkeypatch, COMMIT)
-    commits = commits_of(hub("me/set"), folder=tmp_path)
+    commits = resolve_commits(hub("me/set"), folder=tmp_path)
     before = digest_sources(hub("me/set"), folder=tmp_path)
     assert commits == {"me/set[train]": COMMIT}
     for later in ("b" * 40, ConnectionError("no network")):  # the branch moved, or nobody can tell
         answer(monkeypatch, later)
         assert digest_sources(hub("me/set"), folder=tmp_path, commits=commits) == before
         assert digest_sources(hub("me/set"), folder=tmp_path) != before
-        assert sources_are_there(hub("me/set"), folder=tmp_path, commits=commits)
-    assert not sources_are_there(hub("me/set"), folder=tmp_path)
+        assert sources_available(hub("me/set"), folder=tmp_path, commits=commits)
+    assert not sources_available(hub("me/set"), folder=tmp_path)

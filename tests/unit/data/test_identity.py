@@ -16,7 +16,7 @@ from tunesmith.core.jsonl import read_jsonl, write_jsonl
 from tunesmith.core.records import Turn
 from tunesmith.core.rundir import RunDir
 from tunesmith.data.dataset import build_dataset
-from tunesmith.data.identity import block_id, group_of, row_id
+from tunesmith.data.identity import block_id, group_id, row_id
 from tunesmith.data.prepare import prepare
 from tunesmith.data.trained_rows import TRAINED_ROWS, trained_rows, write_trained_rows
 from tunesmith.fetch.reference import CARD, ModelFolder
@@ -129,9 +129,9 @@ def test_rows_that_ask_the_same_share_a_group(tmp_path: Path, tokenizer_folder: 
     turns = Turn("prompt", "", False), Turn("response", "", True)
     data = section(tmp_path, tokenizer_folder, prompt="{q} of {c}")
     row = {"q": "How many", "c": "x", "a": "1"}
-    assert group_of(data, row, turns) == group_of(data, {"q": " HOW  many", "c": "X", "a": "2"}, turns)
-    assert group_of(data, row, turns) != group_of(data, {**row, "c": "y"}, turns)
-    assert group_of(data, row, turns) != group_of(data, {"q": "x", "c": "How many", "a": "1"}, turns)
+    assert group_id(data, row, turns) == group_id(data, {"q": " HOW  many", "c": "X", "a": "2"}, turns)
+    assert group_id(data, row, turns) != group_id(data, {**row, "c": "y"}, turns)
+    assert group_id(data, row, turns) != group_id(data, {"q": "x", "c": "How many", "a": "1"}, turns)
 
 
 # --- rows that the base was trained on ---

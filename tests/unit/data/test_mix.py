@@ -302,11 +302,11 @@ def test_all_copies_are_found_at_once_however_many_are_like_one_row(mix: Mix, mo
     """Comparing takes long where rows are many, so it must not be done once a copy."""
     compared = []
 
-    def noting(*args: Any) -> dedup.Comparison:
+    def noting(*args: Any) -> dedup.SplitComparison:
         compared.append(args)
-        return dedup.Comparison(*args)
+        return dedup.SplitComparison(*args)
 
-    monkeypatch.setattr(dataset, "Comparison", noting)
+    monkeypatch.setattr(dataset, "SplitComparison", noting)
     lines = [said(i) for i in range(9)] + [near(said(200), i) for i in range(8)] + [said(201)] * 5
     held_out = [{**said(i), "fold": "test"} for i in (200, 201, 202)]
     found = mix({"a": lines + held_out}, split={"column": "fold"}, leakage="drop")

@@ -15,8 +15,8 @@ from tunesmith.core.jsonl import read_jsonl
 from tunesmith.core.records import Example
 from tunesmith.core.rundir import RunDir
 from tunesmith.data import prepare as stage
-from tunesmith.data.batches import TokenDataset
 from tunesmith.data.prepare import inputs, prepare
+from tunesmith.data.token_dataset import TokenDataset
 from tunesmith.recipe.load import load_recipe
 from tunesmith.recipe.schema import Recipe
 from tunesmith.tasks import cached_encoder, task_for, tokenizer
@@ -102,7 +102,7 @@ def test_every_block_of_a_document_is_accounted_for(make: Callable[..., Prepared
         examples, tokens = made.examples(split), TokenDataset(made.run.tokens(split))
         assert [entry["id"] for entry in mine] == [example.id for example in examples]
         assert manifest["counts"][split] == len(mine) == len(tokens)
-        assert tokens.longest <= 40
+        assert tokens.max_length <= 40
         for place, (entry, example) in enumerate(zip(mine, examples, strict=True)):
             ids = example.turns[0].ids
             assert bool(ids) == bool(entry["block"])
@@ -123,7 +123,7 @@ def test_the_tokens_on_disk_are_those_of_the_examples(make: Callable[..., Prepar
             batch = tokens.batch([place], 0)
             size = len(wanted.input_ids)
             assert batch.input_ids[0, :size].tolist() == list(wanted.input_ids)
-            assert batch.trained[0, :size].tolist() == list(wanted.trained)
+            assert batch.loss_mask[0, :size].tolist() == list(wanted.trained)
             assert wanted.input_ids[: len(task.encode_prompt(example.turns))] == tuple(
                 task.encode_prompt(example.turns)
             )

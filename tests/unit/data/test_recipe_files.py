@@ -9,7 +9,7 @@ from tests.support.tiny import recipe
 from tunesmith.core.files import write_json
 from tunesmith.core.rundir import RunDir
 from tunesmith.data.database import database_file
-from tunesmith.data.recipe_files import keep_recipe_files
+from tunesmith.data.recipe_files import copy_recipe_files
 from tunesmith.inference.metric_inputs import scoring_inputs
 from tunesmith.recipe.load import load_recipe
 from tunesmith.scoring.custom import custom_metrics, source_files
@@ -66,7 +66,7 @@ def test_a_moved_run_is_scored_by_its_copies(project: Path, tmp_path: Path, plac
         connection.execute("CREATE TABLE t (a)")
     run, file = opened(project, tmp_path, database=name)
     loaded = load_recipe(file)
-    keep_recipe_files(loaded, run)
+    copy_recipe_files(loaded, run)
     before = scoring_inputs(loaded.evaluate.metrics, loaded, run)
     moved = RunDir(run.path.rename(tmp_path / "moved"))
     project.rename(tmp_path / "gone")
@@ -81,14 +81,14 @@ def test_a_moved_run_is_scored_by_its_copies(project: Path, tmp_path: Path, plac
 
 def test_copies_follow_the_recipe_s_folder_while_it_is_there(project: Path, tmp_path: Path) -> None:
     run, file = opened(project, tmp_path)
-    keep_recipe_files(load_recipe(file), run)
+    copy_recipe_files(load_recipe(file), run)
     kept = run.recipe_files / "inner.py"
     before = kept.stat().st_ino, kept.stat().st_mtime_ns
-    keep_recipe_files(load_recipe(file), run)
+    copy_recipe_files(load_recipe(file), run)
     assert (kept.stat().st_ino, kept.stat().st_mtime_ns) == before
     (project / "inner.py").write_text("value = 0.25\n")
     (project / "inner.py").chmod(0o444)
     for _ in range(2):
-        keep_recipe_files(load_recipe(file), run)
+        copy_recipe_files(load_recipe(file), run)
         assert kept.read_text() == "value = 0.25\n"
     assert RunDir(run.path).recipe_folder.samefile(project)

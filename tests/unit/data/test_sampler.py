@@ -3,16 +3,18 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.support.tiny import recipe as write_recipe
 
 from tunesmith.core.records import TokenizedExample
-from tunesmith.data.batches import TokenDataset
-from tunesmith.data.sampler import assign_ranks, balance_ranks
+from tunesmith.data.sampler import assign_ranks, batch_indices, epoch_order, estimate_rank_utilization
+from tunesmith.data.token_dataset import TokenDataset
 from tunesmith.recipe.load import load_recipe
 
 
 def rows(*lengths: int) -> TokenDataset:
-    return TokenDataset.of(
+    return TokenDataset.from_examples(
         [TokenizedExample(str(n), tuple([1] * size), tuple([True] * size)) for n, size in enumerate(lengths)]
     )
 
@@ -36,4 +38,48 @@ def test_others_wait_for_who_has_most(
     lengths: tuple[int, ...], processes: int, expected: float, tmp_path: Path
 ) -> None:
     recipe = load_recipe(write_recipe(tmp_path, tmp_path), ["train.examples_per_step=4", "train.epochs=3"])
-    assert balance_ranks(recipe, rows(*lengths), processes) == pytest.approx(expected)
+    assert estimate_rank_utilization(recipe, rows(*lengths), processes) == pytest.approx(expected)
+
+
+def steps(rows: int, per_step: int, total: int, seed: int = 0) -> list[list[int]]:
+    count = -(-total // per_step)
+    return [
+        batch_indices(step, rows=rows, examples_per_step=per_step, total_examples=total, seed=seed)
+        for step in range(count)
+    ]
+
+
+@given(rows=st.integers(1, 40), per_step=st.integers(1, 50), epochs=st.integers(1, 4), seed=st.integers(0, 2**63 - 1))
+def test_every_row_is_seen_exactly_once_an_epoch(rows: int, per_step: int, epochs: int, seed: int) -> None:
+    seen = [row for step in steps(rows, per_step, epochs * rows, seed) for row in step]
+    for epoch in range(epochs):
+        assert sorted(seen[epoch * rows : (epoch + 1) * rows]) == list(range(rows))
+    assert len(seen) == epochs * rows
+
+
+@given(rows=st.integers(1, 30), per_step=st.integers(1, 20), total=st.integers(1, 90))
+def test_all_steps_are_full_but_the_last(rows: int, per_step: int, total: int) -> None:
+    sizes = [len(step) for step in steps(rows, per_step, total)]
+    assert sizes[:-1] == [per_step] * (len(sizes) - 1)
+    assert 1 <= sizes[-1] <= per_step
+    assert sum(sizes) == total
+
+
+def test_a_step_depends_on_nothing_but_its_number_and_the_seed() -> None:
+    forwards = steps(20, 3, 60, seed=5)
+    settings = {"rows": 20, "examples_per_step": 3, "total_examples": 60, "seed": 5}
+    for step in (19, 0, 7, 7, 12):
+        epoch_order.cache_clear()
+        assert batch_indices(step, **settings) == forwards[step]
+    longer = {**settings, "total_examples": 6000}
+    assert [batch_indices(step, **longer) for step in range(20)] == forwards  # nor on how long the run is
+    assert steps(20, 3, 60, seed=6) != forwards
+
+
+def test_epochs_and_seeds_have_orders_of_their_own() -> None:
+    orders = {tuple(order) for seed in (0, 1, 2**63 - 1) for order in steps(50, 50, 250, seed)}
+    assert len(orders) == 15
+
+
+def test_the_order_is_the_same_on_every_machine() -> None:
+    assert steps(10, 10, 10, seed=3) == [[6, 8, 4, 1, 3, 5, 9, 7, 0, 2]]

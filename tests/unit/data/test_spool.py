@@ -15,10 +15,10 @@ from tests.support.tiny import recipe as write_recipe
 from tunesmith.core.files import write_json
 from tunesmith.core.records import ENCODER_IDS, Column, Example, TokenizedExample, Turn
 from tunesmith.core.rundir import RunDir
-from tunesmith.data.batches import TokenDataset
 from tunesmith.data.prepare import prepare
 from tunesmith.data.process_rows import LedgerEntry, ProcessedRow
 from tunesmith.data.spool import Spool, SpooledRow, encode_row
+from tunesmith.data.token_dataset import TokenDataset
 from tunesmith.data.token_file import RaggedRows, write_tokens
 from tunesmith.recipe.load import load_recipe
 
@@ -92,7 +92,7 @@ def test_the_token_file_is_what_safetensors_writes(tmp_path: Path, rows: list[An
     for name, given_rows in (("held", examples), ("shelved", shelf.rows(places))):
         write_tokens(tmp_path / name, given_rows)
         assert (tmp_path / name).read_bytes() == (tmp_path / "theirs").read_bytes()
-    found = TokenDataset.of(RaggedRows.of(examples))
+    found = TokenDataset.from_examples(RaggedRows.from_examples(examples))
     assert [found.example(i, str(i)) for i in range(len(found))] == examples
 
 

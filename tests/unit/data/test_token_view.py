@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tunesmith.core.records import TokenizedExample
-from tunesmith.data.token_view import pieces, token_view
+from tunesmith.data.token_view import token_texts, token_view
 from tunesmith.tasks.tokenizer import TokenizerAdapter
 
 
@@ -26,24 +26,24 @@ def test_tokens_are_shown_one_by_one(tokenizer: TokenizerAdapter) -> None:
 def test_a_character_of_several_tokens_is_whole_at_the_first(tokenizer: TokenizerAdapter) -> None:
     ids = tokenizer.encode_untrusted("a😀é.")
     assert len(ids) == 8  # bytes, for this tokenizer has learned neither
-    assert pieces(ids, tokenizer.decode) == ["a", "😀", "", "", "", "é", "", "."]
+    assert token_texts(ids, tokenizer.decode) == ["a", "😀", "", "", "", "é", "", "."]
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\ufffd")))
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_the_pieces_of_any_text_are_that_text(tokenizer: TokenizerAdapter, text: str) -> None:
-    assert "".join(pieces(tokenizer.encode_untrusted(text), tokenizer.decode)) == text
+    assert "".join(token_texts(tokenizer.encode_untrusted(text), tokenizer.decode)) == text
 
 
 def test_bytes_that_form_no_character_are_shown_as_such_and_hide_nothing(tokenizer: TokenizerAdapter) -> None:
     first, *rest = tokenizer.encode_untrusted("😀")
     [letter] = tokenizer.encode_untrusted("a")
-    assert pieces([first, letter], tokenizer.decode) == ["\ufffd", "a"]
-    assert pieces([letter, first], tokenizer.decode) == ["a", "\ufffd"]
-    assert pieces([*rest, letter], tokenizer.decode) == ["\ufffd"] * 3 + ["a"]
-    assert pieces([rest[0], first, *rest, letter], tokenizer.decode) == ["\ufffd", "😀", "", "", "", "a"]
-    assert pieces([first] * 6, tokenizer.decode) == ["\ufffd"] * 6
-    assert pieces([], tokenizer.decode) == []
+    assert token_texts([first, letter], tokenizer.decode) == ["\ufffd", "a"]
+    assert token_texts([letter, first], tokenizer.decode) == ["a", "\ufffd"]
+    assert token_texts([*rest, letter], tokenizer.decode) == ["\ufffd"] * 3 + ["a"]
+    assert token_texts([rest[0], first, *rest, letter], tokenizer.decode) == ["\ufffd", "😀", "", "", "", "a"]
+    assert token_texts([first] * 6, tokenizer.decode) == ["\ufffd"] * 6
+    assert token_texts([], tokenizer.decode) == []
 
 
 def test_blanks_that_a_decoder_swallows_are_kept() -> None:
@@ -52,4 +52,4 @@ def test_blanks_that_a_decoder_swallows_are_kept() -> None:
     def decode(ids: object) -> str:
         return "".join(words[i] for i in ids).replace("▁", " ").removeprefix(" ")  # type: ignore[attr-defined]
 
-    assert pieces([0, 1, 2, 3, 1], decode) == ["one", " two", "s", " ", " two"]
+    assert token_texts([0, 1, 2, 3, 1], decode) == ["one", " two", "s", " ", " two"]

@@ -25,10 +25,10 @@ def test_prepared_rows_are_those_that_were_gathered(tmp_path: Path, tokenizer_fo
     loaded = load_recipe(file, CHANGES)
     gathered = build_dataset(loaded, task_for(loaded.data, TokenizerAdapter.load(tokenizer_folder)), folder=tmp_path)
     prepared = PreparedRows(run_recipe(file, CHANGES, out=tmp_path / "run", until="prepare"))
-    assert max(line.times for line in prepared.lines("train")) > 1
+    assert max(line.times for line in prepared.ledger_entries("train")) > 1
     for split in SPLITS:
-        lines = prepared.lines(split)
-        assert lines == gathered.lines(split)
+        lines = prepared.ledger_entries(split)
+        assert lines == gathered.ledger_entries(split)
         assert len(lines) == gathered.facts()["counts"][split]
         examples = [prepared.example(split, place) for place in range(len(lines))]
         assert examples == [gathered.example(split, place) for place in range(len(lines))]

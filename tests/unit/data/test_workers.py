@@ -45,7 +45,7 @@ for parcel in workers.process_in_parallel(made, task_for(made.data, load_tokeniz
 
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers, "ALONE", 10)
+    monkeypatch.setattr(workers, "SERIAL_ROWS", 10)
     monkeypatch.setattr(workers, "available_cores", lambda: 2)
 
 

@@ -13,8 +13,8 @@ from torch import distributed
 from tunesmith.core.dist_env import RankInfo
 from tunesmith.core.errors import DoesNotFit, RecipeError
 from tunesmith.core.files import write_json
-from tunesmith.data.batches import TokenDataset
 from tunesmith.data.microbatch import MicroBatchPolicy
+from tunesmith.data.token_dataset import TokenDataset
 from tunesmith.data.token_file import write_tokens
 from tunesmith.distributed.fsdp import (
     agree_on_reason,
@@ -233,7 +233,7 @@ def test_a_pass_that_others_share_is_not_made_again(tokens: TokenDataset) -> Non
         tried.append(policy)
         raise torch.OutOfMemoryError
 
-    with pytest.raises(DoesNotFit, match="does not suffice for passes of up to 64 tokens at once") as told:
+    with pytest.raises(DoesNotFit, match="does not suffice for passes of up to 64 tokens") as told:
         OomRetry(MicroBatchPolicy(64), lockstep=True).run(work, tokens, [0, 1])
     assert len(tried) == 1
     assert "micro_batch_tokens" in str(told.value)

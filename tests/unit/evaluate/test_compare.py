@@ -281,7 +281,11 @@ def test_above_a_share_of_failed_rows_there_is_no_verdict() -> None:
     one = recipe(["rougeL"], "rougeL")
     found = compare_models(one, failing(lines(1), range(4)), lines(2, shift=0.3), groups=GROUPS)
     assert found["primary"]["low"] > 0
-    assert (found["verdict"], found["primary"]["failed"], found["primary"]["rows_needed"]) == ("cannot_tell", 4, None)
+    assert (found["verdict"], found["primary"]["failed"], found["primary"]["rows_needed"]) == (
+        "cannot_tell",
+        4,
+        None,
+    )
     assert "interval" not in " ".join(found["reasons"])
     assert refusal_reasons({**found, "digests": {}})
     guarded = recipe(["rougeL", "perplexity"], "perplexity", guards=[{"metric": "rougeL", "max_drop": 0.5}])

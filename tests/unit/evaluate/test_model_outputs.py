@@ -14,7 +14,7 @@ from tests.unit.inference.asked import COUNT, FP32, LIMIT, POSITIONS, Words, que
 from tunesmith.core import interrupt
 from tunesmith.core.errors import DamagedFile, DoesNotFit, Interrupted
 from tunesmith.core.records import TokenizedExample
-from tunesmith.data.batches import TokenDataset
+from tunesmith.data.token_dataset import TokenDataset
 from tunesmith.data.token_file import write_tokens
 from tunesmith.evaluate import model_outputs
 from tunesmith.evaluate.model_outputs import generate_answers, response_stats, score_likelihoods

@@ -15,7 +15,8 @@ from transformers import AutoModelForSeq2SeqLM
 
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.records import ENCODER_IDS, TokenizedExample
-from tunesmith.data.batches import Batch, TokenDataset
+from tunesmith.data.batch import Batch
+from tunesmith.data.token_dataset import TokenDataset
 from tunesmith.data.token_file import write_tokens
 from tunesmith.fetch.reference import ModelFolder
 from tunesmith.kernels.token_loss import token_loss

@@ -10,7 +10,7 @@ from tests.support.opened import KINDS, MORE, Opened
 
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.records import ENCODER_IDS, TokenizedExample
-from tunesmith.data.batches import TokenDataset
+from tunesmith.data.token_dataset import TokenDataset
 from tunesmith.fetch.reference import ModelFolder, resolve
 from tunesmith.kernels.causality_check import require_causal_attention
 from tunesmith.model.load import ComputeConfig, load_base
@@ -37,7 +37,7 @@ SEES_RIGHT: dict[str, dict[str, Any]] = {
 
 def rows(source: tuple[int, ...] = ()) -> TokenDataset:
     ids, columns = tuple(range(7, 19)), {ENCODER_IDS: source} if source else {}
-    return TokenDataset.of(
+    return TokenDataset.from_examples(
         [
             TokenizedExample("a", ids[:5], (False,) * 4 + (True,), columns),
             TokenizedExample("b", ids, (True,) * 12, columns),

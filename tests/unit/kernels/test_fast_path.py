@@ -8,8 +8,8 @@ from tests.support.opened import KINDS, Opened
 from tests.support.trajectory import losses
 
 from tunesmith.core.records import TokenizedExample
-from tunesmith.data.batches import TokenDataset
 from tunesmith.data.microbatch import MicroBatchPolicy
+from tunesmith.data.token_dataset import TokenDataset
 from tunesmith.kernels import gated_mlp, lora_fused
 from tunesmith.kernels.fast_path import enable_fast_path
 from tunesmith.kernels.gated_mlp import GatedProduct
@@ -39,7 +39,7 @@ def rows(count: int = 12, *, answer: int | None = 4) -> TokenDataset:
         ids = [7, 8, 9, *torch.randint(3, 300, (length - 3,), generator=drawn).tolist()]
         begin = 0 if answer is None else length - answer
         examples.append(TokenizedExample(str(i), tuple(ids), tuple(place >= begin for place in range(length))))
-    return TokenDataset.of(examples)
+    return TokenDataset.from_examples(examples)
 
 
 def trajectory(model: Any, tokens: TokenDataset, division: MicroBatchPolicy) -> list[float]:
@@ -63,10 +63,14 @@ def test_the_fast_path_learns_what_the_plain_path_learns(
     assert packing_unsupported_reason(fast, tokens, 5, FP32) is None
     monkeypatch.setattr("tunesmith.kernels.token_loss.LOGITS_CHUNK", 16)
     division = MicroBatchPolicy(
-        64, packing="auto", by_row=has_packed_attention(fast), reach=attention_window(fast), share=tuning != "dropout"
+        64,
+        packing="auto",
+        packed_attention=has_packed_attention(fast),
+        attention_window=attention_window(fast),
+        share_prefix=tuning != "dropout",
     )
     if has_packed_attention(fast):  # under a mask rows of windowed layers must not even stand far apart
-        assert any(group.shared is not None for group in division.groups(tokens, range(len(tokens))))
+        assert any(group.shared is not None for group in division.split(tokens, range(len(tokens))))
     found = trajectory(fast, tokens, division)
     assert wanted[-1] < 0.98 * wanted[0]
     assert found == pytest.approx(wanted, rel=2e-4)
@@ -149,7 +153,10 @@ def test_the_proof_changes_no_weight_and_leaves_no_gradient(opened: Opened, tuni
 
 def test_without_rows_there_is_nothing_to_prove(opened: Opened) -> None:
     assert (
-        enable_fast_path(make_trainable(opened("llama"), TUNINGS["lora"], seed=0), TokenDataset.of([]), 5, FP32) == {}
+        enable_fast_path(
+            make_trainable(opened("llama"), TUNINGS["lora"], seed=0), TokenDataset.from_examples([]), 5, FP32
+        )
+        == {}
     )
 
 

@@ -9,8 +9,8 @@ from tests.support.opened import KINDS, Opened
 from tests.support.tiny import make_tokenizer
 
 from tunesmith.core.records import TokenizedExample
-from tunesmith.data.batches import TokenDataset
 from tunesmith.data.microbatch import MicroBatchPolicy
+from tunesmith.data.token_dataset import TokenDataset
 from tunesmith.data.token_file import write_tokens
 from tunesmith.kernels import packing_check
 from tunesmith.kernels.packed_attention import has_packed_attention, use_plain_attention
@@ -67,8 +67,10 @@ def test_packed_and_unpacked_have_one_loss_and_one_gradient(
     # Of these only their own eager attention is used, which takes a mask.
     assert has_packed_attention(model) == (by_row and kind not in ("gemma2", "gpt_neo"))
     by_row = has_packed_attention(model)
-    packed = MicroBatchPolicy(4096, packing="always", share=share, reach=attention_window(model), by_row=by_row)
-    groups = packed.groups(tokens, range(4))
+    packed = MicroBatchPolicy(
+        4096, packing="always", share_prefix=share, attention_window=attention_window(model), packed_attention=by_row
+    )
+    groups = packed.split(tokens, range(4))
     assert any(group.shared == (3 if share else 0) for group in groups)
     assert len(groups) == (1 if kind not in WINDOWED or by_row else 3 if not share else 2)
     one, other = loss_and_gradients(model, tokens, MicroBatchPolicy(1)), loss_and_gradients(model, tokens, packed)
@@ -87,8 +89,10 @@ def test_blocks_of_a_document_have_one_loss_packed_and_unpacked(opened: Opened, 
     tokens = TokenDataset(tmp_path / "rows.safetensors")
     assert tokens.trained_tokens(range(len(blocks))) == len(whole.input_ids) - 1
     model = opened("llama", torch.float64).requires_grad_(True)
-    packed = MicroBatchPolicy(4096, packing="always", reach=attention_window(model), by_row=has_packed_attention(model))
-    assert len(packed.groups(tokens, range(len(blocks)))) == 1
+    packed = MicroBatchPolicy(
+        4096, packing="always", attention_window=attention_window(model), packed_attention=has_packed_attention(model)
+    )
+    assert len(packed.split(tokens, range(len(blocks)))) == 1
     one, other = loss_and_gradients(model, tokens, MicroBatchPolicy(1)), loss_and_gradients(model, tokens, packed)
     assert other[0] == pytest.approx(one[0], rel=1e-6)
     torch.testing.assert_close(other[1], one[1], rtol=1e-5, atol=1e-6 * float(one[1].abs().max()))

@@ -12,7 +12,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from tunesmith.architecture.families import shapes_of
 from tunesmith.architecture.shapes import Shapes
 from tunesmith.core.records import ENCODER_IDS
-from tunesmith.data.batches import ENCODER_MASK, Batch
+from tunesmith.data.batch import ENCODER_MASK, Batch
 from tunesmith.estimate.memory import MicroBatchShape, estimate_memory
 from tunesmith.kernels.gated_mlp import patch_gated_mlp
 from tunesmith.kernels.lora_fused import fuse_lora, record_shared_inputs

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tests.support.opened import KINDS, Opened
 
-from tunesmith.data.batches import Batch
+from tunesmith.data.batch import Batch
 from tunesmith.kernels.token_loss import token_loss
 
 # What each architecture is here for: it fails where somebody computes logits from the output layer's weight alone.
@@ -31,8 +31,8 @@ def batch(rows: int = 3, length: int = 24, seed: int = 0) -> Batch:
 
 def own_loss(model: Any, one: Batch) -> torch.Tensor:
     """Return the loss as transformers computes it, over all positions, with the mask it documents."""
-    labels = one.input_ids.masked_fill(~one.trained, -100)
-    last = one.trained.int().cumsum(1).argmax(1)
+    labels = one.input_ids.masked_fill(~one.loss_mask, -100)
+    last = one.loss_mask.int().cumsum(1).argmax(1)
     mask = (torch.arange(one.input_ids.shape[1]) <= last.unsqueeze(1)).long()
     loss: torch.Tensor = model(input_ids=one.input_ids, attention_mask=mask, labels=labels, use_cache=False).loss
     return loss
@@ -93,7 +93,7 @@ def test_padding_changes_nothing(opened: Opened, kind: str) -> None:
         short = token_loss(model, one).nll
         for pad in (5, 299):
             longer = torch.nn.functional.pad(one.input_ids, (0, 40), value=pad)
-            trained, owner = (torch.nn.functional.pad(value, (0, 40)) for value in (one.trained, one.owner))
+            trained, owner = (torch.nn.functional.pad(value, (0, 40)) for value in (one.loss_mask, one.segment_ids))
             padded = Batch(longer, trained, owner, 1)
             torch.testing.assert_close(token_loss(model, padded).nll, short, rtol=1e-5, atol=1e-5)
 
@@ -103,7 +103,9 @@ def test_each_trained_token_has_its_loss_its_row_and_whether_it_was_right(opened
     with torch.inference_mode():
         result = token_loss(model, one)
         logits = model(input_ids=one.input_ids).logits
-    wanted = [(row, place) for row in range(4) for place in range(1, one.input_ids.shape[1]) if one.trained[row, place]]
+    wanted = [
+        (row, place) for row in range(4) for place in range(1, one.input_ids.shape[1]) if one.loss_mask[row, place]
+    ]
     assert result.rows.tolist() == [row for row, _ in wanted]
     log_probabilities = logits.log_softmax(-1)
     for index, (row, place) in enumerate(wanted):
@@ -124,7 +126,7 @@ def test_right_answers_are_counted(opened: Opened) -> None:
 
 def test_the_first_token_is_not_predicted_even_if_it_is_marked(opened: Opened) -> None:
     one = batch(rows=1)
-    marked = replace(one, trained=one.trained | (torch.arange(one.trained.shape[1]) == 0))
+    marked = replace(one, loss_mask=one.loss_mask | (torch.arange(one.loss_mask.shape[1]) == 0))
     with torch.inference_mode():
         assert torch.equal(token_loss(opened("llama"), marked).nll, token_loss(opened("llama"), one).nll)
 
@@ -135,7 +137,7 @@ def test_only_trained_positions_reach_the_output_layer(opened: Opened) -> None:
     hook = model.get_output_embeddings().register_forward_hook(lambda _, args, out: seen.append(tuple(out.shape)))
     token_loss(model, one)
     hook.remove()
-    assert seen == [(1, int(one.trained.sum()), 320)]
+    assert seen == [(1, int(one.loss_mask.sum()), 320)]
 
 
 def test_the_model_is_left_as_it_was_even_after_an_error(opened: Opened) -> None:

@@ -10,7 +10,7 @@ from tunesmith.core.errors import NonFinite, ProcessLost, TunesmithError
 from tunesmith.core.files import read_json, write_text
 from tunesmith.core.jsonl import json_line, write_jsonl
 from tunesmith.core.rundir import RunDir
-from tunesmith.data.batches import batch_indices
+from tunesmith.data.sampler import batch_indices
 from tunesmith.distributed.process_group import ProcessGroup
 from tunesmith.recipe.schema import Recipe
 from tunesmith.train.crash_loop import record_attempt

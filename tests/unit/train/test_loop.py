@@ -14,8 +14,8 @@ from tests.unit.train.conftest import FULL, LORA, random_rows, recipe_of
 
 from tunesmith.core.errors import DamagedFile, DoesNotFit, NonFinite
 from tunesmith.core.records import StepReport
-from tunesmith.data.batches import TokenDataset
 from tunesmith.data.microbatch import MicroBatchPolicy
+from tunesmith.data.token_dataset import TokenDataset
 from tunesmith.data.token_file import write_tokens
 from tunesmith.distributed.process_group import ProcessGroup
 from tunesmith.estimate.memory import MemoryEstimate

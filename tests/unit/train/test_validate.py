@@ -12,7 +12,7 @@ from tests.unit.train.conftest import FULL, LORA, Start, Trained, documents
 from tunesmith.core.errors import DataError, RecipeError
 from tunesmith.core.files import check_folder, read_json
 from tunesmith.core.jsonl import read_jsonl
-from tunesmith.data.batches import TokenDataset
+from tunesmith.data.token_dataset import TokenDataset
 from tunesmith.inference.scorer import Scorer
 from tunesmith.scoring.metrics import score
 from tunesmith.train import loop, validate

@@ -16,7 +16,7 @@ _PAIRS = (
 )  # fmt: skip
 
 
-def known_shape(values: Mapping[str, Any]) -> str | None:
+def recognize_row_format(values: Mapping[str, Any]) -> str | None:
     """Return the name of a row's shape and how a recipe reads it; None if the shape is not known."""
     for column, value in values.items():
         first = value[0] if isinstance(value, list) and value else None

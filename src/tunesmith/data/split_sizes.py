@@ -12,7 +12,7 @@ from tunesmith.recipe.schema import Recipe, Split
 _SLACK, _DEVIATIONS = 0.05, 4
 
 
-def far_from_asked(rows: Sequence[SpooledRow], recipe: Recipe) -> str | None:
+def split_size_warning(rows: Sequence[SpooledRow], recipe: Recipe) -> str | None:
     """Return a warning that a split is much larger or smaller than asked, and why; None if none is."""
     split, used = recipe.data.split, [row for row in rows if row.place is not None]
     if split.column is not None or not used:
@@ -33,7 +33,7 @@ def far_from_asked(rows: Sequence[SpooledRow], recipe: Recipe) -> str | None:
     )
 
 
-def why_empty(missing: Sequence[str], rows: Sequence[SpooledRow], split: Split) -> str:
+def empty_split_hint(missing: Sequence[str], rows: Sequence[SpooledRow], split: Split) -> str:
     """Return a hint for splits that have no rows."""
     if split.column is not None:
         return f"no row that can be used says {' or '.join(missing)} in the column `{split.column}`"

@@ -8,9 +8,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tunesmith.core.records import ENCODER_IDS, SEQUENCE_LENGTHS, Column, TokenizedExample
-from tunesmith.data import batches
-from tunesmith.data.batches import ENCODER_MASK, TokenDataset, batch_indices, bucket, round_up
+from tunesmith.data.batch import ENCODER_MASK
 from tunesmith.data.microbatch import MicroBatch, MicroBatchPolicy
+from tunesmith.data.token_dataset import TokenDataset, bucket, round_up
 from tunesmith.data.token_file import write_tokens
 
 SIGN, WEIGHT = Column("sign", "float32", "sequence"), Column("weight", "float64")
@@ -25,56 +25,6 @@ def made(path: Path, rows: list[list[tuple[int, bool]]]) -> TokenDataset:
     ]
     write_tokens(path / "x.safetensors", examples)
     return TokenDataset(path / "x.safetensors")
-
-
-def steps(rows: int, per_step: int, total: int, seed: int = 0) -> list[list[int]]:
-    count = -(-total // per_step)
-    return [
-        batch_indices(step, rows=rows, examples_per_step=per_step, total_examples=total, seed=seed)
-        for step in range(count)
-    ]
-
-
-# --- which rows ---
-
-
-@given(rows=st.integers(1, 40), per_step=st.integers(1, 50), epochs=st.integers(1, 4), seed=st.integers(0, 2**63 - 1))
-def test_every_row_is_seen_exactly_once_an_epoch(rows: int, per_step: int, epochs: int, seed: int) -> None:
-    seen = [row for step in steps(rows, per_step, epochs * rows, seed) for row in step]
-    for epoch in range(epochs):
-        assert sorted(seen[epoch * rows : (epoch + 1) * rows]) == list(range(rows))
-    assert len(seen) == epochs * rows
-
-
-@given(rows=st.integers(1, 30), per_step=st.integers(1, 20), total=st.integers(1, 90))
-def test_all_steps_are_full_but_the_last(rows: int, per_step: int, total: int) -> None:
-    sizes = [len(step) for step in steps(rows, per_step, total)]
-    assert sizes[:-1] == [per_step] * (len(sizes) - 1)
-    assert 1 <= sizes[-1] <= per_step
-    assert sum(sizes) == total
-
-
-def test_a_step_depends_on_nothing_but_its_number_and_the_seed() -> None:
-    forwards = steps(20, 3, 60, seed=5)
-    settings = {"rows": 20, "examples_per_step": 3, "total_examples": 60, "seed": 5}
-    for step in (19, 0, 7, 7, 12):
-        batches._order.cache_clear()
-        assert batch_indices(step, **settings) == forwards[step]
-    longer = {**settings, "total_examples": 6000}
-    assert [batch_indices(step, **longer) for step in range(20)] == forwards  # nor on how long the run is
-    assert steps(20, 3, 60, seed=6) != forwards
-
-
-def test_epochs_and_seeds_have_orders_of_their_own() -> None:
-    orders = {tuple(order) for seed in (0, 1, 2**63 - 1) for order in steps(50, 50, 250, seed)}
-    assert len(orders) == 15
-
-
-def test_the_order_is_the_same_on_every_machine() -> None:
-    assert steps(10, 10, 10, seed=3) == [[6, 8, 4, 1, 3, 5, 9, 7, 0, 2]]
-
-
-# --- their shapes ---
 
 
 def test_buckets_hold_their_rows_grow_and_are_few() -> None:
@@ -100,7 +50,7 @@ def test_tokens_come_back_as_they_were_written(
     chosen = data.draw(st.lists(st.integers(0, len(rows) - 1), min_size=1, max_size=6))
     batch = tokens.batch(chosen, PAD)
     length = batch.input_ids.shape[1]
-    assert batch.input_ids.shape == batch.trained.shape == (len(chosen), length)
+    assert batch.input_ids.shape == batch.loss_mask.shape == (len(chosen), length)
     longest = max(len(rows[row]) for row in chosen)
     assert longest <= length <= min(bucket(longest), max(map(len, rows)))
     for place, row in enumerate(chosen):
@@ -108,10 +58,10 @@ def test_tokens_come_back_as_they_were_written(
         assert batch.input_ids[place].tolist() == [token for token, _ in rows[row]] + [PAD] * padding
         # The first token has nothing before it, and padding is nobody's answer.
         learned = [False, *(trained for _, trained in rows[row][1:])]
-        assert batch.trained[place].tolist() == learned + [False] * padding
-        assert batch.owner[place].tolist() == [place] * len(rows[row]) + [-2] * padding
+        assert batch.loss_mask[place].tolist() == learned + [False] * padding
+        assert batch.segment_ids[place].tolist() == [place] * len(rows[row]) + [-2] * padding
     assert batch.tokens == sum(len(rows[row]) for row in chosen)
-    assert tokens.trained_tokens(chosen) == int(batch.trained.sum())
+    assert tokens.trained_tokens(chosen) == int(batch.loss_mask.sum())
     assert batch.input_ids.dtype == torch.int64
 
 
@@ -137,7 +87,7 @@ def test_padding_does_not_go_beyond_the_longest_row(tmp_path: Path) -> None:
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_a_batch_moves_to_a_device(tmp_path: Path, device: str) -> None:
     moved = made(tmp_path, [[(1, True)] * 4]).batch([0], PAD).to(torch.device(device))
-    assert moved.input_ids.device.type == moved.trained.device.type == device
+    assert moved.input_ids.device.type == moved.loss_mask.device.type == device
     assert moved.tokens == 4
 
 
@@ -150,23 +100,23 @@ def test_rows_side_by_side_see_themselves_in_their_places(
     tmp_path: Path, rows: list[list[tuple[int, bool]]], share: bool
 ) -> None:
     tokens, chosen = made(tmp_path, rows), list(range(len(rows)))
-    shared = min(tokens.shared_tokens(row, row + 1) for row in chosen[:-1]) if share else 0
+    shared = min(tokens.shared_prefix_length(row, row + 1) for row in chosen[:-1]) if share else 0
     batch = tokens.packed(chosen, PAD, shared=shared)
-    sees = batch.sees()
+    sees = batch.attention_mask()
     assert batch.positions is not None
-    assert batch.parts == (
+    assert batch.segment_lengths == (
         shared,
         *(len(row) - shared for row in rows),
-        batch.input_ids.shape[1] - sum(batch.parts[:-1]),
+        batch.input_ids.shape[1] - sum(batch.segment_lengths[:-1]),
     )
     learned: dict[int, list[int]] = {row: [] for row in chosen}
-    for column in torch.nonzero(batch.owner[0] >= 0).flatten().tolist():
-        row, place = int(batch.owner[0, column]), int(batch.positions[0, column])
+    for column in torch.nonzero(batch.segment_ids[0] >= 0).flatten().tolist():
+        row, place = int(batch.segment_ids[0, column]), int(batch.positions[0, column])
         seen = torch.nonzero(sees[0, 0, column]).flatten()
         # What a token sees is its row up to itself, whatever stands between.
         assert batch.input_ids[0, seen].tolist() == [token for token, _ in rows[row][: place + 1]]
         assert batch.positions[0, seen].tolist() == list(range(place + 1))
-        if batch.trained[0, column]:
+        if batch.loss_mask[0, column]:
             assert seen[-2] == column - 1, "it is predicted from the column before"
             learned[row].append(place)
     assert learned == {i: [p for p, (_, trained) in enumerate(row) if trained and p] for i, row in enumerate(rows)}
@@ -180,9 +130,9 @@ def test_what_two_rows_share_ends_before_what_predicts_an_answer(tmp_path: Path)
         return [(token, place >= trained) for place, token in enumerate(ids)]
 
     tokens = made(tmp_path, [row(1, 2, 3, 4, 5, trained=3), row(1, 2, 3, 4, 6, trained=4), row(1, 9, 3, trained=2)])
-    assert tokens.shared_tokens(0, 1) == 2  # 3 predicts the first answer
-    assert tokens.shared_tokens(1, 2) == 1
-    assert tokens.shared_tokens(0, 0) == 2
+    assert tokens.shared_prefix_length(0, 1) == 2  # 3 predicts the first answer
+    assert tokens.shared_prefix_length(1, 2) == 1
+    assert tokens.shared_prefix_length(0, 0) == 2
     assert tokens.packed_tokens([0, 1], 2) == 2 + 3 + 3
 
 
@@ -202,7 +152,7 @@ def test_sources_come_back_as_they_were_written(
     tokens = TokenDataset(tmp_path / "x.safetensors")
     assert [tokens.example(i, str(i)) for i in range(len(tokens))] == examples
     assert tokens.lengths.tolist() == [len(e.prompt_ids) + len(e.input_ids) for e in examples]
-    assert tokens.longest == max(max(len(e.prompt_ids), len(e.input_ids)) for e in examples)
+    assert tokens.max_length == max(max(len(e.prompt_ids), len(e.input_ids)) for e in examples)
     places = [*range(len(rows)), 0]
     batch = tokens.batch(places, PAD)
     ids, mask = batch.columns[ENCODER_IDS], batch.columns[ENCODER_MASK]
@@ -245,9 +195,13 @@ def test_an_example_of_several_sequences_is_kept_together(tmp_path: Path) -> Non
     assert tokens.columns >= {SEQUENCE_LENGTHS, SIGN, WEIGHT}
     assert [tokens.example(i, str(i)) for i in range(3)] == examples
     assert tokens.lengths.tolist() == [12, 12, 13]
-    assert (tokens.longest, tokens.sequence_lengths([0, 2])) == (8, [5, 7, 8, 5])
+    assert (tokens.max_length, tokens.sequence_lengths([0, 2])) == (8, [5, 7, 8, 5])
     assert tokens.trained_tokens([0, 1]) == 2 + 4 + 1 + 1
-    assert [tokens.shared_tokens(i, i) for i in range(3)] == [2, 4, 1]  # the last of a prompt predicts a trained token
+    assert [tokens.shared_prefix_length(i, i) for i in range(3)] == [
+        2,
+        4,
+        1,
+    ]  # the last of a prompt predicts a trained token
     padded, packed = tokens.batch([2, 0], PAD), tokens.packed([2], PAD, shared=1)
     for batch, places in ((padded, [2, 0]), (packed, [2])):
         assert batch.examples is not None
@@ -257,27 +211,27 @@ def test_an_example_of_several_sequences_is_kept_together(tmp_path: Path) -> Non
         for place, row in enumerate(places):
             first = examples[row].columns[SEQUENCE_LENGTHS][0]
             for k in range(2):
-                chosen = batch.trained & (batch.owner == 2 * place + k)
+                chosen = batch.loss_mask & (batch.segment_ids == 2 * place + k)
                 wanted = [i for i, learned in enumerate(examples[row].trained) if learned and (i >= first) == bool(k)]
                 assert batch.input_ids[chosen].tolist() == [examples[row].input_ids[i] for i in wanted]
                 assert batch.columns[WEIGHT][chosen].tolist() == [i / 8 for i in wanted]
     assert padded.input_ids.shape[0] == 4
-    assert packed.parts[:3] == (1, 7, 4)
+    assert packed.segment_lengths[:3] == (1, 7, 4)
 
 
 def test_a_pair_is_never_divided() -> None:
-    tokens = TokenDataset.of(pairs())
+    tokens = TokenDataset.from_examples(pairs())
     for size in (1, 2, 3):
-        groups = MicroBatchPolicy(1, size, "never").groups(tokens, range(3))
+        groups = MicroBatchPolicy(1, size, "never").split(tokens, range(3))
         assert [len(group.rows) for group in groups] == [[1, 1, 1], [2, 1], [3]][size - 1]
-    [alone] = MicroBatchPolicy(4096, 1, "always", multiple=1).groups(tokens, [1])
+    [alone] = MicroBatchPolicy(4096, 1, "always", pad_multiple=1).split(tokens, [1])
     assert alone == MicroBatch((1,), 4)  # its own prompt is shared
 
 
 def test_without_an_encoder_there_is_no_source(tmp_path: Path) -> None:
     tokens = made(tmp_path, [[(5, False), (6, True)]])
     batch = tokens.batch([0], PAD)
-    assert (batch.columns, tokens.longest) == ({}, 2)
+    assert (batch.columns, tokens.max_length) == ({}, 2)
     assert tokens.example(0, "x") == TokenizedExample("x", (5, 6), (False, True))
 
 
