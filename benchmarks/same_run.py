@@ -1,9 +1,9 @@
 """Compare two commits: do they prepare the same token files, and do their training steps have the same losses?
 
-    .venv/bin/python -m benchmarks.same_run COMMIT [COMMIT] [--only chat,demo]
+    .venv/bin/python -m benchmarks.same_run BEFORE [AFTER] [--only chat,demo]
 
-The second commit is the working tree if it is left out. Each case is prepared and trained by the command line of both
-commits, in fp32 and one thread: a tiny random model for every task, the demo's recipe cut to a few steps, and the
+BEFORE and AFTER are commits; AFTER is the working tree if it is left out. Each case is prepared and trained by the command
+line of both commits, in fp32 and one thread: a tiny random model for every task, the demo's recipe cut to a few steps, and the
 founding jobs scaled down if the public data sets are there. Prints a table in Markdown; exits 1 if any byte of a token
 file or any loss differs.
 """
@@ -91,7 +91,8 @@ def run(tree: Path, case: Case, out: Path) -> tuple[dict[str, str], list[Any]]:
     environment = {**os.environ, "PYTHONPATH": str(tree / "src"), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     file = case.file if isinstance(case.file, Path) else tree / "recipes" / case.file / "recipe.yaml"
     for stage in ("prepare", "train"):
-        command = [sys.executable, "-m", "tunesmith", stage, str(file), "--out", str(out), *case.changes]
+        options = ["--on", "local", "--out", str(out)]
+        command = [sys.executable, "-m", "tunesmith", stage, str(file), *options, *case.changes]
         done = subprocess.run(command, capture_output=True, text=True, env=environment)
         if done.returncode:
             raise SystemExit(f"{tree}: {stage} of {file} ended with {done.returncode}\n{done.stderr}")
@@ -138,13 +139,13 @@ def compare(trees: Sequence[Path], cases: dict[str, Case], folder: Path) -> bool
 def main() -> None:
     """Compare two commits."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("commits", nargs="+", help="one commit or two")
+    parser.add_argument("before", help="a commit")
+    parser.add_argument("after", nargs="?", help="a commit; the working tree if it is left out")
     parser.add_argument("--only", help="names of cases, separated by commas")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
-        commits = (given.commits[0], given.commits[1] if len(given.commits) > 1 else None)
-        trees = [tree_of(commit, folder / f"commit-{number}") for number, commit in enumerate(commits)]
+        trees = [tree_of(given.before, folder / "before"), tree_of(given.after, folder / "after")]
         cases = tiny_cases(folder) | recipe_cases(folder)
         if given.only:
             cases = {name: cases[name] for name in given.only.split(",")}
