@@ -2,10 +2,10 @@
 
     .venv/bin/python -m benchmarks.same_run BEFORE [AFTER] [--only chat,demo]
 
-BEFORE and AFTER are commits; AFTER is the working tree if it is left out. Each case is prepared and trained by the command
-line of both commits, in fp32 and one thread: a tiny random model for every task, the demo's recipe cut to a few steps, and the
-founding jobs scaled down if the public data sets are there. Prints a table in Markdown; exits 1 if any byte of a token
-file or any loss differs.
+BEFORE and AFTER are commits; AFTER is the working tree if it is left out. Both commits prepare and train each case by
+their command line, in fp32 and one thread: a tiny random model for every task, the demo's recipe with a few steps,
+and the founding jobs scaled down if the public data sets are there. Prints a table in Markdown; exits 1 if any byte
+of a token file or any loss differs.
 """
 
 import argparse
