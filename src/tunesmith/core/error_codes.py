@@ -35,6 +35,9 @@ ERROR_CODES = {
     "too-many-tokens": "A row has more tokens than the model has positions.",
     # scoring
     # model, kernels and distributed
+    "bad-rank": "The environment variables of the launcher name an impossible rank.",
+    "sharding-unsupported": "The model has no layers that can be sharded.",
+    "uneven-processes": "Machines have different numbers of processes, and `launch.sharding: node` needs equal ones.",
     "ranks-differ": "The ranks of a run have different inputs or versions of tunesmith.",
     "port-in-use": "Another program uses the port at which the ranks of a run meet.",
     # inference and evaluate

@@ -1,11 +1,11 @@
-"""A model in parts: the weights of each layer are divided over processes, and whole in each only while it computes.
+"""Sharding a model's layers over the ranks; each layer is gathered only while it computes.
 
 By torch's FSDP2, `fully_shard` (Zhao et al. 2023, arXiv:2304.11277; Rajbhandari et al. 2020, arXiv:1910.02054). Each
-process keeps its part of the matrices of all layers, of their gradients and of what the optimizer remembers of them.
-Whole in all processes stay vectors, adapters, and what is outside of layers: embeddings, last norm, output layer.
+rank keeps its shard of every layer's matrices, of their gradients and of their optimizer state. Replicated on all ranks
+are vectors, adapters and everything outside the layers: embeddings, final norm and output layer.
 
-A layer is put together by all processes at once, so all must make the same number of passes: who has none left makes
-idle ones.
+Gathering a layer is a collective, so all ranks must make the same number of forward passes. A rank that has none left
+makes idle ones.
 """
 
 from collections.abc import Callable, Iterator
@@ -44,59 +44,66 @@ def shard(
     *,
     by_node: bool = False,
     offload: bool = False,
-    masters: torch.dtype | None = None,
+    master_dtype: torch.dtype | None = None,
 ) -> None:
-    """Divide the layers of a model over the processes of a group, and bring all of it to the machine's device.
+    """Shard a model's layers over the ranks of a group, and move the model to the compute device.
 
     Args:
-        model: as `make_trainable` returns it, on a processor: whole it need never be on a GPU.
-        by_node: divide over the processes of each machine, and keep a copy on every machine: less goes between them.
-        offload: keep parts beside the GPU, and bring layers to it one by one.
-        masters: what all weights are then kept in, each process its parts; default what they are in.
+        model: a model on the CPU, as `make_trainable` returns it. It never has to fit on a GPU as a whole.
+        by_node: shard within each machine and replicate across machines, which reduces traffic between them.
+        offload: keep shards in CPU memory and copy one layer at a time to the GPU.
+        master_dtype: convert all weights to this dtype after sharding, so each rank converts only its shards.
 
     Raises:
-        RecipeError: it has no layers that transformers knows of, or machines have different numbers of processes.
+        RecipeError: transformers does not list the model's layer classes, or machines have different numbers of ranks.
     """
     stacks: list[list[Any]] = [[layer for layer in stack if _is_layer(layer, model)] for stack in _stacks(model)]
     layers = [layer for stack in stacks for layer in stack]
     if not layers:
-        raise RecipeError("has no layers that could be divided", where="model.base", hint="use `launch.sharding: none`")
-    mesh, kept = _mesh(compute, group, by_node=by_node), masters or model.dtype
-    # Layers are put together as what they compute in, and gradients are added up as what weights are kept in.
-    lower = compute.dtype if compute.dtype.itemsize < kept.itemsize else None
-    policy = MixedPrecisionPolicy(lower, reduce_dtype=kept if lower else None, cast_forward_inputs=False)
-    place = CPUOffloadPolicy(pin_memory=compute.device.type == "cuda") if offload else OffloadPolicy()
-    adapted = not all(weight.requires_grad for weight in model.parameters())
-    for layer in layers:
-        whole = {weight for weight in layer.parameters() if weight.ndim < 2 or (adapted and weight.requires_grad)}
-        fully_shard(
-            layer, mesh=mesh, reshard_after_forward=True, mp_policy=policy, offload_policy=place, ignored_params=whole
+        raise RecipeError(
+            "this model has no layers that can be sharded",
+            where="model.base",
+            hint="use `launch.sharding: none`",
+            code="sharding-unsupported",
         )
-        layer.set_gradient_divide_factor(1.0)  # losses are parts of one mean already
+    mesh, stored_dtype = _mesh(compute, group, by_node=by_node), master_dtype or model.dtype
+    # Layers are gathered in the compute dtype, and gradients are summed in the dtype of the stored weights.
+    gather_dtype = compute.dtype if compute.dtype.itemsize < stored_dtype.itemsize else None
+    mixed_precision = MixedPrecisionPolicy(
+        gather_dtype, reduce_dtype=stored_dtype if gather_dtype else None, cast_forward_inputs=False
+    )
+    offload_policy = CPUOffloadPolicy(pin_memory=compute.device.type == "cuda") if offload else OffloadPolicy()
+    has_adapters = not all(weight.requires_grad for weight in model.parameters())
+    for layer in layers:
+        fully_shard(
+            layer, mesh=mesh, reshard_after_forward=True, mp_policy=mixed_precision, offload_policy=offload_policy,
+            ignored_params={w for w in layer.parameters() if w.ndim < 2 or (has_adapters and w.requires_grad)},
+        )  # fmt: skip
+        layer.set_gradient_divide_factor(1.0)  # losses are divided by the whole step's divisor already
         layer.set_force_sum_reduction_for_comms(True)
-        layer.set_reduce_scatter_unused_params(True)  # or who has other experts at work would wait for ever
+        layer.set_reduce_scatter_unused_params(True)  # otherwise ranks that route to different experts would deadlock
     with torch.no_grad():
         for tensor in (*model.parameters(), *model.buffers()):
-            if not is_dtensor(tensor):  # or it is where it belongs
-                tensor.data = tensor.to(compute.device)  # of quantized weights, with their scales
-    if masters:
-        model.to(masters)
+            if not is_dtensor(tensor):  # fully_shard places DTensors itself
+                tensor.data = tensor.to(compute.device)  # moves a quantized weight with its scales
+    if master_dtype:
+        model.to(master_dtype)
     share_comm_ctx(layers)
     for stack in stacks:
         for layer, following in pairwise(stack):
             layer.set_modules_to_forward_prefetch([following])
-    for layer in layers:  # what is made in inference mode could not be trained
+    for layer in layers:  # gather once now: buffers first allocated in inference mode could not be trained later
         layer.unshard()
         layer.reshard()
 
 
 def load_device(compute: ComputeConfig, sharding: Sharding) -> ComputeConfig:
-    """Return where a model is read: what is divided need not fit anywhere as a whole but beside the processor."""
+    """Return where to load a model: on the CPU if it is to be sharded, since it need not fit on one GPU."""
     return compute if sharding == "none" else replace(compute, device=torch.device("cpu"))
 
 
 def memory_budget(compute: ComputeConfig, group: ProcessGroup) -> MemoryBudget:
-    """Return what a pass is computed in and the memory that this process has for it: processors are shared."""
+    """Return the compute precision and the memory of this rank. Ranks on one machine share its CPU memory."""
     if compute.device.type == "cuda":
         return MemoryBudget(compute.dtype.itemsize, True, torch.cuda.mem_get_info(compute.device)[0] / 2**30)
     return MemoryBudget(compute.dtype.itemsize, False, process_memory_limit_gib() / group.rank_info.local_world_size)
@@ -107,55 +114,56 @@ def _stacks(model: Any) -> Iterator[torch.nn.ModuleList]:
 
 
 def _is_layer(module: Any, model: Any) -> bool:
-    """Say whether a module is what transformers itself would not cut into pieces."""
+    """Return whether transformers lists the module's class among those that must not be split over devices."""
     return type(module).__name__ in (getattr(without_adapter(model), "_no_split_modules", None) or ())
 
 
 def _mesh(compute: ComputeConfig, group: ProcessGroup, *, by_node: bool) -> Any:
-    place = group.rank_info
+    info = group.rank_info
     if not by_node:
-        return init_device_mesh(compute.device.type, (place.world_size,), mesh_dim_names=("parts",))
-    if len(set(group.all_gather(place.local_world_size))) > 1:
+        return init_device_mesh(compute.device.type, (info.world_size,), mesh_dim_names=("parts",))
+    if len(set(group.all_gather(info.local_world_size))) > 1:
         raise RecipeError(
             "machines have different numbers of processes",
             where="launch.sharding",
-            hint="use `full`, or as many on all",
+            hint="use `full`, or start the same number on each machine",
+            code="uneven-processes",
         )
-    shape = (place.world_size // place.local_world_size, place.local_world_size)
+    shape = (info.world_size // info.local_world_size, info.local_world_size)
     return init_device_mesh(compute.device.type, shape, mesh_dim_names=("copies", "parts"))
 
 
 def sharded_layers(model: Any) -> list[Any]:
-    """Return the layers that are divided; none where every process has all of the model."""
+    """Return the layers that are sharded; empty if the model is replicated."""
     return [module for module in model.modules() if isinstance(module, FSDPModule)]
 
 
 def is_sharded(model: Any) -> bool:
-    """Say whether layers are divided."""
+    """Return whether the model's layers are sharded."""
     return any(isinstance(module, FSDPModule) for module in model.modules())
 
 
 def agree_on_reason(model: Any, reason: str | None) -> str | None:
-    """Return a reason of any process, where layers are divided: all have to go the same way."""
+    """Return the first rank's reason that is not None if the model is sharded, so that all ranks decide alike."""
     if not is_sharded(model):
         return reason
     return next(filter(None, current_group().all_gather(reason)), None)
 
 
 def raise_if_sharded(model: Any, error: Exception) -> None:
-    """Raise what one process alone may have met in a pass that others make too; there is no other way for it to go.
+    """Raise an error from a forward pass if other ranks cannot have met it too, so that no fallback is possible.
 
-    An error that all meet leaves layers as they were before the pass.
+    After an error that all ranks meet, reset the layers to their state before the pass and return.
 
     Raises:
-        DoesNotFit: memory did not suffice.
+        DoesNotFit: this rank ran out of memory.
     """
     if not is_sharded(model):
         return
     if is_out_of_memory(error):
         raise DoesNotFit(
-            "memory does not suffice for one row, with every process keeping its part of the layers",
-            hint="lower data.max_tokens_per_example, or take more processes",
+            "out of memory for a single row, although the layers are sharded over all processes",
+            hint="lower data.max_tokens_per_example, or use more processes",
         ) from error
     if is_peer_failure(error):
         raise error
@@ -165,24 +173,24 @@ def raise_if_sharded(model: Any, error: Exception) -> None:
 
 @contextmanager
 def lockstep_forward(model: Any, group: ProcessGroup) -> Iterator[None]:
-    """Inside, each process may call a divided model as often as it has to; who leaves first makes idle calls.
+    """Inside, each rank may call a sharded model any number of times; at the end, ranks that are done make idle calls.
 
-    Where every process has all of the model, nothing is done.
+    Does nothing if the model is replicated.
 
     Raises:
-        ProcessLost: another process is gone.
+        ProcessLost: another rank is gone.
     """
     if not is_sharded(model):
         yield
         return
-    # Those of the part that writes: of a model that also sees, others have none to do.
+    # The decoder's layers, because text alone never reaches a vision tower.
     layers = sharded_layers(without_adapter(model).get_decoder())
 
-    def meet(*_: Any) -> None:
+    def count_call(*_: Any) -> None:
         group.sum(1)
 
     with peer_failures_as_errors():
-        hook = layers[0].register_forward_pre_hook(meet, prepend=True)
+        hook = layers[0].register_forward_pre_hook(count_call, prepend=True)
         try:
             yield
         finally:
@@ -191,17 +199,17 @@ def lockstep_forward(model: Any, group: ProcessGroup) -> Iterator[None]:
         with torch.inference_mode():
             while group.sum(0)[0]:
                 model(input_ids=ids, use_cache=False)
-    for layer in layers:  # what is only called, and never learns, is remembered call by call
+    for layer in layers:  # without a backward pass, FSDP's record of forward calls would keep growing
         layer.reset_iter_state()
 
 
 def lockstep_micro_batches(
     group: ProcessGroup, own: Iterator[T], idle: Callable[[], T], *, sharded: bool
 ) -> Iterator[tuple[T, bool]]:
-    """Yield own passes; then, where layers are divided, idle ones as long as others have some, marked by False."""
-    for one in own:
+    """Yield (own micro-batch, True); if sharded, then (idle micro-batch, False) until all ranks have no more."""
+    for micro_batch in own:
         if sharded:
             group.sum(1)
-        yield one, True
+        yield micro_batch, True
     while sharded and group.sum(0)[0]:
         yield idle(), False

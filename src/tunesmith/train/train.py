@@ -142,7 +142,7 @@ def _setup(
             return_freed_memory_at_once()  # who computes twice to save memory wants it saved
     if sharding != "none":
         by_node, offload = sharding == "node", recipe.launch.offload
-        shard(model, compute, group, by_node=by_node, offload=offload, masters=masters)
+        shard(model, compute, group, by_node=by_node, offload=offload, master_dtype=masters)
     require_causal_attention(model, tokens, tokenizer.pad_id, compute)
     plan = plan_steps(recipe, len(tokens))
     plain_path = enable_fast_path(model, tokens, tokenizer.pad_id, compute)

@@ -1,4 +1,4 @@
-"""Layers in parts, here all in one process; tests/integration/test_sharding.py has many."""
+"""Sharded models, here on one rank; tests/integration/test_sharding.py has several."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.support.errors import raises
 from tests.unit.train.conftest import random_rows
 from torch import distributed
 
@@ -37,12 +38,12 @@ from tunesmith.model.dtensor import is_dtensor, local_shard, replica_count, shar
 from tunesmith.model.load import ComputeConfig, choose_compute, load_base, stored_dtype
 from tunesmith.recipe.schema import FullTuning, LoraTuning, QloraTuning, Quantization
 
-ON = ComputeConfig(torch.device("cpu"), torch.float32)
+CPU = ComputeConfig(torch.device("cpu"), torch.float32)
 ALONE = ProcessGroup(RankInfo())
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _one_of_one() -> Iterator[None]:
+def _single_rank_group() -> Iterator[None]:
     distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
     yield
     distributed.destroy_process_group()
@@ -55,65 +56,65 @@ def tokens(tmp_path_factory: pytest.TempPathFactory) -> TokenDataset:
     return TokenDataset(path)
 
 
-def whole(tiny: Path, tuning: str) -> Any:
+def replicated(tiny: Path, tuning: str) -> Any:
     kind = FullTuning(method="full") if tuning == "full" else LoraTuning(method="lora", rank=2, alpha=4)
     quantization = None
     if tuning == "qlora":
         pytest.importorskip("bitsandbytes")
         quantization = Quantization()
-    return make_trainable(load_base(ModelFolder("x", tiny), ON, quantization=quantization), kind, seed=0)
+    return make_trainable(load_base(ModelFolder("x", tiny), CPU, quantization=quantization), kind, seed=0)
 
 
-def divided(tiny: Path, tuning: str, **how: bool) -> Any:
-    model = whole(tiny, tuning)
-    shard(model, ON, ALONE, **how)
+def sharded(tiny: Path, tuning: str, **options: bool) -> Any:
+    model = replicated(tiny, tuning)
+    shard(model, CPU, ALONE, **options)
     return model
 
 
-@pytest.mark.parametrize("how", [{}, {"by_node": True}, {"offload": True}])
+@pytest.mark.parametrize("options", [{}, {"by_node": True}, {"offload": True}])
 @pytest.mark.parametrize("tuning", ["full", "lora", "qlora"])
-def test_loss_and_gradients_are_those_of_the_whole(
-    tuning: str, how: dict[str, bool], tiny: Path, tokens: TokenDataset
+def test_sharded_loss_and_gradients_equal_replicated(
+    tuning: str, options: dict[str, bool], tiny: Path, tokens: TokenDataset
 ) -> None:
-    found = []
-    for model in (whole(tiny, tuning), divided(tiny, tuning, **how)):
+    results = []
+    for model in (replicated(tiny, tuning), sharded(tiny, tuning, **options)):
         nll = token_loss(model, tokens.batch([0, 1], 2)).nll
         nll.sum().backward()
-        found.append((nll, {n: local_shard(w.grad) for n, w in model.named_parameters() if w.grad is not None}))
-    (nll, gradients), (other, others) = found
-    assert torch.equal(nll, other)
-    assert gradients.keys() == others.keys()
-    assert all(torch.equal(gradients[name], others[name]) for name in gradients)
+        results.append((nll, {n: local_shard(w.grad) for n, w in model.named_parameters() if w.grad is not None}))
+    (nll, gradients), (sharded_nll, sharded_gradients) = results
+    assert torch.equal(nll, sharded_nll)
+    assert gradients.keys() == sharded_gradients.keys()
+    assert all(torch.equal(gradients[name], sharded_gradients[name]) for name in gradients)
 
 
-def test_only_the_matrices_of_layers_are_divided(tiny: Path) -> None:
-    model = divided(tiny, "full")
+def test_only_matrices_inside_layers_are_sharded(tiny: Path) -> None:
+    model = sharded(tiny, "full")
     names = {name for name, weight in model.named_parameters() if is_dtensor(weight)}
-    assert names == {n for n, w in whole(tiny, "full").named_parameters() if ".layers." in n and w.ndim > 1}
-    adapted = divided(tiny, "lora")
-    assert not any(is_dtensor(weight) for weight in adapted.parameters() if weight.requires_grad)
-    assert len(sharded_layers(adapted)) == 2
-    assert is_sharded(adapted)
-    assert not is_sharded(whole(tiny, "lora"))
+    assert names == {n for n, w in replicated(tiny, "full").named_parameters() if ".layers." in n and w.ndim > 1}
+    with_adapter = sharded(tiny, "lora")
+    assert not any(is_dtensor(weight) for weight in with_adapter.parameters() if weight.requires_grad)
+    assert len(sharded_layers(with_adapter)) == 2
+    assert is_sharded(with_adapter)
+    assert not is_sharded(replicated(tiny, "lora"))
 
 
-def test_weights_of_4_bits_are_divided_and_counted_as_two(tiny: Path) -> None:
-    model, undivided = divided(tiny, "qlora"), whole(tiny, "qlora")
+def test_sharded_4_bit_weights_count_as_two_parameters_per_byte(tiny: Path) -> None:
+    model, unsharded = sharded(tiny, "qlora"), replicated(tiny, "qlora")
     kinds = {weight.dtype for weight in model.parameters() if is_dtensor(weight)}
     assert kinds == {torch.uint8}
-    assert count_parameters(model) == count_parameters(undivided)
+    assert count_parameters(model) == count_parameters(unsharded)
 
 
-def test_qlora_is_trained_measured_saved_reopened_and_divided(
+def test_qlora_trains_saves_reopens_and_shards(
     processor: str, tiny: Path, tokens: TokenDataset, tmp_path: Path
 ) -> None:
-    """With bf16 units, bitsandbytes would repack the weights at the first measurement."""
+    """On processors with bf16 units, bitsandbytes would repack the weights in the first evaluation."""
     pytest.importorskip("bitsandbytes")
     compute, base, quantization = choose_compute(), ModelFolder("base", tiny), Quantization()
     assert compute.precision == processor
     batch = tokens.batch([0, 1], 2)
 
-    def measured(model: Any) -> torch.Tensor:
+    def evaluate(model: Any) -> torch.Tensor:
         with torch.inference_mode():
             return token_loss(model.eval(), batch).nll
 
@@ -122,69 +123,69 @@ def test_qlora_is_trained_measured_saved_reopened_and_divided(
         token_loss(model.train(), batch).nll.sum().backward()
         return {name: local_shard(w.grad).clone() for name, w in model.named_parameters() if w.grad is not None}
 
-    def kept(model: Any) -> list[torch.Tensor]:
-        layers = [one for one in model.modules() if type(one).__name__ == "Linear4bit"]
-        return [t.clone() for one in layers for t in (one.weight, one.weight.quant_state.absmax)]
+    def quantized(model: Any) -> list[torch.Tensor]:
+        layers = [module for module in model.modules() if type(module).__name__ == "Linear4bit"]
+        return [t.clone() for layer in layers for t in (layer.weight, layer.weight.quant_state.absmax)]
 
     model = make_trainable(
         load_base(base, compute, quantization=quantization), QloraTuning(method="qlora", rank=2, alpha=4), seed=0
     )
-    before, losses = kept(model), [measured(model)]
+    before, losses = quantized(model), [evaluate(model)]
     optimizer = torch.optim.AdamW([w for w in model.parameters() if w.requires_grad], lr=0.01)
     for _ in range(4):
         gradients(model)
         optimizer.step()
-        losses.append(measured(model))
+        losses.append(evaluate(model))
     assert losses[-1].sum() < 0.9 * losses[0].sum()
-    assert all(torch.equal(one, other) for one, other in zip(before, kept(model), strict=True))
+    assert all(torch.equal(old, new) for old, new in zip(before, quantized(model), strict=True))
 
     save(model, tmp_path, base=str(tiny))
     write_json(tmp_path / CARD, {"base": str(tiny), "quantization": quantization.model_dump()})
     reopened = open_model(ModelFolder("tuned", tmp_path, base), compute)
-    assert all(torch.equal(measured(reopened), losses[-1]) for _ in range(2))
+    assert all(torch.equal(evaluate(reopened), losses[-1]) for _ in range(2))
 
-    wanted = gradients(model)
+    expected = gradients(model)
     shard(model, compute, ALONE)
     for _ in range(2):
-        assert torch.equal(measured(model), losses[-1])
-        found = gradients(model)
-        assert found.keys() == wanted.keys()
-        assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+        assert torch.equal(evaluate(model), losses[-1])
+        actual = gradients(model)
+        assert actual.keys() == expected.keys()
+        assert all(torch.equal(actual[name], expected[name]) for name in expected)
 
 
-def test_masters_are_made_of_parts(tiny: Path, tmp_path: Path) -> None:
+def test_master_weights_are_converted_after_sharding(tiny: Path, tmp_path: Path) -> None:
     stored = tmp_path / "bf16"
-    load_base(ModelFolder("x", tiny), ON).bfloat16().save_pretrained(stored)
+    load_base(ModelFolder("x", tiny), CPU).bfloat16().save_pretrained(stored)
     model = ModelFolder("y", stored)
     assert (stored_dtype(model), stored_dtype(ModelFolder("x", tiny))) == (torch.bfloat16, torch.float32)
-    read = make_trainable(load_base(model, ON, dtype=torch.bfloat16), FullTuning(method="full"), seed=0)
-    shard(read, ON, ALONE, masters=torch.float32)
-    assert {weight.dtype for weight in read.parameters()} == {torch.float32}
-    expected = load_base(model, ON, dtype=torch.float32).state_dict()
-    found = gather_full_state_dict(read, keep=True)
-    assert all(torch.equal(found[name], expected[name]) for name in found)
+    loaded = make_trainable(load_base(model, CPU, dtype=torch.bfloat16), FullTuning(method="full"), seed=0)
+    shard(loaded, CPU, ALONE, master_dtype=torch.float32)
+    assert {weight.dtype for weight in loaded.parameters()} == {torch.float32}
+    expected = load_base(model, CPU, dtype=torch.float32).state_dict()
+    gathered = gather_full_state_dict(loaded, keep=True)
+    assert all(torch.equal(gathered[name], expected[name]) for name in gathered)
 
 
-def test_weights_in_several_precisions_are_stored_in_none(tiny: Path, tmp_path: Path) -> None:
+def test_stored_dtype_is_none_for_mixed_precisions(tiny: Path, tmp_path: Path) -> None:
     tensors = load_file(tiny / "model.safetensors")
     save_file({name: w.bfloat16() if w.ndim > 1 else w for name, w in tensors.items()}, tmp_path / "model.safetensors")
     assert stored_dtype(ModelFolder("x", tmp_path)) is None
 
 
-def test_a_model_without_layers_is_refused() -> None:
-    with pytest.raises(RecipeError, match="no layers that could be divided"):
-        shard(torch.nn.Linear(2, 2), ON, ALONE)
+def test_sharding_a_model_without_layers_is_refused() -> None:
+    with raises(RecipeError, "sharding-unsupported", where="model.base"):
+        shard(torch.nn.Linear(2, 2), CPU, ALONE)
 
 
-def test_weights_that_were_first_used_in_inference_can_be_trained(tiny: Path, tokens: TokenDataset) -> None:
-    model = divided(tiny, "full")
+def test_sharded_weights_first_used_in_inference_mode_can_be_trained(tiny: Path, tokens: TokenDataset) -> None:
+    model = sharded(tiny, "full")
     with torch.inference_mode():
         token_loss(model, tokens.batch([0], 2))
     token_loss(model, tokens.batch([0], 2)).nll.sum().backward()
 
 
-def test_what_was_saved_whole_comes_back_in_parts(tiny: Path, tmp_path: Path) -> None:
-    model = divided(tiny, "full")
+def test_full_checkpoint_restores_into_a_sharded_model(tiny: Path, tmp_path: Path) -> None:
+    model = sharded(tiny, "full")
     weights = gather_full_state_dict(model, keep=True)
     assert not any(map(is_dtensor, weights.values()))
     assert gather_full_state_dict(model, keep=False) == {}
@@ -192,119 +193,121 @@ def test_what_was_saved_whole_comes_back_in_parts(tiny: Path, tmp_path: Path) ->
     with torch.no_grad():
         for weight in model.parameters():
             local_shard(weight).zero_()
-    assert all(weight.any() for name, weight in weights.items() if name.endswith("proj.weight")), "they are copies"
+    assert all(weight.any() for name, weight in weights.items() if name.endswith("proj.weight")), (
+        "gathered weights must be copies"
+    )
     restore_weights(model, tmp_path / "saved")
-    assert all(torch.equal(one, weights[name]) for name, one in gather_full_state_dict(model, keep=True).items())
+    assert all(torch.equal(weight, weights[name]) for name, weight in gather_full_state_dict(model, keep=True).items())
 
 
-def test_parts_are_written_and_read(tiny: Path, tmp_path: Path) -> None:
-    model = divided(tiny, "full")
+def test_shards_are_written_and_read(tiny: Path, tmp_path: Path) -> None:
+    model = sharded(tiny, "full")
     weights = dict(model.named_parameters())
     names = ("model.layers.0.mlp.up_proj.weight", "model.norm.weight")
     tensors = {f"{name}.exp_avg": weights[name].detach() for name in names}
     tensors |= {f"{name}.step": torch.tensor(3.0) for name in names}
     write_shards(tensors, tmp_path / "optimizer")
-    found = read_shards(tmp_path / "optimizer", weights)
-    assert found.keys() == tensors.keys()
-    for name, one in found.items():
-        assert is_dtensor(one) == is_dtensor(tensors[name])
-        assert torch.equal(local_shard(one), local_shard(tensors[name]))
+    restored = read_shards(tmp_path / "optimizer", weights)
+    assert restored.keys() == tensors.keys()
+    for name, tensor in restored.items():
+        assert is_dtensor(tensor) == is_dtensor(tensors[name])
+        assert torch.equal(local_shard(tensor), local_shard(tensors[name]))
     plain = read_shards(tmp_path / "optimizer", {})
     assert not any(map(is_dtensor, plain.values()))
 
 
-def test_a_disk_that_refuses_parts_is_told(tmp_path: Path) -> None:
-    (tmp_path / "optimizer").write_text("a file where the folder should be")
-    with pytest.raises(OSError, match="optimizer"):
+def test_write_shards_raises_the_error_of_the_disk(tmp_path: Path) -> None:
+    (tmp_path / "optimizer").write_text("a file instead of the folder")
+    with pytest.raises(OSError) as caught:  # noqa: PT011 (which subclass depends on the system)
         write_shards({"a.step": torch.zeros(2)}, tmp_path / "optimizer")
+    assert "optimizer" in str(caught.value)
 
 
-def test_like_divides_what_has_the_shape_of_a_weight(tiny: Path) -> None:
-    weight = dict(divided(tiny, "full", by_node=True).named_parameters())["model.layers.0.mlp.up_proj.weight"]
+def test_shard_like_shards_only_tensors_of_the_weights_shape(tiny: Path) -> None:
+    weight = dict(sharded(tiny, "full", by_node=True).named_parameters())["model.layers.0.mlp.up_proj.weight"]
     assert is_dtensor(shard_like(torch.ones(64, 32), weight))
     assert not is_dtensor(shard_like(torch.tensor(1.0), weight))
     assert replica_count(weight) == 1
 
 
-def test_a_pass_that_others_share_is_not_made_again(tokens: TokenDataset) -> None:
-    tried = []
+def test_oom_in_lockstep_is_not_retried(tokens: TokenDataset) -> None:
+    attempts = []
 
     def work(policy: MicroBatchPolicy) -> None:
-        tried.append(policy)
+        attempts.append(policy)
         raise torch.OutOfMemoryError
 
-    with pytest.raises(DoesNotFit, match="does not suffice for passes of up to 64 tokens") as told:
+    with raises(DoesNotFit, "does-not-fit", "64 tokens", "micro_batch_tokens"):
         OomRetry(MicroBatchPolicy(64), lockstep=True).run(work, tokens, [0, 1])
-    assert len(tried) == 1
-    assert "micro_batch_tokens" in str(told.value)
+    assert len(attempts) == 1
 
 
-def test_answers_that_others_share_are_not_asked_again(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = divided(tiny, "lora")
+def test_oom_while_generating_with_a_sharded_model_is_not_retried(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = sharded(tiny, "lora")
 
-    def full(*_: Any, **__: Any) -> None:
+    def out_of_memory(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr("tunesmith.inference.generate.slot_budget", lambda *_: None)
-    monkeypatch.setattr("tunesmith.inference.generate._padded", full)
-    with pytest.raises(DoesNotFit, match="to answer 32 prompts at once"):
+    monkeypatch.setattr("tunesmith.inference.generate._padded", out_of_memory)
+    with raises(DoesNotFit, "does-not-fit", "32 prompts"):
         list(generate(model, [[3, 4], [5, 6]], stop_ids=[2], max_new_tokens=2))
 
 
-class Others(ProcessGroup):
-    """The only process, told that others are at work for so many rounds."""
+class FakeGroup(ProcessGroup):
+    """One rank of two, of which the other is simulated: it makes `rounds` forward passes."""
 
     def __init__(self, rounds: int) -> None:
         super().__init__(RankInfo(0, 2, 0, 2))
-        object.__setattr__(self, "said", [])
+        object.__setattr__(self, "sent", [])
         object.__setattr__(self, "rounds", rounds)
 
-    said: list[float]
+    sent: list[float]
     rounds: int
 
     def sum(self, *values: float) -> list[float]:
-        self.said.append(values[0])
-        return [values[0] + (len(self.said) <= self.rounds)]
+        self.sent.append(values[0])
+        return [values[0] + (len(self.sent) <= self.rounds)]
 
     def all_gather(self, value: Any) -> list[Any]:
         return [value, "theirs"]
 
 
-def test_idle_passes_go_on_as_long_as_others_have_some() -> None:
-    others = Others(4)
-    found = list(lockstep_micro_batches(others, iter("ab"), lambda: "-", sharded=True))
-    assert found == [("a", True), ("b", True), ("-", False), ("-", False)]
-    assert others.said == [1, 1, 0, 0, 0]
-    assert list(lockstep_micro_batches(others, iter("ab"), lambda: "-", sharded=False)) == [("a", True), ("b", True)]
-    assert len(others.said) == 5
+def test_idle_micro_batches_continue_until_all_ranks_are_done() -> None:
+    group = FakeGroup(4)
+    batches = list(lockstep_micro_batches(group, iter("ab"), lambda: "-", sharded=True))
+    assert batches == [("a", True), ("b", True), ("-", False), ("-", False)]
+    assert group.sent == [1, 1, 0, 0, 0]
+    assert list(lockstep_micro_batches(group, iter("ab"), lambda: "-", sharded=False)) == [("a", True), ("b", True)]
+    assert len(group.sent) == 5
 
 
-def test_company_makes_as_many_calls_as_others(tiny: Path) -> None:
-    model, others = divided(tiny, "lora"), Others(5)
+def test_lockstep_forward_makes_as_many_calls_as_other_ranks(tiny: Path) -> None:
+    model, group = sharded(tiny, "lora"), FakeGroup(5)
     calls = []
     model.get_input_embeddings().register_forward_hook(lambda *_: calls.append(1))
-    with lockstep_forward(model, others):
+    with lockstep_forward(model, group):
         list(generate(model, [[3, 4]], stop_ids=[], max_new_tokens=3))
-    assert (others.said, len(calls)) == ([1, 1, 1, 0, 0, 0], 5)
-    with pytest.raises(ZeroDivisionError), lockstep_forward(model, others):
+    assert (group.sent, len(calls)) == ([1, 1, 1, 0, 0, 0], 5)
+    with pytest.raises(ZeroDivisionError), lockstep_forward(model, group):
         1 / 0  # noqa: B018
-    assert len(others.said) == 6, "who fails keeps nobody company"
-    with lockstep_forward(whole(tiny, "lora"), others):
+    assert len(group.sent) == 6, "a failed rank makes no idle calls"
+    with lockstep_forward(replicated(tiny, "lora"), group):
         pass
-    assert len(others.said) == 6
+    assert len(group.sent) == 6
 
 
-def test_a_reason_of_any_process_holds_for_all(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tunesmith.distributed.fsdp.current_group", lambda: Others(0))
-    assert agree_on_reason(divided(tiny, "lora"), None) == "theirs"
-    assert agree_on_reason(whole(tiny, "lora"), None) is None
+def test_agree_on_reason_takes_the_reason_of_any_rank(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tunesmith.distributed.fsdp.current_group", lambda: FakeGroup(0))
+    assert agree_on_reason(sharded(tiny, "lora"), None) == "theirs"
+    assert agree_on_reason(replicated(tiny, "lora"), None) is None
 
 
-def test_processes_on_one_processor_share_its_room(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_on_one_machine_share_its_cpu_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tunesmith.distributed.fsdp.process_memory_limit_gib", lambda: 12.0)
-    assert memory_budget(ON, ProcessGroup(RankInfo(0, 8, 0, 4))).available_gib == 3
+    assert memory_budget(CPU, ProcessGroup(RankInfo(0, 8, 0, 4))).available_gib == 3
 
 
-def test_machines_with_different_numbers_of_processes_have_no_parts_each(tiny: Path) -> None:
-    with pytest.raises(RecipeError, match="different numbers of processes"):
-        shard(whole(tiny, "full"), ON, Others(0), by_node=True)
+def test_sharding_by_node_requires_equal_numbers_of_processes(tiny: Path) -> None:
+    with raises(RecipeError, "uneven-processes", where="launch.sharding"):
+        shard(replicated(tiny, "full"), CPU, FakeGroup(0), by_node=True)
