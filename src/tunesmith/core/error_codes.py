@@ -22,7 +22,7 @@ ERROR_CODES = {
     "wrong-path": "A path cannot be used: a folder where a file is needed, a name that is too long, a loop of links.",
     "missing-package": "A Python package that this command needs is not installed.",
     "encoding": "Text is not in the encoding that it should be in.",
-    "locked": "Another process is writing to the run or the cache.",
+    "locked": "Another process is writing to the run, the cache or the registry.",
     "stopped": "Stopped by Ctrl-C outside a run.",
     "unexpected": "A fault in tunesmith or in a library; the message names a log file with the traceback.",
     # recipe
@@ -43,6 +43,16 @@ ERROR_CODES = {
     # inference and evaluate
     # train
     # registry and promote
+    "bad-name": "A name is not valid for a registered model or an alias.",
+    "bad-reference": "A text is not a reference to a registered version, such as `NAME@ALIAS` or `NAME@3`.",
+    "not-in-registry": "The registry has no such model, version or alias; the hint lists what it has.",
+    "bad-version-folder": "A folder cannot become a version: it is empty, or holds links, special files or odd names.",
+    "alias-moved": "The alias does not point at the expected version; another process may have moved it.",
+    "alias-in-use": "The version cannot be deleted because an alias points at it.",
+    "no-earlier-version": "There is no earlier version to roll back to.",
+    "force-reason": "Force without a reason, or a reason without force.",
+    "registry-schema": "Another version of tunesmith wrote the registry's database.",
+    "registry-unusable": "The registry's database cannot be opened.",
     # pipeline, plan, slurm and track
     "inputs-changed": "The inputs of a finished or interrupted stage have changed, and its result is kept.",
     # sweep

@@ -1,4 +1,4 @@
-"""What the registry's database says: its records, its tables, and every question and statement put to them."""
+"""The registry's records, its tables, and every SQL statement that reads or writes them."""
 
 import json
 import sqlite3
@@ -9,9 +9,9 @@ from typing import Any, Literal
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.files import digest_of
 
-# Rows hold the record as JSON, with its digest; the other columns are for finding it, and all of them are in an index,
-# against which the integrity check compares them. The triggers keep rows from changing, even by hand.
-# An alias is what its last move says: kept a second time, it could disagree with the log.
+# `entry` is the record as JSON and `digest` its digest. The other columns are for lookups; each is in an index, so that
+# SQLite's integrity check finds an altered one. The triggers refuse changes of rows, also those made by hand.
+# Aliases have no table: their last move says where they point, and a second copy could disagree with the log.
 TABLES = (
     """CREATE TABLE versions (
         model TEXT NOT NULL, number INTEGER NOT NULL, files_digest TEXT NOT NULL, facts_digest TEXT NOT NULL,
@@ -36,7 +36,7 @@ _VERSION = "SELECT entry, digest FROM versions WHERE deleted IS NULL"
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """One version of a model. `files` is {relative name: {bytes, sha256}}, `digest` is the digest of `files`."""
+    """A version of a model. `files` is {relative name: {bytes, sha256}}, `digest` is the digest of `files`."""
 
     model: str
     number: int
@@ -51,7 +51,7 @@ class Version:
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """One line of the log: an alias went from version `before` (None: it was new) to version `after`."""
+    """An entry of the log: an alias moved from version `before` (None for a new alias) to version `after`."""
 
     model: str
     alias: str
@@ -67,7 +67,7 @@ class Move:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """What is there under one name: the numbers of its versions and where its aliases point."""
+    """A registered model: the numbers of its versions, and {alias: number}."""
 
     name: str
     versions: tuple[int, ...]
@@ -75,15 +75,15 @@ class Model:
 
 
 class Catalog:
-    """The tables as one transaction sees them."""
+    """Read and write the tables within one transaction."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._run = connection.execute
 
     def version(self, model: str, number: int) -> Version:
         """Return a version; raise RecipeError if there is none or it was deleted."""
-        storable = min(max(number, 0), 2**63 - 1)  # SQLite knows no other integers
-        row = self._run(f"{_VERSION} AND model = ? AND number = ?", (model, storable)).fetchone()
+        number_64_bit = min(max(number, 0), 2**63 - 1)  # SQLite refuses larger integers
+        row = self._run(f"{_VERSION} AND model = ? AND number = ?", (model, number_64_bit)).fetchone()
         if row is None:
             raise self.not_found_error(model, f"version {number}")
         return Version(**_decode_entry(*row))
@@ -95,7 +95,7 @@ class Catalog:
         ]
 
     def find_identical(self, model: str, files: dict[str, Any], facts: dict[str, Any]) -> Version | None:
-        """Return the version that has these files and facts, if there is one."""
+        """Return the version with the same files and facts, or None."""
         digests = (model, digest_of(files), digest_of(facts))
         row = self._run(f"{_VERSION} AND model = ? AND files_digest = ? AND facts_digest = ?", digests).fetchone()
         return Version(**_decode_entry(*row)) if row else None
@@ -106,7 +106,7 @@ class Catalog:
             raise self.not_found_error(model, "version")
 
     def highest_number(self, model: str) -> int:
-        """Return the highest number a model ever had, 0 if there is no such model."""
+        """Return the highest number that a model has used, deleted versions included; 0 if there is no such model."""
         return int(self._run("SELECT coalesce(max(number), 0) FROM versions WHERE model = ?", (model,)).fetchone()[0])
 
     def insert(self, version: Version) -> None:
@@ -116,7 +116,7 @@ class Catalog:
         self._run("INSERT INTO versions VALUES (?, ?, ?, ?, ?, ?, NULL)", (*key, digest_of(entry), json.dumps(entry)))
 
     def mark_deleted(self, version: Version, time: str) -> None:
-        """Make a version invisible; its number stays taken."""
+        """Hide a version. Its number is not used again."""
         key = (time, version.model, version.number)
         self._run("UPDATE versions SET deleted = ? WHERE model = ? AND number = ?", key)
 
@@ -130,63 +130,66 @@ class Catalog:
         return [Model(name, tuple(sorted(self.live_numbers(name))), self.aliases(name)) for name in names]
 
     def live_numbers(self, model: str) -> set[int]:
-        """Return the numbers of a model's versions, deleted ones left out."""
+        """Return the numbers of a model's versions, without the deleted ones."""
         rows = self._run("SELECT number FROM versions WHERE model = ? AND deleted IS NULL", (model,))
         return {number for (number,) in rows}
 
     def aliases(self, model: str) -> dict[str, int]:
-        """Return {alias: number} of a model, by alias."""
-        last = {move.alias: move.after for move in self.moves(model)}
-        return dict(sorted(last.items()))
+        """Return {alias: number} of a model, sorted by alias."""
+        targets = {move.alias: move.after for move in self.moves(model)}
+        return dict(sorted(targets.items()))
 
     def moves(self, model: str, alias: str | None = None) -> list[Move]:
-        """Return the log of a model, or of one of its aliases, oldest first."""
+        """Return the moves of a model's aliases, or of one of them, oldest first."""
         query = "SELECT entry, digest FROM moves WHERE model = ? AND alias = coalesce(?, alias) ORDER BY id"
         return [Move(**_decode_entry(*row)) for row in self._run(query, (model, alias))]
 
     def append_move(self, move: Move) -> None:
-        """Add a move to the log, which lets its alias point where it says."""
+        """Add a move to the log; this moves the alias."""
         entry = json_roundtrip(asdict(move))
         row = (move.model, move.alias, digest_of(entry), json.dumps(entry))
         self._run("INSERT INTO moves VALUES (NULL, ?, ?, ?, ?)", row)
 
-    def not_found_error(self, model: str, what: str) -> RecipeError:
-        """Return the error for a model, version or alias that is not there, saying what is."""
+    def not_found_error(self, model: str, target: str) -> RecipeError:
+        """Return the error for a missing `target` ("version 3", "alias `x`") of a model; its hint lists what exists."""
+        code = "not-in-registry"
         if not self.highest_number(model):
-            there = ", ".join(known.name for known in self.models()) or "no model at all"
-            return RecipeError(f"there is no model `{model}` in the registry", hint=f"there is {there}")
+            names = ", ".join(known.name for known in self.models())
+            hint = f"registered models: {names}" if names else "the registry is empty; `tunesmith promote` adds a model"
+            return RecipeError(f"there is no model `{model}` in the registry", hint=hint, code=code)
         numbers, aliases = sorted(self.live_numbers(model)), self.aliases(model)
-        there = ", ".join([*map(str, numbers), *(f"{alias} ({number})" for alias, number in aliases.items())])
-        return RecipeError(f"there is no {what} of `{model}`", hint=f"there is {there or 'none left'}")
+        listed = ", ".join([*map(str, numbers), *(f"{alias} ({number})" for alias, number in aliases.items())])
+        hint = f"versions and aliases: {listed or 'none, all were deleted'}"
+        return RecipeError(f"`{model}` has no {target}", hint=hint, code=code)
 
 
 def alias_history(moves: Iterable[Move]) -> list[int]:
-    """Return the versions an alias points at by way of, oldest first, present one last.
+    """Return the versions that led to an alias's current one, oldest first, the current one last.
 
-    A rollback takes the way back to where it went; a move to where the alias is leaves no trace.
+    A rollback removes the versions after its target. A move to the current version adds nothing.
     """
-    way: list[int] = []
+    history: list[int] = []
     for move in moves:
         if move.kind == "rollback":
-            way.pop()
-            while way and way[-1] != move.after:
-                way.pop()
-        if not way or way[-1] != move.after:
-            way.append(move.after)
-    return way
+            history.pop()
+            while history and history[-1] != move.after:
+                history.pop()
+        if not history or history[-1] != move.after:
+            history.append(move.after)
+    return history
 
 
 def json_roundtrip(value: Any) -> Any:
-    """Return a value as JSON gives it back, so that what is stored and what is compared are the same.
+    """Convert a value to JSON and back, so that a value compares equal to its stored form.
 
-    NaN and infinity become their names, because a malformed verdict must be recordable; lone surrogates become `?`.
+    NaN and infinity become their names, because a malformed verdict must be recordable. Lone surrogates become `?`.
     """
     text = json.dumps(value, ensure_ascii=False)
     return json.loads(text.encode("utf-8", "replace"), parse_constant=str)
 
 
 def _decode_entry(text: str, digest: str) -> Any:
-    """Return a stored value; raise DatabaseError, as SQLite does, if it is not the one that was stored."""
+    """Parse a stored entry; raise sqlite3.DatabaseError if it is not JSON or does not match its digest."""
     try:
         value = json.loads(text)
     except ValueError as error:

@@ -1,6 +1,6 @@
-"""The registry's SQLite file: how it is opened, its transactions, and what its faults mean.
+"""The registry's SQLite file: opening it, its transactions, and the translation of SQLite's errors.
 
-The journal is SQLite's default, not WAL: that one needs shared memory, which network file systems lack.
+The journal is SQLite's default instead of WAL, which needs shared memory and fails on network file systems.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ _NOT_USABLE = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR)
 
 
 class Database:
-    """The file `registry.sqlite` below `root`. Every operation is one connection and one transaction."""
+    """Open `registry.sqlite` in the folder `root`. Every operation is one connection with one transaction."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -31,14 +31,14 @@ class Database:
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[Catalog]:
-        """Give one consistent view. A registry that is not there is empty, and looking does not create it.
+        """Open a read transaction. A missing registry counts as empty, and reading does not create it.
 
         Raises:
-            DamagedFile: the file is damaged, or gone while models are there.
-            TunesmithError: it is of another schema, held by another process, or cannot be opened.
-            RecipeError: this user may not read it.
+            DamagedFile: the file is damaged, or it is missing although there are models.
+            TunesmithError: the file has another schema, is locked by another process, or cannot be opened.
+            RecipeError: this user may not read the file.
         """
-        # Models first: the file is there before the first of them, so a first `add` going on is not taken for a loss.
+        # Look for models first. The database exists before the first model, so a concurrent first `add` is no loss.
         models = self._has_models()
         absent = not self.path.exists() or self.path.stat().st_size == 0
         if absent and models:
@@ -53,10 +53,10 @@ class Database:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[Catalog]:
-        """Give a transaction that no other writer overlaps. It commits on leaving, and not on an error.
+        """Open a write transaction, one at a time over all processes. It commits at the end, and not after an error.
 
         Raises:
-            DamagedFile, TunesmithError: as `reading`.
+            DamagedFile, TunesmithError: as for `reading`.
             RecipeError: this user may not write to the registry.
             DoesNotFit: the disk is full.
         """
@@ -68,26 +68,27 @@ class Database:
     def _transaction(self, begin: str) -> Iterator[Catalog]:
         try:
             connection = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None)
-            with contextlib.closing(connection):  # closing rolls back what was not committed
+            with contextlib.closing(connection):  # closing rolls back an uncommitted transaction
                 self._prepare(connection)
                 connection.execute(begin)
                 yield Catalog(connection)
                 connection.execute("COMMIT")
         except sqlite3.ProgrammingError:
             raise
-        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # the latter in messages on a broken schema
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # a broken schema can garble SQLite's message
             raise self._translate(error) from error
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
-        """Create the tables of a new file and look through an old one."""
-        connection.execute("PRAGMA synchronous = EXTRA")  # the commit itself survives a power cut
+        """Create the tables in a new file; check the schema version and the integrity of an existing one."""
+        connection.execute("PRAGMA synchronous = EXTRA")  # a commit survives a power cut
         if _schema(connection) == 0:
             self._create(connection)
         if _schema(connection) != SCHEMA:
             raise TunesmithError(
-                f"was written by another tunesmith: schema {_schema(connection)}, this one knows {SCHEMA}",
+                f"has schema {_schema(connection)} of another tunesmith version; this version reads schema {SCHEMA}",
                 where=str(self.path),
-                hint="upgrade tunesmith, or name another registry with TUNESMITH_REGISTRY",
+                hint="upgrade tunesmith, or set TUNESMITH_REGISTRY to another registry",
+                code="registry-schema",
             )
         problem = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
         if problem != "ok":
@@ -95,9 +96,9 @@ class Database:
 
     def _create(self, connection: sqlite3.Connection) -> None:
         connection.execute("BEGIN IMMEDIATE")
-        if _schema(connection) == 0:  # else another process was quicker
+        if _schema(connection) == 0:  # otherwise another process has just created them
             if connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-                raise self._damaged_error("it is an SQLite file of something else")
+                raise self._damaged_error("this SQLite file belongs to another program")
             if self._has_models():
                 raise self._lost_error()
             _create_tables(connection)
@@ -107,29 +108,31 @@ class Database:
         return any((self.root / "models").glob(f"*/[0-9]*/{MANIFEST}"))
 
     def _lost_error(self) -> DamagedFile:
-        return self._damaged_error("it is missing or empty, while models are there")
+        return self._damaged_error("the file is missing or empty, but the registry has models")
 
     def _damaged_error(self, problem: str) -> DamagedFile:
         return DamagedFile(
             f"is damaged or was altered: {problem}",
             where=str(self.path),
-            hint=f"put back a copy of it; models/NAME/VERSION/{MANIFEST} still say what each version is",
+            hint=f"restore a backup; models/NAME/VERSION/{MANIFEST} still describes each version",
         )
 
     def _translate(self, error: Exception) -> TunesmithError:
-        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF  # the low byte is the kind
+        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF  # the low byte is the primary code
         where = str(self.path)
         if code == sqlite3.SQLITE_FULL:
-            return DoesNotFit("the disk is full; nothing was changed", where=where, hint="free some space")
+            hint = "free some disk space and repeat the command"
+            return DoesNotFit("the disk is full; nothing was changed", where=where, hint=hint)
         if code in _LOCKED:
-            return TunesmithError(f"another process held it for {BUSY_SECONDS:.0f} s", where=where, hint="try again")
-        hint = "see to its permissions and its disk, or name another registry with TUNESMITH_REGISTRY"
-        is_hidden = self.path.exists() and not os.access(self.path, os.R_OK)
-        if code in _NO_PERMISSION or (code == sqlite3.SQLITE_CANTOPEN and is_hidden):
-            what = f"cannot be {'read' if is_hidden else 'written'} by this user (uid {os.getuid()})"
-            return RecipeError(what, where=where, code="permission", hint=hint)
+            message = f"another process kept the registry locked for {BUSY_SECONDS:.0f} s"
+            return TunesmithError(message, where=where, hint="repeat the command", code="locked")
+        hint = "check the file's permissions and its disk, or set TUNESMITH_REGISTRY to another registry"
+        is_unreadable = self.path.exists() and not os.access(self.path, os.R_OK)
+        if code in _NO_PERMISSION or (code == sqlite3.SQLITE_CANTOPEN and is_unreadable):
+            message = f"this user (uid {os.getuid()}) may not {'read' if is_unreadable else 'write'} the registry"
+            return RecipeError(message, where=where, code="permission", hint=hint)
         if code in _NOT_USABLE:
-            return TunesmithError(f"cannot be used ({error})", where=where, hint=hint)
+            return TunesmithError(f"cannot be opened ({error})", where=where, hint=hint, code="registry-unusable")
         return self._damaged_error(str(error))
 
 

@@ -1,4 +1,4 @@
-"""The registry's files: content-addressed objects, and version folders made of hard links to them."""
+"""The registry's files: content-addressed objects, and version folders of hard links to them."""
 
 import contextlib
 import os
@@ -26,13 +26,13 @@ Files = dict[str, dict[str, Any]]
 
 
 class ObjectStore:
-    """`objects/ab/SHA256` and `models/NAME/VERSION/` below the root of a registry."""
+    """Store files as `objects/ab/SHA256` and versions as `models/NAME/VERSION/` in the root folder of a registry."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def path(self, sha256: str) -> Path:
-        """Return where the object of a digest lies."""
+        """Return the path of the object with this digest."""
         return self.root / "objects" / sha256[:2] / sha256
 
     def folder(self, model: str, number: int) -> Path:
@@ -41,10 +41,10 @@ class ObjectStore:
 
     @contextlib.contextmanager
     def staged(self, model: str, source: Path, files: Files, facts: dict[str, Any]) -> Iterator[Path]:
-        """Give a sealed folder beside the versions of `model`, one rename away from being one.
+        """Build a sealed folder next to the model's versions, ready to be renamed into place; remove it afterwards.
 
         Raises:
-            DamagedFile: a file of `source` is no longer what `files` says.
+            DamagedFile: a file of `source` does not match its digest in `files`.
         """
         folder = temporary_path(self.root / "models" / model / "incoming")
         _make_folder(folder.parent)
@@ -54,16 +54,17 @@ class ObjectStore:
                 interrupt.check()
                 self._put(source / name, entry["sha256"])
                 self._link(entry["sha256"], folder / name)
-            if (
-                seal_folder(folder, model=model, facts=facts)["files"] != files
-            ):  # file systems may fold case or normalise names
-                raise DamagedFile("was not stored as it is", where=str(source))
+            stored = seal_folder(folder, model=model, facts=facts)["files"]
+            if stored != files:  # the file system may have changed the case of names, or normalised them
+                changed = ", ".join(sorted(files.keys() ^ stored.keys()))
+                hint = f"rename these files to names that the registry's file system keeps: {changed}"
+                raise DamagedFile("its files changed when they were stored", where=str(source), hint=hint)
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
     def _put(self, source: Path, sha256: str) -> None:
-        """Store one file; an object that is there already is kept if it is whole and replaced if not."""
+        """Store one file. An existing object is kept if it matches its digest, and replaced otherwise."""
         final = self.path(sha256)
         if final.exists() and digest_file(final) == sha256:
             return
@@ -72,7 +73,8 @@ class ObjectStore:
         try:
             _copy(source, temporary)
             if digest_file(temporary) != sha256:
-                raise DamagedFile("changed while it was being added", where=str(source), hint="add it again")
+                hint = "add it again when no program writes to it"
+                raise DamagedFile("changed while it was being added", where=str(source), hint=hint)
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
             temporary.replace(final)
@@ -84,25 +86,29 @@ class ObjectStore:
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             os.link(self.path(sha256), target)
-        except OSError:  # no hard links here, too many of them, or an object of another user
+        except OSError:  # the file system has no hard links, the object has too many, or it belongs to another user
             _copy(self.path(sha256), target)
 
     def shared_lock(self) -> contextlib.AbstractContextManager[bool]:
-        """Keep others from sweeping while files of this process are not yet, or no longer, in the database."""
+        """Block garbage collection by others while this process has files that are not in the database."""
         return try_lock(self.root / ".lock", shared=True)
 
     def try_exclusive_lock(self) -> contextlib.AbstractContextManager[bool]:
-        """Yield whether nobody else is adding or deleting; if so, keep it like that inside.
+        """Take the exclusive lock if no other process is adding or deleting; yield whether this process has it.
 
-        On a file system without locks this is never so, and nobody ever sweeps.
+        On a file system without locks it never has, and garbage is never collected.
         """
         return try_lock(self.root / ".lock")
 
     def collect_garbage(self, wanted: set[str], is_dead: Callable[[str, int], bool]) -> None:
-        """Remove what killed writers left behind: temporary files, dead version folders, objects of no version.
+        """Remove the leftovers of killed writers: temporary files, dead version folders, objects of no version.
 
-        Files of other users may not be removable; they stay and only take disk space. The caller must hold
+        Files of other users may not be removable. They stay and cost only disk space. The caller holds
         `try_exclusive_lock`.
+
+        Args:
+            wanted: digests of the objects to keep.
+            is_dead: (model, number) -> whether this version folder is a leftover.
         """
         for path in self.root.glob("models/*/*"):
             number = int(path.name) if path.name.isascii() and path.name.isdigit() else 0
@@ -115,43 +121,46 @@ class ObjectStore:
 
 
 def list_addable_files(folder: Path) -> Files:
-    """Return {relative name: {bytes, sha256}} of a folder that may become a version.
+    """Return {relative name: {bytes, sha256}} of a folder that can become a version.
 
     Raises:
-        RecipeError: it is no folder, has no files, or holds something other than plain files and folders.
-        DamagedFile: it has a manifest, and is not what that says.
+        RecipeError: not a folder, no files in it, or something other than plain files and folders.
+        DamagedFile: a file differs from the folder's manifest.
     """
+    code, hint = "bad-version-folder", "give the folder of a model or an adapter"
     if not folder.is_dir():
-        raise RecipeError("is not a folder", where=str(folder))
+        raise RecipeError("is not a folder", where=str(folder), hint=hint, code=code)
     for path in folder.rglob("*"):
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
-            raise RecipeError(
-                "is neither a plain file nor a folder", where=str(path), hint="copy the folder with its links followed"
-            )
+            hint = "add a copy of the folder without links: cp -rL"
+            raise RecipeError("is neither a plain file nor a folder", where=str(path), hint=hint, code=code)
         if os.fsencode(path.name).decode("utf-8", "replace") != path.name:
-            raise RecipeError(f"the name {path.name!a} is not UTF-8", where=str(folder), hint="rename the file")
+            message = f"the file name {path.name!a} is not UTF-8"
+            raise RecipeError(message, where=str(folder), hint="rename the file", code=code)
     files = _sealed_files(folder) if (folder / MANIFEST).exists() else list_files(folder)
     if not files:
-        raise RecipeError("has no files", where=str(folder))
+        raise RecipeError("has no files", where=str(folder), hint=hint, code=code)
     return files
 
 
 def _sealed_files(folder: Path) -> Files:
     manifest = read_json(folder / MANIFEST)
     if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
-        raise RecipeError("is a name that the registry needs itself", where=str(folder / MANIFEST), hint="rename it")
+        message = f"is not a manifest of tunesmith, and the registry uses the name {MANIFEST} itself"
+        hint = "rename or remove the file"
+        raise RecipeError(message, where=str(folder / MANIFEST), hint=hint, code="bad-version-folder")
     files: Files = check_folder(folder)["files"]
     return files
 
 
 def _copy(source: Path, target: Path) -> None:
     shutil.copyfile(source, target)
-    with contextlib.suppress(OSError):  # some file systems have no modes; the digests find what is altered anyway
+    with contextlib.suppress(OSError):  # some file systems have no modes; the digests reveal changes anyway
         target.chmod(0o444)
 
 
 def _make_folder(folder: Path) -> None:
-    """Make a folder two levels below the root, and its entries durable."""
+    """Make a folder two levels below the root and flush both of its parents to disk."""
     folder.mkdir(parents=True, exist_ok=True)
     sync_folder(folder.parent)
     sync_folder(folder.parent.parent)

@@ -1,7 +1,7 @@
-"""The registry: append-only versions, aliases that move, and a log of every move.
+"""The registry: append-only versions, movable aliases, and a log of every move.
 
-Files are written first and the transaction that makes them visible last, so a crash leaves at most files that no
-version names; the next `add` removes them. Deleting goes the other way round.
+`add` writes the files first and commits last, so a crash leaves at most files of no version; the next `add` removes
+them. `delete` commits first and removes the files last.
 """
 
 import os
@@ -31,7 +31,7 @@ __all__ = ["Model", "Move", "Registry", "Version", "looks_like_reference"]
 
 
 class Registry:
-    """The versions, aliases and log below one folder. Any number of processes may use it at once."""
+    """Versions, aliases and their log in one folder. Several processes may use it at the same time."""
 
     def __init__(self, root: Path | str) -> None:
         self.root = Path(root)
@@ -40,17 +40,18 @@ class Registry:
 
     @classmethod
     def default(cls) -> "Registry":
-        """Return the registry of this user; docs/cli.md says where it is."""
+        """Open this user's registry; docs/cli.md lists where it is."""
         return cls(registry_root())
 
     def add(self, name: str, folder: Path, *, facts: dict[str, Any]) -> Version:
-        """Store a folder as the next version of a model, or return the version that is the same already.
+        """Store a folder as the next version of a model, or return the existing version with the same files and facts.
 
-        The same: the same files and the same facts. So `facts` had better hold no time of day.
+        Keep times out of `facts`: with them no two versions would be the same.
 
         Raises:
-            RecipeError: the name is not allowed, or the folder cannot be a version.
-            DamagedFile: the folder is not what its own manifest says, or changed meanwhile; or the registry is damaged.
+            RecipeError: the name is invalid, or the folder cannot become a version.
+            DamagedFile: a file differs from the folder's manifest or changed during the copy; or the registry is
+                damaged.
             DoesNotFit: the disk is full.
         """
         check_name(name)
@@ -65,7 +66,7 @@ class Registry:
             self._store.staged(name, folder, files, facts) as staged,
             self._database.writing() as catalog,
         ):
-            if existing := catalog.find_identical(name, files, facts):  # another process added it meanwhile
+            if existing := catalog.find_identical(name, files, facts):  # another process has just added it
                 return existing
             version = Version(name, catalog.highest_number(name) + 1, digest_of(files), files, facts, _now())
             self._publish(staged, self.folder(version))
@@ -83,20 +84,21 @@ class Registry:
         forced: bool = False,
         expected: int | EllipsisType | None = ...,
     ) -> None:
-        """Point an alias at a version and log it; also when it points there already.
+        """Point an alias at a version, and log the move even if the alias points there already.
 
         Args:
-            expected: the version the alias must point at now (None: the alias must be new); left out, any.
+            expected: the version that the alias must point at now, None if the alias must be new; by default any.
 
         Raises:
-            RecipeError: a name is not allowed, there is no such version, or a forced move has no reason.
-            TunesmithError: the alias does not point at `expected`. Nothing was changed.
+            RecipeError: a name is invalid, there is no such version, or a forced move has no reason.
+            TunesmithError: the alias does not point at `expected`; nothing was changed.
         """
         check_name(name)
         check_alias(alias)
         if forced and not (reason or "").strip():
-            raise RecipeError("a forced move needs a reason", where=f"{name}@{alias}")
-        with self._database.reading() as catalog:  # so that a refusal makes no registry
+            hint = "give the reason; it is kept in the log"
+            raise RecipeError("a forced move needs a reason", where=f"{name}@{alias}", hint=hint, code="force-reason")
+        with self._database.reading() as catalog:  # fail before a registry is created
             catalog.version(name, version)
         with self._database.writing() as catalog:
             catalog.version(name, version)
@@ -106,33 +108,36 @@ class Registry:
             catalog.append_move(Move(name, alias, "move", before, version, verdict, forced, reason, _user(), _now()))
 
     def rollback(self, name: str, alias: str, *, reason: str | None = None) -> Version:
-        """Point an alias at the version before its present one, log it, and return that version.
+        """Point an alias at the version before its current one, log the move, and return that version.
 
-        Repeated, it goes further back. Versions deleted since are passed over.
+        A second rollback goes one version further back. Deleted versions are skipped.
 
         Raises:
             RecipeError: there is no such alias.
-            TunesmithError: there is nothing before the present version.
+            TunesmithError: the alias never pointed at an earlier version that still exists.
         """
         check_name(name)
         check_alias(alias)
-        with self._database.reading() as catalog:  # so that a refusal makes no registry
+        with self._database.reading() as catalog:  # fail before a registry is created
             catalog.require_model(name)
         with self._database.writing() as catalog:
-            way = alias_history(catalog.moves(name, alias))
-            if not way:
+            history = alias_history(catalog.moves(name, alias))
+            if not history:
                 raise catalog.not_found_error(name, f"alias `{alias}`")
-            present, live = way[-1], catalog.live_numbers(name)
-            after = next((number for number in reversed(way) if number in live and number != present), None)
+            current, live = history[-1], catalog.live_numbers(name)
+            after = next((number for number in reversed(history) if number in live and number != current), None)
             if after is None:
                 raise TunesmithError(
-                    f"version {present} is the first; there is no earlier one", where=f"{name}@{alias}"
+                    f"there is no version before version {current} to roll back to",
+                    where=f"{name}@{alias}",
+                    hint=f"`tunesmith models {name}` lists the versions and the moves of the alias",
+                    code="no-earlier-version",
                 )
-            catalog.append_move(Move(name, alias, "rollback", present, after, None, False, reason, _user(), _now()))
+            catalog.append_move(Move(name, alias, "rollback", current, after, None, False, reason, _user(), _now()))
             return catalog.version(name, after)
 
     def resolve(self, reference: str) -> Version:
-        """Return the version of `NAME@ALIAS` or `NAME@3`; raise RecipeError if there is none."""
+        """Return the version that `NAME@ALIAS` or `NAME@3` refers to; raise RecipeError if there is none."""
         name, target = parse_reference(reference)
         with self._database.reading() as catalog:
             number = target if isinstance(target, int) else catalog.aliases(name).get(target)
@@ -141,25 +146,26 @@ class Registry:
             return catalog.version(name, number)
 
     def alias_target(self, name: str, alias: str) -> int | None:
-        """Return the number an alias points at, None where there is no such alias: what `move` can expect."""
+        """Return the version number that an alias points at, None if there is no such alias (`expected` of `move`)."""
         check_name(name)
         check_alias(alias)
         with self._database.reading() as catalog:
             return catalog.aliases(name).get(alias)
 
     def verify(self, version: Version) -> None:
-        """Raise DamagedFile, naming the file, unless the version's folder is what was added.
+        """Check a version's folder against the database; raise DamagedFile, which names the file, if they differ.
 
-        The folder is compared with the database: a manifest rewritten to fit an altered file does not help.
+        The folder's own manifest is not trusted: it could have been rewritten together with an altered file.
         """
         folder = self.folder(version)
         check_files(folder, version.files)
         expected = {"model": version.model, "facts": version.facts, "files": version.files}
         if not (folder / MANIFEST).exists() or read_json(folder / MANIFEST) != expected:
-            raise DamagedFile("is missing or was altered", where=str(folder / MANIFEST))
+            hint = "delete this version and add the model again"
+            raise DamagedFile("is missing or was altered", where=str(folder / MANIFEST), hint=hint)
 
     def folder(self, version: Version) -> Path:
-        """Return the version's folder, which loads as the plain PEFT or transformers folder that was added."""
+        """Return the version's folder. PEFT or transformers loads it like the folder that was added."""
         return self._store.folder(version.model, version.number)
 
     def models(self) -> list[Model]:
@@ -175,13 +181,13 @@ class Registry:
             return catalog.versions(name)
 
     def find_by_fact(self, key: str, value: object) -> list[Version]:
-        """Return the versions whose `facts` have this value of a key, model by model, the latest version first."""
+        """Return the versions whose `facts[key]` equals `value`, by model, the latest version of each first."""
         with self._database.reading() as catalog:
             names = [model.name for model in catalog.models()]
             return [v for name in names for v in reversed(catalog.versions(name)) if v.facts.get(key) == value]
 
     def history(self, name: str, alias: str | None = None) -> list[Move]:
-        """Return the log of a model or of one of its aliases, oldest first; raise RecipeError without such a model."""
+        """Return the moves of a model or of one of its aliases, oldest first; raise RecipeError for an unknown one."""
         check_name(name)
         if alias is not None:
             check_alias(alias)
@@ -190,34 +196,35 @@ class Registry:
             return catalog.moves(name, alias)
 
     def delete(self, name: str, version: int) -> None:
-        """Delete a version and the files that no other version has. Its number is not used again, its log stays.
+        """Delete a version and the files that no other version uses. The log stays and the number is not used again.
 
         Raises:
             RecipeError: there is no such version, or an alias points at it.
         """
         check_name(name)
-        with self._database.reading() as catalog:  # so that a refusal makes no registry
+        with self._database.reading() as catalog:  # fail before a registry is created
             catalog.version(name, version)
         with self._store.shared_lock():
             with self._database.writing() as catalog:
-                found = catalog.version(name, version)
+                doomed = catalog.version(name, version)
                 aliases = [alias for alias, number in catalog.aliases(name).items() if number == version]
                 if aliases:
-                    what = f"is what {', '.join(aliases)} points at"
-                    raise RecipeError(what, where=str(found), hint="move the alias first")
-                catalog.mark_deleted(found, _now())
-            if self.folder(found).exists():
-                remove_folder(self.folder(found))
+                    message = f"cannot be deleted: {', '.join(aliases)} points at it"
+                    hint = "move the alias to another version first"
+                    raise RecipeError(message, where=str(doomed), hint=hint, code="alias-in-use")
+                catalog.mark_deleted(doomed, _now())
+            if self.folder(doomed).exists():
+                remove_folder(self.folder(doomed))
         self._collect_garbage()
 
     def _publish(self, staged: Path, final: Path) -> None:
-        if final.exists():  # of a writer killed between this rename and its commit
+        if final.exists():  # left by a writer that was killed between the rename and the commit
             remove_folder(final)
         staged.rename(final)
         sync_folder(final.parent)
 
     def _collect_garbage(self) -> None:
-        """Remove leftovers, unless somebody is adding right now, whose files are not in the database yet."""
+        """Remove leftovers, unless another process is adding: its files are not in the database yet."""
         with self._store.try_exclusive_lock() as locked:
             if not locked:
                 return
@@ -227,15 +234,21 @@ class Registry:
                 highest = {name: catalog.highest_number(name) for name in names}
                 deleted = catalog.deleted()
             wanted = {entry["sha256"] for version in versions for entry in version.files.values()}
-            # A killed `add` leaves the next number, a killed `delete` one that is marked; no other folder is touched.
+            # A killed `add` leaves a folder with the next number, a killed `delete` the folder of a deleted version.
+            # No other folder is touched.
             self._store.collect_garbage(wanted, lambda name, n: (name, n) in deleted or n == highest.get(name, 0) + 1)
 
 
 def _unexpected_target_error(catalog: Catalog, name: str, alias: str, expected: int | None) -> TunesmithError:
     moves = catalog.moves(name, alias)
-    last = f"points at {moves[-1].after} (by {moves[-1].user}, {moves[-1].time})" if moves else "does not exist"
-    what = "not exist" if expected is None else f"point at {expected}"
-    return TunesmithError(f"{last}, but was to {what}; nothing was moved", where=f"{name}@{alias}", hint="decide again")
+    actual = f"version {moves[-1].after} (moved by {moves[-1].user}, {moves[-1].time})" if moves else "no alias"
+    wanted = "no alias" if expected is None else f"version {expected}"
+    return TunesmithError(
+        f"expected {wanted}, found {actual}; nothing was moved",
+        where=f"{name}@{alias}",
+        hint="another process may have moved the alias: check it and repeat the move",
+        code="alias-moved",
+    )
 
 
 def _now() -> str:
@@ -244,6 +257,6 @@ def _now() -> str:
 
 def _user() -> str:
     try:
-        return pwd.getpwuid(os.getuid()).pw_name  # not $USER, which says what one wants it to
-    except KeyError:  # containers run under numbers without a name
+        return pwd.getpwuid(os.getuid()).pw_name  # not $USER, which the user can set to anything
+    except KeyError:  # in a container, the user may have no name
         return f"uid {os.getuid()}"

@@ -1,4 +1,4 @@
-"""A registry in memory, small folders to add to it, and what must hold of it after anything that was done to it."""
+"""A registry in memory, small folders to add to it, and an invariant that must hold after every operation."""
 
 import os
 import tempfile
@@ -15,7 +15,7 @@ FACTS = {"run": "runs/viggo/1", "recipe": "aa", "base": {"reference": "org/base"
 
 @pytest.fixture
 def tmp_path() -> Iterator[Path]:
-    """Give a folder in memory where there is one: thousands of fsyncs take a minute on a disk."""
+    """Give a folder in memory if the system has one: thousands of fsyncs take a minute on a disk."""
     memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as folder:
         yield Path(folder)
@@ -47,7 +47,7 @@ def tree(root: Path) -> set[str]:
 
 
 def assert_sound(registry: Registry) -> None:
-    """Assert that every version is whole, and that nothing but the versions is there."""
+    """Assert that every version is intact, and that the registry has no other files."""
     expected = {"registry.sqlite", ".lock"}
     for model in registry.models():
         assert set(model.aliases.values()) <= set(model.versions)

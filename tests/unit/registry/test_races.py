@@ -1,4 +1,4 @@
-"""A process that is killed, or others that add at the same time, leave every version whole or absent."""
+"""Killed processes and concurrent writers leave every version either complete or absent."""
 
 import contextlib
 import fcntl
@@ -17,7 +17,7 @@ from tunesmith.registry.catalog import Catalog
 from tunesmith.registry.store import Registry
 
 
-def test_the_same_added_meanwhile_is_found(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_add_finds_an_identical_version_added_concurrently(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     link, others = object_store.ObjectStore._link, list[int]()
 
     def slow(self: object_store.ObjectStore, sha256: str, target: Path) -> None:
@@ -32,7 +32,7 @@ def test_the_same_added_meanwhile_is_found(registry: Registry, monkeypatch: pyte
     assert_sound(registry)
 
 
-def test_leftovers_are_replaced_where_nothing_can_be_locked(
+def test_add_replaces_leftovers_on_a_file_system_without_locks(
     registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> None:
@@ -44,10 +44,10 @@ def test_leftovers_are_replaced_where_nothing_can_be_locked(
     (registry.root / "models/viggo/.incoming.tmp-50be0d1e").mkdir()
     assert add(registry, "b") == 2
     registry.verify(registry.resolve("viggo@2"))
-    assert (registry.root / "models/viggo/.incoming.tmp-50be0d1e").exists(), "somebody may be alive"
+    assert (registry.root / "models/viggo/.incoming.tmp-50be0d1e").exists(), "its writer may be alive"
 
 
-def test_only_leftovers_are_swept(registry: Registry) -> None:
+def test_garbage_collection_removes_only_leftovers(registry: Registry) -> None:
     add(registry, "a")
     add(registry, "b")
     for name in ("7", "notes", "02x"):
@@ -64,7 +64,7 @@ def test_only_leftovers_are_swept(registry: Registry) -> None:
 @pytest.mark.parametrize(
     ("owner", "step"), [(Registry, "_publish"), (Catalog, "insert"), (object_store.ObjectStore, "_link")]
 )
-def test_an_error_between_files_and_commit_leaves_nothing(
+def test_error_between_files_and_commit_leaves_nothing(
     registry: Registry, monkeypatch: pytest.MonkeyPatch, owner: type, step: str
 ) -> None:
     def fail(*_: object) -> None:
@@ -80,16 +80,16 @@ def test_an_error_between_files_and_commit_leaves_nothing(
     assert_sound(registry)
 
 
-def _mortal(step: int) -> None:
-    """Kill this process at its `step`-th change to the disk, just before it, or after a statement not yet committed."""
-    left = iter(range(step))
+def _die_at_step(step: int) -> None:
+    """Make this process exit just before its `step`-th change to the disk, or after an uncommitted SQL statement."""
+    remaining = iter(range(step))
 
     def patch(owner: Any, name: str, *, dies_after: bool = False) -> None:
         function = getattr(owner, name)
 
         def call(*args: Any, **named: Any) -> Any:
             result = function(*args, **named) if dies_after else None
-            if next(left, None) is None:
+            if next(remaining, None) is None:
                 os._exit(9)
             return result if dies_after else function(*args, **named)
 
@@ -110,12 +110,12 @@ def _work(root: Path, source: Path, kind: str) -> None:
 
 
 def _killed_at_each_step(start: Path, source: Path, kind: str) -> None:
-    """Do one piece of work on copies of a registry, each time killed one step later, until it gets through."""
+    """Run an operation on copies of a registry, each time killed one step later, until it completes."""
     for step in range(1000):
         root = shutil.copytree(start, start.with_name(f"{kind}-{step}"), copy_function=shutil.copy)
         child = os.fork()
         if child == 0:
-            _mortal(step)
+            _die_at_step(step)
             _work(root, source, kind)
             os._exit(0)
         if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0:
@@ -124,11 +124,11 @@ def _killed_at_each_step(start: Path, source: Path, kind: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["add", "delete"])
-def test_killed_anywhere_a_version_is_whole_or_absent(registry: Registry, tmp_path: Path, kind: str) -> None:
+def test_kill_at_any_step_leaves_a_version_complete_or_absent(registry: Registry, tmp_path: Path, kind: str) -> None:
     add(registry, "a")
     add(registry, "b")
     source = adapter(tmp_path / "source", "c")
-    # In a process of its own: this one may have threads, which a fork would not copy.
+    # In a separate process, because this one may have threads, which fork does not copy.
     process = multiprocessing.get_context("spawn").Process(
         target=_killed_at_each_step, args=(registry.root, source, kind)
     )
@@ -138,22 +138,22 @@ def test_killed_anywhere_a_version_is_whole_or_absent(registry: Registry, tmp_pa
     killed = [Registry(path) for path in tmp_path.glob(f"{kind}-*")]
     assert len(killed) > 5
     outcomes = set()
-    for one in killed:
-        numbers = tuple(version.number for version in one.versions("viggo"))
-        for version in one.versions("viggo"):
-            one.check(version)
+    for survivor in killed:
+        numbers = tuple(version.number for version in survivor.versions("viggo"))
+        for version in survivor.versions("viggo"):
+            survivor.verify(version)
         outcomes.add(numbers)
-        one.add("viggo", source, facts=FACTS)
-        add(one, "d")
-        assert [version.number for version in one.versions("viggo")][-2:] == [3, 4]
-        assert_sound(one)
+        survivor.add("viggo", source, facts=FACTS)
+        add(survivor, "d")
+        assert [version.number for version in survivor.versions("viggo")][-2:] == [3, 4]
+        assert_sound(survivor)
     assert outcomes == ({(1, 2), (1, 2, 3)} if kind == "add" else {(1, 2), (2,)})
 
 
-def _compete(root: Path, who: int) -> tuple[list[int], int, int]:
-    """Add versions of one's own, one that all add, and move an alias as often as nobody was quicker."""
-    registry, scratch = Registry(root), root.parent / f"scratch-{who}"
-    own = [registry.add("viggo", adapter(scratch, f"{who} {n}"), facts=FACTS).number for n in range(4)]
+def _compete(root: Path, worker: int) -> tuple[list[int], int, int]:
+    """Add four versions, add one that all workers add, and try to move an alias; return (numbers, number, moves)."""
+    registry, scratch = Registry(root), root.parent / f"scratch-{worker}"
+    own = [registry.add("viggo", adapter(scratch, f"{worker} {n}"), facts=FACTS).number for n in range(4)]
     common = registry.add("common", adapter(scratch, "common"), facts=FACTS).number
     won = 0
     for round_ in range(12):
@@ -162,14 +162,14 @@ def _compete(root: Path, who: int) -> tuple[list[int], int, int]:
             registry.move("viggo", "staging", own[round_ % 4], verdict=None, reason=None, expected=seen)
             won += 1
         except TunesmithError as error:
-            if "points at" not in str(error) and "does not exist" not in str(error):
+            if error.code != "alias-moved":
                 raise
     return own, common, won
 
 
-def test_processes_at_once_get_versions_of_their_own(registry: Registry) -> None:
+def test_concurrent_processes_get_different_versions(registry: Registry) -> None:
     with multiprocessing.get_context("spawn").Pool(3) as pool:
-        results = pool.starmap(_compete, [(registry.root, who) for who in range(3)], chunksize=1)
+        results = pool.starmap(_compete, [(registry.root, worker) for worker in range(3)], chunksize=1)
     assert sorted(number for own, _, _ in results for number in own) == list(range(1, 13))
     assert {common for _, common, _ in results} == {1}
     assert len(registry.versions("common")) == 1
@@ -181,9 +181,9 @@ def test_processes_at_once_get_versions_of_their_own(registry: Registry) -> None
     assert_sound(registry)
 
 
-def test_a_refusal_makes_no_registry(tmp_path: Path) -> None:
+def test_failed_calls_create_no_registry(tmp_path: Path) -> None:
     store = Registry(tmp_path / "none")
-    for refused in (
+    for call in (
         lambda: store.rollback("m", "staging"),
         lambda: store.move("m", "staging", 1, verdict=None, reason=None),
         lambda: store.delete("m", 1),
@@ -191,5 +191,5 @@ def test_a_refusal_makes_no_registry(tmp_path: Path) -> None:
         store.models,
     ):
         with contextlib.suppress(RecipeError):
-            refused()
+            call()
         assert list(tmp_path.iterdir()) == []
