@@ -14,7 +14,7 @@ IMPORT_PRIVATE_NAMES = {"test_collect.py", "test_run.py", "test_trackers.py", "t
 # Tests that still assert sentences. A folder leaves this list for good.
 ASSERT_SENTENCES = (
     "tests/integration", "tests/unit/architecture", "tests/unit/benchmarks", "tests/unit/cli", "tests/unit/core",
-    "tests/unit/data", "tests/unit/demo", "tests/unit/evaluate", "tests/unit/fetch",
+    "tests/unit/data", "tests/unit/evaluate", "tests/unit/fetch",
     "tests/unit/inference", "tests/unit/kernels", "tests/unit/model", "tests/unit/pipeline", "tests/unit/plan",
     "tests/unit/recipe", "tests/unit/scoring", "tests/unit/slurm", "tests/unit/sweep",
     "tests/unit/tasks", "tests/unit/train",

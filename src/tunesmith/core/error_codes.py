@@ -57,4 +57,5 @@ ERROR_CODES = {
     "inputs-changed": "The inputs of a finished or interrupted stage have changed, and its result is kept.",
     # sweep
     # demo
+    "generated-rows": "The generator of the demo cannot give that number of rows.",
 }

@@ -1,4 +1,4 @@
-"""The task that tunesmith brings along: English questions over a small shop, answered in SQL. Standard library only."""
+"""The built-in text-to-SQL job: English questions about a small shop's database. Uses only the standard library."""
 
 from tunesmith.demo.generate import NAME, load, rows
 from tunesmith.demo.shop import SCHEMA, write_database

@@ -1,7 +1,7 @@
-"""What the shop sells, and where and what its customers are called. Nothing here is drawn."""
+"""The shop's fixed data: products with prices, cities, and the names of customers."""
 
-# Category -> product -> price. Prices are whole, so that sums are exact, and all different, so that a ranking by
-# price has one answer.
+# Category -> product -> price. Prices are integers, so that sums are exact, and all different, so that rankings by
+# price have no ties.
 PRODUCTS = {
     "Lighting": {
         "Desk Lamp": 39,

@@ -1,7 +1,8 @@
-"""Questions with their SQL, as many as asked for and the same for the same seed.
+"""Generate rows of a question and its SQL query, reproducibly from a seed.
 
-Every reference query has run: a question is kept only if its answer is not empty, is not long, and does not hang on
-how ties are broken. So a query that finds nothing is never right, and none is wrong for ordering equals differently.
+Every reference query is run. A question is kept only if its result has at least one row, is not long, and does not
+depend on how ties are ordered. So a prediction with an empty result is never right, and none is wrong because it orders
+ties differently.
 """
 
 import contextlib
@@ -26,24 +27,27 @@ _SPLIT_PERCENT = {"test": 15, "valid": 5}
 
 
 def load(count: int, seed: int = 0) -> list[dict[str, str]]:
-    """Return `count` rows: question, sql, kind, pattern, split, schema.
+    """Return `count` rows {question, sql, kind, pattern, split, schema}.
 
-    `pattern` is the phrasing that a question was made from, with its fields still open. Rows of one pattern succeed and
-    fail together, so a verdict counts patterns, not rows. No pattern of `test` is in another split.
+    `pattern` is the template of the question, before its fields were filled in. A model tends to answer all rows of a
+    pattern right or all wrong, so a verdict counts patterns instead of rows. The patterns of `test` occur in no other
+    split.
     """
     return list(rows(count, seed))
 
 
 def rows(count: int, seed: int = 0) -> Iterator[dict[str, str]]:
-    """Yield `count` rows, the templates in equal parts as long as they last, the splits mixed 80 / 5 / 15.
+    """Yield `count` rows: 80 % train, 5 % valid and 15 % test, shuffled, with equally many rows of each template.
 
-    No two rows share a question, and no two splits share a query.
+    A template that runs out of new questions has fewer rows. No two rows share a question, and no two splits share a
+    query.
 
     Raises:
-        RecipeError: `count` is below 3 (one row a split) or above what the templates can give.
+        RecipeError: `count` is below 3 (one row per split) or more than the templates can give.
     """
     if count < 3:
-        raise RecipeError(f"{NAME} gives at least 3 rows, not {count}", hint="it has three splits")
+        hint = "give at least 3 rows, one for each split"
+        raise RecipeError(f"`{NAME}` cannot generate {count} rows", hint=hint, code="generated-rows")
     rng = Random(seed)
     with contextlib.closing(sqlite3.connect(":memory:")) as connection:
         create_tables(connection)
@@ -52,8 +56,8 @@ def rows(count: int, seed: int = 0) -> Iterator[dict[str, str]]:
     yield from shuffled(rng, drawn)
 
 
-def has_one_answer(connection: sqlite3.Connection, sql: str) -> bool:
-    """Say whether a query finds something, not too much of it, and the same whichever way ties are broken."""
+def is_answerable(connection: sqlite3.Connection, sql: str) -> bool:
+    """Return whether a query has a result that is neither empty, long, nor dependent on the order of ties."""
     answer = connection.execute(sql).fetchmany(MAX_ANSWER_ROWS + 1)
     if not 0 < len(answer) <= MAX_ANSWER_ROWS or not any(any(values) for values in answer):
         return False
@@ -61,44 +65,45 @@ def has_one_answer(connection: sqlite3.Connection, sql: str) -> bool:
     if ranking is None:
         return True
     if len(answer) < int(ranking[1]):
-        return False  # "the 5 cheapest" of what has only three
+        return False  # "the 5 cheapest" in a category of three
     first, last = (f"{sql[: ranking.start()]}, 1 {way}{ranking[0]}" for way in ("ASC", "DESC"))
     return connection.execute(first).fetchall() == connection.execute(last).fetchall()
 
 
 def _sizes(count: int) -> dict[str, int]:
-    """Return how many rows each split gets; test and valid come first because train has the most to choose from."""
+    """Return {split: rows}. Test and valid come first, because train has the most patterns and values to draw from."""
     sizes = {split: max(1, count * percent // 100) for split, percent in _SPLIT_PERCENT.items()}
     return {**sizes, "train": count - sum(sizes.values())}
 
 
 class _RowGenerator:
-    """Draws rows and remembers what was asked."""
+    """Draw rows without repeating a question, and without using a query in two splits."""
 
     def __init__(self, rng: Random, connection: sqlite3.Connection) -> None:
         self.rng = rng
         self.questions: set[str] = set()
         self.query_splits: dict[str, str] = {}
-        self.has_one_answer: Callable[[str], bool] = cache(lambda sql: has_one_answer(connection, sql))
+        self.is_answerable: Callable[[str], bool] = cache(lambda sql: is_answerable(connection, sql))
 
     def rows_of_split(self, split: str, size: int) -> Iterator[dict[str, str]]:
-        """Yield the rows of a split, one kind after the other, over and over; a kind with no more drops out."""
+        """Yield the rows of a split, from each template in turn; drop a template that runs out of new questions."""
         templates = deque(shuffled(self.rng, TEMPLATES))
-        given = 0
-        while given < size:
+        generated = 0
+        while generated < size:
             if not templates:
-                raise RecipeError(f"{NAME} has {given} {split} rows, not {size}", hint="ask for fewer rows")
+                message = f"`{NAME}` can generate only {generated} of {size} {split} rows"
+                raise RecipeError(message, hint="reduce `rows`", code="generated-rows")
             template = templates.popleft()
             if row := self._row(template, split):
                 templates.append(template)
-                given += 1
+                generated += 1
                 yield row
 
     def _row(self, template: QueryTemplate, split: str) -> dict[str, str] | None:
-        """Return a new row of a template, or None where the kind has no more."""
+        """Return a new row of a template, or None if none was found in `_MAX_ATTEMPTS` draws."""
         for _ in range(_MAX_ATTEMPTS):
             pattern, question, sql = template.draw(self.rng, test=split == "test")
-            if question in self.questions or self.query_splits.get(sql, split) != split or not self.has_one_answer(sql):
+            if question in self.questions or self.query_splits.get(sql, split) != split or not self.is_answerable(sql):
                 continue
             self.questions.add(question)
             self.query_splits[sql] = split

@@ -1,6 +1,6 @@
-"""Kinds of question that need a join of two, three or four tables.
+"""Templates that join two, three or four tables.
 
-The aliases are the same throughout: c customers, p products, o orders, i items, pay payments, r reviews.
+All use the same aliases: c customers, p products, o orders, i items, pay payments, r reviews.
 """
 
 from tunesmith.demo.query_template import QueryTemplate

@@ -1,4 +1,4 @@
-"""Kinds of question that need a second query inside the first, or ask for what is not there."""
+"""Templates with a subquery, or with a negation such as "customers without orders"."""
 
 from tunesmith.demo.query_template import QueryTemplate
 

@@ -1,4 +1,4 @@
-"""Kinds of question that one table answers: filters, ranges, aggregates, groups, rankings."""
+"""Templates on one table: filters, ranges, aggregates, groups, rankings."""
 
 from tunesmith.demo.query_template import QueryTemplate
 

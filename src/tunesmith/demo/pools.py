@@ -1,8 +1,8 @@
-"""The values that questions are about, those of the test questions kept apart from those of training.
+"""The values that fill the fields of questions, divided into values for training and held-out values for test.
 
 Held out are whole categories with their products, whole cities with their customers, whole years with their months
-and days, and two of any seven numbers. Three sets are too small to divide, so both sides use all of them: the order
-states, the ways to pay, and the words for an SQL operator or function ("cheaper than", "average").
+and days, and two of every seven numbers. Three sets are too small to divide, so both sides use all of them: the states
+of an order, the payment methods, and the words for an SQL operator or function ("cheaper than", "average").
 """
 
 from collections.abc import Iterable
@@ -27,7 +27,7 @@ _MONTH_NAMES = (
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """A value as a question says it and as SQL writes it."""
+    """A value as it is written in a question and in SQL."""
 
     text: str
     sql: str
@@ -35,20 +35,20 @@ class Value:
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """The values of one sort, in ascending order where they have one."""
+    """The values for a field. Dates and numbers ascend."""
 
     train: tuple[Value, ...]
     test: tuple[Value, ...]
 
 
 def is_held_out(number: int) -> bool:
-    """Say whether a number is kept for test questions."""
+    """Return whether a number is held out for test questions."""
     return number % 7 in (3, 5)
 
 
 @cache
 def pools() -> dict[str, Pool]:
-    """Return every pool by the name that the fields of the kinds have."""
+    """Return {field of a template: pool}."""
     return {
         "city": _pool((city, city in TEST_CITIES) for city in CITIES),
         "category": _pool((category, category in TEST_CATEGORIES) for category in PRODUCTS),
@@ -86,9 +86,9 @@ SHARED_POOLS = {
 
 
 def _pool(marked: Iterable[tuple[str, bool]]) -> Pool:
-    """Make a pool of (value, whether it is held out)."""
+    """Make a pool from (value, whether it is held out) pairs."""
     values = list(marked)
-    return Pool(*(tuple(Value(text, text) for text, out in values if out is side) for side in (False, True)))
+    return Pool(*(tuple(Value(text, text) for text, out in values if out is test) for test in (False, True)))
 
 
 def _numbers(numbers: range) -> Pool:
@@ -100,7 +100,7 @@ def _products() -> Pool:
 
 
 def _words() -> Pool:
-    """Return the words in product names. A word that both sides have counts as known from training."""
+    """Return the words in product names. A word that occurs on both sides belongs to training."""
     products = _products()
     train = {word.lower() for product in products.train for word in product.text.split()}
     test = {word.lower() for product in products.test for word in product.text.split()}
@@ -108,7 +108,7 @@ def _words() -> Pool:
 
 
 def _customers() -> Pool:
-    """Return the names of the customers; a held-out city takes those who live there with it."""
+    """Return the names of the customers. Those who live in a held-out city are held out."""
     return _pool((str(name), city in TEST_CITIES) for _, name, city, _ in table_rows()["customers"])
 
 

@@ -1,4 +1,4 @@
-"""What a kind of question is, and how one question is drawn from it."""
+"""Templates of SQL queries with the phrasings of their questions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,14 +11,14 @@ from tunesmith.demo.stable_random import choice, randbelow
 
 @dataclass(frozen=True, slots=True)
 class QueryTemplate:
-    """One kind of query with the ways to ask for it.
+    """A query with open fields, and several questions that ask for it.
 
-    A field such as `{city}` or `{city2}` stands for a value of the pool `city`. Fields that share a pool get different
-    values, in the pool's order: `BETWEEN {price} AND {price2}` is never the wrong way round.
+    A field such as `{city}` or `{city2}` takes a value from the pool `city`. Fields of the same pool get different
+    values in the pool's order, so `BETWEEN {price} AND {price2}` is never reversed.
 
     Args:
-        train: the phrasings of training and validation questions.
-        test: the phrasings of test questions; training never sees them.
+        train: phrasings of the training and validation questions.
+        test: phrasings of the test questions; training never sees them.
     """
 
     name: str
@@ -28,11 +28,11 @@ class QueryTemplate:
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """Return the names of the fields, without repetition."""
+        """Return the distinct names of the fields."""
         return fields_of(self.sql)
 
     def draw(self, rng: Random, *, test: bool) -> tuple[str, str, str]:
-        """Return the phrasing of one question, the question and its SQL."""
+        """Draw a phrasing and values; return (phrasing, question, SQL)."""
         phrasing = choice(rng, self.test if test else self.train)
         values = _draw_values(rng, self.fields, test=test)
         question = phrasing.format(**{field: value.text for field, value in values.items()})
@@ -40,7 +40,7 @@ class QueryTemplate:
 
 
 def fields_of(template: str) -> tuple[str, ...]:
-    """Return the names of a template's fields, without repetition."""
+    """Return the distinct names of the fields in a query or a phrasing."""
     return tuple(dict.fromkeys(field for _, field, _, _ in Formatter().parse(template) if field))
 
 
@@ -54,9 +54,9 @@ def _draw_values(rng: Random, fields: Sequence[str], *, test: bool) -> dict[str,
     for name in dict.fromkeys(map(pool_of, fields)):
         pool = pools()[name]
         values = pool.test if test else pool.train
-        sharing = [field for field in fields if pool_of(field) == name]
-        places: set[int] = set()
-        while len(places) < len(sharing):
-            places.add(randbelow(rng, len(values)))
-        drawn.update(zip(sharing, (values[place] for place in sorted(places)), strict=True))
+        pool_fields = [field for field in fields if pool_of(field) == name]
+        indices: set[int] = set()
+        while len(indices) < len(pool_fields):
+            indices.add(randbelow(rng, len(values)))
+        drawn.update(zip(pool_fields, (values[index] for index in sorted(indices)), strict=True))
     return drawn

@@ -1,4 +1,4 @@
-"""A small shop as a SQLite database: the same rows for the same seed, on every machine."""
+"""The shop's SQLite database. The same seed gives the same rows on every machine."""
 
 import contextlib
 import sqlite3
@@ -15,7 +15,7 @@ from tunesmith.demo.stable_random import choice, randbelow, shuffled, weighted_c
 Rows: TypeAlias = list[tuple[int | str, ...]]
 Contents: TypeAlias = dict[str, Rows]
 
-# What a prompt says about the database. It is in every example, so each token of it is paid thousands of times.
+# The description of the database in the prompts. It is short because every prompt contains it.
 SCHEMA = """\
 customers(id, name, city, joined)
 products(id, name, category, price, stock)
@@ -59,7 +59,7 @@ CREATE INDEX review_product ON reviews(product_id);
 
 
 def table_rows(seed: int = 0) -> Contents:
-    """Return the rows of every table: {table: rows in the order of the schema's columns}."""
+    """Draw the rows of every table; return {table: rows in the schema's column order}."""
     rng = Random(seed)
     customers = _customers(rng)
     products = _products(rng)
@@ -76,7 +76,7 @@ def table_rows(seed: int = 0) -> Contents:
 
 
 def create_tables(connection: sqlite3.Connection, seed: int = 0) -> None:
-    """Make the tables of the shop in an empty database."""
+    """Create and fill the shop's tables in an empty database."""
     connection.executescript(_TABLES)
     for table, rows in table_rows(seed).items():
         marks = ", ".join("?" * len(rows[0]))
@@ -85,7 +85,7 @@ def create_tables(connection: sqlite3.Connection, seed: int = 0) -> None:
 
 
 def write_database(path: Path, seed: int = 0) -> Path:
-    """Write the shop to a SQLite file, whole or not at all, and return its path. An existing file is replaced.
+    """Write the shop to a SQLite file atomically, replacing an existing file; return its path.
 
     Raises:
         DoesNotFit: the disk is full.
@@ -100,7 +100,8 @@ def write_database(path: Path, seed: int = 0) -> Path:
     except sqlite3.OperationalError as error:
         if error.sqlite_errorcode != sqlite3.SQLITE_FULL:
             raise
-        raise DoesNotFit("the disk is full", where=str(path), hint="free some space and run it again") from error
+        hint = "free some disk space and repeat the command"
+        raise DoesNotFit("the disk is full", where=str(path), hint=hint) from error
     finally:
         temporary.unlink(missing_ok=True)
     return path
@@ -111,7 +112,7 @@ def _day(rng: Random, first: date, last: date) -> str:
 
 
 def _customers(rng: Random) -> Rows:
-    """Draw customers with names of their own, at least four in each city and more in some."""
+    """Draw customers with unique names, at least four in each city and more in some."""
     names = shuffled(rng, [f"{first} {last}" for first in FIRST_NAMES for last in LAST_NAMES])[:CUSTOMERS]
     weights = {city: 1 + randbelow(rng, 6) for city in CITIES}
     everywhere = CITIES * 4
@@ -126,7 +127,7 @@ def _products(rng: Random) -> Rows:
 
 
 def _orders(rng: Random, customers: Rows) -> Rows:
-    """Draw orders in the order of their dates. Every fifth customer has none; no order is before its customer."""
+    """Draw orders, sorted by date. Every fifth customer has none; no order is older than its customer's account."""
     drawn = []
     buyers = [customer for customer in customers if int(customer[0]) % 5]
     for _ in range(ORDERS):
@@ -137,7 +138,7 @@ def _orders(rng: Random, customers: Rows) -> Rows:
 
 
 def _items(rng: Random, orders: Rows, products: Rows) -> Rows:
-    """Draw one to four products an order. Every sixth product never sells, and some sell more than others."""
+    """Draw one to four products per order. Every sixth product is never sold, and some sell more than others."""
     weights = {int(product[0]): 1 + randbelow(rng, 6) for product in products if int(product[0]) % 6}
     items: Rows = []
     for order, *_ in orders:
@@ -147,7 +148,7 @@ def _items(rng: Random, orders: Rows, products: Rows) -> Rows:
 
 
 def _payments(rng: Random, orders: Rows, items: Rows, products: Rows) -> Rows:
-    """Pay most orders in full, some of them in two parts, and leave the others unpaid."""
+    """Pay most orders in full, some of them in two payments, and leave the others unpaid."""
     prices = {product: int(price) for product, _, _, price, _ in products}
     totals: dict[int | str, int] = {}
     for order, product, quantity in items:
@@ -163,7 +164,7 @@ def _payments(rng: Random, orders: Rows, items: Rows, products: Rows) -> Rows:
 
 
 def _reviews(rng: Random, orders: Rows, items: Rows) -> Rows:
-    """Let some customers review what they bought, each product at most once."""
+    """Draw reviews by customers of products that they bought, at most one for each pair."""
     buyers = {order: buyer for order, buyer, _, _ in orders}
     bought = dict.fromkeys((product, buyers[order]) for order, product, _ in items)
     return [(*pair, weighted_choice(rng, _STARS)) for pair in bought if randbelow(rng, 100) < _REVIEW_PERCENT]

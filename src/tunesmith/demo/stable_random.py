@@ -1,6 +1,6 @@
-"""Draws that stay the same on every platform and Python version.
+"""Random draws that are the same on every platform and Python version.
 
-Python promises that only of `Random.random()`; `choice`, `shuffle` and their like have changed before.
+Python promises this only for `Random.random()`; the results of `choice` and `shuffle` have changed between versions.
 """
 
 from collections.abc import Iterable, Sequence
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 def randbelow(rng: Random, limit: int) -> int:
-    """Draw a whole number from 0 to `limit` - 1."""
+    """Draw an integer from 0 to `limit` - 1."""
     return int(rng.random() * limit)
 
 
@@ -21,15 +21,15 @@ def choice(rng: Random, values: Sequence[T]) -> T:
 
 
 def weighted_choice(rng: Random, weights: dict[T, int]) -> T:
-    """Draw one key, each as often as its weight says."""
-    left = randbelow(rng, sum(weights.values()))
+    """Draw a key of {value: integer weight} with a probability proportional to its weight."""
+    remaining = randbelow(rng, sum(weights.values()))
     for value, weight in weights.items():
-        left -= weight
-        if left < 0:
+        remaining -= weight
+        if remaining < 0:
             return value
-    raise ValueError("weights are whole numbers above zero")
+    raise ValueError(f"weights must be integers with a positive sum, not {list(weights.values())}")
 
 
 def shuffled(rng: Random, values: Iterable[T]) -> list[T]:
-    """Return the values in a drawn order."""
+    """Return the values in random order."""
     return sorted(values, key=lambda _: rng.random())

@@ -1,3 +1,5 @@
+"""Rows of the demo: templates, splits, held-out values, and queries with one clear result."""
+
 import contextlib
 import re
 import sqlite3
@@ -10,6 +12,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from tests.support.errors import raises
 
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.files import digest_of
@@ -22,7 +25,7 @@ COUNT = 2400
 SPLITS = ("train", "valid", "test")
 BY_NAME = {template.name: template for template in TEMPLATES}
 
-# What the kinds must cover, told by words of SQL: feature -> pattern, how many kinds at least.
+# Feature of SQL -> regular expression, and how many templates must have it at least.
 FEATURES = {
     "filter": (r"WHERE \w+ [=<>]", 5),
     "join": (r"^(?!.* JOIN .* JOIN ).* JOIN ", 4),
@@ -73,8 +76,8 @@ def literals(sql: str) -> set[str]:
     return quoted | set(re.findall(r"\b\d+\b", re.sub(r"'[^']*'", "", sql)))
 
 
-def asks(phrasing: str, template: QueryTemplate, question: str) -> bool:
-    """Say whether a question is this phrasing with values in its fields."""
+def is_made_from(phrasing: str, template: QueryTemplate, question: str) -> bool:
+    """Return whether a question is this phrasing with values in its fields."""
     pattern = re.escape(phrasing)
     for field in template.fields:
         pattern = pattern.replace(re.escape("{" + field + "}"), "(.+)")
@@ -100,25 +103,25 @@ def test_split_sizes(count: int) -> None:
     assert sizes["valid"] == max(1, int(count * 0.05 + 1e-9))
 
 
-def test_every_kind_has_its_part_of_every_split() -> None:
+def test_templates_are_balanced_in_every_split() -> None:
     assert len(TEMPLATES) == len(BY_NAME) >= 25
     for split in SPLITS:
         sizes = Counter(row["kind"] for row in of_split(split))
         assert sizes.keys() == BY_NAME.keys()
-        fair = sizes.total() / len(TEMPLATES)
-        assert min(sizes.values()) >= 0.25 * fair
-        assert max(sizes.values()) <= 1.3 * fair + 1
+        mean = sizes.total() / len(TEMPLATES)
+        assert min(sizes.values()) >= 0.25 * mean
+        assert max(sizes.values()) <= 1.3 * mean + 1
 
 
-def test_splits_are_mixed() -> None:
+def test_splits_are_shuffled() -> None:
     for start in range(0, COUNT, 400):
-        found = Counter(row["split"] for row in sample()[start : start + 400])
-        assert found["test"] > 30
-        assert found["valid"] > 5
+        sizes = Counter(row["split"] for row in sample()[start : start + 400])
+        assert sizes["test"] > 30
+        assert sizes["valid"] > 5
         assert len({row["kind"] for row in sample()[start : start + 400]}) == len(TEMPLATES)
 
 
-def test_same_seed_same_rows() -> None:
+def test_same_seed_gives_the_same_rows() -> None:
     assert list(rows(300, 5)) == load(300, 5)
     assert load(300, 5) != load(300, 6)
     shared = {row["question"] for row in load(300, 5)} & {row["question"] for row in load(300, 6)}
@@ -141,7 +144,7 @@ def test_rows_do_not_depend_on_the_hash_seed() -> None:
 
 
 @pytest.mark.parametrize("template", TEMPLATES, ids=lambda template: template.name)
-def test_phrasings_say_every_value(template: QueryTemplate) -> None:
+def test_phrasings_have_every_field(template: QueryTemplate) -> None:
     assert len(template.train) >= 4
     assert len(template.test) == 4  # each is a unit of the verdict
     for phrasing in (*template.train, *template.test):
@@ -149,49 +152,49 @@ def test_phrasings_say_every_value(template: QueryTemplate) -> None:
         assert phrasing[0].isupper()
         assert phrasing[-1] in ".?"
     assert {pool_of(field) for field in template.fields} <= pools().keys()
-    assert {pool_of(field) for field in template.fields} - SHARED_POOLS.keys(), "no value of it can be held out"
+    assert {pool_of(field) for field in template.fields} - SHARED_POOLS.keys(), "none of its values can be held out"
 
 
-def test_no_phrasing_is_used_twice() -> None:
+def test_phrasings_are_distinct() -> None:
     phrasings = [phrasing for template in TEMPLATES for phrasing in (*template.train, *template.test)]
     assert len(set(phrasings)) == len(phrasings)
 
 
-def test_phrasings_of_test_are_only_in_test() -> None:
+def test_test_phrasings_occur_only_in_test() -> None:
     used = set()
     for row in sample():
         template = BY_NAME[row["kind"]]
         own, other = (template.test, template.train) if row["split"] == "test" else (template.train, template.test)
         assert row["pattern"] in own, row
-        assert asks(row["pattern"], template, row["question"]), row
-        assert not any(asks(phrasing, template, row["question"]) for phrasing in other), row
+        assert is_made_from(row["pattern"], template, row["question"]), row
+        assert not any(is_made_from(phrasing, template, row["question"]) for phrasing in other), row
         used.add(row["pattern"])
     assert used == {phrasing for template in TEMPLATES for phrasing in (*template.train, *template.test)}
 
 
 @pytest.mark.parametrize("template", TEMPLATES, ids=lambda template: template.name)
-def test_phrasings_of_test_are_not_those_of_training_reworded(template: QueryTemplate) -> None:
-    """At most three quarters of the words, in their order, are those of one training phrasing."""
+def test_test_phrasings_differ_from_training_phrasings(template: QueryTemplate) -> None:
+    """A test phrasing shares at most three quarters of its words, in order, with any training phrasing."""
     for phrasing in template.test:
-        likeness = [SequenceMatcher(None, phrasing.split(), known.split()).ratio() for known in template.train]
-        assert max(likeness) <= 0.75, (phrasing, template.train[likeness.index(max(likeness))])
+        similarity = [SequenceMatcher(None, phrasing.split(), known.split()).ratio() for known in template.train]
+        assert max(similarity) <= 0.75, (phrasing, template.train[similarity.index(max(similarity))])
 
 
-def test_test_rows_are_spread_over_many_patterns() -> None:
-    """The verdict counts patterns, so few of them, or one that most rows are made from, would leave it undecided."""
+def test_test_rows_have_many_patterns() -> None:
+    """The verdict counts patterns: with few of them, or with one that dominates, it could not decide."""
     patterns = Counter(row["pattern"] for row in load(2000) if row["split"] == "test")
     assert len(patterns) >= 90
     assert max(patterns.values()) <= 0.03 * patterns.total()
 
 
-def test_values_of_test_are_only_in_test() -> None:
-    """Beyond the closed sets and what the kind itself writes, no text and no number of a test query is in training."""
-    closed = {value.sql for pool in SHARED_POOLS.values() for value in pool.train}
+def test_test_values_occur_only_in_test() -> None:
+    """Except for shared pools and a template's own literals, no text or number of a test query is in training."""
+    shared = {value.sql for pool in SHARED_POOLS.values() for value in pool.train}
     fixed = {literal for template in TEMPLATES for literal in literals(re.sub(r"\{\w+\}", "", template.sql))}
     assert fixed == {"", "1"}
     known = {literal for row in sample() if row["split"] != "test" for literal in literals(row["sql"])}
     tested = {literal for row in of_split("test") for literal in literals(row["sql"])}
-    assert tested & known <= closed | fixed
+    assert tested & known <= shared | fixed
     assert len(tested - known) > 100
 
 
@@ -206,8 +209,8 @@ def test_pools_are_disjoint_and_not_empty() -> None:
     assert not any(is_held_out(int(value.sql)) for name in numbers for value in pools()[name].train)
 
 
-def test_held_out_belongs_together() -> None:
-    """A held-out city takes its customers along, a category its products, a year its months and days."""
+def test_related_values_are_held_out_together() -> None:
+    """With a city its customers are held out, with a category its products, with a year its months and days."""
     contents = shop.table_rows()
     cities = {value.sql for value in pools()["city"].test}
     assert {value.sql for value in pools()["customer"].test} == {
@@ -229,8 +232,8 @@ def test_no_query_is_in_two_splits() -> None:
     assert not queries["test"] & (queries["train"] | queries["valid"])
 
 
-def test_every_query_answers_quickly(connection: sqlite3.Connection) -> None:
-    """The limit is on SQLite's steps, so that a busy machine cannot fail it; 100,000 of them take about 2 ms."""
+def test_every_query_is_fast(connection: sqlite3.Connection) -> None:
+    """The limit counts SQLite's steps, so that it holds on a busy machine; 100,000 steps take about 2 ms."""
     connection.set_progress_handler(lambda: 1, 100_000)
     try:
         for row in sample():
@@ -241,36 +244,36 @@ def test_every_query_answers_quickly(connection: sqlite3.Connection) -> None:
         connection.set_progress_handler(None, 0)
 
 
-def test_answers_do_not_depend_on_how_the_rows_lie(connection: sqlite3.Connection) -> None:
-    with contextlib.closing(sqlite3.connect(":memory:")) as turned:
+def test_results_do_not_depend_on_the_order_of_stored_rows(connection: sqlite3.Connection) -> None:
+    with contextlib.closing(sqlite3.connect(":memory:")) as reversed_rows:
         for table, content in shop.table_rows().items():
             columns = [column[1] for column in connection.execute(f"PRAGMA table_info({table})")]
-            turned.execute(f"CREATE TABLE {table}({', '.join(columns)})")
+            reversed_rows.execute(f"CREATE TABLE {table}({', '.join(columns)})")
             marks = ", ".join("?" * len(columns))
-            turned.executemany(f"INSERT INTO {table} VALUES ({marks})", content[::-1])
+            reversed_rows.executemany(f"INSERT INTO {table} VALUES ({marks})", content[::-1])
         for row in sample()[::3]:
-            answers = [database.execute(row["sql"]).fetchall() for database in (connection, turned)]
+            answers = [database.execute(row["sql"]).fetchall() for database in (connection, reversed_rows)]
             if "ORDER BY" not in row["sql"]:
                 answers = [sorted(answer) for answer in answers]
             assert answers[0] == answers[1], row
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_one_answer_for_all_does_not_pay(connection: sqlite3.Connection, split: str) -> None:
+def test_no_constant_answer_scores_well(connection: sqlite3.Connection, split: str) -> None:
     answers = Counter(tuple(sorted(connection.execute(row["sql"]).fetchall())) for row in of_split(split))
     assert answers.most_common(1)[0][1] <= 0.03 * answers.total()
     assert len(answers) >= 0.35 * answers.total()
 
 
 @pytest.mark.parametrize("feature", FEATURES)
-def test_features_are_in_every_split(feature: str) -> None:
-    pattern, least = FEATURES[feature]
+def test_sql_features_are_in_every_split(feature: str) -> None:
+    pattern, min_templates = FEATURES[feature]
     for split in SPLITS:
         kinds = {row["kind"] for row in of_split(split) if re.search(pattern, row["sql"])}
-        assert len(kinds) >= least, split
+        assert len(kinds) >= min_templates, split
 
 
-def test_style_of_sql_is_one() -> None:
+def test_sql_style_is_uniform() -> None:
     words = r"\b(select|distinct|from|where|and|or|not|in|join|left|on|group|order|by|having|limit|between|like)\b"
     aliases = {"customers": "c", "products": "p", "orders": "o", "items": "i", "payments": "pay", "reviews": "r"}
     for template in TEMPLATES:
@@ -285,7 +288,7 @@ def test_style_of_sql_is_one() -> None:
             assert alias == aliases[table] or (table, alias) == ("products", "q")
 
 
-def test_columns_are_qualified_exactly_where_tables_meet() -> None:
+def test_columns_are_qualified_only_in_joins() -> None:
     columns = (
         r"(?<![.\w'{])(id|name|city|joined|category|price|stock|date|status|quantity|method|amount|stars|\w+_id)\b"
     )
@@ -298,7 +301,7 @@ def test_columns_are_qualified_exactly_where_tables_meet() -> None:
 
 
 @pytest.mark.parametrize(
-    ("sql", "askable"),
+    ("sql", "answerable"),
     [
         ("SELECT name FROM customers WHERE city = 'Oslo'", True),
         ("SELECT name FROM customers WHERE city = 'Atlantis'", False),
@@ -309,22 +312,22 @@ def test_columns_are_qualified_exactly_where_tables_meet() -> None:
         ("SELECT name FROM products ORDER BY price > 20 LIMIT 3", False),
         ("SELECT name FROM products WHERE price > 300 ORDER BY price LIMIT 3", False),
     ],
-    ids=["found", "nothing", "zero", "null", "too long", "ranked", "tied", "too few to rank"],
+    ids=["rows", "no rows", "zero", "null", "too long", "ranked", "tied", "too few to rank"],
 )
-def test_what_may_be_asked(connection: sqlite3.Connection, sql: str, askable: bool) -> None:
-    assert generate.has_one_answer(connection, sql) is askable
+def test_is_answerable(connection: sqlite3.Connection, sql: str, answerable: bool) -> None:
+    assert generate.is_answerable(connection, sql) is answerable
 
 
 @pytest.mark.parametrize("count", [-1, 0, 2])
 def test_too_few_rows(count: int) -> None:
-    with pytest.raises(RecipeError, match=f"at least 3 rows, not {count}"):
+    with raises(RecipeError, "generated-rows", count):
         load(count)
 
 
 def test_too_many_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(generate, "TEMPLATES", (BY_NAME["customers_in_city"],))
     assert len(load(40)) == 40
-    with pytest.raises(RecipeError, match="has 24 test rows, not 90"):
+    with raises(RecipeError, "generated-rows", 24, 90, "test"):
         load(600)
 
 
