@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tunesmith.core.errors import TunesmithError
+    from tunesmith.core.verdict import Comparison, Verdict
     from tunesmith.inference.chatter import Chatter, open_chatter
     from tunesmith.inference.sampling import Sampling
     from tunesmith.model.adapter_set import AdapterSet
@@ -19,16 +20,17 @@ if TYPE_CHECKING:
     from tunesmith.recipe.load import load_recipe
     from tunesmith.registry.store import Registry
     from tunesmith.scoring.metrics import score
-    from tunesmith.scoring.verdict import Verdict, paired_verdict
+    from tunesmith.scoring.verdict import paired_verdict
     from tunesmith.sweep.run import run_sweep
 
 _HOMES = {
     "AdapterSet": "tunesmith.model.adapter_set",
     "Chatter": "tunesmith.inference.chatter",
+    "Comparison": "tunesmith.core.verdict",
     "Registry": "tunesmith.registry.store",
     "Sampling": "tunesmith.inference.sampling",
     "TunesmithError": "tunesmith.core.errors",
-    "Verdict": "tunesmith.scoring.verdict",
+    "Verdict": "tunesmith.core.verdict",
     "load_recipe": "tunesmith.recipe.load",
     "merge_model": "tunesmith.model.merge",
     "open_chatter": "tunesmith.inference.chatter",
@@ -42,6 +44,7 @@ _HOMES = {
 __all__ = [
     "AdapterSet",
     "Chatter",
+    "Comparison",
     "Registry",
     "Sampling",
     "TunesmithError",

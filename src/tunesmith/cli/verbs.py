@@ -161,9 +161,9 @@ def cancel(run: RunFolder, *, as_json: AsJson = False) -> None:
 
 def _summary(run: RunDir, as_json: bool, refused: VerdictRefused | None = None) -> None:
     """Print where a run stands: its folder and, if there is one, its verdict, and why it was not promoted."""
-    from tunesmith.core.files import read_json
+    from tunesmith.core.verdict_reader import read_verdict
 
-    verdict = read_json(run.verdict) if run.manifest("evaluate") else None
+    verdict = read_verdict(run.verdict).to_json() if run.manifest("evaluate") else None
     promoted = run.manifest("promote")
     result: dict[str, Any] = {"run": str(run), "verdict": verdict, "promoted": promoted}
     if refused is not None:
@@ -263,8 +263,6 @@ def compare(run: RunFolder, *, rows: int = 10, html: bool = False, as_json: AsJs
         rows: how many answers to show.
         html: write the report again, and print its path.
     """
-    from tunesmith.core.files import read_json
-
     folder = RunDir.existing(run)
     if html:
         from tunesmith.report.render import write_report
@@ -273,9 +271,10 @@ def compare(run: RunFolder, *, rows: int = 10, html: bool = False, as_json: AsJs
         return
     if folder.manifest("evaluate") is None:
         raise RecipeError("has not been evaluated", where=str(run), hint=f"tunesmith evaluate {quote(str(run))}")
+    from tunesmith.core.verdict_reader import read_verdict
     from tunesmith.report.text import side_by_side
 
-    print_result(read_json(folder.verdict), as_json, lambda: side_by_side(folder, rows))
+    print_result(read_verdict(folder.verdict).to_json(), as_json, lambda: side_by_side(folder, rows))
 
 
 @app.command
@@ -383,7 +382,7 @@ def verdict(
         base, tuned, metric=metric, min_gain=min_gain, confidence=confidence, seed=seed,
         higher_is_better=higher_is_better,
     )  # fmt: skip
-    print_result(result, as_json, lambda: verdict_text(result))
+    print_result(result.to_json(), as_json, lambda: verdict_text(result))
 
 
 @app.command

@@ -25,6 +25,7 @@ ERROR_CODES = {
     "locked": "Another process is writing to the run, the cache or the registry.",
     "stopped": "Stopped by Ctrl-C outside a run.",
     "unexpected": "A fault in tunesmith or in a library; the message names a log file with the traceback.",
+    "damaged-verdict": "A stored verdict lacks a value, or two of its values contradict each other.",
     # recipe
     # fetch
     # architecture

@@ -1,8 +1,9 @@
 """The records that cross a stage boundary. All frozen, all JSON."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,3 +118,11 @@ class StepReport:
     trained_tokens: int
     loss_scale: float = 1.0
     update_seconds: float | None = field(default=None, compare=False)
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Return whether a JSON value is a finite number; true and false are not."""
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        return False

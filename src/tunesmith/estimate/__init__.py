@@ -1,1 +1,1 @@
-"""Estimate the memory, communication and throughput of training by arithmetic, without torch."""
+"""What training needs on which hardware: memory, communication and speed. Arithmetic; no torch."""

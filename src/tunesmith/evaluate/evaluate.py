@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from tunesmith.architecture.families import shapes_of
@@ -80,17 +81,24 @@ def evaluate(recipe: Recipe, run: RunDir) -> dict[str, Any]:
         recipe, scores["base"], scores["tuned"], groups=groups, lower_is_better=scorer.lower_is_better
     )
     digests = {name: model.digest() for name, model in models.items()}
-    verdict |= {"health": stats, "digests": {"questions": prompts.digest, **digests}}
-    verdict["conditions"] = _conditions(recipe)
-    if kept := verdict["conditions"]["quantization"]:
-        verdict["reasons"].append(f"base and tuned both answered on weights in {kept}")
-    write_json(run.verdict, verdict)
+    conditions = _conditions(recipe)
+    reasons = list(verdict.reasons)
+    if kept := conditions["quantization"]:
+        reasons.append(f"base and tuned both answered on weights in {kept}")
+    verdict = replace(
+        verdict,
+        reasons=tuple(reasons),
+        health=stats,
+        digests={"questions": prompts.digest, **digests},
+        conditions=conditions,
+    )
+    write_json(run.verdict, verdict.to_json())
     return seal_folder(
         run.stage("evaluate"),
         stage="evaluate",
         inputs=stage_inputs,
         seconds=round(time.monotonic() - began, 3),
-        verdict=verdict["verdict"],
+        verdict=verdict.primary.verdict,
     )
 
 

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.records import Example
+from tunesmith.core.verdict import MAX_FAILED_SHARE, too_many_failed
 from tunesmith.inference.prompts import Prompts, build_prompts
 from tunesmith.recipe.schema import Recipe
 from tunesmith.scoring.metrics import answer_metrics
-from tunesmith.scoring.row_scores import MAX_FAILED_SHARE, too_many_failed
 from tunesmith.scoring.unscorable import check_scorable
 from tunesmith.tasks.base import Task
 from tunesmith.tasks.tokenizer import TokenizerAdapter

@@ -4,9 +4,10 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from tunesmith.core.errors import RecipeError
+from tunesmith.core.errors import DamagedFile, RecipeError
 from tunesmith.core.locks import exclusive_lock
 from tunesmith.core.rundir import RunDir
+from tunesmith.core.verdict_reader import parse_verdict
 from tunesmith.promote.mirror import mirror
 from tunesmith.promote.promote import check_promotion, promote
 from tunesmith.recipe.load import load_recipe
@@ -42,7 +43,7 @@ def move_alias(reference: str, alias: str | None, *, force: bool, reason: str | 
     registry = Registry.default()
     version = registry.resolve(reference)
     verdict = version.facts.get("verdict")
-    check_gate(verdict if isinstance(verdict, dict) else {}, force=force, reason=reason)
+    check_gate(verdict, force=force, reason=reason)
     registry.verify(version)
     registry.move(version.model, alias, version.number, verdict=verdict, reason=reason, forced=force)
     mirror(registry, version, alias)
@@ -89,9 +90,12 @@ def list_versions(name: str) -> tuple[dict[str, Any], str]:
     return {"model": name, "versions": versions, "moves": moves}, "\n".join(lines)
 
 
-def _primary_text(verdict: Any) -> str:
-    if not isinstance(verdict, dict) or "primary" not in verdict:
+def _primary_text(stored: Any) -> str:
+    if stored is None:
         return "no verdict"
-    p = verdict["primary"]
-    word, interval = describe_verdict({**p, "verdict": verdict["verdict"]}), f"[{p['low']:+.4g}, {p['high']:+.4g}]"
-    return f"{word}: {p['metric']} {p['base']:.4g} -> {p['tuned']:.4g} {interval}"
+    try:
+        found = parse_verdict(stored).primary
+    except DamagedFile:  # the alias was moved by force
+        return "damaged verdict"
+    interval = f"[{found.low:+.4g}, {found.high:+.4g}]"
+    return f"{describe_verdict(found)}: {found.metric} {found.base:.4g} -> {found.tuned:.4g} {interval}"

@@ -1,12 +1,13 @@
 """Base's and tuned's answers to the same rows, side by side, with the words that differ from the reference."""
 
 import difflib
-import math
 import re
 from contextlib import suppress
 from typing import Any, Literal
 
-from tunesmith.report.view import Answer, Answers, Gain, Outcome, Side
+from tunesmith.core.records import is_number
+from tunesmith.core.verdict import Comparison
+from tunesmith.report.view import Answer, Answers, Outcome, Side
 from tunesmith.scoring.metrics import find_metric
 
 Segment = tuple[Literal["same", "extra", "missing"], str]
@@ -19,7 +20,7 @@ _NOT_SCORES = frozenset({"id", "row", "log_likelihood", "tokens", "correct"})
 Lines = list[dict[str, Any]]
 
 
-def pair_answers(generations: dict[str, Lines], scores: dict[str, Lines], primary: Gain | None) -> Answers:
+def pair_answers(generations: dict[str, Lines], scores: dict[str, Lines], primary: Comparison | None) -> Answers:
     """Join both models' generations and scores by row id; `primary` decides which answers count as right."""
     told = {name: _by_id(lines) for name, lines in generations.items()}
     scored = {name: _by_id(lines) for name, lines in scores.items()}
@@ -106,11 +107,7 @@ def _by_id(lines: Lines) -> dict[tuple[str, int], dict[str, Any]]:
 def _side(generation: dict[str, Any] | None, scores: dict[str, Any], metric: str | None) -> Side | None:
     if generation is None:
         return None
-    numbers = {
-        name: float(number)
-        for name, number in scores.items()
-        if name not in _NOT_SCORES and isinstance(number, (int, float)) and math.isfinite(number)
-    }
+    numbers = {name: float(number) for name, number in scores.items() if name not in _NOT_SCORES and is_number(number)}
     known = find_metric(metric) if metric and metric not in numbers else None
     if known and known.likelihood and scores.get("tokens") and known.likelihood.column in scores:
         with suppress(OverflowError):  # so unlikely a row has no perplexity
@@ -124,7 +121,9 @@ def _is_graded(sides: list[Side], metric: str | None) -> bool:
     return any(side.scores.get(metric or "", 0.0) not in (0.0, 1.0) for side in sides)
 
 
-def _outcome(base: Side | None, tuned: Side | None, primary: Gain | None, graded: bool) -> tuple[Outcome, float | None]:
+def _outcome(
+    base: Side | None, tuned: Side | None, primary: Comparison | None, graded: bool
+) -> tuple[Outcome, float | None]:
     before = base.scores.get(primary.metric) if base and primary else None
     after = tuned.scores.get(primary.metric) if tuned and primary else None
     if before is None or after is None or primary is None:

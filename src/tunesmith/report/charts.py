@@ -9,28 +9,28 @@ from itertools import accumulate
 
 from markupsafe import Markup
 
+from tunesmith.core.verdict import Comparison
 from tunesmith.report import wording
 from tunesmith.report.drawing import Point, box, dot, line, path, scale, svg, text, tick_label, ticks
-from tunesmith.report.view import Gain, Training
+from tunesmith.report.unit import MINUS, unit_of
+from tunesmith.report.view import Training
 
 MOST_POINTS = 400
 
 
-def gain_axis(gain: Gain, width: float) -> Markup:
+def gain_axis(gain: Comparison, width: float) -> Markup:
     """Draw the verdict: the gain's interval against no change and against the gain that was asked for."""
-    factor = 100 if gain.is_share else 1
-    low, middle, high, wanted = (factor * number for number in (gain.low, gain.gain, gain.high, gain.min_gain))
-    if not all(math.isfinite(number) for number in (low, middle, high)):
-        return Markup("")
+    unit = unit_of(gain)
+    low, middle, high, wanted = (unit.factor * number for number in (gain.low, gain.gain, gain.high, gain.min_gain))
     left, right = min(0.0, wanted, low), max(0.0, wanted, high)
     room = (right - left or 1.0) * (0.14 if width > 500 else 0.2)
     x = scale(left - room, right + room, 1, width - 1)
     marks = ticks(left - room, right + room, 4 if width < 500 else 9)
-    unit = "points" if gain.is_share else wording.label(gain.metric)
+    name = "points" if unit.is_share else wording.label(gain.metric)
     return svg(
         width,
         132,
-        f"Gain in {wording.label(gain.metric)}: {wording.change(gain, gain.gain)}, {wording.interval(gain)} {unit}",
+        f"Gain in {wording.label(gain.metric)}: {unit.change(gain.gain)}, {unit.interval(gain.low, gain.high)} {name}",
         box(1, 40, x(wanted) - 1, 52, "not-enough"),
         line(1, 92, width - 1, 92, "axis"),
         *(line(x(mark), 92, x(mark), 97, "axis") for mark in marks),
@@ -43,22 +43,22 @@ def gain_axis(gain: Gain, width: float) -> Markup:
         dot(x(middle), 66, 8, "gain-dot"),
         *_gain_labels(gain, x, width),
         text(1, 130, "\u2190 worse", "axis-name", "start"),
-        text(width / 2, 130, f"gain, {unit}", "axis-name"),
+        text(width / 2, 130, f"gain, {name}", "axis-name"),
         text(width - 1, 130, "better \u2192", "axis-name", "end"),
     )
 
 
-def _gain_labels(gain: Gain, x: Callable[[float], float], width: float) -> list[str]:
-    factor = 100 if gain.is_share else 1
-    wanted = x(factor * gain.min_gain)
-    low, middle, high = (x(factor * number) for number in (gain.low, gain.gain, gain.high))
-    words = f"asked for: {wording.change(gain, gain.min_gain)}" if gain.min_gain else "no change"
+def _gain_labels(gain: Comparison, x: Callable[[float], float], width: float) -> list[str]:
+    unit = unit_of(gain)
+    wanted = x(unit.factor * gain.min_gain)
+    low, middle, high = (x(unit.factor * number) for number in (gain.low, gain.gain, gain.high))
+    words = f"asked for: {unit.change(gain.min_gain)}" if gain.min_gain else "no change"
     anchor = "start" if wanted < 60 else "end" if wanted > width - 60 else "middle"
     above = 14 if abs(wanted - middle) < 95 else 44  # where the two labels would touch, the gain's goes higher
-    low_text, _, high_text = wording.interval(gain).partition(" to ")
+    low_text, _, high_text = unit.interval(gain.low, gain.high).partition(" to ")
     return [
         text(wanted, 28, words, "wanted-label", anchor),
-        text(min(max(middle, 40.0), width - 40), above, wording.change(gain, gain.gain), "gain-label"),
+        text(min(max(middle, 40.0), width - 40), above, unit.change(gain.gain), "gain-label"),
         text(low - 7, 71, low_text, "end-label", "end"),
         text(high + 7, 71, high_text, "end-label", "start"),
     ]
@@ -66,20 +66,18 @@ def _gain_labels(gain: Gain, x: Callable[[float], float], width: float) -> list[
 
 def _signed(words: str, number: float) -> str:
     words = words.lstrip("-")
-    return words if number == 0 else ("+" if number > 0 else wording.MINUS) + words
+    return words if number == 0 else ("+" if number > 0 else MINUS) + words
 
 
-def metric_gain(gain: Gain, reach: tuple[float, float]) -> Markup:
+def metric_gain(gain: Comparison, reach: tuple[float, float]) -> Markup:
     """Draw one metric's gain as dot and whisker on an axis that all metrics of its unit share."""
-    width, height = 240.0, 26.0
-    if not all(math.isfinite(number) for number in (gain.low, gain.gain, gain.high)):
-        return Markup("")
+    width, height, unit = 240.0, 26.0, unit_of(gain)
     x = scale(reach[0], reach[1], 10, width - 10)
     certain = "certain" if gain.low > 0 or gain.high < 0 else "uncertain"
     return svg(
         width,
         height,
-        f"{wording.change(gain, gain.gain)}, {wording.interval(gain)}",
+        f"{unit.change(gain.gain)}, {unit.interval(gain.low, gain.high)}",
         line(10, 13, width - 10, 13, "rail"),
         line(x(0), 2, x(0), 24, "zero"),
         line(x(gain.low), 13, x(gain.high), 13, f"whisker {certain}"),
@@ -89,9 +87,9 @@ def metric_gain(gain: Gain, reach: tuple[float, float]) -> Markup:
     )
 
 
-def reach_of(gains: Sequence[Gain]) -> tuple[float, float]:
+def reach_of(gains: Sequence[Comparison]) -> tuple[float, float]:
     """Return the axis that holds the intervals of all these gains, and zero."""
-    ends = [end for gain in gains for end in (gain.low, gain.high) if math.isfinite(end)]
+    ends = [end for gain in gains for end in (gain.low, gain.high)]
     low, high = min([0.0, *ends]), max([0.0, *ends])
     return (low, high) if high > low else (-1.0, 1.0)
 

@@ -5,7 +5,6 @@ Nothing here writes: a report may be made while the run is still going, so half-
 
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,14 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from tunesmith.core import stages
+from tunesmith.core.errors import DamagedFile
 from tunesmith.core.jsonl import whole_lines
+from tunesmith.core.records import is_number
 from tunesmith.core.rundir import RunDir
+from tunesmith.core.verdict import Verdict
+from tunesmith.core.verdict_reader import read_verdict
 from tunesmith.report.answers import pair_answers
-from tunesmith.report.view import Answers, Gain, Grouping, Guard, Stage, StageState, Training, Verdict, View
-from tunesmith.scoring.metrics import higher_is_better
-from tunesmith.scoring.row_scores import failed_text
-from tunesmith.scoring.verdict import rows_needed_text
+from tunesmith.report.view import Answers, Stage, StageState, Training, View
 
 LOST_ROWS_LISTED = 6
 # What a row of the ledger may be beside kept whole.
@@ -137,12 +137,12 @@ def _training(run: RunDir, files: _Files) -> Training | None:
     steps = {
         line["step"]: (line["step"], line["loss"], line.get("learning_rate") or 0.0)
         for line in lines
-        if line.get("kind") == "step" and _is_number(line.get("loss"))
+        if line.get("kind") == "step" and is_number(line.get("loss"))
     }
     valid = {
         line["step"]: (line["step"], line["loss"], line.get("token_accuracy"))
         for line in lines
-        if line.get("kind") == "valid" and _is_number(line.get("loss"))
+        if line.get("kind") == "valid" and is_number(line.get("loss"))
     }  # a resumed run may have written a step twice; the later line counts
     in_order = tuple(sorted(valid.values(), key=lambda item: item[0]))
     return Training(tuple(sorted(steps.values())), in_order, _scores(lines), facts, _machine(lines))
@@ -153,7 +153,7 @@ def _scores(lines: list[dict[str, Any]]) -> dict[str, tuple[tuple[int, float], .
     found: dict[str, dict[int, float]] = {}
     for line in lines:
         for name, mean in line.items() if line.get("kind") == "valid" else ():
-            if name not in VALID_FACTS and _is_number(mean):
+            if name not in VALID_FACTS and is_number(mean):
                 found.setdefault(name, {})[line["step"]] = float(mean)
     return {name: tuple(sorted(means.items())) for name, means in found.items()}
 
@@ -163,86 +163,23 @@ def _machine(lines: list[dict[str, Any]]) -> dict[str, tuple[tuple[float, float]
     curves: dict[str, list[tuple[float, float]]] = {}
     elapsed, before = 0.0, math.inf
     for line in lines:
-        if line.get("kind") != "machine" or not _is_number(line.get("time")):
+        if line.get("kind") != "machine" or not is_number(line.get("time")):
             continue
         gap = line["time"] - before
         elapsed += gap if 0 < gap < LONGEST_GAP else 0.0
         before = line["time"]
         for name, number in line.items():
-            if name not in ("kind", "step", "time") and _is_number(number):
+            if name not in ("kind", "step", "time") and is_number(number):
                 curves.setdefault(name, []).append((elapsed, float(number)))
     return {name: tuple(points) for name, points in curves.items()}
 
 
 def _verdict(files: _Files, path: Path) -> Verdict | None:
-    found = files.json(path)
     try:
-        return _verdict_of(found) if found else None
-    except (KeyError, TypeError, AttributeError):
+        return read_verdict(path) if path.exists() else None
+    except DamagedFile:
         files.note(path)
         return None
-
-
-def _verdict_of(found: dict[str, Any]) -> Verdict:
-    metrics = {name: _gain({"metric": name, **entry}) for name, entry in found.get("metrics", {}).items()}
-    primary = found["primary"]
-    known = metrics.get(primary["metric"])
-    better_up = {"higher_is_better": known.higher_is_better} if known else {}
-    return Verdict(
-        verdict=found["verdict"],
-        primary=_gain({**better_up, **primary}),
-        metrics=tuple(metrics.values()) or (_gain(primary),),
-        guards=tuple(_guard(entry, found.get("metrics", {})) for entry in found.get("guards", ())),
-        reasons=tuple(reason for reason in map(str, found.get("reasons", ())) if not _in_headline(reason, primary)),
-        health=found.get("health", {}),
-        grouping=_grouping(found.get("grouping"), _gain({**better_up, **primary})),
-    )
-
-
-def _in_headline(reason: str, primary: dict[str, Any]) -> bool:
-    """Say whether the headline gives a reason too, in the metric's unit."""
-    settles = rows_needed_text(primary) if primary.get("groups_needed") else None
-    failed = primary.get("failed") or 0
-    told = (settles, failed_text(failed, failed + (primary.get("rows") or 0)))
-    return reason.startswith("the interval of ") or reason in told
-
-
-def _grouping(found: dict[str, Any] | None, primary: Gain) -> Grouping | None:
-    if not found:
-        return None
-    fell = tuple((str(one["group"]), one["rows"], _moved(one, primary)) for one in found["fell"])
-    return Grouping(found["by"], found["groups"], found["rows"], found["improved"], found["worsened"], fell)
-
-
-def _moved(one: dict[str, Any], primary: Gain) -> Gain:
-    """Return how the primary metric moved in one group, which has no interval."""
-    nowhere = {"low": math.nan, "high": math.nan, "rows": one["rows"], "groups": None, "by_row": None}
-    return replace(primary, **{name: one[name] for name in ("base", "tuned", "gain")}, **nowhere)
-
-
-def _gain(entry: dict[str, Any]) -> Gain:
-    return Gain(
-        metric=entry["metric"],
-        base=entry.get("base"),
-        tuned=entry.get("tuned"),
-        gain=_number(entry.get("gain")),
-        low=_number(entry.get("low")),
-        high=_number(entry.get("high")),
-        confidence=entry.get("confidence", 0.95),
-        rows=entry.get("rows"),
-        higher_is_better=entry.get("higher_is_better", higher_is_better(entry["metric"]) is not False),
-        rows_needed=entry.get("rows_needed"),
-        min_gain=entry.get("min_gain") or 0.0,
-        groups=entry.get("groups"),
-        failed=entry.get("failed") or 0,
-        groups_needed=entry.get("groups_needed"),
-        by_row=(entry["by_row"]["low"], entry["by_row"]["high"]) if entry.get("by_row") else None,
-    )
-
-
-def _guard(entry: dict[str, Any], metrics: dict[str, Any]) -> Guard:
-    whole = {**metrics.get(entry["metric"], {}), **entry}
-    return Guard(_gain(whole), entry.get("max_drop", 0.0), bool(entry.get("passed")))
 
 
 def _answers(run: RunDir, files: _Files, verdict: Verdict | None) -> Answers | None:
@@ -252,11 +189,3 @@ def _answers(run: RunDir, files: _Files, verdict: Verdict | None) -> Answers | N
         return None
     primary = verdict.primary if verdict else None
     return pair_answers(generations, scores, primary)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
-
-
-def _number(value: Any) -> float:
-    return float(value) if isinstance(value, (int, float)) else math.nan

@@ -15,6 +15,7 @@ from tunesmith.core.files import write_text
 from tunesmith.core.rundir import RunDir
 from tunesmith.report import charts, machine_chart, score_chart, sections, wording
 from tunesmith.report.collect import collect
+from tunesmith.report.unit import unit_of
 from tunesmith.report.view import View
 
 _HERE = Path(__file__).parent
@@ -55,7 +56,7 @@ def template(path: Path) -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(words=wording)
+    environment.globals.update(words=wording, unit_of=unit_of)
     return environment.get_template(path.name)
 
 
@@ -89,7 +90,7 @@ def _hero(view: View) -> dict[str, Any]:
     first, _, rest = re.sub(" (?=%|rows|points)", "\u00a0", wording.headline(view)).partition(": ")
     verdict = view.verdict
     return {
-        "kind": verdict.verdict if verdict else "none",
+        "kind": verdict.primary.verdict if verdict else "none",
         "headline": first,
         "evidence": rest[:1].upper() + rest[1:],
         "gain_chart": both_widths(lambda width: charts.gain_axis(verdict.primary, width)) if verdict else "",
@@ -97,9 +98,12 @@ def _hero(view: View) -> dict[str, Any]:
 
 
 def _evaluation(view: View) -> dict[str, Any]:
-    metrics = view.verdict.metrics if view.verdict else ()
-    shares = charts.reach_of([gain for gain in metrics if gain.is_share])
-    rows = [(gain, charts.metric_gain(gain, shares if gain.is_share else charts.reach_of([gain]))) for gain in metrics]
+    metrics = [(found, unit_of(found)) for found in view.verdict.metrics.values()] if view.verdict else []
+    shares = charts.reach_of([found for found, unit in metrics if unit.is_share])
+    rows = [
+        (found, unit, charts.metric_gain(found, shares if unit.is_share else charts.reach_of([found])))
+        for found, unit in metrics
+    ]
     payload = sections.payload(view.answers) if view.answers else None
     return {
         "metric_rows": rows,

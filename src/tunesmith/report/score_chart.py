@@ -6,7 +6,8 @@ from markupsafe import Markup
 
 from tunesmith.report import wording
 from tunesmith.report.drawing import Point, dot, line, path, scale, svg, text, tick_label, ticks
-from tunesmith.report.view import Training, is_share
+from tunesmith.report.unit import Unit
+from tunesmith.report.view import Training
 
 _PANEL = 118.0
 _LEFT, _RIGHT = 40.0, 12.0
@@ -37,21 +38,20 @@ def score_curves(training: Training, width: float) -> Markup:
 def _panel(training: Training, name: str, points: Sequence[Point], top: float, width: float, last: float) -> list[str]:
     """Draw one metric below the height `top`."""
     values = [value for _, value in points]
-    percent = is_share(name, values)
-    factor = 100 if percent else 1
+    unit = Unit.of(name, *values)
     room = 0.12 * (max(values) - min(values)) or 0.1 * abs(max(values)) or 1.0
     low, high = min(values) - room, max(values) + room
     x, y = scale(0, last, _LEFT, width - _RIGHT), scale(low, high, top + _PANEL - 12, top + 24)
-    levels = ticks(factor * low, factor * high, 3)
-    parts = [line(_LEFT, y(level / factor), width - _RIGHT, y(level / factor), "grid") for level in levels]
-    parts += [text(_LEFT - 6, y(level / factor) + 4, tick_label(level, levels), "tick", "end") for level in levels]
-    parts.append(text(_LEFT, top + 12, f"{wording.label(name)}{', %' if percent else ''}", "axis-name", "start"))
+    levels = ticks(unit.factor * low, unit.factor * high, 3)
+    parts = [line(_LEFT, y(level / unit.factor), width - _RIGHT, y(level / unit.factor), "grid") for level in levels]
+    parts += [text(_LEFT - 6, y(level / unit.factor) + 4, tick_label(level, levels), "tick", "end") for level in levels]
+    parts.append(text(_LEFT, top + 12, f"{wording.label(name)}{', %' if unit.is_share else ''}", "axis-name", "start"))
     best = training.facts.get("best_step")
     if best is not None:
         parts.append(line(x(best), top + 20, x(best), top + _PANEL - 10, "wanted"))
     parts.append(path([(x(step), y(value)) for step, value in points], "valid"))
     for step, value in points:
-        told = f"step {step:,.0f}: {wording.measured(name, value, percent=percent)}"
+        told = f"step {step:,.0f}: {unit.value(value)}"
         parts.append(dot(x(step), y(value), 3.5, "valid-dot", told))
         if step == best and name == training.facts.get("chosen_by"):
             parts.append(dot(x(step), y(value), 8, "best"))

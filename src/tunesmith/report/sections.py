@@ -4,11 +4,13 @@ from collections.abc import Iterable
 from typing import Any
 
 from tunesmith.core.rundir import SPLITS
+from tunesmith.core.verdict import Verdict
 from tunesmith.report import wording
 from tunesmith.report.answers import Segment, marks
 from tunesmith.report.collect import LOST
 from tunesmith.report.machine_chart import use_in_words
-from tunesmith.report.view import Answer, Answers, Side, Verdict, View
+from tunesmith.report.unit import NONE
+from tunesmith.report.view import Answer, Answers, Side, View
 from tunesmith.report.wording import drawn, visible
 
 ROWS_EMBEDDED = 2_000
@@ -216,23 +218,23 @@ def speeds(view: View) -> list[tuple[str, str]]:
         ("Training throughput", f"{wording.count(trained.get('tokens_per_second'))} tokens/s"),
         ("Tokens read in training", wording.count(trained.get("tokens"))),
         ("Peak memory in training", _memory(peak, trained.get("expected_memory_gib"))),
-        ("Precision", str(trained.get("precision") or wording.NONE) + (f", frozen weights in {kept}" if kept else "")),
+        ("Precision", str(trained.get("precision") or NONE) + (f", frozen weights in {kept}" if kept else "")),
         ("Not computed the fast way", _reasons(trained.get("plain_path"))),
         ("Trained weights", f"{wording.count(parts)} of {wording.count(whole)} ({wording.share(parts, whole)})"),
     ]
     found += use_in_words(view.training) if view.training else []
-    return [(name, words) for name, words in found if not words.startswith(wording.NONE)]
+    return [(name, words) for name, words in found if not words.startswith(NONE)]
 
 
 def _reasons(plain: Any) -> str:
     """Return what was not computed the fast way, and why not."""
-    return "; ".join(f"{name}: {reason}" for name, reason in plain.items()) if plain else wording.NONE
+    return "; ".join(f"{name}: {reason}" for name, reason in plain.items()) if plain else NONE
 
 
 def _memory(peak: Any, expected: Any) -> str:
     """Return what was needed, beside what was expected before the first step."""
     if not isinstance(peak, (int, float)):
-        return wording.NONE
+        return NONE
     beforehand = f" ({expected:.2f} expected beforehand)" if isinstance(expected, (int, float)) else ""
     return f"{peak:.2f} GiB{beforehand}"
 
@@ -254,7 +256,7 @@ def _compact(segments: list[Segment]) -> list[Any]:
 
 def _score(number: float | None, binary: bool) -> str:
     if number is None:
-        return wording.NONE
+        return NONE
     if binary:
         return "\u2713" if number else "\u2717"
     return f"{number:.2f}" if abs(number) < 100 else f"{number:,.0f}"

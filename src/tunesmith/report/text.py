@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 
 from tunesmith.core.rundir import RunDir
+from tunesmith.core.verdict import Comparison, Verdict
 from tunesmith.report import sections, wording
 from tunesmith.report.collect import collect
-from tunesmith.report.view import Answer, Side, Verdict
+from tunesmith.report.unit import NONE, unit_of
+from tunesmith.report.view import Answer, Side
 from tunesmith.report.wording import visible
 
 _OUTCOMES = {"fixed": "better", "broken": "worse", "right": "both right", "wrong": "both wrong", "even": "equal"}
@@ -19,7 +21,7 @@ def side_by_side(run: RunDir, rows: int) -> str:
     view = collect(run)
     blocks = [wording.headline(view)]
     if view.verdict:
-        blocks += ["\n".join(view.verdict.reasons), _metrics(view.verdict), _groups(view.verdict)]
+        blocks += ["\n".join(wording.other_reasons(view.verdict)), _metrics(view.verdict), _groups(view.verdict)]
         blocks += ["\n".join(_guards(view.verdict)), "\n".join(_health(view.verdict))]
     if sentence := wording.chosen(view.training):
         blocks.append(f"{sentence}.")
@@ -35,28 +37,26 @@ def side_by_side(run: RunDir, rows: int) -> str:
 
 def _metrics(verdict: Verdict) -> str:
     head = ["metric", "base", "tuned", "gain", f"{wording.confidence(verdict.primary)} interval", ""]
-    body = [
-        [
-            wording.label(gain.metric),
-            wording.value(gain, gain.base),
-            wording.value(gain, gain.tuned),
-            wording.change(gain, gain.gain),
-            wording.interval(gain),
-            "" if gain.higher_is_better else "lower is better",
-        ]
-        for gain in verdict.metrics
-    ]
+    body = [_metric_row(comparison) for comparison in verdict.metrics.values()]
     return _table([head, *body])
+
+
+def _metric_row(found: Comparison) -> list[str]:
+    unit = unit_of(found)
+    cells = [unit.value(found.base), unit.value(found.tuned), unit.change(found.gain)]
+    direction = "" if found.higher_is_better else "lower is better"
+    return [wording.label(found.metric), *cells, unit.interval(found.low, found.high), direction]
 
 
 def _groups(verdict: Verdict) -> str:
     """Return how groups of rows moved, and a table of those that fell most."""
     lines = wording.group_sentences(verdict)
     if verdict.grouping and verdict.grouping.fell:
+        unit = unit_of(verdict.primary)
         body = [
-            [name, wording.count(rows), wording.value(gain, gain.base), wording.value(gain, gain.tuned),
-             wording.change(gain, gain.gain), ""]
-            for name, rows, gain in verdict.grouping.fell
+            [change.group, wording.count(change.rows), unit.value(change.base), unit.value(change.tuned),
+             unit.change(change.gain), ""]
+            for change in verdict.grouping.fell
         ]  # fmt: skip
         lines.append(_table([["group that fell", "rows", "base", "tuned", "gain", ""], *body]))
     return "\n".join(lines)
@@ -73,7 +73,7 @@ def _health(verdict: Verdict) -> list[str]:
     told: dict[tuple[str, ...], str] = {}
     for name, cells, _ in sections.health(verdict):
         (base, of_base), (tuned, of_tuned) = cells
-        if {base, tuned} - {"0", wording.NONE}:
+        if {base, tuned} - {"0", NONE}:
             told.setdefault((base, tuned), f"{name}: base {base} ({of_base}), tuned {tuned} ({of_tuned})")
     return list(told.values())
 

@@ -1,19 +1,12 @@
 """What a report shows, as plain records. `collect` fills them, `render` and `text` only read them."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tunesmith.scoring.metrics import find_metric
+from tunesmith.core.verdict import Verdict
 
 StageState = Literal["done", "unfinished", "missing", "not asked for"]
 Outcome = Literal["fixed", "broken", "right", "wrong", "even", "unknown"]
-
-
-def is_share(metric: str, values: Iterable[float]) -> bool:
-    """Say whether some values of a metric are shares of 1, shown in percent, rather than plain numbers."""
-    known = find_metric(metric)
-    return (known is None or known.is_share) and max(map(abs, values), default=0.0) <= 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,76 +16,6 @@ class Stage:
     name: str
     state: StageState
     seconds: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Gain:
-    """One metric of base and tuned. `gain` is improvement, so positive is better also if lower values are.
-
-    `groups` is the number of independent units and `by_row` the interval that would count every row as one. `failed`
-    rows were left out.
-    """
-
-    metric: str
-    base: float | None
-    tuned: float | None
-    gain: float
-    low: float
-    high: float
-    confidence: float
-    rows: int | None
-    higher_is_better: bool
-    rows_needed: int | None
-    min_gain: float
-    groups: int | None = None
-    groups_needed: int | None = None
-    by_row: tuple[float, float] | None = None
-    failed: int = 0
-
-    @property
-    def is_share(self) -> bool:
-        """Whether values are shares of 1, shown in percent, rather than plain numbers such as perplexity."""
-        return is_share(self.metric, [number for number in (self.base, self.tuned) if number is not None])
-
-
-@dataclass(frozen=True, slots=True)
-class Guard:
-    """A metric that must not fall by more than `max_drop`, and what it did."""
-
-    change: Gain
-    max_drop: float
-    passed: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Grouping:
-    """Rows that depend on one another: the column they share (None: they ask the same), and how the groups moved.
-
-    `fell` holds (name, rows, change) of the groups that fell most.
-    """
-
-    by: str | None
-    groups: int
-    rows: int
-    improved: int
-    worsened: int
-    fell: tuple[tuple[str, int, Gain], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What evaluation concluded. `health` maps base and tuned to counts of answers gone wrong.
-
-    `reasons` are those that the headline does not give.
-    """
-
-    verdict: str
-    primary: Gain
-    metrics: tuple[Gain, ...]
-    guards: tuple[Guard, ...]
-    reasons: tuple[str, ...]
-    health: dict[str, dict[str, Any]]
-    grouping: Grouping | None = None
 
 
 @dataclass(frozen=True, slots=True)

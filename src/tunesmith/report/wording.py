@@ -1,19 +1,16 @@
 """Numbers, names and verdicts in words. The report and the terminal say the same sentence, because it is made here."""
 
-import math
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 
 from tunesmith.core.progress import format_duration
 from tunesmith.core.stages import EVALUATE, stage_named
-from tunesmith.report.view import Gain, Guard, Training, Verdict, View, is_share
+from tunesmith.core.verdict import Comparison, Guard, Verdict
+from tunesmith.report.unit import MINUS, NONE, Unit, unit_of
+from tunesmith.report.view import Training, View
 from tunesmith.scoring.metrics import find_metric
-from tunesmith.scoring.row_scores import failed_text
-from tunesmith.scoring.verdict import is_non_inferiority, rows_needed_text
+from tunesmith.scoring.verdict import failed_text, is_non_inferiority, reasons_of, rows_needed_text
 
-MINUS = "\u2212"
-NONE = "\u2013"
 HEADLINES = {
     "better": "The tuned model is better",
     "not_better": "The tuned model is not better",
@@ -43,12 +40,6 @@ def label(metric: str) -> str:
     return known.label if known else visible(name).replace("_", " ")
 
 
-def measured(metric: str, number: float, *, percent: bool) -> str:
-    """Return what a validation found: 43.5 %, or 1.234 for the loss."""
-    known = find_metric(metric)
-    return f"{100 * number:.1f} %" if percent else f"{number:,.{known.decimals if known else 2}f}"
-
-
 def chosen(training: Training | None) -> str:
     """Say which checkpoint counts and by what it was chosen; nothing where that is not on record."""
     facts = training.facts if training else {}
@@ -58,7 +49,7 @@ def chosen(training: Training | None) -> str:
     if best is None:
         return f"No validation rows: the last checkpoint, step {count(step)}, counts"
     curve = [value for _, value in training.scores.get(by, ())]
-    told = [measured(by, best, percent=is_share(by, [*curve, best]))]
+    told = [Unit.of(by, *curve, best).value(best)]
     point = next((point for point in training.valid if point[0] == step), None)
     if point is not None and by != "loss":
         told.append(f"loss {point[1]:.3f}")
@@ -100,90 +91,51 @@ def duration(seconds: float | None) -> str:
     return NONE if seconds is None else format_duration(seconds)
 
 
-def value(gain: Gain, number: float | None) -> str:
-    """Return one value of a metric: 88.0 % or 12.40."""
-    if number is None or not math.isfinite(number):
-        return NONE
-    return f"{100 * number:.1f} %" if gain.is_share else f"{number:,.2f}"
-
-
-def change(gain: Gain, number: float, decimals: int | None = None) -> str:
-    """Return a signed difference in the metric's unit: +86.0 (points) or +4.30."""
-    if not math.isfinite(number):
-        return NONE
-    scaled, usual = (100 * number, 1) if gain.is_share else (number, 2)
-    text = f"{abs(scaled):,.{usual if decimals is None else decimals}f}"
-    if not text.strip("0.,"):
-        return text
-    return ("+" if scaled > 0 else MINUS) + text
-
-
-def interval(gain: Gain) -> str:
-    """Return the interval of a gain: +79.3 to +91.3, finer where an end would be rounded to nothing."""
-    usual = 1 if gain.is_share else 2
-    vanishes = any(end and not change(gain, end).strip("0.,") for end in (gain.low, gain.high))
-    decimals = usual + 1 if vanishes else usual
-    return f"{change(gain, gain.low, decimals)} to {change(gain, gain.high, decimals)}"
-
-
-def confidence(gain: Gain) -> str:
+def confidence(comparison: Comparison) -> str:
     """Return the confidence of an interval: 95 %."""
-    return f"{100 * gain.confidence:g} %"
-
-
-def with_unit(gain: Gain, number: float) -> str:
-    """Return a signed difference with its unit: +5.0 points."""
-    return f"{change(gain, number)} points" if gain.is_share else change(gain, number)
+    return f"{100 * comparison.confidence:g} %"
 
 
 def verdict_sentence(verdict: Verdict) -> str:
     """Say in plain words what came out, with the interval it rests on."""
-    gain = verdict.primary
-    sentence = f"{_conclusion(verdict)}: {_movement(gain)} ({_evidence(gain)})"
-    failed = [guard for guard in verdict.guards if not guard.passed]
-    if verdict.verdict == "not_better" and gain.low > gain.min_gain and failed:
-        sentence += f", but {guard_sentence(failed[0])}"
-    elif gain.min_gain > 0:
-        sentence += f"; a gain of more than {with_unit(gain, gain.min_gain).lstrip('+')} was asked for"
+    primary = verdict.primary
+    sentence = f"{_conclusion(primary)}: {_movement(primary)} ({_evidence(primary)})"
+    if primary.min_gain > 0:
+        sentence += f"; a gain of more than {unit_of(primary).points(primary.min_gain).lstrip('+')} was asked for"
     sentence += "."
-    if gain.failed and gain.rows is not None:
-        text = failed_text(gain.failed, gain.failed + gain.rows)
-        sentence += f" {text}."
-    if verdict.verdict == "cannot_tell" and gain.rows_needed:
-        sentence += f" {_settled_by(gain)}"
+    if primary.failed:
+        sentence += f" {failed_text(primary)}."
+    if primary.verdict == "cannot_tell" and primary.groups_needed:
+        text = rows_needed_text(primary)
+        sentence += f" {text[0].upper()}{text[1:]}."
     return sentence
 
 
-def _conclusion(verdict: Verdict) -> str:
+def other_reasons(verdict: Verdict) -> list[str]:
+    """Return the reasons that `verdict_sentence` does not give."""
+    return [reason for reason in verdict.reasons if reason not in reasons_of(verdict.primary)]
+
+
+def _conclusion(primary: Comparison) -> str:
     """Return the headline; a negative `min_gain` asks only for a model that is not worse by more than that."""
-    gain, word = verdict.primary, verdict.verdict
-    if word not in HEADLINES or not is_non_inferiority(word, gain.low, gain.min_gain):
-        return HEADLINES.get(word, word)
-    margin = f"than the base by more than {with_unit(gain, gain.min_gain).lstrip(MINUS)} (non-inferiority)"
+    if not is_non_inferiority(primary):
+        return HEADLINES[primary.verdict]
+    allowed = unit_of(primary).points(primary.min_gain).lstrip(MINUS)
+    margin = f"than the base by more than {allowed} (non-inferiority)"
     return {
         "better": f"The tuned model is not worse {margin}",
         "not_better": f"The tuned model is worse {margin}",
         "cannot_tell": f"It cannot be told whether the tuned model is worse {margin}",
-    }[word]
-
-
-def _settled_by(gain: Gain) -> str:
-    """Say what would settle a verdict that cannot tell."""
-    needed = {"groups": gain.groups, "rows": gain.rows, "groups_needed": gain.groups_needed}
-    if None in needed.values():
-        return f"About {count(gain.rows_needed)} rows would settle it."
-    text = rows_needed_text({**needed, "confidence": gain.confidence})
-    return f"{text[0].upper()}{text[1:]}."
+    }[primary.verdict]
 
 
 def group_sentences(verdict: Verdict) -> list[str]:
     """Say how the rows are grouped, what the interval by row would be, and how the groups moved."""
-    grouping, gain = verdict.grouping, verdict.primary
-    if grouping is None or gain.by_row is None:
+    grouping, primary = verdict.grouping, verdict.primary
+    if grouping is None or primary.by_row is None:
         return []
     alike = f"Rows with the same `{grouping.by}`" if grouping.by else "Rows that ask the same"
-    low, high = gain.by_row
-    by_row = interval(replace(gain, low=low, high=high))
+    by_row = unit_of(primary).interval(*primary.by_row)
     return [
         f"{alike} depend on one another, so the interval counts the {count(grouping.groups)} groups; counted by row it "
         f"would be {by_row}.",
@@ -194,10 +146,10 @@ def group_sentences(verdict: Verdict) -> list[str]:
 
 def guard_sentence(guard: Guard) -> str:
     """Say what a guard saw against what it allows."""
-    allowed = with_unit(guard.change, guard.max_drop).lstrip("+")
+    change, unit = guard.comparison, unit_of(guard.comparison)
     return (
-        f"{label(guard.change.metric)} changed by {with_unit(guard.change, guard.change.gain)} "
-        f"({interval(guard.change)}), where a drop of at most {allowed} is allowed"
+        f"{label(change.metric)} changed by {unit.points(change.gain)} ({unit.interval(change.low, change.high)}), "
+        f"where a drop of at most {unit.points(guard.max_drop).lstrip('+')} is allowed"
     )
 
 
@@ -214,19 +166,21 @@ def headline(view: View) -> str:
     return f"There is no verdict yet: {activity} has not finished{so_far}."
 
 
-def _movement(gain: Gain) -> str:
-    base, tuned = value(gain, gain.base), value(gain, gain.tuned)
-    if base == tuned or gain.base is None or gain.tuned is None:
-        return f"{label(gain.metric)} stayed at {base}"
-    return f"{label(gain.metric)} {'rose' if gain.tuned > gain.base else 'fell'} from {base} to {tuned}"
+def _movement(primary: Comparison) -> str:
+    base, tuned = unit_of(primary).value(primary.base), unit_of(primary).value(primary.tuned)
+    if base == tuned:
+        return f"{label(primary.metric)} stayed at {base}"
+    return f"{label(primary.metric)} {'rose' if primary.tuned > primary.base else 'fell'} from {base} to {tuned}"
 
 
-def _evidence(gain: Gain) -> str:
-    direction = "" if gain.higher_is_better else "; lower is better"
-    size = with_unit(gain, gain.gain)
-    if not gain.higher_is_better and gain.gain:
-        size = f"{'better' if gain.gain > 0 else 'worse'} by {size.lstrip('+' + MINUS)}"
-    rows = f"{count(gain.rows)} rows"
-    if gain.groups is not None and gain.rows is not None and gain.groups < gain.rows:
-        rows += f" in {count(gain.groups)} groups"
-    return f"{size}, {confidence(gain)} interval {interval(gain)}, {rows}{direction}"
+def _evidence(primary: Comparison) -> str:
+    unit = unit_of(primary)
+    direction = "" if primary.higher_is_better else "; lower is better"
+    size = unit.points(primary.gain)
+    if not primary.higher_is_better and primary.gain:
+        size = f"{'better' if primary.gain > 0 else 'worse'} by {size.lstrip('+' + MINUS)}"
+    rows = f"{count(primary.rows)} rows"
+    if primary.groups < primary.rows:
+        rows += f" in {count(primary.groups)} groups"
+    interval = unit.interval(primary.low, primary.high)
+    return f"{size}, {confidence(primary)} interval {interval}, {rows}{direction}"

@@ -12,13 +12,13 @@ from operator import mul
 from typing import Any, NamedTuple
 
 from tunesmith.core.errors import DataError
+from tunesmith.core.verdict import Comparison, GroupChange, Grouping, too_many_failed
 from tunesmith.scoring.metric import Likelihood
 from tunesmith.scoring.metrics import find_metric
-from tunesmith.scoring.verdict import Verdict, paired_verdict
+from tunesmith.scoring.verdict import paired_verdict
 
 Scores = Sequence[Mapping[str, Any]]
 
-MAX_FAILED_SHARE = 0.05
 MAX_GROUPS_LISTED = 10
 
 
@@ -38,8 +38,12 @@ def compare(
     lower_is_better: bool,
     settings: VerdictSettings,
     groups: Sequence[Hashable] | None = None,
-) -> Verdict:
+    by_row: bool = False,
+) -> Comparison:
     """Judge paired rows in one metric, so that a positive gain is better whichever way the metric counts.
+
+    Args:
+        by_row: if rows are grouped, also return the interval that would count each row as independent.
 
     Raises:
         DataError: no row was answered by both systems, or a score is not a finite number.
@@ -57,9 +61,17 @@ def compare(
         **settings._asdict(),
         weights=_weights(metric, before),
         transform=(lambda mean: sign * likelihood.value(mean)) if likelihood and likelihood.transform_mean else None,
+        metric=metric,
     )
-    if too_many_failed(len(base) - len(kept), len(base)):
-        return replace(found, verdict="cannot_tell", rows_needed=None, groups_needed=None)
+    failed = len(base) - len(kept)
+    found = replace(
+        found, base=sign * found.base, tuned=sign * found.tuned, higher_is_better=not lower_is_better, failed=failed
+    )
+    if by_row and found.groups < found.rows:
+        alone = compare(metric, base, tuned, lower_is_better=lower_is_better, settings=settings)
+        found = replace(found, by_row=(alone.low, alone.high))
+    if too_many_failed(failed, len(base)):
+        return replace(found, rows_needed=None, groups_needed=None)
     return found
 
 
@@ -78,42 +90,29 @@ def likelihood_of(metric: str, rows: Scores) -> Likelihood | None:
     return known.likelihood if known and rows and metric not in rows[0] else None
 
 
-def too_many_failed(failed: int, rows: int) -> bool:
-    """Whether so many rows failed that the others do not represent the test set."""
-    return failed > MAX_FAILED_SHARE * rows
-
-
-def failed_text(failed: int, rows: int) -> str:
-    """Say how many rows failed, and what follows."""
-    text = f"{failed:,} of {rows:,} rows failed on one side or both and were left out of both"
-    return f"{text}; above {MAX_FAILED_SHARE:.0%} there is no verdict" if too_many_failed(failed, rows) else text
-
-
 def group_changes(
-    metric: str, base: Scores, tuned: Scores, groups: Sequence[str], *, lower_is_better: bool
-) -> dict[str, Any]:
-    """Return {groups, rows, improved, worsened, fell}: how the groups moved, and those that fell most.
-
-    `fell` holds {group, rows, base, tuned, gain} with means over the group's rows; `gain` is improvement.
-    """
+    metric: str, base: Scores, tuned: Scores, groups: Sequence[str], *, by: str | None, lower_is_better: bool
+) -> Grouping:
+    """Return how groups of rows changed in a metric, and those that fell most; `by` is the column that they share."""
     members: dict[str, list[int]] = {}
     kept = compared_rows(metric, base, tuned)
     for row in kept:
         members.setdefault(groups[row], []).append(row)
     moved = [_group_change(metric, name, rows, base, tuned, lower_is_better) for name, rows in members.items()]
-    fell = sorted((one for one in moved if one["gain"] < 0), key=lambda one: (one["gain"], -one["rows"], one["group"]))
-    return {
-        "groups": len(moved),
-        "rows": len(kept),
-        "improved": sum(one["gain"] > 0 for one in moved),
-        "worsened": len(fell),
-        "fell": fell[:MAX_GROUPS_LISTED],
-    }
+    fell = sorted(
+        (change for change in moved if change.gain < 0), key=lambda change: (change.gain, -change.rows, change.group)
+    )
+    return Grouping(
+        by=by,
+        groups=len(moved),
+        rows=len(kept),
+        improved=sum(change.gain > 0 for change in moved),
+        worsened=len(fell),
+        fell=tuple(fell[:MAX_GROUPS_LISTED]),
+    )
 
 
-def _group_change(
-    metric: str, name: str, rows: Sequence[int], base: Scores, tuned: Scores, lower: bool
-) -> dict[str, Any]:
+def _group_change(metric: str, name: str, rows: Sequence[int], base: Scores, tuned: Scores, lower: bool) -> GroupChange:
     """Return the mean of a metric before and after over the rows of one group."""
     weights = _weights(metric, [base[row] for row in rows]) or [1.0] * len(rows)
     before, after = (
@@ -123,7 +122,7 @@ def _group_change(
     sign = -1.0 if lower else 1.0
     if likelihood := likelihood_of(metric, base):
         before, after = sign * likelihood.value(before), sign * likelihood.value(after)
-    return {"group": name, "rows": len(rows), "base": sign * before, "tuned": sign * after, "gain": after - before}
+    return GroupChange(name, len(rows), base=sign * before, tuned=sign * after, gain=after - before)
 
 
 def _weights(metric: str, rows: Scores) -> list[float] | None:

@@ -1,21 +1,22 @@
 """`score` and `verdict` for outputs that did not come from tunesmith: JSONL files in, plain values out."""
 
 import json
-import math
 import re
 import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tunesmith.core.errors import DataError, RecipeError
+from tunesmith.core.records import is_number
+from tunesmith.core.verdict import Comparison
 from tunesmith.scoring.metric import LIKELIHOOD_COLUMNS
 from tunesmith.scoring.metrics import LIKELIHOOD_METRICS, is_share, score, share_hint
 from tunesmith.scoring.metrics import higher_is_better as known_direction
-from tunesmith.scoring.row_scores import VerdictSettings, compare, failed_text, likelihood_of
+from tunesmith.scoring.row_scores import VerdictSettings, compare, likelihood_of
 from tunesmith.scoring.unscorable import unscorable_rows, unscorable_text
-from tunesmith.scoring.verdict import describe_verdict, rows_needed_text
+from tunesmith.scoring.verdict import describe_verdict, failed_text, rows_needed_text
 
 _TYPE_NAMES = {int: "a number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
 _COMPRESSION_FORMATS = {
@@ -25,6 +26,25 @@ _COMPRESSION_FORMATS = {
 _REFERENCE_INDEX = re.compile(r"references\[(\d+)\]")
 Rows = list[tuple[int, dict[str, Any]]]
 """Line number and row."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileVerdict:
+    """The comparison of two files. `direction` says how it is known whether a higher value is better."""
+
+    comparison: Comparison
+    direction: Literal["given", "assumed", "known"]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the comparison for programs."""
+        found, by_row = self.comparison, self.comparison.by_row
+        return {
+            **found.to_json(),
+            **{key: getattr(found, key) for key in ("verdict", "min_gain", "improved", "worsened")},
+            "direction": self.direction,
+            "by_row": {"low": by_row[0], "high": by_row[1]} if by_row else None,
+            "failed": found.failed,
+        }
 
 
 def score_file(
@@ -80,7 +100,7 @@ def compare_files(
     confidence: float,
     seed: int,
     higher_is_better: bool | None = None,
-) -> dict[str, Any]:
+) -> FileVerdict:
     """Judge two files of per-row scores; rows are paired by `id` if they have one, else by order.
 
     Rows that share a `group` depend on one another; it is enough if one of the files names it. A row that has `failed`
@@ -107,19 +127,10 @@ def compare_files(
     ]
     _check_min_gain(metric, min_gain, sides)
     settings = VerdictSettings(min_gain, confidence, seed)
-    found = compare(metric, *sides, lower_is_better=not up, groups=groups, settings=settings)
-    alone = compare(metric, *sides, lower_is_better=not up, settings=settings) if found.groups < found.rows else None
-    sign = 1.0 if up else -1.0
-    return {
-        "metric": metric,
-        **asdict(found),
-        "base": sign * found.base,
-        "tuned": sign * found.tuned,
-        "higher_is_better": up,
-        "direction": "given" if higher_is_better is not None else "assumed" if known is None else "known",
-        "by_row": {"low": alone.low, "high": alone.high} if alone else None,
-        "failed": len(before) - found.rows,
-    }
+    return FileVerdict(
+        compare(metric, *sides, lower_is_better=not up, groups=groups, settings=settings, by_row=True),
+        "given" if higher_is_better is not None else "assumed" if known is None else "known",
+    )
 
 
 def _check_min_gain(metric: str, min_gain: float, sides: Sequence[Sequence[dict[str, Any]]]) -> None:
@@ -129,24 +140,25 @@ def _check_min_gain(metric: str, min_gain: float, sides: Sequence[Sequence[dict[
         raise RecipeError(f"no gain can exceed it: {share_hint(metric, min_gain)}", where="--min-gain")
 
 
-def verdict_text(result: dict[str, Any]) -> str:
+def verdict_text(result: FileVerdict) -> str:
     """Return a verdict as a sentence, and what has to be known to read it."""
-    direction = "" if result["higher_is_better"] else " (lower is better)"
-    rows = f"{result['rows']} rows"
-    if result["groups"] < result["rows"]:
-        rows += f" in {result['groups']} groups"
-    scores = f"{result['metric']} {result['base']:.4f} -> {result['tuned']:.4f}{direction}"
-    interval = f"[{result['low']:+.4f}, {result['high']:+.4f}] at {result['confidence']:.0%}"
-    lines = [f"{describe_verdict(result)}: {scores}, gain {result['gain']:+.4f} {interval}, {rows}"]
-    if result["rows_needed"]:
-        lines[0] += f"; {rows_needed_text(result)}"
-    if result["by_row"]:
-        by_row = result["by_row"]
-        lines.append(f"counted by row, the interval would be [{by_row['low']:+.4f}, {by_row['high']:+.4f}]")
-    if result["failed"]:
-        lines.append(failed_text(result["failed"], result["failed"] + result["rows"]))
-    if result["direction"] == "assumed":
-        lines.append(f"note: assumed that a higher `{result['metric']}` is better; if not, add --lower-is-better")
+    found = result.comparison
+    direction = "" if found.higher_is_better else " (lower is better)"
+    rows = f"{found.rows} rows"
+    if found.groups < found.rows:
+        rows += f" in {found.groups} groups"
+    lines = [
+        f"{describe_verdict(found)}: {found.metric} {found.base:.4f} -> {found.tuned:.4f}{direction}, gain "
+        f"{found.gain:+.4f} [{found.low:+.4f}, {found.high:+.4f}] at {found.confidence:.0%}, {rows}"
+    ]
+    if found.groups_needed:
+        lines[0] += f"; {rows_needed_text(found)}"
+    if found.by_row:
+        lines.append("counted by row, the interval would be [{:+.4f}, {:+.4f}]".format(*found.by_row))
+    if found.failed:
+        lines.append(failed_text(found))
+    if result.direction == "assumed":
+        lines.append(f"note: assumed that a higher `{found.metric}` is better; if not, add --lower-is-better")
     return "\n".join(lines)
 
 
@@ -199,7 +211,7 @@ def _read_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _infer_metric(before: dict[str, Any], after: dict[str, Any], file: Path) -> str:
     known = ("id", "group", "row", "failed", *LIKELIHOOD_COLUMNS)
-    names = [k for k, v in before.items() if k not in known and _is_number(v) and k in after]
+    names = [k for k, v in before.items() if k not in known and _is_score(v) and k in after]
     names += [
         k
         for k in LIKELIHOOD_METRICS
@@ -271,13 +283,10 @@ def _check_values(row: dict[str, Any], metric: str, file: Path, number: int) -> 
         return row
     needed = LIKELIHOOD_COLUMNS if likelihood_of(metric, [row]) and "tokens" in row else (metric,)
     for name in needed:
-        if not _is_number(row.get(name)):
+        if not _is_score(row.get(name)):
             raise DataError(f"`{name}` is {row.get(name)!r}, not a finite number", where=f"{file}:{number}")
     return row | {name: float(row[name]) for name in needed}
 
 
-def _is_number(value: Any) -> bool:
-    try:
-        return isinstance(value, int | float) and math.isfinite(value)
-    except OverflowError:  # a whole number of hundreds of digits
-        return False
+def _is_score(value: object) -> bool:
+    return isinstance(value, bool) or is_number(value)

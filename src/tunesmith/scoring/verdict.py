@@ -1,47 +1,20 @@
 """Is the tuned model better? The gain on paired rows, an interval around it, and one of three words."""
 
 import math
-from collections.abc import Hashable, Mapping, Sequence, Sized
-from dataclasses import dataclass
+from collections.abc import Hashable, Sequence, Sized
 from statistics import NormalDist
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from tunesmith.core.errors import DataError, RecipeError
+from tunesmith.core.verdict import MAX_FAILED_SHARE, Comparison, too_many_failed
 from tunesmith.scoring.bootstrap import Array, Interval, Sample, Transform, gain_intervals, min_units
 
 Scores = Sequence[float] | npt.NDArray[Any]
 
 _MAX_ROWS_FACTOR = 1_000  # a gain that takes a thousand times the rows to tell from min_gain is not told from it
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What `paired_verdict` found.
-
-    `gain` is `tuned - base`, `low` and `high` are its interval at `confidence`, all in the unit of the scores (of
-    their transform, where one was given). `groups` is the number of independent units (`rows`, if no groups were
-    given). `groups_needed` estimates how many units would settle it if gain and noise stay as they are, `rows_needed`
-    how many rows such groups would hold; both are None if it is settled, or if the gain cannot be told from
-    `min_gain`. More rows of the same groups settle nothing. `improved` and `worsened` count rows.
-    """
-
-    verdict: Literal["better", "not_better", "cannot_tell"]
-    gain: float
-    low: float
-    high: float
-    rows: int
-    rows_needed: int | None
-    base: float
-    tuned: float
-    confidence: float
-    min_gain: float
-    groups: int
-    improved: int
-    worsened: int
-    groups_needed: int | None = None
 
 
 def paired_verdict(
@@ -54,7 +27,8 @@ def paired_verdict(
     seed: int = 0,
     weights: Scores | None = None,
     transform: Transform | None = None,
-) -> Verdict:
+    metric: str = "score",
+) -> Comparison:
     """Judge whether the tuned system beats the base by more than `min_gain`.
 
     `better` if `low > min_gain`, `not_better` if `high <= min_gain`, else `cannot_tell`. The order of the rows does not
@@ -78,6 +52,7 @@ def paired_verdict(
         weights: the score is the mean weighted with these, such as the tokens a row for token accuracy.
         transform: increasing; the score is this function of the mean, such as `lambda m: -math.exp(-m)` to judge the
             negated perplexity from log-likelihoods.
+        metric: the name of the score.
 
     Raises:
         DataError: no rows, unequal lengths, or a value that is not a finite number.
@@ -96,8 +71,8 @@ def paired_verdict(
     high = strict.high if usual.high <= min_gain < strict.high else usual.high
     settled = low > min_gain or high <= min_gain
     needed = None if settled else _units_needed(sample, gain, min_gain, strict, confidence)
-    return Verdict(
-        verdict="better" if low > min_gain else "not_better" if high <= min_gain else "cannot_tell",
+    return Comparison(
+        metric=metric,
         gain=gain,
         low=low,
         high=high,
@@ -114,30 +89,51 @@ def paired_verdict(
     )
 
 
-def rows_needed_text(found: Mapping[str, Any]) -> str:
-    """Say how many rows, or groups of rows, would settle a verdict that has the fields of `Verdict`."""
-    groups, rows, needed = found["groups"], found["rows"], found["groups_needed"]
-    what = "rows" if groups == rows else "groups"
-    text = f"about {needed:,} {what} would settle it"
-    if groups < (fewest := min_units(found["confidence"])):  # the spread of so few is a rough guess
-        text = f"at least {fewest} {what} are needed to settle it" + (
+def rows_needed_text(comparison: Comparison) -> str:
+    """Say how many rows, or groups of rows, would settle a verdict that has `groups_needed`."""
+    groups, rows, needed = comparison.groups, comparison.rows, comparison.groups_needed
+    assert needed is not None
+    units = "rows" if groups == rows else "groups"
+    text = f"about {needed:,} {units} would settle it"
+    if groups < (fewest := min_units(comparison.confidence)):  # the spread of so few is a rough guess
+        text = f"at least {fewest} {units} are needed to settle it" + (
             f", here about {needed:,}" if needed > fewest else ""
         )
     return text if groups == rows else f"{text}; more rows of the same {groups:,} groups would not"
 
 
-def is_non_inferiority(verdict: str, low: float, min_gain: float) -> bool:
+def failed_text(comparison: Comparison) -> str:
+    """Say how many rows failed, and what follows."""
+    failed, rows = comparison.failed, comparison.failed + comparison.rows
+    text = f"{failed:,} of {rows:,} rows failed on one side or both and were left out of both"
+    return f"{text}; above {MAX_FAILED_SHARE:.0%} there is no verdict" if too_many_failed(failed, rows) else text
+
+
+def reasons_of(comparison: Comparison) -> list[str]:
+    """Return the reasons for a verdict: where the interval is, how many rows failed, and what would settle it."""
+    where = {"better": "lies above", "not_better": "does not reach above", "cannot_tell": "holds"}[comparison.verdict]
+    interval = f"[{comparison.low:+.4f}, {comparison.high:+.4f}]"
+    reasons = [f"the interval of {comparison.metric} {interval} {where} min_gain {comparison.min_gain:g}"]
+    if too_many_failed(comparison.failed, comparison.rows + comparison.failed):
+        reasons = []  # the interval of the other rows does not count
+    if comparison.failed:
+        reasons.append(failed_text(comparison))
+    if comparison.verdict == "cannot_tell" and comparison.groups_needed:
+        reasons.append(rows_needed_text(comparison))
+    return reasons
+
+
+def is_non_inferiority(comparison: Comparison) -> bool:
     """Whether a verdict shows at most "not worse by more than `-min_gain`" (non-inferiority), and no improvement."""
-    return min_gain < 0 and not (verdict == "better" and low > 0)
+    return comparison.min_gain < 0 and not (comparison.verdict == "better" and comparison.low > 0)
 
 
-def describe_verdict(found: Mapping[str, Any]) -> str:
+def describe_verdict(comparison: Comparison) -> str:
     """Return the verdict in words; with a negative `min_gain` it is about not being worse."""
-    verdict, min_gain = str(found["verdict"]), found.get("min_gain") or 0.0
-    if not is_non_inferiority(verdict, found["low"], min_gain):
-        return {"not_better": "not better", "cannot_tell": "cannot tell"}.get(verdict, verdict)
+    if not is_non_inferiority(comparison):
+        return comparison.verdict.replace("_", " ")
     words = {"better": "not worse", "not_better": "worse", "cannot_tell": "cannot tell whether worse"}
-    return f"{words.get(verdict, verdict)} by more than {-min_gain:g} (non-inferiority)"
+    return f"{words[comparison.verdict]} by more than {-comparison.min_gain:g} (non-inferiority)"
 
 
 def _units_needed(sample: Sample, gain: float, min_gain: float, interval: Interval, confidence: float) -> int | None:

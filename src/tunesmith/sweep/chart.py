@@ -25,7 +25,7 @@ def draw_scores(result: SweepResult, measure: str, width: float, height: float =
     points = _points(result, measure)
     if not points:
         return Markup("")
-    factor = 100.0 if _is_share(result) else 1.0
+    factor = sweep_text.unit_of(result).factor
     ends = [factor * end for _, estimate in points for end in (estimate.low, estimate.high) if math.isfinite(end)]
     low, high = min([*ends, factor * result.threshold.value]), max([*ends, factor * result.threshold.value])
     room = 0.06 * ((high - low) or 1.0)
@@ -123,15 +123,11 @@ def _across(
     return lambda number: log(math.log(number)), marks or [low, high]
 
 
-def _is_share(result: SweepResult) -> bool:
-    return all(gain.is_share for trial in result.trials if (gain := sweep_text.gain_of(result, trial)))
-
-
 def _what(result: SweepResult) -> str:
     name = wording.label(result.threshold.metric)
     if result.threshold.quantity == "gain":
-        return f"gain in {name}{', points' if _is_share(result) else ''}"
-    return f"{name}{', %' if _is_share(result) else ''}"
+        return f"gain in {name}{', points' if sweep_text.unit_of(result).is_share else ''}"
+    return f"{name}{', %' if sweep_text.unit_of(result).is_share else ''}"
 
 
 def _named(measure: str) -> str:

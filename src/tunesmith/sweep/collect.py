@@ -12,11 +12,12 @@ from tunesmith.core.errors import RecipeError
 from tunesmith.core.files import MANIFEST, read_json
 from tunesmith.core.jsonl import read_jsonl
 from tunesmith.core.rundir import RunDir
+from tunesmith.core.verdict import Comparison
+from tunesmith.core.verdict_reader import read_verdict
 from tunesmith.evaluate.compare import compare_metric
 from tunesmith.recipe.schema import FullTuning, Recipe
 from tunesmith.scoring.custom import is_custom
 from tunesmith.scoring.metrics import find_metric, higher_is_better, is_share, share_hint
-from tunesmith.scoring.verdict import Verdict
 from tunesmith.sweep.axes import Axis, Sweep, Trial, corrected_confidence
 from tunesmith.sweep.reuse import reused
 
@@ -197,7 +198,7 @@ def _higher_is_better(sweep: Sweep, metric: str) -> bool:
     first = next(runs, None)
     if first is None:
         return higher_is_better(metric) is not False
-    return bool(read_json(first.verdict)["metrics"][metric]["higher_is_better"])
+    return read_verdict(first.verdict).metrics[metric].higher_is_better
 
 
 def _trial_result(sweep: Sweep, trial: Trial, recipe: Recipe, threshold: Threshold) -> TrialResult:
@@ -257,12 +258,12 @@ def _judged(
     strict = recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"confidence": each})})
     base, tuned = (list(read_jsonl(run.evaluation(name) / "scores.jsonl")) for name in ("base", "tuned"))
     groups = [line["group"] for line in tuned]
-    verdict = read_json(run.verdict)
+    verdict = read_verdict(run.verdict)
     # A score alone is judged as the gain over a constant: 0, or for perplexity its minimum of 1.
     origin = known.value_at_zero if (known := find_metric(threshold.metric)) else 0.0
     kept = ("id", "group", "tokens", "failed")
     nothing = [{key: value if key in kept else 0.0 for key, value in line.items()} for line in tuned]
-    lower = not verdict["metrics"][threshold.metric]["higher_is_better"]
+    lower = not verdict.metrics[threshold.metric].higher_is_better
     wanted = threshold.value if threshold.quantity == "gain" else origin - threshold.value if lower else threshold.value
     gain, score = (
         compare_metric(
@@ -272,21 +273,21 @@ def _judged(
         for kind, before in (("gain", base), ("score", nothing))
     )  # fmt: skip
     outcome = _OUTCOMES[(gain if threshold.quantity == "gain" else score).verdict]
-    if outcome == "clears" and not all(guard["passed"] for guard in verdict["guards"]):
+    if outcome == "clears" and not all(guard.passed for guard in verdict.guards):
         outcome = "breaks a guard"
     return (
-        -gain.base if lower else gain.base,
+        gain.base,
         _score(score, origin, lower=lower, least=-math.inf if is_custom(threshold.metric) else origin),
         Estimate(gain.gain, gain.low, gain.high),
         outcome,
     )
 
 
-def _score(verdict: Verdict, origin: float, *, lower: bool, least: float) -> Estimate:
+def _score(found: Comparison, origin: float, *, lower: bool, least: float) -> Estimate:
     """Return the score whose gain over `origin` was judged, with an interval that does not go below `least`."""
     if lower:
-        return Estimate(origin - verdict.gain, max(least, origin - verdict.high), origin - verdict.low)
-    return Estimate(verdict.gain, max(least, verdict.low), verdict.high)
+        return Estimate(origin - found.gain, max(least, origin - found.high), origin - found.low)
+    return Estimate(found.gain, max(least, found.low), found.high)
 
 
 def _ids(run: RunDir) -> list[str]:

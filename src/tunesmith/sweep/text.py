@@ -1,9 +1,8 @@
 """The wording of a sweep's result, shared by the page and the terminal."""
 
 from tunesmith.report import wording
-from tunesmith.report.view import Gain
-from tunesmith.scoring.metrics import higher_is_better
-from tunesmith.sweep.collect import SweepResult, Threshold, TrialResult
+from tunesmith.report.unit import NONE, Unit
+from tunesmith.sweep.collect import SweepResult, TrialResult
 
 MEASURES = {
     "model_parameters": "model parameters",
@@ -20,7 +19,7 @@ UNITS = {"seconds": "seconds", "memory_gib": "GiB", "tokens_per_second": "tokens
 def measure_cell(measure: str, number: float | None) -> str:
     """Return a measure with its unit: 4.9 M, 12 min 3 s, 1.52 GiB."""
     if number is None:
-        return wording.NONE
+        return NONE
     if measure == "seconds":
         return wording.duration(number)
     if measure == "memory_gib":
@@ -37,37 +36,22 @@ def varying_measures(result: SweepResult) -> list[str]:
     ]
 
 
-def gain_of(result: SweepResult, trial: TrialResult) -> Gain | None:
-    """Return the gain of a trial as the record that reports word."""
-    if trial.gain is None or trial.score is None:
-        return None
-    return Gain(
-        metric=result.threshold.metric,
-        base=trial.base,
-        tuned=trial.score.value,
-        gain=trial.gain.value,
-        low=trial.gain.low,
-        high=trial.gain.high,
-        confidence=result.each_confidence,
-        rows=result.rows,
-        higher_is_better=result.higher_is_better,
-        rows_needed=None,
-        min_gain=result.threshold.value if result.threshold.quantity == "gain" else 0.0,
-    )
+def unit_of(result: SweepResult) -> Unit:
+    """Return the unit of the metric that the threshold is on."""
+    scores = [(trial.base, trial.score.value) for trial in result.trials if trial.base is not None and trial.score]
+    return Unit.of(result.threshold.metric, *(number for pair in scores for number in pair))
 
 
 def score_cell(result: SweepResult, trial: TrialResult) -> tuple[str, str]:
     """Return the tuned score and its interval."""
-    gain, score = gain_of(result, trial), trial.score
-    if gain is None or score is None:
-        return wording.NONE, ""
-    return wording.value(gain, score.value), f"{wording.value(gain, score.low)} to {wording.value(gain, score.high)}"
+    unit, score = unit_of(result), trial.score
+    return (unit.value(score.value), f"{unit.value(score.low)} to {unit.value(score.high)}") if score else (NONE, "")
 
 
 def gain_cell(result: SweepResult, trial: TrialResult) -> tuple[str, str]:
     """Return the gain and its interval."""
-    gain = gain_of(result, trial)
-    return (wording.change(gain, gain.gain), wording.interval(gain)) if gain else (wording.NONE, "")
+    unit, gain = unit_of(result), trial.gain
+    return (unit.change(gain.value), unit.interval(gain.low, gain.high)) if gain else (NONE, "")
 
 
 def outcome_cell(trial: TrialResult) -> str:
@@ -77,20 +61,11 @@ def outcome_cell(trial: TrialResult) -> str:
 
 def threshold_text(result: SweepResult) -> str:
     """Word the threshold: `execution accuracy above 50.0 %`."""
-    threshold = result.threshold
-    gain = next((gain for trial in result.trials if (gain := gain_of(result, trial))), _unknown(threshold))
+    threshold, unit = result.threshold, unit_of(result)
     name = wording.label(threshold.metric)
     if threshold.quantity == "gain":
-        return f"a gain in {name} above {wording.with_unit(gain, threshold.value).lstrip('+')}"
-    return f"{name} {'above' if result.higher_is_better else 'below'} {wording.value(gain, threshold.value)}"
-
-
-def _unknown(threshold: Threshold) -> Gain:
-    """Return a gain of which only the metric is known, to word a threshold before any trial has finished."""
-    return Gain(
-        metric=threshold.metric, base=None, tuned=None, gain=0.0, low=0.0, high=0.0, confidence=0.95, rows=None,
-        higher_is_better=higher_is_better(threshold.metric) is not False, rows_needed=None, min_gain=0.0,
-    )  # fmt: skip
+        return f"a gain in {name} above {unit.points(threshold.value).lstrip('+')}"
+    return f"{name} {'above' if result.higher_is_better else 'below'} {unit.value(threshold.value)}"
 
 
 def headline(result: SweepResult) -> str:

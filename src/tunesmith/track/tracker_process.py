@@ -20,6 +20,8 @@ from typing import Any
 from tunesmith.core.files import digest_file, read_json, write_json
 from tunesmith.core.locks import exclusive_lock
 from tunesmith.core.rundir import RunDir
+from tunesmith.core.verdict import Verdict
+from tunesmith.core.verdict_reader import read_verdict
 from tunesmith.track.tracker import TrackedRun, Tracker, load_tracker
 
 _SECONDS_BETWEEN_LOOKS = 1.0
@@ -80,17 +82,18 @@ def _tell_result(tracker: Tracker, run: RunDir, state: "_State") -> None:
     state.save()
     if run.verdict in changed:
         steps = (run.manifest("train") or {}).get("steps", 0)
-        tracker.log(_verdict_values(read_json(run.verdict)), step=steps, time=time.time())
+        tracker.log(_verdict_values(read_verdict(run.verdict)), step=steps, time=time.time())
     for file in changed:
         tracker.artifact(file)
 
 
-def _verdict_values(verdict: dict[str, Any]) -> dict[str, float]:
+def _verdict_values(verdict: Verdict) -> dict[str, float]:
     """Return what a verdict says as metrics: `verdict/rougeL/gain`. `better` is 1, `not_better` -1, else 0."""
-    found: dict[str, float] = {"verdict/better": {"better": 1.0, "not_better": -1.0}.get(verdict["verdict"], 0.0)}
-    for metric, entry in verdict["metrics"].items():
-        found |= {f"verdict/{_name(metric)}/{key}": entry[key] for key in ("base", "tuned", "gain", "low", "high")}
-    return {name: float(value) for name, value in found.items() if value is not None and math.isfinite(value)}
+    found = {"verdict/better": {"better": 1.0, "not_better": -1.0, "cannot_tell": 0.0}[verdict.primary.verdict]}
+    for metric, comparison in verdict.metrics.items():
+        for key in ("base", "tuned", "gain", "low", "high"):
+            found[f"verdict/{_name(metric)}/{key}"] = float(getattr(comparison, key))
+    return found
 
 
 def _values(line: dict[str, Any]) -> dict[str, float]:

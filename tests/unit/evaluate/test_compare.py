@@ -10,6 +10,7 @@ import pytest
 
 from tunesmith.core.errors import DataError
 from tunesmith.core.jsonl import write_jsonl
+from tunesmith.core.verdict_reader import parse_verdict
 from tunesmith.evaluate.compare import compare_models
 from tunesmith.recipe.schema import Recipe, Split
 from tunesmith.registry.gate import refusal_reasons
@@ -31,6 +32,11 @@ def recipe(metrics: list[str], primary: str, *, min_gain: float | None = None, *
     })  # fmt: skip
 
 
+def judge(*args: Any, **options: Any) -> dict[str, Any]:
+    """Return the verdict as it is stored."""
+    return compare_models(*args, **options).to_json()
+
+
 def lines(seed: int, *, shift: float = 0.0, nll: float = 2.0) -> Lines:
     """Return scores of rows whose lengths differ, so that a mean over rows is not one over tokens."""
     drawn, sizes = np.random.default_rng(seed), np.random.default_rng(99)
@@ -48,12 +54,12 @@ def lines(seed: int, *, shift: float = 0.0, nll: float = 2.0) -> Lines:
 
 def test_a_gain_is_better_and_a_loss_is_not() -> None:
     one = recipe(["rougeL"], "rougeL")
-    better = compare_models(one, lines(1), lines(2, shift=0.2), groups=GROUPS)
-    worse = compare_models(one, lines(2, shift=0.2), lines(1), groups=GROUPS)
+    better = judge(one, lines(1), lines(2, shift=0.2), groups=GROUPS)
+    worse = judge(one, lines(2, shift=0.2), lines(1), groups=GROUPS)
     assert (better["verdict"], worse["verdict"]) == ("better", "not_better")
     assert better["primary"]["gain"] == pytest.approx(-worse["primary"]["gain"])
     assert better["primary"]["low"] > 0 > worse["primary"]["high"]
-    assert compare_models(one, lines(1), lines(2), groups=GROUPS)["verdict"] == "cannot_tell"
+    assert judge(one, lines(1), lines(2), groups=GROUPS)["verdict"] == "cannot_tell"
 
 
 def test_a_metric_whose_lower_values_are_better_is_turned_around() -> None:
@@ -61,19 +67,19 @@ def test_a_metric_whose_lower_values_are_better_is_turned_around() -> None:
     one = recipe([name, "rougeL"], name, guards=[{"metric": name, "max_drop": 5}])
     long = [{**line, name: 20.0 + row % 7} for row, line in enumerate(lines(1))]
     short = [{**line, name: 10.0 + row % 5} for row, line in enumerate(lines(1))]
-    found = compare_models(one, long, short, groups=GROUPS, lower_is_better=[name])
+    found = judge(one, long, short, groups=GROUPS, lower_is_better=[name])
     assert (found["verdict"], found["primary"]["higher_is_better"]) == ("better", False)
     assert found["primary"]["base"] == pytest.approx(np.mean([line[name] for line in long]))
     assert found["primary"]["gain"] == pytest.approx(found["primary"]["base"] - found["primary"]["tuned"])
     assert found["guards"][0]["passed"]
-    worse = compare_models(one, short, long, groups=GROUPS, lower_is_better=[name])
+    worse = judge(one, short, long, groups=GROUPS, lower_is_better=[name])
     assert (worse["verdict"], worse["guards"][0]["passed"]) == ("not_better", False)
-    assert compare_models(one, long, short, groups=GROUPS)["verdict"] == "not_better"
+    assert judge(one, long, short, groups=GROUPS)["verdict"] == "not_better"
 
 
 def test_it_has_what_the_contract_asks_for() -> None:
-    found = compare_models(recipe(["rougeL", "exact_match"], "rougeL"), lines(1), lines(2), groups=GROUPS)
-    assert set(found) == {"verdict", "primary", "metrics", "guards", "grouping", "reasons"}
+    found = judge(recipe(["rougeL", "exact_match"], "rougeL"), lines(1), lines(2), groups=GROUPS)
+    assert parse_verdict(found).to_json() == found
     asked = {"metric", "base", "tuned", "gain", "low", "high", "confidence", "rows"}
     assert set(found["metrics"]) == {"rougeL", "exact_match"}
     for entry in (found["primary"], *found["metrics"].values()):
@@ -85,14 +91,14 @@ def test_it_has_what_the_contract_asks_for() -> None:
 
 def test_groups_of_metrics_are_their_members() -> None:
     all_rouge = [{**line, **dict.fromkeys(("rouge1", "rouge2", "rougeLsum"), 0.5)} for line in lines(1)]
-    found = compare_models(recipe(["rouge", "perplexity"], "rougeL"), all_rouge, all_rouge, groups=GROUPS)
+    found = judge(recipe(["rouge", "perplexity"], "rougeL"), all_rouge, all_rouge, groups=GROUPS)
     assert list(found["metrics"]) == ["rouge1", "rouge2", "rougeL", "rougeLsum", "perplexity"]
 
 
 def test_a_lower_perplexity_is_a_gain_and_is_told_as_a_perplexity() -> None:
     one = recipe(["perplexity"], "perplexity")
     base, tuned = lines(1, nll=2.0), lines(2, nll=1.5)
-    found = compare_models(one, base, tuned, groups=GROUPS)
+    found = judge(one, base, tuned, groups=GROUPS)
     primary = found["primary"]
     assert found["verdict"] == "better"
     assert primary["higher_is_better"] is False
@@ -105,12 +111,12 @@ def test_a_lower_perplexity_is_a_gain_and_is_told_as_a_perplexity() -> None:
     assert 0 < primary["tuned"] < primary["base"]
     assert primary["gain"] == pytest.approx(primary["base"] - primary["tuned"])  # more is better here too
     assert 0 < primary["low"] < primary["gain"] < primary["high"]
-    assert compare_models(one, tuned, base, groups=GROUPS)["verdict"] == "not_better"
+    assert judge(one, tuned, base, groups=GROUPS)["verdict"] == "not_better"
 
 
 def test_likelihoods_are_weighed_by_tokens_and_answers_are_not() -> None:
     base, tuned = lines(1), lines(2)
-    found = compare_models(recipe(["token_accuracy", "rougeL"], "rougeL"), base, tuned, groups=GROUPS)["metrics"]
+    found = judge(recipe(["token_accuracy", "rougeL"], "rougeL"), base, tuned, groups=GROUPS)["metrics"]
     tokens = sum(line["tokens"] for line in base)
     assert found["token_accuracy"]["base"] == pytest.approx(sum(line["correct"] for line in base) / tokens)
     assert found["rougeL"]["base"] == pytest.approx(sum(line["rougeL"] for line in base) / ROWS)
@@ -121,7 +127,7 @@ def test_likelihoods_are_weighed_by_tokens_and_answers_are_not() -> None:
 def test_the_settings_are_those_of_the_recipe() -> None:
     base, tuned = lines(1), lines(2, shift=0.05)
     half = [str(row // 2) for row in range(ROWS)]
-    found = compare_models(recipe(["rougeL"], "rougeL", confidence=0.9, min_gain=0.01), base, tuned, groups=half)
+    found = judge(recipe(["rougeL"], "rougeL", confidence=0.9, min_gain=0.01), base, tuned, groups=half)
     wanted = paired_verdict([line["rougeL"] for line in base], [line["rougeL"] for line in tuned], groups=half,
                             confidence=0.9, min_gain=0.01, seed=5)  # fmt: skip
     assert wanted.groups == ROWS // 2
@@ -132,12 +138,12 @@ def test_the_settings_are_those_of_the_recipe() -> None:
 
 def test_the_gain_that_is_asked_for_is_that_of_the_primary_metric_alone() -> None:
     base, tuned = lines(1), lines(2, shift=0.2)
-    found = compare_models(recipe(["rougeL", "exact_match"], "rougeL", min_gain=0.5), base, tuned, groups=GROUPS)
+    found = judge(recipe(["rougeL", "exact_match"], "rougeL", min_gain=0.5), base, tuned, groups=GROUPS)
     assert found["verdict"] == "not_better"
-    free = compare_models(recipe(["rougeL", "exact_match"], "exact_match"), base, tuned, groups=GROUPS)
+    free = judge(recipe(["rougeL", "exact_match"], "exact_match"), base, tuned, groups=GROUPS)
     assert found["metrics"]["exact_match"]["low"] == free["metrics"]["exact_match"]["low"]
     assert found["primary"]["min_gain"] == 0.5
-    assert compare_models(recipe(["rougeL"], "rougeL"), base, tuned, groups=GROUPS)["primary"]["min_gain"] == 0.0
+    assert judge(recipe(["rougeL"], "rougeL"), base, tuned, groups=GROUPS)["primary"]["min_gain"] == 0.0
 
 
 # --- guards ---
@@ -148,11 +154,11 @@ def test_the_gain_that_is_asked_for_is_that_of_the_primary_metric_alone() -> Non
 def test_a_guard_passes_only_if_the_whole_interval_lies_above_what_it_allows(metric: str, tuned_nll: float) -> None:
     base, tuned = lines(1), lines(2, nll=tuned_nll)
     metrics = ["rougeL", metric]
-    low = compare_models(recipe(metrics, "rougeL"), base, tuned, groups=GROUPS)["metrics"][metric]["low"]
+    low = judge(recipe(metrics, "rougeL"), base, tuned, groups=GROUPS)["metrics"][metric]["low"]
 
     def guard(max_drop: float) -> dict[str, Any]:
         guards = [{"metric": metric, "max_drop": max_drop}]
-        found = compare_models(recipe(metrics, "rougeL", guards=guards), base, tuned, groups=GROUPS)
+        found = judge(recipe(metrics, "rougeL", guards=guards), base, tuned, groups=GROUPS)
         [one] = found["guards"]
         told = [reason for reason in found["reasons"] if reason.startswith("guard")]
         assert len(told) == (not one["passed"])
@@ -171,17 +177,17 @@ def test_a_guard_is_a_guard_against_what_cannot_be_excluded() -> None:
     """A metric that did not move fails a guard that so few rows cannot vouch for."""
     base = lines(1)
     guards = [{"metric": "exact_match", "max_drop": 0.001}]
-    found = compare_models(recipe(["rougeL", "exact_match"], "rougeL", guards=guards), base, base, groups=GROUPS)
+    found = judge(recipe(["rougeL", "exact_match"], "rougeL", guards=guards), base, base, groups=GROUPS)
     assert found["guards"][0]["gain"] == 0
     assert found["guards"][0]["passed"] is False
     wide = [{"metric": "exact_match", "max_drop": 0.2}]
-    found = compare_models(recipe(["rougeL", "exact_match"], "rougeL", guards=wide), base, base, groups=GROUPS)
+    found = judge(recipe(["rougeL", "exact_match"], "rougeL", guards=wide), base, base, groups=GROUPS)
     assert found["guards"][0]["passed"] is True
 
 
 def test_guards_do_not_change_the_verdict_of_the_primary_metric() -> None:
     guards = [{"metric": "exact_match", "max_drop": 1e-6}]
-    found = compare_models(
+    found = judge(
         recipe(["rougeL", "exact_match"], "rougeL", guards=guards), lines(1), lines(2, shift=0.2), groups=GROUPS
     )
     assert found["verdict"] == "better"
@@ -197,7 +203,7 @@ def test_the_reason_says_where_the_interval_lies() -> None:
         (lines(2, shift=-0.2), "does not reach above min_gain 0.01"),
         (lines(2, shift=0.01), "holds min_gain 0.01"),
     ):
-        found = compare_models(one, lines(1), tuned, groups=GROUPS)
+        found = judge(one, lines(1), tuned, groups=GROUPS)
         assert words in found["reasons"][0]
         assert f"[{found['primary']['low']:+.4f}, {found['primary']['high']:+.4f}]" in found["reasons"][0]
         needed = found["primary"]["rows_needed"]
@@ -207,10 +213,10 @@ def test_the_reason_says_where_the_interval_lies() -> None:
 def test_what_has_no_score_is_refused() -> None:
     hopeless = [{**line, "log_likelihood": -1e6 * line["tokens"]} for line in lines(1)]
     with pytest.raises(DataError, match="cannot be scored"):
-        compare_models(recipe(["perplexity"], "perplexity"), hopeless, lines(1), groups=GROUPS)
+        judge(recipe(["perplexity"], "perplexity"), hopeless, lines(1), groups=GROUPS)
     broken = [{**line, "rougeL": math.nan} for line in lines(1)]
     with pytest.raises(DataError, match="not a finite number"):
-        compare_models(recipe(["rougeL"], "rougeL"), broken, lines(1), groups=GROUPS)
+        judge(recipe(["rougeL"], "rougeL"), broken, lines(1), groups=GROUPS)
 
 
 # --- groups ---
@@ -223,7 +229,7 @@ def test_groups_are_counted_and_those_that_fell_are_named() -> None:
     base[0]["exact_match"] = base[12]["exact_match"] = base[1]["exact_match"] = 1.0
     one = recipe(["exact_match"], "exact_match")
     by = one.model_copy(update={"data": one.data.model_copy(update={"split": Split(by="pattern")})})
-    found = compare_models(by, base, tuned, groups=groups)
+    found = judge(by, base, tuned, groups=groups)
     assert (found["primary"]["rows"], found["primary"]["groups"]) == (60, 12)
     grouping = found["grouping"]
     assert {key: grouping[key] for key in ("by", "groups", "rows", "improved", "worsened")} == {
@@ -235,7 +241,7 @@ def test_groups_are_counted_and_those_that_fell_are_named() -> None:
     }  # fmt: skip
     low, high = found["primary"]["by_row"]["low"], found["primary"]["by_row"]["high"]
     assert high - low < found["primary"]["high"] - found["primary"]["low"]
-    alone = compare_models(one, base, tuned, groups=GROUPS)
+    alone = judge(one, base, tuned, groups=GROUPS)
     assert (alone["grouping"], alone["primary"]["low"], alone["primary"]["high"]) == (None, low, high)
 
 
@@ -246,7 +252,7 @@ def test_groups_that_fell_in_perplexity_are_those_whose_perplexity_rose() -> Non
         {**line, "log_likelihood": line["log_likelihood"] * (2 if row % 10 == 3 else 0.5)}
         for row, line in enumerate(base)
     ]
-    found = compare_models(recipe(["perplexity"], "perplexity"), base, tuned, groups=groups)
+    found = judge(recipe(["perplexity"], "perplexity"), base, tuned, groups=groups)
     [fell] = found["grouping"]["fell"]
     assert fell["group"] == "3"
     assert fell["tuned"] == pytest.approx(fell["base"] ** 2)
@@ -269,8 +275,8 @@ def failing(found: Lines, rows: range) -> Lines:
 def test_failed_rows_are_left_out_on_both_sides_and_counted() -> None:
     one = recipe(["rougeL", "perplexity"], "rougeL")
     base, tuned = lines(1), lines(2, shift=0.2)
-    found = compare_models(one, failing(base, range(2)), failing(tuned, range(1, 3)), groups=GROUPS)
-    expected = compare_models(one, base[3:], tuned[3:], groups=GROUPS[3:])
+    found = judge(one, failing(base, range(2)), failing(tuned, range(1, 3)), groups=GROUPS)
+    expected = judge(one, base[3:], tuned[3:], groups=GROUPS[3:])
     assert (found["verdict"], found["primary"]["failed"]) == ("better", 3)
     assert {**found["primary"], "failed": 0} == expected["primary"]
     assert found["metrics"]["perplexity"]["rows"] == ROWS  # read, not answered
@@ -279,7 +285,7 @@ def test_failed_rows_are_left_out_on_both_sides_and_counted() -> None:
 
 def test_above_a_share_of_failed_rows_there_is_no_verdict() -> None:
     one = recipe(["rougeL"], "rougeL")
-    found = compare_models(one, failing(lines(1), range(4)), lines(2, shift=0.3), groups=GROUPS)
+    found = judge(one, failing(lines(1), range(4)), lines(2, shift=0.3), groups=GROUPS)
     assert found["primary"]["low"] > 0
     assert (found["verdict"], found["primary"]["failed"], found["primary"]["rows_needed"]) == (
         "cannot_tell",
@@ -287,9 +293,9 @@ def test_above_a_share_of_failed_rows_there_is_no_verdict() -> None:
         None,
     )
     assert "interval" not in " ".join(found["reasons"])
-    assert refusal_reasons({**found, "digests": {}})
+    assert refusal_reasons(found)
     guarded = recipe(["rougeL", "perplexity"], "perplexity", guards=[{"metric": "rougeL", "max_drop": 0.5}])
-    [guard] = compare_models(guarded, failing(lines(1), range(4)), lines(2, nll=1.0), groups=GROUPS)["guards"]
+    [guard] = judge(guarded, failing(lines(1), range(4)), lines(2, nll=1.0), groups=GROUPS)["guards"]
     assert guard["passed"] is False
 
 
@@ -301,8 +307,8 @@ def test_the_files_of_a_run_give_its_own_interval(tmp_path: Path) -> None:
     for name, found in (("base", base), ("tuned", tuned)):
         files.append(tmp_path / f"{name}.jsonl")
         write_jsonl(files[-1], [{"group": group, **line} for group, line in zip(groups, found, strict=True)])
-    judged = compare_models(recipe(metrics, "rougeL"), base, tuned, groups=groups)["metrics"]
+    judged = judge(recipe(metrics, "rougeL"), base, tuned, groups=groups)["metrics"]
     for name in metrics:
         alone = compare_files(*files, metric=name, min_gain=0.0, confidence=0.95, seed=5)
         for key in ("base", "tuned", "gain", "low", "high", "rows", "groups", "rows_needed"):
-            assert alone[key] == judged[name][key], (name, key)
+            assert alone.to_json()[key] == judged[name][key], (name, key)

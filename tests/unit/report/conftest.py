@@ -8,7 +8,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+from tests.support.verdicts import comparison, verdict
+
 from tunesmith.core.rundir import RunDir
+from tunesmith.core.verdict import Grouping
 from tunesmith.report.render import write_report
 
 MINUS = "\u2212"
@@ -200,26 +203,25 @@ def question_and_sql(row: int, draw: random.Random) -> tuple[str, str]:
     return f"Question: {question.format(**words)}", sql.format(**words)
 
 
-def verdict_json(verdict: str = "better", rows: int = 150, **changes: Any) -> dict[str, Any]:
-    """Return a verdict as evaluation writes it."""
-    primary = {"metric": "execution", "base": 0.02, "tuned": 0.88, "gain": 0.86, "low": 0.793, "high": 0.913,
-               "confidence": 0.95, "rows": rows, "rows_needed": None, "min_gain": 0.05, **changes}  # fmt: skip
-    metrics = {
-        primary["metric"]: {**primary, "higher_is_better": primary["metric"] != "perplexity"},
-        "exact_match": {"metric": "exact_match", "base": 0.02, "tuned": 0.787, "gain": 0.767, "low": 0.693,
-                        "high": 0.833, "confidence": 0.95, "rows": rows, "higher_is_better": True},
-        "rougeL": {"metric": "rougeL", "base": 0.412, "tuned": 0.404, "gain": -0.008, "low": -0.031, "high": 0.016,
-                   "confidence": 0.95, "rows": rows, "higher_is_better": True},
-        "perplexity": {"metric": "perplexity", "base": 12.4, "tuned": 1.31, "gain": 11.09, "low": 10.6, "high": 11.6,
-                       "confidence": 0.95, "rows": rows, "higher_is_better": False},
-    }  # fmt: skip
-    guards = [{"metric": "rougeL", "max_drop": 0.05, "gain": -0.008, "low": -0.031, "high": 0.016, "passed": True}]
+def verdict_json(rows: int = 150, grouping: Grouping | None = None, **changes: Any) -> dict[str, Any]:
+    """Return a verdict as evaluation writes it; `changes` are those of the primary metric."""
+    values = {"base": 0.02, "tuned": 0.88, "gain": 0.86, "low": 0.793, "high": 0.913, "min_gain": 0.05, **changes}
+    values["higher_is_better"] = values.get("metric") != "perplexity"
+    primary = comparison(values.pop("metric", "execution"), rows=rows, **values)
+    total = rows + primary.failed
+    others = [
+        comparison("exact_match", rows=total, base=0.02, tuned=0.787, gain=0.767, low=0.693, high=0.833),
+        comparison("rougeL", rows=total, base=0.412, tuned=0.404, gain=-0.008, low=-0.031, high=0.016),
+        comparison(
+            "perplexity", rows=total, base=12.4, tuned=1.31, gain=11.09, low=10.6, high=11.6, higher_is_better=False
+        ),
+    ]
     health = {
         "base": {"failed": 0, "empty": 2, "cut_off": 50, "stopped": 100, "rows": 150},
         "tuned": {"failed": 0, "empty": 0, "cut_off": 1, "stopped": 149, "rows": 150},
     }
-    return {"verdict": verdict, "primary": primary, "metrics": metrics, "guards": guards, "reasons": [],
-            "health": health, "digests": {}}  # fmt: skip
+    others = [other for other in others if other.metric != primary.metric]
+    return verdict(primary, *others, guards=[("rougeL", 0.05)], grouping=grouping, health=health).to_json()
 
 
 class Page(HTMLParser):

@@ -5,13 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.verdicts import comparison, verdict
 from tests.unit.report.conftest import MINUS, build_run, page_of, plain, verdict_json, write
 
 from tunesmith.core.rundir import RunDir
+from tunesmith.core.verdict import GroupChange, Grouping
+from tunesmith.core.verdict_reader import parse_verdict
 from tunesmith.report.collect import collect
 from tunesmith.report.text import side_by_side
-from tunesmith.report.view import Verdict
-from tunesmith.report.wording import headline, verdict_sentence, visible
+from tunesmith.report.wording import guard_sentence, headline, verdict_sentence, visible
+
+NEEDED = {"rows_needed": 1240, "groups_needed": 1240}
 
 
 @pytest.mark.parametrize(
@@ -37,7 +41,7 @@ from tunesmith.report.wording import headline, verdict_sentence, visible
         ),
         (
             "cannot_tell",
-            {"base": 0.5, "tuned": 0.5, "gain": 0.0, "low": -0.04, "high": 0.04, "min_gain": 0, "rows_needed": 1240},
+            {"base": 0.5, "tuned": 0.5, "gain": 0.0, "low": -0.04, "high": 0.04, "min_gain": 0, **NEEDED},
             "It cannot be told whether the tuned model is better: execution accuracy stayed at 50.0 % "
             f"(0.0 points, 95 % interval {MINUS}4.0 to +4.0, 150 rows). About 1,240 rows would settle it.",
         ),
@@ -52,23 +56,25 @@ from tunesmith.report.wording import headline, verdict_sentence, visible
 def test_verdict_sentences(tmp_path: Path, verdict: str, changes: dict[str, Any], sentence: str) -> None:
     """Each verdict is one plain sentence with its interval; report and terminal say the same."""
     run = build_run(tmp_path, until="train")
-    whole = verdict_json(verdict, **changes)
-    write(run.verdict, {**whole, "metrics": {whole["primary"]["metric"]: whole["primary"]}})
+    whole = verdict_json(**changes)
+    assert whole["verdict"] == verdict
+    write(run.verdict, whole)
     assert headline(collect(run)) == sentence
     assert side_by_side(run, 0).startswith(sentence)
     assert sentence.partition(": ")[2][1:] in plain(page_of(run).words)
 
 
-def test_failed_guard_is_in_the_sentence(tmp_path: Path) -> None:
-    """A gain that a guard forbids is told with the guard."""
+def test_failed_guard_is_shown(tmp_path: Path) -> None:
     run = build_run(tmp_path, until="train")
-    guard = {"metric": "rougeL", "max_drop": 0.02, "gain": -0.08, "low": -0.1, "high": -0.06, "passed": False}
-    write(run.verdict, {**verdict_json("not_better"), "guards": [guard], "reasons": ["guard rougeL failed"]})
-    assert headline(collect(run)).endswith(
-        f", but ROUGE-L changed by {MINUS}8.0 points ({MINUS}10.0 to {MINUS}6.0), "
-        "where a drop of at most 2.0 points is allowed."
-    )
-    assert "guard rougeL failed" in page_of(run).words
+    rouge = comparison("rougeL", base=0.41, tuned=0.33, gain=-0.08, low=-0.1, high=-0.06)
+    broken = verdict(comparison("execution"), rouge, guards=[("rougeL", 0.02)], reasons=["guard rougeL failed"])
+    write(run.verdict, broken.to_json())
+    sentence = guard_sentence(broken.guards[0])
+    for value in ("ROUGE-L", f"{MINUS}8.0 points", f"{MINUS}10.0 to {MINUS}6.0", "2.0 points"):
+        assert value in sentence
+    for text in (plain(page_of(run).words), side_by_side(run, 0)):
+        assert sentence in text
+        assert "guard rougeL failed" in text
 
 
 def test_visible() -> None:
@@ -142,13 +148,12 @@ def test_whatever_chose_the_checkpoint_is_said(
 def grouped(tmp_path: Path) -> RunDir:
     """Return an evaluated run whose 150 rows are in 30 groups by `pattern`, two of which fell."""
     run = build_run(tmp_path)
-    fell = [
-        {"group": "count by city", "rows": 5, "base": 0.6, "tuned": 0.2, "gain": -0.4},
-        {"group": "<b>sum</b>", "rows": 3, "base": 0.5, "tuned": 0.25, "gain": -0.25},
-    ]
-    found = verdict_json(groups=30, groups_needed=None, by_row={"low": 0.81, "high": 0.9})
-    moved = {"by": "pattern", "groups": 30, "rows": 150, "improved": 27, "worsened": 2, "fell": fell}
-    write(run.verdict, {**found, "grouping": moved})
+    fell = (
+        GroupChange("count by city", rows=5, base=0.6, tuned=0.2, gain=-0.4),
+        GroupChange("<b>sum</b>", rows=3, base=0.5, tuned=0.25, gain=-0.25),
+    )
+    grouping = Grouping("pattern", groups=30, rows=150, improved=27, worsened=2, fell=fell)
+    write(run.verdict, verdict_json(groups=30, by_row=(0.81, 0.9), grouping=grouping))
     return run
 
 
@@ -165,10 +170,9 @@ def test_rows_of_one_pattern_are_reported_as_groups(tmp_path: Path) -> None:
     assert "<b>sum</b>" not in page_of(run).source
 
 
-def test_too_few_groups_are_not_settled_by_more_rows(tmp_path: Path) -> None:
-    changes = {"groups": 3, "rows_needed": 300, "groups_needed": 6, "low": -1.0, "high": 1.0, "rows": 150}
-    found = collect_verdict({**verdict_json("cannot_tell", **changes), "grouping": None}, tmp_path)
-    sentence = verdict_sentence(found)
+def test_too_few_groups_are_not_settled_by_more_rows() -> None:
+    needed = {"groups": 3, "rows_needed": 300, "groups_needed": 6}
+    sentence = verdict_sentence(parse_verdict(verdict_json(**needed, low=-1.0, high=1.0)))
     assert "150 rows in 3 groups" in sentence
     assert "At least 6 groups" in sentence
     assert "300" not in sentence
@@ -184,19 +188,12 @@ def test_too_few_groups_are_not_settled_by_more_rows(tmp_path: Path) -> None:
     ],
 )
 def test_a_negative_min_gain_is_a_margin_and_never_called_better(
-    tmp_path: Path, word: str, low: float, high: float, headline: str
+    word: str, low: float, high: float, headline: str
 ) -> None:
     middle = (low + high) / 2
     changes = {"min_gain": -0.1, "low": low, "high": high, "gain": middle, "base": 0.5, "tuned": 0.5 + middle}
-    sentence = verdict_sentence(collect_verdict(verdict_json(word, **changes), tmp_path))
+    found = parse_verdict(verdict_json(**changes))
+    assert found.primary.verdict == word
+    sentence = verdict_sentence(found)
     assert sentence.startswith(headline)
     assert not ("is better" in sentence and "fell" in sentence)
-
-
-def collect_verdict(found: dict[str, Any], tmp_path: Path) -> Verdict:
-    """Return a verdict as the report reads it."""
-    run = build_run(tmp_path)
-    write(run.verdict, found)
-    verdict = collect(run).verdict
-    assert verdict is not None
-    return verdict

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from tunesmith.core.errors import DataError, RecipeError
+from tunesmith.core.verdict import Comparison
 from tunesmith.scoring.metrics import higher_is_better
-from tunesmith.scoring.standalone import compare_files, score_file, score_text, verdict_text
+from tunesmith.scoring.standalone import FileVerdict, compare_files, score_file, score_text, verdict_text
 from tunesmith.scoring.verdict import paired_verdict
 
 Row = dict[str, Any]
@@ -34,14 +35,22 @@ def write(tmp_path: Path) -> Write:
 
 
 @pytest.fixture
-def judged(write: Write) -> Callable[..., dict[str, Any]]:
-    """Write the rows of two systems and judge them."""
+def compared(write: Write) -> Callable[..., FileVerdict]:
+    """Write the rows of two systems and compare the files."""
 
-    def verdict(base: list[Row] | str, tuned: list[Row] | str, metric: str | None = None, **settings: Any) -> Row:
+    def compare(
+        base: list[Row] | str, tuned: list[Row] | str, metric: str | None = None, **settings: Any
+    ) -> FileVerdict:
         given = {"min_gain": 0.0, "confidence": 0.95, "seed": 0, **settings}
         return compare_files(write(base, "base.jsonl"), write(tuned, "tuned.jsonl"), metric=metric, **given)
 
-    return verdict
+    return compare
+
+
+@pytest.fixture
+def judged(compared: Callable[..., FileVerdict]) -> Callable[..., Comparison]:
+    """Write the rows of two systems and return their comparison."""
+    return lambda *rows, **settings: compared(*rows, **settings).comparison
 
 
 def scored(values: list[float], **more: list[Any]) -> list[Row]:
@@ -119,71 +128,71 @@ def test_unknown_metrics_are_refused(write: Write) -> None:
 # --- verdict ---
 
 
-def test_rows_are_paired_by_order(judged: Callable[..., Row]) -> None:
+def test_rows_are_paired_by_order(judged: Callable[..., Comparison]) -> None:
     found = judged(scored(BASE), scored(TUNED))
     wanted = paired_verdict(BASE, TUNED)
-    assert (found["metric"], found["verdict"]) == ("rougeL", wanted.verdict)
-    assert (found["gain"], found["low"], found["high"]) == (wanted.gain, wanted.low, wanted.high)
-    assert (found["base"], found["tuned"], found["rows"]) == (wanted.base, wanted.tuned, 10)
+    assert (found.metric, found.verdict) == ("rougeL", wanted.verdict)
+    assert (found.gain, found.low, found.high) == (wanted.gain, wanted.low, wanted.high)
+    assert (found.base, found.tuned, found.rows) == (wanted.base, wanted.tuned, 10)
 
 
-def test_rows_are_paired_by_id_where_they_have_one(judged: Callable[..., Row]) -> None:
+def test_rows_are_paired_by_id_where_they_have_one(judged: Callable[..., Comparison]) -> None:
     ids = [f"row-{i}" for i in range(10)]
     tuned = list(reversed(scored(TUNED, id=ids)))
     found = judged(scored(BASE, id=ids), tuned)
     assert found == judged(scored(BASE), scored(TUNED))
     assert found != judged(scored(BASE), [{"rougeL": row["rougeL"]} for row in tuned])
-    assert (found["improved"], found["worsened"]) == (9, 1)
+    assert (found.improved, found.worsened) == (9, 1)
 
 
 @pytest.mark.parametrize("ids", [list(range(10)), [None, True, 1, 0, False, "1", 2.5, "", "None", -1]])
-def test_ids_of_any_plain_kind_are_told_apart(judged: Callable[..., Row], ids: list[Any]) -> None:
+def test_ids_of_any_plain_kind_are_told_apart(judged: Callable[..., Comparison], ids: list[Any]) -> None:
     found = judged(scored(BASE, id=ids), scored(list(reversed(TUNED)), id=list(reversed(ids))))
     assert found == judged(scored(BASE), scored(TUNED))
 
 
-def test_groups_are_resampled_together(judged: Callable[..., Row]) -> None:
+def test_groups_are_resampled_together(judged: Callable[..., Comparison]) -> None:
     names = ["a", "a", "b", "b", "c", "d", "d", "e", "f", "g"]
     wanted = paired_verdict(BASE, TUNED, groups=names)
     assert wanted.groups == 7
     for base, tuned in (({"group": names}, {"group": names}), ({"group": names}, {}), ({}, {"group": names})):
         found = judged(scored(BASE, **base), scored(TUNED, **tuned))
-        assert (found["groups"], found["low"], found["high"]) == (7, wanted.low, wanted.high)
+        assert (found.groups, found.low, found.high) == (7, wanted.low, wanted.high)
 
 
-def test_rows_without_a_group_stand_for_themselves_beside_those_with_one(judged: Callable[..., Row]) -> None:
+def test_rows_without_a_group_stand_for_themselves_beside_those_with_one(judged: Callable[..., Comparison]) -> None:
     """Also where a group is named by a number that could be taken for a line."""
     base = scored(BASE)
     for place, group in ((0, 3), (1, 3), (5, 3), (8, "base.jsonl:1")):
         base[place]["group"] = group
-    assert judged(base, scored(TUNED))["groups"] == 1 + 1 + 6
+    assert judged(base, scored(TUNED)).groups == 1 + 1 + 6
 
 
-def test_settings_reach_the_verdict(judged: Callable[..., Row]) -> None:
+def test_settings_reach_the_verdict(judged: Callable[..., Comparison]) -> None:
     plain = judged(scored(BASE), scored(TUNED))
-    assert judged(scored(BASE), scored(TUNED), min_gain=0.9)["verdict"] == "not_better"
+    assert judged(scored(BASE), scored(TUNED), min_gain=0.9).verdict == "not_better"
     wide = judged(scored(BASE), scored(TUNED), confidence=0.99)
-    assert wide["low"] < plain["low"]
-    assert judged(scored(BASE), scored(TUNED), seed=1)["low"] != plain["low"]
+    assert wide.low < plain.low
+    assert judged(scored(BASE), scored(TUNED), seed=1).low != plain.low
 
 
-def test_the_one_number_that_both_have_is_the_metric(judged: Callable[..., Row]) -> None:
+def test_the_one_number_that_both_have_is_the_metric(judged: Callable[..., Comparison]) -> None:
     base = [{"id": i, "row": i, "group": i, "text": "x", "only_base": 1.0, "score": v} for i, v in enumerate(BASE)]
     tuned = [{"id": i, "row": i, "group": i, "text": "x", "score": v} for i, v in enumerate(TUNED)]
-    assert judged(base, tuned)["metric"] == "score"
+    assert judged(base, tuned).metric == "score"
     for row in tuned:
         row["only_base"] = 0.5
     with pytest.raises(DataError, match="2 values to compare") as caught:
         judged(base, tuned)
     assert "only_base" in str(caught.value.hint)
-    assert judged(base, tuned, metric="score")["metric"] == "score"
+    assert judged(base, tuned, metric="score").metric == "score"
     with pytest.raises(DataError, match="0 values"):
         judged([{"a": 1.0}], [{"b": 1.0}])
 
 
-def test_truth_values_are_scores(judged: Callable[..., Row]) -> None:
+def test_truth_values_are_scores(judged: Callable[..., Comparison]) -> None:
     found = judged([{"right": False}] * 30, [{"right": True}] * 30)
-    assert (found["verdict"], found["gain"]) == ("better", 1.0)
+    assert (found.verdict, found.gain) == ("better", 1.0)
 
 
 @pytest.mark.parametrize(
@@ -210,7 +219,7 @@ def test_truth_values_are_scores(judged: Callable[..., Row]) -> None:
     ],
 )
 def test_rows_that_cannot_be_compared_are_told(
-    judged: Callable[..., Row], tmp_path: Path, base: Any, tuned: Any, told: str, where: str | None
+    judged: Callable[..., Comparison], tmp_path: Path, base: Any, tuned: Any, told: str, where: str | None
 ) -> None:
     with pytest.raises(DataError, match=told) as caught:
         judged(base, tuned)
@@ -218,40 +227,42 @@ def test_rows_that_cannot_be_compared_are_told(
         assert caught.value.where == str(tmp_path / where)
 
 
-def test_a_verdict_is_a_sentence(judged: Callable[..., Row]) -> None:
-    found = judged([{"rougeL": 0}] * 40, [{"rougeL": 1}] * 40)
+def test_a_verdict_is_a_sentence(compared: Callable[..., FileVerdict]) -> None:
+    found = compared([{"rougeL": 0}] * 40, [{"rougeL": 1}] * 40)
     assert verdict_text(found).startswith("better: rougeL 0.0000 -> 1.0000, gain +1.0000 [+0.")
     assert verdict_text(found).endswith("at 95%, 40 rows")
-    undecided = judged(scored(BASE), scored([*TUNED[:3], *BASE[3:8], 0.1, 0.2]))
-    assert undecided["verdict"] == "cannot_tell"
-    settled = f"; about {undecided['rows_needed']} rows would settle it"
-    assert verdict_text(undecided).endswith(settled) or undecided["rows_needed"] is None
-    assert verdict_text(judged(scored(TUNED), scored(BASE), min_gain=1.0)).startswith("not better: ")
+    undecided = compared(scored(BASE), scored([*TUNED[:3], *BASE[3:8], 0.1, 0.2]))
+    assert undecided.comparison.verdict == "cannot_tell"
+    settled = f"; about {undecided.comparison.rows_needed} rows would settle it"
+    assert verdict_text(undecided).endswith(settled) or undecided.comparison.rows_needed is None
+    assert verdict_text(compared(scored(TUNED), scored(BASE), min_gain=1.0)).startswith("not better: ")
 
 
-def test_a_negative_min_gain_is_a_margin(judged: Callable[..., Row]) -> None:
+def test_a_negative_min_gain_is_a_margin(compared: Callable[..., FileVerdict]) -> None:
     worse = [value - 0.05 for value in BASE]
-    found = judged(scored(BASE), scored(worse), min_gain=-0.5)
-    assert found["verdict"] == "better"
+    found = compared(scored(BASE), scored(worse), min_gain=-0.5)
+    assert found.comparison.verdict == "better"
     assert verdict_text(found).startswith("not worse by more than 0.5 (non-inferiority): ")
-    assert verdict_text(judged(scored(worse), scored(BASE), min_gain=-0.5)).startswith("not worse by more than 0.5")
-    assert verdict_text(judged(scored(TUNED), scored([0.0] * 10), min_gain=-0.1)).startswith("worse by more than 0.1")
+    assert verdict_text(compared(scored(worse), scored(BASE), min_gain=-0.5)).startswith("not worse by more than 0.5")
+    assert verdict_text(compared(scored(TUNED), scored([0.0] * 10), min_gain=-0.1)).startswith("worse by more than 0.1")
 
 
 # --- groups ---
 
 
 @pytest.mark.parametrize("groups", [3, 4, 5, 6])
-def test_few_groups_are_settled_by_groups_and_never_by_rows(judged: Callable[..., Row], groups: int) -> None:
+def test_few_groups_are_settled_by_groups_and_never_by_rows(compared: Callable[..., FileVerdict], groups: int) -> None:
     base = [{"id": f"{g}-{i}", "group": f"db{g}", "rougeL": 0.0} for g in range(groups) for i in range(50)]
     tuned = [{"id": row["id"], "rougeL": 1.0} for row in base]
-    found = judged(base, tuned)
-    assert (found["rows"], found["groups"]) == (50 * groups, groups)
-    assert found["by_row"]["low"] > 0  # by row it would be settled
+    found = compared(base, tuned)
+    assert (found.comparison.rows, found.comparison.groups) == (50 * groups, groups)
+    assert found.comparison.by_row[0] > 0  # by row it would be settled
     if groups == 6:
-        assert (found["verdict"], found["groups_needed"], found["rows_needed"]) == ("better", None, None)
+        needed = found.comparison.groups_needed, found.comparison.rows_needed
+        assert (found.comparison.verdict, *needed) == ("better", None, None)
         return
-    assert (found["verdict"], found["groups_needed"], found["rows_needed"]) == ("cannot_tell", 6, 300)
+    needed = found.comparison.groups_needed, found.comparison.rows_needed
+    assert (found.comparison.verdict, *needed) == ("cannot_tell", 6, 300)
     assert f"{50 * groups} rows in {groups} groups" in verdict_text(found)
     assert "at least 6 groups" in verdict_text(found)
     assert "300 rows" not in verdict_text(found)
@@ -260,20 +271,21 @@ def test_few_groups_are_settled_by_groups_and_never_by_rows(judged: Callable[...
 # --- rows that failed ---
 
 
-def test_rows_that_failed_are_left_out_of_both_and_counted(judged: Callable[..., Row]) -> None:
+def test_rows_that_failed_are_left_out_of_both_and_counted(compared: Callable[..., FileVerdict]) -> None:
     base, tuned = scored(BASE * 4, id=list(range(40))), scored(TUNED * 4, id=list(range(40)))
     broken = [{"id": 7, "failed": "no room"}, {"id": 9, "failed": "no room", "rougeL": None}]
-    found = judged([*base[:7], broken[0], *base[8:]], [*tuned[:9], broken[1], *tuned[10:]])
+    found = compared([*base[:7], broken[0], *base[8:]], [*tuned[:9], broken[1], *tuned[10:]])
     kept = [row for row in range(40) if row not in (7, 9)]
     expected = paired_verdict([(BASE * 4)[row] for row in kept], [(TUNED * 4)[row] for row in kept])
-    assert (found["verdict"], found["rows"], found["failed"]) == ("better", 38, 2)
-    assert (found["low"], found["high"]) == (expected.low, expected.high)
+    assert (found.comparison.verdict, found.comparison.rows, found.comparison.failed) == ("better", 38, 2)
+    assert (found.comparison.low, found.comparison.high) == (expected.low, expected.high)
     assert "2 of 40 rows failed" in verdict_text(found)
     more = [{"id": row, "failed": "no room"} if row in (1, 2) else line for row, line in enumerate(base)]
-    too_many = judged(more, [*tuned[:9], broken[1], *tuned[10:]])
-    assert (too_many["verdict"], too_many["failed"], too_many["rows_needed"]) == ("cannot_tell", 3, None)
+    too_many = compared(more, [*tuned[:9], broken[1], *tuned[10:]])
+    counts = too_many.comparison.failed, too_many.comparison.rows_needed
+    assert (too_many.comparison.verdict, *counts) == ("cannot_tell", 3, None)
     with pytest.raises(DataError, match="no row was answered"):
-        judged([{"rougeL": None, "failed": "x"}], [{"rougeL": 1}], metric="rougeL")
+        compared([{"rougeL": None, "failed": "x"}], [{"rougeL": 1}], metric="rougeL")
 
 
 # --- directions ---
@@ -285,24 +297,24 @@ def test_rows_that_failed_are_left_out_of_both_and_counted(judged: Callable[...,
      ("word_error_rate", 0.4, 0.2), ("bits-per-byte", 1.2, 0.9)],
 )  # fmt: skip
 def test_metrics_whose_lower_values_are_better_are_known_by_name(
-    judged: Callable[..., Row], name: str, base: float, tuned: float
+    compared: Callable[..., FileVerdict], name: str, base: float, tuned: float
 ) -> None:
     before = [{name: base + 0.01 * (row % 7)} for row in range(40)]
     after = [{name: tuned + 0.01 * (row % 5)} for row in range(40)]
-    found = judged(before, after)
-    assert (found["verdict"], found["higher_is_better"], found["direction"]) == ("better", False, "known")
-    assert found["base"] > found["tuned"] > 0
-    assert found["gain"] == pytest.approx(found["base"] - found["tuned"])
-    assert judged(after, before)["verdict"] == "not_better"
-    assert judged(before, after, higher_is_better=True)["verdict"] == "not_better"
+    found = compared(before, after)
+    assert (found.comparison.verdict, found.comparison.higher_is_better, found.direction) == ("better", False, "known")
+    assert found.comparison.base > found.comparison.tuned > 0
+    assert found.comparison.gain == pytest.approx(found.comparison.base - found.comparison.tuned)
+    assert compared(after, before).comparison.verdict == "not_better"
+    assert compared(before, after, higher_is_better=True).comparison.verdict == "not_better"
 
 
-def test_an_assumed_direction_is_stated(judged: Callable[..., Row]) -> None:
-    found = judged([{"zeal": 0.0}] * 40, [{"zeal": 1.0}] * 40)
-    assert (found["verdict"], found["direction"]) == ("better", "assumed")
+def test_an_assumed_direction_is_stated(compared: Callable[..., FileVerdict]) -> None:
+    found = compared([{"zeal": 0.0}] * 40, [{"zeal": 1.0}] * 40)
+    assert (found.comparison.verdict, found.direction) == ("better", "assumed")
     assert "--lower-is-better" in verdict_text(found)
-    given = judged([{"zeal": 0.0}] * 40, [{"zeal": 1.0}] * 40, higher_is_better=False)
-    assert (given["verdict"], given["direction"]) == ("not_better", "given")
+    given = compared([{"zeal": 0.0}] * 40, [{"zeal": 1.0}] * 40, higher_is_better=False)
+    assert (given.comparison.verdict, given.direction) == ("not_better", "given")
     assert "--lower-is-better" not in verdict_text(given)
     for name in ("rougeL", "exact_match", "token_accuracy", "eval/f1", "bleu-4", "pass@1"):
         assert higher_is_better(name) is True
@@ -310,7 +322,7 @@ def test_an_assumed_direction_is_stated(judged: Callable[..., Row]) -> None:
         assert higher_is_better(name) is None
 
 
-def test_perplexity_follows_from_the_likelihoods_of_a_run(judged: Callable[..., Row]) -> None:
+def test_perplexity_follows_from_the_likelihoods_of_a_run(judged: Callable[..., Comparison]) -> None:
     def rows(nll: float) -> list[Row]:
         return [
             {"id": str(i), "group": str(i % 20), "tokens": 5.0 + i % 3, "correct": 2.0 + (nll < 2),
@@ -319,21 +331,21 @@ def test_perplexity_follows_from_the_likelihoods_of_a_run(judged: Callable[..., 
         ]  # fmt: skip
 
     found = judged(rows(2.5), rows(1.5), metric="perplexity")
-    assert (found["verdict"], found["higher_is_better"], found["groups"]) == ("better", False, 20)
+    assert (found.verdict, found.higher_is_better, found.groups) == ("better", False, 20)
     mean = sum((2.5 + 0.1 * (i % 4)) * (5 + i % 3) for i in range(40)) / sum(5 + i % 3 for i in range(40))
-    assert found["base"] == pytest.approx(math.exp(mean))
+    assert found.base == pytest.approx(math.exp(mean))
     accuracy = judged(rows(2.5), rows(1.5), metric="token_accuracy")
-    assert accuracy["tuned"] == pytest.approx(3 * 40 / sum(5 + i % 3 for i in range(40)))
+    assert accuracy.tuned == pytest.approx(3 * 40 / sum(5 + i % 3 for i in range(40)))
     with pytest.raises(DataError, match="2 values to compare"):
         judged(rows(2.5), rows(1.5))
 
 
-def test_a_min_gain_in_points_is_refused_if_values_are_shares(judged: Callable[..., Row]) -> None:
+def test_a_min_gain_in_points_is_refused_if_values_are_shares(judged: Callable[..., Comparison]) -> None:
     with pytest.raises(RecipeError, match="5 points are"):
         judged(scored(BASE), scored(TUNED), min_gain=5.0)
     percent = judged(scored([100 * value for value in BASE]), scored([100 * value for value in TUNED]), min_gain=5.0)
-    assert percent["verdict"] == "better"
-    assert judged([{"zeal": 0.1}] * 9, [{"zeal": 9.0}] * 9, min_gain=5.0)["verdict"] == "better"
+    assert percent.verdict == "better"
+    assert judged([{"zeal": 0.1}] * 9, [{"zeal": 9.0}] * 9, min_gain=5.0).verdict == "better"
 
 
 # --- files of another kind ---
@@ -356,7 +368,7 @@ def test_the_hint_for_another_kind_of_file_says_how_to_convert_it(
     assert hint in str(caught.value.hint)
 
 
-def test_ids_of_different_types_are_refused(judged: Callable[..., Row]) -> None:
+def test_ids_of_different_types_are_refused(judged: Callable[..., Comparison]) -> None:
     numbers, texts = list(range(10)), [str(i) for i in range(10)]
     with pytest.raises(DataError) as caught:
         judged(scored(BASE, id=numbers), scored(TUNED, id=texts))

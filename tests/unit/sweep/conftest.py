@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from tests.support.tiny import recipe
+from tests.support.verdicts import comparison, verdict
 
 from tunesmith.core.files import read_json, seal_folder, write_json
 from tunesmith.core.jsonl import write_jsonl
@@ -28,7 +29,7 @@ def finish(
     base: Sequence[float],
     tuned: Sequence[float],
     *,
-    guards: Sequence[Any] = (),
+    guard_passes: bool | None = None,
     **facts: Any,
 ) -> None:
     """Leave in a trial's folder what its stages would have left."""
@@ -48,8 +49,9 @@ def finish(
     for name, scores in (("base", base), ("tuned", tuned)):
         lines = ({"id": one, "group": one, "exact_match": score} for one, score in zip(ids, scores, strict=True))
         write_jsonl(run.evaluation(name) / "scores.jsonl", lines)
-    metrics = {name: {"higher_is_better": name != "perplexity"} for name in ("exact_match", "perplexity", "rougeL")}
-    write_json(run.verdict, {"guards": list(guards), "metrics": metrics})
+    others = comparison("rougeL"), comparison("perplexity", low=-1.0, higher_is_better=False)
+    guards = [] if guard_passes is None else [("rougeL" if guard_passes else "perplexity", 0.1)]
+    write_json(run.verdict, verdict(comparison("exact_match"), *others, guards=guards).to_json())
     seal_folder(run.stage("evaluate"), stage="evaluate", inputs={})
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.support.verdicts import comparison, verdict
 from tests.unit.sweep.conftest import ROWS, MakeSweep, binary, finish, result_json
 
 from tunesmith.core.errors import RecipeError
@@ -112,8 +113,8 @@ def test_nothing_done_yet(make_sweep: MakeSweep) -> None:
 
 def test_a_broken_guard_does_not_clear(make_sweep: MakeSweep) -> None:
     sweep = make_sweep()
-    finish(sweep, sweep.trials[0], BASE, binary(70), guards=[{"passed": True}, {"passed": False}])
-    finish(sweep, sweep.trials[2], BASE, binary(70), guards=[{"passed": True}])
+    finish(sweep, sweep.trials[0], BASE, binary(70), guard_passes=False)
+    finish(sweep, sweep.trials[2], BASE, binary(70), guard_passes=True)
     found = collect(sweep)
     assert found.trials[0].outcome == "breaks a guard"
     assert found.smallest == found.trials[2]
@@ -211,8 +212,8 @@ def test_which_way_is_better_is_what_the_verdicts_say(make_sweep: MakeSweep) -> 
     sweep = make_sweep()
     assert collect(sweep).higher_is_better
     finish(sweep, sweep.trials[0], BASE, binary(60))
-    verdict = sweep.run(sweep.trials[0]).verdict
-    write_json(verdict, {"guards": [], "metrics": {"exact_match": {"higher_is_better": False}}})
+    lower = verdict(comparison("exact_match", higher_is_better=False))
+    write_json(sweep.run(sweep.trials[0]).verdict, lower.to_json())
     assert not collect(sweep).higher_is_better
 
 

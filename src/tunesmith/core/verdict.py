@@ -1,0 +1,167 @@
+"""The verdict on a tuned model: one record, written to `verdict.json` by `evaluate` and read by everything else."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+MAX_FAILED_SHARE = 0.05
+
+
+def too_many_failed(failed: int, rows: int) -> bool:
+    """Return whether so many of all `rows` failed that the others do not represent the test set."""
+    return failed > MAX_FAILED_SHARE * rows
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One metric of base and tuned on the same rows.
+
+    Attributes:
+        base, tuned: the scores, in the metric's own direction.
+        gain: improvement, so positive is better even if lower values are; `low` and `high` are the ends of its
+            interval at `confidence`. All are in the unit of the metric.
+        rows: rows that were compared; `failed` rows, which one of the models could not answer, were left out.
+        groups: independent units among the rows; `rows` if no rows belong together.
+        rows_needed, groups_needed: estimates of how many would settle the verdict if gain and noise stay as they are;
+            None if it is settled, or if the gain cannot be told from `min_gain`. More rows of the same groups settle
+            nothing.
+        min_gain: what the gain must exceed.
+        by_row: the interval if each row counted as independent; None if it was not computed.
+        improved, worsened: rows that did; None if read from a file, which does not hold them.
+    """
+
+    metric: str
+    base: float
+    tuned: float
+    gain: float
+    low: float
+    high: float
+    confidence: float
+    rows: int
+    groups: int
+    rows_needed: int | None = None
+    groups_needed: int | None = None
+    higher_is_better: bool = True
+    min_gain: float = 0.0
+    failed: int = 0
+    by_row: tuple[float, float] | None = None
+    improved: int | None = None
+    worsened: int | None = None
+
+    @property
+    def verdict(self) -> Literal["better", "not_better", "cannot_tell"]:
+        """`better` if the interval is above `min_gain`, `not_better` if it is not, `cannot_tell` if it contains it.
+
+        If too many rows failed, it is always `cannot_tell`.
+        """
+        if too_many_failed(self.failed, self.rows + self.failed):
+            return "cannot_tell"
+        return "better" if self.low > self.min_gain else "not_better" if self.high <= self.min_gain else "cannot_tell"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the comparison as an entry of `metrics` in verdict.json."""
+        return {
+            "metric": self.metric,
+            "base": self.base,
+            "tuned": self.tuned,
+            "gain": self.gain,
+            "low": self.low,
+            "high": self.high,
+            "confidence": self.confidence,
+            "rows": self.rows,
+            "groups": self.groups,
+            "rows_needed": self.rows_needed,
+            "groups_needed": self.groups_needed,
+            "higher_is_better": self.higher_is_better,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """A metric that must not get worse by more than `max_drop`."""
+
+    comparison: Comparison
+    max_drop: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the interval excludes a larger drop. If too many rows failed, it does not."""
+        failed = too_many_failed(self.comparison.failed, self.comparison.rows + self.comparison.failed)
+        return self.comparison.low >= -self.max_drop and not failed
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the guard as an entry of `guards` in verdict.json."""
+        change = {key: getattr(self.comparison, key) for key in ("gain", "low", "high")}
+        return {"metric": self.comparison.metric, "max_drop": self.max_drop, **change, "passed": self.passed}
+
+
+@dataclass(frozen=True, slots=True)
+class GroupChange:
+    """The mean of the primary metric over the rows of one group. `gain` is improvement."""
+
+    group: str
+    rows: int
+    base: float
+    tuned: float
+    gain: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the change as an entry of `fell` in verdict.json."""
+        return {key: getattr(self, key) for key in ("group", "rows", "base", "tuned", "gain")}
+
+
+@dataclass(frozen=True, slots=True)
+class Grouping:
+    """How groups of rows changed in the primary metric; `fell` holds those that fell most.
+
+    `by` is the column by which rows are grouped; None if rows with the same prompt are.
+    """
+
+    by: str | None
+    groups: int
+    rows: int
+    improved: int
+    worsened: int
+    fell: tuple[GroupChange, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the grouping as it is in verdict.json."""
+        counts = {key: getattr(self, key) for key in ("by", "groups", "rows", "improved", "worsened")}
+        return {**counts, "fell": [change.to_json() for change in self.fell]}
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The comparison of base and tuned in all metrics of a recipe; `primary` is the one of `metrics` that decides.
+
+    Attributes:
+        health: {"base" | "tuned": counts of empty, cut-off and failed answers}.
+        digests: of the prompts and of both models.
+        conditions: precision, quantization and chat markup, the same for both models.
+    """
+
+    primary: Comparison
+    metrics: Mapping[str, Comparison]
+    guards: tuple[Guard, ...] = ()
+    grouping: Grouping | None = None
+    reasons: tuple[str, ...] = ()
+    health: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    digests: Mapping[str, Any] = field(default_factory=dict)
+    conditions: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of verdict.json."""
+        primary = {**self.primary.to_json(), "min_gain": self.primary.min_gain, "failed": self.primary.failed}
+        if self.primary.by_row is not None:
+            primary["by_row"] = dict(zip(("low", "high"), self.primary.by_row, strict=True))
+        return {
+            "verdict": self.primary.verdict,
+            "primary": primary,
+            "metrics": {name: comparison.to_json() for name, comparison in self.metrics.items()},
+            "guards": [guard.to_json() for guard in self.guards],
+            "grouping": self.grouping.to_json() if self.grouping else None,
+            "reasons": list(self.reasons),
+            "health": dict(self.health),
+            "digests": dict(self.digests),
+            "conditions": dict(self.conditions),
+        }

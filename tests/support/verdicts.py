@@ -1,0 +1,28 @@
+"""Make verdicts that do not contradict themselves, as `evaluate` writes them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from tunesmith.core.verdict import Comparison, Grouping, Guard, Verdict
+
+
+def comparison(metric: str = "rougeL", **changes: Any) -> Comparison:
+    """Return a gain of 0.05 from 0.4, with the interval 0.02 to 0.08, on 200 rows."""
+    values = {"base": 0.40, "tuned": 0.45, "gain": 0.05, "low": 0.02, "high": 0.08, "confidence": 0.95, "rows": 200}
+    values |= changes
+    return Comparison(metric, **{"groups": values["rows"], **values})
+
+
+def verdict(
+    primary: Comparison | None = None,
+    *others: Comparison,
+    guards: Sequence[tuple[str, float]] = (),
+    grouping: Grouping | None = None,
+    reasons: Sequence[str] = (),
+    **more: Any,
+) -> Verdict:
+    """Return the verdict of a primary metric and others; a guard is (metric, max_drop)."""
+    primary = primary or comparison()
+    metrics = {one.metric: one for one in (primary, *others)}
+    made = tuple(Guard(metrics[metric], max_drop) for metric, max_drop in guards)
+    return Verdict(primary, metrics, made, grouping, tuple(reasons), **more)
