@@ -50,8 +50,8 @@ def processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     from tunesmith.estimate import hardware
 
     has_bf16 = request.param == "bf16"
-    flags = hardware._processor_flags() - {"avx512_bf16"} | ({"avx512_bf16"} if has_bf16 else set())
-    monkeypatch.setattr(hardware, "_processor_flags", lambda: flags)
+    flags = hardware.cpu_flags() - {"avx512_bf16"} | ({"avx512_bf16"} if has_bf16 else set())
+    monkeypatch.setattr(hardware, "cpu_flags", lambda: flags)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_bf16)
     if importlib.util.find_spec("bitsandbytes"):
         monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: has_bf16)

@@ -13,7 +13,8 @@ from tunesmith.core.records import ENCODER_IDS
 from tunesmith.data.microbatch import MicroBatch, MicroBatchPolicy
 from tunesmith.data.sampler import batch_indices
 from tunesmith.data.token_dataset import TokenDataset
-from tunesmith.estimate.memory import MemoryEstimate, MicroBatchShape, estimate_memory, weights_bytes
+from tunesmith.estimate.activations import MicroBatchShape
+from tunesmith.estimate.memory import MemoryEstimate, estimate_memory, weights_bytes
 from tunesmith.recipe.launch import Sharding
 from tunesmith.recipe.schedule import StepPlan, default_micro_batch_tokens, plan_steps
 from tunesmith.recipe.schema import LoraBase, Recipe
@@ -83,7 +84,7 @@ def fit_micro_batches(
     budget: MemoryBudget,
     *,
     new_tokens: int,
-    parts: int = 1,
+    shards: int = 1,
 ) -> tuple[MicroBatchPolicy, MemoryEstimate]:
     """Halve a policy's `max_tokens` until training fits; return the policy and the memory that it needs.
 
@@ -91,14 +92,14 @@ def fit_micro_batches(
     not fit, the policy with single rows is returned, and its memory exceeds the budget.
 
     Args:
-        parts: the number of shards that the model is divided into.
+        shards: the number of shards that the model is divided into.
     """
     steps = plan_steps(recipe, len(tokens))
     heaviest_steps = _heaviest_steps(tokens, steps, recipe.train.examples_per_step, recipe.seed)
 
     estimate = partial(
         estimate_memory, recipe, shapes, compute_bytes=budget.compute_bytes, on_gpu=budget.on_gpu,
-        new_tokens=new_tokens, parts=parts,
+        new_tokens=new_tokens, shards=shards,
     )  # fmt: skip
 
     def peak(candidate: MicroBatchPolicy) -> MemoryEstimate:
@@ -120,7 +121,7 @@ def fit_micro_batches(
 
 
 def estimate_micro_batches(
-    recipe: Recipe, shapes: Shapes, tokens: TokenDataset, budget: MemoryBudget, *, new_tokens: int, parts: int = 1
+    recipe: Recipe, shapes: Shapes, tokens: TokenDataset, budget: MemoryBudget, *, new_tokens: int, shards: int = 1
 ) -> tuple[MicroBatchPolicy, MemoryEstimate]:
     """Call `fit_micro_batches` before the model is loaded, deriving from its shapes whether it can pack rows."""
     has_dropout = shapes.dropout or (isinstance(recipe.tuning, LoraBase) and recipe.tuning.dropout > 0)
@@ -132,7 +133,7 @@ def estimate_micro_batches(
         packed_attention=shapes.fused_attention and recipe.model.attention != "eager",
         attention_window=shapes.attention_window,
     )
-    return fit_micro_batches(recipe, shapes, tokens, policy, budget, new_tokens=new_tokens, parts=parts)
+    return fit_micro_batches(recipe, shapes, tokens, policy, budget, new_tokens=new_tokens, shards=shards)
 
 
 def choose_sharding(

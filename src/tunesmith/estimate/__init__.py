@@ -1,1 +1,1 @@
-"""What training needs on which hardware: memory, communication and speed. Arithmetic; no torch."""
+"""Estimate the memory, communication and throughput of training by arithmetic, without torch."""

@@ -1,9 +1,9 @@
-"""What processes send each other in a step, and how long that takes at stated bandwidths: arithmetic, no torch.
+"""Estimate the time that ranks spend on collectives in a step, from the stated bandwidths. Arithmetic, without torch.
 
-Counted are bytes over the slowest link of a ring, as collectives are made where bandwidth counts: adding up n bytes in
-W processes sends 2 (W - 1) / W n over each link, putting together or spreading out n bytes half of it (Thakur,
-Rabenseifner & Gropp 2005, "Optimization of collective communication operations in MPICH"). Left out are latencies, what
-other jobs send, and how well the rows of a step can be shared out.
+Counted are bytes over the slowest link of a ring, which is how collectives work if bandwidth limits them: an all-reduce
+of n bytes over W ranks sends 2 (W - 1) / W n bytes over each link, and an all-gather or a reduce-scatter half of that
+(Thakur, Rabenseifner & Gropp 2005, "Optimization of collective communication operations in MPICH"). Not counted are
+latencies, other traffic on the network, and the imbalance of the ranks.
 """
 
 from dataclasses import dataclass
@@ -18,14 +18,14 @@ _FP32 = 4
 
 @dataclass(frozen=True, slots=True)
 class Communication:
-    """Seconds of a step in which processes send: what they wait for, and what may go on while they compute."""
+    """Seconds of communication per step: `exposed` always adds to the step, `overlappable` can hide behind compute."""
 
-    waited: float
-    beside: float
+    exposed: float
+    overlappable: float
 
-    def step_seconds(self, computing: float) -> tuple[float, float]:
-        """Return how long a step takes that computes for so long: at best, and where nothing is hidden."""
-        return max(computing, self.beside) + self.waited, computing + self.beside + self.waited
+    def step_seconds(self, compute: float) -> tuple[float, float]:
+        """Return the shortest and the longest time of a step with `compute` seconds: all hidden, and nothing hidden."""
+        return max(compute, self.overlappable) + self.exposed, compute + self.overlappable + self.exposed
 
 
 def estimate_communication(
@@ -34,48 +34,53 @@ def estimate_communication(
     trained: int,
     sharding: Sharding,
     *,
-    passes: int,
+    micro_batches: int,
     compute_bytes: int,
     on_gpu: bool,
 ) -> Communication | None:
-    """Return what a step's exchange takes; None where the recipe does not say how fast the links are.
+    """Return the communication of a step; None if the recipe does not state the bandwidths.
 
     Args:
-        trained: how many numbers are trained.
-        passes: forward passes of each process in a step.
-        compute_bytes: of a number in matrix products.
-        on_gpu: layers go on computing while parts are sent; a processor does one or the other.
+        trained: number of trained parameters.
+        micro_batches: micro-batches of each rank in a step.
+        compute_bytes: bytes per value in matrix products.
+        on_gpu: GPUs compute while shards are sent; CPUs do one or the other.
     """
     launch = recipe.launch
-    world, local = world_size_of(launch), local_world_size_of(launch)
-    within, between = _links(launch)
-    machines = world // local
+    world, local_world = world_size_of(launch), local_world_size_of(launch)
+    intra_node, inter_node = _bandwidths(launch)
+    nodes = world // local_world
     if world == 1:
         return Communication(0, 0)
-    if (machines > 1 and between is None) or (local > 1 and within is None):
+    if (nodes > 1 and inter_node is None) or (local_world > 1 and intra_node is None):
         return None
-    slowest = min(link for link in (between if machines > 1 else None, within if local > 1 else None) if link)
+    slowest = min(
+        bandwidth
+        for bandwidth in (inter_node if nodes > 1 else None, intra_node if local_world > 1 else None)
+        if bandwidth
+    )
     if sharding == "none":
-        return Communication(_added_up(world) * trained * _FP32 / slowest, 0)
-    numbers, _ = layer_parameter_counts(shapes)
+        return Communication(_all_reduce_share(world) * trained * _FP32 / slowest, 0)
+    layers, _ = layer_parameter_counts(shapes)
     full = isinstance(recipe.tuning, FullTuning)
-    mine = trained - numbers if full else trained  # what is trained and whole
-    parts, link = (local, within) if sharding == "node" else (world, slowest)
-    one_way = (parts - 1) / parts / (link or 1)
-    # Put together on the way there and back; gradients are spread out where the layers are trained.
-    _, whole_bytes = sharded_parameter_bytes(recipe, compute_bytes)
-    beside = passes * numbers * one_way * (2 * whole_bytes + (_FP32 if full else 0))
-    if full and sharding == "node" and machines > 1:  # between machines all parts of one are added up side by side
-        beside += passes * _added_up(machines) * numbers * _FP32 / (between or 1)
-    waited = _added_up(world) * mine * _FP32 / slowest
-    return Communication(waited, beside) if on_gpu else Communication(waited + beside, 0)
+    replicated = trained - layers if full else trained  # trained parameters that are not sharded
+    shards, bandwidth = (local_world, intra_node) if sharding == "node" else (world, slowest)
+    gather_share = (shards - 1) / shards / (bandwidth or 1)
+    # Layers are gathered for forward and again for backward. If they are trained, gradients are reduce-scattered.
+    _, gathered_bytes = sharded_parameter_bytes(recipe, compute_bytes)
+    overlappable = micro_batches * layers * gather_share * (2 * gathered_bytes + (_FP32 if full else 0))
+    if full and sharding == "node" and nodes > 1:  # the shards of a node are all-reduced between nodes in parallel
+        overlappable += micro_batches * _all_reduce_share(nodes) * layers * _FP32 / (inter_node or 1)
+    exposed = _all_reduce_share(world) * replicated * _FP32 / slowest
+    return Communication(exposed, overlappable) if on_gpu else Communication(exposed + overlappable, 0)
 
 
-def _added_up(world: int) -> float:
+def _all_reduce_share(world: int) -> float:
+    """Return the bytes that an all-reduce of one byte sends over each link."""
     return 2 * (world - 1) / world
 
 
-def _links(launch: LaunchBase) -> tuple[float | None, float | None]:
-    """Return bytes a second between processes of a machine and between machines."""
-    network = launch.inter_node_gb_per_second if isinstance(launch, SlurmLaunch) else None
-    return tuple(gb * 1e9 if gb else None for gb in (launch.intra_node_gb_per_second, network))  # type: ignore[return-value]
+def _bandwidths(launch: LaunchBase) -> tuple[float | None, float | None]:
+    """Return the bytes per second within a node and between nodes; None for a bandwidth that is not stated."""
+    inter_node = launch.inter_node_gb_per_second if isinstance(launch, SlurmLaunch) else None
+    return tuple(gb * 1e9 if gb else None for gb in (launch.intra_node_gb_per_second, inter_node))  # type: ignore[return-value]

@@ -1,4 +1,4 @@
-"""How fast this machine has trained a model before, remembered for the next plan."""
+"""Record how fast this machine trains a model, so that the next plan can estimate the time."""
 
 import contextlib
 import platform
@@ -12,14 +12,14 @@ from tunesmith.core.user_folders import cache_root
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """How fast one process is.
+    """The measured speed of one process.
 
     Attributes:
-        tokens_per_second: while it computes gradients.
-        cores: how many it has; None, where a GPU computes.
-        update_seconds: what moving the weights takes, once in a step however many its tokens are.
-        reading: tokens a second while it only measures a loss; None if it has not been measured.
-        writing: tokens of answers a second, their prompts read meanwhile; None if it has not been measured.
+        tokens_per_second: in forward and backward passes.
+        cores: the number of cores of the process; None if a GPU computes.
+        update_seconds: the time of one optimizer update, which does not depend on the number of tokens.
+        reading: tokens per second in forward passes that only measure a loss; None if it has not been measured.
+        writing: generated tokens per second, with the time to read prompts; None if it has not been measured.
     """
 
     tokens_per_second: float
@@ -28,10 +28,11 @@ class Speed:
     reading: float | None = None
     writing: float | None = None
 
-    def on(self, cores: float | None) -> "Speed":
-        """Return the speed with so many cores: where they are fewer, it is taken to fall as they do.
+    def with_cores(self, cores: float | None) -> "Speed":
+        """Return the speed with another number of cores.
 
-        More may be faster, and nobody knows by how much.
+        With fewer cores the speed falls in proportion. With more it stays the same, because how well training scales
+        to more cores has not been measured.
         """
         share = min(1.0, cores / self.cores) if cores and self.cores else 1.0
         return replace(
@@ -42,39 +43,46 @@ class Speed:
             writing=self.writing and self.writing * share,
         )
 
-    def step_seconds(self, tokens: float, moved: float = 1.0) -> float:
-        """Return how long a step of so many tokens takes that moves so much of the weights that are trained."""
-        return tokens / self.tokens_per_second + moved * self.update_seconds
+    def step_seconds(self, tokens: float, updated_share: float = 1.0) -> float:
+        """Return the time of an optimizer step.
+
+        Args:
+            tokens: of this process in the step.
+            updated_share: the share of the trained parameters that this process updates.
+        """
+        return tokens / self.tokens_per_second + updated_share * self.update_seconds
 
 
 def save_speed(model_digest: str, method: str, speed: Speed, *, alone: bool) -> None:
-    """Note the speed of a finished training, which does not fail for the want of a place to note it.
+    """Record the speed of a finished training. A cache that cannot be written is ignored: the training is done.
 
-    That of one process of many, who also wait for each other, only where nothing is known.
+    Args:
+        alone: whether the process trained alone. Processes of a group also wait for each other, so their speed is
+            recorded only if there is none yet.
     """
     with contextlib.suppress(OSError, TunesmithError):
-        before = load_speed(model_digest, method)
-        if alone or before is None:
-            if before is not None:  # what this turn did not measure
-                speed = replace(speed, reading=speed.reading or before.reading, writing=before.writing)
-            write_json(_place(model_digest, method), asdict(speed))
+        recorded = load_speed(model_digest, method)
+        if alone or recorded is None:
+            if recorded is not None:  # keep what this training did not measure
+                speed = replace(speed, reading=speed.reading or recorded.reading, writing=recorded.writing)
+            write_json(_file_of(model_digest, method), asdict(speed))
 
 
 def save_generation_speed(model_digest: str, method: str, tokens_per_second: float) -> None:
-    """Note how fast one process answered, next to how fast it trained; ignored for a model never trained here."""
+    """Add the generation speed to the recorded speed of a model; do nothing if the model was never trained here."""
     with contextlib.suppress(OSError, TunesmithError):
-        if before := load_speed(model_digest, method):
-            write_json(_place(model_digest, method), asdict(replace(before, writing=tokens_per_second)))
+        if recorded := load_speed(model_digest, method):
+            write_json(_file_of(model_digest, method), asdict(replace(recorded, writing=tokens_per_second)))
 
 
 def load_speed(model_digest: str, method: str) -> Speed | None:
-    """Return the speed of the last training of this model by this method here, or None."""
-    path = _place(model_digest, method)
+    """Return the speed of the last training of this model by this method on this machine; None if there is none."""
+    path = _file_of(model_digest, method)
     try:
         return Speed(**read_json(path)) if path.exists() else None
     except (OSError, TunesmithError, TypeError):
         return None
 
 
-def _place(model_digest: str, method: str) -> Path:
+def _file_of(model_digest: str, method: str) -> Path:
     return cache_root() / "speed" / f"{digest_of([model_digest, method, platform.node()])[:24]}.json"

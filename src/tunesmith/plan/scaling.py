@@ -110,16 +110,16 @@ def estimate_cluster(recipe: Recipe, known: EstimateInputs) -> ClusterEstimate:
     room = MemoryBudget(number, there.device == "cuda", there.memory_gib)
     sharding = choose_sharding(recipe, shapes, rows, room, processes, new_tokens=known.new_tokens)
     parts = shard_count(sharding, processes, local_world_size_of(launch))
-    division, memory = estimate_micro_batches(recipe, shapes, rows, room, new_tokens=known.new_tokens, parts=parts)
+    division, memory = estimate_micro_batches(recipe, shapes, rows, room, new_tokens=known.new_tokens, shards=parts)
     steps = plan_steps(recipe, len(rows))
     per_step = float(rows.lengths.sum()) * steps.epochs / steps.total_steps
     sent = estimate_communication(
         recipe, shapes, memory.trainable_parameters, sharding, compute_bytes=number,
-        passes=_passes(recipe, division, per_step / processes), on_gpu=room.on_gpu,
+        micro_batches=_passes(recipe, division, per_step / processes), on_gpu=room.on_gpu,
     )  # fmt: skip
     alone = together = None
     if speed and there.device == known.here.device:
-        one = speed.on(_cores_of_each(launch))
+        one = speed.with_cores(_cores_of_each(launch))
         alone = per_step / one.step_seconds(per_step)
         most = per_step / processes / estimate_rank_utilization(recipe, rows, processes)
         computing = one.step_seconds(most, _moved(recipe, shapes, memory, parts))

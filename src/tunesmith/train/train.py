@@ -153,9 +153,9 @@ def _setup(
         free_memory()  # of the first passes, for which each layer had streams of its own
     expected = None
     if shapes is not None:
-        parts = shard_count(sharding, group.rank_info.world_size, group.rank_info.local_world_size)
+        shards = shard_count(sharding, group.rank_info.world_size, group.rank_info.local_world_size)
         new = len(tokenizer.new_ids)
-        policy, expected = fit_micro_batches(recipe, shapes, tokens, policy, room, new_tokens=new, parts=parts)
+        policy, expected = fit_micro_batches(recipe, shapes, tokens, policy, room, new_tokens=new, shards=shards)
         if expected.total > room.available_gib:
             log(f"warning: training needs about {expected.total:.1f} GiB, and {room.available_gib:.1f} are available")
         if expected.offloaded > beside:

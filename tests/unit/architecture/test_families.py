@@ -12,7 +12,8 @@ from tests.support.tiny import save_model, save_seq2seq
 from tunesmith.architecture.families import shapes_of
 from tunesmith.architecture.weight_headers import shapes_from_headers
 from tunesmith.core.errors import RecipeError
-from tunesmith.estimate.memory import MicroBatchShape, estimate_memory, layer_parameter_counts
+from tunesmith.estimate.activations import MicroBatchShape
+from tunesmith.estimate.memory import estimate_memory, layer_parameter_counts
 from tunesmith.recipe.schema import Recipe
 
 KINDS = ("llama", "gpt2", "gpt_neo", "mistral", "gemma2", "gemma3_text", "qwen2", "qwen3", "phi", "phi3", "granite")

@@ -119,7 +119,7 @@ def test_layers_are_divided_where_all_of_them_have_no_room(
 ) -> None:
     full = recipe(tmp_path, "tuning={method: full}")
     _, memory = estimate_micro_batches(full, shapes, tokens, MemoryBudget(4, True, 1000), new_tokens=0)
-    _, parts = estimate_micro_batches(full, shapes, tokens, MemoryBudget(4, True, 1000), new_tokens=0, parts=4)
+    _, parts = estimate_micro_batches(full, shapes, tokens, MemoryBudget(4, True, 1000), new_tokens=0, shards=4)
     assert parts.total - parts.activations < (memory.total - memory.activations) / 2
 
     def kept(asked: Recipe, gib: float, processes: int = 4) -> str:

@@ -13,7 +13,8 @@ from tunesmith.architecture.families import shapes_of
 from tunesmith.architecture.shapes import Shapes
 from tunesmith.core.records import ENCODER_IDS
 from tunesmith.data.batch import ENCODER_MASK, Batch
-from tunesmith.estimate.memory import MicroBatchShape, estimate_memory
+from tunesmith.estimate.activations import MicroBatchShape
+from tunesmith.estimate.memory import estimate_memory
 from tunesmith.kernels.gated_mlp import patch_gated_mlp
 from tunesmith.kernels.lora_fused import fuse_lora, record_shared_inputs
 from tunesmith.kernels.packed_attention import use_packed_attention

@@ -1,0 +1,36 @@
+"""Estimate the disk space of a run's checkpoints and of the weights that it downloads."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from tunesmith.estimate.memory import optimizer_state_gib
+from tunesmith.recipe.schema import Recipe
+
+_GIB = 2**30
+_OTHER_GIB = 0.05  # prepared rows, logs and the report
+
+
+@dataclass(frozen=True, slots=True)
+class DiskEstimate:
+    """Disk space in GiB: `needed` for the run, and `to_fetch` for weights from the hub, with the space that is free."""
+
+    needed: float
+    free: float
+    to_fetch: float
+    fetch_free: float
+
+
+def checkpoints_gib(recipe: Recipe, trainable_parameters: int, total_steps: int) -> float:
+    """Return the disk space of a run: the checkpoints it keeps, the best one, and one that is being written."""
+    checkpoints = min(recipe.train.keep_checkpoints + 2, total_steps + 1)
+    size = trainable_parameters * 4 / _GIB + optimizer_state_gib(recipe, trainable_parameters)
+    return checkpoints * size + _OTHER_GIB
+
+
+def free_gib(path: Path) -> float:
+    """Return the free space on the disk of a path, which need not exist yet."""
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free / _GIB
