@@ -14,7 +14,7 @@ from tunesmith.demo.generate import rows
 from tunesmith.fetch.reference import resolve
 from tunesmith.model.adapters import make_trainable
 from tunesmith.model.load import ComputeConfig, load_base
-from tunesmith.recipe.schema import LoraTuning, QloraTuning, Quantization
+from tunesmith.recipe.tuning import LoraTuning, QloraTuning, Quantization
 from tunesmith.tasks.tokenizer import TokenizerAdapter
 
 FORMS = {

@@ -16,7 +16,7 @@ ASSERT_SENTENCES = (
     "tests/integration", "tests/unit/architecture", "tests/unit/benchmarks", "tests/unit/cli", "tests/unit/core",
     "tests/unit/data", "tests/unit/evaluate", "tests/unit/fetch",
     "tests/unit/inference", "tests/unit/kernels", "tests/unit/model", "tests/unit/pipeline", "tests/unit/plan",
-    "tests/unit/recipe", "tests/unit/scoring", "tests/unit/slurm", "tests/unit/sweep",
+    "tests/unit/scoring", "tests/unit/slurm", "tests/unit/sweep",
     "tests/unit/tasks", "tests/unit/train",
 )  # fmt: skip
 

@@ -93,7 +93,7 @@ def test_the_embedded_model_learns_in_four_and_eight_bits_as_in_full(smollm2: Pa
 
     from tunesmith.model.adapters import make_trainable
     from tunesmith.model.load import ComputeConfig, load_base
-    from tunesmith.recipe.schema import LoraTuning, QloraTuning, Quantization
+    from tunesmith.recipe.tuning import LoraTuning, QloraTuning, Quantization
     from tunesmith.tasks.tokenizer import TokenizerAdapter
 
     text = "Question: how many orders did Ada place? Answer: SELECT count(*) FROM orders WHERE customer = 'Ada';"

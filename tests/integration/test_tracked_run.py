@@ -47,6 +47,6 @@ def test_a_tracker_that_is_not_installed_is_told_before_the_run(
 
 
 def test_a_tracker_nobody_knows_is_a_mistake_in_the_recipe(tmp_path: Path, tiny: Path) -> None:
-    for names, told in ((["wanbd"], "did you mean `wandb`"), (["wandb", "wandb"], "names a tracker twice")):
+    for names, told in ((["wanbd"], "did you mean `wandb`"), (["wandb", "wandb"], "twice")):
         with pytest.raises(RecipeError, match=told):
             plan_run(recipe(tmp_path, tiny, trackers=names))

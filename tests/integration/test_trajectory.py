@@ -17,7 +17,8 @@ from tunesmith.model.adapters import make_trainable, open_model
 from tunesmith.model.load import ComputeConfig
 from tunesmith.model.lora import use_peft_forward
 from tunesmith.recipe.data_source import FileSource
-from tunesmith.recipe.schema import ChatData, LoraTuning
+from tunesmith.recipe.schema import ChatData
+from tunesmith.recipe.tuning import LoraTuning
 from tunesmith.tasks import task_for
 from tunesmith.tasks.chatml import load_tokenizer
 

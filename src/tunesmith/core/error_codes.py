@@ -27,6 +27,22 @@ ERROR_CODES = {
     "unexpected": "A fault in tunesmith or in a library; the message names a log file with the traceback.",
     "damaged-verdict": "A stored verdict lacks a value, or two of its values contradict each other.",
     # recipe
+    "unknown-key": "The recipe has no such key, or not in this kind of section.",
+    "missing-key": "A required key is missing.",
+    "wrong-value": "The value of a key has the wrong type or is not allowed.",
+    "wrong-template": "A template has a syntax error or no column.",
+    "no-effect": "A setting would have no effect.",
+    "contradiction": "Two settings exclude each other.",
+    "not-measured": "A setting names a metric that the recipe does not measure.",
+    "unreachable-threshold": "No change of the metric can exceed the threshold.",
+    "sharding-unsupported": "The model, its tuning method or its optimizer cannot be sharded.",
+    "unsafe-text": "A text for a shell script has characters with a special meaning there.",
+    "wrong-override": "An argument is not `key=value`, or its key is below a value instead of a section.",
+    "not-yaml": "The file is not YAML, or not a mapping of keys.",
+    "unsupported-yaml": "The recipe has a tag, or is in another version of YAML than 1.2.",
+    "yaml-escape": "Double quotes have turned a backslash into an escape that cannot have been meant.",
+    "recipe-too-large": "The recipe is too large or nested too deeply, or its aliases expand to too much.",
+    "unknown-template": "There is no template of this name for `tunesmith init`.",
     # fetch
     # architecture
     # tasks
@@ -37,7 +53,6 @@ ERROR_CODES = {
     # scoring
     # model, kernels and distributed
     "bad-rank": "The environment variables of the launcher name an impossible rank.",
-    "sharding-unsupported": "The model has no layers that can be sharded.",
     "uneven-processes": "Machines have different numbers of processes, and `launch.sharding: node` needs equal ones.",
     "ranks-differ": "The ranks of a run have different inputs or versions of tunesmith.",
     "port-in-use": "Another program uses the port at which the ranks of a run meet.",

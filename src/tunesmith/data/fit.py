@@ -17,7 +17,8 @@ from tunesmith.estimate.activations import MicroBatchShape
 from tunesmith.estimate.memory import MemoryEstimate, estimate_memory, weights_bytes
 from tunesmith.recipe.launch import Sharding
 from tunesmith.recipe.schedule import StepPlan, default_micro_batch_tokens, plan_steps
-from tunesmith.recipe.schema import LoraBase, Recipe
+from tunesmith.recipe.schema import Recipe
+from tunesmith.recipe.tuning import LoraBase
 from tunesmith.recipe.validation import sharding_unsupported_reason
 
 # The memory is estimated for this many steps with the most tokens, and for as many with the longest rows.

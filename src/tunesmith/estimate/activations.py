@@ -8,7 +8,8 @@ from collections import Counter
 from dataclasses import dataclass
 
 from tunesmith.architecture.shapes import Attention, Layer, Linear, Shapes, Stack
-from tunesmith.recipe.schema import FullTuning, LoraBase, LoraTuning, Recipe
+from tunesmith.recipe.schema import Recipe
+from tunesmith.recipe.tuning import FullTuning, LoraBase, LoraTuning
 
 # Inputs of linear layers that the operation before has saved already.
 _SAVED_INPUTS = ("attended", "rectified")

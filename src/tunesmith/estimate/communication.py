@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from tunesmith.architecture.shapes import Shapes
 from tunesmith.estimate.memory import layer_parameter_counts, sharded_parameter_bytes
 from tunesmith.recipe.launch import LaunchBase, Sharding, SlurmLaunch, local_world_size_of, world_size_of
-from tunesmith.recipe.schema import FullTuning, Recipe
+from tunesmith.recipe.schema import Recipe
+from tunesmith.recipe.tuning import FullTuning
 
 _FP32 = 4
 

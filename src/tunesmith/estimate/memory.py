@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from tunesmith.architecture.shapes import Shapes
 from tunesmith.estimate.activations import MicroBatchShape, SavedActivations
-from tunesmith.recipe.schema import FullTuning, QloraTuning, Recipe
+from tunesmith.recipe.schema import Recipe
+from tunesmith.recipe.tuning import FullTuning, QloraTuning
 
 _GIB = 2**30
 # Bytes of optimizer state per trained parameter: two moments in fp32, or in 8 bits with one scale per block of 256.

@@ -21,7 +21,7 @@ from tunesmith.model.lora import use_compute_dtype
 from tunesmith.model.memory import is_out_of_memory
 from tunesmith.model.new_tokens import init_new_rows, resize_embeddings, trainable_token_indices
 from tunesmith.model.quantization import trained_quantization
-from tunesmith.recipe.schema import FullTuning, LoraBase, Quantization
+from tunesmith.recipe.tuning import FullTuning, LoraBase, Quantization
 
 _WEIGHTS = "adapter_model.safetensors"
 

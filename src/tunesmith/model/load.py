@@ -19,7 +19,8 @@ from tunesmith.core.errors import DamagedFile, RecipeError
 from tunesmith.estimate.hardware import PrecisionSetting, choose_precision
 from tunesmith.fetch.reference import ModelFolder
 from tunesmith.model.quantization import bitsandbytes_config, disable_weight_repacking, require_quantization
-from tunesmith.recipe.schema import Quantization, Recipe
+from tunesmith.recipe.schema import Recipe
+from tunesmith.recipe.tuning import Quantization
 
 # Their activations go beyond what fp16 can hold; bf16, in which they were pretrained, has the range.
 _BEYOND_FP16 = frozenset({"t5", "mt5", "umt5", "longt5", "switch_transformers"})

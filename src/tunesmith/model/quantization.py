@@ -12,7 +12,8 @@ from torch import library
 
 from tunesmith.core.errors import RecipeError, install_hint
 from tunesmith.fetch.reference import ModelFolder
-from tunesmith.recipe.schema import Quantization, Recipe
+from tunesmith.recipe.schema import Recipe
+from tunesmith.recipe.tuning import Quantization
 
 # The largest accepted error of a quantized product, relative to its norm: fp4 gives about 0.12 with random weights.
 _MOST_OFF = 0.4

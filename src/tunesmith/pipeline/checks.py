@@ -26,7 +26,8 @@ from tunesmith.fetch.reference import ModelFolder, open_pin, resolve, resolve_ba
 from tunesmith.inference.answerable import check_answerable
 from tunesmith.inference.prompts import rows_to_answer, select_rows
 from tunesmith.recipe.launch import SlurmLaunch
-from tunesmith.recipe.schema import DataBase, LoraBase, Quantization, Recipe
+from tunesmith.recipe.schema import DataBase, Recipe
+from tunesmith.recipe.tuning import LoraBase, Quantization
 from tunesmith.recipe.validation import find_remarks
 from tunesmith.tasks import task_for
 from tunesmith.tasks.chatml import load_tokenizer

@@ -32,7 +32,8 @@ from tunesmith.recipe.launch import (
     world_size_of,
 )  # fmt: skip
 from tunesmith.recipe.schedule import plan_steps
-from tunesmith.recipe.schema import FullTuning, Quantization, Recipe
+from tunesmith.recipe.schema import Recipe
+from tunesmith.recipe.tuning import FullTuning, Quantization
 
 # How many times the machines that are asked for are looked at, to tell whether more would help.
 _TIMES_MORE = 4

@@ -1,7 +1,7 @@
-"""Which settings differ from recorded ones, also if another version of tunesmith recorded them.
+"""Compare a run's settings with recorded ones, including records written by other versions of tunesmith.
 
-A record holds every value, defaults too. A key that it lacks did not exist yet, so the run was done as the key's
-default says. A default that has changed since, and a key that no longer exists, count as changes.
+A record holds every setting, defaults included. If it lacks a key, the key did not exist when the run was made, so its
+default applies. A default that has changed since, and a key that no longer exists, count as changes.
 """
 
 from typing import Any
@@ -17,21 +17,23 @@ UNDO_HINT = "undo the change to continue this run, or give another --out to star
 def changed_keys(recorded: Any, wanted: Any, section: Any = None, path: str = "") -> set[str]:
     """Return the dotted keys under which two JSON values differ.
 
-    Keys of the section that `wanted` leaves out decide nothing: their recorded values are not compared.
+    Keys of the section that `wanted` leaves out are not compared, because they do not affect the result.
 
     Args:
-        recorded: what was written earlier.
-        wanted: what would be written now.
+        recorded: the value in the record.
+        wanted: the value that would be recorded now.
         section: the section of the recipe, or the tuple of sections, that `wanted` was made from; None if it was made
             from something else.
         path: the key of both values.
     """
     if isinstance(recorded, dict) and isinstance(wanted, dict):
-        recorded = _completed(recorded, wanted, section)
+        recorded = _with_defaults(recorded, wanted, section)
         keys = recorded.keys() | wanted.keys()
         return set[str]().union(
             *(
-                changed_keys(recorded.get(key), wanted.get(key), _part(section, key), f"{path}.{key}" if path else key)
+                changed_keys(
+                    recorded.get(key), wanted.get(key), _subsection(section, key), f"{path}.{key}" if path else key
+                )
                 for key in keys
             )
         )
@@ -40,13 +42,13 @@ def changed_keys(recorded: Any, wanted: Any, section: Any = None, path: str = ""
     return {path} if recorded != wanted else set()
 
 
-def _completed(recorded: dict[str, Any], wanted: dict[str, Any], section: Any) -> dict[str, Any]:
-    """Return recorded values with the defaults of keys that they lack, and without keys that decide nothing."""
+def _with_defaults(recorded: dict[str, Any], wanted: dict[str, Any], section: Any) -> dict[str, Any]:
+    """Add the defaults of keys that a record lacks, and remove keys of the section that `wanted` leaves out."""
     fields = type(section).model_fields if isinstance(section, Section) else {}
     defaults = {key: field.get_default() for key, field in fields.items() if key in wanted and not field.is_required()}
-    kept = {key: value for key, value in recorded.items() if key in wanted or key not in fields}
-    return {**to_jsonable_python(defaults), **kept}
+    compared = {key: value for key, value in recorded.items() if key in wanted or key not in fields}
+    return {**to_jsonable_python(defaults), **compared}
 
 
-def _part(section: Any, key: str) -> Any:
+def _subsection(section: Any, key: str) -> Any:
     return getattr(section, key, None) if isinstance(section, Section) else None

@@ -7,43 +7,43 @@ from tunesmith.recipe.template import columns_in, names_in_double_braces, option
 
 
 def prompt_columns(data: Data) -> tuple[str, ...]:
-    """Return the columns of the prompt and the system turn, or of a document; sorted, each once."""
+    """Return the columns of the prompt and the system turn, or of a document; sorted, without repetition."""
     if isinstance(data, TextData):
-        return _in_order(columns_in(data.text) or (data.text,))
-    return _in_order([column for template in _asking(data) for column in columns_in(template)])
+        return _sorted_unique(columns_in(data.text) or (data.text,))
+    return _sorted_unique([column for template in _prompt_templates(data) for column in columns_in(template)])
 
 
 def response_columns(data: Data) -> tuple[str, ...]:
-    """Return the columns of the response; sorted, each once."""
+    """Return the columns of the response; sorted, without repetition."""
     if isinstance(data, CompletionData | Seq2SeqData | ChatData) and data.response:
-        return _in_order(columns_in(data.response))
+        return _sorted_unique(columns_in(data.response))
     return ()
 
 
 def optional_columns(data: Data) -> frozenset[str]:
-    """Return the columns that may be empty: every template that names them has `{name?}`."""
+    """Return the columns that may be empty: those that every template writes as `{name?}`."""
     templates = _templates(data)
     optional = frozenset().union(*map(optional_columns_in, templates))
-    needed = {piece.column for template in templates for piece in parse_template(template) if not piece.optional}
-    return optional - needed
+    required = {piece.column for template in templates for piece in parse_template(template) if not piece.optional}
+    return optional - required
 
 
 def required_columns(data: Data) -> tuple[str, ...]:
-    """Return the columns without which no row can be used: of templates, messages, filters and the split."""
-    named = [*prompt_columns(data), *response_columns(data), *(rule.column for rule in data.filters)]
+    """Return the columns that every usable row has: of templates, messages, filters and the split."""
+    columns = [*prompt_columns(data), *response_columns(data), *(rule.column for rule in data.filters)]
     messages = data.messages if isinstance(data, ChatData) else None
-    named += [column for column in (messages, data.split.by, data.split.column) if column is not None]
+    columns += [column for column in (messages, data.split.by, data.split.column) if column is not None]
     optional = optional_columns(data)
-    return tuple(column for column in dict.fromkeys(named) if column not in optional)
+    return tuple(column for column in dict.fromkeys(columns) if column not in optional)
 
 
 def double_brace_names(data: Data) -> tuple[str, ...]:
-    """Return the names in double braces in the templates, which are text; sorted, each once."""
-    return _in_order([name for template in _templates(data) for name in names_in_double_braces(template)])
+    """Return the names in double braces, which are literal text here (Jinja's syntax); sorted, without repetition."""
+    return _sorted_unique([name for template in _templates(data) for name in names_in_double_braces(template)])
 
 
-def _asking(data: Data) -> list[str]:
-    """Return the templates of what is asked."""
+def _prompt_templates(data: Data) -> list[str]:
+    """Return the templates that a prompt is made from."""
     if isinstance(data, TextData):
         return [data.text] if columns_in(data.text) else []
     system = data.system if isinstance(data, ChatData) else None
@@ -52,8 +52,8 @@ def _asking(data: Data) -> list[str]:
 
 def _templates(data: Data) -> list[str]:
     response = None if isinstance(data, TextData) else data.response
-    return [*_asking(data), *([response] if response else [])]
+    return [*_prompt_templates(data), *([response] if response else [])]
 
 
-def _in_order(columns: Iterable[str]) -> tuple[str, ...]:
+def _sorted_unique(columns: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(set(columns)))

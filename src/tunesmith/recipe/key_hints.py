@@ -1,28 +1,28 @@
-"""Settings of TRL, transformers, Axolotl and LLaMA-Factory, and our former keys, with the keys that replace them."""
+"""Hints for unknown keys: settings of TRL, transformers, Axolotl and LLaMA-Factory, and former keys of ours."""
 
 from typing import NamedTuple
 
 
 class Replacement(NamedTuple):
-    """The keys of a recipe that replace another tool's setting, and what differs or what to do instead."""
+    """The keys of a recipe to use instead of another tool's setting, and a note on the difference."""
 
     keys: tuple[str, ...]
     note: str = ""
 
 
-# (settings of other tools, keys of a recipe, note)
+# (settings of other tools, keys of a recipe, note on the difference or on what to do)
 REPLACEMENTS = (
     # The model
     ("base_model model_name_or_path model_name model_id model_path pretrained_model_name_or_path", "model.base", ""),
-    ("adapter_name_or_path lora_model_dir", "model.base", "name the adapter as the base, to train it further"),
+    ("adapter_name_or_path lora_model_dir", "model.base", "give the adapter as the base, to continue its training"),
     ("model_revision", "model.base", "write `org/name@revision`"),
     ("bf16 fp16 tf32 torch_dtype dtype pure_bf16 bnb_4bit_compute_dtype compute_dtype",
-     "model.precision", "`auto` is bf16 if the machine computes in it"),
+     "model.precision", "`auto` is bf16 if the hardware supports it"),
     ("attn_implementation flash_attn flash_attention use_flash_attention_2", "model.attention", ""),
     ("chat_template template",
      "model.chat_markup",
      "the model's own chat template is used; `chat_markup: chatml` adds one to a model that has none"),
-    ("trust_remote_code", "", "code of a model's repository is never run; remove it"),
+    ("trust_remote_code", "", "code from a model's repository is never run; remove the key"),
     # Data
     ("dataset datasets dataset_name dataset_path dataset_dir train_file train_dataset",
      "data.source", "write `{file: rows.jsonl}` or `{hub: org/name}`"),
@@ -31,18 +31,18 @@ REPLACEMENTS = (
     ("dataset_text_field text_column text_field", "data.text", ""),
     ("test_datasets test_dataset test_file data.test",
      "data.split.column",
-     "test rows come from `data.source` too; a column of the rows names their split: train, valid or test"),
+     "test rows come from `data.source` too, and a column of the rows holds their split: train, valid or test"),
     ("eval_dataset validation_file valid_file data.valid data.validation",
      "data.split.valid data.split.column",
-     "a fraction of the rows of `data.source`, or those marked `valid` in a column"),
-    ("val_set_size val_size", "data.split.valid", "`data.split.test` also sets rows aside, for the verdict"),
+     "a fraction of the rows of `data.source`, or the rows with `valid` in a column"),
+    ("val_set_size val_size", "data.split.valid", "`data.split.test` sets further rows aside, for the verdict"),
     ("validation_split", "data.split.valid", ""),
     ("test_size", "data.split.test", ""),
     ("max_samples max_train_samples", "data.train_rows", ""),
     ("max_eval_samples", "evaluate.rows", ""),
     ("max_length max_seq_length max_seq_len cutoff_len sequence_len model_max_length block_size max_source_length "
      "max_prompt_length",
-     "data.max_tokens_per_example", "`data.too_long` decides what happens to longer rows"),
+     "data.max_tokens_per_example", "`data.too_long` decides about longer rows"),
     ("max_target_length", "data.max_target_tokens", ""),
     ("truncation", "data.too_long", ""),
     ("conversations", "data.messages", "a column of {role, content} messages"),
@@ -54,8 +54,8 @@ REPLACEMENTS = (
     ("formatting", "data.task", "text, completion, chat or seq2seq"),
     ("stage", "data.task", "text for pretraining; completion, chat or seq2seq for supervised fine-tuning"),
     ("train_on_inputs train_on_prompt mask_history completion_only_loss assistant_only_loss roles_to_train",
-     "data.train_on", "only answers are ever learned; in conversations, `train_on` chooses all of them or the last"),
-    ("tools", "", "tool calls are not supported yet; descriptions of tools can be text in `data.prompt`"),
+     "data.train_on", "only answers are trained on; in conversations, `train_on` selects all of them or the last"),
+    ("tools", "", "tool calls are not supported yet; `data.prompt` can describe tools as text"),
     # Tuning
     ("adapter finetuning_type use_peft lora qlora", "tuning.method", "full, lora or qlora"),
     ("load_in_4bit quantization_bit", "tuning.method tuning.bits", "write `tuning: {method: qlora, bits: 4}`"),
@@ -70,19 +70,19 @@ REPLACEMENTS = (
     ("use_rslora", "tuning.rslora", ""),
     ("use_dora", "tuning.dora", ""),
     ("modules_to_save lora_modules_to_save lora_bias adam_epsilon neftune_noise_alpha label_smoothing_factor",
-     "", "tunesmith has no such setting; remove it"),
+     "", "tunesmith has no such setting; remove the key"),
     # Training
     ("lr max_lr", "train.learning_rate", ""),
     ("batch_size train_batch_size per_device_train_batch_size per_device_batch_size micro_batch_size",
      "train.examples_per_step train.micro_batch",
-     "`examples_per_step` is the whole batch of one optimizer step, over all devices and accumulation; "
-     "`micro_batch` is the part of it in one forward pass, by default as much as memory allows"),
+     "`examples_per_step` is the batch of one optimizer step, over all devices and micro-batches; `micro_batch` is the "
+     "part of it in one forward pass, by default as much as memory allows"),
     ("global_batch_size gradient_accumulation_steps grad_accum",
      "train.examples_per_step",
-     "it is the whole batch of a step; accumulation follows from it and from the memory there is"),
+     "the batch of one optimizer step; gradient accumulation follows from it and from the memory"),
     ("per_device_eval_batch_size eval_batch_size group_by_length dataloader_num_workers preprocessing_num_workers "
      "dataset_num_proc use_liger_kernel torch_compile",
-     "", "it is chosen automatically and affects only speed; remove it"),
+     "", "chosen automatically, and affects only speed; remove the key"),
     ("num_train_epochs num_epochs n_epochs", "train.epochs", ""),
     ("max_train_steps num_steps", "train.max_steps", ""),
     ("lr_scheduler_type lr_scheduler scheduler", "train.schedule", ""),
@@ -92,7 +92,7 @@ REPLACEMENTS = (
     ("adam_beta1", "train.beta1", ""),
     ("adam_beta2", "train.beta2", ""),
     ("max_grad_norm gradient_clipping", "train.max_gradient_norm", ""),
-    ("sample_packing", "train.packing", "auto, always or never; packed rows cannot see each other"),
+    ("sample_packing", "train.packing", "auto, always or never; packed rows do not attend to each other"),
     ("eval_sample_packing neat_packing", "train.packing", ""),
     ("gradient_checkpointing", "train.activation_checkpointing", ""),
     ("eval_steps evals_per_epoch", "train.valid_every_steps", ""),
@@ -101,29 +101,29 @@ REPLACEMENTS = (
     ("save_strategy", "train.save_every_steps", "a number of steps"),
     ("save_total_limit", "train.keep_checkpoints", ""),
     ("metric_for_best_model load_best_model_at_end early_stopping_patience",
-     "train.select_best_by", "the best checkpoint is always kept and used"),
-    ("logging_steps", "", "every step is logged to train/metrics.jsonl; remove it"),
+     "train.select_best_by", "the best checkpoint is always kept, and becomes the tuned model"),
+    ("logging_steps", "", "every step is logged to train/metrics.jsonl; remove the key"),
     ("resume_from_checkpoint auto_resume_from_checkpoints",
-     "", "an interrupted run resumes when you repeat its command; remove it"),
+     "", "an interrupted run resumes if you repeat its command; remove the key"),
     ("random_state data_seed", "seed", ""),
     # Evaluation
-    ("compute_metrics", "evaluate.metrics", "a name, or a function of your own as `module:function`"),
-    ("predict_with_generate", "evaluate.metrics", "test rows are always answered by generation"),
+    ("compute_metrics", "evaluate.metrics", "a name, or `module:function` for a function of yours"),
+    ("predict_with_generate", "evaluate.metrics", "answers to test rows are always generated"),
     ("generation_max_length max_new_token", "evaluate.max_new_tokens", ""),
     ("generation_num_beams num_beams", "evaluate.beams", ""),
     ("temperature top_p top_k do_sample",
-     "evaluate.beams", "evaluation is greedy, or a beam search; nothing is sampled"),
+     "evaluate.beams", "evaluation decodes greedily or by beam search, and does not sample"),
     # Launching and output
-    ("output_dir out_dir save_dir overwrite_output_dir", "", "the run's folder is runs/NAME/ID, or that of `--out`"),
+    ("output_dir out_dir save_dir overwrite_output_dir", "", "the run's folder is runs/NAME/ID; `--out` sets another"),
     ("run_name experiment_name", "name", ""),
     ("report_to wandb_project wandb_entity use_wandb mlflow_tracking_uri", "trackers", "a list, such as `[mlflow]`"),
     ("deepspeed fsdp fsdp_config",
-     "launch.sharding", "models are sharded with FSDP2 only; `auto` uses it if one device is too small"),
+     "launch.sharding", "models are sharded with FSDP2; `auto` does so if one device has too little memory"),
     ("num_gpus",
      "launch.processes launch.gpus_per_node", "`processes` with `launch.on: torchrun`, `gpus_per_node` with Slurm"),
     ("num_processes nproc_per_node", "launch.processes", "with `launch.on: torchrun`"),
-    ("push_to_hub hub_model_id", "promote.model", "a model that is better is promoted to the registry"),
-    ("rl", "", "preference training (DPO and such) is not supported yet"),
+    ("push_to_hub hub_model_id", "promote.model", "a model that is better than its base is promoted to the registry"),
+    ("rl", "", "preference training (such as DPO) is not supported yet"),
     # Former names of our own keys
     ("near_copy", "data.near_duplicate_threshold", ""),
     ("prompt_tokens", "data.sample_prefix_tokens", ""),
@@ -136,22 +136,22 @@ REPLACEMENTS = (
     ("track", "trackers", ""),
 )  # fmt: skip
 
-# Former values of our own keys: (key, value) -> value.
+# Former values of our own keys: (key, former value) -> value.
 _VALUES = {("data.too_long", "cut"): "truncate", ("data.leakage", "stop"): "error"}
 
-BY_KEY = {word: Replacement(tuple(keys.split()), note) for words, keys, note in REPLACEMENTS for word in words.split()}
+BY_KEY = {name: Replacement(tuple(keys.split()), note) for names, keys, note in REPLACEMENTS for name in names.split()}
 
 
 def replacement_for(path: tuple[str | int, ...]) -> str | None:
-    """Return what to write instead of another tool's setting at `path`, or None if the key is not one of those."""
+    """Return what to write instead of another tool's setting at `path`; None if the key is not in the table."""
     names = [str(part).replace("-", "_").lower() for part in path if not isinstance(part, int)]
-    found = BY_KEY.get(".".join(names[-2:])) or BY_KEY.get(names[-1]) if names else None
-    if found is None:
+    replacement = BY_KEY.get(".".join(names[-2:])) or BY_KEY.get(names[-1]) if names else None
+    if replacement is None:
         return None
-    keys = " and ".join(f"`{key}`" for key in found.keys)
-    return "; ".join(part for part in (f"here it is {keys}" if keys else "", found.note) if part)
+    keys = " and ".join(f"`{key}`" for key in replacement.keys)
+    return "; ".join(part for part in (f"use {keys}" if keys else "", replacement.note) if part)
 
 
 def renamed_value(path: tuple[str | int, ...], value: str) -> str | None:
-    """Return the present name of a former value of the key at `path`, or None if it is not one."""
+    """Return the present name of a former value of the key at `path`; None if it is not one."""
     return _VALUES.get((".".join(map(str, path)), value))

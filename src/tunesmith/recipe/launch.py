@@ -1,6 +1,6 @@
-"""Where and with how many processes a run runs: the section `launch` of a recipe.
+"""The section `launch`: where a run's processes are started, and how many.
 
-What is written here ends up in a script that a shell reads, so every value keeps to what can mean nothing else there.
+Most values are written into a script for a shell, so only characters without a special meaning there are allowed.
 """
 
 import re
@@ -9,15 +9,15 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from tunesmith.core.errors import RecipeError
-from tunesmith.recipe.base import Section, checked_by
+from tunesmith.recipe.base import Section, checked_by, setting_error
 
-# Letters that neither a shell nor sbatch takes for anything but themselves.
-_PLAIN = "a letter, a digit or one of _ . , : / @ % + = -"
+# Characters that are literal to a shell and to sbatch.
+_LITERAL = "letters, digits and _ . , : / @ % + = -"
 _WORD = re.compile(r"[\w.,:/@%+=-]+", re.ASCII)
 _OPTION = re.compile(r"--([a-z][a-z-]*)(=[\w.,:/@%+=*&|!()\[\]-]+)?", re.ASCII)
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-# Written by us from the other settings; a second one would win or lose without a word.
-_OURS = (
+# Options that the script sets from other keys; of two, sbatch would silently take one.
+_OWN_OPTIONS = (
     "account", "array", "chdir", "clusters", "cpus-per-task", "dependency", "error", "export", "gpus-per-node",
     "job-name", "mem", "no-requeue", "nodes", "ntasks", "ntasks-per-node", "open-mode", "output", "partition", "qos",
     "requeue", "signal", "test-only", "time", "wait",
@@ -26,29 +26,32 @@ _OURS = (
 
 def _check_word(text: str) -> None:
     if not _WORD.fullmatch(text):
-        raise RecipeError(f"may hold only {_PLAIN}, for it is written into a script (found {text!a})")
-    if text.startswith("-"):  # it would be read as an option of its own
-        raise RecipeError(f"must not begin with a dash (found {text!a})")
+        raise RecipeError(f"may contain only {_LITERAL}, because a shell reads it (found {text!a})", code="unsafe-text")
+    if text.startswith("-"):  # it would be read as an option
+        raise RecipeError(f"must not begin with a dash (found {text!a})", code="unsafe-text")
 
 
 def _check_value(text: str) -> None:
     if not text.isprintable():
-        raise RecipeError(f"must be one line of printable letters (found {text!a})")
-    if "$" in text:  # who writes $SCRATCH/cache does not mean a folder of that name
-        raise RecipeError(f"is taken as it stands, so `$` would stay one: write it out (found {text!a})")
+        raise RecipeError(f"must be one line of printable characters (found {text!a})", code="unsafe-text")
+    if "$" in text:  # whoever writes $SCRATCH/cache does not mean a folder of that name
+        raise RecipeError(
+            f"is not expanded by a shell: write the value of `$` out (found {text!a})", code="unsafe-text"
+        )
 
 
 def _check_variable(name: str) -> None:
     if not _VARIABLE.fullmatch(name):
-        raise RecipeError(f"cannot name a variable of the environment (found {name!a})")
+        raise RecipeError(f"cannot name an environment variable (found {name!a})", code="unsafe-text")
 
 
 def _check_option(text: str) -> None:
-    found = _OPTION.fullmatch(text)
-    if found is None:
-        raise RecipeError(f"must be written --name or --name=value, without spaces and quotes (found {text!a})")
-    if found[1] in _OURS:
-        raise RecipeError(f"--{found[1]} is written from the other settings of `launch`")
+    match = _OPTION.fullmatch(text)
+    if match is None:
+        message = f"must be --name or --name=value, without spaces and quotes (found {text!a})"
+        raise RecipeError(message, code="unsafe-text")
+    if match[1] in _OWN_OPTIONS:
+        raise RecipeError(f"--{match[1]} is set by other keys of `launch`", code="contradiction")
 
 
 Word = Annotated[str, checked_by(_check_word)]
@@ -61,131 +64,130 @@ Sharding = Literal["auto", "none", "full", "node"]
 
 
 class LaunchBase(Section):
-    """What all ways to run share."""
+    """Keys that all kinds of launch share."""
 
     timeout_minutes: float = Field(
         30,
         gt=0,
         le=24 * 60,
-        description="How long a rank waits for the others before the run ends because one hangs. Work of a single "
-        "rank, such as writing a checkpoint or scoring answers, must take less.",
+        description="How long a rank waits for the others. After this time the run ends, because one of them must be "
+        "hanging. Work of a single rank, such as writing a checkpoint or scoring answers, must take less.",
     )
     sharding: Sharding = Field(
         "auto",
-        description="What each of many processes keeps of the model while it trains: `none`, all of it; `full`, its "
-        "part of every layer; `node`, its part of what each machine keeps once. `auto` is `none` where that fits into "
-        "memory, else `full`. Changes memory and speed, never the trajectory.",
+        description="How parameters, gradients and optimizer state are sharded in training: `none`, each rank holds "
+        "all of them; `full`, divided among all ranks; `node`, divided among the ranks of a node, with a copy on every "
+        "node. `auto` is `none` if that fits into memory, else `full`. Affects memory and speed, not results.",
     )
     offload: bool = Field(
         False,
-        description="Keep what each process has of divided layers beside its GPU, in the machine's memory, with their "
-        "gradients and optimizer's state: layers come to the GPU one by one, and weights are moved by the processor. "
-        "Needs `sharding: full` or `node`. Takes longer, and changes no step.",
+        description="Offload sharded parameters, gradients and optimizer state to CPU memory, where the optimizer then "
+        "runs. Needs `sharding: full` or `node`. Slower; does not affect results.",
     )
     intra_node_gb_per_second: float | None = Field(
         None,
         gt=0,
-        description="For `plan`: bandwidth between two processes of a machine, in 10^9 bytes per second. Without it, "
+        description="For `plan`: bandwidth between two processes of a node, in 10^9 bytes per second. Without it, "
         "`plan` gives a lower bound of the time.",
     )
 
 
 class LocalLaunch(LaunchBase):
-    """In this process, or in those that you have started with torchrun, `accelerate launch` or srun."""
+    """In this process, or in the processes that you started with torchrun, `accelerate launch` or srun."""
 
     on: Literal["local"]
 
 
 class TorchrunLaunch(LaunchBase):
-    """In so many processes on this machine, which torchrun starts: one for each GPU, as a rule."""
+    """In several processes on this machine, started by torchrun; usually one per GPU."""
 
     on: Literal["torchrun"]
-    processes: int = Field(ge=1, description="How many.")
+    processes: int = Field(ge=1, description="Number of processes.")
 
 
 class Container(Section):
-    """In what the processes run, where the cluster has containers (srun's options of enroot and pyxis)."""
+    """Container of the processes, if the cluster has them (srun's options of enroot and pyxis)."""
 
     environment: Word | None = Field(None, description="Name or file of an environment: `srun --environment`.")
     image: Word | None = Field(None, description="Image: `srun --container-image`.")
-    mounts: tuple[Word, ...] = Field((), description="Folders as FROM:TO: `srun --container-mounts`.")
+    mounts: tuple[Word, ...] = Field((), description="Folders, as FROM:TO: `srun --container-mounts`.")
 
     @model_validator(mode="after")
-    def _one_of_two(self) -> Self:
+    def _check_image(self) -> Self:
         if (self.environment is None) == (self.image is None):
-            raise ValueError("give `environment` or `image`")
+            raise setting_error("contradiction", "give either `environment` or `image`")
         return self
 
 
 class SlurmLaunch(LaunchBase):
-    """As jobs of Slurm, one for each stage, each waiting for the one before."""
+    """As Slurm jobs: one per stage, each waiting for the previous one."""
 
     on: Literal["slurm"]
-    nodes: int = Field(1, ge=1, description="Machines that train and evaluate; other stages need one process of one.")
-    gpus_per_node: int | None = Field(None, ge=1, description="GPUs of each machine, each with a process of its own.")
+    nodes: int = Field(1, ge=1, description="Nodes for training and evaluation. Other stages use one process.")
+    gpus_per_node: int | None = Field(None, ge=1, description="GPUs per node, each with a process of its own.")
     gpu_type: Word | None = Field(
-        None, description="Which, as the cluster calls them: `a100`, or `1g.10gb` for a part of one; default any."
+        None, description="GPU type, by the cluster's name: `a100`, or `1g.10gb` for a slice of one; default any."
     )
     gpu_memory_gib: int | None = Field(
-        None, ge=1, description="Memory of each GPU, for `plan`; without it, whether training fits is left open."
+        None, ge=1, description="For `plan`: memory per GPU. Without it, `plan` cannot tell if training fits."
     )
     processes_per_node: int | None = Field(
-        None, ge=1, description="Processes on each machine, where that is not one for each GPU; default 1 without GPUs."
+        None, ge=1, description="Processes per node; default one per GPU, or 1 without GPUs."
     )
-    cpus_per_process: int | None = Field(None, ge=1, description="Cores of each process; default the cluster's.")
+    cpus_per_process: int | None = Field(None, ge=1, description="CPU cores per process; default the cluster's.")
     memory_gib_per_node: Annotated[int, Field(ge=1)] | Literal["all"] | None = Field(
-        None, description="Memory of each machine, or `all` that it has; default the cluster's."
+        None, description="Memory per node, or `all` of it; default the cluster's."
     )
     inter_node_gb_per_second: float | None = Field(
-        None, gt=0, description="For `plan`: bandwidth between two machines, in 10^9 bytes per second (1 GB = 8 Gbit)."
+        None, gt=0, description="For `plan`: bandwidth between two nodes, in 10^9 bytes per second (1 GB = 8 Gbit)."
     )
-    time_limit_minutes: int | None = Field(None, ge=1, description="Limit of each job; default the partition's.")
+    time_limit_minutes: int | None = Field(None, ge=1, description="Time limit of each job; default the partition's.")
     grace_minutes: int = Field(
-        5, ge=1, description="How long before the limit the processes are asked to write a checkpoint and requeue."
+        5, ge=1, description="Time before the limit at which the processes write a checkpoint and the job requeues."
     )
-    max_requeues: int = Field(20, ge=0, description="How often a job that was stopped or killed is put in line again.")
-    account: Word | None = Field(None, description="Whose hours they are.")
-    partition: Word | None = Field(None, description="Where; default the cluster's own.")
+    max_requeues: int = Field(20, ge=0, description="Maximum number of times that a stopped or killed job requeues.")
+    account: Word | None = Field(None, description="Account that is charged.")
+    partition: Word | None = Field(None, description="Partition; default the cluster's.")
     qos: Word | None = Field(None, description="Quality of service.")
     launcher: Literal["srun", "torchrun", "accelerate"] = Field(
-        "srun",
-        description="The program that starts the processes of a machine; srun starts torchrun and accelerate too.",
+        "srun", description="Program that starts a node's processes. srun starts torchrun or accelerate once per node."
     )
-    accelerate_config: Word | None = Field(None, description="File of `accelerate launch --config_file`.")
-    python: Word = Field("python", description="Python that has tunesmith, as the machines see it.")
-    container: Container | None = Field(None, description="Leave out to run without one.")
-    modules: tuple[Word, ...] = Field((), description="Loaded first, by `module load`.")
-    exports: dict[Variable, Value] = Field({}, description="Variables of the environment, as they stand.")
+    accelerate_config: Word | None = Field(None, description="File for `accelerate launch --config_file`.")
+    python: Word = Field("python", description="Python interpreter with tunesmith, as a path on the nodes.")
+    container: Container | None = Field(None, description="Container to run in; default none.")
+    modules: tuple[Word, ...] = Field((), description="Environment modules to load first (`module load`).")
+    exports: dict[Variable, Value] = Field({}, description="Environment variables, with literal values.")
     sbatch: tuple[Option, ...] = Field((), description="Further options of sbatch, such as `--constraint=a100`.")
 
     @model_validator(mode="after")
-    def _fits_together(self) -> Self:
+    def _check_combinations(self) -> Self:
         if self.time_limit_minutes is not None and self.grace_minutes >= self.time_limit_minutes:
-            raise ValueError("`grace_minutes` must be less than `time_limit_minutes`, or nothing is trained")
+            message = "`grace_minutes` must be less than `time_limit_minutes`, or there is no time to train"
+            raise setting_error("contradiction", message)
         if self.gpus_per_node is None:
             for key in ("gpu_memory_gib", "gpu_type"):
                 if getattr(self, key) is not None:
-                    raise ValueError(f"`{key}` has no effect without `gpus_per_node`")
+                    raise setting_error("no-effect", f"`{key}` has no effect without `gpus_per_node`")
         if self.accelerate_config is not None and self.launcher != "accelerate":
-            raise ValueError("`accelerate_config` has no effect without `launcher: accelerate`")
+            raise setting_error("no-effect", "`accelerate_config` has no effect without `launcher: accelerate`")
         return self
 
 
 Launch = Annotated[LocalLaunch | TorchrunLaunch | SlurmLaunch, Field(discriminator="on")]
 
 
-def shard_count(sharding: Sharding, world: int, local_world: int) -> int:
-    """Return over how many of so many processes, and of so many on each machine, layers are divided."""
-    return {"full": world, "node": local_world}.get(sharding, 1)
+def shard_count(sharding: Sharding, world_size: int, local_world_size: int) -> int:
+    """Return the number of ranks among which each layer is divided."""
+    return {"full": world_size, "node": local_world_size}.get(sharding, 1)
 
 
 def local_world_size_of(launch: LaunchBase) -> int:
-    """Return how many processes each machine has."""
+    """Return the number of processes per node."""
     if isinstance(launch, TorchrunLaunch):
         return launch.processes
     return (launch.processes_per_node or launch.gpus_per_node or 1) if isinstance(launch, SlurmLaunch) else 1
 
 
 def world_size_of(launch: LaunchBase) -> int:
-    """Return how many processes all machines have together."""
+    """Return the number of processes on all nodes together."""
     return local_world_size_of(launch) * (launch.nodes if isinstance(launch, SlurmLaunch) else 1)

@@ -1,4 +1,4 @@
-"""YAML file + `key=value` overrides -> Recipe, or every mistake at once with its line."""
+"""Read a recipe: a YAML file and `key=value` overrides become a Recipe, or an error that lists all mistakes by line."""
 
 import io
 import re
@@ -14,115 +14,126 @@ from ruamel.yaml import YAML
 from ruamel.yaml.emitter import RoundTripEmitter
 from ruamel.yaml.error import YAMLError
 
+from tunesmith.core.error_codes import ERROR_CODES
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.rundir import RunDir
 from tunesmith.core.suggest import did_you_mean
 from tunesmith.recipe.base import Section
 from tunesmith.recipe.key_hints import renamed_value, replacement_for
 from tunesmith.recipe.schema import Recipe
-from tunesmith.recipe.validation import find_contradictions
+from tunesmith.recipe.validation import Mistake, find_contradictions
 from tunesmith.recipe.yaml import KeyPath, key_locations, parse_yaml, quote_unprintable, read_document, to_plain_values
 
-_MOST_SHOWN = 120
-_OTHER_VERSION = "another version of tunesmith wrote it: go on with that version, or start another run"
+_MAX_SHOWN = 120  # characters of a wrong value
+_OTHER_VERSION_HINT = "another version of tunesmith wrote it: continue with that version, or start a new run"
 
-# What pydantic says in the words of Python, in the words of YAML.
-_PLAINLY = {
+# pydantic's messages that use terms of Python, in terms of YAML.
+_MESSAGES = {
     "model_attributes_type": "must be a section of keys",
     "model_type": "must be a section of keys",
     "string_type": "must be text",
     "too_short": "must not be empty",
     "tuple_type": "must be a list",
 }
+_CODES = {"extra_forbidden": "unknown-key", "missing": "missing-key", "union_tag_not_found": "missing-key"}
 
-
-# Required keys that contradict no other, and values that replace theirs if they are missing or wrong.
-_DECIDE_NOTHING: dict[KeyPath, Any] = {("name",): "x", ("model", "base"): "x", ("train", "learning_rate"): 1.0}
+# Stand-ins for required values that are missing or wrong; no contradiction depends on these keys.
+_STAND_INS: dict[KeyPath, Any] = {("name",): "x", ("model", "base"): "x", ("train", "learning_rate"): 1.0}
 _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One mistake in a recipe: where (`file:line` or `key=value`), which key, what is wrong.
+    """One mistake in a recipe.
 
-    `entry` names, in words, the entry of a list that it is in.
+    Attributes:
+        where: `file:line`, or the override.
+        key: the dotted key; empty for the recipe as a whole.
+        message: what is wrong.
+        code: one of ERROR_CODES.
+        entry: the list entry that the key is in, in words.
     """
 
     where: str
     key: str
     message: str
+    code: str = "wrong-value"
     entry: str = ""
 
     def __str__(self) -> str:
-        # An override names its key already.
-        named = not self.key or self.where.startswith(f"{self.key}=")
-        return f"{self.where}: {self.message}" if named else f"{self.where}: {self.key}{self.entry}: {self.message}"
+        if not self.key or self.where.startswith(f"{self.key}="):  # an override already names its key
+            return f"{self.where}: {self.message}"
+        return f"{self.where}: {self.key}{self.entry}: {self.message}"
 
 
 class RecipeProblems(RecipeError):
-    """All mistakes of a recipe, told at once."""
+    """All mistakes of a recipe. `code` is their code if it is the same for all, else that of RecipeError."""
 
     def __init__(self, problems: Sequence[Problem], *, hint: str | None = None) -> None:
         self.problems = tuple(problems)
-        super().__init__("\n".join(str(problem) for problem in problems), hint=hint)
+        codes = {problem.code for problem in problems}
+        code = codes.pop() if len(codes) == 1 else None
+        super().__init__("\n".join(str(problem) for problem in problems), hint=hint, code=code)
 
 
 def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe and apply overrides such as `train.learning_rate=1e-4`.
 
     Raises:
-        RecipeError: the file cannot be read, or holds mistakes; all of them are listed.
+        RecipeProblems: the recipe has mistakes; all of them are listed.
+        RecipeError: the file cannot be read, or an override is not `key=value`.
     """
     path = Path(path)
-    hint = _OTHER_VERSION if path == RunDir(path.parent).resolved_recipe and not overrides else None
+    hint = _OTHER_VERSION_HINT if path == RunDir(path.parent).resolved_recipe and not overrides else None
     document = read_document(path)
     values = to_plain_values(document, str(path))
-    places = {(): path.name, **dict(key_locations(document, path.name))}
-    changed: list[KeyPath] = []
+    locations = {(): path.name, **dict(key_locations(document, path.name))}
+    overridden: list[KeyPath] = []
     for override in overrides:
         key = _apply(values, override)
-        changed.append(key)
-        # What the file says below the key is overridden too.
-        places = {place: where for place, where in places.items() if place[: len(key)] != key}
-        places[key] = _cut(override)
+        overridden.append(key)
+        # The override also replaces all that the file has below this key.
+        locations = {below: where for below, where in locations.items() if below[: len(key)] != key}
+        locations[key] = _shorten(override)
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
-        problems = _problems(error, values, places, changed)
-        problems += [_problem(key, message, places) for key, message in _other_clashes(error, values)]
-        raise RecipeProblems(sorted(problems, key=_order), hint=hint) from None
-    if clashes := _clashes(values, recipe):
-        raise RecipeProblems([_problem(key, message, places) for key, message in clashes], hint=hint)
+        problems = _validation_problems(error, values, locations, overridden)
+        problems += [_problem(item, locations) for item in _contradictions_despite(error, values)]
+        raise RecipeProblems(sorted(problems, key=_line_and_key), hint=hint) from None
+    if contradictions := _contradictions(values, recipe):
+        raise RecipeProblems([_problem(item, locations) for item in contradictions], hint=hint)
     return recipe
 
 
-def _clashes(values: dict[str, Any], recipe: Recipe) -> list[tuple[KeyPath, str]]:
+def _contradictions(values: dict[str, Any], recipe: Recipe) -> list[Mistake]:
     return [*_booleans_as_numbers(values, recipe), *find_contradictions(recipe)]
 
 
-def _other_clashes(error: ValidationError, values: dict[str, Any]) -> list[tuple[KeyPath, str]]:
-    """Return the contradictions of a recipe that has wrong keys as well; none if it cannot be read without those.
+def _contradictions_despite(error: ValidationError, values: dict[str, Any]) -> list[Mistake]:
+    """Return the contradictions of a recipe that has invalid values as well.
 
-    Contradictions in the section of a wrong value are left out, because that value may be their cause.
+    Invalid values are removed or replaced. Contradictions in the same section are not returned, because the invalid
+    value may be their cause; nor are any if the rest still cannot be validated.
     """
-    values, unsure = deepcopy(values), set[str | int]()
+    values, uncertain = deepcopy(values), set[str | int]()
     for item in error.errors(include_url=False):
         path, owner, _ = _written_path(item["loc"], values)
         if item["type"] == "extra_forbidden":
             _set(values, path, None)
-        elif path in _DECIDE_NOTHING:
-            _set(values, path, _DECIDE_NOTHING[path])
+        elif path in _STAND_INS:
+            _set(values, path, _STAND_INS[path])
         elif path[:1] == ("tuning",):
-            unsure |= {"tuning", "launch"}
+            uncertain |= {"tuning", "launch"}
             values["tuning"] = {"method": "full"}
         elif _is_optional(owner, path):
-            unsure.add(path[0])
+            uncertain.add(path[0])
             _set(values, path, None)
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError:
         return []
-    return [(path, message) for path, message in _clashes(values, recipe) if path[0] not in unsure]
+    return [item for item in _contradictions(values, recipe) if item.path[0] not in uncertain]
 
 
 def _is_optional(owner: type[Section], path: KeyPath) -> bool:
@@ -143,29 +154,29 @@ def _set(values: dict[str, Any], path: KeyPath, value: Any) -> None:
         node[path[-1]] = value
 
 
-def _booleans_as_numbers(written: Any, read: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, str]]:
-    """Yield the numbers that were written as `true` or `false`, which to Python are 1 and 0."""
-    if isinstance(written, bool) and not isinstance(read, bool):
-        yield path, f"must be a number (found {str(written).lower()})"
+def _booleans_as_numbers(written: Any, validated: Any, path: KeyPath = ()) -> Iterator[Mistake]:
+    """Yield numbers that were written as `true` or `false`, which pydantic accepts as 1 and 0."""
+    if isinstance(written, bool) and not isinstance(validated, bool):
+        yield Mistake(path, f"must be a number (found {str(written).lower()})", "wrong-value")
     elif isinstance(written, dict):
         for key, value in written.items():
-            below = read[key] if isinstance(read, dict) else getattr(read, key)
+            below = validated[key] if isinstance(validated, dict) else getattr(validated, key)
             yield from _booleans_as_numbers(value, below, (*path, key))
     elif isinstance(written, list):
-        for index, (value, one) in enumerate(zip(written, read, strict=True)):
-            yield from _booleans_as_numbers(value, one, (*path, index))
+        for index, (value, below) in enumerate(zip(written, validated, strict=True)):
+            yield from _booleans_as_numbers(value, below, (*path, index))
 
 
 class _Emitter(RoundTripEmitter):
-    """Writes control characters by number, because escapes by letter are refused when a recipe is read."""
+    """Writes control characters as numbers, because `parse_yaml` refuses their escapes by letter."""
 
-    def __init__(self, *args: Any, **given: Any) -> None:
-        super().__init__(*args, **given)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self.ESCAPE_REPLACEMENTS = {"\n": "n", '"': '"', "\\": "\\"}
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """Return the recipe as YAML with every default written out."""
+    """Return the recipe as YAML, with all defaults."""
     text = io.StringIO()
     yaml = YAML()
     yaml.Emitter = _Emitter
@@ -176,75 +187,75 @@ def dump_recipe(recipe: Recipe) -> str:
 
 def _apply(values: dict[str, Any], override: str) -> KeyPath:
     """Set one `a.b=value` in place and return its path; the value is read as YAML."""
-    key, sign, text = override.partition("=")
+    key, equals, text = override.partition("=")
     path = tuple(key.split("."))
-    if not sign or not all(path):
-        raise RecipeError(f"`{override}` is not an override", hint="write key=value, such as train.max_steps=20")
+    if not equals or not all(path):
+        hint = "write key=value, such as train.max_steps=20"
+        raise RecipeError(f"`{override}` is not an override", code="wrong-override", hint=hint)
     try:
         value = to_plain_values(parse_yaml(text, override), override) if text.strip() else None
     except (YAMLError, ValueError):
         value = text
     node = values
     for name in path[:-1]:
-        if node.get(name) is None:  # also a section that is written as `null`, as `promote` is in a resolved recipe
+        if node.get(name) is None:  # absent, or `null`, as `promote` can be in a resolved recipe
             node[name] = {}
         below = node[name]
         if not isinstance(below, dict):
-            raise RecipeError(f"`{override}`: `{name}` holds a value, not a section")
+            hint = f"change `{name}` itself"
+            raise RecipeError(f"`{override}`: `{name}` is not a section", code="wrong-override", hint=hint)
         node = below
     node[path[-1]] = value
     return path
 
 
-def _place(path: KeyPath, places: dict[KeyPath, str]) -> str:
-    """Return the place of a key, or of the nearest section above it that is written."""
-    while path not in places:
-        path = path[:-1]
-    return places[path]
-
-
-def _problem(path: KeyPath, message: str, places: dict[KeyPath, str]) -> Problem:
-    indexes = [part for part in path if isinstance(part, int)]
+def _problem(mistake: Mistake, locations: dict[KeyPath, str]) -> Problem:
+    location = mistake.path
+    while location not in locations:  # up to the nearest section that is written
+        location = location[:-1]
+    indexes = [part for part in mistake.path if isinstance(part, int)]
     entries = [f"the {_ORDINALS[i]} entry" if i < len(_ORDINALS) else f"entry {i + 1}" for i in indexes]
     entry = f" (of {', '.join(entries)})" if entries else ""
-    return Problem(_place(path, places), ".".join(map(str, path)), message, entry)
+    key = ".".join(map(str, mistake.path))
+    return Problem(locations[location], key, mistake.message, mistake.code, entry)
 
 
-def _problems(
-    error: ValidationError, values: dict[str, Any], places: dict[KeyPath, str], changed: Sequence[KeyPath]
+def _validation_problems(
+    error: ValidationError, values: dict[str, Any], locations: dict[KeyPath, str], overridden: Sequence[KeyPath]
 ) -> list[Problem]:
-    found: dict[tuple[str, str], Problem] = {}
+    problems: dict[tuple[str, str], Problem] = {}
     for item in error.errors(include_url=False):
         path, owner, kinds = _written_path(item["loc"], values)
-        if item["type"] == "union_tag_invalid":  # pydantic names the section, not its key that is wrong
+        if item["type"] == "union_tag_invalid":  # pydantic locates the section instead of its key
             path = (*path, item["ctx"]["discriminator"].strip("'"))
         message = _message(dict(item), path, owner)
         if item["type"] == "extra_forbidden" and any(path[-1] in kind.model_fields for kind in kinds):
-            message += _of_another_kind(path, changed)
-        problem = _problem(path, message, places)
-        # A union reports one mistake once per alternative.
-        found.setdefault((problem.key, message), problem)
-    return sorted(found.values(), key=_order)
+            message += _replace_section_hint(path, overridden)
+        code = _CODES.get(item["type"], item["type"] if item["type"] in ERROR_CODES else "wrong-value")
+        problem = _problem(Mistake(path, message, code), locations)
+        # pydantic reports a mistake once per alternative of a union.
+        problems.setdefault((problem.key, message), problem)
+    return sorted(problems.values(), key=_line_and_key)
 
 
-def _of_another_kind(path: KeyPath, changed: Sequence[KeyPath]) -> str:
-    """Return what to write instead, where an override beside a key has made its section one of another kind."""
-    beside = [key for key in changed if key[:-1] == path[:-1]]
-    if not beside or path in changed:
+def _replace_section_hint(path: KeyPath, overridden: Sequence[KeyPath]) -> str:
+    """Return how to replace a section if an override has changed its kind, and thereby made a key unknown."""
+    siblings = [key for key in overridden if key[:-1] == path[:-1]]
+    if not siblings or path in overridden:
         return ""
-    section, name = ".".join(map(str, path[:-1])), beside[-1][-1]
-    return f"; with `{name}` the section is of another kind: replace it whole, '{section}={{{name}: ...}}'"
+    section, name = ".".join(map(str, path[:-1])), siblings[-1][-1]
+    return f"; `{name}` makes the section one of another kind: replace it whole, '{section}={{{name}: ...}}'"
 
 
-def _order(problem: Problem) -> tuple[int, str]:
+def _line_and_key(problem: Problem) -> tuple[int, str]:
     line = problem.where.rpartition(":")[2]
     return (int(line) if line.isdigit() else 0, problem.key)
 
 
 def _written_path(loc: tuple[str | int, ...], values: Any) -> tuple[KeyPath, type[Section], list[type[Section]]]:
-    """Return pydantic's location without the names of alternatives, which nobody wrote.
+    """Return the key path of a pydantic location, which also contains names of union alternatives.
 
-    Also the section it is in, and the kinds that this section could have been.
+    Also return the section that the key is in, and the alternatives to that section.
     """
     path: list[str | int] = []
     kinds: list[type[Section]] = []
@@ -259,7 +270,7 @@ def _written_path(loc: tuple[str | int, ...], values: Any) -> tuple[KeyPath, typ
             node = node[part]
         elif len(sections) > 1:
             annotation = sections[str(part)]
-            alternatives = [one for one in sections.values() if isinstance(one, type) and issubclass(one, Section)]
+            alternatives = [kind for kind in sections.values() if isinstance(kind, type) and issubclass(kind, Section)]
         elif sections:
             [owner] = sections.values()
             kinds, alternatives = alternatives, []
@@ -271,53 +282,57 @@ def _written_path(loc: tuple[str | int, ...], values: Any) -> tuple[KeyPath, typ
 
 
 def _sections_of(annotation: Any) -> dict[str, Any]:
-    """Return the sections (or tuples of them) that an annotation allows, by the tag that tells them apart."""
+    """Return the sections (or tuples of sections) that an annotation allows, by their discriminator's tag."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
-        literals = [field.annotation for field in annotation.model_fields.values()]
-        tags = [get_args(one)[0] for one in literals if get_origin(one) is Literal and len(get_args(one)) == 1]
+        types = [field.annotation for field in annotation.model_fields.values()]
+        tags = [
+            get_args(literal)[0] for literal in types if get_origin(literal) is Literal and len(get_args(literal)) == 1
+        ]
         return {tags[0] if tags else annotation.__name__: annotation}
     if get_origin(annotation) is Annotated:
-        inner, *notes = get_args(annotation)
-        tags = [one.tag for one in notes if isinstance(one, Tag)]
+        inner, *metadata = get_args(annotation)
+        tags = [item.tag for item in metadata if isinstance(item, Tag)]
         return {tags[0]: inner} if tags else _sections_of(inner)
     return {tag: section for part in get_args(annotation) for tag, section in _sections_of(part).items()}
 
 
 def _message(item: dict[str, Any], path: KeyPath, owner: type[Section]) -> str:
-    kind, context, given = item["type"], item.get("ctx", {}), item["input"]
+    kind, context, value = item["type"], item.get("ctx", {}), item["input"]
     if kind == "extra_forbidden":
-        return f"unknown key; {_instead_of(path, list(owner.model_fields))}"
+        return f"unknown key; {_key_hint(path, list(owner.model_fields))}"
     if kind == "missing":
         return "is missing"
     if kind in ("union_tag_invalid", "literal_error"):
-        tag = str(context.get("tag", given))
-        if current := renamed_value(path, tag):
-            return f"`{tag}` is not known; here it is `{current}`"
+        tag = str(context.get("tag", value))
+        if new_name := renamed_value(path, tag):
+            return f"`{tag}` is not allowed; it is now `{new_name}`"
         expected = str(context.get("expected_tags", context.get("expected")))
-        known = re.findall("'([^']*)'", expected) or expected.split(" or ")  # numbers have no quotes
-        return f"`{tag}` is not known; {did_you_mean(tag, known, cutoff=0.5)}"
+        allowed = re.findall("'([^']*)'", expected) or expected.split(" or ")  # numbers have no quotes
+        return f"`{tag}` is not allowed; {did_you_mean(tag, allowed, cutoff=0.5)}"
     if kind == "union_tag_not_found":
         return f"needs the key `{str(context['discriminator']).strip(chr(39))}`"
+    if kind in ERROR_CODES:  # raised by a validator of ours
+        return str(item["msg"])
     if kind == "value_error":
         return str(context["error"])
-    message = _PLAINLY.get(kind, str(item["msg"][0].lower() + item["msg"][1:]))
-    if kind == "string_type" and isinstance(given, dict):
-        message += ", and without quotes braces and colons make a mapping of it"
-    return message + (f" (found {_cut(repr(given))})" if isinstance(given, str | int | float | bool | None) else "")
+    message = _MESSAGES.get(kind, str(item["msg"][0].lower() + item["msg"][1:]))
+    if kind == "string_type" and isinstance(value, dict):
+        message += "; without quotes, YAML reads braces and colons as a mapping"
+    return message + (f" (found {_shorten(repr(value))})" if isinstance(value, str | int | float | bool | None) else "")
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}\u2026"
+def _shorten(text: str) -> str:
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}\u2026"
 
 
-def _instead_of(path: KeyPath, known: Sequence[str]) -> str:
+def _key_hint(path: KeyPath, known: Sequence[str]) -> str:
     """Return what to write instead of an unknown key: another tool's setting, a key of another section, or a typo."""
-    if ours := replacement_for(path):
-        return ours
-    own = ".".join(str(part) for part in path if not isinstance(part, int))
-    elsewhere = [key for key in list_key_paths() if key.rpartition(".")[2] == path[-1]]
-    if elsewhere and own not in elsewhere:  # else it is a key of another kind of this section
-        return f"did you mean {' or '.join(f'`{key}`' for key in elsewhere[:3])}?"
+    if replacement := replacement_for(path):
+        return replacement
+    key = ".".join(str(part) for part in path if not isinstance(part, int))
+    elsewhere = [other for other in list_key_paths() if other.rpartition(".")[2] == path[-1]]
+    if elsewhere and key not in elsewhere:  # else it is a key of another kind of this section
+        return f"did you mean {' or '.join(f'`{other}`' for other in elsewhere[:3])}?"
     return did_you_mean(str(path[-1]), known, cutoff=0.5)
 
 

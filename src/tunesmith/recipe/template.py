@@ -1,14 +1,17 @@
-"""Templates such as `{question}`: the columns that they name, and text in them that cannot have been meant."""
+"""Parse templates such as `{question}`, and find text in them that YAML has changed."""
 
 import re
 import string
 from functools import lru_cache
 from typing import NamedTuple
 
-_BRACES = "write columns as {name}, and braces of the text itself as {{ and }}"
+from tunesmith.recipe.base import setting_error
+
+_SYNTAX = "write columns as {name}, and literal braces as {{ and }}"
 _NESTED = re.compile(r"[^.\[\]\s][^\[\]]*(\.[^.\[\]]+|\[[^\[\]]*\])+")
-# What remains of LaTeX's \text or \nabla once YAML has read \t as a tab and \n as a line break, if that is no word.
-_EATEN = re.compile(
+# LaTeX commands such as \text or \nabla after YAML has read \t as a tab and \n as a line break. Followed by a letter or
+# digit, they are taken for ordinary words after a tab or a line break.
+_BROKEN_LATEX = re.compile(
     r"\t(ext\w*|imes|heta|frac|triangle\w*|riangle\w*|ilde|herefore|op|au|o)(?![^\W_])"
     r"|\n(abla|eq|ot|otin|ewline|ewcommand|mid|leq|geq|parallel)(?![^\W_])"
 )
@@ -19,11 +22,11 @@ CHARACTER_NAMES = {
     "\xa0": "a no-break space", "\u2028": "a line separator", "\u2029": "a paragraph separator",
     "\t": "a tab", "\n": "a line break",
 }  # fmt: skip
-KEEP_BACKSLASHES = "to keep backslashes, use single quotes or a block scalar (|-), or double them"
+BACKSLASH_HINT = "to keep backslashes, use single quotes or a block scalar (|-), or double them"
 
 
 class TemplatePiece(NamedTuple):
-    """Literal text of a template and the column that follows it, None at the end; an `optional` column may be empty."""
+    """Literal text of a template and the column after it, None at the end; an `optional` column may be empty."""
 
     text: str
     column: str | None
@@ -32,13 +35,13 @@ class TemplatePiece(NamedTuple):
 
 @lru_cache(maxsize=256)
 def parse_template(template: str) -> tuple[TemplatePiece, ...]:
-    """Return a template's pieces in order; raise ValueError if it is not a plain template."""
+    """Return a template's pieces in order; raise a setting_error if its syntax is wrong."""
     try:
-        parsed = list(string.Formatter().parse(template))
+        fields = list(string.Formatter().parse(template))
     except ValueError as error:
-        raise ValueError(f"{error}: {_BRACES}") from None
+        raise setting_error("wrong-template", f"{error}: {_SYNTAX}") from None
     pieces = []
-    for text, name, spec, conversion in parsed:
+    for text, name, spec, conversion in fields:
         if name is None:
             pieces.append(TemplatePiece(text, None))
         else:
@@ -47,49 +50,51 @@ def parse_template(template: str) -> tuple[TemplatePiece, ...]:
 
 
 def _column(name: str, *, bare: bool) -> str:
-    """Return the column that a template names; `bare` is false if a format or a conversion follows the name."""
+    """Return the column of a field; `bare` is false if a format or a conversion follows its name."""
     column = name.removesuffix("?")
     if bare and _NESTED.fullmatch(column):
-        raise ValueError(
-            f"`{{{name}}}` would be a value inside a column, which templates do not reach: give it a column of its own "
-            "in the data, or double the braces if they are text"
+        raise setting_error(
+            "wrong-template",
+            f"`{{{name}}}` is a value inside a column, and templates take whole columns: give it a column of its own "
+            "in the data, or double the braces if they are text",
         )
     if not column or not bare or any(mark in column for mark in ".[]"):
-        raise ValueError(f"{_BRACES} (found `{name}`)")
+        raise setting_error("wrong-template", f"{_SYNTAX} (found `{name}`)")
     return column
 
 
 def columns_in(template: str) -> tuple[str, ...]:
-    """Return the columns that a template names in braces, in order; raise ValueError if it is not a plain template."""
+    """Return the columns of a template in order; raise a setting_error if its syntax is wrong."""
     return tuple(piece.column for piece in parse_template(template) if piece.column is not None)
 
 
 def optional_columns_in(template: str) -> frozenset[str]:
-    """Return the columns that a template names as `{name?}`: they may be empty."""
+    """Return the columns that a template writes as `{name?}`: they may be empty."""
     return frozenset(piece.column for piece in parse_template(template) if piece.column and piece.optional)
 
 
 def names_in_double_braces(template: str) -> list[str]:
-    """Return the names in double braces, with which Jinja writes columns: in a template they are text."""
+    """Return the names in double braces: columns in Jinja's syntax, but literal text in a template."""
     return re.findall(r"\{\{\s*(\w+)\s*\}\}", template)
 
 
 def check_prompt_template(template: str | None) -> str | None:
-    """Check a template that must name a column; raise ValueError."""
+    """Check a template that must contain a column."""
     template = check_template(template)
     if template is not None and not columns_in(template):
         doubled = names_in_double_braces(template)
-        hint = f"{{{doubled[0]}}}, with single braces" if doubled else "{question}"
-        raise ValueError(f"names no column; write a column in braces, such as {hint}")
+        example = f"{{{doubled[0]}}}, with single braces" if doubled else "{question}"
+        raise setting_error("wrong-template", f"has no column; write one in braces, such as {example}")
     return template
 
 
 def check_template(template: str | None) -> str | None:
-    """Check a template that need not name a column; raise ValueError if YAML read some of its text as escapes."""
+    """Check a template's syntax, and that YAML has not read some of its text as escapes."""
     if template is not None:
         columns_in(template)
-        if found := _EATEN.search(template) or _CONTROL.search(template):
-            mark, rest = found[0][0], template[found.start() + 1 : found.start() + 9]
-            named = CHARACTER_NAMES.get(mark, f"the control character U+{ord(mark):04X}")
-            raise ValueError(f"holds {named} before {rest!r}, as double quotes make of a backslash; {KEEP_BACKSLASHES}")
+        if match := _BROKEN_LATEX.search(template) or _CONTROL.search(template):
+            character, rest = match[0][0], template[match.start() + 1 : match.start() + 9]
+            name = CHARACTER_NAMES.get(character, f"the control character U+{ord(character):04X}")
+            message = f"contains {name} before {rest!r}, from a backslash in double quotes; {BACKSLASH_HINT}"
+            raise setting_error("yaml-escape", message)
     return template

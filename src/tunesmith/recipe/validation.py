@@ -1,149 +1,166 @@
-"""Settings of a recipe that are fine alone but not together: every one that would have no effect is an error."""
+"""Checks between keys of a recipe: a combination in which a setting would have no effect is an error."""
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from tunesmith.core.errors import RecipeError
 from tunesmith.recipe.launch import world_size_of
-from tunesmith.recipe.schema import FullTuning, Quantization, Recipe, Train
+from tunesmith.recipe.schema import Recipe, Train
+from tunesmith.recipe.tuning import FullTuning, Quantization
+from tunesmith.recipe.yaml import KeyPath
 from tunesmith.scoring.metrics import LIKELIHOOD_METRICS, answer_metrics, expand_metrics, is_share, share_hint
 
-Problems = Iterator[tuple[tuple[str, ...], str]]
-# What validation finds about every valid row, and what else needs no answer.
-_MEASURED_ANYWAY = ("loss", "token_accuracy")
-_NEEDS_NO_ANSWER = ("loss", *LIKELIHOOD_METRICS)
+
+class Mistake(NamedTuple):
+    """A mistake in a recipe: the key's path, what is wrong, and its error code."""
+
+    path: KeyPath
+    message: str
+    code: str = "no-effect"
 
 
-def find_contradictions(recipe: Recipe) -> list[tuple[tuple[str, ...], str]]:
-    """Return (path of the key, problem) for settings that are fine alone but not together."""
+# Measured at every validation, without answers.
+_ALWAYS_MEASURED = ("loss", "token_accuracy")
+_WITHOUT_ANSWERS = ("loss", *LIKELIHOOD_METRICS)
+
+
+def find_contradictions(recipe: Recipe) -> list[Mistake]:
+    """Return all contradictions between keys that are valid by themselves."""
     return [
-        *_metric_problems(recipe),
-        *_threshold_problems(recipe),
-        *_valid_problems(recipe),
-        *_split_problems(recipe),
-        *_launch_problems(recipe),
-        *_effectless(recipe),
+        *_metric_contradictions(recipe),
+        *_threshold_contradictions(recipe),
+        *_validation_contradictions(recipe),
+        *_split_contradictions(recipe),
+        *_launch_contradictions(recipe),
+        *_other_contradictions(recipe),
     ]
 
 
-def _metric_problems(recipe: Recipe) -> Problems:
+def _metric_contradictions(recipe: Recipe) -> Iterator[Mistake]:
     evaluate = recipe.evaluate
     try:
         generated = expand_metrics([name for name in evaluate.metrics if name not in LIKELIHOOD_METRICS])
     except RecipeError as error:
-        yield ("evaluate", "metrics"), _told(error)
+        yield _from_error(("evaluate", "metrics"), error)
         return
     metrics = (*generated, *(name for name in evaluate.metrics if name in LIKELIHOOD_METRICS))
-    named = [(("evaluate", "primary"), evaluate.primary)]
-    named += [(("evaluate", "guards"), guard.metric) for guard in evaluate.guards]
-    for path, metric in named:
+    uses = [(("evaluate", "primary"), evaluate.primary)]
+    uses += [(("evaluate", "guards"), guard.metric) for guard in evaluate.guards]
+    for path, metric in uses:
         if metric not in metrics:
-            yield path, f"`{metric}` is not among evaluate.metrics ({', '.join(metrics)})"
+            yield Mistake(path, f"`{metric}` is not in evaluate.metrics ({', '.join(metrics)})", "not-measured")
     if "execution" in metrics and evaluate.database is None:
-        yield ("evaluate", "metrics"), "`execution` needs evaluate.database"
+        yield Mistake(("evaluate", "metrics"), "`execution` needs evaluate.database", "missing-key")
     if "execution" not in (*metrics, *recipe.train.valid_metrics) and evaluate.database is not None:
-        yield ("evaluate", "database"), "has no effect without the metric `execution`"
+        yield Mistake(("evaluate", "database"), "has no effect without the metric `execution`")
 
 
-def _threshold_problems(recipe: Recipe) -> Problems:
+def _threshold_contradictions(recipe: Recipe) -> Iterator[Mistake]:
     """Yield thresholds that no change of a metric can exceed: a share changes by at most 1."""
     evaluate, promote = recipe.evaluate, recipe.promote
     if promote is not None and is_share(evaluate.primary) and promote.min_gain >= 1:
-        yield ("promote", "min_gain"), f"no gain can exceed it: {share_hint(evaluate.primary, promote.min_gain)}"
+        message = f"no gain can exceed it: {share_hint(evaluate.primary, promote.min_gain)}"
+        yield Mistake(("promote", "min_gain"), message, "unreachable-threshold")
     for guard in evaluate.guards:
         if is_share(guard.metric) and guard.max_drop >= 1:
-            yield ("evaluate", "guards"), f"max_drop can never fail: {share_hint(guard.metric, guard.max_drop)}"
+            message = f"no drop can exceed max_drop: {share_hint(guard.metric, guard.max_drop)}"
+            yield Mistake(("evaluate", "guards"), message, "unreachable-threshold")
 
 
-def find_remarks(recipe: Recipe) -> Problems:
-    """Yield (path of the key, remark) for settings that are allowed but may not do what they seem to."""
+def find_remarks(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Yield (path of the key, warning) for settings that are allowed but probably a mistake."""
     promote = recipe.promote
     if promote is not None and is_share(recipe.evaluate.primary) and promote.min_gain <= -1:
-        yield ("promote", "min_gain"), "any model will be promoted, however bad: no share can fall by more than 1"
+        yield ("promote", "min_gain"), "every model will be promoted, because no share can fall by more than 1"
 
 
-def _valid_problems(recipe: Recipe) -> Problems:
-    """Yield what is wrong with the metrics of validation, and with what is to choose the checkpoint."""
-    train, place = recipe.train, ("train", "valid_metrics")
+def _validation_contradictions(recipe: Recipe) -> Iterator[Mistake]:
+    train, path = recipe.train, ("train", "valid_metrics")
     for name in train.valid_metrics:
-        if name in _NEEDS_NO_ANSWER:
-            anyway = "token_accuracy is" if name == "token_accuracy" else "the loss, whose exponent perplexity is, is"
-            yield place, f"`{name}` is not computed from answers; {anyway} measured anyway"
+        if name in _WITHOUT_ANSWERS:
+            measured = (
+                "token_accuracy is" if name == "token_accuracy" else "the loss (perplexity is its exponential) is"
+            )
+            yield Mistake(path, f"`{name}` needs no answers; {measured} measured at every validation anyway")
     try:
         generated = answer_metrics(train.valid_metrics)
     except RecipeError as error:
-        yield place, _told(error)
+        yield _from_error(path, error)
         return
     if "execution" in generated and recipe.evaluate.database is None:
-        yield place, "`execution` needs evaluate.database"
+        yield Mistake(path, "`execution` needs evaluate.database", "missing-key")
     if not train.valid_metrics and train.valid_rows != Train.model_fields["valid_rows"].default:
-        yield ("train", "valid_rows"), "has no effect without train.valid_metrics"
-    measured = (*_MEASURED_ANYWAY, *generated)
-    if train.select_best_by not in measured:
-        known = ", ".join(measured)
-        problem = f"`{train.select_best_by}` is not measured: name it in train.valid_metrics ({known} are)"
-        yield ("train", "select_best_by"), problem
+        yield Mistake(("train", "valid_rows"), "has no effect without train.valid_metrics")
+    candidates = (*_ALWAYS_MEASURED, *generated)
+    if train.select_best_by not in candidates:
+        message = f"`{train.select_best_by}` is not measured ({', '.join(candidates)} are); add it to valid_metrics"
+        yield Mistake(("train", "select_best_by"), message, "not-measured")
 
 
-def _split_problems(recipe: Recipe) -> Problems:
+def _split_contradictions(recipe: Recipe) -> Iterator[Mistake]:
     split, train = recipe.data.split, recipe.train
     if split.column is not None:
         return
     if split.test == 0:
-        yield ("data", "split", "test"), "must be above 0: the verdict needs rows that training never saw"
+        message = "must be above 0, because the verdict needs rows that training never used"
+        yield Mistake(("data", "split", "test"), message, "contradiction")
     if split.valid == 0:
-        given = {
+        is_set = {
             "valid_every_steps": train.valid_every_steps is not None,
             "valid_loss_rows": train.valid_loss_rows != Train.model_fields["valid_loss_rows"].default,
             "valid_metrics": bool(train.valid_metrics),
             "select_best_by": train.select_best_by != Train.model_fields["select_best_by"].default,
         }
-        for key in (key for key, is_given in given.items() if is_given):
-            yield ("train", key), "has no effect while data.split.valid is 0"
+        for key in (key for key, value in is_set.items() if value):
+            yield Mistake(("train", key), "has no effect if data.split.valid is 0")
 
 
-def _launch_problems(recipe: Recipe) -> Problems:
+def _launch_contradictions(recipe: Recipe) -> Iterator[Mistake]:
     launch = recipe.launch
     if launch.sharding not in ("full", "node"):
         if launch.offload:
-            yield ("launch", "offload"), "has no effect unless `launch.sharding` is `full` or `node`"
+            yield Mistake(("launch", "offload"), "has no effect unless `launch.sharding` is `full` or `node`")
         return
+    path = ("launch", "sharding")
     if reason := sharding_unsupported_reason(recipe):
-        yield ("launch", "sharding"), f"`{launch.sharding}` cannot be done: {reason}"
+        yield Mistake(path, f"`{launch.sharding}` is not supported here: {reason}", "sharding-unsupported")
     elif launch.on != "local" and world_size_of(launch) == 1:
-        yield ("launch", "sharding"), f"`{launch.sharding}` has no effect on one process"
+        yield Mistake(path, f"`{launch.sharding}` has no effect with one process")
 
 
 def sharding_unsupported_reason(recipe: Recipe) -> str | None:
-    """Return why each process has to keep all of the model; None where its layers can be divided."""
+    """Return why the model cannot be sharded, so that each rank holds all of it; None if it can."""
     if isinstance(recipe.tuning, Quantization) and recipe.tuning.bits == 8:
-        return "weights of 8 bits are not divided; those of 4 can be"
+        return "8-bit weights cannot be sharded; 4-bit weights can"
     if isinstance(recipe.tuning, FullTuning) and recipe.train.optimizer in ("adafactor", "adamw_8bit"):
-        return f"`{recipe.train.optimizer}` would remember something else of parts of a matrix than of all of it"
+        return f"the state of `{recipe.train.optimizer}` for a shard of a matrix differs from that for the whole matrix"
     return None
 
 
-def _effectless(recipe: Recipe) -> Problems:
-    source = recipe.data.source
-    alone = source[0] if isinstance(source, tuple) and len(source) == 1 else source
-    if not isinstance(alone, tuple) and alone.weight != 1:
-        yield ("data", "source"), "`weight` has no effect on a source without others; see train_rows and train.epochs"
-    if recipe.data.too_long == "split" and recipe.data.task != "text":
-        yield (
-            ("data", "too_long"),
-            "`split` is for `task: text`: here a later block would lack the prompt that it answers",
-        )
-    reads_markup = recipe.data.task == "chat" or (recipe.data.task == "text" and recipe.data.control_tokens)
-    if recipe.model.chat_markup is not None and not reads_markup:
-        yield ("model", "chat_markup"), "has no effect where neither `task: chat` nor `control_tokens: true` reads it"
-    if isinstance(recipe.train.micro_batch, int) and recipe.train.micro_batch > recipe.train.examples_per_step:
-        yield ("train", "micro_batch"), "is more than train.examples_per_step, so a part of it would have no effect"
-    if recipe.train.optimizer in ("adafactor", "sgd"):
+def _other_contradictions(recipe: Recipe) -> Iterator[Mistake]:
+    data, train, source = recipe.data, recipe.train, recipe.data.source
+    only = source[0] if isinstance(source, tuple) and len(source) == 1 else source
+    if not isinstance(only, tuple) and only.weight != 1:
+        message = "`weight` has no effect on a single source; use data.train_rows or train.epochs"
+        yield Mistake(("data", "source"), message)
+    if data.too_long == "split" and data.task != "text":
+        message = "`split` needs `task: text`; with a prompt, later blocks would lack it"
+        yield Mistake(("data", "too_long"), message, "contradiction")
+    uses_markup = data.task == "chat" or (data.task == "text" and data.control_tokens)
+    if recipe.model.chat_markup is not None and not uses_markup:
+        message = "has no effect without `task: chat` or `control_tokens: true`"
+        yield Mistake(("model", "chat_markup"), message)
+    if isinstance(train.micro_batch, int) and train.micro_batch > train.examples_per_step:
+        message = "is more than train.examples_per_step, so the excess would have no effect"
+        yield Mistake(("train", "micro_batch"), message)
+    if train.optimizer in ("adafactor", "sgd"):
         for beta in ("beta1", "beta2"):
-            if getattr(recipe.train, beta) != Train.model_fields[beta].default:
-                yield ("train", beta), f"has no effect on `{recipe.train.optimizer}`; it is AdamW's"
-    if recipe.train.micro_batch != "auto" and recipe.train.micro_batch_tokens is not None:
-        yield ("train", "micro_batch_tokens"), "has no effect beside train.micro_batch"
+            if getattr(train, beta) != Train.model_fields[beta].default:
+                yield Mistake(("train", beta), f"has no effect on `{train.optimizer}`; only AdamW uses it")
+    if train.micro_batch != "auto" and train.micro_batch_tokens is not None:
+        yield Mistake(("train", "micro_batch_tokens"), "has no effect if train.micro_batch is set")
 
 
-def _told(error: RecipeError) -> str:
-    return f"{error.message}{f'; {error.hint}' if error.hint else ''}"
+def _from_error(path: tuple[str, ...], error: RecipeError) -> Mistake:
+    code = "wrong-value" if error.code == RecipeError.code else error.code
+    return Mistake(path, f"{error.message}{f'; {error.hint}' if error.hint else ''}", code)

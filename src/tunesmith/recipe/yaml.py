@@ -1,4 +1,4 @@
-"""YAML 1.2 text -> plain values, and the line of each key. What a recipe has no use for is refused, and bounded."""
+"""Read YAML 1.2 into plain values with the line of each key, within limits of size and depth."""
 
 import re
 from collections.abc import Iterator
@@ -16,102 +16,117 @@ from ruamel.yaml.scanner import Scanner
 
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.suggest import closest
-from tunesmith.recipe.template import CHARACTER_NAMES, KEEP_BACKSLASHES
+from tunesmith.recipe.template import BACKSLASH_HINT, CHARACTER_NAMES
 
-# A recipe is written by hand; anything larger is a mistake or an attack (alias bombs start small and grow on reading).
-_MOST_BYTES = 1 << 20
-_MOST_DEPTH = 16
-_MOST_NODES = 10_000
+# Recipes are written by hand. A larger file is a mistake or an attack; nodes are counted because a few lines of aliases
+# can expand to any number of them.
+_MAX_BYTES = 1 << 20
+_MAX_DEPTH = 16
+_MAX_NODES = 10_000
 
 _ESCAPE = re.compile(r"\\(.)", re.DOTALL)
-# Escapes of YAML that nobody means in a recipe, but that look like LaTeX, regular expressions and Windows paths.
-_NEVER_MEANT = {letter: CHARACTER_NAMES[Scanner.ESCAPE_REPLACEMENTS[letter]] for letter in "0abvferN_LP"}
+# YAML's escapes that a recipe has no use for, but that LaTeX, regular expressions and Windows paths contain.
+_REFUSED_ESCAPES = {letter: CHARACTER_NAMES[Scanner.ESCAPE_REPLACEMENTS[letter]] for letter in "0abvferN_LP"}
 
 KeyPath = tuple[str | int, ...]
 
 
 def read_document(path: Path) -> CommentedMap:
-    """Return a YAML file as ruamel reads it.
+    """Read a YAML file with ruamel, which keeps the line of each key.
 
     Raises:
         RecipeError: the file cannot be read, is not YAML, or is not a mapping.
     """
     if path.is_dir():
-        raise RecipeError("is a folder", where=str(path), hint="name the YAML file in it")
+        raise RecipeError("is a folder", where=str(path), code="wrong-path", hint="give the YAML file in it")
     try:
         with path.open("rb") as file:
-            raw = file.read(_MOST_BYTES + 1)
+            raw = file.read(_MAX_BYTES + 1)
     except FileNotFoundError:
         near = closest(path.name, [p.name for p in path.parent.glob("*.y*ml")])
-        hint = f"did you mean {path.parent / near}?" if near else "`tunesmith init` writes a first recipe"
-        raise RecipeError("no such recipe", where=str(path), hint=hint) from None
+        hint = f"did you mean {path.parent / near}?" if near else "`tunesmith init` writes a recipe to start from"
+        raise RecipeError("there is no such recipe", where=str(path), code="not-found", hint=hint) from None
     except OSError as error:
         raise RecipeError(f"cannot be read: {error.strerror}", where=str(path)) from error
-    if len(raw) > _MOST_BYTES:
-        raise RecipeError(f"is no recipe: it has more than {_MOST_BYTES:,} bytes", where=str(path))
+    if len(raw) > _MAX_BYTES:
+        message = f"is larger than {_MAX_BYTES:,} bytes, so it is not a recipe"
+        raise RecipeError(message, where=str(path), code="recipe-too-large")
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
-        raise RecipeError("is not UTF-8 text", where=f"{path}:{line}", hint="save it as UTF-8") from None
+        message, hint = "is not UTF-8 text", "save it as UTF-8"
+        raise RecipeError(message, where=f"{path}:{line}", code="encoding", hint=hint) from None
     try:
         document = parse_yaml(text, str(path))
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
-        raise RecipeError(f"is not YAML: {error.problem or error.context}", where=f"{path}:{line}") from None
+        message = f"is not YAML: {error.problem or error.context}"
+        raise RecipeError(message, where=f"{path}:{line}", code="not-yaml") from None
     except (YAMLError, ValueError) as error:
-        raise RecipeError(f"is not YAML: {str(error).splitlines()[0]}", where=str(path)) from None
+        message = f"is not YAML: {str(error).splitlines()[0]}"
+        raise RecipeError(message, where=str(path), code="not-yaml") from None
     if not isinstance(document, CommentedMap):
-        raise RecipeError("must be a mapping of keys, such as `name: my-run`", where=str(path))
+        raise RecipeError("must be a mapping of keys, such as `name: my-run`", where=str(path), code="not-yaml")
     return document
 
 
 class _Constructor(RoundTripConstructor):
-    """YAML 1.2 knows no dates, so `2024-01-01` is text, to the letter."""
+    """Reads dates as text, unchanged: YAML 1.2 has no dates, but ruamel makes them of `2024-01-01`."""
 
 
 _Constructor.add_constructor("tag:yaml.org,2002:timestamp", RoundTripConstructor.construct_yaml_str)
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """Return the value of YAML text, after a look at its structure, which costs little whatever it holds.
+    """Return the value of YAML text.
+
+    The events are checked first: they take little memory, however deeply the text is nested.
 
     Raises:
-        RecipeError: it is nested too deeply, or uses a part of YAML that recipes do without.
-        YAMLError, ValueError: it is not YAML.
+        RecipeError: the text is nested too deeply, has a tag or an escape that is not supported, or is YAML 1.1.
+        YAMLError, ValueError: the text is not YAML.
     """
     depth = 0
     for event in YAML(typ="rt").parse(text):
         depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
         line = event.start_mark.line + 1
-        if depth > _MOST_DEPTH:
-            raise RecipeError("is nested too deeply for a recipe", where=f"{where}:{line}")
+        if depth > _MAX_DEPTH:
+            message = f"is nested more than {_MAX_DEPTH} levels deep"
+            raise RecipeError(message, where=f"{where}:{line}", code="recipe-too-large")
         if isinstance(event, NodeEvent) and (tag := getattr(event, "ctag", None)) is not None:
-            raise RecipeError(f"tags such as `{tag}` are not read", where=f"{where}:{line}", hint="use quotes")
+            message, hint = f"tags such as `{tag}` are not supported", "put text that begins with ! in quotes"
+            raise RecipeError(message, where=f"{where}:{line}", code="unsupported-yaml", hint=hint)
         if isinstance(event, ScalarEvent) and event.style == '"':
             _refuse_escapes(text[event.start_mark.index : event.end_mark.index], where, line)
         if isinstance(event, DocumentStartEvent) and event.version not in (None, (1, 2)):
-            raise RecipeError("is not YAML 1.2", where=f"{where}:{line}", hint="remove the %YAML line")
+            message, hint = "is not YAML 1.2", "remove the %YAML line"
+            raise RecipeError(message, where=f"{where}:{line}", code="unsupported-yaml", hint=hint)
     reader = YAML(typ="rt")
     reader.Constructor = _Constructor
     return reader.load(text)
 
 
 def _refuse_escapes(quoted_text: str, where: str, line: int) -> None:
-    """Raise RecipeError for an escape in double quotes hardly meant as one; `line` is where the quotes open."""
-    for found in _ESCAPE.finditer(quoted_text):
-        if (name := _NEVER_MEANT.get(found[1])) is not None:
-            shown = quoted_text[found.start() : found.start() + 10].splitlines()[0].rstrip('"')
-            place = f"{where}:{line + quoted_text.count(chr(10), 0, found.start())}"
-            raise RecipeError(f"`{shown}` in double quotes begins with {name}", where=place, hint=KEEP_BACKSLASHES)
+    """Raise RecipeError if double-quoted text has an escape that its author cannot have meant.
+
+    Args:
+        line: of the opening quote.
+    """
+    for match in _ESCAPE.finditer(quoted_text):
+        if (name := _REFUSED_ESCAPES.get(match[1])) is not None:
+            excerpt = quoted_text[match.start() : match.start() + 10].splitlines()[0].rstrip('"')
+            location = f"{where}:{line + quoted_text.count(chr(10), 0, match.start())}"
+            message = f"`{excerpt}` in double quotes begins with {name}"
+            raise RecipeError(message, where=location, code="yaml-escape", hint=BACKSLASH_HINT)
 
 
 def key_locations(node: Any, file: str, path: KeyPath = ()) -> Iterator[tuple[KeyPath, str]]:
-    """Yield (path, file:line) of every key and list item."""
+    """Yield (path, `file:line`) of every key and list item."""
     if isinstance(node, CommentedMap):
         for key, value in node.items():
-            if key in (node.lc.data or {}):  # one that was merged in by `<<` has no place of its own
+            if key in (node.lc.data or {}):  # a key merged in by `<<` has no line of its own
                 yield (*path, str(key)), f"{file}:{node.lc.key(key)[0] + 1}"
             yield from key_locations(value, file, (*path, str(key)))
     elif isinstance(node, CommentedSeq):
@@ -121,19 +136,20 @@ def key_locations(node: Any, file: str, path: KeyPath = ()) -> Iterator[tuple[Ke
 
 
 def to_plain_values(document: Any, where: str) -> Any:
-    """Return ruamel's annotated values as plain Python ones, aliases written out.
+    """Convert ruamel's values to plain Python values, with aliases expanded.
 
     Raises:
-        RecipeError: the aliases stand for too many values.
+        RecipeError: the aliases expand to too many values.
     """
     nodes = 0
 
     def plain(node: Any, depth: int = 0) -> Any:
         nonlocal nodes
         nodes += 1
-        # A few lines of aliases can stand for any number of values, and one that holds itself for endlessly many.
-        if nodes > _MOST_NODES or depth > _MOST_DEPTH:
-            raise RecipeError("its aliases stand for too many values", where=where)
+        # An alias inside its own anchor never ends.
+        if nodes > _MAX_NODES or depth > _MAX_DEPTH:
+            message = f"has more than {_MAX_NODES:,} values, or aliases that contain themselves"
+            raise RecipeError(message, where=where, code="recipe-too-large")
         if isinstance(node, dict):
             return {str(key): plain(value, depth + 1) for key, value in node.items()}
         if isinstance(node, list):
@@ -146,11 +162,11 @@ def to_plain_values(document: Any, where: str) -> Any:
 
 
 def quote_unprintable(value: Any) -> Any:
-    """Put text with invisible characters in double quotes, the only style in which YAML keeps them all."""
+    """Put text with unprintable characters in double quotes, the only style in which YAML keeps them all."""
     if isinstance(value, dict):
-        return {key: quote_unprintable(one) for key, one in value.items()}
+        return {key: quote_unprintable(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [quote_unprintable(one) for one in value]
+        return [quote_unprintable(item) for item in value]
     if isinstance(value, str) and not value.replace("\n", "").isprintable():
         return DoubleQuotedScalarString(value)
     return value

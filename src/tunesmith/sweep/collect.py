@@ -15,7 +15,8 @@ from tunesmith.core.rundir import RunDir
 from tunesmith.core.verdict import Comparison
 from tunesmith.core.verdict_reader import read_verdict
 from tunesmith.evaluate.compare import compare_metric
-from tunesmith.recipe.schema import FullTuning, Recipe
+from tunesmith.recipe.schema import Recipe
+from tunesmith.recipe.tuning import FullTuning
 from tunesmith.scoring.custom import is_custom
 from tunesmith.scoring.metrics import find_metric, higher_is_better, is_share, share_hint
 from tunesmith.sweep.axes import Axis, Sweep, Trial, corrected_confidence

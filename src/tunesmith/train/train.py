@@ -58,7 +58,8 @@ from tunesmith.objectives.base import Objective, require_columns
 from tunesmith.objectives.sft import SFT
 from tunesmith.recipe.launch import Sharding, shard_count
 from tunesmith.recipe.schedule import plan_steps
-from tunesmith.recipe.schema import FullTuning, Recipe
+from tunesmith.recipe.schema import Recipe
+from tunesmith.recipe.tuning import FullTuning
 from tunesmith.tasks.chatml import load_tokenizer
 from tunesmith.tasks.tokenizer import TokenizerAdapter
 from tunesmith.train.async_save import AsyncSaver

@@ -36,7 +36,7 @@ from tunesmith.model.adapters import count_parameters, make_trainable, open_mode
 from tunesmith.model.adapters import save_model as save
 from tunesmith.model.dtensor import is_dtensor, local_shard, replica_count, shard_like
 from tunesmith.model.load import ComputeConfig, choose_compute, load_base, stored_dtype
-from tunesmith.recipe.schema import FullTuning, LoraTuning, QloraTuning, Quantization
+from tunesmith.recipe.tuning import FullTuning, LoraTuning, QloraTuning, Quantization
 
 CPU = ComputeConfig(torch.device("cpu"), torch.float32)
 ALONE = ProcessGroup(RankInfo())

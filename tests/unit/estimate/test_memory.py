@@ -119,7 +119,7 @@ def test_quantized_weights_are_counted_with_their_scales(
 
     from tunesmith.fetch.reference import ModelFolder
     from tunesmith.model.load import ComputeConfig, load_base
-    from tunesmith.recipe.schema import Quantization
+    from tunesmith.recipe.tuning import Quantization
 
     def stored_bytes(module: torch.nn.Module) -> int:
         state = getattr(module.weight, "quant_state", None)

@@ -22,7 +22,7 @@ from tunesmith.fetch.reference import ModelFolder
 from tunesmith.kernels.token_loss import token_loss
 from tunesmith.model.adapters import attach_adapter, make_trainable, restore_weights, save_model
 from tunesmith.model.load import ComputeConfig, load_base
-from tunesmith.recipe.schema import FullTuning, LoraTuning
+from tunesmith.recipe.tuning import FullTuning, LoraTuning
 
 LIMIT = 14
 SOURCES, TARGETS = (3, 12, 7, 1), (9, 2, 5, 1)

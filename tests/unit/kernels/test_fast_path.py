@@ -18,7 +18,7 @@ from tunesmith.kernels.packing_check import attention_window, packing_unsupporte
 from tunesmith.kernels.token_loss import token_loss
 from tunesmith.model.adapters import make_trainable, trained_parameters
 from tunesmith.model.load import ComputeConfig
-from tunesmith.recipe.schema import FullTuning, LoraTuning
+from tunesmith.recipe.tuning import FullTuning, LoraTuning
 
 FP32 = ComputeConfig(torch.device("cpu"), torch.float32)
 TUNINGS = {

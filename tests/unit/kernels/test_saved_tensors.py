@@ -20,7 +20,8 @@ from tunesmith.kernels.lora_fused import fuse_lora, record_shared_inputs
 from tunesmith.kernels.packed_attention import use_packed_attention
 from tunesmith.kernels.token_loss import token_loss
 from tunesmith.model.adapters import make_trainable
-from tunesmith.recipe.schema import FullTuning, Recipe
+from tunesmith.recipe.schema import Recipe
+from tunesmith.recipe.tuning import FullTuning
 
 ROWS, LENGTH, SOURCE, VOCABULARY = 3, 64, 96, 2048
 DECODERS = ("llama", "gpt2", "gpt_neo", "mistral", "gemma2", "gemma3_text", "qwen2", "qwen3", "phi", "phi3", "granite")

@@ -154,7 +154,7 @@ def test_the_model_is_left_as_it_was_even_after_an_error(opened: Opened) -> None
 
 def test_it_is_the_same_inside_peft(opened: Opened, tmp_path: Path) -> None:
     from tunesmith.model.adapters import make_trainable
-    from tunesmith.recipe.schema import LoraTuning
+    from tunesmith.recipe.tuning import LoraTuning
 
     one = batch()
     with torch.inference_mode():

@@ -17,7 +17,7 @@ from tunesmith.fetch.reference import CARD, ModelFolder, resolve
 from tunesmith.model.adapters import make_trainable, open_model, trained_parameters
 from tunesmith.model.adapters import save_model as save
 from tunesmith.model.load import ComputeConfig, choose_compute, load_base
-from tunesmith.recipe.schema import LoraTuning, QloraTuning, Quantization
+from tunesmith.recipe.tuning import LoraTuning, QloraTuning, Quantization
 
 IDS = torch.arange(5, 45).reshape(2, 20)
 CPU = torch.device("cpu")

@@ -27,7 +27,7 @@ from tunesmith.model.adapters import (
     trained_parameters,
 )
 from tunesmith.model.load import ComputeConfig, choose_compute, load_base, max_positions
-from tunesmith.recipe.schema import FullTuning, LoraTuning
+from tunesmith.recipe.tuning import FullTuning, LoraTuning
 
 IDS = torch.arange(5, 45).reshape(2, 20)
 FP32 = ComputeConfig(torch.device("cpu"), torch.float32)

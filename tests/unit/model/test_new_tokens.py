@@ -17,7 +17,7 @@ from tunesmith.fetch.reference import CARD, ModelFolder
 from tunesmith.model.adapters import attach_adapter, make_trainable, open_model, restore_weights, save_model
 from tunesmith.model.adapters import trained_parameters as trained
 from tunesmith.model.load import ComputeConfig
-from tunesmith.recipe.schema import FullTuning, LoraTuning, QloraTuning, Quantization
+from tunesmith.recipe.tuning import FullTuning, LoraTuning, QloraTuning, Quantization
 from tunesmith.tasks.chatml import load_tokenizer
 
 FP32, BF16 = (ComputeConfig(torch.device("cpu"), dtype) for dtype in (torch.float32, torch.bfloat16))

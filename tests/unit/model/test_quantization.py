@@ -20,7 +20,7 @@ from tunesmith.model.adapters import count_parameters, make_trainable, open_mode
 from tunesmith.model.load import ComputeConfig, choose_compute, load_base
 from tunesmith.model.lora import use_compute_dtype
 from tunesmith.model.quantization import bitsandbytes_config, disable_weight_repacking, require_quantization
-from tunesmith.recipe.schema import QloraTuning, Quantization
+from tunesmith.recipe.tuning import QloraTuning, Quantization
 
 pytest.importorskip("bitsandbytes")
 # What a layer of bitsandbytes does to its weights depends on the processor.

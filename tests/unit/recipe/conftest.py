@@ -1,14 +1,14 @@
-"""A recipe as text for the tests of this folder, and how to load it or collect what is wrong with it."""
+"""A recipe as text for the tests of this folder, and fixtures that load it or collect its mistakes."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tunesmith.recipe.load import RecipeProblems, load_recipe
+from tunesmith.recipe.load import Problem, RecipeProblems, load_recipe
 from tunesmith.recipe.schema import Recipe
 
-# The tests name its lines by number.
+# The tests refer to its lines by number.
 RECIPE = """\
 name: viggo
 model: {base: org/model}
@@ -33,7 +33,7 @@ evaluate:
 """
 
 Load = Callable[..., Recipe]
-Told = list[tuple[str, str, str]]
+Problems = Callable[..., tuple[Problem, ...]]
 
 
 @pytest.fixture
@@ -49,21 +49,23 @@ def load(tmp_path: Path) -> Load:
 
 
 @pytest.fixture
-def told(load: Load) -> Callable[..., Told]:
-    """Load a recipe that is wrong; return (where, key, message) of each problem."""
+def problems(load: Load) -> Problems:
+    """Load a recipe that has mistakes, and return them."""
 
-    def problems(text: str, *overrides: str) -> Told:
+    def load_wrong(text: str, *overrides: str) -> tuple[Problem, ...]:
         with pytest.raises(RecipeProblems) as caught:
             load(text, *overrides)
-        return [(one.where, one.key, one.message) for one in caught.value.problems]
+        return caught.value.problems
 
-    return problems
+    return load_wrong
 
 
 def changed(old: str, new: str) -> str:
+    """Return RECIPE with one piece of its text replaced."""
     assert RECIPE.count(old) == 1, old
     return RECIPE.replace(old, new)
 
 
 def line_of(text: str, part: str) -> str:
+    """Return the location of a part of a recipe, such as `recipe.yaml:3`."""
     return f"recipe.yaml:{text[: text.index(part)].count(chr(10)) + 1}"

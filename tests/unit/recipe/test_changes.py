@@ -1,4 +1,4 @@
-"""Settings are compared with records of this version and of others."""
+"""Comparison of settings with records that this or another version of tunesmith wrote."""
 
 from collections.abc import Callable, Iterator
 from copy import deepcopy
@@ -27,14 +27,14 @@ def loaded(tmp_path: Path, tokenizer_folder: Path) -> Recipe:
 
 
 def changed(loaded: Recipe, change: Callable[[dict[str, Any]], None]) -> set[str]:
-    """Return what differs from a record of a recipe that was changed."""
+    """Return the keys that differ from a record of the recipe after a change to the record."""
     recorded = loaded.model_dump(mode="json")
     change(recorded)
     return changed_keys(recorded, loaded.model_dump(mode="json"), loaded)
 
 
 def optional_keys(section: Section, path: str = "") -> Iterator[tuple[str, bool]]:
-    """Yield (key, whether it has its default) of every key that has a default, without those in lists."""
+    """Yield (key, whether its value is the default) of all keys with a default, except those inside lists."""
     for name, field in type(section).model_fields.items():
         key, value = f"{path}.{name}" if path else name, getattr(section, name)
         if not field.is_required():
@@ -43,39 +43,41 @@ def optional_keys(section: Section, path: str = "") -> Iterator[tuple[str, bool]
             yield from optional_keys(value, key)
 
 
-def test_keys_that_a_record_lacks_have_their_defaults(loaded: Recipe) -> None:
+def test_keys_missing_in_a_record_have_their_defaults(loaded: Recipe) -> None:
     keys = list(optional_keys(loaded))
     assert len(keys) > 50
     for key, is_default in keys:
         section = loaded.model_dump(mode="json")
         without(key)(section)
         assert section != loaded.model_dump(mode="json")
-        found = changed(loaded, without(key))
-        assert (not found) == is_default, key
-        assert all(one == key or one.startswith(f"{key}.") for one in found)
+        different = changed(loaded, without(key))
+        assert (not different) == is_default, key
+        assert all(other == key or other.startswith(f"{key}.") for other in different)
 
 
 @pytest.mark.parametrize("key", ["data.source.name", "data.source.rename", "data.filters.max", "data.source.quote"])
 def test_sections_in_lists_are_compared_key_by_key(loaded: Recipe, key: str) -> None:
-    where = key.rpartition(".")[0]
-    assert changed(loaded, without(key)) == ({where} if key == "data.source.name" else set()), "one has a name"
-    assert changed(loaded, with_value(key, "other")) == {where}
+    section = key.rpartition(".")[0]
+    assert changed(loaded, without(key)) == ({section} if key == "data.source.name" else set()), (
+        "one source has a name, which is not the default"
+    )
+    assert changed(loaded, with_value(key, "other")) == {section}
     assert changed(loaded, lambda settings: settings["data"]["source"].pop()) == {"data.source"}
 
 
-def test_a_required_key_and_one_that_is_gone_are_changes(loaded: Recipe) -> None:
+def test_required_and_removed_keys_count_as_changes(loaded: Recipe) -> None:
     assert changed(loaded, without("train.learning_rate")) == {"train.learning_rate"}
     assert changed(loaded, with_value("train.gone", 1)) == {"train.gone"}
-    assert changed(loaded, with_value("train.gone", None)) == set(), "it was not set"
+    assert changed(loaded, with_value("train.gone", None)) == set(), "a removed key that was not set"
 
 
-def test_a_default_that_has_changed_is_a_change(loaded: Recipe) -> None:
+def test_changed_default_counts_as_a_change(loaded: Recipe) -> None:
     assert changed(loaded, with_value("train.beta1", 0.8)) == {"train.beta1"}
     assert changed(loaded, with_value("tuning.method", "full")) == {"tuning.method"}
     assert changed(loaded, with_value("launch.on", "local")) == {"launch.on"}
 
 
-def test_what_decides_nothing_now_is_not_compared(loaded: Recipe) -> None:
+def test_keys_left_out_of_the_wanted_settings_are_not_compared(loaded: Recipe) -> None:
     wanted = {"train": {"epochs": loaded.train.epochs}, "base": "digest"}
     recorded = deepcopy(wanted)
     recorded["train"] |= {"packing": "never"}  # type: ignore[operator]

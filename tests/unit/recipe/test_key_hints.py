@@ -1,13 +1,12 @@
-"""The error for another tool's key names our key, and every key it names exists."""
+"""Hints for keys of other tools and for former keys: they suggest keys that exist."""
 
 import re
 from pathlib import Path
 
 import pytest
 
-from tunesmith.core.errors import RecipeError
 from tunesmith.recipe.key_hints import BY_KEY, REPLACEMENTS, replacement_for
-from tunesmith.recipe.load import list_key_paths, load_recipe
+from tunesmith.recipe.load import Problem, RecipeProblems, list_key_paths, load_recipe
 
 RECIPE = """\
 name: x
@@ -19,30 +18,31 @@ evaluate: {metrics: [rouge], primary: rougeL}
 """
 
 
-def test_every_key_that_is_named_exists() -> None:
-    named = {key for ours in BY_KEY.values() for key in ours.keys}
-    named |= {key for ours in BY_KEY.values() for key in re.findall(r"`([a-z]+(?:\.[a-z_]+)+)`", ours.note)}
-    assert named - set(list_key_paths()) == set()
+def test_suggested_keys_exist() -> None:
+    suggested = {key for replacement in BY_KEY.values() for key in replacement.keys}
+    notes = [replacement.note for replacement in BY_KEY.values()]
+    suggested |= {key for note in notes for key in re.findall(r"`([a-z]+(?:\.[a-z_]+)+)`", note)}
+    assert suggested - set(list_key_paths()) == set()
 
 
-def test_no_word_is_in_two_rows_of_the_table() -> None:
-    assert len([word for words, _, _ in REPLACEMENTS for word in words.split()]) == len(BY_KEY)
+def test_no_key_is_in_two_rows_of_the_table() -> None:
+    assert len([name for names, _, _ in REPLACEMENTS for name in names.split()]) == len(BY_KEY)
 
 
-def test_no_word_is_a_key_of_ours_in_its_own_place() -> None:
-    assert [word for word in BY_KEY if word in list_key_paths()] == []
+def test_no_key_of_the_table_is_a_key_of_the_recipe() -> None:
+    assert [name for name in BY_KEY if name in list_key_paths()] == []
 
 
-def told(tmp_path: Path, *overrides: str, text: str = RECIPE) -> str:
+def problems(tmp_path: Path, *overrides: str, text: str = RECIPE) -> tuple[Problem, ...]:
     file = tmp_path / "recipe.yaml"
     file.write_text(text, encoding="utf-8")
-    with pytest.raises(RecipeError) as caught:
+    with pytest.raises(RecipeProblems) as caught:
         load_recipe(file, overrides)
-    return caught.value.message
+    return caught.value.problems
 
 
 @pytest.mark.parametrize(
-    ("override", "ours"),
+    ("override", "key"),
     [
         ("train.lr=1e-3", "train.learning_rate"),
         ("lr=1e-3", "train.learning_rate"),
@@ -87,28 +87,35 @@ def told(tmp_path: Path, *overrides: str, text: str = RECIPE) -> str:
         ("track=[wandb]", "trackers"),
     ],
 )
-def test_a_word_of_another_tool_is_answered_with_ours(override: str, ours: str, tmp_path: Path) -> None:
-    message = told(tmp_path, override)
-    assert f"`{ours}`" in message
-    assert message.startswith(f"{override}: unknown key; ")  # the key is said once
+def test_foreign_or_former_key_suggests_the_key_to_use(override: str, key: str, tmp_path: Path) -> None:
+    [problem] = problems(tmp_path, override)
+    assert (problem.code, problem.where) == ("unknown-key", override)
+    assert f"`{key}`" in problem.message
+    assert str(problem) == f"{override}: {problem.message}", "the override already names the key"
 
 
-def test_words_in_the_file_are_answered_with_their_line(tmp_path: Path) -> None:
-    message = told(tmp_path, text=RECIPE + "output_dir: out\ntrain_on_inputs: false\n")
-    assert "recipe.yaml:7: output_dir: " in message
-    assert "recipe.yaml:8: train_on_inputs: " in message
+def test_foreign_keys_in_the_file_are_reported_with_their_line(tmp_path: Path) -> None:
+    found = problems(tmp_path, text=RECIPE + "output_dir: out\ntrain_on_inputs: false\n")
+    assert [(problem.where, problem.key) for problem in found] == [
+        ("recipe.yaml:7", "output_dir"),
+        ("recipe.yaml:8", "train_on_inputs"),
+    ]
 
 
-@pytest.mark.parametrize(("override", "ours"), [("data.too_long=cut", "truncate"), ("data.leakage=stop", "error")])
-def test_a_former_value_is_answered_with_the_present_one(override: str, ours: str, tmp_path: Path) -> None:
-    assert told(tmp_path, override).endswith(f"; here it is `{ours}`")
+@pytest.mark.parametrize(("override", "value"), [("data.too_long=cut", "truncate"), ("data.leakage=stop", "error")])
+def test_former_value_suggests_the_present_one(override: str, value: str, tmp_path: Path) -> None:
+    [problem] = problems(tmp_path, override)
+    assert problem.code == "wrong-value"
+    assert problem.message.endswith(f"`{value}`")
 
 
-def test_a_typo_is_still_a_typo(tmp_path: Path) -> None:
-    assert "did you mean `learning_rate`?" in told(tmp_path, "train.lerning_rate=1")
+def test_misspelt_key_suggests_the_nearest(tmp_path: Path) -> None:
+    [problem] = problems(tmp_path, "train.lerning_rate=1")
+    assert "`learning_rate`" in problem.message
     assert replacement_for(("train", "lerning_rate")) is None
     assert replacement_for((0,)) is None
 
 
-def test_a_key_of_another_kind_of_the_section_is_not_suggested_there(tmp_path: Path) -> None:
-    assert "did you mean `data.text`" not in told(tmp_path, "data.text=body")
+def test_key_of_another_kind_of_the_section_is_not_suggested(tmp_path: Path) -> None:
+    [problem] = problems(tmp_path, "data.text=body")
+    assert "`data.text`" not in problem.message

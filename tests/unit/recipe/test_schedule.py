@@ -1,4 +1,4 @@
-"""The numbers of a run against their closed forms."""
+"""Steps, intervals and learning rates of a run, compared with their closed forms."""
 
 import math
 from typing import Any
@@ -22,37 +22,37 @@ def recipe(**train: Any) -> Recipe:
     })  # fmt: skip
 
 
-def rates(one: Recipe, rows: int) -> list[float]:
-    plan = plan_steps(one, rows)
-    return [learning_rate_at(one, plan, step) for step in range(plan.total_steps)]
+def rates(settings: Recipe, rows: int) -> list[float]:
+    plan = plan_steps(settings, rows)
+    return [learning_rate_at(settings, plan, step) for step in range(plan.total_steps)]
 
 
-# --- how many steps ---
+# --- steps ---
 
 
 @pytest.mark.parametrize(
     ("rows", "per_step", "epochs", "max_steps", "examples", "steps"),
     [
-        (100, 8, 1, None, 100, 13),  # the last step takes the 4 that are left
+        (100, 8, 1, None, 100, 13),  # the last step has the remaining 4
         (96, 8, 1, None, 96, 12),
         (100, 8, 3, None, 300, 38),
         (100, 8, 0.1, None, 10, 2),
-        (100, 8, 0.001, None, 1, 1),  # never nothing
+        (100, 8, 0.001, None, 1, 1),  # at least one example
         (1, 8, 1, None, 1, 1),
         (1, 1, 5, None, 5, 5),
-        (7, 100, 1, None, 7, 1),  # a step larger than the data
-        (7, 100, 40, None, 280, 3),  # and one that sees rows several times
-        (100, 8, 1, 5, 40, 5),  # the nearer limit holds
+        (7, 100, 1, None, 7, 1),  # more rows per step than there are
+        (7, 100, 40, None, 280, 3),  # the same, over several epochs
+        (100, 8, 1, 5, 40, 5),  # the lower limit applies
         (100, 8, 1, 13, 100, 13),
         (100, 8, 1, 12, 96, 12),
         (100, 8, 1, 1000, 100, 13),
         (100, 8, 3, 1, 8, 1),
         (3, 8, 1, 1, 3, 1),
-        (10, 1, 0.25, None, 2, 2),  # half a row is rounded to even
+        (10, 1, 0.25, None, 2, 2),  # half a row rounds to even
         (10, 1, 0.35, None, 4, 4),
     ],
 )
-def test_examples_and_steps(
+def test_number_of_examples_and_steps(
     rows: int, per_step: int, epochs: float, max_steps: int | None, examples: int, steps: int
 ) -> None:
     plan = plan_steps(recipe(examples_per_step=per_step, epochs=epochs, max_steps=max_steps), rows)
@@ -64,7 +64,9 @@ def test_examples_and_steps(
     rows=st.integers(1, 5000), per_step=st.integers(1, 300), epochs=st.floats(0.01, 10),
     max_steps=st.none() | st.integers(1, 400),
 )  # fmt: skip
-def test_steps_hold_their_examples(rows: int, per_step: int, epochs: float, max_steps: int | None) -> None:
+def test_steps_have_room_for_all_examples_and_no_more(
+    rows: int, per_step: int, epochs: float, max_steps: int | None
+) -> None:
     plan = plan_steps(recipe(examples_per_step=per_step, epochs=epochs, max_steps=max_steps), rows)
     assert (plan.total_steps - 1) * per_step < plan.total_examples <= plan.total_steps * per_step
     assert plan.total_steps <= (max_steps or math.inf)
@@ -74,7 +76,7 @@ def test_steps_hold_their_examples(rows: int, per_step: int, epochs: float, max_
 
 
 @pytest.mark.parametrize(("steps", "tenth"), [(1, 1), (9, 1), (10, 1), (11, 2), (100, 10), (101, 11)])
-def test_intervals_are_a_tenth_unless_given(steps: int, tenth: int) -> None:
+def test_intervals_default_to_a_tenth_of_the_steps(steps: int, tenth: int) -> None:
     def intervals(**train: Any) -> tuple[int, int]:
         plan = plan_steps(recipe(examples_per_step=1, **train), steps)
         return plan.valid_every_steps, plan.save_every_steps
@@ -85,14 +87,14 @@ def test_intervals_are_a_tenth_unless_given(steps: int, tenth: int) -> None:
     assert intervals(valid_every_steps=3, save_every_steps=7) == (3, 7)
 
 
-# --- how fast they learn ---
+# --- learning rates ---
 
 
 def closed_form(schedule: str, step: int, warmup: int, total: int) -> float:
     if step < warmup:
         return PEAK * (step + 1) / warmup
-    done = (step - warmup) / (total - warmup)
-    return {"constant": PEAK, "linear": PEAK * (1 - done), "cosine": PEAK * (1 + math.cos(math.pi * done)) / 2}[
+    progress = (step - warmup) / (total - warmup)
+    return {"constant": PEAK, "linear": PEAK * (1 - progress), "cosine": PEAK * (1 + math.cos(math.pi * progress)) / 2}[
         schedule
     ]
 
@@ -100,29 +102,29 @@ def closed_form(schedule: str, step: int, warmup: int, total: int) -> float:
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
 @pytest.mark.parametrize("warmup", [0, 0.03, 0.1, 0.5, 0.9, 0.999])
 @pytest.mark.parametrize("steps", [1, 2, 3, 10, 33, 100])
-def test_learning_rates(schedule: str, warmup: float, steps: int) -> None:
-    one = recipe(examples_per_step=4, schedule=schedule, warmup_fraction=warmup)
-    plan = plan_steps(one, 4 * steps - 1)
+def test_learning_rates_match_their_closed_form(schedule: str, warmup: float, steps: int) -> None:
+    settings = recipe(examples_per_step=4, schedule=schedule, warmup_fraction=warmup)
+    plan = plan_steps(settings, 4 * steps - 1)
     assert (plan.total_steps, plan.warmup_steps) == (steps, round(warmup * steps))
-    found = rates(one, 4 * steps - 1)
-    assert found == pytest.approx([closed_form(schedule, step, plan.warmup_steps, steps) for step in range(steps)])
-    # No step is without effect, none is above the peak, and the peak is reached.
-    assert min(found) > 0
-    assert max(found) == pytest.approx(PEAK)
-    rising = found[: plan.warmup_steps]
+    computed = rates(settings, 4 * steps - 1)
+    assert computed == pytest.approx([closed_form(schedule, step, plan.warmup_steps, steps) for step in range(steps)])
+    # Every rate is above 0, and the highest is the peak.
+    assert min(computed) > 0
+    assert max(computed) == pytest.approx(PEAK)
+    rising = computed[: plan.warmup_steps]
     assert rising == sorted(rising)
-    falling = found[plan.warmup_steps :]
+    falling = computed[plan.warmup_steps :]
     assert falling == sorted(falling, reverse=True)
 
 
-def test_a_run_of_one_step_learns_at_the_peak() -> None:
+def test_single_step_has_the_peak_learning_rate() -> None:
     for schedule in ("constant", "linear", "cosine"):
         for warmup in (0, 0.03, 0.9):
             assert rates(recipe(schedule=schedule, warmup_fraction=warmup), 1) == [PEAK]
 
 
-def test_a_run_cut_short_warms_up_within_its_own_length() -> None:
-    """`max_steps` shortens the plan itself, so the schedule comes to its end in a trial run too."""
+def test_max_steps_shortens_warmup_and_schedule() -> None:
+    """`max_steps` shortens the plan itself, so the learning rate falls to 0 in a short run too."""
     whole, short = (
         recipe(examples_per_step=1, warmup_fraction=0.1),
         recipe(examples_per_step=1, warmup_fraction=0.1, max_steps=5),
@@ -132,12 +134,12 @@ def test_a_run_cut_short_warms_up_within_its_own_length() -> None:
     assert rates(short, 1000)[-1] < 0.2 * PEAK
 
 
-def test_a_plan_that_is_all_warmup_divides_by_nothing() -> None:
+def test_plan_with_warmup_only_does_not_divide_by_zero() -> None:
     plan = StepPlan(
         train_rows=4, total_examples=4, total_steps=4, warmup_steps=4, valid_every_steps=1, save_every_steps=1
     )
     for schedule in ("constant", "linear", "cosine"):
-        one = recipe(schedule=schedule)
-        assert [learning_rate_at(one, plan, step) for step in range(4)] == pytest.approx(
+        settings = recipe(schedule=schedule)
+        assert [learning_rate_at(settings, plan, step) for step in range(4)] == pytest.approx(
             [PEAK * k / 4 for k in (1, 2, 3, 4)]
         )

@@ -1,8 +1,9 @@
-"""The recipes that `tunesmith init` writes: each is right as it stands, explains itself, and covers its task."""
+"""The templates of `tunesmith init`: each is a valid recipe of its task, with comments."""
 
 from pathlib import Path
 
 import pytest
+from tests.support.errors import raises
 
 from tunesmith.core.errors import RecipeError
 from tunesmith.recipe import templates
@@ -22,19 +23,19 @@ def load(text: str, folder: Path, *overrides: str) -> Recipe:
     return load_recipe(path, overrides)
 
 
-def test_every_file_is_a_template_that_can_be_asked_for() -> None:
+def test_every_file_is_a_listed_template() -> None:
     files = Path(templates.__file__).parent.glob("*.yaml")
     assert {file.stem for file in files} == set(TEMPLATES)
 
 
-def test_a_template_is_right_as_it_stands_and_after_naming_a_file(name: str, tmp_path: Path) -> None:
+def test_template_is_valid_as_written_and_with_another_file(name: str, tmp_path: Path) -> None:
     recipe = load(read_template(name), tmp_path)
     assert recipe.data.task == name
     assert load(read_template(name), tmp_path, "data.source.file=mine.jsonl") != recipe
 
 
-def test_what_is_commented_out_is_right_too(name: str, tmp_path: Path) -> None:
-    """A user takes the # away: the promotion at the end must then be accepted."""
+def test_commented_promotion_is_valid(name: str, tmp_path: Path) -> None:
+    """A user removes the `#` before the section at the end."""
     before, mark, rest = read_template(name).partition("# promote:")
     opened = "".join(line[2:] for line in (mark + rest).splitlines(keepends=True))
     promote = load(before + opened, tmp_path).promote
@@ -42,17 +43,15 @@ def test_what_is_commented_out_is_right_too(name: str, tmp_path: Path) -> None:
     assert promote.alias == "staging"
 
 
-def test_a_template_explains_itself_in_short_lines(name: str) -> None:
+def test_template_has_comments_in_short_lines(name: str) -> None:
     lines = read_template(name).splitlines()
     assert max(map(len, lines)) <= 92
     assert sum("#" in line for line in lines) > len(lines) / 2
     assert any("tunesmith plan" in line for line in lines)
 
 
-def test_an_unknown_template_names_the_nearest() -> None:
-    with pytest.raises(RecipeError) as caught:
+def test_unknown_template_suggests_the_nearest() -> None:
+    with raises(RecipeError, "unknown-template", "`complete`", "`completion`"):
         read_template("complete")
-    assert caught.value.hint == "did you mean `completion`?"
-    with pytest.raises(RecipeError) as caught:
+    with raises(RecipeError, "unknown-template", "`../chat`"):
         read_template("../chat")
-    assert caught.value.exit_code == 2

@@ -1,4 +1,4 @@
-"""Commented recipes to start from, one for each task; `tunesmith init` writes them."""
+"""Commented recipes to start from, one per task. `tunesmith init` writes them."""
 
 from importlib import resources
 
@@ -9,7 +9,8 @@ TEMPLATES = ("chat", "completion", "seq2seq", "text")
 
 
 def read_template(name: str) -> str:
-    """Return the recipe that a template holds; raise RecipeError where there is none of that name."""
+    """Return the text of a template; raise RecipeError if there is none of that name."""
     if name not in TEMPLATES:
-        raise RecipeError(f"there is no template `{name}`", hint=did_you_mean(name, TEMPLATES))
+        message = f"there is no template `{name}`"
+        raise RecipeError(message, code="unknown-template", hint=did_you_mean(name, TEMPLATES))
     return (resources.files(__name__) / f"{name}.yaml").read_text(encoding="utf-8")
