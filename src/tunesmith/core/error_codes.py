@@ -70,7 +70,19 @@ ERROR_CODES = {
     "registry-schema": "Another version of tunesmith wrote the registry's database.",
     "registry-unusable": "The registry's database cannot be opened.",
     # pipeline, plan, slurm and track
-    "inputs-changed": "The inputs of a finished or interrupted stage have changed, and its result is kept.",
+    "inputs-changed": "The inputs of a finished or interrupted stage have changed, and its result is never replaced.",
+    "settings-changed": "The run was started with other settings, which cannot change.",
+    "other-run": "The folder holds the run of another recipe.",
+    "folder-not-empty": "The folder is not empty, and holds no run or sweep.",
+    "no-weights": "The folder of a base holds no weights.",
+    "no-slurm": "Slurm is not installed on this machine.",
+    "slurm-refused": "Slurm refuses a job.",
+    "slurm-failed": "A command of Slurm failed or did not answer.",
+    "script-path": "The path of a run has characters that are not allowed in a batch script.",
+    "not-for-slurm": "The recipe's `launch` does not ask for Slurm.",
+    "already-queued": "The run has jobs that wait or run.",
+    "not-queued": "The run has no job that waits or runs.",
+    "stage-failed": "The job of a stage failed; its log has the error.",
     # sweep
     # demo
     "generated-rows": "The generator of the demo cannot give that number of rows.",

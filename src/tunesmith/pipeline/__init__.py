@@ -1,1 +1,1 @@
-"""The stages of a run: what each is made from, whether it is done, and where it runs."""
+"""Runs: find a run's folder, run its stages here or as Slurm jobs, and show its status."""

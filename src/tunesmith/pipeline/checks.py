@@ -1,4 +1,4 @@
-"""What `plan` refuses, or warns of, about the base model and this machine before anything is computed."""
+"""Check the base model, the rows and this machine before anything is computed."""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -35,9 +35,10 @@ from tunesmith.tasks.tokenizer import TokenizerAdapter
 
 
 def require_machine(recipe: Recipe, base: ModelFolder) -> None:
-    """Raise RecipeError where this machine lacks what a precision, or weights or moments in few bits, need.
+    """Raise RecipeError if this machine cannot compute in the recipe's precision, quantization or 8-bit optimizer.
 
-    Nothing slow is imported for others. What GPUs elsewhere lack is told by the first job.
+    Slow packages are imported only for recipes that ask for one of these. The GPUs of a cluster are checked by the
+    first job.
     """
     if isinstance(recipe.launch, SlurmLaunch) and recipe.launch.gpus_per_node is not None:
         return
@@ -58,19 +59,24 @@ def require_machine(recipe: Recipe, base: ModelFolder) -> None:
 
 
 def check_base(recipe: Recipe, base: ModelFolder) -> Shapes:
-    """Return the shapes of the base if a run can start from it.
+    """Return the shapes of a base that a run can start from.
 
-    Weights are fetched where its configuration does not tell their shapes; of those that are here the headers are read.
+    The shapes follow from the configuration. If they do not, the weights are fetched and their headers are read.
 
     Raises:
-        RecipeError: it is not causal; it has no weights, or they are quantized already, or are not those of its
-            configuration; a name of `tuning.target` is none of its modules.
-        DamagedFile: a file of the folder is not whole.
+        RecipeError: the base is not causal; its weights are missing, quantized, or do not match its configuration; a
+            name in `tuning.target` is not one of its modules.
+        DamagedFile: a file of the folder is incomplete.
     """
     root = base.root
     refuse_pickle(root.path)
     if not (root.has_weights or root.to_fetch):
-        raise RecipeError("holds no weights (*.safetensors)", where=str(root.path))
+        raise RecipeError(
+            "holds no weights (*.safetensors)",
+            where=str(root.path),
+            hint="download the model again, or save it with save_pretrained",
+            code="no-weights",
+        )
     require_causal(root.path)
     refuse_quantized(root.path)
     try:
@@ -89,46 +95,43 @@ def check_base(recipe: Recipe, base: ModelFolder) -> Shapes:
 def check_rows(
     recipe: Recipe, base: ModelFolder, shapes: Shapes, tokenizer: TokenizerAdapter, rows: UsedRows
 ) -> TokenDataset:
-    """Return the rows to train on if the model can read those of all splits.
+    """Return the tokens of the training rows if the model can read the rows of all splits.
 
     Raises:
-        RecipeError: rows are longer than its positions, hold tokens that it has no vectors for, or must be packed
-            and cannot be.
+        RecipeError: a row is longer than the model's positions or has a token without an embedding, or the recipe
+            requires packing and the model does not support it.
     """
-    found = {split: rows.tokens(split) for split in SPLITS}
-    check_max_positions(shapes.positions, max(tokens.max_length for tokens in found.values()))
-    highest = max(tokens.max_token_id for tokens in found.values())
-    require_embedding_rows(highest, _vectors(base, shapes, tokenizer), where=recipe.model.base)
+    splits = {split: rows.tokens(split) for split in SPLITS}
+    check_max_positions(shapes.positions, max(tokens.max_length for tokens in splits.values()))
+    highest_id = max(tokens.max_token_id for tokens in splits.values())
+    require_embedding_rows(highest_id, _embedding_rows(base, shapes, tokenizer), where=recipe.model.base)
     check_packing_supported(recipe, ENCODER_CANNOT_PACK if shapes.has_encoder else None)
     if tokenizer.new_ids and isinstance(recipe.tuning, LoraBase):
         refuse_new_tokens_with_bias(base.root.path)
-    return found["train"]
+    return splits["train"]
 
 
 def check_prompts(recipe: Recipe, positions: int | None, tokenizer: TokenizerAdapter, rows: UsedRows) -> Iterator[str]:
-    """Yield warnings about the rows that will be answered for a metric.
+    """Yield warnings about the valid and test rows that the model will answer.
 
     Args:
-        recipe: whose metrics.
         positions: the model's maximum; None if it has none, or if it is unknown.
-        tokenizer: of the base.
-        rows: of all splits.
 
     Raises:
-        RecipeError: so many have no room for an answer, or nothing that the metric counts, that there would be no
+        RecipeError: so many rows have no room for an answer, or nothing that a metric counts, that there would be no
             verdict.
     """
     task = task_for(recipe.data, tokenizer)
     for split, count in rows_to_answer(recipe).items():
-        everything = [rows.example(split, place) for place in range(len(rows.ledger_entries(split)))]
-        examples, _ = select_rows(everything, count, recipe.seed)
+        split_examples = [rows.example(split, index) for index in range(len(rows.ledger_entries(split)))]
+        examples, _ = select_rows(split_examples, count, recipe.seed)
         yield from check_answerable(recipe, task, tokenizer, examples, positions=positions, split=split)
 
 
 def check_prepared_prompts(recipe: Recipe, run: RunDir) -> Iterator[str]:
-    """Yield what `check_prompts` does, of the rows that `prepare` wrote.
+    """Yield the warnings of `check_prompts` about the rows that `prepare` wrote.
 
-    Not a part of training, which must not read the test rows.
+    Called before training instead of in it, because training must not read the test rows.
 
     Raises:
         RecipeError: as `check_prompts`.
@@ -136,33 +139,33 @@ def check_prepared_prompts(recipe: Recipe, run: RunDir) -> Iterator[str]:
     base = resolve_base(run, recipe.model.base)
     tokenizer = load_tokenizer(base, recipe.model.chat_markup)
     positions = None
-    with suppress(RecipeError):  # an architecture without a known limit
+    with suppress(RecipeError):  # an architecture with an unknown limit
         positions = shapes_of(base.root.path).positions
     yield from check_prompts(recipe, positions, tokenizer, PreparedRows(run))
 
 
 def recipe_warnings(recipe: Recipe, base: ModelFolder, shapes: Shapes, tokenizer: TokenizerAdapter) -> Iterator[str]:
-    """Yield what a run can do with and its owner should know."""
+    """Yield warnings about settings that are allowed but may be mistakes."""
     yield from (f"{'.'.join(path)}: {remark}" for path, remark in find_remarks(recipe))
-    vectors = _vectors(base, shapes, tokenizer)
-    if tokenizer.vocab_size > vectors:
+    embedding_size = _embedding_rows(base, shapes, tokenizer)
+    if tokenizer.vocab_size > embedding_size:
         yield (
-            f"the tokenizer has {tokenizer.vocab_size:,} tokens and the model's embedding {vectors:,} rows; no row of "
-            "the data uses the others, but a prompt could"
+            f"the tokenizer has {tokenizer.vocab_size:,} tokens, but the model's embedding has {embedding_size:,} "
+            "rows; the data uses none of the tokens without a row, but a prompt could"
         )
-    most = recipe.data.max_tokens_per_example
+    max_tokens = recipe.data.max_tokens_per_example
     default = DataBase.model_fields["max_tokens_per_example"].default
-    if shapes.positions is not None and most > shapes.positions and most != default:
+    if shapes.positions is not None and max_tokens > shapes.positions and max_tokens != default:
         yield (
-            f"data.max_tokens_per_example is {most:,} and the model knows {shapes.positions:,} positions: "
-            f"`too_long: {recipe.data.too_long}` has no effect on rows in between, and they would be refused"
+            f"data.max_tokens_per_example is {max_tokens:,}, but the model has {shapes.positions:,} positions: rows "
+            f"of a length in between are refused instead of being handled by `too_long: {recipe.data.too_long}`"
         )
 
 
-def _vectors(base: ModelFolder, shapes: Shapes, tokenizer: TokenizerAdapter) -> int:
-    """Return for how many tokens there are vectors when training starts: rows are added up to the last new token."""
-    most = max((shapes.vocabulary, *(token + 1 for token in tokenizer.new_ids)))
+def _embedding_rows(base: ModelFolder, shapes: Shapes, tokenizer: TokenizerAdapter) -> int:
+    """Return the number of embedding rows when training starts, with the rows added for new tokens."""
+    rows = max((shapes.vocabulary, *(token + 1 for token in tokenizer.new_ids)))
     while base.base is not None:
-        most = max((most, *(token + 1 for token in trained_token_ids(base.path))))
+        rows = max((rows, *(token + 1 for token in trained_token_ids(base.path))))
         base = base.base
-    return most
+    return rows

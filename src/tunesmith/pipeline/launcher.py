@@ -1,4 +1,4 @@
-"""Start a run where it is to run: here, in the processes that somebody started, or as jobs of a cluster."""
+"""Start a run in this process, with torchrun, or as Slurm jobs, by the recipe's `launch` section."""
 
 import os
 import sys
@@ -15,42 +15,47 @@ from tunesmith.recipe.launch import LocalLaunch, SlurmLaunch, TorchrunLaunch
 
 
 def launch_run(opened: OpenedRun, *, until: str | None, here: bool, detach: bool) -> RunDir | None:
-    """Take a run through its stages, and return it; None in all processes of a run but the first.
+    """Run the stages of an opened run, and return the run; return None on all ranks but rank 0.
 
-    For the command line: where torchrun is to start many processes, they are given this process's own.
+    For the command line only: if the recipe asks for torchrun, this process is replaced by torchrun, which repeats the
+    command on each rank.
 
     Args:
         until: the last stage to run; default all.
-        here: in this process, whatever the recipe's `launch` says.
-        detach: return when the jobs of a cluster are in line; else when they are over.
+        here: run in this process, whatever the recipe's `launch` says.
+        detach: return when the Slurm jobs are queued, instead of waiting until they end.
 
     Raises:
-        TunesmithError: of the kind that says what went wrong.
+        TunesmithError: a stage failed or was refused; the error's `exit_code` is that of the command.
     """
-    this = rank_info()
-    launch = LocalLaunch(on="local") if here or this.world_size > 1 else opened.recipe.launch
+    info = rank_info()
+    launch = LocalLaunch(on="local") if here or info.world_size > 1 else opened.recipe.launch
     if detach and not isinstance(launch, SlurmLaunch):
-        raise RecipeError("--detach has no effect on a run that runs here")
+        raise RecipeError(
+            "--detach has no effect on a run that runs on this machine",
+            hint="leave it out, or give --on slurm",
+            code="usage",
+        )
     if isinstance(launch, TorchrunLaunch) and launch.processes > 1:
-        _become_torchrun(launch.processes)
+        _exec_torchrun(launch.processes)
     if not isinstance(launch, SlurmLaunch):
         run = run_opened(opened, until=until)
-        return run if this.is_rank0 else None
+        return run if info.is_rank0 else None
     from tunesmith.pipeline.submit import submit_run
     from tunesmith.pipeline.watch import watch_run
 
     run, submitted = opened.run, submit_run(opened, until=until)
-    if submitted and not detach:  # else jobs of an earlier command would be reported
+    if submitted and not detach:  # without new jobs, those of an earlier command would be shown
         try:
             watch_run(run)
         except KeyboardInterrupt:
-            log(f"its jobs go on: tunesmith status {quote(str(run))}, or tunesmith cancel {quote(str(run))}")
+            log(f"the jobs keep running: tunesmith status {quote(str(run))}, or tunesmith cancel {quote(str(run))}")
             raise
     return run
 
 
-def _become_torchrun(processes: int) -> NoReturn:
-    """Let torchrun take this process's place, and run this very command in many."""
+def _exec_torchrun(processes: int) -> NoReturn:
+    """Replace this process by torchrun, which runs the same command in many processes."""
     launcher = ["-m", "tunesmith.slurm.exit_code", "torch.distributed.run", "--standalone"]
     command = [*launcher, f"--nproc-per-node={processes}", "-m", "tunesmith", *sys.argv[1:]]
     os.execv(sys.executable, [sys.executable, *command])

@@ -1,7 +1,7 @@
-"""Which folder a run has, and what it starts from.
+"""Find the folder of a run, and record what the run starts from.
 
-A run is identified by the settings that decide training and by the path of its recipe's folder, relative to the folder
-that holds `runs/`. How it is evaluated, promoted, launched and tracked may change later.
+A run is identified by the settings that determine training and by the path of its recipe's folder, relative to the
+folder that contains `runs/`. The settings for evaluation, promotion, launch and trackers may change later.
 """
 
 import os
@@ -21,16 +21,18 @@ from tunesmith.recipe.load import dump_recipe, load_recipe
 from tunesmith.recipe.schedule import DECODING_KEYS, TRAJECTORY_NEUTRAL_KEYS
 from tunesmith.recipe.schema import Recipe
 
-_MOST_NAMED = 4
-_HINT_FOLDER = "leave the change out to continue this run, or run the recipe's file with it to start another one"
+_MAX_KEYS_SHOWN = 4
+_RESUME_HINT = "leave the change out to resume this run, or run the recipe's file with it to start another run"
 
 
 @dataclass(frozen=True, slots=True)
 class OpenedRun:
-    """A recipe, loaded once for all that a process does with it, and its run.
+    """A run and its recipe, which a process loads only once.
 
-    `file`, the recipe's or the folder of a run, and `overrides` are what the user gave. `is_default` says that the
-    run's folder follows from the recipe.
+    Attributes:
+        file: the recipe's file or the run's folder, as the user gave it.
+        overrides: the user's `key=value` changes.
+        is_default: the run's folder follows from the recipe; the user gave none.
     """
 
     recipe: Recipe
@@ -40,25 +42,25 @@ class OpenedRun:
     is_default: bool
 
     def write_origin(self) -> None:
-        """Write what the run starts from: the recipe as typed and resolved, and its folder. Call after all checks."""
+        """Record the recipe, as written and resolved, and its folder. Call after all checks."""
         run = self.run
         if self.file.is_dir():
-            typed = run.recipe.read_text(encoding="utf-8") if run.recipe.exists() else ""
+            written = run.recipe.read_text(encoding="utf-8") if run.recipe.exists() else ""
         else:
-            typed = self.file.read_text(encoding="utf-8-sig")
-            known = read_json(run.environment) if run.environment.exists() else {}
+            written = self.file.read_text(encoding="utf-8-sig")
+            recorded = read_json(run.environment) if run.environment.exists() else {}
             origin = {
-                **known,
+                **recorded,
                 "recipe_folder": os.path.relpath(recipe_folder(self.file), os.path.realpath(run.path)),
                 "recipe_file": self.file.name,
                 "settings": identity(self.recipe),
             }
-            if origin != known:
+            if origin != recorded:
                 write_json(run.environment, origin)
         note = f"# Changed on the command line: {' '.join(self.overrides)}".replace("\n", "\\n").replace("\r", "\\r")
-        if self.overrides and not typed.startswith(f"{note}\n"):
-            typed = f"{note}\n{typed}"
-        for path, text in ((run.recipe, typed), (run.resolved_recipe, dump_recipe(self.recipe))):
+        if self.overrides and not written.startswith(f"{note}\n"):
+            written = f"{note}\n{written}"
+        for path, text in ((run.recipe, written), (run.resolved_recipe, dump_recipe(self.recipe))):
             if not path.exists() or path.read_text(encoding="utf-8") != text:
                 write_text(path, text)
 
@@ -72,81 +74,86 @@ def open_run(recipe: Path, overrides: Sequence[str], out: Path | str | None) -> 
         out: the run's folder; default `runs/NAME/ID`.
 
     Raises:
-        RecipeError: the recipe is wrong, or the folder holds a run of another recipe.
+        RecipeError: the recipe is invalid, or the folder holds something else or the run of another recipe.
     """
     if RunDir(recipe).resolved_recipe.exists():
         if out is not None:
-            raise RecipeError("--out has no effect on a run folder", where=str(recipe))
+            raise RecipeError(
+                "--out has no effect on the folder of a run", where=str(recipe), hint="leave it out", code="usage"
+            )
         run = RunDir(recipe)
         loaded = load_recipe(run.resolved_recipe, overrides)
         if overrides:
-            _refuse_other_settings(loaded, run, hint=_HINT_FOLDER)
+            _require_same_settings(loaded, run, hint=_RESUME_HINT)
         return OpenedRun(loaded, run, recipe, tuple(overrides), is_default=False)
     loaded = load_recipe(recipe, overrides)
     folder = recipe_folder(recipe)
     run = RunDir(out if out is not None else _default_folder(loaded, folder), recipe_folder=folder)
     if run.resolved_recipe.exists():
-        _refuse_other_settings(loaded, run, hint=UNDO_HINT)
+        _require_same_settings(loaded, run, hint=UNDO_HINT)
         if _has_other_recipe(run, folder):
             raise RecipeError(
                 f"holds the run of another recipe, in {os.path.relpath(run.recorded_recipe_folder)}",
                 where=str(run),
                 hint="give another --out",
+                code="other-run",
             )
     elif run.path.is_dir() and any(path.name != "logs" for path in run.path.iterdir()):
-        raise RecipeError("is not empty and holds no run", where=str(run), hint="give another --out")
+        raise RecipeError(
+            "is not empty and holds no run", where=str(run), hint="give another --out", code="folder-not-empty"
+        )
     return OpenedRun(loaded, run, recipe, tuple(overrides), is_default=out is None)
 
 
 def recipe_folder(recipe: Path) -> Path:
-    """Return the folder that a recipe's relative paths start at: the one in which the user named the recipe's file.
+    """Return the folder that a recipe's relative paths start at: that of the file as the user named it.
 
-    If the file is a symbolic link, its target's folder does not matter. Links among the folders are resolved.
+    If the file is a symbolic link, this is the folder of the link. Links among the parent folders are resolved.
     """
     return Path(os.path.realpath(recipe.parent))
 
 
 def identity(recipe: Recipe) -> dict[str, Any]:
-    """Return the settings that decide training, which are fixed once a run has begun."""
+    """Return the settings that determine training. They are fixed once a run has started."""
     settings = recipe.model_dump(mode="json", exclude={"evaluate", "promote", "launch", "trackers"})
     for name in TRAJECTORY_NEUTRAL_KEYS:
         del settings["train"][name]
-    if recipe.train.valid_metrics:  # validation answers as `evaluate` says
+    if recipe.train.valid_metrics:  # validation generates answers with the settings of `evaluate`
         used = {*DECODING_KEYS, *(("database",) if "execution" in recipe.train.valid_metrics else ())}
         settings["evaluate"] = recipe.evaluate.model_dump(mode="json", include=used)
     return settings
 
 
 def location_in_project(folder: Path, current: Path = Path()) -> str:
-    """Return a recipe's folder relative to a current one: a part of what the default names of runs are made from."""
+    """Return a recipe's folder relative to a current folder. The default name of a run depends on it."""
     return os.path.relpath(folder, os.path.realpath(current))
 
 
 def _default_folder(recipe: Recipe, folder: Path) -> Path:
-    """Return the run folder of a recipe, which need not exist yet."""
-    return _begun_in(Path(), recipe, folder) or _named_folder(Path(), recipe, folder)
+    """Return the default run folder of a recipe, which may not exist yet."""
+    return _find_run_below(Path(), recipe, folder) or _new_run_folder(Path(), recipe, folder)
 
 
-def _named_folder(place: Path, recipe: Recipe, folder: Path) -> Path:
-    """Return the folder that a run of a recipe gets if it begins in `place`."""
-    return place / "runs" / recipe.name / digest_of([identity(recipe), location_in_project(folder, place)])[:8]
+def _new_run_folder(current: Path, recipe: Recipe, folder: Path) -> Path:
+    """Return the folder of a run of the recipe in `folder` that is started in the folder `current`."""
+    return current / "runs" / recipe.name / digest_of([identity(recipe), location_in_project(folder, current)])[:8]
 
 
-def _begun_in(place: Path, recipe: Recipe, folder: Path) -> Path | None:
-    """Return the folder of the run of a recipe that began in `place`; None if there is none.
+def _find_run_below(current: Path, recipe: Recipe, folder: Path) -> Path | None:
+    """Return the existing run of the recipe in `folder` that was started in `current`; None if there is none.
 
-    It has another name than a new run if the recipe's folder was renamed, or if an earlier version of tunesmith, whose
-    recipes had fewer keys, began it.
+    Its name differs from that of a new run if the recipe's folder was renamed since, or if an earlier version of
+    tunesmith, whose recipes had fewer keys, started it.
     """
-    named = _named_folder(place, recipe, folder)
-    if named.exists():
-        return named
-    others = (path.parent for path in sorted(named.parent.glob("*/environment.json")))
+    expected = _new_run_folder(current, recipe, folder)
+    if expected.exists():
+        return expected
+    others = (path.parent for path in sorted(expected.parent.glob("*/environment.json")))
     return next((path for path in others if is_run_of(recipe, RunDir(path, folder), folder)), None)
 
 
 def is_run_of(recipe: Recipe, run: RunDir, folder: Path) -> bool:
-    """Return whether a run is that of the recipe in `folder`: as recorded, or renamed with the same data in it."""
+    """Return whether a run belongs to the recipe in `folder`, which may have been renamed if its data is unchanged."""
     try:
         if _has_other_recipe(run, folder) or not _has_settings(run, recipe):
             return False
@@ -159,7 +166,7 @@ def is_run_of(recipe: Recipe, run: RunDir, folder: Path) -> bool:
 
 
 def _has_settings(run: RunDir, recipe: Recipe) -> bool:
-    """Return whether a run was started with the settings of a recipe."""
+    """Return whether a run was started with the settings of a recipe that determine training."""
     recorded = read_json(run.environment).get("settings") if run.environment.exists() else None
     if isinstance(recorded, str):  # earlier versions recorded their digest
         recorded = identity(load_recipe(run.resolved_recipe))
@@ -171,22 +178,24 @@ def _has_other_recipe(run: RunDir, folder: Path) -> bool:
     return run.environment.exists() and run.recipe_exists and not _is_same(run.recorded_recipe_folder, folder)
 
 
-def _is_same(one: Path, other: Path) -> bool:
-    return os.path.realpath(one) == os.path.realpath(other)
+def _is_same(path: Path, other: Path) -> bool:
+    return os.path.realpath(path) == os.path.realpath(other)
 
 
-def _refuse_other_settings(recipe: Recipe, run: RunDir, *, hint: str) -> None:
+def _require_same_settings(recipe: Recipe, run: RunDir, *, hint: str) -> None:
+    """Raise RecipeError if a run was started with other settings than the recipe's."""
     before, now = identity(load_recipe(run.resolved_recipe)), identity(recipe)
     if changed := sorted(changed_keys(before, now)):
-        values = [f"{key} is {_at(before, key)} there, not {_at(now, key)}" for key in changed[:_MOST_NAMED]]
+        values = [f"{key} is {_value(before, key)} there, not {_value(now, key)}" for key in changed[:_MAX_KEYS_SHOWN]]
         raise RecipeError(
-            f"holds a run with other settings ({', '.join(changed[:_MOST_NAMED])}): {'; '.join(values)}",
+            f"holds a run with other settings ({', '.join(changed[:_MAX_KEYS_SHOWN])}): {'; '.join(values)}",
             where=str(run),
             hint=hint,
+            code="settings-changed",
         )
 
 
-def _at(settings: Any, key: str) -> str:
+def _value(settings: Any, key: str) -> str:
     """Return the value of a dotted key as text."""
     for name in key.split("."):
         settings = settings.get(name) if isinstance(settings, dict) else None
@@ -194,15 +203,15 @@ def _at(settings: Any, key: str) -> str:
 
 
 def find_run_elsewhere(opened: OpenedRun) -> Path | None:
-    """Return the run of a recipe that began from another current folder: the recipe's own, or one above it.
+    """Return the run of the same recipe that was started in another folder: the recipe's own folder or one above it.
 
-    None if there is no such run, if this one has begun, or if its folder was given.
+    Return None if there is none, if this run has already started, or if the user gave its folder.
     """
     recipe, run = opened.recipe, opened.run
     if run.environment.exists() or not opened.is_default:
         return None
-    for place in (run.recipe_folder, *run.recipe_folder.parents):
-        found = _begun_in(place, recipe, run.recipe_folder)
-        if found and not _is_same(found, run.path):
-            return Path(os.path.relpath(found))
+    for current in (run.recipe_folder, *run.recipe_folder.parents):
+        other = _find_run_below(current, recipe, run.recipe_folder)
+        if other and not _is_same(other, run.path):
+            return Path(os.path.relpath(other))
     return None

@@ -1,4 +1,4 @@
-"""How a run does: each stage, how far training and evaluation are, and what its jobs wait for. Read from its files."""
+"""The status of a run: the state and progress of each stage, read from the run's files and from Slurm."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -18,22 +18,28 @@ from tunesmith.recipe.schema import Recipe
 from tunesmith.slurm import client
 from tunesmith.slurm.jobs import StageJob, log_path, read_exit_code, read_jobs
 
-# The speed that time left is told from is that of so many last steps.
-_STEPS = 20
+_SPEED_STEPS = 20  # the remaining time is estimated from the speed of this many steps
 _LOG_LINES = 4
-# How many bytes at the end of a log are read: watching must not read hours of it at every look.
-_METRICS_READ, _LOG_READ = 1 << 20, 1 << 13
+# Bytes read from the end of a log: a long log must not be read anew at every poll.
+_METRICS_TAIL, _LOG_TAIL = 1 << 20, 1 << 13
 
 
 @dataclass(frozen=True, slots=True)
 class StageStatus:
-    """How a stage does: `done`, `to do`, `working`, `waiting` for its turn, `stopped` resumably, `failed`, `cancelled`.
+    """The state and progress of a stage.
 
-    `unknown`, if only Slurm knows and cannot be asked here.
-
-    `job` and what follows are those of a job of Slurm: its number, why it waits, on which machines it runs, for how
-    long ("1-02:03:04"), how often it was started again. `done_of` is (done, all) in steps or answers, `seconds_left` an
-    estimate from the speed of late.
+    Attributes:
+        state: `done`, `to do`, `working`, `waiting` (queued), `stopped` (can be resumed), `failed`, `cancelled`, or
+            `unknown` if only Slurm knows and cannot be asked on this machine.
+        job: the number of its Slurm job.
+        reason: why the job waits.
+        nodes: the machines on which the job runs.
+        running: for how long the job has been running, as Slurm writes it (1-02:03:04).
+        restarts: how often Slurm has requeued the job.
+        limit_seconds: the time until the job's time limit.
+        done_of: steps or answers, as (finished, all).
+        seconds_left: an estimate from the speed of the last steps.
+        log: the path of the job's log.
     """
 
     stage: str
@@ -62,7 +68,7 @@ class StageStatus:
         if self.nodes and self.state == "working":
             parts.append(f"on {self.nodes} for {self.running}")
         if self.restarts:
-            parts.append(f"started again {self.restarts} x")
+            parts.append(f"requeued {self.restarts} x")
         if self.done_of and self.state != "done":
             parts.append(f"{stage_named(self.stage).unit} {self.done_of[0]} of {self.done_of[1]}")
         if self.tokens_per_second and self.state == "working":
@@ -76,83 +82,90 @@ class StageStatus:
 
 @dataclass(frozen=True, slots=True)
 class RunStatus:
-    """How a run does. `writer` is the process that works at it."""
+    """The status of a run.
+
+    Attributes:
+        last_lines: the end of the log of the stage that works or has failed.
+        writer: the process that holds the run's lock, as `pid 123 on its-machine`.
+    """
 
     run: str
     stages: tuple[StageStatus, ...]
-    last_lines: tuple[str, ...] = ()
+    last_lines: tuple[str, ...]
     writer: str | None = None
 
     @property
     def is_active(self) -> bool:
-        """Whether anything of it waits or works."""
-        return any(one.state in ("working", "waiting") for one in self.stages)
+        """Whether a stage is working or waiting."""
+        return any(stage.state in ("working", "waiting") for stage in self.stages)
 
     @property
     def first_failure(self) -> StageStatus | None:
         """The first stage that failed, was stopped or was cancelled."""
-        bad = ("failed", "stopped", "cancelled")
-        return next((one for one in self.stages if one.state in bad), None)
+        return next((stage for stage in self.stages if stage.state in ("failed", "stopped", "cancelled")), None)
 
     def to_json(self) -> dict[str, Any]:
         """Return the status as JSON."""
         return asdict(self)
 
     def __str__(self) -> str:
-        lines = [f"run       {self.run}" + (f"  ({self.writer} works at it)" if self.writer else "")]
-        lines += [f"{one.stage:9} {one}" for one in self.stages]
+        lines = [f"run       {self.run}" + (f"  (locked by {self.writer})" if self.writer else "")]
+        lines += [f"{stage.stage:9} {stage}" for stage in self.stages]
         return "\n".join([*lines, *(f"          | {line}" for line in self.last_lines)])
 
 
 def status_of(run: RunDir) -> RunStatus:
-    """Return how a run does.
+    """Return the status of a run. Writes nothing.
 
     Raises:
         TunesmithError: Slurm does not answer.
     """
     recipe = load_recipe(run.resolved_recipe)
-    jobs = {one.stage: one for one in read_jobs(run.launch)}
+    jobs = {job.stage: job for job in read_jobs(run.launch)}
     writer = lock_holder(run.lock)
     stages: list[StageStatus] = []
     for stage in wanted_stages(recipe):
-        begun = not stages or stages[-1].state == "done"
-        stages.append(_stage(recipe, run, stage, jobs.get(stage.name), begun=begun, writer=writer))
-    told = next((one for one in stages if one.log and one.state not in ("done", "waiting")), None)
-    lines = _last_lines(Path(told.log), ended=told.state != "working") if told and told.log else ()
+        is_next = not stages or stages[-1].state == "done"
+        stages.append(_stage_status(recipe, run, stage, jobs.get(stage.name), is_next=is_next, writer=writer))
+    shown = next((stage for stage in stages if stage.log and stage.state not in ("done", "waiting")), None)
+    lines = _log_excerpt(Path(shown.log), ended=shown.state != "working") if shown and shown.log else ()
     return RunStatus(str(run), tuple(stages), lines, writer)
 
 
-def _stage(
-    recipe: Recipe, run: RunDir, stage: Stage, job: StageJob | None, *, begun: bool, writer: str | None
+def _stage_status(
+    recipe: Recipe, run: RunDir, stage: Stage, job: StageJob | None, *, is_next: bool, writer: str | None
 ) -> StageStatus:
-    name, facts = stage.name, _PROGRESS[stage.unit](recipe, run) if stage.unit and begun else {}
-    found = _asked(job) if job is not None else None
+    """Return the status of a stage; `is_next` says that all stages before it are done."""
+    name, facts = stage.name, _PROGRESS[stage.unit](recipe, run) if stage.unit and is_next else {}
+    state = _ask_slurm(job) if job is not None else None
     if job is not None:
         log = log_path(run, job)
         facts |= {"job": job.job, "log": str(log) if log.exists() else None}
-    if found is not None and found.is_active:
-        limit = (found.ends - datetime.now()).total_seconds() if found.ends and found.state == "RUNNING" else None
-        facts |= {"nodes": found.nodes, "running": found.run_time, "limit_seconds": limit and max(0.0, limit)}
-        state = "waiting" if found.state in ("PENDING", "REQUEUED", "REQUEUE_HOLD") else "working"
-        return StageStatus(name, state, reason=found.reason, restarts=found.restarts, **facts)
-    # Looked for after the job, which may end between; of another machine's files we may not know yet.
-    if run.manifest(name) or (found is not None and found.state == "COMPLETED"):
+    if state is not None and state.is_active:
+        end_time = state.end_time if state.state == "RUNNING" else None
+        limit = (end_time - datetime.now()).total_seconds() if end_time else None
+        facts |= {"nodes": state.nodes, "running": state.run_time, "limit_seconds": limit and max(0.0, limit)}
+        label = "waiting" if state.state in ("PENDING", "REQUEUED", "REQUEUE_HOLD") else "working"
+        return StageStatus(name, label, reason=state.reason, restarts=state.restarts, **facts)
+    # The manifest is read after the job's state, because the job may end in between. On a network file system the
+    # manifest that another machine wrote may not be visible yet.
+    if run.manifest(name) or (state is not None and state.state == "COMPLETED"):
         return StageStatus(name, "done", **facts)
-    if begun and writer:
+    if is_next and writer:
         return StageStatus(name, "working", **facts)
-    if found is None:
+    if state is None:
         return StageStatus(name, "to do", **facts)
-    code = found.exit_code if found.state != client.GONE else read_exit_code(run, name)
-    return StageStatus(name, _ended(found, code), exit_code=code, **facts)
+    code = state.exit_code if state.state != client.GONE else read_exit_code(run, name)
+    return StageStatus(name, _ended_label(state, code), exit_code=code, **facts)
 
 
-def _asked(job: StageJob) -> client.JobState:
-    """Return how a job does; nothing is known of it where there is no Slurm to ask."""
+def _ask_slurm(job: StageJob) -> client.JobState:
+    """Return the state of a job; GONE if there is no Slurm to ask on this machine."""
     return job.state if client.is_available() else client.JobState(client.GONE)
 
 
-def _ended(job: client.JobState, code: int | None) -> str:
-    """Return the state of a stage that is not done and whose job is over."""
+def _ended_label(job: client.JobState, code: int | None) -> str:
+    """Return the state of an unfinished stage whose job has ended."""
     if job.state == "CANCELLED":
         return "cancelled"
     if code == Interrupted.exit_code or job.state in ("TIMEOUT", "PREEMPTED", "NODE_FAIL"):
@@ -160,52 +173,54 @@ def _ended(job: client.JobState, code: int | None) -> str:
     return "failed" if code is not None or client.is_available() else "unknown"
 
 
-def _training(recipe: Recipe, run: RunDir) -> dict[str, Any]:
+def _training_progress(recipe: Recipe, run: RunDir) -> dict[str, Any]:
+    """Return the progress of training from the end of `metrics.jsonl`."""
     prepared = run.manifest("prepare")
     if prepared is None or not run.metrics.exists():
         return {}
-    # The last line may be in the making, and the first is not whole where the log is longer than what is read.
+    # The last line may be half-written, and the first may be cut off if the log is longer than what is read.
     try:
-        lines = [json.loads(line) for line in _end_of(run.metrics, _METRICS_READ).split("\n")[1:-1]]
+        lines = [json.loads(line) for line in _read_tail(run.metrics, _METRICS_TAIL).split("\n")[1:-1]]
     except ValueError as error:
-        raise DamagedFile("a line is not whole", where=str(run.metrics)) from error
+        raise DamagedFile("a line is not JSON", where=str(run.metrics)) from error
     steps = [line for line in lines if line["kind"] == "step"]
     total = plan_steps(recipe, prepared["counts"]["train"]).total_steps
     if not steps:
         return {"done_of": (0, total)}
-    late = steps[-_STEPS:]
-    seconds = sum(line["seconds"] for line in late)
+    recent = steps[-_SPEED_STEPS:]
+    seconds = sum(line["seconds"] for line in recent)
     return {
         "done_of": (steps[-1]["step"], total),
         "loss": steps[-1]["loss"],
-        "tokens_per_second": round(sum(line["tokens"] for line in late) / max(seconds, 1e-9), 1),
-        "seconds_left": round(seconds / len(late) * (total - steps[-1]["step"]), 1),
+        "tokens_per_second": round(sum(line["tokens"] for line in recent) / max(seconds, 1e-9), 1),
+        "seconds_left": round(seconds / len(recent) * (total - steps[-1]["step"]), 1),
     }
 
 
-def _evaluation(recipe: Recipe, run: RunDir) -> dict[str, Any]:
+def _evaluation_progress(recipe: Recipe, run: RunDir) -> dict[str, Any]:
+    """Return how many answers of base and tuned are written, over all ranks."""
     prepared = run.manifest("prepare") or {}
     rows = min(recipe.evaluate.rows, prepared.get("counts", {}).get("test", recipe.evaluate.rows))
-    answered = [path for name in ("base", "tuned") for path in run.evaluation(name).glob("generations*.jsonl")]
-    return {"done_of": (sum(path.read_bytes().count(b"\n") for path in answered), 2 * rows)} if answered else {}
+    files = [path for name in ("base", "tuned") for path in run.evaluation(name).glob("generations*.jsonl")]
+    return {"done_of": (sum(path.read_bytes().count(b"\n") for path in files), 2 * rows)} if files else {}
 
 
-_PROGRESS = {"step": _training, "answer": _evaluation}  # by the unit of a stage
+_PROGRESS = {"step": _training_progress, "answer": _evaluation_progress}  # by the unit of a stage
 
 
-def _last_lines(log: Path, *, ended: bool) -> tuple[str, ...]:
-    """Return the end of a log; of one that ended, its last error, which the launchers' words on it would hide."""
-    lines = [line for line in _end_of(log, _LOG_READ).splitlines() if line.strip()]
-    errors = [number for number, line in enumerate(lines) if line.startswith("error: ")]
+def _log_excerpt(log: Path, *, ended: bool) -> tuple[str, ...]:
+    """Return the last lines of a log; if the job has ended, only its last error and hint, without later lines."""
+    lines = [line for line in _read_tail(log, _LOG_TAIL).splitlines() if line.strip()]
+    errors = [index for index, line in enumerate(lines) if line.startswith("error: ")]
     if not (ended and errors):
         return tuple(lines[-_LOG_LINES:])
     return (lines[errors[-1]], *(line for line in lines[errors[-1] + 1 :][:1] if line.startswith("  hint: ")))
 
 
-def _end_of(path: Path, size: int) -> str:
-    """Return so many bytes at the end of a file, or all of a shorter one behind a line break.
+def _read_tail(path: Path, size: int) -> str:
+    """Return the last `size` bytes of a file as text.
 
-    So what stands before the first line break is never a whole line.
+    The text before the first line break is never a whole line: a shorter file is returned with a line break in front.
     """
     with path.open("rb") as file:
         start = max(0, path.stat().st_size - size)

@@ -1,4 +1,4 @@
-"""A run as jobs of Slurm: one for each stage that is left, each waiting for the one before."""
+"""Submit a run to Slurm: one job for each remaining stage, each starting after the one before."""
 
 import os
 from collections.abc import Sequence
@@ -22,46 +22,45 @@ from tunesmith.slurm.script import Job, batch_script
 
 
 def submit_run(opened: OpenedRun, *, until: str | None = None) -> list[Stage]:
-    """Write the scripts of the stages that are left into the run's folder, put them in line, and return them.
+    """Write the batch scripts of the remaining stages into the run's folder, submit them, and return the stages.
 
     Args:
-        opened: the run; `launch` of its recipe is on slurm.
+        opened: the run; its recipe's `launch` is for Slurm.
         until: the last stage; default all that the recipe asks for.
 
     Raises:
-        RecipeError: there is no Slurm here, it does not take a job, or the run is in line already.
-        DataError: rows on the hub cannot be had.
+        RecipeError: there is no Slurm on this machine, Slurm refuses a job, or the run is already queued.
+        DataError: rows on the hub cannot be fetched.
     """
-    loaded, run = opened.recipe, opened.run
+    recipe, run = opened.recipe, opened.run
     client.require_slurm()
-    check_prerequisites(loaded, run)
-    fetch_inputs(loaded, run)
-    left = _left(loaded, finished_stages(loaded, run, until), until)
-    written = batch_scripts(loaded, run, left)
+    check_prerequisites(recipe, run)
+    fetch_inputs(recipe, run)
+    pending = _pending_stages(recipe, finished_stages(recipe, run, until), until)
+    scripts = batch_scripts(recipe, run, pending)
     refuse_if_queued(read_jobs(run.launch), str(run))  # before anything is written, and again under the lock
-    with exclusive_lock(run.launch / "lock"):  # the run's own is its first job's, which may begin at once
+    with exclusive_lock(run.launch / "lock"):  # not the run's lock, which the first job may take at once
         refuse_if_queued(read_jobs(run.launch), str(run))
         with exclusive_lock(run.lock):
             opened.write_origin()
-        for job, text in written:
+        for job, text in scripts:
             write_text(script_path(run, job.stage), text)
             exit_code_path(run, job.stage).unlink(missing_ok=True)
-        _put_in_line(run, [job for job, _ in written])
-    if not left:
-        log("all stages were done before")
-    return left
+        _submit_chain(run, [job for job, _ in scripts])
+    if not pending:
+        log("all stages are already done")
+    return pending
 
 
 def fetch_inputs(recipe: Recipe, run: RunDir) -> None:
-    """Fetch weights, and rows unless they are prepared: jobs do not ask the hub, which they may be unable to reach.
+    """Fetch the weights, and the rows unless they are prepared: the nodes of a cluster may not reach the hub.
 
     Args:
-        recipe: whose.
-        run: its run, which need not exist yet.
+        run: the recipe's run, which need not exist yet.
 
     Raises:
-        RecipeError: the model cannot be had.
-        DataError: the rows cannot.
+        RecipeError: the base cannot be fetched.
+        DataError: the rows cannot be fetched.
     """
     resolve_base(run, recipe.model.base)
     if run.manifest(PREPARE.name) is None:
@@ -69,57 +68,63 @@ def fetch_inputs(recipe: Recipe, run: RunDir) -> None:
 
 
 def batch_scripts(recipe: Recipe, run: RunDir, stages: Sequence[Stage]) -> list[tuple[Job, str]]:
-    """Return the job of each stage and its batch script.
+    """Return the job and the batch script of each stage.
 
     Raises:
-        RecipeError: the recipe is not to run on Slurm, or the run's folder cannot stand in a script.
+        RecipeError: the recipe does not ask for Slurm, or the path of the run's folder is not allowed in a script.
     """
-    folder = os.path.relpath(run.path)  # from where it is submitted: nothing in the run's folder is absolute
+    folder = os.path.relpath(run.path)  # relative to where jobs are submitted; no file of a run has absolute paths
     jobs = [Job(recipe.name, stage.name, f"{stage.verb} {folder} --on local", stage.on_all_ranks) for stage in stages]
     return [(job, batch_script(job, recipe.launch, folder)) for job in jobs]
 
 
 def refuse_if_queued(jobs: Sequence[StageJob], folder: str) -> None:
-    """Raise RecipeError where a job of some waits or runs."""
-    if active := [one for one in jobs if one.state.is_active]:
+    """Raise RecipeError if one of the jobs waits or runs."""
+    if active := [job for job in jobs if job.state.is_active]:
         raise RecipeError(
-            f"is in line already: {', '.join(f'{one.stage} (job {one.job})' for one in active)}",
+            f"has jobs that wait or run: {', '.join(f'{job.stage} (job {job.job})' for job in active)}",
             where=folder, hint=f"tunesmith status {quote(folder)}, or tunesmith cancel {quote(folder)}",
+            code="already-queued",
         )  # fmt: skip
 
 
 def cancel_run(run: RunDir) -> list[StageJob]:
-    """Take a run's jobs out of the line and end those that run, which save if the cluster gives them time; return them.
+    """Cancel a run's jobs and return them. Running jobs save a checkpoint if the cluster gives them time.
 
     Raises:
-        RecipeError: the run was given to no jobs, or none is left.
+        RecipeError: the run was never submitted, or none of its jobs waits or runs.
     """
     jobs = read_jobs(run.launch)
-    active = [one for one in jobs if one.state.is_active]
+    active = [job for job in jobs if job.state.is_active]
     if not active:
-        raise RecipeError("has no job in line" if jobs else "was never given to Slurm", where=str(run))
-    client.cancel([one.job for one in active])
+        raise RecipeError(
+            "has no job that waits or runs" if jobs else "was never submitted to Slurm",
+            where=str(run),
+            hint=f"tunesmith status {quote(str(run))} shows its stages",
+            code="not-queued",
+        )
+    client.cancel([job.job for job in active])
     return active
 
 
-def _left(recipe: Recipe, done: Sequence[str], until: str | None) -> list[Stage]:
-    """Return the stages that are to be done: the first that is not, and all after it."""
-    wanted = wanted_stages(recipe, until)
-    return next((wanted[number:] for number, stage in enumerate(wanted) if stage.name not in done), [])
+def _pending_stages(recipe: Recipe, finished: Sequence[str], until: str | None) -> list[Stage]:
+    """Return the first stage that is not finished and all stages after it, up to `until`."""
+    stages = wanted_stages(recipe, until)
+    return next((stages[index:] for index, stage in enumerate(stages) if stage.name not in finished), [])
 
 
-def _put_in_line(run: RunDir, jobs: Sequence[Job]) -> None:
-    """Submit jobs as a chain, and keep what they are as soon as each is."""
+def _submit_chain(run: RunDir, jobs: Sequence[Job]) -> None:
+    """Submit jobs that wait for each other, and record each at once. If one is refused, cancel those before it."""
     (run.path / "logs").mkdir(exist_ok=True)
-    given: list[StageJob] = []
+    submitted: list[StageJob] = []
     try:
         for job in jobs:
             script = script_path(run, job.stage)
-            number = client.submit(script, after=given[-1].job if given else None)
-            given.append(StageJob(job.stage, number, job.name))
-            write_jobs(run.launch, given)
+            number = client.submit(script, after=submitted[-1].job if submitted else None)
+            submitted.append(StageJob(job.stage, number, job.name))
+            write_jobs(run.launch, submitted)
             log(f"{job.stage}: job {number}, {script}")
     except BaseException:
-        if given:  # half a run is none
-            client.cancel([one.job for one in given])
+        if submitted:
+            client.cancel([job.job for job in submitted])
         raise

@@ -1,4 +1,4 @@
-"""Watch a run's jobs until they are over: a picture that changes on a terminal, a line for every change elsewhere."""
+"""Watch a run's jobs until they end. A terminal shows a live status; other output gets one line for each change."""
 
 import sys
 import time
@@ -10,81 +10,86 @@ from tunesmith.core.progress import log
 from tunesmith.core.rundir import RunDir
 from tunesmith.pipeline.status import RunStatus, StageStatus, status_of
 
-# Slurm's controller serves all users of a cluster: it is asked about as often as people look.
-_SECONDS_BETWEEN_LOOKS = 5.0
-_SECONDS_BETWEEN_LINES = 60.0
-_SECONDS_OF_SILENCE = 1800.0
+_POLL_SECONDS = 5.0  # Slurm's controller serves all users of a cluster, so it is not asked more often
+_PROGRESS_SECONDS = 60.0  # between two lines of progress without a change of state
+_MAX_SILENT_SECONDS = 1800.0  # for which errors of Slurm or of a disk are only logged
 
 
-def watch_run(run: RunDir, *, every: float = _SECONDS_BETWEEN_LOOKS) -> None:
-    """Show how a run's jobs do until none is left.
+def watch_run(run: RunDir, *, every: float = _POLL_SECONDS) -> None:
+    """Show the status of a run's jobs until none waits or runs.
 
     Args:
-        run: whose jobs.
-        every: seconds between two looks.
+        every: seconds between two polls.
 
     Raises:
-        TunesmithError: a stage did not end well; `exit_code` is what it ended with.
-        KeyboardInterrupt: the user has seen enough; the jobs go on.
+        TunesmithError: a stage failed; the error has the stage's exit code.
+        Interrupted: a stage was stopped or cancelled.
+        KeyboardInterrupt: the user pressed Ctrl-C; the jobs keep running.
     """
-    with _screen() as show:
-        while (found := _seen(run, every)).is_active:
-            show(found)
+    with _display() as show:
+        while (status := _poll(run, every)).is_active:
+            show(status)
             time.sleep(every)
-        show(found)
-    if (bad := found.first_failure) is not None:
-        raise _error(bad)
+        show(status)
+    if (failed := status.first_failure) is not None:
+        raise _stage_error(failed)
 
 
-def _seen(run: RunDir, every: float) -> RunStatus:
-    """Return how a run does. Where Slurm or a disk does not answer for a while, the jobs do not mind."""
-    until = time.monotonic() + _SECONDS_OF_SILENCE
+def _poll(run: RunDir, every: float) -> RunStatus:
+    """Return the run's status. Retry errors for a while: the jobs keep running even if Slurm does not answer."""
+    deadline = time.monotonic() + _MAX_SILENT_SECONDS
     while True:
         try:
             return status_of(run)
         except TunesmithError as error:
-            if time.monotonic() > until:
+            if time.monotonic() > deadline:
                 raise
             log(f"asking again: {error.message}")
             time.sleep(max(every, 1.0))
 
 
-def _error(bad: StageStatus) -> TunesmithError:
-    where = bad.log or f"job {bad.job}"
-    if bad.state in ("stopped", "cancelled"):
-        return Interrupted(f"{bad.stage} was {bad.state}", where=where, hint="run the same command again to go on")
-    code = bad.exit_code
-    error = TunesmithError(f"{bad.stage} failed{f' with {code}' if code else ''}", where=where, hint="its log says why")
+def _stage_error(failed: StageStatus) -> TunesmithError:
+    """Return the error for a stage that did not finish."""
+    where = failed.log or f"job {failed.job}"
+    if failed.state in ("stopped", "cancelled"):
+        return Interrupted(f"{failed.stage} was {failed.state}", where=where, hint="run the same command to resume")
+    code = failed.exit_code
+    error = TunesmithError(
+        f"{failed.stage} failed{f' with exit code {code}' if code else ''}",
+        where=where,
+        hint="its log has the error",
+        code="stage-failed",
+    )
     error.exit_code = code or 1
     return error
 
 
 @contextmanager
-def _screen() -> Iterator[Callable[[RunStatus], None]]:
-    """Yield what shows a status: on a terminal in place of the one before."""
+def _display() -> Iterator[Callable[[RunStatus], None]]:
+    """Yield a function that shows a status; on a terminal it replaces the status shown before."""
     if not sys.stderr.isatty():
-        yield _Lines()
+        yield _ChangeLog()
         return
     from rich.console import Console
     from rich.live import Live
     from rich.text import Text
 
     with Live(console=Console(stderr=True), auto_refresh=False) as live:
-        yield lambda found: live.update(Text(str(found)), refresh=True)
+        yield lambda status: live.update(Text(str(status)), refresh=True)
 
 
-class _Lines:
-    """Says how a stage does when that changes, and now and then how far it is."""
+class _ChangeLog:
+    """Log a stage's status when its state changes, and its progress from time to time."""
 
     def __init__(self) -> None:
-        self._told: dict[str, tuple[object, ...]] = {}
+        self._logged: dict[str, tuple[object, ...]] = {}
         self._last = 0.0
 
-    def __call__(self, found: RunStatus) -> None:
-        due = time.monotonic() - self._last >= _SECONDS_BETWEEN_LINES
-        for one in found.stages:
-            now = (one.state, one.job, one.nodes, one.restarts)
-            if self._told.get(one.stage) != now or (due and one.state == "working"):
-                log(f"{one.stage}: {one}")
+    def __call__(self, status: RunStatus) -> None:
+        is_due = time.monotonic() - self._last >= _PROGRESS_SECONDS
+        for stage in status.stages:
+            state = (stage.state, stage.job, stage.nodes, stage.restarts)
+            if self._logged.get(stage.stage) != state or (is_due and stage.state == "working"):
+                log(f"{stage.stage}: {stage}")
                 self._last = time.monotonic()
-            self._told[one.stage] = now
+            self._logged[stage.stage] = state

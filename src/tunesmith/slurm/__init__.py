@@ -1,1 +1,1 @@
-"""A stage as a Slurm job: its script, and Slurm's commands."""
+"""Slurm: its commands, the batch scripts of jobs, and the record of which jobs a run was submitted as."""

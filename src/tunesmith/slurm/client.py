@@ -1,4 +1,4 @@
-"""Slurm's own commands: put a job in line, ask how it does, take it out."""
+"""Slurm's commands: submit, query and cancel jobs."""
 
 import os
 import re
@@ -12,39 +12,44 @@ from pathlib import Path
 
 from tunesmith.core.errors import RecipeError, TunesmithError
 
-# A controller that is busy answers late; one that is gone never does.
-_SECONDS_ASKING = 60
-# What a job that is over may be, by `man squeue`, "JOB STATE CODES"; in all others it waits or runs.
-_OVER = (
+_TIMEOUT_SECONDS = 60  # a busy controller answers late; one that is down never answers
+# States of jobs that have ended, from `man squeue`, "JOB STATE CODES". In all other states a job waits or runs.
+_ENDED = (
     "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED",
     "TIMEOUT",
 )  # fmt: skip
 GONE = "GONE"
-# What its commands say where the controller cannot be reached, or none was ever set up.
-_SILENT = re.compile(
+# Messages of Slurm's commands if the controller cannot be reached or none was set up.
+_UNREACHABLE = re.compile(
     "Unable to contact|timed out|resolve_ctls|establish a configuration|fetch_config|Unable to process configuration"
 )
 
 
 @dataclass(frozen=True, slots=True)
 class JobState:
-    """How a job does. `state` is Slurm's word, GONE where Slurm has forgotten it; `reason` is why it waits.
+    """The state of a job.
 
-    `run_time` is as Slurm writes it (1-02:03:04); `exit_code` is 128 and more for a signal, as in a shell.
+    Attributes:
+        state: Slurm's word for it; GONE if Slurm no longer knows the job.
+        reason: why the job waits.
+        run_time: as Slurm writes it (1-02:03:04).
+        end_time: when a running job reaches its time limit, or when an ended job ended.
+        restarts: how often the job was requeued.
+        exit_code: as in a shell, 128 plus the signal for a job that was killed.
     """
 
     state: str
     reason: str = ""
     nodes: str = ""
     run_time: str = ""
-    ends: datetime | None = None
+    end_time: datetime | None = None
     restarts: int = 0
     exit_code: int | None = None
 
     @property
     def is_active(self) -> bool:
-        """Whether it waits or runs."""
-        return self.state not in (*_OVER, GONE)
+        """Whether the job waits or runs."""
+        return self.state not in (*_ENDED, GONE)
 
 
 def is_available() -> bool:
@@ -59,121 +64,139 @@ def require_slurm() -> None:
 
 
 def submit(script: Path, *, after: str | None = None) -> str:
-    """Put a job in line, to begin when the job `after` is done; return its number.
+    """Submit a batch script and return the job's number.
+
+    Args:
+        after: the number of a job that must succeed first.
 
     Raises:
-        RecipeError: there is no Slurm here, or it does not take the job.
+        RecipeError: there is no Slurm on this machine, or it refuses the job.
     """
-    # A job whose predecessor fails would wait for ever.
+    # Without the second option a job would wait for ever if the job before it fails.
     chain = [f"--dependency=afterok:{after}", "--kill-on-invalid-dep=yes"] if after else []
-    said = _call(["sbatch", "--parsable", *chain, str(script)], refused=str(script))
-    number = re.search(r"^\d+", said, re.MULTILINE)  # a site may greet before it answers
+    output = _run_command(["sbatch", "--parsable", *chain, str(script)], refused_where=str(script))
+    number = re.search(r"^\d+", output, re.MULTILINE)  # a cluster may print a greeting first
     if number is None:
-        raise TunesmithError(f"sbatch gave no number: {said.strip()!a}", where=str(script))
+        raise TunesmithError(
+            f"sbatch printed no job number: {output.strip()!a}",
+            where=str(script),
+            hint="squeue --me shows whether the job is queued",
+            code="slurm-failed",
+        )
     return number[0]
 
 
 def estimate_start(script: str) -> str:
-    """Return what Slurm says of a job of which it is only asked: when it would begin, or that it does not answer.
+    """Ask Slurm when it would start a job, without submitting it; return the answer, or that Slurm does not answer.
 
     Args:
-        script: its text.
+        script: the text of the batch script.
 
     Raises:
-        RecipeError: it would not take the job.
+        RecipeError: Slurm would refuse the job.
     """
     try:
-        said = _call(["sbatch", "--test-only"], given=script, refused="launch").strip()
+        output = _run_command(["sbatch", "--test-only"], stdin=script, refused_where="launch").strip()
     except RecipeError:
         raise
     except TunesmithError as error:
         return error.message
-    return f"would begin it {said.partition('to start ')[2].partition(' using')[0] or said}"
+    return f"would start it {output.partition('to start ')[2].partition(' using')[0] or output}"
 
 
 def job_state(job: str, name: str) -> JobState:
-    """Return how a job does; Slurm forgets ended ones after some minutes (its `MinJobAge`).
+    """Return the state of a job. Slurm forgets jobs some minutes after they end (its `MinJobAge`).
 
     Args:
-        job: its number.
-        name: its name: numbers begin anew, and another cluster has its own.
+        job: the job's number.
+        name: the job's name, which must match: numbers start again after a reset, and each cluster has its own.
     """
     try:
-        said = _call(["scontrol", "--oneliner", "show", "job", job])
+        output = _run_command(["scontrol", "--oneliner", "show", "job", job])
     except TunesmithError as error:
         if "Invalid job id" in error.message:
             return JobState(GONE)
         raise
-    found = [one for line in said.splitlines() if (one := _facts(line)).get("JobName") == name]
-    if not found:
+    jobs = [fields for line in output.splitlines() if (fields := _parse_fields(line)).get("JobName") == name]
+    if not jobs:
         return JobState(GONE)
-    states = [_state(one) for one in found]  # of an array, one for each task
-    return next((one for one in states if one.is_active), states[0])
+    states = [_parse_state(fields) for fields in jobs]  # an array has one for each task
+    return next((state for state in states if state.is_active), states[0])
 
 
-def _facts(line: str) -> dict[str, str]:
-    told: dict[str, str] = {}
+def _parse_fields(line: str) -> dict[str, str]:
+    """Return the `Name=value` fields of a line of scontrol."""
+    fields: dict[str, str] = {}
     for name, value in re.findall(r"(\w+)=(\S*)", line):
-        told.setdefault(name, value)  # a path further on may hold a blank and a `=`
-    return told
+        fields.setdefault(name, value)  # a path at the end of the line may contain a space and a `=`
+    return fields
 
 
-def _state(told: dict[str, str]) -> JobState:
-    ends, (code, _, signal) = told.get("EndTime", ""), told.get("ExitCode", "").partition(":")
+def _parse_state(fields: dict[str, str]) -> JobState:
+    end_time, (code, _, signal) = fields.get("EndTime", ""), fields.get("ExitCode", "").partition(":")
     return JobState(
-        told.get("JobState", GONE),
-        "" if told.get("Reason") == "None" else told.get("Reason", ""),
-        "" if told.get("NodeList") == "(null)" else told.get("NodeList", ""),
-        told.get("RunTime", ""),
-        datetime.fromisoformat(ends) if re.fullmatch(r"\d{4}-.*", ends) else None,
-        int(told.get("Restarts", 0)),
+        fields.get("JobState", GONE),
+        "" if fields.get("Reason") == "None" else fields.get("Reason", ""),
+        "" if fields.get("NodeList") == "(null)" else fields.get("NodeList", ""),
+        fields.get("RunTime", ""),
+        datetime.fromisoformat(end_time) if re.fullmatch(r"\d{4}-.*", end_time) else None,
+        int(fields.get("Restarts", 0)),
         None if not code.isdigit() else 128 + int(signal) if signal not in ("", "0") else int(code),
     )
 
 
 def cancel(jobs: Sequence[str]) -> None:
-    """Take jobs out of the line, and end those that run."""
-    _call(["scancel", *jobs])
+    """Cancel jobs by number, waiting or running."""
+    _run_command(["scancel", *jobs])
 
 
 def _no_slurm(command: str) -> RecipeError:
     return RecipeError(
-        f"there is no Slurm here: no command `{command}`",
-        hint="run this where jobs are submitted, such as a login node, or here with --on local",
+        f"Slurm is not installed on this machine: there is no command `{command}`",
+        hint="run this on a machine that jobs are submitted from, such as a login node, or here with --on local",
+        code="no-slurm",
     )
 
 
-def _call(command: list[str], *, given: str = "", refused: str | None = None) -> str:
-    """Return what a command of Slurm says; where it fails, raise what it said, as RecipeError of `refused` if given.
+def _run_command(command: list[str], *, stdin: str = "", refused_where: str | None = None) -> str:
+    """Run one of Slurm's commands and return its output.
 
     Args:
-        command: its words.
-        given: its standard input.
-        refused: what the recipe is to blame for.
+        refused_where: the place for an error if Slurm refuses what it is asked for.
+
+    Raises:
+        RecipeError: the command does not exist, or Slurm refuses and `refused_where` is given.
+        TunesmithError: Slurm does not answer, or the command fails.
     """
-    # A job sees the environment of who puts it in line: `python` is then the one that we run on. What an outer job has
-    # told us about itself is not true of this one.
+    # A job gets the environment of the process that submits it, so its `python` must be ours. The variables of a job
+    # that we may be in are left out, because they describe that job.
     environment = {name: value for name, value in os.environ.items() if name == "SLURM_CONF" or name[:6] != "SLURM_"}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     try:
         done = subprocess.run(
             command,
             env=environment,
-            input=given,
+            input=stdin,
             capture_output=True,
             encoding="utf-8",
             errors="replace",
-            timeout=_SECONDS_ASKING,
+            timeout=_TIMEOUT_SECONDS,
         )
     except FileNotFoundError:
         raise _no_slurm(command[0]) from None
     except subprocess.TimeoutExpired:
-        raise TunesmithError(f"Slurm does not answer: `{command[0]}` took more than {_SECONDS_ASKING} s") from None
+        raise TunesmithError(
+            f"Slurm does not answer: `{command[0]}` took more than {_TIMEOUT_SECONDS} s", code="slurm-failed"
+        ) from None
     if done.returncode == 0:
-        return done.stdout or done.stderr  # --test-only speaks on stderr
-    said = re.sub(rf"^{command[0]}: (error: )?", "", done.stderr.strip(), flags=re.MULTILINE) or f"{command[0]} failed"
-    if refused is not None and not _SILENT.search(said):
+        return done.stdout or done.stderr  # `sbatch --test-only` writes to stderr
+    output = re.sub(rf"^{command[0]}: (error: )?", "", done.stderr.strip(), flags=re.MULTILINE)
+    output = output or f"{command[0]} failed"
+    if refused_where is not None and not _UNREACHABLE.search(output):
         raise RecipeError(
-            f"Slurm does not take it: {said}", where=refused, hint="the recipe's `launch` says what to ask for"
+            f"Slurm refuses the job: {output}",
+            where=refused_where,
+            hint="change what the recipe's `launch` asks for",
+            code="slurm-refused",
         )
-    raise TunesmithError(f"{command[0]}: {said}")
+    raise TunesmithError(f"{command[0]}: {output}", code="slurm-failed")

@@ -1,4 +1,4 @@
-"""Run a launcher such as torchrun, and end with the exit code of the process that failed, where it makes 1 of any.
+"""Run a launcher such as torchrun, and exit with the code of the process that failed, which torchrun replaces by 1.
 
 python -m tunesmith.slurm.exit_code torch.distributed.run --nproc-per-node=4 -m tunesmith run my.yaml
 """
@@ -8,7 +8,7 @@ import sys
 
 
 def main() -> None:
-    """Run the module that the command line names with the arguments behind it."""
+    """Run the module named on the command line with the arguments that follow it."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 

@@ -1,4 +1,4 @@
-"""Which jobs a run was given to: kept in its folder, for who asks later."""
+"""The jobs that a run was submitted as, recorded in its folder, and the files of each job."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -11,7 +11,7 @@ from tunesmith.slurm.client import JobState, job_state
 
 @dataclass(frozen=True, slots=True)
 class StageJob:
-    """The job of a stage: its number, and the name that it has in the queue."""
+    """The job of a stage: its number, and its name in the queue."""
 
     stage: str
     job: str
@@ -19,38 +19,38 @@ class StageJob:
 
     @property
     def state(self) -> JobState:
-        """How it does, as Slurm says now."""
+        """The job's state now, from Slurm."""
         return job_state(self.job, self.name)
 
 
 def script_path(run: RunDir, stage: str) -> Path:
-    """Return where the script of a stage lies."""
+    """Return the batch script of a stage."""
     return run.launch / f"{stage}.sbatch"
 
 
 def exit_code_path(run: RunDir, stage: str) -> Path:
-    """Return where the script of a stage leaves its exit code."""
+    """Return the file to which the batch script of a stage writes its exit code."""
     return run.launch / f"{stage}.exit-code"
 
 
 def log_path(run: RunDir, job: StageJob) -> Path:
-    """Return what a job has said."""
+    """Return the log with the output of a job."""
     return run.path / "logs" / f"{job.stage}-{job.job}.log"
 
 
 def read_exit_code(run: RunDir, stage: str) -> int | None:
-    """Return what a stage's job ended with; None while it has not, or where it was ended before it could say."""
+    """Return the exit code of a stage's job; None while it runs, or if it was killed before it could write one."""
     path = exit_code_path(run, stage)
     text = path.read_text(encoding="utf-8").strip() if path.exists() else ""
     return int(text) if text.isdigit() else None
 
 
 def read_jobs(folder: Path) -> list[StageJob]:
-    """Return the jobs that a run, whose folder of scripts this is, was last given to, in the order of their stages."""
+    """Return the jobs that a run was last submitted as, in the order of their stages; `folder` is its `launch`."""
     path = folder / "jobs.json"
-    return [StageJob(**one) for one in read_json(path)] if path.exists() else []
+    return [StageJob(**job) for job in read_json(path)] if path.exists() else []
 
 
 def write_jobs(folder: Path, jobs: Sequence[StageJob]) -> None:
-    """Keep which jobs a run was given to."""
+    """Record the jobs that a run was submitted as."""
     write_json(folder / "jobs.json", [asdict(job) for job in jobs])

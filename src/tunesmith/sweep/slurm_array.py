@@ -94,5 +94,5 @@ def _script(sweep: Sweep, pending: list[Trial], first: Recipe) -> tuple[Job, str
     folder = os.path.relpath(sweep.path)
     numbers = ",".join(str(trial.number) for trial in pending)
     work = f'sweep {folder} --trial "$SLURM_ARRAY_TASK_ID"'
-    job = Job(first.name, "trial", work, on_all_ranks=True, tasks=numbers)
+    job = Job(first.name, "trial", work, on_all_ranks=True, array=numbers)
     return job, batch_script(job, first.launch, folder)
