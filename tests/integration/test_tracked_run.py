@@ -1,8 +1,9 @@
-"""A real run with trackers: told while it runs, and not one byte of its weights changed by it."""
+"""A run with trackers is logged while it runs, and has the same weights as one without."""
 
 from pathlib import Path
 
 import pytest
+from tests.support.errors import raises
 from tests.support.tiny import recipe
 from tests.unit.track.read_back import READERS
 
@@ -21,7 +22,7 @@ def weights(run: RunDir) -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_it_is_in_the_tracker_and_its_weights_are_those_of_an_untracked_run(tmp_path: Path, tiny: Path) -> None:
+def test_tracked_run_is_logged_and_has_the_weights_of_an_untracked_run(tmp_path: Path, tiny: Path) -> None:
     plain = run_recipe(recipe(tmp_path, tiny, train=TRAIN), out=tmp_path / "plain", until="train")
     assert not (plain.path / "track").exists()
     file = recipe(tmp_path, tiny, train=TRAIN, trackers=["tensorboard", "mlflow"])
@@ -36,13 +37,13 @@ def test_it_is_in_the_tracker_and_its_weights_are_those_of_an_untracked_run(tmp_
         assert points["machine/memory_gib"]
 
 
-def test_a_tracker_that_is_not_installed_is_told_before_the_run(
+def test_missing_tracker_package_is_refused_before_the_run(
     tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(TRACKERS, "wandb", ("a_package_that_is_not_there",))
     file = recipe(tmp_path, tiny, trackers=["wandb"])
     for act in (plan_run, lambda path: run_recipe(path, out=tmp_path / "run")):
-        with pytest.raises(RecipeError, match="`wandb` needs a_package_that_is_not_there"):
+        with raises(RecipeError, "missing-package", "wandb", "a_package_that_is_not_there", where="trackers"):
             act(file)
 
 

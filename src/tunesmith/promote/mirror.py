@@ -6,7 +6,7 @@ from tunesmith.core.errors import TunesmithError
 from tunesmith.core.locks import exclusive_lock
 from tunesmith.core.progress import log
 from tunesmith.registry.store import Registry, Version
-from tunesmith.track.mlflow_store import open_store
+from tunesmith.track.mlflow_store import open_client
 
 _VERSION_TAG = "tunesmith.version"
 
@@ -27,7 +27,7 @@ def mirror(registry: Registry, version: Version, alias: str) -> None:
     folder = registry.root / "mlflow"
     try:
         with exclusive_lock(folder / "mirror.lock", wait=True):
-            number = _update_mlflow(open_store(folder), registry, version, alias)
+            number = _update_mlflow(open_client(folder), registry, version, alias)
     except Exception as error:
         raise TunesmithError(
             f"{version.model}@{alias} is version {version.number}, but MLflow was not told: {error}",

@@ -1,5 +1,5 @@
-"""A run told to trackers of others: trackio, MLflow, TensorBoard, wandb. Each in its own process, so none can stop it.
+"""Trackers: show a run's metrics in trackio, MLflow, TensorBoard or wandb.
 
-`train/metrics.jsonl` stays the truth. A tracker is fed from it, from outside: what it does to its process (threads,
-random numbers, a network that hangs, a crash) does nothing to training.
+`train/metrics.jsonl` is the record of a run. Each tracker is fed from it in a process of its own, so that a tracker's
+threads, use of random numbers, hanging network calls and crashes cannot affect training.
 """

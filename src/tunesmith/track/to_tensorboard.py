@@ -1,4 +1,4 @@
-"""Runs in TensorBoard: event files, written without TensorFlow or torch (`tensorboard --logdir ...`)."""
+"""Track a run in TensorBoard: write event files, without TensorFlow or torch (`tensorboard --logdir ...`)."""
 
 import time as clock
 from collections.abc import Mapping
@@ -10,24 +10,24 @@ from tunesmith.track.tracker import TrackedRun
 _TEXTS = {".yaml", ".json"}
 
 
-class TensorboardAdapter:
+class TensorboardTracker:
     """See `Tracker`."""
 
     _writer: Any
 
-    def start(self, run: TrackedRun, known: str | None) -> str:
-        """Open one more event file; those of one folder are one run."""
+    def start(self, run: TrackedRun, run_id: str | None) -> str:
+        """Open another event file; all files in one folder are one run."""
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
         self._writer = EventFileWriter(str(run.folder), flush_secs=5)
-        return known or run.name
+        return run_id or run.name
 
     def log(self, values: Mapping[str, float], *, step: int, time: float) -> None:
-        """Note values of a step."""
+        """Log the values of a step."""
         self._add([{"tag": name, "simple_value": value} for name, value in values.items()], step, time)
 
-    def artifact(self, file: Path) -> None:
-        """Show a text as text. TensorBoard keeps no other files."""
+    def log_file(self, file: Path) -> None:
+        """Show a text file as text. TensorBoard stores no other files."""
         from tensorboard.compat.proto.tensor_pb2 import TensorProto
         from tensorboard.plugins.text.metadata import create_summary_metadata
 
@@ -39,7 +39,7 @@ class TensorboardAdapter:
         self._add([{"tag": file.name, "metadata": metadata, "tensor": tensor}], 0, clock.time())
 
     def finish(self, *, complete: bool) -> None:
-        """Write everything out."""
+        """Flush the event file."""
         self._writer.close()
 
     def _add(self, values: list[dict[str, Any]], step: int, time: float) -> None:
@@ -50,4 +50,4 @@ class TensorboardAdapter:
         self._writer.add_event(Event(wall_time=time, step=step, summary=summary))
 
 
-ADAPTER = TensorboardAdapter
+TRACKER = TensorboardTracker

@@ -1,4 +1,4 @@
-"""Runs in trackio: below `TRACKIO_DIR`, by default in the run's folder (`TRACKIO_DIR=... trackio show`)."""
+"""Track a run in trackio: below `TRACKIO_DIR`, by default in the run's folder (`TRACKIO_DIR=... trackio show`)."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,34 +7,34 @@ from typing import Any
 from tunesmith.track.tracker import TrackedRun, set_default_environment
 
 
-class TrackioAdapter:
+class TrackioTracker:
     """See `Tracker`."""
 
     _run: Any
 
-    def start(self, run: TrackedRun, known: str | None) -> str:
-        """Begin the run, or go on with it: trackio knows it by its name."""
+    def start(self, run: TrackedRun, run_id: str | None) -> str:
+        """Start or resume the run, which trackio identifies by its name."""
         set_default_environment({"TRACKIO_DIR": run.folder})
         import trackio
 
-        name = known or run.name
+        name = run_id or run.name
         self._run = trackio.init(
-            project=run.project, name=name, config=dict(run.settings), resume="allow" if known else "never",
+            project=run.project, name=name, config=dict(run.settings), resume="allow" if run_id else "never",
             embed=False, auto_log_gpu=False, auto_log_cpu=False,
         )  # fmt: skip
         return name
 
     def log(self, values: Mapping[str, float], *, step: int, time: float) -> None:
-        """Note values of a step."""
+        """Log the values of a step."""
         self._run.log(dict(values), step=step)
 
-    def artifact(self, file: Path) -> None:
-        """Keep a copy of a file, by content."""
+    def log_file(self, file: Path) -> None:
+        """Store a copy of a file, by its content."""
         self._run.log_artifact(str(file), name=file.name, type="run-file")
 
     def finish(self, *, complete: bool) -> None:
-        """Wait for what is still being written."""
+        """Wait until everything is written."""
         self._run.finish()
 
 
-ADAPTER = TrackioAdapter
+TRACKER = TrackioTracker

@@ -1,6 +1,6 @@
-"""Runs in wandb: offline in the run's folder unless `WANDB_MODE` says otherwise (`wandb sync` sends them later).
+"""Track a run in wandb: offline in the run's folder unless `WANDB_MODE` is set (`wandb sync` uploads it later).
 
-A run that goes on writes a second offline folder under the same id; `wandb sync --append` joins them.
+A resumed run writes a second offline folder with the same id; `wandb sync --append` joins them.
 """
 
 import uuid
@@ -11,31 +11,31 @@ from typing import Any
 from tunesmith.track.tracker import TrackedRun, set_default_environment
 
 
-class WandbAdapter:
+class WandbTracker:
     """See `Tracker`."""
 
     _run: Any
 
-    def start(self, run: TrackedRun, known: str | None) -> str:
-        """Begin the run, or go on with the one of an id."""
+    def start(self, run: TrackedRun, run_id: str | None) -> str:
+        """Start a run, or resume the one with an id."""
         set_default_environment({"WANDB_MODE": "offline", "WANDB_SILENT": "true"})
         set_default_environment(
-            {f"WANDB_{what}_DIR": run.folder / what.lower() for what in ("CACHE", "CONFIG", "DATA")}
+            {f"WANDB_{kind}_DIR": run.folder / kind.lower() for kind in ("CACHE", "CONFIG", "DATA")}
         )
         import wandb
 
         self._run = wandb.init(
-            project=run.project, name=run.name, id=known or uuid.uuid4().hex[:8], resume="allow", dir=run.folder,
+            project=run.project, name=run.name, id=run_id or uuid.uuid4().hex[:8], resume="allow", dir=run.folder,
             config=dict(run.settings), settings=wandb.Settings(console="off", x_disable_stats=True),
         )  # fmt: skip
         return str(self._run.id)
 
     def log(self, values: Mapping[str, float], *, step: int, time: float) -> None:
-        """Note values of a step."""
+        """Log the values of a step."""
         self._run.log(dict(values), step=step)
 
-    def artifact(self, file: Path) -> None:
-        """Keep a copy of a file."""
+    def log_file(self, file: Path) -> None:
+        """Store a copy of a file."""
         import wandb
 
         artifact = wandb.Artifact(f"{self._run.id}-{file.name}", type="run-file")
@@ -43,8 +43,8 @@ class WandbAdapter:
         self._run.log_artifact(artifact)
 
     def finish(self, *, complete: bool) -> None:
-        """Write everything out; an interrupted run has exit code 75, as ours has."""
+        """Flush everything; an interrupted run gets exit code 75, the code of `Interrupted`."""
         self._run.finish(exit_code=0 if complete else 75)
 
 
-ADAPTER = WandbAdapter
+TRACKER = WandbTracker

@@ -1,4 +1,4 @@
-"""What a tracker is to us: one small interface, and the table of those there are."""
+"""The interface of a tracker, and the table of trackers."""
 
 import importlib.util
 import os
@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from tunesmith.core.errors import RecipeError, install_hint
 
-# The packages that each needs; their extra has the tracker's name.
+# The packages that each tracker needs. The extra that installs them has the tracker's name.
 TRACKERS = {
     "trackio": ("trackio",),
     "mlflow": ("mlflow", "sqlalchemy", "alembic"),
@@ -21,7 +21,12 @@ TRACKERS = {
 
 @dataclass(frozen=True, slots=True)
 class TrackedRun:
-    """The run as a tracker knows it. `folder` is absolute and the tracker's own; `settings` is the recipe, flat."""
+    """A run, as given to a tracker.
+
+    Attributes:
+        folder: the tracker's own folder in the run, an absolute path.
+        settings: the recipe as {dotted key: value}.
+    """
 
     project: str
     name: str
@@ -30,29 +35,29 @@ class TrackedRun:
 
 
 class Tracker(Protocol):
-    """One tracker, in a process of its own. Any method may fail: then it is dropped, and the run goes on."""
+    """A tracker, used in a process of its own. If a method raises, the tracker is dropped and the run continues."""
 
-    def start(self, run: TrackedRun, known: str | None) -> str:
-        """Begin the run, or go on with the one `known` by an id that was returned before; return its id."""
+    def start(self, run: TrackedRun, run_id: str | None) -> str:
+        """Start a run and return its id, or resume the run with an id that an earlier call returned."""
 
     def log(self, values: Mapping[str, float], *, step: int, time: float) -> None:
-        """Note values of a step; `time` is in seconds since 1970."""
+        """Log the values of a step; `time` is in seconds since 1970."""
 
-    def artifact(self, file: Path) -> None:
-        """Keep a copy of a file."""
+    def log_file(self, file: Path) -> None:
+        """Store a copy of a file."""
 
     def finish(self, *, complete: bool) -> None:
-        """Write everything out. Not complete: the run was interrupted and may go on."""
+        """Flush everything. If the run is not complete, it was interrupted and may be resumed."""
 
 
 def load_tracker(name: str) -> Tracker:
-    """Return a tracker by name, its package imported."""
-    tracker: Tracker = import_module(f"tunesmith.track.to_{name}").ADAPTER()
+    """Import a tracker's package and return the tracker."""
+    tracker: Tracker = import_module(f"tunesmith.track.to_{name}").TRACKER()
     return tracker
 
 
 def check_installed(names: Sequence[str], mirror: str | None = None) -> None:
-    """Raise RecipeError for the first of a recipe's trackers and mirror whose package is not installed."""
+    """Raise RecipeError if a package of one of a recipe's trackers, or of its registry mirror, is not installed."""
     for name, where in [*((name, "trackers") for name in names), *([(mirror, "promote.mirror")] if mirror else [])]:
         missing = [package for package in TRACKERS[name] if importlib.util.find_spec(package) is None]
         if missing:
@@ -60,10 +65,11 @@ def check_installed(names: Sequence[str], mirror: str | None = None) -> None:
                 f"`{name}` needs {' and '.join(missing)}, which is not installed",
                 where=where,
                 hint=f"{install_hint(name)}; or leave it out of the recipe",
+                code="missing-package",
             )
 
 
-def set_default_environment(settings: Mapping[str, object]) -> None:
-    """Set environment variables of a tracker that the user has not set: by default all stays in the run's folder."""
-    for name, value in settings.items():
+def set_default_environment(variables: Mapping[str, object]) -> None:
+    """Set environment variables that the user has not set, so that by default everything stays in the run's folder."""
+    for name, value in variables.items():
         os.environ.setdefault(name, str(value))
