@@ -122,7 +122,7 @@ _LATE: dict[str, tuple[str, ...]] = {
     "scoring/verdict.py _check_settings": (_ARGUMENTS,) * 3,
     "scoring/verdict.py _check_weights": (_ARGUMENTS, "not before: no row has a token to score"),
     "scoring/verdict.py _to_array": ("not before: it follows from the answers",),
-    "train/crash_loop.py _begin": ("not before: training was killed twice at one step",),
+    "train/crash_loop.py _count_attempt": ("not before: training was killed twice at one step",),
     "train/checkpoint.py latest_state": (_DAMAGE,),
     "train/inputs.py require_same_inputs": ("plan tunesmith.pipeline.stage_state:stage_states",),
     "train/loop.py train_steps": ("not before: training became non-finite",) * 2,

@@ -163,7 +163,7 @@ def test_signal_before_the_time_limit_saves_and_requeues(
     wait_for_end(slurm, job, "COMPLETED", restarts=1)
     log = log_path(run, job).read_text()
     assert "ended with 75; requeuing" in log
-    assert re.search(r"going on from step \d+ of 60", log)
+    assert re.search(r"resuming from step \d+ of 60", log)
     assert weights(run) == weights(undisturbed)
     evaluation = next(job for job in read_jobs(run.launch) if job.stage == "evaluate")
     wait_for_end(slurm, evaluation, "COMPLETED", restarts=0)  # it waited for the requeued job

@@ -274,7 +274,7 @@ def test_a_process_that_is_killed_ends_all_and_they_go_on(rank: int, file: Path,
     assert process.returncode != 0
     _, left = psutil.wait_procs(list(workers.values()), timeout=240)
     assert left == []
-    assert done(together(2, *command)).count("going on from step") == 1
+    assert done(together(2, *command)).count("resuming from step") == 1
     assert same(run, alone)
 
 

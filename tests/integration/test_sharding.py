@@ -100,7 +100,7 @@ def test_any_number_goes_on(
         assert not [one for one in recwarn if "torch.distributed" in str(one.message)]
     else:
         said = done(together(world, "-m", "tunesmith", "train", str(file), IN_PARTS, "--out", str(run)))
-        assert f"going on from step {before} of 60" in said
+        assert f"resuming from step {before} of 60" in said
     assert same(run, alone)
 
 
@@ -111,7 +111,7 @@ def test_what_one_began_is_divided(file: Path, alone: RunDir) -> None:
     shutil.rmtree(run.checkpoint(60))
     by_node = ["launch.sharding=node", "launch.offload=true"]
     said = done(together(2, "-m", "tunesmith", "train", str(file), *by_node, "--out", str(run)))
-    assert "going on from step 55 of 60" in said
+    assert "resuming from step 55 of 60" in said
     assert same(run, alone)
 
 

@@ -120,7 +120,7 @@ def test_stopped_in_the_middle_it_goes_on(tmp_path: Path, tiny: Path) -> None:
     process = start(folder, "--trial", "2")
     _, said = process.communicate(timeout=240)
     assert process.returncode == 0, said
-    assert "going on from step" in said
+    assert "resuming from step" in said
     steps = [line["step"] for line in read_jsonl(second.metrics) if line["kind"] == "step"]
     assert steps == list(range(1, 121))
     assert stamp(first, "train/" + MANIFEST) == done

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from tests.unit.train.conftest import FULL, Trained, prepared
+from tests.unit.train.conftest import FULL, Job, prepared
 from torch.nn.functional import softplus
 
 from tunesmith.core.records import SEQUENCE_LENGTHS, Column, TokenizedExample
@@ -61,15 +61,15 @@ def random_pairs(count: int, seed: int) -> list[TokenizedExample]:
     return found
 
 
-def prepared_pairs(folder: Path, base: Path, **train: Any) -> Trained:
+def prepared_pairs(folder: Path, base: Path, **train: Any) -> Job:
     """Make a run of pairs that is prepared and not trained."""
-    made = prepared(folder, base, FULL, select_best_by="pair_accuracy", **train)
+    job = prepared(folder, base, FULL, select_best_by="pair_accuracy", **train)
     for split, count, seed in (("train", 24, 1), ("valid", 6, 2), ("test", 3, 3)):
-        write_tokens(made.run.tokens(split), random_pairs(count, seed))
-    return made
+        write_tokens(job.run.tokens(split), random_pairs(count, seed))
+    return job
 
 
 if __name__ == "__main__":
     run = Path(sys.argv[2])
-    made = prepared_pairs(run, Path(sys.argv[1]), epochs=10, packing="always")
-    train(made.recipe, made.run, PAIRS)
+    job = prepared_pairs(run, Path(sys.argv[1]), epochs=10, packing="always")
+    train(job.recipe, job.run, PAIRS)

@@ -27,7 +27,9 @@ _ENCODERS = frozenset({
 def require_causal(folder: Path) -> None:
     """Raise RecipeError if a model's configuration says that its tokens see later ones."""
     if reason := not_causal_reason(language_config(folder)):
-        raise RecipeError(f"is not a causal language model: {reason}", where=str(folder), hint=CAUSAL_HINT)
+        raise RecipeError(
+            f"is not a causal language model: {reason}", where=str(folder), hint=CAUSAL_HINT, code="not-causal"
+        )
 
 
 def not_causal_reason(config: Mapping[str, Any]) -> str | None:

@@ -45,6 +45,7 @@ ERROR_CODES = {
     "unknown-template": "There is no template of this name for `tunesmith init`.",
     # fetch
     # architecture
+    "not-causal": "The model sees later tokens, so it cannot be trained to predict them.",
     # tasks
     # data
     "packing-unsupported": "The recipe packs rows, and the model cannot keep packed rows apart.",
@@ -58,6 +59,9 @@ ERROR_CODES = {
     "port-in-use": "Another program uses the port at which the ranks of a run meet.",
     # inference and evaluate
     # train
+    "crash-loop": "Training was killed twice at the same step.",
+    "no-intact-checkpoint": "All checkpoints of the run are damaged.",
+    "wrong-optimizer-state": "A stored optimizer state is incomplete or belongs to another model.",
     # registry and promote
     "bad-name": "A name is not valid for a registered model or an alias.",
     "bad-reference": "A text is not a reference to a registered version, such as `NAME@ALIAS` or `NAME@3`.",

@@ -49,7 +49,9 @@ def require_causal_attention(model: Any, tokens: TokenDataset, pad_id: int, comp
     if not off <= tolerance:
         reason = f"changing the last token of a text changes the logits before it, by {off:.2g} standard deviations"
     if reason := agree_on_reason(model, reason):
-        raise RecipeError(f"is not a causal language model: {reason}", where="model.base", hint=CAUSAL_HINT)
+        raise RecipeError(
+            f"is not a causal language model: {reason}", where="model.base", hint=CAUSAL_HINT, code="not-causal"
+        )
 
 
 def _may_round_otherwise(model: Any, compute: ComputeConfig, is_repeatable: bool) -> bool:

@@ -1,4 +1,4 @@
-"""When checkpoints are written: beside training, from a copy, where that has room; else training waits."""
+"""Write checkpoints in a thread, from a copy of the state, while training continues; without memory for it, wait."""
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,16 +18,16 @@ from tunesmith.tasks.tokenizer import TokenizerAdapter
 from tunesmith.train.checkpoint import Snapshot, State, is_training_sharded, prune, save_checkpoint, take_snapshot
 from tunesmith.train.optim import optimizer_tensors
 
-# How much of what is free beside the processor a copy may take.
-_FOR_A_COPY = 1 / 16
+# The fraction of the available CPU memory that a copy may take.
+_COPY_FRACTION = 1 / 16
 
 
 class AsyncSaver:
-    """Writes the checkpoints of a run, one after the other.
+    """Writes the checkpoints of a run, one at a time.
 
     Args:
-        keep: how many of the latest stay, beside the best.
-        group: the processes that train. The first writes, and all where what is trained is divided.
+        keep: the number of latest checkpoints to keep, in addition to the best one.
+        group: the ranks that train. Rank 0 writes; if trained weights are sharded, all ranks do.
     """
 
     def __init__(
@@ -42,60 +42,63 @@ class AsyncSaver:
         keep: int,
     ) -> None:
         self._run, self._model, self._optimizer = run, model, optimizer
-        self._codec, self._card, self._keep = tokenizer, card, keep
-        self._divided = is_training_sharded(model)
-        self._group = group.for_thread() if self._divided else group
-        self._threads = ThreadPoolExecutor(1, "saver")
-        self._under_way: Future[None] | None = None
+        self._tokenizer, self._card, self._keep = tokenizer, card, keep
+        self._is_sharded = is_training_sharded(model)
+        self._group = group.for_thread() if self._is_sharded else group
+        self._executor = ThreadPoolExecutor(1, "saver")
+        self._pending: Future[None] | None = None
 
     def save(self, state: State) -> None:
-        """Save this step: at once, or beside the steps that follow.
+        """Save this step: in the background if there is memory for a copy, otherwise before returning.
 
         Raises:
-            DoesNotFit: the disk is full; this, or the save before this one, is not there.
+            DoesNotFit: the disk is full; this checkpoint, or the one before, was not written.
         """
         self.wait()
-        if not self._divided and not self._group.is_rank0:
+        if not self._is_sharded and not self._group.is_rank0:
             return
-        beside = self._copy_gib() <= _FOR_A_COPY * available_memory_gib() / self._group.rank_info.local_world_size
+        in_background = (
+            self._copy_gib() <= _COPY_FRACTION * available_memory_gib() / self._group.rank_info.local_world_size
+        )
         with peer_failures_as_errors():
-            taken = take_snapshot(state, self._model, self._optimizer, self._group, copied=beside)
-        self._under_way = self._threads.submit(self._write, taken)
-        if not beside:
+            snapshot = take_snapshot(state, self._model, self._optimizer, self._group, copy=in_background)
+        self._pending = self._executor.submit(self._write, snapshot)
+        if not in_background:
             self.wait()
 
     def check(self) -> None:
-        """Raise what went wrong in the thread that writes."""
-        if self._under_way is not None and self._under_way.done():
+        """Raise the error of a background write that has failed."""
+        if self._pending is not None and self._pending.done():
             self.wait()
 
     def wait(self) -> None:
-        """Wait until what is being written is whole; raise what went wrong."""
-        under_way, self._under_way = self._under_way, None
-        if under_way is not None:
-            under_way.result()
+        """Wait until the pending checkpoint is complete; raise its error if it failed."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
 
     @contextmanager
     def finish_on_exit(self) -> Iterator[None]:
-        """Let nothing be half written on leaving, however that is."""
+        """On exit, whether normal or by an error, finish the pending write."""
         try:
             yield
             self.wait()
-        except Interrupted:  # who goes on from what is kept must know that it is not
+        except Interrupted:  # a failed save must be reported, because the resumed run relies on it
             self.wait()
             raise
         finally:
-            self._threads.shutdown()
+            self._executor.shutdown()
 
-    def _write(self, taken: Snapshot) -> None:
+    def _write(self, snapshot: Snapshot) -> None:
         with delay_peer_exit(), peer_failures_as_errors():
-            save_checkpoint(self._run, taken, self._codec, self._card, self._group)
+            save_checkpoint(self._run, snapshot, self._tokenizer, self._card, self._group)
         if self._group.is_rank0:
-            prune(self._run, keep=self._keep, step=taken.state.step, best_step=taken.state.best_step)
+            prune(self._run, keep=self._keep, step=snapshot.state.step, best_step=snapshot.state.best_step)
 
     def _copy_gib(self) -> float:
+        """Return the size of a copy of the trained weights and the optimizer state on this rank."""
         weights = [weight for _, weight in trained_parameters(self._model)]
-        # Of divided weights the first puts together all.
-        whole = weights if self._group.is_rank0 else []
-        parts = map(local_shard, optimizer_tensors(self._model, self._optimizer).values())
-        return sum(tensor.numel() * tensor.element_size() for tensor in (*whole, *parts)) / 2**30
+        # Rank 0 gathers the full weights, even of sharded models.
+        full = weights if self._group.is_rank0 else []
+        shards = map(local_shard, optimizer_tensors(self._model, self._optimizer).values())
+        return sum(tensor.numel() * tensor.element_size() for tensor in (*full, *shards)) / 2**30

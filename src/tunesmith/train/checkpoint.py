@@ -1,9 +1,9 @@
-"""Checkpoints: whole or absent, everything that resuming needs, no pickle.
+"""Checkpoints hold everything that a resume needs, without pickle, and are either complete or absent.
 
 step-000100/  model/ (plain PEFT or transformers folder)  optimizer.safetensors  state.json  manifest.json
 
-Where processes have parts of what is trained there is a folder `optimizer` instead, with a file of each. Any number of
-processes goes on from either.
+If trained weights are sharded, a folder `optimizer/` with one file per rank replaces the optimizer file. A checkpoint
+of either kind can be resumed by any number of processes.
 """
 
 import shutil
@@ -39,17 +39,18 @@ from tunesmith.tasks.tokenizer import TokenizerAdapter
 from tunesmith.train.inputs import require_same_inputs
 from tunesmith.train.optim import optimizer_tensors, restore_optimizer
 
-# Where the optimizer's state lies if each process writes its part of it.
-_PARTS = "optimizer"
+# The folder of the optimizer state if each rank writes its shard.
+_SHARDS = "optimizer"
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Where a run stands. The order of rows and all randomness follow from the seed and `step`.
+    """The progress of a run. The order of rows and all randomness follow from the seed and `step`.
 
-    `inputs` are those of training, see `train.inputs`. `validated_step` is the last step that was measured on the
-    validation split: not `step`, where a signal came first. `best_value` is what `train.select_best_by` had at
-    `best_step`.
+    Attributes:
+        inputs: the inputs of training (see `train.inputs`), or their digest.
+        validated_step: the last step that was validated; less than `step` if a signal came before the validation.
+        best_value: the value of `train.select_best_by` at `best_step`.
     """
 
     step: int
@@ -64,83 +65,80 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What a checkpoint will hold, as it was at one step.
+    """The content of a checkpoint, snapshot at one step.
 
     Attributes:
-        model: whose weights they are, which may have been trained further.
-        weights: whole; None where the model's own have not changed, or another process has them.
-        optimizer: its state, of which each process has its part where what is trained is divided.
+        model: the live model, which may have been trained further since.
+        weights: a full copy of its weights; None if the model itself still holds them, or if this is not rank 0.
+        optimizer: the optimizer state, or this rank's shard of it.
     """
 
     state: State
     model: Any
     weights: dict[str, torch.Tensor] | None
     optimizer: dict[str, torch.Tensor]
-    divided: bool
+    is_sharded: bool
 
 
 def take_snapshot(
-    state: State, model: Any, optimizer: torch.optim.Optimizer, group: ProcessGroup, *, copied: bool
+    state: State, model: Any, optimizer: torch.optim.Optimizer, group: ProcessGroup, *, copy: bool
 ) -> Snapshot:
-    """Return what a checkpoint of this step holds. Where what is trained is divided, all have to take part.
+    """Return the content of a checkpoint of this step. If trained weights are sharded, all ranks must call this.
 
     Args:
-        copied: training may go on before it is written, which in parts it always may.
+        copy: copy the state, so that training can continue before it is written. A sharded state is always copied.
     """
-    divided = is_training_sharded(model)
+    is_sharded = is_training_sharded(model)
     tensors = optimizer_tensors(model, optimizer)
-    if copied or divided:  # what is put together is a copy anyway
+    if copy or is_sharded:  # gathered weights are a copy anyway
         tensors = {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}
-    weights = gather_full_state_dict(model, keep=group.is_rank0) if divided or copied else None
-    return Snapshot(state, model, weights, tensors, divided)
+    weights = gather_full_state_dict(model, keep=group.is_rank0) if is_sharded or copy else None
+    return Snapshot(state, model, weights, tensors, is_sharded)
 
 
 def is_training_sharded(model: Any) -> bool:
-    """Say whether a process has a part only of something that is trained."""
+    """Return whether trained weights are sharded over the ranks."""
     return any(is_dtensor(weight) for _, weight in trained_parameters(model))
 
 
 def save_checkpoint(
-    run: RunDir, taken: Snapshot, tokenizer: TokenizerAdapter, card: dict[str, Any], group: ProcessGroup
+    run: RunDir, snapshot: Snapshot, tokenizer: TokenizerAdapter, card: dict[str, Any], group: ProcessGroup
 ) -> None:
-    """Write the checkpoint of a step: model, tokenizer, card, optimizer, position.
+    """Write a checkpoint: model, tokenizer, card, optimizer and state.
 
-    The first process writes. Where what is trained is divided, every process writes its part of the optimizer's state,
-    and the checkpoint is whole when all have.
+    Rank 0 writes. If trained weights are sharded, every rank writes its shard of the optimizer state, and the
+    checkpoint is complete when all ranks have done so.
     """
-    path = run.checkpoint(taken.state.step)
-    if not taken.divided:
-        with new_folder(path, step=taken.state.step) as folder:
-            _write(run, taken, folder, tokenizer, card)
-            save_file(taken.optimizer, folder / "optimizer.safetensors")
+    path = run.checkpoint(snapshot.state.step)
+    if not snapshot.is_sharded:
+        with new_folder(path, step=snapshot.state.step) as folder:
+            _write(run, snapshot, folder, tokenizer, card)
+            save_file(snapshot.optimizer, folder / "optimizer.safetensors")
         return
-    with ExitStack() as held:
-        held.enter_context(translate_enospc(path))
-        folder = group.run_on_rank0(lambda: held.enter_context(new_folder(path, step=taken.state.step)))
-        group.run_on_rank0(lambda: _write(run, taken, folder, tokenizer, card))
-        write_shards(taken.optimizer, folder / _PARTS, group.channel)
+    with ExitStack() as stack:
+        stack.enter_context(translate_enospc(path))
+        folder = group.run_on_rank0(lambda: stack.enter_context(new_folder(path, step=snapshot.state.step)))
+        group.run_on_rank0(lambda: _write(run, snapshot, folder, tokenizer, card))
+        write_shards(snapshot.optimizer, folder / _SHARDS, group.channel)
         group.barrier()
 
 
-def _write(run: RunDir, taken: Snapshot, folder: Path, tokenizer: TokenizerAdapter, card: dict[str, Any]) -> None:
+def _write(run: RunDir, snapshot: Snapshot, folder: Path, tokenizer: TokenizerAdapter, card: dict[str, Any]) -> None:
     base, revision = name_for_peft(card)
-    save_model(taken.model, folder / "model", base=base, revision=revision, weights=taken.weights)
+    save_model(snapshot.model, folder / "model", base=base, revision=revision, weights=snapshot.weights)
     tokenizer.hf_tokenizer.save_pretrained(folder / "model")
-    write_json(folder / "model" / CARD, {**card, "step": taken.state.step})
+    write_json(folder / "model" / CARD, {**card, "step": snapshot.state.step})
     if (rows := run.stage("prepare") / TRAINED_ROWS).exists():
         shutil.copyfile(rows, folder / "model" / TRAINED_ROWS)
-    write_json(folder / "state.json", asdict(taken.state))
+    write_json(folder / "state.json", asdict(snapshot.state))
 
 
-def latest_state(recipe: Recipe, run: RunDir, wanted: dict[str, Any]) -> State | None:
-    """Return where the newest whole checkpoint stands, or None where there is nothing yet.
-
-    Args:
-        wanted: the inputs of training now, which the checkpoint must have too.
+def latest_state(recipe: Recipe, run: RunDir, expected_inputs: dict[str, Any]) -> State | None:
+    """Return the state of the newest intact checkpoint, or None if there is no checkpoint.
 
     Raises:
-        RecipeError: it was made from other inputs.
-        DamagedFile: there are checkpoints, and none of them is whole; starting again would hide that.
+        RecipeError: the checkpoint was made from inputs other than `expected_inputs`.
+        DamagedFile: all checkpoints are damaged. Training does not start over, because that would hide the damage.
     """
     remove_leftovers(run.checkpoints)
     damaged = []
@@ -149,39 +147,40 @@ def latest_state(recipe: Recipe, run: RunDir, wanted: dict[str, Any]) -> State |
             check_folder(path)
             state = _with_best(run, State(**read_json(path / "state.json")))
         except DamagedFile as error:
-            log(f"skipping a checkpoint: {error}")
+            log(f"skipping a damaged checkpoint: {error}")
             damaged.append(path.name)
             continue
-        require_same_inputs(state.inputs, wanted, recipe, path)
+        require_same_inputs(state.inputs, expected_inputs, recipe, path)
         return state
     if damaged:
         raise DamagedFile(
             f"all checkpoints are damaged: {', '.join(damaged)}",
             where=str(run.checkpoints),
             hint="move the folder away to start again from the first step",
+            code="no-intact-checkpoint",
         )
     return None
 
 
 def _with_best(run: RunDir, state: State) -> State:
-    """Return the state after checking the best checkpoint so far, which a run may end with; raise DamagedFile."""
+    """Return the state after checking the best checkpoint, which the run may end with; raise DamagedFile."""
     if state.best_step in (None, state.step):
         return state
     best = run.checkpoint(int(state.best_step or 0))
     if best.exists():
         check_folder(best)
         return state
-    # Pruned when a better one came, which is damaged now and will be made again.
+    # It was pruned for a better one, which is damaged now; training repeats that step.
     return replace(state, best_step=None, best_value=None)
 
 
 def restore(run: RunDir, state: State, model: Any, optimizer: torch.optim.Optimizer) -> None:
-    """Put model and optimizer where a checkpoint left them."""
+    """Load the weights and the optimizer state of a checkpoint into a model and its optimizer."""
     folder = run.checkpoint(state.step)
     restore_weights(model, folder / "model")
     weights = dict(trained_parameters(model))
-    if (folder / _PARTS).exists():
-        tensors = read_shards(folder / _PARTS, weights)
+    if (folder / _SHARDS).exists():
+        tensors = read_shards(folder / _SHARDS, weights)
     else:
         stored = load_file(folder / "optimizer.safetensors")
         tensors = {name: shard_like_weight(name, tensor, weights) for name, tensor in stored.items()}
@@ -191,13 +190,13 @@ def restore(run: RunDir, state: State, model: Any, optimizer: torch.optim.Optimi
 def prune(run: RunDir, *, keep: int, step: int, best_step: int | None) -> None:
     """Remove all checkpoints but the best one and the `keep` latest up to `step`.
 
-    Later ones are damaged: the run went back behind them, and they must not count as those that are kept.
+    Later checkpoints are damaged (the run resumed from an earlier one), so they do not count as kept.
     """
-    wanted = [path for path in _newest_first(run) if _step_of(path) <= step][:keep]
+    kept = [path for path in _newest_first(run) if _step_of(path) <= step][:keep]
     if best_step is not None:
-        wanted.append(run.checkpoint(best_step))
+        kept.append(run.checkpoint(best_step))
     for path in list(_newest_first(run)):
-        if path not in wanted:
+        if path not in kept:
             remove_folder(path)
 
 

@@ -1,4 +1,4 @@
-"""What `train` follows from. Apart from the stage, so that asking whether it is done imports no torch."""
+"""The inputs of `train`. In a module without torch, so that checking whether the stage is done stays fast."""
 
 from pathlib import Path
 from typing import Any
@@ -14,39 +14,38 @@ from tunesmith.recipe.schema import Recipe
 
 
 def inputs(recipe: Recipe, run: RunDir) -> dict[str, Any]:
-    """Return all that decides what training gives."""
+    """Return everything that determines the result of training."""
     settings = recipe.train.model_dump(mode="json", exclude=set(TRAJECTORY_NEUTRAL_KEYS))
-    answered: dict[str, Any] = {}
+    metric_inputs: dict[str, Any] = {}
     if recipe.train.valid_metrics:
-        answered = {"decoding": recipe.decoding.model_dump(mode="json", include=set(DECODING_KEYS))}
-        answered |= scoring_inputs(recipe.train.valid_metrics, recipe, run)
+        metric_inputs = {"decoding": recipe.decoding.model_dump(mode="json", include=set(DECODING_KEYS))}
+        metric_inputs |= scoring_inputs(recipe.train.valid_metrics, recipe, run)
     return {
         "model": recipe.model.model_dump(mode="json"),
         "base": resolve_base(run, recipe.model.base).digest(),
         "tuning": recipe.tuning.model_dump(mode="json"),
         "train": settings,
-        **answered,
+        **metric_inputs,
         "seed": recipe.seed,
         "prepare": digest_of((run.manifest("prepare") or {}).get("files")),
     }
 
 
 def require_same_inputs(
-    recorded: dict[str, Any] | str, wanted: dict[str, Any], recipe: Recipe, checkpoint: Path
+    recorded: dict[str, Any] | str, expected: dict[str, Any], recipe: Recipe, checkpoint: Path
 ) -> None:
-    """Raise RecipeError if a checkpoint was made from other inputs than training would have now.
+    """Raise RecipeError if a checkpoint was made from other inputs than those of the recipe now.
 
     Args:
-        recorded: the checkpoint's inputs, or their digest, which is all that earlier versions wrote.
-        wanted: the recipe's.
-        recipe: whose.
-        checkpoint: for the message.
+        recorded: the checkpoint's inputs, or only their digest in checkpoints of earlier versions.
+        expected: the inputs of the recipe.
+        checkpoint: the folder that the error names.
     """
-    told = "was made with other data, settings or base model"
+    message = "was made with other data, settings or base model"
     if isinstance(recorded, str):
-        same = recorded == digest_of(wanted)
+        same = recorded == digest_of(expected)
     else:
-        changed = sorted(changed_keys(recorded, wanted, recipe))
-        same, told = not changed, f"{told} ({', '.join(changed)})"
+        changed = sorted(changed_keys(recorded, expected, recipe))
+        same, message = not changed, f"{message} ({', '.join(changed)})"
     if not same:
-        raise RecipeError(told, where=str(checkpoint), hint=UNDO_HINT)
+        raise RecipeError(message, where=str(checkpoint), hint=UNDO_HINT, code="inputs-changed")

@@ -1,11 +1,11 @@
-"""The training loop: a generator of StepReports. It never logs, saves or stops by itself.
+"""The training loop, a generator of StepReports. The caller logs, saves and stops.
 
-for each step:  rows (seed, step) -> this process's share -> micro-batches -> the objective's loss / its divisor
-                -> backward -> sum over processes -> finite? -> clip -> optimizer -> StepReport
+for each step:  rows (seed, step) -> this rank's share -> micro-batches -> the objective's loss / its divisor
+                -> backward -> sum over ranks -> finite? -> clip -> optimizer -> StepReport
 
-In fp16 small gradients would vanish and large ones overflow. So the loss is multiplied by a power of two before
-backward and the gradients divided by it after (Micikevicius et al. 2018, arXiv:1710.03740). Where they overflow all the
-same, the step is taken again with half of it: no step is left out.
+In fp16, small gradients would become zero and large ones overflow. The loss is therefore multiplied by a power of two,
+the loss scale, before backward, and the gradients are divided by it (Micikevicius et al. 2018, arXiv:1710.03740). If
+they still overflow, the step is repeated with half the scale, so no step is skipped.
 """
 
 import math
@@ -40,17 +40,20 @@ from tunesmith.recipe.schema import Recipe
 from tunesmith.train.optim import clip_gradients
 
 INITIAL_LOSS_SCALE = 2.0**16
-_MOST_LOSS_SCALE = 2.0**24
-_STEPS_TO_DOUBLE = 500
+_MAX_LOSS_SCALE = 2.0**24
+STEPS_TO_DOUBLE_LOSS_SCALE = 500
 
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What the loop works with.
+    """Everything that the training loop needs.
 
-    `loss_scale` is what it begins with; 1 leaves losses as they are. `expected` is the memory that it should need.
-    `plain_path` says what is not computed the fast way, and why. `group` are the processes that work together, and
-    `sharding` what each of them keeps of the model. `objective` is what is learned.
+    Attributes:
+        loss_scale: the initial loss scale; 1 means no scaling.
+        expected: the memory estimate, or None if the model's shapes are unknown.
+        plain_path: the fast paths that are not used, and why.
+        group: the ranks that train together.
+        sharding: how the model is sharded over them.
     """
 
     recipe: Recipe
@@ -70,23 +73,23 @@ class Setup:
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """What the objective measures of some rows, by name, and how many trained tokens they have."""
+    """The objective's measures over some rows, by name, and the number of their trained tokens."""
 
     values: dict[str, float]
     tokens: int
 
 
 def train_steps(setup: Setup, optimizer: torch.optim.Optimizer, *, first_step: int) -> Iterator[StepReport]:
-    """Yield a report after each optimizer step, from `first_step` (counted from 0) to the plan's end.
+    """Yield a report after each optimizer step, from `first_step` (counted from 0) to the end of the plan.
 
     Raises:
-        NonFinite: loss or gradient is NaN or infinite; the optimizer has not moved.
-        Interrupted: a signal came; the step in work is left out.
+        NonFinite: loss or gradient is NaN or infinite; the weights were not updated with it.
+        Interrupted: a signal was received; the current step is discarded.
     """
     recipe, plan, scale, group = setup.recipe, setup.plan, setup.loss_scale, setup.group
     for step in range(first_step, plan.total_steps):
-        if scale > 1 and step > 0 and step % _STEPS_TO_DOUBLE == 0:
-            scale = min(2 * scale, _MOST_LOSS_SCALE)
+        if scale > 1 and step > 0 and step % STEPS_TO_DOUBLE_LOSS_SCALE == 0:
+            scale = min(2 * scale, _MAX_LOSS_SCALE)
         setup.model.train()
         rows = batch_indices(
             step,
@@ -95,18 +98,18 @@ def train_steps(setup: Setup, optimizer: torch.optim.Optimizer, *, first_step: i
             total_examples=plan.total_examples,
             seed=recipe.seed,
         )
-        mine, trained = group.local_rows(rows, setup.tokens.lengths), setup.tokens.trained_tokens(rows)
+        local_rows, trained = group.local_rows(rows, setup.tokens.lengths), setup.tokens.trained_tokens(rows)
         divisor = setup.objective.divisor(setup.tokens, rows)
         while True:
-            work = partial(accumulate_gradients, setup, step, mine, divisor, scale)
+            work = partial(accumulate_gradients, setup, step, local_rows, divisor, scale)
             with peer_failures_as_errors():
-                found = setup.oom_retry.run(work, setup.tokens, mine)
-            (loss,) = group.sum(found)
+                local_loss = setup.oom_retry.run(work, setup.tokens, local_rows)
+            (loss,) = group.sum(local_loss)
             group.raise_if_interrupted()
             if not math.isfinite(loss):
                 raise _non_finite("loss", loss, step, rows, setup)
             group.sum_gradients(setup.model)
-            began = time.monotonic()
+            update_began = time.monotonic()
             norm = clip_gradients(setup.model, recipe.train.max_gradient_norm, group, loss_scale=scale)
             if math.isfinite(norm):
                 break
@@ -114,21 +117,21 @@ def train_steps(setup: Setup, optimizer: torch.optim.Optimizer, *, first_step: i
                 raise _non_finite("gradient norm", norm, step, rows, setup)
             scale /= 2
         rate = learning_rate_at(recipe, plan, step)
-        for weights in optimizer.param_groups:
-            weights["lr"] = rate
+        for param_group in optimizer.param_groups:
+            param_group["lr"] = rate
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         tokens = int(setup.tokens.lengths[rows].sum())
-        moving = time.monotonic() - began if setup.compute.device.type == "cpu" else None
-        # After the first step, because the optimizer's state now separates blocks of memory that the pass has freed;
-        # later, because steps of many different lengths fragment the heap further.
+        update_seconds = time.monotonic() - update_began if setup.compute.device.type == "cpu" else None
+        # After the first step, the new optimizer state lies between blocks that the pass has freed. Later, steps of
+        # many different lengths fragment the heap further.
         if step == first_step or _is_fragmented(setup):
             trim_heap()
-        yield StepReport(step + 1, loss, rate, norm, tokens, trained, loss_scale=scale, update_seconds=moving)
+        yield StepReport(step + 1, loss, rate, norm, tokens, trained, loss_scale=scale, update_seconds=update_seconds)
 
 
 def _is_fragmented(setup: Setup) -> bool:
-    """Whether the process holds as much memory between steps as a peak without fragmentation would need."""
+    """Return whether resident memory between steps exceeds the estimated peak without fragmentation."""
     expected = setup.expected
     if setup.compute.device.type != "cpu" or expected is None:
         return False
@@ -138,39 +141,39 @@ def _is_fragmented(setup: Setup) -> bool:
 def accumulate_gradients(
     setup: Setup, step: int, rows: list[int], divisor: float, scale: float, policy: MicroBatchPolicy
 ) -> float:
-    """Add up what some rows give to the gradients and the loss of a step; return their part of the loss.
+    """Accumulate the gradients of some rows of a step; return their part of the step's loss.
 
     Args:
-        divisor: what the losses of the whole step are divided by.
+        divisor: the number that the losses of the whole step are divided by.
     """
-    # All randomness of a step (dropout) follows from these numbers, so resuming needs no generator's state.
-    torch.manual_seed(_seed_of(setup.recipe.seed, step, setup.group.rank_info.rank))
-    setup.model.zero_grad(set_to_none=True)  # a pass that ran out of memory may have left some
+    # All randomness of a step (dropout) follows from these numbers, so a resume needs no generator state.
+    torch.manual_seed(_step_seed(setup.recipe.seed, step, setup.group.rank_info.rank))
+    setup.model.zero_grad(set_to_none=True)  # an attempt that ran out of memory may have left gradients
     total = 0.0
-    for (_, batch), counts in _passes(setup, setup.tokens, rows, policy):
+    for (_, batch), counts in _micro_batches(setup, setup.tokens, rows, policy):
         interrupt.check()
         with setup.compute.autocast(setup.model.dtype):
-            found = token_loss(setup.model, batch.to(setup.compute.device))
-        loss = counts * setup.objective.loss(found) / divisor
+            tokens = token_loss(setup.model, batch.to(setup.compute.device))
+        loss = counts * setup.objective.loss(tokens) / divisor
         (loss * scale).backward()  # type: ignore[no-untyped-call]
         total += float(loss.detach()) if counts else 0.0
     return total
 
 
-def _passes(
-    setup: Setup, tokens: TokenDataset, rows: Sequence[int], policy: MicroBatchPolicy, *, whole: bool = True
+def _micro_batches(
+    setup: Setup, tokens: TokenDataset, rows: Sequence[int], policy: MicroBatchPolicy, *, interruptible: bool = False
 ) -> Iterator[tuple[tuple[Sequence[int], Batch], bool]]:
-    """Yield the rows of each forward pass and what it reads, and whether it counts.
+    """Yield ((rows, batch), whether it counts) for each forward pass. Idle passes for other ranks do not count.
 
     Args:
-        whole: go on to the end, though a signal comes.
+        interruptible: stop early if a signal is received.
     """
 
     def idle() -> tuple[Sequence[int], Batch]:
         return (), tokens.batch([int(tokens.lengths.argmin())], setup.pad_id)
 
     own = policy.batches(tokens, rows, setup.pad_id)
-    own = own if whole else interrupt.stop_when_requested(own)
+    own = interrupt.stop_when_requested(own) if interruptible else own
     return lockstep_micro_batches(setup.group, own, idle, sharded=setup.sharding != "none")
 
 
@@ -179,53 +182,57 @@ def measure(
     tokens: TokenDataset,
     rows: Sequence[int] | None = None,
     *,
-    seen: Callable[[int], None] = lambda _: None,
+    on_progress: Callable[[int], None] = lambda _: None,
 ) -> Measurement:
-    """Return what the objective measures of rows of a split, read in the order that needs the least padding.
+    """Return the objective's measures over rows of a split, read in the order that needs the least padding.
 
     Args:
-        rows: which of them; default all.
-        seen: told after every pass how many rows have been read.
+        rows: the rows to measure; default all.
+        on_progress: called after each forward pass with the number of rows read so far.
 
     Raises:
-        Interrupted: a signal came to any process; what it has measured is left out.
+        Interrupted: any rank received a signal; the measurement is discarded.
     """
-    mine = setup.group.local_rows(range(len(tokens)) if rows is None else rows, tokens.lengths)
+    local_rows = setup.group.local_rows(range(len(tokens)) if rows is None else rows, tokens.lengths)
     with peer_failures_as_errors():
-        found = setup.oom_retry.run(partial(_measure, setup, tokens, mine, seen), tokens, mine)
-    count, *sums = setup.group.sum(*found)
+        local_sums = setup.oom_retry.run(partial(_measure, setup, tokens, local_rows, on_progress), tokens, local_rows)
+    count, *sums = setup.group.sum(*local_sums)
     setup.group.raise_if_interrupted()
     pairs = zip(setup.objective.measures, sums[::2], sums[1::2], strict=True)
-    return Measurement({measure.name: total / by for measure, total, by in pairs if by}, int(count))
+    return Measurement({measure.name: total / divisor for measure, total, divisor in pairs if divisor}, int(count))
 
 
 @torch.inference_mode()
 def _measure(
-    setup: Setup, tokens: TokenDataset, rows: Sequence[int], seen: Callable[[int], None], policy: MicroBatchPolicy
+    setup: Setup,
+    tokens: TokenDataset,
+    rows: Sequence[int],
+    on_progress: Callable[[int], None],
+    policy: MicroBatchPolicy,
 ) -> list[float]:
-    """Return how many trained tokens some rows have, and the two sums of each of the objective's measures."""
+    """Return the number of trained tokens of some rows, then the two sums of each of the objective's measures."""
     setup.model.eval()
     measures, done = setup.objective.measures, 0
     sums = [0.0] * (1 + 2 * len(measures))
-    for (group, batch), counts in _passes(setup, tokens, rows, policy, whole=False):
+    for (batch_rows, batch), counts in _micro_batches(setup, tokens, rows, policy, interruptible=True):
         with setup.compute.autocast(setup.model.dtype):
             result = token_loss(setup.model, batch.to(setup.compute.device))
         if not counts:
             continue
         new = [result.nll.numel(), *(float(value) for measure in measures for value in measure.sums(result))]
         sums = [old + value for old, value in zip(sums, new, strict=True)]
-        done += len(group)
-        seen(done)
+        done += len(batch_rows)
+        on_progress(done)
     return sums
 
 
-def _seed_of(seed: int, step: int, rank: int) -> int:
+def _step_seed(seed: int, step: int, rank: int) -> int:
     return (seed * 1_000_003 + step + rank * 7_368_787) % 2**63
 
 
-def _non_finite(what: str, value: float, step: int, rows: list[int], setup: Setup) -> NonFinite:
+def _non_finite(name: str, value: float, step: int, rows: list[int], setup: Setup) -> NonFinite:
     return NonFinite(
-        f"the {what} became {value}; the weights were not updated with it",
+        f"the {name} became {value}; the weights were not updated with it",
         where=f"step {step + 1}, rows {rows[:8]} of train",
-        hint="lower train.learning_rate, or look at these rows with `tunesmith show`; earlier checkpoints are kept",
+        hint="lower train.learning_rate, or inspect these rows with `tunesmith show`; earlier checkpoints are kept",
     )

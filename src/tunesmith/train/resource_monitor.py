@@ -1,4 +1,4 @@
-"""How much memory and processor training takes, sampled every few seconds beside it."""
+"""Sample the memory and processor use of training every few seconds, in a thread."""
 
 import contextlib
 import os
@@ -17,23 +17,24 @@ import torch
 
 ResourceSample = dict[str, float]
 _GIB = 2**30
-_SECONDS = 5.0
-_MOST_SECONDS_ASKING = 4.0
+_INTERVAL_SECONDS = 5.0
+_QUERY_TIMEOUT_SECONDS = 4.0
 
 
 @contextlib.contextmanager
 def monitor_resources(
-    keep: Callable[[ResourceSample], None], device: torch.device, *, every_seconds: float = _SECONDS
+    record: Callable[[ResourceSample], None], device: torch.device, *, every_seconds: float = _INTERVAL_SECONDS
 ) -> Iterator[None]:
-    """Call `keep` with a sample every few seconds from a thread of its own, and once more at a good end.
+    """Inside, call `record` with a sample every few seconds, from a thread, and once more at the end unless it failed.
 
-    A sample is {time: seconds since 1970, memory_gib: resident in this process, cpu_cores: kept busy by it,
-    host_memory_gib: not available to others, host_cpu: share of all cores}, and on a GPU {gpu_memory_gib, gpu: share
-    of the time it was busy, of all processes}. cpu_cores, host_cpu and gpu are means since the sample before.
+    A sample is {time: seconds since 1970, memory_gib: resident memory of this process, cpu_cores: cores that it keeps
+    busy, host_memory_gib: memory in use on the machine, host_cpu: fraction of all its cores in use}, and on a GPU
+    {gpu_memory_gib, gpu: fraction of the time it was busy} of all processes. cpu_cores, host_cpu and gpu are means
+    since the previous sample.
 
-    The thread draws no random numbers and touches no weights. What goes wrong in it ends the sampling, nothing else.
+    The thread draws no random numbers and touches no weights. An error in it ends the sampling and nothing else.
     """
-    sampler = _Sampler(keep, device)
+    sampler = _Sampler(record, device)
     done = threading.Event()
 
     def work() -> None:
@@ -41,18 +42,18 @@ def monitor_resources(
             if not sampler.sample():
                 return
 
-    thread = threading.Thread(target=work, name="machine-use", daemon=True)
+    thread = threading.Thread(target=work, name="resource-monitor", daemon=True)
     thread.start()
     try:
         yield
     finally:
         done.set()
-        thread.join(_MOST_SECONDS_ASKING + 1)
+        thread.join(_QUERY_TIMEOUT_SECONDS + 1)
     sampler.sample()
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Let the peak that is counted begin at what is held now."""
+    """Restart the measurement of peak memory from the current use."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     with contextlib.suppress(OSError):  # Linux only, and not in every container
@@ -60,7 +61,7 @@ def reset_peak_memory(device: torch.device) -> None:
 
 
 def peak_memory_gib(device: torch.device) -> float:
-    """Return the most memory this process has held: on the GPU where it computes there, else resident."""
+    """Return the peak memory of this process: allocated GPU memory if the device is a GPU, else resident memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / _GIB
     status = Path("/proc/self/status")
@@ -70,50 +71,50 @@ def peak_memory_gib(device: torch.device) -> float:
 
 
 class _Sampler:
-    def __init__(self, keep: Callable[[ResourceSample], None], device: torch.device) -> None:
-        self._keep = keep
-        self._gpu = _gpu_asker(device)
+    def __init__(self, record: Callable[[ResourceSample], None], device: torch.device) -> None:
+        self._record = record
+        self._gpu_query = _gpu_query_command(device)
         self._process = psutil.Process()
-        self._process.cpu_percent()  # the first call only starts the clock
+        self._process.cpu_percent()  # the first call only starts the measurement
         psutil.cpu_percent()
 
     def sample(self) -> bool:
-        """Keep one sample; say whether that went well."""
+        """Record one sample; return whether that succeeded."""
         with contextlib.suppress(OSError, ValueError, psutil.Error, subprocess.SubprocessError):
             host = psutil.virtual_memory()
-            self._keep({
+            self._record({
                 "time": round(time.time(), 3),
                 "memory_gib": round(self._process.memory_info().rss / _GIB, 4),
                 "cpu_cores": round(self._process.cpu_percent() / 100, 3),
                 "host_memory_gib": round((host.total - host.available) / _GIB, 4),
                 "host_cpu": round(psutil.cpu_percent() / 100, 4),
-                **(query_gpu(self._gpu) if self._gpu else {}),
+                **(query_gpu(self._gpu_query) if self._gpu_query else {}),
             })  # fmt: skip
             return True
         return False
 
 
-def _gpu_asker(device: torch.device) -> list[str] | None:
-    """Return the command that tells the use of a GPU, None where there is no GPU or no such command."""
+def _gpu_query_command(device: torch.device) -> list[str] | None:
+    """Return the nvidia-smi command for the use of a GPU; None without a GPU or nvidia-smi."""
     program = shutil.which("nvidia-smi")
     if device.type != "cuda" or program is None:
         return None
-    known = torch.cuda.get_device_properties(device)
+    uuid = torch.cuda.get_device_properties(device).uuid
     return [
-        program, f"--id=GPU-{known.uuid}", "--query-gpu=memory.used,utilization.gpu", "--format=csv,noheader,nounits",
+        program, f"--id=GPU-{uuid}", "--query-gpu=memory.used,utilization.gpu", "--format=csv,noheader,nounits",
     ]  # fmt: skip
 
 
 def query_gpu(command: list[str]) -> ResourceSample:
-    """Return what `nvidia-smi` says: {gpu_memory_gib, gpu}, without what it does not know (parts of a GPU)."""
-    told = subprocess.run(
+    """Return {gpu_memory_gib, gpu} from `nvidia-smi`, without values that it cannot measure (on slices of a GPU)."""
+    values = subprocess.run(
         command,
         capture_output=True,
         text=True,
         check=True,
-        timeout=_MOST_SECONDS_ASKING,
+        timeout=_QUERY_TIMEOUT_SECONDS,
         env={**os.environ, "LC_ALL": "C"},
     ).stdout.split(",")
     sizes = {"gpu_memory_gib": 1024, "gpu": 100}  # MiB, percent
-    pairs = zip(sizes.items(), told, strict=False)
+    pairs = zip(sizes.items(), values, strict=False)
     return {name: round(float(text) / size, 4) for (name, size), text in pairs if text.strip().isdigit()}

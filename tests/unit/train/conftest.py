@@ -1,4 +1,4 @@
-"""Runs of a tiny model over random rows, ready to be trained: a second each, no text and no preparing."""
+"""Prepared runs of a tiny model over random rows, which train in about a second."""
 
 import json
 from collections.abc import Callable
@@ -34,7 +34,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 
 
 def random_rows(count: int, seed: int) -> list[TokenizedExample]:
-    """Return rows of 4 to 40 random tokens, about half of them trained, the last always."""
+    """Return rows of 4 to 39 random tokens; about half of them are trained, and always the last."""
     drawn = np.random.default_rng(seed)
     rows = []
     for number in range(count):
@@ -50,14 +50,14 @@ def random_rows(count: int, seed: int) -> list[TokenizedExample]:
 
 
 def documents(count: int) -> list[Example]:
-    """Return documents to be continued from their first tokens."""
+    """Return documents whose first tokens are the prompts."""
     words = ("one", "two", "red", "blue", "cat", "dog", "go")
     texts = [" ".join(words[(i * 3 + k * k) % 7] for k in range(9)) for i in range(count)]
     return [Example(f"document {i}", i + 1, "g", (Turn("text", text, True),)) for i, text in enumerate(texts)]
 
 
 def recipe_of(base: Path, tuning: dict[str, Any], **train: Any) -> Recipe:
-    """Return a recipe of 6 steps of 4 rows, measured and saved after every second one."""
+    """Return a recipe of 6 steps of 4 rows, validated and saved after every second step."""
     given = {
         "learning_rate": 0.01, "epochs": 1, "examples_per_step": 4, "valid_every_steps": 2, "save_every_steps": 2,
         "warmup_fraction": 0.2, **train,
@@ -71,14 +71,14 @@ def recipe_of(base: Path, tuning: dict[str, Any], **train: Any) -> Recipe:
 
 
 @dataclass
-class Trained:
+class Job:
     """A recipe and the folder of its run."""
 
     recipe: Recipe
     run: RunDir
 
-    def go(self) -> dict[str, Any]:
-        """Train, from wherever the folder stands."""
+    def train(self) -> dict[str, Any]:
+        """Train, or resume from the last checkpoint."""
         from tunesmith.train.train import train
 
         return train(self.recipe, self.run)
@@ -89,19 +89,19 @@ class Trained:
         return sorted(int(path.name.removeprefix("step-")) for path in self.run.checkpoints.glob("step-*"))
 
     def log(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl, clocks and the use of the machine left out."""
+        """The lines of metrics.jsonl, without times and resource samples."""
         lines = [json.loads(line) for line in self.run.metrics.read_text().splitlines()]
         lines = [line for line in lines if line["kind"] != "machine"]
         return [{key: value for key, value in line.items() if key not in CLOCKS} for line in lines]
 
     def answers(self) -> dict[int, list[dict[str, Any]]]:
-        """What was answered to valid rows, by step."""
+        """The answers to valid rows, by step."""
         paths = sorted((self.run.stage("train") / "answers").glob("*"))
         lines = {path.name: [json.loads(line) for line in path.read_text().splitlines()] for path in paths}
         return {int(name.removeprefix("step-").removesuffix(".jsonl")): found for name, found in lines.items()}
 
     def result(self, step: int) -> dict[str, Any]:
-        """All that a checkpoint holds: the bytes of its files, and its state without clocks."""
+        """The content of a checkpoint: the bytes of its files, and its state without times."""
         folder = self.run.checkpoint(step)
         files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
         state = json.loads(files.pop("state.json").read_text())
@@ -110,36 +110,36 @@ class Trained:
         return {"state": state, **{name: path.read_bytes() for name, path in files.items()}}
 
 
-Start = Callable[..., Trained]
+MakeJob = Callable[..., Job]
 
 
-def prepared(folder: Path, base: Path, tuning: dict[str, Any], *, valid: int = 6, **train: Any) -> Trained:
-    """Make a run of 24 training rows that is prepared and not trained."""
+def prepared(folder: Path, base: Path, tuning: dict[str, Any], *, valid: int = 6, **train: Any) -> Job:
+    """Make a prepared run with 24 training rows."""
     run = RunDir(folder)
     write_json(run.environment, {"recipe_folder": ".."})
     write_json(run.stage("prepare") / "manifest.json", {"files": {}})
     for split, count, seed in (("train", 24, 1), ("valid", valid, 2), ("test", 3, 3)):
         write_tokens(run.tokens(split), random_rows(count, seed))
     write_jsonl(run.examples("valid"), (one.to_json() for one in documents(valid)))
-    return Trained(recipe_of(base, tuning, **train), run)
+    return Job(recipe_of(base, tuning, **train), run)
 
 
 @pytest.fixture
-def start(base: Path, tmp_path: Path) -> Start:
-    """Make a run that is prepared and not trained."""
+def new_job(base: Path, tmp_path: Path) -> MakeJob:
+    """Return a function that makes prepared runs."""
     return lambda tuning=LORA, *, name="run", **settings: prepared(tmp_path / name, base, tuning, **settings)
 
 
 @pytest.fixture(scope="session")
-def whole(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Start:
-    """Return a run that was trained without interruption, to compare with; it is made once and not to be touched."""
-    made: dict[str, Trained] = {}
+def finished_job(base: Path, tmp_path_factory: pytest.TempPathFactory) -> MakeJob:
+    """Return a function that gives runs trained without interruption. They are shared: do not change them."""
+    jobs: dict[str, Job] = {}
 
-    def trained(tuning: dict[str, Any] = LORA, **settings: Any) -> Trained:
+    def trained(tuning: dict[str, Any] = LORA, **settings: Any) -> Job:
         key = json.dumps([tuning, settings], sort_keys=True)
-        if key not in made:
-            made[key] = prepared(tmp_path_factory.mktemp("whole") / "run", base, tuning, **settings)
-            made[key].go()
-        return made[key]
+        if key not in jobs:
+            jobs[key] = prepared(tmp_path_factory.mktemp("finished") / "run", base, tuning, **settings)
+            jobs[key].train()
+        return jobs[key]
 
     return trained

@@ -1,4 +1,4 @@
-"""Checkpoints are written beside training, and hold what was there when they were due."""
+"""Checkpoints are written while training continues, and hold the state of the step at which they were due."""
 
 import itertools
 import threading
@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.unit.train.conftest import FULL, LORA, Start
+from tests.support.errors import raises
+from tests.unit.train.conftest import FULL, LORA, MakeJob
 
 from tunesmith.core.errors import DoesNotFit, Interrupted
 from tunesmith.train import async_save, loop
@@ -14,88 +15,88 @@ from tunesmith.train import train as stage
 from tunesmith.train.checkpoint import Snapshot, save_checkpoint
 
 
-def saving(monkeypatch: pytest.MonkeyPatch, work: Any) -> list[tuple[int, bool, str]]:
-    """Call `work` before each save; return (step, whether it is a copy, name of the thread) of each."""
-    seen: list[tuple[int, bool, str]] = []
+def record_saves(monkeypatch: pytest.MonkeyPatch, work: Any) -> list[tuple[int, bool, str]]:
+    """Call `work` before each save; return (step, whether it is a copy, name of the thread) of each save."""
+    saves: list[tuple[int, bool, str]] = []
 
-    def save(run: Any, taken: Snapshot, *more: Any) -> None:
-        seen.append((taken.state.step, taken.weights is not None, threading.current_thread().name))
-        work(taken.state.step)
-        save_checkpoint(run, taken, *more)
+    def save(run: Any, snapshot: Snapshot, *more: Any) -> None:
+        saves.append((snapshot.state.step, snapshot.weights is not None, threading.current_thread().name))
+        work(snapshot.state.step)
+        save_checkpoint(run, snapshot, *more)
 
     monkeypatch.setattr(async_save, "save_checkpoint", save)
-    return seen
+    return saves
 
 
 @pytest.mark.parametrize("tuning", [LORA, FULL], ids=["lora", "full"])
-def test_training_goes_on_and_the_checkpoint_is_of_its_step(
-    start: Start, whole: Start, monkeypatch: pytest.MonkeyPatch, tuning: dict[str, Any]
+def test_async_save_holds_the_state_of_its_step_while_training_continues(
+    new_job: MakeJob, finished_job: MakeJob, monkeypatch: pytest.MonkeyPatch, tuning: dict[str, Any]
 ) -> None:
-    made, undisturbed = (
-        start(tuning, valid_every_steps=6, keep_checkpoints=9),
-        whole(tuning, valid_every_steps=6, keep_checkpoints=9),
+    job, undisturbed = (
+        new_job(tuning, valid_every_steps=6, keep_checkpoints=9),
+        finished_job(tuning, valid_every_steps=6, keep_checkpoints=9),
     )
-    ahead = threading.Event()
+    third_step = threading.Event()
 
-    def until_two_steps_later(step: int) -> None:
-        if step == 2:  # else the next save waits for this one, and this one for the step
-            assert ahead.wait(60)
+    def wait_for_the_third_step(step: int) -> None:
+        if step == 2:  # a later save would wait for this one, and this one for the step
+            assert third_step.wait(60)
 
-    real = made.run.metrics
-    watched = threading.Thread(target=_tell_when, args=(real, b'"step": 3', ahead), daemon=True)
-    seen = saving(monkeypatch, until_two_steps_later)
-    watched.start()
-    made.go()
-    assert [(step, copied) for step, copied, _ in seen] == [(2, True), (4, True), (6, True)]
-    assert all(name.startswith("saver") for *_, name in seen)
+    metrics = job.run.metrics
+    watcher = threading.Thread(target=_set_when, args=(metrics, b'"step": 3', third_step), daemon=True)
+    saves = record_saves(monkeypatch, wait_for_the_third_step)
+    watcher.start()
+    job.train()
+    assert [(step, copied) for step, copied, _ in saves] == [(2, True), (4, True), (6, True)]
+    assert all(name.startswith("saver") for *_, name in saves)
     for step in (2, 4, 6):
-        assert made.result(step) == undisturbed.result(step)
+        assert job.result(step) == undisturbed.result(step)
 
 
-def _tell_when(path: Path, said: bytes, event: threading.Event) -> None:
-    while not (path.exists() and said in path.read_bytes()):
+def _set_when(path: Path, text: bytes, event: threading.Event) -> None:
+    while not (path.exists() and text in path.read_bytes()):
         threading.Event().wait(0.01)
     event.set()
 
 
-def test_where_a_copy_has_no_room_training_waits(start: Start, whole: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(async_save, "available_memory_gib", lambda: 0.0)
-    made = start()
-    done: list[int] = []
-    seen = saving(monkeypatch, lambda step: done.append(made.run.metrics.read_bytes().count(b'"kind": "step"') - step))
-    made.go()
-    assert [(step, copied) for step, copied, _ in seen] == [(2, False), (4, False), (6, False)]
-    assert done == [0, 0, 0], "no step is taken while it is written"
-    assert made.result(6) == whole().result(6)
-
-
-def test_what_goes_wrong_ends_training_at_the_next_step_and_keeps_what_is_whole(
-    start: Start, monkeypatch: pytest.MonkeyPatch
+def test_save_blocks_training_without_memory_for_a_copy(
+    new_job: MakeJob, finished_job: MakeJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = start(save_every_steps=1, keep_checkpoints=9)
+    monkeypatch.setattr(async_save, "available_memory_gib", lambda: 0.0)
+    job = new_job()
+    steps_ahead: list[int] = []
+    saves = record_saves(
+        monkeypatch, lambda step: steps_ahead.append(job.run.metrics.read_bytes().count(b'"kind": "step"') - step)
+    )
+    job.train()
+    assert [(step, copied) for step, copied, _ in saves] == [(2, False), (4, False), (6, False)]
+    assert steps_ahead == [0, 0, 0], "no step is taken during a save"
+    assert job.result(6) == finished_job().result(6)
 
-    def full(step: int) -> None:
+
+def test_failed_async_save_ends_training_at_the_next_step(new_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = new_job(save_every_steps=1, keep_checkpoints=9)
+
+    def disk_full(step: int) -> None:
         if step == 3:
             raise DoesNotFit("the disk is full")
 
     with monkeypatch.context() as patch:
-        saving(patch, full)
-        with pytest.raises(DoesNotFit, match="the disk is full"):
-            made.go()
-    assert made.steps == [1, 2]
-    made.go()
-    assert made.steps == [1, 2, 3, 4, 5, 6]
+        record_saves(patch, disk_full)
+        with raises(DoesNotFit, "does-not-fit"):
+            job.train()
+    assert job.steps == [1, 2]
+    job.train()
+    assert job.steps == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_last_save_that_fails_is_told_though_a_signal_ends_the_run(
-    start: Start, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made = start(save_every_steps=6, valid_every_steps=6)
+def test_failed_last_save_is_reported_instead_of_the_signal(new_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = new_job(save_every_steps=6, valid_every_steps=6)
 
-    def full(step: int) -> None:
+    def disk_full(step: int) -> None:
         raise DoesNotFit("the disk is full")
 
-    saving(monkeypatch, full)
+    record_saves(monkeypatch, disk_full)
     real = loop.train_steps
 
     def signalled(*given: Any, **more: Any) -> Any:
@@ -103,5 +104,5 @@ def test_a_last_save_that_fails_is_told_though_a_signal_ends_the_run(
         raise Interrupted("stopped by SIGTERM")
 
     monkeypatch.setattr(stage, "train_steps", signalled)
-    with pytest.raises(DoesNotFit, match="the disk is full"):
-        made.go()
+    with raises(DoesNotFit, "does-not-fit"):
+        job.train()

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.errors import raises
 from tests.support.tiny import make_tokenizer, recipe
 
 from tunesmith.core.errors import RecipeError
@@ -22,18 +23,20 @@ def roberta(tmp_path: Path) -> Path:
     return tmp_path / "roberta"
 
 
-def test_training_and_evaluation_refuse_it(tmp_path: Path, roberta: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Its configuration would be refused first.
+def test_train_and_evaluate_refuse_a_non_causal_model(
+    tmp_path: Path, roberta: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Otherwise the check of the configuration would refuse it first.
     monkeypatch.setattr("tunesmith.architecture.causality.not_causal_reason", lambda _: None)
     metrics = {"metrics": ["perplexity"], "primary": "perplexity", "rows": 4, "max_new_tokens": 8}
     train = {"learning_rate": 0.01, "max_steps": 1, "examples_per_step": 2}
     file = recipe(tmp_path, roberta, tuning={"method": "full"}, evaluate=metrics, train=train)
-    with pytest.raises(RecipeError, match="not a causal") as caught:
+    with raises(RecipeError, "not-causal") as caught:
         run_recipe(file, out=tmp_path / "run")
     assert caught.value.exit_code == 2
-    assert not (tmp_path / "run" / "train" / "metrics.jsonl").exists()  # no step was taken
-    unproved: Any = lambda *_: None  # noqa: E731
-    monkeypatch.setattr("tunesmith.train.train.require_causal_attention", unproved)
-    with pytest.raises(RecipeError, match="not a causal"):
+    assert not (tmp_path / "run" / "train" / "metrics.jsonl").exists()
+    no_check: Any = lambda *_: None  # noqa: E731
+    monkeypatch.setattr("tunesmith.train.setup.require_causal_attention", no_check)
+    with raises(RecipeError, "not-causal"):
         run_recipe(file, out=tmp_path / "run")
     assert not (tmp_path / "run" / "evaluate" / "verdict.json").exists()

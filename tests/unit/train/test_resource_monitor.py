@@ -1,4 +1,4 @@
-"""What training takes of the machine: sampled beside it, and never in its way."""
+"""The resource monitor samples this process and the machine, and never disturbs training."""
 
 import json
 import threading
@@ -7,70 +7,79 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.unit.train.conftest import Start
+from tests.unit.train.conftest import MakeJob
 
 from tunesmith.train.resource_monitor import ResourceSample, monitor_resources, query_gpu
 
 CPU = torch.device("cpu")
 
 
-def test_samples_say_what_this_process_takes() -> None:
-    found: list[ResourceSample] = []
+def test_samples_measure_this_process() -> None:
+    samples: list[ResourceSample] = []
     ballast = torch.ones(2**26)  # 256 MiB
-    with monitor_resources(found.append, CPU, every_seconds=0.2):
+    with monitor_resources(samples.append, CPU, every_seconds=0.2):
         began = time.process_time()
         while time.process_time() - began < 0.7:
             ballast.sum()
-    assert len(found) >= 3
-    assert {key for use in found for key in use} == {"time", "memory_gib", "cpu_cores", "host_memory_gib", "host_cpu"}
-    assert [use["time"] for use in found] == sorted(use["time"] for use in found)
-    assert all(0.25 < use["memory_gib"] < 8 for use in found)
-    assert all(0 <= use["host_cpu"] <= 1 and use["host_memory_gib"] > 0 for use in found)
-    assert max(use["cpu_cores"] for use in found) > 0
+    assert len(samples) >= 3
+    assert {key for sample in samples for key in sample} == {
+        "time",
+        "memory_gib",
+        "cpu_cores",
+        "host_memory_gib",
+        "host_cpu",
+    }
+    assert [sample["time"] for sample in samples] == sorted(sample["time"] for sample in samples)
+    assert all(0.25 < sample["memory_gib"] < 8 for sample in samples)
+    assert all(0 <= sample["host_cpu"] <= 1 and sample["host_memory_gib"] > 0 for sample in samples)
+    assert max(sample["cpu_cores"] for sample in samples) > 0
 
 
-def test_it_ends_with_the_work_and_says_no_more_after_a_fault() -> None:
-    found: list[ResourceSample] = []
-    with pytest.raises(ZeroDivisionError), monitor_resources(found.append, CPU, every_seconds=60):
+def test_monitor_ends_with_its_block_and_records_nothing_after_an_error() -> None:
+    samples: list[ResourceSample] = []
+    with pytest.raises(ZeroDivisionError), monitor_resources(samples.append, CPU, every_seconds=60):
         raise ZeroDivisionError
-    assert found == []
-    assert "machine-use" not in {thread.name for thread in threading.enumerate()}
+    assert samples == []
+    assert "resource-monitor" not in {thread.name for thread in threading.enumerate()}
 
 
-def test_a_log_that_cannot_be_written_is_not_the_trainings_fault() -> None:
+def test_monitor_stops_silently_if_recording_fails() -> None:
     calls = []
 
-    def full(use: ResourceSample) -> None:
-        calls.append(use)
+    def disk_full(sample: ResourceSample) -> None:
+        calls.append(sample)
         raise OSError(28, "full")
 
-    with monitor_resources(full, CPU, every_seconds=0.05):
+    with monitor_resources(disk_full, CPU, every_seconds=0.05):
         while not calls:
             time.sleep(0.01)
         time.sleep(0.3)
-    assert len(calls) == 2  # once in the thread, which gives up, and once at the end
+    assert len(calls) == 2  # once in the thread, which then ends, and once at the end of the block
 
 
-def test_a_gpu_is_asked_through_its_own_program(tmp_path: Path) -> None:
-    for told, use in (("11776, 83", {"gpu_memory_gib": 11.5, "gpu": 0.83}), ("512, [N/A]", {"gpu_memory_gib": 0.5})):
+def test_gpu_use_is_read_from_nvidia_smi(tmp_path: Path) -> None:
+    for output, expected in (
+        ("11776, 83", {"gpu_memory_gib": 11.5, "gpu": 0.83}),
+        ("512, [N/A]", {"gpu_memory_gib": 0.5}),
+    ):
         program = tmp_path / "nvidia-smi"
-        program.write_text(f"#!/bin/sh\necho '{told}'\n")
+        program.write_text(f"#!/bin/sh\necho '{output}'\n")
         program.chmod(0o755)
-        assert query_gpu([str(program)]) == use
+        assert query_gpu([str(program)]) == expected
 
 
-def test_training_logs_it_and_its_weights_do_not_change(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_monitoring_does_not_change_training(new_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
     from tunesmith.train import resource_monitor as module
 
-    quiet = start(name="quiet")
-    quiet.go()
+    default = new_job(name="default")
+    default.train()
     monkeypatch.setattr(module.monitor_resources.__wrapped__, "__kwdefaults__", {"every_seconds": 0.01})
-    watched = start(name="watched")
-    watched.go()
-    lines = [json.loads(line) for line in watched.run.metrics.read_text().splitlines()]
+    monitored = new_job(name="monitored")
+    monitored.train()
+    lines = [json.loads(line) for line in monitored.run.metrics.read_text().splitlines()]
     machine = [line for line in lines if line["kind"] == "machine"]
     assert len(machine) > 5
     assert [line["step"] for line in machine] == sorted(line["step"] for line in machine)
-    assert watched.log() == quiet.log()
-    assert watched.steps == quiet.steps
-    assert all(watched.result(step) == quiet.result(step) for step in quiet.steps)
+    assert monitored.log() == default.log()
+    assert monitored.steps == default.steps
+    assert all(monitored.result(step) == default.result(step) for step in default.steps)

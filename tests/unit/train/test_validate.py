@@ -1,5 +1,6 @@
-"""Answers to valid rows are scored at every validation and may choose the checkpoint, and training does not notice."""
+"""Answers to valid rows are scored at each validation and may select the checkpoint, without changing training."""
 
+import math
 import random
 import shutil
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.unit.train.conftest import FULL, LORA, Start, Trained, documents
+from tests.unit.train.conftest import FULL, LORA, Job, MakeJob, documents
 
 from tunesmith.core.errors import DataError, RecipeError
 from tunesmith.core.files import check_folder, read_json
@@ -19,50 +20,53 @@ from tunesmith.train import loop, validate
 from tunesmith.train.inputs import inputs
 from tunesmith.train.loop import Measurement
 from tunesmith.train.train import train
+from tunesmith.train.validate import SelectionCriterion
 
 STEPS = (0, 2, 4, 6)
 NAMES = ["rouge", "chrf"]
 
 
-def own(made: Trained, body: str, name: str = "mine") -> None:
-    """Write a metric of the user's own beside the recipe."""
-    (made.run.path.parent / f"{name}.py").write_text(body)
+def write_metric(job: Job, body: str, name: str = "mine") -> None:
+    """Write a custom metric next to the recipe."""
+    (job.run.path.parent / f"{name}.py").write_text(body)
 
 
 def scripted(monkeypatch: pytest.MonkeyPatch, losses: list[float], scores: list[float]) -> None:
-    """Let the validations find what is written here, one after another."""
+    """Let consecutive validations measure these losses and scores."""
     measured, scored = iter(losses), iter(scores)
     monkeypatch.setattr(
         validate,
         "measure",
-        lambda setup, tokens, rows, seen: Measurement({"loss": next(measured), "token_accuracy": 0.5}, 10),
+        lambda setup, tokens, rows, on_progress: Measurement({"loss": next(measured), "token_accuracy": 0.5}, 10),
     )
     monkeypatch.setattr(Scorer, "score", lambda self, name, lines: [next(scored)] * len(lines))
 
 
-# --- what is measured ---
+# --- values ---
 
 
 @pytest.mark.parametrize("tuning", [LORA, FULL], ids=["lora", "full"])
-def test_every_validation_scores_answers_to_the_same_rows_and_keeps_them(start: Start, tuning: dict[str, Any]) -> None:
-    made = start(tuning, valid_metrics=NAMES, valid_rows=4, select_best_by="chrf")
-    manifest = made.go()
-    lines = [line for line in made.log() if line["kind"] == "valid"]
-    answers = made.answers()
+def test_each_validation_scores_answers_to_the_same_rows_and_stores_them(
+    new_job: MakeJob, tuning: dict[str, Any]
+) -> None:
+    job = new_job(tuning, valid_metrics=NAMES, valid_rows=4, select_best_by="chrf")
+    manifest = job.train()
+    lines = [line for line in job.log() if line["kind"] == "valid"]
+    answers = job.answers()
     assert tuple(line["step"] for line in lines) == tuple(sorted(answers)) == STEPS
-    rows = [[line["id"] for line in found] for found in answers.values()]
+    rows = [[line["id"] for line in rows] for rows in answers.values()]
     assert rows == [rows[0]] * len(STEPS)
     assert len(set(rows[0])) == 4
     assert set(rows[0]) < {one.id for one in documents(6)}
     for line in lines:
         assert list(line)[:5] == ["kind", "step", "loss", "token_accuracy", "tokens"]
         assert list(line)[5:] == ["rouge1", "rouge2", "rougeL", "rougeLsum", "chrf"]
-        found = answers[line["step"]]
-        wanted = score([one["prediction"] for one in found], [one["reference"] for one in found], NAMES)
-        for name, values in wanted.items():
-            assert [one[name] for one in found] == values
+        answered = answers[line["step"]]
+        scores = score([row["prediction"] for row in answered], [row["reference"] for row in answered], NAMES)
+        for name, values in scores.items():
+            assert [row[name] for row in answered] == values
             assert line[name] == pytest.approx(sum(values) / 4)
-    assert len({str(found) for found in answers.values()}) > 1  # what is trained changes what is answered
+    assert len({str(rows) for rows in answers.values()}) > 1  # training changes the answers
     later = [line for line in lines if line["step"]]
     best = max(later, key=lambda line: line["chrf"])
     assert (manifest["best_step"], manifest["chosen_by"], manifest["best_value"]) == (
@@ -70,56 +74,82 @@ def test_every_validation_scores_answers_to_the_same_rows_and_keeps_them(start: 
         "chrf",
         best["chrf"],
     )
-    assert check_folder(made.run.stage("train")) == manifest
+    assert check_folder(job.run.stage("train")) == manifest
     assert {f"answers/step-{step:06d}.jsonl" for step in STEPS} <= set(manifest["files"])
 
 
-def test_what_was_measured_is_said(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
-    made = start(valid_metrics=["chrf"], valid_rows=2)
-    made.go()
-    said = capsys.readouterr().err
-    for line in (line for line in made.log() if line["kind"] == "valid"):
-        assert f"step {line['step']}: validation loss {line['loss']:.4f}, token accuracy" in said
-        assert f", chrf {line['chrf']:.4f}\n" in said
+def test_validation_values_are_logged(new_job: MakeJob, capsys: pytest.CaptureFixture[str]) -> None:
+    job = new_job(valid_metrics=["chrf"], valid_rows=2)
+    job.train()
+    log = capsys.readouterr().err
+    for line in (line for line in job.log() if line["kind"] == "valid"):
+        assert f"step {line['step']}: validation loss {line['loss']:.4f}, token accuracy" in log
+        assert f", chrf {line['chrf']:.4f}\n" in log
 
 
-def test_the_loss_is_measured_on_the_same_few_rows_unless_all_are_asked_for(
-    start: Start, capsys: pytest.CaptureFixture[str]
+def test_validation_loss_uses_the_same_few_rows_unless_all_are_requested(
+    new_job: MakeJob, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    few, everything = start(name="few", valid=20), start(name="all", valid=20, valid_loss_rows="all")
+    few, all_rows = new_job(name="few", valid=20), new_job(name="all", valid=20, valid_loss_rows="all")
     tokens = TokenDataset(few.run.tokens("valid"))
-    for made, count in ((few, 8), (everything, 20)):
-        assert made.go()["valid_loss_rows"] == count
+    for job, count in ((few, 8), (all_rows, 20)):
+        assert job.train()["valid_loss_rows"] == count
         assert (f"the same {count} of 20 valid rows" in capsys.readouterr().err) == (count < 20)
-        read = {line["tokens"] for line in made.log() if line["kind"] == "valid"}
+        read = {line["tokens"] for line in job.log() if line["kind"] == "valid"}
         assert len(read) == 1, "the same rows at every validation"
         assert (read == {tokens.trained_tokens(range(20))}) == (count == 20)
 
 
-def test_more_rows_than_there_are_is_all_of_them(start: Start) -> None:
-    made = start(valid_metrics=["chrf"])
-    made.go()
-    assert [len(found) for found in made.answers().values()] == [6] * 4
+def test_valid_rows_above_the_number_of_rows_means_all(new_job: MakeJob) -> None:
+    job = new_job(valid_metrics=["chrf"])
+    job.train()
+    assert [len(rows) for rows in job.answers().values()] == [6] * 4
 
 
-def test_a_run_that_goes_back_forgets_the_answers_of_later_steps(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = start(valid_metrics=["chrf"], keep_checkpoints=9)
-    made.go()
-    before = made.answers()
+def test_resume_removes_answers_of_later_steps(new_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = new_job(valid_metrics=["chrf"], keep_checkpoints=9)
+    job.train()
+    before = job.answers()
     assert tuple(before) == STEPS
-    (made.run.stage("train") / "manifest.json").unlink()
+    (job.run.stage("train") / "manifest.json").unlink()
     for step in (4, 6):
-        shutil.rmtree(made.run.checkpoint(step))
+        shutil.rmtree(job.run.checkpoint(step))
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "accumulate_gradients", None)
+        patch.setattr(loop, "accumulate_gradients", None)  # fails at the first step
         with pytest.raises(TypeError):
-            made.go()
-    assert made.answers() == {step: before[step] for step in (0, 2)}
-    made.go()
-    assert made.answers() == before
+            job.train()
+    assert job.answers() == {step: before[step] for step in (0, 2)}
+    job.train()
+    assert job.answers() == before
 
 
-# --- what is chosen ---
+# --- the best checkpoint ---
+
+
+@pytest.mark.parametrize(
+    ("higher", "values", "best"),
+    [
+        (True, [0.1, 0.4, 0.3], 1),
+        (False, [0.1, 0.4, 0.05], 2),
+        (True, [0.4, 0.4, 0.1], 0),
+        (False, [0.1, 0.1, 0.4], 0),
+        (True, [-3.0, -2.0, -4.0], 1),
+        (True, [0.0, 0.0], 0),
+        (True, [0.1, math.inf, math.nan, None, 0.2], 4),
+        (False, [5.0, -math.inf, math.nan, None, 4.0], 4),
+        (True, [math.nan, None, math.inf], None),
+        (False, [-math.inf, 7.0], 1),
+    ],
+)
+def test_selection_criterion_prefers_the_first_best_finite_value(
+    higher: bool, values: list[float | None], best: int | None
+) -> None:
+    criterion = SelectionCriterion("any", higher)
+    selected: tuple[int, float] | None = None
+    for step, value in enumerate(values):
+        if criterion.is_better(value, selected[1] if selected else None):
+            selected = (step, float(value or 0))
+    assert (selected[0] if selected else None) == best
 
 
 @pytest.mark.slow
@@ -127,119 +157,120 @@ def test_a_run_that_goes_back_forgets_the_answers_of_later_steps(start: Start, m
     ("by", "scores", "step", "value"),
     [
         ("loss", [0.0, 0.1, 0.9, 0.9], 2, 1.0),
-        ("chrf", [1.0, 0.1, 0.9, 0.9], 4, 0.9),  # of equal ones the earlier, and the base is no checkpoint
+        ("chrf", [1.0, 0.1, 0.9, 0.9], 4, 0.9),  # the earlier of equal values; step 0 is not a checkpoint
         ("token_accuracy", [0.0, 0.1, 0.2, 0.3], 2, 0.5),
         ("mine:words", [0.0, 9.0, 7.0, 8.0], 4, 7.0),  # lower is better
     ],
 )
-def test_a_metric_may_choose_another_checkpoint_than_the_loss(
-    start: Start, monkeypatch: pytest.MonkeyPatch, by: str, scores: list[float], step: int, value: float
+def test_select_best_by_a_metric(
+    new_job: MakeJob, monkeypatch: pytest.MonkeyPatch, by: str, scores: list[float], step: int, value: float
 ) -> None:
     metric = by if by in ("chrf", "mine:words") else "chrf"
-    made = start(valid_metrics=[metric], select_best_by=by, keep_checkpoints=1)
-    own(made, "def words(p, r): return [0] * len(p)\nwords.higher_is_better = False\n")
+    job = new_job(valid_metrics=[metric], select_best_by=by, keep_checkpoints=1)
+    write_metric(job, "def words(p, r): return [0] * len(p)\nwords.higher_is_better = False\n")
     scripted(monkeypatch, [9.0, 1.0, 2.0, 3.0], scores)
-    manifest = made.go()
+    manifest = job.train()
     assert (manifest["best_step"], manifest["chosen_by"], manifest["best_value"]) == (step, by, value)
-    assert made.steps == sorted({step, 6})
-    assert read_json(made.run.checkpoint(6) / "state.json")["best_value"] == value
+    assert job.steps == sorted({step, 6})
+    assert read_json(job.run.checkpoint(6) / "state.json")["best_value"] == value
 
 
-def test_an_improvement_by_the_metric_is_saved_between_two_intervals(
-    start: Start, monkeypatch: pytest.MonkeyPatch
+def test_new_best_step_by_a_metric_is_saved_between_two_intervals(
+    new_job: MakeJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = start(
+    job = new_job(
         valid_metrics=["chrf"], select_best_by="chrf", valid_every_steps=1, save_every_steps=6, keep_checkpoints=1
     )
     scripted(monkeypatch, [1.0] * 7, [0.0, 0.2, 0.1, 0.4, 0.3, 0.1, 0.1])
-    assert made.go()["best_step"] == 3
-    assert made.steps == [3, 6]
+    assert job.train()["best_step"] == 3
+    assert job.steps == [3, 6]
 
 
-def test_a_metric_that_gives_no_number_never_chooses_and_ends_no_training(
-    start: Start, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_failing_custom_metric_selects_nothing_and_does_not_end_training(
+    new_job: MakeJob, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = start(valid_metrics=["mine:words"], select_best_by="mine:words")
-    # A module of the user's own is forgotten after every call, so the validations are counted here.
+    job = new_job(valid_metrics=["mine:words"], select_best_by="mine:words")
+    # The module of a custom metric is reloaded for each call, so the validations are counted outside of it.
     monkeypatch.setattr("builtins.validations_done", calls := [], raising=False)
-    own(made, "import builtins\ndef words(p, r):\n    done = builtins.validations_done\n    done.append(1)\n"
+    write_metric(job, "import builtins\ndef words(p, r):\n    done = builtins.validations_done\n    done.append(1)\n"
               "    return [float('nan') if len(done) == 4 else float(len(done))] * len(p)\n")  # fmt: skip
-    manifest = made.go()
+    manifest = job.train()
     assert len(calls) == 4
     assert (manifest["best_step"], manifest["best_value"]) == (4, 3.0)
-    found = {line["step"]: line.get("mine:words") for line in made.log() if line["kind"] == "valid"}
-    assert found == {0: 1.0, 2: 2.0, 4: 3.0, 6: None}
-    assert "step 6: mine:words could not be computed and does not count" in capsys.readouterr().err
-    assert "mine:words" not in made.answers()[6][0]
+    values = {line["step"]: line.get("mine:words") for line in job.log() if line["kind"] == "valid"}
+    assert values == {0: 1.0, 2: 2.0, 4: 3.0, 6: None}
+    assert "step 6: mine:words could not be computed" in capsys.readouterr().err
+    assert "mine:words" not in job.answers()[6][0]
 
 
-def test_values_of_any_size_have_a_mean(start: Start) -> None:
-    made = start(valid_metrics=["mine:words"], max_steps=2)
-    own(made, "def words(p, r): return [1.7e308] * len(p)\n")
-    made.go()
-    assert [line["mine:words"] for line in made.log() if line["kind"] == "valid"] == [pytest.approx(1.7e308)] * 2
+def test_mean_of_huge_finite_values_is_finite(new_job: MakeJob) -> None:
+    job = new_job(valid_metrics=["mine:words"], max_steps=2)
+    write_metric(job, "def words(p, r): return [1.7e308] * len(p)\n")
+    job.train()
+    assert [line["mine:words"] for line in job.log() if line["kind"] == "valid"] == [pytest.approx(1.7e308)] * 2
 
 
-def test_a_metric_that_fails_before_the_first_step_is_told_at_once(start: Start) -> None:
-    made = start(valid_metrics=["mine:words"])
-    own(made, "def words(p, r): return [float('nan')] * len(p)\n")
-    with pytest.raises(RecipeError, match="gave nan for row 0"):
-        made.go()
-    assert [line for line in made.log() if line["kind"] == "step"] == []
+def test_custom_metric_that_fails_before_the_first_step_is_an_error(new_job: MakeJob) -> None:
+    job = new_job(valid_metrics=["mine:words"])
+    write_metric(job, "def words(p, r): return [float('nan')] * len(p)\n")
+    with pytest.raises(RecipeError) as caught:
+        job.train()
+    assert "nan" in str(caught.value)
+    assert [line for line in job.log() if line["kind"] == "step"] == []
 
 
-# --- that training does not notice ---
+# --- training does not change ---
 
 
 @pytest.mark.parametrize("tuning", [LORA, FULL], ids=["lora", "full"])
-def test_with_and_without_answers_the_weights_of_every_step_are_the_same(
-    start: Start, whole: Start, tuning: dict[str, Any]
+def test_generating_answers_does_not_change_the_trained_weights(
+    new_job: MakeJob, finished_job: MakeJob, tuning: dict[str, Any]
 ) -> None:
     every = {"save_every_steps": 1, "keep_checkpoints": 9}
-    silent = whole(tuning, valid_every_steps=6, **every)
-    asked = start(tuning, valid_every_steps=1, valid_metrics=["chrf", "mine:words"], **every)
-    own(asked, "import random, torch\ndef words(p, r):\n    torch.manual_seed(7); random.seed(7)\n"
+    without_answers = finished_job(tuning, valid_every_steps=6, **every)
+    with_answers = new_job(tuning, valid_every_steps=1, valid_metrics=["chrf", "mine:words"], **every)
+    write_metric(with_answers, "import random, torch\ndef words(p, r):\n    torch.manual_seed(7); random.seed(7)\n"
                "    return torch.rand(len(p)).tolist()\n")  # fmt: skip
-    asked.go()
-    assert asked.steps == silent.steps == [1, 2, 3, 4, 5, 6]
-    for step in asked.steps:
-        one, other = silent.result(step), asked.result(step)
+    with_answers.train()
+    assert with_answers.steps == without_answers.steps == [1, 2, 3, 4, 5, 6]
+    for step in with_answers.steps:
+        one, other = without_answers.result(step), with_answers.result(step)
         assert [name for name in one if one[name] != other[name]] in (["state"], ["state", "model/tunesmith.json"])
-    losses = [[line["loss"] for line in run.log() if line["kind"] == "step"] for run in (silent, asked)]
+    losses = [[line["loss"] for line in run.log() if line["kind"] == "step"] for run in (without_answers, with_answers)]
     assert losses[0] == losses[1]
 
 
-def test_answering_draws_no_random_number_and_training_goes_on_in_train_mode(
-    start: Start, monkeypatch: pytest.MonkeyPatch
+def test_generating_answers_keeps_random_state_and_train_mode(
+    new_job: MakeJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = start(valid_metrics=["chrf"])
-    real, seen = validate.predict, []
+    job = new_job(valid_metrics=["chrf"])
+    predict, models = validate.predict, []
 
-    def watched(model: Any, *given: Any, **settings: Any) -> Any:
+    def check_state(model: Any, *given: Any, **settings: Any) -> Any:
         before = (torch.get_rng_state().tolist(), random.getstate())
-        yield from real(model, *given, **settings)
+        yield from predict(model, *given, **settings)
         assert (torch.get_rng_state().tolist(), random.getstate()) == before
-        seen.append(model)
+        models.append(model)
 
     modes: list[bool] = []
     accumulate = loop.accumulate_gradients
 
-    def noting(setup: Any, *given: Any) -> float:
+    def record_mode(setup: Any, *given: Any) -> float:
         modes.append(setup.model.training)
         return accumulate(setup, *given)
 
-    monkeypatch.setattr(loop, "accumulate_gradients", noting)
-    monkeypatch.setattr(validate, "predict", watched)
-    made.go()
-    assert len(seen) == len(STEPS)
+    monkeypatch.setattr(loop, "accumulate_gradients", record_mode)
+    monkeypatch.setattr(validate, "predict", check_state)
+    job.train()
+    assert len(models) == len(STEPS)
     assert modes == [True] * 6
 
 
-# --- when memory does not suffice ---
+# --- out of memory ---
 
 
-class Scarce:
-    """Memory for prompts of so many tokens, as long as answers are made."""
+class LimitedMemory:
+    """Lets forward passes of more than `tokens` tokens per row run out of memory while answers are generated."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, tokens: int) -> None:
         self.failed = 0
@@ -260,37 +291,39 @@ class Scarce:
         monkeypatch.setattr(validate, "predict", answers)
 
 
-def test_a_lack_of_memory_fails_rows_and_never_the_training(
-    start: Start, whole: Start, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_oom_while_answering_fails_rows_but_not_training(
+    new_job: MakeJob, finished_job: MakeJob, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    roomy = whole(valid_metrics=["exact_match", "chrf"], select_best_by="chrf")
-    made = start(valid_metrics=["exact_match", "chrf"], select_best_by="chrf")
-    lengths = [len(line["prompt"]) for line in roomy.answers()[0]]
-    scarce = Scarce(monkeypatch, 0)
-    manifest = made.go()
-    assert scarce.failed >= 2 * len(lengths) - 1  # in halves, down to one prompt
+    unlimited = finished_job(valid_metrics=["exact_match", "chrf"], select_best_by="chrf")
+    job = new_job(valid_metrics=["exact_match", "chrf"], select_best_by="chrf")
+    lengths = [len(line["prompt"]) for line in unlimited.answers()[0]]
+    limit = LimitedMemory(monkeypatch, 0)
+    manifest = job.train()
+    assert limit.failed >= 2 * len(lengths) - 1  # batches are halved down to one prompt
     assert manifest["steps"] == 6
-    assert manifest["best_step"] == 6  # nothing was measured, so the last step counts
-    assert not any("chrf" in line for line in read_jsonl(made.run.metrics))
-    for found in made.answers().values():
-        assert all("memory does not suffice to answer one prompt" in line["error"] for line in found)
-        assert all((line["prediction"], line["chrf"], line["exact_match"]) == ("", None, None) for line in found)
-    assert "6 of 6 valid rows have no answer and are left out of the means: memory does not" in capsys.readouterr().err
+    assert manifest["best_step"] == 6  # nothing was measured, so the last step is the best
+    assert not any("chrf" in line for line in read_jsonl(job.run.metrics))
+    for rows in job.answers().values():
+        assert all(row["error"] for row in rows)
+        assert all((row["prediction"], row["chrf"], row["exact_match"]) == ("", None, None) for row in rows)
+    assert "6 of 6 valid rows have no answer" in capsys.readouterr().err
     for step in (4, 6):
         name = "model/adapter_model.safetensors"
-        assert made.result(step)[name] == roomy.result(step)[name]
+        assert job.result(step)[name] == unlimited.result(step)[name]
 
 
-def test_a_lack_of_memory_for_some_changes_no_other_answer(
-    start: Start, whole: Start, monkeypatch: pytest.MonkeyPatch
+def test_oom_for_some_prompts_changes_no_other_answer(
+    new_job: MakeJob, finished_job: MakeJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings: dict[str, Any] = {"valid_metrics": ["chrf"]}
-    roomy, made = whole(**settings), start(**settings)
+    unlimited, job = finished_job(**settings), new_job(**settings)
     real, calls = validate.predict, []
 
     def answers(model: Any, questions: Any, *given: Any, **more: Any) -> Any:
         calls.append(1)
-        *_, a, b, c, _ = questions.prompts[2]  # its end; in slots the last token is read with the first step
+        *_, a, b, c, _ = questions.prompts[
+            2
+        ]  # the end of the prompt, without the last token, which slots read with the first new token
 
         def check(module: Any, args: Any, asked: dict[str, Any]) -> None:
             if any((a, b, c) in zip(row, row[1:], row[2:], strict=False) for row in asked["input_ids"].tolist()):
@@ -301,45 +334,46 @@ def test_a_lack_of_memory_for_some_changes_no_other_answer(
         hook.remove()
 
     monkeypatch.setattr(validate, "predict", answers)
-    made.go()
-    for step, found in made.answers().items():
-        failed = [place for place, line in enumerate(found) if line["error"] is not None]
+    job.train()
+    for step, rows in job.answers().items():
+        failed = [index for index, row in enumerate(rows) if row["error"] is not None]
         assert 2 in failed
-        assert len(failed) < len(found)
-        rest = [place for place in range(len(found)) if place not in failed]
-        assert [found[place] for place in rest] == [roomy.answers()[step][place] for place in rest]
+        assert len(failed) < len(rows)
+        rest = [index for index in range(len(rows)) if index not in failed]
+        assert [rows[index] for index in rest] == [unlimited.answers()[step][index] for index in rest]
 
 
-# --- what it follows from ---
+# --- inputs ---
 
 
-def test_decoding_and_what_metrics_read_count_only_where_answers_are_made(start: Start) -> None:
-    plain, asking = start(name="plain"), start(name="asking", valid_metrics=["mine:words"])
-    own(plain, "def words(p, r): return [0] * len(p)\n")
+def test_decoding_and_metrics_are_inputs_only_if_answers_are_generated(new_job: MakeJob) -> None:
+    plain, asking = new_job(name="plain"), new_job(name="asking", valid_metrics=["mine:words"])
+    write_metric(plain, "def words(p, r): return [0] * len(p)\n")
 
-    def changed(made: Trained, **evaluate: Any) -> bool:
-        other = made.recipe.evaluate.model_copy(update=evaluate)
-        return inputs(made.recipe.model_copy(update={"evaluate": other}), made.run) != inputs(made.recipe, made.run)
+    def changed(job: Job, **evaluate: Any) -> bool:
+        other = job.recipe.evaluate.model_copy(update=evaluate)
+        return inputs(job.recipe.model_copy(update={"evaluate": other}), job.run) != inputs(job.recipe, job.run)
 
     for change in ({"max_new_tokens": 7}, {"beams": 2}):
         assert (changed(plain, **change), changed(asking, **change)) == (False, True)
     for change in ({"rows": 3}, {"database": "x.db"}):
         assert (changed(plain, **change), changed(asking, **change)) == (False, False)
-    before = [inputs(made.recipe, made.run) for made in (plain, asking)]
-    own(plain, "def words(p, r): return [1] * len(p)\n")
-    assert [inputs(made.recipe, made.run) == old for made, old in zip((plain, asking), before, strict=True)] == [
+    before = [inputs(job.recipe, job.run) for job in (plain, asking)]
+    write_metric(plain, "def words(p, r): return [1] * len(p)\n")
+    assert [inputs(job.recipe, job.run) == old for job, old in zip((plain, asking), before, strict=True)] == [
         True,
         False,
     ]
 
 
-def test_the_database_counts_where_execution_is_measured(start: Start, tmp_path: Path) -> None:
-    made = start(valid_metrics=["execution"])
-    evaluate = made.recipe.evaluate.model_copy(update={"database": "x.db"})
-    recipe = made.recipe.model_copy(update={"evaluate": evaluate})
-    with pytest.raises(DataError, match="no such database"):
-        train(recipe, made.run)
+def test_database_is_an_input_if_execution_is_measured(new_job: MakeJob, tmp_path: Path) -> None:
+    job = new_job(valid_metrics=["execution"])
+    evaluate = job.recipe.evaluate.model_copy(update={"database": "x.db"})
+    recipe = job.recipe.model_copy(update={"evaluate": evaluate})
+    with pytest.raises(DataError) as caught:
+        train(recipe, job.run)
+    assert "x.db" in str(caught.value)
     (tmp_path / "x.db").write_bytes(b"one")
-    before = inputs(recipe, made.run)
+    before = inputs(recipe, job.run)
     (tmp_path / "x.db").write_bytes(b"two")
-    assert inputs(recipe, made.run) != before
+    assert inputs(recipe, job.run) != before
