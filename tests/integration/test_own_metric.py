@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.errors import raises
 from tests.support.tiny import recipe
 
 from tunesmith import plan_run, run_recipe
@@ -76,6 +77,6 @@ def test_a_new_metric_of_ours_is_one_row_of_the_table(
 def test_a_wrong_one_is_told_before_training(tmp_path: Path, tiny: Path, sections: dict[str, Any]) -> None:
     file = recipe(tmp_path, tiny, **sections)
     for act in (plan_run, lambda path: run_recipe(path, out=tmp_path / "run")):
-        with pytest.raises(RecipeError, match="there is no module `absent`"):
+        with raises(RecipeError, "custom-metric-not-found", "absent"):
             act(file)
     assert not (tmp_path / "run" / "prepare").exists()

@@ -1,1 +1,1 @@
-"""Scores and verdicts over any system's outputs: plain functions that need no model."""
+"""Metrics, and the paired verdict, on the outputs of any system: plain functions that need no model."""

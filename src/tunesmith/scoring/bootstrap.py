@@ -1,17 +1,17 @@
-"""The interval of a mean paired difference: resampling, and what keeps it honest with few or like rows.
+"""The confidence interval of a mean paired difference, by resampling, with corrections for few or similar rows.
 
-It is a Bayesian bootstrap (Rubin 1981, "The Bayesian Bootstrap") over independent units: rows, or groups of rows. Two
-corrections are there because simulations asked for them (`tests/unit/scoring/test_verdict.py`):
+It is a Bayesian bootstrap (Rubin 1981, "The Bayesian Bootstrap") over independent units: rows, or groups of rows.
+Simulations (`tests/unit/scoring/test_verdict.py`) showed that two corrections are needed:
 
 * Half a pseudo-row far above the gain and half a pseudo-row far below it, as Jeffreys' prior adds half a success and
-  half a failure. Resampling alone believes that what it did not see cannot happen: where few of 30 rows differ, its
-  95 % interval covers 72 %. Bonett & Price 2012, "Adjusted Wald Confidence Interval for a Difference of Binomial
-  Proportions Based on Paired Data", do the same with whole pseudo-rows.
-* Widening by Student's t over the normal quantile and by sqrt((n + 1) / (n - 1)), because a bootstrap of n rows is
-  too narrow by that: Hesterberg 2015, "What Teachers Should Know About the Bootstrap".
+  half a failure. Resampling alone assumes that unseen differences cannot occur: if few of 30 rows differ, its 95 %
+  interval covers the true gain in only 72 % of cases. Bonett & Price 2012, "Adjusted Wald Confidence Interval for a
+  Difference of Binomial Proportions Based on Paired Data", do the same with whole pseudo-rows.
+* Widening by the ratio of Student's t quantile to the normal quantile and by sqrt((n + 1) / (n - 1)), because a
+  bootstrap of n rows is too narrow by these factors: Hesterberg 2015, "What Teachers Should Know About the Bootstrap".
 
-A second, stricter interval has whole pseudo-rows and half the error. Excluding something there is about as hard as in
-a sign test: 5 improved and none worsened of 100 do not exclude a gain of nothing, 6 do.
+A second, stricter interval uses whole pseudo-rows and half the error. It excludes a gain about as rarely as a sign test
+does: of 100 rows, 5 improved and none worsened do not exclude a gain of 0; 6 improved do.
 """
 
 import math
@@ -29,16 +29,16 @@ Array = npt.NDArray[np.float64]
 Transform = Callable[[float], float]
 
 _RESAMPLES = 10_000
-_RESAMPLES_PER_TAIL = 100  # at a high confidence more are drawn, so that this many lie beyond each end
+_RESAMPLES_PER_TAIL = 100  # beyond each end of the interval: a high confidence needs more resamples
 _MIN_RESAMPLES = 1_000
-_MAX_DRAWS = 200_000_000  # seconds; beyond 20,000 distinct rows the resamples become fewer
-_DRAWS_PER_CHUNK = 2_000_000  # 16 MB
+_MAX_DRAWS = 200_000_000  # take seconds; with more than 20,000 distinct rows there are fewer resamples
+_DRAWS_PER_CHUNK = 2_000_000  # take 16 MB
 _PSEUDO_ROWS = 0.5
 _STRICT_ERROR_SHARE = 0.5
 
 
 class Interval(NamedTuple):
-    """Where the gain lies."""
+    """A confidence interval of the gain."""
 
     low: float
     high: float
@@ -46,10 +46,15 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """The independent units. `cells` [kinds, 3] are (weight, weighted base, weighted tuned), `counts` [kinds].
+    """The independent units of a comparison, with equal units counted together.
 
-    Equal units share a kind, and kinds are sorted, so the order of rows leaves no trace. `base` and `tuned` are the
-    weighted means, `lowest` and `highest` bound the scores. `transform` is None for the mean itself.
+    Attributes:
+        cells: [distinct units, 3], sorted: weight, weighted base score, weighted tuned score. Sorting makes the result
+            independent of the order of rows.
+        counts: [distinct units], how often each occurs.
+        base, tuned: the weighted means.
+        lowest, highest: bounds of the scores.
+        transform: function from a mean to the score; None for the mean itself.
     """
 
     cells: Array
@@ -69,8 +74,8 @@ class Sample:
         groups: Sequence[Hashable] | None,
         transform: Transform | None,
     ) -> "Sample":
-        """Add up rows [rows] with a positive weight somewhere."""
-        rows = np.column_stack((weights, weights * base, weights * tuned)) + 0.0  # -0.0 and 0.0 are one kind
+        """Make the units from arrays [rows]. At least one weight must be positive."""
+        rows = np.column_stack((weights, weights * base, weights * tuned)) + 0.0  # turns -0.0 into 0.0
         cells, counts = np.unique(rows if groups is None else _sum_by_group(rows, groups), axis=0, return_counts=True)
         total = math.fsum(weights)
         lowest, highest = _score_range(float(min(base.min(), tuned.min())), float(max(base.max(), tuned.max())))
@@ -86,31 +91,32 @@ class Sample:
 
     @property
     def units(self) -> int:
-        """How many units there are."""
+        """Return the number of units."""
         return int(self.counts.sum())
 
     def sorts_before(self, other: "Sample") -> bool | None:
-        """Say which of two samples of as many kinds comes first; None where they are equal."""
+        """Return whether this sample sorts before another of the same shape; None if they are equal."""
         difference = np.append(self.cells - other.cells, self.counts - other.counts)
-        places = np.flatnonzero(difference)
-        return bool(difference[places[0]] < 0) if len(places) else None
+        nonzero = np.flatnonzero(difference)
+        return bool(difference[nonzero[0]] < 0) if len(nonzero) else None
 
     def score(self, mean: float) -> float:
-        """Return the score that a mean stands for; raise DataError where it has none."""
+        """Convert a mean to its score; raise DataError if the score is not finite."""
         try:
             score = mean if self.transform is None else float(self.transform(mean))
         except (OverflowError, ValueError):
             score = math.nan
         if not math.isfinite(score):
-            raise DataError(f"a mean of {mean} cannot be scored", hint="the scores are too large, or not what they say")
+            hint = "the scores are too large; log-likelihoods must be in nats"
+            raise DataError(f"a mean of {mean} has no finite score", hint=hint, code="not-a-number")
         return score
 
     def gain(self, base: float, tuned: float) -> float:
-        """Return the gain between two means."""
+        """Return the difference of the scores of two means."""
         return self.score(tuned) - self.score(base)
 
     def standard_error(self, gain: float) -> float:
-        """Return the standard error of the gain from the spread of the units; 0 for one, which has no spread."""
+        """Return the standard error of the gain from the spread of the units; 0 for a single unit."""
         if self.units < 2:
             return 0.0
         difference = self.tuned - self.base
@@ -126,15 +132,15 @@ class Sample:
 
 
 def min_units(confidence: float) -> int:
-    """Return how many units a sign test needs to exclude anything: 6 at 95 %."""
+    """Return the smallest number of units with which a sign test can exclude anything: 6 at 95 %."""
     return math.ceil(1 - math.log2(1 - confidence) - 1e-9)
 
 
 def gain_intervals(sample: Sample, confidence: float, seed: int) -> tuple[Interval, Interval]:
-    """Return the interval of the gain and the stricter one around it.
+    """Return the interval of the gain, and the stricter interval around it.
 
-    Units fewer than a sign test needs at this confidence exclude nothing: both are all that the scores could be.
-    Scores that all lie in 0..1 are taken to be unable to leave it.
+    With fewer units than a sign test needs at this confidence, both intervals span the range of possible gains. If all
+    scores lie in 0..1, this is assumed to be their range.
     """
     error = 1 - confidence
     low, high = sample.gain(sample.highest, sample.lowest), sample.gain(sample.lowest, sample.highest)
@@ -154,7 +160,7 @@ def gain_intervals(sample: Sample, confidence: float, seed: int) -> tuple[Interv
 
 
 def _sum_by_group(rows: Array, groups: Sequence[Hashable]) -> Array:
-    """Add up the rows of each group: [rows, 3] -> [groups, 3]. Exact sums, so the order of rows cannot matter."""
+    """Add up the rows of each group: [rows, 3] -> [groups, 3]. Sums are exact, so the order of rows does not matter."""
     members: dict[Hashable, list[int]] = {}
     for row, group in enumerate(groups):
         members.setdefault(group, []).append(row)
@@ -162,16 +168,16 @@ def _sum_by_group(rows: Array, groups: Sequence[Hashable]) -> Array:
 
 
 def _score_range(lowest: float, highest: float) -> tuple[float, float]:
-    """Return what scores could be, from what was seen: 0 to 1 where all lie in it, else no more than was seen."""
+    """Return the range of possible scores: 0 to 1 if all observed scores lie in it, otherwise the observed range."""
     if lowest >= 0 and highest <= 1:
         return 0.0, 1.0
-    if lowest == highest:  # one constant tells nothing of the scale but its size
+    if lowest == highest:  # a single value shows the scale only by its distance from 0
         return min(lowest, 0.0), max(highest, 0.0)
     return lowest, highest
 
 
 def _widened_interval(gains: Array, gain: float, error: float, units: int) -> Interval:
-    """Return the quantiles of resampled gains [resamples], widened as the module's docstring says."""
+    """Return the interval between quantiles of resampled gains [resamples], widened as the module's docstring says."""
     normal = NormalDist().inv_cdf(1 - error / 2)
     widening = _student_t_quantile(normal, units - 1) / normal * math.sqrt((units + 1) / (units - 1))
     low, high = np.quantile(gains, (error / 2, 1 - error / 2))
@@ -179,7 +185,7 @@ def _widened_interval(gains: Array, gain: float, error: float, units: int) -> In
 
 
 def _student_t_quantile(normal: float, freedom: int) -> float:
-    """Return the quantile of Student's t for a normal one (Abramowitz & Stegun 26.7.5: within 1 % where it is used)."""
+    """Convert a normal quantile to Student's t (Abramowitz & Stegun 26.7.5; within 1 % for the values used here)."""
     x, v = normal, freedom
     return (
         x
@@ -190,7 +196,7 @@ def _student_t_quantile(normal: float, freedom: int) -> float:
 
 
 def _antisymmetric_gains(sample: Sample, resamples: int, seed: int) -> Array:
-    """Return resampled gains that change their sign, and nothing else, when base and tuned are swapped."""
+    """Return resampled gains [2, resamples] that only change their signs when base and tuned are swapped."""
     swapped = sample.swapped()
     first = sample.sorts_before(swapped)
     gains = -_resampled_gains(swapped, resamples, seed) if first is False else _resampled_gains(sample, resamples, seed)
@@ -198,7 +204,7 @@ def _antisymmetric_gains(sample: Sample, resamples: int, seed: int) -> Array:
 
 
 def _resampled_gains(sample: Sample, resamples: int, seed: int) -> Array:
-    """Return the gain under random weights of the units [2, resamples]: with half and with whole pseudo-rows."""
+    """Return gains under random weights of the units, with half and with whole pseudo-rows: [2, resamples]."""
     pseudo = _pseudo_rows(sample)
     cells = np.vstack((sample.cells, pseudo, pseudo))
     shapes = np.append(sample.counts, [_PSEUDO_ROWS] * 4)  # the exponential weights of k units add up to gamma(k)
@@ -218,9 +224,10 @@ def _resampled_gains(sample: Sample, resamples: int, seed: int) -> Array:
 
 
 def _pseudo_rows(sample: Sample) -> Array:
-    """Return two cells [2, 3] of average weight: as far above and below the gain as the farthest unit is from it.
+    """Return two cells [2, 3] of average weight, as far above and below the gain as the farthest unit.
 
-    Where all units differ alike, nothing is known of what another one would do: as far as the scores range.
+    If all units have the same difference, their distance is the range of the scores, because nothing is known about
+    other units.
     """
     weight = float(sample.counts @ sample.cells[:, 0]) / sample.units
     mean = sample.tuned - sample.base

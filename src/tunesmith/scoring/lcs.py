@@ -1,7 +1,7 @@
-"""The longest common subsequence of two lists of words, a line of the table at a time as the bits of one number.
+"""The longest common subsequence (LCS) of two lists of words, by bit vectors: one integer per row of the LCS table.
 
-A table of 40,000 x 40,000 words would take 13 GB and minutes; its bits take 200 MB and seconds. Crochemore et al.
-2001, "A fast and practical bit-vector algorithm for the longest common subsequence problem".
+For 40,000 x 40,000 words a table takes 13 GB and minutes, bit vectors 200 MB and seconds. Crochemore et al. 2001,
+"A fast and practical bit-vector algorithm for the longest common subsequence problem".
 """
 
 from collections.abc import Sequence
@@ -9,56 +9,56 @@ from collections.abc import Sequence
 
 def lcs_length(first: Sequence[str], second: Sequence[str]) -> int:
     """Return the length of the longest common subsequence."""
-    all_bits, places = (1 << len(first)) - 1, _position_bits(first)
+    all_bits, positions = (1 << len(first)) - 1, _position_bits(first)
     row = all_bits
     for word in second:
-        row = _next_row(row, places.get(word, 0), all_bits)
+        row = _next_row(row, positions.get(word, 0), all_bits)
     return len(first) - row.bit_count()
 
 
 def lcs_positions(reference: Sequence[str], prediction: Sequence[str]) -> list[int]:
-    """Return the places in the reference of the common subsequence that rouge-score chooses among the longest.
+    """Return the positions of the LCS in the reference; among several LCSs the one that rouge-score chooses.
 
-    It walks back from the end: over a pair of equal words, else to the neighbour with the longer subsequence, in doubt
-    to the shorter reference.
+    The search goes back from the ends of both texts: over a pair of equal words, otherwise to the neighbour with the
+    longer subsequence, and on a tie to the shorter reference.
     """
-    all_bits, places = (1 << len(prediction)) - 1, _position_bits(prediction)
-    rows = [all_bits]  # of each beginning of the reference; a zero bit is where the length grows
+    all_bits, prediction_bits = (1 << len(prediction)) - 1, _position_bits(prediction)
+    rows = [all_bits]  # one per prefix of the reference; at a zero bit the length grows by one
     for word in reference:
-        rows.append(_next_row(rows[-1], places.get(word, 0), all_bits))
-    found = []
+        rows.append(_next_row(rows[-1], prediction_bits.get(word, 0), all_bits))
+    positions = []
     i, j = len(reference), len(prediction)
     while i and j:
         if reference[i - 1] == prediction[j - 1]:
             i, j = i - 1, j - 1
-            found.append(i)
+            positions.append(i)
         elif _prefix_length(rows[i], j - 1) > _prefix_length(rows[i - 1], j):
             j -= 1
         else:
             i -= 1
-    return found[::-1]
+    return positions[::-1]
 
 
 def _position_bits(words: Sequence[str]) -> dict[str, int]:
-    """Return for each word the bits of its places."""
-    found: dict[str, list[int]] = {}
-    for place, word in enumerate(words):
-        found.setdefault(word, []).append(place)
-    made = {}
-    for word, here in found.items():
-        bits = bytearray(here[-1] // 8 + 1)
-        for place in here:
-            bits[place // 8] |= 1 << place % 8
-        made[word] = int.from_bytes(bits, "little")
-    return made
+    """Return {word: integer with a bit set at each of its positions}."""
+    positions: dict[str, list[int]] = {}
+    for position, word in enumerate(words):
+        positions.setdefault(word, []).append(position)
+    vectors = {}
+    for word, own in positions.items():
+        bits = bytearray(own[-1] // 8 + 1)
+        for position in own:
+            bits[position // 8] |= 1 << position % 8
+        vectors[word] = int.from_bytes(bits, "little")
+    return vectors
 
 
 def _next_row(row: int, matches: int, all_bits: int) -> int:
-    """Return the next line of the table's bits."""
+    """Return the bit vector of the table's next row."""
     equal = row & matches
     return ((row + equal) | (row - equal)) & all_bits
 
 
 def _prefix_length(row: int, end: int) -> int:
-    """Return how long the subsequence is up to a place."""
+    """Return the length of the LCS for the first `end` words, from a row's bit vector."""
     return end - (row & ((1 << end) - 1)).bit_count()

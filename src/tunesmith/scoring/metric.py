@@ -1,48 +1,48 @@
-"""What a metric is: its name for people, which way it counts, its unit, and what computes it."""
+"""The record of a metric: its label, direction and unit, and the function that computes it."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-References = Sequence[Sequence[str]]  # any of a row's strings is right
+References = Sequence[Sequence[str]]  # [rows][alternatives]: each of a row's references is right
 Score = Callable[[Sequence[str], References, Path | None], list[float]]
-"""(predictions, references, database) -> one value a row."""
+"""(predictions, references, database) -> one value per row."""
 
-LIKELIHOOD_COLUMNS = ("log_likelihood", "tokens", "correct")  # of a row: what metrics of the likelihood follow from
+LIKELIHOOD_COLUMNS = ("log_likelihood", "tokens", "correct")  # of a row, for metrics of the references' likelihood
 
 
 @dataclass(frozen=True, slots=True)
 class Likelihood:
-    """How a metric follows from the `LIKELIHOOD_COLUMNS` of rows: the sum of a column by the number of tokens.
+    """How to compute a metric from the `LIKELIHOOD_COLUMNS`: from the mean of a column over all tokens.
 
     Args:
-        column: what is summed up; more of it is better, whichever way the metric counts.
-        transform_mean: turns the mean over all tokens into the metric; None if it is the metric.
+        column: the summed column. A higher sum is better, even if a lower metric is.
+        transform_mean: function from the mean to the metric; None for the mean itself.
     """
 
     column: str
     transform_mean: Callable[[float], float] | None = None
 
     def mean(self, row: Mapping[str, Any]) -> float:
-        """Return the mean over the tokens of one row."""
+        """Return the mean over the tokens of a row."""
         return float(row[self.column] / row["tokens"])
 
     def value(self, mean: float) -> float:
-        """Return the metric of a mean over tokens."""
+        """Convert a mean over tokens to the metric."""
         return mean if self.transform_mean is None else self.transform_mean(mean)
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A metric of ours.
+    """A built-in metric.
 
     Args:
-        label: how people write it.
-        score: computes it from answers; None if it needs the model.
-        likelihood: computes it from the likelihood of the references instead.
-        is_share: values lie between 0 and 1, and are shown in percent.
-        decimals: how many are shown if it is no share.
+        label: its name in reports.
+        score: function that computes it from answers; None if it needs the model.
+        likelihood: how to compute it from the likelihood of the references instead.
+        is_share: values lie between 0 and 1 and are shown in percent.
+        decimals: number of decimals to show if it is not a share.
     """
 
     name: str
@@ -55,5 +55,5 @@ class Metric:
 
     @property
     def value_at_zero(self) -> float:
-        """The metric of a system that gets 0 in every row: 1 for perplexity, whose likelihoods are logarithms."""
+        """Return the metric if every row has the value 0: 1 for perplexity, whose values are logarithms."""
         return self.likelihood.value(0.0) if self.likelihood else 0.0

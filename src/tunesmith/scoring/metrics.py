@@ -1,7 +1,7 @@
-"""The metrics there are, and the scores of answers: one value a row.
+"""The built-in metrics, and `score`, which computes metrics of answers: one value per row.
 
-A metric is one function, one row of `METRICS` and one of docs/metrics.md. ROUGE is in `rouge.py`; metrics of the
-user's own, in any range and either direction, in `custom.py`.
+A built-in metric is a function, a row of `METRICS` and a row in docs/metrics.md. ROUGE is in `rouge.py`. Users' custom
+metrics, with any range and direction, are in `custom.py`.
 """
 
 import math
@@ -18,7 +18,7 @@ from tunesmith.scoring.metric import Likelihood, Metric, References, Score
 from tunesmith.scoring.rouge import ROUGE_NAMES, is_rouge, rouge
 from tunesmith.scoring.word_tokenizer import is_non_latin, space_words
 
-# Which way metrics count, also those of other tools, by the end of their names: `eval_loss`, `word_error_rate`.
+# The direction of a metric of another tool, by the end of its name: `eval_loss`, `word_error_rate`.
 _LOWER_IS_BETTER = frozenset({
     "perplexity", "ppl", "loss", "nll", "crossentropy", "wer", "cer", "mer", "ter", "errorrate", "error", "errors",
     "mae", "mse", "rmse", "mape", "bpb", "bpc", "bitsperbyte", "bitspercharacter", "editdistance", "levenshtein",
@@ -40,68 +40,69 @@ def score(
     database: Path | None = None,
     folder: Path | None = None,
 ) -> dict[str, list[float]]:
-    """Score every prediction against its reference, or against the best of its references.
+    """Score each prediction against its reference, or against the best of its references.
 
     Args:
-        predictions: one answer a row; an empty one is scored like any other, which mostly gives 0.
-        references: one string a row, or a list of strings any of which is right.
-        metrics: names, `rouge` standing for four of them (see `METRIC_NAMES`), and metrics of your own by dotted name.
-        database: the SQLite file that `execution` runs queries on.
-        folder: where modules of your own are, beside those that Python finds.
+        predictions: one answer per row. An empty one is scored like any other, and mostly gets 0.
+        references: one string per row, or a list of strings if a row has several right answers.
+        metrics: names of metrics (`METRIC_NAMES`), `rouge` for four of them, or `module:function` for a custom metric.
+        database: the SQLite file on which `execution` runs queries.
+        folder: folder with the modules of custom metrics, searched after the installed packages.
 
     Returns:
-        {metric: [value per row]}, groups expanded, in the order they were asked for.
+        {metric: [value per row]} in the given order, with groups expanded.
 
     Raises:
-        RecipeError: a name is unknown or needs a model, `execution` has no database, or a metric of your own fails.
+        RecipeError: a metric is unknown or needs a model, `execution` has no database, or a custom metric fails.
         DataError: the lengths differ, or a row is not text.
     """
     names = expand_metrics(metrics)
     likelihood = [name for name in names if name in LIKELIHOOD_METRICS]
     if likelihood:
-        raise RecipeError(
-            f"`{likelihood[0]}` cannot be computed from text",
-            hint="it needs the model; name it in evaluate.metrics of a recipe",
-        )
+        hint = "it needs the model: add it to `evaluate.metrics` in a recipe"
+        raise RecipeError(f"`{likelihood[0]}` cannot be computed from text", hint=hint, code="metric-needs-model")
     rows = _check_rows(predictions, references)
-    own = custom_metrics(names, folder)
+    custom = custom_metrics(names, folder)
     return {
-        name: own[name](predictions, references) if name in own else _score_function(name)(predictions, rows, database)
+        name: custom[name](predictions, references)
+        if name in custom
+        else _score_function(name)(predictions, rows, database)
         for name in names
     }
 
 
 def expand_metrics(names: Sequence[str]) -> tuple[str, ...]:
-    """Return metric names with groups replaced by their members, each once; raise RecipeError for an unknown one."""
+    """Return the distinct metrics, with groups replaced by their members; raise RecipeError for an unknown name."""
     if isinstance(names, str):
         names = [names]
     members = [member for name in names for member in GROUPS.get(name, (name,))]
     for name in members:
         metric = find_metric(name)
         if metric is None or (metric.score is None and metric.likelihood is None):
-            meant = _closest_name(name)
-            if is_custom(name) and (meant is None or _letters(meant) != _letters(name)):
+            near = _closest_name(name)
+            if is_custom(name) and (near is None or _letters(near) != _letters(name)):
                 continue
             raise RecipeError(
-                f"unknown metric `{name}`" + (f", did you mean `{meant}`?" if meant else ""),
-                hint=f"known are {', '.join(_known_names())}, rougeN for any N, and functions of your own such as "
+                f"unknown metric `{name}`" + (f", did you mean `{near}`?" if near else ""),
+                hint=f"known metrics: {', '.join(_known_names())}, rougeN for any N, and your own functions such as "
                 "`my_metrics:politeness`",
+                code="unknown-metric",
             )
     return tuple(dict.fromkeys(members))
 
 
 def answer_metrics(names: Sequence[str]) -> tuple[str, ...]:
-    """Return those metrics that are computed from answers, groups replaced by their members."""
+    """Return the metrics that are computed from answers, with groups replaced by their members."""
     return expand_metrics([name for name in names if name not in (*LIKELIHOOD_METRICS, "loss")])
 
 
 def likelihood_metrics(names: Sequence[str]) -> tuple[str, ...]:
-    """Return those metrics that are computed from the likelihood of the references."""
+    """Return the metrics that are computed from the likelihood of the references."""
     return tuple(name for name in names if name in LIKELIHOOD_METRICS)
 
 
 def higher_is_better(name: str) -> bool | None:
-    """Say whether a higher value of a metric is better, by its name; None if the name is not known."""
+    """Return whether a higher value of a metric is better, from its name; None if the name is unknown."""
     if metric := find_metric(name):
         return metric.higher_is_better
     words = [word for word in re.split(r"[^a-z]+", name.lower()) if word]
@@ -113,20 +114,20 @@ def higher_is_better(name: str) -> bool | None:
 
 
 def is_lower_better(name: str) -> bool:
-    """Say whether lower is better in a metric of ours; those of the user's own say so themselves."""
+    """Return whether lower is better in a built-in metric. Custom metrics have the attribute `higher_is_better`."""
     metric = find_metric(name)
     return metric is not None and not metric.higher_is_better
 
 
 def is_share(name: str) -> bool:
-    """Say whether a metric is one of ours whose values are shares of 1."""
+    """Return whether a metric is a built-in one with values from 0 to 1."""
     metric = find_metric(name)
     return metric is not None and metric.is_share
 
 
 def share_hint(name: str, value: float) -> str:
-    """Say that a threshold of a share looks like points."""
-    return f"`{name}` is a share from 0 to 1 and {value:g} was asked for; {value:g} points are {value / 100:g}"
+    """Return the hint for a threshold that looks like percentage points although the metric is a share."""
+    return f"`{name}` is a share from 0 to 1, and {value:g} is more; {value:g} points are {value / 100:g}"
 
 
 def _known_names() -> list[str]:
@@ -144,40 +145,43 @@ def _closest_name(name: str) -> str | None:
 
 
 def exact_match(predictions: Sequence[str], references: References, _: Path | None = None) -> list[float]:
-    """Return 1.0 where a prediction is a reference, white space around both left out."""
+    """Return 1.0 for each prediction that equals one of its references, ignoring white space around both, else 0.0."""
     return [
-        float(prediction.strip() in [one.strip() for one in right])
-        for prediction, right in zip(predictions, references, strict=True)
+        float(prediction.strip() in [reference.strip() for reference in alternatives])
+        for prediction, alternatives in zip(predictions, references, strict=True)
     ]
 
 
-def best_over_references(one: Callable[[str, str], float]) -> Score:
-    """Return a function that scores a prediction against the best of its references."""
+def best_over_references(score_pair: Callable[[str, str], float]) -> Score:
+    """Turn a score of (prediction, reference) into the score against the best of several references."""
 
     def values(predictions: Sequence[str], references: References, _: Path | None = None) -> list[float]:
-        return [max(one(p, text) for text in right) for p, right in zip(predictions, references, strict=True)]
+        rows = zip(predictions, references, strict=True)
+        return [max(score_pair(prediction, reference) for reference in texts) for prediction, texts in rows]
 
     return values
 
 
 def bleu(predictions: Sequence[str], references: References, _: Path | None = None) -> list[float]:
-    """Return BLEU (Papineni et al. 2002) of each row by sacrebleu, over the orders that both texts are long enough for.
+    """Return sacrebleu's sentence BLEU (Papineni et al. 2002) of each row, over the n-gram orders that the texts have.
 
-    Several references count together, as in the article: an n-gram may be in any of them.
+    Several references count together, as in the paper: an n-gram may be in any of them.
     """
     from sacrebleu.metrics.bleu import BLEU
 
     metric = BLEU(effective_order=True)
     rows: list[tuple[str, list[str]]] = []
-    for one, right in zip(predictions, references, strict=True):
-        # Of scripts without spaces every character is a word, as sacrebleu's tokenizer `zh` has it.
-        apart = any(is_non_latin(text) for text in right)
-        rows.append((space_words(one), [space_words(text) for text in right]) if apart else (one, list(right)))
-    return _sentence_scores(metric, [one for one, _ in rows], [right for _, right in rows])
+    for prediction, texts in zip(predictions, references, strict=True):
+        # In scripts without spaces every character is a word, as in sacrebleu's tokenizer `zh`.
+        if any(is_non_latin(text) for text in texts):
+            rows.append((space_words(prediction), [space_words(text) for text in texts]))
+        else:
+            rows.append((prediction, list(texts)))
+    return _sentence_scores(metric, [prediction for prediction, _ in rows], [texts for _, texts in rows])
 
 
 def chrf(predictions: Sequence[str], references: References, _: Path | None = None) -> list[float]:
-    """Return chrF2 (Popovic 2015) of each row by sacrebleu: F-score, recall twice, of up to 6 characters in a row."""
+    """Return sacrebleu's chrF2 (Popovic 2015) of each row: F2 over character n-grams of up to 6 characters."""
     from sacrebleu.metrics.chrf import CHRF
 
     return _sentence_scores(CHRF(), predictions, references)
@@ -185,15 +189,16 @@ def chrf(predictions: Sequence[str], references: References, _: Path | None = No
 
 def _sentence_scores(metric: Any, predictions: Sequence[str], references: References) -> list[float]:
     rows = zip(predictions, references, strict=True)
-    return [min(1.0, metric.sentence_score(one, list(right)).score / 100) for one, right in rows]
+    return [min(1.0, metric.sentence_score(prediction, list(texts)).score / 100) for prediction, texts in rows]
 
 
 def execution(predictions: Sequence[str], references: References, database: Path | None) -> list[float]:
-    """Return execution accuracy of SQL: see `execution_accuracy`."""
+    """Return the execution accuracy of SQL (sql_execution.py)."""
     from tunesmith.scoring.sql_execution import execution_accuracy
 
     if database is None:
-        raise RecipeError("`execution` has no database", hint="give the SQLite file that queries run on")
+        hint = "give the SQLite file to run queries on: `evaluate.database` in a recipe, `--database` of `score`"
+        raise RecipeError("`execution` has no database", hint=hint, code="no-database")
     return execution_accuracy(predictions, references, database)
 
 
@@ -219,12 +224,12 @@ METRICS = {
 }  # fmt: skip
 METRIC_NAMES = (*ROUGE_NAMES, *(name for name, metric in METRICS.items() if metric.score))
 LIKELIHOOD_METRICS = tuple(name for name, metric in METRICS.items() if metric.likelihood)
-# Every validation measures it; no recipe asks for it.
+# Every validation computes the loss, so recipes do not list it.
 _LOSS = Metric("loss", "loss", higher_is_better=False, is_share=False, decimals=3)
 
 
 def find_metric(name: str) -> Metric | None:
-    """Return a metric of ours, or the loss, by its name; None for those of the user's own and of other tools."""
+    """Return the built-in metric of this name, or the loss; None for custom metrics and those of other tools."""
     if is_rouge(name):
         return Metric(name, f"ROUGE-{name.removeprefix('rouge')}", best_over_references(rouge(name)))
     return _LOSS if name == _LOSS.name else METRICS.get(name)
@@ -232,26 +237,32 @@ def find_metric(name: str) -> Metric | None:
 
 def _score_function(name: str) -> Score:
     metric = find_metric(name)
-    assert metric is not None and metric.score is not None  # `expand_metrics` knows it, and it needs no model
+    assert metric is not None and metric.score is not None  # the caller has checked the name with `expand_metrics`
     return metric.score
 
 
 def _check_rows(predictions: Sequence[str], references: Sequence[str | Sequence[str]]) -> References:
-    """Return the references as lists; raise DataError unless each row has a text and at least one reference."""
+    """Return each row's references as a list; raise DataError unless every row has a text and a reference."""
     if isinstance(predictions, str) or isinstance(references, str):
-        raise DataError("predictions and references are lists, not one text")
+        hint = "pass a list of predictions and a list of references"
+        raise DataError("got one string instead of a list", hint=hint, code="not-text")
     if len(predictions) != len(references):
-        raise DataError(
-            f"{len(predictions)} predictions, but {len(references)} references", hint="there is one of each a row"
-        )
-    rows: list[list[Any]] = [list(some) if isinstance(some, (list, tuple)) else [some] for some in references]
-    for index, (prediction, right) in enumerate(zip(predictions, rows, strict=True)):
+        message = f"there are {len(predictions)} predictions but {len(references)} references"
+        raise DataError(message, hint="give one prediction and one reference per row", code="unequal-lengths")
+    rows: list[list[Any]] = [list(texts) if isinstance(texts, (list, tuple)) else [texts] for texts in references]
+    for index, (prediction, texts) in enumerate(zip(predictions, rows, strict=True)):
         if not isinstance(prediction, str):
-            raise DataError(f"is {prediction!r}, not text", where=f"predictions[{index}]", hint="no answer is ''")
-        if not right or not all(isinstance(text, str) for text in right):
+            raise DataError(
+                f"is {prediction!r}, not text",
+                where=f"predictions[{index}]",
+                hint="use '' for a missing answer",
+                code="not-text",
+            )
+        if not texts or not all(isinstance(text, str) for text in texts):
             raise DataError(
                 f"is {references[index]!r}, not text or a list of texts",
                 where=f"references[{index}]",
                 hint="leave out rows that have no reference",
+                code="not-text",
             )
     return rows

@@ -1,8 +1,8 @@
-"""Execution accuracy: an SQL answer is right if running it gives what running the reference gives.
+"""Execution accuracy: an SQL answer is right if it gives the same result as the reference query.
 
-Answers are what a model wrote, so they run in `sql_worker.py`, a process of its own that can only read. The system
-ends it when a query takes too long, because SQLite cannot be interrupted everywhere: it can parse a line of nested
-doublings for hours. And the system bounds its memory.
+A model writes the answers, so they run in a separate read-only process, `sql_worker.py`. The operating system limits
+its memory and kills it when a query takes too long, because SQLite cannot be interrupted everywhere: it can spend hours
+on parsing a chain of subqueries, each of which uses the one before it twice.
 """
 
 import contextlib
@@ -30,71 +30,76 @@ def execution_accuracy(
     seconds: float = QUERY_SECONDS,
     max_rows: int = MAX_ROWS,
 ) -> list[float]:
-    """Return 1.0 for every row whose prediction gives the result of its reference (of one of them), else 0.0.
+    """Return 1.0 for every row whose prediction gives the same result as one of its references, else 0.0.
 
-    Results are equal if they have the same rows equally often, in the same order only where the reference has an
-    ORDER BY outside of all parentheses; rows that it ties are expected in the order SQLite gives them. Column names do
-    not count, the order of columns does. Numbers with a fraction are equal within 1e-6 of their size (1e-9 near 0), an
-    integer equals the same float, NULL equals NULL, text never equals a number.
+    Results are equal if they have the same rows equally often. The order of rows matters only if the reference has an
+    ORDER BY outside all parentheses; tied rows are then expected in SQLite's order. The names of columns do not matter,
+    their order does. Floats are equal within a relative 1e-6 (an absolute 1e-9 near 0), an integer equals the same
+    float, NULL equals NULL, and text never equals a number.
 
-    A prediction fails if it is not exactly one SELECT (WITH before it, comments and a semicolon after it are fine), if
-    it does not run, gives other rows, or takes more than `seconds` of processor time or about 1 GB. One surrounding
-    Markdown code fence is taken off predictions and references, because chat models write it and people paste it away.
+    A prediction fails if it is anything but one SELECT (WITH before it, comments, and a semicolon after it are fine),
+    if it does not run, if it gives another result, or if it takes more than `seconds` of processor time or about 1 GB.
+    One Markdown code fence around a prediction or reference is removed, because chat models write it and users ignore
+    it when they copy the query.
 
     Args:
-        database: an SQLite file, read only, never written.
-        seconds: processor time a query may take.
-        max_rows: rows a reference may give.
+        database: an SQLite file; it is never written.
+        seconds: limit for the processor time of a query.
+        max_rows: limit for the rows of a reference's result.
 
     Raises:
-        DataError: the lengths differ, the database is unreadable, or a reference fails, with the number of its row.
+        DataError: the lengths differ, the database is unreadable, or a reference fails; `where` names its row.
     """
     if len(predictions) != len(references):
-        raise DataError(f"{len(predictions)} predictions, but {len(references)} references")
+        message = f"there are {len(predictions)} predictions but {len(references)} references"
+        raise DataError(message, hint="give one prediction and one reference per row", code="unequal-lengths")
     if not predictions:
         return []
     _check_database(database)
     scores = []
     with _Worker(database, seconds, max_rows) as worker:
-        for index, (prediction, some) in enumerate(zip(predictions, references, strict=True)):
+        for row, (prediction, texts) in enumerate(zip(predictions, references, strict=True)):
             interrupt.check()
-            right = [some] if isinstance(some, str) else some
-            scores.append(max((_score(worker, index, prediction, one) for one in right), default=0.0))
+            alternatives = [texts] if isinstance(texts, str) else texts
+            scores.append(max((_score(worker, row, prediction, text) for text in alternatives), default=0.0))
     return scores
 
 
-def _score(worker: "_Worker", index: int, prediction: str, reference: str) -> float:
-    """Return 1.0 or 0.0 for one row and one of its references; raise DataError if that fails."""
+def _score(worker: "_Worker", row: int, prediction: str, reference: str) -> float:
+    """Return 1.0 or 0.0 for a row and one of its references; raise DataError if the reference fails."""
     if reference not in worker.valid_references:
         answer = worker.run(reference)
         if "rows" not in answer:
             raise DataError(
-                f"the reference does not run: {answer['failed']}",
-                where=f"references[{index}]",
-                hint=f"this is what the right answer is compared with: {reference[:200]!r}",
+                f"the reference query fails: {answer['failed']}",
+                where=f"references[{row}]",
+                hint=f"correct the query, or drop the row: {reference[:200]!r}",
+                code="reference-query-failed",
             )
         worker.valid_references.add(reference)
     return float(worker.run(reference, prediction).get("equal", False))
 
 
 def _check_database(path: Path) -> None:
-    """Raise DataError for a file that cannot be read as it stands."""
+    """Raise DataError unless the file exists and holds the whole database."""
     if not path.is_file():
-        raise DataError("is not a file", where=str(path), hint="execution accuracy needs an SQLite database")
+        hint = "`execution` needs an SQLite file"
+        raise DataError("is not a file", where=str(path), hint=hint, code="unreadable-database")
     log = path.with_name(path.name + "-wal")
     if log.exists() and log.stat().st_size:
         raise DataError(
-            "has changes in a write-ahead log that reading would miss",
+            "has changes in a write-ahead log, which is not read",
             where=str(path),
             hint="merge them: sqlite3 FILE 'PRAGMA wal_checkpoint(TRUNCATE)'",
+            code="unreadable-database",
         )
 
 
 class _Worker:
-    """The process that runs SQL; started again after a query that ended it."""
+    """Run queries in the worker process, and start it again after a query that killed it."""
 
     def __init__(self, database: Path, seconds: float, max_rows: int) -> None:
-        self.valid_references: set[str] = set()  # references that ran
+        self.valid_references: set[str] = set()
         self._database = str(database.resolve())
         self._settings = json.dumps({"database": self._database, "seconds": seconds, "max_rows": max_rows})
         self._process: subprocess.Popen[str] | None = None
@@ -106,12 +111,16 @@ class _Worker:
         self._stop()
 
     def run(self, reference: str, prediction: str | None = None) -> dict[str, Any]:
-        """Run SQL and return {"rows": count} of the reference, {"equal": bool}, or {"failed": why}."""
+        """Run a reference, or compare a prediction with it.
+
+        Returns:
+            {"rows": count} of the reference, {"equal": bool}, or {"failed": reason}.
+        """
         answer = self._exchange({"reference": reference, "prediction": prediction})
         return {"failed": "it takes too long or too much memory"} if answer is None else answer
 
     def _exchange(self, request: dict[str, Any]) -> dict[str, Any] | None:
-        """Send one line and return the one that comes back; None if the process died of it."""
+        """Send a request to the worker and return its answer; None if the worker died."""
         process = self._process if self._process and self._process.poll() is None else self._start()
         assert process.stdin
         assert process.stdout
@@ -127,7 +136,7 @@ class _Worker:
         return answer
 
     def _start(self) -> subprocess.Popen[str]:
-        """Start the process; raise DataError if it cannot read the database."""
+        """Start the worker process; raise DataError if it cannot read the database."""
         self._stop()
         command = [sys.executable, "-I", "-S", str(_WORKER), self._settings]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -135,11 +144,16 @@ class _Worker:
         ready = self._process.stdout.readline()
         if not ready:
             self._stop()
-            raise TunesmithError("the process that runs SQL did not start", where=str(_WORKER))
+            hint = "standard error has its message"
+            raise TunesmithError(
+                "the process that runs SQL did not start", where=str(_WORKER), hint=hint, code="sql-worker"
+            )
         failed = json.loads(ready).get("failed")
         if failed:
             self._stop()
-            raise DataError(f"is not a readable SQLite database ({failed})", where=self._database)
+            hint = "give an SQLite file that this user can read"
+            message = f"is not a readable SQLite database ({failed})"
+            raise DataError(message, where=self._database, hint=hint, code="unreadable-database")
         return self._process
 
     def _stop(self) -> None:

@@ -1,8 +1,8 @@
-"""Run SQL that nobody has read, in a process of its own: `python -I sql_worker.py SETTINGS`, the standard library only.
+"""Run untrusted SQL in a separate process: `python -I sql_worker.py SETTINGS`. Uses only the standard library.
 
-Protocol: one JSON object a line. The worker says {} when it is ready ({"failed": why} if it cannot be); then for each
-{"reference": SQL, "prediction": SQL or null} it answers {"rows": count}, {"equal": bool} or {"failed": why}, or dies.
-Its limits are set so that dying is the worst a query can do. It ends with its standard input.
+Protocol: one JSON object per line. The worker sends {} when it is ready, or {"failed": reason}. It answers each request
+{"reference": SQL, "prediction": SQL or null} with {"rows": count}, {"equal": bool} or {"failed": reason}, or it dies:
+its limits are such that a query can do nothing worse. It exits at the end of its standard input.
 """
 
 import contextlib
@@ -21,9 +21,9 @@ Value = None | int | float | str | bytes
 Row = tuple[Value, ...]
 
 _MEMORY_BYTES = 2**30
-_HEAP_BYTES = 2**28  # of SQLite: it says so where the limit of the process would abort
+_HEAP_BYTES = 2**28  # of SQLite, which reports this limit as an error; the limit of the process would abort it
 _RESULT_BYTES = 2**25
-_TEXT_BYTES = 10**7  # one value
+_TEXT_BYTES = 10**7  # of one value
 _SQL_CHARACTERS = 100_000
 _ALLOWED = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
 _FORBIDDEN_FUNCTIONS = {"load_extension", "fts3_tokenizer"}
@@ -36,28 +36,27 @@ _TOKEN = re.compile(
 
 
 class QueryFailed(Exception):
-    """Why a query does not count."""
+    """A query is not allowed, does not run, or exceeds a limit."""
 
 
 class Result(NamedTuple):
-    """What a query gave."""
+    """The result of a query."""
 
     columns: int
     rows: list[Row]
 
 
 class Query(NamedTuple):
-    """One SELECT, without what surrounds it."""
+    """A SELECT statement without code fence and semicolon, and whether its outermost level has an ORDER BY."""
 
     sql: str
     ordered: bool
 
 
 def parse(text: str) -> Query:
-    """Return the SELECT in `text`; raise Failed if it is something else.
+    """Return the SELECT statement in `text`; raise QueryFailed if the text is anything else.
 
-    `ordered` is true where ORDER BY stands outside of all parentheses. A second statement is refused by `sqlite3`, and
-    what a statement may do is the authorizer's business.
+    `sqlite3` refuses a second statement, and the authorizer limits what the statement may do.
     """
     if len(text) > _SQL_CHARACTERS:
         raise QueryFailed(f"it is longer than {_SQL_CHARACTERS} characters")
@@ -84,7 +83,7 @@ def _has_outer_order_by(words: list[str]) -> bool:
 
 
 class Database:
-    """A connection that reads, within limits."""
+    """A read-only connection with limits."""
 
     def __init__(self, path: str, seconds: float) -> None:
         self._seconds = seconds
@@ -98,10 +97,10 @@ class Database:
         self._connection.set_authorizer(_authorize)
 
     def run(self, sql: str, max_rows: int) -> Result:
-        """Return the result of a query; raise Failed if it has none within the limits, die if it takes too long.
+        """Return the result of a query; raise QueryFailed if it fails or is too large; die if it takes too long.
 
-        The processor time is what counts, so that a busy machine does not change a score. The system measures it,
-        because SQLite does not look at the time while it parses, or in the middle of a function.
+        The limit is on processor time, so that a busy machine does not change a score. The operating system measures
+        it, because SQLite does not check the time while it parses or evaluates a function.
         """
         signal.setitimer(signal.ITIMER_PROF, self._seconds)
         signal.setitimer(signal.ITIMER_REAL, 20 * self._seconds + 20)
@@ -134,11 +133,11 @@ def _authorize(action: int, _: str | None, name: str | None, *__: str | None) ->
     return sqlite3.SQLITE_OK if allowed else sqlite3.SQLITE_DENY
 
 
-def results_equal(found: Result, expected: Result, ordered: bool) -> bool:
-    """Say whether two results are equal; where they are not ordered, as collections that may repeat rows."""
-    if found.columns != expected.columns or len(found.rows) != len(expected.rows):
+def results_equal(result: Result, expected: Result, ordered: bool) -> bool:
+    """Return whether two results have equal rows equally often, and in the same order if `ordered`."""
+    if result.columns != expected.columns or len(result.rows) != len(expected.rows):
         return False
-    left, right = found.rows, expected.rows
+    left, right = result.rows, expected.rows
     if not ordered:
         left, right = sorted(left, key=_sort_key), sorted(right, key=_sort_key)
     return all(map(_same_row, left, right))
@@ -155,10 +154,10 @@ def _same_value(left: Value, right: Value) -> bool:
 
 
 def _sort_key(row: Row) -> tuple[Any, ...]:
-    """Return a key that puts equal rows in the same place: text, then numbers without their last digits, then integers.
+    """Return a key that sorts equal rows to the same position: texts first, then rounded numbers, then exact integers.
 
-    Two floats that differ by rounding alone must not decide the order before a later column has had its say, and two
-    large integers that differ by one must.
+    Floats that differ only by rounding errors must not decide the order before the other columns do, but large integers
+    that differ by one must.
     """
     exact = [(1, value) if isinstance(value, str) else (2, value) for value in row if isinstance(value, (str, bytes))]
     kinds = [0 if value is None else 1 if isinstance(value, (int, float)) else 2 for value in row]
@@ -168,13 +167,13 @@ def _sort_key(row: Row) -> tuple[Any, ...]:
 
 
 def _rounded(value: int | float) -> float:
-    """Return a number on a grid of 2^-18 of its size, shifted so that no number people write lies on a border."""
+    """Round to 18 binary digits, on a grid that is shifted so that common decimal numbers are not on its borders."""
     if not math.isfinite(value):
         return float(value)
     if abs(value) < 1e-9:
         return 0.0
     mantissa, exponent = math.frexp(value)
-    return math.ldexp(math.floor(mantissa * 2**18 + 0.3819660113), exponent - 20)  # 18, and 2 against overflow
+    return math.ldexp(math.floor(mantissa * 2**18 + 0.3819660113), exponent - 20)  # 18 digits; 2 avoid an overflow
 
 
 def main() -> None:
@@ -200,8 +199,8 @@ def main() -> None:
             if request["prediction"] is None:
                 _send({"rows": len(result.rows)})
             else:
-                found = database.run(parse(request["prediction"]).sql, len(result.rows))
-                _send({"equal": results_equal(found, result, query.ordered)})
+                predicted = database.run(parse(request["prediction"]).sql, len(result.rows))
+                _send({"equal": results_equal(predicted, result, query.ordered)})
         except QueryFailed as error:
             _send({"failed": str(error)})
 
@@ -215,11 +214,11 @@ def _set_process_limits() -> None:
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGPROF, signal.SIGALRM))
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)  # sent to the whole job; the parent decides, and closes standard input
+        signal.signal(number, signal.SIG_IGN)  # the whole job gets them; the parent decides and closes standard input
     for kind, limit in ((resource.RLIMIT_AS, _MEMORY_BYTES), (resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, 0)):
-        _, most = resource.getrlimit(kind)
-        with contextlib.suppress(ValueError, OSError):  # macOS refuses some
-            resource.setrlimit(kind, (limit if most == resource.RLIM_INFINITY else min(limit, most), most))
+        _, hard = resource.getrlimit(kind)
+        with contextlib.suppress(ValueError, OSError):  # macOS refuses some of the limits
+            resource.setrlimit(kind, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
 
 
 if __name__ == "__main__":

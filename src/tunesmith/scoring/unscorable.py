@@ -1,4 +1,4 @@
-"""Find references in which a metric has nothing to count: even the reference itself would score 0."""
+"""Find references that a metric cannot score: even the reference itself would score 0."""
 
 from collections.abc import Sequence
 
@@ -7,45 +7,46 @@ from tunesmith.scoring.metrics import score
 from tunesmith.scoring.rouge import is_rouge
 
 MAX_UNSCORABLE_SHARE = 0.5
-_READ = 2_000  # characters of a reference that are looked at; a text with words has one early
+_MAX_CHARACTERS = 2_000  # of a reference; a text with words has one in its beginning
 
 
 def unscorable_rows(metric: str, references: Sequence[str | Sequence[str]]) -> list[int]:
-    """Return the rows on which a metric scores 0 whatever the answer is, because it can count nothing in a reference.
+    """Return the rows on which a metric scores 0 for every answer, because it finds nothing to count in a reference.
 
-    ROUGE counts words and runs of words, BLEU words, chrF characters. Other metrics can tell any two texts apart.
+    ROUGE counts words and n-grams of words, BLEU words, chrF characters. Other metrics distinguish any two texts.
     """
     if not (is_rouge(metric) or metric in ("bleu", "chrf")):
         return []
-    rows = [[one] if isinstance(one, str) else list(one) for one in references]
+    rows = [[text] if isinstance(text, str) else list(text) for text in references]
     best = [0.0] * len(rows)
-    for place in range(max(map(len, rows), default=0)):
-        some = [row for row in range(len(rows)) if place < len(rows[row]) and best[row] == 0]
-        texts = [rows[row][place][:_READ] for row in some]
-        for row, value in zip(some, score(texts, texts, [metric])[metric], strict=True):
+    for index in range(max(map(len, rows), default=0)):
+        pending = [row for row in range(len(rows)) if index < len(rows[row]) and best[row] == 0]
+        texts = [rows[row][index][:_MAX_CHARACTERS] for row in pending]
+        for row, value in zip(pending, score(texts, texts, [metric])[metric], strict=True):
             best[row] = value
     return [row for row, value in enumerate(best) if value == 0]
 
 
-def unscorable_text(metric: str, blind: int, rows: int) -> str:
-    """Say on how many rows a metric is blind."""
-    counted = "their references have nothing that it counts"
-    return f"`{metric}` scores 0 on {blind:,} of {rows:,} rows whatever the answer: {counted}"
+def unscorable_text(metric: str, unscorable: int, rows: int) -> str:
+    """Return the warning that a metric cannot score so many rows."""
+    reason = "their references contain nothing that it counts"
+    return f"`{metric}` scores 0 on {unscorable:,} of {rows:,} rows for every answer, because {reason}"
 
 
 def check_scorable(metrics: Sequence[str], references: Sequence[str], *, primary: str, split: str) -> list[str]:
-    """Return a warning for every metric that is blind on some rows of a split.
+    """Return a warning for each metric that cannot score some rows of a split.
 
     Raises:
-        RecipeError: the metric that decides is blind on more than half of the rows.
+        RecipeError: the primary metric cannot score more than half of the rows.
     """
-    found = []
+    warnings = []
     for metric in metrics:
-        if not (blind := len(unscorable_rows(metric, references))):
+        if not (unscorable := len(unscorable_rows(metric, references))):
             continue
-        text = f"{split}: {unscorable_text(metric, blind, len(references))}"
-        if metric == primary and blind > MAX_UNSCORABLE_SHARE * len(references):
-            hint = "let `exact_match` or `chrf` decide, which compare characters and not words"
-            raise RecipeError(text, where="evaluate.primary" if split == "test" else "train.select_best_by", hint=hint)
-        found.append(text)
-    return found
+        text = f"{split}: {unscorable_text(metric, unscorable, len(references))}"
+        if metric == primary and unscorable > MAX_UNSCORABLE_SHARE * len(references):
+            where = "evaluate.primary" if split == "test" else "train.select_best_by"
+            hint = "use `exact_match` or `chrf`, which compare characters instead of words"
+            raise RecipeError(text, where=where, hint=hint, code="unscorable-references")
+        warnings.append(text)
+    return warnings

@@ -74,8 +74,8 @@ def test_plan_warns_of_references_it_had_no_time_to_check(
 OWN = {
     "raises on one reference": ("[1 / (r != 'two') for r in rs]", "division by zero.*rows.jsonl:10"),
     "raises on an empty answer": ("[float(len(p.split()[0]) > 0) for p in ps]", "the answer ''.*rows.jsonl:"),
-    "NaN": ("[float('nan') if r == 'two' else 1.0 for r in rs]", "gave nan.*rows.jsonl:10"),
-    "too few values": ("[1.0 for _ in rs][1:]", "gave . values for . rows"),
+    "NaN": ("[float('nan') if r == 'two' else 1.0 for r in rs]", "returned nan.*rows.jsonl:10"),
+    "too few values": ("[1.0 for _ in rs][1:]", "returned . values for . rows"),
 }
 
 

@@ -1,6 +1,7 @@
-"""Answers that should be JSON: what parses, and how much of it is right."""
+"""Metrics for JSON: which answers are valid JSON, and F1 over their leaves."""
 
 import pytest
+from tests.support.errors import raises
 
 from tunesmith.core.errors import DataError
 from tunesmith.scoring.json_metrics import json_field_f1, json_valid
@@ -11,7 +12,7 @@ def f1(prediction: str, reference: str) -> float:
 
 
 @pytest.mark.parametrize("text", ['{"a": 1}', " [1, 2]\n", '"x"', "null", "-0.5e3", '{"a": {"b": []}}', "1e999"])
-def test_json_is_valid(text: str) -> None:
+def test_valid_json(text: str) -> None:
     assert json_valid([text]) == [1.0]
 
 
@@ -22,7 +23,7 @@ def test_json_is_valid(text: str) -> None:
         "[" * 10**5,
     ],
 )  # fmt: skip
-def test_what_is_not_json_is_not(text: str) -> None:
+def test_invalid_json(text: str) -> None:
     assert json_valid([text]) == [0.0]
     assert f1(text, '{"a": 1}') == 0
 
@@ -54,11 +55,10 @@ def test_leaves_are_compared_by_path_and_value(prediction: str, reference: str, 
     assert f1(prediction, reference) == pytest.approx(value)
 
 
-def test_the_best_reference_counts() -> None:
+def test_best_reference_counts() -> None:
     assert json_field_f1(['{"a": 2}'], [['{"a": 1}', '{"a": 2}']]) == [1.0]
 
 
-def test_a_reference_that_is_no_json_is_named() -> None:
-    with pytest.raises(DataError) as refused:
+def test_reference_that_is_not_json_is_refused() -> None:
+    with raises(DataError, "reference-not-json", where="references[1]"):
         json_field_f1(["{}", "{}"], [["{}"], ["so be it"]])
-    assert refused.value.where == "references[1]"

@@ -1,4 +1,4 @@
-"""The bit-parallel longest common subsequence equals the table's, in length and in positions."""
+"""The LCS by bit vectors equals the LCS by a table, in length and in positions."""
 
 import time
 from random import Random
@@ -13,13 +13,13 @@ WORDS = st.lists(st.sampled_from("abcd"), max_size=30)
 
 
 @given(reference=WORDS, prediction=WORDS)
-def test_it_is_that_of_rouge_score(reference: list[str], prediction: list[str]) -> None:
+def test_lcs_equals_rouge_score(reference: list[str], prediction: list[str]) -> None:
     table = rouge_scorer._lcs_table(reference, prediction)
     assert lcs_length(reference, prediction) == lcs_length(prediction, reference) == table[-1][-1]
     assert lcs_positions(reference, prediction) == rouge_scorer._backtrack_norec(table, reference, prediction)
 
 
-def test_long_texts_take_no_table() -> None:
+def test_lcs_of_long_texts_is_fast() -> None:
     random = Random(0)
     long, other = ([str(random.randrange(2000)) for _ in range(8_000)] for _ in range(2))
     began = time.process_time()

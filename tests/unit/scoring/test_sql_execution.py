@@ -1,4 +1,4 @@
-"""Execution accuracy: which answers are equal, what fails, and that no answer hangs, fills the memory or writes."""
+"""Execution accuracy: equal and unequal results, invalid queries, and hostile ones that hang, use memory or write."""
 
 import hashlib
 import random
@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.errors import raises
 
 from tunesmith.core.errors import DataError
 from tunesmith.scoring import sql_worker
@@ -27,7 +28,7 @@ ROWS = [
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A database; afterwards its bytes and its folder must be as before."""
+    """Give a database, and check afterwards that its bytes and its folder are unchanged."""
     path = tmp_path_factory.mktemp("a folder #1?%20") / "shop.sqlite"
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("CREATE TABLE item (id INTEGER PRIMARY KEY, name TEXT, price REAL, kind TEXT)")
@@ -40,7 +41,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     assert [file.name for file in path.parent.iterdir()] == ["shop.sqlite"]
 
 
-def right(shop: Path, prediction: str, reference: str) -> bool:
+def is_right(shop: Path, prediction: str, reference: str) -> bool:
     return execution_accuracy([prediction], [reference], shop) == [1.0]
 
 
@@ -54,7 +55,7 @@ SUM = "SELECT sum(price) FROM item"
         (ALL, ALL),
         ("select NAME as title from item i;", ALL),
         (" \n-- the names\nSELECT name FROM item /* ; */ ; ; -- done; really", ALL),
-        ("SELECT name FROM item ORDER BY name", ALL),  # an order where none is asked for
+        ("SELECT name FROM item ORDER BY name", ALL),  # the reference has no order
         ("WITH x AS (SELECT name FROM item) SELECT * FROM x", ALL),
         (
             "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 5) SELECT i FROM n",
@@ -82,8 +83,8 @@ SUM = "SELECT sum(price) FROM item"
         (ALL, "```sql\nSELECT name FROM item\n```"),
     ],
 )
-def test_equal(shop: Path, prediction: str, reference: str) -> None:
-    assert right(shop, prediction, reference)
+def test_equal_results(shop: Path, prediction: str, reference: str) -> None:
+    assert is_right(shop, prediction, reference)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +99,7 @@ def test_equal(shop: Path, prediction: str, reference: str) -> None:
         ("SELECT name FROM item ORDER BY name", "SELECT name FROM item ORDER BY id"),
         ("SELECT name FROM item ORDER BY id", "SELECT name FROM item ORDER BY id DESC LIMIT 5"),
         ("SELECT '3'", "SELECT 3"),
-        ("SELECT 1000001", "SELECT 1000002"),  # integers are counted, not measured
+        ("SELECT 1000001", "SELECT 1000002"),  # integers are compared exactly
         ("SELECT 1.00001", "SELECT 1.0"),
         ("SELECT 0", "SELECT NULL"),
         ("SELECT ''", "SELECT NULL"),
@@ -121,8 +122,8 @@ def test_equal(shop: Path, prediction: str, reference: str) -> None:
         ("-- SELECT 1", "SELECT 1"),
     ],
 )
-def test_not_equal(shop: Path, prediction: str, reference: str) -> None:
-    assert not right(shop, prediction, reference)
+def test_unequal_results(shop: Path, prediction: str, reference: str) -> None:
+    assert not is_right(shop, prediction, reference)
 
 
 DOUBLING = (
@@ -173,12 +174,12 @@ HOSTILE = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_answer_fails_and_the_next_one_is_right(shop: Path, name: str) -> None:
+def test_hostile_query_fails_and_the_next_one_works(shop: Path, name: str) -> None:
     predictions = ["SELECT 1", HOSTILE[name], "SELECT 1"]
     assert execution_accuracy(predictions, ["SELECT 1"] * 3, shop, seconds=0.2) == [1.0, 0.0, 1.0]
 
 
-def test_the_time_limit_is_the_one_given(shop: Path) -> None:
+def test_time_limit(shop: Path) -> None:
     slow = f"{ENDLESS} count(*) FROM (SELECT 1 FROM n LIMIT 3000000)"
     assert execution_accuracy([slow], ["SELECT 3000000"], shop, seconds=20) == [1.0]
     assert execution_accuracy([slow], ["SELECT 3000000"], shop, seconds=0.02) == [0.0]
@@ -188,46 +189,45 @@ def test_the_time_limit_is_the_one_given(shop: Path) -> None:
     "reference",
     ["SELECT nothing", "DROP TABLE item", "", f"{ENDLESS} i FROM n", f"{ENDLESS} count(*) FROM n", DOUBLING],
 )
-def test_a_reference_that_fails_is_named(shop: Path, reference: str) -> None:
-    with pytest.raises(DataError) as refused:
+def test_failing_reference_is_named(shop: Path, reference: str) -> None:
+    with raises(DataError, "reference-query-failed", where="references[2]") as error:
         execution_accuracy(["SELECT 1"] * 3, ["SELECT 1", "SELECT 2", reference], shop, seconds=0.2)
-    assert refused.value.where == "references[2]"
-    assert refused.value.hint
+    assert error.value.hint
 
 
-def test_rows_beyond_the_limit_are_refused_in_a_reference(shop: Path) -> None:
+def test_reference_with_too_many_rows_is_refused(shop: Path) -> None:
     assert execution_accuracy([ALL], [ALL], shop, max_rows=5) == [1.0]
-    with pytest.raises(DataError, match="more than 4 rows"):
+    with raises(DataError, "reference-query-failed", 4, where="references[0]"):
         execution_accuracy([ALL], [ALL], shop, max_rows=4)
 
 
-def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="not a file"):
+def test_unreadable_database_is_refused(tmp_path: Path) -> None:
+    with raises(DataError, "unreadable-database", where="nothing.sqlite"):
         execution_accuracy(["SELECT 1"], ["SELECT 1"], tmp_path / "nothing.sqlite")
     (tmp_path / "text.sqlite").write_text("no database " * 1000)
-    with pytest.raises(DataError, match="not a readable SQLite database"):
+    with raises(DataError, "unreadable-database", where="text.sqlite"):
         execution_accuracy(["SELECT 1"], ["SELECT 1"], tmp_path / "text.sqlite")
 
 
-def test_changes_that_wait_in_a_log_are_not_overlooked(tmp_path: Path) -> None:
+def test_database_with_changes_in_a_write_ahead_log_is_refused(tmp_path: Path) -> None:
     with closing(sqlite3.connect(tmp_path / "live.sqlite")) as connection:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("CREATE TABLE t (a)")
         connection.commit()
-        with pytest.raises(DataError, match="write-ahead log"):
+        with raises(DataError, "unreadable-database", "wal_checkpoint", where="live.sqlite"):
             execution_accuracy(["SELECT 1"], ["SELECT 1"], tmp_path / "live.sqlite")
     assert execution_accuracy(["SELECT 1"], ["SELECT 1"], tmp_path / "live.sqlite") == [1.0]
 
 
-def test_lengths_must_agree(shop: Path) -> None:
+def test_unequal_lengths_are_refused(shop: Path) -> None:
     assert execution_accuracy([], [], shop) == []
-    with pytest.raises(DataError):
+    with raises(DataError, "unequal-lengths"):
         execution_accuracy(["SELECT 1"], [], shop)
 
 
-def test_it_is_a_metric_with_several_references(shop: Path) -> None:
-    found = score(["SELECT 2", "SELECT 2"], [["SELECT 1", "SELECT 2"], "SELECT 3"], ["execution"], database=shop)
-    assert found == {"execution": [1.0, 0.0]}
+def test_metric_execution_with_several_references(shop: Path) -> None:
+    values = score(["SELECT 2", "SELECT 2"], [["SELECT 1", "SELECT 2"], "SELECT 3"], ["execution"], database=shop)
+    assert values == {"execution": [1.0, 0.0]}
 
 
 # --- the comparison itself ----------------------------------------------------------------------------------------
@@ -243,7 +243,7 @@ def table(rows: list[sql_worker.Row]) -> sql_worker.Result:
 
 @settings(max_examples=50)
 @given(TABLES, st.randoms(use_true_random=False))
-def test_the_order_counts_only_where_asked_for(rows: list[sql_worker.Row], shuffle: random.Random) -> None:
+def test_order_of_rows_matters_only_if_ordered(rows: list[sql_worker.Row], shuffle: random.Random) -> None:
     mixed = shuffle.sample(rows, len(rows))
     assert sql_worker.results_equal(table(mixed), table(rows), ordered=False)
     assert sql_worker.results_equal(table(rows), table(rows), ordered=True)
@@ -251,7 +251,7 @@ def test_the_order_counts_only_where_asked_for(rows: list[sql_worker.Row], shuff
         assert not sql_worker.results_equal(table(mixed), table(rows), ordered=True)
 
 
-def test_large_integers_are_told_apart_in_any_order() -> None:
+def test_large_integers_are_compared_exactly_in_any_order() -> None:
     rows: list[sql_worker.Row] = [(0.1, 10**9 + number) for number in range(9)]
     assert sql_worker.results_equal(table(rows[::-1]), table(rows), ordered=False)
     assert not sql_worker.results_equal(table([*rows[1:], rows[1]]), table(rows), ordered=False)
@@ -261,16 +261,16 @@ def test_large_integers_are_told_apart_in_any_order() -> None:
     st.lists(st.tuples(st.sampled_from([0.1, 2.5, 12345.65, 1e9 / 3]), st.integers(0, 3)), min_size=2, max_size=9),
     st.randoms(use_true_random=False),
 )
-def test_rounding_errors_do_not_disturb_the_order(rows: list[sql_worker.Row], shuffle: random.Random) -> None:
+def test_rounding_errors_do_not_change_the_sort_order(rows: list[sql_worker.Row], shuffle: random.Random) -> None:
     noisy = [(value * (1 + shuffle.uniform(-1e-14, 1e-14)), count) for value, count in rows]  # type: ignore[operator]
     assert sql_worker.results_equal(table(shuffle.sample(noisy, len(noisy))), table(rows), ordered=False)
 
 
 @settings(max_examples=50)
 @given(TABLES, st.data())
-def test_one_changed_value_is_seen(rows: list[sql_worker.Row], data: st.DataObject) -> None:
+def test_one_changed_value_is_detected(rows: list[sql_worker.Row], data: st.DataObject) -> None:
     row, column = data.draw(st.integers(0, len(rows) - 1)), data.draw(st.integers(0, len(rows[0]) - 1))
-    changed = [list(one) for one in rows]
+    changed = [list(values) for values in rows]
     changed[row][column] = "something else"
-    assert not sql_worker.results_equal(table([tuple(one) for one in changed]), table(rows), ordered=False)
+    assert not sql_worker.results_equal(table([tuple(values) for values in changed]), table(rows), ordered=False)
     assert not sql_worker.results_equal(table(rows[1:] + rows[:1] + rows[:1]), table(rows), ordered=False)

@@ -1,6 +1,7 @@
-"""A metric that scores 0 for any answer is reported before training."""
+"""References that a metric cannot score are reported before training."""
 
 import pytest
+from tests.support.errors import raises
 
 from tunesmith.core.errors import RecipeError
 from tunesmith.scoring.unscorable import check_scorable, unscorable_rows
@@ -9,7 +10,7 @@ SIGNS = "\U0001f600 :-) ..."
 
 
 @pytest.mark.parametrize(
-    ("metric", "references", "blind"),
+    ("metric", "references", "rows"),
     [
         ("rougeL", ["yes", SIGNS, "\u043d\u0435\u0442", ""], [1, 3]),
         ("rouge2", ["yes", "yes and no", SIGNS], [0, 2]),
@@ -22,16 +23,15 @@ SIGNS = "\U0001f600 :-) ..."
         ("mine:words", [""], []),
     ],
 )
-def test_rows_without_anything_to_count(metric: str, references: list[str], blind: list[int]) -> None:
-    assert unscorable_rows(metric, references) == blind
+def test_unscorable_rows(metric: str, references: list[str], rows: list[int]) -> None:
+    assert unscorable_rows(metric, references) == rows
 
 
-def test_few_are_a_warning_and_most_are_refused_if_the_metric_decides() -> None:
-    few, most = ["yes"] * 8 + [SIGNS] * 2, [SIGNS] * 6 + ["yes"] * 4
+def test_few_unscorable_rows_are_a_warning_and_many_an_error() -> None:
+    few, many = ["yes"] * 8 + [SIGNS] * 2, [SIGNS] * 6 + ["yes"] * 4
     [warning] = check_scorable(["rougeL", "exact_match"], few, primary="rougeL", split="test")
     assert "2 of 10" in warning
-    assert len(check_scorable(["rougeL", "exact_match"], most, primary="exact_match", split="test")) == 1
-    with pytest.raises(RecipeError, match="6 of 10") as caught:
-        check_scorable(["rougeL"], most, primary="rougeL", split="test")
-    assert (caught.value.exit_code, caught.value.where) == (2, "evaluate.primary")
-    assert "chrf" in str(caught.value.hint)
+    assert len(check_scorable(["rougeL", "exact_match"], many, primary="exact_match", split="test")) == 1
+    with raises(RecipeError, "unscorable-references", "6 of 10", where="evaluate.primary") as error:
+        check_scorable(["rougeL"], many, primary="rougeL", split="test")
+    assert "chrf" in str(error.value.hint)

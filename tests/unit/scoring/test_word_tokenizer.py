@@ -1,4 +1,4 @@
-"""ROUGE and BLEU read every script, and give Latin text the scores of the published packages."""
+"""ROUGE and BLEU work in every script, and score Latin text like the published packages."""
 
 import pytest
 from hypothesis import given
@@ -38,7 +38,7 @@ SCRIPTS = {
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_equal_texts_score_1_in_every_script_and_others_between(script: str) -> None:
+def test_scores_in_every_script(script: str) -> None:
     text, near = SCRIPTS[script]
     names = [*ROUGES, "rougeS", "bleu"]
     assert all(values == [pytest.approx(1.0)] for values in score([text], [text], names).values())
@@ -51,15 +51,15 @@ LATIN = st.text(alphabet="abc dEF12\n.,-!\u00e9\u00fc\u00df\u0142", max_size=40)
 
 
 @given(prediction=LATIN, reference=LATIN)
-def test_latin_text_scores_as_published(prediction: str, reference: str) -> None:
+def test_latin_text_scores_like_the_published_packages(prediction: str, reference: str) -> None:
     expected = RougeScorer(list(ROUGES), use_stemmer=False).score(reference, prediction)
-    found = score([prediction], [reference], ROUGES)
-    assert {name: found[name][0] for name in ROUGES} == pytest.approx({n: expected[n].fmeasure for n in ROUGES})
+    scores = score([prediction], [reference], ROUGES)
+    assert {name: scores[name][0] for name in ROUGES} == pytest.approx({n: expected[n].fmeasure for n in ROUGES})
     bleu = BLEU(effective_order=True).sentence_score(prediction, [reference]).score / 100
     assert score([prediction], [reference], ["bleu"])["bleu"][0] == pytest.approx(min(1.0, bleu))
 
 
-def test_chinese_bleu_is_that_of_sacrebleu_s_tokenizer_for_it() -> None:
+def test_chinese_bleu_equals_sacrebleu_with_tokenizer_zh() -> None:
     reference = "\u6211\u7528 iPhone 14 \u62cd\u4e86\u7167\uff0c\u5f88\u597d\u3002"
     prediction = "\u6211\u7528 iPhone 15 \u62cd\u7167\uff0c\u5f88\u597d\u3002"
     expected = BLEU(effective_order=True, tokenize="zh").sentence_score(prediction, [reference]).score / 100
@@ -67,14 +67,12 @@ def test_chinese_bleu_is_that_of_sacrebleu_s_tokenizer_for_it() -> None:
     assert 0 < expected < 1
 
 
-def test_what_a_word_is_follows_from_the_reference() -> None:
+def test_words_are_split_by_the_script_of_the_reference() -> None:
     assert unicode_words("\u6211\u7528iPhone 14.") == ["\u6211", "\u7528", "iphone", "14"]
     # Marks stay with their letters.
     assert unicode_words("\u0905\u091a\u094d\u091b\u093e!") == ["\u0905\u091a\u094d\u091b\u093e"]
     assert unicode_words("plain Words, 12") == latin_words("plain Words, 12") == ["plain", "words", "12"]
-    assert (
-        word_tokenizer_for("a plain sentence with one \u03b1 in it") is latin_words
-    )  # a symbol does not make it Greek
+    assert word_tokenizer_for("a plain sentence with one \u03b1 in it") is latin_words, "one symbol is not Greek text"
     assert word_tokenizer_for("caf\u00e9 cr\u00e8me") is latin_words
     assert word_tokenizer_for("\u6211\u7528 iPhone 14 \u62cd\u7167") is unicode_words
     assert not is_non_latin("12 + 30 = \u00bd \u2211")
