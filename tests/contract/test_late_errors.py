@@ -33,7 +33,6 @@ _MEMORY = "not before: how much memory a pass takes is estimated by plan and kno
 
 _LATE: dict[str, tuple[str, ...]] = {
     "inference/answerable.py check_positions": ("plan tunesmith.pipeline.checks:check_prompts",),
-    "promote/commands.py move_alias": ("verb: promote",),
     "promote/commands.py promote_run": ("verb: promote",),
     "model/merge.py merge_model": ("verb: merge_model",) * 2,
     "promote/mirror.py mirror": ("not before: another service did not answer after the version was stored",),

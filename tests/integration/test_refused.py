@@ -99,10 +99,13 @@ REFUSED: dict[str, list[tuple[str, tuple[str, ...], int]]] = {
         ("a verdict against it", ("runs/worse",), 4),
         ("forced without a reason", ("runs/worse", "--force"), 2),
         ("an alias for a run", ("runs/a", "--alias", "live"), 2),
+        ("a version", ("loop@1",), 2),
+    ],
+    "alias": [
         ("no alias", ("loop@1",), 2),
-        ("no such version", ("loop@9", "--alias", "live"), 2),
-        ("no such model", ("none@1", "--alias", "live"), 2),
-        ("a name that is none", ("loop@1", "--alias", "../live"), 2),
+        ("no such version", ("loop@9", "live"), 2),
+        ("no such model", ("none@1", "live"), 2),
+        ("a name that is none", ("loop@1", "../live"), 2),
     ],
     "rollback": [
         ("no such model", ("none",), 2),

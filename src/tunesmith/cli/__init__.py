@@ -6,12 +6,11 @@ import sys
 import warnings
 from typing import NoReturn
 
-from tunesmith.cli import verbs  # isort: skip; help and docs list verbs in the order of these imports
-from tunesmith.cli import asking  # isort: skip
+from tunesmith.cli import start, run, sweep, judge, inference, registry, machine  # isort: skip; the order of the verbs
 from tunesmith.cli.app import app
 from tunesmith.cli.boundary import run_command
 
-__all__ = ["app", "asking", "main", "verbs"]
+__all__ = ["app", "inference", "judge", "machine", "main", "registry", "run", "start", "sweep"]
 
 
 def main() -> NoReturn:

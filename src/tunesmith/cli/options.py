@@ -1,4 +1,4 @@
-"""What several verbs of the command line take."""
+"""Parameters that several verbs share."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,53 +9,71 @@ from cyclopts import Parameter
 from tunesmith.core.errors import RecipeError
 
 Overrides = Annotated[str, Parameter(help="Changes to the recipe, such as train.max_steps=20.")]
-RecipeOrRun = Annotated[Path, Parameter(help="A recipe's file, or the folder of a run.")]
+RecipeFile = Annotated[Path, Parameter(help="The recipe's file.")]
+RecipeOrRun = Annotated[Path, Parameter(help="The recipe's file, or the folder of a run.")]
 RunFolder = Annotated[Path, Parameter(help="The folder of a run.")]
-Out = Annotated[
+RunOut = Annotated[
     Path | None,
     Parameter(
-        help="Folder of the run; default runs/NAME/ID in the current folder. ID follows from the recipe and its folder."
+        help="Folder of the run. Default: runs/NAME/ID in the current folder; ID follows from the recipe and its "
+        "folder."
     ),
 ]
 
 
-def _is_html(_: type, file: Path | None) -> None:
-    """Raise ValueError unless the name of an output file is one of HTML, so that no recipe or data is overwritten."""
+def _require_html(_: type, file: Path | None) -> None:
+    """Raise ValueError unless the file has the name of an HTML file, so that no recipe or data is overwritten."""
     if file is not None and file.suffix.lower() not in (".html", ".htm"):
         raise ValueError(f"{file} is not the name of an HTML file; give a name that ends in .html")
 
 
-HtmlFile = Annotated[Path | None, Parameter(validator=_is_html, help="Write them to this HTML file (*.html) instead.")]
-AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print the result as JSON.")]
-Detach = Annotated[bool, Parameter(negative="", help="Return when the jobs of Slurm are in line.")]
-Texts = Annotated[list[str] | None, Parameter(negative="")]
+HtmlFile = Annotated[
+    Path | None, Parameter(validator=_require_html, help="Write the rows to this HTML file instead of the terminal.")
+]
+Flag = Annotated[bool, Parameter(show_default=False)]
+AsJson = Annotated[Flag, Parameter(name="--json", help="Print the result as JSON.")]
+Detach = Annotated[Flag, Parameter(help="Return as soon as the Slurm jobs are submitted.")]
+Reason = Annotated[str | None, Parameter(help="Why; goes into the registry's log.")]
+Force = Annotated[Flag, Parameter(help="Ignore the verdict. Requires --reason; both go into the registry's log.")]
+ModelName = Annotated[
+    str,
+    Parameter(
+        help="ORG/NAME on the hub, a model's folder, a .gguf file, pypi:PACKAGE, a run's folder, or NAME@ALIAS of the "
+        "registry."
+    ),
+]
 RowValues = Annotated[
     list[str] | None,
-    Parameter(negative="", help="COLUMN=VALUE: a column of the model's prompt or system turn; once for each column."),
+    Parameter(help="COLUMN=VALUE, for a column of the prompt template or system turn; once for each column."),
 ]
-ModelName = Annotated[
-    str, Parameter(help="A model: org/name, a folder, a .gguf file, pypi:, a run's folder, NAME@ALIAS.")
+SystemTurn = Annotated[str | None, Parameter(help="System turn to use instead of the one in training.")]
+MaxNewTokens = Annotated[
+    int | None,
+    Parameter(
+        help="Longest answer, in tokens. Default: evaluate.max_new_tokens of the recipe for a tuned model, else 256; "
+        "never more than the model has positions left."
+    ),
 ]
 
 
 @Parameter(name="*")
 @dataclass(frozen=True)
-class Where:
-    """Where a run runs, beside what its recipe says.
+class LaunchOptions:
+    """Options that override the recipe's `launch`.
 
     Args:
-        on: `local` is here, whatever the recipe's `launch` says; `torchrun` is here in launch.processes=N processes;
-            `slurm` gives every stage to Slurm as a job.
-        nodes: machines on Slurm; the same as launch.nodes=N.
+        on: `local`: this process, whatever the recipe's `launch` says. `torchrun`: launch.processes processes on this
+            machine. `slurm`: one Slurm job per stage.
+        nodes: Number of Slurm nodes; the same as launch.nodes=N.
     """
 
     on: Literal["local", "torchrun", "slurm"] | None = None
     nodes: int | None = None
 
-    def changes(self) -> list[str]:
-        """Return what this changes in the recipe."""
+    def overrides(self) -> list[str]:
+        """Return the options as overrides of the recipe; raise RecipeError if they contradict each other."""
         if self.on == "local" and self.nodes is not None:
-            raise RecipeError("--nodes has no effect on --on local")
+            raise RecipeError("--nodes has no effect with --on local", code="usage", hint="leave out one of them")
         on = [f"launch.on={self.on}"] if self.on not in (None, "local") else []
         return on + ([f"launch.nodes={self.nodes}"] if self.nodes is not None else [])
 
@@ -63,17 +81,17 @@ class Where:
 @Parameter(name="*")
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How the tokens of an answer are chosen. Without a temperature it is always the likeliest one.
+    """Options that decide how the tokens of an answer are chosen. The default is greedy decoding.
 
     Args:
-        temperature: 0 takes the likeliest token. Above 0 tokens are drawn: at 1 with the model's own probabilities, and
-            the lower, the more often the likeliest one.
-        top_k: draw from this many of the likeliest tokens only.
-        top_p: draw from the fewest likeliest tokens whose probabilities sum up to this, such as 0.95.
-        min_p: draw from tokens that are at least this share as likely as the likeliest one, such as 0.05.
-        repetition_penalty: above 1 makes tokens that the prompt or the answer holds less likely.
-        stop: a text before which the answer ends; may be given several times.
-        seed: makes drawn answers repeatable; by default they differ with each command.
+        temperature: 0 takes the likeliest token (greedy). Above 0, tokens are sampled; 1 samples from the model's own
+            distribution, and lower values favour likely tokens.
+        top_k: Sample from the k likeliest tokens only.
+        top_p: Sample from the smallest set of tokens whose probabilities sum up to this, such as 0.95.
+        min_p: Sample from the tokens with at least this fraction of the likeliest token's probability, such as 0.05.
+        repetition_penalty: Above 1, tokens that the prompt or the answer contains become less likely.
+        stop: A text before which the answer ends; may be given several times.
+        seed: Makes sampled answers repeatable. Default: they differ each time.
     """
 
     temperature: float = 0.0
@@ -81,7 +99,7 @@ class SamplingOptions:
     top_p: float | None = None
     min_p: float | None = None
     repetition_penalty: float = 1.0
-    stop: Texts = None
+    stop: list[str] | None = None
     seed: int | None = None
 
     def settings(self, *, max_new_tokens: int | None, beams: int = 1, samples: int = 1) -> dict[str, Any]:
@@ -94,5 +112,5 @@ class SamplingOptions:
         return {"sampling": sampling, "stop": stop, "beams": beams, "max_new_tokens": max_new_tokens}
 
 
-GREEDILY = SamplingOptions()  # the likeliest answer
-AS_WRITTEN = Where()  # where the recipe says
+GREEDY = SamplingOptions()
+AS_IN_RECIPE = LaunchOptions()

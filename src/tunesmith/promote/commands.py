@@ -25,21 +25,24 @@ def promote_run(folder: Path, *, force: bool, reason: str | None) -> dict[str, A
     """
     run = RunDir.existing(folder)
     if run.manifest("evaluate") is None:
-        raise RecipeError("has not been evaluated", where=str(folder), hint=f"tunesmith evaluate {quote(str(folder))}")
+        raise RecipeError(
+            "has not been evaluated",
+            where=str(folder),
+            code="not-evaluated",
+            hint=f"tunesmith evaluate {quote(str(folder))}",
+        )
     recipe = load_recipe(run.resolved_recipe)
     check_promotion(recipe, run, force=force, reason=reason)
     with exclusive_lock(run.lock):
         return promote(recipe, run, force=force, reason=reason)
 
 
-def move_alias(reference: str, alias: str | None, *, force: bool, reason: str | None) -> dict[str, Any]:
+def move_alias(reference: str, alias: str, *, force: bool, reason: str | None) -> dict[str, Any]:
     """Move an alias to a version that is in the registry, by the verdict it was stored with.
 
     Raises:
         VerdictRefused: that verdict does not allow it, and it is not forced with a reason.
     """
-    if alias is None:
-        raise RecipeError(f"to what alias shall `{reference}` be promoted?", hint="give --alias production")
     registry = Registry.default()
     version = registry.resolve(reference)
     verdict = version.facts.get("verdict")

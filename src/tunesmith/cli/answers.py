@@ -101,7 +101,7 @@ def _reference(task: Task, row: Row) -> dict[str, str]:
         return {}
 
 
-def announce(chatter: Chatter, reference: str) -> None:
+def note_missing_template(chatter: Chatter, reference: str) -> None:
     """Print a note on stderr if a model is not asked through a prompt template that it was trained with."""
     if isinstance(chatter.data, TextData):
         log(f"note: {reference} continues the text itself; no template is applied")

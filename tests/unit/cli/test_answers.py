@@ -13,8 +13,8 @@ import pytest
 from tests.support.tiny import THINKING, save_model
 
 from tunesmith.cli import app
+from tunesmith.cli.answers import read_prompts, read_row
 from tunesmith.cli.boundary import run_command
-from tunesmith.cli.chat import read_prompts, read_row
 from tunesmith.core.errors import DataError, RecipeError
 from tunesmith.core.records import Turn
 from tunesmith.inference.chatter import _MAX_NEW_TOKENS, Chatter, open_chatter

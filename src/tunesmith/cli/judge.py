@@ -1,0 +1,106 @@
+"""The verbs that judge models: `compare`, `score` and `verdict`."""
+
+from pathlib import Path
+from shlex import quote
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from tunesmith.cli.app import JUDGE, verb
+from tunesmith.cli.options import AsJson, Flag, RunFolder
+from tunesmith.cli.output import print_result
+from tunesmith.core.errors import RecipeError
+from tunesmith.core.rundir import RunDir
+
+
+@verb(JUDGE, "tunesmith compare runs/my/ID", "tunesmith compare runs/my/ID --rows 50")
+def compare(run: RunFolder, /, *, rows: int = 10, html: Flag = False, as_json: AsJson = False) -> None:
+    """Show a run's verdict, and the answers of base and tuned side by side.
+
+    Args:
+        rows: Number of answers.
+        html: Write the run's report again, and print its path.
+    """
+    from tunesmith.core.verdict_reader import read_verdict
+
+    folder = RunDir.existing(run)
+    if html:
+        from tunesmith.report.render import write_report
+
+        print(write_report(folder))
+        return
+    if folder.manifest("evaluate") is None:
+        raise RecipeError(
+            "has not been evaluated", where=str(run), code="not-evaluated", hint=f"tunesmith evaluate {quote(str(run))}"
+        )
+    from tunesmith.report.text import side_by_side
+
+    print_result(read_verdict(folder.verdict).to_json(), as_json, lambda: side_by_side(folder, rows))
+
+
+@verb(
+    JUDGE,
+    "tunesmith score answers.jsonl",
+    "tunesmith score answers.jsonl --metrics execution --database shop.sqlite",
+)
+def score(
+    file: Annotated[Path, Parameter(help='JSONL file of {"prediction", "reference"}, from any system.')],
+    /,
+    *,
+    metrics: str = "rouge,exact_match",
+    database: Path | None = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score answers against references, without a recipe.
+
+    Args:
+        metrics: Names, separated by commas; docs/metrics.md lists them. A metric of your own is `module:function`,
+            which is also looked for in the current folder.
+        database: SQLite file for the metric `execution`.
+    """
+    from tunesmith.scoring.standalone import score_file, score_text
+
+    result = score_file(file, [name.strip() for name in metrics.split(",")], database=database, folder=Path.cwd())
+    print_result(result, as_json, lambda: score_text(result))
+
+
+@verb(
+    JUDGE,
+    "tunesmith verdict base.jsonl tuned.jsonl --metric rougeL",
+    "tunesmith verdict old.jsonl new.jsonl --metric loss --lower-is-better",
+)
+def verdict(
+    base: Annotated[Path, Parameter(help='JSONL file with one {"id"?, "group"?, METRIC: value} per line.')],
+    tuned: Annotated[Path, Parameter(help="The same rows with the other system's scores.")],
+    /,
+    *,
+    metric: str | None = None,
+    higher_is_better: Annotated[bool | None, Parameter(negative="--lower-is-better")] = None,
+    min_gain: float = 0.0,
+    confidence: float = 0.95,
+    seed: int = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Compare two systems' scores row by row: better, not better, or cannot tell.
+
+    To compare two runs, give their files RUN/evaluate/tuned/scores.jsonl.
+
+    Args:
+        metric: The metric to compare; required if the rows have several.
+        higher_is_better: Direction of the metric. Default: that of the built-in metric, and higher for all others.
+        min_gain: The confidence interval must lie above this gain; negative for "not worse by more than".
+        confidence: Level of the confidence interval.
+        seed: Seed of the bootstrap.
+    """
+    from tunesmith.scoring.standalone import compare_files, verdict_text
+
+    result = compare_files(
+        base,
+        tuned,
+        metric=metric,
+        min_gain=min_gain,
+        confidence=confidence,
+        seed=seed,
+        higher_is_better=higher_is_better,
+    )
+    print_result(result.to_json(), as_json, lambda: verdict_text(result))

@@ -1,0 +1,107 @@
+"""The verbs that carry out a run: `run`, one for each stage, `status` and `cancel`."""
+
+from shlex import quote
+from typing import Any
+
+from tunesmith.cli.app import RUN, verb
+from tunesmith.cli.options import AS_IN_RECIPE, AsJson, Detach, LaunchOptions, Overrides, RecipeOrRun, RunFolder, RunOut
+from tunesmith.cli.output import Reported, print_result
+from tunesmith.core.errors import VerdictRefused
+from tunesmith.core.rundir import RunDir
+from tunesmith.core.stages import STAGES
+
+
+def _add_verb(name: str, summary: str, *commands: str, until: str | None = None) -> None:
+    """Add a verb that takes a run through its stages, up to and including `until`; by default all."""
+
+    def run_stages(
+        recipe: RecipeOrRun,
+        /,
+        *overrides: Overrides,
+        out: RunOut = None,
+        launch: LaunchOptions = AS_IN_RECIPE,
+        detach: Detach = False,
+        as_json: AsJson = False,
+    ) -> None:
+        from tunesmith.pipeline.launcher import launch_run
+        from tunesmith.pipeline.runs import open_run
+
+        opened = open_run(recipe, (*overrides, *launch.overrides()), out)
+        try:
+            run = launch_run(opened, until=until, here=launch.on == "local", detach=detach)
+        except VerdictRefused as refused:  # the run is complete; only its promotion was refused
+            print_run(opened.run, as_json, refused)
+            raise Reported(refused) from None
+        if run is not None:
+            print_run(run, as_json)
+
+    run_stages.__doc__ = summary
+    verb(RUN, *commands, name=name)(run_stages)
+
+
+_add_verb(
+    "run",
+    "Run all stages. Finished stages are skipped, and an interrupted one resumes.",
+    "tunesmith run my.yaml",
+    "tunesmith run my.yaml train.max_steps=20 --out runs/try",
+)
+for _stage in STAGES:
+    if _stage.verb == _stage.name:
+        _add_verb(
+            _stage.verb,
+            _stage.summary,
+            f"tunesmith {_stage.verb} my.yaml",
+            f"tunesmith {_stage.verb} runs/my/ID --json",
+            until=_stage.name,
+        )
+
+
+def print_run(run: RunDir, as_json: bool, refused: VerdictRefused | None = None) -> None:
+    """Print a run's folder and, once it is evaluated, its verdict and promotion.
+
+    Args:
+        refused: why the run was not promoted.
+    """
+    from tunesmith.core.verdict_reader import read_verdict
+
+    verdict = read_verdict(run.verdict).to_json() if run.manifest("evaluate") else None
+    promoted = run.manifest("promote")
+    result: dict[str, Any] = {"run": str(run), "verdict": verdict, "promoted": promoted}
+    if refused is not None:
+        result |= {"promoted": None, "not_promoted": refused.message}
+
+    def text() -> str:
+        if verdict is None:
+            return str(run)
+        from tunesmith.report.collect import collect
+        from tunesmith.report.wording import headline
+
+        lines = [headline(collect(run)), f"run:    {run}", f"report: {run.report}"]
+        if refused is not None:
+            force = f'tunesmith promote {quote(str(run))} --force --reason "..."'
+            lines.append(f"model:  not promoted; to promote it anyway: {force}")
+        elif promoted:
+            lines.append(f"model:  {promoted['model']}@{promoted['alias']} (version {promoted['version']})")
+            if (before := promoted.get("replaced")) is not None:
+                lines.append(f"        {promoted['alias']} was version {before}, which was not compared")
+        return "\n".join(lines)
+
+    print_result(result, as_json, text)
+
+
+@verb(RUN, "tunesmith status runs/my/ID", "tunesmith status runs/my/ID --json")
+def status(run: RunFolder, /, *, as_json: AsJson = False) -> None:
+    """Show a run's stages, progress and jobs."""
+    from tunesmith.pipeline.status import status_of
+
+    run_status = status_of(RunDir.existing(run))
+    print_result(run_status.to_json(), as_json, str(run_status))
+
+
+@verb(RUN, "tunesmith cancel runs/my/ID", "tunesmith cancel runs/my/ID --json")
+def cancel(run: RunFolder, /, *, as_json: AsJson = False) -> None:
+    """Cancel a run's Slurm jobs. Running jobs write a checkpoint first; `run` resumes."""
+    from tunesmith.pipeline.submit import cancel_run
+
+    jobs = cancel_run(RunDir.existing(run))
+    print_result([job.job for job in jobs], as_json, "\n".join(f"cancelled {job.stage}, job {job.job}" for job in jobs))

@@ -1,0 +1,102 @@
+"""The verbs before a run: `init`, `plan` and `show`."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from shlex import quote
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from tunesmith.cli.app import START, verb
+from tunesmith.cli.options import (
+    AS_IN_RECIPE,
+    AsJson,
+    HtmlFile,
+    LaunchOptions,
+    Overrides,
+    RecipeOrRun,
+    RunOut,
+)
+from tunesmith.cli.output import Reported, print_result
+from tunesmith.core.errors import RecipeError, TunesmithError
+
+
+@verb(START, "tunesmith init --out my.yaml", "tunesmith init completion --out my.yaml")
+def init(
+    template: Annotated[str, Parameter(help="`chat`, `completion`, `seq2seq` or `text`.")] = "chat",
+    /,
+    *,
+    out: Path = Path("recipe.yaml"),
+) -> None:
+    """Write a commented recipe to start from.
+
+    Args:
+        out: The file to write. An existing file is never overwritten.
+    """
+    from tunesmith.core.files import write_text
+    from tunesmith.recipe.templates import read_template
+
+    text = read_template(template)
+    if os.path.lexists(out):
+        raise RecipeError("exists already", where=str(out), code="exists", hint="name another file with --out")
+    write_text(out, text)
+    print(f"wrote {out}; edit it, then: tunesmith plan {quote(str(out))}", file=sys.stderr)
+
+
+@verb(START, "tunesmith plan my.yaml", "tunesmith plan my.yaml train.epochs=3 tuning.rank=32")
+def plan(
+    recipe: RecipeOrRun,
+    /,
+    *overrides: Overrides,
+    out: RunOut = None,
+    launch: LaunchOptions = AS_IN_RECIPE,
+    as_json: AsJson = False,
+) -> None:
+    """Check everything that needs no training, and estimate rows, steps, memory, disk and time."""
+    from tunesmith.plan.run_plan import plan_run
+
+    run_plan = plan_run(recipe, (*overrides, *launch.overrides()), out=out)
+    error = _caught(run_plan.require_fit)  # reported after the plan, because its numbers show how to make it fit
+    print_result(run_plan.to_json() | ({"error": error.to_json()} if error else {}), as_json, str(run_plan))
+    if error:
+        raise Reported(error)
+
+
+def _caught(check: Callable[[], None]) -> TunesmithError | None:
+    try:
+        check()
+    except TunesmithError as error:
+        return error
+    return None
+
+
+@verb(START, "tunesmith show my.yaml --rows 5", "tunesmith show runs/my/ID --stage evaluate --html rows.html")
+def show(
+    recipe: RecipeOrRun,
+    /,
+    *overrides: Overrides,
+    rows: int = 3,
+    split: str | None = None,
+    stage: Literal["train", "evaluate"] = "train",
+    html: HtmlFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show rows as the model sees them, with every token and a mark on trained ones.
+
+    Args:
+        rows: Number of rows.
+        split: `train` (the default), `valid` or `test`.
+        stage: `train`: rows as training reads them. `evaluate`: test prompts as evaluation sends them, with the answers
+            that a run has.
+    """
+    from tunesmith.plan.inspect import inspect_rows
+    from tunesmith.report.tokens import as_html, as_text
+
+    samples = inspect_rows(recipe, overrides, rows=rows, split=split, stage=stage)
+    if html is not None:
+        as_html(samples, html)
+        print(f"wrote {html}", file=sys.stderr)
+        return
+    print_result(samples, as_json, lambda: as_text(samples, colour=sys.stdout.isatty()))
