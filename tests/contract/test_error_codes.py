@@ -9,14 +9,12 @@ from tests.contract.sources import ROOT, parsed, sources
 
 from tunesmith.core.error_codes import ERROR_CODES
 
-# Tests that still import private names. A file leaves this list for good.
-IMPORT_PRIVATE_NAMES = {"test_collect.py", "test_run.py"}
 # Tests that still assert sentences. A folder leaves this list for good.
 ASSERT_SENTENCES = (
     "tests/integration", "tests/unit/architecture", "tests/unit/benchmarks", "tests/unit/cli", "tests/unit/core",
     "tests/unit/data", "tests/unit/evaluate", "tests/unit/fetch",
     "tests/unit/inference", "tests/unit/kernels", "tests/unit/model", "tests/unit/plan",
-    "tests/unit/scoring", "tests/unit/sweep",
+    "tests/unit/scoring",
     "tests/unit/tasks",
 )  # fmt: skip
 
@@ -76,7 +74,7 @@ def test_tests_assert_codes_instead_of_sentences() -> None:
 
 def test_no_test_imports_a_private_name() -> None:
     found = {path.name: list(private_imports_in(parsed(path.read_text(encoding="utf-8")))) for path in python_files()}
-    assert {name: names for name, names in found.items() if names and name not in IMPORT_PRIVATE_NAMES} == {}
+    assert {name: names for name, names in found.items() if names} == {}
 
 
 def test_the_rules_find_counter_examples() -> None:

@@ -105,6 +105,15 @@ ERROR_CODES = {
     "not-queued": "The run has no job that waits or runs.",
     "stage-failed": "The job of a stage failed; its log has the error.",
     # sweep
+    "wrong-axis": "An axis of a sweep is not `key=value,value`, or its key or values cannot be an axis.",
+    "number-of-trials": "A sweep has fewer than two trials, or too many for its intervals.",
+    "invalid-trials": "Recipes of trials are invalid; the message lists all mistakes.",
+    "trial-processes": "A trial is one process, but the recipe asks for several.",
+    "not-a-sweep": "The folder holds no sweep.",
+    "old-sweep": "The folder holds a ladder, the former format of a sweep.",
+    "other-sweep": "The folder holds a sweep over other axes.",
+    "no-such-trial": "The sweep has no trial of this number.",
+    "trials-failed": "Trials of a sweep failed.",
     # demo
     "generated-rows": "The generator of the demo cannot give that number of rows.",
 }

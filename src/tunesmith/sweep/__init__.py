@@ -1,1 +1,1 @@
-"""Run a recipe in several sizes: `axes` list the trials, `run` runs them, `collect` compares, `page` draws."""
+"""Sweeps: run a recipe for every combination of some keys' values, and find the smallest that is good enough."""

@@ -20,7 +20,7 @@ MODEL = "model.base"
 _LIST = "trials.json"
 # Sections that all trials share; otherwise they could not be compared.
 _SHARED = ("name", "evaluate", "promote", "launch", "trackers")
-# The measure that orders trials by size along an axis, by the recipe section of the axis.
+# The measure that orders trials by size along an axis, by the section of the axis.
 _MEASURES = {"model": "model_parameters", "tuning": "trained_parameters", "data": "train_rows"}
 _MAX_CONFIDENCE = 0.999  # above it `paired_verdict` gives no interval
 
@@ -87,6 +87,7 @@ def is_sweep(folder: Path) -> bool:
             "holds a ladder, which is called a sweep now and has other files",
             where=str(folder),
             hint="its subfolders are still ordinary runs; to compare them again, run the sweep with another --out",
+            code="old-sweep",
         )
     return (folder / _LIST).exists()
 
@@ -98,7 +99,9 @@ def read_sweep(folder: Path) -> Sweep:
         RecipeError: the folder holds no sweep.
     """
     if not is_sweep(folder):
-        raise RecipeError("holds no sweep", where=str(folder), hint="name a folder that `tunesmith sweep` wrote")
+        raise RecipeError(
+            "holds no sweep", where=str(folder), hint="name a folder that `tunesmith sweep` wrote", code="not-a-sweep"
+        )
     written = read_json(folder / _LIST)
     return Sweep(
         folder,
@@ -134,38 +137,48 @@ def list_trials(
         for values in itertools.product(*(axis.values for axis in axes))
     ]
     if len(changes) < 2:
-        raise RecipeError("a sweep needs at least two trials", hint="give --models A,B or --over tuning.rank=2,8,32")
+        raise RecipeError(
+            "a sweep needs at least two trials",
+            hint="give --models A,B or --over tuning.rank=2,8,32",
+            code="number-of-trials",
+        )
     recipes = _load_all(recipe, overrides, changes)
     first = recipes[0]
     if isinstance(first.launch, TorchrunLaunch):
-        raise RecipeError("a trial is one process, and `launch` asks for torchrun", hint="'launch={on: local}'")
+        raise RecipeError(
+            "a trial is one process, but `launch` asks for torchrun",
+            where="launch.on",
+            hint="add 'launch={on: local}'",
+            code="trial-processes",
+        )
     if corrected_confidence(first.evaluate.confidence, len(changes)) > _MAX_CONFIDENCE + 1e-9:
         max_trials = int((1 - first.evaluate.confidence) / (1 - _MAX_CONFIDENCE) + 1e-9)
         raise RecipeError(
             f"{len(changes)} trials are too many for intervals at confidence {first.evaluate.confidence:g}",
             hint=f"take {max_trials} or fewer, or lower evaluate.confidence",
+            code="number-of-trials",
         )
     trials = tuple(Trial(n, f"{n:02d}-{_slug(values)}", values) for n, values in enumerate(changes, 1))
     return Sweep(out or _default_folder(recipes, axes, trials, recipe_folder(recipe)), axes, tuple(overrides), trials)
 
 
 def _default_folder(recipes: Sequence[Recipe], axes: tuple[Axis, ...], trials: tuple[Trial, ...], folder: Path) -> Path:
-    """Return the folder of a sweep, which need not exist yet.
+    """Return the default folder of a sweep, which may not exist yet.
 
-    As for a run, it has another name if an earlier version of tunesmith began it.
+    As for a run, its name differs if an earlier version of tunesmith started it.
     """
     digest = digest_of([*map(identity, recipes), location_in_project(folder)])[:8]
-    named = Path("runs") / recipes[0].name / f"sweep-{digest}"
-    if named.exists():
-        return named
-    others = (path.parent for path in sorted(named.parent.glob(f"sweep-*/{_LIST}")))
-    return next((path for path in others if _holds(path, recipes, axes, trials, folder)), named)
+    expected = Path("runs") / recipes[0].name / f"sweep-{digest}"
+    if expected.exists():
+        return expected
+    others = (path.parent for path in sorted(expected.parent.glob(f"sweep-*/{_LIST}")))
+    return next((path for path in others if _is_sweep_of(path, recipes, axes, trials, folder)), expected)
 
 
-def _holds(
+def _is_sweep_of(
     path: Path, recipes: Sequence[Recipe], axes: tuple[Axis, ...], trials: tuple[Trial, ...], folder: Path
 ) -> bool:
-    """Return whether a folder holds the sweep of these recipes."""
+    """Return whether a folder holds the sweep of these recipes, which are in `folder`."""
     try:
         before = read_sweep(path)
     except TunesmithError:
@@ -177,10 +190,10 @@ def _holds(
 
 
 def corrected_confidence(confidence: float, trials: int) -> float:
-    """Return the confidence of each interval that makes all of them hold together (Bonferroni).
+    """Return the confidence that each interval needs so that all of them hold together (Bonferroni).
 
-    Dunn 1961, "Multiple Comparisons among Means", JASA 56: the errors of the intervals add up to at most their sum,
-    however they depend on each other; here all trials answer the same questions, so they do.
+    Dunn 1961, "Multiple Comparisons among Means", JASA 56: the probability that any of the intervals fails is at most
+    the sum of their probabilities, even if they depend on each other. Here they do: all trials answer the same prompts.
     """
     return 1 - (1 - confidence) / trials
 
@@ -189,11 +202,11 @@ def check_sweep(sweep: Sweep, recipe: Path) -> list[OpenedRun]:
     """Open each trial's run. Writes nothing.
 
     Raises:
-        RecipeError: the folder holds something else, or a trial cannot start because its base, a metric or a writable
-            folder is missing.
+        RecipeError: the sweep's folder holds something else, or a trial cannot start because its base, a metric or a
+            writable folder is missing.
         DataError: the rows or the database of a trial do not exist.
     """
-    opened = _opened(sweep, recipe)
+    opened = _open_trials(sweep, recipe)
     for trial in opened:
         if trial.run.manifest("prepare") is None:
             check_prerequisites(trial.recipe, trial.run, "evaluate")
@@ -201,14 +214,18 @@ def check_sweep(sweep: Sweep, recipe: Path) -> list[OpenedRun]:
     return opened
 
 
-def _opened(sweep: Sweep, recipe: Path) -> list[OpenedRun]:
+def _open_trials(sweep: Sweep, recipe: Path) -> list[OpenedRun]:
     """Open each trial's run; raise RecipeError if the sweep's folder holds something else."""
     if is_sweep(sweep.path):
         before = read_sweep(sweep.path)
         if before.axes != sweep.axes:
-            raise RecipeError("holds a sweep over other axes", where=str(sweep.path), hint="give another --out")
+            raise RecipeError(
+                "holds a sweep over other axes", where=str(sweep.path), hint="give another --out", code="other-sweep"
+            )
     elif sweep.path.is_dir() and any(path.name != "logs" for path in sweep.path.iterdir()):
-        raise RecipeError("is not empty and holds no sweep", where=str(sweep.path), hint="give another --out")
+        raise RecipeError(
+            "is not empty and holds no sweep", where=str(sweep.path), hint="give another --out", code="folder-not-empty"
+        )
     return [open_run(recipe, [*sweep.overrides, *trial.changes], sweep.run(trial).path) for trial in sweep.trials]
 
 
@@ -218,7 +235,7 @@ def write_sweep(sweep: Sweep, recipe: Path) -> None:
     Raises:
         RecipeError: the folder holds something else.
     """
-    opened = _opened(sweep, recipe)
+    opened = _open_trials(sweep, recipe)
     remove_leftovers(sweep.path)
     write_json(
         sweep.path / _LIST,
@@ -237,7 +254,9 @@ def _axes(over: Sequence[str], models: Sequence[str], overrides: Sequence[str]) 
     for text in over:
         key, sign, values = text.partition("=")
         if not sign or not key:
-            raise RecipeError(f"`{text}` is not an axis", hint="write key=value,value, such as tuning.rank=2,8,32")
+            raise RecipeError(
+                f"`{text}` is not an axis", hint="write key=value,value, such as tuning.rank=2,8,32", code="wrong-axis"
+            )
         axes.append(Axis(key, tuple(split_values(values))))
     fixed = {override.partition("=")[0] for override in overrides}
     for index, axis in enumerate(axes):
@@ -249,16 +268,23 @@ def _check_axis(axis: Axis, taken: set[str]) -> None:
     key = axis.key
     for other in taken:
         if f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}."):
-            raise RecipeError(f"`{key}` is an axis, and `{other}` sets it too", hint="leave one of them out")
+            raise RecipeError(
+                f"`{key}` is an axis, but `{other}` sets it too", hint="leave one of them out", code="wrong-axis"
+            )
     if key.partition(".")[0] in _SHARED:
         raise RecipeError(
             f"`{key}` cannot be an axis: all trials share it, so that they can be compared",
             hint="an axis changes what is trained: keys of model, data, tuning, train",
+            code="wrong-axis",
         )
     if not all(axis.values):
-        raise RecipeError(f"the axis `{key}` has an empty value")
+        raise RecipeError(
+            f"the axis `{key}` has an empty value", hint="remove the comma that has no value", code="wrong-axis"
+        )
     if len(set(axis.values)) < len(axis.values):
-        raise RecipeError(f"the axis `{key}` has a value twice ({', '.join(axis.values)})")
+        raise RecipeError(
+            f"the axis `{key}` has a value twice ({', '.join(axis.values)})", hint="give each once", code="wrong-axis"
+        )
 
 
 def split_values(text: str) -> list[str]:
@@ -278,7 +304,7 @@ def split_values(text: str) -> list[str]:
 
 
 def _load_all(recipe: Path, overrides: Sequence[str], changes: Sequence[tuple[str, ...]]) -> list[Recipe]:
-    """Load the recipe of each trial and find its base; raise one RecipeError with the mistakes of all."""
+    """Load the recipe of each trial and find its base; raise one RecipeError that lists the mistakes of all trials."""
     recipes: list[Recipe] = []
     mistakes: dict[str, dict[str, None]] = {}  # message -> places, each once and in order
     for values in changes:
@@ -295,9 +321,8 @@ def _load_all(recipe: Path, overrides: Sequence[str], changes: Sequence[tuple[st
         except RecipeError as error:
             mistakes.setdefault(str(error), {})[MODEL] = None
     if mistakes:
-        raise RecipeError(
-            "\n".join(": ".join([*filter(None, [" and ".join(places)]), text]) for text, places in mistakes.items())
-        )
+        lines = (": ".join([*filter(None, [" and ".join(places)]), text]) for text, places in mistakes.items())
+        raise RecipeError("\n".join(lines), code="invalid-trials")
     return recipes
 
 

@@ -32,71 +32,72 @@ def draw_scores(result: SweepResult, measure: str, width: float, height: float =
     left, right, top, bottom = 46.0, width - 68, 26.0, height - 50
     y = scale(low - room, high + room, bottom, top)
     levels = ticks(low - room, high + room, 5)
-    x, marks = _across([trial.measures[measure] for trial, _ in points], left + 24, right - 24, width)
+    x, marks = _horizontal_scale([trial.measures[measure] for trial, _ in points], left + 24, right - 24, width)
     parts = [line(left, y(level), right, y(level), "grid") for level in levels]
     parts += [text(left - 6, y(level) + 4, tick_label(level, levels), "tick", "end") for level in levels]
     parts += [line(x(mark), bottom, x(mark), bottom + 5, "axis") for mark in marks]
-    parts += [text(x(mark), bottom + 19, _short(mark), "tick") for mark in marks]
+    parts += [text(x(mark), bottom + 19, _short_number(mark), "tick") for mark in marks]
     parts += [
         line(left, bottom, right, bottom, "axis"),
         line(left, y(factor * result.threshold.value), right, y(factor * result.threshold.value), "wanted"),
         text(right + 5, y(factor * result.threshold.value) + 4, "threshold", "wanted-label", "start"),
-        text(left, 13, _what(result), "axis-name", "start"),
-        text(right, height - 8, _named(measure), "axis-name", "end"),
+        text(left, 13, _quantity_label(result), "axis-name", "start"),
+        text(right, height - 8, _measure_label(measure), "axis-name", "end"),
     ]
     columns = _spread([x(trial.measures[measure]) for trial, _ in points])
     placed = {
         trial.number: (column, y(factor * estimate.value))
         for column, (trial, estimate) in zip(columns, points, strict=True)
     }
-    parts += [path(joined, "joined") for joined in _joined(result, measure, placed)]
+    parts += [path(points_of_line, "joined") for points_of_line in _lines(result, measure, placed)]
     for trial, estimate in points:
-        reach = (y(max(factor * estimate.low, low)), y(min(factor * estimate.high, high)))
-        parts += _mark(result, trial, placed[trial.number], reach)
-    title = f"{_what(result)} against {sweep_text.MEASURES[measure]}"
+        ends_of_mark = (y(max(factor * estimate.low, low)), y(min(factor * estimate.high, high)))
+        parts += _mark(result, trial, placed[trial.number], ends_of_mark)
+    title = f"{_quantity_label(result)} against {sweep_text.MEASURES[measure]}"
     return svg(width, height, title, *parts)
 
 
 def _points(result: SweepResult, measure: str) -> list[tuple[TrialResult, Estimate]]:
+    """Return the trials that have the measure and a finite score or gain, with that estimate."""
     points = [(trial, trial.estimate(result.threshold)) for trial in result.trials if measure in trial.measures]
     return [(trial, estimate) for trial, estimate in points if estimate is not None and math.isfinite(estimate.value)]
 
 
-def _spread(places: Sequence[float]) -> list[float]:
+def _spread(xs: Sequence[float]) -> list[float]:
     """Move marks apart that would overlap: those nearer than half a mark's width to their left neighbour."""
-    order = sorted(range(len(places)), key=lambda at: places[at])
+    order = sorted(range(len(xs)), key=lambda index: xs[index])
     groups: list[list[int]] = []
-    for at in order:
-        if groups and places[at] - places[groups[-1][-1]] < _MARK_WIDTH / 2:
-            groups[-1].append(at)
+    for index in order:
+        if groups and xs[index] - xs[groups[-1][-1]] < _MARK_WIDTH / 2:
+            groups[-1].append(index)
         else:
-            groups.append([at])
-    moved = list(places)
+            groups.append([index])
+    moved = list(xs)
     for group in groups:
-        middle = sum(places[at] for at in group) / len(group)
-        for turn, at in enumerate(group if len(group) > 1 else ()):
-            moved[at] = middle + (turn - (len(group) - 1) / 2) * _MARK_WIDTH
+        middle = sum(xs[index] for index in group) / len(group)
+        for position, index in enumerate(group if len(group) > 1 else ()):
+            moved[index] = middle + (position - (len(group) - 1) / 2) * _MARK_WIDTH
     return moved
 
 
-def _mark(result: SweepResult, trial: TrialResult, at: Point, reach: Point) -> list[str]:
+def _mark(result: SweepResult, trial: TrialResult, center: Point, ends: Point) -> list[str]:
     """Draw one trial: whisker, dot (hollow below the threshold), number, and a ring around the smallest."""
     kind = _KINDS[trial.outcome or "cannot tell"]
     cell = sweep_text.score_cell if result.threshold.quantity == "score" else sweep_text.gain_cell
     tooltip = f"{trial.number}. {trial.label}: {', '.join(cell(result, trial))}"
-    chosen = result.smallest is not None and trial.number == result.smallest.number
+    is_smallest = result.smallest is not None and trial.number == result.smallest.number
     parts = [
-        line(at[0], reach[0], at[0], reach[1], f"whisker {kind}"),
-        *(line(at[0] - 5, end, at[0] + 5, end, f"cap {kind}") for end in reach),
-        dot(*at, 6, f"gain-dot {kind}", f"{tooltip} ({sweep_text.outcome_cell(trial)})"),
-        text(at[0] + (14 if chosen else 9), at[1] + 5, f"{trial.number}", f"end-label {kind}", "start"),
+        line(center[0], ends[0], center[0], ends[1], f"whisker {kind}"),
+        *(line(center[0] - 5, end, center[0] + 5, end, f"cap {kind}") for end in ends),
+        dot(*center, 6, f"gain-dot {kind}", f"{tooltip} ({sweep_text.outcome_cell(trial)})"),
+        text(center[0] + (14 if is_smallest else 9), center[1] + 5, f"{trial.number}", f"end-label {kind}", "start"),
     ]
-    return [*parts, dot(*at, 11, "smallest")] if chosen else parts
+    return [*parts, dot(*center, 11, "smallest")] if is_smallest else parts
 
 
-def _joined(result: SweepResult, measure: str, placed: dict[int, Point]) -> list[list[Point]]:
+def _lines(result: SweepResult, measure: str, placed: dict[int, Point]) -> list[list[Point]]:
     """Return one line for each set of trials that differ only in the axis of this measure."""
-    axis = next((place for place, axis in enumerate(result.axes) if axis.measure == measure), None)
+    axis = next((index for index, axis in enumerate(result.axes) if axis.measure == measure), None)
     if axis is None:
         return []
     lines: dict[tuple[str, ...], list[Point]] = {}
@@ -107,7 +108,7 @@ def _joined(result: SweepResult, measure: str, placed: dict[int, Point]) -> list
     return [sorted(points) for points in lines.values()]
 
 
-def _across(
+def _horizontal_scale(
     numbers: Sequence[float], start: float, end: float, width: float
 ) -> tuple[Callable[[float], float], list[float]]:
     """Return the map from a measure to positions, logarithmic if its range is wide, and its ticks."""
@@ -123,19 +124,22 @@ def _across(
     return lambda number: log(math.log(number)), marks or [low, high]
 
 
-def _what(result: SweepResult) -> str:
+def _quantity_label(result: SweepResult) -> str:
+    """Return the label of the vertical axis, with its unit."""
     name = wording.label(result.threshold.metric)
     if result.threshold.quantity == "gain":
         return f"gain in {name}{', points' if sweep_text.unit_of(result).is_share else ''}"
     return f"{name}{', %' if sweep_text.unit_of(result).is_share else ''}"
 
 
-def _named(measure: str) -> str:
+def _measure_label(measure: str) -> str:
+    """Return the label of the horizontal axis, with its unit."""
     unit = sweep_text.UNITS.get(measure)
     return f"{sweep_text.MEASURES[measure]}, {unit}" if unit else sweep_text.MEASURES[measure]
 
 
-def _short(number: float) -> str:
+def _short_number(number: float) -> str:
+    """Return a number as a tick label: 1.5 M, 20 k, 300."""
     for size, unit in ((1e9, " B"), (1e6, " M"), (1e3, " k")):
         if number >= size * 10 or (number >= size and unit != " k"):
             return f"{number / size:,.4g}{unit}"

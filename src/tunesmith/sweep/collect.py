@@ -130,7 +130,12 @@ def check_threshold(recipe: Recipe, threshold: float | None) -> None:
     """Raise RecipeError if the threshold is outside the range of the recipe's primary metric."""
     metric = recipe.evaluate.primary
     if threshold is not None and is_share(metric) and not 0 <= threshold < 1:
-        raise RecipeError(f"is outside the range of scores: {share_hint(metric, threshold)}", where="--threshold")
+        raise RecipeError(
+            "is outside the range of scores",
+            where="--threshold",
+            hint=share_hint(metric, threshold),
+            code="unreachable-threshold",
+        )
 
 
 def collect(sweep: Sweep, score: float | None = None) -> SweepResult:
@@ -210,7 +215,7 @@ def _trial_result(sweep: Sweep, trial: Trial, recipe: Recipe, threshold: Thresho
     if done:
         sealed = (run.stage("evaluate") / MANIFEST).stat().st_mtime_ns
         each = corrected_confidence(recipe.evaluate.confidence, len(sweep.trials))
-        scores = _judged(run.path, sealed, recipe.model_dump_json(), threshold, each)
+        scores = _scores_and_outcome(run.path, sealed, recipe.model_dump_json(), threshold, each)
     return TrialResult(
         number=trial.number,
         label=trial.label,
@@ -247,7 +252,7 @@ def _measures(run: RunDir, recipe: Recipe) -> dict[str, float]:
 
 
 @lru_cache(maxsize=1024)  # collected after each trial, and resampling many rows takes seconds
-def _judged(
+def _scores_and_outcome(
     path: Path, sealed: int, text: str, threshold: Threshold, each: float
 ) -> tuple[float, Estimate, Estimate, Outcome]:
     """Return (the base's score, the tuned score, the gain, the outcome).
@@ -260,35 +265,37 @@ def _judged(
     base, tuned = (list(read_jsonl(run.evaluation(name) / "scores.jsonl")) for name in ("base", "tuned"))
     groups = [line["group"] for line in tuned]
     verdict = read_verdict(run.verdict)
-    # A score alone is judged as the gain over a constant: 0, or for perplexity its minimum of 1.
+    # A threshold on the score is a gain over a constant: 0, or for perplexity its minimum of 1.
     origin = known.value_at_zero if (known := find_metric(threshold.metric)) else 0.0
-    kept = ("id", "group", "tokens", "failed")
-    nothing = [{key: value if key in kept else 0.0 for key, value in line.items()} for line in tuned]
+    not_scores = ("id", "group", "tokens", "failed")
+    zeros = [{key: value if key in not_scores else 0.0 for key, value in line.items()} for line in tuned]
     lower = not verdict.metrics[threshold.metric].higher_is_better
-    wanted = threshold.value if threshold.quantity == "gain" else origin - threshold.value if lower else threshold.value
+    min_gain = (
+        threshold.value if threshold.quantity == "gain" else origin - threshold.value if lower else threshold.value
+    )
     gain, score = (
         compare_metric(
             strict, threshold.metric, before, tuned, groups=groups, lower_is_better=lower,
-            min_gain=wanted if threshold.quantity == kind else 0.0,
+            min_gain=min_gain if threshold.quantity == kind else 0.0,
         )
-        for kind, before in (("gain", base), ("score", nothing))
+        for kind, before in (("gain", base), ("score", zeros))
     )  # fmt: skip
     outcome = _OUTCOMES[(gain if threshold.quantity == "gain" else score).verdict]
     if outcome == "clears" and not all(guard.passed for guard in verdict.guards):
         outcome = "breaks a guard"
     return (
         gain.base,
-        _score(score, origin, lower=lower, least=-math.inf if is_custom(threshold.metric) else origin),
+        score_estimate(score, origin, lower=lower, least=-math.inf if is_custom(threshold.metric) else origin),
         Estimate(gain.gain, gain.low, gain.high),
         outcome,
     )
 
 
-def _score(found: Comparison, origin: float, *, lower: bool, least: float) -> Estimate:
-    """Return the score whose gain over `origin` was judged, with an interval that does not go below `least`."""
+def score_estimate(comparison: Comparison, origin: float, *, lower: bool, least: float) -> Estimate:
+    """Return the score whose gain over `origin` was measured, with an interval that does not go below `least`."""
     if lower:
-        return Estimate(origin - found.gain, max(least, origin - found.high), origin - found.low)
-    return Estimate(found.gain, max(least, found.low), found.high)
+        return Estimate(origin - comparison.gain, max(least, origin - comparison.high), origin - comparison.low)
+    return Estimate(comparison.gain, max(least, comparison.low), comparison.high)
 
 
 def _ids(run: RunDir) -> list[str]:

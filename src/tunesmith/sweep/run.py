@@ -1,6 +1,6 @@
-"""Run the trials of a sweep one after the other, each as an ordinary run in its own process.
+"""Run the trials of a sweep one after another, each as an ordinary run in its own process.
 
-Peak memory can only be measured per process, and a trial that the system kills for its memory must not end the sweep.
+Peak memory can only be measured per process, and a trial that is killed for its memory must not end the sweep.
 """
 
 import signal
@@ -80,7 +80,12 @@ def open_sweep(
     if not is_sweep(recipe):
         return list_trials(recipe, over=over, models=models, overrides=overrides, out=out)
     if over or models or overrides or out:
-        raise RecipeError("is a sweep already; axes, changes and --out have no effect on it", where=str(recipe))
+        raise RecipeError(
+            "is a sweep already, on which axes, changes and --out have no effect",
+            where=str(recipe),
+            hint="leave them out, or give the recipe's file to start another sweep",
+            code="usage",
+        )
     return read_sweep(recipe)
 
 
@@ -92,7 +97,9 @@ def run_trial(folder: Path | str, number: int) -> RunDir:
     """
     sweep = read_sweep(Path(folder))
     if not 1 <= number <= len(sweep.trials):
-        raise RecipeError(f"has no trial {number}", where=str(folder), hint=f"it has 1 to {len(sweep.trials)}")
+        raise RecipeError(
+            f"has no trial {number}", where=str(folder), hint=f"it has 1 to {len(sweep.trials)}", code="no-such-trial"
+        )
     trial = sweep.trials[number - 1]
     run = sweep.run(trial)
     failure_path(run).unlink(missing_ok=True)
@@ -102,7 +109,7 @@ def run_trial(folder: Path | str, number: int) -> RunDir:
             return run_recipe(run.path, until="evaluate")
     except Interrupted:
         raise
-    except Exception as error:  # any kind: the sweep shows why the trial has no score
+    except Exception as error:  # of any type: the sweep shows why the trial has no score
         _write_failure(run, *_describe_error(error))
         raise
 
@@ -118,6 +125,7 @@ def sweep_error(result: SweepResult) -> TunesmithError | None:
         f"{len(trials)} of {len(result.trials)} trials failed: {names}",
         where=str(result.path),
         hint="the others are done; the same command tries these again",
+        code="trials-failed",
     )
     error.exit_code = codes.pop() if len(codes) == 1 else 1
     return error
@@ -144,17 +152,18 @@ def _run_in_subprocess(sweep: Sweep, trial: Trial) -> None:
     if code == Interrupted.exit_code:
         raise Interrupted(f"trial {trial.number} was stopped", where=str(run), hint="repeat the command to resume")
     if code and failure_of(run) is None:
-        _write_failure(run, *_describe_exit(code))
+        _write_failure(run, *describe_exit(code))
 
 
 def _describe_error(error: Exception) -> tuple[int, str]:
+    """Return the exit code and the reason for an error."""
     if isinstance(error, TunesmithError):
         return error.exit_code, f"{error.where}: {error.message}" if error.where else error.message
     return 1, f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
-def _describe_exit(code: int) -> tuple[int, str]:
-    """Explain the end of a process that wrote no reason."""
+def describe_exit(code: int) -> tuple[int, str]:
+    """Return the exit code and the reason for a process that ended without writing a reason."""
     if code == -signal.SIGKILL:
         return 1, "was killed (SIGKILL), as systems do when memory runs out"
     return 1, f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"

@@ -42,22 +42,22 @@ def submit_sweep(sweep: Sweep, recipe: Path) -> Path:
 
     Raises:
         RecipeError: the recipe does not ask for Slurm, a trial asks for several processes, Slurm refuses the job, or
-            the sweep is in the queue already.
-        DataError: rows on the hub cannot be had.
+            the sweep is already queued.
+        DataError: rows on the hub cannot be fetched.
     """
     folder = RunDir(sweep.path)  # its jobs and logs are laid out like those of a run
     client.require_slurm()
-    begun = is_sweep(recipe)
+    is_written = is_sweep(recipe)
     runs = [sweep.run(trial) for trial in sweep.trials]
-    opened = [open_run(run.path, (), None) for run in runs] if begun else check_sweep(sweep, recipe)
+    opened = [open_run(run.path, (), None) for run in runs] if is_written else check_sweep(sweep, recipe)
     refuse_if_queued(read_jobs(folder.launch), str(sweep.path))  # before anything is written, and again under the lock
     pending = [trial for trial in sweep.trials if not _is_done(sweep, trial)]
     job, text = _script(sweep, pending, opened[0].recipe)
-    for one in _to_fetch(opened[trial.number - 1] for trial in pending):
-        fetch_inputs(one.recipe, one.run)
+    for needed in _with_distinct_inputs(opened[trial.number - 1] for trial in pending):
+        fetch_inputs(needed.recipe, needed.run)
     with exclusive_lock(sweep.lock):
         refuse_if_queued(read_jobs(folder.launch), str(sweep.path))
-        if not begun:
+        if not is_written:
             write_sweep(sweep, recipe)
         if not pending:
             log("all trials are done")
@@ -76,23 +76,24 @@ def _is_done(sweep: Sweep, trial: Trial) -> bool:
     return run.manifest("evaluate") is not None and failure_of(run) is None
 
 
-def _to_fetch(needed: Iterable[OpenedRun]) -> Iterable[OpenedRun]:
+def _with_distinct_inputs(trials: Iterable[OpenedRun]) -> Iterable[OpenedRun]:
     """Return one trial for each pair of base and unprepared source."""
     distinct: dict[tuple[str, str], OpenedRun] = {}
-    for trial in needed:
+    for trial in trials:
         source = str(trial.recipe.data.source) if trial.run.manifest("prepare") is None else ""
         distinct[trial.recipe.model.base, source] = trial
     return distinct.values()
 
 
 def _script(sweep: Sweep, pending: list[Trial], first: Recipe) -> tuple[Job, str]:
+    """Return the job array of the pending trials and its batch script."""
     if (processes := world_size_of(first.launch)) > 1:
         raise RecipeError(
-            f"a trial is one process, and `launch` asks for {processes}", where=str(sweep.path),
-            hint="launch.nodes=1 launch.gpus_per_node=1: Slurm runs the trials in parallel",
+            f"a trial is one process, but `launch` asks for {processes}", where=str(sweep.path),
+            hint="launch.nodes=1 launch.gpus_per_node=1: Slurm runs the trials in parallel", code="trial-processes",
         )  # fmt: skip
     folder = os.path.relpath(sweep.path)
     numbers = ",".join(str(trial.number) for trial in pending)
-    work = f'sweep {folder} --trial "$SLURM_ARRAY_TASK_ID"'
-    job = Job(first.name, "trial", work, on_all_ranks=True, array=numbers)
+    command = f'sweep {folder} --trial "$SLURM_ARRAY_TASK_ID"'
+    job = Job(first.name, "trial", command, on_all_ranks=True, array=numbers)
     return job, batch_script(job, first.launch, folder)

@@ -99,7 +99,7 @@ def evidence(result: SweepResult) -> str:
     )
 
 
-def correction(result: SweepResult) -> str:
+def correction_text(result: SweepResult) -> str:
     """Explain the correction for comparing several trials."""
     trials = len(result.trials)
     return (
@@ -109,7 +109,7 @@ def correction(result: SweepResult) -> str:
     )
 
 
-def meaning(result: SweepResult) -> str:
+def order_text(result: SweepResult) -> str:
     """Explain how `smallest` orders the trials."""
     measures = list(dict.fromkeys(MEASURES[axis.measure] for axis in result.axes))
     order = ", then ".join(measures)
@@ -128,7 +128,7 @@ def as_text(result: SweepResult) -> str:
     table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     lines = [f"{headline(result)}.", evidence(result), "", *table, ""]
     lines += [f"#{trial.number} failed: {trial.failure['reason']}" for trial in result.trials if trial.failure]
-    lines += [correction(result), meaning(result), *result.notes, "", f"page:    {result.page}"]
+    lines += [correction_text(result), order_text(result), *result.notes, "", f"page:    {result.page}"]
     if command := result.promote_command:
         lines.append(f"promote: {command}")
     return wording.visible("\n".join(lines))

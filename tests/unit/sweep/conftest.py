@@ -1,4 +1,4 @@
-"""Sweeps whose trials look as if they had been run: folders with manifests and scores, no model."""
+"""Sweeps with finished trials: folders with manifests and scores, written without a model."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ HOSTILE = "</style><script>alert(1)</script><img src=x onerror=alert(2)>\u202e{{
 
 
 def binary(right: int, rows: int = ROWS) -> list[float]:
-    """Return scores of which so many are 1, spread over the rows."""
+    """Return scores of 0 or 1, of which `right` are 1, spread over the rows."""
     return [1.0 if (row * right) // rows != ((row + 1) * right) // rows else 0.0 for row in range(rows)]
 
 
@@ -32,12 +32,12 @@ def finish(
     guard_passes: bool | None = None,
     **facts: Any,
 ) -> None:
-    """Leave in a trial's folder what its stages would have left."""
+    """Write the files of a finished trial: manifests, scores and verdict."""
     run = sweep.run(trial)
     ids = [f"row-{row}" for row in range(len(tuned))]
-    for one in ("prepare/examples", "train", "evaluate/base", "evaluate/tuned"):
-        (run.path / one).mkdir(parents=True, exist_ok=True)
-    write_jsonl(run.examples("test"), ({"id": one, "group": one} for one in ids))
+    for folder in ("prepare/examples", "train", "evaluate/base", "evaluate/tuned"):
+        (run.path / folder).mkdir(parents=True, exist_ok=True)
+    write_jsonl(run.examples("test"), ({"id": row_id, "group": row_id} for row_id in ids))
     seal_folder(run.stage("prepare"), stage="prepare", inputs={}, counts={"train": facts.get("train_rows", 100)})
     trained = {
         "trainable_parameters": 1000 * trial.number,
@@ -47,7 +47,8 @@ def finish(
     trained |= {"seconds": 20.0 + trial.number, "peak_memory_gib": 0.5 + 0.1 * trial.number, "tokens_per_second": 300.0}
     seal_folder(run.stage("train"), stage="train", inputs={}, **{**trained, **facts})
     for name, scores in (("base", base), ("tuned", tuned)):
-        lines = ({"id": one, "group": one, "exact_match": score} for one, score in zip(ids, scores, strict=True))
+        rows = zip(ids, scores, strict=True)
+        lines = ({"id": row_id, "group": row_id, "exact_match": score} for row_id, score in rows)
         write_jsonl(run.evaluation(name) / "scores.jsonl", lines)
     others = comparison("rougeL"), comparison("perplexity", low=-1.0, higher_is_better=False)
     guards = [] if guard_passes is None else [("rougeL" if guard_passes else "perplexity", 0.1)]
@@ -57,7 +58,7 @@ def finish(
 
 @pytest.fixture
 def make_sweep(tmp_path: Path, tokenizer_folder: Path) -> MakeSweep:
-    """Return a function that writes a sweep over exact match, its trials not run."""
+    """Return a function that writes a sweep judged by exact match, without running its trials."""
 
     def make(*over: str, name: str = "sweep", overrides: Sequence[str] = (), **changes: Any) -> Sweep:
         settings = {"metrics": ["exact_match"], "primary": "exact_match"}
@@ -70,7 +71,7 @@ def make_sweep(tmp_path: Path, tokenizer_folder: Path) -> MakeSweep:
 
 
 def result_json(sweep: Sweep) -> dict[str, Any]:
-    """Return what was written of a sweep's result, as a reader of another language would see it."""
-    found = read_json(sweep.path / "sweep.json")
-    assert json.loads(json.dumps(found, allow_nan=False)) == found
-    return dict(found)
+    """Return the content of `sweep.json`, which must be strict JSON."""
+    content = read_json(sweep.path / "sweep.json")
+    assert json.loads(json.dumps(content, allow_nan=False)) == content
+    return dict(content)

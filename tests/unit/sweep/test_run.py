@@ -1,19 +1,20 @@
-"""The reasons of failed trials, and the exit code of the sweep."""
+"""Failed trials: the recorded reason, and the exit code of the sweep."""
 
 import signal
 from pathlib import Path
 
 import pytest
+from tests.support.errors import raises
 from tests.unit.sweep.conftest import MakeSweep, binary, finish
 
 from tunesmith import run_sweep
 from tunesmith.core.errors import DataError, RecipeError
 from tunesmith.core.files import read_json, write_json
 from tunesmith.sweep.collect import collect, failure_path
-from tunesmith.sweep.run import _describe_exit, run_trial, sweep_error
+from tunesmith.sweep.run import describe_exit, run_trial, sweep_error
 
 
-def test_a_trial_says_why_it_failed_and_its_error_goes_on(make_sweep: MakeSweep, tmp_path: Path) -> None:
+def test_failed_trial_records_its_reason_and_raises(make_sweep: MakeSweep, tmp_path: Path) -> None:
     sweep = make_sweep()
     run = sweep.run(sweep.trials[1])
     (tmp_path / "rows.jsonl").write_text('{"question": "no answer"}\n', encoding="utf-8")
@@ -24,15 +25,15 @@ def test_a_trial_says_why_it_failed_and_its_error_goes_on(make_sweep: MakeSweep,
     assert collect(sweep).trials[1].state == "failed"
 
 
-def test_a_trial_that_is_not_there(make_sweep: MakeSweep) -> None:
+def test_unknown_trial_is_refused(make_sweep: MakeSweep) -> None:
     sweep = make_sweep()
     for number in (0, 4):
-        with pytest.raises(RecipeError, match="1 to 3"):
+        with raises(RecipeError, "no-such-trial", number, "1 to 3", where=str(sweep.path)):
             run_trial(sweep.path, number)
 
 
 @pytest.mark.parametrize(("codes", "exit_code"), [([7], 7), ([7, 7], 7), ([7, 5], 1)])
-def test_the_exit_code_is_that_of_the_trials_if_they_agree(
+def test_exit_code_is_that_of_the_trials_if_all_have_the_same(
     make_sweep: MakeSweep, codes: list[int], exit_code: int
 ) -> None:
     sweep = make_sweep()
@@ -42,17 +43,19 @@ def test_the_exit_code_is_that_of_the_trials_if_they_agree(
         write_json(failure_path(sweep.run(trial)), {"exit_code": code, "reason": "step 3: nan"})
     error = sweep_error(collect(sweep))
     assert error is not None
+    assert error.code == "trials-failed"
     assert error.exit_code == exit_code
     assert f"{len(codes)} of 3 trials failed: #1 rank 2" in str(error)
 
 
-def test_a_process_that_could_not_say_why() -> None:
-    assert _describe_exit(-signal.SIGKILL) == (1, "was killed (SIGKILL), as systems do when memory runs out")
-    assert _describe_exit(-signal.SIGSEGV) == (1, "ended by SIGSEGV")
-    assert _describe_exit(9) == (1, "ended with exit code 9")
+def test_reason_of_a_killed_process() -> None:
+    for code, named in ((-signal.SIGKILL, "SIGKILL"), (-signal.SIGSEGV, "SIGSEGV"), (9, "exit code 9")):
+        exit_code, reason = describe_exit(code)
+        assert exit_code == 1
+        assert named in reason
 
 
-def test_a_sweep_folder_takes_no_axes(make_sweep: MakeSweep) -> None:
+def test_folder_of_a_sweep_takes_no_axes(make_sweep: MakeSweep) -> None:
     sweep = make_sweep()
-    with pytest.raises(RecipeError, match="have no effect"):
+    with raises(RecipeError, "usage", where=str(sweep.path)):
         run_sweep(sweep.path, over=["tuning.rank=2,8"])
