@@ -77,7 +77,7 @@ class DataBase(Section):
         None, description="Use only this many training rows, or this fraction of them (below 1), chosen by hash."
     )
     duplicates: Literal["keep", "drop"] = Field(
-        "keep", description="`drop` keeps only the first of identical training rows. Both report their number."
+        "keep", description="`drop` keeps only the first of identical training rows. They are counted in either case."
     )
     leakage: Literal["warn", "error", "drop"] = Field(
         "warn",
@@ -92,7 +92,7 @@ class DataBase(Section):
         "prompt and answer together, without the shingles that many rows share.",
     )
     max_tokens_per_example: int = Field(
-        1024, ge=8, description="Maximum length of an example; `too_long` decides about longer ones."
+        1024, ge=8, description="Maximum number of tokens in an example; `too_long` decides about longer ones."
     )
     too_long: Literal["drop", "truncate", "split"] = Field(
         "drop",
@@ -130,7 +130,9 @@ class CompletionData(DataBase):
     """A prompt and its answer, without a chat template; only the answer is trained on."""
 
     task: Literal["completion"]
-    prompt: str = Field(description="Template of the prompt, with columns in braces; `{name?}` may be empty.")
+    prompt: str = Field(
+        description="Template of the prompt, with columns in braces: `{name}`, or `{name?}` if it may be empty."
+    )
     response: str = Field(description="Template of the answer, with columns in braces.")
 
     _templates = field_validator("prompt", "response")(check_prompt_template)
@@ -143,10 +145,12 @@ class Seq2SeqData(DataBase):
     """
 
     task: Literal["seq2seq"]
-    prompt: str = Field(description="Template of the source, with columns in braces; `{name?}` may be empty.")
+    prompt: str = Field(
+        description="Template of the source, with columns in braces: `{name}`, or `{name?}` if it may be empty."
+    )
     response: str = Field(description="Template of the target, with columns in braces.")
     max_target_tokens: int = Field(
-        256, ge=2, description="Maximum length of a target; `too_long` decides about longer ones."
+        256, ge=2, description="Maximum number of tokens in a target; `too_long` decides about longer ones."
     )
 
     _templates = field_validator("prompt", "response")(check_prompt_template)
@@ -157,7 +161,8 @@ class ChatData(DataBase):
 
     task: Literal["chat"]
     prompt: str | None = Field(
-        None, description="Template of the user's turn, with columns in braces; `{name?}` may be empty."
+        None,
+        description="Template of the user's turn, with columns in braces: `{name}`, or `{name?}` if it may be empty.",
     )
     response: str | None = Field(None, description="Template of the assistant's turn, with columns in braces.")
     messages: str | None = Field(
@@ -269,7 +274,7 @@ class Guard(Section):
     metric: str = Field(description="A metric of `evaluate.metrics`.")
     max_drop: float = Field(
         gt=0,
-        description="Largest loss allowed, in the metric's unit: the interval of its gain must lie above -max_drop.",
+        description="Largest drop allowed, in the metric's unit: the interval of the gain must lie above -max_drop.",
     )
 
 
@@ -278,14 +283,14 @@ class Evaluate(Section):
 
     metrics: tuple[str, ...] = Field(
         min_length=1,
-        description="rouge1, rouge2, ..., rougeL, rougeLsum, `rouge` for these four, rougeW, rougeS, rougeSU, "
+        description="Metrics to measure: rouge1, rouge2, ..., rougeL, rougeLsum, `rouge` for these four, rougeW, rougeS, rougeSU, "
         "exact_match, bleu, chrf, execution, json_valid, json_field_f1, perplexity, token_accuracy, or "
         "`module:function` for a function of yours, in a file next to the recipe or in an installed package; see "
         "docs/metrics.md.",
     )
     primary: str = Field(description="The metric that decides the verdict.")
     rows: int = Field(200, ge=1, description="Number of test rows, chosen by hash.")
-    max_new_tokens: int = Field(128, ge=1, description="Maximum length of an answer.")
+    max_new_tokens: int = Field(128, ge=1, description="Maximum number of tokens in an answer.")
     beams: int = Field(1, ge=1, description="Beams of the beam search; 1 is greedy decoding.")
     confidence: float = Field(0.95, ge=0.5, le=0.999, description="Confidence level of all intervals.")
     guards: tuple[Guard, ...] = Field((), description="Metrics that must not get worse.")
@@ -314,7 +319,9 @@ class Recipe(Section):
     tuning: Tuning
     train: Train
     evaluate: Evaluate
-    promote: Promote | None = Field(None, description="Leave out to stop after the verdict.")
+    promote: Promote | None = Field(
+        None, description="Promotion of a better model. Without it, the run ends with its verdict."
+    )
     launch: Launch = Field(LocalLaunch(on="local"), description="Where the run's processes are started, and how many.")
     trackers: tuple[Literal["trackio", "mlflow", "tensorboard", "wandb"], ...] = Field(
         (),
