@@ -15,7 +15,6 @@ ASSERT_SENTENCES = (
     "tests/unit/data", "tests/unit/evaluate", "tests/unit/fetch",
     "tests/unit/inference", "tests/unit/kernels", "tests/unit/model", "tests/unit/plan",
     "tests/unit/scoring",
-    "tests/unit/tasks",
 )  # fmt: skip
 
 

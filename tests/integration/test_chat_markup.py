@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.errors import raises
 from tests.support.tiny import recipe, save_plain_model
 from transformers import AutoTokenizer
 
@@ -22,7 +23,7 @@ def test_a_base_model_learns_to_chat(tmp_path: Path, method: str) -> None:
     base = save_plain_model(tmp_path / "model", "llama")
     model = {"base": str(base), "precision": "fp32", "chat_markup": "chatml"}
     file = recipe(tmp_path, base, model=model, tuning={"method": method}, evaluate=LIKELIHOODS, train=TRAIN)
-    with pytest.raises(RecipeError, match="no chat template"):
+    with raises(RecipeError, "no-chat-template"):
         plan_run(file, ["model.chat_markup="])
     shown = inspect_rows(file, rows=1)[0]["tokens"]
     assert plan_run(file).counts["train"] > 0
@@ -48,7 +49,7 @@ def test_a_base_model_learns_to_chat(tmp_path: Path, method: str) -> None:
     second.mkdir()
     onto: dict[str, Any] = {"base": reference, "precision": "fp32"}
     more = recipe(second, base, model=onto, evaluate=LIKELIHOODS, train=TRAIN)
-    with pytest.raises(RecipeError, match="has a chat template already"):
+    with raises(RecipeError, "has-chat-template"):
         plan_run(more, ["model.chat_markup=chatml"])
     again = run_recipe(more, out=second / "run")
     assert read_json(again.verdict)["primary"]["base"] == pytest.approx(verdict["primary"]["tuned"], rel=1e-3)

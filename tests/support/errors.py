@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tunesmith.core.errors import TunesmithError
+from tunesmith.tasks.base import RowProblem
 
 
 @contextmanager
@@ -27,3 +28,14 @@ def raises(
         assert str(value) in str(error), f"{value!r} is not named in: {error}"
     if where is not None:
         assert (error.where or "").endswith(where), error
+
+
+@contextmanager
+def row_problem(code: str, *named: Any) -> Iterator[pytest.ExceptionInfo[RowProblem]]:
+    """Expect a RowProblem with this code, whose text contains some values."""
+    with pytest.raises(RowProblem) as caught:
+        yield caught
+    problem = caught.value
+    assert problem.code == code, problem
+    for value in named:
+        assert str(value) in str(problem), f"{value!r} is not named in: {problem}"

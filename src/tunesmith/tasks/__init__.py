@@ -1,6 +1,7 @@
-"""How text becomes tokens, one file a task; the same three functions for training, evaluation and serving.
+"""Turn rows into tokens. One module per task, with the same functions for training, evaluation and serving.
 
-row -> parse -> turns    turns -> render -> Tokens    turns -> prompt -> ids that a model continues
+row -> parse -> turns -> render -> TokenizedExample             for training
+turns -> encode_prompt -> prompt's token ids    for generation
 """
 
 from tunesmith.core.errors import RecipeError
@@ -14,14 +15,16 @@ from tunesmith.tasks.tokenizer import TokenizerAdapter
 
 
 def task_for(data: ChatData | CompletionData | Seq2SeqData | TextData, tokenizer: TokenizerAdapter) -> Task:
-    """Return the task that a recipe's `data` section describes; raise RecipeError where the model cannot do it."""
+    """Return the task of a recipe's `data` section; raise RecipeError if the model does not support it."""
     if tokenizer.has_encoder != isinstance(data, Seq2SeqData):
+        encoder = "an encoder" if tokenizer.has_encoder else "no encoder"
         raise RecipeError(
-            f"the model has {'an' if tokenizer.has_encoder else 'no'} encoder, so it cannot do `task: {data.task}`",
+            f"the model has {encoder}, so it does not support `task: {data.task}`",
             where="data.task",
+            code="task-unsupported",
             hint="use `task: seq2seq`"
             if tokenizer.has_encoder
-            else "use `task: chat` or `completion`, or such as FLAN-T5",
+            else "use `task: chat` or `task: completion`, or an encoder-decoder model such as FLAN-T5",
         )
     if isinstance(data, Seq2SeqData):
         return Seq2SeqTask(data, tokenizer)

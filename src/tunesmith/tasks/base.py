@@ -1,4 +1,4 @@
-"""What every task is, and how a template takes its values from a row."""
+"""The interface of a task, the errors of its rows, and how templates are filled from a row's columns."""
 
 import math
 from abc import ABC, abstractmethod
@@ -11,15 +11,15 @@ from typing import Any, Self
 from tunesmith.core.records import TokenizedExample, Turn
 from tunesmith.recipe.template import TemplatePiece, columns_in, parse_template
 
-# What is one value and has one obvious text; numbers of numpy and decimals are Numbers too.
-_PLAIN = (str, Number, date, time, timedelta)
+# Types whose `str` is the text of one value. Numbers of numpy and decimals are registered as Number.
+_SCALARS = (str, Number, date, time, timedelta)
 
 
 class JsonNumber(float):
-    """A number of a JSON file that keeps the digits of the file: `str` gives 12.50, 1E3 or -0 as it was written."""
+    """A number from a JSON file that keeps its notation: `str` returns 12.50, 1E3 or -0 as in the file."""
 
     def __new__(cls, text: str) -> Self:
-        """Read a number as JSON writes it; what is beyond a float's range becomes infinite and keeps its digits."""
+        """Parse a JSON number. One beyond the range of a float becomes infinite and keeps its digits."""
         number = super().__new__(cls, text)
         number.text = text
         return number
@@ -34,23 +34,28 @@ class JsonNumber(float):
 
 
 class RowProblem(Exception):
-    """One row cannot be used; `reason` is the same for all rows with the same trouble, so that they can be counted.
+    """A row cannot be used, and is dropped.
 
-    `hint` says how to correct them all.
+    Args:
+        reason: what is wrong, in the same words for all rows with this problem, so that they can be counted.
+        detail: what is wrong in this row, such as an excerpt.
+        code: one of ERROR_CODES.
+        hint: how to correct all rows with this problem.
     """
 
-    def __init__(self, reason: str, detail: str = "", *, hint: str = "") -> None:
+    def __init__(self, reason: str, detail: str = "", *, code: str = "row", hint: str = "") -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
         self.reason = reason
         self.detail = detail
+        self.code = code
         self.hint = hint
 
 
 class EmptyCell(RowProblem):
-    """A cell that a row needs holds nothing."""
+    """A required cell is empty."""
 
     def __init__(self, column: str) -> None:
-        super().__init__(f"cell `{column}` is empty")
+        super().__init__(f"cell `{column}` is empty", code="empty-cell")
         self.column = column
 
 
@@ -63,13 +68,13 @@ class MissingColumn(Exception):
 
 
 class Task(ABC):
-    """Turns rows into turns and turns into tokens. The only such place for training, evaluation and serving."""
+    """Converts rows to turns, and turns to tokens. Training, evaluation and serving all use it."""
 
     stop_ids: tuple[int, ...]
-    """Ids after which an answer is over."""
+    """Token ids that end an answer."""
 
     decoder_prefix_ids: tuple[int, ...] = ()
-    """What a decoder that has an encoder goes on from; others go on from the prompt itself."""
+    """Token ids that the decoder of an encoder-decoder model starts from; empty if it starts from the prompt."""
 
     @abstractmethod
     def parse(self, row: Mapping[str, Any]) -> tuple[Turn, ...]:
@@ -77,41 +82,41 @@ class Task(ABC):
 
     @abstractmethod
     def render(self, turns: Sequence[Turn], example_id: str = "") -> TokenizedExample:
-        """Return ids and which of them are learned, proved by decoding; raise RowProblem."""
+        """Tokenize turns and mark the trained tokens, checked by decoding them; raise RowProblem."""
 
-    def truncate(self, tokens: TokenizedExample, most: int) -> tuple[TokenizedExample, str | None]:
-        """Return an example cut to `max_tokens_per_example`, and what was longer than allowed, or None."""
-        if len(tokens.input_ids) <= most:
-            return tokens, None
-        cut = replace(tokens, input_ids=tokens.input_ids[:most], trained=tokens.trained[:most])
-        return cut, f"longer than {most} tokens"
+    def truncate(self, example: TokenizedExample, max_tokens: int) -> tuple[TokenizedExample, str | None]:
+        """Return an example cut to the recipe's limits, and the reason for the cut; None if it was not too long."""
+        if len(example.input_ids) <= max_tokens:
+            return example, None
+        shorter = replace(example, input_ids=example.input_ids[:max_tokens], trained=example.trained[:max_tokens])
+        return shorter, f"longer than {max_tokens} tokens"
 
-    def split_blocks(self, tokens: TokenizedExample, most: int) -> list[tuple[Turn, ...]]:
-        """Return the turns of each block that an example of more than `most` tokens is learned in.
+    def split_blocks(self, example: TokenizedExample, max_tokens: int) -> list[tuple[Turn, ...]]:
+        """Return the turns of each block of a document with more than `max_tokens` tokens.
 
-        There are none where it is one whole, as all are but documents with `too_long: split`.
+        Empty if the example is not split: only documents with `too_long: split` are.
         """
         return []
 
     def find_control_token(self, turns: Sequence[Turn]) -> str | None:
-        """Return the first control token that a row's text spells, and that is encoded as letters; None without one."""
+        """Return the first control token that a row's text spells, and that is encoded as plain text; None without."""
         return None
 
     @abstractmethod
     def encode_prompt(self, turns: Sequence[Turn]) -> list[int]:
-        """Return the ids that a model is given to answer: all before the last trained turn."""
+        """Return the token ids that the model generates an answer from: all before the last trained turn."""
 
     @abstractmethod
     def reference(self, turns: Sequence[Turn]) -> str:
-        """Return the answer that `prompt` asks for."""
+        """Return the reference answer to the prompt of `encode_prompt`."""
 
     @abstractmethod
     def decode_answer(self, ids: Sequence[int]) -> str:
-        """Return the text of generated ids, stop token left out."""
+        """Return the text of generated ids, without stop tokens."""
 
     @abstractmethod
     def prompt_turns(self, row: Mapping[str, Any]) -> tuple[Turn, ...]:
-        """Return the turns whose `prompt` asks about a row as evaluation does; the row needs no answer.
+        """Return the turns of a row's prompt, as in evaluation; the row needs no answer.
 
         Raises:
             RowProblem, MissingColumn: as `parse`.
@@ -119,70 +124,69 @@ class Task(ABC):
 
     @abstractmethod
     def user_turn(self, text: str) -> tuple[Turn, ...]:
-        """Return the turns that ask a model `text`, for trying it by hand."""
+        """Return the turns of a prompt that a user types."""
 
 
 def fill_template(template: str, row: Mapping[str, Any]) -> str:
-    """Put a row's values in a template's braces. A value is never read as a template itself.
+    """Replace a template's columns with a row's values. Braces in values are literal.
 
-    An empty or missing `{name?}` writes nothing, and a line of the template that holds nothing else is left out.
+    An empty or missing `{name?}` becomes empty text; a line that contains nothing else is removed.
     """
     pieces = parse_template(template)
     if any(piece.optional for piece in pieces):
-        return _filled_lines(pieces, row)
+        return _fill_lines(pieces, row)
     return "".join(text + (cell_text(row, column) if column is not None else "") for text, column, _ in pieces)
 
 
 def fill_required(template: str, row: Mapping[str, Any]) -> str:
-    """Fill a template of text that a row must have; raise RowProblem if the text is blank."""
+    """Fill a template; raise RowProblem if the result is blank."""
     text = fill_template(template, row)
     if not text.strip():
-        raise RowProblem(f"nothing is left of {template!r}, as its columns are empty")
+        raise RowProblem(f"all columns of the template {template!r} are empty", code="empty-cell")
     return text
 
 
-def _filled_lines(pieces: Sequence[TemplatePiece], row: Mapping[str, Any]) -> str:
-    """Fill a template with optional columns line by line."""
+def _fill_lines(pieces: Sequence[TemplatePiece], row: Mapping[str, Any]) -> str:
+    """Fill a template that has optional columns, line by line."""
     lines: list[_Line] = [_Line()]
     for piece in pieces:
         first, *others = piece.text.split("\n")
-        lines[-1].write(first)
+        lines[-1].append(first)
         for text in others:
             lines.append(_Line())
-            lines[-1].write(text)
+            lines[-1].append(text)
         if piece.column is not None:
             value = optional_cell_text(row, piece.column) if piece.optional else cell_text(row, piece.column)
-            lines[-1].write(value, emptied=not value)
-    kept: list[_Line] = []
+            lines[-1].append(value, is_empty_column=not value)
+    filled: list[_Line] = []
     for line, following in zip(lines, [*lines[1:], _Line()], strict=True):
-        if line.is_left_out:
-            if kept and kept[-1].is_blank and following.is_blank:
-                kept.pop()  # keep one of the blank lines around it
-        elif kept or not line.is_blank or not lines[0].is_left_out:
-            kept.append(line)
-    return "\n".join(line.text for line in kept)
+        if line.is_removed:
+            if filled and filled[-1].is_blank and following.is_blank:
+                filled.pop()  # of the blank lines around it, keep one
+        elif filled or not line.is_blank or not lines[0].is_removed:
+            filled.append(line)
+    return "\n".join(line.text for line in filled)
 
 
 class _Line:
-    """A line of a template as it is filled."""
+    """A line of a template while it is filled."""
 
     def __init__(self) -> None:
-        self.text, self.is_blank, self.is_emptied = "", True, False
+        self.text, self.is_blank, self.has_empty_column = "", True, False
 
     @property
-    def is_left_out(self) -> bool:
-        """Whether it holds nothing but empty optional columns."""
-        return self.is_blank and self.is_emptied
+    def is_removed(self) -> bool:
+        """Whether the line contains empty optional columns and nothing else."""
+        return self.is_blank and self.has_empty_column
 
-    def write(self, text: str, *, emptied: bool = False) -> None:
-        """Add text; `emptied` says that it is the value of a column that is empty."""
+    def append(self, text: str, *, is_empty_column: bool = False) -> None:
         self.text += text
         self.is_blank &= not text.strip()
-        self.is_emptied |= emptied
+        self.has_empty_column |= is_empty_column
 
 
 def optional_cell_text(row: Mapping[str, Any], column: str) -> str:
-    """Return one cell as text, an empty one if it is empty or missing; raise RowProblem if it holds something else."""
+    """Return a cell's text, empty if it is empty or missing; raise RowProblem if it has another type."""
     try:
         return cell_text(row, column)
     except (MissingColumn, EmptyCell):
@@ -190,13 +194,13 @@ def optional_cell_text(row: Mapping[str, Any], column: str) -> str:
 
 
 def fill_single_column(template: str | None, text: str) -> str:
-    """Put what a person asks in a template of one column; a template of several cannot be filled by one text."""
+    """Fill a template of one column with `text`; return `text` if there are several columns or none."""
     columns = set(columns_in(template)) if template else set()
     return fill_template(str(template), {columns.pop(): text}) if len(columns) == 1 else text
 
 
 def cell_text(row: Mapping[str, Any], column: str) -> str:
-    """Return one cell as text; raise MissingColumn, or RowProblem where it holds no text."""
+    """Return a cell's text; raise MissingColumn, or RowProblem if it is empty or not one value."""
     if column not in row:
         raise MissingColumn(column)
     value = row[column]
@@ -204,18 +208,18 @@ def cell_text(row: Mapping[str, Any], column: str) -> str:
         return value.text
     if is_empty_cell(value):
         raise EmptyCell(column)
-    if not isinstance(value, _PLAIN):
-        hint = f"templates read text: give what you need of `{column}` a column of its own"
+    if not isinstance(value, _SCALARS):
+        hint = f"templates take text: move the part of `{column}` that you need to a column of its own"
         if isinstance(value, list) and value and isinstance(value[0], Mapping):
-            hint += f"; if it holds messages, write `task: chat` and `messages: {column}`"
-        raise RowProblem(f"cell `{column}` holds a {type(value).__name__}, not text", hint=hint)
+            hint += f"; if it holds messages, use `task: chat` and `messages: {column}`"
+        raise RowProblem(f"cell `{column}` holds a {type(value).__name__}, not text", code="wrong-cell", hint=hint)
     if value in (math.inf, -math.inf):
-        raise RowProblem(f"cell `{column}` is infinite")
+        raise RowProblem(f"cell `{column}` is infinite", code="wrong-cell")
     return format_value(value)
 
 
 def is_empty_cell(value: Any) -> bool:
-    """Say whether a cell holds nothing: null, NaN or blanks."""
+    """Return whether a cell is empty: null, NaN or blank text."""
     return (
         value is None
         or (isinstance(value, str) and not value.strip())
@@ -224,5 +228,5 @@ def is_empty_cell(value: Any) -> bool:
 
 
 def format_value(value: Any) -> str:
-    """Return the text of a plain value; truth values are `true` and `false`, as JSON and Arrow write them."""
+    """Return the text of a scalar; booleans are `true` and `false`, as in JSON and Arrow."""
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,9 +1,9 @@
-"""Texts to ids, word by word where the tokenizer itself works so: what it made of a word before is remembered.
+"""Encode text word by word, with a cache of words, if the tokenizer itself encodes words independently.
 
-Most tokenizers of today cut a text into words by a fixed rule and encode each by itself. Rows of one data set are made
-of the same words, and looking them up takes a fraction of the time. The rules are not written down here a second time:
-a text is cut only at single blanks between characters that are none, where no known rule has a word that reaches over,
-and each piece is what the tokenizer makes of it. Tokenizers that are not known to work so get every text whole.
+Most current tokenizers split a text into words by a fixed pattern and encode each on its own. The rows of a data set
+share most of their words, and looking words up takes a fraction of the time. The patterns are not implemented again
+here: a text is cut only at single spaces between two non-blank characters, which are inside no word by any known
+pattern, and the tokenizer encodes each piece. A tokenizer that is not known to work this way gets every text whole.
 """
 
 import json
@@ -13,17 +13,17 @@ from collections.abc import Collection, Sequence
 from itertools import accumulate, chain
 from typing import Any, NamedTuple
 
-# Characters that no tokenizer takes for blanks, whatever version of Unicode it knows.
+# A space between two characters that are not blanks in any version of Unicode.
 _CUTS = re.compile(r"(?<=[\w!-~])(?= [\w!-~])")
-_AFTER = re.compile(r"\S ")
-_MOST_PIECES = 2**15
-_LONGEST = 64  # characters of a piece that is remembered
+_SPACE_AFTER_CHARACTER = re.compile(r"\S ")
+_CACHE_SIZE = 2**15
+_MAX_CACHED_LENGTH = 64  # characters
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _BEFORE = r"[^\r\n\p{L}\p{N}]?"
 _MARKS, _BLANKS = r" ?[^\s\p{L}\p{N}]+", r"\s*[\r\n]+|\s+(?!\S)|\s+"
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-# Rules of Llama 3, of Qwen 2, and o200k (gpt-oss, Llama 4), beside GPT-2's, which has a name of its own. A blank behind
-# another character always begins a word.
+# The patterns of Llama 3, Qwen 2 and o200k (gpt-oss, Llama 4); GPT-2's is built into the ByteLevel pre-tokenizer. In
+# all of them, a space after another character begins a word.
 KNOWN_SPLIT_PATTERNS = (
     rf"{_CONTRACTIONS}|{_BEFORE}\p{{L}}+|\p{{N}}{{1,3}}|{_MARKS}[\r\n]*|{_BLANKS}",
     rf"{_CONTRACTIONS}|{_BEFORE}\p{{L}}+|\p{{N}}|{_MARKS}[\r\n]*|{_BLANKS}",
@@ -33,10 +33,14 @@ KNOWN_SPLIT_PATTERNS = (
 
 
 class CachedWord(NamedTuple):
-    """A stretch of text and its tokens.
+    """A piece of text and its tokens.
 
-    `ends` are where the tokens end, `spans` where they stand as the tokenizer tells it. `control` lists (token, first,
-    last) of control tokens, without the blanks around them that some swallow; `ends` knows that too.
+    Attributes:
+        length: in characters.
+        ids: token ids.
+        spans: (first, last) character of each token, as the tokenizer reports them.
+        ends: last character of each token. Blanks that a control token has swallowed are not part of it.
+        control: (token, first, last) of each control token, without swallowed blanks.
     """
 
     length: int
@@ -47,124 +51,127 @@ class CachedWord(NamedTuple):
 
 
 class EncodedText:
-    """An encoded text: its ids, and where tokens stand. `control` says that of control tokens, by their place."""
+    """The token ids of a text, and the characters that each token covers.
 
-    def __init__(self, pieces: Sequence[CachedWord]) -> None:
-        self._pieces = pieces
-        ids = [piece.ids for piece in pieces]
-        self._begins = list(accumulate([piece.length for piece in pieces], initial=0))
-        self._firsts = list(accumulate(map(len, ids), initial=0))
+    Attributes:
+        ids: token ids.
+        control: {index of a control token: (first, last) character}.
+    """
+
+    def __init__(self, words: Sequence[CachedWord]) -> None:
+        self._words = words
+        ids = [word.ids for word in words]
+        self._first_characters = list(accumulate([word.length for word in words], initial=0))
+        self._first_tokens = list(accumulate(map(len, ids), initial=0))
         self.ids: list[int] = list(chain.from_iterable(ids))
         self.control: dict[int, tuple[int, int]] = {
-            first + token: (begin + start, begin + end)
-            for piece, first, begin in zip(pieces, self._firsts, self._begins, strict=False)
-            if piece.control
-            for token, start, end in piece.control
+            first + token: (offset + start, offset + end)
+            for word, first, offset in zip(words, self._first_tokens, self._first_characters, strict=False)
+            if word.control
+            for token, start, end in word.control
         }
 
-    def tokens_before(self, edge: int) -> int:
-        """Return how many tokens end at a character or before it."""
-        place = min(bisect_right(self._begins, edge), len(self._pieces)) - 1
-        if place < 0:
+    def tokens_before(self, character: int) -> int:
+        """Return how many tokens end at or before a character."""
+        word = min(bisect_right(self._first_characters, character), len(self._words)) - 1
+        if word < 0:
             return 0
-        return self._firsts[place] + bisect_right(self._pieces[place].ends, edge - self._begins[place])
+        offset = character - self._first_characters[word]
+        return self._first_tokens[word] + bisect_right(self._words[word].ends, offset)
 
-    def starts_token_at(self, token: int, edge: int) -> bool:
-        """Say whether a token begins at a character or after it, and the one before reaches up to it."""
-        first, _ = self.control.get(token) or (self._span(token) if token < len(self.ids) else (edge, edge))
-        return first >= edge and (token == 0 or self._span(token - 1)[1] >= edge)
+    def starts_token_at(self, token: int, character: int) -> bool:
+        """Return whether a token begins at or after a character, and the previous token reaches up to it."""
+        span = self.control.get(token) or (self._span(token) if token < len(self.ids) else (character, character))
+        return span[0] >= character and (token == 0 or self._span(token - 1)[1] >= character)
 
     def _span(self, token: int) -> tuple[int, int]:
-        place = bisect_right(self._firsts, token) - 1
-        begin, (first, last) = self._begins[place], self._pieces[place].spans[token - self._firsts[place]]
-        return begin + first, begin + last
+        word = bisect_right(self._first_tokens, token) - 1
+        offset, (first, last) = self._first_characters[word], self._words[word].spans[token - self._first_tokens[word]]
+        return offset + first, offset + last
 
 
 class CachedEncoder:
-    """Encodes texts, and remembers their pieces.
+    """Encodes texts and caches the words.
 
     Args:
-        backend: of the tokenizers library.
-        control_ids: which of its ids are control tokens.
+        backend: a `tokenizers.Tokenizer`.
+        control_ids: the ids of its control tokens.
     """
 
     def __init__(self, backend: Any, control_ids: Collection[int]) -> None:
         self._backend = backend
         self._control_ids = control_ids
         self._by_words = can_encode_by_words(backend)
-        # Two generations: when the younger is full, what has not been met since the last time is forgotten.
-        self._young: dict[str, CachedWord] = {}
+        # Two generations: when the new one is full, it becomes the old one, and words only in the old one are dropped.
+        self._new: dict[str, CachedWord] = {}
         self._old: dict[str, CachedWord] = {}
 
     def encode(self, text: str) -> EncodedText:
-        """Return a text encoded; raise TypeError where it has characters that are not Unicode."""
+        """Encode a text; raise TypeError if it has characters that are not Unicode."""
         if not self._by_words:
-            return EncodedText([self._piece(text)])
-        if len(self._young) >= _MOST_PIECES:
-            self._young, self._old = {}, self._young
-        known = self._young.get
-        return EncodedText([known(one) or self._recalled(one) for one in _CUTS.split(text)])
+            return EncodedText([self._encode_piece(text)])
+        if len(self._new) >= _CACHE_SIZE:
+            self._new, self._old = {}, self._new
+        cached = self._new.get
+        return EncodedText([cached(piece) or self._look_up(piece) for piece in _CUTS.split(text)])
 
-    def _recalled(self, text: str) -> CachedWord:
-        piece = self._old.get(text) or self._piece(text)
-        if len(text) <= _LONGEST:
-            self._young[text] = piece
-        return piece
+    def _look_up(self, text: str) -> CachedWord:
+        word = self._old.get(text) or self._encode_piece(text)
+        if len(text) <= _MAX_CACHED_LENGTH:
+            self._new[text] = word
+        return word
 
-    def _piece(self, text: str) -> CachedWord:
+    def _encode_piece(self, text: str) -> CachedWord:
         encoding = self._backend.encode(text, add_special_tokens=False)
         ids, spans = tuple(encoding.ids), tuple(encoding.offsets)
         ends = [last for _, last in spans]
         control = []
-        for token in (i for i, one in enumerate(ids) if one in self._control_ids):
-            first, last = spans[token]  # some control tokens swallow the blanks beside them
+        for index in (index for index, token in enumerate(ids) if token in self._control_ids):
+            first, last = spans[index]  # some control tokens swallow the blanks around them
             matched = text[first:last]
             first, last = first + len(matched) - len(matched.lstrip()), first + len(matched.rstrip())
-            control.append((token, first, last))
-            ends[token] = last
+            control.append((index, first, last))
+            ends[index] = last
         return CachedWord(len(text), ids, spans, tuple(ends), tuple(control))
 
 
 def can_encode_by_words(backend: Any) -> bool:
-    """Say whether a tokenizer gives the same ids where a text is cut at single blanks and its pieces are encoded alone.
+    """Return whether a tokenizer gives the same ids if a text is cut at single spaces and the pieces are encoded alone.
 
-    So it is with byte-level BPE whose words are cut by a known rule, unless an added token holds such a blank or looks
-    at what stands beside it.
+    This holds for byte-level BPE that splits words by a known pattern, unless an added token contains such a space or
+    depends on the characters next to it.
     """
     model, normalizer = backend.model, _state(backend.normalizer)
-    # A normalizer may look beyond a blank; composing letters does not.
+    # A normalizer may look across a space; NFC, which composes letters, does not.
     if type(model).__name__ != "BPE" or (normalizer or {"type": "NFC"}) != {"type": "NFC"} or model.dropout:
         return False
-    if model.continuing_subword_prefix or model.end_of_word_suffix or not _cuts_by_a_known_rule(backend.pre_tokenizer):
+    if model.continuing_subword_prefix or model.end_of_word_suffix or not _has_known_pattern(backend.pre_tokenizer):
         return False
     added = backend.get_added_tokens_decoder().values()
     if any(token.lstrip or token.rstrip or token.single_word for token in added):
         return False
-    return not any(_AFTER.search(token.content) for token in added) and not _shifts(backend)
+    return not any(_SPACE_AFTER_CHARACTER.search(token.content) for token in added) and not _shifts_offsets(backend)
 
 
-def _cuts_by_a_known_rule(pre_tokenizer: Any) -> bool:
+def _has_known_pattern(pre_tokenizer: Any) -> bool:
     state = _state(pre_tokenizer)
     match [step["type"] for step in _steps(state, "pretokenizers")]:
         case ["ByteLevel"] | ["Digits", "ByteLevel"]:
-            return _is_bare(_steps(state, "pretokenizers")[-1], use_regex=True)
+            return _is_plain(_steps(state, "pretokenizers")[-1], use_regex=True)
         case ["Split", "ByteLevel"]:
-            rule, bytes_of = _steps(state, "pretokenizers")
-            known = (
-                rule["pattern"].get("Regex") in KNOWN_SPLIT_PATTERNS
-                and rule["behavior"] == "Isolated"
-                and not rule["invert"]
-            )
-            return known and _is_bare(bytes_of, use_regex=False)
+            split, byte_level = _steps(state, "pretokenizers")
+            pattern = split["pattern"].get("Regex")
+            is_known = pattern in KNOWN_SPLIT_PATTERNS and split["behavior"] == "Isolated" and not split["invert"]
+            return is_known and _is_plain(byte_level, use_regex=False)
     return False
 
 
-def _is_bare(byte_level: dict[str, Any], *, use_regex: bool) -> bool:
+def _is_plain(byte_level: dict[str, Any], *, use_regex: bool) -> bool:
     return byte_level["use_regex"] == use_regex and not byte_level["add_prefix_space"]
 
 
-def _shifts(backend: Any) -> bool:
-    """Say whether the first token of a text is told to begin elsewhere than it would within another text."""
+def _shifts_offsets(backend: Any) -> bool:
+    """Return whether the reported span of a text's first token differs from its span inside another text."""
     steps = _steps(_state(backend.post_processor), "processors")
     return any(s["type"] == "ByteLevel" and s["trim_offsets"] and s["add_prefix_space"] for s in steps)
 

@@ -1,6 +1,6 @@
-"""Chat templates, compiled once and in the environment that transformers gives them, which the tests hold this to.
+"""Chat templates, compiled once, in the same Jinja environment as in transformers (a test compares the two).
 
-transformers' own function needs seconds until it is imported, and as long again as the template itself for every text.
+transformers' own function takes seconds to import, and doubles the time for each conversation.
 """
 
 import json
@@ -18,42 +18,46 @@ from jinja2.utils import Namespace
 
 
 class ChatTemplate:
-    """A chat template; a template is somebody's program, so it runs in a sandbox.
+    """A compiled chat template. It is a program of the model's author, so it runs in a sandbox.
 
     Args:
-        source: its text.
-        names: what it may write by name, such as `eos_token`.
+        source: text of the template.
+        variables: variables that it may use, such as `eos_token`.
     """
 
-    def __init__(self, source: str, names: Mapping[str, str]) -> None:
-        self._made = _environment().from_string(source)
-        # All that a text may name, as one dictionary: `render` would put it together from three for each.
-        self._names = {**self._made.globals, "tools": None, "documents": None, **names}
+    def __init__(self, source: str, variables: Mapping[str, str]) -> None:
+        self._template = _environment().from_string(source)
+        # One dictionary, because Jinja's `render` would merge three of them for each conversation.
+        self._variables = {**self._template.globals, "tools": None, "documents": None, **variables}
 
-    def text(self, messages: Sequence[Mapping[str, str]], *, generation: bool) -> str:
-        """Return what the template writes; raise what it raises where it refuses the conversation."""
-        if not messages:  # as transformers does, whatever a template would write of nothing
+    def render(self, messages: Sequence[Mapping[str, str]], *, generation: bool) -> str:
+        """Render a conversation. If the template refuses it, its own exception is raised.
+
+        Args:
+            generation: add the beginning of an answer (`add_generation_prompt`).
+        """
+        if not messages:  # as in transformers, even if the template accepts it
             raise ValueError("the conversation is empty")
-        known = {**self._names, "messages": messages, "add_generation_prompt": generation}
-        return "".join(self._made.root_render_func(self._made.new_context(known, shared=True)))
+        variables = {**self._variables, "messages": messages, "add_generation_prompt": generation}
+        return "".join(self._template.root_render_func(self._template.new_context(variables, shared=True)))
 
 
 class _Generation(Extension):
-    """Lets templates mark what an assistant wrote; the marks change nothing."""
+    """Accepts `{% generation %}` blocks, with which templates mark the assistant's text, and renders their contents."""
 
     tags = {"generation"}  # noqa: RUF012
 
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return nodes.CallBlock(self.call_method("_written"), [], [], body).set_lineno(line)
+        return nodes.CallBlock(self.call_method("_contents"), [], [], body).set_lineno(line)
 
-    def _written(self, caller: Macro) -> str:
+    def _contents(self, caller: Macro) -> str:
         return caller()
 
 
 class _Dict:
-    """`dict` for templates, without the methods of the class."""
+    """`dict` for templates, without access to the class and its methods."""
 
     def __call__(self, *pairs: Any, **values: Any) -> dict[Any, Any]:
         return dict(*pairs, **values)
@@ -62,44 +66,50 @@ class _Dict:
         return dict.fromkeys(*arguments)
 
 
-class _Names(Namespace):
+class _SafeNamespace(Namespace):
     """`namespace` for templates, without names that begin with an underscore."""
 
-    # jinja's own signature, so that `namespace(self=...)` works.
+    # Jinja's signature, so that `namespace(self=...)` works.
     def __init__(*arguments: Any, **values: Any) -> None:
-        self, first = arguments[0], arguments[1:]
-        found = dict(*first, **values)
-        for name in found:
-            _refuse_hidden(name)
-        Namespace.__init__(self, found)
+        self, positional = arguments[0], arguments[1:]
+        attributes = dict(*positional, **values)
+        for name in attributes:
+            _refuse_private(name)
+        Namespace.__init__(self, attributes)
 
     def __setitem__(self, name: str, value: Any) -> None:
-        _refuse_hidden(name)
+        _refuse_private(name)
         Namespace.__setitem__(self, name, value)
 
 
-def _refuse_hidden(name: Any) -> None:
+def _refuse_private(name: Any) -> None:
     if isinstance(name, str) and name.startswith("_"):
-        raise SecurityError(f"a template may not keep {name!r} in a namespace")
+        raise SecurityError(f"a template may not set {name!r} in a namespace")
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
-    made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
-    made.filters["tojson"] = _to_json
-    made.globals |= {"raise_exception": _refuse, "strftime_now": _now, "dict": _Dict(), "namespace": _Names}
-    return made
+    extensions = [_Generation, loopcontrols]
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
+    environment.filters["tojson"] = _to_json
+    environment.globals |= {
+        "raise_exception": _raise_exception,
+        "strftime_now": _strftime_now,
+        "dict": _Dict(),
+        "namespace": _SafeNamespace,
+    }
+    return environment
 
 
 def _to_json(
     value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
 ) -> str:
-    """Write JSON as it is; jinja's own filter writes it for HTML."""
+    """Return plain JSON; Jinja's own filter escapes it for HTML."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
-def _refuse(message: str) -> None:
+def _raise_exception(message: str) -> None:
     raise TemplateError(message)
 
 
-def _now(form: str) -> str:
-    return datetime.now().strftime(form)
+def _strftime_now(format_string: str) -> str:
+    return datetime.now().strftime(format_string)

@@ -1,4 +1,4 @@
-"""A model becomes a codec here and nowhere else: its own tokenizer, and chat markup where a recipe gives it some."""
+"""Load a model's tokenizer as a TokenizerAdapter, with ChatML if the recipe or the adapter adds it."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from tunesmith.core.errors import RecipeError
 from tunesmith.fetch.reference import ModelFolder
 from tunesmith.tasks.tokenizer import TokenizerAdapter
 
-_CHATML = ("<|im_start|>", "<|im_end|>")
+_CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
 _CHATML_TEMPLATE = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
@@ -16,35 +16,34 @@ _CHATML_TEMPLATE = (
 
 
 def load_tokenizer(model: ModelFolder, chat_markup: str | None = None) -> TokenizerAdapter:
-    """Return the codec of a model; an adapter brings the markup along that it was trained with.
+    """Load the tokenizer of a model. If the model is an adapter trained with ChatML, its tokenizer has ChatML too.
 
     Args:
         chat_markup: the recipe's `model.chat_markup`.
 
     Raises:
-        RecipeError: the model has a chat template already.
+        RecipeError: the model already has a chat template.
     """
     tokenizer = TokenizerAdapter.load(model.root.path)
     if model.chat_markup is not None:
-        tokenizer = TokenizerAdapter(
-            _with_chatml(tokenizer, model).hf_tokenizer
-        )  # whose tokens the adapter has rows for
+        # No new_ids: the adapter has embedding rows for these tokens.
+        tokenizer = TokenizerAdapter(_with_chatml(tokenizer, model).hf_tokenizer)
     return tokenizer if chat_markup is None else _with_chatml(tokenizer, model)
 
 
 def _with_chatml(tokenizer: TokenizerAdapter, model: ModelFolder) -> TokenizerAdapter:
-    """Return the codec with ChatML's two tokens and its template; tokens that are there already are used."""
+    """Add ChatML's template, and those of its two tokens that the tokenizer lacks."""
     if tokenizer.has_chat_template:
-        raise RecipeError(
-            f"`{model.reference}` has a chat template already", where="model.chat_markup", hint="remove the key"
-        )
+        message = f"`{model.reference}` already has a chat template"
+        raise RecipeError(message, where="model.chat_markup", code="has-chat-template", hint="remove the key")
     from transformers import AddedToken
 
-    plain: Any = tokenizer.hf_tokenizer
-    known = len(plain)
-    plain.add_tokens([AddedToken(text, special=True, normalized=False) for text in _CHATML], special_tokens=True)
-    # What the model expects before every text comes before a conversation, too.
-    begins = tokenizer.prefix_ids == (plain.bos_token_id,)
-    plain.chat_template = ("{{ bos_token }}" if begins else "") + _CHATML_TEMPLATE
-    ids = (plain.convert_tokens_to_ids(text) for text in _CHATML)
-    return TokenizerAdapter(plain, tokenizer.config, new_ids=tuple(i for i in ids if i >= known))
+    hf_tokenizer: Any = tokenizer.hf_tokenizer
+    old_size = len(hf_tokenizer)
+    added = [AddedToken(text, special=True, normalized=False) for text in _CHATML_TOKENS]
+    hf_tokenizer.add_tokens(added, special_tokens=True)
+    # If the model expects [bos] before every text, it expects it before a conversation, too.
+    has_bos = tokenizer.prefix_ids == (hf_tokenizer.bos_token_id,)
+    hf_tokenizer.chat_template = ("{{ bos_token }}" if has_bos else "") + _CHATML_TEMPLATE
+    ids = (hf_tokenizer.convert_tokens_to_ids(text) for text in _CHATML_TOKENS)
+    return TokenizerAdapter(hf_tokenizer, tokenizer.config, new_ids=tuple(i for i in ids if i >= old_size))

@@ -1,4 +1,4 @@
-"""The messages of a row: each key is used, known to mean nothing to a model, or refused by name."""
+"""Read a row's messages. Each key of a message is used, known to carry no text, or refused by name."""
 
 import ast
 import json
@@ -8,112 +8,120 @@ from typing import Any, NamedTuple
 from tunesmith.tasks.base import RowProblem
 
 ROLES = ("system", "user", "assistant", "tool")
-# Names and times of messages, which mean nothing to a model.
-_IGNORED = ("id", "message_id", "uuid", "index", "timestamp", "created", "created_at")
-# Whether a turn is learned: OpenAI's key, and another common one.
-_LEARNED = {"weight": (0, 1), "train": (False, True)}
+# Identifiers and times of messages, which no template writes.
+_IGNORED_KEYS = ("id", "message_id", "uuid", "index", "timestamp", "created", "created_at")
+# Keys that say whether a turn is trained on, with their two values: OpenAI's, and another common one.
+_TRAIN_KEYS = {"weight": (0, 1), "train": (False, True)}
 SHAREGPT_ROLES = "human -> user, gpt -> assistant, system -> system"
-_PYTHON = "it is Python's notation, not JSON: write the column with json.dumps"
-_LIST = "give a list of {role, content}, in CSV as JSON text"
+_PYTHON_HINT = "it is Python's notation instead of JSON: write the column with json.dumps"
+_LIST_HINT = "give a list of {role, content}; in CSV, as JSON text"
 
 
 class Message(NamedTuple):
-    """One turn of a row; `learned` is false if the row says that it must not be."""
+    """One turn of a row; `trained` is false if the row excludes it from training."""
 
     role: str
     text: str
-    learned: bool = True
+    trained: bool = True
 
 
 def parse_messages(value: Any, column: str) -> list[Message]:
-    """Return the messages in a cell: a list, or JSON text of one; raise RowProblem. Empty system turns are left out."""
+    """Return the messages of a cell, which holds a list or its JSON text; raise RowProblem.
+
+    Empty system turns are left out.
+    """
     if isinstance(value, str):
-        value = _parsed(value, column)
+        value = _parse_json(value, column)
     if not isinstance(value, list):
-        raise RowProblem(f"cell `{column}` is not a list of messages", hint=_list_hint(value))
-    messages = (_message(message, number) for number, message in enumerate(value, 1))
+        raise _wrong_cell(column, _object_hint(value) if isinstance(value, dict) else _LIST_HINT)
+    messages = (_parse_message(message, number) for number, message in enumerate(value, 1))
     return [message for message in messages if message.role != "system" or message.text.strip()]
 
 
-def _parsed(text: str, column: str) -> Any:
-    """Return the value of JSON text, the only way for a CSV to hold a list."""
+def _parse_json(text: str, column: str) -> Any:
+    """Return the value of JSON text, the only form in which a CSV can hold a list."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
-        raise RowProblem(f"cell `{column}` is not a list of messages", hint=_text_hint(text)) from None
+        raise _wrong_cell(column, _text_hint(text)) from None
+
+
+def _wrong_cell(column: str, hint: str) -> RowProblem:
+    return RowProblem(f"cell `{column}` is not a list of messages", code="wrong-messages", hint=hint)
 
 
 def _text_hint(text: str) -> str:
     try:
-        found = ast.literal_eval(text.strip())
+        value = ast.literal_eval(text.strip())
     except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return _LIST
-    return _PYTHON if isinstance(found, list | tuple | dict) else _LIST
+        return _LIST_HINT
+    return _PYTHON_HINT if isinstance(value, list | tuple | dict) else _LIST_HINT
 
 
-def _list_hint(value: Any) -> str:
-    if isinstance(value, dict):
-        inside = next((name for name, inner in value.items() if isinstance(inner, list)), None)
-        return f"it is an object with the keys {', '.join(value)}" + (
-            f": make its `{inside}` the column" if inside else ""
-        )
-    return _LIST
+def _object_hint(value: dict[str, Any]) -> str:
+    inner = next((name for name, item in value.items() if isinstance(item, list)), None)
+    hint = f"it is an object with the keys {', '.join(value)}"
+    return f"{hint}: use its `{inner}` as the column" if inner else hint
 
 
-def _message(message: Any, number: int) -> Message:
+def _parse_message(message: Any, number: int) -> Message:
     where = f"message {number}"
     if not isinstance(message, dict):
-        raise RowProblem(f"a message is {_kind(message)}, not {{role, content}}", where)
+        raise RowProblem(f"a message is {_type_name(message)}, not {{role, content}}", where, code="wrong-messages")
     if "from" in message and "value" in message:
         raise RowProblem(
-            "a message is {from, value}, not {role, content}", where,
+            "a message is {from, value}, not {role, content}", where, code="wrong-messages",
             hint=f"this is ShareGPT's format: write `from` as `role` ({SHAREGPT_ROLES}) and `value` as `content`",
         )  # fmt: skip
+    keys = f"{where} has {', '.join(map(str, message)) or 'no keys'}"
     if "role" not in message:
-        raise RowProblem("a message is not {role, content}", f"{where} has {', '.join(message) or 'no keys'}")
-    for key in _lost(message):
+        raise RowProblem("a message is not {role, content}", keys, code="wrong-messages")
+    for key in _lost_keys(message):
         raise RowProblem(
-            f"a message has `{key}`, which would be lost", where,
-            hint=f"put its text into `content`, or leave `{key}` out",
+            f"a message has `{key}`, which would be lost", where, code="wrong-messages",
+            hint=f"move its text to `content`, or remove `{key}`",
         )  # fmt: skip
     if "content" not in message:
-        raise RowProblem("a message is not {role, content}", f"{where} has {', '.join(message) or 'no keys'}")
+        raise RowProblem("a message is not {role, content}", keys, code="wrong-messages")
     role, content = message["role"], message["content"]
     if role not in ROLES:
-        raise RowProblem("a message has an unknown role", f"{role!r}; known are {', '.join(ROLES)}")
+        detail = f"{role!r} is not one of {', '.join(ROLES)}"
+        raise RowProblem("a message has an unknown role", detail, code="unknown-role")
     if not isinstance(content, str) and content is not None:
-        hint = "join the texts of its parts; images and sounds are not read" if isinstance(content, list) else ""
-        raise RowProblem(f"the content of a message is {_kind(content)}, not text", where, hint=hint)
+        hint = "join the texts of its parts; images and audio are not supported" if isinstance(content, list) else ""
+        reason = f"the content of a message is {_type_name(content)}, not text"
+        raise RowProblem(reason, where, code="wrong-messages", hint=hint)
     if role != "system" and not (content or "").strip():
-        raise RowProblem("a message has no text", where)
-    return Message(role, content or "", _is_learned(message, role, where))
+        raise RowProblem("a message has no text", where, code="wrong-messages")
+    return Message(role, content or "", _is_trained(message, role, where))
 
 
-def _lost(message: dict[str, Any]) -> Iterator[str]:
-    """Yield the keys that say something but that no template receives."""
-    known = ("role", "content", *_LEARNED, *_IGNORED)
+def _lost_keys(message: dict[str, Any]) -> Iterator[str]:
+    """Yield the keys whose values no template would write."""
+    known = ("role", "content", *_TRAIN_KEYS, *_IGNORED_KEYS)
     return (key for key, value in message.items() if key not in known and value not in (None, "", [], {}, False))
 
 
-def _is_learned(message: dict[str, Any], role: str, where: str) -> bool:
-    """Say whether a message may be learned, by its `weight` or `train`."""
-    for key, allowed in _LEARNED.items():
+def _is_trained(message: dict[str, Any], role: str, where: str) -> bool:
+    """Return whether a message may be trained on, by its `weight` or `train`."""
+    for key, allowed in _TRAIN_KEYS.items():
         value = message.get(key)
         if value is None:
             continue
         if value not in allowed or (key == "train" and not isinstance(value, bool)):
-            known = " nor ".join(json.dumps(one) for one in allowed)
-            raise RowProblem(f"`{key}` of a message is neither {known}", f"{where}: {value!r}")
+            choices = " nor ".join(map(json.dumps, allowed))
+            reason = f"`{key}` of a message is neither {choices}"
+            raise RowProblem(reason, f"{where}: {value!r}", code="wrong-messages")
         if value and role != "assistant":
             raise RowProblem(
-                f"a message of the {role} has `{key}: {json.dumps(allowed[1])}`", where,
-                hint="only turns of the assistant are learned; leave it out of the others",
+                f"a message of the {role} has `{key}: {json.dumps(allowed[1])}`", where, code="wrong-messages",
+                hint="only turns of the assistant are trained on; remove the key from the others",
             )  # fmt: skip
         if not value:
             return False
     return True
 
 
-def _kind(value: Any) -> str:
-    kinds = {list: "a list", dict: "an object", str: "a text", bool: "a truth value", type(None): "null"}
-    return kinds.get(type(value), "a number")
+def _type_name(value: Any) -> str:
+    names = {list: "a list", dict: "an object", str: "text", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number")

@@ -1,4 +1,4 @@
-"""Plain language modelling: [bos] text [eos], every token learned but the first."""
+"""The task `text`, language modelling on documents: [bos] text [eos], trained on every token except the first."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,7 +15,7 @@ _TEXT, _CONTINUED = "text", "continued"
 
 
 class TextTask(Task):
-    """Documents, long ones in blocks where the recipe says so. A sample is one continued from its first tokens."""
+    """Documents, split into blocks if they are long and the recipe says so. A sample continues a document's prefix."""
 
     def __init__(self, data: TextData, tokenizer: TokenizerAdapter) -> None:
         self._data = data
@@ -29,88 +29,92 @@ class TextTask(Task):
         return (Turn(_TEXT, document, trained=True),)
 
     def render(self, turns: Sequence[Turn], example_id: str = "") -> TokenizedExample:
-        """Return [bos] text [eos], or a block as it is; what has nothing of the document before it is not learned."""
+        """Return [bos] text [eos], or the ids of a block. Tokens without context in the document are not trained on."""
         [turn] = turns
-        ids = turn.ids or self._whole(turn.text)
-        unlearned = 1 if turn.role == _CONTINUED else max(1, len(self._tokenizer.prefix_ids))
-        return TokenizedExample(example_id, ids, (False,) * unlearned + (True,) * (len(ids) - unlearned))
+        ids = turn.ids or self._encode_document(turn.text)
+        untrained = 1 if turn.role == _CONTINUED else max(1, len(self._tokenizer.prefix_ids))
+        return TokenizedExample(example_id, ids, (False,) * untrained + (True,) * (len(ids) - untrained))
 
-    def split_blocks(self, tokens: TokenizedExample, most: int) -> list[tuple[Turn, ...]]:
-        """Return a longer document as blocks of `most` tokens and a shorter last one, if the recipe says `split`.
+    def split_blocks(self, example: TokenizedExample, max_tokens: int) -> list[tuple[Turn, ...]]:
+        """Split a long document into blocks of `max_tokens` tokens and a shorter last one, if the recipe says so.
 
-        A block begins with the last token of the one before, which it reads and does not learn. So each token is
-        learned once, none is predicted from nothing, and the last block has at least one to learn.
+        A block begins with the last token of the previous one, as context. So each token is trained on once and with
+        context, and the last block has at least one trained token.
         """
-        ids = tokens.input_ids
-        if self._data.too_long != "split" or len(ids) <= most:
+        ids = example.input_ids
+        if self._data.too_long != "split" or len(ids) <= max_tokens:
             return []
-        return [(self._block(start, ids[start : start + most]),) for start in range(0, len(ids) - 1, most - 1)]
+        starts = range(0, len(ids) - 1, max_tokens - 1)
+        return [(self._block(start, ids[start : start + max_tokens]),) for start in starts]
 
     def find_control_token(self, turns: Sequence[Turn]) -> str | None:
-        """Return the first control token that a document spells, unless the recipe lets it write them."""
+        """Return the first control token that a document spells, unless the recipe allows them."""
         return None if self._data.control_tokens else self._tokenizer.find_control_token(turns[0].text)
 
     def encode_prompt(self, turns: Sequence[Turn]) -> list[int]:
-        """Return the first tokens of a document or block, or all of what a person asks to continue."""
-        return self._sample(turns[0])[0]
+        """Return the first ids of a document or block, or all ids of a text that a user typed."""
+        return self._prefix_and_rest(turns[0])[0]
 
     def reference(self, turns: Sequence[Turn]) -> str:
-        """Return how the document or block really goes on."""
-        return self._tokenizer.decode(self._sample(turns[0])[1])
+        """Return the rest of the document or block."""
+        return self._tokenizer.decode(self._prefix_and_rest(turns[0])[1])
 
     def decode_answer(self, ids: Sequence[int]) -> str:
-        """Return the continuation as text."""
+        """Return the text of a continuation, without its end token."""
         return self._tokenizer.decode([i for i in ids if i not in self.stop_ids])
 
     def prompt_turns(self, row: Mapping[str, Any]) -> tuple[Turn, ...]:
-        """Return the document, which a model continues from its first tokens."""
+        """Return the document; the model continues its first tokens."""
         return self.parse(row)
 
     def user_turn(self, text: str) -> tuple[Turn, ...]:
         """Return the text to continue."""
         return (Turn(_TEXT, text, trained=False),)
 
-    def _whole(self, document: str) -> tuple[int, ...]:
-        """Return [bos] text [eos]; neither a second time where the document brings its own."""
+    def _encode_document(self, document: str) -> tuple[int, ...]:
+        """Return [bos] text [eos], without a second [bos] or [eos] if the document has them already."""
         text = self._encode(document)
         end = () if tuple(text[-1:]) == self.stop_ids else self.stop_ids
         return (*self._prefix(text), *text, *end)
 
     def _block(self, start: int, ids: tuple[int, ...]) -> Turn:
-        """Return the block that begins at a place of a document; its text is without the tokens around a document."""
-        text = ids[0 if start else len(self._tokenizer.prefix_ids) :]
-        return Turn(_CONTINUED if start else _TEXT, self.decode_answer(text), trained=True, ids=ids)
+        """Return a block as a turn; its text leaves out [bos] and [eos].
 
-    def _sample(self, turn: Turn) -> tuple[list[int], list[int]]:
-        """Return what a sample is continued from, and how that goes on without its end."""
+        Args:
+            start: index of the block's first token in the document.
+        """
+        text_ids = ids[0 if start else len(self._tokenizer.prefix_ids) :]
+        return Turn(_CONTINUED if start else _TEXT, self.decode_answer(text_ids), trained=True, ids=ids)
+
+    def _prefix_and_rest(self, turn: Turn) -> tuple[list[int], list[int]]:
+        """Return the ids that a sample starts from, and the ids that follow in the document, without its end."""
         if turn.ids:
             ids = list(turn.ids[:-1] if turn.ids[-1:] == self.stop_ids else turn.ids)
-            asked = len(self._tokenizer.prefix_ids) + self._data.sample_prefix_tokens
+            count = len(self._tokenizer.prefix_ids) + self._data.sample_prefix_tokens
         else:
             text = self._encode(turn.text)
             prefix = self._prefix(text)
             ids = [*prefix, *text]
-            asked = len(prefix) + self._data.sample_prefix_tokens if turn.trained else len(ids)
-        return ids[:asked], ids[asked:]
+            count = len(prefix) + self._data.sample_prefix_tokens if turn.trained else len(ids)
+        return ids[:count], ids[count:]
 
     def _encode(self, text: str) -> list[int]:
-        ids = (
-            self._tokenizer.encode_trusted(text)
-            if self._data.control_tokens
-            else self._tokenizer.encode_untrusted(text)
-        )
-        if not self._tokenizer.decodes_to(ids, text):
-            raise RowProblem("the document's tokens do not decode to the document", repr(text[:80]))
+        tokenizer = self._tokenizer
+        ids = tokenizer.encode_trusted(text) if self._data.control_tokens else tokenizer.encode_untrusted(text)
+        if not tokenizer.decodes_to(ids, text):
+            detail = repr(text[:80])
+            raise RowProblem("the document's tokens do not decode to the document", detail, code="decode-mismatch")
         return ids
 
     def _prefix(self, ids: Sequence[int]) -> tuple[int, ...]:
-        """Return what goes before a document: nothing where it brings its own."""
+        """Return the tokens to put before a document; none if the document begins with them."""
         prefix = self._tokenizer.prefix_ids
         return () if prefix and tuple(ids[: len(prefix)]) == prefix else prefix
 
 
 def require_eos_id(tokenizer: TokenizerAdapter) -> int:
-    """Return the end-of-text id, without which a model could not learn to stop."""
+    """Return the id of the end-of-text token; raise RecipeError if there is none."""
     if tokenizer.eos_id is None:
-        raise RecipeError("the model's tokenizer has no end-of-text token, so it could not learn to stop")
+        message = "the model's tokenizer has no end-of-text token, so the model could not learn to stop"
+        raise RecipeError(message, where="model.base", code="no-stop-token", hint="use a base whose tokenizer has one")
     return tokenizer.eos_id

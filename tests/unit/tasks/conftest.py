@@ -1,4 +1,4 @@
-"""What the tests of tasks share: every family of templates and tokenizers, each built once."""
+"""Fixtures for the tests of tasks: families of chat templates and tokenizers, each built once."""
 
 import pytest
 from tests.unit.tasks.families import FAMILIES, Family

@@ -1,6 +1,6 @@
-"""Miniature families of models: a chat template and a tokenizer as the large ones have them, built in milliseconds.
+"""Small tokenizers with chat templates like those of real model families, built in milliseconds.
 
-The templates are written for these tests; each has one habit of a real family that has broken a renderer before.
+The templates are written for these tests. Each has a peculiarity of a real family that has broken a renderer before.
 """
 
 import json
@@ -34,10 +34,13 @@ def byte_level(
     prefix: str | None = None,
     lines_whole: bool = False,
 ) -> Tokenizer:
-    """Byte-level BPE: `specials` are in the vocabulary, `late` ones live in added_tokens only.
+    """Return a byte-level BPE tokenizer.
 
-    GPT-2's rule parts the last of several blanks from the others where a word follows; with `lines_whole` line breaks
-    stay together, as newer rules have it.
+    Args:
+        specials: special tokens in the vocabulary.
+        late: tokens in added_tokens only.
+        lines_whole: keep line breaks together, like newer patterns. GPT-2's pattern splits the last of several blanks
+            off if a word follows.
     """
     backend = Tokenizer(models.BPE())
     backend.normalizer = normalizer
@@ -59,13 +62,17 @@ def byte_level(
         backend.add_tokens([token])
     if prefix is not None:
         backend.post_processor = processors.Sequence(
-            [processors.ByteLevel(trim_offsets=True), _puts_before(backend, prefix)]
+            [processors.ByteLevel(trim_offsets=True), _adds_prefix(backend, prefix)]
         )
     return backend
 
 
 def sentencepiece_bpe(specials: Sequence[str], *, style: str, prefix: str) -> Tokenizer:
-    """BPE over blanks written as U+2581, with a token for every byte; `style` says who puts the first blank."""
+    """Return a BPE tokenizer that writes spaces as U+2581 and has a token for every byte.
+
+    Args:
+        style: which part of the tokenizer adds the first space.
+    """
     backend = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     strip: list[Any] = [decoders.Strip(" ", 1, 0)]
     if style == "normalizer":
@@ -83,18 +90,18 @@ def sentencepiece_bpe(specials: Sequence[str], *, style: str, prefix: str) -> To
     split, backend.pre_tokenizer = backend.pre_tokenizer, pre_tokenizers.Split("\u2581", "merged_with_next")
     if style in ("first", "always"):
         backend.pre_tokenizer = split
-    backend.train_from_iterator(CORPUS, trainer)  # as SentencePiece does, no piece reaches over a blank
+    backend.train_from_iterator(CORPUS, trainer)  # as in SentencePiece, no piece crosses a space
     backend.pre_tokenizer = split
     vocabulary = backend.get_vocab()
     vocabulary |= {f"<0x{byte:02X}>": len(vocabulary) + byte for byte in range(256)}
     merges = [tuple(merge) for merge in _state(backend)["model"]["merges"]]
     backend.model = models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True)
-    backend.post_processor = _puts_before(backend, prefix)
+    backend.post_processor = _adds_prefix(backend, prefix)
     return backend
 
 
 def unigram(specials: Sequence[str]) -> Tokenizer:
-    """Unigram pieces, control tokens among them, and no way to write characters that were not in the corpus."""
+    """Return a unigram tokenizer, which cannot encode characters that are not in the corpus."""
     pieces = sorted({*"".join(CORPUS), *"qzplaceholderxkj017", "\u2581", *" ".join(CORPUS).split()} - {" "})
     scored = [("<unk>", 0.0), *((text, -1.0) for text in specials), *((text, -9.0 / len(text)) for text in pieces)]
     backend = Tokenizer(models.Unigram(scored, unk_id=0, byte_fallback=False))
@@ -104,7 +111,7 @@ def unigram(specials: Sequence[str]) -> Tokenizer:
     return backend
 
 
-def _puts_before(backend: Tokenizer, text: str) -> Any:
+def _adds_prefix(backend: Tokenizer, text: str) -> Any:
     return processors.TemplateProcessing(
         single=f"{text} $A", pair=f"{text} $A $B", special_tokens=[(text, backend.token_to_id(text))]
     )
@@ -116,12 +123,12 @@ def _state(backend: Tokenizer) -> dict[str, Any]:
 
 
 def wrapped(backend: Tokenizer, template: str | None, **tokens: str) -> Any:
-    """Return the tokenizer as transformers would load it."""
+    """Return the tokenizer as transformers loads it."""
     from transformers import PreTrainedTokenizerFast
 
-    made = PreTrainedTokenizerFast(tokenizer_object=backend, **tokens)
-    made.chat_template = template
-    return made
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **tokens)
+    tokenizer.chat_template = template
+    return tokenizer
 
 
 def special(text: str, **flags: bool) -> AddedToken:
@@ -132,19 +139,21 @@ def markup(text: str) -> AddedToken:
     return AddedToken(text, special=False, normalized=False)
 
 
-def _as_it_is(text: str) -> str:
+def _unchanged(text: str) -> str:
     return text
 
 
-def _without_blanks_before(text: str) -> str:
+def _without_leading_blanks(text: str) -> str:
     return re.sub(r"^[^\S\x1c-\x1f]+", "", text)  # tokenizers do not count these four as blanks
 
 
 @dataclass(frozen=True, repr=False)
 class Family:
-    """A template with its tokenizer, and what a correct renderer makes of them.
+    """A template with its tokenizer, and how a correct renderer uses them.
 
-    `written` is what the template makes of an answer, `lead` what it writes before the last one itself.
+    Attributes:
+        written: returns an answer as the template renders it.
+        lead: text of the template at the beginning of the last answer.
     """
 
     name: str
@@ -155,9 +164,9 @@ class Family:
     lead: str = ""
     has_system: bool = True
     every_turn_ends: bool = True
-    written: Callable[[str], str] = _as_it_is
+    written: Callable[[str], str] = _unchanged
     exact: bool = True
-    """The prompt's last tokens are the same whatever the answer begins with."""
+    """Whether the last tokens of a prompt are the same with any answer after them."""
 
     @cached_property
     def hf_tokenizer(self) -> Any:
@@ -171,7 +180,7 @@ class Family:
         return ChatTask(chat_data(**changes), self.tokenizer)
 
     def own_ids(self, turns: Sequence[Turn], *, generation: bool = False) -> list[int]:
-        """Return what transformers makes of a conversation."""
+        """Return the ids of a conversation by transformers."""
         messages = [{"role": turn.role, "content": turn.text} for turn in turns]
         ids: list[int] = self.hf_tokenizer.apply_chat_template(
             messages, tokenize=True, add_generation_prompt=generation, return_dict=False
@@ -182,11 +191,11 @@ class Family:
         return [i for i in ids if i in self.tokenizer.control_ids]
 
     def runs(self, ids: Sequence[int], trained: Sequence[bool]) -> list[str]:
-        """Return the text of every run of learned tokens."""
+        """Return the text of each run of trained tokens."""
         runs: list[list[int]] = []
-        for place, (token, learned) in enumerate(zip(ids, trained, strict=True)):
-            if learned:
-                if not place or not trained[place - 1]:
+        for index, (token, is_trained) in enumerate(zip(ids, trained, strict=True)):
+            if is_trained:
+                if not index or not trained[index - 1]:
                     runs.append([])
                 runs[-1].append(token)
         return [self.tokenizer.decode(run) for run in runs]
@@ -198,12 +207,12 @@ def chat_data(**changes: Any) -> ChatData:
 
 
 def conversation(*texts: str, system: str | None = None, train_on: str = "all") -> tuple[Turn, ...]:
-    """Return turns of user and assistant in turn, trained as the recipe's `train_on` says."""
+    """Return alternating turns of user and assistant, trained on by the recipe's `train_on`."""
     turns = [] if system is None else [Turn("system", system, trained=False)]
     for index, text in enumerate(texts):
         role = "assistant" if index % 2 else "user"
-        learned = role == "assistant" and (train_on == "all" or index == len(texts) - 1)
-        turns.append(Turn(role, text, trained=learned))
+        trained = role == "assistant" and (train_on == "all" or index == len(texts) - 1)
+        turns.append(Turn(role, text, trained=trained))
     return tuple(turns)
 
 
@@ -212,7 +221,7 @@ CHATML = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 DEFAULT_SYSTEM = "{% if messages[0].role != 'system' %}<|im_start|>system\nBe brief.<|im_end|>\n{% endif %}" + CHATML
-# Thoughts of earlier answers go; the last answer gets an empty one if it has none.
+# Removes the thoughts of earlier answers; the last answer gets an empty thought if it has none.
 THINKING = (
     "{% set ns = namespace(asked=-1) %}"
     "{% for m in messages %}{% if m.role == 'user' %}{% set ns.asked = loop.index0 %}{% endif %}{% endfor %}"
@@ -361,7 +370,7 @@ FAMILIES = {
             ),
             stop="<|end|>",
             tokens={"eos_token": "<|endoftext|>"},
-            written=_without_blanks_before,
+            written=_without_leading_blanks,
         ),
         Family(
             "unigram",

@@ -1,4 +1,4 @@
-"""Texts encoded piece by piece: the same tokens at the same places as of the whole text, where that is done at all."""
+"""Encoding by words gives the same tokens and offsets as encoding the whole text, and other tokenizers are not cut."""
 
 import random
 from bisect import bisect_right
@@ -26,22 +26,22 @@ PIECES = (
 
 
 def greedy(pre_tokenizer: Any, *, normalizer: Any = None, late: Sequence[AddedToken] = ()) -> Tokenizer:
-    """Return a tokenizer with merges over all bounds of words, so that only its rule keeps words apart."""
-    made = Tokenizer(models.BPE())
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    """Return a tokenizer with merges across words, so that only its pre-tokenizer keeps words apart."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     trainer = trainers.BpeTrainer(
         vocab_size=800,
         special_tokens=[CONTROLS[0]],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    chance = random.Random(0)
-    texts = ["".join(chance.choices((*PIECES[:-2], " ", " ", " "), k=6)) for _ in range(300)]
-    over_bounds = [f"{one}{blanks}" for one in (".", "!?", "one", "12345") for blanks in ("\n", " ", "  ", " \n")]
-    made.train_from_iterator([*texts, *over_bounds * 100], trainer)
-    made.pre_tokenizer, made.normalizer = pre_tokenizer, normalizer
-    made.add_tokens([markup(CONTROLS[1]), *late])
-    return made
+    generator = random.Random(0)
+    texts = ["".join(generator.choices((*PIECES[:-2], " ", " ", " "), k=6)) for _ in range(300)]
+    across_words = [f"{word}{blanks}" for word in (".", "!?", "one", "12345") for blanks in ("\n", " ", "  ", " \n")]
+    backend.train_from_iterator([*texts, *across_words * 100], trainer)
+    backend.pre_tokenizer, backend.normalizer = pre_tokenizer, normalizer
+    backend.add_tokens([markup(CONTROLS[1]), *late])
+    return backend
 
 
 def byte_level_after(*steps: Any, use_regex: bool) -> Any:
@@ -49,8 +49,8 @@ def byte_level_after(*steps: Any, use_regex: bool) -> Any:
     return pre_tokenizers.Sequence([*steps, last])
 
 
-def by_rule(rule: str) -> Tokenizer:
-    return greedy(byte_level_after(pre_tokenizers.Split(Regex(rule), "isolated"), use_regex=False))
+def with_pattern(pattern: str) -> Tokenizer:
+    return greedy(byte_level_after(pre_tokenizers.Split(Regex(pattern), "isolated"), use_regex=False))
 
 
 GPT2 = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -59,7 +59,7 @@ KNOWN: dict[str, Callable[[], Tokenizer]] = {
     "gpt2": lambda: greedy(GPT2, late=[AddedToken("dog", normalized=True)]),
     "composing": lambda: greedy(GPT2, normalizer=normalizers.NFC()),
     "digits": lambda: greedy(byte_level_after(DIGITS, use_regex=True), late=[markup("   ")]),
-    **{f"rule {i}": partial(by_rule, rule) for i, rule in enumerate(KNOWN_SPLIT_PATTERNS)},
+    **{f"pattern {i}": partial(with_pattern, pattern) for i, pattern in enumerate(KNOWN_SPLIT_PATTERNS)},
 }
 TEXTS = st.lists(st.sampled_from(PIECES) | st.just(" ") | st.characters(exclude_categories=["Cs"]), max_size=30).map(
     "".join
@@ -70,52 +70,52 @@ TEXTS = st.lists(st.sampled_from(PIECES) | st.just(" ") | st.characters(exclude_
 @pytest.mark.parametrize("name", KNOWN)
 @given(texts=st.lists(TEXTS, max_size=2))
 @settings(max_examples=50, deadline=None)
-def test_a_text_in_pieces_has_the_tokens_of_the_whole(name: str, texts: list[str]) -> None:
+def test_encoding_by_words_equals_encoding_the_whole_text(name: str, texts: list[str]) -> None:
     backend = BUILT.setdefault(name, KNOWN[name]())
     controls = {backend.token_to_id(token) for token in CONTROLS}
-    encoder, plain = CachedEncoder(backend, controls), CachedEncoder(backend, controls)
+    by_words, whole_texts = CachedEncoder(backend, controls), CachedEncoder(backend, controls)
     assert can_encode_by_words(backend)
-    plain._by_words = False
-    for text in [*texts, *texts]:  # the second time from memory
-        found, whole = encoder.encode(text), plain.encode(text)
+    whole_texts._by_words = False
+    for text in [*texts, *texts]:  # the second time from the cache
+        encoded, whole = by_words.encode(text), whole_texts.encode(text)
         own = backend.encode(text, add_special_tokens=False)
-        assert found.ids == whole.ids == own.ids
-        assert found.control == whole.control
-        assert {i for i, token in enumerate(own.ids) if token in controls} == set(found.control)
+        assert encoded.ids == whole.ids == own.ids
+        assert encoded.control == whole.control
+        assert {i for i, token in enumerate(own.ids) if token in controls} == set(encoded.control)
         ends = [last for _, last in own.offsets]
         for edge in range(len(text) + 1):
-            assert found.tokens_before(edge) == whole.tokens_before(edge) == bisect_right(ends, edge)
+            assert encoded.tokens_before(edge) == whole.tokens_before(edge) == bisect_right(ends, edge)
             for token in range(len(own.ids) + 1):
-                assert found.starts_token_at(token, edge) == whole.starts_token_at(token, edge)
+                assert encoded.starts_token_at(token, edge) == whole.starts_token_at(token, edge)
 
 
 BUILT: dict[str, Tokenizer] = {}
 
 
 @pytest.mark.parametrize("name", KNOWN)
-def test_no_two_pieces_of_text_that_are_one_word_are_cut(name: str) -> None:
+def test_words_are_never_cut(name: str) -> None:
     backend = BUILT.setdefault(name, KNOWN[name]())
     encoder = CachedEncoder(backend, ())
-    for one, other in product((*PIECES, ".", "!?", "one", "12345"), (*PIECES, " one", " .", " \n", "  one", "\n\n")):
-        for text in (f"{one}{other}", f"two {one}{other}two", f"{one} {other}", f"{one}{other}{one}"):
+    for left, right in product((*PIECES, ".", "!?", "one", "12345"), (*PIECES, " one", " .", " \n", "  one", "\n\n")):
+        for text in (f"{left}{right}", f"two {left}{right}two", f"{left} {right}", f"{left}{right}{left}"):
             assert encoder.encode(text).ids == backend.encode(text, add_special_tokens=False).ids, repr(text)
 
 
-def test_what_is_forgotten_is_encoded_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cached_encoder, "_MOST_PIECES", 3)
+def test_dropped_words_are_encoded_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cached_encoder, "_CACHE_SIZE", 3)
     backend = KNOWN["gpt2"]()
     encoder = CachedEncoder(backend, ())
     for i in range(50):
         text = f"Say one and two, then red {i % 7} cat {i}"
         assert encoder.encode(text).ids == backend.encode(text).ids
-    assert len(encoder._young) + len(encoder._old) < 30
+    assert len(encoder._new) + len(encoder._old) < 30
 
 
 def changed(**parts: Any) -> Tokenizer:
-    made = byte_level(("<|end|>",))
+    backend = byte_level(("<|end|>",))
     for name, value in parts.items():
-        setattr(made, name, value)
-    return made
+        setattr(backend, name, value)
+    return backend
 
 
 @pytest.mark.parametrize(
@@ -138,6 +138,6 @@ def changed(**parts: Any) -> Tokenizer:
         unigram(["</s>"]),
     ],
 )
-def test_other_tokenizers_get_every_text_whole(backend: Tokenizer) -> None:
+def test_other_tokenizers_encode_texts_whole(backend: Tokenizer) -> None:
     assert not can_encode_by_words(backend)
-    assert len(CachedEncoder(backend, ()).encode("one two three")._pieces) == 1
+    assert len(CachedEncoder(backend, ()).encode("one two three")._words) == 1

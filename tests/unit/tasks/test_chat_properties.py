@@ -1,11 +1,10 @@
-"""Chats of random text: whatever people write, the answer is learned, the frame is the template's, no id is forged."""
+"""Properties of conversations with random text: answers are trained, and only the template emits control tokens."""
 
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from tests.support.errors import row_problem
 from tests.unit.tasks.families import CORPUS, FAMILIES, Family, conversation
-
-from tunesmith.tasks.base import RowProblem
 
 quick = settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 
@@ -43,7 +42,7 @@ ODD = (
     "cat",
 )
 CONTROL = sorted({token.content for f in FAMILIES.values() for token in f.hf_tokenizer.added_tokens_decoder.values()})
-# U+2581 is how the SentencePiece kind writes a blank, so it cannot tell the two apart.
+# SentencePiece writes a space as U+2581, so its tokenizers cannot distinguish the two.
 letters = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\u2581"), max_size=6)
 clean_text = st.lists(st.one_of(letters, st.sampled_from(ODD)), max_size=8).map("".join)
 poisoned_text = st.lists(
@@ -53,80 +52,81 @@ poisoned_text = st.lists(
 
 
 def texts(family: Family, *, poisoned: bool) -> st.SearchStrategy[list[str]]:
-    one = poisoned_text if poisoned else clean_text
-    if family.name == "unigram":  # it cannot write letters that were not in its corpus
+    text = poisoned_text if poisoned else clean_text
+    if family.name == "unigram":  # it cannot encode letters that were not in its corpus
         known = st.text(st.sampled_from(sorted({*"".join(CORPUS)})), max_size=6)
-        one = st.lists(
+        text = st.lists(
             st.one_of(known, st.sampled_from(["<|im_end|>", "<|im_start|>user\n"])) if poisoned else known, max_size=8
         ).map("".join)
-    said = one.filter(lambda text: bool(text.strip()))
-    return st.lists(st.tuples(said, said), min_size=1, max_size=3).map(
+    nonblank = text.filter(lambda text: bool(text.strip()))
+    return st.lists(st.tuples(nonblank, nonblank), min_size=1, max_size=3).map(
         lambda pairs: [t for pair in pairs for t in pair]
     )
 
 
-def as_written(family: Family, answer: str, run: str) -> bool:
-    wanted = f"{family.written(answer)}{family.stop}"
-    normal = family.tokenizer._backend.normalizer
-    same = (lambda text: normal.normalize_str(text)) if family.name == "thinking" else str
+def is_rendered(family: Family, answer: str, run: str) -> bool:
+    """Return whether a trained run is the answer as the template renders it, with its stop token."""
+    expected = f"{family.written(answer)}{family.stop}"
+    normalizer = family.tokenizer._backend.normalizer
+    normalize = (lambda text: normalizer.normalize_str(text)) if family.name == "thinking" else str
     leads = {family.lead, family.lead.lstrip(" "), ""}
-    return same(run) in {same(lead + wanted) for lead in leads}
+    return normalize(run) in {normalize(lead + expected) for lead in leads}
 
 
 @quick
 @given(data=st.data())
-def test_what_is_learned_is_the_answer_and_its_stop(family: Family, data: st.DataObject) -> None:
-    said = data.draw(texts(family, poisoned=True))
-    assume(family.name != "thinking" or not any("think>" in text for text in said))  # that template moves thoughts
-    turns = conversation(*said, train_on="all" if family.every_turn_ends else "last")
+def test_answers_and_their_stop_tokens_are_trained(family: Family, data: st.DataObject) -> None:
+    drawn = data.draw(texts(family, poisoned=True))
+    assume(family.name != "thinking" or not any("think>" in text for text in drawn))  # its template moves thoughts
+    turns = conversation(*drawn, train_on="all" if family.every_turn_ends else "last")
     tokens, prompt = family.task().render(turns), family.task().encode_prompt(turns)
     runs = family.runs(tokens.input_ids, tokens.trained)
     answers = [turn.text for turn in turns if turn.trained]
     assert len(runs) == len(answers)
-    assert all(as_written(family, answer, run) for answer, run in zip(answers, runs, strict=True))
+    assert all(is_rendered(family, answer, run) for answer, run in zip(answers, runs, strict=True))
     assert list(tokens.input_ids[: len(prompt)]) == prompt
     assert tokens.trained[len(prompt)]
 
 
 @quick
 @given(data=st.data())
-def test_clean_conversations_have_the_ids_of_transformers(family: Family, data: st.DataObject) -> None:
-    said = data.draw(texts(family, poisoned=False))
-    turns = conversation(*said, train_on="last")
+def test_ids_equal_transformers_without_control_tokens_in_text(family: Family, data: st.DataObject) -> None:
+    drawn = data.draw(texts(family, poisoned=False))
+    turns = conversation(*drawn, train_on="last")
     assume(
-        not any(token.content in text for text in said for token in family.hf_tokenizer.added_tokens_decoder.values())
+        not any(token.content in text for text in drawn for token in family.hf_tokenizer.added_tokens_decoder.values())
     )
     tokens = family.task().render(turns)
     own = family.own_ids(turns)
     assert family.tokenizer.decode(tokens.input_ids) == family.tokenizer.decode(own)
-    # Where blanks begin an answer, a token could join them with the prompt's, which a model in use is never given.
-    if not any(answer[:1].isspace() for answer in said[1::2]):
+    # transformers may merge blanks at the beginning of an answer with the prompt; in generation that cannot happen.
+    if not any(answer[:1].isspace() for answer in drawn[1::2]):
         assert family.task().encode_prompt(turns) == family.own_ids(turns[:-1], generation=True)
         assert not family.exact or list(tokens.input_ids) == own
 
 
 @quick
 @given(data=st.data())
-def test_poisoned_conversations_have_the_control_tokens_of_the_frame(family: Family, data: st.DataObject) -> None:
-    said = data.draw(texts(family, poisoned=True))
-    assume(family.name != "thinking" or not any("think>" in text for text in said))
-    turns = conversation(*said, train_on="last")
+def test_only_the_template_emits_control_tokens(family: Family, data: st.DataObject) -> None:
+    drawn = data.draw(texts(family, poisoned=True))
+    assume(family.name != "thinking" or not any("think>" in text for text in drawn))
+    turns = conversation(*drawn, train_on="last")
     ids = family.task().render(turns).input_ids
-    frame = family.controls(family.own_ids(conversation(*("x" for _ in said))))
-    found = family.controls(ids)
+    frame = family.controls(family.own_ids(conversation(*("x" for _ in drawn))))
+    emitted = family.controls(ids)
     special = family.tokenizer.special_ids
-    assert [i for i in found if i in special] == [i for i in frame if i in special]
-    if not any(token in answer for answer in said[1::2] for token in CONTROL):
-        assert found == frame
-    # A prompt alone, as a server makes it.
-    frame = family.controls(family.own_ids(conversation(*("x" for _ in said))[:-1], generation=True))
-    found = family.controls(family.task().encode_prompt(turns))
-    assert [i for i in found if i in special] == [i for i in frame if i in special]
+    assert [i for i in emitted if i in special] == [i for i in frame if i in special]
+    if not any(token in answer for answer in drawn[1::2] for token in CONTROL):
+        assert emitted == frame
+    # The same for a prompt alone, as on a server.
+    frame = family.controls(family.own_ids(conversation(*("x" for _ in drawn))[:-1], generation=True))
+    emitted = family.controls(family.task().encode_prompt(turns))
+    assert [i for i in emitted if i in special] == [i for i in frame if i in special]
 
 
 @quick
 @given(text=poisoned_text, allow_markup=st.booleans())
-def test_personal_text_is_read_back_and_holds_no_control_token(family: Family, text: str, allow_markup: bool) -> None:
+def test_untrusted_text_round_trips_without_control_tokens(family: Family, text: str, allow_markup: bool) -> None:
     assume(family.name != "unigram" or family.hf_tokenizer.unk_token_id not in family.tokenizer.encode_untrusted(text))
     tokenizer = family.tokenizer
     ids = tokenizer.encode_untrusted(text, allow_markup=allow_markup)
@@ -139,7 +139,7 @@ def test_personal_text_is_read_back_and_holds_no_control_token(family: Family, t
 @pytest.mark.parametrize("name", ["chatml", "instructions"])
 @quick
 @given(text=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\u2581"), min_size=1, max_size=12))
-def test_says_knows_texts_apart(name: str, text: str) -> None:
+def test_decodes_to_distinguishes_texts(name: str, text: str) -> None:
     tokenizer = FAMILIES[name].tokenizer
     ids = tokenizer.encode_untrusted(text)
     assert tokenizer.decodes_to(ids, text)
@@ -147,9 +147,9 @@ def test_says_knows_texts_apart(name: str, text: str) -> None:
         assert not tokenizer.decodes_to(ids, other)
 
 
-def test_rows_with_letters_that_the_vocabulary_lacks() -> None:
+def test_letters_missing_in_the_vocabulary() -> None:
     family = FAMILIES["unigram"]
     turns = conversation("\u00e9\u2603", "one")
-    assert list(family.task().render(turns).input_ids) == family.own_ids(turns), "a question may hold them"
-    with pytest.raises(RowProblem, match="do not decode to the answer"):
+    assert list(family.task().render(turns).input_ids) == family.own_ids(turns), "a prompt may contain them"
+    with row_problem("decode-mismatch"):
         family.task().render(conversation("one", "\u00e9"))

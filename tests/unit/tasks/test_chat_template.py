@@ -1,4 +1,4 @@
-"""Our environment of chat templates writes what transformers' own writes, and refuses what it refuses."""
+"""Chat templates render the same text as in transformers, and raise the same exceptions."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from tunesmith.tasks.chat_template import ChatTemplate
 MESSAGES = [{"role": "user", "content": 'One & "two" <b>é\n'}, {"role": "assistant", "content": "  Three."}]
 
 
-def theirs(source: str, *, generation: bool) -> str:
+def transformers_text(source: str, *, generation: bool) -> str:
     from transformers.utils.chat_template_utils import render_jinja_template
 
     rendered, _ = render_jinja_template(
@@ -30,9 +30,9 @@ def theirs(source: str, *, generation: bool) -> str:
         "{{ messages[0].content.strip() | upper }}{{ missing }}{{ messages[-1]['content'] | trim }}",
     ],
 )  # fmt: skip
-def test_it_writes_what_transformers_writes(source: str, generation: bool) -> None:
-    written = ChatTemplate(source, {"eos_token": "</s>"}).text(MESSAGES, generation=generation)
-    assert written == theirs(source, generation=generation)
+def test_text_equals_that_of_transformers(source: str, generation: bool) -> None:
+    text = ChatTemplate(source, {"eos_token": "</s>"}).render(MESSAGES, generation=generation)
+    assert text == transformers_text(source, generation=generation)
 
 
 @pytest.mark.parametrize(
@@ -46,9 +46,9 @@ def test_it_writes_what_transformers_writes(source: str, generation: bool) -> No
         "{{ dict.mro() }}",
     ],
 )
-def test_it_refuses_what_transformers_refuses(source: str) -> None:
-    with pytest.raises(Exception) as mine:  # noqa: PT011
-        ChatTemplate(source, {}).text(MESSAGES, generation=False)
-    with pytest.raises(Exception) as own:  # noqa: PT011
-        theirs(source, generation=False)
-    assert type(mine.value) is type(own.value)
+def test_exceptions_equal_those_of_transformers(source: str) -> None:
+    with pytest.raises(Exception) as ours:  # noqa: PT011
+        ChatTemplate(source, {}).render(MESSAGES, generation=False)
+    with pytest.raises(Exception) as theirs:  # noqa: PT011
+        transformers_text(source, generation=False)
+    assert type(ours.value) is type(theirs.value)

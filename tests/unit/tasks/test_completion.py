@@ -1,17 +1,18 @@
-"""Completions: prompt and answer, and what a model in use is given."""
+"""The completion task: token ids of prompt and answer, in training and in generation."""
 
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from tests.support.errors import raises, row_problem
 from tests.unit.tasks.families import FAMILIES, Family, byte_level, wrapped
 
 from tunesmith.core.errors import RecipeError
 from tunesmith.recipe.data_source import FileSource
 from tunesmith.recipe.schema import CompletionData
 from tunesmith.tasks import task_for
-from tunesmith.tasks.base import MissingColumn, RowProblem
+from tunesmith.tasks.base import MissingColumn
 from tunesmith.tasks.completion import CompletionTask
 from tunesmith.tasks.tokenizer import TokenizerAdapter
 
@@ -30,7 +31,7 @@ def completion(
     return task
 
 
-def test_the_parts_of_a_completion(family: Family) -> None:
+def test_prompt_answer_and_end(family: Family) -> None:
     task, tokenizer = completion(family.tokenizer), family.tokenizer
     turns = task.parse(ROW)
     tokens, prompt = task.render(turns, "some id"), task.encode_prompt(turns)
@@ -40,14 +41,14 @@ def test_the_parts_of_a_completion(family: Family) -> None:
     assert prompt.count(bos) == (1 if tokenizer.prefix_ids else 0)
     assert tokens.trained == (False,) * len(prompt) + (True,) * (len(tokens.input_ids) - len(prompt))
     assert tokens.input_ids[-1] == tokenizer.eos_id
-    learned = tokens.input_ids[len(prompt) :]
-    assert task.decode_answer(learned).strip() == task.reference(turns).strip() == "one"
+    trained_ids = tokens.input_ids[len(prompt) :]
+    assert task.decode_answer(trained_ids).strip() == task.reference(turns).strip() == "one"
     assert task.encode_prompt(turns[:1]) == prompt
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 @given(question=poisoned, answer=poisoned)
-def test_any_text(family: Family, question: str, answer: str) -> None:
+def test_random_text_round_trips_without_control_tokens(family: Family, question: str, answer: str) -> None:
     task, tokenizer = completion(family.tokenizer, "{question}", "{answer}"), family.tokenizer
     turns = task.parse({"question": question, "answer": answer})
     assume(family.name != "unigram" or family.hf_tokenizer.unk_token_id not in tokenizer.encode_untrusted(answer))
@@ -58,7 +59,7 @@ def test_any_text(family: Family, question: str, answer: str) -> None:
     assert special == [*tokenizer.prefix_ids, tokenizer.eos_id]
 
 
-def test_a_prompt_cannot_hold_markup_and_an_answer_can(chatml: Family) -> None:
+def test_markup_counts_in_answers_and_not_in_prompts(chatml: Family) -> None:
     task = completion(chatml.tokenizer)
     [think] = chatml.tokenizer.encode_trusted("<think>")
     tokens = task.render(task.parse({"question": "<think>", "answer": "<think>one<|im_end|>"}))
@@ -66,25 +67,25 @@ def test_a_prompt_cannot_hold_markup_and_an_answer_can(chatml: Family) -> None:
     assert tokens.input_ids.count(chatml.tokenizer.eos_id) == 1
 
 
-def test_an_answer_that_the_vocabulary_lacks() -> None:
+def test_answer_missing_in_the_vocabulary_is_a_row_problem() -> None:
     task = completion(FAMILIES["unigram"].tokenizer)
-    with pytest.raises(RowProblem, match="do not decode to the answer"):
+    with row_problem("decode-mismatch"):
         task.render(task.parse({"question": "one", "answer": "\u2603"}))
 
 
-def test_a_tokenizer_without_an_end() -> None:
-    with pytest.raises(RecipeError, match="no end-of-text token"):
+def test_tokenizer_without_end_token_is_refused() -> None:
+    with raises(RecipeError, "no-stop-token"):
         completion(TokenizerAdapter(wrapped(byte_level(("<|x|>",)), None)))
 
 
-def test_asking_by_hand(chatml: Family) -> None:
+def test_user_turn_fills_a_prompt_of_one_column(chatml: Family) -> None:
     task = completion(chatml.tokenizer)
     assert task.encode_prompt(task.user_turn("Say one.")) == task.encode_prompt(task.parse(ROW))
-    several = completion(chatml.tokenizer, "{question} {n}")
-    assert [turn.text for turn in several.user_turn("Say {n}")] == ["Say {n}"]
+    two_columns = completion(chatml.tokenizer, "{question} {n}")
+    assert [turn.text for turn in two_columns.user_turn("Say {n}")] == ["Say {n}"]
 
 
 @pytest.mark.parametrize("row", [{"question": "x"}, {"answer": "x"}, {}])
-def test_a_missing_column(chatml: Family, row: dict[str, Any]) -> None:
+def test_missing_column(chatml: Family, row: dict[str, Any]) -> None:
     with pytest.raises(MissingColumn):
         completion(chatml.tokenizer).parse(row)

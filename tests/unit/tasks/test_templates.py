@@ -1,13 +1,13 @@
-"""Templates that a model could not learn from are told in words, at once or row by row."""
+"""Chat templates that cannot be trained with are refused, at the beginning or row by row."""
 
 from types import SimpleNamespace
 
 import pytest
+from tests.support.errors import raises, row_problem
 from tests.support.tiny import CHATML, make_tokenizer
 from tests.unit.tasks.families import chat_data, conversation
 
 from tunesmith.core.errors import DataError, RecipeError
-from tunesmith.tasks.base import RowProblem
 from tunesmith.tasks.chat import ChatTask
 from tunesmith.tasks.tokenizer import TokenizerAdapter
 
@@ -19,40 +19,40 @@ def task_with(template: str | None) -> ChatTask:
     return ChatTask(chat_data(), TokenizerAdapter(make_tokenizer(template)))
 
 
-def said_as(expression: str, *, by: str = "assistant") -> str:
-    """Return ChatML in which the content of one role's turns is written otherwise."""
+def with_content(expression: str, *, by: str = "assistant") -> str:
+    """Return ChatML with another expression for the content of one role's turns."""
     assert CONTENT in CHATML
     return CHATML.replace(CONTENT, f"({expression} if m['role'] == '{by}' else {CONTENT})")
 
 
-def test_no_template_at_all() -> None:
-    with pytest.raises(RecipeError, match="no chat template"):
+def test_missing_template_is_refused() -> None:
+    with raises(RecipeError, "no-chat-template", where="data.task"):
         task_with(None)
 
 
 @pytest.mark.parametrize(
-    ("template", "reason"),
+    ("template", "code", "named"),
     [
         (
             "{% for m in messages if m.role != 'assistant' %}" + CHATML.split("%}", 1)[1],
-            "drops or repeats the turn of the assistant",
+            "template-rewrites",
+            "assistant",
         ),
-        (said_as("''"), "drops or repeats the turn of the assistant"),
-        (said_as(f"{CONTENT} + {CONTENT}"), "drops or repeats the turn of the assistant"),
-        (said_as(f"{CONTENT}|upper"), "drops or repeats the turn of the assistant"),
-        (said_as(f"{CONTENT}|upper", by="user"), "drops or repeats the turn of the user"),
-        ("{% for m in messages|reverse %}" + CHATML.split("%}", 1)[1], "writes the turns in another order"),
-        (CHATML.replace("<|im_end|>", ""), "no token that the model could learn to stop at"),
-        ("{{ raise_exception('not today') }}", "refuses the conversation: not today"),
-        ("{{ messages[7].content.x }}", "refuses the conversation: "),
-        ("{{ 1 / 0 }}", "refuses the conversation: division by zero"),
-        ("{% for m in %}", "refuses the conversation: "),
+        (with_content("''"), "template-rewrites", "assistant"),
+        (with_content(f"{CONTENT} + {CONTENT}"), "template-rewrites", "assistant"),
+        (with_content(f"{CONTENT}|upper"), "template-rewrites", "assistant"),
+        (with_content(f"{CONTENT}|upper", by="user"), "template-rewrites", "user"),
+        ("{% for m in messages|reverse %}" + CHATML.split("%}", 1)[1], "template-rewrites", "order"),
+        (CHATML.replace("<|im_end|>", ""), "no-stop-token", ""),
+        ("{{ raise_exception('not today') }}", "template-refuses", "not today"),
+        ("{{ messages[7].content.x }}", "template-refuses", ""),
+        ("{{ 1 / 0 }}", "template-refuses", "division by zero"),
+        ("{% for m in %}", "template-refuses", ""),
     ],
 )
-def test_templates_that_no_row_can_use(template: str, reason: str) -> None:
-    with pytest.raises(DataError, match=reason) as caught:
+def test_template_that_no_row_can_use_is_refused_at_once(template: str, code: str, named: str) -> None:
+    with raises(DataError, code, named, where="tokenizer chat_template") as caught:
         task_with(template)
-    assert caught.value.where == "tokenizer chat_template"
     assert caught.value.hint
 
 
@@ -68,52 +68,52 @@ def test_templates_that_no_row_can_use(template: str, reason: str) -> None:
     ],
 )
 @pytest.mark.parametrize("by", ["assistant", "user"])
-def test_rows_that_a_template_rewrites(expression: str, by: str) -> None:
+def test_row_that_the_template_rewrites_is_a_row_problem(expression: str, by: str) -> None:
     turns = conversation("one", ODD) if by == "assistant" else conversation(ODD, "one")
-    with pytest.raises(RowProblem, match="rewrites the conversation"):
-        task_with(said_as(expression, by=by)).render(turns)
+    with row_problem("template-rewrites"):
+        task_with(with_content(expression, by=by)).render(turns)
 
 
 @pytest.mark.parametrize(
-    ("template", "reason"),
+    ("template", "code"),
     [
-        # A thought that is opened for the model in use, and not in training.
+        # A thought that the template begins in generation and not in training.
         (
             CHATML.replace("'<|im_start|>assistant\n'", "'<|im_start|>assistant\n<think>\n'"),
-            "writes the prompt differently",
+            "template-differs",
         ),
-        # No header when asked for an answer: the model would have to learn the header.
-        (CHATML.replace("{% if add_generation_prompt %}", "{% if false %}"), "writes the prompt differently"),
-        # An instruction that only a model in use would read.
-        ("{% if add_generation_prompt %}Answer now. {% endif %}" + CHATML, "writes the prompt differently"),
-        # Blanks that only training keeps.
+        # No header in the generation prompt: the model would have to learn the header.
+        (CHATML.replace("{% if add_generation_prompt %}", "{% if false %}"), "template-differs"),
+        # An instruction in generation only.
+        ("{% if add_generation_prompt %}Answer now. {% endif %}" + CHATML, "template-differs"),
+        # Blanks that are kept in training only.
         (
             CHATML.replace(CONTENT, f"({CONTENT}|trim if add_generation_prompt else {CONTENT})"),
-            "writes the prompt differently",
+            "template-differs",
         ),
-        # Another end for the last turn than for the others, and the other way round.
-        (CHATML.replace(END, f"('' if {ANSWER} and not loop.last else {END})"), "does not end every turn"),
+        # A stop token after the last turn only, and after all but the last turn.
+        (CHATML.replace(END, f"('' if {ANSWER} and not loop.last else {END})"), "no-stop-token"),
         (
             CHATML.replace(END, f"('' if {ANSWER} and loop.last and loop.length > 2 else {END})"),
-            "does not end every turn",
+            "no-stop-token",
         ),
     ],
 )
-def test_rows_whose_training_would_not_be_like_use(template: str, reason: str) -> None:
+def test_template_that_differs_in_training_and_generation_is_a_row_problem(template: str, code: str) -> None:
     turns = conversation("Say one. ", "one", "two ", "three")
-    with pytest.raises(RowProblem, match=reason) as caught:
+    with row_problem(code) as caught:
         task_with(template).render(turns)
-    assert "three" not in caught.value.reason, "rows with the same trouble are counted together"
+    assert "three" not in caught.value.reason, "the reason is the same for all rows, which are counted by it"
 
 
-def test_turns_of_a_kind_that_the_template_drops() -> None:
+def test_template_that_drops_a_role() -> None:
     template = "{% for m in messages if m.role != 'system' %}" + CHATML.split("%}", 1)[1]
-    with pytest.raises(RowProblem, match="drops or repeats the turn of the system"):
+    with row_problem("template-rewrites", "system"):
         task_with(template).render(conversation("one", "two", system="three"))
     assert task_with(template).render(conversation("one", "two"))
 
 
-def test_a_template_may_write_the_date_and_days_may_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_template_with_the_date_works_on_the_next_day(monkeypatch: pytest.MonkeyPatch) -> None:
     today = ["Monday"]
     clock = SimpleNamespace(now=lambda: SimpleNamespace(strftime=lambda _: today[0]))
     monkeypatch.setattr("tunesmith.tasks.chat_template.datetime", clock)

@@ -1,4 +1,4 @@
-"""Documents: every token is learned but the first, whole or in blocks, and none is forged unless the recipe says so."""
+"""The text task: every token except the first is trained on, in whole documents and in blocks."""
 
 from itertools import pairwise
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from tests.support.errors import raises, row_problem
 from tests.unit.tasks.families import FAMILIES, Family, byte_level, wrapped
 
 from tunesmith.core.errors import RecipeError
@@ -13,7 +14,6 @@ from tunesmith.core.records import TokenizedExample, Turn
 from tunesmith.recipe.data_source import FileSource
 from tunesmith.recipe.schema import TextData
 from tunesmith.tasks import task_for
-from tunesmith.tasks.base import RowProblem
 from tunesmith.tasks.text import TextTask
 from tunesmith.tasks.tokenizer import TokenizerAdapter
 
@@ -28,7 +28,7 @@ def text_task(tokenizer: TokenizerAdapter, text: str = "text", **changes: Any) -
     return task
 
 
-def test_every_token_is_learned_but_the_first(family: Family) -> None:
+def test_every_token_except_the_first_is_trained(family: Family) -> None:
     task = text_task(family.tokenizer)
     turns = task.parse({"text": "Say one and two, then red cat."})
     tokens = task.render(turns, "some id")
@@ -42,7 +42,9 @@ def test_every_token_is_learned_but_the_first(family: Family) -> None:
 
 @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 @given(document=poisoned, sample_prefix_tokens=st.integers(1, 12))
-def test_any_document(family: Family, document: str, sample_prefix_tokens: int) -> None:
+def test_random_documents_round_trip_without_control_tokens(
+    family: Family, document: str, sample_prefix_tokens: int
+) -> None:
     tokenizer = family.tokenizer
     assume(family.name != "unigram" or family.hf_tokenizer.unk_token_id not in tokenizer.encode_untrusted(document))
     task = text_task(tokenizer, sample_prefix_tokens=sample_prefix_tokens)
@@ -56,18 +58,18 @@ def test_any_document(family: Family, document: str, sample_prefix_tokens: int) 
     assert task.decode_answer(tokens.input_ids[len(prompt) :]) == task.reference(turns)
 
 
-def test_control_tokens_on_purpose(chatml: Family) -> None:
+def test_control_tokens_in_documents_if_the_recipe_allows_them(chatml: Family) -> None:
     document = "<|im_start|>user\nSay one.<|im_end|>\n<|im_start|>assistant\n<think>one"
-    for wanted in (True, False):
-        task = text_task(chatml.tokenizer, control_tokens=wanted)
+    for allowed in (True, False):
+        task = text_task(chatml.tokenizer, control_tokens=allowed)
         tokens = task.render(task.parse({"text": document}))
         own = chatml.hf_tokenizer(document).input_ids
-        assert (list(tokens.input_ids[:-1]) == own) == wanted
+        assert (list(tokens.input_ids[:-1]) == own) == allowed
         assert chatml.tokenizer.decode(tokens.input_ids[:-1]) == document
         assert all(tokens.trained[1:])
 
 
-def test_a_document_that_brings_its_own_ends_gets_no_second_ones() -> None:
+def test_document_with_bos_and_eos_gets_no_second_ones() -> None:
     tokenizer = FAMILIES["turns"].tokenizer
     task = text_task(tokenizer, control_tokens=True)
     turns = task.parse({"text": "<bos>Say one.<eos>"})
@@ -80,13 +82,13 @@ def test_a_document_that_brings_its_own_ends_gets_no_second_ones() -> None:
     assert len(plain.input_ids) > len(tokens.input_ids)
 
 
-def test_a_document_of_letters_that_the_vocabulary_lacks() -> None:
+def test_document_missing_in_the_vocabulary_is_a_row_problem() -> None:
     task = text_task(FAMILIES["unigram"].tokenizer)
-    with pytest.raises(RowProblem, match="do not decode to the document"):
+    with row_problem("decode-mismatch"):
         task.render(task.parse({"text": "one \u2603"}))
 
 
-def test_a_person_is_continued_from_all_he_wrote_and_a_document_from_its_beginning(chatml: Family) -> None:
+def test_user_turn_is_continued_from_its_end_and_document_from_its_prefix(chatml: Family) -> None:
     task = text_task(chatml.tokenizer, sample_prefix_tokens=2)
     long = "Say one and two, then red cat."
     assert task.encode_prompt(task.user_turn(long)) == chatml.tokenizer.encode_untrusted(long)
@@ -96,55 +98,57 @@ def test_a_person_is_continued_from_all_he_wrote_and_a_document_from_its_beginni
 # --- long documents in blocks ---
 
 
-def in_blocks(task: TextTask, document: str, most: int) -> tuple[TokenizedExample, list[tuple[Turn, ...]]]:
+def in_blocks(task: TextTask, document: str, max_tokens: int) -> tuple[TokenizedExample, list[tuple[Turn, ...]]]:
     whole = task.render(task.parse({"text": document}))
-    return whole, task.split_blocks(whole, most)
+    return whole, task.split_blocks(whole, max_tokens)
 
 
-def learned(tokens: TokenizedExample) -> list[int]:
+def trained_ids(tokens: TokenizedExample) -> list[int]:
     return [i for i, trained in zip(tokens.input_ids, tokens.trained, strict=True) if trained]
 
 
 @pytest.mark.slow
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
-@given(document=st.lists(poisoned, min_size=1, max_size=12).map("".join), most=st.integers(8, 40))
-def test_every_token_of_any_document_is_learned_in_one_block(family: Family, document: str, most: int) -> None:
+@given(document=st.lists(poisoned, min_size=1, max_size=12).map("".join), max_tokens=st.integers(8, 40))
+def test_every_token_of_a_document_is_trained_in_exactly_one_block(
+    family: Family, document: str, max_tokens: int
+) -> None:
     tokenizer = family.tokenizer
     assume(family.name != "unigram" or family.hf_tokenizer.unk_token_id not in tokenizer.encode_untrusted(document))
     task = text_task(tokenizer, too_long="split")
-    whole, turns = in_blocks(task, document, most)
+    whole, turns = in_blocks(task, document, max_tokens)
     blocks = [task.render(block) for block in turns]
-    if len(whole.input_ids) <= most:
+    if len(whole.input_ids) <= max_tokens:
         assert blocks == []
         return
-    assert [i for block in blocks for i in learned(block)] == learned(whole)
-    assert [len(block.input_ids) for block in blocks[:-1]] == [most] * (len(blocks) - 1)
-    assert 2 <= len(blocks[-1].input_ids) <= most
-    assert blocks[0].input_ids == whole.input_ids[:most]
+    assert [i for block in blocks for i in trained_ids(block)] == trained_ids(whole)
+    assert [len(block.input_ids) for block in blocks[:-1]] == [max_tokens] * (len(blocks) - 1)
+    assert 2 <= len(blocks[-1].input_ids) <= max_tokens
+    assert blocks[0].input_ids == whole.input_ids[:max_tokens]
     for before, block in pairwise(blocks):
         assert block.input_ids[0] == before.input_ids[-1]
         assert block.trained == (False,) + (True,) * (len(block.input_ids) - 1)
-    ends = [tokenizer.eos_id in learned(block) for block in blocks]
+    ends = [tokenizer.eos_id in trained_ids(block) for block in blocks]
     assert ends == [False] * (len(blocks) - 1) + [True]
 
 
 @pytest.mark.parametrize("prefix", [(), (3,), (3, 4)])
 @pytest.mark.parametrize("more", range(9))
-def test_what_stands_before_a_document_is_learned_in_no_block(
+def test_prefix_before_a_document_is_trained_in_no_block(
     chatml: Family, monkeypatch: pytest.MonkeyPatch, prefix: tuple[int, ...], more: int
 ) -> None:
-    """The document holds what stands before it too, so a later block may begin with the same tokens."""
+    """The document contains the prefix as well, so a later block may begin with the same tokens."""
     monkeypatch.setattr(chatml.tokenizer, "prefix_ids", prefix)
     task = text_task(chatml.tokenizer, too_long="split")
     ids = (*prefix, *[5] * (8 - len(prefix) - 1), *(prefix or (5,)), *range(6, 6 + more), *task.stop_ids)
     whole = task.render((Turn("text", "", trained=True, ids=ids),))
-    assert learned(whole) == list(ids[max(1, len(prefix)) :])
+    assert trained_ids(whole) == list(ids[max(1, len(prefix)) :])
     blocks = [task.render(block) for block in task.split_blocks(whole, 8)]
-    assert [i for block in blocks for i in learned(block)] == (learned(whole) if len(ids) > 8 else [])
+    assert [i for block in blocks for i in trained_ids(block)] == (trained_ids(whole) if len(ids) > 8 else [])
     assert all(any(block.trained) for block in blocks)
 
 
-def test_a_document_is_split_where_it_is_too_long_and_the_recipe_says_so(chatml: Family) -> None:
+def test_only_documents_over_the_limit_are_split(chatml: Family) -> None:
     document = "Say one and two, then red cat."
     task = text_task(chatml.tokenizer, too_long="split")
     size = len(task.render(task.parse({"text": document})).input_ids)
@@ -152,12 +156,12 @@ def test_a_document_is_split_where_it_is_too_long_and_the_recipe_says_so(chatml:
     assert in_blocks(text_task(chatml.tokenizer, too_long="truncate"), document, size - 1)[1] == []
     whole, [first, last] = in_blocks(task, document, size - 1)
     assert first[0].ids == whole.input_ids[:-1]
-    assert last[0].ids == whole.input_ids[-2:]  # nothing is left but the end, which is learned too
-    assert learned(task.render(last)) == [chatml.tokenizer.eos_id]
+    assert last[0].ids == whole.input_ids[-2:]  # only the end token is left, which is trained on
+    assert trained_ids(task.render(last)) == [chatml.tokenizer.eos_id]
     assert (task.encode_prompt(last), task.reference(last)) == ([whole.input_ids[-2]], "")
 
 
-def test_a_sample_goes_on_from_the_beginning_of_its_block(family: Family) -> None:
+def test_sample_continues_the_prefix_of_its_block(family: Family) -> None:
     task = text_task(family.tokenizer, too_long="split", sample_prefix_tokens=3)
     _, turns = in_blocks(task, "Say one and two, then red cat, blue dog, one go. " * 4, 20)
     assert len(turns) > 3
@@ -169,7 +173,7 @@ def test_a_sample_goes_on_from_the_beginning_of_its_block(family: Family) -> Non
     assert prompt == task.encode_prompt(task.parse({"text": "Say one and two, then red cat, blue dog, one go. " * 4}))
 
 
-def test_the_text_of_a_block_is_what_it_reads(chatml: Family) -> None:
+def test_text_of_a_block_is_its_decoded_ids(chatml: Family) -> None:
     document = "Say \u2603 one and two, then red cat."
     task = text_task(chatml.tokenizer, too_long="split")
     ids = chatml.tokenizer.encode_untrusted(document)
@@ -184,12 +188,12 @@ def test_the_text_of_a_block_is_what_it_reads(chatml: Family) -> None:
     assert turns[0][0].text.startswith("Say")
 
 
-def test_templates_and_columns(chatml: Family) -> None:
+def test_text_is_a_template_or_a_column(chatml: Family) -> None:
     row = {"title": "Red {x}", "text": "cat", "a b": 1}
     assert text_task(chatml.tokenizer, "{title}: {text} {{x}} {a b}").parse(row)[0].text == "Red {x}: cat {x} 1"
     assert text_task(chatml.tokenizer, "a b").parse(row)[0].text == "1"
 
 
-def test_a_tokenizer_without_an_end() -> None:
-    with pytest.raises(RecipeError, match="no end-of-text token"):
+def test_tokenizer_without_end_token_is_refused() -> None:
+    with raises(RecipeError, "no-stop-token"):
         text_task(TokenizerAdapter(wrapped(byte_level(("<|x|>",)), None)))

@@ -1,4 +1,4 @@
-"""Tokenizers that are read without transformers are those that transformers reads."""
+"""Tokenizers loaded without transformers equal those loaded with it."""
 
 import json
 import shutil
@@ -20,17 +20,18 @@ def folder(tmp_path: Path, tokenizer_folder: Path) -> Path:
     return Path(shutil.copytree(tokenizer_folder, tmp_path / "model"))
 
 
-def rewritten(path: Path, **changes: Any) -> None:
+def change_json(path: Path, **changes: Any) -> None:
+    """Change keys of a JSON file; `...` removes a key."""
     values = json.loads(path.read_text(encoding="utf-8")) | changes
     path.write_text(json.dumps({key: value for key, value in values.items() if value is not ...}), encoding="utf-8")
 
 
 @pytest.mark.parametrize("kind", sorted(PLAIN_MODEL_TYPES))
-def test_it_is_the_tokenizer_that_transformers_reads(folder: Path, kind: str) -> None:
+def test_plain_tokenizer_equals_that_of_transformers(folder: Path, kind: str) -> None:
     from transformers import AutoTokenizer
 
-    rewritten(folder / "config.json", model_type=kind)
-    rewritten(folder / "tokenizer_config.json", bos_token="<|im_start|>")
+    change_json(folder / "config.json", model_type=kind)
+    change_json(folder / "tokenizer_config.json", bos_token="<|im_start|>")
     plain, theirs = load_plain_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
     assert plain is not None
     for name in ("bos_token_id", "eos_token_id", "unk_token_id", "pad_token_id", "special_tokens_map", "chat_template"):
@@ -43,10 +44,10 @@ def test_it_is_the_tokenizer_that_transformers_reads(folder: Path, kind: str) ->
     assert plain.decode(ids, **settings) == theirs.decode(ids, **settings)
 
 
-def test_codecs_of_both_are_one(folder: Path, tmp_path: Path) -> None:
+def test_adapters_of_both_are_equal(folder: Path, tmp_path: Path) -> None:
     light, full = TokenizerAdapter.load(folder), TokenizerAdapter(make_tokenizer())
-    assert light._is_light
-    assert not full._is_light
+    assert light.is_light
+    assert not full.is_light
     for name in ("digest", "control_ids", "special_ids", "markup_ids", "prefix_ids", "eos_id", "pad_id", "has_encoder"):
         assert getattr(light, name) == getattr(full, name)
     messages = [{"role": "user", "content": "one"}]
@@ -73,13 +74,13 @@ def test_codecs_of_both_are_one(folder: Path, tmp_path: Path) -> None:
         ("tokenizer.json", {"model": {}}),
     ],
 )  # fmt: skip
-def test_what_is_not_known_is_left_to_transformers(folder: Path, name: str, changes: dict[str, Any]) -> None:
+def test_unknown_settings_are_left_to_transformers(folder: Path, name: str, changes: dict[str, Any]) -> None:
     assert load_plain_tokenizer(folder) is not None
-    rewritten(folder / name, **changes)
+    change_json(folder / name, **changes)
     assert load_plain_tokenizer(folder) is None
 
 
 @pytest.mark.parametrize("name", ["special_tokens_map.json", "chat_template.json"])
-def test_files_that_may_say_otherwise_are_left_to_transformers(folder: Path, name: str) -> None:
+def test_additional_files_are_left_to_transformers(folder: Path, name: str) -> None:
     (folder / name).write_text("{}")
     assert load_plain_tokenizer(folder) is None
