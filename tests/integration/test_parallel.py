@@ -243,7 +243,7 @@ def test_a_signal_ends_a_long_validation(file: Path, alone: RunDir, tmp_path: Pa
 def test_memory_that_does_not_suffice_in_one_concerns_nobody_else(file: Path, alone: RunDir, tmp_path: Path) -> None:
     run, little = RunDir(tmp_path / "run"), command_after(LITTLE_MEMORY, tmp_path)
     said = done(together(2, little, "train", str(file), "--out", str(run)))
-    less = "memory did not suffice: going on with 1 rows a forward pass"
+    less = "out of memory: retrying with 1 rows per micro-batch"
     assert (less in run.rank_log(1).read_text(), less in said) == (True, False)
     assert same(run, alone)
 

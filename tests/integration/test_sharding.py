@@ -153,7 +153,7 @@ def test_memory_that_does_not_suffice_in_one_ends_all_that_share_layers(file: Pa
     run, little = RunDir(tmp_path / "run"), command_after(LITTLE_MEMORY, tmp_path)
     process = together(2, little, "train", str(file), IN_PARTS, "--out", str(run))
     _, said = process.communicate(timeout=240)
-    assert said.decode().count("memory does not suffice for passes of") == 2, "both say what one has met"
+    assert said.decode().count("out of memory with micro-batches of") == 2, "both say what one has met"
     assert "set train.micro_batch_tokens to less" in said.decode()
     assert "exitcode  : 5" in said.decode()
 
@@ -174,7 +174,7 @@ def test_adapters_beside_layers_that_never_are_whole(tuning: dict[str, Any], tmp
     assert manifest["sharding"] == "full"
     assert manifest["all_parameters"] == of_one["all_parameters"]
     assert of_one["plain_path"] == {}
-    stacks = {"stacked adapters": "the layers are divided over processes"}
+    stacks = {"stacked adapters": "the layers are sharded over processes"}
     assert manifest["plain_path"] == (stacks if tuning["method"] == "lora" else {})
     assert (run.checkpoint(60) / "model" / "adapter_model.safetensors").exists()
     for name in ("base", "tuned"):

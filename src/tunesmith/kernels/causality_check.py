@@ -1,7 +1,7 @@
-"""Prove that a model is causal by forward passes that differ in their last token only.
+"""Prove that a model is causal, with forward passes that differ in their last token only.
 
-The logits before that token must not change. If they do, the model reads the answers that it is asked to predict, and
-neither its loss nor a verdict on it means anything. One pass is made twice, to see whether this machine rounds alike.
+The logits before that token must not change. If they do, the model sees the tokens that it is trained to predict, and
+its loss and verdict are meaningless. One pass is repeated to see whether this machine rounds deterministically.
 """
 
 from dataclasses import replace
@@ -17,12 +17,12 @@ from tunesmith.distributed.fsdp import agree_on_reason
 from tunesmith.kernels.token_loss import model_inputs
 from tunesmith.model.load import ComputeConfig, decoder_config
 
-# Few tokens: in a short text, one wrong token is a larger part of what each position attends to.
+# Few tokens: in a short text, a single wrong token has a larger share of the attention of each position.
 _LENGTH = 8
-# Change of a logit in standard deviations of all logits. Operations of equal shapes round alike, so a causal model
-# gives the same bits in any precision. Only a mixture of experts groups tokens by their values, which rounds by up to
-# 1e-6 in fp32, and weights in few bits may be scaled by all tokens. Bidirectional models with random weights give 4e-3
-# and more in fp32, 1.6e-2 and more in bf16.
+# The allowed change of a logit, in standard deviations of all logits. Operations of equal shapes round equally, so a
+# causal model gives the same bits in any precision. There are two exceptions: a mixture of experts groups tokens by
+# their values, which changes rounding by up to 1e-6 in fp32, and quantized layers may compute a scale over all tokens.
+# Bidirectional models with random weights change by 4e-3 and more in fp32, and by 1.6e-2 and more in bf16.
 _TOLERANCE = 2e-4
 _TOLERANCE_ROUNDED = 0.05
 
@@ -32,44 +32,48 @@ def require_causal_attention(model: Any, tokens: TokenDataset, pad_id: int, comp
     """Raise RecipeError if a model's logits at a position depend on a later token.
 
     Args:
-        tokens: rows of the run; the first tokens of the longest row are tried, in the decoder if there is an encoder.
+        tokens: rows of the run; the first tokens of the longest row are used, in the decoder if there is an encoder.
     """
-    batch = _beginning(tokens.batch(tokens.shortest_first()[-1:], pad_id))
+    batch = _first_tokens(tokens.batch(tokens.shortest_first()[-1:], pad_id))
     if batch.input_ids.shape[1] < 2:
         return
     was_training = model.training
     model.eval()
     try:
-        before, again, after = (_logits(model, one, compute) for one in (batch, batch, _with_another_end(batch)))
+        before, repeated, after = (
+            _logits(model, variant, compute) for variant in (batch, batch, _with_other_last_token(batch))
+        )
     finally:
         model.train(was_training)
-    tolerance = _TOLERANCE_ROUNDED if _may_round_otherwise(model, compute, torch.equal(before, again)) else _TOLERANCE
-    off = float((before - after)[:-1].abs().max() / before.std())
+    tolerance = (
+        _TOLERANCE_ROUNDED if _may_round_differently(model, compute, torch.equal(before, repeated)) else _TOLERANCE
+    )
+    change = float((before - after)[:-1].abs().max() / before.std())
     reason = None
-    if not off <= tolerance:
-        reason = f"changing the last token of a text changes the logits before it, by {off:.2g} standard deviations"
+    if not change <= tolerance:
+        reason = f"changing the last token of a text changes the logits before it, by {change:.2g} standard deviations"
     if reason := agree_on_reason(model, reason):
         raise RecipeError(
             f"is not a causal language model: {reason}", where="model.base", hint=CAUSAL_HINT, code="not-causal"
         )
 
 
-def _may_round_otherwise(model: Any, compute: ComputeConfig, is_repeatable: bool) -> bool:
-    """Say whether a token's logits may be rounded otherwise without a change before it, by much more than in fp32."""
+def _may_round_differently(model: Any, compute: ComputeConfig, is_repeatable: bool) -> bool:
+    """Return whether a causal model's logits may change by rounding, by much more than in fp32."""
     if getattr(model, "is_quantized", False):
         return True
     has_experts = any("expert" in name and value for name, value in decoder_config(model).to_dict().items())
     return compute.dtype not in (torch.float32, torch.float64) and (has_experts or not is_repeatable)
 
 
-def _beginning(batch: Batch) -> Batch:
-    """Return the first tokens of a batch."""
-    cut = {name: getattr(batch, name)[:, :_LENGTH] for name in ("input_ids", "loss_mask", "segment_ids")}
-    return replace(batch, **cut)
+def _first_tokens(batch: Batch) -> Batch:
+    """Return the batch, shortened to its first tokens."""
+    shortened = {name: getattr(batch, name)[:, :_LENGTH] for name in ("input_ids", "loss_mask", "segment_ids")}
+    return replace(batch, **shortened)
 
 
-def _with_another_end(batch: Batch) -> Batch:
-    """Return the batch with another last token: the first token of the row that differs, else 0 or 1."""
+def _with_other_last_token(batch: Batch) -> Batch:
+    """Return the batch with another last token: the first token of the row that differs from it, else 0 or 1."""
     ids = batch.input_ids.clone()
     ids[0, -1] = next(int(token) for token in (*ids[0].tolist(), 0, 1) if int(token) != int(ids[0, -1]))
     return replace(batch, input_ids=ids)
@@ -79,5 +83,5 @@ def _logits(model: Any, batch: Batch, compute: ComputeConfig) -> torch.Tensor:
     """Return logits [length, vocabulary] in fp32."""
     batch = batch.to(compute.device)
     with compute.autocast(model.dtype):
-        found: torch.Tensor = model(**model_inputs(model, batch), use_cache=False).logits[0]
-    return found.float()
+        logits: torch.Tensor = model(**model_inputs(model, batch), use_cache=False).logits[0]
+    return logits.float()

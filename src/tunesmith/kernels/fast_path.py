@@ -1,7 +1,8 @@
-"""What is computed in a faster way than the model's own code does, each proved on a row of the run before it is used.
+"""Replace slow parts of a model by faster implementations, each verified on a row of the run before it is used.
 
-A way that does not give the loss and the gradients of the plain path is undone, with a reason for the log and the
-report. So everything works for any model, and nothing is faster by being something else.
+The plain path is the code of transformers and peft alone. An implementation that does not reproduce its loss and
+gradients is undone, with a reason for the log and the report. So training works for any model, and speed never changes
+the result.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -22,123 +23,126 @@ from tunesmith.model.load import ComputeConfig, detach_from_mmap
 from tunesmith.model.lora import use_peft_forward
 from tunesmith.model.memory import free_memory, is_out_of_memory
 
-# How far loss and gradients may be from the plain path's, as a part of them: rounding only.
+# The allowed relative difference of loss and gradients from the plain path: rounding only.
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 _LOW_PRECISION = 0.1
-# So many numbers of each gradient are compared: all of a full model's would be another copy of it.
-_COMPARED = 4096
+# The number of elements of each gradient to compare; comparing all would take as much memory as the model.
+_SAMPLE_SIZE = 4096
 
+# A function that enables an implementation, and returns a function that undoes it.
 FastPath = Callable[[], Callable[[], None]]
 
 
 def enable_fast_path(model: Any, tokens: TokenDataset, pad_id: int, compute: ComputeConfig) -> dict[str, str]:
-    """Compute in every faster way that is proved equal; return the others, and why not.
+    """Enable each fast path that reproduces the plain path; return the others as {name: reason}.
 
-    The plain path is peft's and transformers' own. Adapters begin as nothing, so they are given random numbers for the
-    proof, and their own back.
+    New adapters change nothing, so they get random weights for the comparison and their own back.
 
     Args:
-        model: as `make_trainable` returns it.
+        model: a model that `make_trainable` returned.
     """
     if not len(tokens):
         return {}
     batch = tokens.batch(tokens.shortest_first()[:1], pad_id).to(compute.device)
     was_training = model.training
-    model.eval()  # nothing is drawn at random
+    model.eval()  # no dropout
     refused: dict[str, str] = {}
     try:
-        with _adapters_at_work(model):
+        with _random_adapters(model):
             with use_peft_forward(model), record_shared_inputs(model) as groups:
-                plain = _measured(model, batch, compute)
-            ways: dict[str, FastPath] = {"gated layers": lambda: patch_gated_mlp(model)}
-            if groups and is_sharded(model):  # what is put together must be there as a whole
-                refused["stacked adapters"] = "the layers are divided over processes"
+                plain = _loss_and_gradients(model, batch, compute)
+            fast_paths: dict[str, FastPath] = {"gated layers": lambda: patch_gated_mlp(model)}
+            if groups and is_sharded(model):  # fusing needs whole matrices
+                refused["stacked adapters"] = "the layers are sharded over processes"
             elif groups:
-                ways["stacked adapters"] = lambda: _stacked(model, groups)
-            if _why_not(lambda: _take_all(ways.values()), model, batch, compute, plain):
-                for name, take in ways.items():  # which of them is it?
-                    if reason := _why_not(take, model, batch, compute, plain):
+                fast_paths["stacked adapters"] = lambda: _fuse_lora(model, groups)
+            if _try(lambda: _enable_all(fast_paths.values()), model, batch, compute, plain):
+                for name, enable in fast_paths.items():  # one of them fails, so try each alone
+                    if reason := _try(enable, model, batch, compute, plain):
                         refused[name] = reason
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         raise_if_sharded(model, error)
-        refused["faster ways"] = "memory does not suffice to try them"
+        refused["faster ways"] = "not enough memory to test them"
     finally:
         model.zero_grad(set_to_none=True)
         model.train(was_training)
-        free_memory()  # where weights were before they were put together, and what the proof held
+        free_memory()  # of unfused weights and of the comparison
     return refused
 
 
-def _stacked(model: Any, groups: list[list[Any]]) -> Callable[[], None]:
-    """Stack adapters; the file of the weights would stay resident beside those that were put together."""
+def _fuse_lora(model: Any, groups: list[list[Any]]) -> Callable[[], None]:
+    """Fuse adapters, and release the mapped weight files, which would stay resident in addition to the fused copies."""
     undo = fuse_lora(groups)
     detach_from_mmap(model)
     return undo
 
 
-def _take_all(ways: Iterable[FastPath]) -> Callable[[], None]:
-    """Take ways one after the other; return what undoes them."""
+def _enable_all(fast_paths: Iterable[FastPath]) -> Callable[[], None]:
+    """Enable several fast paths; return a function that undoes them."""
     with ExitStack() as undos:
-        for take in ways:
-            undos.callback(take())
+        for enable in fast_paths:
+            undos.callback(enable())
         return undos.pop_all().close
 
 
-def _why_not(
-    take: FastPath, model: Any, batch: Batch, compute: ComputeConfig, plain: tuple[float, torch.Tensor]
+def _try(
+    enable: FastPath, model: Any, batch: Batch, compute: ComputeConfig, plain: tuple[float, torch.Tensor]
 ) -> str | None:
-    """Take a way; where it is not equal to the plain path undo it and return why."""
-    undo = take()
+    """Enable a fast path; if it does not reproduce the plain path, undo it and return the reason."""
+    undo = enable()
     try:
-        loss, gradient = _measured(model, batch, compute)
-    except (TypeError, ValueError, RuntimeError, AttributeError) as error:  # somebody else's forward
+        loss, gradients = _loss_and_gradients(model, batch, compute)
+    except (TypeError, ValueError, RuntimeError, AttributeError) as error:  # raised in the model's own code
         undo()
         if is_out_of_memory(error):
             raise
         raise_if_sharded(model, error)
-        return f"it does not work: {str(error).splitlines()[0][:120]}"
-    most = _TOLERANCE.get(compute.dtype, _LOW_PRECISION)
-    off = max(
+        return f"it fails: {str(error).splitlines()[0][:120]}"
+    tolerance = _TOLERANCE.get(compute.dtype, _LOW_PRECISION)
+    difference = max(
         abs(loss - plain[0]) / max(abs(plain[0]), 1e-6),
-        float((gradient - plain[1]).norm() / plain[1].norm().clamp(min=1e-12)),
+        float((gradients - plain[1]).norm() / plain[1].norm().clamp(min=1e-12)),
     )
-    reason = agree_on_reason(model, None if off <= most else f"its loss or gradients are off by {100 * off:.2g} %")
+    reason = None
+    if not difference <= tolerance:  # also if it is NaN
+        reason = f"its loss or gradients differ by {100 * difference:.2g} %"
+    reason = agree_on_reason(model, reason)
     if reason:
         undo()
     return reason
 
 
-def _measured(model: Any, batch: Batch, compute: ComputeConfig) -> tuple[float, torch.Tensor]:
-    """Return the mean loss, and numbers of all its gradients in one line."""
+def _loss_and_gradients(model: Any, batch: Batch, compute: ComputeConfig) -> tuple[float, torch.Tensor]:
+    """Return the mean loss and a sample of all gradients as one vector."""
     model.zero_grad(set_to_none=True)
     with torch.enable_grad(), compute.autocast(model.dtype):
         nll = token_loss(model, batch).nll
     loss = nll.mean()
     loss.backward()  # type: ignore[no-untyped-call]
-    some = [
+    samples = [
         local_shard(weight.grad)
-        .flatten()[:: max(1, local_shard(weight).numel() // _COMPARED)]
+        .flatten()[:: max(1, local_shard(weight).numel() // _SAMPLE_SIZE)]
         .to(compute.device, torch.float32)
         for _, weight in trained_parameters(model)
         if weight.grad is not None
     ]
-    return loss.item(), torch.cat(some)
+    return loss.item(), torch.cat(samples)
 
 
 @contextmanager
-def _adapters_at_work(model: Any) -> Iterator[None]:
-    """Give the matrices B of adapters random numbers for a while."""
+def _random_adapters(model: Any) -> Iterator[None]:
+    """Inside, give the matrices B of adapters random weights."""
     ups = {name: weight for name, weight in trained_parameters(model) if "lora_B" in name}
-    kept = {name: weight.detach().clone() for name, weight in ups.items()}
-    drawn = torch.Generator().manual_seed(0)
+    original = {name: weight.detach().clone() for name, weight in ups.items()}
+    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for weight in ups.values():
-            weight.copy_(torch.randn(weight.shape, generator=drawn) * 0.02)
+            weight.copy_(torch.randn(weight.shape, generator=generator) * 0.02)
     try:
         yield
     finally:
         with torch.no_grad():
             for name, weight in ups.items():
-                weight.copy_(kept[name])
+                weight.copy_(original[name])

@@ -1,7 +1,7 @@
-"""The gate of a multilayer perceptron, silu(gate) * up, which keeps two tensors for the way back and not three.
+"""The gate of an MLP, silu(gate) * up, which saves two tensors for backward instead of three.
 
-Where torch multiplies step by step it keeps silu(gate) beside gate and up; that is cheaper to compute again (Shazeer
-2020, arXiv:2002.05202, for the layer; its derivative is s(x) (1 + x (1 - s(x))) with the logistic function s).
+Plain torch saves silu(gate) as well as gate and up, although it is cheap to recompute. The layer is from Shazeer 2020,
+arXiv:2002.05202; the derivative of silu is s(x) (1 + x (1 - s(x))) with the logistic function s.
 """
 
 import types
@@ -18,7 +18,7 @@ _PARTS = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 
 
 class GatedProduct(torch.autograd.Function):
-    """silu(gate) * up, element by element."""
+    """silu(gate) * up, elementwise."""
 
     @staticmethod
     def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
@@ -31,26 +31,26 @@ class GatedProduct(torch.autograd.Function):
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the gradients of gate and up."""
         gate, up = ctx.saved_tensors
-        flow = gradients[0]
-        d_up = functional.silu(gate).mul_(flow)
-        return torch.ops.aten.silu_backward(flow * up, gate), d_up
+        d_out = gradients[0]
+        d_up = functional.silu(gate).mul_(d_out)
+        return torch.ops.aten.silu_backward(d_out * up, gate), d_up
 
 
 def patch_gated_mlp(model: Any) -> Callable[[], None]:
-    """Compute gated layers as above from now on; return what undoes it."""
-    changed = [module for module in model.modules() if _is_gated(module)]
-    for module in changed:
+    """Let the gated MLPs of a model use `GatedProduct`; return a function that undoes it."""
+    patched = [module for module in model.modules() if _is_gated(module)]
+    for module in patched:
         module.forward = types.MethodType(_forward, module)
 
     def undo() -> None:
-        for module in changed:
+        for module in patched:
             del module.forward
 
     return undo
 
 
 def _is_gated(module: Any) -> bool:
-    """Say whether a module has the parts of a gated perceptron with SiLU and nothing else."""
+    """Return whether a module consists of exactly the parts of a gated MLP with SiLU."""
     return (
         {name for name, _ in module.named_children()} == _PARTS
         and type(module.act_fn) in _SILU

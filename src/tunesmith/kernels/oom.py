@@ -1,4 +1,4 @@
-"""Going on with smaller batches when memory does not suffice. What is computed stays the same."""
+"""Retry with smaller micro-batches when memory runs out. The result of a step stays the same."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -14,21 +14,21 @@ T = TypeVar("T")
 
 
 class OomRetry:
-    """A policy of rows that is halved whenever memory does not suffice, and stays so.
+    """A micro-batch policy whose size is halved, for good, whenever memory runs out.
 
     Args:
-        lockstep: others make their passes at the same time, so one that failed cannot be made again.
+        lockstep: all ranks must make the same forward passes, so a failed one cannot be retried.
     """
 
     def __init__(self, policy: MicroBatchPolicy, *, lockstep: bool = False) -> None:
         self.policy = policy
-        self._in_step = lockstep
+        self._lockstep = lockstep
 
     def run(self, work: Callable[[MicroBatchPolicy], T], tokens: TokenDataset, rows: Sequence[int]) -> T:
-        """Return what `work` returns; it begins anew with a smaller policy when it runs out of memory.
+        """Call `work` with the policy, again with smaller micro-batches if memory runs out, and return its result.
 
         Raises:
-            DoesNotFit: the rows were passed one by one, and one is still too much; or others are in the same pass.
+            DoesNotFit: memory does not suffice for a single row, or `lockstep` forbids a retry.
         """
         while True:
             try:
@@ -36,21 +36,21 @@ class OomRetry:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                if self._in_step:
+                if self._lockstep:
                     raise DoesNotFit(
-                        f"memory does not suffice for passes of {self.policy}",
-                        hint="set train.micro_batch_tokens to less; processes that share layers cannot go on with less",
+                        f"out of memory with micro-batches of {self.policy}",
+                        hint="lower train.micro_batch_tokens; with sharded layers it cannot be reduced automatically",
                     ) from error
-            # Not inside `except`: the error's traceback holds the tensors of the failed pass.
+            # Outside of `except`, because the error's traceback holds the tensors of the failed pass.
             free_memory()
             self._halve(tokens, rows)
 
     def _halve(self, tokens: TokenDataset, rows: Sequence[int]) -> None:
-        largest = max(map(len, (group.rows for group in self.policy.split(tokens, rows))))
+        largest = max(len(micro_batch.rows) for micro_batch in self.policy.split(tokens, rows))
         if largest == 1:
             raise DoesNotFit(
-                f"memory does not suffice for a single row of {int(tokens.lengths[list(rows)].max())} tokens",
-                hint="lower data.max_tokens_per_example, set train.activation_checkpointing, or take a smaller model",
+                f"out of memory for a single row of {int(tokens.lengths[list(rows)].max())} tokens",
+                hint="lower data.max_tokens_per_example, set train.activation_checkpointing, or use a smaller model",
             )
         self.policy = replace(self.policy, rows=largest // 2)
-        log(f"memory did not suffice: going on with {largest // 2} rows a forward pass; the step stays the same")
+        log(f"out of memory: retrying with {largest // 2} rows per micro-batch; the steps stay the same")

@@ -1,4 +1,4 @@
-"""Rows that share a sequence have the loss and the gradients they have alone, or the model is found out beforehand."""
+"""Packed rows have the loss and the gradients that they have alone, or the check finds a reason against packing."""
 
 from pathlib import Path
 from typing import Any
@@ -29,9 +29,9 @@ WINDOWED = {"gpt_neo", "gemma2", "gemma3_text", "mistral"}  # windows of 16
 
 @pytest.fixture
 def tokens(tmp_path: Path) -> TokenDataset:
-    """Four rows of 6 to 9 tokens that begin with the same three, two of them in all that they do not learn."""
-    made = torch.Generator().manual_seed(1)
-    rows = [[7, 8, 9, *torch.randint(3, 300, (n,), generator=made).tolist()] for n in (3, 4, 6, 5)]
+    """Four rows of 6 to 9 tokens with a common prefix of three; two of them share all their untrained tokens."""
+    generator = torch.Generator().manual_seed(1)
+    rows = [[7, 8, 9, *torch.randint(3, 300, (n,), generator=generator).tolist()] for n in (3, 4, 6, 5)]
     rows[3][:5] = rows[2][:5]
     examples = [
         TokenizedExample(str(i), tuple(row), (*[False] * (len(row) - 2), True, True)) for i, row in enumerate(rows)
@@ -40,119 +40,119 @@ def tokens(tmp_path: Path) -> TokenDataset:
     return TokenDataset(tmp_path / "rows.safetensors")
 
 
-def loss_and_gradients(model: Any, tokens: TokenDataset, division: MicroBatchPolicy) -> tuple[float, torch.Tensor]:
+def loss_and_gradients(model: Any, tokens: TokenDataset, policy: MicroBatchPolicy) -> tuple[float, torch.Tensor]:
     rows = range(len(tokens))
     total = 0.0
-    for _, batch in division.batches(tokens, rows, 5):
+    for _, batch in policy.batches(tokens, rows, 5):
         loss = token_loss(model, batch).nll.sum() / tokens.trained_tokens(rows)
         loss.backward()  # type: ignore[no-untyped-call]
         total += float(loss.detach())
-    found = torch.cat([weight.grad.flatten() for weight in model.parameters() if weight.grad is not None])
+    gradients = torch.cat([weight.grad.flatten() for weight in model.parameters() if weight.grad is not None])
     model.zero_grad(set_to_none=True)
-    return total, found
+    return total, gradients
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("by_row", [True, False])
+@pytest.mark.parametrize("use_packed_attention", [True, False])
 @pytest.mark.parametrize("share", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
-def test_packed_and_unpacked_have_one_loss_and_one_gradient(
-    opened: Opened, tokens: TokenDataset, kind: str, share: bool, by_row: bool
+def test_packed_loss_and_gradients_equal_unpacked(
+    opened: Opened, tokens: TokenDataset, kind: str, share: bool, use_packed_attention: bool
 ) -> None:
     model = opened(kind, torch.float64).requires_grad_(True)
     assert packing_unsupported_reason(model, tokens, 5, FP64) is None
     assert attention_window(model) == (16 if kind in WINDOWED else packing_check.UNLIMITED)
-    if not by_row:
+    if not use_packed_attention:
         use_plain_attention(model)
-    # Of these only their own eager attention is used, which takes a mask.
-    assert has_packed_attention(model) == (by_row and kind not in ("gemma2", "gpt_neo"))
-    by_row = has_packed_attention(model)
+    # gemma2 and gpt_neo use their own eager attention, which needs a mask.
+    assert has_packed_attention(model) == (use_packed_attention and kind not in ("gemma2", "gpt_neo"))
+    separate = has_packed_attention(model)
     packed = MicroBatchPolicy(
-        4096, packing="always", share_prefix=share, attention_window=attention_window(model), packed_attention=by_row
+        4096, packing="always", share_prefix=share, attention_window=attention_window(model), packed_attention=separate
     )
-    groups = packed.split(tokens, range(4))
-    assert any(group.shared == (3 if share else 0) for group in groups)
-    assert len(groups) == (1 if kind not in WINDOWED or by_row else 3 if not share else 2)
-    one, other = loss_and_gradients(model, tokens, MicroBatchPolicy(1)), loss_and_gradients(model, tokens, packed)
-    assert other[0] == pytest.approx(one[0], rel=1e-6)  # the last step, from logits to loss, is in fp32
-    torch.testing.assert_close(other[1], one[1], rtol=1e-5, atol=1e-6 * float(one[1].abs().max()))
+    micro_batches = packed.split(tokens, range(4))
+    assert any(micro_batch.shared == (3 if share else 0) for micro_batch in micro_batches)
+    assert len(micro_batches) == (1 if kind not in WINDOWED or separate else 3 if not share else 2)
+    expected, actual = loss_and_gradients(model, tokens, MicroBatchPolicy(1)), loss_and_gradients(model, tokens, packed)
+    assert actual[0] == pytest.approx(expected[0], rel=1e-6)  # the loss is computed from logits in fp32
+    torch.testing.assert_close(actual[1], expected[1], rtol=1e-5, atol=1e-6 * float(expected[1].abs().max()))
 
 
-def test_blocks_of_a_document_have_one_loss_packed_and_unpacked(opened: Opened, tmp_path: Path) -> None:
+def test_packed_blocks_of_a_document_have_the_loss_of_unpacked_ones(opened: Opened, tmp_path: Path) -> None:
     tokenizer = TokenizerAdapter(make_tokenizer())
     data = TextData(source=FileSource(file="x.jsonl"), task="text", text="text", too_long="split")
     task = task_for(data, tokenizer)
-    whole = task.render(task.parse({"text": "Say one and two, then red cat, blue dog, one go. " * 3}))
-    blocks = [task.render(block) for block in task.split_blocks(whole, 16)]
+    document = task.render(task.parse({"text": "Say one and two, then red cat, blue dog, one go. " * 3}))
+    blocks = [task.render(block) for block in task.split_blocks(document, 16)]
     assert len(blocks) > 3
     write_tokens(tmp_path / "rows.safetensors", blocks)
     tokens = TokenDataset(tmp_path / "rows.safetensors")
-    assert tokens.trained_tokens(range(len(blocks))) == len(whole.input_ids) - 1
+    assert tokens.trained_tokens(range(len(blocks))) == len(document.input_ids) - 1
     model = opened("llama", torch.float64).requires_grad_(True)
     packed = MicroBatchPolicy(
         4096, packing="always", attention_window=attention_window(model), packed_attention=has_packed_attention(model)
     )
     assert len(packed.split(tokens, range(len(blocks)))) == 1
-    one, other = loss_and_gradients(model, tokens, MicroBatchPolicy(1)), loss_and_gradients(model, tokens, packed)
-    assert other[0] == pytest.approx(one[0], rel=1e-6)
-    torch.testing.assert_close(other[1], one[1], rtol=1e-5, atol=1e-6 * float(one[1].abs().max()))
+    expected, actual = loss_and_gradients(model, tokens, MicroBatchPolicy(1)), loss_and_gradients(model, tokens, packed)
+    assert actual[0] == pytest.approx(expected[0], rel=1e-6)
+    torch.testing.assert_close(actual[1], expected[1], rtol=1e-5, atol=1e-6 * float(expected[1].abs().max()))
 
 
 @pytest.mark.parametrize("kind", ["mamba", "lfm2"])
-def test_a_model_with_a_state_is_found_out(opened: Opened, tokens: TokenDataset, kind: str) -> None:
+def test_recurrent_model_is_not_packed(opened: Opened, tokens: TokenDataset, kind: str) -> None:
     assert packing_unsupported_reason(opened(kind), tokens, 5, FP32)
 
 
-def test_a_model_that_takes_no_notice_of_masks_is_found_out(
+def test_model_that_ignores_masks_is_not_packed(
     opened: Opened, tokens: TokenDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = opened("llama")
     forward = model.forward
 
-    def blind(*args: Any, attention_mask: Any = None, **kwargs: Any) -> Any:
+    def ignore_mask(*args: Any, attention_mask: Any = None, **kwargs: Any) -> Any:
         if attention_mask is not None:
             attention_mask = torch.full_like(attention_mask, torch.finfo(torch.float32).min).triu(1)
         return forward(*args, attention_mask=attention_mask, **kwargs)
 
-    monkeypatch.setattr(model, "forward", blind)
-    assert packing_unsupported_reason(model, tokens, 5, FP32) == "what a row gives depends on the row beside it"
+    monkeypatch.setattr(model, "forward", ignore_mask)
+    assert "depends on" in str(packing_unsupported_reason(model, tokens, 5, FP32))
 
 
-def test_a_model_that_takes_no_notice_of_positions_is_found_out(
+def test_model_that_ignores_positions_is_not_packed(
     opened: Opened, tokens: TokenDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = opened("gpt2")
     forward = model.forward
     monkeypatch.setattr(model, "forward", lambda *args, position_ids=None, **kwargs: forward(*args, **kwargs))
-    assert "nats a token" in str(packing_unsupported_reason(model, tokens, 5, FP32))
+    assert "nats" in str(packing_unsupported_reason(model, tokens, 5, FP32))
 
 
-def test_a_model_that_takes_no_positions_is_found_out(
+def test_model_that_rejects_positions_is_not_packed(
     opened: Opened, tokens: TokenDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = opened("llama")
     forward = model.forward
 
-    def narrow(input_ids: Any, attention_mask: Any = None, use_cache: bool = False) -> Any:
+    def without_positions(input_ids: Any, attention_mask: Any = None, use_cache: bool = False) -> Any:
         return forward(input_ids=input_ids, attention_mask=attention_mask, use_cache=use_cache)
 
-    monkeypatch.setattr(model, "forward", narrow)
-    assert "positions" in str(packing_unsupported_reason(model, tokens, 5, FP32))
+    monkeypatch.setattr(model, "forward", without_positions)
+    assert "position" in str(packing_unsupported_reason(model, tokens, 5, FP32))
 
 
-def test_the_proof_leaves_the_model_as_it_was(opened: Opened, tokens: TokenDataset) -> None:
+def test_packing_check_leaves_the_model_unchanged(opened: Opened, tokens: TokenDataset) -> None:
     model = opened("llama").train()
     packing_unsupported_reason(model, tokens, 5, FP32)
     assert model.training
     assert all(weight.grad is None for weight in model.parameters())
 
 
-def test_dropout_is_seen_wherever_it_is(opened: Opened) -> None:
+def test_has_dropout_finds_modules_and_attributes(opened: Opened) -> None:
     model = opened("gpt2")
     assert not has_dropout(model)
     other = opened("llama")
     assert not has_dropout(other)
-    other.model.layers[1].self_attn.attention_dropout = 0.1  # no module of its own
+    other.model.layers[1].self_attn.attention_dropout = 0.1  # an attribute, not a module
     assert has_dropout(other)
     other = opened("llama")
     other.model.layers[0].extra = torch.nn.Dropout(0.1)

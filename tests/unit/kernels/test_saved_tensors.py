@@ -1,4 +1,4 @@
-"""What layers keep for the way back, by arithmetic, is what torch's own graph holds."""
+"""The estimated memory of the tensors saved for backward equals what torch's graph holds."""
 
 import contextlib
 from pathlib import Path
@@ -27,19 +27,19 @@ ROWS, LENGTH, SOURCE, VOCABULARY = 3, 64, 96, 2048
 DECODERS = ("llama", "gpt2", "gpt_neo", "mistral", "gemma2", "gemma3_text", "qwen2", "qwen3", "phi", "phi3", "granite")
 LORA = {"method": "lora", "rank": 4}
 TUNINGS = [LORA, {**LORA, "dropout": 0.1}, {"method": "full"}]
-# How far the arithmetic may be off; what is measured in whole runs is held to less in benchmarks/memory.py.
+# The allowed relative error; benchmarks/memory.py holds whole runs to a smaller one.
 TOLERANCE = 0.15
 Packed = Literal["masked", "by row"] | None
 
 
 @pytest.fixture(autouse=True)
-def _loss_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The graph of a chunk of the loss is gone before the next one is made, but the count here would hold them all."""
+def _unchunked_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training frees the graph of each chunk of the loss, but the count here would keep them all."""
     monkeypatch.setattr("tunesmith.kernels.token_loss.LOGITS_CHUNK", 10**9)
 
 
 def decoder(kind: str) -> Any:
-    """Return a configuration whose layers are large beside what is small everywhere."""
+    """Return a configuration whose layers dominate the memory."""
     made = config(kind)
     made.vocab_size = VOCABULARY
     if kind == "gpt2":
@@ -88,16 +88,16 @@ def batch(*, packed: bool, source: bool) -> Batch:
         owner = torch.arange(ROWS).repeat_interleave(LENGTH)[None]
         ids, trained = ids.reshape(1, -1), trained.reshape(1, -1)
         extra = {"positions": torch.arange(LENGTH).repeat(ROWS)[None]}
-        extra["parts"] = (0, *[LENGTH] * ROWS, 0)
+        extra["segment_lengths"] = (0, *[LENGTH] * ROWS, 0)
         return Batch(ids, trained, owner, ids.numel(), **extra)
     return Batch(ids, trained, torch.zeros_like(ids), ids.numel(), **extra)
 
 
-def kept_by_torch(model: Any, read: Batch, autocast: Any) -> int:
-    """Return the bytes that the graph of a forward pass holds, beside the model itself."""
+def saved_by_torch(model: Any, read: Batch, autocast: Any) -> int:
+    """Return the bytes that the graph of a forward pass holds, without the model itself."""
     own = {weight.untyped_storage().data_ptr() for weight in (*model.parameters(), *model.buffers())}
     held: dict[int, int] = {}
-    alive = []  # or another tensor would get the address of one that is gone
+    alive = []  # keeps tensors alive, so that no address is used twice
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
@@ -111,8 +111,10 @@ def kept_by_torch(model: Any, read: Batch, autocast: Any) -> int:
     return sum(held.values())
 
 
-def compared(shape: Any, asked: Recipe, dtype: torch.dtype, folder: Path, *, packed: Packed = None) -> float:
-    """Return what the arithmetic says is kept, over what torch keeps."""
+def estimated_over_saved(
+    shape: Any, asked: Recipe, dtype: torch.dtype, folder: Path, *, packed: Packed = None
+) -> float:
+    """Return the estimated bytes divided by those that torch saves."""
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     has_encoder, full = shape.is_encoder_decoder, isinstance(asked.tuning, FullTuning)
@@ -131,42 +133,46 @@ def compared(shape: Any, asked: Recipe, dtype: torch.dtype, folder: Path, *, pac
     low = dtype != torch.float32
     autocast = torch.autocast("cpu", dtype=dtype) if full and low else contextlib.nullcontext()
     torch.manual_seed(0)
-    kept = kept_by_torch(model, batch(packed=bool(packed), source=has_encoder), autocast)
+    saved = saved_by_torch(model, batch(packed=bool(packed), source=has_encoder), autocast)
     shapes: Shapes = shapes_of(folder)
     trained = ROWS * LENGTH - (1 if packed else ROWS)
     width = ROWS * LENGTH if packed == "masked" else LENGTH
-    how = {"masked": packed == "masked", "by_row": packed == "by row"}
+    layout = {"masked": packed == "masked", "by_row": packed == "by row"}
     size = MicroBatchShape(
         ROWS * LENGTH,
         width,
         trained,
         source_tokens=ROWS * SOURCE * has_encoder,
         source_width=SOURCE * has_encoder,
-        **how,
+        **layout,
     )
-    found = estimate_memory(asked, shapes, size, compute_bytes=dtype.itemsize, on_gpu=True)
-    said = found.activations * 2**30 + trained * VOCABULARY * 4  # the probabilities; the rest of the loss comes later
-    if low:  # copies of what is trained, which the graph holds and the arithmetic counts among the weights
-        said += shapes.parameters * 2 if full else found.trainable_parameters * 4
-    return said / kept
+    estimate = estimate_memory(asked, shapes, size, compute_bytes=dtype.itemsize, on_gpu=True)
+    estimated = (
+        estimate.activations * 2**30 + trained * VOCABULARY * 4
+    )  # plus the probabilities; the rest of the loss is allocated later
+    if low:  # copies of trained weights, which the graph holds and the estimate counts as weights
+        estimated += shapes.parameters * 2 if full else estimate.trainable_parameters * 4
+    return estimated / saved
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("tuning", TUNINGS, ids=["lora", "dropout", "full"])
 @pytest.mark.parametrize("kind", DECODERS)
-def test_of_a_decoder(tmp_path: Path, kind: str, tuning: dict[str, Any], dtype: torch.dtype) -> None:
-    assert compared(decoder(kind), recipe("text", tuning), dtype, tmp_path) == pytest.approx(1, abs=TOLERANCE)
+def test_saved_tensors_of_decoders(tmp_path: Path, kind: str, tuning: dict[str, Any], dtype: torch.dtype) -> None:
+    assert estimated_over_saved(decoder(kind), recipe("text", tuning), dtype, tmp_path) == pytest.approx(
+        1, abs=TOLERANCE
+    )
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize("tuning", ["lora", "full"])
 @pytest.mark.parametrize("kind", ["t5", "flan-t5", "bart"])
-def test_of_encoder_and_decoder(tmp_path: Path, kind: str, tuning: str, dropout: float) -> None:
+def test_saved_tensors_of_encoder_decoder_models(tmp_path: Path, kind: str, tuning: str, dropout: float) -> None:
     target = ["q_proj", "v_proj"] if kind == "bart" else ["q", "v"]
     asked = recipe("seq2seq", {"method": "full"} if tuning == "full" else {**LORA, "target": target})
-    found = compared(with_encoder(kind, dropout), asked, torch.float32, tmp_path)
-    assert found == pytest.approx(1, abs=TOLERANCE)
+    ratio = estimated_over_saved(with_encoder(kind, dropout), asked, torch.float32, tmp_path)
+    assert ratio == pytest.approx(1, abs=TOLERANCE)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
@@ -174,12 +180,16 @@ def test_of_encoder_and_decoder(tmp_path: Path, kind: str, tuning: str, dropout:
     "tuning",
     [{**LORA, "dora": True}, {**LORA, "target": ["q_proj", "v_proj"]}, {**LORA, "target": ["v_proj", "down_proj"]}],
 )
-def test_of_some_layers_and_of_dora(tmp_path: Path, tuning: dict[str, Any], dtype: torch.dtype) -> None:
-    assert compared(decoder("llama"), recipe("text", tuning), dtype, tmp_path) == pytest.approx(1, abs=TOLERANCE)
+def test_saved_tensors_of_dora_and_of_some_target_layers(
+    tmp_path: Path, tuning: dict[str, Any], dtype: torch.dtype
+) -> None:
+    assert estimated_over_saved(decoder("llama"), recipe("text", tuning), dtype, tmp_path) == pytest.approx(
+        1, abs=TOLERANCE
+    )
 
 
 @pytest.mark.parametrize("packed", ["masked", "by row"])
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
-def test_of_rows_side_by_side(tmp_path: Path, kind: str, packed: Packed) -> None:
-    found = compared(decoder(kind), recipe("text", LORA), torch.float32, tmp_path, packed=packed)
-    assert found == pytest.approx(1, abs=TOLERANCE)
+def test_saved_tensors_of_packed_rows(tmp_path: Path, kind: str, packed: Packed) -> None:
+    ratio = estimated_over_saved(decoder(kind), recipe("text", LORA), torch.float32, tmp_path, packed=packed)
+    assert ratio == pytest.approx(1, abs=TOLERANCE)
