@@ -1,4 +1,4 @@
-"""The cluster of other tests is a real Slurm, and nothing of it is left behind."""
+"""The cluster of the tests is a real Slurm, and leaves nothing behind."""
 
 import os
 import signal
@@ -13,23 +13,23 @@ from tests.contract.sources import ROOT
 from tests.support.slurm_cluster import Cluster, cluster, missing, until
 
 pytestmark = pytest.mark.slow
-KINDS = ("net", "mnt", "pid", "uts")
+NAMESPACES = ("net", "mnt", "pid", "uts")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _possible() -> None:
+def _skip_without_cluster() -> None:
     if reason := missing():
         pytest.skip(reason)
 
 
 @pytest.fixture(scope="module")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with cluster(tmp_path_factory.mktemp("slurm") / "cluster", SlurmdTimeout=5) as made:
-        yield made
+    with cluster(tmp_path_factory.mktemp("slurm") / "cluster", SlurmdTimeout=5) as running:
+        yield running
 
 
 def submit(slurm: Cluster, folder: Path, script: str, *options: str) -> str:
-    """Submit a shell script whose output goes to a file `out`; return the job's id."""
+    """Submit a shell script that writes to a file `out`; return the job's id."""
     (folder / "job.sh").write_text(f"#!/bin/sh\n{script}\n")
     command = ["sbatch", "--parsable", "--output=out", "--open-mode=append", *options, "job.sh"]
     done = slurm.run(command, cwd=folder, timeout=60)
@@ -37,29 +37,30 @@ def submit(slurm: Cluster, folder: Path, script: str, *options: str) -> str:
     return done.stdout.strip()
 
 
-def test_every_node_does_its_part(slurm: Cluster) -> None:
+def test_step_runs_on_every_node_with_its_gpus(slurm: Cluster) -> None:
     command = ["srun", "--nodes=2", "--gpus-per-node=2", "sh", "-c", "echo $(hostname) $CUDA_VISIBLE_DEVICES"]
     done = slurm.run(command, timeout=60)
     assert sorted(done.stdout.splitlines()) == ["node1 0,1", "node2 0,1"], done.stderr
 
 
-def test_a_job_ends_as_its_script_does(slurm: Cluster, tmp_path: Path) -> None:
+def test_job_has_the_exit_code_of_its_script(slurm: Cluster, tmp_path: Path) -> None:
     job = submit(slurm, tmp_path, "exit 7")
     slurm.wait(job, {"FAILED"}, timeout=60)
     assert slurm.job(job)["ExitCode"] == "7:0"
-    with pytest.raises(TimeoutError, match=r"JobState.*FAILED"):
+    with pytest.raises(TimeoutError) as error:
         slurm.wait(job, {"COMPLETED"}, timeout=0)
+    assert "FAILED" in str(error.value)
 
 
-def test_a_job_that_asks_for_it_starts_again(slurm: Cluster, tmp_path: Path) -> None:
+def test_job_can_requeue_itself(slurm: Cluster, tmp_path: Path) -> None:
     script = '[ "$SLURM_RESTART_COUNT" ] || { scontrol requeue $SLURM_JOB_ID; sleep 60; }; echo $SLURM_RESTART_COUNT'
     job = submit(slurm, tmp_path, script)
     slurm.wait(job, {"COMPLETED"}, timeout=120)
     assert (tmp_path / "out").read_text().splitlines()[-1] == "1"
 
 
-def test_a_job_that_loses_a_node_starts_again(slurm: Cluster, tmp_path: Path) -> None:
-    # A step whose tasks do not all start is a failure of its job, which no requeue follows.
+def test_job_that_loses_a_node_is_requeued(slurm: Cluster, tmp_path: Path) -> None:
+    # If not all tasks of a step start, the job fails and is not requeued; so wait until both have started.
     script = """
 [ "$SLURM_RESTART_COUNT" ] && exec srun hostname
 srun sh -c 'sleep 1; touch on-$(hostname); sleep 300'
@@ -77,8 +78,8 @@ srun sh -c 'sleep 1; touch on-$(hostname); sleep 300'
     slurm.wait_idle(60)
 
 
-def test_signals_and_ends_are_those_of_the_command(slurm: Cluster, tmp_path: Path) -> None:
-    script = "trap 'echo asked; exit 75' USR1; echo ready; sleep 60 & wait"
+def test_command_gets_signals_and_returns_its_exit_code(slurm: Cluster, tmp_path: Path) -> None:
+    script = "trap 'exit 75' USR1; echo ready; sleep 60 & wait"
     process = slurm.popen(["sh", "-c", script], env={"A": "b"}, cwd=tmp_path, stdout=subprocess.PIPE)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
@@ -91,39 +92,36 @@ def test_signals_and_ends_are_those_of_the_command(slurm: Cluster, tmp_path: Pat
     )
 
 
-# --- what is left ---
+def namespaces_of(*pids: int) -> set[str]:
+    """Return the namespaces of processes, such as `net:[4026532]`."""
+    return {os.readlink(f"/proc/{pid}/ns/{kind}") for pid in pids for kind in NAMESPACES}
 
 
-def spaces_of(*pids: int) -> set[str]:
-    """Return the namespaces of processes."""
-    return {os.readlink(f"/proc/{pid}/ns/{kind}") for pid in pids for kind in KINDS}
-
-
-def left(spaces: set[str]) -> list[str]:
-    """Return what processes there still are in namespaces, and mounts that keep these."""
+def leftovers(namespaces: set[str]) -> list[str]:
+    """Return the processes that are still in these namespaces, and the mounts that keep them."""
     mounts = Path("/proc/self/mountinfo").read_text().splitlines()
-    found = [line for line in mounts if any(space in line for space in spaces)]
-    for link in (link for kind in KINDS for link in Path("/proc").glob(f"[0-9]*/ns/{kind}")):
-        with suppress(OSError):  # has ended meanwhile
-            if os.readlink(link) in spaces:
+    found = [line for line in mounts if any(namespace in line for namespace in namespaces)]
+    for link in (link for kind in NAMESPACES for link in Path("/proc").glob(f"[0-9]*/ns/{kind}")):
+        with suppress(OSError):  # the process has ended in the meantime
+            if os.readlink(link) in namespaces:
                 found.append(str(link))
     return found
 
 
-def test_nothing_is_left(tmp_path: Path) -> None:
+def test_cluster_leaves_nothing_behind(tmp_path: Path) -> None:
     with cluster(tmp_path / "cluster", nodes=1) as slurm:
         submit(slurm, tmp_path, "setsid sleep 600 & touch started; sleep 600")
         assert until((tmp_path / "started").exists, 60)
         client = slurm.popen(["sleep", "600"])
-        spaces = spaces_of(slurm.head.pid, slurm.nodes[1].pid)
-        assert left(spaces)
+        namespaces = namespaces_of(slurm.head.pid, slurm.nodes[1].pid)
+        assert leftovers(namespaces)
         assert client.poll() is None
-    assert not left(spaces)
+    assert not leftovers(namespaces)
     assert client.poll() is not None
     assert str(tmp_path) not in Path("/proc/self/mountinfo").read_text()
 
 
-def test_nothing_is_left_of_killed_tests(tmp_path: Path) -> None:
+def test_cluster_of_killed_tests_leaves_nothing_behind(tmp_path: Path) -> None:
     code = """
 import pathlib, sys, time
 from tests.support.slurm_cluster import cluster
@@ -136,7 +134,7 @@ with cluster(pathlib.Path(sys.argv[1]), nodes=1) as slurm:
     command = [sys.executable, "-c", code, str(tmp_path / "cluster")]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        spaces = spaces_of(*map(int, process.stdout.readline().split()))
-        assert left(spaces)
+        namespaces = namespaces_of(*map(int, process.stdout.readline().split()))
+        assert leftovers(namespaces)
         process.kill()
-    assert until(lambda: not left(spaces), 60)
+    assert until(lambda: not leftovers(namespaces), 60)

@@ -1,4 +1,4 @@
-"""A sweep on tiny models: a trial that fails among others, what is made once, and being stopped in the middle."""
+"""Sweeps over tiny models: a failing trial, reused files, an interruption, and a killed process."""
 
 import json
 import os
@@ -24,21 +24,21 @@ LIKELIHOOD = {"metrics": ["perplexity", "exact_match"], "primary": "perplexity",
 
 
 def start(file: Path, *arguments: str) -> subprocess.Popen[str]:
-    """Start a sweep in a process of its own, where signals reach it and not us."""
+    """Start a sweep in a separate process, so that it alone gets signals."""
     command = [sys.executable, "-m", "tunesmith", "sweep", str(file), *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def climb(file: Path, *arguments: str) -> tuple[int, dict[str, Any], str]:
-    """Return (exit code, result, what was said)."""
+def run_sweep(file: Path, *arguments: str) -> tuple[int, dict[str, Any], str]:
+    """Run a sweep; return its exit code, its result and its log."""
     process = start(file, *arguments, "--json")
-    told, said = process.communicate(timeout=400)
-    return process.returncode, json.loads(told) if told else {}, said
+    output, log = process.communicate(timeout=400)
+    return process.returncode, json.loads(output) if output else {}, log
 
 
 def wait_until(process: subprocess.Popen[str], reached: Callable[[], bool]) -> None:
     while not reached():
-        assert process.poll() is None, "it ended too early"
+        assert process.poll() is None, "the sweep ended too early"
         time.sleep(0.005)
 
 
@@ -46,17 +46,17 @@ def steps_done(run: RunDir) -> int:
     return run.metrics.read_bytes().count(b'"kind": "step"') if run.metrics.exists() else 0
 
 
-def stamp(run: RunDir, name: str) -> int:
+def mtime(run: RunDir, name: str) -> int:
     return (run.path / name).stat().st_mtime_ns
 
 
-def test_three_trials_of_which_one_fails(tmp_path: Path, tiny: Path) -> None:
+def test_sweep_with_a_failing_trial(tmp_path: Path, tiny: Path) -> None:
     file = recipe(tmp_path, tiny, train=SETTINGS, promote={"model": "tiny", "min_gain": -0.9})
     out = tmp_path / "sweep"
-    code, result, said = climb(file, "--over", "train.learning_rate=0.01,1e30,0.02", "--out", str(out))
+    code, result, log = run_sweep(file, "--over", "train.learning_rate=0.01,1e30,0.02", "--out", str(out))
 
     assert code == 7
-    assert "1 of 3 trials failed: #2 learning_rate 1e30" in said
+    assert "1 of 3 trials failed: #2 learning_rate 1e30" in log
     assert [trial["state"] for trial in result["trials"]] == ["done", "failed", "done"]
     assert result["trials"][1]["failure"]["exit_code"] == 7
     assert "nan" in result["trials"][1]["failure"]["reason"]
@@ -66,11 +66,11 @@ def test_three_trials_of_which_one_fails(tmp_path: Path, tiny: Path) -> None:
     first, _, third = (RunDir(out / trial["folder"]) for trial in result["trials"])
     for name in ("prepare/rows.jsonl", "prepare/tokens/train.safetensors", "prepare/examples/test.jsonl"):
         assert os.path.samefile(first.path / name, third.path / name)
-    # The base's answers were there before the trial trained, and evaluation added nothing to them.
+    # The answers of the base were copied before the trial was trained, and evaluation added none.
     answers = "evaluate/base/generations.jsonl"
-    assert stamp(third, answers) < stamp(third, "train/" + MANIFEST) < stamp(third, "evaluate/" + MANIFEST)
+    assert mtime(third, answers) < mtime(third, "train/" + MANIFEST) < mtime(third, "evaluate/" + MANIFEST)
     assert (first.path / answers).read_bytes() == (third.path / answers).read_bytes()
-    assert said.count("answers of base ") == 1
+    assert log.count("answers of base ") == 1
     assert read_json(third.verdict)["digests"]["questions"] == read_json(first.verdict)["digests"]["questions"]
 
     # Each trial is an ordinary run, and none was promoted.
@@ -80,16 +80,16 @@ def test_three_trials_of_which_one_fails(tmp_path: Path, tiny: Path) -> None:
     assert not any(Path(os.environ["TUNESMITH_REGISTRY"]).rglob("*.safetensors"))
     assert (out / "sweep.html").stat().st_size > 10_000
 
-    # Again: what is finished is skipped, what failed is tried again, and nothing else changes.
-    before = {run: stamp(run, "evaluate/" + MANIFEST) for run in (first, third)}
-    code, again, said = climb(out)
+    # The same command skips finished trials and tries the failed one again.
+    before = {run: mtime(run, "evaluate/" + MANIFEST) for run in (first, third)}
+    code, again, log = run_sweep(out)
     assert code == 7
-    assert {run: stamp(run, "evaluate/" + MANIFEST) for run in (first, third)} == before
+    assert {run: mtime(run, "evaluate/" + MANIFEST) for run in (first, third)} == before
     assert again["trials"][0] == result["trials"][0]
-    assert said.count("train: starts") == 1
+    assert log.count("train: starts") == 1
 
 
-def test_stopped_in_the_middle_it_goes_on(tmp_path: Path, tiny: Path) -> None:
+def test_interrupted_sweep_resumes(tmp_path: Path, tiny: Path) -> None:
     file = recipe(tmp_path, tiny, train=SETTINGS | {"max_steps": 120, "valid_every_steps": 120})
     axes = (
         "--over",
@@ -104,46 +104,45 @@ def test_stopped_in_the_middle_it_goes_on(tmp_path: Path, tiny: Path) -> None:
     first, second = RunDir(folder / "01-rank-1_learning_rate-0.01"), RunDir(folder / "02-rank-1_learning_rate-0.02")
     wait_until(process, lambda: steps_done(second) >= 10)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=240)
-    assert process.returncode == 75, said
-    assert "run the same command again" in said
-    assert "Traceback" not in said
+    _, log = process.communicate(timeout=240)
+    assert process.returncode == 75, log
+    assert "Traceback" not in log
     assert first.manifest("evaluate") is not None
     assert second.manifest("train") is None
-    [kept] = second.checkpoints.glob("step-*")
-    assert int(kept.name.removeprefix("step-")) >= 10
+    [checkpoint] = second.checkpoints.glob("step-*")
+    assert int(checkpoint.name.removeprefix("step-")) >= 10
     assert not (folder / "03-rank-2_learning_rate-0.01" / "train").exists()
     assert read_json(folder / "sweep.json")["trials"][1]["state"] == "to do"
-    done = stamp(first, "train/" + MANIFEST)
+    done = mtime(first, "train/" + MANIFEST)
 
-    # The rest would only take time; this is how a job array runs one trial.
+    # One trial is enough here; a job array runs trials in this way.
     process = start(folder, "--trial", "2")
-    _, said = process.communicate(timeout=240)
-    assert process.returncode == 0, said
-    assert "resuming from step" in said
+    _, log = process.communicate(timeout=240)
+    assert process.returncode == 0, log
+    assert "resuming from step" in log
     steps = [line["step"] for line in read_jsonl(second.metrics) if line["kind"] == "step"]
     assert steps == list(range(1, 121))
-    assert stamp(first, "train/" + MANIFEST) == done
+    assert mtime(first, "train/" + MANIFEST) == done
 
 
-def test_a_trial_whose_process_is_killed_does_not_stop_the_others(tmp_path: Path, tiny: Path) -> None:
+def test_killed_trial_does_not_end_the_sweep(tmp_path: Path, tiny: Path) -> None:
     file = recipe(tmp_path, tiny, data=TEXT, evaluate=LIKELIHOOD, train=SETTINGS | {"max_steps": 60})
     out = tmp_path / "sweep"
     process = start(file, "--over", "tuning.rank=1,2", "--out", str(out), "--json")
     first = RunDir(out / "01-rank-1")
     wait_until(process, lambda: steps_done(first) >= 3)
     os.kill(int(first.lock.read_text().split()[1]), signal.SIGKILL)
-    told, said = process.communicate(timeout=240)
-    assert process.returncode == 1, said
-    result = json.loads(told)
+    output, log = process.communicate(timeout=240)
+    assert process.returncode == 1, log
+    result = json.loads(output)
     assert [trial["state"] for trial in result["trials"]] == ["failed", "done"]
-    assert "memory runs out" in result["trials"][0]["failure"]["reason"]
+    assert "SIGKILL" in result["trials"][0]["failure"]["reason"]
     assert result["trials"][1]["measures"]["memory_gib"] > 0
 
 
-def test_the_plan_runs_nothing(tmp_path: Path, tiny: Path) -> None:
+def test_plan_of_a_sweep_runs_nothing(tmp_path: Path, tiny: Path) -> None:
     file = recipe(tmp_path, tiny, train=SETTINGS)
-    code, plan, _ = climb(file, "--over", "tuning.rank=2,8", "--plan", "--out", str(tmp_path / "sweep"))
+    code, plan, _ = run_sweep(file, "--over", "tuning.rank=2,8", "--plan", "--out", str(tmp_path / "sweep"))
     assert code == 0
     assert [trial["trained_parameters"] for trial in plan["trials"]] == [2048, 8192]
     assert {trial["state"] for trial in plan["trials"]} == {"to do"}

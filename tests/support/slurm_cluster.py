@@ -1,13 +1,13 @@
-"""A real Slurm of several nodes on this one machine, for tests.
+"""A real Slurm cluster of several nodes on one machine, for tests.
 
-Every node, and the head where the controller runs and clients are started, is a machine of its own as far as its
-programs can tell: it has its own hostname, network address, processes and shared memory. Only the file system is
-shared, as it is on clusters, and jobs run as root. The nodes' CPUs and GPUs are made up: jobs are counted against
-them, and held to nothing.
+Each node, and the head that runs the controller and the clients, looks like a separate machine to its programs: it
+has its own hostname, network address, processes and shared memory. Only the file system is shared, as it is on
+clusters, and jobs run as root. The CPUs and GPUs of the nodes are invented: Slurm allocates them, but does not confine
+jobs to them.
 
-Everything hangs on one process per machine, the first in its process namespace: where that ends, the kernel ends all
-others in it, and its network and mounts are gone. It ends with the tests, killed ones too, and nothing is written
-outside the given folder: so nothing can be left behind.
+Each machine has a first process in its process namespace. When that process ends, the kernel kills all others in the
+namespace and removes its network and mounts. It ends with the tests, even if they are killed, and nothing is written
+outside the given folder, so nothing is left behind.
 """
 
 import os
@@ -24,12 +24,12 @@ from typing import Any
 
 import psutil
 
-Words = Sequence[str | Path]
+Arguments = Sequence[str | Path]
 PACKAGES = {"slurmctld": "slurmctld", "slurmd": "slurmd", "sbatch": "slurm-client", "munged": "munge", "ip": "iproute2"}
 PATH = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"))
 UNSHARE = ["unshare", "--fork", "--kill-child", "--pid", "--mount-proc", "--mount", "--uts", "--net"]
-# The shell stays, and reaps whatever loses its parent, as the first process must.
-FIRST = """
+# The first process of a machine: a shell that stays, and reaps orphans.
+INIT = """
 trap exit TERM
 hostname "$0" && mount --bind "$1" /etc/hosts && mount -t tmpfs shm /dev/shm && ip link set lo up || exit
 echo up
@@ -38,38 +38,38 @@ sleep infinity & wait
 SETTINGS: dict[str, object] = {
     "ClusterName": "test",
     "SlurmctldHost": "head",
-    "MessageTimeout": 5,  # a node that does not answer for so long is asked no more,
-    "SlurmdTimeout": 10,  # and is given up after this: in all it takes about 20 seconds
-    "ReturnToService": 2,  # and it serves again as soon as it answers
+    "MessageTimeout": 5,  # seconds that a node has to answer
+    "SlurmdTimeout": 10,  # seconds until a silent node is down; in all it takes about 20
+    "ReturnToService": 2,  # a node is used again as soon as it answers
     "KillWait": 5,
-    "MinJobAge": 3600,  # how long ended jobs can be asked about
+    "MinJobAge": 3600,  # seconds for which the state of ended jobs is kept
     "SchedulerParameters": "batch_sched_delay=0,sched_interval=1,bf_interval=1",
     "SelectType": "select/cons_tres",
     "SelectTypeParameters": "CR_Core",
-    "SlurmdParameters": "config_overrides",  # nodes have what is said here, whatever the machine has
+    "SlurmdParameters": "config_overrides",  # nodes have the CPUs of this configuration, not those of the machine
     "ProctrackType": "proctrack/linuxproc",
     "GresTypes": "gpu",
 }
 
 
 def environment() -> dict[str, str]:
-    """Return the tests' environment, without what another Slurm put there if they run in a job of it."""
+    """Return the environment of the tests, without the variables of a Slurm job in which they may run."""
     return {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")} | {"PATH": PATH}
 
 
 def missing() -> str | None:
-    """Say why no cluster can be had here, or nothing where one can."""
+    """Return why a cluster cannot be started on this machine; None if it can."""
     if packages := sorted({package for name, package in PACKAGES.items() if not shutil.which(name, path=PATH)}):
         return f"a cluster needs packages that are not installed: {', '.join(packages)}"
     if os.geteuid() != 0:
         return "a cluster needs root"
     needed = "mount -t tmpfs shm /dev/shm && ip link add type bridge && ip link add type veth"
-    tried = subprocess.run([*UNSHARE, "sh", "-c", needed], env=environment(), capture_output=True, text=True)
-    return f"a cluster needs namespaces: {tried.stderr.strip()}" if tried.returncode else None
+    done = subprocess.run([*UNSHARE, "sh", "-c", needed], env=environment(), capture_output=True, text=True)
+    return f"a cluster needs namespaces: {done.stderr.strip()}" if done.returncode else None
 
 
 def until(reached: Callable[[], bool], timeout: float) -> bool:
-    """Wait until something is reached; say false if it was not in time."""
+    """Wait until a condition holds; return False if it does not within `timeout` seconds."""
     end = time.monotonic() + timeout
     while not reached():
         if time.monotonic() > end:
@@ -79,10 +79,10 @@ def until(reached: Callable[[], bool], timeout: float) -> bool:
 
 
 class Command(subprocess.Popen[str]):
-    """A command inside a machine; what stands for it out here is nsenter, which ends as the command does."""
+    """A command inside a machine. The process outside is nsenter, which exits with the command's exit code."""
 
     def send_signal(self, sig: int) -> None:
-        """Send a signal to the command itself: nsenter would pass none on."""
+        """Send a signal to the command itself, because nsenter forwards none."""
         if self.poll() is None:
             with suppress(psutil.NoSuchProcess):
                 outer = psutil.Process(self.pid)
@@ -91,37 +91,37 @@ class Command(subprocess.Popen[str]):
 
 
 class Machine:
-    """The namespaces of one machine, and the process that they end with, whose id is `pid`."""
+    """The namespaces of a machine. They end with its first process, whose id is `pid`."""
 
     def __init__(self, name: str, folder: Path) -> None:
         self._conf = str(folder / "slurm.conf")
         self._started = ExitStack()
-        command = ["setpriv", "--pdeathsig", "KILL", *UNSHARE, "sh", "-c", FIRST, name, str(folder / "hosts")]
+        command = ["setpriv", "--pdeathsig", "KILL", *UNSHARE, "sh", "-c", INIT, name, str(folder / "hosts")]
         outer = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment())
         self._started.enter_context(outer)
         assert outer.stdout is not None
         if outer.stdout.readline() != "up\n":
-            raise RuntimeError(f"the namespaces of {name} cannot be made")
+            raise RuntimeError(f"the namespaces of {name} cannot be created")
         self._first = psutil.Process(outer.pid).children()[0]
         self.pid = self._first.pid
 
     def popen(
-        self, command: Words, *, env: Mapping[str, str] | None = None, cwd: Path | None = None, **options: Any
+        self, command: Arguments, *, env: Mapping[str, str] | None = None, cwd: Path | None = None, **options: Any
     ) -> Command:
-        """Start a command in this machine; `env` adds to the environment, the options are those of Popen."""
-        # Without the last, the command would start in the root folder.
+        """Start a command in this machine. `env` adds to the environment; the options are those of Popen."""
+        # Without --wdns the command would start in the root folder.
         enter = ["nsenter", f"--target={self.pid}", "--pid", "--mount", "--uts", "--net", f"--wdns={cwd or Path.cwd()}"]
         env = {**environment(), "SLURM_CONF": self._conf, **(env or {})}
         options = {"stdin": subprocess.DEVNULL, "text": True, "env": env, **options}
         return self._started.enter_context(Command([*enter, *map(str, command)], **options))
 
     def network(self, *commands: str) -> None:
-        """Give commands to `ip` in this machine's network, but with the process ids of outside."""
+        """Run commands of `ip` in this machine's network, with the process ids of the outside."""
         command = ["nsenter", f"--target={self.pid}", "--net", "ip", "-batch", "-"]
         subprocess.run(command, input="\n".join(commands), text=True, check=True, env=environment())
 
     def end(self) -> None:
-        """End all that runs in it, as a loss of power would, and wait for that."""
+        """Kill everything in the machine, as a power cut would, and wait until it is gone."""
         with suppress(psutil.NoSuchProcess):
             self._first.terminate()
         self._started.close()
@@ -129,24 +129,24 @@ class Machine:
 
 @dataclass(frozen=True)
 class Cluster:
-    """A Slurm that runs.
+    """A running Slurm cluster.
 
     Attributes:
-        folder: Holds its settings, state and logs.
-        head: The machine of the controller, where clients are started.
-        nodes: The machines of node1, node2 and so on, by these numbers.
+        folder: its settings, state and logs.
+        head: the machine of the controller and of the clients.
+        nodes: the machines of node1, node2 and so on, by these numbers.
     """
 
     folder: Path
     head: Machine
     nodes: dict[int, Machine]
 
-    def popen(self, command: Words, **options: Any) -> Command:
-        """Start a command on the head; the options are those of `Machine.popen`."""
+    def popen(self, command: Arguments, **options: Any) -> Command:
+        """Start a command on the head, with the options of `Machine.popen`."""
         return self.head.popen(command, **options)
 
-    def run(self, command: Words, *, timeout: float, **options: Any) -> subprocess.CompletedProcess[str]:
-        """Run a command on the head to its end; kill one that takes too long, and raise TimeoutExpired."""
+    def run(self, command: Arguments, *, timeout: float, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Run a command on the head; after `timeout` seconds kill it and raise TimeoutExpired."""
         process = self.popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
         try:
             out, err = process.communicate(timeout=timeout)
@@ -156,63 +156,67 @@ class Cluster:
         return subprocess.CompletedProcess(list(map(str, command)), process.returncode, out, err)
 
     def job(self, job_id: str) -> dict[str, str]:
-        """Return what Slurm says of a job, such as its JobState, ExitCode and Restarts."""
-        said = self.run(["scontrol", "show", "job", "-o", job_id], timeout=60)
-        return dict(re.findall(r"(\S+?)=(\S*)", said.stdout))
+        """Return the fields of a job, such as JobState, ExitCode and Restarts."""
+        done = self.run(["scontrol", "show", "job", "-o", job_id], timeout=60)
+        return dict(re.findall(r"(\S+?)=(\S*)", done.stdout))
 
     def wait(self, job_id: str, states: set[str], timeout: float) -> str:
-        """Wait until a job is in one of some states; return which, or raise TimeoutError and say what it is."""
+        """Wait until a job is in one of these states, and return it; raise TimeoutError with the job's fields."""
         end = time.monotonic() + timeout
-        while (found := self.job(job_id)).get("JobState") not in states:
+        while (fields := self.job(job_id)).get("JobState") not in states:
             if time.monotonic() > end:
-                raise TimeoutError(f"job {job_id} is not {' or '.join(sorted(states))}: {found}\n{self.logs()}")
+                raise TimeoutError(f"job {job_id} is not {' or '.join(sorted(states))}: {fields}\n{self.logs()}")
             time.sleep(0.2)
-        return found["JobState"]
+        return fields["JobState"]
 
     def wait_idle(self, timeout: float) -> None:
-        """Wait until all nodes are there and have nothing to do."""
+        """Wait until all nodes respond and are idle."""
         idle = ["sinfo", "--noheader", "--Node", "--responding", "--states=idle"]
         if not until(lambda: self.run(idle, timeout=60).stdout.count("\n") == len(self.nodes), timeout):
             raise TimeoutError(f"not all nodes are idle\n{self.logs()}")
 
     def cut(self, node: int) -> None:
-        """Pull a node's network cable; what runs there goes on."""
+        """Disconnect a node from the network; its processes keep running."""
         self.head.network(f"link set node{node} down")
 
     def join(self, node: int) -> None:
-        """Plug a node's network cable in again."""
+        """Connect a node to the network again."""
         self.head.network(f"link set node{node} up")
 
     def logs(self) -> str:
-        """Return the last lines of every daemon's log."""
+        """Return the last lines of each daemon's log."""
         logs = {file.name: file.read_text().splitlines() for file in sorted((self.folder / "log").iterdir())}
         return "\n".join("\n".join([f"== {name}", *lines[-20:]]) for name, lines in logs.items())
 
 
 @contextmanager
 def cluster(folder: Path, nodes: int = 2, *, cpus: int = 4, gpus: int = 4, **settings: object) -> Iterator[Cluster]:
-    """Run a Slurm whose nodes have nothing to do yet.
+    """Start a cluster, yield it when its nodes are idle, and end it.
 
     Args:
-        folder: Takes everything that is written; its path must be short, as those of sockets are.
-        nodes: How many nodes there are.
-        cpus: How many CPUs each has.
-        gpus: How many GPUs each has, one at least.
-        settings: Come before those in SETTINGS, as `SlurmdTimeout=5` does.
+        folder: everything is written below it; the path must be short, because paths of sockets are limited.
+        nodes: the number of nodes.
+        cpus: CPUs per node.
+        gpus: GPUs per node, at least one.
+        settings: lines of slurm.conf that replace those in SETTINGS, such as `SlurmdTimeout=5`.
     """
     folder = folder.resolve()
     for name in ("state", "spool", "log"):
         (folder / name).mkdir(parents=True)
-    for number in range(gpus):  # slurmd wants devices, such as these, which are like /dev/null
+    for number in range(gpus):  # slurmd requires device files; these act like /dev/null
         os.mknod(folder / f"gpu{number}", stat.S_IFCHR, os.makedev(1, 3))
     (folder / "gres.conf").write_text(f"Name=gpu File={folder}/gpu[0-{gpus - 1}]\n")
-    (folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")  # else slurmd looks for one, though none is used
+    # Without this line slurmd looks for a plugin, although none is used.
+    (folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
     (folder / "munge.key-file").touch(0o600)
     (folder / "munge.key-file").write_bytes(os.urandom(128))
     addresses = {"head": "10.0.0.254"} | {f"node{number}": f"10.0.0.{number}" for number in range(1, nodes + 1)}
-    (folder / "hosts").write_text("127.0.0.1 localhost\n" + "".join(f"{at} {name}\n" for name, at in addresses.items()))
-    places = {
-        "AuthInfo": f"socket={folder}/munge.socket,cred_expire=5",  # what is requeued waits until the old expires
+    (folder / "hosts").write_text(
+        "127.0.0.1 localhost\n" + "".join(f"{address} {name}\n" for name, address in addresses.items())
+    )
+    paths = {
+        # A requeued job waits until its old credential expires.
+        "AuthInfo": f"socket={folder}/munge.socket,cred_expire=5",
         "StateSaveLocation": folder / "state",
         "SlurmdSpoolDir": folder / "spool/%n",
         "SlurmctldPidFile": folder / "slurmctld.pid",
@@ -220,7 +224,7 @@ def cluster(folder: Path, nodes: int = 2, *, cpus: int = 4, gpus: int = 4, **set
         "NodeName": f"node[1-{nodes}] CPUs={cpus} RealMemory=4000 Gres=gpu:{gpus}",
         "PartitionName": "main Nodes=ALL Default=YES MaxTime=60",
     }
-    conf = (SETTINGS | settings | places).items()
+    conf = (SETTINGS | settings | paths).items()
     (folder / "slurm.conf").write_text("".join(f"{name}={value}\n" for name, value in conf))
     with ExitStack() as stack:
         machines: dict[str, Machine] = {}
@@ -241,6 +245,6 @@ def cluster(folder: Path, nodes: int = 2, *, cpus: int = 4, gpus: int = 4, **set
         start("head", "slurmctld", "-D")
         for name in list(addresses)[1:]:
             start(name, "slurmd", "-D")
-        made = Cluster(folder, machines.pop("head"), dict(enumerate(machines.values(), 1)))
-        made.wait_idle(60)
-        yield made
+        running = Cluster(folder, machines.pop("head"), dict(enumerate(machines.values(), 1)))
+        running.wait_idle(60)
+        yield running

@@ -67,7 +67,7 @@ def stage_states(recipe: Recipe, run: RunDir) -> dict[str, str]:
 
 
 def _allowed_changes(stage: Stage, recipe: Recipe, run: RunDir) -> list[str] | None:
-    """Return the changed inputs of a stage; raise RecipeError if its result, or what it has begun, must be kept."""
+    """Return the changed inputs of a stage; raise RecipeError if its result or checkpoint rules them out."""
     changes = changed_inputs(stage, recipe, run)
     if changes and stage.keeps_result:
         raise RecipeError(

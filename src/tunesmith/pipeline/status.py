@@ -20,7 +20,7 @@ from tunesmith.slurm.jobs import StageJob, log_path, read_exit_code, read_jobs
 
 _SPEED_STEPS = 20  # the remaining time is estimated from the speed of this many steps
 _LOG_LINES = 4
-# Bytes read from the end of a log: a long log must not be read anew at every poll.
+# Bytes read from the end of a log, so that a long log is not read whole at every poll.
 _METRICS_TAIL, _LOG_TAIL = 1 << 20, 1 << 13
 
 

@@ -64,7 +64,7 @@ class TrackerSupervisor:
         for process in self._processes or ():
             process.end()
         for process in self._processes or ():
-            process.wait(self._seconds + 1)  # it exits by itself a second earlier
+            process.wait(self._seconds + 1)  # it should exit a second earlier
 
 
 def _is_behind(name: str, run: RunDir) -> bool:
@@ -105,7 +105,7 @@ class _TrackerProcess:
             self._process.stdin.close()
 
     def wait(self, seconds: float) -> None:
-        """Wait until it exits; kill it after so many seconds."""
+        """Wait until it exits, and kill it if it takes longer than `seconds`."""
         self._watch.join(seconds)
         if self._watch.is_alive():
             self._report("did not finish in time")

@@ -35,7 +35,7 @@ class TrackedRun:
 
 
 class Tracker(Protocol):
-    """A tracker, used in a process of its own. If a method raises, the tracker is dropped and the run continues."""
+    """A tracker, used in a separate process. If a method raises, the tracker is dropped and the run continues."""
 
     def start(self, run: TrackedRun, run_id: str | None) -> str:
         """Start a run and return its id, or resume the run with an id that an earlier call returned."""

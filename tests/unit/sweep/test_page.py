@@ -16,7 +16,7 @@ BASE = binary(10)
 
 
 def finish_trials(sweep: Sweep, *right: int, threshold: float | None = None) -> SweepResult:
-    """Finish trials with so many right answers each, and write the result."""
+    """Finish each trial with a number of right answers, and write the result."""
     for trial, number in zip(sweep.trials, right, strict=False):
         finish(sweep, trial, BASE, binary(number))
     return write_result(collect(sweep, threshold))

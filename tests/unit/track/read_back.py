@@ -28,7 +28,7 @@ def mlflow(folder: Path) -> tuple[Points, dict[str, Any]]:
 
 
 def trackio(folder: Path) -> tuple[Points, dict[str, Any]]:
-    """Read in a process of its own, because trackio reads `TRACKIO_DIR` when it is imported."""
+    """Read in a separate process, because trackio reads `TRACKIO_DIR` when it is imported."""
     program = (
         "import json; from trackio.sqlite_storage import SQLiteStorage as S;"
         "[p] = S.get_projects(); [r] = S.get_runs(p);"
