@@ -14,7 +14,6 @@ ASSERT_SENTENCES = (
     "tests/integration", "tests/unit/architecture", "tests/unit/benchmarks", "tests/unit/cli", "tests/unit/core",
     "tests/unit/data", "tests/unit/evaluate", "tests/unit/fetch",
     "tests/unit/inference", "tests/unit/model", "tests/unit/plan",
-    "tests/unit/scoring",
 )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""`score` and `verdict` for outputs that did not come from tunesmith: JSONL files in, plain values out."""
+"""The commands `score` and `verdict`: score or compare JSONL files of any system."""
 
 import json
 import re
@@ -25,67 +25,73 @@ _COMPRESSION_FORMATS = {
 }  # fmt: skip
 _REFERENCE_INDEX = re.compile(r"references\[(\d+)\]")
 Rows = list[tuple[int, dict[str, Any]]]
-"""Line number and row."""
+"""(line number, row)."""
 
 
 @dataclass(frozen=True, slots=True)
 class FileVerdict:
-    """The comparison of two files. `direction` says how it is known whether a higher value is better."""
+    """The comparison of two files. `direction` is the source of the metric's direction."""
 
     comparison: Comparison
     direction: Literal["given", "assumed", "known"]
 
     def to_json(self) -> dict[str, Any]:
-        """Return the comparison for programs."""
-        found, by_row = self.comparison, self.comparison.by_row
+        """Return the comparison for `verdict --json`."""
+        comparison, by_row = self.comparison, self.comparison.by_row
         return {
-            **found.to_json(),
-            **{key: getattr(found, key) for key in ("verdict", "min_gain", "improved", "worsened")},
+            **comparison.to_json(),
+            **{key: getattr(comparison, key) for key in ("verdict", "min_gain", "improved", "worsened")},
             "direction": self.direction,
             "by_row": {"low": by_row[0], "high": by_row[1]} if by_row else None,
-            "failed": found.failed,
+            "failed": comparison.failed,
         }
 
 
 def score_file(
     file: Path, metrics: Sequence[str], *, database: Path | None = None, folder: Path | None = None
 ) -> dict[str, Any]:
-    """Score the rows {"prediction", "reference"} of a JSONL file; return {rows, mean, values}, values row by row.
+    """Score the rows {"prediction", "reference"} of a JSONL file.
 
-    If a metric is blind on some references, such as ROUGE on those without a word, `warnings` say so.
+    Returns:
+        {rows, mean: {metric: number}, values: {metric: [value per row]}}, and `warnings` if a metric cannot score some
+        references, such as ROUGE those without words.
 
     Raises:
-        DataError: the file is unreadable, or a row lacks one of the two, or a metric refuses a reference.
+        DataError: the file is unreadable, a row has no prediction or reference, or a metric refuses a reference.
     """
     predictions, references, lines = [], [], []
     for number, row in _read_rows(file):
+        where = f"{file}:{number}"
         for key in ("prediction", "reference"):
             if key not in row:
-                raise DataError(f"has no `{key}`", where=f"{file}:{number}", hint="rows are {prediction, reference}")
+                hint = 'write rows as {"prediction": ..., "reference": ...}'
+                raise DataError(f"has no `{key}`", where=where, hint=hint, code="missing-key")
         if not isinstance(row["prediction"], str):
-            raise DataError("`prediction` is not text", where=f"{file}:{number}")
-        right = row["reference"] if isinstance(row["reference"], list) else [row["reference"]]
-        if not right or not all(isinstance(one, str) for one in right):
-            raise DataError("`reference` is not text or a list of texts", where=f"{file}:{number}")
+            hint = 'use "" for a missing answer'
+            raise DataError("`prediction` is not text", where=where, hint=hint, code="not-text")
+        alternatives = row["reference"] if isinstance(row["reference"], list) else [row["reference"]]
+        if not alternatives or not all(isinstance(text, str) for text in alternatives):
+            hint = "leave out rows that have no reference"
+            raise DataError("`reference` is not text or a list of texts", where=where, hint=hint, code="not-text")
         predictions.append(row["prediction"])
         references.append(row["reference"])
         lines.append(number)
     try:
         values = score(predictions, references, metrics, database=database, folder=folder)
-    except DataError as error:  # a metric knows the place in a list, its user the line of a file
-        if (place := _REFERENCE_INDEX.fullmatch(error.where or "")) is None:
+    except DataError as error:  # name the line of the file instead of the index in the list
+        if (index := _REFERENCE_INDEX.fullmatch(error.where or "")) is None:
             raise
-        where = f"{file}:{lines[int(place[1])]}"
-        raise DataError(f"`reference` {error.message}", where=where, hint=error.hint) from error
+        where = f"{file}:{lines[int(index[1])]}"
+        raise DataError(f"`reference` {error.message}", where=where, hint=error.hint, code=error.code) from error
     mean = {name: sum(column) / len(column) for name, column in values.items()}
-    blind = {name: len(unscorable_rows(name, references)) for name in values}
-    warnings = [unscorable_text(name, count, len(references)) for name, count in blind.items() if count]
-    found = {"rows": len(predictions), "mean": mean, "values": values}
-    return {**found, "warnings": warnings} if warnings else found
+    unscorable = {name: len(unscorable_rows(name, references)) for name in values}
+    warnings = [unscorable_text(name, count, len(references)) for name, count in unscorable.items() if count]
+    result = {"rows": len(predictions), "mean": mean, "values": values}
+    return {**result, "warnings": warnings} if warnings else result
 
 
 def score_text(result: dict[str, Any]) -> str:
-    """Return the means of `score_file` as lines."""
+    """Return the means and warnings of `score_file` as lines of text."""
     lines = [f"{name:14} {value:.4f}" for name, value in result["mean"].items()]
     warnings = [f"warning: {text}" for text in result.get("warnings", ())]
     return "\n".join([*lines, f"{'rows':14} {result['rows']}", *warnings])
@@ -101,17 +107,17 @@ def compare_files(
     seed: int,
     higher_is_better: bool | None = None,
 ) -> FileVerdict:
-    """Judge two files of per-row scores; rows are paired by `id` if they have one, else by order.
+    """Compare two files of scores per row. Rows are paired by `id` if they have one, else by order.
 
-    Rows that share a `group` depend on one another; it is enough if one of the files names it. A row that has `failed`
-    in either file is left out of both and counted. `perplexity` and `token_accuracy` may follow from the rows'
-    `log_likelihood`, `tokens` and `correct`, as in a run's own files. The gain is improvement, whichever the direction.
+    Rows with the same `group` are not independent; the group may be in only one of the files. A row with `failed` in
+    either file is left out for both and counted. `perplexity` and `token_accuracy` can be computed from
+    `log_likelihood`, `tokens` and `correct`, as in a run's files. A positive gain is an improvement in any direction.
 
     Args:
-        higher_is_better: the direction; by default it follows from the metric's name.
+        higher_is_better: direction of the metric; by default from its name.
 
     Raises:
-        DataError: a file is unreadable, rows do not pair, or the metric is missing or not a number.
+        DataError: a file is unreadable, rows cannot be paired, or the metric is missing or not a number.
     """
     before, after = list(_read_rows(base)), list(_read_rows(tuned))
     metric = metric or _infer_metric(before[0][1], after[0][1], base)
@@ -134,112 +140,121 @@ def compare_files(
 
 
 def _check_min_gain(metric: str, min_gain: float, sides: Sequence[Sequence[dict[str, Any]]]) -> None:
-    """Raise RecipeError for a gain that shares of 1 cannot reach; other tools may count the same metric in percent."""
+    """Raise RecipeError for a `min_gain` above 1 if all scores are shares; other tools may use percent instead."""
     values = (row[metric] for rows in sides for row in rows if row.get(metric) is not None)
     if is_share(metric) and min_gain > 1 and max(values, default=0.0) <= 1:
-        raise RecipeError(f"no gain can exceed it: {share_hint(metric, min_gain)}", where="--min-gain")
+        message = f"no gain can exceed {min_gain:g}"
+        raise RecipeError(message, where="--min-gain", hint=share_hint(metric, min_gain), code="unreachable-threshold")
 
 
 def verdict_text(result: FileVerdict) -> str:
-    """Return a verdict as a sentence, and what has to be known to read it."""
-    found = result.comparison
-    direction = "" if found.higher_is_better else " (lower is better)"
-    rows = f"{found.rows} rows"
-    if found.groups < found.rows:
-        rows += f" in {found.groups} groups"
-    lines = [
-        f"{describe_verdict(found)}: {found.metric} {found.base:.4f} -> {found.tuned:.4f}{direction}, gain "
-        f"{found.gain:+.4f} [{found.low:+.4f}, {found.high:+.4f}] at {found.confidence:.0%}, {rows}"
-    ]
-    if found.groups_needed:
-        lines[0] += f"; {rows_needed_text(found)}"
-    if found.by_row:
-        lines.append("counted by row, the interval would be [{:+.4f}, {:+.4f}]".format(*found.by_row))
-    if found.failed:
-        lines.append(failed_text(found))
+    """Return a verdict as text: one sentence, followed by notes on groups, failed rows and an assumed direction."""
+    comparison = result.comparison
+    direction = "" if comparison.higher_is_better else " (lower is better)"
+    rows = f"{comparison.rows} rows"
+    if comparison.groups < comparison.rows:
+        rows += f" in {comparison.groups} groups"
+    scores = f"{comparison.metric} {comparison.base:.4f} -> {comparison.tuned:.4f}{direction}"
+    interval = f"[{comparison.low:+.4f}, {comparison.high:+.4f}] at {comparison.confidence:.0%}"
+    lines = [f"{describe_verdict(comparison)}: {scores}, gain {comparison.gain:+.4f} {interval}, {rows}"]
+    if comparison.groups_needed:
+        lines[0] += f"; {rows_needed_text(comparison)}"
+    if comparison.by_row:
+        lines.append("with independent rows, the interval would be [{:+.4f}, {:+.4f}]".format(*comparison.by_row))
+    if comparison.failed:
+        lines.append(failed_text(comparison))
     if result.direction == "assumed":
-        lines.append(f"note: assumed that a higher `{found.metric}` is better; if not, add --lower-is-better")
+        lines.append(f"note: assumed that a higher `{comparison.metric}` is better; if not, add --lower-is-better")
     return "\n".join(lines)
 
 
 def _read_text(file: Path) -> str:
-    """Return a JSONL file's text; raise DataError with what to do about a file of another kind."""
+    """Return the text of a JSONL file; raise DataError, with the command to convert it, for another format."""
+    where = str(file)
     try:
         content = file.read_bytes()
     except OSError as error:
-        raise DataError(f"cannot be read: {error.strerror}", where=str(file)) from error
-    for start, (kind, command) in _COMPRESSION_FORMATS.items():
-        if content.startswith(start):
-            raise DataError(f"is compressed with {kind}", where=str(file), hint=f"{command} {shlex.quote(str(file))}")
+        hint = "give a JSONL file that this user can read"
+        raise DataError(f"cannot be read: {error.strerror}", where=where, hint=hint, code="unreadable-file") from error
+    for magic, (tool, command) in _COMPRESSION_FORMATS.items():
+        if content.startswith(magic):
+            hint = f"{command} {shlex.quote(where)}"
+            raise DataError(f"is compressed with {tool}", where=where, hint=hint, code="not-jsonl")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError("is not UTF-8 text", where=str(file)) from error
+        raise DataError("is not UTF-8 text", where=where, hint="convert it with iconv", code="encoding") from error
     if text.lstrip().startswith("[") and _is_json_list(text):
-        hint = f"write one object per line: jq -c '.[]' {shlex.quote(str(file))}"
-        raise DataError("is one JSON list, not JSONL", where=f"{file}:1", hint=hint)
+        hint = f"write one object per line: jq -c '.[]' {shlex.quote(where)}"
+        raise DataError("is one JSON list, not JSONL", where=f"{file}:1", hint=hint, code="not-jsonl")
     return text
 
 
 def _is_json_list(text: str) -> bool:
-    """Say whether a text is, or begins as, one list of objects."""
+    """Return whether a text is a JSON list of objects, or begins like one."""
     try:
-        whole = json.loads(text)
+        value = json.loads(text)
     except (ValueError, RecursionError):
         return re.match(r"\s*\[\s*(\{|$)", text) is not None
-    return isinstance(whole, list) and all(isinstance(one, dict) for one in whole)
+    return isinstance(value, list) and all(isinstance(item, dict) for item in value)
 
 
 def _read_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     text = _read_text(file)
     empty = True
-    # Not `splitlines`: to that U+0085 and U+2028 end a line too, which JSON leaves as they are.
+    # Not `splitlines`, which also splits at U+0085 and U+2028; JSON does not escape them.
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"is not valid JSON: {error}", where=f"{file}:{number}") from error
+            hint = "write one JSON object per line"
+            raise DataError(f"is not JSON: {error}", where=f"{file}:{number}", hint=hint, code="not-jsonl") from error
         if not isinstance(row, dict):
-            raise DataError("is not a JSON object", where=f"{file}:{number}")
+            hint = "write one JSON object per line"
+            raise DataError("is not a JSON object", where=f"{file}:{number}", hint=hint, code="not-jsonl")
         empty = False
         yield number, row
     if empty:
-        raise DataError("has no rows", where=str(file))
+        raise DataError("has no rows", where=str(file), hint="write one JSON object per line", code="no-rows")
 
 
 def _infer_metric(before: dict[str, Any], after: dict[str, Any], file: Path) -> str:
-    known = ("id", "group", "row", "failed", *LIKELIHOOD_COLUMNS)
-    names = [k for k, v in before.items() if k not in known and _is_score(v) and k in after]
-    names += [
-        k
-        for k in LIKELIHOOD_METRICS
-        if k not in before and all(one in before and one in after for one in LIKELIHOOD_COLUMNS)
-    ]
+    no_metrics = ("id", "group", "row", "failed", *LIKELIHOOD_COLUMNS)
+    names = [key for key, value in before.items() if key not in no_metrics and _is_score(value) and key in after]
+    if all(column in before and column in after for column in LIKELIHOOD_COLUMNS):
+        names += [name for name in LIKELIHOOD_METRICS if name not in before]
     if len(names) == 1:
         return names[0]
-    raise DataError(f"rows have {len(names)} values to compare", where=str(file), hint=f"--metric NAME of {names}")
+    hint = f"add --metric with one of {', '.join(names)}" if names else "write a number with the same key in both files"
+    message = f"rows have {len(names)} metrics in common, not one"
+    raise DataError(message, where=str(file), hint=hint, code="ambiguous-metric")
 
 
 def _pair_rows(before: Rows, after: Rows, base: Path, tuned: Path) -> tuple[Rows, Rows]:
-    """Return the rows of both files in one order; raise DataError where a row has no partner."""
+    """Return the rows of both files in the same order; raise DataError if a row has no partner."""
+    code, where = "unpaired-rows", f"{base}, {tuned}"
     without = [f"{file}:{n}" for rows, file in ((before, base), (after, tuned)) for n, row in rows if "id" not in row]
     if len(without) == len(before) + len(after):
         if len(before) != len(after):
-            raise DataError(f"{base} has {len(before)} rows and {tuned} {len(after)}", hint="give every row an `id`")
+            message = f"the files have {len(before)} and {len(after)} rows, which have no `id`"
+            raise DataError(message, where=where, hint="give every row an `id`", code=code)
         return before, after
-    if without:  # by order, rows that have an id could meet another
-        raise DataError("has no `id`, and other rows have one", where=without[0], hint="give it to all rows or to none")
+    if without:  # pairing by order could combine rows with different ids
+        hint = "give an `id` to all rows or to none"
+        raise DataError("has no `id`, but other rows have one", where=without[0], hint=hint, code=code)
     first, second = _rows_by_id(before, base), _rows_by_id(after, tuned)
     _check_id_types(first, second, base, tuned)
-    if alone := sorted(str(key) for _, key in first.keys() ^ second.keys()):
-        raise DataError(f"{len(alone)} rows are in one file only, such as id {alone[0]}", where=f"{base}, {tuned}")
+    if unpaired := sorted(str(key) for _, key in first.keys() ^ second.keys()):
+        message = f"{len(unpaired)} rows are in only one file, such as id {unpaired[0]}"
+        hint = "score the same rows with both systems"
+        raise DataError(message, where=where, hint=hint, code=code)
     return list(first.values()), [second[key] for key in first]
 
 
 def _check_id_types(first: dict[Any, Any], second: dict[Any, Any], base: Path, tuned: Path) -> None:
-    """Raise DataError if ids would pair but for being a number in one file and text in the other."""
+    """Raise DataError if an id is a number in one file and the same text in the other."""
     texts = {str(key): key for _, key in second}
     for flag, key in first:
         other = texts.get(str(key), key)
@@ -249,43 +264,50 @@ def _check_id_types(first: dict[Any, Any], second: dict[Any, Any], base: Path, t
                 f"and {_TYPE_NAMES[type(other)]} in {tuned}",
                 where=f"{base}, {tuned}",
                 hint="write ids as text, or as numbers, in both files",
+                code="unpaired-rows",
             )
 
 
 def _rows_by_id(rows: Rows, file: Path) -> dict[Any, tuple[int, dict[str, Any]]]:
-    found: dict[Any, tuple[int, dict[str, Any]]] = {}
+    by_id: dict[Any, tuple[int, dict[str, Any]]] = {}
     for number, row in rows:
-        key = _lookup_key(row["id"], "id", f"{file}:{number}")
-        if key in found:
-            raise DataError(f"has the `id` of line {found[key][0]} again: {row['id']}", where=f"{file}:{number}")
-        found[key] = (number, row)
-    return found
+        where = f"{file}:{number}"
+        key = _lookup_key(row["id"], "id", where)
+        if key in by_id:
+            message = f"repeats the `id` of line {by_id[key][0]}: {row['id']}"
+            raise DataError(message, where=where, hint="give every row a different `id`", code="duplicate-id")
+        by_id[key] = (number, row)
+    return by_id
 
 
 def _group_key(row: dict[str, Any], other: dict[str, Any], where: str) -> tuple[Any, ...]:
-    """Return what a pair of rows is grouped by: its place, where neither names a group."""
-    named = [one["group"] for one in (row, other) if "group" in one]
-    if len(named) == 2 and named[0] != named[1]:
-        raise DataError(f"the two files say different groups: {named[0]!r} and {named[1]!r}", where=where)
-    return ("group", _lookup_key(named[0], "group", where)) if named else ("row", where)
+    """Return a key for the group of a pair of rows; a pair without a group is a group by itself."""
+    groups = [side["group"] for side in (row, other) if "group" in side]
+    if len(groups) == 2 and groups[0] != groups[1]:
+        message = f"the files have different groups for this row: {groups[0]!r} and {groups[1]!r}"
+        raise DataError(message, where=where, hint="write the same group in both files", code="unpaired-rows")
+    return ("group", _lookup_key(groups[0], "group", where)) if groups else ("row", where)
 
 
 def _lookup_key(value: Any, key: str, where: str) -> tuple[bool, Any]:
-    """Return a value to look up by, 1 and true told apart; raise DataError for a list or an object."""
+    """Return a hashable key that distinguishes 1 from true; raise DataError for a list or an object."""
     if isinstance(value, list | dict):
-        raise DataError(f"`{key}` is {value!r}, not text or a number", where=where)
+        hint = f"write `{key}` as text or a number"
+        raise DataError(f"`{key}` is {value!r}, not text or a number", where=where, hint=hint, code="wrong-value")
     return isinstance(value, bool), value
 
 
 def _check_values(row: dict[str, Any], metric: str, file: Path, number: int) -> dict[str, Any]:
-    """Return a row whose values of a metric are finite numbers, or that failed."""
+    """Convert a row's values of a metric to floats; raise DataError unless they are finite or the row has failed."""
     if row.get("failed"):
         return row
-    needed = LIKELIHOOD_COLUMNS if likelihood_of(metric, [row]) and "tokens" in row else (metric,)
-    for name in needed:
+    columns = LIKELIHOOD_COLUMNS if likelihood_of(metric, [row]) and "tokens" in row else (metric,)
+    for name in columns:
         if not _is_score(row.get(name)):
-            raise DataError(f"`{name}` is {row.get(name)!r}, not a finite number", where=f"{file}:{number}")
-    return row | {name: float(row[name]) for name in needed}
+            message = f"`{name}` is {row.get(name)!r}, not a finite number"
+            hint = "write the row's score, or the reason in `failed` if it has none"
+            raise DataError(message, where=f"{file}:{number}", hint=hint, code="not-a-number")
+    return row | {name: float(row[name]) for name in columns}
 
 
 def _is_score(value: object) -> bool:

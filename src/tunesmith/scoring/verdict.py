@@ -1,4 +1,4 @@
-"""Is the tuned model better? The gain on paired rows, an interval around it, and one of three words."""
+"""The paired comparison of two systems: gain, confidence interval and verdict, and their descriptions in words."""
 
 import math
 from collections.abc import Hashable, Sequence, Sized
@@ -14,7 +14,7 @@ from tunesmith.scoring.bootstrap import Array, Interval, Sample, Transform, gain
 
 Scores = Sequence[float] | npt.NDArray[Any]
 
-_MAX_ROWS_FACTOR = 1_000  # a gain that takes a thousand times the rows to tell from min_gain is not told from it
+_MAX_ROWS_FACTOR = 1_000  # no estimate is given if the verdict would need more than this times the rows
 
 
 def paired_verdict(
@@ -29,34 +29,35 @@ def paired_verdict(
     transform: Transform | None = None,
     metric: str = "score",
 ) -> Comparison:
-    """Judge whether the tuned system beats the base by more than `min_gain`.
+    """Compare two systems on the same rows, and decide whether the tuned one is better by more than `min_gain`.
 
-    `better` if `low > min_gain`, `not_better` if `high <= min_gain`, else `cannot_tell`. The order of the rows does not
-    matter, and swapping base and tuned mirrors the interval.
+    The verdict is `better` if `low > min_gain`, `not_better` if `high <= min_gain`, else `cannot_tell`. It does not
+    depend on the order of the rows. Swapping base and tuned mirrors the interval.
 
-    An end of the interval that excludes `min_gain` must do so in a stricter interval too, whose end is given otherwise:
-    an error of just 2.5 % would exceed 10 in 400 in four of ten batches of 400 comparisons, and the promise is about
-    every batch. So the interval covers the true gain in about 95 % of comparisons, but in 98 % where it is `min_gain`.
+    An end of the interval excludes `min_gain` only if the end of a stricter interval (bootstrap.py) excludes it, too;
+    otherwise the stricter end is returned. The reason: in every 400 comparisons of equal models, at most 10 may be
+    called better, and with an error of exactly 2.5 % this would fail in 40 % of such batches. So the interval covers
+    the true gain in about 95 % of comparisons, and in about 98 % if the true gain is `min_gain`.
 
-    Fewer units than a sign test needs (6 at 95 %) exclude nothing: the interval is everything the scores could be.
-    Where all rows differ by the same amount, also by nothing, the interval is not a point, because rows unlike those
-    seen may still be there: about 2 in n. So 150 improved of 150 are `better`, and equal scores in every row are
-    `cannot_tell` unless `min_gain` lies above that.
+    Fewer units than a sign test needs (6 at 95 %) exclude nothing; the interval is then the range of possible gains.
+    If all rows have the same difference, the interval is still not a point, because about 2 in n unseen rows may
+    differ. So 150 improved of 150 rows are `better`, and equal scores in all rows are `cannot_tell` unless `min_gain`
+    is above the interval.
 
     Args:
-        base, tuned: one score a row, higher is better; the same rows in the same order.
-        groups: rows that share a value depend on one another and are resampled together.
-        min_gain: what the gain must exceed.
-        confidence: of the interval, 0.5 to 0.999; each end is wrong in at most half of the remainder.
-        seed: of the resampling.
-        weights: the score is the mean weighted with these, such as the tokens a row for token accuracy.
-        transform: increasing; the score is this function of the mean, such as `lambda m: -math.exp(-m)` to judge the
-            negated perplexity from log-likelihoods.
-        metric: the name of the score.
+        base, tuned: one score per row, higher is better, in the same order of rows.
+        groups: rows with the same value are not independent and are resampled together.
+        min_gain: the gain must exceed this.
+        confidence: level of the interval, 0.5 to 0.999. Each end is wrong in at most half of the rest.
+        seed: seed of the resampling.
+        weights: weights of the mean, such as the number of tokens per row for token accuracy.
+        transform: increasing function from the mean to the score, such as `lambda m: -math.exp(-m)` for the negated
+            perplexity from log-likelihoods.
+        metric: name of the score.
 
     Raises:
         DataError: no rows, unequal lengths, or a value that is not a finite number.
-        RecipeError: an impossible `min_gain`, `confidence` or `seed`.
+        RecipeError: `min_gain`, `confidence` or `seed` is out of range.
     """
     _check_settings(min_gain, confidence, seed)
     before, after = _to_array(base, "base"), _to_array(tuned, "tuned")
@@ -90,12 +91,12 @@ def paired_verdict(
 
 
 def rows_needed_text(comparison: Comparison) -> str:
-    """Say how many rows, or groups of rows, would settle a verdict that has `groups_needed`."""
+    """Return how many rows, or groups of rows, would settle a verdict; it must have `groups_needed`."""
     groups, rows, needed = comparison.groups, comparison.rows, comparison.groups_needed
     assert needed is not None
     units = "rows" if groups == rows else "groups"
     text = f"about {needed:,} {units} would settle it"
-    if groups < (fewest := min_units(comparison.confidence)):  # the spread of so few is a rough guess
+    if groups < (fewest := min_units(comparison.confidence)):  # the estimate from so few units is rough
         text = f"at least {fewest} {units} are needed to settle it" + (
             f", here about {needed:,}" if needed > fewest else ""
         )
@@ -103,17 +104,17 @@ def rows_needed_text(comparison: Comparison) -> str:
 
 
 def failed_text(comparison: Comparison) -> str:
-    """Say how many rows failed, and what follows."""
+    """Return how many rows failed, and the consequence."""
     failed, rows = comparison.failed, comparison.failed + comparison.rows
-    text = f"{failed:,} of {rows:,} rows failed on one side or both and were left out of both"
+    text = f"{failed:,} of {rows:,} rows failed for base or tuned and were left out for both"
     return f"{text}; above {MAX_FAILED_SHARE:.0%} there is no verdict" if too_many_failed(failed, rows) else text
 
 
 def reasons_of(comparison: Comparison) -> list[str]:
-    """Return the reasons for a verdict: where the interval is, how many rows failed, and what would settle it."""
-    where = {"better": "lies above", "not_better": "does not reach above", "cannot_tell": "holds"}[comparison.verdict]
+    """Return the reasons for a verdict: its interval, the failed rows, and the number of rows that would settle it."""
+    position = {"better": "is above", "not_better": "is not above", "cannot_tell": "contains"}[comparison.verdict]
     interval = f"[{comparison.low:+.4f}, {comparison.high:+.4f}]"
-    reasons = [f"the interval of {comparison.metric} {interval} {where} min_gain {comparison.min_gain:g}"]
+    reasons = [f"the interval of {comparison.metric} {interval} {position} min_gain {comparison.min_gain:g}"]
     if too_many_failed(comparison.failed, comparison.rows + comparison.failed):
         reasons = []  # the interval of the other rows does not count
     if comparison.failed:
@@ -124,12 +125,12 @@ def reasons_of(comparison: Comparison) -> list[str]:
 
 
 def is_non_inferiority(comparison: Comparison) -> bool:
-    """Whether a verdict shows at most "not worse by more than `-min_gain`" (non-inferiority), and no improvement."""
+    """Return whether a verdict is about "not worse by more than `-min_gain`" (non-inferiority), not an improvement."""
     return comparison.min_gain < 0 and not (comparison.verdict == "better" and comparison.low > 0)
 
 
 def describe_verdict(comparison: Comparison) -> str:
-    """Return the verdict in words; with a negative `min_gain` it is about not being worse."""
+    """Return the verdict in words; with a negative `min_gain`, those of non-inferiority."""
     if not is_non_inferiority(comparison):
         return comparison.verdict.replace("_", " ")
     words = {"better": "not worse", "not_better": "worse", "cannot_tell": "cannot tell whether worse"}
@@ -137,9 +138,9 @@ def describe_verdict(comparison: Comparison) -> str:
 
 
 def _units_needed(sample: Sample, gain: float, min_gain: float, interval: Interval, confidence: float) -> int | None:
-    """Return about how many units make the interval exclude `min_gain`; its width falls with their root.
+    """Estimate the number of units with which the interval excludes `min_gain`: its width falls with their square root.
 
-    The interval of fewer units than a sign test needs says nothing, so the spread of the units themselves is used.
+    With fewer units than a sign test needs, the interval is no estimate of the noise, so the standard error is used.
     """
     distance, fewest = abs(gain - min_gain), min_units(confidence)
     if sample.units < fewest:
@@ -152,42 +153,46 @@ def _units_needed(sample: Sample, gain: float, min_gain: float, interval: Interv
 
 
 def _to_array(values: Scores, name: str) -> Array:
-    """Return values as an array [rows]; raise DataError at the first that is not a finite number."""
+    """Convert values to an array [rows]; raise DataError for a value that is not a finite number."""
     for index, value in enumerate(values):
         if not isinstance(value, (int, float, np.number, np.bool_)) or not math.isfinite(value):
             raise DataError(
                 f"is {value!r}, not a finite number",
                 where=f"{name}[{index}]",
-                hint="leave out, for both systems, a row that was not scored, or give it the worst score",
+                hint="give a row without a score the worst score, or leave it out for both systems",
+                code="not-a-number",
             )
     return np.asarray(values, dtype=np.float64)
 
 
 def _check_rows(rows: int, **others: Sized | None) -> None:
-    """Raise DataError unless there are rows and all inputs have one value a row."""
+    """Raise DataError unless there are rows and all inputs have one value per row."""
     if rows == 0:
-        raise DataError("there are no rows to compare", hint="the test split is empty, or no row was scored")
+        hint = "check that the test split is not empty and that its rows have scores"
+        raise DataError("there are no rows to compare", hint=hint, code="no-rows")
     for name, values in others.items():
         if values is not None and len(values) != rows:
-            raise DataError(
-                f"base has {rows} rows, {name} has {len(values)}",
-                hint="both systems answer the same rows in the same order",
-            )
+            hint = "give both systems the same rows in the same order"
+            raise DataError(f"base has {rows} rows, {name} has {len(values)}", hint=hint, code="unequal-lengths")
 
 
 def _check_weights(weights: Array) -> None:
-    """Raise DataError unless weights can be averaged with."""
+    """Raise DataError for a negative weight, or if all weights are 0."""
     if weights.min() < 0:
-        raise DataError("is negative", where=f"weights[{int(weights.argmin())}]", hint="weights count, such as tokens")
+        where, hint = f"weights[{int(weights.argmin())}]", "give counts as weights, such as the tokens of a row"
+        raise DataError("is negative", where=where, hint=hint, code="bad-weight")
     if not weights.any():
-        raise DataError("all weights are zero", hint="no row has a token to score")
+        raise DataError("all weights are 0", hint="check that the rows have tokens to score", code="bad-weight")
 
 
 def _check_settings(min_gain: float, confidence: float, seed: int) -> None:
-    """Raise RecipeError for settings that have no meaning."""
+    """Raise RecipeError for a setting that is out of range."""
+    code = "wrong-value"
     if not math.isfinite(min_gain):
-        raise RecipeError(f"min_gain is {min_gain}", hint="give a finite number in the unit of the score")
+        hint = "give a finite number in the unit of the score"
+        raise RecipeError(f"min_gain is {min_gain}", hint=hint, code=code)
     if not 0.5 <= confidence <= 0.999:
-        raise RecipeError(f"confidence is {confidence}", hint="give a number from 0.5 to 0.999, such as 0.95")
+        hint = "give a number from 0.5 to 0.999, such as 0.95"
+        raise RecipeError(f"confidence is {confidence}", hint=hint, code=code)
     if seed < 0:
-        raise RecipeError(f"seed is {seed}", hint="give a whole number from 0 up")
+        raise RecipeError(f"seed is {seed}", hint="give an integer from 0 up", code=code)

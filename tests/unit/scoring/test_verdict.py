@@ -1,4 +1,4 @@
-"""The verdict: what it must say, what must not change it, and how often it is wrong, by simulation."""
+"""The paired verdict: known cases, invariances, invalid input, and error rates by simulation."""
 
 import math
 from collections.abc import Callable
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.errors import raises
 
 from tunesmith.core.errors import DataError, RecipeError
 from tunesmith.scoring import bootstrap
@@ -17,7 +18,7 @@ Draw = Callable[[np.random.Generator, int], dict[str, Any]]
 ROWS = (30, 50, 100, 300)
 
 
-# --- what it must say ---------------------------------------------------------------------------------------------
+# --- known cases --------------------------------------------------------------------------------------------------
 
 
 def noisy(gain: float, rows: int, noise: float = 0.1, seed: int = 0) -> tuple[list[float], list[float]]:
@@ -26,7 +27,7 @@ def noisy(gain: float, rows: int, noise: float = 0.1, seed: int = 0) -> tuple[li
     return base.tolist(), (base + random.normal(gain, noise, rows)).tolist()
 
 
-def test_a_clear_gain_is_better() -> None:
+def test_clear_gain_is_better() -> None:
     found = paired_verdict(*noisy(0.1, 200))
     assert found.verdict == "better"
     assert 0.07 < found.low < found.gain < found.high < 0.12
@@ -34,20 +35,20 @@ def test_a_clear_gain_is_better() -> None:
     assert (found.rows, found.groups, found.rows_needed, found.confidence) == (200, 200, None, 0.95)
 
 
-def test_a_clear_loss_is_not_better() -> None:
+def test_clear_loss_is_not_better() -> None:
     found = paired_verdict(*noisy(-0.1, 200))
     assert found.verdict == "not_better"
     assert found.high < 0
     assert found.rows_needed is None
 
 
-def test_a_gain_below_the_one_asked_for_is_not_better() -> None:
+def test_gain_below_min_gain_is_not_better() -> None:
     assert paired_verdict(*noisy(0.1, 200), min_gain=0.05).verdict == "better"
     assert paired_verdict(*noisy(0.1, 200), min_gain=0.2).verdict == "not_better"
     assert paired_verdict(*noisy(0.1, 200), min_gain=0.1).verdict == "cannot_tell"
 
 
-def test_the_rows_needed_do_settle_it() -> None:
+def test_rows_needed_settle_the_verdict() -> None:
     base, tuned = noisy(0.02, 100, noise=0.15, seed=2)
     found = paired_verdict(base, tuned)
     assert found.verdict == "cannot_tell"
@@ -59,7 +60,7 @@ def test_the_rows_needed_do_settle_it() -> None:
     assert paired_verdict(*fewer).verdict == "cannot_tell"
 
 
-def test_no_number_of_rows_is_named_for_a_gain_of_nothing() -> None:
+def test_zero_gain_has_no_rows_needed() -> None:
     found = paired_verdict([0, 1, 0, 1] * 20, [1, 0, 0, 1] * 20)
     assert (found.verdict, found.gain, found.rows_needed) == ("cannot_tell", 0, None)
     assert (found.improved, found.worsened) == (20, 20)
@@ -67,7 +68,7 @@ def test_no_number_of_rows_is_named_for_a_gain_of_nothing() -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 5])
-def test_few_rows_exclude_nothing_even_if_all_improved(rows: int) -> None:
+def test_few_rows_exclude_nothing(rows: int) -> None:
     found = paired_verdict([0] * rows, [1] * rows)
     assert found.verdict == "cannot_tell"
     assert (found.low, found.high) == (-1, 1)
@@ -77,29 +78,29 @@ def test_few_rows_exclude_nothing_even_if_all_improved(rows: int) -> None:
     assert paired_verdict([31] * rows, [50] * rows).verdict == "cannot_tell"
 
 
-def test_six_rows_can_be_enough() -> None:
+def test_six_rows_can_suffice() -> None:
     assert paired_verdict([0] * 6, [1] * 6).verdict == "better"
     assert paired_verdict([0] * 6, [1] * 6, confidence=0.99).verdict == "cannot_tell"
 
 
-def test_all_rows_improved_alike_is_better_and_no_point() -> None:
+def test_interval_of_equal_improvements_is_not_a_point() -> None:
     found = paired_verdict([0] * 150, [1] * 150)
     assert (found.verdict, found.gain, found.high) == ("better", 1, 1)
-    assert 0.97 < found.low < 0.99  # that all of 150 rows improve has 2.5 % where 1 in 41 does not
+    assert 0.97 < found.low < 0.99  # if 1 in 41 rows does not improve, all of 150 do with a probability of 2.5 %
     assert found.improved == 150
     assert paired_verdict([0] * 150, [1] * 149 + [0]).low < found.low
 
 
 @pytest.mark.parametrize("value", [0, 1, 0.37])
-def test_equal_scores_leave_room_for_rows_unlike_those_seen(value: float) -> None:
+def test_interval_of_equal_scores_is_not_a_point(value: float) -> None:
     found = paired_verdict([value] * 300, [value] * 300)
     assert (found.verdict, found.gain, found.improved, found.worsened) == ("cannot_tell", 0, 0, 0)
     assert found.low == pytest.approx(-found.high)
-    assert 0.002 < found.high < 0.0125  # the rule of three, for either sign: 3.7 / 300
+    assert 0.002 < found.high < 0.0125  # the rule of three for both signs: 3.7 / 300
     assert paired_verdict([value] * 300, [value] * 300, min_gain=0.02).verdict == "not_better"
 
 
-def test_few_changed_rows_are_judged_like_a_sign_test() -> None:
+def test_few_changed_rows_agree_with_a_sign_test() -> None:
     def changed(improved: int, worsened: int, rows: int = 300) -> str:
         base = [0] * improved + [1] * worsened + [0] * (rows - improved - worsened)
         return paired_verdict(base, [1] * improved + [0] * (rows - improved)).verdict
@@ -109,18 +110,18 @@ def test_few_changed_rows_are_judged_like_a_sign_test() -> None:
     assert [changed(0, count) for count in (5, 6)] == ["cannot_tell", "not_better"]
 
 
-def test_rows_of_one_group_are_one_piece_of_evidence() -> None:
+def test_group_counts_as_one_unit() -> None:
     base, tuned = noisy(0.05, 40, noise=0.15, seed=6)
-    alone = paired_verdict(base, tuned)
-    copied = paired_verdict(base * 10, tuned * 10, groups=list(range(40)) * 10)
-    believed = paired_verdict(base * 10, tuned * 10)
-    assert (copied.groups, copied.rows, believed.groups) == (40, 400, 400)
-    assert (copied.low, copied.high) == pytest.approx((alone.low, alone.high))
-    assert believed.high - believed.low < 0.5 * (copied.high - copied.low)
+    single = paired_verdict(base, tuned)
+    grouped = paired_verdict(base * 10, tuned * 10, groups=list(range(40)) * 10)
+    ungrouped = paired_verdict(base * 10, tuned * 10)
+    assert (grouped.groups, grouped.rows, ungrouped.groups) == (40, 400, 400)
+    assert (grouped.low, grouped.high) == pytest.approx((single.low, single.high))
+    assert ungrouped.high - ungrouped.low < 0.5 * (grouped.high - grouped.low)
     assert paired_verdict(base, tuned, groups=["same"] * 40).verdict == "cannot_tell"
 
 
-def test_a_group_of_each_row_changes_nothing() -> None:
+def test_groups_of_one_row_change_nothing() -> None:
     base, tuned = noisy(0.02, 60)
     names = [f"row {number}" for number in range(60)]
     assert paired_verdict(base, tuned, groups=names) == paired_verdict(base, tuned)
@@ -131,12 +132,12 @@ def test_weights_make_the_score_a_weighted_mean() -> None:
     assert (found.base, found.tuned, found.gain) == (0.375, 0.625, 0.25)
     base, tuned = noisy(0.05, 50)
     assert paired_verdict(base, tuned, weights=[7.0] * 50).low == pytest.approx(paired_verdict(base, tuned).low)
-    unread = paired_verdict([*base, 0.0], [*tuned, 1.0], weights=[1.0] * 50 + [0.0])
-    assert unread.low == pytest.approx(paired_verdict(base, tuned).low)
-    assert (unread.rows, unread.groups) == (51, 50)
+    unweighted = paired_verdict([*base, 0.0], [*tuned, 1.0], weights=[1.0] * 50 + [0.0])
+    assert unweighted.low == pytest.approx(paired_verdict(base, tuned).low)
+    assert (unweighted.rows, unweighted.groups) == (51, 50)
 
 
-def test_a_transform_judges_the_perplexity() -> None:
+def test_transform_compares_perplexities() -> None:
     random = np.random.default_rng(0)
     base = -random.gamma(4, 0.5, 200)
     tuned = base + random.normal(0.1, 0.2, 200)
@@ -151,7 +152,7 @@ def test_a_transform_judges_the_perplexity() -> None:
     assert (same.gain, same.low, same.high) == pytest.approx((3 * plain.gain, 3 * plain.low, 3 * plain.high))
 
 
-def test_a_higher_confidence_gives_a_wider_interval() -> None:
+def test_higher_confidence_gives_a_wider_interval() -> None:
     widths = [
         found.high - found.low for found in (paired_verdict(*noisy(0, 80), confidence=c) for c in (0.8, 0.95, 0.99))
     ]
@@ -159,7 +160,7 @@ def test_a_higher_confidence_gives_a_wider_interval() -> None:
     assert widths[0] < 0.8 * widths[1] < 0.8 * widths[2]
 
 
-def test_few_graded_rows_get_an_interval_as_wide_as_students() -> None:
+def test_interval_of_few_graded_rows_is_as_wide_as_students_t() -> None:
     ratios = []
     for seed in range(40):
         base, tuned = noisy(0.2, 10, seed=seed)
@@ -169,7 +170,7 @@ def test_few_graded_rows_get_an_interval_as_wide_as_students() -> None:
     assert 1 <= np.mean(ratios) < 1.15
 
 
-def test_a_long_comparison_stays_in_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_comparison_of_many_rows_uses_few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bootstrap, "_MAX_DRAWS", 5_000_000)
     monkeypatch.setattr(bootstrap, "_DRAWS_PER_CHUNK", 10_000)
     random = np.random.default_rng(0)
@@ -179,7 +180,7 @@ def test_a_long_comparison_stays_in_bounds(monkeypatch: pytest.MonkeyPatch) -> N
     assert found.high - found.low == pytest.approx(2 * 1.96 * 0.1 / math.sqrt(30_000), rel=0.1)
 
 
-# --- what must not change it --------------------------------------------------------------------------------------
+# --- invariances --------------------------------------------------------------------------------------------------
 
 GRADED = st.floats(0, 1).map(lambda value: round(value, 3))
 PAIRS = st.lists(st.tuples(GRADED, GRADED), min_size=1, max_size=30) | st.lists(
@@ -189,7 +190,7 @@ PAIRS = st.lists(st.tuples(GRADED, GRADED), min_size=1, max_size=30) | st.lists(
 
 @settings(max_examples=60, deadline=None)
 @given(PAIRS, st.randoms(use_true_random=False))
-def test_the_order_of_rows_does_not_matter(pairs: list[tuple[float, float]], random: Any) -> None:
+def test_order_of_rows_does_not_matter(pairs: list[tuple[float, float]], random: Any) -> None:
     rows = [(base, tuned, index % 7) for index, (base, tuned) in enumerate(pairs)]
     mixed = random.sample(rows, len(rows))
     for grouped in (False, True):
@@ -208,26 +209,27 @@ def test_the_order_of_rows_does_not_matter(pairs: list[tuple[float, float]], ran
 @given(PAIRS)
 def test_swapping_base_and_tuned_mirrors_the_interval(pairs: list[tuple[float, float]]) -> None:
     base, tuned = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-    there, back = paired_verdict(base, tuned), paired_verdict(tuned, base)
-    assert (back.gain, back.low, back.high) == pytest.approx((-there.gain, -there.high, -there.low), abs=1e-12)
-    assert (back.improved, back.worsened) == (there.worsened, there.improved)
-    assert there.low <= there.gain <= there.high
+    original, swapped = paired_verdict(base, tuned), paired_verdict(tuned, base)
+    mirrored = -original.gain, -original.high, -original.low
+    assert (swapped.gain, swapped.low, swapped.high) == pytest.approx(mirrored, abs=1e-12)
+    assert (swapped.improved, swapped.worsened) == (original.worsened, original.improved)
+    assert original.low <= original.gain <= original.high
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 1000), st.floats(-3, 3))
-def test_shifting_both_changes_nothing_and_shifting_one_shifts_the_interval(seed: int, by: float) -> None:
+def test_shift_of_both_changes_nothing_and_shift_of_one_shifts_the_interval(seed: int, by: float) -> None:
     base, tuned = noisy(0.03, 20, seed=seed)
     plain = paired_verdict(base, tuned)
     both = paired_verdict([value + by for value in base], [value + by for value in tuned])
     assert (both.gain, both.low, both.high) == pytest.approx((plain.gain, plain.low, plain.high), abs=1e-6)
-    one = paired_verdict(base, [value + by for value in tuned], min_gain=by)
-    assert (one.gain - by, one.low - by, one.high - by) == pytest.approx(
+    shifted = paired_verdict(base, [value + by for value in tuned], min_gain=by)
+    assert (shifted.gain - by, shifted.low - by, shifted.high - by) == pytest.approx(
         (plain.gain, plain.low, plain.high), abs=0.15 * (plain.high - plain.low)
-    )  # the draws fall on rows in another order
+    )  # the order of the sorted rows changes, and with it the draws of each row
 
 
-def test_the_seed_decides_and_hardly_matters() -> None:
+def test_seed_changes_the_interval_only_a_little() -> None:
     base, tuned = noisy(0.03, 100)
     assert paired_verdict(base, tuned, seed=1) == paired_verdict(base, tuned, seed=1)
     lows = [paired_verdict(base, tuned, seed=seed).low for seed in range(5)]
@@ -235,74 +237,73 @@ def test_the_seed_decides_and_hardly_matters() -> None:
     assert max(lows) - min(lows) < 0.1 * (paired_verdict(base, tuned).gain - lows[0])
 
 
-def test_arrays_and_lists_and_truth_values_are_the_same() -> None:
+def test_arrays_lists_and_booleans_give_equal_verdicts() -> None:
     base, tuned = [0, 1, 1, 0] * 5, [1, 1, 1, 0] * 5
     expected = paired_verdict(base, tuned)
     assert paired_verdict(np.array(base), np.array(tuned, dtype=np.float32)) == expected
     assert paired_verdict([bool(value) for value in base], [bool(value) for value in tuned]) == expected
 
 
-# --- what it refuses ----------------------------------------------------------------------------------------------
+# --- invalid input ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, None, "0.5", 1j])
 @pytest.mark.parametrize("side", ["base", "tuned"])
-def test_a_value_that_is_no_number_is_named(bad: Any, side: str) -> None:
+def test_value_that_is_not_a_number_is_refused(bad: Any, side: str) -> None:
     scores: dict[str, Any] = {"base": [0.1] * 10, "tuned": [0.2] * 10}
     scores[side][7] = bad
-    with pytest.raises(DataError) as refused:
+    with raises(DataError, "not-a-number", where=f"{side}[7]") as error:
         paired_verdict(scores["base"], scores["tuned"])
-    assert refused.value.where == f"{side}[7]"
-    assert refused.value.hint
+    assert error.value.hint
 
 
 @pytest.mark.parametrize(
-    ("base", "tuned", "more"),
+    ("base", "tuned", "more", "code"),
     [
-        ([], [], {}),
-        ([1], [], {}),
-        ([1, 2], [1], {}),
-        ([1, 2], [1, 2], {"groups": [1]}),
-        ([1, 2], [1, 2], {"weights": [1]}),
-        ([1, 2], [1, 2], {"weights": [0, 0]}),
-        ([1, 2], [1, 2], {"weights": [2, -1]}),
-        ([1, 2], [1, 2], {"weights": [2, math.nan]}),
-        ([-800] * 20, [-801] * 20, {"transform": lambda mean: -math.exp(-mean)}),
-        ([-1] * 20, [-2] * 20, {"transform": lambda mean: math.log(mean)}),
+        ([], [], {}, "no-rows"),
+        ([1], [], {}, "unequal-lengths"),
+        ([1, 2], [1], {}, "unequal-lengths"),
+        ([1, 2], [1, 2], {"groups": [1]}, "unequal-lengths"),
+        ([1, 2], [1, 2], {"weights": [1]}, "unequal-lengths"),
+        ([1, 2], [1, 2], {"weights": [0, 0]}, "bad-weight"),
+        ([1, 2], [1, 2], {"weights": [2, -1]}, "bad-weight"),
+        ([1, 2], [1, 2], {"weights": [2, math.nan]}, "not-a-number"),
+        ([-800] * 20, [-801] * 20, {"transform": lambda mean: -math.exp(-mean)}, "not-a-number"),
+        ([-1] * 20, [-2] * 20, {"transform": lambda mean: math.log(mean)}, "not-a-number"),
     ],
 )
-def test_impossible_data_is_refused(base: list[float], tuned: list[float], more: dict[str, Any]) -> None:
-    with pytest.raises(DataError) as refused:
+def test_invalid_data_are_refused(base: list[float], tuned: list[float], more: dict[str, Any], code: str) -> None:
+    with raises(DataError, code) as error:
         paired_verdict(base, tuned, **more)
-    assert refused.value.hint
+    assert error.value.hint
 
 
 @pytest.mark.parametrize(
     "setting",
     [{"min_gain": math.nan}, {"confidence": 95}, {"confidence": 1}, {"confidence": 0}, {"seed": -1}],
 )
-def test_impossible_settings_are_refused(setting: dict[str, Any]) -> None:
-    with pytest.raises(RecipeError):
+def test_settings_out_of_range_are_refused(setting: dict[str, Any]) -> None:
+    with raises(RecipeError, "wrong-value", *setting):
         paired_verdict([0, 1], [1, 1], **setting)
 
 
-# --- how often it is wrong ----------------------------------------------------------------------------------------
+# --- error rates --------------------------------------------------------------------------------------------------
 
 
 def binary(base: float, tuned: float, shared: float) -> Draw:
-    """Answers that are right or wrong, paired by a share of rows whose difficulty both feel alike."""
+    """Right and wrong answers; a share of the rows is equally difficult for both models."""
 
     def draw(random: np.random.Generator, rows: int) -> dict[str, Any]:
         own = random.random((2, rows))
         same = random.random(rows) < shared
-        felt = np.where(same, own[0], own[1])
-        return {"base": (own[0] < base).astype(float), "tuned": (felt < tuned).astype(float)}
+        difficulty = np.where(same, own[0], own[1])
+        return {"base": (own[0] < base).astype(float), "tuned": (difficulty < tuned).astype(float)}
 
     return draw
 
 
 def graded(gain: float) -> Draw:
-    """Scores like ROUGE: skewed, within 0 and 1, easy rows easy for both."""
+    """Scores like ROUGE: skewed, from 0 to 1, with rows that are easy for both models."""
 
     def draw(random: np.random.Generator, rows: int) -> dict[str, Any]:
         ease = random.beta(1.2, 4, rows) * 0.4
@@ -313,7 +314,7 @@ def graded(gain: float) -> Draw:
 
 
 def mostly_equal(positive: float) -> Draw:
-    """Graded scores of which half do not change."""
+    """Graded scores; half of them do not change."""
 
     def draw(random: np.random.Generator, rows: int) -> dict[str, Any]:
         sign = np.where(random.random(rows) < positive, 1, -1) * (random.random(rows) < 0.5)
@@ -335,7 +336,7 @@ def clustered(gain: float) -> Draw:
 
 
 def perplexity(gain: float) -> Draw:
-    """Log-likelihoods a token, of rows of different lengths."""
+    """Log-likelihoods per token, of rows of different lengths."""
 
     def draw(random: np.random.Generator, rows: int) -> dict[str, Any]:
         base = -random.gamma(4, 0.5, rows)
@@ -366,14 +367,14 @@ GAINS: dict[str, tuple[Draw, float]] = {
 
 
 def simulate(draw: Draw, rows: int, seeds: int, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    monkeypatch.setattr(bootstrap, "_RESAMPLES", 1_000)  # noisier ends than users see
+    monkeypatch.setattr(bootstrap, "_RESAMPLES", 1_000)  # faster, with noisier intervals than users get
     monkeypatch.setattr(bootstrap, "_RESAMPLES_PER_TAIL", 0)
     return [paired_verdict(**draw(np.random.default_rng([rows, seed]), rows), seed=seed) for seed in range(seeds)]
 
 
 def test_equal_models_are_rarely_called_better(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = simulate(EQUAL["binary"], 100, 400, monkeypatch)
-    assert sum(one.verdict == "better" for one in found) <= 10
+    verdicts = simulate(EQUAL["binary"], 100, 400, monkeypatch)
+    assert sum(comparison.verdict == "better" for comparison in verdicts) <= 10
 
 
 @pytest.mark.slow
@@ -382,18 +383,16 @@ def test_equal_models_are_rarely_called_better(monkeypatch: pytest.MonkeyPatch) 
 def test_equal_models_are_called_better_in_at_most_10_of_400(
     name: str, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = simulate(EQUAL[name], rows, 400, monkeypatch)
-    assert sum(one.verdict == "better" for one in found) <= 10
-    assert sum(one.verdict == "not_better" for one in found) <= 10
+    verdicts = simulate(EQUAL[name], rows, 400, monkeypatch)
+    assert sum(comparison.verdict == "better" for comparison in verdicts) <= 10
+    assert sum(comparison.verdict == "not_better" for comparison in verdicts) <= 10
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("name", GAINS)
-def test_the_interval_covers_the_true_gain_as_often_as_it_says(
-    name: str, rows: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interval_covers_the_true_gain_at_its_confidence(name: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     draw, gain = GAINS[name]
-    found = simulate(draw, rows, 500, monkeypatch)
-    covered = sum(one.low <= gain <= one.high for one in found) / len(found)
-    assert 0.92 <= covered <= 0.98  # with 4,000 seeds it is 0.94 to 0.97; 500 leave 0.01 open
+    comparisons = simulate(draw, rows, 500, monkeypatch)
+    coverage = sum(comparison.low <= gain <= comparison.high for comparison in comparisons) / len(comparisons)
+    assert 0.92 <= coverage <= 0.98  # with 4,000 seeds it is 0.94 to 0.97; with 500 it is uncertain by 0.01
