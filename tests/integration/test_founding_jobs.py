@@ -39,7 +39,7 @@ def done(name: str, out: Path, changes: Sequence[str]) -> tuple[RunDir, dict[str
     assert scaled.tuning == kept.tuning, "how it is tuned is the job's own"
     plan = plan_run(file, [*FEW, *changes], out=out)
     print(plan)
-    assert plan.counts["train"] <= 24
+    assert plan.rows.counts["train"] <= 24
     try:
         run = run_recipe(file, [*FEW, *changes], out=out)
     except VerdictRefused:  # three steps need not make a model better

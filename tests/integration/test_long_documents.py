@@ -65,9 +65,9 @@ def test_long_documents_run_to_a_verdict(tmp_path: Path, tiny: Path) -> None:
 
     manifest = run.manifest("prepare")
     assert manifest is not None
-    assert manifest["blocks"] == plan.blocks
-    assert plan.blocks["blocks"] > 2 * plan.blocks["documents"] > 20
-    assert plan.counts["train"] == sum(
+    assert manifest["blocks"] == plan.rows.blocks
+    assert plan.rows.blocks["blocks"] > 2 * plan.rows.blocks["documents"] > 20
+    assert plan.rows.counts["train"] == sum(
         line["status"] == "kept" and line["split"] == "train" for line in read_jsonl(run.ledger)
     )
     left = [line for line in read_jsonl(run.ledger) if line["status"] == "unused"]

@@ -137,7 +137,7 @@ def test_a_user_sees_all_of_it(written: Written, tmp_path: Path, capsys: pytest.
         app(words, exit_on_error=False, result_action="return_value")
         return capsys.readouterr().out
 
-    assert "weights trained" in said("plan", file)
+    assert "trained parameters" in said("plan", file)
     before = said("show", file, "--rows", "1")
     assert "</s>\u00a6<pad>\u27e6" in before
     assert before.endswith("</s>\u27e7\n")

@@ -132,6 +132,9 @@ ERROR_CODES = {
     "already-queued": "The run has jobs that wait or run.",
     "not-queued": "The run has no job that waits or runs.",
     "stage-failed": "The job of a stage failed; its log has the error.",
+    "not-enough-disk": "The disk has too little space for the checkpoints, or for the weights to download.",
+    "not-enough-memory": "By estimate, training needs more memory than is available.",
+    "time-limit-too-short": "A Slurm job would end before its first checkpoint.",
     # sweep
     "wrong-axis": "An axis of a sweep is not `key=value,value`, or its key or values cannot be an axis.",
     "number-of-trials": "A sweep has fewer than two trials, or too many for its intervals.",

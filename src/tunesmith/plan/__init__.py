@@ -1,1 +1,1 @@
-"""What a run would do and need, known before it starts."""
+"""Everything about a run that can be known before it starts: checks, estimates, and its rows as the model sees them."""

@@ -1,9 +1,9 @@
-"""What so many processes would keep, need and send, and how fast they would be together: a plan's part of a cluster."""
+"""Estimate the memory, communication and throughput of a run on its nodes, and on other numbers of them."""
 
 import contextlib
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from tunesmith.architecture.shapes import Shapes
@@ -35,168 +35,178 @@ from tunesmith.recipe.schedule import plan_steps
 from tunesmith.recipe.schema import Recipe
 from tunesmith.recipe.tuning import FullTuning, Quantization
 
-# How many times the machines that are asked for are looked at, to tell whether more would help.
-_TIMES_MORE = 4
+# Estimates go up to this multiple of the recipe's nodes, to show whether more would help.
+_MAX_MULTIPLE = 4
+
+
+@dataclass(frozen=True, slots=True)
+class EstimateInputs:
+    """The inputs of the estimates besides the recipe.
+
+    Attributes:
+        shapes: the layer sizes of the base.
+        rows: the training rows.
+        hardware: this machine.
+        speed: the speed of one process on this machine; None if it has not been measured.
+        new_tokens: number of tokens that the recipe adds to the vocabulary.
+    """
+
+    shapes: Shapes
+    rows: TokenDataset
+    hardware: Hardware
+    speed: Speed | None
+    new_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class ClusterEstimate:
-    """What is foreseen for so many processes.
+    """The needs and the throughput of a run on a number of nodes.
 
     Attributes:
-        machines: how many.
-        processes: of all of them.
-        sharding: what each keeps of the model.
-        division: how each cuts its rows into passes.
-        memory: what each needs.
-        memory_available: the GiB that each has; None where nobody said.
-        offloaded_available: the same of its machine's memory, where it has a GPU.
-        step_tokens: of a step, on average.
-        tokens_per_second: of one process that computes alone; None where it is not known.
-        communication: what they send each other in a step; None where the recipe does not say how fast the links are.
-        together: tokens a second of all, at worst and at best.
+        nodes: number of nodes.
+        processes: number of processes on all nodes.
+        sharding: how the model is sharded.
+        micro_batches: how a process splits its rows into micro-batches.
+        memory: needed by each process.
+        memory_available: GiB for each process; None if unknown, because the nodes are elsewhere and the recipe does not
+            state their memory.
+        offloaded_available: GiB of CPU memory for each process with a GPU; None without a GPU, or if unknown.
+        step_tokens: mean number of tokens per step.
+        tokens_per_second: of a single process that does not communicate; None if no speed was measured on hardware of
+            this kind.
+        communication: of a step; None if the recipe does not state the bandwidths.
+        total_tokens_per_second: of all processes, at worst and at best; None if `tokens_per_second` is.
     """
 
-    machines: int
+    nodes: int
     processes: int
     sharding: Sharding
-    division: MicroBatchPolicy
+    micro_batches: MicroBatchPolicy
     memory: MemoryEstimate
     memory_available: float | None
     offloaded_available: float | None
     step_tokens: float
     tokens_per_second: float | None
     communication: Communication | None
-    together: tuple[float, float] | None
+    total_tokens_per_second: tuple[float, float] | None
 
     @property
     def fits(self) -> bool:
-        """Whether each has the memory that it needs, as far as that is known."""
-        needed = (self.memory.total, self.memory_available), (self.memory.offloaded, self.offloaded_available)
-        return all(available is None or need <= available for need, available in needed)
+        """Whether the memory suffices, as far as it is known."""
+        needs = (self.memory.total, self.memory_available), (self.memory.offloaded, self.offloaded_available)
+        return all(available is None or needed <= available for needed, available in needs)
 
     def to_json(self) -> dict[str, Any]:
-        """Return what tells sizes apart."""
+        """Return the estimate as JSON."""
+        return {**asdict(self), "micro_batches": str(self.micro_batches)}
+
+    def summary(self) -> dict[str, Any]:
+        """Return the fields that compare numbers of nodes, as JSON."""
         return {
-            "machines": self.machines, "processes": self.processes, "sharding": self.sharding,
-            "memory": self.memory.total, "fits": self.fits, "tokens_per_second": self.together,
+            "nodes": self.nodes, "processes": self.processes, "sharding": self.sharding,
+            "memory": self.memory.total, "fits": self.fits, "tokens_per_second": self.total_tokens_per_second,
             "at_best": self.communication is None,
         }  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class EstimateInputs:
-    """What a forecast is made of: a model's shapes, the training rows, this machine, and how fast one process was here.
-
-    `new_tokens` are added to those that the model knows.
-    """
-
-    shapes: Shapes
-    rows: TokenDataset
-    here: Hardware
-    speed: Speed | None
-    new_tokens: int = 0
-
-
-def estimate_cluster(recipe: Recipe, known: EstimateInputs) -> ClusterEstimate:
-    """Return what is foreseen for a recipe where it says that it will run.
+def estimate_cluster(recipe: Recipe, inputs: EstimateInputs) -> ClusterEstimate:
+    """Estimate a run on the nodes of its recipe.
 
     Raises:
-        RecipeError: what it asks for cannot be done with this model.
+        RecipeError: the recipe's sharding is impossible with this model.
     """
-    shapes, rows, speed = known.shapes, known.rows, known.speed
-    launch, there = recipe.launch, _hardware_of(recipe.launch, known.here)
-    processes = world_size_of(launch)
-    number = PRECISION_BYTES[_precision(recipe, there)]
-    room = MemoryBudget(number, there.device == "cuda", there.memory_gib)
-    sharding = choose_sharding(recipe, shapes, rows, room, processes, new_tokens=known.new_tokens)
-    parts = shard_count(sharding, processes, local_world_size_of(launch))
-    division, memory = estimate_micro_batches(recipe, shapes, rows, room, new_tokens=known.new_tokens, shards=parts)
+    shapes, rows, speed = inputs.shapes, inputs.rows, inputs.speed
+    launch, hardware = recipe.launch, _hardware_of(recipe.launch, inputs.hardware)
+    processes, local_world = world_size_of(launch), local_world_size_of(launch)
+    compute_bytes = PRECISION_BYTES[_precision(recipe, hardware)]
+    budget = MemoryBudget(compute_bytes, hardware.device == "cuda", hardware.memory_gib)
+    sharding = choose_sharding(recipe, shapes, rows, budget, processes, new_tokens=inputs.new_tokens)
+    shards = shard_count(sharding, processes, local_world)
+    policy, memory = estimate_micro_batches(recipe, shapes, rows, budget, new_tokens=inputs.new_tokens, shards=shards)
     steps = plan_steps(recipe, len(rows))
-    per_step = float(rows.lengths.sum()) * steps.epochs / steps.total_steps
-    sent = estimate_communication(
-        recipe, shapes, memory.trainable_parameters, sharding, compute_bytes=number,
-        micro_batches=_passes(recipe, division, per_step / processes), on_gpu=room.on_gpu,
+    step_tokens = float(rows.lengths.sum()) * steps.epochs / steps.total_steps
+    communication = estimate_communication(
+        recipe, shapes, memory.trainable_parameters, sharding, compute_bytes=compute_bytes,
+        micro_batches=_micro_batch_count(recipe, policy, step_tokens / processes), on_gpu=budget.on_gpu,
     )  # fmt: skip
-    alone = together = None
-    if speed and there.device == known.here.device:
-        one = speed.with_cores(_cores_of_each(launch))
-        alone = per_step / one.step_seconds(per_step)
-        most = per_step / processes / estimate_rank_utilization(recipe, rows, processes)
-        computing = one.step_seconds(most, _moved(recipe, shapes, memory, parts))
-        low, high = sent.step_seconds(computing) if sent else (computing, computing)
-        together = per_step / high, per_step / low
-    available = there.memory_gib if math.isfinite(there.memory_gib) else None
-    offloaded = _machine_gib(launch) if room.on_gpu else None
-    machines = processes // local_world_size_of(launch)
+    single = total = None
+    if speed and hardware.device == inputs.hardware.device:
+        speed = speed.with_cores(_cores_per_process(launch))
+        single = step_tokens / speed.step_seconds(step_tokens)
+        busiest = step_tokens / processes / estimate_rank_utilization(recipe, rows, processes)
+        compute = speed.step_seconds(busiest, _updated_share(recipe, shapes, memory, shards))
+        shortest, longest = communication.step_seconds(compute) if communication else (compute, compute)
+        total = step_tokens / longest, step_tokens / shortest
     return ClusterEstimate(
-        machines, processes, sharding, division, memory, available, offloaded, per_step, alone, sent, together
+        nodes=processes // local_world, processes=processes, sharding=sharding, micro_batches=policy, memory=memory,
+        memory_available=hardware.memory_gib if math.isfinite(hardware.memory_gib) else None,
+        offloaded_available=_cpu_memory_gib(launch) if budget.on_gpu else None, step_tokens=step_tokens,
+        tokens_per_second=single, communication=communication, total_tokens_per_second=total,
     )  # fmt: skip
 
 
-def scaling(recipe: Recipe, known: EstimateInputs) -> Iterator[ClusterEstimate]:
-    """Yield what is foreseen for 1, 2, 4 and so on of the machines, or processes, of which a recipe asks for some."""
-    for other in _other_sizes(recipe, known.here):
-        with contextlib.suppress(RecipeError):  # of sizes that were not asked for
-            yield estimate_cluster(other, known)
+def estimate_scaling(recipe: Recipe, inputs: EstimateInputs) -> Iterator[ClusterEstimate]:
+    """Yield estimates for the recipe's number of nodes (of processes on one node) and for powers of two."""
+    for scaled in _scaled_recipes(recipe, inputs.hardware):
+        with contextlib.suppress(RecipeError):  # the sharding may be impossible on another number of nodes
+            yield estimate_cluster(scaled, inputs)
 
 
-def _hardware_of(launch: Launch, here: Hardware) -> Hardware:
-    """Return what each process will have: this machine's, or what the recipe says of machines that are elsewhere."""
-    if not isinstance(launch, SlurmLaunch):  # processes on one GPU each, or on one processor
-        return (
-            here if here.device == "cuda" else replace(here, memory_gib=here.memory_gib / local_world_size_of(launch))
-        )
+def _hardware_of(launch: Launch, local: Hardware) -> Hardware:
+    """Return the hardware of each process: of this machine, or of a Slurm cluster as the recipe states it."""
+    if not isinstance(launch, SlurmLaunch):  # each process has a GPU, or they share the memory of this machine
+        shared = replace(local, memory_gib=local.memory_gib / local_world_size_of(launch))
+        return local if local.device == "cuda" else shared
     if launch.gpus_per_node is not None:
         return Hardware("cuda", has_bf16=True, memory_gib=launch.gpu_memory_gib or math.inf)
-    return Hardware("cpu", here.has_bf16, _machine_gib(launch) or math.inf)
+    return Hardware("cpu", local.has_bf16, _cpu_memory_gib(launch) or math.inf)
 
 
-def _machine_gib(launch: Launch) -> float | None:
-    """Return what each process has of its machine's memory; None where it is elsewhere and the recipe does not say."""
+def _cpu_memory_gib(launch: Launch) -> float | None:
+    """Return the CPU memory of each process; None on a Slurm cluster if the recipe does not state it."""
     if not isinstance(launch, SlurmLaunch):
         return available_memory_gib() / local_world_size_of(launch)
-    given = launch.memory_gib_per_node
-    return given / local_world_size_of(launch) if isinstance(given, int) else None
+    node_gib = launch.memory_gib_per_node
+    return node_gib / local_world_size_of(launch) if isinstance(node_gib, int) else None
 
 
-def _other_sizes(recipe: Recipe, here: Hardware) -> Iterator[Recipe]:
+def _scaled_recipes(recipe: Recipe, local: Hardware) -> Iterator[Recipe]:
     launch = recipe.launch
     if isinstance(launch, SlurmLaunch):
-        key, asked, most = "nodes", launch.nodes, _TIMES_MORE * launch.nodes
-    elif isinstance(launch, TorchrunLaunch):  # of GPUs there may be no more
-        key, asked = "processes", launch.processes
-        most = max(asked, available_cores() if here.device == "cpu" else 1)
+        key, size, max_size = "nodes", launch.nodes, _MAX_MULTIPLE * launch.nodes
+    elif isinstance(launch, TorchrunLaunch):  # more processes than GPUs are impossible
+        key, size = "processes", launch.processes
+        max_size = max(size, available_cores() if local.device == "cpu" else 1)
     else:
         return
-    for size in sorted({asked, *(2**power for power in range(most.bit_length()))}):
-        yield recipe.model_copy(update={"launch": launch.model_copy(update={key: size})})
+    for number in sorted({size, *(2**power for power in range(max_size.bit_length()))}):
+        yield recipe.model_copy(update={"launch": launch.model_copy(update={key: number})})
 
 
-def _cores_of_each(launch: Launch) -> float | None:
-    """Return how many cores each process has; None where nobody says."""
-    return (
-        launch.cpus_per_process if isinstance(launch, SlurmLaunch) else available_cores() / local_world_size_of(launch)
-    )
+def _cores_per_process(launch: Launch) -> float | None:
+    """Return the number of cores of each process; None if the recipe does not state it."""
+    if isinstance(launch, SlurmLaunch):
+        return launch.cpus_per_process
+    return available_cores() / local_world_size_of(launch)
 
 
-def _moved(recipe: Recipe, shapes: Shapes, memory: MemoryEstimate, parts: int) -> float:
-    """Return how much of what is trained each process moves: all that it has."""
+def _updated_share(recipe: Recipe, shapes: Shapes, memory: MemoryEstimate, shards: int) -> float:
+    """Return the share of the trained parameters that each process updates."""
     if not isinstance(recipe.tuning, FullTuning):
         return 1.0
-    divided, _ = layer_parameter_counts(shapes)
-    return 1 - divided * (1 - 1 / parts) / memory.trainable_parameters
+    sharded, _ = layer_parameter_counts(shapes)
+    return 1 - sharded * (1 - 1 / shards) / memory.trainable_parameters
 
 
-def _passes(recipe: Recipe, division: MicroBatchPolicy, tokens: float) -> int:
-    """Return how many passes a process makes of its tokens of a step."""
-    if division.rows is not None:
-        passes = recipe.train.examples_per_step / world_size_of(recipe.launch) / division.rows
+def _micro_batch_count(recipe: Recipe, policy: MicroBatchPolicy, tokens: float) -> int:
+    """Return the number of micro-batches that a process makes of its tokens in a step."""
+    if policy.rows is not None:
+        count = recipe.train.examples_per_step / world_size_of(recipe.launch) / policy.rows
     else:
-        passes = tokens / division.max_tokens
-    return max(1, math.ceil(passes))
+        count = tokens / policy.max_tokens
+    return max(1, math.ceil(count))
 
 
-def _precision(recipe: Recipe, there: Hardware) -> str:
+def _precision(recipe: Recipe, hardware: Hardware) -> str:
     quantized = isinstance(recipe.tuning, Quantization)
-    return choose_precision(recipe.model.precision, there.device, has_bf16=there.has_bf16, quantized=quantized)
+    return choose_precision(recipe.model.precision, hardware.device, has_bf16=hardware.has_bf16, quantized=quantized)

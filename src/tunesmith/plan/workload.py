@@ -1,9 +1,8 @@
-"""Estimate the tokens and the time of a run's validations and of the answers of base and tuned."""
+"""Estimate the tokens and the time of a run's validations and of its evaluation."""
 
 from dataclasses import dataclass
 from statistics import mean
 
-from tunesmith.core.progress import format_duration
 from tunesmith.data.split import choose_by_hash
 from tunesmith.data.used_rows import UsedRows
 from tunesmith.data.validation import select_validation_rows
@@ -20,17 +19,17 @@ class Workload:
     """Rows, tokens and seconds of validation and evaluation.
 
     Attributes:
-        validations: how often the valid rows are read.
-        valid_rows: how many of them each validation measures the loss on, of `all_valid_rows`.
-        valid_tokens: tokens that one validation reads.
-        answered_valid_rows: how many valid rows each validation answers for `valid_metrics`.
-        test_rows: how many test rows base and tuned answer.
-        read_tokens: tokens of test rows that likelihood metrics read, by both models.
-        written_tokens: tokens of all answers, if they are as long as the references, and at most.
-        validating_seconds: for all validations, without answers; None if no speed is known.
-        is_measured: whether validation was timed here in an earlier run; if not, its seconds are an upper bound, at the
-            speed of training.
-        answering_seconds: for `written_tokens`; None if this model has not answered on this machine yet.
+        validations: number of validations.
+        valid_rows: number of rows on which each validation measures the loss, of `all_valid_rows`.
+        valid_tokens: tokens that each validation reads.
+        answered_valid_rows: number of rows that each validation answers for `train.valid_metrics`.
+        test_rows: number of test rows that base and tuned answer.
+        read_tokens: tokens of test rows that both models read for likelihood metrics.
+        generated_tokens: tokens of all answers, if they are as long as the references, and at most.
+        validation_seconds: of all validations, without answers; None if no speed is known.
+        is_measured: whether an earlier run on this machine measured the speed of validation; otherwise
+            `validation_seconds` is an upper bound, at the speed of training.
+        generation_seconds: for `generated_tokens`; None if this model has never generated on this machine.
     """
 
     validations: int
@@ -40,78 +39,50 @@ class Workload:
     answered_valid_rows: int
     test_rows: int
     read_tokens: int
-    written_tokens: tuple[int, int]
-    validating_seconds: float | None
+    generated_tokens: tuple[int, int]
+    validation_seconds: float | None
     is_measured: bool
-    answering_seconds: tuple[float, float] | None
+    generation_seconds: tuple[float, float] | None
 
     @property
     def all_valid_tokens(self) -> int:
         """Tokens that all validations read."""
         return self.validations * self.valid_tokens
 
-    def tokens_text(self) -> str:
-        """Return the tokens of validation and evaluation, as the end of plan's line `tokens`."""
-        text = ""
-        if self.valid_rows:
-            text = f", {self.all_valid_tokens:,} to validate on ({self.validations} x {self.valid_tokens:,})"
-        if self.valid_rows < self.all_valid_rows:
-            text += f" of {self.valid_rows:,} of {self.all_valid_rows:,} valid rows, see train.valid_loss_rows"
-        asked = f"{self.test_rows:,} test rows by base and tuned"
-        if self.answered_valid_rows:
-            asked += f", {self.answered_valid_rows:,} valid rows {self.validations} times"
-        return f"{text}; {self.written_tokens[1]:,} to answer at most ({asked})"
-
-    def time_text(self) -> str:
-        """Return the time that they take, as the end of plan's line `time`."""
-        text = ""
-        if self.valid_rows:
-            bound = "about" if self.is_measured else "at most about"
-            known = self.validating_seconds is not None
-            text = (
-                f"; validation {bound} {format_duration(self.validating_seconds or 0)}"
-                if known
-                else "; validation unknown"
-            )
-        if self.answering_seconds is None:
-            return f"{text}; answers unknown until this model has answered on this machine"
-        low, high = map(format_duration, self.answering_seconds)
-        return f"{text}; answers {low if low == high else f'{low} to {high}'}"
-
 
 def estimate_workload(
-    recipe: Recipe, rows: UsedRows, steps: StepPlan, seen: ClusterEstimate, speed: Speed | None
+    recipe: Recipe, rows: UsedRows, steps: StepPlan, cluster: ClusterEstimate, speed: Speed | None
 ) -> Workload:
-    """Return the work of a recipe's validations and evaluation, timed at the speeds measured on this machine."""
+    """Estimate the validations and the evaluation of a recipe, at the speeds measured on this machine."""
     train, evaluate = recipe.train, recipe.evaluate
-    ids = {split: [str(line.id) for line in rows.ledger_entries(split)] for split in ("valid", "test")}
-    lengths = {split: [line.tokens for line in rows.ledger_entries(split)] for split in ("valid", "test")}
-    training = sum(line.tokens for line in rows.ledger_entries("train")) * steps.epochs
+    ids = {split: [str(entry.id) for entry in rows.ledger_entries(split)] for split in ("valid", "test")}
+    lengths = {split: [entry.tokens for entry in rows.ledger_entries(split)] for split in ("valid", "test")}
+    training_tokens = sum(entry.tokens for entry in rows.ledger_entries("train")) * steps.epochs
     valid = select_validation_rows(
-        recipe, ids["valid"], lengths["valid"], validations=steps.validations, training_tokens=training
+        recipe, ids["valid"], lengths["valid"], validations=steps.validations, training_tokens=training_tokens
     )
     valid_tokens = sum(lengths["valid"][place] for place in valid)
-    scored = answer_metrics(evaluate.metrics)
     chosen = choose_by_hash(ids["test"], evaluate.rows, recipe.seed)
-    answered = min(len(set(ids["valid"])), train.valid_rows) if train.valid_metrics else 0
-    asked = len(chosen) if scored else min(UNSCORED_ANSWERS, len(chosen))
-    answers = 2 * asked + steps.validations * answered
-    most = evaluate.max_new_tokens
-    like = mean(min(most, line.trained) for line in rows.ledger_entries("test"))
-    reads = likelihood_metrics(evaluate.metrics)
-    tokens = {one: length for one, length in zip(ids["test"], lengths["test"], strict=True) if one in chosen}
-    read = 2 * sum(tokens.values()) if reads else 0
-    together = seen.together if speed is not None else None
-    validating = answering = None
-    if speed is not None and together is not None:
-        rate = speed.reading * seen.processes if speed.reading else together[0]
-        validating = steps.validations * valid_tokens / rate
+    test_rows = len(chosen) if answer_metrics(evaluate.metrics) else min(UNSCORED_ANSWERS, len(chosen))
+    answered_valid_rows = min(len(set(ids["valid"])), train.valid_rows) if train.valid_metrics else 0
+    answers = 2 * test_rows + steps.validations * answered_valid_rows
+    limit = evaluate.max_new_tokens
+    expected = mean(min(limit, entry.trained) for entry in rows.ledger_entries("test"))
+    chosen_lengths = {
+        row_id: length for row_id, length in zip(ids["test"], lengths["test"], strict=True) if row_id in chosen
+    }
+    read_tokens = 2 * sum(chosen_lengths.values()) if likelihood_metrics(evaluate.metrics) else 0
+    validation = generation = None
+    if speed is not None and cluster.total_tokens_per_second is not None:
+        reading = speed.reading * cluster.processes if speed.reading else cluster.total_tokens_per_second[0]
+        validation = steps.validations * valid_tokens / reading
         if speed.writing:
-            each = speed.writing * seen.processes
-            answering = answers * like / each + read / rate, answers * most / each + read / rate
+            writing = speed.writing * cluster.processes
+            reading_seconds = read_tokens / reading
+            generation = answers * expected / writing + reading_seconds, answers * limit / writing + reading_seconds
     return Workload(
         validations=steps.validations, valid_rows=len(valid), all_valid_rows=len(ids["valid"]),
-        valid_tokens=valid_tokens, answered_valid_rows=answered, test_rows=asked,
-        read_tokens=read, written_tokens=(round(answers * like), answers * most), validating_seconds=validating,
-        is_measured=bool(speed and speed.reading), answering_seconds=answering,
+        valid_tokens=valid_tokens, answered_valid_rows=answered_valid_rows, test_rows=test_rows,
+        read_tokens=read_tokens, generated_tokens=(round(answers * expected), answers * limit),
+        validation_seconds=validation, is_measured=bool(speed and speed.reading), generation_seconds=generation,
     )  # fmt: skip

@@ -51,8 +51,8 @@ def _planned(sweep: Sweep, trial: Trial, recipe: Path) -> PlannedTrial:
         return PlannedTrial(trial.number, trial.label, trial.folder, state, problem=error.message)
     return PlannedTrial(
         trial.number, trial.label, trial.folder, state,
-        trained_parameters=plan.memory.trainable_parameters, train_rows=plan.counts["train"],
-        tokens=plan.training_tokens, memory_gib=round(plan.memory.total, 2),
+        trained_parameters=plan.cluster.memory.trainable_parameters, train_rows=plan.rows.counts["train"],
+        tokens=plan.training_tokens, memory_gib=round(plan.cluster.memory.total, 2),
         seconds=plan.seconds[0] if plan.seconds else None,
     )  # fmt: skip
 

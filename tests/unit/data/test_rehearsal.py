@@ -65,7 +65,7 @@ def test_plan_warns_of_references_it_had_no_time_to_check(
     tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = _write(tmp_path, tiny, [json.dumps({"k": i}) for i in range(40)], "json_field_f1")
-    monkeypatch.setattr("tunesmith.plan.run_plan._SECONDS_OF_A_METRIC", 0.0)
+    monkeypatch.setattr("tunesmith.plan.run_plan._REHEARSAL_SECONDS", 0.0)
     assert plan_run(path).warnings == (), "eight are read, and two will be answered"
     [told] = plan_run(path, ["evaluate.rows=20"]).warnings
     assert "8 of 20 test rows" in told
