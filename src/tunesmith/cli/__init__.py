@@ -1,4 +1,4 @@
-"""The command line: thin verbs, and one boundary at which every exception becomes a message and an exit code."""
+"""The command line: a module of verbs per topic, and the boundary that turns exceptions into exit codes."""
 
 import logging
 import os
@@ -20,14 +20,14 @@ def main() -> NoReturn:
 
 
 def _prepare_environment() -> None:
-    """Set what has to be set before torch is imported."""
-    # Threads that wait for each other by spinning long starve when another process wants the same core, and threads
-    # that sleep at once are slow to wake; a short spin is the middle (benchmarks/busy_neighbour.py).
+    """Set environment variables and log levels that must be set before torch is imported."""
+    # The time that OpenMP threads spin while they wait for each other. Long spins waste a core that another process
+    # needs, and threads that sleep at once are slow to wake up (benchmarks/busy_neighbour.py).
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # Nothing is compiled, but bitsandbytes, which peft imports, makes torch import its compiler: a quarter of a start.
+    # peft imports bitsandbytes, which makes torch import its compiler: a quarter of the start-up time.
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else each lost process prints C++ stacks in all others
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of kernels that nobody here can install
-    # Deprecations among the libraries are nothing that a user could act on.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # otherwise a lost rank makes all others print C++ stacks
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns about missing kernels that pip cannot install
+    # Users cannot act on the deprecation warnings that libraries send each other.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|torch)\.")

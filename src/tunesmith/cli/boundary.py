@@ -1,4 +1,4 @@
-"""The one place that catches every exception, and turns it into a message on stderr and an exit code."""
+"""The only place that catches every exception: it prints a message on stderr and returns an exit code."""
 
 import contextlib
 import os
@@ -28,7 +28,7 @@ _INTERRUPTED = 130
 def run_command(app: App, arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code.
 
-    `--debug` anywhere before `--`, or TUNESMITH_DEBUG=1, prints the traceback of every failure on stderr.
+    With `--debug` anywhere before `--`, or TUNESMITH_DEBUG=1, the traceback of a failure is printed too.
     """
     accept_any_encoding()
     arguments, debug = _without_debug(arguments)
@@ -49,7 +49,7 @@ def run_command(app: App, arguments: Sequence[str]) -> int:
         stopped.exit_code = _INTERRUPTED
         return _failed(stopped, error, as_json, debug)
     except BrokenPipeError:
-        _abandon_stdout()  # whoever read our output has stopped (`| head`)
+        _abandon_stdout()  # the reader of the pipe has exited (`| head`)
         return 1
     except Exception as error:
         return _failed(as_tunesmith_error(error) or _unexpected(error, arguments), error, as_json, debug)
@@ -58,8 +58,8 @@ def run_command(app: App, arguments: Sequence[str]) -> int:
 
 def _without_debug(arguments: Sequence[str]) -> tuple[list[str], bool]:
     end = list(arguments).index("--") if "--" in arguments else len(arguments)
-    kept = [one for index, one in enumerate(arguments) if one != "--debug" or index > end]
-    return kept, len(kept) < len(arguments) or os.environ.get("TUNESMITH_DEBUG", "0") not in ("", "0")
+    others = [argument for index, argument in enumerate(arguments) if argument != "--debug" or index > end]
+    return others, len(others) < len(arguments) or os.environ.get("TUNESMITH_DEBUG", "0") not in ("", "0")
 
 
 def _failed(error: TunesmithError, raised: BaseException, as_json: bool, debug: bool) -> int:
@@ -77,35 +77,35 @@ def _failed(error: TunesmithError, raised: BaseException, as_json: bool, debug: 
 
 
 def _is_rank0() -> bool:
-    """Whether this process is the one of its run that prints results."""
+    """Return whether this process prints results: rank 0 does."""
     try:
         return rank_info().is_rank0
-    except TunesmithError:  # the variables of the launcher are wrong, which is the error being printed
+    except TunesmithError:  # the launcher's variables are wrong; that is the error being printed
         return True
 
 
 def _abandon_stdout() -> None:
-    """Make the interpreter's last flush write to /dev/null, because stdout cannot be written."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
+    """Redirect the interpreter's last flush to /dev/null, because stdout cannot be written."""
+    devnull = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
         except (OSError, ValueError):
-            os.dup2(nowhere, stream.fileno())
+            os.dup2(devnull, stream.fileno())
 
 
 def _unexpected(error: Exception, arguments: Sequence[str]) -> TunesmithError:
     """Write the traceback to a log file and return an error that names it."""
-    what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    summary = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "tunesmith" in Path(frame.filename).parts]
-    place_in_code = f" (at {Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    location = f" (at {Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
     log = _write_log(error, arguments)
-    hint = f"this is a fault in tunesmith or in a library; the details are in {log}" if log else "--debug shows more"
-    return TunesmithError(f"unexpected {what.splitlines()[0][:300]}{place_in_code}", code="unexpected", hint=hint)
+    hint = f"this is a bug in tunesmith or in a library; the traceback is in {log}" if log else "--debug shows more"
+    return TunesmithError(f"unexpected {summary.splitlines()[0][:300]}{location}", code="unexpected", hint=hint)
 
 
 def _write_log(error: Exception, arguments: Sequence[str]) -> Path | None:
-    """Write the traceback to a file in the cache, else in the temporary folder; return its path, None if both fail."""
+    """Write the traceback to a file in the cache or the temporary folder; return its path, None if both fail."""
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
     text = (
         f"tunesmith {metadata.version('tunesmith')}, Python {platform.python_version()}, {platform.platform()}\n"

@@ -1,4 +1,4 @@
-"""Results on stdout, as text for people or JSON for programs, in whatever encoding the terminal has."""
+"""Print results on stdout, as text or JSON, in any encoding of the terminal."""
 
 import codecs
 import io
@@ -11,14 +11,14 @@ from tunesmith.core.errors import TunesmithError
 
 
 class Reported(Exception):
-    """Raised after a result is printed: `error` decides the exit code and the message on stderr."""
+    """Raised after the result was printed. `error` decides the exit code and the message on stderr."""
 
     def __init__(self, error: TunesmithError) -> None:
         super().__init__(str(error))
         self.error = error
 
 
-# Replacements of the signs in reports and `show`, for terminals whose encoding lacks them.
+# ASCII replacements of the signs in reports and `show`, for encodings that lack them.
 _PLAIN_SIGNS = {
     "\u27e6": "[[", "\u27e7": "]]", "\u27e8": "<", "\u27e9": ">", "\u00a6": "|", "\u21b5": "\\n", "\u2192": "->",
     "\u2190": "<-", "\u2025": "..", "\u2026": "...", "\u2212": "-", "\u2013": "-", "\u00a0": " ", "\u2713": "y",
@@ -28,7 +28,7 @@ _ERRORS = "tunesmith-signs"
 
 
 def accept_any_encoding() -> None:
-    """Replace characters that a terminal's encoding lacks, instead of failing on them."""
+    """Replace characters that the terminal's encoding lacks, instead of failing."""
     codecs.register_error(_ERRORS, _plain_signs)
     for stream, errors in ((sys.stdin, "replace"), (sys.stdout, _ERRORS), (sys.stderr, _ERRORS)):
         if isinstance(stream, io.TextIOWrapper):
@@ -36,15 +36,15 @@ def accept_any_encoding() -> None:
 
 
 def _plain_signs(error: UnicodeError) -> tuple[str, int]:
-    """Replace our own signs with plain ones, and any other character with `?`."""
+    """Replace our signs with ASCII, and any other character with `?`."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
-    bad = error.object[error.start : error.end]
-    return "".join(_PLAIN_SIGNS.get(character, "?") for character in bad), error.end
+    missing = error.object[error.start : error.end]
+    return "".join(_PLAIN_SIGNS.get(character, "?") for character in missing), error.end
 
 
 def print_result(value: Any, as_json: bool, text: str | Callable[[], str]) -> None:
-    """Print a result on stdout."""
+    """Print a result on stdout, as JSON or as text. The text may be a function, called only if needed."""
     if as_json:
         print_json(value)
     else:
@@ -52,7 +52,7 @@ def print_result(value: Any, as_json: bool, text: str | Callable[[], str]) -> No
 
 
 def print_json(value: Any, *, indent: int | None = 2) -> None:
-    """Print JSON; characters that stdout cannot encode are escaped, so that no value changes."""
+    """Print JSON. Characters that stdout cannot encode are escaped, so that values stay the same."""
     text = json.dumps(value, ensure_ascii=False, indent=indent, default=str)
     try:
         text.encode(sys.stdout.encoding or "utf-8")

@@ -1,1 +1,1 @@
-"""What every layer may use: errors, records, files, the run folder. Standard library only."""
+"""The lowest layer: errors, records, files, the run folder. Standard library only."""

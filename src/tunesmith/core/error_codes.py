@@ -1,28 +1,34 @@
-"""The stable codes that errors carry, for programs and for searching. A code never changes its meaning; messages may.
+"""The stable codes of errors, for programs and for searching. A code keeps its meaning; its messages may change.
 
 A code names one kind of mistake. Several places may raise it. The sections follow the folders of the package.
 """
 
 ERROR_CODES = {
-    # The classes of errors (errors.py): what an error has without a code of its own.
-    "error": "Anything that has no code of its own.",
+    # The classes in errors.py: the codes of errors that have no more specific code.
+    "error": "Any other error.",
     "recipe": "The recipe or the command line is wrong.",
     "data": "The data is wrong.",
     "verdict": "The verdict does not allow promotion.",
     "does-not-fit": "Memory or disk does not suffice.",
     "damaged-file": "A stored file is damaged or has been altered.",
-    "non-finite": "Loss or gradient became NaN or infinite.",
+    "non-finite": "The loss or a gradient became NaN or infinite.",
     "interrupted": "Stopped on request; the same command resumes.",
-    "process-lost": "Another process of the run is gone or hangs; the same command resumes.",
+    "process-lost": "Another rank of the run exited or hangs; the same command resumes.",
     # core and cli
     "usage": "The command line is wrong: an unknown name, a missing or extra argument, or contradicting options.",
-    "no-home": "This user has no home folder, and no variable names the cache or the registry.",
+    "no-home": "This user has no home folder, and TUNESMITH_CACHE or TUNESMITH_REGISTRY is not set.",
     "not-found": "A file or folder does not exist.",
     "exists": "The file to write exists already; it is never overwritten.",
-    "permission": "A file or folder may not be read or written, or is on a read-only disk.",
-    "wrong-path": "A path cannot be used: a folder where a file is needed, a name that is too long, a loop of links.",
+    "permission": "The user may not read or write a file or folder, or the disk is read-only.",
+    "not-a-run": "A folder is not the folder of a run.",
+    "no-prompts": "A file of prompts is empty.",
+    "answer-failed": "The model could not answer a prompt; the message gives the reason.",
+    "out-of-memory": "Memory is full.",
+    "open-files": "Too many files are open.",
+    "disk-full": "The disk or the quota is full, or the disk cannot hold a file of this size.",
+    "wrong-path": "A path cannot be used: a folder instead of a file, a name that is too long, or a loop of links.",
     "missing-package": "A Python package that this command needs is not installed.",
-    "encoding": "Text is not in the encoding that it should be in.",
+    "encoding": "A text is not UTF-8.",
     "locked": "Another process is writing to the run, the cache or the registry.",
     "not-evaluated": "The run has no verdict yet.",
     "stopped": "Stopped by Ctrl-C outside a run.",

@@ -1,6 +1,6 @@
-"""Every error a user can meet, each with the exit code that the command line returns.
+"""The classes of errors, each with the exit code of the command line.
 
-TunesmithError            1
+TunesmithError            1   any other error
 ├── RecipeError           2   the recipe or the command line is wrong
 ├── DataError             3   the data is wrong
 ├── VerdictRefused        4   the verdict does not allow promotion
@@ -8,23 +8,23 @@ TunesmithError            1
 ├── DamagedFile           6   a stored file is damaged or has been altered
 ├── NonFinite             7   training became NaN or infinite
 └── Interrupted          75   stopped in a resumable state (Slurm requeues on it)
-    └── ProcessLost      75   ... because another process of the run is gone or hangs
+    └── ProcessLost      75   ... because another rank exited or hangs
 """
 
 
 def install_hint(extra: str) -> str:
-    """Return how to install an extra; tunesmith is in no package index."""
+    """Return the command that installs an extra; tunesmith is not in a package index."""
     return f"in the clone of tunesmith: pip install -e '.[{extra}]'"
 
 
 class TunesmithError(Exception):
-    """A problem told to the user: what is wrong, where, and what to do.
+    """An error with its place and a hint.
 
     Args:
-        message: what is wrong, in one sentence.
-        where: file:line, row, key or step.
-        hint: what to do about it.
-        code: one of `ERROR_CODES` (error_codes.py), for programs; by default the code of the class.
+        message: the problem, in one sentence.
+        where: the file:line, row, key or step.
+        hint: what the user can do about it.
+        code: one of `ERROR_CODES` (error_codes.py); by default the code of the class.
     """
 
     exit_code = 1
@@ -56,7 +56,7 @@ class RecipeError(TunesmithError):
 
 
 class DataError(TunesmithError):
-    """The data is wrong: unreadable, empty, or not what the recipe says it is."""
+    """The data is unreadable or empty, or does not fit the recipe."""
 
     exit_code = 3
     code = "data"
@@ -84,20 +84,20 @@ class DamagedFile(TunesmithError):
 
 
 class NonFinite(TunesmithError):
-    """Loss or gradient became NaN or infinite; the weights were not updated with it."""
+    """The loss or a gradient became NaN or infinite; the weights were not updated."""
 
     exit_code = 7
     code = "non-finite"
 
 
 class Interrupted(TunesmithError):
-    """Stopped on request, in a state from which the same command goes on."""
+    """Stopped on request; the same command resumes."""
 
     exit_code = 75
     code = "interrupted"
 
 
 class ProcessLost(Interrupted):
-    """Another process of the run is gone or hangs; the same command goes on from what was saved."""
+    """Another rank exited or hangs; the same command resumes from the last checkpoint."""
 
     code = "process-lost"

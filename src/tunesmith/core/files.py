@@ -1,6 +1,6 @@
-"""Files that are either whole or absent: temporary sibling -> fsync -> sha256 manifest -> rename.
+"""Write files and folders atomically: temporary sibling -> fsync -> SHA-256 manifest -> rename.
 
-Everything tunesmith keeps is written through this module, so one place decides what "written" means.
+A crash leaves the old version or the new one, never a part. All files that tunesmith keeps are written here.
 """
 
 import contextlib
@@ -24,28 +24,28 @@ _OUT_OF_SPACE = {
     errno.EDQUOT: "the disk quota is used up",
     errno.EFBIG: "the file is too large for this disk",
 }
-# safetensors and tokenizers, which are written in Rust, tell the system's error in their text alone.
+# safetensors and tokenizers are written in Rust and give the errno only in the message.
 _RUST_ERROR = re.compile(r"\(os error (\d+)\)")
 # Names of files and folders that are being written or deleted: `.NAME.tmp-1a2b3c4d`.
 _TEMPORARY = re.compile(r"\.(?P<final>[^/]+)\.(?:tmp|trash)-[0-9a-f]{8}")
 _PRIVATE = 0o600
-# `json.dumps` would make an encoder anew for every value.
+# `json.dumps` would build a new encoder for every value.
 _canonical = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 
 
 def digest_of(value: Any) -> str:
-    """Return the sha256 of a JSON-able value, independent of key order."""
+    """Return the SHA-256 of a JSON value; the order of keys does not matter."""
     return hashlib.sha256(_canonical(value).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def digest_file(path: Path) -> str:
-    """Return the sha256 of a file's bytes."""
+    """Return the SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file that tunesmith wrote; raise DamagedFile if it is not whole."""
+    """Read a JSON file that tunesmith wrote; raise DamagedFile if it is not valid JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, UnicodeDecodeError) as error:
@@ -53,7 +53,10 @@ def read_json(path: Path) -> Any:
 
 
 def temporary_path(final: Path) -> Path:
-    """Return a new hidden path beside `final`, to write to before the rename. `remove_leftovers` removes such paths."""
+    """Return a new hidden path in the folder of `final`, to write to before a rename.
+
+    `remove_leftovers` finds such paths after a crash.
+    """
     return _hidden_sibling(final, "tmp")
 
 
@@ -72,15 +75,15 @@ def without_temporary_names(text: str) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically: readers see the old content or the new, never a part.
+    """Write a text file atomically: readers see the old content or the new one.
 
     Raises:
-        RecipeError: `path` is a folder or a device, which a rename would fail on or replace.
+        RecipeError: `path` is a folder or a device; a rename would fail or replace it.
         DoesNotFit: the disk is full.
     """
     if path.exists() and not path.is_file():
-        what = "is a folder" if path.is_dir() else "is not a regular file"
-        raise RecipeError(what, where=str(path), code="wrong-path", hint="name a file to write")
+        problem = "is a folder" if path.is_dir() else "is not a regular file"
+        raise RecipeError(problem, where=str(path), code="wrong-path", hint="name a file to write")
     temporary = temporary_path(path)
     with translate_enospc(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -96,22 +99,22 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file atomically. NaN and infinity are refused, because JSON has neither."""
+    """Write a JSON file atomically. Raise ValueError for NaN and infinity, which JSON lacks."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def write_chunks(path: Path, pieces: Iterable[bytes]) -> None:
-    """Write a file piece by piece, and fsync. The folder's manifest makes it final."""
+def write_chunks(path: Path, chunks: Iterable[bytes]) -> None:
+    """Stream chunks to a file and fsync it. The folder's manifest makes the file final."""
     with translate_enospc(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("wb", buffering=2**16) as file:
-            file.writelines(pieces)
+            file.writelines(chunks)
             file.flush()
             os.fsync(file.fileno())
 
 
 def sync_folder(path: Path) -> None:
-    """Flush a folder's entries to disk, so that a rename survives a power cut."""
+    """Fsync a folder, so that a rename in it survives a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -120,7 +123,7 @@ def sync_folder(path: Path) -> None:
 
 
 def list_files(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return {relative name: {bytes, sha256}} of all files below a folder, its manifest left out."""
+    """Return {relative path: {bytes, sha256}} of all files below a folder, without its manifest."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
     return {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": digest_file(path)}
@@ -130,10 +133,12 @@ def list_files(folder: Path) -> dict[str, dict[str, Any]]:
 
 @contextlib.contextmanager
 def new_folder(final: Path, **facts: Any) -> Iterator[Path]:
-    """Give a temporary sibling to fill; on leaving, seal it with a manifest and rename it to `final`.
+    """Yield a temporary folder to fill; on exit, seal it with a manifest and rename it to `final`.
 
-    After a crash there is either no `final` or a whole one. An existing `final` is replaced.
-    `facts` go into the manifest beside the list of files.
+    An existing `final` is replaced. After a crash, `final` is absent or complete.
+
+    Args:
+        facts: more entries for the manifest.
     """
     temporary = temporary_path(final)
     with translate_enospc(final):
@@ -152,9 +157,9 @@ def new_folder(final: Path, **facts: Any) -> Iterator[Path]:
 
 
 def seal_folder(folder: Path, **facts: Any) -> dict[str, Any]:
-    """Fsync every file below a folder and write its manifest last; return the manifest.
+    """Fsync every file below a folder, write its manifest last, and return the manifest.
 
-    Files that only their owner can read, as safetensors and tempfile write them, become as readable as the folder.
+    Files with mode 600, as safetensors and tempfile write them, become as readable as the folder.
     """
     readable = stat.S_IMODE(folder.stat().st_mode) & 0o666
     for path in folder.rglob("*"):
@@ -171,7 +176,7 @@ def seal_folder(folder: Path, **facts: Any) -> dict[str, Any]:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder so that a crash half-way never leaves a part under its own name."""
+    """Rename a folder and remove it, so that a crash never leaves a part of it under its name."""
     shutil.rmtree(_set_aside(folder))
 
 
@@ -182,22 +187,24 @@ def _set_aside(folder: Path) -> Path:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary folders and files that a killed writer left in `folder` or below it."""
+    """Remove the temporary files and folders that a killed writer left in `folder` or below it."""
     for path in filter(is_temporary, list(folder.rglob(".*"))):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
-        else:  # or it went with the folder it was in
+        else:  # it may be gone with its folder
             path.unlink(missing_ok=True)
 
 
 def check_folder(folder: Path) -> dict[str, Any]:
-    """Return a folder's manifest after comparing every file with it.
+    """Compare every file of a folder with its manifest, and return the manifest.
 
     Raises:
         DamagedFile: the manifest is missing or unreadable, or a file is missing, altered or added.
     """
     if not (folder / MANIFEST).exists():
-        raise DamagedFile(f"has no {MANIFEST}", where=str(folder), hint="it was never finished, or the file is gone")
+        raise DamagedFile(
+            f"has no {MANIFEST}", where=str(folder), hint="the folder was never finished, or the file was removed"
+        )
     manifest = read_json(folder / MANIFEST)
     if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
         raise DamagedFile("lists no files", where=str(folder / MANIFEST))
@@ -207,15 +214,15 @@ def check_folder(folder: Path) -> dict[str, Any]:
 
 def check_files(folder: Path, expected: dict[str, dict[str, Any]]) -> None:
     """Raise DamagedFile unless the files below `folder` are exactly those of `expected`."""
-    found = list_files(folder)
-    for name in sorted(expected.keys() | found.keys()):
-        if name not in found:
+    actual = list_files(folder)
+    for name in sorted(expected.keys() | actual.keys()):
+        if name not in actual:
             raise DamagedFile("is missing", where=str(folder / name))
         if name not in expected:
-            raise DamagedFile("does not belong here", where=str(folder / name))
-        if found[name] != expected[name]:
+            raise DamagedFile("is not in the manifest", where=str(folder / name))
+        if actual[name] != expected[name]:
             raise DamagedFile(
-                f"is damaged or was altered: sha256 {found[name]['sha256'][:12]}, expected "
+                f"is damaged or was altered: SHA-256 {actual[name]['sha256'][:12]}, expected "
                 f"{expected[name]['sha256'][:12]}",
                 where=str(folder / name),
             )
@@ -223,32 +230,32 @@ def check_files(folder: Path, expected: dict[str, dict[str, Any]]) -> None:
 
 @contextlib.contextmanager
 def translate_enospc(path: Path) -> Iterator[None]:
-    """Translate out-of-space errors of the system or a library (ENOSPC, EDQUOT) into DoesNotFit with the free space."""
+    """Translate out-of-space errors (ENOSPC, EDQUOT, EFBIG) of the system or a library into DoesNotFit."""
     try:
         yield
-    except Exception as error:  # safetensors and tokenizers raise errors of no common kind
-        full = out_of_space_error(errno_of(error), path)
-        if full is None:
+    except Exception as error:  # the errors of safetensors and tokenizers have no common class
+        disk_full = out_of_space_error(errno_of(error), path)
+        if disk_full is None:
             raise
-        raise full from error
+        raise disk_full from error
 
 
 def out_of_space_error(number: int | None, path: Path) -> DoesNotFit | None:
-    """Return the error for an errno that means that nothing more fits where `path` is; None for others."""
+    """Return the error for an errno that means that the disk of `path` is full; None for another errno."""
     if number not in _OUT_OF_SPACE:
         return None
-    place = next((parent for parent in path.absolute().parents if parent.exists()), Path("/"))
+    folder = next((parent for parent in path.absolute().parents if parent.exists()), Path("/"))
     return DoesNotFit(
-        f"{_OUT_OF_SPACE[number]} ({shutil.disk_usage(place).free / 2**30:.1f} GiB free); "
-        "what was finished before is whole",
+        f"{_OUT_OF_SPACE[number]} ({shutil.disk_usage(folder).free / 2**30:.1f} GiB free); earlier files are complete",
         where=str(path),
+        code="disk-full",
         hint="free some space and run the same command again",
     )
 
 
 def errno_of(error: Exception) -> int | None:
-    """Return an exception's errno, which libraries written in Rust give in their message; None if it has none."""
+    """Return an exception's errno, also if a Rust library gives it in the message; None if there is none."""
     if isinstance(error, OSError):
         return error.errno
-    told = _RUST_ERROR.search(str(error))
-    return int(told.group(1)) if told else None
+    match = _RUST_ERROR.search(str(error))
+    return int(match.group(1)) if match else None

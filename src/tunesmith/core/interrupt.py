@@ -21,23 +21,23 @@ def catch_signals(*, patient: bool = False) -> Iterator[None]:
     """Record the first signal, and exit at once on the second. Inside, loops call `check()`.
 
     Args:
-        patient: ignore further signals, because a rank receives the same signal from several senders.
+        patient: ignore further signals; a rank may receive the same one from Slurm and from its launcher.
     """
 
-    def note(number: int, frame: FrameType | None) -> None:
+    def record(number: int, frame: FrameType | None) -> None:
         if _requested:
             if patient:
                 return
-            os._exit(128 + number)  # the second time the user means it; commits are atomic, nothing half-written counts
+            os._exit(128 + number)  # safe, because files are written atomically
         _requested.append(number)
-        # Past `sys.stderr`, which may be in the middle of a line; Ctrl-C may also have ended who reads it (`| tee`).
+        # Not through `sys.stderr`, which is not reentrant. OSError: Ctrl-C may have ended the reader (`| tee`) too.
         with contextlib.suppress(OSError):
-            os.write(2, b"\nstopping at the next safe point; once more to leave at once\n")
+            os.write(2, b"\nstopping at the next safe point; press Ctrl-C again to exit at once\n")
 
     if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may handle signals; whoever runs us in another sees to them
+        yield  # Python allows signal handlers in the main thread only
         return
-    before = {number: signal.signal(number, note) for number in _SIGNALS}
+    before = {number: signal.signal(number, record) for number in _SIGNALS}
     try:
         yield
     finally:
@@ -48,7 +48,7 @@ def catch_signals(*, patient: bool = False) -> Iterator[None]:
 
 @contextlib.contextmanager
 def defer_signals() -> Iterator[None]:
-    """Disable `check()` while ranks have to agree first that they stop."""
+    """Disable `check()` until the ranks have agreed to stop."""
     _deferred.append(True)
     try:
         yield
@@ -57,18 +57,18 @@ def defer_signals() -> Iterator[None]:
 
 
 def requested_signal() -> int:
-    """Return the number of the signal that came, or 0."""
+    """Return the number of the signal received, or 0."""
     return _requested[0] if _requested else 0
 
 
 def check() -> None:
-    """Raise Interrupted if a signal came."""
+    """Raise Interrupted if a signal was received."""
     if _requested and not _deferred:
         raise interrupted_error(_requested[0])
 
 
 def stop_when_requested(items: Iterable[T]) -> Iterator[T]:
-    """Yield items until a signal comes: each of many processes leaves its own, and then they agree that they stop."""
+    """Yield items until a signal is received. Each rank leaves its loop by this; then the ranks agree to stop."""
     for item in items:
         if _requested:
             return
@@ -76,8 +76,8 @@ def stop_when_requested(items: Iterable[T]) -> Iterator[T]:
 
 
 def interrupted_error(number: int) -> Interrupted:
-    """Return the error that a signal ends a run with."""
+    """Return the error for a run that a signal stopped."""
     return Interrupted(
         f"stopped by {signal.Signals(number).name}; everything finished so far is kept",
-        hint="run the same command again to go on",
+        hint="run the same command again to resume",
     )

@@ -1,4 +1,4 @@
-"""Progress on stderr: a bar with rate and time left on a terminal, plain lines elsewhere."""
+"""Progress on stderr: a bar with the remaining time on a terminal, lines elsewhere."""
 
 import contextlib
 import sys
@@ -6,12 +6,18 @@ import time
 from typing import Any
 
 _SECONDS_BETWEEN_LINES = 10.0
-# What must be done before the time left is shown: the first unit often takes much more, or much less, than the rest.
-_UNITS_BEFORE, _SECONDS_BEFORE = 3, 5.0
+# Units and seconds before the remaining time is shown, because the first unit is often much slower or faster.
+_MIN_UNITS, _MIN_SECONDS = 3, 5.0
 
 
 class Progress:
-    """Shows how far one piece of work is. `total` may be unknown."""
+    """The progress of one piece of work.
+
+    Args:
+        label: the name of the work.
+        total: the number of units; None if it is unknown.
+        start: units that were finished before.
+    """
 
     def __init__(self, label: str, *, total: int | None = None, unit: str = "steps", start: int = 0) -> None:
         self._label, self._total, self._unit, self._start = label, total, unit, start
@@ -22,7 +28,7 @@ class Progress:
             self._bar = _bar(label, total, start)
 
     def update(self, done: int, note: str = "") -> None:
-        """Say that `done` units are finished; `note` stands behind them (loss, tokens a second)."""
+        """Show that `done` units are finished, with a note such as the loss."""
         self._done = done
         if self._bar is not None:
             note = note or f"{done} {self._unit}"
@@ -31,36 +37,36 @@ class Progress:
         now = time.monotonic()
         if now - self._last >= _SECONDS_BETWEEN_LINES or done == self._total:
             self._last = now
-            self._line(note)
+            self._print(note)
 
-    def set_note(self, what: str) -> None:
-        """Say what is done between two units, where that takes long."""
+    def set_note(self, note: str) -> None:
+        """Show long work between two units, such as a validation."""
         if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], note=what)
+            self._bar.update(self._bar.task_ids[0], note=note)
         elif (now := time.monotonic()) - self._last >= _SECONDS_BETWEEN_LINES:
             self._last = now
-            self._line(what)
+            self._print(note)
 
     def close(self) -> None:
-        """Leave the last state on the screen."""
+        """Stop the bar and leave its last state on the screen."""
         if self._bar is not None:
             self._bar.stop()
 
-    def _line(self, note: str) -> None:
+    def _print(self, note: str) -> None:
         of = f"/{self._total}" if self._total else ""
         parts = [f"{self._label} {self._done}{of} {self._unit}", note, self._time_left()]
         log("  ".join(part for part in parts if part))
 
     def _time_left(self) -> str:
         done, seconds = self._done - self._start, time.monotonic() - self._began
-        if not self._total or self._done >= self._total or done < _UNITS_BEFORE or seconds < _SECONDS_BEFORE:
+        if not self._total or self._done >= self._total or done < _MIN_UNITS or seconds < _MIN_SECONDS:
             return ""
         return f"{format_duration(seconds / done * (self._total - self._done))} left"
 
 
 def log(text: str) -> None:
-    """Print one line of news on stderr. Where nobody reads it any more, the work goes on all the same."""
-    with contextlib.suppress(OSError):
+    """Print a line on stderr."""
+    with contextlib.suppress(OSError):  # a closed stderr must not end the work
         print(text, file=sys.stderr, flush=True)
 
 

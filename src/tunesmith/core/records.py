@@ -1,4 +1,4 @@
-"""The records that cross a stage boundary. All frozen, all JSON."""
+"""The records that stages exchange."""
 
 import math
 from collections.abc import Mapping
@@ -8,9 +8,10 @@ from typing import Any, Literal, TypeGuard
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One message, document or side of a pair. Only the tokens of trained turns enter the loss.
+    """A message, a document, or one side of a pair. Only the tokens of trained turns enter the loss.
 
-    `ids` are the tokens of a block of a document, which its text alone would not give: it may begin within a word.
+    `ids` are the token ids of a block of a document. The text alone does not give them, because a block may begin
+    within a word.
     """
 
     role: str
@@ -19,22 +20,24 @@ class Turn:
     ids: tuple[int, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Return the turn without what it does not have."""
+        """Return the turn as JSON, without empty `ids`."""
         turn = {"role": self.role, "text": self.text, "trained": self.trained}
         return {**turn, "ids": list(self.ids)} if self.ids else turn
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Turn":
-        """Rebuild a turn from what `to_json` gave."""
+        """Rebuild a turn from the result of `to_json`."""
         return cls(value["role"], value["text"], value["trained"], tuple(value.get("ids", ())))
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One parsed row, or one block of it: `sources` -> tasks.parse -> Example.
+    """A parsed row, or one block of it.
 
-    `id` is a digest of the source columns that the recipe uses, and of a block's place in its document; `group` keeps
-    rows together when splitting and when judging; `row` is the 1-based number of the row in its source.
+    Attributes:
+        id: digest of the source columns that the recipe uses, and of the block's number.
+        row: 1-based number of the row in its source.
+        group: rows with the same group stay in one split and count as one unit in the verdict.
     """
 
     id: str
@@ -49,18 +52,18 @@ class Example:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Example":
-        """Rebuild an example from what `to_json` gave."""
+        """Rebuild an example from the result of `to_json`."""
         return cls(value["id"], value["row"], value["group"], tuple(map(Turn.from_json, value["turns"])))
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """Values that every example of a run stores under a name.
+    """A named column of values that every example of a run stores.
 
     Attributes:
-        dtype: numpy's name of the type.
-        per: `token` is a value for each of `input_ids`, `sequence` a value for each sequence of the example, and `ids`
-            are token ids of any number, whose name ends in `_ids`, which the model reads apart from `input_ids`.
+        dtype: the type, as numpy names it.
+        per: `token`: one value per token of `input_ids`. `sequence`: one value per sequence of the example. `ids`:
+            token ids of any length that the model reads separately, such as an encoder's; the name ends in `_ids`.
     """
 
     name: str
@@ -71,17 +74,17 @@ class Column:
 INPUT_IDS = Column("input_ids", "int32")
 TRAINED = Column("trained", "uint8")
 ENCODER_IDS = Column("source_ids", "int32", "ids")
-"""What an encoder reads; `input_ids` are then the decoder's, its start token first."""
+"""The input of an encoder. `input_ids` are then the input of the decoder, beginning with its start token."""
 
 SEQUENCE_LENGTHS = Column("sequence_lengths", "int32", "sequence")
-"""Tokens of each sequence, for examples of several that belong together, such as two answers to one prompt."""
+"""The length of each sequence of an example with several, such as two answers to one prompt."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenizedExample:
-    """One rendered example: `input_ids` [length] and `trained` [length], true where a token is learned.
+    """A tokenized example: `input_ids` [length] and `trained` [length], true for tokens that enter the loss.
 
-    An example is one sequence, unless SEQUENCE_LENGTHS is among its `columns`: then several, one behind the other.
+    It is one sequence, or several concatenated ones if `columns` has SEQUENCE_LENGTHS.
     """
 
     example_id: str
@@ -91,23 +94,23 @@ class TokenizedExample:
 
     @property
     def length(self) -> int:
-        """How many tokens a model reads."""
+        """The number of tokens that the model reads, in its encoder and its decoder."""
         return len(self.input_ids) + sum(len(ids) for column, ids in self.columns.items() if column.per == "ids")
 
     @property
     def prompt_ids(self) -> tuple[float, ...]:
-        """What a prompt becomes: what is read apart from `input_ids`, by an encoder, or else `input_ids`."""
+        """The token ids that contain the prompt: those of the encoder, if there is one, or else `input_ids`."""
         return next((ids for column, ids in self.columns.items() if column.per == "ids"), self.input_ids)
 
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
-    """What one optimizer step did.
+    """The result of one optimizer step.
 
     Attributes:
-        loss: nats per trained token, or what another objective makes of them.
-        loss_scale: what it was multiplied by in fp16.
-        update_seconds: of this process, to clip gradients and move weights; None on a GPU, which is not waited for.
+        loss: nats per trained token, or the unit of another objective.
+        loss_scale: the factor of the loss in fp16.
+        update_seconds: time to clip the gradients and update the weights; None on a GPU, which runs asynchronously.
     """
 
     step: int

@@ -1,4 +1,4 @@
-"""The one place that knows where things live in a run folder."""
+"""The layout of a run folder."""
 
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,11 @@ SPLITS = ("train", "valid", "test")
 
 
 class RunDir:
-    """Paths below `runs/NAME/ID`. Nothing inside is absolute, so the folder can be moved or copied.
+    """The paths of a run folder. The files in it contain no absolute path, so that it can be moved or copied.
 
     Args:
         path: the folder, which need not exist.
-        recipe_folder: the folder of the recipe that is being run; by default the one that the run recorded.
+        recipe_folder: the folder of the recipe being run; by default the folder that the run recorded.
     """
 
     def __init__(self, path: Path | str, recipe_folder: Path | None = None) -> None:
@@ -26,12 +26,12 @@ class RunDir:
 
     @classmethod
     def existing(cls, path: Path | str) -> "RunDir":
-        """Return the run at `path`; raise RecipeError where there is none."""
+        """Return the run at `path`; raise RecipeError if there is none."""
         run = cls(path)
         if not run.resolved_recipe.exists():
             near = find_run(run.path)
             hint = f"did you mean {near}?" if near else "name a folder that `tunesmith run` wrote"
-            raise RecipeError("is not a run folder", where=str(path), hint=hint)
+            raise RecipeError("is not a run folder", where=str(path), code="not-a-run", hint=hint)
         return run
 
     @property
@@ -46,23 +46,23 @@ class RunDir:
 
     @property
     def environment(self) -> Path:
-        """What machine and which versions the run saw."""
+        """The machine and the versions of packages that the run used."""
         return self.path / "environment.json"
 
     @property
     def recipe_folder(self) -> Path:
-        """The folder that the recipe's relative paths start at.
+        """The folder to which the recipe's relative paths refer.
 
-        It is the recipe's folder, or `recipe_files` if the recipe is gone and the rows are prepared.
+        It is the recipe's folder, or `recipe_files` if the recipe no longer exists and the rows are prepared.
         """
         if self._recipe_folder is not None:
             return self._recipe_folder
-        gone = self.manifest("prepare") is not None and not self.recipe_exists
-        return self.recipe_files if gone else self.recorded_recipe_folder
+        use_copies = self.manifest("prepare") is not None and not self.recipe_exists
+        return self.recipe_files if use_copies else self.recorded_recipe_folder
 
     @property
     def recorded_recipe_folder(self) -> Path:
-        """The folder that held the recipe when the run last started from it."""
+        """The folder of the recipe when the run last started from it."""
         return self.path / str(read_json(self.environment)["recipe_folder"])
 
     @property
@@ -73,35 +73,35 @@ class RunDir:
 
     @property
     def recipe_files(self) -> Path:
-        """Copies of what evaluation needs from the recipe's folder: metrics of the user's own, and the database."""
+        """Copies of the files in the recipe's folder that evaluation reads: custom metrics and the database."""
         return self.path / "recipe_files"
 
     @property
     def lock(self) -> Path:
-        """Held while a process writes to the run."""
+        """The lock that a process holds while it writes to the run."""
         return self.path / "logs" / "lock"
 
     def rank_log(self, rank: int) -> Path:
-        """What another process of the run than the first said."""
+        """Return the log of a rank other than 0."""
         return self.path / "logs" / f"rank-{rank}.log"
 
     def rank_stacks(self, rank: int) -> Path:
-        """Where the code of a process stood when it had not heard of the others for long."""
+        """Return the file for the stack traces of a rank that waited too long for the others."""
         return self.path / "logs" / f"stacks-rank-{rank}.txt"
 
     @property
     def attempts(self) -> Path:
-        """At which steps training ended without a word; there only while it goes on, or when it has."""
+        """The steps at which training was killed (train/crash_loop.py); exists only during training or after a kill."""
         return self.path / "logs" / "attempts.json"
 
     @property
     def launch(self) -> Path:
-        """The scripts of the run's jobs, and which jobs there are."""
+        """The scripts and the list of the run's Slurm jobs."""
         return self.path / "launch"
 
     @property
     def report(self) -> Path:
-        """The report for people."""
+        """The HTML report."""
         return self.path / "report.html"
 
     def stage(self, name: str) -> Path:
@@ -109,12 +109,12 @@ class RunDir:
         return self.path / name
 
     def manifest(self, stage: str) -> dict[str, Any] | None:
-        """Return the manifest of a finished stage, else None."""
+        """Return the manifest of a stage; None if the stage is not finished."""
         path = self.stage(stage) / MANIFEST
         return read_json(path) if path.exists() else None
 
     def examples(self, split: str) -> Path:
-        """Return the parsed examples of a split."""
+        """Return the file of the parsed examples of a split."""
         return self.stage("prepare") / "examples" / f"{split}.jsonl"
 
     def tokens(self, split: str) -> Path:
@@ -123,12 +123,12 @@ class RunDir:
 
     @property
     def ledger(self) -> Path:
-        """One line a source row: where it went and why."""
+        """The ledger: one line per source row, with its split and its use or the reason why it was dropped."""
         return self.stage("prepare") / "rows.jsonl"
 
     @property
     def metrics(self) -> Path:
-        """One line a training step or validation."""
+        """The metrics: one line per training step or validation."""
         return self.stage("train") / "metrics.jsonl"
 
     @property
@@ -141,25 +141,25 @@ class RunDir:
         return self.checkpoints / f"step-{step:06d}"
 
     def valid_answers(self, step: int) -> Path:
-        """Return what was answered to valid rows at a step, and what that scored."""
+        """Return the file of the answers to valid rows at a step, with their scores."""
         return self.stage("train") / "answers" / f"step-{step:06d}.jsonl"
 
     def evaluation(self, name: str) -> Path:
-        """Return the folder of what `base` or `tuned` answered."""
+        """Return the folder with the answers and scores of `base` or `tuned`."""
         return self.stage("evaluate") / name
 
     def track(self, name: str) -> Path:
-        """Return the folder of a tracker: what it keeps, and what it was told."""
+        """Return the folder of a tracker: its own files, and the record of the metrics sent to it."""
         return self.path / "track" / name
 
     @property
     def verdict(self) -> Path:
-        """The verdict, base against tuned."""
+        """The verdict of the comparison of base and tuned."""
         return self.stage("evaluate") / "verdict.json"
 
 
 def find_run(path: Path) -> Path | None:
-    """Return the run that a folder is in, else the newest run in it, for a hint; None if there is neither."""
-    above = (folder for folder in path.parents if RunDir(folder).resolved_recipe.exists())
-    below = sorted(path.glob(f"*/{RunDir('').resolved_recipe}"), key=lambda file: file.stat().st_mtime_ns)
-    return next(above, below[-1].parent if below else None)
+    """Return the run that contains a folder, else the newest run in it; None if there is neither. For hints."""
+    enclosing = (folder for folder in path.parents if RunDir(folder).resolved_recipe.exists())
+    inside = sorted(path.glob(f"*/{RunDir('').resolved_recipe}"), key=lambda file: file.stat().st_mtime_ns)
+    return next(enclosing, inside[-1].parent if inside else None)

@@ -18,7 +18,7 @@ class Stage:
         module: imported only when the stage runs.
         inputs_module: a light module whose function `inputs` returns everything that the result depends on.
         verb: the verb that takes a run up to this stage.
-        unit: what its progress counts; empty if it shows none.
+        unit: the unit of its progress; empty if it shows none.
         on_all_ranks: all processes of a run work at it; other stages run on rank 0 alone.
         keeps_result: its result is never replaced. If its inputs have changed, the run is refused.
         reads_outside: its inputs include files outside the run, which are looked for before anything is written.
@@ -53,7 +53,7 @@ PREPARE, TRAIN, EVALUATE, PROMOTE = STAGES = (
     ),
     Stage(
         name="train",
-        summary="Train, after `prepare`.",
+        summary="Train the model, after `prepare`.",
         activity="training",
         module="tunesmith.train.train",
         inputs_module="tunesmith.train.inputs",

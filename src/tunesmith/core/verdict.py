@@ -25,7 +25,7 @@ class Comparison:
         rows_needed, groups_needed: estimates of how many would settle the verdict if gain and noise stay as they are;
             None if it is settled, or if the gain cannot be told from `min_gain`. More rows of the same groups settle
             nothing.
-        min_gain: what the gain must exceed.
+        min_gain: the gain that the interval must exceed.
         by_row: the interval if each row counted as independent; None if it was not computed.
         improved, worsened: rows that did; None if read from a file, which does not hold them.
     """

@@ -1,4 +1,4 @@
-"""Read a verdict strictly: what `evaluate` cannot have written is refused."""
+"""Read a verdict strictly: a file that `evaluate` cannot have written is refused."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Every exception ends as a message and an exit code, never as a traceback."""
+"""The boundary turns every exception into a message, a code and an exit code, without a traceback."""
 
 import errno
 import io
@@ -25,12 +25,12 @@ from tunesmith.core.errors import (
 )
 from tunesmith.tasks.base import RowProblem
 
-Raises = Callable[..., tuple[int, str, str]]
+RunVerb = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def raises(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Raises:
-    """Return a function that runs a verb that raises an error; it returns (exit code, stdout, stderr)."""
+def run_verb(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunVerb:
+    """Return a function that runs a verb which raises an error, and returns (exit code, stdout, stderr)."""
     monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("TUNESMITH_DEBUG", raising=False)
 
@@ -47,9 +47,6 @@ def raises(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pyte
     return run
 
 
-SECOND_TURN = RowProblem("the chat template rewrites the conversation")
-
-
 @pytest.mark.parametrize(
     ("error", "exit_code", "code"),
     [
@@ -58,10 +55,10 @@ SECOND_TURN = RowProblem("the chat template rewrites the conversation")
         (Interrupted("stopped"), 75, "interrupted"),
         (ProcessLost("gone"), 75, "process-lost"),
         (KeyboardInterrupt(), 130, "stopped"),
-        (MemoryError(), 5, "does-not-fit"),
-        (OSError(errno.ENOSPC, "No space left on device", "x.html"), 5, "does-not-fit"),
-        (OSError(errno.EDQUOT, "Disk quota exceeded", "x.html"), 5, "does-not-fit"),
-        (OSError(errno.ENOMEM, "Cannot allocate memory"), 5, "does-not-fit"),
+        (MemoryError(), 5, "out-of-memory"),
+        (OSError(errno.ENOSPC, "No space left on device", "x.html"), 5, "disk-full"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded", "x.html"), 5, "disk-full"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), 5, "out-of-memory"),
         (PermissionError(errno.EACCES, "Permission denied", "x"), 2, "permission"),
         (OSError(errno.EROFS, "Read-only file system", "x"), 2, "permission"),
         (IsADirectoryError(errno.EISDIR, "Is a directory", "x"), 2, "wrong-path"),
@@ -70,7 +67,7 @@ SECOND_TURN = RowProblem("the chat template rewrites the conversation")
         (OSError(errno.ELOOP, "Too many levels of symbolic links", "x"), 2, "wrong-path"),
         (ValueError("embedded null byte"), 2, "wrong-path"),
         (FileNotFoundError(errno.ENOENT, "No such file or directory", "x"), 2, "not-found"),
-        (OSError(errno.EMFILE, "Too many open files"), 1, "error"),
+        (OSError(errno.EMFILE, "Too many open files"), 1, "open-files"),
         (OSError(errno.EIO, "Input/output error", "x"), 1, "error"),
         (RuntimeError("safetensors: I/O error: Permission denied (os error 13)"), 2, "permission"),
         (ModuleNotFoundError("No module named 'bitsandbytes'", name="bitsandbytes.optim"), 2, "missing-package"),
@@ -79,74 +76,74 @@ SECOND_TURN = RowProblem("the chat template rewrites the conversation")
         (RecursionError("maximum recursion depth exceeded"), 1, "unexpected"),
         (ImportError("cannot import name 'x'"), 1, "unexpected"),
         (RuntimeError("expected Float but found Half"), 1, "unexpected"),
-        (SECOND_TURN, 1, "unexpected"),
+        (RowProblem("an internal exception"), 1, "unexpected"),
     ],
 )  # fmt: skip
 def test_an_exception_is_reported_on_stderr_and_as_json(
-    error: BaseException, exit_code: int, code: str, raises: Raises
+    error: BaseException, exit_code: int, code: str, run_verb: RunVerb
 ) -> None:
-    found, out, err = raises(error)
-    assert (found, out) == (exit_code, "")
+    status, out, err = run_verb(error)
+    assert (status, out) == (exit_code, "")
     assert err.startswith("error: ")
     assert "Traceback" not in err
-    found, out, err = raises(error, ["verb", "--json"])
-    told = json.loads(out)
-    assert found == exit_code
-    assert told.keys() == {"error"}
-    assert told["error"].keys() == {"code", "message", "where", "hint"}
-    assert told["error"]["code"] == code
+    status, out, err = run_verb(error, ["verb", "--json"])
+    assert status == exit_code
+    result = json.loads(out)
+    assert result.keys() == {"error"}
+    assert result["error"].keys() == {"code", "message", "where", "hint"}
+    assert result["error"]["code"] == code
     assert code in ERROR_CODES
 
 
-def test_an_unexpected_error_leaves_its_traceback_in_a_file(raises: Raises, tmp_path: Path) -> None:
-    _, _, err = raises(IndexError("list index out of range"))
+def test_an_unexpected_error_writes_its_traceback_to_a_log(run_verb: RunVerb, tmp_path: Path) -> None:
+    _, _, err = run_verb(IndexError("list index out of range"))
     [log] = (tmp_path / "cache" / "errors").glob("*.log")
     assert str(log) in err
     assert "Traceback" in log.read_text()
     assert "IndexError: list index out of range" in log.read_text()
 
 
-def test_a_cache_that_cannot_be_written_is_no_second_error(
-    raises: Raises, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_log_goes_to_the_temporary_folder_if_the_cache_cannot_be_written(
+    run_verb: RunVerb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "cache").write_text("a file")
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
-    code, _, err = raises(IndexError("list index out of range"))
+    code, _, err = run_verb(IndexError("list index out of range"))
     assert code == 1
     assert str(tmp_path / "tmp") in err
 
 
-@pytest.mark.parametrize("way", ["--debug", "TUNESMITH_DEBUG"])
-def test_debug_shows_the_traceback(way: str, raises: Raises, monkeypatch: pytest.MonkeyPatch) -> None:
-    if way == "TUNESMITH_DEBUG":
-        monkeypatch.setenv(way, "1")
-    _, _, err = raises(RecipeError("no"), ["verb"] if way == "TUNESMITH_DEBUG" else [way, "verb"])
+@pytest.mark.parametrize("switch", ["--debug", "TUNESMITH_DEBUG"])
+def test_debug_prints_the_traceback(switch: str, run_verb: RunVerb, monkeypatch: pytest.MonkeyPatch) -> None:
+    if switch == "TUNESMITH_DEBUG":
+        monkeypatch.setenv(switch, "1")
+    _, _, err = run_verb(RecipeError("no"), ["verb"] if switch == "TUNESMITH_DEBUG" else [switch, "verb"])
     assert "Traceback" in err
 
 
-def test_wrong_usage_is_reported_as_json_too(raises: Raises) -> None:
-    code, out, _ = raises(RecipeError("never raised"), ["verb", "--json", "--frob"])
+def test_json_reports_wrong_usage(run_verb: RunVerb) -> None:
+    code, out, _ = run_verb(RecipeError("never raised"), ["verb", "--json", "--frob"])
     assert (code, json.loads(out)["error"]["code"]) == (2, "usage")
 
 
-def test_a_result_that_is_printed_already_stays_the_only_json(raises: Raises) -> None:
-    code, out, err = raises(Reported(DoesNotFit("too large")), ["verb", "--json"])
+def test_no_second_json_after_a_printed_result(run_verb: RunVerb) -> None:
+    code, out, err = run_verb(Reported(DoesNotFit("too large")), ["verb", "--json"])
     assert (code, out) == (5, "")
     assert "too large" in err
 
 
-def test_only_the_first_rank_prints_json(raises: Raises, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_rank_0_prints_json(run_verb: RunVerb, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
-    assert raises(RecipeError("no"), ["verb", "--json"])[:2] == (2, "")
+    assert run_verb(RecipeError("no"), ["verb", "--json"])[:2] == (2, "")
 
 
 def test_every_class_has_a_documented_code() -> None:
     classes = [TunesmithError, *TunesmithError.__subclasses__(), ProcessLost]
-    assert {one.code for one in classes} <= ERROR_CODES.keys()
+    assert {kind.code for kind in classes} <= ERROR_CODES.keys()
 
 
-def test_json_keeps_characters_that_the_terminal_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_json_escapes_characters_that_the_terminal_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
     stdout = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", stdout)
     print_json({"answer": "Zürich \u2212 \ud800"})
@@ -162,7 +159,7 @@ def tunesmith(*arguments: str, **environment: str) -> subprocess.CompletedProces
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
-def test_output_survives_the_encoding_of_a_terminal(encoding: str, tmp_path: Path) -> None:
+def test_output_works_in_any_encoding_of_the_terminal(encoding: str, tmp_path: Path) -> None:
     recipe = tmp_path / "r\u00fc\u2192.yaml"
     recipe.write_text("nam\u2212e\u00fc: \u96ea\n", encoding="utf-8")
     done = tunesmith("plan", str(recipe), "--json", PYTHONIOENCODING=encoding)
@@ -174,17 +171,17 @@ def test_output_survives_the_encoding_of_a_terminal(encoding: str, tmp_path: Pat
 
 @pytest.fixture
 def _buffered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let processes buffer stdout, as they do for users, so that writing to it fails when it is flushed."""
+    """Let processes buffer stdout, as they do for users, so that a write fails only at the flush."""
     monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
 
 
-# Help is written and flushed by cyclopts, results by us.
+# cyclopts writes and flushes the help; we do the same for results.
 PRINTS = pytest.mark.parametrize("arguments", [["--help"], ["models", "--json"]], ids=["help", "result"])
 
 
 @PRINTS
 @pytest.mark.usefixtures("_buffered")
-def test_a_closed_pipe_ends_without_a_message(arguments: list[str]) -> None:
+def test_a_closed_pipe_prints_nothing(arguments: list[str]) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "tunesmith", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
@@ -198,7 +195,7 @@ def test_a_closed_pipe_ends_without_a_message(arguments: list[str]) -> None:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 @PRINTS
 @pytest.mark.usefixtures("_buffered")
-def test_a_full_disk_behind_stdout_does_not_exit_0(arguments: list[str]) -> None:
+def test_a_full_disk_at_stdout_exits_with_5(arguments: list[str]) -> None:
     with open("/dev/full", "wb") as full:
         done = subprocess.run(
             [sys.executable, "-m", "tunesmith", *arguments], stdout=full, stderr=subprocess.PIPE, check=False
@@ -208,6 +205,6 @@ def test_a_full_disk_behind_stdout_does_not_exit_0(arguments: list[str]) -> None
     assert b"Exception ignored" not in done.stderr
 
 
-def test_a_verdict_against_promotion_is_a_result_and_no_error(raises: Raises) -> None:
-    code, _, err = raises(Reported(VerdictRefused("it is not better")))
+def test_a_refused_verdict_is_a_result_without_an_error(run_verb: RunVerb) -> None:
+    code, _, err = run_verb(Reported(VerdictRefused("not better")))
     assert (code, err) == (4, "")

@@ -71,7 +71,7 @@ def test_a_signal_is_a_flag_that_check_raises(number: signal.Signals, capfd: pyt
                 interrupt.check()
         assert caught.value.exit_code == 75
         assert "run the same command again" in str(caught.value)
-    assert "once more to leave at once" in capfd.readouterr().err
+    assert "again to exit at once" in capfd.readouterr().err
     assert not interrupt.requested_signal()
     interrupt.check()
 
