@@ -153,7 +153,7 @@ def _find_run_below(current: Path, recipe: Recipe, folder: Path) -> Path | None:
 
 
 def is_run_of(recipe: Recipe, run: RunDir, folder: Path) -> bool:
-    """Return whether a run belongs to the recipe in `folder`, which may have been renamed if its data is unchanged."""
+    """Return whether a run belongs to the recipe in `folder`. If the folder was renamed, its data must be the same."""
     try:
         if _has_other_recipe(run, folder) or not _has_settings(run, recipe):
             return False
@@ -186,9 +186,10 @@ def _require_same_settings(recipe: Recipe, run: RunDir, *, hint: str) -> None:
     """Raise RecipeError if a run was started with other settings than the recipe's."""
     before, now = identity(load_recipe(run.resolved_recipe)), identity(recipe)
     if changed := sorted(changed_keys(before, now)):
-        values = [f"{key} is {_value(before, key)} there, not {_value(now, key)}" for key in changed[:_MAX_KEYS_SHOWN]]
+        values = [f"{key} is {_value(before, key)}, not {_value(now, key)}" for key in changed[:_MAX_KEYS_SHOWN]]
+        more = f"; {len(changed) - len(values)} more" if len(changed) > len(values) else ""
         raise RecipeError(
-            f"holds a run with other settings ({', '.join(changed[:_MAX_KEYS_SHOWN])}): {'; '.join(values)}",
+            f"holds a run with other settings: {'; '.join(values)}{more}",
             where=str(run),
             hint=hint,
             code="settings-changed",

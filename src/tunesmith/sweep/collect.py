@@ -270,9 +270,8 @@ def _scores_and_outcome(
     not_scores = ("id", "group", "tokens", "failed")
     zeros = [{key: value if key in not_scores else 0.0 for key, value in line.items()} for line in tuned]
     lower = not verdict.metrics[threshold.metric].higher_is_better
-    min_gain = (
-        threshold.value if threshold.quantity == "gain" else origin - threshold.value if lower else threshold.value
-    )
+    is_gain = threshold.quantity == "gain"
+    min_gain = origin - threshold.value if lower and not is_gain else threshold.value
     gain, score = (
         compare_metric(
             strict, threshold.metric, before, tuned, groups=groups, lower_is_better=lower,
@@ -280,7 +279,7 @@ def _scores_and_outcome(
         )
         for kind, before in (("gain", base), ("score", zeros))
     )  # fmt: skip
-    outcome = _OUTCOMES[(gain if threshold.quantity == "gain" else score).verdict]
+    outcome = _OUTCOMES[(gain if is_gain else score).verdict]
     if outcome == "clears" and not all(guard.passed for guard in verdict.guards):
         outcome = "breaks a guard"
     return (
