@@ -1,4 +1,4 @@
-"""Draw score or gain of each trial, with its interval, against one of its measures, as inline SVG."""
+"""Draw the score or gain of each trial, with its interval, against one of its measures, as inline SVG."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ from tunesmith.report.drawing import Point, dot, line, path, scale, svg, text, t
 from tunesmith.sweep import text as sweep_text
 from tunesmith.sweep.collect import Estimate, SweepResult, TrialResult
 
-_LOGARITHMIC_FROM = 8.0  # largest over smallest; below it a plain axis shows the distances better
+_LOGARITHMIC_FROM = 8.0  # the ratio of largest to smallest value; below it, a linear axis is easier to read
 _MARK_WIDTH = 14.0
 _KINDS = {"clears": "clears", "falls short": "short", "cannot tell": "open", "breaks a guard": "short"}
 
@@ -21,7 +21,7 @@ def is_drawable(result: SweepResult, measure: str) -> bool:
 
 
 def draw_scores(result: SweepResult, measure: str, width: float, height: float = 330.0) -> Markup:
-    """Draw score or gain of each trial, its interval and the threshold, against a measure."""
+    """Draw the score or gain of each trial, its interval and the threshold, against a measure."""
     points = _points(result, measure)
     if not points:
         return Markup("")
@@ -111,7 +111,7 @@ def _lines(result: SweepResult, measure: str, placed: dict[int, Point]) -> list[
 def _horizontal_scale(
     numbers: Sequence[float], start: float, end: float, width: float
 ) -> tuple[Callable[[float], float], list[float]]:
-    """Return the map from a measure to positions, logarithmic if its range is wide, and its ticks."""
+    """Return the scale of the horizontal axis, logarithmic if the range is wide, and its ticks."""
     low, high = min(numbers), max(numbers)
     if low <= 0 or high < _LOGARITHMIC_FROM * low:
         room = 0.0 if high > low else abs(high) or 1.0

@@ -1,4 +1,4 @@
-"""Reuse what another trial has made already: prepared data, and the base's answers."""
+"""Reuse files of other trials: prepared data, and the answers of the base."""
 
 import os
 import shutil
@@ -36,7 +36,7 @@ def reuse(sweep: Sweep, trial: Trial) -> None:
 
 
 def reused(run: RunDir) -> dict[str, str]:
-    """Return what a trial reused, and the run folder that it is from."""
+    """Return what a trial has reused, as {artifact: folder of the other trial}."""
     return dict(read_json(_record_path(run))) if _record_path(run).exists() else {}
 
 
@@ -49,12 +49,12 @@ def _reuse_first(sweep: Sweep, trial: Trial, artifact: str, take: Callable[[Swee
     for other in sweep.trials:
         if other != trial and take(sweep, trial, sweep.run(other)):
             write_json(_record_path(run), {**reused(run), artifact: other.folder})
-            log(f"{artifact}: those of {other.folder}")
+            log(f"{artifact}: reused from {other.folder}")
             return
 
 
 def _link_prepared(sweep: Sweep, trial: Trial, other: RunDir) -> bool:
-    """Link another trial's sealed `prepare` if it has the same inputs, which include the tokenizer's digest."""
+    """Link another trial's prepared data if it has the same inputs; return whether it has."""
     run, manifest = sweep.run(trial), other.manifest("prepare")
     recipe = sweep.recipe(trial)
     if manifest is None or changed_keys(manifest["inputs"], inputs(recipe, run), recipe):
@@ -84,7 +84,10 @@ def _link(source: Path, target: Path) -> None:
 
 
 def _copy_base_answers(sweep: Sweep, trial: Trial, other: RunDir) -> bool:
-    """Copy another trial's answers of the base. `evaluate` compares their key with this trial's prompts."""
+    """Copy another trial's answers of the base, if its settings are the same; return whether they are.
+
+    `evaluate` compares the key of the answers with this trial's prompts.
+    """
     sealed = (other.manifest("evaluate") or {}).get("files", {}).get("base/generations.jsonl")
     source = other.evaluation("base") / "generations.jsonl"
     if sealed is None or not source.exists() or digest_file(source) != sealed["sha256"]:
