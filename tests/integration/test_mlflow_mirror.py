@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from tests.support.verdicts import verdict
 
 from tunesmith.core.errors import TunesmithError
 from tunesmith.core.files import new_folder
@@ -10,12 +11,7 @@ from tunesmith.promote.commands import move_alias, roll_back
 from tunesmith.promote.mirror import mirror
 from tunesmith.registry.store import Registry, Version
 
-VERDICT = {
-    "verdict": "better",
-    "primary": {"metric": "rougeL", "base": 0.2, "tuned": 0.4, "gain": 0.2, "low": 0.1, "high": 0.3, "confidence": 0.95,
-                "rows": 100, "min_gain": 0.0, "higher_is_better": True},
-    "metrics": {}, "guards": [], "reasons": [],
-}  # fmt: skip
+VERDICT = verdict().to_json()
 
 
 def add(folder: Path, text: str, asked: str | None = "mlflow") -> Version:

@@ -173,8 +173,9 @@ def prepared(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "runs/prepared/report.html").unlink()
     (folder / "runs/prepared/report.html").mkdir()
     copytree(whole, worse)
-    told = json.loads((worse / "evaluate/verdict.json").read_text())
-    (worse / "evaluate/verdict.json").write_text(json.dumps({**told, "verdict": "not_better"}))
+    verdict = json.loads((worse / "evaluate/verdict.json").read_text())
+    verdict |= {"verdict": "not_better", "primary": {**verdict["primary"], "min_gain": 10.0}}
+    (worse / "evaluate/verdict.json").write_text(json.dumps(verdict))
     copytree(whole, damaged)
     for file in ("prepare/tokens/train.safetensors", "prepare/examples/train.jsonl", "evaluate/verdict.json"):
         (damaged / file).write_bytes(b"{")

@@ -92,11 +92,11 @@ def show(
             that a run has.
     """
     from tunesmith.plan.inspect import inspect_rows
-    from tunesmith.report.tokens import as_html, as_text
+    from tunesmith.report.tokens import render_text, write_html
 
     samples = inspect_rows(recipe, overrides, rows=rows, split=split, stage=stage)
     if html is not None:
-        as_html(samples, html)
+        write_html(samples, html)
         print(f"wrote {html}", file=sys.stderr)
         return
-    print_result(samples, as_json, lambda: as_text(samples, colour=sys.stdout.isatty()))
+    print_result(samples, as_json, lambda: render_text(samples, colour=sys.stdout.isatty()))

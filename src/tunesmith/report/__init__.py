@@ -1,1 +1,1 @@
-"""What a run came to, for people: one self-contained HTML file, and the same in a terminal."""
+"""The result of a run for people: one self-contained HTML file, and the same text in a terminal."""

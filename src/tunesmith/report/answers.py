@@ -1,4 +1,4 @@
-"""Base's and tuned's answers to the same rows, side by side, with the words that differ from the reference."""
+"""The answers of base and tuned to the same rows, side by side, with the words that differ from the reference."""
 
 import difflib
 import re
@@ -7,30 +7,32 @@ from typing import Any, Literal
 
 from tunesmith.core.records import is_number
 from tunesmith.core.verdict import Comparison
-from tunesmith.report.view import Answer, Answers, Outcome, Side
+from tunesmith.report.view import AnswerPair, Answers, ModelAnswer, Outcome
 from tunesmith.scoring.metrics import find_metric
 
 Segment = tuple[Literal["same", "extra", "missing"], str]
-_CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"  # written without spaces: each character is a word
+_CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"  # scripts without spaces: each character counts as a word
 _WORD = re.compile(rf"\s*(?:[{_CJK}]|[^\W{_CJK}]+|[^\w\s])")
-_MOST_WORDS = 400  # matching is quadratic; longer texts are shown without marks
-_TOO_DIFFERENT = 0.3  # below this similarity every word would be marked, which says nothing
+_MAX_WORDS = 400  # matching is quadratic; in longer texts no words are marked
+_MIN_SIMILARITY = 0.3  # below it nearly every word would be marked
 _NOT_SCORES = frozenset({"id", "row", "log_likelihood", "tokens", "correct"})
 
 Lines = list[dict[str, Any]]
 
 
 def pair_answers(generations: dict[str, Lines], scores: dict[str, Lines], primary: Comparison | None) -> Answers:
-    """Join both models' generations and scores by row id; `primary` decides which answers count as right."""
-    told = {name: _by_id(lines) for name, lines in generations.items()}
+    """Join the generations and scores of both models by row id; the primary metric decides which answers are right."""
+    generated = {name: _by_id(lines) for name, lines in generations.items()}
     scored = {name: _by_id(lines) for name, lines in scores.items()}
-    keys = list(told["base"] or told["tuned"])
-    facts = {key: told["base"].get(key) or told["tuned"][key] for key in keys}
+    keys = list(generated["base"] or generated["tuned"])
+    facts = {key: generated["base"].get(key) or generated["tuned"][key] for key in keys}
     prompts = [str(facts[key].get("prompt") or "") for key in keys]
-    opening, closing = shared_lines(prompts)
+    opening, closing = common_lines(prompts)
     metric = primary.metric if primary else None
     sides = {
-        key: tuple(_side(told[name].get(key), scored[name].get(key, {}), metric) for name in ("base", "tuned"))
+        key: tuple(
+            _model_answer(generated[name].get(key), scored[name].get(key, {}), metric) for name in ("base", "tuned")
+        )
         for key in keys
     }
     graded = _is_graded([side for pair in sides.values() for side in pair if side], metric)
@@ -38,63 +40,65 @@ def pair_answers(generations: dict[str, Lines], scores: dict[str, Lines], primar
     for key, prompt in zip(keys, prompts, strict=True):
         base, tuned = sides[key]
         reference = facts[key].get("reference")
-        own = prompt[len(opening) : len(prompt) - len(closing)]
+        row_text = prompt[len(opening) : len(prompt) - len(closing)]
         outcome, gain = _outcome(base, tuned, primary, graded)
-        rows.append(Answer(int(facts[key].get("row") or 0), own, reference, base, tuned, outcome, gain))
+        rows.append(AnswerPair(int(facts[key].get("row") or 0), row_text, reference, base, tuned, outcome, gain))
     return Answers(metric, opening, closing, tuple(rows))
 
 
-def shared_lines(prompts: list[str]) -> tuple[str, str]:
-    """Return the leading and the trailing whole lines that all prompts have in common."""
+def common_lines(prompts: list[str]) -> tuple[str, str]:
+    """Return the first and the last lines that all prompts share, as two texts of whole lines."""
     if len(prompts) < 2 or len(set(prompts)) == 1:
         return "", ""
-    opening = _common_start(min(prompts), max(prompts))
+    opening = _common_prefix(min(prompts), max(prompts))
     opening = opening[: opening.rfind("\n") + 1]
     rests = [prompt[len(opening) :][::-1] for prompt in prompts]
-    closing = _common_start(min(rests), max(rests))[::-1]
-    at = closing.find("\n")
-    return opening, closing[at:] if at >= 0 else ""
+    closing = _common_prefix(min(rests), max(rests))[::-1]
+    line_break = closing.find("\n")
+    return opening, closing[line_break:] if line_break >= 0 else ""
 
 
-def marks(prediction: str, reference: str | None) -> list[Segment]:
-    """Split a prediction into words that agree with the reference, extra ones, and places where some are missing."""
+def diff_words(prediction: str, reference: str | None) -> list[Segment]:
+    """Split a prediction into words that the reference has and extra words, with the missing words in their places."""
     if not reference or not prediction or prediction == reference:
         return [("same", prediction)] if prediction else []
-    ours, theirs = _words(prediction), _words(reference)
-    if max(len(ours), len(theirs)) > _MOST_WORDS:
+    predicted, expected = _words(prediction), _words(reference)
+    if max(len(predicted), len(expected)) > _MAX_WORDS:
         return [("same", prediction)]
-    matcher = difflib.SequenceMatcher(None, [w.strip() for w in ours], [w.strip() for w in theirs], autojunk=False)
-    if matcher.ratio() < _TOO_DIFFERENT:
+    matcher = difflib.SequenceMatcher(
+        None, [w.strip() for w in predicted], [w.strip() for w in expected], autojunk=False
+    )
+    if matcher.ratio() < _MIN_SIMILARITY:
         return [("extra", prediction)]
-    found: list[Segment] = []
+    segments: list[Segment] = []
     for tag, i1, i2, j1, j2 in matcher.get_opcodes():
-        text = "".join(ours[i1:i2])
+        text = "".join(predicted[i1:i2])
         if tag == "equal":
-            found.append(("same", text))
+            segments.append(("same", text))
             continue
         if j1 != j2:
-            found.append(("missing", "".join(theirs[j1:j2]).strip()))
+            segments.append(("missing", "".join(expected[j1:j2]).strip()))
         if i1 != i2:
             space = text[: len(text) - len(text.lstrip())]
-            found += [("same", space), ("extra", text[len(space) :])]
-    found.append(("same", prediction[len("".join(ours)) :]))
-    return [segment for segment in found if segment[1]]
+            segments += [("same", space), ("extra", text[len(space) :])]
+    segments.append(("same", prediction[len("".join(predicted)) :]))
+    return [segment for segment in segments if segment[1]]
 
 
 def _words(text: str) -> list[str]:
     return _WORD.findall(text)
 
 
-def _common_start(first: str, last: str) -> str:
-    """Return the common start of two strings; of the least and the greatest of many it is that of all."""
-    for index, (ours, theirs) in enumerate(zip(first, last, strict=False)):
-        if ours != theirs:
+def _common_prefix(first: str, last: str) -> str:
+    """Return the common prefix of two strings: of all strings, if these are the least and the greatest of them."""
+    for index, (one, other) in enumerate(zip(first, last, strict=False)):
+        if one != other:
             return first[:index]
     return min(first, last, key=len)
 
 
 def _by_id(lines: Lines) -> dict[tuple[str, int], dict[str, Any]]:
-    """Key lines by (id, how often it came before), because equal rows have equal ids."""
+    """Key lines by (id, number of earlier lines with it), because equal rows have equal ids."""
     seen: dict[str, int] = {}
     keyed = {}
     for line in lines:
@@ -104,25 +108,25 @@ def _by_id(lines: Lines) -> dict[tuple[str, int], dict[str, Any]]:
     return keyed
 
 
-def _side(generation: dict[str, Any] | None, scores: dict[str, Any], metric: str | None) -> Side | None:
+def _model_answer(generation: dict[str, Any] | None, scores: dict[str, Any], metric: str | None) -> ModelAnswer | None:
     if generation is None:
         return None
     numbers = {name: float(number) for name, number in scores.items() if name not in _NOT_SCORES and is_number(number)}
     known = find_metric(metric) if metric and metric not in numbers else None
     if known and known.likelihood and scores.get("tokens") and known.likelihood.column in scores:
-        with suppress(OverflowError):  # so unlikely a row has no perplexity
+        with suppress(OverflowError):  # of so unlikely a row the perplexity is infinite
             numbers[known.name] = known.likelihood.value(known.likelihood.mean(scores))
     text = str(generation.get("prediction") or "")
-    return Side(text, numbers, generation.get("error"), generation.get("stopped"))
+    return ModelAnswer(text, numbers, generation.get("error"), generation.get("stopped"))
 
 
-def _is_graded(sides: list[Side], metric: str | None) -> bool:
-    """Say whether scores lie between wrong (0) and right (1), as ROUGE's do."""
+def _is_graded(sides: list[ModelAnswer], metric: str | None) -> bool:
+    """Return whether a score is neither wrong (0) nor right (1), as in ROUGE."""
     return any(side.scores.get(metric or "", 0.0) not in (0.0, 1.0) for side in sides)
 
 
 def _outcome(
-    base: Side | None, tuned: Side | None, primary: Comparison | None, graded: bool
+    base: ModelAnswer | None, tuned: ModelAnswer | None, primary: Comparison | None, graded: bool
 ) -> tuple[Outcome, float | None]:
     before = base.scores.get(primary.metric) if base and primary else None
     after = tuned.scores.get(primary.metric) if tuned and primary else None

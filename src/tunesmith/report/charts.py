@@ -1,6 +1,6 @@
-"""The report's drawings as inline SVG. Colours come from CSS classes, so they follow light, dark and print.
+"""The charts of the report as inline SVG. Colours come from CSS classes, so that they follow light, dark and print.
 
-Every chart takes its width: text in an SVG shrinks with it, so the page holds a wide and a narrow drawing of each.
+Every chart takes a width, because the text in an SVG shrinks with it: the page has a wide and a narrow version.
 """
 
 import math
@@ -15,22 +15,23 @@ from tunesmith.report.drawing import Point, box, dot, line, path, scale, svg, te
 from tunesmith.report.unit import MINUS, unit_of
 from tunesmith.report.view import Training
 
-MOST_POINTS = 400
+MAX_POINTS = 400
 
 
 def gain_axis(gain: Comparison, width: float) -> Markup:
-    """Draw the verdict: the gain's interval against no change and against the gain that was asked for."""
+    """Draw the interval of the gain, with a line at no change and a line at `min_gain`."""
     unit = unit_of(gain)
     low, middle, high, wanted = (unit.factor * number for number in (gain.low, gain.gain, gain.high, gain.min_gain))
     left, right = min(0.0, wanted, low), max(0.0, wanted, high)
     room = (right - left or 1.0) * (0.14 if width > 500 else 0.2)
     x = scale(left - room, right + room, 1, width - 1)
     marks = ticks(left - room, right + room, 4 if width < 500 else 9)
-    name = "points" if unit.is_share else wording.label(gain.metric)
+    label = wording.metric_label(gain.metric)
+    name = "points" if unit.is_share else label
     return svg(
         width,
         132,
-        f"Gain in {wording.label(gain.metric)}: {unit.change(gain.gain)}, {unit.interval(gain.low, gain.high)} {name}",
+        f"Gain in {label}: {unit.change(gain.gain)}, {unit.interval(gain.low, gain.high)} {name}",
         box(1, 40, x(wanted) - 1, 52, "not-enough"),
         line(1, 92, width - 1, 92, "axis"),
         *(line(x(mark), 92, x(mark), 97, "axis") for mark in marks),
@@ -52,9 +53,9 @@ def _gain_labels(gain: Comparison, x: Callable[[float], float], width: float) ->
     unit = unit_of(gain)
     wanted = x(unit.factor * gain.min_gain)
     low, middle, high = (x(unit.factor * number) for number in (gain.low, gain.gain, gain.high))
-    words = f"asked for: {unit.change(gain.min_gain)}" if gain.min_gain else "no change"
+    words = f"min_gain: {unit.change(gain.min_gain)}" if gain.min_gain else "no change"
     anchor = "start" if wanted < 60 else "end" if wanted > width - 60 else "middle"
-    above = 14 if abs(wanted - middle) < 95 else 44  # where the two labels would touch, the gain's goes higher
+    above = 14 if abs(wanted - middle) < 95 else 44  # the label of the gain moves up if the two would overlap
     low_text, _, high_text = unit.interval(gain.low, gain.high).partition(" to ")
     return [
         text(wanted, 28, words, "wanted-label", anchor),
@@ -69,8 +70,8 @@ def _signed(words: str, number: float) -> str:
     return words if number == 0 else ("+" if number > 0 else MINUS) + words
 
 
-def metric_gain(gain: Comparison, reach: tuple[float, float]) -> Markup:
-    """Draw one metric's gain as dot and whisker on an axis that all metrics of its unit share."""
+def gain_whisker(gain: Comparison, reach: tuple[float, float]) -> Markup:
+    """Draw the gain in one metric as a dot with a whisker, on the axis of all metrics with the same unit."""
     width, height, unit = 240.0, 26.0, unit_of(gain)
     x = scale(reach[0], reach[1], 10, width - 10)
     certain = "certain" if gain.low > 0 or gain.high < 0 else "uncertain"
@@ -87,15 +88,15 @@ def metric_gain(gain: Comparison, reach: tuple[float, float]) -> Markup:
     )
 
 
-def reach_of(gains: Sequence[Comparison]) -> tuple[float, float]:
-    """Return the axis that holds the intervals of all these gains, and zero."""
+def gain_range(gains: Sequence[Comparison]) -> tuple[float, float]:
+    """Return the lowest and the highest end of all intervals, and zero."""
     ends = [end for gain in gains for end in (gain.low, gain.high)]
     low, high = min([0.0, *ends]), max([0.0, *ends])
     return (low, high) if high > low else (-1.0, 1.0)
 
 
 def histogram(bins: Sequence[Sequence[float]], marks: Sequence[tuple[str, float]], width: float) -> Markup:
-    """Draw how many rows have how many tokens; `marks` are named positions such as the median."""
+    """Draw the number of rows by length in tokens; `marks` are named positions such as the median."""
     bins = [entry for entry in bins if len(entry) == 3]
     if not bins:
         return Markup("")
@@ -109,7 +110,7 @@ def histogram(bins: Sequence[Sequence[float]], marks: Sequence[tuple[str, float]
     parts.append(line(8, 150, width - 8, 150, "axis"))
     parts += [text(x(step), 167, tick_label(step, steps), "tick") for step in steps]
     for index, (name, at) in enumerate(marks):
-        top = 13 * (index % 2)  # neighbours on two levels, so that their names do not touch
+        top = 13 * (index % 2)  # on two levels, so that the names of neighbours do not overlap
         anchor, gap = ("end", -4) if x(at) > width - 110 else ("start", 4)
         parts.append(line(x(at), 12 + top, x(at), 150, "wanted"))
         parts.append(text(x(at) + gap, 21 + top, name, "wanted-label", anchor))
@@ -117,31 +118,31 @@ def histogram(bins: Sequence[Sequence[float]], marks: Sequence[tuple[str, float]
     return svg(width, 192, "Rows by number of tokens", *parts)
 
 
-def smoothed(values: Sequence[float]) -> list[float]:
-    """Return the mean around each value, over about a twentieth of all; centred, so the curve does not lag behind."""
+def moving_average(values: Sequence[float]) -> list[float]:
+    """Return the mean over a centred window of about 5 % of all values; a centred window does not lag."""
     sums = [0.0, *accumulate(values)]
     reach = len(values) // 40
     spans = [(max(0, at - reach), min(len(values), at + reach + 1)) for at in range(len(values))]
     return [(sums[end] - sums[start]) / (end - start) for start, end in spans]
 
 
-def thinned(points: Sequence[Point]) -> list[Point]:
-    """Return at most `MOST_POINTS` points: of each group the lowest and the highest, so that spikes stay visible."""
-    if len(points) <= MOST_POINTS:
+def downsample(points: Sequence[Point]) -> list[Point]:
+    """Return at most `MAX_POINTS` points: the lowest and the highest of each group, so that spikes stay visible."""
+    if len(points) <= MAX_POINTS:
         return list(points)
-    size = math.ceil(2 * len(points) / MOST_POINTS)
+    size = math.ceil(2 * len(points) / MAX_POINTS)
     groups = [points[start : start + size] for start in range(0, len(points), size)]
     ends = [(min(group, key=lambda point: point[1]), max(group, key=lambda point: point[1])) for group in groups]
     return [point for pair in ends for point in sorted(set(pair))]
 
 
 def loss_curves(training: Training, width: float) -> Markup:
-    """Draw train loss (each step faint, its mean strong), validation loss, best checkpoint and learning rate."""
+    """Draw train loss (each step and a moving average), validation loss, best checkpoint and learning rate."""
     if not training.steps:
         return Markup("")
     bottom, start, end = 262.0, 40.0, width - 12
     raw = [(float(step), loss) for step, loss, _ in training.steps]
-    mean = list(zip((step for step, _ in raw), smoothed([loss for _, loss in raw]), strict=True))
+    mean = list(zip((step for step, _ in raw), moving_average([loss for _, loss in raw]), strict=True))
     valid = [(float(step), loss) for step, loss, _ in training.valid]
     low, top = _loss_range([loss for _, loss in raw + valid])
     x = scale(raw[0][0], max(step for step, _ in raw + valid), start, end)
@@ -158,8 +159,8 @@ def loss_curves(training: Training, width: float) -> Markup:
         *(line(start, y(level), end, y(level), "grid") for level in levels),
         *(text(start - 6, y(level) + 4, tick_label(level, levels), "tick", "end") for level in levels),
         text(start, 12, "loss, nats per trained token", "axis-name", "start"),
-        path(placed(thinned(raw)), "raw"),
-        path(placed(thinned(mean)), "smooth"),
+        path(placed(downsample(raw)), "raw"),
+        path(placed(downsample(mean)), "smooth"),
         path(placed(valid), "valid"),
         *(
             dot(*at, 3.5, "valid-dot", f"step {step:,.0f}: validation loss {loss:.4f}")
@@ -171,7 +172,7 @@ def loss_curves(training: Training, width: float) -> Markup:
 
 
 def _loss_range(losses: list[float]) -> tuple[float, float]:
-    """Return the range to draw: all of it, unless a spike would flatten the rest."""
+    """Return the range of the axis: all losses, unless spikes would flatten the rest."""
     losses = sorted(losses)
     usual = losses[int(0.985 * (len(losses) - 1))]
     low, high = losses[0] - 0.1 * abs(losses[0]), losses[-1] if losses[-1] < 2.5 * usual else usual
@@ -179,7 +180,7 @@ def _loss_range(losses: list[float]) -> tuple[float, float]:
 
 
 def _best(training: Training, x: Callable[[float], float], y: Callable[[float], float], ends: Point) -> list[str]:
-    """Mark the checkpoint that was evaluated."""
+    """Mark the checkpoint that was selected."""
     best = training.facts.get("best_step")
     loss = next((loss for step, loss, _ in training.valid if step == best), None)
     if best is None or loss is None:
@@ -195,12 +196,12 @@ def _best(training: Training, x: Callable[[float], float], y: Callable[[float], 
 
 def _learning_rate(training: Training, x: Callable[[float], float], ends: Point, bottom: float) -> list[str]:
     rates = [(float(step), rate) for step, _, rate in training.steps]
-    most = max(rate for _, rate in rates)
-    y = scale(0, most, bottom + 68, bottom + 30)
+    highest = max(rate for _, rate in rates)
+    y = scale(0, highest, bottom + 68, bottom + 30)
     steps = ticks(rates[0][0], rates[-1][0], 4 if ends[1] < 500 else 8)
     return [
-        text(ends[0], bottom + 18, f"learning rate, at most {most:.3g}", "axis-name", "start"),
-        path([(x(step), y(rate)) for step, rate in thinned(rates)], "rate"),
+        text(ends[0], bottom + 18, f"learning rate, maximum {highest:.3g}", "axis-name", "start"),
+        path([(x(step), y(rate)) for step, rate in downsample(rates)], "rate"),
         line(ends[0], bottom + 68, ends[1], bottom + 68, "axis"),
         *(text(x(step), bottom + 84, tick_label(step, steps), "tick") for step in steps),
         text(ends[1], bottom + 84, "step", "axis-name", "end") if x(steps[-1]) < ends[1] - 50 else "",

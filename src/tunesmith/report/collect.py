@@ -1,6 +1,6 @@
-"""A run folder becomes a `View`. Only the resolved recipe must exist; whatever else is missing is left empty.
+"""Read a run folder into a `RunView`. Only the resolved recipe must exist; everything else may be missing.
 
-Nothing here writes: a report may be made while the run is still going, so half-written last lines are passed over.
+Nothing is written. A report may be made during the run, so a last line that is only partly written is skipped.
 """
 
 import json
@@ -19,22 +19,22 @@ from tunesmith.core.rundir import RunDir
 from tunesmith.core.verdict import Verdict
 from tunesmith.core.verdict_reader import read_verdict
 from tunesmith.report.answers import pair_answers
-from tunesmith.report.view import Answers, Stage, StageState, Training, View
+from tunesmith.report.view import Answers, RunView, StageState, StageStatus, Training
 
-LOST_ROWS_LISTED = 6
-# What a row of the ledger may be beside kept whole.
-LOST = ("dropped", "cut", "filtered", "unused")
-VALID_FACTS = ("kind", "step", "loss", "token_accuracy", "tokens")  # of a validation's line; the rest are metrics
-LONGEST_GAP = 60.0  # seconds between two samples of the machine's use; beyond it training was not running
+MAX_ROWS_LISTED = 6
+# The statuses of rows in the ledger that were not kept whole.
+UNUSED = ("dropped", "cut", "filtered", "unused")
+VALID_KEYS = ("kind", "step", "loss", "token_accuracy", "tokens")  # other keys of a validation's line are metrics
+MAX_GAP_SECONDS = 60.0  # between two samples of the machine; in a longer gap, training was not running
 
 
-def collect(run: RunDir) -> View:
-    """Read everything a report shows from a run folder."""
+def collect(run: RunDir) -> RunView:
+    """Read a run folder; files that are damaged are listed in `problems`."""
     files = _Files(run.path)
     resolved = files.text(run.resolved_recipe)
     settings = _settings(resolved)
     verdict = _verdict(files, run.verdict)
-    return View(
+    return RunView(
         name=str(settings.get("name") or run.path.resolve().parent.name),
         run_id=run.path.resolve().name,
         recipe=files.text(run.recipe),
@@ -43,7 +43,7 @@ def collect(run: RunDir) -> View:
         environment=files.json(run.environment),
         stages=tuple(_stage(run, files, stage, settings) for stage in stages.STAGES),
         prepared=files.manifest(run, "prepare"),
-        lost_rows=_lost_rows(run.ledger),
+        unused_rows=_unused_rows(run.ledger),
         samples=tuple(files.json(run.stage("prepare") / "samples.json") or ()),
         training=_training(run, files),
         verdict=verdict,
@@ -54,7 +54,7 @@ def collect(run: RunDir) -> View:
 
 
 class _Files:
-    """Reads a run's files; one that is damaged is named in `problems` and left out, so the rest can be shown."""
+    """Read the files of a run. A damaged file is added to `problems` and left out, so that the rest can be shown."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -67,26 +67,25 @@ class _Files:
         try:
             return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         except ValueError:
-            self.note(path)
+            self.add_problem(path)
             return {}
 
     def manifest(self, run: RunDir, stage: str) -> dict[str, Any]:
-        found = self.json(run.stage(stage) / "manifest.json")
-        return found if isinstance(found, dict) else {}
+        manifest = self.json(run.stage(stage) / "manifest.json")
+        return manifest if isinstance(manifest, dict) else {}
 
     def lines(self, path: Path) -> list[dict[str, Any]]:
-        """Return the whole lines of a JSONL file; a last line still being written is passed over."""
-        found = []
+        """Return the objects of a JSONL file, without a last line that is only partly written."""
+        values = []
         for line in whole_lines(path):
             try:
-                found.append(json.loads(line))
+                values.append(json.loads(line))
             except ValueError:
-                self.note(path)
-        return [item for item in found if isinstance(item, dict)]
+                self.add_problem(path)
+        return [value for value in values if isinstance(value, dict)]
 
-    def note(self, path: Path) -> None:
-        """Remember that a file is damaged."""
-        problem = f"{path.relative_to(self.root).as_posix()} is damaged; what could not be read is left out"
+    def add_problem(self, path: Path) -> None:
+        problem = f"{path.relative_to(self.root).as_posix()} is damaged; its content is missing here"
         if problem not in self.problems:
             self.problems.append(problem)
 
@@ -99,34 +98,34 @@ def _settings(resolved: str) -> dict[str, Any]:
     return loaded if isinstance(loaded, dict) else {}
 
 
-def _stage(run: RunDir, files: _Files, stage: stages.Stage, settings: dict[str, Any]) -> Stage:
+def _stage(run: RunDir, files: _Files, stage: stages.Stage, settings: dict[str, Any]) -> StageStatus:
     manifest = files.manifest(run, stage.name)
     state: StageState = "missing"
     if manifest:
         state = "done"
     elif settings and stage.is_optional and not settings.get(stage.name):
-        state = "not asked for"
+        state = "not requested"
     elif run.stage(stage.name).exists():
         state = "unfinished"
-    return Stage(stage.name, state, manifest.get("seconds"))
+    return StageStatus(stage.name, state, manifest.get("seconds"))
 
 
-def _lost_rows(ledger: Path) -> dict[tuple[str, str], list[int]]:
-    """Return {(status, reason): the first row numbers} of rows that were not used, or cut."""
-    lost: dict[tuple[str, str], list[int]] = {}
+def _unused_rows(ledger: Path) -> dict[tuple[str, str], list[int]]:
+    """Return {(status, reason): the first row numbers} of rows that were not used, or were cut."""
+    unused: dict[tuple[str, str], list[int]] = {}
     for line in whole_lines(ledger):
-        if not any(f'"{status}"' in line for status in LOST):  # most rows are kept; parsing them all would be the cost
+        if not any(f'"{status}"' in line for status in UNUSED):  # most rows are kept, and parsing them is slow
             continue
         try:
             entry = json.loads(line)
             key = (str(entry["status"]), str(entry["reason"]))
         except (ValueError, KeyError):
             continue
-        if key[0] in LOST:
-            rows, number = lost.setdefault(key, []), entry.get("row", 0)
-            if len(rows) < LOST_ROWS_LISTED and number not in rows:  # a document may have several blocks
+        if key[0] in UNUSED:
+            rows, number = unused.setdefault(key, []), entry.get("row", 0)
+            if len(rows) < MAX_ROWS_LISTED and number not in rows:  # a document may have several blocks
                 rows.append(number)
-    return lost
+    return unused
 
 
 def _training(run: RunDir, files: _Files) -> Training | None:
@@ -144,30 +143,30 @@ def _training(run: RunDir, files: _Files) -> Training | None:
         for line in lines
         if line.get("kind") == "valid" and is_number(line.get("loss"))
     }  # a resumed run may have written a step twice; the later line counts
-    in_order = tuple(sorted(valid.values(), key=lambda item: item[0]))
-    return Training(tuple(sorted(steps.values())), in_order, _scores(lines), facts, _machine(lines))
+    by_step = tuple(sorted(valid.values(), key=lambda point: point[0]))
+    return Training(tuple(sorted(steps.values())), by_step, _score_curves(lines), facts, _machine_curves(lines))
 
 
-def _scores(lines: list[dict[str, Any]]) -> dict[str, tuple[tuple[int, float], ...]]:
-    """Return the curves of what answers to valid rows scored; of a step written twice the later line counts."""
-    found: dict[str, dict[int, float]] = {}
+def _score_curves(lines: list[dict[str, Any]]) -> dict[str, tuple[tuple[int, float], ...]]:
+    """Return {metric: (step, mean score of the answers to valid rows)}; if a step was written twice, the later one."""
+    curves: dict[str, dict[int, float]] = {}
     for line in lines:
         for name, mean in line.items() if line.get("kind") == "valid" else ():
-            if name not in VALID_FACTS and is_number(mean):
-                found.setdefault(name, {})[line["step"]] = float(mean)
-    return {name: tuple(sorted(means.items())) for name, means in found.items()}
+            if name not in VALID_KEYS and is_number(mean):
+                curves.setdefault(name, {})[line["step"]] = float(mean)
+    return {name: tuple(sorted(means.items())) for name, means in curves.items()}
 
 
-def _machine(lines: list[dict[str, Any]]) -> dict[str, tuple[tuple[float, float], ...]]:
-    """Return the curves of the machine's use, over seconds of training."""
+def _machine_curves(lines: list[dict[str, Any]]) -> dict[str, tuple[tuple[float, float], ...]]:
+    """Return {measure: (seconds of training, value)} of memory and utilization, without pauses between sessions."""
     curves: dict[str, list[tuple[float, float]]] = {}
-    elapsed, before = 0.0, math.inf
+    elapsed, previous = 0.0, math.inf
     for line in lines:
         if line.get("kind") != "machine" or not is_number(line.get("time")):
             continue
-        gap = line["time"] - before
-        elapsed += gap if 0 < gap < LONGEST_GAP else 0.0
-        before = line["time"]
+        gap = line["time"] - previous
+        elapsed += gap if 0 < gap < MAX_GAP_SECONDS else 0.0
+        previous = line["time"]
         for name, number in line.items():
             if name not in ("kind", "step", "time") and is_number(number):
                 curves.setdefault(name, []).append((elapsed, float(number)))
@@ -178,7 +177,7 @@ def _verdict(files: _Files, path: Path) -> Verdict | None:
     try:
         return read_verdict(path) if path.exists() else None
     except DamagedFile:
-        files.note(path)
+        files.add_problem(path)
         return None
 
 

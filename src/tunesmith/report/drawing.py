@@ -1,4 +1,4 @@
-"""The few strokes that the report's charts are made of, as SVG text."""
+"""The elements of the charts, as SVG text. `kind` is their CSS class."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -11,13 +11,13 @@ Point = tuple[float, float]
 
 
 def svg(width: float, height: float, title: str, *parts: str) -> Markup:
-    """Wrap drawn parts in an SVG that scales to its container and is read out by its title."""
+    """Return an SVG of these parts that scales to its container; screen readers read its title."""
     head = f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(visible(title))}">'
     return Markup(head + "".join(parts) + "</svg>")
 
 
 def text(x: float, y: float, words: str, kind: str = "", anchor: str = "middle") -> str:
-    """Draw words; `kind` is their CSS class."""
+    """Draw text."""
     return f'<text x="{x:.1f}" y="{y:.1f}" class="{kind}" text-anchor="{anchor}">{escape(visible(words))}</text>'
 
 
@@ -27,32 +27,32 @@ def line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
 
 
 def dot(x: float, y: float, radius: float, kind: str, title: str = "") -> str:
-    """Draw a dot, with words that appear when it is pointed at."""
+    """Draw a dot, with a tooltip."""
     inside = f"<title>{escape(visible(title))}</title>" if title else ""
     return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:g}" class="{kind}">{inside}</circle>'
 
 
 def box(x: float, y: float, width: float, height: float, kind: str, title: str = "") -> str:
-    """Draw a rectangle with slightly rounded corners."""
+    """Draw a rectangle with slightly rounded corners, with a tooltip."""
     inside = f"<title>{escape(visible(title))}</title>" if title else ""
     size = f'width="{max(width, 0):.1f}" height="{max(height, 0):.1f}"'
     return f'<rect x="{x:.1f}" y="{y:.1f}" {size} rx="1.5" class="{kind}">{inside}</rect>'
 
 
 def path(points: Sequence[Point], kind: str) -> str:
-    """Draw a line through points."""
+    """Draw a line through all points."""
     steps = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
     return f'<polyline points="{steps}" class="{kind}"/>'
 
 
 def scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
-    """Return the map from values low..high to positions start..end."""
+    """Return a function from values low..high to positions start..end."""
     span = (high - low) or 1.0
     return lambda number: start + (number - low) / span * (end - start)
 
 
 def ticks(low: float, high: float, about: int) -> list[float]:
-    """Return round numbers that divide low..high in about so many parts."""
+    """Return round numbers that divide low..high into about `about` parts."""
     rough = (high - low) / max(about, 1)
     if not rough > 0:
         return [low]
@@ -62,6 +62,6 @@ def ticks(low: float, high: float, about: int) -> list[float]:
 
 
 def tick_label(number: float, all_ticks: Sequence[float]) -> str:
-    """Return a tick's number with no more decimals than its neighbours need."""
+    """Return the label of a tick, with as many decimals as the distance of the ticks needs."""
     step = abs(all_ticks[1] - all_ticks[0]) if len(all_ticks) > 1 else abs(number) or 1.0
     return f"{number:,.{max(0, -math.floor(math.log10(step) + 1e-9))}f}"

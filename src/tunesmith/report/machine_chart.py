@@ -1,4 +1,4 @@
-"""The drawing of how much memory and processor training took, over its time."""
+"""The chart of memory and utilization during training."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -6,16 +6,16 @@ from typing import NamedTuple
 from markupsafe import Markup
 
 from tunesmith.report import wording
-from tunesmith.report.charts import thinned
+from tunesmith.report.charts import downsample
 from tunesmith.report.drawing import Point, line, path, scale, svg, text, tick_label, ticks
 from tunesmith.report.view import Training
 
 
 class Curve(NamedTuple):
-    """A measure of `Training.machine`, whose it is, and the CSS class of its line."""
+    """A measure of `Training.machine`, the owner to name in the legend, and the CSS class of its line."""
 
     name: str
-    of: str
+    owner: str
     kind: str
 
 
@@ -24,17 +24,19 @@ MEMORY = (
     Curve("memory_gib", "training", "smooth"),
     Curve("gpu_memory_gib", "GPU", "valid"),
 )
-BUSY = (Curve("host_cpu", "whole machine", "raw"), Curve("gpu", "GPU", "valid"))
+UTILIZATION = (Curve("host_cpu", "whole machine", "raw"), Curve("gpu", "GPU", "valid"))
 
 
 def legend(training: Training) -> list[tuple[str, str]]:
-    """Return (class, words) of the curves that there are."""
-    drawn = dict.fromkeys((curve.kind, curve.of) for curve in (*MEMORY, *BUSY) if curve.name in training.machine)
+    """Return (CSS class, label) of the curves that are drawn."""
+    drawn = dict.fromkeys(
+        (curve.kind, curve.owner) for curve in (*MEMORY, *UTILIZATION) if curve.name in training.machine
+    )
     return list(drawn)
 
 
 def machine_curves(training: Training, width: float) -> Markup:
-    """Draw memory in GiB above and the share of time that processors were busy below, over seconds of training."""
+    """Draw memory in GiB above utilization in percent, both over seconds of training."""
     if not any(len(points) > 1 for points in training.machine.values()):
         return Markup("")
     end = max(points[-1][0] for points in training.machine.values())
@@ -45,9 +47,9 @@ def machine_curves(training: Training, width: float) -> Markup:
     return svg(
         width,
         282,
-        "Memory and use of the machine while training",
+        "Memory and utilization during training",
         *_panel(training, MEMORY, "memory, GiB", (22, 142), 1.08 * highest, width, end),
-        *_panel(training, BUSY, "busy, %", (182, 242), 1.0, width, end),
+        *_panel(training, UTILIZATION, "utilization, %", (182, 242), 1.0, width, end),
         *(text(x(step), 258, tick_label(step, steps), "tick") for step in steps),
         text(width / 2, 278, f"{unit} of training", "axis-name"),
     )
@@ -56,25 +58,25 @@ def machine_curves(training: Training, width: float) -> Markup:
 def _panel(
     training: Training, curves: Sequence[Curve], name: str, place: Point, highest: float, width: float, end: float
 ) -> list[str]:
-    """Draw curves from 0 to `highest` between two heights; shares are labelled in percent."""
+    """Draw curves from 0 to `highest` between two heights; utilization is labelled in percent."""
     top, bottom = place
     x, y = scale(0, end, 40, width - 12), scale(0, highest, bottom, top)
-    factor = 100 if curves is BUSY else 1
-    levels = ticks(0, factor * highest, 2 if curves is BUSY else 4)
+    factor = 100 if curves is UTILIZATION else 1
+    levels = ticks(0, factor * highest, 2 if curves is UTILIZATION else 4)
     parts = [line(40, y(level / factor), width - 12, y(level / factor), "grid") for level in levels]
     parts += [text(34, y(level / factor) + 4, tick_label(level, levels), "tick", "end") for level in levels]
     parts.append(text(40, top - 10, name, "axis-name", "start"))
     for curve in curves:
         points = training.machine.get(curve.name, ())
-        parts.append(path([(x(at), y(min(value, highest))) for at, value in thinned(points)], curve.kind))
+        parts.append(path([(x(at), y(min(value, highest))) for at, value in downsample(points)], curve.kind))
     return parts
 
 
-def use_in_words(training: Training) -> list[tuple[str, str]]:
-    """Return the means that say whether the machine was used: cores kept busy, share of the GPU's time."""
+def utilization(training: Training) -> list[tuple[str, str]]:
+    """Return the mean number of busy cores and the mean utilization of the GPU."""
     found = []
-    for name, words in (("cpu_cores", "Processor cores kept busy"), ("gpu", "GPU busy")):
+    for name, words in (("cpu_cores", "Busy processor cores"), ("gpu", "GPU utilization")):
         if points := training.machine.get(name):
             mean = sum(value for _, value in points) / len(points)
-            found.append((words, f"{mean:.1f}" if name == "cpu_cores" else wording.share(mean, 1)))
+            found.append((words, f"{mean:.1f}" if name == "cpu_cores" else wording.percent(mean, 1)))
     return found

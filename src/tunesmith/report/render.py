@@ -1,4 +1,4 @@
-"""The report: one HTML file that opens anywhere, asks the network for nothing and runs no text of model or data."""
+"""The report: one HTML file without network access, in which text of the model or the data is never executed."""
 
 import base64
 import hashlib
@@ -16,11 +16,11 @@ from tunesmith.core.rundir import RunDir
 from tunesmith.report import charts, machine_chart, score_chart, sections, wording
 from tunesmith.report.collect import collect
 from tunesmith.report.unit import unit_of
-from tunesmith.report.view import View
+from tunesmith.report.view import RunView
 
 _HERE = Path(__file__).parent
 WIDE, NARROW = 1000.0, 380.0
-_LENGTH_MARKS = {"median": "median", "p95": "95 % are below"}
+_LENGTH_MARKS = {"median": "median", "p95": "95th percentile"}
 
 
 def write_report(run: RunDir) -> Path:
@@ -29,12 +29,12 @@ def write_report(run: RunDir) -> Path:
     return run.report
 
 
-def render(view: View) -> str:
+def render(view: RunView) -> str:
     """Return the report as HTML."""
     script = (_HERE / "report.js").read_text(encoding="utf-8")
-    return template(_HERE / "report.html.j2").render(
+    return load_template(_HERE / "report.html.j2").render(
         view=view,
-        style=style(),
+        style=style_sheet(),
         script=Markup(script),
         script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         **_hero(view),
@@ -42,16 +42,16 @@ def render(view: View) -> str:
         **_training(view),
         **_data(view),
         facts=sections.facts(view),
-        speeds=sections.speeds(view),
+        speeds=sections.performance(view),
     )
 
 
-def template(path: Path) -> Template:
-    """Return a page's template, which escapes every value and makes it visible."""
+def load_template(path: Path) -> Template:
+    """Return a template that escapes every value and replaces invisible characters."""
     environment = Environment(
         loader=FileSystemLoader(path.parent),
         autoescape=True,
-        finalize=_shown,
+        finalize=_make_visible,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -60,84 +60,84 @@ def template(path: Path) -> Template:
     return environment.get_template(path.name)
 
 
-def style() -> Markup:
-    """Return the style sheet that all pages share: light, dark and print."""
+def style_sheet() -> Markup:
+    """Return the style sheet of all pages, for light, dark and print."""
     return Markup((_HERE / "report.css").read_text(encoding="utf-8"))
 
 
 def script_json(value: Any) -> Markup:
-    """Return JSON that may stand in a script element: nothing in it can close or open a tag."""
+    """Return JSON for a script element, with every character escaped that could close or open a tag."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return Markup(text)
 
 
-def _shown(value: Any) -> Any:
-    """Make every text that the template writes visible before it is escaped."""
+def _make_visible(value: Any) -> Any:
+    """Replace the invisible characters of a text before the template escapes it."""
     return wording.visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
-def both_widths(draw: Callable[[float], Markup]) -> Markup:
-    """Draw twice: text in an SVG shrinks with it, so the page shows the drawing that its own width suits."""
+def draw_both_widths(draw: Callable[[float], Markup]) -> Markup:
+    """Draw for wide and for narrow pages, and let the page show one: the text in an SVG shrinks with the drawing."""
     wide, narrow = draw(WIDE), draw(NARROW)
     if not wide:
         return Markup("")
     return Markup('<div class="wide">{}</div><div class="narrow">{}</div>').format(wide, narrow)
 
 
-def _hero(view: View) -> dict[str, Any]:
+def _hero(view: RunView) -> dict[str, Any]:
     first, _, rest = re.sub(" (?=%|rows|points)", "\u00a0", wording.headline(view)).partition(": ")
     verdict = view.verdict
     return {
         "kind": verdict.primary.verdict if verdict else "none",
         "headline": first,
         "evidence": rest[:1].upper() + rest[1:],
-        "gain_chart": both_widths(lambda width: charts.gain_axis(verdict.primary, width)) if verdict else "",
+        "gain_chart": draw_both_widths(lambda width: charts.gain_axis(verdict.primary, width)) if verdict else "",
     }
 
 
-def _evaluation(view: View) -> dict[str, Any]:
+def _evaluation(view: RunView) -> dict[str, Any]:
     metrics = [(found, unit_of(found)) for found in view.verdict.metrics.values()] if view.verdict else []
-    shares = charts.reach_of([found for found, unit in metrics if unit.is_share])
+    shares = charts.gain_range([found for found, unit in metrics if unit.is_share])
     rows = [
-        (found, unit, charts.metric_gain(found, shares if unit.is_share else charts.reach_of([found])))
+        (found, unit, charts.gain_whisker(found, shares if unit.is_share else charts.gain_range([found])))
         for found, unit in metrics
     ]
-    payload = sections.payload(view.answers) if view.answers else None
+    payload = sections.answer_payload(view.answers) if view.answers else None
     return {
         "metric_rows": rows,
-        "health": sections.health(view.verdict) if view.verdict else [],
-        "filters": sections.filters(view.answers) if view.answers else [],
+        "health": sections.answer_problems(view.verdict) if view.verdict else [],
+        "filters": sections.answer_filters(view.answers) if view.answers else [],
         "payload": payload,
         "payload_json": script_json(payload),
         "first_rows": payload["rows"][: sections.ROWS_WITHOUT_SCRIPT] if payload else [],
     }
 
 
-def _training(view: View) -> dict[str, Any]:
+def _training(view: RunView) -> dict[str, Any]:
     training = view.training
     if training is None:
         return {"loss_chart": "", "score_chart": "", "chosen": "", "machine_chart": "", "machine_legend": []}
     return {
-        "loss_chart": both_widths(lambda width: charts.loss_curves(training, width)),
-        "score_chart": both_widths(lambda width: score_chart.score_curves(training, width)),
-        "chosen": wording.chosen(training),
-        "machine_chart": both_widths(lambda width: machine_chart.machine_curves(training, width)),
+        "loss_chart": draw_both_widths(lambda width: charts.loss_curves(training, width)),
+        "score_chart": draw_both_widths(lambda width: score_chart.score_curves(training, width)),
+        "chosen": wording.checkpoint_sentence(training),
+        "machine_chart": draw_both_widths(lambda width: machine_chart.machine_curves(training, width)),
         "machine_legend": machine_chart.legend(training),
     }
 
 
-def _data(view: View) -> dict[str, Any]:
+def _data(view: RunView) -> dict[str, Any]:
     lengths = (view.prepared.get("lengths") or {}).get("train") or {}
     named = [(f"{name} {lengths[key]:,g}", lengths[key]) for key, name in _LENGTH_MARKS.items() if lengths.get(key)]
-    draw = both_widths(lambda width: charts.histogram(lengths.get("histogram") or [], named, width))
+    draw = draw_both_widths(lambda width: charts.histogram(lengths.get("histogram") or [], named, width))
     return {
-        "splits": sections.splits(view.prepared),
-        "blocks": sections.blocks(view.prepared),
-        "lost": sections.lost(view),
-        "mixture": sections.mixture(view.prepared),
-        "copies": sections.copies(view.prepared),
+        "splits": sections.split_counts(view.prepared),
+        "blocks": sections.blocks_sentence(view.prepared),
+        "lost": sections.unused_rows(view),
+        "mixture": sections.source_counts(view.prepared),
+        "copies": sections.duplicates(view.prepared),
         "length_chart": draw,
         "token_rows": sections.token_rows(view.samples),
     }

@@ -1,44 +1,44 @@
-// Filters, searches and pages the answers. Text only ever becomes text: nothing here parses HTML.
+// Filter, search and page the answers. Text is only inserted as text: no HTML is parsed.
 "use strict";
 (() => {
-  const holder = document.getElementById("payload");
-  if (!holder) return;
-  const { fields, scores, badges, rows } = JSON.parse(holder.textContent);
-  const at = Object.fromEntries(fields.map((name, index) => [name, index]));
+  const payload = document.getElementById("payload");
+  if (!payload) return;
+  const { fields, scores, badges, rows } = JSON.parse(payload.textContent);
+  const column = Object.fromEntries(fields.map((name, index) => [name, index]));
   const form = document.querySelector(".controls");
   const table = document.getElementById("sides");
   const pages = document.querySelector(".pages");
   const status = document.querySelector(".status");
-  const pattern = document.getElementById("row").content.querySelector("tbody");
+  const rowTemplate = document.getElementById("row").content.querySelector("tbody");
   const section = document.getElementById("answers");
-  const ROWS_A_PAGE = 20;
+  const ROWS_PER_PAGE = 20;
   const searchable = new Map();
   let page = 0;
 
   const words = (side) => (side ? side[0].map((part) => (typeof part === "string" ? part : part[0] === 1 ? part[1] : "")).join("") : "");
 
-  function haystack(row) {
+  function searchText(row) {
     if (!searchable.has(row)) {
-      const texts = [row[at.prompt], row[at.reference] || "", words(row[at.base]), words(row[at.tuned])];
+      const texts = [row[column.prompt], row[column.reference] || "", words(row[column.base]), words(row[column.tuned])];
       searchable.set(row, texts.join("\n").toLowerCase());
     }
     return searchable.get(row);
   }
 
-  function chosen() {
+  function matchingRows() {
     const filter = form.elements.filter.value;
     const query = form.elements.q.value.trim().toLowerCase();
-    const found = rows.filter((row) => (filter === "all" || (filter === "changed" ? row[at.changed] : row[at.outcome] === filter))
-      && (!query || haystack(row).includes(query)));
+    const matching = rows.filter((row) => (filter === "all" || (filter === "changed" ? row[column.changed] : row[column.outcome] === filter))
+      && (!query || searchText(row).includes(query)));
     const sign = { gain: -1, loss: 1 }[form.elements.sort.value];
-    return sign ? found.sort((one, other) => sign * ((one[at.gain] || 0) - (other[at.gain] || 0))) : found;
+    return sign ? matching.sort((one, other) => sign * ((one[column.gain] || 0) - (other[column.gain] || 0))) : matching;
   }
 
-  function element(tag, text, kind) {
-    const made = document.createElement(tag);
-    if (kind) made.className = kind;
-    made.textContent = text;
-    return made;
+  function element(tag, text, cssClass) {
+    const node = document.createElement(tag);
+    if (cssClass) node.className = cssClass;
+    node.textContent = text;
+    return node;
   }
 
   function fillSide(cell, side) {
@@ -55,28 +55,28 @@
   }
 
   function draw(row) {
-    const body = pattern.cloneNode(true);
-    body.dataset.outcome = row[at.outcome];
-    body.querySelector(".number").textContent = row[at.number];
-    body.querySelector(".badge").textContent = badges[row[at.outcome]] || "";
+    const body = rowTemplate.cloneNode(true);
+    body.dataset.outcome = row[column.outcome];
+    body.querySelector(".number").textContent = row[column.number];
+    body.querySelector(".badge").textContent = badges[row[column.outcome]] || "";
     const prompt = body.querySelector(".asked .text");
-    prompt.textContent = row[at.prompt];
-    prompt.classList.toggle("long", row[at.prompt].length > 160);
-    body.querySelector(".reference .text").textContent = row[at.reference] ?? "";
-    fillSide(body.querySelector(".base"), row[at.base]);
-    fillSide(body.querySelector(".tuned"), row[at.tuned]);
+    prompt.textContent = row[column.prompt];
+    prompt.classList.toggle("long", row[column.prompt].length > 160);
+    body.querySelector(".reference .text").textContent = row[column.reference] ?? "";
+    fillSide(body.querySelector(".base"), row[column.base]);
+    fillSide(body.querySelector(".tuned"), row[column.tuned]);
     return body;
   }
 
   function show() {
-    const found = chosen();
-    const last = Math.max(0, Math.ceil(found.length / ROWS_A_PAGE) - 1);
+    const matching = matchingRows();
+    const last = Math.max(0, Math.ceil(matching.length / ROWS_PER_PAGE) - 1);
     page = Math.min(Math.max(page, 0), last);
-    const start = page * ROWS_A_PAGE;
+    const start = page * ROWS_PER_PAGE;
     table.querySelectorAll("tbody").forEach((body) => body.remove());
-    table.append(...found.slice(start, start + ROWS_A_PAGE).map(draw));
-    const end = Math.min(start + ROWS_A_PAGE, found.length);
-    status.textContent = found.length ? `${start + 1} to ${end} of ${found.length.toLocaleString("en")} rows` : "No row matches.";
+    table.append(...matching.slice(start, start + ROWS_PER_PAGE).map(draw));
+    const end = Math.min(start + ROWS_PER_PAGE, matching.length);
+    status.textContent = matching.length ? `${start + 1} to ${end} of ${matching.length.toLocaleString("en")} rows` : "No row matches.";
     pages.hidden = last === 0;
     pages.querySelector("span").textContent = `page ${page + 1} of ${last + 1}`;
     pages.querySelectorAll("button").forEach((button) => {
@@ -85,17 +85,17 @@
     section.classList.toggle("unmarked", !form.elements.marks.checked);
   }
 
-  function remember() {
+  function saveState() {
     const state = new URLSearchParams();
     if (form.elements.filter.value !== "all") state.set("filter", form.elements.filter.value);
     if (form.elements.q.value) state.set("q", form.elements.q.value);
     if (form.elements.sort.value !== "row") state.set("sort", form.elements.sort.value);
     if (page) state.set("page", page + 1);
     const hash = state.toString() ? "#" + state : location.pathname + location.search;
-    try { history.replaceState(null, "", hash); } catch { /* some viewers forbid it; the page works without */ }
+    try { history.replaceState(null, "", hash); } catch { /* some viewers forbid it, and the page works without it */ }
   }
 
-  function recall() {
+  function restoreState() {
     const state = new URLSearchParams(location.hash.slice(1));
     const known = [...form.elements.filter].map((input) => input.value);
     if (!["filter", "q", "sort", "page"].some((name) => state.has(name))) return;
@@ -106,19 +106,19 @@
     section.scrollIntoView();
   }
 
-  function changed() {
+  function onChange() {
     page = 0;
     show();
-    remember();
+    saveState();
   }
 
   form.addEventListener("submit", (event) => event.preventDefault());
-  form.addEventListener("input", changed);
+  form.addEventListener("input", onChange);
   pages.addEventListener("click", (event) => {
     if (!event.target.value) return;
     page += Number(event.target.value);
     show();
-    remember();
+    saveState();
     section.scrollIntoView();
   });
   document.addEventListener("keydown", (event) => {
@@ -128,11 +128,11 @@
     }
     if (event.key === "Escape" && document.activeElement === form.elements.q) {
       form.elements.q.value = "";
-      changed();
+      onChange();
     }
   });
-  window.addEventListener("hashchange", () => { recall(); show(); });
+  window.addEventListener("hashchange", () => { restoreState(); show(); });
   form.hidden = false;
-  recall();
+  restoreState();
   show();
 })();

@@ -1,4 +1,4 @@
-"""The drawing of how well the valid rows were answered while the model was trained, one panel a metric."""
+"""The chart of the scores of answers to valid rows during training, one panel per metric."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ _LEFT, _RIGHT = 40.0, 12.0
 
 
 def score_curves(training: Training, width: float) -> Markup:
-    """Draw the mean of each metric at every validation, the base's at step 0, and the step that was chosen."""
+    """Draw the mean of each metric at every validation, with the base at step 0, and mark the selected step."""
     if not training.scores:
         return Markup("")
     last = max([1.0, *(step for points in training.scores.values() for step, _ in points)])
@@ -45,14 +45,16 @@ def _panel(training: Training, name: str, points: Sequence[Point], top: float, w
     levels = ticks(unit.factor * low, unit.factor * high, 3)
     parts = [line(_LEFT, y(level / unit.factor), width - _RIGHT, y(level / unit.factor), "grid") for level in levels]
     parts += [text(_LEFT - 6, y(level / unit.factor) + 4, tick_label(level, levels), "tick", "end") for level in levels]
-    parts.append(text(_LEFT, top + 12, f"{wording.label(name)}{', %' if unit.is_share else ''}", "axis-name", "start"))
+    parts.append(
+        text(_LEFT, top + 12, f"{wording.metric_label(name)}{', %' if unit.is_share else ''}", "axis-name", "start")
+    )
     best = training.facts.get("best_step")
     if best is not None:
         parts.append(line(x(best), top + 20, x(best), top + _PANEL - 10, "wanted"))
     parts.append(path([(x(step), y(value)) for step, value in points], "valid"))
     for step, value in points:
-        told = f"step {step:,.0f}: {unit.value(value)}"
-        parts.append(dot(x(step), y(value), 3.5, "valid-dot", told))
+        tooltip = f"step {step:,.0f}: {unit.value(value)}"
+        parts.append(dot(x(step), y(value), 3.5, "valid-dot", tooltip))
         if step == best and name == training.facts.get("chosen_by"):
             parts.append(dot(x(step), y(value), 8, "best"))
     return parts

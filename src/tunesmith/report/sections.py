@@ -1,4 +1,4 @@
-"""The parts of the report that are more than a field of the view: facts, health, answers, token rows, data, time."""
+"""The parts of the report that are computed from a `RunView`: facts, answers, rows as tokens, data and performance."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -6,29 +6,33 @@ from typing import Any
 from tunesmith.core.rundir import SPLITS
 from tunesmith.core.verdict import Verdict
 from tunesmith.report import wording
-from tunesmith.report.answers import Segment, marks
-from tunesmith.report.collect import LOST
-from tunesmith.report.machine_chart import use_in_words
+from tunesmith.report.answers import Segment, diff_words
+from tunesmith.report.collect import UNUSED
+from tunesmith.report.machine_chart import utilization
 from tunesmith.report.unit import NONE
-from tunesmith.report.view import Answer, Answers, Side, View
-from tunesmith.report.wording import drawn, visible
+from tunesmith.report.view import AnswerPair, Answers, ModelAnswer, RunView
+from tunesmith.report.wording import visible, visible_token
 
-ROWS_EMBEDDED = 2_000
+MAX_EMBEDDED_ROWS = 2_000
+MAX_EMBEDDED_CHARACTERS = 6_000_000
+MAX_TEXT_CHARACTERS = 4_000
 ROWS_WITHOUT_SCRIPT = 20
-TEXT_EMBEDDED = 4_000
-CHARACTERS_EMBEDDED = 6_000_000
-SCORES_SHOWN = 6
-SAMPLES_SHOWN = 12
-TOKENS_SHOWN = 1_200
+MAX_SCORES = 6
+MAX_SAMPLES = 12
+MAX_TOKENS = 1_200
 
-_HEALTH = {
+_PROBLEMS = {
     "failed": "Failed with an error",
     "empty": "Empty answers",
-    "cut_off": "Cut off at the length limit",
-    "unstopped": "Never stopped by themselves",
+    "cut_off": "Cut off at the token limit",
+    "unstopped": "Without an end token",
 }
-_COPIES = {"duplicates": "Training rows, of one before", "valid": "Validation rows", "test": "Test rows",
-           "left_out": "Training rows left out, of held-out ones"}  # fmt: skip
+_DUPLICATES = {
+    "duplicates": "Training rows that duplicate an earlier one",
+    "valid": "Validation rows",
+    "test": "Test rows",
+    "left_out": "Training rows left out, because they duplicate a validation or test row",
+}
 _MARK_CODES = {"same": 0, "extra": 1, "missing": 2}
 _FILTERS = {
     "fixed": ("Fixed", "Better"),
@@ -39,50 +43,49 @@ _FILTERS = {
 }
 
 
-def facts(view: View) -> list[tuple[str, str]]:
-    """Return what a reader asks next after the verdict: which model, how much training, how long, promoted or not."""
+def facts(view: RunView) -> list[tuple[str, str]]:
+    """Return the facts below the verdict: base, steps, trained parameters, time, machine and promotion."""
     trained = view.training.facts if view.training else {}
     model = view.settings.get("model") or {}
-    found: list[tuple[str, str]] = []
+    rows: list[tuple[str, str]] = []
     if isinstance(model, dict) and model.get("base"):
-        found.append(("Base model", str(model["base"])))
+        rows.append(("Base model", str(model["base"])))
     if trained.get("steps"):
-        found.append(("Training", f"{wording.count(trained['steps'])} steps"))
+        rows.append(("Training", f"{wording.count(trained['steps'])} steps"))
     if trained.get("trainable_parameters"):
-        part, whole = trained["trainable_parameters"], trained.get("all_parameters")
-        words = wording.short_count(part)
-        found.append(("Trained weights", f"{words} of {wording.short_count(whole)}" if whole else words))
+        text, total = wording.short_count(trained["trainable_parameters"]), trained.get("all_parameters")
+        rows.append(("Trained parameters", f"{text} of {wording.short_count(total)}" if total else text))
     if view.answers and any(row.outcome in ("fixed", "broken") for row in view.answers.rows):
         outcomes = [row.outcome for row in view.answers.rows]
-        found.append(("Rows better / worse", f"{outcomes.count('fixed'):,} / {outcomes.count('broken'):,}"))
+        rows.append(("Rows better / worse", f"{outcomes.count('fixed'):,} / {outcomes.count('broken'):,}"))
     if sum(stage.seconds or 0 for stage in view.stages):
-        found.append(("Time", wording.duration(sum(stage.seconds or 0 for stage in view.stages))))
+        rows.append(("Time", wording.duration(sum(stage.seconds or 0 for stage in view.stages))))
     if view.environment.get("device"):
-        found.append(("Machine", str(view.environment["device"])))
+        rows.append(("Machine", str(view.environment["device"])))
     if view.promotion:
         name, version = view.promotion.get("model", ""), view.promotion.get("version", "")
-        found.append(("Promoted", f"{name} {version} \u2192 {view.promotion.get('alias', '')}"))
-    return found
+        rows.append(("Promoted", f"{name} {version} \u2192 {view.promotion.get('alias', '')}"))
+    return rows
 
 
-def health(verdict: Verdict) -> list[tuple[str, list[tuple[str, str]], bool]]:
-    """Return (what went wrong, [(count, share) of base and tuned], whether tuned is the worse one)."""
+def answer_problems(verdict: Verdict) -> list[tuple[str, list[tuple[str, str]], bool]]:
+    """Return (problem, [(count, percentage) of base and tuned], whether tuned has it more often)."""
     rows = []
-    for key, name in _HEALTH.items():
+    for key, name in _PROBLEMS.items():
         cells, rates = [], []
         for subject in ("base", "tuned"):
             counts = verdict.health.get(subject, {})
             total, number = counts.get("rows"), counts.get(key)
             if key == "unstopped" and total is not None and counts.get("stopped") is not None:
                 number = total - counts["stopped"]
-            cells.append((wording.count(number), wording.share(number, total)))
+            cells.append((wording.count(number), wording.percent(number, total)))
             rates.append(number / total if number is not None and total else 0.0)
         rows.append((name, cells, rates[1] > rates[0]))
     return rows
 
 
-def filters(answers: Answers) -> list[tuple[str, str, int]]:
-    """Return (key, name, rows) of the row filters that make sense for these answers."""
+def answer_filters(answers: Answers) -> list[tuple[str, str, int]]:
+    """Return (key, label, number of rows) of the filters that apply to these answers."""
     graded = any(row.outcome == "even" for row in answers.rows) or not any(
         row.outcome in ("right", "wrong") for row in answers.rows
     )
@@ -95,32 +98,32 @@ def filters(answers: Answers) -> list[tuple[str, str, int]]:
     return found
 
 
-def embedded_rows(answers: Answers) -> list[Answer]:
-    """Return the rows that go into the file: all that got better or worse first, then the others, up to the limits."""
+def select_embedded(answers: Answers) -> list[AnswerPair]:
+    """Return the rows that the file holds, up to the limits: first those that got better or worse, then the others."""
     by_weight = sorted(range(len(answers.rows)), key=lambda index: answers.rows[index].gain in (None, 0.0))
-    chosen, room = [], CHARACTERS_EMBEDDED
-    for index in by_weight[:ROWS_EMBEDDED]:
+    chosen, room = [], MAX_EMBEDDED_CHARACTERS
+    for index in by_weight[:MAX_EMBEDDED_ROWS]:
         row = answers.rows[index]
         texts = [row.prompt, row.reference or "", *(side.text for side in (row.base, row.tuned) if side)]
-        room -= sum(min(len(text), TEXT_EMBEDDED) for text in texts)
+        room -= sum(min(len(text), MAX_TEXT_CHARACTERS) for text in texts)
         if room < 0:
             break
         chosen.append(index)
     return [answers.rows[index] for index in sorted(chosen)]
 
 
-def payload(answers: Answers) -> dict[str, Any]:
-    """Return the embedded rows, each a list in the order of `fields`, texts made visible and differences marked."""
-    rows = embedded_rows(answers)
+def answer_payload(answers: Answers) -> dict[str, Any]:
+    """Return the embedded rows, each a list in the order of `fields`, with visible texts and marked differences."""
+    rows = select_embedded(answers)
     sides = [side for row in rows for side in (row.base, row.tuned) if side]
     names = sorted({name for side in sides for name in side.scores}, key=lambda name: (name != answers.metric, name))
-    names = names[:SCORES_SHOWN]
+    names = names[:MAX_SCORES]
     binary = {name for name in names if all(side.scores.get(name, 0.0) in (0.0, 1.0) for side in sides)}
 
-    def side_of(side: Side | None, reference: str | None) -> list[Any] | None:
+    def side_of(side: ModelAnswer | None, reference: str | None) -> list[Any] | None:
         if side is None:
             return None
-        segments = marks(_clip(side.text), reference)
+        segments = diff_words(_clip(side.text), reference)
         return [_compact(segments), [_score(side.scores.get(name), name in binary) for name in names], _note(side)]
 
     entries = []
@@ -132,8 +135,8 @@ def payload(answers: Answers) -> dict[str, Any]:
         entries.append([row.number, prompt, reference, row.outcome, int(row.changed), gain, base, tuned])
     return {
         "fields": ["number", "prompt", "reference", "outcome", "changed", "gain", "base", "tuned"],
-        "scores": [wording.label(name) for name in names],
-        "badges": {key: name for key, name, _ in filters(answers)},
+        "scores": [wording.metric_label(name) for name in names],
+        "badges": {key: name for key, name, _ in answer_filters(answers)},
         "has_reference": any(row.reference is not None for row in rows),
         "code_like": _looks_like_code("".join(row.reference or "" for row in rows[:100])),
         "rows": entries,
@@ -141,51 +144,56 @@ def payload(answers: Answers) -> dict[str, Any]:
 
 
 def token_rows(samples: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the sample rows with at most `TOKENS_SHOWN` tokens each, line breaks and tabs drawn."""
+    """Return the sample rows with at most `MAX_TOKENS` tokens each; line breaks and tabs are drawn."""
     rows = []
-    for sample in list(samples)[:SAMPLES_SHOWN]:
+    for sample in list(samples)[:MAX_SAMPLES]:
         tokens = sample.get("tokens", [])
         plain = {"id": "", "trained": False, "special": False}
-        shown = [{**plain, **token, "text": drawn(str(token.get("text", "")))} for token in tokens[:TOKENS_SHOWN]]
+        shown = [{**plain, **token, "text": visible_token(str(token.get("text", "")))} for token in tokens[:MAX_TOKENS]]
         trained = sum(bool(token.get("trained")) for token in tokens)
         rows.append({**sample, "tokens": shown, "total": len(tokens), "trained": trained})
     return rows
 
 
-def splits(prepared: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+def split_counts(prepared: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     """Return (split, rows, tokens, trained tokens) of each split."""
     counts = prepared.get("counts", {})
     tokens, trained = prepared.get("tokens", {}), prepared.get("trained_tokens", {})
     return [
-        (name, wording.count(counts[name]), wording.count(tokens.get(name)), wording.count(trained.get(name)))
+        (
+            name,
+            wording.count(counts[name]),
+            wording.count(tokens.get(name)),
+            wording.count(trained.get(name)),
+        )
         for name in SPLITS
         if name in counts
     ]
 
 
-def blocks(prepared: dict[str, Any]) -> str:
-    """Return how many documents are learned in how many blocks, as a sentence; nothing where all are whole."""
+def blocks_sentence(prepared: dict[str, Any]) -> str:
+    """Return how many documents were split into how many blocks, as a sentence; empty if none was split."""
     found = prepared.get("blocks") or {}
     if not found.get("blocks"):
         return ""
     documents, parts = wording.count(found["documents"]), wording.count(found["blocks"])
-    return f"Long documents are learned in blocks, and each is a row: {documents} in {parts}."
+    return f"Long documents were split into blocks, each of which is a row: {documents} documents into {parts} blocks."
 
 
-def lost(view: View) -> list[tuple[str, str, str, str]]:
-    """Return (status, reason, rows, the first row numbers) of what did not reach the model whole."""
+def unused_rows(view: RunView) -> list[tuple[str, str, str, str]]:
+    """Return (status, reason, number of rows, the first row numbers) of rows that were not used, or were cut."""
     rows = []
-    for status in LOST:
+    for status in UNUSED:
         reasons = view.prepared.get(status) or {}
         for reason, number in sorted(reasons.items(), key=lambda item: (-item[1], item[0])):
-            first = view.lost_rows.get((status, reason), [])
+            first = view.unused_rows.get((status, reason), [])
             examples = ", ".join(f"{row}" for row in first) + (", \u2026" if number > len(first) > 0 else "")
             rows.append((status, reason, wording.count(number), examples))
     return rows
 
 
-def mixture(prepared: dict[str, Any]) -> list[tuple[str, list[str]]]:
-    """Return (source, rows of each split) where there are several sources."""
+def source_counts(prepared: dict[str, Any]) -> list[tuple[str, list[str]]]:
+    """Return (source, rows of each split) if there are several sources."""
     sources = prepared.get("sources") or {}
     return [
         (name, [wording.count(counts.get(split, 0)) for split in SPLITS])
@@ -194,59 +202,59 @@ def mixture(prepared: dict[str, Any]) -> list[tuple[str, list[str]]]:
     ]
 
 
-def copies(prepared: dict[str, Any]) -> list[tuple[str, str, str, str]]:
-    """Return (which rows, exact copies, near copies, pairs) of rows that say what a training row says."""
+def duplicates(prepared: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Return (which rows, exact duplicates, near-duplicates, example pairs) of rows that duplicate a training row."""
     found = prepared.get("copies") or {}
     return [
         (
             name,
             wording.count(found[key]["exact"]),
             wording.count(found[key]["near"]),
-            "; ".join(f"{one['row']} like {one['of']} ({one['similarity']:.2f})" for one in found[key]["examples"]),
+            "; ".join(f"{pair['row']} like {pair['of']} ({pair['similarity']:.2f})" for pair in found[key]["examples"]),
         )
-        for key, name in _COPIES.items()
+        for key, name in _DUPLICATES.items()
         if key in found
     ]
 
 
-def speeds(view: View) -> list[tuple[str, str]]:
-    """Return how fast training was and what it needed."""
+def performance(view: RunView) -> list[tuple[str, str]]:
+    """Return the speed, memory and precision of training."""
     trained = view.training.facts if view.training else {}
     parts, whole = trained.get("trainable_parameters"), trained.get("all_parameters")
     peak, kept = trained.get("peak_memory_gib"), trained.get("quantization")
     found = [
         ("Training throughput", f"{wording.count(trained.get('tokens_per_second'))} tokens/s"),
-        ("Tokens read in training", wording.count(trained.get("tokens"))),
-        ("Peak memory in training", _memory(peak, trained.get("expected_memory_gib"))),
+        ("Training tokens", wording.count(trained.get("tokens"))),
+        ("Peak memory of training", _memory_text(peak, trained.get("expected_memory_gib"))),
         ("Precision", str(trained.get("precision") or NONE) + (f", frozen weights in {kept}" if kept else "")),
-        ("Not computed the fast way", _reasons(trained.get("plain_path"))),
-        ("Trained weights", f"{wording.count(parts)} of {wording.count(whole)} ({wording.share(parts, whole)})"),
+        ("Fast paths not used", _reasons_text(trained.get("plain_path"))),
+        ("Trained parameters", f"{wording.count(parts)} of {wording.count(whole)} ({wording.percent(parts, whole)})"),
     ]
-    found += use_in_words(view.training) if view.training else []
+    found += utilization(view.training) if view.training else []
     return [(name, words) for name, words in found if not words.startswith(NONE)]
 
 
-def _reasons(plain: Any) -> str:
-    """Return what was not computed the fast way, and why not."""
+def _reasons_text(plain: Any) -> str:
+    """Return the parts that were computed on the plain path, each with the reason."""
     return "; ".join(f"{name}: {reason}" for name, reason in plain.items()) if plain else NONE
 
 
-def _memory(peak: Any, expected: Any) -> str:
-    """Return what was needed, beside what was expected before the first step."""
+def _memory_text(peak: Any, expected: Any) -> str:
+    """Return the peak memory and the estimate from before the first step."""
     if not isinstance(peak, (int, float)):
         return NONE
-    beforehand = f" ({expected:.2f} expected beforehand)" if isinstance(expected, (int, float)) else ""
-    return f"{peak:.2f} GiB{beforehand}"
+    estimate = f" (estimated: {expected:.2f})" if isinstance(expected, (int, float)) else ""
+    return f"{peak:.2f} GiB{estimate}"
 
 
 def _clip(text: str) -> str:
     text = visible(text)
-    left = len(text) - TEXT_EMBEDDED
-    return text if left <= 0 else f"{text[:TEXT_EMBEDDED]} \u2026 ({left:,} more characters)"
+    cut = len(text) - MAX_TEXT_CHARACTERS
+    return text if cut <= 0 else f"{text[:MAX_TEXT_CHARACTERS]} \u2026 ({cut:,} more characters)"
 
 
 def _looks_like_code(text: str) -> bool:
-    """Say whether a fixed-width typeface suits the answers."""
+    """Return whether answers look like code, which a fixed-width typeface suits."""
     return sum(character in "=<>{}()[];_*|" for character in text) > 0.025 * len(text)
 
 
@@ -262,9 +270,9 @@ def _score(number: float | None, binary: bool) -> str:
     return f"{number:.2f}" if abs(number) < 100 else f"{number:,.0f}"
 
 
-def _note(side: Side) -> str:
+def _note(side: ModelAnswer) -> str:
     if side.error:
         return visible(f"failed: {side.error}")[:300]
     if not side.text.strip():
         return "empty answer"
-    return "cut off at the length limit" if side.stopped is False else ""
+    return "cut off at the token limit" if side.stopped is False else ""

@@ -1,4 +1,4 @@
-"""The comparison for a terminal: the verdict, the metrics and some rows, with nothing in it that a terminal obeys."""
+"""The comparison as text for a terminal: verdict, metrics and some rows, without terminal control characters."""
 
 from collections.abc import Sequence
 
@@ -7,35 +7,39 @@ from tunesmith.core.verdict import Comparison, Verdict
 from tunesmith.report import sections, wording
 from tunesmith.report.collect import collect
 from tunesmith.report.unit import NONE, unit_of
-from tunesmith.report.view import Answer, Side
+from tunesmith.report.view import AnswerPair, ModelAnswer
 from tunesmith.report.wording import visible
 
 _OUTCOMES = {"fixed": "better", "broken": "worse", "right": "both right", "wrong": "both wrong", "even": "equal"}
-_FIRST = {"broken": 0, "fixed": 1}  # what a reader looks for
+_ORDER = {"broken": 0, "fixed": 1}  # the other outcomes follow
 _PROMPT_LINES = 4
 _ANSWER_LINES = 12
 
 
 def side_by_side(run: RunDir, rows: int) -> str:
-    """Return the verdict, the metrics and `rows` answers of base and tuned, worsened and improved first, as text."""
+    """Return the verdict, the metrics and the answers to `rows` rows; those that got worse or better come first."""
     view = collect(run)
     blocks = [wording.headline(view)]
     if view.verdict:
-        blocks += ["\n".join(wording.other_reasons(view.verdict)), _metrics(view.verdict), _groups(view.verdict)]
-        blocks += ["\n".join(_guards(view.verdict)), "\n".join(_health(view.verdict))]
-    if sentence := wording.chosen(view.training):
+        blocks += [
+            "\n".join(wording.other_reasons(view.verdict)),
+            _metric_table(view.verdict),
+            _group_text(view.verdict),
+        ]
+        blocks += ["\n".join(_guard_lines(view.verdict)), "\n".join(_problem_lines(view.verdict))]
+    if sentence := wording.checkpoint_sentence(view.training):
         blocks.append(f"{sentence}.")
     if view.answers and rows > 0:
-        shown = sorted(view.answers.rows, key=lambda answer: _FIRST.get(answer.outcome, len(_FIRST)))[:rows]
-        blocks += [_row(answer) for answer in shown]
-        left = len(view.answers.rows) - rows
-        if left > 0:
-            blocks.append(f"{wording.count(left)} more rows")
+        shown = sorted(view.answers.rows, key=lambda answer: _ORDER.get(answer.outcome, len(_ORDER)))[:rows]
+        blocks += [_answer_text(answer) for answer in shown]
+        hidden = len(view.answers.rows) - rows
+        if hidden > 0:
+            blocks.append(f"{wording.count(hidden)} more rows")
     blocks += view.problems
     return visible("\n\n".join(block for block in blocks if block)) + "\n"
 
 
-def _metrics(verdict: Verdict) -> str:
+def _metric_table(verdict: Verdict) -> str:
     head = ["metric", "base", "tuned", "gain", f"{wording.confidence(verdict.primary)} interval", ""]
     body = [_metric_row(comparison) for comparison in verdict.metrics.values()]
     return _table([head, *body])
@@ -45,11 +49,11 @@ def _metric_row(found: Comparison) -> list[str]:
     unit = unit_of(found)
     cells = [unit.value(found.base), unit.value(found.tuned), unit.change(found.gain)]
     direction = "" if found.higher_is_better else "lower is better"
-    return [wording.label(found.metric), *cells, unit.interval(found.low, found.high), direction]
+    return [wording.metric_label(found.metric), *cells, unit.interval(found.low, found.high), direction]
 
 
-def _groups(verdict: Verdict) -> str:
-    """Return how groups of rows moved, and a table of those that fell most."""
+def _group_text(verdict: Verdict) -> str:
+    """Return how the groups of rows changed, and a table of those that fell most."""
     lines = wording.group_sentences(verdict)
     if verdict.grouping and verdict.grouping.fell:
         unit = unit_of(verdict.primary)
@@ -62,24 +66,24 @@ def _groups(verdict: Verdict) -> str:
     return "\n".join(lines)
 
 
-def _guards(verdict: Verdict) -> list[str]:
+def _guard_lines(verdict: Verdict) -> list[str]:
     return [
         f"guard {'passed' if guard.passed else 'FAILED'}: {wording.guard_sentence(guard)}" for guard in verdict.guards
     ]
 
 
-def _health(verdict: Verdict) -> list[str]:
-    """Return what went wrong with answers, where anything did: a score says little about answers that were cut off."""
-    told: dict[tuple[str, ...], str] = {}
-    for name, cells, _ in sections.health(verdict):
+def _problem_lines(verdict: Verdict) -> list[str]:
+    """Return the problems of answers that occurred: scores mean little if answers were cut off."""
+    lines: dict[tuple[str, ...], str] = {}
+    for name, cells, _ in sections.answer_problems(verdict):
         (base, of_base), (tuned, of_tuned) = cells
         if {base, tuned} - {"0", NONE}:
-            told.setdefault((base, tuned), f"{name}: base {base} ({of_base}), tuned {tuned} ({of_tuned})")
-    return list(told.values())
+            lines.setdefault((base, tuned), f"{name}: base {base} ({of_base}), tuned {tuned} ({of_tuned})")
+    return list(lines.values())
 
 
 def _table(lines: Sequence[Sequence[str]]) -> str:
-    """Align columns: the first to the left, the last as it is, those between to the right."""
+    """Align columns: the first left, the last not at all, the others right."""
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]) - 1)]
     return "\n".join(
         "  ".join(
@@ -93,17 +97,17 @@ def _table(lines: Sequence[Sequence[str]]) -> str:
     )
 
 
-def _row(answer: Answer) -> str:
+def _answer_text(answer: AnswerPair) -> str:
     outcome = _OUTCOMES.get(answer.outcome, "")
     parts = [f"row {answer.number}{f'  ({outcome})' if outcome else ''}"]
     parts.append(_field("prompt", "\n".join(answer.prompt.strip("\n").split("\n")[-_PROMPT_LINES:])))
     if answer.reference is not None:
         parts.append(_field("reference", answer.reference))
-    parts += [_field(name, _answer(side)) for name, side in (("base", answer.base), ("tuned", answer.tuned))]
+    parts += [_field(name, _prediction_text(side)) for name, side in (("base", answer.base), ("tuned", answer.tuned))]
     return "\n".join(parts)
 
 
-def _answer(side: Side | None) -> str:
+def _prediction_text(side: ModelAnswer | None) -> str:
     if side is None:
         return "(not answered yet)"
     if side.error:

@@ -1,4 +1,4 @@
-"""Rows token by token: for a terminal, and as one HTML file in the looks of the report."""
+"""Rows token by token: as text for a terminal, and as one HTML file in the style of the report."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,19 +9,19 @@ from markupsafe import Markup
 
 from tunesmith.core.files import write_text
 from tunesmith.report.sections import token_rows
-from tunesmith.report.wording import block_in_words, count, drawn, visible
+from tunesmith.report.wording import block_text, count, visible, visible_token
 
 Sample = dict[str, Any]
 
 _HERE = Path(__file__).parent
-_LEARNED = "learned tokens stand in \u27e6 \u27e7, "
-_LEGEND = "\u00a6 parts tokens, \u21b5 is a line break, \u2025 is more bytes of a character"
+_TRAINED_LEGEND = "trained tokens are in \u27e6 \u27e7, "
+_LEGEND = "\u00a6 separates tokens, \u21b5 is a line break, \u2025 continues the character of the previous token"
 _RESET, _TRAINED, _SPECIAL, _EVERY_OTHER = "\x1b[0m", "1;32", "2", "4"
 
 
-def as_text(samples: Sequence[Sample], *, colour: bool) -> str:
-    """Return rows for a terminal, or for a pipe, where marks stand in place of colours."""
-    blocks = [] if colour else [(_LEARNED if _has_learned(samples) else "") + _LEGEND]
+def render_text(samples: Sequence[Sample], *, colour: bool) -> str:
+    """Return rows for a terminal, or for a pipe, with marks instead of colours."""
+    blocks = [] if colour else [(_TRAINED_LEGEND if _has_trained(samples) else "") + _LEGEND]
     for sample in samples:
         title, counts = _header(sample)
         head = f"{title}  {counts}"
@@ -30,8 +30,8 @@ def as_text(samples: Sequence[Sample], *, colour: bool) -> str:
     return "\n\n".join(blocks)
 
 
-def as_html(samples: Sequence[Sample], path: Path) -> None:
-    """Write rows as one HTML file in the looks of the report, which asks the network for nothing and runs nothing."""
+def write_html(samples: Sequence[Sample], path: Path) -> None:
+    """Write rows as one HTML file in the style of the report, without scripts and network access."""
     rows = []
     for sample in samples:
         title, counts = _header(sample)
@@ -41,48 +41,48 @@ def as_html(samples: Sequence[Sample], path: Path) -> None:
     )
     style = Markup((_HERE / "report.css").read_text(encoding="utf-8"))
     page = environment.get_template("tokens.html.j2")
-    write_text(path, page.render(rows=rows, style=style, learned=_has_learned(samples)) + "\n")
+    write_text(path, page.render(rows=rows, style=style, is_training=_has_trained(samples)) + "\n")
 
 
-def _has_learned(samples: Sequence[Sample]) -> bool:
-    """Say whether the samples are rows of training, rather than prompts and answers."""
+def _has_trained(samples: Sequence[Sample]) -> bool:
+    """Return whether the samples are training rows, and not prompts and answers."""
     return any(sample["part"] == "row" for sample in samples)
 
 
 def _header(sample: Sample) -> tuple[str, str]:
-    """Return which row it is, and its counts."""
-    title = f"{sample['split']} row {sample['row']} ({sample['where']}){block_in_words(sample['block'])}"
+    """Return the title of a sample and its counts."""
+    title = f"{sample['split']} row {sample['row']} ({sample['where']}){block_text(sample['block'])}"
     counts = f"{count(len(sample['tokens']))} tokens"
     if sample["part"] == "row":
         trained = sum(token["trained"] for token in sample["tokens"])
-        counts += f", {count(trained)} learned, prompt {count(sample['prompt_tokens'])}"
+        counts += f", {count(trained)} trained, prompt {count(sample['prompt_tokens'])}"
         return visible(title), counts + (", cut" if sample["status"] == "cut" else "")
-    said = sample["part"] if sample["part"] == "prompt" else f"answer of {sample['part']}"
+    part = sample["part"] if sample["part"] == "prompt" else f"answer of {sample['part']}"
     if sample.get("error"):
         counts = visible(f"failed: {sample['error']}")
     elif sample.get("stopped") is False:
-        counts += ", cut off at the length limit"
-    return visible(f"{title}, {said}"), counts
+        counts += ", cut off at the token limit"
+    return visible(f"{title}, {part}"), counts
 
 
 def _marked(tokens: Sequence[dict[str, Any]]) -> str:
     parts: list[str] = []
-    learned = False
+    trained = False
     for token in tokens:
-        if token["trained"] != learned:
+        if token["trained"] != trained:
             parts.append("\u27e6" if token["trained"] else "\u27e7")
         elif parts and not parts[-1].endswith("\n"):
             parts.append("\u00a6")
-        learned = token["trained"]
-        parts.append(drawn(token["text"]))
-    return "".join(parts).rstrip("\n") + ("\u27e7" if learned else "")
+        trained = token["trained"]
+        parts.append(visible_token(token["text"]))
+    return "".join(parts).rstrip("\n") + ("\u27e7" if trained else "")
 
 
 def _coloured(tokens: Sequence[dict[str, Any]]) -> str:
     parts = []
     for place, token in enumerate(tokens):
-        # Underlining every other token shows where one ends on a dark and on a light background.
+        # Every second token is underlined, which separates tokens on dark and on light backgrounds.
         codes = [_TRAINED] * token["trained"] + [_SPECIAL] * token["special"] + [_EVERY_OTHER] * (place % 2)
-        text = drawn(token["text"])
+        text = visible_token(token["text"])
         parts.append(f"\x1b[{';'.join(codes)}m{text}{_RESET}" if codes else text)
     return "".join(parts)

@@ -1,17 +1,17 @@
-"""What a report shows, as plain records. `collect` fills them, `render` and `text` only read them."""
+"""The records that a report shows. `collect` makes them; `render` and `text` only read them."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from tunesmith.core.verdict import Verdict
 
-StageState = Literal["done", "unfinished", "missing", "not asked for"]
+StageState = Literal["done", "unfinished", "missing", "not requested"]
 Outcome = Literal["fixed", "broken", "right", "wrong", "even", "unknown"]
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
-    """One stage of the run: whether its manifest stands, and how long it took."""
+class StageStatus:
+    """A stage of the run: whether it has a manifest, and its duration."""
 
     name: str
     state: StageState
@@ -20,11 +20,15 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """The curves: steps are (step, loss, learning rate), valid are (step, loss, token accuracy).
+    """The curves of training.
 
-    `scores` maps a metric of the answers to valid rows to (step, mean).
-    `machine` maps a measure (`memory_gib`, `host_cpu`) to (seconds of training, value), pauses between sessions left
-    out.
+    Attributes:
+        steps: (step, loss, learning rate).
+        valid: (step, loss, token accuracy) of each validation.
+        scores: {metric: (step, mean score of the answers to valid rows)}.
+        facts: the stage's manifest.
+        machine: {measure: (seconds of training, value)}, such as `memory_gib` and `host_cpu`, without pauses between
+            sessions.
     """
 
     steps: tuple[tuple[int, float, float], ...]
@@ -35,8 +39,8 @@ class Training:
 
 
 @dataclass(frozen=True, slots=True)
-class Side:
-    """What one model answered to one row, and its scores."""
+class ModelAnswer:
+    """The answer of one model to one row, and its scores."""
 
     text: str
     scores: dict[str, float]
@@ -45,36 +49,36 @@ class Side:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """One held-out row with both answers. `prompt` is what is not common to all prompts."""
+class AnswerPair:
+    """A test row with the answers of both models. `prompt` leaves out the lines that all prompts share."""
 
     number: int
     prompt: str
     reference: str | None
-    base: Side | None
-    tuned: Side | None
+    base: ModelAnswer | None
+    tuned: ModelAnswer | None
     outcome: Outcome
     gain: float | None
 
     @property
     def changed(self) -> bool:
-        """Whether base and tuned answered differently."""
+        """Whether the answers of base and tuned differ."""
         return self.base is not None and self.tuned is not None and self.base.text != self.tuned.text
 
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """All answers; `opening` and `closing` are the lines that every prompt shares, kept once."""
+    """All answers. `opening` and `closing` are the first and the last lines of the prompts that all of them share."""
 
     metric: str | None
     opening: str
     closing: str
-    rows: tuple[Answer, ...]
+    rows: tuple[AnswerPair, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class View:
-    """Everything one report shows. Parts of stages that did not happen are empty or None."""
+class RunView:
+    """Everything that a report shows. The parts of stages that have not run are empty or None."""
 
     name: str
     run_id: str
@@ -82,9 +86,9 @@ class View:
     resolved: str
     settings: dict[str, Any]
     environment: dict[str, Any]
-    stages: tuple[Stage, ...]
+    stages: tuple[StageStatus, ...]
     prepared: dict[str, Any]
-    lost_rows: dict[tuple[str, str], list[int]]
+    unused_rows: dict[tuple[str, str], list[int]]
     samples: tuple[dict[str, Any], ...]
     training: Training | None
     verdict: Verdict | None

@@ -1,4 +1,4 @@
-"""Numbers, names and verdicts in words. The report and the terminal say the same sentence, because it is made here."""
+"""Numbers, names and verdicts as text. Report and terminal take their sentences from here, so that they agree."""
 
 import re
 from collections.abc import Sequence
@@ -7,14 +7,20 @@ from tunesmith.core.progress import format_duration
 from tunesmith.core.stages import EVALUATE, stage_named
 from tunesmith.core.verdict import Comparison, Guard, Verdict
 from tunesmith.report.unit import MINUS, NONE, Unit, unit_of
-from tunesmith.report.view import Training, View
+from tunesmith.report.view import RunView, Training
 from tunesmith.scoring.metrics import find_metric
 from tunesmith.scoring.verdict import failed_text, is_non_inferiority, reasons_of, rows_needed_text
 
-HEADLINES = {
+CONCLUSIONS = {
     "better": "The tuned model is better",
     "not_better": "The tuned model is not better",
-    "cannot_tell": "It cannot be told whether the tuned model is better",
+    "cannot_tell": "The data does not show whether the tuned model is better",
+}
+_NON_INFERIORITY = {
+    "better": "The tuned model is not worse than the base by more than {} (non-inferiority)",
+    "not_better": "The tuned model is worse than the base by more than {} (non-inferiority)",
+    "cannot_tell": "The data does not show whether the tuned model is worse than the base by more than {} "
+    "(non-inferiority)",
 }
 _BIDI_AND_HIDDEN = [*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x2028, 0x2029, 0x200B, 0xFEFF]
 _VISIBLE: dict[int, int | str] = {code: 0x2400 + code for code in range(0x20) if code not in (0x09, 0x0A)}
@@ -24,40 +30,39 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def visible(text: str) -> str:
-    """Return text in which control characters, text-direction overrides and broken characters are shown, not obeyed."""
+    """Replace control characters, text-direction overrides and lone surrogates by symbols that name them."""
     return _SURROGATE.sub("\ufffd", text.replace("\r\n", "\n")).translate(_VISIBLE)
 
 
-def drawn(text: str) -> str:
-    """Return the text of one token with nothing in it invisible; no text is one more token of the character before."""
+def visible_token(text: str) -> str:
+    """Return the text of one token with its white space drawn; empty text continues the character before it."""
     return visible(text).replace("\t", "\u2192\t").replace("\n", "\u21b5\n") or "\u2025"
 
 
-def label(metric: str) -> str:
-    """Return a metric's name as people write it; of one of the user's own, the name of its function."""
+def metric_label(metric: str) -> str:
+    """Return the label of a metric; of a custom metric, the name of its function."""
     name = re.split("[.:]", metric)[-1]
     known = find_metric(name)
     return known.label if known else visible(name).replace("_", " ")
 
 
-def chosen(training: Training | None) -> str:
-    """Say which checkpoint counts and by what it was chosen; nothing where that is not on record."""
+def checkpoint_sentence(training: Training | None) -> str:
+    """Return which checkpoint was selected and by which metric; empty if the run did not record it."""
     facts = training.facts if training else {}
-    step, by, best = facts.get("best_step"), facts.get("chosen_by"), facts.get("best_value")
-    if training is None or step is None or by is None:
+    step, metric, best = facts.get("best_step"), facts.get("chosen_by"), facts.get("best_value")
+    if training is None or step is None or metric is None:
         return ""
     if best is None:
-        return f"No validation rows: the last checkpoint, step {count(step)}, counts"
-    curve = [value for _, value in training.scores.get(by, ())]
-    told = [Unit.of(by, *curve, best).value(best)]
+        return f"There are no validation rows, so the last checkpoint was selected, step {count(step)}"
+    curve = [value for _, value in training.scores.get(metric, ())]
+    values = [Unit.of(metric, *curve, best).value(best)]
     point = next((point for point in training.valid if point[0] == step), None)
-    if point is not None and by != "loss":
-        told.append(f"loss {point[1]:.3f}")
-    if point is not None and by != "token_accuracy" and point[2] is not None:
-        told.append(f"{share(point[2], 1)} of tokens right")
-    return (
-        f"The checkpoint of step {count(step)} was the best on the validation rows by {label(by)} ({', '.join(told)})"
-    )
+    if point is not None and metric != "loss":
+        values.append(f"loss {point[1]:.3f}")
+    if point is not None and metric != "token_accuracy" and point[2] is not None:
+        values.append(f"token accuracy {percent(point[2], 1)}")
+    name = metric_label(metric)
+    return f"The checkpoint of step {count(step)} is the best on the validation rows by {name} ({', '.join(values)})"
 
 
 def count(value: float | None) -> str:
@@ -66,24 +71,24 @@ def count(value: float | None) -> str:
 
 
 def short_count(value: float | None) -> str:
-    """Return a large number shortened: 138.6 M."""
+    """Return a large number in short form: 138.6 M."""
     for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e4, "k")):
         if value is not None and value >= size:
             return f"{value / min(size, 1e3 if unit == 'k' else size):.1f} {unit}"
     return count(value)
 
 
-def block_in_words(block: Sequence[int] | None) -> str:
-    """Return which block of a document a row is, to stand behind the row; nothing where it is a whole one."""
+def block_text(block: Sequence[int] | None) -> str:
+    """Return which block of its document a row is, as text after the row's number; empty if it is a whole document."""
     return f", block {block[0]} of {block[1]}" if block else ""
 
 
-def share(part: float | None, whole: float | None) -> str:
-    """Return a part of a whole in percent, with the decimals that small parts need."""
+def percent(part: float | None, whole: float | None) -> str:
+    """Return a part of a whole in percent; shares below 0.1 % get two decimals."""
     if part is None or not whole:
         return NONE
-    percent = 100 * part / whole
-    return f"{percent:.2f} %" if 0 < percent < 0.1 else f"{percent:.1f} %"
+    value = 100 * part / whole
+    return f"{value:.2f} %" if 0 < value < 0.1 else f"{value:.1f} %"
 
 
 def duration(seconds: float | None) -> str:
@@ -97,11 +102,11 @@ def confidence(comparison: Comparison) -> str:
 
 
 def verdict_sentence(verdict: Verdict) -> str:
-    """Say in plain words what came out, with the interval it rests on."""
+    """Return the verdict as a sentence with its evidence: the scores, the gain, its interval and the rows."""
     primary = verdict.primary
-    sentence = f"{_conclusion(primary)}: {_movement(primary)} ({_evidence(primary)})"
+    sentence = f"{_conclusion(primary)}: {_change(primary)} ({_evidence(primary)})"
     if primary.min_gain > 0:
-        sentence += f"; a gain of more than {unit_of(primary).points(primary.min_gain).lstrip('+')} was asked for"
+        sentence += f"; the recipe asks for a gain above {unit_of(primary).points(primary.min_gain).lstrip('+')}"
     sentence += "."
     if primary.failed:
         sentence += f" {failed_text(primary)}."
@@ -112,65 +117,60 @@ def verdict_sentence(verdict: Verdict) -> str:
 
 
 def other_reasons(verdict: Verdict) -> list[str]:
-    """Return the reasons that `verdict_sentence` does not give."""
+    """Return the reasons of a verdict that `verdict_sentence` does not contain."""
     return [reason for reason in verdict.reasons if reason not in reasons_of(verdict.primary)]
 
 
 def _conclusion(primary: Comparison) -> str:
-    """Return the headline; a negative `min_gain` asks only for a model that is not worse by more than that."""
+    """Return the verdict in words; a negative `min_gain` asks only for a model that is not much worse."""
     if not is_non_inferiority(primary):
-        return HEADLINES[primary.verdict]
-    allowed = unit_of(primary).points(primary.min_gain).lstrip(MINUS)
-    margin = f"than the base by more than {allowed} (non-inferiority)"
-    return {
-        "better": f"The tuned model is not worse {margin}",
-        "not_better": f"The tuned model is worse {margin}",
-        "cannot_tell": f"It cannot be told whether the tuned model is worse {margin}",
-    }[primary.verdict]
+        return CONCLUSIONS[primary.verdict]
+    return _NON_INFERIORITY[primary.verdict].format(unit_of(primary).points(primary.min_gain).lstrip(MINUS))
 
 
 def group_sentences(verdict: Verdict) -> list[str]:
-    """Say how the rows are grouped, what the interval by row would be, and how the groups moved."""
+    """Return how rows are grouped, the interval without groups, and how many groups rose and fell."""
     grouping, primary = verdict.grouping, verdict.primary
     if grouping is None or primary.by_row is None:
         return []
-    alike = f"Rows with the same `{grouping.by}`" if grouping.by else "Rows that ask the same"
+    rows = f"Rows with the same `{grouping.by}`" if grouping.by else "Rows with the same prompt"
     by_row = unit_of(primary).interval(*primary.by_row)
+    unchanged = grouping.groups - grouping.improved - grouping.worsened
     return [
-        f"{alike} depend on one another, so the interval counts the {count(grouping.groups)} groups; counted by row it "
-        f"would be {by_row}.",
-        f"Of the {count(grouping.groups)} groups {count(grouping.improved)} rose, {count(grouping.worsened)} fell and "
-        f"{count(grouping.groups - grouping.improved - grouping.worsened)} stayed.",
+        f"{rows} are not independent, so the interval is computed over the {count(grouping.groups)} groups; with every "
+        f"row counted as independent it would be {by_row}.",
+        f"Of the {count(grouping.groups)} groups, {count(grouping.improved)} rose, {count(grouping.worsened)} fell and "
+        f"{count(unchanged)} did not change.",
     ]
 
 
 def guard_sentence(guard: Guard) -> str:
-    """Say what a guard saw against what it allows."""
+    """Return the change of a guard's metric and the drop that the guard allows."""
     change, unit = guard.comparison, unit_of(guard.comparison)
-    return (
-        f"{label(change.metric)} changed by {unit.points(change.gain)} ({unit.interval(change.low, change.high)}), "
-        f"where a drop of at most {unit.points(guard.max_drop).lstrip('+')} is allowed"
-    )
+    interval, allowed = unit.interval(change.low, change.high), unit.points(guard.max_drop).lstrip("+")
+    gain = f"{metric_label(change.metric)} changed by {unit.points(change.gain)} ({interval})"
+    return f"{gain}; the guard allows a drop of {allowed}"
 
 
-def headline(view: View) -> str:
-    """Return the verdict sentence, or what this run lacks for one."""
+def headline(view: RunView) -> str:
+    """Return the sentence of the verdict; without one, which stage the run has not finished."""
     if view.verdict:
         return verdict_sentence(view.verdict)
     stage = next((stage for stage in view.stages if stage.state in ("missing", "unfinished")), None)
-    activity = stage_named(stage.name).activity if stage else EVALUATE.activity
+    activity = (stage_named(stage.name) if stage else EVALUATE).activity
     if stage is None or stage.state == "missing":
-        return f"There is no verdict yet: this run stopped before {activity}."
+        return f"There is no verdict yet: the run stopped before {activity}."
     steps = view.training.steps if view.training and stage.name == "train" else ()
     so_far = f" ({count(steps[-1][0])} steps so far)" if steps else ""
     return f"There is no verdict yet: {activity} has not finished{so_far}."
 
 
-def _movement(primary: Comparison) -> str:
+def _change(primary: Comparison) -> str:
     base, tuned = unit_of(primary).value(primary.base), unit_of(primary).value(primary.tuned)
     if base == tuned:
-        return f"{label(primary.metric)} stayed at {base}"
-    return f"{label(primary.metric)} {'rose' if primary.tuned > primary.base else 'fell'} from {base} to {tuned}"
+        return f"{metric_label(primary.metric)} stayed at {base}"
+    direction = "rose" if primary.tuned > primary.base else "fell"
+    return f"{metric_label(primary.metric)} {direction} from {base} to {tuned}"
 
 
 def _evidence(primary: Comparison) -> str:

@@ -126,7 +126,7 @@ def _horizontal_scale(
 
 def _quantity_label(result: SweepResult) -> str:
     """Return the label of the vertical axis, with its unit."""
-    name = wording.label(result.threshold.metric)
+    name = wording.metric_label(result.threshold.metric)
     if result.threshold.quantity == "gain":
         return f"gain in {name}{', points' if sweep_text.unit_of(result).is_share else ''}"
     return f"{name}{', %' if sweep_text.unit_of(result).is_share else ''}"

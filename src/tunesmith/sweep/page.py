@@ -5,7 +5,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from tunesmith.core.files import write_json, write_text
-from tunesmith.report.render import both_widths, style, template
+from tunesmith.report.render import draw_both_widths, load_template, style_sheet
 from tunesmith.sweep import chart
 from tunesmith.sweep import text as sweep_text
 from tunesmith.sweep.collect import SweepResult
@@ -26,13 +26,13 @@ def render(result: SweepResult) -> str:
     drawn = [measure for measure in sweep_text.MEASURES if chart.is_drawable(result, measure)]
     axis_measures = [axis.measure for axis in result.axes if axis.measure in drawn]
     first = (axis_measures or drawn or ["tokens"])[0]  # the measure of the first axis, if the trials differ in it
-    return template(_HERE / "sweep.html.j2").render(
+    return load_template(_HERE / "sweep.html.j2").render(
         result=result,
         text=sweep_text,
-        style=style() + Markup((_HERE / "sweep.css").read_text(encoding="utf-8")),
+        style=style_sheet() + Markup((_HERE / "sweep.css").read_text(encoding="utf-8")),
         headline=sweep_text.headline(result),
         evidence=sweep_text.evidence(result),
-        main_chart=both_widths(lambda width: chart.draw_scores(result, first, width)),
+        main_chart=draw_both_widths(lambda width: chart.draw_scores(result, first, width)),
         charts=[
             (sweep_text.MEASURES[name], chart.draw_scores(result, name, _SMALL, 260)) for name in drawn if name != first
         ],

@@ -62,7 +62,7 @@ def outcome_cell(trial: TrialResult) -> str:
 def threshold_text(result: SweepResult) -> str:
     """Word the threshold: `execution accuracy above 50.0 %`."""
     threshold, unit = result.threshold, unit_of(result)
-    name = wording.label(threshold.metric)
+    name = wording.metric_label(threshold.metric)
     if threshold.quantity == "gain":
         return f"a gain in {name} above {unit.points(threshold.value).lstrip('+')}"
     return f"{name} {'above' if result.higher_is_better else 'below'} {unit.value(threshold.value)}"
@@ -94,7 +94,7 @@ def evidence(result: SweepResult) -> str:
         else f"{score}, {gain} over its base ({gain_around})"
     )
     return (
-        f"It reaches {wording.label(result.threshold.metric)} {reached} on {wording.count(result.rows)} rows, "
+        f"It reaches {wording.metric_label(result.threshold.metric)} {reached} on {wording.count(result.rows)} rows, "
         f"and the threshold is {threshold_text(result)}. It has {small}."
     )
 

