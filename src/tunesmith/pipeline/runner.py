@@ -146,7 +146,8 @@ def _run_unless_done(
 ) -> None:
     """Run a stage unless it is done.
 
-    Of a stage whose result is kept, `finished` decides. Others are checked now, after the stages before them.
+    A stage that keeps its result is done if it is in `finished`. Other stages are checked only now, because the stages
+    before them may have changed their inputs.
     """
     if stage.name in finished if stage.keeps_result else is_done(stage, recipe, run):
         log(f"{stage.name}: already done")

@@ -20,7 +20,7 @@ SHOWN = (
 
 @pytest.fixture
 def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder for stand-ins of Slurm's commands, first in PATH."""
+    """A folder for scripts that replace Slurm's commands, first in PATH."""
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
@@ -29,7 +29,7 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def command(folder: Path, name: str, script: str) -> None:
-    """Write a stand-in for a command of Slurm."""
+    """Write a script that replaces a command of Slurm."""
     path = folder / name
     path.write_text(f"#!/bin/bash\n{script}\n", encoding="utf-8")
     path.chmod(0o755)

@@ -128,10 +128,10 @@ def test_batch_script_is_valid_bash(settings: dict[str, Any]) -> None:
 
 
 def run_script(tmp_path: Path, text: str, **commands: str) -> tuple[subprocess.CompletedProcess[str], list[str]]:
-    """Run a script with stand-ins for Slurm's commands; return the finished process and the calls of `scontrol`."""
-    stand_ins = {"srun": "exit 0", "scontrol": "true", "sleep": "true"} | commands
+    """Run a batch script with these commands of Slurm; return the finished process and the calls of `scontrol`."""
+    replacements = {"srun": "exit 0", "scontrol": "true", "sleep": "true"} | commands
     (tmp_path / "bin").mkdir()
-    for name, line in stand_ins.items():
+    for name, line in replacements.items():
         path = tmp_path / "bin" / name
         path.write_text(f'#!/bin/bash\n[[ $0 != */scontrol ]] || echo "$@" >>{tmp_path}/calls\n{line}\n')
         path.chmod(0o755)

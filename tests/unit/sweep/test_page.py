@@ -77,7 +77,7 @@ def test_measure_that_is_equal_in_all_trials_is_not_drawn(make_sweep: MakeSweep)
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [1000.0, 470.0, 380.0])
 @pytest.mark.parametrize("sizes", [(1, 2), (1000, 9_000_000), (5, 5), (0.5, 0.6), (0, 10)])
-def test_dots_lie_within_the_picture(make_sweep: MakeSweep, sizes: tuple[float, float], width: float) -> None:
+def test_dots_are_within_the_picture(make_sweep: MakeSweep, sizes: tuple[float, float], width: float) -> None:
     sweep = make_sweep("tuning.rank=2,8")
     for trial, size in zip(sweep.trials, sizes, strict=True):
         finish(sweep, trial, BASE, binary(60), seconds=size)
