@@ -122,6 +122,7 @@ ERROR_CODES = {
     "alias-in-use": "The version cannot be deleted because an alias points at it.",
     "no-earlier-version": "There is no earlier version to roll back to.",
     "force-reason": "Force without a reason, or a reason without force.",
+    "mirror-failed": "MLflow could not be updated; the registry has the version and the alias nevertheless.",
     "registry-schema": "Another version of tunesmith wrote the registry's database.",
     "registry-unusable": "The registry's database cannot be opened.",
     # pipeline, plan, slurm and track

@@ -1,1 +1,1 @@
-"""Checkpoints -> answers and likelihoods of base and tuned -> scores -> verdict."""
+"""Stage `evaluate`: answers and likelihoods of base and tuned, their scores, and the verdict."""

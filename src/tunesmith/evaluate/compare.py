@@ -1,4 +1,4 @@
-"""Scores of base and tuned -> the verdict: the primary metric decides, guards can refuse."""
+"""Turn the scores of base and tuned into the verdict: the primary metric decides, and guards can veto a promotion."""
 
 from collections.abc import Collection, Sequence
 
@@ -12,9 +12,11 @@ from tunesmith.scoring.verdict import reasons_of
 def compare_models(
     recipe: Recipe, base: Scores, tuned: Scores, *, groups: Sequence[str], lower_is_better: Collection[str] = ()
 ) -> Verdict:
-    """Return the verdict, without health, digests and conditions.
+    """Compare base and tuned in all metrics; return the verdict without health, digests and conditions.
 
-    Every gain is counted so that more is better, also of metrics of which lower is better: ours, and `lower_is_better`.
+    Args:
+        groups: the group of each row.
+        lower_is_better: custom metrics whose lower values are better. Gains are improvements in any direction.
     """
     settings = recipe.evaluate
     names = [*answer_metrics(settings.metrics), *likelihood_metrics(settings.metrics)]
@@ -50,7 +52,7 @@ def compare_metric(
     lower_is_better: bool,
     by_row: bool = False,
 ) -> Comparison:
-    """Compare two models' rows in one metric, with the recipe's confidence and seed."""
+    """Compare the rows of two models in one metric, with the recipe's confidence and seed."""
     settings = VerdictSettings(min_gain, recipe.evaluate.confidence, recipe.seed)
     return compare(
         metric, base, tuned, lower_is_better=lower_is_better, groups=groups, settings=settings, by_row=by_row
@@ -58,6 +60,5 @@ def compare_metric(
 
 
 def _reason(guard: Guard) -> str:
-    return (
-        f"guard: {guard.comparison.metric} may have fallen by {-guard.comparison.low:.4f}, more than {guard.max_drop:g}"
-    )
+    change = guard.comparison
+    return f"guard: {change.metric} may be worse by {-change.low:.4f}, which is more than max_drop {guard.max_drop:g}"

@@ -1,4 +1,4 @@
-"""STAGE 3: base and tuned answer the same test rows through one path -> generations, scores, verdict."""
+"""STAGE 3: evaluate. Base and tuned answer the same test rows through the same code; their scores give the verdict."""
 
 import time
 from collections.abc import Sequence
@@ -40,51 +40,49 @@ from tunesmith.tasks.tokenizer import TokenizerAdapter
 
 
 def evaluate(recipe: Recipe, run: RunDir) -> dict[str, Any]:
-    """Compare base and tuned on the test rows; return the manifest. `verdict.json` holds the result.
+    """Compare base and tuned on the test rows, write `verdict.json`, and return the manifest.
 
-    Many processes share the rows; the first scores what all answered, and only it writes and has a manifest.
+    Ranks share the rows. Rank 0 scores the answers of all ranks and writes the files; other ranks return {}.
     """
     began = time.monotonic()
     stage_inputs, group = inputs(recipe, run), current_group()
     group.require_equal(stage_inputs)
-    models = {
-        "base": resolve_base(run, recipe.model.base),
-        "tuned": resolve_tuned(run),
-    }
+    models = {"base": resolve_base(run, recipe.model.base), "tuned": resolve_tuned(run)}
     tokenizer = load_tokenizer(models["base"], recipe.model.chat_markup)
     task = task_for(recipe.data, tokenizer)
     scorer = Scorer(answer_metrics(recipe.evaluate.metrics), recipe, run, stage="evaluate")
-    examples, places = read_selected_rows(run, "test", recipe.evaluate.rows, recipe.seed)
+    examples, rows = read_selected_rows(run, "test", recipe.evaluate.rows, recipe.seed)
     prompts = build_prompts(examples if scorer.names else examples[:UNSCORED_ANSWERS], recipe, task, tokenizer)
-    # Both before any is scored: others would wait for the first, which scores alone.
+    # Run both models before scoring, because only rank 0 scores, and the other ranks would wait for it.
     outputs = {
-        name: _run_model(name, model, recipe, run, task, tokenizer, prompts, places) for name, model in models.items()
+        name: _run_model(name, model, recipe, run, task, tokenizer, prompts, rows) for name, model in models.items()
     }
     if not group.is_rank0:
         return {}
     scores, stats = {}, {}
-    for name, (answered, measured) in outputs.items():
+    for name, (answers, likelihoods) in outputs.items():
         lines: list[dict[str, Any]] = [
-            {"id": e.id, "group": e.group, **one} for e, one in zip(examples, measured, strict=True)
+            {"id": example.id, "group": example.group, **likelihood}
+            for example, likelihood in zip(examples, likelihoods, strict=True)
         ]
         for metric in scorer.names:
-            for line, value in zip(lines, scorer.score(metric, answered), strict=True):
+            for line, value in zip(lines, scorer.score(metric, answers), strict=True):
                 if value is not None:
                     line[metric] = value
-        for line, answer in zip(lines, answered, strict=False):  # samples are fewer, if no metric reads answers
+        for line, answer in zip(lines, answers, strict=False):  # without metrics of answers, only a few rows have one
             if answer["error"] is not None:
                 line["failed"] = answer["error"]
         write_jsonl(run.evaluation(name) / "scores.jsonl", lines)
-        scores[name], stats[name] = lines, response_stats(answered)
-    groups = [e.group for e in examples]
+        scores[name], stats[name] = lines, response_stats(answers)
+    groups = [example.group for example in examples]
     verdict = compare_models(
         recipe, scores["base"], scores["tuned"], groups=groups, lower_is_better=scorer.lower_is_better
     )
     digests = {name: model.digest() for name, model in models.items()}
     conditions = _conditions(recipe)
     reasons = list(verdict.reasons)
-    if kept := conditions["quantization"]:
-        reasons.append(f"base and tuned both answered on weights in {kept}")
+    if quantization := conditions["quantization"]:
+        reasons.append(f"base and tuned were both evaluated with weights in {quantization}")
     verdict = replace(
         verdict,
         reasons=tuple(reasons),
@@ -103,10 +101,13 @@ def evaluate(recipe: Recipe, run: RunDir) -> dict[str, Any]:
 
 
 def _conditions(recipe: Recipe) -> dict[str, str | None]:
-    """Return what holds for base and tuned alike, and is not in their files."""
-    kept = quantization_of(recipe)
-    words = {"precision": compute_config(recipe).precision, "quantization": str(kept) if kept else None}
-    return {**words, "chat_markup": recipe.model.chat_markup}
+    """Return the settings that affect the answers of both models and are not in the models' files."""
+    quantization = quantization_of(recipe)
+    return {
+        "precision": compute_config(recipe).precision,
+        "quantization": str(quantization) if quantization else None,
+        "chat_markup": recipe.model.chat_markup,
+    }
 
 
 def _run_model(
@@ -117,20 +118,20 @@ def _run_model(
     task: Task,
     tokenizer: TokenizerAdapter,
     prompts: Prompts,
-    places: Sequence[int],
+    rows: Sequence[int],
 ) -> tuple[list[dict[str, Any]], list[dict[str, float]]]:
-    """Return what one model answers, and the likelihoods of the rows at `places`: empty where no metric needs them."""
+    """Return a model's answers to the prompts, and the likelihoods of test rows: empty if no metric needs them."""
     interrupt.check()
     compute, group = compute_config(recipe), current_group()
-    sharding = _sharding(recipe, model, compute, group)
-    started: dict[str, Any] = {}
-    if name == "base":  # as training started from it: with adapters of its own folded in, kept and marked up alike
-        started = {"merged": True, "quantization": quantization_of(recipe), "new_tokens": tokenizer.new_ids}
-    loaded = open_model(model, load_device(compute, sharding), attention=recipe.model.attention, **started)
+    sharding = _choose_sharding(recipe, model, compute, group)
+    as_trained: dict[str, Any] = {}
+    if name == "base":  # load it as training did: its own adapter merged, with the same quantization and new tokens
+        as_trained = {"merged": True, "quantization": quantization_of(recipe), "new_tokens": tokenizer.new_ids}
+    loaded = open_model(model, load_device(compute, sharding), attention=recipe.model.attention, **as_trained)
     if sharding != "none":
         loaded.requires_grad_(False)
         shard(loaded, compute, group, by_node=sharding == "node", offload=recipe.launch.offload)
-    if name == "base":  # what a model that sees later tokens scores says nothing
+    if name == "base":  # scores of a model that sees later tokens would be meaningless
         require_causal_attention(loaded, TokenDataset(run.tokens("test")), tokenizer.pad_id, compute)
     if answer_metrics(recipe.evaluate.metrics) and (warning := check_positions(prompts, max_positions(loaded))):
         log(f"warning: {warning}")
@@ -140,19 +141,20 @@ def _run_model(
         if tokens and not group.is_distributed:
             save_generation_speed(model.root.digest(), recipe.tuning.method, tokens / seconds)
 
-    answered = generate_answers(name, loaded, prompts, task, run.evaluation(name), key=key, on_finished=record_speed)
-    measured: list[dict[str, float]] = [{} for _ in places]
+    answers = generate_answers(name, loaded, prompts, task, run.evaluation(name), key=key, on_finished=record_speed)
+    likelihoods: list[dict[str, float]] = [{} for _ in rows]
     if likelihood_metrics(recipe.evaluate.metrics):
-        measured = score_likelihoods(loaded, TokenDataset(run.tokens("test")), places, compute, tokenizer.pad_id)
+        likelihoods = score_likelihoods(loaded, TokenDataset(run.tokens("test")), rows, compute, tokenizer.pad_id)
     del loaded
     free_memory()
-    return answered, measured
+    return answers, likelihoods
 
 
-def _sharding(recipe: Recipe, model: ModelFolder, compute: ComputeConfig, group: ProcessGroup) -> Sharding:
-    """Return what a process keeps of a model that answers: all of it, unless that has no room in any of them.
+def _choose_sharding(recipe: Recipe, model: ModelFolder, compute: ComputeConfig, group: ProcessGroup) -> Sharding:
+    """Return "none" if the whole model fits on every rank, otherwise the recipe's sharding.
 
-    Parts are put together for every token, so this is not what training does, where more has to have room.
+    Training may be sharded even if inference is not: it needs more memory, and a sharded model is slow at inference,
+    because it gathers its parameters for every token.
     """
     if not group.is_distributed or recipe.launch.sharding == "none" or sharding_unsupported_reason(recipe):
         return "none"
@@ -160,8 +162,8 @@ def _sharding(recipe: Recipe, model: ModelFolder, compute: ComputeConfig, group:
         shapes = shapes_of(model.root.path)
     except RecipeError:
         return "none"
-    free_memory()  # of what was trained before
+    free_memory()  # the stage before may have left memory of training
     if all(group.all_gather(shapes.has_encoder or fits_for_inference(recipe, shapes, memory_budget(compute, group)))):
         return "none"
-    log("every process keeps its part of the layers: all of the model has no room, so answers take long")
+    log("the whole model does not fit on every rank, so it is sharded and generates slowly")
     return "full" if recipe.launch.sharding == "auto" else recipe.launch.sharding

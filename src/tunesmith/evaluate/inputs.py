@@ -1,4 +1,4 @@
-"""What the verdict follows from. Apart from the stage, so that asking whether it is done imports no torch."""
+"""The inputs of stage `evaluate`. Separate from the stage, so that checking whether it is done imports no torch."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from tunesmith.recipe.schema import Recipe
 
 
 def inputs(recipe: Recipe, run: RunDir) -> dict[str, Any]:
-    """Return all that decides the verdict."""
+    """Return everything that the verdict depends on."""
     return {
         "evaluate": recipe.evaluate.model_dump(mode="json"),
         "min_gain": recipe.promote.min_gain if recipe.promote else 0.0,

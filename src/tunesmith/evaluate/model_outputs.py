@@ -1,4 +1,4 @@
-"""What one model answers to the test rows. Base and tuned go through here with the same prompts."""
+"""Answers and likelihoods of one model on the test rows. Base and tuned get the same prompts through this code."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -25,7 +25,7 @@ from tunesmith.kernels.token_loss import token_loss
 from tunesmith.model.load import ComputeConfig
 from tunesmith.tasks.base import Task
 
-_MAX_TOKENS = 4096
+_MAX_TOKENS = 4096  # of a micro-batch when likelihoods are computed
 
 
 def generate_answers(
@@ -38,41 +38,42 @@ def generate_answers(
     key: str,
     on_finished: Callable[[int, float], None] = lambda *_: None,
 ) -> list[dict[str, Any]]:
-    """Return an answer to every question, in their order; finished ones are kept across interruptions.
+    """Generate an answer to every prompt, and return the answers in order. Finished answers survive an interruption.
 
     Args:
-        folder: where `generations.jsonl` grows, line by line.
-        key: digest of model and prompts; lines written under another key are not used.
-        on_finished: told how many tokens this process has written now, and the seconds that it took.
+        folder: folder of `generations.jsonl`, to which each answer is appended at once.
+        key: digest of model and prompts; answers in the file under another key are discarded.
+        on_finished: called with the number of tokens that this rank has generated, and the seconds that it took.
     """
     group = current_group()
-    known = group.run_on_rank0(partial(_load_finished, folder, key))
-    lines = {line["id"]: line for line in known}
-    todo = [i for i, e in enumerate(prompts.examples) if e.id not in lines]
-    mine = group.local_rows(todo, [len(prompt) for prompt in prompts.prompts])
-    progress = Progress(f"answers of {name}", total=len(known) + len(mine), unit="rows", start=len(known))
-    path, made, began = _generations_path(folder, group.rank_info.rank), list[dict[str, Any]](), time.monotonic()
+    finished = group.run_on_rank0(partial(_load_finished, folder, key))
+    answers = {line["id"]: line for line in finished}
+    pending = [row for row, example in enumerate(prompts.examples) if example.id not in answers]
+    local_rows = group.local_rows(pending, [len(prompt) for prompt in prompts.prompts])
+    total = len(finished) + len(local_rows)
+    progress = Progress(f"answers of {name}", total=total, unit="rows", start=len(finished))
+    path, generated, began = _generations_path(folder, group.rank_info.rank), list[dict[str, Any]](), time.monotonic()
     with translate_enospc(path), path.open("a", encoding="utf-8") as log, lockstep_forward(model, group):
-        for line in predict(model, prompts, task, mine):
-            made.append(line)
+        for line in predict(model, prompts, task, local_rows):
+            generated.append(line)
             log.write(json_line(line))
             log.flush()
-            progress.update(len(known) + len(made))
+            progress.update(len(finished) + len(generated))
     progress.close()
-    on_finished(sum(line["new_tokens"] for line in made), time.monotonic() - began)
-    lines |= {line["id"]: line for some in group.all_gather(made) for line in some}
-    found = [lines[e.id] for e in prompts.examples]
-    group.run_on_rank0(partial(_merge_files, folder, found))
-    return found
+    on_finished(sum(line["new_tokens"] for line in generated), time.monotonic() - began)
+    answers |= {line["id"]: line for lines in group.all_gather(generated) for line in lines}
+    ordered = [answers[example.id] for example in prompts.examples]
+    group.run_on_rank0(partial(_merge_files, folder, ordered))
+    return ordered
 
 
 def _generations_path(folder: Path, rank: int) -> Path:
-    """Return where a process keeps its answers."""
+    """Return the file of a rank's answers."""
     return folder / (f"generations-{rank}.jsonl" if rank else "generations.jsonl")
 
 
 def _load_finished(folder: Path, key: str) -> list[dict[str, Any]]:
-    """Return the answers that are there, of however many processes; remove those that were given under another key."""
+    """Return the stored answers of all ranks, also of an earlier run with more ranks; delete those of another key."""
     folder.mkdir(parents=True, exist_ok=True)
     paths, key_path = sorted(folder.glob("generations*.jsonl")), folder / "key.json"
     if key_path.exists() and read_json(key_path) == key:
@@ -83,32 +84,32 @@ def _load_finished(folder: Path, key: str) -> list[dict[str, Any]]:
     return []
 
 
-def _merge_files(folder: Path, found: Sequence[dict[str, Any]]) -> None:
-    """Keep in one file what other processes than the first have left in theirs."""
-    if theirs := list(folder.glob("generations-*.jsonl")):
-        write_jsonl(_generations_path(folder, 0), found)
-        for path in theirs:
+def _merge_files(folder: Path, answers: Sequence[dict[str, Any]]) -> None:
+    """If other ranks have written files, replace all files by one."""
+    if other_files := list(folder.glob("generations-*.jsonl")):
+        write_jsonl(_generations_path(folder, 0), answers)
+        for path in other_files:
             path.unlink()
 
 
 def score_likelihoods(
     model: Any, tokens: TokenDataset, rows: Sequence[int], compute: ComputeConfig, pad_id: int
 ) -> list[dict[str, float]]:
-    """Return {log_likelihood, tokens, correct} of each row: nats summed over its trained tokens."""
+    """Return {log_likelihood, tokens, correct} for each row: sums over its trained tokens, log_likelihood in nats."""
     group = current_group()
     model.eval()
-    apart = packing_unsupported_reason(model, tokens, pad_id, compute) is None
+    can_pack = packing_unsupported_reason(model, tokens, pad_id, compute) is None
     policy = MicroBatchPolicy(
         _MAX_TOKENS,
-        packing="auto" if apart else "never",
+        packing="auto" if can_pack else "never",
         packed_attention=has_packed_attention(model),
         attention_window=attention_window(model),
     )
-    mine = group.local_rows(rows, tokens.lengths)
+    local_rows = group.local_rows(rows, tokens.lengths)
     with lockstep_forward(model, group):
-        work = partial(_likelihoods, model, tokens, mine, compute, pad_id)
-        found = OomRetry(policy, lockstep=is_sharded(model)).run(work, tokens, mine)
-    by_row = {row: one for some in group.all_gather(found) for row, one in some.items()}
+        work = partial(_likelihoods, model, tokens, local_rows, compute, pad_id)
+        local = OomRetry(policy, lockstep=is_sharded(model)).run(work, tokens, local_rows)
+    by_row = {row: sums for likelihoods in group.all_gather(local) for row, sums in likelihoods.items()}
     return [by_row[row] for row in rows]
 
 
@@ -121,22 +122,22 @@ def _likelihoods(
     pad_id: int,
     policy: MicroBatchPolicy,
 ) -> dict[int, dict[str, float]]:
-    found: dict[int, dict[str, float]] = {}
-    for group, batch in policy.batches(tokens, rows, pad_id):
+    likelihoods: dict[int, dict[str, float]] = {}
+    for batch_rows, batch in policy.batches(tokens, rows, pad_id):
         interrupt.check()
         result = token_loss(model, batch.to(compute.device))
-        for place, row in enumerate(group):
-            mine = result.rows == place
-            found[row] = {
-                "log_likelihood": -float(result.nll[mine].double().sum()),
-                "tokens": float(mine.sum()),
-                "correct": float(result.correct[mine].sum()),
+        for index, row in enumerate(batch_rows):
+            is_own = result.rows == index
+            likelihoods[row] = {
+                "log_likelihood": -float(result.nll[is_own].double().sum()),
+                "tokens": float(is_own.sum()),
+                "correct": float(result.correct[is_own].sum()),
             }
-    return found
+    return likelihoods
 
 
 def response_stats(generations: Sequence[dict[str, Any]]) -> dict[str, int]:
-    """Count answers that failed, are empty, were cut off by the limit, and stopped by themselves."""
+    """Count the answers that failed, are empty, were cut off at the token limit, or ended by themselves."""
     return {
         "rows": len(generations),
         "failed": sum(line["error"] is not None for line in generations),

@@ -1,1 +1,1 @@
-"""A model with its verdict -> a version in the registry."""
+"""Stage `promote` and the registry's commands: make the tuned model of a run a version, and move aliases."""

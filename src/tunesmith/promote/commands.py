@@ -1,4 +1,4 @@
-"""The registry's verbs: promote a run or a version, roll back, list what is there."""
+"""The registry's commands: promote a run, move an alias, roll back, list models and versions."""
 
 from pathlib import Path
 from shlex import quote
@@ -20,8 +20,8 @@ def promote_run(folder: Path, *, force: bool, reason: str | None) -> dict[str, A
     """Promote the tuned model of an evaluated run; return the stage's manifest.
 
     Raises:
-        VerdictRefused: the verdict does not allow it, and it is not forced with a reason.
-        RecipeError: the run has not been evaluated, or its recipe names no model of the registry.
+        VerdictRefused: the verdict does not allow it, and it is not forced.
+        RecipeError: the run has not been evaluated, or its recipe has no `promote` section.
     """
     run = RunDir.existing(folder)
     if run.manifest("evaluate") is None:
@@ -38,10 +38,11 @@ def promote_run(folder: Path, *, force: bool, reason: str | None) -> dict[str, A
 
 
 def move_alias(reference: str, alias: str, *, force: bool, reason: str | None) -> dict[str, Any]:
-    """Move an alias to a version that is in the registry, by the verdict it was stored with.
+    """Point an alias at a registered version, if the verdict stored with the version allows it.
 
     Raises:
-        VerdictRefused: that verdict does not allow it, and it is not forced with a reason.
+        VerdictRefused: the verdict does not allow it, and it is not forced.
+        RecipeError: there is no such version, or a name is invalid.
     """
     registry = Registry.default()
     version = registry.resolve(reference)
@@ -54,7 +55,7 @@ def move_alias(reference: str, alias: str, *, force: bool, reason: str | None) -
 
 
 def roll_back(name: str, alias: str, *, reason: str | None) -> dict[str, Any]:
-    """Point an alias back at the version before."""
+    """Point an alias at the version before its current one."""
     registry = Registry.default()
     version = registry.rollback(name, alias, reason=reason)
     mirror(registry, version, alias)
@@ -63,15 +64,15 @@ def roll_back(name: str, alias: str, *, reason: str | None) -> dict[str, Any]:
 
 def list_models() -> tuple[list[dict[str, Any]], str]:
     """Return all models with their aliases, as data and as text."""
-    found: list[dict[str, Any]] = [
+    models: list[dict[str, Any]] = [
         {"model": m.name, "aliases": dict(m.aliases), "versions": len(m.versions)} for m in Registry.default().models()
     ]
     lines = [
         f"{m['model']:24} {m['versions']:>3} version(s)  "
         + "  ".join(f"{alias} -> {number}" for alias, number in m["aliases"].items())
-        for m in found
+        for m in models
     ]
-    return found, "\n".join(lines) or "no models yet; `tunesmith run` promotes one when it is better"
+    return models, "\n".join(lines) or "no models yet; `tunesmith run` promotes a model that is better than its base"
 
 
 def list_versions(name: str) -> tuple[dict[str, Any], str]:
@@ -88,8 +89,8 @@ def list_versions(name: str) -> tuple[dict[str, Any], str]:
     ]  # fmt: skip
     lines = [f"{name}@{v['version']}  {v['added']}  {_primary_text(v['verdict'])}  base {v['base']}" for v in versions]
     for m in moves:
-        why = f"  forced: {m['reason']}" if m["forced"] else f"  {m['reason']}" if m["reason"] else ""
-        lines.append(f"  {m['time']}  {m['user']}: {m['kind']} {m['alias']} {m['from'] or '-'} -> {m['to']}{why}")
+        reason = f"  forced: {m['reason']}" if m["forced"] else f"  {m['reason']}" if m["reason"] else ""
+        lines.append(f"  {m['time']}  {m['user']}: {m['kind']} {m['alias']} {m['from'] or '-'} -> {m['to']}{reason}")
     return {"model": name, "versions": versions, "moves": moves}, "\n".join(lines)
 
 
@@ -97,8 +98,8 @@ def _primary_text(stored: Any) -> str:
     if stored is None:
         return "no verdict"
     try:
-        found = parse_verdict(stored).primary
-    except DamagedFile:  # the alias was moved by force
+        primary = parse_verdict(stored).primary
+    except DamagedFile:  # the version was promoted by force
         return "damaged verdict"
-    interval = f"[{found.low:+.4g}, {found.high:+.4g}]"
-    return f"{describe_verdict(found)}: {found.metric} {found.base:.4g} -> {found.tuned:.4g} {interval}"
+    interval = f"[{primary.low:+.4g}, {primary.high:+.4g}]"
+    return f"{describe_verdict(primary)}: {primary.metric} {primary.base:.4g} -> {primary.tuned:.4g} {interval}"

@@ -1,4 +1,4 @@
-"""Versions and aliases of our registry, shown in an MLflow registry too. Ours stays the truth."""
+"""Mirror versions and aliases to an MLflow registry. Our registry stays authoritative."""
 
 from typing import Any
 
@@ -12,17 +12,16 @@ _VERSION_TAG = "tunesmith.version"
 
 
 def mirror(registry: Registry, version: Version, alias: str) -> None:
-    """Let MLflow know the version and that the alias points at it, where a recipe of the model asks for that.
+    """Register a version in MLflow and point the alias at it, if the recipe of any version of the model asks for it.
 
-    The MLflow registry is a database in the folder `mlflow` of ours, or what `MLFLOW_TRACKING_URI` names. Its versions
-    are numbered by itself; the tag `tunesmith.version` holds our number. Doing it again changes nothing.
+    The MLflow registry is at `MLFLOW_TRACKING_URI`, or else a database in the folder `mlflow` of our registry. MLflow
+    has its own version numbers; the tag `tunesmith.version` holds ours. A repeated call changes nothing.
 
     Raises:
-        TunesmithError: MLflow could not do it. Our registry has the version and the alias all the same.
+        TunesmithError: MLflow failed. Our registry has the version and the alias nevertheless.
     """
-    if not any(
-        _wants_mirror(one) for one in registry.versions(version.model)
-    ):  # an older one must be told too: of a rollback
+    # Any version, because a rollback can point the alias at an old version, whose recipe asked for no mirror.
+    if not any(_wants_mirror(known) for known in registry.versions(version.model)):
         return
     folder = registry.root / "mlflow"
     try:
@@ -30,11 +29,12 @@ def mirror(registry: Registry, version: Version, alias: str) -> None:
             number = _update_mlflow(open_client(folder), registry, version, alias)
     except Exception as error:
         raise TunesmithError(
-            f"{version.model}@{alias} is version {version.number}, but MLflow was not told: {error}",
+            f"{version.model}@{alias} is version {version.number} here, but MLflow could not be updated: {error}",
             where=str(folder),
-            hint=f"tunesmith promote {version} --alias {alias}",
+            hint=f"repeat it when MLflow answers: tunesmith alias {version} {alias}",
+            code="mirror-failed",
         ) from error
-    log(f"mlflow: {version.model}@{alias} is now version {number} there")
+    log(f"mlflow: {version.model}@{alias} is now MLflow's version {number}")
 
 
 def _wants_mirror(version: Version) -> bool:
@@ -43,21 +43,21 @@ def _wants_mirror(version: Version) -> bool:
 
 
 def _update_mlflow(client: Any, registry: Registry, version: Version, alias: str) -> str:
-    """Make model, version and alias in MLflow unless they are there; return its number of the version."""
+    """Create the model, the version and the alias in MLflow if they are missing; return MLflow's version number."""
     if not client.search_registered_models(filter_string=f"name='{version.model}'"):
         client.create_registered_model(version.model)
-    known = client.search_model_versions(f"name='{version.model}'")
-    found = next((one for one in known if one.tags.get(_VERSION_TAG) == str(version.number)), None)
-    if found is None:
+    existing = client.search_model_versions(f"name='{version.model}'")
+    mirrored = next((known for known in existing if known.tags.get(_VERSION_TAG) == str(version.number)), None)
+    if mirrored is None:
         verdict = version.facts.get("verdict") or {}
         tags = {
             _VERSION_TAG: str(version.number),
             "tunesmith.digest": version.digest,
             "base": version.facts.get("base", ""),
         }
-        found = client.create_model_version(
+        mirrored = client.create_model_version(
             version.model, registry.folder(version).resolve().as_uri(),
             tags={**tags, "verdict": verdict.get("verdict", "none")},
         )  # fmt: skip
-    client.set_registered_model_alias(version.model, alias, found.version)
-    return str(found.version)
+    client.set_registered_model_alias(version.model, alias, mirrored.version)
+    return str(mirrored.version)

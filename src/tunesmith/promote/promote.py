@@ -1,4 +1,4 @@
-"""STAGE 4: verdict + best checkpoint -> a new version in the registry, and the alias moved to it."""
+"""STAGE 4: promote. If the verdict allows it, register the tuned model as a version and point the alias at it."""
 
 import os
 from dataclasses import replace
@@ -16,7 +16,7 @@ from tunesmith.registry.store import Registry
 
 
 def inputs(recipe: Recipe, run: RunDir) -> dict[str, Any]:
-    """Return all that decides what is promoted, and where to."""
+    """Return everything that the promotion depends on."""
     return {
         "promote": recipe.promote.model_dump(mode="json") if recipe.promote else None,
         "evaluate": digest_of((run.manifest("evaluate") or {}).get("files")),
@@ -27,9 +27,10 @@ def inputs(recipe: Recipe, run: RunDir) -> dict[str, Any]:
 def check_promotion(
     recipe: Recipe, run: RunDir, *, force: bool = False, reason: str | None = None
 ) -> tuple[Promote, dict[str, Any]]:
-    """Return where the run is to be promoted to, and its verdict; raise as `promote` does. Writes nothing."""
+    """Check that the run may be promoted, as `promote` does; return the recipe's target and the stored verdict."""
     if recipe.promote is None:
-        raise RecipeError("has no `promote` section", where=str(run.resolved_recipe))
+        hint = "add `promote: {model: NAME}` to the recipe"
+        raise RecipeError("has no `promote` section", where=str(run.resolved_recipe), hint=hint, code="missing-key")
     verdict: dict[str, Any] = read_json(run.verdict)
     check_gate(verdict, force=force, reason=reason)
     return recipe.promote, verdict
@@ -39,7 +40,7 @@ def promote(recipe: Recipe, run: RunDir, *, force: bool = False, reason: str | N
     """Add the tuned model to the registry and move the recipe's alias to it; return the manifest.
 
     Raises:
-        VerdictRefused: the verdict does not allow it, and it is not forced with a reason.
+        VerdictRefused: the verdict does not allow it, and it is not forced.
         RecipeError: the recipe has no `promote` section.
     """
     target, verdict = check_promotion(recipe, run, force=force, reason=reason)
@@ -58,22 +59,22 @@ def promote(recipe: Recipe, run: RunDir, *, force: bool = False, reason: str | N
     replaced = before if before != version.number else None
     if before != version.number:
         registry.move(target.model, target.alias, version.number, verdict=verdict, reason=reason, forced=force)
-    note = "" if replaced is None else f"; it held version {replaced}, which this one was not compared with"
+    note = "" if replaced is None else f"; it pointed at version {replaced}, with which this one was not compared"
     log(f"{target.model}@{target.alias} is now version {version.number}{note}")
     mirror(registry, version, target.alias)
-    done = {
+    result = {
         "model": target.model, "version": version.number, "alias": target.alias, "forced": force, "reason": reason,
         "replaced": replaced,
     }  # fmt: skip
-    with new_folder(run.stage("promote"), stage="promote", inputs=stage_inputs, **done):
+    with new_folder(run.stage("promote"), stage="promote", inputs=stage_inputs, **result):
         pass
     return run.manifest("promote") or {}
 
 
 def _base_facts(tuned: ModelFolder, recipe: Recipe, registry: Registry) -> dict[str, Any]:
-    """Return what the registry records about an adapter's base: {base, base_digest, base_pins}.
+    """Return the registry's record of an adapter's base: {base, base_digest, base_pins}.
 
-    A path is recorded twice: relative to the registry, in case both are moved together, and absolute.
+    A path is recorded relative to the registry, in case both are moved together, and as an absolute path.
     """
     if tuned.base is None or tuned.base.pin is None:
         return {"base": recipe.model.base, "base_digest": None}
@@ -83,5 +84,5 @@ def _base_facts(tuned: ModelFolder, recipe: Recipe, registry: Registry) -> dict[
     return {
         "base": recipe.model.base if pin.is_path else str(pin),
         "base_digest": tuned.base.digest(),
-        "base_pins": [one.to_json() for one in pins],
+        "base_pins": [known.to_json() for known in pins],
     }

@@ -1,4 +1,4 @@
-"""The gate before an alias moves: it opens for a complete verdict that is `better`, or by force with a reason."""
+"""The gate before an alias moves: the verdict must be complete and `better`, or the move forced with a reason."""
 
 from tunesmith.core.errors import DamagedFile, RecipeError, VerdictRefused
 from tunesmith.core.verdict import Comparison, Guard
@@ -6,25 +6,27 @@ from tunesmith.core.verdict_reader import parse_verdict
 
 
 def check_gate(stored: object, *, force: bool, reason: str | None) -> None:
-    """Let a verdict pass, or say what was measured and why that does not do.
+    """Raise an error unless a stored verdict allows promotion, or promotion is forced with a reason.
 
     Raises:
-        VerdictRefused: it is not `better`, a guard did not hold, or it is not a whole verdict; and there is no force.
+        VerdictRefused: not forced, and the verdict is missing, damaged or not `better`, or breaks a guard.
         RecipeError: force without a reason, or a reason without force.
     """
     has_reason = bool(reason and reason.strip())
     if force and not has_reason:
-        raise RecipeError("--force needs a reason", hint='say why with --reason "..."; it goes into the log')
+        hint = 'add --reason "..."; the log keeps it'
+        raise RecipeError("--force needs a reason", hint=hint, code="force-reason")
     if has_reason and not force:
-        raise RecipeError("--reason has no effect without --force", hint="leave it out, or add --force")
+        hint = "remove --reason, or add --force"
+        raise RecipeError("--reason has no effect without --force", hint=hint, code="force-reason")
     problems = refusal_reasons(stored)
     if problems and not force:
-        hint = 'to promote it all the same: `tunesmith promote ... --force --reason "..."`; both go into the log'
+        hint = 'to do it anyway, repeat the command with --force --reason "..."; the log keeps both'
         raise VerdictRefused("; ".join(problems), where="verdict", hint=hint)
 
 
 def refusal_reasons(stored: object) -> list[str]:
-    """Return every reason against promotion, none if there is none. A damaged or missing verdict is a reason."""
+    """Return every reason against promotion; empty if the verdict allows it."""
     if stored is None:
         return ["there is no verdict"]
     try:
@@ -37,16 +39,17 @@ def refusal_reasons(stored: object) -> list[str]:
 
 
 def _not_better(primary: Comparison) -> str:
-    words = {"not_better": "not better", "cannot_tell": "cannot tell whether that is better"}
-    return f"{_measured(primary)}: {words[primary.verdict]}"
+    words = {"not_better": "not better", "cannot_tell": "cannot tell whether it is better"}
+    return f"{words[primary.verdict]}: {_measurement_text(primary)}"
 
 
 def _guard_broken(guard: Guard) -> str:
-    return f"a guard did not hold: {_measured(guard.comparison)}, where it may fall by {guard.max_drop:.4g}"
+    return f"guard broken: {_measurement_text(guard.comparison)}, which may be worse by at most {guard.max_drop:.4g}"
 
 
-def _measured(found: Comparison) -> str:
+def _measurement_text(comparison: Comparison) -> str:
+    interval = f"{100 * comparison.confidence:.4g} % interval {comparison.low:+.4g} to {comparison.high:+.4g}"
     return (
-        f"{found.metric} went from {found.base:.4g} to {found.tuned:.4g}, gain {found.gain:+.4g} "
-        f"({100 * found.confidence:.4g} % interval {found.low:+.4g} to {found.high:+.4g}, {found.rows} rows)"
+        f"{comparison.metric} {comparison.base:.4g} -> {comparison.tuned:.4g}, "
+        f"gain {comparison.gain:+.4g} ({interval}, {comparison.rows} rows)"
     )

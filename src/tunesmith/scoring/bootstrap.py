@@ -140,7 +140,7 @@ def gain_intervals(sample: Sample, confidence: float, seed: int) -> tuple[Interv
     """Return the interval of the gain, and the stricter interval around it.
 
     With fewer units than a sign test needs at this confidence, both intervals span the range of possible gains. If all
-    scores lie in 0..1, this is assumed to be their range.
+    scores are in 0..1, this is assumed to be their range.
     """
     error = 1 - confidence
     low, high = sample.gain(sample.highest, sample.lowest), sample.gain(sample.lowest, sample.highest)
@@ -168,7 +168,7 @@ def _sum_by_group(rows: Array, groups: Sequence[Hashable]) -> Array:
 
 
 def _score_range(lowest: float, highest: float) -> tuple[float, float]:
-    """Return the range of possible scores: 0 to 1 if all observed scores lie in it, otherwise the observed range."""
+    """Return the range of possible scores: 0 to 1 if it contains all observed scores, otherwise the observed range."""
     if lowest >= 0 and highest <= 1:
         return 0.0, 1.0
     if lowest == highest:  # a single value shows the scale only by its distance from 0

@@ -41,7 +41,7 @@ class Metric:
         label: its name in reports.
         score: function that computes it from answers; None if it needs the model.
         likelihood: how to compute it from the likelihood of the references instead.
-        is_share: values lie between 0 and 1 and are shown in percent.
+        is_share: values are from 0 to 1 and are shown in percent.
         decimals: number of decimals to show if it is not a share.
     """
 

@@ -281,7 +281,7 @@ def _rows_by_id(rows: Rows, file: Path) -> dict[Any, tuple[int, dict[str, Any]]]
 
 
 def _group_key(row: dict[str, Any], other: dict[str, Any], where: str) -> tuple[Any, ...]:
-    """Return a key for the group of a pair of rows; a pair without a group is a group by itself."""
+    """Return a key for the group of a pair of rows; a pair without a group is its own group."""
     groups = [side["group"] for side in (row, other) if "group" in side]
     if len(groups) == 2 and groups[0] != groups[1]:
         message = f"the files have different groups for this row: {groups[0]!r} and {groups[1]!r}"

@@ -28,7 +28,7 @@ def unscorable_rows(metric: str, references: Sequence[str | Sequence[str]]) -> l
 
 
 def unscorable_text(metric: str, unscorable: int, rows: int) -> str:
-    """Return the warning that a metric cannot score so many rows."""
+    """Return the warning that a metric cannot score some rows."""
     reason = "their references contain nothing that it counts"
     return f"`{metric}` scores 0 on {unscorable:,} of {rows:,} rows for every answer, because {reason}"
 

@@ -1,4 +1,4 @@
-"""The verdict of a run: which way is better, what a guard lets pass, and what rows and tokens weigh."""
+"""The verdict of a run: directions of metrics, guards, reasons, groups, failed rows, and weights of tokens."""
 
 import json
 import math
@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.support.errors import raises
 
 from tunesmith.core.errors import DataError
 from tunesmith.core.jsonl import write_jsonl
@@ -38,7 +39,7 @@ def judge(*args: Any, **options: Any) -> dict[str, Any]:
 
 
 def lines(seed: int, *, shift: float = 0.0, nll: float = 2.0) -> Lines:
-    """Return scores of rows whose lengths differ, so that a mean over rows is not one over tokens."""
+    """Return scores of rows of different lengths, so that the mean over rows differs from the mean over tokens."""
     drawn, sizes = np.random.default_rng(seed), np.random.default_rng(99)
     made = []
     for row in range(ROWS):
@@ -52,53 +53,53 @@ def lines(seed: int, *, shift: float = 0.0, nll: float = 2.0) -> Lines:
     return made
 
 
-def test_a_gain_is_better_and_a_loss_is_not() -> None:
-    one = recipe(["rougeL"], "rougeL")
-    better = judge(one, lines(1), lines(2, shift=0.2), groups=GROUPS)
-    worse = judge(one, lines(2, shift=0.2), lines(1), groups=GROUPS)
+def test_gain_is_better_and_loss_is_not_better() -> None:
+    settings = recipe(["rougeL"], "rougeL")
+    better = judge(settings, lines(1), lines(2, shift=0.2), groups=GROUPS)
+    worse = judge(settings, lines(2, shift=0.2), lines(1), groups=GROUPS)
     assert (better["verdict"], worse["verdict"]) == ("better", "not_better")
     assert better["primary"]["gain"] == pytest.approx(-worse["primary"]["gain"])
     assert better["primary"]["low"] > 0 > worse["primary"]["high"]
-    assert judge(one, lines(1), lines(2), groups=GROUPS)["verdict"] == "cannot_tell"
+    assert judge(settings, lines(1), lines(2), groups=GROUPS)["verdict"] == "cannot_tell"
 
 
-def test_a_metric_whose_lower_values_are_better_is_turned_around() -> None:
+def test_gain_of_a_lower_is_better_metric_is_the_decrease() -> None:
     name = "mine:words"
-    one = recipe([name, "rougeL"], name, guards=[{"metric": name, "max_drop": 5}])
+    settings = recipe([name, "rougeL"], name, guards=[{"metric": name, "max_drop": 5}])
     long = [{**line, name: 20.0 + row % 7} for row, line in enumerate(lines(1))]
     short = [{**line, name: 10.0 + row % 5} for row, line in enumerate(lines(1))]
-    found = judge(one, long, short, groups=GROUPS, lower_is_better=[name])
+    found = judge(settings, long, short, groups=GROUPS, lower_is_better=[name])
     assert (found["verdict"], found["primary"]["higher_is_better"]) == ("better", False)
     assert found["primary"]["base"] == pytest.approx(np.mean([line[name] for line in long]))
     assert found["primary"]["gain"] == pytest.approx(found["primary"]["base"] - found["primary"]["tuned"])
     assert found["guards"][0]["passed"]
-    worse = judge(one, short, long, groups=GROUPS, lower_is_better=[name])
+    worse = judge(settings, short, long, groups=GROUPS, lower_is_better=[name])
     assert (worse["verdict"], worse["guards"][0]["passed"]) == ("not_better", False)
-    assert judge(one, long, short, groups=GROUPS)["verdict"] == "not_better"
+    assert judge(settings, long, short, groups=GROUPS)["verdict"] == "not_better"
 
 
-def test_it_has_what_the_contract_asks_for() -> None:
+def test_verdict_has_the_documented_keys() -> None:
     found = judge(recipe(["rougeL", "exact_match"], "rougeL"), lines(1), lines(2), groups=GROUPS)
     assert parse_verdict(found).to_json() == found
-    asked = {"metric", "base", "tuned", "gain", "low", "high", "confidence", "rows"}
+    documented = {"metric", "base", "tuned", "gain", "low", "high", "confidence", "rows"}
     assert set(found["metrics"]) == {"rougeL", "exact_match"}
     for entry in (found["primary"], *found["metrics"].values()):
-        assert asked <= set(entry)
+        assert documented <= set(entry)
         assert entry["tuned"] - entry["base"] == pytest.approx(entry["gain"])
         assert entry["low"] <= entry["gain"] <= entry["high"]
     assert json.loads(json.dumps(found, allow_nan=False)) == found
 
 
-def test_groups_of_metrics_are_their_members() -> None:
+def test_groups_of_metrics_are_expanded() -> None:
     all_rouge = [{**line, **dict.fromkeys(("rouge1", "rouge2", "rougeLsum"), 0.5)} for line in lines(1)]
     found = judge(recipe(["rouge", "perplexity"], "rougeL"), all_rouge, all_rouge, groups=GROUPS)
     assert list(found["metrics"]) == ["rouge1", "rouge2", "rougeL", "rougeLsum", "perplexity"]
 
 
-def test_a_lower_perplexity_is_a_gain_and_is_told_as_a_perplexity() -> None:
-    one = recipe(["perplexity"], "perplexity")
+def test_gain_in_perplexity_is_the_decrease() -> None:
+    settings = recipe(["perplexity"], "perplexity")
     base, tuned = lines(1, nll=2.0), lines(2, nll=1.5)
-    found = judge(one, base, tuned, groups=GROUPS)
+    found = judge(settings, base, tuned, groups=GROUPS)
     primary = found["primary"]
     assert found["verdict"] == "better"
     assert primary["higher_is_better"] is False
@@ -109,12 +110,12 @@ def test_a_lower_perplexity_is_a_gain_and_is_told_as_a_perplexity() -> None:
     assert primary["base"] == pytest.approx(perplexity(base))
     assert primary["tuned"] == pytest.approx(perplexity(tuned))
     assert 0 < primary["tuned"] < primary["base"]
-    assert primary["gain"] == pytest.approx(primary["base"] - primary["tuned"])  # more is better here too
+    assert primary["gain"] == pytest.approx(primary["base"] - primary["tuned"])
     assert 0 < primary["low"] < primary["gain"] < primary["high"]
-    assert judge(one, tuned, base, groups=GROUPS)["verdict"] == "not_better"
+    assert judge(settings, tuned, base, groups=GROUPS)["verdict"] == "not_better"
 
 
-def test_likelihoods_are_weighed_by_tokens_and_answers_are_not() -> None:
+def test_only_likelihood_metrics_are_weighted_by_tokens() -> None:
     base, tuned = lines(1), lines(2)
     found = judge(recipe(["token_accuracy", "rougeL"], "rougeL"), base, tuned, groups=GROUPS)["metrics"]
     tokens = sum(line["tokens"] for line in base)
@@ -124,7 +125,7 @@ def test_likelihoods_are_weighed_by_tokens_and_answers_are_not() -> None:
     assert abs(found["token_accuracy"]["base"] - by_row) > 0.01
 
 
-def test_the_settings_are_those_of_the_recipe() -> None:
+def test_settings_come_from_the_recipe() -> None:
     base, tuned = lines(1), lines(2, shift=0.05)
     half = [str(row // 2) for row in range(ROWS)]
     found = judge(recipe(["rougeL"], "rougeL", confidence=0.9, min_gain=0.01), base, tuned, groups=half)
@@ -136,7 +137,7 @@ def test_the_settings_are_those_of_the_recipe() -> None:
     assert (primary["min_gain"], found["verdict"]) == (0.01, wanted.verdict)
 
 
-def test_the_gain_that_is_asked_for_is_that_of_the_primary_metric_alone() -> None:
+def test_min_gain_applies_only_to_the_primary_metric() -> None:
     base, tuned = lines(1), lines(2, shift=0.2)
     found = judge(recipe(["rougeL", "exact_match"], "rougeL", min_gain=0.5), base, tuned, groups=GROUPS)
     assert found["verdict"] == "not_better"
@@ -151,7 +152,7 @@ def test_the_gain_that_is_asked_for_is_that_of_the_primary_metric_alone() -> Non
 
 @pytest.mark.parametrize("metric", ["exact_match", "perplexity", "token_accuracy"])
 @pytest.mark.parametrize("tuned_nll", [1.5, 2.5])
-def test_a_guard_passes_only_if_the_whole_interval_lies_above_what_it_allows(metric: str, tuned_nll: float) -> None:
+def test_guard_passes_only_if_the_whole_interval_is_within_max_drop(metric: str, tuned_nll: float) -> None:
     base, tuned = lines(1), lines(2, nll=tuned_nll)
     metrics = ["rougeL", metric]
     low = judge(recipe(metrics, "rougeL"), base, tuned, groups=GROUPS)["metrics"][metric]["low"]
@@ -159,11 +160,11 @@ def test_a_guard_passes_only_if_the_whole_interval_lies_above_what_it_allows(met
     def guard(max_drop: float) -> dict[str, Any]:
         guards = [{"metric": metric, "max_drop": max_drop}]
         found = judge(recipe(metrics, "rougeL", guards=guards), base, tuned, groups=GROUPS)
-        [one] = found["guards"]
-        told = [reason for reason in found["reasons"] if reason.startswith("guard")]
-        assert len(told) == (not one["passed"])
-        assert all(metric in reason for reason in told)
-        return dict(one)
+        [result] = found["guards"]
+        reasons = [reason for reason in found["reasons"] if reason.startswith("guard")]
+        assert len(reasons) == (not result["passed"])
+        assert all(metric in reason for reason in reasons)
+        return dict(result)
 
     if low < 0:
         assert guard(-low + 1e-9)["passed"] is True
@@ -173,8 +174,8 @@ def test_a_guard_passes_only_if_the_whole_interval_lies_above_what_it_allows(met
         assert guard(1e-9)["passed"] is True
 
 
-def test_a_guard_is_a_guard_against_what_cannot_be_excluded() -> None:
-    """A metric that did not move fails a guard that so few rows cannot vouch for."""
+def test_guard_fails_if_a_drop_cannot_be_excluded() -> None:
+    """Even an unchanged metric fails a guard if there are too few rows to exclude the drop."""
     base = lines(1)
     guards = [{"metric": "exact_match", "max_drop": 0.001}]
     found = judge(recipe(["rougeL", "exact_match"], "rougeL", guards=guards), base, base, groups=GROUPS)
@@ -185,7 +186,7 @@ def test_a_guard_is_a_guard_against_what_cannot_be_excluded() -> None:
     assert found["guards"][0]["passed"] is True
 
 
-def test_guards_do_not_change_the_verdict_of_the_primary_metric() -> None:
+def test_guards_do_not_change_the_verdict() -> None:
     guards = [{"metric": "exact_match", "max_drop": 1e-6}]
     found = judge(
         recipe(["rougeL", "exact_match"], "rougeL", guards=guards), lines(1), lines(2, shift=0.2), groups=GROUPS
@@ -196,56 +197,55 @@ def test_guards_do_not_change_the_verdict_of_the_primary_metric() -> None:
 # --- reasons ---
 
 
-def test_the_reason_says_where_the_interval_lies() -> None:
-    one = recipe(["rougeL"], "rougeL", min_gain=0.01)
-    for tuned, words in (
-        (lines(2, shift=0.2), "lies above min_gain 0.01"),
-        (lines(2, shift=-0.2), "does not reach above min_gain 0.01"),
-        (lines(2, shift=0.01), "holds min_gain 0.01"),
-    ):
-        found = judge(one, lines(1), tuned, groups=GROUPS)
-        assert words in found["reasons"][0]
-        assert f"[{found['primary']['low']:+.4f}, {found['primary']['high']:+.4f}]" in found["reasons"][0]
+def test_reasons_have_the_interval_and_the_rows_needed() -> None:
+    settings = recipe(["rougeL"], "rougeL", min_gain=0.01)
+    first_reasons = set()
+    for shift in (0.2, -0.2, 0.01):
+        found = judge(settings, lines(1), lines(2, shift=shift), groups=GROUPS)
+        interval = f"[{found['primary']['low']:+.4f}, {found['primary']['high']:+.4f}]"
+        assert all(value in found["reasons"][0] for value in ("rougeL", interval, "min_gain 0.01"))
+        first_reasons.add(found["reasons"][0].replace(interval, ""))
         needed = found["primary"]["rows_needed"]
         assert any(f"{needed or 0:,} rows" in reason for reason in found["reasons"]) == (needed is not None)
+    assert len(first_reasons) == 3, "better, not better and cannot tell have different reasons"
 
 
-def test_what_has_no_score_is_refused() -> None:
-    hopeless = [{**line, "log_likelihood": -1e6 * line["tokens"]} for line in lines(1)]
-    with pytest.raises(DataError, match="cannot be scored"):
-        judge(recipe(["perplexity"], "perplexity"), hopeless, lines(1), groups=GROUPS)
-    broken = [{**line, "rougeL": math.nan} for line in lines(1)]
-    with pytest.raises(DataError, match="not a finite number"):
-        judge(recipe(["rougeL"], "rougeL"), broken, lines(1), groups=GROUPS)
+def test_scores_that_are_not_finite_are_refused() -> None:
+    overflow = [{**line, "log_likelihood": -1e6 * line["tokens"]} for line in lines(1)]
+    with raises(DataError, "not-a-number"):
+        judge(recipe(["perplexity"], "perplexity"), overflow, lines(1), groups=GROUPS)
+    not_finite = [{**line, "rougeL": math.nan} for line in lines(1)]
+    with raises(DataError, "not-a-number", where="base[0]"):
+        judge(recipe(["rougeL"], "rougeL"), not_finite, lines(1), groups=GROUPS)
 
 
 # --- groups ---
 
 
-def test_groups_are_counted_and_those_that_fell_are_named() -> None:
+def test_groups_are_counted_and_the_worst_are_listed() -> None:
     groups = [f"pattern {row % 12}" for row in range(ROWS)]
     base = [{"id": str(row), "exact_match": 0.0} for row in range(ROWS)]
     tuned = [{"id": str(row), "exact_match": float(row % 12 > 2)} for row in range(ROWS)]
     base[0]["exact_match"] = base[12]["exact_match"] = base[1]["exact_match"] = 1.0
-    one = recipe(["exact_match"], "exact_match")
-    by = one.model_copy(update={"data": one.data.model_copy(update={"split": Split(by="pattern")})})
-    found = judge(by, base, tuned, groups=groups)
+    plain = recipe(["exact_match"], "exact_match")
+    by_pattern = plain.model_copy(update={"data": plain.data.model_copy(update={"split": Split(by="pattern")})})
+    found = judge(by_pattern, base, tuned, groups=groups)
     assert (found["primary"]["rows"], found["primary"]["groups"]) == (60, 12)
     grouping = found["grouping"]
     assert {key: grouping[key] for key in ("by", "groups", "rows", "improved", "worsened")} == {
         "by": "pattern", "groups": 12, "rows": 60, "improved": 9, "worsened": 2,
     }  # fmt: skip
-    assert [one["group"] for one in grouping["fell"]] == ["pattern 0", "pattern 1"]
+    assert [change["group"] for change in grouping["fell"]] == ["pattern 0", "pattern 1"]
     assert grouping["fell"][0] == {
         "group": "pattern 0", "rows": 5, "base": pytest.approx(0.4), "tuned": 0.0, "gain": pytest.approx(-0.4),
     }  # fmt: skip
     low, high = found["primary"]["by_row"]["low"], found["primary"]["by_row"]["high"]
     assert high - low < found["primary"]["high"] - found["primary"]["low"]
-    alone = judge(one, base, tuned, groups=GROUPS)
-    assert (alone["grouping"], alone["primary"]["low"], alone["primary"]["high"]) == (None, low, high)
+    ungrouped = judge(plain, base, tuned, groups=GROUPS)
+    assert (ungrouped["grouping"], ungrouped["primary"]["low"], ungrouped["primary"]["high"]) == (None, low, high)
 
 
-def test_groups_that_fell_in_perplexity_are_those_whose_perplexity_rose() -> None:
+def test_worst_groups_in_perplexity_are_those_with_an_increase() -> None:
     groups = [str(row % 10) for row in range(ROWS)]
     base = lines(1)
     tuned = [
@@ -263,29 +263,31 @@ def test_groups_that_fell_in_perplexity_are_those_whose_perplexity_rose() -> Non
 # --- rows that failed ---
 
 
-def failing(found: Lines, rows: range) -> Lines:
-    """Return scores in which some rows have no answer, and so no score of an answer."""
-    measured = {"id", "tokens", "log_likelihood", "correct"}
+def failing(scores: Lines, rows: range) -> Lines:
+    """Return scores in which some rows have likelihoods but no answer."""
+    likelihoods = {"id", "tokens", "log_likelihood", "correct"}
     return [
-        {**{key: value for key, value in line.items() if key in measured}, "failed": "no room"} if i in rows else line
-        for i, line in enumerate(found)
+        {**{key: value for key, value in line.items() if key in likelihoods}, "failed": "out of memory"}
+        if row in rows
+        else line
+        for row, line in enumerate(scores)
     ]
 
 
-def test_failed_rows_are_left_out_on_both_sides_and_counted() -> None:
-    one = recipe(["rougeL", "perplexity"], "rougeL")
+def test_failed_rows_are_left_out_for_both_models_and_counted() -> None:
+    settings = recipe(["rougeL", "perplexity"], "rougeL")
     base, tuned = lines(1), lines(2, shift=0.2)
-    found = judge(one, failing(base, range(2)), failing(tuned, range(1, 3)), groups=GROUPS)
-    expected = judge(one, base[3:], tuned[3:], groups=GROUPS[3:])
+    found = judge(settings, failing(base, range(2)), failing(tuned, range(1, 3)), groups=GROUPS)
+    expected = judge(settings, base[3:], tuned[3:], groups=GROUPS[3:])
     assert (found["verdict"], found["primary"]["failed"]) == ("better", 3)
     assert {**found["primary"], "failed": 0} == expected["primary"]
-    assert found["metrics"]["perplexity"]["rows"] == ROWS  # read, not answered
-    assert any("3 of 60 rows failed" in reason for reason in found["reasons"])
+    assert found["metrics"]["perplexity"]["rows"] == ROWS  # it needs no answers
+    assert any("3 of 60 rows" in reason for reason in found["reasons"])
 
 
-def test_above_a_share_of_failed_rows_there_is_no_verdict() -> None:
-    one = recipe(["rougeL"], "rougeL")
-    found = judge(one, failing(lines(1), range(4)), lines(2, shift=0.3), groups=GROUPS)
+def test_too_many_failed_rows_give_no_verdict() -> None:
+    settings = recipe(["rougeL"], "rougeL")
+    found = judge(settings, failing(lines(1), range(4)), lines(2, shift=0.3), groups=GROUPS)
     assert found["primary"]["low"] > 0
     assert (found["verdict"], found["primary"]["failed"], found["primary"]["rows_needed"]) == (
         "cannot_tell",
@@ -299,16 +301,16 @@ def test_above_a_share_of_failed_rows_there_is_no_verdict() -> None:
     assert guard["passed"] is False
 
 
-def test_the_files_of_a_run_give_its_own_interval(tmp_path: Path) -> None:
+def test_comparing_the_files_of_a_run_gives_the_same_intervals(tmp_path: Path) -> None:
     metrics = ["rougeL", "perplexity", "token_accuracy"]
     groups = [str(row % 20) for row in range(ROWS)]
     base, tuned = failing(lines(1), range(2)), lines(2, shift=0.05, nll=1.9)
     files = []
-    for name, found in (("base", base), ("tuned", tuned)):
+    for name, scores in (("base", base), ("tuned", tuned)):
         files.append(tmp_path / f"{name}.jsonl")
-        write_jsonl(files[-1], [{"group": group, **line} for group, line in zip(groups, found, strict=True)])
-    judged = judge(recipe(metrics, "rougeL"), base, tuned, groups=groups)["metrics"]
+        write_jsonl(files[-1], [{"group": group, **line} for group, line in zip(groups, scores, strict=True)])
+    of_run = judge(recipe(metrics, "rougeL"), base, tuned, groups=groups)["metrics"]
     for name in metrics:
-        alone = compare_files(*files, metric=name, min_gain=0.0, confidence=0.95, seed=5)
+        of_files = compare_files(*files, metric=name, min_gain=0.0, confidence=0.95, seed=5).to_json()
         for key in ("base", "tuned", "gain", "low", "high", "rows", "groups", "rows_needed"):
-            assert alone.to_json()[key] == judged[name][key], (name, key)
+            assert of_files[key] == of_run[name][key], (name, key)

@@ -1,4 +1,4 @@
-"""Answers survive a kill line by line, belong to one model and one set of questions, and failures are counted."""
+"""Answers survive a kill line by line and belong to one model and one set of prompts; likelihoods are sums per row."""
 
 import json
 import resource
@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.support.errors import raises
 from tests.unit.inference.asked import COUNT, FP32, LIMIT, POSITIONS, Words, questions, random_model
 
 from tunesmith.core import interrupt
@@ -34,17 +35,17 @@ Ask = Callable[..., list[dict[str, Any]]]
 
 @pytest.fixture
 def ask(model: Any, tmp_path: Path) -> Ask:
-    """Answer questions into one folder."""
+    """Return a function that answers prompts into one folder."""
 
-    def answered(asked: Prompts | None = None, *, key: str = "key") -> list[dict[str, Any]]:
-        return generate_answers("base", model, asked or questions(), Words(), tmp_path / "base", key=key)  # type: ignore[arg-type]
+    def ask_all(prompts: Prompts | None = None, *, key: str = "key") -> list[dict[str, Any]]:
+        return generate_answers("base", model, prompts or questions(), Words(), tmp_path / "base", key=key)  # type: ignore[arg-type]
 
-    return answered
+    return ask_all
 
 
 @pytest.fixture
 def generated(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """Collect the prompts that really were generated for."""
+    """Collect the prompts for which answers are generated."""
     asked: list[tuple[int, ...]] = []
     real = predict.generate
 
@@ -56,7 +57,7 @@ def generated(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     return asked
 
 
-def test_every_question_has_its_answer_in_order(ask: Ask, tmp_path: Path) -> None:
+def test_answers_are_in_the_order_of_prompts(ask: Ask, tmp_path: Path) -> None:
     found = ask()
     assert [line["id"] for line in found] == [f"id-{i}" for i in range(COUNT)]
     for i, line in enumerate(found):
@@ -70,7 +71,7 @@ def test_every_question_has_its_answer_in_order(ask: Ask, tmp_path: Path) -> Non
     assert sorted(stored, key=lambda line: line["row"]) == found
 
 
-def test_answers_that_are_there_are_not_made_again(ask: Ask, generated: list[Any]) -> None:
+def test_finished_answers_are_not_generated_again(ask: Ask, generated: list[Any]) -> None:
     first = ask()
     assert len(generated) == COUNT
     assert ask() == first
@@ -79,7 +80,7 @@ def test_answers_that_are_there_are_not_made_again(ask: Ask, generated: list[Any
 
 @pytest.mark.parametrize("kept", [0, 1, 4, 9])
 @pytest.mark.parametrize("torn", [b"", b'{"id": "id-3", "predic', b"\xe2\x80"])
-def test_after_a_kill_only_the_rest_is_answered(
+def test_only_missing_answers_are_generated_after_a_kill(
     ask: Ask, generated: list[Any], tmp_path: Path, kept: int, torn: bytes
 ) -> None:
     whole = ask()
@@ -94,9 +95,7 @@ def test_after_a_kill_only_the_rest_is_answered(
     assert len(log.read_bytes().split(b"\n")) == COUNT + 1
 
 
-def test_what_other_processes_have_left_counts_and_ends_in_one_file(
-    ask: Ask, generated: list[Any], tmp_path: Path
-) -> None:
+def test_files_of_other_ranks_are_used_and_merged(ask: Ask, generated: list[Any], tmp_path: Path) -> None:
     whole = ask()
     log = tmp_path / "base" / "generations.jsonl"
     lines = log.read_bytes().splitlines(keepends=True)
@@ -113,16 +112,16 @@ def test_what_other_processes_have_left_counts_and_ends_in_one_file(
     assert len(generated) == 2 * COUNT - 6
 
 
-def test_a_signal_keeps_what_was_answered(
+def test_finished_answers_survive_a_signal(
     ask: Ask, model: Any, generated: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tunesmith.inference.generate._IN_SLOTS", 2)
-    slot_budget(model, questions().prompts)  # which has passes of its own
+    slot_budget(model, questions().prompts)  # its forward passes must not be counted below
     real, passes = interrupt.check, []
 
     def check() -> None:
         passes.append(1)
-        if len(passes) == 2 * (1 + LIMIT) + 3:  # two pairs have entered and are answered, and the third is in work
+        if len(passes) == 2 * (1 + LIMIT) + 3:  # two pairs are answered, and the third has begun
             raise Interrupted("stopped")
         real()
 
@@ -137,33 +136,34 @@ def test_a_signal_keeps_what_was_answered(
     assert ask() == found
 
 
-def test_answers_under_another_key_are_all_made_again(ask: Ask, generated: list[Any], tmp_path: Path) -> None:
+def test_all_answers_are_generated_again_under_another_key(ask: Ask, generated: list[Any], tmp_path: Path) -> None:
     first = ask(key="one")
     log = tmp_path / "base" / "generations.jsonl"
     log.write_text(log.read_text().replace("right 0", "stale 0"))
     assert ask(key="one")[0]["reference"] == "stale 0"
     assert ask(key="two") == first
     assert len(generated) == 2 * COUNT
-    (tmp_path / "base" / "key.json").unlink()  # and those of which nobody knows whose they are
+    (tmp_path / "base" / "key.json").unlink()  # answers without a key are discarded, too
     ask(key="two")
     assert len(generated) == 3 * COUNT
 
 
-def test_new_questions_under_the_same_key_are_answered_too(ask: Ask, generated: list[Any]) -> None:
+def test_new_prompts_under_the_same_key_are_answered(ask: Ask, generated: list[Any]) -> None:
     ask(questions(4))
     assert len(ask(questions(6))) == 6
     assert len(generated) == 6
 
 
-def test_a_damaged_line_is_told(ask: Ask, tmp_path: Path) -> None:
+def test_damaged_line_is_named(ask: Ask, tmp_path: Path) -> None:
     ask()
     log = tmp_path / "base" / "generations.jsonl"
     log.write_bytes(b"\0" * 20 + b"\n" + log.read_bytes())
-    with pytest.raises(DamagedFile, match=r"generations.jsonl:1: .*\n.*move the file away"):
+    with raises(DamagedFile, "damaged-file", where="generations.jsonl:1") as error:
         ask()
+    assert error.value.hint
 
 
-def test_a_full_disk_is_told_and_what_was_answered_is_kept(ask: Ask, tmp_path: Path) -> None:
+def test_full_disk_keeps_finished_answers(ask: Ask, tmp_path: Path) -> None:
     found = ask()
     log = tmp_path / "base" / "generations.jsonl"
     lines = log.read_bytes().split(b"\n")[:-1]
@@ -171,33 +171,32 @@ def test_a_full_disk_is_told_and_what_was_answered_is_kept(ask: Ask, tmp_path: P
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (len(lines[0]) + len(lines[1]) + 10, limits[1]))
-        with pytest.raises(DoesNotFit) as caught:
+        with raises(DoesNotFit, "does-not-fit", where=str(log)):
             ask()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert caught.value.where == str(log)
     assert ask() == found
 
 
 # --- rows that are too long ---
 
 
-def test_what_does_not_fit_the_model_fails_and_the_rest_is_answered(ask: Ask, generated: list[Any]) -> None:
-    asked = questions(4, lengths=[POSITIONS - LIMIT, POSITIONS - LIMIT + 1, POSITIONS + 100, 4])
-    found = ask(asked)
+def test_prompts_beyond_the_positions_fail_and_others_are_answered(ask: Ask, generated: list[Any]) -> None:
+    prompts = questions(4, lengths=[POSITIONS - LIMIT, POSITIONS - LIMIT + 1, POSITIONS + 100, 4])
+    found = ask(prompts)
     assert [line["error"] is None for line in found] == [True, False, False, True]
-    assert all("512 positions" in line["error"] and line["prediction"] == "" for line in found[1:3])
+    assert all(str(POSITIONS) in line["error"] and line["prediction"] == "" for line in found[1:3])
     assert [line["new_tokens"] for line in found] == [LIMIT, 0, 0, LIMIT]
     assert [len(prompt) for prompt in generated] == [POSITIONS - LIMIT, 4]
     assert response_stats(found) == {"rows": 4, "failed": 2, "empty": 0, "cut_off": 2, "stopped": 0}
-    assert ask(asked) == found
+    assert ask(prompts) == found
     assert len(generated) == 2
 
 
-# --- health ---
+# --- response stats ---
 
 
-def test_health_counts_each_kind() -> None:
+def test_response_stats() -> None:
     def line(prediction: str, *, stopped: bool, error: str | None = None) -> dict[str, Any]:
         return {"prediction": prediction, "stopped": stopped, "error": error}
 
@@ -209,11 +208,11 @@ def test_health_counts_each_kind() -> None:
     assert response_stats([]) == dict.fromkeys(("rows", "failed", "empty", "cut_off", "stopped"), 0)
 
 
-def test_answers_that_stop_are_told_from_those_that_are_cut_off(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
-    def half(model: Any, prompts: Sequence[Sequence[int]], **_: Any) -> Any:
+def test_stopped_answers_are_distinguished_from_cut_off_ones(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop_every_second(model: Any, prompts: Sequence[Sequence[int]], **_: Any) -> Any:
         yield from (Answer(i, (9,) * (i % 2), stopped=i % 2 == 0) for i in reversed(range(len(prompts))))
 
-    monkeypatch.setattr(predict, "generate", half)
+    monkeypatch.setattr(predict, "generate", stop_every_second)
     found = ask()
     assert [line["stopped"] for line in found] == [True, False] * (COUNT // 2)
     assert response_stats(found) == {"rows": 10, "failed": 0, "empty": 5, "cut_off": 5, "stopped": 5}
@@ -222,15 +221,15 @@ def test_answers_that_stop_are_told_from_those_that_are_cut_off(ask: Ask, monkey
 # --- likelihoods ---
 
 
-@pytest.mark.parametrize("most", [16, 4096])
+@pytest.mark.parametrize("max_tokens", [16, 4096])
 def test_likelihoods_are_sums_over_the_trained_tokens_of_each_row(
-    model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int
+    model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, max_tokens: int
 ) -> None:
-    monkeypatch.setattr(model_outputs, "_MAX_TOKENS", most)
-    drawn = torch.Generator().manual_seed(0)
+    monkeypatch.setattr(model_outputs, "_MAX_TOKENS", max_tokens)
+    generator = torch.Generator().manual_seed(0)
     rows = []
     for i, length in enumerate([7, 40, 3, 21, 12]):
-        ids = torch.randint(3, 300, (length,), generator=drawn).tolist()
+        ids = torch.randint(3, 300, (length,), generator=generator).tolist()
         trained = [k > 0 and (k == length - 1 or (k + i) % 3 == 0) for k in range(length)]
         rows.append(TokenizedExample(str(i), tuple(ids), tuple(trained)))
     write_tokens(tmp_path / "x.safetensors", rows)
@@ -240,14 +239,14 @@ def test_likelihoods_are_sums_over_the_trained_tokens_of_each_row(
         ids = torch.tensor([rows[row].input_ids])
         with torch.inference_mode():
             logits = model.eval()(input_ids=ids).logits[0].double().log_softmax(-1)
-        places = [k for k, learned in enumerate(rows[row].trained) if learned]
-        wanted = [float(logits[k - 1, ids[0, k]]) for k in places]
-        assert line["tokens"] == len(places)
-        assert line["log_likelihood"] == pytest.approx(sum(wanted), rel=1e-5)
-        assert line["correct"] == sum(int(logits[k - 1].argmax()) == int(ids[0, k]) for k in places)
+        positions = [k for k, is_trained in enumerate(rows[row].trained) if is_trained]
+        expected = [float(logits[k - 1, ids[0, k]]) for k in positions]
+        assert line["tokens"] == len(positions)
+        assert line["log_likelihood"] == pytest.approx(sum(expected), rel=1e-5)
+        assert line["correct"] == sum(int(logits[k - 1].argmax()) == int(ids[0, k]) for k in positions)
 
 
-def test_likelihoods_can_be_stopped(model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_likelihoods_can_be_interrupted(model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_tokens(tmp_path / "x.safetensors", [TokenizedExample("a", (5, 6, 7), (False, True, True))])
     monkeypatch.setattr(interrupt, "_requested", [15])
     with pytest.raises(Interrupted):

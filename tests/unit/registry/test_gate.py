@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from tests.support.errors import raises
 from tests.support.verdicts import comparison, verdict
 
 from tunesmith.core.errors import RecipeError, VerdictRefused
@@ -47,17 +48,17 @@ REFUSED = {
 
 @pytest.mark.parametrize("refused", REFUSED.values(), ids=REFUSED.keys())
 def test_other_verdicts_are_refused_unless_forced(refused: Any) -> None:
-    with pytest.raises(VerdictRefused) as refusal:
+    with raises(VerdictRefused, "verdict") as error:
         check_gate(refused, force=False, reason=None)
-    assert refusal.value.exit_code == 4
-    assert refusal.value.message
+    assert error.value.exit_code == 4
+    assert error.value.message
     check_gate(refused, force=True, reason="the customer waits")
 
 
 @pytest.mark.parametrize("stored", [BETTER, NOT_BETTER, {}, None])
 @pytest.mark.parametrize(("force", "reason"), [(True, None), (True, ""), (True, " \n"), (False, "because")])
 def test_force_needs_a_reason_and_a_reason_needs_force(stored: Any, force: bool, reason: str | None) -> None:
-    with pytest.raises(RecipeError):
+    with raises(RecipeError, "force-reason"):
         check_gate(stored, force=force, reason=reason)
 
 
