@@ -1,9 +1,10 @@
-"""Where the cache and the registry are, for users with and without a home."""
+"""The folders of the cache and the registry, for users with and without a home folder."""
 
 import os
 from pathlib import Path
 
 import pytest
+from tests.support.errors import raises
 
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.user_folders import (
@@ -23,11 +24,11 @@ def _no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def test_variables_come_before_xdg_and_home(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_own_variables_precede_xdg_and_home(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/user")
     assert cache_root() == Path("/home/user/.cache/tunesmith")
     assert registry_root() == Path("/home/user/.local/share/tunesmith/registry")
-    monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # counts as none
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # relative paths are ignored
     assert cache_root() == Path("/home/user/.cache/tunesmith")
     monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
     assert cache_root() == Path("/xdg/tunesmith")
@@ -35,35 +36,30 @@ def test_variables_come_before_xdg_and_home(monkeypatch: pytest.MonkeyPatch) -> 
     assert cache_root() == Path("/home/user/mine")
 
 
-def test_without_a_home_the_error_names_both_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_home_folder_is_an_error_that_names_both_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HOME")
-    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as for a uid that the system does not know
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as for an unknown uid
     for root in (cache_root, registry_root):
-        with pytest.raises(RecipeError) as caught:
+        with raises(RecipeError, "no-home", FOLDERS_HINT):
             root()
-        assert (caught.value.code, caught.value.hint) == ("no-home", FOLDERS_HINT)
     assert CACHE in FOLDERS_HINT
     assert REGISTRY in FOLDERS_HINT
     assert not is_user_folder(Path("runs"))
 
 
-def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_writable_refuses_files_and_read_only_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     check_writable(tmp_path / "a" / "b")
     (tmp_path / "file").write_text("")
-    with pytest.raises(RecipeError) as caught:
+    with raises(RecipeError, "wrong-path", tmp_path / "file", FOLDERS_HINT, where="cache"):
         check_writable(tmp_path / "file" / "cache")
-    assert caught.value.code == "wrong-path"
-    with pytest.raises(RecipeError) as caught:
-        check_writable(tmp_path / "file", hint="name another")
-    assert (caught.value.code, caught.value.hint) == ("wrong-path", "name another")
-    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
-    with pytest.raises(RecipeError) as caught:
+    with raises(RecipeError, "wrong-path", "give another", where="file"):
+        check_writable(tmp_path / "file", hint="give another")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # the tests may run as root
+    with raises(RecipeError, "permission", FOLDERS_HINT, where=str(tmp_path / "cache")):
         check_writable(tmp_path / "cache")
-    assert caught.value.code == "permission"
-    assert (caught.value.where, caught.value.hint) == (str(tmp_path / "cache"), FOLDERS_HINT)
 
 
-def test_paths_in_the_cache_or_above_it_are_recognised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_is_user_folder_recognises_the_cache_and_its_parents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(CACHE, str(tmp_path / "a" / "cache"))
     assert is_user_folder(tmp_path / "a" / "cache" / "digests" / "x.json")
     assert is_user_folder(tmp_path / "a")
