@@ -1,1 +1,1 @@
-"""source -> rows -> Examples -> splits -> Tokens on disk -> batches."""
+"""Sources -> rows -> examples in splits -> tokenized examples on disk -> batches."""

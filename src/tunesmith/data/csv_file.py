@@ -1,4 +1,4 @@
-"""CSV and TSV files -> (line, cells), every cell the exact text of the file; malformed records are told, not mended."""
+"""Read CSV and TSV files strictly: cells are the exact text in the file, and malformed records are errors."""
 
 import csv
 from collections import Counter
@@ -9,19 +9,19 @@ from typing import NoReturn
 from tunesmith.core.errors import DataError
 from tunesmith.data.text_file import MAX_LINE_BYTES, read_text_lines, shorten
 
-_UNQUOTED = "; if the file never quotes cells, like many TSV files, write `quote: none` next to `file`"
+_UNQUOTED = "; if the file has no quoted cells, like many TSV files, write `quote: none` next to `file`"
 _SEPARATORS = {",": ".csv", "\t": ".tsv", ";": "", "|": ""}
 
 
 def read_csv_records(path: Path, label: str, separator: str, *, quoted: bool = True) -> Iterator[tuple[int, list[str]]]:
-    """Yield (line where the record starts, its cells), the header first; a blank line has no cells.
+    """Yield the first line and the cells of each record, the header first; a blank line has no cells.
 
     Args:
         quoted: whether cells may be in quotes; if not, a quote is an ordinary character.
 
     Raises:
-        DataError: see `read_text_lines`; names that repeat in the header, a record with more or fewer cells than it,
-            a quote that is not closed, text after a closing quote, a bare carriage return.
+        DataError: see `read_text_lines`; the header repeats a name, a record has more or fewer cells than the header,
+            a quote is never closed or text follows it, or a carriage return is not followed by a line feed.
     """
     header: list[str] | None = None
     empty = True
@@ -34,14 +34,14 @@ def read_csv_records(path: Path, label: str, separator: str, *, quoted: bool = T
             empty = False
         yield line, cells
     if empty:
-        raise DataError("has a header but no rows", where=label)
+        raise DataError("has a header but no rows", where=label, code="no-rows")
 
 
 def _records(path: Path, label: str, separator: str, *, quoted: bool) -> Iterator[tuple[int, list[str]]]:
-    """Yield (line where the record starts, its cells)."""
-    # The limit is one number for the whole process, and its default of 128 KiB refuses long documents.
+    """Yield the first line and the cells of each record."""
+    # The limit is global to the process, and its default of 128 KiB is too low for long documents.
     csv.field_size_limit(max(csv.field_size_limit(), MAX_LINE_BYTES))
-    record: list[str] = []  # the lines of the record being read, to find the quote that went wrong
+    record: list[str] = []  # the lines of the current record, to find the quote that is wrong
 
     def lines() -> Iterator[str]:
         for _, line in read_text_lines(path, label):
@@ -57,61 +57,65 @@ def _records(path: Path, label: str, separator: str, *, quoted: bool) -> Iterato
         try:
             cells = next(reader, None)
         except csv.Error as error:
-            _refuse_record("".join(record), start, separator, str(error), label)
+            _raise_record_error("".join(record), start, separator, str(error), label)
         if cells is None:
             return
         if record[-1].removesuffix("\n").removesuffix("\r").endswith("\r"):
-            _refuse_carriage_return(label, start + len(record) - 1)
+            _raise_carriage_return_error(label, start + len(record) - 1)
         yield start, cells
 
 
 def _check_header(header: list[str], label: str) -> None:
     if not header:
-        raise DataError("the first line is blank; it must name the columns", where=f"{label}:1")
+        problem = "the first line is blank; it must name the columns"
+        raise DataError(problem, where=f"{label}:1", code="invalid-csv")
     repeated = [name for name, times in Counter(header).items() if times > 1]
     if repeated:
-        raise DataError(f"the header has the column {shorten(repeated[0])!r} more than once", where=f"{label}:1")
+        problem = f"the header has the column {shorten(repeated[0])!r} more than once"
+        raise DataError(problem, where=f"{label}:1", code="duplicate-column")
 
 
 def _check_cells(cells: list[str], header: list[str], where: str, separator: str) -> None:
     if len(cells) == len(header):
         return
-    hint = 'a cell that holds the separator needs quotes: "like, this"' + _UNQUOTED
-    likely = next((mark for mark in _SEPARATORS if mark != separator and mark in header[0]), None)
-    if len(header) == 1 and likely is not None:
-        ending = _SEPARATORS[likely]
-        shown = "a tab" if likely == "\t" else f"`{likely}`"
-        cure = f"rename the file to {ending}" if ending else "save the file with commas, or with tabs as .tsv"
-        hint = f"the separator seems to be {shown}: {cure}"
+    hint = 'a cell that contains the separator needs quotes: "like, this"' + _UNQUOTED
+    likely_separator = next((mark for mark in _SEPARATORS if mark != separator and mark in header[0]), None)
+    if len(header) == 1 and likely_separator is not None:
+        extension = _SEPARATORS[likely_separator]
+        shown = "a tab" if likely_separator == "\t" else f"`{likely_separator}`"
+        remedy = f"rename the file to {extension}" if extension else "save the file with commas, or with tabs as .tsv"
+        hint = f"the separator seems to be {shown}: {remedy}"
     problem = f"has {len(cells)} cell{'s'[: len(cells) > 1]}, but the header names {len(header)}"
-    raise DataError(problem, where=where, hint=hint)
+    raise DataError(problem, where=where, hint=hint, code="invalid-csv")
 
 
-def _refuse_record(record: str, start: int, separator: str, reason: str, label: str) -> NoReturn:
+def _raise_record_error(record: str, start: int, separator: str, reason: str, label: str) -> NoReturn:
+    """Raise DataError for a record that the csv module refused with `reason`."""
     last = start + record.removesuffix("\n").count("\n")
     if reason.startswith("new-line"):
-        _refuse_carriage_return(label, last)
+        _raise_carriage_return_error(label, last)
     opened = start + _line_of_open_quote(record, separator)
     where = f"{label}:{opened}"
     if reason.startswith("unexpected end"):
-        raise DataError(
-            "the quote that opens here is never closed", where=where, hint='inside quotes, write " as ""' + _UNQUOTED
-        )
+        hint = 'inside quotes, write " as ""' + _UNQUOTED
+        raise DataError("the quote that opens here is never closed", where=where, hint=hint, code="invalid-csv")
     if reason.startswith("field larger"):
         problem = f"a cell is longer than {MAX_LINE_BYTES >> 20} MiB"
-        raise DataError(problem, where=where, hint="is the quote that opens here never closed?")
+        hint = "is the quote that opens here never closed?"
+        raise DataError(problem, where=where, hint=hint, code="line-too-long")
     problem = f"the quote that opens here closes in line {last}, and text follows without a separator"
     hint = 'a quote is missing, or one inside a cell is not doubled: write " as ""' + _UNQUOTED
-    raise DataError(problem, where=where, hint=hint)
+    raise DataError(problem, where=where, hint=hint, code="invalid-csv")
 
 
-def _refuse_carriage_return(label: str, line: int) -> NoReturn:
-    hint = r"convert the line ends: tr '\r' '\n' < OLD > NEW; or quote the cell that holds it"
-    raise DataError("holds a bare carriage return outside quotes", where=f"{label}:{line}", hint=hint)
+def _raise_carriage_return_error(label: str, line: int) -> NoReturn:
+    hint = r"convert the line ends: tr '\r' '\n' < OLD > NEW; or quote the cell that contains it"
+    problem = "has a carriage return without a line feed, outside quotes"
+    raise DataError(problem, where=f"{label}:{line}", hint=hint, code="invalid-csv")
 
 
 def _line_of_open_quote(record: str, separator: str) -> int:
-    """Return how many lines into the record the quote opens that is wrong: not closed, or followed by text."""
+    """Return the line, from 0, on which the wrong quote of a record opens: it is never closed, or text follows it."""
     opened, position, cell_starts = 0, 0, True
     while position < len(record):
         if not (cell_starts and record[position] == '"'):

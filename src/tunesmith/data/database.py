@@ -1,4 +1,4 @@
-"""The SQLite database that the metric `execution` runs queries on."""
+"""Find or generate the SQLite database for the metric `execution`."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,14 +10,14 @@ from tunesmith.recipe.schema import Recipe
 
 GENERATED_SHOP = "generated:shop-sql"
 DATABASE_COPY = "evaluate.database.kept"
-"""The name of the copy in a run's `recipe_files`, whatever the recipe's database is called."""
+"""The name of the copy in a run's `recipe_files`; it does not depend on the name in the recipe."""
 
 
 def database_file(recipe: Recipe, folder: Path) -> Path | None:
-    """Return the SQLite file that the recipe names, or None if it names none or a generated one.
+    """Return the recipe's SQLite file; None if the recipe has no database or a generated one.
 
     Args:
-        folder: what relative paths are relative to.
+        folder: the folder of relative paths, or a run's `recipe_files`.
 
     Raises:
         DataError: there is no such file.
@@ -26,22 +26,23 @@ def database_file(recipe: Recipe, folder: Path) -> Path | None:
     if name is None or name == GENERATED_SHOP:
         return None
     path = folder / name
-    if (kept := folder / DATABASE_COPY).exists():
-        return kept
+    if (copy := folder / DATABASE_COPY).exists():
+        return copy
     if not path.exists():
-        raise DataError("no such database", where=str(path), hint="evaluate.database is relative to the recipe")
+        hint = "evaluate.database is relative to the recipe"
+        raise DataError("there is no such database", where=str(path), hint=hint, code="not-found")
     return path
 
 
 @contextmanager
 def open_database(recipe: Recipe, folder: Path) -> Iterator[Path | None]:
-    """Provide the recipe's database; a generated one is in a temporary folder, removed at the end of the block."""
+    """Yield the path of the recipe's database, or None. A generated one is temporary and is deleted after the block."""
     if recipe.evaluate.database != GENERATED_SHOP:
         yield database_file(recipe, folder)
         return
     from tunesmith.demo.shop import write_database
 
-    with TemporaryDirectory() as place:
-        path = Path(place) / "shop.sqlite"
+    with TemporaryDirectory() as temporary:
+        path = Path(temporary) / "shop.sqlite"
         write_database(path)
         yield path

@@ -1,4 +1,4 @@
-"""All rows of a recipe, placed, rendered, mixed and compared: what `prepare` writes, and `plan` only counts."""
+"""Build the dataset of a recipe: read, split, tokenize, mix and compare its rows. `plan` and `prepare` share it."""
 
 import json
 from collections import Counter
@@ -15,8 +15,8 @@ from tunesmith.data.dedup import (
     Duplicate,
     SplitComparison,
     apply_leakage_policy,
+    find_split_groups,
     report_split_groups,
-    split_groups,
     summarize_duplicates,
 )
 from tunesmith.data.mix import mix_sources
@@ -36,42 +36,49 @@ from tunesmith.tasks.base import Task, is_empty_cell
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """Every row's line for the ledger; the rows of each split as often as they are used; what says the same.
+    """All rows of a recipe. The examples and tokens of the used ones are in the spool.
 
-    What the rows are lies on the shelf. `remarks` are the messages about them that were printed.
+    Attributes:
+        entries: the ledger entries of all rows.
+        used: the rows of each split; a row that is used several times is in the list several times.
+        copies: duplicates within train and leakage between the splits, see `SplitComparison.facts`.
+        control_tokens: see `DropCounter.control_tokens`.
+        trained_before: the held-out rows that the base was trained on, see `count_seen_rows`.
+        empty: how many rows have each optional column empty.
+        remarks: the messages that were logged.
     """
 
     entries: list[LedgerEntry]
     used: dict[str, list[SpooledRow]]
     copies: dict[str, Any]
-    shelf: Spool
+    spool: Spool
     control_tokens: dict[str, Any]
     trained_before: dict[str, Any]
     empty: dict[str, int]
     remarks: list[str]
 
-    def places(self, split: str) -> list[int]:
-        """Return where the rows of a split lie on the shelf."""
-        return [row.place for row in self.used[split] if row.place is not None]
+    def spool_indices(self, split: str) -> list[int]:
+        """Return the indices of a split's rows in the spool."""
+        return [row.index for row in self.used[split] if row.index is not None]
 
     def ledger_entries(self, split: str) -> list[LedgerEntry]:
-        """Return the ledger's line of each row of a split."""
+        """Return the ledger entry of each row of a split."""
         return [row.entry for row in self.used[split]]
 
-    def example(self, split: str, place: int) -> Example:
-        """Return the example of the row at a place among these lines."""
-        kept = self.used[split][place].place
-        assert kept is not None
-        return Example.from_json(json.loads(next(self.shelf.examples([kept]))))
+    def example(self, split: str, index: int) -> Example:
+        """Return the example of the row at `index` in the split."""
+        spool_index = self.used[split][index].index
+        assert spool_index is not None
+        return Example.from_json(json.loads(next(self.spool.examples([spool_index]))))
 
     def tokens(self, split: str) -> TokenDataset:
         """Return the tokens of all rows of a split."""
-        return TokenDataset.from_examples(self.shelf.rows(self.places(split)))
+        return TokenDataset.from_examples(self.spool.rows(self.spool_indices(split)))
 
     def facts(self) -> dict[str, Any]:
-        """Return what can be counted: rows and why they are not used, tokens, lengths, copies."""
+        """Return the counts for the manifest: rows and why they are not used, tokens, lengths, duplicates."""
         status = Counter(entry.status for entry in self.entries)
-        reasons = {s: _reasons(self.entries, s) for s in ("dropped", "cut", "filtered", "unused")}
+        reasons = {s: _count_reasons(self.entries, s) for s in ("dropped", "cut", "filtered", "unused")}
         blocks = [entry.block[0] for entry in self.entries if entry.block]
         tokens = {name: [row.entry.tokens for row in rows] for name, rows in self.used.items()}
         return {
@@ -99,21 +106,22 @@ def build_dataset(
     *,
     folder: Path,
     model: ModelFolder | None = None,
-    seen: Callable[[int], None] = lambda _: None,
-    shelf: Spool | None = None,
+    on_row: Callable[[int], None] = lambda _: None,
+    spool: Spool | None = None,
 ) -> Dataset:
-    """Return all rows of a recipe; of leakage say, or do, what the recipe wants.
+    """Read all rows of a recipe, split and tokenize them, and apply the recipe's leakage policy.
 
     Args:
-        folder: what relative paths are relative to.
-        model: whose tokenizer the task has; with it, several processes share the work once there are many rows.
-        seen: told after every row how many have been read.
-        shelf: where to keep what was read; by default on the disk for temporary files.
+        folder: the folder of relative paths.
+        model: the model with the task's tokenizer; with it, several processes share the work if there are many rows.
+        on_row: called after every row with the number of rows so far.
+        spool: where to store the rows; by default on the disk for temporary files.
 
     Raises:
-        DataError: see `process_rows.examine`; a split that is needed has no rows; leakage, if the recipe says `error`.
+        DataError: see `process_rows`; a split that the run needs has no rows; the recipe's leakage policy is `error`,
+            and held-out rows duplicate training rows or were trained on before.
     """
-    shelf = shelf or Spool()
+    spool = spool or Spool()
     rows: list[SpooledRow] = []
     remarks: list[str] = []
 
@@ -121,100 +129,101 @@ def build_dataset(
         remarks.append(text)
         log(text)
 
-    tally, empty = DropCounter(), dict.fromkeys(sorted(optional_columns(recipe.data)), 0)
-    for parcel in process_in_parallel(
-        recipe, task, model, _watched(read_recipe_rows(recipe, folder), recipe, empty, remark)
-    ):
-        tally.count(parcel.entry, parcel.remarks)
-        rows.append(shelf.keep(parcel))
-        seen(parcel.entry.row)
-    tally.check(recipe)
+    counter, empty = DropCounter(), dict.fromkeys(sorted(optional_columns(recipe.data)), 0)
+    source_rows = _count_empty(read_recipe_rows(recipe, folder), recipe, empty, remark)
+    for encoded in process_in_parallel(recipe, task, model, source_rows):
+        counter.count(encoded.entry, encoded.notes)
+        rows.append(spool.add(encoded))
+        on_row(encoded.entry.row)
+    counter.check(recipe)
     for column, count in empty.items():
         remark(f"`{column}` is empty in {count:,} of {rows[-1].entry.row:,} rows")
-    if told := control_token_warning(spelled := tally.spelled(), recipe.data):
-        remark(f"warning: {told}")
-    far = split_size_warning(rows, recipe)  # before rows are left out for other reasons
-    rows, once, copies = _chosen(rows, recipe, shelf.runs)
-    if far:
-        remark(f"warning: {far}")
+    if warning := control_token_warning(control_tokens := counter.control_tokens(), recipe.data):
+        remark(f"warning: {warning}")
+    size_warning = split_size_warning(rows, recipe)  # before rows are left out for other reasons
+    rows, used_once, copies = _choose_rows(rows, recipe, spool.shingles)
+    if size_warning:
+        remark(f"warning: {size_warning}")
     apply_leakage_policy(copies, recipe, remark)
     report_split_groups(copies, recipe, remark)
-    before = count_seen_rows(once, model)
-    if told := seen_rows_warning(before, recipe):
+    trained_before = count_seen_rows(used_once, model)
+    if warning := seen_rows_warning(trained_before, recipe):
         if recipe.data.leakage == "error":
-            raise DataError(told, where="data.leakage", hint="`leakage: warn` only says it")
-        remark(f"warning: {told}")
-    elif told := unknown_overlap_warning(recipe, model):
-        remark(f"warning: {told}")
-    used = {name: [row for row in found for _ in range(row.entry.times)] for name, found in once.items()}
-    return Dataset([row.entry for row in rows], used, copies, shelf, spelled, before, empty, remarks)
+            raise DataError(warning, where="data.leakage", hint="`leakage: warn` only warns", code="leakage")
+        remark(f"warning: {warning}")
+    elif warning := unknown_overlap_warning(recipe, model):
+        remark(f"warning: {warning}")
+    used = {name: [row for row in once for _ in range(row.entry.times)] for name, once in used_once.items()}
+    return Dataset([row.entry for row in rows], used, copies, spool, control_tokens, trained_before, empty, remarks)
 
 
-def _watched(
+def _count_empty(
     rows: Iterator[Row], recipe: Recipe, empty: dict[str, int], remark: Callable[[str], None]
 ) -> Iterator[Row]:
-    """Pass rows on, and count in `empty` how many of them have each optional column empty.
+    """Yield the rows, and count in `empty` how many of them have each optional column empty.
 
-    Remark if a template has a column of the first row in double braces, which make it text.
+    Remark on templates that have a column of the first row in double braces, because these make it plain text.
     """
-    doubled = double_brace_names(recipe.data)
+    double_braces = double_brace_names(recipe.data)
     for row in rows:
-        for name in doubled:
+        for name in double_braces:
             if name in row.values:
-                written = f"{{{{{name}}}}}"
-                told = f"`{written}` in a template is the text {{{name}}}; for the column, write single braces"
-                remark(f"warning: {told}")
-        doubled = ()
+                remark(
+                    f"warning: `{{{{{name}}}}}` in a template is the text {{{name}}}; for the column, write single "
+                    "braces"
+                )
+        double_braces = ()
         for column in empty:
             empty[column] += is_empty_cell(row.values.get(column))
         yield row
 
 
-def control_token_warning(found: Mapping[str, Any], data: Data) -> str | None:
-    """Return a warning that counts the rows that spell control tokens of the model; None if none does."""
-    if not found["rows"]:
+def control_token_warning(control_tokens: Mapping[str, Any], data: Data) -> str | None:
+    """Return a warning with the number of rows that spell control tokens of the model; None if there are none."""
+    if not control_tokens["rows"]:
         return None
-    helps = "leave them out, as the chat template writes its own"
+    remedy = "leave them out, because the chat template writes its own"
     if data.task != "chat":
-        helps = "write chats with `task: chat`, whose template writes real ones, or leave them out"
+        remedy = "use `task: chat`, whose template writes real ones, or leave them out"
     if data.task == "text":
-        helps = "set data.control_tokens: true if they are meant, or leave them out"
+        remedy = "set data.control_tokens: true if they are intended, or leave them out"
     return (
-        f"{found['rows']:,} rows spell control tokens of this model, such as {found['token']} "
-        f"(first {found['first']}), which are read as plain letters; {helps}"
+        f"{control_tokens['rows']:,} rows spell control tokens of this model, such as {control_tokens['token']} "
+        f"(first {control_tokens['first']}), which are encoded as plain text; {remedy}"
     )
 
 
-def _chosen(
-    rows: Sequence[SpooledRow], recipe: Recipe, runs: ShingleIndex
+def _choose_rows(
+    rows: Sequence[SpooledRow], recipe: Recipe, shingle_index: ShingleIndex
 ) -> tuple[list[SpooledRow], dict[str, list[SpooledRow]], dict[str, Any]]:
-    """Return all rows, those of each split that are used, and what says the same.
+    """Return all rows, the used rows of each split, and the facts about duplicates.
 
-    With `leakage: drop`, training rows that say what held-out rows say leave, and rows are chosen anew from the others.
-    Those may be copies too, and what counts as one depends a little on all rows compared (see `similarity`): it goes on
-    until none is found.
+    With `leakage: drop`, training rows that duplicate held-out rows are left out, and others are chosen instead. These
+    may be duplicates too, and which rows are near-duplicates depends slightly on all compared rows (see `similarity`),
+    so this repeats until there are none.
     """
-    left: dict[int, Duplicate] = {}
+    left_out: dict[int, Duplicate] = {}
     while True:
-        chosen = mix_sources(rows, recipe, {number: copy.reason for number, copy in left.items()})
-        once = {name: [row for row in chosen if row.entry.split == name and row.place is not None] for name in SPLITS}
-        missing = empty_splits({name: len(found) for name, found in once.items()}, recipe.data.split, recipe.train)
+        chosen = mix_sources(rows, recipe, {number: duplicate.reason for number, duplicate in left_out.items()})
+        used = {name: [row for row in chosen if row.entry.split == name and row.index is not None] for name in SPLITS}
+        missing = empty_splits({name: len(split) for name, split in used.items()}, recipe.data.split, recipe.train)
         if missing:
-            counts = ", ".join(f"{name} {len(once[name])}" for name in SPLITS)
-            counts += f"; {len(left)} left out as copies of held-out rows" if left else ""
+            counts = ", ".join(f"{name} {len(used[name])}" for name in SPLITS)
+            counts += f"; {len(left_out)} left out as duplicates of held-out rows" if left_out else ""
             hint = empty_split_hint(missing, rows, recipe.data.split)
-            raise DataError(f"no rows for {' and '.join(missing)} ({counts})", hint=hint)
-        compared = SplitComparison(once, runs, recipe.data.near_duplicate_threshold)
-        leaking = compared.leaking() if recipe.data.leakage == "drop" else []
+            raise DataError(f"no rows for {' and '.join(missing)} ({counts})", hint=hint, code="empty-split")
+        comparison = SplitComparison(used, shingle_index, recipe.data.near_duplicate_threshold)
+        leaking = comparison.leaking_rows() if recipe.data.leakage == "drop" else []
         if not leaking:
             break
-        left |= {copy.row.entry.row: copy for copy in leaking}
-    copies = compared.facts()
-    if recipe.data.split.column and recipe.data.split.by:  # else groups are never parted
-        copies["groups"] = split_groups(once)
-    if left:
-        copies["left_out"] = summarize_duplicates(sorted(left.values(), key=lambda copy: -copy.similarity))
-    return chosen, once, copies
+        left_out |= {duplicate.row.entry.row: duplicate for duplicate in leaking}
+    copies = comparison.facts()
+    if recipe.data.split.column and recipe.data.split.by:  # without a column no group is ever divided
+        copies["groups"] = find_split_groups(used)
+    if left_out:
+        by_similarity = sorted(left_out.values(), key=lambda duplicate: -duplicate.similarity)
+        copies["left_out"] = summarize_duplicates(by_similarity)
+    return chosen, used, copies
 
 
 def histogram(lengths: Sequence[int]) -> dict[str, Any]:
@@ -234,10 +243,10 @@ def histogram(lengths: Sequence[int]) -> dict[str, Any]:
 
 def empty_splits(counts: dict[str, int], split: Split, train: Train) -> list[str]:
     """Return the splits that the run needs and that have no rows."""
-    chosen_by_valid = bool(train.valid_metrics) or train.select_best_by != "loss"
-    needed = {"train": True, "valid": chosen_by_valid or (split.column is None and split.valid > 0), "test": True}
+    selects_by_valid = bool(train.valid_metrics) or train.select_best_by != "loss"
+    needed = {"train": True, "valid": selects_by_valid or (split.column is None and split.valid > 0), "test": True}
     return [name for name in SPLITS if needed[name] and not counts.get(name)]
 
 
-def _reasons(entries: Sequence[LedgerEntry], status: str) -> dict[str, int]:
+def _count_reasons(entries: Sequence[LedgerEntry], status: str) -> dict[str, int]:
     return dict(Counter(entry.reason or "" for entry in entries if entry.status == status))

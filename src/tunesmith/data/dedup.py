@@ -1,4 +1,4 @@
-"""Rows that say the same, or nearly: within train (duplicates), and in valid and test as in train (leakage)."""
+"""Find duplicates and near-duplicates: within train, and between train and the held-out splits (leakage)."""
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
@@ -9,143 +9,159 @@ from tunesmith.data.similarity import MinHashIndex, ShingleIndex
 from tunesmith.data.spool import SpooledRow
 from tunesmith.recipe.schema import Recipe
 
-_EXAMPLES = 5
+_MAX_EXAMPLES = 5
 HELD_OUT = ("valid", "test")
 
 
 class Duplicate(NamedTuple):
-    """A row that duplicates another exactly, or with a similarity (Jaccard index) of at least the threshold."""
+    """A row that duplicates another, exactly or with at least the threshold's similarity (Jaccard index)."""
 
     row: SpooledRow
-    of: SpooledRow
+    original: SpooledRow
     similarity: float
     is_exact: bool
 
     @property
     def reason(self) -> str:
-        """Why the row is left out, the same for all such rows."""
-        return f"says {'what' if self.is_exact else 'nearly what'} a {self.of.entry.split} row says"
+        """The reason for the ledger to leave out the row, equal for all such rows."""
+        return f"{'duplicate' if self.is_exact else 'near-duplicate'} of a {self.original.entry.split} row"
 
 
 class SplitComparison:
-    """The rows of each split, compared in what they say.
+    """A search for duplicates within and between the splits.
 
-    Prompt and answer are compared together: rows that ask alike and answer differently are no copies. A document in
-    blocks is compared once, as a whole.
+    It compares prompt and answer together: rows with the same prompt and different answers are not duplicates. A
+    document in blocks is compared once, as a whole.
 
     Args:
         used: the rows of each split, each once, in the order of the ledger.
-        runs: of what they say.
-        threshold: least similarity of near-duplicates.
+        shingle_index: the shingles of all rows.
+        threshold: the least similarity of near-duplicates.
     """
 
-    def __init__(self, used: Mapping[str, Sequence[SpooledRow]], runs: ShingleIndex, threshold: float) -> None:
+    def __init__(self, used: Mapping[str, Sequence[SpooledRow]], shingle_index: ShingleIndex, threshold: float) -> None:
         self._threshold = threshold
         self._rows: list[SpooledRow] = []
-        self._places: dict[str, range] = {}
+        self._indices: dict[str, range] = {}
         for split in ("train", *HELD_OUT):
-            begin = len(self._rows)
+            start = len(self._rows)
             self._rows += [next(blocks) for _, blocks in groupby(used[split], key=lambda row: row.entry.row)]
-            self._places[split] = range(begin, len(self._rows))
-        self._texts = MinHashIndex.among(runs, [row.text for row in self._rows])
+            self._indices[split] = range(start, len(self._rows))
+        self._texts = MinHashIndex.from_shingles(shingle_index, [row.shingles for row in self._rows])
 
     def facts(self) -> dict[str, Any]:
-        """Return {near_duplicate_threshold, duplicates, valid, test}: how many rows have a copy in train, and examples.
+        """Return {near_duplicate_threshold, duplicates, valid, test}: the rows that duplicate a training row.
 
-        Of `duplicates`, a row's copy stands before it.
+        Of `duplicates`, which are within train, the original is the earlier row.
         """
-        found: dict[str, Any] = {"near_duplicate_threshold": self._threshold}
-        train = self._places["train"]
+        facts: dict[str, Any] = {"near_duplicate_threshold": self._threshold}
+        train = self._indices["train"]
         for name, split in (("duplicates", "train"), ("valid", "valid"), ("test", "test")):
-            mine = self._places[split]
-            found[name] = {"rows": len(mine), **summarize_duplicates(self._copies(mine, train))}
-        return found
+            indices = self._indices[split]
+            facts[name] = {"rows": len(indices), **summarize_duplicates(self._find_duplicates(indices, train))}
+        return facts
 
-    def leaking(self) -> list[Duplicate]:
-        """Return the training rows that are copies of held-out rows; none if and only if `facts` finds no leakage.
+    def leaking_rows(self) -> list[Duplicate]:
+        """Return the training rows that duplicate held-out rows; none if and only if `facts` finds no leakage.
 
-        Every training row is asked whether it is a copy. The search is not quite complete (see `Texts.nearest`), so the
-        held-out rows are asked too before the answer is that there is none.
+        The search may miss a pair from one side (see `MinHashIndex.nearest`). So if it finds no training row that
+        duplicates a held-out row, it also looks for held-out rows that duplicate a training row.
         """
-        train, held_out = self._places["train"], range(len(self._places["train"]), len(self._rows))
-        return self._copies(train, held_out) or [
-            copy._replace(row=copy.of, of=copy.row) for copy in self._copies(held_out, train)
+        train, held_out = self._indices["train"], range(len(self._indices["train"]), len(self._rows))
+        return self._find_duplicates(train, held_out) or [
+            duplicate._replace(row=duplicate.original, original=duplicate.row)
+            for duplicate in self._find_duplicates(held_out, train)
         ]
 
-    def _copies(self, asked: range, among: range) -> list[Duplicate]:
-        """Return a copy of each row asked about that has one, the most similar rows first."""
-        first: dict[str, int] = {}
-        for place in among:
-            first.setdefault(self._rows[place].said, place)
-        exact = {i: (of, 1.0) for i in asked if (of := first.get(self._rows[i].said)) is not None and of != i}
-        near = self._texts.nearest([i for i in asked if i not in exact], sorted(first.values()), self._threshold)
+    def _find_duplicates(self, queries: range, pool: range) -> list[Duplicate]:
+        """Return the rows of `queries` that duplicate a row of `pool`, the most similar first."""
+        first_with: dict[str, int] = {}
+        for index in pool:
+            first_with.setdefault(self._rows[index].content_hash, index)
+        exact = {
+            i: (original, 1.0)
+            for i in queries
+            if (original := first_with.get(self._rows[i].content_hash)) is not None and original != i
+        }
+        rest = [i for i in queries if i not in exact]
+        near = self._texts.nearest(rest, sorted(first_with.values()), self._threshold)
         pairs = sorted((exact | near).items(), key=lambda pair: (-pair[1][1], pair[0]))
-        return [Duplicate(self._rows[i], self._rows[of], likeness, i in exact) for i, (of, likeness) in pairs]
+        return [
+            Duplicate(self._rows[i], self._rows[original], similarity, i in exact)
+            for i, (original, similarity) in pairs
+        ]
 
 
-def summarize_duplicates(copies: Sequence[Duplicate]) -> dict[str, Any]:
-    """Return {exact, near, examples} of copies, the most similar first."""
-    exact = sum(copy.is_exact for copy in copies)
-    pairs = [(copy.row.entry.where, copy.of.entry.where, round(copy.similarity, 3)) for copy in copies[:_EXAMPLES]]
-    examples = [{"row": row, "of": of, "similarity": similarity} for row, of, similarity in pairs]
-    return {"exact": exact, "near": len(copies) - exact, "examples": examples}
+def summarize_duplicates(duplicates: Sequence[Duplicate]) -> dict[str, Any]:
+    """Return {exact, near, examples} of duplicates that are sorted by similarity."""
+    exact = sum(duplicate.is_exact for duplicate in duplicates)
+    examples = [
+        {
+            "row": duplicate.row.entry.where,
+            "of": duplicate.original.entry.where,
+            "similarity": round(duplicate.similarity, 3),
+        }
+        for duplicate in duplicates[:_MAX_EXAMPLES]
+    ]
+    return {"exact": exact, "near": len(duplicates) - exact, "examples": examples}
 
 
 def apply_leakage_policy(copies: Mapping[str, Any], recipe: Recipe, remark: Callable[[str], None]) -> None:
-    """Remark which rows stand in train and elsewhere, or raise DataError if the recipe says `error`."""
-    if gone := copies.get("left_out"):
-        remark(f"{gone['exact'] + gone['near']} training rows are left out: held-out rows say the same {_pairs(gone)}")
-    lines = [line for split in HELD_OUT if (line := leakage_warning(copies, split))]
-    if lines and recipe.data.leakage == "error":
+    """Remark on leakage and on the rows left out for it; raise DataError instead if the recipe's policy is `error`."""
+    if removed := copies.get("left_out"):
+        count = removed["exact"] + removed["near"]
+        remark(f"{count} training rows that duplicate held-out rows are left out {_pairs(removed)}")
+    warnings = [warning for split in HELD_OUT if (warning := leakage_warning(copies, split))]
+    if warnings and recipe.data.leakage == "error":
         raise DataError(
-            "; ".join(lines),
+            "; ".join(warnings),
             where="data.leakage",
-            hint="`leakage: drop` leaves them out of training, and `warn` only says it; or keep such rows in one split "
+            hint="`leakage: drop` removes them from training, and `warn` only warns; or keep such rows in one split "
             "with data.split.by",
+            code="leakage",
         )
-    for line in lines:
-        remark(f"warning: {line}")
+    for warning in warnings:
+        remark(f"warning: {warning}")
 
 
-def split_groups(used: Mapping[str, Sequence[SpooledRow]]) -> dict[str, Any]:
-    """Return, of valid and test, {groups, rows, of, example}: groups that training rows are in too, and how many rows.
+def find_split_groups(used: Mapping[str, Sequence[SpooledRow]]) -> dict[str, Any]:
+    """Return {groups, rows, of, example} for valid and test: the groups that also have training rows, and their rows.
 
-    `of` is how many rows the split has, and `example` a row of it beside a training row.
+    `of` is the number of rows in the split, and `example` a row of it with a training row of the same group.
     """
     train = {row.group: row for row in reversed(used["train"])}
-    found: dict[str, Any] = {}
+    facts: dict[str, Any] = {}
     for split in HELD_OUT:
         rows = [row for row in used[split] if row.group in train]
         example = [rows[0].entry.where, train[rows[0].group].entry.where] if rows else None
         groups = len({row.group for row in rows})
-        found[split] = {"groups": groups, "rows": len(rows), "of": len(used[split]), "example": example}
-    return found
+        facts[split] = {"groups": groups, "rows": len(rows), "of": len(used[split]), "example": example}
+    return facts
 
 
 def report_split_groups(copies: Mapping[str, Any], recipe: Recipe, remark: Callable[[str], None]) -> None:
-    """Remark which groups of `split.by` the column of splits divides, or raise DataError if the recipe says `error`."""
+    """Remark on groups that `split.column` divides; raise DataError instead if the recipe's policy is `error`."""
     split = recipe.data.split
-    lines = [
-        f"{found['rows']} of {found['of']} {name} rows are in {found['groups']} groups of `{split.by}` that training "
-        f"rows are in too, such as {found['example'][0]} and {found['example'][1]}"
-        for name, found in copies.get("groups", {}).items()
-        if found["rows"]
+    warnings = [
+        f"{facts['rows']} of {facts['of']} {name} rows are in {facts['groups']} groups of `{split.by}` that also have "
+        f"training rows, such as {facts['example'][0]} and {facts['example'][1]}"
+        for name, facts in copies.get("groups", {}).items()
+        if facts["rows"]
     ]
-    hint = f"change the column `{split.column}`, or leave out data.split.column so that groups stay together"
-    if lines and recipe.data.leakage == "error":
-        raise DataError("; ".join(lines), where="data.leakage", hint=hint)
-    for line in lines:
-        remark(f"warning: {line}; {hint}")
+    hint = f"change the column `{split.column}`, or remove data.split.column so that groups stay together"
+    if warnings and recipe.data.leakage == "error":
+        raise DataError("; ".join(warnings), where="data.leakage", hint=hint, code="leakage")
+    for warning in warnings:
+        remark(f"warning: {warning}; {hint}")
 
 
 def leakage_warning(copies: Mapping[str, Any], split: str) -> str | None:
-    """Return in words how many rows of a split have copies in train, with pairs; None where there are none."""
-    found = copies[split]
-    if not found["exact"] + found["near"]:
-        return None
-    return f"{found['exact'] + found['near']} of {found['rows']} {split} rows stand in train too {_pairs(found)}"
+    """Return a warning with the number of rows of a split that duplicate training rows; None if there are none."""
+    facts = copies[split]
+    count = facts["exact"] + facts["near"]
+    return f"{count} of {facts['rows']} {split} rows duplicate training rows {_pairs(facts)}" if count else None
 
 
-def _pairs(found: Mapping[str, Any]) -> str:
-    pairs = ", ".join(f"{one['row']} like {one['of']} ({one['similarity']:g})" for one in found["examples"])
-    return f"({found['exact']} exactly, {found['near']} nearly): {pairs}"
+def _pairs(facts: Mapping[str, Any]) -> str:
+    pairs = ", ".join(f"{pair['row']} like {pair['of']} ({pair['similarity']:g})" for pair in facts["examples"])
+    return f"({facts['exact']} exactly, {facts['near']} nearly): {pairs}"

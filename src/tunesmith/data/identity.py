@@ -1,7 +1,7 @@
-"""The id and the group of a row, which follow from the values of its source columns.
+"""Compute the id and the group of a row from the values of its source columns.
 
-The text that a template puts around the values does not count, so a reworded prompt changes neither the split, nor the
-chosen rows, nor the ids, and two prompts can be compared on the same rows.
+The text of the template does not count: a reworded prompt changes neither the split, nor the chosen rows, nor the ids,
+so that two prompts can be compared on the same rows.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,34 +18,34 @@ _LENGTH = 16
 
 
 def row_id(data: Data, row: Mapping[str, Any], turns: Sequence[Turn]) -> str:
-    """Return a digest of all values of a row that the recipe uses: equal rows share it.
+    """Return a digest of all values of a row that the recipe uses; equal rows have the same id.
 
-    With `messages` it covers every turn, learned or not.
+    With `messages` it covers every turn, trained or not.
     """
-    spoken = [[turn.role, turn.text] for turn in _spoken(data, row, turns)]
-    return short_digest([_values(row, (*prompt_columns(data), *response_columns(data))), spoken])
+    messages = [[turn.role, turn.text] for turn in _own_turns(data, row, turns)]
+    return short_digest([_values(row, (*prompt_columns(data), *response_columns(data))), messages])
 
 
-def block_id(whole: str, number: int, most: int) -> str:
-    """Return the id of the `number`th block of at most `most` tokens of the document `whole`."""
-    return short_digest([whole, number, most])
+def block_id(document_id: str, number: int, max_tokens: int) -> str:
+    """Return the id of a document's block number `number`, of at most `max_tokens` tokens."""
+    return short_digest([document_id, number, max_tokens])
 
 
 def group_id(data: Data, row: Mapping[str, Any], turns: Sequence[Turn]) -> str:
-    """Return a digest of what a row asks, regardless of spaces and capitals.
+    """Return a digest of a row's prompt, regardless of whitespace and case.
 
-    Rows that ask the same must stay in one split, or the test would hold questions that training saw. With `messages`
-    a row asks what comes before its first learned answer.
+    Rows with the same prompt must stay in one split; otherwise the test would contain prompts that were trained on.
+    With `messages` the prompt is everything before the first trained answer.
     """
-    spoken = _spoken(data, row, turns)
-    first = next((index for index, turn in enumerate(spoken) if turn.trained), 0)
-    asked = [normalize_text(turn.text) for turn in spoken[: max(first, 1)]]
+    messages = _own_turns(data, row, turns)
+    first_trained = next((index for index, turn in enumerate(messages) if turn.trained), 0)
+    prompt = [normalize_text(turn.text) for turn in messages[: max(first_trained, 1)]]
     values = {column: normalize_text(value) for column, value in _values(row, prompt_columns(data)).items()}
-    return short_digest([values, asked])
+    return short_digest([values, prompt])
 
 
 def short_digest(value: Any) -> str:
-    """Return the digest that ids and groups are made of: 64 bits, in hexadecimal."""
+    """Return the digest of ids and groups: 64 bits in hexadecimal."""
     return digest_of(value)[:_LENGTH]
 
 
@@ -53,8 +53,8 @@ def _values(row: Mapping[str, Any], columns: Sequence[str]) -> dict[str, str]:
     return {column: optional_cell_text(row, column) for column in columns}
 
 
-def _spoken(data: Data, row: Mapping[str, Any], turns: Sequence[Turn]) -> Sequence[Turn]:
-    """Return the turns that the row itself holds: not those that a template wrote."""
+def _own_turns(data: Data, row: Mapping[str, Any], turns: Sequence[Turn]) -> Sequence[Turn]:
+    """Return the turns that the row itself contains, without those from a template."""
     if not isinstance(data, ChatData) or data.messages is None:
         return ()
     return turns[1:] if data.system is not None and fill_template(data.system, row).strip() else turns

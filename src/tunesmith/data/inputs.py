@@ -1,4 +1,4 @@
-"""What `prepare` follows from. Apart from the stage, so that asking whether it is done imports nothing heavy."""
+"""Collect the inputs of the stage `prepare`, without the imports of the stage, to check quickly whether it is done."""
 
 from typing import Any
 
@@ -8,28 +8,28 @@ from tunesmith.data.sources import digest_sources, sources_available
 from tunesmith.fetch.reference import resolve_base
 from tunesmith.recipe.schema import Recipe
 
-FORMAT = 3  # raised when the meaning of prepared files changes, so that old ones are made again
+FORMAT = 3  # increased when the meaning of prepared files changes, so that old ones are prepared again
 
 
 def inputs(recipe: Recipe, run: RunDir) -> dict[str, Any]:
-    """Return all that decides what `prepare` writes. If sources are gone, the rows prepared from them still count."""
+    """Return everything that determines the output of `prepare`; a missing source counts as unchanged."""
     model = resolve_base(run, recipe.model.base)
-    # What a decoder starts from is written in the configuration, and nowhere in the tokenizer.
+    # The start token of a decoder is in the configuration, not in the tokenizer.
     config = {"config": digest_file(model.root.path / "config.json")} if recipe.data.task == "seq2seq" else {}
     return {
         "format": FORMAT,
         "data": recipe.data.model_dump(mode="json"),
         "seed": recipe.seed,
-        "source": _source(recipe, run),
+        "source": _source_digest(recipe, run),
         "tokenizer": model.root.tokenizer_digest(),
         **config,
         "chat_markup": [model.chat_markup, recipe.model.chat_markup],
     }
 
 
-def _source(recipe: Recipe, run: RunDir) -> str:
-    done = run.manifest("prepare")
-    commits = (done or {}).get("commits")
-    if done is not None and not sources_available(recipe.data.source, folder=run.recipe_folder, commits=commits):
-        return str(done["inputs"]["source"])
+def _source_digest(recipe: Recipe, run: RunDir) -> str:
+    manifest = run.manifest("prepare")
+    commits = (manifest or {}).get("commits")
+    if manifest is not None and not sources_available(recipe.data.source, folder=run.recipe_folder, commits=commits):
+        return str(manifest["inputs"]["source"])
     return digest_sources(recipe.data.source, folder=run.recipe_folder, commits=commits)

@@ -1,4 +1,4 @@
-"""JSON and JSONL files -> (line, object), exactly as written; what is wrong is told with its line and column."""
+"""Read JSON and JSONL files strictly: values stay exactly as written, and every error names its line and column."""
 
 import json
 import re
@@ -11,54 +11,56 @@ from tunesmith.core.errors import DataError
 from tunesmith.data.text_file import SHOWN_CHARACTERS, read_text_lines
 from tunesmith.tasks.base import JsonNumber
 
-_MOST_DIGITS = 4000  # Python refuses to convert more than 4,300
-MAX_DOCUMENT_CHARACTERS = 2**30  # a JSON list has to be read whole
+_MAX_DIGITS = 4000  # Python refuses to convert more than 4,300
+MAX_DOCUMENT_CHARACTERS = 2**30  # a JSON list is read as a whole
 
 
 def read_json_lines(path: Path, label: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (line, object) of a JSONL file; blank lines are no rows.
+    """Yield the line number and the object of each row of a JSONL file; blank lines are skipped.
 
-    The json module reads it and not `datasets`: Arrow gives every row of a batch the same columns and types, so keys
-    a row does not have would appear as None and numbers could become text, and the lines would be lost.
+    The json module reads the file instead of `datasets`, because Arrow gives every row of a batch the same columns and
+    types: absent keys would become None, numbers could become text, and line numbers would be lost.
 
     Raises:
-        DataError: see `read_text_lines`; a line that is not exactly one JSON object, or not representable exactly.
+        DataError: see `read_text_lines`; a line is not exactly one JSON object, or cannot be represented exactly.
     """
     is_first_line = True
     for number, line in read_text_lines(path, label):
         if line.isspace() or not line:
             continue
         try:
-            value = _one_object(line, number, label)
+            value = _parse_line(line, number, label)
         except DataError as error:
             if is_first_line and line.lstrip().startswith("["):
-                hint = "this looks like one JSON list, not one object a line: let the name end in .json"
-                raise DataError(error.message, where=error.where, hint=hint) from error
+                hint = "this looks like one JSON list instead of one object per line: rename the file to .json"
+                raise DataError(error.message, where=error.where, hint=hint, code=error.code) from error
             raise
         is_first_line = False
         yield number, value
 
 
 def read_json_rows(path: Path, label: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (line, object) of a `.json` file: a list of objects, or JSON lines, which `datasets` and pandas write so.
+    """Yield the line number and the object of each row of a `.json` file.
+
+    The file is a list of objects, or JSON lines, because `datasets` and pandas write these to `.json` files too.
 
     Raises:
-        DataError: see `read_json_lines`; one object instead of a list, a list that is not closed, text after the list.
+        DataError: see `read_json_lines`; the file is one object, the list is never closed, or text follows the list.
     """
-    opening = (line.strip() for _, line in read_text_lines(path, label) if not line.isspace())
-    first, second = next(opening, ""), next(opening, None)
-    if first and first[0] != "[" and second is not None and _is_whole(first):
+    nonblank = (line.strip() for _, line in read_text_lines(path, label) if not line.isspace())
+    first, second = next(nonblank, ""), next(nonblank, None)
+    if first and first[0] != "[" and second is not None and _is_complete(first):
         yield from read_json_lines(path, label)
         return
-    text = _whole_text(path, label)
+    text = _read_all(path, label)
     if first.startswith("["):
         yield from _list_items(text, label)
     elif first:
         value, _ = _decode(text, _skip_space(text, 0), 1, label)
-        _refuse_single(value, label)
+        _raise_single_value_error(value, label)
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) != len(pairs):
         name = next(name for name, times in Counter(name for name, _ in pairs).items() if times > 1)
@@ -66,19 +68,19 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"holds {name}, which JSON does not have (write null, or leave the key out)")
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"contains {name}, which is not JSON (write null, or omit the key)")
 
 
-def _whole_number(digits: str) -> int | JsonNumber:
-    """Return an integer if `str` gives back its digits: not for `-0`, nor for more digits than Python converts."""
-    if digits == "-0" or len(digits) > _MOST_DIGITS:
+def _parse_integer(digits: str) -> int | JsonNumber:
+    """Return an int if `str` restores the same digits; `-0` and numbers too long for Python stay text."""
+    if digits == "-0" or len(digits) > _MAX_DIGITS:
         return JsonNumber(digits)
     return int(digits)
 
 
 _DECODER = json.JSONDecoder(
-    object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=JsonNumber, parse_int=_whole_number
+    object_pairs_hook=_unique_keys, parse_constant=_refuse_constant, parse_float=JsonNumber, parse_int=_parse_integer
 )
 _SPACE = re.compile(r"[ \t\n\r]*")
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
@@ -89,41 +91,42 @@ def _skip_space(text: str, position: int) -> int:
     return match.end() if match else position
 
 
-def _decode(text: str, position: int, first: int, label: str) -> tuple[Any, int]:
-    """Return the JSON value at `position` and where it ends; `first` is the number of the text's first line."""
+def _decode(text: str, position: int, first_line: int, label: str) -> tuple[Any, int]:
+    """Return the JSON value at `position` and its end; `first_line` is the line number of the text's start."""
     try:
         value, end = _DECODER.raw_decode(text, position)
         if _SURROGATE.search(text, position, end):
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except json.JSONDecodeError as error:
-        _refuse_json(text, error.pos, first, error.msg, label)
+        _raise_json_error(text, error.pos, first_line, error.msg, label)
     except (ValueError, RecursionError) as error:
-        problem = str(error)  # the hooks above say what they mean, the interpreter does not
+        problem = str(error)  # the hooks above raise a complete message, the interpreter does not
         if isinstance(error, RecursionError):
             problem = "is nested too deeply"
         elif isinstance(error, UnicodeEncodeError):
-            problem = "holds half of a surrogate pair (a \\ud800 to \\udfff without its partner), which is no character"
-        raise DataError(problem, where=f"{label}:{first + text.count(chr(10), 0, position)}") from error
+            problem = "contains half of a surrogate pair (one of \\ud800 to \\udfff alone), which is no character"
+        where = f"{label}:{first_line + text.count(chr(10), 0, position)}"
+        raise DataError(problem, where=where, code="invalid-json") from error
     return value, end
 
 
-def _one_object(line: str, number: int, label: str) -> dict[str, Any]:
+def _parse_line(line: str, number: int, label: str) -> dict[str, Any]:
     value, end = _decode(line, _skip_space(line, 0), number, label)
     end = _skip_space(line, end)
     if end != len(line):
-        _refuse_json(line, end, number, "Extra data", label)
-    return _checked_object(value, f"{label}:{number}")
+        _raise_json_error(line, end, number, "Extra data", label)
+    return _check_object(value, f"{label}:{number}")
 
 
-def _checked_object(value: Any, where: str) -> dict[str, Any]:
+def _check_object(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         kind = {list: "a list", str: "a text", type(None): "null", bool: "a truth value"}.get(type(value), "a number")
-        raise DataError(f"is {kind}, not an object with a name for every value", where=where)
+        raise DataError(f"is {kind}, not an object of named values", where=where, code="not-an-object")
     return value
 
 
 def _list_items(text: str, label: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (line, object) of a text that starts with `[`."""
+    """Yield the line number and the object of each item of a text that starts with `[`."""
     position = _skip_space(text, 0)
     line, counted = 1, 0
     mark = text[position]
@@ -133,19 +136,19 @@ def _list_items(text: str, label: str) -> Iterator[tuple[int, dict[str, Any]]]:
         if mark == "[" and text[position : position + 1] == "]":
             break
         value, position = _decode(text, position, 1, label)
-        yield line, _checked_object(value, f"{label}:{line}")
+        yield line, _check_object(value, f"{label}:{line}")
         position = _skip_space(text, position)
         mark = text[position : position + 1]
         if mark not in (",", "]"):
             message = "Expecting ',' or ']'" if mark else "the list is never closed; is the file cut off?"
-            _refuse_json(text, position, 1, message, label)
+            _raise_json_error(text, position, 1, message, label)
     rest = _skip_space(text, position + 1)
     if rest != len(text):
-        _refuse_json(text, rest, 1, "Extra data", label)
+        _raise_json_error(text, rest, 1, "Extra data", label)
 
 
-def _is_whole(line: str) -> bool:
-    """Say whether a line starts with a complete JSON value: then the file is JSON lines, good or bad."""
+def _is_complete(line: str) -> bool:
+    """Return whether a line starts with a complete JSON value: then the file is JSON lines, valid or not."""
     try:
         json.JSONDecoder().raw_decode(line)
     except (ValueError, RecursionError):
@@ -153,33 +156,38 @@ def _is_whole(line: str) -> bool:
     return True
 
 
-def _whole_text(path: Path, label: str) -> str:
+def _read_all(path: Path, label: str) -> str:
     parts, size = [], 0
     for _, line in read_text_lines(path, label):
         parts.append(line)
         size += len(line)
         if size > MAX_DOCUMENT_CHARACTERS:
-            raise DataError("is too large for a JSON list", where=label, hint="write it as JSONL: one object a line")
+            hint = "write it as JSONL: one object per line"
+            raise DataError("is too large for a JSON list", where=label, hint=hint, code="too-large")
     return "".join(parts)
 
 
-def _refuse_single(value: Any, label: str) -> NoReturn:
-    _checked_object(value, label)
+def _raise_single_value_error(value: Any, label: str) -> NoReturn:
+    _check_object(value, label)
     lists = [name for name, inner in value.items() if isinstance(inner, list) and inner and isinstance(inner[0], dict)]
-    found = f"the rows seem to be under {lists[0]!r}: " if lists else ""
-    hint = f"{found}write a list of objects, or one object a line"
-    raise DataError("is one object, not a list of rows", where=label, hint=hint)
+    rows_hint = f"the rows seem to be under {lists[0]!r}: " if lists else ""
+    hint = f"{rows_hint}write a list of objects, or one object per line"
+    raise DataError("is one object, not a list of rows", where=label, hint=hint, code="not-an-object")
 
 
-def _refuse_json(text: str, position: int, first: int, message: str, label: str) -> NoReturn:
-    """Raise DataError for what is wrong at `position`; `first` is the number of the text's first line."""
+def _raise_json_error(text: str, position: int, first_line: int, message: str, label: str) -> NoReturn:
+    """Raise DataError for the mistake at `position`; `first_line` is the line number of the text's start."""
     ends_early = position >= len(text.rstrip()) or message.startswith("Unterminated")
-    position = min(position, len(text.rstrip()))  # not the empty line behind the last one
+    position = min(position, len(text.rstrip()))  # not the empty line after the last one
     start = text.rfind("\n", 0, position) + 1
     end = text.find("\n", position)
     shown = text[start : end if end >= 0 else len(text)].rstrip("\r")
-    # Of a long line the part around the error is shown, not its start.
-    left = max(0, min(position - start - SHOWN_CHARACTERS // 2, len(shown) - SHOWN_CHARACTERS))
-    problem = f"is not valid JSON: {message} at column {position - start + 1}: {shown[left : left + SHOWN_CHARACTERS]}"
-    hint = "it is the last line and has no line end: the file was probably cut off" if ends_early and end < 0 else None
-    raise DataError(problem, where=f"{label}:{first + text.count(chr(10), 0, position)}", hint=hint)
+    # The message shows the part of a long line that is around the error.
+    begin = max(0, min(position - start - SHOWN_CHARACTERS // 2, len(shown) - SHOWN_CHARACTERS))
+    problem = (
+        f"is not valid JSON: {message} at column {position - start + 1}: {shown[begin : begin + SHOWN_CHARACTERS]}"
+    )
+    is_cut_off = ends_early and end < 0
+    hint = "it is the last line and has no line end: the file was probably cut off" if is_cut_off else None
+    where = f"{label}:{first_line + text.count(chr(10), 0, position)}"
+    raise DataError(problem, where=where, hint=hint, code="invalid-json")

@@ -1,6 +1,6 @@
-"""How often each training row is used: duplicates, weights of mixed sources, a limit. Held-out rows stay as they are.
+"""Decide how often each training row is used, by duplicates, source weights and `train_rows`.
 
-Everything is chosen by hash, so the same recipe over the same rows gives the same training rows.
+Held-out rows are not changed. All choices are made by hash, so the same recipe and rows give the same training rows.
 """
 
 from collections import Counter
@@ -16,69 +16,69 @@ from tunesmith.recipe.schema import Recipe
 
 
 def mix_sources(rows: Sequence[SpooledRow], recipe: Recipe, left_out: Mapping[int, str]) -> list[SpooledRow]:
-    """Return all rows, where training rows that are not used say so and others how often they are.
+    """Return all rows, with unused training rows marked as such and `times` set on the others.
 
-    A row's `times` is 1 unless its source has another weight. First `left_out` and duplicates leave, then the weights
-    count, and `train_rows` is taken from what they make. Both count blocks where a document is learned in several.
+    First `left_out` rows and duplicates are removed, then the weights of the sources apply, and `train_rows` are chosen
+    from the result. Weights and `train_rows` count blocks if a document is split into several.
 
     Args:
-        left_out: why training rows leave, by their number.
+        left_out: the numbers of training rows to leave out, with the reason.
     """
     reasons = {i: left_out[row.entry.row] for i, row in enumerate(rows) if row.entry.row in left_out}
     if recipe.data.duplicates == "drop":
-        reasons = _repeated(rows) | reasons
+        reasons = _duplicates(rows) | reasons
     times = {
-        i: 1 for i, row in enumerate(rows) if row.entry.split == "train" and row.place is not None and i not in reasons
+        i: 1 for i, row in enumerate(rows) if row.entry.split == "train" and row.index is not None and i not in reasons
     }
     for name, source in named_sources(recipe.data.source).items():
         if source.weight != 1:
-            mine = [i for i in times if rows[i].entry.source == name]
-            whole, part = divmod(source.weight, 1)
-            more = _chosen(mine, rows, round(part * len(mine)), recipe.seed, "weight")
-            times |= {i: int(whole) + (i in more) for i in mine}
-            reasons |= {i: f"beyond weight {source.weight:g}" for i in mine if times[i] == 0}
+            from_source = [i for i in times if rows[i].entry.source == name]
+            whole, fraction = divmod(source.weight, 1)
+            extra = _choose(from_source, rows, round(fraction * len(from_source)), recipe.seed, "weight")
+            times |= {i: int(whole) + (i in extra) for i in from_source}
+            reasons |= {i: f"beyond weight {source.weight:g}" for i in from_source if times[i] == 0}
     used = [i for i, count in times.items() for _ in range(count)]
     limit = recipe.data.train_rows
     if limit is not None:
         count = limit if isinstance(limit, int) else max(1, round(limit * len(used)))
-        left = _chosen(used, rows, count, recipe.seed, "choose")
-        reasons |= {i: "beyond train_rows" for i in used if i not in left}
-        used = list(left.elements())
+        chosen = _choose(used, rows, count, recipe.seed, "choose")
+        reasons |= {i: "beyond train_rows" for i in used if i not in chosen}
+        used = list(chosen.elements())
     counts = Counter(used)
     return [
-        _unused(row.entry, reasons[i]) if i in reasons else _used(row, counts[i]) if i in counts else row
+        _mark_unused(row.entry, reasons[i]) if i in reasons else _with_times(row, counts[i]) if i in counts else row
         for i, row in enumerate(rows)
     ]
 
 
-def _chosen(places: Sequence[int], rows: Sequence[SpooledRow], count: int, seed: int, purpose: str) -> Counter[int]:
-    """Return how often each place is among `count` of them; equal rows have one id, and rows are what is counted."""
+def _choose(indices: Sequence[int], rows: Sequence[SpooledRow], count: int, seed: int, purpose: str) -> Counter[int]:
+    """Choose `count` of the indices by hash; return how often each was chosen. Rows with equal ids count separately."""
     seen: Counter[str | None] = Counter()
-    names: dict[str, int] = {}
-    for place in places:
-        one = rows[place].entry.id
-        names[f"{one} {seen[one]}" if seen[one] else str(one)] = place
-        seen[one] += 1
-    return Counter(names[name] for name in choose_by_hash(names, count, seed, purpose=purpose))
+    index_of: dict[str, int] = {}
+    for index in indices:
+        id_ = rows[index].entry.id
+        index_of[f"{id_} {seen[id_]}" if seen[id_] else str(id_)] = index
+        seen[id_] += 1
+    return Counter(index_of[name] for name in choose_by_hash(index_of, count, seed, purpose=purpose))
 
 
-def _repeated(rows: Sequence[SpooledRow]) -> dict[int, str]:
-    """Return why they leave for all training rows that say what one before them says."""
+def _duplicates(rows: Sequence[SpooledRow]) -> dict[int, str]:
+    """Return the indices of training rows with the content of an earlier training row, with the reason."""
     seen: set[str] = set()
     reasons: dict[int, str] = {}
-    training = [i for i, row in enumerate(rows) if row.entry.split == "train" and row.place is not None]
+    training = [i for i, row in enumerate(rows) if row.entry.split == "train" and row.index is not None]
     for _, blocks in groupby(training, key=lambda i: rows[i].entry.row):
-        places = list(blocks)
-        said = rows[places[0]].said
-        if said in seen:
-            reasons |= dict.fromkeys(places, "says what a row before it says")
-        seen.add(said)
+        indices = list(blocks)
+        content_hash = rows[indices[0]].content_hash
+        if content_hash in seen:
+            reasons |= dict.fromkeys(indices, "duplicate of an earlier row")
+        seen.add(content_hash)
     return reasons
 
 
-def _used(row: SpooledRow, times: int) -> SpooledRow:
+def _with_times(row: SpooledRow, times: int) -> SpooledRow:
     return row if times == row.entry.times else replace(row, entry=replace(row.entry, times=times))
 
 
-def _unused(entry: LedgerEntry, reason: str) -> SpooledRow:
+def _mark_unused(entry: LedgerEntry, reason: str) -> SpooledRow:
     return SpooledRow(replace(entry, status="unused", reason=reason, times=0, tokens=0, trained=0))

@@ -1,4 +1,4 @@
-"""STAGE 1: rows -> Examples -> splits -> Tokens on disk, a ledger of every row, and the manifest last."""
+"""The stage `prepare`: write the examples and tokens of each split, a ledger of all rows, and the manifest last."""
 
 import time
 from pathlib import Path
@@ -29,41 +29,46 @@ def prepare(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     """Prepare the rows of a recipe in `run`; return the manifest.
 
     Raises:
-        DataError: the data cannot be read or used, see `build_dataset`; a metric of the recipe refuses a reference.
-        RecipeError: a metric of the user's own fails.
+        DataError: the data cannot be read or used, see `build_dataset`; a metric of the recipe rejects a reference.
+        RecipeError: a custom metric fails.
     """
-    began = time.monotonic()
-    stated = inputs(recipe, run)
+    start = time.monotonic()
+    stage_inputs = inputs(recipe, run)
     base = resolve_base(run, recipe.model.base)
     tokenizer = load_tokenizer(base, recipe.model.chat_markup)
     task = task_for(recipe.data, tokenizer)
     progress = Progress("prepare", unit="rows")
     with translate_enospc(run.stage("prepare")):
         run.path.mkdir(parents=True, exist_ok=True)
-        shelf = Spool(run.path)
-        gathered = build_dataset(recipe, task, folder=run.recipe_folder, model=base, seen=progress.update, shelf=shelf)
+        spool = Spool(run.path)
+        dataset = build_dataset(recipe, task, folder=run.recipe_folder, model=base, on_row=progress.update, spool=spool)
     progress.close()
-    rehearse(recipe, task, gathered, folder=run.recipe_folder)
-    facts = {"stage": "prepare", "inputs": stated, "seconds": round(time.monotonic() - began, 3), **gathered.facts()}
+    rehearse(recipe, task, dataset, folder=run.recipe_folder)
+    facts = {
+        "stage": "prepare",
+        "inputs": stage_inputs,
+        "seconds": round(time.monotonic() - start, 3),
+        **dataset.facts(),
+    }
     facts |= {"base": pinned_base(run, base), "commits": resolve_commits(recipe.data.source, folder=run.recipe_folder)}
     with new_folder(run.stage("prepare"), **facts) as folder:
-        _write(folder, gathered, tokenizer)
-        write_trained_rows(folder / TRAINED_ROWS, (str(row.entry.id) for row in gathered.used["train"]), base)
+        _write(folder, dataset, tokenizer)
+        write_trained_rows(folder / TRAINED_ROWS, (str(row.entry.id) for row in dataset.used["train"]), base)
     return run.manifest("prepare") or {}
 
 
-def _write(folder: Path, gathered: Dataset, tokenizer: TokenizerAdapter) -> None:
-    write_jsonl(folder / "rows.jsonl", (entry.to_json() for entry in gathered.entries))
-    shelf, samples = gathered.shelf, []
-    for name, chosen in gathered.used.items():
-        places = gathered.places(name)
-        write_chunks(folder / "examples" / f"{name}.jsonl", shelf.examples(places))
-        write_tokens(folder / "tokens" / f"{name}.safetensors", shelf.rows(places))
-        first = list({(r.entry.row, r.entry.block): r for r in chosen}.values())[:_SAMPLES]  # a row may be used twice
+def _write(folder: Path, dataset: Dataset, tokenizer: TokenizerAdapter) -> None:
+    write_jsonl(folder / "rows.jsonl", (entry.to_json() for entry in dataset.entries))
+    spool, samples = dataset.spool, []
+    for name, rows in dataset.used.items():
+        indices = dataset.spool_indices(name)
+        write_chunks(folder / "examples" / f"{name}.jsonl", spool.examples(indices))
+        write_tokens(folder / "tokens" / f"{name}.safetensors", spool.rows(indices))
+        first = list({(r.entry.row, r.entry.block): r for r in rows}.values())[:_SAMPLES]  # a row may be used twice
         samples += [
             {"split": name, "row": r.entry.row, "block": r.entry.block, "id": r.entry.id,
-             "tokens": token_view(shelf.tokens(r.place, str(r.entry.id)), tokenizer)}
+             "tokens": token_view(spool.tokens(r.index, str(r.entry.id)), tokenizer)}
             for r in first
-            if r.place is not None
+            if r.index is not None
         ]  # fmt: skip
     write_json(folder / "samples.json", samples)

@@ -1,4 +1,4 @@
-"""Copies of what evaluation needs from the recipe's folder, so that a run can be judged after it was moved."""
+"""Copy the recipe's metrics and database into the run, so that the run can be evaluated after it was moved."""
 
 import os
 import shutil
@@ -13,29 +13,28 @@ from tunesmith.scoring.custom import source_files
 
 
 def copy_recipe_files(recipe: Recipe, run: RunDir) -> None:
-    """Copy the recipe's own metrics, with the modules that they import, and its database into the run.
+    """Copy the recipe's custom metrics, with the modules that they import, and its database into the run.
 
-    Copies that are up to date stay, and if the recipe's folder is gone, nothing is copied.
+    Copies that are up to date stay. If the recipe's folder is gone, nothing is copied.
 
     Raises:
-        DataError: the database is not there.
+        DataError: the database does not exist.
         DoesNotFit: the disk is full.
     """
     if run.recipe_folder == run.recipe_files:
         return
-    for source, name in _wanted(recipe, run.recipe_folder):
+    for source, name in _files_to_copy(recipe, run.recipe_folder):
         target = run.recipe_files / name
-        if not _is_copy(source, target):
+        if not _is_up_to_date(source, target):
             with translate_enospc(target):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source, target)
-                os.utime(
-                    target, ns=(source.stat().st_atime_ns, source.stat().st_mtime_ns)
-                )  # last, because it marks the copy as whole
+                # Set the times last: they mark the copy as complete.
+                os.utime(target, ns=(source.stat().st_atime_ns, source.stat().st_mtime_ns))
 
 
-def _wanted(recipe: Recipe, folder: Path) -> Iterator[tuple[Path, str]]:
-    """Yield each file to copy and its name below `recipe_files`."""
+def _files_to_copy(recipe: Recipe, folder: Path) -> Iterator[tuple[Path, str]]:
+    """Yield each file to copy, and its name in `recipe_files`."""
     metrics = (*recipe.evaluate.metrics, *recipe.train.valid_metrics)
     for metric in metrics:
         for file in source_files(metric, folder):
@@ -44,8 +43,8 @@ def _wanted(recipe: Recipe, folder: Path) -> Iterator[tuple[Path, str]]:
         yield database, DATABASE_COPY
 
 
-def _is_copy(source: Path, target: Path) -> bool:
+def _is_up_to_date(source: Path, target: Path) -> bool:
     if not target.exists():
         return False
-    one, other = source.stat(), target.stat()
-    return (one.st_size, one.st_mtime_ns) == (other.st_size, other.st_mtime_ns)
+    original, copy = source.stat(), target.stat()
+    return (original.st_size, original.st_mtime_ns) == (copy.st_size, copy.st_mtime_ns)

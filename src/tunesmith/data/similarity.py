@@ -1,8 +1,8 @@
-"""Which texts nearly repeat others: MinHash over runs of words, candidates by banding, then the exact Jaccard index.
+"""Find near-duplicate texts: MinHash over word shingles, candidates by banding, then the exact Jaccard index.
 
-Resemblance and MinHash are Broder's (1997, "On the resemblance and containment of documents"); banding is in Leskovec,
-Rajaraman and Ullman, "Mining of Massive Datasets", chapter 3. A signature is the minimum of each of 128 multiply-shift
-hashes (Dietzfelbinger et al. 1997). They are fixed, so the same texts give the same answer everywhere.
+MinHash is from Broder (1997, "On the resemblance and containment of documents"), and banding from Leskovec, Rajaraman
+and Ullman, "Mining of Massive Datasets", chapter 3. A signature is the minimum of each of 128 multiply-shift hashes
+(Dietzfelbinger et al. 1997). The hashes are fixed, so the same texts give the same result everywhere.
 """
 
 import re
@@ -18,97 +18,98 @@ from tunesmith.data.split import normalize_text
 
 SHINGLE_WORDS = 3
 NUM_HASHES = 128
-# Runs that more than this part of all texts share belong to a template: that two texts have them says nothing.
+# Shingles in more than this fraction of all texts belong to a template, so sharing them is no sign of similarity.
 COMMON_FRACTION = 0.1
 COMMON_MIN_TEXTS = 10
-# With fewer runs of their own, texts are too short for a likeness to mean anything.
+# Texts with fewer shingles, without the common ones, are too short for a meaningful similarity.
 MIN_SHINGLES = 6
 
-# Scripts without blanks are taken character by character. Marks are words too, since a < b is not a > b.
+# In scripts without spaces every character is a word. Punctuation marks are words too, since a < b is not a > b.
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+|[^\w\s]")
 _BUCKETS = 2**22
 _LOW_BITS = np.uint32(_BUCKETS - 1)
-_RUNS_AT_ONCE = 2**22
-_FOUND = 0.99  # of the pairs that are just as similar as asked for
-_CANDIDATES = 50  # taken from one bucket of one band
-_COMPARED = 4  # candidates of one text that are compared exactly, the likeliest first
-_ASKED_AT_ONCE = 256
-_PAIRS_AT_ONCE = 2**15
-_MARGIN = 0.15  # by which an estimate from 128 hashes may be too low: four standard deviations at 0.8
+_SHINGLES_PER_CHUNK = 2**22
+_RECALL = 0.99  # for pairs exactly at the threshold
+_MAX_CANDIDATES = 50  # per bucket of a band
+_MAX_COMPARED = 4  # candidates per text whose Jaccard index is computed, the most similar estimates first
+_QUERIES_PER_CHUNK = 256
+_PAIRS_PER_CHUNK = 2**15
+_MARGIN = 0.15  # how far an estimate from 128 hashes may be too low: four standard deviations at 0.8
 
 _RANDOM = np.random.Generator(np.random.Philox(1997))
 _FACTORS = _RANDOM.integers(0, 2**63, NUM_HASHES, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
 _SUMMANDS = _RANDOM.integers(0, 2**63, NUM_HASHES, dtype=np.uint64)
 _HALF = np.uint64(32)
 
-Places = NDArray[np.int64]
+Indices = NDArray[np.int64]
 
 
 class ShingleIndex:
-    """The runs of words of texts, kept as the texts come by: one 32-bit hash a run."""
+    """The shingles of texts, added one text at a time: a 32-bit hash for each shingle."""
 
     def __init__(self) -> None:
         self._flat = array("I")
         self._offsets = array("Q", [0])
 
-    def add(self, runs: bytes) -> int:
-        """Keep what `shingles` returned for a text; return its place."""
-        self._flat.frombytes(runs)
+    def add(self, text_shingles: bytes) -> int:
+        """Add the result of `shingles` for a text; return the index of the text."""
+        self._flat.frombytes(text_shingles)
         self._offsets.append(len(self._flat))
         return len(self._offsets) - 2
 
-    def of(self, places: Sequence[int]) -> tuple[NDArray[np.uint32], Places]:
-        """Return the runs of texts one behind the other, and where each text's begin, and end."""
+    def select(self, indices: Sequence[int]) -> tuple[NDArray[np.uint32], Indices]:
+        """Return the concatenated shingles of some texts, and the offset of each text [texts + 1]."""
         flat, offsets = np.frombuffer(self._flat, np.uint32), np.frombuffer(self._offsets, np.uint64).astype(np.int64)
-        wanted = np.asarray(places, np.int64)
-        begins, ends = offsets[wanted], offsets[wanted + 1]
-        found = np.concatenate([np.zeros(0, np.uint32), *(flat[i:j] for i, j in zip(begins, ends, strict=True))])
-        return found, np.concatenate([[0], np.cumsum(ends - begins)])
+        selected = np.asarray(indices, np.int64)
+        starts, ends = offsets[selected], offsets[selected + 1]
+        hashes = np.concatenate([np.zeros(0, np.uint32), *(flat[i:j] for i, j in zip(starts, ends, strict=True))])
+        return hashes, np.concatenate([[0], np.cumsum(ends - starts)])
 
 
 class MinHashIndex:
-    """Texts as sets of runs of words; what is kept is 4 bytes a word and 512 a text."""
+    """Texts as sets of shingles; it keeps 4 bytes per word and 512 bytes per text."""
 
     def __init__(self, texts: Iterable[str]) -> None:
-        runs = ShingleIndex()
-        self._keep(*runs.of([runs.add(shingles(text)) for text in texts]))
+        index = ShingleIndex()
+        self._keep_rare(*index.select([index.add(shingles(text)) for text in texts]))
 
     @classmethod
-    def among(cls, runs: ShingleIndex, places: Sequence[int]) -> "MinHashIndex":
-        """Return the texts at some places of those whose runs are kept."""
-        made = cls.__new__(cls)
-        made._keep(*runs.of(places))
-        return made
+    def from_shingles(cls, shingle_index: ShingleIndex, indices: Sequence[int]) -> "MinHashIndex":
+        """Return the index of some texts of a ShingleIndex."""
+        index = cls.__new__(cls)
+        index._keep_rare(*shingle_index.select(indices))
+        return index
 
-    def _keep(self, runs: NDArray[np.uint32], offsets: Places) -> None:
-        # Counted in buckets of their low bits: what else falls into a bucket is too little to make a run look common.
+    def _keep_rare(self, hashes: NDArray[np.uint32], offsets: Indices) -> None:
+        """Store the shingles that are not common to many texts."""
+        # Shingles are counted in buckets of their low bits. Collisions are too few to make a rare shingle look common.
         counts = np.zeros(_BUCKETS, np.int64)
-        parts = [slice(first, first + _RUNS_AT_ONCE) for first in range(0, len(runs), _RUNS_AT_ONCE)]
-        for part in parts:
-            counts += np.bincount(runs[part] & _LOW_BITS, minlength=_BUCKETS)
-        own = counts <= max(COMMON_MIN_TEXTS, COMMON_FRACTION * (len(offsets) - 1))
-        mine = np.zeros(len(runs), bool)
-        before, so_far = np.zeros(len(offsets), np.int64), 0  # how many own runs stand before each text
-        for part in parts:
-            mine[part] = own[runs[part] & _LOW_BITS]
-            counts = so_far + np.cumsum(mine[part])
-            first, last = np.searchsorted(offsets, [part.start, part.stop], "right")
-            before[first:last] = counts[offsets[first:last] - part.start - 1]
-            so_far = int(counts[-1])
-        self._runs: NDArray[np.uint32] = runs[mine]
-        self._offsets: Places = before
+        chunks = [slice(start, start + _SHINGLES_PER_CHUNK) for start in range(0, len(hashes), _SHINGLES_PER_CHUNK)]
+        for chunk in chunks:
+            counts += np.bincount(hashes[chunk] & _LOW_BITS, minlength=_BUCKETS)
+        is_rare_bucket = counts <= max(COMMON_MIN_TEXTS, COMMON_FRACTION * (len(offsets) - 1))
+        is_rare = np.zeros(len(hashes), bool)
+        rare_offsets, total = np.zeros(len(offsets), np.int64), 0
+        for chunk in chunks:
+            is_rare[chunk] = is_rare_bucket[hashes[chunk] & _LOW_BITS]
+            counts = total + np.cumsum(is_rare[chunk])
+            first, last = np.searchsorted(offsets, [chunk.start, chunk.stop], "right")
+            rare_offsets[first:last] = counts[offsets[first:last] - chunk.start - 1]
+            total = int(counts[-1])
+        self._hashes: NDArray[np.uint32] = hashes[is_rare]
+        self._offsets: Indices = rare_offsets
 
     def __len__(self) -> int:
         return len(self._offsets) - 1
 
-    def runs(self, place: int) -> NDArray[np.uint32]:
-        """Return the hashes of a text's own runs, ascending."""
-        found: NDArray[np.uint32] = self._runs[self._offsets[place] : self._offsets[place + 1]]
-        return found
+    def shingles(self, index: int) -> NDArray[np.uint32]:
+        """Return the hashes of a text's shingles, ascending and without the common ones."""
+        hashes: NDArray[np.uint32] = self._hashes[self._offsets[index] : self._offsets[index + 1]]
+        return hashes
 
-    def jaccard(self, one: int, other: int) -> float:
-        """Return the Jaccard index of two texts: which part of all their runs they share."""
-        a, b = self.runs(one), self.runs(other)
+    def jaccard(self, first: int, second: int) -> float:
+        """Return the Jaccard index of two texts: the fraction of their shingles that both have."""
+        a, b = self.shingles(first), self.shingles(second)
         both = np.concatenate([a, b])
         both.sort()
         shared = int(np.count_nonzero(both[1:] == both[:-1]))
@@ -116,108 +117,110 @@ class MinHashIndex:
 
     @cached_property
     def signatures(self) -> NDArray[np.uint32]:
-        """The MinHash signature of every text, [texts, HASHES]; of those that are too short it is not used."""
-        found = np.zeros((len(self), NUM_HASHES), np.uint32)
-        for place in range(len(self)):
-            runs = self.runs(place).astype(np.uint64)
-            if len(runs):
-                found[place] = ((runs[:, None] * _FACTORS + _SUMMANDS) >> _HALF).min(axis=0)
-        return found
+        """The MinHash signature of every text [texts, NUM_HASHES]; zeros for texts without shingles."""
+        signatures = np.zeros((len(self), NUM_HASHES), np.uint32)
+        for index in range(len(self)):
+            hashes = self.shingles(index).astype(np.uint64)
+            if len(hashes):
+                signatures[index] = ((hashes[:, None] * _FACTORS + _SUMMANDS) >> _HALF).min(axis=0)
+        return signatures
 
-    def long_enough(self, places: Sequence[int]) -> Places:
-        """Return those of the places whose texts have enough runs of their own to be compared."""
-        wanted = np.asarray(places, np.int64)
-        found: Places = wanted[np.diff(self._offsets)[wanted] >= MIN_SHINGLES]
-        return found
+    def long_enough(self, indices: Sequence[int]) -> Indices:
+        """Return the indices of the texts with at least MIN_SHINGLES shingles."""
+        selected = np.asarray(indices, np.int64)
+        long: Indices = selected[np.diff(self._offsets)[selected] >= MIN_SHINGLES]
+        return long
 
-    def nearest(self, asked: Sequence[int], among: Sequence[int], threshold: float) -> dict[int, tuple[int, float]]:
-        """Return {place: (place of a most similar text, similarity)} for the texts asked about that have one.
+    def nearest(self, queries: Sequence[int], pool: Sequence[int], threshold: float) -> dict[int, tuple[int, float]]:
+        """Return {query: (a most similar text of the pool, similarity)} for the queries that have one.
 
         Args:
-            asked: places of texts.
-            among: places of the texts to look in, ascending; a text that is in both is compared with those before it.
-            threshold: least Jaccard index. Of pairs just at it 1 in 100 may be missed, of more similar ones fewer.
+            queries: indices of texts.
+            pool: ascending indices of texts; a query that is also in the pool is compared with the texts before it.
+            threshold: the least Jaccard index. About 1 in 100 pairs exactly at it are missed, and fewer above it.
         """
-        pool, questions = self.long_enough(among), self.long_enough(asked)
-        bands = [_Band(self.signatures, columns, pool) for columns in _bands(threshold)] if len(pool) else []
-        twice = np.isin(questions, pool)
-        found: dict[int, tuple[int, float]] = {}
-        for first in range(0, len(questions), _ASKED_AT_ONCE):
-            some = slice(first, first + _ASKED_AT_ONCE)
-            for place, candidates in self._likely(questions[some], twice[some], bands, threshold):
-                best = max(((self.jaccard(place, one), -one) for one in candidates), default=(0.0, 0))
-                if best[0] >= threshold:
-                    found[place] = -best[1], best[0]
-        return found
+        long_pool, long_queries = self.long_enough(pool), self.long_enough(queries)
+        bands = [_Band(self.signatures, columns, long_pool) for columns in _bands(threshold)] if len(long_pool) else []
+        in_pool = np.isin(long_queries, long_pool)
+        nearest: dict[int, tuple[int, float]] = {}
+        for start in range(0, len(long_queries), _QUERIES_PER_CHUNK):
+            chunk = slice(start, start + _QUERIES_PER_CHUNK)
+            for query, candidates in self._candidates(long_queries[chunk], in_pool[chunk], bands, threshold):
+                similarity, negative = max(
+                    ((self.jaccard(query, candidate), -candidate) for candidate in candidates), default=(0.0, 0)
+                )
+                if similarity >= threshold:
+                    nearest[query] = -negative, similarity
+        return nearest
 
-    def _likely(
-        self, questions: Places, twice: NDArray[np.bool_], bands: Sequence["_Band"], threshold: float
+    def _candidates(
+        self, queries: Indices, in_pool: NDArray[np.bool_], bands: Sequence["_Band"], threshold: float
     ) -> Iterator[tuple[int, list[int]]]:
-        """Yield (place, places that seem similar enough, the likeliest first)."""
-        pairs = [band.pairs(self.signatures, questions) for band in bands]
+        """Yield each query with the texts that seem similar enough, the highest estimates first."""
+        pairs = [band.pairs(self.signatures, queries) for band in bands]
         if not pairs:
             return
-        of, one = np.concatenate(pairs, axis=1)
-        # As one number each, since sorting pairs is slow.
-        which, candidate = np.divmod(np.unique(of * len(self) + one), len(self))
-        allowed = ~twice[which] | (candidate < questions[which])
+        query_numbers, texts = np.concatenate(pairs, axis=1)
+        # Each pair is encoded as one number, because sorting pairs is slow.
+        which, candidate = np.divmod(np.unique(query_numbers * len(self) + texts), len(self))
+        allowed = ~in_pool[which] | (candidate < queries[which])
         which, candidate = which[allowed], candidate[allowed]
         estimates = np.empty(len(which))
-        for first in range(0, len(which), _PAIRS_AT_ONCE):
-            part = slice(first, first + _PAIRS_AT_ONCE)
-            equal = self.signatures[questions[which[part]]] == self.signatures[candidate[part]]
-            estimates[part] = equal.mean(axis=1)
+        for start in range(0, len(which), _PAIRS_PER_CHUNK):
+            chunk = slice(start, start + _PAIRS_PER_CHUNK)
+            equal = self.signatures[queries[which[chunk]]] == self.signatures[candidate[chunk]]
+            estimates[chunk] = equal.mean(axis=1)
         order = np.lexsort((candidate, -estimates, which))
         order = order[estimates[order] >= threshold - _MARGIN]
-        starts = np.searchsorted(which[order], np.arange(len(questions) + 1))
-        for i, place in enumerate(questions):
-            likely = order[starts[i] : min(starts[i + 1], starts[i] + _COMPARED)]
-            if len(likely):
-                yield int(place), candidate[likely].tolist()
+        starts = np.searchsorted(which[order], np.arange(len(queries) + 1))
+        for i, query in enumerate(queries):
+            best = order[starts[i] : min(starts[i + 1], starts[i] + _MAX_COMPARED)]
+            if len(best):
+                yield int(query), candidate[best].tolist()
 
 
 class _Band:
-    """Some columns of all signatures: texts that agree in all of them are in one bucket."""
+    """Some columns of all signatures: texts that agree in all of them are in the same bucket."""
 
-    def __init__(self, signatures: NDArray[np.uint32], columns: slice, pool: Places) -> None:
+    def __init__(self, signatures: NDArray[np.uint32], columns: slice, pool: Indices) -> None:
         self._columns = columns
         keys = self._keys(signatures, pool)
         order = np.argsort(keys, kind="stable")
-        self._sorted, self._places = keys[order], pool[order]
+        self._sorted_keys, self._texts = keys[order], pool[order]
 
-    def _keys(self, signatures: NDArray[np.uint32], places: Places) -> NDArray[np.uint64]:
-        columns = signatures[places, self._columns]
+    def _keys(self, signatures: NDArray[np.uint32], indices: Indices) -> NDArray[np.uint64]:
+        columns = signatures[indices, self._columns]
         keys: NDArray[np.uint64] = (columns * _FACTORS[self._columns]).sum(axis=1, dtype=np.uint64)
         return keys
 
-    def pairs(self, signatures: NDArray[np.uint32], questions: Places) -> Places:
-        """Return the pairs (index in questions, place in the pool) that share a bucket, [2, pairs]."""
-        keys = self._keys(signatures, questions)
-        first, end = (np.searchsorted(self._sorted, keys, side) for side in ("left", "right"))
-        counts = np.minimum(end - first, _CANDIDATES)
-        which = np.repeat(np.arange(len(questions)), counts)
+    def pairs(self, signatures: NDArray[np.uint32], queries: Indices) -> Indices:
+        """Return the pairs (position in `queries`, text of the pool) that share a bucket [2, pairs]."""
+        keys = self._keys(signatures, queries)
+        first, end = (np.searchsorted(self._sorted_keys, keys, side) for side in ("left", "right"))
+        counts = np.minimum(end - first, _MAX_CANDIDATES)
+        which = np.repeat(np.arange(len(queries)), counts)
         within = np.arange(len(which)) - np.repeat(np.cumsum(counts) - counts, counts)
-        return np.stack([which, self._places[first[which] + within]])
+        return np.stack([which, self._texts[first[which] + within]])
 
 
 def _bands(threshold: float) -> list[slice]:
-    """Return the columns of each band: as wide as they may be for pairs at the threshold still to be found."""
+    """Return the columns of each band: the widest bands that still find pairs at the threshold with _RECALL."""
     for width in range(NUM_HASHES, 0, -1):
         count = NUM_HASHES // width
-        if 1 - (1 - threshold**width) ** count >= _FOUND:
+        if 1 - (1 - threshold**width) ** count >= _RECALL:
             return [slice(i * width, (i + 1) * width) for i in range(count)]
     return [slice(i, i + 1) for i in range(NUM_HASHES)]
 
 
 def shingles(text: str) -> bytes:
-    """Return the distinct runs of SHINGLE_WORDS words, hashed to 4 bytes each, ascending."""
+    """Return the distinct shingles of SHINGLE_WORDS words, ascending, as the bytes of 32-bit hashes."""
     words = " ".join(_WORD.findall(normalize_text(text))).encode("utf-8", "surrogatepass").split()
-    hashed = np.fromiter(map(zlib.crc32, words), np.uint64, len(words))
+    word_hashes = np.fromiter(map(zlib.crc32, words), np.uint64, len(words))
     count = len(words) - SHINGLE_WORDS + 1
     if count <= 0:
         return b""
-    mixed = sum(hashed[i : i + count] * _FACTORS[i] for i in range(SHINGLE_WORDS))
-    runs: NDArray[np.uint32] = (np.asarray(mixed, np.uint64) >> _HALF).astype(np.uint32)
-    runs.sort()
-    distinct: NDArray[np.uint32] = runs[np.concatenate([[True], runs[1:] != runs[:-1]])]
+    mixed = sum(word_hashes[i : i + count] * _FACTORS[i] for i in range(SHINGLE_WORDS))
+    hashes: NDArray[np.uint32] = (np.asarray(mixed, np.uint64) >> _HALF).astype(np.uint32)
+    hashes.sort()
+    distinct: NDArray[np.uint32] = hashes[np.concatenate([[True], hashes[1:] != hashes[:-1]])]
     return distinct.tobytes()

@@ -1,4 +1,4 @@
-"""Where a row goes: decided by a hash of its group, never by its place in the file or by the rows around it."""
+"""Assign rows to splits and choose rows by hashes, independent of file order and of the other rows."""
 
 import hashlib
 import heapq
@@ -8,33 +8,35 @@ from collections.abc import Iterable, Sequence
 
 from tunesmith.core.files import digest_of
 
-# Characters that nobody sees: soft hyphen, zero-width spaces and joiners, direction marks, byte order mark.
+# Invisible characters: soft hyphen, zero-width spaces and joiners, direction marks, byte order mark.
 _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff]")
 
 
 def assign_split(group: str, *, valid: float, test: float, seed: int) -> str:
     """Return the split of a group: `train`, `valid` or `test`.
 
-    The answer depends on nothing but the arguments, so appended or reordered rows move no other row. Test groups
-    come from the low end of the hash and valid groups from the high end: changing one fraction leaves the other
-    split as it is.
+    The split depends on the arguments only, so appending or reordering rows moves no other row. Test groups have the
+    lowest hashes and valid groups the highest, so changing one fraction does not change the other split.
 
     Raises:
-        ValueError: a fraction is negative, or the two leave less than nothing to train on.
+        ValueError: a fraction is negative, or their sum exceeds 1.
     """
     if valid < 0 or test < 0 or valid + test > 1:
-        raise ValueError(f"fractions must not be negative and not add up to more than 1: valid={valid}, test={test}")
-    place = _uniform("split", seed, group)
-    if place < test:
+        raise ValueError(f"fractions must be at least 0 and sum to at most 1: valid={valid}, test={test}")
+    position = _uniform("split", seed, group)
+    if position < test:
         return "test"
-    return "valid" if place >= 1 - valid else "train"
+    return "valid" if position >= 1 - valid else "train"
 
 
 def choose_by_hash(ids: Iterable[str], count: int | None, seed: int, *, purpose: str = "choose") -> set[str]:
-    """Return `count` of the ids, or all of them if `count` is None or larger: those with the lowest hashes.
+    """Return the `count` ids with the lowest hashes; all ids if `count` is None or larger than their number.
 
-    A new id takes the place of one other at most, whatever the order. Repeated ids count once. Choices from what
-    another choice left need another purpose, or they would meet low hashes only.
+    Repeated ids count once. A new id replaces at most one other, and the order of the ids does not matter.
+
+    Args:
+        purpose: part of the hash. Choosing among ids that an earlier choice returned needs another purpose; otherwise
+            all of them would have low hashes.
 
     Raises:
         ValueError: `count` is negative.
@@ -44,28 +46,28 @@ def choose_by_hash(ids: Iterable[str], count: int | None, seed: int, *, purpose:
         return distinct
     if count < 0:
         raise ValueError(f"cannot choose {count} rows")
-    # The purpose is part of the hash: with the split's own hash, a subsample of train would be a biased one.
-    return set(heapq.nsmallest(count, distinct, key=lambda one: (_uniform(purpose, seed, one), one)))
+    # With the hash of the split instead of a purpose of its own, a subsample of train would be biased.
+    return set(heapq.nsmallest(count, distinct, key=lambda id_: (_uniform(purpose, seed, id_), id_)))
 
 
 def normalize_text(text: str) -> str:
-    """Return the text without what makes near-identical prompts differ, so that they fall in one split.
+    """Return the text with compatibility forms (full width, ligatures), case and whitespace normalized.
 
-    Compatibility forms (full width, ligatures), case, whitespace and invisible characters are evened out.
+    Invisible characters are removed. Prompts that are equal after this stay in one split.
     """
-    if text.isascii():  # where all but case and blanks is even already
+    if text.isascii():  # only case and whitespace can differ
         return " ".join(text.lower().split())
     folded = unicodedata.normalize("NFKC", _INVISIBLE.sub("", text)).casefold()
-    # Folding takes some characters apart that normalising puts together again.
+    # Case folding decomposes some characters that NFKC composes again.
     return " ".join(unicodedata.normalize("NFKC", folded).split())
 
 
 def content_hash(texts: Sequence[str]) -> str:
-    """Return a digest of what is said, however it is spaced and capitalised: equal for exact duplicates."""
+    """Return a digest of the normalized texts of a row's turns: equal for exact duplicates."""
     return digest_of([normalize_text(text) for text in texts])
 
 
 def _uniform(purpose: str, seed: int, text: str) -> float:
-    """Return a number in [0, 1) with 53 random bits: the same on every platform."""
+    """Return a number in [0, 1) with 53 hash bits, the same on every platform."""
     key = f"{purpose}\0{seed}\0{text}".encode("utf-8", "surrogatepass")
     return (int.from_bytes(hashlib.sha256(key).digest()[:8], "big") >> 11) / 2**53

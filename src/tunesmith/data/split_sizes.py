@@ -1,4 +1,4 @@
-"""Messages about splits that are empty or not as large as asked: which rows stay together, and what helps."""
+"""Explain why a split is empty or differs from its requested size, and how to correct it."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -7,50 +7,51 @@ from math import sqrt
 from tunesmith.data.spool import SpooledRow
 from tunesmith.recipe.schema import Recipe, Split
 
-# A split may differ from what was asked by this share of the rows, or by so many standard deviations of its size if
-# rows were placed one by one, whichever is more.
-_SLACK, _DEVIATIONS = 0.05, 4
+# The tolerated difference: this fraction of the rows, or this many standard deviations of the size of a split of
+# independently assigned rows, whichever is more.
+_MIN_TOLERANCE, _DEVIATIONS = 0.05, 4
 
 
 def split_size_warning(rows: Sequence[SpooledRow], recipe: Recipe) -> str | None:
-    """Return a warning that a split is much larger or smaller than asked, and why; None if none is."""
-    split, used = recipe.data.split, [row for row in rows if row.place is not None]
+    """Return a warning that a split is much larger or smaller than requested, and why; None if none is."""
+    split, used = recipe.data.split, [row for row in rows if row.index is not None]
     if split.column is not None or not used:
         return None
     counts = Counter(row.entry.split for row in used)
-    off = []
-    for name, asked in (("valid", split.valid), ("test", split.test)):
-        share = counts[name] / len(used)
-        if abs(share - asked) > max(_SLACK, _DEVIATIONS * sqrt(asked * (1 - asked) / len(used))):
-            off.append(f"{name} has {share:.0%} of the rows, {asked:.0%} were asked for")
-    if not off:
+    deviating = []
+    for name, requested in (("valid", split.valid), ("test", split.test)):
+        fraction = counts[name] / len(used)
+        if abs(fraction - requested) > max(_MIN_TOLERANCE, _DEVIATIONS * sqrt(requested * (1 - requested) / len(used))):
+            deviating.append(f"{name} has {fraction:.0%} of the rows instead of {requested:.0%}")
+    if not deviating:
         return None
     group, size = Counter(row.group for row in used).most_common(1)[0]
     first = next(row.entry.where for row in used if row.group == group)
     return (
-        f"{' and '.join(off)}: {size:,} rows {_alike(split)} and stay in one split (the first is {first}); "
-        f"set data.split.{'column' if split.by else 'by or data.split.column'} to divide them otherwise"
+        f"{' and '.join(deviating)}: {size:,} rows {_same_group(split)} and stay in one split (the first is {first}); "
+        f"set data.split.{'column' if split.by else 'by or data.split.column'} to divide them differently"
     )
 
 
 def empty_split_hint(missing: Sequence[str], rows: Sequence[SpooledRow], split: Split) -> str:
     """Return a hint for splits that have no rows."""
     if split.column is not None:
-        return f"no row that can be used says {' or '.join(missing)} in the column `{split.column}`"
-    used = [row for row in rows if row.place is not None]
+        return f"no usable row has {' or '.join(missing)} in the column `{split.column}`"
+    used = [row for row in rows if row.index is not None]
     groups = len({row.group for row in used})
     if groups == len(used):
-        raised = " and ".join(f"data.split.{name}" for name in missing)
-        lowered = "lower data.split.valid or data.split.test"
-        return f"give more rows, or {lowered if 'train' in missing else f'raise {raised}'}"
-    one, many = ("prompt", "prompts") if split.by is None else (f"value of `{split.by}`", f"values of `{split.by}`")
-    distinct = f"only 1 {one}" if groups == 1 else f"only {groups:,} different {many}"
-    stays = "" if split.by else ", or name what must stay together in data.split.by"
+        fractions = " and ".join(f"data.split.{name}" for name in missing)
+        change = "lower data.split.valid or data.split.test" if "train" in missing else f"raise {fractions}"
+        return f"add more rows, or {change}"
+    unit = "prompt" if split.by is None else f"value of `{split.by}`"
+    units = "prompts" if split.by is None else f"values of `{split.by}`"
+    distinct = f"only 1 {unit}" if groups == 1 else f"only {groups:,} different {units}"
+    by_hint = "" if split.by else ", or set data.split.by to the column whose equal values must stay together"
     return (
-        f"the {len(used):,} rows have {distinct}, and rows that {_alike(split)} stay in one split; add rows with other "
-        f"{many}, or give each row's split in a column (data.split.column){stays}"
+        f"the {len(used):,} rows have {distinct}, and rows that {_same_group(split)} stay in one split; add rows with "
+        f"other {units}, or give each row's split in a column (data.split.column){by_hint}"
     )
 
 
-def _alike(split: Split) -> str:
-    return "ask the same" if split.by is None else f"have the same `{split.by}`"
+def _same_group(split: Split) -> str:
+    return "have the same prompt" if split.by is None else f"have the same `{split.by}`"

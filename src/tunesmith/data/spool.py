@@ -1,7 +1,8 @@
-"""What has been examined and waits to be chosen: in temporary files, so that memory holds nothing for each token.
+"""Hold processed rows in temporary files until it is known which of them are used.
 
-Which rows are used is known only when all have been read. Until then a row is its line of the ledger, what tells
-whether it says what another says, and a place on the shelf, where its example and tokens lie as they will be written.
+The rows to use are chosen only after all rows are read. Until then memory holds, for each row, its ledger entry, the
+hash and the shingles that find duplicates, and an index into the files, which hold its example and tokens in their
+final encoding.
 """
 
 import os
@@ -27,63 +28,66 @@ from tunesmith.data.token_file import RaggedBytes, RaggedRows, columns_of, to_by
 
 @dataclass(frozen=True, slots=True)
 class EncodedRow:
-    """An examined row, or a block of it, in the bytes that will lie on the shelf; of one that is not used, none.
+    """A processed row, or one block of it, as the bytes to spool; without an example if the row is not used.
 
-    `said` is a digest of what the whole row says, and `runs` its runs of words, which come with its first block only.
+    `content_hash` is of the whole row, and so are the `shingles`, which only the first block has.
     """
 
     entry: LedgerEntry
-    remarks: RowNotes = NO_NOTES
+    notes: RowNotes = NO_NOTES
     example: bytes = b""
     columns: Mapping[Column, bytes] = field(default_factory=dict)
-    said: str = ""
-    runs: bytes = b""
+    content_hash: str = ""
+    shingles: bytes = b""
     group: str = ""
 
 
-def encode_row(row: Sequence[ProcessedRow]) -> list[EncodedRow]:
-    """Return what became of one row, or of all its blocks, packed."""
-    if not row[0].said:
-        return [EncodedRow(found.entry, found.remarks) for found in row]
-    texts = [turn.text for turn in row[0].said]
-    said, runs = content_hash(texts), shingles("\n".join(texts))
-    return [_parcel(found, said, b"" if number else runs) for number, found in enumerate(row)]
+def encode_row(blocks: Sequence[ProcessedRow]) -> list[EncodedRow]:
+    """Encode a processed row, given as one result or as all its blocks."""
+    if not blocks[0].row_turns:
+        return [EncodedRow(block.entry, block.notes) for block in blocks]
+    texts = [turn.text for turn in blocks[0].row_turns]
+    row_hash, row_shingles = content_hash(texts), shingles("\n".join(texts))
+    return [_encode_block(block, row_hash, b"" if number else row_shingles) for number, block in enumerate(blocks)]
 
 
-def _parcel(found: ProcessedRow, said: str, runs: bytes) -> EncodedRow:
-    assert found.example
-    assert found.tokens
+def _encode_block(block: ProcessedRow, row_hash: str, row_shingles: bytes) -> EncodedRow:
+    assert block.example
+    assert block.tokens
     return EncodedRow(
-        found.entry,
-        found.remarks,
-        json_line(found.example.to_json()).encode(),
-        {column: to_bytes(column, values) for column, values in columns_of(found.tokens).items()},
-        said,
-        runs,
-        found.example.group,
+        block.entry,
+        block.notes,
+        json_line(block.example.to_json()).encode(),
+        {column: to_bytes(column, values) for column, values in columns_of(block.tokens).items()},
+        row_hash,
+        row_shingles,
+        block.example.group,
     )
 
 
 @dataclass(frozen=True, slots=True)
 class SpooledRow:
-    """A row, or a block of it, on the shelf; `place` is None when it is not used.
+    """A row, or one block of it, in the spool.
 
-    `said` is a digest of what the whole row says, `text` the place of its runs of words, and `group` the
-    group that it must not be parted from.
+    Attributes:
+        index: the index in the spool; None if the row is not used.
+        content_hash: the hash of the whole row's texts.
+        shingles: the index of the whole row's shingles in `Spool.shingles`.
+        group: the rows with this group stay in one split.
     """
 
     entry: LedgerEntry
-    place: int | None = None
-    said: str = ""
-    text: int = -1
+    index: int | None = None
+    content_hash: str = ""
+    shingles: int = -1
     group: str = ""
 
 
 class Spool:
-    """Examples and tokens, one behind the other in unnamed files, which are gone when this is.
+    """Examples and tokens in unnamed temporary files, which are deleted with the object.
 
     Args:
-        folder: on which disk; None for the system's place for temporary files.
+        folder: a folder on the disk to use; None for the system's temporary folder.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -91,66 +95,66 @@ class Spool:
         weakref.finalize(self, self._files.close)
         self._examples = self._new_column()
         self._columns = {column: self._new_column() for column in (INPUT_IDS, TRAINED)}
-        self.runs = ShingleIndex()
-        self._last = (0, -1)  # a row, and the place of its runs of words
+        self.shingles = ShingleIndex()
+        self._last = (0, -1)  # the number of the last row, and the index of its shingles
 
-    def keep(self, parcel: EncodedRow) -> SpooledRow:
-        """Put a parcel on the shelf."""
-        entry = parcel.entry
-        if not parcel.example:
+    def add(self, encoded: EncodedRow) -> SpooledRow:
+        """Append an encoded row to the files."""
+        entry = encoded.entry
+        if not encoded.example:
             return SpooledRow(entry)
-        for column in parcel.columns.keys() - self._columns.keys():
-            self._columns[column] = self._new_column(before=len(self._examples))
+        for column in encoded.columns.keys() - self._columns.keys():
+            self._columns[column] = self._new_column(empty_values=len(self._examples))
         for column, values in self._columns.items():
-            values.put(parcel.columns.get(column, b""))
-        place = self._examples.put(parcel.example)
-        if entry.row != self._last[0]:  # all blocks of a document say what the document says
-            self._last = entry.row, self.runs.add(parcel.runs)
-        return SpooledRow(entry, place, parcel.said, self._last[1], sys.intern(parcel.group))
+            values.append(encoded.columns.get(column, b""))
+        index = self._examples.append(encoded.example)
+        if entry.row != self._last[0]:  # all blocks of a document have the shingles of the document
+            self._last = entry.row, self.shingles.add(encoded.shingles)
+        return SpooledRow(entry, index, encoded.content_hash, self._last[1], sys.intern(encoded.group))
 
-    def examples(self, places: Sequence[int]) -> Iterator[bytes]:
+    def examples(self, indices: Sequence[int]) -> Iterator[bytes]:
         """Yield the lines of examples, as they are stored in `prepare/examples/*.jsonl`."""
-        return self._examples.at(places)
+        return self._examples.read(indices)
 
-    def tokens(self, place: int, example_id: str) -> TokenizedExample:
-        """Return one example as it was rendered."""
-        columns = {c: np.frombuffer(next(values.at([place])), c.dtype) for c, values in self._columns.items()}
+    def tokens(self, index: int, example_id: str) -> TokenizedExample:
+        """Return one tokenized example."""
+        columns = {c: np.frombuffer(next(values.read([index])), c.dtype) for c, values in self._columns.items()}
         return tokens_from_columns(example_id, columns)
 
-    def rows(self, places: Sequence[int]) -> RaggedRows:
-        """Return the tokens of some places."""
-        return RaggedRows({column: _ragged(column, values, places) for column, values in self._columns.items()})
+    def rows(self, indices: Sequence[int]) -> RaggedRows:
+        """Return the tokens of several rows, which are read when they are used."""
+        return RaggedRows({column: _ragged(column, values, indices) for column, values in self._columns.items()})
 
-    def _new_column(self, *, before: int = 0) -> "_Column":
-        file = tempfile.TemporaryFile(dir=self._folder, buffering=2**16)  # noqa: SIM115 (closed with the others)
-        return _Column(self._files.enter_context(file), before)
-
-
-def _ragged(column: Column, values: "_Column", places: Sequence[int]) -> RaggedBytes:
-    size = np.dtype(column.dtype).itemsize
-    return RaggedBytes([length // size for length in values.sizes(places)], lambda: values.at(places))
+    def _new_column(self, *, empty_values: int = 0) -> "_ByteColumn":
+        file = tempfile.TemporaryFile(dir=self._folder, buffering=2**16)  # noqa: SIM115 (closed by the finalizer)
+        return _ByteColumn(self._files.enter_context(file), empty_values)
 
 
-class _Column:
-    """Byte strings one behind the other in a file, the first `before` of them empty."""
+def _ragged(column: Column, values: "_ByteColumn", indices: Sequence[int]) -> RaggedBytes:
+    item_size = np.dtype(column.dtype).itemsize
+    return RaggedBytes([size // item_size for size in values.sizes(indices)], lambda: values.read(indices))
 
-    def __init__(self, file: IO[bytes], before: int = 0) -> None:
+
+class _ByteColumn:
+    """Concatenated byte strings in a file, of which the first `empty_values` are empty."""
+
+    def __init__(self, file: IO[bytes], empty_values: int = 0) -> None:
         self._file = file
-        self._ends = array("Q", [0] * (before + 1))
+        self._offsets = array("Q", [0] * (empty_values + 1))
 
     def __len__(self) -> int:
-        return len(self._ends) - 1
+        return len(self._offsets) - 1
 
-    def put(self, value: bytes) -> int:
+    def append(self, value: bytes) -> int:
         self._file.write(value)
-        self._ends.append(self._ends[-1] + len(value))
-        return len(self._ends) - 2
+        self._offsets.append(self._offsets[-1] + len(value))
+        return len(self._offsets) - 2
 
-    def sizes(self, places: Sequence[int]) -> list[int]:
-        return [self._ends[place + 1] - self._ends[place] for place in places]
+    def sizes(self, indices: Sequence[int]) -> list[int]:
+        return [self._offsets[index + 1] - self._offsets[index] for index in indices]
 
-    def at(self, places: Sequence[int]) -> Iterator[bytes]:
+    def read(self, indices: Sequence[int]) -> Iterator[bytes]:
         self._file.flush()
-        number = self._file.fileno()
-        for place, size in zip(places, self.sizes(places), strict=True):
-            yield os.pread(number, size, self._ends[place]) if size else b""
+        descriptor = self._file.fileno()
+        for index, size in zip(indices, self.sizes(indices), strict=True):
+            yield os.pread(descriptor, size, self._offsets[index]) if size else b""

@@ -1,7 +1,7 @@
-r"""Read text files strictly: nothing is guessed, repaired or skipped, and what is wrong is told with its line.
+r"""Read text files strictly: nothing is guessed, repaired or skipped, and every error names its line.
 
-Lines end at `\n` only, and are counted as an editor counts them. Everything here raises DataError; what the
-file system and gzip raise becomes one in `wrap_read_errors`.
+Lines end at `\n` only, so their numbers are those of an editor. All errors are DataError; `wrap_read_errors` converts
+those of the file system and of gzip.
 """
 
 import codecs
@@ -14,9 +14,9 @@ from pathlib import Path
 
 from tunesmith.core.errors import DataError
 
-MAX_LINE_BYTES = 64 * 2**20  # far above any row; a gzip bomb or a binary file has lines without end
+MAX_LINE_BYTES = 64 * 2**20  # far above any row; a gzip bomb or a binary file has endless lines
 SHOWN_CHARACTERS = 80
-# The longest mark first: that of UTF-32 begins with that of UTF-16.
+# The longest marks first: the byte order mark of UTF-32 begins with that of UTF-16.
 _NOT_UTF8 = {
     codecs.BOM_UTF32_LE: "UTF-32LE",
     codecs.BOM_UTF32_BE: "UTF-32BE",
@@ -33,24 +33,26 @@ _NOT_TEXT = {
 
 @contextlib.contextmanager
 def wrap_read_errors(path: Path, label: str) -> Iterator[None]:
-    """Turn failures of the file system or of gzip into DataError; raise it too if the file changed on the way."""
+    """Turn errors of the file system and of gzip into DataError; also raise it if the file changes in the block."""
     try:
         before = path.stat()
         yield
         after = path.stat()
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"cannot be read ({getattr(error, 'strerror', None) or error})", where=label) from error
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"cannot be read ({reason})", where=label, code="unreadable") from error
     if (before.st_size, before.st_mtime_ns, before.st_ino) != (after.st_size, after.st_mtime_ns, after.st_ino):
-        raise DataError("changed while it was read", where=label, hint="run again when it is no longer written to")
+        hint = "run again when no program writes to it"
+        raise DataError("changed while it was read", where=label, hint=hint, code="changed-file")
 
 
 def read_text_lines(path: Path, label: str) -> Iterator[tuple[int, str]]:
-    """Yield (number, line with its line end) of a UTF-8 file; `.gz` is decompressed on the way.
+    """Yield the number and the text of each line of a UTF-8 file, line end included; `.gz` is decompressed.
 
-    A byte order mark is taken off. Memory is bounded by the longest line.
+    A byte order mark is removed. Memory is bounded by the longest line.
 
     Raises:
-        DataError: empty, not UTF-8, a NUL byte, an endless line.
+        DataError: the file is empty or not UTF-8, has a NUL byte, or a line longer than MAX_LINE_BYTES.
     """
     with _open(path) as file:
         offset = 0
@@ -58,18 +60,19 @@ def read_text_lines(path: Path, label: str) -> Iterator[tuple[int, str]]:
         while raw := file.readline(MAX_LINE_BYTES + 1):
             number += 1
             if number == 1:
-                _refuse_other_formats(raw, label)
+                _check_start(raw, label)
             if len(raw) > MAX_LINE_BYTES:
-                raise DataError(f"the line is longer than {MAX_LINE_BYTES >> 20} MiB", where=f"{label}:{number}")
-            line = _decoded(raw, offset, label, number)
+                problem = f"the line is longer than {MAX_LINE_BYTES >> 20} MiB"
+                raise DataError(problem, where=f"{label}:{number}", code="line-too-long")
+            line = _decode(raw, offset, label, number)
             yield number, line.removeprefix("\ufeff") if number == 1 else line
             offset += len(raw)
         if offset == 0:
-            raise DataError("is empty", where=label)
+            raise DataError("is empty", where=label, code="no-rows")
 
 
 def shorten(text: str) -> str:
-    """Return a text short enough for a message."""
+    """Return a text, truncated if it is too long for a message."""
     return text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 1] + "…"
 
 
@@ -77,24 +80,26 @@ def _open(path: Path) -> BufferedIOBase:
     return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb")
 
 
-def _refuse_other_formats(start: bytes, label: str) -> None:
+def _check_start(start: bytes, label: str) -> None:
+    """Raise DataError if a file starts with the mark of another encoding or format."""
     for mark, name in _NOT_UTF8.items():
         if start.startswith(mark):
             hint = f"convert it: iconv -f {name} -t UTF-8 OLD > NEW"
-            raise DataError(f"is {name} text (it starts with a byte order mark); UTF-8 is read", where=label, hint=hint)
+            problem = f"is {name} text (it starts with a byte order mark), not UTF-8"
+            raise DataError(problem, where=label, hint=hint, code="encoding")
     for mark, (problem, hint) in _NOT_TEXT.items():
         if start.startswith(mark):
-            raise DataError(f"{problem}, not text", where=label, hint=hint)
+            raise DataError(f"{problem}, not text", where=label, hint=hint, code="unsupported-format")
 
 
-def _decoded(raw: bytes, offset: int, label: str, number: int) -> str:
+def _decode(raw: bytes, offset: int, label: str, number: int) -> str:
     where = f"{label}:{number}"
     if (nul := raw.find(b"\0")) >= 0:
-        hint = "the file is damaged, binary, or UTF-16 text; for the latter: iconv -f UTF-16LE -t UTF-8 OLD > NEW"
-        raise DataError(f"holds a NUL byte at byte offset {offset + nul}", where=where, hint=hint)
+        hint = "the file is damaged, binary, or UTF-16; convert UTF-16 with: iconv -f UTF-16LE -t UTF-8 OLD > NEW"
+        raise DataError(f"has a NUL byte at byte offset {offset + nul}", where=where, hint=hint, code="encoding")
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
         problem = f"is not UTF-8: byte 0x{raw[error.start]:02x} at byte offset {offset + error.start}"
-        hint = "convert it with the encoding it is in, such as: iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW"
-        raise DataError(problem, where=where, hint=hint) from error
+        hint = "convert it from its encoding, for example: iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW"
+        raise DataError(problem, where=where, hint=hint, code="encoding") from error

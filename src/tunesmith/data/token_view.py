@@ -1,4 +1,4 @@
-"""Tokens one by one as text for people: what stands in a terminal, in the report and in `show`."""
+"""Show tokens one by one as text, in the terminal, the report and `show`."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -6,19 +6,19 @@ from typing import Any
 from tunesmith.core.records import TokenizedExample
 from tunesmith.tasks.tokenizer import TokenizerAdapter
 
-_BROKEN = "\ufffd"
-# UTF-8 writes a character in at most four bytes, so no character is spread over more tokens.
-_MOST_TOKENS = 4
+_REPLACEMENT = "\ufffd"
+# A character has at most four bytes in UTF-8, so it spans at most four tokens.
+_MAX_TOKENS = 4
 
 
 def token_view(tokens: TokenizedExample, tokenizer: TokenizerAdapter) -> list[dict[str, Any]]:
-    """Return each token as {text, id, trained, special}, those that are read apart (by an encoder) first.
+    """Return each token as {text, id, trained, special}, with an encoder's tokens first.
 
-    See `token_texts` for characters of several tokens.
+    See `token_texts` for characters that span several tokens.
     """
-    apart = [tuple(map(int, ids)) for column, ids in tokens.columns.items() if column.per == "ids"]
-    texts = [text for ids in (*apart, tokens.input_ids) for text in token_texts(ids, tokenizer.decode)]
-    ids = [i for some in (*apart, tokens.input_ids) for i in some]
+    encoder_ids = [tuple(map(int, ids)) for column, ids in tokens.columns.items() if column.per == "ids"]
+    texts = [text for ids in (*encoder_ids, tokens.input_ids) for text in token_texts(ids, tokenizer.decode)]
+    ids = [i for part in (*encoder_ids, tokens.input_ids) for i in part]
     trained = (False,) * (len(ids) - len(tokens.trained)) + tokens.trained
     return [
         {"text": text, "id": i, "trained": learned, "special": i in tokenizer.control_ids}
@@ -27,32 +27,32 @@ def token_view(tokens: TokenizedExample, tokenizer: TokenizerAdapter) -> list[di
 
 
 def token_texts(ids: Sequence[int], decode: Callable[[Sequence[int]], str]) -> list[str]:
-    """Return the text of each token, so that together they are the text of all.
+    """Return the text of each token; concatenated, they are the text of all tokens.
 
-    The bytes of one character may be spread over several tokens: the first then has the whole character and the others
-    have no text. Every token whose bytes form no character is a U+FFFD. A token is decoded behind the one before it,
-    because some decoders swallow the blank that a text begins with.
+    If a character spans several tokens, the first has the whole character and the others are empty. A token whose bytes
+    form no character is U+FFFD. Each token is decoded after the previous one, because some decoders strip the space at
+    the start of a text.
     """
     texts = [""] * len(ids)
-    before, first = 0, 0  # tokens from `first` on have no text yet, those from `before` on stand in front of them
+    context, first = 0, 0  # tokens from `first` on have no text yet; they are decoded after those from `context` on
     for end in range(1, len(ids) + 1):
         while first < end:
-            text = _behind(ids[before:first], ids[first:end], decode)
-            hopeless = end - first >= _MOST_TOKENS or end == len(ids) or not text.endswith(_BROKEN)
-            if text.startswith(_BROKEN) and hopeless:
-                # What cannot become a character any more; what follows may still be one.
+            text = _decode_after(ids[context:first], ids[first:end], decode)
+            is_invalid = end - first >= _MAX_TOKENS or end == len(ids) or not text.endswith(_REPLACEMENT)
+            if text.startswith(_REPLACEMENT) and is_invalid:
+                # This token starts no character, but the next one may.
                 texts[first] = decode(ids[first : first + 1])
-                before = first = first + 1
+                context = first = first + 1
                 continue
-            if not text.endswith(_BROKEN) or end == len(ids):
+            if not text.endswith(_REPLACEMENT) or end == len(ids):
                 texts[first] = text
-                before, first = first, end
+                context, first = first, end
             break
     return texts
 
 
-def _behind(before: Sequence[int], ids: Sequence[int], decode: Callable[[Sequence[int]], str]) -> str:
-    """Return what ids add to the text of those before them."""
-    opening = decode(before) if before else ""
-    whole = decode([*before, *ids])
-    return whole[len(opening) :] if whole.startswith(opening) else decode(ids)
+def _decode_after(context: Sequence[int], ids: Sequence[int], decode: Callable[[Sequence[int]], str]) -> str:
+    """Return the text that ids add to the text of their context."""
+    prefix = decode(context) if context else ""
+    whole = decode([*context, *ids])
+    return whole[len(prefix) :] if whole.startswith(prefix) else decode(ids)

@@ -1,4 +1,4 @@
-"""Ids of the rows a model was trained on, kept with it: models that start from it are not to be judged on them."""
+"""Store the ids of the rows that a model was trained on, so that models based on it are not evaluated on them."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -16,33 +16,33 @@ from tunesmith.recipe.data_source import FileSource
 from tunesmith.recipe.schema import Data, Recipe
 
 TRAINED_ROWS = "trained_rows.bin"
-"""Sorted ids of rows, 8 bytes each, in `prepare/` and with the weights of every model that is trained on them."""
+"""The file of sorted row ids, 8 bytes each, in `prepare/` and with the weights of every model trained on them."""
 
-_BYTES = 8
+_ID_BYTES = 8
 
 
 def write_trained_rows(path: Path, ids: Iterable[str], base: ModelFolder) -> None:
-    """Write the ids of rows to train on, and those that the base was trained on before."""
+    """Write the ids of the training rows, and of those that the base was trained on before."""
     write_chunks(path, sorted(set(map(bytes.fromhex, ids)) | trained_rows(base)))
 
 
 def trained_rows(model: ModelFolder | None) -> frozenset[bytes]:
-    """Return the ids of all rows that a model and those below it are known to have been trained on."""
-    found: set[bytes] = set()
+    """Return the ids of all rows that a model and its bases are known to have been trained on."""
+    ids: set[bytes] = set()
     while model is not None:
         file = model.path / TRAINED_ROWS
-        whole = file.read_bytes() if file.exists() else b""
-        found.update(whole[i : i + _BYTES] for i in range(0, len(whole), _BYTES))
+        content = file.read_bytes() if file.exists() else b""
+        ids.update(content[i : i + _ID_BYTES] for i in range(0, len(content), _ID_BYTES))
         model = model.base
-    return frozenset(found)
+    return frozenset(ids)
 
 
 def count_seen_rows(used: Mapping[str, Sequence[SpooledRow]], base: ModelFolder | None) -> dict[str, Any]:
-    """Return {split: how many held-out rows the base was trained on, first: the first of them}."""
-    known = trained_rows(base)
+    """Return {split: the number of held-out rows that the base was trained on, first: the first of them}."""
+    trained = trained_rows(base)
     counts: dict[str, Any] = {}
     for split in HELD_OUT:
-        seen = [row.entry.where for row in used[split] if row.entry.id and bytes.fromhex(row.entry.id) in known]
+        seen = [row.entry.where for row in used[split] if row.entry.id and bytes.fromhex(row.entry.id) in trained]
         counts[split] = len(seen)
         if seen:
             counts.setdefault("first", seen[0])
@@ -50,25 +50,25 @@ def count_seen_rows(used: Mapping[str, Sequence[SpooledRow]], base: ModelFolder 
 
 
 def seen_rows_warning(seen: Mapping[str, Any], recipe: Recipe) -> str | None:
-    """Return a message that counts the held-out rows the base was trained on; None if there are none."""
+    """Return a warning with the number of held-out rows that the base was trained on; None if there are none."""
     counts = [f"{seen[split]:,} {split} rows" for split in HELD_OUT if seen[split]]
     if not counts:
         return None
     return (
-        f"the base `{recipe.model.base}` was trained on {' and '.join(counts)} (first {seen['first']}), so its answers "
-        "to them prove nothing; use the same seed and data.split as for the base"
+        f"the base `{recipe.model.base}` was trained on {' and '.join(counts)} (first {seen['first']}), so its score "
+        "on them proves nothing; use the same seed and data.split as for the base"
     )
 
 
 def unknown_overlap_warning(recipe: Recipe, base: ModelFolder | None) -> str | None:
-    """Return a message that the base's training rows are unknown if it read other columns; else None."""
+    """Return a warning that the base's training rows cannot be recognized if it used other columns; else None."""
     stored = base.card.get("data") if base is not None and trained_rows(base) else None
     if isinstance(stored, dict):
         with suppress(ValidationError):
-            before = TypeAdapter[Data](Data).validate_python({**stored, "source": FileSource(file="none")})
-            if _columns(before) != _columns(recipe.data):
+            base_data = TypeAdapter[Data](Data).validate_python({**stored, "source": FileSource(file="none")})
+            if _columns(base_data) != _columns(recipe.data):
                 return (
-                    f"the base `{recipe.model.base}` was trained on other columns, so nobody can tell which valid "
+                    f"the base `{recipe.model.base}` was trained on other columns, so it is unknown which valid "
                     "and test rows it has seen"
                 )
     return None

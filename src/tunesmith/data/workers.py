@@ -1,10 +1,11 @@
-"""Rows examined by several processes: the first here, and once there are many, in shares that come back in order.
+"""Process rows in several worker processes, and return the results in order.
 
-What becomes of a row does not depend on who looks at it, so the files are the same. Helpers are started anew: a fork
-would copy threads that may run here, and what multiprocessing starts runs the user's own script once more. A helper
-ends when its connection does, so also with the one that asks, however that ends.
+The first rows are processed here, and the workers start only if there are many more. The result of a row does not
+depend on the process, so the files are the same. Workers are fresh interpreters: a fork would copy running threads,
+and multiprocessing would run the user's script again. A worker exits when its pipe closes, so also when this process
+dies.
 
-    python -m tunesmith.data.workers FILE-DESCRIPTOR        what a helper is
+    python -m tunesmith.data.workers FILE-DESCRIPTOR        is one worker
 """
 
 import contextlib
@@ -32,118 +33,125 @@ from tunesmith.tasks.base import Task
 from tunesmith.tasks.chatml import load_tokenizer
 
 SERIAL_ROWS = 3000
-"""So many rows are examined before others are asked for help: until then their start would cost more than it saves."""
-_SHARE = 32
-_MOST_HELPERS = 8  # one process reads and keeps what so many examine
-_WAITING = 3  # shares for each helper, so that none waits while others are kept here
+"""The number of rows to process here before workers start; for fewer rows their start takes longer than they save."""
+_CHUNK_ROWS = 32
+_MAX_WORKERS = 8  # one process reads the rows and spools the results of this many workers
+_CHUNKS_PER_WORKER = 3  # queued, so that no worker waits while results are spooled here
 
-Share = tuple[Row, ...]
-_Answer = Future[list[EncodedRow]]
+Chunk = tuple[Row, ...]
+_Result = Future[list[EncodedRow]]
 
 
 def worker_count() -> int:
-    """Return how many helpers there are where many rows are shared out: one for each core; one alone is none."""
-    return min(available_cores(), _MOST_HELPERS)
+    """Return the number of workers for many rows: one per core; a single worker would save nothing."""
+    return min(available_cores(), _MAX_WORKERS)
 
 
 def process_in_parallel(
     recipe: Recipe, task: Task, model: ModelFolder | None, rows: Iterator[Row]
 ) -> Iterator[EncodedRow]:
-    """Yield what becomes of rows, in their order.
+    """Yield the encoded results of rows, in order.
 
     Args:
-        model: whose tokenizer the task has; None where all is to be done in this process.
+        model: the model with the task's tokenizer, for the workers; None processes all rows here.
 
     Raises:
         DataError: a column is missing.
     """
     count = worker_count()
     if model is None or count < 2:
-        yield from _alone(recipe, task, rows)
+        yield from _process_here(recipe, task, rows)
         return
-    yield from _alone(recipe, task, islice(rows, SERIAL_ROWS))
-    shares = iter(lambda: tuple(islice(rows, _SHARE)), ())
-    if not (first := next(shares, ())):
+    yield from _process_here(recipe, task, islice(rows, SERIAL_ROWS))
+    chunks = iter(lambda: tuple(islice(rows, _CHUNK_ROWS)), ())
+    if not (first := next(chunks, ())):
         return
-    with _helped(recipe, model, count) as ask:
-        lost = False
-        for share, answer in _ahead(ask, chain([first], shares), count * _WAITING):
+    with _start_workers(recipe, model, count) as submit:
+        has_lost_worker = False
+        for chunk, result in _submit_ahead(submit, chain([first], chunks), count * _CHUNKS_PER_WORKER):
             interrupt.check()
             try:
-                yield from answer.result()
-            except (EOFError, OSError):  # its helper is gone
-                if not lost:
-                    log("a process that examined rows has ended; its part is done here")
-                lost = True
-                yield from _alone(recipe, task, share)
+                yield from result.result()
+            except (EOFError, OSError):  # the worker died
+                if not has_lost_worker:
+                    log("a worker process has died; its rows are processed in the main process")
+                has_lost_worker = True
+                yield from _process_here(recipe, task, chunk)
 
 
-def _alone(recipe: Recipe, task: Task, rows: Iterable[Row]) -> Iterator[EncodedRow]:
+def _process_here(recipe: Recipe, task: Task, rows: Iterable[Row]) -> Iterator[EncodedRow]:
     for row in rows:
         interrupt.check()
         yield from encode_row(process_row(recipe, task, row))
 
 
-def _ahead(ask: Callable[[Share], _Answer], shares: Iterable[Share], most: int) -> Iterator[tuple[Share, _Answer]]:
-    """Yield each share with the answer to it, while so many that follow are being worked on."""
-    waiting: deque[tuple[Share, _Answer]] = deque()
-    for share in shares:
-        waiting.append((share, ask(share)))
-        if len(waiting) > most:
-            yield waiting.popleft()
-    yield from waiting
+def _submit_ahead(
+    submit: Callable[[Chunk], _Result], chunks: Iterable[Chunk], max_pending: int
+) -> Iterator[tuple[Chunk, _Result]]:
+    """Yield each chunk with its future, while up to `max_pending` later chunks are already submitted."""
+    pending: deque[tuple[Chunk, _Result]] = deque()
+    for chunk in chunks:
+        pending.append((chunk, submit(chunk)))
+        if len(pending) > max_pending:
+            yield pending.popleft()
+    yield from pending
 
 
 @contextlib.contextmanager
-def _helped(recipe: Recipe, model: ModelFolder, count: int) -> Iterator[Callable[[Share], _Answer]]:
-    """Start helpers; yield what gives a share to the next one that is free.
+def _start_workers(recipe: Recipe, model: ModelFolder, count: int) -> Iterator[Callable[[Chunk], _Result]]:
+    """Start workers; yield a function that submits a chunk to the next free worker.
 
-    Where a helper is gone, its answer is an EOFError or an OSError.
+    If the worker has died, the future raises EOFError or OSError.
     """
-    free: SimpleQueue[Connection] = SimpleQueue()
+    idle: SimpleQueue[Connection] = SimpleQueue()
 
-    def asked(share: Share) -> list[EncodedRow]:
-        helper = free.get()
+    def process_chunk(chunk: Chunk) -> list[EncodedRow]:
+        worker = idle.get()
         try:
-            helper.send(share)
-            found: list[EncodedRow] | Exception = helper.recv()
+            worker.send(chunk)
+            reply: list[EncodedRow] | Exception = worker.recv()
         finally:
-            free.put(helper)
-        if isinstance(found, Exception):
-            raise found
-        return found
+            idle.put(worker)
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
 
-    with contextlib.ExitStack() as held:
+    with contextlib.ExitStack() as stack:
         for _ in range(count):
             ours, theirs = Pipe()
-            number = theirs.fileno()
-            command = [sys.executable, "-P", "-m", __name__, str(number)]
-            with theirs:  # Ctrl-C is for us
-                process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[number], start_new_session=True)
-            held.callback(process.wait)
-            held.enter_context(ours)
+            descriptor = theirs.fileno()
+            command = [sys.executable, "-P", "-m", __name__, str(descriptor)]
+            with theirs:
+                process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    pass_fds=[descriptor],
+                    start_new_session=True,  # Ctrl-C is for this process only
+                )
+            stack.callback(process.wait)
+            stack.enter_context(ours)
             with contextlib.suppress(OSError):
                 ours.send((recipe, model))
-            free.put(ours)
+            idle.put(ours)
         pool = ThreadPoolExecutor(count)
-        held.callback(pool.shutdown, cancel_futures=True)
-        yield lambda share: pool.submit(asked, share)
+        stack.callback(pool.shutdown, cancel_futures=True)
+        yield lambda chunk: pool.submit(process_chunk, chunk)
 
 
-def _help(asking: Connection) -> None:
-    """Examine shares until nobody asks any more."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # who asks sees to them
+def _run_worker(connection: Connection) -> None:
+    """Process chunks until the connection closes."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # the main process handles them
         signal.signal(number, signal.SIG_IGN)
-    recipe, model = asking.recv()
+    recipe, model = connection.recv()
     task = task_for(recipe.data, load_tokenizer(model, recipe.model.chat_markup))
     while True:
-        share = asking.recv()
+        chunk = connection.recv()
         try:
-            asking.send([parcel for row in share for parcel in encode_row(process_row(recipe, task, row))])
+            connection.send([encoded for row in chunk for encoded in encode_row(process_row(recipe, task, row))])
         except Exception as error:
-            asking.send(error)
+            connection.send(error)
 
 
 if __name__ == "__main__":
     with contextlib.suppress(EOFError, OSError):
-        _help(Connection(int(sys.argv[1])))
+        _run_worker(Connection(int(sys.argv[1])))
