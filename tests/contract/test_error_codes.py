@@ -12,7 +12,7 @@ from tunesmith.core.error_codes import ERROR_CODES
 # Tests that still assert sentences. A folder leaves this list for good.
 ASSERT_SENTENCES = (
     "tests/integration", "tests/unit/architecture", "tests/unit/benchmarks", 
-    "tests/unit/data", "tests/unit/fetch",
+    "tests/unit/fetch",
     "tests/unit/inference", "tests/unit/model", "tests/unit/plan",
 )  # fmt: skip
 

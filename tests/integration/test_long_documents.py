@@ -59,7 +59,7 @@ def test_long_documents_run_to_a_verdict(tmp_path: Path, tiny: Path) -> None:
         whole = {
             row: [*tokenizer.encode_untrusted(document["story"])[1:], tokenizer.eos_id]
             for row, document in enumerate(documents, 1)
-            if document["fold"] == split and row != 3  # which says nearly what a test row says
+            if document["fold"] == split and row != 3  # a near-duplicate of a test row
         }
         assert learned_by_row(run, split) == whole
 
@@ -71,7 +71,7 @@ def test_long_documents_run_to_a_verdict(tmp_path: Path, tiny: Path) -> None:
         line["status"] == "kept" and line["split"] == "train" for line in read_jsonl(run.ledger)
     )
     left = [line for line in read_jsonl(run.ledger) if line["status"] == "unused"]
-    assert {(line["row"], line["reason"]) for line in left} == {(3, "says nearly what a test row says")}
+    assert {(line["row"], line["reason"]) for line in left} == {(3, "near-duplicate of a test row")}
     assert len(left) == left[0]["block"][1] > 1
 
     # Training read every block twice, and the verdict counts every token of the test once.

@@ -142,7 +142,7 @@ def test_killed_it_ends_with_the_bytes_of_an_undisturbed_run(tiny: Path, tmp_pat
     assert killed.result(killed.steps[-1]) == whole.result(whole.steps[-1])
     manifest = killed.run.manifest("train") or {}
     assert (manifest["steps"], manifest["chosen_by"]) == (60, "pair_accuracy")
-    assert "side by side" in manifest["passes"]
+    assert "packed" in manifest["passes"]
     values = [line["pair_accuracy"] for line in whole.log() if line["kind"] == "valid"][1:]  # not before the first step
     assert manifest["best_value"] == max(values)
 

@@ -11,7 +11,7 @@ from tunesmith.recipe.data_source import HubSource
 _TIMEOUT_SECONDS = 10
 
 
-class _Unreachable(DataError):
+class HubUnreachable(DataError):
     """The hub did not answer."""
 
     code = "hub-unreachable"
@@ -31,7 +31,7 @@ def resolve_commit(source: HubSource, *, folder: Path) -> str | None:
         return source.revision
     try:
         return _find_commit(source)
-    except _Unreachable:
+    except HubUnreachable:
         return None
 
 
@@ -108,7 +108,7 @@ def _find_commit(source: HubSource) -> str:
         raise DataError(problem, where=source.hub, hint=hint, code="unknown-dataset") from error
     except Exception as error:  # the types depend on the HTTP client of huggingface_hub
         hint = "check the connection; with HF_HUB_OFFLINE=1 the cached copy is used"
-        raise _Unreachable(f"the hub cannot be reached ({error})", where=_with_revision(source), hint=hint) from error
+        raise HubUnreachable(f"the hub cannot be reached ({error})", where=_with_revision(source), hint=hint) from error
     return str(info.sha)
 
 
@@ -122,7 +122,7 @@ def _find_cached_commit(source: HubSource) -> str:
         reason = "there is no cached copy" if isinstance(error, ConnectionError) else " ".join(str(error).split())
         problem = f"HF_HUB_OFFLINE is set, and {reason}"
         hint = "unset HF_HUB_OFFLINE, or load the dataset once on a machine with a connection"
-        raise _Unreachable(problem, where=_with_revision(source), hint=hint) from error
+        raise HubUnreachable(problem, where=_with_revision(source), hint=hint) from error
     if source.revision not in (None, cached):
         problem = f"HF_HUB_OFFLINE is set, and the cached copy is revision {cached} instead of {source.revision}"
         hint = f"unset HF_HUB_OFFLINE, or set revision: {cached}"

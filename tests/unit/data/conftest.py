@@ -1,4 +1,4 @@
-"""How tests read rows from a file that they write."""
+"""Helpers that write files and read their rows."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +19,7 @@ def files(*names: str) -> FileSource:
 
 @pytest.fixture
 def rows(tmp_path: Path) -> Callable[..., list[Row]]:
-    """Write files of the given names and contents; read them as one source."""
+    """Return a function that writes files, given as name__ext=content, and reads their rows as one source."""
 
     def write_and_read(**contents: bytes | str) -> list[Row]:
         names = [name.replace("__", ".") for name in contents]

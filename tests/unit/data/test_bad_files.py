@@ -1,4 +1,4 @@
-"""Files that cannot be read end with an error that names the place, never with wrong rows."""
+"""Malformed files raise an error with the file and line, and never give wrong rows."""
 
 import codecs
 import csv
@@ -14,101 +14,105 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.errors import raises
 from tests.unit.data.conftest import files, per_example, values
 
 from tunesmith.core.errors import DataError
 from tunesmith.data import json_file, text_file
 from tunesmith.data.sources import Row, read_rows
 
-WRONG = {
-    "broken": ("a.jsonl", b'{"a": 1}\n' * 712 + b'{"a": 1,, "b"}\n{"a": 1}\n', "a.jsonl:713: is not .*column 9.*,, "),
-    "cut off": ("a.jsonl", b'{"a": 1}\n{"a": "lon', "a.jsonl:2: .*Unterminated.*\n.*cut off"),
-    "two in a line": ("a.jsonl", b'{"a": 1} {"a": 2}\n', "a.jsonl:1: .*Extra data at column 10"),
-    "list": ("a.jsonl", b'{"a": 1}\n[1]\n', "a.jsonl:2: is a list, not an object"),
-    "null": ("a.jsonl", b"null\n", "a.jsonl:1: is null, not an object"),
-    "repeated key": ("a.jsonl", b'{}\n{"b": {"k": 1, "k": 1}}\n', "a.jsonl:2: has the key 'k' twice"),
-    "NaN": ("a.jsonl", b'{}\n{"a": [NaN]}\n', "a.jsonl:2: holds NaN"),
-    "infinity": ("a.jsonl", b'{"a": -Infinity}\n', "a.jsonl:1: holds -Infinity"),
-    "nested": ("a.jsonl", b'{"a": ' + b"[" * 100_000 + b"\n", "a.jsonl:1: is nested too deeply"),
-    "surrogate": ("a.jsonl", b'{}\n{"a": ["\\ud800"]}\n', "a.jsonl:2: holds half of a surrogate pair"),
-    "surrogate key": ("a.jsonl", b'{"\\uDFFF": 1}\n', "a.jsonl:1: holds half of a surrogate pair"),
-    "control": ("a.jsonl", b'{"a": "x\ty"}\n', "a.jsonl:1: .*control character"),
-    "NUL": ("a.jsonl", b'{}\n{"a": "\0"}\n', "a.jsonl:2: holds a NUL byte at byte offset 10"),
-    "Latin-1": ("a.jsonl", '{"é": 1}\n'.encode() + b'{"a": "\xe9"}\n', "a.jsonl:2: .*0xe9 at byte offset 17\n.*iconv"),
-    "UTF-16": ("a.jsonl", '{"a": 1}'.encode("utf-16"), "a.jsonl: is UTF-16LE text.*\n.*iconv -f UTF-16LE"),
-    "UTF-16BE": ("a.csv", codecs.BOM_UTF16_BE + "a".encode("utf-16-be"), "a.csv: is UTF-16BE text"),
-    "UTF-32": ("a.csv", "a,b".encode("utf-32"), "a.csv: is UTF-32LE text"),
-    "UTF-16 unmarked": ("a.csv", "a,b\n".encode("utf-16-le"), "a.csv:1: holds a NUL byte at byte offset 1"),
-    "empty": ("a.jsonl", b"", "a.jsonl: is empty"),
-    "only a mark": ("a.jsonl", codecs.BOM_UTF8, "a.jsonl: holds no rows"),
-    "blank": ("a.jsonl", b"\n \n", "a.jsonl: holds no rows"),
-    "empty CSV": ("a.csv", b"", "a.csv: is empty"),
-    "header only": ("a.csv", b"a,b\n", "a.csv: has a header but no rows"),
-    "header and blanks": ("a.csv", b"a,b\n\n\n", "a.csv: has a header but no rows"),
-    "blank header": ("a.csv", b"\n1,2\n", "a.csv:1: the first line is blank"),
-    "repeated column": ("a.csv", b"a,b,a\n1,2,3\n", "a.csv:1: the header has the column 'a' more than once"),
-    "too many cells": ("a.csv", b'a,b\n"x\n",2\n1,2,3\n', "a.csv:4: has 3 cells, but the header names 2"),
-    "too few cells": ("a.csv", b"a,b\n1,2\n1\n", "a.csv:3: has 1 cell, but the header names 2"),
-    "empty surplus": ("a.csv", b"a,b\n1,2,\n", "a.csv:2: has 3 cells"),
-    "open quote": ("a.csv", b'a,b\n"1\n2",x\n3,"y\nz\n4,5\n', "a.csv:4: the quote that opens here is never closed"),
-    "open quote later": ("a.csv", b'a,b\n"1\n2","x""\n3,4', "a.csv:3: the quote that opens here is never closed"),
-    "quote shut by next": ("a.csv", b'a,b\n"x,1\n"y",2\n', "a.csv:2: the quote that opens here closes in line 3"),
-    "quote not doubled": ("a.csv", b'a,b\n1,"say "hi""\n', "a.csv:2: the quote that opens here closes in line 2"),
-    "carriage return": ("a.csv", b"a,b\n1,2\nx\ry,2\n", "a.csv:3: holds a bare carriage return"),
-    "old Mac": ("a.csv", b"a,b\r1,2\r", "a.csv:1: holds a bare carriage return"),
-    "double CR": ("a.csv", b"a,b\n1,2\r\r\n", "a.csv:2: holds a bare carriage return"),
-    "CSV bytes": ("a.csv", b"a,b\n1,2\n\xff,2\n", "a.csv:3: is not UTF-8: byte 0xff at byte offset 8"),
-    "CSV NUL": ("a.csv", b"a,b\n1,2\nx\0,2\n", "a.csv:3: holds a NUL byte at byte offset 9"),
-    "a document": ("a.json", b'{"data": [{"a": 1}]}', "a.json: is one object.*\n.*under 'data'"),
-    "a long document": ("a.json", b'{\n "version": 1,\n "data": []\n}', "a.json: is one object, not a list of rows"),
-    "empty list": ("a.json", b"[ ]\n", "a.json: holds no rows"),
-    "list of texts": ("a.json", b'[\n{"a": 1},\n"b"\n]', "a.json:3: is a text, not an object"),
-    "list not closed": ("a.json", b'[{"a": 1},\n{"a": 2}\n', "a.json:2: .*never closed"),
-    "list cut off": ("a.json", b'[{"a": 1},\n{"a": ', "a.json:2: .*Expecting value at column 6"),
-    "no comma": ("a.json", b'[{"a": 1}\n{"a": 2}]', "a.json:2: .*Expecting ',' or '\\]' at column 1"),
-    "last comma": ("a.json", b'[{"a": 1},\n]', "a.json:2: .*Expecting value at column 1"),
-    "after the list": ("a.json", b'[{"a": 1}]\n\nx', "a.json:3: .*Extra data at column 1"),
-    "deep in a list": ("a.json", b'[{"a": 1},\n{"b": 2,\n "c": oops}]', "a.json:3: .*value at column 7: .*oops"),
-    "lines in .json": ("a.json", b'{"a": 1}\n{"a": oops}\n', "a.json:2: .*Expecting value"),
-    "gzip": ("a.jsonl", gzip.compress(b"{}"), "a.jsonl: is compressed with gzip"),
-    "cut gzip": ("a.csv.gz", gzip.compress(b"a,b\n" + os.urandom(999).hex().encode())[:-40], "a.csv.gz: cannot"),
-    "no gzip": ("a.jsonl.gz", b'{"a": 1}\n', "a.jsonl.gz: cannot be read .*[Nn]ot a gzip"),
-    "spreadsheet": ("a.csv", b"PK\x03\x04xx", "a.csv: is a ZIP archive or an office document"),
-    "empty Parquet": ("a.parquet", b"", "a.parquet: is empty"),
-    "no Parquet": ("a.parquet", b"PAR1 not really PAR1", "a.parquet: cannot be read"),
-    "no Arrow": ("a.arrow", b"garbage" * 9, "a.arrow: cannot be read"),
+# What is wrong: (file, its content, code, place, values that the error names).
+WRONG: dict[str, tuple[str, bytes, str, str, tuple[object, ...]]] = {
+    "broken": ("a.jsonl", b'{"a": 1}\n' * 712 + b'{"a": 1,, "b"}\n{"a": 1}\n', "invalid-json", "a.jsonl:713",
+               ("column 9", ",, ")),
+    "cut off": ("a.jsonl", b'{"a": 1}\n{"a": "lon', "invalid-json", "a.jsonl:2", ("Unterminated", "cut off")),
+    "two per line": ("a.jsonl", b'{"a": 1} {"a": 2}\n', "invalid-json", "a.jsonl:1", ("Extra data", "column 10")),
+    "list": ("a.jsonl", b'{"a": 1}\n[1]\n', "not-an-object", "a.jsonl:2", ("list",)),
+    "null": ("a.jsonl", b"null\n", "not-an-object", "a.jsonl:1", ("null",)),
+    "repeated key": ("a.jsonl", b'{}\n{"b": {"k": 1, "k": 1}}\n', "invalid-json", "a.jsonl:2", ("'k'",)),
+    "NaN": ("a.jsonl", b'{}\n{"a": [NaN]}\n', "invalid-json", "a.jsonl:2", ("NaN",)),
+    "infinity": ("a.jsonl", b'{"a": -Infinity}\n', "invalid-json", "a.jsonl:1", ("-Infinity",)),
+    "nested": ("a.jsonl", b'{"a": ' + b"[" * 100_000 + b"\n", "invalid-json", "a.jsonl:1", ("nested",)),
+    "surrogate": ("a.jsonl", b'{}\n{"a": ["\\ud800"]}\n', "invalid-json", "a.jsonl:2", ("surrogate",)),
+    "surrogate key": ("a.jsonl", b'{"\\uDFFF": 1}\n', "invalid-json", "a.jsonl:1", ("surrogate",)),
+    "control": ("a.jsonl", b'{"a": "x\ty"}\n', "invalid-json", "a.jsonl:1", ("control character",)),
+    "NUL": ("a.jsonl", b'{}\n{"a": "\0"}\n', "encoding", "a.jsonl:2", ("NUL", "offset 10")),
+    "Latin-1": ("a.jsonl", '{"é": 1}\n'.encode() + b'{"a": "\xe9"}\n', "encoding", "a.jsonl:2",
+                ("0xe9", "offset 17", "iconv")),
+    "UTF-16": ("a.jsonl", '{"a": 1}'.encode("utf-16"), "encoding", "a.jsonl", ("UTF-16LE", "iconv -f UTF-16LE")),
+    "UTF-16BE": ("a.csv", codecs.BOM_UTF16_BE + "a".encode("utf-16-be"), "encoding", "a.csv", ("UTF-16BE",)),
+    "UTF-32": ("a.csv", "a,b".encode("utf-32"), "encoding", "a.csv", ("UTF-32LE",)),
+    "UTF-16 unmarked": ("a.csv", "a,b\n".encode("utf-16-le"), "encoding", "a.csv:1", ("NUL", "offset 1")),
+    "empty": ("a.jsonl", b"", "no-rows", "a.jsonl", ()),
+    "only a mark": ("a.jsonl", codecs.BOM_UTF8, "no-rows", "a.jsonl", ()),
+    "blank": ("a.jsonl", b"\n \n", "no-rows", "a.jsonl", ()),
+    "empty CSV": ("a.csv", b"", "no-rows", "a.csv", ()),
+    "header only": ("a.csv", b"a,b\n", "no-rows", "a.csv", ("header",)),
+    "header and blanks": ("a.csv", b"a,b\n\n\n", "no-rows", "a.csv", ("header",)),
+    "blank header": ("a.csv", b"\n1,2\n", "invalid-csv", "a.csv:1", ("columns",)),
+    "repeated column": ("a.csv", b"a,b,a\n1,2,3\n", "duplicate-column", "a.csv:1", ("'a'",)),
+    "too many cells": ("a.csv", b'a,b\n"x\n",2\n1,2,3\n', "invalid-csv", "a.csv:4", (3, 2)),
+    "too few cells": ("a.csv", b"a,b\n1,2\n1\n", "invalid-csv", "a.csv:3", (1, 2)),
+    "empty surplus": ("a.csv", b"a,b\n1,2,\n", "invalid-csv", "a.csv:2", (3,)),
+    "open quote": ("a.csv", b'a,b\n"1\n2",x\n3,"y\nz\n4,5\n', "invalid-csv", "a.csv:4", ("never closed",)),
+    "open quote later": ("a.csv", b'a,b\n"1\n2","x""\n3,4', "invalid-csv", "a.csv:3", ("never closed",)),
+    "quote closed by next": ("a.csv", b'a,b\n"x,1\n"y",2\n', "invalid-csv", "a.csv:2", ("line 3",)),
+    "quote not doubled": ("a.csv", b'a,b\n1,"say "hi""\n', "invalid-csv", "a.csv:2", ("line 2",)),
+    "carriage return": ("a.csv", b"a,b\n1,2\nx\ry,2\n", "invalid-csv", "a.csv:3", ("carriage return",)),
+    "old Mac": ("a.csv", b"a,b\r1,2\r", "invalid-csv", "a.csv:1", ("carriage return",)),
+    "double CR": ("a.csv", b"a,b\n1,2\r\r\n", "invalid-csv", "a.csv:2", ("carriage return",)),
+    "CSV bytes": ("a.csv", b"a,b\n1,2\n\xff,2\n", "encoding", "a.csv:3", ("0xff", "offset 8")),
+    "CSV NUL": ("a.csv", b"a,b\n1,2\nx\0,2\n", "encoding", "a.csv:3", ("NUL", "offset 9")),
+    "a document": ("a.json", b'{"data": [{"a": 1}]}', "not-an-object", "a.json", ("'data'",)),
+    "a long document": ("a.json", b'{\n "version": 1,\n "data": []\n}', "not-an-object", "a.json", ("list",)),
+    "empty list": ("a.json", b"[ ]\n", "no-rows", "a.json", ()),
+    "list of texts": ("a.json", b'[\n{"a": 1},\n"b"\n]', "not-an-object", "a.json:3", ("text",)),
+    "list not closed": ("a.json", b'[{"a": 1},\n{"a": 2}\n', "invalid-json", "a.json:2", ("never closed",)),
+    "list cut off": ("a.json", b'[{"a": 1},\n{"a": ', "invalid-json", "a.json:2", ("column 6",)),
+    "no comma": ("a.json", b'[{"a": 1}\n{"a": 2}]', "invalid-json", "a.json:2", ("','", "column 1")),
+    "last comma": ("a.json", b'[{"a": 1},\n]', "invalid-json", "a.json:2", ("column 1",)),
+    "after the list": ("a.json", b'[{"a": 1}]\n\nx', "invalid-json", "a.json:3", ("Extra data", "column 1")),
+    "deep in a list": ("a.json", b'[{"a": 1},\n{"b": 2,\n "c": oops}]', "invalid-json", "a.json:3",
+                       ("column 7", "oops")),
+    "lines in .json": ("a.json", b'{"a": 1}\n{"a": oops}\n', "invalid-json", "a.json:2", ("oops",)),
+    "gzip": ("a.jsonl", gzip.compress(b"{}"), "unsupported-format", "a.jsonl", ("gzip", ".gz")),
+    "cut gzip": ("a.csv.gz", gzip.compress(b"a,b\n" + os.urandom(999).hex().encode())[:-40], "unreadable", "a.csv.gz",
+                 ()),
+    "no gzip": ("a.jsonl.gz", b'{"a": 1}\n', "unreadable", "a.jsonl.gz", ("ot a gzip",)),
+    "spreadsheet": ("a.csv", b"PK\x03\x04xx", "unsupported-format", "a.csv", ("ZIP",)),
+    "empty Parquet": ("a.parquet", b"", "no-rows", "a.parquet", ()),
+    "no Parquet": ("a.parquet", b"PAR1 not really PAR1", "unreadable", "a.parquet", ()),
+    "no Arrow": ("a.arrow", b"garbage" * 9, "unreadable", "a.arrow", ()),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_what_is_wrong_is_told_with_its_place(tmp_path: Path, case: str) -> None:
-    name, content, expected = WRONG[case]
+def test_malformed_file_is_refused_with_its_line(tmp_path: Path, case: str) -> None:
+    name, content, code, where, named = WRONG[case]
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(DataError, match=expected) as caught:
+    with raises(DataError, code, *named, where=where) as caught:
         list(read_rows(files(name), folder=tmp_path))
-    assert caught.value.exit_code == 3
-    assert str(tmp_path) not in str(caught.value)
+    assert caught.value.where == where, "a path relative to the recipe"
     assert len(str(caught.value)) < 600
-    assert str(caught.value).startswith(expected.split(": ")[0] + ": ")
 
 
-def test_the_rows_before_a_broken_line_are_given(tmp_path: Path) -> None:
+def test_rows_before_a_malformed_line_are_read(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b'{"a": 1}\n{"a": 2}\n{"a"\n')
     found = read_rows(files("a.jsonl"), folder=tmp_path)
     assert [next(found).values["a"], next(found).values["a"]] == [1, 2]
-    with pytest.raises(DataError, match=r"a.jsonl:3"):
+    with raises(DataError, "invalid-json", where="a.jsonl:3"):
         next(found)
 
 
-def test_of_a_long_line_the_part_around_the_error_is_shown(rows: Callable[..., list[Row]]) -> None:
-    with pytest.raises(DataError) as caught:
+def test_error_shows_the_part_of_a_long_line_around_it(rows: Callable[..., list[Row]]) -> None:
+    with raises(DataError, "invalid-json") as caught:
         rows(a__jsonl='{"a": "' + "x" * 5000 + '", here}' + " " * 5000)
     shown = caught.value.message.split(": ")[-1]
     assert '", here}' in shown
     assert len(shown) <= 80
 
 
-def test_parquet_with_one_name_twice_is_refused(tmp_path: Path) -> None:
+def test_parquet_with_duplicate_column_names_is_refused(tmp_path: Path) -> None:
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
 
     table = pa.Table.from_arrays([pa.array([1]), pa.array([2])], names=["a", "a"])
@@ -116,33 +120,33 @@ def test_parquet_with_one_name_twice_is_refused(tmp_path: Path) -> None:
     with pa.OSFile(str(tmp_path / "a.arrow"), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
     for name in ("a.parquet", "a.arrow"):
-        with pytest.raises(DataError, match=name):
+        with raises(DataError, "unreadable", where=name):
             list(read_rows(files(name), folder=tmp_path))
 
 
-def test_a_missing_file_is_told_with_the_nearest(tmp_path: Path) -> None:
+def test_missing_file_error_suggests_the_closest_name(tmp_path: Path) -> None:
     (tmp_path / "viggo-train.csv").write_text("a\n1\n")
-    with pytest.raises(DataError, match=r"vigo-train.csv: there is no such file\n.*did you mean viggo-train.csv"):
+    with raises(DataError, "not-found", "did you mean viggo-train.csv", where="vigo-train.csv"):
         list(read_rows(files("vigo-train.csv"), folder=tmp_path))
-    with pytest.raises(DataError, match=r"there are: viggo-train.csv"):
+    with raises(DataError, "not-found", "viggo-train.csv", where="other.jsonl"):
         list(read_rows(files("other.jsonl"), folder=tmp_path))
-    with pytest.raises(DataError, match="its folder does not exist"):
+    with raises(DataError, "not-found", "folder", where="data/viggo-train.csv"):
         list(read_rows(files("data/viggo-train.csv"), folder=tmp_path))
 
 
-def test_all_names_are_checked_before_anything_is_read(tmp_path: Path) -> None:
+def test_all_files_are_checked_before_the_first_is_read(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"a": 1}\n')
-    with pytest.raises(DataError, match=r"b.jsonl: there is no such file"):
+    with raises(DataError, "not-found", where="b.jsonl"):
         next(read_rows(files("a.jsonl", "b.jsonl"), folder=tmp_path))
 
 
-def test_what_is_not_a_file_is_refused(tmp_path: Path) -> None:
+def test_folder_and_pipe_are_refused(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "x.jsonl").write_text("{}")
-    os.mkfifo(tmp_path / "pipe.jsonl")  # opening it would wait for ever
-    with pytest.raises(DataError, match=r"data: is a folder.*\n.*data/x.jsonl"):
+    os.mkfifo(tmp_path / "pipe.jsonl")  # opening it would block forever
+    with raises(DataError, "wrong-path", "data/x.jsonl", where="data"):
         list(read_rows(files("data"), folder=tmp_path))
-    with pytest.raises(DataError, match=r"pipe.jsonl: is not a regular file"):
+    with raises(DataError, "wrong-path", where="pipe.jsonl"):
         list(read_rows(files("pipe.jsonl"), folder=tmp_path))
     for name in ("a\0.csv", "~nobody-of-this-name/a.csv", ""):
         with pytest.raises(DataError):
@@ -150,55 +154,53 @@ def test_what_is_not_a_file_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.pkl", "a.txt", "a.zip", "a", "a.parquet.gz", "a.csv.bz2"])
-def test_other_formats_are_refused(tmp_path: Path, name: str) -> None:
+def test_unsupported_format_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"cos\nsystem\n(S'touch canary'\ntR.")
-    with pytest.raises(
-        DataError, match=r"is in a format that is not read(.|\n)*read are \.csv, \.tsv, \.json, \.jsonl"
-    ):
+    with raises(DataError, "unsupported-format", ".csv, .tsv, .json, .jsonl", where=name):
         list(read_rows(files(name), folder=tmp_path))
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_forbidden_file_is_told(tmp_path: Path) -> None:
+@pytest.mark.skipif(os.geteuid() == 0, reason="root can read every file")
+def test_file_without_permission_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("{}")
     (tmp_path / "a.jsonl").chmod(0)
-    with pytest.raises(DataError, match=r"a.jsonl: cannot be read .*[Pp]ermission"):
+    with raises(DataError, "unreadable", "ermission", where="a.jsonl"):
         list(read_rows(files("a.jsonl"), folder=tmp_path))
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.json"])
-def test_a_file_that_changes_meanwhile_is_refused(tmp_path: Path, name: str) -> None:
+def test_file_that_changes_during_reading_is_refused(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.write_text('{"a": 1}\n' * 9)
     found = read_rows(files(name), folder=tmp_path)
     next(found)
     with path.open("a") as file:
         file.write('{"a": 1}\n')
-    with pytest.raises(DataError, match=f"{name}: changed while it was read"):
+    with raises(DataError, "changed-file", where=name):
         list(found)
 
 
-def test_a_failing_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disk_error_is_a_data_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(self: Path, *_: Any) -> None:
         raise OSError(116, "Stale file handle")
 
     (tmp_path / "a.jsonl").write_text("{}")
     monkeypatch.setattr(Path, "open", fail)
-    with pytest.raises(DataError, match=r"a.jsonl: cannot be read .Stale file handle"):
+    with raises(DataError, "unreadable", "Stale file handle", where="a.jsonl"):
         list(read_rows(files("a.jsonl"), folder=tmp_path))
 
 
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.csv.gz", "a.json.gz"])
-def test_a_bomb_does_not_fill_the_memory(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gzip_bomb_is_refused(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text_file, "MAX_LINE_BYTES", 10_000)
     (tmp_path / name).write_bytes(gzip.compress(b"[" + b" " * 20_000))
-    with pytest.raises(DataError, match=f"{name}:1: the line is longer"):
+    with raises(DataError, "line-too-long", where=f"{name}:1"):
         list(read_rows(files(name), folder=tmp_path))
 
 
-def test_a_document_has_a_limit(rows: Callable[..., list[Row]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_large_json_list_is_refused(rows: Callable[..., list[Row]], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(json_file, "MAX_DOCUMENT_CHARACTERS", 100)
-    with pytest.raises(DataError, match=r"a.json: is too large for a JSON list\n.*JSONL"):
+    with raises(DataError, "too-large", "JSONL", where="a.json"):
         rows(a__json="[" + "{},\n" * 100 + "{}]")
 
 
@@ -217,26 +219,27 @@ edits = st.lists(
 
 def mutated(content: bytes, changes: list[tuple[int, int, int]]) -> bytes:
     changed = bytearray(content)
-    for place, kind, byte in changes:
-        at = place % (len(changed) + 1)
-        changed[at : at + (kind > 0)] = bytes([byte]) if kind < 2 else b""  # insert, replace or delete
+    for position, kind, byte in changes:
+        start = position % (len(changed) + 1)
+        changed[start : start + (kind > 0)] = bytes([byte]) if kind < 2 else b""  # insert, replace or delete
     return bytes(changed)
 
 
 @pytest.mark.parametrize("name", GOOD)
 @given(changes=edits)
 @settings(per_example, max_examples=100)
-def test_mutated_files_give_rows_or_data_errors(tmp_path: Path, name: str, changes: list[tuple[int, int, int]]) -> None:
+def test_mutated_file_gives_exact_rows_or_a_data_error(
+    tmp_path: Path, name: str, changes: list[tuple[int, int, int]]
+) -> None:
     content = mutated(GOOD[name], changes)
     (tmp_path / name).write_bytes(content)
+    place = None
     try:
         found = list(read_rows(files(name), folder=tmp_path))
     except DataError as error:
-        told = str(error)
-    else:
-        told = ""
-    if told:
-        assert re.match(re.escape(name) + r"(:\d+)?: \w", told)
+        place = error.where or ""
+    if place is not None:
+        assert re.fullmatch(re.escape(name) + r"(:\d+)?", place)
         return
     text = content.decode("utf-8-sig")
     if name == "a.csv":

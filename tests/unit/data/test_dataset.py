@@ -1,4 +1,4 @@
-"""Warnings and errors about all rows together: control tokens, splits far from the asked fractions, empty splits."""
+"""Warnings and errors about a dataset: control tokens, split sizes, empty splits, divided groups, double braces."""
 
 import json
 from collections.abc import Callable
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.errors import raises
 from tests.support.tiny import recipe as write_recipe
 
 from tunesmith.core.errors import DataError
@@ -15,14 +16,14 @@ from tunesmith.tasks import task_for
 from tunesmith.tasks.tokenizer import TokenizerAdapter
 
 Row = dict[str, Any]
-Gather = Callable[..., Dataset]
+Build = Callable[..., Dataset]
 
 
 @pytest.fixture
-def gathered(tmp_path: Path, tokenizer_folder: Path) -> Gather:
-    """Gather rows by a `data` section."""
+def build(tmp_path: Path, tokenizer_folder: Path) -> Build:
+    """Build a dataset from rows and settings of `data`."""
 
-    def done(rows: list[Row], **data: Any) -> Dataset:
+    def build_(rows: list[Row], **data: Any) -> Dataset:
         section = {
             "source": {"file": "own.jsonl"}, "task": "completion", "prompt": "{q}", "response": "{a}",
             "split": {"valid": 0.1, "test": 0.1}, **data,
@@ -31,96 +32,87 @@ def gathered(tmp_path: Path, tokenizer_folder: Path) -> Gather:
         (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         return build_dataset(recipe, task_for(recipe.data, TokenizerAdapter.load(tokenizer_folder)), folder=tmp_path)
 
-    return done
+    return build_
 
 
 def rows(count: int, **more: Any) -> list[Row]:
     return [{"q": f"what is {n}", "a": f"it is {n}", **more} for n in range(count)]
 
 
-def test_rows_that_spell_control_tokens_are_counted_and_give_a_warning(
-    gathered: Gather, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_rows_that_spell_control_tokens_give_a_warning(build: Build, capsys: pytest.CaptureFixture[str]) -> None:
     lines = rows(60)
-    assert gathered(lines).facts()["control_tokens"] == {"rows": 0}
+    assert build(lines).facts()["control_tokens"] == {"rows": 0}
     assert "control tokens" not in capsys.readouterr().err
     for line in lines[5:50:5]:
         line["a"] += "<|im_end|>"
-    found = gathered(lines).facts()["control_tokens"]
+    found = build(lines).facts()["control_tokens"]
     assert found == {"rows": 9, "token": "<|im_end|>", "first": "own.jsonl:6"}
-    assert "9 rows spell control tokens" in capsys.readouterr().err
+    assert "warning: 9 rows" in capsys.readouterr().err
 
 
-def test_a_split_far_from_the_asked_fraction_gives_a_warning_with_the_reason(
-    gathered: Gather, capsys: pytest.CaptureFixture[str]
+def test_split_that_deviates_from_its_fraction_gives_a_warning(
+    build: Build, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    gathered(rows(200))
-    assert "asked for" not in capsys.readouterr().err
-    # 60 % of the rows ask the same: the split that gets them is far above its fraction, or the others are far below.
-    told = []
+    build(rows(200))
+    assert "warning" not in capsys.readouterr().err
+    # 60 % of the rows have the same prompt: the split that gets them exceeds its fraction by far.
+    largest_splits = set()
     for seed in range(12):
         lines = [{**row, "q": f"hi {seed}" if n % 5 < 3 else row["q"]} for n, row in enumerate(rows(200))]
-        found = gathered(lines)
-        said = capsys.readouterr().err
-        most = max(("train", "valid", "test"), key=lambda name: len(found.used[name]))
-        assert ("120 rows ask the same" in said) == (most != "train")
-        told.append(most)
-    assert {"valid", "test"} & set(told)
+        dataset = build(lines)
+        largest = max(("train", "valid", "test"), key=lambda name: len(dataset.used[name]))
+        assert ("120 rows" in capsys.readouterr().err) == (largest != "train")
+        largest_splits.add(largest)
+    assert {"valid", "test"} & largest_splits
 
 
 @pytest.mark.parametrize(
-    ("lines", "split", "expected"),
+    ("lines", "split", "named"),
     [
-        (
-            [{"q": "same", "a": str(n)} for n in range(30)],
-            {},
-            "only 1 prompt.*ask the same.*data.split.column.*data.split.by",
-        ),
-        ([{"q": f"x{n % 2}", "a": str(n)} for n in range(30)], {}, "2 different prompts"),
-        (rows(30, db="one"), {"by": "db"}, "have the same `db`"),
-        (rows(30, fold="train"), {"column": "fold"}, "no row .* says test in the column `fold`"),
-        (rows(2), {}, "give more rows"),
+        ([{"q": "same", "a": str(n)} for n in range(30)], {}, ("1 prompt", "data.split.column", "data.split.by")),
+        ([{"q": f"x{n % 2}", "a": str(n)} for n in range(30)], {}, ("2 different prompts",)),
+        (rows(30, db="one"), {"by": "db"}, ("1 value of `db`",)),
+        (rows(30, fold="train"), {"column": "fold"}, ("test in the column `fold`",)),
+        (rows(2), {}, ("more rows",)),
     ],
 )
-def test_empty_splits_are_explained(gathered: Gather, lines: list[Row], split: Row, expected: str) -> None:
-    chosen = split if "column" in split else {"valid": 0.1, "test": 0.1, **split}
-    with pytest.raises(DataError, match=expected) as caught:
-        gathered(lines, split=chosen)
-    assert caught.value.exit_code == 3
-
-
-def test_groups_that_the_column_of_splits_parts_are_counted(
-    gathered: Gather, capsys: pytest.CaptureFixture[str]
+def test_empty_split_error_explains_the_reason(
+    build: Build, lines: list[Row], split: Row, named: tuple[str, ...]
 ) -> None:
+    chosen = split if "column" in split else {"valid": 0.1, "test": 0.1, **split}
+    with raises(DataError, "empty-split", *named):
+        build(lines, split=chosen)
+
+
+def test_groups_divided_by_the_split_column_give_a_warning(build: Build, capsys: pytest.CaptureFixture[str]) -> None:
     folds = ["train", "train", "test", "valid"]
     whole = [{**row, "fold": folds[n % 4], "db": f"{folds[n % 4]} {n % 3}"} for n, row in enumerate(rows(60))]
     by = {"column": "fold", "by": "db"}
-    assert gathered(whole, split=by).facts()["copies"]["groups"]["test"] == {
+    assert build(whole, split=by).facts()["copies"]["groups"]["test"] == {
         "groups": 0, "rows": 0, "of": 15, "example": None,
     }  # fmt: skip
     assert "groups of `db`" not in capsys.readouterr().err
-    parted = [{**row, "db": "both"} if n in (0, 2, 6) else row for n, row in enumerate(whole)]
-    found = gathered(parted, split=by).facts()["copies"]["groups"]
+    divided = [{**row, "db": "both"} if n in (0, 2, 6) else row for n, row in enumerate(whole)]
+    found = build(divided, split=by).facts()["copies"]["groups"]
     assert found["test"] == {"groups": 1, "rows": 2, "of": 15, "example": ["own.jsonl:3", "own.jsonl:1"]}
     assert found["valid"]["rows"] == 0
-    assert "2 of 15 test rows are in 1 groups of `db`" in capsys.readouterr().err
-    with pytest.raises(DataError) as caught:
-        gathered(parted, split=by, leakage="error")
-    assert (caught.value.exit_code, caught.value.where) == (3, "data.leakage")
-    assert "groups" not in gathered(parted, split={"column": "fold"}).facts()["copies"]
+    assert "warning: 2 of 15 test rows are in 1 groups of `db`" in capsys.readouterr().err
+    with raises(DataError, "leakage", "`db`", where="data.leakage"):
+        build(divided, split=by, leakage="error")
+    assert "groups" not in build(divided, split={"column": "fold"}).facts()["copies"]
 
 
-def test_double_braces_around_a_column_give_a_warning(gathered: Gather, capsys: pytest.CaptureFixture[str]) -> None:
-    gathered(rows(60), prompt="{{a}} {q} {{other}}")
-    said = capsys.readouterr().err
-    assert said.count("`{{a}}`") == 1
-    assert "other" not in said
+def test_double_braces_around_a_column_give_a_warning(build: Build, capsys: pytest.CaptureFixture[str]) -> None:
+    build(rows(60), prompt="{{a}} {q} {{other}}")
+    log = capsys.readouterr().err
+    assert log.count("`{{a}}`") == 1
+    assert "other" not in log
 
 
-def test_empty_optional_cells_are_counted(gathered: Gather, capsys: pytest.CaptureFixture[str]) -> None:
+def test_empty_optional_cells_are_counted(build: Build, capsys: pytest.CaptureFixture[str]) -> None:
     lines = [{**row, **({"n": "note"} if n % 3 else {"n": None} if n % 2 else {})} for n, row in enumerate(rows(60))]
-    found = gathered(lines, prompt="{q} {n?}").facts()
+    found = build(lines, prompt="{q} {n?}").facts()
     assert found["empty"] == {"n": 20}
     assert sum(found["counts"][name] for name in ("train", "valid", "test")) == 60
     assert "`n` is empty in 20 of 60 rows" in capsys.readouterr().err
-    assert gathered(lines).facts()["empty"] == {}
+    assert build(lines).facts()["empty"] == {}

@@ -1,4 +1,4 @@
-"""The largest division of rows that fits is chosen, before anything is trained."""
+"""The largest micro-batches that fit are chosen before training, and so is the sharding."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -31,11 +31,11 @@ LENGTHS = [40, 60, 100, 100, 120, 200, 64, 64] * 3
 
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Shapes:
-    """Those of a small model, whose activations are most of what it needs."""
+    """The shapes of a small model whose memory is mostly activations."""
     folder = tmp_path_factory.mktemp("m")
-    shape = config("llama")
-    shape.hidden_size, shape.intermediate_size, shape.num_hidden_layers = 512, 2048, 12
-    shape.save_pretrained(folder)
+    model_config = config("llama")
+    model_config.hidden_size, model_config.intermediate_size, model_config.num_hidden_layers = 512, 2048, 12
+    model_config.save_pretrained(folder)
     return shapes_of(folder)
 
 
@@ -50,42 +50,42 @@ def recipe(folder: Path, *changes: str) -> Recipe:
     return load_recipe(path, ["train.examples_per_step=8", "train.epochs=1", *changes])
 
 
-def fit(asked: Recipe, shapes: Shapes, tokens: TokenDataset, gib: float) -> tuple[int, MemoryEstimate]:
-    room = MemoryBudget(4, False, gib)
-    division = make_micro_batch_policy(
-        asked, room, can_pack=True, share_prefix=True, packed_attention=True, attention_window=2**31
+def fit(loaded: Recipe, shapes: Shapes, tokens: TokenDataset, gib: float) -> tuple[int, MemoryEstimate]:
+    budget = MemoryBudget(4, False, gib)
+    policy = make_micro_batch_policy(
+        loaded, budget, can_pack=True, share_prefix=True, packed_attention=True, attention_window=2**31
     )
-    found, memory = fit_micro_batches(asked, shapes, tokens, division, room, new_tokens=0)
+    found, memory = fit_micro_batches(loaded, shapes, tokens, policy, budget, new_tokens=0)
     return found.max_tokens, memory
 
 
-def test_less_memory_takes_smaller_passes_and_no_smaller_than_needed(
-    tmp_path: Path, shapes: Shapes, tokens: TokenDataset
-) -> None:
-    asked = recipe(tmp_path)
-    most, memory = fit(asked, shapes, tokens, 1000)
-    assert most == 1024
+def test_micro_batches_are_halved_only_until_they_fit(tmp_path: Path, shapes: Shapes, tokens: TokenDataset) -> None:
+    loaded = recipe(tmp_path)
+    max_tokens, memory = fit(loaded, shapes, tokens, 1000)
+    assert max_tokens == 1024
     for size in (512, 256, max(LENGTHS)):
         needs = fit(recipe(tmp_path, f"train.micro_batch_tokens={size}"), shapes, tokens, 1000)[1]
         assert needs.total < memory.total
-        # Just enough, of which 15 % are left free; and a little less.
-        assert fit(asked, shapes, tokens, needs.total / 0.849) == (size, needs)
-        assert fit(asked, shapes, tokens, needs.total / 0.851)[0] < size or size == max(LENGTHS)
+        # Just enough memory, of which 15 % stay free; and slightly too little.
+        assert fit(loaded, shapes, tokens, needs.total / 0.849) == (size, needs)
+        assert fit(loaded, shapes, tokens, needs.total / 0.851)[0] < size or size == max(LENGTHS)
 
 
-def test_rows_go_one_by_one_where_nothing_fits(tmp_path: Path, shapes: Shapes, tokens: TokenDataset) -> None:
-    most, memory = fit(recipe(tmp_path), shapes, tokens, 0.01)
-    assert most == max(LENGTHS)
+def test_micro_batches_are_single_rows_if_nothing_fits(tmp_path: Path, shapes: Shapes, tokens: TokenDataset) -> None:
+    max_tokens, memory = fit(recipe(tmp_path), shapes, tokens, 0.01)
+    assert max_tokens == max(LENGTHS)
     assert memory.total > 0.01
 
 
 @pytest.mark.parametrize("change", ["train.micro_batch=8", "train.micro_batch_tokens=2048"])
-def test_what_the_recipe_says_stands(tmp_path: Path, shapes: Shapes, tokens: TokenDataset, change: str) -> None:
-    asked = recipe(tmp_path, change)
-    assert fit(asked, shapes, tokens, 0.01) == fit(asked, shapes, tokens, 1000)
+def test_micro_batch_settings_of_the_recipe_are_kept(
+    tmp_path: Path, shapes: Shapes, tokens: TokenDataset, change: str
+) -> None:
+    loaded = recipe(tmp_path, change)
+    assert fit(loaded, shapes, tokens, 0.01) == fit(loaded, shapes, tokens, 1000)
 
 
-def test_the_step_with_the_longest_rows_counts(tmp_path: Path, shapes: Shapes) -> None:
+def test_memory_is_that_of_the_step_with_the_longest_rows(tmp_path: Path, shapes: Shapes) -> None:
     def needed(lengths: list[int]) -> float:
         rows = [TokenizedExample(str(i), tuple(range(n)), (False, *[True] * (n - 1))) for i, n in enumerate(lengths)]
         return fit(recipe(tmp_path, "train.examples_per_step=1"), shapes, TokenDataset.from_examples(rows), 1000)[
@@ -95,59 +95,61 @@ def test_the_step_with_the_longest_rows_counts(tmp_path: Path, shapes: Shapes) -
     assert needed([16] * 200 + [900] + [16] * 200) == needed([900] * 5) > needed([16] * 401)
 
 
-def test_rows_beyond_the_last_position_are_refused() -> None:
+def test_rows_longer_than_the_positions_are_refused() -> None:
     check_max_positions(None, 10**6)
     check_max_positions(512, 512)
     with raises(RecipeError, "too-many-tokens", 513, 512, where="data.max_tokens_per_example"):
         check_max_positions(512, 513)
 
 
-def test_numbers_of_two_bytes_go_through_in_larger_passes_of_fewer_shapes(tmp_path: Path) -> None:
-    how = {"can_pack": True, "share_prefix": True, "packed_attention": True, "attention_window": 2**31}
-    four, two, gpu = (
-        make_micro_batch_policy(recipe(tmp_path), room, **how)
-        for room in (MemoryBudget(4, False, 8), MemoryBudget(2, False, 8), MemoryBudget(2, True, 8))
+def test_bf16_on_a_cpu_has_larger_micro_batches_of_fewer_lengths(tmp_path: Path) -> None:
+    options = {"can_pack": True, "share_prefix": True, "packed_attention": True, "attention_window": 2**31}
+    fp32, bf16, gpu = (
+        make_micro_batch_policy(recipe(tmp_path), budget, **options)
+        for budget in (MemoryBudget(4, False, 8), MemoryBudget(2, False, 8), MemoryBudget(2, True, 8))
     )
-    assert (four.max_tokens, two.max_tokens, gpu.max_tokens) == (1024, 2048, 16384)
-    assert two.packed_length(1000) == 1024 == two.packed_length(800)
-    assert four.packed_length(1000) == gpu.packed_length(1000) == 1024
-    assert four.packed_length(800) == 800
+    assert (fp32.max_tokens, bf16.max_tokens, gpu.max_tokens) == (1024, 2048, 16384)
+    assert bf16.packed_length(1000) == 1024 == bf16.packed_length(800)
+    assert fp32.packed_length(1000) == gpu.packed_length(1000) == 1024
+    assert fp32.packed_length(800) == 800
 
 
-def test_layers_are_divided_where_all_of_them_have_no_room(
+def test_auto_shards_a_model_that_does_not_fit_on_one_device(
     tmp_path: Path, shapes: Shapes, tokens: TokenDataset
 ) -> None:
     full = recipe(tmp_path, "tuning={method: full}")
     _, memory = estimate_micro_batches(full, shapes, tokens, MemoryBudget(4, True, 1000), new_tokens=0)
-    _, parts = estimate_micro_batches(full, shapes, tokens, MemoryBudget(4, True, 1000), new_tokens=0, shards=4)
-    assert parts.total - parts.activations < (memory.total - memory.activations) / 2
+    _, sharded = estimate_micro_batches(full, shapes, tokens, MemoryBudget(4, True, 1000), new_tokens=0, shards=4)
+    assert sharded.total - sharded.activations < (memory.total - memory.activations) / 2
 
-    def kept(asked: Recipe, gib: float, processes: int = 4) -> str:
-        return choose_sharding(asked, shapes, tokens, MemoryBudget(4, True, gib), processes, new_tokens=0)
+    def sharding(loaded: Recipe, gib: float, processes: int = 4) -> str:
+        return choose_sharding(loaded, shapes, tokens, MemoryBudget(4, True, gib), processes, new_tokens=0)
 
-    assert kept(full, memory.total) == "none"
+    assert sharding(full, memory.total) == "none"
     least = memory.total - memory.activations
-    assert kept(full, least) == "full"
-    assert kept(full, least, processes=1) == "none"
-    assert kept(recipe(tmp_path, "tuning={method: qlora}"), 0.001) == "full"
-    assert kept(recipe(tmp_path, "tuning={method: qlora, bits: 8}"), 0.001) == "none"
-    for asked in ("none", "full", "node"):
-        assert kept(recipe(tmp_path, f"launch.sharding={asked}"), 0.01) == asked
-    assert kept(recipe(tmp_path, "launch.sharding=full"), 0.01, processes=1) == "none"
+    assert sharding(full, least) == "full"
+    assert sharding(full, least, processes=1) == "none"
+    assert sharding(recipe(tmp_path, "tuning={method: qlora}"), 0.001) == "full"
+    assert sharding(recipe(tmp_path, "tuning={method: qlora, bits: 8}"), 0.001) == "none"
+    for requested in ("none", "full", "node"):
+        assert sharding(recipe(tmp_path, f"launch.sharding={requested}"), 0.01) == requested
+    assert sharding(recipe(tmp_path, "launch.sharding=full"), 0.01, processes=1) == "none"
 
 
-def test_a_model_with_an_encoder_in_parts_does_not_answer_while_it_trains(
+def test_sharded_encoder_decoder_cannot_measure_valid_metrics(
     tmp_path: Path, shapes: Shapes, tokens: TokenDataset
 ) -> None:
-    has_encoder = replace(shapes, stacks=tuple(replace(stack, encoder=True) for stack in shapes.stacks))
-    answers = "train.valid_metrics=[rougeL]"
-    room = MemoryBudget(4, True, 0.01)
-    assert choose_sharding(recipe(tmp_path, answers), has_encoder, tokens, room, 2, new_tokens=0) == "none"
+    encoder_shapes = replace(shapes, stacks=tuple(replace(stack, encoder=True) for stack in shapes.stacks))
+    metrics = "train.valid_metrics=[rougeL]"
+    budget = MemoryBudget(4, True, 0.01)
+    assert choose_sharding(recipe(tmp_path, metrics), encoder_shapes, tokens, budget, 2, new_tokens=0) == "none"
     with raises(RecipeError, "sharded-generation", where="launch.sharding"):
-        choose_sharding(recipe(tmp_path, answers, "launch.sharding=full"), has_encoder, tokens, room, 2, new_tokens=0)
+        choose_sharding(
+            recipe(tmp_path, metrics, "launch.sharding=full"), encoder_shapes, tokens, budget, 2, new_tokens=0
+        )
 
 
-def test_weights_must_leave_room_for_what_is_read(tmp_path: Path, shapes: Shapes) -> None:
+def test_fits_for_inference_leaves_memory_for_the_cache(tmp_path: Path, shapes: Shapes) -> None:
     gib = shapes.parameters * 4 / 2**30
     assert fits_for_inference(recipe(tmp_path), shapes, MemoryBudget(4, True, gib / 0.69))
     assert not fits_for_inference(recipe(tmp_path), shapes, MemoryBudget(4, True, gib / 0.71))

@@ -1,4 +1,4 @@
-"""A row's id follows from its source columns: rewording a prompt moves no row to another split and changes no id."""
+"""Ids follow from the source columns: rewording a prompt changes neither the ids nor the splits."""
 
 import json
 import shutil
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.errors import raises
 from tests.support.tiny import recipe as write_recipe
 
 from tunesmith.core.errors import DataError
@@ -32,9 +33,9 @@ ROWS = [{"id": n, "question": f"What is {n}?", "hint": f"near {n}", "answer": f"
 
 @pytest.fixture
 def prepared(tmp_path: Path, tokenizer_folder: Path) -> Prepare:
-    """Prepare rows with a `data` section in the run of this name."""
+    """Return a function that prepares rows with settings of `data` in the run of a name."""
 
-    def done(name: str, rows: list[dict[str, Any]] | None = None, seed: int = 0, **data: Any) -> RunDir:
+    def prepare_(name: str, rows: list[dict[str, Any]] | None = None, seed: int = 0, **data: Any) -> RunDir:
         section = {
             "source": {"file": "own.jsonl"}, "task": "completion", "prompt": "{question}", "response": "{answer}",
             "split": {"valid": 0.15, "test": 0.3}, **data,
@@ -47,10 +48,10 @@ def prepared(tmp_path: Path, tokenizer_folder: Path) -> Prepare:
         prepare(load_recipe(path), run)
         return run
 
-    return done
+    return prepare_
 
 
-def places(run: RunDir) -> list[tuple[Any, ...]]:
+def placements(run: RunDir) -> list[tuple[Any, ...]]:
     return [(line["row"], line["id"], line["split"], line["times"]) for line in read_jsonl(run.ledger)]
 
 
@@ -68,26 +69,26 @@ REWORDED: list[tuple[dict[str, Any], dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("one", "other"), REWORDED)
-def test_a_reworded_template_changes_neither_split_nor_ids_nor_chosen_rows(
-    prepared: Prepare, one: dict[str, Any], other: dict[str, Any]
+@pytest.mark.parametrize(("original", "reworded"), REWORDED)
+def test_reworded_template_keeps_ids_splits_and_chosen_rows(
+    prepared: Prepare, original: dict[str, Any], reworded: dict[str, Any]
 ) -> None:
-    first, second = prepared("one", **one), prepared("other", **other)
-    assert places(first) == places(second)
+    first, second = prepared("one", **original), prepared("other", **reworded)
+    assert placements(first) == placements(second)
     assert {line["split"] for line in read_jsonl(first.ledger)} >= {"train", "test"}
-    asked = [[example.id for example in read_selected_rows(run, "test", 5, 0)[0]] for run in (first, second)]
-    assert asked[0] == asked[1]
-    assert len(asked[0]) == 5
+    chosen = [[example.id for example in read_selected_rows(run, "test", 5, 0)[0]] for run in (first, second)]
+    assert chosen[0] == chosen[1]
+    assert len(chosen[0]) == 5
 
 
-def test_a_reworded_system_turn_moves_no_conversation(prepared: Prepare) -> None:
+def test_reworded_system_turn_keeps_ids_and_splits(prepared: Prepare) -> None:
     rows = [
         {"m": [{"role": "user", "content": row["question"]}, {"role": "assistant", "content": row["answer"]}]}
         for row in ROWS
     ]
     shape = {"task": "chat", "messages": "m", "prompt": None, "response": None}
     runs = [prepared(str(n), rows, system=system, **shape) for n, system in enumerate((None, "Be brief.", "Be long."))]
-    assert places(runs[0]) == places(runs[1]) == places(runs[2])
+    assert placements(runs[0]) == placements(runs[1]) == placements(runs[2])
 
 
 def test_two_prompts_are_compared_on_the_same_rows(prepared: Prepare, tmp_path: Path) -> None:
@@ -103,9 +104,9 @@ def test_two_prompts_are_compared_on_the_same_rows(prepared: Prepare, tmp_path: 
 def test_blocks_of_a_reworded_document_keep_their_ids(prepared: Prepare) -> None:
     rows = [{"title": f"T{n}", "story": f"Once {n} went. " * 30} for n in range(30)]
     shape = {**TEXT, "max_tokens_per_example": 64, "too_long": "split"}
-    one, other = (prepared(t[:3], rows, text=t, **shape) for t in ("{title}{story}", "{title}: {story}"))
-    assert places(one) == places(other)
-    ids = [line["id"] for line in read_jsonl(one.ledger)]
+    first, second = (prepared(t[:3], rows, text=t, **shape) for t in ("{title}{story}", "{title}: {story}"))
+    assert placements(first) == placements(second)
+    ids = [line["id"] for line in read_jsonl(first.ledger)]
     assert len(set(ids)) == len(ids) > 60
 
 
@@ -114,7 +115,7 @@ def section(tmp_path: Path, tokenizer_folder: Path, **data: Any) -> Any:
     return load_recipe(write_recipe(tmp_path, tokenizer_folder, data=whole)).data
 
 
-def test_a_row_id_follows_from_the_columns_that_are_used(tmp_path: Path, tokenizer_folder: Path) -> None:
+def test_row_id_follows_from_the_used_columns(tmp_path: Path, tokenizer_folder: Path) -> None:
     data = section(tmp_path, tokenizer_folder)
     row = {"q": "one", "a": "two", "line": 1}
     assert row_id(data, row, ()) == row_id(data, {**row, "line": 2}, ())
@@ -125,7 +126,7 @@ def test_a_row_id_follows_from_the_columns_that_are_used(tmp_path: Path, tokeniz
     assert len({block_id("a", 1, 8), block_id("a", 2, 8), block_id("b", 1, 8), block_id("a", 1, 16)}) == 4
 
 
-def test_rows_that_ask_the_same_share_a_group(tmp_path: Path, tokenizer_folder: Path) -> None:
+def test_rows_with_the_same_prompt_share_a_group(tmp_path: Path, tokenizer_folder: Path) -> None:
     turns = Turn("prompt", "", False), Turn("response", "", True)
     data = section(tmp_path, tokenizer_folder, prompt="{q} of {c}")
     row = {"q": "How many", "c": "x", "a": "1"}
@@ -154,7 +155,7 @@ def planned(tmp_path: Path, base: Path, *overrides: str) -> dict[str, Any]:
     return build_dataset(recipe, task, folder=tmp_path, model=ModelFolder("x", base)).facts()
 
 
-def test_rows_that_the_base_was_trained_on_give_a_warning(
+def test_held_out_rows_that_the_base_was_trained_on_give_a_warning(
     base: Path, prepared: Prepare, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prepared("reworded", prompt="Answer: {question}")
@@ -163,15 +164,15 @@ def test_rows_that_the_base_was_trained_on_give_a_warning(
     other = planned(tmp_path, base, "seed=1")["trained_before"]
     before, after = ({line["id"]: line["split"] for line in read_jsonl(prepared(name, **more).ledger)}
                      for name, more in (("one", {}), ("two", {"seed": 1})))  # fmt: skip
-    wanted = [name for one, name in after.items() if before[one] == "train" and name in ("valid", "test")]
-    assert {name: other[name] for name in ("valid", "test")} == Counter(wanted)
-    assert min(Counter(wanted).values()) > 0
+    expected = [name for id_, name in after.items() if before[id_] == "train" and name in ("valid", "test")]
+    assert {name: other[name] for name in ("valid", "test")} == Counter(expected)
+    assert min(Counter(expected).values()) > 0
     assert f"{other['test']} test rows" in capsys.readouterr().err
-    with pytest.raises(DataError):
+    with raises(DataError, "leakage", where="data.leakage"):
         planned(tmp_path, base, "seed=1", "data.leakage=error")
 
 
-def test_a_base_trained_on_other_columns_gives_a_warning(
+def test_base_trained_on_other_columns_gives_a_warning(
     base: Path, prepared: Prepare, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prepared("wider", prompt="{question} {hint}")

@@ -1,4 +1,4 @@
-"""Rows of CSV, JSON, JSONL and Parquet files: exact values, and the place of each row."""
+"""Rows of CSV, JSON, JSONL and Parquet files have exact values and their place in the file."""
 
 import csv
 import gzip
@@ -20,16 +20,16 @@ from tunesmith.tasks.base import JsonNumber, cell_text
 
 
 def test_json_values_are_exact(rows: Callable[..., list[Row]]) -> None:
-    told: list[dict[str, Any]] = [
+    written: list[dict[str, Any]] = [
         {"a": 1, "b": {"x": 1}},
         {"a": "1", "b": {"y": None}, "only here": [1, "two", None, {}]},
         {"a": 12345678901234567890123456789, "b": None},
         {"a": 0.1, "b": {"x": True}, "text": "NA \u2028 😀 \x00 \\"},
         {},
     ]
-    found = rows(a__jsonl="".join(json.dumps(row) + "\n" for row in told))
-    assert values(found) == told
-    assert [list(row.values) for row in found] == [list(row) for row in told]
+    found = rows(a__jsonl="".join(json.dumps(row) + "\n" for row in written))
+    assert values(found) == written
+    assert [list(row.values) for row in found] == [list(row) for row in written]
     assert [type(row.values["a"]) for row in found[:4]] == [int, str, int, JsonNumber]
 
 
@@ -50,7 +50,7 @@ def test_json_numbers_and_booleans_keep_the_text_of_the_file(rows: Callable[...,
     assert [cell_text(pickle.loads(pickle.dumps(row)), "c") for row in found] == texts
 
 
-def test_a_written_number_is_still_a_number(rows: Callable[..., list[Row]]) -> None:
+def test_json_number_compares_and_computes_as_a_number(rows: Callable[..., list[Row]]) -> None:
     [row] = values(rows(a__jsonl='{"c": 12.50, "d": [1.50, {"e": 2.0}]}'))
     assert row["c"] + 1 == 13.5
     assert row["c"] == 12.5
@@ -86,7 +86,7 @@ def test_csv_round_trip(tmp_path: Path, table: list[list[str]]) -> None:
     assert found == [dict(zip("abc", row, strict=True)) for row in table]
 
 
-def test_a_row_stands_where_it_starts(rows: Callable[..., list[Row]]) -> None:
+def test_place_of_a_row_is_its_first_line(rows: Callable[..., list[Row]]) -> None:
     found = rows(a__csv='a,b\n1,"x\ny\r\nz"\n\n2,"p\n"\n3,q', b__jsonl='\n{"a": 1}\r\n\n{"a": 2}')
     assert [row.where for row in found] == ["a.csv:2", "a.csv:6", "a.csv:8", "b.jsonl:2", "b.jsonl:4"]
     assert [row.number for row in found] == [1, 2, 3, 4, 5]
@@ -97,8 +97,8 @@ def test_a_row_stands_where_it_starts(rows: Callable[..., list[Row]]) -> None:
 def test_all_formats_give_the_same_rows(tmp_path: Path) -> None:
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
 
-    told = [{"q": "ä 1", "a": "x\ty"}, {"q": "2", "a": ""}]
-    table = pa.Table.from_pylist(told)
+    written = [{"q": "ä 1", "a": "x\ty"}, {"q": "2", "a": ""}]
+    table = pa.Table.from_pylist(written)
     pq.write_table(table, tmp_path / "t.parquet")
     for name, new in {"stream.arrow": pa.ipc.new_stream, "file.arrow": pa.ipc.new_file}.items():
         with pa.OSFile(str(tmp_path / name), "wb") as sink, new(sink, table.schema) as writer:
@@ -107,9 +107,9 @@ def test_all_formats_give_the_same_rows(tmp_path: Path) -> None:
         "t.csv": "q,a\nä 1,x\ty\n2,\n",
         "crlf.csv": '\ufeff"q",a\r\nä 1,x\ty\r\n2,\r\n',
         "t.tsv": 'q\ta\nä 1\t"x\ty"\n2\t\n',
-        "t.json": json.dumps(told, indent=1),
-        "lines.json": "\ufeff" + "\n".join(json.dumps(row) for row in told),
-        "t.jsonl": "\r\n".join(json.dumps(row, ensure_ascii=False) for row in told) + "\r\n",
+        "t.json": json.dumps(written, indent=1),
+        "lines.json": "\ufeff" + "\n".join(json.dumps(row) for row in written),
+        "t.jsonl": "\r\n".join(json.dumps(row, ensure_ascii=False) for row in written) + "\r\n",
     }
     for name, text in texts.items():
         (tmp_path / name).write_bytes(text.encode())
@@ -117,17 +117,17 @@ def test_all_formats_give_the_same_rows(tmp_path: Path) -> None:
     (tmp_path / "glob [1]*?#%20.csv").write_text(texts["t.csv"])
     read = {path.name: values(list(read_rows(files(path.name), folder=tmp_path))) for path in tmp_path.iterdir()}
     assert len(read) == 16
-    assert {name: found for name, found in read.items() if found != told} == {}
+    assert {name: found for name, found in read.items() if found != written} == {}
 
 
 def test_parquet_rows_are_numbered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
 
-    monkeypatch.setattr(local_files, "_BATCH", 2)
-    told = [{"n": n, "nested": {"x": [n, None]}, "blob": bytes([n])} for n in range(5)]
-    pq.write_table(pa.Table.from_pylist(told), tmp_path / "a.parquet")
+    monkeypatch.setattr(local_files, "_BATCH_ROWS", 2)
+    written = [{"n": n, "nested": {"x": [n, None]}, "blob": bytes([n])} for n in range(5)]
+    pq.write_table(pa.Table.from_pylist(written), tmp_path / "a.parquet")
     found = list(read_rows(files("a.parquet"), folder=tmp_path))
-    assert values(found) == told
+    assert values(found) == written
     assert found[4].where == "a.parquet row 5"
 
 
@@ -143,7 +143,7 @@ def test_long_texts_are_read(rows: Callable[..., list[Row]]) -> None:
     assert rows(a__csv=f't,u\n"{long}",1\n')[0].values == {"t": long, "u": "1"}
 
 
-def test_an_absolute_path_is_not_told(tmp_path: Path) -> None:
+def test_place_of_a_row_has_no_absolute_path(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"a": 1}\n')
     (row,) = read_rows(files(str(tmp_path / "a.jsonl")), folder=Path("elsewhere"))
     assert row.where == "a.jsonl:1"

@@ -1,4 +1,4 @@
-"""How often each training row is used, by what the recipe says; held-out rows stay as they are."""
+"""Weights, train_rows, filters, duplicates and leakage decide how often each training row is used."""
 
 import json
 import random
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.errors import raises
 
 from tunesmith.core.errors import DataError, RecipeError
 from tunesmith.data import dataset, dedup
@@ -26,10 +27,10 @@ def rows(name: str, count: int = 100) -> list[Row]:
 
 @pytest.fixture
 def mix(tmp_path: Path, tokenizer_folder: Path) -> Mix:
-    """Write files a.jsonl, b.jsonl and gather them; sources are {name: settings}."""
+    """Return a function that writes a.jsonl, b.jsonl, ... and builds their dataset; sources are {name: settings}."""
     tokenizer = TokenizerAdapter.load(tokenizer_folder)
 
-    def gathered(files: dict[str, list[Row]], sources: dict[str, Row] | None = None, **data: Any) -> Dataset:
+    def build(files: dict[str, list[Row]], sources: dict[str, Row] | None = None, **data: Any) -> Dataset:
         for name, lines in files.items():
             (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         listed = [{"file": f"{name}.jsonl", **(sources or {}).get(name, {})} for name in files]
@@ -42,7 +43,7 @@ def mix(tmp_path: Path, tokenizer_folder: Path) -> Mix:
         })  # fmt: skip
         return build_dataset(recipe, task_for(recipe.data, tokenizer), folder=tmp_path)
 
-    return gathered
+    return build
 
 
 DOCUMENTS = {"task": "text", "text": "{question} {answer}", "prompt": None, "response": None,
@@ -53,7 +54,7 @@ def used(found: Dataset, split: str = "train") -> Counter[str]:
     return Counter(row.entry.where for row in found.used[split])
 
 
-def test_a_list_reads_one_source_after_the_other(mix: Mix) -> None:
+def test_sources_are_read_in_order(mix: Mix) -> None:
     found = mix({"a": rows("a"), "b": rows("b", 30)}, {"b": {"name": "second"}})
     assert [entry.row for entry in found.entries] == list(range(1, 131))
     assert [(e.source, e.where) for e in found.entries[99:101]] == [("a.jsonl", "a.jsonl:100"), ("second", "b.jsonl:1")]
@@ -63,7 +64,7 @@ def test_a_list_reads_one_source_after_the_other(mix: Mix) -> None:
 
 
 @pytest.mark.parametrize("weight", [0.25, 0.5, 1.5, 2.0, 3.25])
-def test_a_weight_counts_in_train_only_and_exactly(mix: Mix, weight: float) -> None:
+def test_weight_repeats_training_rows_exactly_and_no_others(mix: Mix, weight: float) -> None:
     files = {"a": rows("a"), "b": rows("b")}
     plain, weighted = mix(files), mix(files, {"b": {"weight": weight}})
     for split in ("valid", "test"):
@@ -79,7 +80,7 @@ def test_a_weight_counts_in_train_only_and_exactly(mix: Mix, weight: float) -> N
     assert sum(e.times for e in weighted.entries if e.split == "train") == len(weighted.used["train"])
 
 
-def test_the_same_recipe_gives_the_same_rows_and_more_rows_move_few(mix: Mix) -> None:
+def test_choice_of_rows_is_stable(mix: Mix) -> None:
     files = {"a": rows("a"), "b": rows("b")}
     settings = {"b": {"weight": 0.5}}
     first, second = mix(files, settings, train_rows=0.5), mix(files, settings, train_rows=0.5)
@@ -90,14 +91,14 @@ def test_the_same_recipe_gives_the_same_rows_and_more_rows_move_few(mix: Mix) ->
 
 
 def test_train_rows_keeps_the_mixture(mix: Mix) -> None:
-    """Both choose by hash; with one hash, rows that a weight has chosen would be chosen again before all others."""
+    """Both choose by hash; with the same hash, `train_rows` would prefer the rows that the weight has chosen."""
     files = {"a": rows("a", 1500), "b": rows("b", 1500)}
     found = mix(files, {"b": {"weight": 0.5}}, train_rows=0.3)
     shares = {name: counts["train"] for name, counts in found.facts()["sources"].items()}
     assert 1.5 < shares["a.jsonl"] / shares["b.jsonl"] < 2.6
 
 
-def test_a_fraction_of_the_training_rows(mix: Mix) -> None:
+def test_train_rows_may_be_a_fraction(mix: Mix) -> None:
     plain, tenth = mix({"a": rows("a")}), mix({"a": rows("a")}, train_rows=0.1)
     assert len(tenth.used["train"]) == round(0.1 * len(plain.used["train"]))
     assert used(tenth) <= used(plain)
@@ -106,27 +107,27 @@ def test_a_fraction_of_the_training_rows(mix: Mix) -> None:
     assert len(mix({"a": rows("a")}, train_rows=0.001).used["train"]) == 1
 
 
-def test_columns_are_renamed_where_a_source_says_so(mix: Mix) -> None:
+def test_rename_applies_to_its_source_only(mix: Mix) -> None:
     other = [{"ask": row["question"], "reply": row["answer"], "n": 1} for row in rows("b")]
     found = mix({"a": rows("a"), "b": other}, {"b": {"rename": {"ask": "question", "reply": "answer"}}})
     assert len(found.entries) == 200
     assert {entry.status for entry in found.entries} == {"kept"}
 
 
-@pytest.mark.parametrize(("rename", "message"), [
-    ({"aks": "question"}, "no column `aks`"), ({"n": "question"}, "two columns the name `question`"),
+@pytest.mark.parametrize(("rename", "code", "column"), [
+    ({"aks": "question"}, "missing-column", "`aks`"), ({"n": "question"}, "duplicate-column", "`question`"),
 ])  # fmt: skip
-def test_renaming_that_cannot_be_is_told(mix: Mix, rename: dict[str, str], message: str) -> None:
-    with pytest.raises(DataError, match=f"b.jsonl:1: .*{message}"):
+def test_impossible_rename_is_refused(mix: Mix, rename: dict[str, str], code: str, column: str) -> None:
+    with raises(DataError, code, column, where="b.jsonl:1"):
         mix({"a": rows("a"), "b": rows("b")}, {"b": {"rename": rename}})
 
 
-def test_two_sources_of_one_name_are_refused(mix: Mix) -> None:
-    with pytest.raises(RecipeError, match="two sources are called `same`"):
+def test_two_sources_with_one_name_are_refused(mix: Mix) -> None:
+    with raises(RecipeError, "duplicate-source", "`same`", where="data.source"):
         mix({"a": rows("a"), "b": rows("b")}, {"a": {"name": "same"}, "b": {"name": "same"}})
 
 
-def test_an_absolute_path_does_not_enter_the_run(mix: Mix, tmp_path: Path) -> None:
+def test_ledger_has_no_absolute_path(mix: Mix, tmp_path: Path) -> None:
     found = mix({"a": rows("a")}, {"a": {"file": str(tmp_path / "a.jsonl")}})
     assert {(entry.source, entry.where.rpartition(":")[0]) for entry in found.entries} == {("a.jsonl", "a.jsonl")}
 
@@ -134,7 +135,7 @@ def test_an_absolute_path_does_not_enter_the_run(mix: Mix, tmp_path: Path) -> No
 # --- filters ---
 
 
-def test_filtered_rows_are_in_the_ledger_and_are_not_dropped(mix: Mix) -> None:
+def test_filtered_rows_are_in_the_ledger_and_do_not_count_as_dropped(mix: Mix) -> None:
     found = mix({"a": rows("a")}, filters=[{"column": "n", "min": 80}], max_dropped_fraction=0)
     assert found.facts()["filtered"] == {"`n` is below 80": 80}
     assert found.facts()["counts"]["filtered"] == 80
@@ -143,34 +144,33 @@ def test_filtered_rows_are_in_the_ledger_and_are_not_dropped(mix: Mix) -> None:
     assert {(entry.split, entry.times, entry.reason) for entry in left} == {(None, 0, "`n` is below 80")}
 
 
-def test_dropped_rows_are_a_part_of_those_that_were_not_filtered(mix: Mix) -> None:
+def test_dropped_fraction_ignores_filtered_rows(mix: Mix) -> None:
     lines = [*rows("a", 96), *({"question": "?", "answer": "", "n": 90} for _ in range(4))]
     mix({"a": lines}, max_dropped_fraction=0.05)
-    with pytest.raises(DataError, match="4 of 20 rows cannot be used"):
+    with raises(DataError, "too-many-dropped", "4 of 20 rows"):
         mix({"a": lines}, max_dropped_fraction=0.05, filters=[{"column": "n", "min": 80}])
 
 
-@pytest.mark.parametrize(("rule", "message"), [
-    ({"column": "n", "min": 1000}, "filters leave none of the 100 rows: 100 x `n` is below 1000"),
-    ({"column": "m", "min": 0}, "a.jsonl:1: there is no column `m`"),
-    ({"column": "answer", "min": 0}, r"100 of 100 rows .* cell `answer` holds no number, first a.jsonl:1 \('It says 0"),
+@pytest.mark.parametrize(("rule", "code", "named"), [
+    ({"column": "n", "min": 1000}, "no-rows", ("100 x `n` is below 1000",)),
+    ({"column": "m", "min": 0}, "missing-column", ("`m`", "a.jsonl:1")),
+    ({"column": "answer", "min": 0}, "too-many-dropped", ("100 of 100 rows", "`answer`", "a.jsonl:1 ('It says 0")),
 ])  # fmt: skip
-def test_a_rule_that_cannot_be_meant_is_told(mix: Mix, rule: Row, message: str) -> None:
-    with pytest.raises(DataError, match=message) as caught:
+def test_filter_that_fits_no_row_is_refused(mix: Mix, rule: Row, code: str, named: tuple[str, ...]) -> None:
+    with raises(DataError, code, *named):
         mix({"a": rows("a")}, filters=[rule])
-    assert caught.value.exit_code == 3
 
 
-# --- copies ---
+# --- duplicates and leakage ---
 
 
-def said(seed: int) -> Row:
+def sentence(seed: int) -> Row:
     words = [f"word{(seed * 7919 + i * i * 31) % 9973}" for i in range(40)]
     return {"question": " ".join(words[:25]), "answer": " ".join(words[25:]), "fold": "train"}
 
 
-def test_copies_are_counted_and_named(mix: Mix) -> None:
-    lines = [said(i) for i in range(40)]
+def test_duplicates_are_counted_with_examples(mix: Mix) -> None:
+    lines = [sentence(i) for i in range(40)]
     lines[10] = {**lines[3], "question": lines[3]["question"].upper()}
     lines[11] = {**lines[4], "answer": lines[4]["answer"] + " indeed"}
     lines[12] = {**lines[5], "answer": "Something else altogether is said here, in many other words than those were."}
@@ -183,50 +183,49 @@ def test_copies_are_counted_and_named(mix: Mix) -> None:
         key: (found[key]["rows"], found[key]["exact"], found[key]["near"]) for key in ("duplicates", "valid", "test")
     }
     assert counts == {"duplicates": (36, 1, 1), "valid": (1, 1, 0), "test": (3, 1, 1)}
-    pairs = {(one["row"], one["of"]) for key in counts for one in found[key]["examples"]}
+    pairs = {(example["row"], example["of"]) for key in counts for example in found[key]["examples"]}
     assert pairs == {("a.jsonl:11", "a.jsonl:4"), ("a.jsonl:12", "a.jsonl:5"), ("a.jsonl:21", "a.jsonl:7"),
                      ("a.jsonl:22", "a.jsonl:8"), ("a.jsonl:24", "a.jsonl:9")}  # fmt: skip
 
 
-def test_leakage_warns_or_stops_as_the_recipe_says(mix: Mix, capsys: pytest.CaptureFixture[str]) -> None:
-    lines = [*(said(i) for i in range(20)), {**said(3), "fold": "test"}, {**said(99), "fold": "test"}]
+def test_leakage_policy_warns_or_raises(mix: Mix, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [*(sentence(i) for i in range(20)), {**sentence(3), "fold": "test"}, {**sentence(99), "fold": "test"}]
     mix({"a": lines}, split={"column": "fold"})
-    assert "warning: 1 of 2 test rows stand in train too (1 exactly, 0 nearly): a.jsonl:21 like a.jsonl:4 (1)" in (
-        capsys.readouterr().err
-    )
-    with pytest.raises(DataError, match=r"1 of 2 test rows .*a.jsonl:21 like a.jsonl:4") as caught:
+    log = capsys.readouterr().err
+    assert "warning: 1 of 2 test rows" in log
+    assert "a.jsonl:21 like a.jsonl:4 (1)" in log
+    with raises(DataError, "leakage", "1 of 2 test rows", "a.jsonl:21 like a.jsonl:4", where="data.leakage"):
         mix({"a": lines}, split={"column": "fold"}, leakage="error")
-    assert caught.value.exit_code == 3
     mix({"a": lines[:20] + lines[21:]}, split={"column": "fold"}, leakage="error")
     assert "warning" not in capsys.readouterr().err
 
 
-def test_rows_that_are_not_trained_on_leak_nothing(mix: Mix) -> None:
-    lines = [*(said(i) for i in range(20)), {**said(3), "fold": "test"}]
+def test_unused_training_rows_are_no_leakage(mix: Mix) -> None:
+    lines = [*(sentence(i) for i in range(20)), {**sentence(3), "fold": "test"}]
     found = [mix({"a": lines}, split={"column": "fold"}, train_rows=n).copies["test"]["exact"] for n in range(1, 21)]
     assert found == sorted(found)
     assert {0, 1} == set(found)
 
 
-def test_duplicates_are_dropped_where_the_recipe_says_so(mix: Mix) -> None:
-    lines = [said(i % 10) for i in range(30)] + [{**said(99), "fold": "test"}] * 2
+def test_duplicates_are_dropped_on_request(mix: Mix) -> None:
+    lines = [sentence(i % 10) for i in range(30)] + [{**sentence(99), "fold": "test"}] * 2
     kept = mix({"a": lines}, split={"column": "fold"})
     dropped = mix({"a": lines}, split={"column": "fold"}, duplicates="drop")
     assert (len(kept.used["train"]), kept.copies["duplicates"]["exact"]) == (30, 20)
     assert (len(dropped.used["train"]), dropped.copies["duplicates"]["exact"]) == (10, 0)
     assert len(dropped.used["test"]) == 2
-    assert dropped.facts()["unused"] == {"says what a row before it says": 20}
+    assert dropped.facts()["unused"] == {"duplicate of an earlier row": 20}
     assert used(dropped) == Counter(f"a.jsonl:{n}" for n in range(1, 11))
 
 
-def test_a_document_in_blocks_is_one_row_to_duplicates_and_leakage(mix: Mix) -> None:
-    lines = [said(i % 6) for i in range(12)] + [{**said(i), "fold": "test"} for i in (3, 98, 99)]
+def test_document_in_blocks_counts_as_one_row_for_duplicates_and_leakage(mix: Mix) -> None:
+    lines = [sentence(i % 6) for i in range(12)] + [{**sentence(i), "fold": "test"} for i in (3, 98, 99)]
     kept = mix({"a": lines}, **DOCUMENTS)
     assert min(used(kept).values()) >= 2
     assert {key: (kept.copies[key]["rows"], kept.copies[key]["exact"]) for key in ("duplicates", "test")} == {
         "duplicates": (12, 6), "test": (3, 1),
     }  # fmt: skip
-    assert kept.copies["duplicates"]["near"] == 0  # blocks of one document are no copies of one another
+    assert kept.copies["duplicates"]["near"] == 0  # blocks of one document do not duplicate each other
     dropped = mix({"a": lines}, **DOCUMENTS, duplicates="drop", leakage="drop")
     assert used(dropped) == Counter({where: n for where, n in used(kept).items() if int(where[8:]) in (1, 2, 3, 5, 6)})
     left = [entry for entry in dropped.entries if entry.status == "unused"]
@@ -237,7 +236,7 @@ def test_a_document_in_blocks_is_one_row_to_duplicates_and_leakage(mix: Mix) -> 
 
 
 def test_weights_and_train_rows_count_blocks(mix: Mix) -> None:
-    files = {name: [{**said(10 * k + i), "fold": "train" if i < 8 else "test"} for i in range(10)]
+    files = {name: [{**sentence(10 * k + i), "fold": "train" if i < 8 else "test"} for i in range(10)]
              for k, name in enumerate("ab")}  # fmt: skip
     split = {key: value for key, value in DOCUMENTS.items() if key != "split"} | {"split": {"column": "fold"}}
     plain = mix(files, **split)
@@ -247,7 +246,7 @@ def test_weights_and_train_rows_count_blocks(mix: Mix) -> None:
     assert len(mix(files, train_rows=5, **split).used["train"]) == 5
 
 
-# --- copies of held-out rows left out of training ---
+# --- leakage: drop ---
 
 
 def near(row: Row, seed: int) -> Row:
@@ -258,63 +257,68 @@ def near(row: Row, seed: int) -> Row:
 
 
 def leaking_lines() -> list[Row]:
-    """Return 40 rows to learn from and others held out, of which rows 3 to 8 have copies, each in its way."""
-    lines = [said(i) for i in range(40)]
-    lines[3] = near(said(200), 1)  # three rows are near one test row
-    lines[4] = near(said(200), 9)
-    lines[5] = near(said(200), 17)
-    lines[6] = near(said(201), 3)  # one row is near two test rows
-    lines[7] = {**said(203), "question": said(203)["question"].upper()}
-    lines[8] = near(said(204), 5)
-    held_out = [said(200), said(201), near(said(201), 4), said(203), *(said(i) for i in range(300, 310))]
-    valid = [said(204), said(400)]
+    """Return 40 training rows, of which rows 3 to 8 duplicate or nearly duplicate held-out rows, and the latter."""
+    lines = [sentence(i) for i in range(40)]
+    lines[3] = near(sentence(200), 1)  # three rows are near one test row
+    lines[4] = near(sentence(200), 9)
+    lines[5] = near(sentence(200), 17)
+    lines[6] = near(sentence(201), 3)  # one row is near two test rows
+    lines[7] = {**sentence(203), "question": sentence(203)["question"].upper()}
+    lines[8] = near(sentence(204), 5)
+    held_out = [
+        sentence(200),
+        sentence(201),
+        near(sentence(201), 4),
+        sentence(203),
+        *(sentence(i) for i in range(300, 310)),
+    ]
+    valid = [sentence(204), sentence(400)]
     return lines + [{**row, "fold": "test"} for row in held_out] + [{**row, "fold": "valid"} for row in valid]
 
 
-def test_leakage_that_is_dropped_leaves_no_training_row_like_a_held_out_one(
-    mix: Mix, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_leakage_drop_leaves_out_all_duplicates_of_held_out_rows(mix: Mix, capsys: pytest.CaptureFixture[str]) -> None:
     warned = mix({"a": leaking_lines()}, split={"column": "fold"})
     assert (warned.copies["test"]["near"], warned.copies["valid"]["near"]) == (3, 1)
     assert "left_out" not in warned.copies
     capsys.readouterr()
     found = mix({"a": leaking_lines()}, split={"column": "fold"}, leakage="drop")
     assert {entry.row: entry.reason for entry in found.entries if entry.status == "unused"} == {
-        4: "says nearly what a test row says", 5: "says nearly what a test row says",
-        6: "says nearly what a test row says", 7: "says nearly what a test row says",
-        8: "says what a test row says", 9: "says nearly what a valid row says",
+        4: "near-duplicate of a test row", 5: "near-duplicate of a test row",
+        6: "near-duplicate of a test row", 7: "near-duplicate of a test row",
+        8: "duplicate of a test row", 9: "near-duplicate of a valid row",
     }  # fmt: skip
     assert found.facts()["unused"] == {
-        "says nearly what a test row says": 4, "says what a test row says": 1, "says nearly what a valid row says": 1,
+        "near-duplicate of a test row": 4, "duplicate of a test row": 1, "near-duplicate of a valid row": 1,
     }  # fmt: skip
     for split in ("valid", "test"):
         assert used(found, split) == used(warned, split)
         assert (found.copies[split]["exact"], found.copies[split]["near"]) == (0, 0)
-    gone = found.copies["left_out"]
-    assert (gone["exact"], gone["near"], len(gone["examples"])) == (1, 5, 5)
-    assert gone["examples"][0] == {"row": "a.jsonl:8", "of": "a.jsonl:44", "similarity": 1.0}
-    told = capsys.readouterr().err
-    assert "6 training rows are left out: held-out rows say the same (1 exactly, 5 nearly): a.jsonl:8 like" in told
-    assert "warning" not in told
+    left_out = found.copies["left_out"]
+    assert (left_out["exact"], left_out["near"], len(left_out["examples"])) == (1, 5, 5)
+    assert left_out["examples"][0] == {"row": "a.jsonl:8", "of": "a.jsonl:44", "similarity": 1.0}
+    log = capsys.readouterr().err
+    assert "6 training rows" in log
+    assert "a.jsonl:8 like a.jsonl:44" in log
+    assert "warning" not in log
 
 
-def test_all_copies_are_found_at_once_however_many_are_like_one_row(mix: Mix, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Comparing takes long where rows are many, so it must not be done once a copy."""
-    compared = []
+def test_all_duplicates_of_a_row_are_found_in_one_comparison(mix: Mix, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Comparing many rows takes long, so it must not be repeated for each duplicate."""
+    calls = []
 
-    def noting(*args: Any) -> dedup.SplitComparison:
-        compared.append(args)
+    def compare(*args: Any) -> dedup.SplitComparison:
+        calls.append(args)
         return dedup.SplitComparison(*args)
 
-    monkeypatch.setattr(dataset, "SplitComparison", noting)
-    lines = [said(i) for i in range(9)] + [near(said(200), i) for i in range(8)] + [said(201)] * 5
-    held_out = [{**said(i), "fold": "test"} for i in (200, 201, 202)]
+    monkeypatch.setattr(dataset, "SplitComparison", compare)
+    lines = [sentence(i) for i in range(9)] + [near(sentence(200), i) for i in range(8)] + [sentence(201)] * 5
+    held_out = [{**sentence(i), "fold": "test"} for i in (200, 201, 202)]
     found = mix({"a": lines + held_out}, split={"column": "fold"}, leakage="drop")
-    assert (len(found.used["train"]), len(compared)) == (9, 2)
+    assert (len(found.used["train"]), len(calls)) == (9, 2)
 
 
-def test_rows_that_take_the_place_of_those_left_out_are_no_copies_either(mix: Mix) -> None:
-    lines = [said(i) for i in range(30)] + [{**near(said(i), i), "fold": "test"} for i in range(20)]
+def test_replacements_of_left_out_rows_are_no_duplicates(mix: Mix) -> None:
+    lines = [sentence(i) for i in range(30)] + [{**near(sentence(i), i), "fold": "test"} for i in range(20)]
     for count in (1, 5, 10):
         found = mix({"a": lines}, split={"column": "fold"}, leakage="drop", train_rows=count)
         assert len(found.used["train"]) == count
@@ -322,32 +326,36 @@ def test_rows_that_take_the_place_of_those_left_out_are_no_copies_either(mix: Mi
         assert found.copies["test"]["near"] == 0
 
 
-def test_a_copy_that_one_search_misses_is_found_by_the_other(mix: Mix) -> None:
-    """Of many held-out rows that are nearly alike, a training row is compared with the likeliest few only."""
+def test_duplicate_missed_from_one_side_is_found_from_the_other(mix: Mix) -> None:
+    """A training row is compared with the few most likely of many similar held-out rows, so it may be missed."""
     words = [f"word{i}" for i in range(120)]
 
     def variant(seed: int, changes: int) -> Row:
-        mine = list(words)
+        variant_words = list(words)
         for place in random.Random(seed).sample(range(0, 120, 3), changes):
-            mine[place] = f"other{seed}"
-        return {"question": " ".join(mine), "answer": "It is so.", "fold": "test"}
+            variant_words[place] = f"other{seed}"
+        return {"question": " ".join(variant_words), "answer": "It is so.", "fold": "test"}
 
-    others = [said(i) for i in range(600)]
-    kin, one = [variant(i, 5) for i in range(50)], {**variant(99, 0), "fold": "train"}
-    alike = [*kin, variant(1000, 4)]
-    warned = mix({"a": [one, *others, *alike]}, split={"column": "fold"}, leakage="warn", near_duplicate_threshold=0.81)
+    others = [sentence(i) for i in range(600)]
+    row = {**variant(99, 0), "fold": "train"}
+    similar = [*(variant(i, 5) for i in range(50)), variant(1000, 4)]
+    warned = mix(
+        {"a": [row, *others, *similar]}, split={"column": "fold"}, leakage="warn", near_duplicate_threshold=0.81
+    )
     assert warned.copies["test"]["near"] == 1
-    found = mix({"a": [one, *others, *alike]}, split={"column": "fold"}, leakage="drop", near_duplicate_threshold=0.81)
+    found = mix(
+        {"a": [row, *others, *similar]}, split={"column": "fold"}, leakage="drop", near_duplicate_threshold=0.81
+    )
     assert found.copies["test"]["near"] == 0
     assert found.entries[0].status == "unused"
 
 
-def test_where_nothing_is_left_to_learn_the_reason_is_told(mix: Mix) -> None:
-    lines = [said(i) for i in range(3)] + [{**said(i), "fold": "test"} for i in range(5)]
-    with pytest.raises(DataError, match=r"no rows for train .*; 3 left out as copies of held-out rows"):
+def test_empty_train_split_error_counts_left_out_rows(mix: Mix) -> None:
+    lines = [sentence(i) for i in range(3)] + [{**sentence(i), "fold": "test"} for i in range(5)]
+    with raises(DataError, "empty-split", "train", "3 left out"):
         mix({"a": lines}, split={"column": "fold"}, leakage="drop")
 
 
-def test_a_weight_makes_no_duplicates(mix: Mix) -> None:
+def test_weight_creates_no_duplicates(mix: Mix) -> None:
     found = mix({"a": rows("a"), "b": rows("b")}, {"a": {"weight": 3}})
     assert found.copies["duplicates"]["exact"] == 0

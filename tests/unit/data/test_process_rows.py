@@ -1,4 +1,4 @@
-"""What becomes of each row: where it goes, what is dropped or cut and why, and when too much is."""
+"""Each row gets a split, a group and a ledger entry; it is kept, cut, dropped or filtered with a reason."""
 
 import json
 from collections import Counter
@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.support.errors import raises
 
 from tunesmith.core import interrupt
 from tunesmith.core.errors import DataError, Interrupted
@@ -22,7 +23,7 @@ from tunesmith.tasks.base import Task
 from tunesmith.tasks.tokenizer import TokenizerAdapter
 
 Row = dict[str, Any]
-Look = Callable[..., list[ProcessedRow]]
+Process = Callable[..., list[ProcessedRow]]
 
 
 def rows(count: int = 40) -> list[Row]:
@@ -42,26 +43,26 @@ def recipe(seed: int = 0, **data: Any) -> Recipe:
 
 
 @pytest.fixture
-def look(tmp_path: Path, tokenizer_folder: Path) -> Look:
-    """Write rows and examine them."""
+def process(tmp_path: Path, tokenizer_folder: Path) -> Process:
+    """Return a function that writes rows and processes them."""
 
-    def examined(given_rows: list[Row] | None = None, *, by: Task | None = None, **settings: Any) -> list[ProcessedRow]:
-        one = recipe(**settings)
+    def process_(given_rows: list[Row] | None = None, *, by: Task | None = None, **settings: Any) -> list[ProcessedRow]:
+        loaded = recipe(**settings)
         lines = (json.dumps(row) + "\n" for row in (rows() if given_rows is None else given_rows))
         (tmp_path / "rows.jsonl").write_text("".join(lines))
         return list(
-            process_rows(one, by or task_for(one.data, TokenizerAdapter.load(tokenizer_folder)), folder=tmp_path)
+            process_rows(loaded, by or task_for(loaded.data, TokenizerAdapter.load(tokenizer_folder)), folder=tmp_path)
         )
 
-    return examined
+    return process_
 
 
-def places(found: list[ProcessedRow]) -> dict[str, str | None]:
+def splits(found: list[ProcessedRow]) -> dict[str, str | None]:
     return {row.example.turns[0].text: row.entry.split for row in found if row.example}
 
 
-def test_every_row_has_its_line(look: Look) -> None:
-    found = look()
+def test_every_row_has_a_ledger_entry(process: Process) -> None:
+    found = process()
     assert [row.entry.row for row in found] == list(range(1, 41))
     assert [row.entry.where for row in found] == [f"rows.jsonl:{i}" for i in range(1, 41)]
     assert {row.entry.split for row in found} == {"train", "valid", "test"}
@@ -74,37 +75,37 @@ def test_every_row_has_its_line(look: Look) -> None:
         assert row.entry.trained == sum(row.tokens.trained) > 0
 
 
-# --- where rows go ---
+# --- splits and groups ---
 
 
-def test_a_row_goes_where_it_goes_whatever_is_around_it(look: Look) -> None:
-    wanted = places(look())
-    backwards = places(look(rows()[::-1]))
+def test_split_of_a_row_does_not_depend_on_other_rows(process: Process) -> None:
+    wanted = splits(process())
+    backwards = splits(process(rows()[::-1]))
     assert backwards == wanted
-    more = places(look(rows(80)))
+    more = splits(process(rows(80)))
     assert {text: more[text] for text in wanted} == wanted
-    assert places(look(seed=1)) != wanted
+    assert splits(process(seed=1)) != wanted
 
 
-def test_equal_values_of_a_column_stay_together(look: Look) -> None:
-    found = look(split={"valid": 0.2, "test": 0.2, "by": "tree"})
-    splits: dict[int, set[str | None]] = {}
+def test_rows_with_equal_split_by_values_stay_together(process: Process) -> None:
+    found = process(split={"valid": 0.2, "test": 0.2, "by": "tree"})
+    split_of: dict[int, set[str | None]] = {}
     groups: dict[int, set[str]] = {}
     for number, row in enumerate(found):
         assert row.example is not None
-        splits.setdefault(number // 4, set()).add(row.entry.split)
+        split_of.setdefault(number // 4, set()).add(row.entry.split)
         groups.setdefault(number // 4, set()).add(row.example.group)
-    assert all(len(one) == 1 for one in (*splits.values(), *groups.values()))
-    assert set().union(*splits.values()) == {"train", "valid", "test"}
+    assert all(len(one) == 1 for one in (*split_of.values(), *groups.values()))
+    assert set().union(*split_of.values()) == {"train", "valid", "test"}
     assert len(set().union(*groups.values())) == 10
 
 
-def test_a_group_has_the_name_that_its_column_gives_it_and_with_a_split_column_only_groups(look: Look) -> None:
+def test_group_is_named_by_the_split_by_column(process: Process) -> None:
     long = "x" * 200
     given = [
         {**row, "kind": long if i % 2 else "count", "s": ("train", "test")[i % 3 > 1]} for i, row in enumerate(rows())
     ]
-    found = look(given, split={"column": "s", "by": "kind"})
+    found = process(given, split={"column": "s", "by": "kind"})
     names = {row.example.group for row in found if row.example is not None}
     assert "count" in names
     [other] = names - {"count"}
@@ -114,9 +115,9 @@ def test_a_group_has_the_name_that_its_column_gives_it_and_with_a_split_column_o
         assert row.entry.split == ("train", "test")[i % 3 > 1]
 
 
-def test_rows_that_ask_the_same_stay_together_whatever_they_answer(look: Look) -> None:
+def test_rows_with_the_same_prompt_stay_together(process: Process) -> None:
     asked = [{"question": text, "answer": str(i)} for i in range(20) for text in (f"Ask {i}?", f"  ASK\u200b {i}?\n")]
-    found = look(asked)
+    found = process(asked)
     for one, other in zip(found[::2], found[1::2], strict=True):
         assert one.example is not None
         assert other.example is not None
@@ -125,136 +126,131 @@ def test_rows_that_ask_the_same_stay_together_whatever_they_answer(look: Look) -
         assert one.entry.id != other.entry.id
 
 
-def test_a_column_may_say_the_split_itself(look: Look) -> None:
+def test_split_column_names_the_split(process: Process) -> None:
     words = ["train", "valid", "test", "Validation", " DEV ", "TEST\n"]
     given_rows = [{**row, "fold": words[i % 6]} for i, row in enumerate(rows(12))]
-    found = look(given_rows, split={"column": "fold"})
+    found = process(given_rows, split={"column": "fold"})
     assert [row.entry.split for row in found] == ["train", "valid", "test", "valid", "valid", "test"] * 2
     given_rows[7]["fold"] = "holdout"
-    with pytest.raises(DataError, match="'holdout', which is no split") as caught:
-        look(given_rows, split={"column": "fold"})
-    assert caught.value.where == "rows.jsonl:8"
+    with raises(DataError, "unknown-split", "holdout", where="rows.jsonl:8"):
+        process(given_rows, split={"column": "fold"})
     given_rows[7]["fold"] = None
-    assert look(given_rows, split={"column": "fold"})[7].entry.reason == "cell `fold` is empty"
+    assert process(given_rows, split={"column": "fold"})[7].entry.reason == "cell `fold` is empty"
 
 
-def test_a_missing_column_is_told_at_once(look: Look) -> None:
+def test_missing_column_is_refused_at_the_first_row(process: Process) -> None:
     for settings in ({"response": "{anser}"}, {"split": {"by": "anser"}}, {"split": {"column": "anser"}}):
-        with pytest.raises(DataError, match="no column `anser`") as caught:
-            look(**settings)
-        assert caught.value.where == "rows.jsonl:1"
-        assert "did you mean `answer`" in str(caught.value.hint)
+        with raises(DataError, "missing-column", "`anser`", "`answer`", where="rows.jsonl:1"):
+            process(**settings)
 
 
-# --- columns that some rows lack or leave empty ---
+# --- missing and empty cells ---
 
 
-def hint_of(look: Look, *arguments: Any, **settings: Any) -> str:
-    with pytest.raises(DataError) as caught:
-        look(*arguments, **{"max_dropped_fraction": 0, **settings})
-    assert caught.value.exit_code == 3
+def hint_of(process: Process, *arguments: Any, **settings: Any) -> str:
+    with raises(DataError, "too-many-dropped") as caught:
+        process(*arguments, **{"max_dropped_fraction": 0, **settings})
     return str(caught.value.hint)
 
 
-def test_a_column_that_some_rows_lack_is_empty_there(look: Look) -> None:
+def test_column_missing_from_some_rows_is_empty_there(process: Process) -> None:
     given_rows = rows(8)
     del given_rows[2]["question"]
-    found = look(given_rows)
+    found = process(given_rows)
     assert (found[2].entry.status, found[2].entry.reason) == ("dropped", "cell `question` is empty")
-    found = look(given_rows, filters=[{"column": "question", "matches": "What"}])
+    found = process(given_rows, filters=[{"column": "question", "matches": "What"}])
     assert (found[2].entry.status, found[2].entry.reason) == ("filtered", "`question` does not match 'What'")
-    assert "`{question?}`" in hint_of(look, given_rows)
-    found = look(given_rows, prompt="Tree {tree}:\n{question?}")
+    assert "`{question?}`" in hint_of(process, given_rows)
+    found = process(given_rows, prompt="Tree {tree}:\n{question?}")
     assert found[2].example is not None
     assert found[2].example.turns[0].text == "Tree 0:"
-    # An answer cannot be optional, so its mark is not suggested.
+    # A response cannot be optional, so `?` is not suggested for it.
     given_rows[2] = {**rows(1)[0], "answer": ""}
-    assert "{answer?}" not in hint_of(look, given_rows)
+    assert "{answer?}" not in hint_of(process, given_rows)
 
 
-def test_empty_and_missing_optional_cells_are_one_row(look: Look) -> None:
+def test_empty_and_missing_optional_cells_give_the_same_id(process: Process) -> None:
     given_rows = [
         {"question": "x", "answer": "y", **more} for more in ({}, {"note": None}, {"note": ""}, {"note": "n"})
     ]
-    ids = [row.entry.id for row in look(given_rows, prompt="{question} {note?}")]
+    ids = [row.entry.id for row in process(given_rows, prompt="{question} {note?}")]
     assert len(set(ids[:3])) == 1
     assert ids[3] not in ids[:3]
 
 
-def test_the_hint_for_long_rows_gives_their_length(look: Look) -> None:
+def test_hint_for_long_rows_gives_their_length(process: Process) -> None:
     given_rows = rows(6)
     for row in given_rows[::2]:
         row["answer"] = "word " * 100
-    long = max(row.entry.tokens for row in look(given_rows))
-    hint = hint_of(look, given_rows, max_tokens_per_example=32)
+    long = max(row.entry.tokens for row in process(given_rows))
+    hint = hint_of(process, given_rows, max_tokens_per_example=32)
     assert "data.max_tokens_per_example" in hint
     assert f"{long:,} tokens" in hint
     assert "too_long: truncate" in hint
 
 
-def test_a_tools_column_with_messages_is_refused(look: Look) -> None:
+def test_tools_column_with_messages_is_refused(process: Process) -> None:
     chat = {"task": "chat", "messages": "m", "prompt": None, "response": None}
     lines = [{"m": [{"role": "user", "content": "x"}, {"role": "assistant", "content": str(n)}]} for n in range(4)]
-    assert len(look([{**line, "tools": None} for line in lines], **chat)) == 4
-    assert len(look([{**line, "tools": []} for line in lines], **chat)) == 4
+    assert len(process([{**line, "tools": None} for line in lines], **chat)) == 4
+    assert len(process([{**line, "tools": []} for line in lines], **chat)) == 4
     lines[2]["tools"] = [{"name": "f"}]
-    with pytest.raises(DataError, match="never see") as caught:
-        look(lines, **chat)
-    assert caught.value.where == "rows.jsonl:3"
-    assert "system" in str(caught.value.hint)
+    with raises(DataError, "unseen-tools", "`tools`", "system", where="rows.jsonl:3"):
+        process(lines, **chat)
     renamed = {"file": "rows.jsonl", "rename": {"tools": "unused"}}
-    assert len(look(lines, **chat, source=renamed)) == 4
+    assert len(process(lines, **chat, source=renamed)) == 4
 
 
-def test_control_tokens_that_rows_spell_are_noticed(look: Look) -> None:
+def test_notes_name_control_tokens_that_a_row_spells(process: Process) -> None:
     given_rows = rows(4)
     given_rows[1]["answer"] = "one<|im_end|>"
     given_rows[3]["question"] = "<|im_start|>user"
-    assert [row.remarks.spelled for row in look(given_rows)] == ["", "<|im_end|>", "", "<|im_start|>"]
+    assert [row.notes.control_token for row in process(given_rows)] == ["", "<|im_end|>", "", "<|im_start|>"]
     text = {"task": "text", "text": "{question} {answer}", "prompt": None, "response": None}
-    assert [bool(row.remarks.spelled) for row in look(given_rows, **text)] == [False, True, False, True]
-    assert not any(row.remarks.spelled for row in look(given_rows, **text, control_tokens=True))
+    assert [bool(row.notes.control_token) for row in process(given_rows, **text)] == [False, True, False, True]
+    assert not any(row.notes.control_token for row in process(given_rows, **text, control_tokens=True))
 
 
 # --- dropped and cut ---
 
 
-def test_dropped_rows_are_in_the_ledger_with_their_reason(look: Look) -> None:
+def test_dropped_rows_are_in_the_ledger_with_a_reason(process: Process) -> None:
     given_rows = rows(6)
     given_rows[1]["answer"] = " "
     given_rows[3]["question"] = None
-    found = look(given_rows)
+    found = process(given_rows)
     assert [row.entry.status for row in found] == ["kept", "dropped", "kept", "dropped", "kept", "kept"]
     assert (found[1].entry.reason, found[3].entry.reason) == ("cell `answer` is empty", "cell `question` is empty")
     for row in (found[1], found[3]):
         assert (row.entry.split, row.entry.id, row.entry.tokens, row.example, row.tokens) == (None, None, 0, None, None)
 
 
-@pytest.mark.parametrize(("dropped", "allowed", "fine"), [
+@pytest.mark.parametrize(("dropped", "allowed", "accepted"), [
     (0, 0.0, True), (1, 0.0, False), (1, 0.1, True), (2, 0.1, False), (2, 0.2, True), (10, 0.9, False),
 ])  # fmt: skip
-def test_too_many_dropped_rows_stop_the_run(look: Look, dropped: int, allowed: float, fine: bool) -> None:
+def test_too_many_dropped_rows_are_an_error(process: Process, dropped: int, allowed: float, accepted: bool) -> None:
     given_rows = rows(10)
     for row in given_rows[:dropped]:
         row["answer"] = ""
-    if fine:
-        assert sum(row.entry.status == "dropped" for row in look(given_rows, max_dropped_fraction=allowed)) == dropped
+    if accepted:
+        assert (
+            sum(row.entry.status == "dropped" for row in process(given_rows, max_dropped_fraction=allowed)) == dropped
+        )
         return
-    with pytest.raises(DataError, match=f"{dropped} of 10 rows.*`answer` is empty, first rows.jsonl:1") as caught:
-        look(given_rows, max_dropped_fraction=allowed)
-    assert caught.value.exit_code == 3
+    with raises(DataError, "too-many-dropped", f"{dropped} of 10 rows", "`answer` is empty, first rows.jsonl:1"):
+        process(given_rows, max_dropped_fraction=allowed)
 
 
-def test_long_rows_are_dropped_or_cut_as_the_recipe_says(look: Look) -> None:
+def test_long_rows_are_dropped_or_truncated(process: Process) -> None:
     given_rows = rows(4)
     given_rows[2]["answer"] = "word " * 40
-    whole = look(given_rows)[2]
+    whole = process(given_rows)[2]
     assert whole.tokens is not None
     size = len(whole.tokens.input_ids)
-    assert look(given_rows, max_tokens_per_example=size)[2].entry.status == "kept"
-    dropped = look(given_rows, max_tokens_per_example=size - 1)[2]
+    assert process(given_rows, max_tokens_per_example=size)[2].entry.status == "kept"
+    dropped = process(given_rows, max_tokens_per_example=size - 1)[2]
     assert (dropped.entry.status, dropped.entry.reason) == ("dropped", f"longer than {size - 1} tokens")
-    cut = look(given_rows, max_tokens_per_example=30, too_long="truncate")[2]
+    cut = process(given_rows, max_tokens_per_example=30, too_long="truncate")[2]
     assert cut.tokens is not None
     assert (cut.entry.status, cut.entry.tokens) == ("cut", 30)
     assert cut.tokens.input_ids == whole.tokens.input_ids[:30]
@@ -262,21 +258,21 @@ def test_long_rows_are_dropped_or_cut_as_the_recipe_says(look: Look) -> None:
     assert cut.entry.trained == sum(whole.tokens.trained[:30]) > 0
 
 
-def test_a_cut_that_leaves_nothing_to_learn_drops_the_row(look: Look) -> None:
+def test_row_without_trained_tokens_after_truncation_is_dropped(process: Process) -> None:
     given_rows = rows(4)
     given_rows[1]["question"] = "word " * 40
-    found = look(given_rows, max_tokens_per_example=30, too_long="truncate")
-    assert found[1].entry.reason == "nothing to learn is left after cutting"
+    found = process(given_rows, max_tokens_per_example=30, too_long="truncate")
+    assert found[1].entry.reason == "has no trained token after truncation"
     assert [row.entry.status for row in found] == ["kept", "dropped", "kept", "kept"]
 
 
-def test_a_long_document_is_split_and_stays_together(look: Look) -> None:
+def test_long_document_is_split_into_blocks_of_one_split_and_group(process: Process) -> None:
     text = {"task": "text", "text": "{question} {answer}", "prompt": None, "response": None, "max_dropped_fraction": 0}
     given_rows = rows()
     for row in given_rows[::5]:
         row["answer"] = f"It is {row['tree']}, a number that is said at length. " * 3
-    whole = look(given_rows, **text)
-    found = look(given_rows, **text, max_tokens_per_example=40, too_long="split")
+    whole = process(given_rows, **text)
+    found = process(given_rows, **text, max_tokens_per_example=40, too_long="split")
     assert [row for row in found if row.entry.block is None] == [
         row for row in whole if row.entry.row % 5 != 1 and row.entry.tokens <= 40
     ]
@@ -287,7 +283,7 @@ def test_a_long_document_is_split_and_stays_together(look: Look) -> None:
         assert len(blocks) > 2
         assert document.example is not None
         assert document.tokens is not None
-        learned = []
+        ids = []
         for row in blocks:
             assert row.example is not None
             assert row.tokens is not None
@@ -295,14 +291,14 @@ def test_a_long_document_is_split_and_stays_together(look: Look) -> None:
             assert (row.entry.split, row.example.group) == (document.entry.split, document.example.group)
             assert row.entry.id == row.example.id == row.tokens.example_id
             assert row.entry.tokens == len(row.tokens.input_ids) <= 40
-            assert row.said == document.example.turns
-            learned += row.tokens.input_ids[1:]
-        assert tuple(learned) == document.tokens.input_ids[1:]
+            assert row.row_turns == document.example.turns
+            ids += row.tokens.input_ids[1:]
+        assert tuple(ids) == document.tokens.input_ids[1:]
         assert sum(row.entry.trained for row in blocks) == document.entry.trained
 
 
 class Fixed(Task):
-    """Renders every row alike."""
+    """A task that renders every row the same."""
 
     stop_ids = (2,)
 
@@ -332,35 +328,37 @@ class Fixed(Task):
 
 
 @pytest.mark.parametrize(("trained", "kept", "count"), [
-    ((True, False), False, 0),  # nothing stands before the first token that could predict it
+    ((True, False), False, 0),  # the first token is never predicted
     ((True,), False, 0), ((False, False), False, 0), ((False, True), True, 1), ((True, True, True), True, 2),
 ])  # fmt: skip
-def test_a_row_needs_a_token_that_can_be_learned(look: Look, trained: tuple[bool, ...], kept: bool, count: int) -> None:
-    [found] = look(rows(1), by=Fixed(trained), max_dropped_fraction=0.9) if kept else [None]  # type: ignore[list-item]
+def test_row_without_trained_tokens_is_dropped(
+    process: Process, trained: tuple[bool, ...], kept: bool, count: int
+) -> None:
+    [found] = process(rows(1), by=Fixed(trained), max_dropped_fraction=0.9) if kept else [None]  # type: ignore[list-item]
     if found is None:
-        with pytest.raises(DataError, match="has no token to learn"):
-            look(rows(1), by=Fixed(trained))
+        with raises(DataError, "too-many-dropped", "no trained token"):
+            process(rows(1), by=Fixed(trained))
         return
     assert (found.entry.status, found.entry.trained) == ("kept", count)
 
 
-def test_a_signal_stops_it(look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_signal_interrupts_processing(process: Process, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(interrupt, "_requested", [2])
     with pytest.raises(Interrupted):
-        look()
+        process()
 
 
-# --- what is shown of it ---
+# --- statistics ---
 
 
 @given(st.lists(st.integers(1, 5000), max_size=60))
-def test_a_histogram_counts_every_length_once(lengths: list[int]) -> None:
+def test_histogram_counts_every_length_once(lengths: list[int]) -> None:
     found = histogram(lengths)
     bins = found["histogram"]
     assert sum(count for _, _, count in bins) == len(lengths)
     for low, high, count in bins:
         assert count == sum(low <= length < high for length in lengths)
-    assert all(one[1] == other[0] for one, other in pairwise(bins))
+    assert all(left[1] == right[0] for left, right in pairwise(bins))
     assert len(bins) <= 21
     if lengths:
         assert found["max"] == max(lengths)
@@ -368,13 +366,13 @@ def test_a_histogram_counts_every_length_once(lengths: list[int]) -> None:
         assert sum(length <= found["p95"] for length in lengths) >= 0.95 * len(lengths)
 
 
-def test_a_split_that_is_needed_and_empty_is_named() -> None:
-    usual, train = Split(), Train(learning_rate=1)
-    assert empty_splits({"train": 1, "valid": 1, "test": 1}, usual, train) == []
-    assert empty_splits({"train": 0, "valid": 0}, usual, train) == ["train", "valid", "test"]
+def test_empty_splits_lists_needed_splits_without_rows() -> None:
+    default, train = Split(), Train(learning_rate=1)
+    assert empty_splits({"train": 1, "valid": 1, "test": 1}, default, train) == []
+    assert empty_splits({"train": 0, "valid": 0}, default, train) == ["train", "valid", "test"]
     assert empty_splits({"train": 5, "test": 1}, Split(valid=0), train) == []
     assert empty_splits({"train": 5, "test": 1}, Split(column="fold"), train) == []
     assert empty_splits({"train": 5, "valid": 1}, Split(column="fold"), train) == ["test"]
     for change in ({"valid_metrics": ("rougeL",)}, {"select_best_by": "token_accuracy"}):
-        asking = train.model_copy(update=change)
-        assert empty_splits({"train": 5, "test": 1}, Split(column="fold"), asking) == ["valid"]
+        changed = train.model_copy(update=change)
+        assert empty_splits({"train": 5, "test": 1}, Split(column="fold"), changed) == ["valid"]

@@ -1,4 +1,4 @@
-"""A run keeps a copy of the files in the recipe's folder that evaluation needs."""
+"""A run has copies of the files in the recipe's folder that evaluation needs."""
 
 import sqlite3
 from pathlib import Path
@@ -44,24 +44,24 @@ def opened(project: Path, tmp_path: Path, database: str | None = None) -> tuple[
     return run, file
 
 
-def test_a_metric_brings_all_that_it_imports(project: Path) -> None:
+def test_source_files_include_all_imports_of_a_metric(project: Path) -> None:
     names = {file.relative_to(project).as_posix() for file in source_files("metric:fn", project)}
     assert names == {"metric.py", "helper.py", "inner.py", "pkg/__init__.py", "pkg/deep.py", "pkg/words.txt"}
     assert source_files("spaces.own:fn", project) == [project / "spaces" / "own.py"]
     assert source_files("rougeL", project) == source_files("math:sqrt", project) == []
 
 
-def test_a_changed_helper_module_changes_the_scoring_inputs(project: Path, tmp_path: Path) -> None:
+def test_changed_import_of_a_metric_changes_the_scoring_inputs(project: Path, tmp_path: Path) -> None:
     run, file = opened(project, tmp_path)
     before = scoring_inputs(["metric:fn"], load_recipe(file), run)
     (project / "inner.py").write_text("value = 1.0\n")
     assert scoring_inputs(["metric:fn"], load_recipe(file), run) != before
 
 
-@pytest.mark.parametrize("place", ["db.sqlite", "../data/db.sqlite", "absolute"])
-def test_a_moved_run_is_scored_by_its_copies(project: Path, tmp_path: Path, place: str) -> None:
+@pytest.mark.parametrize("location", ["db.sqlite", "../data/db.sqlite", "absolute"])
+def test_moved_run_is_scored_with_its_copies(project: Path, tmp_path: Path, location: str) -> None:
     (tmp_path / "data").mkdir()
-    name = str(tmp_path / "data" / "db.sqlite") if place == "absolute" else place
+    name = str(tmp_path / "data" / "db.sqlite") if location == "absolute" else location
     with sqlite3.connect(project / name) as connection:
         connection.execute("CREATE TABLE t (a)")
     run, file = opened(project, tmp_path, database=name)
@@ -79,16 +79,16 @@ def test_a_moved_run_is_scored_by_its_copies(project: Path, tmp_path: Path, plac
     assert not (moved.recipe_files / "other.py").exists()
 
 
-def test_copies_follow_the_recipe_s_folder_while_it_is_there(project: Path, tmp_path: Path) -> None:
+def test_copies_are_updated_if_the_recipe_folder_exists(project: Path, tmp_path: Path) -> None:
     run, file = opened(project, tmp_path)
     copy_recipe_files(load_recipe(file), run)
-    kept = run.recipe_files / "inner.py"
-    before = kept.stat().st_ino, kept.stat().st_mtime_ns
+    copy = run.recipe_files / "inner.py"
+    before = copy.stat().st_ino, copy.stat().st_mtime_ns
     copy_recipe_files(load_recipe(file), run)
-    assert (kept.stat().st_ino, kept.stat().st_mtime_ns) == before
+    assert (copy.stat().st_ino, copy.stat().st_mtime_ns) == before
     (project / "inner.py").write_text("value = 0.25\n")
     (project / "inner.py").chmod(0o444)
     for _ in range(2):
         copy_recipe_files(load_recipe(file), run)
-        assert kept.read_text() == "value = 0.25\n"
+        assert copy.read_text() == "value = 0.25\n"
     assert RunDir(run.path).recipe_folder.samefile(project)

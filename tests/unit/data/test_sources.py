@@ -1,4 +1,4 @@
-"""Rows as they are in the files, and every way in which a file can be wrong."""
+"""Rows and digests of sources, and the errors and hints for missing columns and unsuitable files."""
 
 import csv
 import json
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.errors import raises
 from tests.unit.data.conftest import files, values
 
 from tunesmith.core.errors import DataError, RecipeError
@@ -28,7 +29,7 @@ def test_generated_rows_are_numbered(tmp_path: Path) -> None:
     assert values(found) == values(list(read_rows(source, folder=tmp_path)))
 
 
-def test_the_digest_of_files_is_that_of_their_content(tmp_path: Path) -> None:
+def test_digest_of_files_follows_their_content(tmp_path: Path) -> None:
     for name, text in {"a.csv": "a\n1\n", "same.csv": "a\n1\n", "b.csv": "a\n2\n", "a.tsv": "a\n1\n"}.items():
         (tmp_path / name).write_text(text)
 
@@ -38,11 +39,11 @@ def test_the_digest_of_files_is_that_of_their_content(tmp_path: Path) -> None:
     assert digest("a.csv") == digest("same.csv") == digest(str(tmp_path / "a.csv"))
     different = [("a.csv",), ("b.csv",), ("a.tsv",), ("a.csv", "b.csv"), ("b.csv", "a.csv")]
     assert len({digest(*names) for names in different}) == len(different)
-    with pytest.raises(DataError, match="there is no such file"):
+    with raises(DataError, "not-found", where="c.csv"):
         digest("c.csv")
 
 
-def test_the_digest_of_a_generator_is_that_of_its_settings(tmp_path: Path) -> None:
+def test_digest_of_a_generator_follows_its_settings(tmp_path: Path) -> None:
     settings_of = [(10, 0), (11, 0), (10, 1)]
     digests = [
         digest_sources(GeneratedSource(generated="shop-sql", rows=count, seed=seed), folder=tmp_path)
@@ -53,37 +54,37 @@ def test_the_digest_of_a_generator_is_that_of_its_settings(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("asked", "columns", "expected"),
+    ("name", "columns", "hint"),
     [
-        ("respnse", ["prompt", "response"], "a.csv:2: there is no column `respnse`\n.*did you mean `response`.*prompt"),
+        ("respnse", ["prompt", "response"], "did you mean `response`? the columns are: prompt, response"),
         ("TEXT", ["text"], "did you mean `text`"),
         (" q ", ["q", "a"], "did you mean `q`"),
-        ("zzz", ["prompt", "response"], "hint: the columns are: prompt, response"),
-        ("ref", ["mr;ref"], "the columns are: mr;ref; the file seems not to be separated"),
-        ("a", [], "the row has no columns at all"),
+        ("zzz", ["prompt", "response"], "the columns are: prompt, response"),
+        ("ref", ["mr;ref"], "separator"),
+        ("a", [], "no columns"),
         ("zzz", [f"c{n}" for n in range(99)], "c29 and 69 more"),
     ],
 )
-def test_a_missing_column_is_told_with_those_there_are(asked: str, columns: list[str], expected: str) -> None:
-    row = Row(1, "a.csv:2", dict.fromkeys(columns, ""), "a.csv")
-    with pytest.raises(DataError, match=expected):
-        raise missing_column_error(asked, row)
+def test_missing_column_error_lists_the_columns(name: str, columns: list[str], hint: str) -> None:
+    error = missing_column_error(name, Row(1, "a.csv:2", dict.fromkeys(columns, ""), "a.csv"))
+    assert (error.code, error.where) == ("missing-column", "a.csv:2")
+    assert f"`{name}`" in error.message
+    assert hint in str(error.hint)
 
 
-def read(tmp_path: Path, *names: str, **asked: Any) -> list[Row]:
-    return list(read_rows(files(*names), folder=tmp_path, **asked))
+def read(tmp_path: Path, *names: str, **columns: Any) -> list[Row]:
+    return list(read_rows(files(*names), folder=tmp_path, **columns))
 
 
-def test_a_file_without_quotes_is_read_to_the_letter(tmp_path: Path) -> None:
+def test_quote_none_reads_quotes_as_text(tmp_path: Path) -> None:
     cells = [['He said "no', '"all" of it'], ['"', ""], ['"a', 'b"'], ["a''", '""']]
     (tmp_path / "a.tsv").write_text("x\ty\n" + "".join("\t".join(row) + "\n" for row in cells))
     source = FileSource(file="a.tsv", quote="none")
     assert [list(row.values.values()) for row in read_rows(source, folder=tmp_path)] == cells
-    with pytest.raises(DataError) as caught:
+    with raises(DataError, "invalid-csv", "`quote: none`"):
         list(read_rows(FileSource(file="a.tsv"), folder=tmp_path))
-    assert "`quote: none`" in str(caught.value.hint)
     (tmp_path / "a.jsonl").write_text("{}\n")
-    with pytest.raises(RecipeError):
+    with raises(RecipeError, "no-effect", "`quote`", where="a.jsonl"):
         list(read_rows(FileSource(file="a.jsonl", quote="none"), folder=tmp_path))
 
 
@@ -100,7 +101,7 @@ def test_a_file_without_quotes_is_read_to_the_letter(tmp_path: Path) -> None:
         ("a.jsonl", '[{"a": 1}]\n', ".json"),
     ],
 )
-def test_the_hint_says_what_the_file_seems_to_be(tmp_path: Path, name: str, content: str, hint: str) -> None:
+def test_hint_suggests_the_real_separator_or_format(tmp_path: Path, name: str, content: str, hint: str) -> None:
     (tmp_path / name).write_text(content)
     with pytest.raises(DataError) as caught:
         read(tmp_path, name)
@@ -112,38 +113,33 @@ def test_file_patterns_are_refused(tmp_path: Path, pattern: str) -> None:
     (tmp_path / "d").mkdir()
     for name in ("a.jsonl", "b.jsonl"):
         (tmp_path / "d" / name).write_text("{}\n")
-    with pytest.raises(DataError) as caught:
+    with raises(DataError, "not-found", "patterns", "a.jsonl", where=pattern):
         read(tmp_path, pattern)
-    assert caught.value.where == pattern
-    assert "patterns are not read" in str(caught.value.hint)
-    assert "a.jsonl" in str(caught.value.hint)
 
 
-def test_json_may_leave_a_column_out_of_some_rows_and_not_of_all(tmp_path: Path) -> None:
+def test_json_may_omit_a_column_in_some_rows_but_not_in_all(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"a": 1}\n{"a": 1, "b": 2}\n{"a": 3}\n')
     assert len(read(tmp_path, "a.jsonl", needed=["a", "b"], optional=["b"])) == 3
-    for asked in ({"needed": ["c"]}, {"optional": ["c"]}):
-        with pytest.raises(DataError, match="no column `c`") as caught:
-            read(tmp_path, "a.jsonl", **asked)
-        assert caught.value.where == "a.jsonl:1"
+    for columns in ({"needed": ["c"]}, {"optional": ["c"]}):
+        with raises(DataError, "missing-column", "`c`", where="a.jsonl:1"):
+            read(tmp_path, "a.jsonl", **columns)
 
 
-def test_each_file_needs_the_columns_and_one_the_optional_ones(tmp_path: Path) -> None:
+def test_needed_columns_are_in_each_file_and_optional_ones_in_any(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"a": 1, "b": 2}\n')
     (tmp_path / "b.jsonl").write_text('{"a": 1}\n{"a": 2}\n')
     assert len(read(tmp_path, "a.jsonl", "b.jsonl", needed=["a"], optional=["b"])) == 3
-    with pytest.raises(DataError, match="no column `b`") as caught:
+    with raises(DataError, "missing-column", "`b`", where="b.jsonl:1"):
         read(tmp_path, "a.jsonl", "b.jsonl", needed=["b"])
-    assert caught.value.where == "b.jsonl:1"
 
 
-def test_a_missing_column_of_a_long_file_is_reported_early(tmp_path: Path) -> None:
+def test_missing_column_of_a_long_file_is_reported_early(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("a\n" + "1\n" * 3000)
     (tmp_path / "a.jsonl").write_text('{"a": 1}\n' * 3000)
-    for name, most in (("a.csv", 0), ("a.jsonl", 999)):
+    for name, rows_before in (("a.csv", 0), ("a.jsonl", 999)):
         found = read_rows(files(name), folder=tmp_path, needed=["b"])
-        assert len(list(islice(found, most))) == most
-        with pytest.raises(DataError, match="no column `b`"):
+        assert len(list(islice(found, rows_before))) == rows_before
+        with raises(DataError, "missing-column", "`b`"):
             next(found)
 
 
@@ -153,16 +149,16 @@ def test_a_missing_column_of_a_long_file_is_reported_early(tmp_path: Path) -> No
         ({"conversations": [{"from": "human", "value": "x"}]}, "ShareGPT.*human -> user.*messages: conversations"),
         ({"dialog": [{"role": "user", "content": "x"}]}, "`messages: dialog`"),
         ({"instruction": "x", "input": "", "output": "y"}, r"Alpaca.*\{instruction\}.*\{input\?\}"),
-        ({"prompt": "x", "chosen": "y", "rejected": "z"}, "preference data"),
+        ({"prompt": "x", "chosen": "y", "rejected": "z"}, "preference pairs"),
         ({"prompt": "x", "completion": "y"}, r"\{completion\}"),
         ({"zzz?": "x"}, r"rename: \{'zzz\?': zzz\}"),
     ],
 )
-def test_rows_of_a_known_shape_are_recognised(values: dict[str, Any], expected: str) -> None:
+def test_hint_recognizes_common_row_formats(values: dict[str, Any], expected: str) -> None:
     assert re.search(expected, str(missing_column_error("zzz", Row(1, "a.jsonl:1", values, "a.jsonl")).hint))
 
 
-def test_starting_up_does_not_import_datasets() -> None:
+def test_import_of_sources_does_not_import_datasets() -> None:
     code = "import sys, tunesmith.data.sources; print({'datasets', 'pyarrow', 'pandas', 'torch'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
@@ -183,7 +179,7 @@ def test_starting_up_does_not_import_datasets() -> None:
         ("oasst1/oasst1-en.ranked-pairs.jsonl", 1718, 1718),
     ],
 )
-def test_real_files_are_read_whole_and_unchanged(name: str, count: int, last: int) -> None:
+def test_real_files_are_read_completely_and_unchanged(name: str, count: int, last: int) -> None:
     found = list(read_rows(files(name), folder=SHARED))
     with (SHARED / name).open(encoding="utf-8", newline="") as file:
         expected = list(csv.DictReader(file)) if name.endswith(".csv") else [json.loads(line) for line in file]

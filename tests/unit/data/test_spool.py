@@ -1,4 +1,4 @@
-"""What waits to be chosen comes back as it was, and takes no memory for its tokens."""
+"""The spool returns rows unchanged, and takes no memory for their tokens."""
 
 import json
 import tracemalloc
@@ -28,50 +28,50 @@ ROWS = st.lists(st.tuples(st.lists(st.tuples(IDS, st.booleans())), st.lists(IDS,
 
 
 def columns(length: int, source: list[int]) -> dict[Column, tuple[float, ...]]:
-    """Return what an encoder reads, and a value for each token and for each row that both follow from the length."""
-    made = {ENCODER_IDS: tuple(source), WEIGHT: tuple(i / 4 for i in range(length)), SIGN: (length / 2,)}
-    return {column: values for column, values in made.items() if values}
+    """Return ids for an encoder, and values per token and per sequence that follow from the length."""
+    all_columns = {ENCODER_IDS: tuple(source), WEIGHT: tuple(i / 4 for i in range(length)), SIGN: (length / 2,)}
+    return {column: values for column, values in all_columns.items() if values}
 
 
 def tokens_of(rows: list[Any]) -> list[TokenizedExample]:
     return [
         TokenizedExample(
-            str(i), tuple(one for one, _ in ids), tuple(learned for _, learned in ids), columns(len(ids), source)
+            str(i), tuple(id_ for id_, _ in ids), tuple(trained for _, trained in ids), columns(len(ids), source)
         )
         for i, (ids, source) in enumerate(rows)
     ]
 
 
-def keep(shelf: Spool, *row: ProcessedRow) -> list[SpooledRow]:
-    return [shelf.keep(parcel) for parcel in encode_row(row)]
+def add(spool: Spool, *blocks: ProcessedRow) -> list[SpooledRow]:
+    return [spool.add(encoded) for encoded in encode_row(blocks)]
 
 
-def shelved(examples: list[TokenizedExample]) -> tuple[Spool, list[int]]:
-    shelf = Spool()
-    places = []
-    for row, one in enumerate(examples, 1):
+def spooled(examples: list[TokenizedExample]) -> tuple[Spool, list[int]]:
+    spool = Spool()
+    indices = []
+    for row, tokens in enumerate(examples, 1):
         turns = (Turn("text", f"row \u2028 é {row}", trained=True),)
-        entry = LedgerEntry(row, f"x:{row}", "x", "kept", "train", one.example_id)
-        kept = keep(shelf, ProcessedRow(entry, Example(one.example_id, row, "g", turns), one, turns))[0]
-        assert kept.place is not None
-        places.append(kept.place)
-    return shelf, places
+        entry = LedgerEntry(row, f"x:{row}", "x", "kept", "train", tokens.example_id)
+        [added] = add(spool, ProcessedRow(entry, Example(tokens.example_id, row, "g", turns), tokens, turns))
+        assert added.index is not None
+        indices.append(added.index)
+    return spool, indices
 
 
 @given(rows=ROWS, order=st.randoms(use_true_random=False))
 @settings(max_examples=60, deadline=None)
-def test_what_is_put_there_comes_back_in_any_order(rows: list[Any], order: Any) -> None:
+def test_rows_come_back_in_any_order(rows: list[Any], order: Any) -> None:
     examples = tokens_of(rows)
-    shelf, places = shelved(examples)
-    asked = order.choices(range(len(places)), k=7) if places else []
-    assert [shelf.tokens(places[i], str(i)) for i in asked] == [examples[i] for i in asked]
-    lines = [json.loads(line) for line in shelf.examples([places[i] for i in asked])]
-    assert [Example.from_json(line).row for line in lines] == [i + 1 for i in asked]
+    spool, indices = spooled(examples)
+    chosen = order.choices(range(len(indices)), k=7) if indices else []
+    assert [spool.tokens(indices[i], str(i)) for i in chosen] == [examples[i] for i in chosen]
+    lines = [json.loads(line) for line in spool.examples([indices[i] for i in chosen])]
+    assert [Example.from_json(line).row for line in lines] == [i + 1 for i in chosen]
 
 
 @given(rows=ROWS)
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_the_token_file_is_what_safetensors_writes(tmp_path: Path, rows: list[Any]) -> None:
+def test_token_file_equals_that_of_safetensors(tmp_path: Path, rows: list[Any]) -> None:
     examples = tokens_of(rows)
     arrays: dict[str, Any] = {
         "input_ids": np.array([i for e in examples for i in e.input_ids], np.int32),
@@ -87,32 +87,32 @@ def test_the_token_file_is_what_safetensors_writes(tmp_path: Path, rows: list[An
     if examples:
         arrays["sign"] = np.array([[len(e.input_ids) / 2] for e in examples], np.float32)
         arrays["sequence_offsets"] = np.arange(len(examples) + 1)
-    save_file(arrays, tmp_path / "theirs")
-    shelf, places = shelved(examples)
-    for name, given_rows in (("held", examples), ("shelved", shelf.rows(places))):
+    save_file(arrays, tmp_path / "expected")
+    spool, indices = spooled(examples)
+    for name, given_rows in (("from memory", examples), ("from spool", spool.rows(indices))):
         write_tokens(tmp_path / name, given_rows)
-        assert (tmp_path / name).read_bytes() == (tmp_path / "theirs").read_bytes()
+        assert (tmp_path / name).read_bytes() == (tmp_path / "expected").read_bytes()
     found = TokenDataset.from_examples(RaggedRows.from_examples(examples))
     assert [found.example(i, str(i)) for i in range(len(found))] == examples
 
 
-def test_blocks_of_a_document_say_what_it_says_and_count_its_words_once() -> None:
-    shelf = Spool()
-    said = (Turn("text", "one two three four", trained=True),)
+def test_blocks_of_a_document_share_its_hash_and_shingles() -> None:
+    spool = Spool()
+    turns = (Turn("text", "one two three four", trained=True),)
     first, block, second = (
         ProcessedRow(
-            LedgerEntry(row, "", "", "kept"), Example("a", row, "", said), TokenizedExample("a", (1,), (True,)), said
+            LedgerEntry(row, "", "", "kept"), Example("a", row, "", turns), TokenizedExample("a", (1,), (True,)), turns
         )
         for row in (1, 1, 2)
     )
-    kept = [*keep(shelf, first, block), *keep(shelf, second)]
-    assert kept[0].said == kept[1].said == kept[2].said
-    assert [one.text for one in kept] == [0, 0, 1]
-    assert keep(shelf, ProcessedRow(LedgerEntry(3, "", "", "dropped"), None, None))[0].place is None
+    added = [*add(spool, first, block), *add(spool, second)]
+    assert added[0].content_hash == added[1].content_hash == added[2].content_hash
+    assert [row.shingles for row in added] == [0, 0, 1]
+    assert add(spool, ProcessedRow(LedgerEntry(3, "", "", "dropped"), None, None))[0].index is None
 
 
 def peak(folder: Path, model: Path, rows: int) -> int:
-    """Return the most bytes that Python and numpy held while preparing so many rows of about 400 tokens."""
+    """Return the peak memory of Python and numpy, in bytes, while preparing rows of about 400 tokens."""
     folder.mkdir()
     path = write_recipe(folder, model)
     with (folder / "rows.jsonl").open("w", encoding="utf-8") as file:

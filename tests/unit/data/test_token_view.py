@@ -1,4 +1,4 @@
-"""Tokens as text for people: nothing is lost, and a character of several tokens is whole."""
+"""Token texts lose nothing, and show a character that spans several tokens once."""
 
 from pathlib import Path
 
@@ -16,26 +16,26 @@ def tokenizer(tokenizer_folder: Path) -> TokenizerAdapter:
     return TokenizerAdapter.load(tokenizer_folder)
 
 
-def test_tokens_are_shown_one_by_one(tokenizer: TokenizerAdapter) -> None:
+def test_token_view_marks_trained_and_special_tokens(tokenizer: TokenizerAdapter) -> None:
     end = tokenizer.encode_trusted("<|im_end|>")[0]
     shown = token_view(TokenizedExample("x", (*tokenizer.encode_trusted("ab"), end), (False, True, True)), tokenizer)
     assert "".join(token["text"] for token in shown) == "ab<|im_end|>"
     assert [(token["trained"], token["special"]) for token in shown] == [(False, False), (True, False), (True, True)]
 
 
-def test_a_character_of_several_tokens_is_whole_at_the_first(tokenizer: TokenizerAdapter) -> None:
+def test_character_of_several_tokens_is_shown_at_the_first(tokenizer: TokenizerAdapter) -> None:
     ids = tokenizer.encode_untrusted("a😀é.")
-    assert len(ids) == 8  # bytes, for this tokenizer has learned neither
+    assert len(ids) == 8  # bytes, because this tokenizer has no tokens for these characters
     assert token_texts(ids, tokenizer.decode) == ["a", "😀", "", "", "", "é", "", "."]
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\ufffd")))
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_the_pieces_of_any_text_are_that_text(tokenizer: TokenizerAdapter, text: str) -> None:
+def test_token_texts_concatenate_to_the_text(tokenizer: TokenizerAdapter, text: str) -> None:
     assert "".join(token_texts(tokenizer.encode_untrusted(text), tokenizer.decode)) == text
 
 
-def test_bytes_that_form_no_character_are_shown_as_such_and_hide_nothing(tokenizer: TokenizerAdapter) -> None:
+def test_invalid_bytes_are_shown_as_replacement_characters(tokenizer: TokenizerAdapter) -> None:
     first, *rest = tokenizer.encode_untrusted("😀")
     [letter] = tokenizer.encode_untrusted("a")
     assert token_texts([first, letter], tokenizer.decode) == ["\ufffd", "a"]
@@ -46,7 +46,7 @@ def test_bytes_that_form_no_character_are_shown_as_such_and_hide_nothing(tokeniz
     assert token_texts([], tokenizer.decode) == []
 
 
-def test_blanks_that_a_decoder_swallows_are_kept() -> None:
+def test_spaces_that_a_decoder_strips_are_kept() -> None:
     words = ["▁one", "▁two", "s", "▁"]
 
     def decode(ids: object) -> str:

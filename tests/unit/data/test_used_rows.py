@@ -1,4 +1,4 @@
-"""What `prepare` wrote is read back as it was gathered."""
+"""PreparedRows reads the rows that `prepare` wrote, equal to those in memory."""
 
 from pathlib import Path
 
@@ -19,22 +19,24 @@ CHANGES = [
 ]  # fmt: skip
 
 
-def test_prepared_rows_are_those_that_were_gathered(tmp_path: Path, tokenizer_folder: Path) -> None:
+def test_prepared_rows_equal_the_dataset_in_memory(tmp_path: Path, tokenizer_folder: Path) -> None:
     file = recipe(tmp_path, tokenizer_folder)
     write_rows(tmp_path / "more.jsonl", 30)
     loaded = load_recipe(file, CHANGES)
-    gathered = build_dataset(loaded, task_for(loaded.data, TokenizerAdapter.load(tokenizer_folder)), folder=tmp_path)
+    dataset = build_dataset(loaded, task_for(loaded.data, TokenizerAdapter.load(tokenizer_folder)), folder=tmp_path)
     prepared = PreparedRows(run_recipe(file, CHANGES, out=tmp_path / "run", until="prepare"))
-    assert max(line.times for line in prepared.ledger_entries("train")) > 1
+    assert max(entry.times for entry in prepared.ledger_entries("train")) > 1
     for split in SPLITS:
-        lines = prepared.ledger_entries(split)
-        assert lines == gathered.ledger_entries(split)
-        assert len(lines) == gathered.facts()["counts"][split]
-        examples = [prepared.example(split, place) for place in range(len(lines))]
-        assert examples == [gathered.example(split, place) for place in range(len(lines))]
-        assert [example.id for example in examples] == [line.id for line in lines]
-        ours, theirs = prepared.tokens(split), gathered.tokens(split)
-        assert np.array_equal(ours.lengths, theirs.lengths)
-        assert [ours.example(n, "x") for n in range(len(ours))] == [theirs.example(n, "x") for n in range(len(ours))]
-    facts = gathered.facts()
+        entries = prepared.ledger_entries(split)
+        assert entries == dataset.ledger_entries(split)
+        assert len(entries) == dataset.facts()["counts"][split]
+        examples = [prepared.example(split, index) for index in range(len(entries))]
+        assert examples == [dataset.example(split, index) for index in range(len(entries))]
+        assert [example.id for example in examples] == [entry.id for entry in entries]
+        from_disk, in_memory = prepared.tokens(split), dataset.tokens(split)
+        assert np.array_equal(from_disk.lengths, in_memory.lengths)
+        assert [from_disk.example(n, "x") for n in range(len(from_disk))] == [
+            in_memory.example(n, "x") for n in range(len(from_disk))
+        ]
+    facts = dataset.facts()
     assert {key: prepared.facts()[key] for key in facts} == facts

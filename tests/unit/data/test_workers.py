@@ -1,4 +1,4 @@
-"""Several processes examine rows as one does: the same parcels in the same order, and none is left behind."""
+"""Workers give the same rows in the same order as one process, and none of them outlives it."""
 
 import os
 import subprocess
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from tests.support.errors import raises
 from tests.support.tiny import recipe as write_recipe
 
 from tunesmith.core.errors import DataError
@@ -22,7 +23,7 @@ from tunesmith.tasks.base import Task
 from tunesmith.tasks.chatml import load_tokenizer
 
 COUNT = 300
-ASKS = """
+SCRIPT = """
 import sys, time
 from pathlib import Path
 from tunesmith.data import workers
@@ -32,19 +33,20 @@ from tunesmith.recipe.load import load_recipe
 from tunesmith.tasks import task_for
 from tunesmith.tasks.chatml import load_tokenizer
 
-print("here", flush=True)
-workers.ALONE, workers.cores = 10, lambda: 2
-made, model = load_recipe(Path(sys.argv[1])), ModelFolder("tiny", Path(sys.argv[2]))
+print("started", flush=True)
+workers.SERIAL_ROWS, workers.available_cores = 10, lambda: 2
+recipe, model = load_recipe(Path(sys.argv[1])), ModelFolder("tiny", Path(sys.argv[2]))
 rows = (Row(i, f"x:{i}", {"question": f"what is {i}?", "answer": f"it is {i}"}, "x") for i in range(1, 300))
-for parcel in workers.process_in_parallel(made, task_for(made.data, load_tokenizer(model)), model, rows):
-    if parcel.entry.row == 50:
-        print("there", flush=True)
+for encoded in workers.process_in_parallel(recipe, task_for(recipe.data, load_tokenizer(model)), model, rows):
+    if encoded.entry.row == 50:
+        print("processing", flush=True)
         time.sleep(60)
 """
 
 
 @pytest.fixture
-def few(monkeypatch: pytest.MonkeyPatch) -> None:
+def two_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start two workers after 10 rows."""
     monkeypatch.setattr(workers, "SERIAL_ROWS", 10)
     monkeypatch.setattr(workers, "available_cores", lambda: 2)
 
@@ -55,9 +57,9 @@ def model(tokenizer_folder: Path) -> ModelFolder:
 
 
 @pytest.fixture
-def given(tmp_path: Path, model: ModelFolder) -> tuple[Recipe, Task]:
-    made = load_recipe(write_recipe(tmp_path, model.path))
-    return made, task_for(made.data, load_tokenizer(model))
+def recipe_and_task(tmp_path: Path, model: ModelFolder) -> tuple[Recipe, Task]:
+    recipe = load_recipe(write_recipe(tmp_path, model.path))
+    return recipe, task_for(recipe.data, load_tokenizer(model))
 
 
 def rows(*, split: int | None = None) -> Iterator[Row]:
@@ -68,60 +70,67 @@ def rows(*, split: int | None = None) -> Iterator[Row]:
         yield Row(i, f"x:{i}", values, "x")
 
 
-def test_parcels_are_the_same_and_in_order(few: None, given: tuple[Recipe, Task], model: ModelFolder) -> None:
-    alone = list(process_in_parallel(*given, None, rows()))
-    many = list(process_in_parallel(*given, model, rows()))
-    assert many == alone
-    assert [parcel.entry.row for parcel in many] == list(range(1, COUNT + 1))
-    assert {parcel.entry.status for parcel in many} == {"kept", "dropped"}
-    assert helpers() == []
+def test_workers_give_the_same_rows_in_order(
+    two_workers: None, recipe_and_task: tuple[Recipe, Task], model: ModelFolder
+) -> None:
+    serial = list(process_in_parallel(*recipe_and_task, None, rows()))
+    parallel = list(process_in_parallel(*recipe_and_task, model, rows()))
+    assert parallel == serial
+    assert [encoded.entry.row for encoded in parallel] == list(range(1, COUNT + 1))
+    assert {encoded.entry.status for encoded in parallel} == {"kept", "dropped"}
+    assert running_workers() == []
 
 
-def test_what_is_wrong_with_a_row_is_told_as_by_one(few: None, given: tuple[Recipe, Task], model: ModelFolder) -> None:
-    recipe = given[0]
+def test_error_in_a_worker_is_that_of_one_process(
+    two_workers: None, recipe_and_task: tuple[Recipe, Task], model: ModelFolder
+) -> None:
+    recipe = recipe_and_task[0]
     fold = recipe.model_copy(update={"data": recipe.data.model_copy(update={"split": Split(column="fold")})})
-    with pytest.raises(DataError) as by_many:
-        list(process_in_parallel(fold, given[1], model, rows(split=200)))
-    with pytest.raises(DataError) as by_one:
-        list(process_in_parallel(fold, given[1], None, rows(split=200)))
-    assert str(by_many.value) == str(by_one.value)
-    assert str(by_one.value).startswith("x:200: column `fold` says 'nowhere'")
-    assert helpers() == []
+    with raises(DataError, "unknown-split", "nowhere", where="x:200") as parallel:
+        list(process_in_parallel(fold, recipe_and_task[1], model, rows(split=200)))
+    with raises(DataError, "unknown-split") as serial:
+        list(process_in_parallel(fold, recipe_and_task[1], None, rows(split=200)))
+    assert str(parallel.value) == str(serial.value)
+    assert running_workers() == []
 
 
 @pytest.mark.parametrize("killed", [1, 2])
-def test_a_helper_that_dies_costs_nothing_but_time(
-    killed: int, few: None, given: tuple[Recipe, Task], model: ModelFolder, capsys: pytest.CaptureFixture[str]
+def test_rows_of_a_dead_worker_are_processed_in_the_main_process(
+    killed: int,
+    two_workers: None,
+    recipe_and_task: tuple[Recipe, Task],
+    model: ModelFolder,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     found = []
-    for parcel in process_in_parallel(*given, model, rows()):
-        found.append(parcel)
+    for encoded in process_in_parallel(*recipe_and_task, model, rows()):
+        found.append(encoded)
         if len(found) == 50:
-            for child in helpers()[:killed]:
+            for child in running_workers()[:killed]:
                 child.kill()
-    assert found == list(process_in_parallel(*given, None, rows()))
-    assert capsys.readouterr().err.count("a process that examined rows has ended") == 1
+    assert found == list(process_in_parallel(*recipe_and_task, None, rows()))
+    assert capsys.readouterr().err.count("a worker process has died") == 1
 
 
 @pytest.mark.slow
-def test_helpers_end_with_the_one_that_asked(tmp_path: Path, tokenizer_folder: Path) -> None:
-    """As the second Ctrl-C or the kernel ends it, with nobody left to say so; and they do not run its script again."""
+def test_workers_exit_when_the_main_process_is_killed(tmp_path: Path, tokenizer_folder: Path) -> None:
+    """SIGKILL leaves the main process no chance to stop them. Workers do not run its script again either."""
     path = write_recipe(tmp_path, tokenizer_folder)
-    script = tmp_path / "asks.py"
-    script.write_text(ASKS, encoding="utf-8")
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT, encoding="utf-8")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, str(script), str(path), str(tokenizer_folder)]
-    asking = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
-    assert asking.stdout
-    assert [asking.stdout.readline() for _ in range(2)] == ["here\n", "there\n"]
-    children = psutil.Process(asking.pid).children(recursive=True)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    assert process.stdout
+    assert [process.stdout.readline() for _ in range(2)] == ["started\n", "processing\n"]
+    children = psutil.Process(process.pid).children(recursive=True)
     assert len(children) >= 2
-    asking.kill()
-    asking.wait()
-    asking.stdout.close()
-    _, left = psutil.wait_procs(children, timeout=30)
-    assert left == []
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    _, alive = psutil.wait_procs(children, timeout=30)
+    assert alive == []
 
 
-def helpers() -> list[psutil.Process]:
-    return [one for one in psutil.Process().children() if "tunesmith.data.workers" in one.cmdline()]
+def running_workers() -> list[psutil.Process]:
+    return [child for child in psutil.Process().children() if "tunesmith.data.workers" in child.cmdline()]
