@@ -84,5 +84,5 @@ def _base_facts(tuned: ModelFolder, recipe: Recipe, registry: Registry) -> dict[
     return {
         "base": recipe.model.base if pin.is_path else str(pin),
         "base_digest": tuned.base.digest(),
-        "base_pins": [known.to_json() for known in pins],
+        "base_pins": [base_pin.to_json() for base_pin in pins],
     }

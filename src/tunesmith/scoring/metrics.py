@@ -139,7 +139,7 @@ def _letters(name: str) -> str:
 
 
 def _closest_name(name: str) -> str | None:
-    spelt = {_letters(one): one for one in _known_names()}
+    spelt = {_letters(known): known for known in _known_names()}
     near = closest(_letters(name), spelt)
     return spelt[near] if near else None
 

@@ -40,17 +40,17 @@ def judge(*args: Any, **options: Any) -> dict[str, Any]:
 
 def lines(seed: int, *, shift: float = 0.0, nll: float = 2.0) -> Lines:
     """Return scores of rows of different lengths, so that the mean over rows differs from the mean over tokens."""
-    drawn, sizes = np.random.default_rng(seed), np.random.default_rng(99)
-    made = []
+    random, sizes = np.random.default_rng(seed), np.random.default_rng(99)
+    rows = []
     for row in range(ROWS):
         tokens = float(sizes.integers(1, 50))
-        made.append({
-            "id": str(row), "rougeL": float(np.clip(0.4 + shift + 0.1 * drawn.standard_normal(), 0, 1)),
-            "exact_match": float(drawn.random() < 0.5 + shift), "tokens": tokens,
-            "log_likelihood": -tokens * (nll + 0.002 * tokens + 0.1 * drawn.standard_normal()),
+        rows.append({
+            "id": str(row), "rougeL": float(np.clip(0.4 + shift + 0.1 * random.standard_normal(), 0, 1)),
+            "exact_match": float(random.random() < 0.5 + shift), "tokens": tokens,
+            "log_likelihood": -tokens * (nll + 0.002 * tokens + 0.1 * random.standard_normal()),
             "correct": float(sizes.integers(0, int(tokens) + 1)),
         })  # fmt: skip
-    return made
+    return rows
 
 
 def test_gain_is_better_and_loss_is_not_better() -> None:
@@ -68,40 +68,40 @@ def test_gain_of_a_lower_is_better_metric_is_the_decrease() -> None:
     settings = recipe([name, "rougeL"], name, guards=[{"metric": name, "max_drop": 5}])
     long = [{**line, name: 20.0 + row % 7} for row, line in enumerate(lines(1))]
     short = [{**line, name: 10.0 + row % 5} for row, line in enumerate(lines(1))]
-    found = judge(settings, long, short, groups=GROUPS, lower_is_better=[name])
-    assert (found["verdict"], found["primary"]["higher_is_better"]) == ("better", False)
-    assert found["primary"]["base"] == pytest.approx(np.mean([line[name] for line in long]))
-    assert found["primary"]["gain"] == pytest.approx(found["primary"]["base"] - found["primary"]["tuned"])
-    assert found["guards"][0]["passed"]
+    verdict = judge(settings, long, short, groups=GROUPS, lower_is_better=[name])
+    assert (verdict["verdict"], verdict["primary"]["higher_is_better"]) == ("better", False)
+    assert verdict["primary"]["base"] == pytest.approx(np.mean([line[name] for line in long]))
+    assert verdict["primary"]["gain"] == pytest.approx(verdict["primary"]["base"] - verdict["primary"]["tuned"])
+    assert verdict["guards"][0]["passed"]
     worse = judge(settings, short, long, groups=GROUPS, lower_is_better=[name])
     assert (worse["verdict"], worse["guards"][0]["passed"]) == ("not_better", False)
     assert judge(settings, long, short, groups=GROUPS)["verdict"] == "not_better"
 
 
 def test_verdict_has_the_documented_keys() -> None:
-    found = judge(recipe(["rougeL", "exact_match"], "rougeL"), lines(1), lines(2), groups=GROUPS)
-    assert parse_verdict(found).to_json() == found
+    verdict = judge(recipe(["rougeL", "exact_match"], "rougeL"), lines(1), lines(2), groups=GROUPS)
+    assert parse_verdict(verdict).to_json() == verdict
     documented = {"metric", "base", "tuned", "gain", "low", "high", "confidence", "rows"}
-    assert set(found["metrics"]) == {"rougeL", "exact_match"}
-    for entry in (found["primary"], *found["metrics"].values()):
+    assert set(verdict["metrics"]) == {"rougeL", "exact_match"}
+    for entry in (verdict["primary"], *verdict["metrics"].values()):
         assert documented <= set(entry)
         assert entry["tuned"] - entry["base"] == pytest.approx(entry["gain"])
         assert entry["low"] <= entry["gain"] <= entry["high"]
-    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    assert json.loads(json.dumps(verdict, allow_nan=False)) == verdict
 
 
 def test_groups_of_metrics_are_expanded() -> None:
     all_rouge = [{**line, **dict.fromkeys(("rouge1", "rouge2", "rougeLsum"), 0.5)} for line in lines(1)]
-    found = judge(recipe(["rouge", "perplexity"], "rougeL"), all_rouge, all_rouge, groups=GROUPS)
-    assert list(found["metrics"]) == ["rouge1", "rouge2", "rougeL", "rougeLsum", "perplexity"]
+    verdict = judge(recipe(["rouge", "perplexity"], "rougeL"), all_rouge, all_rouge, groups=GROUPS)
+    assert list(verdict["metrics"]) == ["rouge1", "rouge2", "rougeL", "rougeLsum", "perplexity"]
 
 
 def test_gain_in_perplexity_is_the_decrease() -> None:
     settings = recipe(["perplexity"], "perplexity")
     base, tuned = lines(1, nll=2.0), lines(2, nll=1.5)
-    found = judge(settings, base, tuned, groups=GROUPS)
-    primary = found["primary"]
-    assert found["verdict"] == "better"
+    verdict = judge(settings, base, tuned, groups=GROUPS)
+    primary = verdict["primary"]
+    assert verdict["verdict"] == "better"
     assert primary["higher_is_better"] is False
 
     def perplexity(of: Lines) -> float:
@@ -117,33 +117,33 @@ def test_gain_in_perplexity_is_the_decrease() -> None:
 
 def test_only_likelihood_metrics_are_weighted_by_tokens() -> None:
     base, tuned = lines(1), lines(2)
-    found = judge(recipe(["token_accuracy", "rougeL"], "rougeL"), base, tuned, groups=GROUPS)["metrics"]
+    verdict = judge(recipe(["token_accuracy", "rougeL"], "rougeL"), base, tuned, groups=GROUPS)["metrics"]
     tokens = sum(line["tokens"] for line in base)
-    assert found["token_accuracy"]["base"] == pytest.approx(sum(line["correct"] for line in base) / tokens)
-    assert found["rougeL"]["base"] == pytest.approx(sum(line["rougeL"] for line in base) / ROWS)
+    assert verdict["token_accuracy"]["base"] == pytest.approx(sum(line["correct"] for line in base) / tokens)
+    assert verdict["rougeL"]["base"] == pytest.approx(sum(line["rougeL"] for line in base) / ROWS)
     by_row = sum(line["correct"] / line["tokens"] for line in base) / ROWS
-    assert abs(found["token_accuracy"]["base"] - by_row) > 0.01
+    assert abs(verdict["token_accuracy"]["base"] - by_row) > 0.01
 
 
 def test_settings_come_from_the_recipe() -> None:
     base, tuned = lines(1), lines(2, shift=0.05)
     half = [str(row // 2) for row in range(ROWS)]
-    found = judge(recipe(["rougeL"], "rougeL", confidence=0.9, min_gain=0.01), base, tuned, groups=half)
-    wanted = paired_verdict([line["rougeL"] for line in base], [line["rougeL"] for line in tuned], groups=half,
+    verdict = judge(recipe(["rougeL"], "rougeL", confidence=0.9, min_gain=0.01), base, tuned, groups=half)
+    expected = paired_verdict([line["rougeL"] for line in base], [line["rougeL"] for line in tuned], groups=half,
                             confidence=0.9, min_gain=0.01, seed=5)  # fmt: skip
-    assert wanted.groups == ROWS // 2
-    primary = found["primary"]
-    assert (primary["low"], primary["high"], primary["confidence"]) == (wanted.low, wanted.high, 0.9)
-    assert (primary["min_gain"], found["verdict"]) == (0.01, wanted.verdict)
+    assert expected.groups == ROWS // 2
+    primary = verdict["primary"]
+    assert (primary["low"], primary["high"], primary["confidence"]) == (expected.low, expected.high, 0.9)
+    assert (primary["min_gain"], verdict["verdict"]) == (0.01, expected.verdict)
 
 
 def test_min_gain_applies_only_to_the_primary_metric() -> None:
     base, tuned = lines(1), lines(2, shift=0.2)
-    found = judge(recipe(["rougeL", "exact_match"], "rougeL", min_gain=0.5), base, tuned, groups=GROUPS)
-    assert found["verdict"] == "not_better"
+    verdict = judge(recipe(["rougeL", "exact_match"], "rougeL", min_gain=0.5), base, tuned, groups=GROUPS)
+    assert verdict["verdict"] == "not_better"
     free = judge(recipe(["rougeL", "exact_match"], "exact_match"), base, tuned, groups=GROUPS)
-    assert found["metrics"]["exact_match"]["low"] == free["metrics"]["exact_match"]["low"]
-    assert found["primary"]["min_gain"] == 0.5
+    assert verdict["metrics"]["exact_match"]["low"] == free["metrics"]["exact_match"]["low"]
+    assert verdict["primary"]["min_gain"] == 0.5
     assert judge(recipe(["rougeL"], "rougeL"), base, tuned, groups=GROUPS)["primary"]["min_gain"] == 0.0
 
 
@@ -159,9 +159,9 @@ def test_guard_passes_only_if_the_whole_interval_is_within_max_drop(metric: str,
 
     def guard(max_drop: float) -> dict[str, Any]:
         guards = [{"metric": metric, "max_drop": max_drop}]
-        found = judge(recipe(metrics, "rougeL", guards=guards), base, tuned, groups=GROUPS)
-        [result] = found["guards"]
-        reasons = [reason for reason in found["reasons"] if reason.startswith("guard")]
+        verdict = judge(recipe(metrics, "rougeL", guards=guards), base, tuned, groups=GROUPS)
+        [result] = verdict["guards"]
+        reasons = [reason for reason in verdict["reasons"] if reason.startswith("guard")]
         assert len(reasons) == (not result["passed"])
         assert all(metric in reason for reason in reasons)
         return dict(result)
@@ -178,20 +178,20 @@ def test_guard_fails_if_a_drop_cannot_be_excluded() -> None:
     """Even an unchanged metric fails a guard if there are too few rows to exclude the drop."""
     base = lines(1)
     guards = [{"metric": "exact_match", "max_drop": 0.001}]
-    found = judge(recipe(["rougeL", "exact_match"], "rougeL", guards=guards), base, base, groups=GROUPS)
-    assert found["guards"][0]["gain"] == 0
-    assert found["guards"][0]["passed"] is False
+    verdict = judge(recipe(["rougeL", "exact_match"], "rougeL", guards=guards), base, base, groups=GROUPS)
+    assert verdict["guards"][0]["gain"] == 0
+    assert verdict["guards"][0]["passed"] is False
     wide = [{"metric": "exact_match", "max_drop": 0.2}]
-    found = judge(recipe(["rougeL", "exact_match"], "rougeL", guards=wide), base, base, groups=GROUPS)
-    assert found["guards"][0]["passed"] is True
+    verdict = judge(recipe(["rougeL", "exact_match"], "rougeL", guards=wide), base, base, groups=GROUPS)
+    assert verdict["guards"][0]["passed"] is True
 
 
 def test_guards_do_not_change_the_verdict() -> None:
     guards = [{"metric": "exact_match", "max_drop": 1e-6}]
-    found = judge(
+    verdict = judge(
         recipe(["rougeL", "exact_match"], "rougeL", guards=guards), lines(1), lines(2, shift=0.2), groups=GROUPS
     )
-    assert found["verdict"] == "better"
+    assert verdict["verdict"] == "better"
 
 
 # --- reasons ---
@@ -201,12 +201,12 @@ def test_reasons_have_the_interval_and_the_rows_needed() -> None:
     settings = recipe(["rougeL"], "rougeL", min_gain=0.01)
     first_reasons = set()
     for shift in (0.2, -0.2, 0.01):
-        found = judge(settings, lines(1), lines(2, shift=shift), groups=GROUPS)
-        interval = f"[{found['primary']['low']:+.4f}, {found['primary']['high']:+.4f}]"
-        assert all(value in found["reasons"][0] for value in ("rougeL", interval, "min_gain 0.01"))
-        first_reasons.add(found["reasons"][0].replace(interval, ""))
-        needed = found["primary"]["rows_needed"]
-        assert any(f"{needed or 0:,} rows" in reason for reason in found["reasons"]) == (needed is not None)
+        verdict = judge(settings, lines(1), lines(2, shift=shift), groups=GROUPS)
+        interval = f"[{verdict['primary']['low']:+.4f}, {verdict['primary']['high']:+.4f}]"
+        assert all(value in verdict["reasons"][0] for value in ("rougeL", interval, "min_gain 0.01"))
+        first_reasons.add(verdict["reasons"][0].replace(interval, ""))
+        needed = verdict["primary"]["rows_needed"]
+        assert any(f"{needed or 0:,} rows" in reason for reason in verdict["reasons"]) == (needed is not None)
     assert len(first_reasons) == 3, "better, not better and cannot tell have different reasons"
 
 
@@ -229,9 +229,9 @@ def test_groups_are_counted_and_the_worst_are_listed() -> None:
     base[0]["exact_match"] = base[12]["exact_match"] = base[1]["exact_match"] = 1.0
     plain = recipe(["exact_match"], "exact_match")
     by_pattern = plain.model_copy(update={"data": plain.data.model_copy(update={"split": Split(by="pattern")})})
-    found = judge(by_pattern, base, tuned, groups=groups)
-    assert (found["primary"]["rows"], found["primary"]["groups"]) == (60, 12)
-    grouping = found["grouping"]
+    verdict = judge(by_pattern, base, tuned, groups=groups)
+    assert (verdict["primary"]["rows"], verdict["primary"]["groups"]) == (60, 12)
+    grouping = verdict["grouping"]
     assert {key: grouping[key] for key in ("by", "groups", "rows", "improved", "worsened")} == {
         "by": "pattern", "groups": 12, "rows": 60, "improved": 9, "worsened": 2,
     }  # fmt: skip
@@ -239,8 +239,8 @@ def test_groups_are_counted_and_the_worst_are_listed() -> None:
     assert grouping["fell"][0] == {
         "group": "pattern 0", "rows": 5, "base": pytest.approx(0.4), "tuned": 0.0, "gain": pytest.approx(-0.4),
     }  # fmt: skip
-    low, high = found["primary"]["by_row"]["low"], found["primary"]["by_row"]["high"]
-    assert high - low < found["primary"]["high"] - found["primary"]["low"]
+    low, high = verdict["primary"]["by_row"]["low"], verdict["primary"]["by_row"]["high"]
+    assert high - low < verdict["primary"]["high"] - verdict["primary"]["low"]
     ungrouped = judge(plain, base, tuned, groups=GROUPS)
     assert (ungrouped["grouping"], ungrouped["primary"]["low"], ungrouped["primary"]["high"]) == (None, low, high)
 
@@ -252,12 +252,12 @@ def test_worst_groups_in_perplexity_are_those_with_an_increase() -> None:
         {**line, "log_likelihood": line["log_likelihood"] * (2 if row % 10 == 3 else 0.5)}
         for row, line in enumerate(base)
     ]
-    found = judge(recipe(["perplexity"], "perplexity"), base, tuned, groups=groups)
-    [fell] = found["grouping"]["fell"]
+    verdict = judge(recipe(["perplexity"], "perplexity"), base, tuned, groups=groups)
+    [fell] = verdict["grouping"]["fell"]
     assert fell["group"] == "3"
     assert fell["tuned"] == pytest.approx(fell["base"] ** 2)
     assert fell["gain"] == pytest.approx(fell["base"] - fell["tuned"])
-    assert found["grouping"]["improved"] == 9
+    assert verdict["grouping"]["improved"] == 9
 
 
 # --- rows that failed ---
@@ -277,25 +277,25 @@ def failing(scores: Lines, rows: range) -> Lines:
 def test_failed_rows_are_left_out_for_both_models_and_counted() -> None:
     settings = recipe(["rougeL", "perplexity"], "rougeL")
     base, tuned = lines(1), lines(2, shift=0.2)
-    found = judge(settings, failing(base, range(2)), failing(tuned, range(1, 3)), groups=GROUPS)
+    verdict = judge(settings, failing(base, range(2)), failing(tuned, range(1, 3)), groups=GROUPS)
     expected = judge(settings, base[3:], tuned[3:], groups=GROUPS[3:])
-    assert (found["verdict"], found["primary"]["failed"]) == ("better", 3)
-    assert {**found["primary"], "failed": 0} == expected["primary"]
-    assert found["metrics"]["perplexity"]["rows"] == ROWS  # it needs no answers
-    assert any("3 of 60 rows" in reason for reason in found["reasons"])
+    assert (verdict["verdict"], verdict["primary"]["failed"]) == ("better", 3)
+    assert {**verdict["primary"], "failed": 0} == expected["primary"]
+    assert verdict["metrics"]["perplexity"]["rows"] == ROWS  # it needs no answers
+    assert any("3 of 60 rows" in reason for reason in verdict["reasons"])
 
 
 def test_too_many_failed_rows_give_no_verdict() -> None:
     settings = recipe(["rougeL"], "rougeL")
-    found = judge(settings, failing(lines(1), range(4)), lines(2, shift=0.3), groups=GROUPS)
-    assert found["primary"]["low"] > 0
-    assert (found["verdict"], found["primary"]["failed"], found["primary"]["rows_needed"]) == (
+    verdict = judge(settings, failing(lines(1), range(4)), lines(2, shift=0.3), groups=GROUPS)
+    assert verdict["primary"]["low"] > 0
+    assert (verdict["verdict"], verdict["primary"]["failed"], verdict["primary"]["rows_needed"]) == (
         "cannot_tell",
         4,
         None,
     )
-    assert "interval" not in " ".join(found["reasons"])
-    assert refusal_reasons(found)
+    assert "interval" not in " ".join(verdict["reasons"])
+    assert refusal_reasons(verdict)
     guarded = recipe(["rougeL", "perplexity"], "perplexity", guards=[{"metric": "rougeL", "max_drop": 0.5}])
     [guard] = judge(guarded, failing(lines(1), range(4)), lines(2, nll=1.0), groups=GROUPS)["guards"]
     assert guard["passed"] is False

@@ -46,21 +46,21 @@ def ask(model: Any, tmp_path: Path) -> Ask:
 @pytest.fixture
 def generated(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """Collect the prompts for which answers are generated."""
-    asked: list[tuple[int, ...]] = []
+    generated_for: list[tuple[int, ...]] = []
     real = predict.generate
 
-    def noting(model: Any, prompts: Sequence[Sequence[int]], **settings: Any) -> Any:
-        asked.extend(map(tuple, prompts))
+    def record_prompts(model: Any, prompts: Sequence[Sequence[int]], **settings: Any) -> Any:
+        generated_for.extend(map(tuple, prompts))
         return real(model, prompts, **settings)
 
-    monkeypatch.setattr(predict, "generate", noting)
-    return asked
+    monkeypatch.setattr(predict, "generate", record_prompts)
+    return generated_for
 
 
 def test_answers_are_in_the_order_of_prompts(ask: Ask, tmp_path: Path) -> None:
-    found = ask()
-    assert [line["id"] for line in found] == [f"id-{i}" for i in range(COUNT)]
-    for i, line in enumerate(found):
+    answers = ask()
+    assert [line["id"] for line in answers] == [f"id-{i}" for i in range(COUNT)]
+    for i, line in enumerate(answers):
         assert line == {
             "id": f"id-{i}", "row": i + 1, "prompt": f"prompt {i}", "prediction": line["prediction"],
             "reference": f"right {i}", "new_tokens": LIMIT, "ids": line["ids"], "stopped": False, "error": None,
@@ -68,7 +68,7 @@ def test_answers_are_in_the_order_of_prompts(ask: Ask, tmp_path: Path) -> None:
         assert Words().decode_answer(line["ids"]) == line["prediction"]
         assert len(line["prediction"].split("\u2028\x85 ")) == LIMIT
     stored = [json.loads(line) for line in (tmp_path / "base" / "generations.jsonl").read_text().split("\n")[:-1]]
-    assert sorted(stored, key=lambda line: line["row"]) == found
+    assert sorted(stored, key=lambda line: line["row"]) == answers
 
 
 def test_finished_answers_are_not_generated_again(ask: Ask, generated: list[Any]) -> None:
@@ -78,16 +78,16 @@ def test_finished_answers_are_not_generated_again(ask: Ask, generated: list[Any]
     assert len(generated) == COUNT
 
 
-@pytest.mark.parametrize("kept", [0, 1, 4, 9])
+@pytest.mark.parametrize("finished", [0, 1, 4, 9])
 @pytest.mark.parametrize("torn", [b"", b'{"id": "id-3", "predic', b"\xe2\x80"])
 def test_only_missing_answers_are_generated_after_a_kill(
-    ask: Ask, generated: list[Any], tmp_path: Path, kept: int, torn: bytes
+    ask: Ask, generated: list[Any], tmp_path: Path, finished: int, torn: bytes
 ) -> None:
     whole = ask()
     log = tmp_path / "base" / "generations.jsonl"
     lines = log.read_bytes().split(b"\n")
-    log.write_bytes(b"".join(line + b"\n" for line in lines[:kept]) + torn)
-    done = {json.loads(line)["id"] for line in lines[:kept]}
+    log.write_bytes(b"".join(line + b"\n" for line in lines[:finished]) + torn)
+    done = {json.loads(line)["id"] for line in lines[:finished]}
     generated.clear()
     assert ask() == whole
     prompts = dict(zip([e.id for e in questions().examples], questions().prompts, strict=True))
@@ -130,10 +130,10 @@ def test_finished_answers_survive_a_signal(
         ask()
     assert len((tmp_path / "base" / "generations.jsonl").read_bytes().split(b"\n")) == 4 + 1
     generated.clear()
-    found = ask()
+    answers = ask()
     assert len(generated) == COUNT - 4
     shutil.rmtree(tmp_path / "base")
-    assert ask() == found
+    assert ask() == answers
 
 
 def test_all_answers_are_generated_again_under_another_key(ask: Ask, generated: list[Any], tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_damaged_line_is_named(ask: Ask, tmp_path: Path) -> None:
 
 
 def test_full_disk_keeps_finished_answers(ask: Ask, tmp_path: Path) -> None:
-    found = ask()
+    answers = ask()
     log = tmp_path / "base" / "generations.jsonl"
     lines = log.read_bytes().split(b"\n")[:-1]
     log.write_bytes(lines[0] + b"\n")
@@ -175,7 +175,7 @@ def test_full_disk_keeps_finished_answers(ask: Ask, tmp_path: Path) -> None:
             ask()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert ask() == found
+    assert ask() == answers
 
 
 # --- rows that are too long ---
@@ -183,13 +183,13 @@ def test_full_disk_keeps_finished_answers(ask: Ask, tmp_path: Path) -> None:
 
 def test_prompts_beyond_the_positions_fail_and_others_are_answered(ask: Ask, generated: list[Any]) -> None:
     prompts = questions(4, lengths=[POSITIONS - LIMIT, POSITIONS - LIMIT + 1, POSITIONS + 100, 4])
-    found = ask(prompts)
-    assert [line["error"] is None for line in found] == [True, False, False, True]
-    assert all(str(POSITIONS) in line["error"] and line["prediction"] == "" for line in found[1:3])
-    assert [line["new_tokens"] for line in found] == [LIMIT, 0, 0, LIMIT]
+    answers = ask(prompts)
+    assert [line["error"] is None for line in answers] == [True, False, False, True]
+    assert all(str(POSITIONS) in line["error"] and line["prediction"] == "" for line in answers[1:3])
+    assert [line["new_tokens"] for line in answers] == [LIMIT, 0, 0, LIMIT]
     assert [len(prompt) for prompt in generated] == [POSITIONS - LIMIT, 4]
-    assert response_stats(found) == {"rows": 4, "failed": 2, "empty": 0, "cut_off": 2, "stopped": 0}
-    assert ask(prompts) == found
+    assert response_stats(answers) == {"rows": 4, "failed": 2, "empty": 0, "cut_off": 2, "stopped": 0}
+    assert ask(prompts) == answers
     assert len(generated) == 2
 
 
@@ -200,11 +200,11 @@ def test_response_stats() -> None:
     def line(prediction: str, *, stopped: bool, error: str | None = None) -> dict[str, Any]:
         return {"prediction": prediction, "stopped": stopped, "error": error}
 
-    found = response_stats([
+    stats = response_stats([
         line("yes", stopped=True), line("no", stopped=True), line(" \n", stopped=True), line("", stopped=False),
         line("long", stopped=False), line("", stopped=False, error="too long"),
     ])  # fmt: skip
-    assert found == {"rows": 6, "failed": 1, "empty": 2, "cut_off": 2, "stopped": 3}
+    assert stats == {"rows": 6, "failed": 1, "empty": 2, "cut_off": 2, "stopped": 3}
     assert response_stats([]) == dict.fromkeys(("rows", "failed", "empty", "cut_off", "stopped"), 0)
 
 
@@ -213,9 +213,9 @@ def test_stopped_answers_are_distinguished_from_cut_off_ones(ask: Ask, monkeypat
         yield from (Answer(i, (9,) * (i % 2), stopped=i % 2 == 0) for i in reversed(range(len(prompts))))
 
     monkeypatch.setattr(predict, "generate", stop_every_second)
-    found = ask()
-    assert [line["stopped"] for line in found] == [True, False] * (COUNT // 2)
-    assert response_stats(found) == {"rows": 10, "failed": 0, "empty": 5, "cut_off": 5, "stopped": 5}
+    answers = ask()
+    assert [line["stopped"] for line in answers] == [True, False] * (COUNT // 2)
+    assert response_stats(answers) == {"rows": 10, "failed": 0, "empty": 5, "cut_off": 5, "stopped": 5}
 
 
 # --- likelihoods ---
@@ -234,8 +234,8 @@ def test_likelihoods_are_sums_over_the_trained_tokens_of_each_row(
         rows.append(TokenizedExample(str(i), tuple(ids), tuple(trained)))
     write_tokens(tmp_path / "x.safetensors", rows)
     chosen = [3, 0, 4, 1]
-    found = score_likelihoods(model.train(), TokenDataset(tmp_path / "x.safetensors"), chosen, FP32, 2)
-    for line, row in zip(found, chosen, strict=True):
+    likelihoods = score_likelihoods(model.train(), TokenDataset(tmp_path / "x.safetensors"), chosen, FP32, 2)
+    for line, row in zip(likelihoods, chosen, strict=True):
         ids = torch.tensor([rows[row].input_ids])
         with torch.inference_mode():
             logits = model.eval()(input_ids=ids).logits[0].double().log_softmax(-1)

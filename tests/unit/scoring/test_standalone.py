@@ -128,35 +128,35 @@ def test_unknown_metric_is_refused(write: Write) -> None:
 
 
 def test_rows_are_paired_by_order(judged: Callable[..., Comparison]) -> None:
-    found = judged(scored(BASE), scored(TUNED))
-    wanted = paired_verdict(BASE, TUNED)
-    assert (found.metric, found.verdict) == ("rougeL", wanted.verdict)
-    assert (found.gain, found.low, found.high) == (wanted.gain, wanted.low, wanted.high)
-    assert (found.base, found.tuned, found.rows) == (wanted.base, wanted.tuned, 10)
+    result = judged(scored(BASE), scored(TUNED))
+    expected = paired_verdict(BASE, TUNED)
+    assert (result.metric, result.verdict) == ("rougeL", expected.verdict)
+    assert (result.gain, result.low, result.high) == (expected.gain, expected.low, expected.high)
+    assert (result.base, result.tuned, result.rows) == (expected.base, expected.tuned, 10)
 
 
 def test_rows_are_paired_by_id_if_they_have_one(judged: Callable[..., Comparison]) -> None:
     ids = [f"row-{i}" for i in range(10)]
     tuned = list(reversed(scored(TUNED, id=ids)))
-    found = judged(scored(BASE, id=ids), tuned)
-    assert found == judged(scored(BASE), scored(TUNED))
-    assert found != judged(scored(BASE), [{"rougeL": row["rougeL"]} for row in tuned])
-    assert (found.improved, found.worsened) == (9, 1)
+    result = judged(scored(BASE, id=ids), tuned)
+    assert result == judged(scored(BASE), scored(TUNED))
+    assert result != judged(scored(BASE), [{"rougeL": row["rougeL"]} for row in tuned])
+    assert (result.improved, result.worsened) == (9, 1)
 
 
 @pytest.mark.parametrize("ids", [list(range(10)), [None, True, 1, 0, False, "1", 2.5, "", "None", -1]])
 def test_ids_of_any_scalar_type_are_distinguished(judged: Callable[..., Comparison], ids: list[Any]) -> None:
-    found = judged(scored(BASE, id=ids), scored(list(reversed(TUNED)), id=list(reversed(ids))))
-    assert found == judged(scored(BASE), scored(TUNED))
+    result = judged(scored(BASE, id=ids), scored(list(reversed(TUNED)), id=list(reversed(ids))))
+    assert result == judged(scored(BASE), scored(TUNED))
 
 
 def test_groups_are_resampled_together(judged: Callable[..., Comparison]) -> None:
     names = ["a", "a", "b", "b", "c", "d", "d", "e", "f", "g"]
-    wanted = paired_verdict(BASE, TUNED, groups=names)
-    assert wanted.groups == 7
+    expected = paired_verdict(BASE, TUNED, groups=names)
+    assert expected.groups == 7
     for base, tuned in (({"group": names}, {"group": names}), ({"group": names}, {}), ({}, {"group": names})):
-        found = judged(scored(BASE, **base), scored(TUNED, **tuned))
-        assert (found.groups, found.low, found.high) == (7, wanted.low, wanted.high)
+        result = judged(scored(BASE, **base), scored(TUNED, **tuned))
+        assert (result.groups, result.low, result.high) == (7, expected.low, expected.high)
 
 
 def test_rows_without_a_group_are_groups_of_one_row(judged: Callable[..., Comparison]) -> None:
@@ -189,8 +189,8 @@ def test_metric_is_the_only_common_number(judged: Callable[..., Comparison]) -> 
 
 
 def test_booleans_are_scores(judged: Callable[..., Comparison]) -> None:
-    found = judged([{"right": False}] * 30, [{"right": True}] * 30)
-    assert (found.verdict, found.gain) == ("better", 1.0)
+    result = judged([{"right": False}] * 30, [{"right": True}] * 30)
+    assert (result.verdict, result.gain) == ("better", 1.0)
 
 
 @pytest.mark.parametrize(
@@ -230,9 +230,9 @@ def test_files_that_cannot_be_compared_are_refused(
 
 
 def test_verdict_text(compared: Callable[..., FileVerdict]) -> None:
-    found = compared([{"rougeL": 0}] * 40, [{"rougeL": 1}] * 40)
-    assert verdict_text(found).startswith("better: rougeL 0.0000 -> 1.0000, gain +1.0000 [+0.")
-    assert verdict_text(found).endswith("at 95%, 40 rows")
+    result = compared([{"rougeL": 0}] * 40, [{"rougeL": 1}] * 40)
+    assert verdict_text(result).startswith("better: rougeL 0.0000 -> 1.0000, gain +1.0000 [+0.")
+    assert verdict_text(result).endswith("at 95%, 40 rows")
     undecided = compared(scored(BASE), scored([*TUNED[:3], *BASE[3:8], 0.1, 0.2]))
     assert undecided.comparison.verdict == "cannot_tell"
     settled = f"; about {undecided.comparison.rows_needed} rows would settle it"
@@ -242,9 +242,9 @@ def test_verdict_text(compared: Callable[..., FileVerdict]) -> None:
 
 def test_negative_min_gain_tests_non_inferiority(compared: Callable[..., FileVerdict]) -> None:
     worse = [value - 0.05 for value in BASE]
-    found = compared(scored(BASE), scored(worse), min_gain=-0.5)
-    assert found.comparison.verdict == "better"
-    assert verdict_text(found).startswith("not worse by more than 0.5 (non-inferiority): ")
+    result = compared(scored(BASE), scored(worse), min_gain=-0.5)
+    assert result.comparison.verdict == "better"
+    assert verdict_text(result).startswith("not worse by more than 0.5 (non-inferiority): ")
     assert verdict_text(compared(scored(worse), scored(BASE), min_gain=-0.5)).startswith("not worse by more than 0.5")
     assert verdict_text(compared(scored(TUNED), scored([0.0] * 10), min_gain=-0.1)).startswith("worse by more than 0.1")
 
@@ -256,18 +256,18 @@ def test_negative_min_gain_tests_non_inferiority(compared: Callable[..., FileVer
 def test_verdict_on_few_groups_needs_more_groups(compared: Callable[..., FileVerdict], groups: int) -> None:
     base = [{"id": f"{g}-{i}", "group": f"db{g}", "rougeL": 0.0} for g in range(groups) for i in range(50)]
     tuned = [{"id": row["id"], "rougeL": 1.0} for row in base]
-    found = compared(base, tuned)
-    assert (found.comparison.rows, found.comparison.groups) == (50 * groups, groups)
-    assert found.comparison.by_row[0] > 0  # independent rows would settle it
+    result = compared(base, tuned)
+    assert (result.comparison.rows, result.comparison.groups) == (50 * groups, groups)
+    assert result.comparison.by_row[0] > 0  # independent rows would settle it
     if groups == 6:
-        needed = found.comparison.groups_needed, found.comparison.rows_needed
-        assert (found.comparison.verdict, *needed) == ("better", None, None)
+        needed = result.comparison.groups_needed, result.comparison.rows_needed
+        assert (result.comparison.verdict, *needed) == ("better", None, None)
         return
-    needed = found.comparison.groups_needed, found.comparison.rows_needed
-    assert (found.comparison.verdict, *needed) == ("cannot_tell", 6, 300)
-    assert f"{50 * groups} rows in {groups} groups" in verdict_text(found)
-    assert "at least 6 groups" in verdict_text(found)
-    assert "300 rows" not in verdict_text(found)
+    needed = result.comparison.groups_needed, result.comparison.rows_needed
+    assert (result.comparison.verdict, *needed) == ("cannot_tell", 6, 300)
+    assert f"{50 * groups} rows in {groups} groups" in verdict_text(result)
+    assert "at least 6 groups" in verdict_text(result)
+    assert "300 rows" not in verdict_text(result)
 
 
 # --- rows that failed ---
@@ -276,12 +276,12 @@ def test_verdict_on_few_groups_needs_more_groups(compared: Callable[..., FileVer
 def test_failed_rows_are_left_out_for_both_and_counted(compared: Callable[..., FileVerdict]) -> None:
     base, tuned = scored(BASE * 4, id=list(range(40))), scored(TUNED * 4, id=list(range(40)))
     broken = [{"id": 7, "failed": "out of memory"}, {"id": 9, "failed": "out of memory", "rougeL": None}]
-    found = compared([*base[:7], broken[0], *base[8:]], [*tuned[:9], broken[1], *tuned[10:]])
-    kept = [row for row in range(40) if row not in (7, 9)]
-    expected = paired_verdict([(BASE * 4)[row] for row in kept], [(TUNED * 4)[row] for row in kept])
-    assert (found.comparison.verdict, found.comparison.rows, found.comparison.failed) == ("better", 38, 2)
-    assert (found.comparison.low, found.comparison.high) == (expected.low, expected.high)
-    assert "2 of 40 rows failed" in verdict_text(found)
+    result = compared([*base[:7], broken[0], *base[8:]], [*tuned[:9], broken[1], *tuned[10:]])
+    answered = [row for row in range(40) if row not in (7, 9)]
+    expected = paired_verdict([(BASE * 4)[row] for row in answered], [(TUNED * 4)[row] for row in answered])
+    assert (result.comparison.verdict, result.comparison.rows, result.comparison.failed) == ("better", 38, 2)
+    assert (result.comparison.low, result.comparison.high) == (expected.low, expected.high)
+    assert "2 of 40 rows failed" in verdict_text(result)
     more = [{"id": row, "failed": "out of memory"} if row in (1, 2) else line for row, line in enumerate(base)]
     too_many = compared(more, [*tuned[:9], broken[1], *tuned[10:]])
     counts = too_many.comparison.failed, too_many.comparison.rows_needed
@@ -303,18 +303,22 @@ def test_direction_follows_from_the_name(
 ) -> None:
     before = [{name: base + 0.01 * (row % 7)} for row in range(40)]
     after = [{name: tuned + 0.01 * (row % 5)} for row in range(40)]
-    found = compared(before, after)
-    assert (found.comparison.verdict, found.comparison.higher_is_better, found.direction) == ("better", False, "known")
-    assert found.comparison.base > found.comparison.tuned > 0
-    assert found.comparison.gain == pytest.approx(found.comparison.base - found.comparison.tuned)
+    result = compared(before, after)
+    assert (result.comparison.verdict, result.comparison.higher_is_better, result.direction) == (
+        "better",
+        False,
+        "known",
+    )
+    assert result.comparison.base > result.comparison.tuned > 0
+    assert result.comparison.gain == pytest.approx(result.comparison.base - result.comparison.tuned)
     assert compared(after, before).comparison.verdict == "not_better"
     assert compared(before, after, higher_is_better=True).comparison.verdict == "not_better"
 
 
 def test_assumed_direction_is_noted(compared: Callable[..., FileVerdict]) -> None:
-    found = compared([{"zeal": 0.0}] * 40, [{"zeal": 1.0}] * 40)
-    assert (found.comparison.verdict, found.direction) == ("better", "assumed")
-    assert "--lower-is-better" in verdict_text(found)
+    result = compared([{"zeal": 0.0}] * 40, [{"zeal": 1.0}] * 40)
+    assert (result.comparison.verdict, result.direction) == ("better", "assumed")
+    assert "--lower-is-better" in verdict_text(result)
     given = compared([{"zeal": 0.0}] * 40, [{"zeal": 1.0}] * 40, higher_is_better=False)
     assert (given.comparison.verdict, given.direction) == ("not_better", "given")
     assert "--lower-is-better" not in verdict_text(given)
@@ -332,10 +336,10 @@ def test_perplexity_is_computed_from_likelihoods(judged: Callable[..., Compariso
             for i in range(40)
         ]  # fmt: skip
 
-    found = judged(rows(2.5), rows(1.5), metric="perplexity")
-    assert (found.verdict, found.higher_is_better, found.groups) == ("better", False, 20)
+    result = judged(rows(2.5), rows(1.5), metric="perplexity")
+    assert (result.verdict, result.higher_is_better, result.groups) == ("better", False, 20)
     mean = sum((2.5 + 0.1 * (i % 4)) * (5 + i % 3) for i in range(40)) / sum(5 + i % 3 for i in range(40))
-    assert found.base == pytest.approx(math.exp(mean))
+    assert result.base == pytest.approx(math.exp(mean))
     accuracy = judged(rows(2.5), rows(1.5), metric="token_accuracy")
     assert accuracy.tuned == pytest.approx(3 * 40 / sum(5 + i % 3 for i in range(40)))
     with raises(DataError, "ambiguous-metric", "perplexity", "token_accuracy"):

@@ -28,18 +28,18 @@ def noisy(gain: float, rows: int, noise: float = 0.1, seed: int = 0) -> tuple[li
 
 
 def test_clear_gain_is_better() -> None:
-    found = paired_verdict(*noisy(0.1, 200))
-    assert found.verdict == "better"
-    assert 0.07 < found.low < found.gain < found.high < 0.12
-    assert found.gain == pytest.approx(found.tuned - found.base)
-    assert (found.rows, found.groups, found.rows_needed, found.confidence) == (200, 200, None, 0.95)
+    comparison = paired_verdict(*noisy(0.1, 200))
+    assert comparison.verdict == "better"
+    assert 0.07 < comparison.low < comparison.gain < comparison.high < 0.12
+    assert comparison.gain == pytest.approx(comparison.tuned - comparison.base)
+    assert (comparison.rows, comparison.groups, comparison.rows_needed, comparison.confidence) == (200, 200, None, 0.95)
 
 
 def test_clear_loss_is_not_better() -> None:
-    found = paired_verdict(*noisy(-0.1, 200))
-    assert found.verdict == "not_better"
-    assert found.high < 0
-    assert found.rows_needed is None
+    comparison = paired_verdict(*noisy(-0.1, 200))
+    assert comparison.verdict == "not_better"
+    assert comparison.high < 0
+    assert comparison.rows_needed is None
 
 
 def test_gain_below_min_gain_is_not_better() -> None:
@@ -50,29 +50,29 @@ def test_gain_below_min_gain_is_not_better() -> None:
 
 def test_rows_needed_settle_the_verdict() -> None:
     base, tuned = noisy(0.02, 100, noise=0.15, seed=2)
-    found = paired_verdict(base, tuned)
-    assert found.verdict == "cannot_tell"
-    assert found.rows_needed is not None
-    assert 100 < found.rows_needed < 10_000
-    more = [base * math.ceil(found.rows_needed * 1.1 / 100), tuned * math.ceil(found.rows_needed * 1.1 / 100)]
+    comparison = paired_verdict(base, tuned)
+    assert comparison.verdict == "cannot_tell"
+    assert comparison.rows_needed is not None
+    assert 100 < comparison.rows_needed < 10_000
+    more = [base * math.ceil(comparison.rows_needed * 1.1 / 100), tuned * math.ceil(comparison.rows_needed * 1.1 / 100)]
     assert paired_verdict(*more).verdict == "better"
-    fewer = [base * int(found.rows_needed * 0.6 / 100), tuned * int(found.rows_needed * 0.6 / 100)]
+    fewer = [base * int(comparison.rows_needed * 0.6 / 100), tuned * int(comparison.rows_needed * 0.6 / 100)]
     assert paired_verdict(*fewer).verdict == "cannot_tell"
 
 
 def test_zero_gain_has_no_rows_needed() -> None:
-    found = paired_verdict([0, 1, 0, 1] * 20, [1, 0, 0, 1] * 20)
-    assert (found.verdict, found.gain, found.rows_needed) == ("cannot_tell", 0, None)
-    assert (found.improved, found.worsened) == (20, 20)
-    assert found.low == pytest.approx(-found.high)
+    comparison = paired_verdict([0, 1, 0, 1] * 20, [1, 0, 0, 1] * 20)
+    assert (comparison.verdict, comparison.gain, comparison.rows_needed) == ("cannot_tell", 0, None)
+    assert (comparison.improved, comparison.worsened) == (20, 20)
+    assert comparison.low == pytest.approx(-comparison.high)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 5])
 def test_few_rows_exclude_nothing(rows: int) -> None:
-    found = paired_verdict([0] * rows, [1] * rows)
-    assert found.verdict == "cannot_tell"
-    assert (found.low, found.high) == (-1, 1)
-    assert found.rows_needed is not None
+    comparison = paired_verdict([0] * rows, [1] * rows)
+    assert comparison.verdict == "cannot_tell"
+    assert (comparison.low, comparison.high) == (-1, 1)
+    assert comparison.rows_needed is not None
     assert paired_verdict([0.3] * rows, [0.5] * rows).verdict == "cannot_tell"
     assert paired_verdict([0.3] * rows, [0.5] * rows, min_gain=0.4).verdict == "cannot_tell"
     assert paired_verdict([31] * rows, [50] * rows).verdict == "cannot_tell"
@@ -84,19 +84,19 @@ def test_six_rows_can_suffice() -> None:
 
 
 def test_interval_of_equal_improvements_is_not_a_point() -> None:
-    found = paired_verdict([0] * 150, [1] * 150)
-    assert (found.verdict, found.gain, found.high) == ("better", 1, 1)
-    assert 0.97 < found.low < 0.99  # if 1 in 41 rows does not improve, all of 150 do with a probability of 2.5 %
-    assert found.improved == 150
-    assert paired_verdict([0] * 150, [1] * 149 + [0]).low < found.low
+    comparison = paired_verdict([0] * 150, [1] * 150)
+    assert (comparison.verdict, comparison.gain, comparison.high) == ("better", 1, 1)
+    assert 0.97 < comparison.low < 0.99  # if 1 in 41 rows does not improve, all of 150 do with a probability of 2.5 %
+    assert comparison.improved == 150
+    assert paired_verdict([0] * 150, [1] * 149 + [0]).low < comparison.low
 
 
 @pytest.mark.parametrize("value", [0, 1, 0.37])
 def test_interval_of_equal_scores_is_not_a_point(value: float) -> None:
-    found = paired_verdict([value] * 300, [value] * 300)
-    assert (found.verdict, found.gain, found.improved, found.worsened) == ("cannot_tell", 0, 0, 0)
-    assert found.low == pytest.approx(-found.high)
-    assert 0.002 < found.high < 0.0125  # the rule of three for both signs: 3.7 / 300
+    comparison = paired_verdict([value] * 300, [value] * 300)
+    assert (comparison.verdict, comparison.gain, comparison.improved, comparison.worsened) == ("cannot_tell", 0, 0, 0)
+    assert comparison.low == pytest.approx(-comparison.high)
+    assert 0.002 < comparison.high < 0.0125  # the rule of three for both signs: 3.7 / 300
     assert paired_verdict([value] * 300, [value] * 300, min_gain=0.02).verdict == "not_better"
 
 
@@ -128,8 +128,8 @@ def test_groups_of_one_row_change_nothing() -> None:
 
 
 def test_weights_make_the_score_a_weighted_mean() -> None:
-    found = paired_verdict([0.0, 0.5] * 10, [1.0, 0.5] * 10, weights=[1, 3] * 10)
-    assert (found.base, found.tuned, found.gain) == (0.375, 0.625, 0.25)
+    comparison = paired_verdict([0.0, 0.5] * 10, [1.0, 0.5] * 10, weights=[1, 3] * 10)
+    assert (comparison.base, comparison.tuned, comparison.gain) == (0.375, 0.625, 0.25)
     base, tuned = noisy(0.05, 50)
     assert paired_verdict(base, tuned, weights=[7.0] * 50).low == pytest.approx(paired_verdict(base, tuned).low)
     unweighted = paired_verdict([*base, 0.0], [*tuned, 1.0], weights=[1.0] * 50 + [0.0])
@@ -142,11 +142,11 @@ def test_transform_compares_perplexities() -> None:
     base = -random.gamma(4, 0.5, 200)
     tuned = base + random.normal(0.1, 0.2, 200)
     weights = random.integers(1, 90, 200)
-    found = paired_verdict(base, tuned, weights=weights, transform=lambda mean: -math.exp(-mean))
-    assert found.base == pytest.approx(-math.exp(-np.average(base, weights=weights)))
-    assert found.gain == pytest.approx(found.tuned - found.base)
-    assert found.verdict == "better"
-    assert 0 < found.low < found.gain < found.high < found.gain + 1
+    comparison = paired_verdict(base, tuned, weights=weights, transform=lambda mean: -math.exp(-mean))
+    assert comparison.base == pytest.approx(-math.exp(-np.average(base, weights=weights)))
+    assert comparison.gain == pytest.approx(comparison.tuned - comparison.base)
+    assert comparison.verdict == "better"
+    assert 0 < comparison.low < comparison.gain < comparison.high < comparison.gain + 1
     same = paired_verdict(base, tuned, weights=weights, transform=lambda mean: 3 * mean)
     plain = paired_verdict(base, tuned, weights=weights)
     assert (same.gain, same.low, same.high) == pytest.approx((3 * plain.gain, 3 * plain.low, 3 * plain.high))
@@ -154,7 +154,8 @@ def test_transform_compares_perplexities() -> None:
 
 def test_higher_confidence_gives_a_wider_interval() -> None:
     widths = [
-        found.high - found.low for found in (paired_verdict(*noisy(0, 80), confidence=c) for c in (0.8, 0.95, 0.99))
+        comparison.high - comparison.low
+        for comparison in (paired_verdict(*noisy(0, 80), confidence=c) for c in (0.8, 0.95, 0.99))
     ]
     assert widths == sorted(widths)
     assert widths[0] < 0.8 * widths[1] < 0.8 * widths[2]
@@ -165,8 +166,8 @@ def test_interval_of_few_graded_rows_is_as_wide_as_students_t() -> None:
     for seed in range(40):
         base, tuned = noisy(0.2, 10, seed=seed)
         deviation = np.std(np.subtract(tuned, base), ddof=1) / math.sqrt(10)
-        found = paired_verdict(base, tuned, min_gain=-1)
-        ratios.append((found.high - found.low) / (2 * 2.262 * deviation))  # t(0.975, 9 degrees of freedom)
+        comparison = paired_verdict(base, tuned, min_gain=-1)
+        ratios.append((comparison.high - comparison.low) / (2 * 2.262 * deviation))  # t(0.975, 9 degrees of freedom)
     assert 1 <= np.mean(ratios) < 1.15
 
 
@@ -175,9 +176,9 @@ def test_comparison_of_many_rows_uses_few_draws(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(bootstrap, "_DRAWS_PER_CHUNK", 10_000)
     random = np.random.default_rng(0)
     base = random.random(30_000)
-    found = paired_verdict(base, base + random.normal(0.002, 0.1, 30_000))
-    assert found.verdict == "better"
-    assert found.high - found.low == pytest.approx(2 * 1.96 * 0.1 / math.sqrt(30_000), rel=0.1)
+    comparison = paired_verdict(base, base + random.normal(0.002, 0.1, 30_000))
+    assert comparison.verdict == "better"
+    assert comparison.high - comparison.low == pytest.approx(2 * 1.96 * 0.1 / math.sqrt(30_000), rel=0.1)
 
 
 # --- invariances --------------------------------------------------------------------------------------------------
