@@ -57,7 +57,7 @@ def rows(count: int, seed: int = 0) -> Iterator[dict[str, str]]:
 
 
 def is_answerable(connection: sqlite3.Connection, sql: str) -> bool:
-    """Return whether a query has a result that is neither empty, long, nor dependent on the order of ties."""
+    """Return whether the result of a query is not empty, not long, and independent of the order of ties."""
     answer = connection.execute(sql).fetchmany(MAX_ANSWER_ROWS + 1)
     if not 0 < len(answer) <= MAX_ANSWER_ROWS or not any(any(values) for values in answer):
         return False

@@ -101,7 +101,7 @@ def write_database(path: Path, seed: int = 0) -> Path:
         if error.sqlite_errorcode != sqlite3.SQLITE_FULL:
             raise
         hint = "free some disk space and repeat the command"
-        raise DoesNotFit("the disk is full", where=str(path), hint=hint) from error
+        raise DoesNotFit("the disk is full", where=str(path), hint=hint, code="disk-full") from error
     finally:
         temporary.unlink(missing_ok=True)
     return path

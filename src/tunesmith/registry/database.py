@@ -122,7 +122,7 @@ class Database:
         where = str(self.path)
         if code == sqlite3.SQLITE_FULL:
             hint = "free some disk space and repeat the command"
-            return DoesNotFit("the disk is full; nothing was changed", where=where, hint=hint)
+            return DoesNotFit("the disk is full; nothing was changed", where=where, hint=hint, code="disk-full")
         if code in _LOCKED:
             message = f"another process kept the registry locked for {BUSY_SECONDS:.0f} s"
             return TunesmithError(message, where=where, hint="repeat the command", code="locked")

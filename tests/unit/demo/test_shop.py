@@ -101,7 +101,7 @@ def test_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         create_tables(connection, seed)
 
     monkeypatch.setattr(shop, "create_tables", create_in_8_pages)
-    with raises(DoesNotFit, "does-not-fit", where="shop.sqlite"):
+    with raises(DoesNotFit, "disk-full", where="shop.sqlite"):
         write_database(tmp_path / "shop.sqlite")
     assert list(tmp_path.iterdir()) == []
 

@@ -171,7 +171,7 @@ def test_full_disk_keeps_finished_answers(ask: Ask, tmp_path: Path) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (len(lines[0]) + len(lines[1]) + 10, limits[1]))
-        with raises(DoesNotFit, "does-not-fit", where=str(log)):
+        with raises(DoesNotFit, "disk-full", where=str(log)):
             ask()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -170,7 +170,7 @@ def test_system_faults_have_codes(registry: Registry, monkeypatch: pytest.Monkey
         (sqlite3.SQLITE_PERM, True, "permission"),
         (sqlite3.SQLITE_CANTOPEN, False, "permission"),
         (sqlite3.SQLITE_CANTOPEN, True, "registry-unusable"),
-        (sqlite3.SQLITE_FULL, True, "does-not-fit"),
+        (sqlite3.SQLITE_FULL, True, "disk-full"),
     ],
 )
 def test_sqlite_errors_are_translated(
