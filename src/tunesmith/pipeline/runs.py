@@ -18,7 +18,7 @@ from tunesmith.data.sources import sources_available
 from tunesmith.pipeline.stage_state import changed_inputs
 from tunesmith.recipe.changes import UNDO_HINT, changed_keys
 from tunesmith.recipe.load import dump_recipe, load_recipe
-from tunesmith.recipe.schedule import DECODING_KEYS, TRAJECTORY_NEUTRAL_KEYS
+from tunesmith.recipe.schedule import DECODING_KEYS, RESULT_NEUTRAL_KEYS
 from tunesmith.recipe.schema import Recipe
 
 _MAX_KEYS_SHOWN = 4
@@ -116,7 +116,7 @@ def recipe_folder(recipe: Path) -> Path:
 def identity(recipe: Recipe) -> dict[str, Any]:
     """Return the settings that determine training. They are fixed once a run has started."""
     settings = recipe.model_dump(mode="json", exclude={"evaluate", "promote", "launch", "trackers"})
-    for name in TRAJECTORY_NEUTRAL_KEYS:
+    for name in RESULT_NEUTRAL_KEYS:
         del settings["train"][name]
     if recipe.train.valid_metrics:  # validation generates answers with the settings of `evaluate`
         used = {*DECODING_KEYS, *(("database",) if "execution" in recipe.train.valid_metrics else ())}

@@ -1,4 +1,4 @@
-"""The sections `data.source` and `data.filters`: where rows come from, and which are left out."""
+"""The sections `data.source` and `data.filters`: the sources of rows, and rules that leave rows out."""
 
 from typing import Annotated, Any, Literal, Self
 

@@ -1,4 +1,4 @@
-"""The section `launch`: where a run's processes are started, and how many.
+"""The section `launch`: how a run starts its processes, and how many.
 
 Most values are written into a script for a shell, so only characters without a special meaning there are allowed.
 """
@@ -124,7 +124,7 @@ class SlurmLaunch(LaunchBase):
 
     on: Literal["slurm"]
     nodes: int = Field(1, ge=1, description="Nodes for training and evaluation. Other stages use one process.")
-    gpus_per_node: int | None = Field(None, ge=1, description="GPUs per node, each with a process of its own.")
+    gpus_per_node: int | None = Field(None, ge=1, description="GPUs per node, with one process for each.")
     gpu_type: Word | None = Field(
         None, description="GPU type, by the cluster's name: `a100`, or `1g.10gb` for a slice of one; default any."
     )

@@ -37,8 +37,8 @@ _MESSAGES = {
 }
 _CODES = {"extra_forbidden": "unknown-key", "missing": "missing-key", "union_tag_not_found": "missing-key"}
 
-# Stand-ins for required values that are missing or wrong; no contradiction depends on these keys.
-_STAND_INS: dict[KeyPath, Any] = {("name",): "x", ("model", "base"): "x", ("train", "learning_rate"): 1.0}
+# Replacements for required values that are missing or wrong; no contradiction depends on these keys.
+_REPLACEMENTS: dict[KeyPath, Any] = {("name",): "x", ("model", "base"): "x", ("train", "learning_rate"): 1.0}
 _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
 
 
@@ -121,8 +121,8 @@ def _contradictions_despite(error: ValidationError, values: dict[str, Any]) -> l
         path, owner, _ = _written_path(item["loc"], values)
         if item["type"] == "extra_forbidden":
             _set(values, path, None)
-        elif path in _STAND_INS:
-            _set(values, path, _STAND_INS[path])
+        elif path in _REPLACEMENTS:
+            _set(values, path, _REPLACEMENTS[path])
         elif path[:1] == ("tuning",):
             uncertain |= {"tuning", "launch"}
             values["tuning"] = {"method": "full"}

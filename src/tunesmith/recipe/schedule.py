@@ -6,13 +6,7 @@ from dataclasses import dataclass
 from tunesmith.recipe.schema import Recipe
 
 # Keys of `train` that affect memory, speed and the files that are kept, but not the result.
-TRAJECTORY_NEUTRAL_KEYS = (
-    "micro_batch",
-    "micro_batch_tokens",
-    "packing",
-    "activation_checkpointing",
-    "keep_checkpoints",
-)
+RESULT_NEUTRAL_KEYS = ("micro_batch", "micro_batch_tokens", "packing", "activation_checkpointing", "keep_checkpoints")
 # Keys of `evaluate` that decide how answers are decoded, in validation as well.
 DECODING_KEYS = ("max_new_tokens", "beams")
 # Default number of padded tokens of a micro-batch on a GPU: enough to keep its matrix units busy.

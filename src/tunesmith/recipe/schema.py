@@ -194,7 +194,7 @@ Data = Annotated[TextData | CompletionData | ChatData | Seq2SeqData, Field(discr
 
 
 class Train(Section):
-    """Optimization. tunesmith never adjusts these settings by itself."""
+    """Optimization. tunesmith never adjusts these settings."""
 
     optimizer: Literal["adamw", "adamw_8bit", "adafactor", "sgd"] = Field(
         "adamw", description="AdamW, AdamW with 8-bit moments, Adafactor, or SGD without momentum."
@@ -274,7 +274,7 @@ class Guard(Section):
     metric: str = Field(description="A metric of `evaluate.metrics`.")
     max_drop: float = Field(
         gt=0,
-        description="Largest drop allowed, in the metric's unit: the interval of the gain must lie above -max_drop.",
+        description="Largest drop allowed, in the metric's unit: the interval of the gain must be above -max_drop.",
     )
 
 
@@ -304,7 +304,7 @@ class Promote(Section):
 
     model: Name = Field(description="Name of the model in the registry.")
     alias: Alias = Field("staging", description="Alias that is moved to the new version.")
-    min_gain: float = Field(0.0, description="The interval of the gain in the primary metric must lie above this.")
+    min_gain: float = Field(0.0, description="The interval of the gain in the primary metric must be above this.")
     mirror: Literal["mlflow"] | None = Field(
         None, description="Second registry that receives the version and its alias (needs the extra `mlflow`)."
     )

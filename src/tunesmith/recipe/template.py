@@ -55,7 +55,7 @@ def _column(name: str, *, bare: bool) -> str:
     if bare and _NESTED.fullmatch(column):
         raise setting_error(
             "wrong-template",
-            f"`{{{name}}}` is a value inside a column, and templates take whole columns: give it a column of its own "
+            f"`{{{name}}}` is a value inside a column, and templates take whole columns: give it a separate column "
             "in the data, or double the braces if they are text",
         )
     if not column or not bare or any(mark in column for mark in ".[]"):

@@ -25,7 +25,7 @@ _WITHOUT_ANSWERS = ("loss", *LIKELIHOOD_METRICS)
 
 
 def find_contradictions(recipe: Recipe) -> list[Mistake]:
-    """Return all contradictions between keys that are valid by themselves."""
+    """Return all contradictions between keys that are valid separately."""
     return [
         *_metric_contradictions(recipe),
         *_threshold_contradictions(recipe),

@@ -126,7 +126,7 @@ def key_locations(node: Any, file: str, path: KeyPath = ()) -> Iterator[tuple[Ke
     """Yield (path, `file:line`) of every key and list item."""
     if isinstance(node, CommentedMap):
         for key, value in node.items():
-            if key in (node.lc.data or {}):  # a key merged in by `<<` has no line of its own
+            if key in (node.lc.data or {}):  # a key merged in by `<<` has no line
                 yield (*path, str(key)), f"{file}:{node.lc.key(key)[0] + 1}"
             yield from key_locations(value, file, (*path, str(key)))
     elif isinstance(node, CommentedSeq):

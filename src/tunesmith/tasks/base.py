@@ -209,7 +209,7 @@ def cell_text(row: Mapping[str, Any], column: str) -> str:
     if is_empty_cell(value):
         raise EmptyCell(column)
     if not isinstance(value, _SCALARS):
-        hint = f"templates take text: move the part of `{column}` that you need to a column of its own"
+        hint = f"templates take text: move the part of `{column}` that you need to a separate column"
         if isinstance(value, list) and value and isinstance(value[0], Mapping):
             hint += f"; if it holds messages, use `task: chat` and `messages: {column}`"
         raise RowProblem(f"cell `{column}` holds a {type(value).__name__}, not text", code="wrong-cell", hint=hint)

@@ -83,11 +83,8 @@ class ChatTask(Task):
 
     def prompt_turns(self, row: Mapping[str, Any]) -> tuple[Turn, ...]:
         """Return the conversation without an answer at its end."""
-        if self._data.messages:
-            messages = self._messages(row)
-        else:
-            messages = [Message("user", fill_required(self._data.prompt or "", row))]
-        messages = self._with_system(row, messages)
+        prompt = None if self._data.messages else fill_required(self._data.prompt or "", row)
+        messages = self._with_system(row, self._messages(row) if prompt is None else [Message("user", prompt)])
         if messages and messages[-1].role == "assistant":
             messages = messages[:-1]
         if not messages:
@@ -122,26 +119,18 @@ class ChatTask(Task):
         """Tokenize a conversation; raise RowProblem if the trained ids do not decode to the answers."""
         spans = self._render_spans(turns, generation=False)
         prompt = self._render_spans(turns[:-1], generation=True)[:-1]
+        differs = "the chat template renders the {} differently in training and in generation"
         if prompt != spans[: len(prompt)]:
-            raise RowProblem(
-                "the chat template renders the prompt differently in training and in generation",
-                code="template-differs",
-            )
+            raise RowProblem(differs.format("prompt"), code="template-differs")
         ids, starts, _ = self._tokenizer.encode_with_fixed_prefix(spans, len(prompt))
         trained = [False] * len(ids)
         for lead in (4 * index + 2 for index, turn in enumerate(turns) if turn.trained):
             if not spans[lead].starts_generation:
-                raise RowProblem(
-                    "the chat template begins the assistant's turn differently in training and in generation",
-                    code="template-differs",
-                )
+                raise RowProblem(differs.format("beginning of an answer"), code="template-differs")
             if not spans[lead + 2].text:
-                is_last = lead >= 4 * len(turns) - 2
-                raise RowProblem(
-                    "the chat template has no stop token after every turn of the assistant"
-                    + ("" if is_last else "; set data.train_on: last"),
-                    code="no-stop-token",
-                )
+                hint = "; set data.train_on: last" if lead < 4 * len(turns) - 2 else ""
+                reason = f"the chat template has no stop token after every turn of the assistant{hint}"
+                raise RowProblem(reason, code="no-stop-token")
             first, last = starts[lead], starts[lead + 3]
             expected = "".join(span.text for span in spans[lead : lead + 3])
             is_decoded = self._tokenizer.decodes_to(ids[first:last], expected, before=ids[first - 1 : first])
@@ -153,10 +142,8 @@ class ChatTask(Task):
 
     def find_control_token(self, turns: Sequence[Turn]) -> str | None:
         """Return the first control token that a turn spells."""
-        tokens = (
-            self._tokenizer.find_control_token(turn.text, allow_markup=turn.role == "assistant") for turn in turns
-        )
-        return next(filter(None, tokens), None)
+        find = self._tokenizer.find_control_token
+        return next(filter(None, (find(turn.text, allow_markup=turn.role == "assistant") for turn in turns)), None)
 
     def encode_prompt(self, turns: Sequence[Turn]) -> list[int]:
         """Return the ids up to the assistant's last answer."""
@@ -207,16 +194,11 @@ class ChatTask(Task):
         try:
             return self._tokenizer.apply_chat_template(messages, generation=generation)
         except Exception as error:  # a template is a program that can raise anything
-            raise RowProblem(
-                "the chat template refuses the conversation", str(error), code="template-refuses"
-            ) from error
+            reason = "the chat template refuses the conversation"
+            raise RowProblem(reason, str(error), code="template-refuses") from error
 
     def _match(
-        self,
-        text: str,
-        turns: Sequence[Turn],
-        template_texts: Sequence[_TemplateText],
-        must_match: Sequence[bool],
+        self, text: str, turns: Sequence[Turn], literals: Sequence[_TemplateText], must_match: Sequence[bool]
     ) -> list[Span] | None:
         """Divide a rendered conversation into spans by the template's text; return None if they do not match.
 
@@ -225,10 +207,8 @@ class ChatTask(Task):
         """
         spans: list[Span] = []
         position = 0
-        following_texts = template_texts[1:]
-        for (stop, between, lead), turn, following, is_fixed in zip(
-            template_texts, turns, following_texts, must_match, strict=False
-        ):
+        for before, turn, following, is_fixed in zip(literals, turns, literals[1:], must_match, strict=False):
+            stop, between, lead = before
             position += len(stop.text) + len(between.text)
             after = following.stop.text + following.between.text
             shortened = () if is_fixed else _shortened_renderings(text, position, lead.text, after)
@@ -241,7 +221,7 @@ class ChatTask(Task):
             allowed = self._answer_control_ids if turn.role == "assistant" else frozenset()
             spans += (stop, between, lead._replace(text=lead_text), Span(content, allowed))
             position += len(lead_text) + len(content)
-        spans += template_texts[-1]
+        spans += literals[-1]
         return spans if "".join(span.text for span in spans) == text else None
 
     def _find_template_texts(self, roles: tuple[str, ...], generation: bool) -> tuple[_TemplateText, ...]:
@@ -311,7 +291,7 @@ def _shortened_renderings(text: str, position: int, lead: str, after: str) -> It
 def _renderings(lead: str, content: str) -> Iterator[tuple[str, str]]:
     """Yield (lead, content) for the ways to render a turn: unchanged, or with blanks or line breaks stripped.
 
-    An answer with a thought of its own may also replace the template's lead.
+    An answer that begins with a thought may also replace the template's lead.
     """
     yield lead, content
     stripped = [strip(blanks) for blanks in (None, "\n") for strip in (content.strip, content.lstrip, content.rstrip)]

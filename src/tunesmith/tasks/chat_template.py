@@ -91,12 +91,8 @@ def _environment() -> ImmutableSandboxedEnvironment:
     extensions = [_Generation, loopcontrols]
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
     environment.filters["tojson"] = _to_json
-    environment.globals |= {
-        "raise_exception": _raise_exception,
-        "strftime_now": _strftime_now,
-        "dict": _Dict(),
-        "namespace": _SafeNamespace,
-    }
+    functions = {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
+    environment.globals |= {**functions, "dict": _Dict(), "namespace": _SafeNamespace}
     return environment
 
 

@@ -10,7 +10,7 @@ from tunesmith.tasks.base import RowProblem
 ROLES = ("system", "user", "assistant", "tool")
 # Identifiers and times of messages, which no template writes.
 _IGNORED_KEYS = ("id", "message_id", "uuid", "index", "timestamp", "created", "created_at")
-# Keys that say whether a turn is trained on, with their two values: OpenAI's, and another common one.
+# Keys that include or exclude a turn from training, with their two values: OpenAI's, and another common one.
 _TRAIN_KEYS = {"weight": (0, 1), "train": (False, True)}
 SHAREGPT_ROLES = "human -> user, gpt -> assistant, system -> system"
 _PYTHON_HINT = "it is Python's notation instead of JSON: write the column with json.dumps"

@@ -64,7 +64,7 @@ class Seq2SeqTask(PromptResponseTask):
         return example, " and ".join(reasons) or None
 
     def encode_prompt(self, turns: Sequence[Turn]) -> list[int]:
-        """Return the ids for the encoder, truncated as in training if the recipe says so."""
+        """Return the ids for the encoder, truncated as in training if `too_long` is `truncate`."""
         source, max_tokens = self._encode_source(turns), self._data.max_tokens_per_example
         is_cut = self._data.too_long == "truncate" and len(source) > max_tokens
         return self._truncate_source(source, max_tokens) if is_cut else source

@@ -15,7 +15,7 @@ _TEXT, _CONTINUED = "text", "continued"
 
 
 class TextTask(Task):
-    """Documents, split into blocks if they are long and the recipe says so. A sample continues a document's prefix."""
+    """Documents; long ones may be split into blocks. A sample continues the first tokens of a document."""
 
     def __init__(self, data: TextData, tokenizer: TokenizerAdapter) -> None:
         self._data = data
@@ -36,7 +36,7 @@ class TextTask(Task):
         return TokenizedExample(example_id, ids, (False,) * untrained + (True,) * (len(ids) - untrained))
 
     def split_blocks(self, example: TokenizedExample, max_tokens: int) -> list[tuple[Turn, ...]]:
-        """Split a long document into blocks of `max_tokens` tokens and a shorter last one, if the recipe says so.
+        """Split a long document into blocks of `max_tokens` tokens and a shorter last one, if `too_long` is `split`.
 
         A block begins with the last token of the previous one, as context. So each token is trained on once and with
         context, and the last block has at least one trained token.

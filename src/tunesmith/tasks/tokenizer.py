@@ -88,7 +88,7 @@ class TokenizerAdapter:
         self.markup_ids = frozenset(i for i in steering if _MARKUP.fullmatch(steering[i].content)) - self.special_ids
         self.control_ids = self.special_ids | self.markup_ids
         self._encoder = CachedEncoder(self._backend, self.control_ids)
-        # If untrusted text spells control tokens, those of the template get names that nobody can guess.
+        # If untrusted text spells control tokens, those of the template get names that cannot be guessed.
         secret = token_hex(8)
         self._secret_names = {i: f"{secret}.{i}." for i in self.control_ids}
         self._letter = self.encode_untrusted("a")

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer
 
-# Model types without an encoder for which transformers uses no tokenizer class of its own.
+# Model types without an encoder for which transformers has no special tokenizer class.
 PLAIN_MODEL_TYPES = frozenset({"llama", "gpt2", "gpt_neo", "granite", "phi"})
 _TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
 _IGNORED_SETTINGS = (

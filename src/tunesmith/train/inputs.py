@@ -9,13 +9,13 @@ from tunesmith.core.rundir import RunDir
 from tunesmith.fetch.reference import resolve_base
 from tunesmith.inference.metric_inputs import scoring_inputs
 from tunesmith.recipe.changes import UNDO_HINT, changed_keys
-from tunesmith.recipe.schedule import DECODING_KEYS, TRAJECTORY_NEUTRAL_KEYS
+from tunesmith.recipe.schedule import DECODING_KEYS, RESULT_NEUTRAL_KEYS
 from tunesmith.recipe.schema import Recipe
 
 
 def inputs(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     """Return everything that determines the result of training."""
-    settings = recipe.train.model_dump(mode="json", exclude=set(TRAJECTORY_NEUTRAL_KEYS))
+    settings = recipe.train.model_dump(mode="json", exclude=set(RESULT_NEUTRAL_KEYS))
     metric_inputs: dict[str, Any] = {}
     if recipe.train.valid_metrics:
         metric_inputs = {"decoding": recipe.decoding.model_dump(mode="json", include=set(DECODING_KEYS))}
