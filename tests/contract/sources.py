@@ -1,4 +1,4 @@
-"""The package's source files as syntax trees, for the rules that are checked on them."""
+"""The package's source files as syntax trees, for the contract tests."""
 
 import ast
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ PACKAGE = ROOT / "src" / "tunesmith"
 
 @dataclass(frozen=True)
 class Import:
-    """A module that is imported, whole: `tunesmith.core.files`. `lazy` is inside a function or only for types."""
+    """An import of a module, by its full name. `lazy`: inside a function, or for type checking only."""
 
     module: str
     line: int
@@ -32,7 +32,7 @@ class Source:
 
     @property
     def folder(self) -> str:
-        """The folder that it belongs to, or its own name where it lies at the top: `core`, `cli`."""
+        """The top folder, such as `core`; for a module at the root, its name."""
         first = self.name.split("/")[0]
         return first.removesuffix(".py")
 
@@ -72,7 +72,7 @@ def imports_in(node: ast.AST, *, lazy: bool = False) -> Iterator[Import]:
 
 
 def _module_of(package: str, name: str) -> str:
-    """Return what `from package import name` imports: a module of the package, or the package itself."""
+    """Return the module that `from package import name` imports: a submodule, or the package."""
     is_module = (PACKAGE.parent / package.replace(".", "/") / f"{name}.py").is_file()
     return f"{package}.{name}" if is_module else package
 

@@ -1,4 +1,4 @@
-"""The reference pages say what the code does."""
+"""The generated pages in docs/ are current."""
 
 import subprocess
 import sys
@@ -22,7 +22,7 @@ def test_the_reference_pages_are_current() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_a_stale_page_is_noticed_and_made_again(tmp_path: Path) -> None:
+def test_a_stale_page_is_found_and_written_again(tmp_path: Path) -> None:
     (tmp_path / "src").symlink_to(ROOT / "src")
     (tmp_path / "scripts").mkdir()
     script = tmp_path / "scripts" / "docs"
@@ -36,14 +36,14 @@ def test_a_stale_page_is_noticed_and_made_again(tmp_path: Path) -> None:
     assert "docs/cli.md" not in done.stderr
 
 
-def test_wrong_usage_is_refused() -> None:
+def test_unknown_options_of_scripts_docs_are_refused() -> None:
     assert docs(ROOT / "scripts" / "docs", "--chekc").returncode == 2
 
 
-def test_the_batch_script_of_the_guide_is_what_is_written() -> None:
-    made = load_recipe(ROOT / "recipes" / "gemma-chat-slurm" / "recipe.yaml")
-    assert isinstance(made.launch, SlurmLaunch)
+def test_the_batch_script_in_the_guide_is_the_generated_one() -> None:
+    recipe = load_recipe(ROOT / "recipes" / "gemma-chat-slurm" / "recipe.yaml")
+    assert isinstance(recipe.launch, SlurmLaunch)
     text = batch_script(
-        Job(made.name, "train", "train runs/gemma --on local", on_all_ranks=True), made.launch, "runs/gemma"
+        Job(recipe.name, "train", "train runs/gemma --on local", on_all_ranks=True), recipe.launch, "runs/gemma"
     )
     assert f"```bash\n{text}```" in (ROOT / "docs" / "clusters.md").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Every setting of a recipe is read by something: one that nothing reads is a promise that nothing keeps."""
+"""Some code reads every key of a recipe; a key that no code reads would have no effect."""
 
 import ast
 from collections.abc import Iterator
@@ -10,8 +10,8 @@ from tests.contract.sources import Source, sources
 from tunesmith.recipe.base import Section
 from tunesmith.recipe.schema import Recipe
 
-# Under which other names the code holds a section, beside its key in the recipe.
-ALSO_HELD_AS = {
+# Names of variables that hold a section, besides its key in the recipe.
+VARIABLE_NAMES = {
     "recipe": {"loaded"},
     "evaluate": {"settings"},
     "filters": {"rule"},
@@ -19,18 +19,18 @@ ALSO_HELD_AS = {
     "promote": {"target"},
     "tuning": {"quantization"},
 }
-# Settings that are only checked, each with the reason. One that gets a reader has to leave the list.
+# Keys that are only validated, each with the reason. A key that gets a reader must leave the list.
 ONLY_CHECKED: dict[tuple[str, str], str] = {}
 
 
 def leaves(section: type[Section] = Recipe, name: str = "recipe") -> Iterator[tuple[str, str]]:
-    """Yield (key of the section, key) of every setting that is not a section itself and has a choice."""
+    """Yield (section, key) for each key that is not a section and allows more than one value."""
     for key, field in section.model_fields.items():
-        below = list(sections_in(field.annotation))
-        for one in below:
-            yield from leaves(one, key)
-        # A tag such as `task: chat` has one possible value: there is nothing to read.
-        if not below and not (get_origin(field.annotation) is Literal and len(get_args(field.annotation)) == 1):
+        subsections = list(sections_in(field.annotation))
+        for subsection in subsections:
+            yield from leaves(subsection, key)
+        # A tag such as `task: chat` has one possible value, so that no code needs to read it.
+        if not subsections and not (get_origin(field.annotation) is Literal and len(get_args(field.annotation)) == 1):
             yield name, key
 
 
@@ -42,25 +42,25 @@ def sections_in(annotation: Any) -> Iterator[type[Section]]:
 
 
 def reads(source: Source) -> Iterator[tuple[str, str]]:
-    """Yield (what holds it, attribute) of everything that a file reads: `recipe.train.epochs` is (train, epochs)."""
+    """Yield (owner, attribute) for each attribute that a file reads: `recipe.train.epochs` is (train, epochs)."""
     for node in ast.walk(source.tree):
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
-            held = node.value
-            name = held.attr if isinstance(held, ast.Attribute) else held.id if isinstance(held, ast.Name) else ""
+            owner = node.value
+            name = owner.attr if isinstance(owner, ast.Attribute) else owner.id if isinstance(owner, ast.Name) else ""
             yield name.lstrip("_"), node.attr
 
 
-def is_read(setting: tuple[str, str], found: set[tuple[str, str]]) -> bool:
+def is_read(setting: tuple[str, str], attributes: set[tuple[str, str]]) -> bool:
     section, key = setting
-    return any((name, key) in found for name in {section, *ALSO_HELD_AS.get(section, ())})
+    return any((name, key) in attributes for name in {section, *VARIABLE_NAMES.get(section, ())})
 
 
 CHECKS = ("recipe/schema.py", "recipe/data_source.py", "recipe/validation.py")
-FOUND = {one for source in sources() if source.name not in CHECKS for one in reads(source)}
+READS = {read for source in sources() if source.name not in CHECKS for read in reads(source)}
 SETTINGS = sorted(set(leaves()))
 
 
-def test_the_settings_are_found() -> None:
+def test_the_keys_of_the_recipe_are_found() -> None:
     some = {("train", "max_gradient_norm"), ("guards", "max_drop"), ("source", "revision"), ("recipe", "seed")}
     assert some <= set(SETTINGS)
     assert ("data", "task") not in SETTINGS
@@ -68,18 +68,20 @@ def test_the_settings_are_found() -> None:
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=".".join)
-def test_it_is_read(setting: tuple[str, str]) -> None:
-    assert is_read(setting, FOUND) or setting in ONLY_CHECKED
+def test_the_key_is_read(setting: tuple[str, str]) -> None:
+    assert is_read(setting, READS) or setting in ONLY_CHECKED
 
 
-def test_the_exceptions_are_still_exceptions() -> None:
-    assert [setting for setting in ONLY_CHECKED if setting not in SETTINGS or is_read(setting, FOUND)] == []
+def test_exceptions_are_unread_keys() -> None:
+    assert [setting for setting in ONLY_CHECKED if setting not in SETTINGS or is_read(setting, READS)] == []
 
 
-def test_the_rule_sees_who_is_read() -> None:
-    found = set(reads(Source("x.py", "a = self._data.prompt\nrecipe.train.epochs\nother.rank\ntrain.seed = 1\nf().by")))
-    assert is_read(("data", "prompt"), found)
-    assert is_read(("train", "epochs"), found)
-    assert not is_read(("tuning", "rank"), found)
-    assert not is_read(("train", "seed"), found)
-    assert not is_read(("split", "by"), found)
+def test_the_rule_finds_counter_examples() -> None:
+    attributes = set(
+        reads(Source("x.py", "a = self._data.prompt\nrecipe.train.epochs\nother.rank\ntrain.seed = 1\nf().by"))
+    )
+    assert is_read(("data", "prompt"), attributes)
+    assert is_read(("train", "epochs"), attributes)
+    assert not is_read(("tuning", "rank"), attributes)
+    assert not is_read(("train", "seed"), attributes)
+    assert not is_read(("split", "by"), attributes)

@@ -1,4 +1,4 @@
-"""Help and mistakes come at once: what is slow to import is imported only by what needs it."""
+"""Help and errors appear quickly, because slow libraries are imported only by the verbs that need them."""
 
 import os
 import resource
@@ -15,7 +15,7 @@ WRONG = "name: x\nmodle: {base: a/b}\ntrain: {learning_rate: 2e-4, epoks: 1}\n"
 
 
 def tunesmith(*arguments: str, cwd: Path) -> tuple[subprocess.CompletedProcess[str], set[str]]:
-    """Run a command; return what came out and which modules were imported for it."""
+    """Run a command; return the finished process and the modules that it imported."""
     command = [sys.executable, "-X", "importtime", "-m", "tunesmith", *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, env=environment, timeout=120)
@@ -46,7 +46,7 @@ def test_help_takes_little_work(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("verb", ["plan", "run", "show"])
-def test_a_wrong_recipe_is_told_before_anything_slow_is_imported(verb: str, tmp_path: Path) -> None:
+def test_a_wrong_recipe_is_reported_without_slow_imports(verb: str, tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(WRONG, encoding="utf-8")
     done, imported = tunesmith(verb, "recipe.yaml", cwd=tmp_path)
     assert done.returncode == 2
@@ -58,7 +58,7 @@ def test_a_wrong_recipe_is_told_before_anything_slow_is_imported(verb: str, tmp_
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "word"),
     [
         (["rnu", "recipe.yaml"], "rnu"),
         (["run"], "recipe"),
@@ -66,15 +66,15 @@ def test_a_wrong_recipe_is_told_before_anything_slow_is_imported(verb: str, tmp_
         (["compare", "."], "run"),
     ],
 )
-def test_wrong_usage_exits_with_2(arguments: list[str], told: str, tmp_path: Path) -> None:
+def test_wrong_usage_exits_with_2(arguments: list[str], word: str, tmp_path: Path) -> None:
     done, imported = tunesmith(*arguments, cwd=tmp_path)
     assert done.returncode == 2
-    assert told in (done.stdout + done.stderr).lower()
+    assert word in (done.stdout + done.stderr).lower()
     assert "Traceback" not in done.stderr
     assert "torch" not in imported
 
 
-def test_the_package_itself_imports_nothing(tmp_path: Path) -> None:
+def test_import_tunesmith_imports_no_submodule(tmp_path: Path) -> None:
     code = "import sys, tunesmith; print(*sorted(m for m in sys.modules if m.startswith('tunesmith.')))"
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
@@ -82,7 +82,7 @@ def test_the_package_itself_imports_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("verb", ["plan", "prepare"])
-def test_what_needs_a_tokenizer_only_imports_no_torch(verb: str, tmp_path: Path) -> None:
+def test_plan_and_prepare_import_no_torch(verb: str, tmp_path: Path) -> None:
     model = save_model(tmp_path / "model", "llama")
     done, imported = tunesmith(verb, str(recipe(tmp_path, model)), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -90,8 +90,8 @@ def test_what_needs_a_tokenizer_only_imports_no_torch(verb: str, tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_a_model_is_opened_without_the_compiler_of_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("TORCHDYNAMO_DISABLE", raising=False)  # what the command line sets is meant
+def test_generate_does_not_import_the_compiler_of_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TORCHDYNAMO_DISABLE", raising=False)  # which the command line sets itself
     model = save_model(tmp_path / "model", "llama")
     done, imported = tunesmith("generate", str(model), "--prompt", "hi", "--max-new-tokens", "1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -1,17 +1,18 @@
-"""Every error that can stop a run after preparation, and why `plan` has not reported it before.
+"""Every error that can stop a run after `prepare` has a reason why `plan` does not report it.
 
-`_LATE` holds each `raise` of one of our errors in the folders that work after `prepare`, by file and function, in the
-order of the source. Each says one of three things:
+`_LATE` lists each `raise` of one of our errors in the folders of later stages, by file and function, in source order.
+Each entry is one of three:
 
-- `plan MODULE:FUNCTION`: that check of `plan` finds it; the raise is for what changed since, and for other callers
-- `not before: WHY`: it cannot be known before
-- `verb: WHICH`: it belongs to a command or a Python function of its own, which checks before it does anything
+- `plan MODULE:FUNCTION`: this check of `plan` finds the error; the raise covers later changes and other callers
+- `not before: REASON`: nothing can find the error before
+- `verb: NAME`: the error belongs to another command or Python function, which checks before it starts
 
-A new `raise` without an entry fails. Write its entry, and if `plan` could have known, write the check first.
+A new `raise` needs an entry. If `plan` could find the error, write the check first.
 """
 
 import ast
 import importlib
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
@@ -20,39 +21,39 @@ from tests.contract.sources import Source, sources
 from tunesmith.core import errors
 
 FOLDERS = ("train", "evaluate", "model", "distributed", "kernels", "inference", "scoring", "promote")
-_OURS = {name for name, one in vars(errors).items() if isinstance(one, type) and issubclass(one, Exception)}
+_OUR_ERRORS = {name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, Exception)}
 
-_SCORE = "verb: score and verdict, over files of their own"
+_SCORE = "verb: score and verdict, whose files are the user's"
 _ADAPTERS = "verb: AdapterSet"
 _ASKING = "verb: generate and chat"
 _MACHINE = "plan tunesmith.pipeline.checks:require_machine"
 _REHEARSED = "plan tunesmith.data.rehearsal:rehearse"
-_ARGUMENTS = "verb: a caller of our Python functions gave wrong arguments; stages give what they made"
+_ARGUMENTS = "verb: a caller of the Python function passed wrong arguments; stages pass their own results"
 _DAMAGE = "not before: a file was damaged after it was written"
-_MEMORY = "not before: how much memory a pass takes is estimated by plan and known when it runs out"
+_MEMORY = "not before: plan estimates the memory of a pass; only the pass shows it"
 
 _LATE: dict[str, tuple[str, ...]] = {
     "inference/answerable.py check_positions": ("plan tunesmith.pipeline.checks:check_prompts",),
     "promote/commands.py promote_run": ("verb: promote",),
     "model/merge.py merge_model": ("verb: merge_model",) * 2,
-    "promote/mirror.py mirror": ("not before: another service did not answer after the version was stored",),
+    "promote/mirror.py mirror": ("not before: the other registry did not answer after the version was stored",),
     "promote/promote.py check_promotion": ("verb: promote, as `run` leaves the stage out without the section",),
     "model/adapter_set.py AdapterSet.__init__": (_ADAPTERS,),
     "model/adapter_set.py AdapterSet._known": (_ADAPTERS,),
     "model/adapter_set.py AdapterSet.combine": (_ADAPTERS,) * 3,
     "model/adapter_set.py _common_base": (_ADAPTERS,) * 3,
     "model/adapters.py attach_adapter": (
-        "not before: only for an adapter as the base; its weights are opened with torch",
+        "not before: only for an adapter as the base, whose weights need torch",
         _DAMAGE, _DAMAGE, _DAMAGE,
     ),
-    "model/adapters.py make_trainable": ("not before: peft refuses kinds of modules that files do not tell",),
+    "model/adapters.py make_trainable": ("not before: peft refuses modules whose kind no file names",),
     "model/adapters.py enable_activation_checkpointing": (
-        "not before: transformers knows when it has built the model",
+        "not before: known when transformers has built the model",
     ),
     "model/adapters.py restore_weights": (_DAMAGE,) * 2,
     "kernels/causality_check.py require_causal_attention": (
-        "not before: forward passes prove it; what the configuration says, "
-        "tunesmith.architecture.causality:require_causal refuses in plan",
+        "not before: forward passes prove it; tunesmith.architecture.causality:require_causal checks the configuration "
+        "in plan",
     ),
     "inference/chatter.py Chatter._prompt": (_ASKING,) * 2,
     "inference/chatter.py Chatter.ask": (_ASKING,),
@@ -66,7 +67,7 @@ _LATE: dict[str, tuple[str, ...]] = {
     "inference/sampling.py require": (_ASKING,),
     "inference/session.py Session.submit": (_ARGUMENTS,) * 2,
     "model/load.py _refuse_left_out_layers": (
-        "not before: which weights an architecture reads is known when transformers has built it",
+        "not before: the weights that an architecture reads are known when transformers has built it",
     ),
     "model/load.py _refuse_overflow": (_MACHINE,),
     "model/load.py load_base": (
@@ -132,43 +133,40 @@ _LATE: dict[str, tuple[str, ...]] = {
 
 
 def raises(source: Source) -> Iterator[str]:
-    """Yield `file function` for each raise of one of our errors, or of what a function of ours returns."""
+    """Yield `file function` for each raise of one of our errors, or of the result of one of our functions."""
     yield from _raises_below(source.tree, source.name, ())
 
 
-def _raises_below(node: ast.AST, file: str, inside: tuple[str, ...]) -> Iterator[str]:
+def _raises_below(node: ast.AST, file: str, scope: tuple[str, ...]) -> Iterator[str]:
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.Raise) and isinstance(child.exc, ast.Call) and _is_ours(child.exc):
-            yield f"{file} {'.'.join(inside)}"
-        named = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
-        yield from _raises_below(child, file, (*inside, child.name) if named else inside)
+            yield f"{file} {'.'.join(scope)}"
+        opens_scope = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+        yield from _raises_below(child, file, (*scope, child.name) if opens_scope else scope)
 
 
 def _is_ours(call: ast.Call) -> bool:
     name = ast.unparse(call.func).rpartition(".")[2]
-    return name in _OURS or name.lstrip("_")[:1].islower()
+    return name in _OUR_ERRORS or name.lstrip("_")[:1].islower()
 
 
-def _found() -> dict[str, int]:
-    found: dict[str, int] = {}
-    for source in sources():
-        for place in raises(source) if source.folder in FOLDERS else ():
-            found[place] = found.get(place, 0) + 1
-    return found
+def _count_raises() -> dict[str, int]:
+    """Return {`file function`: number of raises}."""
+    return Counter(place for source in sources() if source.folder in FOLDERS for place in raises(source))
 
 
-def test_every_late_error_says_why_plan_does_not_report_it() -> None:
-    found, reviewed = _found(), {place: len(reasons) for place, reasons in _LATE.items()}
-    assert {place: count for place, count in found.items() if reviewed.get(place) != count} == {}, "write their entries"
-    assert reviewed.keys() - found.keys() == set(), "these raise nothing any more"
+def test_every_late_error_has_a_reason() -> None:
+    counts, reviewed = _count_raises(), {place: len(reasons) for place, reasons in _LATE.items()}
+    assert {place: count for place, count in counts.items() if reviewed.get(place) != count} == {}, "add their entries"
+    assert reviewed.keys() - counts.keys() == set(), "these no longer raise anything"
 
 
-def test_every_reason_is_of_a_known_kind_and_names_a_check_that_exists() -> None:
+def test_every_reason_is_of_a_known_kind_and_names_an_existing_check() -> None:
     for place, reasons in _LATE.items():
         for reason in reasons:
-            kind, _, told = reason.partition(" ")
+            kind, _, name = reason.partition(" ")
             if kind == "plan":
-                module, _, function = told.partition(":")
+                module, _, function = name.partition(":")
                 assert callable(getattr(importlib.import_module(module), function)), place
             else:
                 assert reason.startswith(("not before: ", "verb: ")), place
@@ -186,5 +184,5 @@ def test_every_reason_is_of_a_known_kind_and_names_a_check_that_exists() -> None
         ("if x:\n        raise DoesNotFit('x')\n    raise DamagedFile('y')", 2),
     ],
 )
-def test_the_rule_sees(line: str, count: int) -> None:
+def test_the_rule_finds_counter_examples(line: str, count: int) -> None:
     assert list(raises(Source("train/x.py", f"class A:\n  def f(self):\n    {line}"))) == ["train/x.py A.f"] * count

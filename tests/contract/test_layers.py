@@ -1,4 +1,4 @@
-"""Who may import whom, and what no file may do. The table is the architecture; everything else follows from it."""
+"""The layers of the package: allowed imports, no circles, light imports, and no code that runs data."""
 
 import ast
 from collections.abc import Iterator
@@ -25,88 +25,81 @@ LAYERS = (
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 LOOSE = {"__init__.py", "__main__.py", "doctor.py"}
 
-# Importing one of these takes from half a second to three. Files up to `data` leave it to the functions that need it.
+# Each takes half a second to three seconds to import. Modules up to `data` import them inside functions only.
 SLOW = {"torch", "transformers", "datasets", "peft", "accelerate", "pandas", "pyarrow"}
 LIGHT = LAYER["data"]
+# Libraries that can run code while they read a file.
+UNSAFE = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "yaml"}
 
 
 def wrong_imports(source: Source) -> Iterator[str]:
     """Yield the imports of a file that the table does not allow."""
     own = LAYER[source.folder]
-    for one in source.imports:
-        if one.module.startswith("."):
-            yield f"{source.name}:{one.line} imports relatively"
-        if not one.module.startswith("tunesmith."):
+    for imported in source.imports:
+        if imported.module.startswith("."):
+            yield f"{source.name}:{imported.line} imports relatively"
+        if not imported.module.startswith("tunesmith."):
             continue
-        folder = one.module.split(".")[1]
-        layer = LAYER.get(folder, LAYER["__init__"])  # a name such as `run_recipe` comes from the top
+        folder = imported.module.split(".")[1]
+        layer = LAYER.get(folder, LAYER["__init__"])  # a name such as `run_recipe` is from the root
         same_folder = folder == source.folder or own == LAYER["cli"]
         if layer > own or (layer == own and not same_folder):
-            yield f"{source.name}:{one.line} imports {one.module} (layer {layer} from layer {own})"
+            yield f"{source.name}:{imported.line} imports {imported.module} (layer {layer} from layer {own})"
 
 
 def slow_imports(source: Source) -> Iterator[str]:
-    """Yield the slow libraries that a light file imports as soon as it is imported."""
+    """Yield the slow libraries that a light module imports at its top."""
     if LAYER[source.folder] <= LIGHT or LAYER[source.folder] >= LAYER["pipeline"]:
-        for one in source.imports:
-            if one.module.split(".")[0] in SLOW and not one.lazy:
-                yield f"{source.name}:{one.line} imports {one.module} at once"
+        for imported in source.imports:
+            if imported.module.split(".")[0] in SLOW and not imported.lazy:
+                yield f"{source.name}:{imported.line} imports {imported.module} at its top"
 
 
 def dangers(source: Source) -> Iterator[str]:
-    """Yield what could run code that somebody else wrote, or change a shell's command."""
-    for one in source.imports:
-        if one.module.split(".")[0] in (
-            "pickle",
-            "cPickle",
-            "dill",
-            "cloudpickle",
-            "joblib",
-            "shelve",
-            "marshal",
-            "yaml",
-        ):
-            yield f"{source.name}:{one.line} imports {one.module}"
+    """Yield calls and imports that could run code from data files or a shell."""
+    for imported in source.imports:
+        if imported.module.split(".")[0] in UNSAFE:
+            yield f"{source.name}:{imported.line} imports {imported.module}"
     for node in ast.walk(source.tree):
         if not isinstance(node, ast.Call):
             continue
         called = ast.unparse(node.func)
         settings = {word.arg: ast.unparse(word.value) for word in node.keywords if word.arg}
-        told = f"{source.name}:{node.lineno} calls {called}"
+        call = f"{source.name}:{node.lineno} calls {called}"
         if called in ("eval", "exec", "compile", "__import__", "os.system", "os.popen"):
-            yield told
+            yield call
         if called in ("torch.load", "torch.save", "yaml.load", "yaml.unsafe_load"):
-            yield told
+            yield call
         if settings.get("shell", "False") != "False":
-            yield f"{told} with a shell"
+            yield f"{call} with a shell"
         if settings.get("trust_remote_code", "False") != "False":
-            yield f"{told} with remote code"
+            yield f"{call} with remote code"
         if settings.get("allow_pickle", "False") != "False" or settings.get("typ") == "'unsafe'":
-            yield f"{told} unsafely"
+            yield f"{call} unsafely"
 
 
 def test_every_file_has_a_layer() -> None:
     assert {source.folder for source in sources()} - LAYER.keys() == set()
 
 
-def test_the_table_names_nothing_that_is_gone() -> None:
-    there = {path.name.removesuffix(".py") for path in PACKAGE.iterdir()}
-    assert LAYER.keys() - there == set()
+def test_every_name_in_the_layers_exists() -> None:
+    existing = {path.name.removesuffix(".py") for path in PACKAGE.iterdir()}
+    assert LAYER.keys() - existing == set()
 
 
-def test_modules_are_in_folders() -> None:
+def test_only_three_modules_are_at_the_root() -> None:
     assert {path.name for path in PACKAGE.glob("*.py")} == LOOSE
 
 
-def test_no_folder_is_for_one_module() -> None:
-    modules = {path: [one for one in path.glob("*.py") if one.name != "__init__.py"] for path in PACKAGE.iterdir()}
-    assert [path.name for path, held in modules.items() if len(held) == 1] == []
+def test_every_folder_has_several_modules() -> None:
+    modules = {path: [file for file in path.glob("*.py") if file.name != "__init__.py"] for path in PACKAGE.iterdir()}
+    assert [path.name for path, files in modules.items() if len(files) == 1] == []
 
 
 @pytest.mark.parametrize("rule", [wrong_imports, slow_imports, dangers])
 def test_no_file_breaks_a_rule(rule: object) -> None:
     assert callable(rule)
-    assert [told for source in sources() for told in rule(source)] == []
+    assert [breach for source in sources() for breach in rule(source)] == []
 
 
 @pytest.mark.parametrize(
@@ -124,7 +117,7 @@ def test_no_file_breaks_a_rule(rule: object) -> None:
         ("cli/x.py", "from tunesmith.doctor import examine_machine", False),
     ],
 )
-def test_the_rule_of_layers_sees(name: str, text: str, broken: bool) -> None:
+def test_the_layer_rule_finds_counter_examples(name: str, text: str, broken: bool) -> None:
     assert bool(list(wrong_imports(Source(name, text)))) == broken
 
 
@@ -139,7 +132,7 @@ def test_the_rule_of_layers_sees(name: str, text: str, broken: bool) -> None:
         ("cli/x.py", "import datasets", True),
     ],
 )
-def test_the_rule_of_light_imports_sees(name: str, text: str, broken: bool) -> None:
+def test_the_light_import_rule_finds_counter_examples(name: str, text: str, broken: bool) -> None:
     assert bool(list(slow_imports(Source(name, text)))) == broken
 
 
@@ -162,33 +155,36 @@ def test_the_rule_of_light_imports_sees(name: str, text: str, broken: bool) -> N
         ("np.load(path, allow_pickle=True)", True),
     ],
 )
-def test_the_rule_of_dangers_sees(text: str, broken: bool) -> None:
+def test_the_danger_rule_finds_counter_examples(text: str, broken: bool) -> None:
     assert bool(list(dangers(Source("core/x.py", text)))) == broken
 
 
 def circles(graph: dict[str, set[str]]) -> list[list[str]]:
-    """Return the modules that import each other, directly or through others, as sorted lists."""
+    """Return the groups of modules that import each other, directly or through others, as sorted lists."""
 
-    def reached(start: str) -> set[str]:
-        found: set[str] = set()
-        left = [start]
-        while left:
-            new = graph.get(left.pop(), set()) - found
-            found |= new
-            left += new
-        return found
+    def reachable_from(start: str) -> set[str]:
+        reached: set[str] = set()
+        pending = [start]
+        while pending:
+            new = graph.get(pending.pop(), set()) - reached
+            reached |= new
+            pending += new
+        return reached
 
-    behind = {module: reached(module) for module in graph}
-    rings = {tuple(sorted(one for one in graph if one in behind[module] and module in behind[one])) for module in graph}
-    return [list(ring) for ring in rings if ring]
+    reachable = {module: reachable_from(module) for module in graph}
+    groups = {
+        tuple(sorted(other for other in graph if other in reachable[module] and module in reachable[other]))
+        for module in graph
+    }
+    return [list(group) for group in groups if group]
 
 
-def test_no_modules_import_each_other() -> None:
+def test_no_import_circles() -> None:
     names = {f"tunesmith.{source.name.removesuffix('.py').replace('/', '.')}": source for source in sources()}
-    graph = {name: {one.module for one in source.imports} & names.keys() for name, source in names.items()}
+    graph = {name: {imported.module for imported in source.imports} & names.keys() for name, source in names.items()}
     assert circles(graph) == []
 
 
-def test_the_rule_of_circles_sees() -> None:
+def test_the_circle_rule_finds_counter_examples() -> None:
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == [["b", "c"]]
     assert circles({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []

@@ -1,4 +1,4 @@
-"""What README and docs tell a reader to type is there, and their links lead somewhere."""
+"""The verbs, scripts, files and links in README and docs exist."""
 
 import re
 from pathlib import Path
@@ -19,7 +19,7 @@ SHELLS = ("", "bash", "sh", "shell", "console")
 
 
 def commands(text: str) -> list[str]:
-    """Return the command lines of the shell blocks, in their order."""
+    """Return the command lines of the shell blocks, in order."""
     lines = [line for _, _, language, body in FENCE.findall(text) if language in SHELLS for line in body.splitlines()]
     typed = [line.strip().removeprefix("$ ") for line in lines]
     return [line for line in typed if line and not line.startswith("#")]
@@ -39,7 +39,7 @@ def links(text: str) -> list[str]:
 
 
 def anchors(text: str) -> set[str]:
-    """Return the anchors that a page's headings get, as code hosts make them."""
+    """Return the anchors of a page's headings, as code hosts name them."""
     titles = re.findall(r"^#+ +(.+?) *#*$", FENCE.sub("", text), re.MULTILINE)
     words = [re.sub(r"[^\w\- ]", "", title.replace("`", "")).lower().replace(" ", "-") for title in titles]
     return set(words)
@@ -56,7 +56,7 @@ def missing_files(text: str) -> set[str]:
 
 
 def broken(page: Path, text: str) -> list[str]:
-    """Return the links of a page that lead nowhere."""
+    """Return the broken links of a page."""
     found = []
     for link in links(text):
         path, _, anchor = link.partition("#")
@@ -80,7 +80,7 @@ def test_the_readme_is_among_the_pages() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
-def test_what_a_page_names_is_there(page: Path) -> None:
+def test_verbs_scripts_files_and_links_of_a_page_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     assert verbs(text) - set(app) == set()
     assert broken(page, text) == []
@@ -91,7 +91,7 @@ def test_what_a_page_names_is_there(page: Path) -> None:
             assert (ROOT / script).exists(), line
 
 
-def test_the_rules_see() -> None:
+def test_the_rules_find_counter_examples() -> None:
     text = (
         "# The Title: `code`!\n\n`tunesmith rnu x`, [a](docs/no.md), [b](#the-title-code), [c](#no)\n"
         "```python\nfrom tunesmith import load\n```\n"

@@ -1,4 +1,4 @@
-"""No file names a place that exists only on the machine of whoever wrote it."""
+"""No file names a path of one particular machine."""
 
 import re
 from collections.abc import Iterator
@@ -9,39 +9,39 @@ from tests.contract.sources import ROOT
 
 FOLDERS = ("src", "tests", "docs", "recipes", "scripts", "benchmarks", ".ci")
 FILES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "pyproject.toml", "constraints.txt", ".pre-commit-config.yaml")
-# Home folders of made-up people, as examples need them.
-NOBODY = ("user", "you", "me", "someone", "somebody", "name", "nobody", "x")
-PLACES = re.compile(
-    r"(?<![\w.~$}/-])/(?:" + "work" + "|" + "root" + r")(?:/|\b(?!\w))|(?<![\w.])/(?:home|Users)/(?P<who>\w+)"
+# Home folders of invented users, for examples.
+INVENTED_USERS = ("user", "you", "me", "someone", "somebody", "name", "nobody", "x")
+MACHINE_PATHS = re.compile(
+    r"(?<![\w.~$}/-])/(?:" + "work" + "|" + "root" + r")(?:/|\b(?!\w))|(?<![\w.])/(?:home|Users)/(?P<user>\w+)"
 )
 
 
-def written() -> Iterator[Path]:
-    """Yield the text files that are part of the project."""
+def project_files() -> Iterator[Path]:
+    """Yield the files of the project."""
     for folder in FOLDERS:
         paths = (path for path in (ROOT / folder).rglob("*") if path.is_file())
         yield from (path for path in paths if "__pycache__" not in path.parts and not path.name.endswith(".pyc"))
     yield from (ROOT / name for name in FILES if (ROOT / name).exists())
 
 
-def places(text: str) -> list[str]:
-    """Return the places in a text that mean one machine."""
-    return [found.group() for found in PLACES.finditer(text) if found.group("who") not in NOBODY]
+def machine_paths(text: str) -> list[str]:
+    """Return the paths in a text that exist on one machine only."""
+    return [match.group() for match in MACHINE_PATHS.finditer(text) if match.group("user") not in INVENTED_USERS]
 
 
-def test_there_is_something_to_look_at() -> None:
-    assert len(list(written())) > 80
+def test_files_are_found() -> None:
+    assert len(list(project_files())) > 80
 
 
-def test_no_file_names_a_place_on_one_machine() -> None:
+def test_no_file_names_a_path_of_one_machine() -> None:
     found = {}
-    for path in written():
+    for path in project_files():
         try:
             text = path.read_text(encoding="utf-8")
         except UnicodeDecodeError:
             continue  # data, not text
-        if told := places(text):
-            found[path.relative_to(ROOT).as_posix()] = told
+        if paths := machine_paths(text):
+            found[path.relative_to(ROOT).as_posix()] = paths
     assert found == {}
 
 
@@ -60,5 +60,5 @@ def test_no_file_names_a_place_on_one_machine() -> None:
         ("https://example.org/" + "root/", False),
     ],
 )
-def test_the_rule_sees(text: str, wrong: bool) -> None:
-    assert bool(places(text)) == wrong
+def test_the_rule_finds_counter_examples(text: str, wrong: bool) -> None:
+    assert bool(machine_paths(text)) == wrong
