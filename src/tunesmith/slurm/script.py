@@ -25,13 +25,13 @@ class Job:
     """A stage as a job.
 
     Attributes:
-        run: the name of the recipe.
+        recipe: the name of the recipe.
         command: the verb and arguments of tunesmith that run the stage.
         on_all_ranks: all processes of the run work at the stage; otherwise one does.
         array: the task numbers of a job array, such as "1,2,5"; each task has its own in $SLURM_ARRAY_TASK_ID.
     """
 
-    run: str
+    recipe: str
     stage: str
     command: str
     on_all_ranks: bool
@@ -40,7 +40,7 @@ class Job:
     @property
     def name(self) -> str:
         """The job's name in the queue."""
-        return f"{self.run}-{self.stage}"
+        return f"{self.recipe}-{self.stage}"
 
 
 def batch_script(job: Job, launch: Launch, folder: str) -> str:
