@@ -56,7 +56,7 @@ PLANNED = [
     Case("R16 ROUGE and emoji", 2, ("evaluate.primary", "chrf"), ROUGE, table(a="\U0001f600")),
     Case("R21 backslashes in double quotes", 2, ("a form feed",), {"data.system": "Use \frac."}),
     Case("O25 doubled braces around a column", 0, ("{{a}}",), {"data.prompt": "{{a}} {q}"}),
-    Case("O25 doubled braces alone", 2, ("{q}, with single braces",), {"data.prompt": "{{ q }}"}),
+    Case("O25 doubled braces alone", 2, ("single braces", "{q}"), {"data.prompt": "{{ q }}"}),
     Case("R42 no chat template", 2, ("chat_markup: chatml",), {"model.base": "plain"}),
     Case("O17 chats that begin alike", 0, ("120 rows have the same prompt", "data.split.by"), {"seed": 5},
          table(200, q=lambda i: f"Say {i}" if i % 5 > 2 else "Hi")),

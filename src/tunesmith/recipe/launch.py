@@ -36,7 +36,8 @@ def _check_value(text: str) -> None:
         raise RecipeError(f"must be one line of printable characters (found {text!a})", code="unsafe-text")
     if "$" in text:  # whoever writes $SCRATCH/cache does not mean a folder of that name
         raise RecipeError(
-            f"is not expanded by a shell: write the value of `$` out (found {text!a})", code="unsafe-text"
+            f"must not contain `$`, because no shell expands it: write the value out (found {text!a})",
+            code="unsafe-text",
         )
 
 

@@ -27,10 +27,23 @@ from tunesmith.recipe.yaml import KeyPath, key_locations, parse_yaml, quote_unpr
 _MAX_SHOWN = 120  # characters of a wrong value
 _OTHER_VERSION_HINT = "another version of tunesmith wrote it: continue with that version, or start a new run"
 
-# pydantic's messages that use terms of Python, in terms of YAML.
+# pydantic's messages in terms of YAML, by error type; braces are values of the error's context.
 _MESSAGES = {
+    "bool_parsing": "must be `true` or `false`",
+    "bool_type": "must be `true` or `false`",
+    "finite_number": "must be a finite number",
+    "float_parsing": "must be a number",
+    "float_type": "must be a number",
+    "greater_than": "must be above {gt:g}",
+    "greater_than_equal": "must be at least {ge:g}",
+    "int_from_float": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_type": "must be a whole number",
+    "less_than": "must be below {lt:g}",
+    "less_than_equal": "must be at most {le:g}",
     "model_attributes_type": "must be a section of keys",
     "model_type": "must be a section of keys",
+    "string_too_short": "must not be empty",
     "string_type": "must be text",
     "too_short": "must not be empty",
     "tuple_type": "must be a list",
@@ -305,7 +318,7 @@ def _message(item: dict[str, Any], path: KeyPath, owner: type[Section]) -> str:
     if kind in ("union_tag_invalid", "literal_error"):
         tag = str(context.get("tag", value))
         if new_name := renamed_value(path, tag):
-            return f"`{tag}` is not allowed; it is now `{new_name}`"
+            return f"`{tag}` is now called `{new_name}`"
         expected = str(context.get("expected_tags", context.get("expected")))
         allowed = re.findall("'([^']*)'", expected) or expected.split(" or ")  # numbers have no quotes
         return f"`{tag}` is not allowed; {did_you_mean(tag, allowed, cutoff=0.5)}"
@@ -315,7 +328,7 @@ def _message(item: dict[str, Any], path: KeyPath, owner: type[Section]) -> str:
         return str(item["msg"])
     if kind == "value_error":
         return str(context["error"])
-    message = _MESSAGES.get(kind, str(item["msg"][0].lower() + item["msg"][1:]))
+    message = _MESSAGES[kind].format(**context) if kind in _MESSAGES else item["msg"][0].lower() + item["msg"][1:]
     if kind == "string_type" and isinstance(value, dict):
         message += "; without quotes, YAML reads braces and colons as a mapping"
     return message + (f" (found {_shorten(repr(value))})" if isinstance(value, str | int | float | bool | None) else "")

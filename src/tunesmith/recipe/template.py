@@ -83,8 +83,8 @@ def check_prompt_template(template: str | None) -> str | None:
     template = check_template(template)
     if template is not None and not columns_in(template):
         doubled = names_in_double_braces(template)
-        example = f"{{{doubled[0]}}}, with single braces" if doubled else "{question}"
-        raise setting_error("wrong-template", f"has no column; write one in braces, such as {example}")
+        example = doubled[0] if doubled else "question"
+        raise setting_error("wrong-template", f"has no column; write columns in single braces, such as {{{example}}}")
     return template
 
 

@@ -21,7 +21,6 @@ class Mistake(NamedTuple):
 
 # Measured at every validation, without answers.
 _ALWAYS_MEASURED = ("loss", "token_accuracy")
-_WITHOUT_ANSWERS = ("loss", *LIKELIHOOD_METRICS)
 
 
 def find_contradictions(recipe: Recipe) -> list[Mistake]:
@@ -77,11 +76,10 @@ def find_remarks(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
 def _validation_contradictions(recipe: Recipe) -> Iterator[Mistake]:
     train, path = recipe.train, ("train", "valid_metrics")
     for name in train.valid_metrics:
-        if name in _WITHOUT_ANSWERS:
-            measured = (
-                "token_accuracy is" if name == "token_accuracy" else "the loss (perplexity is its exponential) is"
-            )
-            yield Mistake(path, f"`{name}` needs no answers; {measured} measured at every validation anyway")
+        if name in _ALWAYS_MEASURED:
+            yield Mistake(path, f"`{name}` is measured at every validation anyway; remove it")
+        elif name in LIKELIHOOD_METRICS:
+            yield Mistake(path, f"`{name}` needs no answers; `loss` and `token_accuracy` are measured instead")
     try:
         generated = answer_metrics(train.valid_metrics)
     except RecipeError as error:
@@ -144,7 +142,7 @@ def _other_contradictions(recipe: Recipe) -> Iterator[Mistake]:
         message = "`weight` has no effect on a single source; use data.train_rows or train.epochs"
         yield Mistake(("data", "source"), message)
     if data.too_long == "split" and data.task != "text":
-        message = "`split` needs `task: text`; with a prompt, later blocks would lack it"
+        message = "`split` needs `task: text`: with a prompt and an answer, later blocks would lack the prompt"
         yield Mistake(("data", "too_long"), message, "contradiction")
     uses_markup = data.task == "chat" or (data.task == "text" and data.control_tokens)
     if recipe.model.chat_markup is not None and not uses_markup:
