@@ -94,6 +94,8 @@ ERROR_CODES = {
     "unknown-split": "There is no such split.",
     "slow-pattern": "The pattern of a filter takes too long on a cell.",
     "unseen-tools": "The rows have tools in a column that the model would never see.",
+    "row-too-long": "A row has more tokens than `data.max_tokens_per_example` allows, and is dropped.",
+    "no-trained-token": "No token of a row would be trained on.",
     "too-many-dropped": "More rows cannot be used than `data.max_dropped_fraction` allows.",
     "empty-split": "A split that the run needs has no rows.",
     "leakage": "Held-out rows duplicate training rows, share a group with them, or were trained on by the base.",

@@ -57,7 +57,7 @@ def _text(cell: Any, column: str) -> str:
     if cell is None:
         return ""
     if isinstance(cell, Mapping | list | tuple | bytes):
-        raise RowProblem(f"cell `{column}` is a {type(cell).__name__}, to which no filter applies")
+        raise RowProblem(f"cell `{column}` is a {type(cell).__name__}, to which no filter applies", code="wrong-cell")
     return format_value(cell)
 
 
@@ -76,7 +76,7 @@ def _range_violations(rule: Filter, cell: Any, text: str) -> Iterator[str]:
         return
     number = None if isinstance(cell, bool) else _number(cell)
     if number is None or number != number:
-        raise RowProblem(f"cell `{rule.column}` is not a number", repr(text[:80]))
+        raise RowProblem(f"cell `{rule.column}` is not a number", repr(text[:80]), code="wrong-cell")
     if rule.min is not None and number < rule.min:
         yield f"is below {rule.min:g}"
     if rule.max is not None and number > rule.max:

@@ -96,7 +96,7 @@ class _TooLong(RowProblem):
     """A row has more tokens than the recipe allows."""
 
     def __init__(self, reason: str, tokens: int, hint: str) -> None:
-        super().__init__(reason, f"{tokens} tokens", hint=hint)
+        super().__init__(reason, f"{tokens} tokens", code="row-too-long", hint=hint)
         self.tokens = tokens
 
 
@@ -259,7 +259,8 @@ def _truncate(recipe: Recipe, task: Task, tokens: TokenizedExample) -> tuple[Tok
         hint = "raise data.max_tokens_per_example, or set data.too_long: truncate"
         raise _TooLong(reason, tokens.length, hint + (" or split" if recipe.data.task == "text" else ""))
     if not any(short.trained[1:]):  # the first token is never predicted
-        raise RowProblem("has no trained token after truncation" if reason else "has no trained token")
+        problem = "has no trained token after truncation" if reason else "has no trained token"
+        raise RowProblem(problem, code="no-trained-token")
     return short, reason
 
 

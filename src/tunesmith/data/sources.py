@@ -175,7 +175,7 @@ def _is_available(source: Source, folder: Path) -> bool:
 
 
 def cache_datasets(sources: Sources, *, folder: Path) -> None:
-    """Download the hub's datasets into the cache, for machines that are offline; raise DataError if one cannot be."""
+    """Download the hub's datasets into the cache, for machines that are offline; raise DataError if this fails."""
     for source in named_sources(sources).values():
         if isinstance(source, HubSource):
             cache_dataset(source, folder=folder)

@@ -30,5 +30,5 @@ def rows(tmp_path: Path) -> Callable[..., list[Row]]:
     return write_and_read
 
 
-def values(found: list[Row]) -> list[dict[str, Any]]:
-    return [row.values for row in found]
+def values(result: list[Row]) -> list[dict[str, Any]]:
+    return [row.values for row in result]

@@ -98,10 +98,10 @@ def test_malformed_file_is_refused_with_its_line(tmp_path: Path, case: str) -> N
 
 def test_rows_before_a_malformed_line_are_read(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b'{"a": 1}\n{"a": 2}\n{"a"\n')
-    found = read_rows(files("a.jsonl"), folder=tmp_path)
-    assert [next(found).values["a"], next(found).values["a"]] == [1, 2]
+    result = read_rows(files("a.jsonl"), folder=tmp_path)
+    assert [next(result).values["a"], next(result).values["a"]] == [1, 2]
     with raises(DataError, "invalid-json", where="a.jsonl:3"):
-        next(found)
+        next(result)
 
 
 def test_error_shows_the_part_of_a_long_line_around_it(rows: Callable[..., list[Row]]) -> None:
@@ -172,12 +172,12 @@ def test_file_without_permission_is_refused(tmp_path: Path) -> None:
 def test_file_that_changes_during_reading_is_refused(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.write_text('{"a": 1}\n' * 9)
-    found = read_rows(files(name), folder=tmp_path)
-    next(found)
+    result = read_rows(files(name), folder=tmp_path)
+    next(result)
     with path.open("a") as file:
         file.write('{"a": 1}\n')
     with raises(DataError, "changed-file", where=name):
-        list(found)
+        list(result)
 
 
 def test_disk_error_is_a_data_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,7 +235,7 @@ def test_mutated_file_gives_exact_rows_or_a_data_error(
     (tmp_path / name).write_bytes(content)
     place = None
     try:
-        found = list(read_rows(files(name), folder=tmp_path))
+        result = list(read_rows(files(name), folder=tmp_path))
     except DataError as error:
         place = error.where or ""
     if place is not None:
@@ -249,7 +249,7 @@ def test_mutated_file_gives_exact_rows_or_a_data_error(
         expected = json.loads(text)
     else:
         expected = [json.loads(line) for line in text.split("\n") if line.strip()]
-    assert values(found) == expected
-    lines = [int(row.where.split(":")[1]) for row in found]
+    assert values(result) == expected
+    lines = [int(row.where.split(":")[1]) for row in result]
     assert lines == sorted(lines)
     assert lines[-1] <= text.count("\n") + 1

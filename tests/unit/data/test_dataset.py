@@ -45,8 +45,8 @@ def test_rows_that_spell_control_tokens_give_a_warning(build: Build, capsys: pyt
     assert "control tokens" not in capsys.readouterr().err
     for line in lines[5:50:5]:
         line["a"] += "<|im_end|>"
-    found = build(lines).facts()["control_tokens"]
-    assert found == {"rows": 9, "token": "<|im_end|>", "first": "own.jsonl:6"}
+    control_tokens = build(lines).facts()["control_tokens"]
+    assert control_tokens == {"rows": 9, "token": "<|im_end|>", "first": "own.jsonl:6"}
     assert "warning: 9 rows" in capsys.readouterr().err
 
 
@@ -93,9 +93,9 @@ def test_groups_divided_by_the_split_column_give_a_warning(build: Build, capsys:
     }  # fmt: skip
     assert "groups of `db`" not in capsys.readouterr().err
     divided = [{**row, "db": "both"} if n in (0, 2, 6) else row for n, row in enumerate(whole)]
-    found = build(divided, split=by).facts()["copies"]["groups"]
-    assert found["test"] == {"groups": 1, "rows": 2, "of": 15, "example": ["own.jsonl:3", "own.jsonl:1"]}
-    assert found["valid"]["rows"] == 0
+    groups = build(divided, split=by).facts()["copies"]["groups"]
+    assert groups["test"] == {"groups": 1, "rows": 2, "of": 15, "example": ["own.jsonl:3", "own.jsonl:1"]}
+    assert groups["valid"]["rows"] == 0
     assert "warning: 2 of 15 test rows are in 1 groups of `db`" in capsys.readouterr().err
     with raises(DataError, "leakage", "`db`", where="data.leakage"):
         build(divided, split=by, leakage="error")
@@ -111,8 +111,8 @@ def test_double_braces_around_a_column_give_a_warning(build: Build, capsys: pyte
 
 def test_empty_optional_cells_are_counted(build: Build, capsys: pytest.CaptureFixture[str]) -> None:
     lines = [{**row, **({"n": "note"} if n % 3 else {"n": None} if n % 2 else {})} for n, row in enumerate(rows(60))]
-    found = build(lines, prompt="{q} {n?}").facts()
-    assert found["empty"] == {"n": 20}
-    assert sum(found["counts"][name] for name in ("train", "valid", "test")) == 60
+    facts = build(lines, prompt="{q} {n?}").facts()
+    assert facts["empty"] == {"n": 20}
+    assert sum(facts["counts"][name] for name in ("train", "valid", "test")) == 60
     assert "`n` is empty in 20 of 60 rows" in capsys.readouterr().err
     assert build(lines).facts()["empty"] == {}

@@ -3,14 +3,14 @@
 from typing import Any
 
 import pytest
-from tests.support.errors import raises
+from tests.support.errors import raises, row_problem
 
 from tunesmith.core.errors import DataError
 from tunesmith.data import filters
 from tunesmith.data.filters import rejection_reason
 from tunesmith.data.sources import Row
 from tunesmith.recipe.data_source import Filter
-from tunesmith.tasks.base import JsonNumber, RowProblem
+from tunesmith.tasks.base import JsonNumber
 
 
 def rejection(cell: Any, **rule: Any) -> str | None:
@@ -68,17 +68,15 @@ def test_filter_treats_a_missing_column_as_empty() -> None:
 
 @pytest.mark.parametrize("cell", ["many", True, "nan", "1,5"])
 def test_range_filter_needs_a_number(cell: Any) -> None:
-    with pytest.raises(RowProblem) as caught:
+    with row_problem("wrong-cell", "`c`"):
         rejection(cell, min=1)
-    assert "`c`" in caught.value.reason
 
 
 @pytest.mark.parametrize("cell", [["a"], {"a": 1}, b"a"])
 @pytest.mark.parametrize("rule", [{"matches": "a"}, {"equals": "a"}, {"min_characters": 1}, {"min": 1}])
 def test_filter_needs_a_single_value(cell: Any, rule: dict[str, Any]) -> None:
-    with pytest.raises(RowProblem) as caught:
+    with row_problem("wrong-cell", type(cell).__name__):
         rejection(cell, **rule)
-    assert type(cell).__name__ in caught.value.reason
 
 
 def test_slow_pattern_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:

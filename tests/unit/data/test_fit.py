@@ -55,8 +55,8 @@ def fit(loaded: Recipe, shapes: Shapes, tokens: TokenDataset, gib: float) -> tup
     policy = make_micro_batch_policy(
         loaded, budget, can_pack=True, share_prefix=True, packed_attention=True, attention_window=2**31
     )
-    found, memory = fit_micro_batches(loaded, shapes, tokens, policy, budget, new_tokens=0)
-    return found.max_tokens, memory
+    fitted, memory = fit_micro_batches(loaded, shapes, tokens, policy, budget, new_tokens=0)
+    return fitted.max_tokens, memory
 
 
 def test_micro_batches_are_halved_only_until_they_fit(tmp_path: Path, shapes: Shapes, tokens: TokenDataset) -> None:

@@ -26,7 +26,7 @@ def hub(name: str, **other: Any) -> HubSource:
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
-    """Lay out a folder like a dataset on the hub."""
+    """Create a local folder with the layout of a dataset on the hub."""
     folder = tmp_path / "me" / "set"
     (folder / "data").mkdir(parents=True)
     (folder / "data" / "train-00000.jsonl").write_text('{"a": 1}\n{"a": 2}\n')
@@ -57,8 +57,8 @@ def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_local_dataset_is_read_by_split(tmp_path: Path, dataset: Path) -> None:
-    found = list(read_rows(hub("me/set"), folder=tmp_path))
-    assert [(row.where, row.values) for row in found] == [
+    result = list(read_rows(hub("me/set"), folder=tmp_path))
+    assert [(row.where, row.values) for row in result] == [
         ("me/set[train] row 1", {"a": 1}),
         ("me/set[train] row 2", {"a": 2}),
     ]

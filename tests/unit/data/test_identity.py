@@ -97,8 +97,8 @@ def test_two_prompts_are_compared_on_the_same_rows(prepared: Prepare, tmp_path: 
         files.append(tmp_path / f"{name}.jsonl")
         examples, _ = read_selected_rows(prepared(name, prompt=prompt), "test", 8, 0)
         write_jsonl(files[-1], [{"id": example.id, "exact_match": float(name == "b")} for example in examples])
-    found = compare_files(*files, metric="exact_match", min_gain=0.0, confidence=0.95, seed=0)
-    assert (found.comparison.rows, found.comparison.gain) == (8, 1.0)
+    result = compare_files(*files, metric="exact_match", min_gain=0.0, confidence=0.95, seed=0)
+    assert (result.comparison.rows, result.comparison.gain) == (8, 1.0)
 
 
 def test_blocks_of_a_reworded_document_keep_their_ids(prepared: Prepare) -> None:

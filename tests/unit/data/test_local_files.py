@@ -27,10 +27,10 @@ def test_json_values_are_exact(rows: Callable[..., list[Row]]) -> None:
         {"a": 0.1, "b": {"x": True}, "text": "NA \u2028 😀 \x00 \\"},
         {},
     ]
-    found = rows(a__jsonl="".join(json.dumps(row) + "\n" for row in written))
-    assert values(found) == written
-    assert [list(row.values) for row in found] == [list(row) for row in written]
-    assert [type(row.values["a"]) for row in found[:4]] == [int, str, int, JsonNumber]
+    result = rows(a__jsonl="".join(json.dumps(row) + "\n" for row in written))
+    assert values(result) == written
+    assert [list(row.values) for row in result] == [list(row) for row in written]
+    assert [type(row.values["a"]) for row in result[:4]] == [int, str, int, JsonNumber]
 
 
 NUMBERS = [
@@ -44,10 +44,10 @@ def test_json_numbers_and_booleans_keep_the_text_of_the_file(rows: Callable[...,
     texts = [*NUMBERS, "true", "false"]
     lines = [f'{{"c": {text}}}' for text in texts]
     whole = "\n".join(lines) if name == "a.jsonl" else f"[{','.join(lines)}]"
-    found = values(rows(**{name.replace(".", "__"): whole}))
-    assert [cell_text(row, "c") for row in found] == texts
+    result = values(rows(**{name.replace(".", "__"): whole}))
+    assert [cell_text(row, "c") for row in result] == texts
     # Rows are pickled to reach worker processes.
-    assert [cell_text(pickle.loads(pickle.dumps(row)), "c") for row in found] == texts
+    assert [cell_text(pickle.loads(pickle.dumps(row)), "c") for row in result] == texts
 
 
 def test_json_number_compares_and_computes_as_a_number(rows: Callable[..., list[Row]]) -> None:
@@ -82,16 +82,16 @@ def test_csv_round_trip(tmp_path: Path, table: list[list[str]]) -> None:
     written = io.StringIO()
     csv.writer(written, quoting=csv.QUOTE_ALL).writerows([["a", "b", "c"], *table])
     (tmp_path / "a.csv").write_bytes(written.getvalue().encode())
-    found = values(list(read_rows(files("a.csv"), folder=tmp_path)))
-    assert found == [dict(zip("abc", row, strict=True)) for row in table]
+    result = values(list(read_rows(files("a.csv"), folder=tmp_path)))
+    assert result == [dict(zip("abc", row, strict=True)) for row in table]
 
 
 def test_place_of_a_row_is_its_first_line(rows: Callable[..., list[Row]]) -> None:
-    found = rows(a__csv='a,b\n1,"x\ny\r\nz"\n\n2,"p\n"\n3,q', b__jsonl='\n{"a": 1}\r\n\n{"a": 2}')
-    assert [row.where for row in found] == ["a.csv:2", "a.csv:6", "a.csv:8", "b.jsonl:2", "b.jsonl:4"]
-    assert [row.number for row in found] == [1, 2, 3, 4, 5]
-    assert found[0].values == {"a": "1", "b": "x\ny\r\nz"}
-    assert found[4].values == {"a": 2}
+    result = rows(a__csv='a,b\n1,"x\ny\r\nz"\n\n2,"p\n"\n3,q', b__jsonl='\n{"a": 1}\r\n\n{"a": 2}')
+    assert [row.where for row in result] == ["a.csv:2", "a.csv:6", "a.csv:8", "b.jsonl:2", "b.jsonl:4"]
+    assert [row.number for row in result] == [1, 2, 3, 4, 5]
+    assert result[0].values == {"a": "1", "b": "x\ny\r\nz"}
+    assert result[4].values == {"a": 2}
 
 
 def test_all_formats_give_the_same_rows(tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_all_formats_give_the_same_rows(tmp_path: Path) -> None:
     (tmp_path / "glob [1]*?#%20.csv").write_text(texts["t.csv"])
     read = {path.name: values(list(read_rows(files(path.name), folder=tmp_path))) for path in tmp_path.iterdir()}
     assert len(read) == 16
-    assert {name: found for name, found in read.items() if found != written} == {}
+    assert {name: result for name, result in read.items() if result != written} == {}
 
 
 def test_parquet_rows_are_numbered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,15 +126,15 @@ def test_parquet_rows_are_numbered(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(local_files, "_BATCH_ROWS", 2)
     written = [{"n": n, "nested": {"x": [n, None]}, "blob": bytes([n])} for n in range(5)]
     pq.write_table(pa.Table.from_pylist(written), tmp_path / "a.parquet")
-    found = list(read_rows(files("a.parquet"), folder=tmp_path))
-    assert values(found) == written
-    assert found[4].where == "a.parquet row 5"
+    result = list(read_rows(files("a.parquet"), folder=tmp_path))
+    assert values(result) == written
+    assert result[4].where == "a.parquet row 5"
 
 
 def test_json_list_rows_have_lines(rows: Callable[..., list[Row]]) -> None:
-    found = rows(a__json='\n[\n {"a": 1},\n\n {"a":\n 2}, {"a": 3}\n]\n')
-    assert [row.where for row in found] == ["a.json:3", "a.json:5", "a.json:6"]
-    assert [row.values["a"] for row in found] == [1, 2, 3]
+    result = rows(a__json='\n[\n {"a": 1},\n\n {"a":\n 2}, {"a": 3}\n]\n')
+    assert [row.where for row in result] == ["a.json:3", "a.json:5", "a.json:6"]
+    assert [row.values["a"] for row in result] == [1, 2, 3]
 
 
 def test_long_texts_are_read(rows: Callable[..., list[Row]]) -> None:

@@ -50,15 +50,18 @@ DOCUMENTS = {"task": "text", "text": "{question} {answer}", "prompt": None, "res
              "max_tokens_per_example": 200, "too_long": "split", "split": {"column": "fold"}}  # fmt: skip
 
 
-def used(found: Dataset, split: str = "train") -> Counter[str]:
-    return Counter(row.entry.where for row in found.used[split])
+def used(result: Dataset, split: str = "train") -> Counter[str]:
+    return Counter(row.entry.where for row in result.used[split])
 
 
 def test_sources_are_read_in_order(mix: Mix) -> None:
-    found = mix({"a": rows("a"), "b": rows("b", 30)}, {"b": {"name": "second"}})
-    assert [entry.row for entry in found.entries] == list(range(1, 131))
-    assert [(e.source, e.where) for e in found.entries[99:101]] == [("a.jsonl", "a.jsonl:100"), ("second", "b.jsonl:1")]
-    sources = found.facts()["sources"]
+    result = mix({"a": rows("a"), "b": rows("b", 30)}, {"b": {"name": "second"}})
+    assert [entry.row for entry in result.entries] == list(range(1, 131))
+    assert [(e.source, e.where) for e in result.entries[99:101]] == [
+        ("a.jsonl", "a.jsonl:100"),
+        ("second", "b.jsonl:1"),
+    ]
+    sources = result.facts()["sources"]
     assert list(sources) == ["a.jsonl", "second"]
     assert sum(sources["second"].values()) == 30
 
@@ -93,8 +96,8 @@ def test_choice_of_rows_is_stable(mix: Mix) -> None:
 def test_train_rows_keeps_the_mixture(mix: Mix) -> None:
     """Both choose by hash; with the same hash, `train_rows` would prefer the rows that the weight has chosen."""
     files = {"a": rows("a", 1500), "b": rows("b", 1500)}
-    found = mix(files, {"b": {"weight": 0.5}}, train_rows=0.3)
-    shares = {name: counts["train"] for name, counts in found.facts()["sources"].items()}
+    result = mix(files, {"b": {"weight": 0.5}}, train_rows=0.3)
+    shares = {name: counts["train"] for name, counts in result.facts()["sources"].items()}
     assert 1.5 < shares["a.jsonl"] / shares["b.jsonl"] < 2.6
 
 
@@ -109,9 +112,9 @@ def test_train_rows_may_be_a_fraction(mix: Mix) -> None:
 
 def test_rename_applies_to_its_source_only(mix: Mix) -> None:
     other = [{"ask": row["question"], "reply": row["answer"], "n": 1} for row in rows("b")]
-    found = mix({"a": rows("a"), "b": other}, {"b": {"rename": {"ask": "question", "reply": "answer"}}})
-    assert len(found.entries) == 200
-    assert {entry.status for entry in found.entries} == {"kept"}
+    result = mix({"a": rows("a"), "b": other}, {"b": {"rename": {"ask": "question", "reply": "answer"}}})
+    assert len(result.entries) == 200
+    assert {entry.status for entry in result.entries} == {"kept"}
 
 
 @pytest.mark.parametrize(("rename", "code", "column"), [
@@ -128,18 +131,18 @@ def test_two_sources_with_one_name_are_refused(mix: Mix) -> None:
 
 
 def test_ledger_has_no_absolute_path(mix: Mix, tmp_path: Path) -> None:
-    found = mix({"a": rows("a")}, {"a": {"file": str(tmp_path / "a.jsonl")}})
-    assert {(entry.source, entry.where.rpartition(":")[0]) for entry in found.entries} == {("a.jsonl", "a.jsonl")}
+    result = mix({"a": rows("a")}, {"a": {"file": str(tmp_path / "a.jsonl")}})
+    assert {(entry.source, entry.where.rpartition(":")[0]) for entry in result.entries} == {("a.jsonl", "a.jsonl")}
 
 
 # --- filters ---
 
 
 def test_filtered_rows_are_in_the_ledger_and_do_not_count_as_dropped(mix: Mix) -> None:
-    found = mix({"a": rows("a")}, filters=[{"column": "n", "min": 80}], max_dropped_fraction=0)
-    assert found.facts()["filtered"] == {"`n` is below 80": 80}
-    assert found.facts()["counts"]["filtered"] == 80
-    left = [entry for entry in found.entries if entry.status == "filtered"]
+    result = mix({"a": rows("a")}, filters=[{"column": "n", "min": 80}], max_dropped_fraction=0)
+    assert result.facts()["filtered"] == {"`n` is below 80": 80}
+    assert result.facts()["counts"]["filtered"] == 80
+    left = [entry for entry in result.entries if entry.status == "filtered"]
     assert [entry.row for entry in left] == list(range(1, 81))
     assert {(entry.split, entry.times, entry.reason) for entry in left} == {(None, 0, "`n` is below 80")}
 
@@ -178,12 +181,12 @@ def test_duplicates_are_counted_with_examples(mix: Mix) -> None:
     lines[21] = {**lines[7], "answer": lines[7]["answer"] + " indeed", "fold": "test"}
     lines[22] = {**lines[22], "fold": "test"}
     lines[23] = {**lines[8], "fold": "valid"}
-    found = mix({"a": lines}, split={"column": "fold"}).copies
+    result = mix({"a": lines}, split={"column": "fold"}).copies
     counts = {
-        key: (found[key]["rows"], found[key]["exact"], found[key]["near"]) for key in ("duplicates", "valid", "test")
+        key: (result[key]["rows"], result[key]["exact"], result[key]["near"]) for key in ("duplicates", "valid", "test")
     }
     assert counts == {"duplicates": (36, 1, 1), "valid": (1, 1, 0), "test": (3, 1, 1)}
-    pairs = {(example["row"], example["of"]) for key in counts for example in found[key]["examples"]}
+    pairs = {(example["row"], example["of"]) for key in counts for example in result[key]["examples"]}
     assert pairs == {("a.jsonl:11", "a.jsonl:4"), ("a.jsonl:12", "a.jsonl:5"), ("a.jsonl:21", "a.jsonl:7"),
                      ("a.jsonl:22", "a.jsonl:8"), ("a.jsonl:24", "a.jsonl:9")}  # fmt: skip
 
@@ -202,9 +205,9 @@ def test_leakage_policy_warns_or_raises(mix: Mix, capsys: pytest.CaptureFixture[
 
 def test_unused_training_rows_are_no_leakage(mix: Mix) -> None:
     lines = [*(sentence(i) for i in range(20)), {**sentence(3), "fold": "test"}]
-    found = [mix({"a": lines}, split={"column": "fold"}, train_rows=n).copies["test"]["exact"] for n in range(1, 21)]
-    assert found == sorted(found)
-    assert {0, 1} == set(found)
+    result = [mix({"a": lines}, split={"column": "fold"}, train_rows=n).copies["test"]["exact"] for n in range(1, 21)]
+    assert result == sorted(result)
+    assert {0, 1} == set(result)
 
 
 def test_duplicates_are_dropped_on_request(mix: Mix) -> None:
@@ -281,19 +284,19 @@ def test_leakage_drop_leaves_out_all_duplicates_of_held_out_rows(mix: Mix, capsy
     assert (warned.copies["test"]["near"], warned.copies["valid"]["near"]) == (3, 1)
     assert "left_out" not in warned.copies
     capsys.readouterr()
-    found = mix({"a": leaking_lines()}, split={"column": "fold"}, leakage="drop")
-    assert {entry.row: entry.reason for entry in found.entries if entry.status == "unused"} == {
+    result = mix({"a": leaking_lines()}, split={"column": "fold"}, leakage="drop")
+    assert {entry.row: entry.reason for entry in result.entries if entry.status == "unused"} == {
         4: "near-duplicate of a test row", 5: "near-duplicate of a test row",
         6: "near-duplicate of a test row", 7: "near-duplicate of a test row",
         8: "duplicate of a test row", 9: "near-duplicate of a valid row",
     }  # fmt: skip
-    assert found.facts()["unused"] == {
+    assert result.facts()["unused"] == {
         "near-duplicate of a test row": 4, "duplicate of a test row": 1, "near-duplicate of a valid row": 1,
     }  # fmt: skip
     for split in ("valid", "test"):
-        assert used(found, split) == used(warned, split)
-        assert (found.copies[split]["exact"], found.copies[split]["near"]) == (0, 0)
-    left_out = found.copies["left_out"]
+        assert used(result, split) == used(warned, split)
+        assert (result.copies[split]["exact"], result.copies[split]["near"]) == (0, 0)
+    left_out = result.copies["left_out"]
     assert (left_out["exact"], left_out["near"], len(left_out["examples"])) == (1, 5, 5)
     assert left_out["examples"][0] == {"row": "a.jsonl:8", "of": "a.jsonl:44", "similarity": 1.0}
     log = capsys.readouterr().err
@@ -313,17 +316,17 @@ def test_all_duplicates_of_a_row_are_found_in_one_comparison(mix: Mix, monkeypat
     monkeypatch.setattr(dataset, "SplitComparison", compare)
     lines = [sentence(i) for i in range(9)] + [near(sentence(200), i) for i in range(8)] + [sentence(201)] * 5
     held_out = [{**sentence(i), "fold": "test"} for i in (200, 201, 202)]
-    found = mix({"a": lines + held_out}, split={"column": "fold"}, leakage="drop")
-    assert (len(found.used["train"]), len(calls)) == (9, 2)
+    result = mix({"a": lines + held_out}, split={"column": "fold"}, leakage="drop")
+    assert (len(result.used["train"]), len(calls)) == (9, 2)
 
 
 def test_replacements_of_left_out_rows_are_no_duplicates(mix: Mix) -> None:
     lines = [sentence(i) for i in range(30)] + [{**near(sentence(i), i), "fold": "test"} for i in range(20)]
     for count in (1, 5, 10):
-        found = mix({"a": lines}, split={"column": "fold"}, leakage="drop", train_rows=count)
-        assert len(found.used["train"]) == count
-        assert {int(where[8:]) for where in used(found)} <= set(range(21, 31))
-        assert found.copies["test"]["near"] == 0
+        result = mix({"a": lines}, split={"column": "fold"}, leakage="drop", train_rows=count)
+        assert len(result.used["train"]) == count
+        assert {int(where[8:]) for where in used(result)} <= set(range(21, 31))
+        assert result.copies["test"]["near"] == 0
 
 
 def test_duplicate_missed_from_one_side_is_found_from_the_other(mix: Mix) -> None:
@@ -343,11 +346,11 @@ def test_duplicate_missed_from_one_side_is_found_from_the_other(mix: Mix) -> Non
         {"a": [row, *others, *similar]}, split={"column": "fold"}, leakage="warn", near_duplicate_threshold=0.81
     )
     assert warned.copies["test"]["near"] == 1
-    found = mix(
+    result = mix(
         {"a": [row, *others, *similar]}, split={"column": "fold"}, leakage="drop", near_duplicate_threshold=0.81
     )
-    assert found.copies["test"]["near"] == 0
-    assert found.entries[0].status == "unused"
+    assert result.copies["test"]["near"] == 0
+    assert result.entries[0].status == "unused"
 
 
 def test_empty_train_split_error_counts_left_out_rows(mix: Mix) -> None:
@@ -357,5 +360,5 @@ def test_empty_train_split_error_counts_left_out_rows(mix: Mix) -> None:
 
 
 def test_weight_creates_no_duplicates(mix: Mix) -> None:
-    found = mix({"a": rows("a"), "b": rows("b")}, {"a": {"weight": 3}})
-    assert found.copies["duplicates"]["exact"] == 0
+    result = mix({"a": rows("a"), "b": rows("b")}, {"a": {"weight": 3}})
+    assert result.copies["duplicates"]["exact"] == 0

@@ -57,16 +57,16 @@ def process(tmp_path: Path, tokenizer_folder: Path) -> Process:
     return process_
 
 
-def splits(found: list[ProcessedRow]) -> dict[str, str | None]:
-    return {row.example.turns[0].text: row.entry.split for row in found if row.example}
+def splits(processed: list[ProcessedRow]) -> dict[str, str | None]:
+    return {row.example.turns[0].text: row.entry.split for row in processed if row.example}
 
 
 def test_every_row_has_a_ledger_entry(process: Process) -> None:
-    found = process()
-    assert [row.entry.row for row in found] == list(range(1, 41))
-    assert [row.entry.where for row in found] == [f"rows.jsonl:{i}" for i in range(1, 41)]
-    assert {row.entry.split for row in found} == {"train", "valid", "test"}
-    for row in found:
+    processed = process()
+    assert [row.entry.row for row in processed] == list(range(1, 41))
+    assert [row.entry.where for row in processed] == [f"rows.jsonl:{i}" for i in range(1, 41)]
+    assert {row.entry.split for row in processed} == {"train", "valid", "test"}
+    for row in processed:
         assert row.entry.status == "kept"
         assert row.example is not None
         assert row.tokens is not None
@@ -88,10 +88,10 @@ def test_split_of_a_row_does_not_depend_on_other_rows(process: Process) -> None:
 
 
 def test_rows_with_equal_split_by_values_stay_together(process: Process) -> None:
-    found = process(split={"valid": 0.2, "test": 0.2, "by": "tree"})
+    processed = process(split={"valid": 0.2, "test": 0.2, "by": "tree"})
     split_of: dict[int, set[str | None]] = {}
     groups: dict[int, set[str]] = {}
-    for number, row in enumerate(found):
+    for number, row in enumerate(processed):
         assert row.example is not None
         split_of.setdefault(number // 4, set()).add(row.entry.split)
         groups.setdefault(number // 4, set()).add(row.example.group)
@@ -105,20 +105,20 @@ def test_group_is_named_by_the_split_by_column(process: Process) -> None:
     given = [
         {**row, "kind": long if i % 2 else "count", "s": ("train", "test")[i % 3 > 1]} for i, row in enumerate(rows())
     ]
-    found = process(given, split={"column": "s", "by": "kind"})
-    names = {row.example.group for row in found if row.example is not None}
+    processed = process(given, split={"column": "s", "by": "kind"})
+    names = {row.example.group for row in processed if row.example is not None}
     assert "count" in names
     [other] = names - {"count"}
     assert other.startswith("xxx")
     assert len(other) < 110
-    for i, row in enumerate(found):
+    for i, row in enumerate(processed):
         assert row.entry.split == ("train", "test")[i % 3 > 1]
 
 
 def test_rows_with_the_same_prompt_stay_together(process: Process) -> None:
     asked = [{"question": text, "answer": str(i)} for i in range(20) for text in (f"Ask {i}?", f"  ASK\u200b {i}?\n")]
-    found = process(asked)
-    for one, other in zip(found[::2], found[1::2], strict=True):
+    processed = process(asked)
+    for one, other in zip(processed[::2], processed[1::2], strict=True):
         assert one.example is not None
         assert other.example is not None
         assert one.example.group == other.example.group
@@ -129,8 +129,8 @@ def test_rows_with_the_same_prompt_stay_together(process: Process) -> None:
 def test_split_column_names_the_split(process: Process) -> None:
     words = ["train", "valid", "test", "Validation", " DEV ", "TEST\n"]
     given_rows = [{**row, "fold": words[i % 6]} for i, row in enumerate(rows(12))]
-    found = process(given_rows, split={"column": "fold"})
-    assert [row.entry.split for row in found] == ["train", "valid", "test", "valid", "valid", "test"] * 2
+    processed = process(given_rows, split={"column": "fold"})
+    assert [row.entry.split for row in processed] == ["train", "valid", "test", "valid", "valid", "test"] * 2
     given_rows[7]["fold"] = "holdout"
     with raises(DataError, "unknown-split", "holdout", where="rows.jsonl:8"):
         process(given_rows, split={"column": "fold"})
@@ -156,14 +156,14 @@ def hint_of(process: Process, *arguments: Any, **settings: Any) -> str:
 def test_column_missing_from_some_rows_is_empty_there(process: Process) -> None:
     given_rows = rows(8)
     del given_rows[2]["question"]
-    found = process(given_rows)
-    assert (found[2].entry.status, found[2].entry.reason) == ("dropped", "cell `question` is empty")
-    found = process(given_rows, filters=[{"column": "question", "matches": "What"}])
-    assert (found[2].entry.status, found[2].entry.reason) == ("filtered", "`question` does not match 'What'")
+    processed = process(given_rows)
+    assert (processed[2].entry.status, processed[2].entry.reason) == ("dropped", "cell `question` is empty")
+    processed = process(given_rows, filters=[{"column": "question", "matches": "What"}])
+    assert (processed[2].entry.status, processed[2].entry.reason) == ("filtered", "`question` does not match 'What'")
     assert "`{question?}`" in hint_of(process, given_rows)
-    found = process(given_rows, prompt="Tree {tree}:\n{question?}")
-    assert found[2].example is not None
-    assert found[2].example.turns[0].text == "Tree 0:"
+    processed = process(given_rows, prompt="Tree {tree}:\n{question?}")
+    assert processed[2].example is not None
+    assert processed[2].example.turns[0].text == "Tree 0:"
     # A response cannot be optional, so `?` is not suggested for it.
     given_rows[2] = {**rows(1)[0], "answer": ""}
     assert "{answer?}" not in hint_of(process, given_rows)
@@ -218,10 +218,13 @@ def test_dropped_rows_are_in_the_ledger_with_a_reason(process: Process) -> None:
     given_rows = rows(6)
     given_rows[1]["answer"] = " "
     given_rows[3]["question"] = None
-    found = process(given_rows)
-    assert [row.entry.status for row in found] == ["kept", "dropped", "kept", "dropped", "kept", "kept"]
-    assert (found[1].entry.reason, found[3].entry.reason) == ("cell `answer` is empty", "cell `question` is empty")
-    for row in (found[1], found[3]):
+    processed = process(given_rows)
+    assert [row.entry.status for row in processed] == ["kept", "dropped", "kept", "dropped", "kept", "kept"]
+    assert (processed[1].entry.reason, processed[3].entry.reason) == (
+        "cell `answer` is empty",
+        "cell `question` is empty",
+    )
+    for row in (processed[1], processed[3]):
         assert (row.entry.split, row.entry.id, row.entry.tokens, row.example, row.tokens) == (None, None, 0, None, None)
 
 
@@ -261,9 +264,9 @@ def test_long_rows_are_dropped_or_truncated(process: Process) -> None:
 def test_row_without_trained_tokens_after_truncation_is_dropped(process: Process) -> None:
     given_rows = rows(4)
     given_rows[1]["question"] = "word " * 40
-    found = process(given_rows, max_tokens_per_example=30, too_long="truncate")
-    assert found[1].entry.reason == "has no trained token after truncation"
-    assert [row.entry.status for row in found] == ["kept", "dropped", "kept", "kept"]
+    processed = process(given_rows, max_tokens_per_example=30, too_long="truncate")
+    assert processed[1].entry.reason == "has no trained token after truncation"
+    assert [row.entry.status for row in processed] == ["kept", "dropped", "kept", "kept"]
 
 
 def test_long_document_is_split_into_blocks_of_one_split_and_group(process: Process) -> None:
@@ -272,13 +275,13 @@ def test_long_document_is_split_into_blocks_of_one_split_and_group(process: Proc
     for row in given_rows[::5]:
         row["answer"] = f"It is {row['tree']}, a number that is said at length. " * 3
     whole = process(given_rows, **text)
-    found = process(given_rows, **text, max_tokens_per_example=40, too_long="split")
-    assert [row for row in found if row.entry.block is None] == [
+    processed = process(given_rows, **text, max_tokens_per_example=40, too_long="split")
+    assert [row for row in processed if row.entry.block is None] == [
         row for row in whole if row.entry.row % 5 != 1 and row.entry.tokens <= 40
     ]
-    assert len({row.entry.id for row in found}) == len(found)
+    assert len({row.entry.id for row in processed}) == len(processed)
     for document in whole[::5]:
-        blocks = [row for row in found if row.entry.row == document.entry.row]
+        blocks = [row for row in processed if row.entry.row == document.entry.row]
         assert [row.entry.block for row in blocks] == [(i, len(blocks)) for i in range(1, len(blocks) + 1)]
         assert len(blocks) > 2
         assert document.example is not None
@@ -334,12 +337,12 @@ class Fixed(Task):
 def test_row_without_trained_tokens_is_dropped(
     process: Process, trained: tuple[bool, ...], kept: bool, count: int
 ) -> None:
-    [found] = process(rows(1), by=Fixed(trained), max_dropped_fraction=0.9) if kept else [None]  # type: ignore[list-item]
-    if found is None:
+    [processed] = process(rows(1), by=Fixed(trained), max_dropped_fraction=0.9) if kept else [None]  # type: ignore[list-item]
+    if processed is None:
         with raises(DataError, "too-many-dropped", "no trained token"):
             process(rows(1), by=Fixed(trained))
         return
-    assert (found.entry.status, found.entry.trained) == ("kept", count)
+    assert (processed.entry.status, processed.entry.trained) == ("kept", count)
 
 
 def test_signal_interrupts_processing(process: Process, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -353,17 +356,17 @@ def test_signal_interrupts_processing(process: Process, monkeypatch: pytest.Monk
 
 @given(st.lists(st.integers(1, 5000), max_size=60))
 def test_histogram_counts_every_length_once(lengths: list[int]) -> None:
-    found = histogram(lengths)
-    bins = found["histogram"]
+    processed = histogram(lengths)
+    bins = processed["histogram"]
     assert sum(count for _, _, count in bins) == len(lengths)
     for low, high, count in bins:
         assert count == sum(low <= length < high for length in lengths)
     assert all(left[1] == right[0] for left, right in pairwise(bins))
     assert len(bins) <= 21
     if lengths:
-        assert found["max"] == max(lengths)
-        assert Counter(lengths)[found["median"]]
-        assert sum(length <= found["p95"] for length in lengths) >= 0.95 * len(lengths)
+        assert processed["max"] == max(lengths)
+        assert Counter(lengths)[processed["median"]]
+        assert sum(length <= processed["p95"] for length in lengths) >= 0.95 * len(lengths)
 
 
 def test_empty_splits_lists_needed_splits_without_rows() -> None:

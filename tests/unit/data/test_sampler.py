@@ -1,4 +1,4 @@
-"""What many processes wait for each other, by hand."""
+"""The rows of a step follow from the seed and the step, and ranks get about equally many tokens."""
 
 from pathlib import Path
 
@@ -19,13 +19,13 @@ def rows(*lengths: int) -> TokenDataset:
     )
 
 
-def test_who_has_least_gets_the_longest_row_that_is_left() -> None:
+def test_assign_ranks_gives_the_longest_row_to_the_smallest_load() -> None:
     assert assign_ranks([0, 1, 2, 3, 4], [9, 2, 5, 4, 4], 2) == [[0, 4], [2, 3, 1]]
     assert assign_ranks([7], {7: 3}, 3) == [[7], [], []]
 
 
 @pytest.mark.parametrize(
-    ("lengths", "processes", "expected"),
+    ("lengths", "world_size", "expected"),
     [
         ((8, 8, 8, 8), 1, 1.0),
         ((8, 8, 8, 8), 2, 1.0),
@@ -34,11 +34,11 @@ def test_who_has_least_gets_the_longest_row_that_is_left() -> None:
         ((12, 4, 4, 4), 4, 0.5),
     ],
 )
-def test_others_wait_for_who_has_most(
-    lengths: tuple[int, ...], processes: int, expected: float, tmp_path: Path
+def test_rank_utilization_is_the_mean_load_over_the_largest(
+    lengths: tuple[int, ...], world_size: int, expected: float, tmp_path: Path
 ) -> None:
     recipe = load_recipe(write_recipe(tmp_path, tmp_path), ["train.examples_per_step=4", "train.epochs=3"])
-    assert estimate_rank_utilization(recipe, rows(*lengths), processes) == pytest.approx(expected)
+    assert estimate_rank_utilization(recipe, rows(*lengths), world_size) == pytest.approx(expected)
 
 
 def steps(rows: int, per_step: int, total: int, seed: int = 0) -> list[list[int]]:
@@ -50,36 +50,36 @@ def steps(rows: int, per_step: int, total: int, seed: int = 0) -> list[list[int]
 
 
 @given(rows=st.integers(1, 40), per_step=st.integers(1, 50), epochs=st.integers(1, 4), seed=st.integers(0, 2**63 - 1))
-def test_every_row_is_seen_exactly_once_an_epoch(rows: int, per_step: int, epochs: int, seed: int) -> None:
-    seen = [row for step in steps(rows, per_step, epochs * rows, seed) for row in step]
+def test_every_row_is_used_exactly_once_per_epoch(rows: int, per_step: int, epochs: int, seed: int) -> None:
+    used = [row for step in steps(rows, per_step, epochs * rows, seed) for row in step]
     for epoch in range(epochs):
-        assert sorted(seen[epoch * rows : (epoch + 1) * rows]) == list(range(rows))
-    assert len(seen) == epochs * rows
+        assert sorted(used[epoch * rows : (epoch + 1) * rows]) == list(range(rows))
+    assert len(used) == epochs * rows
 
 
 @given(rows=st.integers(1, 30), per_step=st.integers(1, 20), total=st.integers(1, 90))
-def test_all_steps_are_full_but_the_last(rows: int, per_step: int, total: int) -> None:
+def test_all_steps_but_the_last_are_full(rows: int, per_step: int, total: int) -> None:
     sizes = [len(step) for step in steps(rows, per_step, total)]
     assert sizes[:-1] == [per_step] * (len(sizes) - 1)
     assert 1 <= sizes[-1] <= per_step
     assert sum(sizes) == total
 
 
-def test_a_step_depends_on_nothing_but_its_number_and_the_seed() -> None:
-    forwards = steps(20, 3, 60, seed=5)
+def test_rows_of_a_step_follow_from_seed_and_step() -> None:
+    expected = steps(20, 3, 60, seed=5)
     settings = {"rows": 20, "examples_per_step": 3, "total_examples": 60, "seed": 5}
     for step in (19, 0, 7, 7, 12):
         epoch_order.cache_clear()
-        assert batch_indices(step, **settings) == forwards[step]
+        assert batch_indices(step, **settings) == expected[step]
     longer = {**settings, "total_examples": 6000}
-    assert [batch_indices(step, **longer) for step in range(20)] == forwards  # nor on how long the run is
-    assert steps(20, 3, 60, seed=6) != forwards
+    assert [batch_indices(step, **longer) for step in range(20)] == expected, "nor on the length of the run"
+    assert steps(20, 3, 60, seed=6) != expected
 
 
-def test_epochs_and_seeds_have_orders_of_their_own() -> None:
+def test_order_differs_by_epoch_and_seed() -> None:
     orders = {tuple(order) for seed in (0, 1, 2**63 - 1) for order in steps(50, 50, 250, seed)}
     assert len(orders) == 15
 
 
-def test_the_order_is_the_same_on_every_machine() -> None:
+def test_order_is_the_same_on_every_machine() -> None:
     assert steps(10, 10, 10, seed=3) == [[6, 8, 4, 1, 3, 5, 9, 7, 0, 2]]

@@ -1,4 +1,4 @@
-"""Near-duplicates are found, merely related texts are not, and shingles of a template do not count."""
+"""Near-duplicates are result, merely related texts are not, and shingles of a template do not count."""
 
 import random
 import time
@@ -61,10 +61,10 @@ def test_pairs_above_the_threshold_are_found_and_none_below(threshold: float) ->
     queries = [changed(text(i, 100), i % 9, seed=i) for i in range(300)]
     similarities = {300 + i: jaccard(queries[i], train[i]) for i in range(300)}
     expected = {query for query, similarity in similarities.items() if similarity >= threshold}
-    found = near(train + queries, 300, threshold)
-    assert set(found) <= expected
-    assert len(found) >= 0.98 * len(expected) > 0
-    assert all(original == query - 300 for query, (original, _) in found.items())
+    result = near(train + queries, 300, threshold)
+    assert set(result) <= expected
+    assert len(result) >= 0.98 * len(expected) > 0
+    assert all(original == query - 300 for query, (original, _) in result.items())
 
 
 def test_text_of_the_pool_is_compared_with_earlier_texts_only() -> None:

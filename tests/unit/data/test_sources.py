@@ -23,10 +23,10 @@ COMMIT = "a" * 40
 
 def test_generated_rows_are_numbered(tmp_path: Path) -> None:
     source = GeneratedSource(generated="shop-sql", rows=12, seed=3)
-    found = list(read_rows(source, folder=tmp_path))
-    assert len(found) == 12
-    assert (found[11].number, found[11].where) == (12, "shop-sql row 12")
-    assert values(found) == values(list(read_rows(source, folder=tmp_path)))
+    result = list(read_rows(source, folder=tmp_path))
+    assert len(result) == 12
+    assert (result[11].number, result[11].where) == (12, "shop-sql row 12")
+    assert values(result) == values(list(read_rows(source, folder=tmp_path)))
 
 
 def test_digest_of_files_follows_their_content(tmp_path: Path) -> None:
@@ -137,10 +137,10 @@ def test_missing_column_of_a_long_file_is_reported_early(tmp_path: Path) -> None
     (tmp_path / "a.csv").write_text("a\n" + "1\n" * 3000)
     (tmp_path / "a.jsonl").write_text('{"a": 1}\n' * 3000)
     for name, rows_before in (("a.csv", 0), ("a.jsonl", 999)):
-        found = read_rows(files(name), folder=tmp_path, needed=["b"])
-        assert len(list(islice(found, rows_before))) == rows_before
+        result = read_rows(files(name), folder=tmp_path, needed=["b"])
+        assert len(list(islice(result, rows_before))) == rows_before
         with raises(DataError, "missing-column", "`b`"):
-            next(found)
+            next(result)
 
 
 @pytest.mark.parametrize(
@@ -180,9 +180,9 @@ def test_import_of_sources_does_not_import_datasets() -> None:
     ],
 )
 def test_real_files_are_read_completely_and_unchanged(name: str, count: int, last: int) -> None:
-    found = list(read_rows(files(name), folder=SHARED))
+    result = list(read_rows(files(name), folder=SHARED))
     with (SHARED / name).open(encoding="utf-8", newline="") as file:
         expected = list(csv.DictReader(file)) if name.endswith(".csv") else [json.loads(line) for line in file]
-    assert len(found) == count
-    assert found[-1].where == f"{name}:{last}"
-    assert values(found) == expected
+    assert len(result) == count
+    assert result[-1].where == f"{name}:{last}"
+    assert values(result) == expected

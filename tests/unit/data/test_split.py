@@ -15,9 +15,9 @@ groups = st.lists(st.text(max_size=20), max_size=40)
 
 def test_splits_of_groups_never_change() -> None:
     # Fixed values: a change of the hash would move rows of finished runs from test to train.
-    found = [assign_split(f"row {n}", **FRACTIONS, seed=0) for n in range(40)]
-    assert [n for n in range(40) if found[n] == "test"] == [7, 10, 18, 30]
-    assert [n for n in range(40) if found[n] == "valid"] == [13, 15, 17, 25]
+    splits = [assign_split(f"row {n}", **FRACTIONS, seed=0) for n in range(40)]
+    assert [n for n in range(40) if splits[n] == "test"] == [7, 10, 18, 30]
+    assert [n for n in range(40) if splits[n] == "valid"] == [13, 15, 17, 25]
 
 
 @given(groups, st.integers(0, 2**64), st.integers())
@@ -33,10 +33,10 @@ def test_split_does_not_depend_on_order_or_other_groups(names: list[str], seed: 
 @pytest.mark.parametrize(("valid", "test"), [(0.05, 0.10), (0.0, 0.5), (0.3, 0.0), (0.01, 0.01)])
 def test_splits_have_their_fractions(valid: float, test: float, seed: int) -> None:
     rows = 20_000
-    found = [assign_split(str(n), valid=valid, test=test, seed=seed) for n in range(rows)]
+    splits = [assign_split(str(n), valid=valid, test=test, seed=seed) for n in range(rows)]
     for name, fraction in {"valid": valid, "test": test, "train": 1 - valid - test}.items():
         deviation = 5 * (fraction * (1 - fraction) / rows) ** 0.5  # five standard deviations
-        assert abs(found.count(name) / rows - fraction) <= deviation
+        assert abs(splits.count(name) / rows - fraction) <= deviation
 
 
 def test_other_seed_gives_another_split() -> None:
@@ -92,7 +92,7 @@ def test_a_negative_count_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("one", "other"),
+    ("first", "second"),
     [
         ("How many  heads?\n", "how many heads?"),
         ("\uff26\uff35\uff2c\uff2c width", "full width"),
@@ -103,13 +103,13 @@ def test_a_negative_count_is_refused() -> None:
         ("zero\u200bwidth\ufeff", "zerowidth"),
     ],
 )
-def test_normalize_text_equates_nearly_identical_prompts(one: str, other: str) -> None:
-    assert normalize_text(one) == normalize_text(other)
+def test_normalize_text_equates_nearly_identical_prompts(first: str, second: str) -> None:
+    assert normalize_text(first) == normalize_text(second)
 
 
-@pytest.mark.parametrize(("one", "other"), [("a b", "ab"), ("x = 1", "x = 2"), ("cafe", "café"), ("no", "not")])
-def test_normalize_text_keeps_different_prompts_apart(one: str, other: str) -> None:
-    assert normalize_text(one) != normalize_text(other)
+@pytest.mark.parametrize(("first", "second"), [("a b", "ab"), ("x = 1", "x = 2"), ("cafe", "café"), ("no", "not")])
+def test_normalize_text_keeps_different_prompts_apart(first: str, second: str) -> None:
+    assert normalize_text(first) != normalize_text(second)
 
 
 @given(st.text() | st.text(alphabet="eEß \u0301\u0345\u00a8\u200b\u00ad\ufb01\u1e9e\u0130"))

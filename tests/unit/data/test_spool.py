@@ -92,8 +92,8 @@ def test_token_file_equals_that_of_safetensors(tmp_path: Path, rows: list[Any]) 
     for name, given_rows in (("from memory", examples), ("from spool", spool.rows(indices))):
         write_tokens(tmp_path / name, given_rows)
         assert (tmp_path / name).read_bytes() == (tmp_path / "expected").read_bytes()
-    found = TokenDataset.from_examples(RaggedRows.from_examples(examples))
-    assert [found.example(i, str(i)) for i in range(len(found))] == examples
+    dataset = TokenDataset.from_examples(RaggedRows.from_examples(examples))
+    assert [dataset.example(i, str(i)) for i in range(len(dataset))] == examples
 
 
 def test_blocks_of_a_document_share_its_hash_and_shingles() -> None:

@@ -102,13 +102,13 @@ def test_rows_of_a_dead_worker_are_processed_in_the_main_process(
     model: ModelFolder,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    found = []
+    encoded_rows = []
     for encoded in process_in_parallel(*recipe_and_task, model, rows()):
-        found.append(encoded)
-        if len(found) == 50:
+        encoded_rows.append(encoded)
+        if len(encoded_rows) == 50:
             for child in running_workers()[:killed]:
                 child.kill()
-    assert found == list(process_in_parallel(*recipe_and_task, None, rows()))
+    assert encoded_rows == list(process_in_parallel(*recipe_and_task, None, rows()))
     assert capsys.readouterr().err.count("a worker process has died") == 1
 
 
