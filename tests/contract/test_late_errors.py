@@ -55,7 +55,7 @@ _LATE: dict[str, tuple[str, ...]] = {
         "not before: forward passes prove it; tunesmith.architecture.causality:require_causal checks the configuration "
         "in plan",
     ),
-    "inference/chatter.py Chatter._prompt": (_ASKING,) * 2,
+    "inference/chatter.py Chatter._encode_prompt": (_ASKING,) * 2,
     "inference/chatter.py Chatter.ask": (_ASKING,),
     "inference/chatter.py Chatter.turns_of_row": (_ASKING,) * 2,
     "inference/chatter.py Chatter.turns_of_text": (_ASKING,),
@@ -63,8 +63,8 @@ _LATE: dict[str, tuple[str, ...]] = {
     "inference/generate.py generate": (_MEMORY,) * 2,
     "inference/sampling.py _require_temperature": (_ASKING,),
     "inference/sampling.py draw": (_ASKING,),
-    "inference/sampling.py refuse_contradictions": (_ASKING,),
-    "inference/sampling.py require": (_ASKING,),
+    "inference/sampling.py check_generation_options": (_ASKING,),
+    "inference/sampling.py require_option": (_ASKING,),
     "inference/session.py Session.submit": (_ARGUMENTS,) * 2,
     "model/load.py _refuse_left_out_layers": (
         "not before: the weights that an architecture reads are known when transformers has built it",

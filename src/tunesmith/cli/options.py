@@ -104,11 +104,11 @@ class SamplingOptions:
 
     def settings(self, *, max_new_tokens: int | None, beams: int = 1, samples: int = 1) -> dict[str, Any]:
         """Return the settings of `Chatter.ask`; raise RecipeError if they contradict each other."""
-        from tunesmith.inference.sampling import Sampling, refuse_contradictions
+        from tunesmith.inference.sampling import Sampling, check_generation_options
 
         sampling = Sampling(self.temperature, self.top_k, self.top_p, self.min_p, self.repetition_penalty, self.seed)
         stop = self.stop or []
-        refuse_contradictions(sampling, samples=samples, beams=beams, stop=stop, max_new_tokens=max_new_tokens)
+        check_generation_options(sampling, samples=samples, beams=beams, stop=stop, max_new_tokens=max_new_tokens)
         return {"sampling": sampling, "stop": stop, "beams": beams, "max_new_tokens": max_new_tokens}
 
 

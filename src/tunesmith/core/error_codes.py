@@ -130,6 +130,10 @@ ERROR_CODES = {
     "ranks-differ": "The ranks of a run have different inputs or versions of tunesmith.",
     "port-in-use": "Another program uses the port at which the ranks of a run meet.",
     # inference and evaluate
+    "empty-prompt": "A prompt has no tokens.",
+    "prompt-too-long": "Prompts and answers exceed the positions of the model, or the size of a slot.",
+    "prompt-columns": "A row or a prompt text does not fill the columns of the model's prompt.",
+    "wrong-sampling": "An option of generation is out of range, has no effect, or contradicts another one.",
     # train
     "crash-loop": "Training was killed twice at the same step.",
     "no-intact-checkpoint": "All checkpoints of the run are damaged.",

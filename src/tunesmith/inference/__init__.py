@@ -1,1 +1,1 @@
-"""Rows of a split -> prompts -> one model's answers -> scores: the same for the verdict and for validation."""
+"""Generate answers: prompts of rows, decoding and sampling, and the answers of one model. Validation uses it too."""

@@ -1,4 +1,4 @@
-"""Check before training that rows have room for an answer, and that metrics can score it."""
+"""Check before training that prompts leave room for an answer, and that metrics can score it."""
 
 from collections.abc import Sequence
 
@@ -22,7 +22,7 @@ def check_answerable(
     positions: int | None,
     split: str,
 ) -> list[str]:
-    """Return warnings about rows that have no room for an answer, or whose references a metric cannot count.
+    """Return warnings about rows whose prompt leaves no room for an answer, or whose reference a metric cannot score.
 
     Args:
         positions: the model's maximum; None if it has none, or if it is unknown.
@@ -30,16 +30,16 @@ def check_answerable(
     Raises:
         RecipeError: so many rows are affected that there would be no verdict.
     """
-    room = check_positions(build_prompts(examples, recipe, task, tokenizer), positions, split)
+    warning = check_positions(build_prompts(examples, recipe, task, tokenizer), positions, split)
     names = recipe.evaluate.metrics if split == "test" else recipe.train.valid_metrics
     metrics = answer_metrics(names)
     primary = recipe.evaluate.primary if split == "test" else recipe.train.select_best_by
     references = [task.reference(example.turns) for example in examples]
-    return [*([room] if room else []), *check_scorable(metrics, references, primary=primary, split=split)]
+    return [*([warning] if warning else []), *check_scorable(metrics, references, primary=primary, split=split)]
 
 
-def check_positions(questions: Prompts, positions: int | None, split: str = "test") -> str | None:
-    """Return a warning that counts the rows without room for an answer; None if there are none.
+def check_positions(prompts: Prompts, positions: int | None, split: str = "test") -> str | None:
+    """Return a warning with the number of rows without room for an answer; None if there are none.
 
     Args:
         positions: the model's maximum; None if it has none, or if it is unknown.
@@ -49,21 +49,22 @@ def check_positions(questions: Prompts, positions: int | None, split: str = "tes
     """
     if positions is None:
         return None
-    total = len(questions.examples)
-    without = [i for i in range(total) if not questions.fits(i, positions)]
+    total = len(prompts.examples)
+    without = [i for i in range(total) if not prompts.fits(i, positions)]
     if not without:
         return None
-    limit, longest = questions.max_new_tokens, max(len(questions.prompts[i]) for i in without)
+    limit, longest = prompts.max_new_tokens, max(len(prompts.prompts[i]) for i in without)
     text = (
-        f"{len(without):,} of {total:,} {split} rows have no room for an answer: the model knows {positions:,} "
-        f"positions, their prompts have up to {longest:,} tokens, and an answer may have {limit:,}"
+        f"{len(without):,} of {total:,} {split} rows leave no room for an answer: the model has {positions:,} "
+        f"positions, their prompts have up to {longest:,} tokens, and max_new_tokens is {limit:,}"
     )
     if not too_many_failed(len(without), total):
-        return f"{text}; they are left out of the verdict"
-    room = positions if questions.decoder_start_ids else positions - longest
-    lower = f"lower it to {room:,} or less, or " if 0 < room < limit else ""
+        return f"{text}; the verdict leaves them out"
+    room = positions if prompts.decoder_prefix_ids else positions - longest
+    lower = f"lower it to {room:,} or less, " if 0 < room < limit else ""
     raise RecipeError(
         f"{text}; above {MAX_FAILED_SHARE:.0%} there is no verdict",
         where="evaluate.max_new_tokens",
-        hint=f"{lower}shorten the prompts or take a model with more positions",
+        hint=f"{lower}shorten the prompts, or use a model with more positions",
+        code="prompt-too-long",
     )

@@ -1,7 +1,8 @@
-"""Beam search: at every step the likeliest beginnings of each answer are kept, and the best finished one wins.
+"""Beam search: keep the likeliest hypotheses of each answer at every step, and return the best finished one.
 
-A finished answer's score is its log-probability, its stop token's included, divided by their number. A row is done when
-no beginning could still become better than the worst of its kept answers: both as transformers has it by default.
+The score of a finished hypothesis is its log-probability, with that of the stop token, divided by the number of tokens.
+The search for a row ends when no hypothesis could become better than the worst finished one that is kept. Both are the
+defaults of transformers.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,57 +11,57 @@ from dataclasses import dataclass, field
 import torch
 
 from tunesmith.core import interrupt
-from tunesmith.inference.decoding import Decoding
+from tunesmith.inference.decoding import DecodingBatch
 
 Ids = tuple[int, ...]
 
 
 @dataclass(slots=True)
 class _Row:
-    """The search for one answer: (log-probability, ids) of its beginnings, (score, ids, stopped) of finished ones."""
+    """The search for one answer: hypotheses as (log-probability, ids), finished ones as (score, ids, stopped)."""
 
     index: int
-    beginnings: list[tuple[float, Ids]]
+    hypotheses: list[tuple[float, Ids]]
     finished: list[tuple[float, Ids, bool]] = field(default_factory=list)
 
 
 def beam_search(
-    state: Decoding, rows: int, *, beams: int, stop_ids: Sequence[int], max_new_tokens: int
+    batch: DecodingBatch, rows: int, *, beams: int, stop_ids: Sequence[int], max_new_tokens: int
 ) -> Iterator[tuple[int, Ids, bool]]:
-    """Yield (row, ids, whether it stopped by itself) as rows finish.
+    """Yield (row, ids, whether a stop id ended it) as rows finish.
 
     Args:
-        state: one row a prompt; it is widened to `beams` rows a prompt, which lie together.
+        batch: one row per prompt. It is widened to `beams` consecutive rows per prompt.
     """
     alive = [_Row(index, [(0.0, ())]) for index in range(rows)]
     for length in range(1, max_new_tokens + 1):
         interrupt.check()
-        # At most one continuation of each beginning ends at each stop id, so `beams` that go on are always found.
-        found = _likeliest(state.logits(), alive, beams * (1 + max(1, len(stop_ids))))
-        going: list[_Row] = []
+        # Each hypothesis has at most one continuation per stop id, so at least `beams` continuations do not end.
+        candidates_of_rows = _likeliest(batch.logits(), alive, beams * (1 + max(1, len(stop_ids))))
+        remaining: list[_Row] = []
         parents: list[int] = []
-        for place, (row, candidates) in enumerate(zip(alive, found, strict=True)):
-            first = place * len(row.beginnings)
-            kept = _step(row, candidates, beams, stop_ids, at_limit=length == max_new_tokens)
-            if not kept or _is_done(row, beams, length):
+        for place, (row, candidates) in enumerate(zip(alive, candidates_of_rows, strict=True)):
+            first = place * len(row.hypotheses)
+            row_parents = _extend(row, candidates, beams, stop_ids, at_limit=length == max_new_tokens)
+            if not row_parents or _is_done(row, beams, length):
                 _, ids, stopped = row.finished[0]
                 yield row.index, ids, stopped
                 continue
-            going.append(row)
-            parents += [first + parent for parent in kept]
-        if not going:
+            remaining.append(row)
+            parents += [first + parent for parent in row_parents]
+        if not remaining:
             return
-        alive = going
-        tokens = [ids[-1] for row in alive for _, ids in row.beginnings]
-        chosen = torch.tensor([parents, tokens], device=state.device)
-        state.take(chosen[0])
-        state.choose(chosen[1])
+        alive = remaining
+        tokens = [ids[-1] for row in alive for _, ids in row.hypotheses]
+        chosen = torch.tensor([parents, tokens], device=batch.device)
+        batch.select_rows(chosen[0])
+        batch.append(chosen[1])
 
 
 def _likeliest(logits: torch.Tensor, alive: Sequence[_Row], count: int) -> list[list[tuple[float, int, int]]]:
-    """Return the likeliest continuations of each row as (log-probability, beginning, token), best first."""
-    width, vocabulary = len(alive[0].beginnings), logits.shape[-1]
-    before = torch.tensor([[score for score, _ in row.beginnings] for row in alive], device=logits.device)
+    """Return the likeliest continuations of each row as (log-probability, hypothesis, token), best first."""
+    width, vocabulary = len(alive[0].hypotheses), logits.shape[-1]
+    before = torch.tensor([[score for score, _ in row.hypotheses] for row in alive], device=logits.device)
     scores = logits.log_softmax(-1).view(len(alive), width, vocabulary) + before.unsqueeze(-1)
     best = scores.flatten(1).topk(min(count, width * vocabulary))
     return [
@@ -69,27 +70,27 @@ def _likeliest(logits: torch.Tensor, alive: Sequence[_Row], count: int) -> list[
     ]
 
 
-def _step(
+def _extend(
     row: _Row, candidates: list[tuple[float, int, int]], beams: int, stop_ids: Sequence[int], *, at_limit: bool
 ) -> list[int]:
-    """Sort continuations into finished answers and new beginnings; return which beginning each of these comes from."""
-    beginnings: list[tuple[float, Ids]] = []
+    """Divide continuations into finished answers and new hypotheses; return the parent of each new hypothesis."""
+    hypotheses: list[tuple[float, Ids]] = []
     parents: list[int] = []
     for rank, (score, parent, token) in enumerate(candidates):
-        before = row.beginnings[parent][1]
+        before = row.hypotheses[parent][1]
         stopped = token in stop_ids
         if stopped or at_limit:
             if rank < beams:
                 ids = before if stopped else (*before, token)
                 row.finished.append((score / (len(before) + 1), ids, stopped))
-        elif len(beginnings) < beams:
-            beginnings.append((score, (*before, token)))
+        elif len(hypotheses) < beams:
+            hypotheses.append((score, (*before, token)))
             parents.append(parent)
-    row.finished = sorted(row.finished, key=lambda one: -one[0])[:beams]
-    row.beginnings = beginnings
+    row.finished = sorted(row.finished, key=lambda finished: -finished[0])[:beams]
+    row.hypotheses = hypotheses
     return parents
 
 
 def _is_done(row: _Row, beams: int, length: int) -> bool:
-    """Say whether the likeliest beginning, were it to end now, is no better than the worst finished answer."""
-    return len(row.finished) == beams and row.beginnings[0][0] / length <= row.finished[-1][0]
+    """Whether the best hypothesis, if it ended now, would not beat the worst finished answer."""
+    return len(row.finished) == beams and row.hypotheses[0][0] / length <= row.finished[-1][0]

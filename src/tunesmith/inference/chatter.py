@@ -1,4 +1,4 @@
-"""A model that answers by the same prompt and generation as in training and evaluation."""
+"""Ask a model with the same prompt template and generation as in training and evaluation."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -14,7 +14,7 @@ from tunesmith.inference.predict import predict
 from tunesmith.inference.prompts import Prompts
 from tunesmith.inference.recorded import RecordedOptions, recorded_options
 from tunesmith.inference.request import StopStrings
-from tunesmith.inference.sampling import GREEDY, Sampling, refuse_contradictions, seed_samples
+from tunesmith.inference.sampling import GREEDY, Sampling, check_generation_options, seed_samples
 from tunesmith.model.adapter_set import AdapterSet
 from tunesmith.model.adapters import open_model
 from tunesmith.model.load import ComputeConfig, choose_compute, max_positions
@@ -34,11 +34,14 @@ TaskData = ChatData | CompletionData | Seq2SeqData | TextData
 
 @dataclass
 class Chatter:
-    """A model that answers. `turns` is the conversation so far (chat models only).
+    """A model with its prompt template.
 
-    `row` holds values for columns of the model's prompt and system turn; a text that is asked fills the remaining one.
-    `system` replaces the system turn of training. `is_trained_prompt` is false for a model that tunesmith did not tune,
-    which has no prompt template. `recorded` are the settings of its recipe, if known.
+    Attributes:
+        is_trained_prompt: false for a model that tunesmith did not tune, which has no prompt template.
+        system: replaces the system turn of training.
+        row: values for columns of the prompt and the system turn; a prompt text fills the remaining column.
+        turns: the conversation so far (chat models only).
+        recorded: settings of the model's recipe, if known.
     """
 
     model: Any
@@ -53,12 +56,12 @@ class Chatter:
 
     @property
     def keeps_turns(self) -> bool:
-        """Whether the model is asked in a conversation."""
+        """Whether the model answers in a conversation."""
         return isinstance(self.data, ChatData)
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The columns that its prompt and its system turn take from a row, in order."""
+        """The columns of the prompt and the system turn, in order."""
         return tuple(dict.fromkeys(name for template in _templates(self.data) for name in columns_in(template)))
 
     def ask(
@@ -70,51 +73,51 @@ class Chatter:
         sampling: Sampling = GREEDY,
         stop: Sequence[str] = (),
     ) -> str:
-        """Return the answer to `text`, put in the prompt that the model was trained with.
-
-        A chat model remembers what was said before.
+        """Return the answer to `text` in the prompt template of training; a chat model continues the conversation.
 
         Args:
-            max_new_tokens: limit of the answer; by default that of its evaluation, else 256, or less if the model has
-                fewer positions left.
+            max_new_tokens: the limit of the answer; by default the limit of its evaluation, else 256, but at most the
+                positions that the prompt leaves.
             beams: width of the beam search; 1 means no beam search.
-            sampling: how tokens are chosen; by default the likeliest one.
+            sampling: how tokens are chosen; by default greedily.
             stop: texts before which the answer ends.
 
         Raises:
-            RecipeError: the prompt has several columns that `row` does not give, or settings contradict each other.
-            DataError: the chat template refuses the conversation.
-            DoesNotFit: prompt and answer exceed the model's positions, or memory.
+            RecipeError: the prompt has several columns that `row` does not fill, or options contradict each other.
+            DataError: the chat template refuses the conversation, or prompt and answer exceed the model's positions.
+            DoesNotFit: memory does not suffice.
         """
-        asked = (*self.turns, Turn("user", text, trained=False)) if self.turns else self.turns_of_text(text)
-        [line] = self.answer([asked], max_new_tokens=max_new_tokens, beams=beams, sampling=sampling, stop=stop)
+        turns = (*self.turns, Turn("user", text, trained=False)) if self.turns else self.turns_of_text(text)
+        [line] = self.answer([turns], max_new_tokens=max_new_tokens, beams=beams, sampling=sampling, stop=stop)
         if line["error"] is not None:
-            raise DataError(str(line["error"]), hint="ask less at once, or lower --max-new-tokens")
-        said = str(line["prediction"])
+            raise DataError(
+                str(line["error"]), hint="shorten the prompt, or lower --max-new-tokens", code="prompt-too-long"
+            )
+        answer = str(line["prediction"])
         if self.keeps_turns:
-            self.turns = [*asked, Turn("assistant", said, trained=False)]
-        return said
+            self.turns = [*turns, Turn("assistant", answer, trained=False)]
+        return answer
 
     def turns_of_text(self, text: str) -> tuple[Turn, ...]:
-        """Return the turns that ask `text`; raise RecipeError if the prompt needs more columns than it fills."""
+        """Return the turns with `text` as the prompt; raise RecipeError if it cannot fill exactly one column."""
         if isinstance(self.data, TextData):
             return self.task.user_turn(text)
         if isinstance(self.data, ChatData) and self.data.messages:
             return self.turns_of_row({**self.row, self.data.messages: [{"role": "user", "content": text}]})
         optional = optional_columns(self.data)
-        left = [name for name in self.columns if name not in self.row and name not in optional]
-        if len(left) != 1:
+        unfilled = [name for name in self.columns if name not in self.row and name not in optional]
+        if len(unfilled) != 1:
+            problem = f"{_listed(unfilled)} have no value" if unfilled else "--row fills them all"
             raise RecipeError(
-                f"a prompt text fills one column, and {_listed(left) if left else 'no column'} of this model's prompt "
-                f"{'are' if left else 'is'} left to fill",
-                code="usage",
-                hint=f"give {'all but one' if left else 'fewer'} with --row: {_row_options(self.columns)}; "
-                "or rows of a file with --rows FILE",
+                f"a prompt text fills one column of this model's prompt, and {problem}",
+                code="prompt-columns",
+                hint=f"give {'all columns but one' if unfilled else 'fewer columns'} with --row: "
+                f"{_row_options(self.columns)}; or use rows of a file with --rows FILE",
             )
-        return self.turns_of_row({**self.row, left[0]: text})
+        return self.turns_of_row({**self.row, unfilled[0]: text})
 
     def turns_of_row(self, row: Mapping[str, Any], where: str | None = None) -> tuple[Turn, ...]:
-        """Return the turns that ask about a row as evaluation does; the row needs no answer.
+        """Return the turns of a row's prompt, as in evaluation; the row needs no answer.
 
         Raises:
             RecipeError: the row lacks a column.
@@ -124,8 +127,8 @@ class Chatter:
             turns = self.task.prompt_turns(row)
         except MissingColumn as missing:
             raise RecipeError(
-                f"there is no column `{missing.column}`", where=where, code="usage",
-                hint=f"the prompt of this model needs {_listed(self.columns) or f'`{missing.column}`'}",
+                f"there is no column `{missing.column}`", where=where, code="prompt-columns",
+                hint=f"this model's prompt has the columns {_listed(self.columns) or f'`{missing.column}`'}",
             ) from missing  # fmt: skip
         except RowProblem as problem:
             raise DataError(str(problem), where=where) from problem
@@ -135,7 +138,7 @@ class Chatter:
 
     def answer(
         self,
-        asked: Sequence[Sequence[Turn]],
+        conversations: Sequence[Sequence[Turn]],
         *,
         max_new_tokens: int | None = None,
         beams: int = 1,
@@ -143,36 +146,36 @@ class Chatter:
         samples: int = 1,
         stop: Sequence[str] = (),
     ) -> list[dict[str, Any]]:
-        """Return {prompt, prediction, stopped, error} for each list of turns, in order.
+        """Return {prompt, prediction, stopped, error} for each conversation, in order.
 
         Args:
-            samples: how many answers to each are drawn, one after the other in the result. Their seeds are
-                `sampling.seed`, the next number, and so on.
+            samples: number of answers to each conversation, consecutive in the result. Their seeds are consecutive
+                numbers from `sampling.seed` on.
 
         The other arguments are those of `ask`.
         """
-        refuse_contradictions(sampling, samples=samples, beams=beams, stop=stop, max_new_tokens=max_new_tokens)
-        drawn = seed_samples(sampling, samples) * len(asked)
-        asked = [turns for turns in asked for _ in range(samples)]
-        examples = tuple(Example(str(i), i + 1, str(i), tuple(turns)) for i, turns in enumerate(asked))
-        prompts = tuple(tuple(self._prompt(turns)) for turns in asked)
-        texts = tuple("\n\n".join(turn.text for turn in turns) for turns in asked)
-        limit = self._limit(prompts) if max_new_tokens is None else max_new_tokens
-        questions = Prompts(examples, prompts, texts, self.task.stop_ids, limit, self.task.decoder_prefix_ids, beams)
+        check_generation_options(sampling, samples=samples, beams=beams, stop=stop, max_new_tokens=max_new_tokens)
+        options = seed_samples(sampling, samples) * len(conversations)
+        requests = [turns for turns in conversations for _ in range(samples)]
+        examples = tuple(Example(str(i), i + 1, str(i), tuple(turns)) for i, turns in enumerate(requests))
+        ids = tuple(tuple(self._encode_prompt(turns)) for turns in requests)
+        texts = tuple("\n\n".join(turn.text for turn in turns) for turns in requests)
+        limit = self._default_limit(ids) if max_new_tokens is None else max_new_tokens
+        prompts = Prompts(examples, ids, texts, self.task.stop_ids, limit, self.task.decoder_prefix_ids, beams)
         stops = StopStrings(tuple(stop), self.tokenizer.decode) if stop else None
-        found = predict(self.model, questions, self.task, range(len(examples)), sampling=drawn, stop_strings=stops)
+        answers = predict(self.model, prompts, self.task, range(len(examples)), sampling=options, stop_strings=stops)
         lines = {
-            line["row"]: {key: line[key] for key in ("prompt", "prediction", "stopped", "error")} for line in found
+            line["row"]: {key: line[key] for key in ("prompt", "prediction", "stopped", "error")} for line in answers
         }
         return [lines[example.row] for example in examples]
 
-    def _limit(self, prompts: Sequence[Sequence[int]]) -> int:
-        """Return the default limit of an answer in tokens."""
+    def _default_limit(self, prompts: Sequence[Sequence[int]]) -> int:
+        """Return the default limit of an answer in tokens, which leaves room for the longest prompt."""
         taken = len(self.task.decoder_prefix_ids) or max(map(len, prompts), default=0)
         return max(1, min(self.recorded.max_new_tokens or _MAX_NEW_TOKENS, max_positions(self.model) - taken))
 
-    def _prompt(self, turns: Sequence[Turn]) -> list[int]:
-        """Return the ids of a prompt; a chat template may rewrite earlier answers, as by leaving out thoughts.
+    def _encode_prompt(self, turns: Sequence[Turn]) -> list[int]:
+        """Return the ids of a prompt. Chat templates may rewrite earlier answers, such as removing their thoughts.
 
         Raises:
             DataError: the template refuses the conversation, or rewrites one whose text spells control tokens.
@@ -187,11 +190,13 @@ class Chatter:
                     [{"role": t.role, "content": t.text} for t in turns], generation=True
                 )
             except Exception as error:  # a template may raise anything
-                raise DataError(f"the chat template refuses the conversation: {error}") from error
+                raise DataError(
+                    f"the chat template refuses the conversation: {error}", code="template-refuses"
+                ) from error
             return self.tokenizer.encode_trusted(text)
 
     def _spells_control_tokens(self, turn: Turn) -> bool:
-        """Whether a turn's text holds tokens that its author may not write; an answer may hold some (<think>)."""
+        """Whether a turn's text spells control tokens that its author may not emit; answers may emit some (<think>)."""
         forbidden = self.tokenizer.special_ids if turn.role == "assistant" else self.tokenizer.control_ids
         return not forbidden.isdisjoint(self.tokenizer.encode_trusted(turn.text))
 
@@ -203,48 +208,48 @@ def open_chatter(
     system: str | None = None,
     row: Mapping[str, Any] | None = None,
 ) -> Chatter:
-    """Load a model by any reference; one that tunesmith tuned brings its task along.
+    """Load a model by any reference, with the prompt template of its training if tunesmith tuned it.
 
     Args:
-        adapters: a set in which `reference` is a name; that adapter is put to use, and answers until another one is.
-        system: a system turn that replaces the one of training.
+        adapters: a set in which `reference` is a name. Its adapter is activated, and stays active until another one is.
+        system: a system turn that replaces that of training.
         row: values for columns of the prompt.
 
     Raises:
         RecipeError: there is no such model, or `system` or a column of `row` would have no effect.
     """
-    found = adapters.folder(reference) if adapters else resolve(reference)
-    tokenizer = load_tokenizer(found)
-    data, is_trained = _data_of(found, tokenizer)
+    folder = adapters.folder(reference) if adapters else resolve(reference)
+    tokenizer = load_tokenizer(folder)
+    data, is_trained = _prompt_data(folder, tokenizer)
     if system is not None:
         if not isinstance(data, ChatData):
-            raise RecipeError(f"a system turn has no effect on `task: {data.task}`", code="usage")
+            raise RecipeError(f"a system turn has no effect with `task: {data.task}`", code="no-effect")
         data = data.model_copy(update={"system": None})
     task = task_for(data, tokenizer)
-    chatter = Chatter(None, task, data, tokenizer, is_trained, system, row or {}, recorded=recorded_options(found))
+    chatter = Chatter(None, task, data, tokenizer, is_trained, system, row or {}, recorded=recorded_options(folder))
     known = (*chatter.columns, *([data.messages] if isinstance(data, ChatData) and data.messages else []))
     if unused := [name for name in chatter.row if name not in known]:
-        hint = f"its prompt has {_listed(known)}" if is_trained and known else "it has no columns; give --prompt TEXT"
-        raise RecipeError(f"the model's prompt has no column {_listed(unused)}", code="usage", hint=hint)
-    chatter.model = adapters.use(reference) if adapters else open_model(found, _machine(found)).eval()
+        hint = f"its columns are {_listed(known)}" if is_trained and known else "it has no columns; use --prompt TEXT"
+        raise RecipeError(f"the model's prompt has no column {_listed(unused)}", code="prompt-columns", hint=hint)
+    chatter.model = adapters.use(reference) if adapters else open_model(folder, _compute_config(folder)).eval()
     return chatter
 
 
-def _machine(found: ModelFolder) -> ComputeConfig:
-    """Return this machine with the precision that the model was trained in, or another if it lacks that."""
-    quantized = trained_quantization(found) is not None
+def _compute_config(folder: ModelFolder) -> ComputeConfig:
+    """Return this machine's device with the precision of training, or with another one if it does not support that."""
+    quantized = trained_quantization(folder) is not None
     with suppress(RecipeError):
-        return choose_compute(found.card.get("precision", "auto"), quantized=quantized)  # type: ignore[arg-type]
+        return choose_compute(folder.card.get("precision", "auto"), quantized=quantized)  # type: ignore[arg-type]
     return choose_compute(quantized=quantized)
 
 
-def _data_of(found: ModelFolder, tokenizer: TokenizerAdapter) -> tuple[TaskData, bool]:
-    """Return the data section that a model was tuned with, and true; for others one that suits it, and false."""
+def _prompt_data(folder: ModelFolder, tokenizer: TokenizerAdapter) -> tuple[TaskData, bool]:
+    """Return the data section of the model's training and true, or a default section and false."""
     source = FileSource(file="none")
-    stored = found.card.get("data")
+    stored = folder.card.get("data")
     if isinstance(stored, dict):
         data: TaskData = TypeAdapter(Data).validate_python({**stored, "source": source})
-        # Texts that brought markup along were conversations: what a person says is put in a turn, as the base gets it.
+        # Texts with control tokens were formatted conversations, so a prompt goes into a turn, as for the base.
         if not (isinstance(data, TextData) and data.control_tokens and tokenizer.has_chat_template):
             return data, True
     if tokenizer.has_encoder:
@@ -255,7 +260,7 @@ def _data_of(found: ModelFolder, tokenizer: TokenizerAdapter) -> tuple[TaskData,
 
 
 def _templates(data: TaskData) -> Iterator[str]:
-    """Yield the templates that a question is made from."""
+    """Yield the templates of the prompt."""
     if isinstance(data, TextData):
         yield data.text if columns_in(data.text) else f"{{{data.text}}}"
     elif isinstance(data, ChatData):

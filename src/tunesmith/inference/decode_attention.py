@@ -1,7 +1,8 @@
-"""Attention of one new token a row, for few rows at a time, each time up to the longest among them.
+"""Attention of one new token per row, computed for a few rows at a time.
 
-Rows side by side differ in length. Attention over all of them reads every row's cache up to the longest one's end,
-which for most rows is room that holds nothing; and reading is what such attention takes its time for.
+The rows of a batch differ in length. A single attention call reads the cache of every row up to the length of the
+longest row. For most rows that is unused space, and reading the cache is most of the cost. Here each strip of rows is
+read only up to its own longest row.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,18 +16,17 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from tunesmith.kernels.packed_attention import SDPA_ATTENTION
 
 _NAME = "tunesmith_by_length"
-_WHOLE = "sdpa"
 
-# Rows that are computed together, and the width up to which they are read.
+# Rows that share one attention call, and the length up to which their caches are read.
 Strip = tuple[slice, int]
 
 
 @contextmanager
 def attend_in_strips(config: Any) -> Iterator[None]:
-    """Let a model attend strip by strip where it is called with `strips`, and as before afterwards.
+    """Let the model compute attention strip by strip if it is called with `strips`, and restore it afterwards.
 
     Args:
-        config: the configuration that the model's layers ask; it is left alone unless it names torch's own attention.
+        config: the configuration that the layers read. It is unchanged if it names another attention than SDPA.
     """
     before = config._attn_implementation
     if before in SDPA_ATTENTION:
@@ -38,8 +38,8 @@ def attend_in_strips(config: Any) -> Iterator[None]:
 
 
 def cut_strips(lengths: Sequence[int], rows: int) -> list[Strip]:
-    """Cut rows of some lengths into strips of so many rows."""
-    return [(slice(at, at + rows), max(lengths[at : at + rows])) for at in range(0, len(lengths), rows)]
+    """Divide rows of the given lengths into strips of `rows` rows."""
+    return [(slice(start, start + rows), max(lengths[start : start + rows])) for start in range(0, len(lengths), rows)]
 
 
 def _attend(
@@ -50,17 +50,17 @@ def _attend(
     attention_mask: torch.Tensor | None,
     *,
     strips: Sequence[Strip] = (),
-    **given: Any,
+    **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    whole = ALL_ATTENTION_FUNCTIONS[_WHOLE]
+    sdpa = ALL_ATTENTION_FUNCTIONS["sdpa"]
     if attention_mask is None or len(strips) < 2:
-        found: tuple[torch.Tensor, None] = whole(module, query, key, value, attention_mask, **given)
-        return found
-    parts = [
-        whole(module, query[r], key[r, :, :w], value[r, :, :w], attention_mask[r, :, :, :w], **given)[0]
+        output: tuple[torch.Tensor, None] = sdpa(module, query, key, value, attention_mask, **options)
+        return output
+    outputs = [
+        sdpa(module, query[r], key[r, :, :w], value[r, :, :w], attention_mask[r, :, :, :w], **options)[0]
         for r, w in strips
     ]
-    return torch.cat(parts), None
+    return torch.cat(outputs), None
 
 
 AttentionInterface.register(_NAME, _attend)

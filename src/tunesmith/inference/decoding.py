@@ -1,6 +1,6 @@
-"""Rows that a model goes on writing side by side, one token at a time: masks, positions and caches in step.
+"""Generate one token of every row at a time, in a padded batch: ids, masks, positions and the KV cache.
 
-The same for a decoder that continues its prompt and for one that answers what an encoder has read.
+Decoder-only models continue their prompts; the decoder of an encoder-decoder model answers what the encoder has read.
 """
 
 import inspect
@@ -15,50 +15,48 @@ from tunesmith.architecture.shapes import UNLIMITED
 from tunesmith.kernels.packing_check import attention_window
 from tunesmith.model.load import decoder_config, without_adapter
 
-# A beginning that is shorter is not worth a forward pass of its own.
-_LEAST_SHARED = 16
+# A shorter shared prefix is not worth a forward pass.
+_MIN_SHARED_TOKENS = 16
 
 
-def start_decoding(model: Any, prompts: Sequence[Sequence[int]], decoder_start_ids: Sequence[int]) -> "Decoding":
-    """Return the rows that answer some prompts.
+def start_decoding(model: Any, prompts: Sequence[Sequence[int]], decoder_prefix_ids: Sequence[int]) -> "DecodingBatch":
+    """Return the batch that answers some prompts.
 
     Args:
-        decoder_start_ids: what a decoder beside an encoder goes on from.
+        decoder_prefix_ids: ids that the decoder of an encoder-decoder model continues.
     """
-    return (
-        _Answering(model, prompts, decoder_start_ids)
-        if model.config.is_encoder_decoder
-        else _Continuing(model, prompts)
-    )
+    if model.config.is_encoder_decoder:
+        return _EncoderDecoderBatch(model, prompts, decoder_prefix_ids)
+    return _DecoderOnlyBatch(model, prompts)
 
 
-class Decoding:
-    """Rows in work. What is fed next is `_ids` [rows, tokens not yet read]."""
+class DecodingBatch:
+    """Rows that are being generated. `_ids` [rows, tokens] is the input of the next forward pass."""
 
     _ids: torch.Tensor
     _cache: Any
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        self._last_only = last_logits_kwargs(model)
+        self._logits_kwargs = last_logits_kwargs(model)
 
     @property
     def device(self) -> torch.device:
-        """Where the rows are."""
+        """The device of the rows."""
         return self._ids.device
 
     def logits(self) -> torch.Tensor:
-        """Read what was chosen last; return the logits [rows, vocabulary] of what comes next, in fp32."""
-        output = self._model(**self._inputs(), past_key_values=self._cache, use_cache=True, **self._last_only)
+        """Run a forward pass over the ids that have not been read; return the fp32 logits [rows, vocabulary]."""
+        output = self._model(**self._inputs(), past_key_values=self._cache, use_cache=True, **self._logits_kwargs)
         logits: torch.Tensor = output.logits[:, -1].float()
         return logits
 
-    def choose(self, tokens: torch.Tensor) -> None:
-        """Go on with a token [rows] in every row."""
+    def append(self, tokens: torch.Tensor) -> None:
+        """Append one token to each row, tokens [rows]."""
         self._ids = tokens.unsqueeze(1)
 
-    def take(self, rows: torch.Tensor) -> None:
-        """Go on with these rows only, in this order; a row may be taken more than once."""
+    def select_rows(self, rows: torch.Tensor) -> None:
+        """Keep the given rows in the given order; a row may be repeated."""
         # `batch_select_indices` would leave out recurrent layers.
         self._cache.reorder_cache(rows)
 
@@ -66,57 +64,53 @@ class Decoding:
         raise NotImplementedError
 
 
-class _Continuing(Decoding):
-    """A decoder alone, which continues its prompt."""
-
+class _DecoderOnlyBatch(DecodingBatch):
     def __init__(self, model: Any, prompts: Sequence[Sequence[int]]) -> None:
         super().__init__(model)
         self._cache = DynamicCache(config=decoder_config(model))
-        shared = self._read_shared(prompts)
-        # Padding goes to the left, so that every row's next token stands in the last column.
+        shared = self._read_shared_prefix(prompts)
+        # Padding is on the left, so that the next token of every row is in the last column.
         self._ids, mask = _padded([prompt[shared:] for prompt in prompts], model.device, left=True)
         self._mask = torch.cat([mask.new_ones(len(prompts), shared), mask], 1)
         self._positions = (self._mask.cumsum(1) - 1).clamp(min=0)[:, shared:]
 
-    def _read_shared(self, prompts: Sequence[Sequence[int]]) -> int:
-        """Put what all prompts begin with in the cache, once for all rows; return how many tokens that is.
+    def _read_shared_prefix(self, prompts: Sequence[Sequence[int]]) -> int:
+        """Read the shared prefix of all prompts into the cache once; return its number of tokens.
 
-        Only where every layer sees all that came before by mask alone: padding then stands between beginning and rest.
+        Padding then lies between prefix and rest, so this needs layers that depend on earlier tokens by the mask alone.
         """
         shared = shared_prefix_length(prompts)
         if not shared or not has_full_attention(self._model):
             return 0
         ids = torch.tensor([list(prompts[0][:shared])], device=self._model.device)
-        self._model(input_ids=ids, past_key_values=self._cache, use_cache=True, **self._last_only)
+        self._model(input_ids=ids, past_key_values=self._cache, use_cache=True, **self._logits_kwargs)
         self._cache.batch_repeat_interleave(len(prompts))
         return shared
 
-    def choose(self, tokens: torch.Tensor) -> None:
-        super().choose(tokens)
+    def append(self, tokens: torch.Tensor) -> None:
+        super().append(tokens)
         self._mask = torch.cat([self._mask, self._mask.new_ones(len(tokens), 1)], 1)
         self._positions = self._positions[:, -1:] + 1
 
-    def take(self, rows: torch.Tensor) -> None:
-        super().take(rows)
+    def select_rows(self, rows: torch.Tensor) -> None:
+        super().select_rows(rows)
         self._mask, self._positions = self._mask[rows], self._positions[rows]
 
     def _inputs(self) -> dict[str, Any]:
         return {"input_ids": self._ids, "attention_mask": self._mask, "position_ids": self._positions}
 
 
-class _Answering(Decoding):
-    """A decoder beside an encoder, which has read the prompts once and for all."""
-
-    def __init__(self, model: Any, prompts: Sequence[Sequence[int]], decoder_start_ids: Sequence[int]) -> None:
+class _EncoderDecoderBatch(DecodingBatch):
+    def __init__(self, model: Any, prompts: Sequence[Sequence[int]], decoder_prefix_ids: Sequence[int]) -> None:
         super().__init__(model)
         source, self._mask = _padded(prompts, model.device, left=False)
         self._encoded = model.get_encoder()(input_ids=source, attention_mask=self._mask)
-        self._ids = torch.tensor([list(decoder_start_ids)] * len(prompts), device=model.device)
+        self._ids = torch.tensor([list(decoder_prefix_ids)] * len(prompts), device=model.device)
         config = decoder_config(model)
         self._cache = EncoderDecoderCache(DynamicCache(config=config), DynamicCache(config=config))
 
-    def take(self, rows: torch.Tensor) -> None:
-        super().take(rows)
+    def select_rows(self, rows: torch.Tensor) -> None:
+        super().select_rows(rows)
         self._mask = self._mask[rows]
         self._encoded.last_hidden_state = self._encoded.last_hidden_state[rows]
 
@@ -125,7 +119,7 @@ class _Answering(Decoding):
 
 
 def _padded(prompts: Sequence[Sequence[int]], device: torch.device, *, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return ids and mask [rows, longest]; masks go by position, so any id will do as padding."""
+    """Return ids and mask [rows, longest]. The mask hides padding by its position, so any id can pad."""
     width = max(map(len, prompts))
     pads = [[0] * (width - len(prompt)) for prompt in prompts]
     ids = [pad + list(p) if left else list(p) + pad for pad, p in zip(pads, prompts, strict=True)]
@@ -134,23 +128,23 @@ def _padded(prompts: Sequence[Sequence[int]], device: torch.device, *, left: boo
 
 
 def shared_prefix_length(prompts: Sequence[Sequence[int]]) -> int:
-    """Return how many tokens all prompts begin with, their last ones left out; 0 where it is not worth a pass."""
-    most = min(map(len, prompts)) - 1
-    shared = next((i for i in range(most) if len({prompt[i] for prompt in prompts}) > 1), most)
-    return shared if len(prompts) > 1 and shared >= _LEAST_SHARED else 0
+    """Return the length of the shared prefix, without the last token of any prompt; 0 if it is not worth a pass."""
+    limit = min(map(len, prompts)) - 1
+    shared = next((i for i in range(limit) if len({prompt[i] for prompt in prompts}) > 1), limit)
+    return shared if len(prompts) > 1 and shared >= _MIN_SHARED_TOKENS else 0
 
 
 def has_full_attention(model: Any) -> bool:
-    """Say whether every layer keeps every token, and sees all that came before by mask alone."""
+    """Whether every layer caches every token and attends to all earlier ones, hidden by the mask alone."""
     layers = DynamicCache(config=decoder_config(model)).layers
     return {type(layer) for layer in layers} == {DynamicLayer} and attention_window(model) == UNLIMITED
 
 
 def last_logits_kwargs(model: Any) -> dict[str, int]:
-    """Ask for the last position's logits only, where the model knows how to."""
+    """Return the arguments that limit the logits to the last position, if the model has such an argument."""
     return {"logits_to_keep": 1} if "logits_to_keep" in forward_parameters(model) else {}
 
 
 def forward_parameters(model: Any) -> Mapping[str, inspect.Parameter]:
-    """Return what the model itself takes, without what peft puts around it."""
+    """Return the parameters of the model's own `forward`, without the wrapper of peft."""
     return inspect.signature(without_adapter(model).forward).parameters

@@ -1,7 +1,8 @@
-"""Answers to many prompts, the longest first; rows leave as soon as they have stopped.
+"""Generate the answers to many prompts, the longest prompts first; rows leave the batch as soon as they stop.
 
-If the model can, each row is written in a slot of its own, and the next prompt enters when a slot gets free. Otherwise,
-and for beams, rows go in padded batches that are not refilled. If memory does not suffice, fewer go side by side.
+If the model allows it, each row is generated in a slot, and the next prompt takes the slot of a finished row.
+Otherwise, and for beam search, rows are generated in padded batches that are not refilled. If memory runs out, the
+batch is halved.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,16 +16,16 @@ from tunesmith.core import interrupt
 from tunesmith.core.errors import DoesNotFit
 from tunesmith.distributed.fsdp import is_sharded
 from tunesmith.inference.beams import beam_search
-from tunesmith.inference.decoding import Decoding, shared_prefix_length, start_decoding
+from tunesmith.inference.decoding import DecodingBatch, shared_prefix_length, start_decoding
 from tunesmith.inference.request import Answer, Limits, Request, StopStrings, advance
-from tunesmith.inference.sampling import GREEDY, Sampling, refuse_contradictions
+from tunesmith.inference.sampling import GREEDY, Sampling, check_generation_options
 from tunesmith.inference.session import Session
 from tunesmith.inference.slot_check import slot_budget
 from tunesmith.model.memory import free_memory, is_out_of_memory
 
 _HINT = "lower evaluate.max_new_tokens, evaluate.beams or data.max_tokens_per_example"
-# Rows side by side. In slots more cost no padding, and every product of a step has as many rows.
-_IN_SLOTS, _PADDED = 64, 32
+# Rows per batch. Slots need no padding, so more rows only make the matrix products of a step larger.
+_ROWS_IN_SLOTS, _PADDED_ROWS = 64, 32
 
 
 def generate(
@@ -33,92 +34,95 @@ def generate(
     *,
     stop_ids: Sequence[int],
     max_new_tokens: int,
-    decoder_start_ids: Sequence[int] = (),
+    decoder_prefix_ids: Sequence[int] = (),
     beams: int = 1,
     batch_rows: int | None = None,
     sampling: Sequence[Sampling] = (),
     stop_strings: StopStrings | None = None,
     continue_on_oom: bool = False,
 ) -> Iterator[Answer]:
-    """Yield one answer a prompt, in the order in which they finish.
+    """Yield one answer per prompt, in the order in which they finish.
 
     Args:
-        prompts: ids of each prompt; with an encoder, what it reads.
-        stop_ids: ids after which an answer is over.
-        max_new_tokens: limit of an answer.
-        decoder_start_ids: ids that a decoder beside an encoder goes on from.
-        beams: width of the beam search; 1 is greedy.
-        batch_rows: most rows side by side, a row for each beam; changes speed and memory, and in fp32 not the answers.
+        prompts: ids of each prompt; the encoder reads them if the model has one.
+        stop_ids: ids that end an answer.
+        max_new_tokens: the limit of an answer.
+        decoder_prefix_ids: ids that the decoder of an encoder-decoder model continues.
+        beams: width of the beam search; 1 means no beam search.
+        batch_rows: maximum number of rows in a batch, counting each beam. It changes speed and memory, and in fp32
+            never the answers.
         sampling: how the tokens of each answer are chosen; by default all are greedy.
-        stop_strings: texts after which an answer is over.
-        continue_on_oom: yield an answer with an error where memory does not suffice for one prompt alone.
+        stop_strings: texts that end an answer.
+        continue_on_oom: yield an answer with an error if memory does not suffice for a single prompt.
 
     Raises:
-        RecipeError: a prompt holds tokens that the model has no vectors for, or beams are combined with sampling.
-        DoesNotFit: memory does not suffice for one prompt alone, and `continue_on_oom` is not set.
+        RecipeError: a prompt has tokens beyond the model's embedding, or beam search is combined with sampling.
+        DoesNotFit: memory does not suffice for a single prompt, and `continue_on_oom` is not set.
     """
     highest = max((max(prompt, default=-1) for prompt in prompts), default=-1)
     require_embedding_rows(highest, int(model.get_input_embeddings().weight.shape[0]), where="prompt")
     sampling = sampling or [GREEDY] * len(prompts)
-    drawn = next((one for one in sampling if one != GREEDY), GREEDY)
-    refuse_contradictions(drawn, beams=beams, stop=stop_strings.texts if stop_strings else ())
+    sampled = next((options for options in sampling if options != GREEDY), GREEDY)
+    check_generation_options(sampled, beams=beams, stop=stop_strings.texts if stop_strings else ())
     limits = Limits(max_new_tokens, tuple(stop_ids), stop_strings)
-    left = dict.fromkeys(sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i)))
-    # A single prompt gains nothing from slots. `slot_budget` makes forward passes to check the model; ranks that share
-    # layers would not make them in step.
-    room = slot_budget(model, prompts) if beams == 1 and len(prompts) > 1 and not is_sharded(model) else None
-    most = size = max(1, (batch_rows or (_IN_SLOTS if room else _PADDED)) // beams)
-    while left:
-        rows = list(left)
+    pending = dict.fromkeys(sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i)))
+    # A single prompt gains nothing from slots. `slot_budget` runs forward passes to check the model, which ranks that
+    # share sharded layers would not run in lockstep.
+    budget = slot_budget(model, prompts) if beams == 1 and len(prompts) > 1 and not is_sharded(model) else None
+    max_size = size = max(1, (batch_rows or (_ROWS_IN_SLOTS if budget else _PADDED_ROWS)) // beams)
+    while pending:
+        rows = list(pending)
         lengths = [len(prompts[i]) + max_new_tokens for i in rows]
-        rows = rows[: room.alike(lengths, size) if room else size]
-        asked = [prompts[i] for i in rows]
-        chosen = [sampling[i] for i in rows]
+        rows = rows[: budget.count_similar(lengths, size) if budget else size]
+        batch, options = [prompts[i] for i in rows], [sampling[i] for i in rows]
         try:
-            if room:
-                found = _in_slots(model, asked, limits, chosen, min(len(rows), room.slots(lengths[0], size)))
+            if budget:
+                slots = min(len(rows), budget.max_slots(lengths[0], size))
+                answers = _generate_in_slots(model, batch, limits, options, slots)
             else:
-                found = _padded(model, asked, limits, chosen, decoder_start_ids, beams)
-            for answer in found:
+                answers = _generate_padded(model, batch, limits, options, decoder_prefix_ids, beams)
+            for answer in answers:
                 index = rows[answer.index]
-                del left[index]
+                del pending[index]
                 yield replace(answer, index=index)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            if is_sharded(model):  # others are in the same pass, which cannot be made again
-                raise DoesNotFit(f"memory does not suffice to answer {size} prompts at once", hint=_HINT) from error
+            if is_sharded(model):  # other ranks are in the same pass, so it cannot be repeated
+                raise DoesNotFit(
+                    f"out of memory while answering {size} prompts", hint=_HINT, code="out-of-memory"
+                ) from error
             if size == 1 and not continue_on_oom:
-                raise DoesNotFit(_too_large(prompts[next(iter(left))]), hint=_HINT) from error
+                prompt = prompts[next(iter(pending))]
+                raise DoesNotFit(_too_large(prompt), hint=_HINT, code="out-of-memory") from error
         else:
             continue
         # Not inside `except`: the error's traceback holds the tensors of the failed pass.
         free_memory()
         if size > 1:
             size = (min(size, len(rows)) + 1) // 2
-        else:  # rows are taken in order, so it is the first one; shorter ones may have room side by side
-            index = next(iter(left))
-            del left[index]
-            size = most
+        else:  # rows are in order, so the first one failed; several of the shorter rows may fit
+            index = next(iter(pending))
+            del pending[index]
+            size = max_size
             yield Answer(index, (), stopped=False, error=_too_large(prompts[index]))
 
 
 def _too_large(prompt: Sequence[int]) -> str:
-    return f"memory does not suffice to answer one prompt of {len(prompt)} tokens"
+    return f"out of memory while answering one prompt of {len(prompt)} tokens"
 
 
-def _in_slots(
+def _generate_in_slots(
     model: Any, prompts: Sequence[Sequence[int]], limits: Limits, sampling: Sequence[Sampling], slots: int
 ) -> Iterator[Answer]:
-    """Answer prompts in `slots` slots; the next prompt enters when an answer is complete."""
     session = Session(
         model,
         slots=slots,
-        room=max(map(len, prompts)) + limits.max_new_tokens,
-        beginning=prompts[0][: shared_prefix_length(prompts)],
+        slot_tokens=max(map(len, prompts)) + limits.max_new_tokens,
+        prefix=prompts[0][: shared_prefix_length(prompts)],
     )
-    for prompt, one in zip(prompts, sampling, strict=True):
-        session.submit(prompt, limits, one)  # ids count from 0, as places do
+    for prompt, options in zip(prompts, sampling, strict=True):
+        session.submit(prompt, limits, options)  # ids count from 0, as the places of prompts do
     while session.busy:
         interrupt.check()
         session.step()
@@ -126,38 +130,36 @@ def _in_slots(
 
 
 @torch.inference_mode()
-def _padded(
+def _generate_padded(
     model: Any,
     prompts: Sequence[Sequence[int]],
     limits: Limits,
     sampling: Sequence[Sampling],
-    decoder_start_ids: Sequence[int],
+    decoder_prefix_ids: Sequence[int],
     beams: int,
 ) -> Iterator[Answer]:
-    """Answer prompts, all at a time."""
-    state = start_decoding(model, prompts, decoder_start_ids)
+    batch = start_decoding(model, prompts, decoder_prefix_ids)
     if beams == 1:
-        rows = [
-            Request(i, p, limits, one, decoder_start_ids)
-            for i, (p, one) in enumerate(zip(prompts, sampling, strict=True))
+        requests = [
+            Request(i, prompt, limits, options, decoder_prefix_ids)
+            for i, (prompt, options) in enumerate(zip(prompts, sampling, strict=True))
         ]
-        yield from _written(state, rows)
+        yield from _generate_batch(batch, requests)
         return
-    found = beam_search(
-        state, len(prompts), beams=beams, stop_ids=limits.stop_ids, max_new_tokens=limits.max_new_tokens
-    )
-    for place, ids, stopped in found:
+    for place, ids, stopped in beam_search(
+        batch, len(prompts), beams=beams, stop_ids=limits.stop_ids, max_new_tokens=limits.max_new_tokens
+    ):
         yield Answer(place, ids, stopped)
 
 
-def _written(state: Decoding, rows: Sequence[Request]) -> Iterator[Answer]:
-    """Write a token of every row at a time, and yield answers as rows finish."""
+def _generate_batch(batch: DecodingBatch, rows: Sequence[Request]) -> Iterator[Answer]:
+    """Generate one token of every row at a time; yield answers as rows finish."""
     while rows:
         interrupt.check()
-        tokens, answers = advance(rows, state.logits())
+        tokens, answers = advance(rows, batch.logits())
         yield from (answer for answer in answers if answer is not None)
-        staying = [place for place, answer in enumerate(answers) if answer is None]
-        if len(staying) < len(rows):
-            rows = [rows[place] for place in staying]
-            state.take(torch.tensor(staying, device=state.device, dtype=torch.long))
-        state.choose(torch.tensor([tokens[place] for place in staying], device=state.device, dtype=torch.long))
+        remaining = [place for place, answer in enumerate(answers) if answer is None]
+        if len(remaining) < len(rows):
+            rows = [rows[place] for place in remaining]
+            batch.select_rows(torch.tensor(remaining, device=batch.device, dtype=torch.long))
+        batch.append(torch.tensor([tokens[place] for place in remaining], device=batch.device, dtype=torch.long))

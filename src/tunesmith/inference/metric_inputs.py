@@ -1,4 +1,7 @@
-"""What scores follow from beside model, rows and settings. Imports no torch: it is asked whether a stage is done."""
+"""Digest the files that metrics read, to notice changes of a finished stage's inputs.
+
+This imports no torch, because every command checks which stages are done.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,25 +14,25 @@ from tunesmith.scoring.custom import is_custom, source_files
 
 
 def scoring_inputs(metrics: Sequence[str], recipe: Recipe, run: RunDir) -> dict[str, Any]:
-    """Return the digests of what some metrics read: {own_metrics, database}, of each only where there is one.
+    """Return the digests of custom metrics and of the database: {own_metrics, database}, each only if used.
 
-    A metric of an installed package has no digest: its version is the environment's.
+    A custom metric in an installed package has the digest None: the recorded environment has its version.
 
     Raises:
         DataError: there is no such database.
     """
-    own = {name: _digest_of_own(name, run) for name in metrics if is_custom(name)}
-    found: dict[str, Any] = {}
-    if own:
-        found["own_metrics"] = own
+    custom = {name: _custom_metric_digest(name, run) for name in metrics if is_custom(name)}
+    inputs: dict[str, Any] = {}
+    if custom:
+        inputs["own_metrics"] = custom
     if "execution" in metrics and recipe.evaluate.database is not None:
         file = database_file(recipe, run.recipe_folder)
-        found["database"] = digest_file(file) if file else recipe.evaluate.database
-    return found
+        inputs["database"] = digest_file(file) if file else recipe.evaluate.database
+    return inputs
 
 
-def _digest_of_own(name: str, run: RunDir) -> str | None:
-    """Return the digest of a metric's module, and of the modules beside it that it imports."""
+def _custom_metric_digest(name: str, run: RunDir) -> str | None:
+    """Return the digest of a metric's module and of the modules in its folder that it imports."""
     files = source_files(name, run.recipe_folder)
     if len(files) < 2:
         return digest_file(files[0]) if files else None

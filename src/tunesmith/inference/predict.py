@@ -1,4 +1,4 @@
-"""What one model answers to questions, one line a row."""
+"""Generate the answers of one model, one JSON line per row."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from tunesmith.tasks.base import Task
 
 def predict(
     model: Any,
-    questions: Prompts,
+    prompts: Prompts,
     task: Task,
     rows: Sequence[int],
     *,
@@ -21,28 +21,28 @@ def predict(
     sampling: Sequence[Sampling] = (),
     stop_strings: StopStrings | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Yield the answer to each of the questions `rows`, in the order in which they finish.
+    """Yield the answers to the prompts at the places `rows`, in the order in which they finish.
 
-    A line is {id, row, prompt, prediction, reference, new_tokens, ids, stopped, error}. What is longer than the model's
-    positions has no answer but an `error`. The model is left in eval mode.
+    A line is {id, row, prompt, prediction, reference, new_tokens, ids, stopped, error}. A prompt that does not fit in
+    the model's positions has an `error` and no answer. The model is left in eval mode.
 
     Args:
-        continue_on_oom: give a prompt that memory does not suffice for an `error` too, instead of raising.
-        sampling: how the answer to each question is chosen; by default all are greedy, as training and evaluation ask.
+        continue_on_oom: if memory does not suffice for a single prompt, give it an `error` instead of raising.
+        sampling: how each answer is sampled; by default all are greedy, as in validation and evaluation.
         stop_strings: texts before which an answer ends.
 
     Raises:
-        RecipeError: a beam search is combined with sampling or stop strings.
-        DoesNotFit: memory does not suffice for one prompt alone.
+        RecipeError: beam search is combined with sampling or stop strings.
+        DoesNotFit: memory does not suffice for a single prompt.
     """
 
     def line(i: int, ids: Sequence[int], *, stopped: bool, error: str | None) -> dict[str, Any]:
-        example = questions.examples[i]
+        example = prompts.examples[i]
         text = "" if error else task.decode_answer(ids)
         return {
             "id": example.id,
             "row": example.row,
-            "prompt": questions.texts[i],
+            "prompt": prompts.texts[i],
             "prediction": stop_strings.cut(text) if stop_strings else text,
             "reference": task.reference(example.turns),
             "new_tokens": len(ids),
@@ -51,18 +51,18 @@ def predict(
             "error": error,
         }
 
-    room = max_positions(model)
-    fitting = [i for i in rows if questions.fits(i, room)]
+    positions = max_positions(model)
+    fitting = [i for i in rows if prompts.fits(i, positions)]
     for i in sorted(set(rows) - set(fitting)):
-        yield line(i, (), stopped=False, error=f"prompt and answer exceed the model's {room} positions")
+        yield line(i, (), stopped=False, error=f"prompt and answer exceed the model's {positions} positions")
     model.eval()
     for answer in generate(
         model,
-        [questions.prompts[i] for i in fitting],
-        stop_ids=questions.stop_ids,
-        max_new_tokens=questions.max_new_tokens,
-        decoder_start_ids=questions.decoder_start_ids,
-        beams=questions.beams,
+        [prompts.prompts[i] for i in fitting],
+        stop_ids=prompts.stop_ids,
+        max_new_tokens=prompts.max_new_tokens,
+        decoder_prefix_ids=prompts.decoder_prefix_ids,
+        beams=prompts.beams,
         sampling=[sampling[i] for i in fitting] if sampling else (),
         stop_strings=stop_strings,
         continue_on_oom=continue_on_oom,

@@ -1,4 +1,4 @@
-"""What a model is asked: rows of a split chosen by hash, their prompts, and how answers are decoded."""
+"""The prompts that a model answers: rows selected by hash, their ids, and the decoding options."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,15 +13,22 @@ from tunesmith.scoring.metrics import answer_metrics
 from tunesmith.tasks.base import Task
 from tunesmith.tasks.tokenizer import TokenizerAdapter
 
-# Answers that nothing scores are still worth reading: how many of them are made.
+# The number of answers that are generated for reading if no metric scores answers.
 UNSCORED_ANSWERS = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Prompts:
-    """The same for every model that is compared: rows, prompts, decoding and limits. `digest` stands for all of it.
+    """Prompts and decoding options, which all compared models share; `digest` identifies them.
 
-    `texts` are the prompts as people read them.
+    Attributes:
+        examples: the rows.
+        prompts: the ids of each prompt.
+        texts: the prompts as text, for people.
+        stop_ids: ids that end an answer.
+        max_new_tokens: the limit of an answer.
+        decoder_prefix_ids: ids that the decoder of an encoder-decoder model continues.
+        beams: width of the beam search; 1 means no beam search.
     """
 
     examples: tuple[Example, ...]
@@ -29,46 +36,46 @@ class Prompts:
     texts: tuple[str, ...]
     stop_ids: tuple[int, ...]
     max_new_tokens: int
-    decoder_start_ids: tuple[int, ...] = ()
+    decoder_prefix_ids: tuple[int, ...] = ()
     beams: int = 1
 
     @property
     def digest(self) -> str:
-        """Return one digest of everything that models must have in common to be compared."""
-        ids = [e.id for e in self.examples]
+        """A digest of everything that compared models must share."""
+        ids = [example.id for example in self.examples]
         return digest_of(
-            [ids, self.prompts, self.decoder_start_ids, self.stop_ids, self.max_new_tokens, f"beams {self.beams}"]
+            [ids, self.prompts, self.decoder_prefix_ids, self.stop_ids, self.max_new_tokens, f"beams {self.beams}"]
         )
 
     def fits(self, index: int, positions: int) -> bool:
-        """Say whether a model that knows so many positions can read a prompt and write an answer of any length."""
-        read, written = len(self.prompts[index]), len(self.decoder_start_ids) + self.max_new_tokens
-        return max(read, written) <= positions if self.decoder_start_ids else read + written <= positions
+        """Whether a prompt and its longest answer fit in the model's positions."""
+        read, written = len(self.prompts[index]), len(self.decoder_prefix_ids) + self.max_new_tokens
+        return max(read, written) <= positions if self.decoder_prefix_ids else read + written <= positions
 
 
 def read_selected_rows(run: RunDir, split: str, count: int, seed: int) -> tuple[list[Example], list[int]]:
-    """Return `count` examples of a split, always the same ones, and their places in its token file."""
+    """Return `count` examples of a prepared split, selected by hash, and their places in its token file."""
     return select_rows([Example.from_json(line) for line in read_jsonl(run.examples(split))], count, seed)
 
 
-def select_rows(everything: Sequence[Example], count: int, seed: int) -> tuple[list[Example], list[int]]:
-    """Return `count` of a split's examples, chosen by hash, and their places among them."""
-    chosen = choose_by_hash([e.id for e in everything], count, seed)
-    first = {e.id: place for place, e in reversed(list(enumerate(everything))) if e.id in chosen}
-    places = sorted(first.values())  # equal rows are asked about once
-    return [everything[place] for place in places], places
+def select_rows(examples: Sequence[Example], count: int, seed: int) -> tuple[list[Example], list[int]]:
+    """Return `count` of a split's examples, selected by hash, and their places; equal rows are returned once."""
+    chosen = choose_by_hash([example.id for example in examples], count, seed)
+    first = {example.id: place for place, example in reversed(list(enumerate(examples))) if example.id in chosen}
+    places = sorted(first.values())
+    return [examples[place] for place in places], places
 
 
 def rows_to_answer(recipe: Recipe) -> dict[str, int]:
-    """Return the splits whose rows are answered for a metric, and how many rows of each."""
-    found = {"valid": recipe.train.valid_rows} if recipe.train.valid_metrics else {}
-    return {**found, "test": recipe.evaluate.rows} if answer_metrics(recipe.evaluate.metrics) else found
+    """Return the number of rows to answer of each split that has a metric on answers."""
+    counts = {"valid": recipe.train.valid_rows} if recipe.train.valid_metrics else {}
+    return {**counts, "test": recipe.evaluate.rows} if answer_metrics(recipe.evaluate.metrics) else counts
 
 
 def build_prompts(examples: Sequence[Example], recipe: Recipe, task: Task, tokenizer: TokenizerAdapter) -> Prompts:
-    """Return what a model is asked about some rows, its answers decoded as the recipe's `evaluate` says."""
-    prompts = tuple(tuple(task.encode_prompt(e.turns)) for e in examples)
-    texts = tuple(_text(e, ids, recipe, tokenizer) for e, ids in zip(examples, prompts, strict=True))
+    """Return the prompts of some rows, with the decoding options of the recipe's `evaluate`."""
+    prompts = tuple(tuple(task.encode_prompt(example.turns)) for example in examples)
+    texts = tuple(_text(example, ids, recipe, tokenizer) for example, ids in zip(examples, prompts, strict=True))
     settings = recipe.evaluate
     return Prompts(
         tuple(examples), prompts, texts, task.stop_ids, settings.max_new_tokens, task.decoder_prefix_ids, settings.beams
@@ -76,10 +83,8 @@ def build_prompts(examples: Sequence[Example], recipe: Recipe, task: Task, token
 
 
 def _text(example: Example, ids: Sequence[int], recipe: Recipe, tokenizer: TokenizerAdapter) -> str:
-    """Return a prompt as people read it: the turns, or the beginning of a document."""
+    """Return a prompt as text: its turns, or the beginning of a document."""
     if isinstance(recipe.data, TextData):
         return tokenizer.decode(ids)
-    rows_to_answer = example.turns[:-1]
-    return "\n\n".join(
-        turn.text if len(rows_to_answer) == 1 else f"{turn.role}: {turn.text}" for turn in rows_to_answer
-    )
+    turns = example.turns[:-1]
+    return "\n\n".join(turn.text if len(turns) == 1 else f"{turn.role}: {turn.text}" for turn in turns)

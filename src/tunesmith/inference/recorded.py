@@ -1,4 +1,4 @@
-"""The settings of a model's recipe that decide how it is asked, as its run or the registry records them."""
+"""The settings of a model's recipe that `generate` and `chat` need, as its run or the registry recorded them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,18 +12,18 @@ from tunesmith.registry.store import Registry
 
 @dataclass(frozen=True, slots=True)
 class RecordedOptions:
-    """The settings of a recipe that decide how rows are asked and that the model's own folder lacks.
+    """The settings of a recipe that the model's own folder does not have.
 
     Attributes:
-        max_new_tokens: limit of an answer in the evaluation; None if no recipe is recorded.
-        rename: the columns that its sources rename, as {theirs: ours}.
+        max_new_tokens: the limit of an answer in the evaluation; None if no recipe is recorded.
+        rename: the columns that its sources rename, as {column of the source: column of the recipe}.
     """
 
     max_new_tokens: int | None = None
     rename: Mapping[str, str] = field(default_factory=dict)
 
     def renamed(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a row with the columns named as in the recipe; a row that has them under these names keeps them."""
+        """Return a row with its columns renamed as in the recipe, except for columns that have the new name already."""
         names = {old: new for old, new in self.rename.items() if new not in row or new in self.rename}
         return {names.get(column, column): value for column, value in row.items()}
 
@@ -37,7 +37,7 @@ def recorded_options(model: ModelFolder) -> RecordedOptions:
     recipe = _recipe(model)
     source = (recipe.get("data") or {}).get("source") or []
     sources = source if isinstance(source, list) else [source]
-    rename = {theirs: ours for one in sources for theirs, ours in (one.get("rename") or {}).items()}
+    rename = {old: new for source in sources for old, new in (source.get("rename") or {}).items()}
     return RecordedOptions((recipe.get("evaluate") or {}).get("max_new_tokens"), rename)
 
 

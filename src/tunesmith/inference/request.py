@@ -1,19 +1,19 @@
-"""One prompt and its unfinished answer, both in slots and in padded batches."""
+"""A prompt with its unfinished answer, in slots and in padded batches."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from tunesmith.inference.sampling import GREEDY, Sampler, Sampling, require
+from tunesmith.inference.sampling import GREEDY, Sampler, Sampling, require_option
 
-# Tokens before a stop string that are decoded with it: a character may be cut where they begin.
+# Tokens that are decoded before a stop string: the first of them may begin in the middle of a character.
 _LEAD_TOKENS = 8
 
 
 @dataclass(frozen=True, slots=True)
 class StopStrings:
-    """Texts after which an answer is over, however they are cut into tokens. The answer ends before them.
+    """Texts that end an answer, however they are divided into tokens. The answer's text ends before them.
 
     Args:
         texts: the stop strings.
@@ -23,29 +23,29 @@ class StopStrings:
     texts: tuple[str, ...]
     decode: Callable[[Sequence[int]], str]
 
-    def end(self, ids: Sequence[int]) -> bool:
-        """Return whether an answer that had no stop string before its last token has one now."""
-        # A token writes at least one byte, so a stop string that ends in the last one begins among these.
+    def completed_by_last(self, ids: Sequence[int]) -> bool:
+        """Whether an answer without a stop string before its last token has one now."""
+        # A token has at least one byte, so a stop string that ends in the last token begins in these tokens.
         longest = max((len(text.encode()) for text in self.texts), default=0)
         tail = self.decode(ids[-longest - _LEAD_TOKENS :])
         return any(text in tail for text in self.texts)
 
     def cut(self, text: str) -> str:
         """Return the text before the first stop string."""
-        return text[: min((at for stop in self.texts if (at := text.find(stop)) >= 0), default=len(text))]
+        return text[: min((start for stop in self.texts if (start := text.find(stop)) >= 0), default=len(text))]
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """When an answer is over.
+    """The conditions that end an answer.
 
     Args:
-        max_new_tokens: the most tokens it may have.
-        stop_ids: ids after which it is over; they are no part of it.
-        stop_strings: texts after which it is over; the ids of the answer hold them, and its text does not.
+        max_new_tokens: the maximum number of tokens.
+        stop_ids: ids that end it; they are not part of it.
+        stop_strings: texts that end it; the ids of the answer include them, and its text does not.
 
     Raises:
-        RecipeError: an answer may have no token.
+        RecipeError: `max_new_tokens` is below 1.
     """
 
     max_new_tokens: int
@@ -53,14 +53,14 @@ class Limits:
     stop_strings: StopStrings | None = None
 
     def __post_init__(self) -> None:
-        require(self.max_new_tokens >= 1, "the limit of new tokens", self.max_new_tokens, "1 or more")
+        require_option(self.max_new_tokens >= 1, "max-new-tokens", self.max_new_tokens, "1 or more")
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Generated ids without the stop token; `stopped` is false if the limit ended the answer.
+    """The generated ids, without the stop id; `stopped` is false if the limit ended the answer.
 
-    `index` is the prompt's place, or the id of the request. `error` is the reason if there are no ids.
+    `index` is the place of the prompt, or the id of the request. `error` says why an answer has no ids.
     """
 
     index: int
@@ -73,8 +73,8 @@ class Request:
     """A prompt and its answer so far.
 
     Args:
-        index: names the answer.
-        decoder_start_ids: ids that the decoder of an encoder-decoder model continues instead of the prompt.
+        index: becomes the `index` of the answer.
+        decoder_prefix_ids: ids that the decoder of an encoder-decoder model continues instead of the prompt.
     """
 
     def __init__(
@@ -83,41 +83,41 @@ class Request:
         prompt: Sequence[int],
         limits: Limits,
         sampling: Sampling = GREEDY,
-        decoder_start_ids: Sequence[int] = (),
+        decoder_prefix_ids: Sequence[int] = (),
     ) -> None:
         self.index, self.prompt = index, prompt
         self._limits = limits
         self._ids: list[int] = []
-        self._seen = {*(decoder_start_ids or prompt)}
+        self._seen = {*(decoder_prefix_ids or prompt)}
         self._sampler = None if sampling.is_argmax else Sampler(sampling, prompt)
 
     def choose(self, logits: torch.Tensor, likeliest: int) -> int:
-        """Return the next token, given the logits [vocabulary] and the likeliest token by them."""
+        """Return the next token, given the logits [vocabulary] and their likeliest token."""
         return self._sampler.choose(logits, self._seen) if self._sampler else likeliest
 
     def ends_with(self, token: int) -> bool:
-        """Whether a token ends the answer and is no part of it."""
+        """Whether a token ends the answer without being part of it."""
         return token in self._limits.stop_ids
 
-    def take(self, token: int) -> Answer | None:
-        """Append a token; return the answer if it is over."""
+    def append(self, token: int) -> Answer | None:
+        """Append a token; return the answer if it is complete."""
         stopped = self.ends_with(token)
         if not stopped:
             self._ids.append(token)
             self._seen.add(token)
             strings = self._limits.stop_strings
-            stopped = strings is not None and strings.end(self._ids)
+            stopped = strings is not None and strings.completed_by_last(self._ids)
         if stopped or len(self._ids) == self._limits.max_new_tokens:
             return Answer(self.index, tuple(self._ids), stopped)
         return None
 
 
 def advance(rows: Sequence[Request], logits: torch.Tensor) -> tuple[list[int], list[Answer | None]]:
-    """Append a token to each row, by logits [rows, vocabulary].
+    """Choose and append one token for each row, given the logits [rows, vocabulary].
 
     Returns:
-        The tokens, and for each row its answer if that is complete, else None.
+        The tokens, and for each row its answer if it is complete, else None.
     """
     likeliest = logits.argmax(-1).tolist()
     tokens = [row.choose(logits[place], likeliest[place]) for place, row in enumerate(rows)]
-    return tokens, [row.take(token) for row, token in zip(rows, tokens, strict=True)]
+    return tokens, [row.append(token) for row, token in zip(rows, tokens, strict=True)]

@@ -1,6 +1,7 @@
 """Choose the next token of an answer: the likeliest one, or one drawn from a filtered distribution.
 
-Each row is filtered and drawn by itself, with a generator of its own, so answers never depend on other rows of a batch.
+Each row is filtered and sampled separately and has its own random generator, so an answer never depends on the other
+rows of a batch.
 """
 
 import math
@@ -12,25 +13,25 @@ import torch
 
 from tunesmith.core.errors import NonFinite, RecipeError
 
-# How many of the likeliest tokens are sorted for top-p, until they are enough; sorting a whole vocabulary takes longer
-# than the rest of sampling together.
-_SORTED = (128, 1024)
+# The numbers of likeliest tokens that top-p sorts, one after the other until they suffice. Sorting a whole vocabulary
+# takes longer than the rest of sampling together.
+_TOP_P_SORTED = (128, 1024)
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How the tokens of an answer are chosen. The default is greedy: the likeliest token, always.
+    """How the tokens of an answer are chosen. The default is greedy: always the likeliest token.
 
-    Filters apply in the order of these fields after the repetition penalty, which comes first, as in transformers.
+    The repetition penalty applies first, and then the filters in the order of the fields, as in transformers.
 
     Args:
         temperature: divides the logits; 0 is greedy.
-        top_k: keep this many of the likeliest tokens.
-        top_p: keep the fewest likeliest tokens whose probabilities sum up to this.
-        min_p: keep tokens at least this share as likely as the likeliest one.
-        repetition_penalty: divides positive logits of tokens that the prompt or the answer holds, and multiplies
-            negative ones; 1 is none.
-        seed: makes the answer repeatable; None draws another one each time.
+        top_k: keep this number of likeliest tokens.
+        top_p: keep the fewest likeliest tokens whose probabilities sum up to at least this value.
+        min_p: keep tokens whose probability is at least this share of the highest one.
+        repetition_penalty: divides the positive logits and multiplies the negative logits of tokens that occur in the
+            prompt or the answer; 1 is no penalty.
+        seed: makes the answer repeatable; without it every answer is a different sample.
 
     Raises:
         RecipeError: a value is out of range, or has no effect without a temperature.
@@ -44,28 +45,28 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        require(0 <= self.temperature < math.inf, "temperature", self.temperature, "0 (greedy) or more")
-        require(self.top_k is None or self.top_k >= 1, "top-k", self.top_k, "1 or more")
-        require(self.top_p is None or 0 < self.top_p <= 1, "top-p", self.top_p, "above 0 and at most 1")
-        require(self.min_p is None or 0 <= self.min_p <= 1, "min-p", self.min_p, "from 0 to 1")
+        require_option(0 <= self.temperature < math.inf, "temperature", self.temperature, "0 (greedy) or more")
+        require_option(self.top_k is None or self.top_k >= 1, "top-k", self.top_k, "1 or more")
+        require_option(self.top_p is None or 0 < self.top_p <= 1, "top-p", self.top_p, "above 0 and at most 1")
+        require_option(self.min_p is None or 0 <= self.min_p <= 1, "min-p", self.min_p, "from 0 to 1")
         penalty = self.repetition_penalty
-        require(0 < penalty < math.inf, "repetition penalty", penalty, "above 0; 1 is no penalty")
-        require(self.seed is None or self.seed >= 0, "seed", self.seed, "0 or more")
+        require_option(0 < penalty < math.inf, "repetition penalty", penalty, "above 0; 1 is no penalty")
+        require_option(self.seed is None or self.seed >= 0, "seed", self.seed, "0 or more")
         given = {"top-k": self.top_k, "top-p": self.top_p, "min-p": self.min_p, "seed": self.seed}
         if unused := [name for name, value in given.items() if value is not None]:
             _require_temperature(self, " and ".join(unused))
 
     @property
     def is_argmax(self) -> bool:
-        """Whether the token is the likeliest by the model's own logits."""
+        """Whether each token is the argmax of the model's unchanged logits."""
         return not self.temperature and self.repetition_penalty == 1
 
 
 class Sampler:
-    """Chooses the tokens of one answer.
+    """The sampling of one answer, with its random generator.
 
-    The generator is seeded with the prompt too: rows that share a seed do not share their random numbers, and a row
-    draws the same ones in any batch and in any process.
+    The generator is seeded with the seed and the prompt: rows with the same seed have different random numbers, and a
+    row has the same ones in every batch and every process.
     """
 
     def __init__(self, sampling: Sampling, prompt: Sequence[int]) -> None:
@@ -73,20 +74,20 @@ class Sampler:
         self._random = Random() if sampling.seed is None else Random(repr((sampling.seed, *map(int, prompt))))
 
     def choose(self, logits: torch.Tensor, seen: Collection[int]) -> int:
-        """Return the next token by the logits [vocabulary] of one row.
+        """Return the next token, given the logits [vocabulary] of one row.
 
         Args:
-            seen: the tokens that the repetition penalty applies to.
+            seen: tokens that the repetition penalty applies to.
 
         Raises:
-            NonFinite: there is no distribution to draw from, because the logits hold NaN.
+            NonFinite: the logits contain NaN, so there is no distribution to sample from.
         """
         scores = filter_logits(logits, self.sampling, seen)
         return draw(scores, self._random.random()) if self.sampling.temperature else int(scores.argmax())
 
 
 def filter_logits(logits: torch.Tensor, sampling: Sampling, seen: Collection[int] = ()) -> torch.Tensor:
-    """Return the logits [vocabulary] to choose from, in fp64 and up to a constant; -inf is a token that was removed."""
+    """Return the filtered logits [vocabulary] in fp64, up to a constant; removed tokens have -inf."""
     scores = logits.to(torch.float64, copy=True)
     if sampling.repetition_penalty != 1 and seen:
         places = torch.tensor(sorted(set(seen)), device=scores.device)
@@ -94,7 +95,7 @@ def filter_logits(logits: torch.Tensor, sampling: Sampling, seen: Collection[int
         scores[places] = torch.where(penalized < 0, penalized * penalty, penalized / penalty)
     if not sampling.temperature:
         return scores
-    # The constant keeps small temperatures finite: the highest score is 0.
+    # Subtract the maximum, so that small temperatures do not overflow.
     scores = (scores - scores.max()) / sampling.temperature
     if sampling.top_k is not None and sampling.top_k < len(scores):
         scores[scores < scores.topk(sampling.top_k).values[-1]] = -math.inf
@@ -106,9 +107,9 @@ def filter_logits(logits: torch.Tensor, sampling: Sampling, seen: Collection[int
 
 
 def _nucleus(scores: torch.Tensor, top_p: float) -> torch.Tensor:
-    """Keep the fewest likeliest tokens whose probabilities sum up to `top_p`."""
+    """Remove all but the fewest likeliest tokens whose probabilities sum up to `top_p`."""
     probabilities = scores.softmax(0)
-    for count in (*_SORTED, len(scores)):
+    for count in (*_TOP_P_SORTED, len(scores)):
         best = probabilities.topk(min(count, len(scores)))
         before = best.values.cumsum(0) - best.values
         if before[-1] >= top_p:
@@ -118,7 +119,10 @@ def _nucleus(scores: torch.Tensor, top_p: float) -> torch.Tensor:
 
 
 def draw(scores: torch.Tensor, point: float) -> int:
-    """Return the token at a point, from 0 to below 1, of the distribution softmax(scores [vocabulary]).
+    """Return the token at a point of the cumulative distribution of softmax(scores [vocabulary]).
+
+    Args:
+        point: a number from 0 to below 1.
 
     Raises:
         NonFinite: no score is a number above -inf.
@@ -126,8 +130,8 @@ def draw(scores: torch.Tensor, point: float) -> int:
     kept = (scores > -math.inf).nonzero()[:, 0]
     if not len(kept):
         raise NonFinite(
-            "the model's logits are NaN or infinite, so no token can be drawn",
-            hint="its weights are damaged, or it needs a higher precision",
+            "the model's logits are NaN or infinite, so no token can be sampled",
+            hint="set a higher model.precision, or check the weights of the model",
         )
     cumulative = scores[kept].softmax(0).cumsum(0)
     place = torch.searchsorted(cumulative, point * cumulative[-1], right=True)
@@ -135,14 +139,14 @@ def draw(scores: torch.Tensor, point: float) -> int:
 
 
 def seed_samples(sampling: Sampling, count: int) -> list[Sampling]:
-    """Return how each of several answers to one question is drawn: with seeds that follow each other."""
+    """Return the sampling of `count` answers to one prompt, with consecutive seeds."""
     if count == 1:
         return [sampling]
     first = SystemRandom().getrandbits(32) if sampling.seed is None else sampling.seed
     return [replace(sampling, seed=first + i) for i in range(count)]
 
 
-def refuse_contradictions(
+def check_generation_options(
     sampling: Sampling,
     *,
     samples: int = 1,
@@ -150,33 +154,33 @@ def refuse_contradictions(
     stop: Sequence[str] = (),
     max_new_tokens: int | None = None,
 ) -> None:
-    """Raise RecipeError for settings of an answer that are out of range or contradict each other."""
-    require(samples >= 1, "the number of samples", samples, "1 or more")
-    require(beams >= 1, "the number of beams", beams, "1 (no beam search) or more")
-    require(max_new_tokens is None or max_new_tokens >= 1, "the limit of new tokens", max_new_tokens, "1 or more")
-    require("" not in stop, "a stop string", "empty", "any other text")
+    """Raise RecipeError if an option is out of range, has no effect, or contradicts another one."""
+    require_option(samples >= 1, "samples", samples, "1 or more")
+    require_option(beams >= 1, "beams", beams, "1 (no beam search) or more")
+    require_option(max_new_tokens is None or max_new_tokens >= 1, "max-new-tokens", max_new_tokens, "1 or more")
+    require_option("" not in stop, "a stop string", "empty", "any other text")
     if samples > 1:
-        _require_temperature(sampling, "asking for several samples")
+        _require_temperature(sampling, "samples")
     if beams > 1 and (sampling != GREEDY or stop):
         raise RecipeError(
-            "a beam search takes no sampling, repetition penalty or stop strings",
-            code="usage",
-            hint="leave them out, or leave out the beams",
+            "beam search cannot be combined with sampling, a repetition penalty or stop strings",
+            code="wrong-sampling",
+            hint="remove them, or remove the beams",
         )
 
 
-def require(holds: bool, name: str, value: object, allowed: str) -> None:
-    """Raise RecipeError unless a setting's value is allowed."""
-    if not holds:
-        raise RecipeError(f"{name} is {value}", code="usage", hint=f"{name} may be {allowed}")
+def require_option(is_allowed: bool, name: str, value: object, allowed: str) -> None:
+    """Raise RecipeError unless the value of an option is allowed."""
+    if not is_allowed:
+        raise RecipeError(f"{name} is {value}", code="wrong-sampling", hint=f"{name} can be {allowed}")
 
 
-def _require_temperature(sampling: Sampling, setting: str) -> None:
+def _require_temperature(sampling: Sampling, options: str) -> None:
     if not sampling.temperature:
         raise RecipeError(
-            f"{setting} has no effect without a temperature",
-            code="usage",
-            hint="greedy answers are all alike; set a temperature, such as 1",
+            f"{options}: no effect without a temperature",
+            code="wrong-sampling",
+            hint="greedy answers are all equal; set a temperature, such as 1",
         )
 
 

@@ -1,4 +1,4 @@
-"""Answers -> scores, one a row."""
+"""Score answers by metrics, one value per row."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,15 +12,15 @@ from tunesmith.scoring.metrics import expand_metrics, is_lower_better, score
 
 
 class Scorer:
-    """Metrics by name, found once: built-in ones, groups of them, and functions of the user's own.
+    """Built-in and custom metrics, loaded once.
 
     Args:
-        metrics: what is computed from answers; groups are expanded in `names`.
-        stage: the stage that scores, in whose folder a database is generated where the recipe asks for one.
+        metrics: names of metrics on answers; `names` has the members of groups instead of the groups.
+        stage: the stage that scores; a generated database is written to its folder.
 
     Raises:
-        RecipeError: a metric is unknown or cannot be had.
-        DataError: `execution` is among them, and its database is not there.
+        RecipeError: a metric is unknown or cannot be loaded.
+        DataError: `execution` is one of the metrics, and its database does not exist.
     """
 
     def __init__(self, metrics: Sequence[str], recipe: Recipe, run: RunDir, *, stage: str) -> None:
@@ -37,25 +37,25 @@ class Scorer:
         return not self._own[name].higher_is_better if name in self._own else is_lower_better(name)
 
     def score(self, name: str, answers: Sequence[dict[str, Any]]) -> list[float | None]:
-        """Return one value a row of `answers`, None for an answer that failed: it is no answer, not a wrong one.
+        """Return one value per answer; None for an answer that failed, because a missing answer is not a wrong one.
 
         Raises:
-            RecipeError: a metric of the user's own fails.
+            RecipeError: a custom metric fails.
         """
-        given = [line for line in answers if line["error"] is None]
-        predictions, references = [line["prediction"] for line in given], [line["reference"] for line in given]
-        if not given:
+        complete = [line for line in answers if line["error"] is None]
+        predictions, references = [line["prediction"] for line in complete], [line["reference"] for line in complete]
+        if not complete:
             return [None] * len(answers)
         if name in self._own:
             values = self._own[name](predictions, references)
         else:
             values = score(predictions, references, [name], database=self._database)[name]
-        rest = iter(values)
-        return [next(rest) if line["error"] is None else None for line in answers]
+        remaining = iter(values)
+        return [next(remaining) if line["error"] is None else None for line in answers]
 
 
 def _database(recipe: Recipe, run: RunDir, stage: str) -> Path | None:
-    """Return the SQLite file that `execution` runs queries on, making the generated one if need be."""
+    """Return the SQLite file for the metric `execution`, after generating it if the recipe asks for that."""
     if recipe.evaluate.database != GENERATED_SHOP:
         return database_file(recipe, run.recipe_folder)
     from tunesmith.demo.shop import write_database

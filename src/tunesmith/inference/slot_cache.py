@@ -1,8 +1,8 @@
-"""Keys and values of rows of different lengths, written once and never moved while a row lives.
+"""A KV cache with slots: rows of different lengths, written in place.
 
-transformers' own growing cache joins what it has and what is new, in every layer for every token: it copies everything
-it holds to add one column. Here a row has a slot of fixed room and begins at its first column, so a token is written in
-place, rows need no padding between them, and what memory is taken is known before the first token.
+The growing cache of transformers concatenates old and new entries in every layer for every token, which copies the
+whole cache to add one column. Here each row has a slot of fixed size and starts at its first column. A token is written
+in place, rows need no padding between them, and the memory is known before the first token.
 """
 
 from collections.abc import Iterator
@@ -13,95 +13,95 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 
 class SlotCache(Cache):  # type: ignore[misc]
-    """Slots of equal room in every layer. What the next pass reads and writes is said beforehand, by `aim`.
+    """Slots of equal size in every layer. `set_target` must be called before each forward pass.
 
     Args:
-        layers: of how many layers keys and values are kept.
-        slots: how many rows have room.
-        room: how many tokens of each.
+        layers: number of layers.
+        slots: number of slots.
+        slot_tokens: tokens per slot.
     """
 
-    def __init__(self, layers: int, slots: int, room: int) -> None:
-        self.slots, self.room = slots, room
+    def __init__(self, layers: int, slots: int, slot_tokens: int) -> None:
+        self.slots, self.slot_tokens = slots, slot_tokens
         self.rows = slice(0, 0)
         self.columns: slice | torch.Tensor = slice(0, 0)
-        self.width = self.seen = 0
+        self.width = self.past = 0
         super().__init__(layers=[_SlotLayer(self) for _ in range(layers)])
 
-    def aim(self, rows: slice, columns: slice | torch.Tensor, width: int, *, new: int) -> None:
-        """Let the next pass write `columns` of the slots `rows`, and read the first `width` columns of them.
+    def set_target(self, rows: slice, columns: slice | torch.Tensor, width: int, *, new: int) -> None:
+        """Let the next forward pass write `columns` of the slots `rows`, and read the first `width` columns of them.
 
         Args:
-            columns: the same ones for every row, or one for each.
-            new: how many tokens of each row the pass brings.
+            columns: the same columns for every row, or a tensor [rows] with one column per row.
+            new: number of tokens of each row in the pass.
         """
-        self.rows, self.columns, self.width, self.seen = rows, columns, width, width - new
+        self.rows, self.columns, self.width, self.past = rows, columns, width, width - new
 
-    def copy(self, source: int, target: int, columns: int) -> None:
-        """Let the row in one slot stand in another too."""
-        for kept in self._kept():
-            kept[target, :, :columns] = kept[source, :, :columns]
+    def copy_slot(self, source: int, target: int, columns: int) -> None:
+        """Copy the first columns of one slot to another."""
+        for tensor in self._tensors():
+            tensor[target, :, :columns] = tensor[source, :, :columns]
 
-    def beginning(self, columns: int) -> list[torch.Tensor]:
-        """Return what the first slot begins with, for `begin`."""
-        return [kept[0, :, :columns].clone() for kept in self._kept()]
+    def read_prefix(self, columns: int) -> list[torch.Tensor]:
+        """Return copies of the first columns of the first slot, for `write_prefix`."""
+        return [tensor[0, :, :columns].clone() for tensor in self._tensors()]
 
-    def begin(self, rows: slice, beginning: list[torch.Tensor]) -> None:
-        """Let rows begin with what another began with."""
-        for kept, begun in zip(self._kept(), beginning, strict=True):
-            kept[rows, :, : begun.shape[1]] = begun
+    def write_prefix(self, rows: slice, prefix: list[torch.Tensor]) -> None:
+        """Write the columns from `read_prefix` to the beginning of some slots."""
+        for tensor, columns in zip(self._tensors(), prefix, strict=True):
+            tensor[rows, :, : columns.shape[1]] = columns
 
     @property
-    def held_bytes(self) -> int:
-        """What all slots take together."""
-        return sum(kept.numel() * kept.element_size() for kept in self._kept())
+    def nbytes(self) -> int:
+        """The memory of all slots."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self._tensors())
 
-    def _kept(self) -> Iterator[torch.Tensor]:
+    def _tensors(self) -> Iterator[torch.Tensor]:
         for layer in self.layers:
-            if layer.is_initialized:  # not so where a layer reads what another one keeps
+            if layer.is_initialized:  # a layer that shares the cache of another one never is
                 yield from (layer.keys, layer.values)
 
 
 class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]
-    """Keys and values [slots, heads, room, size] of one layer."""
+    """Keys and values [slots, heads, slot_tokens, head size] of one layer."""
 
     def __init__(self, cache: SlotCache) -> None:
         super().__init__()
         self._cache = cache
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """Take the memory; zeros, since what is hidden by adding a low number must be a number itself."""
-        self.keys, self.values = (self._room_for(new) for new in (key_states, value_states))
+        """Allocate zeros: the mask adds a large negative number to hidden scores, which must be finite."""
+        self.keys, self.values = (self._allocate(states) for states in (key_states, value_states))
         self.is_initialized = True
 
-    def _room_for(self, new: torch.Tensor) -> torch.Tensor:
-        return new.new_zeros(self._cache.slots, new.shape[1], self._cache.room, new.shape[3])
+    def _allocate(self, states: torch.Tensor) -> torch.Tensor:
+        return states.new_zeros(self._cache.slots, states.shape[1], self._cache.slot_tokens, states.shape[3])
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write what is new; return a view of what the rows see."""
+        """Write new keys and values; return a view of those that the rows attend to."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        return self._put(self.keys, key_states), self._put(self.values, value_states)
+        return self._write(self.keys, key_states), self._write(self.values, value_states)
 
-    def _put(self, kept: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-        at = self._cache
-        mine = kept[at.rows]
-        if isinstance(at.columns, slice):
-            mine[:, :, at.columns] = new
-        else:  # a column of its own for every row
-            mine[torch.arange(len(mine), device=mine.device), :, at.columns] = new[:, :, 0]
-        return mine[:, :, : at.width]
+    def _write(self, tensor: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+        cache = self._cache
+        rows = tensor[cache.rows]
+        if isinstance(cache.columns, slice):
+            rows[:, :, cache.columns] = states
+        else:  # one column per row
+            rows[torch.arange(len(rows), device=rows.device), :, cache.columns] = states[:, :, 0]
+        return rows[:, :, : cache.width]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Return how many columns a pass sees, and where they begin."""
+        """Return the number of columns that a pass attends to, and their offset."""
         return self._cache.width, 0
 
     def get_seq_length(self) -> int:
-        """Return how many tokens of the longest row stand before those of the pass."""
-        return self._cache.seen
+        """Return the number of tokens of the longest row before the pass."""
+        return self._cache.past
 
     def get_max_length(self) -> int:
-        """Return the room of a slot."""
-        return self._cache.room
+        """Return the tokens per slot."""
+        return self._cache.slot_tokens

@@ -1,8 +1,8 @@
-"""Whether a model may write rows in slots, proved on the prompts at hand, and how many slots memory has for them.
+"""Check that a model can generate in slots, and compute the number of slots that fit in memory.
 
-Slots need layers that keep every token's keys and values and see them by mask alone, and a forward pass that takes
-masks and positions from outside. No configuration says so, so the logits of two rows are compared with what the model
-says to each alone.
+Slots need layers that cache the keys and values of every token and hide tokens by the mask alone, and a forward pass
+that accepts masks and positions. No configuration states that, so the logits of two rows in slots are compared with
+those of each row alone.
 """
 
 from collections.abc import Sequence
@@ -21,94 +21,98 @@ from tunesmith.kernels.packed_attention import MASKABLE_ATTENTION
 from tunesmith.model.load import decoder_config
 from tunesmith.model.memory import is_out_of_memory
 
-# The cache takes so much of what is free, and never more than so many bytes, but always room for one row.
-_SHARE = 0.25
-_MOST_BYTES = 8 * 2**30
-# By how much logits may differ in comparison with how they vary: rounding only.
+# The cache takes at most this share of the free memory and at most this many bytes, but always has room for one row.
+_MEMORY_SHARE = 0.25
+MAX_CACHE_BYTES = 8 * 2**30
+# The allowed difference of the logits, relative to their standard deviation: rounding only.
 _TOLERANCE = 1e-3
-_LOW_PRECISION = 0.1
+_LOW_PRECISION_TOLERANCE = 0.1
 # Lengths in tokens of the two compared rows and of their shared prefix. Rows this short do not reveal a sliding window,
 # which `has_full_attention` has excluded.
-_LONG, _SHORT, _COMMON = 24, 13, 8
+_LONG, _SHORT, _PREFIX = 24, 13, 8
 
 
 @dataclass(frozen=True, slots=True)
 class SlotBudget:
-    """What a token takes in all layers together, and what all slots may take."""
+    """The bytes of a token in the caches of all layers, and the bytes for all slots."""
 
     token_bytes: int
-    budget: int
+    total_bytes: int
 
-    def slots(self, longest: int, most: int) -> int:
-        """Return how many rows of up to so many tokens have room side by side."""
-        return max(1, min(most, self.budget // (longest * self.token_bytes)))
+    def max_slots(self, row_tokens: int, limit: int) -> int:
+        """Return the number of slots for rows of `row_tokens` tokens, at most `limit` and at least 1."""
+        return max(1, min(limit, self.total_bytes // (row_tokens * self.token_bytes)))
 
-    def alike(self, lengths: Sequence[int], most: int) -> int:
-        """Return how many rows, longest first, have slots of equal room: for those after them twice as many fit."""
-        first = self.slots(lengths[0], most)
-        for i in range(len(lengths) - first):  # fewer than that would have room as it is
-            if self.slots(lengths[i], most) >= 2 * first:
+    def count_similar(self, lengths: Sequence[int], limit: int) -> int:
+        """Return the number of rows, longest first, to generate in slots of equal size.
+
+        The rows after them are so much shorter that twice as many slots would fit.
+        """
+        slots = self.max_slots(lengths[0], limit)
+        for i in range(len(lengths) - slots):  # smaller slots do not help the last rows, which all fit already
+            if self.max_slots(lengths[i], limit) >= 2 * slots:
                 return i
         return len(lengths)
 
 
 @dataclass(frozen=True, slots=True)
-class _Finding:
+class _CheckResult:
     token_bytes: int
-    why_not: str | None
+    refusal: str | None
 
 
-_FOUND: WeakKeyDictionary[torch.nn.Module, _Finding] = WeakKeyDictionary()
+_RESULTS: WeakKeyDictionary[torch.nn.Module, _CheckResult] = WeakKeyDictionary()
 
 
 def slot_budget(model: Any, prompts: Sequence[Sequence[int]]) -> SlotBudget | None:
-    """Return what room slots have, or None where the model cannot write in slots, which is told once a model."""
-    found = _FOUND.get(model)
-    if found is None:
-        found = _examine(model, prompts)
-        _FOUND[model] = found
-        if found.why_not:
-            log(f"answers are written in padded batches: {found.why_not}")
-    return None if found.why_not else SlotBudget(found.token_bytes, _budget(model.device))
+    """Return the memory for slots; None if the model cannot generate in slots, with the reason logged once."""
+    result = _RESULTS.get(model)
+    if result is None:
+        result = _check(model, prompts)
+        _RESULTS[model] = result
+        if result.refusal:
+            log(f"generating in padded batches: {result.refusal}")
+    return None if result.refusal else SlotBudget(result.token_bytes, cache_bytes(model.device))
 
 
-def _budget(device: torch.device) -> int:
+def cache_bytes(device: torch.device) -> int:
+    """Return the bytes that all slots may take on a device."""
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory_gib() * 2**30
-    return min(_MOST_BYTES, int(free * _SHARE))
+    return min(MAX_CACHE_BYTES, int(free * _MEMORY_SHARE))
 
 
-def _examine(model: Any, prompts: Sequence[Sequence[int]]) -> _Finding:
+def _check(model: Any, prompts: Sequence[Sequence[int]]) -> _CheckResult:
     if model.config.is_encoder_decoder:
-        return _Finding(0, "an encoder reads what is asked")
-    if decoder_config(model)._attn_implementation not in MASKABLE_ATTENTION:
-        return _Finding(0, f"attention {decoder_config(model)._attn_implementation} takes no mask of this kind")
+        return _CheckResult(0, "the model has an encoder")
+    implementation = decoder_config(model)._attn_implementation
+    if implementation not in MASKABLE_ATTENTION:
+        return _CheckResult(0, f"attention `{implementation}` accepts no additive mask")
     if not has_full_attention(model):
-        return _Finding(0, "not all of its layers keep and see every token")
+        return _CheckResult(0, "not all layers cache every token and attend to it")
     try:
-        off, token_bytes = _compare(model, list(islice(cycle(chain(*prompts)), _LONG + _SHORT - _COMMON)))
-    except (TypeError, ValueError, RuntimeError, MemoryError, LookupError, AttributeError) as error:  # another forward
+        difference, token_bytes = _compare(model, list(islice(cycle(chain(*prompts)), _LONG + _SHORT - _PREFIX)))
+    except (TypeError, ValueError, RuntimeError, MemoryError, LookupError, AttributeError) as error:
         if is_out_of_memory(error):
-            return _Finding(0, "memory does not suffice to try it")
-        return _Finding(
-            0, f"it takes no cache, positions and masks of ours: {(str(error).splitlines() or [''])[0][:120]}"
-        )
+            return _CheckResult(0, "memory does not suffice to check slots")
+        problem = (str(error).splitlines() or [""])[0][:120]
+        return _CheckResult(0, f"the model does not accept our cache, positions and masks: {problem}")
     exact = model.dtype in (torch.float32, torch.float64) and not getattr(model, "is_quantized", False)
-    if not off <= (_TOLERANCE if exact else _LOW_PRECISION):
-        return _Finding(0, f"what it says in slots differs by {off:.2g} from what it says to a row alone")
-    return _Finding(token_bytes, None)
+    if not difference <= (_TOLERANCE if exact else _LOW_PRECISION_TOLERANCE):
+        return _CheckResult(0, f"logits in slots differ by {difference:.2g} from those of a row alone")
+    return _CheckResult(token_bytes, None)
 
 
 @torch.inference_mode()
 def _compare(model: Any, ids: list[int]) -> tuple[float, int]:
-    """Return by how much two steps of two rows in slots differ from either row alone, and what a token takes."""
-    long, short = ids[:_LONG], [*ids[:_COMMON], *ids[_LONG:]]
-    slots = Slots(model, slots=2, room=_LONG, beginning=ids[:_COMMON], strip_rows=1)
-    slots.enter([long[:-1], short[:-1]])
+    """Return the difference between the logits of two steps in slots and alone, and the cached bytes per token."""
+    long, short = ids[:_LONG], [*ids[:_PREFIX], *ids[_LONG:]]
+    slots = Slots(model, slots=2, slot_tokens=_LONG, prefix=ids[:_PREFIX], strip_rows=1)
+    slots.admit([long[:-1], short[:-1]])
     steps = [slots.logits()]
-    slots.choose([long[-1], short[-1]])
+    slots.append([long[-1], short[-1]])
     steps.append(slots.logits())
-    off = 0.0
-    for row, mine in zip((long, short), torch.stack(steps, 1), strict=True):
+    difference = 0.0
+    for row, in_slot in zip((long, short), torch.stack(steps, 1), strict=True):
         alone = model(input_ids=torch.tensor([row], device=model.device), use_cache=False).logits[0, -2:].float()
-        off = max(off, float((mine - alone).std() / alone.std()))
-    return off, slots.cache.held_bytes // (2 * _LONG)
+        difference = max(difference, float((in_slot - alone).std() / alone.std()))
+    return difference, slots.cache.nbytes // (2 * _LONG)

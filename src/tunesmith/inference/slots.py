@@ -1,7 +1,7 @@
-"""Rows that a model goes on writing side by side, each in a slot of its own: one may enter whenever another has left.
+"""Generate rows in slots of a cache: a row can be admitted whenever another has been released.
 
-A row enters with all its tokens but the last one, which is what its first step reads. So entering needs no logits, and
-all that is ever chosen is chosen in a step of all rows.
+A row is admitted with all tokens of its prompt but the last one, which is the input of its first step. So admitting
+needs no logits, and every token is chosen in a step of all rows.
 """
 
 import inspect
@@ -16,65 +16,67 @@ from tunesmith.inference.decoding import forward_parameters, last_logits_kwargs
 from tunesmith.inference.slot_cache import SlotCache
 from tunesmith.model.load import decoder_config
 
-# Tokens that are read in one pass when rows enter. For a processor more are no faster, and mean more padding.
-_PASS_TOKENS, _PASS_TOKENS_OF_A_GPU = 512, 8192
-# Rows whose caches a processor reads up to a width of their own. A GPU prefers one large kernel to several small ones.
+# Tokens per pass that admits rows. On a CPU, larger passes are no faster and need more padding.
+_CPU_PASS_TOKENS, _GPU_PASS_TOKENS = 512, 8192
+# Rows per strip of attention on a CPU. A GPU prefers one large kernel to several small ones.
 _STRIP_ROWS = 8
 
 Ids = Sequence[int]
 
 
 class Slots:
-    """Rows in work: in the slots 0, 1, ... without a gap.
+    """The rows in the slots 0, 1, ... without a gap.
 
     Args:
-        slots: how many rows may be in work.
-        room: tokens of the longest row, its answer included.
-        beginning: what prompts may begin with, and go on from; it is read once for all of them.
+        slots: the maximum number of rows.
+        slot_tokens: tokens of the longest row, with its answer.
+        prefix: tokens that prompts may begin with; they are read once for all of them.
+        strip_rows: rows per strip of attention on a CPU.
     """
 
     def __init__(
-        self, model: Any, *, slots: int, room: int, beginning: Ids = (), strip_rows: int = _STRIP_ROWS
+        self, model: Any, *, slots: int, slot_tokens: int, prefix: Ids = (), strip_rows: int = _STRIP_ROWS
     ) -> None:
         self._model, self._config = model, decoder_config(model)
-        self._last_only = last_logits_kwargs(model)
-        takes_more = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in forward_parameters(model).values())
-        self._strip_rows = strip_rows if takes_more and model.device.type == "cpu" else slots
-        self.cache = SlotCache(len(DynamicCache(config=self._config).layers), slots, room)
-        self._next: list[int] = []  # what each row reads next
-        self._lengths: list[int] = []  # how much of it is in the cache
-        self._beginning = list(beginning)
-        if beginning:
-            self._read(slice(0, 1), [beginning], 0)
-            self._begun_cache = self.cache.beginning(len(beginning))
+        self._logits_kwargs = last_logits_kwargs(model)
+        parameters = forward_parameters(model).values()
+        has_kwargs = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
+        self._strip_rows = strip_rows if has_kwargs and model.device.type == "cpu" else slots
+        self.cache = SlotCache(len(DynamicCache(config=self._config).layers), slots, slot_tokens)
+        self._next: list[int] = []  # the next input token of each row
+        self._lengths: list[int] = []  # the number of its tokens in the cache
+        self._prefix = list(prefix)
+        if prefix:
+            self._read(slice(0, 1), [prefix], 0)
+            self._prefix_columns = self.cache.read_prefix(len(prefix))
 
     @property
     def free(self) -> int:
-        """How many rows may enter."""
+        """The number of free slots."""
         return self.cache.slots - len(self._next)
 
-    def enter(self, prompts: Sequence[Ids]) -> int:
-        """Read the first prompts, as many as one pass takes, into free slots; return how many entered.
+    def admit(self, prompts: Sequence[Ids]) -> int:
+        """Read the first prompts, as many as fit in one pass, into free slots; return their number.
 
-        Padding is least if neighbours are of much the same length.
+        Prompts of similar length need the least padding.
         """
-        together = self._of_one_pass(prompts)
-        begun = self._shared(together[0])
-        rows = slice(len(self._next), len(self._next) + len(together))
-        if begun:
-            self.cache.begin(rows, self._begun_cache)
-        self._read(rows, [prompt[begun:-1] for prompt in together], begun)
-        self._next += [prompt[-1] for prompt in together]
-        self._lengths += [len(prompt) - 1 for prompt in together]
-        return len(together)
+        admitted = self._of_one_pass(prompts)
+        cached = self._cached_prefix(admitted[0])
+        rows = slice(len(self._next), len(self._next) + len(admitted))
+        if cached:
+            self.cache.write_prefix(rows, self._prefix_columns)
+        self._read(rows, [prompt[cached:-1] for prompt in admitted], cached)
+        self._next += [prompt[-1] for prompt in admitted]
+        self._lengths += [len(prompt) - 1 for prompt in admitted]
+        return len(admitted)
 
     def logits(self) -> torch.Tensor:
-        """Read what was chosen last; return the logits [rows, vocabulary] of what comes next, in fp32."""
+        """Run a step over the next token of every row; return the fp32 logits [rows, vocabulary]."""
         rows, widths = len(self._next), [length + 1 for length in self._lengths]
         positions = torch.tensor(self._lengths, device=self._model.device)
-        self.cache.aim(slice(0, rows), positions, max(widths), new=1)
+        self.cache.set_target(slice(0, rows), positions, max(widths), new=1)
         columns = torch.arange(max(widths), device=positions.device)
-        output = self._pass(
+        output = self._forward(
             torch.tensor(self._next, device=positions.device).unsqueeze(1),
             positions.unsqueeze(1),
             (columns > positions.unsqueeze(1))[:, None, None],
@@ -84,55 +86,57 @@ class Slots:
         logits: torch.Tensor = output.logits[:, -1].float()
         return logits
 
-    def leave(self, places: Sequence[int]) -> list[int]:
-        """Let rows go, and close up; return where each row that is left stood before."""
-        stood = list(range(len(self._next)))
+    def release(self, places: Sequence[int]) -> list[int]:
+        """Free the slots of some rows and close the gaps; return the old place of each remaining row."""
+        old_places = list(range(len(self._next)))
         for place in sorted(places, reverse=True):
-            last = stood.pop()
-            if place < len(stood):
-                self.cache.copy(len(stood), place, self._lengths[last])
-                stood[place] = last
-        self._lengths = [self._lengths[i] for i in stood]
-        self._next = [self._next[i] for i in stood]
-        return stood
+            last = old_places.pop()
+            if place < len(old_places):
+                self.cache.copy_slot(len(old_places), place, self._lengths[last])
+                old_places[place] = last
+        self._lengths = [self._lengths[i] for i in old_places]
+        self._next = [self._next[i] for i in old_places]
+        return old_places
 
-    def choose(self, tokens: Sequence[int]) -> None:
-        """Go on with a token in every row."""
+    def append(self, tokens: Sequence[int]) -> None:
+        """Append one token to each row."""
         self._next = list(tokens)
 
     def _of_one_pass(self, prompts: Sequence[Ids]) -> Sequence[Ids]:
-        """Return the first prompts that are read together: of so many padded tokens at most, and begun alike."""
-        most = _PASS_TOKENS if self._model.device.type == "cpu" else _PASS_TOKENS_OF_A_GPU
-        begun, longest = self._shared(prompts[0]), 0
+        """Return the first prompts up to the token limit of a pass that all begin with the prefix, or all do not."""
+        limit = _CPU_PASS_TOKENS if self._model.device.type == "cpu" else _GPU_PASS_TOKENS
+        cached, longest = self._cached_prefix(prompts[0]), 0
         for count, prompt in enumerate(prompts):
             longest = max(longest, len(prompt))
-            if count and ((count + 1) * longest > most or self._shared(prompt) != begun):
+            if count and ((count + 1) * longest > limit or self._cached_prefix(prompt) != cached):
                 return prompts[:count]
         return prompts
 
-    def _shared(self, prompt: Ids) -> int:
-        """Return how many tokens of a prompt are the beginning that was read already: all of it, or none."""
-        length = len(self._beginning)
-        return length if len(prompt) > length and list(prompt[:length]) == self._beginning else 0
+    def _cached_prefix(self, prompt: Ids) -> int:
+        """Return the length of the prefix if the prompt begins with all of it, else 0."""
+        length = len(self._prefix)
+        return length if len(prompt) > length and list(prompt[:length]) == self._prefix else 0
 
-    def _read(self, rows: slice, prompts: Sequence[Ids], begun: int) -> None:
-        """Put prompts, or what follows a beginning of `begun` tokens, into the cache."""
+    def _read(self, rows: slice, prompts: Sequence[Ids], cached: int) -> None:
+        """Read prompts into the cache, behind `cached` tokens that are there already."""
         new = max(map(len, prompts))
         if not new:
             return
         device = self._model.device
-        # Padding stands to the right, where no token looks; what it writes there, the answer's tokens write over.
+        # Padding is on the right, where no token attends to it; the tokens of the answer overwrite its cache entries.
         ids = torch.tensor([[*prompt, *[0] * (new - len(prompt))] for prompt in prompts], device=device)
-        positions = torch.arange(begun, begun + new, device=device)
-        self.cache.aim(rows, slice(begun, begun + new), begun + new, new=new)
-        hidden = torch.arange(begun + new, device=device) > positions.unsqueeze(1)
-        self._pass(ids, positions.expand(len(prompts), -1), hidden[None, None])
+        positions = torch.arange(cached, cached + new, device=device)
+        self.cache.set_target(rows, slice(cached, cached + new), cached + new, new=new)
+        hidden = torch.arange(cached + new, device=device) > positions.unsqueeze(1)
+        self._forward(ids, positions.expand(len(prompts), -1), hidden[None, None])
 
-    def _pass(self, ids: torch.Tensor, positions: torch.Tensor, hidden: torch.Tensor, cut: Sequence[Strip] = ()) -> Any:
-        # As numbers to add, which every attention takes.
+    def _forward(
+        self, ids: torch.Tensor, positions: torch.Tensor, hidden: torch.Tensor, strips: Sequence[Strip] = ()
+    ) -> Any:
+        # An additive mask, which every implementation of attention accepts.
         mask = torch.zeros(hidden.shape, dtype=self._model.dtype, device=hidden.device)
         mask.masked_fill_(hidden, torch.finfo(mask.dtype).min)
-        more: dict[str, Any] = {"strips": cut} if len(cut) > 1 else {}
+        options: dict[str, Any] = {"strips": strips} if len(strips) > 1 else {}
         with attend_in_strips(self._config):
             return self._model(
                 input_ids=ids,
@@ -140,6 +144,6 @@ class Slots:
                 attention_mask=mask,
                 past_key_values=self.cache,
                 use_cache=True,
-                **self._last_only,
-                **more,
+                **self._logits_kwargs,
+                **options,
             )

@@ -1,4 +1,4 @@
-"""Our beam search finds what that of transformers finds, with and without an encoder, in any company."""
+"""Beam search gives the same answers as transformers, with and without an encoder, in any batch."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,57 +7,59 @@ import pytest
 import torch
 from tests.support.opened import Opened
 from tests.support.tiny import SEQ2SEQ
-from tests.unit.inference.test_generate import Watched, frequent, ours, prompts
+from tests.unit.inference.test_generate import ForwardPasses, frequent, ours, prompts
 
 from tunesmith.inference.generate import generate
 
 LIMIT = 14
 STOPS = range(4, 320, 30)
 DECODERS = ("llama", "gemma3_text", "qwen2", "lfm2")
-Found = tuple[tuple[int, ...], bool]
+IdsAndStopped = tuple[tuple[int, ...], bool]
 
 
-def of_transformers(model: Any, prompt: Sequence[int], beams: int, stop_ids: Sequence[int], limit: int) -> Found:
-    """Return the best answer of transformers, and whether it stopped by itself."""
+def of_transformers(
+    model: Any, prompt: Sequence[int], beams: int, stop_ids: Sequence[int], limit: int
+) -> IdsAndStopped:
+    """Return the best answer of transformers, and whether a stop id ended it."""
     ids = torch.tensor([list(prompt)])
     has_encoder = model.config.is_encoder_decoder
     start = {"decoder_start_token_id": 2} if has_encoder else {}
-    said = model.generate(
+    answer = model.generate(
         ids, attention_mask=torch.ones_like(ids), num_beams=beams, do_sample=False, max_new_tokens=limit,
         pad_token_id=0, eos_token_id=list(stop_ids), **start,
     )[0, 1 if has_encoder else len(prompt) :].tolist()  # fmt: skip
-    return (tuple(said[:-1]), True) if said[-1] in stop_ids else (tuple(said), False)
+    return (tuple(answer[:-1]), True) if answer[-1] in stop_ids else (tuple(answer), False)
 
 
-def beamed(model: Any, asked: Sequence[Sequence[int]], **settings: Any) -> list[Found]:
-    decoder_start_ids = (2,) if model.config.is_encoder_decoder else ()
-    return ours(model, asked, decoder_start_ids=decoder_start_ids, max_new_tokens=LIMIT, **settings)
+def beam_answers(model: Any, rows: Sequence[Sequence[int]], **settings: Any) -> list[IdsAndStopped]:
+    decoder_prefix_ids = (2,) if model.config.is_encoder_decoder else ()
+    return ours(model, rows, decoder_prefix_ids=decoder_prefix_ids, max_new_tokens=LIMIT, **settings)
 
 
-def doubting(_: Any, args: Any, out: torch.Tensor) -> torch.Tensor:
-    """Return logits of a model that is less sure of itself and more of stopping; random ones never would."""
-    even = (out - out.mean(-1, keepdim=True)) / out.std(-1, keepdim=True)
-    even = torch.where(even > 3, 3 + (even - 3) / 10, even)
-    even[..., list(STOPS)] += 1
-    return even
+def flatten_logits(_: Any, args: Any, out: torch.Tensor) -> torch.Tensor:
+    """Make the logits flatter and stop ids likelier; otherwise a random model would never stop."""
+    flat = (out - out.mean(-1, keepdim=True)) / out.std(-1, keepdim=True)
+    flat = torch.where(flat > 3, 3 + (flat - 3) / 10, flat)
+    flat[..., list(STOPS)] += 1
+    return flat
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [*DECODERS, *SEQ2SEQ])
-def test_the_best_answer_is_that_of_transformers(opened: Opened, kind: str) -> None:
-    model, asked = opened(kind), prompts(4)
-    model.get_output_embeddings().register_forward_hook(doubting)
+def test_beam_search_gives_the_answers_of_transformers(opened: Opened, kind: str) -> None:
+    model, rows = opened(kind), prompts(4)
+    model.get_output_embeddings().register_forward_hook(flatten_logits)
     ended = set()
     for beams, stops in ((2, STOPS[:4]), (4, STOPS[:1]), (3, STOPS)):
-        wanted = [of_transformers(model, prompt, beams, stops, LIMIT) for prompt in asked]
-        assert beamed(model, asked, beams=beams, stop_ids=stops) == wanted
-        assert beamed(model, asked, beams=beams, stop_ids=stops, batch_rows=1) == wanted
+        wanted = [of_transformers(model, prompt, beams, stops, LIMIT) for prompt in rows]
+        assert beam_answers(model, rows, beams=beams, stop_ids=stops) == wanted
+        assert beam_answers(model, rows, beams=beams, stop_ids=stops, batch_rows=1) == wanted
         ended |= {(stopped, len(ids)) for ids, stopped in wanted}
     assert len(ended) > 1
 
 
-def test_beams_find_likelier_answers_than_the_greedy_one(opened: Opened) -> None:
-    model, asked = opened("llama"), prompts()
+def test_beam_search_finds_likelier_answers_than_greedy_decoding(opened: Opened) -> None:
+    model, rows = opened("llama"), prompts()
 
     def likelihood(prompt: list[int], ids: Sequence[int]) -> float:
         whole = torch.tensor([[*prompt, *ids]])
@@ -68,33 +70,33 @@ def test_beams_find_likelier_answers_than_the_greedy_one(opened: Opened) -> None
         found = {
             beams: [
                 likelihood(prompt, ids)
-                for prompt, (ids, _) in zip(asked, beamed(model, asked, beams=beams), strict=True)
+                for prompt, (ids, _) in zip(rows, beam_answers(model, rows, beams=beams), strict=True)
             ]
             for beams in (1, 8)
         }
     assert sum(found[8]) > sum(found[1])
 
 
-def test_one_beam_is_greedy(opened: Opened) -> None:
-    model, asked = opened("t5"), prompts()
-    assert beamed(model, asked, beams=1) == beamed(model, asked)
+def test_a_single_beam_is_greedy(opened: Opened) -> None:
+    model, rows = opened("t5"), prompts()
+    assert beam_answers(model, rows, beams=1) == beam_answers(model, rows)
 
 
-def test_rows_leave_with_all_their_beams(opened: Opened) -> None:
-    model, asked = opened("llama"), prompts()
-    stop_ids = frequent(beamed(model, asked))
-    with Watched(model) as passes:
-        beamed(model, asked, beams=3, stop_ids=stop_ids)
-    assert passes.rows[0] == 6  # a prompt is read once, not once for each beam
+def test_finished_rows_leave_the_batch_with_all_their_beams(opened: Opened) -> None:
+    model, rows = opened("llama"), prompts()
+    stop_ids = frequent(beam_answers(model, rows))
+    with ForwardPasses(model) as passes:
+        beam_answers(model, rows, beams=3, stop_ids=stop_ids)
+    assert passes.rows[0] == 6  # prompts are read before rows are widened to beams
     assert passes.rows[1] == 18
     assert all(rows % 3 == 0 for rows in passes.rows[1:])
     assert passes.rows[-1] < 18
-    with Watched(model) as passes:
-        list(generate(model, asked, stop_ids=stop_ids, max_new_tokens=3, beams=4, batch_rows=8))
+    with ForwardPasses(model) as passes:
+        list(generate(model, rows, stop_ids=stop_ids, max_new_tokens=3, beams=4, batch_rows=8))
     assert max(passes.rows) == 8
 
 
-def test_a_limit_of_one_token(opened: Opened) -> None:
-    model, asked = opened("t5"), prompts()
-    wanted = [of_transformers(model, prompt, 3, [7], 1) for prompt in asked]
-    assert ours(model, asked, decoder_start_ids=(2,), max_new_tokens=1, beams=3, stop_ids=[7]) == wanted
+def test_beam_search_with_a_limit_of_one_token(opened: Opened) -> None:
+    model, rows = opened("t5"), prompts()
+    wanted = [of_transformers(model, prompt, 3, [7], 1) for prompt in rows]
+    assert ours(model, rows, decoder_prefix_ids=(2,), max_new_tokens=1, beams=3, stop_ids=[7]) == wanted

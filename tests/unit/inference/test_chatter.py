@@ -65,15 +65,14 @@ def test_a_prompt_fills_the_only_column_after_the_system_turn(tuned: Tuned) -> N
 
 def test_a_prompt_with_several_columns_needs_a_row(tuned: Tuned) -> None:
     options = [f"--row {name}=" for name in ("tools", "context", "q")]
-    with raises(RecipeError, "usage", *options):
+    with raises(RecipeError, "prompt-columns", *options):
         open_chatter(tuned(SEVERAL_COLUMNS)).turns_of_text("hi")
     chatter = open_chatter(tuned(SEVERAL_COLUMNS), row={"tools": "none", "context": "There."})
     turns = chatter.turns_of_text("hi")
     assert [turn.text for turn in turns] == ["Tools: none", "There.\nhi"]
     assert chatter.turns_of_row({"tools": "none", "context": "There.", "q": "hi"}) == turns
-    with pytest.raises(RecipeError) as caught:
+    with raises(RecipeError, "prompt-columns", "context", where="rows.jsonl:1"):
         chatter.turns_of_row({"tools": "none", "q": "hi"}, "rows.jsonl:1")
-    assert caught.value.where == "rows.jsonl:1"
 
 
 def test_a_system_turn_replaces_the_one_of_training(tuned: Tuned) -> None:
@@ -82,7 +81,7 @@ def test_a_system_turn_replaces_the_one_of_training(tuned: Tuned) -> None:
     messages = [{"role": "system", "content": "old"}, {"role": "user", "content": "hi"}]
     chatter = open_chatter(tuned(MESSAGES), system="new")
     assert [turn.text for turn in chatter.turns_of_row({"turns": messages})] == ["new", "hi"]
-    with raises(RecipeError, "usage", "text"):
+    with raises(RecipeError, "no-effect", "text"):
         open_chatter(tuned(TEXT), system="new")
 
 
@@ -90,7 +89,7 @@ def test_a_system_turn_replaces_the_one_of_training(tuned: Tuned) -> None:
     ("data", "row"), [(CHAT, {"mrr": "x"}), (MESSAGES, {"mr": "x"}), (TEXT, {"ref": "x"})]
 )  # fmt: skip
 def test_an_unknown_column_is_refused(tuned: Tuned, data: dict[str, Any], row: dict[str, str]) -> None:
-    with raises(RecipeError, "usage", *row):
+    with raises(RecipeError, "prompt-columns", *row):
         open_chatter(tuned(data), row=row)
 
 

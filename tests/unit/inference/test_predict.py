@@ -1,16 +1,17 @@
-"""One prompt that memory does not suffice for fails alone, where that is asked for."""
+"""With `continue_on_oom`, only the prompt that memory does not suffice for fails."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tests.support.errors import raises
 from tests.unit.inference.asked import COUNT, Words, questions, random_model
 
 from tunesmith.core.errors import DoesNotFit
 from tunesmith.inference.predict import predict
 
-LONG = 30  # tokens of a prompt; those of the others are few
+LONG = 30  # tokens of one prompt; the others have few
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +19,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return random_model(tmp_path_factory.mktemp("models"))
 
 
-def told(model: Any, lengths: list[int], **settings: Any) -> dict[int, dict[str, Any]]:
+def predictions(model: Any, lengths: list[int], **settings: Any) -> dict[int, dict[str, Any]]:
     asked = questions(lengths=lengths)
     lines = list(predict(model, asked, Words(), range(COUNT), **settings))  # type: ignore[arg-type]
     assert len(lines) == COUNT
@@ -26,23 +27,23 @@ def told(model: Any, lengths: list[int], **settings: Any) -> dict[int, dict[str,
 
 
 @pytest.mark.parametrize("place", [0, 4])
-def test_a_prompt_that_memory_does_not_suffice_for_fails_alone(model: Any, tmp_path: Path, place: int) -> None:
+def test_a_prompt_too_large_for_memory_fails_alone(model: Any, tmp_path: Path, place: int) -> None:
     lengths = [5] * place + [LONG] + [5] * (COUNT - place - 1)
-    whole = told(model, lengths)
+    whole = predictions(model, lengths)
 
-    def scarce(module: Any, args: Any, given: dict[str, Any]) -> None:
-        if given["input_ids"].shape[1] >= LONG - 1:  # the last one is read by the first step
+    def out_of_memory(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        if kwargs["input_ids"].shape[1] >= LONG - 1:  # the first step reads the last token
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-    hook = model.register_forward_pre_hook(scarce, with_kwargs=True)
+    hook = model.register_forward_pre_hook(out_of_memory, with_kwargs=True)
     try:
-        with pytest.raises(DoesNotFit, match=f"one prompt of {LONG} tokens"):
-            told(model, lengths)
-        found = told(model, lengths, continue_on_oom=True)
+        with raises(DoesNotFit, "out-of-memory", LONG):
+            predictions(model, lengths)
+        found = predictions(model, lengths, continue_on_oom=True)
     finally:
         hook.remove()
     failed = found.pop(place)
-    assert failed["error"] == f"memory does not suffice to answer one prompt of {LONG} tokens"
+    assert str(LONG) in failed["error"]
     assert (failed["prediction"], failed["ids"], failed["stopped"]) == ("", [], False)
     assert failed["reference"] == f"right {place}"
     assert found == {i: line for i, line in whole.items() if i != place}

@@ -1,4 +1,4 @@
-"""Models are compared on questions that are the same in everything: rows, prompts, decoding, limits."""
+"""Prompts have a digest of everything that compared models share, and their rows are selected by hash."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -11,42 +11,42 @@ from tunesmith.core.rundir import RunDir
 from tunesmith.inference.prompts import read_selected_rows
 
 
-def test_questions_that_differ_in_anything_have_another_digest() -> None:
-    one = questions()
-    assert one.digest == questions().digest
+def test_the_digest_depends_on_rows_prompts_limits_and_decoding() -> None:
+    prompts = questions()
+    assert prompts.digest == questions().digest
+    longer = ((*prompts.prompts[0], 5), *prompts.prompts[1:])
     others = [
-        replace(one, max_new_tokens=LIMIT + 1), replace(one, stop_ids=(2,)), replace(one, prompts=one.prompts[::-1]),
-        replace(one, examples=one.examples[::-1]), questions(COUNT - 1),
-        replace(one, prompts=((*one.prompts[0], 5), *one.prompts[1:])), replace(one, decoder_start_ids=(0,)),
-        replace(one, beams=2),
+        replace(prompts, max_new_tokens=LIMIT + 1), replace(prompts, stop_ids=(2,)), replace(prompts, beams=2),
+        replace(prompts, prompts=prompts.prompts[::-1]), replace(prompts, examples=prompts.examples[::-1]),
+        replace(prompts, prompts=longer), replace(prompts, decoder_prefix_ids=(0,)), questions(COUNT - 1),
     ]  # fmt: skip
-    assert len({one.digest, *(other.digest for other in others)}) == 1 + len(others)
+    assert len({prompts.digest, *(other.digest for other in others)}) == 1 + len(others)
 
 
-def test_an_encoder_needs_room_for_the_prompt_alone() -> None:
-    one = questions(2, lengths=[10, 20])  # LIMIT more are written
-    assert [one.fits(i, 20) for i in (0, 1)] == [True, False]
-    beside = replace(one, decoder_start_ids=(0,))
-    assert [beside.fits(i, 20) for i in (0, 1)] == [True, True]
-    assert not beside.fits(1, 19)
-    assert replace(beside, max_new_tokens=19).fits(0, 20)
-    assert not replace(beside, max_new_tokens=20).fits(0, 20)
+def test_prompt_and_answer_have_separate_positions_in_an_encoder_decoder_model() -> None:
+    prompts = questions(2, lengths=[10, 20])  # each with an answer of up to LIMIT tokens
+    assert [prompts.fits(i, 20) for i in (0, 1)] == [True, False]
+    encoder_decoder = replace(prompts, decoder_prefix_ids=(0,))
+    assert [encoder_decoder.fits(i, 20) for i in (0, 1)] == [True, True]
+    assert not encoder_decoder.fits(1, 19)
+    assert replace(encoder_decoder, max_new_tokens=19).fits(0, 20)
+    assert not replace(encoder_decoder, max_new_tokens=20).fits(0, 20)
 
 
-def some(run: RunDir, numbers: list[int]) -> list[Example]:
+def write_examples(run: RunDir, numbers: list[int]) -> list[Example]:
     made = [Example(f"row {n}", n, "g", (Turn("user", f"question {n}", False),)) for n in numbers]
-    write_jsonl(run.examples("valid"), (one.to_json() for one in made))
+    write_jsonl(run.examples("valid"), (example.to_json() for example in made))
     return made
 
 
-def test_the_rows_of_a_split_are_the_same_whatever_their_order_and_equal_ones_count_once(tmp_path: Path) -> None:
+def test_selected_rows_do_not_depend_on_order_and_equal_rows_count_once(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
-    made = some(run, list(range(30)))
+    made = write_examples(run, list(range(30)))
     chosen, places = read_selected_rows(run, "valid", 7, seed=3)
     assert chosen == [made[place] for place in places]
     assert places == sorted(set(places))
     assert len(places) == 7
-    some(run, [n for n in reversed(range(30)) for _ in range(2)])  # every row twice
+    write_examples(run, [n for n in reversed(range(30)) for _ in range(2)])  # every row twice
     again, twice = read_selected_rows(run, "valid", 7, seed=3)
     assert {e.id for e in again} == {e.id for e in chosen}
     assert [e.row for e in again] == [29 - place // 2 for place in twice]

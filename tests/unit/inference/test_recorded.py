@@ -1,4 +1,4 @@
-"""Rows that are asked have the columns of the recipe, whichever of two names they come with."""
+"""Columns of rows for `generate` are renamed as in the model's recipe, unless they have the new name already."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ from tunesmith.inference.recorded import RecordedOptions
         ({"a": "b", "b": "c"}, {"b": 1, "c": 2}, {"b": 1, "c": 2}),
     ],
 )
-def test_columns_are_renamed_unless_they_are_there(
+def test_columns_are_renamed_unless_the_new_name_exists(
     rename: dict[str, str], row: dict[str, Any], found: dict[str, Any]
 ) -> None:
     assert RecordedOptions(rename=rename).renamed(row) == found

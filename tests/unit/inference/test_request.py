@@ -1,4 +1,4 @@
-"""Stop strings are found at the token that completes them, however a tokenizer cuts them."""
+"""Stop strings are found at the token that completes them, however the tokenizer divides them."""
 
 import pytest
 from tests.support.tiny import make_tokenizer
@@ -16,12 +16,12 @@ def test_a_stop_string_is_found_at_the_first_token_that_completes_it(stop: str, 
     decoded = "".join(made.decode(ids))
     found = StopStrings((stop, *more), made.decode)
     place = next(place for place in range(1, len(ids) + 1) if stop in made.decode(ids[:place]))
-    ends = [found.end(ids[:place]) for place in range(1, place + 1)]
+    ends = [found.completed_by_last(ids[:place]) for place in range(1, place + 1)]
     assert ends == [False] * (place - 1) + [True]
     assert found.cut(made.decode(ids[:place])) == decoded[: decoded.index(stop)]
 
 
-def test_the_first_of_several_ends_the_text() -> None:
+def test_text_is_cut_at_the_first_of_several_stop_strings() -> None:
     stops = StopStrings(("c", "bc"), str)
     assert stops.cut("abcd") == "a"
     assert stops.cut("ab") == "ab"

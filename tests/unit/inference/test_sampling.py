@@ -1,10 +1,11 @@
-"""Distributions are those of transformers' processors, draws follow them, and each row has a generator of its own."""
+"""Filtered distributions are those of transformers' logits processors, and each row has its own random generator."""
 
 import math
 from typing import Any
 
 import pytest
 import torch
+from tests.support.errors import raises
 from transformers import (
     LogitsProcessorList,
     MinPLogitsWarper,
@@ -19,9 +20,9 @@ from tunesmith.inference.sampling import (
     GREEDY,
     Sampler,
     Sampling,
+    check_generation_options,
     draw,
     filter_logits,
-    refuse_contradictions,
     seed_samples,
 )
 
@@ -33,7 +34,7 @@ def random_logits(size: int, seed: int = 0) -> torch.Tensor:
 
 
 def expected(logits: torch.Tensor, sampling: Sampling, seen: list[int]) -> torch.Tensor:
-    """Return the probabilities by transformers."""
+    """Return the probabilities that transformers computes."""
     processors: list[Any] = [RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty)]
     processors.append(TemperatureLogitsWarper(sampling.temperature))
     processors += [TopKLogitsWarper(sampling.top_k)] if sampling.top_k else []
@@ -62,7 +63,7 @@ def expected(logits: torch.Tensor, sampling: Sampling, seen: list[int]) -> torch
     ],
 )
 @pytest.mark.parametrize("size", [320, 5000])
-def test_distributions_are_those_of_transformers(settings: dict[str, float], size: int) -> None:
+def test_filtered_distributions_are_those_of_transformers(settings: dict[str, float], size: int) -> None:
     sampling = Sampling(**{**ONE, **settings})  # type: ignore[arg-type]
     for seed in range(5):
         logits, seen = random_logits(size, seed), [3, 7, 7, 11 + seed]
@@ -71,7 +72,7 @@ def test_distributions_are_those_of_transformers(settings: dict[str, float], siz
         assert ((found > 0) == (expected(logits, sampling, seen) > 0)).all()
 
 
-def test_top_p_sorts_as_many_tokens_as_it_needs() -> None:
+def test_top_p_sorts_more_tokens_if_the_likeliest_do_not_suffice() -> None:
     for spread, least, most in ((4.5, 1, 128), (3.5, 128, 1024), (2, 1024, 49_152)):
         logits = random_logits(49_152) / 3 * spread
         kept = (filter_logits(logits, Sampling(1.0, top_p=0.9)) > -math.inf).sum()
@@ -79,7 +80,7 @@ def test_top_p_sorts_as_many_tokens_as_it_needs() -> None:
         assert least < kept < most
 
 
-def test_logits_are_left_as_they_were() -> None:
+def test_filtering_does_not_change_the_logits() -> None:
     for logits in (random_logits(50), random_logits(50).double()):
         before = logits.clone()
         filter_logits(logits, Sampling(1.0, top_k=3, top_p=0.5, min_p=0.2, repetition_penalty=2.0), [1, 2])
@@ -97,12 +98,12 @@ def test_draws_follow_the_distribution() -> None:
     assert scores[draw(scores, 1 - 2**-53)] > -math.inf
 
 
-def test_a_tiny_temperature_takes_the_likeliest_token() -> None:
+def test_a_tiny_temperature_gives_the_likeliest_token() -> None:
     logits = random_logits(50)
     assert Sampler(Sampling(1e-300), [1]).choose(logits, ()) == int(logits.argmax())
 
 
-def test_a_penalty_applies_to_greedy_answers() -> None:
+def test_the_repetition_penalty_applies_to_greedy_answers() -> None:
     logits = torch.tensor([2.0, 1.9, -1.0])
     sampler = Sampler(Sampling(repetition_penalty=1.5), [1])
     assert [sampler.choose(logits, seen) for seen in ((), {0}, {0, 1})] == [0, 1, 0]
@@ -113,29 +114,29 @@ def test_draws_depend_on_seed_and_prompt_only() -> None:
 
     def tokens(seed: int | None, prompt: list[int]) -> list[int]:
         sampler = Sampler(Sampling(1.0, seed=seed), prompt)
-        return [sampler.choose(one, ()) for one in logits]
+        return [sampler.choose(step, ()) for step in logits]
 
     assert tokens(1, [5, 6]) == tokens(1, [5, 6])
     assert len({tuple(tokens(seed, prompt)) for seed in (1, 2) for prompt in ([5, 6], [5], [56])}) == 6
     assert tokens(None, [5, 6]) != tokens(None, [5, 6])
 
 
-def test_seeds_mean_the_same_in_every_version() -> None:
+def test_the_tokens_of_a_seed_never_change() -> None:
     sampler = Sampler(Sampling(1.0, seed=1), [5, 6])
     assert [sampler.choose(torch.zeros(320), ()) for _ in range(6)] == [290, 199, 176, 122, 263, 317]
 
 
-def test_samples_have_seeds_that_follow_each_other() -> None:
-    assert [one.seed for one in seed_samples(Sampling(1.0, seed=7), 3)] == [7, 8, 9]
+def test_samples_have_consecutive_seeds() -> None:
+    assert [sample.seed for sample in seed_samples(Sampling(1.0, seed=7), 3)] == [7, 8, 9]
     assert seed_samples(GREEDY, 1) == [GREEDY]
-    seeds = [one.seed for one in seed_samples(Sampling(1.0), 3)]
+    seeds = [sample.seed for sample in seed_samples(Sampling(1.0), 3)]
     assert None not in seeds
     assert len(set(seeds)) == 3
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_nothing_is_drawn_from_logits_that_are_no_numbers(bad: float) -> None:
-    with pytest.raises(NonFinite):
+def test_logits_that_are_nan_or_infinite_raise(bad: float) -> None:
+    with raises(NonFinite, "non-finite"):
         Sampler(Sampling(1.0), [1]).choose(torch.tensor([1.0, bad]), ())
 
 
@@ -159,10 +160,9 @@ def test_nothing_is_drawn_from_logits_that_are_no_numbers(bad: float) -> None:
         {"seed": 1},
     ],
 )
-def test_wrong_settings_are_refused(settings: dict[str, float]) -> None:
-    with pytest.raises(RecipeError) as caught:
+def test_sampling_options_out_of_range_are_refused(settings: dict[str, float]) -> None:
+    with raises(RecipeError, "wrong-sampling") as caught:
         Sampling(**settings)  # type: ignore[arg-type]
-    assert caught.value.code == "usage"
     assert caught.value.hint
 
 
@@ -179,8 +179,7 @@ def test_wrong_settings_are_refused(settings: dict[str, float]) -> None:
         (Sampling(repetition_penalty=1.1), {"beams": 2}),
     ],
 )
-def test_contradictions_are_refused(sampling: Sampling, settings: dict[str, Any]) -> None:
-    with pytest.raises(RecipeError) as caught:
-        refuse_contradictions(sampling, **settings)
-    assert caught.value.code == "usage"
+def test_contradicting_options_are_refused(sampling: Sampling, settings: dict[str, Any]) -> None:
+    with raises(RecipeError, "wrong-sampling") as caught:
+        check_generation_options(sampling, **settings)
     assert caught.value.hint

@@ -1,4 +1,4 @@
-"""Models with encoder and decoder: the loss is their own, padding is harmless, what is saved is plain."""
+"""Encoder-decoder models: their loss is that of transformers, padding is harmless, and saved models are standard."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,14 +29,16 @@ SOURCES, TARGETS = (3, 12, 7, 1), (9, 2, 5, 1)
 
 
 def rows(start: int = 2, seed: int = 0) -> list[TokenizedExample]:
-    """Return rows whose sources and targets differ in length, each in its own order."""
+    """Return rows whose sources and targets differ in length."""
     made = torch.Generator().manual_seed(seed)
     found = []
-    for number, (read, written) in enumerate(zip(SOURCES, TARGETS, strict=True)):
-        source = torch.randint(4, 300, (read,), generator=made).tolist()
-        target = torch.randint(4, 300, (written,), generator=made).tolist()
+    for number, (source_length, target_length) in enumerate(zip(SOURCES, TARGETS, strict=True)):
+        source = torch.randint(4, 300, (source_length,), generator=made).tolist()
+        target = torch.randint(4, 300, (target_length,), generator=made).tolist()
         found.append(
-            TokenizedExample(str(number), (start, *target), (False, *[True] * written), {ENCODER_IDS: tuple(source)})
+            TokenizedExample(
+                str(number), (start, *target), (False, *[True] * target_length), {ENCODER_IDS: tuple(source)}
+            )
         )
     return found
 
@@ -46,8 +48,8 @@ def batch(folder: Path, examples: Sequence[TokenizedExample], pad_id: int) -> Ba
     return TokenDataset(folder / "x.safetensors").batch(range(len(examples)), pad_id)
 
 
-def own_loss(model: Any, examples: Sequence[TokenizedExample]) -> torch.Tensor:
-    """Return the loss as transformers documents it: padded by hand, labels -100 at padding, shifted by the model."""
+def transformers_loss(model: Any, examples: Sequence[TokenizedExample]) -> torch.Tensor:
+    """Return the loss of transformers, with labels of -100 at padding, which the model shifts."""
     ids = torch.full((len(examples), max(SOURCES)), 9)
     mask = torch.zeros_like(ids)
     labels = torch.full((len(examples), max(TARGETS)), -100)
@@ -64,7 +66,7 @@ def start_of(kind: str) -> int:
 
 
 def adapted_rows(kind: str) -> list[TokenizedExample]:
-    """Return rows as a model wants them: mBART's decoder starts from the code that ends the target."""
+    """Return rows for one kind of model: mBART's decoder starts with the language code that ends the target."""
     found = rows(start_of(kind))
     if kind != "mbart":
         return found
@@ -72,14 +74,14 @@ def adapted_rows(kind: str) -> list[TokenizedExample]:
 
 
 @pytest.mark.parametrize("kind", SEQ2SEQ)
-def test_the_loss_and_its_gradients_are_the_model_s_own(opened: Opened, tmp_path: Path, kind: str) -> None:
+def test_the_loss_and_its_gradients_are_those_of_transformers(opened: Opened, tmp_path: Path, kind: str) -> None:
     model, examples = opened(kind), adapted_rows(kind)
     model.requires_grad_(True)
-    expected = own_loss(model, examples)
+    expected = transformers_loss(model, examples)
     expected.backward()
     wanted = {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
     model.zero_grad(set_to_none=True)
-    for pad_id in (0, 1, 2, start_of(kind), 77):  # padding goes by position: it may be the end, or the start
+    for pad_id in (0, 1, 2, start_of(kind), 77):  # padding is masked by position, so any id can pad
         loss = token_loss(model, batch(tmp_path, examples, pad_id)).nll.mean()
         torch.testing.assert_close(loss, expected, rtol=2e-6, atol=0)
     loss.backward()
@@ -89,7 +91,7 @@ def test_the_loss_and_its_gradients_are_the_model_s_own(opened: Opened, tmp_path
     assert len(wanted) > 20
 
 
-def test_the_models_are_what_they_are_here_for(opened: Opened) -> None:
+def test_t5_scales_the_hidden_state_and_flan_t5_does_not(opened: Opened) -> None:
     def logits_of_hidden(model: Any) -> torch.Tensor:
         seen: list[torch.Tensor] = []
         hook = model.lm_head.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
@@ -101,13 +103,15 @@ def test_the_models_are_what_they_are_here_for(opened: Opened) -> None:
         other.remove()
         return seen[0] / decoder[0]
 
-    torch.testing.assert_close(logits_of_hidden(opened("t5")), torch.full((1, 2, 32), 32**-0.5))  # tied, so scaled
+    torch.testing.assert_close(
+        logits_of_hidden(opened("t5")), torch.full((1, 2, 32), 32**-0.5)
+    )  # scaled because embeddings are tied
     torch.testing.assert_close(logits_of_hidden(opened("flan-t5")), torch.ones(1, 2, 32))
     assert opened("flan-t5").lm_head.weight is not opened("flan-t5").shared.weight
 
 
 @pytest.mark.parametrize("kind", SEQ2SEQ)
-def test_padding_changes_no_loss(opened: Opened, tmp_path: Path, kind: str) -> None:
+def test_padding_does_not_change_the_loss(opened: Opened, tmp_path: Path, kind: str) -> None:
     model, examples = opened(kind), rows(start_of(kind))
     with torch.inference_mode():
         together = token_loss(model, batch(tmp_path, examples, pad_id=5))
@@ -120,9 +124,9 @@ def test_padding_changes_no_loss(opened: Opened, tmp_path: Path, kind: str) -> N
             for one in examples
         ]  # fmt: skip
     for place, one in enumerate(examples):
-        mine = together.nll[together.rows == place]
+        batched = together.nll[together.rows == place]
         wanted = -unpadded[place][torch.arange(len(one.input_ids) - 1), torch.tensor(one.input_ids[1:])]
-        torch.testing.assert_close(mine, wanted, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(batched, wanted, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(alone[place], wanted, rtol=1e-5, atol=1e-5)
 
 
@@ -140,22 +144,22 @@ def test_only_trained_positions_reach_the_output_layer(opened: Opened, tmp_path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", SEQ2SEQ)
-def test_answers_are_those_of_transformers(opened: Opened, kind: str) -> None:
-    model, asked = opened(kind), prompts()
-    free = ours(model, asked, decoder_start_ids=(2,))
+def test_encoder_decoder_answers_are_those_of_transformers(opened: Opened, kind: str) -> None:
+    model, sources = opened(kind), prompts()
+    free = ours(model, sources, decoder_prefix_ids=(2,))
     assert len({ids for ids, _ in free}) > 2
     stop_ids = frequent(free)
-    wanted = [of_transformers(model, prompt, 1, stop_ids, LIMIT) for prompt in asked]
+    wanted = [of_transformers(model, prompt, 1, stop_ids, LIMIT) for prompt in sources]
     for size in (1, 4, 8):
         assert (
-            ours(model, asked, stop_ids=stop_ids, decoder_start_ids=(2,), max_new_tokens=LIMIT, batch_rows=size)
+            ours(model, sources, stop_ids=stop_ids, decoder_prefix_ids=(2,), max_new_tokens=LIMIT, batch_rows=size)
             == wanted
         )
 
 
-def test_rows_leave_the_batch_and_sources_are_read_once(opened: Opened) -> None:
-    model, asked = opened("bart"), prompts()
-    free = ours(model, asked, decoder_start_ids=(2,))
+def test_finished_rows_leave_the_batch_and_sources_are_encoded_once(opened: Opened) -> None:
+    model, sources = opened("bart"), prompts()
+    free = ours(model, sources, decoder_prefix_ids=(2,))
     stop_ids = frequent(free)
     encoded: list[int] = []
     hook = model.get_encoder().register_forward_hook(lambda _, args, out: encoded.append(len(out.last_hidden_state)))
@@ -163,7 +167,7 @@ def test_rows_leave_the_batch_and_sources_are_read_once(opened: Opened) -> None:
     other = model.get_decoder().register_forward_hook(
         lambda _, args, given, out: rows_seen.append(tuple(out.last_hidden_state.shape[:2])), with_kwargs=True
     )
-    answers = ours(model, asked, stop_ids=stop_ids, decoder_start_ids=(2, 0))
+    answers = ours(model, sources, stop_ids=stop_ids, decoder_prefix_ids=(2, 0))
     hook.remove()
     other.remove()
     needed = [len(ids) + stopped for ids, stopped in answers]
@@ -172,7 +176,7 @@ def test_rows_leave_the_batch_and_sources_are_read_once(opened: Opened) -> None:
     assert [width for _, width in rows_seen] == [2] + [1] * (len(rows_seen) - 1)
 
 
-# --- what is trained and saved ---
+# --- saved models ---
 
 
 def logits(model: Any) -> torch.Tensor:
@@ -184,7 +188,7 @@ def logits(model: Any) -> torch.Tensor:
 
 
 def tuned(model: Any, tuning: Any, folder: Path) -> Any:
-    """Return a model that has taken a step of training."""
+    """Return the model after two training steps."""
     model = make_trainable(model, tuning, seed=0)
     optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=0.01)
     for _ in range(2):
@@ -197,7 +201,7 @@ def tuned(model: Any, tuning: Any, folder: Path) -> Any:
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ["all-linear", ("q", "v")])
 @pytest.mark.parametrize("kind", ["t5", "flan-t5"])
-def test_an_adapter_loads_in_plain_peft(
+def test_a_saved_adapter_loads_in_peft(
     opened: Opened, folder_of: Callable[[str], Path], tmp_path: Path, kind: str, target: Any
 ) -> None:
     model = tuned(opened(kind), LoraTuning(method="lora", rank=2, target=target), tmp_path)
@@ -207,12 +211,12 @@ def test_an_adapter_loads_in_plain_peft(
     assert torch.equal(logits(plain), logits(model))
     assert torch.equal(logits(attach_adapter(opened(kind), tmp_path / "saved")), logits(model))
     assert not torch.equal(logits(model), logits(opened(kind)))
-    asked = prompts(3)
-    assert ours(plain, asked, decoder_start_ids=(0,)) == ours(model, asked, decoder_start_ids=(0,))
+    sources = prompts(3)
+    assert ours(plain, sources, decoder_prefix_ids=(0,)) == ours(model, sources, decoder_prefix_ids=(0,))
 
 
 @pytest.mark.parametrize("kind", ["t5", "flan-t5", "bart"])
-def test_a_full_model_loads_in_plain_transformers_and_comes_back(opened: Opened, tmp_path: Path, kind: str) -> None:
+def test_a_saved_full_model_loads_in_transformers_and_in_tunesmith(opened: Opened, tmp_path: Path, kind: str) -> None:
     model = tuned(opened(kind), FullTuning(method="full"), tmp_path)
     save_model(model, tmp_path / "saved", base="base")
     plain = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "saved")
@@ -222,13 +226,15 @@ def test_a_full_model_loads_in_plain_transformers_and_comes_back(opened: Opened,
     other = make_trainable(opened(kind), FullTuning(method="full"), seed=0)
     restore_weights(other, tmp_path / "saved")
     assert torch.equal(logits(other), logits(model))
-    # It must know by itself what its decoder starts from, and where an answer ends.
-    said = plain.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=5, do_sample=False)
-    assert said[0, 0] == start_of(kind)
+    # Its configuration must have the start token of the decoder and the end token.
+    answer = plain.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=5, do_sample=False)
+    assert answer[0, 0] == start_of(kind)
     assert plain.generation_config.eos_token_id == plain.config.eos_token_id
 
 
-def test_how_a_model_samples_is_left_out(folder_of: Callable[[str], Path], tmp_path: Path) -> None:
+def test_sampling_options_of_the_generation_config_are_dropped(
+    folder_of: Callable[[str], Path], tmp_path: Path
+) -> None:
     model = AutoModelForSeq2SeqLM.from_pretrained(folder_of("bart"))
     model.generation_config.update(num_beams=4, no_repeat_ngram_size=3, min_length=20, forced_bos_token_id=0)
     model.save_pretrained(tmp_path)
@@ -241,19 +247,20 @@ def test_how_a_model_samples_is_left_out(folder_of: Callable[[str], Path], tmp_p
 
 
 @pytest.mark.parametrize("kind", ["t5", "mt5", "umt5"])
-def test_t5_is_refused_in_fp16_before_its_weights_are_read(tmp_path: Path, opened: Opened, kind: str) -> None:
+def test_t5_in_fp16_is_refused_before_its_weights_are_read(tmp_path: Path, opened: Opened, kind: str) -> None:
     opened(kind).config.save_pretrained(tmp_path)
-    with pytest.raises(RecipeError, match=r"fp16") as caught:
+    with pytest.raises(RecipeError) as caught:
         load_base(ModelFolder("x", tmp_path), ComputeConfig(torch.device("cpu"), torch.float16))
     assert caught.value.where == "model.precision"
+    assert "fp16" in str(caught.value)
 
 
-def test_bart_is_not(opened: Opened) -> None:
+def test_bart_loads_in_fp16(opened: Opened) -> None:
     assert opened("bart", torch.float16).dtype == torch.float16
 
 
 @pytest.mark.parametrize("kind", ["t5", "flan-t5", "bart"])
-def test_the_loss_in_bf16_is_near(opened: Opened, tmp_path: Path, kind: str) -> None:
+def test_the_loss_in_bf16_is_close_to_fp32(opened: Opened, tmp_path: Path, kind: str) -> None:
     one = batch(tmp_path, rows(start_of(kind)), 0)
     low = make_trainable(opened(kind, torch.bfloat16), LoraTuning(method="lora", rank=2), seed=0)
     found = token_loss(low, one).nll
