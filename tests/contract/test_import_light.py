@@ -35,7 +35,7 @@ def test_help_imports_nothing_slow(arguments: list[str], tmp_path: Path) -> None
 
 
 def test_help_takes_little_work(tmp_path: Path) -> None:
-    """Half a second is promised; the processor's time is measured, because other work may run beside this."""
+    """The limit is half a second; the processor's time is measured, because other work may run at the same time."""
     best = float("inf")
     for _ in range(2):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.support.cases import PROMOTED, Case, Command, Done, model, write
+from tests.support.cases import PROMOTED, Case, Command, Result, model, write
 from tests.support.tiny import save_model
 
 from tunesmith import cli
@@ -54,13 +54,13 @@ def tunesmith(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     """The command line, in this process and in a folder of its own."""
     monkeypatch.chdir(tmp_path)
 
-    def command(*arguments: object) -> Done:
+    def command(*arguments: object) -> Result:
         capsys.readouterr()
         monkeypatch.setattr(sys, "argv", ["tunesmith", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
             cli.main()
         seen = capsys.readouterr()
         assert "Traceback" not in seen.err
-        return Done(ended.value.code, seen.out, seen.out + seen.err)
+        return Result(ended.value.code, seen.out, seen.out + seen.err)
 
     return command

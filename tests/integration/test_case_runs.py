@@ -20,10 +20,10 @@ ASK = ("--max-new-tokens", 3)
 
 def test_w2_rows_that_the_base_was_trained_on_give_a_warning(moved: Path, tunesmith: Command) -> None:
     again = ("plan", "recipe.yaml", "model.base=run:runs/a", "data.prompt='Now do: {q}'")
-    assert "was trained on" not in tunesmith(*again).said
+    assert "was trained on" not in tunesmith(*again).output
     other = tunesmith(*again, "seed=5")
     assert other.code == 0
-    assert "was trained on" in other.said
+    assert "was trained on" in other.output
     assert tunesmith(*again, "seed=5", "data.leakage=error").code == 3
 
 
@@ -31,7 +31,7 @@ def test_w2_two_prompts_are_judged_on_the_same_rows(moved: Path, tunesmith: Comm
     assert tunesmith("run", "recipe.yaml", "--out", "runs/b", "data.prompt='Now do: {q}'", "promote=null").code == 0
     files = [f"runs/{name}/evaluate/tuned/scores.jsonl" for name in ("a", "b")]
     done = tunesmith("verdict", *files, "--metric", "exact_match", "--json")
-    assert done.code == 0, done.said
+    assert done.code == 0, done.output
     ids = [[json.loads(line)["id"] for line in Path(file).read_text().splitlines()] for file in files]
     assert sorted(ids[0]) == sorted(ids[1])
     assert json.loads(done.out)["rows"] == len(ids[0]) > 5
@@ -42,7 +42,7 @@ def test_w7_settings_of_evaluation_do_not_train_again(moved: Path, tunesmith: Co
     text = Path("recipe.yaml").read_text()
     Path("recipe.yaml").write_text(text.replace("rows: 10", "rows: 8"))
     done = tunesmith("run", "recipe.yaml", "--out", "runs/a", "--json")
-    assert done.code == 0, done.said
+    assert done.code == 0, done.output
     assert json.loads(done.out)["verdict"]["primary"]["rows"] == 8
     assert tree(Path("runs/a/train")) == trained
 
@@ -67,7 +67,7 @@ def test_o02_a_base_relative_to_the_recipe_opens_from_anywhere(
     monkeypatch.chdir(tmp_path / "elsewhere")
     for name in ("loop@staging", f"run:{tmp_path}/runs/a"):
         done = tunesmith("generate", name, "--prompt", "hi", *ASK)
-        assert done.code == 0, done.said
+        assert done.code == 0, done.output
 
 
 def test_o30_chat_answers_a_second_question(
@@ -75,7 +75,7 @@ def test_o30_chat_answers_a_second_question(
 ) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO("cat\ndog\n\n"))
     done = tunesmith("chat", models("thinking"), *ASK)
-    assert done.code == 0, done.said
+    assert done.code == 0, done.output
 
 
 @pytest.mark.parametrize(
@@ -96,8 +96,8 @@ def test_commands(
     name: str, arguments: tuple[Any, ...], code: int, told: tuple[str, ...], moved: Path, tunesmith: Command
 ) -> None:
     done = tunesmith(*arguments)
-    assert done.code == code, (name, done.said)
-    assert [part for part in told if part not in done.said] == []
+    assert done.code == code, (name, done.output)
+    assert [part for part in told if part not in done.output] == []
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
@@ -132,8 +132,8 @@ def test_r27_without_a_home_the_error_names_the_variable_to_set(
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(pwd, "getpwuid", nobody)
     done = tunesmith("plan", recipe)
-    assert done.code in (0, 2), done.said
-    assert done.code == 0 or "TUNESMITH_CACHE" in done.said
+    assert done.code in (0, 2), done.output
+    assert done.code == 0 or "TUNESMITH_CACHE" in done.output
     assert tunesmith("models").code == 2
 
 
@@ -196,8 +196,8 @@ def test_r38_a_refused_override_leaves_every_file_as_it_was(moved: Path, tunesmi
     before = tree(Path("runs/a"))
     for verb in ("run", "train", "evaluate", "prepare", "plan"):
         refused = tunesmith(verb, "runs/a", "train.learning_rate=5e-3")
-        assert refused.code == 2, (verb, refused.said)
-        assert "train.learning_rate" in refused.said
+        assert refused.code == 2, (verb, refused.output)
+        assert "train.learning_rate" in refused.output
         assert tree(Path("runs/a")) == before, verb
     assert tunesmith("run", "runs/a").code == 0
 
@@ -245,7 +245,7 @@ def test_w4_generate_asks_as_the_recipe_does(moved: Path, tunesmith: Command) ->
     found = []
     for asking in (("--prompt", "hi"), ("--row", "q=hi"), ("--rows", "ask.jsonl")):
         done = tunesmith("generate", "runs/a", *asking, *ASK, "--json")
-        assert done.code == 0, done.said
+        assert done.code == 0, done.output
         found.append(json.loads(done.out.strip().splitlines()[0]) if asking[0] == "--rows" else json.loads(done.out)[0])
     assert len({one.get("answer", one.get("prediction")) for one in found}) == 1
     assert all(part in found[-1]["prompt"] for part in ("Be brief.", "Do: hi"))

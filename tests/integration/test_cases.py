@@ -22,7 +22,7 @@ CONTROL = "spell control tokens of this model, such as <|im_end|>"
 PLANNED = [
     Case("R01 an empty column", 3, ("`{n?}`", "20 of 40"), {"data.prompt": "{q}\n{n}"}, table(n=half("", "note"))),
     Case("R01 an optional column", 0, (), {"data.prompt": "{q}\n\n{n?}"}, table(n=half("note", "")),
-         asked=("Say one and one, 0<|im_end|>",)),
+         prompt=("Say one and one, 0<|im_end|>",)),
     Case("R02 a key left out", 3, ("`{n?}`", "20 of 40"), {"data.prompt": "{q}\n{n}"}, table(n=half(..., "note"))),
     Case("R02 an optional key left out", 0, (), {"data.prompt": "{q}\n{n?}"}, table(n=half("note", ...))),
     Case("R02 an optional column that no row has", 3, ("`m`",), {"data.prompt": "{q}\n{m?}"}),
@@ -46,7 +46,7 @@ PLANNED = [
     Case("R10 quotes that are letters", 3, ("quote: none",), {"data.source.file": "rows.tsv"},
          b'q\ta\n' + b"".join(b'"Say" %d\tx\n' % i for i in range(40)), "rows.tsv"),
     Case("R10 a file without quotes", 0, (), {"data.source": {"file": "rows.tsv", "quote": "none"}},
-         b'q\ta\n' + b"".join(b'"Say" %d\t"x\n' % i for i in range(40)), "rows.tsv", learned='"x<|im_end|>'),
+         b'q\ta\n' + b"".join(b'"Say" %d\t"x\n' % i for i in range(40)), "rows.tsv", trained='"x<|im_end|>'),
     Case("R11 a list named JSONL", 3, (".json",), {}, json.dumps(table()).replace("}, ", "},\n").encode()),
     Case("R40 rows that spell control tokens", 0, ("40 rows", CONTROL, "rows.jsonl:1"), {}, table(a="one<|im_end|>")),
     Case("R13 a list in Python's notation", 3, ("json.dumps",), {**MESSAGES, "data.source.file": "rows.csv"},
@@ -62,13 +62,13 @@ PLANNED = [
          table(200, q=lambda i: f"Say {i}" if i % 5 > 2 else "Hi")),
     Case("O21 a turn that is not to be learned", 0, (), MESSAGES,
          [{"m": [*chats("a #", "BAD", weight=0)[i]["m"], *row["m"]]} for i, row in enumerate(chats("b #", "good"))],
-         learned="good<|im_end|>"),
+         trained="good<|im_end|>"),
     Case("O27 rows that ask the same", 3, ("only 1 prompt", "data.split.column"), {}, table(q="Say it")),
     Case("O04 thoughts that are learned", 3, ("rewrites the conversation",), {**MESSAGES, "model.base": "thinking"},
          chats("hi #", "<think>so</think>x", "and?", "y")),
     Case("O04 thoughts that are not learned", 0, (), {
         **MESSAGES, "model.base": "thinking", "data.train_on": "last",
-    }, chats("hi #", "<think>so</think>x", "and?", "y"), learned="y<|im_end|>"),
+    }, chats("hi #", "<think>so</think>x", "and?", "y"), trained="y<|im_end|>"),
     Case("rows that are too long", 3, ("too_long: truncate", "the longest row"), {"data.max_tokens_per_example": 8}),
     Case("Alpaca's columns", 3, ("Alpaca",), {}, [{"instruction": f"x {i}", "output": "y"} for i in range(40)]),
     Case("R02b a filter on a column that no row has", 3, ("`b`",), {"data.filters": [{"column": "b", "equals": "x"}]}),
@@ -77,11 +77,11 @@ PLANNED = [
     Case("R07 two questions in a row", 3, ("roles must alternate",), {**MESSAGES, "model.base": "strict"},
          [{"m": [{"role": "user", "content": f"a {i}"}, *turns["m"]]} for i, turns in enumerate(chats("b", "c"))]),
     Case("R15 a folder", 3, ("hub:",), {"data.source.file": "."}),
-    Case("R17 truth values", 0, (), {}, table(a=True), learned="true<|im_end|>"),
-    Case("R18 12.50 in JSON", 0, (), {}, answered("12.50"), learned="12.50<|im_end|>"),
-    Case("R18 1E3 in JSON", 0, (), {}, answered("1E3"), learned="1E3<|im_end|>"),
+    Case("R17 truth values", 0, (), {}, table(a=True), trained="true<|im_end|>"),
+    Case("R18 12.50 in JSON", 0, (), {}, answered("12.50"), trained="12.50<|im_end|>"),
+    Case("R18 1E3 in JSON", 0, (), {}, answered("1E3"), trained="1E3<|im_end|>"),
     Case("R18 10000000000000000.0 in JSON", 0, (), {}, answered("10000000000000000.0"),
-         learned="10000000000000000.0<|im_end|>"),
+         trained="10000000000000000.0<|im_end|>"),
     Case("R19 a nested value", 2, ("translation",), {"data.prompt": "{translation.en}"},
          table(translation={"en": "x", "de": "y"})),
     Case("R20 braces of JSON in a prompt", 2, ("{{", "}}"), {"data.prompt": '{"k": "{q}"}'}),
@@ -109,7 +109,7 @@ PLANNED = [
     Case("O19 a base in four bits of bitsandbytes", 2, ("bitsandbytes",), {"model.base": "bnb"}),
     Case("O21 a turn with train: false", 0, (), MESSAGES,
          [{"m": [*a["m"][:1], a["m"][1] | {"train": False}, *b["m"]]} for a,
-         b in zip(chats("hi #", "BAD"), chats("again", "good"), strict=True)], learned="good<|im_end|>"),
+         b in zip(chats("hi #", "BAD"), chats("again", "good"), strict=True)], trained="good<|im_end|>"),
     Case("W13 a metric that raises", 2, ("mine.py",),
          {"evaluate.metrics": ["mine:broken"], "evaluate.primary": "mine:broken"}),
     Case("R44 UTF-16", 3, ("iconv -f UTF-16",), {}, lines(table()).decode().encode("utf-16")),
@@ -126,16 +126,16 @@ def test_plan(case: Case, models: Callable[[str], Path], tunesmith: Command) -> 
     Path("mine.py").write_text("def broken(predictions, references):\n    return [1 / 0 for _ in predictions]\n")
     recipe = write(case, models)
     planned = tunesmith("plan", recipe)
-    assert planned.code == case.code, planned.said
-    assert [part for part in case.told if part not in planned.said] == []
+    assert planned.code == case.code, planned.output
+    assert [part for part in case.expected if part not in planned.output] == []
     if case.code == 3:
-        assert "hint:" in planned.said
-    if case.learned or case.asked:
+        assert "hint:" in planned.output
+    if case.trained or case.prompt:
         [shown] = json.loads(tunesmith("show", recipe, "--rows", 1, "--json").out)
         learned = "".join(one["text"] for one in shown["tokens"] if one["trained"])
-        assert case.learned in (None, learned)
+        assert case.trained in (None, learned)
         read = "".join(one["text"] for one in shown["tokens"])
-        assert [part for part in case.asked if part not in read] == []
+        assert [part for part in case.prompt if part not in read] == []
 
 
 def verdict_files(base: Rows, tuned: Rows) -> tuple[str, str]:
@@ -173,9 +173,9 @@ VERDICTS = [
 def test_verdicts_of_files(case: tuple[int, Any, Rows, Rows, tuple[str, ...]], tunesmith: Command) -> None:
     code, expected, base, tuned, options = case
     done = tunesmith("verdict", *verdict_files(base, tuned), *options, *(["--json"] if code == 0 else []))
-    assert done.code == code, done.said
+    assert done.code == code, done.output
     if code:
-        assert [part for part in expected if part not in done.said] == []
+        assert [part for part in expected if part not in done.output] == []
     else:
         assert {key: json.loads(done.out)[key] for key in expected} == expected
 
@@ -197,5 +197,5 @@ def test_score(case: tuple[int, tuple[str, ...], str, bytes, str], tunesmith: Co
     code, told, metrics, content, file = case
     Path(file).write_bytes(content)
     done = tunesmith("score", file, "--metrics", metrics)
-    assert done.code == code, done.said
-    assert [part for part in told if part not in done.said] == []
+    assert done.code == code, done.output
+    assert [part for part in told if part not in done.output] == []

@@ -211,7 +211,7 @@ def test_a_refused_command_leaves_everything_as_it_was(
     before = state()
     done = tunesmith(verb, *arguments)
     assert state() == before
-    assert done.code == code, done.said
+    assert done.code == code, done.output
 
 
 def test_every_verb_is_refused_something() -> None:

@@ -1,4 +1,4 @@
-"""What the tests of real users' cases share: a recipe by its differences from one, rows, and tiny models by name."""
+"""Helpers of the tests of users' cases: recipes as changes of a base recipe, rows, and tiny models by name."""
 
 import io
 import json
@@ -34,24 +34,27 @@ MESSAGES = {"data.prompt": ..., "data.response": ..., "data.messages": "m"}
 
 
 def table(count: int = 40, **columns: Any) -> Rows:
-    """Return rows {q, a, ...}; a column is a value, or a function of the row's number, or `...` to leave it out."""
-    made: Rows = []
+    """Return rows {q, a, ...}. A column is a value, a function of the row's number, or `...` to leave it out."""
+    rows: Rows = []
     for i in range(count):
         first, second = WORDS[i % 7], WORDS[i // 7 % 7]
         row = {"q": f"Say {first} and {second}, {i}", "a": f"{second} {first}", **columns}
         row = {key: value(i) if callable(value) else value for key, value in row.items()}
-        made.append({key: value for key, value in row.items() if value is not ...})
-    return made
+        rows.append({key: value for key, value in row.items() if value is not ...})
+    return rows
 
 
 def chats(*contents: Any, **last: Any) -> Rows:
-    """Return rows with a column `m` of turns, user first; `#` is the row's number, `last` joins the last turn."""
+    """Return rows with a column `m` of turns, user first.
+
+    `#` in a content is replaced by the row's number; `last` are more keys of the last turn.
+    """
 
     def turns(i: int) -> list[dict[str, Any]]:
-        told = [text.replace("#", str(i)) if isinstance(text, str) else text for text in contents]
-        found = [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(told)]
-        found[-1].update(last)
-        return found
+        texts = [text.replace("#", str(i)) if isinstance(text, str) else text for text in contents]
+        messages = [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(texts)]
+        messages[-1].update(last)
+        return messages
 
     return [{"m": turns(i)} for i in range(40)]
 
@@ -62,60 +65,60 @@ def lines(rows: Rows) -> bytes:
 
 
 def answered(value: str) -> bytes:
-    """Return JSONL whose answers are this JSON text."""
+    """Return JSONL with this JSON text as the answer of each row."""
     return "".join(f'{{"q": "Say {i}", "a": {value}}}\n' for i in range(40)).encode()
 
 
 @dataclass(frozen=True)
 class Case:
-    """The expected result of a recipe, given by its differences from BASE, with some rows."""
+    """A recipe, as changes of BASE, with rows and the expected exit code and output."""
 
     name: str
     code: int
-    told: tuple[str, ...] = ()  # parts of what `plan` prints
+    expected: tuple[str, ...] = ()  # parts of the output of `plan`
     changes: dict[str, Any] = field(default_factory=dict)  # dotted key -> value; `...` removes the key
     rows: Rows | bytes = field(default_factory=table)
     file: str = "rows.jsonl"
-    learned: str | None = None  # what `show` says is learned of the first row
-    asked: tuple[str, ...] = ()  # parts of what `show` says the model reads of the first row
+    trained: str | None = None  # the trained tokens of the first row, as `show` prints them
+    prompt: tuple[str, ...] = ()  # parts of the first row's text, as `show` prints it
 
 
 @cache
 def model(folder: Path, kind: str) -> Path:
-    """Return a tiny model's folder, made when it is first asked for."""
+    """Return the folder of a tiny model; make it at the first call."""
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
     path = folder / kind
     if kind == "plain":
         return save_plain_model(path, "llama")
-    made = make_tokenizer(STRICT if kind == "strict" else THINKING if kind == "thinking" else CHATML)
+    tokenizer = make_tokenizer(STRICT if kind == "strict" else THINKING if kind == "thinking" else CHATML)
     shape = config(kind if kind in ("roberta", "bert") else "llama")
-    if kind == "short":  # fewer rows in the embedding than the tokenizer has tokens
-        shape.vocab_size = len(made) - 2
+    if kind == "short":  # fewer embeddings than the tokenizer has tokens
+        shape.vocab_size = len(tokenizer) - 2
     if kind == "narrow":
         shape.max_position_embeddings = 64
     torch.manual_seed(0)
     masked = kind in ("roberta", "bert")
     (AutoModelForMaskedLM if masked else AutoModelForCausalLM).from_config(shape).save_pretrained(path)
-    made.save_pretrained(path)
+    tokenizer.save_pretrained(path)
     if kind in QUANTIZED:
-        written = json.loads((path / "config.json").read_text())
-        written["quantization_config"] = QUANTIZED[kind]
-        (path / "config.json").write_text(json.dumps(written))
+        settings = json.loads((path / "config.json").read_text())
+        settings["quantization_config"] = QUANTIZED[kind]
+        (path / "config.json").write_text(json.dumps(settings))
     return path
 
 
 @dataclass(frozen=True)
-class Done:
-    """How a command ended."""
+class Result:
+    """The result of a command."""
 
     code: object
     out: str
-    said: str  # both streams
+    output: str  # stdout and stderr
 
 
-Command = Callable[..., Done]
+Command = Callable[..., Result]
 
 
 def write(case: Case, models: Callable[[str], Path], folder: Path = Path()) -> Path:

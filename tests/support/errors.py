@@ -1,4 +1,4 @@
-"""Assert which error is raised by what programs see: its type, code and place, and the values that its text names."""
+"""Assert the type, code, place and values of an error, and not its wording."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

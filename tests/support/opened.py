@@ -1,4 +1,4 @@
-"""Tiny models of many architectures, made when a test asks for one and kept for the session."""
+"""Fixtures for tiny models of many architectures, made at the first use and kept for the session."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +11,7 @@ from tunesmith.fetch.reference import ModelFolder
 
 KINDS = ("llama", "gpt2", "gpt_neo", "mistral", "gemma2", "gemma3_text", "qwen2", "qwen3", "phi", "phi3", "granite")
 
-# Architectures that differ where those above do not: other names on disk than in memory, recurrent layers.
+# More architectures: other names on disk than in memory, experts, recurrent layers.
 _SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "max_position_embeddings": 512}
 _HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
 MORE: dict[str, dict[str, Any]] = {
@@ -26,15 +26,15 @@ Opened = Callable[..., Any]
 
 @pytest.fixture(scope="session")
 def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Return the folder of a random tiny model of an architecture."""
-    made: dict[str, Path] = {}
+    """Return a function that gives the folder of a random tiny model of an architecture."""
+    folders: dict[str, Path] = {}
     root = tmp_path_factory.mktemp("tiny-models")
 
     def folder(kind: str) -> Path:
-        if kind not in made:
+        if kind not in folders:
             save = _saved if kind in MORE else save_seq2seq if kind in SEQ2SEQ else save_model
-            made[kind] = save(root / kind, kind)
-        return made[kind]
+            folders[kind] = save(root / kind, kind)
+        return folders[kind]
 
     return folder
 
@@ -57,7 +57,7 @@ def _saved(folder: Path, kind: str) -> Path:
 
 @pytest.fixture(scope="session")
 def opened(folder_of: Callable[[str], Path]) -> Opened:
-    """Load a tiny model of an architecture, as the project does."""
+    """Return a function that loads a tiny model of an architecture with `load_base`."""
     import torch
 
     from tunesmith.model.load import ComputeConfig, load_base

@@ -1,6 +1,6 @@
-"""A toy objective on pairs: of two answers to one prompt, the weighted tokens of the first are to be the likelier ones.
+"""A toy objective on pairs: the first of two answers should be likelier than the second, in weighted tokens.
 
-As a program it trains a run with it:   python tests/support/pairs.py BASE RUN
+As a program, it trains a run:   python tests/support/pairs.py BASE RUN
 """
 
 import sys
@@ -22,14 +22,14 @@ SIGN, WEIGHT = Column("sign", "float64", "sequence"), Column("weight", "float64"
 BETA = 0.2
 
 
-def margins(found: TokenLoss) -> torch.Tensor:
-    """Return by how many weighted nats the first answer of each pair is the likelier one [pairs]."""
-    likelihoods = found.by_sequence(-found.nll * found.columns["weight"])
-    return (likelihoods * found.columns["sign"]).view(-1, 2).sum(1)
+def margins(token_loss: TokenLoss) -> torch.Tensor:
+    """Return the weighted log-likelihood of the first answer minus that of the second, in nats [pairs]."""
+    likelihoods = token_loss.by_sequence(-token_loss.nll * token_loss.columns["weight"])
+    return (likelihoods * token_loss.columns["sign"]).view(-1, 2).sum(1)
 
 
-def loss(found: TokenLoss) -> torch.Tensor:
-    return softplus(-BETA * margins(found)).sum()
+def loss(token_loss: TokenLoss) -> torch.Tensor:
+    return softplus(-BETA * margins(token_loss)).sum()
 
 
 PAIRS = Objective(
@@ -37,32 +37,36 @@ PAIRS = Objective(
     loss=loss,
     divisor=lambda tokens, rows: len(rows),
     measures=(
-        Measure("loss", lambda found: (loss(found), len(margins(found))), higher_is_better=False),
-        Measure("pair_accuracy", lambda found: ((margins(found) > 0).sum(), len(margins(found))), is_share=True),
+        Measure("loss", lambda token_loss: (loss(token_loss), len(margins(token_loss))), higher_is_better=False),
+        Measure(
+            "pair_accuracy",
+            lambda token_loss: ((margins(token_loss) > 0).sum(), len(margins(token_loss))),
+            is_share=True,
+        ),
     ),
     columns=frozenset({SEQUENCE_LENGTHS, SIGN, WEIGHT}),
 )
 
 
 def random_pairs(count: int, seed: int) -> list[TokenizedExample]:
-    """Return pairs of answers of 2 to 24 random tokens to prompts of 8 to 20."""
-    drawn, found = np.random.default_rng(seed), []
+    """Return pairs of random answers of 2 to 24 tokens to random prompts of 8 to 20."""
+    generator, examples = np.random.default_rng(seed), []
     for number in range(count):
-        prompt = drawn.integers(3, 300, int(drawn.integers(8, 20))).tolist()
-        answers = [drawn.integers(3, 300, int(drawn.integers(2, 24))).tolist() for _ in range(2)]
-        trained = [place >= len(prompt) for answer in answers for place in range(len(prompt) + len(answer))]
+        prompt = generator.integers(3, 300, int(generator.integers(8, 20))).tolist()
+        answers = [generator.integers(3, 300, int(generator.integers(2, 24))).tolist() for _ in range(2)]
+        trained = [position >= len(prompt) for answer in answers for position in range(len(prompt) + len(answer))]
         columns: dict[Column, tuple[float, ...]] = {
             SEQUENCE_LENGTHS: tuple(len(prompt) + len(answer) for answer in answers),
             SIGN: (1.0, -1.0),
-            WEIGHT: tuple(drawn.uniform(0.5, 2, len(trained)).tolist()),
+            WEIGHT: tuple(generator.uniform(0.5, 2, len(trained)).tolist()),
         }
         ids = [token for answer in answers for token in (*prompt, *answer)]
-        found.append(TokenizedExample(f"{seed}-{number}", tuple(ids), tuple(trained), columns))
-    return found
+        examples.append(TokenizedExample(f"{seed}-{number}", tuple(ids), tuple(trained), columns))
+    return examples
 
 
 def prepared_pairs(folder: Path, base: Path, **train: Any) -> Job:
-    """Make a run of pairs that is prepared and not trained."""
+    """Return a prepared, untrained run of pairs."""
     job = prepared(folder, base, FULL, select_best_by="pair_accuracy", **train)
     for split, count, seed in (("train", 24, 1), ("valid", 6, 2), ("test", 3, 3)):
         write_tokens(job.run.tokens(split), random_pairs(count, seed))

@@ -1,4 +1,4 @@
-"""The sizes of published models, in the words of their config.json, and how many weights their pages say they have."""
+"""The config.json of published models, with the number of parameters on their pages."""
 
 from typing import Any
 

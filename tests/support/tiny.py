@@ -1,4 +1,4 @@
-"""Tiny tokenizers and random models of many architectures, made in a second and quick to train."""
+"""Tiny tokenizers and random models of many architectures; each takes a second to make."""
 
 import json
 import os
@@ -12,7 +12,7 @@ CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-# Like the templates of models that think: an answer keeps its thoughts only if it is the last turn.
+# Like the templates of reasoning models: only the last turn keeps its thoughts.
 THINKING = (
     "{% for m in messages %}{% set c = m['content'] %}"
     "{% if m['role'] == 'assistant' and not loop.last %}{% set c = c.split('</think>')[-1].lstrip('\n') %}{% endif %}"
@@ -25,7 +25,7 @@ CORPUS = [f"Say {a} and {b}, then {c}." for a in ("one", "two", "red") for b in 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Compute in one thread: tiny models are slower in two, and much slower where the cores are busy."""
+    """Compute in one thread: two are slower for tiny models, and much slower on busy cores."""
     import torch
 
     before = torch.get_num_threads()
@@ -42,7 +42,7 @@ def make_tokenizer(
     markup: Sequence[str] = ("<think>", "</think>"),
     specials: Sequence[str] = SPECIALS,
 ) -> Any:
-    """Return a byte-level BPE tokenizer of about 300 tokens: any text; the last of `specials` is pad and eos."""
+    """Return a byte-level BPE tokenizer of about 300 tokens. The last of `specials` is pad and eos."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -92,7 +92,7 @@ def _no_dropout(*names: str) -> dict[str, float]:
 
 
 def save_plain_model(folder: Path, kind: str, *, spare_rows: int = 0) -> Path:
-    """Write a random model that knows no markup: one control token, no template, and no rows but `spare_rows` more."""
+    """Write a random model with one control token, no chat template, and `spare_rows` unused embeddings."""
     made = make_tokenizer(None, specials=["<|endoftext|>"])
     shape = config(kind)
     shape.vocab_size, shape.bos_token_id, shape.eos_token_id, shape.pad_token_id = len(made) + spare_rows, 0, 0, 0
@@ -100,7 +100,7 @@ def save_plain_model(folder: Path, kind: str, *, spare_rows: int = 0) -> Path:
 
 
 def save_model(folder: Path, kind: str, *, template: str | None = CHATML, seed: int = 0) -> Path:
-    """Write a random model and its tokenizer to a folder, as `save_pretrained` does; return the folder."""
+    """Write a random model and its tokenizer to a folder with `save_pretrained`; return the folder."""
     return _saved(folder, config(kind), make_tokenizer(template), seed=seed)
 
 
@@ -113,14 +113,14 @@ def _saved(folder: Path, shape: Any, made: Any, *, seed: int) -> Path:
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if weight.ndim >= 2 and "norm" not in name:
-                weight.normal_(0, 0.15)  # transformers draws so small that all models answer alike
+                weight.normal_(0, 0.15)  # the values of transformers are so small that all models answer alike
     model.save_pretrained(folder)
     made.save_pretrained(folder)
     return folder
 
 
 def write_rows(path: Path, count: int = 60) -> Path:
-    """Write rows {question, answer, tree} whose answers follow a rule that a tiny model can learn."""
+    """Write rows {question, answer, tree}, with answers by a rule that a tiny model can learn."""
     words = ["one", "two", "red", "blue", "cat", "dog"]
     with path.open("w", encoding="utf-8") as file:
         for i in range(count):
@@ -131,7 +131,7 @@ def write_rows(path: Path, count: int = 60) -> Path:
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    """Return the bytes of every file below a folder, by path."""
+    """Return {path: content} of every file below a folder."""
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
@@ -148,7 +148,7 @@ def state() -> dict[str, tuple[int, bytes]]:
 
 
 def recipe(folder: Path, model: Path, /, **changes: Any) -> Path:
-    """Write a recipe over `write_rows` for a tiny model; `changes` replace whole sections."""
+    """Write a recipe for a tiny model and the rows of `write_rows`; `changes` replace whole sections."""
     from ruamel.yaml import YAML
 
     sections: dict[str, Any] = {
@@ -170,9 +170,9 @@ def recipe(folder: Path, model: Path, /, **changes: Any) -> Path:
 
 
 def seq2seq_tokenizer(kind: str = "t5") -> Any:
-    """Return a tokenizer as T5 has it (pieces of words that know no line breaks, `text </s>`), or BART.
+    """Return a tokenizer like that of T5 (unigrams without line breaks, `text </s>`) or of BART.
 
-    T5's control tokens are <pad> 0, </s> 1, <unk> 2 and BART's <s> 0, <pad> 1, </s> 2; BART writes `<s> text </s>`.
+    The control tokens of T5 are <pad> 0, </s> 1, <unk> 2; those of BART <s> 0, <pad> 1, </s> 2 (`<s> text </s>`).
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
@@ -211,29 +211,30 @@ SEQ2SEQ = (*_LIKE_T5, "bart", "mbart", "pegasus", "marian", "m2m_100")
 
 
 def seq2seq_config(kind: str, **changes: Any) -> Any:
-    """Return the configuration of a random two-layer model with encoder and decoder, without dropout."""
+    """Return the configuration of a two-layer encoder-decoder model without dropout."""
     from transformers import AutoConfig
 
     if kind in _LIKE_T5:
-        of_t5 = {
+        t5_settings = {
             "vocab_size": 320, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4,
             "dropout_rate": 0.0, "pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0,
         }  # fmt: skip
         gated = {} if kind == "t5" else {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
-        return AutoConfig.for_model("t5" if kind == "flan-t5" else kind, **{**of_t5, **gated, **changes})
-    of_bart = {
+        return AutoConfig.for_model("t5" if kind == "flan-t5" else kind, **{**t5_settings, **gated, **changes})
+    bart_settings = {
         "vocab_size": 320, "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
         "decoder_attention_heads": 4, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "max_position_embeddings": 128,
         "dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0, "bos_token_id": 0, "pad_token_id": 1,
         "eos_token_id": 2, "decoder_start_token_id": 2, "forced_eos_token_id": None,
     }  # fmt: skip
-    return AutoConfig.for_model(kind, **{**of_bart, **changes})
+    return AutoConfig.for_model(kind, **{**bart_settings, **changes})
 
 
 def save_seq2seq(folder: Path, kind: str = "t5", *, seed: int = 0, fresh: bool = False, **changes: Any) -> Path:
-    """Write a random model with encoder and decoder, and its tokenizer, to a folder; return the folder.
+    """Write a random encoder-decoder model and its tokenizer to a folder; return the folder.
 
-    A `fresh` one is as transformers draws it: ready to learn, but with much the same answer to everything.
+    Args:
+        fresh: keep the initial weights of transformers, which train well but give nearly the same answer to everything.
     """
     import torch
     from transformers import AutoModelForSeq2SeqLM
@@ -241,7 +242,7 @@ def save_seq2seq(folder: Path, kind: str = "t5", *, seed: int = 0, fresh: bool =
     torch.manual_seed(seed)
     model = AutoModelForSeq2SeqLM.from_config(seq2seq_config(kind, **changes), dtype=torch.float32)
     if not fresh:
-        if kind in _LIKE_T5 and kind != "t5":  # newer ones have an output layer of their own
+        if kind in _LIKE_T5 and kind != "t5":  # they have a separate output layer
             model.lm_head.weight = torch.nn.Parameter(torch.empty_like(model.lm_head.weight))
         with torch.no_grad():
             for name, weight in model.named_parameters():
@@ -256,10 +257,10 @@ def write_numbers(path: Path, count: int) -> Path:
     """Write rows {question, answer} such as "4 7 2" and "four seven two", three or four digits long."""
     import random
 
-    chance = random.Random(0)
+    generator = random.Random(0)
     with path.open("w", encoding="utf-8") as file:
         for _ in range(count):
-            digits = [chance.randrange(10) for _ in range(chance.randint(3, 4))]
+            digits = [generator.randrange(10) for _ in range(generator.randint(3, 4))]
             row = {"question": " ".join(map(str, digits)), "answer": " ".join(NUMBERS[digit] for digit in digits)}
             file.write(json.dumps(row) + "\n")
     return path

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.earlier import record, renamed, with_value, without
+from tests.support.earlier_versions import record, renamed, with_value, without
 from tests.support.errors import raises
 from tests.support.tiny import recipe, tree, write_rows
 

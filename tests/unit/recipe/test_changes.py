@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.earlier import with_value, without
+from tests.support.earlier_versions import with_value, without
 from tests.support.tiny import recipe
 
 from tunesmith.recipe.base import Section

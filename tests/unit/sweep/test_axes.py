@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from tests.support.earlier import record, with_value, without
+from tests.support.earlier_versions import record, with_value, without
 from tests.support.errors import raises
 from tests.support.tiny import recipe
 from tests.unit.sweep.conftest import MakeSweep

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from tests.support.earlier import record, without
+from tests.support.earlier_versions import record, without
 from tests.unit.sweep.conftest import MakeSweep, binary, finish
 
 from tunesmith import run_recipe

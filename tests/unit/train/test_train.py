@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.support.earlier import without
+from tests.support.earlier_versions import without
 from tests.support.errors import raises
 from tests.support.tiny import save_model
 from tests.unit.train.conftest import FULL, LORA, Job, MakeJob, random_rows, recipe_of

@@ -1,4 +1,4 @@
-"""Runs as other versions of tunesmith would have recorded them."""
+"""Change the records of a run to those of an earlier version of tunesmith."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +12,7 @@ Settings = dict[str, Any]
 
 
 def without(key: str) -> Callable[[Settings], None]:
-    """Return what removes a dotted key, also from all items of a list: an earlier version did not know it."""
+    """Return a change that removes a dotted key, in lists from each item: the earlier version lacked the key."""
 
     def remove(settings: Settings) -> None:
         for section in _sections(settings, key.split(".")[:-1]):
@@ -22,7 +22,7 @@ def without(key: str) -> Callable[[Settings], None]:
 
 
 def with_value(key: str, value: Any) -> Callable[[Settings], None]:
-    """Return what sets a dotted key: an earlier version had another default, or a key that is gone."""
+    """Return a change that sets a dotted key: the earlier version had another default, or a key removed since."""
 
     def change(settings: Settings) -> None:
         for section in _sections(settings, key.split(".")[:-1]):
@@ -32,7 +32,7 @@ def with_value(key: str, value: Any) -> Callable[[Settings], None]:
 
 
 def record(run: RunDir, change: Callable[[Settings], None]) -> None:
-    """Change the settings in all records of a run."""
+    """Apply a change to the settings in all records of a run."""
     for stage in ("prepare", "train", "evaluate"):
         if (manifest := run.manifest(stage)) is not None:
             change(manifest["inputs"])
@@ -48,14 +48,14 @@ def record(run: RunDir, change: Callable[[Settings], None]) -> None:
 
 
 def renamed(run: RunDir, name: str = "00000000") -> RunDir:
-    """Return the run after its folder got the name that another version would have given it."""
+    """Rename the folder of a run, as an earlier version named it; return the run."""
     return RunDir(run.path.rename(run.path.with_name(name)))
 
 
 def _sections(settings: Any, keys: list[str]) -> list[Settings]:
-    """Return the sections at a path: none, one, or those in a list."""
+    """Return the sections at a path: none, one, or those of a list."""
     if isinstance(settings, list):
-        return [found for item in settings for found in _sections(item, keys)]
+        return [section for item in settings for section in _sections(item, keys)]
     if not isinstance(settings, dict):
         return []
     return _sections(settings.get(keys[0]), keys[1:]) if keys else [settings]
