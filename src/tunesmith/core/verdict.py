@@ -1,4 +1,4 @@
-"""The verdict on a tuned model: one record, written to `verdict.json` by `evaluate` and read by everything else."""
+"""The verdict on a tuned model: one record. `evaluate` writes it to `verdict.json`; all other readers load it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ MAX_FAILED_SHARE = 0.05
 
 
 def too_many_failed(failed: int, rows: int) -> bool:
-    """Return whether so many of all `rows` failed that the others do not represent the test set."""
+    """Return whether more than `MAX_FAILED_SHARE` of all rows failed: the others do not represent the test set."""
     return failed > MAX_FAILED_SHARE * rows
 
 
@@ -23,11 +23,10 @@ class Comparison:
         rows: rows that were compared; `failed` rows, which one of the models could not answer, were left out.
         groups: independent units among the rows; `rows` if no rows belong together.
         rows_needed, groups_needed: estimates of how many would settle the verdict if gain and noise stay as they are;
-            None if it is settled, or if the gain cannot be told from `min_gain`. More rows of the same groups settle
-            nothing.
+            None if it is settled, or if the gain is too close to `min_gain`. More rows of the same groups do not help.
         min_gain: the gain that the interval must exceed.
         by_row: the interval if each row counted as independent; None if it was not computed.
-        improved, worsened: rows that did; None if read from a file, which does not hold them.
+        improved, worsened: rows with a higher and a lower score; None if read from verdict.json, which lacks them.
     """
 
     metric: str

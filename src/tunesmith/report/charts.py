@@ -21,23 +21,23 @@ MAX_POINTS = 400
 def gain_axis(gain: Comparison, width: float) -> Markup:
     """Draw the interval of the gain, with a line at no change and a line at `min_gain`."""
     unit = unit_of(gain)
-    low, middle, high, wanted = (unit.factor * number for number in (gain.low, gain.gain, gain.high, gain.min_gain))
-    left, right = min(0.0, wanted, low), max(0.0, wanted, high)
-    room = (right - left or 1.0) * (0.14 if width > 500 else 0.2)
-    x = scale(left - room, right + room, 1, width - 1)
-    marks = ticks(left - room, right + room, 4 if width < 500 else 9)
+    low, middle, high, min_gain = (unit.factor * number for number in (gain.low, gain.gain, gain.high, gain.min_gain))
+    left, right = min(0.0, min_gain, low), max(0.0, min_gain, high)
+    margin = (right - left or 1.0) * (0.14 if width > 500 else 0.2)
+    x = scale(left - margin, right + margin, 1, width - 1)
+    marks = ticks(left - margin, right + margin, 4 if width < 500 else 9)
     label = wording.metric_label(gain.metric)
     name = "points" if unit.is_share else label
     return svg(
         width,
         132,
         f"Gain in {label}: {unit.change(gain.gain)}, {unit.interval(gain.low, gain.high)} {name}",
-        box(1, 40, x(wanted) - 1, 52, "not-enough"),
+        box(1, 40, x(min_gain) - 1, 52, "not-enough"),
         line(1, 92, width - 1, 92, "axis"),
         *(line(x(mark), 92, x(mark), 97, "axis") for mark in marks),
         *(text(x(mark), 111, _signed(tick_label(mark, marks), mark), "tick") for mark in marks),
         line(x(0), 40, x(0), 92, "zero"),
-        line(x(wanted), 34, x(wanted), 92, "wanted") if wanted else "",
+        line(x(min_gain), 34, x(min_gain), 92, "wanted") if min_gain else "",
         line(x(low), 66, x(high), 66, "whisker"),
         line(x(low), 57, x(low), 75, "cap"),
         line(x(high), 57, x(high), 75, "cap"),
@@ -51,14 +51,14 @@ def gain_axis(gain: Comparison, width: float) -> Markup:
 
 def _gain_labels(gain: Comparison, x: Callable[[float], float], width: float) -> list[str]:
     unit = unit_of(gain)
-    wanted = x(unit.factor * gain.min_gain)
+    min_gain = x(unit.factor * gain.min_gain)
     low, middle, high = (x(unit.factor * number) for number in (gain.low, gain.gain, gain.high))
-    words = f"min_gain: {unit.change(gain.min_gain)}" if gain.min_gain else "no change"
-    anchor = "start" if wanted < 60 else "end" if wanted > width - 60 else "middle"
-    above = 14 if abs(wanted - middle) < 95 else 44  # the label of the gain moves up if the two would overlap
+    label = f"min_gain: {unit.change(gain.min_gain)}" if gain.min_gain else "no change"
+    anchor = "start" if min_gain < 60 else "end" if min_gain > width - 60 else "middle"
+    above = 14 if abs(min_gain - middle) < 95 else 44  # the label of the gain moves up if the two would overlap
     low_text, _, high_text = unit.interval(gain.low, gain.high).partition(" to ")
     return [
-        text(wanted, 28, words, "wanted-label", anchor),
+        text(min_gain, 28, label, "wanted-label", anchor),
         text(min(max(middle, 40.0), width - 40), above, unit.change(gain.gain), "gain-label"),
         text(low - 7, 71, low_text, "end-label", "end"),
         text(high + 7, 71, high_text, "end-label", "start"),

@@ -89,24 +89,24 @@ def answer_filters(answers: Answers) -> list[tuple[str, str, int]]:
     graded = any(row.outcome == "even" for row in answers.rows) or not any(
         row.outcome in ("right", "wrong") for row in answers.rows
     )
-    found = [("all", "All", len(answers.rows))]
+    filters = [("all", "All", len(answers.rows))]
     for key, names in _FILTERS.items():
         rows = sum(row.outcome == key for row in answers.rows)
         if names[graded] and any(row.outcome != "unknown" for row in answers.rows):
-            found.append((key, names[graded], rows))
-    found.append(("changed", "Changed", sum(row.changed for row in answers.rows)))
-    return found
+            filters.append((key, names[graded], rows))
+    filters.append(("changed", "Changed", sum(row.changed for row in answers.rows)))
+    return filters
 
 
 def select_embedded(answers: Answers) -> list[AnswerPair]:
     """Return the rows that the file holds, up to the limits: first those that got better or worse, then the others."""
-    by_weight = sorted(range(len(answers.rows)), key=lambda index: answers.rows[index].gain in (None, 0.0))
-    chosen, room = [], MAX_EMBEDDED_CHARACTERS
-    for index in by_weight[:MAX_EMBEDDED_ROWS]:
+    changed_first = sorted(range(len(answers.rows)), key=lambda index: answers.rows[index].gain in (None, 0.0))
+    chosen, characters_left = [], MAX_EMBEDDED_CHARACTERS
+    for index in changed_first[:MAX_EMBEDDED_ROWS]:
         row = answers.rows[index]
         texts = [row.prompt, row.reference or "", *(side.text for side in (row.base, row.tuned) if side)]
-        room -= sum(min(len(text), MAX_TEXT_CHARACTERS) for text in texts)
-        if room < 0:
+        characters_left -= sum(min(len(text), MAX_TEXT_CHARACTERS) for text in texts)
+        if characters_left < 0:
             break
         chosen.append(index)
     return [answers.rows[index] for index in sorted(chosen)]
@@ -173,11 +173,11 @@ def split_counts(prepared: dict[str, Any]) -> list[tuple[str, str, str, str]]:
 
 def blocks_sentence(prepared: dict[str, Any]) -> str:
     """Return how many documents were split into how many blocks, as a sentence; empty if none was split."""
-    found = prepared.get("blocks") or {}
-    if not found.get("blocks"):
+    counts = prepared.get("blocks") or {}
+    if not counts.get("blocks"):
         return ""
-    documents, parts = wording.count(found["documents"]), wording.count(found["blocks"])
-    return f"Long documents were split into blocks, each of which is a row: {documents} documents into {parts} blocks."
+    documents, blocks = wording.count(counts["documents"]), wording.count(counts["blocks"])
+    return f"Long documents were split into blocks, each of which is a row: {documents} documents into {blocks} blocks."
 
 
 def unused_rows(view: RunView) -> list[tuple[str, str, str, str]]:
@@ -204,34 +204,42 @@ def source_counts(prepared: dict[str, Any]) -> list[tuple[str, list[str]]]:
 
 def duplicates(prepared: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     """Return (which rows, exact duplicates, near-duplicates, example pairs) of rows that duplicate a training row."""
-    found = prepared.get("copies") or {}
+    counts = prepared.get("copies") or {}
     return [
         (
             name,
-            wording.count(found[key]["exact"]),
-            wording.count(found[key]["near"]),
-            "; ".join(f"{pair['row']} like {pair['of']} ({pair['similarity']:.2f})" for pair in found[key]["examples"]),
+            wording.count(counts[key]["exact"]),
+            wording.count(counts[key]["near"]),
+            "; ".join(
+                f"{pair['row']} like {pair['of']} ({pair['similarity']:.2f})" for pair in counts[key]["examples"]
+            ),
         )
         for key, name in _DUPLICATES.items()
-        if key in found
+        if key in counts
     ]
 
 
 def performance(view: RunView) -> list[tuple[str, str]]:
     """Return the speed, memory and precision of training."""
     trained = view.training.facts if view.training else {}
-    parts, whole = trained.get("trainable_parameters"), trained.get("all_parameters")
-    peak, kept = trained.get("peak_memory_gib"), trained.get("quantization")
-    found = [
+    trainable, total = trained.get("trainable_parameters"), trained.get("all_parameters")
+    peak, quantization = trained.get("peak_memory_gib"), trained.get("quantization")
+    rows = [
         ("Training throughput", f"{wording.count(trained.get('tokens_per_second'))} tokens/s"),
         ("Training tokens", wording.count(trained.get("tokens"))),
         ("Peak memory of training", _memory_text(peak, trained.get("expected_memory_gib"))),
-        ("Precision", str(trained.get("precision") or NONE) + (f", frozen weights in {kept}" if kept else "")),
+        (
+            "Precision",
+            str(trained.get("precision") or NONE) + (f", frozen weights in {quantization}" if quantization else ""),
+        ),
         ("Fast paths not used", _reasons_text(trained.get("plain_path"))),
-        ("Trained parameters", f"{wording.count(parts)} of {wording.count(whole)} ({wording.percent(parts, whole)})"),
+        (
+            "Trained parameters",
+            f"{wording.count(trainable)} of {wording.count(total)} ({wording.percent(trainable, total)})",
+        ),
     ]
-    found += utilization(view.training) if view.training else []
-    return [(name, words) for name, words in found if not words.startswith(NONE)]
+    rows += utilization(view.training) if view.training else []
+    return [(name, text) for name, text in rows if not text.startswith(NONE)]
 
 
 def _reasons_text(plain: Any) -> str:

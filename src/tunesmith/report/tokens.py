@@ -4,16 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
-
 from tunesmith.core.files import write_text
+from tunesmith.report.render import load_template, style_sheet
 from tunesmith.report.sections import token_rows
 from tunesmith.report.wording import block_text, count, visible, visible_token
 
 Sample = dict[str, Any]
 
-_HERE = Path(__file__).parent
 _TRAINED_LEGEND = "trained tokens are in \u27e6 \u27e7, "
 _LEGEND = "\u00a6 separates tokens, \u21b5 is a line break, \u2025 continues the character of the previous token"
 _RESET, _TRAINED, _SPECIAL, _EVERY_OTHER = "\x1b[0m", "1;32", "2", "4"
@@ -36,12 +33,8 @@ def write_html(samples: Sequence[Sample], path: Path) -> None:
     for sample in samples:
         title, counts = _header(sample)
         rows += [{**row, "title": title, "counts": counts} for row in token_rows([sample])]
-    environment = Environment(
-        loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    style = Markup((_HERE / "report.css").read_text(encoding="utf-8"))
-    page = environment.get_template("tokens.html.j2")
-    write_text(path, page.render(rows=rows, style=style, is_training=_has_trained(samples)) + "\n")
+    page = load_template(Path(__file__).parent / "tokens.html.j2")
+    write_text(path, page.render(rows=rows, style=style_sheet(), is_training=_has_trained(samples)) + "\n")
 
 
 def _has_trained(samples: Sequence[Sample]) -> bool:
