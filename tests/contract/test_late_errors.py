@@ -39,7 +39,7 @@ _LATE: dict[str, tuple[str, ...]] = {
     "promote/mirror.py mirror": ("not before: the other registry did not answer after the version was stored",),
     "promote/promote.py check_promotion": ("verb: promote, as `run` leaves the stage out without the section",),
     "model/adapter_set.py AdapterSet.__init__": (_ADAPTERS,),
-    "model/adapter_set.py AdapterSet._known": (_ADAPTERS,),
+    "model/adapter_set.py AdapterSet._require_known": (_ADAPTERS,),
     "model/adapter_set.py AdapterSet.combine": (_ADAPTERS,) * 3,
     "model/adapter_set.py _common_base": (_ADAPTERS,) * 3,
     "model/adapters.py attach_adapter": (
@@ -66,7 +66,7 @@ _LATE: dict[str, tuple[str, ...]] = {
     "inference/sampling.py check_generation_options": (_ASKING,),
     "inference/sampling.py require_option": (_ASKING,),
     "inference/session.py Session.submit": (_ARGUMENTS,) * 2,
-    "model/load.py _refuse_left_out_layers": (
+    "model/load.py _refuse_unused_layers": (
         "not before: the weights that an architecture reads are known when transformers has built it",
     ),
     "model/load.py _refuse_overflow": (_MACHINE,),

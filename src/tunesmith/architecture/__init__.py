@@ -1,1 +1,1 @@
-"""What a base is, read from its configuration and weight headers alone: shapes, limits, whether it is causal."""
+"""A model's shapes, limits and causality, read from its configuration and weight headers alone."""

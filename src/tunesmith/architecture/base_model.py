@@ -1,6 +1,6 @@
-"""Checks of a base model's folder before its weights are read: can a run start from it?
+"""Check without reading its weights that a run can start from a base model's folder.
 
-`plan` makes them in advance, loading and training again. No torch is imported.
+`plan` runs these checks early; loading and training repeat them. Imports no torch.
 """
 
 import json
@@ -13,14 +13,14 @@ from tunesmith.architecture.shapes import Shapes
 from tunesmith.architecture.weight_headers import tensor_shapes
 from tunesmith.core.errors import DamagedFile, RecipeError
 
-# Endings of the tensors that hold one vector per input token, in the architectures of transformers.
+# The last parts of the names of input embeddings in the architectures of transformers.
 _EMBEDDINGS = ("embed_tokens", "wte", "shared", "word_embeddings", "embed_in", "tok_embeddings", "embedding")
-# Names of the output layer, which has no tensor of its own if it shares the embedding's.
+# Names of the output layer. It is not stored if it is tied to the embedding.
 _OUTPUTS = ("lm_head", "embed_out", "output")
-# Where quantization tools store their settings: in config.json, or in a file of their own (AutoGPTQ, AutoAWQ).
+# Where quantization tools store their settings: under a key of config.json, or in a separate file (AutoGPTQ, AutoAWQ).
 _QUANTIZED_KEYS = ("quantization_config", "compression_config", "quantization")
 _QUANTIZED_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
-_MOST_NAMES = 24
+_MAX_NAMES = 24
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -29,23 +29,23 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise DamagedFile(f"is not valid JSON: {error}", where=str(path), hint="fetch it again") from error
+        raise DamagedFile(f"is not valid JSON: {error}", where=str(path), hint="fetch the model again") from error
     if not isinstance(config, dict):
-        raise DamagedFile("is not a JSON object", where=str(path), hint="fetch it again")
+        raise DamagedFile("is not a JSON object", where=str(path), hint="fetch the model again")
     return config
 
 
 def language_config(folder: Path) -> dict[str, Any]:
-    """Return a model's configuration as that of its language model, which others keep in `text_config`."""
+    """Return the configuration of a model's language model, which multimodal models keep in `text_config`."""
     config = read_config(folder)
     return {**config, **(config.get("text_config") or {})}
 
 
 def stored_quantization(folder: Path) -> str | None:
-    """Return the method by which a folder's weights were quantized, or None."""
+    """Return the method with which a folder's weights were quantized, or None."""
     config = read_config(folder)
-    for place in (config, config.get("text_config") or {}):
-        for settings in filter(None, map(place.get, _QUANTIZED_KEYS)):
+    for section in (config, config.get("text_config") or {}):
+        for settings in filter(None, map(section.get, _QUANTIZED_KEYS)):
             return _method(settings) if isinstance(settings, dict) else str(settings)
     return next((method for name, method in _QUANTIZED_FILES.items() if (folder / name).exists()), None)
 
@@ -59,34 +59,36 @@ def _method(settings: dict[str, Any]) -> str:
 
 
 def refuse_quantized(folder: Path) -> None:
-    """Raise RecipeError for a base whose stored weights are already quantized: it can be neither trained nor merged."""
+    """Raise RecipeError for a base whose stored weights are quantized, which can be neither trained nor merged."""
     if method := stored_quantization(folder):
         raise RecipeError(
-            f"its stored weights are quantized already ({method}) and cannot be trained",
+            f"the stored weights are quantized ({method}) and cannot be trained",
             where=str(folder),
-            hint="set model.base to the model that it was quantized from; `tuning: {method: qlora}` keeps that one in "
-            "4 or 8 bits while it trains",
+            hint="set model.base to the model that it was quantized from; `tuning: {method: qlora}` trains it in 4 or "
+            "8 bits",
+            code="already-quantized",
         )
 
 
 def refuse_pickle(folder: Path) -> None:
-    """Raise RecipeError if a model has its weights only as pickle, which is never read."""
+    """Raise RecipeError if a model's weights exist only as pickle, which is never read."""
     if not list(folder.glob("*.safetensors")) and list(folder.glob("*.bin")):
         raise RecipeError(
-            "has its weights only as pickle (*.bin), which can run code",
+            "the weights exist only as pickle (*.bin), which can run code",
             where=str(folder),
-            hint="load it with transformers and save it again: save_pretrained writes safetensors",
+            hint="load the model with transformers and save it again: save_pretrained writes safetensors",
+            code="pickle",
         )
 
 
 def embedding_rows(folder: Path, vocabulary: int) -> int:
-    """Return for how many tokens a model has input vectors: by its weights, or by its configuration without them.
+    """Return the number of rows of a model's input embedding: by its weights, or without them by its configuration.
 
     Args:
-        vocabulary: `vocab_size` of its configuration, 0 if that names none.
+        vocabulary: `vocab_size` of the configuration, or 0 if it is missing.
 
     Raises:
-        RecipeError: weights and configuration disagree, or it names no vocabulary: the model could not be loaded.
+        RecipeError: weights and configuration disagree, or `vocab_size` is missing, so the model cannot be loaded.
     """
     shapes = {
         tuple(shape)
@@ -98,116 +100,122 @@ def embedding_rows(folder: Path, vocabulary: int) -> int:
     [(rows, _)] = shapes
     if not vocabulary:
         raise RecipeError(
-            f"names no vocab_size, and the embedding in its weights has {rows} rows",
+            f"has no vocab_size, but the embedding in the weights has {rows} rows",
             where=str(folder / "config.json"),
-            hint="it is not the configuration of a language model that transformers knows: fetch it again",
+            hint="this is not the configuration of a language model in transformers: fetch the model again",
+            code="vocabulary-mismatch",
         )
     if rows != vocabulary:
         raise RecipeError(
-            f"says vocab_size {vocabulary}, and the embedding in its weights has {rows} rows",
+            f"vocab_size is {vocabulary}, but the embedding in the weights has {rows} rows",
             where=str(folder / "config.json"),
             hint="configuration and weights belong to different models: fetch both again",
+            code="vocabulary-mismatch",
         )
     return rows
 
 
 def require_layers(folder: Path, shapes: Shapes) -> None:
-    """Raise RecipeError if weights have fewer layers than the configuration names, or more, if that is known.
+    """Raise RecipeError if the weights have fewer layers than the configuration, or more in a known architecture.
 
-    Weights of an architecture that is not described may have layers beyond, such as those that predict further tokens.
+    An unknown architecture may have additional layers, such as those for multi-token prediction.
     """
     if shapes.has_encoder and not shapes.known:
         return
     names, where = list(tensor_shapes(folder)), str(folder / "config.json")
     for stack in (stack for stack in shapes.stacks if stack.layer.attention):
-        # Files may leave out the first part of a path.
-        ends = f"{stack.prefix}|^{stack.prefix.partition('.')[2]}" if stack.prefix else "layers|h|blocks?"
-        found: dict[str, set[int]] = {}
+        # Files may omit the first part of a path.
+        paths = f"{stack.prefix}|^{stack.prefix.partition('.')[2]}" if stack.prefix else "layers|h|blocks?"
+        numbers: dict[str, set[int]] = {}
         for name in names:
-            if number := re.match(rf"(.*?(?<!\w)(?:{ends}))\.(\d+)\.", name):
-                found.setdefault(number[1], set()).add(int(number[2]))
-        held = max(found.values(), key=len, default=set())
-        if lost := sorted(set(range(stack.count)) - held) if held else []:
+            if match := re.match(rf"(.*?(?<!\w)(?:{paths}))\.(\d+)\.", name):
+                numbers.setdefault(match[1], set()).add(int(match[2]))
+        stored = max(numbers.values(), key=len, default=set())
+        if missing := sorted(set(range(stack.count)) - stored) if stored else []:
             raise RecipeError(
-                f"says that the model has {stack.count} layers, and its weights lack layer {lost[0]}", where=where,
-                hint="configuration and weights belong to different models: fetch both again",
+                f"the model has {stack.count} layers, but layer {missing[0]} is missing in the weights", where=where,
+                hint="configuration and weights belong to different models: fetch both again", code="layer-mismatch",
             )  # fmt: skip
-        if shapes.known and (more := sorted(held - set(range(stack.count)))):
+        if shapes.known and (extra := sorted(stored - set(range(stack.count)))):
             raise RecipeError(
-                f"says that the model has {stack.count} layers, and its weights have layer {more[0]} too", where=where,
-                hint="compare its number of layers with that of the original model",
+                f"the model has {stack.count} layers, but the weights also have layer {extra[0]}", where=where,
+                hint="compare the number of layers with that of the original model", code="layer-mismatch",
             )  # fmt: skip
 
 
 def require_embedding_rows(highest: int, rows: int, *, where: str) -> None:
-    """Raise RecipeError for rows with a token for which the model has no vector.
+    """Raise RecipeError if rows have a token for which the model has no embedding.
 
     Args:
-        highest: the highest id in any row.
-        rows: how many vectors the model's embedding has.
+        highest: the highest token id in any row.
+        rows: the number of rows of the model's embedding.
     """
     if highest >= rows:
         raise RecipeError(
-            f"its tokenizer writes token {highest}, and its embedding has {rows} rows, for tokens 0 to {rows - 1}",
+            f"the tokenizer gives token {highest}, but the embedding has only {rows} rows",
             where=where,
-            hint="tokenizer and weights do not fit together: tokens were added without resizing the embedding; "
-            "use the model that the tokenizer was made for, or save it after `resize_token_embeddings`",
+            hint="tokens were added to the tokenizer without resizing the embedding; use the model it belongs to, or "
+            "save the model after `resize_token_embeddings`",
+            code="vocabulary-mismatch",
         )
 
 
 def require_targets(target: Sequence[str], modules: Iterable[str], *, possible: Sequence[str] = ()) -> None:
-    """Raise RecipeError if a name of `tuning.target` matches no module; peft refuses only if none matches.
+    """Raise RecipeError if a name in `tuning.target` matches no module; peft refuses only if none of them matches.
 
     Args:
         modules: the paths of all modules that have weights.
-        possible: names of further modules that the model may have.
+        possible: the names of other modules that the model may have.
     """
     names = list(modules)
-    lost = [wanted for wanted in target if not any(_matches(wanted, name) for name in (*names, *possible))]
-    if lost:
+    unknown = [entry for entry in target if not any(_matches(entry, name) for name in (*names, *possible))]
+    if unknown:
         known = sorted({name.rpartition(".")[2] for name in names})
         raise RecipeError(
-            f"matches no module of the model: {', '.join(lost)}",
+            f"the model has no such module: {', '.join(unknown)}",
             where="tuning.target",
-            hint=f"its modules are {', '.join(known[:_MOST_NAMES])}",
+            hint=f"its modules are {', '.join(known[:_MAX_NAMES])}",
+            code="wrong-target",
         )
 
 
-def _matches(wanted: str, name: str) -> bool:
-    """Say whether a target names a module; files of weights may leave out the first part of its path."""
-    return f".{name}".endswith(f".{wanted}") or wanted.endswith(f".{name}")
+def _matches(entry: str, name: str) -> bool:
+    """Return whether a target entry names a module; weight files may omit the first part of the module's path."""
+    return f".{name}".endswith(f".{entry}") or entry.endswith(f".{name}")
 
 
 def check_targets(folder: Path, shapes: Shapes, target: Sequence[str]) -> None:
-    """Raise RecipeError if a name of `tuning.target` is no linear layer of a model, by its weights and architecture."""
+    """Raise RecipeError if a name in `tuning.target` is not a linear layer, by the model's weights and architecture."""
     tensors = tensor_shapes(folder)
     named = {name for name, _ in shapes.linear()} if shapes.known or not tensors else set()
     stored = {name.removesuffix(".weight"): len(shape) for name, shape in tensors.items() if name.endswith(".weight")}
     possible = (*_OUTPUTS, *(() if stored else _EMBEDDINGS))
     require_targets(target, sorted({*named, *stored}), possible=possible)
     vectors = [name for name, dimensions in stored.items() if dimensions < 2]
-    for wanted in target:
-        if any(_matches(wanted, name) for name in vectors) and not any(
-            _matches(wanted, name) for name in {*named, *stored} - set(vectors)
+    for entry in target:
+        if any(_matches(entry, name) for name in vectors) and not any(
+            _matches(entry, name) for name in {*named, *stored} - set(vectors)
         ):
             raise RecipeError(
-                f"`{wanted}` is not a linear layer: its weight is a vector, which LoRA cannot adapt",
+                f"`{entry}` is not a linear layer: its weight is a vector, which LoRA cannot adapt",
                 where="tuning.target",
                 hint="name linear layers, or use all-linear",
+                code="wrong-target",
             )
 
 
 def refuse_new_tokens_with_bias(folder: Path) -> None:
-    """Raise RecipeError if new tokens' rows cannot be trained alone, because the output layer has a bias too."""
+    """Raise RecipeError if the output layer has a bias: the rows of new tokens then cannot be trained alone."""
     biases = [name.removesuffix(".bias") for name in tensor_shapes(folder) if name.endswith(".bias")]
     if any(name.rpartition(".")[2] in _OUTPUTS[:2] for name in biases):
         raise output_bias_error()
 
 
 def output_bias_error() -> RecipeError:
-    """Return the error for new tokens in a model whose output layer has a bias, which peft would leave out."""
+    """Return the error for new tokens in a model whose output layer has a bias, which peft would ignore."""
     return RecipeError(
-        "the output layer has a bias, so rows of new tokens cannot be trained alone",
+        "the output layer has a bias, so the rows of new tokens cannot be trained alone",
         where="model.chat_markup",
-        hint="use `tuning: {method: full}`, or `task: completion`",
+        hint="use `tuning: {method: full}` or `task: completion`",
+        code="output-bias",
     )

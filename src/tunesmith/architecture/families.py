@@ -1,7 +1,7 @@
-"""config.json -> the shapes that memory follows from. No weights are read, no torch is imported.
+"""Compute a model's shapes for the memory estimate from config.json. Reads no weights and imports no torch.
 
-Each architecture is described by what one of its layers multiplies and what it must remember of a token for the way
-back. The descriptions are checked against what torch counts and keeps in `tests/unit/kernels/test_saved_tensors.py`.
+Each architecture is described by the linear layers of one layer and by the tensors that it saves for backward.
+`tests/unit/kernels/test_saved_tensors.py` compares these descriptions with the tensors that torch saves.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,23 +18,23 @@ Config = Mapping[str, Any]
 
 
 def shapes_of(folder: Path) -> Shapes:
-    """Return the shapes of a model's folder, which need not hold its weights if its configuration tells enough.
+    """Return the shapes of a model's folder; without weights, the configuration must suffice.
 
     Raises:
-        RecipeError: the architecture is not described here, or a size is left out, and weights are not there.
-        DamagedFile: config.json, or a file of weights whose header is read, is not whole.
+        RecipeError: the architecture is not described here, or a size is missing, and there are no weights.
+        DamagedFile: config.json or the header of a weight file is damaged.
     """
     config = language_config(folder)
     describe = _KNOWN.get(str(config.get("model_type")))
     try:
         shapes = describe(config) if describe else None
-    except (KeyError, TypeError, ValueError):  # left out, as defaults are, or of another kind, as a list a layer
+    except (KeyError, TypeError, ValueError):  # a size is missing (a default), or a list with a size per layer
         shapes = None
     try:
         shapes = shapes or shapes_from_headers(folder, config)
     except (KeyError, TypeError, ValueError) as error:
         raise RecipeError(
-            f"has sizes of a kind that is not known: {error}", where=str(folder / "config.json")
+            f"a size has an unknown form: {error}", where=str(folder / "config.json"), code="unknown-shapes"
         ) from None
     stored = str(config.get("dtype") or config.get("torch_dtype") or "float32")
     return replace(shapes, stored_bytes=2 if stored.endswith("16") else 4)
@@ -50,7 +50,7 @@ def _decoder(
     head_dim: int | None = None,
     softcapped: bool = False,
 ) -> Shapes:
-    """Llama and those made like it: gated, with RMS norms and turned positions."""
+    """Llama and similar models: gated MLP, RMSNorm, rotary positions."""
     hidden, inner, heads = int(config["hidden_size"]), int(config["intermediate_size"]), _heads(config)
     width = int(config.get("head_dim") or head_dim or hidden // heads)
     queries, keys = heads * width, int(config.get("num_key_value_heads") or heads) * width
@@ -66,18 +66,18 @@ def _decoder(
     )
     softcapped = softcapped and bool(config.get("attn_logit_softcapping"))
     attention = Attention(heads, queries, keys, fused=not softcapped, scores=(2, 1), qk_norm=qk_norm)
-    # The fast path keeps both factors of a gate by SiLU; torch's own keeps what comes of the first, too.
+    # The fast path saves both inputs of a SiLU gate; plain torch also saves silu(gate).
     silu = config.get("hidden_act", config.get("hidden_activation")) in ("silu", "swish")
     layer = Layer(linear, (attention,), inner, activations=2 if silu else 3, norms=norms, rms_norm=True, dropouts=0)
     count = int(config["num_hidden_layers"])
     windowed, window = _windows(config, count)
     stack = Stack("model.layers", count, layer, windowed=windowed, window=window)
-    each = sum(one.parameters for one in linear) + norms * hidden + (2 * width if qk_norm else 0)
+    each = sum(part.parameters for part in linear) + norms * hidden + (2 * width if qk_norm else 0)
     return _model(config, stack, count * each + hidden, hidden, tied=tied)
 
 
 def _phi3(config: Config) -> Shapes:
-    """Phi-3: as Llama, with products that share their input made as one."""
+    """Phi-3: like Llama, with fused projections."""
     like = _decoder(config, tied=False)
     [stack] = like.stacks
     layer = stack.layer
@@ -89,14 +89,14 @@ def _phi3(config: Config) -> Shapes:
         Linear("mlp.gate_up_proj", 2 * inner, hidden, "normed again"),
         Linear("mlp.down_proj", hidden, inner, "activated"),
     )
-    # A piece of a product keeps the whole of it: queries and keys, turned already, are there twice.
+    # A view keeps the whole fused product alive, so queries and keys are saved twice, before and after rotation.
     attention = replace(attention, qk_norm=True)
     layer = replace(layer, linear=linear, attention=(attention,), activations=3)
     return replace(like, stacks=(replace(stack, layer=layer),))
 
 
 def _phi(config: Config) -> Shapes:
-    """Phi: one norm, attention and multilayer perceptron side by side, biases everywhere."""
+    """Phi: parallel attention and MLP after one norm, with biases."""
     hidden, inner, heads = int(config["hidden_size"]), int(config["intermediate_size"]), _heads(config)
     keys = int(config.get("num_key_value_heads") or heads) * (hidden // heads)
     linear = (
@@ -109,15 +109,15 @@ def _phi(config: Config) -> Shapes:
     )
     layer = Layer(linear, (Attention(heads, hidden, keys),), inner, activations=4, norms=1, rms_norm=False)
     count = int(config["num_hidden_layers"])
-    each = sum(one.parameters for one in linear) + 2 * hidden
-    beside = 2 * hidden + int(config["vocab_size"])  # the last norm, and a bias of the output
+    each = sum(part.parameters for part in linear) + 2 * hidden
+    outside = 2 * hidden + int(config["vocab_size"])  # the final norm, and the bias of the output layer
     dropout = any(config.get(name) for name in ("resid_pdrop", "embd_pdrop", "attention_dropout"))
     stack = Stack("model.layers", count, layer)
-    return replace(_model(config, stack, count * each + beside, hidden, tied=False), dropout=dropout)
+    return replace(_model(config, stack, count * each + outside, hidden, tied=False), dropout=dropout)
 
 
 def _gpt2(config: Config) -> Shapes:
-    """GPT-2: learned positions, layer norms, queries, keys and values of one product."""
+    """GPT-2: learned positions, LayerNorm, fused projection to queries, keys and values."""
     hidden, heads = int(config["n_embd"]), int(config["n_head"])
     inner = int(config.get("n_inner") or 4 * hidden)
     linear = (
@@ -131,7 +131,7 @@ def _gpt2(config: Config) -> Shapes:
     attention = Attention(heads, hidden, hidden, fused=fused, scores=(0, 3))
     layer = Layer(linear, (attention,), inner, activations=4, norms=2, rms_norm=False, transposed=True)
     count, positions = int(config["n_layer"]), int(config.get("n_positions", 1024))
-    each = sum(one.parameters for one in linear) + 4 * hidden
+    each = sum(part.parameters for part in linear) + 4 * hidden
     stack = Stack("transformer.h", count, layer)
     return replace(
         _model(config, stack, count * each + (positions + 2) * hidden, hidden, tied=True),
@@ -141,7 +141,7 @@ def _gpt2(config: Config) -> Shapes:
 
 
 def _gpt_neo(config: Config) -> Shapes:
-    """GPT-Neo: as GPT-2, with attention that keeps its scores, in every other layer over a window."""
+    """GPT-Neo: like GPT-2, with unfused attention, which is windowed in every other layer."""
     hidden, heads = int(config["hidden_size"]), int(config["num_heads"])
     inner = int(config.get("intermediate_size") or 4 * hidden)
     linear = (
@@ -155,7 +155,7 @@ def _gpt_neo(config: Config) -> Shapes:
     attention = Attention(heads, hidden, hidden, fused=False, scores=(1, 0))
     layer = Layer(linear, (attention,), inner, activations=4, norms=2, rms_norm=False)
     count, positions = int(config["num_layers"]), int(config.get("max_position_embeddings", 2048))
-    each = sum(one.parameters for one in linear) + 4 * hidden
+    each = sum(part.parameters for part in linear) + 4 * hidden
     names = ("attention_dropout", "embed_dropout", "resid_dropout")
     stack = Stack("transformer.h", count, layer, windowed=count // 2, window=int(config.get("window_size", 256)))
     return replace(
@@ -166,48 +166,57 @@ def _gpt_neo(config: Config) -> Shapes:
 
 
 def _t5(config: Config) -> Shapes:
-    """T5, FLAN-T5, mT5: encoder and decoder, distances as a table beside the scores, no biases."""
+    """T5, FLAN-T5, mT5: encoder-decoder, relative position biases, no other biases."""
     hidden, inner, heads = int(config["d_model"]), int(config["d_ff"]), int(config["num_heads"])
     queries = heads * int(config["d_kv"])
     shape = str(config.get("feed_forward_proj") or ("gated-gelu" if config["model_type"] != "t5" else "relu"))
     gated, relu = shape.startswith("gated"), shape.endswith("relu")
     rate = float(config.get("dropout_rate", 0.1))
-    # ReLU keeps its result; GELU is computed in pieces that keep four; a gate keeps both of its factors.
+    # ReLU saves its result; GELU is computed in steps that save four tensors; a gate saves both factors.
     activated = (1 if relu else 4) + (1 + (not relu) if gated else 0) + (rate > 0)
-    second = "activated" if gated or not relu or rate > 0 else "rectified"
+    down_input = "activated" if gated or not relu or rate > 0 else "rectified"
 
-    def attending(name: str, reads: str, heard: str) -> tuple[Linear, ...]:
+    def attention_layers(name: str, query_input: str, key_input: str) -> tuple[Linear, ...]:
         return (
-            Linear(f"{name}.q", queries, hidden, reads),
-            Linear(f"{name}.k", queries, hidden, heard),
-            Linear(f"{name}.v", queries, hidden, heard),
-            Linear(f"{name}.o", hidden, queries, f"{reads} attended"),
+            Linear(f"{name}.q", queries, hidden, query_input),
+            Linear(f"{name}.k", queries, hidden, key_input),
+            Linear(f"{name}.v", queries, hidden, key_input),
+            Linear(f"{name}.o", hidden, queries, f"{query_input} attended"),
         )
 
-    def halves(number: int) -> tuple[Linear, ...]:
+    def mlp_layers(number: int) -> tuple[Linear, ...]:
         name = f"layer.{number}.DenseReluDense"
         first = ("wi_0", "wi_1") if gated else ("wi",)
         return (
-            *(Linear(f"{name}.{one}", inner, hidden, "normed last") for one in first),
-            Linear(f"{name}.wo", hidden, inner, second),
+            *(Linear(f"{name}.{part}", inner, hidden, "normed last") for part in first),
+            Linear(f"{name}.wo", hidden, inner, down_input),
         )
 
     own = Attention(heads, queries, queries, fused=rate == 0, scores=(3 if rate > 0 else 1, 0), position_bias=True)
-    across = replace(own, cross=True, position_bias=False)
-    inside = attending("layer.0.SelfAttention", "normed", "normed")
-    encoder = Layer((*inside, *halves(1)), (own,), inner, activated, norms=2, rms_norm=True)
-    looking = attending("layer.1.EncDecAttention", "normed again", "encoded")
+    cross = replace(own, cross=True, position_bias=False)
+    self_attention = attention_layers("layer.0.SelfAttention", "normed", "normed")
+    encoder = Layer((*self_attention, *mlp_layers(1)), (own,), inner, activated, norms=2, rms_norm=True)
+    cross_attention = attention_layers("layer.1.EncDecAttention", "normed again", "encoded")
     decoder = Layer(
-        (*inside, *looking, *halves(2)), (own, across), inner, activated, norms=3, rms_norm=True, dropouts=3
+        (*self_attention, *cross_attention, *mlp_layers(2)),
+        (own, cross),
+        inner,
+        activated,
+        norms=3,
+        rms_norm=True,
+        dropouts=3,
     )
-    above, below = int(config["num_layers"]), int(config.get("num_decoder_layers") or config["num_layers"])
-    stacks = (Stack("encoder.block", above, encoder, encoder=True), Stack("decoder.block", below, decoder))
+    layers = int(config["num_layers"])
+    stacks = (
+        Stack("encoder.block", layers, encoder, encoder=True),
+        Stack("decoder.block", int(config.get("num_decoder_layers") or layers), decoder),
+    )
     tables = 2 * int(config.get("relative_attention_num_buckets", 32)) * heads
     weights = sum(
-        stack.count * (sum(one.parameters for one in stack.layer.linear) + stack.layer.norms * hidden)
+        stack.count * (sum(part.parameters for part in stack.layer.linear) + stack.layer.norms * hidden)
         for stack in stacks
     )
-    # Whose outputs are not scaled have an output layer of their own; older files say it by `tie_word_embeddings`.
+    # The embedding is tied if decoder outputs are scaled; older configurations have `tie_word_embeddings` instead.
     scaled = config.get("scale_decoder_outputs", config.get("tie_word_embeddings", True))
     tied = bool(scaled) and config["model_type"] == "t5"
     vocabulary = int(config["vocab_size"])
@@ -216,24 +225,24 @@ def _t5(config: Config) -> Shapes:
 
 
 def _bart(config: Config) -> Shapes:
-    """BART and those made like it: encoder and decoder, learned positions, biases everywhere."""
+    """BART and similar models: encoder-decoder, learned positions, biases."""
     hidden = int(config["d_model"])
 
-    def attending(name: str, reads: str, heard: str) -> tuple[Linear, ...]:
+    def attention_layers(name: str, query_input: str, key_input: str) -> tuple[Linear, ...]:
         return (
-            Linear(f"{name}.k_proj", hidden, hidden, heard, bias=True),
-            Linear(f"{name}.v_proj", hidden, hidden, heard, bias=True),
-            Linear(f"{name}.q_proj", hidden, hidden, reads, bias=True),
-            Linear(f"{name}.out_proj", hidden, hidden, f"{reads} attended", bias=True),
+            Linear(f"{name}.k_proj", hidden, hidden, key_input, bias=True),
+            Linear(f"{name}.v_proj", hidden, hidden, key_input, bias=True),
+            Linear(f"{name}.q_proj", hidden, hidden, query_input, bias=True),
+            Linear(f"{name}.out_proj", hidden, hidden, f"{query_input} attended", bias=True),
         )
 
-    def stack(side: str) -> Stack:
+    def make_stack(side: str) -> Stack:
         heads, inner = int(config[f"{side}_attention_heads"]), int(config[f"{side}_ffn_dim"])
         own = Attention(heads, hidden, hidden, fused=float(config.get("attention_dropout", 0)) == 0, scores=(0, 3))
-        linear = attending("self_attn", "normed", "normed")
+        linear = attention_layers("self_attn", "normed", "normed")
         attentions: tuple[Attention, ...] = (own,)
         if side == "decoder":
-            linear += attending("encoder_attn", "normed again", "encoded")
+            linear += attention_layers("encoder_attn", "normed again", "encoded")
             attentions += (replace(own, cross=True),)
         linear += (
             Linear("fc1", inner, hidden, "normed last", bias=True),
@@ -243,9 +252,10 @@ def _bart(config: Config) -> Shapes:
         layer = Layer(linear, attentions, inner, activations=1, norms=norms, rms_norm=False, dropouts=norms)
         return Stack(f"model.{side}.layers", int(config[f"{side}_layers"]), layer, encoder=side == "encoder")
 
-    stacks = (stack("encoder"), stack("decoder"))
+    stacks = (make_stack("encoder"), make_stack("decoder"))
     weights = sum(
-        one.count * (sum(part.parameters for part in one.layer.linear) + 2 * one.layer.norms * hidden) for one in stacks
+        stack.count * (sum(part.parameters for part in stack.layer.linear) + 2 * stack.layer.norms * hidden)
+        for stack in stacks
     )
     vocabulary, positions = int(config["vocab_size"]), int(config.get("max_position_embeddings", 1024))
     size = weights + 2 * (positions + 2) * hidden + 4 * hidden + vocabulary * (hidden + 1)
@@ -277,7 +287,7 @@ def _heads(config: Config) -> int:
 
 
 def _windows(config: Config, layers: int) -> tuple[int, int]:
-    """Return how many layers reach over a window, and its length."""
+    """Return the number of layers with windowed attention, and the window."""
     window = config.get("sliding_window")
     if not window or config.get("use_sliding_window") is False:
         return 0, 0
@@ -287,17 +297,21 @@ def _windows(config: Config, layers: int) -> tuple[int, int]:
     kind = str(config.get("model_type"))
     if kind in ("qwen2", "qwen3") and not config.get("use_sliding_window"):
         return 0, 0
-    # Gemma 2 has one in every other layer, Gemma 3 in five of six.
+    # Attention is windowed in every other layer of Gemma 2, and in five of six layers of Gemma 3.
     share = {"gemma2": 1 / 2, "gemma3_text": 5 / 6}
     return round(layers * share.get(kind, 1)), int(window)
 
 
-def _model(config: Config, stack: Stack, beside: int, hidden: int, *, tied: bool) -> Shapes:
-    """Return the shapes of a decoder with embedding and output layer around it."""
+def _model(config: Config, stack: Stack, parameters: int, hidden: int, *, tied: bool) -> Shapes:
+    """Return the shapes of a decoder.
+
+    Args:
+        parameters: the number of parameters without embedding and output layer.
+    """
     vocabulary = int(config["vocab_size"])
     tied = bool(config.get("tie_word_embeddings", tied))
     return Shapes(
-        parameters=beside + vocabulary * hidden * (1 if tied else 2),
+        parameters=parameters + vocabulary * hidden * (1 if tied else 2),
         hidden=hidden,
         vocabulary=vocabulary,
         stacks=(stack,),

@@ -1,6 +1,6 @@
-"""The headers of a model's weights, and the shapes of an architecture that is not described, read from them.
+"""Read the headers of a model's weight files, and derive the shapes of unknown architectures from them.
 
-Linear layers are what the headers say; what stands between them is taken to be as in Llama.
+Linear layers are read from the headers; everything else is assumed to be as in Llama.
 """
 
 import json
@@ -14,37 +14,39 @@ from typing import Any
 from tunesmith.architecture.shapes import Attention, Layer, Linear, Shapes, Stack
 from tunesmith.core.errors import DamagedFile, RecipeError
 
-# Tables of vectors that are looked up, not multiplied: embeddings of tokens and positions, T5's of distances.
-_LOOKED_UP = ("embed", "wpe", "relative_attention_bias", "shared")
-_AGAIN = "fetch it again"
+# Tables that are looked up, not multiplied: embeddings of tokens and positions, and T5's relative positions.
+_LOOKUP_TABLES = ("embed", "wpe", "relative_attention_bias", "shared")
+_FETCH_AGAIN = "fetch the model again"
 
 
 def shapes_from_headers(folder: Path, config: dict[str, Any]) -> Shapes:
-    """Return the shapes of a folder's weights, of which only the headers are read.
+    """Return the shapes of a model, from the headers of its weight files.
 
     Raises:
-        RecipeError: there are no weights, or a file that the folder's index names is missing.
-        DamagedFile: a file is not what safetensors are.
+        RecipeError: there are no weights, or a file is missing that the folder's index names.
+        DamagedFile: a file is not valid safetensors.
     """
     tensors = tensor_shapes(folder)
     if not tensors:
         raise RecipeError(
-            f"the sizes of `{config.get('model_type')}` cannot be told from its configuration alone",
+            f"the shapes of `{config.get('model_type')}` cannot be derived from its configuration alone",
             where=str(folder),
-            hint="fetch its weights, too",
+            hint="fetch the weights too",
+            code="unknown-shapes",
         )
     vocabulary = int(config.get("vocab_size", 0))
     hidden = _first(config, "hidden_size", "n_embd", "d_model") or 0
     matrices = {
         name.removesuffix(".weight"): shape
         for name, shape in tensors.items()
-        if len(shape) == 2 and vocabulary not in shape and not any(part in name for part in _LOOKED_UP)
+        if len(shape) == 2 and vocabulary not in shape and not any(part in name for part in _LOOKUP_TABLES)
     }
     heads = _first(config, "num_attention_heads", "n_head", "num_heads", "encoder_attention_heads") or 1
     layers = _first(config, "num_hidden_layers", "n_layer", "num_layers", "encoder_layers") or 1
     inner = max((max(shape) for shape in matrices.values()), default=hidden)
     has_encoder = bool(config.get("is_encoder_decoder"))
-    # Names are whole here, so every matrix is a stack of one layer that only multiplies, and others only remember.
+    # Tensor names are complete here, so each matrix becomes a stack with a single linear layer. The saved tensors of
+    # all other operations are in separate stacks without linear layers.
     stacks = [
         Stack(
             name,
@@ -55,11 +57,12 @@ def shapes_from_headers(folder: Path, config: dict[str, Any]) -> Shapes:
         for name, shape in matrices.items()
     ]
     attention = Attention(heads, hidden, hidden)
-    between = Layer((), (attention,), inner, activations=3, norms=2, rms_norm=True)
-    both = (attention, replace(attention, cross=True))
-    stacks.append(Stack("", layers, replace(between, attention=both) if has_encoder else between))
+    other_operations = Layer((), (attention,), inner, activations=3, norms=2, rms_norm=True)
+    self_and_cross = (attention, replace(attention, cross=True))
+    decoder = replace(other_operations, attention=self_and_cross) if has_encoder else other_operations
+    stacks.append(Stack("", layers, decoder))
     if has_encoder:
-        stacks.append(Stack("", layers, between, encoder=True))
+        stacks.append(Stack("", layers, other_operations, encoder=True))
     return Shapes(
         parameters=sum(prod(shape) for shape in tensors.values()),
         hidden=hidden,
@@ -72,42 +75,42 @@ def shapes_from_headers(folder: Path, config: dict[str, Any]) -> Shapes:
 
 
 def stored_dtypes(folder: Path) -> set[str]:
-    """Return in which precisions a folder's numbers are stored, as safetensors names them: `BF16`, `F32`.
+    """Return the floating-point dtypes in a folder's weight files, as safetensors names them: `BF16`, `F32`.
 
     Raises:
-        RecipeError: a file that the folder's index names is missing.
-        DamagedFile: a file is not what safetensors are.
+        RecipeError: a file is missing that the folder's index names.
+        DamagedFile: a file is not valid safetensors.
     """
-    return {kind for entry in _headers(folder).values() if (kind := str(entry["dtype"])).startswith(("F", "BF"))}
+    return {dtype for entry in _headers(folder).values() if (dtype := str(entry["dtype"])).startswith(("F", "BF"))}
 
 
 def tensor_shapes(folder: Path) -> dict[str, list[int]]:
-    """Return {name: shape} of all tensors in a folder's weights; empty if it has none. Only headers are read.
+    """Return {name: shape} of all tensors in a folder's weight files; empty if there are none. Reads only headers.
 
     Raises:
-        RecipeError: a file that the folder's index names is missing.
-        DamagedFile: a file is not safetensors, has not the length that its header gives, or lacks a tensor that the
+        RecipeError: a file is missing that the folder's index names.
+        DamagedFile: a file is not valid safetensors, its size differs from its header, or a tensor is missing that the
             index lists.
     """
     return {name: list(entry["shape"]) for name, entry in _headers(folder).items()}
 
 
 def _headers(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return what the headers of a folder's weights say of each tensor."""
+    """Return the header entries of all tensors in a folder's weight files."""
     index = _index(folder)
     tensors: dict[str, dict[str, Any]] = {}
     for file in _weight_files(folder, index):
-        found = _header(file)
-        if lost := [name for name, part in index.items() if part == file.name and name not in found]:
+        header = _header(file)
+        if missing := [name for name, part in index.items() if part == file.name and name not in header]:
             raise DamagedFile(
-                f"lacks the tensor {lost[0]}, which the index says it holds", where=str(file), hint=_AGAIN
+                f"the tensor {missing[0]} is missing, which the index lists", where=str(file), hint=_FETCH_AGAIN
             )
-        tensors |= found
+        tensors |= header
     return tensors
 
 
 def _header(file: Path) -> dict[str, dict[str, Any]]:
-    """Return one file's header; raise DamagedFile if the file is not as long as its header requires."""
+    """Return one file's header; raise DamagedFile if it is invalid or the file has another size."""
     try:
         with file.open("rb") as raw:
             length = struct.unpack("<Q", raw.read(8))[0]
@@ -115,14 +118,16 @@ def _header(file: Path) -> dict[str, dict[str, Any]]:
         header.pop("__metadata__", None)
         end = 8 + length + max((int(entry["data_offsets"][1]) for entry in header.values()), default=0)
     except (struct.error, ValueError, TypeError, KeyError, AttributeError, OverflowError, MemoryError) as error:
-        raise DamagedFile("has no header of safetensors", where=str(file), hint=_AGAIN) from error
+        raise DamagedFile("has no valid safetensors header", where=str(file), hint=_FETCH_AGAIN) from error
     if (size := file.stat().st_size) != end:
-        raise DamagedFile(f"has {size:,} bytes, and its header says {end:,}", where=str(file), hint=_AGAIN)
+        raise DamagedFile(
+            f"has {size:,} bytes instead of {end:,}, as its header requires", where=str(file), hint=_FETCH_AGAIN
+        )
     return header
 
 
 def _index(folder: Path) -> dict[str, str]:
-    """Return {tensor: file} of weights in several files; empty if they are in one."""
+    """Return {tensor: file} for weights in several files; empty for a single file."""
     index = folder / "model.safetensors.index.json"
     if not index.exists():
         return {}
@@ -130,20 +135,25 @@ def _index(folder: Path) -> dict[str, str]:
         files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         return {str(name): str(file) for name, file in files.items()}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise DamagedFile("is not an index of weights", where=str(index), hint=_AGAIN) from error
+        raise DamagedFile("is not a valid index of weight files", where=str(index), hint=_FETCH_AGAIN) from error
 
 
 def _first(config: dict[str, Any], *names: str) -> int | None:
-    """Return the first of these sizes that a configuration gives."""
+    """Return the value of the first of these keys that a configuration has."""
     return next((int(config[name]) for name in names if config.get(name)), None)
 
 
 def _weight_files(folder: Path, index: dict[str, str]) -> list[Path]:
-    """Return the files that transformers reads; some models bring the same weights again in another layout."""
+    """Return the files that transformers reads; some repositories hold the same weights again in another layout."""
     if index:
         names = sorted(set(index.values()))
-        if lost := [name for name in names if not (folder / name).exists()]:
-            raise RecipeError(f"lacks {lost[0]}, which its index names", where=str(folder), hint=_AGAIN)
+        if missing := [name for name in names if not (folder / name).exists()]:
+            raise RecipeError(
+                f"the file {missing[0]} is missing, which the index names",
+                where=str(folder),
+                hint=_FETCH_AGAIN,
+                code="weights-missing",
+            )
         return [folder / name for name in names]
-    one = folder / "model.safetensors"
-    return [one] if one.exists() else sorted(folder.glob("*.safetensors"))
+    single = folder / "model.safetensors"
+    return [single] if single.exists() else sorted(folder.glob("*.safetensors"))

@@ -1,4 +1,4 @@
-"""Many adapters, one base: the base's weights are held once, and which adapter answers is switched."""
+"""Several adapters on one base, whose weights are loaded once; the active adapter can be switched."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,56 +15,56 @@ from tunesmith.model.quantization import trained_quantization
 
 
 class AdapterSet:
-    """Adapters by the names that you give them, on the one base that all of them were trained on.
+    """Named adapters on the base that all of them were trained on.
 
     Args:
-        references: {name: `run:FOLDER`, `NAME@ALIAS` or an adapter's folder}; the first one is in use.
-        precision: what matrices are multiplied in, as in a recipe.
+        references: {name: `run:FOLDER`, `NAME@ALIAS` or an adapter's folder}; the first one is active.
+        precision: the precision to compute in, as in a recipe.
 
     Raises:
-        RecipeError: a reference is no adapter, or they were not trained on the same base in the same form.
+        RecipeError: a reference is not an adapter, or the adapters were trained on different bases or quantizations.
     """
 
     def __init__(self, references: Mapping[str, str], *, precision: PrecisionSetting = "auto") -> None:
         if not references:
-            raise RecipeError("no adapter is named", hint="give {name: reference}")
+            raise RecipeError("no adapters given", hint="pass {name: reference}", code="no-such-adapter")
         self._folders = {name: resolve(reference) for name, reference in references.items()}
         base = _common_base(self._folders)
         quantization = trained_quantization(next(iter(self._folders.values())))
         compute = choose_compute(precision, quantized=quantization is not None)
-        # peft looks for adapters' names inside those of modules, so it gets names that no module has.
-        self._inner = {name: f"adapter-{number}" for number, name in enumerate(self._folders)}
+        # peft searches for adapter names in module names, so it gets names that no module has.
+        self._peft_names = {name: f"adapter-{number}" for number, name in enumerate(self._folders)}
         model = open_model(base, compute, merged=True, quantization=quantization)
         for folder in self._folders.values():
             resize_embeddings(model, trained_token_ids(folder.path))
         for name, folder in self._folders.items():
-            model = attach_adapter(model, folder.path, name=self._inner[name])
+            model = attach_adapter(model, folder.path, name=self._peft_names[name])
         self.model: Any = model.eval()
         self.use(next(iter(self._folders)))
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The adapters, in the order in which they came."""
-        return tuple(self._inner)
+        """The names of the adapters, in the order in which they were added."""
+        return tuple(self._peft_names)
 
     @property
     def active(self) -> str:
-        """The adapter in use."""
-        return next(name for name, inner in self._inner.items() if inner == self.model.active_adapter)
+        """The name of the active adapter."""
+        return next(name for name, peft_name in self._peft_names.items() if peft_name == self.model.active_adapter)
 
     def folder(self, name: str) -> ModelFolder:
-        """Return where an adapter is; of a combination, where the first of its parts is."""
-        return self._folders[self._known(name)]
+        """Return the folder of an adapter; for a combination, that of its first part."""
+        return self._folders[self._require_known(name)]
 
     def use(self, name: str) -> Any:
-        """Put an adapter to use, and return the model."""
-        self.model.set_adapter(self._inner[self._known(name)])
+        """Make an adapter the active one, and return the model."""
+        self.model.set_adapter(self._peft_names[self._require_known(name)])
         self.model.requires_grad_(False)
         return self.model
 
     @contextmanager
     def base(self) -> Iterator[Any]:
-        """Give the model with no adapter in use; on leaving, the one before is in use again."""
+        """Yield the model with all adapters disabled; the active one is enabled again at the end."""
         with self.model.disable_adapter():
             yield self.model
         self.model.requires_grad_(False)
@@ -72,57 +72,75 @@ class AdapterSet:
     def combine(
         self, name: str, weights: Mapping[str, float], *, method: Literal["cat", "linear", "svd"] = "cat"
     ) -> None:
-        """Add an adapter that is the weighted sum of others, by peft's `add_weighted_adapter`.
+        """Add an adapter that is the weighted sum of others, with peft's `add_weighted_adapter`.
 
         Args:
-            name: what the sum is called.
-            weights: {adapter: its weight}; weights may be negative.
-            method: `cat` is the sum itself, with a rank of all ranks together; `svd` is the nearest one of the largest
-                rank among them; `linear` adds the matrices A and B apart, which is cheap and only near.
+            name: the name of the new adapter.
+            weights: {adapter: weight}; weights may be negative.
+            method: `cat` is the exact sum, whose rank is the sum of all ranks; `svd` approximates it with the largest
+                rank among them; `linear` adds the matrices A and B separately, which is cheap but inexact.
 
         Raises:
-            RecipeError: the adapters cannot be added, or the name is taken.
+            RecipeError: the adapters cannot be combined, or the name is in use.
         """
-        if name in self._inner or not weights:
-            raise RecipeError(f"`{name}` is there already" if weights else "nothing to combine", where="combine")
-        parts = [self._inner[self._known(part)] for part in weights]
-        for part, inner in zip(weights, parts, strict=True):
-            config = self.model.peft_config[inner]
+        if name in self._peft_names or not weights:
+            message = f"there is already an adapter `{name}`" if weights else "no adapters to combine"
+            raise RecipeError(message, where="combine", code="cannot-combine")
+        parts = [self._peft_names[self._require_known(part)] for part in weights]
+        for part, peft_name in zip(weights, parts, strict=True):
+            config = self.model.peft_config[peft_name]
             if getattr(config, "use_dora", False) or getattr(config, "trainable_token_indices", None):
                 raise RecipeError(
-                    f"`{part}` trained more than low-rank updates, which cannot be added",
+                    f"`{part}` has more than low-rank updates, which cannot be summed",
                     where="combine",
-                    hint="DoRA's lengths and rows of new tokens have no sum",
+                    hint="adapters with DoRA or with new tokens cannot be combined",
+                    code="cannot-combine",
                 )
-        inner, active = f"adapter-{len(self._inner)}", self.active
+        peft_name, active = f"adapter-{len(self._peft_names)}", self.active
         try:
-            self.model.add_weighted_adapter(parts, list(weights.values()), inner, combination_type=method)
+            self.model.add_weighted_adapter(parts, list(weights.values()), peft_name, combination_type=method)
         except ValueError as error:
-            raise RecipeError(f"cannot be combined: {error}", where="combine", hint="try method cat") from error
-        self._inner[name], self._folders[name] = inner, self._folders[next(iter(weights))]
+            raise RecipeError(
+                f"the adapters cannot be combined: {error}",
+                where="combine",
+                hint="try method cat",
+                code="cannot-combine",
+            ) from error
+        self._peft_names[name], self._folders[name] = peft_name, self._folders[next(iter(weights))]
         self.use(active)
 
-    def _known(self, name: str) -> str:
-        if name not in self._inner:
-            raise RecipeError(f"there is no adapter `{name}`", hint=f"there are {', '.join(self._inner)}")
+    def _require_known(self, name: str) -> str:
+        if name not in self._peft_names:
+            raise RecipeError(
+                f"there is no adapter `{name}`",
+                hint=f"there are {', '.join(self._peft_names)}",
+                code="no-such-adapter",
+            )
         return name
 
 
 def _common_base(folders: Mapping[str, ModelFolder]) -> ModelFolder:
-    """Return the base of all adapters; raise RecipeError unless it is one, kept in one form."""
-    first, found = next(iter(folders.items()))
+    """Return the common base of all adapters; raise RecipeError unless they share one base and one quantization."""
+    first_name, first = next(iter(folders.items()))
     for name, folder in folders.items():
-        if folder.base is None or found.base is None:
-            raise RecipeError(f"`{folder.reference}` is no adapter but a whole model", where=name)
-        if folder.base.digest() != found.base.digest():
+        if folder.base is None or first.base is None:
+            raise RecipeError(
+                f"`{folder.reference}` is not an adapter but a full model", where=name, code="not-an-adapter"
+            )
+        if folder.base.digest() != first.base.digest():
             raise RecipeError(
                 f"`{folder.reference}` was trained on another base ({folder.base.reference})",
                 where=name,
-                hint=f"`{first}` was trained on {found.base.reference}; one base can hold only its own adapters",
+                hint=f"`{first_name}` was trained on {first.base.reference}; all adapters must have the same base",
+                code="different-bases",
             )
-        kept = [trained_quantization(one) for one in (folder, found)]
-        if kept[0] != kept[1]:
-            forms = [str(one or "whole weights") for one in kept]
-            raise RecipeError(f"was trained beside {forms[0]}, and `{first}` beside {forms[1]}", where=name)
-    assert found.base is not None
-    return found.base
+        quantizations = [str(trained_quantization(adapter) or "no quantization") for adapter in (folder, first)]
+        if quantizations[0] != quantizations[1]:
+            raise RecipeError(
+                f"was trained with {quantizations[0]}, but `{first_name}` with {quantizations[1]}",
+                where=name,
+                hint="all adapters must have the same quantization of the base",
+                code="different-bases",
+            )
+    assert first.base is not None
+    return first.base

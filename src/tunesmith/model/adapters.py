@@ -1,4 +1,4 @@
-"""What is trained and what is saved: full weights, or LoRA by peft."""
+"""Mark the trained parameters, and save, restore and open full weights or LoRA adapters (peft)."""
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,13 +27,13 @@ _WEIGHTS = "adapter_model.safetensors"
 
 
 def make_trainable(model: Any, tuning: FullTuning | LoraBase, *, seed: int, new_tokens: Sequence[int] = ()) -> Any:
-    """Return the model with its trained weights marked; adapters are drawn from `seed`.
+    """Return the model with its trained parameters marked, for LoRA with adapters initialized from `seed`.
 
     Args:
-        new_tokens: tokens whose rows are trained beside adapters.
+        new_tokens: the tokens whose embedding rows are trained in addition to adapters.
 
     Raises:
-        RecipeError: a name of `tuning.target` matches no module, or peft cannot adapt it.
+        RecipeError: a name in `tuning.target` matches no module, or peft cannot adapt it.
     """
     if isinstance(tuning, FullTuning):
         model.requires_grad_(True)
@@ -55,34 +55,38 @@ def make_trainable(model: Any, tuning: FullTuning | LoraBase, *, seed: int, new_
     try:
         adapted = get_peft_model(model, config)
     except ValueError as error:
-        raise RecipeError(f"cannot be adapted: {str(error).splitlines()[0]}", where="tuning") from error
+        raise RecipeError(
+            f"peft cannot adapt this model: {str(error).splitlines()[0]}", where="tuning", code="wrong-target"
+        ) from error
     use_compute_dtype(adapted)
     return adapted
 
 
 def enable_activation_checkpointing(model: Any) -> None:
-    """Keep what enters each layer, and compute the rest again on the way back (Chen et al. 2016, arXiv:1604.06174).
+    """Save only the inputs of each layer, and recompute the rest in backward (Chen et al. 2016, arXiv:1604.06174).
 
     Raises:
-        RecipeError: the architecture cannot.
+        RecipeError: the architecture does not support it.
     """
     try:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     except ValueError as error:
-        raise RecipeError(str(error), where="train.activation_checkpointing", hint="remove it") from error
+        raise RecipeError(
+            str(error), where="train.activation_checkpointing", hint="remove this key", code="checkpointing-unsupported"
+        ) from error
 
 
 def trained_parameters(model: Any) -> Iterator[tuple[str, torch.nn.Parameter]]:
-    """Yield the name and weight of everything that is trained, in a fixed order."""
+    """Yield the name and weight of each trained parameter, in a fixed order."""
     return ((name, weight) for name, weight in model.named_parameters() if weight.requires_grad)
 
 
 def count_parameters(model: Any) -> tuple[int, int]:
-    """Return how many weights are trained, and how many there are; two of 4 bits share a byte, and count as two."""
-    everything = int(without_adapter(model).num_parameters())
-    # Those that are divided have lost the type by which they are known to be two.
-    everything += sum(w.numel() for w in model.parameters() if is_dtensor(w) and w.dtype == torch.uint8)
-    return sum(weight.numel() for _, weight in trained_parameters(model)), everything
+    """Return the number of trained and of all parameters; a byte that holds two 4-bit weights counts as two."""
+    total = int(without_adapter(model).num_parameters())
+    # transformers does not recognize sharded 4-bit weights, and counts one parameter per byte.
+    total += sum(w.numel() for w in model.parameters() if is_dtensor(w) and w.dtype == torch.uint8)
+    return sum(weight.numel() for _, weight in trained_parameters(model)), total
 
 
 def save_model(
@@ -96,9 +100,9 @@ def save_model(
     """Write a PEFT adapter or a transformers model. The same weights give the same bytes.
 
     Args:
-        weights: its state, if that is not to be the one that it has now.
-        base: the reference of the base model, which the adapter names.
-        revision: the commit of the base on the hub, if it is there.
+        base: the reference of the base model, which the adapter's configuration names.
+        revision: the commit of the base, if it is on the hub.
+        weights: the state dict to save instead of the model's current one.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if not isinstance(model, PeftModel):
@@ -106,31 +110,35 @@ def save_model(
         return
     config = model.peft_config["default"]
     config.base_model_name_or_path, config.revision = base, revision
-    # peft holds these as sets, whose order changes from process to process.
+    # peft stores these as a set, whose order differs between processes.
     config.target_modules = sorted(config.target_modules)
     model.save_pretrained(folder, save_embedding_layers=False, state_dict=weights)
-    (folder / "README.md").unlink(missing_ok=True)  # an empty model card that peft writes
+    (folder / "README.md").unlink(missing_ok=True)  # an empty model card, written by peft
 
 
 def restore_weights(model: Any, folder: Path) -> None:
-    """Put saved weights into a model that `make_trainable` returned; raise DamagedFile unless all fit."""
+    """Load saved weights into a model that `make_trainable` returned; raise DamagedFile unless all of them match."""
     if isinstance(model, PeftModel):
         try:
             result = set_peft_model_state_dict(model, load_file(folder / _WEIGHTS))
-        except KeyError as error:  # rows of new tokens that are not there
-            raise DamagedFile(f"does not fit the model: lacks {error}", where=str(folder)) from error
-        ours = {name for name, _ in trained_parameters(model)}  # a tied output layer shares those of the embedding
-        strange = [*result.unexpected_keys, *(key for key in result.missing_keys if key in ours)]
+        except KeyError as error:  # missing rows of new tokens
+            raise _weights_mismatch(f"{error} is missing", folder) from error
+        trained = {name for name, _ in trained_parameters(model)}  # without the rows of a tied output layer
+        mismatched = [*result.unexpected_keys, *(key for key in result.missing_keys if key in trained)]
     else:
-        # By transformers, because on disk some weights have other names and shapes than in memory (experts, heads).
+        # With transformers, because some weights have other names and shapes on disk than in memory (experts, heads).
         saved, report = type(model).from_pretrained(
             folder, dtype=model.dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
         )
-        strange = [*report["unexpected_keys"], *report["missing_keys"]]
-        mine = model.state_dict()
-        model.load_state_dict({name: shard_like(weight, mine[name]) for name, weight in saved.state_dict().items()})
-    if strange:
-        raise DamagedFile(f"does not fit the model: {sorted(strange)[:3]}", where=str(folder))
+        mismatched = [*report["unexpected_keys"], *report["missing_keys"]]
+        current = model.state_dict()
+        model.load_state_dict({name: shard_like(weight, current[name]) for name, weight in saved.state_dict().items()})
+    if mismatched:
+        raise _weights_mismatch(sorted(mismatched)[:3], folder)
+
+
+def _weights_mismatch(details: object, folder: Path) -> DamagedFile:
+    return DamagedFile(f"these weights do not match the model: {details}", where=str(folder), code="weights-mismatch")
 
 
 def open_model(
@@ -143,50 +151,52 @@ def open_model(
     quantization: Quantization | None = None,
     new_tokens: Sequence[int] = (),
 ) -> Any:
-    """Load a model of any kind. An adapter comes on weights that are kept as they were when it was trained.
+    """Load a model or an adapter. The base of an adapter gets the quantization with which the adapter was trained.
 
     Args:
-        merged: fold adapters into the weights, to train on top of them: W + (alpha / r) B A, with W as it is in the
-            base's own files, also where the adapter was trained on a quantized W.
-        quantization: how the weights are kept, of a model that is to be trained or compared; it is merged before.
-        new_tokens: tokens that the model does not know yet and gets rows for.
+        merged: merge adapters into the weights, as W + (alpha / r) B A, to train on top of them. W is read from the
+            base's files, even if the adapter was trained on a quantized W.
+        quantization: quantize the weights, after merging.
+        new_tokens: tokens for which embedding rows are added.
     """
     settings: dict[str, Any] = {"dtype": dtype, "attention": attention}
     if model.base is None:
         opened = load_base(model, compute, quantization=quantization, **settings)
     elif quantization is not None:
-        with tempfile.TemporaryDirectory() as place:  # transformers quantizes what it reads from files
-            open_model(model, replace(compute, device=torch.device("cpu")), merged=True, **settings).save_pretrained(
-                place
+        with tempfile.TemporaryDirectory() as folder:  # transformers can only quantize while it reads files
+            on_cpu = replace(compute, device=torch.device("cpu"))
+            open_model(model, on_cpu, merged=True, **settings).save_pretrained(folder)
+            opened = load_base(
+                ModelFolder(model.reference, Path(folder)), compute, quantization=quantization, **settings
             )
-            whole = ModelFolder(model.reference, Path(place))
-            opened = load_base(whole, compute, quantization=quantization, **settings)
     else:
-        below = None if merged else trained_quantization(model)
-        opened = attach_adapter(
-            open_model(model.base, compute, merged=True, quantization=below, **settings), model.path
-        )
+        base_quantization = None if merged else trained_quantization(model)
+        base = open_model(model.base, compute, merged=True, quantization=base_quantization, **settings)
+        opened = attach_adapter(base, model.path)
         opened = opened.merge_and_unload(safe_merge=True) if merged else opened
     init_new_rows(opened, new_tokens)
     return opened
 
 
 def attach_adapter(model: Any, folder: Path, *, name: str = "default") -> Any:
-    """Return a model with a saved adapter on it, for inference.
+    """Return a model with a saved adapter attached, for inference.
 
     Args:
-        model: a whole model, or one with adapters of other names, which stay.
-        name: what peft is to call the adapter.
+        model: a model, possibly with adapters of other names, which stay attached.
+        name: the adapter's name in peft.
 
     Raises:
-        RecipeError: the adapter has no safetensors weights; peft would read a pickle, or ask the hub.
-        DamagedFile: a part of the adapter has no place in the model, or the adapter changes nothing.
+        RecipeError: the adapter has no safetensors weights; peft would read a pickle or ask the hub.
+        DamagedFile: the adapter does not match the model, or all its updates are zero.
     """
     if not (folder / _WEIGHTS).exists():
-        hint = (
-            "its weights are a pickle (*.bin), which can run code; convert it" if list(folder.glob("*.bin")) else None
+        has_pickle = bool(list(folder.glob("*.bin")))
+        raise RecipeError(
+            f"this adapter has no {_WEIGHTS}",
+            where=str(folder),
+            hint="its weights are a pickle (*.bin), which can run code; convert them" if has_pickle else None,
+            code="pickle" if has_pickle else "no-weights",
         )
-        raise RecipeError(f"is an adapter without {_WEIGHTS}", where=str(folder), hint=hint)
     try:
         if isinstance(model, PeftModel):
             model.load_adapter(str(folder), adapter_name=name)
@@ -195,29 +205,29 @@ def attach_adapter(model: Any, folder: Path, *, name: str = "default") -> Any:
             resize_embeddings(model, trained_token_ids(folder))
             adapted = PeftModel.from_pretrained(model, str(folder), adapter_name=name)
         with safe_open(folder / _WEIGHTS, "pt") as file:
-            stored = {name for name in file.keys() if _is_trained(name)}  # noqa: SIM118 (it is no dict)
+            stored = {name for name in file.keys() if _is_trained(name)}  # noqa: SIM118 (not a dict)
     except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
         if is_out_of_memory(error):
             raise
-        raise DamagedFile(f"does not fit the model: {' '.join(str(error).split())[:300]}", where=str(folder)) from error
-    # peft only warns of weights that it did not find, and says nothing of those that found no place.
+        raise _weights_mismatch(" ".join(str(error).split())[:300], folder) from error
+    # peft only warns of missing weights, and silently ignores unexpected ones.
     weights = get_peft_model_state_dict(adapted, adapter_name=name, save_embedding_layers=False)
-    found = {key for key in weights if _is_trained(key)}
-    if strange := sorted(stored ^ found):
-        raise DamagedFile(f"does not fit the model: {strange[:3]}", where=str(folder))
-    if _changes_nothing({key: weights[key] for key in found}):
-        raise DamagedFile("changes nothing: its weights are all zero", where=str(folder))
+    loaded = {key for key in weights if _is_trained(key)}
+    if mismatched := sorted(stored ^ loaded):
+        raise _weights_mismatch(mismatched[:3], folder)
+    if _is_zero({key: weights[key] for key in loaded}):
+        raise DamagedFile("all updates of this adapter are zero", where=str(folder), code="zero-adapter")
     use_compute_dtype(adapted)
     return adapted
 
 
 def _is_trained(name: str) -> bool:
-    """Say whether a weight by this name is a part of LoRA: its matrices, DoRA's lengths, rows of new tokens."""
+    """Return whether a weight with this name belongs to LoRA: matrices, DoRA magnitudes, or rows of new tokens."""
     return "lora_" in name or "trainable_tokens_delta" in name
 
 
-def _changes_nothing(weights: Mapping[str, torch.Tensor]) -> bool:
-    """Say whether an adapter has plain LoRA only, and every update in it is zero."""
+def _is_zero(weights: Mapping[str, torch.Tensor]) -> bool:
+    """Return whether an adapter is plain LoRA and every update in it is zero."""
     others = [name for name in weights if "lora_A" not in name and "lora_B" not in name]
     ups = [weight for name, weight in weights.items() if "lora_B" in name]
     return bool(ups) and not others and not any(weight.any() for weight in ups)

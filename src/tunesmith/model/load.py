@@ -1,4 +1,4 @@
-"""Weights from a local folder, on the right device, in the right precision. No pickle, no remote code."""
+"""Load the weights of a local folder to the compute device in the right precision, without pickle or remote code."""
 
 import re
 from collections.abc import Collection
@@ -22,55 +22,60 @@ from tunesmith.model.quantization import bitsandbytes_config, disable_weight_rep
 from tunesmith.recipe.schema import Recipe
 from tunesmith.recipe.tuning import Quantization
 
-# Their activations go beyond what fp16 can hold; bf16, in which they were pretrained, has the range.
-_BEYOND_FP16 = frozenset({"t5", "mt5", "umt5", "longt5", "switch_transformers"})
-# What plain transformers has to know to let a saved model answer; how a model samples is left out.
-_TOKENS_KEPT = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "forced_bos_token_id")
+# Their activations exceed the range of fp16; they were pretrained in bf16.
+_OVERFLOWS_FP16 = frozenset({"t5", "mt5", "umt5", "longt5", "switch_transformers"})
+# The generation settings that plain transformers needs for a saved model; sampling settings are dropped.
+_GENERATION_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "forced_bos_token_id")
 
 _NUMBER = re.compile(r"\d+")
 
 
 @dataclass(frozen=True, slots=True)
 class ComputeConfig:
-    """Where and in what matrices are multiplied."""
+    """The device and the dtype to compute in."""
 
     device: torch.device
     dtype: torch.dtype
 
     @property
     def precision(self) -> str:
-        """The name of `compute` in recipes."""
+        """The name of the dtype in recipes."""
         names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.float64: "fp64"}
         return names[self.dtype]
 
     def autocast(self, weights: torch.dtype) -> AbstractContextManager[Any]:
-        """Compute in `compute` where the weights are kept in more."""
+        """Inside, compute in this dtype if the weights have another one."""
         if weights == self.dtype:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
 
 
-def choose_compute(asked: PrecisionSetting = "auto", *, quantized: bool = False) -> ComputeConfig:
+def choose_compute(setting: PrecisionSetting = "auto", *, quantized: bool = False) -> ComputeConfig:
     """Return the device and the precision to compute in.
 
     Args:
-        quantized: the weights are kept in 4 or 8 bits.
+        quantized: the weights are quantized to 4 or 8 bits.
 
     Raises:
-        RecipeError: bf16 is asked for and the machine only imitates it.
+        RecipeError: bf16 is requested and the GPU only emulates it.
     """
     if torch.cuda.is_available():
         device, has_bf16 = torch.device("cuda"), torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         device, has_bf16 = torch.device("cpu"), bool(torch.cpu._is_avx512_bf16_supported())
-    precision = choose_precision(asked, device.type, has_bf16=has_bf16, quantized=quantized)
+    precision = choose_precision(setting, device.type, has_bf16=has_bf16, quantized=quantized)
     if precision == "bf16" and device.type == "cuda" and not has_bf16:
-        raise RecipeError("this GPU does not compute in bf16", where="model.precision", hint="use auto or fp32")
+        raise RecipeError(
+            "this GPU does not support bf16",
+            where="model.precision",
+            hint="use auto or fp32",
+            code="precision-unsupported",
+        )
     return ComputeConfig(device, {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision])
 
 
 def compute_config(recipe: Recipe) -> ComputeConfig:
-    """Return what `choose_compute` says for a recipe."""
+    """Return the device and the precision for a recipe, by `choose_compute`."""
     return choose_compute(recipe.model.precision, quantized=isinstance(recipe.tuning, Quantization))
 
 
@@ -85,13 +90,13 @@ def load_base(
     """Load the weights of a model's root folder.
 
     Args:
-        dtype: precision the weights are kept in; default what the machine computes in.
-        quantization: how linear layers but the output are kept instead.
+        dtype: the dtype of the weights; default the compute dtype.
+        quantization: quantize all linear layers except the output layer.
 
     Raises:
-        RecipeError: the folder holds no language model that transformers can read, or not all of one, or one that is
-            not causal, or it cannot compute in this precision, or this machine cannot quantize.
-        DamagedFile: a file of weights is not whole.
+        RecipeError: the folder holds no complete causal language model that transformers can load, the model overflows
+            in this precision, or this machine cannot quantize.
+        DamagedFile: a weight file is incomplete.
     """
     path = model.root.path
     refuse_pickle(path)
@@ -114,28 +119,31 @@ def load_base(
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
-            ignore_mismatched_sizes=True,  # told below, by name
+            ignore_mismatched_sizes=True,  # reported by name below
             output_loading_info=True,
             **quantized,
         )
     except SafetensorError as error:
-        raise DamagedFile(f"has weights that are not whole: {error}", where=str(path)) from error
+        raise DamagedFile(f"a weight file is incomplete: {error}", where=str(path)) from error
     except (OSError, ValueError, KeyError) as error:
         raise RecipeError(
-            f"cannot be loaded as a language model: {str(error).splitlines()[0]}", where=str(path)
-        ) from error
-    # transformers would draw these at random and only warn.
-    lacking = sorted({*report["missing_keys"], *(str(name) for name, *_ in report["mismatched_keys"])})
-    if lacking:
-        raise RecipeError(
-            f"lacks weights that its configuration asks for: {', '.join(lacking[:3])}",
+            f"transformers cannot load this as a language model: {str(error).splitlines()[0]}",
             where=str(path),
-            hint="it is not whole, or no language model",
+            code="not-loadable",
+        ) from error
+    # transformers would only warn, and initialize these at random.
+    missing = sorted({*report["missing_keys"], *(str(name) for name, *_ in report["mismatched_keys"])})
+    if missing:
+        raise RecipeError(
+            f"weights are missing that the configuration requires: {', '.join(missing[:3])}",
+            where=str(path),
+            hint="the folder is incomplete, or is not a language model",
+            code="weights-missing",
         )
-    _refuse_left_out_layers(loaded, report["unexpected_keys"], path)
-    # Sampling settings and limits that a model brings along would make base and tuned answer by different rules.
+    _refuse_unused_layers(loaded, report["unexpected_keys"], path)
+    # A model's own sampling settings and limits would make base and tuned generate by different rules.
     own = loaded.generation_config
-    loaded.generation_config = GenerationConfig(**{name: getattr(own, name, None) for name in _TOKENS_KEPT})
+    loaded.generation_config = GenerationConfig(**{name: getattr(own, name, None) for name in _GENERATION_TOKENS})
     disable_weight_repacking(loaded)
     if quantized:
         detach_from_mmap(loaded)
@@ -143,71 +151,72 @@ def load_base(
     return loaded.to(compute.device)
 
 
-def _refuse_left_out_layers(loaded: Any, unused: Collection[str], path: Path) -> None:
-    """Raise RecipeError if the files hold more layers than the configuration names, which transformers would drop.
+def _refuse_unused_layers(loaded: Any, unused: Collection[str], path: Path) -> None:
+    """Raise RecipeError if the files hold more layers than the configuration, which transformers would ignore.
 
-    Other unused weights, such as the head of another task, do not change what the model answers.
+    Other unused weights, such as the head of another task, do not matter.
     """
     known = {_NUMBER.sub("#", name) for name in loaded.state_dict()}
     layers = sorted(name for name in unused if _NUMBER.sub("#", name) in known)
     if layers:
         raise RecipeError(
-            f"has weights of more layers than its configuration names: {', '.join(layers[:3])}",
+            f"the weights have more layers than the configuration: {', '.join(layers[:3])}",
             where=str(path / "config.json"),
-            hint="compare its number of layers with that of the original model",
+            hint="compare the number of layers with that of the original model",
+            code="layer-mismatch",
         )
 
 
 def stored_dtype(model: ModelFolder) -> torch.dtype | None:
-    """Return what all weights of a model's root folder are stored in; None where that is not one precision."""
-    kinds = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-    found = stored_dtypes(model.root.path)
-    return kinds.get(found.pop()) if len(found) == 1 else None
+    """Return the dtype of all weights in a model's root folder; None if they have several."""
+    dtypes = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+    names = stored_dtypes(model.root.path)
+    return dtypes.get(names.pop()) if len(names) == 1 else None
 
 
 def detach_from_mmap(model: Any) -> None:
-    """Copy the weights that are still memory of the mapped file, so that the file does not stay resident.
+    """Copy the weights that still point into the memory-mapped file, so that the file does not stay resident.
 
-    Weights that were converted or put together are memory of their own. Copies of those would only leave their old
-    places behind as free pieces.
+    Weights that were converted or fused have their own memory. Copying those too would only fragment the heap.
     """
     for weight in model.parameters():
-        of_the_file = not weight.untyped_storage().resizable()
-        if weight.device.type == "cpu" and weight.dtype.is_floating_point and of_the_file:
+        is_mapped = not weight.untyped_storage().resizable()
+        if weight.device.type == "cpu" and weight.dtype.is_floating_point and is_mapped:
             weight.data = weight.data.clone()
 
 
 def _attention(config: Any) -> str | None:
-    """Return eager where attention scores are soft-capped, which fused kernels leave out; else transformers' choice."""
+    """Return eager if attention scores are soft-capped, which fused kernels ignore; otherwise transformers' choice."""
     return "eager" if getattr(config.get_text_config(decoder=True), "attn_logit_softcapping", None) else None
 
 
 def require_precision(model: ModelFolder, compute: ComputeConfig) -> None:
-    """Raise RecipeError where a model overflows in what the machine computes in; no weights are read."""
+    """Raise RecipeError if a model overflows in the compute dtype. Reads no weights."""
     _refuse_overflow(
         AutoConfig.from_pretrained(model.root.path, local_files_only=True, trust_remote_code=False), compute
     )
 
 
 def _refuse_overflow(config: Any, compute: ComputeConfig) -> None:
-    if compute.dtype == torch.float16 and config.model_type in _BEYOND_FP16:
+    if compute.dtype == torch.float16 and config.model_type in _OVERFLOWS_FP16:
         raise RecipeError(
             f"{config.model_type} overflows in fp16 and would give NaN",
             where="model.precision",
-            hint="use fp32, or bf16 where the machine has it",
+            hint="use fp32, or bf16 if the machine supports it",
+            code="precision-unsupported",
         )
 
 
 def without_adapter(model: Any) -> Any:
-    """Return the model of transformers, which peft may have put adapters around."""
+    """Return the transformers model inside a peft model, or the model itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def max_positions(model: Any) -> int:
-    """Return how many tokens a row may have at most: what the model knows positions for."""
+    """Return the largest number of tokens in a row: the model's number of positions."""
     return int(getattr(decoder_config(model), "max_position_embeddings", None) or 2**31)
 
 
 def decoder_config(model: Any) -> Any:
-    """Return the configuration of the text decoder, also where a model has other parts."""
+    """Return the configuration of the text decoder, also for multimodal models."""
     return model.config.get_text_config(decoder=True)

@@ -1,9 +1,8 @@
-"""The forward pass of a LoRA layer in the precision that the model computes in, and in few operations.
+"""A forward pass of LoRA layers in the compute dtype and with few operations.
 
-peft keeps adapters in fp32, takes every activation to fp32 for them, and scales the whole output. The masters stay fp32
-here too, but the products are made with copies in the layer's own precision (the gradient of the cast brings it back to
-the masters), the small matrix is scaled instead of the output, and the last product is added to the layer's own output,
-where it stands.
+peft keeps adapters in fp32, casts every activation to fp32 for them, and scales the full output. Here the master
+weights stay fp32 as well, but are multiplied as copies in the layer's dtype (autograd casts the gradients back), the
+small matrix B is scaled instead of the output, and the last product is added to the layer's output in place.
 """
 
 import types
@@ -15,34 +14,34 @@ import torch
 from peft.tuners.lora import Linear
 from torch.nn import functional
 
-# Where peft has LoRA beside weights of 4 and 8 bits; to import it would import bitsandbytes for everybody.
+# The module of peft's LoRA layers on quantized weights. Importing it would always import bitsandbytes.
 _QUANTIZED = "peft.tuners.lora.bnb"
 
 
 def use_compute_dtype(model: Any) -> None:
-    """Give plain LoRA layers the forward pass below; leave all others to peft."""
+    """Replace the forward pass of plain LoRA layers by the one below; all other layers keep peft's."""
     for module in model.modules():
         if is_plain_lora(module) and "forward" not in vars(module):
             peft_forward = module.forward
-            # Autograd lets nobody write to what layers of 8 bits return, which is a view.
+            # The output of 8-bit layers is a view that autograd does not allow to be changed in place.
             in_place = type(module).__name__ != "Linear8bitLt"
             module.forward = types.MethodType(_forward(peft_forward, in_place=in_place), module)
 
 
 @contextmanager
 def use_peft_forward(model: Any) -> Iterator[None]:
-    """Leave all layers to peft for a while."""
+    """Inside, all layers use peft's forward pass."""
     layers = [module for module in model.modules() if is_plain_lora(module) and "forward" in vars(module)]
-    ours = {module: vars(module).pop("forward") for module in layers}
+    forwards = {module: vars(module).pop("forward") for module in layers}
     try:
         yield
     finally:
-        for module, forward in ours.items():
+        for module, forward in forwards.items():
             module.forward = forward
 
 
 def is_plain_lora(module: Any) -> bool:
-    """Say whether a layer is LoRA and nothing more."""
+    """Return whether a layer is LoRA without variants (DoRA, bias)."""
     quantized = type(module).__module__ == _QUANTIZED
     if not (quantized or type(module) is Linear) or module.lora_variant or any(module.lora_bias.values()):
         return False
@@ -54,18 +53,18 @@ def _forward(peft_forward: Any, *, in_place: bool) -> Any:
     def forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Return W x + (alpha / r) B A dropout(x) for x [..., in]."""
         name = self.active_adapters[0] if len(self.active_adapters) == 1 else None
-        off = self.disable_adapters or self.merged or name not in self.lora_A
-        other = name in self.lora_variant or self.lora_bias.get(name)  # an adapter that came later
-        if off or other or kwargs:
+        is_off = self.disable_adapters or self.merged or name not in self.lora_A
+        is_variant = name in self.lora_variant or self.lora_bias.get(name)  # of an adapter that was added later
+        if is_off or is_variant or kwargs:
             result: torch.Tensor = peft_forward(x, *args, **kwargs)
             return result
         down = self.lora_A[name].weight.to(x.dtype)
         up = (self.lora_B[name].weight * self.scaling[name]).to(x.dtype)
         out: torch.Tensor = self.base_layer(x, *args)
         inner = functional.linear(self.lora_dropout[name](x), down)
-        whole, small = out.flatten(0, -2), inner.flatten(0, -2)
-        # Nobody else reads it, and memory that is not asked for cannot be torn into pieces.
-        whole = whole.addmm_(small, up.t()) if in_place else torch.addmm(whole, small, up.t())
-        return whole.view_as(out)
+        flat_out, flat_inner = out.flatten(0, -2), inner.flatten(0, -2)
+        # In place: `out` has no other reader; this saves an allocation and avoids heap fragmentation.
+        flat_out = flat_out.addmm_(flat_inner, up.t()) if in_place else torch.addmm(flat_out, flat_inner, up.t())
+        return flat_out.view_as(out)
 
     return forward

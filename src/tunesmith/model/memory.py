@@ -1,4 +1,4 @@
-"""Memory that did not suffice, and memory that is given back."""
+"""Recognize out-of-memory errors, and return freed memory to the system."""
 
 import contextlib
 import ctypes
@@ -7,18 +7,18 @@ import gc
 import torch
 
 _MMAP_THRESHOLD, _LARGE_BYTES = -3, 2**18
-_SAID = ("not enough memory", "can't allocate memory", "out of memory")
+_OOM_MESSAGES = ("not enough memory", "can't allocate memory", "out of memory")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Say whether an error means that memory did not suffice: of CUDA, of torch's CPU allocator, or of Python."""
+    """Return whether an error means out of memory: from CUDA, torch's CPU allocator or Python."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return isinstance(error, RuntimeError) and any(said in str(error).lower() for said in _SAID)
+    return isinstance(error, RuntimeError) and any(message in str(error).lower() for message in _OOM_MESSAGES)
 
 
 def free_memory() -> None:
-    """Give back what nothing holds any more, such as the tensors of a failed pass."""
+    """Return unreferenced memory to the system, such as the tensors of a failed pass."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -26,18 +26,18 @@ def free_memory() -> None:
 
 
 def trim_heap() -> None:
-    """Return whole pages of freed memory to the system, by glibc's malloc_trim(3); elsewhere nothing changes.
+    """Return free pages of the heap to the system, with glibc's malloc_trim(3); without glibc, do nothing.
 
-    The C library keeps freed memory between blocks that are still in use.
+    The C library would keep freed memory between blocks that are still in use.
     """
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def return_freed_memory_at_once() -> None:
-    """Let the C library give freed memory back instead of keeping it in pieces: less is resident, and steps are slower.
+    """Let the C library map large blocks individually, so that freed memory returns to the system at once.
 
-    Large pieces are then mapped one by one. glibc only (see mallopt(3)); elsewhere nothing changes.
+    Less memory stays resident, but steps are slower. glibc only (see mallopt(3)); without it, do nothing.
     """
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, _LARGE_BYTES)

@@ -1,4 +1,4 @@
-"""A tuned model as one plain transformers folder, for whatever cannot put an adapter on a base."""
+"""Merge an adapter into its base and write a plain transformers folder, for programs that cannot load adapters."""
 
 import os
 from pathlib import Path
@@ -17,31 +17,31 @@ from tunesmith.tasks.chatml import load_tokenizer
 
 
 def merge_model(reference: str, out: Path | str) -> Path:
-    """Write W + (alpha / r) B A in place of a base and its adapters; return the folder.
+    """Write the merged weights W + (alpha / r) B A of a tuned model to a new folder, and return the folder.
 
-    W are the weights in the base's own files, also of an adapter that was trained beside 4 or 8 bits: what is added to
-    a rounded W would be rounded with it. The sum is made in fp32 and written in the precision of the base's files.
+    W is read from the base's files, even if the adapter was trained on a quantized W: a sum with quantized weights
+    would have to be rounded to them. The sum is computed in fp32 and stored in the dtype of the base's files.
 
     Args:
-        reference: a tuned model: `run:FOLDER`, `NAME@ALIAS` or an adapter's folder.
-        out: a folder that does not exist yet.
+        reference: the tuned model: `run:FOLDER`, `NAME@ALIAS` or an adapter's folder.
+        out: the folder to create.
 
     Raises:
-        RecipeError: there is no such model, it is whole already, or `out` exists or cannot be made.
+        RecipeError: there is no such model, it is not an adapter, or `out` exists or cannot be created.
     """
-    found, folder = resolve(reference), Path(out)
-    if found.base is None:
-        raise RecipeError("is a whole model, so there is nothing to merge", where=reference)
+    tuned, folder = resolve(reference), Path(out)
+    if tuned.base is None:
+        raise RecipeError("is a full model, so there is nothing to merge", where=reference, code="not-an-adapter")
     if os.path.lexists(folder):
-        raise RecipeError("exists already", where=str(folder), hint="name another folder")
+        raise RecipeError("exists already", where=str(folder), hint="name another folder", code="exists")
     check_writable(folder.parent, hint="name another folder")
-    model = open_model(found, ComputeConfig(torch.device("cpu"), torch.float32), merged=True)
-    own = AutoConfig.from_pretrained(found.root.path, local_files_only=True, trust_remote_code=False).dtype
-    about_adapters = ("base", "base_digest", "quantization")
-    with new_folder(folder, merged=reference) as fresh:
-        save_model(model.to(own or torch.float32), fresh, base=found.root.reference)
-        load_tokenizer(found).hf_tokenizer.save_pretrained(fresh)
-        write_json(fresh / CARD, {key: value for key, value in found.card.items() if key not in about_adapters})
-        if trained_rows(found):
-            write_trained_rows(fresh / TRAINED_ROWS, (), found)
+    model = open_model(tuned, ComputeConfig(torch.device("cpu"), torch.float32), merged=True)
+    own = AutoConfig.from_pretrained(tuned.root.path, local_files_only=True, trust_remote_code=False).dtype
+    adapter_keys = ("base", "base_digest", "quantization")
+    with new_folder(folder, merged=reference) as new:
+        save_model(model.to(own or torch.float32), new, base=tuned.root.reference)
+        load_tokenizer(tuned).hf_tokenizer.save_pretrained(new)
+        write_json(new / CARD, {key: value for key, value in tuned.card.items() if key not in adapter_keys})
+        if trained_rows(tuned):
+            write_trained_rows(new / TRAINED_ROWS, (), tuned)
     return folder

@@ -1,4 +1,4 @@
-"""Rows for tokens that the base does not know: made, started, and named to peft, so that only they are trained."""
+"""Embedding rows for tokens that the base does not have: add, initialize and train only these rows."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,11 +12,11 @@ from tunesmith.architecture.base_model import output_bias_error
 def init_new_rows(model: Any, ids: Sequence[int]) -> None:
     """Set the rows of new tokens, in the embedding and the output layer, to the mean of all rows before them.
 
-    So no new token is likelier than those that the model knows (Hewitt 2021, "Initializing new word embeddings for
-    pretrained language models"), which rows of zeros are wherever all logits are negative.
+    This way no new token is likelier than all known ones (Hewitt 2021, "Initializing new word embeddings for pretrained
+    language models"). Rows of zeros would be, whenever all logits are negative.
 
     Args:
-        ids: the new tokens, which follow all known ones; the model is resized where it has no rows for them.
+        ids: the new tokens, which follow all known ones; the model is resized if it has no rows for them.
     """
     if not ids:
         return
@@ -27,7 +27,7 @@ def init_new_rows(model: Any, ids: Sequence[int]) -> None:
 
 @torch.no_grad()
 def resize_embeddings(model: Any, ids: Sequence[int]) -> None:
-    """Add rows up to the last of these tokens, each the mean of the rows that were there."""
+    """Add rows up to the last of these tokens, each the mean of the existing rows."""
     rows = model.get_input_embeddings().weight.shape[0]
     if not ids or max(ids) < rows:
         return
@@ -36,10 +36,10 @@ def resize_embeddings(model: Any, ids: Sequence[int]) -> None:
 
 
 def trainable_token_indices(model: Any, ids: Sequence[int]) -> dict[str, list[int]] | None:
-    """Return what peft calls `trainable_token_indices`: {module: new tokens}, or None where there are none.
+    """Return peft's `trainable_token_indices`, {module: new tokens}, or None without new tokens.
 
     Raises:
-        RecipeError: the output layer has a bias, which peft would leave out.
+        RecipeError: the output layer has a bias, which peft would ignore.
     """
     if not ids:
         return None
@@ -49,7 +49,7 @@ def trainable_token_indices(model: Any, ids: Sequence[int]) -> dict[str, list[in
 
 
 def _layers(model: Any) -> dict[str, torch.Tensor]:
-    """Return {module name: weight [tokens, hidden]} of embedding and output layer; one of them where they are tied."""
+    """Return {module name: weight [tokens, hidden]} of embedding and output layer; only the first if they are tied."""
     names = {id(module): name for name, module in model.named_modules()}
     layers = {
         names[id(module)]: module.weight for module in (model.get_input_embeddings(), model.get_output_embeddings())

@@ -1,4 +1,4 @@
-"""Weights in 4 or 8 bits by bitsandbytes: how they are asked for, and whether this machine has them."""
+"""Quantization to 4 or 8 bits with bitsandbytes: its settings, fixes for CPUs, and a check of this machine."""
 
 import functools
 import importlib
@@ -16,16 +16,16 @@ from tunesmith.recipe.schema import Recipe
 from tunesmith.recipe.tuning import Quantization
 
 # The largest accepted error of a quantized product, relative to its norm: fp4 gives about 0.12 with random weights.
-_MOST_OFF = 0.4
+_MAX_ERROR = 0.4
 
 
 def quantization_of(recipe: Recipe) -> Quantization | None:
-    """Return how the recipe keeps the base's weights; None where they are kept as they are."""
+    """Return how a recipe quantizes the base's weights; None if it does not."""
     return _plain(recipe.tuning) if isinstance(recipe.tuning, Quantization) else None
 
 
 def trained_quantization(model: ModelFolder) -> Quantization | None:
-    """Return how the weights below an adapter were kept when it was trained, as its card says."""
+    """Return the quantization of the base when an adapter was trained, from its card."""
     stored = model.card.get("quantization")
     return Quantization.model_validate(stored) if stored else None
 
@@ -35,11 +35,10 @@ def _plain(quantization: Quantization) -> Quantization:
 
 
 def bitsandbytes_config(quantization: Quantization, compute: torch.dtype) -> Any:
-    """Return what transformers wants to be told.
+    """Return the quantization settings for transformers.
 
-    In 8 bits, LLM.int8() would leave columns with outliers out of the quantisation. Which they are follows from all
-    tokens of a batch, so a row's result would depend on its neighbours, and a token's on those after it; the threshold
-    of 0 rounds every token by itself.
+    In 8 bits, LLM.int8() would exclude columns with outliers, which it finds among all tokens of a batch. A row's
+    result would depend on other rows, and a token's on later tokens. A threshold of 0 quantizes each token separately.
     """
     from transformers import BitsAndBytesConfig
 
@@ -56,10 +55,10 @@ def bitsandbytes_config(quantization: Quantization, compute: torch.dtype) -> Any
 def disable_weight_repacking(model: Any) -> None:
     """Stop bitsandbytes from repacking 4-bit weights in place.
 
-    On a processor with AVX512-BF16, `Linear4bit` repacks its weight at the first forward pass in evaluation mode whose
-    input needs no gradient. That changes the weight's shape and its state's type, drops double quantization and rounds
-    the scales to bf16. The layer can no longer be trained, sharded or merged, and it no longer answers as it did when
-    it was trained. So every layer that `load_base` opens keeps the order its weights were quantized in.
+    On CPUs with AVX512-BF16, `Linear4bit` repacks its weight in the first forward pass in evaluation mode whose input
+    needs no gradient. This changes the weight's shape and its state's type, drops double quantization and rounds the
+    scales to bf16. The layer can no longer be trained, sharded or merged, and its outputs differ from those in
+    training. Therefore all layers that `load_base` opens keep their original packing.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -67,13 +66,14 @@ def disable_weight_repacking(model: Any) -> None:
 
 
 @functools.cache
-def _read_blocks_across_rows() -> Any:
-    """Correct how bitsandbytes' CPU kernel dequantizes 4-bit weights whose rows are no multiple of a block (64) wide.
+def _fix_cpu_dequantization() -> Any:
+    """Fix bitsandbytes' CPU kernel for dequantizing 4-bit weights whose row width is not a multiple of a block (64).
 
-    Blocks run over the flat weight, so one may span two rows. The AVX-512 code starts a new block at every row instead
-    and silently takes the scales of other blocks. Given the same bytes as rows of one block, it is right.
+    Blocks run over the flat weight, so one may span two rows. The AVX-512 code starts a new block at each row instead
+    and silently uses the scales of other blocks. It is correct if the same bytes are passed as rows of one block.
 
-    Returns the registration, which must be kept: it ends when it is garbage-collected.
+    Returns:
+        The registration, which must be kept: it ends when it is garbage-collected.
     """
     untyped: Any = library
     kernel = untyped.get_kernel("bitsandbytes::dequantize_4bit", "CPU")
@@ -94,34 +94,37 @@ def _read_blocks_across_rows() -> Any:
 
 
 def require_quantization(quantization: Quantization, device: torch.device, compute: torch.dtype) -> None:
-    """Multiply a small quantised layer on a device, and raise RecipeError where that cannot be done."""
+    """Raise RecipeError unless this machine multiplies a small quantized layer correctly on a device."""
     if importlib.util.find_spec("bitsandbytes") is None:
         raise RecipeError(
             "`method: qlora` needs bitsandbytes, which is not installed",
             where="tuning.method",
             hint=f"{install_hint('qlora')}; or use `method: lora`",
+            code="missing-package",
         )
     try:
         layers: Any = importlib.import_module("bitsandbytes.nn")
-        _read_blocks_across_rows()
+        _fix_cpu_dequantization()
         layer = (
             layers.Linear8bitLt(64, 64, bias=False, has_fp16_weights=False, threshold=0.0)
             if quantization.bits == 8
             else layers.Linear4bit(64, 64, bias=False, compute_dtype=compute, quant_type=quantization.code)
         )
-        wanted = layer.weight.detach().sum(1)
+        expected = layer.weight.detach().sum(1)
         with torch.inference_mode():
-            found = layer.to(device)(torch.ones(2, 64, dtype=compute, device=device)).float().cpu()
-        works = bool((found - wanted).norm() < _MOST_OFF * wanted.expand_as(found).norm())
-    except Exception as error:  # whatever a platform lacks, each raises its own
+            actual = layer.to(device)(torch.ones(2, 64, dtype=compute, device=device)).float().cpu()
+        works = bool((actual - expected).norm() < _MAX_ERROR * expected.expand_as(actual).norm())
+    except Exception as error:  # each unsupported platform raises another type
         raise RecipeError(
             f"bitsandbytes cannot multiply {quantization.code} weights here: {(str(error).splitlines() or [''])[0]}",
             where="tuning.method",
             hint="use `method: lora`, or a machine that bitsandbytes supports",
+            code="quantization-unsupported",
         ) from error
     if not works:
         raise RecipeError(
-            f"bitsandbytes multiplies {quantization.code} weights wrongly here",
+            f"bitsandbytes multiplies {quantization.code} weights incorrectly here",
             where="tuning.method",
             hint="use `method: lora`, or another version of bitsandbytes",
+            code="quantization-unsupported",
         )

@@ -1,4 +1,4 @@
-"""The shapes of a model from its configuration alone are those of its weights."""
+"""The shapes of a model derived from its configuration alone equal those of its weights."""
 
 import json
 from pathlib import Path
@@ -6,6 +6,7 @@ from shutil import copytree
 from typing import Any
 
 import pytest
+from tests.support.errors import raises
 from tests.support.published import PUBLISHED
 from tests.support.tiny import save_model, save_seq2seq
 
@@ -27,82 +28,84 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return made | {kind: save_seq2seq(root / kind, kind) for kind in SEQ2SEQ}
 
 
-def configured(folder: Path, place: Path) -> Path:
-    """Return a folder with the configuration and nothing else."""
-    place.mkdir()
-    (place / "config.json").write_text((folder / "config.json").read_text())
-    return place
+def copy_config(folder: Path, target: Path) -> Path:
+    """Make a folder with only the configuration of a model, and return it."""
+    target.mkdir()
+    (target / "config.json").write_text((folder / "config.json").read_text())
+    return target
 
 
 @pytest.mark.parametrize("kind", [*KINDS, *SEQ2SEQ])
-def test_the_configuration_says_what_the_weights_say(folders: dict[str, Path], kind: str, tmp_path: Path) -> None:
-    alone = shapes_of(configured(folders[kind], tmp_path / "m"))
+def test_shapes_from_the_configuration_equal_those_of_the_weights(
+    folders: dict[str, Path], kind: str, tmp_path: Path
+) -> None:
+    derived = shapes_of(copy_config(folders[kind], tmp_path / "m"))
     read = shapes_from_headers(folders[kind], json.loads((folders[kind] / "config.json").read_text()))
-    assert (alone.known, read.known) == (True, False)
-    assert (alone.parameters, alone.hidden, alone.vocabulary) == (read.parameters, read.hidden, read.vocabulary)
-    # GPT-2's are stored as [in, out], which a header does not tell.
+    assert (derived.known, read.known) == (True, False)
+    assert (derived.parameters, derived.hidden, derived.vocabulary) == (read.parameters, read.hidden, read.vocabulary)
+    # GPT-2 stores weights as [in, out], which a header does not show.
     sizes = {name: sorted((part.out_features, part.in_features)) for name, part in read.linear()}
-    assert {name: sorted((part.out_features, part.in_features)) for name, part in alone.linear()} == sizes
+    assert {name: sorted((part.out_features, part.in_features)) for name, part in derived.linear()} == sizes
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_published_models_have_their_published_size(tmp_path: Path, name: str) -> None:
+def test_published_models_have_their_published_parameter_count(tmp_path: Path, name: str) -> None:
     config, size = PUBLISHED[name]
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert shapes_of(tmp_path).parameters == pytest.approx(size, rel=0.005)
 
 
-def test_an_unknown_architecture_is_read_from_its_weights(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_unknown_architecture_is_read_from_its_weights(folders: dict[str, Path], tmp_path: Path) -> None:
     copytree(folders["llama"], tmp_path / "m")
-    config = json.loads((tmp_path / "m" / "config.json").read_text()) | {"model_type": "of_tomorrow"}
+    config = json.loads((tmp_path / "m" / "config.json").read_text()) | {"model_type": "unknown_model"}
     (tmp_path / "m" / "config.json").write_text(json.dumps(config))
-    found = shapes_of(tmp_path / "m")
-    assert found.parameters == shapes_of(folders["llama"]).parameters
-    with pytest.raises(RecipeError, match="`of_tomorrow` cannot be told from its configuration alone"):
-        shapes_of(configured(tmp_path / "m", tmp_path / "alone"))
+    shapes = shapes_of(tmp_path / "m")
+    assert shapes.parameters == shapes_of(folders["llama"]).parameters
+    with raises(RecipeError, "unknown-shapes", "unknown_model"):
+        shapes_of(copy_config(tmp_path / "m", tmp_path / "config-only"))
 
 
 @pytest.mark.parametrize(
     "change", [{"num_attention_heads": None}, {"num_attention_heads": [2, 4]}, {"text_config": None}]
 )
-def test_what_a_configuration_leaves_out_is_read_from_the_weights(
+def test_sizes_missing_in_the_configuration_are_read_from_the_weights(
     folders: dict[str, Path], tmp_path: Path, change: dict[str, Any]
 ) -> None:
-    """Publishers leave out what is a class's default, and some give a size a layer."""
+    """Publishers omit defaults, and some give a list with a size per layer."""
     copytree(folders["llama"], tmp_path / "m")
     config = json.loads((tmp_path / "m" / "config.json").read_text()) | change
     config = {key: value for key, value in config.items() if value is not None or key == "text_config"}
     (tmp_path / "m" / "config.json").write_text(json.dumps(config))
     if change == {"num_attention_heads": [2, 4]}:
-        with pytest.raises(RecipeError, match="sizes of a kind that is not known"):
+        with raises(RecipeError, "unknown-shapes", where="config.json"):
             shapes_of(tmp_path / "m")
         return
-    found = shapes_of(tmp_path / "m")
-    assert found.parameters == shapes_of(folders["llama"]).parameters
-    assert found.known == ("text_config" in change)
-    if not found.known:
-        with pytest.raises(RecipeError, match="`llama` cannot be told from its configuration alone"):
-            shapes_of(configured(tmp_path / "m", tmp_path / "alone"))
+    shapes = shapes_of(tmp_path / "m")
+    assert shapes.parameters == shapes_of(folders["llama"]).parameters
+    assert shapes.known == ("text_config" in change)
+    if not shapes.known:
+        with raises(RecipeError, "unknown-shapes", "llama"):
+            shapes_of(copy_config(tmp_path / "m", tmp_path / "config-only"))
 
 
 @pytest.mark.parametrize("kind", ["llama", "bart"])
-def test_an_architecture_that_is_not_described_is_guessed_not_far_off(
+def test_memory_estimate_of_an_unknown_architecture_is_roughly_right(
     folders: dict[str, Path], tmp_path: Path, kind: str
 ) -> None:
     copytree(folders[kind], tmp_path / "m")
-    config = json.loads((tmp_path / "m" / "config.json").read_text()) | {"model_type": "of_tomorrow"}
+    config = json.loads((tmp_path / "m" / "config.json").read_text()) | {"model_type": "unknown_model"}
     (tmp_path / "m" / "config.json").write_text(json.dumps(config))
     known, guessed = shapes_of(folders[kind]), shapes_of(tmp_path / "m")
-    divided, whole = layer_parameter_counts(known)
-    assert layer_parameter_counts(guessed) == (divided, pytest.approx(whole, rel=0.5)), (
-        "two layers, as far as can be told"
-    )
+    in_layers, two_layers = layer_parameter_counts(known)
+    assert layer_parameter_counts(guessed) == (in_layers, pytest.approx(two_layers, rel=0.5))
     assert guessed.has_encoder == known.has_encoder == (kind == "bart")
     source = {"source_tokens": 4096, "source_width": 512} if kind == "bart" else {}
-    read = MicroBatchShape(1024, 128, 64, **source)
+    micro_batch = MicroBatchShape(1024, 128, 64, **source)
     for changes in ({}, {"activation_checkpointing": True}):
-        one = lora(kind, **changes)
-        sizes = [estimate_memory(one, shapes, read, compute_bytes=4).activations for shapes in (known, guessed)]
+        recipe = lora(kind, **changes)
+        sizes = [
+            estimate_memory(recipe, shapes, micro_batch, compute_bytes=4).activations for shapes in (known, guessed)
+        ]
         assert sizes[1] == pytest.approx(sizes[0], rel=0.5)
 
 
@@ -115,13 +118,13 @@ def lora(kind: str, **train: Any) -> Recipe:
     })  # fmt: skip
 
 
-def test_windows_limit_how_far_attention_reaches(folders: dict[str, Path]) -> None:
+def test_attention_window_is_the_smallest_of_all_layers(folders: dict[str, Path]) -> None:
     assert shapes_of(folders["mistral"]).attention_window == 16
     assert shapes_of(folders["gpt_neo"]).attention_window == 16
     assert shapes_of(folders["llama"]).attention_window == 2**31
 
 
-def test_weights_in_several_files_count_once(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_weights_stored_twice_count_once(folders: dict[str, Path], tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
     from transformers import AutoModelForCausalLM
 
@@ -133,19 +136,19 @@ def test_weights_in_several_files_count_once(folders: dict[str, Path], tmp_path:
     parts = sorted(tmp_path.glob("*.safetensors"))
     assert len(parts) > 2
     assert read(tmp_path) == read(folders["llama"])
-    # As mistral's own repositories do it: everything again, under other names.
-    again = {f"other.{name}": weight for part in parts for name, weight in load_file(part).items()}
-    save_file(again, tmp_path / "consolidated.safetensors")
+    # Mistral's repositories store all weights again under other names.
+    duplicates = {f"other.{name}": weight for part in parts for name, weight in load_file(part).items()}
+    save_file(duplicates, tmp_path / "consolidated.safetensors")
     assert read(tmp_path) == read(folders["llama"])
-    parts[0].rename(tmp_path / "elsewhere")
-    with pytest.raises(RecipeError, match=parts[0].name):
+    parts[0].rename(tmp_path / "renamed")
+    with raises(RecipeError, "weights-missing", parts[0].name):
         read(tmp_path)
     AutoModelForCausalLM.from_pretrained(folders["llama"]).save_pretrained(tmp_path / "one")
-    save_file(again, tmp_path / "one" / "consolidated.safetensors")
+    save_file(duplicates, tmp_path / "one" / "consolidated.safetensors")
     assert read(tmp_path / "one") == read(folders["llama"])
 
 
-def test_a_decoder_inside_another_model_is_found(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_text_config_of_a_multimodal_model_is_used(folders: dict[str, Path], tmp_path: Path) -> None:
     copytree(folders["gemma3_text"], tmp_path / "m")
     config = json.loads((tmp_path / "m" / "config.json").read_text())
     (tmp_path / "m" / "config.json").write_text(json.dumps({"model_type": "gemma3", "text_config": config}))

@@ -1,14 +1,15 @@
-"""Many adapters on one base: each answers as it does alone, and the base is held once."""
+"""Several adapters on one base: each has the logits that it has alone, and the base is loaded once."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tests.support.errors import raises
 from tests.support.tiny import save_model, save_plain_model
-from tests.unit.model.test_new_tokens import adapted as marked_up
+from tests.unit.model.test_new_tokens import adapted as adapted_with_new_tokens
 from tests.unit.model.test_new_tokens import ids_of
-from tests.unit.model.test_new_tokens import saved as save_marked_up
+from tests.unit.model.test_new_tokens import saved as save_with_new_tokens
 
 from tunesmith import AdapterSet, open_chatter
 from tunesmith.core.errors import RecipeError
@@ -27,21 +28,22 @@ KINDS: dict[str, dict[str, Any]] = {
     "one": {"rank": 4},
     "two": {"rank": 4, "alpha": 8, "target": ("q_proj", "up_proj")},
     "three": {"rank": 2, "rslora": True},
-    "lengths": {"rank": 4, "dora": True},
+    "dora": {"rank": 4, "dora": True},
 }
 
 
 def logits(model: Any, ids: torch.Tensor = IDS) -> torch.Tensor:
     with torch.inference_mode():
-        found: torch.Tensor = model.eval()(input_ids=ids).logits
-        return found
+        result: torch.Tensor = model.eval()(input_ids=ids).logits
+        return result
 
 
-def moved(model: Any, seed: int) -> Any:
-    drawn = torch.Generator().manual_seed(seed)
+def perturbed(model: Any, seed: int) -> Any:
+    """Return the model with random changes to its trained weights."""
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for _, weight in trained_parameters(model):
-            weight += 0.05 * torch.randn(weight.shape, generator=drawn)
+            weight += 0.05 * torch.randn(weight.shape, generator=generator)
     return model
 
 
@@ -58,7 +60,7 @@ def folders(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, s
         model = make_trainable(
             load_base(ModelFolder("x", base), FP32), LoraTuning(method="lora", **settings), seed=seed
         )
-        save(moved(model, seed + 10), root / name, base=str(base))
+        save(perturbed(model, seed + 10), root / name, base=str(base))
     return {name: str(root / name) for name in KINDS}
 
 
@@ -68,7 +70,7 @@ def alone(reference: str, compute: ComputeConfig | None = None) -> torch.Tensor:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_each_answers_as_it_does_alone_and_the_base_as_itself(
+def test_active_adapter_and_disabled_adapters_have_their_own_logits(
     base: Path, folders: dict[str, str], precision: Any
 ) -> None:
     compute = choose_compute(precision)
@@ -85,99 +87,102 @@ def test_each_answers_as_it_does_alone_and_the_base_as_itself(
 
 
 @EACH_PROCESSOR
-def test_the_base_is_held_once(base: Path, folders: dict[str, str]) -> None:
-    def held(model: Any) -> int:
+def test_base_is_loaded_once(base: Path, folders: dict[str, str]) -> None:
+    def weight_bytes(model: Any) -> int:
         return sum({w.untyped_storage().data_ptr(): w.untyped_storage().nbytes() for w in model.parameters()}.values())
 
-    own = held(load_base(ModelFolder("x", base), choose_compute()))
-    each = [held(open_model(resolve(reference), choose_compute())) - own for reference in folders.values()]
-    assert held(AdapterSet(folders).model) == own + sum(each)
+    own = weight_bytes(load_base(ModelFolder("x", base), choose_compute()))
+    each = [weight_bytes(open_model(resolve(reference), choose_compute())) - own for reference in folders.values()]
+    assert weight_bytes(AdapterSet(folders).model) == own + sum(each)
     assert sum(each) < own
 
 
-def test_adapters_are_added(folders: dict[str, str], processor: str) -> None:
-    def off(found: torch.Tensor, wanted: torch.Tensor) -> float:
-        return float((found.float() - wanted.float()).norm() / wanted.float().norm())
+def test_combine_sums_adapters(folders: dict[str, str], processor: str) -> None:
+    def error(actual: torch.Tensor, expected: torch.Tensor) -> float:
+        return float((actual.float() - expected.float()).norm() / expected.float().norm())
 
-    near = 1e-4 if processor == "fp32" else 0.02  # peft keeps the sum in the precision of the base
+    tolerance = 1e-4 if processor == "fp32" else 0.02  # peft stores the sum in the dtype of the base
     adapters = AdapterSet({name: folders[name] for name in ("one", "two", "three")})
     adapters.combine("sum", {"one": 0.7, "three": -0.4})
     assert adapters.active == "one"
     layer = adapters.model.base_model.model.model.layers[0].mlp.down_proj
-    updates = [layer.get_delta_weight(adapters._inner[name]) for name in ("one", "three", "sum")]
-    assert off(updates[2], 0.7 * updates[0] - 0.4 * updates[1]) < near
-    found = logits(adapters.use("sum"))
-    assert not torch.allclose(found, alone(folders["one"]))
+    updates = [layer.get_delta_weight(f"adapter-{number}") for number in (0, 2, 3)]  # one, three and their sum
+    assert error(updates[2], 0.7 * updates[0] - 0.4 * updates[1]) < tolerance
+    combined = logits(adapters.use("sum"))
+    assert not torch.allclose(combined, alone(folders["one"]))
     assert torch.equal(logits(adapters.use("one")), alone(folders["one"]))
     for method in ("svd", "linear"):
         adapters.combine(method, {"one": 1.0, "two": 1.0} if method == "linear" else {"one": 0.5, "three": 0.5},
                          method=method)  # fmt: skip
-        assert not torch.equal(logits(adapters.use(method)), found)
-    # One adapter with the weight 1 is that adapter.
+        assert not torch.equal(logits(adapters.use(method)), combined)
+    # A single adapter with weight 1 is that adapter.
     adapters.combine("same", {"one": 1.0})
-    assert off(logits(adapters.use("same")), alone(folders["one"])) < near
+    assert error(logits(adapters.use("same")), alone(folders["one"])) < tolerance
 
 
 @pytest.mark.parametrize(
-    ("name", "weights", "method", "told"),
+    ("name", "weights", "method", "code", "named"),
     [
-        ("one", {"two": 1.0}, "cat", "there already"),
-        ("new", {}, "cat", "nothing to combine"),
-        ("new", {"tow": 1.0}, "cat", "no adapter `tow`"),
-        ("new", {"one": 1.0, "lengths": 1.0}, "cat", "`lengths` trained more"),
-        ("new", {"one": 1.0, "three": 1.0}, "linear", "cannot be combined"),
+        ("one", {"two": 1.0}, "cat", "cannot-combine", "one"),
+        ("new", {}, "cat", "cannot-combine", ""),
+        ("new", {"tow": 1.0}, "cat", "no-such-adapter", "tow"),
+        ("new", {"one": 1.0, "dora": 1.0}, "cat", "cannot-combine", "dora"),
+        ("new", {"one": 1.0, "three": 1.0}, "linear", "cannot-combine", ""),
     ],
 )
-def test_what_cannot_be_added_is_told(
-    folders: dict[str, str], name: str, weights: dict[str, float], method: Any, told: str
+def test_adapters_that_cannot_be_combined_are_refused(
+    folders: dict[str, str], name: str, weights: dict[str, float], method: Any, code: str, named: str
 ) -> None:
     adapters = AdapterSet(folders)
-    with pytest.raises(RecipeError, match=told):
+    with raises(RecipeError, code, named):
         adapters.combine(name, weights, method=method)
     assert torch.equal(logits(adapters.use("two")), alone(folders["two"]))
 
 
-def test_adapters_of_another_base_are_refused(folders: dict[str, str], tmp_path: Path) -> None:
+def test_adapters_of_different_bases_are_refused(folders: dict[str, str], tmp_path: Path) -> None:
     other = save_model(tmp_path / "other", "llama", seed=5)
-    model = moved(make_trainable(load_base(ModelFolder("x", other), FP32), LoraTuning(method="lora"), seed=0), 1)
+    model = perturbed(make_trainable(load_base(ModelFolder("x", other), FP32), LoraTuning(method="lora"), seed=0), 1)
     save(model, tmp_path / "adapter", base=str(other))
-    with pytest.raises(RecipeError, match="trained on another base"):
-        AdapterSet({"one": folders["one"], "far": str(tmp_path / "adapter")})
-    with pytest.raises(RecipeError, match="no adapter but a whole model"):
-        AdapterSet({"one": folders["one"], "whole": str(other)})
-    with pytest.raises(RecipeError, match="no adapter is named"):
+    with raises(RecipeError, "different-bases", where="other"):
+        AdapterSet({"one": folders["one"], "other": str(tmp_path / "adapter")})
+    with raises(RecipeError, "not-an-adapter", where="base"):
+        AdapterSet({"one": folders["one"], "base": str(other)})
+    with raises(RecipeError, "no-such-adapter"):
         AdapterSet({})
-    with pytest.raises(RecipeError, match="no adapter `two`"):
+    with raises(RecipeError, "no-such-adapter", "two"):
         AdapterSet({"one": folders["one"]}).use("two")
 
 
 @EACH_PROCESSOR
-def test_adapters_on_quantized_weights_share_those(base: Path, folders: dict[str, str], tmp_path: Path) -> None:
+def test_adapters_share_a_quantized_base(base: Path, folders: dict[str, str], tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
     quantization = Quantization(bits=4)
     for seed in (0, 1):
-        started = load_base(ModelFolder("x", base), FP32, quantization=quantization)
-        save(moved(make_trainable(started, QloraTuning(method="qlora"), seed=seed), seed), tmp_path / f"{seed}",
+        model = load_base(ModelFolder("x", base), FP32, quantization=quantization)
+        save(perturbed(make_trainable(model, QloraTuning(method="qlora"), seed=seed), seed), tmp_path / f"{seed}",
              base=str(base))  # fmt: skip
         write_json(tmp_path / f"{seed}" / CARD, {"base": str(base), "quantization": quantization.model_dump()})
     references = {name: str(tmp_path / name) for name in ("0", "1")}
     adapters = AdapterSet(references)
     for name, reference in references.items():
         assert torch.equal(logits(adapters.use(name)), alone(reference))
-    with pytest.raises(RecipeError, match="beside whole weights, and `0` beside nf4"):
+    with raises(RecipeError, "different-bases", "nf4", where="one"):
         AdapterSet({"0": references["0"], "one": folders["one"]})
 
 
 @EACH_PROCESSOR
-def test_adapters_with_rows_of_their_own_take_turns(tmp_path: Path) -> None:
+def test_adapters_with_new_tokens_can_be_switched(tmp_path: Path) -> None:
     folder = save_plain_model(tmp_path / "base", "gpt2")
     base = ModelFolder(str(folder), folder)
     compute = choose_compute()
-    first, second = marked_up(base, compute=compute), marked_up(base, LoraTuning(method="lora", rank=2), compute)
-    plain = moved(make_trainable(load_base(base, compute), LoraTuning(method="lora"), seed=0), 1)
+    first, second = (
+        adapted_with_new_tokens(base, compute=compute),
+        adapted_with_new_tokens(base, LoraTuning(method="lora", rank=2), compute),
+    )
+    plain = perturbed(make_trainable(load_base(base, compute), LoraTuning(method="lora"), seed=0), 1)
     save(plain, tmp_path / "plain", base=str(folder))
     for name, model in {"a": first, "b": second}.items():
-        save_marked_up(model, tmp_path / name, base)
+        save_with_new_tokens(model, tmp_path / name, base)
         write_json(tmp_path / name / CARD, {"base": str(folder), "chat_markup": "chatml"})
     adapters = AdapterSet({name: str(tmp_path / name) for name in ("plain", "a", "b")})
     ids = ids_of(base)
@@ -185,7 +190,7 @@ def test_adapters_with_rows_of_their_own_take_turns(tmp_path: Path) -> None:
         assert torch.equal(logits(adapters.use(name[0]), ids), logits(model, ids)), name
     known = logits(plain).shape[-1]
     assert torch.equal(logits(adapters.use("plain"))[..., :known], logits(plain))
-    with pytest.raises(RecipeError, match="`a` trained more"):
+    with raises(RecipeError, "cannot-combine", "`a`"):
         adapters.combine("sum", {"a": 1.0, "plain": 1.0})
     chatter = open_chatter("a", adapters=adapters)
     assert chatter.keeps_turns

@@ -1,4 +1,4 @@
-"""A model is refused if its weights are not those that its configuration describes."""
+"""A model is refused if its weights and its configuration disagree."""
 
 import json
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.support.errors import raises
 from tests.support.tiny import save_model
 
 from tunesmith.core.errors import RecipeError
@@ -16,20 +17,20 @@ CPU = ComputeConfig(torch.device("cpu"), torch.float32)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
-@pytest.mark.parametrize(("layers", "message"), [(1, "more layers"), (3, "lacks weights")])
-def test_another_number_of_layers_than_the_weights_have_is_refused(
-    tmp_path: Path, kind: str, layers: int, message: str
+@pytest.mark.parametrize(("layers", "code"), [(1, "layer-mismatch"), (3, "weights-missing")])
+def test_layer_count_that_differs_from_the_weights_is_refused(
+    tmp_path: Path, kind: str, layers: int, code: str
 ) -> None:
     folder = save_model(tmp_path / "model", kind)
     config = json.loads((folder / "config.json").read_text())
     name = next(key for key in ("num_hidden_layers", "n_layer") if key in config)
     assert config[name] == 2
     (folder / "config.json").write_text(json.dumps({**config, name: layers, "layer_types": None}))
-    with pytest.raises(RecipeError, match=message):
+    with raises(RecipeError, code):
         load_base(ModelFolder("x", folder), CPU)
 
 
-def test_weights_that_are_no_layer_are_left_out(tmp_path: Path) -> None:
+def test_unused_weights_other_than_layers_are_ignored(tmp_path: Path) -> None:
     folder = save_model(tmp_path / "model", "llama")
     weights = load_file(folder / "model.safetensors")
     save_file({**weights, "score.weight": torch.ones(2, 2)}, folder / "model.safetensors", {"format": "pt"})

@@ -1,4 +1,4 @@
-"""The forward pass of LoRA in bf16: peft's own numbers, fp32 masters, and nothing taken that is not plain LoRA."""
+"""The forward pass of plain LoRA in bf16: as precise as peft's, with fp32 master weights."""
 
 import copy
 from typing import Any
@@ -17,54 +17,55 @@ IDS = torch.arange(5, 45).reshape(2, 20)
 def adapted(model: Any, *, random_b: bool = True, **settings: Any) -> Any:
     given = {"r": 4, "lora_alpha": 12, "target_modules": "all-linear", "task_type": "CAUSAL_LM", **settings}
     torch.manual_seed(0)
-    made = get_peft_model(model, LoraConfig(**given))
+    adapted_model = get_peft_model(model, LoraConfig(**given))
     with torch.no_grad():
-        for name, weight in made.named_parameters():
+        for name, weight in adapted_model.named_parameters():
             if random_b and "lora_B" in name:
                 weight.normal_(0, 0.05)
-    return made.eval()
+    return adapted_model.eval()
 
 
-def ours(model: Any) -> Any:
-    made = copy.deepcopy(model)
-    use_compute_dtype(made)
-    return made
+def with_our_forward(model: Any) -> Any:
+    """Return a copy of the model with our forward pass."""
+    copied = copy.deepcopy(model)
+    use_compute_dtype(copied)
+    return copied
 
 
-def is_ours(model: Any) -> list[bool]:
+def has_our_forward(model: Any) -> list[bool]:
     return ["forward" in vars(module) for module in model.modules() if isinstance(module, LoraLayer)]
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "phi"])
-def test_outputs_are_peft_s_own_within_the_precision(opened: Opened, kind: str) -> None:
+def test_bf16_outputs_are_as_precise_as_peft_s(opened: Opened, kind: str) -> None:
     theirs = adapted(opened(kind, torch.bfloat16))
-    mine = ours(theirs)
+    mine = with_our_forward(theirs)
     exact = adapted(opened(kind))
     with torch.inference_mode():
-        wanted = exact(input_ids=IDS).logits
-        found, peft_s = mine(input_ids=IDS).logits.float(), theirs(input_ids=IDS).logits.float()
+        expected = exact(input_ids=IDS).logits
+        actual, peft_s = mine(input_ids=IDS).logits.float(), theirs(input_ids=IDS).logits.float()
         base = opened(kind)(input_ids=IDS).logits
-    assert all(is_ours(mine))
-    assert not any(is_ours(theirs))
-    mine_off, theirs_off = (float((one - wanted).norm()) for one in (found, peft_s))
-    effect = float((wanted - base).norm())
-    assert effect > 5 * theirs_off, "the adapter must matter more than rounding does"
-    assert mine_off < 1.5 * theirs_off  # as near to the exact result as peft's detour over fp32 is
+    assert all(has_our_forward(mine))
+    assert not any(has_our_forward(theirs))
+    our_error, peft_error = (float((logits - expected).norm()) for logits in (actual, peft_s))
+    effect = float((expected - base).norm())
+    assert effect > 5 * peft_error, "the adapter must matter more than rounding"
+    assert our_error < 1.5 * peft_error
 
 
-def test_one_layer_is_the_formula(opened: Opened) -> None:
-    layer = ours(adapted(opened("llama", torch.bfloat16))).base_model.model.model.layers[0].self_attn.q_proj
+def test_lora_layer_equals_the_formula(opened: Opened) -> None:
+    layer = with_our_forward(adapted(opened("llama", torch.bfloat16))).base_model.model.model.layers[0].self_attn.q_proj
     x = torch.randn(3, 5, 32, dtype=torch.bfloat16)
     down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
     with torch.inference_mode():
-        wanted = x.float() @ layer.base_layer.weight.float().T + 3.0 * (x.float() @ down.T) @ up.T
-        torch.testing.assert_close(layer(x).float(), wanted, rtol=0.02, atol=0.02)
+        expected = x.float() @ layer.base_layer.weight.float().T + 3.0 * (x.float() @ down.T) @ up.T
+        torch.testing.assert_close(layer(x).float(), expected, rtol=0.02, atol=0.02)
         assert layer(x).dtype == torch.bfloat16
 
 
-def test_masters_and_their_gradients_stay_in_full_precision(opened: Opened) -> None:
+def test_master_weights_and_gradients_stay_fp32(opened: Opened) -> None:
     theirs = adapted(opened("llama", torch.bfloat16))
-    mine = ours(theirs)
+    mine = with_our_forward(theirs)
     exact = adapted(opened("llama"))
     gradients = []
     for model in (mine, theirs, exact):
@@ -74,13 +75,13 @@ def test_masters_and_their_gradients_stay_in_full_precision(opened: Opened) -> N
         assert all("lora_" in name and weight.dtype == torch.float32 for name, weight in trained.items())
         assert all(weight.grad is not None and weight.grad.dtype == torch.float32 for weight in trained.values())
         gradients.append(torch.cat([weight.grad.flatten() for weight in trained.values()]))
-    found, peft_s, wanted = gradients
-    assert float((found - wanted).norm()) < 1.5 * float((peft_s - wanted).norm())
-    assert torch.nn.functional.cosine_similarity(found, wanted, dim=0) > 0.999
+    actual, peft_s, expected = gradients
+    assert float((actual - expected).norm()) < 1.5 * float((peft_s - expected).norm())
+    assert torch.nn.functional.cosine_similarity(actual, expected, dim=0) > 0.999
 
 
-def test_a_step_below_the_precision_of_the_model_is_not_lost(opened: Opened) -> None:
-    mine = ours(adapted(opened("llama", torch.bfloat16)))
+def test_updates_below_bf16_precision_are_kept(opened: Opened) -> None:
+    mine = with_our_forward(adapted(opened("llama", torch.bfloat16)))
     weight = mine.base_model.model.model.layers[0].self_attn.q_proj.lora_A["default"].weight
     before = weight.detach().clone()
     with torch.no_grad():
@@ -89,33 +90,33 @@ def test_a_step_below_the_precision_of_the_model_is_not_lost(opened: Opened) -> 
     assert torch.all((weight - before).abs() >= 5e-5 * before.abs())
 
 
-def test_new_adapters_and_adapters_that_are_off_are_the_base(opened: Opened) -> None:
+def test_new_and_disabled_adapters_equal_the_base(opened: Opened) -> None:
     with torch.inference_mode():
-        wanted = opened("llama", torch.bfloat16)(input_ids=IDS).logits
-        fresh = ours(adapted(opened("llama", torch.bfloat16), random_b=False))
-        assert torch.equal(fresh(input_ids=IDS).logits, wanted)
-        mine = ours(adapted(opened("llama", torch.bfloat16)))
+        expected = opened("llama", torch.bfloat16)(input_ids=IDS).logits
+        fresh = with_our_forward(adapted(opened("llama", torch.bfloat16), random_b=False))
+        assert torch.equal(fresh(input_ids=IDS).logits, expected)
+        mine = with_our_forward(adapted(opened("llama", torch.bfloat16)))
         changed = mine(input_ids=IDS).logits
-        assert not torch.equal(changed, wanted)
+        assert not torch.equal(changed, expected)
         with mine.disable_adapter():
-            assert torch.equal(mine(input_ids=IDS).logits, wanted)
+            assert torch.equal(mine(input_ids=IDS).logits, expected)
         assert torch.equal(mine(input_ids=IDS).logits, changed)
 
 
-def test_merged_weights_answer_as_the_adapter_did(opened: Opened) -> None:
-    mine = ours(adapted(opened("llama", torch.bfloat16)))
+def test_merged_weights_have_the_logits_of_the_adapter(opened: Opened) -> None:
+    mine = with_our_forward(adapted(opened("llama", torch.bfloat16)))
     with torch.inference_mode():
-        beside = mine(input_ids=IDS).logits.float()
+        unmerged = mine(input_ids=IDS).logits.float()
         mine.merge_adapter()
         merged = mine(input_ids=IDS).logits.float()
         mine.unmerge_adapter()
         unloaded = mine.merge_and_unload(safe_merge=True)(input_ids=IDS).logits.float()
-    for found in (merged, unloaded):
-        assert float((found - beside).norm() / beside.norm()) < 0.02
+    for logits in (merged, unloaded):
+        assert float((logits - unmerged).norm() / unmerged.norm()) < 0.02
 
 
 def test_dropout_is_applied_in_training_only(opened: Opened) -> None:
-    mine = ours(adapted(opened("llama", torch.bfloat16), lora_dropout=0.5))
+    mine = with_our_forward(adapted(opened("llama", torch.bfloat16), lora_dropout=0.5))
     with torch.inference_mode():
         assert torch.equal(mine(input_ids=IDS).logits, mine(input_ids=IDS).logits)
         mine.train()
@@ -128,37 +129,37 @@ def test_dropout_is_applied_in_training_only(opened: Opened) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "settings", "taken"),
+    ("kind", "settings", "replaced"),
     [
-        ("llama", {"use_rslora": True}, 14),  # only another scale
+        ("llama", {"use_rslora": True}, 14),  # differs only in the scale
         ("llama", {"use_dora": True}, 0),
-        ("phi", {"lora_bias": True}, 0),  # whose bias the formula would leave out
+        ("phi", {"lora_bias": True}, 0),  # the formula has no bias
         ("llama", {"target_modules": ["embed_tokens"]}, 0),
         ("llama", {"target_modules": ["embed_tokens", "q_proj"]}, 2),
     ],
 )
-def test_only_plain_lora_is_taken(opened: Opened, kind: str, settings: dict[str, Any], taken: int) -> None:
+def test_only_plain_lora_gets_our_forward(opened: Opened, kind: str, settings: dict[str, Any], replaced: int) -> None:
     theirs = adapted(opened(kind, torch.bfloat16), **settings)
     with torch.no_grad():
         for name, weight in theirs.named_parameters():
             if "lora_B" in name and name.endswith("bias"):
                 weight.fill_(0.5)
-    mine = ours(theirs)
-    assert sum(is_ours(mine)) == taken
+    mine = with_our_forward(theirs)
+    assert sum(has_our_forward(mine)) == replaced
     with torch.inference_mode():
-        wanted = theirs(input_ids=IDS).logits.float()
-        assert float((mine(input_ids=IDS).logits.float() - wanted).norm() / wanted.norm()) < 0.02
+        expected = theirs(input_ids=IDS).logits.float()
+        assert float((mine(input_ids=IDS).logits.float() - expected).norm() / expected.norm()) < 0.02
 
 
-def test_several_adapters_at_once_are_left_to_peft(opened: Opened) -> None:
+def test_several_active_adapters_use_peft_s_forward(opened: Opened) -> None:
     theirs = adapted(opened("llama", torch.bfloat16))
     config = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
     theirs.add_adapter("second", config)
-    mine = ours(theirs)
+    mine = with_our_forward(theirs)
     for active in (["default", "second"], ["second"], ["default"]):
         for model in (theirs, mine):
             model.base_model.set_adapter(active)
         with torch.inference_mode():
-            wanted = theirs(input_ids=IDS).logits.float()
-            found = mine(input_ids=IDS).logits.float()
-        assert float((found - wanted).norm() / wanted.norm()) < 0.02, active
+            expected = theirs(input_ids=IDS).logits.float()
+            actual = mine(input_ids=IDS).logits.float()
+        assert float((actual - expected).norm() / expected.norm()) < 0.02, active
