@@ -90,7 +90,7 @@ def _check_cells(cells: list[str], header: list[str], where: str, separator: str
 
 
 def _raise_record_error(record: str, start: int, separator: str, reason: str, label: str) -> NoReturn:
-    """Raise DataError for a record that the csv module refused with `reason`."""
+    """Raise DataError for a record that the csv module rejected with `reason`."""
     last = start + record.removesuffix("\n").count("\n")
     if reason.startswith("new-line"):
         _raise_carriage_return_error(label, last)
@@ -103,7 +103,7 @@ def _raise_record_error(record: str, start: int, separator: str, reason: str, la
         problem = f"a cell is longer than {MAX_LINE_BYTES >> 20} MiB"
         hint = "is the quote that opens here never closed?"
         raise DataError(problem, where=where, hint=hint, code="line-too-long")
-    problem = f"the quote that opens here closes in line {last}, and text follows without a separator"
+    problem = f"the quote that opens here closes on line {last}, and text follows without a separator"
     hint = 'a quote is missing, or one inside a cell is not doubled: write " as ""' + _UNQUOTED
     raise DataError(problem, where=where, hint=hint, code="invalid-csv")
 
@@ -115,7 +115,7 @@ def _raise_carriage_return_error(label: str, line: int) -> NoReturn:
 
 
 def _line_of_open_quote(record: str, separator: str) -> int:
-    """Return the line, from 0, on which the wrong quote of a record opens: it is never closed, or text follows it."""
+    """Return the line, from 0, on which the quote opens that is never closed or that is closed before other text."""
     opened, position, cell_starts = 0, 0, True
     while position < len(record):
         if not (cell_starts and record[position] == '"'):

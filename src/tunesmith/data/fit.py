@@ -190,13 +190,7 @@ def check_max_positions(max_positions: int | None, longest: int) -> None:
 def _heaviest_steps(tokens: TokenDataset, steps: StepPlan, size: int, seed: int) -> set[tuple[int, ...]]:
     """Return the rows of the steps with the most tokens and of those with the longest rows."""
     batches = [
-        batch_indices(
-            step,
-            rows=len(tokens),
-            examples_per_step=size,
-            total_examples=steps.total_examples,
-            seed=seed,
-        )
+        batch_indices(step, rows=len(tokens), examples_per_step=size, total_examples=steps.total_examples, seed=seed)
         for step in range(min(steps.total_steps, _MAX_STEPS))
     ]
     most_tokens_first = heapq.nlargest(_STEPS, batches, key=lambda rows: int(tokens.lengths[rows].sum()))

@@ -12,7 +12,7 @@ _TIMEOUT_SECONDS = 10
 
 
 class HubUnreachable(DataError):
-    """The hub did not answer."""
+    """The hub cannot be reached or HF_HUB_OFFLINE is set, and there is no cached copy."""
 
     code = "hub-unreachable"
 
@@ -113,7 +113,7 @@ def _find_commit(source: HubSource) -> str:
 
 
 def _find_cached_commit(source: HubSource) -> str:
-    """Return the commit of the cached copy. Check it here, because `datasets` ignores the revision when offline."""
+    """Return the commit of the cached copy, and check the revision, which `datasets` ignores when offline."""
     from datasets import load_dataset_builder
 
     try:

@@ -104,7 +104,7 @@ def _decode(text: str, position: int, first_line: int, label: str) -> tuple[Any,
         if isinstance(error, RecursionError):
             problem = "is nested too deeply"
         elif isinstance(error, UnicodeEncodeError):
-            problem = "contains half of a surrogate pair (one of \\ud800 to \\udfff alone), which is no character"
+            problem = "contains an unpaired surrogate (\\ud800 to \\udfff), which is not a character"
         where = f"{label}:{first_line + text.count(chr(10), 0, position)}"
         raise DataError(problem, where=where, code="invalid-json") from error
     return value, end
@@ -120,8 +120,8 @@ def _parse_line(line: str, number: int, label: str) -> dict[str, Any]:
 
 def _check_object(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        kind = {list: "a list", str: "a text", type(None): "null", bool: "a truth value"}.get(type(value), "a number")
-        raise DataError(f"is {kind}, not an object of named values", where=where, code="not-an-object")
+        kind = {list: "a list", str: "a string", type(None): "null", bool: "a boolean"}.get(type(value), "a number")
+        raise DataError(f"is {kind}, not an object", where=where, code="not-an-object")
     return value
 
 
@@ -148,7 +148,7 @@ def _list_items(text: str, label: str) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _is_complete(line: str) -> bool:
-    """Return whether a line starts with a complete JSON value: then the file is JSON lines, valid or not."""
+    """Return whether a line starts with a complete JSON value. If so, the file is JSON lines, valid or not."""
     try:
         json.JSONDecoder().raw_decode(line)
     except (ValueError, RecursionError):

@@ -19,7 +19,7 @@ from tunesmith.core.files import digest_file
 from tunesmith.core.suggest import closest
 from tunesmith.data.csv_file import read_csv_records
 from tunesmith.data.json_file import read_json_lines, read_json_rows
-from tunesmith.data.text_file import shorten
+from tunesmith.data.text_file import shorten, wrap_read_errors
 from tunesmith.recipe.data_source import FileSource
 
 _CELLS = (".csv", ".tsv")
@@ -144,26 +144,33 @@ def digest_source_file(path: Path) -> str:
         raise DataError(f"cannot be read ({error.strerror})", where=str(path), code="unreadable") from error
 
 
+def digest_folder(folder: Path) -> dict[str, str]:
+    """Return the digest of each visible file by its path in the folder; raise DataError if one cannot be read."""
+    return {path.relative_to(folder).as_posix(): digest_source_file(path) for path in visible_files(folder)}
+
+
 def read_file_rows(file: LocalFile) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the place and the values of every row of a file; cells of CSV are the exact text in the file."""
-    if file.format in _CELLS:
-        records = read_csv_records(file.path, file.label, "," if file.format == ".csv" else "\t", quoted=file.quoted)
-        _, columns = next(records)
-        yield from (
-            (f"{file.label}:{line}", dict(zip(columns, cells, strict=True))) for line, cells in records if cells
-        )
-    elif file.format in (".json", ".jsonl"):
-        read = read_json_lines if file.format == ".jsonl" else read_json_rows
-        for line, values in read(file.path, file.label):
-            yield f"{file.label}:{line}", values
-    else:
-        if file.path.stat().st_size == 0:
-            raise DataError("is empty", where=file.label, code="no-rows")
-        # The default batch is a whole row group, which can be the whole file.
-        options = {"batch_size": _BATCH_ROWS} if file.format == ".parquet" else {}
-        with wrap_library_errors(file.label):
-            for number, values in enumerate(_open_stream(file.format[1:], file, **options), 1):
-                yield f"{file.label} row {number}", dict(values)
+    with wrap_read_errors(file.path, file.label):
+        if file.format in _CELLS:
+            separator = "," if file.format == ".csv" else "\t"
+            records = read_csv_records(file.path, file.label, separator, quoted=file.quoted)
+            _, columns = next(records)
+            for line, cells in records:
+                if cells:
+                    yield f"{file.label}:{line}", dict(zip(columns, cells, strict=True))
+        elif file.format in (".json", ".jsonl"):
+            read = read_json_lines if file.format == ".jsonl" else read_json_rows
+            for line, values in read(file.path, file.label):
+                yield f"{file.label}:{line}", values
+        else:
+            if file.path.stat().st_size == 0:
+                raise DataError("is empty", where=file.label, code="no-rows")
+            # The default batch is a whole row group, which can be the whole file.
+            options = {"batch_size": _BATCH_ROWS} if file.format == ".parquet" else {}
+            with wrap_library_errors(file.label):
+                for number, values in enumerate(_open_stream(file.format[1:], file, **options), 1):
+                    yield f"{file.label} row {number}", dict(values)
 
 
 def _open_stream(builder: str, file: LocalFile, **options: Any) -> Any:

@@ -10,16 +10,14 @@ from tunesmith.core.files import digest_file, digest_of
 from tunesmith.core.suggest import closest
 from tunesmith.data.hub import cache_dataset, local_dataset_folder, read_hub_rows, resolve_commit
 from tunesmith.data.local_files import (
-    LocalFile,
+    digest_folder,
     digest_source_file,
     read_file_rows,
     resolve_files,
     resolve_path,
     source_label,
-    visible_files,
 )
 from tunesmith.data.row_formats import recognize_row_format
-from tunesmith.data.text_file import wrap_read_errors
 from tunesmith.recipe.data_source import FileSource, HubSource, Source, Sources
 
 _JSON_PROBE_ROWS = 1000
@@ -189,8 +187,7 @@ def _identity(source: Source, folder: Path, pinned_commit: str | None) -> dict[s
     elif isinstance(source, HubSource):
         identity = {"hub": source.hub, "config": source.config, "split": source.split}
         if local := local_dataset_folder(source, folder):
-            files = visible_files(local)
-            identity["hub"] = {path.relative_to(local).as_posix(): digest_source_file(path) for path in files}
+            identity["hub"] = digest_folder(local)
         elif commit := pinned_commit or resolve_commit(source, folder=folder):
             identity["commit"] = commit
         else:
@@ -229,7 +226,7 @@ def _read_parts(source: Source, folder: Path) -> Iterator[tuple[bool, Iterator[L
     if isinstance(source, FileSource):
         # All names are checked before the first file is read, because reading may take long.
         for file in resolve_files(source, folder):
-            yield file.format in (".json", ".jsonl"), _read_file(file)
+            yield file.format in (".json", ".jsonl"), read_file_rows(file)
     elif isinstance(source, HubSource):
         yield False, read_hub_rows(source, folder, _default_name(source))
     else:
@@ -237,11 +234,6 @@ def _read_parts(source: Source, folder: Path) -> Iterator[tuple[bool, Iterator[L
 
         rows = enumerate(demo.load(source.rows, source.seed), 1)
         yield False, ((f"{source.generated} row {number}", dict(values)) for number, values in rows)
-
-
-def _read_file(file: LocalFile) -> Iterator[LocatedValues]:
-    with wrap_read_errors(file.path, file.label):
-        yield from read_file_rows(file)
 
 
 def _default_name(source: Source) -> str:

@@ -168,13 +168,7 @@ class TokenDataset:
         return flat[self._starts[sequence] : self._starts[sequence + 1]]
 
     def _fill(
-        self,
-        rows: Sequence[int],
-        segments: Sequence[_Segment],
-        shape: tuple[int, int],
-        pad_id: int,
-        *,
-        shared: int = 0,
+        self, rows: Sequence[int], segments: Sequence[_Segment], shape: tuple[int, int], pad_id: int, *, shared: int = 0
     ) -> Batch:
         """Return a batch with each sequence in its segment, without its first `shared` tokens, which start line 0."""
         segment_ids = np.full(shape, PADDING_SEGMENT, np.int64)

@@ -66,7 +66,7 @@ WRONG: dict[str, tuple[str, bytes, str, str, tuple[object, ...]]] = {
     "a document": ("a.json", b'{"data": [{"a": 1}]}', "not-an-object", "a.json", ("'data'",)),
     "a long document": ("a.json", b'{\n "version": 1,\n "data": []\n}', "not-an-object", "a.json", ("list",)),
     "empty list": ("a.json", b"[ ]\n", "no-rows", "a.json", ()),
-    "list of texts": ("a.json", b'[\n{"a": 1},\n"b"\n]', "not-an-object", "a.json:3", ("text",)),
+    "list of strings": ("a.json", b'[\n{"a": 1},\n"b"\n]', "not-an-object", "a.json:3", ("string",)),
     "list not closed": ("a.json", b'[{"a": 1},\n{"a": 2}\n', "invalid-json", "a.json:2", ("never closed",)),
     "list cut off": ("a.json", b'[{"a": 1},\n{"a": ', "invalid-json", "a.json:2", ("column 6",)),
     "no comma": ("a.json", b'[{"a": 1}\n{"a": 2}]', "invalid-json", "a.json:2", ("','", "column 1")),
