@@ -29,7 +29,7 @@ _HIGHER_IS_BETTER = frozenset({
     "bertscore", "comet", "bleurt", "auc", "auroc", "mrr", "ndcg", "pass", "passrate", "winrate", "successrate",
     "loglikelihood", "logprob", "score", "execution", "reward",
 })  # fmt: skip
-GROUPS = {"rouge": ("rouge1", "rouge2", "rougeL", "rougeLsum")}
+METRIC_GROUPS = {"rouge": ("rouge1", "rouge2", "rougeL", "rougeLsum")}
 
 
 def score(
@@ -75,7 +75,7 @@ def expand_metrics(names: Sequence[str]) -> tuple[str, ...]:
     """Return the distinct metrics, with groups replaced by their members; raise RecipeError for an unknown name."""
     if isinstance(names, str):
         names = [names]
-    members = [member for name in names for member in GROUPS.get(name, (name,))]
+    members = [member for name in names for member in METRIC_GROUPS.get(name, (name,))]
     for name in members:
         metric = find_metric(name)
         if metric is None or (metric.score is None and metric.likelihood is None):
@@ -131,7 +131,7 @@ def share_hint(name: str, value: float) -> str:
 
 
 def _known_names() -> list[str]:
-    return [*METRIC_NAMES, *GROUPS, *LIKELIHOOD_METRICS]
+    return [*METRIC_NAMES, *METRIC_GROUPS, *LIKELIHOOD_METRICS]
 
 
 def _letters(name: str) -> str:
