@@ -13,6 +13,7 @@ from tunesmith.core.errors import RecipeError
 from tunesmith.core.files import read_json
 from tunesmith.fetch.reference import resolve
 from tunesmith.plan.inspect import inspect_rows
+from tunesmith.recipe.load import RecipeProblems
 
 LIKELIHOODS = {"metrics": ["perplexity", "token_accuracy"], "primary": "perplexity", "rows": 8, "max_new_tokens": 6}
 TRAIN = {"learning_rate": 0.01, "epochs": 2, "examples_per_step": 8}
@@ -75,5 +76,5 @@ def test_a_model_of_texts_that_are_conversations_is_asked_in_turns(tmp_path: Pat
 def test_markup_that_nothing_reads_is_refused(tmp_path: Path) -> None:
     file = recipe(tmp_path, tmp_path / "model")
     for data in ("data.task=completion", "data={task: text, text: '{question}', source: {file: rows.jsonl}}"):
-        with pytest.raises(RecipeError, match=r"model\.chat_markup=.*: has no effect"):
+        with raises(RecipeProblems, "no-effect", "model.chat_markup=chatml"):
             plan_run(file, ["model.chat_markup=chatml", data])

@@ -12,6 +12,7 @@ from tunesmith.core.errors import RecipeError
 from tunesmith.core.files import digest_file
 from tunesmith.core.jsonl import read_jsonl
 from tunesmith.core.rundir import RunDir
+from tunesmith.recipe.load import RecipeProblems
 from tunesmith.track.tracker import TRACKERS
 
 TRAIN = {"learning_rate": 0.01, "max_steps": 3, "examples_per_step": 8}
@@ -49,5 +50,5 @@ def test_missing_tracker_package_is_refused_before_the_run(
 
 def test_unknown_or_repeated_tracker_is_refused(tmp_path: Path, tiny: Path) -> None:
     for names, named in ((["wanbd"], "did you mean `wandb`"), (["wandb", "wandb"], "wandb")):
-        with raises(RecipeError, "wrong-value", named):
+        with raises(RecipeProblems, "wrong-value", named):
             plan_run(recipe(tmp_path, tiny, trackers=names))

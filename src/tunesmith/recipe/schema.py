@@ -355,6 +355,6 @@ class Recipe(Section):
     @field_validator("trackers")
     @classmethod
     def _check_unique(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(value)) < len(value):
-            raise setting_error("wrong-value", "names a tracker twice")
+        if repeated := next((name for name in value if value.count(name) > 1), None):
+            raise setting_error("wrong-value", f"names `{repeated}` twice")
         return value
