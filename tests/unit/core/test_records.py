@@ -1,11 +1,14 @@
-"""Examples and turns survive JSON."""
+"""Examples and turns survive JSON; which JSON values are numbers."""
 
 import json
+import math
+from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunesmith.core.records import Example, Turn
+from tunesmith.core.records import Example, Turn, is_number
 
 turns = st.builds(Turn, st.sampled_from(["user", "assistant", "text"]), st.text(), st.booleans(),
                   st.lists(st.integers(0)).map(tuple))  # fmt: skip
@@ -19,3 +22,10 @@ def test_an_example_survives_json(example: Example) -> None:
 
 def test_a_turn_without_ids_has_no_ids_in_json() -> None:
     assert Turn("text", "one", trained=True).to_json() == {"role": "text", "text": "one", "trained": True}
+
+
+@pytest.mark.parametrize("value", [True, False, None, "1", [1], math.nan, math.inf, 10**400])
+def test_is_number_refuses_other_values(value: Any) -> None:
+    assert not is_number(value)
+    assert is_number(0)
+    assert is_number(-1.5)
