@@ -13,7 +13,7 @@ from tunesmith.core.error_codes import ERROR_CODES
 ASSERT_SENTENCES = (
     "tests/integration", "tests/unit/architecture", "tests/unit/benchmarks", 
     "tests/unit/fetch",
-    "tests/unit/model", "tests/unit/plan",
+    "tests/unit/model", 
 )  # fmt: skip
 
 

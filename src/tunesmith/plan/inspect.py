@@ -1,6 +1,6 @@
-"""Rows as the model sees them, token by token: as training reads them, and as evaluation asks and is answered.
+"""Show rows token by token as the model sees them: as training reads them, and as evaluation prompts and answers them.
 
-Of a run, the rows that `prepare` wrote; of a recipe, the first rows of its source that are used.
+The rows of a run are those that `prepare` wrote. The rows of a recipe are the first used rows of its sources.
 """
 
 import json
@@ -35,7 +35,7 @@ Answers = dict[str, dict[str, dict[str, Any]]]
 
 @dataclass(frozen=True, slots=True)
 class _UsedRow:
-    """A row that is used, from the source or from `prepare/`."""
+    """A row of a split, from a source or from `prepare/`."""
 
     split: str
     where: str
@@ -53,97 +53,106 @@ def inspect_rows(
     split: str | None = None,
     stage: ShownStage = "train",
 ) -> list[Sample]:
-    """Return the first rows of a split, each as one sample for training or as several for evaluation.
+    """Return the first rows of a split as samples.
 
-    For `train` a sample is {split, row, where, block, id, status, part, tokens, prompt_tokens}: `tokens` are {text, id,
-    trained, special}, and `prompt_tokens` is how many of them a model is given to answer. A long document is a row for
-    each of its blocks, and `block` says which: [2, 5] is the second of five. For `evaluate` a row is the
-    sample of its prompt and, in a run that has them, of the answers of base and tuned, with {stopped, error}; `part`
-    says which. A row that weights or `data.train_rows` will leave out may be among those of a recipe, because that is
-    known only after reading all.
+    A sample is {split, row, where, block, id, status, part, tokens}, and `tokens` is a list of {text, id, trained,
+    special}. A long document has one row per block; `block` is [2, 5] for the second of five.
+
+    For `train`, each row is one sample with `prompt_tokens`, the number of tokens that are the prompt in evaluation.
+    For `evaluate`, each row is a sample of its prompt and, if the run has answers, one for each answer, with
+    {stopped, error}; `part` is `prompt`, `base` or `tuned`.
+
+    The rows of a recipe can include some that weights or `data.train_rows` will leave out: this is known only after
+    all rows have been read.
 
     Raises:
         RecipeError: the recipe is wrong, there is no such split, or overrides would have no effect.
         DataError: the data cannot be read or used, or the split has no rows.
-        DamagedFile: what `prepare` wrote is damaged.
+        DamagedFile: the files of `prepare` are damaged.
     """
-    split = _checked(split, rows, stage)
+    split = _require_split(split, rows, stage)
     path = Path(recipe_or_run)
     run = RunDir(path)
     answers: Answers = {}
     if run.resolved_recipe.exists() and run.manifest("prepare"):
         if overrides:
             raise RecipeError(
-                "its rows are prepared, so changes have no effect", where=str(run), hint="show the recipe instead"
-            )
-        tokenizer, task = _prepared_with(run)
-        found = _prepared(run, split, tokenizer)
+                "the rows of this run are prepared, so changes have no effect", where=str(run),
+                hint="show the recipe instead of the run", code="no-effect",
+            )  # fmt: skip
+        tokenizer, task = _load_task_of_run(run)
+        used = _prepared_rows(run, split)
         answers = _answers(run) if stage == "evaluate" else {}
     else:
-        of_run = run.resolved_recipe.exists()
-        recipe = load_recipe(run.resolved_recipe if of_run else path, overrides)
-        folder = run.recipe_folder if of_run else recipe_folder(path)
-        tokenizer, task = _reader(recipe, resolve(recipe.model.base, relative_to=folder))
-        found = _examined(recipe, folder, split, task)
+        is_run = run.resolved_recipe.exists()
+        recipe = load_recipe(run.resolved_recipe if is_run else path, overrides)
+        folder = run.recipe_folder if is_run else recipe_folder(path)
+        tokenizer, task = _load_task(recipe, resolve(recipe.model.base, relative_to=folder))
+        used = _source_rows(recipe, folder, split, task)
     if answers:
-        found = _asked(found, answers)
-    samples = [
-        sample
-        for one in islice(found, rows)
-        for sample in (_learned(one, tokenizer, task) if stage == "train" else _judged(one, tokenizer, task, answers))
-    ]
+        used = _answered_rows(used, answers)
+    samples: list[Sample] = []
+    for row in islice(used, rows):
+        if stage == "train":
+            samples.append(_training_sample(row, tokenizer, task))
+        else:
+            samples += _evaluation_samples(row, tokenizer, task, answers)
     if not samples:
-        raise DataError(f"there are no rows for `{split}`", where=str(path), hint="data.split says which rows go where")
+        raise DataError(f"there are no rows in `{split}`", where=str(path), hint="change data.split", code="no-rows")
     return samples
 
 
-def _checked(split: str | None, rows: int, stage: ShownStage) -> str:
-    """Return the split to show."""
+def _require_split(split: str | None, rows: int, stage: ShownStage) -> str:
+    """Return the split to show; raise RecipeError if the options are wrong."""
     if rows < 1:
-        raise RecipeError(f"{rows} rows cannot be shown", hint="give --rows 1 or more")
+        raise RecipeError(f"{rows} rows cannot be shown", hint="use --rows 1 or more", code="usage")
     if stage == "evaluate":
         if split not in (None, "test"):
-            raise RecipeError(f"evaluation asks about rows of `test`, not of `{split}`", hint="leave --split out")
+            raise RecipeError(f"evaluation uses the split `test`, not `{split}`", hint="remove --split", code="usage")
         return "test"
     if split is not None and split not in SPLITS:
-        raise RecipeError(f"there is no split `{split}`", hint=did_you_mean(split, SPLITS))
+        raise RecipeError(f"there is no split `{split}`", hint=did_you_mean(split, SPLITS), code="usage")
     return split or "train"
 
 
-def _examined(recipe: Recipe, folder: Path, split: str, task: Task) -> Iterator[_UsedRow]:
-    """Yield the rows of a split from the source, reading no further than asked."""
-    for found in process_rows(recipe, task, folder=folder):
-        if found.entry.split == split and found.example is not None and found.tokens is not None:
-            yield _UsedRow(split, found.entry.where, found.entry.status, found.example, found.tokens, found.entry.block)
+def _source_rows(recipe: Recipe, folder: Path, split: str, task: Task) -> Iterator[_UsedRow]:
+    """Yield the rows of a split from the sources, reading no further than needed."""
+    for row in process_rows(recipe, task, folder=folder):
+        if row.entry.split == split and row.example is not None and row.tokens is not None:
+            yield _UsedRow(split, row.entry.where, row.entry.status, row.example, row.tokens, row.entry.block)
 
 
-def _prepared_with(run: RunDir) -> tuple[TokenizerAdapter, Task]:
-    """Return the tokenizer and the task that the rows of a run were prepared with."""
+def _load_task_of_run(run: RunDir) -> tuple[TokenizerAdapter, Task]:
+    """Return the tokenizer and the task with which the rows of a run were prepared."""
     recipe = load_recipe(run.resolved_recipe)
     model = resolve_base(run, recipe.model.base)
     if model.root.tokenizer_digest() != (run.manifest("prepare") or {})["inputs"]["tokenizer"]:
         raise RecipeError(
-            f"the tokenizer of `{recipe.model.base}` is not the one the rows were prepared with", where=str(run)
-        )
-    return _reader(recipe, model)
+            f"the tokenizer of `{recipe.model.base}` has changed since the rows were prepared", where=str(run),
+            hint="restore the tokenizer, or show the recipe instead of the run", code="inputs-changed",
+        )  # fmt: skip
+    return _load_task(recipe, model)
 
 
-def _prepared(run: RunDir, split: str, tokenizer: TokenizerAdapter) -> Iterator[_UsedRow]:
-    """Yield the rows of a split as they lie in `prepare/`: the very tokens that training reads."""
+def _prepared_rows(run: RunDir, split: str) -> Iterator[_UsedRow]:
+    """Yield the rows of a split from `prepare/`, with the tokens that training reads."""
     from tunesmith.data.token_dataset import TokenDataset
 
     try:
         tokens = TokenDataset(run.tokens(split))
     except (OSError, SafetensorError) as error:
         raise DamagedFile(f"cannot be read ({error})", where=str(run.tokens(split))) from error
-    # Examples and token file hold the rows of one split in the order of the ledger.
-    mine = (line for line in read_jsonl(run.ledger) if line["split"] == split and line["status"] in ("kept", "cut"))
-    used = ((line, time) for line in mine for time in range(line["times"]))
+    # The examples and the tokens of a split are in the order of the ledger.
+    entries = (line for line in read_jsonl(run.ledger) if line["split"] == split and line["status"] in ("kept", "cut"))
+    uses = ((line, use) for line in entries for use in range(line["times"]))
     for place, line in enumerate(read_jsonl(run.examples(split))):
-        example, (entry, time) = Example.from_json(line), next(used, (None, 0))
+        example, (entry, use) = Example.from_json(line), next(uses, (None, 0))
         if entry is None or entry["id"] != example.id or place >= len(tokens):
-            raise DamagedFile("the ledger, the examples and the tokens do not match", where=str(run.stage("prepare")))
-        if time:  # a row that is used several times is shown once
+            raise DamagedFile(
+                "the ledger, the examples and the tokens do not match", where=str(run.stage("prepare")),
+                hint="delete this folder, and run again",
+            )  # fmt: skip
+        if use:  # a row that is used several times is shown once
             continue
         yield _UsedRow(
             split, entry["where"], entry["status"], example, tokens.example(place, example.id), entry.get("block")
@@ -151,45 +160,44 @@ def _prepared(run: RunDir, split: str, tokenizer: TokenizerAdapter) -> Iterator[
 
 
 def _answers(run: RunDir) -> Answers:
-    """Return {base or tuned: {id of the row: the answer's line}} of what has been answered so far."""
+    """Return the answers so far: {base or tuned: {id of the row: line of `generations.jsonl`}}."""
     paths = {name: run.evaluation(name) / "generations.jsonl" for name in ("base", "tuned")}
     lines = {name: [json.loads(line) for line in whole_lines(path)] for name, path in paths.items()}
-    return {name: {line["id"]: line for line in found} for name, found in lines.items() if found}
+    return {name: {line["id"]: line for line in answers} for name, answers in lines.items() if answers}
 
 
-def _asked(rows: Iterable[_UsedRow], answers: Answers) -> Iterator[_UsedRow]:
-    """Yield the rows that were asked about, each once."""
-    left = set().union(*answers.values())
+def _answered_rows(rows: Iterable[_UsedRow], answers: Answers) -> Iterator[_UsedRow]:
+    """Yield the rows that have an answer, each once."""
+    pending = set().union(*answers.values())
     for row in rows:
-        if row.example.id in left:
-            left.remove(row.example.id)
+        if row.example.id in pending:
+            pending.remove(row.example.id)
             yield row
 
 
-def _reader(recipe: Recipe, model: ModelFolder) -> tuple[TokenizerAdapter, Task]:
+def _load_task(recipe: Recipe, model: ModelFolder) -> tuple[TokenizerAdapter, Task]:
     tokenizer = load_tokenizer(model, recipe.model.chat_markup)
     return tokenizer, task_for(recipe.data, tokenizer)
 
 
-def _sample(found: _UsedRow, part: str, tokens: TokenizedExample, tokenizer: TokenizerAdapter, **facts: Any) -> Sample:
-    row: Sample = {"split": found.split, "row": found.example.row, "where": found.where, "id": found.example.id}
-    row["block"] = list(found.block) if found.block else None
-    return {**row, "status": found.status, "part": part, "tokens": token_view(tokens, tokenizer), **facts}
+def _sample(row: _UsedRow, part: str, tokens: TokenizedExample, tokenizer: TokenizerAdapter, **fields: Any) -> Sample:
+    sample: Sample = {"split": row.split, "row": row.example.row, "where": row.where, "id": row.example.id}
+    sample["block"] = list(row.block) if row.block else None
+    return {**sample, "status": row.status, "part": part, "tokens": token_view(tokens, tokenizer), **fields}
 
 
-def _learned(found: _UsedRow, tokenizer: TokenizerAdapter, task: Task) -> Iterator[Sample]:
-    """Yield a row as training reads it."""
-    prompt = min(len(task.encode_prompt(found.example.turns)), len(found.tokens.prompt_ids))
-    yield _sample(found, "row", found.tokens, tokenizer, prompt_tokens=prompt)
+def _training_sample(row: _UsedRow, tokenizer: TokenizerAdapter, task: Task) -> Sample:
+    prompt_tokens = min(len(task.encode_prompt(row.example.turns)), len(row.tokens.prompt_ids))
+    return _sample(row, "row", row.tokens, tokenizer, prompt_tokens=prompt_tokens)
 
 
-def _judged(found: _UsedRow, tokenizer: TokenizerAdapter, task: Task, answers: Answers) -> Iterator[Sample]:
-    """Yield the prompt of a row as evaluation sends it, and the answers to it."""
+def _evaluation_samples(row: _UsedRow, tokenizer: TokenizerAdapter, task: Task, answers: Answers) -> Iterator[Sample]:
+    """Yield the prompt of a row, and the answers to it."""
 
-    def read(ids: Sequence[int]) -> TokenizedExample:
-        return TokenizedExample(found.example.id, tuple(ids), (False,) * len(ids))
+    def untrained(ids: Sequence[int]) -> TokenizedExample:
+        return TokenizedExample(row.example.id, tuple(ids), (False,) * len(ids))
 
-    yield _sample(found, "prompt", read(task.encode_prompt(found.example.turns)), tokenizer)
+    yield _sample(row, "prompt", untrained(task.encode_prompt(row.example.turns)), tokenizer)
     for name, lines in answers.items():
-        if line := lines.get(found.example.id):
-            yield _sample(found, name, read(line["ids"]), tokenizer, stopped=line["stopped"], error=line["error"])
+        if line := lines.get(row.example.id):
+            yield _sample(row, name, untrained(line["ids"]), tokenizer, stopped=line["stopped"], error=line["error"])
