@@ -52,6 +52,15 @@ ERROR_CODES = {
     "recipe-too-large": "The recipe is too large or nested too deeply, or its aliases expand to too much.",
     "unknown-template": "There is no template of this name for `tunesmith init`.",
     # fetch
+    "unknown-model": "A reference names no model, or one without access.",
+    "no-model": "A folder has neither a model nor an adapter.",
+    "unreadable-model": "Transformers cannot read a model file.",
+    "fetch-failed": "A model is not in the cache and cannot be downloaded.",
+    "not-trained": "A run has not finished training, so it has no best checkpoint.",
+    "no-checkpoint": "A run has no checkpoint of this step.",
+    "no-base": "An adapter does not name its base.",
+    "base-cycle": "An adapter is its own base, directly or through other adapters.",
+    "base-changed": "The files of a base have changed since an adapter was trained on it.",
     # architecture
     "already-quantized": "The stored weights of the base are quantized.",
     "vocabulary-mismatch": "The tokenizer, the configuration and the embedding of a model have different sizes.",

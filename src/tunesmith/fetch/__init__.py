@@ -1,1 +1,1 @@
-"""A model reference -> a local folder: hub, folder, `.gguf`, `pypi:`, `run:`, registry."""
+"""Resolve model references to local folders: hub, folder, `.gguf`, `pypi:`, `run:`, registry."""

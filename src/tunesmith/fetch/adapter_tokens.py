@@ -1,4 +1,4 @@
-"""The tokens that an adapter has vectors of its own for, as peft records them."""
+"""The tokens whose embeddings an adapter trains, as peft records them."""
 
 from pathlib import Path
 
@@ -6,6 +6,6 @@ from tunesmith.core.files import read_json
 
 
 def trained_token_ids(folder: Path) -> list[int]:
-    """Return the ids of the tokens that an adapter has embedding rows for, in order."""
-    found = read_json(folder / "adapter_config.json").get("trainable_token_indices") or []
-    return sorted({token for ids in found.values() for token in ids} if isinstance(found, dict) else found)
+    """Return the sorted ids of the tokens whose embeddings an adapter trains."""
+    indices = read_json(folder / "adapter_config.json").get("trainable_token_indices") or []
+    return sorted({token for ids in indices.values() for token in ids} if isinstance(indices, dict) else indices)

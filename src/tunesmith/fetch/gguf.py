@@ -1,4 +1,4 @@
-"""A `.gguf` file -> a transformers folder in the cache, dequantised once."""
+"""Convert a `.gguf` file to a transformers folder in the cache; weights are dequantized once."""
 
 import contextlib
 import io
@@ -12,7 +12,7 @@ from tunesmith.core.user_folders import cache_root
 
 
 def gguf_folder(file: Path) -> Path:
-    """Return a folder with the file's weights in fp32, its tokenizer and its chat template.
+    """Return a folder with the weights of the file in fp32, its tokenizer and its chat template.
 
     Raises:
         RecipeError: transformers cannot read the file.
@@ -21,12 +21,12 @@ def gguf_folder(file: Path) -> Path:
 
 
 def convert(file: Path, folder: Path) -> Path:
-    """Write the model of a `.gguf` file to `folder`, unless it is there already."""
+    """Convert a `.gguf` file to `folder`, unless the folder is complete already; return the folder."""
     if (folder / MANIFEST).exists():
         return folder
     with exclusive_lock(folder.with_name(f"{folder.name}.lock"), wait=True):
-        if not (folder / MANIFEST).exists():  # another process may have written it while we waited
-            log(f"converting {file.name}, once")
+        if not (folder / MANIFEST).exists():  # another process may have written it in the meantime
+            log(f"converting {file.name} to fp32 (only once)")
             with new_folder(folder, source=digest_file(file)) as fresh:
                 _write_model(file, fresh)
     return folder
@@ -38,16 +38,19 @@ def _write_model(file: Path, folder: Path) -> None:
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
-    place, name = str(file.parent), file.name
+    parent, name = str(file.parent), file.name
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place, gguf_file=name)
-        with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that cannot be switched off otherwise
+        tokenizer = AutoTokenizer.from_pretrained(parent, gguf_file=name)
+        with contextlib.redirect_stderr(io.StringIO()):  # hide a progress bar that has no option
             model = AutoModelForCausalLM.from_pretrained(
-                place, gguf_file=name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
+                parent, gguf_file=name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
             )
     except (OSError, ValueError, KeyError, NotImplementedError) as error:
-        raise RecipeError(f"cannot be read as a model: {str(error).splitlines()[0]}", where=str(file)) from error
-    # The weights are plain fp32 now; transformers refuses to save a model that still calls itself quantised.
+        raise RecipeError(
+            f"transformers cannot read this file: {str(error).splitlines()[0]}", where=str(file),
+            hint="use a file of an architecture that transformers can read, or another format", code="unreadable-model",
+        ) from error  # fmt: skip
+    # The weights are in fp32 now, but transformers refuses to save a model whose configuration says it is quantized.
     model.hf_quantizer = None
     model.config.__dict__.pop("quantization_config", None)
     model.config.__dict__.pop("_name_or_path", None)

@@ -1,4 +1,4 @@
-"""Where a model is, as cards and runs record it, so that it is found again after something was moved."""
+"""Pins: where a model is, as cards and runs record it, so that it is found again after a move."""
 
 import os
 from dataclasses import asdict, dataclass, replace
@@ -10,12 +10,12 @@ Kind = Literal["pypi", "registry", "hub", "folder", "gguf", "run"]
 
 @dataclass(frozen=True, slots=True)
 class Pin:
-    """Where a model is, at one version.
+    """The location and the version of a model.
 
     Paths are never parsed, so `#`, `@` and `::` in them have no special meaning.
 
     Attributes:
-        kind: what `at` is.
+        kind: the kind of `at`.
         at: the package, `NAME@3` of the registry, `org/name` of the hub, or the path of a folder, file or run.
         version: the commit on the hub, or the step of a run's checkpoint.
     """
@@ -37,13 +37,13 @@ class Pin:
         return f"pypi:{self.at}" if self.kind == "pypi" else self.at
 
     def relative_to_folder(self, folder: Path) -> "Pin":
-        """Return the pin with its path relative to `folder`; a pin without a path is returned as it is."""
+        """Return the pin with its path relative to `folder`; a pin without a path is unchanged."""
         if not self.is_path:
             return self
         return replace(self, at=os.path.relpath(os.path.realpath(self.at), os.path.realpath(folder)))
 
     def absolute_in(self, folder: Path) -> "Pin":
-        """Return a pin that was stored in `folder`, with its path made absolute."""
+        """Return the pin with its path made absolute; relative paths start at `folder`."""
         if not self.is_path:
             return self
         return replace(self, at=os.path.normpath(os.path.join(os.path.realpath(folder), os.path.expanduser(self.at))))
@@ -59,7 +59,11 @@ class Pin:
 
 
 def pin_to_store(folder: Path, pin: Pin, typed: str) -> Pin:
-    """Return the pin to store in `folder` for a model that the user named `typed`: an absolute path stays absolute."""
+    """Return the pin to store in `folder`: an absolute path stays absolute if the user typed it so.
+
+    Args:
+        typed: the reference as the user typed it.
+    """
     path = typed.removeprefix("run:") if pin.kind == "run" else typed
     if pin.is_path and os.path.isabs(os.path.expanduser(path)):
         return replace(pin, at=path.removesuffix(f"#{pin.version}") if pin.kind == "run" else path)

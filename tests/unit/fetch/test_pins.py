@@ -1,4 +1,4 @@
-"""The base of a model is found after a run, a base or a registry moved, and no other model is taken for it."""
+"""The base of a model is found after a run, a base or a registry was moved, and no other model is taken for it."""
 
 import json
 import os
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.errors import raises
 
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.files import read_json, seal_folder, write_json
@@ -34,20 +35,20 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def model(folder: Path, words: str = "base") -> Path:
-    """Write a folder that passes for a whole model; its weights are not read."""
+def model(folder: Path, weights: str = "base") -> Path:
+    """Write a folder that looks like a model; its weights are not read."""
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
-    (folder / "model.safetensors").write_text(words)
+    (folder / "model.safetensors").write_text(weights)
     return folder
 
 
-def trained(run: RunDir, base: ModelFolder, words: str, step: int = 5) -> ModelFolder:
-    """Write to `run` the files that training an adapter on `base` leaves; return the adapter."""
+def trained(run: RunDir, base: ModelFolder, weights: str, step: int = 5) -> ModelFolder:
+    """Write the files of a run that trained an adapter on `base`; return the adapter."""
     checkpoint = run.checkpoint(step)
     (checkpoint / "model").mkdir(parents=True)
     (checkpoint / "model" / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base.reference}))
-    (checkpoint / "model" / "adapter_model.safetensors").write_text(words)
+    (checkpoint / "model" / "adapter_model.safetensors").write_text(weights)
     write_json(checkpoint / "model" / CARD, base_card(base, checkpoint / "model"))
     seal_folder(checkpoint)
     write_json(run.environment, {"recipe_folder": os.path.relpath(Path.cwd(), run.path)})
@@ -65,7 +66,7 @@ def promoted(name: str, tuned: ModelFolder, **facts: Any) -> str:
     return f"{name}@{version.number}"
 
 
-def test_training_on_one_s_own_alias_gives_a_chain_of_versions(tmp_path: Path) -> None:
+def test_training_on_the_alias_that_is_promoted_to_gives_a_chain_of_versions(tmp_path: Path) -> None:
     model(tmp_path / "base")
     first = trained(RunDir(tmp_path / "r1"), resolve("base"), "one")
     assert promoted("loop", first) == "loop@1"
@@ -81,7 +82,7 @@ def test_training_on_one_s_own_alias_gives_a_chain_of_versions(tmp_path: Path) -
     assert third.base.digest() == second.digest()
 
 
-def test_a_run_keeps_the_version_that_its_alias_meant(tmp_path: Path) -> None:
+def test_a_run_keeps_the_version_of_its_alias_after_the_alias_moved(tmp_path: Path) -> None:
     model(tmp_path / "base")
     promoted("m", trained(RunDir(tmp_path / "r1"), resolve("base"), "one"))
     run = RunDir(tmp_path / "r2")
@@ -94,8 +95,8 @@ def test_a_run_keeps_the_version_that_its_alias_meant(tmp_path: Path) -> None:
     assert resolve_tuned(run).root.path.samefile(tmp_path / "base")
 
 
-def test_a_card_that_names_an_alias_finds_what_it_was_trained_on(tmp_path: Path) -> None:
-    """Cards of older runs hold the alias as typed, which may point at any version now, even at the model itself."""
+def test_a_card_with_an_alias_finds_its_base_by_digest(tmp_path: Path) -> None:
+    """Cards of older runs have the alias as typed, which can point at any version now, even at the model itself."""
     model(tmp_path / "base")
     promoted("loop", trained(RunDir(tmp_path / "r1"), resolve("base"), "one"))
     second = trained(RunDir(tmp_path / "r2"), resolve("loop@staging"), "two")
@@ -108,20 +109,20 @@ def test_a_card_that_names_an_alias_finds_what_it_was_trained_on(tmp_path: Path)
     assert found.base.path == resolve("loop@1").path
 
 
-def test_a_model_that_is_its_own_base_is_an_error(tmp_path: Path) -> None:
+def test_an_adapter_that_is_its_own_base_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "adapter"
     folder.mkdir()
     (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(folder)}))
-    with pytest.raises(RecipeError, match="its own base"):
+    with raises(RecipeError, "base-cycle", where="adapter"):
         resolve(str(folder))
     other = tmp_path / "other"
     shutil.copytree(folder, other)
     (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(other)}))
-    with pytest.raises(RecipeError, match="its own base"):
+    with raises(RecipeError, "base-cycle", where="other"):
         resolve(str(other))
 
 
-def test_a_relative_base_opens_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_relative_base_opens_from_any_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = model(tmp_path / "models" / "tiny")
     (tmp_path / "exp").mkdir()
     found = resolve("../models/tiny", relative_to=tmp_path / "exp")
@@ -130,12 +131,12 @@ def test_a_relative_base_opens_from_any_folder(tmp_path: Path, monkeypatch: pyte
         [tuned.base.pin.relative_to_folder(Registry.default().root).to_json()] if tuned.base and tuned.base.pin else []
     )
     promoted("rel", tuned, base_pins=pins)
-    model(tmp_path / "elsewhere" / "models" / "tiny", "another")  # which the typed path would name from there
+    model(tmp_path / "elsewhere" / "models" / "tiny", "another")  # at the same relative path
     (tmp_path / "elsewhere" / "exp").mkdir()
-    for place in ("/", str(tmp_path / "elsewhere" / "exp")):
-        monkeypatch.chdir(place)
+    for folder in ("/", str(tmp_path / "elsewhere" / "exp")):
+        monkeypatch.chdir(folder)
         for reference in ("rel@staging", f"run:{tmp_path}/runs/r", str(Registry.default().root / "models/rel/1")):
-            shutil.rmtree(tmp_path / "cache")  # which would remember where the base was seen
+            shutil.rmtree(tmp_path / "cache")  # which records where the base was found
             assert resolve(reference).root.path.samefile(base)
 
 
@@ -159,16 +160,16 @@ def test_a_missing_base_and_a_changed_base_give_different_errors(tmp_path: Path)
     run = RunDir(tmp_path / "run")
     trained(run, resolve("base"), "tuned")
     (base / "model.safetensors").write_text("other")
-    with pytest.raises(RecipeError, match="have changed"):
+    with raises(RecipeError, "base-changed", "base"):
         resolve_tuned(run)
     shutil.rmtree(base)
-    with pytest.raises(RecipeError, match="cannot be found"):
+    with raises(RecipeError, "not-found", base):
         resolve_tuned(run)
-    with pytest.raises(RecipeError, match="cannot be found"):
+    with raises(RecipeError, "not-found", base):
         resolve_base(run, "base")
 
 
-def test_a_changed_base_of_a_run_is_noticed(tmp_path: Path) -> None:
+def test_a_changed_base_of_a_run_has_another_digest(tmp_path: Path) -> None:
     base = model(tmp_path / "base")
     run = RunDir(tmp_path / "run")
     before = trained(run, resolve("base"), "tuned").base
@@ -190,7 +191,7 @@ def test_paths_are_never_parsed(tmp_path: Path, name: str) -> None:
     assert resolve_tuned(moved).root.path.samefile(base)
 
 
-def test_a_folder_whose_name_ends_like_a_step_is_itself(tmp_path: Path) -> None:
+def test_a_folder_whose_name_ends_like_a_step_takes_precedence(tmp_path: Path) -> None:
     model(tmp_path / "base")
     trained(RunDir(tmp_path / "x#12"), resolve("base"), "whole")
     assert resolve("run:x#12").path.parent.name == "step-000005"
@@ -212,14 +213,14 @@ def test_unrelated_files_do_not_change_the_digest(tmp_path: Path, extra: str) ->
 @pytest.mark.parametrize(
     "name", ["config.json", "generation_config.json", "chat_template.jinja", "tokenizer.json", "tokenizer.model"]
 )
-def test_files_that_decide_answers_change_the_digest(tmp_path: Path, name: str) -> None:
+def test_configuration_and_tokenizer_files_change_the_digest(tmp_path: Path, name: str) -> None:
     base = model(tmp_path / "base")
     before = resolve("base").digest()
     (base / name).write_text('{"model_type": "gpt2"}')
     assert resolve("base").digest() != before
 
 
-def test_only_weights_that_are_read_change_the_digest(tmp_path: Path) -> None:
+def test_only_the_weight_files_that_are_read_are_in_the_digest(tmp_path: Path) -> None:
     base = model(tmp_path / "base")
     (base / "consolidated.safetensors").write_text("the same in another format")
     assert [path.name for path in model_files(base)] == ["config.json", "model.safetensors"]
@@ -228,14 +229,14 @@ def test_only_weights_that_are_read_change_the_digest(tmp_path: Path) -> None:
     assert [path.name for path in model_files(base)][1:] == ["model-1.safetensors", "model.safetensors.index.json"]
 
 
-def test_peft_is_given_what_it_can_open() -> None:
+def test_name_for_peft_is_one_that_peft_can_open() -> None:
     hub = Pin("hub", "org/name", "0" * 40)
     assert name_for_peft({"base": str(hub), "base_pin": hub.to_json()}) == ("org/name", "0" * 40)
     registry = Pin("registry", "loop@3")
     assert name_for_peft({"base": str(registry), "base_pin": registry.to_json()}) == ("loop@3", None)
 
 
-def test_a_path_is_kept_as_it_was_typed(tmp_path: Path) -> None:
+def test_a_path_is_stored_as_it_was_typed(tmp_path: Path) -> None:
     at = Pin("folder", str(tmp_path / "models" / "m"))
     assert pin_to_store(tmp_path / "runs" / "r", at, "../models/m").at == "../../models/m"
     assert pin_to_store(tmp_path / "runs" / "r", at, at.at).at == at.at

@@ -1,4 +1,4 @@
-"""Whatever a recipe or a data file holds, `plan` ends soon with an exit code of ours, never with a traceback."""
+"""Fuzzed recipes and data files: `plan` ends within seconds with a documented exit code, never with a traceback."""
 
 import json
 import signal
@@ -21,12 +21,12 @@ MOST_SECONDS = 10
 
 
 class TookTooLong(BaseException):
-    """Not an Exception, which code under test could catch."""
+    """Derived from BaseException, because the tested code could catch an Exception."""
 
 
 @contextmanager
 def time_limit(seconds: int) -> Iterator[None]:
-    """Raise TookTooLong inside the block if it takes more of the processor (a machine may be busy with other work)."""
+    """Raise TookTooLong if the block takes more CPU time; wall time would depend on the load of the machine."""
 
     def stop(_signal: int, _frame: FrameType | None) -> None:
         raise TookTooLong
@@ -41,19 +41,19 @@ def time_limit(seconds: int) -> Iterator[None]:
 
 
 def outcome(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> object:
-    """Run a command in this process; return its exit code, or its output or exception if that is a fault."""
+    """Run a command in this process; return its exit code, or its output or exception if it is a fault."""
     monkeypatch.setattr(sys, "argv", ["tunesmith", *arguments])
     try:
         with time_limit(MOST_SECONDS):
             cli.main()
     except SystemExit as ended:
-        said = capsys.readouterr().err
-        return ended.code if ended.code in ALLOWED and "Traceback" not in said else f"{ended.code}: {said}"
+        stderr = capsys.readouterr().err
+        return ended.code if ended.code in ALLOWED and "Traceback" not in stderr else f"{ended.code}: {stderr}"
     except (Exception, TookTooLong) as error:
         return f"{type(error).__name__}: {str(error)[:200]}"
 
 
-def test_fifty_spoiled_recipes_are_planned_or_refused(
+def test_fuzzed_recipes_are_planned_or_refused(
     tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -63,12 +63,12 @@ def test_fifty_spoiled_recipes_are_planned_or_refused(
         Path("recipe.yaml").write_bytes(fuzzed_recipe(seed, tiny))
         found[seed] = outcome(["plan", "recipe.yaml"], monkeypatch, capsys)
     assert {seed: code for seed, code in found.items() if code not in ALLOWED} == {}
-    # Some recipes are right and some wrong; which ones the seeds give changes with every new key of the schema.
+    # Some recipes are valid and some are not; which ones changes with every new key of the schema.
     assert {0, 2} <= set(found.values())
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_fifty_spoiled_files_of_a_format_are_read_or_refused(
+def test_fuzzed_data_files_are_read_or_refused(
     kind: str, tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
