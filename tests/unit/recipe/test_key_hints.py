@@ -95,8 +95,8 @@ def test_foreign_or_former_key_suggests_the_key_to_use(override: str, key: str, 
 
 
 def test_foreign_keys_in_the_file_are_reported_with_their_line(tmp_path: Path) -> None:
-    found = problems(tmp_path, text=RECIPE + "output_dir: out\ntrain_on_inputs: false\n")
-    assert [(problem.where, problem.key) for problem in found] == [
+    mistakes = problems(tmp_path, text=RECIPE + "output_dir: out\ntrain_on_inputs: false\n")
+    assert [(problem.where, problem.key) for problem in mistakes] == [
         ("recipe.yaml:7", "output_dir"),
         ("recipe.yaml:8", "train_on_inputs"),
     ]

@@ -85,8 +85,8 @@ def test_key_of_another_kind_of_section_is_unknown(
 def test_override_that_changes_the_kind_of_a_section_suggests_replacing_it(
     problems: Problems, override: str, key: str, replacement: str
 ) -> None:
-    found = problems(RECIPE.replace("file: rows.csv", "hub: a/b"), override)
-    [message] = [problem.message for problem in found if problem.key == key]
+    mistakes = problems(RECIPE.replace("file: rows.csv", "hub: a/b"), override)
+    [message] = [problem.message for problem in mistakes if problem.key == key]
     assert message.endswith(replacement)
     unrelated = problems(RECIPE.replace("  rank: 8", "  rnak: 8"), "tuning.alpha=8")
     assert not any("={" in problem.message for problem in unrelated)
@@ -158,8 +158,8 @@ def test_invalid_values_and_contradictions_are_reported_together(
 
 
 def test_contradiction_that_may_follow_from_an_invalid_value_is_not_reported(problems: Problems) -> None:
-    found = problems(RECIPE, "train.valid_metrics=5", "train.select_best_by=rougeL", "evaluate.primary=accuracy")
-    assert {problem.key for problem in found} == {"train.valid_metrics", "evaluate.primary"}
+    mistakes = problems(RECIPE, "train.valid_metrics=5", "train.select_best_by=rougeL", "evaluate.primary=accuracy")
+    assert {problem.key for problem in mistakes} == {"train.valid_metrics", "evaluate.primary"}
 
 
 def test_list_entry_is_named_in_words(problems: Problems) -> None:
@@ -200,10 +200,10 @@ def test_list_entry_is_named_in_words(problems: Problems) -> None:
 def test_invalid_value_is_reported_in_terms_of_yaml(
     problems: Problems, old: str, new: str, key: str, code: str, named: list[str]
 ) -> None:
-    found = problems(changed(old, new))
-    messages = [problem.message for problem in found if (problem.key, problem.code) == (key, code)]
-    assert messages, found
-    assert any(all(value in message for value in named) for message in messages), found
+    mistakes = problems(changed(old, new))
+    messages = [problem.message for problem in mistakes if (problem.key, problem.code) == (key, code)]
+    assert messages, mistakes
+    assert any(all(value in message for value in named) for message in messages), mistakes
 
 
 @pytest.mark.parametrize(
@@ -291,8 +291,8 @@ def test_overrides_are_validated_like_the_file(
 
 
 def test_mistakes_of_file_and_overrides_are_reported_together(problems: Problems) -> None:
-    found = problems(changed("rank: 8", "rnak: 8"), "train.epochs=-1")
-    assert {problem.where for problem in found} == {"recipe.yaml:12", "train.epochs=-1"}
+    mistakes = problems(changed("rank: 8", "rnak: 8"), "train.epochs=-1")
+    assert {problem.where for problem in mistakes} == {"recipe.yaml:12", "train.epochs=-1"}
 
 
 @pytest.mark.parametrize(

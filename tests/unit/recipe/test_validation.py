@@ -87,13 +87,13 @@ def test_unknown_validation_metric_suggests_the_nearest(problems: Problems) -> N
 def test_all_mistakes_of_validation_are_reported_at_once(problems: Problems) -> None:
     text = changed("2e-4", "2e-4\n  valid_metrics: [perplexity, rouge, execution]\n  select_best_by: bleu")
     text = text.replace("valid: 0.1", "valid: 0")
-    found = problems(text)
+    mistakes = problems(text)
     metrics, selection = line_of(text, "  valid_metrics:"), line_of(text, "  select_best_by:")
-    assert sorted((problem.where, problem.key) for problem in found) == [
+    assert sorted((problem.where, problem.key) for problem in mistakes) == [
         *[(metrics, "train.valid_metrics")] * 3,
         *[(selection, "train.select_best_by")] * 2,
     ]
-    assert any("rouge1, rouge2, rougeL, rougeLsum" in problem.message for problem in found)
+    assert any("rouge1, rouge2, rougeL, rougeLsum" in problem.message for problem in mistakes)
 
 
 @pytest.mark.parametrize("by", ["loss", "token_accuracy", "rouge2", "json_valid", "mine:words"])

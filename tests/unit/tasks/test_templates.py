@@ -82,7 +82,7 @@ def test_row_that_the_template_rewrites_is_a_row_problem(expression: str, by: st
             CHATML.replace("'<|im_start|>assistant\n'", "'<|im_start|>assistant\n<think>\n'"),
             "template-differs",
         ),
-        # No header in the generation prompt: the model would have to learn the header.
+        # No header in the generation prompt, so that the model would learn to write the header.
         (CHATML.replace("{% if add_generation_prompt %}", "{% if false %}"), "template-differs"),
         # An instruction in generation only.
         ("{% if add_generation_prompt %}Answer now. {% endif %}" + CHATML, "template-differs"),
