@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from tests.contract.sources import ROOT
 from tests.integration.test_killed import steps_done, wait_until
 from tests.integration.test_parallel import done, together
-from tests.support.multi_process import trained
+from tests.support.multi_process import train_case
 from tests.support.pairs import BETA, PAIRS, SIGN, WEIGHT, prepared_pairs, random_pairs
 from tests.support.tiny import one_thread
 from tests.unit.train.conftest import FULL, recipe_of
@@ -101,7 +101,7 @@ def test_it_takes_the_steps_of_a_loop_by_hand(by_hand: Any, gpt2: Path, rows: Pa
         tokens.trained_tokens(range(8)) > LOGITS_CHUNK
     )  # so the output layer is trained in chunks, with weights that differ
     with one_thread():
-        agree(by_hand, *trained(gpt2, rows, case, ProcessGroup()))
+        agree(by_hand, *train_case(gpt2, rows, case, ProcessGroup()))
 
 
 def test_it_takes_them_in_two_processes(by_hand: Any, gpt2: Path, rows: Path, tmp_path: Path) -> None:

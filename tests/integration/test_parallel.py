@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from tests.contract.sources import ROOT
 from tests.integration.test_killed import steps_done, wait_until
 from tests.support import multi_process
-from tests.support.multi_process import trained
+from tests.support.multi_process import train_case
 from tests.support.tiny import one_thread, recipe, save_model
 from tests.unit.train.conftest import random_rows
 
@@ -115,7 +115,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @functools.cache
 def by_one(model: Path, rows: Path, tuning: str, precision: str, size: int) -> tuple[list[Any], dict[str, Any]]:
-    return trained(model, rows, {"tuning": tuning, "precision": precision, "micro_batch": size}, ProcessGroup())
+    return train_case(model, rows, {"tuning": tuning, "precision": precision, "micro_batch": size}, ProcessGroup())
 
 
 @pytest.mark.parametrize("world", [2, 4])

@@ -1,4 +1,4 @@
-"""What a process does in the tests of many that train together: started by torchrun, or called where there is one.
+"""The program of one rank in tests of distributed training: started by torchrun, or called for a single rank.
 
 torchrun --nproc-per-node 2 tests/support/multi_process.py MODEL ROWS OUT CASES
 """
@@ -36,61 +36,60 @@ OBJECTIVES = {"sft": SFT, "pairs": PAIRS}
 PRECISIONS = {"fp32": torch.float32, "fp64": torch.float64}
 
 
-def trained(
+def train_case(
     model: Path, rows: Path, case: dict[str, Any], group: ProcessGroup
 ) -> tuple[list[Any], dict[str, torch.Tensor]]:
-    """Train a tiny model; return what every step reported, then what a validation found, and the weights.
+    """Train a tiny model; return the reports of all steps followed by validation values, and the trained weights.
 
     Args:
-        case: tuning, precision, micro_batch, packing, sharding and objective; `bad` is the rank whose first loss is to
-            be NaN.
+        case: tuning, precision, micro_batch, packing, sharding and objective; on the rank `bad`, the first loss is NaN.
     """
     recipe = recipe_of(model, TUNINGS[case["tuning"]], examples_per_step=8, epochs=2)
     compute = ComputeConfig(torch.device("cpu"), PRECISIONS[case["precision"]])
-    made = make_trainable(load_base(ModelFolder("x", model), compute, dtype=compute.dtype), recipe.tuning, seed=0)
-    made.to(compute.dtype)  # the masters of adapters too, which are fp32 otherwise
+    trainable = make_trainable(load_base(ModelFolder("x", model), compute, dtype=compute.dtype), recipe.tuning, seed=0)
+    trainable.to(compute.dtype)  # also the master weights of adapters, which are fp32 otherwise
     sharding = case.get("sharding", "none") if group.is_distributed else "none"
     if sharding != "none":
-        two = ProcessGroup(
+        as_two_machines = ProcessGroup(
             replace(group.rank_info, local_world_size=group.rank_info.world_size // 2)
         )  # as on two machines
-        shard(made, compute, two, by_node=sharding == "node")
+        shard(trainable, compute, as_two_machines, by_node=sharding == "node")
     policy = MicroBatchPolicy(
-        256, case["micro_batch"], case.get("packing", "never"), packed_attention=has_packed_attention(made)
+        256, case["micro_batch"], case.get("packing", "never"), packed_attention=has_packed_attention(trainable)
     )
-    tokens, fitting = TokenDataset(rows), OomRetry(policy)
+    tokens, oom_retry = TokenDataset(rows), OomRetry(policy)
     plan = plan_steps(recipe, len(tokens))
     setup = Setup(
         recipe,
         plan,
         compute,
-        made,
+        trainable,
         tokens,
         2,
-        fitting,
+        oom_retry,
         group=group,
         sharding=sharding,
         objective=OBJECTIVES[case.get("objective", "sft")],
     )
     if case.get("bad") == group.rank_info.rank:
-        made.get_input_embeddings().weight.data[:] = float("nan")
+        trainable.get_input_embeddings().weight.data[:] = float("nan")
     try:
-        reports = list(train_steps(setup, make_optimizer(made, recipe.train), first_step=0))
+        reports = list(train_steps(setup, make_optimizer(trainable, recipe.train), first_step=0))
     except NonFinite as error:
         return [str(error)], {}
-    facts = [[one.loss, one.gradient_norm, one.tokens, one.trained_tokens] for one in reports]
-    found = measure(setup, tokens)
-    whole = gather_full_state_dict(made, keep=True)
-    weights = {name: whole[name] for name, _ in trained_parameters(made)}
-    return [*facts, [*found.values.values(), found.tokens]], weights
+    facts = [[report.loss, report.gradient_norm, report.tokens, report.trained_tokens] for report in reports]
+    measured = measure(setup, tokens)
+    state = gather_full_state_dict(trainable, keep=True)
+    weights = {name: state[name] for name, _ in trained_parameters(trainable)}
+    return [*facts, [*measured.values.values(), measured.tokens]], weights
 
 
 def main() -> None:
-    """Train every case, and let every process leave what it found."""
+    """Train each case, and write the results of this rank."""
     model, rows, out = map(Path, sys.argv[1:4])
     with join_process_group(rank_info()) as coordinator:
         for number, case in enumerate(json.loads(sys.argv[4])):
-            facts, weights = trained(model, rows, case, coordinator.group)
+            facts, weights = train_case(model, rows, case, coordinator.group)
             name = f"{number}-{coordinator.group.rank_info.rank}"
             (out / f"{name}.json").write_text(json.dumps(facts))
             save_file(weights, out / f"{name}.safetensors")

@@ -1,4 +1,4 @@
-"""What a model learns, loss by loss: for comparing two ways to compute the same."""
+"""The losses of consecutive steps, for comparing two implementations."""
 
 from typing import Any
 
@@ -13,10 +13,10 @@ from tunesmith.model.adapters import trained_parameters
 def losses(
     model: Any, tokens: TokenDataset, policy: MicroBatchPolicy, *, steps: int, learning_rate: float, pad_id: int
 ) -> list[float]:
-    """Train on all rows in every step; return the loss of each."""
+    """Train on all rows in each step; return the loss of each step."""
     optimizer = torch.optim.AdamW([weight for _, weight in trained_parameters(model)], lr=learning_rate)
     rows = range(len(tokens))
-    found = []
+    step_losses = []
     for _ in range(steps):
         total = 0.0
         for _, batch in policy.batches(tokens, rows, pad_id):
@@ -25,5 +25,5 @@ def losses(
             total += loss.item()
         optimizer.step()
         optimizer.zero_grad()
-        found.append(total)
-    return found
+        step_losses.append(total)
+    return step_losses

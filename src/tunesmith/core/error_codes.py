@@ -162,6 +162,7 @@ ERROR_CODES = {
     "prompt-columns": "A row or a prompt text does not fill the columns of the model's prompt.",
     "wrong-sampling": "An option of generation is out of range, has no effect, or contradicts another one.",
     # train
+    "missing-columns": "The objective needs columns that the prepared examples lack.",
     "crash-loop": "Training was killed twice at the same step.",
     "no-intact-checkpoint": "All checkpoints of the run are damaged.",
     "wrong-optimizer-state": "A stored optimizer state is incomplete or belongs to another model.",

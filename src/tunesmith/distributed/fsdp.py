@@ -164,6 +164,7 @@ def raise_if_sharded(model: Any, error: Exception) -> None:
         raise DoesNotFit(
             "out of memory for a single row, although the layers are sharded over all processes",
             hint="lower data.max_tokens_per_example, or use more processes",
+            code="out-of-memory",
         ) from error
     if is_peer_failure(error):
         raise error

@@ -40,6 +40,7 @@ class OomRetry:
                     raise DoesNotFit(
                         f"out of memory with micro-batches of {self.policy}",
                         hint="lower train.micro_batch_tokens; with sharded layers it cannot be reduced automatically",
+                        code="out-of-memory",
                     ) from error
             # Outside of `except`, because the error's traceback holds the tensors of the failed pass.
             free_memory()
@@ -51,6 +52,7 @@ class OomRetry:
             raise DoesNotFit(
                 f"out of memory for a single row of {int(tokens.lengths[list(rows)].max())} tokens",
                 hint="lower data.max_tokens_per_example, set train.activation_checkpointing, or use a smaller model",
+                code="out-of-memory",
             )
         self.policy = replace(self.policy, rows=largest // 2)
         log(f"out of memory: retrying with {largest // 2} rows per micro-batch; the steps stay the same")

@@ -1,8 +1,8 @@
-"""An objective: the loss that training takes from an example, and the values that validation measures.
+"""An objective: the loss of training, and the values that validation measures.
 
-Every loss here is a function of the log-likelihoods of trained tokens, so one forward pass of a micro-batch is all that
-an objective needs, and the memory estimate counts one. Examples that belong together, such as two answers to one
-prompt, are the sequences of one example: they are in one micro-batch, on one rank and in one step.
+Each loss is a function of the log-likelihoods of trained tokens, so an objective needs one forward pass per
+micro-batch, and the memory estimate counts one. Sequences that belong together, such as two answers to one prompt, form
+one example: they are in one micro-batch, on one rank and in one step.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,11 +18,11 @@ from tunesmith.kernels.token_loss import TokenLoss
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """A value that validation reports, and that may select the checkpoint: a sum over all examples, divided by another.
+    """A value that validation reports and that may select the checkpoint: the quotient of two sums over all examples.
 
     Attributes:
-        sums: returns the two numbers that one forward pass adds, to the dividend and to the divisor.
-        is_share: values lie between 0 and 1, and are shown in percent.
+        sums: returns the contributions of one forward pass to the dividend and to the divisor.
+        is_share: values are between 0 and 1 and are shown in percent.
     """
 
     name: str
@@ -32,23 +32,23 @@ class Measure:
 
     @property
     def label(self) -> str:
-        """How people write the name."""
+        """The name as it is displayed."""
         return self.name.replace("_", " ")
 
     def format(self, value: float) -> str:
-        """Return a value with its label, for the log."""
+        """Return the label and the value, for the log."""
         return f"{self.label} {value:{'.1%' if self.is_share else '.4f'}}"
 
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """How a model learns from examples.
+    """The loss of training and the measures of validation.
 
     Attributes:
-        loss: returns the loss of one forward pass, a sum over its examples. Its gradient weighs every token.
-        divisor: returns what the losses of a whole step are divided by, over all ranks, given the step's rows.
-        measures: what validation reports.
-        columns: the columns that an example must store besides INPUT_IDS and TRAINED.
+        loss: returns the loss of one forward pass, a sum over its examples.
+        divisor: returns the number by which the losses of a step are divided on all ranks, given all rows of the step.
+        measures: the values that validation reports.
+        columns: the columns that an example must store in addition to INPUT_IDS and TRAINED.
     """
 
     name: str
@@ -62,6 +62,7 @@ def require_columns(objective: Objective, tokens: TokenDataset) -> None:
     """Raise RecipeError if the prepared examples lack what the objective reads."""
     if missing := sorted(column.name for column in objective.columns - tokens.columns):
         raise RecipeError(
-            f"the prepared examples do not store {', '.join(missing)}, which the objective `{objective.name}` reads",
-            hint="prepare them for this objective",
+            f"the objective `{objective.name}` needs columns that the prepared examples lack: {', '.join(missing)}",
+            hint="prepare the examples for this objective",
+            code="missing-columns",
         )

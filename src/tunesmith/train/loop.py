@@ -123,7 +123,7 @@ def train_steps(setup: Setup, optimizer: torch.optim.Optimizer, *, first_step: i
         optimizer.zero_grad(set_to_none=True)
         tokens = int(setup.tokens.lengths[rows].sum())
         update_seconds = time.monotonic() - update_began if setup.compute.device.type == "cpu" else None
-        # After the first step, the new optimizer state lies between blocks that the pass has freed. Later, steps of
+        # The optimizer state is allocated in the first step, between blocks that backward then frees. Later, steps of
         # many different lengths fragment the heap further.
         if step == first_step or _is_fragmented(setup):
             trim_heap()

@@ -237,7 +237,7 @@ def test_oom_in_lockstep_is_not_retried(tokens: TokenDataset) -> None:
         attempts.append(policy)
         raise torch.OutOfMemoryError
 
-    with raises(DoesNotFit, "does-not-fit", "64 tokens", "micro_batch_tokens"):
+    with raises(DoesNotFit, "out-of-memory", "64 tokens", "micro_batch_tokens"):
         OomRetry(MicroBatchPolicy(64), lockstep=True).run(work, tokens, [0, 1])
     assert len(attempts) == 1
 

@@ -318,7 +318,7 @@ def test_heap_is_trimmed_after_steps_if_resident_memory_exceeds_the_unfragmented
 def test_oom_for_a_single_row_ends_the_run(make: Make) -> None:
     setup, optimizer = make(packing="never")
     passes = limit_memory(setup, 0, from_pass=1)
-    with raises(DoesNotFit, "does-not-fit", "single row"):
+    with raises(DoesNotFit, "out-of-memory", "single row"):
         next(train_steps(setup, optimizer, first_step=0))
     assert passes[-1] == 1
     assert len(passes) < 6

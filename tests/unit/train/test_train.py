@@ -194,7 +194,7 @@ def test_run_killed_after_any_step_resumes_to_the_same_result(
 
 
 class Killed(BaseException):
-    """Stands for a kill: nothing catches it."""
+    """Simulates a kill: nothing catches it."""
 
 
 @pytest.mark.slow
