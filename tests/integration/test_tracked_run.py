@@ -49,6 +49,6 @@ def test_missing_tracker_package_is_refused_before_the_run(
 
 
 def test_unknown_or_repeated_tracker_is_refused(tmp_path: Path, tiny: Path) -> None:
-    for names, named in ((["wanbd"], "did you mean `wandb`"), (["wandb", "wandb"], "wandb")):
+    for names, named in ((["wanbd"], "did you mean `wandb`"), (["wandb", "wandb"], "trackers")):
         with raises(RecipeProblems, "wrong-value", named):
             plan_run(recipe(tmp_path, tiny, trackers=names))
