@@ -1,7 +1,7 @@
-"""What users read, one file per surface: these files hold the wording, and other tests assert values.
+"""The wording of each surface, held by one golden file per surface; other tests assert values.
 
-`TUNESMITH_WRITE_GOLDEN=1 .venv/bin/python -m pytest -n0 -m "" tests/golden` rewrites them; read the difference before a
-commit. Paths, times, speeds, memory and losses, which depend on the machine, are masked.
+`TUNESMITH_WRITE_GOLDEN=1 .venv/bin/python -m pytest -n0 -m "" tests/golden` rewrites the files; read the difference
+before a commit. Paths, times, speeds, memory and losses depend on the machine and are masked.
 """
 
 import difflib
@@ -39,7 +39,8 @@ MASKS = (
     (r"loss \d+\.\d+", "loss N"),
     (r"token accuracy [\d.]+ ?%", "token accuracy N %"),
 )
-UNFINISHED = re.compile(r"(?m)^.* (\d+)/(?!\1\b)\d+ (?:steps|rows).*\n")  # how many there are depends on the speed
+# Progress lines before the last one; how many there are depends on the speed.
+UNFINISHED = re.compile(r"(?m)^.* (\d+)/(?!\1\b)\d+ (?:steps|rows).*\n")
 
 
 class VisibleText(HTMLParser):
@@ -85,7 +86,7 @@ class VisibleText(HTMLParser):
 def command(folder: Path, *arguments: object) -> str:
     """Run tunesmith in a folder; return what it prints to both streams, errors first, and its exit code."""
     environment = os.environ | {"COLUMNS": "120", "TERM": "dumb", "NO_COLOR": "1", "TUNESMITH_CACHE": "cache"}
-    environment |= {"TUNESMITH_REGISTRY": "registry"}
+    environment |= {"TUNESMITH_REGISTRY": "registry", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
         [sys.executable, "-m", "tunesmith", *map(str, arguments)],
         cwd=folder, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False,
@@ -95,7 +96,7 @@ def command(folder: Path, *arguments: object) -> str:
 
 
 def mask(text: str) -> str:
-    """Replace what depends on the machine."""
+    """Replace values that depend on the machine."""
     text = UNFINISHED.sub("", text)
     for pattern, name in MASKS:
         text = re.sub(pattern, name, text)
