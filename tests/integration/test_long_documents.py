@@ -84,7 +84,7 @@ def test_long_documents_run_to_a_verdict(tmp_path: Path, tiny: Path) -> None:
     verdict = read_json(run.verdict)
     assert verdict["verdict"] == "better"
     assert verdict["primary"]["rows"] == len(scores) == manifest["counts"]["test"]
-    assert "Long documents are learned in blocks" in run.report.read_text(encoding="utf-8")
+    assert f"{plan.rows.blocks['documents']} documents into" in run.report.read_text(encoding="utf-8")
 
     # Samples go on from the first tokens of a block, and are shown beside it.
     shown = inspect_rows(run.path, rows=4, stage="evaluate")
