@@ -50,7 +50,7 @@ def _write_model(file: Path, folder: Path) -> None:
             f"transformers cannot read this file: {str(error).splitlines()[0]}", where=str(file),
             hint="use a file of an architecture that transformers can read, or another format", code="unreadable-model",
         ) from error  # fmt: skip
-    # The weights are in fp32 now, but transformers refuses to save a model whose configuration says it is quantized.
+    # The weights are in fp32 now, but transformers refuses to save a model with `quantization_config`.
     model.hf_quantizer = None
     model.config.__dict__.pop("quantization_config", None)
     model.config.__dict__.pop("_name_or_path", None)

@@ -33,7 +33,7 @@ class ModelFolder:
         path: the folder of a transformers model, or of a PEFT adapter if `base` is set.
         base: the base of an adapter.
         to_fetch: whether the weights have yet to be downloaded from the hub.
-        pin: where the model was found.
+        pin: the location of the model.
     """
 
     reference: str

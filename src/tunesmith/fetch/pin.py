@@ -1,4 +1,4 @@
-"""Pins: where a model is, as cards and runs record it, so that it is found again after a move."""
+"""Pins: the location of a model, as cards and runs record it to find the model again after a move."""
 
 import os
 from dataclasses import asdict, dataclass, replace

@@ -268,7 +268,7 @@ def _open_with_digest(
     opening: _Opening,
     needed_by: Path,
 ) -> ModelFolder:
-    """Return the first model with the expected digest, at its recorded location or where it was found before.
+    """Return the first model with the expected digest, at its recorded location or in a folder that is on record.
 
     Args:
         name: the name of the model.
@@ -309,7 +309,7 @@ def _open_with_digest(
 
 
 def _elsewhere(digest: str, opening: _Opening) -> Iterator[Callable[[], ModelFolder]]:
-    """Yield functions that open a model by its digest: from the registry, and from folders where it was found."""
+    """Yield functions that open a model by its digest: from the registry, and from folders on record."""
     versions: list[Version] = []
     with contextlib.suppress(TunesmithError):  # a registry that cannot be read is skipped
         versions = Registry.default().find_by_fact("model_digest", digest)

@@ -28,7 +28,7 @@ def check_answerable(
         positions: the model's maximum; None if it has none, or if it is unknown.
 
     Raises:
-        RecipeError: so many rows are affected that there would be no verdict.
+        RecipeError: too many rows are affected for a verdict.
     """
     warning = check_positions(build_prompts(examples, recipe, task, tokenizer), positions, split)
     names = recipe.evaluate.metrics if split == "test" else recipe.train.valid_metrics
@@ -45,7 +45,7 @@ def check_positions(prompts: Prompts, positions: int | None, split: str = "test"
         positions: the model's maximum; None if it has none, or if it is unknown.
 
     Raises:
-        RecipeError: so many rows have no room that there would be no verdict.
+        RecipeError: too few rows have room for an answer to compute a verdict.
     """
     if positions is None:
         return None

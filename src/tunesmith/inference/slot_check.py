@@ -46,7 +46,7 @@ class SlotBudget:
     def count_similar(self, lengths: Sequence[int], limit: int) -> int:
         """Return the number of rows, longest first, to generate in slots of equal size.
 
-        The rows after them are so much shorter that twice as many slots would fit.
+        For the shorter rows after them, at least twice as many slots would fit.
         """
         slots = self.max_slots(lengths[0], limit)
         for i in range(len(lengths) - slots):  # smaller slots do not help the last rows, which all fit already

@@ -41,7 +41,7 @@ class RunPlan:
     """The work and the needs of a run.
 
     Attributes:
-        launch: where it runs and on how many processes, as text.
+        launch: the launcher and the number of processes, as text.
         rows: counts of its rows and tokens.
         steps: its optimizer steps.
         select_best_by: the metric that selects the best checkpoint.

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from tests.support.errors import raises
-from tests.unit.inference.asked import COUNT, FP32, LIMIT, POSITIONS, Words, questions, random_model
+from tests.support.prompts import COUNT, FP32, LIMIT, POSITIONS, NumberTask, make_prompts, random_model
 
 from tunesmith.core import interrupt
 from tunesmith.core.errors import DamagedFile, DoesNotFit, Interrupted
@@ -38,7 +38,7 @@ def ask(model: Any, tmp_path: Path) -> Ask:
     """Return a function that answers prompts into one folder."""
 
     def ask_all(prompts: Prompts | None = None, *, key: str = "key") -> list[dict[str, Any]]:
-        return generate_answers("base", model, prompts or questions(), Words(), tmp_path / "base", key=key)  # type: ignore[arg-type]
+        return generate_answers("base", model, prompts or make_prompts(), NumberTask(), tmp_path / "base", key=key)  # type: ignore[arg-type]
 
     return ask_all
 
@@ -65,7 +65,7 @@ def test_answers_are_in_the_order_of_prompts(ask: Ask, tmp_path: Path) -> None:
             "id": f"id-{i}", "row": i + 1, "prompt": f"prompt {i}", "prediction": line["prediction"],
             "reference": f"right {i}", "new_tokens": LIMIT, "ids": line["ids"], "stopped": False, "error": None,
         }  # fmt: skip
-        assert Words().decode_answer(line["ids"]) == line["prediction"]
+        assert NumberTask().decode_answer(line["ids"]) == line["prediction"]
         assert len(line["prediction"].split("\u2028\x85 ")) == LIMIT
     stored = [json.loads(line) for line in (tmp_path / "base" / "generations.jsonl").read_text().split("\n")[:-1]]
     assert sorted(stored, key=lambda line: line["row"]) == answers
@@ -90,7 +90,7 @@ def test_only_missing_answers_are_generated_after_a_kill(
     done = {json.loads(line)["id"] for line in lines[:finished]}
     generated.clear()
     assert ask() == whole
-    prompts = dict(zip([e.id for e in questions().examples], questions().prompts, strict=True))
+    prompts = dict(zip([e.id for e in make_prompts().examples], make_prompts().prompts, strict=True))
     assert sorted(generated) == sorted(prompts[name] for name in prompts.keys() - done)
     assert len(log.read_bytes().split(b"\n")) == COUNT + 1
 
@@ -115,8 +115,8 @@ def test_files_of_other_ranks_are_used_and_merged(ask: Ask, generated: list[Any]
 def test_finished_answers_survive_a_signal(
     ask: Ask, model: Any, generated: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tunesmith.inference.generate._IN_SLOTS", 2)
-    slot_budget(model, questions().prompts)  # its forward passes must not be counted below
+    monkeypatch.setattr("tunesmith.inference.generate._ROWS_IN_SLOTS", 2)
+    slot_budget(model, make_prompts().prompts)  # its forward passes must not be counted below
     real, passes = interrupt.check, []
 
     def check() -> None:
@@ -149,8 +149,8 @@ def test_all_answers_are_generated_again_under_another_key(ask: Ask, generated: 
 
 
 def test_new_prompts_under_the_same_key_are_answered(ask: Ask, generated: list[Any]) -> None:
-    ask(questions(4))
-    assert len(ask(questions(6))) == 6
+    ask(make_prompts(4))
+    assert len(ask(make_prompts(6))) == 6
     assert len(generated) == 6
 
 
@@ -182,7 +182,7 @@ def test_full_disk_keeps_finished_answers(ask: Ask, tmp_path: Path) -> None:
 
 
 def test_prompts_beyond_the_positions_fail_and_others_are_answered(ask: Ask, generated: list[Any]) -> None:
-    prompts = questions(4, lengths=[POSITIONS - LIMIT, POSITIONS - LIMIT + 1, POSITIONS + 100, 4])
+    prompts = make_prompts(4, lengths=[POSITIONS - LIMIT, POSITIONS - LIMIT + 1, POSITIONS + 100, 4])
     answers = ask(prompts)
     assert [line["error"] is None for line in answers] == [True, False, False, True]
     assert all(str(POSITIONS) in line["error"] and line["prediction"] == "" for line in answers[1:3])

@@ -136,7 +136,7 @@ def test_a_relative_base_opens_from_any_current_folder(tmp_path: Path, monkeypat
     for folder in ("/", str(tmp_path / "elsewhere" / "exp")):
         monkeypatch.chdir(folder)
         for reference in ("rel@staging", f"run:{tmp_path}/runs/r", str(Registry.default().root / "models/rel/1")):
-            shutil.rmtree(tmp_path / "cache")  # which records where the base was found
+            shutil.rmtree(tmp_path / "cache")  # which has the folders on record
             assert resolve(reference).root.path.samefile(base)
 
 

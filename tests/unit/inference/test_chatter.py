@@ -25,7 +25,7 @@ def tuned(tiny: Path, tmp_path: Path) -> Tuned:
 
 
 class RecordedGeneration:
-    """Stands in for `generate`: answers with `ids`, and records the prompt and the settings of the last call."""
+    """Replaces `generate`: it answers with `ids` and records the prompt and the options of the last call."""
 
     ids: tuple[int, ...] = (5,)
     prompt: tuple[int, ...] = ()

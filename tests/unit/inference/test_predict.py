@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from tests.support.errors import raises
-from tests.unit.inference.asked import COUNT, Words, questions, random_model
+from tests.support.prompts import COUNT, NumberTask, make_prompts, random_model
 
 from tunesmith.core.errors import DoesNotFit
 from tunesmith.inference.predict import predict
@@ -20,8 +20,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def predictions(model: Any, lengths: list[int], **settings: Any) -> dict[int, dict[str, Any]]:
-    asked = questions(lengths=lengths)
-    lines = list(predict(model, asked, Words(), range(COUNT), **settings))  # type: ignore[arg-type]
+    prompts = make_prompts(lengths=lengths)
+    lines = list(predict(model, prompts, NumberTask(), range(COUNT), **settings))  # type: ignore[arg-type]
     assert len(lines) == COUNT
     return {line["row"] - 1: line for line in lines}
 

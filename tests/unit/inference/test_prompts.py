@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from tests.unit.inference.asked import COUNT, LIMIT, questions
+from tests.support.prompts import COUNT, LIMIT, make_prompts
 
 from tunesmith.core.jsonl import write_jsonl
 from tunesmith.core.records import Example, Turn
@@ -12,19 +12,19 @@ from tunesmith.inference.prompts import read_selected_rows
 
 
 def test_the_digest_depends_on_rows_prompts_limits_and_decoding() -> None:
-    prompts = questions()
-    assert prompts.digest == questions().digest
+    prompts = make_prompts()
+    assert prompts.digest == make_prompts().digest
     longer = ((*prompts.prompts[0], 5), *prompts.prompts[1:])
     others = [
         replace(prompts, max_new_tokens=LIMIT + 1), replace(prompts, stop_ids=(2,)), replace(prompts, beams=2),
         replace(prompts, prompts=prompts.prompts[::-1]), replace(prompts, examples=prompts.examples[::-1]),
-        replace(prompts, prompts=longer), replace(prompts, decoder_prefix_ids=(0,)), questions(COUNT - 1),
+        replace(prompts, prompts=longer), replace(prompts, decoder_prefix_ids=(0,)), make_prompts(COUNT - 1),
     ]  # fmt: skip
     assert len({prompts.digest, *(other.digest for other in others)}) == 1 + len(others)
 
 
 def test_prompt_and_answer_have_separate_positions_in_an_encoder_decoder_model() -> None:
-    prompts = questions(2, lengths=[10, 20])  # each with an answer of up to LIMIT tokens
+    prompts = make_prompts(2, lengths=[10, 20])  # each with an answer of up to LIMIT tokens
     assert [prompts.fits(i, 20) for i in (0, 1)] == [True, False]
     encoder_decoder = replace(prompts, decoder_prefix_ids=(0,))
     assert [encoder_decoder.fits(i, 20) for i in (0, 1)] == [True, True]

@@ -1,4 +1,4 @@
-"""Questions about nothing, a task that answers with ids, and a tiny model to ask: what tests of answers share."""
+"""Prompts of random ids, a task that decodes answers to numbers, and a tiny model: shared by tests of generation."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,8 +16,8 @@ FP32 = ComputeConfig(torch.device("cpu"), torch.float32)
 COUNT, LIMIT, POSITIONS = 10, 6, 512
 
 
-class Words:
-    """Stands for a task: answers are their ids, and hold what a line of JSON may hold."""
+class NumberTask:
+    """A task whose answers are their ids as text, with separators that JSON lines must escape."""
 
     def decode_answer(self, ids: Sequence[int]) -> str:
         return "\u2028\x85 ".join(map(str, ids))
@@ -30,7 +30,7 @@ def random_model(folder: Path) -> Any:
     return load_base(ModelFolder("x", save_model(folder / "llama", "llama")), FP32)
 
 
-def questions(count: int = COUNT, lengths: Sequence[int] = ()) -> Prompts:
+def make_prompts(count: int = COUNT, lengths: Sequence[int] = ()) -> Prompts:
     examples = tuple(
         Example(f"id-{i}", i + 1, "g", (Turn("user", "q", False), Turn("assistant", f"right {i}", True)))
         for i in range(count)
