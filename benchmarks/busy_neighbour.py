@@ -1,10 +1,10 @@
-"""How much a busy neighbour costs, with threads that wait by spinning long, by spinning shortly, and by sleeping.
+"""Measure the cost of a busy neighbour process if threads wait by long spins, short spins or sleep.
 
     .venv/bin/python benchmarks/busy_neighbour.py [--rounds 3]
 
-Each measurement is a process of its own: one forward and backward pass after another through layers of the embedded
-model's sizes, on all cores, for five seconds. The three policies take turns, alone and beside one process that keeps
-one core busy, so that a drift of the machine meets both alike. Prints a table in Markdown.
+Each measurement is a separate process that runs forward and backward passes through layers of the embedded model's
+sizes, on all cores, for five seconds. The three policies alternate, with and without a process that keeps one core
+busy, so that a drift of the machine affects all alike. Prints a Markdown table.
 """
 
 import argparse
@@ -31,20 +31,20 @@ POLICIES = {"long": {}, "short": {"GOMP_SPINCOUNT": "20000"}, "sleep": {"OMP_WAI
 
 
 def passes_per_second(policy: str) -> float:
-    """Return the speed of one measured process."""
+    """Return the speed of one process."""
     environment = {**os.environ, **POLICIES[policy]}
     done = subprocess.run([sys.executable, "-c", PASSES], env=environment, capture_output=True, text=True, check=True)
     return float(done.stdout)
 
 
 def main() -> None:
-    """Measure all combinations, in turns, and print the medians."""
+    """Measure all combinations in alternation, and print the medians."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
     rounds = parser.parse_args().rounds
-    print("| beside | long spin, passes/s | short spin, passes/s | sleep, passes/s |\n|---|--:|--:|--:|")
-    for beside in ("nothing", "one busy process"):
-        neighbour = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if beside != "nothing" else None
+    print("| neighbour | long spin, passes/s | short spin, passes/s | sleep, passes/s |\n|---|--:|--:|--:|")
+    for condition in ("none", "one busy process"):
+        neighbour = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if condition != "none" else None
         try:
             speeds = {policy: [] for policy in POLICIES}
             for _ in range(rounds):
@@ -54,7 +54,7 @@ def main() -> None:
             if neighbour:
                 neighbour.kill()
         cells = [f"{statistics.median(v):.1f} ({min(v):.1f} to {max(v):.1f})" for v in speeds.values()]
-        print(f"| {beside} | {' | '.join(cells)} |")
+        print(f"| {condition} | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Predicted beside measured peak memory of training, over configurations that fit a small machine.
+"""Compare estimated and measured peak memory of training, for configurations that fit a small machine.
 
     python benchmarks/memory.py [--only NAME;...] [--precision fp32|bf16] [--steps N] [--out FILE]
 
-Every configuration trains a few steps in a process of its own, as `tunesmith train` would, on rows made up here; the
-numbers are those of its manifest: what was expected before the first step, and the most that was resident. Models
-other than the embedded one are random, in the published sizes. Prints the tables of docs/memory.md.
+Every configuration trains a few steps on generated rows in a separate process, as `tunesmith train` does. The numbers
+are those of its manifest: the estimate before the first step, and the peak resident memory. Models other than the
+embedded one have random weights in published sizes. Prints the tables of docs/memory.md.
 """
 
 import argparse
@@ -29,7 +29,7 @@ FULL = {"method": "full"}
 
 
 def configurations() -> dict[str, dict[str, Any]]:
-    """Return {name: {base, words of a prompt and an answer, sections of the recipe}}."""
+    """Return {name: {base, words of prompt and answer, sections of the recipe}}."""
     lora = {"base": EMBEDDED, "tuning": LORA}
     full = {"base": EMBEDDED, "tuning": FULL}
     short = {"words": (95, 20), "rows": 4}
@@ -80,7 +80,7 @@ def configurations() -> dict[str, dict[str, Any]]:
 
 
 def random_model(kind: str, folder: Path) -> Path:
-    """Write a model of a published size with random weights and the embedded model's tokenizer, or a T5's."""
+    """Write a model of a published size with random weights and the embedded model's tokenizer."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
@@ -108,26 +108,26 @@ _SIZES = {
 }  # fmt: skip
 
 
-def write_recipe(folder: Path, one: dict[str, Any], steps: int) -> Path:
-    """Write rows and a recipe; rows have down to `spread` less of the words that the configuration names."""
-    chance = random.Random(0)
-    (asked, answered), least = one["words"], 1 - one.get("spread", 0.1)
+def write_recipe(folder: Path, case: dict[str, Any], steps: int) -> Path:
+    """Write rows and a recipe. A row has up to `spread` fewer words than the configuration names."""
+    generator = random.Random(0)
+    (prompt_words, answer_words), shortest = case["words"], 1 - case.get("spread", 0.1)
 
     def text(words: int) -> str:
-        return " ".join(chance.choice(WORDS) for _ in range(max(1, round(words * chance.uniform(least, 1.0)))))
+        return " ".join(generator.choice(WORDS) for _ in range(max(1, round(words * generator.uniform(shortest, 1.0)))))
 
     with (folder / "rows.jsonl").open("w", encoding="utf-8") as file:
         for _ in range(40):
-            file.write(json.dumps({"asked": text(asked), "answered": text(answered)}) + "\n")
-    task = one.get("task", "completion")
-    columns = {"text": "asked"} if task == "text" else {"prompt": "{asked}", "response": "{answered}"}
-    train = {"learning_rate": 1e-5, "max_steps": steps, "examples_per_step": one["rows"], "packing": "never"}
+            file.write(json.dumps({"prompt": text(prompt_words), "answer": text(answer_words)}) + "\n")
+    task = case.get("task", "completion")
+    columns = {"text": "prompt"} if task == "text" else {"prompt": "{prompt}", "response": "{answer}"}
+    train = {"learning_rate": 1e-5, "max_steps": steps, "examples_per_step": case["rows"], "packing": "never"}
     recipe = {
         "name": "memory",
-        "model": {"base": str(one["base"]), **one.get("model", {})},
+        "model": {"base": str(case["base"]), **case.get("model", {})},
         "data": {"source": {"file": "rows.jsonl"}, "task": task, "split": {"valid": 0.0, "test": 0.1}, **columns},
-        "tuning": one["tuning"],
-        "train": {**train, **one.get("train", {})},
+        "tuning": case["tuning"],
+        "train": {**train, **case.get("train", {})},
         "evaluate": {"metrics": ["perplexity"], "primary": "perplexity"},
     }
     path = folder / "recipe.yaml"
@@ -136,13 +136,13 @@ def write_recipe(folder: Path, one: dict[str, Any], steps: int) -> Path:
     return path
 
 
-def measured(one: dict[str, Any], steps: int) -> dict[str, Any]:
-    """Return the manifest of a training in a process of its own."""
+def train_case(case: dict[str, Any], steps: int) -> dict[str, Any]:
+    """Train a configuration in a separate process; return the manifest."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        if one["base"] in ("t5", *_SIZES):
-            one = {**one, "base": random_model(one["base"], folder / "model")}
-        recipe = write_recipe(folder, one, steps)
+        if case["base"] in ("t5", *_SIZES):
+            case = {**case, "base": random_model(case["base"], folder / "model")}
+        recipe = write_recipe(folder, case, steps)
         code = (
             f"from tunesmith import run_recipe; run_recipe({str(recipe)!r}, out={str(folder / 'run')!r}, until='train')"
         )
@@ -158,23 +158,23 @@ def measured(one: dict[str, Any], steps: int) -> dict[str, Any]:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", help="names that contain one of these, separated by semicolons")
+    parser.add_argument("--only", help="parts of the names of configurations, separated by semicolons")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of matrix products")
-    parser.add_argument("--steps", type=int, default=2, help="of every configuration")
-    parser.add_argument("--out", type=Path, help="append every configuration's numbers to this JSONL file")
-    asked = parser.parse_args()
-    wanted = asked.only.split(";") if asked.only else [""]
+    parser.add_argument("--steps", type=int, default=2, help="steps of every configuration")
+    parser.add_argument("--out", type=Path, help="append the numbers of each configuration to this JSONL file")
+    options = parser.parse_args()
+    wanted = options.only.split(";") if options.only else [""]
     print("| configuration | expected GiB | measured GiB | ratio |\n|---|--:|--:|--:|", flush=True)
-    for name, one in configurations().items():
+    for name, case in configurations().items():
         if not any(part in name for part in wanted):
             continue
-        facts = measured({"model": {"precision": asked.precision}, **one}, asked.steps)
+        facts = train_case({"model": {"precision": options.precision}, **case}, options.steps)
         expected, peak = facts["expected_memory_gib"], facts["peak_memory_gib"]
         print(f"| {name} | {expected:.2f} | {peak:.2f} | {expected / peak:.2f} |", flush=True)
-        if asked.out:
-            with asked.out.open("a", encoding="utf-8") as file:
+        if options.out:
+            with options.out.open("a", encoding="utf-8") as file:
                 file.write(
-                    json.dumps({"name": name, "precision": asked.precision, "peak": peak, **facts["expected_memory"]})
+                    json.dumps({"name": name, "precision": options.precision, "peak": peak, **facts["expected_memory"]})
                     + "\n"
                 )
 

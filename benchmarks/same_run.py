@@ -1,11 +1,11 @@
-"""Compare two commits: do they prepare the same token files, and do their training steps have the same losses?
+"""Compare the token files and the losses of two commits.
 
     .venv/bin/python -m benchmarks.same_run BEFORE [AFTER] [--only chat,demo]
 
-BEFORE and AFTER are commits; AFTER is the working tree if it is left out. Both commits prepare and train each case by
-their command line, in fp32 and one thread: a tiny random model for every task, the demo's recipe with a few steps,
-and the founding jobs scaled down if the public data sets are there. Prints a table in Markdown; exits 1 if any byte
-of a token file or any loss differs.
+BEFORE and AFTER are commits; AFTER defaults to the working tree. Both prepare and train each case with their command
+line, in fp32 and one thread: a tiny random model for every task, the demo's recipe with a few steps, and the founding
+jobs scaled down if the public data sets exist. Prints a Markdown table; exits with 1 if any byte of a token file or any
+loss differs.
 """
 
 import argparse
@@ -31,7 +31,7 @@ FOUNDING = ("data.train_rows=24", "data.max_dropped_fraction=0.9", "data.max_tok
 
 
 class Case(NamedTuple):
-    """A recipe, and the changes to it: a file whose keys both commits know, or a name in `recipes/` of each commit."""
+    """A recipe with overrides: a file that both commits can read, or a name in `recipes/` of each commit."""
 
     file: Path | str
     changes: tuple[str, ...]
@@ -60,7 +60,7 @@ def tiny_cases(folder: Path) -> dict[str, Case]:
 
 
 def recipe_cases(folder: Path) -> dict[str, Case]:
-    """Return the demo's recipe, and those of the founding jobs if their data is there, scaled down."""
+    """Return the recipes of the demo and, if their data exists, of the founding jobs, scaled down."""
     demo = ("data.source.rows=300", "train.max_steps=3", "train.valid_every_steps=3", "train.valid_loss_rows=8")
     found = {"demo": Case("demo", (*demo, "model.precision=fp32"))}
     if not DATA.exists():
@@ -87,7 +87,7 @@ def recipe_cases(folder: Path) -> dict[str, Case]:
 
 
 def run(tree: Path, case: Case, out: Path) -> tuple[dict[str, str], list[Any]]:
-    """Prepare and train a case by the code in `tree`; return the digests of its token files, and what steps gave."""
+    """Prepare and train a case with the code in `tree`; return the digests of its token files and its metrics."""
     environment = {**os.environ, "PYTHONPATH": str(tree / "src"), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     file = case.file if isinstance(case.file, Path) else tree / "recipes" / case.file / "recipe.yaml"
     for stage in ("prepare", "train"):
@@ -107,7 +107,7 @@ def run(tree: Path, case: Case, out: Path) -> tuple[dict[str, str], list[Any]]:
 
 
 def tree_of(commit: str | None, folder: Path) -> Path:
-    """Return code and recipes of a commit, unpacked in `folder`; the working tree if no commit is given."""
+    """Return the folder of a commit's code and recipes, unpacked in `folder`; the working tree for no commit."""
     if commit is None:
         return ROOT
     archive = subprocess.run(
@@ -119,7 +119,7 @@ def tree_of(commit: str | None, folder: Path) -> Path:
 
 
 def compare(trees: Sequence[Path], cases: dict[str, Case], folder: Path) -> bool:
-    """Run all cases at both commits and print a line for each; say whether they agree in everything."""
+    """Run all cases at both commits and print a line for each; return whether all agree."""
     print("| case | token files | steps and validations | losses, first and last | |\n|---|--:|--:|---|---|")
     same = True
     for name, case in cases.items():

@@ -1,1 +1,1 @@
-"""tunesmith beside other trainers, measured in turns on one machine: `./scripts/benchmark`."""
+"""Benchmarks of tunesmith against other trainers, in alternation on one machine: `./scripts/benchmark`."""

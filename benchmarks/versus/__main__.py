@@ -1,4 +1,4 @@
-"""`python -m benchmarks.versus`, which `./scripts/benchmark` starts once there is an environment."""
+"""`python -m benchmarks.versus`, which `./scripts/benchmark` runs in its environment."""
 
 import sys
 

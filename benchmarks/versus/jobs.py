@@ -1,4 +1,4 @@
-"""One training job for all systems: our recipe, prepared, and the same tokens in the same order for everybody else."""
+"""One training job for all systems: our prepared run, and the same tokens in the same order for the peers."""
 
 import json
 import shutil
@@ -29,14 +29,14 @@ MOST_TOKENS = 1024
 
 
 class Unequal(Exception):
-    """Two systems were not given the same work, so no number of theirs may be compared."""
+    """Two systems did not get the same work, so that their numbers cannot be compared."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A prepared run, and its rows as tokens in the order in which they are trained.
+    """A prepared run, and its tokenized rows in training order.
 
-    `tokens` and `trained` are those of every step.
+    `tokens` and `trained` are the tokens and trained tokens of each step.
     """
 
     folder: Path
@@ -51,16 +51,16 @@ class Job:
 
     @property
     def prepared(self) -> Path:
-        """The run that is prepared and not yet trained."""
+        """The prepared run, not yet trained."""
         return self.folder / "prepared"
 
     @property
     def rows(self) -> Path:
-        """The rows for peers, with their tokens."""
+        """The tokenized rows for the peers."""
         return self.folder / "rows.jsonl"
 
     def for_peer(self, system: System, steps: int) -> dict[str, Any]:
-        """Return the job as a peer's worker reads it."""
+        """Return the job for the worker of a peer."""
         mean = sum(self.tokens) / len(self.tokens)
         return {
             "model": str(resolve(BASE).path), "rows": str(self.rows), "steps": steps, "setting": system.setting,
@@ -70,24 +70,24 @@ class Job:
         }  # fmt: skip
 
     def for_us(self) -> tuple[dict[str, Any], Path]:
-        """Return the job as our worker reads it, and where the log of its steps will be: in a new copy of the run."""
-        run = self.folder / "run"  # beside `prepared`: a run knows its recipe's folder relative to itself
+        """Return the job for our worker, and the log of its steps, in a new copy of the run."""
+        run = self.folder / "run"  # in the folder of `prepared`, because the path to the recipe's folder is relative
         shutil.rmtree(run, ignore_errors=True)
         shutil.copytree(self.prepared, run)
         return {"arguments": ["train", str(run)]}, RunDir(run).metrics
 
     def must_equal(self, system: System, steps: Sequence[dict[str, Any]]) -> None:
-        """Raise Unequal where a system was fed other tokens, or trained other ones, than everybody else."""
+        """Raise Unequal if a system read or trained other tokens than ours."""
         if system.setting.get("packed"):
-            return  # its rows of a step are others; the worker has compared the rows themselves
+            return  # its steps have other rows; the worker compares the rows
         expected = list(zip(self.tokens, self.trained, strict=True))[: len(steps)]
-        found = [(step["tokens"], step["trained_tokens"]) for step in steps]
+        counts = [(step["tokens"], step["trained_tokens"]) for step in steps]
         if not system.in_order:
             if len(steps) < len(self.tokens):
-                return  # sorted by length, so that not the same rows come first
+                return  # sorted by length, so that other rows come first
             expected = [(sum(self.tokens), sum(self.trained))]
-            found = [(sum(tokens for tokens, _ in found), sum(trained for _, trained in found))]
-        for number, (theirs, ours) in enumerate(zip(found, expected, strict=True), 1):
+            counts = [(sum(tokens for tokens, _ in counts), sum(trained for _, trained in counts))]
+        for number, (theirs, ours) in enumerate(zip(counts, expected, strict=True), 1):
             if theirs != ours:
                 raise Unequal(
                     f"{system.name} had {theirs[0]} tokens in step {number}, {theirs[1]} of them trained; "
@@ -96,7 +96,7 @@ class Job:
 
 
 def write_recipe(folder: Path, rows: Sequence[Row], **sections: dict[str, Any]) -> Path:
-    """Write rows and a chat recipe over them; the last two rows are the test split."""
+    """Write rows and a chat recipe for them; the last two rows are the test split."""
     folder.mkdir(parents=True, exist_ok=True)
     last = len(rows) - 2
     with (folder / "source.jsonl").open("w", encoding="utf-8") as file:
@@ -133,11 +133,11 @@ def make_job(
     precision: str = "auto",
     **train: Any,
 ) -> Job:
-    """Prepare a run over rows, and write the same rows down for the others.
+    """Prepare a run from rows, and write the same rows for the peers.
 
     Args:
-        rows: a few more than are trained, since rows that are too long are dropped.
-        train: more settings of the recipe's section `train`.
+        rows: a few more than are trained, because rows that are too long are dropped.
+        train: more keys of the recipe's section `train`.
     """
     rate = 2e-5 if full else 2e-4
     settings = {
@@ -153,7 +153,7 @@ def make_job(
 
 
 def prepare(recipe: Path, run: Path) -> None:
-    """Prepare a run, in a process of its own: a child's peak memory begins at what its parent held."""
+    """Prepare a run in a separate process, because the peak memory of a child starts at its parent's memory."""
     command = [sys.executable, "-m", "tunesmith", "prepare", str(recipe), "--out", str(run)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment_of_ours(run.parent))
     if done.returncode:
@@ -161,7 +161,7 @@ def prepare(recipe: Path, run: Path) -> None:
 
 
 def read_job(folder: Path, recipe: Path, *, learning_rate: float, full: bool, gpu: bool) -> Job:
-    """Read what `prepare` wrote, and write it down in the order of training."""
+    """Read the prepared run, and write its rows in training order."""
     loaded, run = load_recipe(recipe), RunDir(folder / "prepared")
     tokens = TokenDataset(run.tokens("train"))
     examples = list(read_jsonl(run.examples("train")))
@@ -173,7 +173,7 @@ def read_job(folder: Path, recipe: Path, *, learning_rate: float, full: bool, gp
         for step in range(plan.total_steps)
     ]
     with (folder / "rows.jsonl").open("w", encoding="utf-8") as file:
-        for row in (row for mine in chosen for row in mine):
+        for row in (row for indices in chosen for row in indices):
             file.write(json.dumps(_for_peers(examples[row], tokens.example(row, ""))) + "\n")
     return Job(
         folder=folder,
@@ -181,8 +181,8 @@ def read_job(folder: Path, recipe: Path, *, learning_rate: float, full: bool, gp
         examples_per_step=size,
         learning_rate=learning_rate,
         full=full,
-        tokens=[int(tokens.lengths[mine].sum()) for mine in chosen],
-        trained=[tokens.trained_tokens(mine) for mine in chosen],
+        tokens=[int(tokens.lengths[indices].sum()) for indices in chosen],
+        trained=[tokens.trained_tokens(indices) for indices in chosen],
         longest=loaded.data.max_tokens_per_example,
         gpu=gpu,
     )

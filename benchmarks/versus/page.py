@@ -1,4 +1,4 @@
-"""Writes what was measured into docs/benchmarks.md, between the marks of each section; all else stays as it is."""
+"""Write results into docs/benchmarks.md, between the markers of each section; other text stays."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -15,13 +15,13 @@ _BEGIN, _END = "<!-- measured: {name} -->", "<!-- end of {name} -->"
 
 
 class NoPlace(Exception):
-    """The page has no marks for a section."""
+    """The page has no markers for a section."""
 
 
 def write_sections(
     path: Any, results: Mapping[str, Sequence[Entry]], machine: Mapping[str, Any], *, busy: bool
 ) -> None:
-    """Put the sections of what was measured in their places."""
+    """Replace the sections of the measured benchmarks."""
     text = path.read_text(encoding="utf-8")
     for name, entries in results.items():
         text = replaced(text, name, section(name, entries, machine, busy=busy))
@@ -29,10 +29,10 @@ def write_sections(
 
 
 def replaced(text: str, name: str, words: str) -> str:
-    """Return a page with the words of one section put between its marks.
+    """Return the page with one section replaced.
 
     Raises:
-        NoPlace: the page has no such marks, or has them twice.
+        NoPlace: the page lacks the markers, or has them twice.
     """
     begin, end = _BEGIN.format(name=name), _END.format(name=name)
     parts = re.split(f"({re.escape(begin)}\n|{re.escape(end)})", text)
@@ -42,15 +42,15 @@ def replaced(text: str, name: str, words: str) -> str:
 
 
 def section(name: str, entries: Sequence[Entry], machine: Mapping[str, Any], *, busy: bool) -> str:
-    """Return what stands between the marks: on what it was measured, with which versions, and the tables."""
+    """Return the text of a section: machine, versions and tables."""
     versions: dict[str, str] = dict(machine.get("versions", {}))
-    for one in entries:
-        versions |= one.get("versions") or {}
-    told = ", ".join(f"{package} {version}" for package, version in sorted(versions.items()))
+    for entry in entries:
+        versions |= entry.get("versions") or {}
+    packages = ", ".join(f"{package} {version}" for package, version in sorted(versions.items()))
     month = datetime.now(UTC).strftime("%B %Y")
-    lines = [f"Measured in {month} on {describe_machine(dict(machine))}; {told or 'no versions known'}."]
+    lines = [f"Measured in {month} on {describe_machine(dict(machine))}; {packages or 'no versions known'}."]
     if busy:
-        lines.append("**The machine was busy with other work**: trust the ratios a little and the rest not at all.")
-    if any(one.get("rows") == "demo" for one in entries):
-        lines.append("The real rows were not at hand, so the demo's generated rows stand in for them.")
+        lines.append("**The machine was busy with other work**: only the ratios have some meaning.")
+    if any(entry.get("rows") == "demo" for entry in entries):
+        lines.append("The real rows were missing; generated rows of the demo replaced them.")
     return "\n".join(lines) + "\n\n" + SECTIONS[name](entries)

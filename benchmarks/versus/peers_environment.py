@@ -1,6 +1,6 @@
-"""The peers' environment: `.venv-peers` at the root of the repository, apart from ours, since their ranges differ.
+"""The environment of the peers: `.venv-peers` at the root of the repository, because their version ranges differ.
 
-torch is held at the version of constraints.txt; any other would be fetched anew, with gigabytes of what it needs.
+torch has the version of constraints.txt; another one would need another download of several gigabytes.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from benchmarks.versus.rows import ROOT
 
 PLACE = ROOT / ".venv-peers"
 PINNED = ROOT / "benchmarks" / "peers.txt"
-# What only GPUs can use; where one of these does not install, its settings fail and the error is told.
+# Packages for GPUs only. If one does not install, its settings fail and the error is reported.
 PINNED_ON_GPU = ROOT / "benchmarks" / "peers-gpu.txt"
 CONSTRAINTS = ROOT / "constraints.txt"
 # torchtune and peft want different versions of one package.
@@ -28,12 +28,12 @@ class CannotMake(Exception):
 
 
 def peers_python(say: Callable[[str], None], *, gpu: bool = False) -> Path:
-    """Return the interpreter of the peers' environment, which is made where it is not there or not up to date.
+    """Return the interpreter of the peers' environment; make or update the environment if necessary.
 
-    PEERS_PYTHON names one that somebody else made.
+    PEERS_PYTHON names the interpreter of another environment.
 
     Raises:
-        CannotMake: it cannot be made.
+        CannotMake: the environment cannot be made.
     """
     if lent := os.environ.get("PEERS_PYTHON"):
         if not Path(lent).is_file():
@@ -62,7 +62,7 @@ def peers_python(say: Callable[[str], None], *, gpu: bool = False) -> Path:
 
 
 def _apart(name: str, pinned: Path, say: Callable[[str], None]) -> None:
-    """Make an environment within the peers' one, which sees all of it and has a few packages of its own before it."""
+    """Make an environment on top of the peers' one; its few packages take precedence."""
     say(f"making .venv-peers/{name}")
     place = PLACE / name
     _pip_must([sys.executable, "-m", "venv", str(place)])
@@ -78,7 +78,7 @@ def _install(python: Path) -> list[str]:
 
 
 def _wanted(gpu: bool) -> str:
-    """Return what an environment is made from; the folder counts, since one that was moved points to its old place."""
+    """Return the inputs of an environment, including its folder, because a moved environment is broken."""
     sources = [PINNED, _PINNED_APART, CONSTRAINTS, *([PINNED_ON_GPU] if gpu else [])]
     text = "".join(path.read_text(encoding="utf-8") for path in sources)
     return hashlib.sha256(f"{PLACE}\n{sys.version}\n{text}".encode()).hexdigest()
@@ -90,10 +90,16 @@ def _lines(path: Path) -> list[str]:
 
 
 def _pip_must(command: list[str]) -> None:
-    kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "PIP_TARGET", "PIP_PREFIX")}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=kept, stdin=subprocess.DEVNULL)
+    environment = {
+        k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "PIP_TARGET", "PIP_PREFIX")
+    }
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=environment, stdin=subprocess.DEVNULL
+    )
     if done.returncode:
-        told = [line.strip() for line in (done.stderr + done.stdout).splitlines() if line.strip()]
-        errors = [line for line in told if line.startswith("ERROR")] or told[-1:] or ["pip failed without a word"]
-        unreachable = any(mark in line for mark in _NOTHING_ANSWERS for line in told)
+        output = [line.strip() for line in (done.stderr + done.stdout).splitlines() if line.strip()]
+        errors = (
+            [line for line in output if line.startswith("ERROR")] or output[-1:] or ["pip failed without a message"]
+        )
+        unreachable = any(mark in line for mark in _NOTHING_ANSWERS for line in output)
         raise CannotMake(f"{'is the package index reachable? ' if unreachable else ''}{errors[-1][:300]}")

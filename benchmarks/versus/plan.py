@@ -1,4 +1,4 @@
-"""How much is measured: everything, or just enough to see that the harness works."""
+"""The amount of work: all measurements, or a quick check of the harness."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,16 +6,16 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What the command line asked for, and where.
+    """The options of the command line and the facts about the machine.
 
     Attributes:
         steps: optimizer steps of each run; the first two are left out of rates.
-        tried_steps: steps in which each of a peer's settings is tried once.
-        tried_seconds: after which a setting that is tried is given up.
-        run_seconds: after which any run is stopped.
-        systems: names of the only settings of peers that are tried; all where it is empty.
-        gpu: whether there is one; `bf16` whether the machine computes in it.
-        peers: the interpreter of the peers' environment; None where it could not be made, and `no_peers` says why.
+        tried_steps: steps of the single trial of each setting of a peer.
+        tried_seconds: time limit of a trial.
+        run_seconds: time limit of a run.
+        systems: names of the settings of peers to try; empty for all.
+        gpu: whether the machine has a GPU; `bf16`: whether it computes in bf16.
+        peers: the interpreter of the peers' environment; None if it could not be made, with the reason in `no_peers`.
     """
 
     scratch: Path
@@ -34,7 +34,7 @@ class Plan:
 
     @classmethod
     def quickly(cls, scratch: Path, *, gpu: bool = False, bf16: bool = False) -> "Plan":
-        """Return a plan of few and small steps, which says nothing about speed."""
+        """Return a plan with few and small steps, to test the harness only."""
         return cls(
             scratch,
             quick=True,
@@ -48,6 +48,6 @@ class Plan:
         )
 
     def python_of(self, family: str) -> Path | None:
-        """Return the interpreter of a peer: most share one, and who has needs of its own lies in a folder of it."""
+        """Return the interpreter of a peer: the shared one, or that of its sub-environment."""
         own = self.peers.parents[1] / family / "bin" / "python" if self.peers else None
         return own if own and own.exists() else self.peers

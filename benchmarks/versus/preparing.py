@@ -1,4 +1,4 @@
-"""Rows prepared a second, and the memory that takes: ours beside the tokenization in TRL's SFTTrainer."""
+"""Prepared rows per second and memory: `prepare` against the tokenization of TRL's SFTTrainer."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ _DISTINCT_ROWS = 12_000
 
 
 def preparing(plan: Plan, say: Callable[[str], None]) -> list[Entry]:
-    """Measure whole processes, from their start to tokens on disk."""
+    """Measure processes from their start until the tokens are on disk."""
     count = 2_000 if plan.quick else 100_000
     rows = rows_of("dialogsum", min(count, _DISTINCT_ROWS))
     folder = plan.scratch / "prepare"
@@ -31,21 +31,21 @@ def preparing(plan: Plan, say: Callable[[str], None]) -> list[Entry]:
     if plan.peers:
         cores = machine()["cores"]
         systems |= {"trl-default": {"processes": None}, f"trl-{cores}-processes": {"processes": cores}}
-    found: dict[str, list[Measured]] = {name: [] for name in systems}
+    runs_of: dict[str, list[Measured]] = {name: [] for name in systems}
     for repeat in range(plan.repeats):
-        for name, told in systems.items():
+        for name, settings in systems.items():
             place = folder / f"{repeat}-{name}"
             if name == "tunesmith":
                 job = {"arguments": ["prepare", str(recipe), "--out", str(folder / f"run-{repeat}")]}
-                one = measure("ours_verb.py", job, place, limit_seconds=plan.run_seconds)
+                run = measure("ours_verb.py", job, place, limit_seconds=plan.run_seconds)
             else:
-                job = {"model": str(resolve(BASE).path), "messages": str(messages), **told}
-                one = measure("trl_prepare.py", job, place, python=plan.peers, limit_seconds=plan.run_seconds)
-            found[name].append(one)
-            say(f"{name}: {one.error or f'{count / one.seconds:.0f} rows/s'}")
+                job = {"model": str(resolve(BASE).path), "messages": str(messages), **settings}
+                run = measure("trl_prepare.py", job, place, python=plan.peers, limit_seconds=plan.run_seconds)
+            runs_of[name].append(run)
+            say(f"{name}: {run.error or f'{count / run.seconds:.0f} rows/s'}")
     facts = {"rows": "demo" if rows.instead else "dialogsum", "count": count}
-    made = [_entry(name, runs, found["tunesmith"], facts) for name, runs in found.items()]
-    return made if plan.peers else [*made, skipped("prepare", "peers", plan.no_peers or "no environment for peers")]
+    made = [_entry(name, runs, runs_of["tunesmith"], facts) for name, runs in runs_of.items()]
+    return made if plan.peers else [*made, skipped("prepare", "peers", plan.no_peers or "no environment of peers")]
 
 
 def _write_messages(path: Path, rows: Sequence[Row]) -> None:
@@ -59,22 +59,22 @@ def _write_messages(path: Path, rows: Sequence[Row]) -> None:
 
 
 def _entry(name: str, runs: Sequence[Measured], ours: Sequence[Measured], facts: dict[str, Any]) -> Entry:
-    good = [one for one in runs if one.error is None]
-    made = timed("prepare", name, "rows", [one.seconds for one in good], **facts)
-    rates = [facts["count"] / one.seconds for one in good]
+    good = [run for run in runs if run.error is None]
+    made = timed("prepare", name, "rows", [run.seconds for run in good], **facts)
+    rates = [facts["count"] / run.seconds for run in good]
     made["rows_per_second"] = significant(Spread.of(rates).median) if rates else None
     made["rows_per_second_spread"] = Spread.of(rates).to_json() if rates else None
-    made["peak_rss_gib"] = max((_held(one) for one in good), default=None)
+    made["peak_rss_gib"] = max((_held(run) for run in good), default=None)
     made["versions"] = good[0].result["versions"] if good else {}
     if name != "tunesmith":
-        speeds = [[None if one.error else 1 / one.seconds for one in mine] for mine in (ours, runs)]
-        if told := ratios(*speeds):
-            made |= {"ratio": Spread.of(told).to_json(), "ratio_each": [significant(one) for one in told]}
+        speeds = [[None if run.error else 1 / run.seconds for run in side] for side in (ours, runs)]
+        if ratio := ratios(*speeds):
+            made |= {"ratio": Spread.of(ratio).to_json(), "ratio_each": [significant(value) for value in ratio]}
     if len(good) < len(runs):
-        made["error"] = next(one.error for one in runs if one.error)
+        made["error"] = next(run.error for run in runs if run.error)
     return made
 
 
-def _held(one: Measured) -> float:
-    """Return the memory of the process, and of the helpers that it started, all as large as the largest."""
-    return float(one.result["peak_rss_gib"] + one.result.get("helpers", 0) * one.result.get("helper_rss_gib", 0.0))
+def _held(run: Measured) -> float:
+    """Return the memory of the process and its helpers, each counted as the largest helper."""
+    return float(run.result["peak_rss_gib"] + run.result.get("helpers", 0) * run.result.get("helper_rss_gib", 0.0))

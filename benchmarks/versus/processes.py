@@ -1,4 +1,4 @@
-"""How fast many processes are together on this machine, beside what `plan` foresees for them from the speed of one."""
+"""Speed of several processes on this machine, against the estimate of `plan` from the speed of one."""
 
 import json
 import subprocess
@@ -22,7 +22,7 @@ _MOST_REPEATS = 2
 
 
 class Point(NamedTuple):
-    """One configuration: how many processes, what each keeps of the model, and what is trained."""
+    """One configuration: number of processes, sharding and tuning."""
 
     tuning: str
     processes: int
@@ -30,16 +30,16 @@ class Point(NamedTuple):
 
     @property
     def arguments(self) -> list[str]:
-        """What makes a command run so."""
+        """The overrides of the recipe."""
         many = ["--on", "torchrun", f"launch.processes={self.processes}", f"launch.sharding={self.sharding}"]
         return many if self.processes > 1 else []
 
 
 def processes(plan: Plan, say: Callable[[str], None]) -> list[Entry]:
-    """Measure one process, and many, in turns; ask `plan` what it had foreseen; draw both."""
-    most = _gpus() if plan.gpu else _COUNTS[-1]
-    if most < 2:
-        return [skipped("processes", "tunesmith", "there is one GPU, and a process needs one of its own")]
+    """Measure one and several processes in alternation, with the estimates of `plan`, and draw both."""
+    max_processes = _gpus() if plan.gpu else _COUNTS[-1]
+    if max_processes < 2:
+        return [skipped("processes", "tunesmith", "there is one GPU, and each process needs its own")]
     link = _link(plan)
     say(f"one process sends another {link:.2f} GB/s")
     rows = rows_of("viggo", plan.steps * plan.examples_per_step + 8)
@@ -52,70 +52,70 @@ def processes(plan: Plan, say: Callable[[str], None]) -> list[Entry]:
             plan.scratch / f"processes-{tuning}", rows.rows, steps=plan.steps, full=tuning == "full", gpu=plan.gpu,
             examples_per_step=plan.examples_per_step,
         )  # fmt: skip
-        points = list(_points(tuning, 2 if plan.quick else most))
+        points = list(_points(tuning, 2 if plan.quick else max_processes))
         runs: dict[Point, list[tuple[Measured, dict[str, Any]]]] = {point: [] for point in points}
         for repeat in range(min(plan.repeats, _MOST_REPEATS)):
             for point in points:
                 runs[point].append(_run(job, point, repeat, plan))
-                one, found = runs[point][-1]
-                say(f"{tuning}, {point.processes} x {point.sharding}: {one.error or found['tokens_per_second']}")
+                run, manifest = runs[point][-1]
+                say(f"{tuning}, {point.processes} x {point.sharding}: {run.error or manifest['tokens_per_second']}")
         made += [{**_entry(job, point, runs[point], link), **facts} for point in points]
     if not plan.quick:
         CHART.write_text(draw_processes(made), encoding="utf-8")
     return made
 
 
-def _points(tuning: str, most: int) -> Iterator[Point]:
-    for count in (count for count in _COUNTS if count <= most):
+def _points(tuning: str, max_processes: int) -> Iterator[Point]:
+    for count in (count for count in _COUNTS if count <= max_processes):
         yield Point(tuning, count, "none")
         if count > 1:
             yield Point(tuning, count, "full")
 
 
 def _run(job: Job, point: Point, repeat: int, plan: Plan) -> tuple[Measured, dict[str, Any]]:
-    """Train, and return what the run's manifest says, too: of all its steps, as `plan` counts with."""
-    told, log = job.for_us()
-    verb, run = told["arguments"]
-    told = {"arguments": [verb, run, *point.arguments]}
+    """Train; return the measurements and the numbers of the run's manifest, which cover all steps as in `plan`."""
+    request, log = job.for_us()
+    verb, run = request["arguments"]
+    request = {"arguments": [verb, run, *point.arguments]}
     place = job.folder / f"turn-{repeat}-{point.processes}-{point.sharding}"
-    one = measure("ours_many.py", told, place, log=log, limit_seconds=plan.run_seconds)
-    return one, RunDir(run).manifest("train") or {}
+    measured = measure("ours_many.py", request, place, log=log, limit_seconds=plan.run_seconds)
+    return measured, RunDir(run).manifest("train") or {}
 
 
 def _entry(job: Job, point: Point, runs: list[tuple[Measured, dict[str, Any]]], link: float) -> Entry:
     speeds = [facts["tokens_per_second"] for _, facts in runs if facts]
     speed = Spread.of(speeds).to_json() if speeds else None
-    # As its manifest says: of all steps, and of the process that held most.
-    told = {
+    # From the manifest: all steps, and the rank with the highest peak.
+    numbers = {
         "tokens_per_second": speed["median"] if speed else None, "tokens_per_second_spread": speed,
         "tokens_per_second_each": speeds,
         "peak_rss_gib": max((facts["peak_memory_gib"] for _, facts in runs if facts), default=None),
     }  # fmt: skip
     return entry(
-        "processes", "tunesmith", [one for one, _ in runs], phase="alone", **point._asdict(), **told,
-        foreseen=_foreseen(job, point, link) if speeds else None,
+        "processes", "tunesmith", [measured for measured, _ in runs], phase="alone", **point._asdict(), **numbers,
+        foreseen=_estimate(job, point, link) if speeds else None,
     )  # fmt: skip
 
 
-def _foreseen(job: Job, point: Point, link: float) -> list[float] | None:
-    """Return the tokens a second that `plan` says, at worst and at best, with the speed of the run of one before."""
+def _estimate(job: Job, point: Point, link: float) -> list[float] | None:
+    """Return the lowest and highest tokens per second that `plan` estimates from the run with one process."""
     linked = [f"launch.intra_node_gb_per_second={link:.4f}"] if point.processes > 1 else []
     command = ["plan", str(job.folder / "recipe.yaml"), *point.arguments, *linked, "--json"]
     done = subprocess.run(
         [sys.executable, "-m", "tunesmith", *command], capture_output=True, text=True, check=False,  # may not fit
         env=environment_of_ours(job.folder),
     )  # fmt: skip
-    found: list[float] | None = json.loads(done.stdout)["together"]
-    return found
+    estimate: list[float] | None = json.loads(done.stdout)["together"]
+    return estimate
 
 
 def _gpus() -> int:
-    told = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=False)
-    return told.stdout.count("GPU ")
+    output = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=False)
+    return output.stdout.count("GPU ")
 
 
 def _link(plan: Plan) -> float:
-    """Return what one process sends another, in 10^9 bytes a second."""
+    """Return the speed between two processes, in 10^9 bytes per second."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(
         [*torchrun, str(WORKERS / "link_speed.py")], capture_output=True, text=True, check=True,

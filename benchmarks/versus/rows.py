@@ -1,4 +1,4 @@
-"""The rows that are measured on: real ones where they lie beside the repository, else the demo's."""
+"""The rows of the benchmarks: real ones if `../shared/data` has them, else those of the demo."""
 
 import csv
 import json
@@ -17,21 +17,21 @@ Row = dict[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Rows {prompt, response}; `instead` says why they are not those that were asked for."""
+    """Rows {prompt, response}; `instead` is the reason if they replace the wanted ones."""
 
     rows: list[Row]
     instead: str | None = None
 
 
 def rows_of(name: str, count: int, *, shared: Path = SHARED) -> Rows:
-    """Return `count` rows of `dialogsum` or `viggo`, over again where there are fewer."""
+    """Return `count` rows of `dialogsum` or `viggo`, repeated if there are fewer."""
     read = {"dialogsum": _dialogsum, "viggo": _viggo}[name]
-    found = read(shared)
+    rows = read(shared)
     instead = None
-    if not found:
-        instead = f"the {name} rows are not beside the repository (shared/data/{name}), so the demo's stand in"
-        found = [{"prompt": row["question"], "response": row["sql"]} for row in demo_rows(_DEMO_ROWS, seed=0)]
-    return Rows(list(islice(cycle(found), count)), instead)
+    if not rows:
+        instead = f"the {name} rows do not exist (../shared/data/{name}); the demo's rows replace them"
+        rows = [{"prompt": row["question"], "response": row["sql"]} for row in demo_rows(_DEMO_ROWS, seed=0)]
+    return Rows(list(islice(cycle(rows), count)), instead)
 
 
 def _dialogsum(shared: Path) -> list[Row]:
@@ -39,8 +39,11 @@ def _dialogsum(shared: Path) -> list[Row]:
     if not path.exists():
         return []
     with path.open(encoding="utf-8") as file:
-        told = [json.loads(line) for line in file]
-    return [{"prompt": f"Summarize the dialogue.\n\n{one['dialogue']}", "response": one["summary"]} for one in told]
+        dialogues = [json.loads(line) for line in file]
+    return [
+        {"prompt": f"Summarize the dialogue.\n\n{dialogue['dialogue']}", "response": dialogue["summary"]}
+        for dialogue in dialogues
+    ]
 
 
 def _viggo(shared: Path) -> list[Row]:
@@ -48,11 +51,11 @@ def _viggo(shared: Path) -> list[Row]:
     if not path.exists():
         return []
     with path.open(encoding="utf-8", newline="") as file:
-        return [{"prompt": one["mr"], "response": one["ref"]} for one in csv.DictReader(file)]
+        return [{"prompt": dialogue["mr"], "response": dialogue["ref"]} for dialogue in csv.DictReader(file)]
 
 
 def varied(rows: list[Row], count: int) -> list[Row]:
-    """Return many rows made of few: every round over them says its number, so that no two are the same."""
+    """Return many different rows from few: each repetition adds its number."""
     return [
         {**rows[i % len(rows)], "prompt": f"{rows[i % len(rows)]['prompt']}\n(number {i // len(rows)})"}
         for i in range(count)

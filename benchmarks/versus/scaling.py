@@ -1,4 +1,4 @@
-"""How our own speed and memory follow the length of rows, the rows of a step, the size of the model, and packing."""
+"""Our speed and memory by row length, rows per step, model size and packing."""
 
 import json
 import subprocess
@@ -15,17 +15,17 @@ from benchmarks.versus.plan import Plan
 from benchmarks.versus.rows import ROOT, Row, rows_of
 
 CHART = ROOT / "docs" / "benchmarks-scaling.svg"
-# Around what a row of so many words of prompt has: markup, the default system turn, the answer.
+# Tokens of a row besides its prompt: markup, the default system turn, the answer.
 _AROUND = 52
 _ANSWER = " ".join(["so"] * 12)
 _TOKENS_A_STEP = 4096
 _LENGTHS = (64, 128, 256, 512, 1024, 2048, 4096)
 _ROWS = (1, 2, 4, 8, 16, 32, 64)
 _STEPS = 4
-# Twenty configurations take long enough.
+# Few repeats, because there are twenty configurations.
 _MOST_REPEATS = 2
 
-# Shapes as published: SmolLM2-360M and TinyLlama-1.1B. The weights are random, which changes no time.
+# Published shapes: SmolLM2-360M and TinyLlama-1.1B. The weights are random, which does not change the time.
 MODELS: dict[str, dict[str, int]] = {
     "360M": {
         "hidden_size": 960, "intermediate_size": 2560, "num_hidden_layers": 32, "num_attention_heads": 15,
@@ -39,7 +39,7 @@ MODELS: dict[str, dict[str, int]] = {
 
 
 class Point(NamedTuple):
-    """One measured configuration: its series, its place in it, and what is trained."""
+    """One configuration: its series, its value in the series, and its training."""
 
     series: str
     at: str
@@ -51,7 +51,7 @@ class Point(NamedTuple):
 
 
 def scaling(plan: Plan, say: Callable[[str], None]) -> list[Entry]:
-    """Measure every configuration in turns, and draw them."""
+    """Measure every configuration in alternation, and draw the results."""
     points = list(_points(plan))
     bases = {name: str(_random_model(name, plan.scratch / "models" / name)) for name in MODELS if not plan.quick}
     jobs = [
@@ -64,13 +64,13 @@ def scaling(plan: Plan, say: Callable[[str], None]) -> list[Entry]:
     ]  # fmt: skip
     runs: list[list[Measured]] = [[] for _ in points]
     for repeat in range(min(plan.repeats, _MOST_REPEATS)):
-        for point, job, mine in zip(points, jobs, runs, strict=True):
-            told, log = job.for_us()
+        for point, job, results in zip(points, jobs, runs, strict=True):
+            request, log = job.for_us()
             place = job.folder / f"turn-{repeat}"
-            mine.append(measure("ours_verb.py", told, place, log=log, limit_seconds=plan.run_seconds))
-            speed = mine[-1].tokens_per_second
-            say(f"{point.series} {point.at}: {mine[-1].error or f'{speed:.1f} tokens/s'}")
-    made = [_entry(*one) for one in zip(points, jobs, runs, strict=True)]
+            results.append(measure("ours_verb.py", request, place, log=log, limit_seconds=plan.run_seconds))
+            speed = results[-1].tokens_per_second
+            say(f"{point.series} {point.at}: {results[-1].error or f'{speed:.1f} tokens/s'}")
+    made = [_entry(*measured) for measured in zip(points, jobs, runs, strict=True)]
     if not plan.quick:
         CHART.write_text(draw(made), encoding="utf-8")
     return made
@@ -106,24 +106,24 @@ def _points(plan: Plan) -> Iterator[Point]:
 
 
 def _rows_of_length(tokens: int, count: int) -> list[Row]:
-    """Return rows of nearly so many tokens, no two the same: one word is one token here."""
+    """Return different rows of about this many tokens; each word is one token."""
     words = ("time", "year", "people", "way", "day", "man", "thing", "woman", "life", "child")
     made = []
     for number in range(count + 4):
-        asked = [
+        prompt = [
             words[(number * 7 + place * 3 + place // 10 + number // 10 * place) % 10]
             for place in range(max(2, tokens - _AROUND))
         ]
-        made.append({"prompt": " ".join(asked), "response": _ANSWER})
+        made.append({"prompt": " ".join(prompt), "response": _ANSWER})
     return made
 
 
 def _random_model(name: str, folder: Path) -> Path:
-    """Write a random model of a published shape, in a process of its own, with the embedded model's tokenizer."""
-    told: dict[str, Any] = {"folder": str(folder), "shape": MODELS[name], "tokenizer": BASE}
+    """Write a random model of a published shape with the embedded model's tokenizer, in a separate process."""
+    request: dict[str, Any] = {"folder": str(folder), "shape": MODELS[name], "tokenizer": BASE}
     worker = Path(__file__).parent / "workers" / "make_model.py"
     subprocess.run(
-        [sys.executable, str(worker), json.dumps(told)], check=True, env=environment_of_ours(folder),
+        [sys.executable, str(worker), json.dumps(request)], check=True, env=environment_of_ours(folder),
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     return folder

@@ -1,4 +1,4 @@
-"""The systems that are compared, and every setting of each that is tried."""
+"""The compared systems and the settings of each."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,7 +8,7 @@ Setting = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """A trainer with a setting: `trl-fp32-1x8`. `family` is whose it is, `worker` the file that runs it."""
+    """A trainer with a setting, such as `trl-fp32-1x8`. `family` is the trainer, `worker` the file that runs it."""
 
     family: str
     setting_name: str
@@ -17,12 +17,12 @@ class System:
 
     @property
     def name(self) -> str:
-        """Return its name in results."""
+        """Return the name in results."""
         return f"{self.family}-{self.setting_name}" if self.setting_name else self.family
 
     @property
     def in_order(self) -> bool:
-        """Whether it trains the rows of each step as they are given."""
+        """Whether it trains the rows of each step in the given order."""
         return not (self.setting.get("grouped") or self.setting.get("packed"))
 
     @property
@@ -55,18 +55,18 @@ _ON_GPU: dict[str, Setting] = {
 
 
 def peers(*, gpu: bool, bf16: bool, full: bool, quick: bool) -> list[System]:
-    """Return every peer and setting that is tried, the default of each first.
+    """Return every peer and setting to try, the default of each first.
 
     Args:
-        bf16: whether the machine computes in bf16; where it is imitated, one setting with it is proof enough.
-        full: full fine-tuning, in which bf16 is autocast over fp32 masters as ours, so pure bf16 is left out.
-        quick: few of them.
+        bf16: whether the machine computes in bf16. If bf16 is emulated, one setting with it is enough.
+        full: full fine-tuning, in which bf16 means autocast over fp32 weights as in ours; pure bf16 is left out.
+        quick: only a few.
     """
     settings = dict(_ON_GPU if gpu else _ON_CPU)
     if full:
-        settings = {name: one for name, one in settings.items() if not (name.startswith("bf16") and not gpu)}
+        settings = {name: setting for name, setting in settings.items() if not (name.startswith("bf16") and not gpu)}
     if not gpu and not bf16:
-        settings = {name: one for name, one in settings.items() if name.startswith("fp32") or name == "bf16"}
+        settings = {name: setting for name, setting in settings.items() if name.startswith("fp32") or name == "bf16"}
     precision = "bf16" if gpu else "fp32"
     side_by_side: dict[str, Setting] = {
         f"{precision}-padding-free": {"precision": precision, "checkpointing": False, "padding_free": True},
@@ -74,17 +74,19 @@ def peers(*, gpu: bool, bf16: bool, full: bool, quick: bool) -> list[System]:
     }
     if quick:
         settings, side_by_side = {precision: settings[precision]}, {}
-    # Its default is bf16: where that is imitated, a quick look would be spent on waiting for it.
-    found = [] if quick and not bf16 else [System("trl", "default", "trl_train.py")]
-    if not gpu:  # what a reader of its documentation types first
-        found.append(System("trl", "out-of-the-box", "trl_train.py", {"out_of_the_box": True}))
-    found += [System("trl", name, "trl_train.py", one) for name, one in {**settings, **side_by_side}.items()]
-    # The plain trainer has none of TRL's ways to lay rows side by side, and its own default is fp32.
-    found += [System("transformers", name, "trainer_train.py", one) for name, one in settings.items()]
+    # Its default is bf16, which is too slow for a quick check if it is emulated.
+    systems = [] if quick and not bf16 else [System("trl", "default", "trl_train.py")]
+    if not gpu:  # the first example of its documentation
+        systems.append(System("trl", "out-of-the-box", "trl_train.py", {"out_of_the_box": True}))
+    systems += [System("trl", name, "trl_train.py", setting) for name, setting in {**settings, **side_by_side}.items()]
+    # The plain trainer has no packing, and its default is fp32.
+    systems += [System("transformers", name, "trainer_train.py", setting) for name, setting in settings.items()]
     if not full:
-        found += [System("torchtune", name, "torchtune_train.py", one) for name, one in _torchtune(gpu, quick).items()]
-        found += [System("unsloth", "bf16", "unsloth_train.py", settings["bf16"])] if gpu and not quick else []
-    return found
+        systems += [
+            System("torchtune", name, "torchtune_train.py", setting) for name, setting in _torchtune(gpu, quick).items()
+        ]
+        systems += [System("unsloth", "bf16", "unsloth_train.py", settings["bf16"])] if gpu and not quick else []
+    return systems
 
 
 def _torchtune(gpu: bool, quick: bool) -> dict[str, Setting]:

@@ -1,17 +1,17 @@
-"""Numbers of repeated measurements: rates, medians, and ratios of what was measured in turns."""
+"""Statistics of repeated measurements: rates, medians, and ratios of alternating runs."""
 
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-# A trainer's first steps make what later ones use: compiled code, primitives for new shapes, optimiser state.
+# The first steps prepare later ones: compiled code, primitives for new shapes, optimizer state.
 LEFT_OUT = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """The median of repeats, and how far they lie apart."""
+    """The median and the range of repeats."""
 
     median: float
     low: float
@@ -19,21 +19,21 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Spread":
-        """Return the spread of one value or more."""
+        """Return the median and range of at least one value."""
         return cls(statistics.median(values), min(values), max(values))
 
     def to_json(self) -> dict[str, float]:
-        """Return it as plain numbers, to four places that count."""
+        """Return the numbers with four significant digits."""
         return {key: significant(value) for key, value in asdict(self).items()}
 
 
 def significant(value: float, digits: int = 4) -> float:
-    """Return a number without the digits that no measurement here has."""
+    """Return a number with four significant digits."""
     return float(f"{value:.{digits}g}")
 
 
 def rate(steps: Sequence[dict[str, Any]], leave_out: int = LEFT_OUT) -> float | None:
-    """Return tokens a second over the steps after the first few; of who is so slow that it took no more, the last."""
+    """Return the tokens per second of the steps after the first few, or of the last step if there are no more."""
     leave_out = min(leave_out, len(steps) - 1)
     counted = [step for step in steps if step["step"] > leave_out]
     seconds = sum(step["seconds"] for step in counted)
@@ -41,5 +41,5 @@ def rate(steps: Sequence[dict[str, Any]], leave_out: int = LEFT_OUT) -> float | 
 
 
 def ratios(ours: Sequence[float | None], theirs: Sequence[float | None]) -> list[float]:
-    """Return ours / theirs of every repeat in which both were measured: they ran one after the other."""
-    return [one / other for one, other in zip(ours, theirs, strict=True) if one is not None and other is not None]
+    """Return our speed divided by theirs for each repeat in which both, one after the other, were measured."""
+    return [value / other for value, other in zip(ours, theirs, strict=True) if value is not None and other is not None]

@@ -1,4 +1,4 @@
-"""How long one waits: for help, for a plan, for the first step."""
+"""The time until help, a plan and the first step."""
 
 import subprocess
 import sys
@@ -19,7 +19,7 @@ _SECONDS = 120.0
 
 
 def starting(plan: Plan, say: Callable[[str], None]) -> list[Entry]:
-    """Measure commands that answer at once, and runs up to the end of their first step."""
+    """Measure short commands, and runs until the end of their first step."""
     rows = rows_of("viggo", 40)
     folder = plan.scratch / "start"
     job = make_job(folder, rows.rows, steps=1, examples_per_step=8, gpu=plan.gpu)
@@ -40,27 +40,27 @@ def starting(plan: Plan, say: Callable[[str], None]) -> list[Entry]:
             _note(seconds, errors, key, _first_step(job, system, folder, repeat, plan))
             say(f"{' '.join(key)}: {errors.get(key) or f'{seconds[key][-1]:.2f} s'}")
     made = [
-        timed("start", system, what, seconds[system, what], **({"error": told} if told else {}))
+        timed("start", system, what, seconds[system, what], **({"error": error} if error else {}))
         for system, what in seconds
-        for told in [errors.get((system, what))]
+        for error in [errors.get((system, what))]
     ]
-    return made if plan.peers else [*made, skipped("start", "peers", plan.no_peers or "no environment for peers")]
+    return made if plan.peers else [*made, skipped("start", "peers", plan.no_peers or "no environment of peers")]
 
 
 def _note(
     seconds: dict[tuple[str, str], list[float]],
     errors: dict[tuple[str, str], str],
     key: tuple[str, str],
-    found: float | str,
+    outcome: float | str,
 ) -> None:
-    if isinstance(found, str):
-        errors[key] = found
+    if isinstance(outcome, str):
+        errors[key] = outcome
     else:
-        seconds[key].append(found)
+        seconds[key].append(outcome)
 
 
 def _answer(command: list[str], folder: Path, is_ours: bool) -> float | str:
-    """Return the seconds of a command, or what went wrong."""
+    """Return the seconds of a command, or its error."""
     environment = environment_of_ours(folder) if is_ours else environment_of_peers(folder)
     began = time.perf_counter()
     try:
@@ -75,14 +75,16 @@ def _answer(command: list[str], folder: Path, is_ours: bool) -> float | str:
 
 
 def _first_step(job: Job, system: System | None, folder: Path, repeat: int, plan: Plan) -> float | str:
-    """Return the seconds from the start of a process to the end of its first step, its data not prepared before."""
+    """Return the seconds from the start of a process, with unprepared data, to the end of its first step."""
     if system is None:
         run = folder / f"whole-{repeat}"
-        told = {"arguments": ["run", str(folder / "recipe.yaml"), "--out", str(run)]}
+        request = {"arguments": ["run", str(folder / "recipe.yaml"), "--out", str(run)]}
         log, python, worker = RunDir(run).metrics, None, "ours_verb.py"
     else:
-        told, log, worker = job.for_peer(system, 1), None, system.worker
+        request, log, worker = job.for_peer(system, 1), None, system.worker
         python = plan.python_of(system.family)
     place = folder / f"{repeat}-{system.name if system else 'tunesmith'}"
-    one = measure(worker, told, place, python=python, log=log, limit_seconds=plan.tried_seconds, first_step_only=True)
-    return one.first_step_seconds if one.first_step_seconds is not None else one.error or "no step"
+    measured = measure(
+        worker, request, place, python=python, log=log, limit_seconds=plan.tried_seconds, first_step_only=True
+    )
+    return measured.first_step_seconds if measured.first_step_seconds is not None else measured.error or "no step"

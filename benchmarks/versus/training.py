@@ -1,4 +1,4 @@
-"""Training beside other trainers: each of their settings is tried once, the best then run in turns with ours."""
+"""Compare training with other trainers: try each of their settings once, then alternate the best with ours."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,9 +11,9 @@ from benchmarks.versus.rows import Row, rows_of
 from benchmarks.versus.settings import OURS, System, peers
 from benchmarks.versus.spread import ratios
 
-# A setting that is this much slower than its family's best is told as it was when it was tried, and not run again.
+# A setting that is slower than its family's best by this factor is reported from its trial and not run again.
 _HOPELESS = 3.0
-# Two systems in fp32 add up in another order, and no more.
+# In fp32, two systems differ only in the order of additions.
 _SAME_LOSS = 1e-2
 _SPARE_ROWS = 1.15
 
@@ -39,7 +39,7 @@ def training(name: str, dataset: str, plan: Plan, say: Say, *, full: bool = Fals
     """Compare training on a dataset.
 
     Raises:
-        Unequal: a system was fed other tokens than the others.
+        Unequal: a system read other tokens than the others.
     """
     wanted = round(plan.steps * plan.examples_per_step * _SPARE_ROWS) + 8
     rows = rows_of(dataset, wanted)
@@ -57,32 +57,32 @@ def training(name: str, dataset: str, plan: Plan, say: Say, *, full: bool = Fals
     reference = _loss_in_fp32(plan, name, rows.rows, full=full, say=say)
     measured = in_turns(job, [OURS, *chosen], plan, say)
     made = entries(name, tried, measured, facts, reference)
-    return made if plan.peers else [*made, skipped(name, "peers", plan.no_peers or "no environment for peers")]
+    return made if plan.peers else [*made, skipped(name, "peers", plan.no_peers or "no environment of peers")]
 
 
 def try_all(job: Job, systems: Sequence[System], plan: Plan, say: Say) -> dict[System, Measured]:
-    """Run every setting that is asked for once, for a few steps."""
+    """Run every wanted setting once, for a few steps."""
     if plan.peers is None:
         return {}
-    found = {}
+    runs_of = {}
     for system in systems:
         if plan.systems and system.name not in plan.systems:
             continue
         steps = min(plan.tried_steps, job.steps)
         folder = job.folder / "tried" / system.name
-        python, told = plan.python_of(system.family), job.for_peer(system, steps)
-        one = measure(system.worker, told, folder, python=python, limit_seconds=plan.tried_seconds)
-        _check(job, system, one)
-        found[system] = one
-        say(f"tried {system.name}: {_told(one)}")
-    return found
+        python, request = plan.python_of(system.family), job.for_peer(system, steps)
+        run = measure(system.worker, request, folder, python=python, limit_seconds=plan.tried_seconds)
+        _check(job, system, run)
+        runs_of[system] = run
+        say(f"tried {system.name}: {_told(run)}")
+    return runs_of
 
 
 def best_of_each(tried: dict[System, Measured]) -> list[System]:
-    """Return what runs in turns: each family's default, unless it is hopeless or fails, and its fastest setting."""
+    """Return the settings to alternate: each family's default, unless it failed or is far too slow, and its fastest."""
     chosen = []
     for family in dict.fromkeys(system.family for system in tried):
-        rates = {s: one.tokens_per_second for s, one in tried.items() if s.family == family}
+        rates = {s: run.tokens_per_second for s, run in tried.items() if s.family == family}
         able = {system: speed for system, speed in rates.items() if speed is not None}
         if not able:
             continue
@@ -95,23 +95,23 @@ def best_of_each(tried: dict[System, Measured]) -> list[System]:
 
 
 def in_turns(job: Job, systems: Sequence[System], plan: Plan, say: Say) -> dict[System, list[Measured]]:
-    """Run systems one after the other, over and over, so that a drift of the machine meets all alike."""
-    found: dict[System, list[Measured]] = {system: [] for system in systems}
+    """Run the systems in alternation, so that a drift of the machine affects all alike."""
+    runs_of: dict[System, list[Measured]] = {system: [] for system in systems}
     for repeat in range(plan.repeats):
         for system in systems:
             folder = job.folder / "turns" / f"{repeat}-{system.name}"
             if system is OURS:
-                told, log = job.for_us()
-                one = measure(system.worker, told, folder, log=log, limit_seconds=plan.run_seconds)
+                request, log = job.for_us()
+                run = measure(system.worker, request, folder, log=log, limit_seconds=plan.run_seconds)
             else:
-                told = job.for_peer(system, job.steps)
-                one = measure(
-                    system.worker, told, folder, python=plan.python_of(system.family), limit_seconds=plan.run_seconds
+                request = job.for_peer(system, job.steps)
+                run = measure(
+                    system.worker, request, folder, python=plan.python_of(system.family), limit_seconds=plan.run_seconds
                 )
-            _check(job, system, one)
-            found[system].append(one)
-            say(f"{repeat + 1}/{plan.repeats} {system.name}: {_told(one)}")
-    return found
+            _check(job, system, run)
+            runs_of[system].append(run)
+            say(f"{repeat + 1}/{plan.repeats} {system.name}: {_told(run)}")
+    return runs_of
 
 
 def entries(
@@ -121,27 +121,27 @@ def entries(
     facts: dict[str, Any],
     reference: float | None,
 ) -> list[Entry]:
-    """Return one entry a system: of the turns where it ran in them, else of when it was tried."""
-    our_rates = [one.tokens_per_second for one in measured.get(OURS, [])]
-    found = []
+    """Return one entry per system: of the alternating runs, or else of its trial."""
+    our_rates = [run.tokens_per_second for run in measured.get(OURS, [])]
+    entries = []
     for system, runs in measured.items():
-        told = None if system is OURS else ratios(our_rates, [one.tokens_per_second for one in runs])
-        found.append(
-            entry(name, system.name, runs, ratio=told, phase="in turns", **facts, **_losses(system, runs, reference))
+        ratio = None if system is OURS else ratios(our_rates, [run.tokens_per_second for run in runs])
+        entries.append(
+            entry(name, system.name, runs, ratio=ratio, phase="in turns", **facts, **_losses(system, runs, reference))
         )
-    for system, one in tried.items():
+    for system, run in tried.items():
         if system not in measured:
-            found.append(
-                entry(name, system.name, [one], phase="tried once", **facts, **_losses(system, [one], reference))
+            entries.append(
+                entry(name, system.name, [run], phase="tried once", **facts, **_losses(system, [run], reference))
             )
-    return found
+    return entries
 
 
 def _losses(system: System, runs: Sequence[Measured], reference: float | None) -> dict[str, Any]:
-    """Return the first step's loss, and how far it is from ours in fp32 where it is of the same rows.
+    """Return the loss of the first step and, if its rows are the same, the difference to ours in fp32.
 
     Raises:
-        Unequal: both are in fp32, and the losses are not the same.
+        Unequal: both are in fp32, and the losses differ.
     """
     first = _first_loss(runs)
     if first is None or reference is None or not system.in_order:
@@ -153,15 +153,15 @@ def _losses(system: System, runs: Sequence[Measured], reference: float | None) -
 
 
 def _loss_in_fp32(plan: Plan, name: str, rows: list[Row], *, full: bool, say: Say) -> float | None:
-    """Return the loss of our first step in fp32, whatever the machine computes in by itself."""
+    """Return the loss of our first step in fp32, whatever the default precision is."""
     folder = plan.scratch / f"{name}-fp32"
     job = make_job(
         folder, rows, steps=1, examples_per_step=plan.examples_per_step, full=full, gpu=plan.gpu, precision="fp32"
     )
-    told, log = job.for_us()
-    one = measure(OURS.worker, told, folder / "turn", log=log, limit_seconds=plan.run_seconds)
-    loss = _first_loss([one])
-    say(f"loss of our first step in fp32: {one.error or f'{loss:.4f}'}")
+    request, log = job.for_us()
+    run = measure(OURS.worker, request, folder / "turn", log=log, limit_seconds=plan.run_seconds)
+    loss = _first_loss([run])
+    say(f"loss of our first step in fp32: {run.error or f'{loss:.4f}'}")
     return loss
 
 
@@ -169,20 +169,20 @@ def _first_loss(runs: Sequence[Measured]) -> float | None:
     return next((run.steps[0]["loss"] for run in runs if run.steps and run.steps[0]["loss"] is not None), None)
 
 
-def _check(job: Job, system: System, one: Measured) -> None:
-    """Raise Unequal where a run was not given the same work; a worker says so itself where it knows."""
-    if one.error and "unequal tokens" in one.error:
-        raise Unequal(f"{system.name}: {one.error}")
-    job.must_equal(system, one.steps)
+def _check(job: Job, system: System, run: Measured) -> None:
+    """Raise Unequal if a run did other work; some workers report it themselves."""
+    if run.error and "unequal tokens" in run.error:
+        raise Unequal(f"{system.name}: {run.error}")
+    job.must_equal(system, run.steps)
 
 
 def _mean(numbers: Sequence[int], job: Job) -> float:
     return round(sum(numbers) / (len(numbers) * job.examples_per_step), 1)
 
 
-def _told(one: Measured) -> str:
-    speed = one.tokens_per_second
+def _told(run: Measured) -> str:
+    speed = run.tokens_per_second
     words = f"{speed:.1f} tokens/s, " if speed else ""
-    held = one.result.get("peak_rss_gib")
+    held = run.result.get("peak_rss_gib")
     words += f"{held:.2f} GiB, " if held else ""
-    return words + (f"FAILED: {one.error}" if one.error else f"{one.seconds:.0f} s in all")
+    return words + (f"FAILED: {run.error}" if run.error else f"{run.seconds:.0f} s in all")

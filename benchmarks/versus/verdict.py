@@ -1,4 +1,4 @@
-"""From a recipe to a verdict: the demo's job as it is, beside the same job as a script of TRL and transformers."""
+"""The time from a recipe to a verdict: the demo against the same job as a script of TRL and transformers."""
 
 import contextlib
 import json
@@ -27,41 +27,44 @@ _QUICK = (
     "data.source.rows=200", "train.max_steps=3", "train.valid_every_steps=3", "evaluate.rows=6",
     "evaluate.max_new_tokens=16",
 )  # fmt: skip
-_REFUSED = 4  # the verdict does not allow promotion: a result, too
+_REFUSED = 4  # a verdict that does not allow promotion is a result too
 _BATCHES = (8, 32)
 
 
 def verdicts(plan: Plan, say: Callable[[str], None]) -> list[Entry]:
-    """Measure the time to a verdict. The peer's setting is the fastest of those that are tried on these rows."""
+    """Measure the time to a verdict. The peer uses the fastest setting on these rows."""
     folder = plan.scratch / "verdict"
     job = _job(folder, plan)
     ours: list[Measured] = []
     theirs: dict[str, list[Measured]] = {}
     tasks = {}
     for repeat in range(plan.repeats):
-        run = folder / f"whole-{repeat}"
-        told = {"arguments": ["run", str(folder / "recipe.yaml"), "--out", str(run)], "good_exits": [_REFUSED]}
-        one = measure("ours_verb.py", told, folder / f"{repeat}-ours", limit_seconds=4 * plan.run_seconds)
-        ours.append(one)
-        say(f"tunesmith: {one.error or f'{one.seconds:.0f} s'}")
-        if one.error:
+        run_folder = folder / f"whole-{repeat}"
+        request = {
+            "arguments": ["run", str(folder / "recipe.yaml"), "--out", str(run_folder)],
+            "good_exits": [_REFUSED],
+        }
+        own = measure("ours_verb.py", request, folder / f"{repeat}-ours", limit_seconds=4 * plan.run_seconds)
+        ours.append(own)
+        say(f"tunesmith: {own.error or f'{own.seconds:.0f} s'}")
+        if own.error:
             break
         if plan.peers and not tasks:
-            tasks = _peers_tasks(job, RunDir(run), plan, say)
+            tasks = _peers_tasks(job, RunDir(run_folder), plan, say)
         for name, task in tasks.items():
             there = folder / f"{repeat}-{name}"
-            one = measure("trl_verdict.py", task, there, python=plan.peers, limit_seconds=4 * plan.run_seconds)
-            theirs.setdefault(name, []).append(one)
-            say(f"{name}: {one.error or f'{one.seconds:.0f} s'}")
+            peer = measure("trl_verdict.py", task, there, python=plan.peers, limit_seconds=4 * plan.run_seconds)
+            theirs.setdefault(name, []).append(peer)
+            say(f"{name}: {peer.error or f'{peer.seconds:.0f} s'}")
     made = [_ours(ours, folder)]
     made += [_theirs(name, runs, ours) for name, runs in theirs.items()]
     if plan.peers and not theirs:
-        made.append(skipped("verdict", "trl", "none of its settings trained these rows, or ours failed before"))
-    return made if plan.peers else [*made, skipped("verdict", "peers", plan.no_peers or "no environment for peers")]
+        made.append(skipped("verdict", "trl", "none of its settings could train these rows, or ours failed"))
+    return made if plan.peers else [*made, skipped("verdict", "peers", plan.no_peers or "no environment of peers")]
 
 
 def _job(folder: Path, plan: Plan) -> Job:
-    """Write the demo's recipe down as it is measured, and prepare it once for the rows' order."""
+    """Write the measured recipe of the demo, and prepare it once to get the order of rows."""
     folder.mkdir(parents=True)
     recipe = load_recipe(_RECIPE, _QUICK if plan.quick else ())
     path = folder / "recipe.yaml"
@@ -71,20 +74,20 @@ def _job(folder: Path, plan: Plan) -> Job:
 
 
 def _peers_tasks(job: Job, run: RunDir, plan: Plan, say: Callable[[str], None]) -> dict[str, dict[str, Any]]:
-    """Return {system: job}: the fastest setting, with transformers' answers in batches of two sizes."""
-    found = peers(gpu=plan.gpu, bf16=plan.bf16, full=False, quick=plan.quick)
-    tried = try_all(job, [system for system in found if system.family == "trl"], plan, say)
+    """Return {system: job}: the fastest setting, with answers by transformers at two batch sizes."""
+    systems = peers(gpu=plan.gpu, bf16=plan.bf16, full=False, quick=plan.quick)
+    tried = try_all(job, [system for system in systems if system.family == "trl"], plan, say)
     chosen = best_of_each(tried)[-1:]
     database = job.folder / "shop.sqlite"
     with contextlib.closing(sqlite3.connect(database)) as connection:
         create_tables(connection)
         connection.commit()
-    asked = _questions(job.folder / "questions.jsonl", run)
+    questions = _questions(job.folder / "questions.jsonl", run)
     recipe = load_recipe(run.resolved_recipe)
     more = {
         "schedule": recipe.train.schedule,
         "warmup_steps": round(recipe.train.warmup_fraction * job.steps),
-        "database": str(database), "questions": str(asked), "max_new_tokens": recipe.evaluate.max_new_tokens,
+        "database": str(database), "questions": str(questions), "max_new_tokens": recipe.evaluate.max_new_tokens,
     }  # fmt: skip
     batches = _BATCHES[:1] if plan.quick else _BATCHES
     return {
@@ -95,7 +98,7 @@ def _peers_tasks(job: Job, run: RunDir, plan: Plan, say: Callable[[str], None]) 
 
 
 def _questions(path: Path, run: RunDir) -> Path:
-    """Write down the rows that our verdict is about, as messages, for whoever shall answer the same."""
+    """Write the rows of our verdict as messages, for the peers."""
     answered = {line["id"] for line in _answers(run)}
     with path.open("w", encoding="utf-8") as file:
         for example in read_jsonl(run.examples("test")):
@@ -110,33 +113,33 @@ def _answers(run: RunDir) -> list[dict[str, Any]]:
 
 
 def _ours(runs: list[Measured], folder: Path) -> Entry:
-    good = [one for one in runs if one.error is None]
-    made = timed("verdict", "tunesmith", "demo", [one.seconds for one in good])
-    made["peak_rss_gib"] = max((one.result["peak_rss_gib"] for one in good), default=None)
+    good = [run for run in runs if run.error is None]
+    made = timed("verdict", "tunesmith", "demo", [run.seconds for run in good])
+    made["peak_rss_gib"] = max((run.result["peak_rss_gib"] for run in good), default=None)
     if good:
         run = RunDir(folder / "whole-0")
-        told = read_json(run.verdict)["primary"]
-        made |= {"score_base": told["base"], "score_tuned": told["tuned"], "versions": good[0].result["versions"]}
+        values = read_json(run.verdict)["primary"]
+        made |= {"score_base": values["base"], "score_tuned": values["tuned"], "versions": good[0].result["versions"]}
         made["stages"] = {
             stage: manifest["seconds"]
             for stage in ("prepare", "train", "evaluate")
             if (manifest := run.manifest(stage)) and "seconds" in manifest
         }
     if len(good) < len(runs):
-        made["error"] = next(one.error for one in runs if one.error)
+        made["error"] = next(run.error for run in runs if run.error)
     return made
 
 
 def _theirs(name: str, runs: list[Measured], ours: list[Measured]) -> Entry:
-    good = [one for one in runs if one.error is None]
-    made = timed("verdict", name, "demo", [one.seconds for one in good])
-    made["peak_rss_gib"] = max((one.result["peak_rss_gib"] for one in good), default=None)
+    good = [run for run in runs if run.error is None]
+    made = timed("verdict", name, "demo", [run.seconds for run in good])
+    made["peak_rss_gib"] = max((run.result["peak_rss_gib"] for run in good), default=None)
     if good:
         made |= {key: good[0].result[key] for key in ("score_base", "score_tuned", "stages", "versions")}
-    pairs = [(one, other) for one, other in zip(ours, runs, strict=False) if not (one.error or other.error)]
-    # As everywhere, above 1 means that ours is faster: what is compared is work done a second.
-    if told := ratios([1 / one.seconds for one, _ in pairs], [1 / other.seconds for _, other in pairs]):
-        made |= {"ratio": Spread.of(told).to_json(), "ratio_each": [significant(one) for one in told]}
+    pairs = [(run, other) for run, other in zip(ours, runs, strict=False) if not (run.error or other.error)]
+    # Above 1 means that ours is faster, as everywhere: the ratio is of work per second.
+    if ratio := ratios([1 / run.seconds for run, _ in pairs], [1 / other.seconds for _, other in pairs]):
+        made |= {"ratio": Spread.of(ratio).to_json(), "ratio_each": [significant(value) for value in ratio]}
     if len(good) < len(runs):
-        made["error"] = next(one.error for one in runs if one.error)
+        made["error"] = next(run.error for run in runs if run.error)
     return made

@@ -1,1 +1,1 @@
-"""What runs in a process of its own, so that its time and memory are its own. See protocol.py."""
+"""Programs that run in separate processes, so that their time and memory can be measured. See protocol.py."""

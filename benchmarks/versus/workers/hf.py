@@ -1,4 +1,4 @@
-"""What TRL's trainer and the plain one have in common here: rows as tokens, a clock, and what was really fed."""
+"""Shared by TRL's trainer and the plain one: tokenized rows, a step clock, and counts of the tokens read."""
 
 import time
 from typing import Any
@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 
 class Clock(TrainerCallback):
-    """Logs every step: its seconds and the real tokens in it, padding not counted."""
+    """A callback that logs the seconds and tokens, without padding, of each step."""
 
     def __init__(self, job: dict[str, Any]) -> None:
         self._job = job
@@ -22,7 +22,7 @@ class Clock(TrainerCallback):
         self._began = time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Log the step that has ended."""
+        """Log the finished step."""
         seconds = time.perf_counter() - self._began
         assert self.fed is not None
         tokens, trained = self.fed.of_step(state.global_step - 1, args.gradient_accumulation_steps)
@@ -32,33 +32,33 @@ class Clock(TrainerCallback):
         self._began = time.perf_counter()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        """Log the loss, which the trainer tells after the step."""
+        """Log the loss, which the trainer reports after the step."""
         if logs and "loss" in logs:
             protocol.add_line(self._job, kind="loss", step=state.global_step, loss=float(logs["loss"]))
 
 
 class Feed:
-    """A collator that counts: tokens and trained tokens of every batch, in the order in which they are fetched."""
+    """A collator that counts the tokens and trained tokens of each batch, in the order of fetching."""
 
     def __init__(self, collate: Any) -> None:
         self._collate = collate
         self._batches: list[tuple[int, int]] = []
 
     def __call__(self, features: list[dict[str, Any]]) -> Any:
-        """Make a batch and note what is in it."""
+        """Make a batch and record its counts."""
         batch = self._collate(features)
         tokens = sum(len(one["input_ids"]) for one in features)
         self._batches.append((tokens, int((batch["labels"][:, 1:] != -100).sum())))
         return batch
 
     def of_step(self, step: int, batches: int) -> tuple[int, int]:
-        """Return the tokens and trained tokens of a step, counted from 0."""
-        mine = self._batches[step * batches : (step + 1) * batches]
-        return sum(tokens for tokens, _ in mine), sum(trained for _, trained in mine)
+        """Return the tokens and trained tokens of a step (from 0)."""
+        counts = self._batches[step * batches : (step + 1) * batches]
+        return sum(tokens for tokens, _ in counts), sum(trained for _, trained in counts)
 
 
 def must_render_alike(rows: list[dict[str, Any]], tokenizer: Any) -> None:
-    """Raise where transformers' chat template gives other tokens than those that all systems are given."""
+    """Raise if transformers' chat template gives other tokens than those of the job."""
     for number, row in enumerate(rows):
         ids = tokenizer.apply_chat_template([*row["prompt"], *row["completion"]], tokenize=True, return_dict=False)
         if list(ids) != row["input_ids"]:
@@ -78,10 +78,10 @@ def parts(job: dict[str, Any]) -> tuple[Any, Any, Any]:
 
 
 def options(job: dict[str, Any]) -> dict[str, Any]:
-    """Return what both trainers are told: the same rows in the same order, the same optimiser, nothing saved."""
+    """Return the arguments of both trainers: the same rows, order and optimizer; no checkpoints."""
     setting = job["setting"]
     rows = min(setting.get("rows") or job["examples_per_step"], job["examples_per_step"])
-    told = {
+    arguments = {
         "output_dir": job["scratch"],
         "per_device_train_batch_size": rows,
         "gradient_accumulation_steps": job["examples_per_step"] // rows,
@@ -97,18 +97,18 @@ def options(job: dict[str, Any]) -> dict[str, Any]:
         "disable_tqdm": True,
     }
     if not job["gpu"] and not setting.get("out_of_the_box"):
-        told["use_cpu"] = True
+        arguments["use_cpu"] = True
     if "checkpointing" in setting:
-        told["gradient_checkpointing"] = setting["checkpointing"]
+        arguments["gradient_checkpointing"] = setting["checkpointing"]
     if "precision" in setting:
-        # In full fine-tuning bf16 means autocast, so that masters are in fp32 as ours are.
-        told["bf16"] = setting["precision"] == "autocast" or (setting["precision"] == "bf16" and job["full"])
+        # In full fine-tuning, bf16 means autocast over fp32 weights, as in ours.
+        arguments["bf16"] = setting["precision"] == "autocast" or (setting["precision"] == "bf16" and job["full"])
     for key, name in (("compiled", "torch_compile"), ("liger", "use_liger_kernel")):
         if setting.get(key):
-            told[name] = True
-    return told
+            arguments[name] = True
+    return arguments
 
 
 def columns(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the rows as tokens and labels only."""
+    """Return the tokens and labels of the rows."""
     return [{"input_ids": row["input_ids"], "labels": row["labels"]} for row in rows]

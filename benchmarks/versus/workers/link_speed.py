@@ -1,6 +1,6 @@
-"""How fast one process of this machine sends to another: two add up numbers, as those that train do.
+"""Measure the speed between two processes of this machine with an all-reduce, as in training.
 
-torchrun --standalone --nproc-per-node=2 link_speed.py        prints 10^9 bytes a second, each way
+torchrun --standalone --nproc-per-node=2 link_speed.py        prints 10^9 bytes per second, each way
 """
 
 import statistics
@@ -9,12 +9,12 @@ import time
 import torch
 from torch import distributed
 
-_NUMBERS = 2**24  # in fp32; as many as are added up at once in training
+_NUMBERS = 2**24  # in fp32; the size of a bucket in training
 _TIMES = 8
 
 
 def main() -> None:
-    """Add up, and let the first say how fast that was."""
+    """Time the all-reduce; rank 0 prints the speed."""
     gpu = torch.cuda.is_available()
     distributed.init_process_group("nccl" if gpu else "gloo")
     rank = distributed.get_rank()
@@ -26,10 +26,12 @@ def main() -> None:
         distributed.barrier()
         began = time.perf_counter()
         distributed.all_reduce(numbers)
-        numbers[0].item()  # a GPU says that it is done before it is
+        numbers[0].item()  # GPU operations are asynchronous
         seconds.append(time.perf_counter() - began)
     if rank == 0:
-        print(4 * _NUMBERS / statistics.median(seconds[1:]) / 1e9)  # 2 (W - 1) / W = 1 of it over the link
+        print(
+            4 * _NUMBERS / statistics.median(seconds[1:]) / 1e9
+        )  # an all-reduce sends 2 (W - 1) / W = 1 times the data
     distributed.destroy_process_group()
 
 

@@ -1,8 +1,8 @@
-"""The time of the frozen base's products alone, for one step of LoRA: W x on the way there, W' dY on the way back.
+"""The time of the frozen base's matrix products alone, for one step of LoRA: W x in forward, W' dY in backward.
 
-Products that read the same input are one (queries, keys and values; gate and up), all tokens of a step stand in one
-matrix, and the output layer is multiplied at trained positions only. No step can be faster that multiplies with these
-weights in this precision on this machine. Every layer has weights of its own, as in the model: they come from memory.
+Products with the same input are one (queries, keys and values; gate and up), all tokens of a step are in one matrix,
+and the output layer is applied to trained positions only. No step that multiplies with these weights in this precision
+can be faster on this machine. Every layer has its own weights, as in the model, so that they are read from memory.
 """
 
 import statistics
@@ -13,7 +13,7 @@ import protocol
 
 
 def work(job: dict[str, Any]) -> dict[str, Any]:
-    """Multiply, a few times over; return the median time of a step."""
+    """Run the products several times; return the median time of a step."""
     import torch
     from transformers import AutoConfig
 

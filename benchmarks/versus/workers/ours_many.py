@@ -1,4 +1,4 @@
-"""A verb of tunesmith that starts processes of its own: the command as it is typed."""
+"""Run a verb of tunesmith that starts several processes."""
 
 import subprocess
 import sys
@@ -8,7 +8,7 @@ import protocol
 
 
 def work(job: dict[str, Any]) -> dict[str, Any]:
-    """Run the command; the run's own metrics.jsonl is the log."""
+    """Run the command; the log is the run's metrics.jsonl."""
     command = [sys.executable, "-m", "tunesmith", *job["arguments"]]
     done = subprocess.run(command, check=False)
     if done.returncode:

@@ -1,4 +1,4 @@
-"""`tunesmith train` with torch's profiler around one of its steps."""
+"""Run `tunesmith train` with torch's profiler around one step."""
 
 import sys
 import time
@@ -11,14 +11,14 @@ _MOST = 20
 
 
 def work(job: dict[str, Any]) -> dict[str, Any]:
-    """Train; return what the step spent its time on."""
+    """Train; return the profile of the step."""
     import torch
     from torch.profiler import ProfilerActivity, profile
 
     import tunesmith.train.train as stage
     from tunesmith.cli import main
 
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     train_steps = stage.train_steps
     kinds = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])
 
@@ -30,7 +30,7 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
                     began = time.perf_counter()
                     with profile(activities=kinds) as seen:
                         report = next(steps)
-                    found.update(step_seconds=time.perf_counter() - began, operations=_operations(seen))
+                    result.update(step_seconds=time.perf_counter() - began, operations=_operations(seen))
                 else:
                     report = next(steps)
             except StopIteration:
@@ -44,17 +44,20 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
     except SystemExit as end:
         if end.code:
             raise RuntimeError(f"tunesmith train ended with exit code {end.code}") from end
-    if not found:
+    if not result:
         raise RuntimeError(f"training had no step {job['step']}")
-    return found
+    return result
 
 
 def _operations(seen: Any) -> list[dict[str, Any]]:
-    """Return the operations that took most, each with its share of all time that operations took themselves."""
+    """Return the slowest operations with their shares of the total self time."""
     averages = seen.key_averages()
-    on_gpu = any(one.self_device_time_total > 0 for one in averages)
-    times = {one.key: one.self_device_time_total if on_gpu else one.self_cpu_time_total for one in averages}
-    counts = {one.key: one.count for one in averages}
+    on_gpu = any(operation.self_device_time_total > 0 for operation in averages)
+    times = {
+        operation.key: operation.self_device_time_total if on_gpu else operation.self_cpu_time_total
+        for operation in averages
+    }
+    counts = {operation.key: operation.count for operation in averages}
     total = sum(times.values()) or 1.0
     order = sorted(times, key=lambda key: -times[key])[:_MOST]
     return [

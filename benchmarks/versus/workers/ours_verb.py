@@ -1,4 +1,4 @@
-"""A verb of tunesmith: the command itself, in this process, so that its memory can be asked."""
+"""Run a verb of tunesmith in this process, so that its memory can be measured."""
 
 import resource
 import sys
@@ -8,7 +8,7 @@ import protocol
 
 
 def work(job: dict[str, Any]) -> dict[str, Any]:
-    """Run the command; where it trains, the run's own metrics.jsonl is the log."""
+    """Run the command; if it trains, the log is the run's metrics.jsonl."""
     from tunesmith.cli import main
 
     sys.argv = ["tunesmith", *job["arguments"]]
@@ -22,7 +22,7 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _helpers() -> dict[str, Any]:
-    """Return how many processes helped to prepare, where there were any, and the memory of the largest."""
+    """Return the number of helper processes and the memory of the largest."""
     from tunesmith.data.workers import worker_count
 
     largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20

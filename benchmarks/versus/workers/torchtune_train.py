@@ -1,4 +1,4 @@
-"""torchtune's own recipe for LoRA on one device, run as `tune run lora_finetune_single_device` would."""
+"""torchtune's recipe for LoRA on one device, run like `tune run lora_finetune_single_device`."""
 
 import importlib.util
 import sys
@@ -22,7 +22,7 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _recipe(path: Path) -> Any:
-    """Return the module of a recipe, which torchtune keeps as a file to be run and not to be imported."""
+    """Return the module of a recipe, which torchtune ships as a script that cannot be imported."""
     spec = importlib.util.spec_from_file_location("torchtune_recipe", path)
     if spec is None or spec.loader is None:
         raise ImportError(f"torchtune has no recipe {path.name}")
@@ -32,7 +32,7 @@ def _recipe(path: Path) -> Any:
 
 
 def _settings(job: dict[str, Any]) -> dict[str, Any]:
-    setting, told = job["setting"], sys.argv[1]
+    setting, job_file = job["setting"], sys.argv[1]
     rows = min(setting.get("rows") or job["examples_per_step"], job["examples_per_step"])
     accumulation = job["examples_per_step"] // rows
     return {
@@ -62,8 +62,8 @@ def _settings(job: dict[str, Any]) -> dict[str, Any]:
         },
         "checkpointer": {"_component_": "torchtune_parts.Checkpointer", "path": job["model"], "model_type": "LLAMA3"},
         "tokenizer": {"_component_": "torchtune_parts.Tokenizer", "pad_id": 2},
-        "dataset": {"_component_": "torchtune_parts.Rows", "job": told},
-        "metric_logger": {"_component_": "torchtune_parts.StepLogger", "job": told, "accumulation": accumulation},
+        "dataset": {"_component_": "torchtune_parts.Rows", "job": job_file},
+        "metric_logger": {"_component_": "torchtune_parts.StepLogger", "job": job_file, "accumulation": accumulation},
         "optimizer": {
             "_component_": "torch.optim.AdamW",
             "lr": job["learning_rate"],

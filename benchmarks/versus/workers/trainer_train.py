@@ -1,4 +1,4 @@
-"""transformers' own Trainer with peft's adapters on a job's rows."""
+"""transformers' Trainer with peft's adapters on the rows of a job."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Answers by transformers' `generate`: prompts sorted by length, padded on the left, a batch at a time."""
+"""Answers by transformers' `generate`: prompts sorted by length, padded on the left, in batches."""
 
 import time
 from typing import Any
@@ -7,7 +7,7 @@ import protocol
 
 
 def work(job: dict[str, Any]) -> dict[str, Any]:
-    """Answer all prompts; return the answers and how long they took, loading not counted."""
+    """Answer all prompts; return the answers and the seconds without loading."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -15,19 +15,19 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
     model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32).to(device).eval()
     answer_batch(model, [one[:8] for one in job["prompts"][:2]], job["stop_ids"], 2)
     began = time.perf_counter()
-    found = generate_answers(model, job["prompts"], job["stop_ids"], job["max_new_tokens"], job["batch"])
-    return {"seconds": time.perf_counter() - began, "answers": found}
+    answers = generate_answers(model, job["prompts"], job["stop_ids"], job["max_new_tokens"], job["batch"])
+    return {"seconds": time.perf_counter() - began, "answers": answers}
 
 
 def generate_answers(
     model: Any, prompts: list[list[int]], stop_ids: list[int], most: int, batch: int
 ) -> list[list[int]]:
-    """Return an answer to each prompt, without its stop token."""
+    """Return the answer to each prompt, without the stop token."""
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     answers: list[list[int]] = [[] for _ in prompts]
     for start in range(0, len(order), batch):
-        mine = order[start : start + batch]
-        for i, ids in zip(mine, answer_batch(model, [prompts[i] for i in mine], stop_ids, most), strict=True):
+        indices = order[start : start + batch]
+        for i, ids in zip(indices, answer_batch(model, [prompts[i] for i in indices], stop_ids, most), strict=True):
             answers[i] = ids
     return answers
 
@@ -44,11 +44,11 @@ def answer_batch(model: Any, prompts: list[list[int]], stop_ids: list[int], most
             input_ids=ids, attention_mask=mask, max_new_tokens=most, do_sample=False, temperature=None, top_p=None,
             top_k=None, eos_token_id=stop_ids, pad_token_id=stop_ids[0],
         )  # fmt: skip
-    found = []
+    answers = []
     for row in whole[:, width:].tolist():
         end = next((place for place, token in enumerate(row) if token in stop_ids), len(row))
-        found.append(row[:end])
-    return found
+        answers.append(row[:end])
+    return answers
 
 
 if __name__ == "__main__":

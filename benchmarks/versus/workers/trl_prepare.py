@@ -1,4 +1,4 @@
-"""TRL's own tokenization: what SFTTrainer does when it is made. Its model is tiny here, which costs nothing."""
+"""TRL's tokenization, which SFTTrainer runs when it is created; its model is tiny, to cost no time."""
 
 import resource
 from typing import Any
@@ -7,7 +7,7 @@ import protocol
 
 
 def work(job: dict[str, Any]) -> dict[str, Any]:
-    """Make a trainer over the rows."""
+    """Create a trainer with the rows."""
     from datasets import load_dataset
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     from trl import SFTConfig, SFTTrainer

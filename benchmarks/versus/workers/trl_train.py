@@ -1,4 +1,4 @@
-"""TRL's SFTTrainer on a job's rows, with one of the settings that are tried."""
+"""TRL's SFTTrainer on the rows of a job, with one setting."""
 
 from typing import Any
 
@@ -11,34 +11,34 @@ def trainer_of(job: dict[str, Any], model: Any, tokenizer: Any, lora: Any, rows:
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
-    setting, told = job["setting"], hf.options(job)
-    told["max_length"] = None if setting.get("padding_free") else job["longest"]
+    setting, arguments = job["setting"], hf.options(job)
+    arguments["max_length"] = None if setting.get("padding_free") else job["longest"]
     if setting.get("padding_free"):
-        told["padding_free"] = True
-    if setting.get("packed"):  # about as many rows a step as the others have
-        told |= {"packing": True, "max_length": job["packed_length"]}
-        told |= {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 1}
+        arguments["padding_free"] = True
+    if setting.get("packed"):  # about as many rows per step as the others
+        arguments |= {"packing": True, "max_length": job["packed_length"]}
+        arguments |= {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 1}
     clock = hf.Clock(job)
     made = SFTTrainer(
-        model=model, args=SFTConfig(**told), train_dataset=Dataset.from_list(hf.columns(rows)),
+        model=model, args=SFTConfig(**arguments), train_dataset=Dataset.from_list(hf.columns(rows)),
         processing_class=tokenizer, peft_config=lora, callbacks=[clock],
     )  # fmt: skip
     held, given = _rows_in(made.train_dataset), [row["input_ids"] for row in rows]
     if held != given and not (setting.get("packed") and sorted(held) == sorted(given)):
-        raise AssertionError("unequal tokens: the trainer's dataset holds other ids than it was given")
+        raise AssertionError("unequal tokens: the trainer's dataset has other ids than the job")
     made.data_collator = clock.fed = hf.Feed(made.data_collator)
     return made
 
 
 def _rows_in(dataset: Any) -> list[list[int]]:
-    """Return the ids of every row, those that were packed taken apart."""
-    found = []
-    for one in dataset:
+    """Return the ids of every row; packed rows are unpacked."""
+    rows_of_ids = []
+    for row in dataset:
         start = 0
-        for length in one.get("seq_lengths") or [len(one["input_ids"])]:
-            found.append(list(one["input_ids"][start : start + length]))
+        for length in row.get("seq_lengths") or [len(row["input_ids"])]:
+            rows_of_ids.append(list(row["input_ids"][start : start + length]))
             start += length
-    return found
+    return rows_of_ids
 
 
 def work(job: dict[str, Any]) -> dict[str, Any]:

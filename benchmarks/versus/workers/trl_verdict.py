@@ -1,7 +1,7 @@
-"""The demo's job as one would write it with TRL and transformers: answers of the base, training, answers again, scores.
+"""The demo's job as a script of TRL and transformers: answers of base, training, answers of tuned, scores.
 
-The score is that of the demo: the share of questions whose query finds what the reference query finds. There is no
-interval here, and no check of the rows; both would come on top.
+The score is that of the demo: the share of questions whose query has the result of the reference query. The script has
+no confidence interval and no checks of the rows, which would take more time.
 """
 
 import contextlib
@@ -21,33 +21,34 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
     """Answer, train, answer, score."""
     rows = protocol.rows_of(job)
     with Path(job["questions"]).open(encoding="utf-8") as file:
-        asked = [json.loads(line) for line in file]
+        questions = [json.loads(line) for line in file]
     stages, clock = {}, time.perf_counter()
     model, tokenizer, lora = hf.parts(job)
     if job["gpu"]:
         model = model.to("cuda")
     prompts = [
-        list(tokenizer.apply_chat_template(one["messages"], add_generation_prompt=True, return_dict=False))
-        for one in asked
+        list(tokenizer.apply_chat_template(question["messages"], add_generation_prompt=True, return_dict=False))
+        for question in questions
     ]
     stages["load"], clock = time.perf_counter() - clock, time.perf_counter()
-    base = _score(model, tokenizer, prompts, asked, job)
+    base = _score(model, tokenizer, prompts, questions, job)
     stages["answers of the base"], clock = time.perf_counter() - clock, time.perf_counter()
     model.train()
     trainer = trainer_of(job, model, tokenizer, lora, rows)
     trainer.train()
     stages["training"], clock = time.perf_counter() - clock, time.perf_counter()
-    tuned = _score(trainer.model.eval(), tokenizer, prompts, asked, job)
+    tuned = _score(trainer.model.eval(), tokenizer, prompts, questions, job)
     stages["answers of the tuned"] = time.perf_counter() - clock
     return {"score_base": base, "score_tuned": tuned, "stages": {k: round(v, 1) for k, v in stages.items()}}
 
 
-def _score(model: Any, tokenizer: Any, prompts: list[list[int]], asked: list[dict[str, Any]], job: Any) -> float:
+def _score(model: Any, tokenizer: Any, prompts: list[list[int]], questions: list[dict[str, Any]], job: Any) -> float:
     answers = generate_answers(model, prompts, [tokenizer.eos_token_id], job["max_new_tokens"], job["batch"])
     with contextlib.closing(sqlite3.connect(f"file:{job['database']}?mode=ro", uri=True)) as connection:
         right = [
-            _found(connection, tokenizer.decode(ids, skip_special_tokens=True)) == _found(connection, one["reference"])
-            for ids, one in zip(answers, asked, strict=True)
+            _found(connection, tokenizer.decode(ids, skip_special_tokens=True))
+            == _found(connection, question["reference"])
+            for ids, question in zip(answers, questions, strict=True)
         ]
     return sum(right) / len(right)
 

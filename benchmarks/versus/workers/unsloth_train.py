@@ -1,4 +1,4 @@
-"""Unsloth's model under TRL's trainer, as its documentation shows it. Needs a GPU."""
+"""Unsloth's model with TRL's trainer, as in its documentation. Needs a GPU."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
     """Train."""
     import hf
     from trl_train import trainer_of
-    from unsloth import FastLanguageModel  # first of all: it changes what is imported after it
+    from unsloth import FastLanguageModel  # first, because it patches later imports
 
     rows = protocol.rows_of(job)
     model, tokenizer = FastLanguageModel.from_pretrained(
