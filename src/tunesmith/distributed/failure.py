@@ -30,14 +30,14 @@ _exit_callbacks: list[Callable[[], None]] = []
 
 @contextlib.contextmanager
 def delay_peer_exit() -> Iterator[None]:
-    """Delay an exit because of another rank's failure until the files written inside are complete."""
+    """Write files inside the block: another rank's failure ends this process only after they are complete."""
     with _writing:
         yield
 
 
 @contextlib.contextmanager
 def run_before_peer_exit(callback: Callable[[], None]) -> Iterator[None]:
-    """Inside, call `callback` before the watchdog ends this process. It runs no other cleanup."""
+    """Call `callback` if the watchdog ends this process inside the block. It runs no other cleanup."""
     _exit_callbacks.append(callback)
     try:
         yield
@@ -75,10 +75,10 @@ class FailureChannel:
 
     @contextlib.contextmanager
     def failure_watchdog(self) -> Iterator[None]:
-        """Inside, end this process if another rank fails and the main thread does not notice in time.
+        """End this process if another rank fails inside the block and the main thread does not react in time.
 
-        Also if rank 0, which holds the store, is gone. The process ends at once, as if killed, with the exit code of
-        the failed rank. Files written inside `delay_peer_exit` are completed first.
+        The same happens if rank 0, which holds the store, is gone. The process ends at once, as if killed, with the
+        exit code of the failed rank. Files written inside `delay_peer_exit` are completed first.
         """
         # A store connection serves one thread at a time, and the main thread may wait in it for long.
         threading.Thread(target=self._watch, args=(self._store.clone(),), daemon=True).start()

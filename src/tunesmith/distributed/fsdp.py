@@ -174,7 +174,7 @@ def raise_if_sharded(model: Any, error: Exception) -> None:
 
 @contextmanager
 def lockstep_forward(model: Any, group: ProcessGroup) -> Iterator[None]:
-    """Inside, each rank may call a sharded model any number of times; at the end, ranks that are done make idle calls.
+    """Let each rank call a sharded model any number of times inside the block; ranks that are done make idle calls.
 
     Does nothing if the model is replicated.
 

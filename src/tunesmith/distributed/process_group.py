@@ -190,7 +190,7 @@ class StageCoordinator:
 
     @contextlib.contextmanager
     def dump_stacks_on_hang(self, path: Path) -> Iterator[None]:
-        """Inside, write the stack of every thread to `path` if a collective hangs.
+        """Write the stack of every thread to `path` if a collective hangs inside the block.
 
         Every rank writes, shortly before the collective times out. The stacks of a hanging rank show where it hangs.
         """

@@ -133,7 +133,7 @@ def _loss_and_gradients(model: Any, batch: Batch, compute: ComputeConfig) -> tup
 
 @contextmanager
 def _random_adapters(model: Any) -> Iterator[None]:
-    """Inside, give the matrices B of adapters random weights."""
+    """Give the matrices B of adapters random weights, for the duration of the block."""
     ups = {name: weight for name, weight in trained_parameters(model) if "lora_B" in name}
     original = {name: weight.detach().clone() for name, weight in ups.items()}
     generator = torch.Generator().manual_seed(0)

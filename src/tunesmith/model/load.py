@@ -44,7 +44,7 @@ class ComputeConfig:
         return names[self.dtype]
 
     def autocast(self, weights: torch.dtype) -> AbstractContextManager[Any]:
-        """Inside, compute in this dtype if the weights have another one."""
+        """Return the context in which weights of another dtype are computed in this one."""
         if weights == self.dtype:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)

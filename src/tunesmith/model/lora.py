@@ -30,7 +30,7 @@ def use_compute_dtype(model: Any) -> None:
 
 @contextmanager
 def use_peft_forward(model: Any) -> Iterator[None]:
-    """Inside, all layers use peft's forward pass."""
+    """Restore peft's forward pass in all layers, for the duration of the block."""
     layers = [module for module in model.modules() if is_plain_lora(module) and "forward" in vars(module)]
     forwards = {module: vars(module).pop("forward") for module in layers}
     try:

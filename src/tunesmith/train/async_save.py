@@ -79,7 +79,7 @@ class AsyncSaver:
 
     @contextmanager
     def finish_on_exit(self) -> Iterator[None]:
-        """On exit, whether normal or by an error, finish the pending write."""
+        """Finish the pending write at the end of the block, even if the block raises."""
         try:
             yield
             self.wait()

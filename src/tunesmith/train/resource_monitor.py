@@ -25,7 +25,7 @@ _QUERY_TIMEOUT_SECONDS = 4.0
 def monitor_resources(
     record: Callable[[ResourceSample], None], device: torch.device, *, every_seconds: float = _INTERVAL_SECONDS
 ) -> Iterator[None]:
-    """Inside, call `record` with a sample every few seconds, from a thread, and once more at the end unless it failed.
+    """Call `record` with a sample every few seconds from a thread, and once more if the block ends without an error.
 
     A sample is {time: seconds since 1970, memory_gib: resident memory of this process, cpu_cores: cores that it keeps
     busy, host_memory_gib: memory in use on the machine, host_cpu: fraction of all its cores in use}, and on a GPU

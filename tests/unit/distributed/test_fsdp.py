@@ -250,7 +250,7 @@ def test_oom_while_generating_with_a_sharded_model_is_not_retried(tiny: Path, mo
 
     monkeypatch.setattr("tunesmith.inference.generate.slot_budget", lambda *_: None)
     monkeypatch.setattr("tunesmith.inference.generate._generate_padded", out_of_memory)
-    with raises(DoesNotFit, "does-not-fit", "32 prompts"):
+    with raises(DoesNotFit, "out-of-memory", "32 prompts"):
         list(generate(model, [[3, 4], [5, 6]], stop_ids=[2], max_new_tokens=2))
 
 
