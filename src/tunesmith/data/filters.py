@@ -17,7 +17,7 @@ _SECONDS_PER_CELL = 1.0
 
 
 def rejection_reason(filters: Sequence[Filter], row: Row) -> str | None:
-    """Return why the first filter that rejects a row does so; None if all accept it.
+    """Return the reason of the first filter that rejects a row; None if no filter does.
 
     A column that the row lacks counts as empty.
 

@@ -140,7 +140,7 @@ def estimate_micro_batches(
 def choose_sharding(
     recipe: Recipe, shapes: Shapes, tokens: TokenDataset, budget: MemoryBudget, processes: int, *, new_tokens: int
 ) -> Sharding:
-    """Return the recipe's sharding; for `auto`, `none` if the whole model fits in each process, and else `full`.
+    """Return the recipe's sharding; `auto` becomes `none` if the whole model fits in each process, else `full`.
 
     Raises:
         RecipeError: the recipe shards a model with an encoder and measures valid metrics.

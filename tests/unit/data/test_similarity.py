@@ -1,4 +1,4 @@
-"""Near-duplicates are result, merely related texts are not, and shingles of a template do not count."""
+"""Near-duplicates are found, merely related texts are not, and shingles of a template do not count."""
 
 import random
 import time

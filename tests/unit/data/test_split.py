@@ -40,8 +40,8 @@ def test_splits_have_their_fractions(valid: float, test: float, seed: int) -> No
 
 
 def test_other_seed_gives_another_split() -> None:
-    one, two = ([assign_split(str(n), valid=0, test=0.5, seed=seed) for n in range(1000)] for seed in (1, 2))
-    assert 400 < sum(a != b for a, b in zip(one, two, strict=True)) < 600
+    first, second = ([assign_split(str(n), valid=0, test=0.5, seed=seed) for n in range(1000)] for seed in (1, 2))
+    assert 400 < sum(a != b for a, b in zip(first, second, strict=True)) < 600
 
 
 def test_changing_one_fraction_keeps_the_other_split() -> None:
@@ -85,7 +85,7 @@ def test_choosing_is_independent_of_splitting() -> None:
     assert 0.4 < sum(name in chosen for name in test) / len(test) < 0.6
 
 
-def test_a_negative_count_is_refused() -> None:
+def test_negative_count_is_refused() -> None:
     with pytest.raises(ValueError) as caught:  # noqa: PT011 (the value is asserted)
         choose_by_hash(["a"], -1, 0)
     assert "-1" in str(caught.value)

@@ -36,7 +36,7 @@ def test_buckets_are_long_enough_monotonic_and_few() -> None:
     assert len(set(buckets)) < 40
 
 
-# --- what is learned ---
+# --- padded ---
 
 
 @given(rows=st.lists(rendered, min_size=1, max_size=8), data=st.data())
