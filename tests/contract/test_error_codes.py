@@ -10,10 +10,7 @@ from tests.contract.sources import ROOT, parsed, sources
 from tunesmith.core.error_codes import ERROR_CODES
 
 # Tests that still assert sentences. A folder leaves this list for good.
-ASSERT_SENTENCES = (
-    "tests/integration", 
-    
-)  # fmt: skip
+ASSERT_SENTENCES = ("tests/integration",)
 
 
 def codes_in(tree: ast.AST) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The verdict record: what follows from its numbers, and the strict reader of verdict.json."""
+"""The verdict record: values derived from its numbers, and the strict reader of verdict.json."""
 
 import copy
 import json
