@@ -9,9 +9,6 @@ from tests.contract.sources import ROOT, parsed, sources
 
 from tunesmith.core.error_codes import ERROR_CODES
 
-# Tests that still assert sentences. A folder leaves this list for good.
-ASSERT_SENTENCES = ("tests/integration",)
-
 
 def codes_in(tree: ast.AST) -> Iterator[str]:
     """Yield the literal codes below a node: `code="..."` in a call, and `code = "..."` in a class."""
@@ -60,10 +57,8 @@ def test_codes_are_kebab_case_and_described_in_one_sentence() -> None:
 
 def test_tests_assert_codes_instead_of_sentences() -> None:
     for path in python_files():
-        name = path.relative_to(ROOT).as_posix()
-        if not name.startswith(ASSERT_SENTENCES):
-            lines = list(matches_in(parsed(path.read_text(encoding="utf-8"))))
-            assert not lines, f"{name}:{lines}: use tests.support.errors.raises, which asserts type, code and values"
+        lines = list(matches_in(parsed(path.read_text(encoding="utf-8"))))
+        assert not lines, f"{path}:{lines}: use tests.support.errors.raises, which asserts type, code and values"
 
 
 def test_no_test_imports_a_private_name() -> None:

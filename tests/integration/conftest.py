@@ -21,7 +21,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 @pytest.fixture(scope="session")
 def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that computes in fp64 if it is asked to: others take their norms in fp32 all the same."""
+    """A GPT-2, which computes in fp64 on request; other models keep their norms in fp32."""
     return save_model(tmp_path_factory.mktemp("models") / "gpt2", "gpt2")
 
 
@@ -51,7 +51,7 @@ def moved(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 
 @pytest.fixture
 def tunesmith(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """The command line, in this process and in a folder of its own."""
+    """The command line, in this process and in a folder for this test."""
     monkeypatch.chdir(tmp_path)
 
     def command(*arguments: object) -> Result:

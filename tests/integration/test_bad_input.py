@@ -1,4 +1,4 @@
-"""Bad input: every mistake is named with its place, with the right exit code, before torch is imported."""
+"""Bad input: every mistake is reported with its place and the right exit code, before torch is imported."""
 
 import json
 import subprocess
@@ -27,7 +27,7 @@ def tunesmith(*arguments: str, program: list[str] | None = None) -> subprocess.C
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
-def test_three_mistakes_are_told_at_once_before_torch_is_imported(tmp_path: Path) -> None:
+def test_three_mistakes_are_reported_together_before_torch_is_imported(tmp_path: Path) -> None:
     file = tmp_path / "recipe.yaml"
     file.write_text(
         "name: try\nmodel: {base: x, precison: bf16}\n"
@@ -44,7 +44,7 @@ def test_three_mistakes_are_told_at_once_before_torch_is_imported(tmp_path: Path
 
 
 def rows_of(broken: str) -> Any:
-    """Return a function that spoils the rows in one way."""
+    """Return a function that damages the rows in one way."""
 
     def spoil(path: Path) -> None:
         lines = path.read_text().splitlines()

@@ -1,4 +1,4 @@
-"""A model without chat markup becomes a chat model: one tokenizer for every verb, from the recipe and from the run."""
+"""`model.chat_markup` turns a model without a chat template into a chat model, for every verb."""
 
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ def test_a_base_model_learns_to_chat(tmp_path: Path, method: str) -> None:
         assert whole.keeps_turns
         assert whole.ask("Say one and cat.", max_new_tokens=6) == said
 
-    # Trained on, it keeps its markup without being told, and is not given another.
+    # A tuned model keeps its markup when it is tuned further, and gets no other.
     second = tmp_path / "second"
     second.mkdir()
     onto: dict[str, Any] = {"base": reference, "precision": "fp32"}
@@ -58,7 +58,7 @@ def test_a_base_model_learns_to_chat(tmp_path: Path, method: str) -> None:
     assert resolve(f"run:{again.path}").chat_markup == ("chatml" if method == "lora" else None)
 
 
-def test_a_model_of_texts_that_are_conversations_is_asked_in_turns(tmp_path: Path) -> None:
+def test_a_model_trained_on_chat_texts_gets_prompts_as_turns(tmp_path: Path) -> None:
     base = save_plain_model(tmp_path / "model", "llama")
     text = "<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n{answer}<|im_end|>\n"
     data = {"source": {"file": "rows.jsonl"}, "task": "text", "text": text, "control_tokens": True}
@@ -73,7 +73,7 @@ def test_a_model_of_texts_that_are_conversations_is_asked_in_turns(tmp_path: Pat
     assert asked[0] == tokens.convert_tokens_to_ids("<|im_start|>")
 
 
-def test_markup_that_nothing_reads_is_refused(tmp_path: Path) -> None:
+def test_chat_markup_without_effect_is_refused(tmp_path: Path) -> None:
     file = recipe(tmp_path, tmp_path / "model")
     for data in ("data.task=completion", "data={task: text, text: '{question}', source: {file: rows.jsonl}}"):
         with raises(RecipeProblems, "no-effect", "model.chat_markup=chatml"):

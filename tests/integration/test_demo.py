@@ -1,4 +1,4 @@
-"""The demo's recipe: what it says of the database is true, and it runs, scaled down, on the embedded model."""
+"""The demo's recipe names the real schema of its database, and runs scaled down on the embedded model."""
 
 import contextlib
 from pathlib import Path
@@ -27,7 +27,7 @@ def test_the_prompt_holds_the_schema_of_the_database() -> None:
 @pytest.mark.model
 def test_the_demo_runs_scaled_down(tmp_path: Path, smollm2: Path) -> None:
     scaled = ["data.source.rows=200", "train.max_steps=3", "train.valid_every_steps=3", "evaluate.rows=6"]
-    with contextlib.suppress(VerdictRefused):  # three steps teach the form of an answer, hardly ever a right one
+    with contextlib.suppress(VerdictRefused):  # three steps teach the form of an answer, but hardly any correct one
         run_recipe(RECIPE, [*scaled, "evaluate.max_new_tokens=24"], out=tmp_path / "run")
     run = RunDir(tmp_path / "run")
     verdict = read_json(run.verdict)

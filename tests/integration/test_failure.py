@@ -1,4 +1,4 @@
-"""Processes that end do so for one reason: the one that one of them met, with its exit code."""
+"""When one rank fails, all ranks exit with its error and exit code."""
 
 import os
 import socket
@@ -64,14 +64,14 @@ except TunesmithError as error:
 
 
 def free_port() -> int:
-    """Return a port that no program had a moment ago."""
+    """Return a port that is free now."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return int(one.getsockname()[1])
 
 
 def ended(ends: int, how: str, folder: Path) -> list[tuple[int, str]]:
-    """Let one of two processes end while the other is busy; return the exit code and the words of each."""
+    """Let one of two ranks end while the other is busy; return the exit code and output of each."""
     step = {
         **os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR",
         "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "2", "SLURM_NODEID": "0",
@@ -87,26 +87,26 @@ def ended(ends: int, how: str, folder: Path) -> list[tuple[int, str]]:
         )
         for rank in (0, 1)
     ]
-    said = [one.communicate(timeout=240)[0] for one in processes]  # their patience is longer
+    said = [one.communicate(timeout=240)[0] for one in processes]  # their timeout is longer
     return [(one.returncode, text) for one, text in zip(processes, said, strict=True)]
 
 
 @pytest.mark.parametrize("ends", [0, 1])
-def test_all_end_with_the_error_of_one(ends: int, tmp_path: Path) -> None:
+def test_all_ranks_exit_with_the_error_of_one(ends: int, tmp_path: Path) -> None:
     found = ended(ends, "known", tmp_path)
     assert [code for code, _ in found] == [7, 7]
     assert "step 3: is not finite" in found[ends][1]
     assert f"rank {ends}: step 3: is not finite" in found[1 - ends][1]
 
 
-def test_a_bug_in_one_is_no_reason_to_go_on(tmp_path: Path) -> None:
+def test_a_bug_in_one_rank_ends_all(tmp_path: Path) -> None:
     [(first, text), (second, _)] = ended(1, "bug", tmp_path)
     assert (first, second) == (1, 1)
     assert "rank 1: ValueError('a bug')" in text
 
 
 @pytest.mark.parametrize("ends", [0, 1])
-def test_who_does_not_hear_the_error_of_another_ends_too(ends: int, tmp_path: Path) -> None:
+def test_a_rank_that_never_communicates_again_exits_with_the_error_of_another(ends: int, tmp_path: Path) -> None:
     found = ended(ends, "deaf", tmp_path)
     assert [code for code, _ in found] == [7, 7]
     assert f"error: rank {ends}: step 3: is not finite" in found[1 - ends][1]
@@ -114,14 +114,16 @@ def test_who_does_not_hear_the_error_of_another_ends_too(ends: int, tmp_path: Pa
 
 
 @pytest.mark.parametrize(("how", "said"), [("saves", "is saved"), ("writes", "is whole")])
-def test_who_has_noticed_or_writes_is_left_the_time_for_it(how: str, said: str, tmp_path: Path) -> None:
+def test_a_rank_that_noticed_the_error_or_is_writing_gets_time(how: str, said: str, tmp_path: Path) -> None:
     found = ended(1, how, tmp_path)
     assert [code for code, _ in found] == [7, 7]
     assert said in found[0][1]
-    assert ("error: rank 1" in found[0][1]) == (how == "writes"), "who has noticed ends by itself"
+    assert ("error: rank 1" in found[0][1]) == (how == "writes"), (
+        "a rank that noticed the error exits without the watchdog"
+    )
 
 
-def test_who_does_not_hear_that_the_first_is_killed_ends_resumably(tmp_path: Path) -> None:
+def test_a_rank_that_never_communicates_again_exits_with_75_after_rank_0_is_killed(tmp_path: Path) -> None:
     [(first, _), (second, text)] = ended(0, "deaf, killed", tmp_path)
     assert (first, second) == (9, 75)
     assert "error: rank 1: rank 0 " in text
@@ -129,7 +131,7 @@ def test_who_does_not_hear_that_the_first_is_killed_ends_resumably(tmp_path: Pat
 
 
 @pytest.mark.parametrize("ends", [0, 1])
-def test_where_one_is_killed_the_others_end_resumably(ends: int, tmp_path: Path) -> None:
+def test_other_ranks_exit_with_75_after_one_is_killed(ends: int, tmp_path: Path) -> None:
     found = ended(ends, "killed", tmp_path)
     assert (found[ends][0], found[1 - ends][0]) == (9, 75)
     assert f"rank {1 - ends} of 2: " in found[1 - ends][1]

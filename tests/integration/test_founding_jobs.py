@@ -1,6 +1,6 @@
-"""The jobs that the project was founded on: each shipped recipe, with its own settings, scaled down to its verdict.
+"""The founding jobs: each shipped recipe runs to its verdict, scaled down.
 
-Overrides change what the model is, where the rows are and how many there are; how it is tuned stays the recipe's.
+Overrides change the model, the source and the number of rows; the tuning settings are those of the recipe.
 """
 
 import json
@@ -42,7 +42,7 @@ def done(name: str, out: Path, changes: Sequence[str]) -> tuple[RunDir, dict[str
     assert plan.rows.counts["train"] <= 24
     try:
         run = run_recipe(file, [*FEW, *changes], out=out)
-    except VerdictRefused:  # three steps need not make a model better
+    except VerdictRefused:  # three steps may not improve a model
         run = RunDir(out)
     verdict = read_json(run.verdict)
     assert verdict["health"]["tuned"]["failed"] == 0
@@ -89,7 +89,9 @@ def test_netflix_gpt_neo(tmp_path: Path, shared_data: Path) -> None:
 
 def test_mistral_sql_qlora(tmp_path: Path, shared_data: Path) -> None:
     pytest.importorskip("bitsandbytes")
-    base = save_plain_model(tmp_path / "model", "llama")  # the tiny Mistral's window is shorter than a row
+    base = save_plain_model(
+        tmp_path / "model", "llama"
+    )  # the attention window of the tiny Mistral is shorter than a row
     _, verdict = done(
         "mistral-sql-qlora", tmp_path / "run",
         [f"model.base={base}", source(shared_data / "spider" / "spider-create-context.train.jsonl")],
@@ -105,7 +107,7 @@ def test_gemma_chat_slurm(tmp_path: Path, shared_data: Path) -> None:
         [f"model.base={base}", source(shared_data / "oasst1" / "oasst1-en.top1-chatml.jsonl"),
          "train.save_every_steps=1", "data.split.valid=0.1", "data.split.test=0.2"],
     )  # fmt: skip
-    # The base and a named checkpoint are asked the same.
+    # The base and a named checkpoint get the same prompt.
     checkpoints = sorted(path.name for path in run.checkpoints.glob("step-*"))
     assert len(checkpoints) >= 2
     step = int(checkpoints[0].removeprefix("step-"))
@@ -117,8 +119,8 @@ def test_gemma_chat_slurm(tmp_path: Path, shared_data: Path) -> None:
     assert any(not torch.equal(one[name], other[name]) for name in one)
 
 
-# What each recipe trains at full size: adapters of the ranks and layers it names (and two rows of ChatML, in embedding
-# and output layer), or everything. 3,538,944 is what tutorials on FLAN-T5 print, too.
+# Trained parameters of each recipe at full size: adapters of its ranks and layers (and two rows of ChatML, in embedding
+# and output layer), or all parameters. Tutorials on FLAN-T5 print 3,538,944, too.
 FULL_SIZE = {
     "viggo-pipeline": ("HuggingFaceTB/SmolLM2-360M-Instruct", 8_683_520, "viggo/viggo-train.csv"),
     "dialogsum-flan-t5": ("google/flan-t5-base", 3_538_944, "dialogsum/dialogsum.dev.jsonl"),
@@ -138,7 +140,7 @@ COLUMNS = {
 
 @pytest.mark.parametrize("name", FULL_SIZE)
 def test_it_is_planned_at_full_size(tmp_path: Path, shared_data: Path, name: str) -> None:
-    """The hub's cache holds what the hub gives a plan: a configuration and a tokenizer (a small one here)."""
+    """Plan each recipe at full size; the hub's cache has the configuration and a small tokenizer."""
     base, trained, file = FULL_SIZE[name]
     snapshot = tmp_path / "hub" / f"models--{base.replace('/', '--')}" / "snapshots" / "0123"
     snapshot.mkdir(parents=True)
@@ -161,7 +163,7 @@ def test_it_is_planned_at_full_size(tmp_path: Path, shared_data: Path, name: str
         env={**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert done.returncode in (0, 5), done.stderr  # it need not fit here, and is shown all the same
+    assert done.returncode in (0, 5), done.stderr  # the plan is printed even if the model does not fit here
     plan = json.loads(done.stdout)
     print(json.dumps(plan["memory"], indent=1))
     assert plan["memory"]["trainable_parameters"] == trained
@@ -174,7 +176,7 @@ def stored_bytes(base: str) -> int:
     return 2 if PUBLISHED[base][0].get("torch_dtype") == "bfloat16" else 4
 
 
-def test_sqlite_tells_sql_from_prose() -> None:
+def test_sqlite_parses_sql_and_not_prose() -> None:
     from tunesmith.scoring.custom import custom_metrics
 
     rows = ["SELECT a FROM b WHERE c = 'x'", "SELECT FROM WHERE", "", "the answer is 5"]

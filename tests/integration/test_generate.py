@@ -1,4 +1,4 @@
-"""`generate` gives what evaluation gave: for a run's folder, a version of the registry, and rows of a file."""
+"""`generate` gives the answers of evaluation: for a run's folder, a version of the registry, and rows of a file."""
 
 import json
 from pathlib import Path
@@ -50,7 +50,7 @@ def test_generate_gives_the_answers_of_evaluation(
             (one["prediction"], one["reference"]) for one in told
         ]
 
-    # Wherever a model is named, a run's folder means its best checkpoint.
+    # Every verb accepts a run's folder as a model; it means the best checkpoint.
     assert resolve(str(run)).path == resolve(f"run:{run}").path
     (tmp_path / "next").mkdir()
     plain = {**DATA, "source": {"file": "rows.jsonl"}}

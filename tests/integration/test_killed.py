@@ -1,4 +1,4 @@
-"""Killed anywhere, `run` goes on and ends with the very bytes of a run that was never disturbed."""
+"""A run that is killed anywhere resumes and ends with the bytes of an uninterrupted run."""
 
 import random
 import signal
@@ -32,13 +32,13 @@ LORA = {"method": "lora", "rank": 4, "alpha": 8, "dropout": 0.1}
 
 
 def start(file: Path, out: Path) -> subprocess.Popen[bytes]:
-    """Start a run in a process of its own."""
+    """Start a run in a separate process."""
     command = [sys.executable, "-m", "tunesmith", "run", str(file), "--out", str(out)]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
 def wait_until(process: subprocess.Popen[bytes], reached: Callable[[], bool]) -> bool:
-    """Wait until something is reached; say false if the process ended before."""
+    """Wait for a condition; return False if the process ends first."""
     while not reached():
         if process.poll() is not None:
             return False
@@ -47,7 +47,7 @@ def wait_until(process: subprocess.Popen[bytes], reached: Callable[[], bool]) ->
 
 
 def steps_done(run: RunDir) -> int:
-    """Return how many lines of steps are in the log."""
+    """Return the number of steps in the log."""
     return run.metrics.read_bytes().count(b'"kind": "step"') if run.metrics.exists() else 0
 
 
@@ -58,7 +58,7 @@ def weights(run: RunDir) -> dict[str, str]:
 
 
 def validations(run: RunDir) -> list[object]:
-    """Return what the log says of validations, the digests of all answers, and what was chosen."""
+    """Return the validations in the log, the digests of all answers, and the selected checkpoint."""
     lines = [line for line in read_whole_lines(run.metrics) if line["kind"] == "valid"]
     answers = sorted(run.valid_answers(0).parent.iterdir())
     manifest = run.manifest("train") or {}
@@ -109,7 +109,7 @@ def test_ctrl_c_keeps_the_last_step_and_exits_75(tmp_path: Path, tiny: Path) -> 
     assert run.manifest("evaluate") is not None
 
 
-def test_a_damaged_checkpoint_is_skipped_and_said(
+def test_a_damaged_checkpoint_is_skipped_and_reported(
     tmp_path: Path, tiny: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = recipe(tmp_path, tiny, train=SETTINGS | {"max_steps": 20})

@@ -1,4 +1,4 @@
-"""Documents longer than a block, from the rows to a verdict: all of each is learned, judged and counted once."""
+"""Documents longer than a block run to a verdict: every token is trained and evaluated once."""
 
 import json
 from collections import defaultdict
@@ -26,7 +26,7 @@ EVALUATE = {"metrics": ["perplexity", "token_accuracy"], "primary": "perplexity"
 
 
 def write_documents(path: Path) -> list[dict[str, Any]]:
-    """Write 40 documents of very different lengths; number 2 of train is number 30, of test, with a word changed."""
+    """Write 40 documents of very different lengths; number 2 (train) is number 30 (test) with one word changed."""
     rows = []
     for i in range(40):
         turns = [f"{n}. Say {WORDS[(i + n) % 6]} and {WORDS[(i * n) % 6]} {i}." for n in range(1, 2 + i % 7)]
@@ -38,7 +38,7 @@ def write_documents(path: Path) -> list[dict[str, Any]]:
 
 
 def learned_by_row(run: RunDir, split: str) -> dict[int, list[int]]:
-    """Return {row: the tokens that are learned of it, over all its blocks}."""
+    """Return {row: its trained tokens, over all its blocks}."""
     tokens, found = TokenDataset(run.tokens(split)), defaultdict(list)
     for place, line in enumerate(read_jsonl(run.examples(split))):
         one = tokens.example(place, line["id"])
@@ -86,7 +86,7 @@ def test_long_documents_run_to_a_verdict(tmp_path: Path, tiny: Path) -> None:
     assert verdict["primary"]["rows"] == len(scores) == manifest["counts"]["test"]
     assert f"{plan.rows.blocks['documents']} documents into" in run.report.read_text(encoding="utf-8")
 
-    # Samples go on from the first tokens of a block, and are shown beside it.
+    # Samples continue the first tokens of a block, and are shown next to it.
     shown = inspect_rows(run.path, rows=4, stage="evaluate")
     assert [one["part"] for one in shown[:3]] == ["prompt", "base", "tuned"]
     assert {len(one["tokens"]) for one in shown if one["part"] == "prompt"} <= {1, 2, 3, 4}

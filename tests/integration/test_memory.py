@@ -1,4 +1,4 @@
-"""What training holds at its peak is what was expected beforehand, in a process of its own on the embedded model."""
+"""The peak memory of training is the estimate, measured in a separate process on the embedded model."""
 
 import json
 import subprocess
@@ -33,7 +33,7 @@ def test_the_peak_is_the_expected_one(tmp_path: Path, smollm2: Path, precision: 
 
 
 def _trained(recipe: Path, out: Path) -> dict[str, Any]:
-    """Return the manifest of a training in a process of its own."""
+    """Train in a separate process and return the manifest."""
     done = subprocess.run(
         [sys.executable, "-c", TRAIN.format(recipe=str(recipe), out=str(out))],
         capture_output=True, text=True, check=False, timeout=500,

@@ -1,4 +1,4 @@
-"""A toy objective on pairs trains, validates, resumes, is packed and runs in two processes, as a loop by hand does."""
+"""A toy objective on pairs trains, validates, resumes, packs and runs on two ranks, equal to a hand-written loop."""
 
 import json
 import os
@@ -64,7 +64,7 @@ def margin(model: Any, pair: TokenizedExample) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def by_hand(gpt2: Path) -> tuple[list[float], list[float], dict[str, torch.Tensor]]:
-    """The losses of every step, what validation finds of all rows in the end, and the weights."""
+    """Return the losses of every step, the measures of a final validation over all rows, and the weights."""
     recipe, pairs = recipe_of(gpt2, FULL, examples_per_step=8, epochs=2), random_pairs(24, 1)
     model = load_base(ModelFolder("x", gpt2), ComputeConfig(torch.device("cpu"), torch.float64), dtype=torch.float64)
     model.requires_grad_(True).train()
@@ -95,7 +95,7 @@ def agree(by_hand: tuple[Any, ...], facts: list[Any], weights: dict[str, torch.T
 
 
 @pytest.mark.parametrize("case", WAYS, ids=lambda case: f"{case['micro_batch']}-{case.get('packing', 'never')}")
-def test_it_takes_the_steps_of_a_loop_by_hand(by_hand: Any, gpt2: Path, rows: Path, case: dict[str, Any]) -> None:
+def test_it_equals_a_hand_written_loop(by_hand: Any, gpt2: Path, rows: Path, case: dict[str, Any]) -> None:
     tokens = TokenDataset(rows)
     assert (
         tokens.trained_tokens(range(8)) > LOGITS_CHUNK
@@ -104,7 +104,7 @@ def test_it_takes_the_steps_of_a_loop_by_hand(by_hand: Any, gpt2: Path, rows: Pa
         agree(by_hand, *train_case(gpt2, rows, case, ProcessGroup()))
 
 
-def test_it_takes_them_in_two_processes(by_hand: Any, gpt2: Path, rows: Path, tmp_path: Path) -> None:
+def test_it_equals_a_hand_written_loop_on_two_ranks(by_hand: Any, gpt2: Path, rows: Path, tmp_path: Path) -> None:
     program = str(ROOT / "tests" / "support" / "multi_process.py")
     done(together(2, program, str(gpt2), str(rows), str(tmp_path), json.dumps(WAYS)))
     for number in range(len(WAYS)):
@@ -113,7 +113,7 @@ def test_it_takes_them_in_two_processes(by_hand: Any, gpt2: Path, rows: Path, tm
             agree(by_hand, facts, load_file(tmp_path / f"{number}-{rank}.safetensors"))
 
 
-def test_prompts_are_shared_where_pairs_are_packed(rows: Path) -> None:
+def test_packed_pairs_share_their_prompt(rows: Path) -> None:
     tokens = TokenDataset(rows)
     for group in MicroBatchPolicy(10**6, 1, "always", packed_attention=True).split(tokens, range(24)):
         assert group.shared is not None
@@ -121,7 +121,7 @@ def test_prompts_are_shared_where_pairs_are_packed(rows: Path) -> None:
         assert tokens.packed_tokens(group.rows, group.shared) == tokens.lengths[group.rows[0]] - group.shared
 
 
-def test_killed_it_ends_with_the_bytes_of_an_undisturbed_run(tiny: Path, tmp_path: Path) -> None:
+def test_a_killed_run_ends_with_the_bytes_of_an_uninterrupted_run(tiny: Path, tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "tests" / "support" / "pairs.py"), str(tiny)]
     environment = {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "src")))}
 

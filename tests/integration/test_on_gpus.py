@@ -1,4 +1,4 @@
-"""The same steps on two GPUs as on one, over NCCL, and with parts beside the GPUs. Skipped where there are not two."""
+"""Two GPUs take the steps of one, over NCCL, with and without offloading. Skipped without two GPUs."""
 
 import signal
 from pathlib import Path
@@ -22,7 +22,7 @@ WAYS = [[f"launch.sharding={sharding}", *more] for sharding, *more in (
 
 @pytest.mark.parametrize("way", WAYS, ids=" ".join)
 @pytest.mark.parametrize("method", ["lora", "qlora", "full"])
-def test_two_take_the_steps_of_one_and_go_on_after_a_signal(method: str, way: list[str], tmp_path: Path) -> None:
+def test_two_gpus_take_the_steps_of_one_and_resume_after_a_signal(method: str, way: list[str], tmp_path: Path) -> None:
     evaluate = {"metrics": ["perplexity"], "primary": "perplexity", "rows": 7}
     valid = {"valid_every_steps": 20, "learning_rate": 0.001}
     file = of_60_steps(tmp_path, valid=valid, tuning={"method": method}, evaluate=evaluate)

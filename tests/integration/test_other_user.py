@@ -1,4 +1,4 @@
-"""A registry and a run are read by another user, who changes nothing of them, and a copy is that user's own."""
+"""Another user reads a registry and a run without changing them, and can write to a copy."""
 
 import json
 import os
@@ -15,12 +15,12 @@ import pytest
 from tests.support.tiny import state
 
 USER = 12345
-# Python itself may lie where only root looks; the capability lets the other user read files, and write none.
+# Only root may be able to read Python's own files; the capability lets the other user read files, but not write.
 BECOME = [
     "setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", "--inh-caps=+dac_read_search",
     "--ambient-caps=+dac_read_search",
 ]  # fmt: skip
-# Runs commands one after the other, and writes [exit code, error code or null] of each as JSON.
+# Runs commands in sequence, and prints [exit code, error code or null] of each as JSON.
 SCRIPT = """
 import contextlib, io, json, sys
 from tunesmith.cli import app
@@ -61,13 +61,13 @@ pytestmark = pytest.mark.skipif(not can_become_another(), reason="only root, wit
 
 @pytest.fixture
 def here(finished: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A copy of the finished run's folder in a place that every user reaches; the current folder."""
+    """A copy of the finished run's folder that every user can reach, as the current folder."""
     with tempfile.TemporaryDirectory() as place:
         Path(place).chmod(0o755)
         monkeypatch.chdir(shutil.copytree(finished, Path(place) / "project"))
         monkeypatch.setenv("TUNESMITH_REGISTRY", f"{place}/project/registry")
         for weights in Path("base").glob("*.safetensors"):
-            weights.chmod(0o644)  # transformers lets only its user read them
+            weights.chmod(0o644)  # transformers makes them readable by their owner only
         home = Path(place) / "home"
         home.mkdir()
         os.chown(home, USER, USER)

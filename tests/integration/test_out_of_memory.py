@@ -1,4 +1,4 @@
-"""A real lack of memory in the middle of a run: passes get smaller, the step and what is learned stay the same."""
+"""A run that really runs out of memory uses smaller micro-batches, with the same steps and weights."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from tests.support.tiny import recipe as write_recipe
 from tunesmith.core.files import read_json
 from tunesmith.core.jsonl import read_jsonl
 
-# Allows a run of its own so many MiB more than it has when its second step begins.
+# Limits a run's memory to this many MiB more than it has when its second step begins.
 LIMITED = """
 import re, resource, sys
 from pathlib import Path
@@ -35,19 +35,19 @@ run_recipe({recipe!r}, out={out!r}, until="train")
 
 
 def write_long_rows(path: Path) -> None:
-    """Write rows of which 32 side by side take about a hundred MiB."""
+    """Write rows of which a batch of 32 takes about a hundred MiB."""
     with path.open("w", encoding="utf-8") as file:
         for i in range(120):
             file.write(json.dumps({"question": f"{i} " + "one two red " * 60, "answer": "blue cat"}) + "\n")
 
 
 def trained(folder: Path, recipe: Path, mib: int) -> tuple[Path, str]:
-    """Return the run of a process that may take so many MiB more once it has begun (0: as many as it likes)."""
+    """Return a run whose process may take this many MiB more after its first step (0: no limit)."""
     out = folder / f"run-{mib}"
     done = subprocess.run(
         [sys.executable, "-c", LIMITED.format(recipe=str(recipe), out=str(out), mib=mib)],
         capture_output=True, text=True, check=False, timeout=500,
-        # One arena and no cache of freed memory, so that the limit is felt where the tensors are.
+        # One arena and no cache of freed memory, so that the limit applies to tensors.
         env={**os.environ, "MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
@@ -56,7 +56,7 @@ def trained(folder: Path, recipe: Path, mib: int) -> tuple[Path, str]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits of memory are Linux's here")
-def test_a_run_that_runs_out_of_memory_learns_the_same(tmp_path: Path, tiny: Path) -> None:
+def test_a_run_that_runs_out_of_memory_has_the_same_weights(tmp_path: Path, tiny: Path) -> None:
     recipe = write_recipe(
         tmp_path, tiny,
         train={"learning_rate": 0.01, "max_steps": 4, "examples_per_step": 32, "micro_batch": 32, "packing": "never",

@@ -1,4 +1,4 @@
-"""A metric of the user's own through a whole run: found before training, scored, judged, guarded, reported."""
+"""A custom metric through a whole run: checked before training, scored, compared, guarded, reported."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ from tunesmith.scoring.metrics import METRICS
 METRIC = "def words(p, r):\n    return [len(one.split()) / {per} for one in p]\nwords.higher_is_better = False\n"
 
 
-def test_it_decides_and_is_scored_again_when_its_file_changes(tmp_path: Path, tiny: Path) -> None:
+def test_a_custom_metric_decides_and_is_scored_again_after_its_file_changes(tmp_path: Path, tiny: Path) -> None:
     (tmp_path / "brevity.py").write_text(METRIC.format(per=1))
     settings = {
         "metrics": ["rougeL", "brevity:words"], "primary": "brevity:words", "rows": 8, "max_new_tokens": 6,
@@ -45,7 +45,7 @@ def test_it_decides_and_is_scored_again_when_its_file_changes(tmp_path: Path, ti
     assert read_json(run.verdict)["primary"]["base"] == pytest.approx(first["primary"]["base"] / 2)
 
 
-def test_a_new_metric_of_ours_is_one_row_of_the_table(
+def test_a_new_built_in_metric_is_one_row_of_the_table(
     tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def characters(predictions: Sequence[str], *_: Any) -> list[float]:
@@ -74,7 +74,9 @@ def test_a_new_metric_of_ours_is_one_row_of_the_table(
     ],
     ids=["evaluate", "train"],
 )
-def test_a_wrong_one_is_told_before_training(tmp_path: Path, tiny: Path, sections: dict[str, Any]) -> None:
+def test_a_wrong_custom_metric_is_reported_before_training(
+    tmp_path: Path, tiny: Path, sections: dict[str, Any]
+) -> None:
     file = recipe(tmp_path, tiny, **sections)
     for act in (plan_run, lambda path: run_recipe(path, out=tmp_path / "run")):
         with raises(RecipeError, "custom-metric-not-found", "absent"):

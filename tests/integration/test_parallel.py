@@ -1,4 +1,4 @@
-"""Many processes train as one does: the same steps, one writer, one end."""
+"""Several ranks train as one process does: the same steps, one writer, one exit code."""
 
 import functools
 import json
@@ -40,7 +40,7 @@ CASES: list[dict[str, Any]] = [
     for sharding, precision, sizes in SHARES
     for size in sizes
 ]
-# Once there is a file `slow` beside the program, every pass of a validation takes long, and leaves a line.
+# While a file `slow` exists in the program's folder, every pass of a validation is slow and writes a line.
 SLOW_TO_VALIDATE = """
 import os, sys, time, torch
 from tunesmith.train import loop
@@ -53,7 +53,7 @@ def slow(*told):
     return quick(*told)
 loop.token_loss = slow
 """
-# The second process has no memory to train on more than one row at once.
+# Rank 1 runs out of memory with more than one row per micro-batch.
 LITTLE_MEMORY = """
 import os, torch
 from tunesmith.train import loop
@@ -64,7 +64,7 @@ def little(model, batch):
     return of_any_size(model, batch)
 loop.token_loss = little
 """
-# The clock of the second process is three days ahead.
+# The clock of rank 1 is three days ahead.
 FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
 AHEAD = f"""
 import datetime, os, sys
@@ -84,14 +84,14 @@ def together(count: int, *command: str) -> subprocess.Popen[bytes]:
 
 
 def command_after(preparation: str, folder: Path) -> str:
-    """Write a program that does something in every process and then is the command line; return its file."""
+    """Write a program that runs `preparation` in every process and then the command line; return its file."""
     program = folder / "program.py"
     program.write_text(f"{preparation}\nfrom tunesmith.cli import main\nmain()\n", encoding="utf-8")
     return str(program)
 
 
 def done(process: subprocess.Popen[bytes]) -> str:
-    """Wait for processes to end well; return what they said."""
+    """Wait for processes to succeed; return their output."""
     _, said = process.communicate(timeout=240)
     assert process.returncode == 0, said.decode()
     return said.decode()
@@ -147,7 +147,7 @@ def test_many_processes_take_the_steps_of_one(world: int, gpt2: Path, rows: Path
 
 
 def of_60_steps(folder: Path, *, valid: dict[str, Any], **sections: Any) -> Path:
-    """Write a recipe that is long enough to be disturbed; return its file."""
+    """Write a recipe that is long enough to be interrupted; return its file."""
     model = save_model(folder / "model", "llama")
     steps = {"learning_rate": 0.01, "epochs": 20, "max_steps": 60, "examples_per_step": 8, "save_every_steps": 5}
     return recipe(folder, model, train=steps | valid, **sections)
@@ -176,12 +176,12 @@ def weights(run: RunDir) -> torch.Tensor:
 
 
 def same(run: RunDir, alone: RunDir) -> bool:
-    """Say whether a run took the steps of another and ended with its weights, up to rounding."""
+    """Return whether two runs have the same steps and final weights, up to rounding."""
     assert steps(run) == [pytest.approx(one, rel=1e-4) for one in steps(alone)]
     return bool(torch.allclose(weights(run), weights(alone), atol=2e-3))
 
 
-def test_a_run_of_two_goes_to_its_verdict(file: Path, alone: RunDir, tmp_path: Path) -> None:
+def test_a_run_of_two_ranks_reaches_its_verdict(file: Path, alone: RunDir, tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     said = done(together(2, "-m", "tunesmith", "run", str(file), "--out", str(run)))
     assert same(run, alone)
@@ -205,11 +205,13 @@ def test_a_run_of_two_goes_to_its_verdict(file: Path, alone: RunDir, tmp_path: P
     assert len(answered[0]) == 5
 
 
-def test_a_signal_to_all_saves_once_and_one_process_goes_on(file: Path, alone: RunDir, tmp_path: Path) -> None:
+def test_a_signal_to_all_ranks_saves_once_and_one_process_resumes(file: Path, alone: RunDir, tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     process = together(2, "-m", "tunesmith", "train", str(file), "--out", str(run))
     assert wait_until(process, lambda: steps_done(run) >= 7)
-    process.send_signal(signal.SIGTERM)  # torchrun passes it on, and kills who has not ended within half a minute
+    process.send_signal(
+        signal.SIGTERM
+    )  # torchrun forwards it, and kills ranks that have not ended within half a minute
     _, said = process.communicate(timeout=240)
     assert process.returncode != 0
     assert "stopped by SIGTERM; everything finished so far is kept" in said.decode()
@@ -240,7 +242,7 @@ def test_a_signal_ends_a_long_validation(file: Path, alone: RunDir, tmp_path: Pa
     assert same(run, alone)
 
 
-def test_memory_that_does_not_suffice_in_one_concerns_nobody_else(file: Path, alone: RunDir, tmp_path: Path) -> None:
+def test_out_of_memory_on_one_rank_does_not_affect_the_others(file: Path, alone: RunDir, tmp_path: Path) -> None:
     run, little = RunDir(tmp_path / "run"), command_after(LITTLE_MEMORY, tmp_path)
     said = done(together(2, little, "train", str(file), "--out", str(run)))
     less = "out of memory: retrying with 1 rows per micro-batch"
@@ -263,14 +265,14 @@ def validated(run: RunDir) -> list[int]:
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_process_that_is_killed_ends_all_and_they_go_on(rank: int, file: Path, alone: RunDir, tmp_path: Path) -> None:
+def test_a_killed_rank_ends_all_and_the_run_resumes(rank: int, file: Path, alone: RunDir, tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     command = ["-m", "tunesmith", "train", str(file), "--out", str(run)]
     process = together(2, *command)
     assert wait_until(process, lambda: steps_done(run) >= 7)
     workers = dict(ranks_of(process))
     workers[rank].kill()
-    process.communicate(timeout=240)  # the others' patience is half an hour
+    process.communicate(timeout=240)  # the others' timeout is half an hour
     assert process.returncode != 0
     _, left = psutil.wait_procs(list(workers.values()), timeout=240)
     assert left == []
@@ -284,7 +286,7 @@ def ranks_of(process: subprocess.Popen[bytes]) -> Iterator[tuple[int, psutil.Pro
             yield int(rank), child
 
 
-def test_processes_with_other_settings_are_refused(file: Path, tmp_path: Path) -> None:
+def test_ranks_with_different_settings_are_refused(file: Path, tmp_path: Path) -> None:
     differs = "import os, sys\nif os.environ['RANK'] == '1':\n    sys.argv.insert(3, 'train.weight_decay=0.5')"
     out = tmp_path / "run"
     process = together(2, command_after(differs, tmp_path), "train", str(file), "--out", str(out))

@@ -1,4 +1,4 @@
-"""Real datasets and the embedded model, scaled down: each job of the data runs to its verdict."""
+"""Real datasets and the embedded model, scaled down: each job runs to its verdict."""
 
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ def test_viggo_as_chat(tmp_path: Path, smollm2: Path, shared_data: Path) -> None
     assert verdict["metrics"]["perplexity"]["gain"] > 0  # four steps are enough to see the task
 
 
-def test_netflix_as_text_with_every_weight_trained(tmp_path: Path, smollm2: Path, shared_data: Path) -> None:
+def test_netflix_as_text_with_full_fine_tuning(tmp_path: Path, smollm2: Path, shared_data: Path) -> None:
     data = {
         "source": {"file": str(shared_data / "netflix" / "netflix_titles.csv")},
         "task": "text",
@@ -73,5 +73,5 @@ def test_oasst_threads_stay_in_one_split(tmp_path: Path, smollm2: Path, shared_d
     assert not groups["train"] & groups["test"]
     assert not groups["train"] & groups["valid"]
     turns = [len(line["turns"]) for line in read_jsonl(run.examples("train"))]
-    assert max(turns) > 2  # several turns of the assistant are learned at once
+    assert max(turns) > 2  # several assistant turns are trained at once
     assert run.manifest("prepare")["dropped"].keys() == {"longer than 512 tokens"}  # type: ignore[index]

@@ -1,4 +1,4 @@
-"""A command that is refused leaves every file and folder as it was, in every verb and public function."""
+"""A refused command changes no file or folder, for every verb and public function."""
 
 import json
 from collections.abc import Callable
@@ -166,7 +166,7 @@ CALLS: list[tuple[str, Callable[[], object], int]] = [
 
 @pytest.fixture(scope="module")
 def prepared(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The finished run with more around it: runs that are prepared, damaged or worse, wrong recipes, a whole model."""
+    """The finished run, with prepared, damaged and worse runs, wrong recipes and a full model next to it."""
     folder = Path(copytree(finished, tmp_path_factory.mktemp("refused") / "project"))
     whole, damaged, worse = (folder / "runs" / name for name in ("a", "damaged", "worse"))
     copytree(whole, folder / "runs" / "prepared", ignore=ignore_patterns("train", "evaluate", "promote"))
@@ -205,7 +205,7 @@ def _here(prepared: Path, tunesmith: Command, tmp_path: Path, monkeypatch: pytes
         for what, arguments, code in cases
     ],
 )
-def test_a_refused_command_leaves_everything_as_it_was(
+def test_a_refused_command_changes_nothing(
     verb: str, arguments: tuple[str, ...], code: int, tunesmith: Command
 ) -> None:
     before = state()
@@ -214,12 +214,12 @@ def test_a_refused_command_leaves_everything_as_it_was(
     assert done.code == code, done.output
 
 
-def test_every_verb_is_refused_something() -> None:
+def test_every_verb_has_a_refused_command() -> None:
     assert {name for name in app if not name.startswith("-")} == set(REFUSED)
 
 
 @pytest.mark.parametrize(("call", "code"), [pytest.param(call, code, id=what) for what, call, code in CALLS])
-def test_a_refused_call_leaves_everything_as_it_was(call: Callable[[], Any], code: int) -> None:
+def test_a_refused_call_changes_nothing(call: Callable[[], Any], code: int) -> None:
     before = state()
     with pytest.raises(TunesmithError) as caught:
         call()

@@ -1,4 +1,4 @@
-"""Processes that have a part of the model each: the run of one, from the first step to the verdict, in any number."""
+"""Sharded runs take the steps of one process, to the verdict and with any number of ranks."""
 
 import json
 import shutil
@@ -20,9 +20,9 @@ from tunesmith.core.rundir import RunDir
 pytestmark = pytest.mark.slow
 FULL = {"method": "full"}
 IN_PARTS = "launch.sharding=full"
-# All of the model has no room in a process that evaluates.
+# The whole model does not fit into a rank that evaluates.
 NO_ROOM = "from tunesmith.evaluate import evaluate\nevaluate.fits_for_inference = lambda *_: False"
-# The second process takes long to write its part of a checkpoint.
+# Rank 1 is slow to write its shard of a checkpoint.
 SLOW_TO_WRITE = """
 import os, time
 from tunesmith.train import checkpoint
@@ -37,7 +37,7 @@ checkpoint.write_shards = slow
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A recipe for a model that is stored in bf16, of whose parts masters in fp32 are made."""
+    """A recipe for a model stored in bf16, with fp32 masters of its shards."""
     valid = {"valid_every_steps": 20, "valid_metrics": ["chrf"], "valid_rows": 5, "select_best_by": "chrf"}
     file = of_60_steps(tmp_path_factory.mktemp("recipe"), valid=valid | {"learning_rate": 0.001}, tuning=FULL)
     weights = file.parent / "model" / "model.safetensors"
@@ -53,7 +53,7 @@ def alone(file: Path) -> RunDir:
 
 @pytest.fixture(scope="module")
 def stopped(file: Path) -> RunDir:
-    """A run of two that a signal has ended."""
+    """A run of two ranks, ended by a signal."""
     run = RunDir(file.parent / "stopped")
     process = together(2, "-m", "tunesmith", "train", str(file), IN_PARTS, "--out", str(run))
     assert wait_until(process, lambda: steps_done(run) >= 7)
@@ -64,7 +64,7 @@ def stopped(file: Path) -> RunDir:
 
 
 def of_optimizer(checkpoint: Path) -> list[dict[str, Any]]:
-    """Return the shapes of what each process has written of the optimizer's state."""
+    """Return the shapes of the optimizer state that each rank wrote."""
     shapes = []
     for path in sorted((checkpoint / "optimizer").iterdir()):
         with safe_open(path, "pt") as written:
@@ -72,7 +72,7 @@ def of_optimizer(checkpoint: Path) -> list[dict[str, Any]]:
     return shapes
 
 
-def test_a_run_in_parts_goes_to_its_verdict(file: Path, alone: RunDir, tmp_path: Path) -> None:
+def test_a_sharded_run_reaches_its_verdict(file: Path, alone: RunDir, tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     done(together(2, "-m", "tunesmith", "run", str(file), IN_PARTS, "--out", str(run)))
     assert same(run, alone)
@@ -89,7 +89,7 @@ def test_a_run_in_parts_goes_to_its_verdict(file: Path, alone: RunDir, tmp_path:
 
 
 @pytest.mark.parametrize("world", [1, 3])
-def test_any_number_goes_on(
+def test_any_number_of_ranks_resumes(
     world: int, stopped: RunDir, file: Path, alone: RunDir, recwarn: pytest.WarningsRecorder
 ) -> None:
     run = RunDir(file.parent / f"{world}-go-on")
@@ -104,7 +104,7 @@ def test_any_number_goes_on(
     assert same(run, alone)
 
 
-def test_what_one_began_is_divided(file: Path, alone: RunDir) -> None:
+def test_a_run_of_one_process_resumes_sharded(file: Path, alone: RunDir) -> None:
     run = RunDir(file.parent / "divided")
     shutil.copytree(alone.path, run.path)
     (run.stage("train") / "manifest.json").unlink()
@@ -115,9 +115,9 @@ def test_what_one_began_is_divided(file: Path, alone: RunDir) -> None:
     assert same(run, alone)
 
 
-def test_a_disk_that_is_full_on_one_machine_loses_nothing(file: Path, alone: RunDir, tmp_path: Path) -> None:
+def test_a_full_disk_on_one_machine_loses_nothing(file: Path, alone: RunDir, tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
-    # What the second process writes of the optimizer is larger; nothing else that it writes is.
+    # Only the optimizer shard of rank 1 exceeds this size.
     little = "if os.environ['RANK'] == '1':\n    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))"
     process = together(
         2, command_after(f"import os, resource\n{little}", tmp_path), "train", str(file), IN_PARTS, "--out", str(run)
@@ -132,13 +132,13 @@ def test_a_disk_that_is_full_on_one_machine_loses_nothing(file: Path, alone: Run
     assert same(run, alone)
 
 
-def test_a_disk_that_is_slow_on_one_machine_is_waited_for(file: Path, alone: RunDir, tmp_path: Path) -> None:
+def test_ranks_wait_for_a_slow_disk_on_one_machine(file: Path, alone: RunDir, tmp_path: Path) -> None:
     run, slow = RunDir(tmp_path / "run"), command_after(SLOW_TO_WRITE.format(seconds=0.5), tmp_path)
     done(together(2, slow, "train", str(file), IN_PARTS, "--out", str(run)))
     assert same(run, alone)
 
 
-def test_a_disk_that_hangs_on_one_machine_ends_all(file: Path, alone: RunDir, tmp_path: Path) -> None:
+def test_a_hanging_disk_on_one_machine_ends_all(file: Path, alone: RunDir, tmp_path: Path) -> None:
     run, hangs = RunDir(tmp_path / "run"), command_after(SLOW_TO_WRITE.format(seconds=25), tmp_path)
     process = together(2, hangs, "train", str(file), IN_PARTS, "launch.timeout_minutes=0.2", "--out", str(run))
     _, said = process.communicate(timeout=240)
@@ -149,7 +149,7 @@ def test_a_disk_that_hangs_on_one_machine_ends_all(file: Path, alone: RunDir, tm
     assert same(run, alone)
 
 
-def test_memory_that_does_not_suffice_in_one_ends_all_that_share_layers(file: Path, tmp_path: Path) -> None:
+def test_out_of_memory_on_one_rank_ends_all_with_sharding(file: Path, tmp_path: Path) -> None:
     run, little = RunDir(tmp_path / "run"), command_after(LITTLE_MEMORY, tmp_path)
     process = together(2, little, "train", str(file), IN_PARTS, "--out", str(run))
     _, said = process.communicate(timeout=240)
@@ -159,7 +159,7 @@ def test_memory_that_does_not_suffice_in_one_ends_all_that_share_layers(file: Pa
 
 
 @pytest.mark.parametrize("tuning", [{"method": "lora", "rank": 4}, {"method": "qlora", "rank": 4}])
-def test_adapters_beside_layers_that_never_are_whole(tuning: dict[str, Any], tmp_path: Path) -> None:
+def test_adapters_on_sharded_layers_match_one_process(tuning: dict[str, Any], tmp_path: Path) -> None:
     evaluate = {"metrics": ["rougeL", "perplexity"], "primary": "rougeL", "rows": 7, "max_new_tokens": 8}
     valid = {"valid_every_steps": 30, "activation_checkpointing": True}
     file = of_60_steps(tmp_path, valid=valid, evaluate=evaluate, tuning=tuning)

@@ -1,4 +1,4 @@
-"""The fast path on the real model learns what transformers and peft learn by themselves: loss by loss, no drift."""
+"""The fast path on the real model has the losses of plain transformers and peft, without drift."""
 
 import contextlib
 from pathlib import Path
@@ -44,7 +44,7 @@ def tokens(smollm2: Path) -> TokenDataset:
 def trajectory(folder: Path, tokens: TokenDataset, *, fast: bool) -> list[float]:
     model = open_model(ModelFolder("smollm2", folder), FP32, dtype=torch.float32)
     model = make_trainable(model, LoraTuning(method="lora", rank=8), seed=0)
-    division = MicroBatchPolicy(1)  # a row a pass
+    division = MicroBatchPolicy(1)  # one row per micro-batch
     if fast:
         assert enable_fast_path(model, tokens, 0, FP32) == {}
         assert packing_unsupported_reason(model, tokens, 0, FP32) is None

@@ -1,4 +1,4 @@
-"""Metrics of answers while a model is trained: from valid rows alone, and what the saved checkpoints really answer."""
+"""Metrics of answers during training use valid rows only, and equal those of the saved checkpoints."""
 
 import shutil
 from dataclasses import replace
@@ -31,7 +31,7 @@ TRAIN = {
 
 
 def log(run: RunDir) -> list[dict[str, Any]]:
-    """Return what training measured, clocks and the use of the machine left out."""
+    """Return the log of training, without times and the use of the machine."""
     lines = [line for line in read_jsonl(run.metrics) if line["kind"] != "machine"]
     return [{key: value for key, value in line.items() if key not in CLOCKS} for line in lines]
 
@@ -44,12 +44,12 @@ def test_the_test_split_is_not_read_by_training(tmp_path: Path, tiny: Path) -> N
     file = recipe(tmp_path, tiny, train=TRAIN)
     whole = run_recipe(file, out=tmp_path / "whole", until="prepare")
     poisoned = RunDir(shutil.copytree(whole.path, tmp_path / "poisoned"))
-    # Whether rows are too long for the model is asked of all splits: lengths stay, nothing else does.
+    # Rows of all splits are checked for their length, so only lengths are kept.
     places = TokenDataset(poisoned.tokens("test"))
     rows = [places.example(i, str(i)) for i in range(len(places))]
     write_tokens(poisoned.tokens("test"), [replace(row, input_ids=(7,) * len(row.input_ids)) for row in rows])
     poisoned.examples("test").write_bytes(b"\0 no row\n")
-    for run in (whole, poisoned):  # the stage alone: that test rows have room for answers is checked before it
+    for run in (whole, poisoned):  # only this stage: room for the answers of test rows is checked before it
         train(load_recipe(run.resolved_recipe), run)
     assert log(whole) == log(poisoned)
     files = {run: (run.manifest("train") or {})["files"] for run in (whole, poisoned)}
@@ -91,7 +91,7 @@ def test_answers_are_those_of_the_base_and_of_the_checkpoints(tmp_path: Path, ti
     assert [one["prediction"] for one in said(run, 0)] != [one["prediction"] for one in said(run, 6)]
 
 
-def test_a_run_chosen_by_execution_ends_with_a_report_that_says_so(tmp_path: Path, tiny: Path) -> None:
+def test_the_report_of_a_run_selected_by_execution_names_the_metric(tmp_path: Path, tiny: Path) -> None:
     file = recipe(
         tmp_path, tiny,
         data={"source": {"generated": "shop-sql", "rows": 80, "seed": 0}, "task": "chat", "prompt": "{question}",
@@ -109,5 +109,5 @@ def test_a_run_chosen_by_execution_ends_with_a_report_that_says_so(tmp_path: Pat
     assert "execution accuracy (0.0 %" in run.report.read_text(encoding="utf-8")
     before = run.metrics.stat().st_mtime_ns
     write_json(run.stage("evaluate") / "manifest.json", {"inputs": {}, "files": {}})
-    run_recipe(file, out=run.path)  # training is done, and is not done again
+    run_recipe(file, out=run.path)  # training is done and not repeated
     assert run.metrics.stat().st_mtime_ns == before
