@@ -174,7 +174,7 @@ def test_adapters_on_sharded_layers_match_one_process(tuning: dict[str, Any], tm
     assert manifest["sharding"] == "full"
     assert manifest["all_parameters"] == of_one["all_parameters"]
     assert of_one["plain_path"] == {}
-    stacks = {"stacked adapters": "the layers are sharded over processes"}
+    stacks = {"fused LoRA": "the layers are sharded over processes"}
     assert manifest["plain_path"] == (stacks if tuning["method"] == "lora" else {})
     assert (run.checkpoint(60) / "model" / "adapter_model.safetensors").exists()
     for name in ("base", "tuned"):

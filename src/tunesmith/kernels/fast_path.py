@@ -51,11 +51,11 @@ def enable_fast_path(model: Any, tokens: TokenDataset, pad_id: int, compute: Com
         with _random_adapters(model):
             with use_peft_forward(model), record_shared_inputs(model) as groups:
                 plain = _loss_and_gradients(model, batch, compute)
-            fast_paths: dict[str, FastPath] = {"gated layers": lambda: patch_gated_mlp(model)}
+            fast_paths: dict[str, FastPath] = {"gated MLP": lambda: patch_gated_mlp(model)}
             if groups and is_sharded(model):  # fusing needs whole matrices
-                refused["stacked adapters"] = "the layers are sharded over processes"
+                refused["fused LoRA"] = "the layers are sharded over processes"
             elif groups:
-                fast_paths["stacked adapters"] = lambda: _fuse_lora(model, groups)
+                fast_paths["fused LoRA"] = lambda: _fuse_lora(model, groups)
             if _try(lambda: _enable_all(fast_paths.values()), model, batch, compute, plain):
                 for name, enable in fast_paths.items():  # one of them fails, so try each alone
                     if reason := _try(enable, model, batch, compute, plain):
@@ -64,7 +64,7 @@ def enable_fast_path(model: Any, tokens: TokenDataset, pad_id: int, compute: Com
         if not is_out_of_memory(error):
             raise
         raise_if_sharded(model, error)
-        refused["faster ways"] = "not enough memory to test them"
+        refused["fast path"] = "not enough memory to test them"
     finally:
         model.zero_grad(set_to_none=True)
         model.train(was_training)

@@ -93,8 +93,8 @@ def test_fast_path_with_a_wrong_loss_is_undone_with_a_reason(opened: Opened, mon
     monkeypatch.setattr(GatedProduct, "forward", staticmethod(wrong))
     model = make_trainable(opened("llama"), TUNINGS["lora"], seed=0)
     refused = enable_fast_path(model, rows(), 5, FP32)
-    assert list(refused) == ["gated layers"]
-    assert "%" in refused["gated layers"]
+    assert list(refused) == ["gated MLP"]
+    assert "%" in refused["gated MLP"]
     assert not any("gated_mlp" in getattr(vars(m).get("forward"), "__module__", "") for m in model.modules())
 
 
@@ -108,7 +108,7 @@ def test_fast_path_with_a_wrong_gradient_is_undone(opened: Opened, monkeypatch: 
 
     monkeypatch.setattr(lora_fused.LoraProduct, "backward", staticmethod(wrong))
     model = make_trainable(opened("llama"), TUNINGS["lora"], seed=0)
-    assert list(enable_fast_path(model, rows(), 5, FP32)) == ["stacked adapters"]
+    assert list(enable_fast_path(model, rows(), 5, FP32)) == ["fused LoRA"]
 
 
 def test_fast_path_that_raises_is_undone_with_a_reason(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,7 +117,7 @@ def test_fast_path_that_raises_is_undone_with_a_reason(opened: Opened, monkeypat
 
     monkeypatch.setattr(lora_fused.LoraProduct, "forward", staticmethod(broken))
     model = make_trainable(opened("llama"), TUNINGS["lora"], seed=0)
-    assert "no kernel for this" in enable_fast_path(model, rows(), 5, FP32)["stacked adapters"]
+    assert "no kernel for this" in enable_fast_path(model, rows(), 5, FP32)["fused LoRA"]
     token_loss(model, rows().batch([0], 5)).nll.sum().backward()  # type: ignore[no-untyped-call]
 
 
@@ -128,7 +128,7 @@ def test_fast_path_is_not_used_without_memory_to_test_it(opened: Opened, monkeyp
     monkeypatch.setattr(lora_fused.LoraProduct, "forward", staticmethod(out_of_memory))
     model = make_trainable(opened("llama"), TUNINGS["lora"], seed=0)
     before = [weight.detach().clone() for _, weight in trained_parameters(model)]
-    assert list(enable_fast_path(model, rows(), 5, FP32)) == ["faster ways"]
+    assert list(enable_fast_path(model, rows(), 5, FP32)) == ["fast path"]
     after = [weight for _, weight in trained_parameters(model)]
     assert all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
     token_loss(model, rows().batch([0], 5)).nll.sum().backward()  # type: ignore[no-untyped-call]
