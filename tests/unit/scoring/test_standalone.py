@@ -365,6 +365,7 @@ def test_min_gain_in_points_is_refused_for_shares(judged: Callable[..., Comparis
         (b'[\n  {"prediction": "a",\n   "reference": "a"}\n]\n', "jq -c"),
         (b'[{"prediction": "a", "reference": "a"},\n', "jq -c"),
     ],
+    ids=["gzip", "list", "list on lines", "cut list"],  # compressed bytes contain the time
 )
 def test_hint_has_the_command_that_converts_a_file(write: Write, content: bytes, command: str) -> None:
     with raises(DataError, "not-jsonl") as error:
