@@ -37,7 +37,7 @@ def preparing(plan: Plan, say: Callable[[str], None]) -> list[Entry]:
             place = folder / f"{repeat}-{name}"
             if name == "tunesmith":
                 job = {"arguments": ["prepare", str(recipe), "--out", str(folder / f"run-{repeat}")]}
-                run = measure("ours_verb.py", job, place, limit_seconds=plan.run_seconds)
+                run = measure("ours_command.py", job, place, limit_seconds=plan.run_seconds)
             else:
                 job = {"model": str(resolve(BASE).path), "messages": str(messages), **settings}
                 run = measure("trl_prepare.py", job, place, python=plan.peers, limit_seconds=plan.run_seconds)

@@ -75,8 +75,8 @@ def _points(tuning: str, max_processes: int) -> Iterator[Point]:
 def _run(job: Job, point: Point, repeat: int, plan: Plan) -> tuple[Measured, dict[str, Any]]:
     """Train; return the measurements and the numbers of the run's manifest, which cover all steps as in `plan`."""
     request, log = job.for_us()
-    verb, run = request["arguments"]
-    request = {"arguments": [verb, run, *point.arguments]}
+    command, run = request["arguments"]
+    request = {"arguments": [command, run, *point.arguments]}
     place = job.folder / f"turn-{repeat}-{point.processes}-{point.sharding}"
     measured = measure("ours_many.py", request, place, log=log, limit_seconds=plan.run_seconds)
     return measured, RunDir(run).manifest("train") or {}

@@ -27,7 +27,7 @@ def profiling(plan: Plan, say: Callable[[str], None]) -> list[Entry]:
         for repeat in range(plan.repeats):
             bounds.append(measure("matmul_bound.py", bound_request, folder / f"bound-{repeat}"))
             request, log = job.for_us()
-            runs.append(measure("ours_verb.py", request, folder / f"turn-{repeat}", log=log))
+            runs.append(measure("ours_command.py", request, folder / f"turn-{repeat}", log=log))
         request, log = job.for_us()
         profiled = measure("ours_profile.py", {**request, "step": plan.steps - 1}, folder / "profile", log=log)
         facts = {"rows": "demo" if rows.instead else dataset, "tokens_a_step": tokens, "trained_a_step": trained}

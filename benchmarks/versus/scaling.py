@@ -67,7 +67,7 @@ def scaling(plan: Plan, say: Callable[[str], None]) -> list[Entry]:
         for point, job, results in zip(points, jobs, runs, strict=True):
             request, log = job.for_us()
             place = job.folder / f"turn-{repeat}"
-            results.append(measure("ours_verb.py", request, place, log=log, limit_seconds=plan.run_seconds))
+            results.append(measure("ours_command.py", request, place, log=log, limit_seconds=plan.run_seconds))
             speed = results[-1].tokens_per_second
             say(f"{point.series} {point.at}: {results[-1].error or f'{speed:.1f} tokens/s'}")
     made = [_entry(*measured) for measured in zip(points, jobs, runs, strict=True)]

@@ -31,7 +31,7 @@ class System:
         return self.setting.get("precision") == "fp32"
 
 
-OURS = System("tunesmith", "", "ours_verb.py")
+OURS = System("tunesmith", "", "ours_command.py")
 
 _ON_CPU: dict[str, Setting] = {
     "fp32": {"precision": "fp32", "checkpointing": False},

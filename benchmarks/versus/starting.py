@@ -79,7 +79,7 @@ def _first_step(job: Job, system: System | None, folder: Path, repeat: int, plan
     if system is None:
         run = folder / f"whole-{repeat}"
         request = {"arguments": ["run", str(folder / "recipe.yaml"), "--out", str(run)]}
-        log, python, worker = RunDir(run).metrics, None, "ours_verb.py"
+        log, python, worker = RunDir(run).metrics, None, "ours_command.py"
     else:
         request, log, worker = job.for_peer(system, 1), None, system.worker
         python = plan.python_of(system.family)

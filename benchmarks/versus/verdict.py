@@ -44,7 +44,7 @@ def verdicts(plan: Plan, say: Callable[[str], None]) -> list[Entry]:
             "arguments": ["run", str(folder / "recipe.yaml"), "--out", str(run_folder)],
             "good_exits": [_REFUSED],
         }
-        own = measure("ours_verb.py", request, folder / f"{repeat}-ours", limit_seconds=4 * plan.run_seconds)
+        own = measure("ours_command.py", request, folder / f"{repeat}-ours", limit_seconds=4 * plan.run_seconds)
         ours.append(own)
         say(f"tunesmith: {own.error or f'{own.seconds:.0f} s'}")
         if own.error:

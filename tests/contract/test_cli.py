@@ -15,11 +15,11 @@ from tunesmith.recipe.load import list_key_paths
 
 # The only pair of flags: without either, the direction follows from the metric.
 NEGATIVE_FLAGS = {"--lower-is-better"}
-VERBS = [name for name in app if not name.startswith("-")]
+COMMANDS = [name for name in app if not name.startswith("-")]
 
 
 def arguments_of(root: App, name: str) -> list[Argument]:
-    """Return the parameters in the help of a verb."""
+    """Return the parameters in the help of a command."""
     with root.app_stack([name]):
         return [one for one in root[name].assemble_argument_collection(parse_docstring=True) if one.show]
 
@@ -37,17 +37,17 @@ def negative_flags(root: App, name: str) -> set[str]:
 
 
 def examples_of(command: App) -> list[str]:
-    """Return the commands in the list that ends a verb's help."""
+    """Return the commands in the list that ends a command's help."""
     listed = (command.help_epilogue or "").rpartition("Examples:\n")[2]
     lines = listed.split("\n")
     return [line[3:-1] for line in lines] if all(line.startswith("- `") and line[-1] == "`" for line in lines) else []
 
 
 def wrong_example(root: App, example: str, name: str) -> str | None:
-    """Return why an example does not work: another verb, an unknown option or a key that no recipe has."""
+    """Return why an example does not work: another command, an unknown option or a key that no recipe has."""
     words = shlex.split(example.partition(" > ")[0])
     if words[:1] != ["tunesmith"] or (name and words[1:2] != [name]):
-        return "does not call the verb"
+        return "does not call the command"
     try:
         _, bound, *_ = root.parse_args(words[1:], exit_on_error=False, print_error=False)
     except CycloptsError as error:
@@ -56,17 +56,17 @@ def wrong_example(root: App, example: str, name: str) -> str | None:
     return next((f"{key} is no key" for key in overrides if key not in list_key_paths()), None)
 
 
-@pytest.mark.parametrize("name", VERBS)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_a_positional_argument_appears_once(name: str) -> None:
     assert repeated_arguments(app, name) == []
 
 
-@pytest.mark.parametrize("name", VERBS)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_no_flag_only_negates_another(name: str) -> None:
     assert negative_flags(app, name) <= NEGATIVE_FLAGS
 
 
-@pytest.mark.parametrize("name", ["", *VERBS])
+@pytest.mark.parametrize("name", ["", *COMMANDS])
 def test_help_ends_with_two_examples_that_parse(name: str) -> None:
     examples = examples_of(app[name] if name else app)
     assert len(set(examples)) == 2
@@ -74,13 +74,13 @@ def test_help_ends_with_two_examples_that_parse(name: str) -> None:
     assert all(len(example) <= 76 for example in examples), "longer lines wrap in a terminal of 80 columns"
 
 
-def test_every_verb_is_in_a_group() -> None:
-    for name in VERBS:
+def test_every_command_is_in_a_group() -> None:
+    for name in COMMANDS:
         assert [group for group in app[name].group if group in GROUPS] == list(app[name].group), name
-    assert len({app[name].group[0] for name in VERBS}) == 5
+    assert len({app[name].group[0] for name in COMMANDS}) == 5
 
 
-@pytest.mark.parametrize("name", VERBS)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_every_parameter_is_described_in_a_sentence(name: str) -> None:
     for argument in arguments_of(app, name):
         text = argument.parameter.help or ""

@@ -1,4 +1,4 @@
-"""Help and errors appear quickly, because slow libraries are imported only by the verbs that need them."""
+"""Help and errors appear quickly, because slow libraries are imported only by the commands that need them."""
 
 import os
 import resource
@@ -45,10 +45,10 @@ def test_help_takes_little_work(tmp_path: Path) -> None:
     assert best < 1.0
 
 
-@pytest.mark.parametrize("verb", ["plan", "run", "show"])
-def test_a_wrong_recipe_is_reported_without_slow_imports(verb: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", ["plan", "run", "show"])
+def test_a_wrong_recipe_is_reported_without_slow_imports(command: str, tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(WRONG, encoding="utf-8")
-    done, imported = tunesmith(verb, "recipe.yaml", cwd=tmp_path)
+    done, imported = tunesmith(command, "recipe.yaml", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stdout == ""
     assert "recipe.yaml:2: modle: unknown key; did you mean `model`?" in done.stderr
@@ -81,10 +81,10 @@ def test_import_tunesmith_imports_no_submodule(tmp_path: Path) -> None:
     assert done.stdout.split() == []
 
 
-@pytest.mark.parametrize("verb", ["plan", "prepare"])
-def test_plan_and_prepare_import_no_torch(verb: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", ["plan", "prepare"])
+def test_plan_and_prepare_import_no_torch(command: str, tmp_path: Path) -> None:
     model = save_model(tmp_path / "model", "llama")
-    done, imported = tunesmith(verb, str(recipe(tmp_path, model)), cwd=tmp_path)
+    done, imported = tunesmith(command, str(recipe(tmp_path, model)), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert imported & (SLOW - {"numpy", "tokenizers", "huggingface_hub"}) == set()
 

@@ -5,7 +5,7 @@ Each entry is one of three:
 
 - `plan MODULE:FUNCTION`: this check of `plan` finds the error; the raise covers later changes and other callers
 - `not before: REASON`: nothing can find the error before
-- `verb: NAME`: the error belongs to another command or Python function, which checks before it starts
+- `command: NAME`: the error belongs to another command or Python function, which checks before it starts
 
 A new `raise` needs an entry. If `plan` could find the error, write the check first.
 """
@@ -23,21 +23,21 @@ from tunesmith.core import errors
 FOLDERS = ("train", "evaluate", "model", "distributed", "kernels", "inference", "scoring", "promote")
 _OUR_ERRORS = {name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, Exception)}
 
-_SCORE = "verb: score and verdict, whose files are the user's"
-_ADAPTERS = "verb: AdapterSet"
-_ASKING = "verb: generate and chat"
+_SCORE = "command: score and verdict, whose files are the user's"
+_ADAPTERS = "command: AdapterSet"
+_ASKING = "command: generate and chat"
 _MACHINE = "plan tunesmith.pipeline.checks:require_machine"
 _REHEARSED = "plan tunesmith.data.rehearsal:rehearse"
-_ARGUMENTS = "verb: a caller of the Python function passed wrong arguments; stages pass their own results"
+_ARGUMENTS = "command: a caller of the Python function passed wrong arguments; stages pass their own results"
 _DAMAGE = "not before: a file was damaged after it was written"
 _MEMORY = "not before: plan estimates the memory of a pass; only the pass shows it"
 
 _LATE: dict[str, tuple[str, ...]] = {
     "inference/answerable.py check_positions": ("plan tunesmith.pipeline.checks:check_prompts",),
-    "promote/commands.py promote_run": ("verb: promote",),
-    "model/merge.py merge_model": ("verb: merge_model",) * 2,
+    "promote/commands.py promote_run": ("command: promote",),
+    "model/merge.py merge_model": ("command: merge_model",) * 2,
     "promote/mirror.py mirror": ("not before: the other registry did not answer after the version was stored",),
-    "promote/promote.py check_promotion": ("verb: promote, as `run` leaves the stage out without the section",),
+    "promote/promote.py check_promotion": ("command: promote, as `run` leaves the stage out without the section",),
     "model/adapter_set.py AdapterSet.__init__": (_ADAPTERS,),
     "model/adapter_set.py AdapterSet._require_known": (_ADAPTERS,),
     "model/adapter_set.py AdapterSet.combine": (_ADAPTERS,) * 3,
@@ -169,7 +169,7 @@ def test_every_reason_is_of_a_known_kind_and_names_an_existing_check() -> None:
                 module, _, function = name.partition(":")
                 assert callable(getattr(importlib.import_module(module), function)), place
             else:
-                assert reason.startswith(("not before: ", "verb: ")), place
+                assert reason.startswith(("not before: ", "command: ")), place
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The verbs, scripts, files and links in README and docs exist."""
+"""The commands, scripts, files and links in README and docs exist."""
 
 import re
 from pathlib import Path
@@ -14,7 +14,7 @@ PAGES = sorted({README, *(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.md")})
 FENCE = re.compile(r"^( *)(```+|~~~+) *(\w*)[^\n]*\n(.*?)^\1\2 *$", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"(`+)(.+?)\1")
 LINK = re.compile(r"!?\[[^\]]*\]\(\s*<?([^)\s>]+)>?(?:\s+\"[^\"]*\")?\s*\)|(?:src|href)=\"([^\"]+)\"")
-VERB = re.compile(r"(?<!from )(?<!import )(?<!\w)tunesmith +([a-z][a-z-]*)")
+SUBCOMMAND = re.compile(r"(?<!from )(?<!import )(?<!\w)tunesmith +([a-z][a-z-]*)")
 SHELLS = ("", "bash", "sh", "shell", "console")
 
 
@@ -25,10 +25,10 @@ def commands(text: str) -> list[str]:
     return [line for line in typed if line and not line.startswith("#")]
 
 
-def verbs(text: str) -> set[str]:
+def subcommands(text: str) -> set[str]:
     """Return the words that follow `tunesmith` in code."""
     code = [body for *_, body in FENCE.findall(text)] + [body for _, body in SPAN.findall(FENCE.sub("", text))]
-    return {verb for part in code for verb in VERB.findall(part)}
+    return {name for part in code for name in SUBCOMMAND.findall(part)}
 
 
 def links(text: str) -> list[str]:
@@ -80,9 +80,9 @@ def test_the_readme_is_among_the_pages() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
-def test_verbs_scripts_files_and_links_of_a_page_exist(page: Path) -> None:
+def test_commands_scripts_files_and_links_of_a_page_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    assert verbs(text) - set(app) == set()
+    assert subcommands(text) - set(app) == set()
     assert broken(page, text) == []
     assert missing_files(text) == set()
     for line in commands(text):
@@ -99,7 +99,7 @@ def test_the_rules_find_counter_examples() -> None:
         "`[d](e)` [f](https://example.org) ![g](../../outside.png)\n"
     )
     assert commands(text) == ["./scripts/demo --out x", ".venv/bin/tunesmith fly"]
-    assert verbs(text) == {"rnu", "fly"}
+    assert subcommands(text) == {"rnu", "fly"}
     assert broken(README, text) == ["docs/no.md", "#no", "../../outside.png"]
     assert missing_files("`core/files.py`, `scripts/x.py`, `core/file.py`, `files.py`") == {
         "scripts/x.py",

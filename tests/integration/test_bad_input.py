@@ -34,8 +34,8 @@ def test_three_mistakes_are_reported_together_before_torch_is_imported(tmp_path:
         "data:\n  source: {file: rows.csv}\n  task: chatt\n"
         "tuning: {method: lora}\ntrain:\n  learning_rate: fast\nevaluate: {metrics: [rouge], primary: rougeL}\n"
     )
-    for verb in ("plan", "run", "show"):
-        done = tunesmith(verb, str(file), program=["-c", NO_TORCH])
+    for command in ("plan", "run", "show"):
+        done = tunesmith(command, str(file), program=["-c", NO_TORCH])
         assert done.returncode == 2, done.stderr
         assert "recipe.yaml:2: model.precison: unknown key; did you mean `precision`?" in done.stderr
         assert "recipe.yaml:5: data.task: `chatt`" in done.stderr or ("recipe.yaml:3: data: `chatt`" in done.stderr)
@@ -101,7 +101,7 @@ def test_a_template_that_drops_the_answer_ends_with_exit_code_3(tmp_path: Path) 
     assert "Traceback" not in done.stderr
 
 
-def test_unknown_verbs_and_options_end_with_exit_code_2() -> None:
+def test_unknown_commands_and_options_end_with_exit_code_2() -> None:
     assert tunesmith("trian").returncode == 2
     assert tunesmith("run").returncode == 2
     assert tunesmith("models", "--colour").returncode == 2

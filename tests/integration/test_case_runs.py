@@ -194,11 +194,11 @@ def test_a_moved_run_is_judged_and_promoted(moved: Path, tunesmith: Command) -> 
 
 def test_r38_a_refused_override_leaves_every_file_as_it_was(moved: Path, tunesmith: Command) -> None:
     before = tree(Path("runs/a"))
-    for verb in ("run", "train", "evaluate", "prepare", "plan"):
-        refused = tunesmith(verb, "runs/a", "train.learning_rate=5e-3")
-        assert refused.code == 2, (verb, refused.output)
+    for command in ("run", "train", "evaluate", "prepare", "plan"):
+        refused = tunesmith(command, "runs/a", "train.learning_rate=5e-3")
+        assert refused.code == 2, (command, refused.output)
         assert "train.learning_rate" in refused.output
-        assert tree(Path("runs/a")) == before, verb
+        assert tree(Path("runs/a")) == before, command
     assert tunesmith("run", "runs/a").code == 0
 
 

@@ -1,4 +1,4 @@
-"""`model.chat_markup` turns a model without a chat template into a chat model, for every verb."""
+"""`model.chat_markup` turns a model without a chat template into a chat model, for every command."""
 
 from pathlib import Path
 from typing import Any

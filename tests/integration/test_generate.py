@@ -50,7 +50,7 @@ def test_generate_gives_the_answers_of_evaluation(
             (one["prediction"], one["reference"]) for one in told
         ]
 
-    # Every verb accepts a run's folder as a model; it means the best checkpoint.
+    # Every command accepts a run's folder as a model; it means the best checkpoint.
     assert resolve(str(run)).path == resolve(f"run:{run}").path
     (tmp_path / "next").mkdir()
     plain = {**DATA, "source": {"file": "rows.jsonl"}}

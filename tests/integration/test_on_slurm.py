@@ -59,7 +59,7 @@ def undisturbed(slurm: Cluster, file: Path) -> RunDir:
 
 
 def tunesmith(slurm: Cluster, folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run a verb on the head of the cluster. The jobs that it submits inherit its environment."""
+    """Run a command on the head of the cluster. The jobs that it submits inherit its environment."""
     command = [sys.executable, "-m", "tunesmith", *map(str, arguments)]
     environment = {
         "PYTHONPATH": str(ROOT / "src"),
@@ -69,9 +69,9 @@ def tunesmith(slurm: Cluster, folder: Path, *arguments: object) -> subprocess.Co
     return slurm.run(command, cwd=folder, env=environment, timeout=300)
 
 
-def submit(slurm: Cluster, verb: str, file: Path, run: RunDir, *changes: str) -> StageJob:
+def submit(slurm: Cluster, command: str, file: Path, run: RunDir, *changes: str) -> StageJob:
     """Submit a recipe and return the job of `train`."""
-    done = tunesmith(slurm, file.parent, verb, file, *changes, *TWO, "--out", run, "--detach")
+    done = tunesmith(slurm, file.parent, command, file, *changes, *TWO, "--out", run, "--detach")
     assert done.returncode == 0, done.stderr
     return next(job for job in read_jobs(run.launch) if job.stage == "train")
 

@@ -1,4 +1,4 @@
-"""A refused command changes no file or folder, for every verb and public function."""
+"""A refused command changes no file or folder; tested for every subcommand and public function."""
 
 import json
 from collections.abc import Callable
@@ -17,7 +17,7 @@ HI = ("--prompt", "hi")
 SLURM = ("--on", "slurm")
 SCORES, ANSWERS = (f"runs/a/evaluate/tuned/{name}.jsonl" for name in ("scores", "generations"))
 
-# By verb: what is wrong, the arguments, the exit code.
+# By command: what is wrong, the arguments, the exit code.
 REFUSED: dict[str, list[tuple[str, tuple[str, ...], int]]] = {
     "init": [
         ("it exists", ("chat", "--out", "recipe.yaml"), 2),
@@ -45,7 +45,7 @@ REFUSED: dict[str, list[tuple[str, tuple[str, ...], int]]] = {
         ("its rows", ("recipe.yaml", "--html", "rows.jsonl"), 2),
     ],
     **{
-        verb: [
+        command: [
             ("a wrong key", ("recipe.yaml", "--out", "new", "train.epoch=2"), 2),
             ("no such recipe", ("none.yaml", "--out", "new"), 2),
             ("no rows", ("wrong/data.yaml", "--out", "new"), 3),
@@ -63,7 +63,7 @@ REFUSED: dict[str, list[tuple[str, tuple[str, ...], int]]] = {
             ("no Slurm", ("recipe.yaml", "--out", "new", *SLURM), 2),
             ("no such place", ("recipe.yaml", "--out", "new", "--on", "moon"), 2),
         ]
-        for verb in ("run", "prepare", "train", "evaluate")
+        for command in ("run", "prepare", "train", "evaluate")
     },
     "status": [("no run", ("none",), 2), ("a folder of runs", ("runs",), 2)],
     "cancel": [("no run", ("none",), 2), ("no jobs", ("runs/a",), 2), ("a folder of runs", ("runs",), 2)],
@@ -198,23 +198,23 @@ def _here(prepared: Path, tunesmith: Command, tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize(
-    ("verb", "arguments", "code"),
+    ("command", "arguments", "code"),
     [
-        pytest.param(verb, arguments, code, id=f"{verb}: {what}")
-        for verb, cases in REFUSED.items()
+        pytest.param(command, arguments, code, id=f"{command}: {what}")
+        for command, cases in REFUSED.items()
         for what, arguments, code in cases
     ],
 )
 def test_a_refused_command_changes_nothing(
-    verb: str, arguments: tuple[str, ...], code: int, tunesmith: Command
+    command: str, arguments: tuple[str, ...], code: int, tunesmith: Command
 ) -> None:
     before = state()
-    done = tunesmith(verb, *arguments)
+    done = tunesmith(command, *arguments)
     assert state() == before
     assert done.code == code, done.output
 
 
-def test_every_verb_has_a_refused_command() -> None:
+def test_every_command_has_refused_arguments() -> None:
     assert {name for name in app if not name.startswith("-")} == set(REFUSED)
 
 

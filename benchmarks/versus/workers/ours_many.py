@@ -1,4 +1,4 @@
-"""Run a verb of tunesmith that starts several processes."""
+"""Run a command of tunesmith that starts several processes."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""The command line: a module of verbs per topic, and the boundary that turns exceptions into exit codes."""
+"""The command line: a module of commands per topic, and the boundary that turns exceptions into exit codes."""
 
 import logging
 import os
@@ -6,7 +6,7 @@ import sys
 import warnings
 from typing import NoReturn
 
-from tunesmith.cli import start, run, sweep, judge, inference, registry, machine  # isort: skip; the order of the verbs
+from tunesmith.cli import start, run, sweep, judge, inference, registry, machine  # isort: skip; the order of the commands
 from tunesmith.cli.app import app
 from tunesmith.cli.boundary import run_command
 

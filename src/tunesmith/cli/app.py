@@ -1,4 +1,4 @@
-"""The root of the command line, and the groups in which `tunesmith --help` lists the verbs."""
+"""The root of the command line, and the groups in which `tunesmith --help` lists the commands."""
 
 from collections.abc import Callable
 from itertools import count
@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from cyclopts import App, Group, Parameter
 
-Verb = TypeVar("Verb", bound=Callable[..., Any])
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 GROUPS = START, RUN, JUDGE, MODELS, MACHINE, OPTIONS = tuple(
     Group(name, sort_key=place) for place, name in enumerate(("Start", "Run", "Judge", "Models", "Machine", "Options"))
@@ -22,7 +22,7 @@ def _epilogue(*commands: str) -> str:
 app = App(
     name="tunesmith",
     help="Fine-tune language models from one recipe, and prove whether the result is better.",
-    help_epilogue="`--debug` with any verb (or TUNESMITH_DEBUG=1) shows the traceback of a failure.\n\n"
+    help_epilogue="`--debug` with any command (or TUNESMITH_DEBUG=1) shows the traceback of a failure.\n\n"
     + _epilogue("tunesmith init --out my.yaml", "tunesmith run my.yaml"),
     version_flags=["--version"],
     help_format="markdown",
@@ -33,16 +33,16 @@ app = App(
 app["--help"].group = app["--version"].group = OPTIONS
 
 
-def verb(group: Group, *commands: str, name: str | None = None) -> Callable[[Verb], Verb]:
-    """Register a function as a verb of a group. Help lists the verbs in the order of their definition.
+def command(group: Group, *examples: str, name: str | None = None) -> Callable[[Command], Command]:
+    """Register a function as a command of a group. Help lists the commands in the order of their definition.
 
     Args:
-        commands: the examples at the end of the verb's help.
-        name: the verb; by default the function's name.
+        examples: the example commands at the end of the command's help.
+        name: the command; by default the function's name.
     """
 
-    def register(function: Verb) -> Verb:
-        app.command(function, name=name, group=group, sort_key=next(_place), help_epilogue=_epilogue(*commands))
+    def register(function: Command) -> Command:
+        app.command(function, name=name, group=group, sort_key=next(_place), help_epilogue=_epilogue(*examples))
         return function
 
     return register

@@ -1,8 +1,8 @@
-"""The verbs that use a model: `generate` and `chat`."""
+"""The commands that use a model: `generate` and `chat`."""
 
 from pathlib import Path
 
-from tunesmith.cli.app import MODELS, verb
+from tunesmith.cli.app import MODELS, command
 from tunesmith.cli.options import (
     GREEDY,
     AsJson,
@@ -16,7 +16,7 @@ from tunesmith.cli.output import print_json, print_result
 from tunesmith.core.errors import RecipeError
 
 
-@verb(
+@command(
     MODELS,
     'tunesmith generate viggo@staging --prompt "name(Portal), genre(puzzle)"',
     "tunesmith generate runs/my/ID --rows test.csv --json > answers.jsonl",
@@ -85,7 +85,7 @@ def generate(
     print_result(answers, as_json, lambda: "\n".join(visible(answer[key]) for answer in answers))
 
 
-@verb(MODELS, "tunesmith chat viggo@staging", "tunesmith chat org/model --temperature 0.7 --top-p 0.9")
+@command(MODELS, "tunesmith chat viggo@staging", "tunesmith chat org/model --temperature 0.7 --top-p 0.9")
 def chat(
     model: ModelName,
     /,

@@ -1,4 +1,4 @@
-"""The verbs that judge models: `compare`, `score` and `verdict`."""
+"""The commands that judge models: `compare`, `score` and `verdict`."""
 
 from pathlib import Path
 from shlex import quote
@@ -6,14 +6,14 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from tunesmith.cli.app import JUDGE, verb
+from tunesmith.cli.app import JUDGE, command
 from tunesmith.cli.options import AsJson, Flag, RunFolder
 from tunesmith.cli.output import print_result
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.rundir import RunDir
 
 
-@verb(JUDGE, "tunesmith compare runs/my/ID", "tunesmith compare runs/my/ID --rows 50")
+@command(JUDGE, "tunesmith compare runs/my/ID", "tunesmith compare runs/my/ID --rows 50")
 def compare(run: RunFolder, /, *, rows: int = 10, html: Flag = False, as_json: AsJson = False) -> None:
     """Show a run's verdict, and the answers of base and tuned side by side.
 
@@ -38,7 +38,7 @@ def compare(run: RunFolder, /, *, rows: int = 10, html: Flag = False, as_json: A
     print_result(read_verdict(folder.verdict).to_json(), as_json, lambda: side_by_side(folder, rows))
 
 
-@verb(
+@command(
     JUDGE,
     "tunesmith score answers.jsonl",
     "tunesmith score answers.jsonl --metrics execution --database shop.sqlite",
@@ -64,7 +64,7 @@ def score(
     print_result(result, as_json, lambda: score_text(result))
 
 
-@verb(
+@command(
     JUDGE,
     "tunesmith verdict base.jsonl tuned.jsonl --metric rougeL",
     "tunesmith verdict old.jsonl new.jsonl --metric loss --lower-is-better",

@@ -1,11 +1,11 @@
-"""The verb that checks the machine: `doctor`."""
+"""The command that checks the machine: `doctor`."""
 
-from tunesmith.cli.app import MACHINE, verb
+from tunesmith.cli.app import MACHINE, command
 from tunesmith.cli.options import AsJson
 from tunesmith.cli.output import print_result
 
 
-@verb(MACHINE, "tunesmith doctor", "tunesmith doctor --json")
+@command(MACHINE, "tunesmith doctor", "tunesmith doctor --json")
 def doctor(*, as_json: AsJson = False) -> None:
     """Check this machine: packages, devices, memory and disk."""
     from tunesmith.doctor import examine_machine, machine_text

@@ -1,4 +1,4 @@
-"""Parameters that several verbs share."""
+"""Parameters that several commands share."""
 
 from dataclasses import dataclass
 from pathlib import Path

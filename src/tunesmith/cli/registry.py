@@ -1,4 +1,4 @@
-"""The verbs of the model registry: `promote`, `alias`, `rollback` and `models`."""
+"""The commands of the model registry: `promote`, `alias`, `rollback` and `models`."""
 
 from pathlib import Path
 from shlex import quote
@@ -6,13 +6,13 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from tunesmith.cli.app import MODELS, verb
+from tunesmith.cli.app import MODELS, command
 from tunesmith.cli.options import AsJson, Force, Reason
 from tunesmith.cli.output import print_result
 from tunesmith.core.errors import RecipeError
 
 
-@verb(
+@command(
     MODELS,
     "tunesmith promote runs/my/ID",
     'tunesmith promote runs/my/ID --force --reason "the new format matters more"',
@@ -38,7 +38,7 @@ def promote(
     _print_alias(promote_run(Path(run), force=force, reason=reason), as_json)
 
 
-@verb(MODELS, "tunesmith alias viggo@3 production", "tunesmith alias viggo@staging production --json")
+@command(MODELS, "tunesmith alias viggo@3 production", "tunesmith alias viggo@staging production --json")
 def alias(
     version: Annotated[str, Parameter(help="NAME@3, or NAME@ALIAS for the version that another alias points at.")],
     alias: Annotated[str, Parameter(help="The alias, such as production.")],
@@ -54,7 +54,7 @@ def alias(
     _print_alias(move_alias(version, alias, force=force, reason=reason), as_json)
 
 
-@verb(MODELS, "tunesmith rollback viggo", 'tunesmith rollback viggo@production --reason "slower answers"')
+@command(MODELS, "tunesmith rollback viggo", 'tunesmith rollback viggo@production --reason "slower answers"')
 def rollback(
     model: Annotated[str, Parameter(help="NAME@ALIAS, or NAME.")],
     /,
@@ -78,7 +78,7 @@ def _print_alias(result: dict[str, Any], as_json: bool) -> None:
     print_result(result, as_json, f"{result['model']}@{result['alias']} is version {result['version']}")
 
 
-@verb(MODELS, "tunesmith models", "tunesmith models viggo --json")
+@command(MODELS, "tunesmith models", "tunesmith models viggo --json")
 def models(
     name: Annotated[str | None, Parameter(help="List this model's versions and the history of its aliases.")] = None,
     /,

@@ -1,9 +1,9 @@
-"""The verbs that carry out a run: `run`, one for each stage, `status` and `cancel`."""
+"""The commands that carry out a run: `run`, one for each stage, `status` and `cancel`."""
 
 from shlex import quote
 from typing import Any
 
-from tunesmith.cli.app import RUN, verb
+from tunesmith.cli.app import RUN, command
 from tunesmith.cli.options import AS_IN_RECIPE, AsJson, Detach, LaunchOptions, Overrides, RecipeOrRun, RunFolder, RunOut
 from tunesmith.cli.output import Reported, print_result
 from tunesmith.core.errors import VerdictRefused
@@ -11,8 +11,8 @@ from tunesmith.core.rundir import RunDir
 from tunesmith.core.stages import STAGES
 
 
-def _add_verb(name: str, summary: str, *commands: str, until: str | None = None) -> None:
-    """Add a verb that takes a run through its stages, up to and including `until`; by default all."""
+def _add_command(name: str, summary: str, *examples: str, until: str | None = None) -> None:
+    """Add a command that takes a run through its stages, up to and including `until`; by default all."""
 
     def run_stages(
         recipe: RecipeOrRun,
@@ -36,22 +36,22 @@ def _add_verb(name: str, summary: str, *commands: str, until: str | None = None)
             print_run(run, as_json)
 
     run_stages.__doc__ = summary
-    verb(RUN, *commands, name=name)(run_stages)
+    command(RUN, *examples, name=name)(run_stages)
 
 
-_add_verb(
+_add_command(
     "run",
     "Run all stages. Finished stages are skipped, and an interrupted one resumes.",
     "tunesmith run my.yaml",
     "tunesmith run my.yaml train.max_steps=20 --out runs/try",
 )
 for _stage in STAGES:
-    if _stage.verb == _stage.name:
-        _add_verb(
-            _stage.verb,
+    if _stage.command == _stage.name:
+        _add_command(
+            _stage.command,
             _stage.summary,
-            f"tunesmith {_stage.verb} my.yaml",
-            f"tunesmith {_stage.verb} runs/my/ID --json",
+            f"tunesmith {_stage.command} my.yaml",
+            f"tunesmith {_stage.command} runs/my/ID --json",
             until=_stage.name,
         )
 
@@ -89,7 +89,7 @@ def print_run(run: RunDir, as_json: bool, refused: VerdictRefused | None = None)
     print_result(result, as_json, text)
 
 
-@verb(RUN, "tunesmith status runs/my/ID", "tunesmith status runs/my/ID --json")
+@command(RUN, "tunesmith status runs/my/ID", "tunesmith status runs/my/ID --json")
 def status(run: RunFolder, /, *, as_json: AsJson = False) -> None:
     """Show a run's stages, progress and jobs."""
     from tunesmith.pipeline.status import status_of
@@ -98,7 +98,7 @@ def status(run: RunFolder, /, *, as_json: AsJson = False) -> None:
     print_result(run_status.to_json(), as_json, str(run_status))
 
 
-@verb(RUN, "tunesmith cancel runs/my/ID", "tunesmith cancel runs/my/ID --json")
+@command(RUN, "tunesmith cancel runs/my/ID", "tunesmith cancel runs/my/ID --json")
 def cancel(run: RunFolder, /, *, as_json: AsJson = False) -> None:
     """Cancel a run's Slurm jobs. Running jobs write a checkpoint first; `run` resumes."""
     from tunesmith.pipeline.submit import cancel_run

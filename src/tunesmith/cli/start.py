@@ -1,4 +1,4 @@
-"""The verbs before a run: `init`, `plan` and `show`."""
+"""The commands before a run: `init`, `plan` and `show`."""
 
 import os
 import sys
@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from tunesmith.cli.app import START, verb
+from tunesmith.cli.app import START, command
 from tunesmith.cli.options import (
     AS_IN_RECIPE,
     AsJson,
@@ -23,7 +23,7 @@ from tunesmith.cli.output import Reported, print_result
 from tunesmith.core.errors import RecipeError, TunesmithError
 
 
-@verb(START, "tunesmith init --out my.yaml", "tunesmith init completion --out my.yaml")
+@command(START, "tunesmith init --out my.yaml", "tunesmith init completion --out my.yaml")
 def init(
     template: Annotated[str, Parameter(help="`chat`, `completion`, `seq2seq` or `text`.")] = "chat",
     /,
@@ -45,7 +45,7 @@ def init(
     print(f"wrote {out}; edit it, then: tunesmith plan {quote(str(out))}", file=sys.stderr)
 
 
-@verb(START, "tunesmith plan my.yaml", "tunesmith plan my.yaml train.epochs=3 tuning.rank=32")
+@command(START, "tunesmith plan my.yaml", "tunesmith plan my.yaml train.epochs=3 tuning.rank=32")
 def plan(
     recipe: RecipeOrRun,
     /,
@@ -72,7 +72,7 @@ def _caught(check: Callable[[], None]) -> TunesmithError | None:
     return None
 
 
-@verb(START, "tunesmith show my.yaml --rows 5", "tunesmith show runs/my/ID --stage evaluate --html rows.html")
+@command(START, "tunesmith show my.yaml --rows 5", "tunesmith show runs/my/ID --stage evaluate --html rows.html")
 def show(
     recipe: RecipeOrRun,
     /,

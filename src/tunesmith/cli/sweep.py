@@ -1,11 +1,11 @@
-"""The verb that runs one recipe with several settings: `sweep`."""
+"""The command that runs one recipe with several settings: `sweep`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from tunesmith.cli.app import RUN, verb
+from tunesmith.cli.app import RUN, command
 from tunesmith.cli.options import AS_IN_RECIPE, AsJson, Flag, LaunchOptions, Overrides
 from tunesmith.cli.output import Reported, print_result
 from tunesmith.cli.run import print_run
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tunesmith.sweep.axes import Sweep
 
 
-@verb(
+@command(
     RUN,
     "tunesmith sweep my.yaml --over tuning.rank=2,8,32 --plan",
     "tunesmith sweep my.yaml --models org/small,org/large --threshold 0.8",

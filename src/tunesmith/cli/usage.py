@@ -1,4 +1,4 @@
-"""Errors for wrong use of the command line, with hints that name the arguments or the verb that was meant."""
+"""Errors for wrong use of the command line, with hints that name the right arguments or the intended command."""
 
 import inspect
 from collections.abc import Callable
@@ -14,8 +14,8 @@ from cyclopts.exceptions import (
 
 from tunesmith.core.errors import RecipeError
 
-# Names of verbs in other tools and in former versions.
-_OTHER_VERBS = {
+# Names of commands in other tools and in former versions.
+_OTHER_COMMANDS = {
     "finetune": "run", "fine-tune": "run", "sft": "run", "preprocess": "prepare", "eval": "evaluate",
     "test": "evaluate", "inference": "generate", "predict": "generate", "ask": "generate", "list": "models",
     "dry-run": "plan", "validate": "plan", "check": "plan", "ladder": "sweep", "new": "init", "inspect": "show",
@@ -27,7 +27,7 @@ _FORMER_OPTIONS = {
     "--rung": "the option is now --trial",
     "--alias": "to point an alias at a version of the registry: tunesmith alias NAME@VERSION ALIAS",
 }
-# Hints for verbs that often get an extra argument.
+# Hints for commands that often get an extra argument.
 _EXTRA_ARGUMENT = {
     "generate": "put the text of the prompt in quotes after --prompt",
     "chat": "start the chat, then type",
@@ -41,26 +41,26 @@ _EXTRA_ARGUMENT = {
 def usage_error(error: CycloptsError) -> RecipeError:
     """Return the error for a command line that cyclopts refuses."""
     error.verbose = False
-    verb = " ".join(error.command_chain or ())
-    help_command = f"tunesmith {verb} --help" if verb else "tunesmith --help"
+    command = " ".join(error.command_chain or ())
+    help_command = f"tunesmith {command} --help" if command else "tunesmith --help"
     arguments = _positional_names(error.target)
     message, hint = str(error), help_command
     if isinstance(error, UnusedCliTokensError) and error.target:
         extra = " ".join(f"`{token}`" for token in error.unused_tokens or ())
-        message = f"`{verb}` takes {' '.join(arguments) or 'no arguments'}; unexpected: {extra}"
-        hint = _EXTRA_ARGUMENT.get(verb, help_command)
+        message = f"`{command}` takes {' '.join(arguments) or 'no arguments'}; unexpected: {extra}"
+        hint = _EXTRA_ARGUMENT.get(command, help_command)
     elif isinstance(error, MissingArgumentError) and error.argument and not error.tokens_so_far and not error.keyword:
         if (name := _argument_name(error.argument.name)) in arguments:
-            message, hint = f"{name} is missing", f"tunesmith {verb} {' '.join(arguments)}; see {help_command}"
+            message, hint = f"{name} is missing", f"tunesmith {command} {' '.join(arguments)}; see {help_command}"
     elif isinstance(error, UnknownOptionError):
         option = (error.token.keyword or error.token.value).partition("=")[0]
         if _argument_name(option) in arguments:
-            hint = f"{_argument_name(option)} has no dashes: tunesmith {verb} {' '.join(arguments)}"
+            hint = f"{_argument_name(option)} has no dashes: tunesmith {command} {' '.join(arguments)}"
         else:
             hint = _FORMER_OPTIONS.get(option) or _recipe_key_hint(option) or help_command
     elif isinstance(error, UnknownCommandError):
-        word = next((token for token in error.unused_tokens or () if token in _OTHER_VERBS), None)
-        hint = f"did you mean `tunesmith {_OTHER_VERBS[word]}`?" if word else help_command
+        word = next((token for token in error.unused_tokens or () if token in _OTHER_COMMANDS), None)
+        hint = f"did you mean `tunesmith {_OTHER_COMMANDS[word]}`?" if word else help_command
     return RecipeError(message, code="usage", hint=hint)
 
 
@@ -69,7 +69,7 @@ def _argument_name(name: str) -> str:
 
 
 def _positional_names(target: Callable[..., Any] | None) -> list[str]:
-    """Return the names of a verb's positional arguments, as its help shows them."""
+    """Return the names of a command's positional arguments, as its help shows them."""
     if target is None:
         return []
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL)

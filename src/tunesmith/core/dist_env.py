@@ -1,7 +1,9 @@
 """This process's rank, from the environment variables that torchrun or srun set.
 
 torchrun sets RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT, and so does `accelerate
-launch`, which is built on it. srun sets variables of Slurm. Standard library only, because verbs without torch ask too.
+launch`, which is built on it. srun sets variables of Slurm.
+
+Uses only the standard library, because commands that do not import torch also need the rank.
 """
 
 import contextlib

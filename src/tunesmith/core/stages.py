@@ -13,11 +13,11 @@ class Stage:
 
     Attributes:
         name: its folder, the function in `module` that runs it and, if it is optional, its section of the recipe.
-        summary: the help text of its verb.
+        summary: the help text of its command.
         activity: the stage as a noun in a sentence: "this run stopped before training".
         module: imported only when the stage runs.
         inputs_module: a light module whose function `inputs` returns everything that the result depends on.
-        verb: the verb that takes a run up to this stage.
+        command: the subcommand of tunesmith that takes a run up to this stage.
         unit: the unit of its progress; empty if it shows none.
         on_all_ranks: all processes of a run work at it; other stages run on rank 0 alone.
         keeps_result: its result is never replaced. If its inputs have changed, the run is refused.
@@ -31,7 +31,7 @@ class Stage:
     activity: str
     module: str
     inputs_module: str
-    verb: str
+    command: str
     unit: Literal["", "step", "answer"] = ""
     on_all_ranks: bool = False
     keeps_result: bool = False
@@ -47,7 +47,7 @@ PREPARE, TRAIN, EVALUATE, PROMOTE = STAGES = (
         activity="preparing the data",
         module="tunesmith.data.prepare",
         inputs_module="tunesmith.data.inputs",
-        verb="prepare",
+        command="prepare",
         keeps_result=True,
         reads_outside=True,
     ),
@@ -57,7 +57,7 @@ PREPARE, TRAIN, EVALUATE, PROMOTE = STAGES = (
         activity="training",
         module="tunesmith.train.train",
         inputs_module="tunesmith.train.inputs",
-        verb="train",
+        command="train",
         unit="step",
         on_all_ranks=True,
         keeps_result=True,
@@ -68,7 +68,7 @@ PREPARE, TRAIN, EVALUATE, PROMOTE = STAGES = (
         activity="evaluation",
         module="tunesmith.evaluate.evaluate",
         inputs_module="tunesmith.evaluate.inputs",
-        verb="evaluate",
+        command="evaluate",
         unit="answer",
         on_all_ranks=True,
         reads_outside=True,
@@ -80,7 +80,7 @@ PREPARE, TRAIN, EVALUATE, PROMOTE = STAGES = (
         activity="promotion",
         module="tunesmith.promote.promote",
         inputs_module="tunesmith.promote.promote",
-        verb="run",  # `tunesmith promote` is for promoting by hand
+        command="run",  # `tunesmith promote` is for promoting by hand
         is_optional=True,
         is_reported=True,
     ),

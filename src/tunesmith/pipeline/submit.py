@@ -74,7 +74,9 @@ def batch_scripts(recipe: Recipe, run: RunDir, stages: Sequence[Stage]) -> list[
         RecipeError: the recipe does not ask for Slurm, or the path of the run's folder is not allowed in a script.
     """
     folder = os.path.relpath(run.path)  # relative to where jobs are submitted; no file of a run has absolute paths
-    jobs = [Job(recipe.name, stage.name, f"{stage.verb} {folder} --on local", stage.on_all_ranks) for stage in stages]
+    jobs = [
+        Job(recipe.name, stage.name, f"{stage.command} {folder} --on local", stage.on_all_ranks) for stage in stages
+    ]
     return [(job, batch_script(job, recipe.launch, folder)) for job in jobs]
 
 

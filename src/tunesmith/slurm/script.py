@@ -26,7 +26,7 @@ class Job:
 
     Attributes:
         recipe: the name of the recipe.
-        command: the verb and arguments of tunesmith that run the stage.
+        command: the subcommand of tunesmith that runs the stage, with its arguments.
         on_all_ranks: all processes of the run work at the stage; otherwise one does.
         array: the task numbers of a job array, such as "1,2,5"; each task has its own in $SLURM_ARRAY_TASK_ID.
     """

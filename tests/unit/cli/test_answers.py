@@ -147,11 +147,11 @@ def test_an_answer_ends_before_a_stop_string(tuned: Tuned, run: Run) -> None:
         ["--max-new-tokens", "0"],
     ],
 )
-@pytest.mark.parametrize("verb", [["generate", "--prompt", "a"], ["chat"]], ids=["generate", "chat"])
+@pytest.mark.parametrize("command", [["generate", "--prompt", "a"], ["chat"]], ids=["generate", "chat"])
 def test_wrong_sampling_options_are_refused_before_the_model_is_opened(
-    verb: list[str], options: list[str], run: Run
+    command: list[str], options: list[str], run: Run
 ) -> None:
-    code, out, err = run(verb[0], "no-such-model", *verb[1:], *options)
+    code, out, err = run(command[0], "no-such-model", *command[1:], *options)
     assert (code, out) == (2, "")
     assert "no-such-model" not in err
     assert "hint: " in err

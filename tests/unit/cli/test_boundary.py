@@ -25,20 +25,20 @@ from tunesmith.core.errors import (
 )
 from tunesmith.tasks.base import RowProblem
 
-RunVerb = Callable[..., tuple[int, str, str]]
+RunFunction = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run_verb(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunVerb:
-    """Return a function that runs a verb which raises an error, and returns (exit code, stdout, stderr)."""
+def run_function(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFunction:
+    """Return a function that runs a command raising an error, and returns (exit code, stdout, stderr)."""
     monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("TUNESMITH_DEBUG", raising=False)
 
-    def run(error: BaseException, arguments: Sequence[str] = ("verb",)) -> tuple[int, str, str]:
+    def run(error: BaseException, arguments: Sequence[str] = ("command",)) -> tuple[int, str, str]:
         app = App(suppress_keyboard_interrupt=False)
 
         @app.command
-        def verb(*, json: bool = False) -> None:
+        def command(*, json: bool = False) -> None:
             raise error
 
         code = run_command(app, arguments)
@@ -80,13 +80,13 @@ def run_verb(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: py
     ],
 )  # fmt: skip
 def test_an_exception_is_reported_on_stderr_and_as_json(
-    error: BaseException, exit_code: int, code: str, run_verb: RunVerb
+    error: BaseException, exit_code: int, code: str, run_function: RunFunction
 ) -> None:
-    status, out, err = run_verb(error)
+    status, out, err = run_function(error)
     assert (status, out) == (exit_code, "")
     assert err.startswith("error: ")
     assert "Traceback" not in err
-    status, out, err = run_verb(error, ["verb", "--json"])
+    status, out, err = run_function(error, ["command", "--json"])
     assert status == exit_code
     result = json.loads(out)
     assert result.keys() == {"error"}
@@ -95,8 +95,8 @@ def test_an_exception_is_reported_on_stderr_and_as_json(
     assert code in ERROR_CODES
 
 
-def test_an_unexpected_error_writes_its_traceback_to_a_log(run_verb: RunVerb, tmp_path: Path) -> None:
-    _, _, err = run_verb(IndexError("list index out of range"))
+def test_an_unexpected_error_writes_its_traceback_to_a_log(run_function: RunFunction, tmp_path: Path) -> None:
+    _, _, err = run_function(IndexError("list index out of range"))
     [log] = (tmp_path / "cache" / "errors").glob("*.log")
     assert str(log) in err
     assert "Traceback" in log.read_text()
@@ -104,38 +104,38 @@ def test_an_unexpected_error_writes_its_traceback_to_a_log(run_verb: RunVerb, tm
 
 
 def test_the_log_goes_to_the_temporary_folder_if_the_cache_cannot_be_written(
-    run_verb: RunVerb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_function: RunFunction, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "cache").write_text("a file")
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
-    code, _, err = run_verb(IndexError("list index out of range"))
+    code, _, err = run_function(IndexError("list index out of range"))
     assert code == 1
     assert str(tmp_path / "tmp") in err
 
 
 @pytest.mark.parametrize("switch", ["--debug", "TUNESMITH_DEBUG"])
-def test_debug_prints_the_traceback(switch: str, run_verb: RunVerb, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_debug_prints_the_traceback(switch: str, run_function: RunFunction, monkeypatch: pytest.MonkeyPatch) -> None:
     if switch == "TUNESMITH_DEBUG":
         monkeypatch.setenv(switch, "1")
-    _, _, err = run_verb(RecipeError("no"), ["verb"] if switch == "TUNESMITH_DEBUG" else [switch, "verb"])
+    _, _, err = run_function(RecipeError("no"), ["command"] if switch == "TUNESMITH_DEBUG" else [switch, "command"])
     assert "Traceback" in err
 
 
-def test_json_reports_wrong_usage(run_verb: RunVerb) -> None:
-    code, out, _ = run_verb(RecipeError("never raised"), ["verb", "--json", "--frob"])
+def test_json_reports_wrong_usage(run_function: RunFunction) -> None:
+    code, out, _ = run_function(RecipeError("never raised"), ["command", "--json", "--frob"])
     assert (code, json.loads(out)["error"]["code"]) == (2, "usage")
 
 
-def test_no_second_json_after_a_printed_result(run_verb: RunVerb) -> None:
-    code, out, err = run_verb(Reported(DoesNotFit("too large")), ["verb", "--json"])
+def test_no_second_json_after_a_printed_result(run_function: RunFunction) -> None:
+    code, out, err = run_function(Reported(DoesNotFit("too large")), ["command", "--json"])
     assert (code, out) == (5, "")
     assert "too large" in err
 
 
-def test_only_rank_0_prints_json(run_verb: RunVerb, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_rank_0_prints_json(run_function: RunFunction, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
-    assert run_verb(RecipeError("no"), ["verb", "--json"])[:2] == (2, "")
+    assert run_function(RecipeError("no"), ["command", "--json"])[:2] == (2, "")
 
 
 def test_every_class_has_a_documented_code() -> None:
@@ -205,6 +205,6 @@ def test_a_full_disk_at_stdout_exits_with_5(arguments: list[str]) -> None:
     assert b"Exception ignored" not in done.stderr
 
 
-def test_a_refused_verdict_is_a_result_without_an_error(run_verb: RunVerb) -> None:
-    code, _, err = run_verb(Reported(VerdictRefused("not better")))
+def test_a_refused_verdict_is_a_result_without_an_error(run_function: RunFunction) -> None:
+    code, _, err = run_function(Reported(VerdictRefused("not better")))
     assert (code, err) == (4, "")

@@ -1,4 +1,4 @@
-"""The message for wrong usage names the arguments of the verb, or the recipe's key that was meant."""
+"""The message for wrong usage names the arguments of the command, or the recipe's key that was meant."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Run a verb of tunesmith in this process, so that its memory can be measured."""
+"""Run a command of tunesmith in this process, so that its memory can be measured."""
 
 import resource
 import sys
