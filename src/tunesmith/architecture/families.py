@@ -34,7 +34,7 @@ def shapes_of(folder: Path) -> Shapes:
         shapes = shapes or shapes_from_headers(folder, config)
     except (KeyError, TypeError, ValueError) as error:
         raise RecipeError(
-            f"a size has an unknown form: {error}", where=str(folder / "config.json"), code="unknown-shapes"
+            f"the layer sizes cannot be read: {error}", where=str(folder / "config.json"), code="unknown-shapes"
         ) from None
     stored = str(config.get("dtype") or config.get("torch_dtype") or "float32")
     return replace(shapes, stored_bytes=2 if stored.endswith("16") else 4)

@@ -10,7 +10,7 @@ UNLIMITED = 2**31
 class Linear:
     """A linear layer with a weight [out_features, in_features]. Layers with the same `input` share one input tensor.
 
-    An `input` that ends in `attended` or `rectified` was saved for backward already, by the operation that made it.
+    The operation that computes an `input` ending in `attended` or `rectified` may have saved it for backward already.
     """
 
     name: str

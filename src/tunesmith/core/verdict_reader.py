@@ -125,7 +125,9 @@ def _comparison(stored: _Fields, metric: str, *, failed: int, **more: Any) -> Co
         **more,
     )
     if not found.low <= found.gain <= found.high:
-        raise ValueError(f"`{stored.path('gain')}` is {found.gain:+.4g}, not in {found.low:+.4g} to {found.high:+.4g}")
+        raise ValueError(
+            f"`{stored.path('gain')}` is {found.gain:+.4g}, outside its interval {found.low:+.4g} to {found.high:+.4g}"
+        )
     if failed < 0 or found.groups > found.rows:
         raise ValueError(f"`{stored.name}` counts {found.rows} rows in {found.groups} groups, {failed} of them failed")
     return found

@@ -62,10 +62,10 @@ class SplitComparison:
         return facts
 
     def leaking_rows(self) -> list[Duplicate]:
-        """Return the training rows that duplicate held-out rows; none if and only if `facts` finds no leakage.
+        """Return the training rows that duplicate held-out rows. The result is empty only if `facts` finds no leakage.
 
-        The search may miss a pair from one side (see `MinHashIndex.nearest`). So if it finds no training row that
-        duplicates a held-out row, it also looks for held-out rows that duplicate a training row.
+        The search for near-duplicates is not symmetric: it may find a pair from the held-out row and miss it from the
+        training row (see `MinHashIndex.nearest`). So if no training row is found, search from the held-out rows too.
         """
         train, held_out = self._indices["train"], range(len(self._indices["train"]), len(self._rows))
         return self._find_duplicates(train, held_out) or [

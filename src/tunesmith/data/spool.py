@@ -28,9 +28,12 @@ from tunesmith.data.token_file import RaggedBytes, RaggedRows, columns_of, to_by
 
 @dataclass(frozen=True, slots=True)
 class EncodedRow:
-    """A processed row, or one block of it, as the bytes to spool; without an example if the row is not used.
+    """A processed row, or one block of a document, encoded for the spool.
 
-    `content_hash` is of the whole row, and so are the `shingles`, which only the first block has.
+    Attributes:
+        example: empty if the row is not used.
+        content_hash: the hash of the whole row, even for a block.
+        shingles: the shingles of the whole row; empty for every block but the first.
     """
 
     entry: LedgerEntry

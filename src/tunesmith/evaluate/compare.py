@@ -52,7 +52,7 @@ def compare_metric(
     lower_is_better: bool,
     by_row: bool = False,
 ) -> Comparison:
-    """Compare the rows of two models in one metric, with the recipe's confidence and seed."""
+    """Compare the scores of two models on one metric, with the recipe's confidence and seed."""
     settings = VerdictSettings(min_gain, recipe.evaluate.confidence, recipe.seed)
     return compare(
         metric, base, tuned, lower_is_better=lower_is_better, groups=groups, settings=settings, by_row=by_row

@@ -59,7 +59,7 @@ class Pin:
 
 
 def pin_to_store(folder: Path, pin: Pin, typed: str) -> Pin:
-    """Return the pin to store in `folder`: an absolute path stays absolute if the user typed it so.
+    """Return the pin to store in `folder`: with an absolute path if the user typed one, else relative to `folder`.
 
     Args:
         typed: the reference as the user typed it.

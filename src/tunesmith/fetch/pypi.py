@@ -42,7 +42,9 @@ def wheel_folder(name: str) -> Path:
     wheel = _WHEELS.get(name)
     if wheel is None:
         raise RecipeError(
-            f"no known package `{name}` with a model", hint=f"known are {', '.join(_WHEELS)}", code="unknown-model"
+            f"`pypi:{name}` is not supported",
+            hint=f"use {', '.join(f'pypi:{wheel}' for wheel in _WHEELS)}",
+            code="unknown-model",
         )
     folder = cache_root() / "models" / f"{name}-{wheel.version}"
     if (folder / MANIFEST).exists():

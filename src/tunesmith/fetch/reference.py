@@ -154,7 +154,10 @@ def _locate(reference: str, relative_to: Path | None) -> Pin:
 
 
 def _run_pin(text: str, relative_to: Path | None) -> Pin:
-    """Return the pin of `FOLDER` or `FOLDER#STEP`; a folder whose own name has a `#` takes precedence."""
+    """Return the pin of a run `FOLDER` or of its checkpoint `FOLDER#STEP`.
+
+    If a folder with the whole text as its name exists, `#` and what follows is part of the name.
+    """
     folder, separator, step = text.rpartition("#")
     if not separator or _existing(text, relative_to):
         folder, step = text, ""
@@ -292,7 +295,7 @@ def _open_with_digest(
         changed = True
     if changed:
         raise RecipeError(
-            f"the files of its base `{name}` have changed since training",
+            f"the files of the base `{name}` have changed since this model was trained",
             where=str(needed_by),
             hint="restore the files of the base, or name the base by its revision",
             code="base-changed",

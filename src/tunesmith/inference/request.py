@@ -73,8 +73,9 @@ class Request:
     """A prompt and its answer so far.
 
     Args:
-        index: becomes the `index` of the answer.
-        decoder_prefix_ids: ids that the decoder of an encoder-decoder model continues instead of the prompt.
+        index: the `index` of the answer.
+        decoder_prefix_ids: for an encoder-decoder model, the ids that the decoder starts with; the prompt is then the
+            encoder's input.
     """
 
     def __init__(

@@ -107,7 +107,7 @@ def filter_logits(logits: torch.Tensor, sampling: Sampling, seen: Collection[int
 
 
 def _nucleus(scores: torch.Tensor, top_p: float) -> torch.Tensor:
-    """Remove all but the fewest likeliest tokens whose probabilities sum up to `top_p`."""
+    """Keep only the smallest set of the likeliest tokens whose probabilities sum to at least `top_p`."""
     probabilities = scores.softmax(0)
     for count in (*_TOP_P_SORTED, len(scores)):
         best = probabilities.topk(min(count, len(scores)))

@@ -52,7 +52,7 @@ class Session:
             raise RecipeError("the prompt is empty", code="empty-prompt", hint="give it at least one token")
         if (longest := len(prompt) + limits.max_new_tokens) > self._slot_tokens:
             raise RecipeError(
-                f"prompt and answer can have up to {longest} tokens, and a slot has {self._slot_tokens}",
+                f"prompt plus `max_new_tokens` is {longest} tokens, but a slot holds only {self._slot_tokens}",
                 code="prompt-too-long",
                 hint="shorten the prompt, lower max_new_tokens, or open the session with more slot_tokens",
             )
@@ -63,10 +63,10 @@ class Session:
 
     @torch.inference_mode()
     def step(self) -> dict[int, int]:
-        """Run one forward pass: read waiting prompts if a slot is free, else generate one token of every request.
+        """Run one forward pass: prefill waiting prompts if a slot is free, else generate one token for every request.
 
         Returns:
-            The new token of each request by its id, without stop tokens; empty if prompts were read.
+            The new token of each request by its id, without stop tokens; empty if the pass was a prefill.
         """
         if self._waiting and self._slots.free:
             prompts = [request.prompt for request in islice(self._waiting, self._slots.free)]
@@ -97,7 +97,7 @@ class Session:
         self._answers = [answer for answer in self._answers if answer.index != request]
 
     def _release(self, places: Sequence[int]) -> list[int]:
-        """Free the slots of some rows; return the old place of each remaining row."""
+        """Free the slots of some rows; return the previous slot of each remaining row, by its new slot."""
         old_places = self._slots.release(places)
         self._rows = [self._rows[place] for place in old_places]
         return old_places

@@ -1,7 +1,7 @@
-"""Generate rows in slots of a cache: a row can be admitted whenever another has been released.
+"""Continuous batching: each row has a slot of the KV cache, and a new row takes a slot as soon as one is free.
 
-A row is admitted with all tokens of its prompt but the last one, which is the input of its first step. So admitting
-needs no logits, and every token is chosen in a step of all rows.
+Admitting a row prefills all tokens of its prompt but the last, which is the input of its first decoding step. So
+prefill needs no logits, and every token is chosen in a decoding step of all rows.
 """
 
 import inspect
@@ -87,7 +87,11 @@ class Slots:
         return logits
 
     def release(self, places: Sequence[int]) -> list[int]:
-        """Free the slots of some rows and close the gaps; return the old place of each remaining row."""
+        """Free the slots of some rows and move others into the gaps.
+
+        Returns:
+            The previous slot of each remaining row, by its new slot.
+        """
         old_places = list(range(len(self._next)))
         for place in sorted(places, reverse=True):
             last = old_places.pop()
@@ -103,7 +107,10 @@ class Slots:
         self._next = list(tokens)
 
     def _of_one_pass(self, prompts: Sequence[Ids]) -> Sequence[Ids]:
-        """Return the first prompts up to the token limit of a pass that all begin with the prefix, or all do not."""
+        """Return the first prompts that one prefill pass takes.
+
+        They stay within its token limit, and either all of them begin with the shared prefix or none does.
+        """
         limit = _CPU_PASS_TOKENS if self._model.device.type == "cpu" else _GPU_PASS_TOKENS
         cached, longest = self._cached_prefix(prompts[0]), 0
         for count, prompt in enumerate(prompts):

@@ -172,7 +172,10 @@ def _concatenate(weights: Sequence[torch.nn.Parameter]) -> torch.Tensor:
 
 @contextmanager
 def record_shared_inputs(model: Any) -> Iterator[list[list[Linear]]]:
-    """Yield a list that a forward pass inside fills: groups of consecutive LoRA layers that read the same tensor."""
+    """Record which consecutive LoRA layers read the same tensor.
+
+    Yields the list of groups, which a forward pass in the body of the `with` statement fills.
+    """
     groups: list[list[Linear]] = []
     last: list[Any] = [None, None]
 

@@ -17,9 +17,9 @@ _PACKAGES = (
 
 
 def write_environment(run: RunDir) -> None:
-    """Add this machine to the run's record, which already names the recipe, unless an earlier start has done so.
+    """Add this machine and its packages to the run's `environment.json`, unless an earlier start has added one.
 
-    The machine that starts the stages need not be the one that the run was submitted from.
+    The file exists already, with the recipe and its folder: the run may have been submitted from another machine.
     """
     recorded = read_json(run.environment)
     if "started" not in recorded:

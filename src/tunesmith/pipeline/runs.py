@@ -206,7 +206,7 @@ def _value(settings: Any, key: str) -> str:
 def find_run_elsewhere(opened: OpenedRun) -> Path | None:
     """Return the run of the same recipe that was started in another folder: the recipe's own folder or one above it.
 
-    Return None if there is none, if this run has already started, or if the user gave its folder.
+    Return None if there is no such run, if `opened` has already started, or if the user chose its folder.
     """
     recipe, run = opened.recipe, opened.run
     if run.environment.exists() or not opened.is_default:

@@ -77,7 +77,7 @@ def inspect_rows(
     if run.resolved_recipe.exists() and run.manifest("prepare"):
         if overrides:
             raise RecipeError(
-                "the rows of this run are prepared, so changes have no effect", where=str(run),
+                "the rows of this run are already prepared, so overrides have no effect on them", where=str(run),
                 hint="show the recipe instead of the run", code="no-effect",
             )  # fmt: skip
         tokenizer, task = _load_task_of_run(run)

@@ -227,7 +227,9 @@ def _estimate(
 
 
 def _require_time_for_checkpoint(recipe: Recipe, speed: float | None, interval: float) -> None:
-    """Raise RecipeError if a Slurm job ends before its first checkpoint even if every process has the measured speed.
+    """Raise RecipeError if a Slurm job would end before its first checkpoint.
+
+    The estimate is optimistic: every process has the measured speed of one, and communication takes no time.
 
     Args:
         speed: tokens per second of one process; None if unknown.

@@ -199,7 +199,7 @@ def _updated_share(recipe: Recipe, shapes: Shapes, memory: MemoryEstimate, shard
 
 
 def _micro_batch_count(recipe: Recipe, policy: MicroBatchPolicy, tokens: float) -> int:
-    """Return the number of micro-batches that a process makes of its tokens in a step."""
+    """Return the number of micro-batches of one process in a step."""
     if policy.rows is not None:
         count = recipe.train.examples_per_step / world_size_of(recipe.launch) / policy.rows
     else:

@@ -37,7 +37,7 @@ class LoraTuning(LoraBase):
 
 
 class Quantization(Section):
-    """Storage of the frozen linear layers. Embeddings and the output layer are not quantized."""
+    """How the frozen linear layers are quantized. Embeddings and the output layer keep their precision."""
 
     bits: Literal[4, 8] = Field(
         4, description="Bits per weight: 4 (QLoRA), or 8, also for activations (Dettmers 2022, arXiv:2208.07339)."

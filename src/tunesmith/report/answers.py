@@ -47,7 +47,7 @@ def pair_answers(generations: dict[str, Lines], scores: dict[str, Lines], primar
 
 
 def common_lines(prompts: list[str]) -> tuple[str, str]:
-    """Return the first and the last lines that all prompts share, as two texts of whole lines."""
+    """Return the lines that all prompts begin with, and the lines that all prompts end with."""
     if len(prompts) < 2 or len(set(prompts)) == 1:
         return "", ""
     opening = _common_prefix(min(prompts), max(prompts))

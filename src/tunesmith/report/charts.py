@@ -71,7 +71,7 @@ def _signed(words: str, number: float) -> str:
 
 
 def gain_whisker(gain: Comparison, reach: tuple[float, float]) -> Markup:
-    """Draw the gain in one metric as a dot with a whisker, on the axis of all metrics with the same unit."""
+    """Draw the gain of one metric as a dot with a whisker, on the axis of all metrics with the same unit."""
     width, height, unit = 240.0, 26.0, unit_of(gain)
     x = scale(reach[0], reach[1], 10, width - 10)
     certain = "certain" if gain.low > 0 or gain.high < 0 else "uncertain"

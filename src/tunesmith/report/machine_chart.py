@@ -36,7 +36,7 @@ def legend(training: Training) -> list[tuple[str, str]]:
 
 
 def machine_curves(training: Training, width: float) -> Markup:
-    """Draw memory in GiB above utilization in percent, both over seconds of training."""
+    """Draw two panels over training time: memory in GiB at the top, utilization in percent below it."""
     if not any(len(points) > 1 for points in training.machine.values()):
         return Markup("")
     end = max(points[-1][0] for points in training.machine.values())

@@ -1,4 +1,4 @@
-"""The confidence interval of a mean paired difference, by resampling, with corrections for few or similar rows.
+"""The confidence interval of a mean paired difference, by resampling, corrected for few rows or few differences.
 
 It is a Bayesian bootstrap (Rubin 1981, "The Bayesian Bootstrap") over independent units: rows, or groups of rows.
 Simulations (`tests/unit/scoring/test_verdict.py`) showed that two corrections are needed:
@@ -10,8 +10,8 @@ Simulations (`tests/unit/scoring/test_verdict.py`) showed that two corrections a
 * Widening by the ratio of Student's t quantile to the normal quantile and by sqrt((n + 1) / (n - 1)), because a
   bootstrap of n rows is too narrow by these factors: Hesterberg 2015, "What Teachers Should Know About the Bootstrap".
 
-A second, stricter interval uses whole pseudo-rows and half the error. It excludes a gain about as rarely as a sign test
-does: of 100 rows, 5 improved and none worsened do not exclude a gain of 0; 6 improved do.
+A second, stricter interval uses whole pseudo-rows and half the error probability. It excludes a gain about as rarely as
+a sign test does: of 100 rows, 5 improved and none worsened do not exclude a gain of 0; 6 improved do.
 """
 
 import math
@@ -116,7 +116,7 @@ class Sample:
         return self.score(tuned) - self.score(base)
 
     def standard_error(self, gain: float) -> float:
-        """Return the standard error of the gain from the spread of the units; 0 for a single unit."""
+        """Return the standard error of the gain, from the sample variance of the units; 0 if there is only one unit."""
         if self.units < 2:
             return 0.0
         difference = self.tuned - self.base

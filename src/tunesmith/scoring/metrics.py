@@ -92,7 +92,7 @@ def expand_metrics(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def answer_metrics(names: Sequence[str]) -> tuple[str, ...]:
-    """Return the metrics that are computed from answers, with groups replaced by their members."""
+    """Return the metrics that are computed from answers; the name of a metric group is replaced by its members."""
     return expand_metrics([name for name in names if name not in (*LIKELIHOOD_METRICS, "loss")])
 
 
@@ -114,7 +114,7 @@ def higher_is_better(name: str) -> bool | None:
 
 
 def is_lower_better(name: str) -> bool:
-    """Return whether lower is better in a built-in metric. Custom metrics have the attribute `higher_is_better`."""
+    """Return whether lower values of a built-in metric are better. Custom metrics define `higher_is_better`."""
     metric = find_metric(name)
     return metric is not None and not metric.higher_is_better
 

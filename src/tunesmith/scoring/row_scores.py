@@ -1,4 +1,4 @@
-"""Compare the rows of two systems' `scores.jsonl` in one metric.
+"""Compare the rows of two systems' `scores.jsonl` on one metric.
 
 A row is {"id", "group", METRIC: value, ...}. If an answer failed, its row has the reason in `failed` and no score. The
 row is then left out for both systems and counted, because a lack of memory or positions is not a wrong answer. If more
@@ -40,7 +40,7 @@ def compare(
     groups: Sequence[Hashable] | None = None,
     by_row: bool = False,
 ) -> Comparison:
-    """Compare paired rows in one metric. A positive gain is an improvement, even if lower values are better.
+    """Compare paired rows on one metric. A positive gain is an improvement, even if lower values are better.
 
     Args:
         by_row: if rows are grouped, also compute the interval for independent rows.
@@ -98,7 +98,7 @@ def likelihood_of(metric: str, rows: Scores) -> Likelihood | None:
 def group_changes(
     metric: str, base: Scores, tuned: Scores, groups: Sequence[str], *, by: str | None, lower_is_better: bool
 ) -> Grouping:
-    """Return how groups of rows changed in a metric, with the worst changes; `by` is the column of the groups."""
+    """Return how groups of rows changed on a metric, with the worst changes; `by` is the column of the groups."""
     members: dict[str, list[int]] = {}
     compared = compared_rows(metric, base, tuned)
     for row in compared:

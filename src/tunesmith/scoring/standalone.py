@@ -298,7 +298,11 @@ def _lookup_key(value: Any, key: str, where: str) -> tuple[bool, Any]:
 
 
 def _check_values(row: dict[str, Any], metric: str, file: Path, number: int) -> dict[str, Any]:
-    """Convert a row's values of a metric to floats; raise DataError unless they are finite or the row has failed."""
+    """Return a row with its values of a metric as floats; a failed row is returned unchanged.
+
+    Raises:
+        DataError: a value is not a finite number.
+    """
     if row.get("failed"):
         return row
     columns = LIKELIHOOD_COLUMNS if likelihood_of(metric, [row]) and "tokens" in row else (metric,)

@@ -189,10 +189,10 @@ def _check_settings(min_gain: float, confidence: float, seed: int) -> None:
     """Raise RecipeError for a setting that is out of range."""
     code = "wrong-value"
     if not math.isfinite(min_gain):
-        hint = "give a finite number in the unit of the score"
-        raise RecipeError(f"min_gain is {min_gain}", hint=hint, code=code)
+        hint = "give it in the unit of the score, such as 0.01"
+        raise RecipeError(f"min_gain is {min_gain}, not a finite number", hint=hint, code=code)
     if not 0.5 <= confidence <= 0.999:
-        hint = "give a number from 0.5 to 0.999, such as 0.95"
-        raise RecipeError(f"confidence is {confidence}", hint=hint, code=code)
+        hint = "give a share such as 0.95"
+        raise RecipeError(f"confidence is {confidence}, not between 0.5 and 0.999", hint=hint, code=code)
     if seed < 0:
-        raise RecipeError(f"seed is {seed}", hint="give an integer from 0 up", code=code)
+        raise RecipeError(f"seed is {seed}, which is negative", hint="give an integer of 0 or more", code=code)

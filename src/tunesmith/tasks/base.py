@@ -200,7 +200,7 @@ def fill_single_column(template: str | None, text: str) -> str:
 
 
 def cell_text(row: Mapping[str, Any], column: str) -> str:
-    """Return a cell's text; raise MissingColumn, or RowProblem if it is empty or not one value."""
+    """Return a cell's text; raise MissingColumn, or RowProblem if the cell is empty, infinite, or a list or object."""
     if column not in row:
         raise MissingColumn(column)
     value = row[column]

@@ -49,7 +49,7 @@ class _TemplateText(NamedTuple):
 
 
 class ChatTask(Task):
-    """Renders conversations. The docstring of the module explains how the authors of the text are found."""
+    """Render conversations. The module's docstring explains how template text and turns are told apart."""
 
     def __init__(self, data: ChatData, tokenizer: TokenizerAdapter) -> None:
         if not tokenizer.has_chat_template:
@@ -82,7 +82,7 @@ class ChatTask(Task):
         )
 
     def prompt_turns(self, row: Mapping[str, Any]) -> tuple[Turn, ...]:
-        """Return the conversation without an answer at its end."""
+        """Return the conversation to answer: all turns, without the last one if it is the assistant's."""
         prompt = None if self._data.messages else fill_required(self._data.prompt or "", row)
         messages = self._with_system(row, self._messages(row) if prompt is None else [Message("user", prompt)])
         if messages and messages[-1].role == "assistant":

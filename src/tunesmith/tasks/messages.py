@@ -1,4 +1,4 @@
-"""Read a row's messages. Each key of a message is used, known to carry no text, or refused by name."""
+"""Read a row's messages. Keys of a message are used, or ignored because they hold no text; any other drops the row."""
 
 import ast
 import json

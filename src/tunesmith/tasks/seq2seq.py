@@ -1,6 +1,6 @@
-"""The task `seq2seq`: a source for the encoder and a target for the decoder. The target and its end are trained on.
+"""The task `seq2seq`: a source for the encoder and a target for the decoder. Only target and end token are trained on.
 
-Both have the tokenizer's own special tokens around them, as in pretraining:
+The tokenizer's special tokens are added to both, as in pretraining:
 
             encoder              decoder
     T5      source </s>          <pad> target </s>

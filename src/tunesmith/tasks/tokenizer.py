@@ -207,7 +207,7 @@ class TokenizerAdapter:
         return ids[max((i for i, token in enumerate(ids) if token in self.control_ids), default=len(ids)) :]
 
     def encode_trusted(self, text: str) -> list[int]:
-        """Encode text in which every control token counts as one, such as a chat template's."""
+        """Encode text in which control tokens keep their function, such as the text of a chat template."""
         return self.encode([Span(text, self.control_ids)]).ids
 
     def encode_untrusted(self, text: str, *, allow_markup: bool = False) -> list[int]:

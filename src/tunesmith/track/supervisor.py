@@ -68,7 +68,7 @@ class TrackerSupervisor:
 
 
 def _is_behind(name: str, run: RunDir) -> bool:
-    """Return whether a tracker has not logged the run's verdict, or nothing at all."""
+    """Return whether a tracker has logged nothing yet, or not the current verdict."""
     state = run.track(name) / "state.json"
     if not state.exists():
         return True

@@ -12,7 +12,7 @@ _MAX_PARAMETER_LENGTH = 500  # characters, the limit of older MLflow servers
 
 
 class MlflowTracker:
-    """See `Tracker`."""
+    """Log a run to MLflow; implements `Tracker`."""
 
     _client: Any
     _id: str

@@ -11,7 +11,7 @@ _TEXTS = {".yaml", ".json"}
 
 
 class TensorboardTracker:
-    """See `Tracker`."""
+    """Log a run to TensorBoard; implements `Tracker`."""
 
     _writer: Any
 

@@ -8,7 +8,7 @@ from tunesmith.track.tracker import TrackedRun, set_default_environment
 
 
 class TrackioTracker:
-    """See `Tracker`."""
+    """Log a run to trackio; implements `Tracker`."""
 
     _run: Any
 
@@ -29,7 +29,7 @@ class TrackioTracker:
         self._run.log(dict(values), step=step)
 
     def log_file(self, file: Path) -> None:
-        """Store a copy of a file, by its content."""
+        """Store a copy of a file as an artifact, which trackio deduplicates by content."""
         self._run.log_artifact(str(file), name=file.name, type="run-file")
 
     def finish(self, *, complete: bool) -> None:

@@ -12,7 +12,7 @@ from tunesmith.track.tracker import TrackedRun, set_default_environment
 
 
 class WandbTracker:
-    """See `Tracker`."""
+    """Log a run to Weights & Biases; implements `Tracker`."""
 
     _run: Any
 

@@ -89,7 +89,10 @@ def _log_result(tracker: Tracker, run: RunDir, state: "_State") -> None:
 
 
 def _verdict_metrics(verdict: dict[str, Any]) -> dict[str, float]:
-    """Return a verdict as metrics, such as `verdict/rougeL/gain`. `better` is 1, `not_better` -1, and else 0."""
+    """Return a verdict as metrics, such as `verdict/rougeL/gain`.
+
+    `verdict/better` is 1 for `better`, -1 for `not_better`, and 0 for `cannot_tell`.
+    """
     values: dict[str, float] = {"verdict/better": {"better": 1.0, "not_better": -1.0}.get(verdict["verdict"], 0.0)}
     for metric, entry in verdict["metrics"].items():
         values |= {

@@ -188,9 +188,9 @@ def restore(run: RunDir, state: State, model: Any, optimizer: torch.optim.Optimi
 
 
 def prune(run: RunDir, *, keep: int, step: int, best_step: int | None) -> None:
-    """Remove all checkpoints but the best one and the `keep` latest up to `step`.
+    """Remove all checkpoints except the best one and the `keep` latest at or before `step`.
 
-    Later checkpoints are damaged (the run resumed from an earlier one), so they do not count as kept.
+    Checkpoints after `step` are damaged, because the run resumed from an earlier one. They are removed too.
     """
     kept = [path for path in _newest_first(run) if _step_of(path) <= step][:keep]
     if best_step is not None:

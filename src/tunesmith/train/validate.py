@@ -1,4 +1,4 @@
-"""Validation: the objective's measures on valid rows, and metrics of generated answers to some of them.
+"""Validation: measure the objective on valid rows, and compute metrics of answers generated for some of them.
 
 The best checkpoint is selected by one of these values. The test split is never read.
 """
