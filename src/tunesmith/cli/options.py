@@ -84,11 +84,11 @@ class SamplingOptions:
     """Options that decide how the tokens of an answer are chosen. The default is greedy decoding.
 
     Args:
-        temperature: 0 takes the likeliest token (greedy). Above 0, tokens are sampled; 1 samples from the model's own
+        temperature: 0 takes the most likely token (greedy). Above 0, tokens are sampled; 1 samples from the model's own
             distribution, and lower values favour likely tokens.
-        top_k: Sample from the k likeliest tokens only.
-        top_p: Sample from the smallest set of tokens whose probabilities sum up to this, such as 0.95.
-        min_p: Sample from the tokens with at least this fraction of the likeliest token's probability, such as 0.05.
+        top_k: Sample from the k most likely tokens only.
+        top_p: Sample from the smallest set of tokens whose probabilities sum to at least this, such as 0.95.
+        min_p: Sample from the tokens with at least this fraction of the most likely token's probability, such as 0.05.
         repetition_penalty: Above 1, tokens that the prompt or the answer contains become less likely.
         stop: A text before which the answer ends; may be given several times.
         seed: Makes sampled answers repeatable. Default: they differ each time.

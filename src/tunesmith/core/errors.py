@@ -18,7 +18,7 @@ def install_hint(extra: str) -> str:
 
 
 class TunesmithError(Exception):
-    """An error with its place and a hint.
+    """An error with its location and a hint.
 
     Args:
         message: the problem, in one sentence.
@@ -70,7 +70,7 @@ class VerdictRefused(TunesmithError):
 
 
 class DoesNotFit(TunesmithError):
-    """Memory or disk does not suffice."""
+    """There is too little memory or disk space."""
 
     exit_code = 5
     code = "does-not-fit"
@@ -91,7 +91,7 @@ class NonFinite(TunesmithError):
 
 
 class Interrupted(TunesmithError):
-    """Stopped on request; the same command resumes."""
+    """A run was stopped by Ctrl-C or a signal; the same command resumes it."""
 
     exit_code = 75
     code = "interrupted"

@@ -17,7 +17,7 @@ def database_file(recipe: Recipe, folder: Path) -> Path | None:
     """Return the recipe's SQLite file; None if the recipe has no database or a generated one.
 
     Args:
-        folder: the folder of relative paths, or a run's `recipe_files`.
+        folder: the folder that relative paths start from, or a run's `recipe_files`.
 
     Raises:
         DataError: there is no such file.

@@ -112,7 +112,7 @@ def build_dataset(
     """Read all rows of a recipe, split and tokenize them, and apply the recipe's leakage policy.
 
     Args:
-        folder: the folder of relative paths.
+        folder: the folder that relative paths start from.
         model: the model with the task's tokenizer; with it, several processes share the work if there are many rows.
         on_row: called after every row with the number of rows so far.
         spool: where to store the rows; by default on the disk for temporary files.
@@ -162,7 +162,7 @@ def _count_empty(
 ) -> Iterator[Row]:
     """Yield the rows, and count in `empty` how many of them have each optional column empty.
 
-    Remark on templates that have a column of the first row in double braces, because these make it plain text.
+    Warn of templates with a column of the first row in double braces, because it is then text and not a column.
     """
     double_braces = double_brace_names(recipe.data)
     for row in rows:
@@ -179,7 +179,7 @@ def _count_empty(
 
 
 def control_token_warning(control_tokens: Mapping[str, Any], data: Data) -> str | None:
-    """Return a warning with the number of rows that spell control tokens of the model; None if there are none."""
+    """Return a warning with the number of rows whose text contains control tokens of the model; None without."""
     if not control_tokens["rows"]:
         return None
     remedy = "leave them out, because the chat template writes its own"

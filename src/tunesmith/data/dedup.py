@@ -52,7 +52,7 @@ class SplitComparison:
     def facts(self) -> dict[str, Any]:
         """Return {near_duplicate_threshold, duplicates, valid, test}: the rows that duplicate a training row.
 
-        Of `duplicates`, which are within train, the original is the earlier row.
+        For duplicates within train (`duplicates`), the earlier row counts as the original.
         """
         facts: dict[str, Any] = {"near_duplicate_threshold": self._threshold}
         train = self._indices["train"]
@@ -107,7 +107,7 @@ def summarize_duplicates(duplicates: Sequence[Duplicate]) -> dict[str, Any]:
 
 
 def apply_leakage_policy(copies: Mapping[str, Any], recipe: Recipe, remark: Callable[[str], None]) -> None:
-    """Remark on leakage and on the rows left out for it; raise DataError instead if the recipe's policy is `error`."""
+    """Report leakage and the rows left out for it; raise DataError instead if the recipe's policy is `error`."""
     if removed := copies.get("left_out"):
         count = removed["exact"] + removed["near"]
         remark(f"{count} training rows that duplicate held-out rows are left out {_pairs(removed)}")
@@ -140,7 +140,7 @@ def find_split_groups(used: Mapping[str, Sequence[SpooledRow]]) -> dict[str, Any
 
 
 def report_split_groups(copies: Mapping[str, Any], recipe: Recipe, remark: Callable[[str], None]) -> None:
-    """Remark on groups that `split.column` divides; raise DataError instead if the recipe's policy is `error`."""
+    """Warn of groups that `split.column` divides; raise DataError instead if the recipe's policy is `error`."""
     split = recipe.data.split
     warnings = [
         f"{facts['rows']} of {facts['of']} {name} rows are in {facts['groups']} groups of `{split.by}` that also have "

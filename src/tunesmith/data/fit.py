@@ -46,7 +46,7 @@ class MemoryBudget:
 
     @property
     def usable_gib(self) -> float:
-        """The memory to fill if the recipe leaves the size to us."""
+        """The memory to fill if the recipe does not set the size of micro-batches."""
         return self.available_gib * (1 - _FREE_FRACTION)
 
 
@@ -62,7 +62,7 @@ def make_micro_batch_policy(
     """Return the micro-batch policy of a recipe before it is reduced to fit memory.
 
     Args:
-        can_pack: whether packed rows cannot see each other in this model.
+        can_pack: whether the model keeps packed rows from attending to each other.
         share_prefix: see `MicroBatchPolicy`, as are the remaining arguments.
     """
     train = recipe.train

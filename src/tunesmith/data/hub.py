@@ -36,7 +36,7 @@ def resolve_commit(source: HubSource, *, folder: Path) -> str | None:
 
 
 def read_hub_rows(source: HubSource, folder: Path, label: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the place and the values of every row of a dataset; the place starts with `label`."""
+    """Yield the location and the values of every row of a dataset; the location starts with `label`."""
     from datasets import load_dataset
 
     local = local_dataset_folder(source, folder)

@@ -150,7 +150,7 @@ def digest_folder(folder: Path) -> dict[str, str]:
 
 
 def read_file_rows(file: LocalFile) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the place and the values of every row of a file; cells of CSV are the exact text in the file."""
+    """Yield the location and the values of every row of a file; cells of CSV are the exact text in the file."""
     with wrap_read_errors(file.path, file.label):
         if file.format in _CELLS:
             separator = "," if file.format == ".csv" else "\t"

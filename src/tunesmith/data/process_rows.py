@@ -66,7 +66,7 @@ class RowNotes:
         detail: the part of the problem that is specific to this row.
         hint: how to correct all rows with the same reason.
         excess_length: the number of tokens of a row that was dropped for its length.
-        control_token: the first control token that the row's text spells.
+        control_token: the first control token in the row's text.
     """
 
     detail: str = ""
@@ -101,7 +101,7 @@ class _TooLong(RowProblem):
 
 
 class DropCounter:
-    """Counts of dropped and filtered rows by reason, and of rows that spell control tokens."""
+    """Counts of dropped and filtered rows by reason, and of rows whose text contains control tokens."""
 
     def __init__(self) -> None:
         self._rows = 0
@@ -150,7 +150,7 @@ class DropCounter:
             )
 
     def control_tokens(self) -> dict[str, Any]:
-        """Return {rows, token, first}: the rows that spell control tokens, the most frequent one and its first row."""
+        """Return {rows, token, first}: the rows that contain control tokens, the most frequent one, its first row."""
         if not self._control_tokens:
             return {"rows": 0}
         [(token, _)] = self._control_tokens.most_common(1)

@@ -41,7 +41,7 @@ def rehearse(recipe: Recipe, task: Task, rows: UsedRows, *, folder: Path, second
     """Call every metric that scores answers on the references; return notes on references left out for lack of time.
 
     Args:
-        folder: the folder of relative paths.
+        folder: the folder that relative paths start from.
         seconds: about how long each metric may take; by default until all references are read, but 5 s for custom
             metrics, which may be slow.
 

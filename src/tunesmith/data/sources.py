@@ -1,4 +1,4 @@
-"""Read rows from files, datasets on the hub or the built-in generator, each with its place and its exact values."""
+"""Read rows from files, datasets on the hub or the built-in generator, each with its location and its exact values."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,12 +24,12 @@ _JSON_PROBE_ROWS = 1000
 """A column that is absent from this many first rows of a JSON file is missing; writers of JSON omit empty values."""
 
 LocatedValues = tuple[str, dict[str, Any]]
-"""The place and the values of a row."""
+"""The location (file and line) and the values of a row."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row: its 1-based number over all sources, its place, its values, and the name of its source."""
+    """One row: its 1-based number over all sources, its location, its values, and the name of its source."""
 
     number: int
     where: str
@@ -57,12 +57,12 @@ def read_rows(
     """Yield the rows of all sources, one source after the other.
 
     Args:
-        folder: the folder of relative paths.
+        folder: the folder that relative paths start from.
         needed: columns that every file or dataset must have, although rows of JSON may omit them.
         optional: columns that at least one file or dataset must have.
 
     Raises:
-        DataError: a file is missing, of another format or damaged; a row is malformed (the error names its place);
+        DataError: a file is missing, of another format or damaged; a row is malformed (the error names its location);
             the dataset or its split does not exist or cannot be reached; a source has no rows, or lacks columns that
             are needed or renamed.
         RecipeError: a setting of a source has no effect, or two sources have the same name.
@@ -133,7 +133,7 @@ def digest_sources(sources: Sources, *, folder: Path, commits: Mapping[str, str]
 
     Args:
         sources: the recipe's sources.
-        folder: the folder of relative paths.
+        folder: the folder that relative paths start from.
         commits: the commits of pinned datasets by source name; the hub is not asked for them.
 
     Raises:

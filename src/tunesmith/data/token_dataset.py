@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # `plan` needs lengths only, and does not import torch
 
 
 class _Segment(NamedTuple):
-    """The place of a sequence in a batch: the positions from `start` to `end` of a line."""
+    """The location of a sequence in a batch: the positions from `start` to `end` of a line."""
 
     line: int
     sequence: int

@@ -1,8 +1,8 @@
 """The values that fill the fields of questions, divided into values for training and held-out values for test.
 
-Held out are whole categories with their products, whole cities with their customers, whole years with their months
-and days, and two of every seven numbers. Three sets are too small to divide, so both sides use all of them: the states
-of an order, the payment methods, and the words for an SQL operator or function ("cheaper than", "average").
+The held-out values are whole categories with their products, whole cities with their customers, whole years with their
+months and days, and two of every seven numbers. Three sets are too small to divide, so both sides use all of them: the
+states of an order, the payment methods, and the words for an SQL operator or function ("cheaper than", "average").
 """
 
 from collections.abc import Iterable

@@ -151,9 +151,9 @@ def agree_on_reason(model: Any, reason: str | None) -> str | None:
 
 
 def raise_if_sharded(model: Any, error: Exception) -> None:
-    """Raise an error from a forward pass if other ranks cannot have met it too, so that no fallback is possible.
+    """Raise an error of a sharded forward pass that other ranks may not have, so that no common fallback is possible.
 
-    After an error that all ranks meet, reset the layers to their state before the pass and return.
+    An error that occurs on all ranks is not raised: the layers are reset to their state before the pass.
 
     Raises:
         DoesNotFit: this rank ran out of memory.

@@ -37,7 +37,7 @@ def gather_full_state_dict(model: Any, *, keep: bool) -> dict[str, torch.Tensor]
 
 
 def write_shards(tensors: Mapping[str, torch.Tensor], folder: Path, channel: Any = None) -> None:
-    """Write tensors with torch's distributed checkpoint, each rank its shards, as safetensors.
+    """Write tensors as safetensors with torch's distributed checkpoint; each rank writes its shards.
 
     Replicated tensors are written by one rank. A collective: all ranks must call it, in a thread with its own channel.
 

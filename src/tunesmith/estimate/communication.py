@@ -1,9 +1,9 @@
 """Estimate the time that ranks spend on collectives in a step, from the stated bandwidths. Arithmetic, without torch.
 
-Counted are bytes over the slowest link of a ring, which is how collectives work if bandwidth limits them: an all-reduce
-of n bytes over W ranks sends 2 (W - 1) / W n bytes over each link, and an all-gather or a reduce-scatter half of that
-(Thakur, Rabenseifner & Gropp 2005, "Optimization of collective communication operations in MPICH"). Not counted are
-latencies, other traffic on the network, and the imbalance of the ranks.
+The estimate counts bytes over the slowest link of a ring, the algorithm of collectives limited by bandwidth: an
+all-reduce of n bytes over W ranks sends 2 (W - 1) / W n bytes over each link, and an all-gather or a reduce-scatter
+half of that (Thakur, Rabenseifner & Gropp 2005, "Optimization of collective communication operations in MPICH"). It
+leaves out latencies, other traffic on the network, and the imbalance of the ranks.
 """
 
 from dataclasses import dataclass

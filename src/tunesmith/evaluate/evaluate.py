@@ -1,4 +1,4 @@
-"""STAGE 3: evaluate. Base and tuned answer the same test rows through the same code; their scores give the verdict."""
+"""The stage `evaluate`: base and tuned answer the same test rows by the same code; their scores give the verdict."""
 
 import time
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The inputs of stage `evaluate`. Separate from the stage, so that checking whether it is done imports no torch."""
+"""The inputs of the stage `evaluate`. Imports no torch, so that checking whether the stage is done is fast."""
 
 from typing import Any
 

@@ -271,7 +271,7 @@ def _open_with_digest(
     opening: _Opening,
     needed_by: Path,
 ) -> ModelFolder:
-    """Return the first model with the expected digest, at its recorded location or in a folder that is on record.
+    """Return the first model with the expected digest, at its recorded location or in a folder that had that digest.
 
     Args:
         name: the name of the model.
@@ -312,7 +312,7 @@ def _open_with_digest(
 
 
 def _elsewhere(digest: str, opening: _Opening) -> Iterator[Callable[[], ModelFolder]]:
-    """Yield functions that open a model by its digest: from the registry, and from folders on record."""
+    """Yield functions that open a model by its digest: from the registry, and from folders that had that digest."""
     versions: list[Version] = []
     with contextlib.suppress(TunesmithError):  # a registry that cannot be read is skipped
         versions = Registry.default().find_by_fact("model_digest", digest)

@@ -1,4 +1,4 @@
-"""Beam search: keep the likeliest hypotheses of each answer at every step, and return the best finished one.
+"""Beam search: keep the most likely hypotheses of each answer at every step, and return the best finished one.
 
 The score of a finished hypothesis is its log-probability, with that of the stop token, divided by the number of tokens.
 The search for a row ends when no hypothesis could become better than the worst finished one that is kept. Both are the
@@ -59,7 +59,7 @@ def beam_search(
 
 
 def _likeliest(logits: torch.Tensor, alive: Sequence[_Row], count: int) -> list[list[tuple[float, int, int]]]:
-    """Return the likeliest continuations of each row as (log-probability, hypothesis, token), best first."""
+    """Return the most likely continuations of each row as (log-probability, hypothesis, token), best first."""
     width, vocabulary = len(alive[0].hypotheses), logits.shape[-1]
     before = torch.tensor([[score for score, _ in row.hypotheses] for row in alive], device=logits.device)
     scores = logits.log_softmax(-1).view(len(alive), width, vocabulary) + before.unsqueeze(-1)

@@ -85,7 +85,7 @@ class Chatter:
         Raises:
             RecipeError: the prompt has several columns that `row` does not fill, or options contradict each other.
             DataError: the chat template refuses the conversation, or prompt and answer exceed the model's positions.
-            DoesNotFit: memory does not suffice.
+            DoesNotFit: there is too little memory.
         """
         turns = (*self.turns, Turn("user", text, trained=False)) if self.turns else self.turns_of_text(text)
         [line] = self.answer([turns], max_new_tokens=max_new_tokens, beams=beams, sampling=sampling, stop=stop)
@@ -178,7 +178,7 @@ class Chatter:
         """Return the ids of a prompt. Chat templates may rewrite earlier answers, such as removing their thoughts.
 
         Raises:
-            DataError: the template refuses the conversation, or rewrites one whose text spells control tokens.
+            DataError: the template refuses the conversation, or rewrites one whose text contains control tokens.
         """
         try:
             return self.task.encode_prompt(turns)
@@ -196,7 +196,7 @@ class Chatter:
             return self.tokenizer.encode_trusted(text)
 
     def _spells_control_tokens(self, turn: Turn) -> bool:
-        """Whether a turn's text spells control tokens that its author may not emit; answers may emit some (<think>)."""
+        """Whether a turn's text contains control tokens that it may not; answers may contain some (<think>)."""
         forbidden = self.tokenizer.special_ids if turn.role == "assistant" else self.tokenizer.control_ids
         return not forbidden.isdisjoint(self.tokenizer.encode_trusted(turn.text))
 

@@ -53,11 +53,11 @@ def generate(
             never the answers.
         sampling: how the tokens of each answer are chosen; by default all are greedy.
         stop_strings: texts that end an answer.
-        continue_on_oom: yield an answer with an error if memory does not suffice for a single prompt.
+        continue_on_oom: if even a single prompt does not fit in memory, yield an answer with an error for it.
 
     Raises:
         RecipeError: a prompt has tokens beyond the model's embedding, or beam search is combined with sampling.
-        DoesNotFit: memory does not suffice for a single prompt, and `continue_on_oom` is not set.
+        DoesNotFit: even a single prompt does not fit in memory, and `continue_on_oom` is not set.
     """
     highest = max((max(prompt, default=-1) for prompt in prompts), default=-1)
     require_embedding_rows(highest, int(model.get_input_embeddings().weight.shape[0]), where="prompt")
@@ -122,7 +122,7 @@ def _generate_in_slots(
         prefix=prompts[0][: shared_prefix_length(prompts)],
     )
     for prompt, options in zip(prompts, sampling, strict=True):
-        session.submit(prompt, limits, options)  # ids count from 0, as the places of prompts do
+        session.submit(prompt, limits, options)  # ids count from 0, like the indices of prompts
     while session.busy:
         interrupt.check()
         session.step()

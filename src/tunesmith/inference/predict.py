@@ -21,19 +21,19 @@ def predict(
     sampling: Sequence[Sampling] = (),
     stop_strings: StopStrings | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Yield the answers to the prompts at the places `rows`, in the order in which they finish.
+    """Yield the answers to the prompts with the indices `rows`, in the order in which they finish.
 
     A line is {id, row, prompt, prediction, reference, new_tokens, ids, stopped, error}. A prompt that does not fit in
     the model's positions has an `error` and no answer. The model is left in eval mode.
 
     Args:
-        continue_on_oom: if memory does not suffice for a single prompt, give it an `error` instead of raising.
+        continue_on_oom: if even a single prompt does not fit in memory, give it an `error` instead of raising.
         sampling: how each answer is sampled; by default all are greedy, as in validation and evaluation.
         stop_strings: texts before which an answer ends.
 
     Raises:
         RecipeError: beam search is combined with sampling or stop strings.
-        DoesNotFit: memory does not suffice for a single prompt.
+        DoesNotFit: even a single prompt does not fit in memory.
     """
 
     def line(i: int, ids: Sequence[int], *, stopped: bool, error: str | None) -> dict[str, Any]:

@@ -54,12 +54,12 @@ class Prompts:
 
 
 def read_selected_rows(run: RunDir, split: str, count: int, seed: int) -> tuple[list[Example], list[int]]:
-    """Return `count` examples of a prepared split, selected by hash, and their places in its token file."""
+    """Return `count` examples of a prepared split, selected by hash, and their indices in its token file."""
     return select_rows([Example.from_json(line) for line in read_jsonl(run.examples(split))], count, seed)
 
 
 def select_rows(examples: Sequence[Example], count: int, seed: int) -> tuple[list[Example], list[int]]:
-    """Return `count` of a split's examples, selected by hash, and their places; equal rows are returned once."""
+    """Return `count` of a split's examples, selected by hash, and their indices; equal rows are returned once."""
     chosen = choose_by_hash([example.id for example in examples], count, seed)
     first = {example.id: place for place, example in reversed(list(enumerate(examples))) if example.id in chosen}
     places = sorted(first.values())

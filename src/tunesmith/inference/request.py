@@ -60,7 +60,7 @@ class Limits:
 class Answer:
     """The generated ids, without the stop id; `stopped` is false if the limit ended the answer.
 
-    `index` is the place of the prompt, or the id of the request. `error` says why an answer has no ids.
+    `index` is the index of the prompt, or the id of the request. `error` says why an answer has no ids.
     """
 
     index: int
@@ -93,7 +93,7 @@ class Request:
         self._sampler = None if sampling.is_argmax else Sampler(sampling, prompt)
 
     def choose(self, logits: torch.Tensor, likeliest: int) -> int:
-        """Return the next token, given the logits [vocabulary] and their likeliest token."""
+        """Return the next token, given the logits [vocabulary] and their argmax."""
         return self._sampler.choose(logits, self._seen) if self._sampler else likeliest
 
     def ends_with(self, token: int) -> bool:

@@ -1,4 +1,4 @@
-"""Choose the next token of an answer: the likeliest one, or one drawn from a filtered distribution.
+"""Choose the next token of an answer: the most likely one, or one drawn from a filtered distribution.
 
 Each row is filtered and sampled separately and has its own random generator, so an answer never depends on the other
 rows of a batch.
@@ -13,21 +13,21 @@ import torch
 
 from tunesmith.core.errors import NonFinite, RecipeError
 
-# The numbers of likeliest tokens that top-p sorts, one after the other until they suffice. Sorting a whole vocabulary
+# The numbers of most likely tokens that top-p sorts, one after the other until they suffice. Sorting a whole vocabulary
 # takes longer than the rest of sampling together.
 _TOP_P_SORTED = (128, 1024)
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How the tokens of an answer are chosen. The default is greedy: always the likeliest token.
+    """How the tokens of an answer are chosen. The default is greedy: always the most likely token.
 
     The repetition penalty applies first, and then the filters in the order of the fields, as in transformers.
 
     Args:
         temperature: divides the logits; 0 is greedy.
-        top_k: keep this number of likeliest tokens.
-        top_p: keep the fewest likeliest tokens whose probabilities sum up to at least this value.
+        top_k: keep this number of most likely tokens.
+        top_p: keep the smallest set of most likely tokens whose probabilities sum to at least this value.
         min_p: keep tokens whose probability is at least this share of the highest one.
         repetition_penalty: divides the positive logits and multiplies the negative logits of tokens that occur in the
             prompt or the answer; 1 is no penalty.
@@ -107,7 +107,7 @@ def filter_logits(logits: torch.Tensor, sampling: Sampling, seen: Collection[int
 
 
 def _nucleus(scores: torch.Tensor, top_p: float) -> torch.Tensor:
-    """Keep only the smallest set of the likeliest tokens whose probabilities sum to at least `top_p`."""
+    """Keep only the smallest set of most likely tokens whose probabilities sum to at least `top_p`."""
     probabilities = scores.softmax(0)
     for count in (*_TOP_P_SORTED, len(scores)):
         best = probabilities.topk(min(count, len(scores)))

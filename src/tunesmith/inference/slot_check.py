@@ -93,7 +93,7 @@ def _check(model: Any, prompts: Sequence[Sequence[int]]) -> _CheckResult:
         difference, token_bytes = _compare(model, list(islice(cycle(chain(*prompts)), _LONG + _SHORT - _PREFIX)))
     except (TypeError, ValueError, RuntimeError, MemoryError, LookupError, AttributeError) as error:
         if is_out_of_memory(error):
-            return _CheckResult(0, "memory does not suffice to check slots")
+            return _CheckResult(0, "there is too little memory to check slots")
         problem = (str(error).splitlines() or [""])[0][:120]
         return _CheckResult(0, f"the model does not accept our cache, positions and masks: {problem}")
     exact = model.dtype in (torch.float32, torch.float64) and not getattr(model, "is_quantized", False)

@@ -1,7 +1,7 @@
-"""Prove that a model is causal, with forward passes that differ in their last token only.
+"""Check that a model is causal, with forward passes that differ in their last token only.
 
-The logits before that token must not change. If they do, the model sees the tokens that it is trained to predict, and
-its loss and verdict are meaningless. One pass is repeated to see whether this machine rounds deterministically.
+The logits before that token must not change. If they do, tokens attend to the tokens that they should predict, and the
+loss and verdict are meaningless. One pass is repeated to see whether this machine rounds deterministically.
 """
 
 from dataclasses import replace

@@ -28,7 +28,7 @@ class OomRetry:
         """Call `work` with the policy, again with smaller micro-batches if memory runs out, and return its result.
 
         Raises:
-            DoesNotFit: memory does not suffice for a single row, or `lockstep` forbids a retry.
+            DoesNotFit: even a single row does not fit in memory, or `lockstep` forbids a retry.
         """
         while True:
             try:

@@ -92,7 +92,7 @@ def packed_attention(
 def _require_plain_causal(module: torch.nn.Module, longest: int, arguments: dict[str, Any]) -> None:
     """Raise ValueError unless a layer has plain causal attention for segments of up to `longest` tokens.
 
-    Refused are soft-capping, sinks, a position bias, attention to later tokens, and a window shorter than a segment.
+    It may have no soft-capping, sinks or position bias, and no window shorter than a segment.
     """
     unsupported = [name for name in _SCORE_ARGUMENTS if arguments.get(name) is not None]
     if arguments.get("is_causal") is False or getattr(module, "is_causal", True) is False:

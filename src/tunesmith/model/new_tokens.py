@@ -12,8 +12,8 @@ from tunesmith.architecture.base_model import output_bias_error
 def init_new_rows(model: Any, ids: Sequence[int]) -> None:
     """Set the rows of new tokens, in the embedding and the output layer, to the mean of all rows before them.
 
-    This way no new token is likelier than all known ones (Hewitt 2021, "Initializing new word embeddings for pretrained
-    language models"). Rows of zeros would be, whenever all logits are negative.
+    This way no new token is more likely than all known ones (Hewitt 2021, "Initializing new word embeddings for
+    pretrained language models"). Rows of zeros would be, whenever all logits are negative.
 
     Args:
         ids: the new tokens, which follow all known ones; the model is resized if it has no rows for them.

@@ -102,7 +102,7 @@ class RunPlan:
         }  # fmt: skip
 
     def require_fit(self) -> None:
-        """Raise DoesNotFit if memory or disk does not suffice."""
+        """Raise DoesNotFit if there is too little memory or disk space."""
         disk, cluster, memory = self.disk, self.cluster, self.cluster.memory
         if disk.needed > disk.free:
             raise DoesNotFit(

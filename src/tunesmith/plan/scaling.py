@@ -92,7 +92,7 @@ class ClusterEstimate:
 
     @property
     def fits(self) -> bool:
-        """Whether the memory suffices, as far as it is known."""
+        """Whether the estimate fits in memory; true if the available memory is unknown."""
         needs = (self.memory.total, self.memory_available), (self.memory.offloaded, self.offloaded_available)
         return all(available is None or needed <= available for needed, available in needs)
 

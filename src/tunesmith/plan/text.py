@@ -20,7 +20,7 @@ _BARS = " \u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
 
 
 def launch_text(launch: Launch) -> str:
-    """Return the place and the number of processes, such as `slurm, 4 processes on each of 2 nodes`."""
+    """Return the launcher and the number of processes, such as `slurm, 4 processes on each of 2 nodes`."""
     if launch.on == "local":
         return launch.on
     nodes = f" on each of {launch.nodes} nodes" if isinstance(launch, SlurmLaunch) and launch.nodes > 1 else ""

@@ -1,4 +1,4 @@
-"""STAGE 4: promote. If the verdict allows it, register the tuned model as a version and point the alias at it."""
+"""The stage `promote`: if the verdict allows it, register the tuned model as a version and move the alias to it."""
 
 import os
 from dataclasses import replace

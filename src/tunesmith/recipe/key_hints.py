@@ -1,4 +1,4 @@
-"""Hints for unknown keys: settings of TRL, transformers, Axolotl and LLaMA-Factory, and former keys of ours."""
+"""Hints for unknown keys: settings of TRL, transformers, Axolotl and LLaMA-Factory, and tunesmith's former keys."""
 
 from typing import NamedTuple
 

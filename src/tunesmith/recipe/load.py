@@ -324,7 +324,7 @@ def _message(item: dict[str, Any], path: KeyPath, owner: type[Section]) -> str:
         return f"`{tag}` is not allowed; {did_you_mean(tag, allowed, cutoff=0.5)}"
     if kind == "union_tag_not_found":
         return f"needs the key `{str(context['discriminator']).strip(chr(39))}`"
-    if kind in ERROR_CODES:  # raised by a validator of ours
+    if kind in ERROR_CODES:  # raised by one of our validators
         return str(item["msg"])
     if kind == "value_error":
         return str(context["error"])

@@ -101,7 +101,7 @@ class ObjectStore:
         return try_lock(self.root / ".lock")
 
     def collect_garbage(self, wanted: set[str], is_dead: Callable[[str, int], bool]) -> None:
-        """Remove the leftovers of killed writers: temporary files, dead version folders, objects of no version.
+        """Remove the leftovers of killed writers: temporary files, dead version folders, objects without a version.
 
         Files of other users may not be removable. They stay and cost only disk space. The caller holds
         `try_exclusive_lock`.

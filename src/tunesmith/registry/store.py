@@ -1,6 +1,6 @@
 """The registry: append-only versions, movable aliases, and a log of every move.
 
-`add` writes the files first and commits last, so a crash leaves at most files of no version; the next `add` removes
+`add` writes the files first and commits last, so a crash leaves at most files without a version; the next `add` removes
 them. `delete` commits first and removes the files last.
 """
 

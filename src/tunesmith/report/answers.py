@@ -59,7 +59,7 @@ def common_lines(prompts: list[str]) -> tuple[str, str]:
 
 
 def diff_words(prediction: str, reference: str | None) -> list[Segment]:
-    """Split a prediction into words that the reference has and extra words, with the missing words in their places."""
+    """Split a prediction into words that the reference has and extra words, with the missing words inserted."""
     if not reference or not prediction or prediction == reference:
         return [("same", prediction)] if prediction else []
     predicted, expected = _words(prediction), _words(reference)

@@ -162,7 +162,7 @@ def _run_command(command: list[str], *, stdin: str = "", refused_where: str | No
     """Run one of Slurm's commands and return its output.
 
     Args:
-        refused_where: the place for an error if Slurm refuses what it is asked for.
+        refused_where: the location in the error if Slurm refuses the request.
 
     Raises:
         RecipeError: the command does not exist, or Slurm refuses and `refused_where` is given.

@@ -26,7 +26,7 @@ from tunesmith.sweep.axes import Sweep, Trial
 
 
 def reuse(sweep: Sweep, trial: Trial) -> None:
-    """Give a trial the files of another trial that its own stages would write with the same bytes. Replaces nothing."""
+    """Link or copy files of other trials that this trial's stages would write with the same bytes. Replaces nothing."""
     run = sweep.run(trial)
     with exclusive_lock(run.lock):
         if run.manifest("prepare") is None:

@@ -115,7 +115,7 @@ def run_trial(folder: Path | str, number: int) -> RunDir:
 
 
 def sweep_error(result: SweepResult) -> TunesmithError | None:
-    """Return the error of a sweep if trials failed. Its exit code is theirs if they all have the same, else 1."""
+    """Return the error of a sweep with failed trials. Its exit code is theirs if all have the same one, else 1."""
     trials = [trial for trial in result.trials if trial.failure]
     if not trials:
         return None

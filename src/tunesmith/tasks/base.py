@@ -99,7 +99,7 @@ class Task(ABC):
         return []
 
     def find_control_token(self, turns: Sequence[Turn]) -> str | None:
-        """Return the first control token that a row's text spells, and that is encoded as plain text; None without."""
+        """Return the first control token in a row's text, which is encoded as plain text; None if there is none."""
         return None
 
     @abstractmethod

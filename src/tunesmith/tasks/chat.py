@@ -1,15 +1,15 @@
 """The task `chat`: conversations in the model's chat template. Only the assistant's turns are trained on.
 
 The template is rendered twice: with the real turns, which gives the text of `apply_chat_template`, and once per
-sequence of roles with placeholders, which shows what text the template adds. By comparison, each span has a known
-author, which decides whether it is trained on and which control tokens are real. A conversation of n turns becomes
-4n + 3 spans:
+sequence of roles with placeholders, which shows what text the template adds. A comparison shows which spans are from
+the template and which are from a turn. This decides whether a span is trained on and which control tokens it may
+contain. A conversation of n turns becomes 4n + 3 spans:
 
     for every turn     stop, between, lead, turn
     and at the end     stop, between, lead
 
 `stop` ends the previous turn if it was the assistant's. `lead` is text that the template puts at the beginning of the
-assistant's answer (an empty thought, a space). Trained on are lead, turn and stop of an assistant's turn: all that
+assistant's answer (an empty thought, a space). The loss covers lead, turn and stop of an assistant's turn: all that
 follows the prompt in generation.
 """
 
@@ -49,7 +49,7 @@ class _TemplateText(NamedTuple):
 
 
 class ChatTask(Task):
-    """Render conversations. The module's docstring explains how template text and turns are told apart."""
+    """The task `chat`. The module's docstring explains how the template's text is distinguished from the turns."""
 
     def __init__(self, data: ChatData, tokenizer: TokenizerAdapter) -> None:
         if not tokenizer.has_chat_template:
@@ -141,7 +141,7 @@ class ChatTask(Task):
         return TokenizedExample(example_id, tuple(ids), tuple(trained))
 
     def find_control_token(self, turns: Sequence[Turn]) -> str | None:
-        """Return the first control token that a turn spells."""
+        """Return the first control token in the text of a turn."""
         find = self._tokenizer.find_control_token
         return next(filter(None, (find(turn.text, allow_markup=turn.role == "assistant") for turn in turns)), None)
 
@@ -171,7 +171,7 @@ class ChatTask(Task):
     def _render_spans(self, turns: Sequence[Turn], *, generation: bool) -> list[Span]:
         """Render a conversation and divide it into spans.
 
-        The template must render turns unchanged. Exempt are answers that are not trained on and, if `generation`, all
+        The template must render turns unchanged, except for answers that are not trained on and, if `generation`, all
         earlier answers, because many templates remove the thoughts from them.
         """
         must_match = [turn.role != "assistant" or (turn.trained and not generation) for turn in turns]

@@ -20,7 +20,7 @@ class PromptResponseTask(Task):
         return *self.prompt_turns(row), Turn("response", fill_required(self._data.response, row), trained=True)
 
     def find_control_token(self, turns: Sequence[Turn]) -> str | None:
-        """Return the first control token that the prompt or the response spells."""
+        """Return the first control token in the text of the prompt or the response."""
         in_prompt = self._tokenizer.find_control_token(turns[0].text)
         return in_prompt or self._tokenizer.find_control_token(turns[-1].text, allow_markup=True)
 

@@ -48,7 +48,7 @@ class TextTask(Task):
         return [(self._block(start, ids[start : start + max_tokens]),) for start in starts]
 
     def find_control_token(self, turns: Sequence[Turn]) -> str | None:
-        """Return the first control token that a document spells, unless the recipe allows them."""
+        """Return the first control token in a document's text, unless the recipe allows them."""
         return None if self._data.control_tokens else self._tokenizer.find_control_token(turns[0].text)
 
     def encode_prompt(self, turns: Sequence[Turn]) -> list[int]:

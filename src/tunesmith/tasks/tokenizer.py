@@ -30,10 +30,10 @@ _RARE_LETTER = "\U00010600"
 
 
 class Span(NamedTuple):
-    """A span of text with one author. Control tokens that the author may not emit are encoded as plain text.
+    """A span of text from one source: the template, the user or the model. Other control tokens become plain text.
 
     Attributes:
-        allowed_control_ids: ids of the control tokens that the author may emit.
+        allowed_control_ids: ids of the control tokens that keep their function in this span.
         starts_generation: whether a model generates from here, so that no token may cross the beginning.
     """
 
@@ -57,7 +57,7 @@ class Encoded(NamedTuple):
 
 
 class TokenizerAdapter:
-    """Encodes text by its authors, decodes, and renders chat templates.
+    """A tokenizer that encodes each span with only the control tokens allowed in it, and renders chat templates.
 
     Args:
         hf_tokenizer: a fast tokenizer of transformers, or a PlainTokenizer.
@@ -88,7 +88,7 @@ class TokenizerAdapter:
         self.markup_ids = frozenset(i for i in steering if _MARKUP.fullmatch(steering[i].content)) - self.special_ids
         self.control_ids = self.special_ids | self.markup_ids
         self._encoder = CachedEncoder(self._backend, self.control_ids)
-        # If untrusted text spells control tokens, those of the template get names that cannot be guessed.
+        # If untrusted text contains control tokens, those of the template get names that cannot be guessed.
         secret = token_hex(8)
         self._secret_names = {i: f"{secret}.{i}." for i in self.control_ids}
         self._letter = self.encode_untrusted("a")
@@ -112,7 +112,7 @@ class TokenizerAdapter:
         return isinstance(self._tokenizer, PlainTokenizer)
 
     def _unknown_id(self) -> int | None:
-        """Return the id for unknown characters, which steers nothing and can occur in any text.
+        """Return the id for unknown characters, which controls nothing and can occur in any text.
 
         If the tokenizer encodes every byte there is none; a token of that name (often <|endoftext|>) has another use.
         """
@@ -159,10 +159,10 @@ class TokenizerAdapter:
     # ---- text to ids ----
 
     def encode(self, spans: Sequence[Span]) -> Encoded:
-        """Encode spans as one text, with control tokens only where their author may emit them.
+        """Encode spans as one text, with only those control tokens in each span that it allows.
 
-        If no author spells a control token that is not allowed, the ids are the tokenizer's own for the whole text. The
-        text is encoded in two parts only if a token would cross the beginning of a span that `starts_generation`.
+        If no span contains a control token that it does not allow, the ids are the tokenizer's own for the whole text.
+        The text is encoded in two parts only if a token would cross the beginning of a span that `starts_generation`.
         """
         encoded, edges = self._encode_joined(self._encoder, [span.text for span in spans])
         is_unchanged = _is_allowed(encoded, spans, edges)
@@ -202,7 +202,7 @@ class TokenizerAdapter:
         return Encoded(ids, [*starts, len(ids)], is_unchanged=False)
 
     def _ids_from_last_control(self, text: str) -> list[int]:
-        """Return the ids of a template's text from its last control token on; empty if it has none."""
+        """Return the ids of a template's text, starting with its last control token; empty if it has none."""
         ids = self.encode_trusted(text)
         return ids[max((i for i, token in enumerate(ids) if token in self.control_ids), default=len(ids)) :]
 
@@ -249,7 +249,7 @@ class TokenizerAdapter:
             raise RowProblem("has characters that are not Unicode", repr(text[:80]), code="not-unicode") from error
 
     def _use_secret_names(self, span: Span) -> str:
-        """Return a span's text with secret names for the control tokens that its author may emit."""
+        """Return a span's text with secret names for the control tokens that it allows."""
         if not span.allowed_control_ids:
             return span.text
         pieces, position = [], 0
@@ -341,7 +341,7 @@ def _load_with_transformers(folder: Path) -> tuple[Any, Any]:
 
 
 def _is_allowed(encoded: EncodedText, spans: Sequence[Span], edges: Sequence[int]) -> bool:
-    """Return whether every control token is inside one span, whose author may emit it."""
+    """Return whether every control token is inside one span that allows it."""
     for i, (first, last) in encoded.control.items():
         index = bisect_right(edges, first) - 1
         if last > edges[index + 1] or encoded.ids[i] not in spans[index].allowed_control_ids:

@@ -99,7 +99,7 @@ class _TrackerProcess:
         self._watch.start()
 
     def end(self) -> None:
-        """Close its input, the sign that the run has ended."""
+        """Close the process's input, which signals that the run has ended."""
         with contextlib.suppress(OSError):
             assert self._process.stdin is not None
             self._process.stdin.close()

@@ -22,7 +22,7 @@ _MAX_NAMED_ROWS = 8
 
 @contextmanager
 def record_attempt(recipe: Recipe, run: RunDir, group: ProcessGroup, *, first_step: int) -> Iterator[None]:
-    """Record an attempt at training, which happens inside, until it ends normally or with an error.
+    """Record an attempt at training while the block runs, and remove the record when the block ends or raises.
 
     An attempt that is still recorded at the next start was killed.
 
@@ -66,7 +66,7 @@ def _clear_attempts(run: RunDir, group: ProcessGroup) -> None:
 
 
 def _name_rows(recipe: Recipe, run: RunDir, step: int) -> str:
-    """Return the places in the source files of the rows of a step, counted from 1."""
+    """Return the locations in the source files of the rows of a step, which is counted from 1."""
     ids = [line["id"] for line in read_jsonl(run.examples("train"))]
     plan = plan_steps(recipe, len(ids))
     if step > plan.total_steps:

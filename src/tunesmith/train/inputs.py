@@ -1,4 +1,4 @@
-"""The inputs of `train`. In a module without torch, so that checking whether the stage is done stays fast."""
+"""The inputs of the stage `train`. Imports no torch, so that checking whether the stage is done is fast."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""STAGE 2: train. Runs the loop, logs, validates and saves checkpoints; the manifest is written last.
+"""The stage `train`: run the training loop, log, validate and save checkpoints, and write the manifest last.
 
 With several ranks, each runs this code, and only rank 0 writes.
 """
@@ -54,7 +54,7 @@ def train(recipe: Recipe, run: RunDir, objective: Objective = SFT) -> dict[str, 
 
     Raises:
         RecipeError: rows are longer than the model can read, or the model is not causal.
-        DoesNotFit: memory does not suffice, or the disk is full; the last checkpoint is complete.
+        DoesNotFit: there is too little memory, or the disk is full; the last checkpoint is complete.
         NonFinite: loss or gradient became NaN or infinite.
         Interrupted: a signal was received; a checkpoint of the last finished step is kept.
     """

@@ -86,7 +86,7 @@ class Validation:
 
         Raises:
             NonFinite: the loss or another measure of the objective became NaN or infinite.
-            DoesNotFit: memory does not suffice for the loss of a single row.
+            DoesNotFit: the loss of a single row does not fit in memory.
         """
         began, count = time.monotonic(), len(self.rows)
         measured = measure(

@@ -1,4 +1,4 @@
-"""With `continue_on_oom`, only the prompt that memory does not suffice for fails."""
+"""With `continue_on_oom`, only the prompt that does not fit in memory fails."""
 
 from pathlib import Path
 from typing import Any
