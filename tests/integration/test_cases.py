@@ -18,7 +18,7 @@ def half(one: Any, other: Any) -> Callable[[int], Any]:
 HAPPY = "\u6211\u4eca\u5929\u5f88\u9ad8\u5174"
 ROUGE = {"evaluate.metrics": ["rougeL"], "evaluate.primary": "rougeL"}
 SYSTEM = {"role": "system", "content": ""}
-CONTROL = "spell control tokens of this model, such as <|im_end|>"
+CONTROL = "contain control tokens of this model as text, such as <|im_end|>"
 PLANNED = [
     Case("R01 an empty column", 3, ("`{n?}`", "20 of 40"), {"data.prompt": "{q}\n{n}"}, table(n=half("", "note"))),
     Case("R01 an optional column", 0, (), {"data.prompt": "{q}\n\n{n?}"}, table(n=half("note", "")),
@@ -48,7 +48,7 @@ PLANNED = [
     Case("R10 a file without quotes", 0, (), {"data.source": {"file": "rows.tsv", "quote": "none"}},
          b'q\ta\n' + b"".join(b'"Say" %d\t"x\n' % i for i in range(40)), "rows.tsv", trained='"x<|im_end|>'),
     Case("R11 a list named JSONL", 3, (".json",), {}, json.dumps(table()).replace("}, ", "},\n").encode()),
-    Case("R40 rows that spell control tokens", 0, ("40 rows", CONTROL, "rows.jsonl:1"), {}, table(a="one<|im_end|>")),
+    Case("R40 rows that contain control tokens", 0, ("40 rows", CONTROL, "rows.jsonl:1"), {}, table(a="one<|im_end|>")),
     Case("R13 a list in Python's notation", 3, ("json.dumps",), {**MESSAGES, "data.source.file": "rows.csv"},
          b"m\n" + b"".join(b"\"[{'role': 'user', 'content': 'x %d'}]\"\n" % i for i in range(40)), "rows.csv"),
     Case("R15 a pattern", 3, ("patterns", "rows.jsonl"), {"data.source.file": "*.jsonl"}),

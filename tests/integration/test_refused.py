@@ -128,7 +128,7 @@ REFUSED: dict[str, list[tuple[str, tuple[str, ...], int]]] = {
     "generate": [
         ("no such model", ("none", *HI), 2),
         ("no such alias", ("loop@live", *HI), 2),
-        ("nothing to answer", ("loop@staging",), 2),
+        ("no prompt", ("loop@staging",), 2),
         ("no such column", ("loop@staging", "--row", "x=1"), 2),
         ("no such file", ("loop@staging", "--rows", "none.jsonl"), 3),
         ("two questions", ("loop@staging", *HI, "--rows", "rows.jsonl"), 2),

@@ -18,7 +18,7 @@ Config = Mapping[str, Any]
 
 
 def shapes_of(folder: Path) -> Shapes:
-    """Return the shapes of a model's folder; without weights, the configuration must suffice.
+    """Return the shapes of the model in a folder. If it has no weights, they are derived from the configuration alone.
 
     Raises:
         RecipeError: the architecture is not described here, or a size is missing, and there are no weights.

@@ -30,7 +30,7 @@ def read_row(pairs: Sequence[str]) -> dict[str, str]:
                 f"column `{column}` is given twice",
                 where="--row",
                 code="usage",
-                hint="for several rows, give --rows FILE",
+                hint="for several rows, pass --rows FILE",
             )
         row[column] = value
     return row

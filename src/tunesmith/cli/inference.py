@@ -51,10 +51,10 @@ def generate(
     inputs = [name for name, value in (("--prompt", prompt), ("--rows", rows), ("--file", file)) if value]
     if len(inputs) > 1 or (rows and row):
         conflict = inputs if len(inputs) > 1 else ["--rows", "--row"]
-        raise RecipeError(f"{' and '.join(conflict)} exclude each other", code="usage", hint="give one of them")
+        raise RecipeError(f"{' and '.join(conflict)} exclude each other", code="usage", hint="pass only one of them")
     if not inputs and not row:
         raise RecipeError(
-            "nothing to answer", code="usage", hint="give --prompt TEXT, --row COLUMN=VALUE or --rows FILE"
+            "there is no prompt to answer", code="usage", hint="pass --prompt TEXT, --row COLUMN=VALUE or --rows FILE"
         )
     from tunesmith.cli.answers import (
         answer_row,

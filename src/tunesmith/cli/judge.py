@@ -83,7 +83,7 @@ def verdict(
 ) -> None:
     """Compare two systems' scores row by row: better, not better, or cannot tell.
 
-    To compare two runs, give their files RUN/evaluate/tuned/scores.jsonl.
+    To compare two runs, pass their files RUN/evaluate/tuned/scores.jsonl.
 
     Args:
         metric: The metric to compare; required if the rows have several.

@@ -24,7 +24,7 @@ RunOut = Annotated[
 def _require_html(_: type, file: Path | None) -> None:
     """Raise ValueError unless the file has the name of an HTML file, so that no recipe or data is overwritten."""
     if file is not None and file.suffix.lower() not in (".html", ".htm"):
-        raise ValueError(f"{file} is not the name of an HTML file; give a name that ends in .html")
+        raise ValueError(f"{file} is not the name of an HTML file; pass a name that ends in .html")
 
 
 HtmlFile = Annotated[

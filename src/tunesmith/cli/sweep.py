@@ -71,7 +71,7 @@ def sweep(
     if on_slurm and (launch.on == "slurm" or not is_resumed):
         if threshold is not None:
             raise RecipeError(
-                "--threshold has no effect when submitting to Slurm; give it when the trials are done", code="usage"
+                "--threshold has no effect when submitting to Slurm; pass it when the trials are done", code="usage"
             )
         _submit(opened, recipe)
         return

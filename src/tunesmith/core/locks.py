@@ -36,7 +36,7 @@ def exclusive_lock(path: Path, *, wait: bool = False) -> Iterator[None]:
                     f"another process ({_holder(file)}) is working here",
                     where=str(path.parent),
                     code="locked",
-                    hint="wait for it, or give another --out",
+                    hint="wait for it, or pass another --out",
                 )
             file.truncate(0)
             file.write(f"pid {os.getpid()} on {platform.node()}".encode())

@@ -135,7 +135,7 @@ class Verdict:
 
     Attributes:
         health: {"base" | "tuned": counts of empty, cut-off and failed answers}.
-        digests: of the prompts and of both models.
+        digests: digests of the prompts and of both models.
         conditions: precision, quantization and chat markup, the same for both models.
     """
 

@@ -27,9 +27,9 @@ class Batch:
         segment_ids: [lines, length], the index of each token's sequence in the batch, or SHARED_SEGMENT, or
             PADDING_SEGMENT.
         tokens: tokens of all examples, without padding, before a shared prefix is counted only once.
-        positions: [1, length] of a packed batch, counted from the start of each sequence.
-        segment_lengths: of a packed batch, the tokens of the shared prefix, of the rest of each sequence, and of the
-            padding.
+        positions: [1, length] for a packed batch, counted from the start of each sequence.
+        segment_lengths: for a packed batch, the number of tokens in the shared prefix, in the rest of each sequence,
+            and in the padding.
         columns: the other columns of the examples: [lines, length] for values per token, [sequences] for values per
             sequence, and [examples, source length] for ids that an encoder reads. ENCODER_MASK is the mask of those
             ids: an encoder is not causal, so it would attend to padding.

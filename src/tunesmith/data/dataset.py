@@ -188,8 +188,8 @@ def control_token_warning(control_tokens: Mapping[str, Any], data: Data) -> str 
     if data.task == "text":
         remedy = "set data.control_tokens: true if they are intended, or leave them out"
     return (
-        f"{control_tokens['rows']:,} rows spell control tokens of this model, such as {control_tokens['token']} "
-        f"(first {control_tokens['first']}), which are encoded as plain text; {remedy}"
+        f"{control_tokens['rows']:,} rows contain control tokens of this model as text, such as "
+        f"{control_tokens['token']} (first in {control_tokens['first']}); they are encoded as plain text; {remedy}"
     )
 
 

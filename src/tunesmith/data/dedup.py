@@ -36,7 +36,7 @@ class SplitComparison:
     Args:
         used: the rows of each split, each once, in the order of the ledger.
         shingle_index: the shingles of all rows.
-        threshold: the least similarity of near-duplicates.
+        threshold: the minimum similarity of near-duplicates.
     """
 
     def __init__(self, used: Mapping[str, Sequence[SpooledRow]], shingle_index: ShingleIndex, threshold: float) -> None:

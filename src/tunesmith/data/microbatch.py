@@ -37,11 +37,11 @@ class MicroBatchPolicy:
     Attributes:
         max_tokens: padded tokens per forward pass. A single row may exceed it.
         rows: rows per forward pass; None chooses the cheapest split.
-        packing: whether to pack rows into one sequence: never, always, or if it is cheaper.
+        packing: whether to pack rows into one sequence: `never`, `always`, or only if it is cheaper (`auto`).
         share_prefix: compute the common prefix of packed rows once. Not with dropout, whose mask differs by row.
         packed_attention: compute the attention of each packed row separately instead of masking the whole sequence.
-        attention_window: tokens that attention reaches back: within a row with `packed_attention`, else within the
-            packed sequence.
+        attention_window: number of previous tokens that a token attends to. They are counted within its row with
+            `packed_attention`, otherwise within the packed sequence.
         pad_multiple: pad packed sequences to a multiple of this length.
     """
 

@@ -132,12 +132,12 @@ class MinHashIndex:
         return long
 
     def nearest(self, queries: Sequence[int], pool: Sequence[int], threshold: float) -> dict[int, tuple[int, float]]:
-        """Return {query: (a most similar text of the pool, similarity)} for the queries that have one.
+        """Return {query: (most similar text in the pool, similarity)}, for queries with a similar enough text.
 
         Args:
             queries: indices of texts.
             pool: ascending indices of texts; a query that is also in the pool is compared with the texts before it.
-            threshold: the least Jaccard index. About 1 in 100 pairs exactly at it are missed, and fewer above it.
+            threshold: the minimum Jaccard index. About 1 % of the pairs exactly at it are missed, and fewer above it.
         """
         long_pool, long_queries = self.long_enough(pool), self.long_enough(queries)
         bands = [_Band(self.signatures, columns, long_pool) for columns in _bands(threshold)] if len(long_pool) else []

@@ -139,7 +139,11 @@ def _ragged(column: Column, values: "_ByteColumn", indices: Sequence[int]) -> Ra
 
 
 class _ByteColumn:
-    """Concatenated byte strings in a file, of which the first `empty_values` are empty."""
+    """Byte strings, concatenated in a file.
+
+    Args:
+        empty_values: number of empty byte strings at the beginning.
+    """
 
     def __init__(self, file: IO[bytes], empty_values: int = 0) -> None:
         self._file = file

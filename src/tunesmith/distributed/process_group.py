@@ -44,7 +44,7 @@ _stack_dumps: list[tuple[TextIO, float]] = []
 class ProcessGroup:
     """The ranks of a run. With one rank, every method returns at once, without communication.
 
-    `channel` is the torch process group of the collectives on the CPU; None is torch's default group.
+    `channel` is the torch process group for collectives on CPU tensors; None means torch's default group.
     """
 
     rank_info: RankInfo = field(default_factory=RankInfo)

@@ -55,7 +55,10 @@ class SavedActivations:
         self._dora = bool(lora and lora.dora)
 
     def peak_bytes(self, micro_batch: MicroBatchShape, logits: float) -> float:
-        """Return the bytes of activations at the peak, not counting those of the loss, which are `logits` bytes."""
+        """Return the peak bytes of activations, without the `logits` bytes that the loss needs.
+
+        These are free again when the backward pass reaches the layers, so its gradients can reuse them.
+        """
         saved = layer_inputs = 0.0
         layers = 0
         for stack in self._shapes.stacks:

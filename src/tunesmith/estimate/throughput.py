@@ -47,7 +47,7 @@ class Speed:
         """Return the time of an optimizer step.
 
         Args:
-            tokens: of this process in the step.
+            tokens: number of tokens that this process reads in the step.
             updated_share: the share of the trained parameters that this process updates.
         """
         return tokens / self.tokens_per_second + updated_share * self.update_seconds

@@ -21,7 +21,7 @@ def gguf_folder(file: Path) -> Path:
 
 
 def convert(file: Path, folder: Path) -> Path:
-    """Convert a `.gguf` file to `folder`, unless the folder is complete already; return the folder."""
+    """Convert a `.gguf` file to a transformers model in `folder` and return the folder; skip a finished conversion."""
     if (folder / MANIFEST).exists():
         return folder
     with exclusive_lock(folder.with_name(f"{folder.name}.lock"), wait=True):

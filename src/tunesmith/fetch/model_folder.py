@@ -94,7 +94,10 @@ def model_files(folder: Path) -> list[Path]:
 
 
 def _weight_files(folder: Path, names: set[str]) -> set[str]:
-    """Return the weight files that are read: the single file, else the shards of the index, else all of them."""
+    """Return the weight files that transformers reads: the unsharded file, else the index and its shards.
+
+    If neither is complete, return all weight files. Adapter weights are always included.
+    """
     weights = {name for name in names if name.endswith(".safetensors")}
     adapters = {name for name in weights if name.startswith("adapter_")}
     if _SINGLE_FILE in weights:

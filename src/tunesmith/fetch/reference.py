@@ -366,7 +366,7 @@ def _from_hub(reference: str, weights: bool) -> Path:
         reason = str(error).splitlines()[0].partition(" Got: ")[0]
         raise RecipeError(
             f"cannot download `{reference}` from the hub: {reason}",
-            hint="check the network, and the disk of the cache",
+            hint="check the network, and the free space on the disk of the cache",
             code="fetch-failed",
         ) from error
 

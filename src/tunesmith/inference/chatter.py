@@ -107,11 +107,11 @@ class Chatter:
         optional = optional_columns(self.data)
         unfilled = [name for name in self.columns if name not in self.row and name not in optional]
         if len(unfilled) != 1:
-            problem = f"{_listed(unfilled)} have no value" if unfilled else "--row fills them all"
+            problem = f"{_listed(unfilled)} have no value" if unfilled else "--row already sets all of them"
             raise RecipeError(
-                f"a prompt text fills one column of this model's prompt, and {problem}",
+                f"a prompt text replaces one column of this model's prompt template, but {problem}",
                 code="prompt-columns",
-                hint=f"give {'all columns but one' if unfilled else 'fewer columns'} with --row: "
+                hint=f"set {'all columns but one' if unfilled else 'fewer columns'} with --row: "
                 f"{_row_options(self.columns)}; or use rows of a file with --rows FILE",
             )
         return self.turns_of_row({**self.row, unfilled[0]: text})
@@ -183,7 +183,7 @@ class Chatter:
         try:
             return self.task.encode_prompt(turns)
         except RowProblem as problem:
-            if not self.keeps_turns or any(map(self._spells_control_tokens, turns)):
+            if not self.keeps_turns or any(map(self._contains_control_tokens, turns)):
                 raise DataError(str(problem)) from problem
             try:
                 text = self.tokenizer.apply_chat_template(
@@ -195,7 +195,7 @@ class Chatter:
                 ) from error
             return self.tokenizer.encode_trusted(text)
 
-    def _spells_control_tokens(self, turn: Turn) -> bool:
+    def _contains_control_tokens(self, turn: Turn) -> bool:
         """Whether a turn's text contains control tokens that it may not; answers may contain some (<think>)."""
         forbidden = self.tokenizer.special_ids if turn.role == "assistant" else self.tokenizer.control_ids
         return not forbidden.isdisjoint(self.tokenizer.encode_trusted(turn.text))

@@ -43,7 +43,7 @@ class SlotCache(Cache):  # type: ignore[misc]
             tensor[target, :, :columns] = tensor[source, :, :columns]
 
     def read_prefix(self, columns: int) -> list[torch.Tensor]:
-        """Return copies of the first columns of the first slot, for `write_prefix`."""
+        """Return copies of the first columns of slot 0, to pass to `write_prefix`."""
         return [tensor[0, :, :columns].clone() for tensor in self._tensors()]
 
     def write_prefix(self, rows: slice, prefix: list[torch.Tensor]) -> None:
@@ -99,7 +99,7 @@ class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]
         return self._cache.width, 0
 
     def get_seq_length(self) -> int:
-        """Return the number of tokens of the longest row before the pass."""
+        """Return how many tokens of the longest row were cached before the current forward pass."""
         return self._cache.past
 
     def get_max_length(self) -> int:

@@ -39,7 +39,7 @@ class OomRetry:
                 if self._lockstep:
                     raise DoesNotFit(
                         f"out of memory with micro-batches of {self.policy}",
-                        hint="lower train.micro_batch_tokens; with sharded layers it cannot be reduced automatically",
+                        hint="lower train.micro_batch_tokens; sharded ranks cannot retry with smaller micro-batches",
                         code="out-of-memory",
                     ) from error
             # Outside of `except`, because the error's traceback holds the tensors of the failed pass.

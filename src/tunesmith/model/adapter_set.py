@@ -113,7 +113,7 @@ class AdapterSet:
         if name not in self._peft_names:
             raise RecipeError(
                 f"there is no adapter `{name}`",
-                hint=f"there are {', '.join(self._peft_names)}",
+                hint=f"use one of {', '.join(self._peft_names)}",
                 code="no-such-adapter",
             )
         return name

@@ -39,7 +39,7 @@ class ComputeConfig:
 
     @property
     def precision(self) -> str:
-        """The name of the dtype in recipes."""
+        """The dtype's name in `model.precision` of a recipe, such as `bf16`."""
         names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.float64: "fp64"}
         return names[self.dtype]
 
@@ -51,7 +51,7 @@ class ComputeConfig:
 
 
 def choose_compute(setting: PrecisionSetting = "auto", *, quantized: bool = False) -> ComputeConfig:
-    """Return the device and the precision to compute in.
+    """Return the device and the dtype to compute in.
 
     Args:
         quantized: the weights are quantized to 4 or 8 bits.
@@ -75,7 +75,7 @@ def choose_compute(setting: PrecisionSetting = "auto", *, quantized: bool = Fals
 
 
 def compute_config(recipe: Recipe) -> ComputeConfig:
-    """Return the device and the precision for a recipe, by `choose_compute`."""
+    """Return the device and the dtype that a recipe computes in."""
     return choose_compute(recipe.model.precision, quantized=isinstance(recipe.tuning, Quantization))
 
 
@@ -94,8 +94,8 @@ def load_base(
         quantization: quantize all linear layers except the output layer.
 
     Raises:
-        RecipeError: the folder holds no complete causal language model that transformers can load, the model overflows
-            in this precision, or this machine cannot quantize.
+        RecipeError: the folder contains no complete causal language model that transformers can load, the model
+            overflows in this precision, or this machine cannot quantize.
         DamagedFile: a weight file is incomplete.
     """
     path = model.root.path

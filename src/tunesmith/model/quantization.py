@@ -116,14 +116,15 @@ def require_quantization(quantization: Quantization, device: torch.device, compu
         works = bool((actual - expected).norm() < _MAX_ERROR * expected.expand_as(actual).norm())
     except Exception as error:  # each unsupported platform raises another type
         raise RecipeError(
-            f"bitsandbytes cannot multiply {quantization.code} weights here: {(str(error).splitlines() or [''])[0]}",
+            f"bitsandbytes cannot multiply {quantization.code} weights on this machine: "
+            f"{(str(error).splitlines() or [''])[0]}",
             where="tuning.method",
             hint="use `method: lora`, or a machine that bitsandbytes supports",
             code="quantization-unsupported",
         ) from error
     if not works:
         raise RecipeError(
-            f"bitsandbytes multiplies {quantization.code} weights incorrectly here",
+            f"bitsandbytes multiplies {quantization.code} weights incorrectly on this machine",
             where="tuning.method",
             hint="use `method: lora`, or another version of bitsandbytes",
             code="quantization-unsupported",

@@ -59,9 +59,9 @@ def require_machine(recipe: Recipe, base: ModelFolder) -> None:
 
 
 def check_base(recipe: Recipe, base: ModelFolder) -> Shapes:
-    """Return the shapes of a base that a run can start from.
+    """Check that a run can start from a base, and return the base's shapes.
 
-    The shapes follow from the configuration. If they do not, the weights are fetched and their headers are read.
+    The shapes are derived from the configuration if possible. Otherwise the weights are fetched and their headers read.
 
     Raises:
         RecipeError: the base is not causal; its weights are missing, quantized, or do not match its configuration; a
@@ -72,7 +72,7 @@ def check_base(recipe: Recipe, base: ModelFolder) -> Shapes:
     refuse_pickle(root.path)
     if not (root.has_weights or root.to_fetch):
         raise RecipeError(
-            "holds no weights (*.safetensors)",
+            "contains no weights (*.safetensors)",
             where=str(root.path),
             hint="download the model again, or save it with save_pretrained",
             code="no-weights",

@@ -33,7 +33,7 @@ def launch_run(opened: OpenedRun, *, until: str | None, here: bool, detach: bool
     if detach and not isinstance(launch, SlurmLaunch):
         raise RecipeError(
             "--detach has no effect on a run that runs on this machine",
-            hint="leave it out, or give --on slurm",
+            hint="leave it out, or pass --on slurm",
             code="usage",
         )
     if isinstance(launch, TorchrunLaunch) and launch.processes > 1:

@@ -74,7 +74,7 @@ def open_run(recipe: Path, overrides: Sequence[str], out: Path | str | None) -> 
         out: the run's folder; default `runs/NAME/ID`.
 
     Raises:
-        RecipeError: the recipe is invalid, or the folder holds something else or the run of another recipe.
+        RecipeError: the recipe is invalid, or the folder contains something else or a run of another recipe.
     """
     if RunDir(recipe).resolved_recipe.exists():
         if out is not None:
@@ -93,14 +93,14 @@ def open_run(recipe: Path, overrides: Sequence[str], out: Path | str | None) -> 
         _require_same_settings(loaded, run, hint=UNDO_HINT)
         if _has_other_recipe(run, folder):
             raise RecipeError(
-                f"holds the run of another recipe, in {os.path.relpath(run.recorded_recipe_folder)}",
+                f"contains a run of another recipe (in {os.path.relpath(run.recorded_recipe_folder)})",
                 where=str(run),
-                hint="give another --out",
+                hint="pass another --out",
                 code="other-run",
             )
     elif run.path.is_dir() and any(path.name != "logs" for path in run.path.iterdir()):
         raise RecipeError(
-            "is not empty and holds no run", where=str(run), hint="give another --out", code="folder-not-empty"
+            "is not empty and contains no run", where=str(run), hint="pass another --out", code="folder-not-empty"
         )
     return OpenedRun(loaded, run, recipe, tuple(overrides), is_default=out is None)
 
@@ -189,7 +189,7 @@ def _require_same_settings(recipe: Recipe, run: RunDir, *, hint: str) -> None:
         values = [f"{key} is {_value(before, key)}, not {_value(now, key)}" for key in changed[:_MAX_KEYS_SHOWN]]
         more = f"; {len(changed) - len(values)} more" if len(changed) > len(values) else ""
         raise RecipeError(
-            f"holds a run with other settings: {'; '.join(values)}{more}",
+            f"contains a run with other settings: {'; '.join(values)}{more}",
             where=str(run),
             hint=hint,
             code="settings-changed",

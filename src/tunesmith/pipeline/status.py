@@ -220,7 +220,8 @@ def _log_excerpt(log: Path, *, ended: bool) -> tuple[str, ...]:
 def _read_tail(path: Path, size: int) -> str:
     """Return the last `size` bytes of a file as text.
 
-    The text before the first line break is never a whole line: a shorter file is returned with a line break in front.
+    The first line may be cut off. A shorter file is returned whole, after an empty line, so that callers can always
+    skip the first line.
     """
     with path.open("rb") as file:
         start = max(0, path.stat().st_size - size)

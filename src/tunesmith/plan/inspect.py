@@ -35,7 +35,7 @@ Answers = dict[str, dict[str, dict[str, Any]]]
 
 @dataclass(frozen=True, slots=True)
 class _UsedRow:
-    """A row of a split, from a source or from `prepare/`."""
+    """A row that a split uses, read from a source or from `prepare/`."""
 
     split: str
     where: str

@@ -67,15 +67,16 @@ class ClusterEstimate:
         processes: number of processes on all nodes.
         sharding: how the model is sharded.
         micro_batches: how a process splits its rows into micro-batches.
-        memory: needed by each process.
+        memory: memory that each process needs.
         memory_available: GiB for each process; None if unknown, because the nodes are elsewhere and the recipe does not
             state their memory.
         offloaded_available: GiB of CPU memory for each process with a GPU; None without a GPU, or if unknown.
         step_tokens: mean number of tokens per step.
-        tokens_per_second: of a single process that does not communicate; None if no speed was measured on hardware of
+        tokens_per_second: throughput of one process without communication; None if no speed was measured on hardware of
             this kind.
-        communication: of a step; None if the recipe does not state the bandwidths.
-        total_tokens_per_second: of all processes, at worst and at best; None if `tokens_per_second` is.
+        communication: communication in a step; None if the recipe does not state the bandwidths.
+        total_tokens_per_second: lowest and highest throughput of all processes together; None if `tokens_per_second` is
+            None.
     """
 
     nodes: int

@@ -53,7 +53,7 @@ def source_texts(rows: RowCounts) -> list[str]:
 
 
 def lengths_text(rows: RowCounts) -> str:
-    """Return the histogram of the lengths of training rows as bars, with quantiles."""
+    """Return a bar histogram of the training rows' lengths in tokens, with the median and the 95th percentile."""
     lengths = rows.lengths["train"]
     counts = [count for _, _, count in lengths["histogram"]]
     bars = "".join(_BARS[-(-8 * count // max(counts))] for count in counts)
@@ -64,7 +64,7 @@ def lengths_text(rows: RowCounts) -> str:
 
 
 def copies_text(rows: RowCounts) -> str:
-    """Return the numbers of exact and near-duplicates."""
+    """Return the numbers of exact duplicates and near-duplicates."""
     found = ((text, rows.copies[key]) for key, text in _COPIES.items() if key in rows.copies)
     return ", ".join(f"{text} {pairs['exact']} exact + {pairs['near']} near" for text, pairs in found)
 
@@ -98,7 +98,7 @@ def time_text(seconds: tuple[float, float] | None, cluster: ClusterEstimate, wor
     """Return the time of training, validation and generation.
 
     Args:
-        seconds: of training, at best and at worst; None if unknown.
+        seconds: the shortest and the longest estimated time of training; None if unknown.
     """
     text = f"training {_training_time(seconds, cluster)}"
     if workload.validation_seconds is not None and workload.valid_rows:

@@ -25,11 +25,11 @@ class Workload:
         answered_valid_rows: number of rows that each validation answers for `train.valid_metrics`.
         test_rows: number of test rows that base and tuned answer.
         read_tokens: tokens of test rows that both models read for likelihood metrics.
-        generated_tokens: tokens of all answers, if they are as long as the references, and at most.
-        validation_seconds: of all validations, without answers; None if no speed is known.
+        generated_tokens: number of tokens of all answers: if they are as long as the references, and the maximum.
+        validation_seconds: time of all validations without generating answers; None if no speed is known.
         is_measured: whether an earlier run on this machine measured the speed of validation; otherwise
             `validation_seconds` is an upper bound, at the speed of training.
-        generation_seconds: for `generated_tokens`; None if this model has never generated on this machine.
+        generation_seconds: time to generate `generated_tokens`; None if this model has never generated on this machine.
     """
 
     validations: int

@@ -63,7 +63,7 @@ def roll_back(name: str, alias: str, *, reason: str | None) -> dict[str, Any]:
 
 
 def list_models() -> tuple[list[dict[str, Any]], str]:
-    """Return all models with their aliases, as data and as text."""
+    """Return all models with their aliases: a list for JSON output, and the text to print."""
     models: list[dict[str, Any]] = [
         {"model": m.name, "aliases": dict(m.aliases), "versions": len(m.versions)} for m in Registry.default().models()
     ]
@@ -76,7 +76,7 @@ def list_models() -> tuple[list[dict[str, Any]], str]:
 
 
 def list_versions(name: str) -> tuple[dict[str, Any], str]:
-    """Return a model's versions and the moves of its aliases, as data and as text."""
+    """Return a model's versions and the history of its aliases: a dictionary for JSON output, and the text to print."""
     registry = Registry.default()
     versions = [
         {"version": v.number, "added": v.added, "verdict": v.facts.get("verdict"), "base": v.facts.get("base")}

@@ -10,7 +10,7 @@ from pydantic_core import to_jsonable_python
 
 from tunesmith.recipe.base import Section
 
-UNDO_HINT = "undo the change to continue this run, or give another --out to start a new one"
+UNDO_HINT = "undo the change to continue this run, or pass another --out to start a new one"
 """The hint if a run was made from other inputs."""
 
 

@@ -71,8 +71,8 @@ class LaunchBase(Section):
         30,
         gt=0,
         le=24 * 60,
-        description="How long a rank waits for the others. After this time the run ends, because one of them must be "
-        "hanging. Work of a single rank, such as writing a checkpoint or scoring answers, must take less.",
+        description="How long a rank waits for the others before it assumes that one of them hangs and ends the run. "
+        "Work of a single rank, such as writing a checkpoint or scoring answers, must take less.",
     )
     sharding: Sharding = Field(
         "auto",
@@ -89,7 +89,7 @@ class LaunchBase(Section):
         None,
         gt=0,
         description="For `plan`: bandwidth between two processes of a node, in 10^9 bytes per second. Without it, "
-        "`plan` gives a lower bound of the time.",
+        "`plan` gives only a lower bound on the time.",
     )
 
 
@@ -107,7 +107,7 @@ class TorchrunLaunch(LaunchBase):
 
 
 class Container(Section):
-    """Container of the processes, if the cluster has them (srun's options of enroot and pyxis)."""
+    """Container to run the processes in, if the cluster's srun supports containers (enroot and pyxis)."""
 
     environment: Word | None = Field(None, description="Name or file of an environment: `srun --environment`.")
     image: Word | None = Field(None, description="Image: `srun --container-image`.")
@@ -127,7 +127,7 @@ class SlurmLaunch(LaunchBase):
     nodes: int = Field(1, ge=1, description="Nodes for training and evaluation. Other stages use one process.")
     gpus_per_node: int | None = Field(None, ge=1, description="GPUs per node, with one process for each.")
     gpu_type: Word | None = Field(
-        None, description="GPU type, by the cluster's name: `a100`, or `1g.10gb` for a slice of one; default any."
+        None, description="GPU type, as the cluster names it: `a100`, or `1g.10gb` for a MIG instance; default any."
     )
     gpu_memory_gib: int | None = Field(
         None, ge=1, description="For `plan`: memory per GPU. Without it, `plan` cannot tell if training fits."
@@ -144,9 +144,9 @@ class SlurmLaunch(LaunchBase):
     )
     time_limit_minutes: int | None = Field(None, ge=1, description="Time limit of each job; default the partition's.")
     grace_minutes: int = Field(
-        5, ge=1, description="Time before the limit at which the processes write a checkpoint and the job requeues."
+        5, ge=1, description="Time before the limit at which the processes write a checkpoint and the job is requeued."
     )
-    max_requeues: int = Field(20, ge=0, description="Maximum number of times that a stopped or killed job requeues.")
+    max_requeues: int = Field(20, ge=0, description="Maximum number of times that a stopped or killed job is requeued.")
     account: Word | None = Field(None, description="Account that is charged.")
     partition: Word | None = Field(None, description="Partition; default the cluster's.")
     qos: Word | None = Field(None, description="Quality of service.")

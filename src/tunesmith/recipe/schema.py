@@ -45,7 +45,7 @@ class Model(Section):
 
 
 class Split(Section):
-    """How rows are divided. A hash of each row decides its split, so added rows never move the others."""
+    """How rows are divided. A hash selects the split of each row, so adding rows never moves the others."""
 
     valid: Fraction = Field(0.05, description="Fraction of the rows for validation during training.")
     test: Fraction = Field(0.10, description="Fraction of the rows for the verdict; never used in training.")
@@ -96,7 +96,7 @@ class DataBase(Section):
     )
     too_long: Literal["drop", "truncate", "split"] = Field(
         "drop",
-        description="`drop` the row; `truncate` it, so that the model does not see where it ends; or, for "
+        description="`drop` the row; `truncate` it, so that the model is not trained on its end; or, for "
         "`task: text`, `split` it into blocks, so that every token is trained on.",
     )
     max_dropped_fraction: Fraction = Field(0.01, description="Stop if a larger fraction of the rows is dropped.")
@@ -120,7 +120,7 @@ class TextData(DataBase):
         "purpose.",
     )
     sample_prefix_tokens: int = Field(
-        8, ge=1, description="Number of tokens at the beginning of a document from which a sample continues."
+        8, ge=1, description="Number of tokens at the beginning of a document that prompt the model in evaluation."
     )
 
     _text = field_validator("text")(check_template)
@@ -325,7 +325,7 @@ class Recipe(Section):
     launch: Launch = Field(LocalLaunch(on="local"), description="Where the run's processes are started, and how many.")
     trackers: tuple[Literal["trackio", "mlflow", "tensorboard", "wandb"], ...] = Field(
         (),
-        description="Trackers in addition to `metrics.jsonl`; each is an extra of the same name. See docs/tracking.md.",
+        description="Trackers in addition to `metrics.jsonl`; each needs the extra of its name. See docs/tracking.md.",
     )
     seed: int = Field(
         0, ge=0, lt=2**63, description="Seed of the split, the order of rows, the initial adapter weights and dropout."

@@ -26,7 +26,8 @@ class LoraBase(Section):
         False, description="Multiply by alpha / sqrt(rank), for high ranks (Kalajdzievski 2023, arXiv:2312.03732)."
     )
     dora: bool = Field(
-        False, description="Train the norm of each row of the weights separately (Liu et al. 2024, arXiv:2402.09353)."
+        False,
+        description="Train the magnitude of each row of the weights separately (Liu et al. 2024, arXiv:2402.09353).",
     )
 
 
@@ -40,7 +41,7 @@ class Quantization(Section):
     """How the frozen linear layers are quantized. Embeddings and the output layer keep their precision."""
 
     bits: Literal[4, 8] = Field(
-        4, description="Bits per weight: 4 (QLoRA), or 8, also for activations (Dettmers 2022, arXiv:2208.07339)."
+        4, description="Bits per weight: 4 (QLoRA) or 8 (LLM.int8(), activations too; Dettmers 2022, arXiv:2208.07339)."
     )
     quantization: Literal["nf4", "fp4"] | None = Field(None, description="Data type of 4-bit weights; default nf4.")
     double_quantization: bool | None = Field(

@@ -121,7 +121,7 @@ def _launch_contradictions(recipe: Recipe) -> Iterator[Mistake]:
         return
     path = ("launch", "sharding")
     if reason := sharding_unsupported_reason(recipe):
-        yield Mistake(path, f"`{launch.sharding}` is not supported here: {reason}", "sharding-unsupported")
+        yield Mistake(path, f"`{launch.sharding}` is not supported for this recipe: {reason}", "sharding-unsupported")
     elif launch.on != "local" and world_size_of(launch) == 1:
         yield Mistake(path, f"`{launch.sharding}` has no effect with one process")
 

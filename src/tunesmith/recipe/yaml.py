@@ -109,10 +109,10 @@ def parse_yaml(text: str, where: str) -> Any:
 
 
 def _refuse_escapes(quoted_text: str, where: str, line: int) -> None:
-    """Raise RecipeError if double-quoted text has an escape that its author cannot have meant.
+    """Raise RecipeError if double-quoted text has an escape that is almost certainly a mistake.
 
     Args:
-        line: of the opening quote.
+        line: the line number of the opening quote.
     """
     for match in _ESCAPE.finditer(quoted_text):
         if (name := _REFUSED_ESCAPES.get(match[1])) is not None:

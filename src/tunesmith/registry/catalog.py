@@ -140,7 +140,7 @@ class Catalog:
         return dict(sorted(targets.items()))
 
     def moves(self, model: str, alias: str | None = None) -> list[Move]:
-        """Return the moves of a model's aliases, or of one of them, oldest first."""
+        """Return each change of a model's aliases, or of one alias, oldest first."""
         query = "SELECT entry, digest FROM moves WHERE model = ? AND alias = coalesce(?, alias) ORDER BY id"
         return [Move(**_decode_entry(*row)) for row in self._run(query, (model, alias))]
 

@@ -130,7 +130,7 @@ class Registry:
                 raise TunesmithError(
                     f"there is no version before version {current} to roll back to",
                     where=f"{name}@{alias}",
-                    hint=f"`tunesmith models {name}` lists the versions and the moves of the alias",
+                    hint=f"`tunesmith models {name}` lists the versions and the history of the alias",
                     code="no-earlier-version",
                 )
             catalog.append_move(Move(name, alias, "rollback", current, after, None, False, reason, _user(), _now()))
@@ -187,7 +187,7 @@ class Registry:
             return [v for name in names for v in reversed(catalog.versions(name)) if v.facts.get(key) == value]
 
     def history(self, name: str, alias: str | None = None) -> list[Move]:
-        """Return the moves of a model or of one of its aliases, oldest first; raise RecipeError for an unknown one."""
+        """Return each change of a model's aliases, or of one alias, oldest first; raise RecipeError if unknown."""
         check_name(name)
         if alias is not None:
             check_alias(alias)

@@ -90,7 +90,7 @@ def _words(text: str) -> list[str]:
 
 
 def _common_prefix(first: str, last: str) -> str:
-    """Return the common prefix of two strings: of all strings, if these are the least and the greatest of them."""
+    """Return the common prefix of two strings. If they are the first and the last of sorted strings, all share it."""
     for index, (one, other) in enumerate(zip(first, last, strict=False)):
         if one != other:
             return first[:index]

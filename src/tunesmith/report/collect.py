@@ -148,7 +148,7 @@ def _training(run: RunDir, files: _Files) -> Training | None:
 
 
 def _score_curves(lines: list[dict[str, Any]]) -> dict[str, tuple[tuple[int, float], ...]]:
-    """Return {metric: (step, mean score of the answers to valid rows)}; if a step was written twice, the later one."""
+    """Return {metric: [(step, mean score of the answers to valid rows)]}; the last line of a step counts."""
     curves: dict[str, dict[int, float]] = {}
     for line in lines:
         for name, mean in line.items() if line.get("kind") == "valid" else ():

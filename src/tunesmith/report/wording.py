@@ -35,7 +35,7 @@ def visible(text: str) -> str:
 
 
 def visible_token(text: str) -> str:
-    """Return the text of one token with its white space drawn; empty text continues the character before it."""
+    """Return a token's text with its tabs and line breaks marked; ‥ if the token only completes a character."""
     return visible(text).replace("\t", "\u2192\t").replace("\n", "\u21b5\n") or "\u2025"
 
 

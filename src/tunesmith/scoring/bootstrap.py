@@ -95,7 +95,10 @@ class Sample:
         return int(self.counts.sum())
 
     def sorts_before(self, other: "Sample") -> bool | None:
-        """Return whether this sample sorts before another of the same shape; None if they are equal."""
+        """Return whether this sample precedes another in a fixed order; None if both have equal units.
+
+        Both must have the same number of distinct units, as a sample and its swapped copy do.
+        """
         difference = np.append(self.cells - other.cells, self.counts - other.counts)
         nonzero = np.flatnonzero(difference)
         return bool(difference[nonzero[0]] < 0) if len(nonzero) else None

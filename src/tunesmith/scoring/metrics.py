@@ -145,7 +145,7 @@ def _closest_name(name: str) -> str | None:
 
 
 def exact_match(predictions: Sequence[str], references: References, _: Path | None = None) -> list[float]:
-    """Return 1.0 for each prediction that equals one of its references, ignoring white space around both, else 0.0."""
+    """Return 1.0 for each prediction that equals one of its references, ignoring whitespace around both, else 0.0."""
     return [
         float(prediction.strip() in [reference.strip() for reference in alternatives])
         for prediction, alternatives in zip(predictions, references, strict=True)
@@ -242,13 +242,13 @@ def _score_function(name: str) -> Score:
 
 
 def _check_rows(predictions: Sequence[str], references: Sequence[str | Sequence[str]]) -> References:
-    """Return each row's references as a list; raise DataError unless every row has a text and a reference."""
+    """Return each row's references as a list; raise DataError unless every row has a prediction and a reference."""
     if isinstance(predictions, str) or isinstance(references, str):
         hint = "pass a list of predictions and a list of references"
         raise DataError("got one string instead of a list", hint=hint, code="not-text")
     if len(predictions) != len(references):
         message = f"there are {len(predictions)} predictions but {len(references)} references"
-        raise DataError(message, hint="give one prediction and one reference per row", code="unequal-lengths")
+        raise DataError(message, hint="pass one prediction and one reference per row", code="unequal-lengths")
     rows: list[list[Any]] = [list(texts) if isinstance(texts, (list, tuple)) else [texts] for texts in references]
     for index, (prediction, texts) in enumerate(zip(predictions, rows, strict=True)):
         if not isinstance(prediction, str):

@@ -52,7 +52,7 @@ def execution_accuracy(
     """
     if len(predictions) != len(references):
         message = f"there are {len(predictions)} predictions but {len(references)} references"
-        raise DataError(message, hint="give one prediction and one reference per row", code="unequal-lengths")
+        raise DataError(message, hint="pass one prediction and one reference per row", code="unequal-lengths")
     if not predictions:
         return []
     _check_database(database)
@@ -151,7 +151,7 @@ class _Worker:
         failed = json.loads(ready).get("failed")
         if failed:
             self._stop()
-            hint = "give an SQLite file that this user can read"
+            hint = "name an SQLite file that this user can read"
             message = f"is not a readable SQLite database ({failed})"
             raise DataError(message, where=self._database, hint=hint, code="unreadable-database")
         return self._process

@@ -55,8 +55,8 @@ def batch_script(job: Job, launch: Launch, folder: str) -> str:
     """
     if not _PLAIN_PATH.fullmatch(folder):
         raise RecipeError(
-            f"{folder!a} has characters that are not allowed in a batch script",
-            hint="give an --out of letters, digits and . _ - + = @ , /",
+            f"the path {folder!a} has characters that are not allowed in a batch script",
+            hint="pass an --out with only letters, digits and . _ - + = @ , /",
             code="script-path",
         )
     if not isinstance(launch, SlurmLaunch):

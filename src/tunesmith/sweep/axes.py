@@ -77,14 +77,14 @@ class Sweep:
 
 
 def is_sweep(folder: Path) -> bool:
-    """Return whether a folder holds a sweep.
+    """Return whether a folder contains a sweep.
 
     Raises:
-        RecipeError: it holds a ladder, the former name and format of a sweep.
+        RecipeError: it contains a ladder, the former name and format of a sweep.
     """
     if (folder / "rungs.json").exists():
         raise RecipeError(
-            "holds a ladder, which is called a sweep now and has other files",
+            "contains a ladder, the former name and format of a sweep",
             where=str(folder),
             hint="its subfolders are still ordinary runs; to compare them again, run the sweep with another --out",
             code="old-sweep",
@@ -96,11 +96,14 @@ def read_sweep(folder: Path) -> Sweep:
     """Read the sweep that `write_sweep` wrote into a folder.
 
     Raises:
-        RecipeError: the folder holds no sweep.
+        RecipeError: the folder contains no sweep.
     """
     if not is_sweep(folder):
         raise RecipeError(
-            "holds no sweep", where=str(folder), hint="name a folder that `tunesmith sweep` wrote", code="not-a-sweep"
+            "contains no sweep",
+            where=str(folder),
+            hint="name a folder that `tunesmith sweep` wrote",
+            code="not-a-sweep",
         )
     written = read_json(folder / _LIST)
     return Sweep(
@@ -139,7 +142,7 @@ def list_trials(
     if len(changes) < 2:
         raise RecipeError(
             "a sweep needs at least two trials",
-            hint="give --models A,B or --over tuning.rank=2,8,32",
+            hint="pass --models A,B or --over tuning.rank=2,8,32",
             code="number-of-trials",
         )
     recipes = _load_all(recipe, overrides, changes)
@@ -178,7 +181,7 @@ def _default_folder(recipes: Sequence[Recipe], axes: tuple[Axis, ...], trials: t
 def _is_sweep_of(
     path: Path, recipes: Sequence[Recipe], axes: tuple[Axis, ...], trials: tuple[Trial, ...], folder: Path
 ) -> bool:
-    """Return whether a folder holds the sweep of these recipes, which are in `folder`."""
+    """Return whether a folder contains the sweep of these recipes, which are in `folder`."""
     try:
         before = read_sweep(path)
     except TunesmithError:
@@ -202,7 +205,7 @@ def check_sweep(sweep: Sweep, recipe: Path) -> list[OpenedRun]:
     """Open each trial's run. Writes nothing.
 
     Raises:
-        RecipeError: the sweep's folder holds something else, or a trial cannot start because its base, a metric or a
+        RecipeError: the sweep's folder contains something else, or a trial cannot start because its base, a metric or a
             writable folder is missing.
         DataError: the rows or the database of a trial do not exist.
     """
@@ -215,16 +218,19 @@ def check_sweep(sweep: Sweep, recipe: Path) -> list[OpenedRun]:
 
 
 def _open_trials(sweep: Sweep, recipe: Path) -> list[OpenedRun]:
-    """Open each trial's run; raise RecipeError if the sweep's folder holds something else."""
+    """Open each trial's run; raise RecipeError if the sweep's folder contains something else."""
     if is_sweep(sweep.path):
         before = read_sweep(sweep.path)
         if before.axes != sweep.axes:
             raise RecipeError(
-                "holds a sweep over other axes", where=str(sweep.path), hint="give another --out", code="other-sweep"
+                "contains a sweep over other axes", where=str(sweep.path), hint="pass another --out", code="other-sweep"
             )
     elif sweep.path.is_dir() and any(path.name != "logs" for path in sweep.path.iterdir()):
         raise RecipeError(
-            "is not empty and holds no sweep", where=str(sweep.path), hint="give another --out", code="folder-not-empty"
+            "is not empty and contains no sweep",
+            where=str(sweep.path),
+            hint="pass another --out",
+            code="folder-not-empty",
         )
     return [open_run(recipe, [*sweep.overrides, *trial.changes], sweep.run(trial).path) for trial in sweep.trials]
 
@@ -233,7 +239,7 @@ def write_sweep(sweep: Sweep, recipe: Path) -> None:
     """Write the list of trials and the initial files of each run. Existing files are kept.
 
     Raises:
-        RecipeError: the folder holds something else.
+        RecipeError: the folder contains something else.
     """
     opened = _open_trials(sweep, recipe)
     remove_leftovers(sweep.path)
@@ -283,7 +289,9 @@ def _check_axis(axis: Axis, taken: set[str]) -> None:
         )
     if len(set(axis.values)) < len(axis.values):
         raise RecipeError(
-            f"the axis `{key}` has a value twice ({', '.join(axis.values)})", hint="give each once", code="wrong-axis"
+            f"the axis `{key}` has a value twice ({', '.join(axis.values)})",
+            hint="list each value once",
+            code="wrong-axis",
         )
 
 

@@ -83,7 +83,7 @@ def open_sweep(
         raise RecipeError(
             "is a sweep already, on which axes, changes and --out have no effect",
             where=str(recipe),
-            hint="leave them out, or give the recipe's file to start another sweep",
+            hint="leave them out, or pass the recipe's file to start another sweep",
             code="usage",
         )
     return read_sweep(recipe)

@@ -1,6 +1,6 @@
 """Encode text word by word, with a cache of words, if the tokenizer itself encodes words independently.
 
-Most current tokenizers split a text into words by a fixed pattern and encode each on its own. The rows of a data set
+Most current tokenizers split a text into words by a fixed pattern and encode each on its own. The rows of a dataset
 share most of their words, and looking words up takes a fraction of the time. The patterns are not implemented again
 here: a text is cut only at single spaces between two non-blank characters, which are inside no word by any known
 pattern, and the tokenizer encodes each piece. A tokenizer that is not known to work this way gets every text whole.

@@ -5,12 +5,12 @@ sequence of roles with placeholders, which shows what text the template adds. A 
 the template and which are from a turn. This decides whether a span is trained on and which control tokens it may
 contain. A conversation of n turns becomes 4n + 3 spans:
 
-    for every turn     stop, between, lead, turn
-    and at the end     stop, between, lead
+    for every turn     stop, between, answer_prefix, turn
+    and at the end     stop, between, answer_prefix
 
-`stop` ends the previous turn if it was the assistant's. `lead` is text that the template puts at the beginning of the
-assistant's answer (an empty thought, a space). The loss covers lead, turn and stop of an assistant's turn: all that
-follows the prompt in generation.
+`stop` ends the previous turn if it was the assistant's. `answer_prefix` is text that the template puts at the start of
+the assistant's answer (an empty thought, a space). The loss covers `answer_prefix`, `turn` and `stop` of an assistant's
+turn: everything that follows the prompt in generation.
 """
 
 import re
@@ -41,11 +41,11 @@ _PLACEHOLDERS = re.compile(r"qzplaceholder(\d+)xkj")
 
 
 class _TemplateText(NamedTuple):
-    """The text of the template before a turn. `lead` starts generation if it also ends a generation prompt."""
+    """The template's text before a turn. Generation starts at `answer_prefix` if a generation prompt ends before it."""
 
     stop: Span
     between: Span
-    lead: Span
+    answer_prefix: Span
 
 
 class ChatTask(Task):
@@ -124,15 +124,15 @@ class ChatTask(Task):
             raise RowProblem(differs.format("prompt"), code="template-differs")
         ids, starts, _ = self._tokenizer.encode_with_fixed_prefix(spans, len(prompt))
         trained = [False] * len(ids)
-        for lead in (4 * index + 2 for index, turn in enumerate(turns) if turn.trained):
-            if not spans[lead].starts_generation:
+        for prefix_at in (4 * index + 2 for index, turn in enumerate(turns) if turn.trained):
+            if not spans[prefix_at].starts_generation:
                 raise RowProblem(differs.format("beginning of an answer"), code="template-differs")
-            if not spans[lead + 2].text:
-                hint = "; set data.train_on: last" if lead < 4 * len(turns) - 2 else ""
+            if not spans[prefix_at + 2].text:
+                hint = "; set data.train_on: last" if prefix_at < 4 * len(turns) - 2 else ""
                 reason = f"the chat template has no stop token after every turn of the assistant{hint}"
                 raise RowProblem(reason, code="no-stop-token")
-            first, last = starts[lead], starts[lead + 3]
-            expected = "".join(span.text for span in spans[lead : lead + 3])
+            first, last = starts[prefix_at], starts[prefix_at + 3]
+            expected = "".join(span.text for span in spans[prefix_at : prefix_at + 3])
             is_decoded = self._tokenizer.decodes_to(ids[first:last], expected, before=ids[first - 1 : first])
             if not is_decoded or ids[last - 1] != self.stop_ids[0]:
                 detail = repr(expected[:80])
@@ -155,9 +155,9 @@ class ChatTask(Task):
         return turns[-1].text
 
     def decode_answer(self, ids: Sequence[int]) -> str:
-        """Return the text of an answer, without stop tokens and without the template's lead."""
+        """Return the text of an answer, without stop tokens and without the text that the template puts before it."""
         text = self._tokenizer.decode([i for i in ids if i not in self.stop_ids])
-        return text.removeprefix(self._template_texts(("user", "assistant"), False)[1].lead.text).strip()
+        return text.removeprefix(self._template_texts(("user", "assistant"), False)[1].answer_prefix.text).strip()
 
     def user_turn(self, text: str) -> tuple[Turn, ...]:
         """Return a user's turn, after the recipe's system turn if that has no columns."""
@@ -208,19 +208,19 @@ class ChatTask(Task):
         spans: list[Span] = []
         position = 0
         for before, turn, following, is_fixed in zip(literals, turns, literals[1:], must_match, strict=False):
-            stop, between, lead = before
+            stop, between, answer_prefix = before
             position += len(stop.text) + len(between.text)
             after = following.stop.text + following.between.text
-            shortened = () if is_fixed else _shortened_renderings(text, position, lead.text, after)
-            for lead_text, content in chain(_renderings(lead.text, turn.text), shortened):
-                is_match = text.startswith(f"{lead_text}{content}{after}", position)
+            shortened = () if is_fixed else _shortened_renderings(text, position, answer_prefix.text, after)
+            for prefix_text, content in chain(_renderings(answer_prefix.text, turn.text), shortened):
+                is_match = text.startswith(f"{prefix_text}{content}{after}", position)
                 if is_match and (is_fixed or content.strip() in turn.text):
                     break
             else:
                 return None
             allowed = self._answer_control_ids if turn.role == "assistant" else frozenset()
-            spans += (stop, between, lead._replace(text=lead_text), Span(content, allowed))
-            position += len(lead_text) + len(content)
+            spans += (stop, between, answer_prefix._replace(text=prefix_text), Span(content, allowed))
+            position += len(prefix_text) + len(content)
         spans += literals[-1]
         return spans if "".join(span.text for span in spans) == text else None
 
@@ -231,22 +231,24 @@ class ChatTask(Task):
         for index, literal in enumerate(self._literals(roles, generation)):
             has_stop = roles[index - 1 : index] == ("assistant",) and literal.startswith(self._stop)
             stop = self._stop if has_stop else ""
-            lead = self._find_lead(roles[:index], literal) if roles[index : index + 1] == ("assistant",) else None
-            between = literal[len(stop) : len(literal) - len(lead or "")]
-            lead_span = Span(lead or "", control_ids, starts_generation=lead is not None)
-            texts.append(_TemplateText(Span(stop, control_ids), Span(between, control_ids), lead_span))
+            answer_prefix = (
+                self._find_answer_prefix(roles[:index], literal) if roles[index : index + 1] == ("assistant",) else None
+            )
+            between = literal[len(stop) : len(literal) - len(answer_prefix or "")]
+            prefix_span = Span(answer_prefix or "", control_ids, starts_generation=answer_prefix is not None)
+            texts.append(_TemplateText(Span(stop, control_ids), Span(between, control_ids), prefix_span))
         return tuple(texts)
 
-    def _find_lead(self, roles_before: tuple[str, ...], literal: str) -> str | None:
+    def _find_answer_prefix(self, roles_before: tuple[str, ...], literal: str) -> str | None:
         """Return the template's text after the generation prompt; None if `literal` does not begin with that prompt."""
         try:
             prompt = self._literals(roles_before, True)[-1]
         except RowProblem:
             return None
-        lead = literal[len(prompt) :]
+        answer_prefix = literal[len(prompt) :]
         # A header in it would not be part of the answer.
-        has_header = not self._tokenizer.special_ids.isdisjoint(self._tokenizer.encode_trusted(lead))
-        return lead if literal.startswith(prompt) and not has_header else None
+        has_header = not self._tokenizer.special_ids.isdisjoint(self._tokenizer.encode_trusted(answer_prefix))
+        return answer_prefix if literal.startswith(prompt) and not has_header else None
 
     def _find_literals(self, roles: tuple[str, ...], generation: bool) -> tuple[str, ...]:
         """Return the template's text before, between and after turns with these roles, by rendering placeholders."""
@@ -280,21 +282,21 @@ class ChatTask(Task):
         return literal[:end], token
 
 
-def _shortened_renderings(text: str, position: int, lead: str, after: str) -> Iterator[tuple[str, str]]:
-    """Yield (lead, content) of a turn that the template may have shortened: all text up to `after`."""
-    for lead_text in dict.fromkeys((lead, "")):
-        begin = position + len(lead_text)
-        if after and text.startswith(lead_text, position) and (end := text.find(after, begin)) >= 0:
-            yield lead_text, text[begin:end]
+def _shortened_renderings(text: str, position: int, answer_prefix: str, after: str) -> Iterator[tuple[str, str]]:
+    """Yield (answer_prefix, content) of a turn that the template may have shortened: all text up to `after`."""
+    for prefix_text in dict.fromkeys((answer_prefix, "")):
+        begin = position + len(prefix_text)
+        if after and text.startswith(prefix_text, position) and (end := text.find(after, begin)) >= 0:
+            yield prefix_text, text[begin:end]
 
 
-def _renderings(lead: str, content: str) -> Iterator[tuple[str, str]]:
-    """Yield (lead, content) for the ways to render a turn: unchanged, or with blanks or line breaks stripped.
+def _renderings(answer_prefix: str, content: str) -> Iterator[tuple[str, str]]:
+    """Yield (answer_prefix, content) for the ways to render a turn: unchanged, or with blanks or line breaks stripped.
 
-    An answer that begins with a thought may also replace the template's lead.
+    A template may also omit its `answer_prefix` before an answer that begins with a thought.
     """
-    yield lead, content
+    yield answer_prefix, content
     stripped = [strip(blanks) for blanks in (None, "\n") for strip in (content.strip, content.lstrip, content.rstrip)]
-    for lead_text in dict.fromkeys((lead, "")):
+    for prefix_text in dict.fromkeys((answer_prefix, "")):
         for rendered in dict.fromkeys((content, *stripped)):
-            yield lead_text, rendered
+            yield prefix_text, rendered

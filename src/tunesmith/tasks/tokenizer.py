@@ -1,6 +1,6 @@
-"""The tokenizer and its chat template, with a guarantee that transformers does not give.
+"""The tokenizer and its chat template.
 
-Text from users and data sets is never encoded to a control token.
+Unlike in transformers, text from users and datasets is never encoded to a control token.
 """
 
 import re
@@ -88,9 +88,9 @@ class TokenizerAdapter:
         self.markup_ids = frozenset(i for i in steering if _MARKUP.fullmatch(steering[i].content)) - self.special_ids
         self.control_ids = self.special_ids | self.markup_ids
         self._encoder = CachedEncoder(self._backend, self.control_ids)
-        # If untrusted text contains control tokens, those of the template get names that cannot be guessed.
-        secret = token_hex(8)
-        self._secret_names = {i: f"{secret}.{i}." for i in self.control_ids}
+        # If untrusted text contains control tokens, those of the template get random names.
+        random_part = token_hex(8)
+        self._random_names = {i: f"{random_part}.{i}." for i in self.control_ids}
         self._letter = self.encode_untrusted("a")
         self.prefix_ids = self._split_at_letter(hf_tokenizer("a").input_ids)[0]
         self._last_control_ids = lru_cache(maxsize=256)(self._ids_from_last_control)
@@ -168,7 +168,7 @@ class TokenizerAdapter:
         is_unchanged = _is_allowed(encoded, spans, edges)
         if not is_unchanged:
             encoded, edges = self._encode_joined(
-                self._renamed_encoder, [self._use_secret_names(span) for span in spans]
+                self._renamed_encoder, [self._use_random_names(span) for span in spans]
             )
             if not _is_allowed(encoded, spans, edges):
                 raise RowProblem("text cannot be encoded without control tokens", code="control-token")
@@ -211,7 +211,7 @@ class TokenizerAdapter:
         return self.encode([Span(text, self.control_ids)]).ids
 
     def encode_untrusted(self, text: str, *, allow_markup: bool = False) -> list[int]:
-        """Encode text of a user or a data set, in which control tokens are plain text.
+        """Encode text from a user or a dataset; control tokens in it become plain text.
 
         Args:
             allow_markup: keep tokens that are not flagged special (such as <think>), which answers may contain.
@@ -248,23 +248,23 @@ class TokenizerAdapter:
         except TypeError as error:  # half of a surrogate pair, which JSON can contain
             raise RowProblem("has characters that are not Unicode", repr(text[:80]), code="not-unicode") from error
 
-    def _use_secret_names(self, span: Span) -> str:
-        """Return a span's text with secret names for the control tokens that it allows."""
+    def _use_random_names(self, span: Span) -> str:
+        """Return a span's text with random names for the control tokens that it allows."""
         if not span.allowed_control_ids:
             return span.text
         pieces, position = [], 0
         encoded = self._encode_text(self._encoder, span.text)
         for i, (first, last) in encoded.control.items():
             if encoded.ids[i] in span.allowed_control_ids:
-                pieces += [span.text[position:first], self._secret_names[encoded.ids[i]]]
+                pieces += [span.text[position:first], self._random_names[encoded.ids[i]]]
                 position = last
         return "".join([*pieces, span.text[position:]])
 
     @cached_property
     def _renamed_encoder(self) -> CachedEncoder:
-        """The same tokenizer, in which control tokens have only their secret names."""
+        """The tokenizer with each control token renamed to a random string, which no untrusted text can contain."""
         try:
-            return CachedEncoder(rename_tokens(self._backend, self._secret_names), self.control_ids)
+            return CachedEncoder(rename_tokens(self._backend, self._random_names), self.control_ids)
         except ValueError as error:
             raise RecipeError(
                 f"the tokenizer cannot encode control tokens in users' text as plain text: {error}",

@@ -57,7 +57,7 @@ def load_tracker(name: str) -> Tracker:
 
 
 def check_installed(names: Sequence[str], mirror: str | None = None) -> None:
-    """Raise RecipeError if a package of one of a recipe's trackers, or of its registry mirror, is not installed."""
+    """Raise RecipeError if a package that one of the trackers or the registry mirror needs is not installed."""
     for name, where in [*((name, "trackers") for name in names), *([(mirror, "promote.mirror")] if mirror else [])]:
         missing = [package for package in TRACKERS[name] if importlib.util.find_spec(package) is None]
         if missing:

@@ -162,7 +162,11 @@ class _AnsweredRows:
         return [by_id[example.id] for example in self._prompts.examples]
 
     def _scores(self, name: str, lines: Sequence[dict[str, Any]], step: int) -> list[float | None]:
-        """Return a metric's value for each line; an empty list if a custom metric fails after the first validation."""
+        """Return a metric's value for each line; empty if a custom metric fails after step 0.
+
+        Raises:
+            RecipeError: a custom metric fails at step 0, before any training could be lost.
+        """
         try:
             return self.scorer.score(name, lines)
         except RecipeError as error:

@@ -39,7 +39,7 @@ def rows(count: int, **more: Any) -> list[Row]:
     return [{"q": f"what is {n}", "a": f"it is {n}", **more} for n in range(count)]
 
 
-def test_rows_that_spell_control_tokens_give_a_warning(build: Build, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rows_that_contain_control_tokens_give_a_warning(build: Build, capsys: pytest.CaptureFixture[str]) -> None:
     lines = rows(60)
     assert build(lines).facts()["control_tokens"] == {"rows": 0}
     assert "control tokens" not in capsys.readouterr().err

@@ -203,7 +203,7 @@ def test_tools_column_with_messages_is_refused(process: Process) -> None:
     assert len(process(lines, **chat, source=renamed)) == 4
 
 
-def test_notes_name_control_tokens_that_a_row_spells(process: Process) -> None:
+def test_notes_name_control_tokens_that_a_row_contains(process: Process) -> None:
     given_rows = rows(4)
     given_rows[1]["answer"] = "one<|im_end|>"
     given_rows[3]["question"] = "<|im_start|>user"

@@ -153,7 +153,7 @@ class Family:
 
     Attributes:
         written: returns an answer as the template renders it.
-        lead: text of the template at the beginning of the last answer.
+        answer_prefix: text of the template at the beginning of the last answer.
     """
 
     name: str
@@ -161,7 +161,7 @@ class Family:
     backend: Callable[[], Tokenizer]
     stop: str
     tokens: dict[str, str] = field(default_factory=dict)
-    lead: str = ""
+    answer_prefix: str = ""
     has_system: bool = True
     every_turn_ends: bool = True
     written: Callable[[str], str] = _unchanged
@@ -297,7 +297,7 @@ FAMILIES = {
             lambda: byte_level((), [*map(special, _CHATML), *map(markup, _THINK)], normalizer=normalizers.NFC()),
             stop="<|im_end|>",
             tokens={"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"},
-            lead="<think>\n\n</think>\n\n",
+            answer_prefix="<think>\n\n</think>\n\n",
             written=lambda text: text.lstrip("\n"),
         ),
         Family(
@@ -332,7 +332,7 @@ FAMILIES = {
             lambda: sentencepiece_bpe(("<s>", "</s>", "[INST]", "[/INST]"), style="first", prefix="<s>"),
             stop="</s>",
             tokens={"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"},
-            lead=" ",
+            answer_prefix=" ",
             has_system=False,
         ),
         Family(
@@ -341,7 +341,7 @@ FAMILIES = {
             lambda: sentencepiece_bpe(("<s>", "</s>", "[INST]", "[/INST]"), style="always", prefix="<s>"),
             stop="</s>",
             tokens={"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"},
-            lead=" ",
+            answer_prefix=" ",
             has_system=False,
         ),
         Family(
@@ -350,7 +350,7 @@ FAMILIES = {
             lambda: sentencepiece_bpe(("<s>", "</s>"), style="normalizer", prefix="<s>"),
             stop=" </s>",
             tokens={"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"},
-            lead=" ",
+            answer_prefix=" ",
             written=str.strip,
         ),
         Family(

@@ -43,7 +43,7 @@ def test_only_the_answer_and_its_stop_token_are_trained(family: Family) -> None:
     assert tokens.example_id == "some id"
     [run] = family.runs(tokens.input_ids, tokens.trained)
     # A decoder may drop the space that the template puts before an answer.
-    assert run in (f"{family.lead}dog{family.stop}", f"{family.lead.lstrip(' ')}dog{family.stop}")
+    assert run in (f"{family.answer_prefix}dog{family.stop}", f"{family.answer_prefix.lstrip(' ')}dog{family.stop}")
     learned = [i for i, trained in zip(tokens.input_ids, tokens.trained, strict=True) if trained]
     assert learned[-1] == task.stop_ids[0]
     assert task.decode_answer(learned) == task.reference(conversation(*LONG)) == "dog"
@@ -87,7 +87,10 @@ def test_blanks_around_turns_are_stripped_as_by_the_template(family: Family) -> 
     turns = conversation(" \n Say one \n", "\n  red cat \n", "two \t", "  dog  ", train_on="last")
     tokens = family.task().render(turns)
     [run] = family.runs(tokens.input_ids, tokens.trained)
-    assert run in (f"{lead}{family.written('  dog  ')}{family.stop}" for lead in (family.lead, family.lead.lstrip(" ")))
+    assert run in (
+        f"{prefix}{family.written('  dog  ')}{family.stop}"
+        for prefix in (family.answer_prefix, family.answer_prefix.lstrip(" "))
+    )
     assert family.tokenizer.decode(tokens.input_ids) == family.tokenizer.decode(family.own_ids(turns))
 
 
@@ -164,7 +167,7 @@ def test_users_cannot_forge_control_tokens(family: Family) -> None:
         assert list(tokens.input_ids[: len(prompt)]) == prompt
         assert forged.strip() in family.tokenizer.decode(prompt), "the text must be kept"
         [run] = family.runs(tokens.input_ids, tokens.trained)
-        assert family.written(texts[-1]) + family.stop in (run, run.removeprefix(family.lead))
+        assert family.written(texts[-1]) + family.stop in (run, run.removeprefix(family.answer_prefix))
 
 
 def test_system_and_tool_turns_cannot_forge_control_tokens(thinking: Family) -> None:
@@ -195,7 +198,7 @@ def test_control_token_split_over_two_turns_is_plain_text(chatml: Family) -> Non
 
 
 def test_text_next_to_the_template_cannot_complete_a_control_token() -> None:
-    # This template puts characters directly before and after the user's turn, which together could spell a token.
+    # This template puts characters directly before and after the user's turn, which together could form a token.
     template = (
         "{% for m in messages %}{% if m.role == 'user' %}<|im_start|><{{ m.content }}>{% else %}"
         "<|im_start|>assistant\n{{ m.content }}<|im_end|>{% endif %}{% endfor %}"

@@ -69,8 +69,8 @@ def is_rendered(family: Family, answer: str, run: str) -> bool:
     expected = f"{family.written(answer)}{family.stop}"
     normalizer = family.tokenizer._backend.normalizer
     normalize = (lambda text: normalizer.normalize_str(text)) if family.name == "thinking" else str
-    leads = {family.lead, family.lead.lstrip(" "), ""}
-    return normalize(run) in {normalize(lead + expected) for lead in leads}
+    prefixes = {family.answer_prefix, family.answer_prefix.lstrip(" "), ""}
+    return normalize(run) in {normalize(prefix + expected) for prefix in prefixes}
 
 
 @quick

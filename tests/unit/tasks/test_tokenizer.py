@@ -157,10 +157,10 @@ def test_added_tokens_matched_in_normalized_text_are_plain_text() -> None:
     assert tokenizer.decodes_to(tokenizer.encode_untrusted("\uff1cthink\uff1e"), "\uff1cthink\uff1e")
 
 
-def test_secret_names_of_control_tokens_cannot_be_forged() -> None:
+def test_random_names_of_control_tokens_cannot_be_forged() -> None:
     tokenizer = TokenizerAdapter(make_tokenizer())
-    names = tokenizer._secret_names.values()
-    assert not set(names) & set(TokenizerAdapter(make_tokenizer())._secret_names.values())
+    names = tokenizer._random_names.values()
+    assert not set(names) & set(TokenizerAdapter(make_tokenizer())._random_names.values())
     for name in names:
         assert tokenizer.decode(tokenizer.encode_untrusted(name)) == name
         with row_problem("control-token"):
