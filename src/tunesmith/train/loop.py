@@ -149,15 +149,16 @@ def accumulate_gradients(
     # All randomness of a step (dropout) follows from these numbers, so a resume needs no generator state.
     torch.manual_seed(_step_seed(setup.recipe.seed, step, setup.group.rank_info.rank))
     setup.model.zero_grad(set_to_none=True)  # an attempt that ran out of memory may have left gradients
-    total = 0.0
+    total = torch.zeros((), dtype=torch.float64, device=setup.compute.device)  # a float would wait for the GPU
     for (_, batch), counts in _micro_batches(setup, setup.tokens, rows, policy):
         interrupt.check()
         with setup.compute.autocast(setup.model.dtype):
             tokens = token_loss(setup.model, batch.to(setup.compute.device))
         loss = counts * setup.objective.loss(tokens) / divisor
         (loss * scale).backward()  # type: ignore[no-untyped-call]
-        total += float(loss.detach()) if counts else 0.0
-    return total
+        if counts:
+            total += loss.detach()
+    return float(total)
 
 
 def _micro_batches(
