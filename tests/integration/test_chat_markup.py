@@ -27,7 +27,7 @@ def test_a_base_model_learns_to_chat(tmp_path: Path, method: str) -> None:
     with raises(RecipeError, "no-chat-template"):
         plan_run(file, ["model.chat_markup="])
     shown = inspect_rows(file, rows=1)[0]["tokens"]
-    assert plan_run(file).counts["train"] > 0
+    assert plan_run(file).rows.counts["train"] > 0
     run = run_recipe(file, out=tmp_path / "run")
     assert inspect_rows(run.path, rows=1)[0]["tokens"] == shown
     assert shown[0]["text"] == "<|im_start|>"

@@ -37,12 +37,12 @@ READS = [
     "generate runs/a --prompt hi --max-new-tokens 3", "show runs/a --rows 1",
 ]  # fmt: skip
 WRITES = [
-    "promote loop@1 --alias live --json", "promote runs/a --json", "run runs/a --json", "plan runs/a --json",
+    "alias loop@1 live --json", "promote runs/a --json", "run runs/a --json", "plan runs/a --json",
     "run recipe.yaml --out new --json", "run recipe.yaml --json", "plan recipe.yaml --json",
     "sweep recipe.yaml --over seed=1,2 --json", "show runs/a --html page.html --json",
 ]  # fmt: skip
 OWN = [
-    "promote loop@1 --alias live", "generate loop@live --prompt hi --max-new-tokens 3", "run runs/a evaluate.rows=8",
+    "alias loop@1 live", "generate loop@live --prompt hi --max-new-tokens 3", "run runs/a evaluate.rows=8",
     "rollback loop",
 ]  # fmt: skip
 Ended = list[list[Any]]

@@ -67,7 +67,6 @@ def test_a_run_that_runs_out_of_memory_has_the_same_weights(tmp_path: Path, tiny
     assert "out of memory: retrying" not in said
     limited, said = trained(tmp_path, recipe, 24)
     assert "out of memory: retrying with" in said
-    assert "the step stays the same" in said
     one, other = (list(filter(lambda line: line["kind"] == "step", read_jsonl(run / "train" / "metrics.jsonl")))
                   for run in (free, limited))  # fmt: skip
     assert [line["trained_tokens"] for line in one] == [line["trained_tokens"] for line in other]
