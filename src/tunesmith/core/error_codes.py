@@ -129,7 +129,6 @@ ERROR_CODES = {
     "not-text": "A prediction or a reference is not text.",
     "not-a-number": "A score or weight is not a finite number.",
     "bad-weight": "Weights are negative, or all are 0.",
-    "unreadable-file": "A file of answers or scores, given to `score` or `verdict`, cannot be read.",
     "not-jsonl": "A file is not JSONL: one JSON object per line, in UTF-8, not compressed.",
     "ambiguous-metric": "The rows of two files have no metric in common, or have several and none was chosen.",
     "unpaired-rows": "The rows of two files do not match: different rows, ids or groups.",
@@ -162,7 +161,7 @@ ERROR_CODES = {
     "prompt-columns": "A row or prompt text for `generate` or `chat` does not match the columns of the model's prompt.",
     "wrong-sampling": "An option of generation is out of range, has no effect, or contradicts another one.",
     # train
-    "missing-columns": "The objective needs columns that the prepared examples lack.",
+    "examples-lack-columns": "The objective needs columns that the prepared examples lack.",
     "crash-loop": "Training was killed twice at the same step.",
     "no-intact-checkpoint": "All checkpoints of the run are damaged.",
     "wrong-optimizer-state": "A stored optimizer state is incomplete or belongs to another model.",

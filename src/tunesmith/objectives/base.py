@@ -64,5 +64,5 @@ def require_columns(objective: Objective, tokens: TokenDataset) -> None:
         raise RecipeError(
             f"the objective `{objective.name}` needs columns that the prepared examples lack: {', '.join(missing)}",
             hint="prepare the examples for this objective",
-            code="missing-columns",
+            code="examples-lack-columns",
         )

@@ -175,7 +175,7 @@ def _read_text(file: Path) -> str:
         content = file.read_bytes()
     except OSError as error:
         hint = "give a JSONL file that this user can read"
-        raise DataError(f"cannot be read: {error.strerror}", where=where, hint=hint, code="unreadable-file") from error
+        raise DataError(f"cannot be read: {error.strerror}", where=where, hint=hint, code="unreadable") from error
     for magic, (tool, command) in _COMPRESSION_FORMATS.items():
         if content.startswith(magic):
             hint = f"{command} {shlex.quote(where)}"

@@ -24,7 +24,7 @@ def test_objective_requires_its_columns() -> None:
     weighted = Objective("weighted", SFT.loss, SFT.divisor, SFT.measures, frozenset({WEIGHT}))
     plain = TokenDataset.from_examples([TokenizedExample("a", (5, 6), (False, True))])
     require_columns(SFT, plain)
-    with raises(RecipeError, "missing-columns", "weighted", "weight"):
+    with raises(RecipeError, "examples-lack-columns", "weighted", "weight"):
         require_columns(weighted, plain)
     columns = {WEIGHT: (1.0, 2.0)}
     require_columns(weighted, TokenDataset.from_examples([TokenizedExample("a", (5, 6), (False, True), columns)]))

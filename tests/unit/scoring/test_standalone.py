@@ -115,7 +115,7 @@ def test_invalid_files_are_refused(write: Write, text: Any, code: str, named: st
 
 def test_missing_file_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "gone.jsonl", tmp_path):
-        with raises(DataError, "unreadable-file", where=str(path)):
+        with raises(DataError, "unreadable", where=str(path)):
             score_file(path, ["exact_match"])
 
 
