@@ -121,6 +121,6 @@ def test_a_damaged_checkpoint_is_skipped_and_reported(
     raw[-1] ^= 1
     victim.write_bytes(raw)
     run_recipe(file, out=tmp_path / "run", until="train")
-    assert "skipping a checkpoint" in capsys.readouterr().err
+    assert "skipping a damaged checkpoint" in capsys.readouterr().err
     assert weights(run) == weights(whole)
     assert validations(run) == validations(whole)

@@ -110,6 +110,6 @@ def test_a_missing_base_is_refused_and_nothing_is_written(project: Path, tmp_pat
         run_recipe(project / "recipe.yaml")
     assert snapshot(run.path) == before
     save_model(project.parent / "models" / "tiny", "llama", seed=5)
-    with raises(RecipeError, "base-changed"):
+    with raises(RecipeError, "inputs-changed", "base"):
         run_recipe(run.path)
     assert snapshot(run.path) == before

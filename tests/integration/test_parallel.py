@@ -23,7 +23,7 @@ from tests.support.tiny import one_thread, recipe, save_model
 from tests.unit.train.conftest import random_rows
 
 from tunesmith import run_recipe
-from tunesmith.core.files import read_json
+from tunesmith.core.files import MANIFEST, read_json
 from tunesmith.core.jsonl import read_jsonl, read_whole_lines
 from tunesmith.core.rundir import RunDir
 from tunesmith.data.token_file import write_tokens
@@ -269,7 +269,8 @@ def test_a_killed_rank_ends_all_and_the_run_resumes(rank: int, file: Path, alone
     run = RunDir(tmp_path / "run")
     command = ["-m", "tunesmith", "train", str(file), "--out", str(run)]
     process = together(2, *command)
-    assert wait_until(process, lambda: steps_done(run) >= 7)
+    # A checkpoint is written in the background, and the run resumes from it.
+    assert wait_until(process, lambda: steps_done(run) >= 7 and (run.checkpoint(5) / MANIFEST).exists())
     workers = dict(ranks_of(process))
     workers[rank].kill()
     process.communicate(timeout=240)  # the others' timeout is half an hour

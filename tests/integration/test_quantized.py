@@ -94,7 +94,7 @@ def test_the_embedded_model_learns_in_four_and_eight_bits_as_in_full(smollm2: Pa
     from tunesmith.tasks.tokenizer import TokenizerAdapter
 
     text = "Question: how many orders did Ada place? Answer: SELECT count(*) FROM orders WHERE customer = 'Ada';"
-    ids = torch.tensor([TokenizerAdapter.load(smollm2).markup(text)])
+    ids = torch.tensor([TokenizerAdapter.load(smollm2).encode_trusted(text)])
     compute = ComputeConfig(torch.device("cpu"), torch.float32)
     kinds: dict[str, Any] = {"fp32": None, "int8": Quantization(bits=8), "nf4": Quantization(bits=4)}
     sizes, losses = {}, {}

@@ -154,7 +154,7 @@ def test_out_of_memory_on_one_rank_ends_all_with_sharding(file: Path, tmp_path: 
     process = together(2, little, "train", str(file), IN_PARTS, "--out", str(run))
     _, said = process.communicate(timeout=240)
     assert said.decode().count("out of memory with micro-batches of") == 2, "both say what one has met"
-    assert "set train.micro_batch_tokens to less" in said.decode()
+    assert "train.micro_batch_tokens" in said.decode()
     assert "exitcode  : 5" in said.decode()
 
 

@@ -111,7 +111,7 @@ def leftovers(namespaces: set[str]) -> list[str]:
 def test_cluster_leaves_nothing_behind(tmp_path: Path) -> None:
     with cluster(tmp_path / "cluster", nodes=1) as slurm:
         submit(slurm, tmp_path, "setsid sleep 600 & touch started; sleep 600")
-        assert until((tmp_path / "started").exists, 60)
+        assert until((tmp_path / "started").exists, 180)
         client = slurm.popen(["sleep", "600"])
         namespaces = namespaces_of(slurm.head.pid, slurm.nodes[1].pid)
         assert leftovers(namespaces)
