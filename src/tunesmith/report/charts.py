@@ -145,7 +145,8 @@ def loss_curves(training: Training, width: float) -> Markup:
     mean = list(zip((step for step, _ in raw), moving_average([loss for _, loss in raw]), strict=True))
     valid = [(float(step), loss) for step, loss, _ in training.valid]
     low, top = _loss_range([loss for _, loss in raw + valid])
-    x = scale(raw[0][0], max(step for step, _ in raw + valid), start, end)
+    steps = [step for step, _ in raw + valid]
+    x = scale(min(steps), max(steps), start, end)
     y = scale(low, top, bottom, 22)
     levels = ticks(low, top, 5)
 
