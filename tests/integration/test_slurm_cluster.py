@@ -108,10 +108,11 @@ def leftovers(namespaces: set[str]) -> list[str]:
     return found
 
 
-def test_cluster_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_cluster_leaves_nothing_behind(tmp_path_factory: pytest.TempPathFactory) -> None:
+    tmp_path = tmp_path_factory.mktemp("slurm")  # the name of the test would be too long for sockets
     with cluster(tmp_path / "cluster", nodes=1) as slurm:
         submit(slurm, tmp_path, "setsid sleep 600 & touch started; sleep 600")
-        assert until((tmp_path / "started").exists, 180)
+        assert until((tmp_path / "started").exists, 60)
         client = slurm.popen(["sleep", "600"])
         namespaces = namespaces_of(slurm.head.pid, slurm.nodes[1].pid)
         assert leftovers(namespaces)
@@ -121,7 +122,8 @@ def test_cluster_leaves_nothing_behind(tmp_path: Path) -> None:
     assert str(tmp_path) not in Path("/proc/self/mountinfo").read_text()
 
 
-def test_cluster_of_killed_tests_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_cluster_of_killed_tests_leaves_nothing_behind(tmp_path_factory: pytest.TempPathFactory) -> None:
+    tmp_path = tmp_path_factory.mktemp("slurm")
     code = """
 import pathlib, sys, time
 from tests.support.slurm_cluster import cluster

@@ -28,6 +28,7 @@ Arguments = Sequence[str | Path]
 PACKAGES = {"slurmctld": "slurmctld", "slurmd": "slurmd", "sbatch": "slurm-client", "munged": "munge", "ip": "iproute2"}
 PATH = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"))
 UNSHARE = ["unshare", "--fork", "--kill-child", "--pid", "--mount-proc", "--mount", "--uts", "--net"]
+MAX_SOCKET_PATH = 107  # characters; see unix(7)
 # The first process of a machine: a shell that stays, and reaps orphans.
 INIT = """
 trap exit TERM
@@ -201,6 +202,9 @@ def cluster(folder: Path, nodes: int = 2, *, cpus: int = 4, gpus: int = 4, **set
         settings: lines of slurm.conf that replace those in SETTINGS, such as `SlurmdTimeout=5`.
     """
     folder = folder.resolve()
+    longest = len(f"{folder}/spool/node1/node1_1.{2**32 - 1}")  # the socket of a job's step
+    if longest > MAX_SOCKET_PATH:
+        raise ValueError(f"{folder}: its path is too long for the sockets of Slurm by {longest - MAX_SOCKET_PATH}")
     for name in ("state", "spool", "log"):
         (folder / name).mkdir(parents=True)
     for number in range(gpus):  # slurmd requires device files; these act like /dev/null
