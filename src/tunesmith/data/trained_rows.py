@@ -5,14 +5,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from tunesmith.core.files import write_chunks
 from tunesmith.data.dedup import HELD_OUT
 from tunesmith.data.spool import SpooledRow
 from tunesmith.fetch.reference import ModelFolder
 from tunesmith.recipe.columns import prompt_columns, response_columns
-from tunesmith.recipe.data_source import FileSource
+from tunesmith.recipe.data_record import load_data
 from tunesmith.recipe.schema import Data, Recipe
 
 TRAINED_ROWS = "trained_rows.bin"
@@ -65,8 +65,7 @@ def unknown_overlap_warning(recipe: Recipe, base: ModelFolder | None) -> str | N
     stored = base.card.get("data") if base is not None and trained_rows(base) else None
     if isinstance(stored, dict):
         with suppress(ValidationError):
-            base_data = TypeAdapter[Data](Data).validate_python({**stored, "source": FileSource(file="none")})
-            if _columns(base_data) != _columns(recipe.data):
+            if _columns(load_data(stored)) != _columns(recipe.data):
                 return (
                     f"the base `{recipe.model.base}` was trained on other columns, so it is unknown which valid "
                     "and test rows it has seen"

@@ -5,8 +5,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from pydantic import TypeAdapter
-
 from tunesmith.core.errors import DataError, RecipeError
 from tunesmith.core.records import Example, Turn
 from tunesmith.fetch.reference import ModelFolder, resolve
@@ -20,8 +18,8 @@ from tunesmith.model.adapters import open_model
 from tunesmith.model.load import ComputeConfig, choose_compute, max_positions
 from tunesmith.model.quantization import trained_quantization
 from tunesmith.recipe.columns import optional_columns
-from tunesmith.recipe.data_source import FileSource
-from tunesmith.recipe.schema import ChatData, CompletionData, Data, Seq2SeqData, TextData
+from tunesmith.recipe.data_record import UNKNOWN_SOURCE, load_data
+from tunesmith.recipe.schema import ChatData, CompletionData, Seq2SeqData, TextData
 from tunesmith.recipe.template import columns_in
 from tunesmith.tasks import task_for
 from tunesmith.tasks.base import MissingColumn, RowProblem, Task
@@ -245,18 +243,17 @@ def _compute_config(folder: ModelFolder) -> ComputeConfig:
 
 def _prompt_data(folder: ModelFolder, tokenizer: TokenizerAdapter) -> tuple[TaskData, bool]:
     """Return the data section of the model's training and true, or a default section and false."""
-    source = FileSource(file="none")
     stored = folder.card.get("data")
     if isinstance(stored, dict):
-        data: TaskData = TypeAdapter(Data).validate_python({**stored, "source": source})
+        data = load_data(stored)
         # Texts with control tokens were formatted conversations, so a prompt goes into a turn, as for the base.
         if not (isinstance(data, TextData) and data.control_tokens and tokenizer.has_chat_template):
             return data, True
     if tokenizer.has_encoder:
-        return Seq2SeqData(source=source, task="seq2seq", prompt="{source}", response="{target}"), False
+        return Seq2SeqData(source=UNKNOWN_SOURCE, task="seq2seq", prompt="{source}", response="{target}"), False
     if tokenizer.has_chat_template:
-        return ChatData(source=source, task="chat", messages="messages"), False
-    return TextData(source=source, task="text", text="text", sample_prefix_tokens=2**31), False
+        return ChatData(source=UNKNOWN_SOURCE, task="chat", messages="messages"), False
+    return TextData(source=UNKNOWN_SOURCE, task="text", text="text", sample_prefix_tokens=2**31), False
 
 
 def _templates(data: TaskData) -> Iterator[str]:

@@ -32,6 +32,7 @@ from tunesmith.model.load import compute_config
 from tunesmith.model.quantization import quantization_of
 from tunesmith.objectives.base import Objective
 from tunesmith.objectives.sft import SFT
+from tunesmith.recipe.data_record import dump_data
 from tunesmith.recipe.schema import Recipe
 from tunesmith.tasks.chatml import load_tokenizer
 from tunesmith.tasks.tokenizer import TokenizerAdapter
@@ -98,7 +99,7 @@ def _card(recipe: Recipe, run: RunDir, base: ModelFolder, stage_inputs: dict[str
     quantization = quantization_of(recipe)
     return {
         **base_card(base, run.checkpoint(0) / "model"),
-        "data": recipe.data.model_dump(mode="json", exclude={"source", "split"}),
+        "data": dump_data(recipe.data),
         "quantization": quantization.model_dump(mode="json") if quantization else None,
         "chat_markup": recipe.model.chat_markup,
         "precision": recipe.model.precision,
