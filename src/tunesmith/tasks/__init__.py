@@ -1,7 +1,7 @@
 """Turn rows into tokens. One module per task, with the same functions for training, evaluation and serving.
 
-row -> parse -> turns -> render -> TokenizedExample             for training
-turns -> encode_prompt -> prompt's token ids    for generation
+row -> parse -> turns -> render -> TokenizedExample    for training
+turns -> encode_prompt -> the prompt's token ids       for generation
 """
 
 from tunesmith.core.errors import RecipeError
