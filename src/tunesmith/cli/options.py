@@ -9,7 +9,6 @@ from cyclopts import Parameter
 from tunesmith.core.errors import RecipeError
 
 Overrides = Annotated[str, Parameter(help="Changes to the recipe, such as train.max_steps=20.")]
-RecipeFile = Annotated[Path, Parameter(help="The recipe's file.")]
 RecipeOrRun = Annotated[Path, Parameter(help="The recipe's file, or the folder of a run.")]
 RunFolder = Annotated[Path, Parameter(help="The folder of a run.")]
 RunOut = Annotated[
