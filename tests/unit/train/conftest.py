@@ -1,6 +1,8 @@
-"""Prepared runs of a tiny model over random rows, which train in about a second."""
+"""Prepared runs of a tiny model over random rows, which train in about a second, and ways to stop and compare them."""
 
 import json
+import shutil
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,17 +10,34 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from tests.support.tiny import save_model
 
-from tunesmith.core.files import write_json
+from tunesmith.core import interrupt
+from tunesmith.core.errors import Interrupted
+from tunesmith.core.files import read_json, write_json
 from tunesmith.core.jsonl import write_jsonl
 from tunesmith.core.records import Example, TokenizedExample, Turn
 from tunesmith.core.rundir import RunDir
+from tunesmith.data.microbatch import MicroBatchPolicy
+from tunesmith.data.token_dataset import TokenDataset
 from tunesmith.data.token_file import write_tokens
+from tunesmith.fetch.reference import ModelFolder
+from tunesmith.kernels.oom import OomRetry
+from tunesmith.model.adapters import make_trainable, trained_parameters
+from tunesmith.model.load import ComputeConfig, load_base
+from tunesmith.recipe.schedule import plan_steps
 from tunesmith.recipe.schema import Recipe
+from tunesmith.train import loop, validate
+from tunesmith.train.loop import Measurement, Setup
+from tunesmith.train.optim import make_optimizer, optimizer_tensors
 
 LORA = {"method": "lora", "rank": 2, "alpha": 8, "dropout": 0.1}
 FULL = {"method": "full"}
+NO_DROPOUT = {**LORA, "dropout": 0.0}
+BOTH = pytest.mark.parametrize("tuning", [LORA, FULL], ids=["lora", "full"])
+WITH_ANSWERS = {"valid_metrics": ["chrf"], "select_best_by": "chrf", "valid_rows": 4}
+ROWS = 24
 CLOCKS = ("seconds", "update_seconds", "tokens_per_second", "peak_memory_gib")
 
 
@@ -111,6 +130,7 @@ class Job:
 
 
 MakeJob = Callable[..., Job]
+MakeSetup = Callable[..., tuple[Setup, torch.optim.Optimizer]]
 
 
 def prepared(folder: Path, base: Path, tuning: dict[str, Any], *, valid: int = 6, **train: Any) -> Job:
@@ -143,3 +163,101 @@ def finished_job(base: Path, tmp_path_factory: pytest.TempPathFactory) -> MakeJo
         return jobs[key]
 
     return trained
+
+
+def assert_same_result(one: Job, other: Job) -> None:
+    """Assert that two runs have the same files (to the byte), log, manifest and state."""
+    assert one.log() == other.log()
+    assert one.answers() == other.answers()
+    assert one.steps == other.steps
+    for step in one.steps:
+        assert one.result(step) == other.result(step)
+    manifests = [read_json(run.run.stage("train") / "manifest.json") for run in (one, other)]
+    for manifest in manifests:
+        for name in ("seconds", "tokens_per_second", "peak_memory_gib", "files"):
+            del manifest[name]
+    assert manifests[0] == manifests[1]
+
+
+def copied(one: Job, folder: Path) -> Job:
+    """Copy a run's folder."""
+    shutil.copytree(one.run.path, folder)
+    return Job(one.recipe, RunDir(folder))
+
+
+def flip(path: Path) -> None:
+    """Flip a bit in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def scripted(monkeypatch: pytest.MonkeyPatch, losses: dict[int, float]) -> None:
+    """Let validation measure these losses, by step."""
+    steps = iter(losses)
+    monkeypatch.setattr(
+        validate,
+        "measure",
+        lambda setup, tokens, rows, on_progress: Measurement({"loss": losses[next(steps)], "token_accuracy": 0.5}, 10),
+    )
+
+
+def signal_at(monkeypatch: pytest.MonkeyPatch, module: Any, name: str, call: int) -> None:
+    """Send this process a signal at one call of a function."""
+    original, calls = getattr(module, name), []
+
+    def signalling(*args: Any, **given: Any) -> Any:
+        calls.append(1)
+        if len(calls) == call:
+            signal.raise_signal(signal.SIGTERM)
+        return original(*args, **given)
+
+    monkeypatch.setattr(module, name, signalling)
+
+
+@pytest.fixture
+def stopped(new_job: MakeJob) -> Job:
+    """A stopped run with checkpoints 2 and 4."""
+    job = new_job(keep_checkpoints=3)
+    with pytest.MonkeyPatch.context() as patch:
+        signal_at(patch, loop, "accumulate_gradients", 6)
+        with interrupt.catch_signals(), pytest.raises(Interrupted):
+            job.train()
+    assert job.steps == [2, 4, 5]
+    shutil.rmtree(job.run.checkpoint(5))
+    return job
+
+
+@pytest.fixture
+def new_setup(base: Path, tmp_path: Path) -> MakeSetup:
+    """Return a function that makes a Setup and its optimizer."""
+    write_tokens(tmp_path / "tokens.safetensors", random_rows(ROWS, 1))
+
+    def new(
+        tuning: dict[str, Any] = NO_DROPOUT, dtype: torch.dtype = torch.float32, **train: Any
+    ) -> tuple[Setup, torch.optim.Optimizer]:
+        recipe = recipe_of(base, tuning, **{"examples_per_step": 8, "epochs": 2, **train})
+        compute = ComputeConfig(torch.device("cpu"), dtype)
+        master_dtype = torch.float32 if tuning == FULL and dtype == torch.float16 else dtype
+        model = make_trainable(load_base(ModelFolder("x", base), compute, dtype=master_dtype), recipe.tuning, seed=0)
+        tokens = TokenDataset(tmp_path / "tokens.safetensors")
+        size = recipe.train.micro_batch
+        oom_retry = OomRetry(MicroBatchPolicy(256, None if size == "auto" else int(size), recipe.train.packing))
+        setup = Setup(recipe, plan_steps(recipe, len(tokens)), compute, model, tokens, 2, oom_retry)
+        return setup, make_optimizer(model, recipe.train)
+
+    return new
+
+
+def weights(model: Any) -> torch.Tensor:
+    return torch.cat([weight.detach().flatten().clone() for _, weight in trained_parameters(model)])
+
+
+def all_state(setup: Setup, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """Return copies of all weights and of the optimizer's state."""
+    state = {name: value.clone() for name, value in optimizer_tensors(setup.model, optimizer).items()}
+    return state | {name: weight.detach().clone() for name, weight in setup.model.named_parameters()}
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)

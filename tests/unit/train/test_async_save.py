@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from tests.support.errors import raises
-from tests.unit.train.conftest import FULL, LORA, MakeJob
+from tests.unit.train.conftest import BOTH, MakeJob
 
 from tunesmith.core.errors import DoesNotFit, Interrupted
 from tunesmith.train import async_save, loop
@@ -28,7 +28,7 @@ def record_saves(monkeypatch: pytest.MonkeyPatch, work: Any) -> list[tuple[int, 
     return saves
 
 
-@pytest.mark.parametrize("tuning", [LORA, FULL], ids=["lora", "full"])
+@BOTH
 def test_async_save_holds_the_state_of_its_step_while_training_continues(
     new_job: MakeJob, finished_job: MakeJob, monkeypatch: pytest.MonkeyPatch, tuning: dict[str, Any]
 ) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.unit.train.conftest import FULL, LORA, Job, MakeJob, documents
+from tests.unit.train.conftest import BOTH, Job, MakeJob, documents
 
 from tunesmith.core.errors import DataError, RecipeError
 from tunesmith.core.files import check_folder, read_json
@@ -45,7 +45,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, losses: list[float], scores: list[
 # --- values ---
 
 
-@pytest.mark.parametrize("tuning", [LORA, FULL], ids=["lora", "full"])
+@BOTH
 def test_each_validation_scores_answers_to_the_same_rows_and_stores_them(
     new_job: MakeJob, tuning: dict[str, Any]
 ) -> None:
@@ -222,7 +222,7 @@ def test_custom_metric_that_fails_before_the_first_step_is_an_error(new_job: Mak
 # --- training does not change ---
 
 
-@pytest.mark.parametrize("tuning", [LORA, FULL], ids=["lora", "full"])
+@BOTH
 def test_generating_answers_does_not_change_the_trained_weights(
     new_job: MakeJob, finished_job: MakeJob, tuning: dict[str, Any]
 ) -> None:
