@@ -166,17 +166,18 @@ def read_file_rows(file: LocalFile) -> Iterator[tuple[str, dict[str, Any]]]:
         else:
             if file.path.stat().st_size == 0:
                 raise DataError("is empty", where=file.label, code="no-rows")
-            # The default batch is a whole row group, which can be the whole file.
-            options = {"batch_size": _BATCH_ROWS} if file.format == ".parquet" else {}
             with wrap_library_errors(file.label):
-                for number, values in enumerate(_open_stream(file.format[1:], file, **options), 1):
+                for number, values in enumerate(_open_stream(file), 1):
                     yield f"{file.label} row {number}", dict(values)
 
 
-def _open_stream(builder: str, file: LocalFile, **options: Any) -> Any:
-    """Return a file as a streaming dataset."""
+def _open_stream(file: LocalFile) -> Any:
+    """Return a Parquet or Arrow file as a streaming dataset."""
     from datasets import load_dataset
 
+    builder = file.format.removeprefix(".")
+    # The default batch of Parquet is a whole row group, which can be the whole file.
+    options = {"batch_size": _BATCH_ROWS} if builder == "parquet" else {}
     # The builders log the errors that they raise; we report them once.
     logging.getLogger(f"datasets.packaged_modules.{builder}.{builder}").setLevel(logging.CRITICAL)
     name = glob.escape(str(file.path.absolute()))
