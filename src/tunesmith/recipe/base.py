@@ -24,6 +24,12 @@ def setting_error(code: str, message: str) -> PydanticCustomError:
     return PydanticCustomError(code, message)
 
 
+def code_and_message(error: RecipeError) -> tuple[str, str]:
+    """Return the error code and the message, with its hint, for a key whose value a check has refused."""
+    code = "wrong-value" if error.code == RecipeError.code else error.code
+    return code, f"{error.message}{f'; {error.hint}' if error.hint else ''}"
+
+
 def checked_by(check: Callable[[str], None]) -> AfterValidator:
     """Turn a function that raises RecipeError into a validator."""
 
@@ -31,8 +37,7 @@ def checked_by(check: Callable[[str], None]) -> AfterValidator:
         try:
             check(value)
         except RecipeError as error:
-            code = "wrong-value" if error.code == RecipeError.code else error.code
-            raise setting_error(code, f"{error.message}{f'; {error.hint}' if error.hint else ''}") from None
+            raise setting_error(*code_and_message(error)) from None
         return value
 
     return AfterValidator(validate)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from tunesmith.core.errors import RecipeError
+from tunesmith.recipe.base import code_and_message
 from tunesmith.recipe.launch import world_size_of
 from tunesmith.recipe.schema import Recipe, Train
 from tunesmith.recipe.tuning import FullTuning, Quantization
@@ -160,5 +161,5 @@ def _other_contradictions(recipe: Recipe) -> Iterator[Mistake]:
 
 
 def _from_error(path: tuple[str, ...], error: RecipeError) -> Mistake:
-    code = "wrong-value" if error.code == RecipeError.code else error.code
-    return Mistake(path, f"{error.message}{f'; {error.hint}' if error.hint else ''}", code)
+    code, message = code_and_message(error)
+    return Mistake(path, message, code)
