@@ -107,14 +107,14 @@ def train_steps(setup: Setup, optimizer: torch.optim.Optimizer, *, first_step: i
             (loss,) = group.sum(local_loss)
             group.raise_if_interrupted()
             if not math.isfinite(loss):
-                raise _non_finite("loss", loss, step, rows, setup)
+                raise _non_finite("loss", loss, step, rows)
             group.sum_gradients(setup.model)
             update_began = time.monotonic()
             norm = clip_gradients(setup.model, recipe.train.max_gradient_norm, group, loss_scale=scale)
             if math.isfinite(norm):
                 break
             if scale <= 1:
-                raise _non_finite("gradient norm", norm, step, rows, setup)
+                raise _non_finite("gradient norm", norm, step, rows)
             scale /= 2
         rate = learning_rate_at(recipe, plan, step)
         for param_group in optimizer.param_groups:
@@ -231,7 +231,7 @@ def _step_seed(seed: int, step: int, rank: int) -> int:
     return (seed * 1_000_003 + step + rank * 7_368_787) % 2**63
 
 
-def _non_finite(name: str, value: float, step: int, rows: list[int], setup: Setup) -> NonFinite:
+def _non_finite(name: str, value: float, step: int, rows: list[int]) -> NonFinite:
     return NonFinite(
         f"the {name} became {value}; the weights were not updated with it",
         where=f"step {step + 1}, rows {rows[:8]} of train",
