@@ -1,26 +1,22 @@
-"""Files and folders stay old or become new after a kill at any line, a full disk or an error; damage is found."""
+"""Files and folders are written whole or not at all, damage is found, and values keep their digests."""
 
 import errno
-import itertools
 import json
 import os
-import resource
 import stat
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.support.child import run_in_child
 from tests.support.errors import raises
 from tests.support.json_values import LINE_BREAKS, json_values
+from tests.support.sealed import fill, make, names
 
 from tunesmith.core import files
-from tunesmith.core.errors import DamagedFile, DoesNotFit, RecipeError
+from tunesmith.core.errors import DamagedFile, RecipeError
 from tunesmith.core.files import (
     MANIFEST,
     check_folder,
@@ -29,119 +25,14 @@ from tunesmith.core.files import (
     is_temporary,
     new_folder,
     read_json,
-    remove_folder,
     remove_leftovers,
     temporary_path,
-    translate_enospc,
     without_temporary_names,
     write_json,
     write_text,
 )
 
-KILLED = 9
-
-
-def killed_at_every_line(work: Callable[[], object]) -> Iterator[bool]:
-    """Run `work` in one child after another, each killed one line of core/files.py later; yield whether it finished."""
-    for lines in itertools.count(1):
-        code = run_in_child(lambda lines=lines: (sys.settrace(_killer(lines)), work()))
-        assert code in (0, KILLED)
-        yield code == 0
-        if code == 0:
-            assert lines > 3, "the tracer was not called"
-            return
-
-
-def _killer(lines: int) -> Callable[[FrameType, str, Any], Any]:
-    seen: set[tuple[str, int]] = set()  # repeated lines count once
-
-    def trace(frame: FrameType, event: str, argument: Any) -> Any:
-        if frame.f_code.co_filename != files.__file__:
-            return None
-        if event == "line":
-            seen.add((frame.f_code.co_name, frame.f_lineno))
-        if len(seen) == lines:
-            os._exit(KILLED)
-        return trace
-
-    return trace
-
-
-def fill(folder: Path, word: str) -> None:
-    """Write two files, one of them in a subfolder."""
-    (folder / "a.txt").write_text(word * 100)
-    (folder / "inner").mkdir()
-    (folder / "inner" / "b.jsonl").write_text(f'"{word}"\n')
-
-
-def make(final: Path, word: str) -> None:
-    with new_folder(final, word=word) as folder:
-        fill(folder, word)
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
-
-
-# --- kills ---
-
-
-@pytest.fixture
-def no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Skip fsync, which takes most of the time and matters only in a power cut."""
-    monkeypatch.setattr(os, "fsync", lambda file: None)
-
-
-@pytest.mark.usefixtures("no_fsync")
-@pytest.mark.parametrize("before", [None, "old"])
-def test_write_text_killed_at_any_line_leaves_the_old_or_the_new_file(tmp_path: Path, before: str | None) -> None:
-    path = tmp_path / "x.txt"
-    seen = set()
-    if before:
-        path.write_text(before)
-    for done in killed_at_every_line(lambda: write_text(path, "new" * 9999)):
-        seen.add(path.read_text() if path.exists() else None)
-        assert seen <= {before, "new" * 9999}
-        assert not done or path.read_text() == "new" * 9999
-        remove_leftovers(tmp_path)
-        assert names(tmp_path) == ["x.txt"][: path.exists()]
-        path.unlink(missing_ok=True)
-        if before:
-            path.write_text(before)
-    assert seen == {before, "new" * 9999}
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("no_fsync")
-@pytest.mark.parametrize("before", [None, "old"])
-def test_new_folder_killed_at_any_line_leaves_a_whole_folder_or_none(tmp_path: Path, before: str | None) -> None:
-    final = tmp_path / "step"
-    seen = set()
-    if before:
-        make(final, before)
-    for done in killed_at_every_line(lambda: make(final, "new")):
-        word = check_folder(final)["word"] if final.exists() else None
-        seen.add(word)
-        assert not done or word == "new"
-        remove_leftovers(tmp_path)
-        assert names(tmp_path) == ["step"][: final.exists()]
-        if final.exists():
-            remove_folder(final)
-        if before:
-            make(final, before)
-    assert seen == {before, None, "new"}
-
-
-def test_remove_folder_killed_at_any_line_leaves_a_whole_folder_or_none(tmp_path: Path) -> None:
-    final = tmp_path / "step"
-    make(final, "old")
-    for _ in killed_at_every_line(lambda: remove_folder(final)):
-        if final.exists():
-            check_folder(final)
-        else:
-            make(final, "old")
-        remove_leftovers(tmp_path)
-        assert names(tmp_path) == ["step"]
+# --- folders ---
 
 
 def test_an_error_inside_new_folder_keeps_the_old_folder(tmp_path: Path) -> None:
@@ -257,89 +148,6 @@ def test_check_folder_finds_missing_altered_and_extra_files(
     change(sealed)
     with raises(DamagedFile, "damaged-file", where=str(sealed / where)):
         check_folder(sealed)
-
-
-# --- full disks ---
-
-
-WRITERS: list[Callable[[Path], object]] = [
-    lambda path: write_text(path, "x" * 5000),
-    lambda path: write_json(path, ["x"] * 1000),
-    lambda path: make(path, "x" * 50),
-]
-
-
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
-@pytest.mark.parametrize("write", WRITERS)
-@pytest.mark.parametrize("step", ["fsync", "rename", "replace", "mkdir"])
-def test_a_full_disk_at_any_step_is_reported_with_the_free_space(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, write: Callable[[Path], object], step: str
-) -> None:
-    def fail(*_: object, **__: object) -> None:
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(os if step == "fsync" else Path, step, fail)
-    if step == "rename" and write is not WRITERS[2]:
-        write(tmp_path / "out")  # files are put in place by `replace`
-        return
-    with raises(DoesNotFit, "disk-full", " GiB free") as caught:
-        write(tmp_path / "out")
-    assert caught.value.where is not None
-    assert caught.value.where.startswith(str(tmp_path))
-    monkeypatch.undo()
-    assert names(tmp_path) == []
-
-
-@pytest.mark.parametrize("write", WRITERS)
-@pytest.mark.parametrize("before", [False, True])
-def test_a_full_disk_keeps_the_old_file_or_folder(
-    tmp_path: Path, write: Callable[[Path], object], before: bool
-) -> None:
-    final = tmp_path / "out"
-    if before:
-        make(final, "old") if write is WRITERS[2] else write_text(final, "old")
-
-    def work() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-        with raises(DoesNotFit, "disk-full"):
-            write(final)
-
-    assert run_in_child(work) == 0
-    assert names(tmp_path) == ["out"][:before]
-    if before:
-        assert final.read_text() == "old" if final.is_file() else check_folder(final)["word"] == "old"
-
-
-@pytest.mark.parametrize("library", ["safetensors", "tokenizers"])
-def test_out_of_space_errors_of_libraries_are_translated(tmp_path: Path, library: str) -> None:
-    import numpy as np
-    from safetensors.numpy import save_file
-    from tokenizers import Tokenizer, models
-
-    def save(path: Path) -> None:
-        if library == "safetensors":
-            save_file({"x": np.zeros(10_000)}, path)
-        else:
-            Tokenizer(models.BPE({f"word{i}": i for i in range(2000)}, [])).save(str(path))
-
-    def work() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-        with raises(DoesNotFit, "disk-full"), new_folder(tmp_path / "out") as folder:
-            save(folder / "x")
-
-    assert run_in_child(work) == 0
-    assert names(tmp_path) == []
-
-
-@pytest.mark.parametrize(
-    "error",
-    [PermissionError(errno.EACCES, "no"), OSError(errno.EIO, "no"), ValueError("(os error 5)"), ValueError("28"),
-     KeyboardInterrupt()],
-)  # fmt: skip
-def test_other_errors_are_not_translated(tmp_path: Path, error: BaseException) -> None:
-    with pytest.raises(type(error)) as caught, translate_enospc(tmp_path / "out"):
-        raise error
-    assert caught.value is error
 
 
 # --- values ---
