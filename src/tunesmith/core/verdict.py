@@ -48,12 +48,17 @@ class Comparison:
     worsened: int | None = None
 
     @property
+    def too_many_failed(self) -> bool:
+        """Whether so many rows failed that the compared rows do not represent the test set."""
+        return too_many_failed(self.failed, self.rows + self.failed)
+
+    @property
     def verdict(self) -> Literal["better", "not_better", "cannot_tell"]:
         """`better` if the interval is above `min_gain`, `not_better` if it is not, `cannot_tell` if it contains it.
 
         If too many rows failed, it is always `cannot_tell`.
         """
-        if too_many_failed(self.failed, self.rows + self.failed):
+        if self.too_many_failed:
             return "cannot_tell"
         return "better" if self.low > self.min_gain else "not_better" if self.high <= self.min_gain else "cannot_tell"
 
@@ -85,8 +90,7 @@ class Guard:
     @property
     def passed(self) -> bool:
         """Whether the interval excludes a larger drop. If too many rows failed, it does not."""
-        failed = too_many_failed(self.comparison.failed, self.comparison.rows + self.comparison.failed)
-        return self.comparison.low >= -self.max_drop and not failed
+        return self.comparison.low >= -self.max_drop and not self.comparison.too_many_failed
 
     def to_json(self) -> dict[str, Any]:
         """Return the guard as an entry of `guards` in verdict.json."""

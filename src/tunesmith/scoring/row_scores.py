@@ -12,7 +12,7 @@ from operator import mul
 from typing import Any, NamedTuple
 
 from tunesmith.core.errors import DataError
-from tunesmith.core.verdict import Comparison, GroupChange, Grouping, too_many_failed
+from tunesmith.core.verdict import Comparison, GroupChange, Grouping
 from tunesmith.scoring.metric import Likelihood
 from tunesmith.scoring.metrics import find_metric
 from tunesmith.scoring.verdict import paired_verdict
@@ -64,18 +64,17 @@ def compare(
         transform=(lambda mean: sign * likelihood.value(mean)) if likelihood and likelihood.transform_mean else None,
         metric=metric,
     )
-    failed = len(base) - len(rows)
     comparison = replace(
         comparison,
         base=sign * comparison.base,
         tuned=sign * comparison.tuned,
         higher_is_better=not lower_is_better,
-        failed=failed,
+        failed=len(base) - len(rows),
     )
     if by_row and comparison.groups < comparison.rows:
         ungrouped = compare(metric, base, tuned, lower_is_better=lower_is_better, settings=settings)
         comparison = replace(comparison, by_row=(ungrouped.low, ungrouped.high))
-    if too_many_failed(failed, len(base)):
+    if comparison.too_many_failed:
         return replace(comparison, rows_needed=None, groups_needed=None)
     return comparison
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tunesmith.core.errors import DataError, RecipeError
-from tunesmith.core.verdict import MAX_FAILED_SHARE, Comparison, too_many_failed
+from tunesmith.core.verdict import MAX_FAILED_SHARE, Comparison
 from tunesmith.scoring.bootstrap import Array, Interval, Sample, Transform, gain_intervals, min_units
 
 Scores = Sequence[float] | npt.NDArray[Any]
@@ -107,7 +107,7 @@ def failed_text(comparison: Comparison) -> str:
     """Return how many rows failed, and the consequence."""
     failed, rows = comparison.failed, comparison.failed + comparison.rows
     text = f"{failed:,} of {rows:,} rows failed for base or tuned and were left out for both"
-    return f"{text}; above {MAX_FAILED_SHARE:.0%} there is no verdict" if too_many_failed(failed, rows) else text
+    return f"{text}; above {MAX_FAILED_SHARE:.0%} there is no verdict" if comparison.too_many_failed else text
 
 
 def reasons_of(comparison: Comparison) -> list[str]:
@@ -115,7 +115,7 @@ def reasons_of(comparison: Comparison) -> list[str]:
     position = {"better": "is above", "not_better": "is not above", "cannot_tell": "contains"}[comparison.verdict]
     interval = f"[{comparison.low:+.4f}, {comparison.high:+.4f}]"
     reasons = [f"the interval of {comparison.metric} {interval} {position} min_gain {comparison.min_gain:g}"]
-    if too_many_failed(comparison.failed, comparison.rows + comparison.failed):
+    if comparison.too_many_failed:
         reasons = []  # the interval of the other rows does not count
     if comparison.failed:
         reasons.append(failed_text(comparison))
