@@ -65,7 +65,7 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The content of a checkpoint, snapshot at one step.
+    """The content of a checkpoint, as it is after one step.
 
     Attributes:
         model: the live model, which may have been trained further since.

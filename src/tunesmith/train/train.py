@@ -23,10 +23,7 @@ from tunesmith.core.rundir import RunDir
 from tunesmith.distributed.process_group import cores_per_rank, current_group, peer_failures_as_errors
 from tunesmith.estimate.throughput import Speed, save_speed
 from tunesmith.fetch.reference import ModelFolder, base_card, resolve_base
-from tunesmith.model.adapters import (
-    count_parameters,
-    trained_parameters,
-)
+from tunesmith.model.adapters import count_parameters, trained_parameters
 from tunesmith.model.dtensor import local_shard
 from tunesmith.model.load import compute_config
 from tunesmith.model.quantization import quantization_of
