@@ -21,11 +21,11 @@ def compare_models(
     settings = recipe.evaluate
     names = [*answer_metrics(settings.metrics), *likelihood_metrics(settings.metrics)]
     lower = {*(name for name in names if is_lower_better(name)), *lower_is_better}
-    min_gains = {settings.primary: recipe.promote.min_gain if recipe.promote else 0.0}
+    min_gain = recipe.promote.min_gain if recipe.promote else 0.0
     metrics = {
         name: compare_metric(
-            recipe, name, base, tuned, groups=groups, min_gain=min_gains.get(name, 0.0), lower_is_better=name in lower,
-            by_row=name == settings.primary,
+            recipe, name, base, tuned, groups=groups, min_gain=min_gain if name == settings.primary else 0.0,
+            lower_is_better=name in lower, by_row=name == settings.primary,
         )
         for name in names
     }  # fmt: skip
