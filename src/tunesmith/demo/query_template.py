@@ -28,7 +28,7 @@ class QueryTemplate:
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """Return the distinct names of the fields."""
+        """The distinct names of the fields."""
         return fields_of(self.sql)
 
     def draw(self, rng: Random, *, test: bool) -> tuple[str, str, str]:

@@ -91,7 +91,7 @@ class Sample:
 
     @property
     def units(self) -> int:
-        """Return the number of units."""
+        """The number of units."""
         return int(self.counts.sum())
 
     def sorts_before(self, other: "Sample") -> bool | None:

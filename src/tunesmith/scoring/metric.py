@@ -55,5 +55,5 @@ class Metric:
 
     @property
     def value_at_zero(self) -> float:
-        """Return the metric if every row has the value 0: 1 for perplexity, whose values are logarithms."""
+        """The metric if every row has the value 0: 1 for perplexity, whose values are logarithms."""
         return self.likelihood.value(0.0) if self.likelihood else 0.0
