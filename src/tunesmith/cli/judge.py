@@ -92,15 +92,9 @@ def verdict(
         confidence: Level of the confidence interval.
         seed: Seed of the bootstrap.
     """
+    from tunesmith.scoring.row_scores import VerdictSettings
     from tunesmith.scoring.standalone import compare_files, verdict_text
 
-    result = compare_files(
-        base,
-        tuned,
-        metric=metric,
-        min_gain=min_gain,
-        confidence=confidence,
-        seed=seed,
-        higher_is_better=higher_is_better,
-    )
+    settings = VerdictSettings(min_gain, confidence, seed)
+    result = compare_files(base, tuned, metric, settings, higher_is_better=higher_is_better)
     print_result(result.to_json(), as_json, lambda: verdict_text(result))

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Sequence
 
-from tunesmith.core.verdict import Comparison, Guard, Verdict
+from tunesmith.core.verdict import Guard, Verdict
 from tunesmith.recipe.schema import Recipe
 from tunesmith.scoring.metrics import answer_metrics, is_lower_better, likelihood_metrics
 from tunesmith.scoring.row_scores import Scores, VerdictSettings, compare, group_changes
@@ -22,41 +22,23 @@ def compare_models(
     names = [*answer_metrics(settings.metrics), *likelihood_metrics(settings.metrics)]
     lower = {*(name for name in names if is_lower_better(name)), *lower_is_better}
     min_gain = recipe.promote.min_gain if recipe.promote else 0.0
-    metrics = {
-        name: compare_metric(
-            recipe, name, base, tuned, groups=groups, min_gain=min_gain if name == settings.primary else 0.0,
-            lower_is_better=name in lower, by_row=name == settings.primary,
+    metrics = {}
+    for name in names:
+        is_primary = name == settings.primary
+        limits = VerdictSettings(min_gain if is_primary else 0.0, settings.confidence, recipe.seed)
+        metrics[name] = compare(
+            name, base, tuned, lower_is_better=name in lower, settings=limits, groups=groups, by_row=is_primary
         )
-        for name in names
-    }  # fmt: skip
     primary = metrics[settings.primary]
     guards = tuple(Guard(metrics[guard.metric], guard.max_drop) for guard in settings.guards)
     grouping = None
     if primary.groups < primary.rows:
-        by = recipe.data.split.by
+        lower_wins = not primary.higher_is_better
         grouping = group_changes(
-            primary.metric, base, tuned, groups, by=by, lower_is_better=not primary.higher_is_better
+            primary.metric, base, tuned, groups, by=recipe.data.split.by, lower_is_better=lower_wins
         )
     reasons = (*reasons_of(primary), *(_reason(guard) for guard in guards if not guard.passed))
     return Verdict(primary, metrics, guards, grouping, reasons)
-
-
-def compare_metric(
-    recipe: Recipe,
-    metric: str,
-    base: Scores,
-    tuned: Scores,
-    *,
-    groups: Sequence[str] | None,
-    min_gain: float,
-    lower_is_better: bool,
-    by_row: bool = False,
-) -> Comparison:
-    """Compare the scores of two models on one metric, with the recipe's confidence and seed."""
-    settings = VerdictSettings(min_gain, recipe.evaluate.confidence, recipe.seed)
-    return compare(
-        metric, base, tuned, lower_is_better=lower_is_better, groups=groups, settings=settings, by_row=by_row
-    )
 
 
 def _reason(guard: Guard) -> str:

@@ -4,7 +4,7 @@ import json
 import re
 import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,12 +18,11 @@ from tunesmith.scoring.row_scores import VerdictSettings, compare, likelihood_of
 from tunesmith.scoring.unscorable import unscorable_rows, unscorable_text
 from tunesmith.scoring.verdict import describe_verdict, failed_text, rows_needed_text
 
-_TYPE_NAMES = {int: "a number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
 _COMPRESSION_FORMATS = {
     b"\x1f\x8b": ("gzip", "gunzip -k"), b"\x28\xb5\x2f\xfd": ("zstd", "unzstd"), b"BZh": ("bzip2", "bunzip2 -k"),
     b"\xfd7zXZ": ("xz", "unxz -k"), b"PK\x03\x04": ("zip", "unzip"),
 }  # fmt: skip
-_REFERENCE_INDEX = re.compile(r"references\[(\d+)\]")
+_ARGUMENT_INDEX = re.compile(r"(prediction|reference)s\[(\d+)\]")
 Rows = list[tuple[int, dict[str, Any]]]
 """(line number, row)."""
 
@@ -37,13 +36,12 @@ class FileVerdict:
 
     def to_json(self) -> dict[str, Any]:
         """Return the comparison for `verdict --json`."""
-        comparison, by_row = self.comparison, self.comparison.by_row
+        by_row = self.comparison.by_row
         return {
-            **comparison.to_json(),
-            **{key: getattr(comparison, key) for key in ("verdict", "min_gain", "improved", "worsened")},
+            **asdict(self.comparison),
+            "verdict": self.comparison.verdict,
             "direction": self.direction,
             "by_row": {"low": by_row[0], "high": by_row[1]} if by_row else None,
-            "failed": comparison.failed,
         }
 
 
@@ -59,35 +57,24 @@ def score_file(
     Raises:
         DataError: the file is unreadable, a row has no prediction or reference, or a metric refuses a reference.
     """
-    predictions, references, lines = [], [], []
-    for number, row in _read_rows(file):
-        where = f"{file}:{number}"
+    rows = list(_read_rows(file))
+    for number, row in rows:
         for key in ("prediction", "reference"):
             if key not in row:
                 hint = 'write rows as {"prediction": ..., "reference": ...}'
-                raise DataError(f"has no `{key}`", where=where, hint=hint, code="missing-key")
-        if not isinstance(row["prediction"], str):
-            hint = 'use "" for a missing answer'
-            raise DataError("`prediction` is not text", where=where, hint=hint, code="not-text")
-        alternatives = row["reference"] if isinstance(row["reference"], list) else [row["reference"]]
-        if not alternatives or not all(isinstance(text, str) for text in alternatives):
-            hint = "leave out rows that have no reference"
-            raise DataError("`reference` is not text or a list of texts", where=where, hint=hint, code="not-text")
-        predictions.append(row["prediction"])
-        references.append(row["reference"])
-        lines.append(number)
+                raise DataError(f"has no `{key}`", where=f"{file}:{number}", hint=hint, code="missing-key")
+    predictions, references = ([row[key] for _, row in rows] for key in ("prediction", "reference"))
     try:
         values = score(predictions, references, metrics, database=database, folder=folder)
     except DataError as error:  # name the line of the file instead of the index in the list
-        if (index := _REFERENCE_INDEX.fullmatch(error.where or "")) is None:
+        if (found := _ARGUMENT_INDEX.fullmatch(error.where or "")) is None:
             raise
-        where = f"{file}:{lines[int(index[1])]}"
-        raise DataError(f"`reference` {error.message}", where=where, hint=error.hint, code=error.code) from error
+        key, where = found[1], f"{file}:{rows[int(found[2])][0]}"
+        raise DataError(f"`{key}` {error.message}", where=where, hint=error.hint, code=error.code) from error
     mean = {name: sum(column) / len(column) for name, column in values.items()}
     unscorable = {name: len(unscorable_rows(name, references)) for name in values}
-    warnings = [unscorable_text(name, count, len(references)) for name, count in unscorable.items() if count]
-    result = {"rows": len(predictions), "mean": mean, "values": values}
-    return {**result, "warnings": warnings} if warnings else result
+    warnings = [unscorable_text(name, count, len(rows)) for name, count in unscorable.items() if count]
+    return {"rows": len(rows), "mean": mean, "values": values, **({"warnings": warnings} if warnings else {})}
 
 
 def score_text(result: dict[str, Any]) -> str:
@@ -98,14 +85,7 @@ def score_text(result: dict[str, Any]) -> str:
 
 
 def compare_files(
-    base: Path,
-    tuned: Path,
-    *,
-    metric: str | None,
-    min_gain: float,
-    confidence: float,
-    seed: int,
-    higher_is_better: bool | None = None,
+    base: Path, tuned: Path, metric: str | None, settings: VerdictSettings, *, higher_is_better: bool | None = None
 ) -> FileVerdict:
     """Compare two files of scores per row. Rows are paired by `id` if they have one, else by order.
 
@@ -124,24 +104,19 @@ def compare_files(
     before, after = _pair_rows(before, after, base, tuned)
     known = known_direction(metric)
     up = higher_is_better if higher_is_better is not None else known is not False
-    names = [
-        _group_key(row, other, f"{base}:{number}") for (number, row), (_, other) in zip(before, after, strict=True)
-    ]
+    pairs = zip(before, after, strict=True)
+    names = [_group_key(row, other, f"{base}:{number}") for (number, row), (_, other) in pairs]
     groups = names if any("group" in row for _, row in (*before, *after)) else None
-    sides = [
-        [_check_values(row, metric, file, n) for n, row in rows] for rows, file in ((before, base), (after, tuned))
-    ]
-    _check_min_gain(metric, min_gain, sides)
-    settings = VerdictSettings(min_gain, confidence, seed)
-    return FileVerdict(
-        compare(metric, *sides, lower_is_better=not up, groups=groups, settings=settings, by_row=True),
-        "given" if higher_is_better is not None else "assumed" if known is None else "known",
-    )
+    first = [_check_values(row, metric, f"{base}:{number}") for number, row in before]
+    second = [_check_values(row, metric, f"{tuned}:{number}") for number, row in after]
+    _check_min_gain(metric, settings.min_gain, [*first, *second])
+    comparison = compare(metric, first, second, lower_is_better=not up, groups=groups, settings=settings, by_row=True)
+    return FileVerdict(comparison, "given" if higher_is_better is not None else "assumed" if known is None else "known")
 
 
-def _check_min_gain(metric: str, min_gain: float, sides: Sequence[Sequence[dict[str, Any]]]) -> None:
+def _check_min_gain(metric: str, min_gain: float, rows: Sequence[dict[str, Any]]) -> None:
     """Raise RecipeError for a `min_gain` above 1 if all scores are shares; other tools may use percent instead."""
-    values = (row[metric] for rows in sides for row in rows if row.get(metric) is not None)
+    values = (row[metric] for row in rows if row.get(metric) is not None)
     if is_share(metric) and min_gain > 1 and max(values, default=0.0) <= 1:
         message = f"no gain can exceed {min_gain:g}"
         raise RecipeError(message, where="--min-gain", hint=share_hint(metric, min_gain), code="unreachable-threshold")
@@ -181,43 +156,28 @@ def _read_text(file: Path) -> str:
             hint = f"{command} {shlex.quote(where)}"
             raise DataError(f"is compressed with {tool}", where=where, hint=hint, code="not-jsonl")
     try:
-        text = content.decode("utf-8-sig")
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError("is not UTF-8 text", where=where, hint="convert it with iconv", code="encoding") from error
-    if text.lstrip().startswith("[") and _is_json_list(text):
-        hint = f"write one object per line: jq -c '.[]' {shlex.quote(where)}"
-        raise DataError("is one JSON list, not JSONL", where=f"{file}:1", hint=hint, code="not-jsonl")
-    return text
-
-
-def _is_json_list(text: str) -> bool:
-    """Return whether a text is a JSON list of objects, or begins like one."""
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return re.match(r"\s*\[\s*(\{|$)", text) is not None
-    return isinstance(value, list) and all(isinstance(item, dict) for item in value)
 
 
 def _read_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    text = _read_text(file)
-    empty = True
     # Not `splitlines`, which also splits at U+0085 and U+2028; JSON does not escape them.
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
+    lines = [(number, line) for number, line in enumerate(_read_text(file).split("\n"), 1) if line.strip()]
+    hint = "write one JSON object per line"
+    if not lines:
+        raise DataError("has no rows", where=str(file), hint=hint, code="no-rows")
+    for number, line in lines:
+        problem = "is not a JSON object"
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            hint = "write one JSON object per line"
-            raise DataError(f"is not JSON: {error}", where=f"{file}:{number}", hint=hint, code="not-jsonl") from error
+            row, problem = None, f"is not JSON: {error}"
         if not isinstance(row, dict):
-            hint = "write one JSON object per line"
-            raise DataError("is not a JSON object", where=f"{file}:{number}", hint=hint, code="not-jsonl")
-        empty = False
+            if line.lstrip().startswith("["):
+                hint += f"; if the file is one list: jq -c '.[]' {shlex.quote(str(file))}"
+            raise DataError(problem, where=f"{file}:{number}", hint=hint, code="not-jsonl")
         yield number, row
-    if empty:
-        raise DataError("has no rows", where=str(file), hint="write one JSON object per line", code="no-rows")
 
 
 def _infer_metric(before: dict[str, Any], after: dict[str, Any], file: Path) -> str:
@@ -245,27 +205,14 @@ def _pair_rows(before: Rows, after: Rows, base: Path, tuned: Path) -> tuple[Rows
         hint = "give an `id` to all rows or to none"
         raise DataError("has no `id`, but other rows have one", where=without[0], hint=hint, code=code)
     first, second = _rows_by_id(before, base), _rows_by_id(after, tuned)
-    _check_id_types(first, second, base, tuned)
-    if unpaired := sorted(str(key) for _, key in first.keys() ^ second.keys()):
-        message = f"{len(unpaired)} rows are in only one file, such as id {unpaired[0]}"
+    if unpaired := first.keys() ^ second.keys():
+        texts = sorted({str(key) for _, key in unpaired})
+        message = f"{len(unpaired)} rows are in only one file, such as id {texts[0]}"
         hint = "score the same rows with both systems"
+        if len(texts) < len(unpaired):
+            hint = "write an `id` as a number in both files or as text in both"
         raise DataError(message, where=where, hint=hint, code=code)
     return list(first.values()), [second[key] for key in first]
-
-
-def _check_id_types(first: dict[Any, Any], second: dict[Any, Any], base: Path, tuned: Path) -> None:
-    """Raise DataError if an id is a number in one file and the same text in the other."""
-    texts = {str(key): key for _, key in second}
-    for flag, key in first:
-        other = texts.get(str(key), key)
-        if (flag, key) not in second and type(other) is not type(key):
-            raise DataError(
-                f"`id` {json.dumps(key)} is {_TYPE_NAMES[type(key)]} in {base} "
-                f"and {_TYPE_NAMES[type(other)]} in {tuned}",
-                where=f"{base}, {tuned}",
-                hint="write ids as text, or as numbers, in both files",
-                code="unpaired-rows",
-            )
 
 
 def _rows_by_id(rows: Rows, file: Path) -> dict[Any, tuple[int, dict[str, Any]]]:
@@ -297,7 +244,7 @@ def _lookup_key(value: Any, key: str, where: str) -> tuple[bool, Any]:
     return isinstance(value, bool), value
 
 
-def _check_values(row: dict[str, Any], metric: str, file: Path, number: int) -> dict[str, Any]:
+def _check_values(row: dict[str, Any], metric: str, where: str) -> dict[str, Any]:
     """Return a row with its values of a metric as floats; a failed row is returned unchanged.
 
     Raises:
@@ -310,7 +257,7 @@ def _check_values(row: dict[str, Any], metric: str, file: Path, number: int) -> 
         if not _is_score(row.get(name)):
             message = f"`{name}` is {row.get(name)!r}, not a finite number"
             hint = "write the row's score, or the reason in `failed` if it has none"
-            raise DataError(message, where=f"{file}:{number}", hint=hint, code="not-a-number")
+            raise DataError(message, where=where, hint=hint, code="not-a-number")
     return row | {name: float(row[name]) for name in columns}
 
 

@@ -14,11 +14,11 @@ from tunesmith.core.jsonl import read_jsonl
 from tunesmith.core.rundir import RunDir
 from tunesmith.core.verdict import Comparison
 from tunesmith.core.verdict_reader import read_verdict
-from tunesmith.evaluate.compare import compare_metric
 from tunesmith.recipe.schema import Recipe
 from tunesmith.recipe.tuning import FullTuning
 from tunesmith.scoring.custom import is_custom
 from tunesmith.scoring.metrics import find_metric, higher_is_better, is_share, share_hint
+from tunesmith.scoring.row_scores import VerdictSettings, compare
 from tunesmith.sweep.axes import Axis, Sweep, Trial, corrected_confidence
 from tunesmith.sweep.reuse import reused
 
@@ -215,7 +215,7 @@ def _trial_result(sweep: Sweep, trial: Trial, recipe: Recipe, threshold: Thresho
     if done:
         sealed = (run.stage("evaluate") / MANIFEST).stat().st_mtime_ns
         each = corrected_confidence(recipe.evaluate.confidence, len(sweep.trials))
-        scores = _scores_and_outcome(run.path, sealed, recipe.model_dump_json(), threshold, each)
+        scores = _scores_and_outcome(run.path, sealed, threshold, each, recipe.seed)
     return TrialResult(
         number=trial.number,
         label=trial.label,
@@ -253,15 +253,13 @@ def _measures(run: RunDir, recipe: Recipe) -> dict[str, float]:
 
 @lru_cache(maxsize=1024)  # collected after each trial, and resampling many rows takes seconds
 def _scores_and_outcome(
-    path: Path, sealed: int, text: str, threshold: Threshold, each: float
+    path: Path, sealed: int, threshold: Threshold, each: float, seed: int
 ) -> tuple[float, Estimate, Estimate, Outcome]:
     """Return (the base's score, the tuned score, the gain, the outcome).
 
-    `sealed` is the time at which the evaluation was finished, so that a repeated one is not answered from the cache;
-    `text` is the recipe as JSON, because arguments of a cached function must be hashable.
+    `sealed` is the time at which the evaluation was finished, so that a repeated one is not answered from the cache.
     """
-    run, recipe = RunDir(path), Recipe.model_validate_json(text)
-    strict = recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"confidence": each})})
+    run = RunDir(path)
     base, tuned = (list(read_jsonl(run.evaluation(name) / "scores.jsonl")) for name in ("base", "tuned"))
     groups = [line["group"] for line in tuned]
     verdict = read_verdict(run.verdict)
@@ -273,9 +271,9 @@ def _scores_and_outcome(
     is_gain = threshold.quantity == "gain"
     min_gain = origin - threshold.value if lower and not is_gain else threshold.value
     gain, score = (
-        compare_metric(
-            strict, threshold.metric, before, tuned, groups=groups, lower_is_better=lower,
-            min_gain=min_gain if threshold.quantity == kind else 0.0,
+        compare(
+            threshold.metric, before, tuned, groups=groups, lower_is_better=lower,
+            settings=VerdictSettings(min_gain if threshold.quantity == kind else 0.0, each, seed),
         )
         for kind, before in (("gain", base), ("score", zeros))
     )  # fmt: skip

@@ -23,6 +23,7 @@ from tunesmith.data.trained_rows import TRAINED_ROWS, trained_rows, write_traine
 from tunesmith.fetch.reference import CARD, ModelFolder
 from tunesmith.inference.prompts import read_selected_rows
 from tunesmith.recipe.load import load_recipe
+from tunesmith.scoring.row_scores import VerdictSettings
 from tunesmith.scoring.standalone import compare_files
 from tunesmith.tasks import task_for
 from tunesmith.tasks.tokenizer import TokenizerAdapter
@@ -97,7 +98,7 @@ def test_two_prompts_are_compared_on_the_same_rows(prepared: Prepare, tmp_path: 
         files.append(tmp_path / f"{name}.jsonl")
         examples, _ = read_selected_rows(prepared(name, prompt=prompt), "test", 8, 0)
         write_jsonl(files[-1], [{"id": example.id, "exact_match": float(name == "b")} for example in examples])
-    result = compare_files(*files, metric="exact_match", min_gain=0.0, confidence=0.95, seed=0)
+    result = compare_files(*files, "exact_match", VerdictSettings(0.0, 0.95, 0))
     assert (result.comparison.rows, result.comparison.gain) == (8, 1.0)
 
 

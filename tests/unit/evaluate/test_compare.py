@@ -15,6 +15,7 @@ from tunesmith.core.verdict_reader import parse_verdict
 from tunesmith.evaluate.compare import compare_models
 from tunesmith.recipe.schema import Recipe, Split
 from tunesmith.registry.gate import refusal_reasons
+from tunesmith.scoring.row_scores import VerdictSettings
 from tunesmith.scoring.standalone import compare_files
 from tunesmith.scoring.verdict import paired_verdict
 
@@ -311,6 +312,6 @@ def test_comparing_the_files_of_a_run_gives_the_same_intervals(tmp_path: Path) -
         write_jsonl(files[-1], [{"group": group, **line} for group, line in zip(groups, scores, strict=True)])
     of_run = judge(recipe(metrics, "rougeL"), base, tuned, groups=groups)["metrics"]
     for name in metrics:
-        of_files = compare_files(*files, metric=name, min_gain=0.0, confidence=0.95, seed=5).to_json()
+        of_files = compare_files(*files, name, VerdictSettings(0.0, 0.95, 5)).to_json()
         for key in ("base", "tuned", "gain", "low", "high", "rows", "groups", "rows_needed"):
             assert of_files[key] == of_run[name][key], (name, key)

@@ -13,6 +13,7 @@ from tests.support.errors import raises
 from tunesmith.core.errors import DataError, RecipeError
 from tunesmith.core.verdict import Comparison
 from tunesmith.scoring.metrics import higher_is_better
+from tunesmith.scoring.row_scores import VerdictSettings
 from tunesmith.scoring.standalone import FileVerdict, compare_files, score_file, score_text, verdict_text
 from tunesmith.scoring.verdict import paired_verdict
 
@@ -40,10 +41,15 @@ def compared(write: Write) -> Callable[..., FileVerdict]:
     """Write the rows of two systems and compare the files."""
 
     def compare(
-        base: list[Row] | str, tuned: list[Row] | str, metric: str | None = None, **settings: Any
+        base: list[Row] | str,
+        tuned: list[Row] | str,
+        metric: str | None = None,
+        higher_is_better: bool | None = None,
+        **settings: Any,
     ) -> FileVerdict:
-        given = {"min_gain": 0.0, "confidence": 0.95, "seed": 0, **settings}
-        return compare_files(write(base, "base.jsonl"), write(tuned, "tuned.jsonl"), metric=metric, **given)
+        given = VerdictSettings(**{"min_gain": 0.0, "confidence": 0.95, "seed": 0, **settings})
+        files = write(base, "base.jsonl"), write(tuned, "tuned.jsonl")
+        return compare_files(*files, metric, given, higher_is_better=higher_is_better)
 
     return compare
 
@@ -375,8 +381,9 @@ def test_hint_has_the_command_that_converts_a_file(write: Write, content: bytes,
 
 def test_ids_of_different_types_are_refused(judged: Callable[..., Comparison]) -> None:
     numbers, texts = list(range(10)), [str(i) for i in range(10)]
-    with raises(DataError, "unpaired-rows", "`id` 0", "number", "text"):
+    with raises(DataError, "unpaired-rows", "id 0") as error:
         judged(scored(BASE, id=numbers), scored(TUNED, id=texts))
+    assert "number" in str(error.value.hint)
     with raises(DataError, "unpaired-rows", "2 rows"):
         judged(scored(BASE, id=[*numbers[:9], 90]), scored(TUNED, id=numbers))
 
