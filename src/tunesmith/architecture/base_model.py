@@ -21,6 +21,7 @@ _OUTPUTS = ("lm_head", "embed_out", "output")
 _QUANTIZED_KEYS = ("quantization_config", "compression_config", "quantization")
 _QUANTIZED_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
 _MAX_NAMES = 24
+_OTHER_MODEL = "configuration and weights belong to different models: fetch both again"
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -61,58 +62,36 @@ def _method(settings: dict[str, Any]) -> str:
 def refuse_quantized(folder: Path) -> None:
     """Raise RecipeError for a base whose stored weights are quantized, which can be neither trained nor merged."""
     if method := stored_quantization(folder):
-        raise RecipeError(
-            f"the stored weights are quantized ({method}) and cannot be trained",
-            where=str(folder),
-            hint="set model.base to the model that it was quantized from; `tuning: {method: qlora}` trains it in 4 or "
-            "8 bits",
-            code="already-quantized",
-        )
+        message = f"the stored weights are quantized ({method}) and cannot be trained"
+        hint = "set model.base to the model it was quantized from; `method: qlora` trains that in 4 or 8 bits"
+        raise RecipeError(message, where=str(folder), hint=hint, code="already-quantized")
 
 
 def refuse_pickle(folder: Path) -> None:
     """Raise RecipeError if a model's weights exist only as pickle, which is never read."""
     if not list(folder.glob("*.safetensors")) and list(folder.glob("*.bin")):
-        raise RecipeError(
-            "the weights exist only as pickle (*.bin), which can run code",
-            where=str(folder),
-            hint="load the model with transformers and save it again: save_pretrained writes safetensors",
-            code="pickle",
-        )
+        message = "the weights exist only as pickle (*.bin), which can run code"
+        hint = "load the model with transformers and save it again: save_pretrained writes safetensors"
+        raise RecipeError(message, where=str(folder), hint=hint, code="pickle")
 
 
-def embedding_rows(folder: Path, vocabulary: int) -> int:
-    """Return the number of rows of a model's input embedding: by its weights, or without them by its configuration.
+def require_vocabulary(folder: Path, vocabulary: int) -> None:
+    """Raise RecipeError if the input embedding in a model's weights has another size than its configuration.
 
     Args:
         vocabulary: `vocab_size` of the configuration, or 0 if it is missing.
-
-    Raises:
-        RecipeError: weights and configuration disagree, or `vocab_size` is missing, so the model cannot be loaded.
     """
     shapes = {
         tuple(shape)
         for name, shape in tensor_shapes(folder).items()
         if len(shape) == 2 and name.removesuffix(".weight").rpartition(".")[2] in _EMBEDDINGS
     }
-    if len(shapes) != 1:
-        return vocabulary
-    [(rows, _)] = shapes
-    if not vocabulary:
-        raise RecipeError(
-            f"has no vocab_size, but the embedding in the weights has {rows} rows",
-            where=str(folder / "config.json"),
-            hint="this is not the configuration of a language model in transformers: fetch the model again",
-            code="vocabulary-mismatch",
-        )
-    if rows != vocabulary:
-        raise RecipeError(
-            f"vocab_size is {vocabulary}, but the embedding in the weights has {rows} rows",
-            where=str(folder / "config.json"),
-            hint="configuration and weights belong to different models: fetch both again",
-            code="vocabulary-mismatch",
-        )
-    return rows
+    if len(shapes) == 1 and (rows := shapes.pop()[0]) != vocabulary:
+        problem, hint = f"vocab_size is {vocabulary}", _OTHER_MODEL
+        if not vocabulary:
+            problem, hint = "has no vocab_size", "it does not describe a language model: fetch the model again"
+        message = f"{problem}, but the embedding in the weights has {rows} rows"
+        raise RecipeError(message, where=str(folder / "config.json"), hint=hint, code="vocabulary-mismatch")
 
 
 def require_layers(folder: Path, shapes: Shapes) -> None:
@@ -122,7 +101,7 @@ def require_layers(folder: Path, shapes: Shapes) -> None:
     """
     if shapes.has_encoder and not shapes.known:
         return
-    names, where = list(tensor_shapes(folder)), str(folder / "config.json")
+    names = list(tensor_shapes(folder))
     for stack in (stack for stack in shapes.stacks if stack.layer.attention):
         # Files may omit the first part of a path.
         paths = f"{stack.prefix}|^{stack.prefix.partition('.')[2]}" if stack.prefix else "layers|h|blocks?"
@@ -131,16 +110,15 @@ def require_layers(folder: Path, shapes: Shapes) -> None:
             if match := re.match(rf"(.*?(?<!\w)(?:{paths}))\.(\d+)\.", name):
                 numbers.setdefault(match[1], set()).add(int(match[2]))
         stored = max(numbers.values(), key=len, default=set())
-        if missing := sorted(set(range(stack.count)) - stored) if stored else []:
-            raise RecipeError(
-                f"the model has {stack.count} layers, but layer {missing[0]} is missing in the weights", where=where,
-                hint="configuration and weights belong to different models: fetch both again", code="layer-mismatch",
-            )  # fmt: skip
-        if shapes.known and (extra := sorted(stored - set(range(stack.count)))):
-            raise RecipeError(
-                f"the model has {stack.count} layers, but the weights also have layer {extra[0]}", where=where,
-                hint="compare the number of layers with that of the original model", code="layer-mismatch",
-            )  # fmt: skip
+        if stored and (missing := set(range(stack.count)) - stored):
+            problem, hint = f"layer {min(missing)} is missing in the weights", _OTHER_MODEL
+        elif shapes.known and (extra := stored - set(range(stack.count))):
+            problem = f"the weights also have layer {min(extra)}"
+            hint = "compare the number of layers with that of the original model"
+        else:
+            continue
+        message = f"the model has {stack.count} layers, but {problem}"
+        raise RecipeError(message, where=str(folder / "config.json"), hint=hint, code="layer-mismatch")
 
 
 def require_embedding_rows(highest: int, rows: int, *, where: str) -> None:
@@ -151,13 +129,9 @@ def require_embedding_rows(highest: int, rows: int, *, where: str) -> None:
         rows: the number of rows of the model's embedding.
     """
     if highest >= rows:
-        raise RecipeError(
-            f"the tokenizer gives token {highest}, but the embedding has only {rows} rows",
-            where=where,
-            hint="tokens were added to the tokenizer without resizing the embedding; use the model it belongs to, or "
-            "save the model after `resize_token_embeddings`",
-            code="vocabulary-mismatch",
-        )
+        message = f"the tokenizer gives token {highest}, but the embedding has only {rows} rows"
+        hint = "use the model that the tokenizer belongs to, or save the model after `resize_token_embeddings`"
+        raise RecipeError(message, where=where, hint=hint, code="vocabulary-mismatch")
 
 
 def require_targets(target: Sequence[str], modules: Iterable[str], *, possible: Sequence[str] = ()) -> None:
@@ -171,12 +145,8 @@ def require_targets(target: Sequence[str], modules: Iterable[str], *, possible: 
     unknown = [entry for entry in target if not any(_matches(entry, name) for name in (*names, *possible))]
     if unknown:
         known = sorted({name.rpartition(".")[2] for name in names})
-        raise RecipeError(
-            f"the model has no such module: {', '.join(unknown)}",
-            where="tuning.target",
-            hint=f"its modules are {', '.join(known[:_MAX_NAMES])}",
-            code="wrong-target",
-        )
+        message, hint = f"the model has no module {', '.join(unknown)}", f"it has {', '.join(known[:_MAX_NAMES])}"
+        raise RecipeError(message, where="tuning.target", hint=hint, code="wrong-target")
 
 
 def _matches(entry: str, name: str) -> bool:
@@ -191,17 +161,12 @@ def check_targets(folder: Path, shapes: Shapes, target: Sequence[str]) -> None:
     stored = {name.removesuffix(".weight"): len(shape) for name, shape in tensors.items() if name.endswith(".weight")}
     possible = (*_OUTPUTS, *(() if stored else _EMBEDDINGS))
     require_targets(target, sorted({*named, *stored}), possible=possible)
-    vectors = [name for name, dimensions in stored.items() if dimensions < 2]
     for entry in target:
-        if any(_matches(entry, name) for name in vectors) and not any(
-            _matches(entry, name) for name in {*named, *stored} - set(vectors)
-        ):
-            raise RecipeError(
-                f"`{entry}` is not a linear layer: its weight is a vector, which LoRA cannot adapt",
-                where="tuning.target",
-                hint="name linear layers, or use all-linear",
-                code="wrong-target",
-            )
+        # An entry may also name linear layers; it is wrong if all modules that it names are vectors.
+        if {stored.get(name, 2) >= 2 for name in {*named, *stored} if _matches(entry, name)} == {False}:
+            message = f"`{entry}` is not a linear layer: its weight is a vector, which LoRA cannot adapt"
+            hint = "name linear layers, or use all-linear"
+            raise RecipeError(message, where="tuning.target", hint=hint, code="wrong-target")
 
 
 def refuse_new_tokens_with_bias(folder: Path) -> None:
@@ -213,9 +178,6 @@ def refuse_new_tokens_with_bias(folder: Path) -> None:
 
 def output_bias_error() -> RecipeError:
     """Return the error for new tokens in a model whose output layer has a bias, which peft would ignore."""
-    return RecipeError(
-        "the output layer has a bias, so the rows of new tokens cannot be trained alone",
-        where="model.chat_markup",
-        hint="use `tuning: {method: full}` or `task: completion`",
-        code="output-bias",
-    )
+    message = "the output layer has a bias, so the rows of new tokens cannot be trained alone"
+    hint = "use `tuning: {method: full}` or `task: completion`"
+    return RecipeError(message, where="model.chat_markup", hint=hint, code="output-bias")

@@ -12,23 +12,23 @@ from typing import Any
 from tunesmith.architecture.base_model import language_config
 from tunesmith.core.errors import RecipeError
 
-CAUSAL_HINT = (
-    "use a decoder, such as a GPT, Llama, Qwen or Gemma model; encoder-decoder models (T5, BART) need `task: seq2seq`"
-)
+CAUSAL_HINT = "use a decoder, such as a Llama, Qwen or Gemma model; encoder-decoder models need `task: seq2seq`"
 # Encoders that transformers also loads as language models. They mask later tokens only with `is_decoder: true`.
 _ENCODERS = frozenset({
     "bert", "bert-generation", "big_bird", "camembert", "data2vec-text", "electra", "ernie", "megatron-bert",
     "reformer", "rembert", "roberta", "roberta-prelayernorm", "roc_bert", "roformer", "xlm-roberta", "xlm-roberta-xl",
     "xmod",
 })  # fmt: skip
+_NOT_CAUSAL_SETTINGS = {
+    "use_bidirectional_attention": (True, "all"), "bidirectional": (True,), "prefix_lm": (True,), "is_causal": (False,),
+}  # fmt: skip
 
 
 def require_causal(folder: Path) -> None:
     """Raise RecipeError if a model's configuration shows that tokens attend to later ones."""
     if reason := not_causal_reason(language_config(folder)):
-        raise RecipeError(
-            f"is not a causal language model: {reason}", where=str(folder), hint=CAUSAL_HINT, code="not-causal"
-        )
+        message = f"is not a causal language model: {reason}"
+        raise RecipeError(message, where=str(folder), hint=CAUSAL_HINT, code="not-causal")
 
 
 def not_causal_reason(config: Mapping[str, Any]) -> str | None:
@@ -43,12 +43,5 @@ def not_causal_reason(config: Mapping[str, Any]) -> str | None:
         return f"{masked[0]} predicts masked tokens from both sides"
     attention = config.get("attn_config")
     settings = {**config, **(attention if isinstance(attention, Mapping) else {})}
-    for name, values in (
-        ("use_bidirectional_attention", (True, "all")),
-        ("bidirectional", (True,)),
-        ("prefix_lm", (True,)),
-        ("is_causal", (False,)),
-    ):
-        if settings.get(name) in values:
-            return f"its configuration has `{name}: {json.dumps(settings[name])}`"
-    return None
+    found = (name for name, values in _NOT_CAUSAL_SETTINGS.items() if settings.get(name) in values)
+    return next((f"its configuration has `{name}: {json.dumps(settings[name])}`" for name in found), None)

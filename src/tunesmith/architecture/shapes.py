@@ -83,6 +83,12 @@ class Stack:
     windowed: int = 0
     window: int = 0
 
+    def parameters(self, hidden: int) -> int:
+        """Return the number of parameters, with those of the norms over `hidden` values and over each head."""
+        norms = self.layer.norms * hidden * (1 if self.layer.rms_norm else 2)  # only LayerNorm has a bias
+        norms += sum(2 * part.queries // part.heads for part in self.layer.attention if part.qk_norm)
+        return self.count * (norms + sum(part.parameters for part in self.layer.linear))
+
     def name_of(self, number: int, part: Linear) -> str:
         """Return the module name of a linear layer in layer `number`."""
         return f"{self.prefix}.{number}.{part.name}" if part.name else self.prefix

@@ -28,12 +28,8 @@ def shapes_from_headers(folder: Path, config: dict[str, Any]) -> Shapes:
     """
     tensors = tensor_shapes(folder)
     if not tensors:
-        raise RecipeError(
-            f"the shapes of `{config.get('model_type')}` cannot be derived from its configuration alone",
-            where=str(folder),
-            hint="fetch the weights too",
-            code="unknown-shapes",
-        )
+        message = f"the shapes of `{config.get('model_type')}` cannot be derived from its configuration alone"
+        raise RecipeError(message, where=str(folder), hint="fetch the weights too", code="unknown-shapes")
     vocabulary = int(config.get("vocab_size", 0))
     hidden = _first(config, "hidden_size", "n_embd", "d_model") or 0
     matrices = {
@@ -47,22 +43,18 @@ def shapes_from_headers(folder: Path, config: dict[str, Any]) -> Shapes:
     has_encoder = bool(config.get("is_encoder_decoder"))
     # Tensor names are complete here, so each matrix becomes a stack with a single linear layer. The saved tensors of
     # all other operations are in separate stacks without linear layers.
-    stacks = [
-        Stack(
-            name,
-            1,
-            Layer((Linear("", shape[0], shape[1], name),), (), 0, 0, norms=0, rms_norm=False, dropouts=0),
-            encoder=has_encoder and "encoder." in name,
-        )
-        for name, shape in matrices.items()
-    ]
+    stacks = []
+    for name, (out_features, in_features) in matrices.items():
+        linear = Linear("", out_features, in_features, name)
+        layer = Layer((linear,), (), 0, 0, norms=0, rms_norm=False, dropouts=0)
+        stacks.append(Stack(name, 1, layer, encoder=has_encoder and "encoder." in name))
     attention = Attention(heads, hidden, hidden)
-    other_operations = Layer((), (attention,), inner, activations=3, norms=2, rms_norm=True)
-    self_and_cross = (attention, replace(attention, cross=True))
-    decoder = replace(other_operations, attention=self_and_cross) if has_encoder else other_operations
-    stacks.append(Stack("", layers, decoder))
+    others = Layer((), (attention,), inner, activations=3, norms=2, rms_norm=True)
     if has_encoder:
-        stacks.append(Stack("", layers, other_operations, encoder=True))
+        decoder = replace(others, attention=(attention, replace(attention, cross=True)))
+        stacks += [Stack("", layers, decoder), Stack("", layers, others, encoder=True)]
+    else:
+        stacks.append(Stack("", layers, others))
     return Shapes(
         parameters=sum(prod(shape) for shape in tensors.values()),
         hidden=hidden,
@@ -102,9 +94,8 @@ def _headers(folder: Path) -> dict[str, dict[str, Any]]:
     for file in _weight_files(folder, index):
         header = _header(file)
         if missing := [name for name, part in index.items() if part == file.name and name not in header]:
-            raise DamagedFile(
-                f"the tensor {missing[0]} is missing, which the index lists", where=str(file), hint=_FETCH_AGAIN
-            )
+            message = f"the tensor {missing[0]} is missing, which the index lists"
+            raise DamagedFile(message, where=str(file), hint=_FETCH_AGAIN)
         tensors |= header
     return tensors
 
@@ -120,9 +111,8 @@ def _header(file: Path) -> dict[str, dict[str, Any]]:
     except (struct.error, ValueError, TypeError, KeyError, AttributeError, OverflowError, MemoryError) as error:
         raise DamagedFile("has no valid safetensors header", where=str(file), hint=_FETCH_AGAIN) from error
     if (size := file.stat().st_size) != end:
-        raise DamagedFile(
-            f"has {size:,} bytes instead of {end:,}, as its header requires", where=str(file), hint=_FETCH_AGAIN
-        )
+        message = f"has {size:,} bytes instead of {end:,}, as its header requires"
+        raise DamagedFile(message, where=str(file), hint=_FETCH_AGAIN)
     return header
 
 
@@ -148,12 +138,8 @@ def _weight_files(folder: Path, index: dict[str, str]) -> list[Path]:
     if index:
         names = sorted(set(index.values()))
         if missing := [name for name in names if not (folder / name).exists()]:
-            raise RecipeError(
-                f"the file {missing[0]} is missing, which the index names",
-                where=str(folder),
-                hint=_FETCH_AGAIN,
-                code="weights-missing",
-            )
+            message = f"the file {missing[0]} is missing, which the index names"
+            raise RecipeError(message, where=str(folder), hint=_FETCH_AGAIN, code="weights-missing")
         return [folder / name for name in names]
     single = folder / "model.safetensors"
     return [single] if single.exists() else sorted(folder.glob("*.safetensors"))

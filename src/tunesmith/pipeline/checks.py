@@ -5,12 +5,12 @@ from contextlib import suppress
 
 from tunesmith.architecture.base_model import (
     check_targets,
-    embedding_rows,
     refuse_new_tokens_with_bias,
     refuse_pickle,
     refuse_quantized,
     require_embedding_rows,
     require_layers,
+    require_vocabulary,
 )
 from tunesmith.architecture.causality import require_causal
 from tunesmith.architecture.families import shapes_of
@@ -85,7 +85,7 @@ def check_base(recipe: Recipe, base: ModelFolder) -> Shapes:
         if not root.to_fetch:
             raise
         shapes = shapes_of((open_pin(root.pin) if root.pin else resolve(root.reference)).path)
-    embedding_rows(root.path, shapes.vocabulary)
+    require_vocabulary(root.path, shapes.vocabulary)
     require_layers(root.path, shapes)
     if isinstance(recipe.tuning, LoraBase) and not isinstance(recipe.tuning.target, str):
         check_targets(root.path, shapes, recipe.tuning.target)

@@ -14,12 +14,12 @@ from tests.support.tiny import save_model, save_plain_model, save_seq2seq
 
 from tunesmith.architecture.base_model import (
     check_targets,
-    embedding_rows,
     read_config,
     refuse_new_tokens_with_bias,
     refuse_quantized,
     require_embedding_rows,
     require_layers,
+    require_vocabulary,
     stored_quantization,
 )
 from tunesmith.architecture.families import shapes_of
@@ -72,12 +72,13 @@ def test_config_that_is_not_a_json_object_is_damaged(folder: Path) -> None:
             read_config(folder)
 
 
-def test_embedding_rows_are_read_from_the_weights(folder: Path) -> None:
-    assert embedding_rows(folder, 320) == 320
-    with raises(RecipeError, "vocabulary-mismatch", 322, 320, where="config.json"):
-        embedding_rows(folder, 322)
+def test_vocabulary_is_that_of_the_embedding_in_the_weights(folder: Path) -> None:
+    require_vocabulary(folder, 320)
+    for wrong in (322, 0):
+        with raises(RecipeError, "vocabulary-mismatch", wrong or "no vocab_size", 320, where="config.json"):
+            require_vocabulary(folder, wrong)
     (folder / "model.safetensors").unlink()
-    assert embedding_rows(folder, 322) == 322, "without weights, the configuration counts"
+    require_vocabulary(folder, 322)  # without weights, there is nothing to compare
 
 
 def test_token_beyond_the_embedding_is_refused() -> None:
