@@ -67,12 +67,7 @@ class Sample:
 
     @classmethod
     def from_rows(
-        cls,
-        base: Array,
-        tuned: Array,
-        weights: Array,
-        groups: Sequence[Hashable] | None,
-        transform: Transform | None,
+        cls, base: Array, tuned: Array, weights: Array, groups: Sequence[Hashable] | None, transform: Transform | None
     ) -> "Sample":
         """Make the units from arrays [rows]. At least one weight must be positive."""
         rows = np.column_stack((weights, weights * base, weights * tuned)) + 0.0  # turns -0.0 into 0.0
@@ -187,9 +182,11 @@ def _widened_interval(gains: Array, gain: float, error: float, units: int) -> In
     return Interval(gain - widening * max(gain - float(low), 0.0), gain + widening * max(float(high) - gain, 0.0))
 
 
-def _student_t_quantile(normal: float, freedom: int) -> float:
-    """Convert a normal quantile to Student's t (Abramowitz & Stegun 26.7.5; within 1 % for the values used here)."""
-    x, v = normal, freedom
+def _student_t_quantile(x: float, v: int) -> float:
+    """Convert a normal quantile x to that of Student's t with v degrees of freedom.
+
+    Abramowitz & Stegun 26.7.5; within 1 % for the values used here.
+    """
     return (
         x
         + (x**3 + x) / (4 * v)

@@ -67,15 +67,11 @@ class CustomMetric:
         except TunesmithError:  # the metric may call a function of tunesmith
             raise
         except (Exception, SystemExit) as error:
-            raise RecipeError(
-                f"`{self.name}` raised {type(error).__name__}: {error}",
-                where=_location_of(error),
-                hint=_SIGNATURE_HINT,
-                code="custom-metric-failed",
-            ) from error
+            problem = f"raised {type(error).__name__}: {error}"
+            raise _error(self.name, problem, code="custom-metric-failed", where=_location_of(error)) from error
         if len(values) != len(predictions):
-            message = f"`{self.name}` returned {len(values)} values for {len(predictions)} rows"
-            raise RecipeError(message, hint=_SIGNATURE_HINT, code="custom-metric-failed")
+            problem = f"returned {len(values)} values for {len(predictions)} rows"
+            raise _error(self.name, problem, code="custom-metric-failed")
         return [self._to_finite_float(value, row) for row, value in enumerate(values)]
 
     def _to_finite_float(self, value: Any, row: int) -> float:
@@ -84,25 +80,22 @@ class CustomMetric:
         except (TypeError, ValueError, OverflowError):
             number = math.nan
         if not math.isfinite(number):
-            message = f"`{self.name}` returned {value!r} for row {row}, not a finite number"
-            raise RecipeError(message, hint=_SIGNATURE_HINT, code="custom-metric-failed")
+            problem = f"returned {value!r} for row {row}, not a finite number"
+            raise _error(self.name, problem, code="custom-metric-failed")
         return number
 
     def _load_function(self, module: str, function: str) -> Callable[..., Any]:
         try:
             imported = importlib.import_module(module)
         except (Exception, SystemExit) as error:
+            hint = f"modules are searched in the installed packages and {self._folder or 'on the path of Python'}"
             missing = error.name if isinstance(error, ModuleNotFoundError) else None
-            is_own_module = missing is not None and f"{module}.".startswith(f"{missing}.")
-            raise RecipeError(
-                f"cannot import the metric `{self.name}`: "
-                + (f"there is no module `{missing}`" if is_own_module else f"importing `{module}` raised {error!r}"),
-                where=None if is_own_module else _location_of(error),
-                hint="modules are searched in the installed packages and "
-                + (f"in {self._folder}" if self._folder else "on Python's path"),
-                code="custom-metric-not-found" if is_own_module else "custom-metric-failed",
-            ) from error
-        own_file = source_file(self.name, self._folder)
+            if missing is not None and f"{module}.".startswith(f"{missing}."):
+                message = f"`{self.name}` cannot be imported: there is no module `{missing}`"
+                raise RecipeError(message, hint=hint, code="custom-metric-not-found") from error
+            message, where = f"importing `{module}` raised {error!r}", _location_of(error)
+            raise RecipeError(message, where=where, hint=hint, code="custom-metric-failed") from error
+        own_file = _module_file(module, self._folder) if self._folder else None
         imported_file = getattr(imported, "__file__", None)
         if own_file is not None and (imported_file is None or Path(imported_file).resolve() != own_file.resolve()):
             message = f"`{module}` imports {imported_file or 'a built-in module of Python'}, not {own_file}"
@@ -110,18 +103,14 @@ class CustomMetric:
         metric = getattr(imported, function, None)
         if not callable(metric):
             exists = hasattr(imported, function)
-            raise RecipeError(
-                f"`{function}` {'is not a function' if exists else 'does not exist'} in the module `{module}`",
-                where=imported_file,
-                hint=_SIGNATURE_HINT,
-                code="custom-metric-invalid" if exists else "custom-metric-not-found",
-            )
+            message = f"`{function}` {'is not a function' if exists else 'does not exist'} in the module `{module}`"
+            code = "custom-metric-invalid" if exists else "custom-metric-not-found"
+            raise RecipeError(message, where=imported_file, hint=_SIGNATURE_HINT, code=code)
         return metric  # type: ignore[no-any-return]
 
 
-def source_file(name: str, folder: Path | None) -> Path | None:
-    """Return the file in `folder` that defines a metric, None if there is none and a package must define it."""
-    return None if folder is None else _module_file(_split_name(name)[0], folder)
+def _error(name: str, problem: str, *, code: str, where: str | None = None) -> RecipeError:
+    return RecipeError(f"`{name}` {problem}", where=where, hint=_SIGNATURE_HINT, code=code)
 
 
 def source_files(name: str, folder: Path) -> list[Path]:
@@ -199,8 +188,7 @@ def _check_arguments(name: str, function: Callable[..., Any]) -> None:
     try:
         signature.bind([], [])
     except TypeError as error:
-        message = f"`{name}` cannot be called with two lists: {error}"
-        raise RecipeError(message, hint=_SIGNATURE_HINT, code="custom-metric-invalid") from None
+        raise _error(name, f"cannot be called with two lists: {error}", code="custom-metric-invalid") from None
 
 
 def _location_of(error: BaseException) -> str | None:

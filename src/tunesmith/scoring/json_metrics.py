@@ -10,12 +10,12 @@ Leaf = tuple[tuple[str | int, ...], str, Any]
 """(path of keys and indices, type, value)."""
 
 
-def json_valid(predictions: Sequence[str]) -> list[float]:
+def json_valid(predictions: Sequence[str], *_: Any) -> list[float]:
     """Return 1.0 for each answer that is JSON (RFC 8259), else 0.0. A code fence or text around the JSON gives 0.0."""
     return [float(_parse_leaves(prediction) is not None) for prediction in predictions]
 
 
-def json_field_f1(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
+def json_field_f1(predictions: Sequence[str], references: Sequence[Sequence[str]], *_: Any) -> list[float]:
     """Return F1 over the (path, value) leaves of each answer and of its best reference.
 
     A leaf is a string, a number, true, false, null, or an empty object or list. 1 equals 1.0 but not "1". The order of

@@ -76,15 +76,16 @@ def expand_metrics(names: Sequence[str]) -> tuple[str, ...]:
     if isinstance(names, str):
         names = [names]
     members = [member for name in names for member in METRIC_GROUPS.get(name, (name,))]
+    known = [*METRIC_NAMES, *METRIC_GROUPS, *LIKELIHOOD_METRICS]
+    by_letters = {_letters(name): name for name in known}
     for name in members:
-        metric = find_metric(name)
-        if metric is None or (metric.score is None and metric.likelihood is None):
-            near = _closest_name(name)
-            if is_custom(name) and (near is None or _letters(near) != _letters(name)):
+        if find_metric(name) in (None, _LOSS):
+            near = closest(_letters(name), by_letters)
+            if is_custom(name) and near != _letters(name):
                 continue
             raise RecipeError(
-                f"unknown metric `{name}`" + (f", did you mean `{near}`?" if near else ""),
-                hint=f"known metrics: {', '.join(_known_names())}, rougeN for any N, and your own functions such as "
+                f"unknown metric `{name}`" + (f", did you mean `{by_letters[near]}`?" if near else ""),
+                hint=f"known metrics: {', '.join(known)}, rougeN for any N, and your own functions such as "
                 "`my_metrics:politeness`",
                 code="unknown-metric",
             )
@@ -130,26 +131,13 @@ def share_hint(name: str, value: float) -> str:
     return f"`{name}` is a share from 0 to 1, and {value:g} is more; {value:g} points are {value / 100:g}"
 
 
-def _known_names() -> list[str]:
-    return [*METRIC_NAMES, *METRIC_GROUPS, *LIKELIHOOD_METRICS]
-
-
 def _letters(name: str) -> str:
     return re.sub(r"[\W_]", "", name.lower())
 
 
-def _closest_name(name: str) -> str | None:
-    spelt = {_letters(known): known for known in _known_names()}
-    near = closest(_letters(name), spelt)
-    return spelt[near] if near else None
-
-
-def exact_match(predictions: Sequence[str], references: References, _: Path | None = None) -> list[float]:
-    """Return 1.0 for each prediction that equals one of its references, ignoring whitespace around both, else 0.0."""
-    return [
-        float(prediction.strip() in [reference.strip() for reference in alternatives])
-        for prediction, alternatives in zip(predictions, references, strict=True)
-    ]
+def exact_match(prediction: str, reference: str) -> float:
+    """Return 1.0 if both texts are equal, ignoring whitespace around them, else 0.0."""
+    return float(prediction.strip() == reference.strip())
 
 
 def best_over_references(score_pair: Callable[[str, str], float]) -> Score:
@@ -169,15 +157,11 @@ def bleu(predictions: Sequence[str], references: References, _: Path | None = No
     """
     from sacrebleu.metrics.bleu import BLEU
 
-    metric = BLEU(effective_order=True)
-    rows: list[tuple[str, list[str]]] = []
-    for prediction, texts in zip(predictions, references, strict=True):
-        # In scripts without spaces every character is a word, as in sacrebleu's tokenizer `zh`.
-        if any(is_non_latin(text) for text in texts):
-            rows.append((space_words(prediction), [space_words(text) for text in texts]))
-        else:
-            rows.append((prediction, list(texts)))
-    return _sentence_scores(metric, [prediction for prediction, _ in rows], [texts for _, texts in rows])
+    answers, rows = list(predictions), list(references)
+    for row, texts in enumerate(references):
+        if any(map(is_non_latin, texts)):  # every character is a word, as in sacrebleu's tokenizer `zh`
+            answers[row], rows[row] = space_words(answers[row]), [space_words(text) for text in texts]
+    return _sentence_scores(BLEU(effective_order=True), answers, rows)
 
 
 def chrf(predictions: Sequence[str], references: References, _: Path | None = None) -> list[float]:
@@ -209,12 +193,12 @@ def _perplexity(mean_log_likelihood: float) -> float:
 METRICS = {
     metric.name: metric
     for metric in (
-        Metric("exact_match", "exact match", exact_match),
+        Metric("exact_match", "exact match", best_over_references(exact_match)),
         Metric("bleu", "BLEU", bleu),
         Metric("chrf", "chrF", chrf),
         Metric("execution", "execution accuracy", execution),
-        Metric("json_valid", "valid JSON", lambda predictions, *_: json_valid(predictions)),
-        Metric("json_field_f1", "JSON field F1", lambda answers, references, _: json_field_f1(answers, references)),
+        Metric("json_valid", "valid JSON", json_valid),
+        Metric("json_field_f1", "JSON field F1", json_field_f1),
         Metric(
             "perplexity", "perplexity", likelihood=Likelihood("log_likelihood", _perplexity),
             higher_is_better=False, is_share=False,
@@ -253,16 +237,9 @@ def _check_rows(predictions: Sequence[str], references: Sequence[str | Sequence[
     for index, (prediction, texts) in enumerate(zip(predictions, rows, strict=True)):
         if not isinstance(prediction, str):
             raise DataError(
-                f"is {prediction!r}, not text",
-                where=f"predictions[{index}]",
-                hint="use '' for a missing answer",
-                code="not-text",
+                f"is {prediction!r}, not text", where=f"predictions[{index}]", hint='use "" if missing', code="not-text"
             )
         if not texts or not all(isinstance(text, str) for text in texts):
-            raise DataError(
-                f"is {references[index]!r}, not text or a list of texts",
-                where=f"references[{index}]",
-                hint="leave out rows that have no reference",
-                code="not-text",
-            )
+            message, where = f"is {references[index]!r}, not text or a list of texts", f"references[{index}]"
+            raise DataError(message, where=where, hint="leave out rows that have no reference", code="not-text")
     return rows

@@ -24,6 +24,7 @@ paper:
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from tunesmith.core.progress import log
 from tunesmith.scoring.lcs import lcs_length, lcs_positions
@@ -52,16 +53,12 @@ def rouge(name: str) -> Score:
 
 def _rouge(name: str) -> Callable[[str, str, WordTokenizer], float]:
     if match := _ROUGE_N.fullmatch(name):
-        n = int(match[1])
-        return lambda prediction, reference, words: _overlap_f1(
-            _ngrams(words(prediction), n), _ngrams(words(reference), n)
-        )
-    if name in ("rougeS", "rougeSU"):
-        with_unigrams = name == "rougeSU"
-        return lambda prediction, reference, words: _overlap_f1(
-            _skip_bigrams(words(prediction), with_unigrams), _skip_bigrams(words(reference), with_unigrams)
-        )
-    return {"rougeW": _rouge_w, "rougeL": _rouge_l, "rougeLsum": _rouge_lsum}[name]
+        units = partial(_ngrams, n=int(match[1]))
+    elif name in ("rougeS", "rougeSU"):
+        units = partial(_skip_bigrams, with_unigrams=name == "rougeSU")
+    else:
+        return {"rougeW": _rouge_w, "rougeL": _rouge_l, "rougeLsum": _rouge_lsum}[name]
+    return lambda prediction, reference, words: _overlap_f1(units(words(prediction)), units(words(reference)))
 
 
 def _rouge_l(prediction: str, reference: str, words: WordTokenizer) -> float:

@@ -11,7 +11,6 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from tunesmith.core import interrupt
@@ -24,7 +23,7 @@ _WORKER = Path(__file__).with_name("sql_worker.py")
 
 def execution_accuracy(
     predictions: Sequence[str],
-    references: Sequence[str | Sequence[str]],
+    references: Sequence[Sequence[str]],
     database: Path,
     *,
     seconds: float = QUERY_SECONDS,
@@ -48,20 +47,14 @@ def execution_accuracy(
         max_rows: limit for the rows of a reference's result.
 
     Raises:
-        DataError: the lengths differ, the database is unreadable, or a reference fails; `where` names its row.
+        DataError: the database is unreadable, or a reference fails; `where` names its row.
     """
-    if len(predictions) != len(references):
-        message = f"there are {len(predictions)} predictions but {len(references)} references"
-        raise DataError(message, hint="pass one prediction and one reference per row", code="unequal-lengths")
-    if not predictions:
-        return []
     _check_database(database)
     scores = []
-    with _Worker(database, seconds, max_rows) as worker:
+    with contextlib.closing(_Worker(database, seconds, max_rows)) as worker:
         for row, (prediction, texts) in enumerate(zip(predictions, references, strict=True)):
             interrupt.check()
-            alternatives = [texts] if isinstance(texts, str) else texts
-            scores.append(max((_score(worker, row, prediction, text) for text in alternatives), default=0.0))
+            scores.append(max(_score(worker, row, prediction, text) for text in texts))
     return scores
 
 
@@ -70,12 +63,9 @@ def _score(worker: "_Worker", row: int, prediction: str, reference: str) -> floa
     if reference not in worker.valid_references:
         answer = worker.run(reference)
         if "rows" not in answer:
-            raise DataError(
-                f"the reference query fails: {answer['failed']}",
-                where=f"references[{row}]",
-                hint=f"correct the query, or drop the row: {reference[:200]!r}",
-                code="reference-query-failed",
-            )
+            message, where = f"the reference query fails: {answer['failed']}", f"references[{row}]"
+            hint = f"correct the query, or drop the row: {reference[:200]!r}"
+            raise DataError(message, where=where, hint=hint, code="reference-query-failed")
         worker.valid_references.add(reference)
     return float(worker.run(reference, prediction).get("equal", False))
 
@@ -87,12 +77,9 @@ def _check_database(path: Path) -> None:
         raise DataError("is not a file", where=str(path), hint=hint, code="unreadable-database")
     log = path.with_name(path.name + "-wal")
     if log.exists() and log.stat().st_size:
-        raise DataError(
-            "has changes in a write-ahead log, which is not read",
-            where=str(path),
-            hint="merge them: sqlite3 FILE 'PRAGMA wal_checkpoint(TRUNCATE)'",
-            code="unreadable-database",
-        )
+        message = "has changes in a write-ahead log, which is not read"
+        hint = "merge them: sqlite3 FILE 'PRAGMA wal_checkpoint(TRUNCATE)'"
+        raise DataError(message, where=str(path), hint=hint, code="unreadable-database")
 
 
 class _Worker:
@@ -104,59 +91,43 @@ class _Worker:
         self._settings = json.dumps({"database": self._database, "seconds": seconds, "max_rows": max_rows})
         self._process: subprocess.Popen[str] | None = None
 
-    def __enter__(self) -> "_Worker":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._stop()
-
     def run(self, reference: str, prediction: str | None = None) -> dict[str, Any]:
         """Run a reference, or compare a prediction with it.
 
         Returns:
             {"rows": count} of the reference, {"equal": bool}, or {"failed": reason}.
         """
-        answer = self._exchange({"reference": reference, "prediction": prediction})
-        return {"failed": "it takes too long or too much memory"} if answer is None else answer
-
-    def _exchange(self, request: dict[str, Any]) -> dict[str, Any] | None:
-        """Send a request to the worker and return its answer; None if the worker died."""
         process = self._process if self._process and self._process.poll() is None else self._start()
-        assert process.stdin
-        assert process.stdout
+        assert process.stdin is not None and process.stdout is not None
         line = ""
         with contextlib.suppress(BrokenPipeError):
-            process.stdin.write(json.dumps(request) + "\n")
+            process.stdin.write(json.dumps({"reference": reference, "prediction": prediction}) + "\n")
             process.stdin.flush()
             line = process.stdout.readline()
         if not line:
-            self._stop()
-            return None
+            self.close()
+            return {"failed": "it takes too long or too much memory"}
         answer: dict[str, Any] = json.loads(line)
         return answer
 
     def _start(self) -> subprocess.Popen[str]:
         """Start the worker process; raise DataError if it cannot read the database."""
-        self._stop()
+        self.close()
         command = [sys.executable, "-I", "-S", str(_WORKER), self._settings]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        assert self._process.stdout
+        assert self._process.stdout is not None
         ready = self._process.stdout.readline()
         if not ready:
-            self._stop()
-            hint = "standard error has its message"
-            raise TunesmithError(
-                "the process that runs SQL did not start", where=str(_WORKER), hint=hint, code="sql-worker"
-            )
-        failed = json.loads(ready).get("failed")
-        if failed:
-            self._stop()
-            hint = "name an SQLite file that this user can read"
+            message, hint = "the process that runs SQL did not start", "standard error has its message"
+            raise TunesmithError(message, where=str(_WORKER), hint=hint, code="sql-worker")
+        if failed := json.loads(ready).get("failed"):
             message = f"is not a readable SQLite database ({failed})"
+            hint = "name an SQLite file that this user can read"
             raise DataError(message, where=self._database, hint=hint, code="unreadable-database")
         return self._process
 
-    def _stop(self) -> None:
+    def close(self) -> None:
+        """End the process, if there is one."""
         if self._process:
             self._process.kill()
             with contextlib.suppress(BrokenPipeError):

@@ -113,19 +113,16 @@ class Database:
             signal.setitimer(signal.ITIMER_REAL, 0)
 
     def _fetch(self, sql: str, max_rows: int) -> Result:
-        cursor = self._connection.execute(sql)
-        try:
+        rows: list[Row] = []
+        size = 0
+        with contextlib.closing(self._connection.execute(sql)) as cursor:
             columns = len(cursor.description)
-            rows: list[Row] = []
-            size = 0
             for row in cursor:
                 rows.append(row)
                 size += 64 * columns + sum(len(value) for value in row if isinstance(value, (str, bytes)))
                 if len(rows) > max_rows or size > _RESULT_BYTES:
                     raise QueryFailed(f"it gives more than {max_rows} rows or {_RESULT_BYTES} bytes")
-            return Result(columns, rows)
-        finally:
-            cursor.close()
+        return Result(columns, rows)
 
 
 def _authorize(action: int, _: str | None, name: str | None, *__: str | None) -> int:
@@ -137,14 +134,8 @@ def results_equal(result: Result, expected: Result, ordered: bool) -> bool:
     """Return whether two results have equal rows equally often, and in the same order if `ordered`."""
     if result.columns != expected.columns or len(result.rows) != len(expected.rows):
         return False
-    left, right = result.rows, expected.rows
-    if not ordered:
-        left, right = sorted(left, key=_sort_key), sorted(right, key=_sort_key)
-    return all(map(_same_row, left, right))
-
-
-def _same_row(left: Row, right: Row) -> bool:
-    return all(map(_same_value, left, right))
+    left, right = (rows if ordered else sorted(rows, key=_sort_key) for rows in (result.rows, expected.rows))
+    return all(all(map(_same_value, *pair)) for pair in zip(left, right, strict=True))
 
 
 def _same_value(left: Value, right: Value) -> bool:

@@ -97,9 +97,8 @@ def rows_needed_text(comparison: Comparison) -> str:
     units = "rows" if groups == rows else "groups"
     text = f"about {needed:,} {units} would settle it"
     if groups < (fewest := min_units(comparison.confidence)):  # the estimate from so few units is rough
-        text = f"at least {fewest} {units} are needed to settle it" + (
-            f", here about {needed:,}" if needed > fewest else ""
-        )
+        estimate = f", here about {needed:,}" if needed > fewest else ""
+        text = f"at least {fewest} {units} are needed to settle it{estimate}"
     return text if groups == rows else f"{text}; more rows of the same {groups:,} groups would not"
 
 
@@ -156,12 +155,9 @@ def _to_array(values: Scores, name: str) -> Array:
     """Convert values to an array [rows]; raise DataError for a value that is not a finite number."""
     for index, value in enumerate(values):
         if not isinstance(value, (int, float, np.number, np.bool_)) or not math.isfinite(value):
-            raise DataError(
-                f"is {value!r}, not a finite number",
-                where=f"{name}[{index}]",
-                hint="give a row without a score the worst score, or leave it out for both systems",
-                code="not-a-number",
-            )
+            message, where = f"is {value!r}, not a finite number", f"{name}[{index}]"
+            hint = "give a row without a score the worst score, or leave it out for both systems"
+            raise DataError(message, where=where, hint=hint, code="not-a-number")
     return np.asarray(values, dtype=np.float64)
 
 
@@ -187,12 +183,10 @@ def _check_weights(weights: Array) -> None:
 
 def _check_settings(min_gain: float, confidence: float, seed: int) -> None:
     """Raise RecipeError for a setting that is out of range."""
-    code = "wrong-value"
-    if not math.isfinite(min_gain):
-        hint = "give it in the unit of the score, such as 0.01"
-        raise RecipeError(f"min_gain is {min_gain}, not a finite number", hint=hint, code=code)
-    if not 0.5 <= confidence <= 0.999:
-        hint = "give a share such as 0.95"
-        raise RecipeError(f"confidence is {confidence}, not between 0.5 and 0.999", hint=hint, code=code)
-    if seed < 0:
-        raise RecipeError(f"seed is {seed}, which is negative", hint="give an integer of 0 or more", code=code)
+    for name, value, is_valid, rule, hint in (
+        ("min_gain", min_gain, math.isfinite(min_gain), "a finite number", "give it in the unit of the score"),
+        ("confidence", confidence, 0.5 <= confidence <= 0.999, "between 0.5 and 0.999", "give a share such as 0.95"),
+        ("seed", seed, seed >= 0, "0 or more", "give an integer of 0 or more"),
+    ):
+        if not is_valid:
+            raise RecipeError(f"{name} is {value}, not {rule}", hint=hint, code="wrong-value")

@@ -8,7 +8,7 @@ import pytest
 from tests.support.errors import raises
 
 from tunesmith.core.errors import DataError, RecipeError
-from tunesmith.scoring.custom import CustomMetric, custom_metrics, is_custom, source_file
+from tunesmith.scoring.custom import CustomMetric, custom_metrics, is_custom, source_files
 from tunesmith.scoring.metrics import expand_metrics, score
 
 GOOD = """
@@ -188,12 +188,12 @@ def test_names_of_custom_metrics() -> None:
     )
 
 
-def test_source_file_of_a_metric(folder: Path) -> None:
-    assert source_file("my_own_metrics:words", folder) == folder / "my_own_metrics.py"
-    assert source_file("my_package:half", folder) == folder / "my_package" / "__init__.py"
-    assert source_file("my_package.inner.half", folder) == folder / "my_package" / "inner.py"
-    assert source_file("os:system", folder) is None
-    assert source_file("my_own_metrics:words", None) is None
+def test_source_files_of_a_metric(folder: Path) -> None:
+    assert folder / "my_own_metrics.py" in source_files("my_own_metrics:words", folder)
+    package = {folder / "my_package" / "__init__.py", folder / "my_package" / "inner.py"}
+    assert package <= set(source_files("my_package:half", folder))
+    assert package <= set(source_files("my_package.inner.half", folder))
+    assert source_files("os:system", folder) == []
 
 
 def test_built_in_name_with_a_dot_is_a_typo() -> None:
