@@ -1,5 +1,6 @@
 """The trials of a sweep: every combination of its axes' values, each checked as a recipe."""
 
+import contextlib
 import itertools
 import re
 from collections.abc import Sequence
@@ -83,12 +84,9 @@ def is_sweep(folder: Path) -> bool:
         RecipeError: it contains a ladder, the former name and format of a sweep.
     """
     if (folder / "rungs.json").exists():
-        raise RecipeError(
-            "contains a ladder, the former name and format of a sweep",
-            where=str(folder),
-            hint="its subfolders are still ordinary runs; to compare them again, run the sweep with another --out",
-            code="old-sweep",
-        )
+        message = "contains a ladder, the former name and format of a sweep"
+        hint = "its subfolders are still ordinary runs; to compare them again, run the sweep with another --out"
+        raise RecipeError(message, where=str(folder), hint=hint, code="old-sweep")
     return (folder / _LIST).exists()
 
 
@@ -99,12 +97,8 @@ def read_sweep(folder: Path) -> Sweep:
         RecipeError: the folder contains no sweep.
     """
     if not is_sweep(folder):
-        raise RecipeError(
-            "contains no sweep",
-            where=str(folder),
-            hint="name a folder that `tunesmith sweep` wrote",
-            code="not-a-sweep",
-        )
+        hint = "name a folder that `tunesmith sweep` wrote"
+        raise RecipeError("contains no sweep", where=str(folder), hint=hint, code="not-a-sweep")
     written = read_json(folder / _LIST)
     return Sweep(
         folder,
@@ -135,61 +129,41 @@ def list_trials(
         RecipeError: an axis is invalid, or a trial's recipe is; lists all mistakes of all trials.
     """
     axes = _axes(over, models, overrides)
-    changes = [
-        tuple(f"{axis.key}={value}" for axis, value in zip(axes, values, strict=True))
-        for values in itertools.product(*(axis.values for axis in axes))
-    ]
+    changes = list(itertools.product(*([f"{axis.key}={value}" for value in axis.values] for axis in axes)))
     if len(changes) < 2:
-        raise RecipeError(
-            "a sweep needs at least two trials",
-            hint="pass --models A,B or --over tuning.rank=2,8,32",
-            code="number-of-trials",
-        )
+        hint = "pass --models A,B or --over tuning.rank=2,8,32"
+        raise RecipeError("a sweep needs at least two trials", hint=hint, code="number-of-trials")
     recipes = _load_all(recipe, overrides, changes)
     first = recipes[0]
     if isinstance(first.launch, TorchrunLaunch):
-        raise RecipeError(
-            "a trial is one process, but `launch` asks for torchrun",
-            where="launch.on",
-            hint="add 'launch={on: local}'",
-            code="trial-processes",
-        )
-    if corrected_confidence(first.evaluate.confidence, len(changes)) > _MAX_CONFIDENCE + 1e-9:
-        max_trials = int((1 - first.evaluate.confidence) / (1 - _MAX_CONFIDENCE) + 1e-9)
-        raise RecipeError(
-            f"{len(changes)} trials are too many for intervals at confidence {first.evaluate.confidence:g}",
-            hint=f"take {max_trials} or fewer, or lower evaluate.confidence",
-            code="number-of-trials",
-        )
+        message, hint = "a trial is one process, but `launch` asks for torchrun", "add 'launch={on: local}'"
+        raise RecipeError(message, where="launch.on", hint=hint, code="trial-processes")
+    confidence = first.evaluate.confidence
+    if corrected_confidence(confidence, len(changes)) > _MAX_CONFIDENCE + 1e-9:
+        message = f"{len(changes)} trials are too many for intervals at confidence {confidence:g}"
+        max_trials = int((1 - confidence) / (1 - _MAX_CONFIDENCE) + 1e-9)
+        hint = f"take {max_trials} or fewer, or lower evaluate.confidence"
+        raise RecipeError(message, hint=hint, code="number-of-trials")
     trials = tuple(Trial(n, f"{n:02d}-{_slug(values)}", values) for n, values in enumerate(changes, 1))
     return Sweep(out or _default_folder(recipes, axes, trials, recipe_folder(recipe)), axes, tuple(overrides), trials)
 
 
 def _default_folder(recipes: Sequence[Recipe], axes: tuple[Axis, ...], trials: tuple[Trial, ...], folder: Path) -> Path:
-    """Return the default folder of a sweep, which may not exist yet.
+    """Return the default folder of a sweep of the recipes in `folder`; it may not exist yet.
 
     As for a run, its name differs if an earlier version of tunesmith started it.
     """
     digest = digest_of([*map(identity, recipes), location_in_project(folder)])[:8]
     expected = Path("runs") / recipes[0].name / f"sweep-{digest}"
-    if expected.exists():
-        return expected
-    others = (path.parent for path in sorted(expected.parent.glob(f"sweep-*/{_LIST}")))
-    return next((path for path in others if _is_sweep_of(path, recipes, axes, trials, folder)), expected)
-
-
-def _is_sweep_of(
-    path: Path, recipes: Sequence[Recipe], axes: tuple[Axis, ...], trials: tuple[Trial, ...], folder: Path
-) -> bool:
-    """Return whether a folder contains the sweep of these recipes, which are in `folder`."""
-    try:
-        before = read_sweep(path)
-    except TunesmithError:
-        return False
-    runs = [RunDir(path / trial.folder, folder) for trial in trials]
-    return (before.axes, before.trials) == (axes, trials) and all(
-        map(is_run_of, recipes, runs, itertools.repeat(folder))
-    )
+    if not expected.exists():
+        for path in sorted(expected.parent.glob(f"sweep-*/{_LIST}")):
+            runs = [RunDir(path.parent / trial.folder, folder) for trial in trials]
+            with contextlib.suppress(TunesmithError):
+                before = read_sweep(path.parent)
+                is_same = (before.axes, before.trials) == (axes, trials)
+                if is_same and all(map(is_run_of, recipes, runs, itertools.repeat(folder))):
+                    return path.parent
+    return expected
 
 
 def corrected_confidence(confidence: float, trials: int) -> float:
@@ -219,19 +193,12 @@ def check_sweep(sweep: Sweep, recipe: Path) -> list[OpenedRun]:
 
 def _open_trials(sweep: Sweep, recipe: Path) -> list[OpenedRun]:
     """Open each trial's run; raise RecipeError if the sweep's folder contains something else."""
+    where, hint = str(sweep.path), "pass another --out"
     if is_sweep(sweep.path):
-        before = read_sweep(sweep.path)
-        if before.axes != sweep.axes:
-            raise RecipeError(
-                "contains a sweep over other axes", where=str(sweep.path), hint="pass another --out", code="other-sweep"
-            )
+        if read_sweep(sweep.path).axes != sweep.axes:
+            raise RecipeError("contains a sweep over other axes", where=where, hint=hint, code="other-sweep")
     elif sweep.path.is_dir() and any(path.name != "logs" for path in sweep.path.iterdir()):
-        raise RecipeError(
-            "is not empty and contains no sweep",
-            where=str(sweep.path),
-            hint="pass another --out",
-            code="folder-not-empty",
-        )
+        raise RecipeError("is not empty and contains no sweep", where=where, hint=hint, code="folder-not-empty")
     return [open_run(recipe, [*sweep.overrides, *trial.changes], sweep.run(trial).path) for trial in sweep.trials]
 
 
@@ -243,14 +210,7 @@ def write_sweep(sweep: Sweep, recipe: Path) -> None:
     """
     opened = _open_trials(sweep, recipe)
     remove_leftovers(sweep.path)
-    write_json(
-        sweep.path / _LIST,
-        {
-            "axes": [asdict(axis) for axis in sweep.axes],
-            "overrides": sweep.overrides,
-            "trials": [asdict(trial) for trial in sweep.trials],
-        },
-    )
+    write_json(sweep.path / _LIST, {key: value for key, value in asdict(sweep).items() if key != "path"})
     for trial in opened:
         trial.write_origin()
 
@@ -260,9 +220,7 @@ def _axes(over: Sequence[str], models: Sequence[str], overrides: Sequence[str]) 
     for text in over:
         key, sign, values = text.partition("=")
         if not sign or not key:
-            raise RecipeError(
-                f"`{text}` is not an axis", hint="write key=value,value, such as tuning.rank=2,8,32", code="wrong-axis"
-            )
+            raise _axis_error(f"`{text}` is not an axis", "write key=value,value, such as tuning.rank=2,8,32")
         axes.append(Axis(key, tuple(split_values(values))))
     fixed = {override.partition("=")[0] for override in overrides}
     for index, axis in enumerate(axes):
@@ -274,25 +232,18 @@ def _check_axis(axis: Axis, taken: set[str]) -> None:
     key = axis.key
     for other in taken:
         if f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}."):
-            raise RecipeError(
-                f"`{key}` is an axis, but `{other}` sets it too", hint="leave one of them out", code="wrong-axis"
-            )
+            raise _axis_error(f"`{key}` is an axis, but `{other}` sets it too", "leave one of them out")
     if key.partition(".")[0] in _SHARED:
-        raise RecipeError(
-            f"`{key}` cannot be an axis: all trials share it, so that they can be compared",
-            hint="an axis changes what is trained: keys of model, data, tuning, train",
-            code="wrong-axis",
-        )
+        message = f"`{key}` cannot be an axis: all trials share it, so that they can be compared"
+        raise _axis_error(message, "an axis changes what is trained: keys of model, data, tuning, train")
     if not all(axis.values):
-        raise RecipeError(
-            f"the axis `{key}` has an empty value", hint="remove the comma that has no value", code="wrong-axis"
-        )
+        raise _axis_error(f"the axis `{key}` has an empty value", "remove the comma that has no value")
     if len(set(axis.values)) < len(axis.values):
-        raise RecipeError(
-            f"the axis `{key}` has a value twice ({', '.join(axis.values)})",
-            hint="list each value once",
-            code="wrong-axis",
-        )
+        raise _axis_error(f"the axis `{key}` has a value twice ({', '.join(axis.values)})", "list each value once")
+
+
+def _axis_error(message: str, hint: str) -> RecipeError:
+    return RecipeError(message, hint=hint, code="wrong-axis")
 
 
 def split_values(text: str) -> list[str]:
@@ -336,8 +287,6 @@ def _load_all(recipe: Path, overrides: Sequence[str], changes: Sequence[tuple[st
 
 def _slug(changes: tuple[str, ...]) -> str:
     """Return a folder name that any file system accepts; the trial's number in front makes it unique."""
-    parts = []
-    for change in changes:
-        key, _, value = change.partition("=")
-        parts.append(f"{key.rpartition('.')[2]}-{value.rpartition('/')[2]}")
+    pairs = [change.partition("=") for change in changes]
+    parts = [f"{key.rpartition('.')[2]}-{value.rpartition('/')[2]}" for key, _, value in pairs]
     return re.sub(r"[^A-Za-z0-9._]+", "-", "_".join(parts))[:60].strip("-.")

@@ -24,11 +24,7 @@ from tunesmith.sweep.reuse import reused
 
 State = Literal["done", "failed", "to do"]
 Outcome = Literal["clears", "falls short", "cannot tell", "breaks a guard"]
-_OUTCOMES: dict[str, Outcome] = {
-    "better": "clears",
-    "not_better": "falls short",
-    "cannot_tell": "cannot tell",
-}
+_OUTCOMES: dict[str, Outcome] = {"better": "clears", "not_better": "falls short", "cannot_tell": "cannot tell"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,12 +126,8 @@ def check_threshold(recipe: Recipe, threshold: float | None) -> None:
     """Raise RecipeError if the threshold is outside the range of the recipe's primary metric."""
     metric = recipe.evaluate.primary
     if threshold is not None and is_share(metric) and not 0 <= threshold < 1:
-        raise RecipeError(
-            "is outside the range of scores",
-            where="--threshold",
-            hint=share_hint(metric, threshold),
-            code="unreachable-threshold",
-        )
+        message, hint = "is outside the range of scores", share_hint(metric, threshold)
+        raise RecipeError(message, where="--threshold", hint=hint, code="unreachable-threshold")
 
 
 def collect(sweep: Sweep, score: float | None = None) -> SweepResult:
@@ -150,9 +142,8 @@ def collect(sweep: Sweep, score: float | None = None) -> SweepResult:
     up = _higher_is_better(sweep, metric)
     min_gain = recipe.promote.min_gain if recipe.promote else 0.0
     threshold = Threshold("gain", metric, min_gain) if score is None else Threshold("score", metric, score)
-    pairs = list(zip(sweep.trials, recipes, strict=True))
-    trials = tuple(_trial_result(sweep, trial, trial_recipe, threshold) for trial, trial_recipe in pairs)
-    row_sets = {tuple(_ids(sweep.run(trial))) for trial, done in zip(sweep.trials, trials, strict=True) if done.score}
+    trials = tuple(_trial_result(sweep, *pair, threshold) for pair in zip(sweep.trials, recipes, strict=True))
+    row_sets = {_row_ids(RunDir(sweep.path / trial.folder)) for trial in trials if trial.score}
     return SweepResult(
         name=recipe.name,
         path=sweep.path,
@@ -200,36 +191,25 @@ def failure_of(run: RunDir) -> dict[str, Any] | None:
 
 def _higher_is_better(sweep: Sweep, metric: str) -> bool:
     """Return the metric's direction from the first verdict; without one, from the metric's name."""
-    runs = (run for trial in sweep.trials if (run := sweep.run(trial)).manifest("evaluate"))
-    first = next(runs, None)
-    if first is None:
-        return higher_is_better(metric) is not False
-    return read_verdict(first.verdict).metrics[metric].higher_is_better
+    for run in map(sweep.run, sweep.trials):
+        if run.manifest("evaluate"):
+            return read_verdict(run.verdict).metrics[metric].higher_is_better
+    return higher_is_better(metric) is not False
 
 
 def _trial_result(sweep: Sweep, trial: Trial, recipe: Recipe, threshold: Threshold) -> TrialResult:
     run = sweep.run(trial)
     failure = failure_of(run)
-    done = run.manifest("evaluate") is not None and failure is None
-    scores = None
-    if done:
+    state: State = "failed" if failure else "done" if run.manifest("evaluate") is not None else "to do"
+    base = score = gain = outcome = None
+    if state == "done":
         sealed = (run.stage("evaluate") / MANIFEST).stat().st_mtime_ns
         each = corrected_confidence(recipe.evaluate.confidence, len(sweep.trials))
-        scores = _scores_and_outcome(run.path, sealed, threshold, each, recipe.seed)
+        base, score, gain, outcome = _scores_and_outcome(run.path, sealed, threshold, each, recipe.seed)
     return TrialResult(
-        number=trial.number,
-        label=trial.label,
-        folder=trial.folder,
-        changes=trial.changes,
-        state="failed" if failure else "done" if done else "to do",
-        failure=failure,
-        reused=reused(run),
-        measures=_measures(run, recipe),
-        base=scores[0] if scores else None,
-        score=scores[1] if scores else None,
-        gain=scores[2] if scores else None,
-        outcome=scores[3] if scores else None,
-    )
+        trial.number, trial.label, trial.folder, trial.changes, state, failure, reused=reused(run),
+        measures=_measures(run, recipe), base=base, score=score, gain=gain, outcome=outcome,
+    )  # fmt: skip
 
 
 def _measures(run: RunDir, recipe: Recipe) -> dict[str, float]:
@@ -295,8 +275,8 @@ def score_estimate(comparison: Comparison, origin: float, *, lower: bool, least:
     return Estimate(comparison.gain, max(least, comparison.low), comparison.high)
 
 
-def _ids(run: RunDir) -> list[str]:
-    return [line["id"] for line in read_jsonl(run.evaluation("tuned") / "scores.jsonl")]
+def _row_ids(run: RunDir) -> tuple[str, ...]:
+    return tuple(line["id"] for line in read_jsonl(run.evaluation("tuned") / "scores.jsonl"))
 
 
 def _notes(

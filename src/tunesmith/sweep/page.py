@@ -30,12 +30,6 @@ def render(result: SweepResult) -> str:
         result=result,
         text=sweep_text,
         style=style_sheet() + Markup((_HERE / "sweep.css").read_text(encoding="utf-8")),
-        headline=sweep_text.headline(result),
-        evidence=sweep_text.evidence(result),
         main_chart=draw_both_widths(lambda width: chart.draw_scores(result, first, width)),
-        charts=[
-            (sweep_text.MEASURES[name], chart.draw_scores(result, name, _SMALL, 260)) for name in drawn if name != first
-        ],
-        measures=sweep_text.varying_measures(result),
-        threshold=sweep_text.threshold_text(result),
+        charts=[chart.draw_scores(result, name, _SMALL, 260) for name in drawn if name != first],
     )

@@ -66,26 +66,20 @@ def plan_text(sweep: Sweep, planned: list[PlannedTrial]) -> str:
     """Return the plan for a terminal."""
     lines = [f"sweep    {sweep.path}"]
     for trial in planned:
-        lines.append(
-            f"{trial.number:>4}  {trial.label}: {trial.problem or _needs(trial)}{' (done)' * (trial.state == 'done')}"
-        )
+        done = " (done)" if trial.state == "done" else ""
+        lines.append(f"{trial.number:>4}  {trial.label}: {trial.problem or _needs(trial)}{done}")
     seconds = _total(planned)
-    time = (
-        f"about {format_duration(seconds)} of training"
-        if seconds is not None
-        else "unknown: a base has not been trained here yet"
-    )
+    known = seconds is not None
+    time = f"about {format_duration(seconds)} of training" if known else "unknown: a base has not been trained here yet"
     lines.append(f"time     {time}; without evaluation")
     lines.append("reused   equal prepared data and equal answers of a base are made once")
     return "\n".join(lines)
 
 
 def _needs(trial: PlannedTrial) -> str:
+    work = f"{trial.trained_parameters:,} parameters trained on {trial.tokens:,} tokens of {trial.train_rows:,} rows"
     time = f", about {format_duration(trial.seconds)}" if trial.seconds is not None else ""
-    return (
-        f"{trial.trained_parameters:,} parameters trained on {trial.tokens:,} tokens of {trial.train_rows:,} rows, "
-        f"about {trial.memory_gib:.1f} GiB{time}"
-    )
+    return f"{work}, about {trial.memory_gib:.1f} GiB{time}"
 
 
 def _total(planned: list[PlannedTrial]) -> float | None:

@@ -3,6 +3,7 @@
 Peak memory can only be measured per process, and a trial that is killed for its memory must not end the sweep.
 """
 
+import contextlib
 import signal
 import subprocess
 import sys
@@ -50,14 +51,13 @@ def run_sweep(
         DataError: the rows of a trial do not exist; nothing was written.
         Interrupted: on a signal; the same call resumes the sweep.
     """
-    sweep = open_sweep(Path(recipe), over=over, models=models, overrides=overrides, out=Path(out) if out else None)
-    is_written = is_sweep(Path(recipe))
-    check_threshold(
-        sweep.recipe(sweep.trials[0]) if is_written else check_sweep(sweep, Path(recipe))[0].recipe, threshold
-    )
+    recipe = Path(recipe)
+    sweep = open_sweep(recipe, over=over, models=models, overrides=overrides, out=Path(out) if out else None)
+    is_written = is_sweep(recipe)
+    check_threshold(sweep.recipe(sweep.trials[0]) if is_written else check_sweep(sweep, recipe)[0].recipe, threshold)
     with exclusive_lock(sweep.lock), interrupt.catch_signals():
         if not is_written:
-            write_sweep(sweep, Path(recipe))
+            write_sweep(sweep, recipe)
         for trial in sweep.trials:
             interrupt.check()
             log(f"trial {trial.number} of {len(sweep.trials)}: {trial.label}")
@@ -80,12 +80,9 @@ def open_sweep(
     if not is_sweep(recipe):
         return list_trials(recipe, over=over, models=models, overrides=overrides, out=out)
     if over or models or overrides or out:
-        raise RecipeError(
-            "is a sweep already, on which axes, changes and --out have no effect",
-            where=str(recipe),
-            hint="leave them out, or pass the recipe's file to start another sweep",
-            code="usage",
-        )
+        message = "is a sweep already, on which axes, changes and --out have no effect"
+        hint = "leave them out, or pass the recipe's file to start another sweep"
+        raise RecipeError(message, where=str(recipe), hint=hint, code="usage")
     return read_sweep(recipe)
 
 
@@ -97,9 +94,8 @@ def run_trial(folder: Path | str, number: int) -> RunDir:
     """
     sweep = read_sweep(Path(folder))
     if not 1 <= number <= len(sweep.trials):
-        raise RecipeError(
-            f"has no trial {number}", where=str(folder), hint=f"it has 1 to {len(sweep.trials)}", code="no-such-trial"
-        )
+        hint = f"it has 1 to {len(sweep.trials)}"
+        raise RecipeError(f"has no trial {number}", where=str(folder), hint=hint, code="no-such-trial")
     trial = sweep.trials[number - 1]
     run = sweep.run(trial)
     failure_path(run).unlink(missing_ok=True)
@@ -110,23 +106,19 @@ def run_trial(folder: Path | str, number: int) -> RunDir:
     except Interrupted:
         raise
     except Exception as error:  # of any type: the sweep shows why the trial has no score
-        _write_failure(run, *_describe_error(error))
+        _write_failure(run, getattr(error, "exit_code", 1), _describe_error(error))
         raise
 
 
 def sweep_error(result: SweepResult) -> TunesmithError | None:
     """Return the error of a sweep with failed trials. Its exit code is theirs if all have the same one, else 1."""
-    trials = [trial for trial in result.trials if trial.failure]
-    if not trials:
+    failed = {f"#{trial.number} {trial.label}": trial.failure for trial in result.trials if trial.failure}
+    if not failed:
         return None
-    codes = {failure["exit_code"] for trial in trials if (failure := trial.failure)}
-    names = "; ".join(f"#{trial.number} {trial.label}" for trial in trials)
-    error = TunesmithError(
-        f"{len(trials)} of {len(result.trials)} trials failed: {names}",
-        where=str(result.path),
-        hint="the others are done; the same command tries these again",
-        code="trials-failed",
-    )
+    message = f"{len(failed)} of {len(result.trials)} trials failed: {'; '.join(failed)}"
+    hint = "the others are done; the same command tries these again"
+    error = TunesmithError(message, where=str(result.path), hint=hint, code="trials-failed")
+    codes = {failure["exit_code"] for failure in failed.values()}
     error.exit_code = codes.pop() if len(codes) == 1 else 1
     return error
 
@@ -143,30 +135,28 @@ def _run_in_subprocess(sweep: Sweep, trial: Trial) -> None:
             if interrupt.requested_signal() and not forwarded:
                 process.send_signal(signal.SIGTERM)
                 forwarded = True
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(_POLL_SECONDS)
-            except subprocess.TimeoutExpired:
-                continue
     interrupt.check()
     code = process.returncode
     if code == Interrupted.exit_code:
         raise Interrupted(f"trial {trial.number} was stopped", where=str(run), hint="repeat the command to resume")
     if code and failure_of(run) is None:
-        _write_failure(run, *describe_exit(code))
+        _write_failure(run, 1, describe_exit(code))
 
 
-def _describe_error(error: Exception) -> tuple[int, str]:
-    """Return the exit code and the reason for an error."""
+def _describe_error(error: Exception) -> str:
+    """Return the reason for an error."""
     if isinstance(error, TunesmithError):
-        return error.exit_code, f"{error.where}: {error.message}" if error.where else error.message
-    return 1, f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        return f"{error.where}: {error.message}" if error.where else error.message
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
-def describe_exit(code: int) -> tuple[int, str]:
-    """Return the exit code and the reason for a process that ended without writing a reason."""
+def describe_exit(code: int) -> str:
+    """Return the reason for a process that ended without writing a reason."""
     if code == -signal.SIGKILL:
-        return 1, "was killed (SIGKILL), as systems do when memory runs out"
-    return 1, f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        return "was killed (SIGKILL), as systems do when memory runs out"
+    return f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 
 
 def _write_failure(run: RunDir, exit_code: int, reason: str) -> None:

@@ -29,11 +29,8 @@ def measure_cell(measure: str, number: float | None) -> str:
 
 def varying_measures(result: SweepResult) -> list[str]:
     """Return the measures in which trials differ."""
-    return [
-        name
-        for name in MEASURES
-        if len({trial.measures[name] for trial in result.trials if name in trial.measures}) > 1
-    ]
+    known = [trial.measures for trial in result.trials]
+    return [name for name in MEASURES if len({measures[name] for measures in known if name in measures}) > 1]
 
 
 def unit_of(result: SweepResult) -> Unit:
@@ -84,15 +81,10 @@ def evidence(result: SweepResult) -> str:
         return f"The threshold is {threshold_text(result)}."
     score, around = score_cell(result, chosen)
     gain, gain_around = gain_cell(result, chosen)
-    small = ", ".join(
-        f"{measure_cell(measure, chosen.measures.get(measure))} {MEASURES[measure]}"
-        for measure in dict.fromkeys(axis.measure for axis in result.axes)
-    )
-    reached = (
-        f"{score} ({around})"
-        if result.threshold.quantity == "score"
-        else f"{score}, {gain} over its base ({gain_around})"
-    )
+    used = dict.fromkeys(axis.measure for axis in result.axes)
+    small = ", ".join(f"{measure_cell(name, chosen.measures.get(name))} {MEASURES[name]}" for name in used)
+    on_score = result.threshold.quantity == "score"
+    reached = f"{score} ({around})" if on_score else f"{score}, {gain} over its base ({gain_around})"
     return (
         f"It reaches {wording.metric_label(result.threshold.metric)} {reached} on {wording.count(result.rows)} rows, "
         f"and the threshold is {threshold_text(result)}. It has {small}."

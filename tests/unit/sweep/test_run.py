@@ -50,9 +50,7 @@ def test_exit_code_is_that_of_the_trials_if_all_have_the_same(
 
 def test_reason_of_a_killed_process() -> None:
     for code, named in ((-signal.SIGKILL, "SIGKILL"), (-signal.SIGSEGV, "SIGSEGV"), (9, "exit code 9")):
-        exit_code, reason = describe_exit(code)
-        assert exit_code == 1
-        assert named in reason
+        assert named in describe_exit(code)
 
 
 def test_folder_of_a_sweep_takes_no_axes(make_sweep: MakeSweep) -> None:
