@@ -13,7 +13,6 @@ from tunesmith.demo.catalogue import CITIES, FIRST_NAMES, LAST_NAMES, PRODUCTS
 from tunesmith.demo.stable_random import choice, randbelow, shuffled, weighted_choice
 
 Rows: TypeAlias = list[tuple[int | str, ...]]
-Contents: TypeAlias = dict[str, Rows]
 
 # The description of the database in the prompts. It is short because every prompt contains it.
 SCHEMA = """\
@@ -58,7 +57,7 @@ CREATE INDEX review_product ON reviews(product_id);
 """
 
 
-def table_rows(seed: int = 0) -> Contents:
+def table_rows(seed: int = 0) -> dict[str, Rows]:
     """Draw the rows of every table; return {table: rows in the schema's column order}."""
     rng = Random(seed)
     customers = _customers(rng)
@@ -66,13 +65,9 @@ def table_rows(seed: int = 0) -> Contents:
     orders = _orders(rng, customers)
     items = _items(rng, orders, products)
     return {
-        "customers": customers,
-        "products": products,
-        "orders": orders,
-        "items": items,
-        "payments": _payments(rng, orders, items, products),
-        "reviews": _reviews(rng, orders, items),
-    }
+        "customers": customers, "products": products, "orders": orders, "items": items,
+        "payments": _payments(rng, orders, items, products), "reviews": _reviews(rng, orders, items),
+    }  # fmt: skip
 
 
 def create_tables(connection: sqlite3.Connection, seed: int = 0) -> None:
