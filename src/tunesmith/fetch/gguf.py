@@ -42,14 +42,12 @@ def _write_model(file: Path, folder: Path) -> None:
     try:
         tokenizer = AutoTokenizer.from_pretrained(parent, gguf_file=name)
         with contextlib.redirect_stderr(io.StringIO()):  # hide a progress bar that has no option
-            model = AutoModelForCausalLM.from_pretrained(
-                parent, gguf_file=name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
-            )
+            settings = {"quantization_config": GgufConfig(dequantize=True), "dtype": torch.float32}
+            model = AutoModelForCausalLM.from_pretrained(parent, gguf_file=name, **settings)
     except (OSError, ValueError, KeyError, NotImplementedError) as error:
-        raise RecipeError(
-            f"transformers cannot read this file: {str(error).splitlines()[0]}", where=str(file),
-            hint="use a file of an architecture that transformers can read, or another format", code="unreadable-model",
-        ) from error  # fmt: skip
+        message = f"transformers cannot read this file: {str(error).splitlines()[0]}"
+        hint = "use a file of an architecture that transformers can read, or another format"
+        raise RecipeError(message, where=str(file), hint=hint, code="unreadable-model") from error
     # The weights are in fp32 now, but transformers refuses to save a model with `quantization_config`.
     model.hf_quantizer = None
     model.config.__dict__.pop("quantization_config", None)

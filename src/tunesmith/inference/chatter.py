@@ -237,7 +237,7 @@ def _compute_config(folder: ModelFolder) -> ComputeConfig:
     """Return this machine's device with the precision of training, or with another one if it does not support that."""
     quantized = trained_quantization(folder) is not None
     with suppress(RecipeError):
-        return choose_compute(folder.card.get("precision", "auto"), quantized=quantized)  # type: ignore[arg-type]
+        return choose_compute(folder.card.get("precision", "auto"), quantized=quantized)
     return choose_compute(quantized=quantized)
 
 

@@ -25,12 +25,8 @@ def promote_run(folder: Path, *, force: bool, reason: str | None) -> dict[str, A
     """
     run = RunDir.existing(folder)
     if run.manifest("evaluate") is None:
-        raise RecipeError(
-            "has not been evaluated",
-            where=str(folder),
-            code="not-evaluated",
-            hint=f"tunesmith evaluate {quote(str(folder))}",
-        )
+        hint = f"tunesmith evaluate {quote(str(folder))}"
+        raise RecipeError("has not been evaluated", where=str(folder), code="not-evaluated", hint=hint)
     recipe = load_recipe(run.resolved_recipe)
     check_promotion(recipe, run, force=force, reason=reason)
     with exclusive_lock(run.lock):
@@ -67,11 +63,10 @@ def list_models() -> tuple[list[dict[str, Any]], str]:
     models: list[dict[str, Any]] = [
         {"model": m.name, "aliases": dict(m.aliases), "versions": len(m.versions)} for m in Registry.default().models()
     ]
-    lines = [
-        f"{m['model']:24} {m['versions']:>3} version(s)  "
-        + "  ".join(f"{alias} -> {number}" for alias, number in m["aliases"].items())
-        for m in models
-    ]
+    lines = []
+    for m in models:
+        aliases = "  ".join(f"{alias} -> {number}" for alias, number in m["aliases"].items())
+        lines.append(f"{m['model']:24} {m['versions']:>3} version(s)  {aliases}")
     return models, "\n".join(lines) or "no models yet; `tunesmith run` promotes a model that is better than its base"
 
 

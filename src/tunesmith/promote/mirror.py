@@ -28,12 +28,9 @@ def mirror(registry: Registry, version: Version, alias: str) -> None:
         with exclusive_lock(folder / "mirror.lock", wait=True):
             number = _update_mlflow(open_client(folder), registry, version, alias)
     except Exception as error:
-        raise TunesmithError(
-            f"{version.model}@{alias} is version {version.number} here, but MLflow could not be updated: {error}",
-            where=str(folder),
-            hint=f"repeat it when MLflow answers: tunesmith alias {version} {alias}",
-            code="mirror-failed",
-        ) from error
+        text = f"{version.model}@{alias} is version {version.number} here, but MLflow could not be updated: {error}"
+        hint = f"repeat it when MLflow answers: tunesmith alias {version} {alias}"
+        raise TunesmithError(text, where=str(folder), hint=hint, code="mirror-failed") from error
     log(f"mlflow: {version.model}@{alias} is now MLflow's version {number}")
 
 
@@ -50,14 +47,8 @@ def _update_mlflow(client: Any, registry: Registry, version: Version, alias: str
     mirrored = next((known for known in existing if known.tags.get(_VERSION_TAG) == str(version.number)), None)
     if mirrored is None:
         verdict = version.facts.get("verdict") or {}
-        tags = {
-            _VERSION_TAG: str(version.number),
-            "tunesmith.digest": version.digest,
-            "base": version.facts.get("base", ""),
-        }
-        mirrored = client.create_model_version(
-            version.model, registry.folder(version).resolve().as_uri(),
-            tags={**tags, "verdict": verdict.get("verdict", "none")},
-        )  # fmt: skip
+        tags = {_VERSION_TAG: str(version.number), "tunesmith.digest": version.digest}
+        tags |= {"base": version.facts.get("base", ""), "verdict": verdict.get("verdict", "none")}
+        mirrored = client.create_model_version(version.model, registry.folder(version).resolve().as_uri(), tags=tags)
     client.set_registered_model_alias(version.model, alias, mirrored.version)
     return str(mirrored.version)

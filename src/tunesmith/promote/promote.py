@@ -62,10 +62,8 @@ def promote(recipe: Recipe, run: RunDir, *, force: bool = False, reason: str | N
     note = "" if replaced is None else f"; it pointed at version {replaced}, with which this one was not compared"
     log(f"{target.model}@{target.alias} is now version {version.number}{note}")
     mirror(registry, version, target.alias)
-    result = {
-        "model": target.model, "version": version.number, "alias": target.alias, "forced": force, "reason": reason,
-        "replaced": replaced,
-    }  # fmt: skip
+    result: dict[str, Any] = {"model": target.model, "version": version.number, "alias": target.alias}
+    result |= {"forced": force, "reason": reason, "replaced": replaced}
     with new_folder(run.stage("promote"), stage="promote", inputs=stage_inputs, **result):
         pass
     return run.manifest("promote") or {}

@@ -31,7 +31,6 @@ TABLES = (
         )
     ),
 )
-_VERSION = "SELECT entry, digest FROM versions WHERE deleted IS NULL"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,22 +82,23 @@ class Catalog:
     def version(self, model: str, number: int) -> Version:
         """Return a version; raise RecipeError if there is none or it was deleted."""
         number_64_bit = min(max(number, 0), 2**63 - 1)  # SQLite refuses larger integers
-        row = self._run(f"{_VERSION} AND model = ? AND number = ?", (model, number_64_bit)).fetchone()
-        if row is None:
+        found = self._versions("model = ? AND number = ?", model, number_64_bit)
+        if not found:
             raise self.not_found_error(model, f"version {number}")
-        return Version(**_decode_entry(*row))
+        return found[0]
 
     def versions(self, model: str) -> list[Version]:
         """Return the versions of a model, oldest first."""
-        return [
-            Version(**_decode_entry(*row)) for row in self._run(f"{_VERSION} AND model = ? ORDER BY number", (model,))
-        ]
+        return self._versions("model = ? ORDER BY number", model)
 
     def find_identical(self, model: str, files: dict[str, Any], facts: dict[str, Any]) -> Version | None:
         """Return the version with the same files and facts, or None."""
-        digests = (model, digest_of(files), digest_of(facts))
-        row = self._run(f"{_VERSION} AND model = ? AND files_digest = ? AND facts_digest = ?", digests).fetchone()
-        return Version(**_decode_entry(*row)) if row else None
+        condition = "model = ? AND files_digest = ? AND facts_digest = ?"
+        return next(iter(self._versions(condition, model, digest_of(files), digest_of(facts))), None)
+
+    def _versions(self, condition: str, *values: str | int) -> list[Version]:
+        rows = self._run(f"SELECT entry, digest FROM versions WHERE deleted IS NULL AND {condition}", values)
+        return [Version(**_decode_entry(*row)) for row in rows]
 
     def require_model(self, model: str) -> None:
         """Raise RecipeError if a model never had a version."""

@@ -84,12 +84,9 @@ class Database:
         if _schema(connection) == 0:
             self._create(connection)
         if _schema(connection) != SCHEMA:
-            raise TunesmithError(
-                f"has schema {_schema(connection)} of another tunesmith version; this version reads schema {SCHEMA}",
-                where=str(self.path),
-                hint="upgrade tunesmith, or set TUNESMITH_REGISTRY to another registry",
-                code="registry-schema",
-            )
+            found = f"has schema {_schema(connection)} of another tunesmith version; this version reads schema {SCHEMA}"
+            hint = "upgrade tunesmith, or set TUNESMITH_REGISTRY to another registry"
+            raise TunesmithError(found, where=str(self.path), hint=hint, code="registry-schema")
         problem = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
         if problem != "ok":
             raise self._damaged_error(problem)
@@ -111,11 +108,8 @@ class Database:
         return self._damaged_error("the file is missing or empty, but the registry has models")
 
     def _damaged_error(self, problem: str) -> DamagedFile:
-        return DamagedFile(
-            f"is damaged or was altered: {problem}",
-            where=str(self.path),
-            hint=f"restore a backup; models/NAME/VERSION/{MANIFEST} still describes each version",
-        )
+        hint = f"restore a backup; models/NAME/VERSION/{MANIFEST} still describes each version"
+        return DamagedFile(f"is damaged or was altered: {problem}", where=str(self.path), hint=hint)
 
     def _translate(self, error: Exception) -> TunesmithError:
         code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF  # the low byte is the primary code

@@ -16,6 +16,7 @@ from tunesmith.core.files import (
     is_temporary,
     list_files,
     read_json,
+    remove_folder,
     seal_folder,
     sync_folder,
     temporary_path,
@@ -62,6 +63,17 @@ class ObjectStore:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+    def publish(self, staged: Path, final: Path) -> None:
+        """Rename a staged folder to that of its version."""
+        self.remove(final)  # left by a writer that was killed between the rename and the commit
+        staged.rename(final)
+        sync_folder(final.parent)
+
+    def remove(self, folder: Path) -> None:
+        """Remove the folder of a version if it exists."""
+        if folder.exists():
+            remove_folder(folder)
 
     def _put(self, source: Path, sha256: str) -> None:
         """Store one file. An existing object is kept if it matches its digest, and replaced otherwise."""

@@ -12,15 +12,7 @@ from types import EllipsisType
 from typing import Any
 
 from tunesmith.core.errors import DamagedFile, RecipeError, TunesmithError
-from tunesmith.core.files import (
-    MANIFEST,
-    check_files,
-    digest_of,
-    read_json,
-    remove_folder,
-    sync_folder,
-    translate_enospc,
-)
+from tunesmith.core.files import MANIFEST, check_files, digest_of, read_json, translate_enospc
 from tunesmith.core.user_folders import registry_root
 from tunesmith.registry.catalog import Catalog, Model, Move, Version, alias_history, json_roundtrip
 from tunesmith.registry.database import Database
@@ -69,7 +61,7 @@ class Registry:
             if existing := catalog.find_identical(name, files, facts):  # another process has just added it
                 return existing
             version = Version(name, catalog.highest_number(name) + 1, digest_of(files), files, facts, _now())
-            self._publish(staged, self.folder(version))
+            self._store.publish(staged, self.folder(version))
             catalog.insert(version)
             return version
 
@@ -127,12 +119,9 @@ class Registry:
             current, live = history[-1], catalog.live_numbers(name)
             after = next((number for number in reversed(history) if number in live and number != current), None)
             if after is None:
-                raise TunesmithError(
-                    f"there is no version before version {current} to roll back to",
-                    where=f"{name}@{alias}",
-                    hint=f"`tunesmith models {name}` lists the versions and the history of the alias",
-                    code="no-earlier-version",
-                )
+                message = f"there is no version before version {current} to roll back to"
+                hint = f"`tunesmith models {name}` lists the versions and the history of the alias"
+                raise TunesmithError(message, where=f"{name}@{alias}", hint=hint, code="no-earlier-version")
             catalog.append_move(Move(name, alias, "rollback", current, after, None, False, reason, _user(), _now()))
             return catalog.version(name, after)
 
@@ -213,15 +202,8 @@ class Registry:
                     hint = "move the alias to another version first"
                     raise RecipeError(message, where=str(doomed), hint=hint, code="alias-in-use")
                 catalog.mark_deleted(doomed, _now())
-            if self.folder(doomed).exists():
-                remove_folder(self.folder(doomed))
+            self._store.remove(self.folder(doomed))
         self._collect_garbage()
-
-    def _publish(self, staged: Path, final: Path) -> None:
-        if final.exists():  # left by a writer that was killed between the rename and the commit
-            remove_folder(final)
-        staged.rename(final)
-        sync_folder(final.parent)
 
     def _collect_garbage(self) -> None:
         """Remove leftovers, unless another process is adding: its files are not in the database yet."""
@@ -243,12 +225,9 @@ def _unexpected_target_error(catalog: Catalog, name: str, alias: str, expected: 
     moves = catalog.moves(name, alias)
     actual = f"version {moves[-1].after} (moved by {moves[-1].user}, {moves[-1].time})" if moves else "no alias"
     wanted = "no alias" if expected is None else f"version {expected}"
-    return TunesmithError(
-        f"expected {wanted}, found {actual}; nothing was moved",
-        where=f"{name}@{alias}",
-        hint="another process may have moved the alias: check it and repeat the move",
-        code="alias-moved",
-    )
+    message = f"expected {wanted}, found {actual}; nothing was moved"
+    hint = "another process may have moved the alias: check it and repeat the move"
+    return TunesmithError(message, where=f"{name}@{alias}", hint=hint, code="alias-moved")
 
 
 def _now() -> str:

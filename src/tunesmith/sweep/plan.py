@@ -68,9 +68,9 @@ def plan_text(sweep: Sweep, planned: list[PlannedTrial]) -> str:
     for trial in planned:
         done = " (done)" if trial.state == "done" else ""
         lines.append(f"{trial.number:>4}  {trial.label}: {trial.problem or _needs(trial)}{done}")
-    seconds = _total(planned)
-    known = seconds is not None
-    time = f"about {format_duration(seconds)} of training" if known else "unknown: a base has not been trained here yet"
+    time = "unknown: a base has not been trained here yet"
+    if (seconds := _total(planned)) is not None:
+        time = f"about {format_duration(seconds)} of training"
     lines.append(f"time     {time}; without evaluation")
     lines.append("reused   equal prepared data and equal answers of a base are made once")
     return "\n".join(lines)

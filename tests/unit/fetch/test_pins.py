@@ -244,4 +244,4 @@ def test_a_path_is_stored_as_it_was_typed(tmp_path: Path) -> None:
     assert pin_to_store(tmp_path / "r", run, "run:first#1#7") == Pin("run", "../first#1", "7")
     assert pin_to_store(tmp_path / "r", run, f"run:{tmp_path}/first#1#7") == run
     assert pin_to_store(tmp_path / "r", run, f"run:{tmp_path}/first#1") == run
-    assert Pin.from_json(run.relative_to_folder(tmp_path).to_json()).absolute_in(tmp_path) == run
+    assert Pin(**run.relative_to_folder(tmp_path).to_json()).absolute_in(tmp_path) == run

@@ -62,7 +62,7 @@ def test_garbage_collection_removes_only_leftovers(registry: Registry) -> None:
 
 
 @pytest.mark.parametrize(
-    ("owner", "step"), [(Registry, "_publish"), (Catalog, "insert"), (object_store.ObjectStore, "_link")]
+    ("owner", "step"), [(object_store.ObjectStore, "publish"), (Catalog, "insert"), (object_store.ObjectStore, "_link")]
 )
 def test_error_between_files_and_commit_leaves_nothing(
     registry: Registry, monkeypatch: pytest.MonkeyPatch, owner: type, step: str
