@@ -16,7 +16,7 @@ from ruamel.yaml import YAML
 
 from tunesmith.core.jsonl import read_jsonl
 from tunesmith.core.rundir import RunDir
-from tunesmith.data.sampler import batch_indices
+from tunesmith.data.sampler import rows_of_step
 from tunesmith.data.token_dataset import TokenDataset
 from tunesmith.fetch.reference import resolve
 from tunesmith.recipe.load import load_recipe
@@ -165,20 +165,15 @@ def read_job(folder: Path, recipe: Path, *, learning_rate: float, full: bool, gp
     loaded, run = load_recipe(recipe), RunDir(folder / "prepared")
     tokens = TokenDataset(run.tokens("train"))
     examples = list(read_jsonl(run.examples("train")))
-    plan, size = plan_steps(loaded, len(tokens)), loaded.train.examples_per_step
-    chosen = [
-        batch_indices(
-            step, rows=len(tokens), examples_per_step=size, total_examples=plan.total_examples, seed=loaded.seed
-        )
-        for step in range(plan.total_steps)
-    ]
+    plan = plan_steps(loaded, len(tokens))
+    chosen = [rows_of_step(loaded, plan, step) for step in range(plan.total_steps)]
     with (folder / "rows.jsonl").open("w", encoding="utf-8") as file:
         for row in (row for indices in chosen for row in indices):
             file.write(json.dumps(_for_peers(examples[row], tokens.example(row, ""))) + "\n")
     return Job(
         folder=folder,
         steps=plan.total_steps,
-        examples_per_step=size,
+        examples_per_step=loaded.train.examples_per_step,
         learning_rate=learning_rate,
         full=full,
         tokens=[int(tokens.lengths[indices].sum()) for indices in chosen],

@@ -17,6 +17,7 @@ from tests.integration.test_parallel import done, together
 from tests.support.multi_process import train_case
 from tests.support.pairs import BETA, PAIRS, SIGN, WEIGHT, prepared_pairs, random_pairs
 from tests.support.tiny import one_thread
+from tests.support.tokens import write_examples
 from tests.unit.train.conftest import FULL, recipe_of
 
 from tunesmith.core.errors import RecipeError
@@ -24,7 +25,6 @@ from tunesmith.core.records import SEQUENCE_LENGTHS, TokenizedExample
 from tunesmith.data.microbatch import MicroBatchPolicy
 from tunesmith.data.sampler import batch_indices
 from tunesmith.data.token_dataset import TokenDataset
-from tunesmith.data.token_file import write_tokens
 from tunesmith.distributed.process_group import ProcessGroup
 from tunesmith.estimate.memory import LOGITS_CHUNK
 from tunesmith.fetch.reference import ModelFolder
@@ -43,7 +43,7 @@ WAYS: list[dict[str, Any]] = [
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("rows") / "tokens.safetensors"
-    write_tokens(path, random_pairs(24, 1))
+    write_examples(path, random_pairs(24, 1))
     return path
 
 
@@ -151,7 +151,7 @@ def test_rows_of_another_objective_are_refused(tiny: Path, tmp_path: Path) -> No
     made = prepared_pairs(tmp_path / "run", tiny)
     for split in ("train", "valid"):
         pairs = random_pairs(6, 1)
-        write_tokens(
+        write_examples(
             made.run.tokens(split), [TokenizedExample(one.example_id, one.input_ids, one.trained) for one in pairs]
         )
     with pytest.raises(RecipeError):

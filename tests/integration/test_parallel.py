@@ -20,13 +20,13 @@ from tests.integration.test_killed import steps_done, wait_until
 from tests.support import multi_process
 from tests.support.multi_process import train_case
 from tests.support.tiny import one_thread, recipe, save_model
+from tests.support.tokens import write_examples
 from tests.unit.train.conftest import random_rows
 
 from tunesmith import run_recipe
 from tunesmith.core.files import MANIFEST, read_json
 from tunesmith.core.jsonl import read_jsonl, read_whole_lines
 from tunesmith.core.rundir import RunDir
-from tunesmith.data.token_file import write_tokens
 from tunesmith.distributed.process_group import ProcessGroup
 from tunesmith.fetch.reference import resolve
 
@@ -106,7 +106,7 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("rows") / "tokens.safetensors"
-    write_tokens(path, random_rows(ROWS, 1))
+    write_examples(path, random_rows(ROWS, 1))
     return path
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.support.tokens import dataset_of
 from tests.support.trajectory import losses
 
 from tunesmith.data.microbatch import MicroBatchPolicy
@@ -38,7 +39,7 @@ QUESTIONS = [
 def tokens(smollm2: Path) -> TokenDataset:
     data = ChatData(source=FileSource(file="x.jsonl"), task="chat", prompt="{q}", response="{a}")
     task = task_for(data, load_tokenizer(ModelFolder("smollm2", smollm2)))
-    return TokenDataset.from_examples([task.render(task.parse({"q": q, "a": a})) for q, a in QUESTIONS])
+    return dataset_of([task.render(task.parse({"q": q, "a": a})) for q, a in QUESTIONS])
 
 
 def trajectory(folder: Path, tokens: TokenDataset, *, fast: bool) -> list[float]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from tests.support.tiny import recipe, save_seq2seq
+from tests.support.tokens import write_examples
 from tests.unit.train.conftest import CLOCKS
 
 from tunesmith import load_recipe, run_recipe
@@ -14,7 +15,6 @@ from tunesmith.core.files import digest_file, read_json, write_json
 from tunesmith.core.jsonl import read_jsonl
 from tunesmith.core.rundir import RunDir
 from tunesmith.data.token_dataset import TokenDataset
-from tunesmith.data.token_file import write_tokens
 from tunesmith.fetch.reference import resolve
 from tunesmith.inference.predict import predict
 from tunesmith.inference.prompts import build_prompts, read_selected_rows
@@ -47,7 +47,7 @@ def test_the_test_split_is_not_read_by_training(tmp_path: Path, tiny: Path) -> N
     # Rows of all splits are checked for their length, so only lengths are kept.
     places = TokenDataset(poisoned.tokens("test"))
     rows = [places.example(i, str(i)) for i in range(len(places))]
-    write_tokens(poisoned.tokens("test"), [replace(row, input_ids=(7,) * len(row.input_ids)) for row in rows])
+    write_examples(poisoned.tokens("test"), [replace(row, input_ids=(7,) * len(row.input_ids)) for row in rows])
     poisoned.examples("test").write_bytes(b"\0 no row\n")
     for run in (whole, poisoned):  # only this stage: room for the answers of test rows is checked before it
         train(load_recipe(run.resolved_recipe), run)

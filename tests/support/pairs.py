@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from tests.support.tokens import write_examples
 from tests.unit.train.conftest import FULL, Job, prepared
 from torch.nn.functional import softplus
 
 from tunesmith.core.records import SEQUENCE_LENGTHS, Column, TokenizedExample
-from tunesmith.data.token_file import write_tokens
 from tunesmith.kernels.token_loss import TokenLoss
 from tunesmith.objectives.base import Measure, Objective
 from tunesmith.train.train import train
@@ -69,7 +69,7 @@ def prepared_pairs(folder: Path, base: Path, **train: Any) -> Job:
     """Return a prepared, untrained run of pairs."""
     job = prepared(folder, base, FULL, select_best_by="pair_accuracy", **train)
     for split, count, seed in (("train", 24, 1), ("valid", 6, 2), ("test", 3, 3)):
-        write_tokens(job.run.tokens(split), random_pairs(count, seed))
+        write_examples(job.run.tokens(split), random_pairs(count, seed))
     return job
 
 

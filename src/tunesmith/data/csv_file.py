@@ -1,6 +1,7 @@
 """Read CSV and TSV files strictly: cells are the exact text in the file, and malformed records are errors."""
 
 import csv
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,8 +68,7 @@ def _records(path: Path, label: str, separator: str, *, quoted: bool) -> Iterato
 
 def _check_header(header: list[str], label: str) -> None:
     if not header:
-        problem = "the first line is blank; it must name the columns"
-        raise DataError(problem, where=f"{label}:1", code="invalid-csv")
+        raise DataError("the first line is blank; it must name the columns", where=f"{label}:1", code="invalid-csv")
     repeated = [name for name, times in Counter(header).items() if times > 1]
     if repeated:
         problem = f"the header has the column {shorten(repeated[0])!r} more than once"
@@ -94,18 +94,15 @@ def _raise_record_error(record: str, start: int, separator: str, reason: str, la
     last = start + record.removesuffix("\n").count("\n")
     if reason.startswith("new-line"):
         _raise_carriage_return_error(label, last)
-    opened = start + _line_of_open_quote(record, separator)
-    where = f"{label}:{opened}"
-    if reason.startswith("unexpected end"):
-        hint = 'inside quotes, write " as ""' + _UNQUOTED
-        raise DataError("the quote that opens here is never closed", where=where, hint=hint, code="invalid-csv")
+    where = f"{label}:{start + _line_of_open_quote(record, separator)}"
     if reason.startswith("field larger"):
         problem = f"a cell is longer than {MAX_LINE_BYTES >> 20} MiB"
-        hint = "is the quote that opens here never closed?"
-        raise DataError(problem, where=where, hint=hint, code="line-too-long")
-    problem = f"the quote that opens here closes on line {last}, and text follows without a separator"
-    hint = 'a quote is missing, or one inside a cell is not doubled: write " as ""' + _UNQUOTED
-    raise DataError(problem, where=where, hint=hint, code="invalid-csv")
+        raise DataError(problem, where=where, hint="is the quote that opens here never closed?", code="line-too-long")
+    problem, hint = "the quote that opens here is never closed", "inside quotes"
+    if not reason.startswith("unexpected end"):
+        problem = f"the quote that opens here closes on line {last}, and text follows without a separator"
+        hint = "a quote is missing, or one inside a cell is not doubled"
+    raise DataError(problem, where=where, hint=f'{hint}: write " as ""{_UNQUOTED}', code="invalid-csv")
 
 
 def _raise_carriage_return_error(label: str, line: int) -> NoReturn:
@@ -116,17 +113,7 @@ def _raise_carriage_return_error(label: str, line: int) -> NoReturn:
 
 def _line_of_open_quote(record: str, separator: str) -> int:
     """Return the line, from 0, on which the quote opens that is never closed or that is closed before other text."""
-    opened, position, cell_starts = 0, 0, True
-    while position < len(record):
-        if not (cell_starts and record[position] == '"'):
-            cell_starts = record[position] in (separator, "\n")
-            position += 1
-            continue
-        opened = position
-        position = record.find('"', position + 1)
-        while position >= 0 and record[position + 1 : position + 2] == '"':
-            position = record.find('"', position + 2)
-        if position < 0 or record[position + 1 : position + 2] not in (separator, "\r", "\n", ""):
-            break
-        position, cell_starts = position + 1, False
-    return record.count("\n", 0, opened)
+    quoted = rf'"[^"]*+(?:""[^"]*+)*+"(?![^{separator}\r\n])'
+    well_formed_cells = re.compile(rf'(?:(?:{quoted}|(?!"))[^{separator}\n]*+[{separator}\n])*+')
+    match = well_formed_cells.match(record)
+    return record.count("\n", 0, match.end()) if match else 0

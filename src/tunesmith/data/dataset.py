@@ -18,6 +18,7 @@ from tunesmith.data.dedup import (
     find_split_groups,
     report_split_groups,
     summarize_duplicates,
+    warn_or_raise,
 )
 from tunesmith.data.mix import mix_sources
 from tunesmith.data.process_rows import DropCounter, LedgerEntry, read_recipe_rows
@@ -73,7 +74,7 @@ class Dataset:
 
     def tokens(self, split: str) -> TokenDataset:
         """Return the tokens of all rows of a split."""
-        return TokenDataset.from_examples(self.spool.rows(self.spool_indices(split)))
+        return TokenDataset(self.spool.rows(self.spool_indices(split)))
 
     def facts(self) -> dict[str, Any]:
         """Return the counts for the manifest: rows and why they are not used, tokens, lengths, duplicates."""
@@ -148,9 +149,7 @@ def build_dataset(
     report_split_groups(copies, recipe, remark)
     trained_before = count_seen_rows(used_once, model)
     if warning := seen_rows_warning(trained_before, recipe):
-        if recipe.data.leakage == "error":
-            raise DataError(warning, where="data.leakage", hint="`leakage: warn` only warns", code="leakage")
-        remark(f"warning: {warning}")
+        warn_or_raise([warning], "`leakage: warn` only warns", recipe, remark)
     elif warning := unknown_overlap_warning(recipe, model):
         remark(f"warning: {warning}")
     used = {name: [row for row in once for _ in range(row.entry.times)] for name, once in used_once.items()}
@@ -168,10 +167,8 @@ def _count_empty(
     for row in rows:
         for name in double_braces:
             if name in row.values:
-                remark(
-                    f"warning: `{{{{{name}}}}}` in a template is the text {{{name}}}; for the column, write single "
-                    "braces"
-                )
+                text = f"`{{{{{name}}}}}` in a template is the text {{{name}}}"
+                remark(f"warning: {text}; for the column, write single braces")
         double_braces = ()
         for column in empty:
             empty[column] += is_empty_cell(row.values.get(column))

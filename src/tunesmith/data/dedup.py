@@ -47,7 +47,7 @@ class SplitComparison:
             start = len(self._rows)
             self._rows += [next(blocks) for _, blocks in groupby(used[split], key=lambda row: row.entry.row)]
             self._indices[split] = range(start, len(self._rows))
-        self._texts = MinHashIndex.from_shingles(shingle_index, [row.shingles for row in self._rows])
+        self._texts = MinHashIndex(shingle_index, [row.shingles for row in self._rows])
 
     def facts(self) -> dict[str, Any]:
         """Return {near_duplicate_threshold, duplicates, valid, test}: the rows that duplicate a training row.
@@ -56,8 +56,8 @@ class SplitComparison:
         """
         facts: dict[str, Any] = {"near_duplicate_threshold": self._threshold}
         train = self._indices["train"]
-        for name, split in (("duplicates", "train"), ("valid", "valid"), ("test", "test")):
-            indices = self._indices[split]
+        for split, indices in self._indices.items():
+            name = "duplicates" if split == "train" else split
             facts[name] = {"rows": len(indices), **summarize_duplicates(self._find_duplicates(indices, train))}
         return facts
 
@@ -69,15 +69,12 @@ class SplitComparison:
         """
         train, held_out = self._indices["train"], range(len(self._indices["train"]), len(self._rows))
         return self._find_duplicates(train, held_out) or [
-            duplicate._replace(row=duplicate.original, original=duplicate.row)
-            for duplicate in self._find_duplicates(held_out, train)
+            Duplicate(d.original, d.row, d.similarity, d.is_exact) for d in self._find_duplicates(held_out, train)
         ]
 
     def _find_duplicates(self, queries: range, pool: range) -> list[Duplicate]:
         """Return the rows of `queries` that duplicate a row of `pool`, the most similar first."""
-        first_with: dict[str, int] = {}
-        for index in pool:
-            first_with.setdefault(self._rows[index].content_hash, index)
+        first_with = {self._rows[index].content_hash: index for index in reversed(pool)}
         exact = {
             i: (original, 1.0)
             for i in queries
@@ -96,12 +93,8 @@ def summarize_duplicates(duplicates: Sequence[Duplicate]) -> dict[str, Any]:
     """Return {exact, near, examples} of duplicates that are sorted by similarity."""
     exact = sum(duplicate.is_exact for duplicate in duplicates)
     examples = [
-        {
-            "row": duplicate.row.entry.where,
-            "of": duplicate.original.entry.where,
-            "similarity": round(duplicate.similarity, 3),
-        }
-        for duplicate in duplicates[:_MAX_EXAMPLES]
+        {"row": row.entry.where, "of": original.entry.where, "similarity": round(similarity, 3)}
+        for row, original, similarity, _ in duplicates[:_MAX_EXAMPLES]
     ]
     return {"exact": exact, "near": len(duplicates) - exact, "examples": examples}
 
@@ -111,17 +104,23 @@ def apply_leakage_policy(copies: Mapping[str, Any], recipe: Recipe, remark: Call
     if removed := copies.get("left_out"):
         count = removed["exact"] + removed["near"]
         remark(f"{count} training rows that duplicate held-out rows are left out {_pairs(removed)}")
-    warnings = [warning for split in HELD_OUT if (warning := leakage_warning(copies, split))]
+    hint = "`leakage: drop` removes them from training, `warn` only warns, and data.split.by keeps them in one split"
+    duplicates = {split: copies[split] for split in HELD_OUT if copies[split]["exact"] + copies[split]["near"]}
+    warnings = [
+        f"{f['exact'] + f['near']} of {f['rows']} {split} rows duplicate training rows {_pairs(f)}"
+        for split, f in duplicates.items()
+    ]
+    warn_or_raise(warnings, hint, recipe, remark)
+
+
+def warn_or_raise(
+    warnings: Sequence[str], hint: str, recipe: Recipe, remark: Callable[[str], None], *, remedy: str = ""
+) -> None:
+    """Log warnings of leakage, followed by `remedy`; raise DataError instead if the recipe's policy is `error`."""
     if warnings and recipe.data.leakage == "error":
-        raise DataError(
-            "; ".join(warnings),
-            where="data.leakage",
-            hint="`leakage: drop` removes them from training, and `warn` only warns; or keep such rows in one split "
-            "with data.split.by",
-            code="leakage",
-        )
+        raise DataError("; ".join(warnings), where="data.leakage", hint=hint, code="leakage")
     for warning in warnings:
-        remark(f"warning: {warning}")
+        remark(f"warning: {warning}{remedy}")
 
 
 def find_split_groups(used: Mapping[str, Sequence[SpooledRow]]) -> dict[str, Any]:
@@ -149,17 +148,7 @@ def report_split_groups(copies: Mapping[str, Any], recipe: Recipe, remark: Calla
         if facts["rows"]
     ]
     hint = f"change the column `{split.column}`, or remove data.split.column so that groups stay together"
-    if warnings and recipe.data.leakage == "error":
-        raise DataError("; ".join(warnings), where="data.leakage", hint=hint, code="leakage")
-    for warning in warnings:
-        remark(f"warning: {warning}; {hint}")
-
-
-def leakage_warning(copies: Mapping[str, Any], split: str) -> str | None:
-    """Return a warning with the number of rows of a split that duplicate training rows; None if there are none."""
-    facts = copies[split]
-    count = facts["exact"] + facts["near"]
-    return f"{count} of {facts['rows']} {split} rows duplicate training rows {_pairs(facts)}" if count else None
+    warn_or_raise(warnings, hint, recipe, remark, remedy=f"; {hint}")
 
 
 def _pairs(facts: Mapping[str, Any]) -> str:

@@ -95,9 +95,6 @@ def _matches(pattern: str, text: str, where: str) -> bool:
     try:
         return regex.search(pattern, text, timeout=_SECONDS_PER_CELL) is not None
     except TimeoutError as error:
-        raise DataError(
-            f"the pattern {pattern!r} took longer than {_SECONDS_PER_CELL:g} s",
-            where=where,
-            hint="avoid nested repetition: (a+)+ is slow, a+ is not",
-            code="slow-pattern",
-        ) from error
+        problem = f"the pattern {pattern!r} took longer than {_SECONDS_PER_CELL:g} s"
+        hint = "avoid nested repetition: (a+)+ is slow, a+ is not"
+        raise DataError(problem, where=where, hint=hint, code="slow-pattern") from error

@@ -150,10 +150,9 @@ def choose_sharding(
         return "none"
     if requested != "auto":
         if requested != "none" and encoder_generates:
-            raise RecipeError(
-                "a sharded encoder-decoder model cannot generate answers during training", where="launch.sharding",
-                hint="remove train.valid_metrics, or set launch.sharding: none", code="sharded-generation",
-            )  # fmt: skip
+            problem = "a sharded encoder-decoder model cannot generate answers during training"
+            hint = "remove train.valid_metrics, or set launch.sharding: none"
+            raise RecipeError(problem, where="launch.sharding", hint=hint, code="sharded-generation")
         return requested
     if encoder_generates or sharding_unsupported_reason(recipe):
         return "none"
@@ -169,21 +168,16 @@ def fits_for_inference(recipe: Recipe, shapes: Shapes, budget: MemoryBudget) -> 
 def check_packing_supported(recipe: Recipe, unsupported_reason: str | None) -> None:
     """Raise RecipeError if the recipe sets `packing: always` and the model cannot pack rows."""
     if unsupported_reason and recipe.train.packing == "always":
-        raise RecipeError(
-            f"rows cannot be packed: {unsupported_reason}", where="train.packing", hint="set train.packing: auto",
-            code="packing-unsupported",
-        )  # fmt: skip
+        problem, hint = f"rows cannot be packed: {unsupported_reason}", "set train.packing: auto"
+        raise RecipeError(problem, where="train.packing", hint=hint, code="packing-unsupported")
 
 
 def check_max_positions(max_positions: int | None, longest: int) -> None:
     """Raise RecipeError if the longest row has more tokens than the model has positions."""
     if max_positions is not None and longest > max_positions:
-        raise RecipeError(
-            f"the longest row has {longest} tokens, and the model has only {max_positions} positions",
-            where="data.max_tokens_per_example",
-            hint=f"set data.max_tokens_per_example: {max_positions} or less",
-            code="too-many-tokens",
-        )
+        problem = f"the longest row has {longest} tokens, and the model has only {max_positions} positions"
+        hint = f"set data.max_tokens_per_example: {max_positions} or less"
+        raise RecipeError(problem, where="data.max_tokens_per_example", hint=hint, code="too-many-tokens")
 
 
 @lru_cache(maxsize=1)  # `plan` estimates several numbers of processes

@@ -1,5 +1,6 @@
 """Read datasets on the hub, and local folders with the layout of such a dataset."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ def resolve_commit(source: HubSource, *, folder: Path) -> str | None:
     """
     if local_dataset_folder(source, folder):
         return None
-    if source.revision is not None and _is_commit(source.revision):
+    if re.fullmatch("[0-9a-f]{40}", source.revision or ""):
         return source.revision
     try:
         return _find_commit(source)
@@ -41,12 +42,9 @@ def read_hub_rows(source: HubSource, folder: Path, label: str) -> Iterator[tuple
 
     local = local_dataset_folder(source, folder)
     if local and (mark := next((mark for mark in ("[", "]", "::") if mark in str(local)), None)):
-        raise DataError(
-            f"is in a folder whose path has `{mark}`, which the `datasets` library interprets as a pattern",
-            where=source.hub,
-            hint="list its files under `file:`, or move the folder",
-            code="wrong-path",
-        )
+        problem = f"is in a folder whose path has `{mark}`, which the `datasets` library interprets as a pattern"
+        hint = "list its files under `file:`, or move the folder"
+        raise DataError(problem, where=source.hub, hint=hint, code="wrong-path")
     reference = str(local) if local else _reference(source)
     commit = None if local else _find_commit(source)
     with wrap_library_errors(label):
@@ -137,7 +135,3 @@ def _reference(source: HubSource) -> str:
 
 def _with_revision(source: HubSource) -> str:
     return source.hub + (f"@{source.revision}" if source.revision else "")
-
-
-def _is_commit(revision: str) -> bool:
-    return len(revision) == 40 and set(revision) <= set("0123456789abcdef")

@@ -32,8 +32,7 @@ def read_json_lines(path: Path, label: str) -> Iterator[tuple[int, dict[str, Any
             value = _parse_line(line, number, label)
         except DataError as error:
             if is_first_line and line.lstrip().startswith("["):
-                hint = "this looks like one JSON list instead of one object per line: rename the file to .json"
-                raise DataError(error.message, where=error.where, hint=hint, code=error.code) from error
+                error.hint = "this looks like one JSON list instead of one object per line: rename the file to .json"
             raise
         is_first_line = False
         yield number, value
@@ -184,9 +183,8 @@ def _raise_json_error(text: str, position: int, first_line: int, message: str, l
     shown = text[start : end if end >= 0 else len(text)].rstrip("\r")
     # The message shows the part of a long line that is around the error.
     begin = max(0, min(position - start - SHOWN_CHARACTERS // 2, len(shown) - SHOWN_CHARACTERS))
-    problem = (
-        f"is not valid JSON: {message} at column {position - start + 1}: {shown[begin : begin + SHOWN_CHARACTERS]}"
-    )
+    excerpt = shown[begin : begin + SHOWN_CHARACTERS]
+    problem = f"is not valid JSON: {message} at column {position - start + 1}: {excerpt}"
     is_cut_off = ends_early and end < 0
     hint = "it is the last line and has no line end: the file was probably cut off" if is_cut_off else None
     where = f"{label}:{first_line + text.count(chr(10), 0, position)}"

@@ -9,8 +9,8 @@ import glob
 import logging
 import os
 import stat
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ class LocalFile:
     path: Path
     label: str
     format: str
-    quoted: bool = True
+    quoted: bool
 
 
 def resolve_files(source: FileSource, folder: Path) -> list[LocalFile]:
@@ -60,16 +60,18 @@ def resolve_files(source: FileSource, folder: Path) -> list[LocalFile]:
         DataError: a file does not exist, cannot be read, or has an unsupported format.
         RecipeError: `quote` has no effect on a file.
     """
-    names = [source.file] if isinstance(source.file, str) else source.file
-    files = [replace(_check_file(name, folder), quoted=source.quote == "double") for name in names]
-    if source.quote != "double" and (others := [file for file in files if file.format not in _CELLS]):
-        raise RecipeError(
-            "`quote` applies to CSV and TSV only", where=others[0].label, hint="remove it", code="no-effect"
-        )
+    files = [_check_file(name, folder, quoted=source.quote == "double") for name in file_names(source)]
+    if source.quote != "double" and (others := [file.label for file in files if file.format not in _CELLS]):
+        raise RecipeError("`quote` applies to CSV and TSV only", where=others[0], hint="remove it", code="no-effect")
     return files
 
 
-def _check_file(name: str, folder: Path) -> LocalFile:
+def file_names(source: FileSource) -> Sequence[str]:
+    """Return the names of a source's files, as they are in the recipe."""
+    return [source.file] if isinstance(source.file, str) else source.file
+
+
+def _check_file(name: str, folder: Path, *, quoted: bool) -> LocalFile:
     """Return the file of that name; raise DataError unless it is a regular file of a supported format."""
     path = resolve_path(name, folder)
     try:
@@ -81,21 +83,17 @@ def _check_file(name: str, folder: Path) -> LocalFile:
     format_ = file_format(path)
     if stat.S_ISDIR(mode):
         inside = ", ".join(f"{name}/{file.name}" for file in visible_files(path, "*") if file_format(file))
-        hint = (
-            f"name its files ({shorten(inside) or 'none has a supported format'}), or write `hub: {name}` to read all"
-        )
+        listed = shorten(inside) or "none has a supported format"
+        hint = f"name its files ({listed}), or write `hub: {name}` to read all"
         raise DataError("is a folder, not a file", where=name, hint=hint, code="wrong-path")
     if not stat.S_ISREG(mode):
         raise DataError("is not a regular file", where=name, code="wrong-path")
     if format_ is None:
+        problem = f"has an unsupported format ({path.suffix or 'no extension'})"
         reason = _UNSUPPORTED.get(path.suffix.lower())
-        raise DataError(
-            f"has an unsupported format ({path.suffix or 'no extension'})",
-            where=name,
-            hint=f"{reason}; {_SUPPORTED}" if reason else _SUPPORTED,
-            code="unsupported-format",
-        )
-    return LocalFile(path, source_label(name), format_)
+        hint = f"{reason}; {_SUPPORTED}" if reason else _SUPPORTED
+        raise DataError(problem, where=name, hint=hint, code="unsupported-format")
+    return LocalFile(path, source_label(name), format_, quoted)
 
 
 def source_label(name: str) -> str:
@@ -123,8 +121,7 @@ def _missing_hint(path: Path) -> str | None:
     if not path.parent.is_dir():
         return "its folder does not exist either; paths are relative to the recipe"
     names = [file.name for file in visible_files(path.parent, "*")]
-    near = closest(path.name, names, cutoff=0.5)
-    if near:
+    if near := closest(path.name, names, cutoff=0.5):
         return f"did you mean {near}?"
     readable = [name for name in names if file_format(Path(name))]
     return f"there are: {shorten(', '.join(readable))}" if readable else "paths are relative to the recipe"
@@ -137,11 +134,9 @@ def visible_files(folder: Path, pattern: str = "**/*") -> list[Path]:
 
 
 def digest_source_file(path: Path) -> str:
-    """Return the digest of a file; raise DataError if it cannot be read."""
-    try:
+    """Return the digest of a file; raise DataError if it cannot be read, or changes while it is read."""
+    with wrap_read_errors(path, str(path)):
         return digest_file(path)
-    except OSError as error:
-        raise DataError(f"cannot be read ({error.strerror})", where=str(path), code="unreadable") from error
 
 
 def digest_folder(folder: Path) -> dict[str, str]:

@@ -63,13 +63,11 @@ class MicroBatchPolicy:
     ) -> Iterator[tuple[tuple[int, ...], Batch]]:
         """Yield the rows and the batch of each micro-batch."""
         for micro_batch in self.split(tokens, rows):
-            if micro_batch.shared is None:
-                yield micro_batch.rows, tokens.batch(micro_batch.rows, pad_id)
+            rows, shared = micro_batch
+            if shared is None:
+                yield rows, tokens.batch(rows, pad_id)
             else:
-                yield (
-                    micro_batch.rows,
-                    tokens.packed(micro_batch.rows, pad_id, shared=micro_batch.shared, multiple=self.pad_multiple),
-                )
+                yield rows, tokens.packed(rows, pad_id, shared=shared, multiple=self.pad_multiple)
 
     def split(self, tokens: TokenDataset, rows: Sequence[int]) -> list[MicroBatch]:
         """Split rows into micro-batches, longest rows first."""

@@ -6,7 +6,6 @@ Held-out rows are not changed. All choices are made by hash, so the same recipe 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import groupby
 
 from tunesmith.data.process_rows import LedgerEntry
 from tunesmith.data.sources import named_sources
@@ -24,12 +23,11 @@ def mix_sources(rows: Sequence[SpooledRow], recipe: Recipe, left_out: Mapping[in
     Args:
         left_out: the numbers of training rows to leave out, with the reason.
     """
+    training = [i for i, row in enumerate(rows) if row.entry.split == "train" and row.index is not None]
     reasons = {i: left_out[row.entry.row] for i, row in enumerate(rows) if row.entry.row in left_out}
     if recipe.data.duplicates == "drop":
-        reasons = _duplicates(rows) | reasons
-    times = {
-        i: 1 for i, row in enumerate(rows) if row.entry.split == "train" and row.index is not None and i not in reasons
-    }
+        reasons = _duplicates(training, rows) | reasons
+    times = {i: 1 for i in training if i not in reasons}
     for name, source in named_sources(recipe.data.source).items():
         if source.weight != 1:
             from_source = [i for i in times if rows[i].entry.source == name]
@@ -62,18 +60,13 @@ def _choose(indices: Sequence[int], rows: Sequence[SpooledRow], count: int, seed
     return Counter(index_of[name] for name in choose_by_hash(index_of, count, seed, purpose=purpose))
 
 
-def _duplicates(rows: Sequence[SpooledRow]) -> dict[int, str]:
-    """Return the indices of training rows with the content of an earlier training row, with the reason."""
-    seen: set[str] = set()
-    reasons: dict[int, str] = {}
-    training = [i for i, row in enumerate(rows) if row.entry.split == "train" and row.index is not None]
-    for _, blocks in groupby(training, key=lambda i: rows[i].entry.row):
-        indices = list(blocks)
-        content_hash = rows[indices[0]].content_hash
-        if content_hash in seen:
-            reasons |= dict.fromkeys(indices, "duplicate of an earlier row")
-        seen.add(content_hash)
-    return reasons
+def _duplicates(indices: Sequence[int], rows: Sequence[SpooledRow]) -> dict[int, str]:
+    """Return the indices of rows with the content of an earlier row, with the reason."""
+    first_with: dict[str, int] = {}
+    for i in indices:
+        first_with.setdefault(rows[i].content_hash, rows[i].entry.row)
+    duplicates = (i for i in indices if first_with[rows[i].content_hash] != rows[i].entry.row)
+    return dict.fromkeys(duplicates, "duplicate of an earlier row")
 
 
 def _with_times(row: SpooledRow, times: int) -> SpooledRow:

@@ -44,12 +44,8 @@ def prepare(recipe: Recipe, run: RunDir) -> dict[str, Any]:
         dataset = build_dataset(recipe, task, folder=run.recipe_folder, model=base, on_row=progress.update, spool=spool)
     progress.close()
     rehearse(recipe, task, dataset, folder=run.recipe_folder)
-    facts = {
-        "stage": "prepare",
-        "inputs": stage_inputs,
-        "seconds": round(time.monotonic() - start, 3),
-        **dataset.facts(),
-    }
+    seconds = round(time.monotonic() - start, 3)
+    facts = {"stage": "prepare", "inputs": stage_inputs, "seconds": seconds, **dataset.facts()}
     facts |= {"base": pinned_base(run, base), "commits": resolve_commits(recipe.data.source, folder=run.recipe_folder)}
     with new_folder(run.stage("prepare"), **facts) as folder:
         _write(folder, dataset, tokenizer)

@@ -131,23 +131,20 @@ class DropCounter:
         accepted, total = self._rows - filtered.total(), dropped.total()
         if accepted == 0:
             reasons = "; ".join(f"{n} x {reason}" for reason, n in filtered.most_common(5))
-            raise DataError(
-                f"data.filters leave none of the {self._rows} rows: {reasons}",
-                hint="correct the rules in data.filters",
-                code="no-rows",
-            )
+            problem = f"data.filters leave none of the {self._rows} rows: {reasons}"
+            raise DataError(problem, hint="correct the rules in data.filters", code="no-rows")
         if total > recipe.data.max_dropped_fraction * accepted:
             most_common = dropped.most_common(5)
             reasons = "; ".join(f"{n} x {reason}, first {self._first[reason]}" for reason, n in most_common)
             hints = dict.fromkeys(hint for reason, _ in most_common if (hint := self._hints[reason]))
-            length = f" (the longest row has {self._max_length:,} tokens)" if self._max_length else ""
-            raise DataError(
-                f"{total} of {accepted} rows cannot be used, more than data.max_dropped_fraction "
-                f"({recipe.data.max_dropped_fraction:g}) allows: {reasons}",
-                hint=f"{'; '.join(hints) or 'correct the rows'}{length}"
-                + ("; or raise data.max_dropped_fraction to drop them" if total < accepted else ""),
-                code="too-many-dropped",
-            )
+            hint = "; ".join(hints) or "correct the rows"
+            if self._max_length:
+                hint += f" (the longest row has {self._max_length:,} tokens)"
+            if total < accepted:
+                hint += "; or raise data.max_dropped_fraction to drop them"
+            limit = f"more than data.max_dropped_fraction ({recipe.data.max_dropped_fraction:g}) allows"
+            problem = f"{total} of {accepted} rows cannot be used, {limit}: {reasons}"
+            raise DataError(problem, hint=hint, code="too-many-dropped")
 
     def control_tokens(self) -> dict[str, Any]:
         """Return {rows, token, first}: the rows that contain control tokens, the most frequent one, its first row."""
@@ -209,14 +206,10 @@ def _check_tools(recipe: Recipe, row: Row) -> None:
         return
     for column in _TOOL_COLUMNS:
         if row.values.get(column) not in (None, "", "[]", "{}", [], {}) and column not in required_columns(recipe.data):
-            raise DataError(
-                f"the column `{column}` contains tools, which the model would never see: the chat template gets "
-                "`messages` only",
-                where=row.where,
-                hint=f'write them into a system turn (`system: "{{{column}}}"` if the column is text), or train '
-                f"without them by renaming the column: data.source.rename: {{{column}: unused}}",
-                code="unseen-tools",
-            )
+            problem = f"the column `{column}` contains tools, but the model sees `messages` only"
+            hint = f'write them into a system turn (`system: "{{{column}}}"` if the column is text), or train '
+            hint += f"without them by renaming the column: data.source.rename: {{{column}: unused}}"
+            raise DataError(problem, where=row.where, hint=hint, code="unseen-tools")
 
 
 def _tokenize(recipe: Recipe, task: Task, row: Row) -> list[ProcessedRow]:
@@ -277,8 +270,6 @@ def _split_and_group(recipe: Recipe, row: Row, turns: tuple[Turn, ...]) -> tuple
         return assign_split(group, valid=split.valid, test=split.test, seed=recipe.seed), name
     split_name = cell_text(row.values, split.column).strip().lower()
     if split_name not in _SPLIT_NAMES:
-        raise DataError(
-            f"the column `{split.column}` is {split_name!r}, which is not a split", where=row.where,
-            hint="use train, valid or test", code="unknown-split",
-        )  # fmt: skip
+        problem = f"the column `{split.column}` is {split_name!r}, which is not a split"
+        raise DataError(problem, where=row.where, hint="use train, valid or test", code="unknown-split")
     return _SPLIT_NAMES[split_name], name

@@ -115,12 +115,8 @@ def _call(name: str, batch: Sequence[Reference], answers: Sequence[str], databas
             raise
         reference = batch[int(index[1])]
         problem = error.message if error.message.startswith("the ") else f"the reference {error.message}"
-        raise type(error)(
-            f"`{name}`: {problem} ({shorten(reference.text)!r})",
-            where=reference.where,
-            hint=error.hint,
-            code=error.code,
-        ) from error
+        problem = f"`{name}`: {problem} ({shorten(reference.text)!r})"
+        raise type(error)(problem, where=reference.where, hint=error.hint, code=error.code) from error
 
 
 def _call_custom(metric: CustomMetric, batch: Sequence[Reference], answers: Sequence[str]) -> None:
@@ -128,23 +124,12 @@ def _call_custom(metric: CustomMetric, batch: Sequence[Reference], answers: Sequ
     try:
         metric(answers, [reference.text for reference in batch])
     except RecipeError as error:
-        failing = next((pair for pair in zip(batch, answers, strict=True) if _fails(metric, *pair)), None)
-        if failing is None:
-            raise
-        reference, answer = failing
-        shown = "the reference as the answer" if answer == reference.text else f"the answer {shorten(answer)!r}"
-        raise RecipeError(
-            f"{error.message}; it fails on {shown}, with the reference {shorten(reference.text)!r} "
-            f"of {reference.where}",
-            where=error.where,
-            hint=error.hint,
-            code=error.code,
-        ) from error
-
-
-def _fails(metric: CustomMetric, reference: Reference, answer: str) -> bool:
-    try:
-        metric([answer], [reference.text])
-    except RecipeError:
-        return True
-    return False
+        for reference, answer in zip(batch, answers, strict=True):
+            try:
+                metric([answer], [reference.text])
+            except RecipeError:
+                shown = "the reference as the answer" if answer == reference.text else f"the answer {shorten(answer)!r}"
+                error.message += f"; it fails on {shown}, with the reference {shorten(reference.text)!r} "
+                error.message += f"of {reference.where}"
+                break
+        raise

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tunesmith.data.token_dataset import TokenDataset
-from tunesmith.recipe.schedule import plan_steps
+from tunesmith.recipe.schedule import StepPlan, plan_steps
 from tunesmith.recipe.schema import Recipe
 
 # The utilization is averaged over about this many steps, spread over the run.
@@ -30,6 +30,12 @@ def batch_indices(step: int, *, rows: int, examples_per_step: int, total_example
     first = step * examples_per_step
     last = min(first + examples_per_step, total_examples)
     return [int(epoch_order(seed, position // rows, rows)[position % rows]) for position in range(first, last)]
+
+
+def rows_of_step(recipe: Recipe, steps: StepPlan, step: int) -> list[int]:
+    """Return `batch_indices` of a step of a recipe's run."""
+    size, total, seed = recipe.train.examples_per_step, steps.total_examples, recipe.seed
+    return batch_indices(step, rows=steps.train_rows, examples_per_step=size, total_examples=total, seed=seed)
 
 
 def assign_ranks(rows: Iterable[int], lengths: Sequence[int], world_size: int) -> list[list[int]]:
@@ -58,10 +64,7 @@ def estimate_rank_utilization(recipe: Recipe, tokens: TokenDataset, world_size: 
     lengths = tokens.lengths.tolist()
     mean = largest = 0.0
     for step in range(0, steps.total_steps, -(-steps.total_steps // _SAMPLED_STEPS)):
-        rows = batch_indices(
-            step, rows=len(tokens), examples_per_step=recipe.train.examples_per_step,
-            total_examples=steps.total_examples, seed=recipe.seed,
-        )  # fmt: skip
+        rows = rows_of_step(recipe, steps, step)
         loads = [sum(lengths[row] for row in assigned) for assigned in assign_ranks(rows, lengths, world_size)]
         mean, largest = mean + sum(loads) / world_size, largest + max(loads)
     return mean / largest

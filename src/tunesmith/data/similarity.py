@@ -8,8 +8,9 @@ and Ullman, "Mining of Massive Datasets", chapter 3. A signature is the minimum 
 import re
 import zlib
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,21 +68,13 @@ class ShingleIndex:
 
 
 class MinHashIndex:
-    """Texts as sets of shingles; it keeps 4 bytes per word and 512 bytes per text."""
+    """Some texts of a ShingleIndex, without the shingles that are common to many of them.
 
-    def __init__(self, texts: Iterable[str]) -> None:
-        index = ShingleIndex()
-        self._keep_rare(*index.select([index.add(shingles(text)) for text in texts]))
+    It keeps 4 bytes per word and 512 bytes per text.
+    """
 
-    @classmethod
-    def from_shingles(cls, shingle_index: ShingleIndex, indices: Sequence[int]) -> "MinHashIndex":
-        """Return the index of some texts of a ShingleIndex."""
-        index = cls.__new__(cls)
-        index._keep_rare(*shingle_index.select(indices))
-        return index
-
-    def _keep_rare(self, hashes: NDArray[np.uint32], offsets: Indices) -> None:
-        """Store the shingles that are not common to many texts."""
+    def __init__(self, shingle_index: ShingleIndex, indices: Sequence[int]) -> None:
+        hashes, offsets = shingle_index.select(indices)
         # Shingles are counted in buckets of their low bits. Collisions are too few to make a rare shingle look common.
         counts = np.zeros(_BUCKETS, np.int64)
         chunks = [slice(start, start + _SHINGLES_PER_CHUNK) for start in range(0, len(hashes), _SHINGLES_PER_CHUNK)]
@@ -89,15 +82,11 @@ class MinHashIndex:
             counts += np.bincount(hashes[chunk] & _LOW_BITS, minlength=_BUCKETS)
         is_rare_bucket = counts <= max(COMMON_MIN_TEXTS, COMMON_FRACTION * (len(offsets) - 1))
         is_rare = np.zeros(len(hashes), bool)
-        rare_offsets, total = np.zeros(len(offsets), np.int64), 0
         for chunk in chunks:
             is_rare[chunk] = is_rare_bucket[hashes[chunk] & _LOW_BITS]
-            counts = total + np.cumsum(is_rare[chunk])
-            first, last = np.searchsorted(offsets, [chunk.start, chunk.stop], "right")
-            rare_offsets[first:last] = counts[offsets[first:last] - chunk.start - 1]
-            total = int(counts[-1])
         self._hashes: NDArray[np.uint32] = hashes[is_rare]
-        self._offsets: Indices = rare_offsets
+        sizes = [int(np.count_nonzero(is_rare[start:end])) for start, end in pairwise(offsets)]
+        self._offsets: Indices = np.cumsum([0, *sizes], dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self._offsets) - 1
@@ -127,9 +116,7 @@ class MinHashIndex:
 
     def long_enough(self, indices: Sequence[int]) -> Indices:
         """Return the indices of the texts with at least MIN_SHINGLES shingles."""
-        selected = np.asarray(indices, np.int64)
-        long: Indices = selected[np.diff(self._offsets)[selected] >= MIN_SHINGLES]
-        return long
+        return np.array([i for i in indices if self._offsets[i + 1] - self._offsets[i] >= MIN_SHINGLES], np.int64)
 
     def nearest(self, queries: Sequence[int], pool: Sequence[int], threshold: float) -> dict[int, tuple[int, float]]:
         """Return {query: (most similar text in the pool, similarity)}, for queries with a similar enough text.

@@ -12,6 +12,7 @@ from tunesmith.data.hub import cache_dataset, local_dataset_folder, read_hub_row
 from tunesmith.data.local_files import (
     digest_folder,
     digest_source_file,
+    file_names,
     read_file_rows,
     resolve_files,
     resolve_path,
@@ -43,10 +44,8 @@ def named_sources(sources: Sources) -> dict[str, Source]:
     for source in sources if isinstance(sources, tuple) else (sources,):
         name = source.name or _default_name(source)
         if name in named:
-            raise RecipeError(
-                f"two sources have the name `{name}`", where="data.source", hint="set a `name` for each",
-                code="duplicate-source",
-            )  # fmt: skip
+            problem, hint = f"two sources have the name `{name}`", "set a `name` for each"
+            raise RecipeError(problem, where="data.source", hint=hint, code="duplicate-source")
         named[name] = source
     return named
 
@@ -160,14 +159,11 @@ def sources_available(sources: Sources, *, folder: Path, commits: Mapping[str, s
 
 def _is_available(source: Source, folder: Path) -> bool:
     if isinstance(source, FileSource):
-        names = [source.file] if isinstance(source.file, str) else source.file
-        return all(resolve_path(name, folder).exists() for name in names)
+        return all(resolve_path(name, folder).exists() for name in file_names(source))
+    if not isinstance(source, HubSource):
+        return True
     try:
-        return (
-            not isinstance(source, HubSource)
-            or local_dataset_folder(source, folder) is not None
-            or resolve_commit(source, folder=folder) is not None
-        )
+        return bool(local_dataset_folder(source, folder) or resolve_commit(source, folder=folder))
     except DataError:
         return False
 
@@ -181,24 +177,19 @@ def cache_datasets(sources: Sources, *, folder: Path) -> None:
 
 def _identity(source: Source, folder: Path, pinned_commit: str | None) -> dict[str, Any]:
     """Return everything that determines the rows of one source."""
-    identity: dict[str, Any]
     if isinstance(source, FileSource):
-        identity = {"files": [[file.format, digest_source_file(file.path)] for file in resolve_files(source, folder)]}
-    elif isinstance(source, HubSource):
-        identity = {"hub": source.hub, "config": source.config, "split": source.split}
+        return {"files": [[file.format, digest_source_file(file.path)] for file in resolve_files(source, folder)]}
+    if isinstance(source, HubSource):
+        identity = {"config": source.config, "split": source.split}
         if local := local_dataset_folder(source, folder):
-            identity["hub"] = digest_folder(local)
-        elif commit := pinned_commit or resolve_commit(source, folder=folder):
-            identity["commit"] = commit
-        else:
-            identity["unresolved"] = source.revision
-    else:
-        from tunesmith import demo
+            return {"hub": digest_folder(local), **identity}
+        commit = pinned_commit or resolve_commit(source, folder=folder)
+        return {"hub": source.hub, **identity, **({"commit": commit} if commit else {"unresolved": source.revision})}
+    from tunesmith import demo
 
-        # The code instead of a version number, which a change of the code could fail to increase.
-        code = {path.name: digest_file(path) for path in sorted(Path(demo.__file__).parent.glob("*.py"))}
-        identity = {"generated": source.generated, "rows": source.rows, "seed": source.seed, "code": code}
-    return identity
+    # The code instead of a version number, which a change of the code could fail to increase.
+    code = {path.name: digest_file(path) for path in sorted(Path(demo.__file__).parent.glob("*.py"))}
+    return {"generated": source.generated, "rows": source.rows, "seed": source.seed, "code": code}
 
 
 def missing_column_error(name: str, row: Row) -> DataError:
@@ -238,5 +229,5 @@ def _read_parts(source: Source, folder: Path) -> Iterator[tuple[bool, Iterator[L
 
 def _default_name(source: Source) -> str:
     if isinstance(source, FileSource):
-        return ", ".join(map(source_label, [source.file] if isinstance(source.file, str) else source.file))
+        return ", ".join(map(source_label, file_names(source)))
     return f"{source_label(source.hub)}[{source.split}]" if isinstance(source, HubSource) else source.generated

@@ -23,7 +23,7 @@ from tunesmith.core.records import INPUT_IDS, TRAINED, Column, TokenizedExample
 from tunesmith.data.process_rows import NO_NOTES, LedgerEntry, ProcessedRow, RowNotes
 from tunesmith.data.similarity import ShingleIndex, shingles
 from tunesmith.data.split import content_hash
-from tunesmith.data.token_file import RaggedBytes, RaggedRows, columns_of, to_bytes, tokens_from_columns
+from tunesmith.data.token_file import RaggedBytes, RaggedColumns, columns_of, to_bytes, tokens_from_columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,17 +55,10 @@ def encode_row(blocks: Sequence[ProcessedRow]) -> list[EncodedRow]:
 
 
 def _encode_block(block: ProcessedRow, row_hash: str, row_shingles: bytes) -> EncodedRow:
-    assert block.example
-    assert block.tokens
-    return EncodedRow(
-        block.entry,
-        block.notes,
-        json_line(block.example.to_json()).encode(),
-        {column: to_bytes(column, values) for column, values in columns_of(block.tokens).items()},
-        row_hash,
-        row_shingles,
-        block.example.group,
-    )
+    assert block.example and block.tokens
+    example = json_line(block.example.to_json()).encode()
+    columns = {column: to_bytes(column, values) for column, values in columns_of(block.tokens).items()}
+    return EncodedRow(block.entry, block.notes, example, columns, row_hash, row_shingles, block.example.group)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,9 +117,9 @@ class Spool:
         columns = {c: np.frombuffer(next(values.read([index])), c.dtype) for c, values in self._columns.items()}
         return tokens_from_columns(example_id, columns)
 
-    def rows(self, indices: Sequence[int]) -> RaggedRows:
+    def rows(self, indices: Sequence[int]) -> RaggedColumns:
         """Return the tokens of several rows, which are read when they are used."""
-        return RaggedRows({column: _ragged(column, values, indices) for column, values in self._columns.items()})
+        return {column: _ragged(column, values, indices) for column, values in self._columns.items()}
 
     def _new_column(self, *, empty_values: int = 0) -> "_ByteColumn":
         file = tempfile.TemporaryFile(dir=self._folder, buffering=2**16)  # noqa: SIM115 (closed by the finalizer)

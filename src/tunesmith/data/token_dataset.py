@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 from tunesmith.core.records import INPUT_IDS, SEQUENCE_LENGTHS, TRAINED, Column, TokenizedExample
 from tunesmith.data.batch import ENCODER_MASK, PADDING_SEGMENT, SHARED_SEGMENT, Batch
-from tunesmith.data.token_file import RaggedRows, columns_from_arrays, flat_arrays, tokens_from_columns
+from tunesmith.data.token_file import RaggedColumns, columns_from_arrays, to_numpy, tokens_from_columns
 
 if TYPE_CHECKING:  # `plan` needs lengths only, and does not import torch
     import torch
@@ -32,22 +32,16 @@ class TokenDataset:
 
     An example holds one sequence, or several if it has the column SEQUENCE_LENGTHS.
 
+    Args:
+        source: the file, or the columns that it would have.
+
     Attributes:
         lengths: the tokens that a model reads of each example, in encoder and decoder together [examples].
         columns: the columns that the examples have.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._index(load_file(path))
-
-    @classmethod
-    def from_examples(cls, examples: "Sequence[TokenizedExample] | RaggedRows") -> "TokenDataset":
-        """Return the dataset of examples in memory, equal to that of their file."""
-        dataset = cls.__new__(cls)
-        dataset._index({name: array.to_numpy() for name, array in flat_arrays(examples).items()})
-        return dataset
-
-    def _index(self, arrays: dict[str, NDArray[Any]]) -> None:
+    def __init__(self, source: Path | RaggedColumns) -> None:
+        arrays = load_file(source) if isinstance(source, Path) else to_numpy(source)
         self._columns = columns_from_arrays(arrays)
         self._ids, self._trained = self._columns[INPUT_IDS].values, self._columns[TRAINED].values
         self._offsets: NDArray[np.int64] = arrays["offsets"]

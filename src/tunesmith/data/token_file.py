@@ -33,18 +33,8 @@ class RaggedBytes(NamedTuple):
     chunks: Callable[[], Iterable[bytes]]
 
 
-@dataclass(frozen=True, slots=True)
-class RaggedRows:
-    """Tokenized examples as the bytes of their columns, INPUT_IDS and TRAINED included, which need not be in memory."""
-
-    columns: Mapping[Column, RaggedBytes]
-
-    @classmethod
-    def from_examples(cls, examples: Sequence[TokenizedExample]) -> "RaggedRows":
-        """Return the rows of examples in memory."""
-        rows = [columns_of(example) for example in examples]
-        names = dict.fromkeys([INPUT_IDS, TRAINED, *chain.from_iterable(rows)])
-        return cls({column: _in_memory(column, [row.get(column, ()) for row in rows]) for column in names})
+RaggedColumns = Mapping[Column, RaggedBytes]
+"""Tokenized examples as the bytes of their columns, INPUT_IDS and TRAINED included, which need not be in memory."""
 
 
 def columns_of(example: TokenizedExample) -> dict[Column, tuple[float, ...]]:
@@ -64,10 +54,6 @@ def tokens_from_columns(example_id: str, columns: Mapping[Column, NDArray[Any]])
     return TokenizedExample(example_id, tuple(ids), tuple(trained), others)
 
 
-def _in_memory(column: Column, rows: Sequence[Sequence[float]]) -> RaggedBytes:
-    return RaggedBytes([len(values) for values in rows], lambda: (to_bytes(column, values) for values in rows))
-
-
 class FlatArray(NamedTuple):
     """One array of the file, whose bytes are made when they are written."""
 
@@ -75,16 +61,11 @@ class FlatArray(NamedTuple):
     shape: tuple[int, ...]
     chunks: Callable[[], Iterable[bytes]]
 
-    def to_numpy(self) -> NDArray[Any]:
-        """Return the array."""
-        return np.frombuffer(b"".join(self.chunks()), self.dtype).reshape(self.shape)
 
-
-def flat_arrays(examples: Sequence[TokenizedExample] | RaggedRows) -> dict[str, FlatArray]:
+def flat_arrays(columns: RaggedColumns) -> dict[str, FlatArray]:
     """Return the arrays of the file by name, in the order of safetensors: the widest types first."""
-    rows = examples if isinstance(examples, RaggedRows) else RaggedRows.from_examples(examples)
-    arrays = {OFFSETS: _offsets(rows.columns[INPUT_IDS].lengths)}
-    for column, values in rows.columns.items():
+    arrays = {OFFSETS: _offsets(columns[INPUT_IDS].lengths)}
+    for column, values in columns.items():
         count = sum(values.lengths)
         if column.per == "ids":
             if not count:
@@ -98,9 +79,15 @@ def flat_arrays(examples: Sequence[TokenizedExample] | RaggedRows) -> dict[str, 
     return dict(sorted(arrays.items(), key=lambda item: (order.index(item[1].dtype), item[0])))
 
 
-def write_tokens(path: Path, examples: Sequence[TokenizedExample] | RaggedRows) -> None:
+def to_numpy(columns: RaggedColumns) -> dict[str, NDArray[Any]]:
+    """Return the arrays of the file by name, read into memory."""
+    arrays = flat_arrays(columns).items()
+    return {name: np.frombuffer(b"".join(chunks()), dtype).reshape(shape) for name, (dtype, shape, chunks) in arrays}
+
+
+def write_tokens(path: Path, columns: RaggedColumns) -> None:
     """Write the file byte for byte as safetensors would, but without holding all of it in memory."""
-    arrays = flat_arrays(examples)
+    arrays = flat_arrays(columns)
     header, start = {}, 0
     for name, (dtype, shape, _) in arrays.items():
         end = start + shape[0] * np.dtype(dtype).itemsize

@@ -66,10 +66,8 @@ def unknown_overlap_warning(recipe: Recipe, base: ModelFolder | None) -> str | N
     if isinstance(stored, dict):
         with suppress(ValidationError):
             if _columns(load_data(stored)) != _columns(recipe.data):
-                return (
-                    f"the base `{recipe.model.base}` was trained on other columns, so it is unknown which valid "
-                    "and test rows it has seen"
-                )
+                problem = f"the base `{recipe.model.base}` was trained on other columns"
+                return f"{problem}, so it is unknown which valid and test rows it has seen"
     return None
 
 

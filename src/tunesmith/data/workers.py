@@ -122,11 +122,8 @@ def _start_workers(recipe: Recipe, model: ModelFolder, count: int) -> Iterator[C
             descriptor = theirs.fileno()
             command = [sys.executable, "-P", "-m", __name__, str(descriptor)]
             with theirs:
-                process = subprocess.Popen(
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    pass_fds=[descriptor],
-                    start_new_session=True,  # Ctrl-C is for this process only
+                process = subprocess.Popen(  # in its own session, because Ctrl-C is for this process only
+                    command, stdin=subprocess.DEVNULL, pass_fds=[descriptor], start_new_session=True
                 )
             stack.callback(process.wait)
             stack.enter_context(ours)

@@ -11,7 +11,7 @@ from tunesmith.core.errors import ProcessLost, TunesmithError
 from tunesmith.core.files import read_json, write_json
 from tunesmith.core.jsonl import read_jsonl, read_whole_lines
 from tunesmith.core.rundir import RunDir
-from tunesmith.data.sampler import batch_indices
+from tunesmith.data.sampler import rows_of_step
 from tunesmith.distributed.failure import run_before_peer_exit
 from tunesmith.distributed.process_group import ProcessGroup
 from tunesmith.recipe.schedule import plan_steps
@@ -71,11 +71,7 @@ def _name_rows(recipe: Recipe, run: RunDir, step: int) -> str:
     plan = plan_steps(recipe, len(ids))
     if step > plan.total_steps:
         return "no rows (validation after the last step)"
-    size = recipe.train.examples_per_step
-    rows = batch_indices(
-        step - 1, rows=len(ids), examples_per_step=size, total_examples=plan.total_examples, seed=recipe.seed
-    )
-    step_ids = {ids[row] for row in rows}
+    step_ids = {ids[row] for row in rows_of_step(recipe, plan, step - 1)}
     return _join([line["where"] for line in read_jsonl(run.ledger) if line["id"] in step_ids])
 
 

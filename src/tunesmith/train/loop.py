@@ -22,7 +22,7 @@ from tunesmith.core.errors import NonFinite
 from tunesmith.core.records import StepReport
 from tunesmith.data.batch import Batch
 from tunesmith.data.microbatch import MicroBatchPolicy
-from tunesmith.data.sampler import batch_indices
+from tunesmith.data.sampler import rows_of_step
 from tunesmith.data.token_dataset import TokenDataset
 from tunesmith.distributed.fsdp import lockstep_micro_batches
 from tunesmith.distributed.process_group import ProcessGroup, peer_failures_as_errors
@@ -91,13 +91,7 @@ def train_steps(setup: Setup, optimizer: torch.optim.Optimizer, *, first_step: i
         if scale > 1 and step > 0 and step % STEPS_TO_DOUBLE_LOSS_SCALE == 0:
             scale = min(2 * scale, _MAX_LOSS_SCALE)
         setup.model.train()
-        rows = batch_indices(
-            step,
-            rows=len(setup.tokens),
-            examples_per_step=recipe.train.examples_per_step,
-            total_examples=plan.total_examples,
-            seed=recipe.seed,
-        )
+        rows = rows_of_step(recipe, plan, step)
         local_rows, trained = group.local_rows(rows, setup.tokens.lengths), setup.tokens.trained_tokens(rows)
         divisor = setup.objective.divisor(setup.tokens, rows)
         while True:

@@ -7,6 +7,7 @@ import pytest
 from tests.support.errors import raises
 from tests.support.tiny import config
 from tests.support.tiny import recipe as write_recipe
+from tests.support.tokens import dataset_of
 
 from tunesmith.architecture.families import shapes_of
 from tunesmith.architecture.shapes import Shapes
@@ -42,7 +43,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Shapes:
 @pytest.fixture
 def tokens() -> TokenDataset:
     rows = [TokenizedExample(str(i), tuple(range(i, i + n)), (False, *[True] * (n - 1))) for i, n in enumerate(LENGTHS)]
-    return TokenDataset.from_examples(rows)
+    return dataset_of(rows)
 
 
 def recipe(folder: Path, *changes: str) -> Recipe:
@@ -88,9 +89,7 @@ def test_micro_batch_settings_of_the_recipe_are_kept(
 def test_memory_is_that_of_the_step_with_the_longest_rows(tmp_path: Path, shapes: Shapes) -> None:
     def needed(lengths: list[int]) -> float:
         rows = [TokenizedExample(str(i), tuple(range(n)), (False, *[True] * (n - 1))) for i, n in enumerate(lengths)]
-        return fit(recipe(tmp_path, "train.examples_per_step=1"), shapes, TokenDataset.from_examples(rows), 1000)[
-            1
-        ].total
+        return fit(recipe(tmp_path, "train.examples_per_step=1"), shapes, dataset_of(rows), 1000)[1].total
 
     assert needed([16] * 200 + [900] + [16] * 200) == needed([900] * 5) > needed([16] * 401)
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.support.tokens import write_examples
 
 from tunesmith.core.records import TokenizedExample
 from tunesmith.data.microbatch import MicroBatch, MicroBatchPolicy, Packing
 from tunesmith.data.token_dataset import TokenDataset, bucket, round_up
-from tunesmith.data.token_file import write_tokens
 
 quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 lengths = st.lists(st.integers(1, 400), min_size=1, max_size=20)
@@ -21,7 +21,7 @@ packings = st.sampled_from(["auto", "always", "never"])
 def dataset_of(path: Path, lengths: list[int], common: int = 0) -> TokenDataset:
     """Return rows of these lengths with a common prefix, of which the last token is trained."""
     rows = [[*range(min(common, n)), *[1000 + i] * max(0, n - common)] for i, n in enumerate(lengths)]
-    write_tokens(
+    write_examples(
         path / "x.safetensors",
         [TokenizedExample(str(i), tuple(row), (*[False] * (len(row) - 1), True)) for i, row in enumerate(rows)],
     )

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.support.tiny import recipe as write_recipe
+from tests.support.tokens import dataset_of
 
 from tunesmith.core.records import TokenizedExample
 from tunesmith.data.sampler import assign_ranks, batch_indices, epoch_order, estimate_rank_utilization
@@ -14,7 +15,7 @@ from tunesmith.recipe.load import load_recipe
 
 
 def rows(*lengths: int) -> TokenDataset:
-    return TokenDataset.from_examples(
+    return dataset_of(
         [TokenizedExample(str(n), tuple([1] * size), tuple([True] * size)) for n, size in enumerate(lengths)]
     )
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunesmith.data import similarity
-from tunesmith.data.similarity import MinHashIndex
+from tunesmith.data.similarity import MinHashIndex, ShingleIndex
 
 VOCABULARY = [f"word{i}" for i in range(5000)]
 
@@ -35,8 +35,13 @@ def jaccard(first: str, second: str) -> float:
     return len(a & b) / len(a | b)
 
 
+def index_of(texts: Iterable[str]) -> MinHashIndex:
+    index = ShingleIndex()
+    return MinHashIndex(index, [index.add(similarity.shingles(text)) for text in texts])
+
+
 def near(texts: Iterable[str], train: int, threshold: float = 0.8) -> dict[int, tuple[int, float]]:
-    index = MinHashIndex(texts)
+    index = index_of(texts)
     return index.nearest(range(train, len(index)), range(train), threshold)
 
 
@@ -52,7 +57,7 @@ def test_nearest_returns_the_most_similar_text_and_its_jaccard_index() -> None:
 @settings(max_examples=40, deadline=None)
 def test_jaccard_is_that_of_the_shingles(seed: int, count: int) -> None:
     first, second = text(seed), changed(text(seed), count)
-    assert MinHashIndex([first, second]).jaccard(0, 1) == pytest.approx(jaccard(first, second))
+    assert index_of([first, second]).jaccard(0, 1) == pytest.approx(jaccard(first, second))
 
 
 @pytest.mark.parametrize("threshold", [0.5, 0.65, 0.8, 0.9, 1.0])
@@ -68,7 +73,7 @@ def test_pairs_above_the_threshold_are_found_and_none_below(threshold: float) ->
 
 
 def test_text_of_the_pool_is_compared_with_earlier_texts_only() -> None:
-    texts = MinHashIndex([text(1), text(2), changed(text(1), 1), text(2)])
+    texts = index_of([text(1), text(2), changed(text(1), 1), text(2)])
     assert {query: original for query, (original, _) in texts.nearest(range(4), range(4), 0.8).items()} == {2: 0, 3: 1}
 
 
@@ -76,7 +81,7 @@ def test_punctuation_counts_but_case_and_whitespace_do_not() -> None:
     original = "Is a < b, or is it not? Write down your opinion about the two of them."
     same = "is  A < b , or is it not ?\nwrite DOWN your opinion about the two of them."
     other = original.replace("<", ">").replace("?", "!").replace(",", ";")
-    texts = MinHashIndex([original, same, other])
+    texts = index_of([original, same, other])
     assert texts.jaccard(0, 1) == 1.0
     assert texts.jaccard(0, 2) < 0.6
 
@@ -114,9 +119,9 @@ def test_many_texts_with_a_common_start_stay_fast() -> None:
 @pytest.mark.parametrize("chunk_size", [1, 2, 7, 64, 2**22])
 def test_chunk_size_does_not_change_the_shingles(monkeypatch: pytest.MonkeyPatch, chunk_size: int) -> None:
     texts = [*(text(i, words=5 + i % 9) + " and all of them end like this" for i in range(60)), "", "one", text(99)]
-    whole = MinHashIndex(texts)
+    whole = index_of(texts)
     monkeypatch.setattr(similarity, "_SHINGLES_PER_CHUNK", chunk_size)
-    chunked = MinHashIndex(texts)
+    chunked = index_of(texts)
     assert [chunked.shingles(i).tolist() for i in range(len(texts))] == [
         whole.shingles(i).tolist() for i in range(len(texts))
     ]

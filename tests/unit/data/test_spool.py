@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 from tests.support.tiny import recipe as write_recipe
+from tests.support.tokens import dataset_of, ragged_columns
 
 from tunesmith.core.files import write_json
 from tunesmith.core.records import ENCODER_IDS, Column, Example, TokenizedExample, Turn
@@ -18,8 +19,7 @@ from tunesmith.core.rundir import RunDir
 from tunesmith.data.prepare import prepare
 from tunesmith.data.process_rows import LedgerEntry, ProcessedRow
 from tunesmith.data.spool import Spool, SpooledRow, encode_row
-from tunesmith.data.token_dataset import TokenDataset
-from tunesmith.data.token_file import RaggedRows, write_tokens
+from tunesmith.data.token_file import write_tokens
 from tunesmith.recipe.load import load_recipe
 
 SIGN, WEIGHT = Column("sign", "float32", "sequence"), Column("weight", "float64")
@@ -89,10 +89,10 @@ def test_token_file_equals_that_of_safetensors(tmp_path: Path, rows: list[Any]) 
         arrays["sequence_offsets"] = np.arange(len(examples) + 1)
     save_file(arrays, tmp_path / "expected")
     spool, indices = spooled(examples)
-    for name, given_rows in (("from memory", examples), ("from spool", spool.rows(indices))):
+    for name, given_rows in (("from memory", ragged_columns(examples)), ("from spool", spool.rows(indices))):
         write_tokens(tmp_path / name, given_rows)
         assert (tmp_path / name).read_bytes() == (tmp_path / "expected").read_bytes()
-    dataset = TokenDataset.from_examples(RaggedRows.from_examples(examples))
+    dataset = dataset_of(examples)
     assert [dataset.example(i, str(i)) for i in range(len(dataset))] == examples
 
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.support.tokens import dataset_of, write_examples
 
 from tunesmith.core.records import ENCODER_IDS, SEQUENCE_LENGTHS, Column, TokenizedExample
 from tunesmith.data.batch import ENCODER_MASK
 from tunesmith.data.microbatch import MicroBatch, MicroBatchPolicy
 from tunesmith.data.token_dataset import TokenDataset, bucket, round_up
-from tunesmith.data.token_file import write_tokens
 
 SIGN, WEIGHT = Column("sign", "float32", "sequence"), Column("weight", "float64")
 PAD = 7
@@ -23,7 +23,7 @@ def write_and_load(path: Path, rows: list[list[tuple[int, bool]]]) -> TokenDatas
     examples = [
         TokenizedExample(str(i), tuple(t for t, _ in row), tuple(x for _, x in row)) for i, row in enumerate(rows)
     ]
-    write_tokens(path / "x.safetensors", examples)
+    write_examples(path / "x.safetensors", examples)
     return TokenDataset(path / "x.safetensors")
 
 
@@ -150,7 +150,7 @@ def test_batch_contains_the_encoder_ids_as_written(
         TokenizedExample(str(i), tuple(t for t, _ in target), tuple(x for _, x in target), {ENCODER_IDS: tuple(source)})
         for i, (target, source) in enumerate(rows)
     ]
-    write_tokens(tmp_path / "x.safetensors", examples)
+    write_examples(tmp_path / "x.safetensors", examples)
     tokens = TokenDataset(tmp_path / "x.safetensors")
     assert [tokens.example(i, str(i)) for i in range(len(tokens))] == examples
     assert tokens.lengths.tolist() == [len(e.prompt_ids) + len(e.input_ids) for e in examples]
@@ -192,7 +192,7 @@ def pairs() -> list[TokenizedExample]:
 
 def test_batches_of_examples_with_several_sequences(tmp_path: Path) -> None:
     examples = pairs()
-    write_tokens(tmp_path / "x.safetensors", examples)
+    write_examples(tmp_path / "x.safetensors", examples)
     tokens = TokenDataset(tmp_path / "x.safetensors")
     assert tokens.columns >= {SEQUENCE_LENGTHS, SIGN, WEIGHT}
     assert [tokens.example(i, str(i)) for i in range(3)] == examples
@@ -219,7 +219,7 @@ def test_batches_of_examples_with_several_sequences(tmp_path: Path) -> None:
 
 
 def test_pair_is_never_divided() -> None:
-    tokens = TokenDataset.from_examples(pairs())
+    tokens = dataset_of(pairs())
     for size in (1, 2, 3):
         micro_batches = MicroBatchPolicy(1, size, "never").split(tokens, range(3))
         assert [len(micro_batch.rows) for micro_batch in micro_batches] == [[1, 1, 1], [2, 1], [3]][size - 1]

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tests.support.errors import raises
+from tests.support.tokens import write_examples
 from tests.unit.train.conftest import random_rows
 from torch import distributed
 
@@ -16,7 +17,6 @@ from tunesmith.core.errors import DoesNotFit, RecipeError
 from tunesmith.core.files import write_json
 from tunesmith.data.microbatch import MicroBatchPolicy
 from tunesmith.data.token_dataset import TokenDataset
-from tunesmith.data.token_file import write_tokens
 from tunesmith.distributed.fsdp import (
     agree_on_reason,
     is_sharded,
@@ -52,7 +52,7 @@ def _single_rank_group() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def tokens(tmp_path_factory: pytest.TempPathFactory) -> TokenDataset:
     path = tmp_path_factory.mktemp("rows") / "tokens.safetensors"
-    write_tokens(path, random_rows(4, 1))
+    write_examples(path, random_rows(4, 1))
     return TokenDataset(path)
 
 

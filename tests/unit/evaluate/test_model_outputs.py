@@ -11,12 +11,12 @@ import pytest
 import torch
 from tests.support.errors import raises
 from tests.support.prompts import COUNT, FP32, LIMIT, POSITIONS, NumberTask, make_prompts, random_model
+from tests.support.tokens import write_examples
 
 from tunesmith.core import interrupt
 from tunesmith.core.errors import DamagedFile, DoesNotFit, Interrupted
 from tunesmith.core.records import TokenizedExample
 from tunesmith.data.token_dataset import TokenDataset
-from tunesmith.data.token_file import write_tokens
 from tunesmith.evaluate import model_outputs
 from tunesmith.evaluate.model_outputs import generate_answers, response_stats, score_likelihoods
 from tunesmith.inference import predict
@@ -232,7 +232,7 @@ def test_likelihoods_are_sums_over_the_trained_tokens_of_each_row(
         ids = torch.randint(3, 300, (length,), generator=generator).tolist()
         trained = [k > 0 and (k == length - 1 or (k + i) % 3 == 0) for k in range(length)]
         rows.append(TokenizedExample(str(i), tuple(ids), tuple(trained)))
-    write_tokens(tmp_path / "x.safetensors", rows)
+    write_examples(tmp_path / "x.safetensors", rows)
     chosen = [3, 0, 4, 1]
     likelihoods = score_likelihoods(model.train(), TokenDataset(tmp_path / "x.safetensors"), chosen, FP32, 2)
     for line, row in zip(likelihoods, chosen, strict=True):
@@ -247,7 +247,7 @@ def test_likelihoods_are_sums_over_the_trained_tokens_of_each_row(
 
 
 def test_likelihoods_can_be_interrupted(model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_tokens(tmp_path / "x.safetensors", [TokenizedExample("a", (5, 6, 7), (False, True, True))])
+    write_examples(tmp_path / "x.safetensors", [TokenizedExample("a", (5, 6, 7), (False, True, True))])
     monkeypatch.setattr(interrupt, "_requested", [15])
     with pytest.raises(Interrupted):
         score_likelihoods(model, TokenDataset(tmp_path / "x.safetensors"), [0], FP32, 2)

@@ -9,6 +9,7 @@ import torch
 from peft import PeftModel
 from tests.support.opened import Opened
 from tests.support.tiny import SEQ2SEQ
+from tests.support.tokens import write_examples
 from tests.unit.inference.test_beams import of_transformers
 from tests.unit.inference.test_generate import frequent, ours, prompts
 from transformers import AutoModelForSeq2SeqLM
@@ -17,7 +18,6 @@ from tunesmith.core.errors import RecipeError
 from tunesmith.core.records import ENCODER_IDS, TokenizedExample
 from tunesmith.data.batch import Batch
 from tunesmith.data.token_dataset import TokenDataset
-from tunesmith.data.token_file import write_tokens
 from tunesmith.fetch.reference import ModelFolder
 from tunesmith.kernels.token_loss import token_loss
 from tunesmith.model.adapters import attach_adapter, make_trainable, restore_weights, save_model
@@ -44,7 +44,7 @@ def rows(start: int = 2, seed: int = 0) -> list[TokenizedExample]:
 
 
 def batch(folder: Path, examples: Sequence[TokenizedExample], pad_id: int) -> Batch:
-    write_tokens(folder / "x.safetensors", examples)
+    write_examples(folder / "x.safetensors", examples)
     return TokenDataset(folder / "x.safetensors").batch(range(len(examples)), pad_id)
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from tests.support.errors import raises
 from tests.support.opened import KINDS, MORE, Opened
+from tests.support.tokens import dataset_of
 
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.records import ENCODER_IDS, TokenizedExample
@@ -39,7 +40,7 @@ BIDIRECTIONAL: dict[str, dict[str, Any]] = {
 
 def rows(source: tuple[int, ...] = ()) -> TokenDataset:
     ids, columns = tuple(range(7, 19)), {ENCODER_IDS: source} if source else {}
-    return TokenDataset.from_examples(
+    return dataset_of(
         [
             TokenizedExample("a", ids[:5], (False,) * 4 + (True,), columns),
             TokenizedExample("b", ids, (True,) * 12, columns),

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from tests.support.opened import KINDS, Opened
+from tests.support.tokens import dataset_of
 from tests.support.trajectory import losses
 
 from tunesmith.core.records import TokenizedExample
@@ -39,7 +40,7 @@ def rows(count: int = 12, *, answer: int | None = 4) -> TokenDataset:
         ids = [7, 8, 9, *torch.randint(3, 300, (length - 3,), generator=generator).tolist()]
         begin = 0 if answer is None else length - answer
         examples.append(TokenizedExample(str(i), tuple(ids), tuple(position >= begin for position in range(length))))
-    return TokenDataset.from_examples(examples)
+    return dataset_of(examples)
 
 
 def trajectory(model: Any, tokens: TokenDataset, policy: MicroBatchPolicy) -> list[float]:
@@ -147,12 +148,7 @@ def test_testing_the_fast_path_changes_no_weight_and_leaves_no_gradient(opened: 
 
 
 def test_fast_path_is_not_tested_without_rows(opened: Opened) -> None:
-    assert (
-        enable_fast_path(
-            make_trainable(opened("llama"), TUNINGS["lora"], seed=0), TokenDataset.from_examples([]), 5, FP32
-        )
-        == {}
-    )
+    assert enable_fast_path(make_trainable(opened("llama"), TUNINGS["lora"], seed=0), dataset_of([]), 5, FP32) == {}
 
 
 def test_gated_product_and_its_gradient() -> None:

@@ -7,11 +7,11 @@ import pytest
 import torch
 from tests.support.opened import KINDS, Opened
 from tests.support.tiny import make_tokenizer
+from tests.support.tokens import write_examples
 
 from tunesmith.core.records import TokenizedExample
 from tunesmith.data.microbatch import MicroBatchPolicy
 from tunesmith.data.token_dataset import TokenDataset
-from tunesmith.data.token_file import write_tokens
 from tunesmith.kernels import packing_check
 from tunesmith.kernels.packed_attention import has_packed_attention, use_plain_attention
 from tunesmith.kernels.packing_check import attention_window, has_dropout, packing_unsupported_reason
@@ -36,7 +36,7 @@ def tokens(tmp_path: Path) -> TokenDataset:
     examples = [
         TokenizedExample(str(i), tuple(row), (*[False] * (len(row) - 2), True, True)) for i, row in enumerate(rows)
     ]
-    write_tokens(tmp_path / "rows.safetensors", examples)
+    write_examples(tmp_path / "rows.safetensors", examples)
     return TokenDataset(tmp_path / "rows.safetensors")
 
 
@@ -85,7 +85,7 @@ def test_packed_blocks_of_a_document_have_the_loss_of_unpacked_ones(opened: Open
     document = task.render(task.parse({"text": "Say one and two, then red cat, blue dog, one go. " * 3}))
     blocks = [task.render(block) for block in task.split_blocks(document, 16)]
     assert len(blocks) > 3
-    write_tokens(tmp_path / "rows.safetensors", blocks)
+    write_examples(tmp_path / "rows.safetensors", blocks)
     tokens = TokenDataset(tmp_path / "rows.safetensors")
     assert tokens.trained_tokens(range(len(blocks))) == len(document.input_ids) - 1
     model = opened("llama", torch.float64).requires_grad_(True)

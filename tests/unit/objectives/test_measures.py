@@ -2,10 +2,10 @@
 
 import pytest
 from tests.support.errors import raises
+from tests.support.tokens import dataset_of
 
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.records import Column, TokenizedExample
-from tunesmith.data.token_dataset import TokenDataset
 from tunesmith.objectives.base import Measure, Objective, require_columns
 from tunesmith.objectives.sft import SFT
 
@@ -22,9 +22,9 @@ def test_measure_formats_its_value_with_a_label(is_share: bool, value: float, te
 
 def test_objective_requires_its_columns() -> None:
     weighted = Objective("weighted", SFT.loss, SFT.divisor, SFT.measures, frozenset({WEIGHT}))
-    plain = TokenDataset.from_examples([TokenizedExample("a", (5, 6), (False, True))])
+    plain = dataset_of([TokenizedExample("a", (5, 6), (False, True))])
     require_columns(SFT, plain)
     with raises(RecipeError, "examples-lack-columns", "weighted", "weight"):
         require_columns(weighted, plain)
     columns = {WEIGHT: (1.0, 2.0)}
-    require_columns(weighted, TokenDataset.from_examples([TokenizedExample("a", (5, 6), (False, True), columns)]))
+    require_columns(weighted, dataset_of([TokenizedExample("a", (5, 6), (False, True), columns)]))

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from tests.support.tiny import save_model
+from tests.support.tokens import write_examples
 
 from tunesmith.core import interrupt
 from tunesmith.core.errors import Interrupted
@@ -21,7 +22,6 @@ from tunesmith.core.records import Example, TokenizedExample, Turn
 from tunesmith.core.rundir import RunDir
 from tunesmith.data.microbatch import MicroBatchPolicy
 from tunesmith.data.token_dataset import TokenDataset
-from tunesmith.data.token_file import write_tokens
 from tunesmith.fetch.reference import ModelFolder
 from tunesmith.kernels.oom import OomRetry
 from tunesmith.model.adapters import make_trainable, trained_parameters
@@ -139,7 +139,7 @@ def prepared(folder: Path, base: Path, tuning: dict[str, Any], *, valid: int = 6
     write_json(run.environment, {"recipe_folder": ".."})
     write_json(run.stage("prepare") / "manifest.json", {"files": {}})
     for split, count, seed in (("train", 24, 1), ("valid", valid, 2), ("test", 3, 3)):
-        write_tokens(run.tokens(split), random_rows(count, seed))
+        write_examples(run.tokens(split), random_rows(count, seed))
     write_jsonl(run.examples("valid"), (one.to_json() for one in documents(valid)))
     return Job(recipe_of(base, tuning, **train), run)
 
@@ -231,7 +231,7 @@ def stopped(new_job: MakeJob) -> Job:
 @pytest.fixture
 def new_setup(base: Path, tmp_path: Path) -> MakeSetup:
     """Return a function that makes a Setup and its optimizer."""
-    write_tokens(tmp_path / "tokens.safetensors", random_rows(ROWS, 1))
+    write_examples(tmp_path / "tokens.safetensors", random_rows(ROWS, 1))
 
     def new(
         tuning: dict[str, Any] = NO_DROPOUT, dtype: torch.dtype = torch.float32, **train: Any

@@ -11,11 +11,11 @@ from tests.unit.train.conftest import BOTH, FULL, LORA, NO_DROPOUT, ROWS, MakeSe
 
 from tunesmith.core.records import StepReport
 from tunesmith.data.microbatch import MicroBatchPolicy
+from tunesmith.data.sampler import batch_indices
 from tunesmith.kernels.oom import OomRetry
 from tunesmith.kernels.token_loss import token_loss
 from tunesmith.model.adapters import trained_parameters
 from tunesmith.recipe.schedule import learning_rate_at
-from tunesmith.train import loop
 from tunesmith.train.loop import measure, train_steps
 
 
@@ -57,7 +57,7 @@ def test_micro_batch_size_does_not_change_the_trajectory(
 
 def test_loss_is_the_mean_over_the_trained_tokens_of_the_step(new_setup: MakeSetup) -> None:
     setup, optimizer = new_setup(micro_batch=1)
-    rows = loop.batch_indices(0, rows=ROWS, examples_per_step=8, total_examples=48, seed=0)
+    rows = batch_indices(0, rows=ROWS, examples_per_step=8, total_examples=48, seed=0)
     with torch.inference_mode():
         parts = [token_loss(setup.model, setup.tokens.batch([row], 2)).nll for row in rows]
     [report] = itertools.islice(train_steps(setup, optimizer, first_step=0), 1)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from tests.support.errors import raises
+from tests.support.tokens import write_examples
 from tests.unit.train.conftest import (
     BOTH,
     Job,
@@ -19,7 +20,6 @@ from tests.unit.train.conftest import (
 )
 
 from tunesmith.core.errors import DoesNotFit, NonFinite, RecipeError
-from tunesmith.data.token_file import write_tokens
 from tunesmith.train import loop
 from tunesmith.train import train as stage
 
@@ -106,10 +106,10 @@ def test_rows_longer_than_the_model_reads_are_refused_before_training(new_job: M
     job = new_job()
     row = random_rows(1, 5)[0]
     long = replace(row, input_ids=row.input_ids[:1] * 513, trained=(False,) + (True,) * 512)
-    write_tokens(job.run.tokens(split), [row, long])
+    write_examples(job.run.tokens(split), [row, long])
     with raises(RecipeError, "too-many-tokens", 513, 512):
         job.train()
     assert job.steps == []
     just = replace(row, input_ids=row.input_ids[:1] * 512, trained=(False,) + (True,) * 511)
-    write_tokens(job.run.tokens(split), [row, just] * 3)
+    write_examples(job.run.tokens(split), [row, just] * 3)
     job.train()
