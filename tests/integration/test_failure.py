@@ -41,7 +41,7 @@ try:
             with failure.run_before_peer_exit(lambda: print("last words", flush=True)):
                 until_the_end()
         if how == "writes":
-            with failure.delay_peer_exit():
+            with failure.writing_lock:
                 ready.touch()
                 time.sleep(9)
                 print("is whole", flush=True)

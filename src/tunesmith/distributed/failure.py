@@ -23,16 +23,9 @@ from tunesmith.core.errors import ProcessLost, TunesmithError
 SHORT_TIMEOUT = timedelta(seconds=5)
 # The watchdog polls at this interval. After a peer's error it gives the main thread the grace period to react.
 POLL_SECONDS, GRACE_SECONDS = 5.0, 30.0
-# Held while files are written that must not be cut off by an exit.
-_writing = threading.Lock()
 _exit_callbacks: list[Callable[[], None]] = []
-
-
-@contextlib.contextmanager
-def delay_peer_exit() -> Iterator[None]:
-    """Write files inside the block: another rank's failure ends this process only after they are complete."""
-    with _writing:
-        yield
+writing_lock = threading.Lock()
+"""Hold it while writing files: another rank's failure ends this process only after they are complete."""
 
 
 @contextlib.contextmanager
@@ -46,10 +39,14 @@ def run_before_peer_exit(callback: Callable[[], None]) -> Iterator[None]:
 
 
 class FailureChannel:
-    """Passes the error of the first rank that fails to all other ranks, through a store that all of them reach."""
+    """Passes the error of the first rank that fails to all other ranks, through a store that all of them reach.
+
+    Attributes:
+        timeout: how long a collective of the group may take.
+    """
 
     def __init__(self, rank_info: RankInfo, store: Any, timeout: timedelta) -> None:
-        self._rank_info, self._timeout = rank_info, timeout
+        self._rank_info, self.timeout = rank_info, timeout
         self._store: Any = PrefixStore("end", store)
         self._error: TunesmithError | None = None
         self._stop_watchdog = threading.Event()  # set when the main thread handles the failure, or the run is over
@@ -78,7 +75,7 @@ class FailureChannel:
         """End this process if another rank fails inside the block and the main thread does not react in time.
 
         The same happens if rank 0, which holds the store, is gone. The process ends at once, as if killed, with the
-        exit code of the failed rank. Files written inside `delay_peer_exit` are completed first.
+        exit code of the failed rank. Files written under `writing_lock` are completed first.
         """
         # A store connection serves one thread at a time, and the main thread may wait in it for long.
         threading.Thread(target=self._watch, args=(self._store.clone(),), daemon=True).start()
@@ -100,7 +97,7 @@ class FailureChannel:
                 error = rank0_lost
         if self._stop_watchdog.wait(GRACE_SECONDS):
             return
-        acquired = _writing.acquire(timeout=self._timeout.total_seconds())
+        acquired = writing_lock.acquire(timeout=self.timeout.total_seconds())
         try:
             if self._stop_watchdog.wait(SHORT_TIMEOUT.total_seconds()):  # the write may have been the last work
                 return
@@ -113,7 +110,7 @@ class FailureChannel:
             os._exit(error.exit_code)
         finally:
             if acquired:
-                _writing.release()
+                writing_lock.release()
 
 
 def _leave(store: Any, rank_info: RankInfo, timeout: timedelta) -> None:

@@ -57,15 +57,14 @@ def shard(
     Raises:
         RecipeError: transformers does not list the model's layer classes, or machines have different numbers of ranks.
     """
-    stacks: list[list[Any]] = [[layer for layer in stack if _is_layer(layer, model)] for stack in _stacks(model)]
+    # The classes of modules that must not be split over devices.
+    names = getattr(without_adapter(model), "_no_split_modules", None) or ()
+    lists = (module for module in model.modules() if isinstance(module, torch.nn.ModuleList))
+    stacks: list[list[Any]] = [[layer for layer in modules if type(layer).__name__ in names] for modules in lists]
     layers = [layer for stack in stacks for layer in stack]
     if not layers:
-        raise RecipeError(
-            "this model has no layers that can be sharded",
-            where="model.base",
-            hint="use `launch.sharding: none`",
-            code="sharding-unsupported",
-        )
+        message, hint = "this model has no layers that can be sharded", "use `launch.sharding: none`"
+        raise RecipeError(message, where="model.base", hint=hint, code="sharding-unsupported")
     mesh, stored_dtype = _mesh(compute, group, by_node=by_node), master_dtype or model.dtype
     # Layers are gathered in the compute dtype, and gradients are summed in the dtype of the stored weights.
     gather_dtype = compute.dtype if compute.dtype.itemsize < stored_dtype.itemsize else None
@@ -109,26 +108,13 @@ def memory_budget(compute: ComputeConfig, group: ProcessGroup) -> MemoryBudget:
     return MemoryBudget(compute.dtype.itemsize, False, process_memory_limit_gib() / group.rank_info.local_world_size)
 
 
-def _stacks(model: Any) -> Iterator[torch.nn.ModuleList]:
-    return (module for module in model.modules() if isinstance(module, torch.nn.ModuleList))
-
-
-def _is_layer(module: Any, model: Any) -> bool:
-    """Return whether transformers lists the module's class among those that must not be split over devices."""
-    return type(module).__name__ in (getattr(without_adapter(model), "_no_split_modules", None) or ())
-
-
 def _mesh(compute: ComputeConfig, group: ProcessGroup, *, by_node: bool) -> Any:
     info = group.rank_info
     if not by_node:
         return init_device_mesh(compute.device.type, (info.world_size,), mesh_dim_names=("parts",))
     if len(set(group.all_gather(info.local_world_size))) > 1:
-        raise RecipeError(
-            "machines have different numbers of processes",
-            where="launch.sharding",
-            hint="use `full`, or start the same number on each machine",
-            code="uneven-processes",
-        )
+        message, hint = "machines have different numbers of processes", "use `full`, or start as many on each machine"
+        raise RecipeError(message, where="launch.sharding", hint=hint, code="uneven-processes")
     shape = (info.world_size // info.local_world_size, info.local_world_size)
     return init_device_mesh(compute.device.type, shape, mesh_dim_names=("copies", "parts"))
 
@@ -161,11 +147,9 @@ def raise_if_sharded(model: Any, error: Exception) -> None:
     if not is_sharded(model):
         return
     if is_out_of_memory(error):
-        raise DoesNotFit(
-            "out of memory for a single row, although the layers are sharded over all processes",
-            hint="lower data.max_tokens_per_example, or use more processes",
-            code="out-of-memory",
-        ) from error
+        message = "out of memory for a single row, although the layers are sharded over all processes"
+        hint = "lower data.max_tokens_per_example, or use more processes"
+        raise DoesNotFit(message, hint=hint, code="out-of-memory") from error
     if is_peer_failure(error):
         raise error
     for layer in sharded_layers(model):

@@ -33,9 +33,8 @@ from tunesmith.recipe.changes import changed_keys
 T = TypeVar("T")
 # Gradients are all-reduced in buckets of about this many elements, which bounds the extra memory.
 BUCKET_ELEMENTS = 2**24
-# Of the group that this process has joined: its failure channel and the timeout of its collectives.
+# The failure channel of the group that this process has joined.
 _failure_channels: list[FailureChannel] = []
-_timeouts: list[timedelta] = []
 # The file for this process's stack traces, and how many seconds a collective may hang before they are written.
 _stack_dumps: list[tuple[TextIO, float]] = []
 
@@ -65,15 +64,13 @@ class ProcessGroup:
         if not self.is_distributed:
             return self
         with _translate_peer_failures():
-            return replace(self, channel=distributed.new_group(timeout=_timeouts[-1], backend="gloo"))
+            return replace(self, channel=distributed.new_group(timeout=_failure_channels[-1].timeout, backend="gloo"))
 
     def local_rows(self, rows: Sequence[int], lengths: Any) -> list[int]:
         """Return this rank's share of the rows; all ranks get about the same number of tokens."""
-        return (
-            assign_ranks(rows, lengths, self.rank_info.world_size)[self.rank_info.rank]
-            if self.is_distributed
-            else list(rows)
-        )
+        if not self.is_distributed:
+            return list(rows)
+        return assign_ranks(rows, lengths, self.rank_info.world_size)[self.rank_info.rank]
 
     def sum(self, *values: float) -> list[float]:
         """Return the sum of each value over all ranks, in fp64."""
@@ -97,10 +94,8 @@ class ProcessGroup:
         with _translate_peer_failures():
             distributed.all_reduce(has_gradient, distributed.ReduceOp.MAX)
         for bucket in gradient_buckets([w for w, has in zip(weights, has_gradient.tolist(), strict=True) if has]):
-            for weight in bucket:
-                if weight.grad is None:
-                    weight.grad = torch.zeros_like(weight)
-            flat = torch.cat([weight.grad.flatten() for weight in bucket if weight.grad is not None])
+            own = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in bucket]
+            flat = torch.cat([gradient.flatten() for gradient in own])
             with _translate_peer_failures():
                 distributed.all_reduce(flat)
             for weight, gradient in zip(bucket, torch.split(flat, [weight.numel() for weight in bucket]), strict=True):
@@ -122,11 +117,9 @@ class ProcessGroup:
         by_rank = self.all_gather({"tunesmith": version("tunesmith"), **inputs})
         for rank, theirs in enumerate(by_rank):
             if keys := sorted(changed_keys(by_rank[0], theirs)):
-                raise RecipeError(
-                    f"the inputs of rank {rank} differ from those of rank 0: {', '.join(keys)}",
-                    hint="give all machines the same files and the same version of tunesmith",
-                    code="ranks-differ",
-                )
+                message = f"the inputs of rank {rank} differ from those of rank 0: {', '.join(keys)}"
+                hint = "give all machines the same files and the same version of tunesmith"
+                raise RecipeError(message, hint=hint, code="ranks-differ")
 
     def run_on_rank0(self, work: Callable[[], T]) -> T:
         """Call `work` on rank 0, and return its result, or raise its error, on all ranks."""
@@ -180,13 +173,10 @@ class StageCoordinator:
         """
         key = f"stage-{self._count}"
         self._count += 1
-        while True:
-            with _translate_peer_failures():
-                try:
-                    self._store.wait([key], self._timeout)
-                    return bytes(self._store.get(key)).decode()
-                except distributed.DistStoreError:  # not announced yet
-                    continue
+        while True:  # until it is announced
+            with _translate_peer_failures(), contextlib.suppress(distributed.DistStoreError):
+                self._store.wait([key], self._timeout)
+                return bytes(self._store.get(key)).decode()
 
     @contextlib.contextmanager
     def dump_stacks_on_hang(self, path: Path) -> Iterator[None]:
@@ -194,20 +184,15 @@ class StageCoordinator:
 
         Every rank writes, shortly before the collective times out. The stacks of a hanging rank show where it hangs.
         """
-        with contextlib.ExitStack() as stack:
-            stack.callback(_remove_if_empty, path)
-            file = stack.enter_context(path.open("a", encoding="utf-8"))  # keeps the stacks of earlier starts
+        with path.open("a", encoding="utf-8") as file:  # keeps the stacks of earlier starts
             _stack_dumps.append((file, 0.9 * self._timeout.total_seconds()))
             try:
                 yield
             finally:
                 faulthandler.cancel_dump_traceback_later()
                 _stack_dumps.pop()
-
-
-def _remove_if_empty(path: Path) -> None:
-    if path.stat().st_size == 0:
-        path.unlink()
+                if path.stat().st_size == 0:
+                    path.unlink()
 
 
 @contextlib.contextmanager
@@ -234,7 +219,6 @@ def join_process_group(rank_info: RankInfo, timeout_minutes: float = 30) -> Iter
         )  # fmt: skip
     failure_channel = FailureChannel(rank_info, store, timeout)
     _failure_channels.append(failure_channel)
-    _timeouts.append(timeout)
     try:
         with failure_channel.failure_watchdog():
             yield StageCoordinator(rank_info, PrefixStore("meeting", store), timeout)
@@ -251,7 +235,6 @@ def join_process_group(rank_info: RankInfo, timeout_minutes: float = 30) -> Iter
         failure_channel.wait_for_all(SHORT_TIMEOUT)
     finally:
         _failure_channels.pop()
-        _timeouts.pop()
 
 
 @contextlib.contextmanager
@@ -269,14 +252,12 @@ def _translate_peer_failures() -> Iterator[None]:
         info = rank_info()
         where = f"rank {info.rank} of {info.world_size}"
         if "EADDRINUSE" in str(error):
-            raise ProcessLost(
-                f"another program uses the port at which the ranks meet: {details}", where=where,
-                hint="start again, or set MASTER_PORT to another port", code="port-in-use",
-            ) from error  # fmt: skip
-        raise ProcessLost(
-            f"another process of this run is gone or hangs: {details}", where=where,
-            hint="see the output of the process that ended first; run the same command again to resume",
-        ) from error  # fmt: skip
+            message = f"another program uses the port at which the ranks meet: {details}"
+            hint = "start again, or set MASTER_PORT to another port"
+            raise ProcessLost(message, where=where, hint=hint, code="port-in-use") from error
+        message = f"another process of this run is gone or hangs: {details}"
+        hint = "see the output of the process that ended first; run the same command again to resume"
+        raise ProcessLost(message, where=where, hint=hint) from error
 
 
 @contextlib.contextmanager

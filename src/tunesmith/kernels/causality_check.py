@@ -14,6 +14,7 @@ from tunesmith.core.errors import RecipeError
 from tunesmith.data.batch import Batch
 from tunesmith.data.token_dataset import TokenDataset
 from tunesmith.distributed.fsdp import agree_on_reason
+from tunesmith.kernels.temporary import eval_mode
 from tunesmith.kernels.token_loss import model_inputs
 from tunesmith.model.load import ComputeConfig, decoder_config
 
@@ -37,25 +38,17 @@ def require_causal_attention(model: Any, tokens: TokenDataset, pad_id: int, comp
     batch = _first_tokens(tokens.batch(tokens.shortest_first()[-1:], pad_id))
     if batch.input_ids.shape[1] < 2:
         return
-    was_training = model.training
-    model.eval()
-    try:
-        before, repeated, after = (
-            _logits(model, variant, compute) for variant in (batch, batch, _with_other_last_token(batch))
-        )
-    finally:
-        model.train(was_training)
-    tolerance = (
-        _TOLERANCE_ROUNDED if _may_round_differently(model, compute, torch.equal(before, repeated)) else _TOLERANCE
-    )
+    variants = (batch, batch, _with_other_last_token(batch))
+    with eval_mode(model):
+        before, repeated, after = (_logits(model, variant, compute) for variant in variants)
+    is_rounded = _may_round_differently(model, compute, torch.equal(before, repeated))
     change = float((before - after)[:-1].abs().max() / before.std())
     reason = None
-    if not change <= tolerance:
+    if not change <= (_TOLERANCE_ROUNDED if is_rounded else _TOLERANCE):
         reason = f"changing the last token of a text changes the logits before it, by {change:.2g} standard deviations"
     if reason := agree_on_reason(model, reason):
-        raise RecipeError(
-            f"is not a causal language model: {reason}", where="model.base", hint=CAUSAL_HINT, code="not-causal"
-        )
+        message = f"is not a causal language model: {reason}"
+        raise RecipeError(message, where="model.base", hint=CAUSAL_HINT, code="not-causal")
 
 
 def _may_round_differently(model: Any, compute: ComputeConfig, is_repeatable: bool) -> bool:

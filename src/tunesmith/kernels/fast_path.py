@@ -16,6 +16,7 @@ from tunesmith.data.token_dataset import TokenDataset
 from tunesmith.distributed.fsdp import agree_on_reason, is_sharded, raise_if_sharded
 from tunesmith.kernels.gated_mlp import patch_gated_mlp
 from tunesmith.kernels.lora_fused import fuse_lora, record_shared_inputs
+from tunesmith.kernels.temporary import eval_mode
 from tunesmith.kernels.token_loss import token_loss
 from tunesmith.model.adapters import trained_parameters
 from tunesmith.model.dtensor import local_shard
@@ -44,11 +45,9 @@ def enable_fast_path(model: Any, tokens: TokenDataset, pad_id: int, compute: Com
     if not len(tokens):
         return {}
     batch = tokens.batch(tokens.shortest_first()[:1], pad_id).to(compute.device)
-    was_training = model.training
-    model.eval()  # no dropout
     refused: dict[str, str] = {}
     try:
-        with _random_adapters(model):
+        with eval_mode(model), _random_adapters(model):
             with use_peft_forward(model), record_shared_inputs(model) as groups:
                 plain = _loss_and_gradients(model, batch, compute)
             fast_paths: dict[str, FastPath] = {"gated MLP": lambda: patch_gated_mlp(model)}
@@ -56,9 +55,9 @@ def enable_fast_path(model: Any, tokens: TokenDataset, pad_id: int, compute: Com
                 refused["fused LoRA"] = "the layers are sharded over processes"
             elif groups:
                 fast_paths["fused LoRA"] = lambda: _fuse_lora(model, groups)
-            if _try(lambda: _enable_all(fast_paths.values()), model, batch, compute, plain):
+            if _try(fast_paths.values(), model, batch, compute, plain):
                 for name, enable in fast_paths.items():  # one of them fails, so try each alone
-                    if reason := _try(enable, model, batch, compute, plain):
+                    if reason := _try([enable], model, batch, compute, plain):
                         refused[name] = reason
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
@@ -67,7 +66,6 @@ def enable_fast_path(model: Any, tokens: TokenDataset, pad_id: int, compute: Com
         refused["fast path"] = "not enough memory to test them"
     finally:
         model.zero_grad(set_to_none=True)
-        model.train(was_training)
         free_memory()  # of unfused weights and of the comparison
     return refused
 
@@ -79,39 +77,29 @@ def _fuse_lora(model: Any, groups: list[list[Any]]) -> Callable[[], None]:
     return undo
 
 
-def _enable_all(fast_paths: Iterable[FastPath]) -> Callable[[], None]:
-    """Enable several fast paths; return a function that undoes them."""
-    with ExitStack() as undos:
-        for enable in fast_paths:
-            undos.callback(enable())
-        return undos.pop_all().close
-
-
 def _try(
-    enable: FastPath, model: Any, batch: Batch, compute: ComputeConfig, plain: tuple[float, torch.Tensor]
+    fast_paths: Iterable[FastPath], model: Any, batch: Batch, compute: ComputeConfig, plain: tuple[float, torch.Tensor]
 ) -> str | None:
-    """Enable a fast path; if it does not reproduce the plain path, undo it and return the reason."""
-    undo = enable()
-    try:
-        loss, gradients = _loss_and_gradients(model, batch, compute)
-    except (TypeError, ValueError, RuntimeError, AttributeError) as error:  # raised in the model's own code
-        undo()
-        if is_out_of_memory(error):
-            raise
-        raise_if_sharded(model, error)
-        return f"it fails: {str(error).splitlines()[0][:120]}"
-    tolerance = _TOLERANCE.get(compute.dtype, _LOW_PRECISION)
-    difference = max(
-        abs(loss - plain[0]) / max(abs(plain[0]), 1e-6),
-        float((gradients - plain[1]).norm() / plain[1].norm().clamp(min=1e-12)),
-    )
-    reason = None
-    if not difference <= tolerance:  # also if it is NaN
-        reason = f"its loss or gradients differ by {100 * difference:.2g} %"
-    reason = agree_on_reason(model, reason)
-    if reason:
-        undo()
-    return reason
+    """Enable fast paths; if they do not reproduce the plain path, undo them and return the reason."""
+    with ExitStack() as undo:
+        for enable in fast_paths:
+            undo.callback(enable())
+        try:
+            loss, gradients = _loss_and_gradients(model, batch, compute)
+        except (TypeError, ValueError, RuntimeError, AttributeError) as error:  # raised in the model's own code
+            if is_out_of_memory(error):
+                raise
+            raise_if_sharded(model, error)
+            return f"it fails: {str(error).splitlines()[0][:120]}"
+        loss_difference = abs(loss - plain[0]) / max(abs(plain[0]), 1e-6)
+        gradient_difference = float((gradients - plain[1]).norm() / plain[1].norm().clamp(min=1e-12))
+        difference, reason = max(loss_difference, gradient_difference), None
+        if not difference <= _TOLERANCE.get(compute.dtype, _LOW_PRECISION):  # also if it is NaN
+            reason = f"its loss or gradients differ by {100 * difference:.2g} %"
+        reason = agree_on_reason(model, reason)
+        if not reason:
+            undo.pop_all()  # keep them
+        return reason
 
 
 def _loss_and_gradients(model: Any, batch: Batch, compute: ComputeConfig) -> tuple[float, torch.Tensor]:
@@ -121,28 +109,21 @@ def _loss_and_gradients(model: Any, batch: Batch, compute: ComputeConfig) -> tup
         nll = token_loss(model, batch).nll
     loss = nll.mean()
     loss.backward()  # type: ignore[no-untyped-call]
-    samples = [
-        local_shard(weight.grad)
-        .flatten()[:: max(1, local_shard(weight).numel() // _SAMPLE_SIZE)]
-        .to(compute.device, torch.float32)
-        for _, weight in trained_parameters(model)
-        if weight.grad is not None
-    ]
-    return loss.item(), torch.cat(samples)
+    gradients = [local_shard(w.grad).flatten() for _, w in trained_parameters(model) if w.grad is not None]
+    samples = [gradient[:: max(1, len(gradient) // _SAMPLE_SIZE)] for gradient in gradients]
+    return loss.item(), torch.cat([sample.to(compute.device, torch.float32) for sample in samples])
 
 
 @contextmanager
 def _random_adapters(model: Any) -> Iterator[None]:
     """Give the matrices B of adapters random weights, for the duration of the block."""
-    ups = {name: weight for name, weight in trained_parameters(model) if "lora_B" in name}
-    original = {name: weight.detach().clone() for name, weight in ups.items()}
+    ups = [weight for name, weight in trained_parameters(model) if "lora_B" in name]
+    original = [weight.detach().clone() for weight in ups]
     generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for weight in ups.values():
-            weight.copy_(torch.randn(weight.shape, generator=generator) * 0.02)
+    for weight in ups:
+        weight.detach().copy_(torch.randn(weight.shape, generator=generator) * 0.02)
     try:
         yield
     finally:
-        with torch.no_grad():
-            for name, weight in ups.items():
-                weight.copy_(original[name])
+        for weight, values in zip(ups, original, strict=True):
+            weight.detach().copy_(values)

@@ -6,12 +6,15 @@ arXiv:2002.05202; the derivative of silu is s(x) (1 + x (1 - s(x))) with the log
 
 import types
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from transformers.activations import ACT2FN
+
+from tunesmith.kernels.temporary import replace_forward
 
 _SILU = (torch.nn.SiLU, type(ACT2FN["silu"]))
 _PARTS = {"gate_proj", "up_proj", "down_proj", "act_fn"}
@@ -38,24 +41,16 @@ class GatedProduct(torch.autograd.Function):
 
 def patch_gated_mlp(model: Any) -> Callable[[], None]:
     """Let the gated MLPs of a model use `GatedProduct`; return a function that undoes it."""
-    patched = [module for module in model.modules() if _is_gated(module)]
-    for module in patched:
-        module.forward = types.MethodType(_forward, module)
-
-    def undo() -> None:
-        for module in patched:
-            del module.forward
-
-    return undo
+    undo = ExitStack()
+    for module in filter(_is_gated, model.modules()):
+        undo.callback(replace_forward(module, types.MethodType(_forward, module)))
+    return undo.close
 
 
 def _is_gated(module: Any) -> bool:
     """Return whether a module consists of exactly the parts of a gated MLP with SiLU."""
-    return (
-        {name for name, _ in module.named_children()} == _PARTS
-        and type(module.act_fn) in _SILU
-        and "forward" not in vars(module)
-    )
+    is_named_so = {name for name, _ in module.named_children()} == _PARTS
+    return is_named_so and type(module.act_fn) in _SILU and "forward" not in vars(module)
 
 
 def _forward(self: Any, x: torch.Tensor) -> torch.Tensor:

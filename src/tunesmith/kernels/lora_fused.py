@@ -8,7 +8,7 @@ a forward pass instead of being guessed from their names.
 
 import types
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from peft.tuners.lora import Linear
 from torch.autograd.function import once_differentiable
 
+from tunesmith.kernels.temporary import replace_forward
 from tunesmith.model.lora import is_plain_lora
 
 
@@ -33,7 +34,6 @@ class LoraProduct(torch.autograd.Function):
         x: torch.Tensor,
         weight: torch.Tensor,
         bias: torch.Tensor | None,
-        sizes: Sequence[int],
         scales: Sequence[float],
         rate: float,
         *adapters: torch.Tensor,
@@ -43,25 +43,24 @@ class LoraProduct(torch.autograd.Function):
         Args:
             x: the input [..., in].
             weight: the concatenated W of all layers, [sum of sizes, in]; `bias` likewise.
-            sizes: the output size of each layer.
             scales: s of each layer.
             rate: the rate of dropout before A.
             adapters: A [rank, in] of each layer, then B [size, rank] of each layer.
         """
-        downs, ups = adapters[: len(sizes)], adapters[len(sizes) :]
+        downs, ups = adapters[: len(scales)], adapters[len(scales) :]
         flat = x.flatten(0, -2)
         down = torch.cat(downs).to(x.dtype)
         ups = tuple((up * scale).to(x.dtype) for up, scale in zip(ups, scales, strict=True))
-        ranks = [len(a) for a in downs]
+        ranks, sizes = [len(a) for a in downs], [len(b) for b in ups]
         masks: list[torch.Tensor] = []
         if rate > 0:
-            masks = [torch.empty_like(flat).bernoulli_(1 - rate) for _ in sizes]  # as torch's dropout draws on a CPU
+            masks = [torch.empty_like(flat).bernoulli_(1 - rate) for _ in downs]  # as torch's dropout draws on a CPU
             products = zip(masks, torch.split(down, ranks), strict=True)
             inner = torch.cat([(flat * mask.div(1 - rate)) @ a.t() for mask, a in products], 1)
             masks = [mask.bool() for mask in masks]
         else:
             inner = flat @ down.t()
-        outputs = torch.split(torch.nn.functional.linear(flat, weight, bias), list(sizes), 1)
+        outputs = torch.split(torch.nn.functional.linear(flat, weight, bias), sizes, 1)
         for out, h, up in zip(outputs, torch.split(inner, ranks, 1), ups, strict=True):
             out.addmm_(h, up.t())
         ctx.save_for_backward(flat, weight, inner, down, *ups, *masks)
@@ -94,7 +93,7 @@ class LoraProduct(torch.autograd.Function):
                 d_downs.append((d_h.t() @ (flat * scaled_mask)).float())
                 d_x = None if d_x is None else d_x.add_((d_h @ a).mul_(scaled_mask))
         d_x = None if d_x is None else d_x.view(ctx.shape)
-        return d_x, None, None, None, None, None, *d_downs, *d_ups
+        return d_x, None, None, None, None, *d_downs, *d_ups
 
 
 @dataclass
@@ -108,7 +107,7 @@ class PendingOutputs:
     group: "FusedGroup | None" = None
     input: torch.Tensor | None = None
     version: int = 0
-    outputs: list[torch.Tensor | None] = field(default_factory=list)
+    outputs: dict[int, torch.Tensor] = field(default_factory=dict)
 
 
 class FusedGroup:
@@ -118,7 +117,6 @@ class FusedGroup:
         self.layers = layers
         self.pending = pending
         bases = [layer.get_base_layer() for layer in layers]
-        self._sizes = [base.out_features for base in bases]
         # For a single layer, the weight is read at each call. A reference here would keep the memory-mapped file
         # resident after the layer has replaced its weight by a copy.
         self._concatenated: tuple[torch.Tensor, torch.Tensor | None] | None = None
@@ -130,22 +128,20 @@ class FusedGroup:
         """Return the output of layer `index` for x [..., in]."""
         pending = self.pending
         computed = pending.group is self and pending.input is x and pending.version == _version(x)
-        if not computed or pending.outputs[index] is None:
+        if not computed or index not in pending.outputs:
             pending.group, pending.input, pending.version = self, x, _version(x)
-            pending.outputs = list(self._outputs(x))
-        out, pending.outputs[index] = pending.outputs[index], None
-        if all(output is None for output in pending.outputs):
+            pending.outputs = dict(enumerate(self._outputs(x)))
+        out = pending.outputs.pop(index)
+        if not pending.outputs:
             pending.group = pending.input = None  # do not keep the input alive
-        assert out is not None
         return out
 
     def _outputs(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        names = [layer.active_adapters[0] for layer in self.layers]
-        pairs = list(zip(self.layers, names, strict=True))
+        pairs = [(layer, layer.active_adapters[0]) for layer in self.layers]
         downs = [layer.lora_A[name].weight for layer, name in pairs]
         ups = [layer.lora_B[name].weight for layer, name in pairs]
         scales = [layer.scaling[name] for layer, name in pairs]
-        arguments = (x, *self._weight_and_bias(), self._sizes, scales, _dropout_rate(*pairs[0]), *downs, *ups)
+        arguments = (x, *self._weight_and_bias(), scales, _dropout_rate(*pairs[0]), *downs, *ups)
         outputs: tuple[torch.Tensor, ...] = LoraProduct.apply(*arguments)  # type: ignore[no-untyped-call]
         return outputs
 
@@ -189,14 +185,11 @@ def record_shared_inputs(model: Any) -> Iterator[list[list[Linear]]]:
             groups.append([layer])
         last[:] = [x, _version(x)]
 
-    layers = [module for module in model.modules() if _is_fusible(module)]
-    hooks = [layer.register_forward_pre_hook(record) for layer in layers]
-    try:
+    with ExitStack() as hooks:
+        hooks.callback(last.clear)
+        for layer in filter(_is_fusible, model.modules()):
+            hooks.callback(layer.register_forward_pre_hook(record).remove)
         yield groups
-    finally:
-        last.clear()
-        for hook in hooks:
-            hook.remove()
 
 
 def _is_fusible(module: Any) -> bool:
@@ -214,24 +207,16 @@ def _dropout_rate(layer: Linear, name: str) -> float:
 
 def fuse_lora(groups: Sequence[Sequence[Linear]]) -> Callable[[], None]:
     """Fuse the layers of each group; return a function that undoes it."""
-    previous: dict[Linear, Any] = {}
-    pending = PendingOutputs()
+    undo, pending = ExitStack(), PendingOutputs()
     for group in groups:
         biased = [layer for layer in group if layer.get_base_layer().bias is not None]
         unbiased = [layer for layer in group if layer.get_base_layer().bias is None]
         for layers in filter(None, (biased, unbiased)):
             fused = FusedGroup(layers, pending)
             for index, layer in enumerate(layers):
-                previous[layer] = vars(layer).get("forward")
-                layer.forward = types.MethodType(_forward(fused, index, layer.forward), layer)
-
-    def undo() -> None:
-        for layer, forward in previous.items():
-            del layer.forward
-            if forward is not None:
-                layer.forward = forward
-
-    return undo
+                forward = types.MethodType(_forward(fused, index, layer.forward), layer)
+                undo.callback(replace_forward(layer, forward))
+    return undo.close
 
 
 def _forward(fused: FusedGroup, index: int, unfused: Any) -> Any:

@@ -37,11 +37,9 @@ class OomRetry:
                 if not is_out_of_memory(error):
                     raise
                 if self._lockstep:
-                    raise DoesNotFit(
-                        f"out of memory with micro-batches of {self.policy}",
-                        hint="lower train.micro_batch_tokens; sharded ranks cannot retry with smaller micro-batches",
-                        code="out-of-memory",
-                    ) from error
+                    message = f"out of memory with micro-batches of {self.policy}"
+                    hint = "lower train.micro_batch_tokens; sharded ranks cannot retry with smaller micro-batches"
+                    raise DoesNotFit(message, hint=hint, code="out-of-memory") from error
             # Outside of `except`, because the error's traceback holds the tensors of the failed pass.
             free_memory()
             self._halve(tokens, rows)
@@ -49,10 +47,8 @@ class OomRetry:
     def _halve(self, tokens: TokenDataset, rows: Sequence[int]) -> None:
         largest = max(len(micro_batch.rows) for micro_batch in self.policy.split(tokens, rows))
         if largest == 1:
-            raise DoesNotFit(
-                f"out of memory for a single row of {int(tokens.lengths[list(rows)].max())} tokens",
-                hint="lower data.max_tokens_per_example, set train.activation_checkpointing, or use a smaller model",
-                code="out-of-memory",
-            )
+            message = f"out of memory for a single row of {int(tokens.lengths[list(rows)].max())} tokens"
+            hint = "lower data.max_tokens_per_example, set train.activation_checkpointing, or use a smaller model"
+            raise DoesNotFit(message, hint=hint, code="out-of-memory")
         self.policy = replace(self.policy, rows=largest // 2)
         log(f"out of memory: retrying with {largest // 2} rows per micro-batch; the steps stay the same")

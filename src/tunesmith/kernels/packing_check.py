@@ -19,6 +19,7 @@ from tunesmith.kernels.packed_attention import (
     use_packed_attention,
     use_plain_attention,
 )
+from tunesmith.kernels.temporary import eval_mode
 from tunesmith.kernels.token_loss import token_loss
 from tunesmith.model.load import ComputeConfig, decoder_config
 
@@ -36,12 +37,11 @@ def attention_window(model: Any) -> int:
 
 def has_dropout(model: Any) -> bool:
     """Return whether training uses dropout. If so, rows cannot share a prefix, because each must draw its own mask."""
-    for module in model.modules():
-        # Attention layers store their rate as a float and call a function.
-        rates = [value for name, value in vars(module).items() if "drop" in name and isinstance(value, float)]
-        if any(rate > 0 for rate in rates) or (isinstance(module, torch.nn.Dropout) and module.p > 0):
-            return True
-    return False
+    modules = list(model.modules())
+    # Attention layers store their rate as a float and call a function.
+    rates = [rate for module in modules for name, rate in vars(module).items() if "drop" in name]
+    rates += [float(module.p) for module in modules if isinstance(module, torch.nn.Dropout)]
+    return any(isinstance(rate, float) and rate > 0 for rate in rates)
 
 
 @torch.inference_mode()
@@ -71,19 +71,16 @@ def _mixing_reason(model: Any, tokens: TokenDataset, pad_id: int, compute: Compu
     rows = _test_rows(tokens, attention_window(model), packed_attention=has_packed_attention(model))
     if rows is None:
         return "its attention window is shorter than two rows"
-    was_training = model.training
-    model.eval()
+    packed = tokens.packed(rows, pad_id, shared=tokens.shared_prefix_length(*rows))
+    index = len(tokens.sequence_lengths(rows[:1]))  # of the second row's first sequence
     try:
-        alone = _losses(model, tokens.batch(rows[1:], pad_id), 0, compute)
-        packed = tokens.packed(rows, pad_id, shared=tokens.shared_prefix_length(*rows))
-        index = len(tokens.sequence_lengths(rows[:1]))  # of the second row's first sequence
-        together = _losses(model, packed, index, compute)
-        disturbed = _losses(model, _disturb_first_row(packed), index, compute)
+        with eval_mode(model):
+            alone = _losses(model, tokens.batch(rows[1:], pad_id), 0, compute)
+            together = _losses(model, packed, index, compute)
+            disturbed = _losses(model, _disturb_first_row(packed), index, compute)
     except (TypeError, ValueError, RuntimeError, IndexError, KeyError) as error:  # raised in the model's own code
         raise_if_sharded(model, error)
         return f"it does not accept position ids and masks: {str(error).splitlines()[0][:120]}"
-    finally:
-        model.train(was_training)
     difference = float((together - alone).abs().max())
     reason = None
     if not torch.equal(together, disturbed):

@@ -17,6 +17,7 @@ from tunesmith.core.records import ENCODER_IDS
 from tunesmith.data.batch import ENCODER_MASK, Batch
 from tunesmith.estimate.memory import LOGITS_CHUNK
 from tunesmith.kernels.packed_attention import has_packed_attention
+from tunesmith.kernels.temporary import replace_forward
 from tunesmith.model.load import without_adapter
 
 
@@ -110,15 +111,11 @@ def _chunked_loss(
         def return_states(*args: Any, **kwargs: Any) -> Any:
             return type(output)(**{**output, "last_hidden_state": states.unsqueeze(0)})
 
-        own_forward = vars(decoder).get("forward")
-        decoder.forward = return_states
+        undo = replace_forward(decoder, return_states)
         try:
             logits = language_model(input_ids=batch.input_ids[:1, :1], use_cache=False).logits
         finally:
-            if own_forward is None:
-                del decoder.forward
-            else:
-                decoder.forward = own_forward
+            undo()
         return _cross_entropy(logits.squeeze(0), labels)
 
     if not torch.is_grad_enabled():

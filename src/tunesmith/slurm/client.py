@@ -57,10 +57,12 @@ def is_available() -> bool:
     return shutil.which("sbatch") is not None
 
 
-def require_slurm() -> None:
-    """Raise RecipeError if jobs cannot be submitted from this machine."""
-    if not is_available():
-        raise _no_slurm("sbatch")
+def require_slurm(command: str = "sbatch") -> None:
+    """Raise RecipeError if this machine lacks one of Slurm's commands; without sbatch, jobs cannot be submitted."""
+    if shutil.which(command) is None:
+        message = f"Slurm is not installed on this machine: there is no command `{command}`"
+        hint = "run this on a machine that jobs are submitted from, such as a login node, or here with --on local"
+        raise RecipeError(message, hint=hint, code="no-slurm")
 
 
 def submit(script: Path, *, after: str | None = None) -> str:
@@ -74,15 +76,11 @@ def submit(script: Path, *, after: str | None = None) -> str:
     """
     # Without the second option a job would wait for ever if the job before it fails.
     chain = [f"--dependency=afterok:{after}", "--kill-on-invalid-dep=yes"] if after else []
-    output = _run_command(["sbatch", "--parsable", *chain, str(script)], refused_where=str(script))
+    output = _run_command(["sbatch", "--parsable", *chain, str(script)], refused_where=str(script)).strip()
     number = re.search(r"^\d+", output, re.MULTILINE)  # a cluster may print a greeting first
     if number is None:
-        raise TunesmithError(
-            f"sbatch printed no job number: {output.strip()!a}",
-            where=str(script),
-            hint="squeue --me shows whether the job is queued",
-            code="slurm-failed",
-        )
+        hint, where = "squeue --me shows whether the job is queued", str(script)
+        raise TunesmithError(f"sbatch printed no job number: {output!a}", where=where, hint=hint, code="slurm-failed")
     return number[0]
 
 
@@ -117,27 +115,23 @@ def job_state(job: str, name: str) -> JobState:
         if "Invalid job id" in error.message:
             return JobState(GONE)
         raise
-    jobs = [fields for line in output.splitlines() if (fields := _parse_fields(line)).get("JobName") == name]
-    if not jobs:
-        return JobState(GONE)
-    states = [_parse_state(fields) for fields in jobs]  # an array has one for each task
+    tasks = [fields for line in output.splitlines() if (fields := _parse_fields(line)).get("JobName") == name]
+    states = [_parse_state(fields) for fields in tasks] or [JobState(GONE)]  # an array has one for each task
     return next((state for state in states if state.is_active), states[0])
 
 
 def _parse_fields(line: str) -> dict[str, str]:
-    """Return the `Name=value` fields of a line of scontrol."""
-    fields: dict[str, str] = {}
-    for name, value in re.findall(r"(\w+)=(\S*)", line):
-        fields.setdefault(name, value)  # a path at the end of the line may contain a space and a `=`
-    return fields
+    """Return the `Name=value` fields of a line of scontrol that have a value."""
+    pairs = [pair for pair in re.findall(r"(\w+)=(\S*)", line) if pair[1] not in ("None", "(null)")]
+    return dict(reversed(pairs))  # the first of equal names counts: a path at the end may contain a space and a `=`
 
 
 def _parse_state(fields: dict[str, str]) -> JobState:
     end_time, (code, _, signal) = fields.get("EndTime", ""), fields.get("ExitCode", "").partition(":")
     return JobState(
         fields.get("JobState", GONE),
-        "" if fields.get("Reason") == "None" else fields.get("Reason", ""),
-        "" if fields.get("NodeList") == "(null)" else fields.get("NodeList", ""),
+        fields.get("Reason", ""),
+        fields.get("NodeList", ""),
         fields.get("RunTime", ""),
         datetime.fromisoformat(end_time) if re.fullmatch(r"\d{4}-.*", end_time) else None,
         int(fields.get("Restarts", 0)),
@@ -150,14 +144,6 @@ def cancel(jobs: Sequence[str]) -> None:
     _run_command(["scancel", *jobs])
 
 
-def _no_slurm(command: str) -> RecipeError:
-    return RecipeError(
-        f"Slurm is not installed on this machine: there is no command `{command}`",
-        hint="run this on a machine that jobs are submitted from, such as a login node, or here with --on local",
-        code="no-slurm",
-    )
-
-
 def _run_command(command: list[str], *, stdin: str = "", refused_where: str | None = None) -> str:
     """Run one of Slurm's commands and return its output.
 
@@ -168,35 +154,22 @@ def _run_command(command: list[str], *, stdin: str = "", refused_where: str | No
         RecipeError: the command does not exist, or Slurm refuses and `refused_where` is given.
         TunesmithError: Slurm does not answer, or the command fails.
     """
+    require_slurm(command[0])
     # A job gets the environment of the process that submits it, so its `python` must be ours. The variables of a job
     # that we may be in are left out, because they describe that job.
-    environment = {name: value for name, value in os.environ.items() if name == "SLURM_CONF" or name[:6] != "SLURM_"}
-    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    env = {name: value for name, value in os.environ.items() if name == "SLURM_CONF" or name[:6] != "SLURM_"}
+    env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    text = {"encoding": "utf-8", "errors": "replace"}
     try:
-        done = subprocess.run(
-            command,
-            env=environment,
-            input=stdin,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=_TIMEOUT_SECONDS,
-        )
-    except FileNotFoundError:
-        raise _no_slurm(command[0]) from None
+        done = subprocess.run(command, env=env, input=stdin, capture_output=True, timeout=_TIMEOUT_SECONDS, **text)
     except subprocess.TimeoutExpired:
-        raise TunesmithError(
-            f"Slurm does not answer: `{command[0]}` took more than {_TIMEOUT_SECONDS} s", code="slurm-failed"
-        ) from None
+        message = f"Slurm does not answer: `{command[0]}` took more than {_TIMEOUT_SECONDS} s"
+        raise TunesmithError(message, code="slurm-failed") from None
     if done.returncode == 0:
         return done.stdout or done.stderr  # `sbatch --test-only` writes to stderr
     output = re.sub(rf"^{command[0]}: (error: )?", "", done.stderr.strip(), flags=re.MULTILINE)
     output = output or f"{command[0]} failed"
     if refused_where is not None and not _UNREACHABLE.search(output):
-        raise RecipeError(
-            f"Slurm refuses the job: {output}",
-            where=refused_where,
-            hint="change what the recipe's `launch` asks for",
-            code="slurm-refused",
-        )
+        message, hint = f"Slurm refuses the job: {output}", "change what the recipe's `launch` asks for"
+        raise RecipeError(message, where=refused_where, hint=hint, code="slurm-refused")
     raise TunesmithError(f"{command[0]}: {output}", code="slurm-failed")

@@ -54,11 +54,9 @@ def batch_script(job: Job, launch: Launch, folder: str) -> str:
         RecipeError: `launch` does not ask for Slurm, or the folder's path is not allowed in a script.
     """
     if not _PLAIN_PATH.fullmatch(folder):
-        raise RecipeError(
-            f"the path {folder!a} has characters that are not allowed in a batch script",
-            hint="pass an --out with only letters, digits and . _ - + = @ , /",
-            code="script-path",
-        )
+        message = f"the path {folder!a} has characters that are not allowed in a batch script"
+        hint = "pass an --out with only letters, digits and . _ - + = @ , /"
+        raise RecipeError(message, hint=hint, code="script-path")
     if not isinstance(launch, SlurmLaunch):
         raise RecipeError(f"is {launch.on}, not slurm", where="launch.on", hint="--on slurm", code="not-for-slurm")
     code_file = exit_code_path(RunDir(folder), f"{job.stage}-$SLURM_ARRAY_TASK_ID" if job.array else job.stage)

@@ -9,7 +9,7 @@ import torch
 
 from tunesmith.core.errors import Interrupted
 from tunesmith.core.rundir import RunDir
-from tunesmith.distributed.failure import delay_peer_exit
+from tunesmith.distributed.failure import writing_lock
 from tunesmith.distributed.process_group import ProcessGroup, peer_failures_as_errors
 from tunesmith.estimate.hardware import available_memory_gib
 from tunesmith.model.adapters import trained_parameters
@@ -90,7 +90,7 @@ class AsyncSaver:
             self._executor.shutdown()
 
     def _write(self, snapshot: Snapshot) -> None:
-        with delay_peer_exit(), peer_failures_as_errors():
+        with writing_lock, peer_failures_as_errors():
             save_checkpoint(self._run, snapshot, self._tokenizer, self._card, self._group)
         if self._group.is_rank0:
             prune(self._run, keep=self._keep, step=snapshot.state.step, best_step=snapshot.state.best_step)

@@ -68,7 +68,7 @@ def test_lora_product_equals_the_formula_and_its_derivative() -> None:
 
     x, weight, bias = random(2, 3, 5), random(4 + 2, 5).detach(), random(6).detach()
     downs, ups = [random(2, 5), random(3, 5)], [random(4, 2), random(2, 3)]
-    first, second = LoraProduct.apply(x, weight, bias, [4, 2], [0.5, 2.0], 0.0, *downs, *ups)
+    first, second = LoraProduct.apply(x, weight, bias, [0.5, 2.0], 0.0, *downs, *ups)
     torch.testing.assert_close(first, x @ weight[:4].T + bias[:4] + 0.5 * x @ downs[0].T @ ups[0].T)
     torch.testing.assert_close(second, x @ weight[4:].T + bias[4:] + 2.0 * x @ downs[1].T @ ups[1].T)
 
@@ -93,7 +93,7 @@ def test_lora_product_with_dropout_uses_one_mask_per_layer_in_both_passes() -> N
     x, weight = random(7, 5), random(6, 5).detach()
     downs, ups = [random(2, 5), random(3, 5)], [random(4, 2), random(2, 3)]
     torch.manual_seed(1)
-    outputs = LoraProduct.apply(x, weight, None, [4, 2], [0.5, 2.0], 0.4, *downs, *ups)
+    outputs = LoraProduct.apply(x, weight, None, [0.5, 2.0], 0.4, *downs, *ups)
     torch.manual_seed(1)
     dropped = [torch.nn.functional.dropout(x, 0.4) for _ in range(2)]  # with the masks that peft would draw
     plain = [
@@ -192,7 +192,7 @@ def test_fused_layers_hold_no_tensor_after_a_pass(opened: Opened) -> None:
     fused, _ = fuse(adapted(opened("llama")))
     fused(input_ids=IDS)
     assert pending_of(fused).input is None
-    assert all(output is None for output in pending_of(fused).outputs)
+    assert not pending_of(fused).outputs
 
 
 def test_outputs_of_an_aborted_pass_are_released_by_the_next_pass(opened: Opened) -> None:
