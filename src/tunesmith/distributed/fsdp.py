@@ -175,11 +175,8 @@ def lockstep_forward(model: Any, group: ProcessGroup) -> Iterator[None]:
         group.sum(1)
 
     with peer_failures_as_errors():
-        hook = layers[0].register_forward_pre_hook(count_call, prepend=True)
-        try:
+        with layers[0].register_forward_pre_hook(count_call, prepend=True):
             yield
-        finally:
-            hook.remove()
         ids = torch.zeros(1, 1, dtype=torch.long, device=model.device)
         with torch.inference_mode():
             while group.sum(0)[0]:

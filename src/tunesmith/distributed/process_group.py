@@ -208,8 +208,7 @@ def join_process_group(rank_info: RankInfo, timeout_minutes: float = 30) -> Iter
     gpu = torch.cuda.is_available()
     if gpu:
         torch.cuda.set_device(rank_info.local_rank % torch.cuda.device_count())  # srun may show each rank only its GPU
-    if (threads := _threads_for_this_rank(rank_info)) is not None:
-        torch.set_num_threads(threads)
+    _set_threads(rank_info)
     timeout = timedelta(minutes=timeout_minutes)
     with _translate_peer_failures():
         store, _, _ = next(rendezvous(rank_info.init_method, rank_info.rank, rank_info.world_size, timeout=timeout))
@@ -286,16 +285,15 @@ def cores_per_rank(rank_info: RankInfo) -> int:
     return available_cores() if alone else torch.get_num_threads()
 
 
-def _threads_for_this_rank(rank_info: RankInfo) -> int | None:
-    """Return the number of threads for this rank: its cores from Slurm, or its share of the machine's cores.
+def _set_threads(rank_info: RankInfo) -> None:
+    """Compute with this rank's cores from Slurm, or its share of the machine's cores, unless the user has decided.
 
-    None if the user has set OMP_NUM_THREADS. torchrun sets it to 1 if the user does not.
+    The user decides by OMP_NUM_THREADS, which torchrun sets to 1 if the user does not.
     """
     by_torchrun, omp_threads = rank_info.init_method == "env://", os.environ.get("OMP_NUM_THREADS")
-    if omp_threads is not None and not (by_torchrun and omp_threads == "1"):
-        return None
-    allocated = None if by_torchrun else os.environ.get("SLURM_CPUS_PER_TASK")
-    return int(allocated) if allocated else max(1, available_cores() // rank_info.local_world_size)
+    if omp_threads is None or (by_torchrun and omp_threads == "1"):
+        allocated = None if by_torchrun else os.environ.get("SLURM_CPUS_PER_TASK")
+        torch.set_num_threads(int(allocated or max(1, available_cores() // rank_info.local_world_size)))
 
 
 def gradient_buckets(weights: Sequence[torch.nn.Parameter]) -> Iterator[list[torch.nn.Parameter]]:

@@ -31,11 +31,12 @@ def check_answerable(
         RecipeError: too many rows are affected for a verdict.
     """
     warning = check_positions(build_prompts(examples, recipe, task, tokenizer), positions, split)
-    names = recipe.evaluate.metrics if split == "test" else recipe.train.valid_metrics
-    metrics = answer_metrics(names)
-    primary = recipe.evaluate.primary if split == "test" else recipe.train.select_best_by
+    names, primary = recipe.train.valid_metrics, recipe.train.select_best_by
+    if split == "test":
+        names, primary = recipe.evaluate.metrics, recipe.evaluate.primary
     references = [task.reference(example.turns) for example in examples]
-    return [*([warning] if warning else []), *check_scorable(metrics, references, primary=primary, split=split)]
+    remarks = check_scorable(answer_metrics(names), references, primary=primary, split=split)
+    return [warning, *remarks] if warning else remarks
 
 
 def check_positions(prompts: Prompts, positions: int | None, split: str = "test") -> str | None:
@@ -62,9 +63,6 @@ def check_positions(prompts: Prompts, positions: int | None, split: str = "test"
         return f"{text}; the verdict leaves them out"
     room = positions if prompts.decoder_prefix_ids else positions - longest
     lower = f"lower it to {room:,} or less, " if 0 < room < limit else ""
-    raise RecipeError(
-        f"{text}; above {MAX_FAILED_SHARE:.0%} there is no verdict",
-        where="evaluate.max_new_tokens",
-        hint=f"{lower}shorten the prompts, or use a model with more positions",
-        code="prompt-too-long",
-    )
+    message = f"{text}; above {MAX_FAILED_SHARE:.0%} there is no verdict"
+    hint = f"{lower}shorten the prompts, or use a model with more positions"
+    raise RecipeError(message, where="evaluate.max_new_tokens", hint=hint, code="prompt-too-long")

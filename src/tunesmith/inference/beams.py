@@ -12,6 +12,7 @@ import torch
 
 from tunesmith.core import interrupt
 from tunesmith.inference.decoding import DecodingBatch
+from tunesmith.inference.request import Answer, Limits, Request
 
 Ids = tuple[int, ...]
 
@@ -25,27 +26,25 @@ class _Row:
     finished: list[tuple[float, Ids, bool]] = field(default_factory=list)
 
 
-def beam_search(
-    batch: DecodingBatch, rows: int, *, beams: int, stop_ids: Sequence[int], max_new_tokens: int
-) -> Iterator[tuple[int, Ids, bool]]:
-    """Yield (row, ids, whether a stop id ended it) as rows finish.
+def beam_search(batch: DecodingBatch, requests: Sequence[Request], beams: int) -> Iterator[Answer]:
+    """Yield the answer to each request as it finishes. All have the same limits; stop strings do not end answers.
 
     Args:
-        batch: one row per prompt. It is widened to `beams` consecutive rows per prompt.
+        batch: one row per request. It is widened to `beams` consecutive rows per request.
     """
-    alive = [_Row(index, [(0.0, ())]) for index in range(rows)]
-    for length in range(1, max_new_tokens + 1):
+    alive, limits = [_Row(request.index, [(0.0, ())]) for request in requests], requests[0].limits
+    for length in range(1, limits.max_new_tokens + 1):
         interrupt.check()
         # Each hypothesis has at most one continuation per stop id, so at least `beams` continuations do not end.
-        candidates_of_rows = _likeliest(batch.logits(), alive, beams * (1 + max(1, len(stop_ids))))
+        candidates_of_rows = _likeliest(batch.logits(), alive, beams * (1 + max(1, len(limits.stop_ids))))
         remaining: list[_Row] = []
         parents: list[int] = []
         for place, (row, candidates) in enumerate(zip(alive, candidates_of_rows, strict=True)):
             first = place * len(row.hypotheses)
-            row_parents = _extend(row, candidates, beams, stop_ids, at_limit=length == max_new_tokens)
+            row_parents = _extend(row, candidates, beams, limits)
             if not row_parents or _is_done(row, beams, length):
                 _, ids, stopped = row.finished[0]
-                yield row.index, ids, stopped
+                yield Answer(row.index, ids, stopped)
                 continue
             remaining.append(row)
             parents += [first + parent for parent in row_parents]
@@ -70,16 +69,14 @@ def _likeliest(logits: torch.Tensor, alive: Sequence[_Row], count: int) -> list[
     ]
 
 
-def _extend(
-    row: _Row, candidates: list[tuple[float, int, int]], beams: int, stop_ids: Sequence[int], *, at_limit: bool
-) -> list[int]:
+def _extend(row: _Row, candidates: list[tuple[float, int, int]], beams: int, limits: Limits) -> list[int]:
     """Divide continuations into finished answers and new hypotheses; return the parent of each new hypothesis."""
     hypotheses: list[tuple[float, Ids]] = []
     parents: list[int] = []
     for rank, (score, parent, token) in enumerate(candidates):
         before = row.hypotheses[parent][1]
-        stopped = token in stop_ids
-        if stopped or at_limit:
+        stopped = token in limits.stop_ids
+        if stopped or len(before) + 1 == limits.max_new_tokens:
             if rank < beams:
                 ids = before if stopped else (*before, token)
                 row.finished.append((score / (len(before) + 1), ids, stopped))

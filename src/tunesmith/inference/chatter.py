@@ -88,9 +88,8 @@ class Chatter:
         turns = (*self.turns, Turn("user", text, trained=False)) if self.turns else self.turns_of_text(text)
         [line] = self.answer([turns], max_new_tokens=max_new_tokens, beams=beams, sampling=sampling, stop=stop)
         if line["error"] is not None:
-            raise DataError(
-                str(line["error"]), hint="shorten the prompt, or lower --max-new-tokens", code="prompt-too-long"
-            )
+            hint = "shorten the prompt, or lower --max-new-tokens"
+            raise DataError(str(line["error"]), hint=hint, code="prompt-too-long")
         answer = str(line["prediction"])
         if self.keeps_turns:
             self.turns = [*turns, Turn("assistant", answer, trained=False)]
@@ -106,12 +105,11 @@ class Chatter:
         unfilled = [name for name in self.columns if name not in self.row and name not in optional]
         if len(unfilled) != 1:
             problem = f"{_listed(unfilled)} have no value" if unfilled else "--row already sets all of them"
-            raise RecipeError(
-                f"a prompt text replaces one column of this model's prompt template, but {problem}",
-                code="prompt-columns",
-                hint=f"set {'all columns but one' if unfilled else 'fewer columns'} with --row: "
-                f"{_row_options(self.columns)}; or use rows of a file with --rows FILE",
-            )
+            message = f"a prompt text replaces one column of this model's prompt template, but {problem}"
+            options = " ".join(f"--row {name}=..." for name in self.columns)
+            count = "all columns but one" if unfilled else "fewer columns"
+            hint = f"set {count} with --row: {options}; or use rows of a file with --rows FILE"
+            raise RecipeError(message, code="prompt-columns", hint=hint)
         return self.turns_of_row({**self.row, unfilled[0]: text})
 
     def turns_of_row(self, row: Mapping[str, Any], where: str | None = None) -> tuple[Turn, ...]:
@@ -124,10 +122,9 @@ class Chatter:
         try:
             turns = self.task.prompt_turns(row)
         except MissingColumn as missing:
-            raise RecipeError(
-                f"there is no column `{missing.column}`", where=where, code="prompt-columns",
-                hint=f"this model's prompt has the columns {_listed(self.columns) or f'`{missing.column}`'}",
-            ) from missing  # fmt: skip
+            message = f"there is no column `{missing.column}`"
+            hint = f"this model's prompt has the columns {_listed(self.columns or [missing.column])}"
+            raise RecipeError(message, where=where, code="prompt-columns", hint=hint) from missing
         except RowProblem as problem:
             raise DataError(str(problem), where=where) from problem
         if self.system is None:
@@ -161,11 +158,9 @@ class Chatter:
         limit = self._default_limit(ids) if max_new_tokens is None else max_new_tokens
         prompts = Prompts(examples, ids, texts, self.task.stop_ids, limit, self.task.decoder_prefix_ids, beams)
         stops = StopStrings(tuple(stop), self.tokenizer.decode) if stop else None
-        answers = predict(self.model, prompts, self.task, range(len(examples)), sampling=options, stop_strings=stops)
-        lines = {
-            line["row"]: {key: line[key] for key in ("prompt", "prediction", "stopped", "error")} for line in answers
-        }
-        return [lines[example.row] for example in examples]
+        lines = predict(self.model, prompts, self.task, range(len(examples)), sampling=options, stop_strings=stops)
+        keys = ("prompt", "prediction", "stopped", "error")
+        return [{key: line[key] for key in keys} for line in sorted(lines, key=lambda line: line["row"])]
 
     def _default_limit(self, prompts: Sequence[Sequence[int]]) -> int:
         """Return the default limit of an answer in tokens, which leaves room for the longest prompt."""
@@ -183,14 +178,12 @@ class Chatter:
         except RowProblem as problem:
             if not self.keeps_turns or any(map(self._contains_control_tokens, turns)):
                 raise DataError(str(problem)) from problem
+            messages = [{"role": turn.role, "content": turn.text} for turn in turns]
             try:
-                text = self.tokenizer.apply_chat_template(
-                    [{"role": t.role, "content": t.text} for t in turns], generation=True
-                )
+                text = self.tokenizer.apply_chat_template(messages, generation=True)
             except Exception as error:  # a template may raise anything
-                raise DataError(
-                    f"the chat template refuses the conversation: {error}", code="template-refuses"
-                ) from error
+                message = f"the chat template refuses the conversation: {error}"
+                raise DataError(message, code="template-refuses") from error
             return self.tokenizer.encode_trusted(text)
 
     def _contains_control_tokens(self, turn: Turn) -> bool:
@@ -268,7 +261,3 @@ def _templates(data: TaskData) -> Iterator[str]:
 
 def _listed(names: Sequence[str]) -> str:
     return ", ".join(f"`{name}`" for name in names)
-
-
-def _row_options(columns: Sequence[str]) -> str:
-    return " ".join(f"--row {name}=..." for name in columns)

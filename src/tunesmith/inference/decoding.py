@@ -5,9 +5,11 @@ Decoder-only models continue their prompts; the decoder of an encoder-decoder mo
 
 import inspect
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, EncoderDecoderCache
 from transformers.cache_utils import DynamicLayer
 
@@ -120,11 +122,9 @@ class _EncoderDecoderBatch(DecodingBatch):
 
 def _padded(prompts: Sequence[Sequence[int]], device: torch.device, *, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Return ids and mask [rows, longest]. The mask hides padding by its position, so any id can pad."""
-    width = max(map(len, prompts))
-    pads = [[0] * (width - len(prompt)) for prompt in prompts]
-    ids = [pad + list(p) if left else list(p) + pad for pad, p in zip(pads, prompts, strict=True)]
-    mask = [pad + [1] * len(p) if left else [1] * len(p) + pad for pad, p in zip(pads, prompts, strict=True)]
-    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+    ids = [torch.tensor(prompt, dtype=torch.long) for prompt in prompts]
+    pad = partial(pad_sequence, batch_first=True, padding_side="left" if left else "right")
+    return pad(ids).to(device), pad([torch.ones_like(row) for row in ids]).to(device)
 
 
 def shared_prefix_length(prompts: Sequence[Sequence[int]]) -> int:

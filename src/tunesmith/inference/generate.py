@@ -6,7 +6,6 @@ batch is halved.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from tunesmith.core import interrupt
 from tunesmith.core.errors import DoesNotFit
 from tunesmith.distributed.fsdp import is_sharded
 from tunesmith.inference.beams import beam_search
-from tunesmith.inference.decoding import DecodingBatch, shared_prefix_length, start_decoding
+from tunesmith.inference.decoding import shared_prefix_length, start_decoding
 from tunesmith.inference.request import Answer, Limits, Request, StopStrings, advance
 from tunesmith.inference.sampling import GREEDY, Sampling, check_generation_options
 from tunesmith.inference.session import Session
@@ -74,55 +73,42 @@ def generate(
         rows = list(pending)
         lengths = [len(prompts[i]) + max_new_tokens for i in rows]
         rows = rows[: budget.count_similar(lengths, size) if budget else size]
-        batch, options = [prompts[i] for i in rows], [sampling[i] for i in rows]
+        requests = [Request(i, prompts[i], limits, sampling[i], decoder_prefix_ids) for i in rows]
         try:
             if budget:
-                slots = min(len(rows), budget.max_slots(lengths[0], size))
-                answers = _generate_in_slots(model, batch, limits, options, slots)
+                answers = _generate_in_slots(model, requests, min(len(rows), budget.max_slots(lengths[0], size)))
             else:
-                answers = _generate_padded(model, batch, limits, options, decoder_prefix_ids, beams)
+                answers = _generate_padded(model, requests, decoder_prefix_ids, beams)
             for answer in answers:
-                index = rows[answer.index]
-                del pending[index]
-                yield replace(answer, index=index)
+                del pending[answer.index]
+                yield answer
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            if is_sharded(model):  # other ranks are in the same pass, so it cannot be repeated
-                raise DoesNotFit(
-                    f"out of memory while answering {size} prompts", hint=_HINT, code="out-of-memory"
-                ) from error
-            if size == 1 and not continue_on_oom:
-                prompt = prompts[next(iter(pending))]
-                raise DoesNotFit(_too_large(prompt), hint=_HINT, code="out-of-memory") from error
+            first = next(iter(pending))  # rows are in order, so this one failed if the batch has one row
+            which = f"{size} prompts" if size > 1 else f"one prompt of {len(prompts[first])} tokens"
+            problem = f"out of memory while answering {which}"
+            # The other ranks of a sharded model are in the same pass, so it cannot be repeated.
+            if is_sharded(model) or (size == 1 and not continue_on_oom):
+                raise DoesNotFit(problem, hint=_HINT, code="out-of-memory") from error
         else:
             continue
         # Not inside `except`: the error's traceback holds the tensors of the failed pass.
         free_memory()
         if size > 1:
             size = (min(size, len(rows)) + 1) // 2
-        else:  # rows are in order, so the first one failed; several of the shorter rows may fit
-            index = next(iter(pending))
-            del pending[index]
+        else:  # several of the shorter rows may fit
+            del pending[first]
             size = max_size
-            yield Answer(index, (), stopped=False, error=_too_large(prompts[index]))
+            yield Answer(first, (), stopped=False, error=problem)
 
 
-def _too_large(prompt: Sequence[int]) -> str:
-    return f"out of memory while answering one prompt of {len(prompt)} tokens"
-
-
-def _generate_in_slots(
-    model: Any, prompts: Sequence[Sequence[int]], limits: Limits, sampling: Sequence[Sampling], slots: int
-) -> Iterator[Answer]:
-    session = Session(
-        model,
-        slots=slots,
-        slot_tokens=max(map(len, prompts)) + limits.max_new_tokens,
-        prefix=prompts[0][: shared_prefix_length(prompts)],
-    )
-    for prompt, options in zip(prompts, sampling, strict=True):
-        session.submit(prompt, limits, options)  # ids count from 0, like the indices of prompts
+def _generate_in_slots(model: Any, requests: Sequence[Request], slots: int) -> Iterator[Answer]:
+    prompts = [request.prompt for request in requests]
+    slot_tokens = max(map(len, prompts)) + requests[0].limits.max_new_tokens
+    session = Session(model, slots=slots, slot_tokens=slot_tokens, prefix=prompts[0][: shared_prefix_length(prompts)])
+    for request in requests:
+        session.add(request)
     while session.busy:
         interrupt.check()
         session.step()
@@ -131,29 +117,12 @@ def _generate_in_slots(
 
 @torch.inference_mode()
 def _generate_padded(
-    model: Any,
-    prompts: Sequence[Sequence[int]],
-    limits: Limits,
-    sampling: Sequence[Sampling],
-    decoder_prefix_ids: Sequence[int],
-    beams: int,
+    model: Any, rows: Sequence[Request], decoder_prefix_ids: Sequence[int], beams: int
 ) -> Iterator[Answer]:
-    batch = start_decoding(model, prompts, decoder_prefix_ids)
-    if beams == 1:
-        requests = [
-            Request(i, prompt, limits, options, decoder_prefix_ids)
-            for i, (prompt, options) in enumerate(zip(prompts, sampling, strict=True))
-        ]
-        yield from _generate_batch(batch, requests)
+    batch = start_decoding(model, [row.prompt for row in rows], decoder_prefix_ids)
+    if beams > 1:
+        yield from beam_search(batch, rows, beams)
         return
-    for place, ids, stopped in beam_search(
-        batch, len(prompts), beams=beams, stop_ids=limits.stop_ids, max_new_tokens=limits.max_new_tokens
-    ):
-        yield Answer(place, ids, stopped)
-
-
-def _generate_batch(batch: DecodingBatch, rows: Sequence[Request]) -> Iterator[Answer]:
-    """Generate one token of every row at a time; yield answers as rows finish."""
     while rows:
         interrupt.check()
         tokens, answers = advance(rows, batch.logits())

@@ -22,9 +22,7 @@ def scoring_inputs(metrics: Sequence[str], recipe: Recipe, run: RunDir) -> dict[
         DataError: there is no such database.
     """
     custom = {name: _custom_metric_digest(name, run) for name in metrics if is_custom(name)}
-    inputs: dict[str, Any] = {}
-    if custom:
-        inputs["own_metrics"] = custom
+    inputs: dict[str, Any] = {"own_metrics": custom} if custom else {}
     if "execution" in metrics and recipe.evaluate.database is not None:
         file = database_file(recipe, run.recipe_folder)
         inputs["database"] = digest_file(file) if file else recipe.evaluate.database

@@ -86,8 +86,7 @@ class Request:
         sampling: Sampling = GREEDY,
         decoder_prefix_ids: Sequence[int] = (),
     ) -> None:
-        self.index, self.prompt = index, prompt
-        self._limits = limits
+        self.index, self.prompt, self.limits = index, prompt, limits
         self._ids: list[int] = []
         self._seen = {*(decoder_prefix_ids or prompt)}
         self._sampler = None if sampling.is_argmax else Sampler(sampling, prompt)
@@ -98,7 +97,7 @@ class Request:
 
     def ends_with(self, token: int) -> bool:
         """Whether a token ends the answer without being part of it."""
-        return token in self._limits.stop_ids
+        return token in self.limits.stop_ids
 
     def append(self, token: int) -> Answer | None:
         """Append a token; return the answer if it is complete."""
@@ -106,9 +105,9 @@ class Request:
         if not stopped:
             self._ids.append(token)
             self._seen.add(token)
-            strings = self._limits.stop_strings
+            strings = self.limits.stop_strings
             stopped = strings is not None and strings.completed_by_last(self._ids)
-        if stopped or len(self._ids) == self._limits.max_new_tokens:
+        if stopped or len(self._ids) == self.limits.max_new_tokens:
             return Answer(self.index, tuple(self._ids), stopped)
         return None
 

@@ -129,10 +129,8 @@ def draw(scores: torch.Tensor, point: float) -> int:
     """
     kept = (scores > -math.inf).nonzero()[:, 0]
     if not len(kept):
-        raise NonFinite(
-            "the model's logits are NaN or infinite, so no token can be sampled",
-            hint="set a higher model.precision, or check the weights of the model",
-        )
+        hint = "set a higher model.precision, or check the weights of the model"
+        raise NonFinite("the model's logits are NaN or infinite, so no token can be sampled", hint=hint)
     cumulative = scores[kept].softmax(0).cumsum(0)
     place = torch.searchsorted(cumulative, point * cumulative[-1], right=True)
     return int(kept[place.clamp(max=len(kept) - 1)])
@@ -162,11 +160,8 @@ def check_generation_options(
     if samples > 1:
         _require_temperature(sampling, "samples")
     if beams > 1 and (sampling != GREEDY or stop):
-        raise RecipeError(
-            "beam search cannot be combined with sampling, a repetition penalty or stop strings",
-            code="wrong-sampling",
-            hint="remove them, or remove the beams",
-        )
+        message = "beam search cannot be combined with sampling, a repetition penalty or stop strings"
+        raise RecipeError(message, code="wrong-sampling", hint="remove them, or remove the beams")
 
 
 def require_option(is_allowed: bool, name: str, value: object, allowed: str) -> None:
@@ -177,11 +172,8 @@ def require_option(is_allowed: bool, name: str, value: object, allowed: str) -> 
 
 def _require_temperature(sampling: Sampling, options: str) -> None:
     if not sampling.temperature:
-        raise RecipeError(
-            f"{options}: no effect without a temperature",
-            code="wrong-sampling",
-            hint="greedy answers are all equal; set a temperature, such as 1",
-        )
+        hint = "greedy answers are all equal; set a temperature, such as 1"
+        raise RecipeError(f"{options}: no effect without a temperature", code="wrong-sampling", hint=hint)
 
 
 GREEDY = Sampling()

@@ -42,24 +42,26 @@ class Session:
         return bool(self._waiting or self._rows)
 
     def submit(self, prompt: Sequence[int], limits: Limits, sampling: Sampling = GREEDY) -> int:
-        """Add a request; return its id.
+        """Add a request; return its id. Raises the errors of `add`."""
+        request = Request(next(self._ids), prompt, limits, sampling)
+        self.add(request)
+        return request.index
+
+    def add(self, request: Request) -> None:
+        """Add a request whose index is its id, which no other request has.
 
         Raises:
             RecipeError: the prompt is empty, does not fit in a slot with its answer, or has tokens beyond the model's
                 embedding.
         """
-        if not prompt:
+        if not request.prompt:
             raise RecipeError("the prompt is empty", code="empty-prompt", hint="give it at least one token")
-        if (longest := len(prompt) + limits.max_new_tokens) > self._slot_tokens:
-            raise RecipeError(
-                f"prompt plus `max_new_tokens` is {longest} tokens, but a slot holds only {self._slot_tokens}",
-                code="prompt-too-long",
-                hint="shorten the prompt, lower max_new_tokens, or open the session with more slot_tokens",
-            )
-        require_embedding_rows(max(prompt), self._vocabulary, where="prompt")
-        request = Request(next(self._ids), prompt, limits, sampling)
+        if (longest := len(request.prompt) + request.limits.max_new_tokens) > self._slot_tokens:
+            message = f"prompt plus `max_new_tokens` is {longest} tokens, but a slot holds only {self._slot_tokens}"
+            hint = "shorten the prompt, lower max_new_tokens, or open the session with more slot_tokens"
+            raise RecipeError(message, code="prompt-too-long", hint=hint)
+        require_embedding_rows(max(request.prompt), self._vocabulary, where="prompt")
         self._waiting.append(request)
-        return request.index
 
     @torch.inference_mode()
     def step(self) -> dict[int, int]:
@@ -76,9 +78,8 @@ class Session:
         if not self._rows:
             return {}
         tokens, answers = advance(self._rows, self._slots.logits())
-        new_tokens = {
-            row.index: token for row, token in zip(self._rows, tokens, strict=True) if not row.ends_with(token)
-        }
+        pairs = zip(self._rows, tokens, strict=True)
+        new_tokens = {row.index: token for row, token in pairs if not row.ends_with(token)}
         self._answers += [answer for answer in answers if answer is not None]
         old_places = self._release([place for place, answer in enumerate(answers) if answer is not None])
         self._slots.append([tokens[place] for place in old_places])

@@ -71,11 +71,9 @@ class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Allocate zeros: the mask adds a large negative number to hidden scores, which must be finite."""
-        self.keys, self.values = (self._allocate(states) for states in (key_states, value_states))
+        shape = self._cache.slots, key_states.shape[1], self._cache.slot_tokens
+        self.keys, self.values = (states.new_zeros(*shape, states.shape[3]) for states in (key_states, value_states))
         self.is_initialized = True
-
-    def _allocate(self, states: torch.Tensor) -> torch.Tensor:
-        return states.new_zeros(self._cache.slots, states.shape[1], self._cache.slot_tokens, states.shape[3])
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any

@@ -55,24 +55,18 @@ class SlotBudget:
         return len(lengths)
 
 
-@dataclass(frozen=True, slots=True)
-class _CheckResult:
-    token_bytes: int
-    refusal: str | None
-
-
-_RESULTS: WeakKeyDictionary[torch.nn.Module, _CheckResult] = WeakKeyDictionary()
+# By model: the bytes of a token in the caches of all layers, or the reason why the model cannot generate in slots.
+_RESULTS: WeakKeyDictionary[torch.nn.Module, int | str] = WeakKeyDictionary()
 
 
 def slot_budget(model: Any, prompts: Sequence[Sequence[int]]) -> SlotBudget | None:
     """Return the memory for slots; None if the model cannot generate in slots, with the reason logged once."""
     result = _RESULTS.get(model)
     if result is None:
-        result = _check(model, prompts)
-        _RESULTS[model] = result
-        if result.refusal:
-            log(f"generating in padded batches: {result.refusal}")
-    return None if result.refusal else SlotBudget(result.token_bytes, cache_bytes(model.device))
+        result = _RESULTS[model] = _check(model, prompts)
+        if isinstance(result, str):
+            log(f"generating in padded batches: {result}")
+    return None if isinstance(result, str) else SlotBudget(result, cache_bytes(model.device))
 
 
 def cache_bytes(device: torch.device) -> int:
@@ -81,25 +75,26 @@ def cache_bytes(device: torch.device) -> int:
     return min(MAX_CACHE_BYTES, int(free * _MEMORY_SHARE))
 
 
-def _check(model: Any, prompts: Sequence[Sequence[int]]) -> _CheckResult:
+def _check(model: Any, prompts: Sequence[Sequence[int]]) -> int | str:
+    """Return the bytes of a token in the caches of all layers, or the reason why the model cannot generate in slots."""
     if model.config.is_encoder_decoder:
-        return _CheckResult(0, "the model has an encoder")
+        return "the model has an encoder"
     implementation = decoder_config(model)._attn_implementation
     if implementation not in MASKABLE_ATTENTION:
-        return _CheckResult(0, f"attention `{implementation}` accepts no additive mask")
+        return f"attention `{implementation}` accepts no additive mask"
     if not has_full_attention(model):
-        return _CheckResult(0, "not all layers cache every token and attend to it")
+        return "not all layers cache every token and attend to it"
     try:
         difference, token_bytes = _compare(model, list(islice(cycle(chain(*prompts)), _LONG + _SHORT - _PREFIX)))
     except (TypeError, ValueError, RuntimeError, MemoryError, LookupError, AttributeError) as error:
         if is_out_of_memory(error):
-            return _CheckResult(0, "there is too little memory to check slots")
+            return "there is too little memory to check slots"
         problem = (str(error).splitlines() or [""])[0][:120]
-        return _CheckResult(0, f"the model does not accept our cache, positions and masks: {problem}")
+        return f"the model does not accept our cache, positions and masks: {problem}"
     exact = model.dtype in (torch.float32, torch.float64) and not getattr(model, "is_quantized", False)
     if not difference <= (_TOLERANCE if exact else _LOW_PRECISION_TOLERANCE):
-        return _CheckResult(0, f"logits in slots differ by {difference:.2g} from those of a row alone")
-    return _CheckResult(token_bytes, None)
+        return f"logits in slots differ by {difference:.2g} from those of a row alone"
+    return token_bytes
 
 
 @torch.inference_mode()

@@ -38,11 +38,11 @@ class Slots:
         self, model: Any, *, slots: int, slot_tokens: int, prefix: Ids = (), strip_rows: int = _STRIP_ROWS
     ) -> None:
         self._model, self._config = model, decoder_config(model)
-        self._logits_kwargs = last_logits_kwargs(model)
         parameters = forward_parameters(model).values()
         has_kwargs = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
         self._strip_rows = strip_rows if has_kwargs and model.device.type == "cpu" else slots
         self.cache = SlotCache(len(DynamicCache(config=self._config).layers), slots, slot_tokens)
+        self._options = {"past_key_values": self.cache, "use_cache": True, **last_logits_kwargs(model)}
         self._next: list[int] = []  # the next input token of each row
         self._lengths: list[int] = []  # the number of its tokens in the cache
         self._prefix = list(prefix)
@@ -76,12 +76,9 @@ class Slots:
         positions = torch.tensor(self._lengths, device=self._model.device)
         self.cache.set_target(slice(0, rows), positions, max(widths), new=1)
         columns = torch.arange(max(widths), device=positions.device)
-        output = self._forward(
-            torch.tensor(self._next, device=positions.device).unsqueeze(1),
-            positions.unsqueeze(1),
-            (columns > positions.unsqueeze(1))[:, None, None],
-            cut_strips(widths, self._strip_rows),
-        )
+        ids, hidden = torch.tensor(self._next, device=positions.device), columns > positions.unsqueeze(1)
+        strips = cut_strips(widths, self._strip_rows)
+        output = self._forward(ids.unsqueeze(1), positions.unsqueeze(1), hidden[:, None, None], strips)
         self._lengths = widths
         logits: torch.Tensor = output.logits[:, -1].float()
         return logits
@@ -143,14 +140,6 @@ class Slots:
         # An additive mask, which every implementation of attention accepts.
         mask = torch.zeros(hidden.shape, dtype=self._model.dtype, device=hidden.device)
         mask.masked_fill_(hidden, torch.finfo(mask.dtype).min)
-        options: dict[str, Any] = {"strips": strips} if len(strips) > 1 else {}
+        options = {**self._options, "strips": strips} if len(strips) > 1 else self._options
         with attend_in_strips(self._config):
-            return self._model(
-                input_ids=ids,
-                position_ids=positions,
-                attention_mask=mask,
-                past_key_values=self.cache,
-                use_cache=True,
-                **self._logits_kwargs,
-                **options,
-            )
+            return self._model(input_ids=ids, position_ids=positions, attention_mask=mask, **options)

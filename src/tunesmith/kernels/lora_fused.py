@@ -188,7 +188,7 @@ def record_shared_inputs(model: Any) -> Iterator[list[list[Linear]]]:
     with ExitStack() as hooks:
         hooks.callback(last.clear)
         for layer in filter(_is_fusible, model.modules()):
-            hooks.callback(layer.register_forward_pre_hook(record).remove)
+            hooks.enter_context(layer.register_forward_pre_hook(record))
         yield groups
 
 

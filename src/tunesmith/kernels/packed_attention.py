@@ -76,9 +76,8 @@ def packed_attention(
     shared, padding = segment_lengths[0], segment_lengths[-1]
     if not shared:  # a saved view would keep the whole product of queries, keys and values in memory
         value = value.contiguous()
-    prefix, *segments, _ = zip(
-        *(torch.split(tensor, list(segment_lengths), dim=2) for tensor in (query, key, value)), strict=True
-    )
+    parts = (torch.split(tensor, list(segment_lengths), dim=2) for tensor in (query, key, value))
+    prefix, *segments, _ = zip(*parts, strict=True)
     outputs = []
     for number, segment in enumerate(segments):
         q, k, v = (torch.cat(pair, dim=2) for pair in zip(prefix, segment, strict=True)) if shared else segment

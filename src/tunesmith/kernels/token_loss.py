@@ -5,7 +5,7 @@ states are selected just before the output layer, so the model's own code still 
 (soft-capping, scaling). If many tokens are trained, they pass through the output layer in chunks.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -84,11 +84,8 @@ def _logits_at(model: Any, batch: Batch, positions: torch.Tensor) -> torch.Tenso
     def select(module: Any, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         return (args[0][:, :-1][positions].unsqueeze(0), *args[1:])
 
-    hook = output_layer.register_forward_pre_hook(select)
-    try:
+    with output_layer.register_forward_pre_hook(select):
         logits: torch.Tensor = model(**model_inputs(model, batch), use_cache=False).logits
-    finally:
-        hook.remove()
     return logits.squeeze(0)
 
 
@@ -143,14 +140,12 @@ class _ChunkedLoss(torch.autograd.Function):
         nll, correct, d_hidden = [], [], torch.empty_like(hidden)
         d_weights: list[torch.Tensor] = []
         for start in range(0, len(targets), LOGITS_CHUNK):
-            states = hidden[start : start + LOGITS_CHUNK].detach().requires_grad_()
+            chunk = slice(start, start + LOGITS_CHUNK)
+            states = hidden[chunk].detach().requires_grad_()
             with torch.enable_grad():
-                loss, is_correct = chunk_loss(states, targets[start : start + LOGITS_CHUNK])
-                d_states, *d_chunk = torch.autograd.grad(loss.sum(), [states, *weights])
-            d_hidden[start : start + LOGITS_CHUNK] = d_states
-            d_weights = (
-                [total.add_(new) for total, new in zip(d_weights, d_chunk, strict=True)] if d_weights else d_chunk
-            )
+                loss, is_correct = chunk_loss(states, targets[chunk])
+                d_hidden[chunk], *d_chunk = torch.autograd.grad(loss.sum(), [states, *weights])
+            d_weights = _added(d_weights, d_chunk)
             nll.append(loss.detach())
             correct.append(is_correct)
         ctx.save_for_backward(d_hidden, *d_weights, *weights, *((hidden, targets) if weights else ()))
@@ -184,9 +179,13 @@ def _weight_gradients(
         chunk = slice(start, start + LOGITS_CHUNK)
         with torch.enable_grad(), torch.autocast(device, dtype, enabled=enabled):
             loss, _ = ctx.chunk_loss(hidden[chunk].detach(), targets[chunk])
-            d_chunk = torch.autograd.grad(loss, weights, d_nll[chunk])
-        totals = [total.add_(new) for total, new in zip(totals, d_chunk, strict=True)] if totals else list(d_chunk)
+            totals = _added(totals, torch.autograd.grad(loss, weights, d_nll[chunk]))
     return totals
+
+
+def _added(totals: list[torch.Tensor], new: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+    """Add tensors to totals in place; without totals, return the tensors."""
+    return [total.add_(tensor) for total, tensor in zip(totals, new, strict=True)] if totals else list(new)
 
 
 def model_inputs(model: Any, batch: Batch) -> dict[str, Any]:
@@ -199,11 +198,8 @@ def model_inputs(model: Any, batch: Batch) -> dict[str, Any]:
     packed = {"input_ids": batch.input_ids, "position_ids": batch.positions}
     if has_packed_attention(model):
         # transformers passes a 4D mask through unchanged; without one it would build a full mask.
-        return {
-            **packed,
-            "attention_mask": batch.input_ids.new_zeros(1, 1, 1, 1),
-            "segment_lengths": batch.segment_lengths,
-        }
+        no_mask = batch.input_ids.new_zeros(1, 1, 1, 1)
+        return {**packed, "attention_mask": no_mask, "segment_lengths": batch.segment_lengths}
     # A block-diagonal additive mask, which every attention implementation accepts.
     visible = batch.attention_mask()
     mask = torch.zeros(visible.shape, dtype=model.dtype, device=visible.device)

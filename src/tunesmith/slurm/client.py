@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tunesmith.core.errors import RecipeError, TunesmithError
 
-_TIMEOUT_SECONDS = 60  # a busy controller answers late; one that is down never answers
+_TIMEOUT = 60  # seconds; a busy controller answers late; one that is down never answers
 # States of jobs that have ended, from `man squeue`, "JOB STATE CODES". In all other states a job waits or runs.
 _ENDED = (
     "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED",
@@ -159,11 +159,12 @@ def _run_command(command: list[str], *, stdin: str = "", refused_where: str | No
     # that we may be in are left out, because they describe that job.
     env = {name: value for name, value in os.environ.items() if name == "SLURM_CONF" or name[:6] != "SLURM_"}
     env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    text = {"encoding": "utf-8", "errors": "replace"}
     try:
-        done = subprocess.run(command, env=env, input=stdin, capture_output=True, timeout=_TIMEOUT_SECONDS, **text)
+        done = subprocess.run(
+            command, env=env, input=stdin, capture_output=True, encoding="utf-8", errors="replace", timeout=_TIMEOUT
+        )
     except subprocess.TimeoutExpired:
-        message = f"Slurm does not answer: `{command[0]}` took more than {_TIMEOUT_SECONDS} s"
+        message = f"Slurm does not answer: `{command[0]}` took more than {_TIMEOUT} s"
         raise TunesmithError(message, code="slurm-failed") from None
     if done.returncode == 0:
         return done.stdout or done.stderr  # `sbatch --test-only` writes to stderr
