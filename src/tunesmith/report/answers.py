@@ -2,7 +2,9 @@
 
 import difflib
 import re
+from collections import Counter
 from contextlib import suppress
+from os.path import commonprefix
 from typing import Any, Literal
 
 from tunesmith.core.records import is_number
@@ -24,25 +26,21 @@ def pair_answers(generations: dict[str, Lines], scores: dict[str, Lines], primar
     """Join the generations and scores of both models by row id; the primary metric decides which answers are right."""
     generated = {name: _by_id(lines) for name, lines in generations.items()}
     scored = {name: _by_id(lines) for name, lines in scores.items()}
-    keys = list(generated["base"] or generated["tuned"])
-    facts = {key: generated["base"].get(key) or generated["tuned"][key] for key in keys}
-    prompts = [str(facts[key].get("prompt") or "") for key in keys]
+    lines = generated["base"] or generated["tuned"]
+    prompts = [str(line.get("prompt") or "") for line in lines.values()]
     opening, closing = common_lines(prompts)
     metric = primary.metric if primary else None
-    sides = {
-        key: tuple(
-            _model_answer(generated[name].get(key), scored[name].get(key, {}), metric) for name in ("base", "tuned")
-        )
-        for key in keys
-    }
-    graded = _is_graded([side for pair in sides.values() for side in pair if side], metric)
+    sides = [
+        [_model_answer(generated[name].get(key), scored[name].get(key, {}), metric) for name in ("base", "tuned")]
+        for key in lines
+    ]
+    numbers = [side.scores.get(metric or "", 0.0) for pair in sides for side in pair if side]
+    graded = any(number not in (0.0, 1.0) for number in numbers)  # neither wrong nor right, as in ROUGE
     rows = []
-    for key, prompt in zip(keys, prompts, strict=True):
-        base, tuned = sides[key]
-        reference = facts[key].get("reference")
+    for line, prompt, (base, tuned) in zip(lines.values(), prompts, sides, strict=True):
         row_text = prompt[len(opening) : len(prompt) - len(closing)]
         outcome, gain = _outcome(base, tuned, primary, graded)
-        rows.append(AnswerPair(int(facts[key].get("row") or 0), row_text, reference, base, tuned, outcome, gain))
+        rows.append(AnswerPair(int(line.get("row") or 0), row_text, line.get("reference"), base, tuned, outcome, gain))
     return Answers(metric, opening, closing, tuple(rows))
 
 
@@ -50,10 +48,10 @@ def common_lines(prompts: list[str]) -> tuple[str, str]:
     """Return the lines that all prompts begin with, and the lines that all prompts end with."""
     if len(prompts) < 2 or len(set(prompts)) == 1:
         return "", ""
-    opening = _common_prefix(min(prompts), max(prompts))
+    opening = commonprefix(prompts)  # noqa: RUF071 (by characters)
     opening = opening[: opening.rfind("\n") + 1]
     rests = [prompt[len(opening) :][::-1] for prompt in prompts]
-    closing = _common_prefix(min(rests), max(rests))[::-1]
+    closing = commonprefix(rests)[::-1]  # noqa: RUF071
     line_break = closing.find("\n")
     return opening, closing[line_break:] if line_break >= 0 else ""
 
@@ -62,12 +60,10 @@ def diff_words(prediction: str, reference: str | None) -> list[Segment]:
     """Split a prediction into words that the reference has and extra words, with the missing words inserted."""
     if not reference or not prediction or prediction == reference:
         return [("same", prediction)] if prediction else []
-    predicted, expected = _words(prediction), _words(reference)
+    predicted, expected = _WORD.findall(prediction), _WORD.findall(reference)
     if max(len(predicted), len(expected)) > _MAX_WORDS:
         return [("same", prediction)]
-    matcher = difflib.SequenceMatcher(
-        None, [w.strip() for w in predicted], [w.strip() for w in expected], autojunk=False
-    )
+    matcher = difflib.SequenceMatcher(None, [*map(str.strip, predicted)], [*map(str.strip, expected)], autojunk=False)
     if matcher.ratio() < _MIN_SIMILARITY:
         return [("extra", prediction)]
     segments: list[Segment] = []
@@ -85,26 +81,14 @@ def diff_words(prediction: str, reference: str | None) -> list[Segment]:
     return [segment for segment in segments if segment[1]]
 
 
-def _words(text: str) -> list[str]:
-    return _WORD.findall(text)
-
-
-def _common_prefix(first: str, last: str) -> str:
-    """Return the common prefix of two strings. If they are the first and the last of sorted strings, all share it."""
-    for index, (one, other) in enumerate(zip(first, last, strict=False)):
-        if one != other:
-            return first[:index]
-    return min(first, last, key=len)
-
-
 def _by_id(lines: Lines) -> dict[tuple[str, int], dict[str, Any]]:
     """Key lines by (id, number of earlier lines with it), because equal rows have equal ids."""
-    seen: dict[str, int] = {}
+    seen: Counter[str] = Counter()
     keyed = {}
     for line in lines:
         name = str(line.get("id"))
-        keyed[(name, seen.get(name, 0))] = line
-        seen[name] = seen.get(name, 0) + 1
+        keyed[name, seen[name]] = line
+        seen[name] += 1
     return keyed
 
 
@@ -118,11 +102,6 @@ def _model_answer(generation: dict[str, Any] | None, scores: dict[str, Any], met
             numbers[known.name] = known.likelihood.value(known.likelihood.mean(scores))
     text = str(generation.get("prediction") or "")
     return ModelAnswer(text, numbers, generation.get("error"), generation.get("stopped"))
-
-
-def _is_graded(sides: list[ModelAnswer], metric: str | None) -> bool:
-    """Return whether a score is neither wrong (0) nor right (1), as in ROUGE."""
-    return any(side.scores.get(metric or "", 0.0) not in (0.0, 1.0) for side in sides)
 
 
 def _outcome(

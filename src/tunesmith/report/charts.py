@@ -28,25 +28,28 @@ def gain_axis(gain: Comparison, width: float) -> Markup:
     marks = ticks(left - margin, right + margin, 4 if width < 500 else 9)
     label = wording.metric_label(gain.metric)
     name = "points" if unit.is_share else label
-    return svg(
-        width,
-        132,
-        f"Gain in {label}: {unit.change(gain.gain)}, {unit.interval(gain.low, gain.high)} {name}",
+    title = f"Gain in {label}: {unit.change(gain.gain)}, {unit.interval(gain.low, gain.high)} {name}"
+    parts = [
         box(1, 40, x(min_gain) - 1, 52, "not-enough"),
         line(1, 92, width - 1, 92, "axis"),
         *(line(x(mark), 92, x(mark), 97, "axis") for mark in marks),
         *(text(x(mark), 111, _signed(tick_label(mark, marks), mark), "tick") for mark in marks),
         line(x(0), 40, x(0), 92, "zero"),
         line(x(min_gain), 34, x(min_gain), 92, "wanted") if min_gain else "",
-        line(x(low), 66, x(high), 66, "whisker"),
-        line(x(low), 57, x(low), 75, "cap"),
-        line(x(high), 57, x(high), 75, "cap"),
+        *_interval(x(low), x(high), 66, 9),
         dot(x(middle), 66, 8, "gain-dot"),
         *_gain_labels(gain, x, width),
         text(1, 130, "\u2190 worse", "axis-name", "start"),
         text(width / 2, 130, f"gain, {name}", "axis-name"),
         text(width - 1, 130, "better \u2192", "axis-name", "end"),
-    )
+    ]
+    return svg(width, 132, title, *parts)
+
+
+def _interval(low: float, high: float, y: float, reach: float, kind: str = "") -> list[str]:
+    """Draw a line with a cap at both ends, each from `reach` above to `reach` below."""
+    caps = [line(end, y - reach, end, y + reach, f"cap{kind}") for end in (low, high)]
+    return [line(low, y, high, y, f"whisker{kind}"), *caps]
 
 
 def _gain_labels(gain: Comparison, x: Callable[[float], float], width: float) -> list[str]:
@@ -74,18 +77,14 @@ def gain_whisker(gain: Comparison, reach: tuple[float, float]) -> Markup:
     """Draw the gain of one metric as a dot with a whisker, on the axis of all metrics with the same unit."""
     width, height, unit = 240.0, 26.0, unit_of(gain)
     x = scale(reach[0], reach[1], 10, width - 10)
-    certain = "certain" if gain.low > 0 or gain.high < 0 else "uncertain"
-    return svg(
-        width,
-        height,
-        f"{unit.change(gain.gain)}, {unit.interval(gain.low, gain.high)}",
+    certain = " certain" if gain.low > 0 or gain.high < 0 else " uncertain"
+    parts = [
         line(10, 13, width - 10, 13, "rail"),
         line(x(0), 2, x(0), 24, "zero"),
-        line(x(gain.low), 13, x(gain.high), 13, f"whisker {certain}"),
-        line(x(gain.low), 8, x(gain.low), 18, f"cap {certain}"),
-        line(x(gain.high), 8, x(gain.high), 18, f"cap {certain}"),
-        dot(x(gain.gain), 13, 4.5, f"gain-dot {certain}"),
-    )
+        *_interval(x(gain.low), x(gain.high), 13, 5, certain),
+        dot(x(gain.gain), 13, 4.5, f"gain-dot{certain}"),
+    ]
+    return svg(width, height, f"{unit.change(gain.gain)}, {unit.interval(gain.low, gain.high)}", *parts)
 
 
 def gain_range(gains: Sequence[Comparison]) -> tuple[float, float]:
@@ -97,7 +96,6 @@ def gain_range(gains: Sequence[Comparison]) -> tuple[float, float]:
 
 def histogram(bins: Sequence[Sequence[float]], marks: Sequence[tuple[str, float]], width: float) -> Markup:
     """Draw the number of rows by length in tokens; `marks` are named positions such as the median."""
-    bins = [entry for entry in bins if len(entry) == 3]
     if not bins:
         return Markup("")
     low, high, most = bins[0][0], max(entry[1] for entry in bins), max(entry[2] for entry in bins) or 1
@@ -153,23 +151,18 @@ def loss_curves(training: Training, width: float) -> Markup:
     def placed(points: list[Point]) -> list[Point]:
         return [(x(step), y(min(max(loss, low), top))) for step, loss in points]
 
-    return svg(
-        width,
-        352,
-        "Loss by step",
+    parts = [
         *(line(start, y(level), end, y(level), "grid") for level in levels),
         *(text(start - 6, y(level) + 4, tick_label(level, levels), "tick", "end") for level in levels),
         text(start, 12, "loss, nats per trained token", "axis-name", "start"),
         path(placed(downsample(raw)), "raw"),
         path(placed(downsample(mean)), "smooth"),
         path(placed(valid), "valid"),
-        *(
-            dot(*at, 3.5, "valid-dot", f"step {step:,.0f}: validation loss {loss:.4f}")
-            for at, (step, loss) in zip(placed(valid), valid, strict=True)
-        ),
-        *_best(training, x, y, (start, end)),
-        *_learning_rate(training, x, (start, end), bottom),
-    )
+    ]
+    for at, (step, loss) in zip(placed(valid), valid, strict=True):
+        parts.append(dot(*at, 3.5, "valid-dot", f"step {step:,.0f}: validation loss {loss:.4f}"))
+    parts += [*_best(training, x, y, (start, end)), *_learning_rate(training, x, (start, end), bottom)]
+    return svg(width, 352, "Loss by step", *parts)
 
 
 def _loss_range(losses: list[float]) -> tuple[float, float]:

@@ -5,6 +5,8 @@ Nothing is written. A report may be made during the run, so a last line that is 
 
 import json
 import math
+from collections.abc import Callable
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from ruamel.yaml.error import YAMLError
 
 from tunesmith.core import stages
 from tunesmith.core.errors import DamagedFile
+from tunesmith.core.files import MANIFEST, read_json
 from tunesmith.core.jsonl import whole_lines
 from tunesmith.core.records import is_number
 from tunesmith.core.rundir import RunDir
@@ -30,25 +33,25 @@ MAX_GAP_SECONDS = 60.0  # between two samples of the machine; in a longer gap, t
 
 def collect(run: RunDir) -> RunView:
     """Read a run folder; files that are damaged are listed in `problems`."""
-    files = _Files(run.path)
+    files = _Files(run)
     resolved = files.text(run.resolved_recipe)
     settings = _settings(resolved)
-    verdict = _verdict(files, run.verdict)
+    verdict: Verdict | None = files.read(run.verdict, read_verdict)
     return RunView(
         name=str(settings.get("name") or run.path.resolve().parent.name),
         run_id=run.path.resolve().name,
         recipe=files.text(run.recipe),
         resolved=resolved,
         settings=settings,
-        environment=files.json(run.environment),
-        stages=tuple(_stage(run, files, stage, settings) for stage in stages.STAGES),
-        prepared=files.manifest(run, "prepare"),
+        environment=files.read(run.environment) or {},
+        stages=tuple(_stage(files, stage, settings) for stage in stages.STAGES),
+        prepared=files.manifest("prepare"),
         unused_rows=_unused_rows(run.ledger),
-        samples=tuple(files.json(run.stage("prepare") / "samples.json") or ()),
-        training=_training(run, files),
+        samples=tuple(files.read(run.stage("prepare") / "samples.json") or ()),
+        training=_training(files),
         verdict=verdict,
-        answers=_answers(run, files, verdict),
-        promotion=files.manifest(run, "promote"),
+        answers=_answers(files, verdict),
+        promotion=files.manifest("promote"),
         problems=tuple(files.problems),
     )
 
@@ -56,22 +59,23 @@ def collect(run: RunDir) -> RunView:
 class _Files:
     """Read the files of a run. A damaged file is added to `problems` and left out, so that the rest can be shown."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, run: RunDir) -> None:
+        self.run = run
         self.problems: list[str] = []
 
     def text(self, path: Path) -> str:
         return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
-    def json(self, path: Path) -> Any:
+    def read(self, path: Path, reader: Callable[[Path], Any] = read_json) -> Any:
+        """Return the content of a file; None if it is missing or damaged."""
         try:
-            return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        except ValueError:
+            return reader(path) if path.exists() else None
+        except DamagedFile:
             self.add_problem(path)
-            return {}
+            return None
 
-    def manifest(self, run: RunDir, stage: str) -> dict[str, Any]:
-        manifest = self.json(run.stage(stage) / "manifest.json")
+    def manifest(self, stage: str) -> dict[str, Any]:
+        manifest = self.read(self.run.stage(stage) / MANIFEST)
         return manifest if isinstance(manifest, dict) else {}
 
     def lines(self, path: Path) -> list[dict[str, Any]]:
@@ -85,7 +89,7 @@ class _Files:
         return [value for value in values if isinstance(value, dict)]
 
     def add_problem(self, path: Path) -> None:
-        problem = f"{path.relative_to(self.root).as_posix()} is damaged; its content is missing here"
+        problem = f"{path.relative_to(self.run.path).as_posix()} is damaged; its content is missing here"
         if problem not in self.problems:
             self.problems.append(problem)
 
@@ -98,14 +102,14 @@ def _settings(resolved: str) -> dict[str, Any]:
     return loaded if isinstance(loaded, dict) else {}
 
 
-def _stage(run: RunDir, files: _Files, stage: stages.Stage, settings: dict[str, Any]) -> StageStatus:
-    manifest = files.manifest(run, stage.name)
+def _stage(files: _Files, stage: stages.Stage, settings: dict[str, Any]) -> StageStatus:
+    manifest = files.manifest(stage.name)
     state: StageState = "missing"
     if manifest:
         state = "done"
     elif settings and stage.is_optional and not settings.get(stage.name):
         state = "not requested"
-    elif run.stage(stage.name).exists():
+    elif files.run.stage(stage.name).exists():
         state = "unfinished"
     return StageStatus(stage.name, state, manifest.get("seconds"))
 
@@ -128,23 +132,20 @@ def _unused_rows(ledger: Path) -> dict[tuple[str, str], list[int]]:
     return unused
 
 
-def _training(run: RunDir, files: _Files) -> Training | None:
-    lines = files.lines(run.metrics)
-    facts = files.manifest(run, "train")
-    if not lines and not facts:
-        return None
-    steps = {
-        line["step"]: (line["step"], line["loss"], line.get("learning_rate") or 0.0)
-        for line in lines
-        if line.get("kind") == "step" and is_number(line.get("loss"))
-    }
-    valid = {
-        line["step"]: (line["step"], line["loss"], line.get("token_accuracy"))
-        for line in lines
-        if line.get("kind") == "valid" and is_number(line.get("loss"))
-    }  # a resumed run may have written a step twice; the later line counts
-    by_step = tuple(sorted(valid.values(), key=lambda point: point[0]))
-    return Training(tuple(sorted(steps.values())), by_step, _score_curves(lines), facts, _machine_curves(lines))
+def _training(files: _Files) -> Training:
+    lines = files.lines(files.run.metrics)
+    measured: dict[str, dict[int, dict[str, Any]]] = {"step": {}, "valid": {}}
+    for line in lines:  # a resumed run may have written a step twice; the later line counts
+        if line.get("kind") in measured and is_number(line.get("loss")):
+            measured[line["kind"]][line["step"]] = line
+    steps, valid = (sorted(by_step.items(), key=itemgetter(0)) for by_step in measured.values())
+    return Training(
+        tuple((step, line["loss"], line.get("learning_rate") or 0.0) for step, line in steps),
+        tuple((step, line["loss"], line.get("token_accuracy")) for step, line in valid),
+        _score_curves(lines),
+        files.manifest("train"),
+        _machine_curves(lines),
+    )
 
 
 def _score_curves(lines: list[dict[str, Any]]) -> dict[str, tuple[tuple[int, float], ...]]:
@@ -173,18 +174,11 @@ def _machine_curves(lines: list[dict[str, Any]]) -> dict[str, tuple[tuple[float,
     return {name: tuple(points) for name, points in curves.items()}
 
 
-def _verdict(files: _Files, path: Path) -> Verdict | None:
-    try:
-        return read_verdict(path) if path.exists() else None
-    except DamagedFile:
-        files.add_problem(path)
-        return None
-
-
-def _answers(run: RunDir, files: _Files, verdict: Verdict | None) -> Answers | None:
-    generations = {name: files.lines(run.evaluation(name) / "generations.jsonl") for name in ("base", "tuned")}
-    scores = {name: files.lines(run.evaluation(name) / "scores.jsonl") for name in ("base", "tuned")}
+def _answers(files: _Files, verdict: Verdict | None) -> Answers | None:
+    generations, scores = (
+        {name: files.lines(files.run.evaluation(name) / file) for name in ("base", "tuned")}
+        for file in ("generations.jsonl", "scores.jsonl")
+    )
     if not any(generations.values()):
         return None
-    primary = verdict.primary if verdict else None
-    return pair_answers(generations, scores, primary)
+    return pair_answers(generations, scores, verdict.primary if verdict else None)

@@ -29,10 +29,8 @@ UTILIZATION = (Curve("host_cpu", "whole machine", "raw"), Curve("gpu", "GPU", "v
 
 def legend(training: Training) -> list[tuple[str, str]]:
     """Return (CSS class, label) of the curves that are drawn."""
-    drawn = dict.fromkeys(
-        (curve.kind, curve.owner) for curve in (*MEMORY, *UTILIZATION) if curve.name in training.machine
-    )
-    return list(drawn)
+    drawn = [(curve.kind, curve.owner) for curve in (*MEMORY, *UTILIZATION) if curve.name in training.machine]
+    return list(dict.fromkeys(drawn))
 
 
 def machine_curves(training: Training, width: float) -> Markup:
@@ -44,15 +42,13 @@ def machine_curves(training: Training, width: float) -> Markup:
     steps = ticks(0, end / size, 4 if width < 500 else 8)
     x = scale(0, end / size, 40, width - 12)
     highest = max((value for curve in MEMORY for _, value in training.machine.get(curve.name, ())), default=1.0)
-    return svg(
-        width,
-        282,
-        "Memory and utilization during training",
+    parts = [
         *_panel(training, MEMORY, "memory, GiB", (22, 142), 1.08 * highest, width, end),
         *_panel(training, UTILIZATION, "utilization, %", (182, 242), 1.0, width, end),
         *(text(x(step), 258, tick_label(step, steps), "tick") for step in steps),
         text(width / 2, 278, f"{unit} of training", "axis-name"),
-    )
+    ]
+    return svg(width, 282, "Memory and utilization during training", *parts)
 
 
 def _panel(

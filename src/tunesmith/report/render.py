@@ -2,13 +2,13 @@
 
 import base64
 import hashlib
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 
 from tunesmith.core.files import write_text
@@ -65,14 +65,6 @@ def style_sheet() -> Markup:
     return Markup((_HERE / "report.css").read_text(encoding="utf-8"))
 
 
-def script_json(value: Any) -> Markup:
-    """Return JSON for a script element, with every character escaped that could close or open a tag."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    for character in "<>&\u2028\u2029":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return Markup(text)
-
-
 def _make_visible(value: Any) -> Any:
     """Replace the invisible characters of a text before the template escapes it."""
     return wording.visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
@@ -104,21 +96,19 @@ def _evaluation(view: RunView) -> dict[str, Any]:
         (found, unit, charts.gain_whisker(found, shares if unit.is_share else charts.gain_range([found])))
         for found, unit in metrics
     ]
-    payload = sections.answer_payload(view.answers) if view.answers else None
+    payload = sections.answer_payload(view.answers) if view.answers else {}
     return {
         "metric_rows": rows,
         "health": sections.answer_problems(view.verdict) if view.verdict else [],
         "filters": sections.answer_filters(view.answers) if view.answers else [],
         "payload": payload,
-        "payload_json": script_json(payload),
-        "first_rows": payload["rows"][: sections.ROWS_WITHOUT_SCRIPT] if payload else [],
+        "payload_json": htmlsafe_json_dumps(payload, ensure_ascii=False, allow_nan=False, separators=(",", ":")),
+        "first_rows": payload.get("rows", [])[: sections.ROWS_WITHOUT_SCRIPT],
     }
 
 
 def _training(view: RunView) -> dict[str, Any]:
     training = view.training
-    if training is None:
-        return {"loss_chart": "", "score_chart": "", "chosen": "", "machine_chart": "", "machine_legend": []}
     return {
         "loss_chart": draw_both_widths(lambda width: charts.loss_curves(training, width)),
         "score_chart": draw_both_widths(lambda width: score_chart.score_curves(training, width)),
@@ -131,13 +121,13 @@ def _training(view: RunView) -> dict[str, Any]:
 def _data(view: RunView) -> dict[str, Any]:
     lengths = (view.prepared.get("lengths") or {}).get("train") or {}
     named = [(f"{name} {lengths[key]:,g}", lengths[key]) for key, name in _LENGTH_MARKS.items() if lengths.get(key)]
-    draw = draw_both_widths(lambda width: charts.histogram(lengths.get("histogram") or [], named, width))
+    bins = lengths.get("histogram") or []
     return {
         "splits": sections.split_counts(view.prepared),
         "blocks": sections.blocks_sentence(view.prepared),
         "lost": sections.unused_rows(view),
         "mixture": sections.source_counts(view.prepared),
         "copies": sections.duplicates(view.prepared),
-        "length_chart": draw,
+        "length_chart": draw_both_widths(lambda width: charts.histogram(bins, named, width)),
         "token_rows": sections.token_rows(view.samples),
     }

@@ -21,18 +21,12 @@ def score_curves(training: Training, width: float) -> Markup:
     height = _PANEL * len(training.scores)
     steps = ticks(0, last, 4 if width < 500 else 8)
     x = scale(0, last, _LEFT, width - _RIGHT)
-    return svg(
-        width,
-        height + 34,
-        "Scores of answers to validation rows by step",
-        *(
-            part
-            for place, (name, points) in enumerate(training.scores.items())
-            for part in _panel(training, name, points, _PANEL * place, width, last)
-        ),
-        *(text(x(step), height + 12, tick_label(step, steps), "tick") for step in steps),
-        text(width / 2, height + 30, "step", "axis-name"),
-    )
+    parts = []
+    for place, (name, points) in enumerate(training.scores.items()):
+        parts += _panel(training, name, points, _PANEL * place, width, last)
+    parts += [text(x(step), height + 12, tick_label(step, steps), "tick") for step in steps]
+    parts.append(text(width / 2, height + 30, "step", "axis-name"))
+    return svg(width, height + 34, "Scores of answers to validation rows by step", *parts)
 
 
 def _panel(training: Training, name: str, points: Sequence[Point], top: float, width: float, last: float) -> list[str]:
@@ -45,9 +39,8 @@ def _panel(training: Training, name: str, points: Sequence[Point], top: float, w
     levels = ticks(unit.factor * low, unit.factor * high, 3)
     parts = [line(_LEFT, y(level / unit.factor), width - _RIGHT, y(level / unit.factor), "grid") for level in levels]
     parts += [text(_LEFT - 6, y(level / unit.factor) + 4, tick_label(level, levels), "tick", "end") for level in levels]
-    parts.append(
-        text(_LEFT, top + 12, f"{wording.metric_label(name)}{', %' if unit.is_share else ''}", "axis-name", "start")
-    )
+    label = wording.metric_label(name) + (", %" if unit.is_share else "")
+    parts.append(text(_LEFT, top + 12, label, "axis-name", "start"))
     best = training.facts.get("best_step")
     if best is not None:
         parts.append(line(x(best), top + 20, x(best), top + _PANEL - 10, "wanted"))

@@ -1,5 +1,6 @@
 """The parts of the report that are computed from a `RunView`: facts, answers, rows as tokens, data and performance."""
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -45,27 +46,23 @@ _FILTERS = {
 
 def facts(view: RunView) -> list[tuple[str, str]]:
     """Return the facts below the verdict: base, steps, trained parameters, time, machine and promotion."""
-    trained = view.training.facts if view.training else {}
-    model = view.settings.get("model") or {}
-    rows: list[tuple[str, str]] = []
-    if isinstance(model, dict) and model.get("base"):
-        rows.append(("Base model", str(model["base"])))
-    if trained.get("steps"):
-        rows.append(("Training", f"{wording.count(trained['steps'])} steps"))
-    if trained.get("trainable_parameters"):
-        text, total = wording.short_count(trained["trainable_parameters"]), trained.get("all_parameters")
-        rows.append(("Trained parameters", f"{text} of {wording.short_count(total)}" if total else text))
-    if view.answers and any(row.outcome in ("fixed", "broken") for row in view.answers.rows):
-        outcomes = [row.outcome for row in view.answers.rows]
-        rows.append(("Rows better / worse", f"{outcomes.count('fixed'):,} / {outcomes.count('broken'):,}"))
-    if sum(stage.seconds or 0 for stage in view.stages):
-        rows.append(("Time", wording.duration(sum(stage.seconds or 0 for stage in view.stages))))
-    if view.environment.get("device"):
-        rows.append(("Machine", str(view.environment["device"])))
-    if view.promotion:
-        name, version = view.promotion.get("model", ""), view.promotion.get("version", "")
-        rows.append(("Promoted", f"{name} {version} \u2192 {view.promotion.get('alias', '')}"))
-    return rows
+    model, trained, promoted = view.settings.get("model") or {}, view.training.facts, view.promotion
+    steps, trainable, total = (trained.get(key) for key in ("steps", "trainable_parameters", "all_parameters"))
+    of_all = f" of {wording.short_count(total)}" if total else ""
+    outcomes = Counter(row.outcome for row in view.answers.rows) if view.answers else Counter()
+    fixed, broken = outcomes["fixed"], outcomes["broken"]
+    seconds = sum(stage.seconds or 0 for stage in view.stages)
+    names = [promoted.get(key, "") for key in ("model", "version", "alias")]
+    rows = [
+        ("Base model", model.get("base")),
+        ("Training", steps and f"{wording.count(steps)} steps"),
+        ("Trained parameters", trainable and wording.short_count(trainable) + of_all),
+        ("Rows better / worse", (fixed or broken) and f"{fixed:,} / {broken:,}"),
+        ("Time", seconds and wording.duration(seconds)),
+        ("Machine", view.environment.get("device")),
+        ("Promoted", promoted and "{} {} \u2192 {}".format(*names)),
+    ]
+    return [(name, str(text)) for name, text in rows if text]
 
 
 def answer_problems(verdict: Verdict) -> list[tuple[str, list[tuple[str, str]], bool]]:
@@ -123,8 +120,8 @@ def answer_payload(answers: Answers) -> dict[str, Any]:
     def side_of(side: ModelAnswer | None, reference: str | None) -> list[Any] | None:
         if side is None:
             return None
-        segments = diff_words(_clip(side.text), reference)
-        return [_compact(segments), [_score(side.scores.get(name), name in binary) for name in names], _note(side)]
+        scores = [_score(side.scores.get(name), name in binary) for name in names]
+        return [_compact(diff_words(_clip(side.text), reference)), scores, answer_note(side)]
 
     entries = []
     for row in rows:
@@ -155,20 +152,10 @@ def token_rows(samples: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-def split_counts(prepared: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+def split_counts(prepared: dict[str, Any]) -> list[tuple[str, ...]]:
     """Return (split, rows, tokens, trained tokens) of each split."""
-    counts = prepared.get("counts", {})
-    tokens, trained = prepared.get("tokens", {}), prepared.get("trained_tokens", {})
-    return [
-        (
-            name,
-            wording.count(counts[name]),
-            wording.count(tokens.get(name)),
-            wording.count(trained.get(name)),
-        )
-        for name in SPLITS
-        if name in counts
-    ]
+    columns = [prepared.get(key, {}) for key in ("counts", "tokens", "trained_tokens")]
+    return [(name, *(wording.count(column.get(name)) for column in columns)) for name in SPLITS if name in columns[0]]
 
 
 def blocks_sentence(prepared: dict[str, Any]) -> str:
@@ -195,64 +182,43 @@ def unused_rows(view: RunView) -> list[tuple[str, str, str, str]]:
 def source_counts(prepared: dict[str, Any]) -> list[tuple[str, list[str]]]:
     """Return (source, rows of each split) if there are several sources."""
     sources = prepared.get("sources") or {}
-    return [
-        (name, [wording.count(counts.get(split, 0)) for split in SPLITS])
-        for name, counts in sources.items()
-        if len(sources) > 1
-    ]
+    if len(sources) < 2:
+        return []
+    return [(name, [wording.count(rows.get(split, 0)) for split in SPLITS]) for name, rows in sources.items()]
 
 
 def duplicates(prepared: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     """Return (which rows, exact duplicates, near-duplicates, example pairs) of rows that duplicate a training row."""
-    counts = prepared.get("copies") or {}
-    return [
-        (
-            name,
-            wording.count(counts[key]["exact"]),
-            wording.count(counts[key]["near"]),
-            "; ".join(
-                f"{pair['row']} like {pair['of']} ({pair['similarity']:.2f})" for pair in counts[key]["examples"]
-            ),
-        )
-        for key, name in _DUPLICATES.items()
-        if key in counts
-    ]
+    copies, rows = prepared.get("copies") or {}, []
+    for key, name in _DUPLICATES.items():
+        if found := copies.get(key):
+            pairs = [f"{pair['row']} like {pair['of']} ({pair['similarity']:.2f})" for pair in found["examples"]]
+            rows.append((name, wording.count(found["exact"]), wording.count(found["near"]), "; ".join(pairs)))
+    return rows
 
 
 def performance(view: RunView) -> list[tuple[str, str]]:
     """Return the speed, memory and precision of training."""
-    trained = view.training.facts if view.training else {}
+    trained = view.training.facts
     trainable, total = trained.get("trainable_parameters"), trained.get("all_parameters")
-    peak, quantization = trained.get("peak_memory_gib"), trained.get("quantization")
+    speed, tokens = (wording.count(trained.get(key)) for key in ("tokens_per_second", "tokens"))
+    peak, expected = trained.get("peak_memory_gib"), trained.get("expected_memory_gib")
+    estimate = "" if expected is None else f" (estimated: {expected:.2f})"
+    frozen = f", frozen weights in {trained['quantization']}" if trained.get("quantization") else ""
+    plain = (trained.get("plain_path") or {}).items()
     rows = [
-        ("Training throughput", f"{wording.count(trained.get('tokens_per_second'))} tokens/s"),
-        ("Training tokens", wording.count(trained.get("tokens"))),
-        ("Peak memory of training", _memory_text(peak, trained.get("expected_memory_gib"))),
-        (
-            "Precision",
-            str(trained.get("precision") or NONE) + (f", frozen weights in {quantization}" if quantization else ""),
-        ),
-        ("Fast paths not used", _reasons_text(trained.get("plain_path"))),
+        ("Training throughput", f"{speed} tokens/s"),
+        ("Training tokens", tokens),
+        ("Peak memory of training", NONE if peak is None else f"{peak:.2f} GiB{estimate}"),
+        ("Precision", f"{trained.get('precision') or NONE}{frozen}"),
+        ("Fast paths not used", "; ".join(f"{name}: {reason}" for name, reason in plain) or NONE),
         (
             "Trained parameters",
             f"{wording.count(trainable)} of {wording.count(total)} ({wording.percent(trainable, total)})",
         ),
+        *utilization(view.training),
     ]
-    rows += utilization(view.training) if view.training else []
     return [(name, text) for name, text in rows if not text.startswith(NONE)]
-
-
-def _reasons_text(plain: Any) -> str:
-    """Return the parts that were computed on the plain path, each with the reason."""
-    return "; ".join(f"{name}: {reason}" for name, reason in plain.items()) if plain else NONE
-
-
-def _memory_text(peak: Any, expected: Any) -> str:
-    """Return the peak memory and the estimate from before the first step."""
-    if not isinstance(peak, (int, float)):
-        return NONE
-    estimate = f" (estimated: {expected:.2f})" if isinstance(expected, (int, float)) else ""
-    return f"{peak:.2f} GiB{estimate}"
 
 
 def _clip(text: str) -> str:
@@ -278,7 +244,8 @@ def _score(number: float | None, binary: bool) -> str:
     return f"{number:.2f}" if abs(number) < 100 else f"{number:,.0f}"
 
 
-def _note(side: ModelAnswer) -> str:
+def answer_note(side: ModelAnswer) -> str:
+    """Return the problem of an answer, if it has one: it failed, is empty or was cut off."""
     if side.error:
         return visible(f"failed: {side.error}")[:300]
     if not side.text.strip():

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from tunesmith.core.rundir import RunDir
-from tunesmith.core.verdict import Comparison, Verdict
+from tunesmith.core.verdict import Verdict
 from tunesmith.report import sections, wording
 from tunesmith.report.collect import collect
 from tunesmith.report.unit import NONE, unit_of
@@ -20,13 +20,10 @@ def side_by_side(run: RunDir, rows: int) -> str:
     """Return the verdict, the metrics and the answers to `rows` rows; those that got worse or better come first."""
     view = collect(run)
     blocks = [wording.headline(view)]
-    if view.verdict:
-        blocks += [
-            "\n".join(wording.other_reasons(view.verdict)),
-            _metric_table(view.verdict),
-            _group_text(view.verdict),
-        ]
-        blocks += ["\n".join(_guard_lines(view.verdict)), "\n".join(_problem_lines(view.verdict))]
+    if verdict := view.verdict:
+        guards = [f"guard {'passed' if g.passed else 'FAILED'}: {wording.guard_sentence(g)}" for g in verdict.guards]
+        tables = [_metric_lines(verdict), _group_lines(verdict)]
+        blocks += map("\n".join, [wording.other_reasons(verdict), *tables, guards, _problem_lines(verdict)])
     if sentence := wording.checkpoint_sentence(view.training):
         blocks.append(f"{sentence}.")
     if view.answers and rows > 0:
@@ -39,20 +36,18 @@ def side_by_side(run: RunDir, rows: int) -> str:
     return visible("\n\n".join(block for block in blocks if block)) + "\n"
 
 
-def _metric_table(verdict: Verdict) -> str:
+def _metric_lines(verdict: Verdict) -> list[str]:
     head = ["metric", "base", "tuned", "gain", f"{wording.confidence(verdict.primary)} interval", ""]
-    body = [_metric_row(comparison) for comparison in verdict.metrics.values()]
+    body = []
+    for found in verdict.metrics.values():
+        unit = unit_of(found)
+        scores = [unit.value(found.base), unit.value(found.tuned), unit.change(found.gain)]
+        direction = "" if found.higher_is_better else "lower is better"
+        body.append([wording.metric_label(found.metric), *scores, unit.interval(found.low, found.high), direction])
     return _table([head, *body])
 
 
-def _metric_row(found: Comparison) -> list[str]:
-    unit = unit_of(found)
-    cells = [unit.value(found.base), unit.value(found.tuned), unit.change(found.gain)]
-    direction = "" if found.higher_is_better else "lower is better"
-    return [wording.metric_label(found.metric), *cells, unit.interval(found.low, found.high), direction]
-
-
-def _group_text(verdict: Verdict) -> str:
+def _group_lines(verdict: Verdict) -> list[str]:
     """Return how the groups of rows changed, and a table of those that fell most."""
     lines = wording.group_sentences(verdict)
     if verdict.grouping and verdict.grouping.fell:
@@ -62,14 +57,8 @@ def _group_text(verdict: Verdict) -> str:
              unit.change(change.gain), ""]
             for change in verdict.grouping.fell
         ]  # fmt: skip
-        lines.append(_table([["group that fell", "rows", "base", "tuned", "gain", ""], *body]))
-    return "\n".join(lines)
-
-
-def _guard_lines(verdict: Verdict) -> list[str]:
-    return [
-        f"guard {'passed' if guard.passed else 'FAILED'}: {wording.guard_sentence(guard)}" for guard in verdict.guards
-    ]
+        lines += _table([["group that fell", "rows", "base", "tuned", "gain", ""], *body])
+    return lines
 
 
 def _problem_lines(verdict: Verdict) -> list[str]:
@@ -82,19 +71,11 @@ def _problem_lines(verdict: Verdict) -> list[str]:
     return list(lines.values())
 
 
-def _table(lines: Sequence[Sequence[str]]) -> str:
+def _table(lines: Sequence[Sequence[str]]) -> list[str]:
     """Align columns: the first left, the last not at all, the others right."""
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]) - 1)]
-    return "\n".join(
-        "  ".join(
-            [
-                line[0].ljust(widths[0]),
-                *(cell.rjust(width) for cell, width in zip(line[1:-1], widths[1:], strict=True)),
-                line[-1],
-            ]
-        ).rstrip()
-        for line in lines
-    )
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    aligned = ([line[0].ljust(widths[0]), *map(str.rjust, line[1:-1], widths[1:-1]), line[-1]] for line in lines)
+    return ["  ".join(cells).rstrip() for cells in aligned]
 
 
 def _answer_text(answer: AnswerPair) -> str:
@@ -110,11 +91,9 @@ def _answer_text(answer: AnswerPair) -> str:
 def _prediction_text(side: ModelAnswer | None) -> str:
     if side is None:
         return "(not answered yet)"
-    if side.error:
-        return f"(failed: {side.error})"
-    if not side.text.strip():
-        return "(empty answer)"
-    return f"{side.text}{'' if side.stopped is not False else ' (cut off)'}"
+    if not (note := sections.answer_note(side)):
+        return side.text
+    return f"{side.text} ({note})" if side.text.strip() else f"({note})"
 
 
 def _field(name: str, text: str) -> str:

@@ -90,7 +90,7 @@ class RunView:
     prepared: dict[str, Any]
     unused_rows: dict[tuple[str, str], list[int]]
     samples: tuple[dict[str, Any], ...]
-    training: Training | None
+    training: Training
     verdict: Verdict | None
     answers: Answers | None
     promotion: dict[str, Any]

@@ -46,21 +46,20 @@ def metric_label(metric: str) -> str:
     return known.label if known else visible(name).replace("_", " ")
 
 
-def checkpoint_sentence(training: Training | None) -> str:
+def checkpoint_sentence(training: Training) -> str:
     """Return which checkpoint was selected and by which metric; empty if the run did not record it."""
-    facts = training.facts if training else {}
-    step, metric, best = facts.get("best_step"), facts.get("chosen_by"), facts.get("best_value")
-    if training is None or step is None or metric is None:
+    step, metric, best = (training.facts.get(key) for key in ("best_step", "chosen_by", "best_value"))
+    if step is None or metric is None:
         return ""
     if best is None:
         return f"There are no validation rows, so the last checkpoint was selected, step {count(step)}"
     curve = [value for _, value in training.scores.get(metric, ())]
     values = [Unit.of(metric, *curve, best).value(best)]
-    point = next((point for point in training.valid if point[0] == step), None)
-    if point is not None and metric != "loss":
-        values.append(f"loss {point[1]:.3f}")
-    if point is not None and metric != "token_accuracy" and point[2] is not None:
-        values.append(f"token accuracy {percent(point[2], 1)}")
+    _, loss, accuracy = next((point for point in training.valid if point[0] == step), (step, None, None))
+    if loss is not None and metric != "loss":
+        values.append(f"loss {loss:.3f}")
+    if accuracy is not None and metric != "token_accuracy":
+        values.append(f"token accuracy {percent(accuracy, 1)}")
     name = metric_label(metric)
     return f"The checkpoint of step {count(step)} is the best on the validation rows by {name} ({', '.join(values)})"
 
@@ -160,7 +159,7 @@ def headline(view: RunView) -> str:
     activity = (stage_named(stage.name) if stage else EVALUATE).activity
     if stage is None or stage.state == "missing":
         return f"There is no verdict yet: the run stopped before {activity}."
-    steps = view.training.steps if view.training and stage.name == "train" else ()
+    steps = view.training.steps if stage.name == "train" else ()
     so_far = f" ({count(steps[-1][0])} steps so far)" if steps else ""
     return f"There is no verdict yet: {activity} has not finished{so_far}."
 
