@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import date, time, timedelta
 from numbers import Number
-from typing import Any, Self
+from typing import Any
 
 from tunesmith.core.records import TokenizedExample, Turn
-from tunesmith.recipe.template import TemplatePiece, columns_in, parse_template
+from tunesmith.recipe.template import columns_in, parse_template
 
 # Types whose `str` is the text of one value. Numbers of numpy and decimals are registered as Number.
 _SCALARS = (str, Number, date, time, timedelta)
@@ -18,19 +18,12 @@ _SCALARS = (str, Number, date, time, timedelta)
 class JsonNumber(float):
     """A number from a JSON file that keeps its notation: `str` returns 12.50, 1E3 or -0 as in the file."""
 
-    def __new__(cls, text: str) -> Self:
+    def __init__(self, text: str) -> None:
         """Parse a JSON number. One beyond the range of a float becomes infinite and keeps its digits."""
-        number = super().__new__(cls, text)
-        number.text = text
-        return number
-
-    text: str
+        self.text = text
 
     def __str__(self) -> str:
         return self.text
-
-    def __reduce__(self) -> tuple[type["JsonNumber"], tuple[str]]:
-        return JsonNumber, (self.text,)
 
 
 class RowProblem(Exception):
@@ -132,10 +125,26 @@ def fill_template(template: str, row: Mapping[str, Any]) -> str:
 
     An empty or missing `{name?}` becomes empty text; a line that contains nothing else is removed.
     """
-    pieces = parse_template(template)
-    if any(piece.optional for piece in pieces):
-        return _fill_lines(pieces, row)
-    return "".join(text + (cell_text(row, column) if column is not None else "") for text, column, _ in pieces)
+    lines: list[str] = [""]
+    with_empty_column: set[int] = set()
+    for text, column, optional in parse_template(template):
+        first, *others = text.split("\n")
+        lines[-1] += first
+        lines += others
+        if column is not None:
+            value = optional_cell_text(row, column) if optional else cell_text(row, column)
+            lines[-1] += value
+            if not value:
+                with_empty_column.add(len(lines) - 1)
+    removed = [index in with_empty_column and not line.strip() for index, line in enumerate(lines)]
+    filled: list[str] = []
+    for line, is_removed, following in zip(lines, removed, [*lines[1:], ""], strict=True):
+        if is_removed:
+            if filled and not filled[-1].strip() and not following.strip():
+                filled.pop()  # of the blank lines around it, keep one
+        elif filled or line.strip() or not removed[0]:
+            filled.append(line)
+    return "\n".join(filled)
 
 
 def fill_required(template: str, row: Mapping[str, Any]) -> str:
@@ -144,45 +153,6 @@ def fill_required(template: str, row: Mapping[str, Any]) -> str:
     if not text.strip():
         raise RowProblem(f"all columns of the template {template!r} are empty", code="empty-cell")
     return text
-
-
-def _fill_lines(pieces: Sequence[TemplatePiece], row: Mapping[str, Any]) -> str:
-    """Fill a template that has optional columns, line by line."""
-    lines: list[_Line] = [_Line()]
-    for piece in pieces:
-        first, *others = piece.text.split("\n")
-        lines[-1].append(first)
-        for text in others:
-            lines.append(_Line())
-            lines[-1].append(text)
-        if piece.column is not None:
-            value = optional_cell_text(row, piece.column) if piece.optional else cell_text(row, piece.column)
-            lines[-1].append(value, is_empty_column=not value)
-    filled: list[_Line] = []
-    for line, following in zip(lines, [*lines[1:], _Line()], strict=True):
-        if line.is_removed:
-            if filled and filled[-1].is_blank and following.is_blank:
-                filled.pop()  # of the blank lines around it, keep one
-        elif filled or not line.is_blank or not lines[0].is_removed:
-            filled.append(line)
-    return "\n".join(line.text for line in filled)
-
-
-class _Line:
-    """A line of a template while it is filled."""
-
-    def __init__(self) -> None:
-        self.text, self.is_blank, self.has_empty_column = "", True, False
-
-    @property
-    def is_removed(self) -> bool:
-        """Whether the line contains empty optional columns and nothing else."""
-        return self.is_blank and self.has_empty_column
-
-    def append(self, text: str, *, is_empty_column: bool = False) -> None:
-        self.text += text
-        self.is_blank &= not text.strip()
-        self.has_empty_column |= is_empty_column
 
 
 def optional_cell_text(row: Mapping[str, Any], column: str) -> str:

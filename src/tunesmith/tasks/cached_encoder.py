@@ -13,6 +13,8 @@ from collections.abc import Collection, Sequence
 from itertools import accumulate, chain
 from typing import Any, NamedTuple
 
+from tunesmith.tasks.base import RowProblem
+
 # A space between two characters that are not blanks in any version of Unicode.
 _CUTS = re.compile(r"(?<=[\w!-~])(?= [\w!-~])")
 _SPACE_AFTER_CHARACTER = re.compile(r"\S ")
@@ -107,7 +109,7 @@ class CachedEncoder:
         self._old: dict[str, CachedWord] = {}
 
     def encode(self, text: str) -> EncodedText:
-        """Encode a text; raise TypeError if it has characters that are not Unicode."""
+        """Encode a text; raise RowProblem if it has characters that are not Unicode."""
         if not self._by_words:
             return EncodedText([self._encode_piece(text)])
         if len(self._new) >= _CACHE_SIZE:
@@ -122,7 +124,10 @@ class CachedEncoder:
         return word
 
     def _encode_piece(self, text: str) -> CachedWord:
-        encoding = self._backend.encode(text, add_special_tokens=False)
+        try:
+            encoding = self._backend.encode(text, add_special_tokens=False)
+        except TypeError as error:  # half of a surrogate pair, which JSON can contain
+            raise RowProblem("has characters that are not Unicode", repr(text[:80]), code="not-unicode") from error
         ids, spans = tuple(encoding.ids), tuple(encoding.offsets)
         ends = [last for _, last in spans]
         control = []

@@ -53,10 +53,8 @@ class ChatTask(Task):
 
     def __init__(self, data: ChatData, tokenizer: TokenizerAdapter) -> None:
         if not tokenizer.has_chat_template:
-            raise RecipeError(
-                "the model has no chat template", where="data.task", code="no-chat-template",
-                hint="add ChatML's with `model.chat_markup: chatml`, use `task: completion`, or choose a chat model",
-            )  # fmt: skip
+            hint = "add ChatML's with `model.chat_markup: chatml`, use `task: completion`, or choose a chat model"
+            raise RecipeError("the model has no chat template", where="data.task", code="no-chat-template", hint=hint)
         self._data = data
         self._tokenizer = tokenizer
         self._literals = lru_cache(maxsize=4096)(self._find_literals)
@@ -68,7 +66,7 @@ class ChatTask(Task):
 
     def parse(self, row: Mapping[str, Any]) -> tuple[Turn, ...]:
         """Return the turns up to the last trained answer; nothing is trained on after it."""
-        messages = self._with_system(row, self._messages(row) if self._data.messages else self._pair(row))
+        messages = self._messages(row, {"user": self._data.prompt, "assistant": self._data.response})
         trained = [i for i, message in enumerate(messages) if message.role == "assistant" and message.trained]
         if not trained:
             has_answer = any(message.role == "assistant" for message in messages)
@@ -83,37 +81,33 @@ class ChatTask(Task):
 
     def prompt_turns(self, row: Mapping[str, Any]) -> tuple[Turn, ...]:
         """Return the conversation to answer: all turns, without the last one if it is the assistant's."""
-        prompt = None if self._data.messages else fill_required(self._data.prompt or "", row)
-        messages = self._with_system(row, self._messages(row) if prompt is None else [Message("user", prompt)])
+        messages = self._messages(row, {"user": self._data.prompt})
         if messages and messages[-1].role == "assistant":
             messages = messages[:-1]
         if not messages:
             raise RowProblem("has no turn to answer", code="no-answer")
         return tuple(Turn(message.role, message.text, trained=False) for message in messages)
 
-    def _with_system(self, row: Mapping[str, Any], messages: list[Message]) -> list[Message]:
-        """Put the recipe's system turn before the messages, unless it is empty for this row."""
-        text = fill_template(self._data.system, row) if self._data.system is not None else ""
-        if not text.strip():
+    def _messages(self, row: Mapping[str, Any], templates: Mapping[str, str | None]) -> list[Message]:
+        """Return the messages of a row, or the filled templates by role, after the recipe's system turn if it has text.
+
+        Args:
+            templates: the template of each role's turn, if the recipe names no column of messages.
+        """
+        if column := self._data.messages:
+            if column not in row:
+                raise MissingColumn(column)
+            if row[column] is None:
+                raise EmptyCell(column)
+            messages = parse_messages(row[column], column)
+        else:
+            messages = [Message(role, fill_required(template or "", row)) for role, template in templates.items()]
+        system = fill_template(self._data.system or "", row)
+        if not system.strip():
             return messages
         if messages and messages[0].role == "system":
             raise RowProblem("both the row and the recipe have a system turn", code="wrong-messages")
-        return [Message("system", text), *messages]
-
-    def _pair(self, row: Mapping[str, Any]) -> list[Message]:
-        assert self._data.prompt is not None
-        assert self._data.response is not None
-        prompt, response = fill_required(self._data.prompt, row), fill_required(self._data.response, row)
-        return [Message("user", prompt), Message("assistant", response)]
-
-    def _messages(self, row: Mapping[str, Any]) -> list[Message]:
-        column = self._data.messages
-        assert column is not None
-        if column not in row:
-            raise MissingColumn(column)
-        if row[column] is None:
-            raise EmptyCell(column)
-        return parse_messages(row[column], column)
+        return [Message("system", system), *messages]
 
     def render(self, turns: Sequence[Turn], example_id: str = "") -> TokenizedExample:
         """Tokenize a conversation; raise RowProblem if the trained ids do not decode to the answers."""
@@ -177,15 +171,14 @@ class ChatTask(Task):
         must_match = [turn.role != "assistant" or (turn.trained and not generation) for turn in turns]
         roles = tuple(turn.role for turn in turns)
         text = self._render_text(roles, [turn.text for turn in turns], generation)
-        spans = self._match(text, turns, self._template_texts(roles, generation), must_match)
-        if spans is None:
+        for _ in range(2):
+            spans = self._match(text, turns, self._template_texts(roles, generation), must_match)
+            if spans is not None:
+                return spans
             # A template may contain today's date, and a server runs for more than a day.
             self._literals.cache_clear()
             self._template_texts.cache_clear()
-            spans = self._match(text, turns, self._template_texts(roles, generation), must_match)
-        if spans is None:
-            raise RowProblem("the chat template rewrites the conversation", repr(text[-120:]), code="template-rewrites")
-        return spans
+        raise RowProblem("the chat template rewrites the conversation", repr(text[-120:]), code="template-rewrites")
 
     def _render_text(self, roles: Sequence[str], contents: Sequence[str], generation: bool) -> str:
         if not set(roles) <= set(ROLES):  # templates put roles between control tokens
@@ -231,9 +224,8 @@ class ChatTask(Task):
         for index, literal in enumerate(self._literals(roles, generation)):
             has_stop = roles[index - 1 : index] == ("assistant",) and literal.startswith(self._stop)
             stop = self._stop if has_stop else ""
-            answer_prefix = (
-                self._find_answer_prefix(roles[:index], literal) if roles[index : index + 1] == ("assistant",) else None
-            )
+            is_answer = roles[index : index + 1] == ("assistant",)
+            answer_prefix = self._find_answer_prefix(roles[:index], literal) if is_answer else None
             between = literal[len(stop) : len(literal) - len(answer_prefix or "")]
             prefix_span = Span(answer_prefix or "", control_ids, starts_generation=answer_prefix is not None)
             texts.append(_TemplateText(Span(stop, control_ids), Span(between, control_ids), prefix_span))
@@ -271,13 +263,9 @@ class ChatTask(Task):
             raise DataError(str(problem), where=where, code=problem.code, hint=hint) from problem
         stop_token = self._tokenizer.find_stop_token(literal)
         if stop_token is None:
-            raise DataError(
-                "the chat template ends the assistant's turn without a control token that the model could learn to "
-                "stop at",
-                where=where,
-                code="no-stop-token",
-                hint="use `task: completion`, or a model whose template ends every answer with a control token",
-            )
+            hint = "use `task: completion`, or a model whose template ends every answer with a control token"
+            message = "the chat template ends answers without a control token that the model could learn to stop at"
+            raise DataError(message, where=where, code="no-stop-token", hint=hint)
         token, end = stop_token
         return literal[:end], token
 

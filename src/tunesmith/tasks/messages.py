@@ -3,6 +3,7 @@
 import ast
 import json
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 from tunesmith.tasks.base import RowProblem
@@ -14,6 +15,7 @@ _IGNORED_KEYS = ("id", "message_id", "uuid", "index", "timestamp", "created", "c
 _TRAIN_KEYS = {"weight": (0, 1), "train": (False, True)}
 SHAREGPT_ROLES = "human -> user, gpt -> assistant, system -> system"
 _PYTHON_HINT = "it is Python's notation instead of JSON: write the column with json.dumps"
+_problem = partial(RowProblem, code="wrong-messages")
 _LIST_HINT = "give a list of {role, content}; in CSV, as JSON text"
 
 
@@ -30,24 +32,19 @@ def parse_messages(value: Any, column: str) -> list[Message]:
 
     Empty system turns are left out.
     """
-    if isinstance(value, str):
-        value = _parse_json(value, column)
+    if isinstance(value, str):  # the only form in which a CSV can hold a list
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            raise _wrong_cell(column, _text_hint(value)) from None
     if not isinstance(value, list):
         raise _wrong_cell(column, _object_hint(value) if isinstance(value, dict) else _LIST_HINT)
     messages = (_parse_message(message, number) for number, message in enumerate(value, 1))
     return [message for message in messages if message.role != "system" or message.text.strip()]
 
 
-def _parse_json(text: str, column: str) -> Any:
-    """Return the value of JSON text, the only form in which a CSV can hold a list."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        raise _wrong_cell(column, _text_hint(text)) from None
-
-
 def _wrong_cell(column: str, hint: str) -> RowProblem:
-    return RowProblem(f"cell `{column}` is not a list of messages", code="wrong-messages", hint=hint)
+    return _problem(f"cell `{column}` is not a list of messages", hint=hint)
 
 
 def _text_hint(text: str) -> str:
@@ -67,22 +64,16 @@ def _object_hint(value: dict[str, Any]) -> str:
 def _parse_message(message: Any, number: int) -> Message:
     where = f"message {number}"
     if not isinstance(message, dict):
-        raise RowProblem(f"a message is {_type_name(message)}, not {{role, content}}", where, code="wrong-messages")
+        raise _problem(f"a message is {_type_name(message)}, not {{role, content}}", where)
     if "from" in message and "value" in message:
-        raise RowProblem(
-            "a message is {from, value}, not {role, content}", where, code="wrong-messages",
-            hint=f"this is ShareGPT's format: write `from` as `role` ({SHAREGPT_ROLES}) and `value` as `content`",
-        )  # fmt: skip
-    keys = f"{where} has {', '.join(map(str, message)) or 'no keys'}"
-    if "role" not in message:
-        raise RowProblem("a message is not {role, content}", keys, code="wrong-messages")
-    for key in _lost_keys(message):
-        raise RowProblem(
-            f"a message has `{key}`, which would be lost", where, code="wrong-messages",
-            hint=f"move its text to `content`, or remove `{key}`",
-        )  # fmt: skip
-    if "content" not in message:
-        raise RowProblem("a message is not {role, content}", keys, code="wrong-messages")
+        hint = f"this is ShareGPT's format: write `from` as `role` ({SHAREGPT_ROLES}) and `value` as `content`"
+        raise _problem("a message is {from, value}, not {role, content}", where, hint=hint)
+    for key in _lost_keys(message) if "role" in message else ():
+        hint = f"move its text to `content`, or remove `{key}`"
+        raise _problem(f"a message has `{key}`, which would be lost", where, hint=hint)
+    if "role" not in message or "content" not in message:
+        keys = f"{where} has {', '.join(map(str, message)) or 'no keys'}"
+        raise _problem("a message is not {role, content}", keys)
     role, content = message["role"], message["content"]
     if role not in ROLES:
         detail = f"{role!r} is not one of {', '.join(ROLES)}"
@@ -90,9 +81,9 @@ def _parse_message(message: Any, number: int) -> Message:
     if not isinstance(content, str) and content is not None:
         hint = "join the texts of its parts; images and audio are not supported" if isinstance(content, list) else ""
         reason = f"the content of a message is {_type_name(content)}, not text"
-        raise RowProblem(reason, where, code="wrong-messages", hint=hint)
+        raise _problem(reason, where, hint=hint)
     if role != "system" and not (content or "").strip():
-        raise RowProblem("a message has no text", where, code="wrong-messages")
+        raise _problem("a message has no text", where)
     return Message(role, content or "", _is_trained(message, role, where))
 
 
@@ -110,13 +101,10 @@ def _is_trained(message: dict[str, Any], role: str, where: str) -> bool:
             continue
         if value not in allowed or (key == "train" and not isinstance(value, bool)):
             choices = " nor ".join(map(json.dumps, allowed))
-            reason = f"`{key}` of a message is neither {choices}"
-            raise RowProblem(reason, f"{where}: {value!r}", code="wrong-messages")
+            raise _problem(f"`{key}` of a message is neither {choices}", f"{where}: {value!r}")
         if value and role != "assistant":
-            raise RowProblem(
-                f"a message of the {role} has `{key}: {json.dumps(allowed[1])}`", where, code="wrong-messages",
-                hint="only turns of the assistant are trained on; remove the key from the others",
-            )  # fmt: skip
+            hint = "only turns of the assistant are trained on; remove the key from the others"
+            raise _problem(f"a message of the {role} has `{key}: {json.dumps(allowed[1])}`", where, hint=hint)
         if not value:
             return False
     return True

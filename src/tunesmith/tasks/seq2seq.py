@@ -13,26 +13,22 @@ from dataclasses import replace
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.records import ENCODER_IDS, TokenizedExample, Turn
 from tunesmith.recipe.schema import Seq2SeqData
-from tunesmith.tasks.base import RowProblem
-from tunesmith.tasks.prompt_response import PromptResponseTask
-from tunesmith.tasks.text import require_eos_id
+from tunesmith.tasks.completion import CompletionTask
 from tunesmith.tasks.tokenizer import TokenizerAdapter
 
 
-class Seq2SeqTask(PromptResponseTask):
-    """Encodes source and target separately. The decoder starts from its start token and the target's prefix."""
+class Seq2SeqTask(CompletionTask):
+    """A source and a target. The decoder starts from its start token and the target's prefix."""
 
     _data: Seq2SeqData
 
     def __init__(self, data: Seq2SeqData, tokenizer: TokenizerAdapter) -> None:
-        self._data = data
-        self._tokenizer = tokenizer
+        super().__init__(data, tokenizer)
         self._source_prefix, self._source_suffix = tokenizer.special_tokens_around(target=False)
         target_prefix, target_suffix = tokenizer.special_tokens_around(target=True)
-        end = require_eos_id(tokenizer)
+        end = self.stop_ids[0]
         # Tokens after the end are never generated; some tokenizers add no end at all.
         self._target_suffix = (*target_suffix[: target_suffix.index(end)], end) if end in target_suffix else (end,)
-        self.stop_ids = (end,)
         self.decoder_prefix_ids = (_decoder_start_id(tokenizer, target_suffix, end), *target_prefix)
 
     def render(self, turns: Sequence[Turn], example_id: str = "") -> TokenizedExample:
@@ -42,9 +38,7 @@ class Seq2SeqTask(PromptResponseTask):
         the decoder's start token alone.
         """
         target = self._tokenizer.encode_untrusted(turns[-1].text, allow_markup=True)
-        if not self._tokenizer.decodes_to(target, turns[-1].text):
-            detail = repr(turns[-1].text[:80])
-            raise RowProblem("the target's tokens do not decode to the target", detail, code="decode-mismatch")
+        self._tokenizer.require_decodes(target, turns[-1].text, "target")
         ids = (*self.decoder_prefix_ids, *target, *self._target_suffix)
         columns = {ENCODER_IDS: tuple(self._encode_source(turns))}
         return TokenizedExample(example_id, ids, (False,) + (True,) * (len(ids) - 1), columns)
@@ -88,7 +82,6 @@ def _decoder_start_id(tokenizer: TokenizerAdapter, target_suffix: Sequence[int],
         return tokenizer.decoder_start_id
     if target_suffix and target_suffix[-1] != end:
         return target_suffix[-1]
-    raise RecipeError(
-        "the model's configuration has no decoder_start_token_id", where="model.base", code="no-decoder-start",
-        hint="add it to config.json: the id of the token that the decoder starts from",
-    )  # fmt: skip
+    hint = "add it to config.json: the id of the token that the decoder starts from"
+    message = "the model's configuration has no decoder_start_token_id"
+    raise RecipeError(message, where="model.base", code="no-decoder-start", hint=hint)

@@ -7,7 +7,7 @@ from tunesmith.core.errors import RecipeError
 from tunesmith.core.records import TokenizedExample, Turn
 from tunesmith.recipe.schema import TextData
 from tunesmith.recipe.template import columns_in
-from tunesmith.tasks.base import RowProblem, Task, cell_text, fill_required
+from tunesmith.tasks.base import Task, cell_text, fill_required
 from tunesmith.tasks.tokenizer import TokenizerAdapter
 
 # Roles of a document or its first block, and of its later blocks.
@@ -101,9 +101,7 @@ class TextTask(Task):
     def _encode(self, text: str) -> list[int]:
         tokenizer = self._tokenizer
         ids = tokenizer.encode_trusted(text) if self._data.control_tokens else tokenizer.encode_untrusted(text)
-        if not tokenizer.decodes_to(ids, text):
-            detail = repr(text[:80])
-            raise RowProblem("the document's tokens do not decode to the document", detail, code="decode-mismatch")
+        tokenizer.require_decodes(ids, text, "document")
         return ids
 
     def _prefix(self, ids: Sequence[int]) -> tuple[int, ...]:

@@ -126,12 +126,9 @@ class TokenizerAdapter:
             RecipeError: targets need a language code, and no target language is set.
         """
         if target and getattr(self._tokenizer, "tgt_lang", "") is None:
-            raise RecipeError(
-                "the model's tokenizer has no target language",
-                where="model.base",
-                code="no-target-language",
-                hint="set src_lang and tgt_lang in its tokenizer_config.json",
-            )
+            hint = "set src_lang and tgt_lang in its tokenizer_config.json"
+            message = "the model's tokenizer has no target language"
+            raise RecipeError(message, where="model.base", code="no-target-language", hint=hint)
         return self._split_at_letter((self._tokenizer(text_target="a") if target else self._tokenizer("a")).input_ids)
 
     def _split_at_letter(self, ids: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -167,9 +164,8 @@ class TokenizerAdapter:
         encoded, edges = self._encode_joined(self._encoder, [span.text for span in spans])
         is_unchanged = _is_allowed(encoded, spans, edges)
         if not is_unchanged:
-            encoded, edges = self._encode_joined(
-                self._renamed_encoder, [self._use_random_names(span) for span in spans]
-            )
+            texts = [self._use_random_names(span) for span in spans]
+            encoded, edges = self._encode_joined(self._renamed_encoder, texts)
             if not _is_allowed(encoded, spans, edges):
                 raise RowProblem("text cannot be encoded without control tokens", code="control-token")
         starts = [*map(encoded.tokens_before, edges[:-1]), len(encoded.ids)]
@@ -233,27 +229,21 @@ class TokenizerAdapter:
 
     def find_stop_token(self, text: str) -> tuple[int, int] | None:
         """Return (id, end in characters) of the first special token of a template's text, or else of its markup."""
-        encoded = self._encode_text(self._encoder, text)
+        encoded = self._encoder.encode(text)
         tokens = [(encoded.ids[i], last) for i, (_, last) in encoded.control.items()]
         candidates = (token for ids in (self.special_ids, self.markup_ids) for token in tokens if token[0] in ids)
         return next(candidates, None)
 
     def _encode_joined(self, encoder: CachedEncoder, texts: Sequence[str]) -> tuple[EncodedText, list[int]]:
         """Encode texts as one, and return the character at which each begins as well."""
-        return self._encode_text(encoder, "".join(texts)), list(accumulate(map(len, texts), initial=0))
-
-    def _encode_text(self, encoder: CachedEncoder, text: str) -> EncodedText:
-        try:
-            return encoder.encode(text)
-        except TypeError as error:  # half of a surrogate pair, which JSON can contain
-            raise RowProblem("has characters that are not Unicode", repr(text[:80]), code="not-unicode") from error
+        return encoder.encode("".join(texts)), list(accumulate(map(len, texts), initial=0))
 
     def _use_random_names(self, span: Span) -> str:
         """Return a span's text with random names for the control tokens that it allows."""
         if not span.allowed_control_ids:
             return span.text
         pieces, position = [], 0
-        encoded = self._encode_text(self._encoder, span.text)
+        encoded = self._encoder.encode(span.text)
         for i, (first, last) in encoded.control.items():
             if encoded.ids[i] in span.allowed_control_ids:
                 pieces += [span.text[position:first], self._random_names[encoded.ids[i]]]
@@ -266,10 +256,8 @@ class TokenizerAdapter:
         try:
             return CachedEncoder(rename_tokens(self._backend, self._random_names), self.control_ids)
         except ValueError as error:
-            raise RecipeError(
-                f"the tokenizer cannot encode control tokens in users' text as plain text: {error}",
-                where="model.base", code="unsafe-tokenizer", hint="use another base",
-            ) from error  # fmt: skip
+            message = f"the tokenizer cannot encode control tokens in users' text as plain text: {error}"
+            raise RecipeError(message, where="model.base", code="unsafe-tokenizer", hint="use another base") from error
 
     # ---- ids to text ----
 
@@ -305,6 +293,12 @@ class TokenizerAdapter:
     def _encodes_blanks(self) -> bool:
         """Whether the tokenizer distinguishes one blank from several and from a line break; T5's does not."""
         return self.encode_untrusted("a \n a") != self.encode_untrusted("a a")
+
+    def require_decodes(self, ids: Sequence[int], text: str, part: str, *, before: Sequence[int] = ()) -> None:
+        """Raise RowProblem unless the ids of a part of a row decode to its text; `before` as in `decodes_to`."""
+        if not self.decodes_to(ids, text, before=before):
+            reason = f"the {part}'s tokens do not decode to the {part}"
+            raise RowProblem(reason, repr(text[:80]), code="decode-mismatch")
 
     # ---- chat templates ----
 

@@ -72,11 +72,8 @@ def load_plain_tokenizer(folder: Path) -> PlainTokenizer | None:
         return None
     special_tokens = {name: settings[name] for name in _TOKEN_NAMES if settings.get(name) is not None}
     added = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
-    if not added.issuperset(special_tokens.values()):
-        return None
-    if backend.truncation or backend.padding or backend.post_processor is None:
-        return None
-    if backend.get_vocab_size() > _MAX_VOCAB_SIZE:
+    is_changed = backend.truncation or backend.padding or backend.post_processor is None
+    if is_changed or not added.issuperset(special_tokens.values()) or backend.get_vocab_size() > _MAX_VOCAB_SIZE:
         return None
     return PlainTokenizer(folder, backend, special_tokens, chat_template)
 
