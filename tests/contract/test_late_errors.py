@@ -86,7 +86,8 @@ _LATE: dict[str, tuple[str, ...]] = {
     "distributed/process_group.py _translate_peer_failures": (
         "not before: another process ended, or a port is taken",
     ) * 2,
-    "model/quantization.py require_quantization": (_MACHINE,) * 3,
+    "model/quantization.py require_bitsandbytes": (_MACHINE,),
+    "model/quantization.py require_quantization": (_MACHINE,) * 2,
     "distributed/fsdp.py _mesh": ("not before: machines differ from each other",),
     "distributed/fsdp.py raise_if_sharded": (_MEMORY,),
     "distributed/fsdp.py shard": ("not before: which modules are layers is known when the model is built",),
@@ -124,7 +125,6 @@ _LATE: dict[str, tuple[str, ...]] = {
     "train/checkpoint.py latest_state": (_DAMAGE,),
     "train/inputs.py require_same_inputs": ("plan tunesmith.pipeline.stage_state:stage_states",),
     "train/loop.py train_steps": ("not before: training became non-finite",) * 2,
-    "train/optim.py require_optimizer": (_MACHINE,),
     "train/optim.py restore_optimizer": (_DAMAGE,) * 2,
     "train/validate.py Validation.measure": ("not before: training became non-finite",),
 }  # fmt: skip

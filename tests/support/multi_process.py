@@ -78,10 +78,10 @@ def train_case(
     except NonFinite as error:
         return [str(error)], {}
     facts = [[report.loss, report.gradient_norm, report.tokens, report.trained_tokens] for report in reports]
-    measured = measure(setup, tokens)
+    values, trained = measure(setup, tokens, range(len(tokens)), lambda done: None)
     state = gather_full_state_dict(trainable, keep=True)
     weights = {name: state[name] for name, _ in trained_parameters(trainable)}
-    return [*facts, [*measured.values.values(), measured.tokens]], weights
+    return [*facts, [*values.values(), trained]], weights
 
 
 def main() -> None:

@@ -93,15 +93,17 @@ def _fix_cpu_dequantization() -> Any:
     return registration
 
 
+def require_bitsandbytes(setting: str, where: str, alternative: str) -> None:
+    """Raise RecipeError if bitsandbytes, which a setting of the recipe needs, is not installed."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        message = f"`{setting}` needs bitsandbytes, which is not installed"
+        hint = f"{install_hint('qlora')}; or use {alternative}"
+        raise RecipeError(message, where=where, hint=hint, code="missing-package")
+
+
 def require_quantization(quantization: Quantization, device: torch.device, compute: torch.dtype) -> None:
     """Raise RecipeError unless this machine multiplies a small quantized layer correctly on a device."""
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise RecipeError(
-            "`method: qlora` needs bitsandbytes, which is not installed",
-            where="tuning.method",
-            hint=f"{install_hint('qlora')}; or use `method: lora`",
-            code="missing-package",
-        )
+    require_bitsandbytes("method: qlora", "tuning.method", "`method: lora`")
     try:
         layers: Any = importlib.import_module("bitsandbytes.nn")
         _fix_cpu_dequantization()

@@ -5,17 +5,18 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
-import torch
+from torch.optim import Optimizer
 
 from tunesmith.core.errors import Interrupted
 from tunesmith.core.rundir import RunDir
 from tunesmith.distributed.failure import writing_lock
-from tunesmith.distributed.process_group import ProcessGroup, peer_failures_as_errors
+from tunesmith.distributed.process_group import peer_failures_as_errors
 from tunesmith.estimate.hardware import available_memory_gib
 from tunesmith.model.adapters import trained_parameters
 from tunesmith.model.dtensor import local_shard
 from tunesmith.tasks.tokenizer import TokenizerAdapter
 from tunesmith.train.checkpoint import Snapshot, State, is_training_sharded, prune, save_checkpoint, take_snapshot
+from tunesmith.train.loop import Setup
 from tunesmith.train.optim import optimizer_tensors
 
 # The fraction of the available CPU memory that a copy may take.
@@ -25,26 +26,16 @@ _COPY_FRACTION = 1 / 16
 class AsyncSaver:
     """Writes the checkpoints of a run, one at a time.
 
-    Args:
-        keep: the number of latest checkpoints to keep, in addition to the best one.
-        group: the ranks that train. Rank 0 writes; if trained weights are sharded, all ranks do.
+    Of the ranks that train, rank 0 writes; if trained weights are sharded, all ranks do.
     """
 
     def __init__(
-        self,
-        run: RunDir,
-        model: Any,
-        optimizer: torch.optim.Optimizer,
-        tokenizer: TokenizerAdapter,
-        card: dict[str, Any],
-        group: ProcessGroup,
-        *,
-        keep: int,
+        self, setup: Setup, run: RunDir, optimizer: Optimizer, tokenizer: TokenizerAdapter, card: dict[str, Any]
     ) -> None:
-        self._run, self._model, self._optimizer = run, model, optimizer
-        self._tokenizer, self._card, self._keep = tokenizer, card, keep
-        self._is_sharded = is_training_sharded(model)
-        self._group = group.for_thread() if self._is_sharded else group
+        self._run, self._model, self._optimizer = run, setup.model, optimizer
+        self._tokenizer, self._card, self._keep = tokenizer, card, setup.recipe.train.keep_checkpoints
+        self._is_sharded = is_training_sharded(setup.model)
+        self._group = setup.group.for_thread() if self._is_sharded else setup.group
         self._executor = ThreadPoolExecutor(1, "saver")
         self._pending: Future[None] | None = None
 
@@ -57,9 +48,8 @@ class AsyncSaver:
         self.wait()
         if not self._is_sharded and not self._group.is_rank0:
             return
-        in_background = (
-            self._copy_gib() <= _COPY_FRACTION * available_memory_gib() / self._group.rank_info.local_world_size
-        )
+        available_gib = available_memory_gib() / self._group.rank_info.local_world_size
+        in_background = self._copy_gib() <= _COPY_FRACTION * available_gib
         with peer_failures_as_errors():
             snapshot = take_snapshot(state, self._model, self._optimizer, self._group, copy=in_background)
         self._pending = self._executor.submit(self._write, snapshot)

@@ -7,7 +7,6 @@ of either kind can be resumed by any number of processes.
 """
 
 import shutil
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -153,12 +152,9 @@ def latest_state(recipe: Recipe, run: RunDir, expected_inputs: dict[str, Any]) -
         require_same_inputs(state.inputs, expected_inputs, recipe, path)
         return state
     if damaged:
-        raise DamagedFile(
-            f"all checkpoints are damaged: {', '.join(damaged)}",
-            where=str(run.checkpoints),
-            hint="move the folder away to start again from the first step",
-            code="no-intact-checkpoint",
-        )
+        message = f"all checkpoints are damaged: {', '.join(damaged)}"
+        hint = "move the folder away to start again from the first step"
+        raise DamagedFile(message, where=str(run.checkpoints), hint=hint, code="no-intact-checkpoint")
     return None
 
 
@@ -195,14 +191,14 @@ def prune(run: RunDir, *, keep: int, step: int, best_step: int | None) -> None:
     kept = [path for path in _newest_first(run) if _step_of(path) <= step][:keep]
     if best_step is not None:
         kept.append(run.checkpoint(best_step))
-    for path in list(_newest_first(run)):
+    for path in _newest_first(run):
         if path not in kept:
             remove_folder(path)
 
 
-def _newest_first(run: RunDir) -> Iterator[Path]:
-    paths = [path for path in run.checkpoints.glob("step-*") if path.name.removeprefix("step-").isdigit()]
-    yield from sorted(paths, key=_step_of, reverse=True)
+def _newest_first(run: RunDir) -> list[Path]:
+    paths = (path for path in run.checkpoints.glob("step-*") if path.name.removeprefix("step-").isdigit())
+    return sorted(paths, key=_step_of, reverse=True)
 
 
 def _step_of(path: Path) -> int:

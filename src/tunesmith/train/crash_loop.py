@@ -3,7 +3,7 @@
 A killed process (out of memory, a lost machine) leaves no error, and a scheduler would restart it forever.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 
@@ -14,14 +14,13 @@ from tunesmith.core.rundir import RunDir
 from tunesmith.data.sampler import rows_of_step
 from tunesmith.distributed.failure import run_before_peer_exit
 from tunesmith.distributed.process_group import ProcessGroup
-from tunesmith.recipe.schedule import plan_steps
-from tunesmith.recipe.schema import Recipe
+from tunesmith.train.loop import Setup
 
 _MAX_NAMED_ROWS = 8
 
 
 @contextmanager
-def record_attempt(recipe: Recipe, run: RunDir, group: ProcessGroup, *, first_step: int) -> Iterator[None]:
+def record_attempt(setup: Setup, run: RunDir, *, first_step: int) -> Iterator[None]:
     """Record an attempt at training while the block runs, and remove the record when the block ends or raises.
 
     An attempt that is still recorded at the next start was killed.
@@ -32,7 +31,8 @@ def record_attempt(recipe: Recipe, run: RunDir, group: ProcessGroup, *, first_st
     Raises:
         TunesmithError: two attempts in a row were killed at the same step; the message names its rows.
     """
-    group.run_on_rank0(partial(_count_attempt, recipe, run, first_step))
+    group = setup.group
+    group.run_on_rank0(partial(_count_attempt, setup, run, first_step))
     try:
         with run_before_peer_exit(partial(_clear_attempts, run, group)):
             yield
@@ -44,7 +44,7 @@ def record_attempt(recipe: Recipe, run: RunDir, group: ProcessGroup, *, first_st
     _clear_attempts(run, group)
 
 
-def _count_attempt(recipe: Recipe, run: RunDir, first_step: int) -> None:
+def _count_attempt(setup: Setup, run: RunDir, first_step: int) -> None:
     path, killed_at = run.attempts, []
     if path.exists():
         finished_steps = [line["step"] for line in read_whole_lines(run.metrics) if line["kind"] == "step"]
@@ -52,7 +52,7 @@ def _count_attempt(recipe: Recipe, run: RunDir, first_step: int) -> None:
     if len(killed_at) > 1 and killed_at[-1] == killed_at[-2]:
         step = killed_at[-1]
         raise TunesmithError(
-            f"training was killed twice at step {step}, which reads {_name_rows(recipe, run, step)}",
+            f"training was killed twice at step {step}, which reads {_name_rows(setup, run, step)}",
             where=str(path),
             hint="if memory ran out, lower train.micro_batch_tokens or drop long rows; delete this file to try again",
             code="crash-loop",
@@ -65,16 +65,12 @@ def _clear_attempts(run: RunDir, group: ProcessGroup) -> None:
         run.attempts.unlink(missing_ok=True)
 
 
-def _name_rows(recipe: Recipe, run: RunDir, step: int) -> str:
+def _name_rows(setup: Setup, run: RunDir, step: int) -> str:
     """Return the locations in the source files of the rows of a step, which is counted from 1."""
-    ids = [line["id"] for line in read_jsonl(run.examples("train"))]
-    plan = plan_steps(recipe, len(ids))
-    if step > plan.total_steps:
+    if step > setup.plan.total_steps:
         return "no rows (validation after the last step)"
-    step_ids = {ids[row] for row in rows_of_step(recipe, plan, step - 1)}
-    return _join([line["where"] for line in read_jsonl(run.ledger) if line["id"] in step_ids])
-
-
-def _join(places: Sequence[str]) -> str:
+    ids = [line["id"] for line in read_jsonl(run.examples("train"))]
+    step_ids = {ids[row] for row in rows_of_step(setup.recipe, setup.plan, step - 1)}
+    places = [line["where"] for line in read_jsonl(run.ledger) if line["id"] in step_ids]
     more = f" and {len(places) - _MAX_NAMED_ROWS} more" if len(places) > _MAX_NAMED_ROWS else ""
     return ", ".join(places[:_MAX_NAMED_ROWS]) + more

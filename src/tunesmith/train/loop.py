@@ -71,14 +71,6 @@ class Setup:
     objective: Objective = SFT
 
 
-@dataclass(frozen=True, slots=True)
-class Measurement:
-    """The objective's measures over some rows, by name, and the number of their trained tokens."""
-
-    values: dict[str, float]
-    tokens: int
-
-
 def train_steps(setup: Setup, optimizer: torch.optim.Optimizer, *, first_step: int) -> Iterator[StepReport]:
     """Yield a report after each optimizer step, from `first_step` (counted from 0) to the end of the plan.
 
@@ -126,10 +118,8 @@ def train_steps(setup: Setup, optimizer: torch.optim.Optimizer, *, first_step: i
 
 def _is_fragmented(setup: Setup) -> bool:
     """Return whether resident memory between steps exceeds the estimated peak without fragmentation."""
-    expected = setup.expected
-    if setup.compute.device.type != "cpu" or expected is None:
-        return False
-    return resident_gib() > expected.training - expected.fragmentation
+    expected, on_cpu = setup.expected, setup.compute.device.type == "cpu"
+    return on_cpu and expected is not None and resident_gib() > expected.training - expected.fragmentation
 
 
 def accumulate_gradients(
@@ -141,7 +131,8 @@ def accumulate_gradients(
         divisor: the number that the losses of the whole step are divided by.
     """
     # All randomness of a step (dropout) follows from these numbers, so a resume needs no generator state.
-    torch.manual_seed(_step_seed(setup.recipe.seed, step, setup.group.rank_info.rank))
+    seed = setup.recipe.seed * 1_000_003 + step + setup.group.rank_info.rank * 7_368_787
+    torch.manual_seed(seed % 2**63)
     setup.model.zero_grad(set_to_none=True)  # an attempt that ran out of memory may have left gradients
     total = torch.zeros((), dtype=torch.float64, device=setup.compute.device)  # a float would wait for the GPU
     for (_, batch), counts in _micro_batches(setup, setup.tokens, rows, policy):
@@ -173,56 +164,41 @@ def _micro_batches(
 
 
 def measure(
-    setup: Setup,
-    tokens: TokenDataset,
-    rows: Sequence[int] | None = None,
-    *,
-    on_progress: Callable[[int], None] = lambda _: None,
-) -> Measurement:
-    """Return the objective's measures over rows of a split, read in the order that needs the least padding.
+    setup: Setup, tokens: TokenDataset, rows: Sequence[int], on_progress: Callable[[int], None]
+) -> tuple[dict[str, float], int]:
+    """Return the objective's measures over rows of a split, by name, and the number of their trained tokens.
 
     Args:
-        rows: the rows to measure; default all.
+        rows: read in the order that needs the least padding.
         on_progress: called after each forward pass with the number of rows read so far.
 
     Raises:
         Interrupted: any rank received a signal; the measurement is discarded.
     """
-    local_rows = setup.group.local_rows(range(len(tokens)) if rows is None else rows, tokens.lengths)
+    measures, local_rows = setup.objective.measures, setup.group.local_rows(rows, tokens.lengths)
+
+    @torch.inference_mode()
+    def local_sums(policy: MicroBatchPolicy) -> list[float]:
+        """Return the number of trained tokens, then the two sums of each measure."""
+        setup.model.eval()
+        sums, done = [0.0] * (1 + 2 * len(measures)), 0
+        for (batch_rows, batch), counts in _micro_batches(setup, tokens, local_rows, policy, interruptible=True):
+            with setup.compute.autocast(setup.model.dtype):
+                result = token_loss(setup.model, batch.to(setup.compute.device))
+            if not counts:
+                continue
+            new = [result.nll.numel(), *(float(value) for measure in measures for value in measure.sums(result))]
+            sums = [old + value for old, value in zip(sums, new, strict=True)]
+            done += len(batch_rows)
+            on_progress(done)
+        return sums
+
     with peer_failures_as_errors():
-        local_sums = setup.oom_retry.run(partial(_measure, setup, tokens, local_rows, on_progress), tokens, local_rows)
-    count, *sums = setup.group.sum(*local_sums)
+        own = setup.oom_retry.run(local_sums, tokens, local_rows)
+    count, *sums = setup.group.sum(*own)
     setup.group.raise_if_interrupted()
-    pairs = zip(setup.objective.measures, sums[::2], sums[1::2], strict=True)
-    return Measurement({measure.name: total / divisor for measure, total, divisor in pairs if divisor}, int(count))
-
-
-@torch.inference_mode()
-def _measure(
-    setup: Setup,
-    tokens: TokenDataset,
-    rows: Sequence[int],
-    on_progress: Callable[[int], None],
-    policy: MicroBatchPolicy,
-) -> list[float]:
-    """Return the number of trained tokens of some rows, then the two sums of each of the objective's measures."""
-    setup.model.eval()
-    measures, done = setup.objective.measures, 0
-    sums = [0.0] * (1 + 2 * len(measures))
-    for (batch_rows, batch), counts in _micro_batches(setup, tokens, rows, policy, interruptible=True):
-        with setup.compute.autocast(setup.model.dtype):
-            result = token_loss(setup.model, batch.to(setup.compute.device))
-        if not counts:
-            continue
-        new = [result.nll.numel(), *(float(value) for measure in measures for value in measure.sums(result))]
-        sums = [old + value for old, value in zip(sums, new, strict=True)]
-        done += len(batch_rows)
-        on_progress(done)
-    return sums
-
-
-def _step_seed(seed: int, step: int, rank: int) -> int:
-    return (seed * 1_000_003 + step + rank * 7_368_787) % 2**63
+    pairs = zip(measures, sums[::2], sums[1::2], strict=True)
+    return {measure.name: total / divisor for measure, total, divisor in pairs if divisor}, int(count)
 
 
 def _non_finite(name: str, value: float, step: int, rows: list[int]) -> NonFinite:

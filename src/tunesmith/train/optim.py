@@ -1,17 +1,17 @@
 """The optimizer of the trained parameters, its state as plain tensors, and gradient clipping."""
 
 import importlib
-import importlib.util
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from tunesmith.core.errors import DamagedFile, RecipeError, install_hint
+from tunesmith.core.errors import DamagedFile
 from tunesmith.distributed.process_group import ProcessGroup
 from tunesmith.model.adapters import trained_parameters
 from tunesmith.model.dtensor import is_dtensor, local_shard, replica_count
+from tunesmith.model.quantization import require_bitsandbytes
 from tunesmith.recipe.schema import Train
 
 # bitsandbytes keeps the moments of smaller weights in fp32.
@@ -38,9 +38,8 @@ def make_optimizer(model: Any, train: Train) -> torch.optim.Optimizer:
     rate, betas = train.learning_rate, (train.beta1, train.beta2)
     if train.optimizer == "adamw_8bit":
         require_optimizer(train)
-        optimizer: torch.optim.Optimizer = importlib.import_module("bitsandbytes.optim").AdamW8bit(
-            groups, lr=rate, betas=betas
-        )
+        adamw_8bit = importlib.import_module("bitsandbytes.optim").AdamW8bit
+        optimizer: torch.optim.Optimizer = adamw_8bit(groups, lr=rate, betas=betas)
         return optimizer
     if train.optimizer == "adafactor":
         return torch.optim.Adafactor(groups, lr=rate)
@@ -51,13 +50,8 @@ def make_optimizer(model: Any, train: Train) -> torch.optim.Optimizer:
 
 def require_optimizer(train: Train) -> None:
     """Raise RecipeError if the optimizer needs a package that is not installed."""
-    if train.optimizer == "adamw_8bit" and importlib.util.find_spec("bitsandbytes") is None:
-        raise RecipeError(
-            "`adamw_8bit` needs bitsandbytes, which is not installed",
-            where="train.optimizer",
-            hint=f"{install_hint('qlora')}; or use adamw",
-            code="missing-package",
-        )
+    if train.optimizer == "adamw_8bit":
+        require_bitsandbytes("adamw_8bit", "train.optimizer", "adamw")
 
 
 def optimizer_tensors(model: Any, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
@@ -86,9 +80,8 @@ def restore_optimizer(model: Any, optimizer: torch.optim.Optimizer, tensors: dic
         restored: dict[str, Any] = {key: value.to(weight.device) for key, value in state.items() if value is not None}
         optimizer.state[weight] = _with_qmaps(optimizer, restored, weight) if _is_8bit(optimizer) else restored
     if remaining or (expected and not tensors):
-        raise DamagedFile(
-            f"this optimizer state belongs to another model: {sorted(remaining)[:3]}", code="wrong-optimizer-state"
-        )
+        message = f"this optimizer state belongs to another model: {sorted(remaining)[:3]}"
+        raise DamagedFile(message, code="wrong-optimizer-state")
 
 
 def _state_keys(optimizer: torch.optim.Optimizer, weight: torch.Tensor) -> tuple[str, ...]:

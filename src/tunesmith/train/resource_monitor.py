@@ -17,13 +17,12 @@ import torch
 
 ResourceSample = dict[str, float]
 _GIB = 2**30
-_INTERVAL_SECONDS = 5.0
 _QUERY_TIMEOUT_SECONDS = 4.0
 
 
 @contextlib.contextmanager
 def monitor_resources(
-    record: Callable[[ResourceSample], None], device: torch.device, *, every_seconds: float = _INTERVAL_SECONDS
+    record: Callable[[ResourceSample], None], device: torch.device, *, every_seconds: float = 5.0
 ) -> Iterator[None]:
     """Call `record` with a sample every few seconds from a thread, and once more if the block ends without an error.
 
@@ -38,9 +37,8 @@ def monitor_resources(
     done = threading.Event()
 
     def work() -> None:
-        while not done.wait(every_seconds):
-            if not sampler.sample():
-                return
+        while not done.wait(every_seconds) and sampler.sample():
+            pass
 
     thread = threading.Thread(target=work, name="resource-monitor", daemon=True)
     thread.start()
@@ -107,14 +105,10 @@ def _gpu_query_command(device: torch.device) -> list[str] | None:
 
 def query_gpu(command: list[str]) -> ResourceSample:
     """Return {gpu_memory_gib, gpu} from `nvidia-smi`, without values that it cannot measure (on slices of a GPU)."""
-    values = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=_QUERY_TIMEOUT_SECONDS,
-        env={**os.environ, "LC_ALL": "C"},
-    ).stdout.split(",")
+    environment = {**os.environ, "LC_ALL": "C"}
+    output = subprocess.check_output(
+        command, text=True, stderr=subprocess.DEVNULL, timeout=_QUERY_TIMEOUT_SECONDS, env=environment
+    )
     sizes = {"gpu_memory_gib": 1024, "gpu": 100}  # MiB, percent
-    pairs = zip(sizes.items(), values, strict=False)
+    pairs = zip(sizes.items(), output.split(","), strict=False)
     return {name: round(float(text) / size, 4) for (name, size), text in pairs if text.strip().isdigit()}

@@ -1,5 +1,6 @@
 """Prepare training: load the model, add adapters, shard, choose the fast path and the micro-batches."""
 
+import os
 from contextlib import suppress
 from typing import Any
 
@@ -22,7 +23,7 @@ from tunesmith.data.fit import (
 from tunesmith.data.microbatch import MicroBatchPolicy
 from tunesmith.data.token_dataset import TokenDataset
 from tunesmith.distributed.fsdp import load_device, memory_budget, shard
-from tunesmith.distributed.process_group import ProcessGroup, current_group
+from tunesmith.distributed.process_group import current_group
 from tunesmith.estimate.hardware import available_memory_gib
 from tunesmith.fetch.reference import ModelFolder
 from tunesmith.kernels.causality_check import require_causal_attention
@@ -31,7 +32,7 @@ from tunesmith.kernels.oom import OomRetry
 from tunesmith.kernels.packed_attention import has_packed_attention
 from tunesmith.kernels.packing_check import attention_window, has_dropout, packing_unsupported_reason
 from tunesmith.model.adapters import enable_activation_checkpointing, make_trainable, open_model
-from tunesmith.model.load import ComputeConfig, max_positions, stored_dtype
+from tunesmith.model.load import ComputeConfig, compute_config, max_positions, stored_dtype
 from tunesmith.model.memory import free_memory, return_freed_memory_at_once
 from tunesmith.model.quantization import quantization_of
 from tunesmith.objectives.base import Objective, require_columns
@@ -41,36 +42,35 @@ from tunesmith.recipe.schema import Recipe
 from tunesmith.recipe.tuning import FullTuning
 from tunesmith.tasks.tokenizer import TokenizerAdapter
 from tunesmith.train.loop import INITIAL_LOSS_SCALE, Setup
+from tunesmith.train.resource_monitor import reset_peak_memory
 
 
 def build_setup(
     recipe: Recipe,
     run: RunDir,
     base: ModelFolder,
-    compute: ComputeConfig,
     tokenizer: TokenizerAdapter,
     objective: Objective,
-    *,
-    loss_scale: float | None,
+    scale: float | None,
 ) -> Setup:
     """Load the model and return everything that the training loop needs.
 
     Args:
-        loss_scale: the scale to resume with; None starts with the default of the compute dtype.
+        scale: the loss scale to resume with; None starts with the default of the compute dtype.
 
     Raises:
         RecipeError: rows are longer than the model can read, or the model is not causal.
     """
-    tokens, group = TokenDataset(run.tokens("train")), current_group()
+    compute, group = compute_config(recipe), current_group()
+    if compute.device.type == "cpu" and os.environ.get("SLURM_GPUS_ON_NODE"):
+        log("warning: the job has GPUs but torch finds none, so this trains on the CPU; is torch a CPU-only build?")
+    reset_peak_memory(compute.device)
+    tokens = TokenDataset(run.tokens("train"))
     require_columns(objective, tokens)
     budget, cpu_gib = memory_budget(compute, group), available_memory_gib() / group.rank_info.local_world_size
     shapes, new_tokens = _known_shapes(base), len(tokenizer.new_ids)
-    sharding = _agree_on_sharding(recipe, shapes, tokens, budget, group, new_tokens)
-    # Full fine-tuning keeps fp32 master weights and computes in less by autocast; LoRA never updates the base.
-    master_dtype = torch.float32 if isinstance(recipe.tuning, FullTuning) else None
-    model = load_model_to_train(
-        recipe, base, load_device(compute, sharding), master_dtype, tokenizer, is_sharded=sharding != "none"
-    )
+    sharding = _agree_on_sharding(recipe, shapes, tokens, budget, new_tokens)
+    model = load_model_to_train(recipe, base, load_device(compute, sharding), tokenizer, is_sharded=sharding != "none")
     longest, highest_id = _longest_row_and_highest_id(run)
     check_max_positions(max_positions(model), longest)
     require_embedding_rows(highest_id, int(model.get_input_embeddings().weight.shape[0]), where=recipe.model.base)
@@ -81,7 +81,7 @@ def build_setup(
             return_freed_memory_at_once()  # activation checkpointing trades speed for memory; so does this
     if sharding != "none":
         by_node, offload = sharding == "node", recipe.launch.offload
-        shard(model, compute, group, by_node=by_node, offload=offload, master_dtype=master_dtype)
+        shard(model, compute, group, by_node=by_node, offload=offload, master_dtype=_master_dtype(recipe))
     require_causal_attention(model, tokens, tokenizer.pad_id, compute)
     plan = plan_steps(recipe, len(tokens))
     plain_path = enable_fast_path(model, tokens, tokenizer.pad_id, compute)
@@ -99,24 +99,21 @@ def build_setup(
         if expected.total > budget.available_gib:
             log(f"warning: training needs about {expected.total:.1f} of {budget.available_gib:.1f} available GiB")
         if expected.offloaded > cpu_gib:
-            log(
-                f"warning: offloading needs about {expected.offloaded:.1f} of {cpu_gib:.1f} available GiB of CPU memory"
-            )
-    scale = loss_scale or (INITIAL_LOSS_SCALE if compute.dtype == torch.float16 else 1.0)
+            log(f"warning: offloading needs about {expected.offloaded:.1f} of {cpu_gib:.1f} available GiB on the CPU")
+    scale = scale or (INITIAL_LOSS_SCALE if compute.dtype == torch.float16 else 1.0)
     return Setup(
         recipe, plan, compute, model, tokens, tokenizer.pad_id, OomRetry(policy, lockstep=sharding != "none"), scale,
         expected, plain_path, group, sharding, objective,
     )  # fmt: skip
 
 
+def _master_dtype(recipe: Recipe) -> torch.dtype | None:
+    """Full fine-tuning keeps fp32 master weights and computes in less by autocast; LoRA never updates the base."""
+    return torch.float32 if isinstance(recipe.tuning, FullTuning) else None
+
+
 def load_model_to_train(
-    recipe: Recipe,
-    base: ModelFolder,
-    compute: ComputeConfig,
-    master_dtype: torch.dtype | None,
-    tokenizer: TokenizerAdapter,
-    *,
-    is_sharded: bool,
+    recipe: Recipe, base: ModelFolder, compute: ComputeConfig, tokenizer: TokenizerAdapter, *, is_sharded: bool
 ) -> Any:
     """Load the base with all its adapters merged.
 
@@ -127,6 +124,7 @@ def load_model_to_train(
         "attention": recipe.model.attention, "merged": True, "quantization": quantization_of(recipe),
         "new_tokens": tokenizer.new_ids,
     }  # fmt: skip
+    master_dtype = _master_dtype(recipe)
     if is_sharded and master_dtype and base.base is None and not tokenizer.new_ids and (stored := stored_dtype(base)):
         model = open_model(base, compute, dtype=stored, **settings)
         # Constants that the model computes when it is built would be rounded to the stored dtype.
@@ -140,20 +138,15 @@ def _micro_batch_policy(
     recipe: Recipe, model: Any, tokens: TokenDataset, pad_id: int, budget: MemoryBudget, compute: ComputeConfig
 ) -> MicroBatchPolicy:
     """Return how rows are divided into micro-batches; they are packed if the model provably keeps rows apart."""
-    reason = None
-    if recipe.train.packing != "never":
-        reason = packing_unsupported_reason(model, tokens, pad_id, compute)
+    never = recipe.train.packing == "never"
+    reason = None if never else packing_unsupported_reason(model, tokens, pad_id, compute)
     check_packing_supported(recipe, reason)
     if reason:
         log(f"packing is not used: {reason}")
     return make_micro_batch_policy(
-        recipe,
-        budget,
-        can_pack=reason is None,
-        share_prefix=not has_dropout(model),
-        packed_attention=has_packed_attention(model),
-        attention_window=attention_window(model),
-    )
+        recipe, budget, can_pack=reason is None, share_prefix=not has_dropout(model),
+        packed_attention=has_packed_attention(model), attention_window=attention_window(model),
+    )  # fmt: skip
 
 
 def _known_shapes(base: ModelFolder) -> Shapes | None:
@@ -164,15 +157,10 @@ def _known_shapes(base: ModelFolder) -> Shapes | None:
 
 
 def _agree_on_sharding(
-    recipe: Recipe,
-    shapes: Shapes | None,
-    tokens: TokenDataset,
-    budget: MemoryBudget,
-    group: ProcessGroup,
-    new_tokens: int,
+    recipe: Recipe, shapes: Shapes | None, tokens: TokenDataset, budget: MemoryBudget, new_tokens: int
 ) -> Sharding:
     """Return the sharding for all ranks; with `auto`, the model is sharded if it does not fit on any one of them."""
-    requested = recipe.launch.sharding
+    requested, group = recipe.launch.sharding, current_group()
     if not group.is_distributed:
         if requested in ("full", "node"):
             log(f"launch.sharding: {requested} has no effect on one process")

@@ -25,7 +25,6 @@ from tunesmith.estimate.throughput import Speed, save_speed
 from tunesmith.fetch.reference import ModelFolder, base_card, resolve_base
 from tunesmith.model.adapters import count_parameters, trained_parameters
 from tunesmith.model.dtensor import local_shard
-from tunesmith.model.load import compute_config
 from tunesmith.model.quantization import quantization_of
 from tunesmith.objectives.base import Objective
 from tunesmith.objectives.sft import SFT
@@ -39,9 +38,9 @@ from tunesmith.train.crash_loop import record_attempt
 from tunesmith.train.inputs import inputs
 from tunesmith.train.loop import Setup, train_steps
 from tunesmith.train.optim import make_optimizer
-from tunesmith.train.resource_monitor import monitor_resources, peak_memory_gib, reset_peak_memory
+from tunesmith.train.resource_monitor import monitor_resources, peak_memory_gib
 from tunesmith.train.setup import build_setup
-from tunesmith.train.validate import Validation, valid_rows
+from tunesmith.train.validate import Validation, is_better, valid_rows
 
 
 def train(recipe: Recipe, run: RunDir, objective: Objective = SFT) -> dict[str, Any]:
@@ -63,30 +62,25 @@ def train(recipe: Recipe, run: RunDir, objective: Objective = SFT) -> dict[str, 
     saved_state = group.run_on_rank0(lambda: latest_state(recipe, run, stage_inputs))
     state = replace(saved_state, inputs=stage_inputs) if saved_state else State(0, stage_inputs)
     base = resolve_base(run, recipe.model.base)
-    compute = compute_config(recipe)
-    if compute.device.type == "cpu" and os.environ.get("SLURM_GPUS_ON_NODE"):
-        log("warning: the job has GPUs but torch finds none, so this trains on the CPU; is torch a CPU-only build?")
-    reset_peak_memory(compute.device)
     tokenizer = load_tokenizer(base, recipe.model.chat_markup)
     with peer_failures_as_errors():
-        setup = build_setup(recipe, run, base, compute, tokenizer, objective, loss_scale=state.loss_scale)
+        setup = build_setup(recipe, run, base, tokenizer, objective, state.loss_scale)
         optimizer = make_optimizer(setup.model, recipe.train)
         if state.step:
             restore(run, state, setup.model, optimizer)
     if state.step:
         log(f"resuming from step {state.step} of {setup.plan.total_steps}")
-    training = TrainingRun(recipe, run, setup, optimizer, state, tokenizer, _card(recipe, run, base, stage_inputs))
+    training = TrainingRun(run, setup, optimizer, state, tokenizer, _card(recipe, run, base, stage_inputs))
     try:
         # Only from here on: a process killed while it loads has not attempted a step.
         with (
-            record_attempt(recipe, run, group, first_step=state.step),
+            record_attempt(setup, run, first_step=state.step),
             interrupt.defer_signals() if group.is_distributed else nullcontext(),
         ):
             training.run_steps()
-    except ProcessLost:
-        raise
-    except Interrupted:
-        group.barrier()  # until the checkpoint is complete: the launcher may kill all ranks when one exits
+    except Interrupted as error:
+        if not isinstance(error, ProcessLost):
+            group.barrier()  # until the checkpoint is complete: the launcher may kill all ranks when one exits
         raise
     return training.finish(stage_inputs)
 
@@ -109,7 +103,6 @@ def _card(recipe: Recipe, run: RunDir, base: ModelFolder, stage_inputs: dict[str
 class TrainingRun:
     """The training of one run on one rank, from its current state until the end, a signal or an error."""
 
-    recipe: Recipe
     run: RunDir
     setup: Setup
     optimizer: torch.optim.Optimizer
@@ -120,10 +113,7 @@ class TrainingRun:
     def __post_init__(self) -> None:
         self._first_state, self._update_seconds = self.state, 0.0
         self._log_lock = threading.Lock()  # the resource monitor logs from its thread
-        self._saver = AsyncSaver(
-            self.run, self.setup.model, self.optimizer, self.tokenizer, self.card, self.setup.group,
-            keep=self.recipe.train.keep_checkpoints,
-        )  # fmt: skip
+        self._saver = AsyncSaver(self.setup, self.run, self.optimizer, self.tokenizer, self.card)
         rows = valid_rows(self.run)
         self._validation = Validation(self.setup, self.run, rows, self.tokenizer) if rows is not None else None
         if rows is not None and self._validation is not None and len(self._validation.rows) < len(rows):
@@ -135,9 +125,8 @@ class TrainingRun:
     def run_steps(self) -> None:
         """Take the remaining steps; log, validate and save when due."""
         plan = self.setup.plan
-        metrics = Path(os.devnull)
+        metrics = self.run.metrics if self.setup.group.is_rank0 else Path(os.devnull)
         if self.setup.group.is_rank0:
-            metrics = self.run.metrics
             self._discard_after(self.state.step)
         saved_step = self.state.step
         with (
@@ -188,17 +177,16 @@ class TrainingRun:
         return self.setup.group.run_on_rank0(lambda: self._seal(stage_inputs, peak))
 
     def _seal(self, stage_inputs: dict[str, Any], peak_gib: float) -> dict[str, Any]:
-        best_step = self.state.best_step or self.state.step
         trained, total = count_parameters(self.setup.model)
-        quantization = quantization_of(self.recipe)
-        expected = self.setup.expected
+        recipe, expected = self.setup.recipe, self.setup.expected
+        quantization = quantization_of(recipe)
         facts: dict[str, Any] = {
             "stage": "train",
             "inputs": stage_inputs,
             "seconds": self.state.seconds,
             "steps": self.state.step,
-            "best_step": best_step,
-            "chosen_by": self.recipe.train.select_best_by,
+            "best_step": self.state.best_step or self.state.step,
+            "chosen_by": recipe.train.select_best_by,
             "best_value": self.state.best_value,
             "valid_loss_rows": len(self._validation.rows) if self._validation else 0,
             "trainable_parameters": trained,
@@ -229,20 +217,12 @@ class TrainingRun:
             weights = [weight for _, weight in trained_parameters(self.setup.model)]
             local = sum(local_shard(weight).numel() for weight in weights) / sum(weight.numel() for weight in weights)
             update = self._update_seconds / (state.step - self._first_state.step) / local
-            reading = self._validation_speed(rank_info.world_size)
-            speed = Speed(tokens_per_second, reading=reading)
-            if on_cpu:
-                speed = Speed(tokens_per_second, cores_per_rank(rank_info), update, reading)
-            save_speed(self.card["base_digest"], self.recipe.tuning.method, speed, alone=rank_info.world_size == 1)
-
-    def _validation_speed(self, world_size: int) -> float | None:
-        """Return the tokens per second and rank of this process's validations; None without validation."""
-        validation = self._validation
-        return (
-            validation.tokens / validation.seconds / world_size
-            if validation is not None and validation.seconds > 0
-            else None
-        )
+            validation, reading = self._validation, None
+            if validation is not None and validation.seconds > 0:
+                reading = validation.tokens / validation.seconds / rank_info.world_size
+            speed = Speed(tokens_per_second, cores_per_rank(rank_info) if on_cpu else None, update, reading)
+            method = self.setup.recipe.tuning.method
+            save_speed(self.card["base_digest"], method, speed, alone=rank_info.world_size == 1)
 
     def _is_due(self, every: int) -> bool:
         """Return whether something that happens every `every` steps, and after the last, is due now."""
@@ -252,11 +232,11 @@ class TrainingRun:
         """Measure the validation split and update the best step; return whether this step is the best."""
         if self._validation is None:
             return False
-        step, criterion = self.state.step, self._validation.criterion
+        step, higher = self.state.step, self._validation.higher_is_better
         values = self._validation.measure(step, progress.set_note)
         self.log_line(file, {"kind": "valid", "step": step, **values})
-        value = values.get(criterion.name)
-        improved = step > 0 and criterion.is_better(value, self.state.best_value)
+        value = values.get(self.setup.recipe.train.select_best_by)
+        improved = step > 0 and is_better(value, self.state.best_value, higher=higher)
         self.state = replace(self.state, validated_step=step)
         if improved:
             self.state = replace(self.state, best_step=step, best_value=value)

@@ -6,7 +6,6 @@ The best checkpoint is selected by one of these values. The test split is never 
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
@@ -20,30 +19,22 @@ from tunesmith.data.token_dataset import TokenDataset
 from tunesmith.data.validation import select_validation_rows
 from tunesmith.distributed.fsdp import lockstep_forward
 from tunesmith.inference.predict import predict
-from tunesmith.inference.prompts import Prompts, build_prompts, read_selected_rows
+from tunesmith.inference.prompts import build_prompts, read_selected_rows
 from tunesmith.inference.scorer import Scorer
 from tunesmith.model.memory import free_memory
 from tunesmith.tasks import task_for
-from tunesmith.tasks.base import Task
 from tunesmith.tasks.tokenizer import TokenizerAdapter
 from tunesmith.train.loop import Setup, measure
 
 
-@dataclass(frozen=True, slots=True)
-class SelectionCriterion:
-    """The value that selects the best checkpoint, by its name in `metrics.jsonl`, and its direction."""
+def is_better(value: float | None, best: float | None, *, higher: bool) -> bool:
+    """Return whether a value is better than the best so far; of equal values the earlier one stays the best.
 
-    name: str
-    higher_is_better: bool
-
-    def is_better(self, value: float | None, best: float | None) -> bool:
-        """Return whether a value is better than the best so far; of equal values the earlier one stays the best.
-
-        A value that could not be measured (None) or is not finite is never better.
-        """
-        if value is None or not math.isfinite(value):
-            return False
-        return best is None or (value > best if self.higher_is_better else value < best)
+    A value that could not be measured (None) or is not finite is never better.
+    """
+    if value is None or not math.isfinite(value):
+        return False
+    return best is None or (value > best if higher else value < best)
 
 
 class Validation:
@@ -52,7 +43,7 @@ class Validation:
     Attributes:
         rows: the rows whose loss is measured.
         tokens, seconds: the totals of these measurements so far.
-        criterion: the value that selects the best checkpoint.
+        higher_is_better: the direction of the value that selects the best checkpoint.
 
     Raises:
         RecipeError: a custom metric cannot be loaded.
@@ -70,13 +61,9 @@ class Validation:
         self.tokens, self.seconds = 0, 0.0
         self._measures = {measure.name: measure for measure in setup.objective.measures}
         self._answers = _AnsweredRows(setup, run, tokenizer) if train.valid_metrics else None
-        name = train.select_best_by
-        self.criterion = SelectionCriterion(name, higher_is_better=self._is_higher_better(name))
-
-    def _is_higher_better(self, name: str) -> bool:
-        if name in self._measures:
-            return self._measures[name].higher_is_better
-        return self._answers is None or name not in self._answers.scorer.lower_is_better
+        lower_is_better = [name for name, measure in self._measures.items() if not measure.higher_is_better]
+        lower_is_better += self._answers.scorer.lower_is_better if self._answers else ()
+        self.higher_is_better = train.select_best_by not in lower_is_better
 
     def measure(self, step: int, set_note: Callable[[str], None]) -> dict[str, float]:
         """Return the objective's measures, `tokens`, and the mean of each of `valid_metrics`; log them.
@@ -89,15 +76,12 @@ class Validation:
             DoesNotFit: the loss of a single row does not fit in memory.
         """
         began, count = time.monotonic(), len(self.rows)
-        measured = measure(
-            self._setup,
-            self._dataset,
-            self.rows,
-            on_progress=lambda done: set_note(f"validating, {done} of {count} rows"),
+        values, trained = measure(
+            self._setup, self._dataset, self.rows, lambda done: set_note(f"validating, {done} of {count} rows")
         )
         self.seconds += time.monotonic() - began
         self.tokens += int(self._dataset.lengths[self.rows].sum())
-        for name, value in measured.values.items():
+        for name, value in values.items():
             if not math.isfinite(value):
                 raise NonFinite(
                     f"the validation {self._measures[name].label} became {value}",
@@ -105,10 +89,10 @@ class Validation:
                     hint="lower train.learning_rate, or set model.precision to fp32; earlier checkpoints are kept",
                 )
         means = self._answers.means(step) if self._answers else {}
-        texts = [self._measures[name].format(value) for name, value in measured.values.items()]
+        texts = [self._measures[name].format(value) for name, value in values.items()]
         texts += [f"{name} {value:.4f}" for name, value in means.items()]
         log(f"step {step}: validation {', '.join(texts)}")
-        return {**measured.values, "tokens": measured.tokens, **means}
+        return {**values, "tokens": trained, **means}
 
 
 def valid_rows(run: RunDir) -> TokenDataset | None:
@@ -124,9 +108,9 @@ class _AnsweredRows:
     def __init__(self, setup: Setup, run: RunDir, tokenizer: TokenizerAdapter) -> None:
         recipe = setup.recipe
         self._setup, self._run = setup, run
-        self._task: Task = task_for(recipe.data, tokenizer)
+        self._task = task_for(recipe.data, tokenizer)
         examples, _ = read_selected_rows(run, "valid", recipe.train.valid_rows, recipe.seed)
-        self._prompts: Prompts = build_prompts(examples, recipe, self._task, tokenizer)
+        self._prompts = build_prompts(examples, recipe, self._task, tokenizer)
         self.scorer = Scorer(recipe.train.valid_metrics, recipe, run, stage="train")
 
     def means(self, step: int) -> dict[str, float]:

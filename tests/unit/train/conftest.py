@@ -29,7 +29,7 @@ from tunesmith.model.load import ComputeConfig, load_base
 from tunesmith.recipe.schedule import plan_steps
 from tunesmith.recipe.schema import Recipe
 from tunesmith.train import loop, validate
-from tunesmith.train.loop import Measurement, Setup
+from tunesmith.train.loop import Setup
 from tunesmith.train.optim import make_optimizer, optimizer_tensors
 
 LORA = {"method": "lora", "rank": 2, "alpha": 8, "dropout": 0.1}
@@ -198,7 +198,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, losses: dict[int, float]) -> None:
     monkeypatch.setattr(
         validate,
         "measure",
-        lambda setup, tokens, rows, on_progress: Measurement({"loss": losses[next(steps)], "token_accuracy": 0.5}, 10),
+        lambda setup, tokens, rows, on_progress: ({"loss": losses[next(steps)], "token_accuracy": 0.5}, 10),
     )
 
 

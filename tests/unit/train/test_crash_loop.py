@@ -1,6 +1,7 @@
 """After two kills at the same step, a third attempt is refused, and the error names the rows of that step."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.support.errors import raises
@@ -12,9 +13,10 @@ from tunesmith.core.files import read_json, write_text
 from tunesmith.core.jsonl import json_line, write_jsonl
 from tunesmith.core.rundir import RunDir
 from tunesmith.data.sampler import batch_indices
-from tunesmith.distributed.process_group import ProcessGroup
+from tunesmith.recipe.schedule import plan_steps
 from tunesmith.recipe.schema import Recipe
 from tunesmith.train.crash_loop import record_attempt
+from tunesmith.train.loop import Setup
 
 ROWS = 20
 
@@ -37,7 +39,10 @@ def prepared(tmp_path: Path) -> tuple[Recipe, RunDir]:
 def train(prepared: tuple[Recipe, RunDir], *, to: int, error: BaseException | None, saved: int = 0) -> None:
     """Attempt to train from checkpoint `saved` to step `to`, and end with an error."""
     loaded, run = prepared
-    with record_attempt(loaded, run, ProcessGroup(), first_step=saved):
+    unused: Any = None
+    tokens: Any = range(ROWS)
+    setup = Setup(loaded, plan_steps(loaded, ROWS), unused, unused, tokens, 0, unused)
+    with record_attempt(setup, run, first_step=saved):
         write_text(run.metrics, "".join(json_line({"kind": "step", "step": n + 1}) for n in range(to)))
         if error is not None:
             raise error

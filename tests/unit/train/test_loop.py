@@ -98,7 +98,7 @@ def test_gradients_are_cleared_and_train_mode_is_on_between_steps(new_setup: Mak
     for _ in train_steps(setup, optimizer, first_step=0):
         assert all(weight.grad is None for _, weight in trained_parameters(setup.model))
         assert setup.model.training
-        measure(setup, setup.tokens)
+        measure(setup, setup.tokens, range(ROWS), print)
         assert not setup.model.training
 
 
@@ -132,9 +132,9 @@ def test_measure_is_a_mean_over_tokens_for_any_micro_batch_size(new_setup: MakeS
     nll = torch.cat([part.nll for part in parts])
     progress: list[int] = []
     limited = replace(setup, oom_retry=OomRetry(MicroBatchPolicy(max_tokens, packing="auto")))
-    measured = measure(limited, setup.tokens, on_progress=progress.append)
+    values, trained = measure(limited, setup.tokens, range(ROWS), progress.append)
     assert progress == sorted(progress)
     assert progress[-1] == ROWS
-    assert measured.tokens == len(nll) == setup.tokens.trained_tokens(range(ROWS))
-    assert measured.values["loss"] == pytest.approx(float(nll.mean()), rel=1e-5)
-    assert measured.values["token_accuracy"] == float(torch.cat([part.correct for part in parts]).double().mean())
+    assert trained == len(nll) == setup.tokens.trained_tokens(range(ROWS))
+    assert values["loss"] == pytest.approx(float(nll.mean()), rel=1e-5)
+    assert values["token_accuracy"] == float(torch.cat([part.correct for part in parts]).double().mean())

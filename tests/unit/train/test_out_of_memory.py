@@ -65,9 +65,9 @@ def test_oom_for_a_single_row_ends_the_run(new_setup: MakeSetup) -> None:
 
 def test_oom_in_validation_halves_the_micro_batches(new_setup: MakeSetup) -> None:
     setup, _ = new_setup(packing="never")
-    expected = measure(setup, setup.tokens)
+    expected, trained = measure(setup, setup.tokens, range(len(setup.tokens)), print)
     passes = limit_memory(setup, 3, from_pass=1)
-    measured = measure(setup, setup.tokens)
-    assert measured.values["loss"] == pytest.approx(expected.values["loss"], rel=1e-6)
-    assert measured.tokens == expected.tokens
+    measured = measure(setup, setup.tokens, range(len(setup.tokens)), print)
+    assert measured[0]["loss"] == pytest.approx(expected["loss"], rel=1e-6)
+    assert measured[1] == trained
     assert max(passes[-5:]) <= 3

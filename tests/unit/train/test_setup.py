@@ -30,5 +30,5 @@ def test_model_to_shard_is_loaded_in_its_stored_dtype(
     save_file({n: w.bfloat16() for n, w in load_file(weights).items()}, weights, metadata={"format": "pt"})
     base, recipe = resolve(str(folder)), recipe_of(folder, FULL)
     compute, tokenizer = ComputeConfig(torch.device("cpu"), torch.float32), load_tokenizer(base, None)
-    model = load_model_to_train(recipe, base, compute, torch.float32, tokenizer, is_sharded=is_sharded)
+    model = load_model_to_train(recipe, base, compute, tokenizer, is_sharded=is_sharded)
     assert {weight.dtype for weight in model.parameters()} == {dtype}

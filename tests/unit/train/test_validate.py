@@ -18,9 +18,8 @@ from tunesmith.inference.scorer import Scorer
 from tunesmith.scoring.metrics import score
 from tunesmith.train import loop, validate
 from tunesmith.train.inputs import inputs
-from tunesmith.train.loop import Measurement
 from tunesmith.train.train import train
-from tunesmith.train.validate import SelectionCriterion
+from tunesmith.train.validate import is_better
 
 STEPS = (0, 2, 4, 6)
 NAMES = ["rouge", "chrf"]
@@ -37,7 +36,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, losses: list[float], scores: list[
     monkeypatch.setattr(
         validate,
         "measure",
-        lambda setup, tokens, rows, on_progress: Measurement({"loss": next(measured), "token_accuracy": 0.5}, 10),
+        lambda setup, tokens, rows, on_progress: ({"loss": next(measured), "token_accuracy": 0.5}, 10),
     )
     monkeypatch.setattr(Scorer, "score", lambda self, name, lines: [next(scored)] * len(lines))
 
@@ -141,13 +140,10 @@ def test_resume_removes_answers_of_later_steps(new_job: MakeJob, monkeypatch: py
         (False, [-math.inf, 7.0], 1),
     ],
 )
-def test_selection_criterion_prefers_the_first_best_finite_value(
-    higher: bool, values: list[float | None], best: int | None
-) -> None:
-    criterion = SelectionCriterion("any", higher)
+def test_the_first_best_finite_value_is_preferred(higher: bool, values: list[float | None], best: int | None) -> None:
     selected: tuple[int, float] | None = None
     for step, value in enumerate(values):
-        if criterion.is_better(value, selected[1] if selected else None):
+        if is_better(value, selected[1] if selected else None, higher=higher):
             selected = (step, float(value or 0))
     assert (selected[0] if selected else None) == best
 
