@@ -14,6 +14,10 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    def changed(self, *keys: str) -> list[str]:
+        """Return those of the keys whose values are not the defaults, whether or not they were written."""
+        return [key for key in keys if getattr(self, key) != type(self).model_fields[key].default]
+
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 NonEmptyStrings = Annotated[tuple[str, ...], Field(min_length=1)]
@@ -24,10 +28,10 @@ def setting_error(code: str, message: str) -> PydanticCustomError:
     return PydanticCustomError(code, message)
 
 
-def code_and_message(error: RecipeError) -> tuple[str, str]:
-    """Return the error code and the message, with its hint, for a key whose value a check has refused."""
-    code = "wrong-value" if error.code == RecipeError.code else error.code
-    return code, f"{error.message}{f'; {error.hint}' if error.hint else ''}"
+def message_and_code(error: RecipeError) -> tuple[str, str]:
+    """Return the message, with its hint, and the error code for a key whose value a check has refused."""
+    message = f"{error.message}{f'; {error.hint}' if error.hint else ''}"
+    return message, "wrong-value" if error.code == RecipeError.code else error.code
 
 
 def checked_by(check: Callable[[str], None]) -> AfterValidator:
@@ -37,7 +41,8 @@ def checked_by(check: Callable[[str], None]) -> AfterValidator:
         try:
             check(value)
         except RecipeError as error:
-            raise setting_error(*code_and_message(error)) from None
+            message, code = message_and_code(error)
+            raise setting_error(code, message) from None
         return value
 
     return AfterValidator(validate)

@@ -28,15 +28,11 @@ def changed_keys(recorded: Any, wanted: Any, section: Any = None, path: str = ""
     """
     if isinstance(recorded, dict) and isinstance(wanted, dict):
         recorded = _with_defaults(recorded, wanted, section)
-        keys = recorded.keys() | wanted.keys()
-        return set[str]().union(
-            *(
-                changed_keys(
-                    recorded.get(key), wanted.get(key), _subsection(section, key), f"{path}.{key}" if path else key
-                )
-                for key in keys
-            )
-        )
+        changed = set[str]()
+        for key in recorded.keys() | wanted.keys():
+            below = getattr(section, key, None) if isinstance(section, Section) else None
+            changed |= changed_keys(recorded.get(key), wanted.get(key), below, f"{path}.{key}" if path else key)
+        return changed
     if isinstance(section, tuple) and isinstance(recorded, list) and len(recorded) == len(section):
         return {path} if any(map(changed_keys, recorded, wanted, section)) else set()
     return {path} if recorded != wanted else set()
@@ -48,7 +44,3 @@ def _with_defaults(recorded: dict[str, Any], wanted: dict[str, Any], section: An
     defaults = {key: field.get_default() for key, field in fields.items() if key in wanted and not field.is_required()}
     compared = {key: value for key, value in recorded.items() if key in wanted or key not in fields}
     return {**to_jsonable_python(defaults), **compared}
-
-
-def _subsection(section: Any, key: str) -> Any:
-    return getattr(section, key, None) if isinstance(section, Section) else None

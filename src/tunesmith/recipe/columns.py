@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from tunesmith.recipe.schema import ChatData, CompletionData, Data, Seq2SeqData, TextData
-from tunesmith.recipe.template import columns_in, names_in_double_braces, optional_columns_in, parse_template
+from tunesmith.recipe.template import columns_in, names_in_double_braces, parse_template
 
 
 def prompt_columns(data: Data) -> tuple[str, ...]:
@@ -22,10 +22,9 @@ def response_columns(data: Data) -> tuple[str, ...]:
 
 def optional_columns(data: Data) -> frozenset[str]:
     """Return the columns that may be empty: those that every template writes as `{name?}`."""
-    templates = _templates(data)
-    optional = frozenset().union(*map(optional_columns_in, templates))
-    required = {piece.column for template in templates for piece in parse_template(template) if not piece.optional}
-    return optional - required
+    pieces = [piece for template in _templates(data) for piece in parse_template(template)]
+    optional = frozenset(piece.column for piece in pieces if piece.column is not None and piece.optional)
+    return optional.difference(piece.column for piece in pieces if not piece.optional)
 
 
 def required_columns(data: Data) -> tuple[str, ...]:

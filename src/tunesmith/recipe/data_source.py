@@ -41,9 +41,7 @@ class SourceBase(Section):
 class FileSource(SourceBase):
     """Rows from local files."""
 
-    file: str | NonEmptyStrings = Field(
-        description="CSV, TSV, JSON, JSONL, Parquet or Arrow files; paths are relative to the recipe."
-    )
+    file: str | NonEmptyStrings = Field(description="CSV, TSV, JSON, JSONL, Parquet or Arrow, relative to the recipe.")
     quote: Literal["double", "none"] = Field(
         "double",
         description='CSV and TSV: `double` if cells may be in "quotes"; `none` if a quote is an ordinary character.',
@@ -62,9 +60,7 @@ class HubSource(SourceBase):
 class GeneratedSource(SourceBase):
     """Rows from one of tunesmith's generators."""
 
-    generated: Literal["shop-sql"] = Field(
-        description="Name of the generator. `shop-sql`: questions about a shop's database, with their SQL."
-    )
+    generated: Literal["shop-sql"] = Field(description="`shop-sql`: questions about a shop's database, with their SQL.")
     rows: int = Field(2000, ge=10, description="Number of rows to generate.")
     seed: int = Field(0, ge=0, lt=2**63, description="Seed of the generator.")
 
@@ -88,19 +84,11 @@ _by_kind = Discriminator(
     custom_error_type="missing-key",
     custom_error_message="must have one of the keys `file`, `hub`, `generated`",
 )
-Source = Annotated[
-    Annotated[FileSource, Tag("file")]
-    | Annotated[HubSource, Tag("hub")]
-    | Annotated[GeneratedSource, Tag("generated")],
-    _by_kind,
-]
-Sources = Annotated[
-    Annotated[FileSource, Tag("file")]
-    | Annotated[HubSource, Tag("hub")]
-    | Annotated[GeneratedSource, Tag("generated")]
-    | Annotated[tuple[Source, ...], AfterValidator(_check_not_empty), Tag("list")],
-    _by_kind,
-]
+_Source = (
+    Annotated[FileSource, Tag("file")] | Annotated[HubSource, Tag("hub")] | Annotated[GeneratedSource, Tag("generated")]
+)
+Source = Annotated[_Source, _by_kind]
+Sources = Annotated[_Source | Annotated[tuple[Source, ...], AfterValidator(_check_not_empty), Tag("list")], _by_kind]
 
 
 class Filter(Section):
@@ -109,13 +97,9 @@ class Filter(Section):
     column: str = Field(description="The column, by its name after `rename`.")
     equals: Scalar | None = Field(None, description="The cell must equal this value; the text `1` equals the number 1.")
     not_equals: Scalar | None = Field(None, description="The cell must not equal this value.")
-    one_of: Annotated[tuple[Scalar, ...], Field(min_length=1)] | None = Field(
-        None, description="The cell must equal one of these values."
-    )
+    one_of: tuple[Scalar, ...] | None = Field(None, min_length=1, description="The cell must be one of these values.")
     matches: Pattern | None = Field(None, description="A regular expression that must match somewhere in the cell.")
-    not_matches: Pattern | None = Field(
-        None, description="A regular expression that must not match anywhere in the cell."
-    )
+    not_matches: Pattern | None = Field(None, description="A regular expression that must match nowhere in the cell.")
     min: float | None = Field(None, description="Smallest number allowed.")
     max: float | None = Field(None, description="Largest number allowed.")
     min_characters: int | None = Field(None, ge=1, description="Minimum length of the text.")

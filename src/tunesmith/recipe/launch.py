@@ -13,7 +13,7 @@ from tunesmith.recipe.base import Section, checked_by, setting_error
 
 # Characters that are literal to a shell and to sbatch.
 _LITERAL = "letters, digits and _ . , : / @ % + = -"
-_WORD = re.compile(r"[\w.,:/@%+=-]+", re.ASCII)
+_WORD = re.compile(r"[\w.,:/@%+=][\w.,:/@%+=-]*", re.ASCII)  # a dash first would begin an option
 _OPTION = re.compile(r"--([a-z][a-z-]*)(=[\w.,:/@%+=*&|!()\[\]-]+)?", re.ASCII)
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 # Options that the script sets from other keys; of two, sbatch would silently take one.
@@ -26,19 +26,16 @@ _OWN_OPTIONS = (
 
 def _check_word(text: str) -> None:
     if not _WORD.fullmatch(text):
-        raise RecipeError(f"may contain only {_LITERAL}, because a shell reads it (found {text!a})", code="unsafe-text")
-    if text.startswith("-"):  # it would be read as an option
-        raise RecipeError(f"must not begin with a dash (found {text!a})", code="unsafe-text")
+        message = f"may contain only {_LITERAL}, with no dash first, because a shell reads it (found {text!a})"
+        raise RecipeError(message, code="unsafe-text")
 
 
 def _check_value(text: str) -> None:
     if not text.isprintable():
         raise RecipeError(f"must be one line of printable characters (found {text!a})", code="unsafe-text")
     if "$" in text:  # whoever writes $SCRATCH/cache does not mean a folder of that name
-        raise RecipeError(
-            f"must not contain `$`, because no shell expands it: write the value out (found {text!a})",
-            code="unsafe-text",
-        )
+        message = f"must not contain `$`, because no shell expands it: write the value out (found {text!a})"
+        raise RecipeError(message, code="unsafe-text")
 
 
 def _check_variable(name: str) -> None:
@@ -126,15 +123,11 @@ class SlurmLaunch(LaunchBase):
     on: Literal["slurm"]
     nodes: int = Field(1, ge=1, description="Nodes for training and evaluation. Other stages use one process.")
     gpus_per_node: int | None = Field(None, ge=1, description="GPUs per node, with one process for each.")
-    gpu_type: Word | None = Field(
-        None, description="GPU type, as the cluster names it: `a100`, or `1g.10gb` for a MIG instance; default any."
-    )
+    gpu_type: Word | None = Field(None, description="GPU type as the cluster names it, such as `a100`; default any.")
     gpu_memory_gib: int | None = Field(
         None, ge=1, description="For `plan`: memory per GPU. Without it, `plan` cannot tell if training fits."
     )
-    processes_per_node: int | None = Field(
-        None, ge=1, description="Processes per node; default one per GPU, or 1 without GPUs."
-    )
+    processes_per_node: int | None = Field(None, ge=1, description="Processes per node; default one per GPU, or 1.")
     cpus_per_process: int | None = Field(None, ge=1, description="CPU cores per process; default the cluster's.")
     memory_gib_per_node: Annotated[int, Field(ge=1)] | Literal["all"] | None = Field(
         None, description="Memory per node, or `all` of it; default the cluster's."

@@ -29,23 +29,17 @@ _OTHER_VERSION_HINT = "another version of tunesmith wrote it: continue with that
 
 # pydantic's messages in terms of YAML, by error type; braces are values of the error's context.
 _MESSAGES = {
-    "bool_parsing": "must be `true` or `false`",
-    "bool_type": "must be `true` or `false`",
+    **dict.fromkeys(("bool_parsing", "bool_type"), "must be `true` or `false`"),
+    **dict.fromkeys(("float_parsing", "float_type"), "must be a number"),
+    **dict.fromkeys(("int_from_float", "int_parsing", "int_type"), "must be a whole number"),
+    **dict.fromkeys(("model_attributes_type", "model_type"), "must be a section of keys"),
+    **dict.fromkeys(("string_too_short", "too_short"), "must not be empty"),
     "finite_number": "must be a finite number",
-    "float_parsing": "must be a number",
-    "float_type": "must be a number",
     "greater_than": "must be above {gt:g}",
     "greater_than_equal": "must be at least {ge:g}",
-    "int_from_float": "must be a whole number",
-    "int_parsing": "must be a whole number",
-    "int_type": "must be a whole number",
     "less_than": "must be below {lt:g}",
     "less_than_equal": "must be at most {le:g}",
-    "model_attributes_type": "must be a section of keys",
-    "model_type": "must be a section of keys",
-    "string_too_short": "must not be empty",
     "string_type": "must be text",
-    "too_short": "must not be empty",
     "tuple_type": "must be a list",
 }
 _CODES = {"extra_forbidden": "unknown-key", "missing": "missing-key", "union_tag_not_found": "missing-key"}
@@ -171,13 +165,10 @@ def _booleans_as_numbers(written: Any, validated: Any, path: KeyPath = ()) -> It
     """Yield numbers that were written as `true` or `false`, which pydantic accepts as 1 and 0."""
     if isinstance(written, bool) and not isinstance(validated, bool):
         yield Mistake(path, f"must be a number (found {str(written).lower()})", "wrong-value")
-    elif isinstance(written, dict):
-        for key, value in written.items():
-            below = validated[key] if isinstance(validated, dict) else getattr(validated, key)
+    elif isinstance(written, dict | list):
+        for key, value in written.items() if isinstance(written, dict) else enumerate(written):
+            below = getattr(validated, str(key)) if isinstance(validated, Section) else validated[key]
             yield from _booleans_as_numbers(value, below, (*path, key))
-    elif isinstance(written, list):
-        for index, (value, below) in enumerate(zip(written, validated, strict=True)):
-            yield from _booleans_as_numbers(value, below, (*path, index))
 
 
 class _Emitter(RoundTripEmitter):
@@ -248,7 +239,7 @@ def _validation_problems(
         problem = _problem(Mistake(path, message, code), locations)
         # pydantic reports a mistake once per alternative of a union.
         problems.setdefault((problem.key, message), problem)
-    return sorted(problems.values(), key=_line_and_key)
+    return list(problems.values())
 
 
 def _replace_section_hint(path: KeyPath, overridden: Sequence[KeyPath]) -> str:
@@ -298,10 +289,9 @@ def _sections_of(annotation: Any) -> dict[str, Any]:
     """Return the sections (or tuples of sections) that an annotation allows, by their discriminator's tag."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
         types = [field.annotation for field in annotation.model_fields.values()]
-        tags = [
-            get_args(literal)[0] for literal in types if get_origin(literal) is Literal and len(get_args(literal)) == 1
-        ]
-        return {tags[0] if tags else annotation.__name__: annotation}
+        literals = [get_args(kind) for kind in types if get_origin(kind) is Literal]
+        tag = next((values[0] for values in literals if len(values) == 1), annotation.__name__)
+        return {tag: annotation}
     if get_origin(annotation) is Annotated:
         inner, *metadata = get_args(annotation)
         tags = [item.tag for item in metadata if isinstance(item, Tag)]
@@ -326,8 +316,6 @@ def _message(item: dict[str, Any], path: KeyPath, owner: type[Section]) -> str:
         return f"needs the key `{str(context['discriminator']).strip(chr(39))}`"
     if kind in ERROR_CODES:  # raised by one of our validators
         return str(item["msg"])
-    if kind == "value_error":
-        return str(context["error"])
     message = _MESSAGES[kind].format(**context) if kind in _MESSAGES else item["msg"][0].lower() + item["msg"][1:]
     if kind == "string_type" and isinstance(value, dict):
         message += "; without quotes, YAML reads braces and colons as a mapping"

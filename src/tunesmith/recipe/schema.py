@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from tunesmith.recipe.base import Fraction, Section, checked_by, setting_error
 from tunesmith.recipe.data_source import Filter, Sources
 from tunesmith.recipe.launch import Launch, LocalLaunch, SlurmLaunch, TorchrunLaunch
-from tunesmith.recipe.template import check_prompt_template, check_template
+from tunesmith.recipe.template import PromptTemplate, Template
 from tunesmith.recipe.tuning import Tuning
 from tunesmith.registry.names import check_alias, check_name
 
@@ -58,9 +58,7 @@ class Split(Section):
 
     @model_validator(mode="after")
     def _check_fractions(self) -> Self:
-        # By value, not by `model_fields_set`: a resolved recipe writes every default out.
-        defaults = {name: field.default for name, field in type(self).model_fields.items()}
-        if self.column is not None and any(getattr(self, name) != defaults[name] for name in ("valid", "test")):
+        if self.column is not None and self.changed("valid", "test"):
             raise setting_error("no-effect", "`column` decides the split, so `valid` and `test` would have no effect")
         if self.valid + self.test >= 1:
             raise setting_error("contradiction", "`valid` and `test` leave no rows to train on")
@@ -91,9 +89,7 @@ class DataBase(Section):
         description="Minimum similarity of near-duplicates: the Jaccard index of their three-word shingles, over "
         "prompt and answer together, without the shingles that many rows share.",
     )
-    max_tokens_per_example: int = Field(
-        1024, ge=8, description="Maximum number of tokens in an example; `too_long` decides about longer ones."
-    )
+    max_tokens_per_example: int = Field(1024, ge=8, description="Maximum tokens per example; see `too_long`.")
     too_long: Literal["drop", "truncate", "split"] = Field(
         "drop",
         description="`drop` the row; `truncate` it, so that the model is not trained on its end; or, for "
@@ -113,29 +109,21 @@ class TextData(DataBase):
     """Language modelling on documents: every token is trained on."""
 
     task: Literal["text"]
-    text: str = Field(description="A column, or a template such as `{title}: {description}`.")
+    text: Template = Field(description="A column, or a template such as `{title}: {description}`.")
     control_tokens: bool = Field(
         False,
         description="Encode markup in the text, such as <|im_start|>, as control tokens. For text that contains it on "
         "purpose.",
     )
-    sample_prefix_tokens: int = Field(
-        8, ge=1, description="Number of tokens at the beginning of a document that prompt the model in evaluation."
-    )
-
-    _text = field_validator("text")(check_template)
+    sample_prefix_tokens: int = Field(8, ge=1, description="How many of a document's tokens prompt it in evaluation.")
 
 
 class CompletionData(DataBase):
     """A prompt and its answer, without a chat template; only the answer is trained on."""
 
     task: Literal["completion"]
-    prompt: str = Field(
-        description="Template of the prompt, with columns in braces: `{name}`, or `{name?}` if it may be empty."
-    )
-    response: str = Field(description="Template of the answer, with columns in braces.")
-
-    _templates = field_validator("prompt", "response")(check_prompt_template)
+    prompt: PromptTemplate = Field(description="Template of the prompt; `{column?}` may be empty, `{column}` may not.")
+    response: PromptTemplate = Field(description="Template of the answer.")
 
 
 class Seq2SeqData(DataBase):
@@ -145,38 +133,20 @@ class Seq2SeqData(DataBase):
     """
 
     task: Literal["seq2seq"]
-    prompt: str = Field(
-        description="Template of the source, with columns in braces: `{name}`, or `{name?}` if it may be empty."
-    )
-    response: str = Field(description="Template of the target, with columns in braces.")
-    max_target_tokens: int = Field(
-        256, ge=2, description="Maximum number of tokens in a target; `too_long` decides about longer ones."
-    )
-
-    _templates = field_validator("prompt", "response")(check_prompt_template)
+    prompt: PromptTemplate = Field(description="Template of the source; `{column?}` may be empty, `{column}` may not.")
+    response: PromptTemplate = Field(description="Template of the target.")
+    max_target_tokens: int = Field(256, ge=2, description="Maximum tokens per target; see `too_long`.")
 
 
 class ChatData(DataBase):
     """Conversations in the model's chat template; only the assistant's turns are trained on."""
 
     task: Literal["chat"]
-    prompt: str | None = Field(
-        None,
-        description="Template of the user's turn, with columns in braces: `{name}`, or `{name?}` if it may be empty.",
-    )
-    response: str | None = Field(None, description="Template of the assistant's turn, with columns in braces.")
-    messages: str | None = Field(
-        None, description="Column that holds a list of {role, content}, instead of `prompt` and `response`."
-    )
-    system: str | None = Field(
-        None, description="Template of a system turn before the others; omitted from rows for which it is empty."
-    )
-    train_on: Literal["all", "last"] = Field(
-        "all", description="Train on all turns of the assistant, or only on the last."
-    )
-
-    _templates = field_validator("prompt", "response")(check_prompt_template)
-    _system = field_validator("system")(check_template)
+    prompt: PromptTemplate | None = Field(None, description="Template of the user's turn; `{column?}` may be empty.")
+    response: PromptTemplate | None = Field(None, description="Template of the assistant's turn.")
+    messages: str | None = Field(None, description="Column of lists of {role, content}, instead of templates.")
+    system: Template | None = Field(None, description="Template of a system turn; no turn for rows where it is empty.")
+    train_on: Literal["all", "last"] = Field("all", description="Train on all turns of the assistant, or on the last.")
 
     @model_validator(mode="after")
     def _check_turns(self) -> Self:
@@ -201,9 +171,7 @@ class Train(Section):
     )
     learning_rate: float = Field(gt=0, description="Peak learning rate.")
     epochs: float = Field(1.0, gt=0, description="Number of passes over the training rows.")
-    max_steps: int | None = Field(
-        None, ge=1, description="Stop after this many optimizer steps, if `epochs` takes more."
-    )
+    max_steps: int | None = Field(None, ge=1, description="Stop after so many optimizer steps, if `epochs` takes more.")
     examples_per_step: int = Field(8, ge=1, description="Rows per optimizer step, over all ranks and micro-batches.")
     micro_batch: Literal["auto"] | int = Field(
         "auto", description="Rows per forward pass on one rank. Affects memory and speed, not results."
@@ -221,21 +189,13 @@ class Train(Section):
     activation_checkpointing: bool = Field(
         False, description="Recompute activations in the backward pass instead of storing them: less memory, slower."
     )
-    schedule: Literal["linear", "cosine", "constant"] = Field(
-        "cosine", description="Learning rate schedule after the warmup."
-    )
-    warmup_fraction: Fraction = Field(
-        0.03, description="Fraction of the steps in which the learning rate rises linearly."
-    )
+    schedule: Literal["linear", "cosine", "constant"] = Field("cosine", description="Learning rate after the warmup.")
+    warmup_fraction: Fraction = Field(0.03, description="Fraction of steps in which the learning rate rises linearly.")
     weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay, applied to matrices only.")
     beta1: Fraction = Field(0.9, description="Decay rate of AdamW's first moment.")
     beta2: Fraction = Field(0.999, description="Decay rate of AdamW's second moment.")
-    max_gradient_norm: float = Field(
-        1.0, gt=0, description="Maximum norm of the gradient; larger gradients are clipped."
-    )
-    valid_every_steps: int | None = Field(
-        None, ge=1, description="Steps between validations; default a tenth of the run."
-    )
+    max_gradient_norm: float = Field(1.0, gt=0, description="Largest norm of the gradient; larger ones are clipped.")
+    valid_every_steps: int | None = Field(None, ge=1, description="Steps between validations; default a tenth of all.")
     valid_loss_rows: Literal["auto", "all"] | int = Field(
         "auto",
         description="Number of valid rows on which `loss` and `token_accuracy` are measured, chosen by hash and the "
@@ -247,17 +207,13 @@ class Train(Section):
         description="Metrics of generated answers to valid rows, measured at every validation. The names are those of "
         "`evaluate.metrics`, except perplexity and token_accuracy; `evaluate` decides how answers are decoded.",
     )
-    valid_rows: int = Field(
-        32, ge=1, description="Number of valid rows answered for `valid_metrics`, chosen by hash, the same every time."
-    )
+    valid_rows: int = Field(32, ge=1, description="Number of valid rows answered for `valid_metrics`, chosen by hash.")
     select_best_by: str = Field(
         "loss",
         description="The metric that selects the best checkpoint: `loss` or `token_accuracy` on the valid rows, or one "
         "of `valid_metrics`.",
     )
-    save_every_steps: int | None = Field(
-        None, ge=1, description="Steps between checkpoints; default `valid_every_steps`."
-    )
+    save_every_steps: int | None = Field(None, ge=1, description="Steps between saves; default `valid_every_steps`.")
     keep_checkpoints: int = Field(2, ge=1, description="Number of latest checkpoints to keep, in addition to the best.")
 
     @field_validator("valid_loss_rows", "micro_batch")
@@ -272,10 +228,7 @@ class Guard(Section):
     """A metric that must not get worse."""
 
     metric: str = Field(description="A metric of `evaluate.metrics`.")
-    max_drop: float = Field(
-        gt=0,
-        description="Largest drop allowed, in the metric's unit: the interval of the gain must be above -max_drop.",
-    )
+    max_drop: float = Field(gt=0, description="In the metric's unit: the interval of the gain must be above -max_drop.")
 
 
 class Evaluate(Section):
@@ -294,9 +247,7 @@ class Evaluate(Section):
     beams: int = Field(1, ge=1, description="Beams of the beam search; 1 is greedy decoding.")
     confidence: float = Field(0.95, ge=0.5, le=0.999, description="Confidence level of all intervals.")
     guards: tuple[Guard, ...] = Field((), description="Metrics that must not get worse.")
-    database: str | None = Field(
-        None, description="SQLite file for `execution`, relative to the recipe, or `generated:shop-sql`."
-    )
+    database: str | None = Field(None, description="`generated:shop-sql`, or a SQLite file relative to the recipe.")
 
 
 class Promote(Section):
@@ -305,9 +256,7 @@ class Promote(Section):
     model: Name = Field(description="Name of the model in the registry.")
     alias: Alias = Field("staging", description="Alias that is moved to the new version.")
     min_gain: float = Field(0.0, description="The interval of the gain in the primary metric must be above this.")
-    mirror: Literal["mlflow"] | None = Field(
-        None, description="Second registry that receives the version and its alias (needs the extra `mlflow`)."
-    )
+    mirror: Literal["mlflow"] | None = Field(None, description="Second registry for the version (extra `mlflow`).")
 
 
 class Recipe(Section):
@@ -319,17 +268,13 @@ class Recipe(Section):
     tuning: Tuning
     train: Train
     evaluate: Evaluate
-    promote: Promote | None = Field(
-        None, description="Promotion of a better model. Without it, the run ends with its verdict."
-    )
+    promote: Promote | None = Field(None, description="Promotion of a better model; else the run ends with a verdict.")
     launch: Launch = Field(LocalLaunch(on="local"), description="Where the run's processes are started, and how many.")
     trackers: tuple[Literal["trackio", "mlflow", "tensorboard", "wandb"], ...] = Field(
         (),
         description="Trackers in addition to `metrics.jsonl`; each needs the extra of its name. See docs/tracking.md.",
     )
-    seed: int = Field(
-        0, ge=0, lt=2**63, description="Seed of the split, the order of rows, the initial adapter weights and dropout."
-    )
+    seed: int = Field(0, ge=0, lt=2**63, description="Seed of the split, row order, initial adapter and dropout.")
 
     @property
     def decoding(self) -> Evaluate:
@@ -343,12 +288,8 @@ class Recipe(Section):
     @classmethod
     def _local_by_default(cls, value: object) -> object:
         """Add `on: local` if no key needs another `on`, so that a wrong key is reported as an unknown one."""
-        other_keys = TorchrunLaunch.model_fields.keys() | SlurmLaunch.model_fields.keys()
-        if (
-            isinstance(value, dict)
-            and "on" not in value
-            and value.keys().isdisjoint(other_keys - LocalLaunch.model_fields.keys())
-        ):
+        other_keys = {*TorchrunLaunch.model_fields, *SlurmLaunch.model_fields}.difference(LocalLaunch.model_fields)
+        if isinstance(value, dict) and "on" not in value and other_keys.isdisjoint(value):
             return {"on": "local", **value}
         return value
 

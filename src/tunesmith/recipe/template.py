@@ -3,7 +3,9 @@
 import re
 import string
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
+
+from pydantic import AfterValidator
 
 from tunesmith.recipe.base import setting_error
 
@@ -53,11 +55,9 @@ def _column(name: str, *, bare: bool) -> str:
     """Return the column of a field; `bare` is false if a format or a conversion follows its name."""
     column = name.removesuffix("?")
     if bare and _NESTED.fullmatch(column):
-        raise setting_error(
-            "wrong-template",
-            f"`{{{name}}}` is a value inside a column, and templates take whole columns: give it a separate column "
-            "in the data, or double the braces if they are text",
-        )
+        problem = f"`{{{name}}}` is a value inside a column, and templates take whole columns"
+        hint = "give it a separate column in the data, or double the braces if they are text"
+        raise setting_error("wrong-template", f"{problem}: {hint}")
     if not column or not bare or any(mark in column for mark in ".[]"):
         raise setting_error("wrong-template", f"{_SYNTAX} (found `{name}`)")
     return column
@@ -68,33 +68,29 @@ def columns_in(template: str) -> tuple[str, ...]:
     return tuple(piece.column for piece in parse_template(template) if piece.column is not None)
 
 
-def optional_columns_in(template: str) -> frozenset[str]:
-    """Return the columns that a template writes as `{name?}`: they may be empty."""
-    return frozenset(piece.column for piece in parse_template(template) if piece.column and piece.optional)
-
-
 def names_in_double_braces(template: str) -> list[str]:
     """Return the names in double braces: columns in Jinja's syntax, but literal text in a template."""
     return re.findall(r"\{\{\s*(\w+)\s*\}\}", template)
 
 
-def check_prompt_template(template: str | None) -> str | None:
-    """Check a template that must contain a column."""
-    template = check_template(template)
-    if template is not None and not columns_in(template):
-        doubled = names_in_double_braces(template)
-        example = doubled[0] if doubled else "question"
+def _check_has_column(template: str) -> str:
+    if not columns_in(template):
+        example = next(iter(names_in_double_braces(template)), "question")
         raise setting_error("wrong-template", f"has no column; write columns in single braces, such as {{{example}}}")
     return template
 
 
-def check_template(template: str | None) -> str | None:
+def _check_template(template: str) -> str:
     """Check a template's syntax, and that YAML has not read some of its text as escapes."""
-    if template is not None:
-        columns_in(template)
-        if match := _BROKEN_LATEX.search(template) or _CONTROL.search(template):
-            character, rest = match[0][0], template[match.start() + 1 : match.start() + 9]
-            name = CHARACTER_NAMES.get(character, f"the control character U+{ord(character):04X}")
-            message = f"contains {name} before {rest!r}, from a backslash in double quotes; {BACKSLASH_HINT}"
-            raise setting_error("yaml-escape", message)
+    parse_template(template)
+    if match := _BROKEN_LATEX.search(template) or _CONTROL.search(template):
+        character, rest = match[0][0], template[match.start() + 1 : match.start() + 9]
+        name = CHARACTER_NAMES.get(character, f"the control character U+{ord(character):04X}")
+        message = f"contains {name} before {rest!r}, from a backslash in double quotes; {BACKSLASH_HINT}"
+        raise setting_error("yaml-escape", message)
     return template
+
+
+Template = Annotated[str, AfterValidator(_check_template)]
+PromptTemplate = Annotated[Template, AfterValidator(_check_has_column)]
+"""A template that must contain a column."""

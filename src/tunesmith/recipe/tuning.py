@@ -22,13 +22,8 @@ class LoraBase(Section):
     target: Literal["all-linear"] | NonEmptyStrings = Field(
         "all-linear", description="Names of the modules to adapt, or all linear layers except the output layer."
     )
-    rslora: bool = Field(
-        False, description="Multiply by alpha / sqrt(rank), for high ranks (Kalajdzievski 2023, arXiv:2312.03732)."
-    )
-    dora: bool = Field(
-        False,
-        description="Train the magnitude of each row of the weights separately (Liu et al. 2024, arXiv:2402.09353).",
-    )
+    rslora: bool = Field(False, description="Multiply by alpha / sqrt(rank) (Kalajdzievski 2023, arXiv:2312.03732).")
+    dora: bool = Field(False, description="Train the magnitude of each row separately (Liu 2024, arXiv:2402.09353).")
 
 
 class LoraTuning(LoraBase):
@@ -40,9 +35,7 @@ class LoraTuning(LoraBase):
 class Quantization(Section):
     """How the frozen linear layers are quantized. Embeddings and the output layer keep their precision."""
 
-    bits: Literal[4, 8] = Field(
-        4, description="Bits per weight: 4 (QLoRA) or 8 (LLM.int8(), activations too; Dettmers 2022, arXiv:2208.07339)."
-    )
+    bits: Literal[4, 8] = Field(4, description="4 (QLoRA) or 8 (LLM.int8(); Dettmers 2022, arXiv:2208.07339).")
     quantization: Literal["nf4", "fp4"] | None = Field(None, description="Data type of 4-bit weights; default nf4.")
     double_quantization: bool | None = Field(
         None, description="Quantize the scales of 4-bit weights too, which saves 0.4 bits per weight; default true."

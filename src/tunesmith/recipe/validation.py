@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from tunesmith.core.errors import RecipeError
-from tunesmith.recipe.base import code_and_message
+from tunesmith.recipe.base import message_and_code
 from tunesmith.recipe.launch import world_size_of
-from tunesmith.recipe.schema import Recipe, Train
+from tunesmith.recipe.schema import Recipe
 from tunesmith.recipe.tuning import FullTuning, Quantization
 from tunesmith.recipe.yaml import KeyPath
 from tunesmith.scoring.metrics import LIKELIHOOD_METRICS, answer_metrics, expand_metrics, is_share, share_hint
@@ -26,14 +26,11 @@ _ALWAYS_MEASURED = ("loss", "token_accuracy")
 
 def find_contradictions(recipe: Recipe) -> list[Mistake]:
     """Return all contradictions between keys that are valid separately."""
-    return [
-        *_metric_contradictions(recipe),
-        *_threshold_contradictions(recipe),
-        *_validation_contradictions(recipe),
-        *_split_contradictions(recipe),
-        *_launch_contradictions(recipe),
-        *_other_contradictions(recipe),
-    ]
+    checks = (
+        _metric_contradictions, _threshold_contradictions, _validation_contradictions, _split_contradictions,
+        _launch_contradictions, _other_contradictions,
+    )  # fmt: skip
+    return [mistake for check in checks for mistake in check(recipe)]
 
 
 def _metric_contradictions(recipe: Recipe) -> Iterator[Mistake]:
@@ -41,7 +38,7 @@ def _metric_contradictions(recipe: Recipe) -> Iterator[Mistake]:
     try:
         generated = expand_metrics([name for name in evaluate.metrics if name not in LIKELIHOOD_METRICS])
     except RecipeError as error:
-        yield _from_error(("evaluate", "metrics"), error)
+        yield Mistake(("evaluate", "metrics"), *message_and_code(error))
         return
     metrics = (*generated, *(name for name in evaluate.metrics if name in LIKELIHOOD_METRICS))
     uses = [(("evaluate", "primary"), evaluate.primary)]
@@ -58,13 +55,12 @@ def _metric_contradictions(recipe: Recipe) -> Iterator[Mistake]:
 def _threshold_contradictions(recipe: Recipe) -> Iterator[Mistake]:
     """Yield thresholds that no change of a metric can exceed: a share changes by at most 1."""
     evaluate, promote = recipe.evaluate, recipe.promote
-    if promote is not None and is_share(evaluate.primary) and promote.min_gain >= 1:
-        message = f"no gain can exceed it: {share_hint(evaluate.primary, promote.min_gain)}"
-        yield Mistake(("promote", "min_gain"), message, "unreachable-threshold")
-    for guard in evaluate.guards:
-        if is_share(guard.metric) and guard.max_drop >= 1:
-            message = f"no drop can exceed max_drop: {share_hint(guard.metric, guard.max_drop)}"
-            yield Mistake(("evaluate", "guards"), message, "unreachable-threshold")
+    limits = [(("evaluate", "guards"), "max_drop", guard.metric, guard.max_drop) for guard in evaluate.guards]
+    if promote is not None:
+        limits.append((("promote", "min_gain"), "min_gain", evaluate.primary, promote.min_gain))
+    for path, name, metric, limit in limits:
+        if is_share(metric) and limit >= 1:
+            yield Mistake(path, f"no change can exceed {name}: {share_hint(metric, limit)}", "unreachable-threshold")
 
 
 def find_remarks(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
@@ -84,11 +80,11 @@ def _validation_contradictions(recipe: Recipe) -> Iterator[Mistake]:
     try:
         generated = answer_metrics(train.valid_metrics)
     except RecipeError as error:
-        yield _from_error(path, error)
+        yield Mistake(path, *message_and_code(error))
         return
     if "execution" in generated and recipe.evaluate.database is None:
         yield Mistake(path, "`execution` needs evaluate.database", "missing-key")
-    if not train.valid_metrics and train.valid_rows != Train.model_fields["valid_rows"].default:
+    if not train.valid_metrics and train.changed("valid_rows"):
         yield Mistake(("train", "valid_rows"), "has no effect without train.valid_metrics")
     candidates = (*_ALWAYS_MEASURED, *generated)
     if train.select_best_by not in candidates:
@@ -104,13 +100,7 @@ def _split_contradictions(recipe: Recipe) -> Iterator[Mistake]:
         message = "must be above 0, because the verdict needs rows that training never used"
         yield Mistake(("data", "split", "test"), message, "contradiction")
     if split.valid == 0:
-        is_set = {
-            "valid_every_steps": train.valid_every_steps is not None,
-            "valid_loss_rows": train.valid_loss_rows != Train.model_fields["valid_loss_rows"].default,
-            "valid_metrics": bool(train.valid_metrics),
-            "select_best_by": train.select_best_by != Train.model_fields["select_best_by"].default,
-        }
-        for key in (key for key, value in is_set.items() if value):
+        for key in train.changed("valid_every_steps", "valid_loss_rows", "valid_metrics", "select_best_by"):
             yield Mistake(("train", key), "has no effect if data.split.valid is 0")
 
 
@@ -140,26 +130,17 @@ def _other_contradictions(recipe: Recipe) -> Iterator[Mistake]:
     data, train, source = recipe.data, recipe.train, recipe.data.source
     only = source[0] if isinstance(source, tuple) and len(source) == 1 else source
     if not isinstance(only, tuple) and only.weight != 1:
-        message = "`weight` has no effect on a single source; use data.train_rows or train.epochs"
-        yield Mistake(("data", "source"), message)
+        yield Mistake(("data", "source"), "`weight` has no effect on one source; use data.train_rows or train.epochs")
     if data.too_long == "split" and data.task != "text":
         message = "`split` needs `task: text`: with a prompt and an answer, later blocks would lack the prompt"
         yield Mistake(("data", "too_long"), message, "contradiction")
     uses_markup = data.task == "chat" or (data.task == "text" and data.control_tokens)
     if recipe.model.chat_markup is not None and not uses_markup:
-        message = "has no effect without `task: chat` or `control_tokens: true`"
-        yield Mistake(("model", "chat_markup"), message)
+        yield Mistake(("model", "chat_markup"), "has no effect without `task: chat` or `control_tokens: true`")
     if isinstance(train.micro_batch, int) and train.micro_batch > train.examples_per_step:
-        message = "is more than train.examples_per_step, so the excess would have no effect"
-        yield Mistake(("train", "micro_batch"), message)
+        yield Mistake(("train", "micro_batch"), "has no effect beyond train.examples_per_step, and is more than that")
     if train.optimizer in ("adafactor", "sgd"):
-        for beta in ("beta1", "beta2"):
-            if getattr(train, beta) != Train.model_fields[beta].default:
-                yield Mistake(("train", beta), f"has no effect on `{train.optimizer}`; only AdamW uses it")
+        for beta in train.changed("beta1", "beta2"):
+            yield Mistake(("train", beta), f"has no effect on `{train.optimizer}`; only AdamW uses it")
     if train.micro_batch != "auto" and train.micro_batch_tokens is not None:
         yield Mistake(("train", "micro_batch_tokens"), "has no effect if train.micro_batch is set")
-
-
-def _from_error(path: tuple[str, ...], error: RecipeError) -> Mistake:
-    code, message = code_and_message(error)
-    return Mistake(path, message, code)
