@@ -20,9 +20,14 @@ class Linear:
     bias: bool = False
 
     @property
+    def weights(self) -> int:
+        """The number of weights, without the bias."""
+        return self.out_features * self.in_features
+
+    @property
     def parameters(self) -> int:
         """The number of weights, with the bias."""
-        return self.out_features * (self.in_features + self.bias)
+        return self.weights + self.out_features * self.bias
 
 
 @dataclass(frozen=True, slots=True)

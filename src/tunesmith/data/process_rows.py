@@ -55,7 +55,7 @@ class LedgerEntry:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "LedgerEntry":
         """Return the entry of a stored line."""
-        return cls(**{**value, "block": tuple(value["block"]) if value["block"] else None})
+        return cls(**{**value, "block": tuple(value["block"]) if value.get("block") else None})
 
 
 @dataclass(frozen=True, slots=True)

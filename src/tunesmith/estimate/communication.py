@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from tunesmith.architecture.shapes import Shapes
 from tunesmith.estimate.memory import layer_parameter_counts, sharded_parameter_bytes
-from tunesmith.recipe.launch import LaunchBase, Sharding, SlurmLaunch, local_world_size_of, world_size_of
+from tunesmith.recipe.launch import Sharding, SlurmLaunch, local_world_size_of, world_size_of
 from tunesmith.recipe.schema import Recipe
 from tunesmith.recipe.tuning import FullTuning
 
@@ -49,17 +49,15 @@ def estimate_communication(
     """
     launch = recipe.launch
     world, local_world = world_size_of(launch), local_world_size_of(launch)
-    intra_node, inter_node = _bandwidths(launch)
     nodes = world // local_world
     if world == 1:
         return Communication(0, 0)
-    if (nodes > 1 and inter_node is None) or (local_world > 1 and intra_node is None):
+    # Bytes per second; 0 if the recipe does not state a bandwidth.
+    intra_node = (launch.intra_node_gb_per_second or 0) * 1e9
+    inter_node = (launch.inter_node_gb_per_second or 0) * 1e9 if isinstance(launch, SlurmLaunch) else 0.0
+    slowest = min(bandwidth for bandwidth, ranks in ((inter_node, nodes), (intra_node, local_world)) if ranks > 1)
+    if not slowest:
         return None
-    slowest = min(
-        bandwidth
-        for bandwidth in (inter_node if nodes > 1 else None, intra_node if local_world > 1 else None)
-        if bandwidth
-    )
     if sharding == "none":
         return Communication(_all_reduce_share(world) * trained * _FP32 / slowest, 0)
     layers, _ = layer_parameter_counts(shapes)
@@ -71,7 +69,7 @@ def estimate_communication(
     _, gathered_bytes = sharded_parameter_bytes(recipe, compute_bytes)
     overlappable = micro_batches * layers * gather_share * (2 * gathered_bytes + (_FP32 if full else 0))
     if full and sharding == "node" and nodes > 1:  # the shards of a node are all-reduced between nodes in parallel
-        overlappable += micro_batches * _all_reduce_share(nodes) * layers * _FP32 / (inter_node or 1)
+        overlappable += micro_batches * _all_reduce_share(nodes) * layers * _FP32 / inter_node
     exposed = _all_reduce_share(world) * replicated * _FP32 / slowest
     return Communication(exposed, overlappable) if on_gpu else Communication(exposed + overlappable, 0)
 
@@ -79,9 +77,3 @@ def estimate_communication(
 def _all_reduce_share(world: int) -> float:
     """Return the bytes that an all-reduce of one byte sends over each link."""
     return 2 * (world - 1) / world
-
-
-def _bandwidths(launch: LaunchBase) -> tuple[float | None, float | None]:
-    """Return the bytes per second within a node and between nodes; None for a bandwidth that is not stated."""
-    inter_node = launch.inter_node_gb_per_second if isinstance(launch, SlurmLaunch) else None
-    return tuple(gb * 1e9 if gb else None for gb in (launch.intra_node_gb_per_second, inter_node))  # type: ignore[return-value]

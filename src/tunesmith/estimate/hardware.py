@@ -22,7 +22,6 @@ PRECISION_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 _GIB = 2**30
 # GPU memory that a process uses besides its tensors: the CUDA context and the kernels of the libraries.
 _CUDA_CONTEXT_GIB = 0.6
-_NVIDIA_SMI_TIMEOUT_SECONDS = 10
 _PROCESS_CGROUPS = Path("/proc/self/cgroup")
 _V2, _V1 = Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/memory")
 _V2_NAMES = ("memory.max", "memory.current", "")
@@ -118,9 +117,7 @@ def _gpu() -> Hardware | None:
     first = [f"--id={visible.split(',')[0]}"] if visible else []
     query = [program, *first, "--query-gpu=memory.free,compute_cap", "--format=csv,noheader,nounits"]
     with contextlib.suppress(OSError, subprocess.SubprocessError, ValueError, IndexError):
-        answer = subprocess.run(
-            query, capture_output=True, text=True, check=True, timeout=_NVIDIA_SMI_TIMEOUT_SECONDS
-        ).stdout
+        answer = subprocess.run(query, capture_output=True, text=True, check=True, timeout=10).stdout
         free, capability = answer.splitlines()[0].split(",")
         return Hardware("cuda", float(capability) >= 8.0, float(free) / 1024 - _CUDA_CONTEXT_GIB)
     return None

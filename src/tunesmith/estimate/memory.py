@@ -80,7 +80,6 @@ def estimate_memory(
         shards: number of ranks among which the matrices of all layers are divided; two layers are gathered at a time.
     """
     saved = SavedActivations(recipe, shapes, compute_bytes)
-    adapted = saved.adapted
     sharded, gathered = layer_parameter_counts(shapes) if shards > 1 else (0, 0)
     offloaded = shards > 1 and on_gpu and recipe.launch.offload
     elsewhere = sharded if offloaded else sharded * (1 - 1 / shards)
@@ -94,10 +93,8 @@ def estimate_memory(
         trained_elsewhere = elsewhere
     else:
         rank, magnitudes = recipe.tuning.rank, int(recipe.tuning.dora)
-        trainable = sum(
-            (linear.out_features + linear.in_features) * rank + linear.out_features * magnitudes
-            for linear in adapted.values()
-        )
+        adapted = saved.adapted.values()
+        trainable = sum(linear.out_features * (rank + magnitudes) + linear.in_features * rank for linear in adapted)
         trainable += new_tokens * shapes.hidden * (1 if shapes.tied else 2)
         gradients = trainable
         copies = trainable * compute_bytes * 2 if compute_bytes < 4 else 0
@@ -137,12 +134,8 @@ def _offloaded_gib(recipe: Recipe, shapes: Shapes, shards: int, stored_bytes: fl
 
     Weights and gradients are pinned, and torch's allocator rounds pinned blocks up to a power of two of bytes.
     """
-    sizes = [
-        linear.out_features * linear.in_features / shards
-        for stack in shapes.stacks
-        for linear in stack.layer.linear
-        for _ in range(stack.count)
-    ]
+    parts = [(linear, stack.count) for stack in shapes.stacks for linear in stack.layer.linear]
+    sizes = [linear.weights / shards for linear, count in parts for _ in range(count)]
 
     def pinned(bytes_per_parameter: float) -> float:
         return sum(2.0 ** math.ceil(math.log2(size * bytes_per_parameter)) for size in sizes) / _GIB
@@ -161,7 +154,7 @@ def optimizer_state_gib(recipe: Recipe, trained: float) -> float:
 
 def layer_parameter_counts(shapes: Shapes) -> tuple[int, int]:
     """Return the parameters of the matrices of all layers, and of the two layers that are gathered at a time."""
-    sizes = [sum(linear.out_features * linear.in_features for linear in stack.layer.linear) for stack in shapes.stacks]
+    sizes = [sum(linear.weights for linear in stack.layer.linear) for stack in shapes.stacks]
     total = sum(size * stack.count for size, stack in zip(sizes, shapes.stacks, strict=True))
     if shapes.known:
         return total, 2 * max(sizes, default=0)
@@ -182,7 +175,7 @@ def weights_bytes(recipe: Recipe, shapes: Shapes, compute_bytes: int) -> float:
     if not isinstance(tuning, QloraTuning):
         return float(shapes.parameters * compute_bytes)
     matrices = [linear for _, linear in shapes.linear()]
-    quantized = sum(linear.out_features * linear.in_features for linear in matrices)
+    quantized = sum(linear.weights for linear in matrices)
     if tuning.bits == 8:
         quantized_bytes = float(quantized + sum(linear.out_features * 4 for linear in matrices))
     else:

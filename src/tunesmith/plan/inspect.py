@@ -17,7 +17,7 @@ from tunesmith.core.jsonl import read_jsonl, whole_lines
 from tunesmith.core.records import Example, TokenizedExample
 from tunesmith.core.rundir import SPLITS, RunDir
 from tunesmith.core.suggest import did_you_mean
-from tunesmith.data.process_rows import process_rows
+from tunesmith.data.process_rows import LedgerEntry, process_rows
 from tunesmith.data.token_view import token_view
 from tunesmith.fetch.reference import ModelFolder, resolve, resolve_base
 from tunesmith.pipeline.runs import recipe_folder
@@ -37,12 +37,9 @@ Answers = dict[str, dict[str, dict[str, Any]]]
 class _UsedRow:
     """A row that a split uses, read from a source or from `prepare/`."""
 
-    split: str
-    where: str
-    status: str
+    entry: LedgerEntry
     example: Example
     tokens: TokenizedExample
-    block: Sequence[int] | None
 
 
 def inspect_rows(
@@ -74,17 +71,15 @@ def inspect_rows(
     path = Path(recipe_or_run)
     run = RunDir(path)
     answers: Answers = {}
-    if run.resolved_recipe.exists() and run.manifest("prepare"):
+    is_run = run.resolved_recipe.exists()
+    if is_run and run.manifest("prepare"):
         if overrides:
-            raise RecipeError(
-                "the rows of this run are already prepared, so overrides have no effect on them", where=str(run),
-                hint="show the recipe instead of the run", code="no-effect",
-            )  # fmt: skip
+            message = "the rows of this run are already prepared, so overrides have no effect on them"
+            raise RecipeError(message, where=str(run), hint="show the recipe instead of the run", code="no-effect")
         tokenizer, task = _load_task_of_run(run)
         used = _prepared_rows(run, split)
         answers = _answers(run) if stage == "evaluate" else {}
     else:
-        is_run = run.resolved_recipe.exists()
         recipe = load_recipe(run.resolved_recipe if is_run else path, overrides)
         folder = run.recipe_folder if is_run else recipe_folder(path)
         tokenizer, task = _load_task(recipe, resolve(recipe.model.base, relative_to=folder))
@@ -119,7 +114,7 @@ def _source_rows(recipe: Recipe, folder: Path, split: str, task: Task) -> Iterat
     """Yield the rows of a split from the sources, reading no further than needed."""
     for row in process_rows(recipe, task, folder=folder):
         if row.entry.split == split and row.example is not None and row.tokens is not None:
-            yield _UsedRow(split, row.entry.where, row.entry.status, row.example, row.tokens, row.entry.block)
+            yield _UsedRow(row.entry, row.example, row.tokens)
 
 
 def _load_task_of_run(run: RunDir) -> tuple[TokenizerAdapter, Task]:
@@ -127,10 +122,9 @@ def _load_task_of_run(run: RunDir) -> tuple[TokenizerAdapter, Task]:
     recipe = load_recipe(run.resolved_recipe)
     model = resolve_base(run, recipe.model.base)
     if model.root.tokenizer_digest() != (run.manifest("prepare") or {})["inputs"]["tokenizer"]:
-        raise RecipeError(
-            f"the tokenizer of `{recipe.model.base}` has changed since the rows were prepared", where=str(run),
-            hint="restore the tokenizer, or show the recipe instead of the run", code="inputs-changed",
-        )  # fmt: skip
+        message = f"the tokenizer of `{recipe.model.base}` has changed since the rows were prepared"
+        hint = "restore the tokenizer, or show the recipe instead of the run"
+        raise RecipeError(message, where=str(run), hint=hint, code="inputs-changed")
     return _load_task(recipe, model)
 
 
@@ -143,20 +137,15 @@ def _prepared_rows(run: RunDir, split: str) -> Iterator[_UsedRow]:
     except (OSError, SafetensorError) as error:
         raise DamagedFile(f"cannot be read ({error})", where=str(run.tokens(split))) from error
     # The examples and the tokens of a split are in the order of the ledger.
-    entries = (line for line in read_jsonl(run.ledger) if line["split"] == split and line["status"] in ("kept", "cut"))
-    uses = ((line, use) for line in entries for use in range(line["times"]))
+    entries = (entry for entry in map(LedgerEntry.from_json, read_jsonl(run.ledger)) if entry.split == split)
+    uses = ((entry, use) for entry in entries for use in range(entry.times))
     for place, line in enumerate(read_jsonl(run.examples(split))):
         example, (entry, use) = Example.from_json(line), next(uses, (None, 0))
-        if entry is None or entry["id"] != example.id or place >= len(tokens):
-            raise DamagedFile(
-                "the ledger, the examples and the tokens do not match", where=str(run.stage("prepare")),
-                hint="delete this folder, and run again",
-            )  # fmt: skip
-        if use:  # a row that is used several times is shown once
-            continue
-        yield _UsedRow(
-            split, entry["where"], entry["status"], example, tokens.example(place, example.id), entry.get("block")
-        )
+        if entry is None or entry.id != example.id or place >= len(tokens):
+            message, hint = "the ledger, the examples and the tokens do not match", "delete this folder, and run again"
+            raise DamagedFile(message, where=str(run.stage("prepare")), hint=hint)
+        if not use:  # a row that is used several times is shown once
+            yield _UsedRow(entry, example, tokens.example(place, example.id))
 
 
 def _answers(run: RunDir) -> Answers:
@@ -181,9 +170,12 @@ def _load_task(recipe: Recipe, model: ModelFolder) -> tuple[TokenizerAdapter, Ta
 
 
 def _sample(row: _UsedRow, part: str, tokens: TokenizedExample, tokenizer: TokenizerAdapter, **fields: Any) -> Sample:
-    sample: Sample = {"split": row.split, "row": row.example.row, "where": row.where, "id": row.example.id}
-    sample["block"] = list(row.block) if row.block else None
-    return {**sample, "status": row.status, "part": part, "tokens": token_view(tokens, tokenizer), **fields}
+    entry = row.entry
+    return {
+        "split": entry.split, "row": row.example.row, "where": entry.where, "id": entry.id,
+        "block": list(entry.block) if entry.block else None, "status": entry.status, "part": part,
+        "tokens": token_view(tokens, tokenizer), **fields,
+    }  # fmt: skip
 
 
 def _training_sample(row: _UsedRow, tokenizer: TokenizerAdapter, task: Task) -> Sample:

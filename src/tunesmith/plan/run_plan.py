@@ -104,31 +104,21 @@ class RunPlan:
     def require_fit(self) -> None:
         """Raise DoesNotFit if there is too little memory or disk space."""
         disk, cluster, memory = self.disk, self.cluster, self.cluster.memory
-        if disk.needed > disk.free:
-            raise DoesNotFit(
-                f"the checkpoints need about {disk.needed:.1f} GiB, and {disk.free:.1f} are free", where=self.run,
-                hint="free disk space, or lower train.keep_checkpoints", code="not-enough-disk",
-            )  # fmt: skip
-        if disk.to_fetch > disk.fetch_free:
-            raise DoesNotFit(
-                f"the weights need about {disk.to_fetch:.1f} GiB, and {disk.fetch_free:.1f} are free",
-                where=str(hub_cache()), hint="free disk space, or set HF_HUB_CACHE to a folder on another disk",
-                code="not-enough-disk",
-            )  # fmt: skip
-        if cluster.memory_available is not None and memory.total > cluster.memory_available:
-            raise DoesNotFit(
-                f"training needs about {memory.total:.1f} GiB, and {cluster.memory_available:.1f} are available",
-                hint="leave train.micro_batch at auto, set train.activation_checkpointing, lower "
-                "data.max_tokens_per_example, use `method: lora` or `qlora`, or take a smaller model",
-                code="not-enough-memory",
-            )
-        if cluster.offloaded_available is not None and memory.offloaded > cluster.offloaded_available:
-            raise DoesNotFit(
-                f"each process needs about {memory.offloaded:.1f} GiB of CPU memory for its offloaded shard, and "
-                f"{cluster.offloaded_available:.1f} are available",
-                hint="use more nodes, or remove launch.offload",
-                code="not-enough-memory",
-            )
+        needs = (
+            ("the checkpoints need", disk.needed, disk.free, self.run,
+             "free disk space, or lower train.keep_checkpoints", "not-enough-disk"),
+            ("the weights need", disk.to_fetch, disk.fetch_free, str(hub_cache()),
+             "free disk space, or set HF_HUB_CACHE to a folder on another disk", "not-enough-disk"),
+            ("training needs", memory.total, cluster.memory_available, None,
+             "leave train.micro_batch at auto, set train.activation_checkpointing, lower data.max_tokens_per_example, "
+             "use `method: lora` or `qlora`, or take a smaller model", "not-enough-memory"),
+            ("in CPU memory, the shard of each process needs", memory.offloaded, cluster.offloaded_available, None,
+             "use more nodes, or remove launch.offload", "not-enough-memory"),
+        )  # fmt: skip
+        for what, needed, available, where, hint, code in needs:
+            if available is not None and needed > available:
+                message = f"{what} about {needed:.1f} GiB, and {available:.1f} are available"
+                raise DoesNotFit(message, where=where, hint=hint, code=code)
 
     def __str__(self) -> str:
         lines = [
@@ -241,12 +231,9 @@ def _require_time_for_checkpoint(recipe: Recipe, speed: float | None, interval: 
     needed = interval / (speed * world_size_of(launch)) / 60
     available = launch.time_limit_minutes - launch.grace_minutes
     if needed > available:
-        raise RecipeError(
-            f"a job trains for at most {available} minutes, and the first checkpoint takes {needed:.0f} minutes at the "
-            "speed measured on this machine",
-            where="launch.time_limit_minutes", hint="raise it, or lower train.save_every_steps",
-            code="time-limit-too-short",
-        )  # fmt: skip
+        problem = f"a job trains for {available} minutes, and needs {needed:.0f} for a checkpoint at the measured speed"
+        hint = "raise it, or lower train.save_every_steps"
+        raise RecipeError(problem, where="launch.time_limit_minutes", hint=hint, code="time-limit-too-short")
 
 
 def _batch_scripts(recipe: Recipe, run: RunDir) -> tuple[dict[str, str], str | None]:

@@ -36,20 +36,17 @@ def model_text(base: str, method: str, launch: str, cluster: ClusterEstimate) ->
 
 def rows_text(rows: RowCounts) -> str:
     """Return the rows of each split, and the rows that are not used with the reasons."""
-    counts = ", ".join(f"{split} {rows.counts[split]:,}" for split in SPLITS)
     blocks = "; {documents:,} documents in {blocks:,} blocks".format(**rows.blocks) if rows.blocks["blocks"] else ""
     not_used = {"dropped": rows.dropped, "filtered": rows.filtered, "cut": rows.cut, "unused": rows.unused}
     reasons = "".join(f"; {kind} {n} x {reason}" for kind, counts in not_used.items() for reason, n in counts.items())
-    return f"{counts}{blocks}{reasons}"
+    return f"{_split_counts(rows.counts)}{blocks}{reasons}"
 
 
 def source_texts(rows: RowCounts) -> list[str]:
     """Return the rows of each source, if there are several sources."""
     if len(rows.sources) < 2:
         return []
-    return [
-        f"{name}: {', '.join(f'{split} {n:,}' for split, n in counts.items())}" for name, counts in rows.sources.items()
-    ]
+    return [f"{name}: {_split_counts(counts)}" for name, counts in rows.sources.items()]
 
 
 def lengths_text(rows: RowCounts) -> str:
@@ -76,9 +73,8 @@ def steps_text(steps: StepPlan, workload: Workload, select_best_by: str) -> str:
     if not workload.all_valid_rows:
         return f"{text}, {saving}; keeps the last one, as there are no valid rows to select it by"
     answering = f", answering {workload.answered_valid_rows} rows" if workload.answered_valid_rows else ""
-    return (
-        f"{text}, validation every {steps.valid_every_steps}{answering}, {saving}; keeps the best by {select_best_by}"
-    )
+    text += f", validation every {steps.valid_every_steps}{answering}"
+    return f"{text}, {saving}; keeps the best by {select_best_by}"
 
 
 def tokens_text(training_tokens: int, workload: Workload) -> str:
@@ -130,11 +126,9 @@ def scaling_text(sizes: list[dict[str, Any]]) -> str:
     """Return the tokens per second by the number of nodes, or of processes on one node."""
     at_best = ", at best" if sizes[-1]["at_best"] else ""
     unit = "nodes" if sizes[-1]["nodes"] > 1 else "processes"
-    speeds = (
-        f"{size[unit]}: {_number_range(size['tokens_per_second']) if size['fits'] else 'does not fit'}"
-        for size in sizes
-    )
-    return f"tokens/s by {unit}{at_best}: {'; '.join(speeds)}"
+    speeds = (_number_range(size["tokens_per_second"]) if size["fits"] else "does not fit" for size in sizes)
+    texts = (f"{size[unit]}: {speed}" for size, speed in zip(sizes, speeds, strict=True))
+    return f"tokens/s by {unit}{at_best}: {'; '.join(texts)}"
 
 
 def memory_text(cluster: ClusterEstimate, *, is_described: bool) -> str:
@@ -162,6 +156,10 @@ def disk_text(disk: DiskEstimate) -> str:
     if disk.to_fetch:
         text += f"; weights to download {disk.to_fetch:.1f} of {disk.fetch_free:.1f} free"
     return text
+
+
+def _split_counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{split} {counts[split]:,}" for split in SPLITS)
 
 
 def _of_available(available: float | None) -> str:

@@ -55,23 +55,19 @@ def estimate_workload(
 ) -> Workload:
     """Estimate the validations and the evaluation of a recipe, at the speeds measured on this machine."""
     train, evaluate = recipe.train, recipe.evaluate
-    ids = {split: [str(entry.id) for entry in rows.ledger_entries(split)] for split in ("valid", "test")}
-    lengths = {split: [entry.tokens for entry in rows.ledger_entries(split)] for split in ("valid", "test")}
-    training_tokens = sum(entry.tokens for entry in rows.ledger_entries("train")) * steps.epochs
-    valid = select_validation_rows(
-        recipe, ids["valid"], lengths["valid"], validations=steps.validations, training_tokens=training_tokens
-    )
-    valid_tokens = sum(lengths["valid"][place] for place in valid)
-    chosen = choose_by_hash(ids["test"], evaluate.rows, recipe.seed)
+    valid_ids = [str(entry.id) for entry in rows.ledger_entries("valid")]
+    lengths = [entry.tokens for entry in rows.ledger_entries("valid")]
+    test_lengths = {str(entry.id): entry.tokens for entry in rows.ledger_entries("test")}
+    tokens = sum(entry.tokens for entry in rows.ledger_entries("train")) * steps.epochs
+    valid = select_validation_rows(recipe, valid_ids, lengths, validations=steps.validations, training_tokens=tokens)
+    valid_tokens = sum(lengths[place] for place in valid)
+    chosen = choose_by_hash(test_lengths, evaluate.rows, recipe.seed)
     test_rows = len(chosen) if answer_metrics(evaluate.metrics) else min(UNSCORED_ANSWERS, len(chosen))
-    answered_valid_rows = min(len(set(ids["valid"])), train.valid_rows) if train.valid_metrics else 0
+    answered_valid_rows = min(len(set(valid_ids)), train.valid_rows) if train.valid_metrics else 0
     answers = 2 * test_rows + steps.validations * answered_valid_rows
     limit = evaluate.max_new_tokens
     expected = mean(min(limit, entry.trained) for entry in rows.ledger_entries("test"))
-    chosen_lengths = {
-        row_id: length for row_id, length in zip(ids["test"], lengths["test"], strict=True) if row_id in chosen
-    }
-    read_tokens = 2 * sum(chosen_lengths.values()) if likelihood_metrics(evaluate.metrics) else 0
+    read_tokens = 2 * sum(test_lengths[row_id] for row_id in chosen) if likelihood_metrics(evaluate.metrics) else 0
     validation = generation = None
     if speed is not None and cluster.total_tokens_per_second is not None:
         reading = speed.reading * cluster.processes if speed.reading else cluster.total_tokens_per_second[0]
@@ -81,7 +77,7 @@ def estimate_workload(
             reading_seconds = read_tokens / reading
             generation = answers * expected / writing + reading_seconds, answers * limit / writing + reading_seconds
     return Workload(
-        validations=steps.validations, valid_rows=len(valid), all_valid_rows=len(ids["valid"]),
+        validations=steps.validations, valid_rows=len(valid), all_valid_rows=len(valid_ids),
         valid_tokens=valid_tokens, answered_valid_rows=answered_valid_rows, test_rows=test_rows,
         read_tokens=read_tokens, generated_tokens=(round(answers * expected), answers * limit),
         validation_seconds=validation, is_measured=bool(speed and speed.reading), generation_seconds=generation,

@@ -24,9 +24,7 @@ class SourceBase(Section):
     """Keys that all kinds of sources share."""
 
     name: str | None = Field(
-        None,
-        min_length=1,
-        description="Name of the source in `prepare/rows.jsonl`; default its file, dataset or generator.",
+        None, min_length=1, description="Name in `prepare/rows.jsonl`; default its file, dataset or generator."
     )
     weight: float = Field(
         1.0,

@@ -83,10 +83,7 @@ class LaunchBase(Section):
         "runs. Needs `sharding: full` or `node`. Slower; does not affect results.",
     )
     intra_node_gb_per_second: float | None = Field(
-        None,
-        gt=0,
-        description="For `plan`: bandwidth between two processes of a node, in 10^9 bytes per second. Without it, "
-        "`plan` gives only a lower bound on the time.",
+        None, gt=0, description="For `plan`: 10^9 bytes/s within a node; if unstated, the time is only a lower bound."
     )
 
 
@@ -124,21 +121,15 @@ class SlurmLaunch(LaunchBase):
     nodes: int = Field(1, ge=1, description="Nodes for training and evaluation. Other stages use one process.")
     gpus_per_node: int | None = Field(None, ge=1, description="GPUs per node, with one process for each.")
     gpu_type: Word | None = Field(None, description="GPU type as the cluster names it, such as `a100`; default any.")
-    gpu_memory_gib: int | None = Field(
-        None, ge=1, description="For `plan`: memory per GPU. Without it, `plan` cannot tell if training fits."
-    )
+    gpu_memory_gib: int | None = Field(None, ge=1, description="For `plan`, to tell whether training fits.")
     processes_per_node: int | None = Field(None, ge=1, description="Processes per node; default one per GPU, or 1.")
     cpus_per_process: int | None = Field(None, ge=1, description="CPU cores per process; default the cluster's.")
     memory_gib_per_node: Annotated[int, Field(ge=1)] | Literal["all"] | None = Field(
         None, description="Memory per node, or `all` of it; default the cluster's."
     )
-    inter_node_gb_per_second: float | None = Field(
-        None, gt=0, description="For `plan`: bandwidth between two nodes, in 10^9 bytes per second (1 GB = 8 Gbit)."
-    )
+    inter_node_gb_per_second: float | None = Field(None, gt=0, description="For `plan`: 10^9 bytes/s between nodes.")
     time_limit_minutes: int | None = Field(None, ge=1, description="Time limit of each job; default the partition's.")
-    grace_minutes: int = Field(
-        5, ge=1, description="Time before the limit at which the processes write a checkpoint and the job is requeued."
-    )
+    grace_minutes: int = Field(5, ge=1, description="Time before the limit at which a job saves and is requeued.")
     max_requeues: int = Field(20, ge=0, description="Maximum number of times that a stopped or killed job is requeued.")
     account: Word | None = Field(None, description="Account that is charged.")
     partition: Word | None = Field(None, description="Partition; default the cluster's.")

@@ -33,14 +33,10 @@ class Model(Section):
         "weights on a GPU. `fp16` is for GPUs without bf16, and uses loss scaling.",
     )
     attention: Literal["auto", "sdpa", "eager"] = Field(
-        "auto",
-        description="Attention implementation of transformers. `auto` is its default, or `eager` for models that "
-        "soft-cap attention scores.",
+        "auto", description="`auto`: as transformers chooses, but `eager` for models that soft-cap attention scores."
     )
     chat_markup: Literal["chatml"] | None = Field(
-        None,
-        description="Chat template for a model that has none. `chatml` adds the two control tokens of ChatML and "
-        "trains their embedding rows.",
+        None, description="`chatml` gives a model without a chat template that of ChatML, and trains its two tokens."
     )
 
 
@@ -71,12 +67,8 @@ class DataBase(Section):
     source: Sources = Field(description="Where the rows come from; a list mixes several sources.")
     filters: tuple[Filter, ...] = Field((), description="Rules for rows; a row that breaks one is left out.")
     split: Split = Field(Split(), description="How rows are divided into train, valid and test.")
-    train_rows: int | float | None = Field(
-        None, description="Use only this many training rows, or this fraction of them (below 1), chosen by hash."
-    )
-    duplicates: Literal["keep", "drop"] = Field(
-        "keep", description="`drop` keeps only the first of identical training rows. They are counted in either case."
-    )
+    train_rows: int | float | None = Field(None, description="Number of training rows to use, or fraction (below 1).")
+    duplicates: Literal["keep", "drop"] = Field("keep", description="`drop` keeps only one of identical training rows.")
     leakage: Literal["warn", "error", "drop"] = Field(
         "warn",
         description="What to do if a valid or test row duplicates a training row, exactly or nearly: `warn`, stop with "
@@ -173,22 +165,16 @@ class Train(Section):
     epochs: float = Field(1.0, gt=0, description="Number of passes over the training rows.")
     max_steps: int | None = Field(None, ge=1, description="Stop after so many optimizer steps, if `epochs` takes more.")
     examples_per_step: int = Field(8, ge=1, description="Rows per optimizer step, over all ranks and micro-batches.")
-    micro_batch: Literal["auto"] | int = Field(
-        "auto", description="Rows per forward pass on one rank. Affects memory and speed, not results."
-    )
+    micro_batch: Literal["auto"] | int = Field("auto", description="Rows per forward pass; does not affect results.")
     micro_batch_tokens: int | None = Field(
-        None,
-        ge=1,
-        description="Maximum tokens per forward pass if `micro_batch` is `auto`; the default depends on the device.",
+        None, ge=1, description="Maximum tokens per forward pass if `micro_batch` is `auto`; default by device."
     )
     packing: Literal["auto", "always", "never"] = Field(
         "auto",
         description="Pack several rows into one sequence with block-diagonal attention and a shared prefix: if it is "
         "cheaper (`auto`), `always` or `never`. Affects memory and speed, not results.",
     )
-    activation_checkpointing: bool = Field(
-        False, description="Recompute activations in the backward pass instead of storing them: less memory, slower."
-    )
+    activation_checkpointing: bool = Field(False, description="Recompute activations in backward: less memory, slower.")
     schedule: Literal["linear", "cosine", "constant"] = Field("cosine", description="Learning rate after the warmup.")
     warmup_fraction: Fraction = Field(0.03, description="Fraction of steps in which the learning rate rises linearly.")
     weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay, applied to matrices only.")
@@ -209,9 +195,7 @@ class Train(Section):
     )
     valid_rows: int = Field(32, ge=1, description="Number of valid rows answered for `valid_metrics`, chosen by hash.")
     select_best_by: str = Field(
-        "loss",
-        description="The metric that selects the best checkpoint: `loss` or `token_accuracy` on the valid rows, or one "
-        "of `valid_metrics`.",
+        "loss", description="What selects the best checkpoint: `loss`, `token_accuracy` or one of `valid_metrics`."
     )
     save_every_steps: int | None = Field(None, ge=1, description="Steps between saves; default `valid_every_steps`.")
     keep_checkpoints: int = Field(2, ge=1, description="Number of latest checkpoints to keep, in addition to the best.")
