@@ -58,9 +58,9 @@ def resolve(reference: str, *, relative_to: Path | None = None, weights: bool = 
     return _resolve(reference, _Opening(relative_to, weights))
 
 
-def open_pin(pin: Pin, *, weights: bool = True) -> ModelFolder:
-    """Return the model at a pin; raise as `resolve` does."""
-    return _open_pin(pin, str(pin), _Opening(None, weights))
+def open_pin(pin: Pin) -> ModelFolder:
+    """Return the model at a pin, with its weights; raise as `resolve` does."""
+    return _open_pin(pin, str(pin), _Opening(None, weights=True))
 
 
 def resolve_tuned(run: RunDir) -> ModelFolder:
@@ -82,9 +82,10 @@ def resolve_base(run: RunDir, reference: str, *, weights: bool = True) -> ModelF
         RecipeError: the base cannot be found.
     """
     recorded = (run.manifest("prepare") or {}).get("base")
+    opening = _Opening(run.recipe_folder, weights)
     if recorded is None:
-        return resolve(reference, relative_to=run.recipe_folder, weights=weights)
-    pin, opening = Pin(**recorded["pin"]).absolute_in(run.path), _Opening(run.recipe_folder, weights)
+        return _resolve(reference, opening)
+    pin = Pin(**recorded["pin"]).absolute_in(run.path)
     if pin.is_path and _is_in(reference.removeprefix("run:"), run.recipe_folder):
         return _resolve(reference, opening)
     ways: list[_Way] = [partial(_open_pin, pin, reference, opening)]

@@ -21,7 +21,6 @@ from tunesmith.core.files import (
     sync_folder,
     temporary_path,
 )
-from tunesmith.core.locks import try_lock
 
 Files = dict[str, dict[str, Any]]
 
@@ -35,10 +34,6 @@ class ObjectStore:
     def path(self, sha256: str) -> Path:
         """Return the path of the object with this digest."""
         return self.root / "objects" / sha256[:2] / sha256
-
-    def folder(self, model: str, number: int) -> Path:
-        """Return the folder of a version."""
-        return self.root / "models" / model / str(number)
 
     @contextlib.contextmanager
     def staged(self, model: str, source: Path, files: Files, facts: dict[str, Any]) -> Iterator[Path]:
@@ -101,22 +96,10 @@ class ObjectStore:
         except OSError:  # the file system has no hard links, the object has too many, or it belongs to another user
             _copy(self.path(sha256), target)
 
-    def shared_lock(self) -> contextlib.AbstractContextManager[bool]:
-        """Block garbage collection by others while this process has files that are not in the database."""
-        return try_lock(self.root / ".lock", shared=True)
-
-    def try_exclusive_lock(self) -> contextlib.AbstractContextManager[bool]:
-        """Take the exclusive lock if no other process is adding or deleting; yield whether this process has it.
-
-        On a file system without locks it never has, and garbage is never collected.
-        """
-        return try_lock(self.root / ".lock")
-
     def collect_garbage(self, wanted: set[str], is_dead: Callable[[str, int], bool]) -> None:
         """Remove the leftovers of killed writers: temporary files, dead version folders, objects without a version.
 
-        Files of other users may not be removable. They stay and cost only disk space. The caller holds
-        `try_exclusive_lock`.
+        Files of other users may not be removable. They stay and cost only disk space. The caller holds the lock.
 
         Args:
             wanted: digests of the objects to keep.

@@ -13,6 +13,7 @@ from typing import Any
 
 from tunesmith.core.errors import DamagedFile, RecipeError, TunesmithError
 from tunesmith.core.files import MANIFEST, check_files, digest_of, read_json, translate_enospc
+from tunesmith.core.locks import try_lock
 from tunesmith.core.user_folders import registry_root
 from tunesmith.registry.catalog import Catalog, Model, Move, Version, alias_history, json_roundtrip
 from tunesmith.registry.database import Database
@@ -29,6 +30,8 @@ class Registry:
         self.root = Path(root)
         self._database = Database(self.root)
         self._store = ObjectStore(self.root)
+        # Shared while this process has files that are not in the database, exclusive while it collects garbage.
+        self._lock = self.root / ".lock"
 
     @classmethod
     def default(cls) -> "Registry":
@@ -54,7 +57,7 @@ class Registry:
         self._collect_garbage()
         with (
             translate_enospc(self.root),
-            self._store.shared_lock(),
+            try_lock(self._lock, shared=True),
             self._store.staged(name, folder, files, facts) as staged,
             self._database.writing() as catalog,
         ):
@@ -155,7 +158,7 @@ class Registry:
 
     def folder(self, version: Version) -> Path:
         """Return the version's folder. PEFT or transformers loads it like the folder that was added."""
-        return self._store.folder(version.model, version.number)
+        return self.root / "models" / version.model / str(version.number)
 
     def models(self) -> list[Model]:
         """Return all models by name."""
@@ -193,7 +196,7 @@ class Registry:
         check_name(name)
         with self._database.reading() as catalog:  # fail before a registry is created
             catalog.version(name, version)
-        with self._store.shared_lock():
+        with try_lock(self._lock, shared=True):
             with self._database.writing() as catalog:
                 doomed = catalog.version(name, version)
                 aliases = [alias for alias, number in catalog.aliases(name).items() if number == version]
@@ -206,8 +209,11 @@ class Registry:
         self._collect_garbage()
 
     def _collect_garbage(self) -> None:
-        """Remove leftovers, unless another process is adding: its files are not in the database yet."""
-        with self._store.try_exclusive_lock() as locked:
+        """Remove leftovers, unless another process is adding: its files are not in the database yet.
+
+        On a file system without locks, nothing is ever removed.
+        """
+        with try_lock(self._lock) as locked:
             if not locked:
                 return
             with self._database.reading() as catalog:
