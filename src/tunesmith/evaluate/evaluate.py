@@ -78,26 +78,14 @@ def evaluate(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     verdict = compare_models(
         recipe, scores["base"], scores["tuned"], groups=groups, lower_is_better=scorer.lower_is_better
     )
-    digests = {name: model.digest() for name, model in models.items()}
-    conditions = _conditions(recipe)
-    reasons = list(verdict.reasons)
+    conditions, reasons = _conditions(recipe), verdict.reasons
     if quantization := conditions["quantization"]:
-        reasons.append(f"base and tuned were both evaluated with weights in {quantization}")
-    verdict = replace(
-        verdict,
-        reasons=tuple(reasons),
-        health=stats,
-        digests={"questions": prompts.digest, **digests},
-        conditions=conditions,
-    )
+        reasons += (f"base and tuned were both evaluated with weights in {quantization}",)
+    digests = {"questions": prompts.digest, **{name: model.digest() for name, model in models.items()}}
+    verdict = replace(verdict, reasons=reasons, health=stats, digests=digests, conditions=conditions)
     write_json(run.verdict, verdict.to_json())
-    return seal_folder(
-        run.stage("evaluate"),
-        stage="evaluate",
-        inputs=stage_inputs,
-        seconds=round(time.monotonic() - began, 3),
-        verdict=verdict.primary.verdict,
-    )
+    seconds, outcome = round(time.monotonic() - began, 3), verdict.primary.verdict
+    return seal_folder(run.stage("evaluate"), stage="evaluate", inputs=stage_inputs, seconds=seconds, verdict=outcome)
 
 
 def _conditions(recipe: Recipe) -> dict[str, str | None]:
@@ -137,11 +125,9 @@ def _run_model(
         log(f"warning: {warning}")
     key = digest_of([prompts.digest, model.digest(), _conditions(recipe)])
 
-    def record_speed(tokens: int, seconds: float) -> None:
-        if tokens and not group.is_distributed:
-            save_generation_speed(model.root.digest(), recipe.tuning.method, tokens / seconds)
-
-    answers = generate_answers(name, loaded, prompts, task, run.evaluation(name), key=key, on_finished=record_speed)
+    answers, speed = generate_answers(name, loaded, prompts, task, run.evaluation(name), key=key)
+    if speed and not group.is_distributed:
+        save_generation_speed(model.root.digest(), recipe.tuning.method, speed)
     likelihoods: list[dict[str, float]] = [{} for _ in rows]
     if likelihood_metrics(recipe.evaluate.metrics):
         likelihoods = score_likelihoods(loaded, TokenDataset(run.tokens("test")), rows, compute, tokenizer.pad_id)

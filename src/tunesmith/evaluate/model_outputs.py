@@ -1,7 +1,7 @@
 """Answers and likelihoods of one model on the test rows. Base and tuned get the same prompts through this code."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,21 +29,16 @@ _MAX_TOKENS = 4096  # of a micro-batch when likelihoods are computed
 
 
 def generate_answers(
-    name: str,
-    model: Any,
-    prompts: Prompts,
-    task: Task,
-    folder: Path,
-    *,
-    key: str,
-    on_finished: Callable[[int, float], None] = lambda *_: None,
-) -> list[dict[str, Any]]:
-    """Generate an answer to every prompt, and return the answers in order. Finished answers survive an interruption.
+    name: str, model: Any, prompts: Prompts, task: Task, folder: Path, *, key: str
+) -> tuple[list[dict[str, Any]], float]:
+    """Generate an answer to every prompt. Finished answers survive an interruption.
+
+    Returns:
+        the answers in order, and the speed of this rank in generated tokens per second; 0 if it generated none.
 
     Args:
         folder: folder of `generations.jsonl`, to which each answer is appended at once.
         key: digest of model and prompts; answers in the file under another key are discarded.
-        on_finished: called with the number of tokens that this rank has generated, and the seconds that it took.
     """
     group = current_group()
     finished = group.run_on_rank0(partial(_load_finished, folder, key))
@@ -60,11 +55,11 @@ def generate_answers(
             log.flush()
             progress.update(len(finished) + len(generated))
     progress.close()
-    on_finished(sum(line["new_tokens"] for line in generated), time.monotonic() - began)
+    tokens, seconds = sum(line["new_tokens"] for line in generated), time.monotonic() - began
     answers |= {line["id"]: line for lines in group.all_gather(generated) for line in lines}
     ordered = [answers[example.id] for example in prompts.examples]
     group.run_on_rank0(partial(_merge_files, folder, ordered))
-    return ordered
+    return ordered, tokens / seconds if tokens else 0.0
 
 
 def _generations_path(folder: Path, rank: int) -> Path:
@@ -106,34 +101,26 @@ def score_likelihoods(
         attention_window=attention_window(model),
     )
     local_rows = group.local_rows(rows, tokens.lengths)
+
+    @torch.inference_mode()
+    def likelihoods_of(policy: MicroBatchPolicy) -> dict[int, dict[str, float]]:
+        likelihoods = {}
+        for batch_rows, batch in policy.batches(tokens, local_rows, pad_id):
+            interrupt.check()
+            result = token_loss(model, batch.to(compute.device))
+            for index, row in enumerate(batch_rows):
+                is_own = result.rows == index
+                likelihoods[row] = {
+                    "log_likelihood": -float(result.nll[is_own].double().sum()),
+                    "tokens": float(is_own.sum()),
+                    "correct": float(result.correct[is_own].sum()),
+                }
+        return likelihoods
+
     with lockstep_forward(model, group):
-        work = partial(_likelihoods, model, tokens, local_rows, compute, pad_id)
-        local = OomRetry(policy, lockstep=is_sharded(model)).run(work, tokens, local_rows)
+        local = OomRetry(policy, lockstep=is_sharded(model)).run(likelihoods_of, tokens, local_rows)
     by_row = {row: sums for likelihoods in group.all_gather(local) for row, sums in likelihoods.items()}
     return [by_row[row] for row in rows]
-
-
-@torch.inference_mode()
-def _likelihoods(
-    model: Any,
-    tokens: TokenDataset,
-    rows: Sequence[int],
-    compute: ComputeConfig,
-    pad_id: int,
-    policy: MicroBatchPolicy,
-) -> dict[int, dict[str, float]]:
-    likelihoods: dict[int, dict[str, float]] = {}
-    for batch_rows, batch in policy.batches(tokens, rows, pad_id):
-        interrupt.check()
-        result = token_loss(model, batch.to(compute.device))
-        for index, row in enumerate(batch_rows):
-            is_own = result.rows == index
-            likelihoods[row] = {
-                "log_likelihood": -float(result.nll[is_own].double().sum()),
-                "tokens": float(is_own.sum()),
-                "correct": float(result.correct[is_own].sum()),
-            }
-    return likelihoods
 
 
 def response_stats(generations: Sequence[dict[str, Any]]) -> dict[str, int]:

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from tunesmith.core.verdict import Comparison
 from tunesmith.report import wording
-from tunesmith.report.drawing import Point, box, dot, line, path, scale, svg, text, tick_label, ticks
+from tunesmith.report.drawing import Point, box, dot, grid, line, path, scale, svg, text, tick_label, ticks
 from tunesmith.report.unit import MINUS, unit_of
 from tunesmith.report.view import Training
 
@@ -33,7 +33,7 @@ def gain_axis(gain: Comparison, width: float) -> Markup:
         box(1, 40, x(min_gain) - 1, 52, "not-enough"),
         line(1, 92, width - 1, 92, "axis"),
         *(line(x(mark), 92, x(mark), 97, "axis") for mark in marks),
-        *(text(x(mark), 111, _signed(tick_label(mark, marks), mark), "tick") for mark in marks),
+        *(text(x(mark), 111, _signed_label(mark, marks), "tick") for mark in marks),
         line(x(0), 40, x(0), 92, "zero"),
         line(x(min_gain), 34, x(min_gain), 92, "wanted") if min_gain else "",
         *_interval(x(low), x(high), 66, 9),
@@ -68,9 +68,8 @@ def _gain_labels(gain: Comparison, x: Callable[[float], float], width: float) ->
     ]
 
 
-def _signed(words: str, number: float) -> str:
-    words = words.lstrip("-")
-    return words if number == 0 else ("+" if number > 0 else MINUS) + words
+def _signed_label(mark: float, marks: Sequence[float]) -> str:
+    return ("+" if mark > 0 else "") + tick_label(mark, marks).replace("-", MINUS)
 
 
 def gain_whisker(gain: Comparison, reach: tuple[float, float]) -> Markup:
@@ -152,8 +151,7 @@ def loss_curves(training: Training, width: float) -> Markup:
         return [(x(step), y(min(max(loss, low), top))) for step, loss in points]
 
     parts = [
-        *(line(start, y(level), end, y(level), "grid") for level in levels),
-        *(text(start - 6, y(level) + 4, tick_label(level, levels), "tick", "end") for level in levels),
+        *grid(levels, y, start, end),
         text(start, 12, "loss, nats per trained token", "axis-name", "start"),
         path(placed(downsample(raw)), "raw"),
         path(placed(downsample(mean)), "smooth"),

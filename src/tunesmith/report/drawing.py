@@ -65,3 +65,9 @@ def tick_label(number: float, all_ticks: Sequence[float]) -> str:
     """Return the label of a tick, with as many decimals as the distance of the ticks needs."""
     step = abs(all_ticks[1] - all_ticks[0]) if len(all_ticks) > 1 else abs(number) or 1.0
     return f"{number:,.{max(0, -math.floor(math.log10(step) + 1e-9))}f}"
+
+
+def grid(levels: Sequence[float], y: Callable[[float], float], left: float, right: float) -> list[str]:
+    """Draw a horizontal line at each level, with its label at the left."""
+    lines = [line(left, y(level), right, y(level), "grid") for level in levels]
+    return lines + [text(left - 6, y(level) + 4, tick_label(level, levels), "tick", "end") for level in levels]

@@ -7,7 +7,7 @@ from markupsafe import Markup
 
 from tunesmith.report import wording
 from tunesmith.report.charts import downsample
-from tunesmith.report.drawing import Point, line, path, scale, svg, text, tick_label, ticks
+from tunesmith.report.drawing import Point, grid, path, scale, svg, text, tick_label, ticks
 from tunesmith.report.view import Training
 
 
@@ -59,8 +59,7 @@ def _panel(
     x, y = scale(0, end, 40, width - 12), scale(0, highest, bottom, top)
     factor = 100 if curves is UTILIZATION else 1
     levels = ticks(0, factor * highest, 2 if curves is UTILIZATION else 4)
-    parts = [line(40, y(level / factor), width - 12, y(level / factor), "grid") for level in levels]
-    parts += [text(34, y(level / factor) + 4, tick_label(level, levels), "tick", "end") for level in levels]
+    parts = grid(levels, lambda level: y(level / factor), 40, width - 12)
     parts.append(text(40, top - 10, name, "axis-name", "start"))
     for curve in curves:
         points = training.machine.get(curve.name, ())

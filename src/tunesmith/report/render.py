@@ -4,6 +4,7 @@ import base64
 import hashlib
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def write_report(run: RunDir) -> Path:
 
 def render(view: RunView) -> str:
     """Return the report as HTML."""
-    script = (_HERE / "report.js").read_text(encoding="utf-8")
+    script, training = (_HERE / "report.js").read_text(encoding="utf-8"), view.training
     return load_template(_HERE / "report.html.j2").render(
         view=view,
         style=style_sheet(),
@@ -39,7 +40,11 @@ def render(view: RunView) -> str:
         script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         **_hero(view),
         **_evaluation(view),
-        **_training(view),
+        loss_chart=draw_both_widths(partial(charts.loss_curves, training)),
+        score_chart=draw_both_widths(partial(score_chart.score_curves, training)),
+        chosen=wording.checkpoint_sentence(training),
+        machine_chart=draw_both_widths(partial(machine_chart.machine_curves, training)),
+        machine_legend=machine_chart.legend(training),
         **_data(view),
         facts=sections.facts(view),
         speeds=sections.performance(view),
@@ -85,7 +90,7 @@ def _hero(view: RunView) -> dict[str, Any]:
         "kind": verdict.primary.verdict if verdict else "none",
         "headline": first,
         "evidence": rest[:1].upper() + rest[1:],
-        "gain_chart": draw_both_widths(lambda width: charts.gain_axis(verdict.primary, width)) if verdict else "",
+        "gain_chart": draw_both_widths(partial(charts.gain_axis, verdict.primary)) if verdict else "",
     }
 
 
@@ -107,17 +112,6 @@ def _evaluation(view: RunView) -> dict[str, Any]:
     }
 
 
-def _training(view: RunView) -> dict[str, Any]:
-    training = view.training
-    return {
-        "loss_chart": draw_both_widths(lambda width: charts.loss_curves(training, width)),
-        "score_chart": draw_both_widths(lambda width: score_chart.score_curves(training, width)),
-        "chosen": wording.checkpoint_sentence(training),
-        "machine_chart": draw_both_widths(lambda width: machine_chart.machine_curves(training, width)),
-        "machine_legend": machine_chart.legend(training),
-    }
-
-
 def _data(view: RunView) -> dict[str, Any]:
     lengths = (view.prepared.get("lengths") or {}).get("train") or {}
     named = [(f"{name} {lengths[key]:,g}", lengths[key]) for key, name in _LENGTH_MARKS.items() if lengths.get(key)]
@@ -128,6 +122,6 @@ def _data(view: RunView) -> dict[str, Any]:
         "lost": sections.unused_rows(view),
         "mixture": sections.source_counts(view.prepared),
         "copies": sections.duplicates(view.prepared),
-        "length_chart": draw_both_widths(lambda width: charts.histogram(bins, named, width)),
+        "length_chart": draw_both_widths(partial(charts.histogram, bins, named)),
         "token_rows": sections.token_rows(view.samples),
     }

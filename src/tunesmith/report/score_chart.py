@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from tunesmith.report import wording
-from tunesmith.report.drawing import Point, dot, line, path, scale, svg, text, tick_label, ticks
+from tunesmith.report.drawing import Point, dot, grid, line, path, scale, svg, text, tick_label, ticks
 from tunesmith.report.unit import Unit
 from tunesmith.report.view import Training
 
@@ -37,8 +37,7 @@ def _panel(training: Training, name: str, points: Sequence[Point], top: float, w
     low, high = min(values) - room, max(values) + room
     x, y = scale(0, last, _LEFT, width - _RIGHT), scale(low, high, top + _PANEL - 12, top + 24)
     levels = ticks(unit.factor * low, unit.factor * high, 3)
-    parts = [line(_LEFT, y(level / unit.factor), width - _RIGHT, y(level / unit.factor), "grid") for level in levels]
-    parts += [text(_LEFT - 6, y(level / unit.factor) + 4, tick_label(level, levels), "tick", "end") for level in levels]
+    parts = grid(levels, lambda level: y(level / unit.factor), _LEFT, width - _RIGHT)
     label = wording.metric_label(name) + (", %" if unit.is_share else "")
     parts.append(text(_LEFT, top + 12, label, "axis-name", "start"))
     best = training.facts.get("best_step")

@@ -17,10 +17,9 @@ CONCLUSIONS = {
     "cannot_tell": "The data does not show whether the tuned model is better",
 }
 _NON_INFERIORITY = {
-    "better": "The tuned model is not worse than the base by more than {} (non-inferiority)",
-    "not_better": "The tuned model is worse than the base by more than {} (non-inferiority)",
-    "cannot_tell": "The data does not show whether the tuned model is worse than the base by more than {} "
-    "(non-inferiority)",
+    "better": "The tuned model is not worse",
+    "not_better": "The tuned model is worse",
+    "cannot_tell": "The data does not show whether the tuned model is worse",
 }
 _BIDI_AND_HIDDEN = [*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x2028, 0x2029, 0x200B, 0xFEFF]
 _VISIBLE: dict[int, int | str] = {code: 0x2400 + code for code in range(0x20) if code not in (0x09, 0x0A)}
@@ -124,7 +123,8 @@ def _conclusion(primary: Comparison) -> str:
     """Return the verdict in words; a negative `min_gain` asks only for a model that is not much worse."""
     if not is_non_inferiority(primary):
         return CONCLUSIONS[primary.verdict]
-    return _NON_INFERIORITY[primary.verdict].format(unit_of(primary).points(primary.min_gain).lstrip(MINUS))
+    allowed = unit_of(primary).points(primary.min_gain).lstrip(MINUS)
+    return f"{_NON_INFERIORITY[primary.verdict]} than the base by more than {allowed} (non-inferiority)"
 
 
 def group_sentences(verdict: Verdict) -> list[str]:

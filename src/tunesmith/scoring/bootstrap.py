@@ -148,13 +148,11 @@ def gain_intervals(sample: Sample, confidence: float, seed: int) -> tuple[Interv
         low, high = -math.inf, math.inf
     gain = sample.gain(sample.base, sample.tuned)
     resamples = max(_RESAMPLES, math.ceil(_RESAMPLES_PER_TAIL / (_STRICT_ERROR_SHARE * error / 2)))
-    gains = _antisymmetric_gains(sample, resamples, seed)
-    usual = _widened_interval(gains[0], gain, error, sample.units)
-    strict = _widened_interval(gains[1], gain, _STRICT_ERROR_SHARE * error, sample.units)
-    return (
-        Interval(max(usual.low, low), min(usual.high, high)),
-        Interval(max(strict.low, low), min(strict.high, high)),
-    )
+    intervals = []
+    for gains, share in zip(_antisymmetric_gains(sample, resamples, seed), (1, _STRICT_ERROR_SHARE), strict=True):
+        widened = _widened_interval(gains, gain, share * error, sample.units)
+        intervals.append(Interval(max(widened.low, low), min(widened.high, high)))
+    return intervals[0], intervals[1]
 
 
 def _sum_by_group(rows: Array, groups: Sequence[Hashable]) -> Array:

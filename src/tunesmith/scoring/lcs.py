@@ -41,15 +41,9 @@ def lcs_positions(reference: Sequence[str], prediction: Sequence[str]) -> list[i
 
 def _position_bits(words: Sequence[str]) -> dict[str, int]:
     """Return {word: integer with a bit set at each of its positions}."""
-    positions: dict[str, list[int]] = {}
+    vectors: dict[str, int] = {}
     for position, word in enumerate(words):
-        positions.setdefault(word, []).append(position)
-    vectors = {}
-    for word, own in positions.items():
-        bits = bytearray(own[-1] // 8 + 1)
-        for position in own:
-            bits[position // 8] |= 1 << position % 8
-        vectors[word] = int.from_bytes(bits, "little")
+        vectors[word] = vectors.get(word, 0) | 1 << position
     return vectors
 
 

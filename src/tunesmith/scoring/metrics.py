@@ -57,18 +57,18 @@ def score(
         DataError: the lengths differ, or a row is not text.
     """
     names = expand_metrics(metrics)
-    likelihood = [name for name in names if name in LIKELIHOOD_METRICS]
-    if likelihood:
+    if needs_model := likelihood_metrics(names):
         hint = "it needs the model: add it to `evaluate.metrics` in a recipe"
-        raise RecipeError(f"`{likelihood[0]}` cannot be computed from text", hint=hint, code="metric-needs-model")
+        raise RecipeError(f"`{needs_model[0]}` cannot be computed from text", hint=hint, code="metric-needs-model")
     rows = _check_rows(predictions, references)
     custom = custom_metrics(names, folder)
-    return {
-        name: custom[name](predictions, references)
-        if name in custom
-        else _score_function(name)(predictions, rows, database)
-        for name in names
-    }
+    values = {}
+    for name in names:
+        if name in custom:
+            values[name] = custom[name](predictions, references)
+        elif (metric := find_metric(name)) and metric.score:
+            values[name] = metric.score(predictions, rows, database)
+    return values
 
 
 def expand_metrics(names: Sequence[str]) -> tuple[str, ...]:
@@ -217,12 +217,6 @@ def find_metric(name: str) -> Metric | None:
     if is_rouge(name):
         return Metric(name, f"ROUGE-{name.removeprefix('rouge')}", best_over_references(rouge(name)))
     return _LOSS if name == _LOSS.name else METRICS.get(name)
-
-
-def _score_function(name: str) -> Score:
-    metric = find_metric(name)
-    assert metric is not None and metric.score is not None  # the caller has checked the name with `expand_metrics`
-    return metric.score
 
 
 def _check_rows(predictions: Sequence[str], references: Sequence[str | Sequence[str]]) -> References:

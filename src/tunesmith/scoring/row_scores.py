@@ -56,20 +56,16 @@ def compare(
     sign = -1.0 if lower_is_better else 1.0
     likelihood = likelihood_of(metric, before)
     comparison = paired_verdict(
-        _column(metric, before, lower_is_better),
-        _column(metric, after, lower_is_better),
+        *(_column(metric, side, lower_is_better) for side in (before, after)),
         groups=None if groups is None else [groups[row] for row in rows],
-        **settings._asdict(),
         weights=_weights(metric, before),
         transform=(lambda mean: sign * likelihood.value(mean)) if likelihood and likelihood.transform_mean else None,
         metric=metric,
+        **settings._asdict(),
     )
+    before_score, after_score, failed = sign * comparison.base, sign * comparison.tuned, len(base) - len(rows)
     comparison = replace(
-        comparison,
-        base=sign * comparison.base,
-        tuned=sign * comparison.tuned,
-        higher_is_better=not lower_is_better,
-        failed=len(base) - len(rows),
+        comparison, base=before_score, tuned=after_score, higher_is_better=not lower_is_better, failed=failed
     )
     if by_row and comparison.groups < comparison.rows:
         ungrouped = compare(metric, base, tuned, lower_is_better=lower_is_better, settings=settings)
@@ -83,9 +79,8 @@ def compared_rows(metric: str, base: Scores, tuned: Scores) -> list[int]:
     """Return the indices of the rows to compare: all for a likelihood metric, else those that both systems answered."""
     if likelihood_of(metric, base):
         return list(range(len(base)))
-    return [
-        row for row, pair in enumerate(zip(base, tuned, strict=True)) if not any(side.get("failed") for side in pair)
-    ]
+    pairs = enumerate(zip(base, tuned, strict=True))
+    return [row for row, pair in pairs if not any(side.get("failed") for side in pair)]
 
 
 def likelihood_of(metric: str, rows: Scores) -> Likelihood | None:
@@ -103,17 +98,10 @@ def group_changes(
     for row in compared:
         members.setdefault(groups[row], []).append(row)
     changes = [_group_change(metric, name, rows, base, tuned, lower_is_better) for name, rows in members.items()]
-    fell = sorted(
-        (change for change in changes if change.gain < 0), key=lambda change: (change.gain, -change.rows, change.group)
-    )
-    return Grouping(
-        by=by,
-        groups=len(changes),
-        rows=len(compared),
-        improved=sum(change.gain > 0 for change in changes),
-        worsened=len(fell),
-        fell=tuple(fell[:MAX_GROUPS_LISTED]),
-    )
+    fell = [change for change in changes if change.gain < 0]
+    fell.sort(key=lambda change: (change.gain, -change.rows, change.group))
+    improved, worst = sum(change.gain > 0 for change in changes), tuple(fell[:MAX_GROUPS_LISTED])
+    return Grouping(by=by, groups=len(changes), rows=len(compared), improved=improved, worsened=len(fell), fell=worst)
 
 
 def _group_change(metric: str, name: str, rows: Sequence[int], base: Scores, tuned: Scores, lower: bool) -> GroupChange:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from markupsafe import Markup
 
 from tunesmith.report import wording
-from tunesmith.report.drawing import Point, dot, line, path, scale, svg, text, tick_label, ticks
+from tunesmith.report.drawing import Point, dot, grid, line, path, scale, svg, text, ticks
 from tunesmith.sweep import text as sweep_text
 from tunesmith.sweep.collect import Estimate, SweepResult, TrialResult
 
@@ -33,8 +33,7 @@ def draw_scores(result: SweepResult, measure: str, width: float, height: float =
     y = scale(low - room, high + room, bottom, top)
     levels = ticks(low - room, high + room, 5)
     x, marks = _horizontal_scale([trial.measures[measure] for trial, _ in points], left + 24, right - 24, width)
-    parts = [line(left, y(level), right, y(level), "grid") for level in levels]
-    parts += [text(left - 6, y(level) + 4, tick_label(level, levels), "tick", "end") for level in levels]
+    parts = grid(levels, y, left, right)
     parts += [line(x(mark), bottom, x(mark), bottom + 5, "axis") for mark in marks]
     parts += [text(x(mark), bottom + 19, _short_number(mark), "tick") for mark in marks]
     parts += [

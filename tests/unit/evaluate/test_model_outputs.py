@@ -38,7 +38,7 @@ def ask(model: Any, tmp_path: Path) -> Ask:
     """Return a function that answers prompts into one folder."""
 
     def ask_all(prompts: Prompts | None = None, *, key: str = "key") -> list[dict[str, Any]]:
-        return generate_answers("base", model, prompts or make_prompts(), NumberTask(), tmp_path / "base", key=key)  # type: ignore[arg-type]
+        return generate_answers("base", model, prompts or make_prompts(), NumberTask(), tmp_path / "base", key=key)[0]  # type: ignore[arg-type]
 
     return ask_all
 
