@@ -13,7 +13,7 @@ from tunesmith.inference.chatter import Chatter
 from tunesmith.recipe.data_source import FileSource
 from tunesmith.recipe.schema import TextData
 from tunesmith.report.wording import visible
-from tunesmith.tasks.base import MissingColumn, RowProblem, Task
+from tunesmith.tasks.base import RowProblem, Task
 
 
 def read_row(pairs: Sequence[str]) -> dict[str, str]:
@@ -104,7 +104,7 @@ def _reference(task: Task, row: Row) -> dict[str, str]:
     """Return {reference} if the row has one, else {}."""
     try:
         return {"reference": task.reference(task.parse(row.values))}
-    except (RowProblem, MissingColumn):
+    except RowProblem:
         return {}
 
 

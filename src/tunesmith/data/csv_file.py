@@ -14,8 +14,8 @@ _UNQUOTED = "; if the file has no quoted cells, like many TSV files, write `quot
 _SEPARATORS = {",": ".csv", "\t": ".tsv", ";": "", "|": ""}
 
 
-def read_csv_records(path: Path, label: str, separator: str, *, quoted: bool = True) -> Iterator[tuple[int, list[str]]]:
-    """Yield the first line and the cells of each record, the header first; a blank line has no cells.
+def read_csv_rows(path: Path, label: str, separator: str, *, quoted: bool) -> Iterator[tuple[int, dict[str, str]]]:
+    """Yield the first line and the cells of each row by column; blank lines are skipped.
 
     Args:
         quoted: whether cells may be in quotes; if not, a quote is an ordinary character.
@@ -24,16 +24,15 @@ def read_csv_records(path: Path, label: str, separator: str, *, quoted: bool = T
         DataError: see `read_text_lines`; the header repeats a name, a record has more or fewer cells than the header,
             a quote is never closed or text follows it, or a carriage return is not followed by a line feed.
     """
-    header: list[str] | None = None
+    records = _records(path, label, separator, quoted=quoted)
+    _, header = next(records)
+    _check_header(header, label)
     empty = True
-    for line, cells in _records(path, label, separator, quoted=quoted):
-        if header is None:
-            header = cells
-            _check_header(header, label)
-        elif cells:
+    for line, cells in records:
+        if cells:
             _check_cells(cells, header, f"{label}:{line}", separator)
             empty = False
-        yield line, cells
+            yield line, dict(zip(header, cells, strict=True))
     if empty:
         raise DataError("has a header but no rows", where=label, code="no-rows")
 

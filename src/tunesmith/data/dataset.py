@@ -1,16 +1,18 @@
-"""Build the dataset of a recipe: read, split, tokenize, mix and compare its rows. `plan` and `prepare` share it."""
+"""The rows that a run uses: read, split, tokenized, mixed and compared here, or read from the files of `prepare`."""
 
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from tunesmith.core.errors import DataError
+from tunesmith.core.jsonl import read_jsonl
 from tunesmith.core.progress import log
 from tunesmith.core.records import Example
-from tunesmith.core.rundir import SPLITS
+from tunesmith.core.rundir import SPLITS, RunDir
 from tunesmith.data.dedup import (
     Duplicate,
     SplitComparison,
@@ -78,12 +80,11 @@ class Dataset:
 
     def facts(self) -> dict[str, Any]:
         """Return the counts for the manifest: rows and why they are not used, tokens, lengths, duplicates."""
-        status = Counter(entry.status for entry in self.entries)
         reasons = {s: _count_reasons(self.entries, s) for s in ("dropped", "cut", "filtered", "unused")}
         blocks = [entry.block[0] for entry in self.entries if entry.block]
         tokens = {name: [row.entry.tokens for row in rows] for name, rows in self.used.items()}
         return {
-            "counts": {**{name: len(rows) for name, rows in self.used.items()}, **{s: status[s] for s in reasons}},
+            "counts": {n: len(rows) for n, rows in self.used.items()} | {s: sum(reasons[s].values()) for s in reasons},
             **reasons,
             "blocks": {"documents": sum(block == 1 for block in blocks), "blocks": len(blocks)},
             "sources": {
@@ -99,6 +100,41 @@ class Dataset:
             "empty": self.empty,
             "remarks": self.remarks,
         }
+
+
+class PreparedRows:
+    """The rows that `prepare` wrote; the sources are not read."""
+
+    def __init__(self, run: RunDir) -> None:
+        self._run = run
+        self._entries: dict[str, list[LedgerEntry]] = {split: [] for split in SPLITS}
+        for entry in map(LedgerEntry.from_json, read_jsonl(run.ledger)):
+            if entry.split is not None:
+                self._entries[entry.split] += [entry] * entry.times
+        self._examples = cache(self._read)
+
+    def facts(self) -> dict[str, Any]:
+        """Return the counts that `prepare` wrote into its manifest."""
+        return self._run.manifest("prepare") or {}
+
+    def ledger_entries(self, split: str) -> Sequence[LedgerEntry]:
+        """Return the ledger entry of each row of a split."""
+        return self._entries[split]
+
+    def example(self, split: str, index: int) -> Example:
+        """Return the example of the row at `index` in the split."""
+        return self._examples(split)[index]
+
+    def tokens(self, split: str) -> TokenDataset:
+        """Return the tokens of all rows of a split."""
+        return TokenDataset(self._run.tokens(split))
+
+    def _read(self, split: str) -> list[Example]:
+        return [Example.from_json(line) for line in read_jsonl(self._run.examples(split))]
+
+
+UsedRows = Dataset | PreparedRows
+"""The rows of each split in the order of the ledger, each as often as one pass uses it."""
 
 
 def build_dataset(

@@ -17,7 +17,7 @@ from typing import Any
 from tunesmith.core.errors import DataError, RecipeError, TunesmithError
 from tunesmith.core.files import digest_file
 from tunesmith.core.suggest import closest
-from tunesmith.data.csv_file import read_csv_records
+from tunesmith.data.csv_file import read_csv_rows
 from tunesmith.data.json_file import read_json_lines, read_json_rows
 from tunesmith.data.text_file import shorten, wrap_read_errors
 from tunesmith.recipe.data_source import FileSource
@@ -149,11 +149,8 @@ def read_file_rows(file: LocalFile) -> Iterator[tuple[str, dict[str, Any]]]:
     with wrap_read_errors(file.path, file.label):
         if file.format in _CELLS:
             separator = "," if file.format == ".csv" else "\t"
-            records = read_csv_records(file.path, file.label, separator, quoted=file.quoted)
-            _, columns = next(records)
-            for line, cells in records:
-                if cells:
-                    yield f"{file.label}:{line}", dict(zip(columns, cells, strict=True))
+            for line, cells in read_csv_rows(file.path, file.label, separator, quoted=file.quoted):
+                yield f"{file.label}:{line}", cells
         elif file.format in (".json", ".jsonl"):
             read = read_json_lines if file.format == ".jsonl" else read_json_rows
             for line, values in read(file.path, file.label):

@@ -7,8 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from tunesmith.data.batch import Batch
-from tunesmith.data.token_dataset import TokenDataset, bucket, round_up
+from tunesmith.data.token_dataset import Batch, TokenDataset, bucket, round_up
 
 ENCODER_CANNOT_PACK = "an encoder reads each row separately"
 """The reason why rows of an encoder-decoder model are not packed."""

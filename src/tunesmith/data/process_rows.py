@@ -15,7 +15,7 @@ from tunesmith.data.sources import Row, read_rows
 from tunesmith.data.split import assign_split
 from tunesmith.recipe.columns import optional_columns, prompt_columns, required_columns
 from tunesmith.recipe.schema import ChatData, Recipe
-from tunesmith.tasks.base import EmptyCell, MissingColumn, RowProblem, Task, cell_text
+from tunesmith.tasks.base import EmptyCell, RowProblem, Task, cell_text
 
 _TOOL_COLUMNS = ("tools", "functions")
 _MAX_GROUP_NAME = 80  # a longer value of `split.by` is truncated in the name of its group
@@ -90,14 +90,6 @@ class ProcessedRow:
     tokens: TokenizedExample | None
     row_turns: tuple[Turn, ...] = ()
     notes: RowNotes = NO_NOTES
-
-
-class _TooLong(RowProblem):
-    """A row has more tokens than the recipe allows."""
-
-    def __init__(self, reason: str, tokens: int, hint: str) -> None:
-        super().__init__(reason, f"{tokens} tokens", code="row-too-long", hint=hint)
-        self.tokens = tokens
 
 
 class DropCounter:
@@ -185,13 +177,10 @@ def process_row(recipe: Recipe, task: Task, row: Row) -> list[ProcessedRow]:
         if reason := rejection_reason(recipe.data.filters, row):
             return [ProcessedRow(LedgerEntry(row.number, row.where, row.source, "filtered", reason=reason), None, None)]
         return _tokenize(recipe, task, row)
-    except MissingColumn as error:  # if all rows lack the column, reading them raises DataError
-        problem: RowProblem = EmptyCell(error.column)
-    except RowProblem as error:
-        problem = error
-    entry = LedgerEntry(row.number, row.where, row.source, "dropped", reason=problem.reason)
-    excess_length = problem.tokens if isinstance(problem, _TooLong) else 0
-    return [ProcessedRow(entry, None, None, notes=RowNotes(problem.detail, _hint(recipe, problem), excess_length))]
+    except RowProblem as problem:  # also MissingColumn; if all rows lack a column, reading them raises DataError
+        entry = LedgerEntry(row.number, row.where, row.source, "dropped", reason=problem.reason)
+        notes = RowNotes(problem.detail, _hint(recipe, problem), problem.excess_length)
+        return [ProcessedRow(entry, None, None, notes=notes)]
 
 
 def _hint(recipe: Recipe, problem: RowProblem) -> str:
@@ -250,7 +239,8 @@ def _truncate(recipe: Recipe, task: Task, tokens: TokenizedExample) -> tuple[Tok
     short, reason = task.truncate(tokens, recipe.data.max_tokens_per_example)
     if reason is not None and recipe.data.too_long == "drop":
         hint = "raise data.max_tokens_per_example, or set data.too_long: truncate"
-        raise _TooLong(reason, tokens.length, hint + (" or split" if recipe.data.task == "text" else ""))
+        hint += " or split" if recipe.data.task == "text" else ""
+        raise RowProblem(reason, f"{tokens.length} tokens", code="row-too-long", hint=hint, excess_length=tokens.length)
     if not any(short.trained[1:]):  # the first token is never predicted
         problem = "has no trained token after truncation" if reason else "has no trained token"
         raise RowProblem(problem, code="no-trained-token")

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from tunesmith.core import interrupt
 from tunesmith.core.errors import RecipeError, TunesmithError
-from tunesmith.data.database import open_database
+from tunesmith.data.dataset import UsedRows
+from tunesmith.data.recipe_files import open_database
 from tunesmith.data.split import choose_by_hash
 from tunesmith.data.text_file import shorten
-from tunesmith.data.used_rows import UsedRows
 from tunesmith.recipe.schema import Recipe
 from tunesmith.scoring.custom import CustomMetric, custom_metrics
 from tunesmith.scoring.metrics import answer_metrics, score

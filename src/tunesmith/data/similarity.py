@@ -127,15 +127,13 @@ class MinHashIndex:
             threshold: the minimum Jaccard index. About 1 % of the pairs exactly at it are missed, and fewer above it.
         """
         long_pool, long_queries = self.long_enough(pool), self.long_enough(queries)
-        bands = [_Band(self.signatures, columns, long_pool) for columns in _bands(threshold)] if len(long_pool) else []
+        bands = [_Band(self.signatures, columns, long_pool) for columns in _bands(threshold)]
         in_pool = np.isin(long_queries, long_pool)
         nearest: dict[int, tuple[int, float]] = {}
         for start in range(0, len(long_queries), _QUERIES_PER_CHUNK):
             chunk = slice(start, start + _QUERIES_PER_CHUNK)
             for query, candidates in self._candidates(long_queries[chunk], in_pool[chunk], bands, threshold):
-                similarity, negative = max(
-                    ((self.jaccard(query, candidate), -candidate) for candidate in candidates), default=(0.0, 0)
-                )
+                similarity, negative = max((self.jaccard(query, text), -text) for text in candidates)
                 if similarity >= threshold:
                     nearest[query] = -negative, similarity
         return nearest
@@ -144,10 +142,7 @@ class MinHashIndex:
         self, queries: Indices, in_pool: NDArray[np.bool_], bands: Sequence["_Band"], threshold: float
     ) -> Iterator[tuple[int, list[int]]]:
         """Yield each query with the texts that seem similar enough, the highest estimates first."""
-        pairs = [band.pairs(self.signatures, queries) for band in bands]
-        if not pairs:
-            return
-        query_numbers, texts = np.concatenate(pairs, axis=1)
+        query_numbers, texts = np.concatenate([band.pairs(self.signatures, queries) for band in bands], axis=1)
         # Each pair is encoded as one number, because sorting pairs is slow.
         which, candidate = np.divmod(np.unique(query_numbers * len(self) + texts), len(self))
         allowed = ~in_pool[which] | (candidate < queries[which])
@@ -192,11 +187,9 @@ class _Band:
 
 def _bands(threshold: float) -> list[slice]:
     """Return the columns of each band: the widest bands that still find pairs at the threshold with _RECALL."""
-    for width in range(NUM_HASHES, 0, -1):
-        count = NUM_HASHES // width
-        if 1 - (1 - threshold**width) ** count >= _RECALL:
-            return [slice(i * width, (i + 1) * width) for i in range(count)]
-    return [slice(i, i + 1) for i in range(NUM_HASHES)]
+    recall = {width: 1 - (1 - threshold**width) ** (NUM_HASHES // width) for width in range(NUM_HASHES, 0, -1)}
+    width = next((width for width in recall if recall[width] >= _RECALL), 1)
+    return [slice(i * width, (i + 1) * width) for i in range(NUM_HASHES // width)]
 
 
 def shingles(text: str) -> bytes:

@@ -18,11 +18,21 @@ from tunesmith.data.local_files import (
     resolve_path,
     source_label,
 )
-from tunesmith.data.row_formats import recognize_row_format
 from tunesmith.recipe.data_source import FileSource, HubSource, Source, Sources
+from tunesmith.tasks.messages import SHAREGPT_ROLES
 
 _JSON_PROBE_ROWS = 1000
 """A column that is absent from this many first rows of a JSON file is missing; writers of JSON omit empty values."""
+
+_ROW_FORMATS = (
+    # (required columns, name, settings for the recipe)
+    (("instruction", "output"), "Alpaca rows", '`prompt: "{instruction}\\n{input?}"` and `response: "{output}"`'),
+    (("prompt", "chosen", "rejected"), "preference pairs, of which only one answer can be trained on",
+     '`prompt: "{prompt}"` and `response: "{chosen}"`'),
+    (("prompt", "completion"), "OpenAI prompts and completions",
+     '`prompt: "{prompt}"` and `response: "{completion}"`'),
+    (("question", "answer"), "questions and answers", '`prompt: "{question}"` and `response: "{answer}"`'),
+)  # fmt: skip
 
 LocatedValues = tuple[str, dict[str, Any]]
 """The location (file and line) and the values of a row."""
@@ -207,9 +217,26 @@ def missing_column_error(name: str, row: Row) -> DataError:
         )
     elif near:
         hint = f"did you mean `{by_folded_name[near]}`? {hint}"
-    elif row_format := recognize_row_format(row.values):
+    elif row_format := _recognize_row_format(row.values):
         hint += f"; {row_format}"
     return DataError(f"there is no column `{name}`", where=row.where, hint=hint, code="missing-column")
+
+
+def _recognize_row_format(values: Mapping[str, Any]) -> str | None:
+    """Return a hint with the name of a row's format and the settings that read it; None if it is unknown."""
+    for column, value in values.items():
+        first = value[0] if isinstance(value, list) and value else None
+        if isinstance(first, dict) and {"from", "value"} <= first.keys():
+            return (
+                f"`{column}` has ShareGPT messages {{from, value}}: convert each to {{role, content}} "
+                f"({SHAREGPT_ROLES}), then write `messages: {column}`"
+            )
+        if isinstance(first, dict) and {"role", "content"} <= first.keys():
+            return f"`{column}` has messages in OpenAI's format: write `task: chat` and `messages: {column}`"
+    for columns, name, settings in _ROW_FORMATS:
+        if set(columns) <= values.keys() and all(isinstance(values[column], str) for column in columns):
+            return f"these are {name}: write {settings}"
+    return None
 
 
 def _read_parts(source: Source, folder: Path) -> Iterator[tuple[bool, Iterator[LocatedValues]]]:

@@ -17,12 +17,7 @@ def assign_split(group: str, *, valid: float, test: float, seed: int) -> str:
 
     The split depends on the arguments only, so appending or reordering rows moves no other row. Test groups have the
     lowest hashes and valid groups the highest, so changing one fraction does not change the other split.
-
-    Raises:
-        ValueError: a fraction is negative, or their sum exceeds 1.
     """
-    if valid < 0 or test < 0 or valid + test > 1:
-        raise ValueError(f"fractions must be at least 0 and sum to at most 1: valid={valid}, test={test}")
     position = _uniform("split", seed, group)
     if position < test:
         return "test"
@@ -37,15 +32,10 @@ def choose_by_hash(ids: Iterable[str], count: int | None, seed: int, *, purpose:
     Args:
         purpose: part of the hash. Choosing among ids that an earlier choice returned needs another purpose; otherwise
             all of them would have low hashes.
-
-    Raises:
-        ValueError: `count` is negative.
     """
     distinct = set(ids)
     if count is None or count >= len(distinct):
         return distinct
-    if count < 0:
-        raise ValueError(f"cannot choose {count} rows")
     # With the hash of the split instead of a purpose of its own, a subsample of train would be biased.
     return set(heapq.nsmallest(count, distinct, key=lambda id_: (_uniform(purpose, seed, id_), id_)))
 

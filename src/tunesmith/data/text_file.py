@@ -9,7 +9,6 @@ import contextlib
 import gzip
 import zlib
 from collections.abc import Iterator
-from io import BufferedIOBase
 from pathlib import Path
 
 from tunesmith.core.errors import DataError
@@ -54,11 +53,9 @@ def read_text_lines(path: Path, label: str) -> Iterator[tuple[int, str]]:
     Raises:
         DataError: the file is empty or not UTF-8, has a NUL byte, or a line longer than MAX_LINE_BYTES.
     """
-    with _open(path) as file:
+    with gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb") as file:
         offset = 0
-        number = 0
-        while raw := file.readline(MAX_LINE_BYTES + 1):
-            number += 1
+        for number, raw in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES + 1), b""), 1):
             if number == 1:
                 _check_start(raw, label)
             if len(raw) > MAX_LINE_BYTES:
@@ -74,10 +71,6 @@ def read_text_lines(path: Path, label: str) -> Iterator[tuple[int, str]]:
 def shorten(text: str) -> str:
     """Return a text, truncated if it is too long for a message."""
     return text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 1] + "…"
-
-
-def _open(path: Path) -> BufferedIOBase:
-    return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb")
 
 
 def _check_start(start: bytes, label: str) -> None:

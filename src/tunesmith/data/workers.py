@@ -58,13 +58,10 @@ def process_in_parallel(
     Raises:
         DataError: a column is missing.
     """
-    count = worker_count()
-    if model is None or count < 2:
-        yield from _process_here(recipe, task, rows)
-        return
-    yield from _process_here(recipe, task, islice(rows, SERIAL_ROWS))
+    count = worker_count() if model else 0
+    yield from _process_here(recipe, task, islice(rows, SERIAL_ROWS if count > 1 else None))
     chunks = iter(lambda: tuple(islice(rows, _CHUNK_ROWS)), ())
-    if not (first := next(chunks, ())):
+    if not (first := next(chunks, ())) or model is None:
         return
     with _start_workers(recipe, model, count) as submit:
         has_lost_worker = False

@@ -8,7 +8,7 @@ from typing import Any
 
 from tunesmith.core.files import digest_file, digest_of
 from tunesmith.core.rundir import RunDir
-from tunesmith.data.database import database_file
+from tunesmith.data.recipe_files import database_file
 from tunesmith.recipe.schema import Recipe
 from tunesmith.scoring.custom import is_custom, source_files
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.core.rundir import RunDir
-from tunesmith.data.database import GENERATED_SHOP, database_file
+from tunesmith.data.recipe_files import GENERATED_SHOP, database_file
 from tunesmith.recipe.schema import Recipe
 from tunesmith.scoring.custom import custom_metrics
 from tunesmith.scoring.metrics import expand_metrics, is_lower_better, score

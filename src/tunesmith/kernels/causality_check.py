@@ -11,8 +11,7 @@ import torch
 
 from tunesmith.architecture.causality import CAUSAL_HINT
 from tunesmith.core.errors import RecipeError
-from tunesmith.data.batch import Batch
-from tunesmith.data.token_dataset import TokenDataset
+from tunesmith.data.token_dataset import Batch, TokenDataset
 from tunesmith.distributed.fsdp import agree_on_reason
 from tunesmith.kernels.temporary import eval_mode
 from tunesmith.kernels.token_loss import model_inputs

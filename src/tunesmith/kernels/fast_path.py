@@ -11,8 +11,7 @@ from typing import Any
 
 import torch
 
-from tunesmith.data.batch import Batch
-from tunesmith.data.token_dataset import TokenDataset
+from tunesmith.data.token_dataset import Batch, TokenDataset
 from tunesmith.distributed.fsdp import agree_on_reason, is_sharded, raise_if_sharded
 from tunesmith.kernels.gated_mlp import patch_gated_mlp
 from tunesmith.kernels.lora_fused import fuse_lora, record_shared_inputs

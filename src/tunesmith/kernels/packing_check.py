@@ -9,9 +9,8 @@ from typing import Any
 import torch
 
 from tunesmith.architecture.shapes import UNLIMITED
-from tunesmith.data.batch import Batch
 from tunesmith.data.microbatch import ENCODER_CANNOT_PACK
-from tunesmith.data.token_dataset import TokenDataset
+from tunesmith.data.token_dataset import Batch, TokenDataset
 from tunesmith.distributed.fsdp import agree_on_reason, raise_if_sharded
 from tunesmith.kernels.packed_attention import (
     MASKABLE_ATTENTION,

@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from tunesmith.core.records import ENCODER_IDS
-from tunesmith.data.batch import ENCODER_MASK, Batch
+from tunesmith.data.token_dataset import ENCODER_MASK, Batch
 from tunesmith.estimate.memory import LOGITS_CHUNK
 from tunesmith.kernels.packed_attention import has_packed_attention
 from tunesmith.kernels.temporary import replace_forward

@@ -17,10 +17,10 @@ from tunesmith.architecture.families import shapes_of
 from tunesmith.architecture.shapes import Shapes
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.rundir import SPLITS, RunDir
+from tunesmith.data.dataset import PreparedRows, UsedRows
 from tunesmith.data.fit import check_max_positions, check_packing_supported
 from tunesmith.data.microbatch import ENCODER_CANNOT_PACK
 from tunesmith.data.token_dataset import TokenDataset
-from tunesmith.data.used_rows import PreparedRows, UsedRows
 from tunesmith.fetch.adapter_tokens import trained_token_ids
 from tunesmith.fetch.reference import ModelFolder, open_pin, resolve, resolve_base
 from tunesmith.inference.answerable import check_answerable

@@ -9,9 +9,8 @@ from tunesmith.core.errors import DoesNotFit, RecipeError
 from tunesmith.core.progress import log
 from tunesmith.core.rundir import RunDir
 from tunesmith.core.stages import PREPARE
-from tunesmith.data.dataset import build_dataset
+from tunesmith.data.dataset import PreparedRows, UsedRows, build_dataset
 from tunesmith.data.rehearsal import rehearse
-from tunesmith.data.used_rows import PreparedRows, UsedRows
 from tunesmith.estimate.disk import DiskEstimate, checkpoints_gib, free_gib
 from tunesmith.estimate.hardware import detect_hardware
 from tunesmith.estimate.throughput import load_speed

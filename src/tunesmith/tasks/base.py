@@ -34,14 +34,18 @@ class RowProblem(Exception):
         detail: what is wrong in this row, such as an excerpt.
         code: one of ERROR_CODES.
         hint: how to correct all rows with this problem.
+        excess_length: the number of tokens of a row that is too long.
     """
 
-    def __init__(self, reason: str, detail: str = "", *, code: str = "row", hint: str = "") -> None:
+    def __init__(
+        self, reason: str, detail: str = "", *, code: str = "row", hint: str = "", excess_length: int = 0
+    ) -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
         self.reason = reason
         self.detail = detail
         self.code = code
         self.hint = hint
+        self.excess_length = excess_length
 
 
 class EmptyCell(RowProblem):
@@ -52,12 +56,8 @@ class EmptyCell(RowProblem):
         self.column = column
 
 
-class MissingColumn(Exception):
-    """A row has no such column."""
-
-    def __init__(self, column: str) -> None:
-        super().__init__(column)
-        self.column = column
+class MissingColumn(EmptyCell):
+    """A row has no such column, so its cell counts as empty."""
 
 
 class Task(ABC):
@@ -71,7 +71,7 @@ class Task(ABC):
 
     @abstractmethod
     def parse(self, row: Mapping[str, Any]) -> tuple[Turn, ...]:
-        """Return the turns of a row; raise RowProblem or MissingColumn."""
+        """Return the turns of a row; raise RowProblem."""
 
     @abstractmethod
     def render(self, turns: Sequence[Turn], example_id: str = "") -> TokenizedExample:
@@ -112,7 +112,7 @@ class Task(ABC):
         """Return the turns of a row's prompt, as in evaluation; the row needs no answer.
 
         Raises:
-            RowProblem, MissingColumn: as `parse`.
+            RowProblem: as `parse`.
         """
 
     @abstractmethod
@@ -159,7 +159,7 @@ def optional_cell_text(row: Mapping[str, Any], column: str) -> str:
     """Return a cell's text, empty if it is empty or missing; raise RowProblem if it has another type."""
     try:
         return cell_text(row, column)
-    except (MissingColumn, EmptyCell):
+    except EmptyCell:
         return ""
 
 

@@ -20,10 +20,9 @@ import torch
 from tunesmith.core import interrupt
 from tunesmith.core.errors import NonFinite
 from tunesmith.core.records import StepReport
-from tunesmith.data.batch import Batch
 from tunesmith.data.microbatch import MicroBatchPolicy
 from tunesmith.data.sampler import rows_of_step
-from tunesmith.data.token_dataset import TokenDataset
+from tunesmith.data.token_dataset import Batch, TokenDataset
 from tunesmith.distributed.fsdp import lockstep_micro_batches
 from tunesmith.distributed.process_group import ProcessGroup, peer_failures_as_errors
 from tunesmith.estimate.hardware import resident_gib

@@ -8,8 +8,7 @@ from tests.support.tiny import recipe
 
 from tunesmith.core.files import write_json
 from tunesmith.core.rundir import RunDir
-from tunesmith.data.database import database_file
-from tunesmith.data.recipe_files import copy_recipe_files
+from tunesmith.data.recipe_files import copy_recipe_files, database_file
 from tunesmith.inference.metric_inputs import scoring_inputs
 from tunesmith.recipe.load import load_recipe
 from tunesmith.scoring.custom import custom_metrics, source_files

@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 from tests.support.tokens import dataset_of, write_examples
 
 from tunesmith.core.records import ENCODER_IDS, SEQUENCE_LENGTHS, Column, TokenizedExample
-from tunesmith.data.batch import ENCODER_MASK
 from tunesmith.data.microbatch import MicroBatch, MicroBatchPolicy
-from tunesmith.data.token_dataset import TokenDataset, bucket, round_up
+from tunesmith.data.token_dataset import ENCODER_MASK, TokenDataset, bucket, round_up
 
 SIGN, WEIGHT = Column("sign", "float32", "sequence"), Column("weight", "float64")
 PAD = 7

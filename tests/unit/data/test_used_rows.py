@@ -6,8 +6,7 @@ import numpy as np
 from tests.support.tiny import recipe, write_rows
 
 from tunesmith.core.rundir import SPLITS
-from tunesmith.data.dataset import build_dataset
-from tunesmith.data.used_rows import PreparedRows
+from tunesmith.data.dataset import PreparedRows, build_dataset
 from tunesmith.pipeline.runner import run_recipe
 from tunesmith.recipe.load import load_recipe
 from tunesmith.tasks import task_for

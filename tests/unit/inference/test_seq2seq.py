@@ -16,8 +16,7 @@ from transformers import AutoModelForSeq2SeqLM
 
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.records import ENCODER_IDS, TokenizedExample
-from tunesmith.data.batch import Batch
-from tunesmith.data.token_dataset import TokenDataset
+from tunesmith.data.token_dataset import Batch, TokenDataset
 from tunesmith.fetch.reference import ModelFolder
 from tunesmith.kernels.token_loss import token_loss
 from tunesmith.model.adapters import attach_adapter, make_trainable, restore_weights, save_model

@@ -12,7 +12,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from tunesmith.architecture.families import shapes_of
 from tunesmith.architecture.shapes import Shapes
 from tunesmith.core.records import ENCODER_IDS
-from tunesmith.data.batch import ENCODER_MASK, Batch
+from tunesmith.data.token_dataset import ENCODER_MASK, Batch
 from tunesmith.estimate.activations import MicroBatchShape
 from tunesmith.estimate.memory import estimate_memory
 from tunesmith.kernels.gated_mlp import patch_gated_mlp

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tests.support.opened import KINDS, Opened
 
-from tunesmith.data.batch import Batch
+from tunesmith.data.token_dataset import Batch
 from tunesmith.kernels.token_loss import token_loss
 
 # Settings that make these architectures fail if logits are computed from the output layer's weight alone.
