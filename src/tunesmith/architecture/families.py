@@ -42,9 +42,8 @@ def _decoder(
     config: Config, *, tied: bool, norms: int = 2, qk_norm: bool = False, qkv_bias: bool = False, head_dim: int = 0
 ) -> Shapes:
     """Llama and similar models: gated MLP, RMSNorm, rotary positions."""
-    hidden, inner, heads, count = _sizes(
-        config, "hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers"
-    )
+    hidden, inner, heads = _sizes(config, "hidden_size", "intermediate_size", "num_attention_heads")
+    count = int(config["num_hidden_layers"])
     width = int(config.get("head_dim") or head_dim or hidden // heads)
     queries, keys = heads * width, int(config.get("num_key_value_heads") or heads) * width
     biased, mlp_bias = bool(config.get("attention_bias")), bool(config.get("mlp_bias"))
@@ -86,9 +85,8 @@ def _phi3(config: Config) -> Shapes:
 
 def _phi(config: Config) -> Shapes:
     """Phi: parallel attention and MLP after one norm, with biases."""
-    hidden, inner, heads, count = _sizes(
-        config, "hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers"
-    )
+    hidden, inner, heads = _sizes(config, "hidden_size", "intermediate_size", "num_attention_heads")
+    count = int(config["num_hidden_layers"])
     attention = Attention(heads, hidden, int(config.get("num_key_value_heads") or heads) * (hidden // heads))
     linear = (
         *_attention_layers("self_attn", "q_proj k_proj v_proj dense", hidden, attention, bias=True),

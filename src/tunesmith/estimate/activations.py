@@ -47,9 +47,8 @@ class SavedActivations:
         self._recipe, self._shapes, self._compute = recipe, shapes, compute_bytes
         self._full = isinstance(recipe.tuning, FullTuning)
         lora = recipe.tuning if isinstance(recipe.tuning, LoraBase) else None
-        self.adapted: dict[str, Linear] = {
-            name: linear for name, linear in shapes.linear() if lora and _is_adapted(name, lora.target)
-        }
+        target = lora.target if lora else ()
+        self.adapted = {name: linear for name, linear in shapes.linear() if _is_adapted(name, target)}
         self._rank = lora.rank if lora else 0
         self._has_dropout = bool(lora and lora.dropout > 0)
         self._dora = bool(lora and lora.dora)
@@ -154,10 +153,8 @@ class SavedActivations:
         return isinstance(self._recipe.tuning, LoraTuning) and not self._dora and not layer.transposed
 
     def _is_fused(self, attention: Attention) -> bool:
-        # Fused kernels compute no gradient of the position bias.
-        return (
-            attention.fused and self._recipe.model.attention != "eager" and not (self._full and attention.position_bias)
-        )
+        trains_bias = self._full and attention.position_bias  # fused kernels compute no gradient of the position bias
+        return attention.fused and self._recipe.model.attention != "eager" and not trains_bias
 
     def _saves_output(self, layer: Layer, linear: Linear) -> bool:
         """Whether the operation before a linear layer has saved its output; fused attention does."""

@@ -135,7 +135,9 @@ def estimate_cluster(recipe: Recipe, inputs: EstimateInputs) -> ClusterEstimate:
         speed = speed.with_cores(_cores_per_process(launch))
         single = step_tokens / speed.step_seconds(step_tokens)
         busiest = step_tokens / processes / estimate_rank_utilization(recipe, rows, processes)
-        compute = speed.step_seconds(busiest, _updated_share(recipe, shapes, memory, shards))
+        sharded = layer_parameter_counts(shapes)[0] if isinstance(recipe.tuning, FullTuning) else 0
+        updated_share = 1 - sharded * (1 - 1 / shards) / memory.trainable_parameters
+        compute = speed.step_seconds(busiest, updated_share)
         shortest, longest = communication.step_seconds(compute) if communication else (compute, compute)
         total = step_tokens / longest, step_tokens / shortest
     return ClusterEstimate(
@@ -189,14 +191,6 @@ def _cores_per_process(launch: Launch) -> float | None:
     if isinstance(launch, SlurmLaunch):
         return launch.cpus_per_process
     return available_cores() / local_world_size_of(launch)
-
-
-def _updated_share(recipe: Recipe, shapes: Shapes, memory: MemoryEstimate, shards: int) -> float:
-    """Return the share of the trained parameters that each process updates."""
-    if not isinstance(recipe.tuning, FullTuning):
-        return 1.0
-    sharded, _ = layer_parameter_counts(shapes)
-    return 1 - sharded * (1 - 1 / shards) / memory.trainable_parameters
 
 
 def _micro_batch_count(recipe: Recipe, policy: MicroBatchPolicy, tokens: float) -> int:

@@ -126,14 +126,13 @@ def _contradictions_despite(error: ValidationError, values: dict[str, Any]) -> l
     values, uncertain = deepcopy(values), set[str | int]()
     for item in error.errors(include_url=False):
         path, owner, _ = _written_path(item["loc"], values)
-        if item["type"] == "extra_forbidden":
-            _set(values, path, None)
-        elif path in _REPLACEMENTS:
-            _set(values, path, _REPLACEMENTS[path])
+        field = owner.model_fields.get(str(path[-1])) if path else None
+        if item["type"] == "extra_forbidden" or path in _REPLACEMENTS:
+            _set(values, path, _REPLACEMENTS.get(path))
         elif path[:1] == ("tuning",):
             uncertain |= {"tuning", "launch"}
             values["tuning"] = {"method": "full"}
-        elif _is_optional(owner, path):
+        elif field is not None and not field.is_required():
             uncertain.add(path[0])
             _set(values, path, None)
     try:
@@ -141,11 +140,6 @@ def _contradictions_despite(error: ValidationError, values: dict[str, Any]) -> l
     except ValidationError:
         return []
     return [item for item in _contradictions(values, recipe) if item.path[0] not in uncertain]
-
-
-def _is_optional(owner: type[Section], path: KeyPath) -> bool:
-    field = owner.model_fields.get(str(path[-1])) if path else None
-    return field is not None and not field.is_required()
 
 
 def _set(values: dict[str, Any], path: KeyPath, value: Any) -> None:
@@ -174,9 +168,7 @@ def _booleans_as_numbers(written: Any, validated: Any, path: KeyPath = ()) -> It
 class _Emitter(RoundTripEmitter):
     """Writes control characters as numbers, because `parse_yaml` refuses their escapes by letter."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.ESCAPE_REPLACEMENTS = {"\n": "n", '"': '"', "\\": "\\"}
+    ESCAPE_REPLACEMENTS = {"\n": "n", '"': '"', "\\": "\\"}  # noqa: RUF012 (as in the base class)
 
 
 def dump_recipe(recipe: Recipe) -> str:

@@ -75,11 +75,7 @@ class DataBase(Section):
         "an `error`, or `drop` the training row.",
     )
     near_duplicate_threshold: float = Field(
-        0.8,
-        ge=0.5,
-        le=1,
-        description="Minimum similarity of near-duplicates: the Jaccard index of their three-word shingles, over "
-        "prompt and answer together, without the shingles that many rows share.",
+        0.8, ge=0.5, le=1, description="Minimum similarity of near-duplicates (Jaccard index of three-word shingles)."
     )
     max_tokens_per_example: int = Field(1024, ge=8, description="Maximum tokens per example; see `too_long`.")
     too_long: Literal["drop", "truncate", "split"] = Field(
@@ -103,9 +99,7 @@ class TextData(DataBase):
     task: Literal["text"]
     text: Template = Field(description="A column, or a template such as `{title}: {description}`.")
     control_tokens: bool = Field(
-        False,
-        description="Encode markup in the text, such as <|im_start|>, as control tokens. For text that contains it on "
-        "purpose.",
+        False, description="Encode markup in the text, such as <|im_start|>, as control tokens, if it is intended."
     )
     sample_prefix_tokens: int = Field(8, ge=1, description="How many of a document's tokens prompt it in evaluation.")
 
