@@ -84,39 +84,30 @@ class AdapterSet:
             RecipeError: the adapters cannot be combined, or the name is in use.
         """
         if name in self._peft_names or not weights:
-            message = f"there is already an adapter `{name}`" if weights else "no adapters to combine"
-            raise RecipeError(message, where="combine", code="cannot-combine")
+            raise _cannot_combine(f"there is already an adapter `{name}`" if weights else "no adapters to combine")
         parts = [self._peft_names[self._require_known(part)] for part in weights]
         for part, peft_name in zip(weights, parts, strict=True):
             config = self.model.peft_config[peft_name]
             if getattr(config, "use_dora", False) or getattr(config, "trainable_token_indices", None):
-                raise RecipeError(
-                    f"`{part}` has more than low-rank updates, which cannot be summed",
-                    where="combine",
-                    hint="adapters with DoRA or with new tokens cannot be combined",
-                    code="cannot-combine",
-                )
+                message = f"`{part}` has more than low-rank updates, which cannot be summed"
+                raise _cannot_combine(message, "adapters with DoRA or with new tokens cannot be combined")
         peft_name, active = f"adapter-{len(self._peft_names)}", self.active
         try:
             self.model.add_weighted_adapter(parts, list(weights.values()), peft_name, combination_type=method)
         except ValueError as error:
-            raise RecipeError(
-                f"the adapters cannot be combined: {error}",
-                where="combine",
-                hint="try method cat",
-                code="cannot-combine",
-            ) from error
+            raise _cannot_combine(f"the adapters cannot be combined: {error}", "try method cat") from error
         self._peft_names[name], self._folders[name] = peft_name, self._folders[next(iter(weights))]
         self.use(active)
 
     def _require_known(self, name: str) -> str:
         if name not in self._peft_names:
-            raise RecipeError(
-                f"there is no adapter `{name}`",
-                hint=f"use one of {', '.join(self._peft_names)}",
-                code="no-such-adapter",
-            )
+            hint = f"use one of {', '.join(self._peft_names)}"
+            raise RecipeError(f"there is no adapter `{name}`", hint=hint, code="no-such-adapter")
         return name
+
+
+def _cannot_combine(message: str, hint: str | None = None) -> RecipeError:
+    return RecipeError(message, where="combine", hint=hint, code="cannot-combine")
 
 
 def _common_base(folders: Mapping[str, ModelFolder]) -> ModelFolder:
@@ -124,23 +115,16 @@ def _common_base(folders: Mapping[str, ModelFolder]) -> ModelFolder:
     first_name, first = next(iter(folders.items()))
     for name, folder in folders.items():
         if folder.base is None or first.base is None:
-            raise RecipeError(
-                f"`{folder.reference}` is not an adapter but a full model", where=name, code="not-an-adapter"
-            )
+            message = f"`{folder.reference}` is not an adapter but a full model"
+            raise RecipeError(message, where=name, code="not-an-adapter")
         if folder.base.digest() != first.base.digest():
-            raise RecipeError(
-                f"`{folder.reference}` was trained on another base ({folder.base.reference})",
-                where=name,
-                hint=f"`{first_name}` was trained on {first.base.reference}; all adapters must have the same base",
-                code="different-bases",
-            )
+            message = f"`{folder.reference}` was trained on another base ({folder.base.reference})"
+            hint = f"`{first_name}` was trained on {first.base.reference}; all adapters must have the same base"
+            raise RecipeError(message, where=name, hint=hint, code="different-bases")
         quantizations = [str(trained_quantization(adapter) or "no quantization") for adapter in (folder, first)]
         if quantizations[0] != quantizations[1]:
-            raise RecipeError(
-                f"was trained with {quantizations[0]}, but `{first_name}` with {quantizations[1]}",
-                where=name,
-                hint="all adapters must have the same quantization of the base",
-                code="different-bases",
-            )
+            message = f"was trained with {quantizations[0]}, but `{first_name}` with {quantizations[1]}"
+            hint = "all adapters must have the same quantization of the base"
+            raise RecipeError(message, where=name, hint=hint, code="different-bases")
     assert first.base is not None
     return first.base

@@ -55,9 +55,8 @@ def make_trainable(model: Any, tuning: FullTuning | LoraBase, *, seed: int, new_
     try:
         adapted = get_peft_model(model, config)
     except ValueError as error:
-        raise RecipeError(
-            f"peft cannot adapt this model: {str(error).splitlines()[0]}", where="tuning", code="wrong-target"
-        ) from error
+        message = f"peft cannot adapt this model: {str(error).splitlines()[0]}"
+        raise RecipeError(message, where="tuning", code="wrong-target") from error
     use_compute_dtype(adapted)
     return adapted
 
@@ -71,9 +70,8 @@ def enable_activation_checkpointing(model: Any) -> None:
     try:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     except ValueError as error:
-        raise RecipeError(
-            str(error), where="train.activation_checkpointing", hint="remove this key", code="checkpointing-unsupported"
-        ) from error
+        where, code = "train.activation_checkpointing", "checkpointing-unsupported"
+        raise RecipeError(str(error), where=where, hint="remove this key", code=code) from error
 
 
 def trained_parameters(model: Any) -> Iterator[tuple[str, torch.nn.Parameter]]:
@@ -90,12 +88,7 @@ def count_parameters(model: Any) -> tuple[int, int]:
 
 
 def save_model(
-    model: Any,
-    folder: Path,
-    *,
-    base: str,
-    revision: str | None = None,
-    weights: Mapping[str, torch.Tensor] | None = None,
+    model: Any, folder: Path, *, base: str, revision: str | None = None, weights: dict[str, torch.Tensor] | None = None
 ) -> None:
     """Write a PEFT adapter or a transformers model. The same weights give the same bytes.
 
@@ -166,9 +159,8 @@ def open_model(
         with tempfile.TemporaryDirectory() as folder:  # transformers can only quantize while it reads files
             on_cpu = replace(compute, device=torch.device("cpu"))
             open_model(model, on_cpu, merged=True, **settings).save_pretrained(folder)
-            opened = load_base(
-                ModelFolder(model.reference, Path(folder)), compute, quantization=quantization, **settings
-            )
+            merged_model = ModelFolder(model.reference, Path(folder))
+            opened = load_base(merged_model, compute, quantization=quantization, **settings)
     else:
         base_quantization = None if merged else trained_quantization(model)
         base = open_model(model.base, compute, merged=True, quantization=base_quantization, **settings)
@@ -190,13 +182,10 @@ def attach_adapter(model: Any, folder: Path, *, name: str = "default") -> Any:
         DamagedFile: the adapter does not match the model, or all its updates are zero.
     """
     if not (folder / _WEIGHTS).exists():
-        has_pickle = bool(list(folder.glob("*.bin")))
-        raise RecipeError(
-            f"this adapter has no {_WEIGHTS}",
-            where=str(folder),
-            hint="its weights are a pickle (*.bin), which can run code; convert them" if has_pickle else None,
-            code="pickle" if has_pickle else "no-weights",
-        )
+        code, hint = "no-weights", None
+        if any(folder.glob("*.bin")):
+            code, hint = "pickle", "its weights are a pickle (*.bin), which can run code; convert them"
+        raise RecipeError(f"this adapter has no {_WEIGHTS}", where=str(folder), hint=hint, code=code)
     try:
         if isinstance(model, PeftModel):
             model.load_adapter(str(folder), adapter_name=name)

@@ -65,12 +65,8 @@ def choose_compute(setting: PrecisionSetting = "auto", *, quantized: bool = Fals
         device, has_bf16 = torch.device("cpu"), bool(torch.cpu._is_avx512_bf16_supported())
     precision = choose_precision(setting, device.type, has_bf16=has_bf16, quantized=quantized)
     if precision == "bf16" and device.type == "cuda" and not has_bf16:
-        raise RecipeError(
-            "this GPU does not support bf16",
-            where="model.precision",
-            hint="use auto or fp32",
-            code="precision-unsupported",
-        )
+        message, hint = "this GPU does not support bf16", "use auto or fp32"
+        raise RecipeError(message, where="model.precision", hint=hint, code="precision-unsupported")
     return ComputeConfig(device, {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision])
 
 
@@ -126,20 +122,14 @@ def load_base(
     except SafetensorError as error:
         raise DamagedFile(f"a weight file is incomplete: {error}", where=str(path)) from error
     except (OSError, ValueError, KeyError) as error:
-        raise RecipeError(
-            f"transformers cannot load this as a language model: {str(error).splitlines()[0]}",
-            where=str(path),
-            code="not-loadable",
-        ) from error
+        message = f"transformers cannot load this as a language model: {str(error).splitlines()[0]}"
+        raise RecipeError(message, where=str(path), code="not-loadable") from error
     # transformers would only warn, and initialize these at random.
     missing = sorted({*report["missing_keys"], *(str(name) for name, *_ in report["mismatched_keys"])})
     if missing:
-        raise RecipeError(
-            f"weights are missing that the configuration requires: {', '.join(missing[:3])}",
-            where=str(path),
-            hint="the folder is incomplete, or is not a language model",
-            code="weights-missing",
-        )
+        message = f"weights are missing that the configuration requires: {', '.join(missing[:3])}"
+        hint = "the folder is incomplete, or is not a language model"
+        raise RecipeError(message, where=str(path), hint=hint, code="weights-missing")
     _refuse_unused_layers(loaded, report["unexpected_keys"], path)
     # A model's own sampling settings and limits would make base and tuned generate by different rules.
     own = loaded.generation_config
@@ -159,12 +149,9 @@ def _refuse_unused_layers(loaded: Any, unused: Collection[str], path: Path) -> N
     known = {_NUMBER.sub("#", name) for name in loaded.state_dict()}
     layers = sorted(name for name in unused if _NUMBER.sub("#", name) in known)
     if layers:
-        raise RecipeError(
-            f"the weights have more layers than the configuration: {', '.join(layers[:3])}",
-            where=str(path / "config.json"),
-            hint="compare the number of layers with that of the original model",
-            code="layer-mismatch",
-        )
+        message = f"the weights have more layers than the configuration: {', '.join(layers[:3])}"
+        hint = "compare the number of layers with that of the original model"
+        raise RecipeError(message, where=str(path / "config.json"), hint=hint, code="layer-mismatch")
 
 
 def stored_dtype(model: ModelFolder) -> torch.dtype | None:
@@ -192,19 +179,15 @@ def _attention(config: Any) -> str | None:
 
 def require_precision(model: ModelFolder, compute: ComputeConfig) -> None:
     """Raise RecipeError if a model overflows in the compute dtype. Reads no weights."""
-    _refuse_overflow(
-        AutoConfig.from_pretrained(model.root.path, local_files_only=True, trust_remote_code=False), compute
-    )
+    config = AutoConfig.from_pretrained(model.root.path, local_files_only=True, trust_remote_code=False)
+    _refuse_overflow(config, compute)
 
 
 def _refuse_overflow(config: Any, compute: ComputeConfig) -> None:
     if compute.dtype == torch.float16 and config.model_type in _OVERFLOWS_FP16:
-        raise RecipeError(
-            f"{config.model_type} overflows in fp16 and would give NaN",
-            where="model.precision",
-            hint="use fp32, or bf16 if the machine supports it",
-            code="precision-unsupported",
-        )
+        message = f"{config.model_type} overflows in fp16 and would give NaN"
+        hint = "use fp32, or bf16 if the machine supports it"
+        raise RecipeError(message, where="model.precision", hint=hint, code="precision-unsupported")
 
 
 def without_adapter(model: Any) -> Any:

@@ -51,8 +51,6 @@ def trainable_token_indices(model: Any, ids: Sequence[int]) -> dict[str, list[in
 def _layers(model: Any) -> dict[str, torch.Tensor]:
     """Return {module name: weight [tokens, hidden]} of embedding and output layer; only the first if they are tied."""
     names = {id(module): name for name, module in model.named_modules()}
-    layers = {
-        names[id(module)]: module.weight for module in (model.get_input_embeddings(), model.get_output_embeddings())
-    }
-    first, last = layers.values()
-    return dict(list(layers.items())[:1]) if first is last else layers
+    first, last = model.get_input_embeddings(), model.get_output_embeddings()
+    untied = [first] if first.weight is last.weight else [first, last]
+    return {names[id(module)]: module.weight for module in untied}

@@ -21,17 +21,15 @@ _MAX_ERROR = 0.4
 
 def quantization_of(recipe: Recipe) -> Quantization | None:
     """Return how a recipe quantizes the base's weights; None if it does not."""
-    return _plain(recipe.tuning) if isinstance(recipe.tuning, Quantization) else None
+    if not isinstance(recipe.tuning, Quantization):
+        return None
+    return Quantization.model_validate({key: getattr(recipe.tuning, key) for key in Quantization.model_fields})
 
 
 def trained_quantization(model: ModelFolder) -> Quantization | None:
     """Return the quantization of the base when an adapter was trained, from its card."""
     stored = model.card.get("quantization")
     return Quantization.model_validate(stored) if stored else None
-
-
-def _plain(quantization: Quantization) -> Quantization:
-    return Quantization.model_validate({key: getattr(quantization, key) for key in Quantization.model_fields})
 
 
 def bitsandbytes_config(quantization: Quantization, compute: torch.dtype) -> Any:
@@ -107,27 +105,20 @@ def require_quantization(quantization: Quantization, device: torch.device, compu
     try:
         layers: Any = importlib.import_module("bitsandbytes.nn")
         _fix_cpu_dequantization()
-        layer = (
-            layers.Linear8bitLt(64, 64, bias=False, has_fp16_weights=False, threshold=0.0)
-            if quantization.bits == 8
-            else layers.Linear4bit(64, 64, bias=False, compute_dtype=compute, quant_type=quantization.code)
-        )
+        if quantization.bits == 8:
+            layer = layers.Linear8bitLt(64, 64, bias=False, has_fp16_weights=False, threshold=0.0)
+        else:
+            layer = layers.Linear4bit(64, 64, bias=False, compute_dtype=compute, quant_type=quantization.code)
         expected = layer.weight.detach().sum(1)
         with torch.inference_mode():
             actual = layer.to(device)(torch.ones(2, 64, dtype=compute, device=device)).float().cpu()
         works = bool((actual - expected).norm() < _MAX_ERROR * expected.expand_as(actual).norm())
     except Exception as error:  # each unsupported platform raises another type
-        raise RecipeError(
-            f"bitsandbytes cannot multiply {quantization.code} weights on this machine: "
-            f"{(str(error).splitlines() or [''])[0]}",
-            where="tuning.method",
-            hint="use `method: lora`, or a machine that bitsandbytes supports",
-            code="quantization-unsupported",
-        ) from error
+        details = (str(error).splitlines() or [""])[0]
+        message = f"bitsandbytes cannot multiply {quantization.code} weights on this machine: {details}"
+        hint = "use `method: lora`, or a machine that bitsandbytes supports"
+        raise RecipeError(message, where="tuning.method", hint=hint, code="quantization-unsupported") from error
     if not works:
-        raise RecipeError(
-            f"bitsandbytes multiplies {quantization.code} weights incorrectly on this machine",
-            where="tuning.method",
-            hint="use `method: lora`, or another version of bitsandbytes",
-            code="quantization-unsupported",
-        )
+        message = f"bitsandbytes multiplies {quantization.code} weights incorrectly on this machine"
+        hint = "use `method: lora`, or another version of bitsandbytes"
+        raise RecipeError(message, where="tuning.method", hint=hint, code="quantization-unsupported")

@@ -60,9 +60,6 @@ class Objective:
 
 def require_columns(objective: Objective, tokens: TokenDataset) -> None:
     """Raise RecipeError if the prepared examples lack what the objective reads."""
-    if missing := sorted(column.name for column in objective.columns - tokens.columns):
-        raise RecipeError(
-            f"the objective `{objective.name}` needs columns that the prepared examples lack: {', '.join(missing)}",
-            hint="prepare the examples for this objective",
-            code="examples-lack-columns",
-        )
+    if missing := ", ".join(sorted(column.name for column in objective.columns - tokens.columns)):
+        message = f"the objective `{objective.name}` needs columns that the prepared examples lack: {missing}"
+        raise RecipeError(message, hint="prepare the examples for this objective", code="examples-lack-columns")

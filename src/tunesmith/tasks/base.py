@@ -190,11 +190,8 @@ def cell_text(row: Mapping[str, Any], column: str) -> str:
 
 def is_empty_cell(value: Any) -> bool:
     """Return whether a cell is empty: null, NaN or blank text."""
-    return (
-        value is None
-        or (isinstance(value, str) and not value.strip())
-        or (isinstance(value, Number) and value != value)
-    )
+    is_blank = isinstance(value, str) and not value.strip()
+    return is_blank or value is None or (isinstance(value, Number) and value != value)
 
 
 def format_value(value: Any) -> str:

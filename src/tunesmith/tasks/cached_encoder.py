@@ -69,15 +69,12 @@ class EncodedText:
         self.control: dict[int, tuple[int, int]] = {
             first + token: (offset + start, offset + end)
             for word, first, offset in zip(words, self._first_tokens, self._first_characters, strict=False)
-            if word.control
             for token, start, end in word.control
         }
 
     def tokens_before(self, character: int) -> int:
         """Return how many tokens end at or before a character."""
         word = min(bisect_right(self._first_characters, character), len(self._words)) - 1
-        if word < 0:
-            return 0
         offset = character - self._first_characters[word]
         return self._first_tokens[word] + bisect_right(self._words[word].ends, offset)
 

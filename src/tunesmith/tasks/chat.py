@@ -15,6 +15,7 @@ turn: everything that follows the prompt in generation.
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from itertools import chain
 from typing import Any, NamedTuple
@@ -23,16 +24,8 @@ from tunesmith.core.errors import DataError, RecipeError
 from tunesmith.core.records import TokenizedExample, Turn
 from tunesmith.recipe.schema import ChatData
 from tunesmith.recipe.template import columns_in
-from tunesmith.tasks.base import (
-    EmptyCell,
-    MissingColumn,
-    RowProblem,
-    Task,
-    fill_required,
-    fill_single_column,
-    fill_template,
-)
-from tunesmith.tasks.messages import ROLES, Message, parse_messages
+from tunesmith.tasks.base import RowProblem, Task, fill_required, fill_single_column, fill_template
+from tunesmith.tasks.messages import ROLES, parse_messages
 from tunesmith.tasks.tokenizer import Span, TokenizerAdapter
 
 # Letters only, so that no template strips or escapes them.
@@ -66,48 +59,42 @@ class ChatTask(Task):
 
     def parse(self, row: Mapping[str, Any]) -> tuple[Turn, ...]:
         """Return the turns up to the last trained answer; nothing is trained on after it."""
-        messages = self._messages(row, {"user": self._data.prompt, "assistant": self._data.response})
-        trained = [i for i, message in enumerate(messages) if message.role == "assistant" and message.trained]
+        turns = self._turns(row, {"user": self._data.prompt, "assistant": self._data.response})
+        trained = [i for i, turn in enumerate(turns) if turn.trained]
         if not trained:
-            has_answer = any(message.role == "assistant" for message in messages)
+            has_answer = any(turn.role == "assistant" for turn in turns)
             reason = "has no answer that is to be trained on" if has_answer else "has no answer of the assistant"
             raise RowProblem(reason, code="no-answer")
         if self._data.train_on == "last":
             trained = trained[-1:]
-        return tuple(
-            Turn(message.role, message.text, trained=index in trained)
-            for index, message in enumerate(messages[: trained[-1] + 1])
-        )
+        return tuple(replace(turn, trained=i in trained) for i, turn in enumerate(turns[: trained[-1] + 1]))
 
     def prompt_turns(self, row: Mapping[str, Any]) -> tuple[Turn, ...]:
         """Return the conversation to answer: all turns, without the last one if it is the assistant's."""
-        messages = self._messages(row, {"user": self._data.prompt})
-        if messages and messages[-1].role == "assistant":
-            messages = messages[:-1]
-        if not messages:
+        turns = self._turns(row, {"user": self._data.prompt})
+        if turns and turns[-1].role == "assistant":
+            turns = turns[:-1]
+        if not turns:
             raise RowProblem("has no turn to answer", code="no-answer")
-        return tuple(Turn(message.role, message.text, trained=False) for message in messages)
+        return tuple(replace(turn, trained=False) for turn in turns)
 
-    def _messages(self, row: Mapping[str, Any], templates: Mapping[str, str | None]) -> list[Message]:
-        """Return the messages of a row, or the filled templates by role, after the recipe's system turn if it has text.
+    def _turns(self, row: Mapping[str, Any], templates: Mapping[str, str | None]) -> list[Turn]:
+        """Return the turns of a row, after the recipe's system turn if it has text; all answers are trained.
 
         Args:
             templates: the template of each role's turn, if the recipe names no column of messages.
         """
-        if column := self._data.messages:
-            if column not in row:
-                raise MissingColumn(column)
-            if row[column] is None:
-                raise EmptyCell(column)
-            messages = parse_messages(row[column], column)
+        if self._data.messages:
+            turns = parse_messages(row, self._data.messages)
         else:
-            messages = [Message(role, fill_required(template or "", row)) for role, template in templates.items()]
+            texts = {role: fill_required(template or "", row) for role, template in templates.items()}
+            turns = [Turn(role, text, trained=role == "assistant") for role, text in texts.items()]
         system = fill_template(self._data.system or "", row)
         if not system.strip():
-            return messages
-        if messages and messages[0].role == "system":
+            return turns
+        if turns and turns[0].role == "system":
             raise RowProblem("both the row and the recipe have a system turn", code="wrong-messages")
-        return [Message("system", system), *messages]
+        return [Turn("system", system, trained=False), *turns]
 
     def render(self, turns: Sequence[Turn], example_id: str = "") -> TokenizedExample:
         """Tokenize a conversation; raise RowProblem if the trained ids do not decode to the answers."""

@@ -2,11 +2,12 @@
 
 import ast
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
-from tunesmith.tasks.base import RowProblem
+from tunesmith.core.records import Turn
+from tunesmith.tasks.base import EmptyCell, MissingColumn, RowProblem
 
 ROLES = ("system", "user", "assistant", "tool")
 # Identifiers and times of messages, which no template writes.
@@ -19,19 +20,19 @@ _problem = partial(RowProblem, code="wrong-messages")
 _LIST_HINT = "give a list of {role, content}; in CSV, as JSON text"
 
 
-class Message(NamedTuple):
-    """One turn of a row; `trained` is false if the row excludes it from training."""
+def parse_messages(row: Mapping[str, Any], column: str) -> list[Turn]:
+    """Return the turns of a cell, which holds a list of messages or its JSON text. Empty system turns are left out.
 
-    role: str
-    text: str
-    trained: bool = True
+    All answers of the assistant are trained, except those that the row excludes.
 
-
-def parse_messages(value: Any, column: str) -> list[Message]:
-    """Return the messages of a cell, which holds a list or its JSON text; raise RowProblem.
-
-    Empty system turns are left out.
+    Raises:
+        RowProblem, MissingColumn: as `Task.parse`.
     """
+    if column not in row:
+        raise MissingColumn(column)
+    value = row[column]
+    if value is None:
+        raise EmptyCell(column)
     if isinstance(value, str):  # the only form in which a CSV can hold a list
         try:
             value = json.loads(value)
@@ -39,8 +40,8 @@ def parse_messages(value: Any, column: str) -> list[Message]:
             raise _wrong_cell(column, _text_hint(value)) from None
     if not isinstance(value, list):
         raise _wrong_cell(column, _object_hint(value) if isinstance(value, dict) else _LIST_HINT)
-    messages = (_parse_message(message, number) for number, message in enumerate(value, 1))
-    return [message for message in messages if message.role != "system" or message.text.strip()]
+    turns = (_parse_message(message, number) for number, message in enumerate(value, 1))
+    return [turn for turn in turns if turn.role != "system" or turn.text.strip()]
 
 
 def _wrong_cell(column: str, hint: str) -> RowProblem:
@@ -61,7 +62,7 @@ def _object_hint(value: dict[str, Any]) -> str:
     return f"{hint}: use its `{inner}` as the column" if inner else hint
 
 
-def _parse_message(message: Any, number: int) -> Message:
+def _parse_message(message: Any, number: int) -> Turn:
     where = f"message {number}"
     if not isinstance(message, dict):
         raise _problem(f"a message is {_type_name(message)}, not {{role, content}}", where)
@@ -84,7 +85,7 @@ def _parse_message(message: Any, number: int) -> Message:
         raise _problem(reason, where, hint=hint)
     if role != "system" and not (content or "").strip():
         raise _problem("a message has no text", where)
-    return Message(role, content or "", _is_trained(message, role, where))
+    return Turn(role, content or "", _is_trained(message, role, where))
 
 
 def _lost_keys(message: dict[str, Any]) -> Iterator[str]:
@@ -94,7 +95,7 @@ def _lost_keys(message: dict[str, Any]) -> Iterator[str]:
 
 
 def _is_trained(message: dict[str, Any], role: str, where: str) -> bool:
-    """Return whether a message may be trained on, by its `weight` or `train`."""
+    """Return whether a message is an answer of the assistant that is trained on, by its `weight` or `train`."""
     for key, allowed in _TRAIN_KEYS.items():
         value = message.get(key)
         if value is None:
@@ -107,7 +108,7 @@ def _is_trained(message: dict[str, Any], role: str, where: str) -> bool:
             raise _problem(f"a message of the {role} has `{key}: {json.dumps(allowed[1])}`", where, hint=hint)
         if not value:
             return False
-    return True
+    return role == "assistant"
 
 
 def _type_name(value: Any) -> str:

@@ -51,10 +51,10 @@ class Seq2SeqTask(CompletionTask):
             reasons.append(f"source longer than {max_tokens} tokens")
             columns = {**example.columns, ENCODER_IDS: tuple(self._truncate_source(source, max_tokens))}
             example = replace(example, columns=columns)
-        if len(example.input_ids) - 1 > max_target_tokens:  # the decoder's start token is not part of the target
+        # The decoder's start token is not part of the target.
+        example, is_cut = super().truncate(example, max_target_tokens + 1)
+        if is_cut:
             reasons.append(f"target longer than {max_target_tokens} tokens")
-            ids, trained = example.input_ids[: max_target_tokens + 1], example.trained[: max_target_tokens + 1]
-            example = replace(example, input_ids=ids, trained=trained)
         return example, " and ".join(reasons) or None
 
     def encode_prompt(self, turns: Sequence[Turn]) -> list[int]:

@@ -104,12 +104,8 @@ class TokenizerAdapter:
     @cached_property
     def hf_tokenizer(self) -> Any:
         """The tokenizer of transformers, for callers that save or change it."""
-        return _load_with_transformers(self._tokenizer.folder)[0] if self.is_light else self._tokenizer
-
-    @property
-    def is_light(self) -> bool:
-        """Whether the tokenizer was loaded without transformers."""
-        return isinstance(self._tokenizer, PlainTokenizer)
+        is_plain = isinstance(self._tokenizer, PlainTokenizer)
+        return _load_with_transformers(self._tokenizer.folder)[0] if is_plain else self._tokenizer
 
     def _unknown_id(self) -> int | None:
         """Return the id for unknown characters, which controls nothing and can occur in any text.

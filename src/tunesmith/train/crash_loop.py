@@ -5,7 +5,6 @@ A killed process (out of memory, a lost machine) leaves no error, and a schedule
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 
 from tunesmith.core.errors import ProcessLost, TunesmithError
 from tunesmith.core.files import read_json, write_json
@@ -13,7 +12,6 @@ from tunesmith.core.jsonl import read_jsonl, read_whole_lines
 from tunesmith.core.rundir import RunDir
 from tunesmith.data.sampler import rows_of_step
 from tunesmith.distributed.failure import run_before_peer_exit
-from tunesmith.distributed.process_group import ProcessGroup
 from tunesmith.train.loop import Setup
 
 _MAX_NAMED_ROWS = 8
@@ -31,17 +29,21 @@ def record_attempt(setup: Setup, run: RunDir, *, first_step: int) -> Iterator[No
     Raises:
         TunesmithError: two attempts in a row were killed at the same step; the message names its rows.
     """
-    group = setup.group
-    group.run_on_rank0(partial(_count_attempt, setup, run, first_step))
+
+    def clear_attempts() -> None:
+        if setup.group.is_rank0:
+            run.attempts.unlink(missing_ok=True)
+
+    setup.group.run_on_rank0(lambda: _count_attempt(setup, run, first_step))
     try:
-        with run_before_peer_exit(partial(_clear_attempts, run, group)):
+        with run_before_peer_exit(clear_attempts):
             yield
     except ProcessLost:  # the lost rank may have been killed
         raise
     except Exception:
-        _clear_attempts(run, group)
+        clear_attempts()
         raise
-    _clear_attempts(run, group)
+    clear_attempts()
 
 
 def _count_attempt(setup: Setup, run: RunDir, first_step: int) -> None:
@@ -51,18 +53,10 @@ def _count_attempt(setup: Setup, run: RunDir, first_step: int) -> None:
         killed_at = [*read_json(path)["killed_at"], max([first_step, *finished_steps]) + 1]
     if len(killed_at) > 1 and killed_at[-1] == killed_at[-2]:
         step = killed_at[-1]
-        raise TunesmithError(
-            f"training was killed twice at step {step}, which reads {_name_rows(setup, run, step)}",
-            where=str(path),
-            hint="if memory ran out, lower train.micro_batch_tokens or drop long rows; delete this file to try again",
-            code="crash-loop",
-        )
+        message = f"training was killed twice at step {step}, which reads {_name_rows(setup, run, step)}"
+        hint = "if memory ran out, lower train.micro_batch_tokens or drop long rows; delete this file to try again"
+        raise TunesmithError(message, where=str(path), hint=hint, code="crash-loop")
     write_json(path, {"killed_at": killed_at})
-
-
-def _clear_attempts(run: RunDir, group: ProcessGroup) -> None:
-    if group.is_rank0:
-        run.attempts.unlink(missing_ok=True)
 
 
 def _name_rows(setup: Setup, run: RunDir, step: int) -> str:

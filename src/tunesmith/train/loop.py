@@ -201,8 +201,6 @@ def measure(
 
 
 def _non_finite(name: str, value: float, step: int, rows: list[int]) -> NonFinite:
-    return NonFinite(
-        f"the {name} became {value}; the weights were not updated with it",
-        where=f"step {step + 1}, rows {rows[:8]} of train",
-        hint="lower train.learning_rate, or inspect these rows with `tunesmith show`; earlier checkpoints are kept",
-    )
+    message = f"the {name} became {value}; the weights were not updated with it"
+    hint = "lower train.learning_rate, or inspect these rows with `tunesmith show`; earlier checkpoints are kept"
+    return NonFinite(message, where=f"step {step + 1}, rows {rows[:8]} of train", hint=hint)

@@ -17,7 +17,7 @@ import torch
 
 ResourceSample = dict[str, float]
 _GIB = 2**30
-_QUERY_TIMEOUT_SECONDS = 4.0
+_QUERY_SECONDS = 4.0
 
 
 @contextlib.contextmanager
@@ -33,11 +33,27 @@ def monitor_resources(
 
     The thread draws no random numbers and touches no weights. An error in it ends the sampling and nothing else.
     """
-    sampler = _Sampler(record, device)
-    done = threading.Event()
+    gpu_query, process, done = _gpu_query_command(device), psutil.Process(), threading.Event()
+    process.cpu_percent()  # the first call only starts the measurement
+    psutil.cpu_percent()
+
+    def sample() -> bool:
+        """Record one sample; return whether that succeeded."""
+        with contextlib.suppress(OSError, ValueError, psutil.Error, subprocess.SubprocessError):
+            host = psutil.virtual_memory()
+            record({
+                "time": round(time.time(), 3),
+                "memory_gib": round(process.memory_info().rss / _GIB, 4),
+                "cpu_cores": round(process.cpu_percent() / 100, 3),
+                "host_memory_gib": round((host.total - host.available) / _GIB, 4),
+                "host_cpu": round(psutil.cpu_percent() / 100, 4),
+                **(query_gpu(gpu_query) if gpu_query else {}),
+            })  # fmt: skip
+            return True
+        return False
 
     def work() -> None:
-        while not done.wait(every_seconds) and sampler.sample():
+        while not done.wait(every_seconds) and sample():
             pass
 
     thread = threading.Thread(target=work, name="resource-monitor", daemon=True)
@@ -46,8 +62,8 @@ def monitor_resources(
         yield
     finally:
         done.set()
-        thread.join(_QUERY_TIMEOUT_SECONDS + 1)
-    sampler.sample()
+        thread.join(_QUERY_SECONDS + 1)
+    sample()
 
 
 def reset_peak_memory(device: torch.device) -> None:
@@ -68,47 +84,20 @@ def peak_memory_gib(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform != "darwin" else 2**30)
 
 
-class _Sampler:
-    def __init__(self, record: Callable[[ResourceSample], None], device: torch.device) -> None:
-        self._record = record
-        self._gpu_query = _gpu_query_command(device)
-        self._process = psutil.Process()
-        self._process.cpu_percent()  # the first call only starts the measurement
-        psutil.cpu_percent()
-
-    def sample(self) -> bool:
-        """Record one sample; return whether that succeeded."""
-        with contextlib.suppress(OSError, ValueError, psutil.Error, subprocess.SubprocessError):
-            host = psutil.virtual_memory()
-            self._record({
-                "time": round(time.time(), 3),
-                "memory_gib": round(self._process.memory_info().rss / _GIB, 4),
-                "cpu_cores": round(self._process.cpu_percent() / 100, 3),
-                "host_memory_gib": round((host.total - host.available) / _GIB, 4),
-                "host_cpu": round(psutil.cpu_percent() / 100, 4),
-                **(query_gpu(self._gpu_query) if self._gpu_query else {}),
-            })  # fmt: skip
-            return True
-        return False
-
-
 def _gpu_query_command(device: torch.device) -> list[str] | None:
     """Return the nvidia-smi command for the use of a GPU; None without a GPU or nvidia-smi."""
     program = shutil.which("nvidia-smi")
     if device.type != "cuda" or program is None:
         return None
     uuid = torch.cuda.get_device_properties(device).uuid
-    return [
-        program, f"--id=GPU-{uuid}", "--query-gpu=memory.used,utilization.gpu", "--format=csv,noheader,nounits",
-    ]  # fmt: skip
+    query = "--query-gpu=memory.used,utilization.gpu"
+    return [program, f"--id=GPU-{uuid}", query, "--format=csv,noheader,nounits"]
 
 
 def query_gpu(command: list[str]) -> ResourceSample:
     """Return {gpu_memory_gib, gpu} from `nvidia-smi`, without values that it cannot measure (on slices of a GPU)."""
-    environment = {**os.environ, "LC_ALL": "C"}
-    output = subprocess.check_output(
-        command, text=True, stderr=subprocess.DEVNULL, timeout=_QUERY_TIMEOUT_SECONDS, env=environment
-    )
+    env = {**os.environ, "LC_ALL": "C"}
+    output = subprocess.check_output(command, text=True, stderr=subprocess.DEVNULL, timeout=_QUERY_SECONDS, env=env)
     sizes = {"gpu_memory_gib": 1024, "gpu": 100}  # MiB, percent
     pairs = zip(sizes.items(), output.split(","), strict=False)
     return {name: round(float(text) / size, 4) for (name, size), text in pairs if text.strip().isdigit()}

@@ -46,17 +46,9 @@ from tunesmith.train.resource_monitor import reset_peak_memory
 
 
 def build_setup(
-    recipe: Recipe,
-    run: RunDir,
-    base: ModelFolder,
-    tokenizer: TokenizerAdapter,
-    objective: Objective,
-    scale: float | None,
+    recipe: Recipe, run: RunDir, base: ModelFolder, tokenizer: TokenizerAdapter, objective: Objective
 ) -> Setup:
-    """Load the model and return everything that the training loop needs.
-
-    Args:
-        scale: the loss scale to resume with; None starts with the default of the compute dtype.
+    """Load the model and return everything that the training loop needs to start from step 0.
 
     Raises:
         RecipeError: rows are longer than the model can read, or the model is not causal.
@@ -68,8 +60,8 @@ def build_setup(
     tokens = TokenDataset(run.tokens("train"))
     require_columns(objective, tokens)
     budget, cpu_gib = memory_budget(compute, group), available_memory_gib() / group.rank_info.local_world_size
-    shapes, new_tokens = _known_shapes(base), len(tokenizer.new_ids)
-    sharding = _agree_on_sharding(recipe, shapes, tokens, budget, new_tokens)
+    shapes, added = _known_shapes(base), len(tokenizer.new_ids)
+    sharding = _agree_on_sharding(recipe, shapes, tokens, budget, added)
     model = load_model_to_train(recipe, base, load_device(compute, sharding), tokenizer, is_sharded=sharding != "none")
     longest, highest_id = _longest_row_and_highest_id(run)
     check_max_positions(max_positions(model), longest)
@@ -93,14 +85,12 @@ def build_setup(
     expected = None
     if shapes is not None:
         shards = shard_count(sharding, group.rank_info.world_size, group.rank_info.local_world_size)
-        policy, expected = fit_micro_batches(
-            recipe, shapes, tokens, policy, budget, new_tokens=new_tokens, shards=shards
-        )
+        policy, expected = fit_micro_batches(recipe, shapes, tokens, policy, budget, new_tokens=added, shards=shards)
         if expected.total > budget.available_gib:
             log(f"warning: training needs about {expected.total:.1f} of {budget.available_gib:.1f} available GiB")
         if expected.offloaded > cpu_gib:
             log(f"warning: offloading needs about {expected.offloaded:.1f} of {cpu_gib:.1f} available GiB on the CPU")
-    scale = scale or (INITIAL_LOSS_SCALE if compute.dtype == torch.float16 else 1.0)
+    scale = INITIAL_LOSS_SCALE if compute.dtype == torch.float16 else 1.0
     return Setup(
         recipe, plan, compute, model, tokens, tokenizer.pad_id, OomRetry(policy, lockstep=sharding != "none"), scale,
         expected, plain_path, group, sharding, objective,

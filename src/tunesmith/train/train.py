@@ -64,7 +64,8 @@ def train(recipe: Recipe, run: RunDir, objective: Objective = SFT) -> dict[str, 
     base = resolve_base(run, recipe.model.base)
     tokenizer = load_tokenizer(base, recipe.model.chat_markup)
     with peer_failures_as_errors():
-        setup = build_setup(recipe, run, base, tokenizer, objective, state.loss_scale)
+        setup = build_setup(recipe, run, base, tokenizer, objective)
+        setup = replace(setup, loss_scale=state.loss_scale or setup.loss_scale)
         optimizer = make_optimizer(setup.model, recipe.train)
         if state.step:
             restore(run, state, setup.model, optimizer)
@@ -116,11 +117,6 @@ class TrainingRun:
         self._saver = AsyncSaver(self.setup, self.run, self.optimizer, self.tokenizer, self.card)
         rows = valid_rows(self.run)
         self._validation = Validation(self.setup, self.run, rows, self.tokenizer) if rows is not None else None
-        if rows is not None and self._validation is not None and len(self._validation.rows) < len(rows):
-            log(
-                f"each validation measures the loss on the same {len(self._validation.rows):,} of {len(rows):,} valid "
-                "rows, chosen by hash (train.valid_loss_rows)"
-            )
 
     def run_steps(self) -> None:
         """Take the remaining steps; log, validate and save when due."""

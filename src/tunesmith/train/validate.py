@@ -58,6 +58,9 @@ class Validation:
         self.rows = select_validation_rows(
             setup.recipe, ids, rows.lengths, validations=setup.plan.validations, training_tokens=training
         )
+        if len(self.rows) < len(rows):
+            selected = f"{len(self.rows):,} of {len(rows):,} valid rows, chosen by hash (train.valid_loss_rows)"
+            log(f"each validation measures the loss on the same {selected}")
         self.tokens, self.seconds = 0, 0.0
         self._measures = {measure.name: measure for measure in setup.objective.measures}
         self._answers = _AnsweredRows(setup, run, tokenizer) if train.valid_metrics else None
@@ -83,11 +86,9 @@ class Validation:
         self.tokens += int(self._dataset.lengths[self.rows].sum())
         for name, value in values.items():
             if not math.isfinite(value):
-                raise NonFinite(
-                    f"the validation {self._measures[name].label} became {value}",
-                    where=f"step {step}",
-                    hint="lower train.learning_rate, or set model.precision to fp32; earlier checkpoints are kept",
-                )
+                message = f"the validation {self._measures[name].label} became {value}"
+                hint = "lower train.learning_rate, or set model.precision to fp32; earlier checkpoints are kept"
+                raise NonFinite(message, where=f"step {step}", hint=hint)
         means = self._answers.means(step) if self._answers else {}
         texts = [self._measures[name].format(value) for name, value in values.items()]
         texts += [f"{name} {value:.4f}" for name, value in means.items()]

@@ -9,7 +9,7 @@ import pytest
 from tests.support.tiny import make_tokenizer
 
 from tunesmith.tasks.tokenizer import TokenizerAdapter
-from tunesmith.tasks.tokenizer_files import PLAIN_MODEL_TYPES, load_plain_tokenizer
+from tunesmith.tasks.tokenizer_files import PLAIN_MODEL_TYPES, PlainTokenizer, load_plain_tokenizer
 
 TRUNCATION = {"direction": "Right", "max_length": 9, "strategy": "LongestFirst", "stride": 0}
 TEXT = "Say <|im_end|> one  <|im_start|>user\nthen two. é \U0001f600 12"
@@ -46,8 +46,8 @@ def test_plain_tokenizer_equals_that_of_transformers(folder: Path, kind: str) ->
 
 def test_adapters_of_both_are_equal(folder: Path, tmp_path: Path) -> None:
     light, full = TokenizerAdapter.load(folder), TokenizerAdapter(make_tokenizer())
-    assert light.is_light
-    assert not full.is_light
+    assert isinstance(light._tokenizer, PlainTokenizer)
+    assert not isinstance(full._tokenizer, PlainTokenizer)
     for name in ("digest", "control_ids", "special_ids", "markup_ids", "prefix_ids", "eos_id", "pad_id", "has_encoder"):
         assert getattr(light, name) == getattr(full, name)
     messages = [{"role": "user", "content": "one"}]
