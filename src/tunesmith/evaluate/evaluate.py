@@ -75,9 +75,7 @@ def evaluate(recipe: Recipe, run: RunDir) -> dict[str, Any]:
         write_jsonl(run.evaluation(name) / "scores.jsonl", lines)
         scores[name], stats[name] = lines, response_stats(answers)
     groups = [example.group for example in examples]
-    verdict = compare_models(
-        recipe, scores["base"], scores["tuned"], groups=groups, lower_is_better=scorer.lower_is_better
-    )
+    verdict = compare_models(recipe, **scores, groups=groups, lower_is_better=scorer.lower_is_better)
     conditions, reasons = _conditions(recipe), verdict.reasons
     if quantization := conditions["quantization"]:
         reasons += (f"base and tuned were both evaluated with weights in {quantization}",)

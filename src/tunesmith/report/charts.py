@@ -28,6 +28,10 @@ def gain_axis(gain: Comparison, width: float) -> Markup:
     marks = ticks(left - margin, right + margin, 4 if width < 500 else 9)
     label = wording.metric_label(gain.metric)
     name = "points" if unit.is_share else label
+    min_gain_label = f"min_gain: {unit.change(gain.min_gain)}" if gain.min_gain else "no change"
+    anchor = "start" if x(min_gain) < 60 else "end" if x(min_gain) > width - 60 else "middle"
+    height = 14 if abs(x(min_gain) - x(middle)) < 95 else 44  # the label of the gain moves up if the two would overlap
+    low_text, _, high_text = unit.interval(gain.low, gain.high).partition(" to ")
     title = f"Gain in {label}: {unit.change(gain.gain)}, {unit.interval(gain.low, gain.high)} {name}"
     parts = [
         box(1, 40, x(min_gain) - 1, 52, "not-enough"),
@@ -38,7 +42,10 @@ def gain_axis(gain: Comparison, width: float) -> Markup:
         line(x(min_gain), 34, x(min_gain), 92, "wanted") if min_gain else "",
         *_interval(x(low), x(high), 66, 9),
         dot(x(middle), 66, 8, "gain-dot"),
-        *_gain_labels(gain, x, width),
+        text(x(min_gain), 28, min_gain_label, "wanted-label", anchor),
+        text(min(max(x(middle), 40.0), width - 40), height, unit.change(gain.gain), "gain-label"),
+        text(x(low) - 7, 71, low_text, "end-label", "end"),
+        text(x(high) + 7, 71, high_text, "end-label", "start"),
         text(1, 130, "\u2190 worse", "axis-name", "start"),
         text(width / 2, 130, f"gain, {name}", "axis-name"),
         text(width - 1, 130, "better \u2192", "axis-name", "end"),
@@ -50,22 +57,6 @@ def _interval(low: float, high: float, y: float, reach: float, kind: str = "") -
     """Draw a line with a cap at both ends, each from `reach` above to `reach` below."""
     caps = [line(end, y - reach, end, y + reach, f"cap{kind}") for end in (low, high)]
     return [line(low, y, high, y, f"whisker{kind}"), *caps]
-
-
-def _gain_labels(gain: Comparison, x: Callable[[float], float], width: float) -> list[str]:
-    unit = unit_of(gain)
-    min_gain = x(unit.factor * gain.min_gain)
-    low, middle, high = (x(unit.factor * number) for number in (gain.low, gain.gain, gain.high))
-    label = f"min_gain: {unit.change(gain.min_gain)}" if gain.min_gain else "no change"
-    anchor = "start" if min_gain < 60 else "end" if min_gain > width - 60 else "middle"
-    above = 14 if abs(min_gain - middle) < 95 else 44  # the label of the gain moves up if the two would overlap
-    low_text, _, high_text = unit.interval(gain.low, gain.high).partition(" to ")
-    return [
-        text(min_gain, 28, label, "wanted-label", anchor),
-        text(min(max(middle, 40.0), width - 40), above, unit.change(gain.gain), "gain-label"),
-        text(low - 7, 71, low_text, "end-label", "end"),
-        text(high + 7, 71, high_text, "end-label", "start"),
-    ]
 
 
 def _signed_label(mark: float, marks: Sequence[float]) -> str:

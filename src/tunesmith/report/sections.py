@@ -7,7 +7,7 @@ from typing import Any
 from tunesmith.core.rundir import SPLITS
 from tunesmith.core.verdict import Verdict
 from tunesmith.report import wording
-from tunesmith.report.answers import Segment, diff_words
+from tunesmith.report.answers import diff_words
 from tunesmith.report.collect import UNUSED
 from tunesmith.report.machine_chart import utilization
 from tunesmith.report.unit import NONE
@@ -83,14 +83,11 @@ def answer_problems(verdict: Verdict) -> list[tuple[str, list[tuple[str, str]], 
 
 def answer_filters(answers: Answers) -> list[tuple[str, str, int]]:
     """Return (key, label, number of rows) of the filters that apply to these answers."""
-    graded = any(row.outcome == "even" for row in answers.rows) or not any(
-        row.outcome in ("right", "wrong") for row in answers.rows
-    )
+    outcomes = Counter[str](row.outcome for row in answers.rows)
+    graded = outcomes["even"] > 0 or not (outcomes["right"] or outcomes["wrong"])
     filters = [("all", "All", len(answers.rows))]
-    for key, names in _FILTERS.items():
-        rows = sum(row.outcome == key for row in answers.rows)
-        if names[graded] and any(row.outcome != "unknown" for row in answers.rows):
-            filters.append((key, names[graded], rows))
+    if outcomes["unknown"] < len(answers.rows):
+        filters += [(key, names[graded], outcomes[key]) for key, names in _FILTERS.items() if names[graded]]
     filters.append(("changed", "Changed", sum(row.changed for row in answers.rows)))
     return filters
 
@@ -120,8 +117,9 @@ def answer_payload(answers: Answers) -> dict[str, Any]:
     def side_of(side: ModelAnswer | None, reference: str | None) -> list[Any] | None:
         if side is None:
             return None
-        scores = [_score(side.scores.get(name), name in binary) for name in names]
-        return [_compact(diff_words(_clip(side.text), reference)), scores, answer_note(side)]
+        segments = diff_words(_clip(side.text), reference)
+        marked = [text if kind == "same" else [_MARK_CODES[kind], text] for kind, text in segments]
+        return [marked, [_score(side.scores.get(name), name in binary) for name in names], answer_note(side)]
 
     entries = []
     for row in rows:
@@ -202,6 +200,7 @@ def performance(view: RunView) -> list[tuple[str, str]]:
     trained = view.training.facts
     trainable, total = trained.get("trainable_parameters"), trained.get("all_parameters")
     speed, tokens = (wording.count(trained.get(key)) for key in ("tokens_per_second", "tokens"))
+    share = f"{wording.count(trainable)} of {wording.count(total)} ({wording.percent(trainable, total)})"
     peak, expected = trained.get("peak_memory_gib"), trained.get("expected_memory_gib")
     estimate = "" if expected is None else f" (estimated: {expected:.2f})"
     frozen = f", frozen weights in {trained['quantization']}" if trained.get("quantization") else ""
@@ -212,10 +211,7 @@ def performance(view: RunView) -> list[tuple[str, str]]:
         ("Peak memory of training", NONE if peak is None else f"{peak:.2f} GiB{estimate}"),
         ("Precision", f"{trained.get('precision') or NONE}{frozen}"),
         ("Fast paths not used", "; ".join(f"{name}: {reason}" for name, reason in plain) or NONE),
-        (
-            "Trained parameters",
-            f"{wording.count(trainable)} of {wording.count(total)} ({wording.percent(trainable, total)})",
-        ),
+        ("Trained parameters", share),
         *utilization(view.training),
     ]
     return [(name, text) for name, text in rows if not text.startswith(NONE)]
@@ -230,10 +226,6 @@ def _clip(text: str) -> str:
 def _looks_like_code(text: str) -> bool:
     """Return whether answers look like code, which a fixed-width typeface suits."""
     return sum(character in "=<>{}()[];_*|" for character in text) > 0.025 * len(text)
-
-
-def _compact(segments: list[Segment]) -> list[Any]:
-    return [text if kind == "same" else [_MARK_CODES[kind], text] for kind, text in segments]
 
 
 def _score(number: float | None, binary: bool) -> str:

@@ -52,12 +52,11 @@ def _group_lines(verdict: Verdict) -> list[str]:
     lines = wording.group_sentences(verdict)
     if verdict.grouping and verdict.grouping.fell:
         unit = unit_of(verdict.primary)
-        body = [
-            [change.group, wording.count(change.rows), unit.value(change.base), unit.value(change.tuned),
-             unit.change(change.gain), ""]
-            for change in verdict.grouping.fell
-        ]  # fmt: skip
-        lines += _table([["group that fell", "rows", "base", "tuned", "gain", ""], *body])
+        rows = [["group that fell", "rows", "base", "tuned", "gain", ""]]
+        for change in verdict.grouping.fell:
+            scores = [unit.value(change.base), unit.value(change.tuned), unit.change(change.gain)]
+            rows.append([change.group, wording.count(change.rows), *scores, ""])
+        lines += _table(rows)
     return lines
 
 

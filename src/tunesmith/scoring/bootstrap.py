@@ -72,17 +72,10 @@ class Sample:
         """Make the units from arrays [rows]. At least one weight must be positive."""
         rows = np.column_stack((weights, weights * base, weights * tuned)) + 0.0  # turns -0.0 into 0.0
         cells, counts = np.unique(rows if groups is None else _sum_by_group(rows, groups), axis=0, return_counts=True)
-        total = math.fsum(weights)
-        lowest, highest = _score_range(float(min(base.min(), tuned.min())), float(max(base.max(), tuned.max())))
-        return cls(
-            cells=cells[cells[:, 0] > 0],
-            counts=counts[cells[:, 0] > 0].astype(np.float64),
-            base=math.fsum(rows[:, 1]) / total,
-            tuned=math.fsum(rows[:, 2]) / total,
-            lowest=lowest,
-            highest=highest,
-            transform=transform,
-        )
+        total, used = math.fsum(weights), cells[:, 0] > 0
+        means = math.fsum(rows[:, 1]) / total, math.fsum(rows[:, 2]) / total
+        bounds = _score_range(float(min(base.min(), tuned.min())), float(max(base.max(), tuned.max())))
+        return cls(cells[used], counts[used].astype(np.float64), *means, *bounds, transform)
 
     @property
     def units(self) -> int:
