@@ -112,8 +112,6 @@ class ProcessGroup:
 
     def require_equal(self, inputs: dict[str, Any]) -> None:
         """Raise RecipeError on all ranks if one has different inputs (JSON values) or another version of tunesmith."""
-        if not self.is_distributed:
-            return
         by_rank = self.all_gather({"tunesmith": version("tunesmith"), **inputs})
         for rank, theirs in enumerate(by_rank):
             if keys := sorted(changed_keys(by_rank[0], theirs)):

@@ -9,18 +9,12 @@ from tunesmith.inference.prompts import Prompts, build_prompts
 from tunesmith.recipe.schema import Recipe
 from tunesmith.scoring.metrics import answer_metrics
 from tunesmith.scoring.unscorable import check_scorable
-from tunesmith.tasks.base import Task
+from tunesmith.tasks import task_for
 from tunesmith.tasks.tokenizer import TokenizerAdapter
 
 
 def check_answerable(
-    recipe: Recipe,
-    task: Task,
-    tokenizer: TokenizerAdapter,
-    examples: Sequence[Example],
-    *,
-    positions: int | None,
-    split: str,
+    recipe: Recipe, tokenizer: TokenizerAdapter, examples: Sequence[Example], *, positions: int | None, split: str
 ) -> list[str]:
     """Return warnings about rows whose prompt leaves no room for an answer, or whose reference a metric cannot score.
 
@@ -30,6 +24,7 @@ def check_answerable(
     Raises:
         RecipeError: too many rows are affected for a verdict.
     """
+    task = task_for(recipe.data, tokenizer)
     warning = check_positions(build_prompts(examples, recipe, task, tokenizer), positions, split)
     names, primary = recipe.train.valid_metrics, recipe.train.select_best_by
     if split == "test":

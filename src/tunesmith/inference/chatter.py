@@ -193,11 +193,7 @@ class Chatter:
 
 
 def open_chatter(
-    reference: str,
-    *,
-    adapters: AdapterSet | None = None,
-    system: str | None = None,
-    row: Mapping[str, Any] | None = None,
+    reference: str, *, adapters: AdapterSet | None = None, system: str | None = None, row: Mapping[str, Any] = {}
 ) -> Chatter:
     """Load a model by any reference, with the prompt template of its training if tunesmith tuned it.
 
@@ -217,7 +213,7 @@ def open_chatter(
             raise RecipeError(f"a system turn has no effect with `task: {data.task}`", code="no-effect")
         data = data.model_copy(update={"system": None})
     task = task_for(data, tokenizer)
-    chatter = Chatter(None, task, data, tokenizer, is_trained, system, row or {}, recorded=recorded_options(folder))
+    chatter = Chatter(None, task, data, tokenizer, is_trained, system, row, recorded=recorded_options(folder))
     known = (*chatter.columns, *([data.messages] if isinstance(data, ChatData) and data.messages else []))
     if unused := [name for name in chatter.row if name not in known]:
         hint = f"its columns are {_listed(known)}" if is_trained and known else "it has no columns; use --prompt TEXT"

@@ -78,7 +78,7 @@ def generate(
             if budget:
                 answers = _generate_in_slots(model, requests, min(len(rows), budget.max_slots(lengths[0], size)))
             else:
-                answers = _generate_padded(model, requests, decoder_prefix_ids, beams)
+                answers = _generate_padded(model, requests, beams)
             for answer in answers:
                 del pending[answer.index]
                 yield answer
@@ -116,10 +116,8 @@ def _generate_in_slots(model: Any, requests: Sequence[Request], slots: int) -> I
 
 
 @torch.inference_mode()
-def _generate_padded(
-    model: Any, rows: Sequence[Request], decoder_prefix_ids: Sequence[int], beams: int
-) -> Iterator[Answer]:
-    batch = start_decoding(model, [row.prompt for row in rows], decoder_prefix_ids)
+def _generate_padded(model: Any, rows: Sequence[Request], beams: int) -> Iterator[Answer]:
+    batch = start_decoding(model, [row.prompt for row in rows], rows[0].decoder_prefix_ids)
     if beams > 1:
         yield from beam_search(batch, rows, beams)
         return

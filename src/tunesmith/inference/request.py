@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import torch
 
-from tunesmith.inference.sampling import GREEDY, Sampler, Sampling, require_option
+from tunesmith.inference.sampling import Sampling, draw, filter_logits, require_option
 
+Ids = Sequence[int]
 # Tokens that are decoded before a stop string: the first of them may begin in the middle of a character.
 _LEAD_TOKENS = 8
 
@@ -79,21 +80,23 @@ class Request:
     """
 
     def __init__(
-        self,
-        index: int,
-        prompt: Sequence[int],
-        limits: Limits,
-        sampling: Sampling = GREEDY,
-        decoder_prefix_ids: Sequence[int] = (),
+        self, index: int, prompt: Ids, limits: Limits, sampling: Sampling, decoder_prefix_ids: Ids = ()
     ) -> None:
-        self.index, self.prompt, self.limits = index, prompt, limits
+        self.index, self.prompt, self.limits, self.decoder_prefix_ids = index, prompt, limits, decoder_prefix_ids
         self._ids: list[int] = []
         self._seen = {*(decoder_prefix_ids or prompt)}
-        self._sampler = None if sampling.is_argmax else Sampler(sampling, prompt)
+        self._sampling, self._random = sampling, sampling.generator(prompt)
 
     def choose(self, logits: torch.Tensor, likeliest: int) -> int:
-        """Return the next token, given the logits [vocabulary] and their argmax."""
-        return self._sampler.choose(logits, self._seen) if self._sampler else likeliest
+        """Return the next token, given the logits [vocabulary] and their argmax.
+
+        Raises:
+            NonFinite: the logits contain NaN, so there is no distribution to sample from.
+        """
+        if self._sampling.is_argmax:
+            return likeliest
+        scores = filter_logits(logits, self._sampling, self._seen)
+        return draw(scores, self._random.random()) if self._sampling.temperature else int(scores.argmax())
 
     def ends_with(self, token: int) -> bool:
         """Whether a token ends the answer without being part of it."""

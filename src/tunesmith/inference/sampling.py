@@ -61,33 +61,21 @@ class Sampling:
         """Whether each token is the argmax of the model's unchanged logits."""
         return not self.temperature and self.repetition_penalty == 1
 
+    def generator(self, prompt: Sequence[int]) -> Random:
+        """Return the random generator for the answer to a prompt.
 
-class Sampler:
-    """The sampling of one answer, with its random generator.
-
-    The generator is seeded with the seed and the prompt: rows with the same seed have different random numbers, and a
-    row has the same ones in every batch and every process.
-    """
-
-    def __init__(self, sampling: Sampling, prompt: Sequence[int]) -> None:
-        self.sampling = sampling
-        self._random = Random() if sampling.seed is None else Random(repr((sampling.seed, *map(int, prompt))))
-
-    def choose(self, logits: torch.Tensor, seen: Collection[int]) -> int:
-        """Return the next token, given the logits [vocabulary] of one row.
-
-        Args:
-            seen: tokens that the repetition penalty applies to.
-
-        Raises:
-            NonFinite: the logits contain NaN, so there is no distribution to sample from.
+        It is seeded with the seed and the prompt: rows with the same seed have different random numbers, and a row has
+        the same ones in every batch and every process.
         """
-        scores = filter_logits(logits, self.sampling, seen)
-        return draw(scores, self._random.random()) if self.sampling.temperature else int(scores.argmax())
+        return Random() if self.seed is None else Random(repr((self.seed, *map(int, prompt))))
 
 
 def filter_logits(logits: torch.Tensor, sampling: Sampling, seen: Collection[int] = ()) -> torch.Tensor:
-    """Return the filtered logits [vocabulary] in fp64, up to a constant; removed tokens have -inf."""
+    """Return the filtered logits [vocabulary] in fp64, up to a constant; removed tokens have -inf.
+
+    Args:
+        seen: tokens that the repetition penalty applies to.
+    """
     scores = logits.to(torch.float64, copy=True)
     if sampling.repetition_penalty != 1 and seen:
         places = torch.tensor(sorted(set(seen)), device=scores.device)
@@ -145,12 +133,7 @@ def seed_samples(sampling: Sampling, count: int) -> list[Sampling]:
 
 
 def check_generation_options(
-    sampling: Sampling,
-    *,
-    samples: int = 1,
-    beams: int = 1,
-    stop: Sequence[str] = (),
-    max_new_tokens: int | None = None,
+    sampling: Sampling, *, samples: int = 1, beams: int = 1, stop: Sequence[str] = (), max_new_tokens: int | None = None
 ) -> None:
     """Raise RecipeError if an option is out of range, has no effect, or contradicts another one."""
     require_option(samples >= 1, "samples", samples, "1 or more")

@@ -31,10 +31,8 @@ class Scorer:
     @property
     def lower_is_better(self) -> list[str]:
         """The names of those metrics of which a lower value is better."""
-        return [name for name in self.names if self._is_lower_better(name)]
-
-    def _is_lower_better(self, name: str) -> bool:
-        return not self._own[name].higher_is_better if name in self._own else is_lower_better(name)
+        own = {name: not metric.higher_is_better for name, metric in self._own.items()}
+        return [name for name in self.names if own.get(name, is_lower_better(name))]
 
     def score(self, name: str, answers: Sequence[dict[str, Any]]) -> list[float | None]:
         """Return one value per answer; None for an answer that failed, because a missing answer is not a wrong one.

@@ -29,7 +29,6 @@ from tunesmith.recipe.launch import SlurmLaunch
 from tunesmith.recipe.schema import DataBase, Recipe
 from tunesmith.recipe.tuning import LoraBase, Quantization
 from tunesmith.recipe.validation import find_remarks
-from tunesmith.tasks import task_for
 from tunesmith.tasks.chatml import load_tokenizer
 from tunesmith.tasks.tokenizer import TokenizerAdapter
 
@@ -121,11 +120,10 @@ def check_prompts(recipe: Recipe, positions: int | None, tokenizer: TokenizerAda
         RecipeError: so many rows have no room for an answer, or nothing that a metric counts, that there would be no
             verdict.
     """
-    task = task_for(recipe.data, tokenizer)
     for split, count in rows_to_answer(recipe).items():
         split_examples = [rows.example(split, index) for index in range(len(rows.ledger_entries(split)))]
         examples, _ = select_rows(split_examples, count, recipe.seed)
-        yield from check_answerable(recipe, task, tokenizer, examples, positions=positions, split=split)
+        yield from check_answerable(recipe, tokenizer, examples, positions=positions, split=split)
 
 
 def check_prepared_prompts(recipe: Recipe, run: RunDir) -> Iterator[str]:

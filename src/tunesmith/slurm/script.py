@@ -6,7 +6,6 @@
 import re
 import shlex
 from dataclasses import dataclass
-from typing import Literal
 
 from tunesmith.core.dist_env import FIRST_PORT, PORT_COUNT
 from tunesmith.core.errors import Interrupted, RecipeError
@@ -82,6 +81,7 @@ def batch_script(job: Job, launch: Launch, folder: str) -> str:
 def _options(job: Job, launch: SlurmLaunch, folder: str) -> list[str]:
     """Return the options of sbatch, without their dashes."""
     nodes, processes = (launch.nodes, local_world_size_of(launch)) if job.on_all_ranks else (1, 1)
+    memory = launch.memory_gib_per_node
     tasks = processes if launch.launcher == "srun" else 1
     log = log_path(RunDir(folder), StageJob(job.stage, "%A-%a" if job.array else "%j", job.name))
     values = {
@@ -93,7 +93,7 @@ def _options(job: Job, launch: SlurmLaunch, folder: str) -> list[str]:
         "ntasks-per-node": tasks,
         "gpus-per-node": _gpus(launch) if job.on_all_ranks else None,
         "cpus-per-task": launch.cpus_per_process and launch.cpus_per_process * (processes // tasks),
-        "mem": _memory(launch.memory_gib_per_node),
+        "mem": "0" if memory == "all" else memory and f"{memory}G",  # sbatch writes 0 for all memory of a node
         "time": launch.time_limit_minutes,
         "output": log,
         "array": job.array or None,
@@ -109,12 +109,6 @@ def _gpus(launch: SlurmLaunch) -> str | None:
     if launch.gpus_per_node is None:
         return None
     return f"{launch.gpu_type}:{launch.gpus_per_node}" if launch.gpu_type else str(launch.gpus_per_node)
-
-
-def _memory(gib: int | Literal["all"] | None) -> str | None:
-    if gib is None:
-        return None
-    return "0" if gib == "all" else f"{gib}G"  # sbatch writes 0 for all memory of a node
 
 
 def _environment_lines(launch: SlurmLaunch) -> list[str]:

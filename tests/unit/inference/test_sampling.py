@@ -16,9 +16,9 @@ from transformers import (
 )
 
 from tunesmith.core.errors import NonFinite, RecipeError
+from tunesmith.inference.request import Limits, Request
 from tunesmith.inference.sampling import (
     GREEDY,
-    Sampler,
     Sampling,
     check_generation_options,
     draw,
@@ -98,23 +98,27 @@ def test_draws_follow_the_distribution() -> None:
     assert scores[draw(scores, 1 - 2**-53)] > -math.inf
 
 
+def choose(sampling: Sampling, prompt: list[int], *steps: torch.Tensor) -> list[int]:
+    """Return the tokens chosen from the logits of some steps; the prompt counts as seen."""
+    request = Request(0, prompt, Limits(len(steps)), sampling)
+    return [request.choose(logits, int(logits.argmax())) for logits in steps]
+
+
 def test_a_tiny_temperature_gives_the_likeliest_token() -> None:
     logits = random_logits(50)
-    assert Sampler(Sampling(1e-300), [1]).choose(logits, ()) == int(logits.argmax())
+    assert choose(Sampling(1e-300), [1], logits) == [int(logits.argmax())]
 
 
 def test_the_repetition_penalty_applies_to_greedy_answers() -> None:
     logits = torch.tensor([2.0, 1.9, -1.0])
-    sampler = Sampler(Sampling(repetition_penalty=1.5), [1])
-    assert [sampler.choose(logits, seen) for seen in ((), {0}, {0, 1})] == [0, 1, 0]
+    assert [choose(Sampling(repetition_penalty=1.5), seen, logits) for seen in ([], [0], [0, 1])] == [[0], [1], [0]]
 
 
 def test_draws_depend_on_seed_and_prompt_only() -> None:
     logits = [random_logits(320, seed) for seed in range(12)]
 
     def tokens(seed: int | None, prompt: list[int]) -> list[int]:
-        sampler = Sampler(Sampling(1.0, seed=seed), prompt)
-        return [sampler.choose(step, ()) for step in logits]
+        return choose(Sampling(1.0, seed=seed), prompt, *logits)
 
     assert tokens(1, [5, 6]) == tokens(1, [5, 6])
     assert len({tuple(tokens(seed, prompt)) for seed in (1, 2) for prompt in ([5, 6], [5], [56])}) == 6
@@ -122,8 +126,7 @@ def test_draws_depend_on_seed_and_prompt_only() -> None:
 
 
 def test_the_tokens_of_a_seed_never_change() -> None:
-    sampler = Sampler(Sampling(1.0, seed=1), [5, 6])
-    assert [sampler.choose(torch.zeros(320), ()) for _ in range(6)] == [290, 199, 176, 122, 263, 317]
+    assert choose(Sampling(1.0, seed=1), [5, 6], *[torch.zeros(320)] * 6) == [290, 199, 176, 122, 263, 317]
 
 
 def test_samples_have_consecutive_seeds() -> None:
@@ -137,7 +140,7 @@ def test_samples_have_consecutive_seeds() -> None:
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_logits_that_are_nan_or_infinite_raise(bad: float) -> None:
     with raises(NonFinite, "non-finite"):
-        Sampler(Sampling(1.0), [1]).choose(torch.tensor([1.0, bad]), ())
+        choose(Sampling(1.0), [1], torch.tensor([1.0, bad]))
 
 
 @pytest.mark.parametrize(
