@@ -65,10 +65,17 @@ class FailureChannel:
             self._error = self._error or _read_error(self._store)
         return self._error
 
-    def wait_for_all(self, timeout: timedelta) -> None:
-        """Wait until all ranks call this. This process may hold the store, and the others read it up to 5 s later."""
+    def wait_for_all(self, timeout: timedelta, store: Any = None) -> None:
+        """Wait until all ranks call this. This process may hold the store, and the others read it up to 5 s later.
+
+        Args:
+            store: the connection to the store; default that of the main thread.
+        """
+        store = self._store if store is None else store
         with contextlib.suppress(RuntimeError):
-            _leave(self._store, self._rank_info, timeout)
+            if store.add("gone", 1) == self._rank_info.world_size:
+                store.set("all-gone", "")
+            store.wait(["all-gone"], timeout)
 
     @contextlib.contextmanager
     def failure_watchdog(self) -> Iterator[None]:
@@ -104,20 +111,12 @@ class FailureChannel:
             if error is not rank0_lost:
                 for callback in _exit_callbacks:
                     callback()
-                with contextlib.suppress(RuntimeError):
-                    _leave(store, self._rank_info, 3 * SHORT_TIMEOUT)  # the rank that holds the store leaves last
+                self.wait_for_all(3 * SHORT_TIMEOUT, store)  # the rank that holds the store leaves last
             print(f"error: {error}", file=sys.stderr, flush=True)
             os._exit(error.exit_code)
         finally:
             if acquired:
                 writing_lock.release()
-
-
-def _leave(store: Any, rank_info: RankInfo, timeout: timedelta) -> None:
-    """Count this rank as finished, and wait until all ranks are."""
-    if store.add("gone", 1) == rank_info.world_size:
-        store.set("all-gone", "")
-    store.wait(["all-gone"], timeout)
 
 
 def _read_error(store: Any) -> TunesmithError:

@@ -16,14 +16,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import (
-    CPUOffloadPolicy,
-    FSDPModule,
-    MixedPrecisionPolicy,
-    OffloadPolicy,
-    fully_shard,
-    share_comm_ctx,
-)
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard, share_comm_ctx
 
 from tunesmith.core.errors import DoesNotFit, RecipeError
 from tunesmith.data.fit import MemoryBudget
@@ -68,16 +61,14 @@ def shard(
     mesh, stored_dtype = _mesh(compute, group, by_node=by_node), master_dtype or model.dtype
     # Layers are gathered in the compute dtype, and gradients are summed in the dtype of the stored weights.
     gather_dtype = compute.dtype if compute.dtype.itemsize < stored_dtype.itemsize else None
-    mixed_precision = MixedPrecisionPolicy(
-        gather_dtype, reduce_dtype=stored_dtype if gather_dtype else None, cast_forward_inputs=False
-    )
-    offload_policy = CPUOffloadPolicy(pin_memory=compute.device.type == "cuda") if offload else OffloadPolicy()
+    reduce_dtype = stored_dtype if gather_dtype else None
+    options: dict[str, Any] = {"mp_policy": MixedPrecisionPolicy(gather_dtype, reduce_dtype, cast_forward_inputs=False)}
+    if offload:
+        options["offload_policy"] = CPUOffloadPolicy(pin_memory=compute.device.type == "cuda")
     has_adapters = not all(weight.requires_grad for weight in model.parameters())
     for layer in layers:
-        fully_shard(
-            layer, mesh=mesh, reshard_after_forward=True, mp_policy=mixed_precision, offload_policy=offload_policy,
-            ignored_params={w for w in layer.parameters() if w.ndim < 2 or (has_adapters and w.requires_grad)},
-        )  # fmt: skip
+        ignored = {w for w in layer.parameters() if w.ndim < 2 or (has_adapters and w.requires_grad)}
+        fully_shard(layer, mesh=mesh, reshard_after_forward=True, ignored_params=ignored, **options)
         layer.set_gradient_divide_factor(1.0)  # losses are divided by the whole step's divisor already
         layer.set_force_sum_reduction_for_comms(True)
         layer.set_reduce_scatter_unused_params(True)  # otherwise ranks that route to different experts would deadlock

@@ -63,10 +63,8 @@ def _likeliest(logits: torch.Tensor, alive: Sequence[_Row], count: int) -> list[
     before = torch.tensor([[score for score, _ in row.hypotheses] for row in alive], device=logits.device)
     scores = logits.log_softmax(-1).view(len(alive), width, vocabulary) + before.unsqueeze(-1)
     best = scores.flatten(1).topk(min(count, width * vocabulary))
-    return [
-        [(score, place // vocabulary, place % vocabulary) for score, place in zip(*row, strict=True)]
-        for row in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-    ]
+    rows = zip(best.values.tolist(), best.indices.tolist(), strict=True)
+    return [[(score, *divmod(place, vocabulary)) for score, place in zip(*row, strict=True)] for row in rows]
 
 
 def _extend(row: _Row, candidates: list[tuple[float, int, int]], beams: int, limits: Limits) -> list[int]:

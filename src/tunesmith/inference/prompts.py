@@ -43,9 +43,8 @@ class Prompts:
     def digest(self) -> str:
         """A digest of everything that compared models must share."""
         ids = [example.id for example in self.examples]
-        return digest_of(
-            [ids, self.prompts, self.decoder_prefix_ids, self.stop_ids, self.max_new_tokens, f"beams {self.beams}"]
-        )
+        limits = (self.stop_ids, self.max_new_tokens, f"beams {self.beams}")
+        return digest_of([ids, self.prompts, self.decoder_prefix_ids, *limits])
 
     def fits(self, index: int, positions: int) -> bool:
         """Whether a prompt and its longest answer fit in the model's positions."""

@@ -75,10 +75,8 @@ class LoraProduct(torch.autograd.Function):
         ups, masks = rest[: len(gradients)], rest[len(gradients) :]
         d_outputs = [gradient.flatten(0, -2) for gradient in gradients]
         d_inner = torch.cat([d_out @ up for d_out, up in zip(d_outputs, ups, strict=True)], 1)
-        d_ups = [
-            (d_out.t() @ h).float().mul_(scale)
-            for d_out, h, scale in zip(d_outputs, torch.split(inner, ctx.ranks, 1), ctx.scales, strict=True)
-        ]
+        factors = zip(d_outputs, torch.split(inner, ctx.ranks, 1), ctx.scales, strict=True)
+        d_ups = [(d_out.t() @ h).float().mul_(scale) for d_out, h, scale in factors]
         d_x = None
         if ctx.needs_input_grad[0]:
             d_x = (d_outputs[0] if len(d_outputs) == 1 else torch.cat(d_outputs, 1)) @ weight

@@ -12,12 +12,7 @@ from tunesmith.architecture.shapes import UNLIMITED
 from tunesmith.data.microbatch import ENCODER_CANNOT_PACK
 from tunesmith.data.token_dataset import Batch, TokenDataset
 from tunesmith.distributed.fsdp import agree_on_reason, raise_if_sharded
-from tunesmith.kernels.packed_attention import (
-    MASKABLE_ATTENTION,
-    has_packed_attention,
-    use_packed_attention,
-    use_plain_attention,
-)
+from tunesmith.kernels.packed_attention import MASKABLE_ATTENTION, use_packed_attention, use_plain_attention
 from tunesmith.kernels.temporary import eval_mode
 from tunesmith.kernels.token_loss import token_loss
 from tunesmith.model.load import ComputeConfig, decoder_config
@@ -57,17 +52,19 @@ def packing_unsupported_reason(model: Any, tokens: TokenDataset, pad_id: int, co
     if model.config.is_encoder_decoder:
         return ENCODER_CANNOT_PACK
     if use_packed_attention(model):
-        if _mixing_reason(model, tokens, pad_id, compute) is None:
+        if _mixing_reason(model, tokens, pad_id, compute, packed_attention=True) is None:
             return None
         use_plain_attention(model)
     if model.config._attn_implementation not in MASKABLE_ATTENTION:
         return f"attention `{model.config._attn_implementation}` does not accept 4D masks"
-    return _mixing_reason(model, tokens, pad_id, compute)
+    return _mixing_reason(model, tokens, pad_id, compute, packed_attention=False)
 
 
-def _mixing_reason(model: Any, tokens: TokenDataset, pad_id: int, compute: ComputeConfig) -> str | None:
+def _mixing_reason(
+    model: Any, tokens: TokenDataset, pad_id: int, compute: ComputeConfig, *, packed_attention: bool
+) -> str | None:
     """Return the reason why the model's current attention does not keep packed rows apart, or None if it does."""
-    rows = _test_rows(tokens, attention_window(model), packed_attention=has_packed_attention(model))
+    rows = _test_rows(tokens, attention_window(model), packed_attention=packed_attention)
     if rows is None:
         return "its attention window is shorter than two rows"
     packed = tokens.packed(rows, pad_id, shared=tokens.shared_prefix_length(*rows))
