@@ -1,6 +1,6 @@
 """Ask a model with the same prompt template and generation as in training and evaluation."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -245,14 +245,12 @@ def _prompt_data(folder: ModelFolder, tokenizer: TokenizerAdapter) -> tuple[Task
     return TextData(source=UNKNOWN_SOURCE, task="text", text="text", sample_prefix_tokens=2**31), False
 
 
-def _templates(data: TaskData) -> Iterator[str]:
-    """Yield the templates of the prompt."""
+def _templates(data: TaskData) -> list[str]:
+    """Return the templates of the prompt."""
     if isinstance(data, TextData):
-        yield data.text if columns_in(data.text) else f"{{{data.text}}}"
-    elif isinstance(data, ChatData):
-        yield from (template for template in (data.system, data.prompt) if template is not None)
-    else:
-        yield data.prompt
+        return [data.text if columns_in(data.text) else f"{{{data.text}}}"]
+    templates = [data.system, data.prompt] if isinstance(data, ChatData) else [data.prompt]
+    return [template for template in templates if template is not None]
 
 
 def _listed(names: Sequence[str]) -> str:

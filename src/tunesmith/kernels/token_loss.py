@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
@@ -33,13 +34,13 @@ class TokenLoss:
         examples: the index of each sequence's example in the batch [sequences].
     """
 
-    nll: torch.Tensor
-    correct: torch.Tensor
-    rows: torch.Tensor
-    columns: Mapping[str, torch.Tensor] = field(default_factory=dict)
-    examples: torch.Tensor | None = None
+    nll: Tensor
+    correct: Tensor
+    rows: Tensor
+    columns: Mapping[str, Tensor] = field(default_factory=dict)
+    examples: Tensor | None = None
 
-    def by_sequence(self, values: torch.Tensor) -> torch.Tensor:
+    def by_sequence(self, values: Tensor) -> Tensor:
         """Return the sum of values [trained tokens] over each sequence of the batch [sequences]."""
         assert self.examples is not None
         # Not `index_add`, whose order of additions on a GPU is not deterministic.
@@ -70,22 +71,22 @@ def token_loss(model: Any, batch: Batch) -> TokenLoss:
     return TokenLoss(nll, correct, batch.segment_ids[:, 1:][predicted], columns, batch.examples)
 
 
-def _cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Return nll and correctness [tokens] for logits [tokens, vocabulary]."""
     logits = logits if logits.dtype == torch.float64 else logits.float()
     nll = functional.cross_entropy(logits, targets, reduction="none")
     return nll, logits.detach().argmax(-1) == targets
 
 
-def _logits_at(model: Any, batch: Batch, positions: torch.Tensor) -> torch.Tensor:
+def _logits_at(model: Any, batch: Batch, positions: Tensor) -> Tensor:
     """Return logits [selected, vocabulary] at the positions of a mask [sequences, length - 1]."""
     output_layer = model.get_output_embeddings()
 
-    def select(module: Any, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    def select(module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (args[0][:, :-1][positions].unsqueeze(0), *args[1:])
 
     with output_layer.register_forward_pre_hook(select):
-        logits: torch.Tensor = model(**model_inputs(model, batch), use_cache=False).logits
+        logits: Tensor = model(**model_inputs(model, batch), use_cache=False).logits
     return logits.squeeze(0)
 
 
@@ -96,14 +97,12 @@ def _decoder(model: Any) -> Any:
     return decoder if decoder is getattr(language_model, language_model.base_model_prefix, None) else None
 
 
-def _chunked_loss(
-    model: Any, decoder: Any, batch: Batch, positions: torch.Tensor, targets: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _chunked_loss(model: Any, decoder: Any, batch: Batch, positions: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Return nll and correctness [tokens] without ever holding the logits of all tokens."""
     language_model, output = without_adapter(model), decoder(**model_inputs(model, batch), use_cache=False)
     hidden = output.last_hidden_state[:, :-1][positions]
 
-    def chunk_loss(states: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def chunk_loss(states: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         # Call the model's own forward with a decoder that returns these states, so that its code computes the logits.
         def return_states(*args: Any, **kwargs: Any) -> Any:
             return type(output)(**{**output, "last_hidden_state": states.unsqueeze(0)})
@@ -120,7 +119,7 @@ def _chunked_loss(
         nll, correct = zip(*(chunk_loss(states, labels) for states, labels in pairs), strict=True)
         return torch.cat(nll), torch.cat(correct)
     weights = [weight for weight in model.get_output_embeddings().parameters() if weight.requires_grad]
-    loss: tuple[torch.Tensor, torch.Tensor] = _ChunkedLoss.apply(hidden, targets, chunk_loss, *weights)  # type: ignore[no-untyped-call]
+    loss: tuple[Tensor, Tensor] = _ChunkedLoss.apply(hidden, targets, chunk_loss, *weights)  # type: ignore[no-untyped-call]
     return loss
 
 
@@ -133,12 +132,10 @@ class _ChunkedLoss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, hidden: torch.Tensor, targets: torch.Tensor, chunk_loss: Any, *weights: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(ctx: Any, hidden: Tensor, targets: Tensor, chunk_loss: Any, *weights: Tensor) -> tuple[Tensor, Tensor]:
         """Return nll and correctness [tokens]."""
         nll, correct, d_hidden = [], [], torch.empty_like(hidden)
-        d_weights: list[torch.Tensor] = []
+        d_weights: list[Tensor] = []
         for start in range(0, len(targets), LOGITS_CHUNK):
             chunk = slice(start, start + LOGITS_CHUNK)
             states = hidden[chunk].detach().requires_grad_()
@@ -158,7 +155,7 @@ class _ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
         """Return the gradients of hidden states and weights."""
         d_hidden, *saved = ctx.saved_tensors
         d_weights, weights, rest = saved[: ctx.count], saved[ctx.count : 2 * ctx.count], saved[2 * ctx.count :]
@@ -169,12 +166,10 @@ class _ChunkedLoss(torch.autograd.Function):
         return d_hidden * d_nll.unsqueeze(1).to(d_hidden.dtype), None, None, *d_weights
 
 
-def _weight_gradients(
-    ctx: Any, d_nll: torch.Tensor, weights: list[torch.Tensor], hidden: torch.Tensor, targets: torch.Tensor
-) -> list[torch.Tensor]:
+def _weight_gradients(ctx: Any, d_nll: Tensor, weights: list[Tensor], hidden: Tensor, targets: Tensor) -> list[Tensor]:
     """Return the gradients of the output layer's weights for tokens with different weights `d_nll` [tokens]."""
     device, dtype, enabled = ctx.autocast
-    totals: list[torch.Tensor] = []
+    totals: list[Tensor] = []
     for start in range(0, len(targets), LOGITS_CHUNK):
         chunk = slice(start, start + LOGITS_CHUNK)
         with torch.enable_grad(), torch.autocast(device, dtype, enabled=enabled):
@@ -183,7 +178,7 @@ def _weight_gradients(
     return totals
 
 
-def _added(totals: list[torch.Tensor], new: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+def _added(totals: list[Tensor], new: Iterable[Tensor]) -> list[Tensor]:
     """Add tensors to totals in place; without totals, return the tensors."""
     return [total.add_(tensor) for total, tensor in zip(totals, new, strict=True)] if totals else list(new)
 

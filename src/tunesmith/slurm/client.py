@@ -127,16 +127,13 @@ def _parse_fields(line: str) -> dict[str, str]:
 
 
 def _parse_state(fields: dict[str, str]) -> JobState:
-    end_time, (code, _, signal) = fields.get("EndTime", ""), fields.get("ExitCode", "").partition(":")
-    return JobState(
-        fields.get("JobState", GONE),
-        fields.get("Reason", ""),
-        fields.get("NodeList", ""),
-        fields.get("RunTime", ""),
-        datetime.fromisoformat(end_time) if re.fullmatch(r"\d{4}-.*", end_time) else None,
-        int(fields.get("Restarts", 0)),
-        None if not code.isdigit() else 128 + int(signal) if signal not in ("", "0") else int(code),
-    )
+    names = ("Reason", "NodeList", "RunTime", "EndTime", "ExitCode")
+    reason, nodes, run_time, end_time, status = (fields.get(name, "") for name in names)
+    state, restarts = fields.get("JobState", GONE), int(fields.get("Restarts", 0))
+    end = datetime.fromisoformat(end_time) if re.fullmatch(r"\d{4}-.*", end_time) else None
+    code, _, signal = status.partition(":")
+    exit_code = None if not code.isdigit() else 128 + int(signal) if signal not in ("", "0") else int(code)
+    return JobState(state, reason, nodes, run_time, end, restarts, exit_code)
 
 
 def cancel(jobs: Sequence[str]) -> None:

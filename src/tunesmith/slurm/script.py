@@ -126,11 +126,8 @@ def _launch_lines(job: Job, launch: SlurmLaunch) -> list[str]:
     # In a container, srun would look for `python` outside of it.
     python = f"/usr/bin/env {launch.python}" if launch.container else launch.python
     if not is_parallel or launch.launcher == "srun":
-        return [
-            *([f"# One process per {unit}, on all nodes."] if is_parallel else []),
-            "code=0",
-            _continued(_srun(launch, 1), _container(launch), f"{python} -m tunesmith {job.command} || code=$?"),
-        ]
+        comment = [f"# One process per {unit}, on all nodes."] if is_parallel else []
+        return [*comment, *_srun_lines(launch, 1, f"{python} -m tunesmith {job.command}")]
     if launch.launcher == "torchrun":
         module, options = "torch.distributed.run", [
             f"--nnodes={launch.nodes} --nproc-per-node={local_world_size_of(launch)}", "--rdzv-backend=c10d",
@@ -143,18 +140,16 @@ def _launch_lines(job: Job, launch: SlurmLaunch) -> list[str]:
             '--machine_rank="$SLURM_NODEID"', '--main_process_ip="$MASTER_ADDR" --main_process_port="$MASTER_PORT"',
         ]  # fmt: skip
     command = [f"{python} -m tunesmith.slurm.exit_code {module}", *options, f"-m tunesmith {job.command}"]
-    srun = _srun(launch, local_world_size_of(launch))
     return [
         f"# One {launch.launcher} per node, which starts one process per {unit}.",
         'export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
         f"export MASTER_PORT=$(({FIRST_PORT} + (SLURM_JOB_ID + ${{SLURM_RESTART_COUNT:-0}}) % {PORT_COUNT}))",
-        "code=0",
-        _continued(srun, _container(launch), f"bash -c '{_continued(*command)}' || code=$?"),
+        *_srun_lines(launch, local_world_size_of(launch), f"bash -c '{_continued(*command)}'"),
     ]
 
 
-def _srun(launch: SlurmLaunch, processes: int) -> str:
-    """Return the srun command of a step in which the other tasks have time to exit when one has failed.
+def _srun_lines(launch: SlurmLaunch, processes: int, command: str) -> list[str]:
+    """Return the lines of a step in which the other tasks have time to exit when one has failed.
 
     With --kill-on-bad-exit, the default of some clusters, srun would kill them at once, and their 143 would hide the
     exit code of the failed task: srun exits with the highest of all.
@@ -162,7 +157,8 @@ def _srun(launch: SlurmLaunch, processes: int) -> str:
     seconds = round(min(_MAX_WAIT, max(_MIN_WAIT, 60 * launch.timeout_minutes)))
     # Since Slurm 22.05 srun no longer inherits the number of cores from sbatch.
     cores = f" --cpus-per-task={launch.cpus_per_process * processes}" if launch.cpus_per_process else ""
-    return f"srun --mpi=none --kill-on-bad-exit=0 --wait={seconds} --export=ALL{cores}"
+    srun = f"srun --mpi=none --kill-on-bad-exit=0 --wait={seconds} --export=ALL{cores}"
+    return ["code=0", _continued(srun, _container(launch), f"{command} || code=$?")]
 
 
 def _container(launch: SlurmLaunch) -> str:
