@@ -42,22 +42,8 @@ _HOMES = {
 }
 
 __all__ = [
-    "AdapterSet",
-    "Chatter",
-    "Comparison",
-    "Registry",
-    "Sampling",
-    "TunesmithError",
-    "Verdict",
-    "__version__",
-    "load_recipe",
-    "merge_model",
-    "open_chatter",
-    "paired_verdict",
-    "plan_run",
-    "run_recipe",
-    "run_sweep",
-    "score",
+    "AdapterSet", "Chatter", "Comparison", "Registry", "Sampling", "TunesmithError", "Verdict", "__version__",
+    "load_recipe", "merge_model", "open_chatter", "paired_verdict", "plan_run", "run_recipe", "run_sweep", "score",
 ]  # fmt: skip
 
 

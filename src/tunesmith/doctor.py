@@ -1,13 +1,11 @@
 """Examine this machine: packages, devices, memory, disk, and access to models.
 
-Nothing is written, and no network is used by default. Every item is {state, value, text, hint}. The state is `ok`,
+Nothing is written, and no network is used. Every item is {state, value, text, hint}. The state is `ok`,
 `note` (information, including missing things that only some recipes need) or `lacks` (a missing requirement).
 """
 
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ from tunesmith.core.user_folders import cache_root, registry_root
 from tunesmith.estimate.hardware import available_memory_gib
 from tunesmith.pipeline.environment import environment
 
-Item = dict[str, Any]
+Item = tuple[str, dict[str, Any]]
 
 _GIB = 2**30
 _REQUIRED_PACKAGES = ("torch", "transformers", "peft", "datasets", "tokenizers", "safetensors", "numpy")
@@ -26,27 +24,21 @@ _REQUIRED_PACKAGES = ("torch", "transformers", "peft", "datasets", "tokenizers",
 _MEMORY_GIB, _DISK_GIB = 3.0, 2.0
 _COMPILERS = ("gcc", "clang", "cc")
 _TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
-_INDEX_TIMEOUT_SECONDS = 20
 _STATE_LABELS = {"ok": "ok   ", "note": "     ", "lacks": "FAIL "}
 
 
-def examine_machine(*, network: bool = False) -> dict[str, Any]:
-    """Return {ready, items: {name: {state, value, text, hint}}}; `ready` is true if no requirement is missing.
-
-    Args:
-        network: check whether the package index answers, which takes up to 20 seconds if it does not.
-    """
+def examine_machine() -> dict[str, Any]:
+    """Return {ready, items: {name: {state, value, text, hint}}}; `ready` is true if no requirement is missing."""
     facts = environment()
     items = dict(
         [
-            *_package_items(facts),
-            *_cpu_items(facts),
+            *_package_and_cpu_items(facts),
             *_torch_items(),
             *_memory_and_disk_items(facts),
             _compiler_item(),
             *_folder_items(),
             *_hub_items(),
-            _package_index_item(network),
+            _item("package index", "note", None, "not checked; `pypi:` models are downloaded from it"),
         ]
     )
     return {"ready": all(item["state"] != "lacks" for item in items.values()), "items": items}
@@ -66,132 +58,104 @@ def machine_text(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _item(state: str, value: Any, text: str | None = None, hint: str | None = None) -> Item:
-    return {"state": state, "value": value, "text": str(value) if text is None else text, "hint": hint}
+def _item(name: str, state: str, value: Any, text: str | None = None, hint: str | None = None) -> Item:
+    return name, {"state": state, "value": value, "text": str(value) if text is None else text, "hint": hint}
 
 
-def _package_items(facts: dict[str, Any]) -> Iterator[tuple[str, Item]]:
-    yield "python", _item("ok", facts["python"], f"{facts['python']} ({facts['platform']})")
-    yield (
-        "tunesmith",
-        _item("ok", facts["tunesmith"], facts["tunesmith"] or "not installed; running from its source folder"),
-    )
+def _package_and_cpu_items(facts: dict[str, Any]) -> Iterator[Item]:
+    yield _item("python", "ok", facts["python"], f"{facts['python']} ({facts['platform']})")
+    version = facts["tunesmith"]
+    yield _item("tunesmith", "ok", version, version or "not installed; running from its source folder")
     for name in _REQUIRED_PACKAGES:
-        if facts[name]:
-            yield name, _item("ok", facts[name])
-        else:
-            yield name, _item("lacks", None, "not installed", "run scripts/setup")
+        found = facts[name]
+        yield _item(name, "ok", found) if found else _item(name, "lacks", None, "not installed", "run scripts/setup")
+    yield _item("cpu", "ok", facts["cpu"])
+    yield _item("cores", "ok", facts["cores"], f"{facts['cores']} available to this process")
 
 
-def _cpu_items(facts: dict[str, Any]) -> Iterator[tuple[str, Item]]:
-    yield "cpu", _item("ok", facts["cpu"])
-    yield "cores", _item("ok", facts["cores"], f"{facts['cores']} available to this process")
-
-
-def _torch_items() -> Iterator[tuple[str, Item]]:
+def _torch_items() -> Iterator[Item]:
     """Yield the GPUs that torch can use, and whether the CPU supports bf16."""
     try:
         import torch
     except (ImportError, OSError) as error:
-        problem = str(error).strip().split("\n")[0]
-        yield (
-            "compute",
-            _item("lacks", None, f"torch cannot be imported: {problem}", "delete .venv, then run scripts/setup"),
-        )
+        problem = f"torch cannot be imported: {_first_line(error)}"
+        yield _item("compute", "lacks", None, problem, "delete .venv, then run scripts/setup")
         return
     has_bf16 = bool(torch.cpu._is_avx512_bf16_supported())
     text = "supported" if has_bf16 else "not supported by this CPU, so `precision: auto` is fp32"
-    yield "cpu bf16", _item("ok" if has_bf16 else "note", has_bf16, text)
+    yield _item("cpu bf16", "ok" if has_bf16 else "note", has_bf16, text)
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     for index in range(count):
-        yield f"gpu {index}", _gpu_item(torch, index)
+        yield _gpu_item(torch, index)
     if not count:
         with_cuda = torch.version.cuda is not None
         hint = "install a driver, or check CUDA_VISIBLE_DEVICES" if with_cuda else None
-        yield "gpu", _item("note", None, f"torch {torch.__version__} finds no GPU; models run on the CPU", hint)
+        yield _item("gpu", "note", None, f"torch {torch.__version__} finds no GPU; models run on the CPU", hint)
 
 
 def _gpu_item(torch: Any, index: int) -> Item:
-    name = torch.cuda.get_device_name(index)
+    item, name = f"gpu {index}", torch.cuda.get_device_name(index)
     try:
         free, total = (round(size / _GIB, 1) for size in torch.cuda.mem_get_info(index))
         with torch.cuda.device(index):
             has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     except RuntimeError as error:  # broken, or used exclusively by another process
-        problem = str(error).strip().split("\n")[0]
-        return _item("lacks", None, f"{name} cannot be used: {problem}", "exclude it with CUDA_VISIBLE_DEVICES")
+        problem = f"{name} cannot be used: {_first_line(error)}"
+        return _item(item, "lacks", None, problem, "exclude it with CUDA_VISIBLE_DEVICES")
     value = {"name": name, "memory_gib": total, "free_gib": free, "bf16": has_bf16}
-    return _item("ok", value, f"{name}, {total} GiB, {free} free, {'bf16' if has_bf16 else 'no bf16'}")
+    return _item(item, "ok", value, f"{name}, {total} GiB, {free} free, {'bf16' if has_bf16 else 'no bf16'}")
 
 
-def _memory_and_disk_items(facts: dict[str, Any]) -> Iterator[tuple[str, Item]]:
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]
+
+
+def _memory_and_disk_items(facts: dict[str, Any]) -> Iterator[Item]:
     total, available = facts["memory_gib"], round(available_memory_gib(), 1)
-    enough = available >= _MEMORY_GIB
-    yield (
-        "memory",
-        _item(
-            "ok" if enough else "lacks",
-            {"total_gib": total, "available_gib": available},
-            f"{available} GiB available of {total}",
-            None if enough else f"the demo needs about {_MEMORY_GIB:g} GiB",
-        ),
-    )
+    value, text = {"total_gib": total, "available_gib": available}, f"{available} GiB available of {total}"
+    state, hint = ("ok", None) if available >= _MEMORY_GIB else ("lacks", f"the demo needs about {_MEMORY_GIB:g} GiB")
+    yield _item("memory", state, value, text, hint)
     for name, root in (("disk here", Path.cwd), ("disk of cache", cache_root)):
         try:
             folder = _existing_ancestor(root())
         except RecipeError:  # the user has no home folder, which `_folder_items` reports
             continue
         free = round(shutil.disk_usage(folder).free / _GIB, 1)
-        enough = free >= _DISK_GIB
-        hint = None if enough else f"a run needs at least about {_DISK_GIB:g} GiB, depending on its checkpoints"
-        yield name, _item("ok" if enough else "lacks", free, f"{free} GiB free in {folder}", hint)
+        needed = f"a run needs at least about {_DISK_GIB:g} GiB, depending on its checkpoints"
+        state, hint = ("ok", None) if free >= _DISK_GIB else ("lacks", needed)
+        yield _item(name, state, free, f"{free} GiB free in {folder}", hint)
 
 
-def _compiler_item() -> tuple[str, Item]:
+def _compiler_item() -> Item:
     compiler = next((name for name in _COMPILERS if shutil.which(name)), None)
     text = compiler or "none, so faster kernels cannot be compiled"
-    return "compiler", _item("ok" if compiler else "note", compiler, text)
+    return _item("compiler", "ok" if compiler else "note", compiler, text)
 
 
-def _folder_items() -> Iterator[tuple[str, Item]]:
+def _folder_items() -> Iterator[Item]:
     try:
         folder, root = cache_root(), registry_root()
     except RecipeError as error:
-        yield "folders", _item("lacks", None, error.message, error.hint)
+        yield _item("folders", "lacks", None, error.message, error.hint)
         return
     models = sorted(path.parent.name for path in (folder / "models").glob(f"*/{MANIFEST}"))
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / _GIB
     contents = f"{', '.join(models) or 'no model yet'}; {size:.1f} GiB"
     value = {"path": str(folder), "models": models, "gib": round(size, 2)}
-    yield "cache", _writable_folder_item(folder, value, f"{folder} ({contents})")
-    yield "registry", _writable_folder_item(root, str(root), f"{root}{'' if root.exists() else ' (none yet)'}")
+    yield _writable_folder_item("cache", folder, value, f"{folder} ({contents})")
+    yield _writable_folder_item("registry", root, str(root), f"{root}{'' if root.exists() else ' (none yet)'}")
 
 
-def _hub_items() -> Iterator[tuple[str, Item]]:
+def _hub_items() -> Iterator[Item]:
     from huggingface_hub import constants
 
     # Check only whether a token exists: it is never read here, so it can never be printed.
     token = any(os.environ.get(name) for name in _TOKEN_VARIABLES) or Path(constants.HF_TOKEN_PATH).exists()
     text = "present" if token else "none; public models and datasets need none"
-    yield "hub token", _item("ok" if token else "note", token, text)
+    yield _item("hub token", "ok" if token else "note", token, text)
     offline = bool(constants.HF_HUB_OFFLINE)
     hint = "only models in the cache can be used; unset HF_HUB_OFFLINE to download others" if offline else None
-    yield "hub", _item("note", {"offline": offline}, "offline: HF_HUB_OFFLINE is set" if offline else "online", hint)
-
-
-def _package_index_item(network: bool) -> tuple[str, Item]:
-    if not network:
-        return "package index", _item("note", None, "not checked; `pypi:` models are downloaded from it")
-    # Call pip, because only pip reads every configuration of an index and a proxy.
-    command = [sys.executable, "-m", "pip", "index", "versions", "pip", "--retries", "0", "--timeout", "5"]
-    try:
-        done = subprocess.run(command, capture_output=True, check=False, timeout=_INDEX_TIMEOUT_SECONDS)
-        answers = done.returncode == 0
-    except subprocess.TimeoutExpired:
-        answers = False
-    hint = None if answers else "check the network, PIP_INDEX_URL and the proxy; or copy the cache from another machine"
-    text = "answers" if answers else "does not answer"
-    return "package index", _item("ok" if answers else "lacks", answers, text, hint)
+    yield _item("hub", "note", {"offline": offline}, "offline: HF_HUB_OFFLINE is set" if offline else "online", hint)
 
 
 def _existing_ancestor(path: Path) -> Path:
@@ -199,8 +163,9 @@ def _existing_ancestor(path: Path) -> Path:
     return next((folder for folder in (path, *path.absolute().parents) if folder.is_dir()), Path("/"))
 
 
-def _writable_folder_item(folder: Path, value: Any, text: str) -> Item:
+def _writable_folder_item(name: str, folder: Path, value: Any, text: str) -> Item:
     """Return the item of a folder that must be writable."""
     if os.access(_existing_ancestor(folder), os.W_OK):
-        return _item("ok", value, text)
-    return _item("lacks", value, f"{text}, not writable", "set TUNESMITH_CACHE or TUNESMITH_REGISTRY to another folder")
+        return _item(name, "ok", value, text)
+    hint = "set TUNESMITH_CACHE or TUNESMITH_REGISTRY to another folder"
+    return _item(name, "lacks", value, f"{text}, not writable", hint)

@@ -76,9 +76,9 @@ def test_the_rule_finds_counter_examples(text: str, is_list: bool) -> None:
 def test_each_row_names_modules_functions_and_commands_that_exist(stage: object) -> None:
     row = stage_named(getattr(stage, "name", ""))
     assert row is stage
-    module = PACKAGE.parent / f"{row.module.replace('.', '/')}.py"
+    module = PACKAGE.parent / f"{row.package.replace('.', '/')}/{row.name}.py"
     functions = [node.name for node in ast.parse(module.read_text()).body if isinstance(node, ast.FunctionDef)]
     assert row.name in functions
-    assert callable(importlib.import_module(row.inputs_module).inputs)
+    assert callable(importlib.import_module(f"{row.package}.inputs").inputs)
     assert app[row.command].help.strip()
     assert not row.is_optional or Recipe.model_fields[row.name].default is None

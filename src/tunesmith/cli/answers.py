@@ -1,7 +1,7 @@
 """The input and output of `generate` and `chat`: prompts, rows, answers and conversations."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,7 @@ def read_row(pairs: Sequence[str]) -> dict[str, str]:
             )
         if column in row:
             raise RecipeError(
-                f"column `{column}` is given twice",
-                where="--row",
-                code="usage",
-                hint="for several rows, pass --rows FILE",
+                f"`{column}` is given twice", where="--row", code="usage", hint="for several rows, pass --rows FILE"
             )
         row[column] = value
     return row
@@ -49,25 +46,19 @@ def read_prompts(file: Path) -> list[str]:
 
 
 def answer_texts(chatter: Chatter, texts: Sequence[str], *, samples: int, **settings: Any) -> list[dict[str, Any]]:
-    """Return {prompt, answer, sample} for each sample of each text. Texts are independent of each other."""
-    lines = chatter.answer([chatter.turns_of_text(text) for text in texts], samples=samples, **settings)
-    return [
-        _answer(line, prompt=texts[index // samples], **_sample(index, samples)) for index, line in enumerate(lines)
-    ]
+    """Return {prompt, answer, sample} for each sample of each text. Texts are independent of each other.
 
-
-def answer_row(chatter: Chatter, *, samples: int, **settings: Any) -> list[dict[str, Any]]:
-    """Return {prompt, answer, sample} for each sample of the row that the chatter was opened with."""
-    lines = chatter.answer([chatter.turns_of_row(chatter.row)], samples=samples, **settings)
-    return [_answer(line, prompt=line["prompt"], **_sample(index, samples)) for index, line in enumerate(lines)]
-
-
-def _answer(line: Mapping[str, Any], *, prompt: str, **sample: int) -> dict[str, Any]:
-    if line["error"] is not None:
-        raise DataError(
-            line["error"], where=prompt[:80], code="answer-failed", hint="shorten the prompt, or lower --max-new-tokens"
-        )
-    return {"prompt": prompt, "answer": line["prediction"], **sample}
+    Without a text, the row that the chatter was opened with is answered.
+    """
+    prompts = [chatter.turns_of_text(text) for text in texts] or [chatter.turns_of_row(chatter.row)]
+    answers = []
+    for index, line in enumerate(chatter.answer(prompts, samples=samples, **settings)):
+        prompt = texts[index // samples] if texts else line["prompt"]
+        if line["error"] is not None:
+            hint = "shorten the prompt, or lower --max-new-tokens"
+            raise DataError(line["error"], where=prompt[:80], code="answer-failed", hint=hint)
+        answers.append({"prompt": prompt, "answer": line["prediction"], **_sample(index, samples)})
+    return answers
 
 
 def _sample(index: int, samples: int) -> dict[str, int]:

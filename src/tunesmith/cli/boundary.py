@@ -12,17 +12,14 @@ from importlib import metadata
 from pathlib import Path
 
 from cyclopts import App
-from cyclopts.exceptions import CycloptsError
 
 from tunesmith.cli.output import Reported, accept_any_encoding, print_json
 from tunesmith.cli.translate import as_tunesmith_error
-from tunesmith.cli.usage import usage_error
 from tunesmith.core.dist_env import rank_info
 from tunesmith.core.errors import TunesmithError, VerdictRefused
 from tunesmith.core.user_folders import cache_root
 
 _KEPT_LOGS = 20
-_INTERRUPTED = 130
 
 
 def run_command(app: App, arguments: Sequence[str]) -> int:
@@ -36,24 +33,16 @@ def run_command(app: App, arguments: Sequence[str]) -> int:
     try:
         app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()  # a full disk or a closed pipe fails here, before the exit code is decided
-    except CycloptsError as error:
-        return _failed(usage_error(error), error, as_json, debug)
+        return 0
     except Reported as reported:
         if isinstance(reported.error, VerdictRefused):  # a result, not an error
             return reported.error.exit_code
         return _failed(reported.error, reported, False, debug)
-    except TunesmithError as error:
-        return _failed(error, error, as_json, debug)
-    except KeyboardInterrupt as error:
-        stopped = TunesmithError("stopped by Ctrl-C", code="stopped")
-        stopped.exit_code = _INTERRUPTED
-        return _failed(stopped, error, as_json, debug)
     except BrokenPipeError:
         _abandon_stdout()  # the reader of the pipe has exited (`| head`)
         return 1
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         return _failed(as_tunesmith_error(error) or _unexpected(error, arguments), error, as_json, debug)
-    return 0
 
 
 def _without_debug(arguments: Sequence[str]) -> tuple[list[str], bool]:
@@ -78,10 +67,9 @@ def _failed(error: TunesmithError, raised: BaseException, as_json: bool, debug: 
 
 def _is_rank0() -> bool:
     """Return whether this process prints results: rank 0 does."""
-    try:
+    with contextlib.suppress(TunesmithError):  # the launcher's variables are wrong; that is the error being printed
         return rank_info().is_rank0
-    except TunesmithError:  # the launcher's variables are wrong; that is the error being printed
-        return True
+    return True
 
 
 def _abandon_stdout() -> None:
@@ -94,7 +82,7 @@ def _abandon_stdout() -> None:
             os.dup2(devnull, stream.fileno())
 
 
-def _unexpected(error: Exception, arguments: Sequence[str]) -> TunesmithError:
+def _unexpected(error: BaseException, arguments: Sequence[str]) -> TunesmithError:
     """Write the traceback to a log file and return an error that names it."""
     summary = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "tunesmith" in Path(frame.filename).parts]
@@ -104,7 +92,7 @@ def _unexpected(error: Exception, arguments: Sequence[str]) -> TunesmithError:
     return TunesmithError(f"unexpected {summary.splitlines()[0][:300]}{location}", code="unexpected", hint=hint)
 
 
-def _write_log(error: Exception, arguments: Sequence[str]) -> Path | None:
+def _write_log(error: BaseException, arguments: Sequence[str]) -> Path | None:
     """Write the traceback to a file in the cache or the temporary folder; return its path, None if both fail."""
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
     text = (
@@ -112,15 +100,12 @@ def _write_log(error: Exception, arguments: Sequence[str]) -> Path | None:
         f"arguments: {list(arguments)!r}\n\n{''.join(traceback.format_exception(error))}"
     )
     for folder in _log_folders():
-        path = folder / name
-        try:
+        with contextlib.suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8", errors="backslashreplace")
+            (folder / name).write_text(text, encoding="utf-8", errors="backslashreplace")
             for old in sorted(folder.glob("*.log"))[:-_KEPT_LOGS]:
                 old.unlink(missing_ok=True)
-        except OSError:
-            continue
-        return path
+            return folder / name
     return None
 
 

@@ -13,13 +13,17 @@ from tunesmith.core.errors import RecipeError
 from tunesmith.core.rundir import RunDir
 
 
-@command(JUDGE, "tunesmith compare runs/my/ID", "tunesmith compare runs/my/ID --rows 50")
+@command(JUDGE)
 def compare(run: RunFolder, /, *, rows: int = 10, html: Flag = False, as_json: AsJson = False) -> None:
     """Show a run's verdict, and the answers of base and tuned side by side.
 
     Args:
         rows: Number of answers.
         html: Write the run's report again, and print its path.
+
+    Examples:
+        tunesmith compare runs/my/ID
+        tunesmith compare runs/my/ID --rows 50
     """
     from tunesmith.core.verdict_reader import read_verdict
 
@@ -30,19 +34,14 @@ def compare(run: RunFolder, /, *, rows: int = 10, html: Flag = False, as_json: A
         print(write_report(folder))
         return
     if folder.manifest("evaluate") is None:
-        raise RecipeError(
-            "has not been evaluated", where=str(run), code="not-evaluated", hint=f"tunesmith evaluate {quote(str(run))}"
-        )
+        hint = f"tunesmith evaluate {quote(str(run))}"
+        raise RecipeError("has not been evaluated", where=str(run), code="not-evaluated", hint=hint)
     from tunesmith.report.text import side_by_side
 
     print_result(read_verdict(folder.verdict).to_json(), as_json, lambda: side_by_side(folder, rows))
 
 
-@command(
-    JUDGE,
-    "tunesmith score answers.jsonl",
-    "tunesmith score answers.jsonl --metrics execution --database shop.sqlite",
-)
+@command(JUDGE)
 def score(
     file: Annotated[Path, Parameter(help='JSONL file of {"prediction", "reference"}, from any system.')],
     /,
@@ -57,6 +56,10 @@ def score(
         metrics: Names, separated by commas; docs/metrics.md lists them. A metric of your own is `module:function`,
             which is also looked for in the current folder.
         database: SQLite file for the metric `execution`.
+
+    Examples:
+        tunesmith score answers.jsonl
+        tunesmith score answers.jsonl --metrics execution --database shop.sqlite
     """
     from tunesmith.scoring.standalone import score_file, score_text
 
@@ -64,11 +67,7 @@ def score(
     print_result(result, as_json, lambda: score_text(result))
 
 
-@command(
-    JUDGE,
-    "tunesmith verdict base.jsonl tuned.jsonl --metric rougeL",
-    "tunesmith verdict old.jsonl new.jsonl --metric loss --lower-is-better",
-)
+@command(JUDGE)
 def verdict(
     base: Annotated[Path, Parameter(help='JSONL file with one {"id"?, "group"?, METRIC: value} per line.')],
     tuned: Annotated[Path, Parameter(help="The same rows with the other system's scores.")],
@@ -91,6 +90,10 @@ def verdict(
         min_gain: The confidence interval must lie above this gain; negative for "not worse by more than".
         confidence: Level of the confidence interval.
         seed: Seed of the bootstrap.
+
+    Examples:
+        tunesmith verdict base.jsonl tuned.jsonl --metric rougeL
+        tunesmith verdict old.jsonl new.jsonl --metric loss --lower-is-better
     """
     from tunesmith.scoring.row_scores import VerdictSettings
     from tunesmith.scoring.standalone import compare_files, verdict_text

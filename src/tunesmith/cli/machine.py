@@ -5,9 +5,14 @@ from tunesmith.cli.options import AsJson
 from tunesmith.cli.output import print_result
 
 
-@command(MACHINE, "tunesmith doctor", "tunesmith doctor --json")
+@command(MACHINE)
 def doctor(*, as_json: AsJson = False) -> None:
-    """Check this machine: packages, devices, memory and disk."""
+    """Check this machine: packages, devices, memory and disk.
+
+    Examples:
+        tunesmith doctor
+        tunesmith doctor --json
+    """
     from tunesmith.doctor import examine_machine, machine_text
 
     facts = examine_machine()

@@ -12,11 +12,7 @@ Overrides = Annotated[str, Parameter(help="Changes to the recipe, such as train.
 RecipeOrRun = Annotated[Path, Parameter(help="The recipe's file, or the folder of a run.")]
 RunFolder = Annotated[Path, Parameter(help="The folder of a run.")]
 RunOut = Annotated[
-    Path | None,
-    Parameter(
-        help="Folder of the run. Default: runs/NAME/ID in the current folder; ID follows from the recipe and its "
-        "folder."
-    ),
+    Path | None, Parameter(help="Folder of the run. Default: runs/NAME/ID; ID follows from the recipe and its folder.")
 ]
 
 
@@ -37,13 +33,11 @@ Force = Annotated[Flag, Parameter(help="Ignore the verdict. Requires --reason; b
 ModelName = Annotated[
     str,
     Parameter(
-        help="ORG/NAME on the hub, a model's folder, a .gguf file, pypi:PACKAGE, a run's folder, or NAME@ALIAS of the "
-        "registry."
+        help="ORG/NAME on the hub, a folder of a model or run, a .gguf file, pypi:PACKAGE or a registered NAME@ALIAS."
     ),
 ]
 RowValues = Annotated[
-    list[str] | None,
-    Parameter(help="COLUMN=VALUE, for a column of the prompt template or system turn; once for each column."),
+    list[str] | None, Parameter(help="COLUMN=VALUE for the prompt template or system turn; once for each column.")
 ]
 SystemTurn = Annotated[str | None, Parameter(help="System turn to use instead of the one in training.")]
 MaxNewTokens = Annotated[

@@ -43,12 +43,18 @@ def _plain_signs(error: UnicodeError) -> tuple[str, int]:
     return "".join(_PLAIN_SIGNS.get(character, "?") for character in missing), error.end
 
 
-def print_result(value: Any, as_json: bool, text: str | Callable[[], str]) -> None:
-    """Print a result on stdout, as JSON or as text. The text may be a function, called only if needed."""
+def print_result(value: Any, as_json: bool, text: str | Callable[[], str], error: TunesmithError | None = None) -> None:
+    """Print a result on stdout, as JSON or as text. The text may be a function, called only if needed.
+
+    Raises:
+        Reported: there is an error, which the JSON has too.
+    """
     if as_json:
-        print_json(value)
+        print_json({**value, "error": error.to_json()} if error else value)
     else:
         print(text() if callable(text) else text)
+    if error:
+        raise Reported(error)
 
 
 def print_json(value: Any, *, indent: int | None = 2) -> None:

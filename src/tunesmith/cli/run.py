@@ -11,8 +11,12 @@ from tunesmith.core.rundir import RunDir
 from tunesmith.core.stages import STAGES
 
 
-def _add_command(name: str, summary: str, *examples: str, until: str | None = None) -> None:
-    """Add a command that takes a run through its stages, up to and including `until`; by default all."""
+def _add_command(name: str, summary: str, example: str, until: str | None = None) -> None:
+    """Add a command that takes a run through its stages, up to and including `until`; by default all.
+
+    Args:
+        example: the arguments of the second example; the first is the name of a recipe.
+    """
 
     def run_stages(
         recipe: RecipeOrRun,
@@ -35,25 +39,15 @@ def _add_command(name: str, summary: str, *examples: str, until: str | None = No
         if run is not None:
             print_run(run, as_json)
 
-    run_stages.__doc__ = summary
-    command(RUN, *examples, name=name)(run_stages)
+    run_stages.__doc__ = f"{summary}\n\nExamples:\n    tunesmith {name} my.yaml\n    tunesmith {name} {example}"
+    command(RUN, name=name)(run_stages)
 
 
-_add_command(
-    "run",
-    "Run all stages. Finished stages are skipped, and an interrupted one resumes.",
-    "tunesmith run my.yaml",
-    "tunesmith run my.yaml train.max_steps=20 --out runs/try",
-)
+_SUMMARY = "Run all stages. Finished stages are skipped, and an interrupted one resumes."
+_add_command("run", _SUMMARY, "my.yaml train.max_steps=20 --out runs/try")
 for _stage in STAGES:
     if _stage.command == _stage.name:
-        _add_command(
-            _stage.command,
-            _stage.summary,
-            f"tunesmith {_stage.command} my.yaml",
-            f"tunesmith {_stage.command} runs/my/ID --json",
-            until=_stage.name,
-        )
+        _add_command(_stage.name, _stage.summary, "runs/my/ID --json", until=_stage.name)
 
 
 def print_run(run: RunDir, as_json: bool, refused: VerdictRefused | None = None) -> None:
@@ -89,18 +83,28 @@ def print_run(run: RunDir, as_json: bool, refused: VerdictRefused | None = None)
     print_result(result, as_json, text)
 
 
-@command(RUN, "tunesmith status runs/my/ID", "tunesmith status runs/my/ID --json")
+@command(RUN)
 def status(run: RunFolder, /, *, as_json: AsJson = False) -> None:
-    """Show a run's stages, progress and jobs."""
+    """Show a run's stages, progress and jobs.
+
+    Examples:
+        tunesmith status runs/my/ID
+        tunesmith status runs/my/ID --json
+    """
     from tunesmith.pipeline.status import status_of
 
     run_status = status_of(RunDir.existing(run))
     print_result(run_status.to_json(), as_json, str(run_status))
 
 
-@command(RUN, "tunesmith cancel runs/my/ID", "tunesmith cancel runs/my/ID --json")
+@command(RUN)
 def cancel(run: RunFolder, /, *, as_json: AsJson = False) -> None:
-    """Cancel a run's Slurm jobs. Running jobs write a checkpoint first; `run` resumes."""
+    """Cancel a run's Slurm jobs. Running jobs write a checkpoint first; `run` resumes.
+
+    Examples:
+        tunesmith cancel runs/my/ID
+        tunesmith cancel runs/my/ID --json
+    """
     from tunesmith.pipeline.submit import cancel_run
 
     jobs = cancel_run(RunDir.existing(run))

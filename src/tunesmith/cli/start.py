@@ -2,7 +2,6 @@
 
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from shlex import quote
 from typing import Annotated, Literal
@@ -10,20 +9,12 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from tunesmith.cli.app import START, command
-from tunesmith.cli.options import (
-    AS_IN_RECIPE,
-    AsJson,
-    HtmlFile,
-    LaunchOptions,
-    Overrides,
-    RecipeOrRun,
-    RunOut,
-)
-from tunesmith.cli.output import Reported, print_result
+from tunesmith.cli.options import AS_IN_RECIPE, AsJson, HtmlFile, LaunchOptions, Overrides, RecipeOrRun, RunOut
+from tunesmith.cli.output import print_result
 from tunesmith.core.errors import RecipeError, TunesmithError
 
 
-@command(START, "tunesmith init --out my.yaml", "tunesmith init completion --out my.yaml")
+@command(START)
 def init(
     template: Annotated[str, Parameter(help="`chat`, `completion`, `seq2seq` or `text`.")] = "chat",
     /,
@@ -34,6 +25,10 @@ def init(
 
     Args:
         out: The file to write. An existing file is never overwritten.
+
+    Examples:
+        tunesmith init --out my.yaml
+        tunesmith init completion --out my.yaml
     """
     from tunesmith.core.files import write_text
     from tunesmith.recipe.templates import read_template
@@ -45,7 +40,7 @@ def init(
     print(f"wrote {out}; edit it, then: tunesmith plan {quote(str(out))}", file=sys.stderr)
 
 
-@command(START, "tunesmith plan my.yaml", "tunesmith plan my.yaml train.epochs=3 tuning.rank=32")
+@command(START)
 def plan(
     recipe: RecipeOrRun,
     /,
@@ -54,25 +49,24 @@ def plan(
     launch: LaunchOptions = AS_IN_RECIPE,
     as_json: AsJson = False,
 ) -> None:
-    """Check everything that needs no training, and estimate rows, steps, memory, disk and time."""
+    """Check everything that needs no training, and estimate rows, steps, memory, disk and time.
+
+    Examples:
+        tunesmith plan my.yaml
+        tunesmith plan my.yaml train.epochs=3 tuning.rank=32
+    """
     from tunesmith.plan.run_plan import plan_run
 
     run_plan = plan_run(recipe, (*overrides, *launch.overrides()), out=out)
-    error = _caught(run_plan.require_fit)  # reported after the plan, because its numbers show how to make it fit
-    print_result(run_plan.to_json() | ({"error": error.to_json()} if error else {}), as_json, str(run_plan))
-    if error:
-        raise Reported(error)
-
-
-def _caught(check: Callable[[], None]) -> TunesmithError | None:
     try:
-        check()
-    except TunesmithError as error:
-        return error
-    return None
+        run_plan.require_fit()
+        misfit = None
+    except TunesmithError as error:  # reported after the plan, because its numbers show how to make it fit
+        misfit = error
+    print_result(run_plan.to_json(), as_json, str(run_plan), misfit)
 
 
-@command(START, "tunesmith show my.yaml --rows 5", "tunesmith show runs/my/ID --stage evaluate --html rows.html")
+@command(START)
 def show(
     recipe: RecipeOrRun,
     /,
@@ -90,6 +84,10 @@ def show(
         split: `train` (the default), `valid` or `test`.
         stage: `train`: rows as training reads them. `evaluate`: test prompts as evaluation sends them, with the answers
             that a run has.
+
+    Examples:
+        tunesmith show my.yaml --rows 5
+        tunesmith show runs/my/ID --stage evaluate --html rows.html
     """
     from tunesmith.plan.inspect import inspect_rows
     from tunesmith.report.tokens import render_text, write_html

@@ -1,25 +1,22 @@
 """The command that runs one recipe with several settings: `sweep`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from tunesmith.cli.app import RUN, command
 from tunesmith.cli.options import AS_IN_RECIPE, AsJson, Flag, LaunchOptions, Overrides
-from tunesmith.cli.output import Reported, print_result
+from tunesmith.cli.output import print_result
 from tunesmith.cli.run import print_run
 from tunesmith.core.errors import RecipeError
 
 if TYPE_CHECKING:
     from tunesmith.sweep.axes import Sweep
+    from tunesmith.sweep.collect import SweepResult
 
 
-@command(
-    RUN,
-    "tunesmith sweep my.yaml --over tuning.rank=2,8,32 --plan",
-    "tunesmith sweep my.yaml --models org/small,org/large --threshold 0.8",
-)
+@command(RUN)
 def sweep(
     recipe: Annotated[Path, Parameter(help="The recipe's file, or the folder of a sweep to resume.")],
     /,
@@ -41,10 +38,14 @@ def sweep(
         threshold: Score that a trial must exceed. Default: its gain must exceed promote.min_gain.
         plan: List the trials with their estimates, without running any.
         trial: Run only the trial with this number, in this process. Slurm job arrays use it.
+
+    Examples:
+        tunesmith sweep my.yaml --over tuning.rank=2,8,32 --plan
+        tunesmith sweep my.yaml --models org/small,org/large --threshold 0.8
     """
     from tunesmith.sweep.axes import is_sweep, split_values
-    from tunesmith.sweep.run import open_sweep, run_trial
-    from tunesmith.sweep.slurm_array import is_for_slurm
+    from tunesmith.sweep.run import collect_sweep, open_sweep, run_sweep, run_trial
+    from tunesmith.sweep.slurm_array import is_for_slurm, submit_sweep
 
     if trial is not None:
         if over or models or overrides or out or plan or threshold is not None or launch != AS_IN_RECIPE:
@@ -54,7 +55,7 @@ def sweep(
     is_resumed = is_sweep(recipe)
     if is_resumed and launch.nodes is not None:
         raise RecipeError(
-            "--nodes has no effect on the folder of a sweep, whose recipes are already written", code="usage"
+            "--nodes has no effect on the folder of a sweep: its recipes are already written", code="usage"
         )
     axes = {
         "over": over or [],
@@ -62,20 +63,20 @@ def sweep(
         "overrides": overrides if is_resumed else (*overrides, *launch.overrides()),
     }
     opened = open_sweep(recipe, out=out, **axes)
+    on_slurm = not plan and launch.on != "local" and is_for_slurm(opened, recipe)
+    submits = on_slurm and (launch.on == "slurm" or not is_resumed)
+    if threshold is not None and (plan or submits):
+        use = "--plan" if plan else "submitting to Slurm; pass it when the trials are done"
+        raise RecipeError(f"--threshold has no effect on {use}", code="usage")
     if plan:
-        if threshold is not None:
-            raise RecipeError("--threshold has no effect on --plan", code="usage")
         _print_plan(opened, recipe, as_json)
-        return
-    on_slurm = launch.on != "local" and is_for_slurm(opened, recipe)
-    if on_slurm and (launch.on == "slurm" or not is_resumed):
-        if threshold is not None:
-            raise RecipeError(
-                "--threshold has no effect when submitting to Slurm; pass it when the trials are done", code="usage"
-            )
-        _submit(opened, recipe)
-        return
-    _print_result(opened, recipe, as_json, threshold=threshold, out=out, on_slurm=on_slurm, axes=axes)
+    elif submits:
+        print(submit_sweep(opened, recipe))
+    else:
+        result = (
+            collect_sweep(opened, threshold) if on_slurm else run_sweep(recipe, out=out, threshold=threshold, **axes)
+        )
+        _print_result(result, as_json)
 
 
 def _print_plan(opened: "Sweep", recipe: Path, as_json: bool) -> None:
@@ -85,29 +86,9 @@ def _print_plan(opened: "Sweep", recipe: Path, as_json: bool) -> None:
     print_result(plan_json(opened, plans), as_json, lambda: plan_text(opened, plans))
 
 
-def _submit(opened: "Sweep", recipe: Path) -> None:
-    from tunesmith.sweep.slurm_array import submit_sweep
-
-    print(submit_sweep(opened, recipe))
-
-
-def _print_result(
-    opened: "Sweep",
-    recipe: Path,
-    as_json: bool,
-    *,
-    threshold: float | None,
-    out: Path | None,
-    on_slurm: bool,
-    axes: dict[str, Any],
-) -> None:
-    """Run the trials that are not done, and print the result. Trials on Slurm are only collected."""
-    from tunesmith.sweep.run import collect_sweep, run_sweep, sweep_error
+def _print_result(result: "SweepResult", as_json: bool) -> None:
+    from tunesmith.sweep.run import sweep_error
     from tunesmith.sweep.text import as_text
 
-    result = collect_sweep(opened, threshold) if on_slurm else run_sweep(recipe, out=out, threshold=threshold, **axes)
-    error = sweep_error(result)
     shown = {"sweep": str(result.path), **result.to_json(), "promote": result.promote_command}
-    print_result(shown | ({"error": error.to_json()} if error else {}), as_json, lambda: as_text(result))
-    if error:
-        raise Reported(error)
+    print_result(shown, as_json, lambda: as_text(result), sweep_error(result))

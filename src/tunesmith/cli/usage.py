@@ -4,13 +4,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from cyclopts.exceptions import (
-    CycloptsError,
-    MissingArgumentError,
-    UnknownCommandError,
-    UnknownOptionError,
-    UnusedCliTokensError,
-)
+from cyclopts import exceptions
 
 from tunesmith.core.errors import RecipeError
 
@@ -31,34 +25,33 @@ _FORMER_OPTIONS = {
 _EXTRA_ARGUMENT = {
     "generate": "put the text of the prompt in quotes after --prompt",
     "chat": "start the chat, then type",
-    "compare": "two runs are compared by their scores: "
-    "tunesmith verdict RUN/evaluate/tuned/scores.jsonl OTHER/evaluate/tuned/scores.jsonl",
+    "compare": "to compare two runs: tunesmith verdict {RUN,OTHER}/evaluate/tuned/scores.jsonl",
     "score": "score one file at a time",
     "promote": _FORMER_OPTIONS["--alias"],
 }
 
 
-def usage_error(error: CycloptsError) -> RecipeError:
+def usage_error(error: exceptions.CycloptsError) -> RecipeError:
     """Return the error for a command line that cyclopts refuses."""
     error.verbose = False
     command = " ".join(error.command_chain or ())
     help_command = f"tunesmith {command} --help" if command else "tunesmith --help"
     arguments = _positional_names(error.target)
     message, hint = str(error), help_command
-    if isinstance(error, UnusedCliTokensError) and error.target:
+    if isinstance(error, exceptions.UnusedCliTokensError) and error.target:
         extra = " ".join(f"`{token}`" for token in error.unused_tokens or ())
         message = f"`{command}` takes {' '.join(arguments) or 'no arguments'}; unexpected: {extra}"
         hint = _EXTRA_ARGUMENT.get(command, help_command)
-    elif isinstance(error, MissingArgumentError) and error.argument and not error.tokens_so_far and not error.keyword:
-        if (name := _argument_name(error.argument.name)) in arguments:
+    elif isinstance(error, exceptions.MissingArgumentError) and error.argument and not error.tokens_so_far:
+        if not error.keyword and (name := _argument_name(error.argument.name)) in arguments:
             message, hint = f"{name} is missing", f"tunesmith {command} {' '.join(arguments)}; see {help_command}"
-    elif isinstance(error, UnknownOptionError):
+    elif isinstance(error, exceptions.UnknownOptionError):
         option = (error.token.keyword or error.token.value).partition("=")[0]
         if _argument_name(option) in arguments:
             hint = f"{_argument_name(option)} has no dashes: tunesmith {command} {' '.join(arguments)}"
         else:
             hint = _FORMER_OPTIONS.get(option) or _recipe_key_hint(option) or help_command
-    elif isinstance(error, UnknownCommandError):
+    elif isinstance(error, exceptions.UnknownCommandError):
         word = next((token for token in error.unused_tokens or () if token in _OTHER_COMMANDS), None)
         hint = f"did you mean `tunesmith {_OTHER_COMMANDS[word]}`?" if word else help_command
     return RecipeError(message, code="usage", hint=hint)
@@ -70,14 +63,10 @@ def _argument_name(name: str) -> str:
 
 def _positional_names(target: Callable[..., Any] | None) -> list[str]:
     """Return the names of a command's positional arguments, as its help shows them."""
-    if target is None:
-        return []
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL)
-    return [
-        "[key=value ...]" if parameter.kind is inspect.Parameter.VAR_POSITIONAL else parameter.name.upper()
-        for parameter in inspect.signature(target).parameters.values()
-        if parameter.kind in kinds
-    ]
+    parameters = inspect.signature(target).parameters.values() if target else ()
+    names = [parameter.name.upper() for parameter in parameters if parameter.kind is parameter.POSITIONAL_ONLY]
+    has_overrides = any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters)
+    return [*names, "[key=value ...]"] if has_overrides else names
 
 
 def _recipe_key_hint(option: str) -> str | None:
@@ -86,11 +75,7 @@ def _recipe_key_hint(option: str) -> str | None:
     from tunesmith.recipe.load import list_key_paths
 
     name = option.lstrip("-").replace("-", "_")
-    keys = (
-        BY_KEY[name].keys
-        if name in BY_KEY
-        else [key for key in list_key_paths() if name in (key, key.rpartition(".")[2])]
-    )
-    if not keys:
-        return None
-    return f"keys of the recipe are written without dashes: {' or '.join(f'{key}=VALUE' for key in keys[:3])}"
+    same = [key for key in list_key_paths() if name in (key, key.rpartition(".")[2])]
+    keys = BY_KEY[name].keys if name in BY_KEY else same
+    settings = " or ".join(f"{key}=VALUE" for key in keys[:3])
+    return f"keys of the recipe are written without dashes: {settings}" if keys else None

@@ -61,11 +61,8 @@ def _checked(read: Callable[[], RankInfo], names: Sequence[str]) -> RankInfo:
         if 0 <= info.rank < info.world_size and 0 <= info.local_rank < info.local_world_size <= info.world_size:
             return info
     values = ", ".join(f"{name}={os.environ[name]}" for name in names if name in os.environ)
-    raise RecipeError(
-        f"these environment variables name an impossible rank: {values}",
-        hint="unset them, or start the processes with torchrun or srun",
-        code="bad-rank",
-    )
+    message = f"these environment variables name an impossible rank: {values}"
+    raise RecipeError(message, hint="unset them, or start the processes with torchrun or srun", code="bad-rank")
 
 
 def _from_torchrun() -> RankInfo:

@@ -14,7 +14,7 @@ import stat
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tunesmith.core.errors import DamagedFile, DoesNotFit, RecipeError
 
@@ -52,16 +52,12 @@ def read_json(path: Path) -> Any:
         raise DamagedFile(f"is not readable JSON ({error})", where=str(path)) from error
 
 
-def temporary_path(final: Path) -> Path:
-    """Return a new hidden path in the folder of `final`, to write to before a rename.
+def temporary_path(final: Path, kind: Literal["tmp", "trash"] = "tmp") -> Path:
+    """Return a new hidden path in the folder of `final`, to write to before a rename, or to rename to for deletion.
 
     `remove_leftovers` finds such paths after a crash.
     """
-    return _hidden_sibling(final, "tmp")
-
-
-def _hidden_sibling(path: Path, kind: str) -> Path:
-    return path.with_name(f".{path.name}.{kind}-{uuid.uuid4().hex[:8]}")
+    return final.with_name(f".{final.name}.{kind}-{uuid.uuid4().hex[:8]}")
 
 
 def is_temporary(path: Path) -> bool:
@@ -181,9 +177,7 @@ def remove_folder(folder: Path) -> None:
 
 
 def _set_aside(folder: Path) -> Path:
-    trash = _hidden_sibling(folder, "trash")
-    folder.rename(trash)
-    return trash
+    return folder.rename(temporary_path(folder, "trash"))
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -202,9 +196,8 @@ def check_folder(folder: Path) -> dict[str, Any]:
         DamagedFile: the manifest is missing or unreadable, or a file is missing, altered or added.
     """
     if not (folder / MANIFEST).exists():
-        raise DamagedFile(
-            f"has no {MANIFEST}", where=str(folder), hint="the folder was never finished, or the file was removed"
-        )
+        hint = "the folder was never finished, or the file was removed"
+        raise DamagedFile(f"has no {MANIFEST}", where=str(folder), hint=hint)
     manifest = read_json(folder / MANIFEST)
     if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
         raise DamagedFile("lists no files", where=str(folder / MANIFEST))
@@ -221,11 +214,9 @@ def check_files(folder: Path, expected: dict[str, dict[str, Any]]) -> None:
         if name not in expected:
             raise DamagedFile("is not in the manifest", where=str(folder / name))
         if actual[name] != expected[name]:
-            raise DamagedFile(
-                f"is damaged or was altered: SHA-256 {actual[name]['sha256'][:12]}, expected "
-                f"{expected[name]['sha256'][:12]}",
-                where=str(folder / name),
-            )
+            found, recorded = (files[name]["sha256"][:12] for files in (actual, expected))
+            problem = f"is damaged or was altered: SHA-256 {found}, expected {recorded}"
+            raise DamagedFile(problem, where=str(folder / name))
 
 
 @contextlib.contextmanager
@@ -245,15 +236,13 @@ def out_of_space_error(number: int | None, path: Path) -> DoesNotFit | None:
     if number not in _OUT_OF_SPACE:
         return None
     folder = next((parent for parent in path.absolute().parents if parent.exists()), Path("/"))
-    return DoesNotFit(
-        f"{_OUT_OF_SPACE[number]} ({shutil.disk_usage(folder).free / 2**30:.1f} GiB free); earlier files are complete",
-        where=str(path),
-        code="disk-full",
-        hint="free some space and run the same command again",
-    )
+    free = shutil.disk_usage(folder).free / 2**30
+    message = f"{_OUT_OF_SPACE[number]} ({free:.1f} GiB free); earlier files are complete"
+    hint = "free some space and run the same command again"
+    return DoesNotFit(message, where=str(path), code="disk-full", hint=hint)
 
 
-def errno_of(error: Exception) -> int | None:
+def errno_of(error: BaseException) -> int | None:
     """Return an exception's errno, also if a Rust library gives it in the message; None if there is none."""
     if isinstance(error, OSError):
         return error.errno

@@ -77,7 +77,5 @@ def stop_when_requested(items: Iterable[T]) -> Iterator[T]:
 
 def interrupted_error(number: int) -> Interrupted:
     """Return the error for a run that a signal stopped."""
-    return Interrupted(
-        f"stopped by {signal.Signals(number).name}; everything finished so far is kept",
-        hint="run the same command again to resume",
-    )
+    message = f"stopped by {signal.Signals(number).name}; everything finished so far is kept"
+    return Interrupted(message, hint="run the same command again to resume")

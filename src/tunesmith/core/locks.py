@@ -32,12 +32,11 @@ def exclusive_lock(path: Path, *, wait: bool = False) -> Iterator[None]:
             # Unbuffered: on a full disk, closing a buffered file would raise a second error.
             file = stack.enter_context(path.open("ab+", buffering=0))
             if not _acquire(file, wait=wait):
-                raise Interrupted(
+                message, hint = (
                     f"another process ({_holder(file)}) is working here",
-                    where=str(path.parent),
-                    code="locked",
-                    hint="wait for it, or pass another --out",
+                    "wait for it, or pass another --out",
                 )
+                raise Interrupted(message, where=str(path.parent), code="locked", hint=hint)
             file.truncate(0)
             file.write(f"pid {os.getpid()} on {platform.node()}".encode())
         yield
@@ -64,11 +63,9 @@ def try_lock(path: Path, *, shared: bool = False) -> Iterator[bool]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:
-        try:
+        held = False
+        with contextlib.suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            held = False
-        else:
             held = True
         yield held
 

@@ -23,9 +23,7 @@ class Progress:
         self._label, self._total, self._unit, self._start = label, total, unit, start
         self._began = self._last = time.monotonic()
         self._done = start
-        self._bar: Any = None
-        if sys.stderr.isatty():
-            self._bar = _bar(label, total, start)
+        self._bar = _bar(label, total, start) if sys.stderr.isatty() else None
 
     def update(self, done: int, note: str = "") -> None:
         """Show that `done` units are finished, with a note such as the loss."""
@@ -33,18 +31,14 @@ class Progress:
         if self._bar is not None:
             note = note or f"{done} {self._unit}"
             self._bar.update(self._bar.task_ids[0], completed=done, note=note, left=self._time_left())
-            return
-        now = time.monotonic()
-        if now - self._last >= _SECONDS_BETWEEN_LINES or done == self._total:
-            self._last = now
-            self._print(note)
+        else:
+            self._print(note, at_once=done == self._total)
 
     def set_note(self, note: str) -> None:
         """Show long work between two units, such as a validation."""
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], note=note)
-        elif (now := time.monotonic()) - self._last >= _SECONDS_BETWEEN_LINES:
-            self._last = now
+        else:
             self._print(note)
 
     def close(self) -> None:
@@ -52,7 +46,11 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
 
-    def _print(self, note: str) -> None:
+    def _print(self, note: str, *, at_once: bool = False) -> None:
+        """Print a line, unless the last one was printed just before."""
+        if time.monotonic() - self._last < _SECONDS_BETWEEN_LINES and not at_once:
+            return
+        self._last = time.monotonic()
         of = f"/{self._total}" if self._total else ""
         parts = [f"{self._label} {self._done}{of} {self._unit}", note, self._time_left()]
         log("  ".join(part for part in parts if part))
@@ -87,14 +85,9 @@ def _bar(label: str, total: int | None, start: int) -> Any:
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as RichProgress
 
-    columns = (
-        TextColumn("{task.description:9}"),
-        BarColumn(24),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
-    left = TextColumn("{task.fields[left]}")
-    bar = RichProgress(*columns, TimeElapsedColumn(), left, console=Console(stderr=True))
+    label_column, note, left = map(TextColumn, ("{task.description:9}", "{task.fields[note]}", "{task.fields[left]}"))
+    columns = (label_column, BarColumn(24), MofNCompleteColumn(), note, TimeElapsedColumn(), left)
+    bar = RichProgress(*columns, console=Console(stderr=True))
     bar.start()
     bar.add_task(label, total=total, completed=start, note="", left="")
     return bar

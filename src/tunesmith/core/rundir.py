@@ -15,11 +15,37 @@ class RunDir:
     Args:
         path: the folder, which need not exist.
         recipe_folder: the folder of the recipe being run; by default the folder that the run recorded.
+
+    Attributes:
+        recipe: the recipe as the user wrote it.
+        resolved_recipe: the recipe with every default and override written out.
+        environment: the machine and the versions of packages that the run used.
+        recipe_files: copies of the files in the recipe's folder that evaluation reads: custom metrics and the database.
+        lock: the lock that a process holds while it writes to the run.
+        attempts: the steps at which training was killed (train/crash_loop.py); only during training or after a kill.
+        launch: the scripts and the list of the run's Slurm jobs.
+        report: the HTML report.
+        ledger: one line per source row, with its split and its use or the reason why it was dropped.
+        metrics: one line per training step or validation.
+        checkpoints: the folder of checkpoints.
+        verdict: the comparison of base and tuned.
     """
 
     def __init__(self, path: Path | str, recipe_folder: Path | None = None) -> None:
         self.path = Path(path)
         self._recipe_folder = recipe_folder
+        self.recipe = self.path / "recipe.yaml"
+        self.resolved_recipe = self.path / "recipe.resolved.yaml"
+        self.environment = self.path / "environment.json"
+        self.recipe_files = self.path / "recipe_files"
+        self.lock = self.path / "logs" / "lock"
+        self.attempts = self.path / "logs" / "attempts.json"
+        self.launch = self.path / "launch"
+        self.report = self.path / "report.html"
+        self.ledger = self.path / "prepare" / "rows.jsonl"
+        self.metrics = self.path / "train" / "metrics.jsonl"
+        self.checkpoints = self.path / "train" / "checkpoints"
+        self.verdict = self.path / "evaluate" / "verdict.json"
 
     def __str__(self) -> str:
         return str(self.path)
@@ -33,21 +59,6 @@ class RunDir:
             hint = f"did you mean {near}?" if near else "name a folder that `tunesmith run` wrote"
             raise RecipeError("is not a run folder", where=str(path), code="not-a-run", hint=hint)
         return run
-
-    @property
-    def recipe(self) -> Path:
-        """The recipe as the user wrote it."""
-        return self.path / "recipe.yaml"
-
-    @property
-    def resolved_recipe(self) -> Path:
-        """The recipe with every default and override written out."""
-        return self.path / "recipe.resolved.yaml"
-
-    @property
-    def environment(self) -> Path:
-        """The machine and the versions of packages that the run used."""
-        return self.path / "environment.json"
 
     @property
     def recipe_folder(self) -> Path:
@@ -71,16 +82,6 @@ class RunDir:
         name = read_json(self.environment).get("recipe_file", "")
         return (self.recorded_recipe_folder / str(name)).exists()
 
-    @property
-    def recipe_files(self) -> Path:
-        """Copies of the files in the recipe's folder that evaluation reads: custom metrics and the database."""
-        return self.path / "recipe_files"
-
-    @property
-    def lock(self) -> Path:
-        """The lock that a process holds while it writes to the run."""
-        return self.path / "logs" / "lock"
-
     def rank_log(self, rank: int) -> Path:
         """Return the log of a rank other than 0."""
         return self.path / "logs" / f"rank-{rank}.log"
@@ -88,21 +89,6 @@ class RunDir:
     def rank_stacks(self, rank: int) -> Path:
         """Return the file for the stack traces of a rank that waited too long for the others."""
         return self.path / "logs" / f"stacks-rank-{rank}.txt"
-
-    @property
-    def attempts(self) -> Path:
-        """The steps at which training was killed (train/crash_loop.py); exists only during training or after a kill."""
-        return self.path / "logs" / "attempts.json"
-
-    @property
-    def launch(self) -> Path:
-        """The scripts and the list of the run's Slurm jobs."""
-        return self.path / "launch"
-
-    @property
-    def report(self) -> Path:
-        """The HTML report."""
-        return self.path / "report.html"
 
     def stage(self, name: str) -> Path:
         """Return the folder of a stage."""
@@ -121,21 +107,6 @@ class RunDir:
         """Return the token file of a split."""
         return self.stage("prepare") / "tokens" / f"{split}.safetensors"
 
-    @property
-    def ledger(self) -> Path:
-        """The ledger: one line per source row, with its split and its use or the reason why it was dropped."""
-        return self.stage("prepare") / "rows.jsonl"
-
-    @property
-    def metrics(self) -> Path:
-        """The metrics: one line per training step or validation."""
-        return self.stage("train") / "metrics.jsonl"
-
-    @property
-    def checkpoints(self) -> Path:
-        """The folder of checkpoints."""
-        return self.stage("train") / "checkpoints"
-
     def checkpoint(self, step: int) -> Path:
         """Return the checkpoint of a step."""
         return self.checkpoints / f"step-{step:06d}"
@@ -151,11 +122,6 @@ class RunDir:
     def track(self, name: str) -> Path:
         """Return the folder of a tracker: its own files, and the record of the metrics sent to it."""
         return self.path / "track" / name
-
-    @property
-    def verdict(self) -> Path:
-        """The verdict of the comparison of base and tuned."""
-        return self.stage("evaluate") / "verdict.json"
 
 
 def find_run(path: Path) -> Path | None:

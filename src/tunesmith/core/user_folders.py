@@ -37,9 +37,8 @@ def check_writable(*folders: Path, hint: str = FOLDERS_HINT) -> None:
             problem = "is a file, not a folder" if existing == path else f"is below a file, {existing}"
             raise RecipeError(problem, where=str(folder), code="wrong-path", hint=hint)
         if not os.access(existing, os.W_OK | os.X_OK):
-            raise RecipeError(
-                f"cannot be written by this user (uid {os.getuid()})", where=str(folder), code="permission", hint=hint
-            )
+            problem = f"cannot be written by this user (uid {os.getuid()})"
+            raise RecipeError(problem, where=str(folder), code="permission", hint=hint)
 
 
 def is_user_folder(path: Path) -> bool:
@@ -60,9 +59,6 @@ def _root(variable: str, xdg_variable: str, below_home: Path, name: Path) -> Pat
         return xdg / name
     home = os.path.expanduser("~")  # Path.home() raises RuntimeError for a user without a home folder
     if home in ("~", ""):
-        raise RecipeError(
-            f"this user (uid {os.getuid()}) has no home folder, and {variable} is not set",
-            code="no-home",
-            hint=FOLDERS_HINT,
-        )
+        message = f"this user (uid {os.getuid()}) has no home folder, and {variable} is not set"
+        raise RecipeError(message, code="no-home", hint=FOLDERS_HINT)
     return Path(home) / below_home / name

@@ -1,10 +1,12 @@
 """The verdict on a tuned model: one record. `evaluate` writes it to `verdict.json`; all other readers load it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 MAX_FAILED_SHARE = 0.05
+# Fields of a comparison that its entry of `metrics` lacks.
+_NOT_OF_EVERY_METRIC = ("min_gain", "failed", "by_row", "improved", "worsened")
 
 
 def too_many_failed(failed: int, rows: int) -> bool:
@@ -64,20 +66,7 @@ class Comparison:
 
     def to_json(self) -> dict[str, Any]:
         """Return the comparison as an entry of `metrics` in verdict.json."""
-        return {
-            "metric": self.metric,
-            "base": self.base,
-            "tuned": self.tuned,
-            "gain": self.gain,
-            "low": self.low,
-            "high": self.high,
-            "confidence": self.confidence,
-            "rows": self.rows,
-            "groups": self.groups,
-            "rows_needed": self.rows_needed,
-            "groups_needed": self.groups_needed,
-            "higher_is_better": self.higher_is_better,
-        }
+        return {key: value for key, value in asdict(self).items() if key not in _NOT_OF_EVERY_METRIC}
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,10 +97,6 @@ class GroupChange:
     tuned: float
     gain: float
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the change as an entry of `fell` in verdict.json."""
-        return {key: getattr(self, key) for key in ("group", "rows", "base", "tuned", "gain")}
-
 
 @dataclass(frozen=True, slots=True)
 class Grouping:
@@ -129,8 +114,7 @@ class Grouping:
 
     def to_json(self) -> dict[str, Any]:
         """Return the grouping as it is in verdict.json."""
-        counts = {key: getattr(self, key) for key in ("by", "groups", "rows", "improved", "worsened")}
-        return {**counts, "fell": [change.to_json() for change in self.fell]}
+        return {**asdict(self), "fell": [asdict(change) for change in self.fell]}
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,12 +1,30 @@
 """Read a verdict strictly: a file that `evaluate` cannot have written is refused."""
 
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from tunesmith.core.errors import DamagedFile
 from tunesmith.core.files import read_json
 from tunesmith.core.records import is_number
-from tunesmith.core.verdict import Comparison, GroupChange, Grouping, Guard, Verdict
+from tunesmith.core.verdict import Comparison, Guard, Verdict
+
+_CHECKS: dict[Any, tuple[Callable[[Any], bool], str]] = {  # by type: the check of a stored value, and what it should be
+    float: (is_number, "a finite number"),
+    int: (lambda value: type(value) is int and value >= 0, "a whole number from 0 up"),
+    bool: (lambda value: type(value) is bool, "true or false"),
+    str: (lambda value: type(value) is str, "a text"),
+    tuple: (lambda value: type(value) is list, "a list"),
+    Mapping: (lambda value: type(value) is dict, "an object"),
+}
+
+
+@dataclass(frozen=True)
+class _StoredGuard:
+    metric: str
+    max_drop: float
 
 
 def read_verdict(path: Path) -> Verdict:
@@ -22,130 +40,71 @@ def parse_verdict(stored: object, *, where: str = "verdict", hint: str | None = 
             and the interval.
     """
     try:
-        verdict = _verdict(_Fields(stored, ""))
+        verdict = _verdict(_typed(stored, Mapping[str, Any], "it"))
         _require_equal(verdict.to_json(), stored, "")
-    except ValueError as problem:
+    except (ValueError, KeyError) as error:
+        problem = f"`{error.args[0]}` is missing" if isinstance(error, KeyError) else error
         message = f"is not a complete verdict: {problem}"
-        raise DamagedFile(message, where=where, hint=hint, code="damaged-verdict") from problem
+        raise DamagedFile(message, where=where, hint=hint, code="damaged-verdict") from error
     return verdict
 
 
-class _Fields:
-    """The fields of a JSON object, read with their types. Every method raises ValueError with the name of the field."""
-
-    def __init__(self, stored: object, name: str) -> None:
-        if not isinstance(stored, dict):
-            raise ValueError(f"`{name}` is {stored!r}, not an object" if name else f"it is {stored!r}, not an object")
-        self.values, self.name = stored, name
-
-    def path(self, key: str) -> str:
-        return f"{self.name}.{key}" if self.name else key
-
-    def get(self, key: str) -> Any:
-        if key not in self.values:
-            raise ValueError(f"`{self.path(key)}` is missing")
-        return self.values[key]
-
-    def require(self, key: str, holds: bool, kind: str) -> Any:
-        if not holds:
-            raise ValueError(f"`{self.path(key)}` is {self.values[key]!r}, not {kind}")
-        return self.values[key]
-
-    def number(self, key: str) -> Any:
-        return self.require(key, is_number(self.get(key)), "a finite number")
-
-    def count(self, key: str, least: int = 0) -> int:
-        value = self.get(key)
-        whole = isinstance(value, int) and not isinstance(value, bool) and value >= least
-        return int(self.require(key, whole, f"a whole number from {least} up"))
-
-    def optional_count(self, key: str) -> int | None:
-        return None if self.get(key) is None else self.count(key)
-
-    def text(self, key: str) -> str:
-        return str(self.require(key, isinstance(self.get(key), str), "a text"))
-
-    def flag(self, key: str) -> bool:
-        return bool(self.require(key, isinstance(self.get(key), bool), "true or false"))
-
-    def entries(self, key: str) -> list[Any]:
-        return list(self.require(key, isinstance(self.get(key), list), "a list"))
-
-    def texts(self, key: str) -> tuple[str, ...]:
-        return tuple(self.require(key, all(isinstance(entry, str) for entry in self.entries(key)), "a list of texts"))
-
-    def object(self, key: str) -> "_Fields":
-        return _Fields(self.get(key), self.path(key))
-
-    def objects(self, key: str) -> list["_Fields"]:
-        return [_Fields(entry, f"{self.path(key)}[{index}]") for index, entry in enumerate(self.entries(key))]
-
-
-def _verdict(stored: _Fields) -> Verdict:
-    entry = stored.object("primary")
-    by_row = entry.object("by_row") if "by_row" in entry.values else None
-    primary = _comparison(
-        entry,
-        entry.text("metric"),
-        min_gain=entry.number("min_gain"),
-        failed=entry.count("failed"),
-        by_row=(by_row.number("low"), by_row.number("high")) if by_row else None,
-    )
+def _verdict(stored: Mapping[str, Any]) -> Verdict:
+    entry = dict(_typed(stored["primary"], Mapping[str, Any], "primary"))
+    if "by_row" in entry:
+        by_row = _typed(entry["by_row"], Mapping[str, float], "primary.by_row")
+        entry["by_row"] = [by_row["low"], by_row["high"]]
+    primary = _consistent(_typed(entry, Comparison, "primary"), "primary")
     metrics = {}
-    for name in stored.object("metrics").values:
-        entry = stored.object("metrics").object(name)
-        failed = primary.rows + primary.failed - entry.count("rows")
-        metrics[name] = primary if name == primary.metric else _comparison(entry, name, failed=failed)
-    for name in {primary.metric, *(guard.text("metric") for guard in stored.objects("guards"))} - metrics.keys():
-        raise ValueError(f"`metrics.{name}` is missing")
-    return Verdict(
-        primary=primary,
-        metrics=metrics,
-        guards=tuple(
-            Guard(metrics[guard.text("metric")], guard.number("max_drop")) for guard in stored.objects("guards")
-        ),
-        grouping=None if stored.get("grouping") is None else _grouping(stored.object("grouping")),
-        reasons=stored.texts("reasons"),
-        health={name: stored.object("health").object(name).values for name in stored.object("health").values},
-        digests=stored.object("digests").values,
-        conditions=stored.object("conditions").values,
-    )
+    for name, other in _typed(stored["metrics"], Mapping[str, Any], "metrics").items():
+        found = _typed(other, Comparison, f"metrics.{name}")
+        found = replace(found, metric=name, failed=primary.rows + primary.failed - found.rows)
+        metrics[name] = primary if name == primary.metric else _consistent(found, f"metrics.{name}")
+    stored_guards = _typed(stored["guards"], tuple[_StoredGuard, ...], "guards")
+    guards = tuple(Guard(metrics[guard.metric], guard.max_drop) for guard in stored_guards)
+    types = get_type_hints(Verdict)
+    others = ("grouping", "reasons", "health", "digests", "conditions")
+    more = {name: _typed(stored[name], types[name], name) for name in others}
+    return Verdict(metrics[primary.metric], metrics, guards, **more)
 
 
-def _comparison(stored: _Fields, metric: str, *, failed: int, **more: Any) -> Comparison:
-    found = Comparison(
-        metric=metric,
-        **{key: stored.number(key) for key in ("base", "tuned", "gain", "low", "high", "confidence")},
-        rows=stored.count("rows", least=1),
-        groups=stored.count("groups", least=1),
-        rows_needed=stored.optional_count("rows_needed"),
-        groups_needed=stored.optional_count("groups_needed"),
-        higher_is_better=stored.flag("higher_is_better"),
-        failed=failed,
-        **more,
-    )
-    if not found.low <= found.gain <= found.high:
-        raise ValueError(
-            f"`{stored.path('gain')}` is {found.gain:+.4g}, outside its interval {found.low:+.4g} to {found.high:+.4g}"
+def _typed(stored: Any, kind: Any, name: str) -> Any:
+    """Return a JSON value as a value of a type or dataclass; raise ValueError with its name if it is of another type.
+
+    Fields that the dataclass does not have are passed over.
+    """
+    inner = get_args(kind)
+    if kind is Any or (stored is None and NoneType in inner):
+        return stored
+    if NoneType in inner:
+        return _typed(stored, inner[0], name)
+    is_record = is_dataclass(kind)
+    holds, description = _CHECKS[Mapping if is_record else get_origin(kind) or kind]
+    if not holds(stored):
+        raise ValueError(f"`{name}` is {stored!r}, not {description}")
+    if is_record:
+        for field in fields(kind):
+            if field.default is MISSING and field.name not in stored:
+                raise ValueError(f"`{name}.{field.name}` is missing")
+        types = get_type_hints(kind)
+        return kind(
+            **{key: _typed(value, types[key], f"{name}.{key}") for key, value in stored.items() if key in types}
         )
-    if failed < 0 or found.groups > found.rows:
-        raise ValueError(f"`{stored.name}` counts {found.rows} rows in {found.groups} groups, {failed} of them failed")
+    if isinstance(stored, list):
+        return tuple(_typed(entry, inner[0], f"{name}[{index}]") for index, entry in enumerate(stored))
+    if isinstance(stored, dict):
+        return {key: _typed(value, inner[1], f"{name}.{key}") for key, value in stored.items()}
+    return stored
+
+
+def _consistent(found: Comparison, name: str) -> Comparison:
+    """Return the comparison; raise ValueError if its numbers contradict each other."""
+    if not found.low <= found.gain <= found.high:
+        interval = f"{found.low:+.4g} to {found.high:+.4g}"
+        raise ValueError(f"`{name}.gain` is {found.gain:+.4g}, outside its interval {interval}")
+    if found.failed < 0 or not 1 <= found.groups <= found.rows:
+        raise ValueError(f"`{name}` counts {found.rows} rows in {found.groups} groups, {found.failed} of them failed")
     return found
-
-
-def _grouping(stored: _Fields) -> Grouping:
-    return Grouping(
-        by=stored.text("by") if stored.get("by") is not None else None,
-        **{key: stored.count(key) for key in ("groups", "rows", "improved", "worsened")},
-        fell=tuple(
-            GroupChange(
-                group=change.text("group"),
-                rows=change.count("rows"),
-                **{key: change.number(key) for key in ("base", "tuned", "gain")},
-            )
-            for change in stored.objects("fell")
-        ),
-    )
 
 
 def _require_equal(derived: Any, stored: Any, name: str) -> None:

@@ -3,15 +3,7 @@
 from collections.abc import Iterator
 from contextlib import suppress
 
-from tunesmith.architecture.base_model import (
-    check_targets,
-    refuse_new_tokens_with_bias,
-    refuse_pickle,
-    refuse_quantized,
-    require_embedding_rows,
-    require_layers,
-    require_vocabulary,
-)
+from tunesmith.architecture import base_model
 from tunesmith.architecture.causality import require_causal
 from tunesmith.architecture.families import shapes_of
 from tunesmith.architecture.shapes import Shapes
@@ -41,20 +33,20 @@ def require_machine(recipe: Recipe, base: ModelFolder) -> None:
     """
     if isinstance(recipe.launch, SlurmLaunch) and recipe.launch.gpus_per_node is not None:
         return
-    if recipe.model.precision in ("fp16", "bf16") or isinstance(recipe.tuning, Quantization):
+    quantization = recipe.tuning if isinstance(recipe.tuning, Quantization) else None
+    if recipe.model.precision in ("fp16", "bf16") or quantization:
         from tunesmith.model.load import compute_config, require_precision
 
-        require_precision(base, compute_config(recipe))
+        compute = compute_config(recipe)
+        require_precision(base, compute)
     if recipe.train.optimizer == "adamw_8bit":
         from tunesmith.train.optim import require_optimizer
 
         require_optimizer(recipe.train)
-    if isinstance(recipe.tuning, Quantization):
-        from tunesmith.model.load import compute_config
+    if quantization:
         from tunesmith.model.quantization import require_quantization
 
-        compute = compute_config(recipe)
-        require_quantization(recipe.tuning, compute.device, compute.dtype)
+        require_quantization(quantization, compute.device, compute.dtype)
 
 
 def check_base(recipe: Recipe, base: ModelFolder) -> Shapes:
@@ -68,26 +60,22 @@ def check_base(recipe: Recipe, base: ModelFolder) -> Shapes:
         DamagedFile: a file of the folder is incomplete.
     """
     root = base.root
-    refuse_pickle(root.path)
+    base_model.refuse_pickle(root.path)
     if not (root.has_weights or root.to_fetch):
-        raise RecipeError(
-            "contains no weights (*.safetensors)",
-            where=str(root.path),
-            hint="download the model again, or save it with save_pretrained",
-            code="no-weights",
-        )
+        hint = "download the model again, or save it with save_pretrained"
+        raise RecipeError("contains no weights (*.safetensors)", where=str(root.path), hint=hint, code="no-weights")
     require_causal(root.path)
-    refuse_quantized(root.path)
+    base_model.refuse_quantized(root.path)
     try:
         shapes = shapes_of(root.path)
     except RecipeError:
         if not root.to_fetch:
             raise
         shapes = shapes_of((open_pin(root.pin) if root.pin else resolve(root.reference)).path)
-    require_vocabulary(root.path, shapes.vocabulary)
-    require_layers(root.path, shapes)
+    base_model.require_vocabulary(root.path, shapes.vocabulary)
+    base_model.require_layers(root.path, shapes)
     if isinstance(recipe.tuning, LoraBase) and not isinstance(recipe.tuning.target, str):
-        check_targets(root.path, shapes, recipe.tuning.target)
+        base_model.check_targets(root.path, shapes, recipe.tuning.target)
     return shapes
 
 
@@ -103,10 +91,11 @@ def check_rows(
     splits = {split: rows.tokens(split) for split in SPLITS}
     check_max_positions(shapes.positions, max(tokens.max_length for tokens in splits.values()))
     highest_id = max(tokens.max_token_id for tokens in splits.values())
-    require_embedding_rows(highest_id, _embedding_rows(base, shapes, tokenizer), where=recipe.model.base)
+    rows_at_start = _embedding_rows(base, shapes, tokenizer)
+    base_model.require_embedding_rows(highest_id, rows_at_start, where=recipe.model.base)
     check_packing_supported(recipe, ENCODER_CANNOT_PACK if shapes.has_encoder else None)
     if tokenizer.new_ids and isinstance(recipe.tuning, LoraBase):
-        refuse_new_tokens_with_bias(base.root.path)
+        base_model.refuse_new_tokens_with_bias(base.root.path)
     return splits["train"]
 
 

@@ -31,11 +31,8 @@ def launch_run(opened: OpenedRun, *, until: str | None, here: bool, detach: bool
     info = rank_info()
     launch = LocalLaunch(on="local") if here or info.world_size > 1 else opened.recipe.launch
     if detach and not isinstance(launch, SlurmLaunch):
-        raise RecipeError(
-            "--detach has no effect on a run that runs on this machine",
-            hint="leave it out, or pass --on slurm",
-            code="usage",
-        )
+        hint = "leave it out, or pass --on slurm"
+        raise RecipeError("--detach has no effect on a run that runs on this machine", hint=hint, code="usage")
     if isinstance(launch, TorchrunLaunch) and launch.processes > 1:
         _exec_torchrun(launch.processes)
     if not isinstance(launch, SlurmLaunch):

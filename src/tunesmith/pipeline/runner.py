@@ -1,7 +1,7 @@
 """Run a recipe's stages. Finished stages are skipped, and an interrupted one is resumed."""
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, redirect_stderr
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,11 +28,7 @@ if TYPE_CHECKING:
 
 
 def run_recipe(
-    recipe: Path | str,
-    overrides: Sequence[str] = (),
-    *,
-    out: Path | str | None = None,
-    until: str | None = None,
+    recipe: Path | str, overrides: Sequence[str] = (), *, out: Path | str | None = None, until: str | None = None
 ) -> RunDir:
     """Run a recipe's stages; skip finished ones, and resume an interrupted one.
 
@@ -84,9 +80,11 @@ def _run_stages(opened: OpenedRun, until: str | None, coordinator: "StageCoordin
         remove_leftovers(run.path)
         trackers = stack.enter_context(TrackerSupervisor(recipe.trackers, run, recipe.model_dump(mode="json")))
         for stage in wanted_stages(recipe, until):
-            if stage is TRAIN and stage.name not in finished:
-                _check_prompts(recipe, run)
-            _run_unless_done(stage, recipe, run, trackers, coordinator, finished)
+            # Stages whose result is replaced are checked only now: those before them may have changed their inputs.
+            if stage.name in finished if stage.keeps_result else is_done(stage, recipe, run):
+                log(f"{stage.name}: already done")
+            else:
+                _run_as_rank0(stage, opened, trackers, coordinator)
             if stage.is_reported:  # also before `promote`, which the verdict may refuse
                 _update_report(run)
     return run
@@ -136,22 +134,13 @@ def _follow_rank0(opened: OpenedRun, coordinator: "StageCoordinator") -> None:
                 run_stage(stage_named(name), opened.recipe, run)
 
 
-def _run_unless_done(
-    stage: Stage,
-    recipe: Recipe,
-    run: RunDir,
-    trackers: TrackerSupervisor,
-    coordinator: "StageCoordinator | None",
-    finished: Collection[str],
+def _run_as_rank0(
+    stage: Stage, opened: OpenedRun, trackers: TrackerSupervisor, coordinator: "StageCoordinator | None"
 ) -> None:
-    """Run a stage unless it is done.
-
-    A stage that keeps its result is done if it is in `finished`. Other stages are checked only now, because the stages
-    before them may have changed their inputs.
-    """
-    if stage.name in finished if stage.keeps_result else is_done(stage, recipe, run):
-        log(f"{stage.name}: already done")
-        return
+    """Run a stage as rank 0, with the other ranks if it is for all of them."""
+    recipe, run = opened.recipe, opened.run
+    if stage is TRAIN:
+        _check_prompts(recipe, run)
     (run.stage(stage.name) / MANIFEST).unlink(missing_ok=True)
     began = time.monotonic()
     log(f"{stage.name}: starts")

@@ -78,9 +78,8 @@ def open_run(recipe: Path, overrides: Sequence[str], out: Path | str | None) -> 
     """
     if RunDir(recipe).resolved_recipe.exists():
         if out is not None:
-            raise RecipeError(
-                "--out has no effect on the folder of a run", where=str(recipe), hint="leave it out", code="usage"
-            )
+            message = "--out has no effect on the folder of a run"
+            raise RecipeError(message, where=str(recipe), hint="leave it out", code="usage")
         run = RunDir(recipe)
         loaded = load_recipe(run.resolved_recipe, overrides)
         if overrides:
@@ -92,16 +91,11 @@ def open_run(recipe: Path, overrides: Sequence[str], out: Path | str | None) -> 
     if run.resolved_recipe.exists():
         _require_same_settings(loaded, run, hint=UNDO_HINT)
         if _has_other_recipe(run, folder):
-            raise RecipeError(
-                f"contains a run of another recipe (in {os.path.relpath(run.recorded_recipe_folder)})",
-                where=str(run),
-                hint="pass another --out",
-                code="other-run",
-            )
+            problem = f"contains a run of another recipe (in {os.path.relpath(run.recorded_recipe_folder)})"
+            raise RecipeError(problem, where=str(run), hint="pass another --out", code="other-run")
     elif run.path.is_dir() and any(path.name != "logs" for path in run.path.iterdir()):
-        raise RecipeError(
-            "is not empty and contains no run", where=str(run), hint="pass another --out", code="folder-not-empty"
-        )
+        problem = "is not empty and contains no run"
+        raise RecipeError(problem, where=str(run), hint="pass another --out", code="folder-not-empty")
     return OpenedRun(loaded, run, recipe, tuple(overrides), is_default=out is None)
 
 
@@ -188,12 +182,8 @@ def _require_same_settings(recipe: Recipe, run: RunDir, *, hint: str) -> None:
     if changed := sorted(changed_keys(before, now)):
         values = [f"{key} is {_value(before, key)}, not {_value(now, key)}" for key in changed[:_MAX_KEYS_SHOWN]]
         more = f"; {len(changed) - len(values)} more" if len(changed) > len(values) else ""
-        raise RecipeError(
-            f"contains a run with other settings: {'; '.join(values)}{more}",
-            where=str(run),
-            hint=hint,
-            code="settings-changed",
-        )
+        problem = f"contains a run with other settings: {'; '.join(values)}{more}"
+        raise RecipeError(problem, where=str(run), hint=hint, code="settings-changed")
 
 
 def _value(settings: Any, key: str) -> str:

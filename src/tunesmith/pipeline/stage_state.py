@@ -21,13 +21,13 @@ def wanted_stages(recipe: Recipe, until: str | None = None) -> list[Stage]:
 
 def stage_inputs(stage: Stage, recipe: Recipe, run: RunDir) -> dict[str, Any]:
     """Return everything that the result of a stage depends on."""
-    inputs: dict[str, Any] = importlib.import_module(stage.inputs_module).inputs(recipe, run)
+    inputs: dict[str, Any] = importlib.import_module(f"{stage.package}.inputs").inputs(recipe, run)
     return inputs
 
 
 def run_stage(stage: Stage, recipe: Recipe, run: RunDir) -> None:
     """Run a stage, which writes its own manifest."""
-    getattr(importlib.import_module(stage.module), stage.name)(recipe, run)
+    getattr(importlib.import_module(f"{stage.package}.{stage.name}"), stage.name)(recipe, run)
 
 
 def changed_inputs(stage: Stage, recipe: Recipe, run: RunDir) -> list[str] | None:
@@ -70,12 +70,8 @@ def _allowed_changes(stage: Stage, recipe: Recipe, run: RunDir) -> list[str] | N
     """Return the changed inputs of a stage; raise RecipeError if its result or checkpoint rules them out."""
     changes = changed_inputs(stage, recipe, run)
     if changes and stage.keeps_result:
-        raise RecipeError(
-            f"`{stage.name}` finished with other inputs ({', '.join(changes)}), and its result is never replaced",
-            where=str(run),
-            hint=UNDO_HINT,
-            code="inputs-changed",
-        )
+        problem = f"`{stage.name}` finished with other inputs ({', '.join(changes)}), and its result is never replaced"
+        raise RecipeError(problem, where=str(run), hint=UNDO_HINT, code="inputs-changed")
     if changes is None and stage is TRAIN:
         _refuse_other_checkpoint(recipe, run)
     return changes

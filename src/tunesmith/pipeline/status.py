@@ -58,26 +58,22 @@ class StageStatus:
     log: str | None = None
 
     def __str__(self) -> str:
-        parts = [
-            self.state + (f" with {self.exit_code}" if self.state in ("failed", "stopped") and self.exit_code else "")
-        ]
-        if self.job and self.state != "done":
-            parts[0] += f", job {self.job}"
-        if self.reason:
-            parts.append(f"({self.reason})")
-        if self.nodes and self.state == "working":
-            parts.append(f"on {self.nodes} for {self.running}")
-        if self.restarts:
-            parts.append(f"requeued {self.restarts} x")
-        if self.done_of and self.state != "done":
-            parts.append(f"{stage_named(self.stage).unit} {self.done_of[0]} of {self.done_of[1]}")
-        if self.tokens_per_second and self.state == "working":
-            parts.append(f"loss {self.loss:.4f}, {self.tokens_per_second:.0f} tokens/s")
-        if self.seconds_left and self.state == "working":
-            parts.append(f"{format_duration(self.seconds_left)} left")
-        if self.limit_seconds is not None and self.state == "working":
-            parts.append(f"{format_duration(self.limit_seconds)} to the time limit")
-        return "  ".join(parts)
+        works, is_done = self.state == "working", self.state == "done"
+        with_code = f" with {self.exit_code}" if self.state in ("failed", "stopped") and self.exit_code else ""
+        done, total = self.done_of or (0, 0)
+        parts = (
+            self.state + with_code + (f", job {self.job}" if self.job and not is_done else ""),
+            f"({self.reason})" if self.reason else "",
+            f"on {self.nodes} for {self.running}" if self.nodes and works else "",
+            f"requeued {self.restarts} x" if self.restarts else "",
+            f"{stage_named(self.stage).unit} {done} of {total}" if self.done_of and not is_done else "",
+            f"loss {self.loss:.4f}, {self.tokens_per_second:.0f} tokens/s" if self.tokens_per_second and works else "",
+            f"{format_duration(self.seconds_left)} left" if self.seconds_left and works else "",
+            f"{format_duration(self.limit_seconds)} to the time limit"
+            if self.limit_seconds is not None and works
+            else "",
+        )
+        return "  ".join(filter(None, parts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,8 +133,9 @@ def _stage_status(
 ) -> StageStatus:
     """Return the status of a stage; `is_next` says that all stages before it are done."""
     name, facts = stage.name, _PROGRESS[stage.unit](recipe, run) if stage.unit and is_next else {}
-    state = _ask_slurm(job) if job is not None else None
+    state = None
     if job is not None:
+        state = job.state if client.is_available() else client.JobState(client.GONE)
         log = log_path(run, job)
         facts |= {"job": job.job, "log": str(log) if log.exists() else None}
     if state is not None and state.is_active:
@@ -157,11 +154,6 @@ def _stage_status(
         return StageStatus(name, "to do", **facts)
     code = state.exit_code if state.state != client.GONE else read_exit_code(run, name)
     return StageStatus(name, _ended_label(state, code), exit_code=code, **facts)
-
-
-def _ask_slurm(job: StageJob) -> client.JobState:
-    """Return the state of a job; GONE if there is no Slurm to ask on this machine."""
-    return job.state if client.is_available() else client.JobState(client.GONE)
 
 
 def _ended_label(job: client.JobState, code: int | None) -> str:

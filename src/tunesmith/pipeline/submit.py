@@ -83,11 +83,9 @@ def batch_scripts(recipe: Recipe, run: RunDir, stages: Sequence[Stage]) -> list[
 def refuse_if_queued(jobs: Sequence[StageJob], folder: str) -> None:
     """Raise RecipeError if one of the jobs waits or runs."""
     if active := [job for job in jobs if job.state.is_active]:
-        raise RecipeError(
-            f"has jobs that wait or run: {', '.join(f'{job.stage} (job {job.job})' for job in active)}",
-            where=folder, hint=f"tunesmith status {quote(folder)}, or tunesmith cancel {quote(folder)}",
-            code="already-queued",
-        )  # fmt: skip
+        problem = f"has jobs that wait or run: {', '.join(f'{job.stage} (job {job.job})' for job in active)}"
+        hint = f"tunesmith status {quote(folder)}, or tunesmith cancel {quote(folder)}"
+        raise RecipeError(problem, where=folder, hint=hint, code="already-queued")
 
 
 def cancel_run(run: RunDir) -> list[StageJob]:
@@ -99,12 +97,9 @@ def cancel_run(run: RunDir) -> list[StageJob]:
     jobs = read_jobs(run.launch)
     active = [job for job in jobs if job.state.is_active]
     if not active:
-        raise RecipeError(
-            "has no job that waits or runs" if jobs else "was never submitted to Slurm",
-            where=str(run),
-            hint=f"tunesmith status {quote(str(run))} shows its stages",
-            code="not-queued",
-        )
+        problem = "has no job that waits or runs" if jobs else "was never submitted to Slurm"
+        hint = f"tunesmith status {quote(str(run))} shows its stages"
+        raise RecipeError(problem, where=str(run), hint=hint, code="not-queued")
     client.cancel([job.job for job in active])
     return active
 

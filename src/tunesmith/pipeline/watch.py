@@ -54,12 +54,8 @@ def _stage_error(failed: StageStatus) -> TunesmithError:
     if failed.state in ("stopped", "cancelled"):
         return Interrupted(f"{failed.stage} was {failed.state}", where=where, hint="run the same command to resume")
     code = failed.exit_code
-    error = TunesmithError(
-        f"{failed.stage} failed{f' with exit code {code}' if code else ''}",
-        where=where,
-        hint="its log has the error",
-        code="stage-failed",
-    )
+    problem = f"{failed.stage} failed" + (f" with exit code {code}" if code else "")
+    error = TunesmithError(problem, where=where, hint="its log has the error", code="stage-failed")
     error.exit_code = code or 1
     return error
 

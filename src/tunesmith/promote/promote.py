@@ -9,19 +9,11 @@ from tunesmith.core.files import digest_of, new_folder, read_json
 from tunesmith.core.progress import log
 from tunesmith.core.rundir import RunDir
 from tunesmith.fetch.reference import ModelFolder, resolve_tuned
+from tunesmith.promote.inputs import inputs
 from tunesmith.promote.mirror import mirror
 from tunesmith.recipe.schema import Promote, Recipe
 from tunesmith.registry.gate import check_gate
 from tunesmith.registry.store import Registry
-
-
-def inputs(recipe: Recipe, run: RunDir) -> dict[str, Any]:
-    """Return everything that the promotion depends on."""
-    return {
-        "promote": recipe.promote.model_dump(mode="json") if recipe.promote else None,
-        "evaluate": digest_of((run.manifest("evaluate") or {}).get("files")),
-        "registry": digest_of(str(Registry.default().root.resolve())),
-    }
 
 
 def check_promotion(
