@@ -121,7 +121,7 @@ class SlurmLaunch(LaunchBase):
     nodes: int = Field(1, ge=1, description="Nodes for training and evaluation. Other stages use one process.")
     gpus_per_node: int | None = Field(None, ge=1, description="GPUs per node, with one process for each.")
     gpu_type: Word | None = Field(None, description="GPU type as the cluster names it, such as `a100`; default any.")
-    gpu_memory_gib: int | None = Field(None, ge=1, description="For `plan`, to tell whether training fits.")
+    gpu_memory_gib: int | None = Field(None, ge=1, description="Memory per GPU, for `plan` to see if training fits.")
     processes_per_node: int | None = Field(None, ge=1, description="Processes per node; default one per GPU, or 1.")
     cpus_per_process: int | None = Field(None, ge=1, description="CPU cores per process; default the cluster's.")
     memory_gib_per_node: Annotated[int, Field(ge=1)] | Literal["all"] | None = Field(

@@ -67,7 +67,9 @@ class DataBase(Section):
     source: Sources = Field(description="Where the rows come from; a list mixes several sources.")
     filters: tuple[Filter, ...] = Field((), description="Rules for rows; a row that breaks one is left out.")
     split: Split = Field(Split(), description="How rows are divided into train, valid and test.")
-    train_rows: int | float | None = Field(None, description="Number of training rows to use, or fraction (below 1).")
+    train_rows: int | float | None = Field(
+        None, description="Use only this many training rows, or this fraction of them (below 1), chosen by hash."
+    )
     duplicates: Literal["keep", "drop"] = Field("keep", description="`drop` keeps only one of identical training rows.")
     leakage: Literal["warn", "error", "drop"] = Field(
         "warn",
@@ -159,7 +161,7 @@ class Train(Section):
     epochs: float = Field(1.0, gt=0, description="Number of passes over the training rows.")
     max_steps: int | None = Field(None, ge=1, description="Stop after so many optimizer steps, if `epochs` takes more.")
     examples_per_step: int = Field(8, ge=1, description="Rows per optimizer step, over all ranks and micro-batches.")
-    micro_batch: Literal["auto"] | int = Field("auto", description="Rows per forward pass; does not affect results.")
+    micro_batch: Literal["auto"] | int = Field("auto", description="Rows of a rank per pass; does not affect results.")
     micro_batch_tokens: int | None = Field(
         None, ge=1, description="Maximum tokens per forward pass if `micro_batch` is `auto`; default by device."
     )
@@ -225,7 +227,9 @@ class Evaluate(Section):
     beams: int = Field(1, ge=1, description="Beams of the beam search; 1 is greedy decoding.")
     confidence: float = Field(0.95, ge=0.5, le=0.999, description="Confidence level of all intervals.")
     guards: tuple[Guard, ...] = Field((), description="Metrics that must not get worse.")
-    database: str | None = Field(None, description="`generated:shop-sql`, or a SQLite file relative to the recipe.")
+    database: str | None = Field(
+        None, description="SQLite file for `execution`, relative to the recipe, or `generated:shop-sql`."
+    )
 
 
 class Promote(Section):
