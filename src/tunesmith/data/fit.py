@@ -95,20 +95,14 @@ def fit_micro_batches(
     Args:
         shards: the number of shards that the model is divided into.
     """
-    steps = plan_steps(recipe, len(tokens))
-    heaviest_steps = _heaviest_steps(tokens, steps, recipe.train.examples_per_step, recipe.seed)
-
+    heaviest = _heaviest_steps(tokens, plan_steps(recipe, len(tokens)), recipe.train.examples_per_step, recipe.seed)
     estimate = partial(
         estimate_memory, recipe, shapes, compute_bytes=budget.compute_bytes, on_gpu=budget.on_gpu,
         new_tokens=new_tokens, shards=shards,
     )  # fmt: skip
 
     def peak(candidate: MicroBatchPolicy) -> MemoryEstimate:
-        passes = {
-            _forward_pass(tokens, micro_batch, candidate)
-            for rows in heaviest_steps
-            for micro_batch in candidate.split(tokens, rows)
-        }
+        passes = {_forward_pass(tokens, part, candidate) for rows in heaviest for part in candidate.split(tokens, rows)}
         return max(map(estimate, passes), key=lambda memory: memory.training)
 
     memory = peak(policy)

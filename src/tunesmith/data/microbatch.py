@@ -61,12 +61,11 @@ class MicroBatchPolicy:
         self, tokens: TokenDataset, rows: Sequence[int], pad_id: int
     ) -> Iterator[tuple[tuple[int, ...], Batch]]:
         """Yield the rows and the batch of each micro-batch."""
-        for micro_batch in self.split(tokens, rows):
-            rows, shared = micro_batch
+        for chosen, shared in self.split(tokens, rows):
             if shared is None:
-                yield rows, tokens.batch(rows, pad_id)
+                yield chosen, tokens.batch(chosen, pad_id)
             else:
-                yield rows, tokens.packed(rows, pad_id, shared=shared, multiple=self.pad_multiple)
+                yield chosen, tokens.packed(chosen, pad_id, shared=shared, multiple=self.pad_multiple)
 
     def split(self, tokens: TokenDataset, rows: Sequence[int]) -> list[MicroBatch]:
         """Split rows into micro-batches, longest rows first."""

@@ -56,15 +56,12 @@ def prepare(recipe: Recipe, run: RunDir) -> dict[str, Any]:
 def _write(folder: Path, dataset: Dataset, tokenizer: TokenizerAdapter) -> None:
     write_jsonl(folder / "rows.jsonl", (entry.to_json() for entry in dataset.entries))
     spool, samples = dataset.spool, []
-    for name, rows in dataset.used.items():
+    for name in dataset.used:
         indices = dataset.spool_indices(name)
         write_chunks(folder / "examples" / f"{name}.jsonl", spool.examples(indices))
         write_tokens(folder / "tokens" / f"{name}.safetensors", spool.rows(indices))
-        first = list({(r.entry.row, r.entry.block): r for r in rows}.values())[:_SAMPLES]  # a row may be used twice
-        samples += [
-            {"split": name, "row": r.entry.row, "block": r.entry.block, "id": r.entry.id,
-             "tokens": token_view(spool.tokens(r.index, str(r.entry.id)), tokenizer)}
-            for r in first
-            if r.index is not None
-        ]  # fmt: skip
+        entries = dict(zip(indices, dataset.ledger_entries(name), strict=True))  # a row may be used twice
+        for index, entry in list(entries.items())[:_SAMPLES]:
+            tokens = token_view(spool.tokens(index, str(entry.id)), tokenizer)
+            samples.append({"split": name, "row": entry.row, "block": entry.block, "id": entry.id, "tokens": tokens})
     write_json(folder / "samples.json", samples)

@@ -63,9 +63,8 @@ def rehearse(recipe: Recipe, task: Task, rows: UsedRows, *, folder: Path, second
                 checked = _rehearse_metric(name, custom.get(name), references, database, limit)
                 total = min(count, len({entry.id for entry in rows.ledger_entries(split)}))
                 if name in _CAN_REJECT and checked < total:
-                    notes.append(
-                        f"{name}: checked the references of {checked:,} of the {total:,} {split} rows to answer"
-                    )
+                    rows_checked = f"{checked:,} of the {total:,} {split} rows to answer"
+                    notes.append(f"{name}: checked the references of {rows_checked}")
     return notes
 
 

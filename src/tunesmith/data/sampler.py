@@ -1,4 +1,4 @@
-"""Choose the rows of each step, and assign them to the ranks.
+"""Choose the rows of each step and of the validation loss, and assign rows to the ranks.
 
 The rows of a step are a pure function of (seed, step): resuming needs no sampler state, and neither the micro-batch
 size nor the machine changes them.
@@ -7,16 +7,22 @@ size nor the machine changes them.
 import heapq
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tunesmith.data.split import choose_by_hash
 from tunesmith.data.token_dataset import TokenDataset
 from tunesmith.recipe.schedule import StepPlan, plan_steps
 from tunesmith.recipe.schema import Recipe
 
 # The utilization is averaged over about this many steps, spread over the run.
 _SAMPLED_STEPS = 200
+# All validations together read at most this fraction of the tokens that training reads ...
+MAX_VALIDATION_FRACTION = 0.1
+# ... but at least this many rows, because the mean of fewer is too noisy.
+MIN_VALIDATION_ROWS = 8
 
 
 @lru_cache(maxsize=2)
@@ -68,3 +74,35 @@ def estimate_rank_utilization(recipe: Recipe, tokens: TokenDataset, world_size: 
         loads = [sum(lengths[row] for row in assigned) for assigned in assign_ranks(rows, lengths, world_size)]
         mean, largest = mean + sum(loads) / world_size, largest + max(loads)
     return mean / largest
+
+
+def select_validation_rows(
+    recipe: Recipe, ids: Sequence[str], lengths: Any, *, validations: int, training_tokens: float
+) -> list[int]:
+    """Return the indices of the valid rows whose loss every validation measures, chosen by hash.
+
+    They depend on the recipe and the prepared rows only, so a resumed run measures the same rows.
+
+    Args:
+        ids: the id of each valid row.
+        lengths: the tokens of each valid row [rows].
+        validations: the number of validations.
+        training_tokens: the tokens that training reads.
+    """
+    requested = recipe.train.valid_loss_rows
+    if requested == "all":
+        return list(range(len(ids)))
+    if isinstance(requested, int):
+        return _indices_of(ids, choose_by_hash(ids, requested, recipe.seed))
+    max_tokens = MAX_VALIDATION_FRACTION * training_tokens / validations
+    count = len(set(ids))
+    while True:
+        indices = _indices_of(ids, choose_by_hash(ids, count, recipe.seed))
+        tokens = sum(int(lengths[index]) for index in indices)
+        if tokens <= max_tokens or count <= MIN_VALIDATION_ROWS:
+            return indices
+        count = max(MIN_VALIDATION_ROWS, min(count - 1, int(count * max_tokens / tokens)))
+
+
+def _indices_of(ids: Sequence[str], chosen: set[str]) -> list[int]:
+    return [index for index, id_ in enumerate(ids) if id_ in chosen]

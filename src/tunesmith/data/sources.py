@@ -108,7 +108,6 @@ class MissingColumns:
     def __init__(self, columns: Iterable[str], *, after_rows: int | None) -> None:
         self._missing = list(columns)
         self._after_rows = after_rows
-        self._rows = 0
         self._first_row: Row | None = None
 
     def observe(self, row: Row) -> None:
@@ -116,9 +115,8 @@ class MissingColumns:
         if not self._missing:
             return
         self._first_row = self._first_row or row
-        self._rows += 1
         self._missing = [column for column in self._missing if column not in row.values]
-        if self._rows == self._after_rows:
+        if row.number - self._first_row.number + 1 == self._after_rows:
             self.check()
 
     def check(self) -> None:
@@ -212,9 +210,7 @@ def missing_column_error(name: str, row: Row) -> DataError:
     if len(columns) == 1 and any(mark in columns[0] for mark in ";\t|"):
         hint += "; the file seems to use another separator than its extension implies (.csv comma, .tsv tab)"
     elif f"{name}?" in columns:
-        hint = (
-            f"`{{{name}?}}` means a column `{name}` that may be empty; rename: {{'{name}?': {name}}} gives it that name"
-        )
+        hint = f"`{{{name}?}}` means a column `{name}` that may be empty; to name it so, rename: {{'{name}?': {name}}}"
     elif near:
         hint = f"did you mean `{by_folded_name[near]}`? {hint}"
     elif row_format := _recognize_row_format(row.values):

@@ -146,10 +146,7 @@ class TokenDataset:
     def batch(self, rows: Sequence[int], pad_id: int) -> Batch:
         """Return rows as a batch with one line for each sequence, padded to the bucket of the longest."""
         sequences = self._sequences(rows)
-        segments = [
-            _Segment(line, sequence, 0, int(self._sequence_lengths[sequence]))
-            for line, sequence in enumerate(sequences)
-        ]
+        segments = [_Segment(line, s, 0, int(self._sequence_lengths[s])) for line, s in enumerate(sequences)]
         return self._fill(rows, segments, (len(sequences), self.padded_length(rows)), pad_id)
 
     def padded_length(self, rows: Sequence[int], column: Column = INPUT_IDS) -> int:
@@ -243,13 +240,9 @@ class TokenDataset:
             elif column not in (INPUT_IDS, TRAINED, SEQUENCE_LENGTHS):
                 columns[column] = _tensor(fill(ragged.values, 0))
         examples = np.repeat(np.arange(len(rows)), self._first[np.add(rows, 1)] - self._first[list(rows)])
+        ids, tokens = fill(self._ids, pad_id), int(self.lengths[list(rows)].sum())
         return Batch(
-            _tensor(fill(self._ids, pad_id)),
-            _tensor(loss_mask),
-            _tensor(segment_ids),
-            int(self.lengths[list(rows)].sum()),
-            columns=columns,
-            examples=_tensor(examples),
+            _tensor(ids), _tensor(loss_mask), _tensor(segment_ids), tokens, columns=columns, examples=_tensor(examples)
         )
 
     def _encoder_batch(self, column: Column, rows: Sequence[int], pad_id: int) -> "dict[Column, torch.Tensor]":

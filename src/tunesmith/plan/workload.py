@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from statistics import mean
 
 from tunesmith.data.dataset import UsedRows
+from tunesmith.data.sampler import select_validation_rows
 from tunesmith.data.split import choose_by_hash
-from tunesmith.data.validation import select_validation_rows
 from tunesmith.estimate.throughput import Speed
 from tunesmith.inference.prompts import UNSCORED_ANSWERS
 from tunesmith.plan.scaling import ClusterEstimate

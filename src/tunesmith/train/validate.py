@@ -15,8 +15,8 @@ from tunesmith.core.interrupt import stop_when_requested
 from tunesmith.core.jsonl import json_line, read_jsonl
 from tunesmith.core.progress import log
 from tunesmith.core.rundir import RunDir
+from tunesmith.data.sampler import select_validation_rows
 from tunesmith.data.token_dataset import TokenDataset
-from tunesmith.data.validation import select_validation_rows
 from tunesmith.distributed.fsdp import lockstep_forward
 from tunesmith.inference.predict import predict
 from tunesmith.inference.prompts import build_prompts, read_selected_rows

@@ -9,7 +9,7 @@ from tests.support.errors import raises
 from tests.support.tiny import recipe as write_recipe
 
 from tunesmith.core.errors import RecipeError
-from tunesmith.data.validation import MAX_TRAINING_FRACTION, MIN_ROWS, select_validation_rows
+from tunesmith.data.sampler import MAX_VALIDATION_FRACTION, MIN_VALIDATION_ROWS, select_validation_rows
 from tunesmith.recipe.load import RecipeProblems, load_recipe
 
 
@@ -25,12 +25,15 @@ def test_validations_read_at_most_a_tenth_of_the_training_tokens() -> None:
     for training in (200_000, 1_000_000, 5_000_000):
         indices = select_validation_rows(_recipe("auto"), IDS, LENGTHS, validations=11, training_tokens=training)
         read = 11 * sum(LENGTHS[index] for index in indices)
-        assert 0.7 * MAX_TRAINING_FRACTION * training < read <= MAX_TRAINING_FRACTION * training
+        assert 0.7 * MAX_VALIDATION_FRACTION * training < read <= MAX_VALIDATION_FRACTION * training
     assert len(select_validation_rows(_recipe("auto"), IDS, LENGTHS, validations=11, training_tokens=1e9)) == 700
 
 
 def test_short_training_still_measures_the_minimum_of_rows() -> None:
-    assert len(select_validation_rows(_recipe("auto"), IDS, LENGTHS, validations=11, training_tokens=10)) == MIN_ROWS
+    assert (
+        len(select_validation_rows(_recipe("auto"), IDS, LENGTHS, validations=11, training_tokens=10))
+        == MIN_VALIDATION_ROWS
+    )
     assert select_validation_rows(_recipe("auto"), IDS[:3], LENGTHS, validations=11, training_tokens=10) == [0, 1, 2]
 
 
