@@ -8,7 +8,8 @@ are left to transformers.
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import Any
 
 from tokenizers import Tokenizer
 
@@ -23,12 +24,6 @@ _OTHER_FILES = (
     "special_tokens_map.json", "added_tokens.json", "chat_template.json", "additional_chat_templates", "tekken.json",
 )  # fmt: skip
 _MAX_VOCAB_SIZE = 100_000  # of larger vocabularies, transformers corrects the splitting pattern in some cases
-
-
-class TokenizerOutput(NamedTuple):
-    """The result of calling a tokenizer."""
-
-    input_ids: list[int]
 
 
 class PlainTokenizer:
@@ -48,9 +43,9 @@ class PlainTokenizer:
             backend.token_to_id(special_tokens[name]) if name in special_tokens else None for name in _TOKEN_NAMES
         )
 
-    def __call__(self, text: str | None = None, *, text_target: str | None = None) -> TokenizerOutput:
-        """Encode a text, with special tokens around it."""
-        return TokenizerOutput(self.backend_tokenizer.encode(text if text is not None else text_target or "").ids)
+    def __call__(self, text: str | None = None, *, text_target: str | None = None) -> SimpleNamespace:
+        """Return `input_ids`: the ids of a text, with special tokens around it."""
+        return SimpleNamespace(input_ids=self.backend_tokenizer.encode(text or text_target or "").ids)
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool, clean_up_tokenization_spaces: bool) -> str:
         """Return the text of ids."""

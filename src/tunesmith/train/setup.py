@@ -63,9 +63,10 @@ def build_setup(
     shapes, added = _known_shapes(base), len(tokenizer.new_ids)
     sharding = _agree_on_sharding(recipe, shapes, tokens, budget, added)
     model = load_model_to_train(recipe, base, load_device(compute, sharding), tokenizer, is_sharded=sharding != "none")
-    longest, highest_id = _longest_row_and_highest_id(run)
-    check_max_positions(max_positions(model), longest)
-    require_embedding_rows(highest_id, int(model.get_input_embeddings().weight.shape[0]), where=recipe.model.base)
+    splits = [TokenDataset(path) for split in SPLITS if (path := run.tokens(split)).exists()]
+    check_max_positions(max_positions(model), max(rows.max_length for rows in splits))
+    highest_id, embedding = max(rows.max_token_id for rows in splits), model.get_input_embeddings().weight
+    require_embedding_rows(highest_id, int(embedding.shape[0]), where=recipe.model.base)
     model = make_trainable(model, recipe.tuning, seed=recipe.seed, new_tokens=tokenizer.new_ids)
     if recipe.train.activation_checkpointing:
         enable_activation_checkpointing(model)
@@ -164,9 +165,3 @@ def _agree_on_sharding(
     if requested == "auto" and agreed != "none":
         log(f"sharding the layers over all processes: the model does not fit into {budget.available_gib:.1f} GiB")
     return agreed
-
-
-def _longest_row_and_highest_id(run: RunDir) -> tuple[int, int]:
-    """Return the largest number of positions that a row of any split needs, and the highest token id."""
-    datasets = [TokenDataset(path) for split in SPLITS if (path := run.tokens(split)).exists()]
-    return max(dataset.max_length for dataset in datasets), max(dataset.max_token_id for dataset in datasets)
