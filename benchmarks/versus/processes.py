@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.versus.chart import draw_processes
@@ -93,19 +94,19 @@ def _entry(job: Job, point: Point, runs: list[tuple[Measured, dict[str, Any]]], 
     }  # fmt: skip
     return entry(
         "processes", "tunesmith", [measured for measured, _ in runs], phase="alone", **point._asdict(), **numbers,
-        foreseen=_estimate(job, point, link) if speeds else None,
+        foreseen=estimated_speed(job.folder, point, link) if speeds else None,
     )  # fmt: skip
 
 
-def _estimate(job: Job, point: Point, link: float) -> list[float] | None:
+def estimated_speed(folder: Path, point: Point, link: float) -> list[float] | None:
     """Return the lowest and highest tokens per second that `plan` estimates from the run with one process."""
     linked = [f"launch.intra_node_gb_per_second={link:.4f}"] if point.processes > 1 else []
-    command = ["plan", str(job.folder / "recipe.yaml"), *point.arguments, *linked, "--json"]
+    command = ["plan", str(folder / "recipe.yaml"), *point.arguments, *linked, "--json"]
     done = subprocess.run(
         [sys.executable, "-m", "tunesmith", *command], capture_output=True, text=True, check=False,  # may not fit
-        env=environment_of_ours(job.folder),
+        env=environment_of_ours(folder),
     )  # fmt: skip
-    estimate: list[float] | None = json.loads(done.stdout)["together"]
+    estimate: list[float] | None = json.loads(done.stdout)["total_tokens_per_second"]
     return estimate
 
 
