@@ -16,7 +16,7 @@ VARIABLE_NAMES = {
     "evaluate": {"settings"},
     "filters": {"rule"},
     "guards": {"guard", "g"},
-    "promote": {"target"},
+    "promote": {"target", "recipe"},  # `Recipe.min_gain` is that of `promote`
     "tuning": {"quantization"},
 }
 # Keys that are only validated, each with the reason. A key that gets a reader must leave the list.

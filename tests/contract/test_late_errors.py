@@ -32,7 +32,15 @@ _ARGUMENTS = "command: a caller of the Python function passed wrong arguments; s
 _DAMAGE = "not before: a file was damaged after it was written"
 _MEMORY = "not before: plan estimates the memory of a pass; only the pass shows it"
 
+_INCUMBENT = "not before: the alias may move until the promotion"
+
 _LATE: dict[str, tuple[str, ...]] = {
+    "evaluate/incumbent.py _ask": (_INCUMBENT,),
+    "evaluate/incumbent.py _row_values": (_INCUMBENT,),
+    "evaluate/incumbent.py _turns": (_INCUMBENT,),
+    "evaluate/incumbent.py _without_likelihoods": (_INCUMBENT,),
+    "evaluate/incumbent.py ask_incumbent": (_INCUMBENT,),
+    "evaluate/incumbent.py compare_with_incumbent": (_INCUMBENT,),
     "inference/answerable.py check_positions": ("plan tunesmith.pipeline.checks:check_prompts",),
     "promote/commands.py promote_run": ("command: promote",),
     "model/merge.py merge_model": ("command: merge_model",) * 2,

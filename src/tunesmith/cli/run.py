@@ -68,16 +68,19 @@ def print_run(run: RunDir, as_json: bool, refused: VerdictRefused | None = None)
         if verdict is None:
             return str(run)
         from tunesmith.report.collect import collect
-        from tunesmith.report.wording import headline
+        from tunesmith.report.wording import headline, incumbent_sentences
 
-        lines = [headline(collect(run)), f"run:    {run}", f"report: {run.report}"]
+        view = collect(run)
+        lines = [headline(view), *incumbent_sentences(view), f"run:    {run}", f"report: {run.report}"]
         if refused is not None:
             force = f'tunesmith promote {quote(str(run))} --force --reason "..."'
-            lines.append(f"model:  not promoted; to promote it anyway: {force}")
+            reason = f" ({refused.where} {refused.message})" if refused.code == "not-comparable" else ""
+            lines.append(f"model:  not promoted{reason}; to promote it anyway: {force}")
         elif promoted:
             lines.append(f"model:  {promoted['model']}@{promoted['alias']} (version {promoted['version']})")
             if (before := promoted.get("replaced")) is not None:
-                lines.append(f"        {promoted['alias']} was version {before}, which was not compared")
+                compared = "" if promoted.get("incumbent") else ", which was not compared"
+                lines.append(f"        {promoted['alias']} was version {before}{compared}")
         return "\n".join(lines)
 
     print_result(result, as_json, text)

@@ -171,6 +171,7 @@ ERROR_CODES = {
     "not-in-registry": "The registry has no such model, version or alias; the hint lists what it has.",
     "bad-version-folder": "A folder cannot become a version: it is empty or has links, special files or odd names.",
     "alias-moved": "The alias does not point at the expected version; another process may have moved it.",
+    "not-comparable": "The version that a promotion would replace cannot be asked about the test rows.",
     "alias-in-use": "The version cannot be deleted because an alias points at it.",
     "no-earlier-version": "There is no earlier version to roll back to.",
     "force-reason": "A forced promotion needs a reason (`--force --reason TEXT`), and a reason needs `--force`.",

@@ -119,6 +119,15 @@ class RunDir:
         """Return the folder with the answers and scores of `base` or `tuned`."""
         return self.stage("evaluate") / name
 
+    def incumbent(self, version: str) -> Path:
+        """Return the folder of the comparison with a version of the registry, such as `viggo@3`."""
+        return self.path / "incumbents" / version
+
+    @property
+    def incumbent_verdicts(self) -> list[Path]:
+        """The verdicts of the comparisons with versions of the registry; the name of the folder is the version."""
+        return sorted((self.path / "incumbents").glob("*/verdict.json"))
+
     def track(self, name: str) -> Path:
         """Return the folder of a tracker: its own files, and the record of the metrics sent to it."""
         return self.path / "track" / name

@@ -10,18 +10,24 @@ from tunesmith.scoring.verdict import reasons_of
 
 
 def compare_models(
-    recipe: Recipe, base: Scores, tuned: Scores, *, groups: Sequence[str], lower_is_better: Collection[str] = ()
+    recipe: Recipe,
+    base: Scores,
+    tuned: Scores,
+    *,
+    groups: Sequence[str],
+    min_gain: float,
+    lower_is_better: Collection[str] = (),
 ) -> Verdict:
     """Compare base and tuned in all metrics; return the verdict without health, digests and conditions.
 
     Args:
         groups: the group of each row.
+        min_gain: the gain in the primary metric that the interval must exceed.
         lower_is_better: custom metrics whose lower values are better. Gains are improvements in any direction.
     """
     settings = recipe.evaluate
     names = [*answer_metrics(settings.metrics), *likelihood_metrics(settings.metrics)]
     lower = {*(name for name in names if is_lower_better(name)), *lower_is_better}
-    min_gain = recipe.promote.min_gain if recipe.promote else 0.0
     metrics = {}
     for name in names:
         is_primary = name == settings.primary

@@ -12,7 +12,7 @@ def inputs(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     """Return everything that the verdict depends on."""
     return {
         "evaluate": recipe.evaluate.model_dump(mode="json"),
-        "min_gain": recipe.promote.min_gain if recipe.promote else 0.0,
+        "min_gain": recipe.min_gain,
         "prepare": digest_of((run.manifest("prepare") or {}).get("files")),
         "train": digest_of((run.manifest("train") or {}).get("files")),
         **scoring_inputs(recipe.evaluate.metrics, recipe, run),

@@ -85,7 +85,8 @@ def list_versions(name: str) -> tuple[dict[str, Any], str]:
     lines = [f"{name}@{v['version']}  {v['added']}  {_primary_text(v['verdict'])}  base {v['base']}" for v in versions]
     for m in moves:
         reason = f"  forced: {m['reason']}" if m["forced"] else f"  {m['reason']}" if m["reason"] else ""
-        lines.append(f"  {m['time']}  {m['user']}: {m['kind']} {m['alias']} {m['from'] or '-'} -> {m['to']}{reason}")
+        change = f"{m['from'] or '-'} -> {m['to']}" if m["kind"] != "refusal" else f"stays at {m['to']}"
+        lines.append(f"  {m['time']}  {m['user']}: {m['kind']} {m['alias']} {change}{reason}")
     return {"model": name, "versions": versions, "moves": moves}, "\n".join(lines)
 
 

@@ -4,7 +4,7 @@ import os
 from dataclasses import replace
 from typing import Any
 
-from tunesmith.core.errors import RecipeError
+from tunesmith.core.errors import RecipeError, TunesmithError, VerdictRefused
 from tunesmith.core.files import digest_of, new_folder, read_json
 from tunesmith.core.progress import log
 from tunesmith.core.rundir import RunDir
@@ -13,26 +13,35 @@ from tunesmith.promote.inputs import inputs
 from tunesmith.promote.mirror import mirror
 from tunesmith.recipe.schema import Promote, Recipe
 from tunesmith.registry.gate import check_gate
-from tunesmith.registry.store import Registry
+from tunesmith.registry.store import Registry, Version
 
 
 def check_promotion(
     recipe: Recipe, run: RunDir, *, force: bool = False, reason: str | None = None
 ) -> tuple[Promote, dict[str, Any]]:
-    """Check that the run may be promoted, as `promote` does; return the recipe's target and the stored verdict."""
+    """Check that the verdict on the base allows promotion; return the recipe's target and the stored verdict.
+
+    Raises:
+        VerdictRefused: the verdict does not allow it, and it is not forced.
+        RecipeError: the recipe has no `promote` section.
+    """
     if recipe.promote is None:
         hint = "add `promote: {model: NAME}` to the recipe"
         raise RecipeError("has no `promote` section", where=str(run.resolved_recipe), hint=hint, code="missing-key")
     verdict: dict[str, Any] = read_json(run.verdict)
-    check_gate(verdict, force=force, reason=reason)
+    if "base" in recipe.promote.against or force or reason:
+        check_gate(verdict, force=force, reason=reason)
     return recipe.promote, verdict
 
 
 def promote(recipe: Recipe, run: RunDir, *, force: bool = False, reason: str | None = None) -> dict[str, Any]:
     """Add the tuned model to the registry and move the recipe's alias to it; return the manifest.
 
+    The tuned model must be better than the version that the alias points at, too. If another process moves the alias
+    meanwhile, the comparison is repeated with the new version. A refusal is logged in the registry.
+
     Raises:
-        VerdictRefused: the verdict does not allow it, and it is not forced.
+        VerdictRefused: a verdict does not allow it, and it is not forced.
         RecipeError: the recipe has no `promote` section.
     """
     target, verdict = check_promotion(recipe, run, force=force, reason=reason)
@@ -46,19 +55,77 @@ def promote(recipe: Recipe, run: RunDir, *, force: bool = False, reason: str | N
         "data_digest": digest_of((run.manifest("prepare") or {}).get("files")),
         "verdict": verdict,
     }
-    version = registry.add(target.model, tuned.path, facts=facts)
-    before = registry.alias_target(target.model, target.alias)
-    replaced = before if before != version.number else None
-    if before != version.number:
-        registry.move(target.model, target.alias, version.number, verdict=verdict, reason=reason, forced=force)
-    note = "" if replaced is None else f"; it pointed at version {replaced}, with which this one was not compared"
+    version, replaced, gain = _register(recipe, run, tuned, registry, facts, force=force, reason=reason)
+    note = ""
+    if replaced is not None and gain is None:
+        note = f"; it pointed at version {replaced}, with which this one was not compared"
     log(f"{target.model}@{target.alias} is now version {version.number}{note}")
     mirror(registry, version, target.alias)
     result: dict[str, Any] = {"model": target.model, "version": version.number, "alias": target.alias}
-    result |= {"forced": force, "reason": reason, "replaced": replaced}
+    result |= {"forced": force, "reason": reason, "replaced": replaced, "incumbent": gain}
     with new_folder(run.stage("promote"), stage="promote", inputs=stage_inputs, **result):
         pass
     return run.manifest("promote") or {}
+
+
+def _register(
+    recipe: Recipe,
+    run: RunDir,
+    tuned: ModelFolder,
+    registry: Registry,
+    facts: dict[str, Any],
+    *,
+    force: bool,
+    reason: str | None,
+) -> tuple[Version, int | None, dict[str, Any] | None]:
+    """Add the tuned model and move the alias to it; return the version, the one it replaced, and the verdict on both.
+
+    A model that the alias points at already is not added again.
+    """
+    target = recipe.promote
+    assert target is not None
+    while True:
+        before = registry.alias_target(target.model, target.alias)
+        current = None if before is None else registry.resolve(f"{target.model}@{before}")
+        if current is not None and current.facts.get("model_digest") == facts["model_digest"] and not force:
+            return current, None, None
+        gain = None if force else _gain_over_incumbent(recipe, run, tuned, registry)
+        version = registry.add(target.model, tuned.path, facts=facts)
+        if before == version.number:
+            return version, None, gain
+        try:
+            registry.move(
+                target.model, target.alias, version.number, verdict=facts["verdict"], reason=reason, forced=force,
+                expected=before,
+            )  # fmt: skip
+        except TunesmithError as error:
+            if error.code != "alias-moved":
+                raise
+            log(f"{error.where} was moved by another process; comparing with its new version")
+        else:
+            return version, before, gain
+
+
+def _gain_over_incumbent(recipe: Recipe, run: RunDir, tuned: ModelFolder, registry: Registry) -> dict[str, Any] | None:
+    """Return the verdict on the tuned model against the version that it would replace; None if there is none.
+
+    Raises:
+        VerdictRefused: the tuned model is not better, or the two cannot be compared.
+    """
+    from tunesmith.evaluate.incumbent import compare_with_incumbent, find_incumbent  # imports torch
+
+    version = find_incumbent(recipe, tuned)
+    if version is None or recipe.promote is None:
+        return None
+    name, alias = recipe.promote.model, recipe.promote.alias
+    stored: dict[str, Any] | None = None
+    try:
+        stored = compare_with_incumbent(recipe, run, version).to_json()
+        check_gate(stored, force=False, reason=None, where=f"{name}@{alias} (version {version.number})")
+    except VerdictRefused as refused:
+        registry.log_refusal(name, alias, verdict=stored, reason=f"{run.path.name}: {refused.message}")
+        raise
+    return stored
 
 
 def _base_facts(tuned: ModelFolder, recipe: Recipe, registry: Registry) -> dict[str, Any]:

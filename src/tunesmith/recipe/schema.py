@@ -237,7 +237,13 @@ class Promote(Section):
 
     model: Name = Field(description="Name of the model in the registry.")
     alias: Alias = Field("staging", description="Alias that is moved to the new version.")
-    min_gain: float = Field(0.0, description="The interval of the gain in the primary metric must be above this.")
+    min_gain: float = Field(0.0, description="The gain over the base, with its whole interval, must be above this.")
+    against: tuple[Literal["base", "incumbent"], ...] = Field(
+        ("base", "incumbent"),
+        min_length=1,
+        description="What the tuned model must be better than: its `base`, and the `incumbent`, the version that the "
+        "alias points at. The incumbent answers the same rows; the interval of the gain over it must be above 0.",
+    )
     mirror: Literal["mlflow"] | None = Field(None, description="Second registry for the version (extra `mlflow`).")
 
 
@@ -265,6 +271,11 @@ class Recipe(Section):
         The inputs of training record them under this name, by which `changed_keys` finds their defaults.
         """
         return self.evaluate
+
+    @property
+    def min_gain(self) -> float:
+        """The gain over the base that the verdict `better` requires."""
+        return self.promote.min_gain if self.promote else 0.0
 
     @field_validator("launch", mode="before")
     @classmethod

@@ -50,11 +50,14 @@ class Version:
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """An entry of the log: an alias moved from version `before` (None for a new alias) to version `after`."""
+    """An entry of the log: an alias moved from version `before` (None for a new alias) to version `after`.
+
+    A refused promotion is an entry from the alias's version to itself.
+    """
 
     model: str
     alias: str
-    kind: Literal["move", "rollback"]
+    kind: Literal["move", "rollback", "refusal"]
     before: int | None
     after: int
     verdict: dict[str, Any] | None

@@ -5,8 +5,11 @@ from tunesmith.core.verdict import Comparison, Guard
 from tunesmith.core.verdict_reader import parse_verdict
 
 
-def check_gate(stored: object, *, force: bool, reason: str | None) -> None:
+def check_gate(stored: object, *, force: bool, reason: str | None, where: str = "verdict") -> None:
     """Raise an error unless a stored verdict allows promotion, or promotion is forced with a reason.
+
+    Args:
+        where: the name of the verdict in the error.
 
     Raises:
         VerdictRefused: not forced, and the verdict is missing, damaged or not `better`, or breaks a guard.
@@ -22,7 +25,7 @@ def check_gate(stored: object, *, force: bool, reason: str | None) -> None:
     problems = refusal_reasons(stored)
     if problems and not force:
         hint = 'to do it anyway, repeat the command with --force --reason "..."; the log keeps both'
-        raise VerdictRefused("; ".join(problems), where="verdict", hint=hint)
+        raise VerdictRefused("; ".join(problems), where=where, hint=hint)
 
 
 def refusal_reasons(stored: object) -> list[str]:

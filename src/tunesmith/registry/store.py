@@ -102,6 +102,12 @@ class Registry:
                 raise _unexpected_target_error(catalog, name, alias, expected)
             catalog.append_move(Move(name, alias, "move", before, version, verdict, forced, reason, _user(), _now()))
 
+    def log_refusal(self, name: str, alias: str, *, verdict: dict[str, Any] | None, reason: str) -> None:
+        """Log that an alias was not moved, because the candidate is not better than its version."""
+        with self._database.writing() as catalog:
+            number = catalog.aliases(name)[alias]
+            catalog.append_move(Move(name, alias, "refusal", number, number, verdict, False, reason, _user(), _now()))
+
     def rollback(self, name: str, alias: str, *, reason: str | None = None) -> Version:
         """Point an alias at the version before its current one, log the move, and return that version.
 

@@ -51,6 +51,11 @@ def collect(run: RunDir) -> RunView:
         training=_training(files),
         verdict=verdict,
         answers=_answers(files, verdict),
+        incumbents={
+            path.parent.name: compared
+            for path in run.incumbent_verdicts
+            if (compared := files.read(path, read_verdict)) is not None
+        },
         promotion=files.manifest("promote"),
         problems=tuple(files.problems),
     )

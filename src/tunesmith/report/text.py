@@ -19,7 +19,7 @@ _ANSWER_LINES = 12
 def side_by_side(run: RunDir, rows: int) -> str:
     """Return the verdict, the metrics and the answers to `rows` rows; those that got worse or better come first."""
     view = collect(run)
-    blocks = [wording.headline(view)]
+    blocks = ["\n".join([wording.headline(view), *wording.incumbent_sentences(view)])]
     if verdict := view.verdict:
         guards = [f"guard {'passed' if g.passed else 'FAILED'}: {wording.guard_sentence(g)}" for g in verdict.guards]
         tables = [_metric_lines(verdict), _group_lines(verdict)]

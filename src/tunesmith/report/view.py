@@ -1,5 +1,6 @@
 """The records that a report shows. `collect` makes them; `render` and `text` only read them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -78,7 +79,10 @@ class Answers:
 
 @dataclass(frozen=True, slots=True)
 class RunView:
-    """Everything that a report shows. The parts of stages that have not run are empty or None."""
+    """Everything that a report shows. The parts of stages that have not run are empty or None.
+
+    `incumbents` are the verdicts against versions of the registry, such as `viggo@3`, that a promotion would replace.
+    """
 
     name: str
     run_id: str
@@ -93,5 +97,6 @@ class RunView:
     training: Training
     verdict: Verdict | None
     answers: Answers | None
+    incumbents: Mapping[str, Verdict]
     promotion: dict[str, Any]
     problems: tuple[str, ...]

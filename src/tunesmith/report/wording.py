@@ -114,6 +114,14 @@ def verdict_sentence(verdict: Verdict) -> str:
     return sentence
 
 
+def incumbent_sentences(view: RunView) -> list[str]:
+    """Return the verdict against each version of the registry that the tuned model was compared with."""
+    return [
+        f"{CONCLUSIONS[primary.verdict]} than {name}: {_change(primary)} ({_evidence(primary)})."
+        for name, primary in ((name, verdict.primary) for name, verdict in view.incumbents.items())
+    ]
+
+
 def other_reasons(verdict: Verdict) -> list[str]:
     """Return the reasons of a verdict that `verdict_sentence` does not contain."""
     return [reason for reason in verdict.reasons if reason not in reasons_of(verdict.primary)]

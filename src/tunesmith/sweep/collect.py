@@ -140,7 +140,7 @@ def collect(sweep: Sweep, score: float | None = None) -> SweepResult:
     recipe = recipes[0]
     metric = recipe.evaluate.primary
     up = _higher_is_better(sweep, metric)
-    min_gain = recipe.promote.min_gain if recipe.promote else 0.0
+    min_gain = recipe.min_gain
     threshold = Threshold("gain", metric, min_gain) if score is None else Threshold("score", metric, score)
     trials = tuple(_trial_result(sweep, *pair, threshold) for pair in zip(sweep.trials, recipes, strict=True))
     row_sets = {_row_ids(RunDir(sweep.path / trial.folder)) for trial in trials if trial.score}

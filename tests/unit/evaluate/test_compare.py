@@ -34,9 +34,9 @@ def recipe(metrics: list[str], primary: str, *, min_gain: float | None = None, *
     })  # fmt: skip
 
 
-def judge(*args: Any, **options: Any) -> dict[str, Any]:
-    """Return the verdict as it is stored."""
-    return compare_models(*args, **options).to_json()
+def judge(recipe: Recipe, *args: Any, **options: Any) -> dict[str, Any]:
+    """Return the verdict as JSON."""
+    return compare_models(recipe, *args, min_gain=recipe.min_gain, **options).to_json()
 
 
 def lines(seed: int, *, shift: float = 0.0, nll: float = 2.0) -> Lines:

@@ -1,0 +1,153 @@
+"""Run one model on the test rows and score its answers; base, tuned and incumbent go through this code alike."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tunesmith.architecture.families import shapes_of
+from tunesmith.core import interrupt
+from tunesmith.core.errors import RecipeError
+from tunesmith.core.files import digest_of
+from tunesmith.core.jsonl import write_jsonl
+from tunesmith.core.progress import log
+from tunesmith.core.records import Example
+from tunesmith.core.rundir import RunDir
+from tunesmith.data.fit import fits_for_inference
+from tunesmith.data.token_dataset import TokenDataset
+from tunesmith.distributed.fsdp import load_device, memory_budget, shard
+from tunesmith.distributed.process_group import ProcessGroup, current_group
+from tunesmith.estimate.throughput import save_generation_speed
+from tunesmith.evaluate.model_outputs import generate_answers, score_likelihoods
+from tunesmith.fetch.reference import ModelFolder
+from tunesmith.inference.answerable import check_positions
+from tunesmith.inference.prompts import UNSCORED_ANSWERS, Prompts, build_prompts
+from tunesmith.inference.scorer import Scorer
+from tunesmith.kernels.causality_check import require_causal_attention
+from tunesmith.model.adapters import open_model
+from tunesmith.model.load import ComputeConfig, compute_config, max_positions
+from tunesmith.model.memory import free_memory
+from tunesmith.model.quantization import quantization_of
+from tunesmith.recipe.launch import Sharding
+from tunesmith.recipe.schema import Recipe
+from tunesmith.recipe.validation import sharding_unsupported_reason
+from tunesmith.scoring.metrics import answer_metrics, likelihood_metrics
+from tunesmith.tasks.base import Task
+from tunesmith.tasks.tokenizer import TokenizerAdapter
+
+Outputs = tuple[list[dict[str, Any]], list[dict[str, float]]]
+"""The answers and the likelihoods of a model, see `run_model`."""
+
+
+@dataclass(frozen=True, slots=True)
+class TestRows:
+    """The test rows and how a model is asked about them.
+
+    Attributes:
+        examples: the rows.
+        indices: their indices in the token file of the split.
+        task: the task with the model's template and tokenizer.
+        prompts: the prompts of all rows, or of the first few if no metric scores answers.
+    """
+
+    examples: tuple[Example, ...]
+    indices: tuple[int, ...]
+    task: Task
+    tokenizer: TokenizerAdapter
+    prompts: Prompts
+
+    @classmethod
+    def of(
+        cls,
+        recipe: Recipe,
+        examples: Sequence[Example],
+        indices: Sequence[int],
+        task: Task,
+        tokenizer: TokenizerAdapter,
+    ) -> "TestRows":
+        """Make the prompts of some rows."""
+        asked = examples if answer_metrics(recipe.evaluate.metrics) else examples[:UNSCORED_ANSWERS]
+        return cls(tuple(examples), tuple(indices), task, tokenizer, build_prompts(asked, recipe, task, tokenizer))
+
+
+def evaluation_conditions(recipe: Recipe) -> dict[str, str | None]:
+    """Return the settings that affect the answers of both models and are not in the models' files."""
+    quantization = quantization_of(recipe)
+    return {
+        "precision": compute_config(recipe).precision,
+        "quantization": str(quantization) if quantization else None,
+        "chat_markup": recipe.model.chat_markup,
+    }
+
+
+def run_model(name: str, model: ModelFolder, recipe: Recipe, run: RunDir, test: TestRows, folder: Path) -> Outputs:
+    """Return a model's answers to the prompts, and the likelihoods of test rows: empty if no metric needs them.
+
+    Args:
+        name: the role of the model: `base`, `tuned` or `incumbent`.
+        folder: the folder for its answers.
+    """
+    interrupt.check()
+    compute, group = compute_config(recipe), current_group()
+    sharding = _choose_sharding(recipe, model, compute, group)
+    as_trained: dict[str, Any] = {}
+    if name == "base":  # load it as training did: its own adapter merged, with the same quantization and new tokens
+        as_trained = {"merged": True, "quantization": quantization_of(recipe), "new_tokens": test.tokenizer.new_ids}
+    loaded = open_model(model, load_device(compute, sharding), attention=recipe.model.attention, **as_trained)
+    if sharding != "none":
+        loaded.requires_grad_(False)
+        shard(loaded, compute, group, by_node=sharding == "node", offload=recipe.launch.offload)
+    if name == "base":  # scores of a model that sees later tokens would be meaningless
+        require_causal_attention(loaded, TokenDataset(run.tokens("test")), test.tokenizer.pad_id, compute)
+    if answer_metrics(recipe.evaluate.metrics) and (warning := check_positions(test.prompts, max_positions(loaded))):
+        log(f"warning: {warning}")
+    key = digest_of([test.prompts.digest, model.digest(), evaluation_conditions(recipe)])
+
+    answers, speed = generate_answers(name, loaded, test.prompts, test.task, folder, key=key)
+    if speed and not group.is_distributed:
+        save_generation_speed(model.root.digest(), recipe.tuning.method, speed)
+    likelihoods: list[dict[str, float]] = [{} for _ in test.examples]
+    if likelihood_metrics(recipe.evaluate.metrics):
+        likelihoods = score_likelihoods(
+            loaded, TokenDataset(run.tokens("test")), test.indices, compute, test.tokenizer.pad_id
+        )
+    del loaded
+    free_memory()
+    return answers, likelihoods
+
+
+def write_scores(folder: Path, examples: Sequence[Example], outputs: Outputs, scorer: Scorer) -> list[dict[str, Any]]:
+    """Score a model's outputs of `run_model`, write `scores.jsonl` to a folder, and return its lines, one per row."""
+    answers, likelihoods = outputs
+    lines: list[dict[str, Any]] = [
+        {"id": example.id, "group": example.group, **likelihood}
+        for example, likelihood in zip(examples, likelihoods, strict=True)
+    ]
+    for metric in scorer.names:
+        for line, value in zip(lines, scorer.score(metric, answers), strict=True):
+            if value is not None:
+                line[metric] = value
+    for line, answer in zip(lines, answers, strict=False):  # without metrics of answers, only a few rows have one
+        if answer["error"] is not None:
+            line["failed"] = answer["error"]
+    write_jsonl(folder / "scores.jsonl", lines)
+    return lines
+
+
+def _choose_sharding(recipe: Recipe, model: ModelFolder, compute: ComputeConfig, group: ProcessGroup) -> Sharding:
+    """Return "none" if the whole model fits on every rank, otherwise the recipe's sharding.
+
+    Training may be sharded even if inference is not: it needs more memory, and a sharded model is slow at inference,
+    because it gathers its parameters for every token.
+    """
+    if not group.is_distributed or recipe.launch.sharding == "none" or sharding_unsupported_reason(recipe):
+        return "none"
+    try:
+        shapes = shapes_of(model.root.path)
+    except RecipeError:
+        return "none"
+    free_memory()  # the stage before may have left memory of training
+    if all(group.all_gather(shapes.has_encoder or fits_for_inference(recipe, shapes, memory_budget(compute, group)))):
+        return "none"
+    log("the whole model does not fit on every rank, so it is sharded and generates slowly")
+    return "full" if recipe.launch.sharding == "auto" else recipe.launch.sharding

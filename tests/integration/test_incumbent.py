@@ -1,0 +1,186 @@
+"""Promotion against the incumbent: a better model moves the alias; a worse one, a tie or an unknown one does not."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.support.errors import raises
+from tests.support.tiny import CHATML, recipe, save_model
+
+from tunesmith import Registry, run_recipe
+from tunesmith.cli import app
+from tunesmith.cli.boundary import run_command
+from tunesmith.core.errors import VerdictRefused
+from tunesmith.core.files import read_json
+from tunesmith.core.jsonl import read_jsonl
+from tunesmith.core.rundir import RunDir
+
+PERPLEXITY = {"metrics": ["perplexity", "rougeL"], "primary": "perplexity", "rows": 12, "max_new_tokens": 6}
+PROMOTE = {"model": "tiny"}
+
+
+def train(steps: int, rate: float = 0.01) -> dict[str, Any]:
+    return {"learning_rate": rate, "max_steps": steps, "epochs": 100, "examples_per_step": 8, "schedule": "constant"}
+
+
+def run(folder: Path, model: Path, name: str, /, **changes: Any) -> RunDir:
+    sections = {"evaluate": PERPLEXITY, "promote": PROMOTE, **changes}
+    return run_recipe(recipe(folder, model, **sections), out=folder / name)
+
+
+def staged() -> int | None:
+    return Registry.default().alias_target("tiny", "staging")
+
+
+@pytest.fixture
+def good(tmp_path: Path, tiny: Path) -> RunDir:
+    """A run whose model is version 1 in staging."""
+    good = run(tmp_path, tiny, "good", train=train(16))
+    assert staged() == 1
+    return good
+
+
+def test_a_worse_model_does_not_replace_a_better_incumbent(
+    tmp_path: Path, tiny: Path, good: RunDir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with raises(VerdictRefused, "verdict") as refused:
+        run(tmp_path, tiny, "worse", train=train(3))
+    worse = RunDir(tmp_path / "worse")
+    assert refused.value.where == "tiny@staging (version 1)"
+    assert read_json(worse.verdict)["verdict"] == "better"  # than the base
+    against = read_json(worse.incumbent("tiny@1") / "verdict.json")
+    assert against["verdict"] == "not_better"
+    assert against["primary"]["base"] == read_json(good.verdict)["primary"]["tuned"]
+    assert staged() == 1
+    assert [version.number for version in Registry.default().versions("tiny")] == [1]
+    assert [(move.kind, move.before, move.after) for move in Registry.default().history("tiny")] == [
+        ("move", None, 1),
+        ("refusal", 1, 1),
+    ]
+    assert "tiny@1" in worse.report.read_text()
+    assert run_command(app, ["run", str(worse.path)]) == 4
+    assert "better than tiny@1" in capsys.readouterr().out
+    with raises(VerdictRefused, "verdict"):
+        run_command_or_raise(worse)
+
+
+def run_command_or_raise(folder: RunDir) -> None:
+    from tunesmith.promote.commands import promote_run
+
+    promote_run(folder.path, force=False, reason=None)
+
+
+def test_a_better_model_replaces_the_incumbent(tmp_path: Path, tiny: Path) -> None:
+    run(tmp_path, tiny, "first", train=train(3))
+    second = run(tmp_path, tiny, "second", train=train(16))
+    assert staged() == 2
+    promoted = read_json(second.stage("promote") / "manifest.json")
+    assert (promoted["replaced"], promoted["incumbent"]["verdict"]) == (1, "better")
+    assert promoted["incumbent"]["primary"]["base"] > promoted["incumbent"]["primary"]["tuned"]  # perplexity
+
+
+def test_the_same_model_stays_where_it_is(tmp_path: Path, tiny: Path, good: RunDir) -> None:
+    again = run(tmp_path, tiny, "again", train=train(16))
+    promoted = read_json(again.stage("promote") / "manifest.json")
+    assert (promoted["version"], promoted["replaced"], promoted["incumbent"]) == (1, None, None)
+    assert len(Registry.default().history("tiny")) == 1
+
+
+def test_a_tie_does_not_move_the_alias(tmp_path: Path, tiny: Path) -> None:
+    evaluate = {**PERPLEXITY, "metrics": ["exact_match"], "primary": "exact_match"}
+    forced = {**PROMOTE, "against": ["incumbent"]}
+    run(tmp_path, tiny, "first", train=train(1, 1e-9), evaluate=evaluate, promote=forced)
+    with raises(VerdictRefused, "verdict"):  # both write the same answers
+        run(tmp_path, tiny, "second", train=train(2, 1e-9), evaluate=evaluate, promote=forced)
+    against = read_json(RunDir(tmp_path / "second").incumbent("tiny@1") / "verdict.json")
+    assert (against["verdict"], against["primary"]["gain"]) == ("cannot_tell", 0.0)
+    assert staged() == 1
+
+
+def test_only_the_base_counts_if_the_recipe_asks_for_it(tmp_path: Path, tiny: Path, good: RunDir) -> None:
+    worse = run(tmp_path, tiny, "worse", train=train(3), promote={**PROMOTE, "against": ["base"]})
+    assert staged() == 2
+    assert not worse.incumbent_verdicts
+
+
+def test_the_base_in_staging_is_not_asked_again(tmp_path: Path, tiny: Path, good: RunDir) -> None:
+    second = run(tmp_path, tiny, "second", model={"base": "tiny@staging", "precision": "fp32"}, train=train(16, 0.003))
+    own, against = read_json(second.verdict), read_json(second.incumbent("tiny@1") / "verdict.json")
+    assert against["primary"] == own["primary"]
+    assert not (second.incumbent("tiny@1") / "generations.jsonl").exists()
+    assert staged() == 2
+
+
+ROUGE = {"metrics": ["rougeL", "perplexity"], "primary": "rougeL", "rows": 8, "max_new_tokens": 8}
+
+
+def test_the_incumbent_gets_its_own_template_and_tokenizer(tmp_path: Path, tiny: Path) -> None:
+    other = save_model(tmp_path / "other", "gpt2", template=CHATML)
+    data = {"source": {"file": "rows.jsonl"}, "split": {"valid": 0.15, "test": 0.2}}
+    first = {**data, "task": "completion", "prompt": "{question} =>", "response": " {answer}"}
+    only = {**PROMOTE, "against": ["incumbent"]}
+    run(tmp_path, other, "first", data=first, evaluate=ROUGE, promote=only, train=train(3))
+    second = {**data, "task": "chat", "prompt": "Please: {question}", "response": "{answer}"}
+    with raises(VerdictRefused, "verdict"):
+        run(tmp_path, tiny, "second", data=second, evaluate=ROUGE, promote=only, train=train(3))
+    folder = RunDir(tmp_path / "second").incumbent("tiny@1")
+    answers = list(read_jsonl(folder / "generations.jsonl"))
+    own = {
+        line["id"]: line for line in read_jsonl(RunDir(tmp_path / "second").evaluation("tuned") / "generations.jsonl")
+    }
+    assert answers
+    for line in answers:
+        assert line["prompt"].endswith(" =>")
+        assert own[line["id"]]["prompt"] == f"Please: {line['prompt'].removesuffix(' =>')}"
+        assert own[line["id"]]["reference"] == line["reference"]
+    verdict = read_json(folder / "verdict.json")
+    assert set(verdict["metrics"]) == {"rougeL"}
+    assert any("perplexity" in reason for reason in verdict["reasons"])
+
+
+def test_an_incumbent_that_cannot_be_compared_stays_unless_forced(tmp_path: Path, tiny: Path) -> None:
+    reworded = {
+        "source": {"file": "rows.jsonl"},
+        "task": "chat",
+        "prompt": "Please: {question}",
+        "response": "{answer}",
+    }
+    run(tmp_path, tiny, "first", train=train(3), data={**reworded, "split": {"valid": 0.15, "test": 0.2}})
+    with raises(VerdictRefused, "not-comparable", "perplexity"):
+        run(tmp_path, tiny, "second", train=train(16))
+    assert staged() == 1
+    assert run_command(app, ["promote", str(tmp_path / "second")]) == 4
+    forced = ["promote", str(tmp_path / "second"), "--force", "--reason", "checked by hand"]
+    assert run_command(app, forced) == 0
+    assert staged() == 2
+    assert [move.kind for move in Registry.default().history("tiny")] == ["move", "refusal", "refusal", "move"]
+
+
+def test_an_incumbent_without_its_files_stays(tmp_path: Path, tiny: Path, good: RunDir) -> None:
+    version = Registry.default().resolve("tiny@1")
+    (Registry.default().folder(version) / "adapter_model.safetensors").unlink()
+    with raises(VerdictRefused, "not-comparable", "adapter_model"):
+        run(tmp_path, tiny, "second", train=train(24))
+    assert staged() == 1
+
+
+def test_of_two_promotions_at_once_one_wins_and_both_are_logged(
+    tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tmp_path, tiny, "first", train=train(3))
+    best = run(tmp_path, tiny, "best", train=train(24), promote={"model": "tiny", "alias": "candidate"})
+    move, moved = Registry.move, []
+
+    def move_after_another(self: Registry, *arguments: Any, **options: Any) -> None:
+        if not moved:
+            moved.append(True)
+            move(self, "tiny", "staging", 2, verdict=read_json(best.verdict), reason=None)
+        move(self, *arguments, **options)
+
+    monkeypatch.setattr(Registry, "move", move_after_another)
+    with raises(VerdictRefused, "verdict") as refused:
+        run(tmp_path, tiny, "middle", train=train(12))
+    assert refused.value.where == "tiny@staging (version 2)"
+    assert staged() == 2
+    log = [(entry.kind, entry.before, entry.after) for entry in Registry.default().history("tiny", "staging")]
+    assert log == [("move", None, 1), ("move", 1, 2), ("refusal", 2, 2)]
