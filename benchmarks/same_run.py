@@ -65,12 +65,21 @@ def recipe_cases(folder: Path) -> dict[str, Case]:
     found = {"demo": Case("demo", (*demo, "model.precision=fp32"))}
     if not DATA.exists():
         return found
-    viggo = ("data.split.by=mr", 'data.prompt="Say this as one sentence.\\n{mr}"', 'data.response="{ref}"')
+    # The whole section, because the recipes of some commits have sources of their own for valid and test.
+    viggo = (
+        "data={source: {file: x}, split: {valid: 0.05, test: 0.1, by: mr}, task: chat, "
+        'prompt: "Say this as one sentence.\\n{mr}", response: "{ref}"}',
+    )
+    dialogsum = (
+        "data={source: {file: x}, split: {valid: 0.1, test: 0.05}, "
+        'task: seq2seq, prompt: "Summarize the following conversation.\\n\\n{dialogue}\\n\\nSummary: ", '
+        'response: "{summary}", max_target_tokens: 128, too_long: truncate, leakage: drop}',
+    )
     gemma = ("data.split.valid=0.1", "data.split.test=0.2")
     jobs = {
         "viggo-pipeline": (save_model(folder / "viggo", "llama"), "viggo/viggo-train.csv", viggo),
         "dialogsum-flan-t5": (
-            save_seq2seq(folder / "dialogsum", "flan-t5"), "dialogsum/dialogsum.dev.jsonl", ("data.split.valid=0.1",),
+            save_seq2seq(folder / "dialogsum", "flan-t5"), "dialogsum/dialogsum.dev.jsonl", dialogsum,
         ),
         "netflix-gpt-neo": (save_model(folder / "netflix", "gpt_neo"), "netflix/netflix_titles.csv", ()),
         "mistral-sql-qlora": (
@@ -82,7 +91,7 @@ def recipe_cases(folder: Path) -> dict[str, Case]:
     }  # fmt: skip
     for name, (model, file, changes) in jobs.items():
         source = (f"model.base={model}", f"data.source={{file: {DATA / file}}}")
-        found[name] = Case(name, (*FEW_STEPS, *FOUNDING, *source, *changes))
+        found[name] = Case(name, (*changes, *FEW_STEPS, *FOUNDING, *source))
     return found
 
 

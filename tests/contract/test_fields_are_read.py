@@ -17,7 +17,9 @@ VARIABLE_NAMES = {
     "filters": {"rule"},
     "guards": {"guard", "g"},
     "promote": {"target", "recipe"},  # `Recipe.min_gain` is that of `promote`
+    "test": {"source", "data"},  # the sections of valid and test are those of source
     "tuning": {"quantization"},
+    "valid": {"source", "data"},
 }
 # Keys that are only validated, each with the reason. A key that gets a reader must leave the list.
 ONLY_CHECKED: dict[tuple[str, str], str] = {}

@@ -52,18 +52,25 @@ def done(name: str, out: Path, changes: Sequence[str]) -> tuple[RunDir, dict[str
     return run, verdict
 
 
-def source(file: Path) -> str:
+def source(file: Path, key: str = "source") -> str:
     assert file.exists()
-    return f"data.source={{file: {file}}}"
+    return f"data.{key}={{file: {file}}}"
+
+
+DIALOGSUM = "dialogsum/dialogsum.dev.jsonl"
+FRACTIONS = ["data.valid=0.1", "data.test=0.05"]
 
 
 def test_viggo_pipeline(tmp_path: Path, shared_data: Path) -> None:
     base = save_model(tmp_path / "model", "llama")
-    _, verdict = done(
+    run, verdict = done(
         "viggo-pipeline", tmp_path / "run",
         [f"model.base={base}", source(shared_data / "viggo" / "viggo-train.csv"), "data.split.by=mr",
+         "data.valid=0.02", source(shared_data / "viggo" / "viggo-valid.csv", "test"),
          'data.prompt="Say this as one sentence.\\n{mr}"', 'data.response="{ref}"'],
     )  # fmt: skip
+    test_rows = {line["source"] for line in read_jsonl(run.ledger) if line["split"] == "test" and line["times"]}
+    assert test_rows == {"viggo-valid.csv"}
     assert {"rouge1", "rougeL", "rougeW", "rougeS", "rougeSU", "token_accuracy"} <= set(verdict["metrics"])
 
 
@@ -71,7 +78,7 @@ def test_dialogsum_flan_t5(tmp_path: Path, shared_data: Path) -> None:
     base = save_seq2seq(tmp_path / "model", "flan-t5")
     run, _ = done(
         "dialogsum-flan-t5", tmp_path / "run",
-        [f"model.base={base}", source(shared_data / "dialogsum" / "dialogsum.dev.jsonl"), "data.split.valid=0.1"],
+        [f"model.base={base}", source(shared_data / DIALOGSUM), *FRACTIONS],
     )  # fmt: skip
     weights = run.checkpoint(3) / "model" / "adapter_model.safetensors"
     assert weights.stat().st_size < 200_000
@@ -123,7 +130,7 @@ def test_gemma_chat_slurm(tmp_path: Path, shared_data: Path) -> None:
 # and output layer), or all parameters. Tutorials on FLAN-T5 print 3,538,944, too.
 FULL_SIZE = {
     "viggo-pipeline": ("HuggingFaceTB/SmolLM2-360M-Instruct", 8_683_520, "viggo/viggo-train.csv"),
-    "dialogsum-flan-t5": ("google/flan-t5-base", 3_538_944, "dialogsum/dialogsum.dev.jsonl"),
+    "dialogsum-flan-t5": ("google/flan-t5-base", 3_538_944, DIALOGSUM),
     "netflix-gpt-neo": ("EleutherAI/gpt-neo-125m", 125_198_592, "netflix/netflix_titles.csv"),
     "mistral-sql-qlora": (
         "mistralai/Mistral-7B-v0.1", 335_544_320 + 2 * 2 * 4096, "spider/spider-create-context.train.jsonl",
@@ -132,8 +139,10 @@ FULL_SIZE = {
 }  # fmt: skip
 COLUMNS = {
     "viggo-pipeline": [
-        "data.split.by=mr", 'data.prompt="Say this as one sentence.\\n{mr}"', 'data.response="{ref}"',
+        "data.valid=0.05", "data.test=0.1", "data.split.by=mr",
+        'data.prompt="Say this as one sentence.\\n{mr}"', 'data.response="{ref}"',
     ],
+    "dialogsum-flan-t5": FRACTIONS,
     "gemma-chat-slurm": ["data.split.valid=0.1", "data.split.test=0.2"],
 }  # fmt: skip
 

@@ -25,7 +25,7 @@ from tunesmith.data.dedup import (
 from tunesmith.data.mix import mix_sources
 from tunesmith.data.process_rows import DropCounter, LedgerEntry, read_recipe_rows
 from tunesmith.data.similarity import ShingleIndex
-from tunesmith.data.sources import Row
+from tunesmith.data.sources import Row, own_splits
 from tunesmith.data.split_sizes import empty_split_hint, split_size_warning
 from tunesmith.data.spool import Spool, SpooledRow
 from tunesmith.data.token_dataset import TokenDataset
@@ -33,7 +33,8 @@ from tunesmith.data.trained_rows import count_seen_rows, seen_rows_warning, unkn
 from tunesmith.data.workers import process_in_parallel
 from tunesmith.fetch.reference import ModelFolder
 from tunesmith.recipe.columns import double_brace_names, optional_columns
-from tunesmith.recipe.schema import Data, Recipe, Split, Train
+from tunesmith.recipe.held_out import has_rows
+from tunesmith.recipe.schema import Data, Recipe
 from tunesmith.tasks.base import Task, is_empty_cell
 
 
@@ -239,11 +240,11 @@ def _choose_rows(
     while True:
         chosen = mix_sources(rows, recipe, {number: duplicate.reason for number, duplicate in left_out.items()})
         used = {name: [row for row in chosen if row.entry.split == name and row.index is not None] for name in SPLITS}
-        missing = empty_splits({name: len(split) for name, split in used.items()}, recipe.data.split, recipe.train)
+        missing = empty_splits({name: len(split) for name, split in used.items()}, recipe)
         if missing:
             counts = ", ".join(f"{name} {len(used[name])}" for name in SPLITS)
             counts += f"; {len(left_out)} left out as duplicates of held-out rows" if left_out else ""
-            hint = empty_split_hint(missing, rows, recipe.data.split)
+            hint = empty_split_hint(missing, rows, recipe.data)
             raise DataError(f"no rows for {' and '.join(missing)} ({counts})", hint=hint, code="empty-split")
         comparison = SplitComparison(used, shingle_index, recipe.data.near_duplicate_threshold)
         leaking = comparison.leaking_rows() if recipe.data.leakage == "drop" else []
@@ -251,7 +252,7 @@ def _choose_rows(
             break
         left_out |= {duplicate.row.entry.row: duplicate for duplicate in leaking}
     copies = comparison.facts()
-    if recipe.data.split.column and recipe.data.split.by:  # without a column no group is ever divided
+    if (recipe.data.split.column and recipe.data.split.by) or own_splits(recipe.data):  # else no group is ever divided
         copies["groups"] = find_split_groups(used)
     if left_out:
         by_similarity = sorted(left_out.values(), key=lambda duplicate: -duplicate.similarity)
@@ -274,10 +275,11 @@ def histogram(lengths: Sequence[int]) -> dict[str, Any]:
     }
 
 
-def empty_splits(counts: dict[str, int], split: Split, train: Train) -> list[str]:
+def empty_splits(counts: dict[str, int], recipe: Recipe) -> list[str]:
     """Return the splits that the run needs and that have no rows."""
-    selects_by_valid = bool(train.valid_metrics) or train.select_best_by != "loss"
-    needed = {"train": True, "valid": selects_by_valid or (split.column is None and split.valid > 0), "test": True}
+    selects_by_valid = bool(recipe.train.valid_metrics) or recipe.train.select_best_by != "loss"
+    promised = recipe.data.split.column is None and has_rows(recipe.data, "valid")
+    needed = {"train": True, "valid": selects_by_valid or promised, "test": True}
     return [name for name in SPLITS if needed[name] and not counts.get(name)]
 
 

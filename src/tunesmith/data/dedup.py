@@ -139,15 +139,18 @@ def find_split_groups(used: Mapping[str, Sequence[SpooledRow]]) -> dict[str, Any
 
 
 def report_split_groups(copies: Mapping[str, Any], recipe: Recipe, remark: Callable[[str], None]) -> None:
-    """Warn of groups that `split.column` divides; raise DataError instead if the recipe's policy is `error`."""
+    """Warn of groups with training and held-out rows; raise DataError instead if the recipe's policy is `error`."""
     split = recipe.data.split
+    kind = f"groups of `{split.by}`" if split.by else "groups with the same prompt"
     warnings = [
-        f"{facts['rows']} of {facts['of']} {name} rows are in {facts['groups']} groups of `{split.by}` that also have "
-        f"training rows, such as {facts['example'][0]} and {facts['example'][1]}"
+        f"{facts['rows']} of {facts['of']} {name} rows are in {facts['groups']} {kind} that also have training rows, "
+        f"such as {facts['example'][0]} and {facts['example'][1]}"
         for name, facts in copies.get("groups", {}).items()
         if facts["rows"]
     ]
-    hint = f"change the column `{split.column}`, or remove data.split.column so that groups stay together"
+    hint = "leave the training rows of these groups out with data.filters"
+    if split.column:
+        hint = f"change the column `{split.column}`, or remove data.split.column so that groups stay together"
     warn_or_raise(warnings, hint, recipe, remark, remedy=f"; {hint}")
 
 

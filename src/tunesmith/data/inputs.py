@@ -6,6 +6,7 @@ from tunesmith.core.files import digest_file
 from tunesmith.core.rundir import RunDir
 from tunesmith.data.sources import digest_sources, sources_available
 from tunesmith.fetch.reference import resolve_base
+from tunesmith.recipe.held_out import all_sources
 from tunesmith.recipe.schema import Recipe
 
 FORMAT = 3  # increased when the meaning of prepared files changes, so that old ones are prepared again
@@ -30,6 +31,8 @@ def inputs(recipe: Recipe, run: RunDir) -> dict[str, Any]:
 def _source_digest(recipe: Recipe, run: RunDir) -> str:
     manifest = run.manifest("prepare")
     commits = (manifest or {}).get("commits")
-    if manifest is not None and not sources_available(recipe.data.source, folder=run.recipe_folder, commits=commits):
+    if manifest is not None and not sources_available(
+        all_sources(recipe.data), folder=run.recipe_folder, commits=commits
+    ):
         return str(manifest["inputs"]["source"])
-    return digest_sources(recipe.data.source, folder=run.recipe_folder, commits=commits)
+    return digest_sources(all_sources(recipe.data), folder=run.recipe_folder, commits=commits)

@@ -17,6 +17,7 @@ from tunesmith.data.token_file import write_tokens
 from tunesmith.data.token_view import token_view
 from tunesmith.data.trained_rows import TRAINED_ROWS, write_trained_rows
 from tunesmith.fetch.reference import pinned_base, resolve_base
+from tunesmith.recipe.held_out import all_sources
 from tunesmith.recipe.schema import Recipe
 from tunesmith.tasks import task_for
 from tunesmith.tasks.chatml import load_tokenizer
@@ -46,7 +47,10 @@ def prepare(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     rehearse(recipe, task, dataset, folder=run.recipe_folder)
     seconds = round(time.monotonic() - start, 3)
     facts = {"stage": "prepare", "inputs": stage_inputs, "seconds": seconds, **dataset.facts()}
-    facts |= {"base": pinned_base(run, base), "commits": resolve_commits(recipe.data.source, folder=run.recipe_folder)}
+    facts |= {
+        "base": pinned_base(run, base),
+        "commits": resolve_commits(all_sources(recipe.data), folder=run.recipe_folder),
+    }
     with new_folder(run.stage("prepare"), **facts) as folder:
         _write(folder, dataset, tokenizer)
         write_trained_rows(folder / TRAINED_ROWS, (str(row.entry.id) for row in dataset.used["train"]), base)

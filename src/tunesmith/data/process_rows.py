@@ -11,9 +11,10 @@ from tunesmith.core.errors import DataError
 from tunesmith.core.records import Example, TokenizedExample, Turn
 from tunesmith.data.filters import rejection_reason
 from tunesmith.data.identity import block_id, group_id, row_id, short_digest
-from tunesmith.data.sources import Row, read_rows
+from tunesmith.data.sources import Row, own_splits, read_rows
 from tunesmith.data.split import assign_split
 from tunesmith.recipe.columns import optional_columns, prompt_columns, required_columns
+from tunesmith.recipe.held_out import all_sources, fraction
 from tunesmith.recipe.schema import ChatData, Recipe
 from tunesmith.tasks.base import EmptyCell, RowProblem, Task, cell_text
 
@@ -164,7 +165,9 @@ def process_rows(recipe: Recipe, task: Task, *, folder: Path) -> Iterator[Proces
 def read_recipe_rows(recipe: Recipe, folder: Path) -> Iterator[Row]:
     """Yield the rows of the recipe's sources; raise DataError if they lack a column that the recipe uses."""
     needed, optional = required_columns(recipe.data), optional_columns(recipe.data)
-    return read_rows(recipe.data.source, folder=folder, needed=needed, optional=optional)
+    return read_rows(
+        all_sources(recipe.data), folder=folder, needed=needed, optional=optional, splits=own_splits(recipe.data)
+    )
 
 
 def process_row(recipe: Recipe, task: Task, row: Row) -> list[ProcessedRow]:
@@ -256,8 +259,11 @@ def _split_and_group(recipe: Recipe, row: Row, turns: tuple[Turn, ...]) -> tuple
         value = cell_text(row.values, split.by)
         group = short_digest(value)
         name = value if len(value) <= _MAX_GROUP_NAME else f"{value[:_MAX_GROUP_NAME]}\u2026 {group}"
+    if row.split is not None:
+        return row.split, name
     if split.column is None:
-        return assign_split(group, valid=split.valid, test=split.test, seed=recipe.seed), name
+        valid, test = fraction(recipe.data, "valid"), fraction(recipe.data, "test")
+        return assign_split(group, valid=valid, test=test, seed=recipe.seed), name
     split_name = cell_text(row.values, split.column).strip().lower()
     if split_name not in _SPLIT_NAMES:
         problem = f"the column `{split.column}` is {split_name!r}, which is not a split"

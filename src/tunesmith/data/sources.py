@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from tunesmith.core.errors import DataError, RecipeError
@@ -19,6 +20,8 @@ from tunesmith.data.local_files import (
     source_label,
 )
 from tunesmith.recipe.data_source import FileSource, HubSource, Source, Sources
+from tunesmith.recipe.held_out import own_source
+from tunesmith.recipe.schema import DataBase
 from tunesmith.tasks.messages import SHAREGPT_ROLES
 
 _JSON_PROBE_ROWS = 1000
@@ -40,12 +43,16 @@ LocatedValues = tuple[str, dict[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row: its 1-based number over all sources, its location, its values, and the name of its source."""
+    """One row: its 1-based number over all sources, its location, its values, and the name of its source.
+
+    `split` is set if all rows of the source are in one split.
+    """
 
     number: int
     where: str
     values: dict[str, Any]
     source: str
+    split: str | None = None
 
 
 def named_sources(sources: Sources) -> dict[str, Source]:
@@ -60,8 +67,19 @@ def named_sources(sources: Sources) -> dict[str, Source]:
     return named
 
 
+def own_splits(data: DataBase) -> dict[str, str]:
+    """Return {name of a source: split} of the sources that hold only valid or only test rows."""
+    own = {split: own_source(data, split) for split in ("valid", "test")}
+    return {name: split for split, sources in own.items() if sources is not None for name in named_sources(sources)}
+
+
 def read_rows(
-    sources: Sources, *, folder: Path, needed: Sequence[str] = (), optional: Collection[str] = ()
+    sources: Sources,
+    *,
+    folder: Path,
+    needed: Sequence[str] = (),
+    optional: Collection[str] = (),
+    splits: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[Row]:
     """Yield the rows of all sources, one source after the other.
 
@@ -69,6 +87,7 @@ def read_rows(
         folder: the folder that relative paths start from.
         needed: columns that every file or dataset must have, although rows of JSON may omit them.
         optional: columns that at least one file or dataset must have.
+        splits: the split of all rows of a source, by the source's name.
 
     Raises:
         DataError: a file is missing, of another format or damaged; a row is malformed (the error names its location);
@@ -85,7 +104,7 @@ def read_rows(
             needed_check = MissingColumns(needed, after_rows=_JSON_PROBE_ROWS if may_omit_columns else 1)
             for where, values in rows:
                 number += 1
-                row = Row(number, where, values, name)
+                row = Row(number, where, values, name, splits.get(name))
                 rename_check.observe(row)
                 row = _rename(row, source.rename) if source.rename else row
                 needed_check.observe(row)

@@ -4,8 +4,10 @@ from collections import Counter
 from collections.abc import Sequence
 from math import sqrt
 
+from tunesmith.data.sources import own_splits
 from tunesmith.data.spool import SpooledRow
-from tunesmith.recipe.schema import Recipe, Split
+from tunesmith.recipe.held_out import fraction
+from tunesmith.recipe.schema import DataBase, Recipe, Split
 
 # The tolerated difference: this fraction of the rows, or this many standard deviations of the size of a split of
 # independently assigned rows, whichever is more.
@@ -14,15 +16,16 @@ _MIN_TOLERANCE, _DEVIATIONS = 0.05, 4
 
 def split_size_warning(rows: Sequence[SpooledRow], recipe: Recipe) -> str | None:
     """Return a warning that a split is much larger or smaller than requested, and why; None if none is."""
-    split, used = recipe.data.split, [row for row in rows if row.index is not None]
+    split, used = recipe.data.split, _rows_to_split(rows, recipe.data)
     if split.column is not None or not used:
         return None
     counts = Counter(row.entry.split for row in used)
     deviating = []
-    for name, requested in (("valid", split.valid), ("test", split.test)):
-        fraction = counts[name] / len(used)
-        if abs(fraction - requested) > max(_MIN_TOLERANCE, _DEVIATIONS * sqrt(requested * (1 - requested) / len(used))):
-            deviating.append(f"{name} has {fraction:.0%} of the rows instead of {requested:.0%}")
+    for name in ("valid", "test"):
+        requested = fraction(recipe.data, name)
+        share = counts[name] / len(used)
+        if abs(share - requested) > max(_MIN_TOLERANCE, _DEVIATIONS * sqrt(requested * (1 - requested) / len(used))):
+            deviating.append(f"{name} has {share:.0%} of the rows instead of {requested:.0%}")
     if not deviating:
         return None
     group, size = Counter(row.group for row in used).most_common(1)[0]
@@ -33,11 +36,15 @@ def split_size_warning(rows: Sequence[SpooledRow], recipe: Recipe) -> str | None
     )
 
 
-def empty_split_hint(missing: Sequence[str], rows: Sequence[SpooledRow], split: Split) -> str:
+def empty_split_hint(missing: Sequence[str], rows: Sequence[SpooledRow], data: DataBase) -> str:
     """Return a hint for splits that have no rows."""
+    split = data.split
+    if own := [name for name in missing if name in own_splits(data).values()]:
+        listed = " and ".join(f"data.{name}" for name in own)
+        return f"every row of {listed} was filtered or dropped: check its columns and data.filters"
     if split.column is not None:
         return f"no usable row has {' or '.join(missing)} in the column `{split.column}`"
-    used = [row for row in rows if row.index is not None]
+    used = _rows_to_split(rows, data)
     groups = len({row.group for row in used})
     if groups == len(used):
         fractions = " and ".join(f"data.split.{name}" for name in missing)
@@ -51,6 +58,12 @@ def empty_split_hint(missing: Sequence[str], rows: Sequence[SpooledRow], split: 
         f"the {len(used):,} rows have {distinct}, and rows that {_same_group(split)} stay in one split; add rows with "
         f"other {units}, or give each row's split in a column (data.split.column){by_hint}"
     )
+
+
+def _rows_to_split(rows: Sequence[SpooledRow], data: DataBase) -> list[SpooledRow]:
+    """Return the usable rows of `data.source`; sources of their own are not split."""
+    own = own_splits(data)
+    return [row for row in rows if row.index is not None and row.entry.source not in own]
 
 
 def _same_group(split: Split) -> str:

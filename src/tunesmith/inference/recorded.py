@@ -35,9 +35,12 @@ def recorded_options(model: ModelFolder) -> RecordedOptions:
         RecipeError: the recipe of the run cannot be read.
     """
     recipe = _recipe(model)
-    source = (recipe.get("data") or {}).get("source") or []
-    sources = source if isinstance(source, list) else [source]
-    rename = {old: new for source in sources for old, new in (source.get("rename") or {}).items()}
+    data = recipe.get("data") or {}
+    given = [data.get(key) for key in ("source", "valid", "test")]
+    sources = [source for value in given for source in (value if isinstance(value, list) else [value])]
+    rename = {
+        old: new for source in sources if isinstance(source, dict) for old, new in (source.get("rename") or {}).items()
+    }
     return RecordedOptions((recipe.get("evaluate") or {}).get("max_new_tokens"), rename)
 
 

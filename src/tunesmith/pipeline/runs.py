@@ -17,6 +17,7 @@ from tunesmith.core.stages import PREPARE, TRAIN
 from tunesmith.data.sources import sources_available
 from tunesmith.pipeline.stage_state import changed_inputs
 from tunesmith.recipe.changes import UNDO_HINT, changed_keys
+from tunesmith.recipe.held_out import all_sources
 from tunesmith.recipe.load import dump_recipe, load_recipe
 from tunesmith.recipe.schedule import DECODING_KEYS, RESULT_NEUTRAL_KEYS
 from tunesmith.recipe.schema import Recipe
@@ -154,7 +155,7 @@ def is_run_of(recipe: Recipe, run: RunDir, folder: Path) -> bool:
         if _is_same(run.recorded_recipe_folder, folder):
             return True
         unchanged = changed_inputs(PREPARE, recipe, run) == [] and not changed_inputs(TRAIN, recipe, run)
-        return unchanged and sources_available(recipe.data.source, folder=folder)
+        return unchanged and sources_available(all_sources(recipe.data), folder=folder)
     except TunesmithError:
         return False
 

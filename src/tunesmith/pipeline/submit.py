@@ -15,6 +15,7 @@ from tunesmith.fetch.reference import resolve_base
 from tunesmith.pipeline.runner import check_prerequisites, finished_stages
 from tunesmith.pipeline.runs import OpenedRun
 from tunesmith.pipeline.stage_state import wanted_stages
+from tunesmith.recipe.held_out import all_sources
 from tunesmith.recipe.schema import Recipe
 from tunesmith.slurm import client
 from tunesmith.slurm.jobs import StageJob, exit_code_path, read_jobs, script_path, write_jobs
@@ -64,7 +65,7 @@ def fetch_inputs(recipe: Recipe, run: RunDir) -> None:
     """
     resolve_base(run, recipe.model.base)
     if run.manifest(PREPARE.name) is None:
-        cache_datasets(recipe.data.source, folder=run.recipe_folder)
+        cache_datasets(all_sources(recipe.data), folder=run.recipe_folder)
 
 
 def batch_scripts(recipe: Recipe, run: RunDir, stages: Sequence[Stage]) -> list[tuple[Job, str]]:

@@ -14,7 +14,7 @@ UNKNOWN_SOURCE = FileSource(file="none")
 
 def dump_data(data: Data) -> dict[str, Any]:
     """Return the record of a `data` section, as JSON values."""
-    return data.model_dump(mode="json", exclude={"source", "split"})
+    return data.model_dump(mode="json", exclude={"source", "valid", "test", "split"})
 
 
 def load_data(record: Mapping[str, Any]) -> Data:

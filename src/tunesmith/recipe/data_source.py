@@ -1,4 +1,4 @@
-"""The sections `data.source` and `data.filters`: the sources of rows, and rules that leave rows out."""
+"""The sections `data.source`, `data.valid`, `data.test` and `data.filters`: sources of rows, and rules for rows."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -6,7 +6,7 @@ import regex
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from tunesmith.core.errors import RecipeError
-from tunesmith.recipe.base import NonEmptyStrings, Section, checked_by, setting_error
+from tunesmith.recipe.base import Fraction, NonEmptyStrings, Section, checked_by, setting_error
 
 
 def _check_pattern(pattern: str) -> None:
@@ -66,6 +66,8 @@ class GeneratedSource(SourceBase):
 def _source_kind(value: Any) -> str | None:
     if isinstance(value, list | tuple):
         return "list"
+    if isinstance(value, int | float):
+        return "fraction"
     keys = value if isinstance(value, dict) else vars(value) if isinstance(value, Section) else {}
     return next((key for key in ("file", "hub", "generated") if key in keys), None)
 
@@ -87,6 +89,21 @@ _Source = (
 )
 Source = Annotated[_Source, _by_kind]
 Sources = Annotated[_Source | Annotated[tuple[Source, ...], AfterValidator(_check_not_empty), Tag("list")], _by_kind]
+
+
+HeldOut = Annotated[
+    Annotated[Fraction, Tag("fraction")]
+    | Annotated[FileSource, Tag("file")]
+    | Annotated[HubSource, Tag("hub")]
+    | Annotated[GeneratedSource, Tag("generated")]
+    | Annotated[tuple[Source, ...], AfterValidator(_check_not_empty), Tag("list")],
+    Discriminator(
+        _source_kind,
+        custom_error_type="missing-key",
+        custom_error_message="must be a fraction or have one of the keys `file`, `hub`, `generated`",
+    ),
+]
+"""Where validation or test rows come from: a fraction of the rows of `data.source`, or sources of their own."""
 
 
 class Filter(Section):

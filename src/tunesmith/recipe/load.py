@@ -325,8 +325,13 @@ def _key_hint(path: KeyPath, known: Sequence[str]) -> str:
     key = ".".join(str(part) for part in path if not isinstance(part, int))
     elsewhere = [other for other in list_key_paths() if other.rpartition(".")[2] == path[-1]]
     if elsewhere and key not in elsewhere:  # else it is a key of another kind of this section
-        return f"did you mean {' or '.join(f'`{other}`' for other in elsewhere[:3])}?"
+        first = [other for other in elsewhere if not other.startswith(_LIKE_SOURCE)] or elsewhere
+        return f"did you mean {' or '.join(f'`{other}`' for other in first[:3])}?"
     return did_you_mean(str(path[-1]), known, cutoff=0.5)
+
+
+_LIKE_SOURCE = ("data.valid.", "data.test.")
+"""Sections with the keys of `data.source`, which is suggested instead."""
 
 
 @cache

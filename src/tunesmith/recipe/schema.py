@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from tunesmith.recipe.base import Fraction, Section, checked_by, setting_error
-from tunesmith.recipe.data_source import Filter, Sources
+from tunesmith.recipe.data_source import Filter, HeldOut, Sources
 from tunesmith.recipe.launch import Launch, LocalLaunch, SlurmLaunch, TorchrunLaunch
 from tunesmith.recipe.template import PromptTemplate, Template
 from tunesmith.recipe.tuning import Tuning
@@ -65,6 +65,16 @@ class DataBase(Section):
     """Keys that all tasks share."""
 
     source: Sources = Field(description="Where the rows come from; a list mixes several sources.")
+    valid: HeldOut | None = Field(
+        None,
+        description="Where the validation rows come from: a source of their own, with the keys of `source`, such as "
+        "the dataset's own file or split; or a fraction of the rows of `source`, short for `split.valid`.",
+    )
+    test: HeldOut | None = Field(
+        None,
+        description="Where the test rows come from: a source of their own, with the keys of `source`, such as the "
+        "official test set; or a fraction of the rows of `source`, short for `split.test`.",
+    )
     filters: tuple[Filter, ...] = Field((), description="Rules for rows; a row that breaks one is left out.")
     split: Split = Field(Split(), description="How rows are divided into train, valid and test.")
     train_rows: int | float | None = Field(
@@ -86,6 +96,17 @@ class DataBase(Section):
         "`task: text`, `split` it into blocks, so that every token is trained on.",
     )
     max_dropped_fraction: Fraction = Field(0.01, description="Stop if a larger fraction of the rows is dropped.")
+
+    @model_validator(mode="after")
+    def _check_held_out(self) -> Self:
+        for name in ("valid", "test"):
+            if getattr(self, name) is None:
+                continue
+            if getattr(self.split, name) != Split.model_fields[name].default:
+                raise setting_error("contradiction", f"`{name}` and `split.{name}` both decide the {name} rows")
+            if self.split.column is not None:
+                raise setting_error("contradiction", f"`split.column` and `{name}` both decide the {name} rows")
+        return self
 
     @field_validator("train_rows")
     @classmethod

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from tunesmith.core.errors import RecipeError
 from tunesmith.recipe.base import message_and_code
+from tunesmith.recipe.held_out import fraction, has_rows, own_source
 from tunesmith.recipe.launch import world_size_of
 from tunesmith.recipe.schema import Recipe
 from tunesmith.recipe.tuning import FullTuning, Quantization
@@ -93,15 +94,22 @@ def _validation_contradictions(recipe: Recipe) -> Iterator[Mistake]:
 
 
 def _split_contradictions(recipe: Recipe) -> Iterator[Mistake]:
-    split, train = recipe.data.split, recipe.train
-    if split.column is not None:
+    data, train = recipe.data, recipe.train
+    for name in ("valid", "test"):
+        own = own_source(data, name)
+        if any(source.weight != 1 for source in (own if isinstance(own, tuple) else (own,)) if source is not None):
+            yield Mistake(("data", name), f"`weight` has no effect on {name} rows, which are used once each")
+    if data.split.column is not None:
         return
-    if split.test == 0:
+    if not has_rows(data, "test"):
         message = "must be above 0, because the verdict needs rows that training never used"
-        yield Mistake(("data", "split", "test"), message, "contradiction")
-    if split.valid == 0:
+        path = ("data", "split", "test") if data.test is None else ("data", "test")
+        yield Mistake(path, message, "contradiction")
+    elif fraction(data, "valid") + fraction(data, "test") >= 1:
+        yield Mistake(("data",), "`valid` and `test` leave no rows to train on", "contradiction")
+    if not has_rows(data, "valid"):
         for key in train.changed("valid_every_steps", "valid_loss_rows", "valid_metrics", "select_best_by"):
-            yield Mistake(("train", key), "has no effect if data.split.valid is 0")
+            yield Mistake(("train", key), "has no effect without validation rows (data.split.valid is 0)")
 
 
 def _launch_contradictions(recipe: Recipe) -> Iterator[Mistake]:

@@ -12,6 +12,7 @@ from tunesmith.core.progress import log
 from tunesmith.core.rundir import RunDir
 from tunesmith.pipeline.runs import OpenedRun, open_run
 from tunesmith.pipeline.submit import fetch_inputs, refuse_if_queued
+from tunesmith.recipe.held_out import all_sources
 from tunesmith.recipe.launch import SlurmLaunch, world_size_of
 from tunesmith.recipe.load import load_recipe
 from tunesmith.recipe.schema import Recipe
@@ -80,7 +81,7 @@ def _with_distinct_inputs(trials: Iterable[OpenedRun]) -> Iterable[OpenedRun]:
     """Return one trial for each pair of base and unprepared source."""
     distinct: dict[tuple[str, str], OpenedRun] = {}
     for trial in trials:
-        source = str(trial.recipe.data.source) if trial.run.manifest("prepare") is None else ""
+        source = str(all_sources(trial.recipe.data)) if trial.run.manifest("prepare") is None else ""
         distinct[trial.recipe.model.base, source] = trial
     return distinct.values()
 
