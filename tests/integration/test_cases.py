@@ -29,9 +29,10 @@ PLANNED = [
     Case("R02b a filter on a key left out", 0, ("filtered 20",), {
         "data.filters": [{"column": "n", "equals": "x"}], "data.split": {"valid": 0, "test": 0.4},
     }, table(n=half(..., "x"))),
-    Case("R03 ShareGPT", 3, ("ShareGPT", "role"), MESSAGES,
-         [{"m": [{"from": "human", "value": "x"}, {"from": "gpt", "value": "y"}]}] * 40),
-    Case("R03 ShareGPT in another column", 3, ("ShareGPT", "messages: talk"), MESSAGES,
+    Case("R03 ShareGPT", 0, (), MESSAGES,
+         [{"m": [{"from": "human", "value": f"x {i}"}, {"from": "gpt", "value": "y"}]} for i in range(40)],
+         trained="y<|im_end|>"),
+    Case("R03 ShareGPT in another column", 3, ("messages: talk",), MESSAGES,
          [{"talk": [{"from": "human", "value": "x"}, {"from": "gpt", "value": "y"}]}] * 40),
     Case("R04 content in parts", 3, ("is a list",), MESSAGES, chats([{"type": "text", "text": "x"}], "y")),
     Case("R04 content that is a number", 3, ("is a number",), MESSAGES, chats(5, "y")),

@@ -22,7 +22,7 @@ from tunesmith.data.local_files import (
 from tunesmith.recipe.data_source import FileSource, HubSource, Source, Sources
 from tunesmith.recipe.held_out import own_source
 from tunesmith.recipe.schema import DataBase
-from tunesmith.tasks.messages import SHAREGPT_ROLES
+from tunesmith.tasks.messages import is_message
 
 _JSON_PROBE_ROWS = 1000
 """A column that is absent from this many first rows of a JSON file is missing; writers of JSON omit empty values."""
@@ -241,13 +241,8 @@ def _recognize_row_format(values: Mapping[str, Any]) -> str | None:
     """Return a hint with the name of a row's format and the settings that read it; None if it is unknown."""
     for column, value in values.items():
         first = value[0] if isinstance(value, list) and value else None
-        if isinstance(first, dict) and {"from", "value"} <= first.keys():
-            return (
-                f"`{column}` has ShareGPT messages {{from, value}}: convert each to {{role, content}} "
-                f"({SHAREGPT_ROLES}), then write `messages: {column}`"
-            )
-        if isinstance(first, dict) and {"role", "content"} <= first.keys():
-            return f"`{column}` has messages in OpenAI's format: write `task: chat` and `messages: {column}`"
+        if is_message(first):
+            return f"`{column}` has messages: write `task: chat` and `messages: {column}`"
     for columns, name, settings in _ROW_FORMATS:
         if set(columns) <= values.keys() and all(isinstance(values[column], str) for column in columns):
             return f"these are {name}: write {settings}"

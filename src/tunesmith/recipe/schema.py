@@ -153,7 +153,14 @@ class ChatData(DataBase):
     task: Literal["chat"]
     prompt: PromptTemplate | None = Field(None, description="Template of the user's turn; `{column?}` may be empty.")
     response: PromptTemplate | None = Field(None, description="Template of the assistant's turn.")
-    messages: str | None = Field(None, description="Column of lists of {role, content}, instead of templates.")
+    messages: str | None = Field(
+        None, description="Column of lists of {role, content} or, as ShareGPT has them, {from, value}; no templates."
+    )
+    roles: dict[str, Literal["system", "user", "assistant", "tool"]] = Field(
+        {},
+        description="Unusual names of roles in `messages`, such as {customer: user, agent: assistant}. `human`, `gpt`, "
+        "`model`, `bot`, `observation` and other usual names are known.",
+    )
     system: Template | None = Field(None, description="Template of a system turn; no turn for rows where it is empty.")
     train_on: Literal["all", "last"] = Field("all", description="Train on all turns of the assistant, or on the last.")
 
@@ -164,6 +171,8 @@ class ChatData(DataBase):
             raise setting_error("missing-key", "give `prompt` and `response`, or `messages`")
         if self.messages is not None and (self.prompt is not None or self.response is not None):
             raise setting_error("contradiction", "`messages` holds all turns; remove `prompt` and `response`")
+        if pair and self.roles:
+            raise setting_error("no-effect", "`roles` has no effect without `messages`; remove it")
         if pair and self.train_on == "last":
             raise setting_error("no-effect", "`train_on` has no effect on one pair of turns; remove it")
         return self

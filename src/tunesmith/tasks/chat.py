@@ -85,7 +85,7 @@ class ChatTask(Task):
             templates: the template of each role's turn, if the recipe names no column of messages.
         """
         if self._data.messages:
-            turns = parse_messages(row, self._data.messages)
+            turns = parse_messages(row, self._data.messages, self._data.roles)
         else:
             texts = {role: fill_required(template or "", row) for role, template in templates.items()}
             turns = [Turn(role, text, trained=role == "assistant") for role, text in texts.items()]

@@ -1,4 +1,7 @@
-"""Read a row's messages. Keys of a message are used, or ignored because they hold no text; any other drops the row."""
+"""Read a row's messages: {role, content} as OpenAI writes them, or {from, value} as ShareGPT does.
+
+Keys of a message are used, or ignored because they hold no text; any other drops the row.
+"""
 
 import ast
 import json
@@ -14,16 +17,27 @@ ROLES = ("system", "user", "assistant", "tool")
 _IGNORED_KEYS = ("id", "message_id", "uuid", "index", "timestamp", "created", "created_at")
 # Keys that include or exclude a turn from training, with their two values: OpenAI's, and another common one.
 _TRAIN_KEYS = {"weight": (0, 1), "train": (False, True)}
-SHAREGPT_ROLES = "human -> user, gpt -> assistant, system -> system"
+_ROLE_KEYS = ("role", "from")
+_CONTENT_KEYS = ("content", "value", "text")
+# Names of roles in published conversations, in lower case: those that Axolotl and LLaMA-Factory know, and those of the
+# OpenAssistant and LMSYS data.
+_ROLE_NAMES = {
+    **dict.fromkeys(("human", "prompter"), "user"),
+    **dict.fromkeys(("gpt", "chatgpt", "bing", "bard", "model", "bot"), "assistant"),
+    **dict.fromkeys(("observation", "function_response", "tool_response", "tool_result", "function"), "tool"),
+}
 _PYTHON_HINT = "it is Python's notation instead of JSON: write the column with json.dumps"
 _problem = partial(RowProblem, code="wrong-messages")
-_LIST_HINT = "give a list of {role, content}; in CSV, as JSON text"
+_LIST_HINT = "give a list of {role, content} or {from, value}; in CSV, as JSON text"
 
 
-def parse_messages(row: Mapping[str, Any], column: str) -> list[Turn]:
+def parse_messages(row: Mapping[str, Any], column: str, roles: Mapping[str, str]) -> list[Turn]:
     """Return the turns of a cell, which holds a list of messages or its JSON text. Empty system turns are left out.
 
     All answers of the assistant are trained, except those that the row excludes.
+
+    Args:
+        roles: names of roles that the rows use, and which of ROLES each is; the usual names are known.
 
     Raises:
         RowProblem, MissingColumn: as `Task.parse`.
@@ -40,7 +54,7 @@ def parse_messages(row: Mapping[str, Any], column: str) -> list[Turn]:
             raise _wrong_cell(column, _text_hint(value)) from None
     if not isinstance(value, list):
         raise _wrong_cell(column, _object_hint(value) if isinstance(value, dict) else _LIST_HINT)
-    turns = (_parse_message(message, number) for number, message in enumerate(value, 1))
+    turns = (_parse_message(message, number, roles) for number, message in enumerate(value, 1))
     return [turn for turn in turns if turn.role != "system" or turn.text.strip()]
 
 
@@ -62,23 +76,23 @@ def _object_hint(value: dict[str, Any]) -> str:
     return f"{hint}: use its `{inner}` as the column" if inner else hint
 
 
-def _parse_message(message: Any, number: int) -> Turn:
+def is_message(value: Any) -> bool:
+    """Return whether a value has the keys of a message."""
+    return isinstance(value, dict) and all(_key_of(value, names) for names in (_ROLE_KEYS, _CONTENT_KEYS))
+
+
+def _parse_message(message: Any, number: int, roles: Mapping[str, str]) -> Turn:
     where = f"message {number}"
     if not isinstance(message, dict):
         raise _problem(f"a message is {_type_name(message)}, not {{role, content}}", where)
-    if "from" in message and "value" in message:
-        hint = f"this is ShareGPT's format: write `from` as `role` ({SHAREGPT_ROLES}) and `value` as `content`"
-        raise _problem("a message is {from, value}, not {role, content}", where, hint=hint)
-    for key in _lost_keys(message) if "role" in message else ():
+    role_key, content_key = _key_of(message, _ROLE_KEYS), _key_of(message, _CONTENT_KEYS)
+    for key in _lost_keys(message, role_key, content_key) if role_key else ():
         hint = f"move its text to `content`, or remove `{key}`"
         raise _problem(f"a message has `{key}`, which would be lost", where, hint=hint)
-    if "role" not in message or "content" not in message:
+    if not role_key or not content_key:
         keys = f"{where} has {', '.join(map(str, message)) or 'no keys'}"
-        raise _problem("a message is not {role, content}", keys)
-    role, content = message["role"], message["content"]
-    if role not in ROLES:
-        detail = f"{role!r} is not one of {', '.join(ROLES)}"
-        raise RowProblem("a message has an unknown role", detail, code="unknown-role")
+        raise _problem("a message is neither {role, content} nor {from, value}", keys)
+    role, content = _role(message[role_key], roles), message[content_key]
     if not isinstance(content, str) and content is not None:
         hint = "join the texts of its parts; images and audio are not supported" if isinstance(content, list) else ""
         reason = f"the content of a message is {_type_name(content)}, not text"
@@ -88,9 +102,27 @@ def _parse_message(message: Any, number: int) -> Turn:
     return Turn(role, content or "", _is_trained(message, role, where))
 
 
-def _lost_keys(message: dict[str, Any]) -> Iterator[str]:
+def _key_of(message: dict[str, Any], names: tuple[str, ...]) -> str:
+    """Return the first of the names under which a message has a value, or else has null; empty if it has none."""
+    present = [name for name in names if name in message]
+    return next((name for name in present if message[name] is not None), next(iter(present), ""))
+
+
+def _role(name: Any, roles: Mapping[str, str]) -> str:
+    """Return the role that a row calls `name`; raise RowProblem if it is unknown."""
+    folded = name.strip().lower() if isinstance(name, str) else ""
+    role = roles.get(name) if isinstance(name, str) else None
+    role = role or _ROLE_NAMES.get(folded, folded)
+    if role not in ROLES:
+        hint = f"say what it is with `data.roles`, such as {{{name}: user}}" if folded else ""
+        detail = f"{name!r} is not one of {', '.join(ROLES)}"
+        raise RowProblem("a message has an unknown role", detail, code="unknown-role", hint=hint)
+    return role
+
+
+def _lost_keys(message: dict[str, Any], role_key: str, content_key: str) -> Iterator[str]:
     """Yield the keys whose values no template would write."""
-    known = ("role", "content", *_TRAIN_KEYS, *_IGNORED_KEYS)
+    known = (role_key, content_key, *_TRAIN_KEYS, *_IGNORED_KEYS)
     return (key for key, value in message.items() if key not in known and value not in (None, "", [], {}, False))
 
 

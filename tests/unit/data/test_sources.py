@@ -146,7 +146,7 @@ def test_missing_column_of_a_long_file_is_reported_early(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        ({"conversations": [{"from": "human", "value": "x"}]}, "ShareGPT.*human -> user.*messages: conversations"),
+        ({"conversations": [{"from": "human", "value": "x"}]}, "`messages: conversations`"),
         ({"dialog": [{"role": "user", "content": "x"}]}, "`messages: dialog`"),
         ({"instruction": "x", "input": "", "output": "y"}, r"Alpaca.*\{instruction\}.*\{input\?\}"),
         ({"prompt": "x", "chosen": "y", "rejected": "z"}, "preference pairs"),

@@ -37,7 +37,10 @@ def test_turns_after_the_last_answer_are_left_out(chatml: Family) -> None:
         ([], "no-answer", ""),
         ([{"role": "user", "content": "x"}], "no-answer", ""),
         (["user"], "wrong-messages", "message 1"),
-        ([{"from": "human", "value": "x"}], "wrong-messages", "{from, value}"),
+        ([{"from": "human"}], "wrong-messages", "message 1 has from"),
+        ([{"from": "narrator", "value": "x"}], "unknown-role", "narrator"),
+        ([{"from": "human", "value": "x", "content": "y"}], "wrong-messages", "`value`"),
+        ([{"role": "user", "from": "Ann", "content": "y"}], "wrong-messages", "`from`"),
         ([{"speaker": "a", "text": "x"}], "wrong-messages", "message 1 has speaker, text"),
         ([{"role": "user"}], "wrong-messages", "message 1 has role"),
         ([{"role": "user", "content": None}], "wrong-messages", "message 1"),
@@ -70,6 +73,30 @@ def test_messages_may_be_json_and_have_unused_empty_keys(chatml: Family) -> None
     ]
     task = chatml.task(messages="m")
     assert task.parse({"m": json.dumps(messages)}) == task.parse({"m": messages}) == conversation("x", "y")
+
+
+@pytest.mark.parametrize("name", ["gpt", "GPT", "chatgpt", "bing", "model", "bot", "assistant"])
+@pytest.mark.parametrize(("role", "content"), [("from", "value"), ("role", "text"), ("from", "content")])
+def test_sharegpt_messages_are_the_same_turns(chatml: Family, name: str, role: str, content: str) -> None:
+    messages = [{role: "human", content: "x"}, {role: name, content: "y", "role" if role == "from" else "from": None}]
+    task = chatml.task(messages="m")
+    assert task.parse({"m": messages}) == conversation("x", "y")
+
+
+def test_names_of_tools_and_system_are_known(chatml: Family) -> None:
+    names = ("system", "human", "gpt", "observation", "function_response", "tool", "gpt")
+    messages = [{"from": name, "value": name} for name in names]
+    roles = [turn.role for turn in chatml.task(messages="m").parse({"m": messages})]
+    assert roles == ["system", "user", "assistant", "tool", "tool", "tool", "assistant"]
+
+
+def test_roles_of_the_recipe_come_first(chatml: Family) -> None:
+    messages = [{"from": "Customer", "value": "x"}, {"from": "human", "value": "y"}]
+    task = chatml.task(messages="m", roles={"Customer": "user", "human": "assistant"})
+    assert task.parse({"m": messages}) == conversation("x", "y")
+    with row_problem("unknown-role", "customer") as caught:
+        task.parse({"m": [{"from": "customer", "value": "x"}]})
+    assert "data.roles" in caught.value.hint
 
 
 @pytest.mark.parametrize("key", [{"weight": 0}, {"train": False}, {"weight": JsonNumber("0.0")}])
