@@ -105,6 +105,7 @@ _LATE: dict[str, tuple[str, ...]] = {
     "scoring/sql_execution.py _check_database": (_REHEARSED,) * 2,
     "scoring/sql_execution.py _score": (_REHEARSED,),
     "scoring/json_metrics.py _reference_leaves": (_REHEARSED,),
+    "scoring/tool_calls.py _reference_calls": (_REHEARSED,),
     "scoring/metrics.py _check_rows": (_ARGUMENTS,) * 4,
     "scoring/metrics.py execution": ("plan tunesmith.recipe.validation:find_contradictions",),
     "scoring/metrics.py expand_metrics": ("plan tunesmith.recipe.validation:find_contradictions",),

@@ -123,6 +123,7 @@ ERROR_CODES = {
     "unreadable-database": "The SQLite file for `execution` is missing, is not a database, or is incomplete.",
     "reference-query-failed": "A reference query does not run, or its result is too large.",
     "reference-not-json": "A reference for `json_field_f1` is not JSON.",
+    "reference-not-tool-call": "A reference for a metric of tool calls has no tool call that can be read.",
     "sql-worker": "The process that runs SQL for `execution` did not start.",
     "unscorable-references": "On more than half of the rows, the primary metric is 0 even for the right answer.",
     "unequal-lengths": "Predictions, references, scores or weights have different lengths.",

@@ -23,7 +23,7 @@ from tunesmith.scoring.metrics import answer_metrics, score
 from tunesmith.tasks.base import Task
 
 # The built-in metrics that reject some references. The others accept any text, so a few rows suffice to test them.
-_CAN_REJECT = ("json_field_f1", "execution")
+_CAN_REJECT = ("json_field_f1", "tool_call", "tool_call_name", "tool_call_f1", "execution")
 _FIRST_BATCH, _MAX_BATCH = 8, 256
 _CUSTOM_METRIC_SECONDS = 5.0
 _REFERENCE_INDEX = re.compile(r"references\[(\d+)\]")

@@ -247,9 +247,9 @@ class Evaluate(Section):
     metrics: tuple[str, ...] = Field(
         min_length=1,
         description="Metrics to measure: rouge1, rouge2, ..., rougeL, rougeLsum, `rouge` for these four, rougeW, "
-        "rougeS, rougeSU, exact_match, bleu, chrf, execution, json_valid, json_field_f1, perplexity, token_accuracy, "
-        "or `module:function` for a function of yours, in a file next to the recipe or in an installed package. See "
-        "docs/metrics.md.",
+        "rougeS, rougeSU, exact_match, bleu, chrf, execution, json_valid, json_field_f1, tool_call, tool_call_name, "
+        "tool_call_f1, perplexity, token_accuracy, or `module:function` for a function of yours, in a file next to the "
+        "recipe or in an installed package. See docs/metrics.md.",
     )
     primary: str = Field(description="The metric that decides the verdict.")
     rows: int = Field(200, ge=1, description="Number of test rows, chosen by hash.")

@@ -45,22 +45,29 @@ def _reference_leaves(reference: str, row: int) -> set[Leaf]:
 def _parse_leaves(text: str) -> set[Leaf] | None:
     """Return the leaves of a JSON text, None if it is not JSON."""
     try:
-        return set(_iterate_leaves(json.loads(text, parse_constant=_refuse_constant), ()))
+        return set(iterate_leaves(parse_json(text)))
     except (ValueError, RecursionError):
         return None
 
 
-def _refuse_constant(word: str) -> float:
+def parse_json(text: str) -> Any:
+    """Parse JSON (RFC 8259); raise ValueError, also for NaN and Infinity, or RecursionError."""
+    return json.loads(text, parse_constant=refuse_constant)
+
+
+def refuse_constant(word: str) -> float:
+    """Raise ValueError: the argument `parse_constant` of a strict parser."""
     raise ValueError(f"{word} is not JSON")  # NaN and Infinity, which Python's parser accepts
 
 
-def _iterate_leaves(value: Any, path: tuple[str | int, ...]) -> Iterator[Leaf]:
+def iterate_leaves(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[Leaf]:
+    """Yield the leaves of a JSON value: its scalars, and its empty objects and lists. 1 equals 1.0, but not true."""
     if isinstance(value, dict) and value:
         for key, child in value.items():
-            yield from _iterate_leaves(child, (*path, key))
+            yield from iterate_leaves(child, (*path, key))
     elif isinstance(value, list) and value:
         for index, child in enumerate(value):
-            yield from _iterate_leaves(child, (*path, index))
+            yield from iterate_leaves(child, (*path, index))
     elif isinstance(value, dict | list):
         yield path, type(value).__name__, None
     else:

@@ -16,6 +16,7 @@ from tunesmith.scoring.custom import custom_metrics, is_custom
 from tunesmith.scoring.json_metrics import json_field_f1, json_valid
 from tunesmith.scoring.metric import Likelihood, Metric, References, Score
 from tunesmith.scoring.rouge import ROUGE_NAMES, is_rouge, rouge
+from tunesmith.scoring.tool_calls import tool_call, tool_call_f1, tool_call_name
 from tunesmith.scoring.word_tokenizer import is_non_latin, space_words
 
 # The direction of a metric of another tool, by the end of its name: `eval_loss`, `word_error_rate`.
@@ -199,6 +200,9 @@ METRICS = {
         Metric("execution", "execution accuracy", execution),
         Metric("json_valid", "valid JSON", json_valid),
         Metric("json_field_f1", "JSON field F1", json_field_f1),
+        Metric("tool_call", "tool calls", tool_call),
+        Metric("tool_call_name", "tool names", tool_call_name),
+        Metric("tool_call_f1", "tool argument F1", tool_call_f1),
         Metric(
             "perplexity", "perplexity", likelihood=Likelihood("log_likelihood", _perplexity),
             higher_is_better=False, is_share=False,

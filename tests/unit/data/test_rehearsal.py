@@ -42,6 +42,15 @@ def test_reference_that_is_not_json_is_reported_with_its_line(tmp_path: Path, ti
     assert not (tmp_path / "run" / "prepare").exists(), "a corrected row needs a new `prepare`"
 
 
+@pytest.mark.parametrize("metric", ["tool_call", "tool_call_name", "tool_call_f1"])
+def test_reference_without_a_tool_call_is_reported_with_its_line(tmp_path: Path, tiny: Path, metric: str) -> None:
+    answers = ['{"name": "f", "arguments": {}}'] * 9 + ["It is noon."]
+    path = _write(tmp_path, tiny, answers, metric)
+    for command in _commands(tmp_path):
+        with raises(DataError, "reference-not-tool-call", "noon", where="rows.jsonl:16"):
+            command(path)
+
+
 def test_reference_query_that_fails_is_reported_with_its_line(tmp_path: Path, tiny: Path) -> None:
     with sqlite3.connect(tmp_path / "shop.sqlite") as database:
         database.execute("CREATE TABLE items (name TEXT)")
