@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tunesmith.scoring.verdict import paired_verdict
     from tunesmith.sweep.run import run_sweep
 
-_HOMES = {
+HOMES = {
     "AdapterSet": "tunesmith.model.adapter_set",
     "Chatter": "tunesmith.inference.chatter",
     "Comparison": "tunesmith.core.verdict",
@@ -51,6 +51,6 @@ def __getattr__(name: str) -> Any:
     """Import a public name when it is first used, so that `import tunesmith` costs nothing."""
     if name == "__version__":
         return metadata.version("tunesmith")
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
+    if name in HOMES:
+        return getattr(import_module(HOMES[name]), name)
     raise AttributeError(f"module 'tunesmith' has no attribute {name!r}")
