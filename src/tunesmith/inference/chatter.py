@@ -17,7 +17,7 @@ from tunesmith.model.adapter_set import AdapterSet
 from tunesmith.model.adapters import open_model
 from tunesmith.model.load import ComputeConfig, choose_compute, max_positions
 from tunesmith.model.quantization import trained_quantization
-from tunesmith.recipe.columns import optional_columns
+from tunesmith.recipe.columns import message_columns, optional_columns
 from tunesmith.recipe.data_record import UNKNOWN_SOURCE, load_data
 from tunesmith.recipe.schema import ChatData, CompletionData, Seq2SeqData, TextData
 from tunesmith.recipe.template import columns_in
@@ -99,8 +99,8 @@ class Chatter:
         """Return the turns with `text` as the prompt; raise RecipeError if it cannot fill exactly one column."""
         if isinstance(self.data, TextData):
             return self.task.user_turn(text)
-        if isinstance(self.data, ChatData) and self.data.messages:
-            return self.turns_of_row({**self.row, self.data.messages: [{"role": "user", "content": text}]})
+        if columns := message_columns(self.data):
+            return self.turns_of_row({**self.row, columns[0]: [{"role": "user", "content": text}]})
         optional = optional_columns(self.data)
         unfilled = [name for name in self.columns if name not in self.row and name not in optional]
         if len(unfilled) != 1:
@@ -214,7 +214,7 @@ def open_chatter(
         data = data.model_copy(update={"system": None})
     task = task_for(data, tokenizer)
     chatter = Chatter(None, task, data, tokenizer, is_trained, system, row, recorded=recorded_options(folder))
-    known = (*chatter.columns, *([data.messages] if isinstance(data, ChatData) and data.messages else []))
+    known = (*chatter.columns, *message_columns(data))
     if unused := [name for name in chatter.row if name not in known]:
         hint = f"its columns are {_listed(known)}" if is_trained and known else "it has no columns; use --prompt TEXT"
         raise RecipeError(f"the model's prompt has no column {_listed(unused)}", code="prompt-columns", hint=hint)

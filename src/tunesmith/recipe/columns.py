@@ -20,6 +20,12 @@ def response_columns(data: Data) -> tuple[str, ...]:
     return ()
 
 
+def message_columns(data: Data) -> tuple[str, ...]:
+    """Return the columns of messages, in the order in which they are read."""
+    messages = data.messages if isinstance(data, ChatData) else None
+    return () if messages is None else (messages,) if isinstance(messages, str) else messages
+
+
 def optional_columns(data: Data) -> frozenset[str]:
     """Return the columns that may be empty: those that every template writes as `{name?}`."""
     pieces = [piece for template in _templates(data) for piece in parse_template(template)]
@@ -30,8 +36,7 @@ def optional_columns(data: Data) -> frozenset[str]:
 def required_columns(data: Data) -> tuple[str, ...]:
     """Return the columns that every usable row has: of templates, messages, filters and the split."""
     columns = [*prompt_columns(data), *response_columns(data), *(rule.column for rule in data.filters)]
-    messages = data.messages if isinstance(data, ChatData) else None
-    columns += [column for column in (messages, data.split.by, data.split.column) if column is not None]
+    columns += [*message_columns(data), *(name for name in (data.split.by, data.split.column) if name is not None)]
     optional = optional_columns(data)
     return tuple(column for column in dict.fromkeys(columns) if column not in optional)
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from tunesmith.recipe.base import Fraction, Section, checked_by, setting_error
+from tunesmith.recipe.base import Fraction, NonEmptyStrings, Section, checked_by, setting_error
 from tunesmith.recipe.data_source import Filter, HeldOut, Sources
 from tunesmith.recipe.launch import Launch, LocalLaunch, SlurmLaunch, TorchrunLaunch
 from tunesmith.recipe.template import PromptTemplate, Template
@@ -153,8 +153,11 @@ class ChatData(DataBase):
     task: Literal["chat"]
     prompt: PromptTemplate | None = Field(None, description="Template of the user's turn; `{column?}` may be empty.")
     response: PromptTemplate | None = Field(None, description="Template of the assistant's turn.")
-    messages: str | None = Field(
-        None, description="Column of lists of {role, content} or, as ShareGPT has them, {from, value}; no templates."
+    messages: str | NonEmptyStrings | None = Field(
+        None,
+        description="Column of lists of {role, content} or, as ShareGPT has them, {from, value}; no templates. Several "
+        "columns, such as [prompt, completion], are read one after the other, and only answers of the last are trained "
+        "on.",
     )
     roles: dict[str, Literal["system", "user", "assistant", "tool"]] = Field(
         {},

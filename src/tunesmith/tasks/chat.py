@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 from tunesmith.core.errors import DataError, RecipeError
 from tunesmith.core.records import TokenizedExample, Turn
+from tunesmith.recipe.columns import message_columns
 from tunesmith.recipe.schema import ChatData
 from tunesmith.recipe.template import columns_in
 from tunesmith.tasks.base import RowProblem, Task, fill_required, fill_single_column, fill_template
@@ -85,7 +86,7 @@ class ChatTask(Task):
             templates: the template of each role's turn, if the recipe names no column of messages.
         """
         if self._data.messages:
-            turns = parse_messages(row, self._data.messages, self._data.roles)
+            turns = self._read_messages(row, needs_answer="assistant" in templates)
         else:
             texts = {role: fill_required(template or "", row) for role, template in templates.items()}
             turns = [Turn(role, text, trained=role == "assistant") for role, text in texts.items()]
@@ -95,6 +96,15 @@ class ChatTask(Task):
         if turns and turns[0].role == "system":
             raise RowProblem("both the row and the recipe have a system turn", code="wrong-messages")
         return [Turn("system", system, trained=False), *turns]
+
+    def _read_messages(self, row: Mapping[str, Any], *, needs_answer: bool) -> list[Turn]:
+        """Return the turns of all columns of messages; only answers of the last column are trained."""
+        turns: list[Turn] = []
+        for index, column in enumerate(message_columns(self._data)):
+            if index == 0 or needs_answer or row.get(column) is not None:
+                turns = [replace(turn, trained=False) for turn in turns]
+                turns += parse_messages(row, column, self._data.roles)
+        return turns
 
     def render(self, turns: Sequence[Turn], example_id: str = "") -> TokenizedExample:
         """Tokenize a conversation; raise RowProblem if the trained ids do not decode to the answers."""

@@ -93,6 +93,13 @@ def test_an_unknown_column_is_refused(tuned: Tuned, data: dict[str, Any], row: d
         open_chatter(tuned(data), row=row)
 
 
+def test_a_text_is_the_first_of_several_columns_of_messages(tuned: Tuned) -> None:
+    chatter = open_chatter(tuned({**MESSAGES, "messages": ["prompt", "completion"]}))
+    assert [(turn.role, turn.text) for turn in chatter.turns_of_text("hi")] == [("user", "hi")]
+    with raises(RecipeError, "prompt-columns", "`prompt`"):
+        chatter.turns_of_row({"completion": []})
+
+
 def test_messages_are_prompted_up_to_the_last_answer(tuned: Tuned) -> None:
     chatter = open_chatter(tuned(MESSAGES))
     turns = [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]

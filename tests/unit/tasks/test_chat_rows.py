@@ -1,6 +1,7 @@
 """The rows of the chat task: columns and messages become turns, and a malformed row is a problem of that row."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -88,6 +89,17 @@ def test_names_of_tools_and_system_are_known(chatml: Family) -> None:
     messages = [{"from": name, "value": name} for name in names]
     roles = [turn.role for turn in chatml.task(messages="m").parse({"m": messages})]
     assert roles == ["system", "user", "assistant", "tool", "tool", "tool", "assistant"]
+
+
+def test_columns_of_messages_are_one_conversation(chatml: Family) -> None:
+    turns = [{"role": role, "content": text} for role, text in zip(("user", "assistant") * 2, "abcd", strict=True)]
+    task, row = chatml.task(messages=["prompt", "completion"]), {"prompt": turns[:3], "completion": turns[3:]}
+    context = tuple(replace(turn, trained=False) for turn in conversation("a", "b", "c"))
+    assert task.parse(row) == (*context, Turn("assistant", "d", trained=True)), "answers of the prompt are context"
+    assert task.prompt_turns(row) == task.prompt_turns({"prompt": turns[:3]}) == context
+    with pytest.raises(MissingColumn) as caught:
+        task.parse({"prompt": turns})
+    assert caught.value.column == "completion"
 
 
 def test_roles_of_the_recipe_come_first(chatml: Family) -> None:
