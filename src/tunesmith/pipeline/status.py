@@ -40,6 +40,7 @@ class StageStatus:
         done_of: steps or answers, as (finished, all).
         seconds_left: an estimate from the speed of the last steps.
         log: the path of the job's log.
+        stopped_early: why training ended before its last step.
     """
 
     stage: str
@@ -56,6 +57,7 @@ class StageStatus:
     tokens_per_second: float | None = None
     seconds_left: float | None = None
     log: str | None = None
+    stopped_early: str | None = None
 
     def __str__(self) -> str:
         works, is_done = self.state == "working", self.state == "done"
@@ -67,6 +69,7 @@ class StageStatus:
             f"on {self.nodes} for {self.running}" if self.nodes and works else "",
             f"requeued {self.restarts} x" if self.restarts else "",
             f"{stage_named(self.stage).unit} {done} of {total}" if self.done_of and not is_done else "",
+            f"(stopped early at {done} of {total}: {self.stopped_early})" if self.stopped_early and is_done else "",
             f"loss {self.loss:.4f}, {self.tokens_per_second:.0f} tokens/s" if self.tokens_per_second and works else "",
             f"{format_duration(self.seconds_left)} left" if self.seconds_left and works else "",
             f"{format_duration(self.limit_seconds)} to the time limit"
@@ -183,6 +186,7 @@ def _training_progress(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     seconds = sum(line["seconds"] for line in recent)
     return {
         "done_of": (steps[-1]["step"], total),
+        "stopped_early": (run.manifest("train") or {}).get("stopped_early"),  # older runs have none
         "loss": steps[-1]["loss"],
         "tokens_per_second": round(sum(line["tokens"] for line in recent) / max(seconds, 1e-9), 1),
         "seconds_left": round(seconds / len(recent) * (total - steps[-1]["step"]), 1),

@@ -20,6 +20,7 @@ from tunesmith.pipeline.runner import check_prerequisites
 from tunesmith.pipeline.runs import open_run
 from tunesmith.pipeline.stage_state import stage_states, wanted_stages
 from tunesmith.plan import text
+from tunesmith.plan.advice import advice
 from tunesmith.plan.row_counts import RowCounts
 from tunesmith.plan.scaling import ClusterEstimate, EstimateInputs, estimate_cluster, estimate_scaling
 from tunesmith.plan.workload import Workload, estimate_workload
@@ -211,7 +212,8 @@ def _estimate(
         launch=text.launch_text(recipe.launch), rows=counts, steps=steps, select_best_by=recipe.train.select_best_by,
         workload=estimate_workload(recipe, rows, steps, cluster, speed), cluster=cluster,
         scaling=[size.summary() for size in estimate_scaling(recipe, inputs)] if has_speed else [],
-        disk=disk, is_described=shapes.known, stages=stages, warnings=warnings, scripts=scripts, slurm=slurm,
+        disk=disk, is_described=shapes.known, stages=stages, scripts=scripts, slurm=slurm,
+        warnings=(*warnings, *advice(recipe, steps, counts.counts)),
     )  # fmt: skip
 
 

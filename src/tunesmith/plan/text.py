@@ -68,13 +68,18 @@ def copies_text(rows: RowCounts) -> str:
 
 def steps_text(steps: StepPlan, workload: Workload, select_best_by: str) -> str:
     """Return the number of steps, when the run validates and saves, and which checkpoint becomes its result."""
-    text = f"{steps.total_steps} ({steps.epochs:.2f} epochs), warmup {steps.warmup_steps}"
+    decay = f", decay {steps.decay_steps}" if steps.decay_steps else ""
+    at_most = "at most " if steps.can_stop_early else ""
+    text = f"{at_most}{steps.total_steps} ({steps.epochs:.2f} epochs), warmup {steps.warmup_steps}{decay}"
     saving = f"checkpoint every {steps.save_every_steps}"
     if not workload.all_valid_rows:
         return f"{text}, {saving}; keeps the last one, as there are no valid rows to select it by"
     answering = f", answering {workload.answered_valid_rows} rows" if workload.answered_valid_rows else ""
     text += f", validation every {steps.valid_every_steps}{answering}"
-    return f"{text}, {saving}; keeps the best by {select_best_by}"
+    text += f", {saving}; keeps the best by {select_best_by}"
+    if steps.can_stop_early:
+        text += f"; stops early after {steps.stop_after} validations without improvement (times are for all steps)"
+    return text
 
 
 def tokens_text(training_tokens: int, workload: Workload) -> str:

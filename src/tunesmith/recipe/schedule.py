@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from tunesmith.recipe.schema import Recipe
+from tunesmith.recipe.training import decayed_fraction
 
 # Keys of `train` that affect memory, speed and the files that are kept, but not the result.
 RESULT_NEUTRAL_KEYS = ("micro_batch", "micro_batch_tokens", "packing", "activation_checkpointing", "keep_checkpoints")
@@ -27,7 +28,12 @@ def default_micro_batch_tokens(compute_bytes: int, *, on_gpu: bool) -> int:
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """How many rows and optimizer steps a run has. Intervals are in steps."""
+    """How many rows and optimizer steps a run has. Intervals are in steps.
+
+    Attributes:
+        decay_steps: the last steps, in which `wsd` lowers the learning rate.
+        stop_after: the number of validations without an improvement after which training stops early; None if never.
+    """
 
     train_rows: int
     total_examples: int
@@ -35,6 +41,8 @@ class StepPlan:
     warmup_steps: int
     valid_every_steps: int
     save_every_steps: int
+    decay_steps: int = 0
+    stop_after: int | None = None
 
     @property
     def epochs(self) -> float:
@@ -45,6 +53,11 @@ class StepPlan:
     def validations(self) -> int:
         """Number of validations: before the first step, at every interval, and after the last step."""
         return 1 + math.ceil(self.total_steps / self.valid_every_steps)
+
+    @property
+    def can_stop_early(self) -> bool:
+        """Whether enough validations precede the last step: one improvement, then `stop_after` without."""
+        return self.stop_after is not None and self.validations - 2 > self.stop_after
 
 
 def plan_steps(recipe: Recipe, train_rows: int) -> StepPlan:
@@ -65,17 +78,26 @@ def plan_steps(recipe: Recipe, train_rows: int) -> StepPlan:
         warmup_steps=round(train.warmup_fraction * total_steps),
         valid_every_steps=valid_every_steps,
         save_every_steps=train.save_every_steps or valid_every_steps,
+        decay_steps=round(decayed_fraction(train) * total_steps),
+        stop_after=train.stop_early.after_validations if train.stop_early else None,
     )
 
 
 def learning_rate_at(recipe: Recipe, plan: StepPlan, step: int) -> float:
-    """Return the learning rate of a step, counted from 0: linear warmup, then the recipe's schedule down to 0."""
-    peak = recipe.train.learning_rate
+    """Return the learning rate of a step, counted from 0: linear warmup, then the recipe's schedule down to 0.
+
+    `wsd` is constant until the last `decay_steps`, in which it falls as 1 - sqrt(progress). Of the forms compared by
+    Hägele et al. 2024 (arXiv:2405.18392), this one ends with the lowest loss.
+    """
+    peak, schedule = recipe.train.learning_rate, recipe.train.schedule
     if step < plan.warmup_steps:
         return peak * (step + 1) / plan.warmup_steps
-    if recipe.train.schedule == "constant":
+    if schedule == "constant":
         return peak
-    progress = (step - plan.warmup_steps) / max(1, plan.total_steps - plan.warmup_steps)
-    if recipe.train.schedule == "linear":
+    stable_until = max(plan.warmup_steps, plan.total_steps - plan.decay_steps if schedule == "wsd" else 0)
+    progress = max(0, step - stable_until) / max(1, plan.total_steps - stable_until)
+    if schedule == "wsd":
+        return peak * (1 - math.sqrt(progress))
+    if schedule == "linear":
         return peak * (1 - progress)
     return peak * 0.5 * (1 + math.cos(math.pi * progress))

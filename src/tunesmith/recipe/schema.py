@@ -12,6 +12,7 @@ from tunesmith.recipe.base import Fraction, NonEmptyStrings, Section, checked_by
 from tunesmith.recipe.data_source import Filter, HeldOut, Sources
 from tunesmith.recipe.launch import Launch, LocalLaunch, SlurmLaunch, TorchrunLaunch
 from tunesmith.recipe.template import PromptTemplate, Template
+from tunesmith.recipe.training import Train
 from tunesmith.recipe.tuning import Tuning
 from tunesmith.registry.names import check_alias, check_name
 
@@ -182,59 +183,6 @@ class ChatData(DataBase):
 
 
 Data = Annotated[TextData | CompletionData | ChatData | Seq2SeqData, Field(discriminator="task")]
-
-
-class Train(Section):
-    """Optimization. tunesmith never adjusts these settings."""
-
-    optimizer: Literal["adamw", "adamw_8bit", "adafactor", "sgd"] = Field(
-        "adamw", description="AdamW, AdamW with 8-bit moments, Adafactor, or SGD without momentum."
-    )
-    learning_rate: float = Field(gt=0, description="Peak learning rate.")
-    epochs: float = Field(1.0, gt=0, description="Number of passes over the training rows.")
-    max_steps: int | None = Field(None, ge=1, description="Stop after so many optimizer steps, if `epochs` takes more.")
-    examples_per_step: int = Field(8, ge=1, description="Rows per optimizer step, over all ranks and micro-batches.")
-    micro_batch: Literal["auto"] | int = Field("auto", description="Rows of a rank per pass; does not affect results.")
-    micro_batch_tokens: int | None = Field(
-        None, ge=1, description="Maximum tokens per forward pass if `micro_batch` is `auto`; default by device."
-    )
-    packing: Literal["auto", "always", "never"] = Field(
-        "auto",
-        description="Pack several rows into one sequence with block-diagonal attention and a shared prefix: if it is "
-        "cheaper (`auto`), `always` or `never`. Affects memory and speed, not results.",
-    )
-    activation_checkpointing: bool = Field(False, description="Recompute activations in backward: less memory, slower.")
-    schedule: Literal["linear", "cosine", "constant"] = Field("cosine", description="Learning rate after the warmup.")
-    warmup_fraction: Fraction = Field(0.03, description="Fraction of steps in which the learning rate rises linearly.")
-    weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay, applied to matrices only.")
-    beta1: Fraction = Field(0.9, description="Decay rate of AdamW's first moment.")
-    beta2: Fraction = Field(0.999, description="Decay rate of AdamW's second moment.")
-    max_gradient_norm: float = Field(1.0, gt=0, description="Largest norm of the gradient; larger ones are clipped.")
-    valid_every_steps: int | None = Field(None, ge=1, description="Steps between validations; default a tenth of all.")
-    valid_loss_rows: Literal["auto", "all"] | int = Field(
-        "auto",
-        description="Number of valid rows on which `loss` and `token_accuracy` are measured, chosen by hash and the "
-        "same every time. `auto`: as many as keep all validations together within a tenth of the training tokens, and "
-        "at least 8.",
-    )
-    valid_metrics: tuple[str, ...] = Field(
-        (),
-        description="Metrics of generated answers to valid rows, measured at every validation. The names are those of "
-        "`evaluate.metrics`, except perplexity and token_accuracy; `evaluate` decides how answers are decoded.",
-    )
-    valid_rows: int = Field(32, ge=1, description="Number of valid rows answered for `valid_metrics`, chosen by hash.")
-    select_best_by: str = Field(
-        "loss", description="What selects the best checkpoint: `loss`, `token_accuracy` or one of `valid_metrics`."
-    )
-    save_every_steps: int | None = Field(None, ge=1, description="Steps between saves; default `valid_every_steps`.")
-    keep_checkpoints: int = Field(2, ge=1, description="Number of latest checkpoints to keep, in addition to the best.")
-
-    @field_validator("valid_loss_rows", "micro_batch")
-    @classmethod
-    def _check_positive(cls, value: str | int) -> str | int:
-        if isinstance(value, int) and value < 1:
-            raise setting_error("wrong-value", f"must be at least 1 (found {value})")
-        return value
 
 
 class Guard(Section):

@@ -108,7 +108,8 @@ def _split_contradictions(recipe: Recipe) -> Iterator[Mistake]:
     elif fraction(data, "valid") + fraction(data, "test") >= 1:
         yield Mistake(("data",), "`valid` and `test` leave no rows to train on", "contradiction")
     if not has_rows(data, "valid"):
-        for key in train.changed("valid_every_steps", "valid_loss_rows", "valid_metrics", "select_best_by"):
+        keys = ("valid_every_steps", "valid_loss_rows", "valid_metrics", "select_best_by", "stop_early")
+        for key in train.changed(*keys):
             yield Mistake(("train", key), "has no effect without validation rows (data.split.valid is 0)")
 
 

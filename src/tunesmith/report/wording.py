@@ -46,7 +46,10 @@ def metric_label(metric: str) -> str:
 
 
 def checkpoint_sentence(training: Training) -> str:
-    """Return which checkpoint was selected and by which metric; empty if the run did not record it."""
+    """Return which checkpoint was selected and by which metric, and whether training stopped early.
+
+    Empty if the run did not record it.
+    """
     step, metric, best = (training.facts.get(key) for key in ("best_step", "chosen_by", "best_value"))
     if step is None or metric is None:
         return ""
@@ -60,7 +63,9 @@ def checkpoint_sentence(training: Training) -> str:
     if accuracy is not None and metric != "token_accuracy":
         values.append(f"token accuracy {percent(accuracy, 1)}")
     name = metric_label(metric)
-    return f"The checkpoint of step {count(step)} is the best on the validation rows by {name} ({', '.join(values)})"
+    text = f"The checkpoint of step {count(step)} is the best on the validation rows by {name} ({', '.join(values)})"
+    reason = training.facts.get("stopped_early")
+    return f"{text}; training stopped at step {count(training.facts['steps'])}: {visible(reason)}" if reason else text
 
 
 def count(value: float | None) -> str:

@@ -50,6 +50,8 @@ class State:
         inputs: the inputs of training (see `train.inputs`), or their digest.
         validated_step: the last step that was validated; less than `step` if a signal came before the validation.
         best_value: the value of `train.select_best_by` at `best_step`.
+        reference_value, without_improvement: the value at the last improvement that `train.stop_early` counts, and the
+            number of validations since.
     """
 
     step: int
@@ -60,6 +62,8 @@ class State:
     tokens: int = 0
     seconds: float = 0.0
     loss_scale: float | None = None
+    reference_value: float | None = None
+    without_improvement: int = 0
 
 
 @dataclass(frozen=True, slots=True)

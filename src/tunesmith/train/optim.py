@@ -12,7 +12,7 @@ from tunesmith.distributed.process_group import ProcessGroup
 from tunesmith.model.adapters import trained_parameters
 from tunesmith.model.dtensor import is_dtensor, local_shard, replica_count
 from tunesmith.model.quantization import require_bitsandbytes
-from tunesmith.recipe.schema import Train
+from tunesmith.recipe.training import Train
 
 # bitsandbytes keeps the moments of smaller weights in fp32.
 _MIN_8BIT_SIZE = 4096

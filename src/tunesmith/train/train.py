@@ -40,6 +40,7 @@ from tunesmith.train.loop import Setup, train_steps
 from tunesmith.train.optim import make_optimizer
 from tunesmith.train.resource_monitor import monitor_resources, peak_memory_gib
 from tunesmith.train.setup import build_setup
+from tunesmith.train.stop_early import count_validation, stop_reason
 from tunesmith.train.validate import Validation, is_better, valid_rows
 
 
@@ -119,7 +120,7 @@ class TrainingRun:
         self._validation = Validation(self.setup, self.run, rows, self.tokenizer) if rows is not None else None
 
     def run_steps(self) -> None:
-        """Take the remaining steps; log, validate and save when due."""
+        """Take the remaining steps; log, validate and save when due, and stop early if the recipe asks for it."""
         plan = self.setup.plan
         metrics = self.run.metrics if self.setup.group.is_rank0 else Path(os.devnull)
         if self.setup.group.is_rank0:
@@ -141,7 +142,8 @@ class TrainingRun:
             progress = Progress("train", total=plan.total_steps, start=self.state.step)
             step_began = time.monotonic()
             try:
-                for report in train_steps(self.setup, self.optimizer, first_step=self.state.step):
+                steps = train_steps(self.setup, self.optimizer, first_step=self.state.step)
+                for report in () if self._stop_reason else steps:
                     seconds, step_began = time.monotonic() - step_began, time.monotonic()
                     self.state = replace(
                         self.state,
@@ -156,9 +158,11 @@ class TrainingRun:
                     progress.update(report.step, f"loss {report.loss:.4f}  {report.tokens / seconds:.0f} tokens/s")
                     improved = self._is_due(plan.valid_every_steps) and self._validate(file, progress)
                     # The best step must be on disk, so an improvement is saved even between two intervals.
-                    if improved or self._is_due(plan.save_every_steps):
+                    if improved or self._is_due(plan.save_every_steps) or self._stop_reason:
                         self._saver.save(self.state)
                         saved_step = report.step
+                    if self._stop_reason:
+                        break
                     step_began = time.monotonic()
             except Interrupted:
                 if self.state.step > saved_step:
@@ -166,6 +170,13 @@ class TrainingRun:
                 raise
             finally:
                 progress.close()
+
+    @property
+    def _stop_reason(self) -> str | None:
+        """Why training ends before the last step of the plan; None if it does not."""
+        if self.state.step == self.setup.plan.total_steps:
+            return None
+        return stop_reason(self.setup.recipe.train, self.state)
 
     def finish(self, stage_inputs: dict[str, Any]) -> dict[str, Any]:
         """Write the stage's manifest, with the best step and the facts of the training; return it."""
@@ -181,6 +192,7 @@ class TrainingRun:
             "inputs": stage_inputs,
             "seconds": self.state.seconds,
             "steps": self.state.step,
+            "stopped_early": self._stop_reason,
             "best_step": self.state.best_step or self.state.step,
             "chosen_by": recipe.train.select_best_by,
             "best_value": self.state.best_value,
@@ -200,6 +212,8 @@ class TrainingRun:
             "processes": self.setup.group.rank_info.world_size,
             "sharding": self.setup.sharding,
         }
+        if reason := self._stop_reason:
+            log(f"stopped early at step {self.state.step} of {self.setup.plan.total_steps}: {reason}")
         if expected:
             log(f"peak memory: {facts['peak_memory_gib']:.2f} GiB; estimated: {expected.total:.2f} GiB")
         self._save_speed()
@@ -234,6 +248,8 @@ class TrainingRun:
         value = values.get(self.setup.recipe.train.select_best_by)
         improved = step > 0 and is_better(value, self.state.best_value, higher=higher)
         self.state = replace(self.state, validated_step=step)
+        if step > 0:
+            self.state = count_validation(self.state, self.setup.recipe.train.stop_early, value, higher=higher)
         if improved:
             self.state = replace(self.state, best_step=step, best_value=value)
         return improved

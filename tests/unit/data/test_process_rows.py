@@ -17,7 +17,8 @@ from tunesmith.core.errors import DataError, Interrupted
 from tunesmith.core.records import TokenizedExample, Turn
 from tunesmith.data.dataset import empty_splits, histogram
 from tunesmith.data.process_rows import ProcessedRow, process_rows
-from tunesmith.recipe.schema import Recipe, Split, Train
+from tunesmith.recipe.schema import Recipe, Split
+from tunesmith.recipe.training import Train
 from tunesmith.tasks import task_for
 from tunesmith.tasks.base import Task
 from tunesmith.tasks.tokenizer import TokenizerAdapter

@@ -77,6 +77,13 @@ def test_status_of_a_run_on_this_machine(run: RunDir) -> None:
     assert stage_texts(run)["train"] == "to do  step 10 of 40"
 
 
+def test_status_says_why_training_stopped_early(run: RunDir) -> None:
+    finish(run, "prepare")
+    write_steps(run, 10)
+    write_json(run.stage("train") / "manifest.json", {"inputs": {}, "stopped_early": "loss has not improved"})
+    assert stage_texts(run)["train"] == "done  (stopped early at 10 of 40: loss has not improved)"
+
+
 def test_half_written_line_is_ignored_and_kept(run: RunDir) -> None:
     finish(run, "prepare")
     write_steps(run, 3)

@@ -12,7 +12,7 @@ from tests.support.tiny import recipe as write_recipe
 from tests.support.tiny import save_seq2seq, tree
 
 from tunesmith.core.errors import DataError, DoesNotFit, RecipeError
-from tunesmith.core.jsonl import read_jsonl
+from tunesmith.core.jsonl import read_jsonl, write_jsonl
 from tunesmith.estimate.hardware import Hardware
 from tunesmith.estimate.throughput import Speed
 from tunesmith.pipeline.runner import run_recipe
@@ -43,6 +43,24 @@ def test_plan_counts_truncated_and_unused_rows(recipe: Path) -> None:
     assert str(limit) in reason
     assert count > 0
     assert sum(plan.rows.unused.values()) == plan_run(recipe).rows.counts["train"] - 5
+
+
+@pytest.mark.parametrize(
+    ("settings", "without_effect"),
+    [
+        ([], False),
+        (["train.valid_every_steps=50"], True),  # only before the first and after the last step
+        (["data.split={column: split}"], True),  # no valid rows
+    ],
+)
+def test_plan_warns_if_training_cannot_stop_early(recipe: Path, settings: list[str], without_effect: bool) -> None:
+    rows = [
+        {**row, "split": "test" if place < 9 else "train"}
+        for place, row in enumerate(read_jsonl(recipe.parent / "rows.jsonl"))
+    ]
+    write_jsonl(recipe.parent / "rows.jsonl", rows)
+    plan = plan_run(recipe, ["train.stop_early={after_validations: 1}", *settings])
+    assert any(warning.startswith("train.stop_early") for warning in plan.warnings) is without_effect
 
 
 def test_plan_refuses_filters_that_leave_no_row(recipe: Path) -> None:

@@ -86,9 +86,17 @@ AT_BEST = replace(
     scripts={}, slurm=None,
 )  # fmt: skip
 
+EARLY = replace(PLAN, steps=replace(PLAN.steps, valid_every_steps=10, decay_steps=30, stop_after=3))
+
 
 def test_plan_text_is_that_of_the_golden_file() -> None:
-    plans = {"local, no speed": PLAN, "mixed": MIXED, "slurm": SLURM, "slurm, bandwidths not stated": AT_BEST}
+    plans = {
+        "local, no speed": PLAN,
+        "mixed": MIXED,
+        "slurm": SLURM,
+        "slurm, bandwidths not stated": AT_BEST,
+        "may stop early": EARLY,
+    }
     text = "\n\n".join(f"### {name}\n{plan}" for name, plan in plans.items()) + "\n"
     if os.environ.get("TUNESMITH_UPDATE_GOLDEN"):
         GOLDEN.write_text(text, encoding="utf-8")

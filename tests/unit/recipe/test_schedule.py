@@ -99,6 +99,34 @@ def closed_form(schedule: str, step: int, warmup: int, total: int) -> float:
     ]
 
 
+@pytest.mark.parametrize(
+    ("steps", "warmup", "decay", "lengths"),
+    [(100, 0.1, 0.2, (10, 70, 20)), (100, 0.1, None, (10, 70, 20)), (10, 0.5, 0.5, (5, 0, 5)), (10, 0, 0, (0, 10, 0)),
+     (3, 0.5, 0.5, (2, 0, 1)), (1, 0.03, 0.9, (0, 0, 1))],
+)  # fmt: skip
+def test_wsd_rises_stays_and_falls_by_the_root(
+    steps: int, warmup: float, decay: float | None, lengths: tuple[int, int, int]
+) -> None:
+    settings = recipe(examples_per_step=1, schedule="wsd", warmup_fraction=warmup, decay_fraction=decay)
+    rising, stable, falling = lengths
+    expected = [PEAK * (step + 1) / rising for step in range(rising)] + [PEAK] * stable
+    expected += [PEAK * (1 - math.sqrt(step / falling)) for step in range(falling)]
+    assert rates(settings, steps) == pytest.approx(expected)
+    assert min(rates(settings, steps)) > 0
+
+
+@pytest.mark.parametrize(
+    ("valid_every", "stop_after", "can"), [(1, 8, True), (1, 9, False), (2, 3, True), (2, 4, False)]
+)
+def test_stopping_early_takes_one_validation_more_than_it_waits_for(
+    valid_every: int, stop_after: int, can: bool
+) -> None:
+    stop = {"after_validations": stop_after}
+    plan = plan_steps(recipe(examples_per_step=1, valid_every_steps=valid_every, stop_early=stop), 10)
+    assert plan.can_stop_early is can
+    assert not plan_steps(recipe(examples_per_step=1, valid_every_steps=valid_every), 10).can_stop_early
+
+
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
 @pytest.mark.parametrize("warmup", [0, 0.03, 0.1, 0.5, 0.9, 0.999])
 @pytest.mark.parametrize("steps", [1, 2, 3, 10, 33, 100])

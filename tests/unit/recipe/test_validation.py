@@ -24,6 +24,8 @@ from tunesmith.recipe.validation import find_remarks
         ("valid: 0.1", "valid: 0.9", "data.split", "contradiction", "`valid` and `test`"),
         ("valid: 0.1", "column: s\n    valid: 0.1", "data.split", "no-effect", "`column`"),
         ("2e-4", "2e-4\n  micro_batch: 9", "train.micro_batch", "no-effect", "train.examples_per_step"),
+        ("2e-4", "2e-4\n  decay_fraction: 0.1", "train", "no-effect", "`schedule: wsd`"),
+        ("2e-4", "2e-4\n  schedule: wsd\n  warmup_fraction: 0.9", "train", "contradiction", "`decay_fraction`"),
         ("2e-4", "2e-4\n  micro_batch: 0", "train.micro_batch", "wrong-value", "1"),
         ('response: "{ref}"', "messages: m", "data", "contradiction", "`messages`"),
         ('  response: "{ref}"\n', "", "data", "missing-key", "`response`"),
@@ -51,7 +53,13 @@ def test_execution_needs_a_database(problems: Problems) -> None:
 
 
 @pytest.mark.parametrize(
-    "setting", ["valid_every_steps: 5", "valid_metrics: [rougeL]", "select_best_by: token_accuracy"]
+    "setting",
+    [
+        "valid_every_steps: 5",
+        "valid_metrics: [rougeL]",
+        "select_best_by: token_accuracy",
+        "stop_early: {after_validations: 2}",
+    ],
 )
 def test_validation_settings_have_no_effect_without_valid_rows(problems: Problems, setting: str) -> None:
     [problem] = problems(changed("valid: 0.1", "valid: 0").replace("2e-4", f"2e-4\n  {setting}"))

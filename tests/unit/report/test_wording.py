@@ -147,6 +147,13 @@ def test_sentence_of_the_checkpoint_names_the_metric(
     assert sentence in plain(page_of(run).words)
 
 
+def test_sentence_of_the_checkpoint_says_why_training_stopped(tmp_path: Path) -> None:
+    run = validated(tmp_path, "loss", 105, 0.2142, {})
+    path = run.stage("train") / "manifest.json"
+    write(path, {**json.loads(path.read_text()), "stopped_early": "loss has not improved in 3 validations"})
+    assert checkpoint_sentence(collect(run).training).endswith("step 150: loss has not improved in 3 validations")
+
+
 def grouped(tmp_path: Path) -> RunDir:
     """Return an evaluated run whose 150 rows are in 30 groups by `pattern`, two of which fell."""
     run = build_run(tmp_path)
