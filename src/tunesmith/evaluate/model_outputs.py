@@ -31,10 +31,11 @@ _MAX_TOKENS = 4096  # of a micro-batch when likelihoods are computed
 def generate_answers(
     name: str, model: Any, prompts: Prompts, task: Task, folder: Path, *, key: str
 ) -> tuple[list[dict[str, Any]], float]:
-    """Generate an answer to every prompt. Finished answers survive an interruption.
+    """Generate all answers to the prompts. Finished answers survive an interruption.
 
     Returns:
-        the answers in order, and the speed of this rank in generated tokens per second; 0 if it generated none.
+        the answers in the order in which `Prompts` numbers them, and the speed of this rank in generated tokens per
+        second; 0 if it generated none.
 
     Args:
         folder: folder of `generations.jsonl`, to which each answer is appended at once.
@@ -42,24 +43,31 @@ def generate_answers(
     """
     group = current_group()
     finished = group.run_on_rank0(partial(_load_finished, folder, key))
-    answers = {line["id"]: line for line in finished}
-    pending = [row for row, example in enumerate(prompts.examples) if example.id not in answers]
-    local_rows = group.local_rows(pending, [len(prompt) for prompt in prompts.prompts])
-    total = len(finished) + len(local_rows)
-    progress = Progress(f"answers of {name}", total=total, unit="rows", start=len(finished))
+    answers = {_answer_key(line): line for line in finished}
+    keys = [(example.id, number) for example in prompts.examples for number in range(1, prompts.samples + 1)]
+    pending = [place for place, key_ in enumerate(keys) if key_ not in answers]
+    local_answers = group.local_rows(pending, prompts.answer_lengths)
+    total = len(finished) + len(local_answers)
+    unit = "rows" if prompts.samples == 1 else "samples"
+    progress = Progress(f"answers of {name}", total=total, unit=unit, start=len(finished))
     path, generated, began = _generations_path(folder, group.rank_info.rank), list[dict[str, Any]](), time.monotonic()
     with translate_enospc(path), path.open("a", encoding="utf-8") as log, lockstep_forward(model, group):
-        for line in predict(model, prompts, task, local_rows):
+        for line in predict(model, prompts, task, local_answers):
             generated.append(line)
             log.write(json_line(line))
             log.flush()
             progress.update(len(finished) + len(generated))
     progress.close()
     tokens, seconds = sum(line["new_tokens"] for line in generated), time.monotonic() - began
-    answers |= {line["id"]: line for lines in group.all_gather(generated) for line in lines}
-    ordered = [answers[example.id] for example in prompts.examples]
+    answers |= {_answer_key(line): line for lines in group.all_gather(generated) for line in lines}
+    ordered = [answers[key_] for key_ in keys]
     group.run_on_rank0(partial(_merge_files, folder, ordered))
     return ordered, tokens / seconds if tokens else 0.0
+
+
+def _answer_key(line: dict[str, Any]) -> tuple[str, int]:
+    """Return the id of an answer's row and the number of the sample."""
+    return line["id"], line.get("sample", 1)
 
 
 def _generations_path(folder: Path, rank: int) -> Path:

@@ -150,17 +150,25 @@ class Chatter:
         The other arguments are those of `ask`.
         """
         check_generation_options(sampling, samples=samples, beams=beams, stop=stop, max_new_tokens=max_new_tokens)
-        options = seed_samples(sampling, samples) * len(conversations)
-        requests = [turns for turns in conversations for _ in range(samples)]
-        examples = tuple(Example(str(i), i + 1, str(i), tuple(turns)) for i, turns in enumerate(requests))
-        ids = tuple(tuple(self._encode_prompt(turns)) for turns in requests)
-        texts = tuple("\n\n".join(turn.text for turn in turns) for turns in requests)
+        examples = tuple(Example(str(i), i + 1, str(i), tuple(turns)) for i, turns in enumerate(conversations))
+        ids = tuple(tuple(self._encode_prompt(turns)) for turns in conversations)
+        texts = tuple("\n\n".join(turn.text for turn in turns) for turns in conversations)
         limit = self._default_limit(ids) if max_new_tokens is None else max_new_tokens
-        prompts = Prompts(examples, ids, texts, self.task.stop_ids, limit, self.task.decoder_prefix_ids, beams)
-        stops = StopStrings(tuple(stop), self.tokenizer.decode) if stop else None
-        lines = predict(self.model, prompts, self.task, range(len(examples)), sampling=options, stop_strings=stops)
-        keys = ("prompt", "prediction", "stopped", "error")
-        return [{key: line[key] for key in keys} for line in sorted(lines, key=lambda line: line["row"])]
+        prompts = Prompts(
+            examples,
+            ids,
+            texts,
+            self.task.stop_ids,
+            limit,
+            self.task.decoder_prefix_ids,
+            beams,
+            samples,
+            tuple(seed_samples(sampling, samples) * len(conversations)),
+            StopStrings(tuple(stop), self.tokenizer.decode) if stop else None,
+        )
+        lines = predict(self.model, prompts, self.task, range(prompts.answers))
+        ordered = sorted(lines, key=lambda line: (line["row"], line.get("sample", 1)))
+        return [{key: line[key] for key in ("prompt", "prediction", "stopped", "error")} for line in ordered]
 
     def _default_limit(self, prompts: Sequence[Sequence[int]]) -> int:
         """Return the default limit of an answer in tokens, which leaves room for the longest prompt."""

@@ -5,8 +5,6 @@ from typing import Any
 
 from tunesmith.inference.generate import generate
 from tunesmith.inference.prompts import Prompts
-from tunesmith.inference.request import StopStrings
-from tunesmith.inference.sampling import Sampling
 from tunesmith.model.load import max_positions
 from tunesmith.tasks.base import Task
 
@@ -15,34 +13,34 @@ def predict(
     model: Any,
     prompts: Prompts,
     task: Task,
-    rows: Sequence[int],
+    answers: Sequence[int],
     *,
     continue_on_oom: bool = False,
-    sampling: Sequence[Sampling] = (),
-    stop_strings: StopStrings | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Yield the answers to the prompts with the indices `rows`, in the order in which they finish.
+    """Yield the answers with some numbers, as `Prompts` numbers them, in the order in which they finish.
 
-    A line is {id, row, prompt, prediction, reference, new_tokens, ids, stopped, error}. A prompt that does not fit in
-    the model's positions has an `error` and no answer. The model is left in eval mode.
+    A line is {id, row, prompt, prediction, reference, new_tokens, ids, stopped, error}, and the number of the `sample`,
+    from 1, if rows have several. A prompt that does not fit in the model's positions has an `error` and no answer. The
+    model is left in eval mode.
 
     Args:
         continue_on_oom: if even a single prompt does not fit in memory, give it an `error` instead of raising.
-        sampling: how each answer is sampled; by default all are greedy, as in validation and evaluation.
-        stop_strings: texts before which an answer ends.
 
     Raises:
         RecipeError: beam search is combined with sampling or stop strings.
         DoesNotFit: even a single prompt does not fit in memory.
     """
+    samples, stop_strings = prompts.samples, prompts.stop_strings
 
-    def line(i: int, ids: Sequence[int], *, stopped: bool, error: str | None) -> dict[str, Any]:
-        example = prompts.examples[i]
+    def line(number: int, ids: Sequence[int], *, stopped: bool, error: str | None) -> dict[str, Any]:
+        row, sample = divmod(number, samples)
+        example = prompts.examples[row]
         text = "" if error else task.decode_answer(ids)
         return {
             "id": example.id,
             "row": example.row,
-            "prompt": prompts.texts[i],
+            **({"sample": sample + 1} if samples > 1 else {}),
+            "prompt": prompts.texts[row],
             "prediction": stop_strings.cut(text) if stop_strings else text,
             "reference": task.reference(example.turns),
             "new_tokens": len(ids),
@@ -52,18 +50,18 @@ def predict(
         }
 
     positions = max_positions(model)
-    fitting = [i for i in rows if prompts.fits(i, positions)]
-    for i in sorted(set(rows) - set(fitting)):
-        yield line(i, (), stopped=False, error=f"prompt and answer exceed the model's {positions} positions")
+    fitting = [number for number in answers if prompts.fits(number // samples, positions)]
+    for number in sorted(set(answers) - set(fitting)):
+        yield line(number, (), stopped=False, error=f"prompt and answer exceed the model's {positions} positions")
     model.eval()
     for answer in generate(
         model,
-        [prompts.prompts[i] for i in fitting],
+        [prompts.prompts[number // samples] for number in fitting],
         stop_ids=prompts.stop_ids,
         max_new_tokens=prompts.max_new_tokens,
         decoder_prefix_ids=prompts.decoder_prefix_ids,
         beams=prompts.beams,
-        sampling=[sampling[i] for i in fitting] if sampling else (),
+        sampling=[prompts.sampling[number] for number in fitting] if prompts.sampling else (),
         stop_strings=stop_strings,
         continue_on_oom=continue_on_oom,
     ):

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-
-import torch
+from typing import TYPE_CHECKING
 
 from tunesmith.inference.sampling import Sampling, draw, filter_logits, require_option
+
+if TYPE_CHECKING:  # `plan` needs the records only, and does not import torch
+    import torch
 
 Ids = Sequence[int]
 # Tokens that are decoded before a stop string: the first of them may begin in the middle of a character.
@@ -87,7 +89,7 @@ class Request:
         self._seen = {*(decoder_prefix_ids or prompt)}
         self._sampling, self._random = sampling, sampling.generator(prompt)
 
-    def choose(self, logits: torch.Tensor, likeliest: int) -> int:
+    def choose(self, logits: "torch.Tensor", likeliest: int) -> int:
         """Return the next token, given the logits [vocabulary] and their argmax.
 
         Raises:
@@ -115,7 +117,7 @@ class Request:
         return None
 
 
-def advance(rows: Sequence[Request], logits: torch.Tensor) -> tuple[list[int], list[Answer | None]]:
+def advance(rows: Sequence[Request], logits: "torch.Tensor") -> tuple[list[int], list[Answer | None]]:
     """Choose and append one token for each row, given the logits [rows, vocabulary].
 
     Returns:

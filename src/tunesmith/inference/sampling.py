@@ -8,14 +8,18 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from random import Random, SystemRandom
-
-import torch
+from typing import TYPE_CHECKING
 
 from tunesmith.core.errors import NonFinite, RecipeError
+from tunesmith.core.files import digest_of
+
+if TYPE_CHECKING:  # `plan` needs the record only, and does not import torch
+    import torch
 
 # The numbers of most likely tokens that top-p sorts, one after the other until they suffice. Sorting a whole vocabulary
 # takes longer than the rest of sampling together.
 _TOP_P_SORTED = (128, 1024)
+_SEED_DIGITS = 16  # hexadecimal digits of a digest that become a seed
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +73,25 @@ class Sampling:
         """
         return Random() if self.seed is None else Random(repr((self.seed, *map(int, prompt))))
 
+    def of_answer(self, row: str, sample: int) -> "Sampling":
+        """Return the sampling of one answer to a row of an evaluation.
 
-def filter_logits(logits: torch.Tensor, sampling: Sampling, seen: Collection[int] = ()) -> torch.Tensor:
+        The answer's seed follows from this seed, the id of the row and the number of the sample, and from nothing else:
+        so the answer is the same alone, among other rows, on any number of processes, and after a resume.
+        """
+        if self.seed is None:
+            return self
+        return replace(self, seed=int(digest_of([self.seed, row, sample])[:_SEED_DIGITS], 16))
+
+
+def filter_logits(logits: "torch.Tensor", sampling: Sampling, seen: Collection[int] = ()) -> "torch.Tensor":
     """Return the filtered logits [vocabulary] in fp64, up to a constant; removed tokens have -inf.
 
     Args:
         seen: tokens that the repetition penalty applies to.
     """
+    import torch
+
     scores = logits.to(torch.float64, copy=True)
     if sampling.repetition_penalty != 1 and seen:
         places = torch.tensor(sorted(set(seen)), device=scores.device)
@@ -94,8 +110,10 @@ def filter_logits(logits: torch.Tensor, sampling: Sampling, seen: Collection[int
     return scores
 
 
-def _nucleus(scores: torch.Tensor, top_p: float) -> torch.Tensor:
+def _nucleus(scores: "torch.Tensor", top_p: float) -> "torch.Tensor":
     """Keep only the smallest set of most likely tokens whose probabilities sum to at least `top_p`."""
+    import torch
+
     probabilities = scores.softmax(0)
     for count in (*_TOP_P_SORTED, len(scores)):
         best = probabilities.topk(min(count, len(scores)))
@@ -106,7 +124,7 @@ def _nucleus(scores: torch.Tensor, top_p: float) -> torch.Tensor:
     return torch.full_like(scores, -math.inf).index_copy(0, kept, scores[kept])
 
 
-def draw(scores: torch.Tensor, point: float) -> int:
+def draw(scores: "torch.Tensor", point: float) -> int:
     """Return the token at a point of the cumulative distribution of softmax(scores [vocabulary]).
 
     Args:
@@ -115,6 +133,8 @@ def draw(scores: torch.Tensor, point: float) -> int:
     Raises:
         NonFinite: no score is a number above -inf.
     """
+    import torch
+
     kept = (scores > -math.inf).nonzero()[:, 0]
     if not len(kept):
         hint = "set a higher model.precision, or check the weights of the model"

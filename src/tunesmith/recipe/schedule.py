@@ -9,7 +9,7 @@ from tunesmith.recipe.training import decayed_fraction
 # Keys of `train` that affect memory, speed and the files that are kept, but not the result.
 RESULT_NEUTRAL_KEYS = ("micro_batch", "micro_batch_tokens", "packing", "activation_checkpointing", "keep_checkpoints")
 # Keys of `evaluate` that decide how answers are decoded, in validation as well.
-DECODING_KEYS = ("max_new_tokens", "beams")
+DECODING_KEYS = ("max_new_tokens", "beams", "sampling", "stop")
 # Default number of padded tokens of a micro-batch on a GPU: enough to keep its matrix units busy.
 _TOKENS_ON_GPU = 16384
 # On a CPU, in bytes per hidden dimension: 1,024 tokens in fp32, because more are no faster and take more memory, and

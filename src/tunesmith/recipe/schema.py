@@ -192,6 +192,41 @@ class Guard(Section):
     max_drop: float = Field(gt=0, description="In the metric's unit: the interval of the gain must be above -max_drop.")
 
 
+class Sampling(Section):
+    """How the tokens of an answer are chosen: greedily by default, or drawn from the model's filtered distribution."""
+
+    temperature: float = Field(
+        0.0,
+        ge=0,
+        description="0 takes the most likely token (greedy). Above 0, tokens are sampled; 1 samples from the "
+        "model's own distribution, and lower values favour likely tokens.",
+    )
+    top_k: int | None = Field(None, ge=1, description="Sample from this number of most likely tokens only.")
+    top_p: float | None = Field(
+        None, gt=0, le=1, description="Sample from the smallest set of tokens whose probabilities sum to at least this."
+    )
+    min_p: float | None = Field(
+        None, ge=0, le=1, description="Sample from tokens with at least this share of the highest probability."
+    )
+    repetition_penalty: float = Field(
+        1.0, gt=0, description="Above 1, tokens that the prompt or the answer contains become less likely."
+    )
+    seed: int = Field(
+        0,
+        ge=0,
+        lt=2**63,
+        description="Seed of sampled answers. The seed of each answer follows from it and the row's id.",
+    )
+
+    @model_validator(mode="after")
+    def _check_temperature(self) -> Self:
+        unused = [] if self.temperature else self.changed("top_k", "top_p", "min_p", "seed")
+        if unused:
+            names = " and ".join(f"`{name}`" for name in unused)
+            raise setting_error("no-effect", f"{names}: no effect without a `temperature`, such as 1")
+        return self
+
+
 class Evaluate(Section):
     """How the base and the tuned model are compared, on the same test rows."""
 
@@ -206,6 +241,8 @@ class Evaluate(Section):
     rows: int = Field(200, ge=1, description="Number of test rows, chosen by hash.")
     max_new_tokens: int = Field(128, ge=1, description="Maximum number of tokens in an answer.")
     beams: int = Field(1, ge=1, description="Beams of the beam search; 1 is greedy decoding.")
+    sampling: Sampling = Field(Sampling(), description="How answers are decoded, in validation as well; else greedily.")
+    stop: tuple[str, ...] = Field((), description="Texts before which an answer ends, in validation as well.")
     confidence: float = Field(0.95, ge=0.5, le=0.999, description="Confidence level of all intervals.")
     guards: tuple[Guard, ...] = Field((), description="Metrics that must not get worse.")
     database: str | None = Field(

@@ -28,8 +28,8 @@ _ALWAYS_MEASURED = ("loss", "token_accuracy")
 def find_contradictions(recipe: Recipe) -> list[Mistake]:
     """Return all contradictions between keys that are valid separately."""
     checks = (
-        _metric_contradictions, _threshold_contradictions, _validation_contradictions, _split_contradictions,
-        _launch_contradictions, _other_contradictions,
+        _metric_contradictions, _decoding_contradictions, _threshold_contradictions, _validation_contradictions,
+        _split_contradictions, _launch_contradictions, _other_contradictions,
     )  # fmt: skip
     return [mistake for check in checks for mistake in check(recipe)]
 
@@ -51,6 +51,14 @@ def _metric_contradictions(recipe: Recipe) -> Iterator[Mistake]:
         yield Mistake(("evaluate", "metrics"), "`execution` needs evaluate.database", "missing-key")
     if "execution" not in (*metrics, *recipe.train.valid_metrics) and evaluate.database is not None:
         yield Mistake(("evaluate", "database"), "has no effect without the metric `execution`")
+
+
+def _decoding_contradictions(recipe: Recipe) -> Iterator[Mistake]:
+    evaluate = recipe.evaluate
+    for key in evaluate.changed("sampling", "stop") if evaluate.beams > 1 else ():
+        yield Mistake(("evaluate", key), "cannot be combined with beam search; remove `beams`", "contradiction")
+    if "" in evaluate.stop:
+        yield Mistake(("evaluate", "stop"), "an empty text would end every answer at once", "wrong-value")
 
 
 def _threshold_contradictions(recipe: Recipe) -> Iterator[Mistake]:

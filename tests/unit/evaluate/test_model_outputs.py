@@ -4,6 +4,7 @@ import json
 import resource
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from tunesmith.evaluate.model_outputs import generate_answers, response_stats, s
 from tunesmith.inference import predict
 from tunesmith.inference.prompts import Prompts
 from tunesmith.inference.request import Answer
+from tunesmith.inference.sampling import Sampling
 from tunesmith.inference.slot_check import slot_budget
 
 
@@ -176,6 +178,45 @@ def test_full_disk_keeps_finished_answers(ask: Ask, tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert ask() == answers
+
+
+# --- sampled answers ---
+
+
+def sampled(count: int = COUNT, samples: int = 1) -> Prompts:
+    """Return prompts whose answers are sampled as in an evaluation."""
+    prompts, options = make_prompts(count), Sampling(temperature=1.0, seed=3)
+    each = [options.of_answer(row.id, sample) for row in prompts.examples for sample in range(1, samples + 1)]
+    return replace(prompts, samples=samples, sampling=tuple(each))
+
+
+def test_a_sampled_answer_is_the_same_alone_in_a_batch_and_in_a_part_of_the_rows(ask: Ask, model: Any) -> None:
+    prompts = sampled(64)
+    batch = ask(prompts)
+    assert len({line["prediction"] for line in batch}) > 50
+    assert batch != ask(make_prompts(64), key="greedy")
+    odd = predict.predict(model, prompts, NumberTask(), range(1, 64, 2))  # type: ignore[arg-type]
+    assert sorted(odd, key=lambda line: line["row"]) == batch[1::2]  # as one of two processes answers them
+    for number in (0, 31, 63):
+        assert list(predict.predict(model, prompts, NumberTask(), [number])) == [batch[number]]  # type: ignore[arg-type]
+
+
+def test_each_row_has_several_samples_and_none_is_asked_twice_after_a_kill(
+    ask: Ask, generated: list[Any], tmp_path: Path
+) -> None:
+    prompts = sampled(samples=3)
+    whole = ask(prompts)
+    assert [(line["row"], line["sample"]) for line in whole] == [
+        (row, sample) for row in range(1, COUNT + 1) for sample in (1, 2, 3)
+    ]
+    assert len({line["prediction"] for line in whole}) == 3 * COUNT
+    log = tmp_path / "base" / "generations.jsonl"
+    lines = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(b"".join(lines[:7]) + lines[7][:20])
+    generated.clear()
+    assert ask(prompts) == whole
+    assert len(generated) == 3 * COUNT - 7
+    assert len(log.read_bytes().splitlines()) == 3 * COUNT
 
 
 # --- rows that are too long ---

@@ -2,13 +2,19 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 from tests.support.prompts import COUNT, LIMIT, make_prompts
 
+from tunesmith.core.files import digest_of
 from tunesmith.core.jsonl import write_jsonl
 from tunesmith.core.records import Example, Turn
 from tunesmith.core.rundir import RunDir
-from tunesmith.inference.prompts import read_selected_rows
+from tunesmith.inference.prompts import Prompts, build_prompts, read_selected_rows
+from tunesmith.inference.request import StopStrings
+from tunesmith.inference.sampling import Sampling
+from tunesmith.recipe.schema import Recipe
 
 
 def test_the_digest_depends_on_rows_prompts_limits_and_decoding() -> None:
@@ -19,8 +25,54 @@ def test_the_digest_depends_on_rows_prompts_limits_and_decoding() -> None:
         replace(prompts, max_new_tokens=LIMIT + 1), replace(prompts, stop_ids=(2,)), replace(prompts, beams=2),
         replace(prompts, prompts=prompts.prompts[::-1]), replace(prompts, examples=prompts.examples[::-1]),
         replace(prompts, prompts=longer), replace(prompts, decoder_prefix_ids=(0,)), make_prompts(COUNT - 1),
+        replace(prompts, stop_strings=StopStrings(("\n",), str)), replace(prompts, samples=2),
+        *(replace(prompts, sampling=(Sampling(**options),) * COUNT)
+          for options in ({"temperature": 1, "seed": 1}, {"temperature": 1, "seed": 2}, {"repetition_penalty": 1.1})),
     ]  # fmt: skip
     assert len({prompts.digest, *(other.digest for other in others)}) == 1 + len(others)
+
+
+def test_greedy_prompts_keep_the_digest_of_earlier_versions() -> None:
+    """Stored answers are found by it."""
+    prompts = make_prompts()
+    ids = [example.id for example in prompts.examples]
+    assert prompts.digest == digest_of([ids, prompts.prompts, (), (), LIMIT, "beams 1"])
+
+
+def built(samples: int = 1, count: int = 3, **evaluate: Any) -> Prompts:
+    """Return the prompts of some rows, with settings of `evaluate`."""
+    recipe = Recipe.model_validate({
+        "name": "x", "model": {"base": "org/model"},
+        "data": {"task": "completion", "prompt": "{q}", "response": "{a}", "source": {"file": "x.csv"}},
+        "tuning": {"method": "full"}, "train": {"learning_rate": 1e-4},
+        "evaluate": {"metrics": ["exact_match"], "primary": "exact_match", **evaluate},
+    })  # fmt: skip
+    task: Any = SimpleNamespace(encode_prompt=lambda turns: [1, 2], stop_ids=(2,), decoder_prefix_ids=())
+    tokenizer: Any = SimpleNamespace(decode=str)
+    return build_prompts(make_prompts(count).examples, recipe, task, tokenizer, samples=samples)
+
+
+def test_prompts_take_the_decoding_options_of_the_recipe() -> None:
+    greedy = built()
+    assert (greedy.sampling, greedy.stop_strings, greedy.samples, greedy.answers) == ((), None, 1, 3)
+    sampled = built(sampling={"temperature": 0.7, "top_p": 0.9, "seed": 4}, stop=["###"])
+    assert sampled.stop_strings is not None
+    assert sampled.stop_strings.texts == ("###",)
+    options = Sampling(temperature=0.7, top_p=0.9, seed=4)
+    assert sampled.sampling == tuple(options.of_answer(f"id-{row}", 1) for row in range(3))
+    penalized = built(sampling={"repetition_penalty": 1.2})
+    assert penalized.sampling == (Sampling(repetition_penalty=1.2),) * 3
+
+
+def test_each_sample_of_a_row_has_its_own_seed_which_depends_on_no_other_row() -> None:
+    settings = {"sampling": {"temperature": 1.0}}
+    few, many = built(2, count=3, **settings), built(4, count=5, **settings)
+    assert (few.answers, many.answers) == (6, 20)
+    assert few.answer_lengths == [2] * 6
+    assert few.sampling == (*many.sampling[:2], *many.sampling[4:6], *many.sampling[8:10])
+    seeds = [options.seed for options in many.sampling]
+    assert len(set(seeds)) == 20
+    assert built(sampling={"temperature": 1.0, "seed": 1}).sampling[0] != few.sampling[0]
 
 
 def test_prompt_and_answer_have_separate_positions_in_an_encoder_decoder_model() -> None:

@@ -1,6 +1,7 @@
 """Filtered distributions are those of transformers' logits processors, and each row has its own random generator."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -186,3 +187,15 @@ def test_contradicting_options_are_refused(sampling: Sampling, settings: dict[st
     with raises(RecipeError, "wrong-sampling") as caught:
         check_generation_options(sampling, **settings)
     assert caught.value.hint
+
+
+def test_the_seed_of_an_answer_follows_from_the_seed_the_row_and_the_sample() -> None:
+    options = Sampling(temperature=1.0, top_k=5, seed=3)
+    seeds = {
+        options.of_answer("a", 1).seed, options.of_answer("a", 2).seed, options.of_answer("b", 1).seed,
+        replace(options, seed=4).of_answer("a", 1).seed,
+    }  # fmt: skip
+    assert len(seeds) == 4
+    assert replace(options.of_answer("a", 1), seed=3) == options
+    assert options.of_answer("a", 1) == options.of_answer("a", 1)
+    assert GREEDY.of_answer("a", 1) == GREEDY
