@@ -63,7 +63,7 @@ _LATE: dict[str, tuple[str, ...]] = {
         "not before: forward passes prove it; tunesmith.architecture.causality:require_causal checks the configuration "
         "in plan",
     ),
-    "inference/chatter.py Chatter._encode_prompt": (_ASKING,) * 2,
+    "inference/chatter.py Chatter._encode_prompt": (_ASKING,),
     "inference/chatter.py Chatter.ask": (_ASKING,),
     "inference/chatter.py Chatter.turns_of_row": (_ASKING,) * 2,
     "inference/chatter.py Chatter.turns_of_text": (_ASKING,),

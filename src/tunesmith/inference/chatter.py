@@ -23,6 +23,7 @@ from tunesmith.recipe.schema import ChatData, CompletionData, Seq2SeqData, TextD
 from tunesmith.recipe.template import columns_in
 from tunesmith.tasks import task_for
 from tunesmith.tasks.base import MissingColumn, RowProblem, Task
+from tunesmith.tasks.chat import ChatTask
 from tunesmith.tasks.chatml import load_tokenizer
 from tunesmith.tasks.tokenizer import TokenizerAdapter
 
@@ -181,23 +182,11 @@ class Chatter:
         Raises:
             DataError: the template refuses the conversation, or rewrites one whose text contains control tokens.
         """
+        encode = self.task.encode_conversation if isinstance(self.task, ChatTask) else self.task.encode_prompt
         try:
-            return self.task.encode_prompt(turns)
+            return encode(turns)
         except RowProblem as problem:
-            if not self.keeps_turns or any(map(self._contains_control_tokens, turns)):
-                raise DataError(str(problem)) from problem
-            messages = [{"role": turn.role, "content": turn.text} for turn in turns]
-            try:
-                text = self.tokenizer.apply_chat_template(messages, generation=True)
-            except Exception as error:  # a template may raise anything
-                message = f"the chat template refuses the conversation: {error}"
-                raise DataError(message, code="template-refuses") from error
-            return self.tokenizer.encode_trusted(text)
-
-    def _contains_control_tokens(self, turn: Turn) -> bool:
-        """Whether a turn's text contains control tokens that it may not; answers may contain some (<think>)."""
-        forbidden = self.tokenizer.special_ids if turn.role == "assistant" else self.tokenizer.control_ids
-        return not forbidden.isdisjoint(self.tokenizer.encode_trusted(turn.text))
+            raise DataError(str(problem), code=problem.code) from problem
 
 
 def open_chatter(

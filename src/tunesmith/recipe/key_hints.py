@@ -21,6 +21,8 @@ REPLACEMENTS = (
     ("attn_implementation flash_attn flash_attention use_flash_attention_2", "model.attention", ""),
     ("chat_template template", "model.chat_markup",
      "the model's own chat template is used; `chat_markup: chatml` adds one to a model that has none"),
+    ("chat_template_kwargs chat_template_args apply_chat_template_kwargs enable_thinking",
+     "data.template_arguments", "such as `template_arguments: {enable_thinking: false}`"),
     ("trust_remote_code", "", "code from a model's repository is never run; remove the key"),
     # Data
     ("dataset datasets dataset_name dataset_path dataset_dir train_file train_dataset",

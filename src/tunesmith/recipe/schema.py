@@ -6,7 +6,7 @@ Key names contain their units. `tuning`, `data` and `launch` are unions, discrim
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, JsonValue, field_validator, model_validator
 
 from tunesmith.recipe.base import Fraction, NonEmptyStrings, Section, checked_by, setting_error
 from tunesmith.recipe.data_source import Filter, HeldOut, Sources
@@ -167,6 +167,11 @@ class ChatData(DataBase):
     )
     system: Template | None = Field(None, description="Template of a system turn; no turn for rows where it is empty.")
     train_on: Literal["all", "last"] = Field("all", description="Train on all turns of the assistant, or on the last.")
+    template_arguments: dict[str, JsonValue] = Field(
+        {},
+        description="Variables of the chat template, such as `{enable_thinking: false}`, in training, evaluation, "
+        "`generate` and `chat` alike.",
+    )
 
     @model_validator(mode="after")
     def _check_turns(self) -> Self:
@@ -180,6 +185,13 @@ class ChatData(DataBase):
         if pair and self.train_on == "last":
             raise setting_error("no-effect", "`train_on` has no effect on one pair of turns; remove it")
         return self
+
+    @field_validator("template_arguments")
+    @classmethod
+    def _check_template_arguments(cls, value: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        if own := sorted(value.keys() & {"messages", "tools", "add_generation_prompt"}):
+            raise setting_error("contradiction", f"`{own[0]}` is set for each row; remove it")
+        return value
 
 
 Data = Annotated[TextData | CompletionData | ChatData | Seq2SeqData, Field(discriminator="task")]

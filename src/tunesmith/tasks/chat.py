@@ -54,6 +54,9 @@ class ChatTask(Task):
         self._literals = lru_cache(maxsize=4096)(self._find_literals)
         self._template_texts = lru_cache(maxsize=1024)(self._find_template_texts)
         self._stop, stop_id = self._find_stop()
+        if unread := tokenizer.unread_by_chat_template(data.template_arguments):
+            where = f"data.template_arguments.{unread[0]}"
+            raise RecipeError("the model's chat template never reads this variable", where=where, code="no-effect")
         self.stop_ids = tuple(dict.fromkeys([stop_id, *([tokenizer.eos_id] if tokenizer.eos_id is not None else [])]))
         # Answers may contain markup such as <think>, which the model has to learn to write.
         self._answer_control_ids = tokenizer.markup_ids - set(self.stop_ids)
@@ -141,6 +144,20 @@ class ChatTask(Task):
         before_answer = turns[:-1] if turns[-1].role == "assistant" else turns
         return self._tokenizer.encode(self._render_spans(before_answer, generation=True)).ids
 
+    def encode_conversation(self, turns: Sequence[Turn]) -> list[int]:
+        """Return the ids of a prompt whose earlier turns the template may rewrite, such as by removing their thoughts.
+
+        Raises:
+            RowProblem: the template refuses the conversation, or rewrites one whose text contains control tokens.
+        """
+        try:
+            return self.encode_prompt(turns)
+        except RowProblem as problem:
+            if problem.code != "template-rewrites" or self.find_control_token(turns) is not None:
+                raise
+        text = self._render_text([turn.role for turn in turns], [turn.text for turn in turns], generation=True)
+        return self._tokenizer.encode_trusted(text)
+
     def reference(self, turns: Sequence[Turn]) -> str:
         """Return the assistant's last answer."""
         return turns[-1].text
@@ -182,7 +199,8 @@ class ChatTask(Task):
             raise RowProblem("a message has an unknown role", f"use one of {', '.join(ROLES)}", code="unknown-role")
         messages = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=True)]
         try:
-            return self._tokenizer.apply_chat_template(messages, generation=generation)
+            arguments = self._data.template_arguments
+            return self._tokenizer.apply_chat_template(messages, generation=generation, arguments=arguments)
         except Exception as error:  # a template is a program that can raise anything
             reason = "the chat template refuses the conversation"
             raise RowProblem(reason, str(error), code="template-refuses") from error

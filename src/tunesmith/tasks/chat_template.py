@@ -4,11 +4,11 @@ transformers' own function takes seconds to import, and doubles the time for eac
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from jinja2 import nodes
+from jinja2 import meta, nodes
 from jinja2.exceptions import SecurityError, TemplateError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
@@ -26,19 +26,29 @@ class ChatTemplate:
     """
 
     def __init__(self, source: str, variables: Mapping[str, str]) -> None:
-        self._template = _environment().from_string(source)
+        environment = _environment()
+        self._template = environment.from_string(source)
+        self._read = meta.find_undeclared_variables(environment.parse(source))
         # One dictionary, because Jinja's `render` would merge three of them for each conversation.
         self._variables = {**self._template.globals, "tools": None, "documents": None, **variables}
 
-    def render(self, messages: Sequence[Mapping[str, str]], *, generation: bool) -> str:
+    def unread(self, names: Iterable[str]) -> list[str]:
+        """Return those of some variables that no part of the template reads."""
+        return [name for name in names if name not in self._read]
+
+    def render(
+        self, messages: Sequence[Mapping[str, str]], *, generation: bool, arguments: Mapping[str, Any] = {}
+    ) -> str:
         """Render a conversation. If the template refuses it, its own exception is raised.
 
         Args:
             generation: add the beginning of an answer (`add_generation_prompt`).
+            arguments: further variables, such as `enable_thinking`; they replace those of the constructor.
         """
         if not messages:  # as in transformers, even if the template accepts it
             raise ValueError("the conversation is empty")
-        variables = {**self._variables, "messages": messages, "add_generation_prompt": generation}
+        conversation = {"messages": messages, "add_generation_prompt": generation}
+        variables = {**self._variables, **arguments, **conversation}
         return "".join(self._template.root_render_func(self._template.new_context(variables, shared=True)))
 
 

@@ -5,7 +5,7 @@ Unlike in transformers, text from users and datasets is never encoded to a contr
 
 import re
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -303,9 +303,15 @@ class TokenizerAdapter:
         """Whether the model has a chat template."""
         return bool(self._tokenizer.chat_template)
 
-    def apply_chat_template(self, messages: list[dict[str, str]], *, generation: bool) -> str:
-        """Return a conversation as text. If the template refuses it, its own exception is raised."""
-        return self._chat_template.render(messages, generation=generation)
+    def apply_chat_template(
+        self, messages: list[dict[str, str]], *, generation: bool, arguments: Mapping[str, Any] = {}
+    ) -> str:
+        """Return a conversation as text; see `ChatTemplate.render`."""
+        return self._chat_template.render(messages, generation=generation, arguments=arguments)
+
+    def unread_by_chat_template(self, names: Iterable[str]) -> list[str]:
+        """Return those of some variables that the chat template never reads."""
+        return self._chat_template.unread(names)
 
     @cached_property
     def _chat_template(self) -> ChatTemplate:

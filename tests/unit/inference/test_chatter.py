@@ -157,3 +157,13 @@ def test_a_sampled_conversation_is_repeatable(tuned: Tuned) -> None:
 
     assert conversation(1) == conversation(1) != conversation(2)
     assert len(set(conversation(1))) == 2, "each turn has its own random numbers"
+
+
+def test_template_arguments_of_training_are_used(tmp_path: Path, generation: RecordedGeneration) -> None:
+    template = THINKING.removesuffix("{% endif %}") + "{% if hint is defined %}{{ hint.text }}{% endif %}{% endif %}"
+    base = save_model(tmp_path / "base", "llama", template=template)
+    data = {**CHAT, "template_arguments": {"hint": {"text": "Go"}}}
+    chatter = open_chatter(tuned_model(base, tmp_path / "tuned", data))
+    for text in ("one", "two"):
+        chatter.ask(text)
+        assert chatter.tokenizer.decode(generation.prompt).endswith("<|im_end|>\n<|im_start|>assistant\nGo")

@@ -37,6 +37,8 @@ from tunesmith.recipe.validation import find_remarks
         ('  response: "{ref}"\n', "", "data", "missing-key", "`response`"),
         ("task: chat", "task: chat\n  train_on: last", "data", "no-effect", "`train_on`"),
         ("task: chat", "task: chat\n  roles: {agent: assistant}", "data", "no-effect", "`roles`"),
+        ("task: chat", "task: chat\n  template_arguments: {tools: []}", "data.template_arguments", "contradiction",
+         "`tools`"),
         ("task: chat", "task: chat\n  too_long: split", "data.too_long", "contradiction", "`task: text`"),
         ("file: rows.csv", "file: rows.csv, weight: 2", "data.source", "no-effect", "`weight`"),
         ("2e-4", "2e-4\n  optimizer: sgd\n  beta2: 0.9", "train.beta2", "no-effect", "`sgd`"),

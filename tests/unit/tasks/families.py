@@ -179,11 +179,11 @@ class Family:
     def task(self, **changes: Any) -> ChatTask:
         return ChatTask(chat_data(**changes), self.tokenizer)
 
-    def own_ids(self, turns: Sequence[Turn], *, generation: bool = False) -> list[int]:
-        """Return the ids of a conversation by transformers."""
+    def own_ids(self, turns: Sequence[Turn], *, generation: bool = False, **arguments: Any) -> list[int]:
+        """Return the ids of a conversation by transformers, with further arguments of the template."""
         messages = [{"role": turn.role, "content": turn.text} for turn in turns]
         ids: list[int] = self.hf_tokenizer.apply_chat_template(
-            messages, tokenize=True, add_generation_prompt=generation, return_dict=False
+            messages, tokenize=True, add_generation_prompt=generation, return_dict=False, **arguments
         )
         return ids
 

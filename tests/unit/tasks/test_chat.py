@@ -4,10 +4,11 @@ import json
 from typing import Any
 
 import pytest
-from tests.support.errors import row_problem
+from tests.support.errors import raises, row_problem
 from tests.support.tiny import THINKING, make_tokenizer
 from tests.unit.tasks.families import CHATML, FAMILIES, Family, byte_level, chat_data, conversation, markup, wrapped
 
+from tunesmith.core.errors import RecipeError
 from tunesmith.core.records import Turn
 from tunesmith.tasks.chat import ChatTask
 from tunesmith.tasks.tokenizer import TokenizerAdapter
@@ -352,3 +353,32 @@ def test_dropped_thoughts_are_a_problem_only_in_trained_answers(first: str) -> N
             everything.render(everything.parse({"m": messages}))
     else:
         assert sum(everything.render(everything.parse({"m": messages})).trained) > sum(tokens.trained)
+
+
+# ---- arguments of the template ----
+
+
+@pytest.mark.parametrize("train_on", ["all", "last"])
+def test_template_arguments_reach_prompts_and_training_alike(thinking: Family, train_on: str) -> None:
+    task = thinking.task(template_arguments={"enable_thinking": False})
+    turns = conversation(*PAIR)
+    assert task.encode_prompt(turns) == thinking.own_ids(turns[:-1], generation=True, enable_thinking=False)
+    assert task.encode_prompt(turns) != thinking.task().encode_prompt(turns)
+    tokens = task.render(turns)
+    own = thinking.own_ids(turns, enable_thinking=False)
+    assert thinking.tokenizer.decode(tokens.input_ids) == thinking.tokenizer.decode(own)
+    # The empty thought is in the prompt.
+    assert thinking.runs(tokens.input_ids, tokens.trained) == ["one two<|im_end|>"]
+    longer = conversation(*LONG, train_on=train_on)
+    if train_on == "last":
+        assert thinking.runs(task.render(longer).input_ids, task.render(longer).trained) == ["dog<|im_end|>"]
+    else:
+        with row_problem("template-differs"):
+            task.render(longer)
+
+
+def test_template_argument_that_the_template_never_reads_is_an_error(thinking: Family, chatml: Family) -> None:
+    with raises(RecipeError, "no-effect", where="data.template_arguments.enable_thinkin"):
+        thinking.task(template_arguments={"enable_thinking": False, "enable_thinkin": True})
+    with raises(RecipeError, "no-effect", where="data.template_arguments.enable_thinking"):
+        chatml.task(template_arguments={"enable_thinking": False})
