@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -36,6 +37,7 @@ from tunesmith.recipe.columns import double_brace_names, optional_columns
 from tunesmith.recipe.held_out import has_rows
 from tunesmith.recipe.schema import Data, Recipe
 from tunesmith.tasks.base import Task, is_empty_cell
+from tunesmith.tasks.cells import MISSING, InvalidJson, find_cell
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +210,9 @@ def _count_empty(
                 remark(f"warning: {text}; for the column, write single braces")
         double_braces = ()
         for column in empty:
-            empty[column] += is_empty_cell(row.values.get(column))
+            with suppress(InvalidJson):  # the row will be dropped
+                cell = find_cell(row.values, column)
+                empty[column] += cell is MISSING or is_empty_cell(cell)
         yield row
 
 

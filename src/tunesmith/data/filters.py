@@ -10,7 +10,7 @@ import regex
 from tunesmith.core.errors import DataError
 from tunesmith.data.sources import Row
 from tunesmith.recipe.data_source import Filter, Scalar
-from tunesmith.tasks.base import RowProblem, format_value
+from tunesmith.tasks.base import MissingColumn, RowProblem, cell_value, format_value
 
 # A pattern such as (a+)+b may backtrack almost forever; a sensible pattern takes milliseconds.
 _SECONDS_PER_CELL = 1.0
@@ -22,11 +22,14 @@ def rejection_reason(filters: Sequence[Filter], row: Row) -> str | None:
     A column that the row lacks counts as empty.
 
     Raises:
-        RowProblem: the filter does not apply to the type of the cell.
+        RowProblem: the filter does not apply to the type of the cell, or its path leads into text that is not JSON.
         DataError: a pattern takes too long.
     """
     for rule in filters:
-        violation = next(_violations(rule, row.values.get(rule.column), row.where), None)
+        cell = None
+        with contextlib.suppress(MissingColumn):
+            cell = cell_value(row.values, rule.column)
+        violation = next(_violations(rule, cell, row.where), None)
         if violation is not None:
             return f"`{rule.column}` {violation}"
     return None

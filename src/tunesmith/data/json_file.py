@@ -2,16 +2,14 @@
 
 import json
 import re
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
 from tunesmith.core.errors import DataError
 from tunesmith.data.text_file import SHOWN_CHARACTERS, read_text_lines
-from tunesmith.tasks.base import JsonNumber
+from tunesmith.tasks.json_values import decode_json
 
-_MAX_DIGITS = 4000  # Python refuses to convert more than 4,300
 MAX_DOCUMENT_CHARACTERS = 2**30  # a JSON list is read as a whole
 
 
@@ -59,30 +57,7 @@ def read_json_rows(path: Path, label: str) -> Iterator[tuple[int, dict[str, Any]
         _raise_single_value_error(value, label)
 
 
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        name = next(name for name, times in Counter(name for name, _ in pairs).items() if times > 1)
-        raise ValueError(f"has the key {name!r} twice in one object")
-    return value
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"contains {name}, which is not JSON (write null, or omit the key)")
-
-
-def _parse_integer(digits: str) -> int | JsonNumber:
-    """Return an int if `str` restores the same digits; `-0` and numbers too long for Python stay text."""
-    if digits == "-0" or len(digits) > _MAX_DIGITS:
-        return JsonNumber(digits)
-    return int(digits)
-
-
-_DECODER = json.JSONDecoder(
-    object_pairs_hook=_unique_keys, parse_constant=_refuse_constant, parse_float=JsonNumber, parse_int=_parse_integer
-)
 _SPACE = re.compile(r"[ \t\n\r]*")
-_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def _skip_space(text: str, position: int) -> int:
@@ -93,19 +68,12 @@ def _skip_space(text: str, position: int) -> int:
 def _decode(text: str, position: int, first_line: int, label: str) -> tuple[Any, int]:
     """Return the JSON value at `position` and its end; `first_line` is the line number of the text's start."""
     try:
-        value, end = _DECODER.raw_decode(text, position)
-        if _SURROGATE.search(text, position, end):
-            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        value, end = decode_json(text, position)
     except json.JSONDecodeError as error:
         _raise_json_error(text, error.pos, first_line, error.msg, label)
-    except (ValueError, RecursionError) as error:
-        problem = str(error)  # the hooks above raise a complete message, the interpreter does not
-        if isinstance(error, RecursionError):
-            problem = "is nested too deeply"
-        elif isinstance(error, UnicodeEncodeError):
-            problem = "contains an unpaired surrogate (\\ud800 to \\udfff), which is not a character"
+    except ValueError as error:
         where = f"{label}:{first_line + text.count(chr(10), 0, position)}"
-        raise DataError(problem, where=where, code="invalid-json") from error
+        raise DataError(str(error), where=where, code="invalid-json") from error
     return value, end
 
 

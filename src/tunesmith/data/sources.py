@@ -1,7 +1,9 @@
 """Read rows from files, datasets on the hub or the built-in generator, each with its location and its exact values."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
+from operator import contains
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -22,10 +24,13 @@ from tunesmith.data.local_files import (
 from tunesmith.recipe.data_source import FileSource, HubSource, Source, Sources
 from tunesmith.recipe.held_out import own_source
 from tunesmith.recipe.schema import DataBase
+from tunesmith.tasks.cells import InvalidJson, find_cell, has_cell, nested_paths
 from tunesmith.tasks.messages import is_message
 
 _JSON_PROBE_ROWS = 1000
 """A column that is absent from this many first rows of a JSON file is missing; writers of JSON omit empty values."""
+
+_MAX_PATHS = 500  # looked through for a similar name
 
 _ROW_FORMATS = (
     # (required columns, name, settings for the recipe)
@@ -99,7 +104,7 @@ def read_rows(
     optional_check = MissingColumns(optional, after_rows=None)
     for name, source in named_sources(sources).items():
         first_number = number
-        rename_check = MissingColumns(source.rename, after_rows=_JSON_PROBE_ROWS)
+        rename_check = MissingColumns(source.rename, after_rows=_JSON_PROBE_ROWS, whole=True)
         for may_omit_columns, rows in _read_parts(source, folder):
             needed_check = MissingColumns(needed, after_rows=_JSON_PROBE_ROWS if may_omit_columns else 1)
             for where, values in rows:
@@ -121,12 +126,15 @@ class MissingColumns:
     """The columns that no observed row has had.
 
     Args:
-        after_rows: the number of rows after which such a column is an error; None checks only when asked to.
+        after_rows: the number of rows after which such a column is an error; None checks only when asked to. A path
+            into a column may be absent from _JSON_PROBE_ROWS rows, because its objects need not have the same keys.
+        whole: whether only whole columns count, and no path into one.
     """
 
-    def __init__(self, columns: Iterable[str], *, after_rows: int | None) -> None:
+    def __init__(self, columns: Iterable[str], *, after_rows: int | None, whole: bool = False) -> None:
         self._missing = list(columns)
         self._after_rows = after_rows
+        self._has: Callable[[Mapping[str, Any], str], bool] = contains if whole else has_cell
         self._first_row: Row | None = None
 
     def observe(self, row: Row) -> None:
@@ -134,8 +142,12 @@ class MissingColumns:
         if not self._missing:
             return
         self._first_row = self._first_row or row
-        self._missing = [column for column in self._missing if column not in row.values]
-        if row.number - self._first_row.number + 1 == self._after_rows:
+        self._missing = [column for column in self._missing if not self._has(row.values, column)]
+        rows = row.number - self._first_row.number + 1
+        if self._after_rows == rows and any("." not in column for column in self._missing):
+            self._missing.sort(key=lambda column: "." in column)
+            self.check()
+        if self._after_rows is not None and rows == _JSON_PROBE_ROWS:
             self.check()
 
     def check(self) -> None:
@@ -222,19 +234,33 @@ def _identity(source: Source, folder: Path, pinned_commit: str | None) -> dict[s
 def missing_column_error(name: str, row: Row) -> DataError:
     """Return the error for a column that the rows lack. It lists the row's columns and suggests the closest name."""
     columns = list(row.values)
-    by_folded_name = {column.casefold(): column for column in columns}
+    paths = list(dict.fromkeys([*columns, *islice(nested_paths(row.values), _MAX_PATHS)]))
+    by_folded_name = {path.casefold(): path for path in (paths if "." in name else columns)}
     near = closest(name.strip().casefold(), by_folded_name)
+    inside = next((path for path in paths if path.endswith(f".{name}")), None)
     listed = ", ".join(columns[:30]) + (f" and {len(columns) - 30} more" if len(columns) > 30 else "")
     hint = f"the columns are: {listed}" if columns else "the row has no columns at all"
     if len(columns) == 1 and any(mark in columns[0] for mark in ";\t|"):
         hint += "; the file seems to use another separator than its extension implies (.csv comma, .tsv tab)"
     elif f"{name}?" in columns:
         hint = f"`{{{name}?}}` means a column `{name}` that may be empty; to name it so, rename: {{'{name}?': {name}}}"
+    elif isinstance(found := _find_cell(row, name), InvalidJson):
+        hint = str(found)
     elif near:
         hint = f"did you mean `{by_folded_name[near]}`? {hint}"
+    elif inside:
+        hint = f"did you mean `{inside}`? {hint}"
     elif row_format := _recognize_row_format(row.values):
         hint += f"; {row_format}"
     return DataError(f"there is no column `{name}`", where=row.where, hint=hint, code="missing-column")
+
+
+def _find_cell(row: Row, name: str) -> Any:
+    """Return the value of a cell, or the error of the JSON that its path leads into."""
+    try:
+        return find_cell(row.values, name)
+    except InvalidJson as error:
+        return error
 
 
 def _recognize_row_format(values: Mapping[str, Any]) -> str | None:

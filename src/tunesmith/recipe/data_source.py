@@ -109,7 +109,9 @@ HeldOut = Annotated[
 class Filter(Section):
     """A rule for one column; rows that break it are left out. An empty cell counts as empty text."""
 
-    column: str = Field(description="The column, by its name after `rename`.")
+    column: str = Field(
+        description="The column, by its name after `rename`, or a path into one, such as `meta.language`."
+    )
     equals: Scalar | None = Field(None, description="The cell must equal this value; the text `1` equals the number 1.")
     not_equals: Scalar | None = Field(None, description="The cell must not equal this value.")
     one_of: tuple[Scalar, ...] | None = Field(None, min_length=1, description="The cell must be one of these values.")

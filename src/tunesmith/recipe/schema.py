@@ -48,8 +48,9 @@ class Split(Section):
     test: Fraction = Field(0.10, description="Fraction of the rows for the verdict; never used in training.")
     by: str | None = Field(
         None,
-        description="Column that groups rows, such as a conversation or a database. Rows of a group stay in one split "
-        "and count as one unit in the verdict. With `column`, the groups are used in the verdict only.",
+        description="Column, or path into one, that groups rows, such as a conversation or a database. Rows of a group "
+        "stay in one split and count as one unit in the verdict. With `column`, the groups are used in the verdict "
+        "only.",
     )
     column: str | None = Field(None, description="Column that holds the split of each row: `train`, `valid` or `test`.")
 

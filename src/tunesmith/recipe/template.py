@@ -9,8 +9,8 @@ from pydantic import AfterValidator
 
 from tunesmith.recipe.base import setting_error
 
-_SYNTAX = "write columns as {name}, and literal braces as {{ and }}"
-_NESTED = re.compile(r"[^.\[\]\s][^\[\]]*(\.[^.\[\]]+|\[[^\[\]]*\])+")
+_SYNTAX = "write columns as {name} or {name.key}, and literal braces as {{ and }}"
+_INDEXED = re.compile(r"[^.\[\]\s][^\[\]]*\[[^\[\]]*\].*")
 # LaTeX commands such as \text or \nabla after YAML has read \t as a tab and \n as a line break. Followed by a letter or
 # digit, they are taken for ordinary words after a tab or a line break.
 _BROKEN_LATEX = re.compile(
@@ -54,11 +54,11 @@ def parse_template(template: str) -> tuple[TemplatePiece, ...]:
 def _column(name: str, *, bare: bool) -> str:
     """Return the column of a field; `bare` is false if a format or a conversion follows its name."""
     column = name.removesuffix("?")
-    if bare and _NESTED.fullmatch(column):
-        problem = f"`{{{name}}}` is a value inside a column, and templates take whole columns"
-        hint = "give it a separate column in the data, or double the braces if they are text"
-        raise setting_error("wrong-template", f"{problem}: {hint}")
-    if not column or not bare or any(mark in column for mark in ".[]"):
+    if bare and _INDEXED.fullmatch(column):
+        path = re.sub(r"[\[\].'\"]+", ".", column).strip(".")
+        hint = f"write `{{{path}}}`, or double the braces if they are text"
+        raise setting_error("wrong-template", f"`{{{name}}}` has brackets; paths into a column have dots: {hint}")
+    if not bare or not all(column.split(".")) or any(mark in column for mark in "[]"):
         raise setting_error("wrong-template", f"{_SYNTAX} (found `{name}`)")
     return column
 

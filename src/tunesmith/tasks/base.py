@@ -10,20 +10,11 @@ from typing import Any
 
 from tunesmith.core.records import TokenizedExample, Turn
 from tunesmith.recipe.template import columns_in, parse_template
+from tunesmith.tasks.cells import MISSING, InvalidJson, find_cell
+from tunesmith.tasks.json_values import JsonNumber
 
 # Types whose `str` is the text of one value. Numbers of numpy and decimals are registered as Number.
 _SCALARS = (str, Number, date, time, timedelta)
-
-
-class JsonNumber(float):
-    """A number from a JSON file that keeps its notation: `str` returns 12.50, 1E3 or -0 as in the file."""
-
-    def __init__(self, text: str) -> None:
-        """Parse a JSON number. One beyond the range of a float becomes infinite and keeps its digits."""
-        self.text = text
-
-    def __str__(self) -> str:
-        return self.text
 
 
 class RowProblem(Exception):
@@ -169,17 +160,32 @@ def fill_single_column(template: str | None, text: str) -> str:
     return fill_template(str(template), {columns.pop(): text}) if len(columns) == 1 else text
 
 
+def cell_value(row: Mapping[str, Any], column: str) -> Any:
+    """Return the value of a column or of a path into one.
+
+    Raises:
+        MissingColumn: the row has no such cell.
+        RowProblem: the path leads into text that is not JSON.
+    """
+    try:
+        value = find_cell(row, column)
+    except InvalidJson as error:
+        raise RowProblem(f"cell `{error.column}` is not valid JSON", error.reason, code="wrong-cell") from error
+    if value is MISSING:
+        raise MissingColumn(column)
+    return value
+
+
 def cell_text(row: Mapping[str, Any], column: str) -> str:
     """Return a cell's text; raise MissingColumn, or RowProblem if the cell is empty, infinite, or a list or object."""
-    if column not in row:
-        raise MissingColumn(column)
-    value = row[column]
+    value = cell_value(row, column)
     if isinstance(value, JsonNumber):
         return value.text
     if is_empty_cell(value):
         raise EmptyCell(column)
     if not isinstance(value, _SCALARS):
-        hint = f"templates take text: move the part of `{column}` that you need to a separate column"
+        inner = "0" if isinstance(value, list) else next(iter(value), "key") if isinstance(value, Mapping) else "key"
+        hint = f"templates take text: name the part that you need, such as `{{{column}.{inner}}}`"
         if isinstance(value, list) and value and isinstance(value[0], Mapping):
             hint += f"; if it holds messages, use `task: chat` and `messages: {column}`"
         raise RowProblem(f"cell `{column}` holds a {type(value).__name__}, not text", code="wrong-cell", hint=hint)

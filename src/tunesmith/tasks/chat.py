@@ -25,7 +25,7 @@ from tunesmith.core.records import TokenizedExample, Turn
 from tunesmith.recipe.columns import message_columns
 from tunesmith.recipe.schema import ChatData
 from tunesmith.recipe.template import columns_in
-from tunesmith.tasks.base import RowProblem, Task, fill_required, fill_single_column, fill_template
+from tunesmith.tasks.base import EmptyCell, RowProblem, Task, fill_required, fill_single_column, fill_template
 from tunesmith.tasks.messages import ROLES, parse_messages
 from tunesmith.tasks.tokenizer import Span, TokenizerAdapter
 
@@ -104,9 +104,13 @@ class ChatTask(Task):
         """Return the turns of all columns of messages; only answers of the last column are trained."""
         turns: list[Turn] = []
         for index, column in enumerate(message_columns(self._data)):
-            if index == 0 or needs_answer or row.get(column) is not None:
-                turns = [replace(turn, trained=False) for turn in turns]
-                turns += parse_messages(row, column, self._data.roles)
+            try:
+                following = parse_messages(row, column, self._data.roles)
+            except EmptyCell:
+                if index == 0 or needs_answer:
+                    raise
+                break
+            turns = [*(replace(turn, trained=False) for turn in turns), *following]
         return turns
 
     def render(self, turns: Sequence[Turn], example_id: str = "") -> TokenizedExample:

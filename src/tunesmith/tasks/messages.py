@@ -10,7 +10,8 @@ from functools import partial
 from typing import Any
 
 from tunesmith.core.records import Turn
-from tunesmith.tasks.base import EmptyCell, MissingColumn, RowProblem
+from tunesmith.tasks.base import EmptyCell, RowProblem, cell_value
+from tunesmith.tasks.cells import InvalidJson, parse_json
 
 ROLES = ("system", "user", "assistant", "tool")
 # Identifiers and times of messages, which no template writes.
@@ -42,18 +43,16 @@ def parse_messages(row: Mapping[str, Any], column: str, roles: Mapping[str, str]
     Raises:
         RowProblem, MissingColumn: as `Task.parse`.
     """
-    if column not in row:
-        raise MissingColumn(column)
-    value = row[column]
+    value = cell_value(row, column)
     if value is None:
         raise EmptyCell(column)
     if isinstance(value, str):  # the only form in which a CSV can hold a list
         try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
+            value = parse_json(value, column)
+        except InvalidJson:
             raise _wrong_cell(column, _text_hint(value)) from None
     if not isinstance(value, list):
-        raise _wrong_cell(column, _object_hint(value) if isinstance(value, dict) else _LIST_HINT)
+        raise _wrong_cell(column, _object_hint(column, value) if isinstance(value, dict) else _LIST_HINT)
     turns = (_parse_message(message, number, roles) for number, message in enumerate(value, 1))
     return [turn for turn in turns if turn.role != "system" or turn.text.strip()]
 
@@ -70,10 +69,10 @@ def _text_hint(text: str) -> str:
     return _PYTHON_HINT if isinstance(value, list | tuple | dict) else _LIST_HINT
 
 
-def _object_hint(value: dict[str, Any]) -> str:
+def _object_hint(column: str, value: dict[str, Any]) -> str:
     inner = next((name for name, item in value.items() if isinstance(item, list)), None)
     hint = f"it is an object with the keys {', '.join(value)}"
-    return f"{hint}: use its `{inner}` as the column" if inner else hint
+    return f"{hint}: write `messages: {column}.{inner}`" if inner else hint
 
 
 def is_message(value: Any) -> bool:

@@ -10,7 +10,7 @@ from tunesmith.data import filters
 from tunesmith.data.filters import rejection_reason
 from tunesmith.data.sources import Row
 from tunesmith.recipe.data_source import Filter
-from tunesmith.tasks.base import JsonNumber
+from tunesmith.tasks.json_values import JsonNumber
 
 
 def rejection(cell: Any, **rule: Any) -> str | None:
@@ -83,3 +83,12 @@ def test_slow_pattern_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(filters, "_SECONDS_PER_CELL", 0.2)
     with raises(DataError, "slow-pattern", where="a.csv:2"):
         rejection("ab" * 40 + "c", matches=r"^(?:(?:a|b|ab)+)+$")
+
+
+def test_filter_reads_a_path_into_a_column() -> None:
+    rule = Filter(column="m.lang", one_of=("en", "de"))
+    assert rejection_reason([rule], Row(1, "w", {"m": {"lang": "en"}}, "s")) is None
+    assert rejection_reason([rule], Row(1, "w", {"m": '{"lang": "fr"}'}, "s")) == "`m.lang` is not one of 'en', 'de'"
+    assert rejection_reason([rule], Row(1, "w", {"m": {}}, "s")) is not None
+    with row_problem("wrong-cell", "`m`"):
+        rejection_reason([rule], Row(1, "w", {"m": "{"}, "s"))

@@ -136,6 +136,15 @@ def test_rows_with_the_same_prompt_share_a_group(tmp_path: Path, tokenizer_folde
     assert group_id(data, row, turns) != group_id(data, {"q": "x", "c": "How many", "a": "1"}, turns)
 
 
+def test_ids_and_groups_follow_from_values_inside_columns(tmp_path: Path, tokenizer_folder: Path) -> None:
+    data = section(tmp_path, tokenizer_folder, prompt="{t.en}", response="{t.de}")
+    turns = Turn("prompt", "", False), Turn("response", "", True)
+    rows = [{"t": {"en": en, "de": de, "fr": fr}} for en, de, fr in ("xyz", "xyy", "xzz", "yyz")]
+    assert len({row_id(data, row, turns) for row in rows}) == 3
+    assert [group_id(data, row, turns) == group_id(data, rows[0], turns) for row in rows] == [True, True, True, False]
+    assert row_id(data, {"t": json.dumps(rows[0]["t"])}, turns) == row_id(data, rows[0], turns)
+
+
 # --- rows that the base was trained on ---
 
 

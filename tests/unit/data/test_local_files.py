@@ -16,7 +16,8 @@ from tests.unit.data.conftest import files, per_example, values
 
 from tunesmith.data import local_files
 from tunesmith.data.sources import Row, read_rows
-from tunesmith.tasks.base import JsonNumber, cell_text
+from tunesmith.tasks.base import cell_text
+from tunesmith.tasks.json_values import JsonNumber
 
 
 def test_json_values_are_exact(rows: Callable[..., list[Row]]) -> None:

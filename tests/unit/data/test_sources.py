@@ -133,6 +133,31 @@ def test_needed_columns_are_in_each_file_and_optional_ones_in_any(tmp_path: Path
         read(tmp_path, "a.jsonl", "b.jsonl", needed=["b"])
 
 
+def test_path_is_needed_like_a_column(tmp_path: Path) -> None:
+    lines = [{"t": {"en": "x"}, "n": {}}, {"t": None, "n": {"k": 1}}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert len(list(read_rows(files("a.jsonl"), folder=tmp_path, needed=["t.en"], optional=["n.k"]))) == 2
+    for wrong in ("t.em", "n.l"):
+        with raises(DataError, "missing-column", f"`{wrong}`", "`t.en`" if wrong == "t.em" else ""):
+            list(read_rows(files("a.jsonl"), folder=tmp_path, needed=[wrong]))
+    with raises(DataError, "missing-column", "`t.em`"):
+        list(read_rows(files("a.jsonl"), folder=tmp_path, optional=["t.em"]))
+    (tmp_path / "b.jsonl").write_text(json.dumps({"t": "{"}))
+    with raises(DataError, "missing-column", "`t.en`", "not JSON"):
+        list(read_rows(files("b.jsonl"), folder=tmp_path, needed=["t.en"]))
+    source = FileSource(file="a.jsonl", rename={"t.en": "en"})
+    with raises(DataError, "missing-column", "`t.en`"):
+        list(read_rows(source, folder=tmp_path))
+
+
+def test_objects_of_parquet_and_csv_need_not_have_the_same_keys(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('c\n{}\n"{""k"": 1}"\n')
+    assert len(list(read_rows(files("a.csv"), folder=tmp_path, needed=["c.k"]))) == 2
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    pq.write_table(pa.Table.from_pylist([{"a": {"text": []}}, {"a": {"text": ["x"]}}]), tmp_path / "a.parquet")
+    assert len(list(read_rows(files("a.parquet"), folder=tmp_path, needed=["a.text.0"]))) == 2
+
+
 def test_missing_column_of_a_long_file_is_reported_early(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("a\n" + "1\n" * 3000)
     (tmp_path / "a.jsonl").write_text('{"a": 1}\n' * 3000)
@@ -151,6 +176,8 @@ def test_missing_column_of_a_long_file_is_reported_early(tmp_path: Path) -> None
         ({"instruction": "x", "input": "", "output": "y"}, r"Alpaca.*\{instruction\}.*\{input\?\}"),
         ({"prompt": "x", "chosen": "y", "rejected": "z"}, "preference pairs"),
         ({"prompt": "x", "completion": "y"}, r"\{completion\}"),
+        ({"a": {"zzz": "x"}}, "`a.zzz`"),
+        ({"a": '{"zzz": "x"}'}, "`a.zzz`"),
         ({"zzz?": "x"}, r"rename: \{'zzz\?': zzz\}"),
     ],
 )

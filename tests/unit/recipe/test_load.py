@@ -193,7 +193,7 @@ def test_list_entry_is_named_in_words(problems: Problems) -> None:
         ("[rougeL, exact_match]", "rougeL", "evaluate.metrics", "wrong-value", ["list", "'rougeL'"]),
         ('"Say {mr}"', "{mr}", "data.prompt", "wrong-value", ["text", "without quotes"]),
         ('"Say {mr}"', '"Say {mr"', "data.prompt", "wrong-template", ["'}'"]),
-        ('"Say {mr}"', '"Say {mr.x}"', "data.prompt", "wrong-template", ["`{mr.x}`"]),
+        ('"Say {mr}"', '"Say {mr[0].x}"', "data.prompt", "wrong-template", ["`{mr.0.x}`"]),
         ('"Say {mr}"', '"Say it"', "data.prompt", "wrong-template", ["{question}"]),
     ],
 )  # fmt: skip

@@ -9,7 +9,8 @@ from tests.support.errors import row_problem
 from tests.unit.tasks.families import Family, conversation
 
 from tunesmith.core.records import Turn
-from tunesmith.tasks.base import JsonNumber, MissingColumn
+from tunesmith.tasks.base import MissingColumn
+from tunesmith.tasks.json_values import JsonNumber
 
 
 def test_prompt_and_response_become_two_turns(chatml: Family) -> None:
@@ -127,6 +128,20 @@ def test_turn_excluded_from_training_is_not_trained(chatml: Family, key: dict[st
     more = [*messages, turn("user", "c"), turn("assistant", "worse", **key)]
     assert task.parse({"m": more}) == turns
     assert chatml.task(messages="m", train_on="last").parse({"m": more}) == turns
+
+
+def test_messages_inside_a_column(chatml: Family) -> None:
+    messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
+    task = chatml.task(messages="data.turns")
+    for row in ({"data": {"turns": messages}}, {"data": json.dumps({"turns": messages})}, {"data.turns": messages}):
+        assert task.parse(row) == conversation("x", "y")
+    with row_problem("wrong-cell", "`data`"):
+        task.parse({"data": '{"turns": ['})
+    with pytest.raises(MissingColumn):
+        task.parse({"data": {"messages": messages}})
+    with row_problem("wrong-messages") as caught:
+        chatml.task(messages="data").parse({"data": {"turns": messages}})
+    assert "data.turns" in caught.value.hint
 
 
 def test_python_list_in_a_cell_has_a_hint(chatml: Family) -> None:

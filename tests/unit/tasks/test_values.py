@@ -14,7 +14,6 @@ from tests.support.errors import row_problem
 
 from tunesmith.tasks.base import (
     EmptyCell,
-    JsonNumber,
     MissingColumn,
     RowProblem,
     cell_text,
@@ -22,6 +21,7 @@ from tunesmith.tasks.base import (
     fill_single_column,
     fill_template,
 )
+from tunesmith.tasks.json_values import JsonNumber
 
 
 @pytest.mark.parametrize(
@@ -99,10 +99,28 @@ def test_columns_may_have_any_name() -> None:
 
 
 def test_attributes_of_values_cannot_be_reached() -> None:
-    for template in ("{a.__class__}", "{a[0]}"):
+    for row in ({"a": "x"}, {"a": {}}, {"a": []}):
+        with pytest.raises(MissingColumn):
+            fill_template("{a.__class__}", row)
+    for template in ("{a[0]}", "{a.}", "{a..b}", "{.}"):
         with pytest.raises(PydanticCustomError) as caught:
             fill_template(template, {"a": "x"})
         assert caught.value.type == "wrong-template"
+
+
+def test_paths_fill_templates() -> None:
+    row = {"t": {"en": "x", "de": None}, "j": '{"price": 12.50, "all": [{"name": "y"}]}', "broken": '{"a": '}
+    assert fill_template("{t.en} {j.price} {j.all.0.name}|{t.de?}{t.fr?}", row) == "x 12.50 y|"
+    for template, column in (("{t.de}", "t.de"), ("{t.fr}", "t.fr"), ("{j.all.1.name}", "j.all.1.name")):
+        with pytest.raises(EmptyCell) as empty:
+            fill_template(template, row)
+        assert empty.value.column == column
+    for template in ("{broken.a}", "{broken.a?}"):
+        with row_problem("wrong-cell", "`broken`", "JSON"):
+            fill_template(template, row)
+    with row_problem("wrong-cell", "`t`") as caught:
+        fill_template("{t}", row)
+    assert "{t.en}" in caught.value.hint
 
 
 @pytest.mark.parametrize("empty", [{}, {"i": None}, {"i": ""}, {"i": " \n"}, {"i": math.nan}])
