@@ -54,6 +54,7 @@ _LATE: dict[str, tuple[str, ...]] = {
         "not before: only for an adapter as the base, whose weights need torch",
         _DAMAGE, _DAMAGE, _DAMAGE,
     ),
+    "model/experts.py require_adaptable": ("plan tunesmith.pipeline.checks:recipe_warnings",),
     "model/adapters.py make_trainable": ("not before: peft refuses modules whose kind no file names",),
     "model/adapters.py enable_activation_checkpointing": (
         "not before: known when transformers has built the model",

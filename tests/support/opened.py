@@ -17,9 +17,14 @@ _HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
 MORE: dict[str, dict[str, Any]] = {
     "gpt_neox": {**_SMALL, "num_attention_heads": 4},
     "mixtral": {**_SMALL, **_HEADS, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen2_moe": {
+        **_SMALL, **_HEADS, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24,
+        "shared_expert_intermediate_size": 24,
+    },
+    "gpt_oss": {**_SMALL, **_HEADS, "head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2},
     "lfm2": {**_SMALL, **_HEADS, "layer_types": ["conv", "full_attention"]},
     "mamba": {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8},
-}
+}  # fmt: skip
 
 Opened = Callable[..., Any]
 

@@ -13,9 +13,11 @@ from safetensors.torch import load_file
 
 from tunesmith.architecture.base_model import require_targets
 from tunesmith.core.errors import DamagedFile, RecipeError
+from tunesmith.core.progress import log
 from tunesmith.fetch.adapter_tokens import trained_token_ids
 from tunesmith.fetch.reference import ModelFolder
 from tunesmith.model.dtensor import is_dtensor, shard_like
+from tunesmith.model.experts import expert_parameters, require_adaptable
 from tunesmith.model.load import ComputeConfig, load_base, without_adapter
 from tunesmith.model.lora import use_compute_dtype
 from tunesmith.model.memory import is_out_of_memory
@@ -33,7 +35,7 @@ def make_trainable(model: Any, tuning: FullTuning | LoraBase, *, seed: int, new_
         new_tokens: the tokens whose embedding rows are trained in addition to adapters.
 
     Raises:
-        RecipeError: a name in `tuning.target` matches no module, or peft cannot adapt it.
+        RecipeError: a name in `tuning.target` matches no module, or peft cannot adapt it or the model's experts.
     """
     if isinstance(tuning, FullTuning):
         model.requires_grad_(True)
@@ -41,6 +43,9 @@ def make_trainable(model: Any, tuning: FullTuning | LoraBase, *, seed: int, new_
     target = tuning.target if isinstance(tuning.target, str) else list(tuning.target)
     if not isinstance(target, str):
         require_targets(target, (name for name, module in model.named_modules() if hasattr(module, "weight")))
+    experts = expert_parameters(model)
+    if warning := require_adaptable(experts, tuning):
+        log(f"warning: {warning}")
     torch.manual_seed(seed)
     config = LoraConfig(
         r=tuning.rank,
@@ -49,6 +54,7 @@ def make_trainable(model: Any, tuning: FullTuning | LoraBase, *, seed: int, new_
         use_rslora=tuning.rslora,
         use_dora=tuning.dora,
         target_modules=target,
+        target_parameters=(experts or None) if isinstance(target, str) else None,
         trainable_token_indices=trainable_token_indices(model, new_tokens),
         task_type="SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM",
     )
@@ -103,8 +109,9 @@ def save_model(
         return
     config = model.peft_config["default"]
     config.base_model_name_or_path, config.revision = base, revision
-    # peft stores these as a set, whose order differs between processes.
+    # peft stores these as sets, whose order differs between processes.
     config.target_modules = sorted(config.target_modules)
+    config.target_parameters = sorted(config.target_parameters) if config.target_parameters else None
     model.save_pretrained(folder, save_embedding_layers=False, state_dict=weights)
     (folder / "README.md").unlink(missing_ok=True)  # an empty model card, written by peft
 

@@ -132,8 +132,13 @@ def check_prepared_prompts(recipe: Recipe, run: RunDir) -> Iterator[str]:
 
 
 def recipe_warnings(recipe: Recipe, base: ModelFolder, shapes: Shapes, tokenizer: TokenizerAdapter) -> Iterator[str]:
-    """Yield warnings about settings that are allowed but may be mistakes."""
+    """Yield warnings about settings that are allowed but may be mistakes.
+
+    Raises:
+        RecipeError: the base has experts, which cannot be adapted with the settings of `tuning`.
+    """
     yield from (f"{'.'.join(path)}: {remark}" for path, remark in find_remarks(recipe))
+    yield from _expert_warnings(recipe, base)
     embedding_size = _embedding_rows(base, shapes, tokenizer)
     if tokenizer.vocab_size > embedding_size:
         yield (
@@ -147,6 +152,17 @@ def recipe_warnings(recipe: Recipe, base: ModelFolder, shapes: Shapes, tokenizer
             f"data.max_tokens_per_example is {max_tokens:,}, but the model has {shapes.positions:,} positions: rows "
             f"of a length in between are refused instead of being handled by `too_long: {recipe.data.too_long}`"
         )
+
+
+def _expert_warnings(recipe: Recipe, base: ModelFolder) -> Iterator[str]:
+    """Yield a warning if LoRA leaves the experts of a mixture frozen. Imports torch for a mixture only."""
+    config = base_model.language_config(base.root.path)
+    has_experts = any("expert" in key and isinstance(value, int) and value > 1 for key, value in config.items())
+    if has_experts and isinstance(recipe.tuning, LoraBase):
+        from tunesmith.model.experts import check_experts
+
+        if warning := check_experts(base.root.path, recipe.tuning):
+            yield warning
 
 
 def _embedding_rows(base: ModelFolder, shapes: Shapes, tokenizer: TokenizerAdapter) -> int:

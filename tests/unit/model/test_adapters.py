@@ -106,8 +106,8 @@ def test_dora_trains_magnitudes_and_starts_equal_to_the_base(opened: Opened) -> 
 
 
 def test_dora_of_unsupported_layers_is_refused(opened: Opened) -> None:
-    with raises(RecipeError, "wrong-target", "use_dora"):
-        make_trainable(opened("mixtral"), DORA, seed=0)
+    with raises(RecipeError, "wrong-target", "tuning"):
+        make_trainable(opened("lfm2"), DORA.model_copy(update={"target": ("conv",)}), seed=0)
 
 
 def test_adapter_initialization_depends_on_the_seed_only(opened: Opened) -> None:

@@ -1,0 +1,61 @@
+"""The experts of a mixture, whose weights transformers keeps as parameters [experts, ., .] instead of linear layers.
+
+`target_modules` of peft means modules, so these weights would stay frozen without a word. They are adapted through
+`target_parameters`, which gives every expert its own low-rank update.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from tunesmith.core.errors import RecipeError
+from tunesmith.recipe.tuning import LoraBase
+
+
+def expert_parameters(model: Any) -> list[str]:
+    """Return the names of the experts' weights without the path of their layer, such as `experts.down_proj`."""
+    names = {
+        f"{name.rpartition('.')[2]}.{parameter}"
+        for name, module in model.named_modules()
+        if not isinstance(module, torch.nn.modules.conv._ConvNd)
+        for parameter, weight in module.named_parameters(recurse=False)
+        if weight.ndim == 3 and weight.is_floating_point()
+    }
+    return sorted(names)
+
+
+def check_experts(folder: Path, tuning: LoraBase) -> str | None:
+    """Return a warning if the experts of the model in a folder stay frozen; None if they do not, or if it has none.
+
+    Builds the model without weights.
+
+    Raises:
+        RecipeError: the experts cannot be adapted with these settings.
+    """
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        with torch.device("meta"):
+            experts = expert_parameters(AutoModelForCausalLM.from_config(config))
+    except (OSError, ValueError, KeyError):  # loading it reports the reason
+        return None
+    return require_adaptable(experts, tuning)
+
+
+def require_adaptable(experts: list[str], tuning: LoraBase) -> str | None:
+    """Check that the experts with these names can be adapted; return a warning if they stay frozen.
+
+    Raises:
+        RecipeError: peft cannot adapt experts with these settings.
+    """
+    if not experts:
+        return None
+    if tuning.target != "all-linear":
+        return f"tuning.target: the experts ({', '.join(experts)}) stay frozen; only `all-linear` adapts them"
+    for key in ("dropout", "dora"):
+        if getattr(tuning, key):
+            message = "the model is a mixture of experts, and peft cannot adapt experts with this setting"
+            hint = "remove the key, or name the modules to adapt in tuning.target; the experts then stay frozen"
+            raise RecipeError(message, where=f"tuning.{key}", hint=hint, code="wrong-target")
+    return None
