@@ -11,7 +11,7 @@ from tests.support.tiny import recipe
 from tunesmith import plan_run, run_recipe
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.files import read_json
-from tunesmith.core.jsonl import read_jsonl
+from tunesmith.core.jsonl import read_jsonl, write_jsonl
 from tunesmith.scoring.metric import Metric
 from tunesmith.scoring.metrics import METRICS
 
@@ -43,6 +43,35 @@ def test_a_custom_metric_decides_and_is_scored_again_after_its_file_changes(tmp_
     (tmp_path / "brevity.py").write_text(METRIC.format(per=2))
     run_recipe(file, out=tmp_path / "run")
     assert read_json(run.verdict)["primary"]["base"] == pytest.approx(first["primary"]["base"] / 2)
+
+
+def test_the_best_of_several_references_counts(tmp_path: Path, tiny: Path) -> None:
+    """The answers, the scores, the means of validation and the report use the references, and training does not."""
+    settings = {"metrics": ["exact_match", "rougeL"], "primary": "exact_match", "rows": 8, "max_new_tokens": 6}
+    train = {"learning_rate": 0.01, "max_steps": 2, "valid_metrics": ["rougeL"]}
+    file = recipe(tmp_path, tiny, evaluate=settings, train=train)
+    plain = run_recipe(file, out=tmp_path / "plain")
+    given = {line["row"]: line["prediction"] for line in read_jsonl(plain.evaluation("base") / "generations.jsonl")}
+    rows = list(read_jsonl(tmp_path / "rows.jsonl"))
+    for number, row in enumerate(rows, 1):
+        row["right"] = [row["answer"], given.get(number, "no answer")] if number % 4 else []
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    text = file.read_text().replace('  response: "{answer}"', "  response: '{answer}'")
+    file.write_text(text.replace("  task: chat\n", "  task: chat\n  references: right\n"))
+    run = run_recipe(file, out=tmp_path / "run")
+    for name in ("base", "tuned"):
+        lines = [list(read_jsonl(folder.evaluation(name) / "generations.jsonl")) for folder in (plain, run)]
+        assert [line["prediction"] for line in lines[0]] == [line["prediction"] for line in lines[1]]
+    expected = {}
+    for line in read_jsonl(run.evaluation("base") / "generations.jsonl"):
+        expected[line["id"]] = float(line["row"] % 4 > 0)
+        answer = rows[line["row"] - 1]["answer"]
+        assert line["reference"] == ([answer, line["prediction"]] if line["row"] % 4 else answer)
+    assert {line["id"]: line["exact_match"] for line in read_jsonl(run.evaluation("base") / "scores.jsonl")} == expected
+    assert set(expected.values()) == {0.0, 1.0}
+    [stored] = [path for path in run.path.glob("train/answers/step-*0.jsonl")]
+    assert any(isinstance(line["reference"], list) for line in read_jsonl(stored))
+    assert "(2) " in run.report.read_text(encoding="utf-8")
 
 
 def test_a_new_built_in_metric_is_one_row_of_the_table(

@@ -8,12 +8,14 @@ from typing import Any
 
 from tunesmith.core.errors import DataError, RecipeError
 from tunesmith.core.progress import log
+from tunesmith.core.records import Example
 from tunesmith.data.sources import Row, read_rows
 from tunesmith.inference.chatter import Chatter
 from tunesmith.recipe.data_source import FileSource
-from tunesmith.recipe.schema import TextData
+from tunesmith.recipe.schema import Data, TextData
 from tunesmith.report.wording import visible
 from tunesmith.tasks.base import RowProblem, Task
+from tunesmith.tasks.references import row_references, scored_reference
 
 
 def read_row(pairs: Sequence[str]) -> dict[str, str]:
@@ -87,14 +89,16 @@ def answer_rows(chatter: Chatter, file: Path, *, samples: int, **settings: Any) 
     for index, line in enumerate(lines):
         row = rows[index // samples]
         ids = {"id": row.values.get("id", row.number), "row": row.number, **_sample(index, samples)}
-        answers.append({**ids, **line, **_reference(chatter.task, row)})
+        answers.append({**ids, **line, **_reference(chatter.task, chatter.data, row)})
     return answers
 
 
-def _reference(task: Task, row: Row) -> dict[str, str]:
-    """Return {reference} if the row has one, else {}."""
+def _reference(task: Task, data: Data, row: Row) -> dict[str, str | list[str]]:
+    """Return {reference} if the row has one or several, else {}."""
     try:
-        return {"reference": task.reference(task.parse(row.values))}
+        references = row_references(data, row.values)
+        turns = () if references else task.parse(row.values)
+        return {"reference": scored_reference(task, Example("", row.number, "", turns, references))}
     except RowProblem:
         return {}
 

@@ -38,22 +38,26 @@ class Example:
         id: digest of the source columns that the recipe uses, and of the block's number.
         row: 1-based number of the row in its source.
         group: rows with the same group stay in one split and count as one unit in the verdict.
+        references: the texts that an answer is compared with, if they are in columns of their own.
     """
 
     id: str
     row: int
     group: str
     turns: tuple[Turn, ...]
+    references: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Return the example as it is stored in `prepare/examples/*.jsonl`."""
+        """Return the example as it is stored in `prepare/examples/*.jsonl`, without empty `references`."""
         turns = [turn.to_json() for turn in self.turns]
-        return {"id": self.id, "row": self.row, "group": self.group, "turns": turns}
+        example = {"id": self.id, "row": self.row, "group": self.group, "turns": turns}
+        return {**example, "references": list(self.references)} if self.references else example
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Example":
         """Rebuild an example from the result of `to_json`."""
-        return cls(value["id"], value["row"], value["group"], tuple(map(Turn.from_json, value["turns"])))
+        turns, references = tuple(map(Turn.from_json, value["turns"])), tuple(value.get("references", ()))
+        return cls(value["id"], value["row"], value["group"], turns, references)
 
 
 @dataclass(frozen=True, slots=True)

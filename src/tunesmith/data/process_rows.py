@@ -13,10 +13,11 @@ from tunesmith.data.filters import rejection_reason
 from tunesmith.data.identity import block_id, group_id, row_id, short_digest
 from tunesmith.data.sources import Row, own_splits, read_rows
 from tunesmith.data.split import assign_split
-from tunesmith.recipe.columns import optional_columns, prompt_columns, required_columns
+from tunesmith.recipe.columns import optional_columns, prompt_columns, reference_columns, required_columns
 from tunesmith.recipe.held_out import all_sources, fraction
 from tunesmith.recipe.schema import ChatData, Recipe
 from tunesmith.tasks.base import EmptyCell, RowProblem, Task, cell_text
+from tunesmith.tasks.references import row_references
 
 _TOOL_COLUMNS = ("tools", "functions")
 _MAX_GROUP_NAME = 80  # a longer value of `split.by` is truncated in the name of its group
@@ -164,7 +165,8 @@ def process_rows(recipe: Recipe, task: Task, *, folder: Path) -> Iterator[Proces
 
 def read_recipe_rows(recipe: Recipe, folder: Path) -> Iterator[Row]:
     """Yield the rows of the recipe's sources; raise DataError if they lack a column that the recipe uses."""
-    needed, optional = required_columns(recipe.data), optional_columns(recipe.data)
+    needed = required_columns(recipe.data)
+    optional = {*optional_columns(recipe.data), *reference_columns(recipe.data)}
     return read_rows(
         all_sources(recipe.data), folder=folder, needed=needed, optional=optional, splits=own_splits(recipe.data)
     )
@@ -210,6 +212,7 @@ def _tokenize(recipe: Recipe, task: Task, row: Row) -> list[ProcessedRow]:
     _check_tools(recipe, row)
     split, group = _split_and_group(recipe, row, turns)
     parts = _render(task, turns, row_id(recipe.data, row.values, turns), recipe.data.max_tokens_per_example)
+    references = row_references(recipe.data, row.values) if split != "train" else ()
     results, notes = [], RowNotes(control_token=task.find_control_token(turns) or "")
     for number, (part, rendered) in enumerate(parts, 1):
         tokens, reason = _truncate(recipe, task, rendered)
@@ -218,7 +221,8 @@ def _tokenize(recipe: Recipe, task: Task, row: Row) -> list[ProcessedRow]:
         entry = LedgerEntry(
             row.number, row.where, row.source, status, split, tokens.example_id, reason, *counts, 1, block
         )
-        results.append(ProcessedRow(entry, Example(tokens.example_id, row.number, group, part), tokens, turns, notes))
+        example = Example(tokens.example_id, row.number, group, part, references)
+        results.append(ProcessedRow(entry, example, tokens, turns, notes))
         notes = NO_NOTES
     return results
 

@@ -21,6 +21,7 @@ from tunesmith.recipe.schema import Recipe
 from tunesmith.scoring.custom import CustomMetric, custom_metrics
 from tunesmith.scoring.metrics import answer_metrics, score
 from tunesmith.tasks.base import Task
+from tunesmith.tasks.references import scored_reference
 
 # The built-in metrics that reject some references. The others accept any text, so a few rows suffice to test them.
 _CAN_REJECT = ("json_field_f1", "tool_call", "tool_call_name", "tool_call_f1", "execution")
@@ -31,10 +32,15 @@ _REFERENCE_INDEX = re.compile(r"references\[(\d+)\]")
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """The right answer of a row; `where` is the file and line."""
+    """The reference of a row, or a list of several; `where` is the file and line."""
 
     where: str
-    text: str
+    text: str | list[str]
+
+    @property
+    def answer(self) -> str:
+        """A right answer."""
+        return self.text if isinstance(self.text, str) else self.text[0]
 
 
 def rehearse(recipe: Recipe, task: Task, rows: UsedRows, *, folder: Path, seconds: float | None = None) -> list[str]:
@@ -74,7 +80,7 @@ def _references(task: Task, rows: UsedRows, split: str, count: int, seed: int) -
     indices = {str(entry.id): index for index, entry in reversed(list(enumerate(entries)))}
     chosen = choose_by_hash(indices, count, seed)
     for index in sorted(indices.values(), key=lambda index: (entries[index].id not in chosen, entries[index].row)):
-        yield Reference(entries[index].where, task.reference(rows.example(split, index).turns))
+        yield Reference(entries[index].where, scored_reference(task, rows.example(split, index)))
 
 
 def _rehearse_metric(
@@ -89,7 +95,7 @@ def _rehearse_metric(
     can_reject = custom is not None or name in _CAN_REJECT
     while batch := list(islice(references, size)):
         interrupt.check()
-        texts = [reference.text for reference in batch]
+        texts = [reference.answer for reference in batch]
         if custom is not None:
             _call_custom(custom, batch, texts)
             if checked == 0:  # wrong answers too: a failed row has an empty answer, and models may answer anything
@@ -114,7 +120,7 @@ def _call(name: str, batch: Sequence[Reference], answers: Sequence[str], databas
             raise
         reference = batch[int(index[1])]
         problem = error.message if error.message.startswith("the ") else f"the reference {error.message}"
-        problem = f"`{name}`: {problem} ({shorten(reference.text)!r})"
+        problem = f"`{name}`: {problem} ({_shown(reference)!r})"
         raise type(error)(problem, where=reference.where, hint=error.hint, code=error.code) from error
 
 
@@ -127,8 +133,13 @@ def _call_custom(metric: CustomMetric, batch: Sequence[Reference], answers: Sequ
             try:
                 metric([answer], [reference.text])
             except RecipeError:
-                shown = "the reference as the answer" if answer == reference.text else f"the answer {shorten(answer)!r}"
-                error.message += f"; it fails on {shown}, with the reference {shorten(reference.text)!r} "
+                is_right = answer == reference.answer
+                tried = "the reference as the answer" if is_right else f"the answer {shorten(answer)!r}"
+                error.message += f"; it fails on {tried}, with the reference {_shown(reference)!r} "
                 error.message += f"of {reference.where}"
                 break
         raise
+
+
+def _shown(reference: Reference) -> str:
+    return shorten(reference.text if isinstance(reference.text, str) else " | ".join(reference.text))

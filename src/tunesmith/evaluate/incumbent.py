@@ -175,7 +175,7 @@ def _prompt_data(recipe: Recipe, model: ModelFolder) -> Data:
 
 def _template(data: Data) -> dict[str, Any]:
     """Return the settings of a `data` section that decide which prompt a row becomes."""
-    return data.model_dump(exclude={*DataBase.model_fields, "response", "train_on", "max_target_tokens"})
+    return data.model_dump(exclude={*DataBase.model_fields, "response", "references", "train_on", "max_target_tokens"})
 
 
 def _without_likelihoods(recipe: Recipe) -> Recipe:

@@ -10,6 +10,7 @@ from tunesmith.recipe.schema import Recipe
 from tunesmith.scoring.metrics import answer_metrics
 from tunesmith.scoring.unscorable import check_scorable
 from tunesmith.tasks import task_for
+from tunesmith.tasks.references import scored_reference
 from tunesmith.tasks.tokenizer import TokenizerAdapter
 
 
@@ -29,7 +30,7 @@ def check_answerable(
     names, primary = recipe.train.valid_metrics, recipe.train.select_best_by
     if split == "test":
         names, primary = recipe.evaluate.metrics, recipe.evaluate.primary
-    references = [task.reference(example.turns) for example in examples]
+    references = [scored_reference(task, example) for example in examples]
     remarks = check_scorable(answer_metrics(names), references, primary=primary, split=split)
     return [warning, *remarks] if warning else remarks
 

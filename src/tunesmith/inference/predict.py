@@ -7,6 +7,7 @@ from tunesmith.inference.generate import generate
 from tunesmith.inference.prompts import Prompts
 from tunesmith.model.load import max_positions
 from tunesmith.tasks.base import Task
+from tunesmith.tasks.references import scored_reference
 
 
 def predict(
@@ -20,8 +21,8 @@ def predict(
     """Yield the answers with some numbers, as `Prompts` numbers them, in the order in which they finish.
 
     A line is {id, row, prompt, prediction, reference, new_tokens, ids, stopped, error}, and the number of the `sample`,
-    from 1, if rows have several. A prompt that does not fit in the model's positions has an `error` and no answer. The
-    model is left in eval mode.
+    from 1, if rows have several. `reference` is a text, or a list if the row has several. A prompt that does not fit in
+    the model's positions has an `error` and no answer. The model is left in eval mode.
 
     Args:
         continue_on_oom: if even a single prompt does not fit in memory, give it an `error` instead of raising.
@@ -42,7 +43,7 @@ def predict(
             **({"sample": sample + 1} if samples > 1 else {}),
             "prompt": prompts.texts[row],
             "prediction": stop_strings.cut(text) if stop_strings else text,
-            "reference": task.reference(example.turns),
+            "reference": scored_reference(task, example),
             "new_tokens": len(ids),
             "ids": list(ids),
             "stopped": stopped,

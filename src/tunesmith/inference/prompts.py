@@ -64,13 +64,15 @@ class Prompts:
         """A digest of everything that compared models must share."""
         ids = [example.id for example in self.examples]
         limits = (self.stop_ids, self.max_new_tokens, f"beams {self.beams}")
-        # Greedy answers keep the digest that they had before answers could be sampled.
-        sampled = {
+        references = [example.references for example in self.examples]
+        # Greedy answers keep the digest that they had before answers could be sampled, and before rows had references.
+        more = {
             "samples": self.samples if self.samples > 1 else None,
             "sampling": [asdict(options) for options in self.sampling],
             "stop": self.stop_strings.texts if self.stop_strings else (),
+            "references": references if any(references) else (),
         }
-        changes = {name: value for name, value in sampled.items() if value}
+        changes = {name: value for name, value in more.items() if value}
         return digest_of([ids, self.prompts, self.decoder_prefix_ids, *limits, *([changes] if changes else [])])
 
     def fits(self, index: int, positions: int) -> bool:

@@ -26,6 +26,12 @@ def message_columns(data: Data) -> tuple[str, ...]:
     return () if messages is None else (messages,) if isinstance(messages, str) else messages
 
 
+def reference_columns(data: Data) -> tuple[str, ...]:
+    """Return the columns of the references, which may be empty and which a source may lack."""
+    names = () if isinstance(data, TextData) else data.references or ()
+    return (names,) if isinstance(names, str) else names
+
+
 def optional_columns(data: Data) -> frozenset[str]:
     """Return the columns that may be empty: those that every template writes as `{name?}`."""
     pieces = [piece for template in _templates(data) for piece in parse_template(template)]

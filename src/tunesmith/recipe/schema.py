@@ -129,7 +129,17 @@ class TextData(DataBase):
     sample_prefix_tokens: int = Field(8, ge=1, description="How many of a document's tokens prompt it in evaluation.")
 
 
-class CompletionData(DataBase):
+class AnswerData(DataBase):
+    """Keys of the tasks whose rows have an answer."""
+
+    references: str | NonEmptyStrings | None = Field(
+        None,
+        description="Columns of the references for scoring, each a text or a list of texts; default is the answer "
+        "that is trained on. The best of a row's references counts; a row without any is scored against its answer.",
+    )
+
+
+class CompletionData(AnswerData):
     """A prompt and its answer, without a chat template; only the answer is trained on."""
 
     task: Literal["completion"]
@@ -137,7 +147,7 @@ class CompletionData(DataBase):
     response: PromptTemplate = Field(description="Template of the answer.")
 
 
-class Seq2SeqData(DataBase):
+class Seq2SeqData(AnswerData):
     """A source for the encoder and a target for the decoder (T5, BART); only the target is trained on.
 
     `max_tokens_per_example` limits the source.
@@ -149,7 +159,7 @@ class Seq2SeqData(DataBase):
     max_target_tokens: int = Field(256, ge=2, description="Maximum tokens per target; see `too_long`.")
 
 
-class ChatData(DataBase):
+class ChatData(AnswerData):
     """Conversations in the model's chat template; only the assistant's turns are trained on."""
 
     task: Literal["chat"]

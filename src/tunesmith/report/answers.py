@@ -3,6 +3,7 @@
 import difflib
 import re
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from os.path import commonprefix
 from typing import Any, Literal
@@ -40,7 +41,9 @@ def pair_answers(generations: dict[str, Lines], scores: dict[str, Lines], primar
     for line, prompt, (base, tuned) in zip(lines.values(), prompts, sides, strict=True):
         row_text = prompt[len(opening) : len(prompt) - len(closing)]
         outcome, gain = _outcome(base, tuned, primary, graded)
-        rows.append(AnswerPair(int(line.get("row") or 0), row_text, line.get("reference"), base, tuned, outcome, gain))
+        found = line.get("reference")
+        references = tuple(found) if isinstance(found, list) else () if found is None else (found,)
+        rows.append(AnswerPair(int(line.get("row") or 0), row_text, references, base, tuned, outcome, gain))
     return Answers(metric, opening, closing, tuple(rows))
 
 
@@ -54,6 +57,19 @@ def common_lines(prompts: list[str]) -> tuple[str, str]:
     closing = commonprefix(rests)[::-1]  # noqa: RUF071
     line_break = closing.find("\n")
     return opening, closing[line_break:] if line_break >= 0 else ""
+
+
+def closest_reference(prediction: str, references: Sequence[str]) -> str | None:
+    """Return the reference with the most words in common with a prediction; None if there are none."""
+    if len(references) < 2:
+        return references[0] if references else None
+    words = Counter(map(str.strip, _WORD.findall(prediction)))
+
+    def overlap(reference: str) -> float:
+        others = Counter(map(str.strip, _WORD.findall(reference)))
+        return (words & others).total() / max(1, words.total() + others.total())
+
+    return max(references, key=overlap)
 
 
 def diff_words(prediction: str, reference: str | None) -> list[Segment]:

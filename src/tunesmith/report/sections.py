@@ -1,13 +1,13 @@
 """The parts of the report that are computed from a `RunView`: facts, answers, rows as tokens, data and performance."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tunesmith.core.rundir import SPLITS
 from tunesmith.core.verdict import Verdict
 from tunesmith.report import wording
-from tunesmith.report.answers import diff_words
+from tunesmith.report.answers import closest_reference, diff_words
 from tunesmith.report.collect import UNUSED
 from tunesmith.report.machine_chart import utilization
 from tunesmith.report.unit import NONE
@@ -114,17 +114,18 @@ def answer_payload(answers: Answers) -> dict[str, Any]:
     names = names[:MAX_SCORES]
     binary = {name for name in names if all(side.scores.get(name, 0.0) in (0.0, 1.0) for side in sides)}
 
-    def side_of(side: ModelAnswer | None, reference: str | None) -> list[Any] | None:
+    def side_of(side: ModelAnswer | None, references: Sequence[str]) -> list[Any] | None:
         if side is None:
             return None
-        segments = diff_words(_clip(side.text), reference)
+        segments = diff_words(_clip(side.text), closest_reference(side.text, references))
         marked = [text if kind == "same" else [_MARK_CODES[kind], text] for kind, text in segments]
         return [marked, [_score(side.scores.get(name), name in binary) for name in names], answer_note(side)]
 
     entries = []
     for row in rows:
         reference = None if row.reference is None else _clip(row.reference)
-        base, tuned = side_of(row.base, reference), side_of(row.tuned, reference)
+        references = [_clip(text) for text in row.references]
+        base, tuned = side_of(row.base, references), side_of(row.tuned, references)
         gain = None if row.gain is None else round(row.gain, 6)
         prompt = _clip(row.prompt.strip("\n"))
         entries.append([row.number, prompt, reference, row.outcome, int(row.changed), gain, base, tuned])

@@ -51,15 +51,25 @@ class ModelAnswer:
 
 @dataclass(frozen=True, slots=True)
 class AnswerPair:
-    """A test row with the answers of both models. `prompt` leaves out the lines that all prompts share."""
+    """A test row with the answers of both models.
+
+    `prompt` leaves out the lines that all prompts share. `references` is empty if the row has none.
+    """
 
     number: int
     prompt: str
-    reference: str | None
+    references: tuple[str, ...]
     base: ModelAnswer | None
     tuned: ModelAnswer | None
     outcome: Outcome
     gain: float | None
+
+    @property
+    def reference(self) -> str | None:
+        """The references as one text, numbered if there are several; None if there are none."""
+        if len(self.references) > 1:
+            return "\n".join(f"({number}) {text}" for number, text in enumerate(self.references, 1))
+        return self.references[0] if self.references else None
 
     @property
     def changed(self) -> bool:

@@ -33,7 +33,9 @@ def unscorable_text(metric: str, unscorable: int, rows: int) -> str:
     return f"`{metric}` scores 0 on {unscorable:,} of {rows:,} rows for every answer, because {reason}"
 
 
-def check_scorable(metrics: Sequence[str], references: Sequence[str], *, primary: str, split: str) -> list[str]:
+def check_scorable(
+    metrics: Sequence[str], references: Sequence[str | Sequence[str]], *, primary: str, split: str
+) -> list[str]:
     """Return a warning for each metric that cannot score some rows of a split.
 
     Raises:

@@ -73,6 +73,11 @@ def test_generate_rows_keeps_ids_and_order(tuned: Tuned, run: Run, tmp_path: Pat
     [line] = [json.loads(line) for line in out.splitlines()]
     assert (code, line["prediction"], line["id"]) == (0, lines[0]["prediction"], 1)
     assert "reference" not in line
+    several = tuned({**CHAT, "references": ["ref", "ref2"]})
+    rows.write_text('{"mr": "one", "ref": "1", "ref2": ["2", "3"]}\n{"mr": "one", "ref2": "2"}\n{"mr": "one"}\n')
+    out = run("generate", several, "--rows", str(rows), "--max-new-tokens", "4", "--json")[1]
+    found = [json.loads(line).get("reference") for line in out.splitlines()]
+    assert found == [["1", "2", "3"], "2", None]
     one_row = ("generate", model, "--row", "mr=one", "--max-new-tokens", "4")
     assert json.loads(run(*one_row, "--json")[1])[0]["answer"] == line["prediction"]
     assert run("generate", model, "--prompt", "one", "--max-new-tokens", "4")[1] == run(*one_row)[1]

@@ -76,6 +76,23 @@ def test_every_row_has_a_ledger_entry(process: Process) -> None:
         assert row.entry.trained == sum(row.tokens.trained) > 0
 
 
+def test_valid_and_test_rows_keep_their_references(process: Process) -> None:
+    given = [{**row, "r1": f"A {i}.", "r2": [f"B {i}.", ""] if i % 2 else None} for i, row in enumerate(rows())]
+    found = process(given, references=["r1", "r2"])
+    for row in found:
+        number = row.entry.row - 1
+        expected = (f"A {number}.", f"B {number}.") if number % 2 else (f"A {number}.",)
+        assert row.example is not None
+        assert row.example.references == (() if row.entry.split == "train" else expected)
+    without = process()
+    assert [row.entry.id for row in found] == [row.entry.id for row in without], "ids stay comparable"
+
+
+def test_column_of_references_that_no_source_has_is_refused(process: Process) -> None:
+    with raises(DataError, "missing-column", "r3"):
+        process(references=["answer", "r3"])
+
+
 # --- splits and groups ---
 
 

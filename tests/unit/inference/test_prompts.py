@@ -85,6 +85,13 @@ def test_prompt_and_answer_have_separate_positions_in_an_encoder_decoder_model()
     assert not replace(encoder_decoder, max_new_tokens=20).fits(0, 20)
 
 
+def test_references_of_columns_are_part_of_the_digest() -> None:
+    prompts = make_prompts(2)
+    first, second = prompts.examples
+    changed = [replace(prompts, examples=(replace(first, references=texts), second)) for texts in (("a",), ("a", "b"))]
+    assert len({prompts.digest, *(one.digest for one in changed)}) == 3
+
+
 def write_examples(run: RunDir, numbers: list[int]) -> list[Example]:
     made = [Example(f"row {n}", n, "g", (Turn("user", f"question {n}", False),)) for n in numbers]
     write_jsonl(run.examples("valid"), (example.to_json() for example in made))

@@ -1,6 +1,6 @@
 """The words in which answers differ, and the lines that all prompts share."""
 
-from tunesmith.report.answers import common_lines, diff_words
+from tunesmith.report.answers import closest_reference, common_lines, diff_words
 
 
 def test_diff_marks_extra_and_missing_words() -> None:
@@ -10,6 +10,8 @@ def test_diff_marks_extra_and_missing_words() -> None:
         ("same", "SELECT"), ("missing", "name,"), ("same", " id FROM"), ("missing", "users"),
         ("same", " "), ("extra", "t"), ("same", ";"),
     ]  # fmt: skip
+    assert closest_reference("a b c", ["x b y", "c b", "a"]) == "c b"
+    assert closest_reference("a", []) is None
     assert diff_words("same", "same") == [("same", "same")]
     assert diff_words("", "something") == []
     assert diff_words("wholly other words", "SELECT 1;") == [("extra", "wholly other words")]
